@@ -1,0 +1,20 @@
+"""CamVid with a small U-Net and cross entropy only: the baseline that every later idea has to beat.
+
+Source: the 11-class CamVid of the SegNet tutorial (367 training, 101 validation images of 360×480).
+COMMAND: SEGJAX_CAMVID_DIR=… python -m segjax.train --config=configs/camvid_unet.py --workdir=runs/camvid_unet
+"""
+
+from segjax.training import defaults
+
+
+def get_config():
+    """20 epochs of 367 images: 918 steps of batch 8."""
+    config = defaults()
+    config.data.name = "camvid"
+    config.data.size = (192, 256)
+    config.model.width = 16
+    config.objective.loss = "softmax_cross_entropy"
+    config.training.steps = 918
+    config.training.evaluate_every = 230  # five epochs
+    config.training.checkpoint_every = 46  # one epoch
+    return config

@@ -1,0 +1,32 @@
+"""How every command line starts and fails: a person's mistake is one clear line, a fault of ours a traceback."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from segjax.data import DataError
+from segjax.training import ConfigError, NonFiniteLoss
+
+MISTAKES = (ConfigError, DataError, NonFiniteLoss, FileNotFoundError)
+
+
+def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
+    """Parses the flags and calls `main(argv)`; a mistake of the user ends the process with its message and status 1.
+
+    Args:
+      main: takes what is left of the command line after the flags, the program's name first.
+      required: names of the flags that must be given.
+    """
+    flags.mark_flags_as_required(list(required))
+
+    # orbax and TFDS tell every rename at INFO; --verbosity=0 brings it back.
+    flags.FLAGS.set_default("verbosity", logging.WARNING)
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except MISTAKES as mistake:
+            sys.exit(f"error: {mistake}")
+
+    app.run(guarded)

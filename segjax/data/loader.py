@@ -1,0 +1,233 @@
+"""Batches from an open split, by grain: worker processes, a shard per host, a position that can be saved."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from segjax.data.labels import VOID
+from segjax.data.source import Example, Source
+
+Batch = dict[str, np.ndarray]
+
+
+class TrainLoader:
+    """An endless iterator over shuffled batches whose position can be saved; made by `train_loader`."""
+
+    def __init__(
+        self, batches_from: Callable[[int], Iterator[Batch]], global_batch_size: int, identity: dict[str, Any]
+    ):
+        self._batches_from, self._global_batch_size, self._identity = batches_from, global_batch_size, identity
+        self._position, self._batches = 0, None
+
+    def __iter__(self) -> "TrainLoader":
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch of this host."""
+        if self._batches is None:
+            self._batches = self._batches_from(self._position)
+        batch = _next(self._batches)
+        self._position += self._global_batch_size
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, ready for JSON: how many examples all hosts have taken together, and of which stream."""
+        return {"position": self._position, **self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken; the number of hosts, of workers and the batch size may differ.
+
+        Raises:
+          ValueError: the state is of another stream: another seed, or a split of another size.
+        """
+        for key, value in self._identity.items():
+            if state.get(key) != value:
+                raise ValueError(
+                    f"the saved loader position is of another stream: its {key} is {state.get(key)!r}, "
+                    f"this loader's is {value!r}"
+                )
+        self.close()
+        self._position = int(state["position"])
+
+    def close(self) -> None:
+        """Ends the worker processes; the loader starts new ones if it is asked for another batch."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = None
+
+
+def train_loader(
+    source: Source,
+    *,
+    global_batch_size: int,
+    seed: int,
+    size: tuple[int, int] | None,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    prefetch: int = 2,
+) -> TrainLoader:
+    """An endless stream of training batches: every image once an epoch, in a new order each epoch.
+
+    The stream is a function of (source, seed) alone. Global batch k is its examples kG to (k+1)G - 1, and host h of n
+    takes the h-th of n equal parts, so that the hosts together read the same batch however many they are.
+
+    Args:
+      source: the split.
+      global_batch_size: G, over all hosts.
+      seed: of the order.
+      size: height and width to resize to (images by area when they shrink, labels by nearest neighbour); None hands
+        over the native resolution, which all images must share.
+      process_index: this host.
+      process_count: hosts; must divide G.
+      workers: processes that read; 0 reads in threads of this one.
+      prefetch: batches to have ready, per worker.
+
+    Returns:
+      An iterator over dicts of "image" uint8 `[b, H, W, C]`, "label" uint8 `[b, H, W]`, "name" `[b]`, and "index"
+      uint32 `[b]`, the example's position in the stream (modulo 2^32): the random key of its augmentation, whatever
+      the host. b = G / n. `get_state()` and `set_state(state)` save and restore the position.
+
+    Raises:
+      ValueError: hosts that do not divide the batch, or no `size` for a split of different sizes.
+    """
+    share = _share(global_batch_size, process_index, process_count)
+    if size is None and source.native_size is None:
+        raise ValueError("the images of this split have different sizes; expected a size to resize them to, got None")
+    # Neighbouring seeds must not give neighbouring streams: grain adds the epoch to the seed.
+    # An endless dataset overflows grain's lengths, so it ends after 2^48 examples.
+    digest = hashlib.sha256(f"segjax:{seed}".encode()).digest()
+    stream = (
+        grain.MapDataset.source(source).shuffle(seed=int.from_bytes(digest[:4], "big")).repeat(2**48 // len(source) + 1)
+    )
+    stream = stream.map_with_index(partial(_train_example, size=size))
+
+    def batches_from(position: int) -> Iterator[Batch]:
+        shard = stream[position:].batch(share)[process_index::process_count]
+        return _iterate(shard, workers, prefetch)
+
+    return TrainLoader(batches_from, global_batch_size, {"seed": seed, "examples": len(source)})
+
+
+def eval_batches(
+    source: Source,
+    *,
+    global_batch_size: int,
+    size: tuple[int, int] | None,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    prefetch: int = 2,
+) -> Iterator[Batch]:
+    """Every image of a split exactly once over all hosts, in order, in batches of one shape.
+
+    The last batch is filled up with examples whose "where" is False, and every host yields ⌈N / G⌉ batches.
+
+    Args:
+      source: the split, of N images.
+      global_batch_size: G, over all hosts.
+      size: height and width to resize images to if they differ in size; otherwise they stay native.
+      process_index: this host.
+      process_count: hosts; must divide G.
+      workers: processes that read; 0 reads in threads of this one.
+      prefetch: batches to have ready, per worker.
+
+    Yields:
+      Dicts of "image" uint8 `[b, H, W, C]`; "label" uint8 `[b, Hn, Wn]` at *native* resolution, filled up at the bottom
+      and the right with void to the largest size of the split; "size" int32 `[b, 2]`, the native height and width;
+      "where" bool `[b]`, False for what only fills the batch; "name" `[b]`.
+
+    Raises:
+      ValueError: hosts that do not divide the batch, or no `size` for a split of different sizes.
+    """
+    share = _share(global_batch_size, process_index, process_count)
+    if size is None and source.native_size is None:
+        raise ValueError("the images of this split have different sizes; expected a size to resize them to, got None")
+    count = -(-len(source) // global_batch_size)
+    padded = grain.MapDataset.range(count * global_batch_size).map(_EvalExamples(source, size))
+    shard = padded.batch(share)[process_index::process_count]
+
+    def batches() -> Iterator[Batch]:
+        iterator = _iterate(shard, min(workers, count), prefetch)
+        try:
+            for _ in range(count):
+                yield _next(iterator)
+        finally:
+            iterator.close()
+
+    return batches()
+
+
+def _share(global_batch_size: int, process_index: int, process_count: int) -> int:
+    if global_batch_size < 1 or process_count < 1 or global_batch_size % process_count:
+        raise ValueError(f"{process_count} hosts cannot share a global batch of {global_batch_size} evenly")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"expected a process_index in 0..{process_count - 1}; got {process_index}")
+    return global_batch_size // process_count
+
+
+def _train_example(position: int, example: Example, *, size: tuple[int, int] | None) -> dict[str, Any]:
+    label = example["label"]
+    if size is not None and label.shape != tuple(size):
+        label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+    index = np.uint32(position % 2**32)
+    return {"image": _resize(example["image"], size), "label": label, "index": index, "name": example["name"]}
+
+
+def _resize(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    if size is None or image.shape[:2] == tuple(size):
+        return image
+    shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
+    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized.reshape(*size, image.shape[-1])  # OpenCV drops a single channel
+
+
+class _EvalExamples:
+    """Example i of a split for evaluation, or what fills the last batch if there are fewer."""
+
+    def __init__(self, source: Source, size: tuple[int, int] | None):
+        self._source, self._size = source, source.native_size or size
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        label = np.full(self._source.largest_size, VOID, np.uint8)
+        if index >= len(self._source):
+            image = np.zeros((*self._size, self._source.channels), np.uint8)
+            native, name = self._source.largest_size, ""
+        else:
+            example = self._source[index]
+            native, name = example["label"].shape, example["name"]
+            label[: native[0], : native[1]] = example["label"]
+            image = _resize(example["image"], self._size)
+        where = np.bool_(index < len(self._source))
+        return {"image": image, "label": label, "size": np.array(native, np.int32), "where": where, "name": name}
+
+
+def _iterate(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.DatasetIterator:
+    if not workers:
+        threads = min(prefetch, 2)
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+    # grain's workers ask absl for its flags, which nobody has parsed in a notebook, a test or a plain script.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    read = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1))
+    return iter(read.mp_prefetch(options))
+
+
+def _next(batches: Iterator[Batch]) -> Batch:
+    try:
+        # Copied out of shared memory, which is small (64 MiB in a container) and must not live as long as a batch may.
+        return {key: np.array(value) for key, value in next(batches).items()}
+    except RuntimeError as error:
+        if "terminated unexpectedly" in str(error):
+            error.add_note(
+                "A loader process died. Killed (exit code -9): memory ran out; -7: shared memory, /dev/shm, did; 1: a "
+                "script that starts workers needs its work under `if __name__ == '__main__':`. workers=0 needs none."
+            )
+        raise

@@ -1,0 +1,103 @@
+"""What every data set looks like once it is open: random access to decoded images and train ids."""
+
+import io
+from typing import Protocol, TypedDict, runtime_checkable
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from segjax.data.labels import LabelSet, to_train_ids
+
+
+class DataError(ValueError):
+    """Something about the data is wrong; the message names the file, what was expected and what was seen."""
+
+
+class Example(TypedDict):
+    """An image, uint8 `[H, W, C]`, its train ids, uint8 `[H, W]` with 255 for void, and its name."""
+
+    image: np.ndarray
+    label: np.ndarray
+    name: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A split, open for random access. Sources are picklable, so that worker processes can read.
+
+    Attributes:
+      label_set: the classes.
+      channels: of every image: 1, or 3 in the order RGB.
+      native_size: height and width that all images of the split share; None if they differ.
+      largest_size: the greatest height and the greatest width in the split.
+    """
+
+    label_set: LabelSet
+    channels: int
+    native_size: tuple[int, int] | None
+    largest_size: tuple[int, int]
+
+    def __len__(self) -> int:
+        """The number of images."""
+        ...
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads and decodes example `index`."""
+        ...
+
+    def name(self, index: int) -> str:
+        """The name of example `index`, without decoding it."""
+        ...
+
+
+def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h w channels"]:
+    """Decodes a PNG or JPEG to grey (1 channel) or RGB (3), 16 bits to 8, alpha dropped, pixels as they are stored.
+
+    Raises:
+      DataError: the bytes are no image.
+    """
+    # The stored pixels, because the mask beside an image has no EXIF orientation to turn it by.
+    colour = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), colour | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise DataError(f"{file}: cannot be decoded; expected a PNG or JPEG image, got {len(data)} bytes")
+    return image[..., None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def decode_mask(data: bytes, file: str) -> UInt8[np.ndarray, "h w"]:
+    """Decodes a PNG of one byte a pixel: grey values, or the indices (not the colours) of a palette.
+
+    Raises:
+      DataError: the bytes are no such PNG.
+    """
+    # Pillow, because OpenCV turns a palette's indices into colours.
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.format != "PNG" or picture.mode not in ("L", "P", "1"):
+                raise DataError(
+                    f"{file}: expected a mask that is a PNG of class ids, 8 bits a pixel, grey or palette; "
+                    f"got a {picture.format} in mode {picture.mode}"
+                )
+            picture.verify()  # the checksums, which decoding does not look at
+        with Image.open(io.BytesIO(data)) as picture:
+            return np.asarray(picture).astype(np.uint8)
+    except DataError:
+        raise
+    except Exception as error:  # whatever Pillow's parsers raise for damaged bytes: OSError, SyntaxError, ValueError...
+        raise DataError(f"{file}: cannot be decoded; expected a PNG mask, got {len(data)} bytes ({error})") from error
+
+
+def make_example(image: bytes, mask: bytes, name: str, channels: int, label_set: LabelSet) -> Example:
+    """Decodes an image and its mask and maps its ids to train ids.
+
+    Raises:
+      DataError: either cannot be decoded, or their sizes differ.
+      ValueError: the mask holds an id outside the classes.
+    """
+    pixels = decode_image(image, channels, f"image of {name}")
+    ids = decode_mask(mask, f"mask of {name}")
+    if pixels.shape[:2] != ids.shape:
+        raise DataError(f"{name}: the image is {pixels.shape[:2]} and its mask {ids.shape}; expected one size")
+    return {"image": pixels, "label": to_train_ids(ids, label_set, f"mask of {name}"), "name": name}

@@ -1,0 +1,141 @@
+"""The confusion matrix, counted on the device, and every score that is a function of it, on the host."""
+
+from collections.abc import Hashable
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int, Integer
+
+from segjax import checks
+from segjax.metrics.counts import count, host_counts
+
+_ABSENT = {"exclude": np.nan, "zero": 0.0, "one": 1.0}
+
+
+def confusion_matrix(
+    labels: Integer[ArrayLike, "*pixels"],
+    predictions: Integer[ArrayLike, "*pixels"],
+    num_classes: int,
+    *,
+    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    axis_name: Hashable | None = None,
+) -> Int[Array, "{num_classes} {num_classes}"]:
+    r"""Pixels of each (true class, predicted class), over all devices.
+
+    .. math:: M_{ij} = \#\{\text{kept pixels with label } i \text{ and prediction } j\}
+
+    Matrices add: over batches with `+`, in int64 on the host (`np.asarray(m, np.int64)`), since a set can have more
+    than 2^31 pixels; one call cannot.
+
+    Args:
+        labels: the true classes, integers in [0, num_classes), any shape.
+        predictions: the predicted classes, integers in [0, num_classes), the same shape.
+        num_classes: C ≥ 1, static.
+        where: boolean of that shape or with 1 in place of an axis; False: no such pixel, whatever its label.
+        axis_name: the mapped device axis, or None under `jit`.
+
+    Returns:
+        int32 `[C, C]`, rows truth, columns prediction. If `where` keeps a label or prediction outside [0, C), every
+        entry is -2^31 (integers have no NaN), which `segmentation_scores` refuses, also in a sum in int64. To know the
+        batch, test `(matrix < 0).any()`.
+
+    Raises:
+        TypeError: labels or predictions are not integers, `where` not boolean.
+        ValueError: shapes do not fit, or C < 1.
+
+    >>> import jax.numpy as jnp
+    >>> labels = jnp.array([0, 0, 1, 255])
+    >>> print(confusion_matrix(labels, jnp.array([0, 1, 1, 0]), 2, where=labels != 255))
+    [[1 1]
+     [0 1]]
+    """
+    labels = checks.integers("labels", labels)
+    predictions = checks.integers("predictions", predictions)
+    checks.same_shape("predictions", predictions.shape, "labels", labels.shape)
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1; got {num_classes}")
+    keep = None if where is None else checks.mask("where", where, labels.shape)
+    valid = (labels >= 0) & (labels < num_classes) & (predictions >= 0) & (predictions < num_classes)
+    places = labels.astype("int32") * num_classes + predictions.astype("int32")
+    return count(places, valid, keep, num_classes * num_classes, axis_name).reshape(num_classes, num_classes)
+
+
+def segmentation_scores(
+    confusion: Integer[jax.Array | np.ndarray, "classes classes"], *, absent: str = "exclude"
+) -> dict[str, float | np.ndarray]:
+    r"""All scores of a confusion matrix, over the data set it was summed over.
+
+    With TP, FP, FN, TN of a class (the others against it), N the sum of the matrix and means over classes:
+
+    - `iou_per_class` = TP / (TP + FP + FN), `mean_iou` its mean (Jaccard; not the mean of the images' IoU);
+    - `dice_per_class` = 2 TP / (2 TP + FP + FN), `mean_dice` its mean (F1);
+    - `recall_per_class` = TP / (TP + FN), also as `accuracy_per_class`, which is what the segmentation literature calls
+      it, `mean_accuracy` its mean (balanced accuracy);
+    - `precision_per_class` = TP / (TP + FP);
+    - `pixel_accuracy` = Σ TP / N;
+    - `one_vs_rest_accuracy_per_class` = (TP + TN) / N: near 1 for every rare class, found or not;
+    - `frequency_weighted_iou` = Σ (TP + FN) / N · IoU.
+
+    Args:
+        confusion: integers `[C, C]`, rows truth, columns prediction: sums of `confusion_matrix`.
+        absent: what a class gets whose denominator is 0. "exclude": NaN per class, and left out of the means (which are
+            NaN if nothing is left); "zero" or "one": that score, and it counts in the means.
+
+    Returns:
+        The scores by name, in [0, 1]: floats, and float64 `[C]` for the names that end in `_per_class`. Of an empty
+        matrix the scores that divide by N are NaN, whatever `absent` says.
+
+    Raises:
+        TypeError: `confusion` is traced, or not integers.
+        ValueError: it is not `[C, C]`, a count is negative (see `confusion_matrix`), or `absent` is unknown.
+
+    References:
+        Long et al., Fully Convolutional Networks for Semantic Segmentation, arXiv 1411.4038 (the four accuracies).
+
+    >>> import numpy as np
+    >>> scores = segmentation_scores(np.array([[6, 2, 0], [0, 2, 0], [0, 0, 0]]))
+    >>> scores["mean_iou"], scores["pixel_accuracy"]
+    (0.625, 0.8)
+    >>> print(scores["iou_per_class"])
+    [0.75 0.5   nan]
+    """
+    checks.choice("absent", absent, tuple(_ABSENT))
+    matrix = host_counts(
+        "confusion", confusion, "a label or prediction outside [0, classes) was counted, in a pixel that `where` keeps"
+    )
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"confusion must be [classes, classes]; got shape {matrix.shape}")
+    total = matrix.sum()
+    true_positives = np.diagonal(matrix)
+    of_truth, of_prediction = matrix.sum(axis=1), matrix.sum(axis=0)
+    union = of_truth + of_prediction - true_positives
+    fill = _ABSENT[absent]
+    iou = _ratio(true_positives, union, fill)
+    dice = _ratio(2 * true_positives, of_truth + of_prediction, fill)
+    recall = _ratio(true_positives, of_truth, fill)
+    return {
+        "mean_iou": _mean(iou),
+        "iou_per_class": iou,
+        "pixel_accuracy": float(_ratio(true_positives.sum(), total, np.nan)),
+        "mean_accuracy": _mean(recall),
+        "accuracy_per_class": recall,
+        "one_vs_rest_accuracy_per_class": _ratio(total - union + true_positives, np.full_like(union, total), np.nan),
+        # A class without a true pixel has weight 0 here, so its IoU is not asked for.
+        "frequency_weighted_iou": float(_ratio((of_truth * _ratio(true_positives, union, 0.0)).sum(), total, np.nan)),
+        "mean_dice": _mean(dice),
+        "dice_per_class": dice,
+        "precision_per_class": _ratio(true_positives, of_prediction, fill),
+        "recall_per_class": recall.copy(),
+    }
+
+
+def _ratio(numerator: ArrayLike, denominator: ArrayLike, otherwise: float) -> np.ndarray:
+    """numerator / denominator in float64, `otherwise` where the denominator is 0."""
+    empty = denominator == 0
+    return np.where(empty, otherwise, numerator / np.where(empty, 1, denominator))
+
+
+def _mean(per_class: np.ndarray) -> float:
+    known = per_class[~np.isnan(per_class)]
+    return float(known.mean()) if known.size else float("nan")

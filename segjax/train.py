@@ -1,0 +1,31 @@
+"""Trains what a config describes: `python -m segjax.train --config=configs/camvid_unet.py --workdir=runs/camvid`."""
+
+import rich.console
+from absl import app, flags
+from ml_collections import config_flags
+
+from segjax import cli
+from segjax.data import open_split
+from segjax.reporting import per_class_table, show, summary_line
+from segjax.training import train
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; --config.objective.gamma=2 changes a field.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; the same command again carries on from there.")
+
+
+def main(argv: list[str]) -> None:
+    """Trains, then prints the per-class table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    console = rich.console.Console()
+    config = _CONFIG.value
+    scores = train(config, _WORKDIR.value, console=console)
+    names = open_split(config.data, config.data.eval_split).label_set.names
+    show(
+        per_class_table(scores, names, f"{config.data.name}, {config.data.eval_split}, step {scores['steps']}"), console
+    )
+    console.print(summary_line(scores))
+
+
+if __name__ == "__main__":
+    cli.run(main, required=["config", "workdir"])

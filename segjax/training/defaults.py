@@ -1,0 +1,181 @@
+"""Every field a config can have, its default, and the check that a config makes sense before anything is read."""
+
+import difflib
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from segjax.training.objective import PIXEL_LOSSES, is_sigmoid
+
+_CHOICES = {
+    "model.name": ("unet",),
+    "model.norm": ("batch", "group", "none"),
+    "model.padding": ("reflect", "zeros"),
+    "model.dtype": ("float32", "bfloat16"),
+    "objective.loss": tuple(PIXEL_LOSSES),
+    "objective.normalizer": ("valid", "positives"),
+    "optimizer.name": ("adamw", "adam", "sgd"),
+    "parallel": ("jit", "pmap", "shard_map"),
+}
+_POSITIVE = (
+    "model.width",
+    "model.depth",
+    "training.steps",
+    "training.global_batch",
+    "training.log_every",
+    "training.evaluate_every",
+    "training.checkpoint_every",
+    "optimizer.learning_rate",
+)
+
+
+class ConfigError(ValueError):
+    """The config is wrong; the message names the field, what was expected and what was seen."""
+
+
+def defaults() -> ConfigDict:
+    """A complete, locked config: config files start from it, so a misspelt key is an error where it is written.
+
+    >>> config = defaults()
+    >>> config.objective.gama = 2.0
+    Traceback (most recent call last):
+      ...
+    AttributeError: 'Key "gama" does not exist ... Did you mean "gamma" instead of "gama"?'
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.parallel = "jit"  # jit | pmap | shard_map over all devices: the same numbers
+
+    config.data = data = ConfigDict()
+    data.name = "road_debris"  # a key of segjax.data.DATASETS
+    data.data_dir = ""  # where prepared sets live; "": TFDS's own default
+    data.manual_dir = ""  # the raw files; "": $SEGJAX_<NAME>_DIR, or TFDS's manual folder
+    data.train_split = "train"
+    data.eval_split = "val"
+    data.scene_size = (192, 256)  # road_debris: height and width of the drawn scenes, ...
+    data.scene_seed = 0  # ... the set's own seed, ...
+    data.train_examples = 512  # ... and its sizes
+    data.val_examples = 128
+    data.class_names = ()  # folder: the classes in the order of their ids, ...
+    data.mask_values = ()  # ... the mask value of each class, (): 0, 1, 2, …, ...
+    data.val_fraction = 0.1  # ... and the share held out where there is no val folder
+    data.channels = 3  # of the images: 3 or 1
+    data.size = (192, 256)  # the network's input, height and width
+    data.mean = (0.45,)  # of pixels in 0..1, one value or one a channel
+    data.std = (0.25,)
+    data.workers = 1  # loader processes; 0: read in this one
+
+    config.augment = augment = ConfigDict()
+    augment.crop_fraction = 1.0  # side of the random crop as a share of the image's; traced
+    augment.flip = True
+    augment.scale = (1.0, 1.0)  # random zoom, from and to
+    augment.rotation = 0.0  # degrees, either way
+    augment.brightness = 0.0
+    augment.contrast = 0.0
+
+    config.model = model = ConfigDict()
+    model.name = "unet"
+    model.width = 16
+    model.depth = 4
+    model.norm = "batch"
+    model.padding = "reflect"
+    model.dtype = "float32"  # of the computation; parameters are float32
+    model.prior = ()  # sigmoid: (π,); softmax: a frequency a class; (): no prior bias
+    model.head_stddev = placeholder(float)  # of the head's initial kernel; None: the usual fan-in scale
+
+    config.objective = objective = ConfigDict()
+    objective.loss = "softmax_cross_entropy"
+    objective.gamma = 2.0  # of the focal losses
+    objective.alpha = placeholder(float)  # sigmoid losses: weight of class 1, 1 - α for the rest; None: 1 and 1
+    objective.class_weights = ()  # softmax losses: a weight a class; (): 1 each
+    objective.normalizer = "valid"
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"
+    optimizer.learning_rate = 2e-3  # the peak
+    optimizer.warmup_fraction = 0.1  # of all steps, linear; then a cosine to 0
+    optimizer.weight_decay = 1e-4  # decoupled (AdamW), on kernels only
+    optimizer.momentum = 0.9  # β₁ of Adam, the momentum of SGD
+    optimizer.clip_norm = 1.0  # of the global gradient; 0: no clipping
+
+    config.training = training = ConfigDict()
+    training.steps = 1000
+    training.global_batch = 8
+    training.log_every = 10
+    training.evaluate_every = 250
+    training.checkpoint_every = 250
+    return config.lock()
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    """The config's fields by their dotted names."""
+    flat = {}
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            flat |= leaves(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def from_leaves(values: dict[str, object]) -> ConfigDict:
+    """A complete config from `leaves`' dictionary, also after its way through JSON (lists become tuples again)."""
+    config = defaults()
+    for key, value in values.items():
+        node = config
+        *path, last = key.split(".")
+        for name in path:
+            node = node[name]
+        node[last] = tuple(value) if isinstance(value, list) else value
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises `ConfigError` naming the first field that is unknown, missing or makes no sense."""
+    from segjax.data import DATASETS  # here, since the data layer loads TFDS, which takes seconds
+
+    given, known = leaves(config), leaves(defaults())
+    for key in given.keys() - known.keys():
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean config.{close[0]}?" if close else ""
+        raise ConfigError(f"unknown config key config.{key} = {given[key]!r}{hint}")
+    for key in known.keys() - given.keys():
+        raise ConfigError(f"config.{key} is missing; start from segjax.training.defaults() to have every field")
+    for key, choices in {**_CHOICES, "data.name": tuple(DATASETS)}.items():
+        if given[key] not in choices:
+            raise ConfigError(f"config.{key} must be one of {', '.join(choices)}; got {given[key]!r}")
+    for key in _POSITIVE:
+        if not given[key] > 0:
+            raise ConfigError(f"config.{key} must be positive; got {given[key]!r}")
+    for key in ("mean", "std"):
+        if len(config.data[key]) not in (1, config.data.channels):
+            raise ConfigError(
+                f"config.data.{key} needs 1 or config.data.channels = {config.data.channels} values; "
+                f"got {config.data[key]!r}"
+            )
+    _validate_objective(config)
+
+
+def _validate_objective(config: ConfigDict) -> None:
+    objective = config.objective
+    if not objective.gamma >= 0:
+        raise ConfigError(f"config.objective.gamma must be at least 0; got {objective.gamma!r}")
+    if is_sigmoid(objective.loss):
+        if objective.class_weights:
+            raise ConfigError(
+                f"config.objective.class_weights belongs to softmax losses; {objective.loss} takes "
+                "config.objective.alpha"
+            )
+        if objective.alpha is not None and not 0 <= objective.alpha <= 1:
+            raise ConfigError(f"config.objective.alpha must lie in [0, 1]; got {objective.alpha!r}")
+    else:
+        if objective.alpha is not None:
+            raise ConfigError(
+                f"config.objective.alpha belongs to sigmoid losses; {objective.loss} takes "
+                "config.objective.class_weights"
+            )
+        if objective.normalizer == "positives":
+            raise ConfigError(
+                f'config.objective.normalizer = "positives" belongs to sigmoid losses; {objective.loss} takes "valid"'
+            )

@@ -1,0 +1,54 @@
+"""A finished or running workdir, opened again: what evaluation and prediction start from."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from segjax.data import LabelSet, label_set
+from segjax.training import parallel
+from segjax.training.checkpoint import FOLDER, Checkpoints
+from segjax.training.defaults import from_leaves
+from segjax.training.loop import CONFIG_FILE
+from segjax.training.step import TrainState, init_state, make_model
+
+
+class Run(NamedTuple):
+    """One checkpoint of a run, with all that is needed to use it.
+
+    Attributes:
+      workdir: the run's folder.
+      config: the config it was trained with.
+      model: its network.
+      state: one copy of its state, not replicated.
+      label_set: class names and palette.
+    """
+
+    workdir: Path
+    config: ConfigDict
+    model: Any
+    state: TrainState
+    label_set: LabelSet
+
+
+def load_run(path: str | Path) -> Run:
+    """Opens `WORKDIR` (its best checkpoint) or `WORKDIR/checkpoints/STEP` (or `…/best`, `…/latest`).
+
+    Raises:
+      FileNotFoundError: the folder is not a run's, or holds no such checkpoint.
+    """
+    path = Path(path)
+    workdir, which = (path.parent.parent, path.name) if path.parent.name == FOLDER else (path, "best")
+    config_file = workdir / CONFIG_FILE
+    if not config_file.exists():
+        raise FileNotFoundError(
+            f"{path} is not a run: expected {config_file}. Name the --workdir that segjax.train wrote, or "
+            f"WORKDIR/{FOLDER}/STEP"
+        )
+    config = from_leaves(json.loads(config_file.read_text(encoding="utf-8")))
+    labels = label_set(config.data)
+    model = make_model(config, len(labels.names), parallel.axis_name(config))
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        state, _ = checkpoints.restore(init_state(config, model), checkpoints.step_named(which))
+    return Run(workdir, config, model, state, labels)

@@ -1,0 +1,65 @@
+import zipfile
+
+import pytest
+
+from segjax.data.builders.layouts import camvid, cityscapes, crackforest, lost_and_found
+from segjax.data.source import DataError
+
+
+def counts(splits):
+    return {split: len(pairs) for split, pairs in splits.items()}
+
+
+def test_camvid_has_a_test_split_where_its_folders_exist(make, tmp_path):
+    root = make.camvid(tmp_path)
+    assert counts(camvid(root)) == {"train": 5, "validation": 3}
+    make.camvid(root, splits=[("test", 2)])
+    assert counts(camvid(root)) == {"train": 5, "validation": 3, "test": 2}
+
+
+def test_crackforest_is_split_by_its_numbers(make, tmp_path):
+    splits = crackforest(make.crackforest(tmp_path))
+    assert [pair.name for pair in splits["train"]] == ["001", "002", "004", "005"]
+    assert [pair.name for pair in splits["test"]] == ["003", "006"]
+
+
+def test_crackforest_with_an_empty_split_or_a_strange_name_is_refused(make, tmp_path):
+    root = make.crackforest(tmp_path, (3,))
+    with pytest.raises(DataError, match=r"the split 'train' is empty; found only the images \['003'\]"):
+        crackforest(root)
+    for folder, suffix in (("image", "jpg"), ("groundTruth", "mat")):
+        make.put(root / folder / f"copy.{suffix}", b"")
+    with pytest.raises(DataError, match=r"copy.mat: expected a number as its name"):
+        crackforest(root)
+
+
+def test_archives_and_extracted_folders_are_one(make, tmp_path):
+    packed, extracted = make.cityscapes(tmp_path / "packed"), tmp_path / "extracted"
+    for archive in packed.iterdir():
+        with zipfile.ZipFile(archive) as file:
+            file.extractall(extracted)
+    assert counts(cityscapes(packed)) == {"train": 4, "validation": 2, "test": 2}
+    for split, pairs in cityscapes(packed).items():
+        assert [(p.name, p.image.read(), p.mask.read()) for p in pairs] == [
+            (p.name, p.image.read(), p.mask.read()) for p in cityscapes(extracted)[split]
+        ]
+
+
+def test_lost_and_found_names_keep_their_scene(make, tmp_path):
+    splits = lost_and_found(make.lost_and_found(tmp_path))
+    assert counts(splits) == {"train": 2, "test": 4}
+    assert splits["train"][0].name == "01_Hanns_Klemm_Str_45_000000_000019"
+
+
+def test_a_missing_archive_is_named(make, tmp_path):
+    (make.lost_and_found(tmp_path) / "gtCoarse.zip").unlink()
+    with pytest.raises(DataError, match=r"expected the archive gtCoarse.zip or its extracted folder gtCoarse; found"):
+        lost_and_found(tmp_path)
+
+
+def test_a_split_that_the_archive_lacks_is_named(make, tmp_path):
+    archive = make.lost_and_found(tmp_path) / "gtCoarse.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("readme.txt", "words")
+    with pytest.raises(DataError, match=r"leftImg8bit.png: an image without a mask; .* split train"):
+        lost_and_found(tmp_path)

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from segjax.data.labels import LABEL_SETS, UNKNOWN, VOID, LabelSet, colorize, numbered_classes, to_train_ids
+from segjax.data.road_debris import SCENE_CLASSES
+from segjax.data.road_debris import VOID as SCENE_VOID
+
+
+@pytest.mark.parametrize("name", LABEL_SETS)
+def test_every_class_has_an_id_and_a_colour(name):
+    labels = LABEL_SETS[name]
+    assert sorted(set(labels.lut.tolist()) - {VOID, UNKNOWN}) == list(range(labels.num_classes))
+    assert len({tuple(colour) for colour in labels.palette.tolist()}) == labels.num_classes
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "raw", "train_ids"),
+    [
+        ("camvid", 11, [0, 10, 11], [0, 10, VOID]),
+        ("cityscapes", 19, [0, 6, 7, 8, 26, 29, 33, 255], [VOID, VOID, 0, 1, 13, VOID, 18, VOID]),
+        ("lost_and_found", 2, [0, 1, 2, 42], [VOID, 0, 1, 1]),
+        ("crackforest", 2, [1, 2, 3, 4], [0, 1, VOID, VOID]),
+        ("road_debris", 2, [0, 1, 2, 3, 4, 255], [0, 0, 0, 0, 1, VOID]),
+        ("road_debris_scene", 5, [0, 4, 255], [0, 4, VOID]),
+    ],
+)
+def test_raw_ids_become_train_ids(name, classes, raw, train_ids):
+    labels = LABEL_SETS[name]
+    assert labels.num_classes == classes
+    assert to_train_ids(np.array(raw, np.uint8), labels, "file").tolist() == train_ids
+
+
+def test_the_scene_classes_are_those_that_are_drawn():
+    assert LABEL_SETS["road_debris_scene"].names == SCENE_CLASSES
+    assert SCENE_CLASSES[4] == "debris"
+    assert SCENE_VOID == VOID
+
+
+def test_an_unknown_id_names_the_file_what_was_seen_and_what_was_expected():
+    with pytest.raises(ValueError, match=r"a/mask.png: label ids 5, 9-10 are outside the 2 classes; .* the ids 1-4"):
+        to_train_ids(np.array([[1, 9], [5, 10]], np.uint8), LABEL_SETS["crackforest"], "a/mask.png")
+
+
+def test_colorize_paints_void_black_and_refuses_what_has_no_colour():
+    palette = LABEL_SETS["camvid"].palette
+    painted = colorize(np.array([[0, 10], [VOID, 3]]), palette)
+    assert painted.tolist() == [[[128, 128, 128], [0, 128, 192]], [[0, 0, 0], [128, 64, 128]]]
+    with pytest.raises(ValueError, match="no colour for train id 11; the palette has 11 classes"):
+        colorize(np.array([11]), palette)
+
+
+def test_numbered_classes_take_given_values_or_count():
+    assert numbered_classes(("a", "b", "c")).lut[[0, 1, 2, 3, 255]].tolist() == [0, 1, 2, UNKNOWN, VOID]
+    assert numbered_classes(("a", "b"), (0, 255)).lut[[0, 1, 255]].tolist() == [0, UNKNOWN, 1]
+    assert numbered_classes(("a", "b")).palette.tolist() == [[128, 0, 0], [0, 128, 0]]  # VOC's aeroplane and bicycle
+
+
+@pytest.mark.parametrize("values", [(0,), (0, 0), (0, 256)])
+def test_mask_values_must_pair_with_the_names(values):
+    with pytest.raises(ValueError, match=r"expected 2 different mask values in 0..255, one a class"):
+        numbered_classes(("a", "b"), values)
+
+
+def test_a_label_set_that_contradicts_itself_is_refused():
+    palette, lut = np.zeros((2, 3), np.uint8), np.full(256, 5, np.uint8)
+    with pytest.raises(ValueError, match="1 class names need as many colours; got 2"):
+        LabelSet(("a",), palette, lut)
+    with pytest.raises(ValueError, match="names train id 5, but there are 2 classes"):
+        LabelSet(("a", "b"), palette, lut)

@@ -1,0 +1,243 @@
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+
+from segjax.data.folder import open_folder
+from segjax.data.labels import LABEL_SETS, VOID, numbered_classes
+from segjax.data.loader import eval_batches, train_loader
+
+CLASSES = numbered_classes(("a", "b", "c"))
+
+
+class Memory:
+    """A source in memory: image i is filled with i, its label with i modulo 2."""
+
+    label_set, channels = LABEL_SETS["road_debris"], 1
+
+    def __init__(self, sizes):
+        self.sizes = sizes
+        self.native_size = sizes[0] if len(set(sizes)) == 1 else None
+        self.largest_size = tuple(map(max, zip(*sizes, strict=True)))
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __getitem__(self, i):
+        i = int(i)
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        shape = self.sizes[i]
+        image, label = np.full((*shape, 1), i, np.uint8), np.full(shape, i % 2, np.uint8)
+        return {"image": image, "label": label, "name": self.name(i)}
+
+    def name(self, i):
+        return f"image {i}"
+
+
+@pytest.fixture
+def ten():
+    return Memory([(4, 6)] * 10)
+
+
+@pytest.fixture(scope="module")
+def on_disk(make, tmp_path_factory):
+    """Twelve images of one size that a worker process can read."""
+    return open_folder(make.folder(tmp_path_factory.mktemp("folder"), 14, (8, 10)), "train", CLASSES)
+
+
+def take(loader, count):
+    return [next(loader) for _ in range(count)]
+
+
+def equal(one, other):
+    assert one.keys() == other.keys()
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key])
+
+
+def test_every_image_comes_once_an_epoch_in_a_new_order(ten):
+    batches = take(train_loader(ten, global_batch_size=4, seed=0, size=None), 15)  # six epochs; 4 does not divide 10
+    names = [name for batch in batches for name in batch["name"]]
+    epochs = [tuple(names[start : start + 10]) for start in range(0, 60, 10)]
+    assert {frozenset(Counter(epoch).items()) for epoch in epochs} == {frozenset((f"image {i}", 1) for i in range(10))}
+    assert len(set(epochs)) == 6
+
+
+def test_a_batch_keeps_image_label_and_name_together(ten):
+    batch = next(train_loader(ten, global_batch_size=4, seed=0, size=None))
+    numbers = [int(name.split()[1]) for name in batch["name"]]
+    assert batch["image"].dtype == batch["label"].dtype == np.uint8
+    assert batch["image"].shape == (4, 4, 6, 1)
+    assert batch["image"][:, 0, 0, 0].tolist() == numbers
+    assert batch["label"][:, 0, 0].tolist() == [number % 2 for number in numbers]
+
+
+def test_the_index_is_the_position_in_the_stream(ten):
+    batches = take(train_loader(ten, global_batch_size=4, seed=0, size=None), 5)
+    assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(20))
+    assert batches[0]["index"].dtype == np.uint32
+
+
+def test_the_seed_decides_and_neighbours_are_strangers(ten):
+    def epochs(seed):
+        loader = train_loader(ten, global_batch_size=10, seed=seed, size=None)
+        return [tuple(batch["name"]) for batch in take(loader, 4)]
+
+    assert epochs(0) == epochs(0)
+    assert not set(epochs(0)) & set(epochs(1))
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_the_global_batch(ten, hosts):
+    whole = take(train_loader(ten, global_batch_size=4, seed=0, size=None), 6)
+    parts = [
+        take(train_loader(ten, global_batch_size=4, seed=0, size=None, process_index=i, process_count=hosts), 6)
+        for i in range(hosts)
+    ]
+    for step, batch in enumerate(whole):
+        equal(batch, {key: np.concatenate([part[step][key] for part in parts]) for key in batch})
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4])
+def test_a_restored_position_goes_on_with_the_next_batch(ten, taken):
+    loader = train_loader(ten, global_batch_size=4, seed=0, size=None)
+    take(loader, taken)
+    state = json.loads(json.dumps(loader.get_state()))
+    rest = take(loader, 4)
+    restored = train_loader(ten, global_batch_size=4, seed=0, size=None)
+    take(restored, 2)
+    restored.set_state(state)
+    for one, other in zip(rest, take(restored, 4), strict=True):
+        equal(one, other)
+
+
+def test_a_position_is_restored_under_other_hosts_and_batches(ten):
+    loader = train_loader(ten, global_batch_size=4, seed=0, size=None)
+    take(loader, 3)
+    state, batch = loader.get_state(), next(loader)
+    other = train_loader(ten, global_batch_size=2, seed=0, size=None, process_index=1, process_count=2)
+    other.set_state(state)
+    assert [int(part["index"][0]) for part in take(other, 2)] == [13, 15]
+    assert next(other)["name"].shape == (1,)
+    assert batch["index"].tolist() == [12, 13, 14, 15]
+
+
+def test_a_position_of_another_stream_is_refused(ten):
+    state = train_loader(ten, global_batch_size=4, seed=0, size=None).get_state()
+    with pytest.raises(ValueError, match="of another stream: its seed is 0, this loader's is 1"):
+        train_loader(ten, global_batch_size=4, seed=1, size=None).set_state(state)
+    with pytest.raises(ValueError, match="of another stream: its examples is 10, this loader's is 3"):
+        train_loader(Memory([(2, 2)] * 3), global_batch_size=1, seed=0, size=None).set_state(state)
+
+
+def test_worker_processes_go_on_where_this_process_was(on_disk):
+    here = train_loader(on_disk, global_batch_size=5, seed=0, size=None)
+    take(here, 3)
+    there = train_loader(on_disk, global_batch_size=5, seed=0, size=None, workers=2)
+    there.set_state(here.get_state())
+    for one, other in zip(take(here, 3), take(there, 3), strict=True):
+        equal(one, other)
+    assert there.get_state() == here.get_state()
+    there.close()
+
+
+def test_a_killed_worker_is_an_error_soon_and_the_loader_can_go_on(on_disk):
+    loader = train_loader(on_disk, global_batch_size=5, seed=0, size=None, workers=1, prefetch=1)
+    before = set(multiprocessing.active_children())
+    equal(next(loader), next(train_loader(on_disk, global_batch_size=5, seed=0, size=None)))
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="Worker process was terminated unexpectedly with exit code -9") as error:
+        take(loader, 10)
+    assert time.monotonic() - start < 30
+    assert any("A loader process died" in note for note in error.value.__notes__)
+    state = loader.get_state()
+    loader.set_state(state)
+    assert next(loader)["index"][0] == state["position"]
+    loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_vanishes_while_training_is_named(make, tmp_path, workers):
+    source = open_folder(make.folder(tmp_path, 4, (8, 10)), "train", CLASSES)
+    (tmp_path / "masks" / f"{source.name(1)}.png").write_bytes(b"words")
+    loader = train_loader(source, global_batch_size=3, seed=0, size=None, workers=workers)
+    with pytest.raises(ValueError, match=rf"mask of {source.name(1)}: cannot be decoded; expected a PNG mask"):
+        next(loader)
+    loader.close()
+
+
+def test_training_resizes_by_area_and_labels_by_nearest_neighbour(make, tmp_path):
+    source = open_folder(make.folder(tmp_path), "train", CLASSES)
+    batch = next(train_loader(source, global_batch_size=8, seed=0, size=(5, 7)))
+    assert batch["image"].shape == (8, 5, 7, 3)
+    by_name = {source.name(i): source[i] for i in range(len(source))}
+    for image, label, name in zip(batch["image"], batch["label"], batch["name"], strict=True):
+        whole = by_name[str(name)]
+        np.testing.assert_array_equal(image, cv2.resize(whole["image"], (7, 5), interpolation=cv2.INTER_AREA))
+        np.testing.assert_array_equal(label, cv2.resize(whole["label"], (7, 5), interpolation=cv2.INTER_NEAREST))
+
+
+def test_sizes_that_differ_need_one_to_resize_to():
+    source = Memory([(4, 6), (5, 6)])
+    for load in (lambda: train_loader(source, global_batch_size=1, seed=0, size=None), lambda: evaluate(source, 1)):
+        with pytest.raises(ValueError, match="have different sizes; expected a size to resize them to, got None"):
+            load()
+
+
+def test_hosts_that_do_not_divide_the_batch_are_refused(ten):
+    with pytest.raises(ValueError, match="3 hosts cannot share a global batch of 4 evenly"):
+        train_loader(ten, global_batch_size=4, seed=0, size=None, process_count=3)
+    with pytest.raises(ValueError, match=r"expected a process_index in 0..1; got 2"):
+        eval_batches(ten, global_batch_size=4, size=None, process_index=2, process_count=2)
+
+
+def evaluate(source, batch, size=None, **more):
+    return list(eval_batches(source, global_batch_size=batch, size=size, **more))
+
+
+def test_the_last_batch_is_filled_up_and_says_so(ten):
+    batches = evaluate(ten, 4)
+    assert [batch["where"].tolist() for batch in batches] == [[True] * 4, [True] * 4, [True, True, False, False]]
+    assert {batch["image"].shape for batch in batches} == {(4, 4, 6, 1)}
+    assert (batches[-1]["label"][2:] == VOID).all()
+    assert batches[-1]["name"].tolist() == ["image 8", "image 9", "", ""]
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_every_image_counts_once_over_all_hosts(ten, hosts):
+    shards = [evaluate(ten, 8, process_index=i, process_count=hosts) for i in range(hosts)]
+    assert {len(shard) for shard in shards} == {2}
+    names = [name for shard in shards for batch in shard for name in batch["name"][batch["where"]]]
+    assert Counter(names) == {f"image {i}": 1 for i in range(10)}
+
+
+def test_labels_stay_native_and_are_filled_up_with_void():
+    source = Memory([(4, 6), (5, 3), (2, 2)])
+    (batch,) = evaluate(source, 4, size=(3, 4))
+    assert batch["image"].shape == (4, 3, 4, 1)
+    assert batch["label"].shape == (4, 5, 6)
+    assert batch["size"].tolist() == [[4, 6], [5, 3], [2, 2], [5, 6]]
+    assert batch["size"].dtype == np.int32
+    for i, (height, width) in enumerate(source.sizes):
+        inside = np.zeros((5, 6), bool)
+        inside[:height, :width] = True
+        assert (batch["label"][i][inside] == i % 2).all()
+        assert (batch["label"][i][~inside] == VOID).all()
+
+
+def test_images_of_one_size_stay_native_for_evaluation(ten):
+    assert evaluate(ten, 4, size=(2, 2))[0]["image"].shape == (4, 4, 6, 1)
+
+
+def test_a_worker_process_evaluates_the_same(on_disk):
+    for one, other in zip(evaluate(on_disk, 5), evaluate(on_disk, 5, workers=1), strict=True):
+        equal(one, other)

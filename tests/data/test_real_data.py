@@ -1,0 +1,45 @@
+"""The real CamVid and CrackForest, where $SEGJAX_CAMVID_DIR and $SEGJAX_CRACKFOREST_DIR say they are."""
+
+import os
+
+import numpy as np
+import pytest
+
+from segjax.data import VOID, open_split
+
+# Per cent of the training pixels of CamVid, void last.
+CAMVID_SHARES = (16.9, 23.3, 1.0, 31.7, 4.5, 9.7, 1.2, 1.1, 5.9, 0.6, 0.3, 4.0)
+
+
+def shares(sources, classes):
+    counts = sum(
+        np.bincount(source[i]["label"].ravel(), minlength=256) for source in sources for i in range(len(source))
+    )
+    return 100 * np.array([*counts[:classes], counts[VOID]]) / counts.sum()
+
+
+@pytest.fixture
+def real(config, tmp_path):
+    def build(name):
+        variable = f"SEGJAX_{name.upper()}_DIR"
+        if not os.environ.get(variable):
+            pytest.skip(f"${variable} is not set: it would name the folder of the real {name}")
+        return config(name, tmp_path)
+
+    return build
+
+
+def test_camvid(real):
+    data = real("camvid")
+    train, val = open_split(data, "train"), open_split(data, "val")
+    assert (len(train), len(val)) == (367, 101)
+    assert {train.native_size, val.native_size} == {(360, 480)}
+    np.testing.assert_allclose(shares([train], 11), CAMVID_SHARES, atol=0.1)
+
+
+def test_crackforest(real):
+    data = real("crackforest")
+    sources = [open_split(data, "train"), open_split(data, "test")]
+    assert [len(source) for source in sources] == [79, 39]
+    assert {source.native_size for source in sources} == {(320, 480)}
+    np.testing.assert_allclose(shares(sources, 2), (97.7, 1.6, 0.67), atol=0.1)

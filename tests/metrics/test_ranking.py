@@ -1,0 +1,253 @@
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+
+from segjax import metrics
+
+INVALID = -(2**31)
+
+
+def _normal(share, separation, spread=1.0, shift=0.0, size=200_000):
+    def sample(rng):
+        targets = rng.uniform(size=size) < share
+        return rng.normal(size=size) * spread + targets * separation + shift, targets
+
+    return sample
+
+
+def _trained_with_ce(rng):
+    """A calibrated scorer of a rare class: nearly every logit is far below 0, where probabilities crowd."""
+    size = 400_000
+    logits = rng.normal(size=size) * 2 - 9
+    return logits, rng.uniform(size=size) < 1 / (1 + np.exp(-logits))
+
+
+def _mixture(rng):
+    """Half of the positives are easy, half look like background."""
+    size = 300_000
+    targets = rng.uniform(size=size) < 0.005
+    easy = rng.uniform(size=size) < 0.5
+    return rng.normal(size=size) + np.where(targets & easy, 6.0, 0.0) - 4, targets
+
+
+DISTRIBUTIONS = {
+    "balanced": _normal(0.5, 1.5),
+    "rare, 0.5 %": _normal(0.005, 3.0, shift=-5.0),
+    "rare, 0.1 %": _normal(0.001, 3.0, shift=-7.0),
+    "rare, 0.1 %, hard": _normal(0.001, 1.0, shift=-7.0),
+    "rare, 0.1 %, nearly perfect": _normal(0.001, 9.0, shift=-7.0),
+    "no skill": _normal(0.01, 0.0),
+    "narrow": _normal(0.01, 0.5, spread=0.2),
+    "calibrated, 0.1 %": _trained_with_ce,
+    "half easy, half hidden": _mixture,
+}
+
+
+@pytest.fixture(scope="module", params=DISTRIBUTIONS)
+def sample(request):
+    logits, targets = DISTRIBUTIONS[request.param](np.random.default_rng(0))
+    logits = logits.astype(np.float32)
+    return logits, targets, np.asarray(metrics.score_histogram(logits, targets), np.int64)
+
+
+def test_average_precision_is_scikit_learns_to_2e_3(sample):
+    logits, targets, histogram = sample
+    exact = sklearn_metrics.average_precision_score(targets, logits)
+    low, high = metrics.average_precision_bounds(histogram)
+    estimate = metrics.average_precision(histogram)
+    assert abs(estimate - exact) < 2e-3
+    assert low <= exact <= high
+    assert low <= estimate <= high
+
+
+def test_auroc_and_fpr_are_scikit_learns_to_2e_3(sample):
+    logits, targets, histogram = sample
+    assert abs(metrics.auroc(histogram) - sklearn_metrics.roc_auc_score(targets, logits)) < 2e-3
+    fpr, tpr, _ = sklearn_metrics.roc_curve(targets, logits, drop_intermediate=False)
+    for wanted in (0.5, 0.95):
+        assert abs(metrics.fpr_at_tpr(histogram, wanted) - fpr[np.searchsorted(tpr, wanted)]) < 2e-3
+
+
+def test_scores_beyond_the_range_widen_the_interval_and_do_not_leave_it():
+    rng = np.random.default_rng(0)
+    targets = rng.uniform(size=20_000) < 0.1
+    logits = (rng.normal(size=20_000) * 8 + targets * 12 - 4).astype(np.float32)
+    low, high = metrics.average_precision_bounds(metrics.score_histogram(logits, targets))
+    assert low <= sklearn_metrics.average_precision_score(targets, logits) <= high
+    assert high - low > 0.01
+
+
+# Few distinct logits: many ties, and many in one bin that are none.
+COARSE = st.sampled_from([-40.0, -16.0, -1.0, 0.0, 0.001, 0.002, 0.003, 0.5, 15.999, 16.0, 40.0])
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(COARSE, st.booleans()), min_size=1, max_size=40))
+def test_the_certified_interval_holds_the_exact_value(pixels):
+    logits, targets = (np.array(x) for x in zip(*pixels, strict=True))
+    histogram = np.zeros((2, 4096), np.int64)
+    bins = np.clip(np.floor((logits + 16) * 128).astype(int), 0, 4095)
+    np.add.at(histogram, (targets.astype(int), bins), 1)
+    low, high = metrics.average_precision_bounds(histogram)
+    if targets.any():
+        exact = sklearn_metrics.average_precision_score(targets, logits)
+        assert low <= exact <= high
+        assert low <= metrics.average_precision(histogram) <= high
+    else:
+        assert np.isnan([low, high, metrics.average_precision(histogram)]).all()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(2, 400))
+def test_the_interval_holds_for_the_worst_and_the_best_scores_of_a_histogram(seed, bins, pixels):
+    rng = np.random.default_rng(seed)
+    where, targets = rng.integers(0, bins, size=pixels), rng.uniform(size=pixels) < rng.uniform()
+    targets[0] = True
+    histogram = np.zeros((2, bins), np.int64)
+    np.add.at(histogram, (targets.astype(int), where), 1)
+    low, high = metrics.average_precision_bounds(histogram)
+    worst_first = where - 0.5 * targets + rng.uniform(0, 0.1, size=pixels)
+    best_first_tied = where + 0.5 * targets
+    for scores in (worst_first, best_first_tied, where + rng.uniform(0, 0.5, size=pixels), where):
+        assert low <= sklearn_metrics.average_precision_score(targets, scores) <= high
+
+
+def test_the_interval_is_as_narrow_as_it_can_be():
+    histogram = np.array([[5, 3], [2, 1]])
+    low, high = metrics.average_precision_bounds(histogram)
+    # Worst order: 3 negatives, 1 positive, 5 negatives, 2 positives. Best: each bin's positives first, tied.
+    assert low == pytest.approx((1 / 4 + 2 / 10 + 3 / 11) / 3, abs=1e-3)
+    assert high == pytest.approx((1 + 2 * 3 / 6) / 3)
+
+
+def test_one_pixel_a_bin_is_exact():
+    logits = np.linspace(-10, 10, 200, dtype=np.float32)
+    targets = np.random.default_rng(3).uniform(size=200) < 0.2
+    histogram = metrics.score_histogram(logits, targets)
+    exact = sklearn_metrics.average_precision_score(targets, logits)
+    np.testing.assert_allclose(metrics.average_precision(histogram), exact, rtol=1e-12)
+    np.testing.assert_allclose(metrics.average_precision_bounds(histogram), [exact, exact], rtol=1e-9)
+    np.testing.assert_allclose(metrics.auroc(histogram), sklearn_metrics.roc_auc_score(targets, logits), rtol=1e-12)
+
+
+def test_a_perfect_and_a_blind_scorer():
+    perfect = metrics.score_histogram(np.array([5.0, 5.0, -5.0], np.float32), np.array([1, 1, 0]))
+    assert metrics.average_precision(perfect) == 1
+    assert metrics.auroc(perfect) == 1
+    assert metrics.fpr_at_tpr(perfect) == 0
+    blind = np.zeros((2, 4096), np.int64)
+    blind[:, 7] = 9_000_000_000, 10_000_000
+    assert metrics.average_precision(blind) == pytest.approx(1 / 901, rel=1e-5)
+    assert metrics.auroc(blind) == 0.5
+    assert metrics.fpr_at_tpr(blind, 0.95) == pytest.approx(0.95, rel=1e-6)
+
+
+def test_bins_are_equal_and_ends_are_clamped():
+    edges = np.array([-np.inf, -40, -16, -16 + 1 / 128, -1e-30, 0, 15.9999, 16, 40, np.inf], np.float32)
+    histogram = np.asarray(metrics.score_histogram(edges, np.ones(10, np.int32)))
+    bins = np.repeat(np.arange(4096), histogram[1])
+    np.testing.assert_array_equal(bins, [0, 0, 0, 1, 2047, 2048, 4095, 4095, 4095, 4095])
+    assert histogram.dtype == np.int32
+    assert not histogram[0].any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_logits_fall_into_their_own_bins(dtype):
+    logits = jnp.linspace(-15, 15, 50).astype(dtype)
+    targets = jnp.arange(50) % 2
+    wide = metrics.score_histogram(logits.astype(jnp.float32), targets)
+    np.testing.assert_array_equal(metrics.score_histogram(logits, targets), wide)
+
+
+def test_masked_pixels_are_not_counted():
+    logits = np.array([np.nan, 1.0, np.inf, -2.0], np.float32)
+    targets = np.array([1, 1, 255, 0])
+    where = np.array([False, True, False, True])
+    histogram = metrics.score_histogram(logits, targets, where=where)
+    np.testing.assert_array_equal(histogram, metrics.score_histogram(logits[where], targets[where]))
+    assert not metrics.score_histogram(logits, targets, where=where & False).any()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 6), st.integers(0, 2**31))
+def test_any_split_into_batches_adds_up_bit_for_bit(batches, seed):
+    rng = np.random.default_rng(seed)
+    logits, targets = rng.normal(size=60).astype(np.float32) * 5, rng.integers(0, 2, size=60)
+    parts = rng.permutation(np.arange(60) % batches)
+    summed = sum(metrics.score_histogram(logits, targets, where=parts == b) for b in range(batches))
+    np.testing.assert_array_equal(summed, metrics.score_histogram(logits, targets))
+
+
+@pytest.mark.parametrize(("logit", "target"), [(np.nan, 0), (0.0, 2), (0.0, -1), (0.0, 255)])
+def test_a_kept_nan_or_strange_target_makes_every_count_invalid_and_the_scores_refuse_it(logit, target):
+    histogram = metrics.score_histogram(np.array([logit, 1.0], np.float32), np.array([target, 1]))
+    np.testing.assert_array_equal(histogram, np.full((2, 4096), INVALID))
+    run = np.asarray(histogram, np.int64) + 10**9
+    for score in (metrics.average_precision, metrics.average_precision_bounds, metrics.auroc, metrics.fpr_at_tpr):
+        with pytest.raises(ValueError, match=r"histogram has a negative count, -\d+: a NaN logit or a target other"):
+            score(run)
+
+
+@pytest.mark.parametrize("present", [0, 1])
+def test_without_positives_or_negatives_a_score_is_nan(present):
+    histogram = metrics.score_histogram(np.zeros(3, np.float32), np.full(3, present))
+    assert np.isnan(metrics.auroc(histogram))
+    assert np.isnan(metrics.fpr_at_tpr(histogram))
+    assert np.isnan(metrics.average_precision(histogram)) == (present == 0)
+
+
+BROKEN = {
+    "float targets": (
+        lambda f: f.score_histogram(np.zeros(3, np.float32), np.zeros(3, np.float32)),
+        TypeError,
+        r"targets must be integers; got float32 of shape \(3,\)",
+    ),
+    "integer logits": (
+        lambda f: f.score_histogram(np.zeros(3, int), np.zeros(3, int)),
+        TypeError,
+        r"logits must be floating point; got int32",
+    ),
+    "shape": (
+        lambda f: f.score_histogram(np.zeros((2, 3, 1), np.float32), np.zeros((2, 3), int)),
+        ValueError,
+        r"targets must have the shape of logits, \(2, 3, 1\); got \(2, 3\)",
+    ),
+    "mask": (
+        lambda f: f.score_histogram(np.zeros((2, 3), np.float32), np.zeros((2, 3), int), where=np.zeros((2, 3), int)),
+        TypeError,
+        r"where must be boolean; got int32",
+    ),
+    "float counts": (lambda f: f.auroc(np.ones((2, 5))), TypeError, r"histogram must be integers .*got float64"),
+    "one row": (lambda f: f.auroc(np.ones(5, int)), ValueError, r"histogram must be \[2, bins\].*got shape \(5,\)"),
+    "traced": (
+        lambda f: jax.jit(f.auroc)(np.ones((2, 5), int)),
+        TypeError,
+        r"histogram must be known on the host; got a traced array",
+    ),
+    "tpr": (
+        lambda f: f.fpr_at_tpr(np.ones((2, 5), int), 95.0),
+        ValueError,
+        r"tpr must be above 0 and at most 1; got 95",
+    ),
+}
+
+
+class Raw:
+    """The functions without the tests' import hook, as a user has them."""
+
+    score_histogram = staticmethod(inspect.unwrap(metrics.score_histogram))
+    auroc = staticmethod(inspect.unwrap(metrics.auroc))
+    fpr_at_tpr = staticmethod(inspect.unwrap(metrics.fpr_at_tpr))
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_input_is_named(case):
+    call, error, message = BROKEN[case]
+    with pytest.raises(error, match=message):
+        call(Raw)

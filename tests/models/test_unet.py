@@ -1,0 +1,204 @@
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from segjax.models import UNet
+
+SMALL = {"num_classes": 3, "width": 4, "depth": 2}
+
+
+def pictures(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(7), shape)
+
+
+IMAGES = pictures(4, 16, 24, 3)
+
+
+@cache
+def start(model: UNet):
+    return jax.jit(partial(model.init, train=False))(jax.random.key(0), IMAGES[:1])
+
+
+def train(model: UNet, variables, images):
+    return model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+
+def assert_trees_close(actual, expected, atol=1e-5):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=atol, rtol=1e-4), actual, expected)
+
+
+def parameters_by_formula(width: int, depth: int, channels: int, classes: int) -> int:
+    """The U-Net with batch norm and transposed convolutions, as milesial/Pytorch-UNet(3, n, bilinear=False)."""
+
+    def block(inputs: int, outputs: int) -> int:
+        return 9 * inputs * outputs + 9 * outputs * outputs + 2 * 2 * outputs  # no bias; scale and bias of two norms
+
+    widths = [width * 2**level for level in range(depth + 1)]
+    down = sum(block(i, o) for i, o in zip([channels, *widths], widths, strict=False))
+    up = sum(4 * 2 * w * w + w + block(2 * w, w) for w in widths[:-1])
+    return down + up + width * classes + classes
+
+
+@pytest.mark.parametrize(("width", "millions"), [(64, 31.04), (16, 1.94)])
+def test_parameter_count_is_the_standard_unets(width, millions):
+    shapes = jax.eval_shape(partial(UNet(2, width=width).init, train=False), jax.random.key(0), IMAGES[:1])
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+    assert count == parameters_by_formula(width, 4, 3, 2)
+    assert round(count / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("padding", ["reflect", "zeros"])
+@pytest.mark.parametrize("size", [(37, 51), (32, 48), (5, 3), (1, 1)])
+def test_logits_have_the_inputs_size(size, padding):
+    model = UNet(**SMALL, padding=padding)
+    output = model.apply(start(model), pictures(2, *size, 3), train=False)
+    assert output.logits.shape == (2, *size, 3)
+    assert output.features.shape == (2, *size, 4)
+    assert np.isfinite(output.logits).all()
+
+
+def test_padding_to_size_is_the_reflection():
+    model = UNet(**SMALL)
+    image = pictures(1, 13, 18, 3)
+    reflected = np.pad(image, ((0, 0), (0, 3), (0, 2), (0, 0)), mode="reflect")
+    outputs = [model.apply(start(model), jnp.asarray(x), train=False).logits for x in (image, reflected)]
+    np.testing.assert_allclose(outputs[0], outputs[1][:, :13, :18], atol=1e-5)
+
+
+def test_there_are_no_dropout_outputs_without_dropout_heads():
+    model = UNet(**SMALL)
+    output = model.apply(start(model), IMAGES, train=False)
+    assert output.mc_logits is None
+    assert output.logit_variance is None
+
+
+def test_the_head_is_linear_in_the_features():
+    model = UNet(**SMALL)
+    variables = start(model)
+    output = model.apply(variables, IMAGES, train=False)
+    linear = variables["params"]["head"]["linear"]
+    np.testing.assert_allclose(output.features @ linear["kernel"] + linear["bias"], output.logits, atol=1e-5)
+
+
+def test_batch_statistics_change_in_training_only():
+    model = UNet(**SMALL)
+    variables = start(model)
+    _, kept = model.apply(variables, IMAGES, train=False, mutable=["batch_stats"])
+    assert_trees_close(kept["batch_stats"], variables["batch_stats"], atol=0)
+    _, updated = train(model, variables, IMAGES)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), updated["batch_stats"], variables["batch_stats"])
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_other_norms_have_no_batch_statistics(norm):
+    assert set(start(UNet(**SMALL, norm=norm))) == {"params"}
+
+
+def mapped(mapping: str, function):
+    """`function(shard)` on four shards of a batch of four, results stacked along the batch."""
+    if mapping == "shard_map":
+        mesh = Mesh(np.array(jax.devices()[:4]), ("devices",))
+        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=P("devices"), out_specs=(P("devices"), P())))
+    mapper = {"pmap": jax.pmap, "vmap": jax.vmap}[mapping]
+
+    def whole(images):
+        logits, statistics = mapper(function, axis_name="devices")(images[:, None])
+        return logits[:, 0], jax.tree.map(lambda x: x[0], statistics)
+
+    return whole
+
+
+@pytest.mark.parametrize("mapping", ["pmap", "shard_map", "vmap"])
+def test_synchronised_statistics_are_those_of_the_big_batch(mapping):
+    model = UNet(**SMALL)
+    variables = start(model)
+
+    def step(images, axis_name=None):
+        output, updated = train(model.clone(axis_name=axis_name), variables, images)
+        return output.logits, updated["batch_stats"]
+
+    actual = mapped(mapping, partial(step, axis_name="devices"))(IMAGES)
+    assert_trees_close(actual, step(IMAGES), atol=1e-4)
+
+
+def gradients(model: UNet, variables, images=IMAGES):
+    def loss(params):
+        output, _ = train(model, {**variables, "params": params}, images)
+        return (output.logits * pictures(*output.logits.shape)).mean()
+
+    return jax.jit(jax.grad(loss))(variables["params"])
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_gradient_reaches_every_parameter(norm):
+    model = UNet(**SMALL, norm=norm)
+    reached = jax.tree.map(lambda g: bool(jnp.isfinite(g).all() & (g != 0).any()), gradients(model, start(model)))
+    assert all(jax.tree.leaves(reached)), reached
+
+
+def test_rematerialisation_changes_neither_parameters_nor_gradients():
+    plain, remat = UNet(**SMALL), UNet(**SMALL, remat=True)
+    assert_trees_close(start(remat), start(plain), atol=0)
+    assert_trees_close(gradients(remat, start(plain)), gradients(plain, start(plain)))
+
+
+def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
+    model = UNet(**SMALL, dtype=jnp.bfloat16)
+    variables = start(model)
+    output, updated = train(model, variables, IMAGES)
+    assert output.features.dtype == jnp.bfloat16
+    assert output.logits.dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves((variables, updated))} == {jnp.dtype(jnp.float32)}
+    expected, _ = train(UNet(**SMALL), variables, IMAGES)
+    np.testing.assert_allclose(output.logits, expected.logits, atol=0.1)
+
+
+def test_head_bias_makes_the_first_prediction_the_prior():
+    prior = 0.01
+    model = UNet(1, width=4, depth=2, head_bias=(float(np.log(prior / (1 - prior))),), head_kernel_stddev=0.001)
+    output, _ = train(model, start(model), IMAGES)
+    np.testing.assert_allclose(jax.nn.sigmoid(output.logits.mean()), prior, rtol=0.02)
+
+
+def test_a_pixel_is_seen_within_the_receptive_field_and_not_beyond():
+    # depth 1: two 3×3 convolutions at full size (2), two at half (4), the pool's window (1), two at full size (2).
+    model = UNet(2, width=4, depth=1, norm="none", padding="zeros")
+    image = pictures(1, 32, 32, 3)
+    variables = start(model)
+    before, after = (model.apply(variables, x, train=False).logits for x in (image, image.at[0, 16, 16].add(3.0)))
+    rows = np.flatnonzero((np.abs(after - before) > 1e-6).any(axis=(0, 2, 3)))
+    assert 16 in rows
+    assert 16 - 9 <= rows.min() < 13
+    assert 19 < rows.max() <= 16 + 9
+
+
+def test_examples_are_independent_in_evaluation():
+    model = UNet(**SMALL)
+    both, alone = (model.apply(start(model), x, train=False).logits for x in (IMAGES, IMAGES[1:2]))
+    np.testing.assert_allclose(both[1:2], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (jnp.zeros((8, 8, 3)), ValueError, r"\[batch, height, width, channels\].*got shape \(8, 8, 3\)"),
+        (jnp.zeros((1, 0, 8, 3)), ValueError, r"with pixels; got shape \(1, 0, 8, 3\)"),
+        (jnp.zeros((1, 8, 8, 3), jnp.uint8), TypeError, "floating point and normalised .* got uint8"),
+    ],
+)
+def test_wrong_images_are_named(images, error, message):
+    with pytest.raises(error, match=message):
+        UNet(**SMALL).init(jax.random.key(0), images, train=False)
+
+
+def test_layers_have_readable_names():
+    table = UNet(**SMALL).tabulate(jax.random.key(0), IMAGES[:1], train=False, console_kwargs={"width": 240})
+    names = ("down0/conv1", "down2/norm2", "up1_transpose", "up0/conv2", "head/linear")
+    assert [name for name in names if name not in table] == []

@@ -1,0 +1,173 @@
+"""Who may import whom. A new package or module is one more line in a table here.
+
+The rules are the design's: arrows point down only, a heavy library has one home, `segjax.losses` and `segjax.metrics`
+need nothing but jax, chex and jaxtyping, and TensorFlow is not imported at all.
+"""
+
+import ast
+import fnmatch
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FOUNDATION = ("collectives", "checks")
+ENTRY_POINTS = ("cli", "train", "evaluate", "predict", "report", "export")
+ENTRY_POINTS_USE = ("training", "inference", "reporting", "data.labels")
+
+# What each part of segjax may import of segjax besides itself: a name allows the module and all below it.
+MAY_USE = {
+    "": (),
+    "checks": (),
+    "collectives": (),
+    "losses": FOUNDATION,
+    "metrics": FOUNDATION,
+    "models": FOUNDATION,
+    "data": (),
+    "training": (*FOUNDATION, "losses", "metrics", "models", "data"),
+    "inference": ("models", "metrics", "data.labels"),
+    "reporting": (),
+    **dict.fromkeys(ENTRY_POINTS, ("cli", *ENTRY_POINTS_USE)),
+    "experiments": (*ENTRY_POINTS, *ENTRY_POINTS_USE),
+}
+
+# The only files that may import a library: patterns of paths, in which * takes in folders too.
+HOMES = {
+    "tensorflow": (),
+    "flax": ("segjax/models/*", "segjax/training/step.py"),
+    "orbax": ("segjax/training/checkpoint.py",),
+    "tensorflow_datasets": ("segjax/data/builders*",),
+    "grain": ("segjax/data/loader.py",),
+    "tensorboardX": ("segjax/training/tracker.py",),
+}
+
+# The parts that the base install carries, and all that it installs (numpy comes with jax).
+BASE_PARTS = ("", "checks", "collectives", "losses", "metrics")
+BASE_LIBRARIES = {"jax", "chex", "jaxtyping", "numpy"}
+
+FILES = sorted(
+    path.relative_to(ROOT).as_posix() for folder in ("segjax", "experiments") for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def part_of(path: str) -> str:
+    """The row of the tables that a file belongs to: "losses", "train", "" for segjax/__init__.py."""
+    top, *rest = Path(path).with_suffix("").parts
+    return top if top == "experiments" else rest[0].removesuffix("__init__")
+
+
+def imported_modules(path: str, source: str) -> Iterator[tuple[int, str]]:
+    """(line, absolute name) of every import in a file, wherever it stands; `from a import b` gives a.b."""
+    package = list(Path(path).with_suffix("").parts)[:-1]
+    for node in ast.walk(ast.parse(source, path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            names = [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
+            yield from ((node.lineno, str(name)) for name in names)
+
+
+def violations(path: str, source: str) -> list[str]:
+    """What in a file breaks the rules, each as one line of text that names the file and the import."""
+    part, found = part_of(path), []
+    if part not in MAY_USE:
+        return [f"{path}: {part!r} has no row in MAY_USE of tests/test_imports.py: say there what it may import"]
+    for line, name in imported_modules(path, source):
+        library, _, inside = name.partition(".")
+        broken = None
+        if library in ("segjax", "experiments"):
+            target = f"{library}.{inside}" if library == "experiments" else inside
+            allowed = [one for one in dict.fromkeys((part, *MAY_USE[part])) if one]
+            if not any(target == one or target.startswith(f"{one}.") for one in allowed):
+                broken = f"it may use {', '.join(allowed) or 'nothing'} only"
+        elif not any(fnmatch.fnmatch(path, home) for home in HOMES.get(library, ("*",))):
+            broken = f"only {', '.join(HOMES[library])} may" if HOMES[library] else "nothing may"
+        elif part in BASE_PARTS and library not in BASE_LIBRARIES | sys.stdlib_module_names:
+            broken = f"the base install has {', '.join(sorted(BASE_LIBRARIES))} only"
+        if broken:
+            found.append(f"{path}:{line} imports {name}: {broken}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_imports_point_down_and_libraries_stay_at_home(path):
+    found = violations(path, (ROOT / path).read_text(encoding="utf-8"))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "expected"),
+    [
+        ("segjax/losses/a.py", "from segjax.collectives import psum\nimport segjax.losses.b, jax, math", None),
+        (
+            "segjax/losses/a.py",
+            "from segjax import checks, metrics",
+            "segjax/losses/a.py:1 imports segjax.metrics: it may",
+        ),
+        ("segjax/losses/a.py", "from ..metrics import b", "a.py:1 imports segjax.metrics.b"),
+        ("segjax/losses/a.py", "def f():\n    import scipy", "a.py:2 imports scipy: the base install has chex, jax,"),
+        ("segjax/losses/__init__.py", "from .a import b", None),
+        ("segjax/__init__.py", "from segjax import losses", "segjax/__init__.py:1 imports segjax.losses"),
+        ("segjax/models/unet.py", "import flax.linen as nn\nimport segjax.models.layers", None),
+        ("segjax/models/unet.py", "import segjax.losses", "unet.py:1 imports segjax.losses"),
+        (
+            "segjax/data/folder.py",
+            "import tensorflow_datasets",
+            "imports tensorflow_datasets: only segjax/data/builders",
+        ),
+        ("segjax/data/builders/a.py", "import tensorflow_datasets as tfds", None),
+        ("segjax/data/builders/a.py", "import tensorflow as tf", "a.py:1 imports tensorflow: nothing may"),
+        (
+            "segjax/data/a.py",
+            "import importlib\nimportlib.import_module('grain.python')",
+            "a.py:2 imports grain.python",
+        ),
+        ("segjax/train.py", "from segjax import training\nfrom segjax.data.labels import palette", None),
+        ("segjax/train.py", "from segjax.data.loader import x", "train.py:1 imports segjax.data.loader.x: it may use"),
+        (
+            "segjax/reporting/a.py",
+            "from segjax import metrics",
+            "a.py:1 imports segjax.metrics: it may use reporting only",
+        ),
+        ("experiments/sweep.py", "import experiments.table\nfrom segjax import training", None),
+        ("experiments/sweep.py", "import flax", "sweep.py:1 imports flax: only segjax/models"),
+        ("segjax/sounds/a.py", "", "'sounds' has no row in MAY_USE"),
+    ],
+)
+def test_a_violation_is_found_and_named(path, source, expected):
+    found = violations(path, source)
+    assert len(found) == (expected is not None)
+    assert expected is None or expected in found[0]
+
+
+def test_losses_and_metrics_load_nothing_but_jax_chex_and_jaxtyping():
+    program = (
+        "import json, sys\n"
+        "import jax, chex, jaxtyping\n"
+        "before = set(sys.modules)\n"
+        "import segjax.losses, segjax.metrics\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    loaded = json.loads(ran.stdout)
+    assert "segjax.losses" in loaded
+    assert [name for name in loaded if name.split(".")[0] != "segjax"] == []
+    assert {name.split(".")[1] for name in loaded if "." in name} <= set(BASE_PARTS)
+
+
+def test_every_file_is_looked_at():
+    assert {"segjax/losses/pixel.py", "segjax/metrics/ranking.py", "segjax/collectives.py"} <= set(FILES)

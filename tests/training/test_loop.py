@@ -1,0 +1,133 @@
+import io
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+
+from segjax.data import DataError, open_split
+from segjax.training import ConfigError, NonFiniteLoss, load_run, train
+from segjax.training.checkpoint import Checkpoints
+from segjax.training.step import init_state, make_model
+
+
+def quiet():
+    return rich.console.Console(file=io.StringIO(), width=160)
+
+
+def final_state(config, workdir):
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.restore(init_state(config, make_model(config, 2)), config.training.steps)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Where the undisturbed run of four steps lies, once a test has made it."""
+    return tmp_path_factory.mktemp("runs") / "whole"
+
+
+@pytest.fixture
+def done(tiny, whole):
+    if not whole.exists():
+        train(tiny, whole, console=quiet())
+    return whole
+
+
+def test_a_run_leaves_config_metrics_events_checkpoints_and_scores(done, tiny):
+    assert {p.name for p in done.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "scores.json",
+    }
+    lines = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "eval/mean_iou" in line] == [2, 4]
+    scores = json.loads((done / "scores.json").read_text())
+    assert scores["images"] == tiny.data.val_examples
+    assert scores["provenance"]["versions"]["jax"] == jax.__version__
+
+
+def test_every_labelled_pixel_of_the_split_is_scored_once(done, tiny):
+    source = open_split(tiny.data, "val")
+    labelled = sum(int((source[i]["label"] != 255).sum()) for i in range(len(source)))
+    scores = json.loads((done / "scores.json").read_text())
+    assert np.sum(scores["confusion"]) == labelled
+
+
+def test_a_run_cut_after_two_steps_ends_as_if_it_had_not_been(done, tiny, tmp_path):
+    cut = tmp_path / "cut"
+    shutil.copytree(done, cut)
+    for step in ("3", "4"):
+        shutil.rmtree(cut / "checkpoints" / step, ignore_errors=True)
+    if not (cut / "checkpoints" / "2").exists():  # only the best and the latest were kept: cut it for real
+        shutil.rmtree(cut)
+        tiny.training.evaluate_every = 3
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("segjax.training.loop.evaluate", _cut)
+            with pytest.raises(KeyboardInterrupt):
+                train(tiny, cut, console=quiet())
+        tiny.training.evaluate_every = 2
+    console = quiet()
+    train(tiny, cut, console=console)
+    assert "resumed at step 2 of 4" in console.file.getvalue()
+    (resumed, resumed_position), (whole, position) = final_state(tiny, cut), final_state(tiny, done)
+    assert resumed_position == position
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    jax.tree.map(np.testing.assert_array_equal, resumed.opt_state, whole.opt_state)
+    assert (cut / "metrics.jsonl").read_text() == (done / "metrics.jsonl").read_text()
+
+
+def _cut(*args):
+    raise KeyboardInterrupt
+
+
+def test_a_finished_run_is_scored_again_and_not_trained(done, tiny, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(done, again)
+    scores = train(tiny, again, console=quiet())
+    before = json.loads((done / "scores.json").read_text())
+    assert scores["confusion"] == before["confusion"]
+    assert (again / "metrics.jsonl").read_text() == (done / "metrics.jsonl").read_text()
+
+
+def test_a_changed_config_is_said_on_resume(done, tiny, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(done, again)
+    tiny.objective.gamma = 1.0
+    console = quiet()
+    train(tiny, again, console=console)
+    assert "config.objective.gamma is now 1.0; the run was started with 2.0" in console.file.getvalue()
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_files_and_checkpoint(tiny, tmp_path):
+    tiny.optimizer.name, tiny.optimizer.learning_rate, tiny.optimizer.clip_norm = "sgd", 1e30, 0.0
+    with pytest.raises(
+        NonFiniteLoss, match=r"step \d: loss .*expected finite values. The batch was \S+, \S+, \S+, \S+\."
+    ):
+        train(tiny, tmp_path, console=quiet())
+
+
+def test_a_run_is_opened_by_its_workdir_or_by_a_checkpoint(done, tiny):
+    latest = load_run(done / "checkpoints" / "latest")
+    assert int(latest.state.step) == 4
+    assert load_run(done).label_set.names == latest.label_set.names
+    assert load_run(done / "checkpoints" / "4").config.model.width == tiny.model.width
+
+
+def test_a_folder_that_is_no_run_says_what_was_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is not a run: expected .*config.json"):
+        load_run(tmp_path)
+
+
+def test_bad_input_stops_before_training(tiny, tmp_path):
+    tiny.data.channels, tiny.data.mean = 1, (0.5,)
+    with pytest.raises(ConfigError, match=r"config.data.channels = 1, but the images of road_debris have 3"):
+        train(tiny, tmp_path / "grey", console=quiet())
+    tiny.data.channels, tiny.data.eval_split = 3, "tset"
+    with pytest.raises(DataError, match="tset"):
+        train(tiny, tmp_path / "split", console=quiet())
+    assert not any(tmp_path.iterdir())

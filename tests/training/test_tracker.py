@@ -1,0 +1,69 @@
+import io
+import json
+
+import numpy as np
+import rich.console
+
+from segjax.training.tracker import METRICS_FILE, Tracker, drop_after
+
+
+def track(workdir, start=0, steps=4, console=None):
+    return Tracker(workdir, start=start, steps=steps, examples_per_step=8, console=console)
+
+
+def quiet():
+    return rich.console.Console(file=io.StringIO(), width=120, force_terminal=True)
+
+
+def test_json_lines_hold_every_value_in_order(tmp_path):
+    with track(tmp_path, console=quiet()) as tracker:
+        tracker.scalars(1, {"train/loss": 0.5})
+        tracker.scalars(2, {"eval/mean_iou": 0.25})
+    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    assert lines == [{"step": 1, "train/loss": 0.5}, {"step": 2, "eval/mean_iou": 0.25}]
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
+    with track(tmp_path, console=quiet()) as tracker:
+        for step in (1, 2, 3):
+            tracker.scalars(step, {"train/loss": float(step)})
+    with track(tmp_path, start=2, console=quiet()) as tracker:
+        tracker.scalars(3, {"train/loss": 30.0})
+    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    assert [(line["step"], line["train/loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_a_half_written_last_line_is_dropped(tmp_path):
+    path = tmp_path / METRICS_FILE
+    path.write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "tra')
+    drop_after(path, 5)
+    assert path.read_text() == '{"step": 1, "train/loss": 1.0}\n'
+
+
+def test_tensorboard_events_hold_scalars_and_pictures(tmp_path):
+    picture = np.zeros((4, 6, 3), np.uint8)
+    with track(tmp_path, console=quiet()) as tracker:
+        tracker.scalars(1, {"train/loss": 0.5})
+        tracker.image(1, "eval/picture", picture)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    written = events.read_bytes()
+    assert b"train/loss" in written
+    assert b"eval/picture" in written
+    assert b"\x89PNG" in written
+
+
+def test_the_bar_shows_steps_rate_loss_and_time_left(tmp_path):
+    console = quiet()
+    with track(tmp_path, console=console) as tracker:
+        tracker.scalars(2, {"train/loss": 0.5})
+        tracker.scalars(2, {"eval/mean_iou": 0.25})
+    shown = console.file.getvalue()
+    for part in ("2/4", "images/s", "loss 0.5000", "mIoU 0.250", "eta"):
+        assert part in shown
+
+
+def test_other_hosts_write_nothing(tmp_path):
+    with track(None, console=quiet()) as tracker:
+        tracker.scalars(1, {"train/loss": 0.5})
+        tracker.image(1, "eval/picture", np.zeros((4, 6, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
