@@ -20,10 +20,9 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
     """
     flags.mark_flags_as_required(list(required))
 
-    # orbax and TFDS tell every rename at INFO; --verbosity=0 brings it back.
-    flags.FLAGS.set_default("verbosity", logging.WARNING)
-
     def guarded(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:  # orbax and TFDS tell every rename at INFO
+            logging.set_verbosity(logging.WARNING)
         try:
             main(argv)
         except MISTAKES as mistake:
