@@ -93,8 +93,8 @@ def augment(
     """Random crop and zoom in one resampling, flip, rotation, brightness and contrast; normalised.
 
     A window of `crop_fraction` / zoom of the source's height and width becomes the output, so that a crop is never an
-    enlargement of a picture that was shrunk before. Its place is uniform over all where it fits or, if it is larger than
-    the source, over all where it holds the source. With every setting neutral this is `prepare`.
+    enlargement of a picture that was shrunk before. Its place is uniform over all where it fits or, if it is larger
+    than the source, over all where it holds the source. With every setting neutral this is `prepare`.
 
     A rotation turns about the middle of the output, in output pixels. It is a second, bilinear, gather at output
     resolution, from a margin around the window wide enough for any angle; labels are gathered once, through both

@@ -91,22 +91,20 @@ def conv3x3_reflect(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"])
     return y.at[:, :, -1:].add(thin(after, kernel[:, 2:], (one, none)))
 
 
-@jax.custom_vjp
-def _inner_lines(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """`x`, and the second row, last row but one, second column and last column but one of it.
-
-    Slices whose gradient is added in place: JAX's own pads each of the four to the full size first.
-    """
+def _slice_inner_lines(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """`x`, and the second row, last row but one, second column and last column but one of it."""
     return x, (x[:, 1:2], x[:, -2:-1], x[:, :, 1:2], x[:, :, -2:-1])
 
 
-def _inner_lines_backward(_: None, cotangents: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array]:
+def _add_inner_lines(_: None, cotangents: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array]:
+    # In place. JAX's own gradient of the slices pads each of the four to the full size before it adds them.
     whole, (above, below, before, after) = cotangents
     whole = whole.at[:, 1:2].add(above).at[:, -2:-1].add(below)
     return (whole.at[:, :, 1:2].add(before).at[:, :, -2:-1].add(after),)
 
 
-_inner_lines.defvjp(lambda x: (_inner_lines(x), None), _inner_lines_backward)
+_inner_lines = jax.custom_vjp(_slice_inner_lines)
+_inner_lines.defvjp(lambda x: (_slice_inner_lines(x), None), _add_inner_lines)
 
 
 class Conv3x3(nn.Module):

@@ -84,7 +84,10 @@ class Tracker:
                 self._task, completed=step, rate=f"{rate:.1f} images/s", loss=f"loss {values['train/loss']:.4f}"
             )
         if "eval/mean_iou" in values:
-            self._bar.update(self._task, score=f"mIoU {values['eval/mean_iou']:.3f}")
+            score = f"mIoU {values['eval/mean_iou']:.3f}"
+            self._bar.update(self._task, score=score)
+            if not self.console.is_terminal:  # a log file has no bar
+                self.console.print(f"step {step}: {score}")
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs a uint8 `[H, W, 3]` picture to TensorBoard."""

@@ -33,7 +33,7 @@ def test_integers_of_every_dtype_up_to_their_range(dtype):
 
 @pytest.mark.parametrize("void", [255, -1, 2**31 - 1])
 def test_masked_pixels_are_not_counted(void):
-    where = RNG.uniform(size=LABELS.shape) < 0.5
+    where = np.random.default_rng(1).uniform(size=LABELS.shape) < 0.5
     expected = sklearn_metrics.confusion_matrix(LABELS[where], PREDICTIONS[where])
     matrix = metrics.confusion_matrix(np.where(where, LABELS, void), np.where(where, PREDICTIONS, -7), 4, where=where)
     np.testing.assert_array_equal(matrix, expected)

@@ -24,8 +24,14 @@ def start(model: UNet):
     return jax.jit(partial(model.init, train=False))(jax.random.key(0), IMAGES[:1])
 
 
+@partial(jax.jit, static_argnums=0)
 def train(model: UNet, variables, images):
     return model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+
+@partial(jax.jit, static_argnums=0)
+def evaluate(model: UNet, variables, images):
+    return model.apply(variables, images, train=False)
 
 
 def assert_trees_close(actual, expected, atol=1e-5):
@@ -57,7 +63,7 @@ def test_parameter_count_is_the_standard_unets(width, millions):
 @pytest.mark.parametrize("size", [(37, 51), (32, 48), (5, 3), (1, 1)])
 def test_logits_have_the_inputs_size(size, padding):
     model = UNet(**SMALL, padding=padding)
-    output = model.apply(start(model), pictures(2, *size, 3), train=False)
+    output = evaluate(model, start(model), pictures(2, *size, 3))
     assert output.logits.shape == (2, *size, 3)
     assert output.features.shape == (2, *size, 4)
     assert np.isfinite(output.logits).all()
@@ -67,13 +73,13 @@ def test_padding_to_size_is_the_reflection():
     model = UNet(**SMALL)
     image = pictures(1, 13, 18, 3)
     reflected = np.pad(image, ((0, 0), (0, 3), (0, 2), (0, 0)), mode="reflect")
-    outputs = [model.apply(start(model), jnp.asarray(x), train=False).logits for x in (image, reflected)]
+    outputs = [evaluate(model, start(model), jnp.asarray(x)).logits for x in (image, reflected)]
     np.testing.assert_allclose(outputs[0], outputs[1][:, :13, :18], atol=1e-5)
 
 
 def test_there_are_no_dropout_outputs_without_dropout_heads():
     model = UNet(**SMALL)
-    output = model.apply(start(model), IMAGES, train=False)
+    output = evaluate(model, start(model), IMAGES)
     assert output.mc_logits is None
     assert output.logit_variance is None
 
@@ -81,7 +87,7 @@ def test_there_are_no_dropout_outputs_without_dropout_heads():
 def test_the_head_is_linear_in_the_features():
     model = UNet(**SMALL)
     variables = start(model)
-    output = model.apply(variables, IMAGES, train=False)
+    output = evaluate(model, variables, IMAGES)
     linear = variables["params"]["head"]["linear"]
     np.testing.assert_allclose(output.features @ linear["kernel"] + linear["bias"], output.logits, atol=1e-5)
 
@@ -172,7 +178,7 @@ def test_a_pixel_is_seen_within_the_receptive_field_and_not_beyond():
     model = UNet(2, width=4, depth=1, norm="none", padding="zeros")
     image = pictures(1, 32, 32, 3)
     variables = start(model)
-    before, after = (model.apply(variables, x, train=False).logits for x in (image, image.at[0, 16, 16].add(3.0)))
+    before, after = (evaluate(model, variables, x).logits for x in (image, image.at[0, 16, 16].add(3.0)))
     rows = np.flatnonzero((np.abs(after - before) > 1e-6).any(axis=(0, 2, 3)))
     assert 16 in rows
     assert 16 - 9 <= rows.min() < 13
@@ -181,7 +187,7 @@ def test_a_pixel_is_seen_within_the_receptive_field_and_not_beyond():
 
 def test_examples_are_independent_in_evaluation():
     model = UNet(**SMALL)
-    both, alone = (model.apply(start(model), x, train=False).logits for x in (IMAGES, IMAGES[1:2]))
+    both, alone = (evaluate(model, start(model), x).logits for x in (IMAGES, IMAGES[1:2]))
     np.testing.assert_allclose(both[1:2], alone, atol=1e-5)
 
 

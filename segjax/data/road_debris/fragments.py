@@ -80,7 +80,7 @@ def piece(random: Stream, road: Layout, near: Piece | None = None) -> Piece | No
     tone = np.array(material.tint) * random.colour(0.05) * np.exp(random.uniform(*material.contrast))
     bend, shift = material.bend * random.uniform(-1.0, 1.0), random.uniform(0.0, 200.0)
     s = u * z / road.focal - road.bend(z)
-    if not road.on_road(s, 1.3 * radius * z / road.focal + 0.1):
+    if road.clearance(s, z) < 1.25 * radius + 0.025:
         return None
     normals, offsets = _outline(random, material)
     return Piece(u, v, radius, normals, offsets, bend, tone, material, shift)
@@ -89,11 +89,11 @@ def piece(random: Stream, road: Layout, near: Piece | None = None) -> Piece | No
 def _outline(random, material):
     """Sides of an irregular polygon: squashed to the material's aspect, turned a little, cut flat at the base."""
     sides, aspect, turn = random.integer(*material.sides), random.uniform(*material.aspect), random.uniform(-0.35, 0.35)
-    start = random.uniform(0.0, 2.0 * np.pi)
-    angles = [start + 2.0 * np.pi * (side + random.uniform(-0.28, 0.28)) / sides for side in range(sides)]
-    flat = np.array([[np.cos(angle), np.sin(angle) / aspect] for angle in angles])
+    corners = np.arange(sides) + random.uniforms(-0.28, 0.28, sides)
+    angles = random.uniform(0.0, 2.0 * np.pi) + corners * (2.0 * np.pi / sides)
+    flat = np.stack([np.cos(angles), np.sin(angles) / aspect], axis=1)
     length = np.sqrt(flat[:, 0] ** 2 + flat[:, 1] ** 2)
-    offsets = np.array([random.uniform(0.62, 1.0) for _ in angles]) / length
+    offsets = random.uniforms(0.62, 1.0, sides) / length
     flat = flat / length[:, None]
     cos, sin = np.cos(turn), np.sin(turn)
     normals = np.stack([cos * flat[:, 0] - sin * flat[:, 1], sin * flat[:, 0] + cos * flat[:, 1]], axis=1)

@@ -40,9 +40,15 @@ class Layout(NamedTuple):
         u = self.focal * (s + self.bend(z)) / z
         return u, self.horizon + self.roll * u + self.focal * self.camera_height / z
 
-    def on_road(self, s: float, margin: float) -> bool:
-        """Whether s is on the asphalt, at least `margin` metres from its edges."""
-        return self.left + margin < s < self.right - margin
+    def clearance(self, s: float, z: float) -> float:
+        """How far inside the road the ground point (s, z) appears: image heights to the nearer edge, negative outside.
+
+        An edge at s leaves the foot of the image at the slope s / camera_height, hence the square root.
+        """
+        return min(
+            sign * (edge - s) * self.focal / z / (1.0 + (edge / self.camera_height) ** 2) ** 0.5
+            for sign, edge in ((1.0, self.right), (-1.0, self.left))
+        )
 
 
 class View(NamedTuple):

@@ -88,10 +88,10 @@ def _paint_lines(random, table, road, scene, colour, inside):
     if random.chance(0.08):
         return marking
     paint = np.array([0.80, 0.80, 0.77]) * random.uniform(0.8, 1.05)
-    worn, width = random.uniform(0.0, 0.75), random.uniform(0.10, 0.17)
+    worn, width = random.uniform(0.0, 0.7), random.uniform(0.10, 0.17)
     period, duty, phase = random.uniform(6.0, 14.0), random.uniform(0.3, 0.6), random.uniform(0.0, 14.0)
-    wear = np.clip(1.0 - worn * (0.75 + 0.8 * grain(table, scene, road, 0.07, 2.0, 33.3)), 0.15, 1.0)
-    wear *= np.clip(1.0 - worn * (0.4 + 1.2 * grain(table, scene, road, 0.9, 6.0, 44.4)), 0.2, 1.0)
+    wear = np.clip(1.0 - worn * (0.75 + 0.8 * grain(table, scene, road, 0.07, 2.0, 33.3)), 0.4, 1.0)
+    wear *= np.clip(1.0 - worn * (0.4 + 1.2 * grain(table, scene, road, 0.9, 6.0, 44.4)), 0.5, 1.0)
     across = scene.z * scene.pixel / road.focal
     thinnest = 0.45 * scene.z / (96.0 * road.focal)  # half a pixel of a 96-row image: the label's lines do not break up
     for line in range(road.lanes + 1):

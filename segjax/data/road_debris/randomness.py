@@ -24,6 +24,10 @@ class Stream:
         """A float in [low, high)."""
         return low + (high - low) * (self._bits.random_raw() >> 11) * 2.0**-53
 
+    def uniforms(self, low: float, high: float, count: int) -> Float[np.ndarray, "count"]:
+        """As many floats in [low, high)."""
+        return low + (high - low) * ((self._bits.random_raw(count) >> np.uint64(11)) * 2.0**-53)
+
     def integer(self, low: int, high: int) -> int:
         """An integer in [low, high]."""
         return low + int(self.uniform() * (high - low + 1))
@@ -38,7 +42,7 @@ class Stream:
 
     def colour(self, spread: float) -> Float[np.ndarray, "3"]:
         """Three factors, each in [1 - spread, 1 + spread)."""
-        return np.array([self.uniform(1 - spread, 1 + spread) for _ in range(3)])
+        return self.uniforms(1.0 - spread, 1.0 + spread, 3)
 
     def table(self) -> Float[np.ndarray, "65536"]:
         """The lattice of `value_noise`: uniform on [-1, 1], steps of 2^-15."""

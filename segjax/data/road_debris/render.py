@@ -116,7 +116,7 @@ def _scatter(random: Stream, road: Layout, share: float) -> list[fragments.Piece
     """Outlines on the road until their areas sum to `share` of the image."""
     pieces, left = [], share * ASPECT
     for _ in range(80):
-        if left <= 0.0:
+        if left < _LEAST_AREA:
             break
         near = pieces[-1] if pieces and random.chance(0.35) else None
         shape = fragments.piece(random, road, near)

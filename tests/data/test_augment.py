@@ -1,0 +1,255 @@
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from segjax.data.augment import augment, example_keys, prepare, resize_logits_to
+from segjax.data.labels import VOID
+
+NEUTRAL = {
+    "size": (24, 32),
+    "crop_fraction": 1.0,
+    "flip": False,
+    "scale": (1.0, 1.0),
+    "rotation": 0.0,
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "mean": (0.4,),
+    "std": (0.2,),
+}
+STATIC = ("size", "flip", "scale", "rotation", "brightness", "contrast", "mean", "std")
+jitted = jax.jit(augment, static_argnames=STATIC)
+
+
+def keys(count: int, seed: int = 0) -> jax.Array:
+    return example_keys(jax.random.key(seed), 5, jnp.arange(count))
+
+
+def scene(batch: int = 4, height: int = 45, width: int = 61, channels: int = 3) -> tuple[jax.Array, jax.Array]:
+    """Noise, and labels in large blocks of 0 to 3."""
+    rng = np.random.default_rng(0)
+    blocks = np.kron(rng.integers(0, 4, (batch, 3, 4)), np.ones((1, -(-height // 3), -(-width // 4))))
+    images = rng.integers(0, 256, (batch, height, width, channels), np.uint8)
+    return jnp.asarray(images), jnp.asarray(blocks[:, :height, :width], jnp.uint8)
+
+
+def run(images, labels, example=None, **settings):
+    return jitted(images, labels, keys(len(images)) if example is None else example, **{**NEUTRAL, **settings})
+
+
+def test_keys_depend_on_seed_step_and_index_alone():
+    def bits(seed, step, *index):
+        return jax.random.key_data(example_keys(jax.random.key(seed), step, jnp.array(index))).tolist()
+
+    assert bits(0, 3, 8, 7) == bits(0, 3, 7, 8)[::-1]
+    assert len({str(b) for b in (bits(0, 3, 7), bits(0, 3, 8), bits(0, 4, 7), bits(1, 3, 7))}) == 4
+
+
+@pytest.mark.parametrize("size", [(24, 32), (45, 61), (90, 50)])
+def test_neutral_settings_are_a_plain_resize(size):
+    images, labels = scene()
+    actual, actual_labels = run(images, labels, size=size)
+    np.testing.assert_allclose(actual, prepare(images, size=size, mean=(0.4,), std=(0.2,)), atol=2e-4)
+    nearest = jax.image.resize(labels, (4, *size), "nearest")
+    np.testing.assert_array_equal(actual_labels, nearest)
+    assert (actual.dtype, actual_labels.dtype) == (jnp.float32, jnp.int32)
+
+
+def test_prepare_is_an_antialiased_resize_of_normalised_pixels():
+    images, _ = scene()
+    mean, std = np.array([0.3, 0.4, 0.5]), np.array([0.1, 0.2, 0.3])
+    resized = jax.image.resize(images / 255, (4, 20, 30, 3), "linear", antialias=True)
+    actual = prepare(images, size=(20, 30), mean=tuple(mean), std=tuple(std))
+    np.testing.assert_allclose(actual, (resized - mean) / std, atol=1e-4)
+
+
+def test_one_channel_images_keep_one_channel():
+    images, labels = scene(channels=1)
+    assert run(images, labels)[0].shape == (4, 24, 32, 1)
+    assert prepare(images, size=(24, 32), mean=(0.5,), std=(0.2,)).shape == (4, 24, 32, 1)
+
+
+# The label painted into the image as a grey value must come out where the label does, whatever the geometry.
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"crop_fraction": 0.6},
+        {"flip": True},
+        {"scale": (0.6, 0.7)},
+        {"scale": (1.5, 2.0)},
+        {"rotation": 40.0},
+        {"crop_fraction": 0.7, "flip": True, "scale": (0.7, 1.4), "rotation": 30.0},
+    ],
+    ids=["crop", "flip", "shrink", "enlarge", "rotation", "all"],
+)
+def test_images_and_labels_share_their_geometry(settings):
+    _, labels = scene(batch=8)
+    painted = jnp.repeat((labels * 60)[..., None], 3, axis=-1)
+    images, actual = run(painted, labels, size=(48, 64), mean=(0.5,), std=(0.25,), **settings)
+    grey = (np.asarray(images) * 0.25 + 0.5) * 255
+    expected = np.where(actual == VOID, 127.5, np.asarray(actual) * 60.0)
+    agrees = np.abs(grey - expected[..., None]).max(-1) < 1
+    flat = far_from_edges(np.asarray(actual))
+    assert flat.mean() > 0.3
+    assert agrees[flat].all()
+    changed = np.asarray(run(painted, labels, size=(48, 64))[1]) != actual
+    assert changed.any(axis=(1, 2)).sum() >= 2
+
+
+def far_from_edges(labels: np.ndarray, reach: int = 2) -> np.ndarray:
+    """Pixels whose neighbourhood all has their label."""
+    height, width = labels.shape[1:]
+    padded = np.pad(labels, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
+    shifts = range(2 * reach + 1)
+    return np.all([padded[:, i : i + height, j : j + width] == labels for i in shifts for j in shifts], axis=0)
+
+
+def test_outside_the_source_is_the_mean_and_void():
+    images = jnp.full((4, 20, 30, 3), 255, jnp.uint8)
+    labels = jnp.zeros((4, 20, 30), jnp.uint8)
+    actual, actual_labels = run(images, labels, scale=(0.5, 0.5), brightness=0.3, contrast=0.3)
+    outside = actual_labels == VOID
+    np.testing.assert_array_equal(actual[outside], 0)
+    np.testing.assert_allclose(outside.mean(), 0.75, atol=0.02)
+
+
+def test_rotation_shows_the_source_beyond_the_window():
+    images, labels = scene(height=90, width=120)
+    _, actual = run(images, labels, crop_fraction=0.4, rotation=20.0)
+    centred = run(images, labels, jnp.broadcast_to(middle_key(), (4,)), crop_fraction=0.4, rotation=20.0)[1]
+    assert (centred != VOID).all()
+    assert (actual != VOID).any()
+
+
+def middle_key() -> jax.Array:
+    """A key that puts the window near the middle of the source."""
+    candidates = keys(64, seed=1)
+    drawn = jax.vmap(lambda key: jax.random.uniform(key, (7,)))(candidates)
+    return candidates[jnp.argmin(jnp.abs(drawn[:, :2] - 0.5).max(axis=1))]
+
+
+def test_a_flip_mirrors_about_half_of_the_examples():
+    images, labels = scene(batch=64, height=24, width=32)
+    actual, actual_labels = run(images, labels, flip=True)
+    plain, _ = run(images, labels)
+    flipped = np.array([np.allclose(a, p[:, ::-1], atol=1e-4) for a, p in zip(actual, plain, strict=True)])
+    kept = np.array([np.allclose(a, p, atol=1e-4) for a, p in zip(actual, plain, strict=True)])
+    assert (flipped ^ kept).all()
+    assert 16 < flipped.sum() < 48
+    np.testing.assert_array_equal(actual_labels, np.where(flipped[:, None, None], labels[..., ::-1], labels))
+
+
+def test_crop_windows_are_uniform_over_the_image():
+    # Every pixel's own coordinate as its value: the first output pixel tells the window's corner.
+    height = width = 100
+    rows = np.broadcast_to(np.arange(height)[:, None, None], (height, width, 1))
+    columns = np.broadcast_to(np.arange(width)[None, :, None], (height, width, 1))
+    images = jnp.asarray(np.concatenate([rows, columns], -1), jnp.uint8)
+    count, fraction = 256, 0.6
+    crop = jax.jit(jax.vmap(lambda key: augment(images[None], images[None, ..., 0], key[None], **settings)[0][0]))
+    settings = {**NEUTRAL, "size": (6, 6), "crop_fraction": fraction, "mean": (0.0,), "std": (1.0,)}
+    corner = np.asarray(crop(keys(count)))[:, 0, 0] * 255 + 0.5 - 0.5 * fraction * 100 / 6
+    place = np.sort(corner / (100 * (1 - fraction)), axis=0)
+    assert -0.02 < place.min() < place.max() < 1.02
+    uniform = (np.arange(count) + 0.5) / count
+    assert np.abs(place - uniform[:, None]).max() < 1.63 / np.sqrt(count)  # Kolmogorov-Smirnov at 1 %
+
+
+def test_labels_are_never_mixed():
+    images, labels = scene()
+    strange = jnp.array([0, 7, 200, 254], jnp.uint8)[labels]
+    _, actual = run(images, strange, crop_fraction=0.5, flip=True, scale=(0.5, 2.0), rotation=45.0)
+    assert set(np.unique(actual)) <= {0, 7, 200, 254, VOID}
+
+
+def test_brightness_and_contrast_shift_and_stretch_about_the_mean():
+    images, labels = scene(batch=16)
+    plain, _ = run(images, labels)
+    brighter, _ = run(images, labels, brightness=0.2)
+    offsets = np.asarray(brighter - plain).reshape(16, -1) * 0.2
+    np.testing.assert_allclose(offsets.std(axis=1), 0, atol=1e-5)
+    assert offsets.mean(axis=1).min() < -0.05 < 0.05 < offsets.mean(axis=1).max() <= 0.2
+    steeper, _ = run(images, labels, contrast=0.5)
+    factors = np.asarray((steeper * plain).sum((1, 2, 3)) / (plain**2).sum((1, 2, 3)))
+    np.testing.assert_allclose(steeper, factors[:, None, None, None] * plain, atol=1e-4)
+    assert 0.5 <= factors.min() < 0.8 < 1.2 < factors.max() <= 1.5
+
+
+def test_an_example_comes_out_the_same_at_any_place_of_any_batch():
+    images, labels = scene()
+    busy = {"crop_fraction": 0.7, "flip": True, "scale": (0.8, 1.2), "rotation": 10.0, "brightness": 0.1}
+    together = run(images, labels, **busy)
+    order = jnp.array([2, 0, 3, 1])
+    shuffled = run(images[order], labels[order], keys(4)[order], **busy)
+    chex.assert_trees_all_close(shuffled, jax.tree.map(lambda x: x[order], together), atol=1e-5)
+    sharding = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("devices",)), P("devices"))
+    spread = run(*jax.device_put((images, labels, keys(4)), sharding), **busy)
+    chex.assert_trees_all_close(jax.device_get(spread), jax.device_get(together), atol=1e-5)
+
+
+def test_all_crop_fractions_share_one_trace():
+    images, labels = scene()
+    traced = jax.jit(chex.assert_max_traces(partial(augment, **{k: NEUTRAL[k] for k in STATIC}), n=1))
+    chex.clear_trace_counter()
+    outputs = [traced(images, labels, keys(4), crop_fraction=jnp.float32(f))[0] for f in (0.6, 0.75, 1.0)]
+    assert not np.allclose(outputs[0], outputs[2])
+
+
+def test_no_rotation_costs_no_gather_of_the_image():
+    images, labels = scene()
+
+    def gathers(rotation):
+        settings = {**NEUTRAL, "rotation": rotation}
+        return str(jax.make_jaxpr(partial(augment, **settings))(images, labels, keys(4))).count("gather[")
+
+    assert gathers(0.0) == 1
+    assert gathers(10.0) > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"images": jnp.zeros((1, 4, 4, 3))}, TypeError, "images must be uint8, as decoded; got float32"),
+        ({"images": jnp.zeros((4, 4, 3), jnp.uint8)}, ValueError, r"images must be \[batch.*got shape \(4, 4, 3\)"),
+        ({"labels": jnp.zeros((1, 4, 4), jnp.int32)}, TypeError, "labels must be uint8 class indices; got int32"),
+        ({"labels": jnp.zeros((1, 4, 5), jnp.uint8)}, ValueError, r"images' shape \(1, 4, 4\); got \(1, 4, 5\)"),
+        ({"size": (0, 4)}, ValueError, r"positive height and width; got \(0, 4\)"),
+        ({"mean": (0.5, 0.5)}, ValueError, r"mean needs one value or one for each of 3 channels; got \(0.5, 0.5\)"),
+        ({"std": (0.0,)}, ValueError, r"std must be positive; got \(0.0,\)"),
+        ({"crop_fraction": 1.5}, ValueError, r"crop_fraction must be in \(0, 1\]; got 1.5"),
+        ({"crop_fraction": 0.0}, ValueError, r"crop_fraction must be in \(0, 1\]; got 0.0"),
+        ({"scale": (1.2, 0.8)}, ValueError, r"0 < lo <= hi; got \(1.2, 0.8\)"),
+        ({"rotation": -1.0}, ValueError, r"\[0, 180\] degrees; got -1.0"),
+        ({"contrast": -0.1}, ValueError, "must not be negative; got 0.0 and -0.1"),
+    ],
+)
+def test_wrong_arguments_are_named(change, error, message):
+    arrays = {"images": jnp.zeros((1, 4, 4, 3), jnp.uint8), "labels": jnp.zeros((1, 4, 4), jnp.uint8)}
+    with pytest.raises(error, match=message):
+        augment(**{**arrays, "keys": keys(1), **NEUTRAL, **change})
+
+
+def test_logits_of_canvas_size_are_a_bilinear_resize():
+    logits = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
+    for canvas in ((17, 23), (4, 5)):
+        actual = resize_logits_to(logits, canvas, jnp.full((2, 2), jnp.array(canvas)))
+        expected = jax.image.resize(logits, (2, *canvas, 3), "bilinear", antialias=False)
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_every_size_of_example_shares_one_trace():
+    logits = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
+    traced = jax.jit(chex.assert_max_traces(lambda logits, sizes: resize_logits_to(logits, (20, 30), sizes), n=1))
+    chex.clear_trace_counter()
+    for sizes in ([[20, 30], [13, 7]], [[5, 30], [20, 1]]):
+        actual = traced(logits, jnp.array(sizes))
+        for example, image, (height, width) in zip(actual, logits, sizes, strict=True):
+            expected = jax.image.resize(image, (height, width, 3), "bilinear", antialias=False)
+            np.testing.assert_allclose(example[:height, :width], expected, atol=1e-5)
+            assert not example[height:].any()
+            assert not example[:, width:].any()

@@ -1,0 +1,129 @@
+"""The command lines as a person types them: real processes, a tiny run, its scores, its predictions, its mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = (
+    "data.scene_size=(64, 96)",
+    "data.train_examples=8",
+    "data.val_examples=4",
+    "data.size=(32, 48)",
+    "model.width=4",
+    "model.depth=2",
+    "training.steps=2",
+    "training.global_batch=4",
+    "training.log_every=1",
+)
+
+
+def segjax(*arguments, timeout=300):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def train(workdir, *overrides):
+    return segjax(
+        "segjax.train",
+        "--config=configs/road_debris_ablation.py",
+        f"--workdir={workdir}",
+        *(f"--config.{o}" for o in (*TINY, *overrides)),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("commands")
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """A trained workdir, and what training printed."""
+    done = train(folder / "run", f"data.data_dir={folder / 'prepared'}", "data.workers=1")
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done.stdout
+
+
+def test_training_shows_the_plan_a_bar_and_the_table(run):
+    _, printed = run
+    for part in (
+        "8 training and 4 evaluation images",
+        "2 steps",
+        "images/s",
+        "debris",
+        "mean_iou",
+        "average_precision",
+    ):
+        assert part in printed
+
+
+def test_evaluation_gives_the_scores_that_training_ended_with(run):
+    workdir, _ = run
+    done = segjax("segjax.evaluate", f"--checkpoint={workdir}/checkpoints/latest")
+    assert done.returncode == 0, done.stderr
+    assert "debris" in done.stdout
+    scores = json.loads((workdir / "scores_val_2.json").read_text())
+    assert scores["confusion"] == json.loads((workdir / "scores.json").read_text())["confusion"]
+    assert scores["provenance"]["command"].startswith("python -m segjax.evaluate --checkpoint=")
+
+
+def test_prediction_writes_a_mask_and_an_overlay_of_the_images_own_size(run, tmp_path):
+    image = tmp_path / "strada bagnata è.png"
+    assert cv2.imwrite(str(image), np.full((50, 70, 3), 120, np.uint8))
+    done = segjax("segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", image)
+    assert done.returncode == 0, done.stderr
+    mask = cv2.imread(str(tmp_path / "out" / "strada bagnata è_mask.png"), cv2.IMREAD_UNCHANGED)
+    overlay = cv2.imread(str(tmp_path / "out" / "strada bagnata è_overlay.png"))
+    assert mask.shape == (50, 70)
+    assert set(np.unique(mask)) <= {0, 1}
+    assert overlay.shape == (50, 70, 3)
+
+
+def test_a_file_that_is_no_image_is_named_in_one_line(run, tmp_path):
+    text = tmp_path / "notes.png"
+    text.write_text("not an image")
+    done = segjax("segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", text)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: {text}: cannot be decoded")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_misspelt_key_is_refused_with_the_right_one(folder):
+    done = train(folder / "never", "objective.gama=2")
+    assert done.returncode != 0
+    assert 'Did you mean "objective.gamma"' in done.stderr or 'Did you mean "gamma"' in done.stderr
+    assert not (folder / "never").exists()
+
+
+def test_training_works_where_nobody_parsed_absl_flags(folder):
+    """As in a notebook: no file behind `__main__`, no absl app, and worker processes all the same."""
+    program = (
+        "from configs.road_debris_ablation import get_config\n"
+        "from segjax.training import train\n"
+        "config = get_config()\n"
+        f"config.data.data_dir = {str(folder / 'prepared')!r}\n"
+        "config.data.scene_size, config.data.size = (64, 96), (32, 48)\n"
+        "config.data.train_examples, config.data.val_examples, config.data.workers = 8, 4, 1\n"
+        "config.model.width, config.model.depth = 4, 2\n"
+        "config.training.steps, config.training.global_batch = 1, 4\n"
+        f"print('images', train(config, {str(folder / 'notebook')!r})['images'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "images 4" in done.stdout
