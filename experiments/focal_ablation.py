@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
-import jax
 import numpy as np
 import rich.console
 from absl import flags
@@ -18,13 +17,11 @@ from ml_collections import ConfigDict
 
 from configs import road_debris_ablation
 from segjax import cli
-from segjax.data import colorize, open_split
-from segjax.inference import overlay
 from segjax.reporting import Table, markdown, show, to_csv
-from segjax.training import load_run, train
+from segjax.training import load_run, open_split, run_predictor, train
+from segjax.training.evaluation import contact_sheet, rarest_first
 from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
-from segjax.training.step import classify, make_predict
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Where the runs, the table and the picture go.")
 _STEPS = flags.DEFINE_integer("steps", None, "Steps a loss; default the config's.")
@@ -67,24 +64,12 @@ def row(cell: Cell, scores: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def picture(folders: list[Path], count: int = 3, scale: int = 2) -> np.ndarray:
-    """A row a scene: image, truth, and what each trained network predicts; the scenes with the most debris."""
+def picture(folders: list[Path], count: int = 3) -> np.ndarray:
+    """A row a scene with much debris: image, truth, and what each trained network predicts; twice the size."""
     runs = [load_run(folder / "checkpoints" / "latest") for folder in folders]
     source = open_split(runs[0].config.data, runs[0].config.data.eval_split)
-    palette = runs[0].label_set.palette * np.array([[0], [1]], np.uint8)  # paint debris only
-    predicts = [jax.jit(make_predict(run.config, run.model), static_argnames="canvas") for run in runs]
-    records = sorted((source[i] for i in range(len(source))), key=lambda r: -(r["label"] == 1).sum())[:count]
-    rows = []
-    for record in records:
-        image, label = record["image"], record["label"]
-        masks = [label]
-        for run, predict in zip(runs, predicts, strict=True):
-            logits = predict(run.state, image[None], np.array([label.shape], np.int32), label.shape)
-            masks.append(np.asarray(classify(logits)[0]))
-        rows.append(
-            np.concatenate([image, *(overlay(image, colorize(m, palette), opacity=0.8) for m in masks)], axis=1)
-        )
-    return np.concatenate(rows).repeat(scale, axis=0).repeat(scale, axis=1)
+    sheet = contact_sheet([run_predictor(run) for run in runs], source, rarest_first(source, 1)[:count])
+    return sheet.repeat(2, axis=0).repeat(2, axis=1)
 
 
 def main(argv: list[str]) -> None:

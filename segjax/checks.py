@@ -35,16 +35,13 @@ def same_shape(name: str, shape: Sequence[int], expected_name: str, expected: Se
 
 
 def spread(name: str, value: Any, shape: Sequence[int]) -> jax.Array:
-    """`value` broadcast to `shape`: same rank, each axis equal or 1, or a ValueError that names it.
-
-    NumPy's rule would align a `[B]` mask with the *last* axis, the width: silent whenever B equals it.
-    """
+    """`value` broadcast to `shape` by NumPy's rule (axes align from the last), or a ValueError that names it."""
     array = jnp.asarray(value)
-    fits = array.ndim == len(shape) and all(have in (1, want) for have, want in zip(array.shape, shape, strict=True))
+    fits = array.ndim <= len(shape) and all(
+        have in (1, want) for have, want in zip(reversed(array.shape), reversed(tuple(shape)), strict=False)
+    )
     if not fits:
-        raise ValueError(
-            f"{name} must have shape {tuple(shape)}, or 1 in place of an axis it is the same along; got {array.shape}"
-        )
+        raise ValueError(f"{name} must have shape {tuple(shape)} or one that broadcasts to it; got {array.shape}")
     return jnp.broadcast_to(array, shape)
 
 

@@ -5,10 +5,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from segjax.data import DataError
-from segjax.training import ConfigError, NonFiniteLoss
-
-MISTAKES = (ConfigError, DataError, NonFiniteLoss, FileNotFoundError)
+from segjax.training import MISTAKES
 
 
 def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:

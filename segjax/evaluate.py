@@ -6,17 +6,12 @@ import rich.console
 from absl import app, flags
 
 from segjax import cli
-from segjax.data import open_split
 from segjax.reporting import per_class_table, show, summary_line
-from segjax.training import load_run, parallel
-from segjax.training.evaluation import evaluate
+from segjax.training import load_run, score_run
 from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
-from segjax.training.step import make_eval_step
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run's workdir (its best checkpoint) or WORKDIR/checkpoints/STEP."
-)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
 _SPLIT = flags.DEFINE_string("split", None, "The split to score; default the config's data.eval_split.")
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file; default WORKDIR/scores_SPLIT_STEP.json.")
 
@@ -25,21 +20,10 @@ def main(argv: list[str]) -> None:
     """Scores every image of a split once, prints the table and writes the JSON file."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    run = load_run(_CHECKPOINT.value)
+    console, run = rich.console.Console(), load_run(_CHECKPOINT.value)
     split, step = _SPLIT.value or run.config.data.eval_split, int(run.state.step)
-    source = open_split(run.config.data, split)
-    mesh = parallel.make_mesh()
-    parallel.check_batch(run.config, mesh)
-    names = run.label_set.names
-    eval_step = parallel.map_step(
-        make_eval_step(run.config, run.model, len(names), parallel.axis_name(run.config)),
-        run.config,
-        mesh,
-        arguments=2,
-    )
-    scores = evaluate(eval_step, parallel.replicate(run.state, run.config, mesh), source, run.config, mesh)
-    console = rich.console.Console()
-    show(per_class_table(scores, names, f"{run.config.data.name}, {split}, step {step}"), console)
+    scores = score_run(run, split)
+    show(per_class_table(scores, f"{run.config.data.name}, {split}, step {step}"), console)
     console.print(summary_line(scores))
     output = Path(_OUTPUT.value or run.workdir / f"scores_{split}_{step}.json")
     write_json(output, {"split": split, "step": step, **scores, "provenance": provenance()})

@@ -3,20 +3,14 @@
 from pathlib import Path
 
 import cv2
-import jax
-import numpy as np
 from absl import app, flags
 
 from segjax import cli
-from segjax.data import colorize
-from segjax.data.source import decode_image
+from segjax.data.labels import colorize
 from segjax.inference import overlay
-from segjax.training import load_run
-from segjax.training.step import classify, make_predict
+from segjax.training import load_run, predict_file, run_predictor
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run's workdir (its best checkpoint) or WORKDIR/checkpoints/STEP."
-)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
 _OUTPUT = flags.DEFINE_string(
     "output", "predictions", "The folder for NAME_mask.png (class indices) and NAME_overlay.png."
 )
@@ -28,14 +22,11 @@ def main(argv: list[str]) -> None:
     if not images:
         raise app.UsageError("name at least one image")
     run = load_run(_CHECKPOINT.value)
-    predict = jax.jit(make_predict(run.config, run.model), static_argnames="canvas")
+    predict = run_predictor(run)
     output = Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     for path in images:
-        image = decode_image(path.read_bytes(), run.config.data.channels, str(path))
-        size = image.shape[:2]
-        logits = predict(run.state, image[None], np.array([size], np.int32), size)
-        mask = np.asarray(classify(logits)[0], np.uint8)
+        image, mask = predict_file(run, predict, path)
         picture = overlay(image, colorize(mask, run.label_set.palette))
         for suffix, pixels in (("mask", mask), ("overlay", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))):
             target = output / f"{path.stem}_{suffix}.png"

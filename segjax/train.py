@@ -5,7 +5,6 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from segjax import cli
-from segjax.data import open_split
 from segjax.reporting import per_class_table, show, summary_line
 from segjax.training import train
 
@@ -17,13 +16,9 @@ def main(argv: list[str]) -> None:
     """Trains, then prints the per-class table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    console = rich.console.Console()
-    config = _CONFIG.value
+    console, config = rich.console.Console(), _CONFIG.value
     scores = train(config, _WORKDIR.value, console=console)
-    names = open_split(config.data, config.data.eval_split).label_set.names
-    show(
-        per_class_table(scores, names, f"{config.data.name}, {config.data.eval_split}, step {scores['steps']}"), console
-    )
+    show(per_class_table(scores, f"{config.data.name}, {config.data.eval_split}, step {scores['steps']}"), console)
     console.print(summary_line(scores))
 
 

@@ -35,7 +35,7 @@ def softmax_cross_entropy(
     Args:
         logits: z, `[..., C]`, C ≥ 2, class last. A class switched off by a logit of -inf is fine, if one other is left.
         labels: y, integers in [0, C), `[...]`.
-        where: boolean `[...]` or with 1 in place of an axis; False: no such pixel.
+        where: boolean `[...]`, broadcastable; False: no such pixel.
         class_weights: w, `[C]`, for instance from `class_weights(counts, scheme)`.
         label_smoothing: ε in [0, 1].
 
@@ -92,7 +92,7 @@ def softmax_focal_loss(
         labels: y, integers in [0, C), `[...]`.
         gamma: γ ≥ 0, a scalar.
         alpha: α, `[C]`, or None for 1. A scalar is an error: it weighs positives against negatives, and here are none.
-        where: boolean `[...]` or with 1 in place of an axis; False: no such pixel.
+        where: boolean `[...]`, broadcastable; False: no such pixel.
 
     Returns:
         `[...]`, in nats, at least float32. Not reduced; the paper divides by the number of positives.
@@ -138,7 +138,7 @@ def sigmoid_cross_entropy(
     Args:
         logits: z, any shape. For multi-label problems `[..., C]`: each class is a problem of its own.
         targets: t, the same shape: boolean, integers 0 and 1, or floats in [0, 1] (soft). Constants: no gradient.
-        where: boolean of that shape or with 1 in place of an axis; False: no such pixel.
+        where: boolean of that shape or broadcastable to it; False: no such pixel.
         alpha: α in [0, 1], a scalar, or None.
 
     Returns:
@@ -181,7 +181,7 @@ def sigmoid_focal_loss(
         targets: t, the same shape: boolean, integers 0 and 1, or floats in [0, 1] (soft). Constants: no gradient.
         gamma: γ ≥ 0, a scalar.
         alpha: α in [0, 1], a scalar, or None for no balance.
-        where: boolean of that shape or with 1 in place of an axis; False: no such pixel.
+        where: boolean of that shape or broadcastable to it; False: no such pixel.
 
     Returns:
         The loss of each logit, in nats, the shape of the logits, at least float32. Not reduced: the paper's reduction

@@ -32,11 +32,11 @@ def mean(
 
     Args:
         per_pixel: l, the unreduced loss, any shape.
-        where: boolean of that shape or with 1 in place of an axis; False: no such pixel. It protects the *value* only:
+        where: boolean of that shape or broadcastable to it; False: no such pixel. It protects the *value* only:
             give it to the per-pixel loss too, or a masked NaN logit still gives a NaN gradient.
-        weights: w ≥ 0, that shape or with 1 in place of an axis; 1 if not given. They multiply the loss whatever the
+        weights: w ≥ 0, that shape or broadcastable to it; 1 if not given. They multiply the loss whatever the
             normalizer, which only says what to divide by.
-        positives: boolean, that shape or with 1 in place of an axis; read by `normalizer="positives"` only.
+        positives: boolean, that shape or broadcastable to it; read by `normalizer="positives"` only.
         normalizer: "valid" divides by the number of kept pixels, "weights" by their weight, "positives" by the number
             of positive ones, at least 1 (the focal loss paper's: easy negatives then do not dilute the loss).
         axis_name: the mapped device axis, or None under `jit`. Inside a map every device gets the same *global* loss;

@@ -32,7 +32,7 @@ def confusion_matrix(
         labels: the true classes, integers in [0, num_classes), any shape.
         predictions: the predicted classes, integers in [0, num_classes), the same shape.
         num_classes: C ≥ 1, static.
-        where: boolean of that shape or with 1 in place of an axis; False: no such pixel, whatever its label.
+        where: boolean of that shape or broadcastable to it; False: no such pixel, whatever its label.
         axis_name: the mapped device axis, or None under `jit`.
 
     Returns:

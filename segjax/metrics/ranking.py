@@ -44,7 +44,7 @@ def score_histogram(
     Args:
         logits: z, any shape: log p/(1-p) of the score. (`jax.scipy.special.logit` turns probabilities into logits.)
         targets: boolean, or integers 0 and 1, the same shape.
-        where: boolean of that shape or with 1 in place of an axis; False: no such pixel, whatever its logit or target.
+        where: boolean of that shape or broadcastable to it; False: no such pixel, whatever its logit or target.
         axis_name: the mapped device axis, or None under `jit`.
 
     Returns:

@@ -65,13 +65,13 @@ def to_csv(table: Table) -> str:
     return text.getvalue()
 
 
-def per_class_table(scores: dict[str, Any], names: tuple[str, ...], title: str) -> Table:
-    """IoU, Dice, precision and recall of each class, and their means, from `segmentation_scores`' dictionary."""
+def per_class_table(scores: dict[str, Any], title: str) -> Table:
+    """IoU, Dice, precision and recall of each class, and their means, from an evaluation's dictionary."""
     columns = ("iou", "dice", "precision", "recall")
     pixels = [sum(row) for row in scores["confusion"]]
     rows = [
         (name, pixels[i] / max(sum(pixels), 1), *(scores[f"{c}_per_class"][i] for c in columns))
-        for i, name in enumerate(names)
+        for i, name in enumerate(scores["classes"])
     ]
     mean = ("mean", None, scores["mean_iou"], scores["mean_dice"], None, scores["mean_accuracy"])
     return Table(title, ("class", "share", "IoU", "Dice", "precision", "recall"), [*rows, mean])

@@ -1,5 +1,6 @@
 """Checkpoints by orbax: the latest and the best are kept, each with the loader's position beside the state."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,14 @@ class Checkpoints:
         keep = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(n=1),
-                checkpoint_managers.BestN(
-                    n=1, get_metric_fn=lambda m: m["score"], keep_checkpoints_without_metrics=False
-                ),
+                checkpoint_managers.BestN(n=1, get_metric_fn=_rank, keep_checkpoints_without_metrics=False),
             ]
         )
         self._manager = ocp.CheckpointManager(
             folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep,
-                best_fn=lambda m: m["score"],
+                best_fn=_rank,
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
@@ -60,7 +59,7 @@ class Checkpoints:
                     _POSITION: ocp.args.JsonSave(position),
                 }
             ),
-            metrics=None if score is None else {"score": score},
+            metrics={"score": score},
         )
 
     def latest_step(self) -> int | None:
@@ -72,9 +71,8 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps())
         if not steps:
             raise FileNotFoundError(f"{self._folder} holds no finished checkpoint")
-        step = {"best": self._manager.best_step, "latest": self._manager.latest_step}.get(which, lambda: which)()
-        if step is None:  # no evaluation was reached: the newest is all there is
-            return steps[-1]
+        by_name = {"best": self._manager.best_step, "latest": self._manager.latest_step}
+        step = by_name[which]() if which in by_name else which
         if str(step) not in map(str, steps):
             raise FileNotFoundError(
                 f"{self._folder} holds no checkpoint {which!r}; expected best, latest or one of "
@@ -95,6 +93,11 @@ class Checkpoints:
         )
         state = restored[_STATE]
         return state.replace(key=jax.random.wrap_key_data(state.key)), restored[_POSITION]
+
+
+def _rank(metrics: dict[str, float | None]) -> float:
+    """The order of checkpoints: by score, and those that were not scored (None) below all that were."""
+    return -math.inf if metrics["score"] is None else metrics["score"]
 
 
 def _storable(state: TrainState) -> TrainState:

@@ -1,6 +1,6 @@
 """Scores of a state on a whole split: counts from the device, added on the host, turned into numbers at the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from segjax import metrics
 from segjax.data import Source, colorize, eval_batches
 from segjax.training import parallel
-from segjax.training.step import TrainState, classify
+from segjax.training.step import TrainState
 
 # What the device reads of a batch; file names stay on the host.
 _DEVICE_KEYS = ("image", "label", "size", "where")
@@ -27,8 +27,8 @@ def evaluate(eval_step: Callable, state: TrainState, source: Source, config: Con
       mesh: the devices.
 
     Returns:
-      `segjax.metrics.segmentation_scores`' keys as floats and lists, "confusion" (int64 rows), "images", and for two
-      classes "average_precision", "average_precision_bounds" and "auroc" of class 1. Ready for JSON.
+      `segjax.metrics.segmentation_scores`' keys as floats and lists, "confusion" (int64 rows), "images", "classes" (the
+      names), and for two classes "average_precision", "average_precision_bounds", "auroc" of class 1. Ready for JSON.
     """
     totals: dict[str, np.ndarray] | None = None
     batches = eval_batches(
@@ -46,7 +46,7 @@ def evaluate(eval_step: Callable, state: TrainState, source: Source, config: Con
         # int32 on the device is exact for a batch; a split of Cityscapes' size needs int64.
         counts = jax.tree.map(lambda x: np.asarray(x, np.int64), parallel.unreplicate(counts, config))
         totals = counts if totals is None else jax.tree.map(np.add, totals, counts)
-    return {"images": images, **scores(totals)}
+    return {"images": images, "classes": list(source.label_set.names), **scores(totals)}
 
 
 def scores(counts: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -60,24 +60,28 @@ def scores(counts: dict[str, np.ndarray]) -> dict[str, Any]:
     return result
 
 
-def contact_sheet(predict: Callable, state: TrainState, source: Source, count: int = 4) -> np.ndarray:
-    """The first `count` images of `source`, a row each: image, truth, prediction; uint8 `[H, W, 3]`.
+def contact_sheet(predictors: Sequence[Callable], source: Source, indices: Iterable[int]) -> np.ndarray:
+    """A picture to look at: a row an image of `source`, with image, truth and what each predictor says.
 
-    `predict` is `make_predict`'s function, jitted; `state` is one copy, not replicated.
+    Args:
+      predictors: functions from a uint8 image `[H, W, C]` to a class a pixel, `[H, W]`.
+      source: the split.
+      indices: which of its images.
+
+    Returns:
+      uint8 RGB `[height, width, 3]`; black is void, and where a smaller image ends.
     """
-    rows = []
     palette = source.label_set.palette
-    for i in range(min(count, len(source))):
-        record = source[i]
-        image, label = record["image"], record["label"]
-        logits = predict(state, image[None], np.array([label.shape], np.int32), label.shape)
-        predicted = np.asarray(classify(logits)[0])
-        colour = np.broadcast_to(image, (*image.shape[:2], 3))
-        rows.append(np.concatenate([colour, colorize(label, palette), colorize(predicted, palette)], axis=1))
-    width, height = max(r.shape[1] for r in rows), sum(r.shape[0] for r in rows)
-    sheet = np.zeros((height, width, 3), np.uint8)
-    top = 0
-    for row in rows:
-        sheet[top : top + row.shape[0], : row.shape[1]] = row
-        top += row.shape[0]
-    return sheet
+    rows = []
+    for index in indices:
+        image, label = source[index]["image"], source[index]["label"]
+        masks = [label, *(predict(image) for predict in predictors)]
+        rows.append(np.hstack([np.broadcast_to(image, (*label.shape, 3)), *(colorize(m, palette) for m in masks)]))
+    width = max(row.shape[1] for row in rows)
+    return np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
+
+
+def rarest_first(source: Source, label: int) -> list[int]:
+    """The images of `source` in the order of how many pixels of class `label` they have, most first."""
+    counts = [int((source[i]["label"] == label).sum()) for i in range(len(source))]
+    return sorted(range(len(source)), key=lambda i: -counts[i])

@@ -20,7 +20,7 @@ from segjax.training.defaults import ConfigError, leaves, validate
 from segjax.training.evaluation import contact_sheet, evaluate
 from segjax.training.objective import hyper_from_config
 from segjax.training.provenance import provenance
-from segjax.training.step import TrainState, init_state, make_eval_step, make_model, make_predict, make_train_step
+from segjax.training.step import TrainState, init_state, make_eval_step, make_model, make_predictor, make_train_step
 from segjax.training.tracker import Tracker
 
 CONFIG_FILE = "config.json"
@@ -91,7 +91,8 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
                     scores = evaluate(machine.eval_step, state, eval_source, config, mesh)
                     score = headline(scores)
                     tracker.scalars(step, {f"eval/{k}": v for k, v in scores.items() if isinstance(v, float)})
-                    sheet = contact_sheet(machine.predict, parallel.unreplicate(state, config), eval_source)
+                    predict = machine.predictor(parallel.unreplicate(state, config))
+                    sheet = contact_sheet([predict], eval_source, range(min(4, len(eval_source))))
                     tracker.image(step, "eval/image_truth_prediction", sheet)
                 checkpoints.save(parallel.unreplicate(state, config), batches.get_state(), score)
         if scores is None:  # the run had ended before: score what it ended with
@@ -108,7 +109,7 @@ class _Machine(NamedTuple):
     model: Any
     train_step: Callable
     eval_step: Callable
-    predict: Callable
+    predictor: Callable
 
 
 def _build(config: ConfigDict, mesh: Mesh, num_classes: int) -> _Machine:
@@ -122,7 +123,7 @@ def _build(config: ConfigDict, mesh: Mesh, num_classes: int) -> _Machine:
         model,
         parallel.map_step(train_step, config, mesh, arguments=3, donate=True),
         parallel.map_step(eval_step, config, mesh, arguments=2),
-        jax.jit(make_predict(config, model), static_argnames="canvas"),
+        make_predictor(config, model),
     )
 
 

@@ -49,13 +49,11 @@ def _softmax_focal(logits, labels, where, hyper):
 
 
 def _sigmoid_cross_entropy(logits, labels, where, hyper):
-    targets = (labels == 1).astype(logits.dtype)
-    return losses.sigmoid_cross_entropy(logits[..., 0], targets, where=where, alpha=hyper.alpha)
+    return losses.sigmoid_cross_entropy(logits[..., 0], labels, where=where, alpha=hyper.alpha)
 
 
 def _sigmoid_focal(logits, labels, where, hyper):
-    targets = (labels == 1).astype(logits.dtype)
-    return losses.sigmoid_focal_loss(logits[..., 0], targets, gamma=hyper.gamma, alpha=hyper.alpha, where=where)
+    return losses.sigmoid_focal_loss(logits[..., 0], labels, gamma=hyper.gamma, alpha=hyper.alpha, where=where)
 
 
 PIXEL_LOSSES: dict[str, Callable] = {

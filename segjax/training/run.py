@@ -1,17 +1,21 @@
 """A finished or running workdir, opened again: what evaluation and prediction start from."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from segjax.data import LabelSet, label_set
+from segjax.data import LabelSet, label_set, open_split
+from segjax.data.source import decode_image
 from segjax.training import parallel
 from segjax.training.checkpoint import FOLDER, Checkpoints
 from segjax.training.defaults import from_leaves
+from segjax.training.evaluation import evaluate
 from segjax.training.loop import CONFIG_FILE
-from segjax.training.step import TrainState, init_state, make_model
+from segjax.training.step import TrainState, init_state, make_eval_step, make_model, make_predictor
 
 
 class Run(NamedTuple):
@@ -52,3 +56,32 @@ def load_run(path: str | Path) -> Run:
     with Checkpoints(workdir, read_only=True) as checkpoints:
         state, _ = checkpoints.restore(init_state(config, model), checkpoints.step_named(which))
     return Run(workdir, config, model, state, labels)
+
+
+def score_run(run: Run, split: str) -> dict[str, Any]:
+    """Scores `run` on a split of its data set, on all devices: `evaluation.evaluate`'s dictionary."""
+    mesh = parallel.make_mesh()
+    parallel.check_batch(run.config, mesh)
+    step = make_eval_step(run.config, run.model, len(run.label_set.names), parallel.axis_name(run.config))
+    return evaluate(
+        parallel.map_step(step, run.config, mesh, arguments=2),
+        parallel.replicate(run.state, run.config, mesh),
+        open_split(run.config.data, split),
+        run.config,
+        mesh,
+    )
+
+
+def predict_file(run: Run, predict: Callable, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads an image file and predicts it with `run_predictor`'s function: image uint8 `[H, W, C]`, mask `[H, W]`.
+
+    Raises:
+      DataError: the file is no image.
+    """
+    image = decode_image(path.read_bytes(), run.config.data.channels, str(path))
+    return image, predict(image)
+
+
+def run_predictor(run: Run) -> Callable:
+    """`predict(image) -> mask` with the run's network: uint8 `[H, W, C]` to its class a pixel, uint8 `[H, W]`."""
+    return make_predictor(run.config, run.model)(run.state)

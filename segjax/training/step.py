@@ -7,6 +7,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -184,6 +185,20 @@ def make_predict(config: ConfigDict, model: nn.Module) -> Callable:
 def classify(logits: jax.Array) -> jax.Array:
     """The predicted class a pixel: the larger logit, or for one logit whether it is positive (p > 0.5)."""
     return (logits[..., 0] > 0).astype(jnp.int32) if logits.shape[-1] == 1 else jnp.argmax(logits, axis=-1)
+
+
+def make_predictor(config: ConfigDict, model: nn.Module) -> Callable:
+    """Builds `predictor(state)(image) -> mask`: a uint8 image `[H, W, C]` to its class a pixel, uint8 `[H, W]`."""
+    compiled = jax.jit(make_predict(config, model), static_argnames="canvas")
+
+    def predictor(state: TrainState) -> Callable:
+        def predict(image: np.ndarray) -> np.ndarray:
+            size = image.shape[:2]
+            return np.asarray(classify(compiled(state, image[None], np.array([size], np.int32), size))[0], np.uint8)
+
+        return predict
+
+    return predictor
 
 
 def make_eval_step(config: ConfigDict, model: nn.Module, num_classes: int, axis_name: str | None) -> Callable:

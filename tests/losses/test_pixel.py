@@ -299,8 +299,8 @@ def test_a_kept_label_that_is_no_class_gives_nan_loudly(name, label):
     np.testing.assert_array_equal(np.isnan(gradient).any(-1), bad)
 
 
-@pytest.mark.parametrize("mask", [(1, 4, 5), (2, 1, 1)])
-def test_a_mask_may_be_the_same_along_an_axis(mask):
+@pytest.mark.parametrize("mask", [(1, 4, 5), (2, 1, 1), (4, 5), (5,), ()])
+def test_a_mask_broadcasts(mask):
     part = np.random.default_rng(1).uniform(size=mask) < 0.5
     full = np.broadcast_to(part, LABELS.shape)
     for loss in COMPILED.values():
@@ -398,7 +398,7 @@ BROKEN = {
         ),
         "scalar logits": ({"logits": np.float32(1), "labels": np.int32(0)}, ValueError, r"class last; got shape \(\)"),
         "mask of labels": ({"where": LABELS}, TypeError, r"where must be boolean; got int32"),
-        "mask of images": ({"where": np.ones(5, bool)}, ValueError, r"where must have shape \(2, 4, 5\).*got \(5,\)"),
+        "mask of images": ({"where": np.ones(3, bool)}, ValueError, r"where must have shape \(2, 4, 5\).*got \(3,\)"),
         "weights": (
             {"class_weights": np.ones(6)},
             ValueError,
@@ -425,7 +425,7 @@ BROKEN = {
             r"targets must have the shape of logits, .*got \(2, 4, 5\)",
         ),
         "integer logits": ({"logits": TARGETS}, TypeError, r"logits must be floating point; got int32"),
-        "pixel mask": ({"where": KEEP}, ValueError, r"where must have shape \(2, 4, 5, 7\), or 1 .*got \(2, 4, 5\)"),
+        "pixel mask": ({"where": KEEP}, ValueError, r"where must have shape \(2, 4, 5, 7\) or one .*got \(2, 4, 5\)"),
         "alpha": ({"alpha": 1.5}, ValueError, r"alpha must be between 0 and 1; got 1.5"),
         "alpha a class": ({"alpha": np.ones(7)}, ValueError, r"alpha must be a scalar; got shape \(7,\)"),
     },

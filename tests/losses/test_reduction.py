@@ -112,15 +112,15 @@ BROKEN = {
         TypeError,
         r"positives must be boolean; got float32",
     ),
-    "mask of another rank": (
-        {"where": jnp.ones(3, bool)},
+    "mask of another shape": (
+        {"where": jnp.ones(2, bool)},
         ValueError,
-        r"where must have shape \(2, 3\), or 1 in place of .*got \(3,\)",
+        r"where must have shape \(2, 3\) or one that broadcasts to it; got \(2,\)",
     ),
     "weights of another shape": (
         {"weights": jnp.ones((2, 2))},
         ValueError,
-        r"weights must have shape \(2, 3\), or 1 in place of .*got \(2, 2\)",
+        r"weights must have shape \(2, 3\) or one that broadcasts to it; got \(2, 2\)",
     ),
     "integer loss": (
         {"per_pixel": jnp.ones((2, 3), jnp.int32)},

@@ -157,9 +157,9 @@ BROKEN = {
         r"predictions must have the shape of labels, \(3, 6, 5\); got \(2, 6, 5\)",
     ),
     "mask": (
-        lambda f: f.confusion_matrix(LABELS, PREDICTIONS, 4, where=np.ones(5, bool)),
+        lambda f: f.confusion_matrix(LABELS, PREDICTIONS, 4, where=np.ones(4, bool)),
         ValueError,
-        r"where must have shape \(3, 6, 5\).* got \(5,\)",
+        r"where must have shape \(3, 6, 5\).* got \(4,\)",
     ),
     "no classes": (
         lambda f: f.confusion_matrix(LABELS, PREDICTIONS, 0),

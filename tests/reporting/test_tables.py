@@ -6,6 +6,7 @@ import rich.console
 from segjax.reporting import Table, markdown, per_class_table, show, summary_line, to_csv
 
 SCORES = {
+    "classes": ["road", "crack"],
     "confusion": [[6, 2], [0, 0]],
     "mean_iou": 0.75,
     "mean_dice": 0.8,
@@ -19,7 +20,7 @@ SCORES = {
 
 
 def test_the_per_class_table_has_a_row_a_class_and_the_means():
-    table = per_class_table(SCORES, ("road", "crack"), "scores")
+    table = per_class_table(SCORES, "scores")
     assert table.columns == ("class", "share", "IoU", "Dice", "precision", "recall")
     assert table.rows[0] == ("road", 1.0, 0.75, 0.8, 1.0, 0.75)
     assert [row[0] for row in table.rows] == ["road", "crack", "mean"]
@@ -27,7 +28,7 @@ def test_the_per_class_table_has_a_row_a_class_and_the_means():
 
 
 def test_an_undefined_score_is_a_dash_and_not_a_number():
-    assert "| crack | 0.000 | – | – | 0.000 | – |" in markdown(per_class_table(SCORES, ("road", "crack"), "scores"))
+    assert "| crack | 0.000 | – | – | 0.000 | – |" in markdown(per_class_table(SCORES, "scores"))
 
 
 def test_csv_keeps_full_precision():
@@ -36,7 +37,7 @@ def test_csv_keeps_full_precision():
 
 def test_a_terminal_shows_title_columns_and_values():
     console = rich.console.Console(file=io.StringIO(), width=80)
-    show(per_class_table(SCORES, ("road", "crack"), "validation scores"), console)
+    show(per_class_table(SCORES, "validation scores"), console)
     for part in ("validation scores", "precision", "crack", "0.750"):
         assert part in console.file.getvalue()
 

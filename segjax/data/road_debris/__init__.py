@@ -18,12 +18,15 @@ patches, cracks, covers. What tells debris is its shading, not its colour or its
 *Void* is where a person could not say: a ring of 0.8 pixel (of a 96-row image; all bands scale with the resolution)
 around each piece of debris, a pixel along the road's edges and the skyline, and the road beyond 110 m.
 
-**Facts**, measured at 96x128 over the first 1,000 scenes of seed 0: SHARES
-A decision tree or a logistic regression on a pixel's colour and its brightness against its scene's road has an average
-precision below 0.06 among the road's pixels (chance: 0.011). The background trap is there: a U-Net (width 8, depth 3,
-batch norm; Adam 3e-3, cosine, batch 8, 420 steps on 400 scenes of 96x128) under plain cross entropy ends with a debris
-recall of 0.000 at 99.5 % accuracy on 100 other scenes, and an average precision of about 0.35; under α-balanced cross
-entropy (α = 0.95) BALANCED
+**Facts**, measured at 96x128 over the first 1,000 scenes of seed 0: road 43.1 %, marking 1.5 %, verge 21.4 %, sky
+30.9 %, debris 0.51 %, void 2.6 % of the pixels; 16 % of the scenes hold no debris, none holds more than 1.1 %. (Other
+seeds, 200 scenes each: debris 0.46 to 0.53 %.) Gradient-boosted trees or a logistic regression on a pixel's colour and
+its brightness against its scene's road have an average precision below 0.06 among the road's pixels (chance: 0.011).
+
+The background trap is there: a U-Net (width 8, depth 3, batch norm; Adam 3e-3, cosine, batch 8, 420 steps on 400 scenes
+of 96x128, scored on 100 others) under plain cross entropy ended with a debris recall of 0.000 at 99.5 % accuracy, its
+average precision near 0.35; under α-balanced cross entropy (α = 0.95) with a recall near 0.87 and an average precision
+near 0.7. One run each: an indication, not a benchmark.
 
 The geometry has no resolution: image coordinates are fractions of a 4:3 picture, so 96x128 and 192x256 sample the same
 scene (another aspect ratio stretches it). Grain finer than a pixel fades, and sensor noise is drawn for each pixel.
