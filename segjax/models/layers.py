@@ -14,10 +14,10 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
-    """The largest of each 2×2 window, stride 2: `nn.max_pool(x, (2, 2), (2, 2))`, with a gradient fast on a CPU.
+    """The largest of each 2×2 window, stride 2: `nn.max_pool(x, (2, 2), (2, 2))` in value and gradient, fast on a CPU.
 
-    Equal maxima of a window share the gradient equally, where `nn.max_pool` gives all of it to the first of them. After
-    a ReLU such ties are zeros, through which no gradient passes anyway.
+    Of equal maxima the first takes the gradient. Three selections, and not `jnp.max`: that one divides by how many
+    values equal the maximum, and where the compiler computes a value again, with other roundings, none may: 0/0.
 
     Args:
         x: `[B, H, W, C]`, H and W even.
@@ -34,7 +34,14 @@ def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
     b, h, w, c = x.shape
     if h % 2 or w % 2:
         raise ValueError(f"max_pool_2x2 needs an even height and width; got {h}x{w}")
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    top, bottom = (_larger(x[:, :, row, :, 0], x[:, :, row, :, 1]) for row in (0, 1))
+    return _larger(top, bottom)
+
+
+def _larger(a: Array, b: Array) -> Array:
+    """The larger, `a` where they are equal, NaN where either is."""
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
 def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1) -> Float[Array, "b H W c"]:
@@ -107,6 +114,21 @@ _inner_lines = jax.custom_vjp(_slice_inner_lines)
 _inner_lines.defvjp(lambda x: (_slice_inner_lines(x), None), _add_inner_lines)
 
 
+def fan_in_normal(gain: float, fan_in: int) -> nn.initializers.Initializer:
+    """A truncated normal of variance `gain / fan_in`, cut at 2σ: gain 2 is `nn.initializers.he_normal`, 1 LeCun's.
+
+    The same numbers as Linen's, drawn as one line and reshaped: XLA's CPU compiler takes ten times as long over a draw
+    with four axes, which made the compilation of `init` slower than that of a training step.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        # The standard deviation of a standard normal cut at 2σ.
+        stddev = math.sqrt(gain / fan_in) / 0.87962566103423978
+        return (jax.random.truncated_normal(key, -2, 2, (math.prod(shape),), dtype) * stddev).reshape(shape)
+
+    return init
+
+
 class Conv3x3(nn.Module):
     """A 3×3 convolution, stride 1, that keeps height and width; He-normal initial kernel (arXiv 1502.01852).
 
@@ -127,8 +149,9 @@ class Conv3x3(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
         """`[B, H, W, C]` to `[B, H, W, features]`."""
-        shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape, self.param_dtype)
+        channels = x.shape[-1]
+        init = fan_in_normal(2.0, 9 * channels)
+        kernel = self.param("kernel", init, (3, 3, channels, self.features), self.param_dtype)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         if self.padding == "reflect":
             y = conv3x3_reflect(x, kernel)
@@ -161,8 +184,7 @@ class ConvTranspose2x2(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
         """`[B, H, W, C]` to `[B, 2H, 2W, features]`."""
         b, h, w, c = x.shape
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0, 1))
-        kernel = self.param("kernel", init, (2, 2, c, self.features), self.param_dtype)
+        kernel = self.param("kernel", fan_in_normal(1.0, c), (2, 2, c, self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         # Linen correlates with the stretched input, so the block of a pixel is the kernel turned by 180 degrees.

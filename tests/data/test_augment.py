@@ -238,8 +238,12 @@ def test_wrong_arguments_are_named(change, error, message):
         augment(**{**arrays, "keys": keys(1), **NEUTRAL, **change})
 
 
+def random_logits() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 8, 3)), jnp.float32)
+
+
 def test_logits_of_canvas_size_are_a_bilinear_resize():
-    logits = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
+    logits = random_logits()
     for canvas in ((17, 23), (4, 5)):
         actual = resize_logits_to(logits, canvas, jnp.full((2, 2), jnp.array(canvas)))
         expected = jax.image.resize(logits, (2, *canvas, 3), "bilinear", antialias=False)
@@ -247,7 +251,7 @@ def test_logits_of_canvas_size_are_a_bilinear_resize():
 
 
 def test_every_size_of_example_shares_one_trace():
-    logits = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
+    logits = random_logits()
     traced = jax.jit(chex.assert_max_traces(lambda logits, sizes: resize_logits_to(logits, (20, 30), sizes), n=1))
     chex.clear_trace_counter()
     for sizes in ([[20, 30], [13, 7]], [[5, 30], [20, 1]]):

@@ -13,13 +13,14 @@ from segjax.models.layers import (
     ConvTranspose2x2,
     Norm,
     conv3x3_reflect,
+    fan_in_normal,
     max_pool_2x2,
     pad_to_multiple,
 )
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def assert_close(actual, expected, atol=1e-5):
@@ -39,9 +40,17 @@ def test_max_pool_equals_linens_in_value_and_gradient():
     assert_close(actual, expected, atol=0)
 
 
-def test_max_pool_shares_the_gradient_among_ties():
-    gradient = jax.grad(lambda x: max_pool_2x2(x).sum())(jnp.array([[5.0, 5.0], [1.0, 0.0]]).reshape(1, 2, 2, 1))
-    np.testing.assert_array_equal(gradient.ravel(), [0.5, 0.5, 0, 0])
+def test_max_pool_gives_the_gradient_of_a_tie_to_the_first_as_linens():
+    tied = jnp.array([[5.0, 5.0, 1.0, 2.0], [5.0, 0.0, 2.0, 2.0]]).reshape(1, 2, 4, 1)
+    ours = jax.grad(lambda x: max_pool_2x2(x).sum())(tied)
+    np.testing.assert_array_equal(ours.ravel(), [1, 0, 0, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(ours, jax.grad(lambda x: nn.max_pool(x, (2, 2), (2, 2)).sum())(tied))
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_max_pool_hides_no_nan(place):
+    window = jnp.arange(4.0).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
+    assert jnp.isnan(max_pool_2x2(window)).all()
 
 
 def test_max_pool_refuses_odd_sizes():
@@ -156,6 +165,11 @@ def test_initial_convolutions_keep_the_scale_under_relu():
     x = jnp.abs(normal(0, 1, 32, 32, 64))
     y, _ = Conv3x3(64).init_with_output(jax.random.key(1), x)
     np.testing.assert_allclose((y**2).mean(), 2 * (x**2).mean(), rtol=0.15)
+
+
+def test_initial_kernels_are_linens():
+    key, shape = jax.random.key(3), (3, 3, 4, 5)
+    assert_close(fan_in_normal(2.0, 36)(key, shape), nn.initializers.he_normal()(key, shape))
 
 
 def test_padding_to_a_multiple_keeps_the_image_in_the_corner():

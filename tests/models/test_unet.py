@@ -13,7 +13,7 @@ SMALL = {"num_classes": 3, "width": 4, "depth": 2}
 
 
 def pictures(*shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(7), shape)
+    return jnp.asarray(np.random.default_rng(7).standard_normal(shape), jnp.float32)
 
 
 IMAGES = pictures(4, 16, 24, 3)
@@ -104,7 +104,8 @@ def test_batch_statistics_change_in_training_only():
 
 @pytest.mark.parametrize("norm", ["group", "none"])
 def test_other_norms_have_no_batch_statistics(norm):
-    assert set(start(UNet(**SMALL, norm=norm))) == {"params"}
+    init = partial(UNet(**SMALL, norm=norm).init, train=False)
+    assert set(jax.eval_shape(init, jax.random.key(0), IMAGES)) == {"params"}
 
 
 def mapped(mapping: str, function):
@@ -134,9 +135,13 @@ def test_synchronised_statistics_are_those_of_the_big_batch(mapping):
     assert_trees_close(actual, step(IMAGES), atol=1e-4)
 
 
-def gradients(model: UNet, variables, images=IMAGES):
+@cache
+def gradients(model: UNet):
+    # From the plain model's start: the parameters do not know of rematerialisation.
+    variables = start(model.clone(remat=False))
+
     def loss(params):
-        output, _ = train(model, {**variables, "params": params}, images)
+        output, _ = train(model, {**variables, "params": params}, IMAGES)
         return (output.logits * pictures(*output.logits.shape)).mean()
 
     return jax.jit(jax.grad(loss))(variables["params"])
@@ -145,14 +150,14 @@ def gradients(model: UNet, variables, images=IMAGES):
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_gradient_reaches_every_parameter(norm):
     model = UNet(**SMALL, norm=norm)
-    reached = jax.tree.map(lambda g: bool(jnp.isfinite(g).all() & (g != 0).any()), gradients(model, start(model)))
+    reached = jax.tree.map(lambda g: bool(jnp.isfinite(g).all() & (g != 0).any()), gradients(model))
     assert all(jax.tree.leaves(reached)), reached
 
 
 def test_rematerialisation_changes_neither_parameters_nor_gradients():
     plain, remat = UNet(**SMALL), UNet(**SMALL, remat=True)
     assert_trees_close(start(remat), start(plain), atol=0)
-    assert_trees_close(gradients(remat, start(plain)), gradients(plain, start(plain)))
+    assert_trees_close(gradients(remat), gradients(plain))
 
 
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
@@ -163,7 +168,7 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
     assert output.logits.dtype == jnp.float32
     assert {x.dtype for x in jax.tree.leaves((variables, updated))} == {jnp.dtype(jnp.float32)}
     expected, _ = train(UNet(**SMALL), variables, IMAGES)
-    np.testing.assert_allclose(output.logits, expected.logits, atol=0.1)
+    assert np.abs(output.logits - expected.logits).mean() < 0.05 * np.abs(expected.logits).mean()
 
 
 def test_head_bias_makes_the_first_prediction_the_prior():

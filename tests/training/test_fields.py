@@ -33,7 +33,6 @@ def read(monkeypatch):
 
 
 def test_every_field_is_read_by_somebody(tiny, tmp_path, read):
-    tiny.model.depth, tiny.training.steps = 1, 2
     train(tiny, tmp_path / "run", console=rich.console.Console(file=io.StringIO()))
     folder = defaults()
     folder.data.name, folder.data.manual_dir = "folder", str(tmp_path / "folder")
