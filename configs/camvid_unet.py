@@ -1,7 +1,7 @@
 """CamVid with a small U-Net and cross entropy only: the baseline that every later idea has to beat.
 
 Source: the 11-class CamVid of the SegNet tutorial (367 training, 101 validation images of 360×480).
-COMMAND: SEGJAX_CAMVID_DIR=… python -m segjax.train --config=configs/camvid_unet.py --workdir=runs/camvid_unet
+COMMAND: python -m segjax.train --config=configs/camvid_unet.py --workdir=runs/camvid_unet
 """
 
 from segjax.training import defaults

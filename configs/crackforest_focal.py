@@ -1,7 +1,7 @@
 """CrackForest with focal loss, γ = 2 and α = 0.75: `crackforest_unet.py` with another loss and nothing else.
 
 Source: Lin et al. 2017 (arXiv 1708.02002).
-COMMAND: SEGJAX_CRACKFOREST_DIR=… python -m segjax.train --config=configs/crackforest_focal.py --workdir=runs/crack_focal
+COMMAND: python -m segjax.train --config=configs/crackforest_focal.py --workdir=runs/crack_focal
 """
 
 from configs.crackforest_unet import get_config as cross_entropy

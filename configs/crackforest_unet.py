@@ -1,6 +1,6 @@
 """CrackForest, cracks against road, cross entropy: the rare class on real photographs.
 
-COMMAND: SEGJAX_CRACKFOREST_DIR=… python -m segjax.train --config=configs/crackforest_unet.py --workdir=runs/crack_ce
+COMMAND: python -m segjax.train --config=configs/crackforest_unet.py --workdir=runs/crack_ce
 """
 
 from segjax.training import defaults

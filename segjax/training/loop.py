@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,13 +45,14 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
       console: where to print, default standard output.
 
     Returns:
-      The final scores of the evaluation split, as `evaluation.evaluate` gives them, with "steps" and "provenance".
+      The final scores of the evaluation split, as `evaluation.evaluate` gives them, with "steps" and "provenance"
+      (where the wall time is that of this call, which began at step "wall_seconds_from_step").
 
     Raises:
       ConfigError, DataError: the config or the data do not fit; raised before the first step.
       NonFiniteLoss: the loss is no longer finite.
     """
-    workdir, console = Path(workdir), console or rich.console.Console()
+    workdir, console, begun = Path(workdir), console or rich.console.Console(), time.monotonic()
     validate(config)
     mesh = parallel.make_mesh()
     parallel.check_batch(config, mesh)
@@ -97,7 +99,8 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
                 checkpoints.save(parallel.unreplicate(state, config), batches.get_state(), score)
         if scores is None:  # the run had ended before: score what it ended with
             scores = evaluate(machine.eval_step, state, eval_source, config, mesh)
-    scores = {"steps": steps, **scores, "provenance": provenance()}
+    wall = {"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start}
+    scores = {"steps": steps, **scores, "provenance": provenance() | wall}
     if jax.process_index() == 0:
         write_json(workdir / SCORES_FILE, scores)
     return scores

@@ -186,10 +186,12 @@ def test_an_example_comes_out_the_same_at_any_place_of_any_batch():
     together = run(images, labels, **busy)
     order = jnp.array([2, 0, 3, 1])
     shuffled = run(images[order], labels[order], keys(4)[order], **busy)
-    chex.assert_trees_all_close(shuffled, jax.tree.map(lambda x: x[order], together), atol=1e-5)
     sharding = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("devices",)), P("devices"))
     spread = run(*jax.device_put((images, labels, keys(4)), sharding), **busy)
-    chex.assert_trees_all_close(jax.device_get(spread), jax.device_get(together), atol=1e-5)
+    for (images, labels), places in ((shuffled, order), (spread, jnp.arange(4))):
+        # Images to rounding: the compiler may order the sums of another partition differently.
+        np.testing.assert_allclose(images, np.asarray(together[0])[places], atol=1e-4)
+        np.testing.assert_array_equal(labels, np.asarray(together[1])[places])
 
 
 def test_all_crop_fractions_share_one_trace():
