@@ -1,6 +1,8 @@
 """Four host devices, no accelerator, shapes checked at run time: set before anything imports jax or segjax."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -24,3 +26,18 @@ def compilation_effort(request):
     jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def python():
+    """`python(*arguments)`: a real process in the checkout, on one device, that compiles fast and no more."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"COLUMNS": "120", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+    def run(*arguments):
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True, timeout=400
+        )
+
+    return run

@@ -1,16 +1,11 @@
 """The command lines as a person types them: real processes, a tiny run, its scores, its predictions, its mistakes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent
 TINY = (
     "data.scene_size=(64, 96)",
     "data.train_examples=8",
@@ -24,20 +19,9 @@ TINY = (
 )
 
 
-def python(*arguments):
-    """A real process, on one device, that compiles fast and no more; its output and its exit status."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment |= {"COLUMNS": "120", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def segjax(*arguments):
-    return python("-m", *arguments)
-
-
-def train(workdir, *overrides):
-    return segjax(
+def train(python, workdir, *overrides):
+    return python(
+        "-m",
         "segjax.train",
         "--config=configs/road_debris_ablation.py",
         f"--workdir={workdir}",
@@ -51,9 +35,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder):
+def run(folder, python):
     """A trained workdir, and what training printed."""
-    done = train(folder / "run", f"data.data_dir={folder / 'prepared'}", "data.workers=1")
+    done = train(python, folder / "run", f"data.data_dir={folder / 'prepared'}", "data.workers=1")
     assert done.returncode == 0, done.stderr
     return folder / "run", done.stdout
 
@@ -71,9 +55,9 @@ def test_training_shows_the_plan_a_bar_and_the_table(run):
         assert part in printed
 
 
-def test_evaluation_gives_the_scores_that_training_ended_with(run):
+def test_evaluation_gives_the_scores_that_training_ended_with(run, python):
     workdir, _ = run
-    done = segjax("segjax.evaluate", f"--checkpoint={workdir}/checkpoints/latest")
+    done = python("-m", "segjax.evaluate", f"--checkpoint={workdir}/checkpoints/latest")
     assert done.returncode == 0, done.stderr
     assert "debris" in done.stdout
     scores = json.loads((workdir / "scores_val_2.json").read_text())
@@ -81,10 +65,10 @@ def test_evaluation_gives_the_scores_that_training_ended_with(run):
     assert scores["provenance"]["command"].startswith("python -m segjax.evaluate --checkpoint=")
 
 
-def test_prediction_writes_a_mask_and_an_overlay_of_the_images_own_size(run, tmp_path):
+def test_prediction_writes_a_mask_and_an_overlay_of_the_images_own_size(run, tmp_path, python):
     image = tmp_path / "strada bagnata è.png"
     assert cv2.imwrite(str(image), np.full((50, 70, 3), 120, np.uint8))
-    done = segjax("segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", image)
+    done = python("-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", image)
     assert done.returncode == 0, done.stderr
     mask = cv2.imread(str(tmp_path / "out" / "strada bagnata è_mask.png"), cv2.IMREAD_UNCHANGED)
     overlay = cv2.imread(str(tmp_path / "out" / "strada bagnata è_overlay.png"))
@@ -93,23 +77,23 @@ def test_prediction_writes_a_mask_and_an_overlay_of_the_images_own_size(run, tmp
     assert overlay.shape == (50, 70, 3)
 
 
-def test_a_file_that_is_no_image_is_named_in_one_line(run, tmp_path):
+def test_a_file_that_is_no_image_is_named_in_one_line(run, tmp_path, python):
     text = tmp_path / "notes.png"
     text.write_text("not an image")
-    done = segjax("segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", text)
+    done = python("-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", text)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: {text}: cannot be decoded")
     assert "Traceback" not in done.stderr
 
 
-def test_a_misspelt_key_is_refused_with_the_right_one(folder):
-    done = train(folder / "never", "objective.gama=2")
+def test_a_misspelt_key_is_refused_with_the_right_one(folder, python):
+    done = train(python, folder / "never", "objective.gama=2")
     assert done.returncode != 0
     assert 'Did you mean "objective.gamma"' in done.stderr or 'Did you mean "gamma"' in done.stderr
     assert not (folder / "never").exists()
 
 
-def test_training_works_where_nobody_parsed_absl_flags(folder):
+def test_training_works_where_nobody_parsed_absl_flags(folder, python):
     """As in a notebook: no file behind `__main__`, no absl app, and worker processes all the same."""
     program = (
         "from configs.road_debris_ablation import get_config\n"

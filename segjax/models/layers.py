@@ -197,7 +197,8 @@ class Norm(nn.Module):
     """Batch norm, group norm or nothing, with torch's constants: epsilon 1e-5, running statistics decay by 0.9 a step.
 
     The running variance is the biased one (1/N), as always in Linen; torch keeps N/(N-1) of it. The variance is the
-    mean of squared distances and not E[x²] - E[x]², which cancels for channels far from 0; the price is about 3 % of a CPU step.
+    mean of squared distances and not E[x²] - E[x]², which cancels for channels far from
+    0; the price is about 3 % of a CPU step.
 
     Attributes:
         kind: "batch" | "group" | "none".
