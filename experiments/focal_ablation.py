@@ -1,6 +1,8 @@
-"""CE, α-balanced CE and focal loss on the embedded road scenes: `python -m experiments.focal_ablation --workdir=…`.
+"""The background trap on the embedded road scenes: `python -m experiments.focal_ablation --workdir=…`.
 
-Each loss trains in a folder of its own below the workdir, so a run that was cut carries on; then one table (pixel
+Cross entropy, balanced cross entropy, focal loss, and focal loss with the prior bias, at the same budget.
+
+Each row trains in a folder of its own below the workdir, so a run that was cut carries on; then one table (pixel
 accuracy, and recall, IoU and average precision of debris) is printed and written as Markdown, CSV and JSON, with a
 picture of what each network sees.
 """
@@ -28,26 +30,30 @@ _STEPS = flags.DEFINE_integer("steps", None, "Steps a loss; default the config's
 
 
 class Cell(NamedTuple):
-    """One row of the table: a name, and the loss with its γ and α."""
+    """One row of the table: a name, the loss with its γ and α, and the prior π of the head's bias."""
 
     name: str
     loss: str
-    gamma: float
-    alpha: float | None
+    gamma: float = 0.0
+    alpha: float | None = None
+    prior: float | None = None
 
 
 CELLS = (
-    Cell("CE", "sigmoid_cross_entropy", 0.0, None),
-    Cell("balanced CE, α = 0.9", "sigmoid_cross_entropy", 0.0, 0.9),
-    Cell("focal, γ = 2, α = 0.9", "sigmoid_focal", 2.0, 0.9),
+    Cell("CE", "sigmoid_cross_entropy"),
+    Cell("balanced CE", "sigmoid_cross_entropy", alpha=0.95),
+    Cell("focal", "sigmoid_focal", gamma=2.0, alpha=0.75),
+    Cell("focal, prior bias", "sigmoid_focal", gamma=2.0, alpha=0.75, prior=0.01),
 )
-COLUMNS = ("loss", "pixel accuracy", "debris recall", "debris IoU", "average precision")
+COLUMNS = ("loss", "γ", "α", "π", "pixel accuracy", "debris recall", "debris IoU", "average precision")
 
 
 def cell_config(cell: Cell, steps: int | None) -> ConfigDict:
     """The config of one row."""
     config = road_debris_ablation.get_config()
     config.objective.loss, config.objective.gamma, config.objective.alpha = cell.loss, cell.gamma, cell.alpha
+    if cell.prior is not None:
+        config.model.prior, config.model.head_stddev = (cell.prior,), 0.01
     if steps:
         config.training.steps = steps
     return config
@@ -57,6 +63,7 @@ def row(cell: Cell, scores: dict[str, Any]) -> tuple[Any, ...]:
     """One row of the table from a run's scores; class 1 is debris."""
     return (
         cell.name,
+        *(None if value is None else f"{value:g}" for value in (cell.gamma, cell.alpha, cell.prior)),
         scores["pixel_accuracy"],
         scores["recall_per_class"][1],
         scores["iou_per_class"][1],
@@ -73,13 +80,13 @@ def picture(folders: list[Path], count: int = 3) -> np.ndarray:
 
 
 def main(argv: list[str]) -> None:
-    """Trains the three losses, prints the table and writes it."""
+    """Trains every row, prints the table and writes it."""
     del argv
     console, workdir, started = rich.console.Console(), Path(_WORKDIR.value), time.monotonic()
     folders, rows, results = [], [], {}
     for i, cell in enumerate(CELLS):
         console.rule(f"{i + 1}/{len(CELLS)}  {cell.name}")
-        folders.append(workdir / f"{i + 1}_{cell.loss}")
+        folders.append(workdir / cell.name.replace(", ", "_").replace(" ", "_"))
         scores = train(cell_config(cell, _STEPS.value), folders[-1], console=console)
         rows.append(row(cell, scores))
         results[cell.name] = {key: scores[key] for key in scores if key != "provenance"}

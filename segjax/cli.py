@@ -18,8 +18,8 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
     flags.mark_flags_as_required(list(required))
 
     def guarded(argv: list[str]) -> None:
-        if not flags.FLAGS["verbosity"].present:  # orbax and TFDS tell every rename at INFO
-            logging.set_verbosity(logging.WARNING)
+        if not flags.FLAGS["verbosity"].present:  # orbax and TFDS tell every rename, and warn of reading read-only
+            logging.set_verbosity(logging.ERROR)
         try:
             main(argv)
         except MISTAKES as mistake:

@@ -9,10 +9,10 @@ from segjax.training import validate
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
-def test_every_row_has_a_valid_config_that_differs_in_the_loss_alone(cell):
+def test_every_row_has_a_valid_config_that_differs_in_loss_and_prior_alone(cell):
     config, first = cell_config(cell, None), cell_config(CELLS[0], None)
     validate(config)
-    config.objective = first.objective
+    config.objective, config.model = first.objective, first.model
     assert config.to_json() == first.to_json()
 
 
@@ -24,6 +24,6 @@ def test_one_step_of_each_loss_gives_a_table_and_a_picture(tmp_path, python):
     with (tmp_path / "table.csv").open() as table:
         header, *rows = csv.reader(table)
     assert tuple(header) == COLUMNS
-    assert all(0 <= float(value) <= 1 for row in rows for value in row[1:])
+    assert all(0 <= float(value) <= 1 for row in rows for value in row[4:])
     assert list(json.loads((tmp_path / "table.json").read_text())["cells"]) == [cell.name for cell in CELLS]
-    assert cv2.imread(str(tmp_path / "picture.png")).shape == (3 * 96 * 2, 5 * 128 * 2, 3)
+    assert cv2.imread(str(tmp_path / "picture.png")).shape == (3 * 96 * 2, 6 * 128 * 2, 3)
