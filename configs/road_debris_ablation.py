@@ -18,8 +18,8 @@ def get_config():
     config.model.width, config.model.depth = 8, 3
     config.model.padding = "zeros"  # compiles three times as fast as reflection
     config.objective.loss = "sigmoid_cross_entropy"
-    config.optimizer.learning_rate = 3e-3
-    config.training.steps = 250
-    config.training.evaluate_every = 125
-    config.training.checkpoint_every = 125
+    config.optimizer.learning_rate = 5e-3
+    config.training.steps = 200
+    config.training.evaluate_every = 100
+    config.training.checkpoint_every = 100
     return config

@@ -1,6 +1,7 @@
 """The background trap on the embedded road scenes: `python -m experiments.focal_ablation --workdir=…`.
 
-Cross entropy, balanced cross entropy, focal loss, and focal loss with the prior bias, at the same budget.
+Cross entropy, balanced cross entropy and focal loss, and what the prior bias does for the first and the last, at the
+same small budget.
 
 Each row trains in a folder of its own below the workdir, so a run that was cut carries on; then one table (pixel
 accuracy, and recall, IoU and average precision of debris) is printed and written as Markdown, CSV and JSON, with a
@@ -25,9 +26,6 @@ from segjax.training.evaluation import contact_sheet, rarest_first
 from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Where the runs, the table and the picture go.")
-_STEPS = flags.DEFINE_integer("steps", None, "Steps a loss; default the config's.")
-
 
 class Cell(NamedTuple):
     """One row of the table: a name, the loss with its γ and α, and the prior π of the head's bias."""
@@ -43,6 +41,7 @@ CELLS = (
     Cell("CE", "sigmoid_cross_entropy"),
     Cell("balanced CE", "sigmoid_cross_entropy", alpha=0.95),
     Cell("focal", "sigmoid_focal", gamma=2.0, alpha=0.75),
+    Cell("CE, prior bias", "sigmoid_cross_entropy", prior=0.01),
     Cell("focal, prior bias", "sigmoid_focal", gamma=2.0, alpha=0.75, prior=0.01),
 )
 COLUMNS = ("loss", "γ", "α", "π", "pixel accuracy", "debris recall", "debris IoU", "average precision")
@@ -82,12 +81,12 @@ def picture(folders: list[Path], count: int = 3) -> np.ndarray:
 def main(argv: list[str]) -> None:
     """Trains every row, prints the table and writes it."""
     del argv
-    console, workdir, started = rich.console.Console(), Path(_WORKDIR.value), time.monotonic()
+    console, workdir, started = rich.console.Console(), Path(flags.FLAGS.workdir), time.monotonic()
     folders, rows, results = [], [], {}
     for i, cell in enumerate(CELLS):
         console.rule(f"{i + 1}/{len(CELLS)}  {cell.name}")
         folders.append(workdir / cell.name.replace(", ", "_").replace(" ", "_"))
-        scores = train(cell_config(cell, _STEPS.value), folders[-1], console=console)
+        scores = train(cell_config(cell, flags.FLAGS.steps), folders[-1], console=console)
         rows.append(row(cell, scores))
         results[cell.name] = {key: scores[key] for key in scores if key != "provenance"}
     seconds = time.monotonic() - started
@@ -101,4 +100,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "runs/ablation", "Where the runs, the table and the picture go.")
+    flags.DEFINE_integer("steps", None, "Steps a loss; default the config's.")
     cli.run(main, required=[])

@@ -11,24 +11,23 @@ from segjax.training import load_run, score_run
 from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
-_SPLIT = flags.DEFINE_string("split", None, "The split to score; default the config's data.eval_split.")
-_OUTPUT = flags.DEFINE_string("output", None, "The JSON file; default WORKDIR/scores_SPLIT_STEP.json.")
-
 
 def main(argv: list[str]) -> None:
     """Scores every image of a split once, prints the table and writes the JSON file."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    console, run = rich.console.Console(), load_run(_CHECKPOINT.value)
-    split, step = _SPLIT.value or run.config.data.eval_split, int(run.state.step)
+    console, run = rich.console.Console(), load_run(flags.FLAGS.checkpoint)
+    split, step = flags.FLAGS.split or run.config.data.eval_split, int(run.state.step)
     scores = score_run(run, split)
     show(per_class_table(scores, f"{run.config.data.name}, {split}, step {step}"), console)
     console.print(summary_line(scores))
-    output = Path(_OUTPUT.value or run.workdir / f"scores_{split}_{step}.json")
+    output = Path(flags.FLAGS.output or run.workdir / f"scores_{split}_{step}.json")
     write_json(output, {"split": split, "step": step, **scores, "provenance": provenance()})
     console.print(f"wrote {output}")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
+    flags.DEFINE_string("split", None, "The split to score; default the config's data.eval_split.")
+    flags.DEFINE_string("output", None, "The JSON file; default WORKDIR/scores_SPLIT_STEP.json.")
     cli.run(main, required=["checkpoint"])

@@ -10,20 +10,19 @@ from segjax.data.labels import colorize
 from segjax.inference import overlay
 from segjax.training import load_run, predict_file, run_predictor
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
-_OUTPUT = flags.DEFINE_string(
-    "output", "predictions", "The folder for NAME_mask.png (class indices) and NAME_overlay.png."
-)
-
 
 def main(argv: list[str]) -> None:
     """Writes a mask and an overlay for each image, at the image's own size."""
     images = [Path(name) for name in argv[1:]]
     if not images:
         raise app.UsageError("name at least one image")
-    run = load_run(_CHECKPOINT.value)
+    by_stem = {path.stem: path for path in images}
+    for path in images:
+        if by_stem[path.stem] != path:
+            raise app.UsageError(f"{path} and {by_stem[path.stem]} would both be written as {path.stem}_mask.png")
+    run = load_run(flags.FLAGS.checkpoint)
     predict = run_predictor(run)
-    output = Path(_OUTPUT.value)
+    output = Path(flags.FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
     for path in images:
         image, mask = predict_file(run, predict, path)
@@ -36,4 +35,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
+    flags.DEFINE_string("output", "predictions", "The folder for NAME_mask.png (class indices) and NAME_overlay.png.")
     cli.run(main, required=["checkpoint"])

@@ -86,6 +86,13 @@ def test_a_file_that_is_no_image_is_named_in_one_line(run, tmp_path, python):
     assert "Traceback" not in done.stderr
 
 
+def test_two_images_of_one_name_are_refused_before_either_is_written(run, tmp_path, python):
+    done = python("-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path}", "a/x.png", "b/x.jpg")
+    assert done.returncode == 1
+    assert "a/x.png and b/x.jpg would both be written as x_mask.png" in done.stdout + done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_misspelt_key_is_refused_with_the_right_one(folder, python):
     done = train(python, folder / "never", "objective.gama=2")
     assert done.returncode != 0

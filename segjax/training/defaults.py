@@ -40,7 +40,7 @@ def defaults() -> ConfigDict:
     >>> config.objective.gama = 2.0
     Traceback (most recent call last):
       ...
-    AttributeError: 'Key "gama" does not exist ... Did you mean "gamma" instead of "gama"?'
+    AttributeError: 'Key "gama" does not exist ...Did you mean "gamma" instead of "gama"?'
     """
     config = ConfigDict()
     config.seed = 0
