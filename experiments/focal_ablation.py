@@ -9,6 +9,7 @@ picture of what each network sees.
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,12 +71,18 @@ def row(cell: Cell, scores: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def picture(folders: list[Path], count: int = 3) -> np.ndarray:
-    """A row a scene with much debris: image, truth, and what each trained network predicts; twice the size."""
+def picture(folders: list[Path], names: Sequence[str], count: int = 3) -> np.ndarray:
+    """A row a scene with much debris: image, truth, and what each trained network predicts; with titles."""
     runs = [load_run(folder / "checkpoints" / "latest") for folder in folders]
     source = open_split(runs[0].config.data, runs[0].config.data.eval_split)
     sheet = contact_sheet([run_predictor(run) for run in runs], source, rarest_first(source, 1)[:count])
-    return sheet.repeat(2, axis=0).repeat(2, axis=1)
+    sheet = sheet.repeat(2, axis=0).repeat(2, axis=1)
+    titles = np.full((28, sheet.shape[1], 3), 255, np.uint8)
+    panels = ["image", "truth", *names]
+    for i, name in enumerate(panels):
+        left = i * sheet.shape[1] // len(panels) + 4
+        cv2.putText(titles, name, (left, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([titles, sheet])
 
 
 def main(argv: list[str]) -> None:
@@ -95,7 +102,8 @@ def main(argv: list[str]) -> None:
     (workdir / "table.md").write_text(f"{markdown(table)}\n", encoding="utf-8")
     (workdir / "table.csv").write_text(to_csv(table), encoding="utf-8")
     write_json(workdir / "table.json", {"cells": results, "wall_seconds": round(seconds), "provenance": provenance()})
-    cv2.imwrite(str(workdir / "picture.png"), cv2.cvtColor(picture(folders), cv2.COLOR_RGB2BGR))
+    sheet = picture(folders, [cell.name for cell in CELLS])
+    cv2.imwrite(str(workdir / "picture.png"), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
     console.print(f"{seconds:.0f} s. Wrote table.md, table.csv, table.json and picture.png to {workdir}/")
 
 

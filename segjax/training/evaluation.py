@@ -60,25 +60,32 @@ def scores(counts: dict[str, np.ndarray]) -> dict[str, Any]:
     return result
 
 
-def contact_sheet(predictors: Sequence[Callable], source: Source, indices: Iterable[int]) -> np.ndarray:
+def contact_sheet(predictors: Sequence[Callable], source: Source, indices: Iterable[int], gap: int = 4) -> np.ndarray:
     """A picture to look at: a row an image of `source`, with image, truth and what each predictor says.
 
     Args:
       predictors: functions from a uint8 image `[H, W, C]` to a class a pixel, `[H, W]`.
       source: the split.
       indices: which of its images.
+      gap: white pixels right of and below each panel.
 
     Returns:
-      uint8 RGB `[height, width, 3]`; black is void, and where a smaller image ends.
+      uint8 RGB `[height, width, 3]`; black is void, white is where there is nothing.
     """
     palette = source.label_set.palette
+
+    def padded(panel: np.ndarray, right: int) -> np.ndarray:
+        return np.pad(panel, ((0, gap), (0, right), (0, 0)), constant_values=255)
+
     rows = []
     for index in indices:
         image, label = source[index]["image"], source[index]["label"]
         masks = [label, *(predict(image) for predict in predictors)]
-        rows.append(np.hstack([np.broadcast_to(image, (*label.shape, 3)), *(colorize(m, palette) for m in masks)]))
+        panels = [np.broadcast_to(image, (*label.shape, 3)), *(colorize(mask, palette) for mask in masks)]
+        rows.append(np.hstack([padded(panel, gap) for panel in panels]))
     width = max(row.shape[1] for row in rows)
-    return np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
+    whole = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    return np.vstack(whole)
 
 
 def rarest_first(source: Source, label: int) -> list[int]:

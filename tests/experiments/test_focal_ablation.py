@@ -26,4 +26,4 @@ def test_one_step_of_each_loss_gives_a_table_and_a_picture(tmp_path, python):
     assert tuple(header) == COLUMNS
     assert all(0 <= float(value) <= 1 for row in rows for value in row[4:])
     assert list(json.loads((tmp_path / "table.json").read_text())["cells"]) == [cell.name for cell in CELLS]
-    assert cv2.imread(str(tmp_path / "picture.png")).shape == (3 * 96 * 2, 7 * 128 * 2, 3)
+    assert cv2.imread(str(tmp_path / "picture.png")).shape == (28 + 3 * 100 * 2, 7 * 132 * 2, 3)
