@@ -2,6 +2,9 @@
 
 Source: Lin et al. 2017 (arXiv 1708.02002).
 COMMAND: python -m segjax.train --config=configs/crackforest_focal.py --workdir=runs/crack_focal
+SCORE: crack IoU 0.362, average precision 0.506 on the 39 test images, seed 0
+  (experiments/results/crackforest_focal.json).
+TIME: 31 minutes on one CPU core of a busy machine.
 """
 
 from configs.crackforest_unet import get_config as cross_entropy

@@ -1,14 +1,17 @@
 """The background trap in minutes: a small U-Net on the embedded road scenes, where debris is 0.5 % of the pixels.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), tables 1a and 1b, asked of segmentation.
-COMMAND: make ablation (experiments/focal_ablation.py trains it with three losses)
+COMMAND: make ablation (experiments/focal_ablation.py trains it five times)
+SCORE: without a prior bias nothing finds debris in 200 steps; with it AP 0.74 (CE) and 0.64 (focal), seed 0
+  (experiments/results/road_debris_ablation.md).
+TIME: 3.4 minutes for all five rows on 2 CPU cores.
 """
 
 from segjax.training import defaults
 
 
 def get_config():
-    """Plain cross entropy; the ablation changes the loss, γ and α, and nothing else."""
+    """Plain cross entropy; the ablation changes the loss, γ, α and the prior bias, and nothing else."""
     config = defaults()
     config.data.name = "road_debris"
     config.data.scene_size = (96, 128)
