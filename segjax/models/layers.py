@@ -66,8 +66,8 @@ def conv3x3_reflect(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"])
     """A 3×3 convolution of `x` padded by its reflection: `conv(jnp.pad(x, 1, mode="reflect"), kernel, "VALID")`.
 
     Computed as the zero-padded convolution plus what the reflected lines add to the outermost rows and columns: padding
-    the whole array added two fifths to a plain U-Net's training step on a CPU, this adds a twentieth to ours. Reverse mode only (a
-    custom VJP): `jax.grad`, and `jax.jvp` of it, but not `jax.jvp` alone.
+    the whole array added two fifths to a plain U-Net's training step on a CPU, this adds a twentieth to ours.
+    Reverse mode only (a custom VJP): `jax.grad`, and `jax.jvp` of it, but not `jax.jvp` alone.
 
     Args:
         x: `[B, H, W, C]`, H and W at least 2.
