@@ -75,6 +75,17 @@ def scalar(name: str, value: Any, dtype: Any, low: float, high: float = float("i
     return array.astype(dtype)
 
 
+def finite(name: str, value: Any, dtype: Any, above: float = -float("inf")) -> jax.Array:
+    """`value` as a finite scalar of `dtype`, more than `above`; else as `scalar`."""
+    array = jnp.asarray(value)
+    if array.ndim != 0:
+        raise ValueError(f"{name} must be a scalar; got {_shown(value, array)}")
+    if not isinstance(value, jax.core.Tracer) and not above < float(value) < float("inf"):
+        expected = "finite" if above == -float("inf") else f"finite and more than {above:g}"
+        raise ValueError(f"{name} must be {expected}; got {float(value):g}")
+    return array.astype(dtype)
+
+
 def choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """A ValueError that lists the choices where `value` is none of them."""
     if value not in choices:

@@ -12,7 +12,7 @@ Private: import the losses from `segjax.losses`.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
 
 
 def is_label(labels: Int[Array, "*pixels"], num_classes: int) -> Bool[Array, "*pixels {num_classes}"]:
@@ -33,7 +33,7 @@ def softmax_margin(logits: Float[Array, "*pixels classes"], labels: Int[Array, "
     return margin + _nan_unless((labels >= 0) & (labels < num_classes), margin.dtype)
 
 
-def sigmoid_margin(logits: Float[Array, "*pixels"], targets: Int[Array, "*pixels"]) -> Float[Array, "*pixels"]:
+def sigmoid_margin(logits: Float[Array, "*pixels"], targets: Real[Array, "*pixels"]) -> Float[Array, "*pixels"]:
     """x_t = z where the target is 1, -z where it is 0; NaN where it is neither."""
     margin = jnp.where(targets == 1, logits, -logits)
     return margin + _nan_unless((targets == 0) | (targets == 1), margin.dtype)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Integer, Real
 
 from segjax import checks
 from segjax.losses import margin
+from segjax.losses.inputs import balance, kept, sigmoid_inputs, softmax_inputs
 
 
 def softmax_cross_entropy(
@@ -54,7 +55,7 @@ def softmax_cross_entropy(
     >>> print(softmax_cross_entropy(logits, jnp.array([0, 255]), where=jnp.array([True, False])))
     [0.6931472 0.       ]
     """
-    logits, labels, keep = _softmax_inputs(logits, labels, where)
+    logits, labels, keep = softmax_inputs(logits, labels, where)
     num_classes = logits.shape[-1]
     smoothing = checks.scalar("label_smoothing", label_smoothing, logits.dtype, 0.0, 1.0)
     weights = None
@@ -68,7 +69,7 @@ def softmax_cross_entropy(
         if weights is not None:
             every = every * jnp.broadcast_to(weights, every.shape)
         loss = (1 - smoothing) * loss + smoothing * jnp.mean(every, axis=-1)
-    return _kept(loss, keep)
+    return kept(loss, keep)
 
 
 def softmax_focal_loss(
@@ -111,14 +112,14 @@ def softmax_focal_loss(
     >>> print([round(float(r), 3) for r in ratio])
     [100.0, 4.0]
     """
-    logits, labels, keep = _softmax_inputs(logits, labels, where)
+    logits, labels, keep = softmax_inputs(logits, labels, where)
     gamma = checks.scalar("gamma", gamma, logits.dtype, 0.0)
     margins = margin.softmax_margin(logits, labels)
     loss = margin.focus(margin.log_miss(margins), gamma) * margin.cross_entropy(margins)
     if alpha is not None:
         alpha = checks.per_class("alpha", alpha, logits.shape[-1], logits.dtype, _WHY_NO_SCALAR_ALPHA)
         loss = loss * _of_label(alpha, labels)
-    return _kept(loss, keep)
+    return kept(loss, keep)
 
 
 def sigmoid_cross_entropy(
@@ -155,9 +156,9 @@ def sigmoid_cross_entropy(
     >>> print(sigmoid_cross_entropy(jnp.zeros(3), jnp.array([1, 0, 255]), where=jnp.array([True, True, False])))
     [0.6931472 0.6931472 0.       ]
     """
-    logits, targets, keep = _sigmoid_inputs(logits, targets, where)
+    logits, targets, keep = sigmoid_inputs(logits, targets, where)
     loss, _ = _sigmoid_terms(logits, targets)
-    return _kept(loss if alpha is None else loss * _balance(alpha, targets, loss.dtype), keep)
+    return kept(loss if alpha is None else loss * balance(alpha, targets, loss.dtype), keep)
 
 
 def sigmoid_focal_loss(
@@ -201,48 +202,17 @@ def sigmoid_focal_loss(
     >>> print([round(float(r), 3) for r in ratio])
     [100.0, 4.0]
     """
-    logits, targets, keep = _sigmoid_inputs(logits, targets, where)
+    logits, targets, keep = sigmoid_inputs(logits, targets, where)
     gamma = checks.scalar("gamma", gamma, logits.dtype, 0.0)
     loss, log_miss = _sigmoid_terms(logits, targets)
     loss = margin.focus(log_miss, gamma) * loss
-    return _kept(loss if alpha is None else loss * _balance(alpha, targets, loss.dtype), keep)
+    return kept(loss if alpha is None else loss * balance(alpha, targets, loss.dtype), keep)
 
 
 _WHY_NO_SCALAR_ALPHA = (
     "RetinaNet's scalar alpha weighs positives against negatives, and softmax classes are neither: "
     "give one weight per class (see class_weights), or use sigmoid_focal_loss"
 )
-
-
-def _softmax_inputs(logits, labels, where):
-    """Checked and widened, with a harmless pixel wherever `where` is False: nothing there may reach a gradient."""
-    logits = checks.floating("logits", logits)
-    labels = checks.integers("labels", labels)
-    if logits.ndim == 0 or logits.shape[-1] < 2:
-        raise ValueError(
-            f"logits must be [..., classes] with at least 2 classes, class last; got shape {logits.shape}. "
-            "For one logit per pixel use the sigmoid losses"
-        )
-    checks.same_shape("labels", labels.shape, "logits without their class axis", logits.shape[:-1])
-    if where is None:
-        return logits, labels, None
-    keep = checks.mask("where", where, labels.shape)
-    return jnp.where(keep[..., None], logits, 0), jnp.where(keep, labels, 0), keep
-
-
-def _sigmoid_inputs(logits, targets, where):
-    """As `_softmax_inputs`; the targets come back as constants: integers (hard), or floats like the logits (soft)."""
-    logits = checks.floating("logits", logits)
-    targets = jnp.asarray(targets)
-    checks.same_shape("targets", targets.shape, "logits", logits.shape)
-    if jnp.issubdtype(targets.dtype, jnp.floating):
-        targets = jax.lax.stop_gradient(targets.astype(logits.dtype))
-    else:
-        targets = checks.integers("targets", targets.astype(jnp.int32) if targets.dtype == jnp.bool_ else targets)
-    if where is None:
-        return logits, targets, None
-    keep = checks.mask("where", where, logits.shape)
-    return jnp.where(keep, logits, 0), jnp.where(keep, targets, 0), keep
 
 
 def _sigmoid_terms(logits, targets):
@@ -254,16 +224,6 @@ def _sigmoid_terms(logits, targets):
     return margin.soft_cross_entropy(logits, targets), margin.soft_log_miss(logits, targets)
 
 
-def _balance(alpha, targets, dtype):
-    alpha = checks.scalar("alpha", alpha, dtype, 0.0, 1.0)
-    targets = targets.astype(dtype)
-    return alpha * targets + (1 - alpha) * (1 - targets)
-
-
 def _of_label(weights, labels):
     # 1 entry a pixel from a table of C: here a gather is cheap. A label that is no class is NaN already.
     return jnp.take(weights, labels, mode="clip")
-
-
-def _kept(loss, keep):
-    return loss if keep is None else jnp.where(keep, loss, 0)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Real
 
 from segjax import checks
 from segjax.collectives import psum
+from segjax.losses.inputs import kept
 
 NORMALIZERS = ("valid", "weights", "positives")
 
@@ -68,24 +69,20 @@ def mean(
             raise ValueError(f'normalizer="{name}" divides by the {name}; got {name}=None')
     loss = checks.floating("per_pixel", per_pixel)
     keep = None if where is None else checks.mask("where", where, loss.shape)
-    loss = _kept(loss, keep)
+    loss = kept(loss, keep)
     if weights is not None:
-        weights = _kept(checks.spread("weights", jnp.asarray(weights).astype(loss.dtype), loss.shape), keep)
+        weights = kept(checks.spread("weights", jnp.asarray(weights).astype(loss.dtype), loss.shape), keep)
         loss = loss * weights
     total = psum(jnp.sum(loss), axis_name)
     if normalizer == "weights":
         return _ratio(total, psum(jnp.sum(weights), axis_name))
     counted = keep
     if normalizer == "positives":
-        counted = _kept(checks.mask("positives", positives, loss.shape), keep)
+        counted = kept(checks.mask("positives", positives, loss.shape), keep)
     # Counted as integers: float32 stops counting at 2^24.
     count = jnp.int32(loss.size) if counted is None else jnp.sum(counted, dtype=jnp.int32)
     divisor = psum(count, axis_name).astype(loss.dtype)
     return total / jnp.maximum(divisor, 1) if normalizer == "positives" else _ratio(total, divisor)
-
-
-def _kept(values: jax.Array, keep: jax.Array | None) -> jax.Array:
-    return values if keep is None else jnp.where(keep, values, jnp.zeros_like(values))
 
 
 def _ratio(total: jax.Array, divisor: jax.Array) -> jax.Array:

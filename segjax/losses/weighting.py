@@ -13,7 +13,7 @@ _ENET_C = 1.02
 
 
 def class_weights(
-    counts: Real[ArrayLike, "... classes"], scheme: str, *, beta: float | None = None
+    counts: Real[ArrayLike, "... classes"], scheme: str, *, beta: Real[ArrayLike, ""] | None = None
 ) -> Float[Array, "classes"]:
     r"""Class weights from the pixel counts of a training set, for `class_weights`, `alpha` and their like.
 
@@ -38,7 +38,7 @@ def class_weights(
         `[C]`, JAX's default float (float32).
 
     Raises:
-        TypeError: `counts` are traced.
+        TypeError: `counts` or β are traced.
         ValueError: unknown scheme; counts of another rank, negative, not finite or all 0; β missing or out of range.
 
     References:
@@ -56,6 +56,8 @@ def class_weights(
     if counts.ndim not in (1, 2):
         raise ValueError(f"counts must be [classes] or [images, classes]; got shape {counts.shape}")
     counts = np.atleast_2d(counts)
+    if beta is not None:
+        beta = float(checks.host("beta", beta))
     if scheme == "effective-number" and (beta is None or not 0 <= beta < 1):
         raise ValueError(f'scheme="effective-number" needs beta in [0, 1); got {beta}')
     present = counts.sum(axis=0) > 0
@@ -87,10 +89,14 @@ def prior_bias(pi: Float[ArrayLike, "*outputs"]) -> Float[Array, "*outputs"]:
     >>> print(prior_bias(0.01))
     -4.59512
     """
-    if not isinstance(pi, jax.core.Tracer) and not ((np.asarray(pi) > 0) & (np.asarray(pi) < 1)).all():
-        raise ValueError(f"pi must be between 0 and 1, both excluded; got {np.asarray(pi).tolist()}")
-    pi = checks.floating("pi", pi)
-    return jnp.log(pi) - jnp.log1p(-pi)
+    if isinstance(pi, jax.core.Tracer):
+        pi = checks.floating("pi", pi)
+        return jnp.log(pi) - jnp.log1p(-pi)
+    # In float64 on the host: 1 - 1e-8, the background of a rare class, is 1 in float32, and its bias infinite.
+    exact = np.asarray(pi, np.float64)
+    if not ((exact > 0) & (exact < 1)).all():
+        raise ValueError(f"pi must be between 0 and 1, both excluded; got {exact.tolist()}")
+    return jnp.asarray(np.log(exact) - np.log1p(-exact), checks.floating("pi", pi).dtype)
 
 
 def prior_bias_softmax(frequencies: Real[ArrayLike, "classes"]) -> Float[Array, "classes"]:

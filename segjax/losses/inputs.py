@@ -1,0 +1,60 @@
+"""Both ends of a per-pixel loss: arguments checked, widened and cleaned before the maths, the mask applied after.
+
+`where` needs both ends. Cleaned before: a NaN logit, or the label 255, of a pixel that does not exist must not reach a
+gradient. Masked after: the loss of the harmless pixel put in its place is not 0. Private: import the losses from
+`segjax.losses`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Real, Shaped
+
+from segjax import checks
+
+
+def softmax_inputs(
+    logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
+) -> tuple[Float[Array, "*pixels classes"], Int[Array, "*pixels"], Bool[Array, "*pixels"] | None]:
+    """Checked and widened, with a harmless pixel wherever `where` is False: nothing there may reach a gradient."""
+    logits = checks.floating("logits", logits)
+    labels = checks.integers("labels", labels)
+    if logits.ndim == 0 or logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits must be [..., classes] with at least 2 classes, class last; got shape {logits.shape}. "
+            "For one logit per pixel use the sigmoid losses"
+        )
+    checks.same_shape("labels", labels.shape, "logits without their class axis", logits.shape[:-1])
+    if where is None:
+        return logits, labels, None
+    keep = checks.mask("where", where, labels.shape)
+    return jnp.where(keep[..., None], logits, 0), jnp.where(keep, labels, 0), keep
+
+
+def sigmoid_inputs(
+    logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None
+) -> tuple[Float[Array, "*pixels"], Real[Array, "*pixels"], Bool[Array, "*pixels"] | None]:
+    """As `softmax_inputs`; the targets come back as constants: integers (hard), or floats like the logits (soft)."""
+    logits = checks.floating("logits", logits)
+    targets = jnp.asarray(targets)
+    checks.same_shape("targets", targets.shape, "logits", logits.shape)
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        targets = jax.lax.stop_gradient(targets.astype(logits.dtype))
+    else:
+        targets = checks.integers("targets", targets.astype(jnp.int32) if targets.dtype == jnp.bool_ else targets)
+    if where is None:
+        return logits, targets, None
+    keep = checks.mask("where", where, logits.shape)
+    return jnp.where(keep, logits, 0), jnp.where(keep, targets, 0), keep
+
+
+def balance(alpha: ArrayLike, targets: Real[Array, "*pixels"], dtype: jnp.dtype) -> Float[Array, "*pixels"]:
+    """α_t = α t + (1 - α)(1 - t)."""
+    alpha = checks.scalar("alpha", alpha, dtype, 0.0, 1.0)
+    targets = targets.astype(dtype)
+    return alpha * targets + (1 - alpha) * (1 - targets)
+
+
+def kept(values: Shaped[Array, "*pixels"], keep: Bool[Array, "*pixels"] | None) -> Shaped[Array, "*pixels"]:
+    """`values`, and 0 (False) at every pixel that is not kept."""
+    return values if keep is None else jnp.where(keep, values, jnp.zeros_like(values))

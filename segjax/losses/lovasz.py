@@ -1,0 +1,233 @@
+"""The Lovász extension of the Jaccard loss: a convex surrogate of IoU, exact where predictions are hard.
+
+A set is the pixels of one class in one image, or in the whole batch on all devices. `where` is False for a pixel that
+does not exist: it is in no set, whatever its label or logit.
+"""
+
+from collections.abc import Hashable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Integer, Real
+
+from segjax import checks
+from segjax.collectives import psum
+from segjax.losses import margin
+from segjax.losses.inputs import sigmoid_inputs, softmax_inputs
+from segjax.losses.reduction import mean
+
+# The loss that an absent class counts as; None: it does not count.
+_ABSENT = {"exclude": None, "zero": 0.0, "one": 1.0}
+
+
+def lovasz_softmax_loss(
+    logits: Float[ArrayLike, "*pixels classes"],
+    labels: Integer[ArrayLike, "*pixels"],
+    *,
+    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    over_batch: bool = True,
+    absent: str = "exclude",
+    axis_name: Hashable | None = None,
+) -> Float[Array, ""]:
+    r"""Lovász-softmax: a surrogate of 1 - mean IoU, from the errors of the softmax.
+
+    .. math::
+        L = \frac{1}{|C|} \sum_{c \in C} \sum_k e_{(k)} \left(J_k - J_{k-1}\right), \qquad
+        e_i = |[y_i = c] - p_{ic}|, \qquad
+        J_k = 1 - \frac{G - c_k}{G + k - c_k}
+
+    with e sorted from largest to smallest, c_k the pixels of class c among the first k, G all of them, J_0 = 0, and C
+    the classes that count. J_k is the Jaccard loss if exactly the first k pixels are wrong. On hard predictions L is
+    1 - IoU, averaged over the classes *present in the labels*: a class that is only predicted costs the others their
+    IoU and has none of its own. The gradient takes the order of the errors as given: where two are equal it is one of
+    the subgradients.
+
+    Args:
+        logits: z, `[..., C]`, C ≥ 2, class last, at least one pixel axis.
+        labels: y, integers in [0, C), `[...]`. A kept label that is no class gives NaN.
+        where: boolean `[...]`, broadcastable; False: no such pixel.
+        over_batch: True: one set a class over all pixels of all images and devices. Each device then sorts the errors
+            of all: C · (pixels of the global batch) numbers of memory. False: each image alone (axis 0 is the batch,
+            logits `[B, ..., C]`), then the mean over the images that hold a kept pixel.
+        absent: what a class without a kept label pixel in its image (or batch) counts as. "exclude": nothing, it is
+            left out of the mean (the authors' `classes="present"`); "zero" or "one": that loss.
+        axis_name: the mapped device axis, or None under `jit`. Inside a map every device gets the same *global* loss;
+            `pmean` the gradients.
+
+    Returns:
+        A scalar in [0, 1], at least float32. With no kept pixel 0.
+
+    Raises:
+        TypeError: logits are not floating, labels not integers, `where` not boolean.
+        ValueError: shapes do not fit, C < 2, no pixel axis (beside the batch's, for each image alone), or `absent` is
+            unknown.
+
+    References:
+        Berman et al., The Lovász-Softmax loss, arXiv 1705.08790; Yu and Blaschko, Learning Submodular Losses with the
+        Lovász Hinge, arXiv 1512.07797.
+
+    >>> import jax.numpy as jnp
+    >>> labels = jnp.array([0, 0, 0, 1])
+    >>> hard = 1e4 * jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # IoU 2/3 and 1/2
+    >>> print(round(float(1 - lovasz_softmax_loss(hard, labels)), 6))
+    0.583333
+    """
+    checks.choice("absent", absent, tuple(_ABSENT))
+    logits, labels, keep = softmax_inputs(logits, labels, where)
+    num_classes = logits.shape[-1]
+    _check_axes("logits", logits.shape, logits.ndim - 1, over_batch, ", classes")
+    valid = (labels >= 0) & (labels < num_classes)
+    # Added to the logits, not to the errors: so a wrong label's gradient is NaN too.
+    p = jax.nn.softmax(logits + jnp.where(valid, 0, jnp.nan).astype(logits.dtype)[..., None])
+    own = margin.is_label(labels, num_classes)
+    # 1 - p of the own class as the sum of the others keeps the digits of a confident pixel.
+    missed = jnp.sum(jnp.where(own, 0, p), axis=-1, keepdims=True)
+    within, across = _axes(over_batch, axis_name)
+    errors, own, keep = _as_sets(jnp.where(own, missed, p), own, keep, over_batch)
+    loss, positives, exists = _set_losses(errors, own, keep, within)
+    present = positives > 0
+    # A NaN must be loud, and where all labels are wrong no class is present.
+    fill = _ABSENT[absent]
+    loss = jnp.where(present | jnp.isnan(loss), loss, 0.0 if fill is None else fill)
+    count = jnp.sum(present, axis=-1) if fill is None else jnp.full(exists.shape, num_classes)
+    of_image = jnp.sum(loss, axis=-1) / jnp.maximum(count, 1).astype(loss.dtype)
+    return mean(of_image, where=exists, axis_name=across)
+
+
+def lovasz_hinge_loss(
+    logits: Float[ArrayLike, "*pixels"],
+    targets: Real[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
+    *,
+    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    over_batch: bool = True,
+    axis_name: Hashable | None = None,
+) -> Float[Array, ""]:
+    r"""Lovász hinge: a convex surrogate of the foreground's Jaccard loss, for one logit per pixel.
+
+    .. math::
+        L = \sum_k e_{(k)} \left(J_k - J_{k-1}\right), \qquad
+        e_i = \max(0, 1 - x_i), \qquad x_i = (2 t_i - 1) z_i, \qquad
+        J_k = 1 - \frac{G - c_k}{G + k - c_k}
+
+    with logit z, target t, e sorted from largest to smallest, c_k the positives among the first k, G all of them, and
+    J_0 = 0. At logits ±1 it is twice the Jaccard loss. An image (or batch) without positives costs its largest hinge
+    error, as the authors' does: its IoU is 0 at the first false positive. So there is no policy for absence.
+
+    Args:
+        logits: z, at least one axis.
+        targets: t, the same shape: boolean, or numbers that are 0 or 1. A kept target that is neither gives NaN.
+        where: boolean of that shape or broadcastable to it; False: no such pixel.
+        over_batch: True: one set over all pixels of all images and devices. Each device then sorts the errors of all.
+            False: each image alone (axis 0 is the batch), then the mean over the images that hold a kept pixel.
+        axis_name: the mapped device axis, or None under `jit`. Inside a map every device gets the same *global* loss;
+            `pmean` the gradients.
+
+    Returns:
+        A scalar, not negative, at least float32. With no kept pixel 0.
+
+    Raises:
+        TypeError: logits are not floating, `where` not boolean.
+        ValueError: shapes do not fit, or no pixel axis (beside the batch's, for each image alone).
+
+    References:
+        Yu and Blaschko, Learning Submodular Losses with the Lovász Hinge, arXiv 1512.07797; Berman et al., The
+        Lovász-Softmax loss, arXiv 1705.08790.
+
+    >>> import jax.numpy as jnp
+    >>> targets = jnp.array([1, 1, 0, 0])
+    >>> print(lovasz_hinge_loss(jnp.array([1.0, -1.0, 1.0, -1.0]), targets) / 2)  # IoU 1/3
+    0.6666667
+    """
+    logits, targets, keep = sigmoid_inputs(logits, targets, where)
+    _check_axes("logits", logits.shape, logits.ndim, over_batch, "")
+    # A factor of NaN, so that a wrong target's gradient is NaN too.
+    sign = jnp.where(targets == 1, 1, jnp.where(targets == 0, -1, jnp.nan)).astype(logits.dtype)
+    errors = jax.nn.relu(1 - sign * logits)
+    within, across = _axes(over_batch, axis_name)
+    errors, positive, keep = _as_sets(errors[..., None], (targets == 1)[..., None], keep, over_batch)
+    loss, _, exists = _set_losses(errors, positive, keep, within)
+    return mean(loss[:, 0], where=exists, axis_name=across)
+
+
+def _check_axes(name: str, shape: tuple[int, ...], pixel_axes: int, over_batch: bool, rest: str) -> None:
+    if pixel_axes < (1 if over_batch else 2):
+        expected = f"[pixels, ...{rest}]" if over_batch else f"[batch, pixels, ...{rest}] for over_batch=False"
+        raise ValueError(f"{name} must be {expected}; got shape {shape}")
+
+
+def _axes(over_batch: bool, axis_name: Hashable | None) -> tuple[Hashable | None, Hashable | None]:
+    """The device axis inside a set, and the one across sets: a set lies on all devices or on one."""
+    return (axis_name, None) if over_batch else (None, axis_name)
+
+
+def _as_sets(
+    errors: Float[Array, "*pixels classes"],
+    positive: Bool[Array, "*pixels classes"],
+    keep: Bool[Array, "*pixels"] | None,
+    over_batch: bool,
+) -> tuple[Float[Array, "images classes p"], Bool[Array, "images classes p"], Bool[Array, "images classes p"]]:
+    """Pixels last, since they are sorted; the batch as one image if it is one set."""
+    keep = jnp.ones(errors.shape[:-1], bool) if keep is None else keep
+    images = 1 if over_batch else errors.shape[0]
+
+    def arranged(values):
+        return jnp.swapaxes(values.reshape(images, -1, values.shape[-1]), 1, 2)
+
+    return arranged(errors), arranged(positive), arranged(jnp.broadcast_to(keep[..., None], errors.shape))
+
+
+def _set_losses(
+    errors: Float[Array, "images classes p"],
+    positive: Bool[Array, "images classes p"],
+    keep: Bool[Array, "images classes p"],
+    axis_name: Hashable | None,
+) -> tuple[Float[Array, "images classes"], Int[Array, "images classes"], Bool[Array, "images"]]:
+    """The loss of each set, its positives, and whether the image has a kept pixel; a set lies on all of `axis_name`."""
+    positive = positive & keep
+    positives = psum(jnp.sum(positive, axis=-1, dtype=jnp.int32), axis_name)
+    pixels = psum(jnp.sum(keep[:, 0], axis=-1, dtype=jnp.int32), axis_name)
+    weights = _weights(_sort_keys(errors, positive, keep), positives, errors.dtype, axis_name)
+    # Only the weights see the other devices' pixels, and they are constants: what is differentiated is a sum like that
+    # of every other loss, and no gather or sort has to be transposed.
+    loss = psum(jnp.sum(errors * jnp.where(keep, weights, 0), axis=-1), axis_name)
+    return loss, positives, pixels > 0
+
+
+def _sort_keys(errors, positive, keep):
+    """Unsigned integers whose ascending order is the descending order of the errors; their last bit is 0 at positives.
+
+    Errors are not negative, so their bits are ordered like their values, and the sign's bit is free for the truth. A
+    pixel that does not exist gets the key of a negative without error: last, and it changes no weight that matters.
+    """
+    unsigned = jnp.uint64 if errors.dtype.itemsize == 8 else jnp.uint32
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(errors), unsigned)
+    return ~jnp.where(keep, (bits << 1) | positive.astype(unsigned), 0)
+
+
+def _weights(keys, positives, dtype, axis_name):
+    """J_k - J_{k-1} of each pixel of this device, with k its place among the pixels of all devices."""
+    num_local = keys.shape[-1]
+    if axis_name is not None:
+        keys = jax.lax.all_gather(keys, axis_name, axis=keys.ndim - 1, tiled=True)
+    places = jax.lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
+    keys, places_before = jax.lax.sort((keys, places), num_keys=1)
+    steps = _jaccard_steps((keys & 1) == 0, places + 1, positives[..., None], dtype)
+    put = jax.vmap(
+        jax.vmap(lambda at, step: jnp.zeros_like(step).at[at].set(step, unique_indices=True, mode="promise_in_bounds"))
+    )
+    weights = put(places_before, steps)
+    if axis_name is not None:
+        first = jax.lax.axis_index(axis_name) * num_local
+        weights = jax.lax.dynamic_slice_in_dim(weights, first, num_local, axis=-1)
+    return weights
+
+
+def _jaccard_steps(positive, k, positives, dtype):
+    """J_k - J_{k-1} in closed form: a difference of two losses near 1 has no digits left at millions of pixels."""
+    found = jnp.cumsum(positive, axis=-1, dtype=jnp.int32)
+    intersection = (positives - found).astype(dtype)
+    union = (positives + k - found).astype(dtype)
+    step = jnp.where(positive, 1 / union, intersection / (union * jnp.maximum(union - 1, 1)))
+    # Without positives the first error makes the IoU 0, and there is nothing left to lose.
+    return jnp.where((positives == 0) & (k == 1), 1, step)

@@ -1,0 +1,471 @@
+import inspect
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segjax import losses
+from segjax.losses.overlap import ABSENT
+
+CLASSES = 4
+RNG = np.random.default_rng(0)
+LOGITS = (RNG.normal(size=(4, 3, 5, CLASSES)) * 3).astype(np.float32)
+LABELS = RNG.integers(0, CLASSES, size=(4, 3, 5)).astype(np.int32)
+LABELS[1] = np.where(LABELS[1] == 2, 0, LABELS[1])  # an absent class
+LABELS[2] = 3  # one class alone
+# Void: half of most images, and the whole of the last.
+KEEP = RNG.uniform(size=LABELS.shape) < 0.5
+KEEP[3] = False
+
+LOSSES = {
+    "dice": losses.dice_loss,
+    "jaccard": losses.jaccard_loss,
+    "tversky": lambda *args, **options: losses.tversky_loss(*args, alpha=0.3, beta=0.7, gamma=1.5, **options),
+    "generalized dice": losses.generalized_dice_loss,
+}
+TVERSKY = {"dice": (0.5, 0.5, 1.0), "jaccard": (1.0, 1.0, 1.0), "tversky": (0.3, 0.7, 1.5)}
+GAMMAS = (1.0, 1.5, 2.0, 5.0)
+
+
+def reference(name, logits, labels, where=None, squared=False, over_batch=False, absent="exclude", classes=None):
+    """The textbook's formulas, in float64, image by image."""
+    logits = np.asarray(logits, np.float64)
+    keep = np.ones(labels.shape, bool) if where is None else np.broadcast_to(where, labels.shape)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    t = np.eye(logits.shape[-1])[labels]
+    images = [(p[keep], t[keep])] if over_batch else [(p[i][keep[i]], t[i][keep[i]]) for i in range(len(labels))]
+    power = 2 if squared else 1
+    values = []
+    for p, t in images:
+        if len(t) == 0:
+            continue
+        chosen = list(range(t.shape[-1]) if classes is None else classes)
+        hit, p, t = (p * t).sum(0)[chosen], (p**power).sum(0)[chosen], t.sum(0)[chosen]
+        if name == "generalized dice":
+            if t.any():
+                weights = np.where(t > 0, 1 / np.maximum(t, 1) ** 2, 0)
+                weights = np.where((t == 0) & (absent == "one"), weights.max(), weights)
+                values.append(1 - 2 * (weights * hit).sum() / (weights * (p + t)).sum())
+            elif absent != "exclude":
+                values.append({"zero": 0.0, "one": 1.0}[absent])
+            continue
+        alpha, beta, gamma = TVERSKY[name]
+        for i in range(len(t)):
+            if t[i] > 0:
+                index = hit[i] / (hit[i] + alpha * (p[i] - hit[i]) + beta * (t[i] - hit[i]))
+                values.append((1 - index) ** gamma)
+            elif absent != "exclude":
+                values.append({"zero": 0.0, "one": 1.0}[absent])
+    return np.mean(values) if values else 0.0
+
+
+# Parity
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("over_batch", [False, True])
+@pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
+@pytest.mark.parametrize("where", [None, KEEP], ids=["all", "masked"])
+def test_equals_the_textbook(name, squared, over_batch, absent, where):
+    options = {"where": where, "squared": squared, "over_batch": over_batch, "absent": absent}
+    expected = reference(name, LOGITS, LABELS, **options)
+    np.testing.assert_allclose(LOSSES[name](LOGITS, LABELS, **options), expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
+@pytest.mark.parametrize("classes", [(2,), (3, 1), range(1, 4)])
+def test_only_the_named_classes_count(name, absent, classes):
+    # Class 2 is in neither image 1 nor 2: images with no class at all.
+    options = {"where": KEEP, "absent": absent, "classes": classes}
+    expected = reference(name, LOGITS, LABELS, **options)
+    np.testing.assert_allclose(LOSSES[name](LOGITS, LABELS, **options), expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("over_batch", [False, True])
+def test_gradients_are_the_textbooks_central_differences(name, squared, over_batch):
+    options = {"where": KEEP[:3], "squared": squared, "over_batch": over_batch, "absent": "one"}
+    logits, labels = LOGITS[:3].astype(np.float64), LABELS[:3]
+    with jax.enable_x64(True):
+        gradient = jax.jit(jax.grad(lambda z: LOSSES[name](z, labels, **options)))(logits)
+        assert gradient.dtype == jnp.float64
+    for position in [(0, 0, 1, 0), (0, 2, 2, 3), (1, 1, 1, 2), (2, 0, 0, 3), (2, 2, 4, 1)]:
+        step = np.zeros_like(logits)
+        step[position] = 1e-5
+        ahead, behind = (reference(name, z, labels, **options) for z in (logits + step, logits - step))
+        np.testing.assert_allclose(gradient[position], (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-10)
+
+
+LECTURE = np.array(
+    [[0.01, 0.03, 0.02, 0.02], [0.05, 0.12, 0.09, 0.07], [0.89, 0.85, 0.88, 0.91], [0.99, 0.97, 0.95, 0.97]]
+)
+
+
+@pytest.mark.parametrize(("squared", "power", "total"), [(False, 1, 7.82), (True, 2, 6.9132)])
+def test_the_lectures_grid(squared, power, total):
+    target = np.array([[0] * 4, [0] * 4, [1] * 4, [1] * 4], np.int32)
+    # The slide prints 7.82 for the squared sum too.
+    np.testing.assert_allclose([(LECTURE * target).sum(), (LECTURE**power).sum()], [7.41, total], rtol=1e-12)
+    z = np.log(LECTURE / (1 - LECTURE)).astype(np.float32)[None]
+    loss = losses.dice_loss(np.stack([np.zeros_like(z), z], -1), target[None], squared=squared, classes=(1,))
+    np.testing.assert_allclose(loss, 1 - 2 * 7.41 / (total + 8), rtol=2e-6)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_dice_and_jaccard_are_the_same_for_each_pair(squared):
+    one = {"squared": squared, "classes": (0,), "where": KEEP[:1]}
+    dice = 1 - losses.dice_loss(LOGITS[:1], LABELS[:1], **one)
+    jaccard = 1 - losses.jaccard_loss(LOGITS[:1], LABELS[:1], **one)
+    np.testing.assert_allclose(dice, 2 * jaccard / (1 + jaccard), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "weight"), [("dice", 0.5), ("jaccard", 1)])
+def test_dice_and_jaccard_are_tverskys(name, weight):
+    ours = losses.tversky_loss(LOGITS, LABELS, alpha=weight, beta=weight)
+    np.testing.assert_array_equal(LOSSES[name](LOGITS, LABELS), ours)
+
+
+def test_alpha_weighs_false_positives_and_beta_false_negatives():
+    def loss(false_positive, alpha, beta):
+        # Four pixels, two of class 1; one pixel wrong.
+        z = np.array([30.0, 30.0, -30.0, -30.0], np.float32)
+        z[2 if false_positive else 1] *= -1
+        logits = np.stack([np.zeros_like(z), z], -1)[None]
+        return losses.tversky_loss(logits, np.array([[1, 1, 0, 0]]), alpha=alpha, beta=beta, classes=(1,))
+
+    np.testing.assert_allclose(loss(True, 0.25, 0.75), 0.25 / 2.25, rtol=1e-6)
+    np.testing.assert_allclose(loss(False, 0.25, 0.75), 0.75 / 1.75, rtol=1e-6)
+
+
+# Numerics
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("squared", [False, True])
+def test_the_tiny_loss_of_a_confident_prediction_is_not_rounded_to_zero(name, squared):
+    logits = 25 * np.eye(CLASSES, dtype=np.float32)[LABELS]
+    loss = jax.jit(jax.value_and_grad(lambda z: LOSSES[name](z, LABELS, where=KEEP, squared=squared)))
+    with jax.enable_x64(True):
+        expected, slope = loss(logits.astype(np.float64))
+    value, gradient = loss(logits)
+    assert 0 < value < 1e-9
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("squared", [False, True])
+def test_a_perfect_prediction_costs_nothing(name, squared):
+    logits = 1e4 * np.eye(CLASSES, dtype=np.float32)[LABELS]
+    value, gradient = jax.value_and_grad(lambda z: LOSSES[name](z, LABELS, squared=squared))(logits)
+    assert value == 0
+    assert not np.any(np.asarray(gradient))
+
+
+EXTREME = np.array([-1e4, -300.0, -90.0, -45.0, -17.0, -1.0, 0.0, 1e-3, 1.0, 17.0, 45.0, 90.0, 300.0, 1e4], np.float32)
+# Four pixels of two images, class 2 absent: random logits, then one right and one wrong however confident.
+EXTREME_LABELS = np.array([[0, 1], [1, 1]], np.int32)
+EXTREME_LOGITS = np.concatenate(
+    [
+        RNG.choice(EXTREME, size=(200, 2, 2, 3)),
+        EXTREME.reshape(-1, 1, 1, 1) * np.eye(3, dtype=np.float32)[EXTREME_LABELS],
+    ]
+)
+
+
+def _tversky_to_second_order(squared, over_batch):
+    def loss(logits, weights, gamma):
+        alpha, beta = weights
+        return losses.tversky_loss(
+            logits,
+            EXTREME_LABELS,
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+            squared=squared,
+            over_batch=over_batch,
+        )
+
+    def derivatives(logits, weights, gamma):
+        first = jax.value_and_grad(loss, argnums=(0, 1, 2))(logits, weights, gamma)
+        return first, jax.hessian(loss)(logits, weights, gamma)
+
+    every = jax.vmap(derivatives, in_axes=(0, None, None))
+    return jax.jit(jax.vmap(jax.vmap(every, in_axes=(None, 0, None)), in_axes=(None, None, 0)))
+
+
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("over_batch", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_tversky_and_its_derivatives_are_finite_everywhere(squared, over_batch, dtype):
+    weights = np.array([[0.5, 0.5], [1, 1], [0.3, 0.7], [0, 1], [1, 0], [0, 0]], np.float32)
+    weights = weights[weights[:, 0] <= weights[:, 1]] if squared else weights
+    derivatives = _tversky_to_second_order(squared, over_batch)
+    first, second = derivatives(jnp.asarray(EXTREME_LOGITS, dtype), weights, np.float32(GAMMAS))
+    (value, _), (of_logits, *_) = first, first[1]
+    assert value.dtype == jnp.float32
+    assert of_logits.dtype == dtype
+    assert 0 <= value.min() <= value.max() <= 1
+    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves((first, second)))
+
+
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("over_batch", [False, True])
+@pytest.mark.parametrize("absent", ["exclude", "one"])
+def test_generalized_dice_and_its_derivatives_are_finite_everywhere(squared, over_batch, absent):
+    def loss(logits):
+        return losses.generalized_dice_loss(
+            logits, EXTREME_LABELS, squared=squared, over_batch=over_batch, absent=absent
+        )
+
+    results = jax.jit(jax.vmap(lambda z: (loss(z), jax.grad(loss)(z), jax.hessian(loss)(z))))(EXTREME_LOGITS)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(results))
+
+
+def test_precision_alone_is_exact_where_the_class_is_hardly_predicted():
+    # β = 0: the quotient of two sums near 1e-26, whose squares float32 cannot hold.
+    def loss(z):
+        logits = jnp.stack([jnp.zeros_like(z), z], axis=-1)
+        return losses.tversky_loss(logits, jnp.array([[1, 0]]), alpha=1.0, beta=0.0, classes=(1,))
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.array([[-60.0, -60.0]]))
+    np.testing.assert_allclose(value, 0.5, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[-0.25, 0.25]], rtol=1e-5)
+    curvature = jax.jit(jax.hessian(loss))(jnp.array([[-60.0, -61.0]]))[0, 0, 0, 0]
+    share = 1 / (1 + np.e)  # of the wrong pixel
+    np.testing.assert_allclose(curvature, share * (1 - share) * (1 - 2 * share), rtol=1e-4)
+
+
+def test_traced_alpha_above_beta_is_cut_off_at_zero_for_squared_sums():
+    z = jnp.array([[2.0, 2.0, -9.0]])
+    logits = jnp.stack([jnp.zeros_like(z), z], axis=-1)
+    loss = jax.jit(
+        lambda alpha: losses.tversky_loss(
+            logits, jnp.array([[1, 1, 0]]), alpha=alpha, beta=0.1, squared=True, classes=(1,)
+        )
+    )
+    assert loss(0.9) == 0
+    assert loss(0.1) > 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_billion_pixels_cost_what_their_sample_costs(name):
+    # As a reduction over a million copies of the batch; a rare class has a million pixels, a frequent one 2e9.
+    logits, labels = np.tile(LOGITS, (1, 12, 12, 1)), np.zeros((4, 36, 60), np.int32)
+    labels[0, 0, :3] = 1, 2, 3
+
+    def loss(axis_name=None):
+        return LOSSES[name](logits, labels, over_batch=True, axis_name=axis_name)
+
+    copies = jax.vmap(lambda _: loss("copies"), in_axes=None, out_axes=None, axis_size=250_000, axis_name="copies")
+    np.testing.assert_allclose(copies(0.0), loss(), rtol=1e-5)
+
+
+def test_narrow_floats_are_computed_in_float32_and_float64_stays():
+    narrow = jnp.asarray(LOGITS, jnp.bfloat16)
+    assert losses.dice_loss(narrow, LABELS) == losses.dice_loss(narrow.astype(jnp.float32), LABELS)
+    assert losses.dice_loss(narrow, LABELS).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert losses.tversky_loss(LOGITS.astype(np.float64), LABELS, gamma=2).dtype == jnp.float64
+
+
+# Pixels and classes that are not there
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("over_batch", [False, True])
+@pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
+def test_what_is_masked_has_no_value_and_no_gradient(name, over_batch, absent):
+    loss = jax.value_and_grad(lambda z, y, k: LOSSES[name](z, y, where=k, over_batch=over_batch, absent=absent))
+    expected = loss(LOGITS, LABELS, KEEP)
+    noise = np.where(KEEP[..., None], LOGITS, np.nan).astype(np.float32)
+    value, gradient = loss(noise, np.where(KEEP, LABELS, 255).astype(np.int32), KEEP)
+    np.testing.assert_array_equal(value, expected[0])
+    np.testing.assert_array_equal(gradient, expected[1])
+    assert np.any(np.asarray(gradient))
+    assert not np.any(np.asarray(gradient)[~KEEP])
+    value, gradient = loss(noise * np.nan, LABELS, np.zeros_like(KEEP))
+    assert value == 0
+    assert not np.any(np.asarray(gradient))
+
+
+@pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
+def test_an_absent_class_has_no_gradient_of_its_own(absent):
+    gradient = jax.grad(lambda z: losses.dice_loss(z, LABELS[2:3], classes=(1,), absent=absent))(LOGITS[2:3])
+    assert not np.any(np.asarray(gradient))
+
+
+def test_generalized_dice_charges_an_absent_class_for_its_false_positives_only_if_asked_to():
+    def slope(absent):
+        gradient = jax.grad(lambda z: losses.generalized_dice_loss(z, LABELS[2:3], classes=(1, 3), absent=absent))
+        return np.asarray(gradient(LOGITS[2:3]))[..., 1].sum()
+
+    assert slope("exclude") == slope("zero")
+    assert slope("one") > slope("zero")
+
+
+def test_an_image_of_absent_classes_is_one_pair_of_generalized_dice():
+    def loss(absent):
+        return losses.generalized_dice_loss(LOGITS[1:3], LABELS[1:3], classes=(1,), absent=absent)
+
+    alone = losses.generalized_dice_loss(LOGITS[1:2], LABELS[1:2], classes=(1,))
+    np.testing.assert_allclose(
+        [loss("exclude"), loss("zero"), loss("one")], [alone, alone / 2, (alone + 1) / 2], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("label", [-1, CLASSES, 255])
+def test_a_kept_label_that_is_no_class_is_loud(name, label):
+    # In an image of which no class is present, and so no pair is counted.
+    labels = np.full_like(LABELS, label)
+    value, gradient = jax.value_and_grad(lambda z: LOSSES[name](z, labels, classes=(1,)))(LOGITS)
+    assert np.isnan(value)
+    assert np.isnan(gradient).any(-1).all()
+    labels = np.where(np.arange(5) == 2, label, LABELS)
+    value, gradient = jax.value_and_grad(lambda z: LOSSES[name](z, labels))(LOGITS)
+    assert np.isnan(value)
+    assert np.isnan(gradient[:, :, 2]).any(-1).all()
+
+
+def test_a_mask_broadcasts_and_labels_come_in_every_integer_dtype():
+    rows = np.array([[True], [False], [True]])
+    expected = losses.dice_loss(LOGITS, LABELS, where=np.broadcast_to(rows, LABELS.shape))
+    for dtype in (np.uint8, np.int8, np.uint32):
+        np.testing.assert_array_equal(losses.dice_loss(LOGITS, LABELS.astype(dtype), where=rows), expected)
+
+
+@pytest.mark.parametrize("shape", [(15,), (1, 3, 5), (3, 1, 5, 1)])
+def test_images_have_any_number_of_axes(shape):
+    expected = losses.dice_loss(LOGITS, LABELS, where=KEEP)
+    logits, labels, keep = (x.reshape(4, *shape, *x.shape[3:]) for x in (LOGITS, LABELS, KEEP))
+    np.testing.assert_allclose(losses.dice_loss(logits, labels, where=keep), expected, rtol=1e-6)
+
+
+# Transforms and devices
+
+
+def test_a_sweep_over_alpha_beta_and_gamma_compiles_once():
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def loss(alpha, beta, gamma):
+        return losses.tversky_loss(LOGITS, LABELS, alpha=alpha, beta=beta, gamma=gamma, where=KEEP)
+
+    alphas, betas = jnp.linspace(0.1, 0.4, 4), jnp.linspace(0.9, 0.6, 4)
+    alone = [loss(*cell) for cell in zip(alphas, betas, jnp.array(GAMMAS), strict=True)]
+    chex.clear_trace_counter()
+    np.testing.assert_allclose(jax.vmap(loss)(alphas, betas, jnp.array(GAMMAS)), alone, rtol=1e-6)
+    concrete = losses.tversky_loss(LOGITS, LABELS, alpha=alphas[1], beta=betas[1], gamma=GAMMAS[1], where=KEEP)
+    np.testing.assert_allclose(alone[1], concrete, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("over_batch", [False, True])
+def test_devices_share_one_global_loss(name, over_batch):
+    # An image a device: the last has no pixel at all.
+    def loss(z, y, k, axis_name=None):
+        return LOSSES[name](z, y, where=k, over_batch=over_batch, absent="one", axis_name=axis_name)
+
+    expected, slope = jax.value_and_grad(loss)(LOGITS, LABELS, KEEP)
+    step = jax.pmap(
+        lambda *image: jax.value_and_grad(lambda z, y, k: loss(z, y, k, "devices"))(*image), axis_name="devices"
+    )
+    values, gradients = step(*(x[:, None] for x in (LOGITS, LABELS, KEEP)))
+    np.testing.assert_allclose(values, np.repeat(expected, 4), rtol=1e-6)
+    # psum's transpose is psum: each device's gradient is four times its share of the global one, hence the pmean.
+    np.testing.assert_allclose(np.asarray(gradients)[:, 0] / 4, slope, rtol=1e-4, atol=1e-7)
+
+
+# Properties
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.sampled_from(sorted(LOSSES)), st.booleans(), st.sampled_from(ABSENT), st.integers(0, 2**31))
+def test_sees_a_set_of_pixels_and_nothing_else(name, squared, absent, seed):
+    rng = np.random.default_rng(seed)
+    scale = rng.choice([0.1, 3, 100])
+    logits = (rng.normal(size=LOGITS.shape) * scale).astype(np.float32)
+    labels, keep = rng.integers(0, CLASSES, LABELS.shape).astype(np.int32), rng.uniform(size=KEEP.shape) < rng.uniform()
+    options = {"squared": squared, "absent": absent}
+    expected = LOSSES[name](logits, labels, where=keep, **options)
+    assert 0 <= expected <= 1
+
+    # Pixels in another order within each image, and as many void ones more; images in another order, with void ones.
+    pixels, images = rng.permutation(30), rng.permutation(6)
+
+    def moved(x, void):
+        x = x.reshape(4, 15, *x.shape[3:])
+        x = np.concatenate([x, np.full_like(x, void)], axis=1)[:, pixels]
+        return np.concatenate([x, np.full_like(x[:2], void)])[images]
+
+    same = LOSSES[name](moved(logits, np.nan), moved(labels, 255), where=moved(keep, False), **options)
+    np.testing.assert_allclose(same, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("squared", [False, True])
+def test_falls_as_the_truth_gains(name, squared):
+    z = jnp.linspace(-8, 40, 97)
+    confident = z.reshape(-1, 1, 1, 1, 1) * np.eye(CLASSES, dtype=np.float32)[LABELS][None]
+    curve = jax.vmap(lambda logits: LOSSES[name](logits, LABELS, squared=squared))(confident)
+    assert np.all(np.diff(curve) < 0)
+
+
+# Broken input: the raw functions, since a user has no import hook and must be told all the same
+
+FUNCTIONS = ("dice_loss", "jaccard_loss", "tversky_loss", "generalized_dice_loss")
+BROKEN = {
+    "no pixel axis": (
+        {"logits": LOGITS[0, 0], "labels": LABELS[0, 0]},
+        ValueError,
+        r"logits must be \[batch, ..., classes\] with at least one axis of pixels .*got shape \(5, 4\)",
+    ),
+    "one class": ({"logits": LOGITS[..., :1]}, ValueError, r"2 classes, .*got shape \(4, 3, 5, 1\).* \(0, z\)"),
+    "rank": ({"labels": LABELS[0]}, ValueError, r"labels must have .*\(4, 3, 5\); got \(3, 5\)"),
+    "shape": ({"labels": LABELS[:2]}, ValueError, r"labels must have .*\(4, 3, 5\); got \(2, 3, 5\)"),
+    "float labels": ({"labels": KEEP * 1.0}, TypeError, r"labels must be integers; got float32 of shape \(4, 3, 5\)"),
+    "integer logits": ({"logits": LOGITS.astype(int)}, TypeError, r"logits must be floating point; got int32"),
+    "mask of labels": ({"where": LABELS}, TypeError, r"where must be boolean; got int32"),
+    "mask of images": ({"where": KEEP[:, 0, 0]}, ValueError, r"where must have shape \(4, 3, 5\).*got \(4,\)"),
+    "absent": ({"absent": "nan"}, ValueError, r"absent must be one of 'exclude', 'zero', 'one'; got 'nan'"),
+    "no classes": ({"classes": ()}, ValueError, r"classes must be None or .*in \[0, 4\), at least one; got \(\)"),
+    "class twice": ({"classes": [1, 1]}, ValueError, r"classes must be None or .*distinct .*got \[1, 1\]"),
+    "no such class": ({"classes": (1, 4)}, ValueError, r"classes must be None or .*in \[0, 4\).*got \(1, 4\)"),
+    "class from the end": ({"classes": (-1,)}, ValueError, r"classes must be None or .*in \[0, 4\).*got \(-1,\)"),
+    "one class index": ({"classes": 1}, ValueError, r"classes must be None or a sequence .*got 1"),
+    "mask of classes": ({"classes": (True, False)}, ValueError, r"classes must be None or .*got \(True, False\)"),
+}
+BROKEN_TVERSKY = {
+    "negative alpha": ({"alpha": -0.1}, r"alpha must be at least 0; got -0.1"),
+    "negative beta": ({"beta": -1}, r"beta must be at least 0; got -1"),
+    "gamma": ({"gamma": 0.75}, r"gamma must be at least 1; got 0.75"),
+    "gamma a class": ({"gamma": np.ones(4)}, r"gamma must be a scalar; got shape \(4,\)"),
+    "squared": (
+        {"alpha": 0.7, "beta": 0.3, "squared": True},
+        r"alpha must be at most beta with squared=True; got alpha=0.7 and beta=0.3",
+    ),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_input_is_named(function, case):
+    arguments, error, message = BROKEN[case]
+    loss = inspect.unwrap(getattr(losses, function))
+    with pytest.raises(error, match=message):
+        loss(**({"logits": LOGITS, "labels": LABELS} | arguments))
+
+
+@pytest.mark.parametrize("case", BROKEN_TVERSKY)
+def test_broken_weights_are_named(case):
+    arguments, message = BROKEN_TVERSKY[case]
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(losses.tversky_loss)(LOGITS, LABELS, **arguments)
