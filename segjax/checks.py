@@ -11,21 +11,33 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def array(name: str, value: Any) -> jax.Array:
+    """`value` as an array, or a TypeError that names it where it is none (None, text, a ragged list)."""
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array or a number; got {value!r}") from error
+
+
 def floating(name: str, value: Any) -> jax.Array:
     """`value` as a floating array of at least float32 (float64 stays), or a TypeError that names it."""
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} must be floating point; got {array.dtype} of shape {array.shape}")
-    return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array
+    given = array(name, value)
+    if not jnp.issubdtype(given.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating point; got {given.dtype} of shape {given.shape}")
+    return given.astype(jnp.float32) if given.dtype.itemsize < 4 else given
 
 
 def integers(name: str, value: Any) -> jax.Array:
     """`value` as an integer array of at least int32, or a TypeError that names it."""
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} must be integers; got {array.dtype} of shape {array.shape}")
+    if isinstance(value, np.ndarray | np.integer | int) and np.asarray(value).dtype in (np.int64, np.uint64):
+        # Where 64 bits are off, JAX would keep the lower 32: 2^32 + 1 would come out as class 1.
+        limits = np.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
+        value = np.clip(value, limits.min, limits.max).astype(limits.dtype)
+    given = array(name, value)
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers; got {given.dtype} of shape {given.shape}")
     # Narrow and unsigned types cannot hold the -1 and the num_classes that labels are compared with.
-    return array.astype(jnp.int64 if array.dtype.itemsize == 8 else jnp.int32)
+    return given.astype(jnp.int64 if given.dtype.itemsize == 8 else jnp.int32)
 
 
 def same_shape(name: str, shape: Sequence[int], expected_name: str, expected: Sequence[int]) -> None:
@@ -36,54 +48,55 @@ def same_shape(name: str, shape: Sequence[int], expected_name: str, expected: Se
 
 def spread(name: str, value: Any, shape: Sequence[int]) -> jax.Array:
     """`value` broadcast to `shape` by NumPy's rule (axes align from the last), or a ValueError that names it."""
-    array = jnp.asarray(value)
-    fits = array.ndim <= len(shape) and all(
-        have in (1, want) for have, want in zip(reversed(array.shape), reversed(tuple(shape)), strict=False)
+    given = array(name, value)
+    fits = given.ndim <= len(shape) and all(
+        have in (1, want) for have, want in zip(reversed(given.shape), reversed(tuple(shape)), strict=False)
     )
     if not fits:
-        raise ValueError(f"{name} must have shape {tuple(shape)} or one that broadcasts to it; got {array.shape}")
-    return jnp.broadcast_to(array, shape)
+        raise ValueError(f"{name} must have shape {tuple(shape)} or one that broadcasts to it; got {given.shape}")
+    return jnp.broadcast_to(given, shape)
 
 
 def mask(name: str, value: Any, shape: Sequence[int]) -> jax.Array:
     """`value` as a boolean array spread to `shape`, or an error that names it."""
-    array = jnp.asarray(value)
-    if array.dtype != jnp.bool_:
-        raise TypeError(f"{name} must be boolean; got {array.dtype} of shape {array.shape}")
-    return spread(name, array, shape)
+    given = array(name, value)
+    if given.dtype != jnp.bool_:
+        raise TypeError(f"{name} must be boolean; got {given.dtype} of shape {given.shape}")
+    return spread(name, given, shape)
 
 
 def per_class(name: str, value: Any, num_classes: int, dtype: Any, scalar_hint: str = "") -> jax.Array:
     """`value` as a `[num_classes]` array of `dtype`, or a ValueError that names it."""
-    array = jnp.asarray(value)
-    if array.shape != (num_classes,):
-        hint = f". {scalar_hint}" if scalar_hint and array.ndim == 0 else ""
-        raise ValueError(
-            f"{name} must have one value per class, shape ({num_classes},); got {_shown(value, array)}{hint}"
-        )
-    return array.astype(dtype)
+    given = array(name, value)
+    if given.shape != (num_classes,):
+        hint = f". {scalar_hint}" if scalar_hint and given.ndim == 0 else ""
+        raise ValueError(f"{name} must have one value per class, shape ({num_classes},); got {_shown(given)}{hint}")
+    return given.astype(dtype)
 
 
-def scalar(name: str, value: Any, dtype: Any, low: float, high: float = float("inf")) -> jax.Array:
-    """`value` as a scalar of `dtype` in [low, high], or a ValueError. A traced value is checked for its shape only."""
-    array = jnp.asarray(value)
-    if array.ndim != 0:
-        raise ValueError(f"{name} must be a scalar; got {_shown(value, array)}")
-    if not isinstance(value, jax.core.Tracer) and not low <= float(value) <= high:
-        expected = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name} must be {expected}; got {float(value):g}")
-    return array.astype(dtype)
+def scalar(
+    name: str, value: Any, dtype: Any, low: float, high: float = float("inf"), *, infinite: bool = False
+) -> jax.Array:
+    """`value` as a scalar of `dtype` in [low, high], infinity only if asked for, or a ValueError.
+
+    A traced value is checked for its shape only.
+    """
+    given = _one_number(name, value)
+    if not isinstance(given, jax.core.Tracer):
+        number = float(given)
+        if not low <= number <= high or (np.isinf(number) and not infinite):
+            expected = f"at least {low:g}" if np.isinf(high) else f"between {low:g} and {high:g}"
+            raise ValueError(f"{name} must be {expected}{' and finite' if np.isinf(number) else ''}; got {number:g}")
+    return given.astype(dtype)
 
 
 def finite(name: str, value: Any, dtype: Any, above: float = -float("inf")) -> jax.Array:
     """`value` as a finite scalar of `dtype`, more than `above`; else as `scalar`."""
-    array = jnp.asarray(value)
-    if array.ndim != 0:
-        raise ValueError(f"{name} must be a scalar; got {_shown(value, array)}")
-    if not isinstance(value, jax.core.Tracer) and not above < float(value) < float("inf"):
+    given = _one_number(name, value)
+    if not isinstance(given, jax.core.Tracer) and not above < float(given) < float("inf"):
         expected = "finite" if above == -float("inf") else f"finite and more than {above:g}"
-        raise ValueError(f"{name} must be {expected}; got {float(value):g}")
-    return array.astype(dtype)
+        raise ValueError(f"{name} must be {expected}; got {float(given):g}")
+    return given.astype(dtype)
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> None:
@@ -101,7 +114,16 @@ def host(name: str, value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def _shown(value: Any, array: jax.Array) -> str:
-    if array.ndim == 0 and not isinstance(value, jax.core.Tracer):
-        return f"the scalar {np.asarray(value)}"
-    return f"shape {array.shape}"
+def _one_number(name: str, value: Any) -> jax.Array:
+    given = array(name, value)
+    if given.ndim != 0:
+        raise ValueError(f"{name} must be a scalar; got {_shown(given)}")
+    if jnp.issubdtype(given.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be a real number; got {value!r}")
+    return given
+
+
+def _shown(given: jax.Array) -> str:
+    if given.ndim == 0 and not isinstance(given, jax.core.Tracer):
+        return f"the scalar {np.asarray(given)}"
+    return f"shape {given.shape}"

@@ -24,8 +24,8 @@ install_import_hook("segjax", "beartype.beartype")
 
 @pytest.fixture(autouse=True, scope="module")
 def compilation_effort(request):
-    """Each loss and each count is tested once as its users compile it; all else has to compile fast, and no more."""
-    optimized = request.path.stem in ("test_every_loss", "test_pixel", "test_devices")
+    """The formulas are tested as their users compile them; all else has to compile fast, and no more."""
+    optimized = request.path.stem in ("test_pixel", "test_devices")
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", not optimized)
     yield

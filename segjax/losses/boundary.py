@@ -163,6 +163,8 @@ def _any_neighbour(
     labels: jax.Array, keep: jax.Array | None, connectivity: int, marks: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> jax.Array:
     """True at kept pixels that a kept neighbour marks: `marks(the pixel's label, the neighbour's)`."""
+    if labels.size == 0:
+        return jnp.zeros(labels.shape, bool)
     padded = _edge_padded(labels)
     kept = None if keep is None else _edge_padded(keep)
     found = jnp.zeros(labels.shape, bool)

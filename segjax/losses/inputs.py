@@ -36,7 +36,7 @@ def sigmoid_inputs(
 ) -> tuple[Float[Array, "*pixels"], Real[Array, "*pixels"], Bool[Array, "*pixels"] | None]:
     """As `softmax_inputs`; the targets come back as constants: integers (hard), or floats like the logits (soft)."""
     logits = checks.floating("logits", logits)
-    targets = jnp.asarray(targets)
+    targets = checks.array("targets", targets)
     checks.same_shape("targets", targets.shape, "logits", logits.shape)
     if jnp.issubdtype(targets.dtype, jnp.floating):
         targets = jax.lax.stop_gradient(targets.astype(logits.dtype))

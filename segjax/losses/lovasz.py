@@ -4,6 +4,7 @@ A set is the pixels of one class in one image, or in the whole batch on all devi
 does not exist: it is in no set, whatever its label or logit.
 """
 
+import math
 from collections.abc import Hashable
 
 import jax
@@ -142,8 +143,8 @@ def lovasz_hinge_loss(
     logits, targets, keep = sigmoid_inputs(logits, targets, where)
     _check_axes("logits", logits.shape, logits.ndim, over_batch, "")
     # A factor of NaN, so that a wrong target's gradient is NaN too.
-    sign = jnp.where(targets == 1, 1, jnp.where(targets == 0, -1, jnp.nan)).astype(logits.dtype)
-    errors = jax.nn.relu(1 - sign * logits)
+    factor = jnp.where((targets == 0) | (targets == 1), jnp.where(targets == 1, 1.0, -1.0), jnp.nan)
+    errors = jax.nn.relu(1 - factor.astype(logits.dtype) * logits)
     within, across = _axes(over_batch, axis_name)
     errors, positive, keep = _as_sets(errors[..., None], (targets == 1)[..., None], keep, over_batch)
     loss, _, exists = _set_losses(errors, positive, keep, within)
@@ -170,9 +171,10 @@ def _as_sets(
     """Pixels last, since they are sorted; the batch as one image if it is one set."""
     keep = jnp.ones(errors.shape[:-1], bool) if keep is None else keep
     images = 1 if over_batch else errors.shape[0]
+    pixels = math.prod(errors.shape[:-1] if over_batch else errors.shape[1:-1])
 
     def arranged(values):
-        return jnp.swapaxes(values.reshape(images, -1, values.shape[-1]), 1, 2)
+        return jnp.swapaxes(values.reshape(images, pixels, values.shape[-1]), 1, 2)
 
     return arranged(errors), arranged(positive), arranged(jnp.broadcast_to(keep[..., None], errors.shape))
 

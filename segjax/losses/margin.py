@@ -27,8 +27,9 @@ def softmax_margin(logits: Float[Array, "*pixels classes"], labels: Int[Array, "
     own = is_label(labels, num_classes)
     others = jnp.where(own, -jnp.inf, logits)
     largest = jax.lax.stop_gradient(jnp.max(others, axis=-1))
-    log_sum = largest + jnp.log(jnp.sum(jnp.exp(others - largest[..., None]), axis=-1))
-    margin = jnp.sum(jnp.where(own, logits, 0), axis=-1) - log_sum
+    log_sum = jnp.log(jnp.sum(jnp.exp(others - largest[..., None]), axis=-1))
+    # The largest is taken off the logit first: what all logits share would round the small logarithm away.
+    margin = (jnp.sum(jnp.where(own, logits, 0), axis=-1) - largest) - log_sum
     # Added, not selected: a selected NaN would leave the gradient of a wrong label finite, and so unseen.
     return margin + _nan_unless((labels >= 0) & (labels < num_classes), margin.dtype)
 

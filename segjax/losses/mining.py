@@ -97,7 +97,7 @@ def hard_pixels(
         return keep & (keys >= cut)
     if positives is not None:
         taken = checks.mask("positives", positives, loss.shape) & keep
-        ratio = checks.scalar("negatives_per_positive", negatives_per_positive, jnp.float32, 0.0)
+        ratio = checks.scalar("negatives_per_positive", negatives_per_positive, jnp.float32, 0.0, infinite=True)
         num_taken = _count(taken, axis_name)
         wanted = _multiple(ratio, num_taken)
         if least is not None:
@@ -124,14 +124,14 @@ def _check_criteria(fraction, min_kept, threshold, positives, negatives_per_posi
 def _least(min_kept: Any) -> Int[Array, ""] | None:
     if min_kept is None:
         return None
-    checks.integers("min_kept", min_kept)
-    return checks.scalar("min_kept", min_kept, jnp.int32, 0.0)
+    return checks.scalar("min_kept", checks.integers("min_kept", min_kept), jnp.int32, 0.0)
 
 
 def _threshold(value: Any, dtype: jnp.dtype) -> Float[Array, ""]:
-    if not isinstance(value, jax.core.Tracer) and np.isnan(np.asarray(value)).any():
+    value = checks.array("threshold", value)
+    if not isinstance(value, jax.core.Tracer) and jnp.isnan(value).any():
         raise ValueError(f"threshold must be a loss to compare with; got {value}")
-    return checks.scalar("threshold", value, dtype, -float("inf"))
+    return checks.scalar("threshold", value, dtype, -float("inf"), infinite=True)
 
 
 def _count(mask: Bool[Array, "*pixels"], axis_name: Hashable | None) -> Int[Array, ""]:

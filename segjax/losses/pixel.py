@@ -34,11 +34,12 @@ def softmax_cross_entropy(
     smoothed terms carry the weights of *their* class.
 
     Args:
-        logits: z, `[..., C]`, C ≥ 2, class last. A class switched off by a logit of -inf is fine, if one other is left.
+        logits: z, `[..., C]`, C ≥ 2, class last. A class switched off by a logit of -inf is fine, if one is left beside
+            the label's.
         labels: y, integers in [0, C), `[...]`.
         where: boolean `[...]`, broadcastable; False: no such pixel.
         class_weights: w, `[C]`, for instance from `class_weights(counts, scheme)`.
-        label_smoothing: ε in [0, 1].
+        label_smoothing: ε in [0, 1]. With ε > 0 a class switched off costs infinity, unless its weight is 0.
 
     Returns:
         `[...]`, in nats, at least float32. Not reduced.
@@ -65,10 +66,12 @@ def softmax_cross_entropy(
     loss = own if weights is None else own * _of_label(weights, labels)
     if isinstance(label_smoothing, jax.Array) or label_smoothing != 0:
         own_logit = jnp.sum(jnp.where(margin.is_label(labels, num_classes), logits, 0), axis=-1)
-        every = (own_logit + own)[..., None] - logits
+        every = own[..., None] + (own_logit[..., None] - logits)
         if weights is not None:
-            every = every * jnp.broadcast_to(weights, every.shape)
-        loss = (1 - smoothing) * loss + smoothing * jnp.mean(every, axis=-1)
+            # A class of weight 0 may be switched off by a logit of -inf, and 0 · inf is NaN.
+            every = jnp.where(weights == 0, 0, every) * jnp.broadcast_to(weights, every.shape)
+        smoothed = (1 - smoothing) * loss + smoothing * jnp.mean(every, axis=-1)
+        loss = jnp.where(smoothing == 0, loss, smoothed)
     return kept(loss, keep)
 
 
@@ -89,7 +92,8 @@ def softmax_focal_loss(
     At γ = 2 a pixel with p_y = 0.9 counts 100 times less than in cross entropy, one with p_y = 0.5 four times less.
 
     Args:
-        logits: z, `[..., C]`, C ≥ 2, class last. A class switched off by a logit of -inf is fine, if one other is left.
+        logits: z, `[..., C]`, C ≥ 2, class last. A class switched off by a logit of -inf is fine, if one is left beside
+            the label's.
         labels: y, integers in [0, C), `[...]`.
         gamma: γ ≥ 0, a scalar.
         alpha: α, `[C]`, or None for 1. A scalar is an error: it weighs positives against negatives, and here are none.

@@ -71,7 +71,7 @@ def mean(
     keep = None if where is None else checks.mask("where", where, loss.shape)
     loss = kept(loss, keep)
     if weights is not None:
-        weights = kept(checks.spread("weights", jnp.asarray(weights).astype(loss.dtype), loss.shape), keep)
+        weights = kept(checks.spread("weights", checks.array("weights", weights).astype(loss.dtype), loss.shape), keep)
         loss = loss * weights
     total = psum(jnp.sum(loss), axis_name)
     if normalizer == "weights":

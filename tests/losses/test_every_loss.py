@@ -197,12 +197,14 @@ def mapped(request):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_compiled_equals_eager(name, expected):
-    value, gradient = jax.value_and_grad(
-        lambda parameters: LOSSES[name](jnp.where(WHERE[..., None], FEATURES, 0) @ parameters, LABELS, WHERE, None)
-    )(PARAMETERS)
-    assert value > 0
-    np.testing.assert_allclose(expected[name][0], value, rtol=1e-5)
+def test_compiled_equals_eager_which_makes_no_nan_on_the_way(name, expected):
+    def value(parameters):
+        return LOSSES[name](np.where(WHERE[..., None], FEATURES, 0) @ parameters, LABELS, WHERE, None)
+
+    with jax.debug_nans(True):
+        total, gradient = jax.value_and_grad(value)(jnp.asarray(PARAMETERS))
+    assert total > 0
+    np.testing.assert_allclose(expected[name][0], total, rtol=1e-5)
     np.testing.assert_allclose(expected[name][1], gradient, rtol=1e-4, atol=1e-6)
 
 
@@ -304,3 +306,10 @@ def test_vmap_scan_and_checkpoint_change_nothing(clean):
     for name, (in_scan, in_vmap) in jax.jit(both_ways)(*batches).items():
         for result in (in_scan, in_vmap):
             np.testing.assert_allclose(result[0], clean[name][1], rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5)])
+def test_nothing_at_all_is_zero(shape):
+    empty = np.zeros((*shape, CLASSES), np.float32), np.zeros(shape, np.int32), np.ones(shape, bool)
+    values = jax.jit(lambda *batch: {name: loss(*batch, None) for name, loss in LOSSES.items()})(*empty)
+    assert values == dict.fromkeys(LOSSES, 0)

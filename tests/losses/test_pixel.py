@@ -161,6 +161,19 @@ def test_a_confident_pixels_tiny_loss_keeps_its_value():
     np.testing.assert_allclose(losses.softmax_focal_loss(logits, jnp.int32(0), gamma=0.5), true**1.5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("offset", [100.0, 1e4, -1e4])
+def test_what_all_logits_share_costs_no_digits(offset):
+    logits = np.round(LOGITS * 64).astype(np.float32) / 64 + np.float32(offset)  # exact in float32 at 1e4
+    exact = softmax_reference(logits, LABELS), softmax_reference(logits, LABELS, 2.0)
+    np.testing.assert_allclose(losses.softmax_cross_entropy(logits, LABELS), exact[0], rtol=2e-6)
+    np.testing.assert_allclose(losses.softmax_focal_loss(logits, LABELS, gamma=2.0), exact[1], rtol=6e-6)
+    uniform = (
+        np.log(np.exp(logits.astype(np.float64) - offset).sum(-1)) + offset - logits.mean(-1, dtype=np.float64)
+    ).T
+    smoothed = losses.softmax_cross_entropy(logits, LABELS, label_smoothing=1.0)
+    np.testing.assert_allclose(smoothed, uniform.T, rtol=2e-6)
+
+
 def per_logit(name):
     """`name` as a function of one logit and γ; to the softmax forms it is one of three, the label or another."""
     if name == "softmax label":
@@ -235,6 +248,22 @@ def test_a_class_switched_off_by_minus_infinity_takes_no_part():
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert gradient[1] == 0
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_label_smoothing_of_a_class_switched_off(smoothing):
+    off, label = jnp.array([1.0, 2.0, -jnp.inf]), jnp.int32(0)
+
+    def loss(z, weights, epsilon):
+        return losses.softmax_cross_entropy(z, label, class_weights=weights, label_smoothing=epsilon)
+
+    left_out = jnp.array([1.0, 1.0, 0.0])
+    value, gradient = jax.jit(jax.value_and_grad(loss))(off, left_out, smoothing)
+    other = jax.nn.log_softmax(off[:2])
+    np.testing.assert_allclose(value, -(1 - smoothing) * other[0] - smoothing * other.sum() / 3, rtol=1e-6)
+    assert np.isfinite(gradient).all()
+    # Not left out it costs infinity, and without smoothing nothing.
+    assert np.isinf(jax.jit(loss)(off, None, smoothing)) == (smoothing > 0)
 
 
 # Pixels that do not exist, and labels that are no class

@@ -367,23 +367,6 @@ def test_a_sweep_over_alpha_beta_and_gamma_compiles_once():
     np.testing.assert_allclose(alone[1], concrete, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("over_batch", [False, True])
-def test_devices_share_one_global_loss(name, over_batch):
-    # An image a device: the last has no pixel at all.
-    def loss(z, y, k, axis_name=None):
-        return LOSSES[name](z, y, where=k, over_batch=over_batch, absent="one", axis_name=axis_name)
-
-    expected, slope = jax.value_and_grad(loss)(LOGITS, LABELS, KEEP)
-    step = jax.pmap(
-        lambda *image: jax.value_and_grad(lambda z, y, k: loss(z, y, k, "devices"))(*image), axis_name="devices"
-    )
-    values, gradients = step(*(x[:, None] for x in (LOGITS, LABELS, KEEP)))
-    np.testing.assert_allclose(values, np.repeat(expected, 4), rtol=1e-6)
-    # psum's transpose is psum: each device's gradient is four times its share of the global one, hence the pmean.
-    np.testing.assert_allclose(np.asarray(gradients)[:, 0] / 4, slope, rtol=1e-4, atol=1e-7)
-
-
 # Properties
 
 

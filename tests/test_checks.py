@@ -1,0 +1,47 @@
+"""What the losses and metrics say of arguments that JAX alone would take, or would refuse without naming them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax import checks
+
+
+@pytest.mark.parametrize(
+    "value", [2**32 + 1, np.int64(2**32 + 1), np.array([2**32 + 1]), np.array([2**63 + 1], np.uint64)]
+)
+def test_an_integer_of_64_bits_does_not_come_out_as_a_small_one(value):
+    assert np.all(checks.integers("labels", value) == np.iinfo(np.int32).max)
+
+
+def test_integers_of_64_bits_stay_where_jax_has_them():
+    with jax.enable_x64(True):
+        assert checks.integers("labels", np.array([2**32 + 1]))[0] == 2**32 + 1
+
+
+@pytest.mark.parametrize("check", [checks.floating, checks.integers])
+@pytest.mark.parametrize("value", [None, "2", [[1.0], [1.0, 2.0]]])
+def test_what_is_no_array_is_named(check, value):
+    with pytest.raises(TypeError, match=r"logits must be an array or a number; got"):
+        check("logits", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (-1.0, ValueError, "gamma must be at least 0; got -1"),
+        (np.inf, ValueError, "gamma must be at least 0 and finite; got inf"),
+        (np.nan, ValueError, "gamma must be at least 0; got nan"),
+        (1j, TypeError, r"gamma must be a real number; got 1j"),
+        ("2", TypeError, "gamma must be an array or a number; got '2'"),
+        (np.ones(2), ValueError, r"gamma must be a scalar; got shape \(2,\)"),
+    ],
+)
+def test_a_number_out_of_range_is_named(value, error, message):
+    with pytest.raises(error, match=message):
+        checks.scalar("gamma", value, jnp.float32, 0.0)
+
+
+def test_infinity_is_a_number_where_it_means_something():
+    assert np.isinf(checks.scalar("threshold", np.inf, jnp.float32, -np.inf, infinite=True))
