@@ -1,21 +1,20 @@
 """The confusion matrix, counted on the device, and every score that is a function of it, on the host."""
 
+import math
 from collections.abc import Hashable
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Int, Integer
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from segjax import checks
-from segjax.metrics.counts import count, host_counts
-
-_ABSENT = {"exclude": np.nan, "zero": 0.0, "one": 1.0}
+from segjax.metrics.counts import ABSENT, confusion_cells, count, host_counts, mean_of_known, ratio
 
 
 def confusion_matrix(
     labels: Integer[ArrayLike, "*pixels"],
-    predictions: Integer[ArrayLike, "*pixels"],
+    predictions: Integer[ArrayLike, "*pixels"] | Float[ArrayLike, "*pixels classes"],
     num_classes: int,
     *,
     where: Bool[ArrayLike, "*#pixels"] | None = None,
@@ -30,18 +29,19 @@ def confusion_matrix(
 
     Args:
         labels: the true classes, integers in [0, num_classes), any shape.
-        predictions: the predicted classes, integers in [0, num_classes), the same shape.
+        predictions: the predicted classes, integers in [0, num_classes), the same shape; or floating logits (or
+            probabilities) `[..., C]`, of which the largest is the prediction, and the lowest class of equal ones.
         num_classes: C ≥ 1, static.
-        where: boolean of that shape or broadcastable to it; False: no such pixel, whatever its label.
+        where: boolean of the labels' shape or broadcastable to it; False: no such pixel, whatever its label and logits.
         axis_name: the mapped device axis, or None under `jit`.
 
     Returns:
-        int32 `[C, C]`, rows truth, columns prediction. If `where` keeps a label or prediction outside [0, C), every
-        entry is -2^31 (integers have no NaN), which `segmentation_scores` refuses, also in a sum in int64. To know the
-        batch, test `(matrix < 0).any()`.
+        int32 `[C, C]`, rows truth, columns prediction. If `where` keeps a label or prediction outside [0, C) or a NaN
+        logit, every entry is -2^31 (integers have no NaN), which `segmentation_scores` refuses, also in a sum in int64.
+        To know the batch, test `(matrix < 0).any()`.
 
     Raises:
-        TypeError: labels or predictions are not integers, `where` not boolean.
+        TypeError: labels are not integers, predictions neither integers nor floating, `where` not boolean.
         ValueError: shapes do not fit, or C < 1.
 
     >>> import jax.numpy as jnp
@@ -50,15 +50,9 @@ def confusion_matrix(
     [[1 1]
      [0 1]]
     """
-    labels = checks.integers("labels", labels)
-    predictions = checks.integers("predictions", predictions)
-    checks.same_shape("predictions", predictions.shape, "labels", labels.shape)
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1; got {num_classes}")
-    keep = None if where is None else checks.mask("where", where, labels.shape)
-    valid = (labels >= 0) & (labels < num_classes) & (predictions >= 0) & (predictions < num_classes)
-    places = labels.astype("int32") * num_classes + predictions.astype("int32")
-    return count(places, valid, keep, num_classes * num_classes, axis_name).reshape(num_classes, num_classes)
+    cells, valid = confusion_cells(labels, predictions, num_classes)
+    keep = None if where is None else checks.mask("where", where, cells.shape)
+    return count(cells, valid, keep, num_classes * num_classes, axis_name).reshape(num_classes, num_classes)
 
 
 def segmentation_scores(
@@ -75,7 +69,9 @@ def segmentation_scores(
     - `precision_per_class` = TP / (TP + FP);
     - `pixel_accuracy` = Σ TP / N;
     - `one_vs_rest_accuracy_per_class` = (TP + TN) / N: near 1 for every rare class, found or not;
-    - `frequency_weighted_iou` = Σ (TP + FN) / N · IoU.
+    - `frequency_weighted_iou` = Σ (TP + FN) / N · IoU;
+    - `matthews_correlation` = (N Σ TP - Σ t p) / √((N² - Σ t²) (N² - Σ p²)), with t = TP + FN and p = TP + FP:
+      Gorodkin's R_K, for two classes the Matthews coefficient; 0 without skill, however rare a class is.
 
     Args:
         confusion: integers `[C, C]`, rows truth, columns prediction: sums of `confusion_matrix`.
@@ -83,8 +79,9 @@ def segmentation_scores(
             NaN if nothing is left); "zero" or "one": that score, and it counts in the means.
 
     Returns:
-        The scores by name, in [0, 1]: floats, and float64 `[C]` for the names that end in `_per_class`. Of an empty
-        matrix the scores that divide by N are NaN, whatever `absent` says.
+        The scores by name: floats, and float64 `[C]` for the names that end in `_per_class`; in [0, 1], but the
+        Matthews coefficient in [-1, 1]. That one is NaN if all pixels are of one true or one predicted class (0/0, for
+        which scikit-learn says 0). Of an empty matrix the scores that divide by N are NaN, whatever `absent` says.
 
     Raises:
         TypeError: `confusion` is traced, or not integers.
@@ -92,6 +89,8 @@ def segmentation_scores(
 
     References:
         Long et al., Fully Convolutional Networks for Semantic Segmentation, arXiv 1411.4038 (the four accuracies).
+        Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, Comput. Biol. Chem. 28
+        (2004).
 
     >>> import numpy as np
     >>> scores = segmentation_scores(np.array([[6, 2, 0], [0, 2, 0], [0, 0, 0]]))
@@ -100,7 +99,7 @@ def segmentation_scores(
     >>> print(scores["iou_per_class"])
     [0.75 0.5   nan]
     """
-    checks.choice("absent", absent, tuple(_ABSENT))
+    checks.choice("absent", absent, tuple(ABSENT))
     matrix = host_counts(
         "confusion", confusion, "a label or prediction outside [0, classes) was counted, in a pixel that `where` keeps"
     )
@@ -110,32 +109,31 @@ def segmentation_scores(
     true_positives = np.diagonal(matrix)
     of_truth, of_prediction = matrix.sum(axis=1), matrix.sum(axis=0)
     union = of_truth + of_prediction - true_positives
-    fill = _ABSENT[absent]
-    iou = _ratio(true_positives, union, fill)
-    dice = _ratio(2 * true_positives, of_truth + of_prediction, fill)
-    recall = _ratio(true_positives, of_truth, fill)
+    fill = ABSENT[absent]
+    iou = ratio(true_positives, union, fill)
+    dice = ratio(2 * true_positives, of_truth + of_prediction, fill)
+    recall = ratio(true_positives, of_truth, fill)
     return {
-        "mean_iou": _mean(iou),
+        "mean_iou": mean_of_known(iou),
         "iou_per_class": iou,
-        "pixel_accuracy": float(_ratio(true_positives.sum(), total, np.nan)),
-        "mean_accuracy": _mean(recall),
+        "pixel_accuracy": float(ratio(true_positives.sum(), total, np.nan)),
+        "mean_accuracy": mean_of_known(recall),
         "accuracy_per_class": recall,
-        "one_vs_rest_accuracy_per_class": _ratio(total - union + true_positives, np.full_like(union, total), np.nan),
+        "one_vs_rest_accuracy_per_class": ratio(total - union + true_positives, np.full_like(union, total), np.nan),
         # A class without a true pixel has weight 0 here, so its IoU is not asked for.
-        "frequency_weighted_iou": float(_ratio((of_truth * _ratio(true_positives, union, 0.0)).sum(), total, np.nan)),
-        "mean_dice": _mean(dice),
+        "frequency_weighted_iou": float(ratio((of_truth * ratio(true_positives, union, 0.0)).sum(), total, np.nan)),
+        "mean_dice": mean_of_known(dice),
         "dice_per_class": dice,
-        "precision_per_class": _ratio(true_positives, of_prediction, fill),
+        "precision_per_class": ratio(true_positives, of_prediction, fill),
         "recall_per_class": recall.copy(),
+        "matthews_correlation": _matthews(true_positives, of_truth, of_prediction),
     }
 
 
-def _ratio(numerator: ArrayLike, denominator: ArrayLike, otherwise: float) -> np.ndarray:
-    """numerator / denominator in float64, `otherwise` where the denominator is 0."""
-    empty = denominator == 0
-    return np.where(empty, otherwise, numerator / np.where(empty, 1, denominator))
-
-
-def _mean(per_class: np.ndarray) -> float:
-    known = per_class[~np.isnan(per_class)]
-    return float(known.mean()) if known.size else float("nan")
+def _matthews(true_positives: np.ndarray, of_truth: np.ndarray, of_prediction: np.ndarray) -> float:
+    # In Python's integers: N² passes int64 at 2^32 pixels, and float64 loses a rare class in N² - Σ t².
+    correct, truth, prediction = true_positives.tolist(), of_truth.tolist(), of_prediction.tolist()
+    total = sum(truth)
+    covariance = total * sum(correct) - sum(t * p for t, p in zip(truth, prediction, strict=True))
+    variances = (total**2 - sum(t * t for t in truth)) * (total**2 - sum(p * p for p in prediction))
+    return min(max(covariance / math.sqrt(variances), -1.0), 1.0) if variances else float("nan")

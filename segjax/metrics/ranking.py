@@ -1,8 +1,13 @@
-"""How well a score ranks rare positives above negatives: average precision, AUROC, FPR at a TPR, from a histogram.
+"""How well a score ranks rare positives above negatives: average precision, AUROC, FPR at a TPR, F1, from a histogram.
 
 Exact ranking needs every score of the data set in memory, sorted. A histogram adds over batches and devices and has a
 constant size. Its bins are equal in the *logit*: the positives of a rare class crowd into probabilities near 0, where
 equal bins of the probability cannot tell them apart (errors of 8e-3 in average precision, here 2e-4).
+
+What a histogram cannot tell is the order inside a bin. The estimates take positives and negatives there as evenly
+mixed, which for equal scores means: ties broken at random. scikit-learn takes equal scores as one step of the curve. So
+where many scores are equal (rounded to bfloat16, clamped at ±16) the two differ, by as much as the certified `_bounds`
+are apart: these hold scikit-learn's value always, and are what to look at before an estimate is believed.
 """
 
 from collections.abc import Hashable
@@ -190,16 +195,146 @@ def fpr_at_tpr(histogram: Histogram, tpr: float = 0.95) -> float:
     >>> fpr_at_tpr(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
     0.5
     """
-    if not 0 < tpr <= 1:
-        raise ValueError(f"tpr must be above 0 and at most 1; got {tpr:g}")
     ranked = _ranked(histogram)
-    if not ranked.positives.any() or not ranked.negatives.any():
+    reached = _reached(ranked, tpr)
+    if reached is None:
         return float("nan")
-    # Less a rounding: 0.7 · 10 is 7.000000000000001 in floating point, and 7 positives are enough.
-    needed = max(np.ceil(tpr * ranked.positives.sum() * (1 - _ROUNDING)), 1)
-    last = int(np.searchsorted(ranked.positives_above + ranked.positives, needed))
+    last, needed = reached
     share = (needed - ranked.positives_above[last]) / (ranked.positives[last] + 1)
     return float((ranked.negatives_above[last] + share * ranked.negatives[last]) / ranked.negatives.sum())
+
+
+def auroc_bounds(histogram: Histogram) -> tuple[float, float]:
+    r"""The lowest and highest AUROC that any scores with this histogram can have.
+
+    Low: a positive wins against no negative of its own bin. High: against all of them.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `score_histogram`.
+
+    Returns:
+        (low, high), within 1e-12 of [0, 1] and with `auroc` in the middle; both NaN without positives or without
+        negatives. The exact value, as scikit-learn computes it from the scores, lies between them, always.
+
+    Raises:
+        TypeError: the histogram is traced, or not integers.
+        ValueError: it is not `[2, bins]`, or a count is negative (see `score_histogram`).
+
+    >>> import jax.numpy as jnp
+    >>> histogram = score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1]))
+    >>> low, high = auroc_bounds(histogram)
+    >>> round(low, 3), round(high, 3)
+    (0.5, 1.0)
+    """
+    ranked = _ranked(histogram)
+    pairs = ranked.positives.sum() * ranked.negatives.sum()
+    if not pairs:
+        return float("nan"), float("nan")
+    low = (ranked.negatives * ranked.positives_above).sum() / pairs
+    high = (ranked.negatives * (ranked.positives_above + ranked.positives)).sum() / pairs
+    return float(low) - _ROUNDING, float(high) + _ROUNDING
+
+
+def fpr_at_tpr_bounds(histogram: Histogram, tpr: float = 0.95) -> tuple[float, float]:
+    r"""The lowest and highest `fpr_at_tpr` that any scores with this histogram can have.
+
+    Low: no negative of the bin in which the TPR is reached passes. High: all of them do.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `score_histogram`.
+        tpr: the true positive rate asked for, in (0, 1].
+
+    Returns:
+        (low, high), within 1e-12 of [0, 1]; both NaN without positives or without negatives. The exact value, as
+        scikit-learn computes it from the scores, lies between them, always.
+
+    Raises:
+        TypeError: the histogram is traced, or not integers.
+        ValueError: it is not `[2, bins]`, a count is negative (see `score_histogram`), or `tpr` is out of range.
+
+    >>> import jax.numpy as jnp
+    >>> histogram = score_histogram(jnp.array([3.0, 0.001, 0.002, -1.0]), jnp.array([0, 0, 1, 0]))
+    >>> low, high = fpr_at_tpr_bounds(histogram)
+    >>> round(low, 3), round(high, 3)
+    (0.333, 0.667)
+    """
+    ranked = _ranked(histogram)
+    reached = _reached(ranked, tpr)
+    if reached is None:
+        return float("nan"), float("nan")
+    last, _ = reached
+    above, total = ranked.negatives_above[last], ranked.negatives.sum()
+    return float(above / total) - _ROUNDING, float((above + ranked.negatives[last]) / total) + _ROUNDING
+
+
+class BestF1(NamedTuple):
+    """The best F1 of all thresholds at the bins' edges, and the logit from which on a pixel is positive there."""
+
+    f1: float
+    threshold_logit: float
+
+
+def best_f1(histogram: Histogram) -> BestF1:
+    r"""The best F1 that one threshold on the logit can reach, and that threshold.
+
+    .. math:: F_1(τ) = \frac{2\,TP(τ)}{P + TP(τ) + FP(τ)}, \qquad TP(τ) = \#\{\text{positives with } z \ge τ\}
+
+    over the thresholds τ at the lower edges of the bins, where TP and FP are known exactly: the result is the F1 of the
+    scores at that threshold, and so never above the best of all thresholds, most of which lie inside a bin.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]).
+
+    Returns:
+        (f1, threshold_logit): F1 in (0, 1], and the highest threshold that reaches it: pixels with logit ≥
+        `threshold_logit` are positive; -inf if all are (the first bin holds every logit below -16). Both NaN without
+        positives.
+
+    Raises:
+        TypeError: the histogram is traced, or not integers.
+        ValueError: it is not `[2, bins]`, or a count is negative (see `score_histogram`).
+
+    >>> import jax.numpy as jnp
+    >>> best_f1(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
+    BestF1(f1=0.8, threshold_logit=1.0)
+    """
+    ranked = _ranked(histogram)
+    if not ranked.positives.any():
+        return BestF1(float("nan"), float("nan"))
+    f1 = _f1(ranked, ranked.negatives_above + ranked.negatives)
+    # By falling score, so that the first of equals has the highest threshold.
+    best = int(np.argmax(f1))
+    num_bins = len(f1)
+    edge = MAX_LOGIT - 2 * MAX_LOGIT * (best + 1) / num_bins
+    return BestF1(float(f1[best]), edge if best < num_bins - 1 else float("-inf"))
+
+
+def best_f1_bounds(histogram: Histogram) -> tuple[float, float]:
+    r"""The lowest and highest best F1 over all thresholds that any scores with this histogram can have.
+
+    Low: `best_f1`, at the edge of a bin. High: inside a bin, all of its positives come before its negatives.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `score_histogram`.
+
+    Returns:
+        (low, high), within 1e-12 of [0, 1]; both NaN without positives. The exact value, the maximum over
+        scikit-learn's `precision_recall_curve` of the scores, lies between them, always.
+
+    Raises:
+        TypeError: the histogram is traced, or not integers.
+        ValueError: it is not `[2, bins]`, or a count is negative (see `score_histogram`).
+
+    >>> import jax.numpy as jnp
+    >>> low, high = best_f1_bounds(score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1])))
+    >>> round(low, 3), round(high, 3)  # 2 · 2 / (2 + 3) and 1
+    (0.8, 1.0)
+    """
+    ranked = _ranked(histogram)
+    if not ranked.positives.any():
+        return float("nan"), float("nan")
+    low = _f1(ranked, ranked.negatives_above + ranked.negatives).max()
+    return float(low) - _ROUNDING, float(_f1(ranked, ranked.negatives_above).max()) + _ROUNDING
 
 
 class _Ranked(NamedTuple):
@@ -219,6 +354,23 @@ def _ranked(histogram: ArrayLike) -> _Ranked:
         raise ValueError(f"histogram must be [2, bins], negatives and positives; got shape {counts.shape}")
     negatives, positives = counts[:, ::-1].astype(np.float64)
     return _Ranked(positives, negatives, np.cumsum(positives) - positives, np.cumsum(negatives) - negatives)
+
+
+def _reached(ranked: _Ranked, tpr: float) -> tuple[int, float] | None:
+    """The bin in which the true positive rate is reached, and the number of positives that it takes."""
+    if not 0 < tpr <= 1:
+        raise ValueError(f"tpr must be above 0 and at most 1; got {tpr:g}")
+    if not ranked.positives.any() or not ranked.negatives.any():
+        return None
+    # Less a rounding: 0.7 · 10 is 7.000000000000001 in floating point, and 7 positives are enough.
+    needed = max(float(np.ceil(tpr * ranked.positives.sum() * (1 - _ROUNDING))), 1.0)
+    return int(np.searchsorted(ranked.positives_above + ranked.positives, needed)), needed
+
+
+def _f1(ranked: _Ranked, false_positives: np.ndarray) -> np.ndarray:
+    """Per bin, F1 where its positives and all above are found, with so many false positives."""
+    found = ranked.positives_above + ranked.positives
+    return 2 * found / (ranked.positives.sum() + found + false_positives)
 
 
 def _sum_of_precisions(ranked: _Ranked, before: np.ndarray, between: np.ndarray) -> np.ndarray:

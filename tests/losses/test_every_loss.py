@@ -70,7 +70,6 @@ OF_LABELS = {
     "OHEM, a quarter": _mined(_cross_entropy, fraction=0.25),
     "OHEM, threshold": _mined(_cross_entropy, threshold=1.0, min_kept=5),
     "dice_loss": _region(losses.dice_loss),
-    "dice_loss, squared": _region(losses.dice_loss, squared=True),
     "dice_loss, over the batch": _region(losses.dice_loss, over_batch=True),
     "dice_loss, absent classes are wrong": _region(losses.dice_loss, absent="one", classes=(1, 2)),
     "generalized_dice_loss": _region(losses.generalized_dice_loss),
@@ -78,7 +77,6 @@ OF_LABELS = {
     "jaccard_loss": _region(losses.jaccard_loss),
     "jaccard_loss, absent classes are right": _region(losses.jaccard_loss, absent="zero", squared=True),
     "tversky_loss": _region(losses.tversky_loss, alpha=0.3, beta=0.7, gamma=4 / 3),
-    "tversky_loss, over the batch": _region(losses.tversky_loss, alpha=0.3, beta=0.7, over_batch=True),
     "lovasz_softmax_loss": _region(losses.lovasz_softmax_loss),
     "lovasz_softmax_loss, each image": _region(losses.lovasz_softmax_loss, over_batch=False),
     "a sum of three": lambda z, y, k, axis: (

@@ -202,8 +202,7 @@ def _tversky_to_second_order(squared, over_batch):
     return jax.jit(jax.vmap(jax.vmap(every, in_axes=(None, 0, None)), in_axes=(None, None, 0)))
 
 
-@pytest.mark.parametrize("squared", [False, True])
-@pytest.mark.parametrize("over_batch", [False, True])
+@pytest.mark.parametrize(("squared", "over_batch"), [(False, False), (True, True)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_tversky_and_its_derivatives_are_finite_everywhere(squared, over_batch, dtype):
     weights = np.array([[0.5, 0.5], [1, 1], [0.3, 0.7], [0, 1], [1, 0], [0, 0]], np.float32)
@@ -217,8 +216,7 @@ def test_tversky_and_its_derivatives_are_finite_everywhere(squared, over_batch, 
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves((first, second)))
 
 
-@pytest.mark.parametrize("squared", [False, True])
-@pytest.mark.parametrize("over_batch", [False, True])
+@pytest.mark.parametrize(("squared", "over_batch"), [(False, False), (True, True)])
 @pytest.mark.parametrize("absent", ["exclude", "one"])
 def test_generalized_dice_and_its_derivatives_are_finite_everywhere(squared, over_batch, absent):
     def loss(logits):

@@ -71,6 +71,25 @@ def test_a_kept_class_out_of_range_makes_every_count_invalid_and_the_scores_refu
         metrics.segmentation_scores(run)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_logits_count_as_their_largest_class_and_ties_as_the_lowest(dtype):
+    logits = jnp.asarray(RNG.integers(-2, 3, size=(*LABELS.shape, 4)), dtype)
+    predictions = np.argmax(np.asarray(logits, np.float32), axis=-1)
+    matrix = metrics.confusion_matrix(LABELS, logits, 4)
+    np.testing.assert_array_equal(matrix, metrics.confusion_matrix(LABELS, predictions, 4))
+    tied = metrics.confusion_matrix(np.array([1, 1]), jnp.array([[0, 5, 5], [-jnp.inf, -jnp.inf, -jnp.inf]], dtype), 3)
+    assert tied[1].tolist() == [1, 1, 0]
+
+
+def test_a_kept_nan_logit_makes_every_count_invalid_and_a_masked_one_is_not_there():
+    logits = np.zeros((2, 3), np.float32)
+    logits[0, 1] = np.nan
+    labels = np.array([1, 2])
+    np.testing.assert_array_equal(metrics.confusion_matrix(labels, logits, 3), np.full((3, 3), INVALID))
+    masked = metrics.confusion_matrix(labels, logits, 3, where=np.array([False, True]))
+    np.testing.assert_array_equal(masked, metrics.confusion_matrix(labels[1:], logits[1:], 3))
+
+
 def test_scores_equal_scikit_learns():
     scores = metrics.segmentation_scores(metrics.confusion_matrix(LABELS, PREDICTIONS, 4))
     y, p = LABELS.ravel(), PREDICTIONS.ravel()
@@ -88,6 +107,7 @@ def test_scores_equal_scikit_learns():
         "dice_per_class": f1,
         "precision_per_class": precision,
         "recall_per_class": recall,
+        "matthews_correlation": sklearn_metrics.matthews_corrcoef(y, p),
     }
     assert scores.keys() == expected.keys()
     for name, value in expected.items():
@@ -128,9 +148,56 @@ def test_nothing_counted_is_nan_without_a_warning():
     assert all(np.isnan(value).all() for value in scores.values())
 
 
-def test_a_perfect_single_class_is_one():
+def test_a_perfect_single_class_is_one_but_correlates_with_nothing():
     scores = metrics.segmentation_scores(np.array([[7]]))
+    assert np.isnan(scores.pop("matthews_correlation"))
     assert all(np.all(value == 1) for value in scores.values())
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_matthews_is_scikit_learns_except_where_it_is_not_defined(pixels):
+    y, p = np.array(pixels).T
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's, of a single class
+        expected = sklearn_metrics.matthews_corrcoef(y, p)
+    matrix = np.zeros((4, 4), np.int64)
+    np.add.at(matrix, (y, p), 1)
+    ours = metrics.segmentation_scores(matrix)["matthews_correlation"]
+    if len(set(y.tolist())) == 1 or len(set(p.tolist())) == 1:
+        assert np.isnan(ours)
+        assert expected == 0
+    else:
+        assert ours == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ([[2**40, 0], [0, 1]], 1.0),
+        ([[0, 2**40], [2**40, 0]], -1.0),
+        ([[2**40, 2**40], [3, 3]], 0.0),
+        # 3 of 4 rare pixels found, 1 false alarm: √(3/4 · 3/4) but for 2^-40. In float64 N² - Σ t² would lose it.
+        ([[2**40, 1], [1, 3]], 0.75),
+    ],
+)
+def test_matthews_of_2_to_the_40_pixels(matrix, expected):
+    scores = metrics.segmentation_scores(np.array(matrix))
+    assert scores["matthews_correlation"] == pytest.approx(expected, rel=1e-11)
+
+
+def test_a_stream_of_2_to_the_31_pixels_and_more_is_exact():
+    batch = np.asarray(metrics.confusion_matrix(np.zeros(2**20, np.int32), np.zeros(2**20, np.int32), 2))
+    last = np.asarray(metrics.confusion_matrix(np.zeros(1000, np.int32), np.arange(1000) // 999, 2))
+    exact, single = np.zeros((2, 2), np.int64), np.zeros((2, 2), np.float32)
+    for matrix in [batch] * 2**11 + [last]:
+        exact += matrix
+        single += matrix.astype(np.float32)
+    np.testing.assert_array_equal(exact, [[2**31 + 999, 1], [0, 0]])
+    assert metrics.segmentation_scores(exact)["pixel_accuracy"] == (2**31 + 999) / (2**31 + 1000)
+    assert single.astype(np.float64).sum() != 2**31 + 1000
+    # The loop that counts one pixel after the other in float32 stops long before.
+    assert np.float32(2**24) + np.float32(1) == np.float32(2**24)
 
 
 def test_counts_beyond_float32_and_int32_are_exact():
@@ -146,10 +213,21 @@ BROKEN = {
         TypeError,
         r"labels must be integers; got float32 of shape \(3, 6, 5\)",
     ),
-    "logits": (
-        lambda f: f.confusion_matrix(LABELS, jnp.zeros((3, 6, 5, 4)), 4),
+    "logits of other classes": (
+        lambda f: f.confusion_matrix(LABELS, jnp.zeros((3, 6, 5, 7)), 4),
+        ValueError,
+        r"predictions must be classes of shape \(3, 6, 5\) or logits of shape \(3, 6, 5, 4\); "
+        r"got float32 of shape \(3, 6, 5, 7\)",
+    ),
+    "float predictions": (
+        lambda f: f.confusion_matrix(LABELS, jnp.zeros((3, 6, 5)), 4),
+        ValueError,
+        r"predictions must be classes .* or logits .*; got float32 of shape \(3, 6, 5\)",
+    ),
+    "boolean predictions": (
+        lambda f: f.confusion_matrix(LABELS, LABELS == 1, 4),
         TypeError,
-        r"predictions must be integers; got float32 of shape \(3, 6, 5, 4\)",
+        r"predictions must be integers; got bool of shape \(3, 6, 5\)",
     ),
     "shape": (
         lambda f: f.confusion_matrix(LABELS, PREDICTIONS[:2], 4),

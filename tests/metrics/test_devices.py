@@ -22,6 +22,15 @@ COUNTS = {
     "confusion_matrix, a label that is no class on one device": lambda z, y, k, axis: metrics.confusion_matrix(
         jnp.where(z[..., 0] == 0, 9, y), jnp.argmax(z, axis=-1), CLASSES, where=k | (z[..., 0] == 0), axis_name=axis
     ),
+    "confusion_matrix of logits": lambda z, y, k, axis: metrics.confusion_matrix(
+        y, z, CLASSES, where=k, axis_name=axis
+    ),
+    "boundary_counts": lambda z, y, k, axis: metrics.boundary_counts(
+        y, jnp.argmax(z, axis=-1), CLASSES, tolerance=1.5, where=k, axis_name=axis
+    ),
+    "boundary_iou_counts": lambda z, y, k, axis: metrics.boundary_iou_counts(
+        y, jnp.argmax(z, axis=-1), CLASSES, distance=1, where=k, axis_name=axis
+    ),
     "score_histogram": lambda z, y, k, axis: metrics.score_histogram(z[..., 0], y == 1, where=k, axis_name=axis),
 }
 

@@ -36,6 +36,25 @@ def _mixture(rng):
     return rng.normal(size=size) + np.where(targets & easy, 6.0, 0.0) - 4, targets
 
 
+def _logistic(rng):
+    targets = rng.uniform(size=2**20) < 0.001
+    return rng.logistic(size=2**20) + targets * 5 - 7, targets
+
+
+def _beta(rng):
+    """Probabilities, not logits, have the simple distribution: they crowd at 0, as a network's do."""
+    targets = rng.uniform(size=2**20) < 0.001
+    p = np.where(targets, rng.beta(2, 3, size=2**20), rng.beta(0.5, 20, size=2**20))
+    p = np.clip(p, 1e-12, 1 - 1e-7)
+    return np.log(p / (1 - p)), targets
+
+
+def _saturated(rng):
+    """93 % of the logits lie outside the histogram's range, nearly all of them on the right side."""
+    targets = rng.uniform(size=2**20) < 0.001
+    return rng.normal(size=2**20) * 6 + np.where(targets, 5, -25), targets
+
+
 DISTRIBUTIONS = {
     "balanced": _normal(0.5, 1.5),
     "rare, 0.5 %": _normal(0.005, 3.0, shift=-5.0),
@@ -46,7 +65,15 @@ DISTRIBUTIONS = {
     "narrow": _normal(0.01, 0.5, spread=0.2),
     "calibrated, 0.1 %": _trained_with_ce,
     "half easy, half hidden": _mixture,
+    "rare, 0.1 %, logistic": _logistic,
+    "rare, 0.1 %, beta": _beta,
+    "rare, 0.1 %, saturated": _saturated,
 }
+
+
+def _f1_by_threshold(targets, logits):
+    precision, recall, thresholds = sklearn_metrics.precision_recall_curve(targets, logits)
+    return (2 * precision * recall / np.maximum(precision + recall, 1e-30))[:-1], thresholds
 
 
 @pytest.fixture(scope="module", params=DISTRIBUTIONS)
@@ -74,6 +101,49 @@ def test_auroc_and_fpr_are_scikit_learns_to_2e_3(sample):
         assert abs(metrics.fpr_at_tpr(histogram, wanted) - fpr[np.searchsorted(tpr, wanted)]) < 2e-3
 
 
+def test_bounds_hold_scikit_learns_auroc_and_fpr(sample):
+    logits, targets, histogram = sample
+    low, high = metrics.auroc_bounds(histogram)
+    assert low <= sklearn_metrics.roc_auc_score(targets, logits) <= high
+    assert (low + high) / 2 == pytest.approx(metrics.auroc(histogram), abs=1e-12)
+    fpr, tpr, _ = sklearn_metrics.roc_curve(targets, logits, drop_intermediate=False)
+    for wanted in (0.5, 0.95, 1.0):
+        low, high = metrics.fpr_at_tpr_bounds(histogram, wanted)
+        assert low <= fpr[np.searchsorted(tpr, wanted)] <= high
+        assert low <= metrics.fpr_at_tpr(histogram, wanted) <= high
+
+
+def test_best_f1_is_scikit_learns_to_2e_3_never_above_and_reached_at_its_threshold(sample):
+    logits, targets, histogram = sample
+    exact = _f1_by_threshold(targets, logits)[0].max()
+    f1, threshold = metrics.best_f1(histogram)
+    # The narrow scores fill some 250 bins: the best threshold's luck inside its bin is 4e-3 there.
+    assert exact - (5e-3 if np.ptp(logits) < 4 else 2e-3) < f1 <= exact + 1e-12
+    low, high = metrics.best_f1_bounds(histogram)
+    assert low <= exact <= high
+    assert low <= f1 <= high
+    assert sklearn_metrics.f1_score(targets, logits >= threshold) == pytest.approx(f1, rel=1e-12)
+
+
+# Spacing of the logits; every one of them is the edge of a bin. bfloat16 has 1/16 between 8 and 16.
+@pytest.mark.parametrize("spacing", [1 / 16, 1 / 2, 1.0])
+def test_heavy_ties_are_taken_as_broken_at_random_and_the_bounds_hold_the_tied_value(spacing):
+    rng = np.random.default_rng(1)
+    targets = rng.uniform(size=50_000) < 0.01
+    logits = np.round((rng.normal(size=50_000) + targets * 3 - 7) / spacing) * spacing
+    histogram = np.asarray(metrics.score_histogram(logits.astype(np.float32), targets), np.int64)
+    tied = sklearn_metrics.average_precision_score(targets, logits)
+    low, high = metrics.average_precision_bounds(histogram)
+    assert low <= tied <= high
+    broken = [logits + spacing / 2 * rng.uniform(size=logits.size) for _ in range(10)]
+    at_random = np.mean([sklearn_metrics.average_precision_score(targets, scores) for scores in broken])
+    assert abs(metrics.average_precision(histogram) - at_random) < 2e-3
+    # Not a matter of ties: half a win each for both, and a threshold never parts equal scores.
+    assert metrics.auroc(histogram) == pytest.approx(sklearn_metrics.roc_auc_score(targets, logits), rel=1e-12)
+    f1, thresholds = _f1_by_threshold(targets, logits)
+    assert metrics.best_f1(histogram) == pytest.approx((f1.max(), thresholds[f1.argmax()]), rel=1e-12)
+
+
 def test_scores_beyond_the_range_widen_the_interval_and_do_not_leave_it():
     rng = np.random.default_rng(0)
     targets = rng.uniform(size=20_000) < 0.1
@@ -81,6 +151,9 @@ def test_scores_beyond_the_range_widen_the_interval_and_do_not_leave_it():
     low, high = metrics.average_precision_bounds(metrics.score_histogram(logits, targets))
     assert low <= sklearn_metrics.average_precision_score(targets, logits) <= high
     assert high - low > 0.01
+    low, high = metrics.auroc_bounds(metrics.score_histogram(logits, targets))
+    assert low <= sklearn_metrics.roc_auc_score(targets, logits) <= high
+    assert high - low > 0.001
 
 
 # Few distinct logits: many ties, and many in one bin that are none.
@@ -99,8 +172,27 @@ def test_the_certified_interval_holds_the_exact_value(pixels):
         exact = sklearn_metrics.average_precision_score(targets, logits)
         assert low <= exact <= high
         assert low <= metrics.average_precision(histogram) <= high
+        low, high = metrics.best_f1_bounds(histogram)
+        assert low <= _f1_by_threshold(targets, logits)[0].max() <= high
+        assert low <= metrics.best_f1(histogram).f1 <= high
     else:
-        assert np.isnan([low, high, metrics.average_precision(histogram)]).all()
+        assert np.isnan([low, high, metrics.average_precision(histogram), *metrics.best_f1(histogram)]).all()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(COARSE, st.booleans()), min_size=1, max_size=40), st.floats(0.01, 1))
+def test_the_certified_auroc_and_fpr_hold_the_exact_value(pixels, wanted):
+    logits, targets = (np.array(x) for x in zip(*pixels, strict=True))
+    histogram = np.zeros((2, 4096), np.int64)
+    np.add.at(histogram, (targets.astype(int), np.clip(np.floor((logits + 16) * 128).astype(int), 0, 4095)), 1)
+    (low, high), (least, most) = metrics.auroc_bounds(histogram), metrics.fpr_at_tpr_bounds(histogram, wanted)
+    if targets.any() and not targets.all():
+        assert low <= sklearn_metrics.roc_auc_score(targets, logits) <= high
+        fpr, tpr, _ = sklearn_metrics.roc_curve(targets, logits, drop_intermediate=False)
+        assert least <= fpr[np.searchsorted(tpr, wanted * (1 - 1e-12))] <= most
+        assert least <= metrics.fpr_at_tpr(histogram, wanted) <= most
+    else:
+        assert np.isnan([low, high, least, most]).all()
 
 
 @settings(deadline=None, max_examples=100)
@@ -148,6 +240,21 @@ def test_a_perfect_and_a_blind_scorer():
     assert metrics.fpr_at_tpr(blind, 0.95) == pytest.approx(0.95, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("negatives", "positives", "f1", "threshold"),
+    [
+        ([-5.0], [5.0], 1.0, 5.0),  # any threshold in (-5, 5] would do: the highest
+        ([5.0, 4.0], [-20.0], 0.5, -np.inf),  # all positive: the first bin has no lower edge
+        ([3.0, 3.0, 1.0], [4.0, 1.0, 1.0], 2 / 3, 1.0),
+        ([], [0.5, 1.0], 1.0, 0.5),
+    ],
+)
+def test_best_f1_and_its_threshold(negatives, positives, f1, threshold):
+    logits = np.array(negatives + positives, np.float32)
+    targets = np.arange(len(logits)) >= len(negatives)
+    assert metrics.best_f1(metrics.score_histogram(logits, targets)) == pytest.approx((f1, threshold))
+
+
 def test_bins_are_equal_and_ends_are_clamped():
     edges = np.array([-np.inf, -40, -16, -16 + 1 / 128, -1e-30, 0, 15.9999, 16, 40, np.inf], np.float32)
     histogram = np.asarray(metrics.score_histogram(edges, np.ones(10, np.int32)))
@@ -174,6 +281,18 @@ def test_masked_pixels_are_not_counted():
     assert not metrics.score_histogram(logits, targets, where=where & False).any()
 
 
+SCORES = (
+    metrics.average_precision,
+    metrics.average_precision_bounds,
+    metrics.auroc,
+    metrics.auroc_bounds,
+    metrics.fpr_at_tpr,
+    metrics.fpr_at_tpr_bounds,
+    metrics.best_f1,
+    metrics.best_f1_bounds,
+)
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 6), st.integers(0, 2**31))
 def test_any_split_into_batches_adds_up_bit_for_bit(batches, seed):
@@ -189,7 +308,7 @@ def test_a_kept_nan_or_strange_target_makes_every_count_invalid_and_the_scores_r
     histogram = metrics.score_histogram(np.array([logit, 1.0], np.float32), np.array([target, 1]))
     np.testing.assert_array_equal(histogram, np.full((2, 4096), INVALID))
     run = np.asarray(histogram, np.int64) + 10**9
-    for score in (metrics.average_precision, metrics.average_precision_bounds, metrics.auroc, metrics.fpr_at_tpr):
+    for score in SCORES:
         with pytest.raises(ValueError, match=r"histogram has a negative count, -\d+: a NaN logit or a target other"):
             score(run)
 
@@ -197,9 +316,16 @@ def test_a_kept_nan_or_strange_target_makes_every_count_invalid_and_the_scores_r
 @pytest.mark.parametrize("present", [0, 1])
 def test_without_positives_or_negatives_a_score_is_nan(present):
     histogram = metrics.score_histogram(np.zeros(3, np.float32), np.full(3, present))
-    assert np.isnan(metrics.auroc(histogram))
-    assert np.isnan(metrics.fpr_at_tpr(histogram))
-    assert np.isnan(metrics.average_precision(histogram)) == (present == 0)
+    for score in (metrics.auroc, metrics.auroc_bounds, metrics.fpr_at_tpr, metrics.fpr_at_tpr_bounds):
+        assert np.isnan(score(histogram)).all()
+    for score in (metrics.average_precision, metrics.average_precision_bounds, metrics.best_f1, metrics.best_f1_bounds):
+        assert np.isnan(score(histogram)).all() == (present == 0)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_of_an_empty_histogram_every_score_is_nan(score):
+    void = metrics.score_histogram(np.full(3, np.nan, np.float32), np.full(3, 255), where=np.zeros(3, bool))
+    assert np.isnan(score(void)).all()
 
 
 BROKEN = {
@@ -230,6 +356,16 @@ BROKEN = {
         TypeError,
         r"histogram must be known on the host; got a traced array",
     ),
+    "tpr of the bounds": (
+        lambda f: f.fpr_at_tpr_bounds(np.ones((2, 5), int), 0.0),
+        ValueError,
+        r"tpr must be above 0 and at most 1; got 0",
+    ),
+    "float counts of F1": (
+        lambda f: f.best_f1(np.ones((2, 5))),
+        TypeError,
+        r"histogram must be integers .*got float64",
+    ),
     "tpr": (
         lambda f: f.fpr_at_tpr(np.ones((2, 5), int), 95.0),
         ValueError,
@@ -244,6 +380,8 @@ class Raw:
     score_histogram = staticmethod(inspect.unwrap(metrics.score_histogram))
     auroc = staticmethod(inspect.unwrap(metrics.auroc))
     fpr_at_tpr = staticmethod(inspect.unwrap(metrics.fpr_at_tpr))
+    fpr_at_tpr_bounds = staticmethod(inspect.unwrap(metrics.fpr_at_tpr_bounds))
+    best_f1 = staticmethod(inspect.unwrap(metrics.best_f1))
 
 
 @pytest.mark.parametrize("case", BROKEN)

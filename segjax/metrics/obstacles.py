@@ -1,0 +1,225 @@
+"""Obstacles on the road, evaluated as Lost and Found and its successors do: inside the road, and obstacle by obstacle.
+
+The region of interest is the road and what lies on it; all else is ignored. Pixel scores (average precision, FPR at
+95 % TPR) are those of `ranking`, on the targets of `obstacle_targets`. But one near obstacle has as many pixels as a
+hundred far ones, so there is also a count of obstacles found, as connected components. That one runs on the host.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int, Integer
+
+from segjax import checks
+from segjax.metrics.counts import host_counts
+
+
+class ObstacleTargets(NamedTuple):
+    """Targets (0 road, 1 obstacle, -1 neither) and the region of interest, both of the labels' shape."""
+
+    targets: Int[Array, "*pixels"]
+    where: Bool[Array, "*pixels"]
+
+
+def obstacle_targets(labels: Integer[ArrayLike, "*pixels"]) -> ObstacleTargets:
+    r"""Targets and region of interest of labels in Lost and Found's coarse form: 0 ignored, 1 road, 2 obstacle.
+
+    .. math:: \text{target} = \text{label} - 1, \qquad \text{where} = (\text{label} \ne 0)
+
+    Average precision and FPR95 inside the region of interest are `average_precision(histogram)` and
+    `fpr_at_tpr(histogram)` of `score_histogram(logits, targets, where=where)`.
+
+    Args:
+        labels: integers 0, 1 and 2, any shape.
+
+    Returns:
+        (targets, where): int32 and boolean. Any other label (also 255: map a data set's void to 0 first) is a kept
+        target of -1: it makes every count of `score_histogram` and `confusion_matrix` -2^31, which the scores refuse,
+        and `component_counts` refuses it by itself.
+
+    Raises:
+        TypeError: labels are not integers.
+
+    References:
+        Pinggera et al., Lost and Found: Detecting Small Road Hazards for Self-Driving Vehicles, arXiv 1609.04653.
+        Blum et al., The Fishyscapes Benchmark, arXiv 1904.03215.
+
+    >>> import jax.numpy as jnp
+    >>> targets, where = obstacle_targets(jnp.array([0, 1, 2, 7]))
+    >>> print(targets, where)
+    [-1 0 1 -1] [False True True True]
+    """
+    labels = checks.integers("labels", labels)
+    road_or_obstacle = (labels == 1) | (labels == 2)
+    return ObstacleTargets(jnp.where(road_or_obstacle, labels - 1, -1).astype(jnp.int32), labels != 0)
+
+
+def component_counts(
+    targets: Integer[ArrayLike, "*images height width"] | Bool[ArrayLike, "*images height width"],
+    detections: Bool[ArrayLike, "*images height width"],
+    *,
+    where: Bool[ArrayLike, "*#kept"] | None = None,
+    overlap: str = "coverage",
+    thresholds: Sequence[float] | np.ndarray = (0.5,),
+    min_size: int = 1,
+    min_detection_size: int = 1,
+    connectivity: int = 2,
+) -> np.ndarray:
+    r"""Obstacles found, obstacles missed and false detections: connected components, counted on the host.
+
+    A component k of the targets is found at threshold τ if its overlap with the detections is at least τ, else missed:
+
+    - "coverage": |k ∩ D| / |k|, with D all detected pixels: at the default τ = 0.5 an obstacle is found if at least
+      half of its pixels are. How far the detection reaches beyond it does not matter.
+    - "siou": |k ∩ D_k| / |k ∪ (D_k \ other targets)|, with D_k the detected components that touch k: the intersection
+      over union of SegmentMeIfYouCan, which forgives a detection that covers two obstacles.
+
+    A component d of the detections is false at τ if the share |d ∩ T| / |d| of its pixels that are targets is below τ.
+
+    SegmentMeIfYouCan's obstacle track is `overlap="siou", thresholds=np.linspace(0.25, 0.75, 11), min_size=10,
+    min_detection_size=50`, with detections from the threshold of the best pixel F1 (`best_f1`).
+
+    Args:
+        targets: 0 or 1 (or boolean), `[H, W]` or `[..., H, W]`, each image by itself.
+        detections: boolean, the same shape: the score above a threshold.
+        where: boolean of that shape or broadcastable to it; False: no such pixel, for targets and for detections. It
+            may cut a component in two.
+        overlap: "coverage" or "siou".
+        thresholds: τ, each in (0, 1].
+        min_size: a component of the targets with fewer pixels does not exist: its pixels are neither obstacle nor road.
+        min_detection_size: a component of the detections with fewer pixels is not a detection.
+        connectivity: 1: pixels touch at their sides (4 neighbours); 2: also at their corners (8).
+
+    Returns:
+        int64 `[thresholds, 3]`: found, missed, false. They add over images, batches and hosts.
+
+    Raises:
+        TypeError: an argument is traced, targets are neither boolean nor integers, detections or `where` not boolean.
+        ValueError: shapes do not fit, `where` keeps a target other than 0 and 1, a threshold or a size is out of range,
+            or a choice is unknown.
+
+    References:
+        Pinggera et al., Lost and Found: Detecting Small Road Hazards for Self-Driving Vehicles, arXiv 1609.04653
+        (detection by obstacle, not by pixel).
+        Chan et al., SegmentMeIfYouCan: A Benchmark for Anomaly Segmentation, arXiv 2104.14812 (sIoU).
+
+    >>> import numpy as np
+    >>> targets = np.array([[1, 1, 0, 0, 1], [1, 1, 0, 0, 1]])
+    >>> detections = np.array([[1, 1, 0, 0, 0], [0, 1, 0, 1, 0]], bool)
+    >>> component_counts(targets, detections)  # one of two obstacles found, and one false detection
+    array([[1, 1, 1]])
+    """
+    targets, detections = _checked(targets, detections, where)
+    checks.choice("overlap", overlap, ("coverage", "siou"))
+    if connectivity not in (1, 2):
+        raise ValueError(f"connectivity must be 1 (4 neighbours) or 2 (8 neighbours); got {connectivity}")
+    levels = np.asarray(thresholds, np.float64)
+    if levels.ndim != 1 or not levels.size or not ((levels > 0) & (levels <= 1)).all():
+        raise ValueError(f"thresholds must be one or more numbers above 0 and at most 1; got {thresholds}")
+    for name, size in (("min_size", min_size), ("min_detection_size", min_detection_size)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}")
+    counts = np.zeros((len(levels), 3), np.int64)
+    for image in zip(targets, detections, strict=True):
+        pairs = _component_pairs(*image, min_size, min_detection_size, connectivity)
+        overlaps, shares = _overlaps(*pairs, overlap)
+        found = (overlaps >= levels[:, None]).sum(axis=1)
+        counts += np.stack([found, len(overlaps) - found, (shares < levels[:, None]).sum(axis=1)], axis=1)
+    return counts
+
+
+def component_scores(counts: Integer[jax.Array | np.ndarray, "thresholds 3"]) -> dict[str, float | np.ndarray]:
+    r"""Recall and F1 of obstacles, from the sums of `component_counts`.
+
+    - `component_recall` = found / (found + missed);
+    - `component_f1` = 2 found / (2 found + missed + false);
+    - `mean_component_f1`, its mean over the thresholds: SegmentMeIfYouCan's F1*.
+
+    Args:
+        counts: int64 `[thresholds, 3]`: found, missed, false.
+
+    Returns:
+        float64 `[thresholds]`, and a float; in [0, 1]. Recall is NaN without obstacles, F1 without obstacles and
+        without false detections.
+
+    Raises:
+        TypeError: counts are traced, or not integers.
+        ValueError: they are not `[thresholds, 3]`, or negative.
+
+    >>> import numpy as np
+    >>> scores = component_scores(np.array([[3, 1, 2], [1, 3, 4]]))
+    >>> print(scores["component_recall"], scores["component_f1"], round(scores["mean_component_f1"], 3))
+    [0.75 0.25] [0.66666667 0.22222222] 0.444
+    """
+    counts = host_counts("counts", counts, "counts of components are never negative")
+    if counts.ndim != 2 or counts.shape[1] != 3 or not len(counts):
+        raise ValueError(f"counts must be [thresholds, 3], found, missed and false; got shape {counts.shape}")
+    found, missed, false = counts.T
+    f1 = _share(2 * found, 2 * found + missed + false)
+    return {
+        "component_recall": _share(found, found + missed),
+        "component_f1": f1,
+        "mean_component_f1": float(f1.mean()),
+    }
+
+
+def _checked(targets: ArrayLike, detections: ArrayLike, where: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
+    """The kept pixels of the targets and of the detections, boolean `[N, H, W]`."""
+    targets, detections = checks.host("targets", targets), checks.host("detections", detections)
+    if targets.dtype != np.bool_ and not np.issubdtype(targets.dtype, np.integer):
+        raise TypeError(f"targets must be boolean or integers; got {targets.dtype} of shape {targets.shape}")
+    if detections.dtype != np.bool_:
+        raise TypeError(f"detections must be boolean; got {detections.dtype} of shape {detections.shape}")
+    if targets.ndim < 2:
+        raise ValueError(f"targets must be [..., height, width]; got shape {targets.shape}")
+    checks.same_shape("detections", detections.shape, "targets", targets.shape)
+    where = True if where is None else checks.host("where", where)
+    kept = np.asarray(checks.mask("where", where, targets.shape))
+    strange = np.unique(targets[kept & (targets != 0) & (targets != 1)])
+    if strange.size:
+        raise ValueError(f"targets must be 0 and 1 where `where` keeps them; got {', '.join(map(str, strange[:5]))}")
+    images = (int(np.prod(targets.shape[:-2])), *targets.shape[-2:])
+    return ((targets == 1) & kept).reshape(images), (detections & kept).reshape(images)
+
+
+def _component_pairs(
+    targets: np.ndarray, detections: np.ndarray, min_size: int, min_detection_size: int, connectivity: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(target component, detected component, their common pixels) of one image, 0 meaning none; not (0, 0)."""
+    # SciPy comes with JAX, but takes longer to import than all of segjax.metrics.
+    from scipy import ndimage
+
+    structure = ndimage.generate_binary_structure(2, connectivity)
+    truth, found = (ndimage.label(mask, structure)[0].astype(np.int64) for mask in (targets, detections))
+    found[(np.bincount(found.ravel()) < min_detection_size)[found]] = 0
+    sizes = np.bincount(truth.ravel())
+    counted = np.where(truth > 0, sizes[truth] >= min_size, found > 0)
+    pairs, pixels = np.unique(truth[counted] * (found.max(initial=0) + 1) + found[counted], return_counts=True)
+    return *np.divmod(pairs, found.max(initial=0) + 1), pixels
+
+
+def _overlaps(truth: np.ndarray, found: np.ndarray, pixels: np.ndarray, overlap: str) -> tuple[np.ndarray, np.ndarray]:
+    """Each target component's overlap with the detections, and each detection's share of target pixels."""
+    hit = (truth > 0) & (found > 0)
+    bins = int(max(truth.max(initial=0), found.max(initial=0))) + 1
+
+    def total(of: np.ndarray, which: np.ndarray, amount: np.ndarray) -> np.ndarray:
+        return np.bincount(of[which], weights=amount[which], minlength=bins)
+
+    size, hits = total(truth, truth > 0, pixels), total(truth, hit, pixels)
+    if overlap == "siou":
+        # Of the union, the part outside k: the pixels on no target at all of the detections that touch k.
+        outside = total(found, truth == 0, pixels)
+        union = size + total(truth, hit, outside[found])
+    else:
+        union = size
+    detected, right = total(found, found > 0, pixels), total(found, hit, pixels)
+    return hits[size > 0] / union[size > 0], right[detected > 0] / detected[detected > 0]
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)

@@ -1,0 +1,568 @@
+import inspect
+import itertools
+import warnings
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+from scipy.special import entr, log_softmax, rel_entr, softmax
+
+from segjax import metrics
+
+CLASSES, SAMPLES = 3, 5
+INVALID = -(2**31)
+RNG = np.random.default_rng(0)
+MC_LOGITS = (RNG.normal(size=(SAMPLES, 4, 7, CLASSES)) * 3).astype(np.float32)
+PROBABILITIES = softmax(MC_LOGITS.astype(np.float64), axis=-1)
+MEAN = PROBABILITIES.mean(axis=0)
+EACH = {
+    "predictive_entropy": (metrics.predictive_entropy, entr(MEAN).sum(axis=-1)),
+    "expected_entropy": (metrics.expected_entropy, entr(PROBABILITIES).sum(axis=-1).mean(axis=0)),
+    "mutual_information": (metrics.mutual_information, rel_entr(PROBABILITIES, MEAN[None]).sum(axis=-1).mean(0)),
+    "max_probability": (lambda z, **k: metrics.max_probability(z[0], **k), PROBABILITIES[0].max(axis=-1)),
+    "log_mean_softmax": (metrics.log_mean_softmax, np.log(MEAN)),
+}
+EACH = {name: (jax.jit(function), expected) for name, (function, expected) in EACH.items()}
+each = pytest.mark.parametrize("name", EACH)
+
+
+@each
+def test_values_are_the_float64_oracles(name):
+    function, expected = EACH[name]
+    np.testing.assert_allclose(function(MC_LOGITS), expected, rtol=1e-5, atol=1e-9)
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_narrow_logits_are_computed_in_float32(name, dtype):
+    function, _ = EACH[name]
+    logits = jnp.asarray(MC_LOGITS).astype(dtype)
+    result = function(logits)
+    assert result.dtype == jnp.float32
+    np.testing.assert_array_equal(result, function(logits.astype(jnp.float32)))
+
+
+@each
+def test_float64_stays(name):
+    function, expected = EACH[name]
+    with jax.enable_x64(True):
+        result = function(MC_LOGITS.astype(np.float64))
+    assert result.dtype == np.float64
+    np.testing.assert_allclose(result, expected, rtol=1e-11, atol=1e-15)
+
+
+EXTREME = np.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [0.0, 0.0, 0.0], [-1e4, -1e4, -1e4]], np.float32)
+EXTREME = np.stack([EXTREME, EXTREME[::-1], EXTREME])
+
+
+@each
+def test_values_and_gradients_are_finite_at_extreme_logits(name):
+    function, _ = EACH[name]
+    value, gradient = jax.jit(jax.value_and_grad(lambda z: jnp.sum(function(z))))(EXTREME)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", [name for name in EACH if name != "log_mean_softmax"])
+def test_a_class_ruled_out_is_as_if_it_were_not_there(name):
+    function, _ = EACH[name]
+    without = jnp.asarray(MC_LOGITS)[..., :2]
+    logits = jnp.concatenate([without, jnp.full_like(without[..., :1], -jnp.inf)], axis=-1)
+    value, gradient = jax.jit(jax.value_and_grad(lambda z: jnp.sum(function(z))))(logits)
+    np.testing.assert_allclose(value, jnp.sum(function(without)), rtol=1e-6)
+    assert np.isfinite(gradient).all()
+
+
+@each
+def test_a_class_one_sample_rules_out_is_finite(name):
+    function, _ = EACH[name]
+    logits = np.where(np.arange(SAMPLES).reshape(-1, 1, 1, 1) == 1, np.array([0, -np.inf, 1], np.float32), MC_LOGITS)
+    assert np.isfinite(function(logits)).all()
+
+
+@each
+def test_gradients_are_those_of_the_plain_formulas(name):
+    function, _ = EACH[name]
+
+    def plain(z):
+        p = jax.nn.softmax(z, axis=-1)
+        mean = jnp.mean(p, axis=0)
+        entropy, entropies = -jnp.sum(mean * jnp.log(mean), -1), -jnp.mean(jnp.sum(p * jnp.log(p), -1), 0)
+        return {
+            "predictive_entropy": entropy,
+            "expected_entropy": entropies,
+            "mutual_information": entropy - entropies,
+            "max_probability": jnp.max(p[0], axis=-1),
+            "log_mean_softmax": jnp.log(mean),
+        }[name]
+
+    logits = jnp.asarray(MC_LOGITS[:, 0] / 3)
+    gradients = [jax.jit(jax.grad(lambda z, f=f: jnp.sum(jnp.sin(f(z)))))(logits) for f in (function, plain)]
+    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=2e-6)
+
+
+@each
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_masked_pixels_are_0_and_have_no_gradient(name, bad):
+    function, expected = EACH[name]
+    where = RNG.uniform(size=MC_LOGITS.shape[1:-1]) < 0.5
+    logits = np.where(where[..., None], MC_LOGITS, np.float32(bad))
+    value, gradient = jax.jit(jax.value_and_grad(lambda z: jnp.sum(function(z, where=where))))(logits)
+    np.testing.assert_allclose(value, expected[where].sum(), rtol=1e-5)
+    assert np.isfinite(gradient).all()
+    assert not gradient[:, ~where].any()
+    np.testing.assert_array_equal(np.asarray(function(logits, where=where))[~where], 0)
+
+
+@each
+def test_a_mask_may_be_the_same_along_an_axis_or_empty(name):
+    function, expected = EACH[name]
+    column = np.array([True, False, True, True])[:, None]
+    result = np.asarray(function(MC_LOGITS, where=column))
+    np.testing.assert_allclose(result[2], expected[2], rtol=1e-5, atol=1e-9)
+    assert not result[1].any()
+    assert not np.asarray(function(MC_LOGITS, where=column & False)).any()
+
+
+@each
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_kept_pixel_without_a_softmax_is_nan(name, bad):
+    function, _ = EACH[name]
+    logits = MC_LOGITS.copy()
+    logits[0, 1, 2, 0] = bad
+    result = np.asarray(function(logits)).reshape(4, 7, -1)
+    assert np.isnan(result[1, 2]).any()
+    assert np.isnan(result).any(axis=-1).sum() == 1
+
+
+SMALL_LOGITS = st.lists(st.floats(-60, 60, width=32), min_size=6, max_size=6)
+DECOMPOSITION = [EACH[name][0] for name in ("predictive_entropy", "expected_entropy", "mutual_information")]
+
+
+@settings(deadline=None, max_examples=200)
+@given(SMALL_LOGITS)
+def test_information_is_never_negative_and_the_entropies_add_up(values):
+    logits = np.array(values, np.float32).reshape(3, 2)
+    whole, expected, information = (float(f(logits)) for f in DECOMPOSITION)
+    assert information >= 0
+    assert expected >= 0
+    assert whole == pytest.approx(expected + information, rel=1e-5, abs=1e-6)
+    assert whole <= np.log(2) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-1, 1e-2, 1e-3, 1e-4])
+def test_information_is_accurate_however_small(size):
+    logits = (RNG.normal(size=(SAMPLES, 50, CLASSES)) * size + 2 * RNG.normal(size=(50, CLASSES))).astype(np.float32)
+    log_p = log_softmax(logits.astype(np.longdouble), axis=-1)
+    log_mean = np.log(np.exp(log_p).mean(axis=0))
+    exact = (np.exp(log_p) * (log_p - log_mean)).sum(axis=-1).mean(axis=0).astype(np.float64)
+    np.testing.assert_allclose(metrics.mutual_information(logits), exact, rtol=2e-6 / size)
+
+
+def test_confident_entropies_keep_their_digits():
+    logits = np.array([[[30.0, 0.0]], [[31.0, 0.0]]], np.float32)
+    mean = softmax(logits.astype(np.longdouble), axis=-1).mean(axis=0)[0]
+    rare = float(mean[1])
+    exact = -rare * np.log(rare) - (1 - rare) * np.log1p(-rare)
+    np.testing.assert_allclose(metrics.predictive_entropy(logits)[0], exact, rtol=1e-5)
+
+
+def test_equal_samples_and_one_sample_share_no_information():
+    one = MC_LOGITS[:1]
+    for logits in (one, np.repeat(one, 3, axis=0)):
+        np.testing.assert_array_equal(metrics.mutual_information(logits), np.zeros((4, 7)))
+        entropy = metrics.expected_entropy(logits)
+        np.testing.assert_allclose(metrics.predictive_entropy(logits), entropy, rtol=1e-6)
+
+
+def test_the_ensembles_log_probabilities_are_logits_too():
+    log_mean = metrics.log_mean_softmax(MC_LOGITS)
+    np.testing.assert_allclose(jax.nn.softmax(log_mean), MEAN, rtol=1e-5)
+    np.testing.assert_allclose(metrics.max_probability(log_mean), MEAN.max(axis=-1), rtol=1e-5)
+    labels = RNG.integers(0, CLASSES, size=(4, 7))
+    bins = metrics.calibration_bins(log_mean, labels)
+    assert bins.confidence.sum() == pytest.approx(MEAN.max(axis=-1).sum(), rel=1e-5)
+
+
+patch_means = jax.jit(metrics.patch_means, static_argnames="patch")
+
+
+@pytest.mark.parametrize("patch", [1, 2, 3, 10])
+def test_patch_means_tile_the_image(patch):
+    values = RNG.normal(size=(2, 5, 7)).astype(np.float32)
+    where = RNG.uniform(size=values.shape) < 0.4
+    where[0, :3, :3] = False
+    means, kept = patch_means(np.where(where, values, np.nan), patch, where=where)
+    assert means.shape == kept.shape == (2, -(-5 // patch), -(-7 // patch))
+    for i, row, column in np.ndindex(means.shape):
+        window = (i, slice(row * patch, (row + 1) * patch), slice(column * patch, (column + 1) * patch))
+        inside = values[window][where[window]]
+        assert kept[i, row, column] == (inside.size > 0)
+        np.testing.assert_allclose(means[i, row, column], inside.mean() if inside.size else 0, rtol=1e-5)
+
+
+def test_patches_of_booleans_are_shares_and_a_mask_may_broadcast():
+    means, kept = patch_means(np.array([[True, False, True, True]] * 2), 2)
+    np.testing.assert_array_equal(means, [[0.5, 1.0]])
+    assert kept.all()
+    means, _ = patch_means(np.array([[1, 2], [3, 4]]), 2, where=np.array([True, False]))
+    np.testing.assert_array_equal(means, [[2.0]])
+
+
+uncertainty_histogram = jax.jit(metrics.uncertainty_histogram, static_argnames=("num_bins", "axis_name"))
+
+
+def _sample(size, seed=0):
+    rng = np.random.default_rng(seed)
+    values = rng.gamma(1.0, 0.2, size=size).astype(np.float32)
+    return values, rng.uniform(size=size) > np.clip(values, 0.02, 0.9)
+
+
+def test_bins_are_equal_and_ends_are_clamped():
+    values = np.array([-1.0, -0.0, 0.25, 0.4999, 0.5, 1.9999, 2.0, 99.0, np.inf], np.float32)
+    correct = np.arange(9) % 2 == 0
+    histogram = uncertainty_histogram(values, correct, maximum=2, num_bins=8)
+    assert histogram.dtype == jnp.int32
+    np.testing.assert_array_equal(histogram[1], [1, 1, 1, 0, 0, 0, 0, 2])
+    np.testing.assert_array_equal(histogram[0], [1, 1, 0, 0, 0, 0, 0, 2])
+
+
+def test_masked_pixels_are_not_counted():
+    values, correct = _sample(40)
+    where = np.arange(40) % 3 == 0
+    expected = uncertainty_histogram(values[where], correct[where], maximum=1.0)
+    masked = np.where(where, values, np.float32(np.nan))
+    np.testing.assert_array_equal(uncertainty_histogram(masked, correct, maximum=1.0, where=where), expected)
+    assert not uncertainty_histogram(masked, correct, maximum=1.0, where=where & False).any()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 6), st.integers(0, 2**31))
+def test_any_split_into_batches_adds_up_bit_for_bit(batches, seed):
+    values, correct = _sample(60, seed)
+    parts = np.random.default_rng(seed).permutation(np.arange(60) % batches)
+    whole = uncertainty_histogram(values, correct, maximum=1.0)
+    summed = sum(uncertainty_histogram(values, correct, maximum=1.0, where=parts == b) for b in range(batches))
+    np.testing.assert_array_equal(summed, whole)
+
+
+SCORES = (
+    lambda h: metrics.accuracy_vs_uncertainty(h, 1.0),
+    metrics.risk_coverage,
+    metrics.area_under_risk_coverage,
+    metrics.area_under_risk_coverage_bounds,
+)
+
+
+def test_a_kept_nan_makes_every_count_invalid_and_the_scores_refuse_it():
+    histogram = uncertainty_histogram(np.array([np.nan, 0.5], np.float32), np.ones(2, bool), maximum=1.0)
+    np.testing.assert_array_equal(histogram, np.full((2, 1024), INVALID))
+    run = np.asarray(histogram, np.int64) + 10**9
+    for score in SCORES:
+        with pytest.raises(ValueError, match=r"histogram has a negative count, -\d+: a NaN uncertainty was counted"):
+            score(run)
+
+
+def test_the_maximum_may_be_traced_and_an_impossible_one_is_seen():
+    values, correct = _sample(40)
+    histogram = jax.jit(lambda top: uncertainty_histogram(values, correct, maximum=top, num_bins=7))
+    np.testing.assert_array_equal(histogram(0.5), uncertainty_histogram(values, correct, maximum=0.5, num_bins=7))
+    for wrong in (0.0, -1.0, np.nan, np.inf):
+        np.testing.assert_array_equal(histogram(wrong), np.full((2, 7), INVALID))
+
+
+def _batch():
+    rng = np.random.default_rng(0)
+    values, correct = rng.uniform(size=(8, 3, 5)).astype(np.float32), rng.uniform(size=(8, 3, 5)) < 0.6
+    # Two images a device: one with few pixels, and the last device with none at all.
+    where = rng.uniform(size=values.shape) < np.repeat([1.0, 0.7, 0.1, 0.0], 2).reshape(8, 1, 1)
+    return np.where(where, values, np.float32(np.nan)), correct, where
+
+
+BATCH = _batch()
+
+
+def _counts(u, correct, where, axis_name=None):
+    return uncertainty_histogram(u, correct, maximum=1.0, num_bins=16, where=where, axis_name=axis_name)
+
+
+def _mesh():
+    return jax.make_mesh((4,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def _jit():
+    return jax.jit(_counts)(*jax.device_put(BATCH, NamedSharding(_mesh(), PartitionSpec("devices"))))
+
+
+def _pmap():
+    batch = [x.reshape(4, 2, *x.shape[1:]) for x in BATCH]
+    result = np.asarray(jax.pmap(lambda *batch: _counts(*batch, "devices"), axis_name="devices")(*batch))
+    np.testing.assert_array_equal(result, np.repeat(result[:1], 4, axis=0))
+    return result[0]
+
+
+def _shard_map(check_vma):
+    mapped = jax.shard_map(
+        lambda *batch: _counts(*batch, "devices"),
+        mesh=_mesh(),
+        in_specs=PartitionSpec("devices"),
+        out_specs=PartitionSpec(),
+        check_vma=check_vma,
+    )
+    return lambda: jax.jit(mapped)(*BATCH)
+
+
+@pytest.mark.parametrize("mapping", [_jit, _pmap, _shard_map(True), _shard_map(False)])
+def test_counts_are_the_same_in_every_mapping(mapping):
+    expected = _counts(*BATCH)
+    assert np.asarray(expected).sum() == BATCH[-1].sum()
+    np.testing.assert_array_equal(mapping(), expected)
+
+
+def test_accuracy_vs_uncertainty_is_counted_at_every_edge():
+    values, correct = _sample(500)
+    histogram = uncertainty_histogram(values, correct, maximum=1.0, num_bins=8)
+    scores = metrics.accuracy_vs_uncertainty(histogram, 1.0)
+    np.testing.assert_array_equal(scores["threshold"], np.arange(9) / 8)
+    for i, threshold in enumerate(scores["threshold"]):
+        certain = (values < threshold) | (i == 8)
+        expected = {
+            "accurate_given_certain": correct[certain].mean() if certain.any() else np.nan,
+            "uncertain_given_inaccurate": (~certain)[~correct].mean(),
+            "pavpu": ((correct & certain) | (~correct & ~certain)).mean(),
+        }
+        one = metrics.accuracy_vs_uncertainty(histogram, 1, threshold=float(threshold) * 0.99 + 0.001)
+        for name, value in expected.items():
+            np.testing.assert_allclose(scores[name][i], value, rtol=1e-12, err_msg=name)
+            np.testing.assert_allclose(one[name], value, rtol=1e-12, err_msg=name)
+            assert isinstance(one[name], float)
+        assert one["threshold"] == threshold
+
+
+def test_patches_give_the_papers_patchwise_scores():
+    # Four patches: accurate and certain, accurate and uncertain, inaccurate and certain, inaccurate and uncertain.
+    entropy = np.kron([[0.1, 0.9], [0.1, 0.9]], np.ones((2, 2))).astype(np.float32)
+    right = np.array([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 0, 0]], bool)
+    means, kept = patch_means(entropy, 2)
+    accuracy, _ = patch_means(right, 2)
+    histogram = uncertainty_histogram(means, accuracy > 0.5, maximum=1.0, num_bins=4, where=kept)
+    scores = metrics.accuracy_vs_uncertainty(histogram, 1.0, threshold=0.5)
+    assert scores == {
+        "threshold": 0.5,
+        "accurate_given_certain": 0.5,
+        "uncertain_given_inaccurate": 0.5,
+        "pavpu": 0.5,
+    }
+
+
+def _exact_curve(values, correct):
+    wrong = ~correct[np.argsort(values, kind="stable")]
+    return np.cumsum(wrong) / np.arange(1, wrong.size + 1)
+
+
+def _histogram(places, correct, bins):
+    histogram = np.zeros((2, bins), np.int64)
+    np.add.at(histogram, (correct.astype(int), places), 1)
+    return histogram
+
+
+def test_risk_coverage_is_the_sorted_curve_at_the_edges():
+    values, correct = _sample(2000)
+    histogram = np.asarray(uncertainty_histogram(values, correct, maximum=1.0, num_bins=64))
+    curve = metrics.risk_coverage(histogram)
+    exact = _exact_curve(values, correct)
+    covered = np.cumsum(histogram.sum(axis=0))
+    np.testing.assert_allclose(curve["coverage"], covered / 2000, rtol=1e-12)
+    np.testing.assert_allclose(curve["risk"], exact[covered - 1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1000, 200_000])
+def test_the_area_is_that_of_the_sorted_pixels(size):
+    values, correct = _sample(size)
+    histogram = uncertainty_histogram(values, correct, maximum=2.0)
+    exact = _exact_curve(values, correct).mean()
+    assert metrics.area_under_risk_coverage(histogram) == pytest.approx(exact, abs=2e-4)
+    low, high = metrics.area_under_risk_coverage_bounds(histogram)
+    assert low <= exact <= high
+    assert high - low < 5e-3
+
+
+def test_one_pixel_a_bin_is_exact():
+    correct = np.random.default_rng(3).uniform(size=300) < 0.7
+    histogram = _histogram(np.arange(300), correct, 300)
+    exact = _exact_curve(np.arange(300), correct).mean()
+    assert metrics.area_under_risk_coverage(histogram) == pytest.approx(exact, rel=1e-12)
+    np.testing.assert_allclose(metrics.area_under_risk_coverage_bounds(histogram), [exact, exact], rtol=1e-10)
+
+
+def test_inside_a_bin_the_area_is_the_mean_over_all_orders_and_the_bounds_the_extremes():
+    before, wrong_inside, right_inside = [True, False, True], 2, 3
+    orders = set(itertools.permutations([False] * wrong_inside + [True] * right_inside))
+    areas = [_exact_curve(np.arange(8), np.array([*before, *order])).mean() for order in orders]
+    histogram = np.array([[0, 1, 0, wrong_inside], [1, 0, 1, right_inside]])
+    assert metrics.area_under_risk_coverage(histogram) == pytest.approx(np.mean(areas), rel=1e-12)
+    bounds = metrics.area_under_risk_coverage_bounds(histogram)
+    np.testing.assert_allclose(bounds, [min(areas), max(areas)], rtol=1e-10)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 400))
+def test_the_certified_interval_holds_the_exact_value(seed, bins, pixels):
+    rng = np.random.default_rng(seed)
+    places, correct = rng.integers(0, bins, size=pixels), rng.uniform(size=pixels) < rng.uniform()
+    histogram = _histogram(places, correct, bins)
+    low, high = metrics.area_under_risk_coverage_bounds(histogram)
+    assert low <= metrics.area_under_risk_coverage(histogram) <= high
+    for values in (places, places + rng.uniform(0, 0.5, size=pixels), places - 0.5 * correct, places + 0.5 * correct):
+        assert low <= _exact_curve(values, correct).mean() <= high
+
+
+def test_billions_of_pixels_without_skill_risk_their_error_rate():
+    histogram = np.array([[10_000_000, 20_000_000], [8_990_000_000, 17_980_000_000]])
+    area = metrics.area_under_risk_coverage(histogram)
+    assert area == pytest.approx(1 / 900, rel=1e-9)
+    low, high = metrics.area_under_risk_coverage_bounds(histogram)
+    assert low < area < high
+
+
+def test_nothing_counted_is_nan_without_a_warning():
+    empty = np.zeros((2, 5), int)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results = [score(empty) for score in SCORES]
+    assert np.isnan(results[0]["pavpu"]).all()
+    assert np.isnan(results[1]["risk"]).all()
+    assert np.isnan(results[1]["coverage"]).all()
+    assert np.isnan(results[2])
+    assert np.isnan(results[3]).all()
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_all_wrong_and_all_right_are_1_and_0(row):
+    histogram = np.zeros((2, 5), int)
+    histogram[row] = [3, 0, 4, 1, 0]
+    area = metrics.area_under_risk_coverage(histogram)
+    assert area == pytest.approx(1 - row, abs=1e-12)
+    np.testing.assert_allclose(metrics.area_under_risk_coverage_bounds(histogram), [area, area], atol=1e-11)
+    assert np.isnan(metrics.accuracy_vs_uncertainty(histogram, 1.0)["uncertain_given_inaccurate"]).all() == (row == 1)
+
+
+# The functions without the tests' import hook, as a user has them.
+RAW = SimpleNamespace(
+    **{
+        f.__name__: inspect.unwrap(f)
+        for f in (
+            metrics.log_mean_softmax,
+            metrics.predictive_entropy,
+            metrics.expected_entropy,
+            metrics.mutual_information,
+            metrics.max_probability,
+            metrics.patch_means,
+            metrics.uncertainty_histogram,
+            metrics.accuracy_vs_uncertainty,
+            metrics.risk_coverage,
+            metrics.area_under_risk_coverage,
+        )
+    }
+)
+U, RIGHT = np.zeros((2, 3), np.float32), np.ones((2, 3), bool)
+BROKEN = {
+    "integer logits": (
+        lambda f: f.predictive_entropy(np.zeros((2, 3, 4), int)),
+        TypeError,
+        r"mc_logits must be floating point; got int32 of shape \(2, 3, 4\)",
+    ),
+    "no samples": (
+        lambda f: f.mutual_information(MC_LOGITS[:0]),
+        ValueError,
+        r"mc_logits must be \[samples, \.\.\., classes\] with at least 2 classes and 1 sample; got .*\(0, 4, 7, 3\)",
+    ),
+    "no sample axis": (
+        lambda f: f.expected_entropy(np.zeros(3, np.float32)),
+        ValueError,
+        r"mc_logits must be \[samples, \.\.\., classes\].*got shape \(3,\)",
+    ),
+    "one class": (
+        lambda f: f.max_probability(MC_LOGITS[..., :1]),
+        ValueError,
+        r"logits must be \[\.\.\., classes\] with at least 2 classes; got shape \(5, 4, 7, 1\)",
+    ),
+    "mask": (
+        lambda f: f.log_mean_softmax(MC_LOGITS, where=np.ones(5, bool)),
+        ValueError,
+        r"where must have shape \(4, 7\).*got \(5,\)",
+    ),
+    "patch": (lambda f: f.patch_means(U, 0), ValueError, r"patch must be at least 1; got 0"),
+    "row": (
+        lambda f: f.patch_means(U[0], 2),
+        ValueError,
+        r"values must be \[\.\.\., height, width\]; got shape \(3,\)",
+    ),
+    "integer correct": (
+        lambda f: f.uncertainty_histogram(U, RIGHT.astype(int), maximum=1.0),
+        TypeError,
+        r"correct must be boolean; got int32",
+    ),
+    "correct of another shape": (
+        lambda f: f.uncertainty_histogram(U, RIGHT[0], maximum=1.0),
+        ValueError,
+        r"correct must have the shape of uncertainty, \(2, 3\); got \(3,\)",
+    ),
+    "integer uncertainty": (
+        lambda f: f.uncertainty_histogram(U.astype(int), RIGHT, maximum=1.0),
+        TypeError,
+        r"uncertainty must be floating point; got int32",
+    ),
+    "no bins": (
+        lambda f: f.uncertainty_histogram(U, RIGHT, maximum=1.0, num_bins=0),
+        ValueError,
+        r"num_bins must be at least 1; got 0",
+    ),
+    "no maximum": (
+        lambda f: f.uncertainty_histogram(U, RIGHT, maximum=0.0),
+        ValueError,
+        r"maximum must be finite and more than 0; got 0",
+    ),
+    "many maxima": (
+        lambda f: f.uncertainty_histogram(U, RIGHT, maximum=np.ones(2)),
+        ValueError,
+        r"maximum must be a scalar; got shape \(2,\)",
+    ),
+    "maximum of the scores": (
+        lambda f: f.accuracy_vs_uncertainty(np.ones((2, 4), int), float("inf")),
+        ValueError,
+        r"maximum must be above 0 and finite; got inf",
+    ),
+    "threshold": (
+        lambda f: f.accuracy_vs_uncertainty(np.ones((2, 4), int), 0.7, threshold=0.8),
+        ValueError,
+        r"threshold must be between 0 and the maximum, 0\.7; got 0\.8",
+    ),
+    "float counts": (
+        lambda f: f.risk_coverage(np.ones((2, 4))),
+        TypeError,
+        r"histogram must be integers .*got float64",
+    ),
+    "one row": (
+        lambda f: f.area_under_risk_coverage(np.ones(5, int)),
+        ValueError,
+        r"histogram must be \[2, bins\], wrong and right pixels; got shape \(5,\)",
+    ),
+    "traced": (
+        lambda f: jax.jit(f.area_under_risk_coverage)(np.ones((2, 5), int)),
+        TypeError,
+        r"histogram must be known on the host; got a traced array",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_input_is_named(case):
+    call, error, message = BROKEN[case]
+    with pytest.raises(error, match=message):
+        call(RAW)
