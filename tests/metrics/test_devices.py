@@ -3,10 +3,14 @@
 Each entry is `counts(logits, labels, where, axis_name) -> global integers`. Counts have no gradient.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from segjax import metrics
@@ -32,6 +36,20 @@ COUNTS = {
         y, jnp.argmax(z, axis=-1), CLASSES, distance=1, where=k, axis_name=axis
     ),
     "score_histogram": lambda z, y, k, axis: metrics.score_histogram(z[..., 0], y == 1, where=k, axis_name=axis),
+    "calibration_bins": lambda z, y, k, axis: metrics.calibration_bins(z, y, where=k, axis_name=axis).correct,
+    "classwise_calibration_bins": lambda z, y, k, axis: (
+        metrics.classwise_calibration_bins(z, y, where=k, axis_name=axis).count
+    ),
+    "proper_score_sums": lambda z, y, k, axis: metrics.proper_score_sums(z, y, where=k, axis_name=axis).count,
+    "uncertainty_histogram": lambda z, y, k, axis: metrics.uncertainty_histogram(
+        metrics.max_probability(z, where=k), jnp.argmax(z, axis=-1) == y, maximum=1.0, where=k, axis_name=axis
+    ),
+}
+# Of which parts of images do not add up to the whole: a boundary is a matter of neighbours.
+OF_PIXELS = [name for name in COUNTS if "boundary" not in name and "no mask" not in name and "one device" not in name]
+SUMS = {
+    "calibration_bins": lambda z, y, k, axis: metrics.calibration_bins(z, y, where=k, axis_name=axis).confidence,
+    "proper_score_sums": lambda z, y, k, axis: jnp.stack(metrics.proper_score_sums(z, y, where=k, axis_name=axis)[1:]),
 }
 
 
@@ -49,8 +67,9 @@ def _batch():
 BATCH = _batch()
 
 
-def _mesh():
-    return jax.make_mesh((4,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+def _mesh(devices=4):
+    axis_types = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((devices,), ("devices",), axis_types=axis_types, devices=jax.devices()[:devices])
 
 
 def _jit(counts):
@@ -97,3 +116,28 @@ def expected():
 def test_counts_are_the_same_in_every_mapping(name, mapping, expected):
     assert expected[name].any()
     np.testing.assert_array_equal(MAPPINGS[mapping](COUNTS[name]), expected[name])
+
+
+@functools.cache
+def _all_of_them(devices):
+    """Every count and every sum of a batch on so many devices, compiled once."""
+
+    def all_of_them(*batch):
+        counts = {name: COUNTS[name](*batch, "devices") for name in OF_PIXELS}
+        return counts, {name: function(*batch, "devices") for name, function in SUMS.items()}
+
+    spec = PartitionSpec("devices")
+    return jax.jit(jax.shard_map(all_of_them, mesh=_mesh(devices), in_specs=spec, out_specs=PartitionSpec()))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**31), st.sampled_from([1, 2, 4]), st.integers(1, 3))
+def test_any_split_into_batches_and_onto_devices_adds_up(seed, devices, batches):
+    logits, labels, where = BATCH
+    part = np.random.default_rng(seed).integers(batches, size=where.shape)
+    counts, sums = _all_of_them(1)(*BATCH)
+    parts = [_all_of_them(devices)(logits, labels, where & (part == i)) for i in range(batches)]
+    for name in counts:
+        np.testing.assert_array_equal(sum(np.asarray(c[name], np.int64) for c, _ in parts), counts[name], name)
+    for name in sums:
+        np.testing.assert_allclose(sum(np.asarray(s[name], np.float64) for _, s in parts), sums[name], rtol=1e-5)
