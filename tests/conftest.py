@@ -30,6 +30,7 @@ def compilation_effort(request):
     jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()  # hundreds of programs a module: a worker would grow to 4 GB
 
 
 @pytest.fixture(scope="session")

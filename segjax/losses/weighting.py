@@ -19,12 +19,16 @@ def class_weights(
 
     With n_c pixels of class c, their sum n, and the number C of classes that occur:
 
-    - "inverse": :math:`w_c = n / (C n_c)`. The mean weight of a pixel is 1 and every class weighs the same in total.
-    - "median-frequency": :math:`w_c = \operatorname{median}(f) / f_c`, f_c being n_c over the pixels of the images that
-      hold class c. That needs counts `[images, C]`; with `[C]` every image is taken to hold every class.
-    - "log": :math:`w_c = 1 / \ln(1.02 + n_c / n)`, ENet's.
-    - "effective-number": :math:`w_c \propto (1 - β) / (1 - β^{n_c})`, scaled to a mean of 1 over the classes. β near
-      1 - 1/n_c of the rare classes: pixels are many, so with the paper's β = 0.9999 all weights of a big set are 1.
+    .. math::
+        w_c^{inv} = \frac{n}{C n_c}, \quad w_c^{med} = \frac{\operatorname{median}(f)}{f_c}, \quad
+        w_c^{log} = \frac{1}{\ln(1.02 + n_c / n)}, \quad w_c^{eff} \propto \frac{1 - β}{1 - β^{n_c}}
+
+    - "inverse": the mean weight of a pixel is 1 and every class weighs the same in total.
+    - "median-frequency": f_c is n_c over the pixels of the images that hold class c. That needs counts `[images, C]`;
+      with `[C]` every image is taken to hold every class.
+    - "log": ENet's.
+    - "effective-number": scaled to a mean of 1 over the classes. β near 1 - 1/n_c of the rare classes: pixels are many,
+      so with the paper's β = 0.9999 all weights of a big set are 1.
 
     A class of 0 pixels has weight 0 in every scheme and is left out of C, the median and the scale: nothing is known of
     it, and an infinite weight would turn 0 · ∞ into NaN.

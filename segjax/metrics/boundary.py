@@ -112,7 +112,13 @@ def boundary_counts_per_image(
     tolerance: Real[ArrayLike, ""],
     where: Bool[ArrayLike, "..."] | None = None,
 ) -> Int[Array, "*batch {num_classes} 4"]:
-    """`boundary_counts` of each image, for `boundary_f1_per_image`.
+    r"""`boundary_counts` of each image, for `boundary_f1_per_image`.
+
+    .. math::
+        M_{nc} = \left(\#\{i \in \hat B_{nc} : d(i, B_{nc}) \le θ\},\; \#\hat B_{nc},\;
+        \#\{i \in B_{nc} : d(i, \hat B_{nc}) \le θ\},\; \#B_{nc}\right)
+
+    with the boundaries B of class c in the labels of image n, and \hat B in its predictions.
 
     These concatenate: over batches and devices along the images' axis. Under a mapped device axis each device has the
     counts of its own images.
@@ -131,6 +137,10 @@ def boundary_counts_per_image(
     Raises:
         TypeError: as `boundary_counts`.
         ValueError: as `boundary_counts`.
+
+    References:
+        Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
+        Badrinarayanan et al., SegNet, arXiv 1511.00561.
 
     >>> import jax.numpy as jnp
     >>> labels = jnp.array([[[0, 0, 1, 1]], [[0, 0, 0, 0]]])

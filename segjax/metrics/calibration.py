@@ -98,8 +98,10 @@ def classwise_calibration_bins(
 ) -> CalibrationBins:
     r"""Bins of the probability of every class, over all devices: a pixel is counted once for each class.
 
+    .. math:: p_j = softmax(z)_j, \qquad p_j \in \left(\tfrac{b}{B}, \tfrac{b + 1}{B}\right] \text{ is in bin } (j, b)
+
     Args:
-        logits: as in `calibration_bins`, and so are the bins: p in (b / B, (b + 1) / B], and p = 0 in the first.
+        logits: z, as in `calibration_bins`, and so are the bins; p = 0 is in the first.
         labels: as in `calibration_bins`.
         num_bins: B ≥ 1, static.
         where: as in `calibration_bins`.
@@ -233,7 +235,11 @@ def classwise_calibration_error(bins: CalibrationBins) -> dict[str, float | np.n
 
 
 def reliability_diagram(bins: CalibrationBins) -> dict[str, np.ndarray]:
-    """What a reliability diagram draws: accuracy against mean confidence, bin by bin.
+    r"""What a reliability diagram draws: accuracy against mean confidence, bin by bin.
+
+    .. math:: acc_b = \frac{k_b}{n_b}, \qquad conf_b = \frac{1}{n_b} \sum_{i \in b} p_i, \qquad share_b = \frac{n_b}{N}
+
+    with n_b of the N pixels in bin b, k_b of them correct, and their confidences p_i.
 
     Args:
         bins: `[bins]` or `[classes, bins]`, sums of `calibration_bins` or `classwise_calibration_bins`.

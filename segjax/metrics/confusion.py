@@ -44,6 +44,9 @@ def confusion_matrix(
         TypeError: labels are not integers, predictions neither integers nor floating, `where` not boolean.
         ValueError: shapes do not fit, or C < 1.
 
+    References:
+        Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, IJCV 88 (2010): IoU from pixel counts.
+
     >>> import jax.numpy as jnp
     >>> labels = jnp.array([0, 0, 1, 255])
     >>> print(confusion_matrix(labels, jnp.array([0, 1, 1, 0]), 2, where=labels != 255))
@@ -60,9 +63,11 @@ def segmentation_scores(
 ) -> dict[str, float | np.ndarray]:
     r"""All scores of a confusion matrix, over the data set it was summed over.
 
-    With TP, FP, FN, TN of a class (the others against it), N the sum of the matrix and means over classes:
+    With TP, FP, FN, TN of a class (the others against it), N the sum of the matrix M and means over classes:
 
-    - `iou_per_class` = TP / (TP + FP + FN), `mean_iou` its mean (Jaccard; not the mean of the images' IoU);
+    .. math:: IoU_c = \frac{TP_c}{TP_c + FP_c + FN_c} = \frac{M_{cc}}{\sum_j M_{cj} + \sum_i M_{ic} - M_{cc}}
+
+    - `iou_per_class`, `mean_iou` its mean (Jaccard; not the mean of the images' IoU);
     - `dice_per_class` = 2 TP / (2 TP + FP + FN), `mean_dice` its mean (F1);
     - `recall_per_class` = TP / (TP + FN), also as `accuracy_per_class`, which is what the segmentation literature calls
       it, `mean_accuracy` its mean (balanced accuracy);

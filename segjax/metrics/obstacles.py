@@ -71,7 +71,12 @@ def component_counts(
 ) -> np.ndarray:
     r"""Obstacles found, obstacles missed and false detections: connected components, counted on the host.
 
-    A component k of the targets is found at threshold τ if its overlap with the detections is at least τ, else missed:
+    .. math::
+        found_τ = \#\{k : o_k \ge τ\}, \qquad missed_τ = \#\{k : o_k < τ\}, \qquad
+        false_τ = \#\{d : |d \cap T| / |d| < τ\}
+
+    A component k of the targets T is found at threshold τ if its overlap o_k with the detections is at least τ, else
+    missed:
 
     - "coverage": |k ∩ D| / |k|, with D all detected pixels: at the default τ = 0.5 an obstacle is found if at least
       half of its pixels are. How far the detection reaches beyond it does not matter.
@@ -135,9 +140,12 @@ def component_counts(
 def component_scores(counts: Integer[jax.Array | np.ndarray, "thresholds 3"]) -> dict[str, float | np.ndarray]:
     r"""Recall and F1 of obstacles, from the sums of `component_counts`.
 
-    - `component_recall` = found / (found + missed);
-    - `component_f1` = 2 found / (2 found + missed + false);
-    - `mean_component_f1`, its mean over the thresholds: SegmentMeIfYouCan's F1*.
+    .. math::
+        R_τ = \frac{found_τ}{found_τ + missed_τ}, \qquad
+        F_{1,τ} = \frac{2\,found_τ}{2\,found_τ + missed_τ + false_τ}
+
+    `component_recall` is R, `component_f1` is F_1, and `mean_component_f1` its mean over the thresholds τ:
+    SegmentMeIfYouCan's F1*.
 
     Args:
         counts: int64 `[thresholds, 3]`: found, missed, false.
@@ -149,6 +157,9 @@ def component_scores(counts: Integer[jax.Array | np.ndarray, "thresholds 3"]) ->
     Raises:
         TypeError: counts are traced, or not integers.
         ValueError: they are not `[thresholds, 3]`, or negative.
+
+    References:
+        Chan et al., SegmentMeIfYouCan: A Benchmark for Anomaly Segmentation, arXiv 2104.14812.
 
     >>> import numpy as np
     >>> scores = component_scores(np.array([[3, 1, 2], [1, 3, 4]]))

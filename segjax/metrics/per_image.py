@@ -45,6 +45,9 @@ def confusion_matrix_per_image(
         TypeError: labels are not integers, predictions neither integers nor floating, `where` not boolean.
         ValueError: shapes do not fit, labels are a scalar, or C < 1.
 
+    References:
+        Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
+
     >>> import jax.numpy as jnp
     >>> labels = jnp.array([[0, 0, 1], [1, 1, 255]])
     >>> print(confusion_matrix_per_image(labels, jnp.array([[0, 1, 1], [1, 1, 0]]), 2, where=labels != 255))
@@ -67,8 +70,11 @@ def per_image_sums(
 ) -> dict[str, np.ndarray]:
     r"""Sums over images of their scores, and how many images each sum has. Sums of batches add, key by key.
 
-    They have a constant size: `sums = jax.tree.map(np.add, sums, per_image_sums(batch))`. An image without a kept pixel
-    does not exist, whatever `absent` says.
+    .. math:: S = \left(\sum_{n \in J} s_n,\; |J|\right)
+
+    for each score s, with the images J that have it (s_n is not NaN). An image without a kept pixel does not exist,
+    whatever `absent` says. The sums have a constant size:
+    `sums = jax.tree.map(np.add, sums, per_image_sums(batch))`.
 
     Args:
         confusions: integers `[N, C, C]`, matrices of `confusion_matrix_per_image`, or `[C, C]`: one image.
@@ -82,6 +88,9 @@ def per_image_sums(
     Raises:
         TypeError: `confusions` are traced, or not integers.
         ValueError: they are not `[..., C, C]`, a count is negative (see `confusion_matrix`), or `absent` is unknown.
+
+    References:
+        Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
     >>> import numpy as np
     >>> sums = per_image_sums(np.array([[[3, 1], [0, 0]], [[0, 0], [0, 0]], [[2, 0], [0, 2]]]))
@@ -114,7 +123,10 @@ def per_image_sums(
 def per_image_scores(sums: dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:
     r"""Means over the images of each image's scores, from the sums of `per_image_sums`.
 
-    With s_n the score of image n as `segmentation_scores` gives it of that image's matrix:
+    .. math:: \bar{s} = \frac{1}{|J|} \sum_{n \in J} s_n
+
+    with s_n the score of image n as `segmentation_scores` gives it of that image's matrix, and the images J that have
+    it:
 
     - `mean_iou_per_image`, `mean_dice_per_image`, `mean_accuracy_per_image`: in each image the mean over the classes
       counted in it (IoU, Dice: TP + FP + FN > 0; accuracy: TP + FN > 0), then the mean over the images;
@@ -132,6 +144,9 @@ def per_image_scores(sums: dict[str, np.ndarray]) -> dict[str, float | np.ndarra
 
     Raises:
         ValueError: an entry is not `[2, ...]`, sum and number.
+
+    References:
+        Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
     >>> import numpy as np
     >>> matrices = np.array([[[96, 1], [0, 0]], [[1, 0], [1, 1]]])  # a large image and a small one
@@ -171,6 +186,9 @@ def recipe_jaccard(confusions: Integer[jax.Array | np.ndarray, "*images classes 
     Raises:
         TypeError: `confusions` are traced, or not integers.
         ValueError: they are not `[..., K, K]`, or a count is negative (see `confusion_matrix`).
+
+    References:
+        scikit-learn 0.21, documentation of `sklearn.metrics.jaccard_similarity_score`.
 
     >>> import numpy as np
     >>> recipe_jaccard(np.array([[[90, 0], [0, 10]], [[30, 20], [0, 50]]]))

@@ -40,8 +40,12 @@ def proper_score_sums(
 ) -> ProperScoreSums:
     r"""Sums of the Brier score and of the negative log-likelihood over the pixels of all devices.
 
+    .. math:: \left(N,\; \sum_i \sum_c (p_{ic} - t_{ic})^2,\; -\sum_i \log p_{i y_i}\right), \qquad p_i = softmax(z_i)
+
+    over the N kept pixels i, with t = 1 for the true class y_i and 0 for the others.
+
     Args:
-        logits: as in `calibration_bins`; confident pixels keep their digits (1 - p is never formed from p).
+        logits: z, as in `calibration_bins`; confident pixels keep their digits (1 - p is never formed from p).
         labels: as in `calibration_bins`.
         where: as in `calibration_bins`.
         axis_name: as in `calibration_bins`.
@@ -53,6 +57,9 @@ def proper_score_sums(
     Raises:
         TypeError: logits are not floating, labels not integers, `where` not boolean.
         ValueError: shapes do not fit.
+
+    References:
+        Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 102 (2007).
 
     >>> import jax.numpy as jnp
     >>> sums = proper_score_sums(jnp.zeros((3, 2)), jnp.array([0, 1, 255]), where=jnp.array([True, True, False]))

@@ -60,6 +60,10 @@ def score_histogram(
         TypeError: logits are not floating, targets neither boolean nor integers, `where` not boolean.
         ValueError: shapes do not fit.
 
+    References:
+        Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27 (2006).
+        Su et al., A Relationship between the Average Precision and the Area Under the ROC Curve, ICTIR 2015.
+
     >>> import jax.numpy as jnp
     >>> histogram = score_histogram(jnp.array([-20.0, 0.0, 3.0]), jnp.array([0, 0, 1]))
     >>> print(histogram.shape, histogram.sum(axis=1), histogram[0, 0], histogram[0, 2048], histogram[1, 2432])
@@ -112,8 +116,14 @@ def average_precision(histogram: Histogram) -> float:
 def average_precision_bounds(histogram: Histogram) -> tuple[float, float]:
     r"""The lowest and highest average precision that any scores with this histogram can have.
 
-    Low: in every bin all negatives come before the positives. High: the positives come first, and tied: as a tie they
-    all get the precision after the last of them, and no order gives any of them more.
+    .. math::
+        low = \frac{1}{P} \sum_b \sum_{i=1}^{p_b} \frac{P_{>b} + i}{P_{>b} + i + N_{\ge b}}, \qquad
+        high = \frac{1}{P} \sum_b p_b \frac{P_{\ge b}}{P_{\ge b} + N_{>b}}
+
+    with p_b of the P positives in bin b, P_{>b} in the bins above it and P_{\ge b} the sum of both; N_{>b}, N_{\ge b}
+    count negatives. (For p_b > 1 the inner sum is taken as an integral, which is never above it.) Low: in every bin all
+    negatives come before the positives. High: the positives come first, and tied: as a tie they all get the precision
+    after the last of them, and no order gives any of them more.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
@@ -125,6 +135,9 @@ def average_precision_bounds(histogram: Histogram) -> tuple[float, float]:
     Raises:
         TypeError: the histogram is traced, or not integers.
         ValueError: it is not `[2, bins]`, or a count is negative (see `score_histogram`).
+
+    References:
+        Su et al., A Relationship between the Average Precision and the Area Under the ROC Curve, ICTIR 2015.
 
     >>> import jax.numpy as jnp
     >>> histogram = score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1]))
@@ -207,6 +220,9 @@ def fpr_at_tpr(histogram: Histogram, tpr: float = 0.95) -> float:
 def auroc_bounds(histogram: Histogram) -> tuple[float, float]:
     r"""The lowest and highest AUROC that any scores with this histogram can have.
 
+    .. math:: low = \frac{1}{P N} \sum_b n_b P_{>b}, \qquad high = \frac{1}{P N} \sum_b n_b P_{\ge b}
+
+    with n_b of the N negatives in bin b; of the P positives P_{>b} are in the bins above it, P_{\ge b} there or in it.
     Low: a positive wins against no negative of its own bin. High: against all of them.
 
     Args:
@@ -219,6 +235,9 @@ def auroc_bounds(histogram: Histogram) -> tuple[float, float]:
     Raises:
         TypeError: the histogram is traced, or not integers.
         ValueError: it is not `[2, bins]`, or a count is negative (see `score_histogram`).
+
+    References:
+        Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27 (2006).
 
     >>> import jax.numpy as jnp
     >>> histogram = score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1]))
@@ -238,6 +257,9 @@ def auroc_bounds(histogram: Histogram) -> tuple[float, float]:
 def fpr_at_tpr_bounds(histogram: Histogram, tpr: float = 0.95) -> tuple[float, float]:
     r"""The lowest and highest `fpr_at_tpr` that any scores with this histogram can have.
 
+    .. math:: low = N_{>b} / N, \qquad high = N_{\ge b} / N, \qquad b = \max\{b : P_{\ge b} \ge tpr \cdot P\}
+
+    with N_{>b} of the N negatives in the bins above bin b, N_{\ge b} there or in it, and P_{\ge b} of the P positives.
     Low: no negative of the bin in which the TPR is reached passes. High: all of them do.
 
     Args:
@@ -251,6 +273,9 @@ def fpr_at_tpr_bounds(histogram: Histogram, tpr: float = 0.95) -> tuple[float, f
     Raises:
         TypeError: the histogram is traced, or not integers.
         ValueError: it is not `[2, bins]`, a count is negative (see `score_histogram`), or `tpr` is out of range.
+
+    References:
+        Pinggera et al., Lost and Found, arXiv 1609.04653.
 
     >>> import jax.numpy as jnp
     >>> histogram = score_histogram(jnp.array([3.0, 0.001, 0.002, -1.0]), jnp.array([0, 0, 1, 0]))
@@ -294,6 +319,9 @@ def best_f1(histogram: Histogram) -> BestF1:
         TypeError: the histogram is traced, or not integers.
         ValueError: it is not `[2, bins]`, or a count is negative (see `score_histogram`).
 
+    References:
+        van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
+
     >>> import jax.numpy as jnp
     >>> best_f1(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
     BestF1(f1=0.8, threshold_logit=1.0)
@@ -312,7 +340,12 @@ def best_f1(histogram: Histogram) -> BestF1:
 def best_f1_bounds(histogram: Histogram) -> tuple[float, float]:
     r"""The lowest and highest best F1 over all thresholds that any scores with this histogram can have.
 
-    Low: `best_f1`, at the edge of a bin. High: inside a bin, all of its positives come before its negatives.
+    .. math::
+        low = \max_b \frac{2 P_{\ge b}}{P + P_{\ge b} + N_{\ge b}}, \qquad
+        high = \max_b \frac{2 P_{\ge b}}{P + P_{\ge b} + N_{>b}}
+
+    with P_{\ge b} of the P positives and N_{\ge b} negatives in bin b and above it, N_{>b} negatives above it. Low:
+    `best_f1`, at the edge of a bin. High: inside a bin, all of its positives come before its negatives.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
@@ -324,6 +357,9 @@ def best_f1_bounds(histogram: Histogram) -> tuple[float, float]:
     Raises:
         TypeError: the histogram is traced, or not integers.
         ValueError: it is not `[2, bins]`, or a count is negative (see `score_histogram`).
+
+    References:
+        van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
 
     >>> import jax.numpy as jnp
     >>> low, high = best_f1_bounds(score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1])))

@@ -28,9 +28,12 @@ def patch_means(
     *,
     where: Bool[ArrayLike, "*#pixels"] | None = None,
 ) -> tuple[Float[Array, "*images rows columns"], Bool[Array, "*images rows columns"]]:
-    """Means over square patches that tile the image: PAvPU, as published, counts patches and not pixels.
+    r"""Means over square patches that tile the image: PAvPU, as published, counts patches and not pixels.
 
-    A patch is accurate if most of its pixels are, uncertain if its mean uncertainty is above the threshold::
+    .. math:: \bar{v}_Q = \frac{1}{n_Q} \sum_{i \in Q,\, kept} v_i, \qquad n_Q = \#\{i \in Q : \text{kept}\}
+
+    for each patch Q. A patch is accurate if most of its pixels are, uncertain if its mean uncertainty is above the
+    threshold::
 
         uncertainty, kept = patch_means(entropy, 4, where=where)
         accuracy, _ = patch_means(prediction == labels, 4, where=where)
@@ -103,6 +106,9 @@ def uncertainty_histogram(
     Raises:
         TypeError: the uncertainty is not floating, `correct` or `where` not boolean.
         ValueError: shapes do not fit, num_bins < 1, or the maximum is not above 0 and finite.
+
+    References:
+        Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
 
     >>> import jax.numpy as jnp
     >>> u, correct = jnp.array([0.1, 0.2, 0.6, 0.9]), jnp.array([True, True, True, False])
@@ -248,7 +254,14 @@ def area_under_risk_coverage(histogram: Histogram) -> float:
 def area_under_risk_coverage_bounds(histogram: Histogram) -> tuple[float, float]:
     r"""The lowest and highest AURC that any uncertainties with this histogram can have.
 
-    Low: in every bin the right pixels are the more certain ones. High: the wrong ones are.
+    .. math::
+        low = \frac{1}{N} \sum_b \left(\sum_{j=1}^{r_b} \frac{W_b}{M_b + j}
+        + \sum_{j=1}^{w_b} \frac{W_b + j}{M_b + r_b + j}\right), \qquad
+        high = \frac{1}{N} \sum_b \left(\sum_{j=1}^{w_b} \frac{W_b + j}{M_b + j}
+        + \sum_{j=1}^{r_b} \frac{W_b + w_b}{M_b + w_b + j}\right)
+
+    with w_b wrong and r_b right pixels in bin b, and M_b pixels in the bins before it, W_b of them wrong. Low: in every
+    bin the right pixels are the more certain ones. High: the wrong ones are.
 
     Args:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.

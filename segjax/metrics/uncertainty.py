@@ -38,6 +38,10 @@ def log_mean_softmax(
         TypeError: logits are not floating, `where` not boolean.
         ValueError: shapes do not fit.
 
+    References:
+        Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles, arXiv
+        1612.01474; Gal, Uncertainty in Deep Learning, PhD thesis, Cambridge 2016, section 3.3.
+
     >>> import jax.numpy as jnp
     >>> mc_logits = jnp.log(jnp.array([[0.5, 0.5], [0.75, 0.25]]))
     >>> print(jnp.exp(log_mean_softmax(mc_logits)))

@@ -57,10 +57,9 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
         raise ConfigError(f"config.model.prior needs {outputs} value(s) for {loss}; got {prior}")
     head_bias = None
     if prior:
-        bias = (
-            losses.prior_bias(jnp.asarray(prior)) if is_sigmoid(loss) else losses.prior_bias_softmax(jnp.asarray(prior))
-        )
-        head_bias = tuple(float(b) for b in bias)
+        bias_of = losses.prior_bias if is_sigmoid(loss) else losses.prior_bias_softmax
+        # NumPy's float64: a rare class' π of 1e-8 and its 1 - π are not yet rounded.
+        head_bias = tuple(float(b) for b in bias_of(np.asarray(prior, np.float64)))
     return MODELS[config.model.name](
         num_classes=outputs,
         width=config.model.width,
