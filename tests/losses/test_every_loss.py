@@ -147,8 +147,8 @@ def _values_and_gradients(axis_name):
     return step
 
 
-def _mesh():
-    return jax.make_mesh((4,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+def _mesh(names=("devices",), sizes=(4,)):
+    return jax.make_mesh(sizes, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
 
 
 def _one_device():
@@ -169,10 +169,10 @@ def _pmap():
     return jax.tree.map(lambda every: every[0], on_devices)
 
 
-def _shard_map(check_vma):
-    specs = (PartitionSpec(), *[PartitionSpec("devices")] * 3)
-    step = _values_and_gradients("devices")
-    mapped = jax.shard_map(step, mesh=_mesh(), in_specs=specs, out_specs=PartitionSpec(), check_vma=check_vma)
+def _shard_map(check_vma, names=("devices",), sizes=(4,)):
+    specs = (PartitionSpec(), *[PartitionSpec(names)] * 3)
+    step, mesh = _values_and_gradients(names), _mesh(names, sizes)
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=check_vma)
     return jax.jit(mapped)(PARAMETERS, *BATCH)
 
 
@@ -180,7 +180,7 @@ MAPPINGS = {
     "jit": _jit,
     "pmap": _pmap,
     "shard_map": functools.partial(_shard_map, check_vma=True),
-    "shard_map unchecked": functools.partial(_shard_map, check_vma=False),
+    "shard_map unchecked, hosts by devices": functools.partial(_shard_map, False, ("hosts", "devices"), (2, 2)),
 }
 
 

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import PartitionSpec
 
 from segjax import losses, metrics
-from segjax.collectives import pmean
 
 CLASSES = 4
 RNG = np.random.default_rng(0)
@@ -312,92 +310,6 @@ def test_the_order_of_the_pixels_does_not_matter(order):
     moved, moved_gradient = SOFTMAX_GRADIENT[True](shuffled(LOGITS), shuffled(LABELS), shuffled(KEEP))
     np.testing.assert_allclose(moved, value, rtol=1e-5)
     np.testing.assert_allclose(moved_gradient, shuffled(np.asarray(gradient)), rtol=1e-4, atol=1e-7)
-
-
-@BOTH
-def test_vmap_and_scan_change_nothing(over_batch):
-    logits, labels = np.stack([LOGITS, -LOGITS]), np.stack([LABELS, LABELS[::-1]])
-    where = np.stack([KEEP, NONE])
-    one_by_one = [SOFTMAX[over_batch, "exclude"](*x) for x in zip(logits, labels, where, strict=True)]
-    np.testing.assert_allclose(
-        jax.vmap(SOFTMAX[over_batch, "exclude"])(logits, labels, where), one_by_one, rtol=1e-5, atol=1e-7
-    )
-
-    def total(logits):
-        def step(carry, batch):
-            return carry + SOFTMAX[over_batch, "exclude"](*batch), None
-
-        return jax.lax.scan(jax.checkpoint(step), jnp.float32(0), (logits, labels, where))[0]
-
-    value, gradient = jax.jit(jax.value_and_grad(total))(logits)
-    np.testing.assert_allclose(value, np.sum(one_by_one), rtol=1e-5)
-    np.testing.assert_allclose(gradient[0], SOFTMAX_GRADIENT[over_batch](LOGITS, LABELS, KEEP)[1], rtol=1e-4, atol=1e-7)
-
-
-# Devices: two images each, uneven masks, the last device all void
-
-MANY_LOGITS = RNG.normal(size=(8, 3, 5, CLASSES)).astype(np.float32)
-MANY_LABELS = RNG.integers(0, CLASSES, size=(8, 3, 5)).astype(np.int32)
-MANY_KEEP = RNG.uniform(size=(8, 3, 5)) < np.repeat([1.0, 0.7, 0.1, 0.0], 2).reshape(8, 1, 1)
-MANY = (np.where(MANY_KEEP[..., None], MANY_LOGITS, np.nan), np.where(MANY_KEEP, MANY_LABELS, 255), MANY_KEEP)
-
-
-def sum_of_both(scale, logits, labels, where, over_batch, axis_name):
-    logits = jnp.where(where[..., None], logits, 0) * scale
-    options = {"where": where, "over_batch": over_batch, "axis_name": axis_name}
-    return losses.lovasz_softmax_loss(logits, labels, **options) + losses.lovasz_hinge_loss(
-        logits[..., 0], labels == 1, **options
-    )
-
-
-def step(over_batch, axis_name):
-    def run(scale, *batch):
-        value, gradient = jax.value_and_grad(sum_of_both)(scale, *batch, over_batch, axis_name)
-        return value, pmean(gradient, axis_name)
-
-    return run
-
-
-def on_mesh(over_batch, check_vma, names, sizes):
-    mesh = jax.make_mesh(sizes, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
-    axis = names if len(names) > 1 else names[0]
-    return jax.jit(
-        jax.shard_map(
-            step(over_batch, axis),
-            mesh=mesh,
-            in_specs=(PartitionSpec(), *[PartitionSpec(axis)] * 3),
-            out_specs=PartitionSpec(),
-            check_vma=check_vma,
-        )
-    )
-
-
-def on_pmap(over_batch):
-    def run(scale, *batch):
-        batch = [x.reshape(4, 2, *x.shape[1:]) for x in batch]
-        mapped = jax.pmap(step(over_batch, "devices"), axis_name="devices", in_axes=(None, 0, 0, 0))
-        return [x[0] for x in mapped(scale, *batch)]
-
-    return run
-
-
-MAPPINGS = {
-    "pmap": on_pmap,
-    "shard_map": lambda over_batch: on_mesh(over_batch, True, ("devices",), (4,)),
-    "shard_map unchecked": lambda over_batch: on_mesh(over_batch, False, ("devices",), (4,)),
-    "shard_map over two axes": lambda over_batch: on_mesh(over_batch, True, ("hosts", "devices"), (2, 2)),
-}
-
-
-@BOTH
-@pytest.mark.parametrize("mapping", MAPPINGS)
-def test_value_and_gradient_are_the_same_on_devices(mapping, over_batch):
-    scale = np.ones(CLASSES, np.float32)
-    with jax.numpy_rank_promotion("allow"):
-        expected = jax.jit(step(over_batch, None))(scale, *MANY)
-        value, gradient = MAPPINGS[mapping](over_batch)(scale, *MANY)
-    np.testing.assert_allclose(value, expected[0], rtol=1e-5)
-    np.testing.assert_allclose(gradient, expected[1], rtol=1e-4, atol=1e-6)
 
 
 # Broken input: the raw functions, since a user has no import hook and must be told all the same

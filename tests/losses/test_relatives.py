@@ -322,18 +322,6 @@ def test_vmap_over_gamma_beta_and_delta():
         np.testing.assert_allclose(huber[i], HUBER(LOGITS, SOFT, gamma), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MASKED)
-def test_scan_and_checkpoint_change_nothing(name):
-    def total(z):
-        def step(carry, image):
-            return carry + MASKED[name](image[0], image[1], image[2]).sum(), None
-
-        return jax.lax.scan(jax.checkpoint(step), jnp.float32(0), (z, TARGETS, KEEP))[0]
-
-    _, plain = SUMMED[name](LOGITS, TARGETS, KEEP)
-    np.testing.assert_allclose(jax.jit(jax.grad(total))(LOGITS), plain, rtol=1e-5, atol=1e-6)
-
-
 def test_no_gradient_flows_into_class_targets():
     hard = TARGETS.astype(np.float32)
     for gradient in (

@@ -251,21 +251,6 @@ def test_the_recipes_factor_is_traced_and_vmaps():
     np.testing.assert_allclose(one_by_one, [0, expected, 100 * expected], rtol=1e-5)
 
 
-def test_vmap_scan_and_checkpoint_change_nothing():
-    def image(heads, logits, keep):
-        variance = losses.mc_variance(heads, where=keep)
-        return losses.uncertainty_penalty(variance, logits, BACKGROUND, where=keep)
-
-    def step(carry, image_arrays):
-        return carry, jax.checkpoint(image)(*image_arrays)
-
-    heads_inside = np.swapaxes(MC_LOGITS, 0, 1)
-    expected = image(MC_LOGITS, LOGITS, KEEP)
-    _, scanned = jax.lax.scan(step, 0, (heads_inside, LOGITS, KEEP))
-    np.testing.assert_allclose(scanned, expected, rtol=1e-6)
-    np.testing.assert_allclose(jax.vmap(image)(heads_inside, LOGITS, KEEP), expected, rtol=1e-6)
-
-
 # Properties
 
 LOGIT = st.floats(-100, 100, width=32)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import NamedSharding, PartitionSpec
 from scipy.special import entr, log_softmax, rel_entr, softmax
 
 from segjax import metrics
@@ -274,54 +273,6 @@ def test_the_maximum_may_be_traced_and_an_impossible_one_is_seen():
     np.testing.assert_array_equal(histogram(0.5), uncertainty_histogram(values, correct, maximum=0.5, num_bins=7))
     for wrong in (0.0, -1.0, np.nan, np.inf):
         np.testing.assert_array_equal(histogram(wrong), np.full((2, 7), INVALID))
-
-
-def _batch():
-    rng = np.random.default_rng(0)
-    values, correct = rng.uniform(size=(8, 3, 5)).astype(np.float32), rng.uniform(size=(8, 3, 5)) < 0.6
-    # Two images a device: one with few pixels, and the last device with none at all.
-    where = rng.uniform(size=values.shape) < np.repeat([1.0, 0.7, 0.1, 0.0], 2).reshape(8, 1, 1)
-    return np.where(where, values, np.float32(np.nan)), correct, where
-
-
-BATCH = _batch()
-
-
-def _counts(u, correct, where, axis_name=None):
-    return uncertainty_histogram(u, correct, maximum=1.0, num_bins=16, where=where, axis_name=axis_name)
-
-
-def _mesh():
-    return jax.make_mesh((4,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
-
-
-def _jit():
-    return jax.jit(_counts)(*jax.device_put(BATCH, NamedSharding(_mesh(), PartitionSpec("devices"))))
-
-
-def _pmap():
-    batch = [x.reshape(4, 2, *x.shape[1:]) for x in BATCH]
-    result = np.asarray(jax.pmap(lambda *batch: _counts(*batch, "devices"), axis_name="devices")(*batch))
-    np.testing.assert_array_equal(result, np.repeat(result[:1], 4, axis=0))
-    return result[0]
-
-
-def _shard_map(check_vma):
-    mapped = jax.shard_map(
-        lambda *batch: _counts(*batch, "devices"),
-        mesh=_mesh(),
-        in_specs=PartitionSpec("devices"),
-        out_specs=PartitionSpec(),
-        check_vma=check_vma,
-    )
-    return lambda: jax.jit(mapped)(*BATCH)
-
-
-@pytest.mark.parametrize("mapping", [_jit, _pmap, _shard_map(True), _shard_map(False)])
-def test_counts_are_the_same_in_every_mapping(mapping):
-    expected = _counts(*BATCH)
-    assert np.asarray(expected).sum() == BATCH[-1].sum()
-    np.testing.assert_array_equal(mapping(), expected)
 
 
 def test_accuracy_vs_uncertainty_is_counted_at_every_edge():
