@@ -355,3 +355,8 @@ def test_broken_input_is_named(case):
     hard_pixels = inspect.unwrap(losses.hard_pixels)
     with pytest.raises(error, match=message):
         hard_pixels(**({"per_pixel": LOSS} | arguments))
+
+
+@pytest.mark.parametrize("many", [2**31, np.int64(2**32)])
+def test_more_than_an_int32_holds_is_all_of_them(many):
+    assert losses.hard_pixels(np.arange(4, dtype=np.float32), min_kept=many).all()

@@ -445,6 +445,7 @@ BROKEN = {
         "alpha": ({"alpha": np.ones(3)}, ValueError, r"alpha must have one value per class, .*got shape \(3,\)$"),
         "negative gamma": ({"gamma": -0.5}, ValueError, r"gamma must be at least 0; got -0.5"),
         "nan gamma": ({"gamma": np.nan}, ValueError, r"gamma must be at least 0; got nan"),
+        "infinite gamma": ({"gamma": np.inf}, ValueError, r"gamma must be at least 0 and finite; got inf"),
         "gamma a class": ({"gamma": np.ones(7)}, ValueError, r"gamma must be a scalar; got shape \(7,\)"),
     },
     "sigmoid_cross_entropy": {
