@@ -1,7 +1,17 @@
 """Networks in Flax Linen: pure `init` and `apply`, any input size, float32 logits."""
 
-from segjax.models.heads import LinearHead, Segmentation
-from segjax.models.layers import Conv3x3, ConvBlock, ConvTranspose2x2, Norm, max_pool_2x2, pad_to_multiple
+from segjax.models.dropout import example_dropout_keys
+from segjax.models.heads import LinearHead, Segmentation, head_mean, head_samples, logit_variance
+from segjax.models.layers import (
+    Conv3x3,
+    ConvBlock,
+    ConvTranspose2x2,
+    Norm,
+    PixelShuffle2x2,
+    depth_to_space_2x2,
+    max_pool_2x2,
+    pad_to_multiple,
+)
 from segjax.models.unet import UNet
 
 __all__ = [
@@ -10,8 +20,14 @@ __all__ = [
     "ConvTranspose2x2",
     "LinearHead",
     "Norm",
+    "PixelShuffle2x2",
     "Segmentation",
     "UNet",
+    "depth_to_space_2x2",
+    "example_dropout_keys",
+    "head_mean",
+    "head_samples",
+    "logit_variance",
     "max_pool_2x2",
     "pad_to_multiple",
 ]

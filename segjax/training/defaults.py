@@ -1,20 +1,28 @@
 """Every field a config can have, its default, and the check that a config makes sense before anything is read."""
 
 import difflib
+import math
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from segjax.training.objective import PIXEL_LOSSES, is_sigmoid
+from segjax.training.objective import PIXEL_LOSSES, REGION_LOSSES, is_sigmoid
 
 _CHOICES = {
     "model.name": ("unet",),
     "model.norm": ("batch", "group", "none"),
     "model.padding": ("reflect", "zeros"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.upsample": ("transpose", "pixel_shuffle"),
+    "model.dropout": ("none", "sampled", "analytic"),
+    "model.mask": ("element", "channel"),
     "objective.loss": tuple(PIXEL_LOSSES),
     "objective.normalizer": ("valid", "positives"),
+    "objective.void": ("ignore", "class"),
+    "objective.boundary_mode": ("outer", "inner", "thick"),
+    "objective.region": tuple(REGION_LOSSES),
     "optimizer.name": ("adamw", "adam", "sgd"),
+    "optimizer.schedule": ("cosine", "polynomial", "constant"),
     "parallel": ("jit", "pmap", "shard_map"),
 }
 _POSITIVE = (
@@ -27,6 +35,18 @@ _POSITIVE = (
     "training.checkpoint_every",
     "optimizer.learning_rate",
 )
+# From and to; None is allowed where the default is None.
+_RANGES = {
+    "model.heads": (1, math.inf),
+    "model.deep_dropout": (0, math.inf),
+    "objective.gamma": (0, math.inf),
+    "objective.boundary_factor": (0, math.inf),
+    "objective.hard_fraction": (0, 1),
+    "objective.region_weight": (0, math.inf),
+    "objective.uncertainty_weight": (0, math.inf),
+    "optimizer.warmup_fraction": (0, 1),
+}
+_BELOW_ONE = ("model.rate", "model.deep_rate", "training.ema_decay")
 
 
 class ConfigError(ValueError):
@@ -79,21 +99,37 @@ def defaults() -> ConfigDict:
     model.depth = 4
     model.norm = "batch"
     model.padding = "reflect"
+    model.upsample = "transpose"  # or "pixel_shuffle", with ICNR initialisation
     model.dtype = "float32"  # of the computation; parameters are float32
     model.prior = ()  # sigmoid: (π,); softmax: a frequency a class; (): no prior bias
     model.head_stddev = placeholder(float)  # of the head's initial kernel; None: the usual fan-in scale
+    model.dropout = "none"  # heads whose variance is the uncertainty: "sampled" (K of them) or "analytic" (K = ∞)
+    model.heads = 3  # K
+    model.rate = 0.2  # p of the heads' dropout; traced
+    model.mask = "element"  # a number a feature and pixel, or a "channel" and image: the same variance, far cheaper
+    model.deep_dropout = 0  # dropout inside the network too: after so many of the deepest blocks, each way
+    model.deep_rate = 0.5  # and its p; traced
 
     config.objective = objective = ConfigDict()
     objective.loss = "softmax_cross_entropy"
     objective.gamma = 2.0  # of the focal losses
     objective.alpha = placeholder(float)  # sigmoid losses: weight of class 1, 1 - α for the rest; None: 1 and 1
-    objective.class_weights = ()  # softmax losses: a weight a class; (): 1 each
+    objective.class_weights = ()  # softmax losses: a weight an output; (): 1 each
     objective.normalizer = "valid"
+    objective.void = "ignore"  # or "class": void pixels are learned as one more class, the last output
+    objective.boundary_factor = placeholder(float)  # weight k of the pixels on a boundary of the labels; None: off
+    objective.boundary_mode = "outer"  # which pixels these are; scikit-image's words
+    objective.hard_fraction = placeholder(float)  # OHEM: the share of hardest pixels that count; None: all
+    objective.region = "none"  # a region loss to add: dice, generalized_dice, jaccard, lovasz
+    objective.region_weight = 1.0
+    objective.uncertainty_weight = placeholder(float)  # C of the heads' variance as a penalty; None: off
+    objective.background = placeholder(int)  # class of which the penalty is free; None: none, or void where a class
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"
     optimizer.learning_rate = 2e-3  # the peak
-    optimizer.warmup_fraction = 0.1  # of all steps, linear; then a cosine to 0
+    optimizer.warmup_fraction = 0.1  # of all steps, linear; ...
+    optimizer.schedule = "cosine"  # ... then to 0 by a cosine or "polynomial"ly, or "constant"
     optimizer.weight_decay = 1e-4  # decoupled (AdamW), on kernels only
     optimizer.momentum = 0.9  # β₁ of Adam, the momentum of SGD
     optimizer.clip_norm = 1.0  # of the global gradient; 0: no clipping
@@ -104,6 +140,9 @@ def defaults() -> ConfigDict:
     training.log_every = 10
     training.evaluate_every = 250
     training.checkpoint_every = 250
+    training.phases = ()  # (crop fraction, steps, learning rate) each, in place of the three fields; steps add up
+    training.ema_decay = placeholder(float)  # evaluate a running mean of the parameters; None: the last ones
+    training.gradient_budget = False  # log whose pixels the gradient comes from, by class, easy and hard
     return config.lock()
 
 
@@ -127,8 +166,12 @@ def from_leaves(values: dict[str, object]) -> ConfigDict:
         *path, last = key.split(".")
         for name in path:
             node = node[name]
-        node[last] = tuple(value) if isinstance(value, list) else value
+        node[last] = _tuples(value)
     return config
+
+
+def _tuples(value: object) -> object:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def validate(config: ConfigDict) -> None:
@@ -148,20 +191,73 @@ def validate(config: ConfigDict) -> None:
     for key in _POSITIVE:
         if not given[key] > 0:
             raise ConfigError(f"config.{key} must be positive; got {given[key]!r}")
+    for key, (low, high) in _RANGES.items():
+        if given[key] is not None and not low <= given[key] <= high:
+            raise ConfigError(f"config.{key} must be in [{low}, {high}]; got {given[key]!r}")
+    for key in _BELOW_ONE:
+        if given[key] is not None and not 0 <= given[key] < 1:
+            raise ConfigError(f"config.{key} must be in [0, 1); got {given[key]!r}")
     for key in ("mean", "std"):
         if len(config.data[key]) not in (1, config.data.channels):
             raise ConfigError(
                 f"config.data.{key} needs 1 or config.data.channels = {config.data.channels} values; "
                 f"got {config.data[key]!r}"
             )
+    _validate_phases(config)
+    _validate_uncertainty(config)
     _validate_objective(config)
+
+
+def _validate_phases(config: ConfigDict) -> None:
+    phases = config.training.phases
+    for phase in phases:
+        if not (len(phase) == 3 and 0 < phase[0] <= 1 and int(phase[1]) == phase[1] > 0 and phase[2] > 0):
+            raise ConfigError(
+                "each of config.training.phases must be (crop fraction in (0, 1], steps, learning rate), the last two "
+                f"positive; got {phase!r}"
+            )
+    total = sum(phase[1] for phase in phases)
+    if phases and total != config.training.steps:
+        raise ConfigError(
+            f"the steps of config.training.phases add up to {total}; config.training.steps is {config.training.steps}"
+        )
+    # What the phases replace must not look as if it did something.
+    peak = max((phase[2] for phase in phases), default=config.optimizer.learning_rate)
+    if config.optimizer.learning_rate != peak:
+        raise ConfigError(
+            f"config.optimizer.learning_rate = {config.optimizer.learning_rate!r} has no effect with "
+            f"config.training.phases, whose highest rate is {peak!r}: set them equal, or change the phases"
+        )
+    if phases and config.augment.crop_fraction != 1:
+        raise ConfigError(
+            f"config.augment.crop_fraction = {config.augment.crop_fraction!r} has no effect with "
+            "config.training.phases: leave it at 1, or change the phases"
+        )
+
+
+def _validate_uncertainty(config: ConfigDict) -> None:
+    model, objective = config.model, config.objective
+    if objective.uncertainty_weight is None:
+        return
+    if model.dropout == "none":
+        raise ConfigError(
+            "config.objective.uncertainty_weight needs heads that can disagree: set config.model.dropout to 'sampled' "
+            "or 'analytic'"
+        )
+    if model.dropout == "sampled" and model.heads < 2:
+        raise ConfigError(f"config.model.heads must be at least 2 for a variance; got {model.heads}")
 
 
 def _validate_objective(config: ConfigDict) -> None:
     objective = config.objective
-    if not objective.gamma >= 0:
-        raise ConfigError(f"config.objective.gamma must be at least 0; got {objective.gamma!r}")
+    if objective.void == "class" and objective.background is not None:
+        raise ConfigError(
+            "config.objective.background must be None where void is a class, which then is the background; got "
+            f"{objective.background!r}"
+        )
     if is_sigmoid(objective.loss):
+        if objective.void == "class":
+            raise ConfigError(f"config.objective.void = 'class' belongs to softmax losses; got {objective.loss}")
         if objective.class_weights:
             raise ConfigError(
                 f"config.objective.class_weights belongs to softmax losses; {objective.loss} takes "

@@ -30,6 +30,18 @@ def evaluate(eval_step: Callable, state: TrainState, source: Source, config: Con
       `segjax.metrics.segmentation_scores`' keys as floats and lists, "confusion" (int64 rows), "images", "classes" (the
       names), and for two classes "average_precision", "average_precision_bounds", "auroc" of class 1. Ready for JSON.
     """
+    totals, images = add_up(eval_step, state, source, config, mesh)
+    return {"images": images, "classes": list(source.label_set.names), **scores(totals)}
+
+
+def add_up(
+    step: Callable, state: TrainState, source: Source, config: ConfigDict, mesh
+) -> tuple[dict[str, np.ndarray], int]:
+    """What `step(state, batch)` counts, added up over every image of `source` once; and how many images that are.
+
+    `step` is mapped by `parallel.map_step`. Integers are added in int64, floats in float64: on the device int32 is
+    exact for a batch, and a split of Cityscapes' size needs more.
+    """
     totals: dict[str, np.ndarray] | None = None
     batches = eval_batches(
         source,
@@ -42,11 +54,14 @@ def evaluate(eval_step: Callable, state: TrainState, source: Source, config: Con
     images = 0
     for batch in batches:
         images += int(batch["where"].sum())
-        counts = eval_step(state, parallel.shard({k: batch[k] for k in _DEVICE_KEYS}, config, mesh))
-        # int32 on the device is exact for a batch; a split of Cityscapes' size needs int64.
-        counts = jax.tree.map(lambda x: np.asarray(x, np.int64), parallel.unreplicate(counts, config))
+        counts = step(state, parallel.shard({k: batch[k] for k in _DEVICE_KEYS}, config, mesh))
+        counts = jax.tree.map(_widened, parallel.unreplicate(counts, config))
         totals = counts if totals is None else jax.tree.map(np.add, totals, counts)
-    return {"images": images, "classes": list(source.label_set.names), **scores(totals)}
+    return totals, images
+
+
+def _widened(counts: jax.Array) -> np.ndarray:
+    return np.asarray(counts, np.int64 if np.issubdtype(counts.dtype, np.integer) else np.float64)
 
 
 def scores(counts: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +17,15 @@ from ml_collections import ConfigDict
 
 from segjax.data import Source, TrainLoader, open_split, train_loader
 from segjax.training import parallel
+from segjax.training.budget import budget_scalars
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.defaults import ConfigError, leaves, validate
 from segjax.training.evaluation import contact_sheet, evaluate
 from segjax.training.objective import hyper_from_config
+from segjax.training.optimizer import hyper_at, phases
+from segjax.training.prediction import make_eval_step, make_predictor
 from segjax.training.provenance import provenance
-from segjax.training.step import TrainState, init_state, make_eval_step, make_model, make_predictor, make_train_step
+from segjax.training.step import TrainState, init_state, make_model, make_train_step
 from segjax.training.tracker import Tracker
 
 CONFIG_FILE = "config.json"
@@ -60,8 +64,9 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
     eval_source = open_split(config.data, config.data.eval_split)
     for source in (train_source, eval_source):
         _check_channels(config, source)
-    machine = _build(config, mesh, len(train_source.label_set.names))
-    hyper, steps = hyper_from_config(config), config.training.steps
+    names = train_source.label_set.names
+    machine, outputs = _build(config, mesh, len(names)), (*names, "void")
+    hyper, plan, steps = hyper_from_config(config), phases(config), config.training.steps
     with Checkpoints(workdir) as checkpoints, contextlib.closing(_batches(config, train_source)) as batches:
         state, start = init_state(config, machine.model), checkpoints.latest_step() or 0
         if start:
@@ -78,11 +83,11 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
             examples_per_step=config.training.global_batch,
             console=console,
         ) as tracker:
-            watch = _LossWatch(checkpoints, tracker, config)
+            watch = _LossWatch(checkpoints, tracker, config, outputs)
             for step in range(start + 1, steps + 1):
                 batch = next(batches)
                 placed = parallel.shard({k: batch[k] for k in _DEVICE_KEYS}, config, mesh)
-                state, measured = machine.train_step(state, placed, hyper)
+                state, measured = machine.train_step(state, placed, hyper_at(step, hyper, plan))
                 watch.dispatched(step, parallel.unreplicate(measured, config), batch["name"].tolist())
                 evaluating = step % config.training.evaluate_every == 0 or step == steps
                 if not (evaluating or step % config.training.checkpoint_every == 0):
@@ -92,7 +97,7 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
                 if evaluating:
                     scores = evaluate(machine.eval_step, state, eval_source, config, mesh)
                     score = headline(scores)
-                    tracker.scalars(step, {f"eval/{k}": v for k, v in scores.items() if isinstance(v, float)})
+                    tracker.scalars(step, _eval_scalars(scores))
                     predict = machine.predictor(parallel.unreplicate(state, config))
                     sheet = contact_sheet([predict], eval_source, range(min(4, len(eval_source))))
                     tracker.image(step, "eval/image_truth_prediction", sheet)
@@ -119,14 +124,14 @@ def _build(config: ConfigDict, mesh: Mesh, num_classes: int) -> _Machine:
     axis_name = parallel.axis_name(config)
     model = make_model(config, num_classes, axis_name)
     train_step, eval_step = (
-        make_train_step(config, model, axis_name),
+        make_train_step(config, model, num_classes, axis_name),
         make_eval_step(config, model, num_classes, axis_name),
     )
     return _Machine(
         model,
         parallel.map_step(train_step, config, mesh, arguments=3, donate=True),
         parallel.map_step(eval_step, config, mesh, arguments=2),
-        make_predictor(config, model),
+        make_predictor(config, model, num_classes),
     )
 
 
@@ -146,11 +151,11 @@ def _batches(config: ConfigDict, source: Source) -> TrainLoader:
 class _LossWatch:
     """Looks at each step's loss one step late, so that the host never waits for the device that it should feed."""
 
-    def __init__(self, checkpoints: Checkpoints, tracker: Tracker, config: ConfigDict):
-        self._checkpoints, self._tracker, self._config = checkpoints, tracker, config
-        self._pending: tuple[int, dict[str, jax.Array], list[str]] | None = None
+    def __init__(self, checkpoints: Checkpoints, tracker: Tracker, config: ConfigDict, outputs: Sequence[str]):
+        self._checkpoints, self._tracker, self._config, self._outputs = checkpoints, tracker, config, outputs
+        self._pending: tuple[int, dict[str, Any], list[str]] | None = None
 
-    def dispatched(self, step: int, measured: dict[str, jax.Array], names: list[str]) -> None:
+    def dispatched(self, step: int, measured: dict[str, Any], names: list[str]) -> None:
         self.settle()
         self._pending = (step, measured, names)
 
@@ -160,6 +165,7 @@ class _LossWatch:
             return
         step, measured, names = self._pending
         self._pending = None
+        budget = measured.pop("budget", None)
         values = {f"train/{k}": float(v) for k, v in measured.items()}
         if not np.isfinite(values["train/loss"]) or not np.isfinite(values["train/grad_norm"]):
             kept = self._checkpoints.latest_step()
@@ -169,7 +175,21 @@ class _LossWatch:
                 + (f"The last good checkpoint, step {kept}, is kept." if kept else "No checkpoint was saved yet.")
             )
         if step % self._config.training.log_every == 0 or step == self._config.training.steps:
+            if budget is not None:
+                outputs = self._outputs[: len(budget.gradient)]
+                values |= budget_scalars(jax.device_get(budget), outputs)
             self._tracker.scalars(step, values)
+
+
+def _eval_scalars(scores: dict[str, Any]) -> dict[str, float]:
+    """What TensorBoard can draw of the scores: the single numbers, and IoU and recall by class."""
+    by_class = {
+        f"eval/{short}/{name}": value
+        for short in ("iou", "recall")
+        for name, value in zip(scores["classes"], scores[f"{short}_per_class"], strict=True)
+    }
+    single = {f"eval/{k}": v for k, v in scores.items() if isinstance(v, float)}
+    return {k: v for k, v in (single | by_class).items() if not math.isnan(v)}
 
 
 def headline(scores: dict[str, Any]) -> float:

@@ -1,6 +1,7 @@
-"""What is minimised: a per-pixel loss chosen by name, its traced hyperparameters, and one reduction."""
+"""What is minimised, weight · pixel loss + C · penalty + a region loss: chosen by name, its hyperparameters traced."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -8,10 +9,14 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from segjax import losses
+from segjax.data.labels import VOID
+from segjax.models import Segmentation
 
 
 class Hyper(NamedTuple):
-    """The hyperparameters that change between runs, as arrays: a sweep over them compiles once.
+    """The hyperparameters that change between runs or during one, as arrays: a sweep over them compiles once.
+
+    None leaves a part of the objective out, and is another program.
 
     Attributes:
       learning_rate: scalar, the peak of the schedule.
@@ -19,6 +24,13 @@ class Hyper(NamedTuple):
       gamma: scalar ≥ 0, the focusing parameter; read by the focal losses only.
       alpha: scalar, the weight of the rare class against 1 - α for the rest (sigmoid losses); None leaves it out.
       class_weights: `[C]`, a weight a class (softmax losses); None leaves them out.
+      boundary_factor: scalar k ≥ 0, the weight of the pixels on a boundary; None: no boundary is looked for.
+      hard_fraction: scalar in [0, 1], the share of hardest pixels that count (OHEM); None: all count.
+      region_weight: scalar, the factor of the region loss; None where there is none.
+      uncertainty_weight: scalar, the factor C of the uncertainty penalty; None where there is none.
+      dropout_rate: scalar in [0, 1), p of the dropout heads.
+      deep_dropout_rate: scalar in [0, 1), p of the dropout inside the network.
+      ema_decay: scalar in [0, 1), of the running mean of the parameters; None: none is kept.
     """
 
     learning_rate: Float[Array, ""]
@@ -26,17 +38,36 @@ class Hyper(NamedTuple):
     gamma: Float[Array, ""]
     alpha: Float[Array, ""] | None
     class_weights: Float[Array, "C"] | None
+    boundary_factor: Float[Array, ""] | None
+    hard_fraction: Float[Array, ""] | None
+    region_weight: Float[Array, ""] | None
+    uncertainty_weight: Float[Array, ""] | None
+    dropout_rate: Float[Array, ""]
+    deep_dropout_rate: Float[Array, ""]
+    ema_decay: Float[Array, ""] | None
 
 
 def hyper_from_config(config: ConfigDict) -> Hyper:
     """The traced hyperparameters that `config` holds."""
     objective = config.objective
+
+    def optional(value: float | None) -> Float[Array, ""] | None:
+        return None if value is None else jnp.float32(value)
+
+    region_weight = jnp.float32(objective.region_weight)
     return Hyper(
         learning_rate=jnp.float32(config.optimizer.learning_rate),
         crop_fraction=jnp.float32(config.augment.crop_fraction),
         gamma=jnp.float32(objective.gamma),
-        alpha=None if objective.alpha is None else jnp.float32(objective.alpha),
+        alpha=optional(objective.alpha),
         class_weights=jnp.asarray(objective.class_weights, jnp.float32) if objective.class_weights else None,
+        boundary_factor=optional(objective.boundary_factor),
+        hard_fraction=optional(objective.hard_fraction),
+        region_weight=None if objective.region == "none" else region_weight,
+        uncertainty_weight=optional(objective.uncertainty_weight),
+        dropout_rate=jnp.float32(config.model.rate),
+        deep_dropout_rate=jnp.float32(config.model.deep_rate),
+        ema_decay=optional(config.training.ema_decay),
     )
 
 
@@ -64,39 +95,112 @@ PIXEL_LOSSES: dict[str, Callable] = {
 }
 
 
+def _lovasz(logits, labels, *, where, classes, axis_name):
+    # The Lovász loss has no `classes`: left in are the outputs that are classes, and void has no pixel that counts.
+    return losses.lovasz_softmax_loss(logits, labels, where=where, axis_name=axis_name)
+
+
+REGION_LOSSES: dict[str, Callable | None] = {
+    "none": None,
+    "dice": losses.dice_loss,
+    "generalized_dice": losses.generalized_dice_loss,
+    "jaccard": losses.jaccard_loss,
+    "lovasz": _lovasz,
+}
+
+
 def is_sigmoid(loss: str) -> bool:
     """Whether `loss` works on one logit a pixel (rare class against the rest) and not on one a class."""
     return loss.startswith("sigmoid")
 
 
-def make_objective(loss: str, normalizer: str) -> Callable[..., Float[Array, ""]]:
-    """Builds `objective(logits, labels, where, hyper, axis_name=None) -> scalar`.
+def num_outputs(config: ConfigDict, num_classes: int) -> int:
+    """How many logits a pixel has: one for a sigmoid, else one a class, and one more where void is a class."""
+    if is_sigmoid(config.objective.loss):
+        return 1
+    return num_classes + (config.objective.void == "class")
+
+
+def targets(
+    labels: Int[Array, "B H W"], num_classes: int, void: str
+) -> tuple[Int[Array, "B H W"], Bool[Array, "B H W"]]:
+    """What is learned where: labels in [0, outputs), and which pixels count.
+
+    With void = "ignore" void pixels do not; with "class" they are one more class, the last, and all pixels count.
+    """
+    if void == "class":
+        return jnp.where(labels == VOID, num_classes, labels), jnp.ones(labels.shape, bool)
+    return labels, labels != VOID
+
+
+def make_objective(config: ConfigDict, num_classes: int) -> Callable:
+    r"""Builds `objective(output, labels, hyper, axis_name=None) -> (loss, parts)`.
+
+    .. math::
+        L = \frac{1}{N} \sum_i w_i \ell_i + \frac{C}{n} \sum_i v_i (1 - p_i(b)) + r R
+
+    with the pixel loss ℓ of the clean logits, the boundary weight w (k on a boundary, 1 elsewhere), the variance v of
+    the logits under dropout (`losses.mc_variance` of the sampled heads or the analytic one; mean over the classes), the
+    background class b of the clean pass and a region loss R. N is what `objective.normalizer` says, n the kept pixels.
+    With `hard_fraction` only that share of hardest pixels is in the first sum, and N counts those.
+
+    The gradient flows through everything: through v to the head's kernel and the features, through p(b) to the clean
+    logits (the recipe's code does the same, so an uncertain pixel also gains by being called background), and ℓ sees
+    the clean pass only. w is a function of the labels.
 
     Args:
-      loss: a key of `PIXEL_LOSSES`. The softmax losses read `[B, H, W, C]` logits; the sigmoid ones `[B, H, W, 1]`
-        logits, where label 1 is the rare class.
-      normalizer: "valid" divides the summed loss by the number of kept pixels, "positives" by that of kept pixels of
-        class 1 (at least 1): the focal-loss paper's.
+      config: `config.objective` names the pixel loss, the region loss and what void is. The softmax losses read
+        `[B, H, W, C]` logits; the sigmoid ones `[B, H, W, 1]`, where label 1 is the rare class, and their background
+        is class 0 of the two.
+      num_classes: the classes of the data set, without void. Where void is a class it is number `num_classes`, and it
+        is the background of the penalty; else the background is `config.objective.background`.
 
     Returns:
-      A pure function whose result is the mean over the *global* batch when `axis_name` names the mapped axis.
+      A pure function of `Segmentation`, labels `[B, H, W]` (void 255) and `Hyper`. Both results are over the *global*
+      batch when `axis_name` names the mapped axis; `parts` holds what the sum is made of, without C and r:
+      "pixel_loss", and where asked for "penalty" and "region_loss".
     """
-    per_pixel = PIXEL_LOSSES[loss]
+    options = config.objective
+    per_pixel, region_loss = PIXEL_LOSSES[options.loss], REGION_LOSSES[options.region]
+    normalizer, void, mode = options.normalizer, options.void, options.boundary_mode
+    background = num_classes if void == "class" else options.background
+    sigmoid = is_sigmoid(options.loss)
+    scored = (1,) if sigmoid else range(num_classes)  # neither the sea of background nor void is a region
 
     def objective(
-        logits: Float[Array, "B H W C"],
-        labels: Int[Array, "B H W"],
-        where: Bool[Array, "B H W"],
-        hyper: Hyper,
-        axis_name: str | None = None,
-    ) -> Float[Array, ""]:
+        output: Segmentation, labels: Int[Array, "B H W"], hyper: Hyper, axis_name: str | None = None
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        labels, where = targets(labels, num_classes, void)
+        mean = partial(losses.mean, axis_name=axis_name)
+        pixels = per_pixel(output.logits, labels, where, hyper)
+        weights = None
+        if hyper.boundary_factor is not None:
+            weights = losses.boundary_weights(labels, hyper.boundary_factor, mode=mode, where=where)
+        counted = where
+        if hyper.hard_fraction is not None:
+            counted = losses.hard_pixels(pixels, where=where, fraction=hyper.hard_fraction, axis_name=axis_name)
         positives = labels == 1 if normalizer == "positives" else None
-        return losses.mean(
-            per_pixel(logits, labels, where, hyper),
-            where=where,
-            positives=positives,
-            normalizer=normalizer,
-            axis_name=axis_name,
-        )
+        loss = mean(pixels, where=counted, weights=weights, positives=positives, normalizer=normalizer)
+        parts = {"pixel_loss": loss}
+
+        logits = output.logits
+        if sigmoid:  # the same model as two classes
+            logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
+        if hyper.uncertainty_weight is not None:
+            penalties = losses.uncertainty_penalty(_variance(output, where), logits, background, where=where)
+            parts["penalty"] = mean(penalties, where=where)
+            loss += hyper.uncertainty_weight * parts["penalty"]
+        if hyper.region_weight is not None:
+            kept = where & (labels < num_classes)
+            parts["region_loss"] = region_loss(logits, labels, where=kept, classes=scored, axis_name=axis_name)
+            loss += hyper.region_weight * parts["region_loss"]
+        return loss, parts
 
     return objective
+
+
+def _variance(output: Segmentation, where: Bool[Array, "B H W"]) -> Float[Array, "B H W"]:
+    """The variance of a pixel's logits under dropout, mean over the classes: in closed form, or that of the heads."""
+    if output.logit_variance is not None:
+        return output.logit_variance.mean(-1)
+    return losses.mc_variance(output.mc_logits, where=where)

@@ -15,7 +15,8 @@ from segjax.training.checkpoint import FOLDER, Checkpoints
 from segjax.training.defaults import from_leaves
 from segjax.training.evaluation import evaluate
 from segjax.training.loop import CONFIG_FILE
-from segjax.training.step import TrainState, init_state, make_eval_step, make_model, make_predictor
+from segjax.training.prediction import make_eval_step, make_predictor
+from segjax.training.step import TrainState, init_state, make_model
 
 
 class Run(NamedTuple):
@@ -84,4 +85,4 @@ def predict_file(run: Run, predict: Callable, path: Path) -> tuple[np.ndarray, n
 
 def run_predictor(run: Run) -> Callable:
     """`predict(image) -> mask` with the run's network: uint8 `[H, W, C]` to its class a pixel, uint8 `[H, W]`."""
-    return make_predictor(run.config, run.model)(run.state)
+    return make_predictor(run.config, run.model, len(run.label_set.names))(run.state)

@@ -11,14 +11,18 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from segjax import losses, metrics, models
+from segjax import losses, models
 from segjax.collectives import pmean
-from segjax.data.augment import augment, example_keys, prepare, resize_logits_to
-from segjax.data.labels import VOID
+from segjax.data.augment import augment, example_keys
+from segjax.training.budget import GradientBudget, gradient_budget
 from segjax.training.defaults import ConfigError
-from segjax.training.objective import Hyper, is_sigmoid, make_objective
+from segjax.training.objective import Hyper, is_sigmoid, make_objective, num_outputs, targets
+from segjax.training.optimizer import learning_rate_at, make_optimizer
 
 MODELS: dict[str, type[nn.Module]] = {"unet": models.UNet}
+
+# Folded into the run's key in a step's place, which never gets there: the dropout's numbers are not the augmentation's.
+_DROPOUT = np.uint32(2**32 - 1)
 
 
 @flax.struct.dataclass
@@ -30,6 +34,7 @@ class TrainState:
       params: the model's parameters, float32.
       batch_stats: running statistics of batch norm; empty for other norms.
       opt_state: optax's state.
+      ema: running means of `params` and `batch_stats`, under these names, which evaluation then uses; or None.
       key: the run's PRNG key; never changes, every use folds in (step, global example index).
     """
 
@@ -37,7 +42,13 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema: Any
     key: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the network is evaluated with."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> nn.Module:
@@ -52,9 +63,21 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
             f"config.objective.loss = {loss!r} tells one rare class from the rest and needs a data set of 2 classes; "
             f"{config.data.name} has {num_classes}"
         )
-    outputs = 1 if is_sigmoid(loss) else num_classes
+    outputs = num_outputs(config, num_classes)
     if prior and len(prior) != outputs:
         raise ConfigError(f"config.model.prior needs {outputs} value(s) for {loss}; got {prior}")
+    weights = tuple(config.objective.class_weights)
+    if weights and len(weights) != outputs:
+        raise ConfigError(
+            f"config.objective.class_weights needs {outputs} values, one an output of {config.data.name}"
+            f"{', void last' * (config.objective.void == 'class')}; got {weights}"
+        )
+    background = config.objective.background
+    if background is not None and not 0 <= background < num_classes:
+        raise ConfigError(
+            f"config.objective.background must be a class of {config.data.name}, 0 to {num_classes - 1}; "
+            f"got {background}"
+        )
     head_bias = None
     if prior:
         bias_of = losses.prior_bias if is_sigmoid(loss) else losses.prior_bias_softmax
@@ -70,34 +93,14 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
         axis_name=axis_name,
         head_bias=head_bias,
         head_kernel_stddev=config.model.head_stddev,
+        dropout=config.model.dropout,
+        heads=config.model.heads,
+        rate=config.model.rate,
+        mask=config.model.mask,
+        deep_dropout=config.model.deep_dropout,
+        deep_rate=config.model.deep_rate,
+        upsample=config.model.upsample,
     )
-
-
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The direction of a step; its length is `learning_rate_at`, which is traced, so that a sweep can vary it.
-
-    Weight decay reaches kernels only (arrays of two or more axes): decoupled in AdamW, added to the gradient in Adam
-    and SGD.
-    """
-    options = config.optimizer
-    decay = optax.add_decayed_weights(
-        options.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    )
-    direction = {
-        "adamw": lambda: (optax.scale_by_adam(b1=options.momentum), decay),
-        "adam": lambda: (decay, optax.scale_by_adam(b1=options.momentum)),
-        "sgd": lambda: (decay, optax.trace(options.momentum)),
-    }[options.name]()
-    clip = (optax.clip_by_global_norm(options.clip_norm),) if options.clip_norm else ()
-    return optax.chain(*clip, *direction)
-
-
-def learning_rate_at(config: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """`f(peak, step)`: linear warm-up over `warmup_fraction` of the steps, then a cosine to 0."""
-    steps = config.training.steps
-    warmup = max(1, round(config.optimizer.warmup_fraction * steps))
-    shape = optax.warmup_cosine_decay_schedule(1 / warmup, 1.0, warmup, max(steps, warmup + 1))
-    return lambda peak, step: peak * shape(step)
 
 
 def init_state(config: ConfigDict, model: nn.Module) -> TrainState:
@@ -106,28 +109,40 @@ def init_state(config: ConfigDict, model: nn.Module) -> TrainState:
     images = jnp.zeros((1, *config.data.size, config.data.channels))
     # Parameters do not depend on the mapped axis, and the axis exists only inside the mapped step.
     variables = jax.jit(model.clone(axis_name=None).init, static_argnames="train")(init_key, images, train=False)
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    averaged = None
+    if config.training.ema_decay is not None:
+        # Copies: a donated buffer must not be handed over twice.
+        averaged = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
     return TrainState(
         step=jnp.int32(0),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=make_optimizer(config).init(params),
+        ema=averaged,
         key=run_key,
     )
 
 
-def make_train_step(config: ConfigDict, model: nn.Module, axis_name: str | None) -> Callable:
-    """Builds `step(state, batch, hyper) -> (state, metrics)`.
+def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis_name: str | None) -> Callable:
+    """Builds `step(state, batch, hyper) -> (state, measured)`.
 
     `batch` holds this device's uint8 "image" `[b, H, W, C]` and "label" `[b, H, W]` as the loader hands them over, and
-    "index" `[b]`, the global example index that keys the augmentation. `metrics` are scalars over the global batch:
-    loss, grad_norm, learning_rate.
+    "index" `[b]`, the global example index that keys augmentation and dropout. `measured` are scalars over the global
+    batch: loss and its parts, grad_norm, learning_rate; with `config.training.gradient_budget` also "budget", what
+    `budget.gradient_budget` says of the loss.
     """
-    objective = make_objective(config.objective.loss, config.objective.normalizer)
+    objective = make_objective(config, num_classes)
     optimizer = make_optimizer(config)
     learning_rate = learning_rate_at(config)
-    options = config.augment
+    options, measures_budget = config.augment, config.training.gradient_budget
     picture = {"size": tuple(config.data.size), "mean": tuple(config.data.mean), "std": tuple(config.data.std)}
+
+    def budget_of(output: models.Segmentation, labels: jax.Array, hyper: Hyper) -> GradientBudget:
+        gradient = jax.grad(lambda z: objective(output._replace(logits=z), labels, hyper, axis_name)[0])(output.logits)
+        labels, where = targets(labels, num_classes, config.objective.void)
+        classes = max(output.logits.shape[-1], 2)
+        return gradient_budget(gradient, output.logits, labels, num_classes=classes, where=where, axis_name=axis_name)
 
     def step(state: TrainState, batch: dict[str, jax.Array], hyper: Hyper):
         images, labels = augment(
@@ -142,14 +157,23 @@ def make_train_step(config: ConfigDict, model: nn.Module, axis_name: str | None)
             contrast=options.contrast,
             **picture,
         )
+        dropout_key = jax.random.fold_in(jax.random.fold_in(state.key, _DROPOUT), state.step)
 
         def loss_of(params):
             output, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats}, images, train=True, mutable=["batch_stats"]
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                rate=hyper.dropout_rate,
+                deep_rate=hyper.deep_dropout_rate,
+                examples=batch["index"],
+                rngs={"dropout": dropout_key},
+                mutable=["batch_stats"],
             )
-            return objective(output.logits, labels, labels != VOID, hyper, axis_name), updated
+            loss, parts = objective(output, labels, hyper, axis_name)
+            return loss, (output, parts, updated)
 
-        (loss, updated), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, (output, parts, updated)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         gradients = pmean(gradients, axis_name)
         directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         rate = learning_rate(hyper.learning_rate, state.step)
@@ -158,66 +182,22 @@ def make_train_step(config: ConfigDict, model: nn.Module, axis_name: str | None)
             params=jax.tree.map(lambda p, d: p - rate * d, state.params, directions),
             batch_stats=updated.get("batch_stats", {}),
             opt_state=opt_state,
+            ema=state.ema,
             key=state.key,
         )
-        return new_state, {"loss": loss, "grad_norm": optax.tree.norm(gradients), "learning_rate": rate}
+        if hyper.ema_decay is not None:
+            new_state = new_state.replace(ema=_averaged(new_state, hyper.ema_decay))
+        measured = {"loss": loss, **parts, "grad_norm": optax.tree.norm(gradients), "learning_rate": rate}
+        if measures_budget:
+            measured["budget"] = budget_of(output, labels, hyper)
+        return new_state, measured
 
     return step
 
 
-def make_predict(config: ConfigDict, model: nn.Module) -> Callable:
-    """Builds `predict(state, images, sizes, canvas) -> logits [b, *canvas, C]` at each image's own resolution.
-
-    `images` are uint8 `[b, H, W, C]`, `sizes` `[b, 2]` the native height and width of each, `canvas` the static size
-    that holds them all: the network works at `config.data.size`, its logits are resized to the native grid.
-    """
-    size, mean, std = tuple(config.data.size), tuple(config.data.mean), tuple(config.data.std)
-
-    def predict(state: TrainState, images: jax.Array, sizes: jax.Array, canvas: tuple[int, int]) -> jax.Array:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        output = model.apply(variables, prepare(images, size=size, mean=mean, std=std), train=False)
-        return resize_logits_to(output.logits, canvas, sizes)
-
-    return predict
-
-
-def classify(logits: jax.Array) -> jax.Array:
-    """The predicted class a pixel: the larger logit, or for one logit whether it is positive (p > 0.5)."""
-    return (logits[..., 0] > 0).astype(jnp.int32) if logits.shape[-1] == 1 else jnp.argmax(logits, axis=-1)
-
-
-def make_predictor(config: ConfigDict, model: nn.Module) -> Callable:
-    """Builds `predictor(state)(image) -> mask`: a uint8 image `[H, W, C]` to its class a pixel, uint8 `[H, W]`."""
-    compiled = jax.jit(make_predict(config, model), static_argnames="canvas")
-
-    def predictor(state: TrainState) -> Callable:
-        def predict(image: np.ndarray) -> np.ndarray:
-            size = image.shape[:2]
-            return np.asarray(classify(compiled(state, image[None], np.array([size], np.int32), size))[0], np.uint8)
-
-        return predict
-
-    return predictor
-
-
-def make_eval_step(config: ConfigDict, model: nn.Module, num_classes: int, axis_name: str | None) -> Callable:
-    """Builds `step(state, batch) -> counts`, which add over batches: a confusion matrix at native resolution, and for
-    two classes the score histogram of class 1.
-    """
-    predict = make_predict(config, model)
-
-    def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
-        labels = batch["label"].astype(jnp.int32)
-        logits = predict(state, batch["image"], batch["size"], labels.shape[1:])
-        where = (labels != VOID) & batch["where"][:, None, None]
-        counts = {
-            "confusion": metrics.confusion_matrix(
-                labels, classify(logits), num_classes, where=where, axis_name=axis_name
-            )
-        }
-        if num_classes == 2:
-            margin = logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]
-            counts["scores"] = metrics.score_histogram(margin, labels == 1, where=where, axis_name=axis_name)
-        return counts
-
-    return step
+def _averaged(state: TrainState, decay: jax.Array) -> dict[str, Any]:
+    """The next running means; young ones forget faster, min(decay, (1 + t) / (10 + t)), or the start would linger."""
+    t = state.step.astype(jnp.float32)
+    decay = jnp.minimum(decay, (1 + t) / (10 + t))
+    new = {"params": state.params, "batch_stats": state.batch_stats}
+    return jax.tree.map(lambda mean, now: mean + (1 - decay) * (now - mean), state.ema, new)

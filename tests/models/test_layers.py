@@ -12,7 +12,9 @@ from segjax.models.layers import (
     ConvBlock,
     ConvTranspose2x2,
     Norm,
+    PixelShuffle2x2,
     conv3x3_reflect,
+    depth_to_space_2x2,
     fan_in_normal,
     max_pool_2x2,
     pad_to_multiple,
@@ -85,6 +87,41 @@ def test_transposed_convolution_keeps_the_variance_of_its_input():
     x = normal(0, 4, 8, 8, 64)
     y, _ = ConvTranspose2x2(64).init_with_output(jax.random.key(1), x)
     np.testing.assert_allclose(y.var(), 1.0, rtol=0.1)
+
+
+def test_depth_to_space_lays_the_groups_out_as_a_block():
+    x = normal(0, 2, 3, 5, 8)
+    y = depth_to_space_2x2(x)
+    for group in range(4):
+        row, column = divmod(group, 2)
+        np.testing.assert_array_equal(y[:, row::2, column::2], x[..., 2 * group : 2 * group + 2])
+
+
+def test_depth_to_space_needs_four_groups():
+    with pytest.raises(ValueError, match="multiple of 4 channels; got 6"):
+        depth_to_space_2x2(jnp.zeros((1, 2, 2, 6)))
+
+
+def test_pixel_shuffle_starts_as_the_nearest_neighbour_upsampling_of_a_convolution():
+    x = normal(0, 2, 3, 5, 4)
+    y, variables = PixelShuffle2x2(6).init_with_output(jax.random.key(1), x)
+    kernel = variables["params"]["kernel"]
+    assert kernel.shape == (4, 24)
+    nearest = nn.relu(x @ kernel[:, :6]).repeat(2, axis=1).repeat(2, axis=2)
+    assert_close(y, nearest)
+    assert np.unique(kernel).size == 4 * 6
+
+
+def test_pixel_shuffle_keeps_the_scale_under_its_relu():
+    x = normal(0, 4, 8, 8, 64)
+    y, _ = PixelShuffle2x2(64).init_with_output(jax.random.key(1), x)
+    np.testing.assert_allclose((y**2).mean(), (x**2).mean(), rtol=0.15)
+
+
+def test_pixel_shuffle_computes_in_its_dtype():
+    y, variables = PixelShuffle2x2(3, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), normal(0, 1, 2, 2, 4))
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
 
 
 @pytest.mark.parametrize("size", [(2, 2), (2, 5), (3, 2), (7, 6)])

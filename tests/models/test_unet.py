@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from segjax.models import UNet
+from segjax.models import UNet, unet
 
 SMALL = {"num_classes": 3, "width": 4, "depth": 2}
 
@@ -147,9 +147,11 @@ def gradients(model: UNet):
     return jax.jit(jax.grad(loss))(variables["params"])
 
 
-@pytest.mark.parametrize("norm", ["batch", "group", "none"])
-def test_gradient_reaches_every_parameter(norm):
-    model = UNet(**SMALL, norm=norm)
+@pytest.mark.parametrize(
+    "fields", [{"norm": "batch"}, {"norm": "group"}, {"norm": "none"}, {"upsample": "pixel_shuffle"}], ids=str
+)
+def test_gradient_reaches_every_parameter(fields):
+    model = UNet(**SMALL, **fields)
     reached = jax.tree.map(lambda g: bool(jnp.isfinite(g).all() & (g != 0).any()), gradients(model))
     assert all(jax.tree.leaves(reached)), reached
 
@@ -194,6 +196,154 @@ def test_examples_are_independent_in_evaluation():
     model = UNet(**SMALL)
     both, alone = (evaluate(model, start(model), x).logits for x in (IMAGES, IMAGES[1:2]))
     np.testing.assert_allclose(both[1:2], alone, atol=1e-5)
+
+
+@partial(jax.jit, static_argnums=(0,), static_argnames="train")
+def stochastic(model: UNet, variables, images, key, train=False, **arguments):
+    output, _ = model.apply(variables, images, train=train, rngs={"dropout": key}, mutable=["batch_stats"], **arguments)
+    return output
+
+
+TINY = UNet(num_classes=3, width=4, depth=1, norm="none", padding="zeros")
+DEEP = TINY.clone(dropout="sampled", heads=2, deep_dropout=1)
+KEY = jax.random.key(4)
+
+
+def test_parameters_do_not_depend_on_dropout():
+    assert_trees_close(start(DEEP), start(TINY), atol=0)
+    assert_trees_close(start(TINY.clone(dropout="analytic", heads=9)), start(TINY), atol=0)
+    trained = jax.eval_shape(partial(DEEP.init, train=True), jax.random.key(0), IMAGES)
+    assert jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, start(TINY))
+
+
+def test_the_samples_are_of_the_features_that_the_clean_logits_see():
+    output = stochastic(DEEP, start(TINY), IMAGES, KEY, rate=0.0)
+    assert output.mc_logits.shape == (2, *output.logits.shape)
+    np.testing.assert_allclose(output.mc_logits, jnp.broadcast_to(output.logits, output.mc_logits.shape), atol=1e-5)
+    linear = start(TINY)["params"]["head"]["linear"]
+    np.testing.assert_allclose(output.features @ linear["kernel"] + linear["bias"], output.logits, atol=1e-5)
+
+
+def test_two_keys_give_two_passes_and_no_key_the_clean_one():
+    one, other, off = (
+        stochastic(DEEP, start(TINY), IMAGES, jax.random.key(seed), rate=0.2, deep_rate=deep_rate)
+        for seed, deep_rate in ((4, 0.5), (5, 0.5), (4, 0.0))
+    )
+    assert np.abs(one.logits - other.logits).max() > 1e-3
+    clean = evaluate(DEEP, start(TINY), IMAGES)
+    assert clean.mc_logits is None
+    np.testing.assert_array_equal(clean.logits, evaluate(TINY, start(TINY), IMAGES).logits)
+    # The heads alone leave the clean pass clean.
+    np.testing.assert_allclose(off.logits, clean.logits, atol=1e-5)
+    assert np.ptp(off.mc_logits, axis=0).max() > 1e-3
+
+
+def test_one_compilation_serves_every_rate_and_the_field_is_its_default():
+    traces = []
+
+    @jax.jit
+    def spread(rate, deep_rate):
+        traces.append(rate)
+        rates = {"rate": rate, "deep_rate": deep_rate}
+        output = DEEP.apply(start(TINY), IMAGES, train=False, rngs={"dropout": KEY}, **rates)
+        return output.mc_logits
+
+    np.testing.assert_allclose(spread(0.2, 0.5), stochastic(DEEP, start(TINY), IMAGES, KEY).mc_logits, atol=1e-5)
+    assert np.ptp(spread(0.0, 0.5), axis=0).max() < 1e-5
+    assert np.isfinite(spread(0.999, 0.999)).all()
+    assert len(traces) == 1
+
+
+def test_masks_follow_the_global_example_and_not_the_place_in_the_batch():
+    examples, order = jnp.array([5, 0, 9, 2]), jnp.array([2, 3, 1, 0])
+    whole = stochastic(DEEP, start(TINY), IMAGES, KEY, examples=examples)
+    permuted = stochastic(DEEP, start(TINY), IMAGES[order], KEY, examples=examples[order])
+    np.testing.assert_allclose(permuted.mc_logits, whole.mc_logits[:, order], atol=1e-5)
+    np.testing.assert_allclose(permuted.logits, whole.logits[order], atol=1e-5)
+
+
+def test_an_analytic_variance_needs_no_key_and_flows_back_through_the_network():
+    model, variables = TINY.clone(dropout="analytic"), start(TINY)
+    output = evaluate(model, variables, IMAGES)
+    w = variables["params"]["head"]["linear"]["kernel"]
+    np.testing.assert_allclose(output.logit_variance, 0.25 * (output.features**2 @ w**2), rtol=1e-5, atol=1e-7)
+
+    def loss(params):
+        return evaluate(model, {"params": params}, IMAGES).logit_variance.mean()
+
+    gradient = jax.jit(jax.grad(loss))(variables["params"])
+    assert np.any(gradient["down0"]["conv1"]["kernel"])
+    assert np.any(gradient["head"]["linear"]["kernel"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_samples_variance_trains_every_kernel():
+    def loss(params):
+        output = stochastic(DEEP, {"params": params}, IMAGES, KEY, train=True)
+        return output.mc_logits.var(axis=0, ddof=1).mean()
+
+    gradient = jax.jit(jax.grad(loss))(start(TINY)["params"])
+    paths = jax.tree_util.tree_leaves_with_path(gradient)
+    dead = [jax.tree_util.keystr(path) for path, leaf in paths if not (np.isfinite(leaf).all() and np.any(leaf))]
+    # A variance does not know of a shift.
+    assert dead == ["['head']['linear']['bias']"]
+
+
+@pytest.mark.parametrize(("deep_dropout", "widths"), [(1, [16, 8]), (2, [8, 16, 8, 4])])
+def test_deep_dropout_follows_the_deepest_blocks(deep_dropout, widths, monkeypatch):
+    # Widths 4, 8, 16 down, then 8 and 4 up, in the order of computation.
+    seen = []
+
+    def spy(x, rate, keys):
+        seen.append(x.shape[-1])
+        return x
+
+    monkeypatch.setattr(unet, "dropout", spy)
+    model = TINY.clone(depth=2, deep_dropout=deep_dropout)
+    variables = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)
+    jax.eval_shape(partial(model.apply, train=False, rngs={"dropout": KEY}), variables, IMAGES)
+    assert seen == widths
+
+
+@pytest.mark.parametrize(
+    "fields", [{"dropout": "sampled"}, {"deep_dropout": 1}, {"dropout": "sampled", "deep_dropout": 1}]
+)
+def test_training_with_masks_and_without_a_key_says_what_to_pass(fields):
+    model = UNet(**SMALL, **fields)
+    with pytest.raises(
+        ValueError, match=r'train=True with (dropout=\'sampled\'|deep_dropout=1).*rngs={"dropout": key}'
+    ):
+        model.apply(start(TINY), IMAGES, train=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dropout": "some"}, "dropout must be one of 'none', 'sampled', 'analytic'; got 'some'"),
+        ({"mask": "row"}, "mask must be one of 'element', 'channel'; got 'row'"),
+        ({"upsample": "nearest"}, "upsample must be one of 'transpose', 'pixel_shuffle'; got 'nearest'"),
+        ({"rate": 1.0}, "rate must be at least 0 and less than 1; got 1"),
+        ({"deep_rate": -0.5}, "deep_rate must be at least 0 and less than 1; got -0.5"),
+        ({"heads": 0}, "heads must be at least 1; got 0"),
+        ({"deep_dropout": 3}, "deep_dropout must be between 0 and depth, 2; got 3"),
+    ],
+)
+def test_wrong_fields_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        UNet(**SMALL, **fields).init(jax.random.key(0), IMAGES, train=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rate": 1.0}, "rate must be at least 0 and less than 1; got 1"),
+        ({"deep_rate": 2.0}, "deep_rate must be at least 0 and less than 1; got 2"),
+        ({"examples": jnp.arange(3)}, r"examples must be one index an image, shape \(4,\); got \(3,\)"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DEEP.apply(start(TINY), IMAGES, train=False, rngs={"dropout": KEY}, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ def test_leaves_survive_json():
     config = defaults()
     config.objective.alpha = 0.25
     config.model.prior = (0.01,)
+    config.training.phases = ((0.6, 500, 2e-3), (1.0, 500, 1e-3))
     assert leaves(from_leaves(json.loads(json.dumps(leaves(config))))) == leaves(config)
 
 
@@ -41,7 +42,15 @@ def test_a_missing_key_is_named():
         ("objective.loss", "focal", r"config.objective.loss must be one of .*sigmoid_focal.*; got 'focal'"),
         ("training.steps", 0, r"config.training.steps must be positive; got 0"),
         ("optimizer.learning_rate", -1.0, r"config.optimizer.learning_rate must be positive; got -1.0"),
-        ("objective.gamma", -1.0, r"config.objective.gamma must be at least 0; got -1.0"),
+        ("objective.gamma", -1.0, r"config.objective.gamma must be in \[0, inf\]; got -1.0"),
+        ("objective.hard_fraction", 1.5, r"config.objective.hard_fraction must be in \[0, 1\]; got 1.5"),
+        ("model.rate", 1.0, r"config.model.rate must be in \[0, 1\); got 1.0"),
+        ("model.dropout", "monte-carlo", r"config.model.dropout must be one of none, sampled, analytic; got"),
+        ("objective.region", "iou", r"config.objective.region must be one of none, dice, .*lovasz; got 'iou'"),
+        ("objective.uncertainty_weight", 1.0, r"needs heads that can disagree: set config.model.dropout"),
+        ("training.phases", ((0.6, 500, 1e-3),), r"phases add up to 500; config.training.steps is 1000"),
+        ("training.phases", ((0.6, 1000),), r"must be \(crop fraction in \(0, 1\], steps, learning rate\)"),
+        ("training.ema_decay", 1.0, r"config.training.ema_decay must be in \[0, 1\); got 1.0"),
         ("objective.alpha", 0.5, r"config.objective.alpha belongs to sigmoid losses"),
         ("objective.normalizer", "positives", r"\"positives\" belongs to sigmoid losses"),
         ("data.mean", (0.5, 0.5), r"config.data.mean needs 1 or config.data.channels = 3 values; got \(0.5, 0.5\)"),
@@ -64,4 +73,29 @@ def test_sigmoid_losses_take_alpha_and_no_class_weights():
     config.objective.class_weights = ()
     config.objective.alpha = 1.5
     with pytest.raises(ConfigError, match=r"alpha must lie in \[0, 1\]; got 1.5"):
+        validate(config)
+
+
+@pytest.mark.parametrize("key", ["optimizer.learning_rate", "augment.crop_fraction"])
+def test_a_field_that_the_phases_replace_is_refused(key):
+    config = from_leaves(leaves(defaults()) | {"training.phases": ((0.6, 500, 2e-3), (1.0, 500, 1e-3))})
+    validate(config)
+    with pytest.raises(ConfigError, match=rf"config.{key} = 0.5 has no effect with config.training.phases"):
+        validate(from_leaves(leaves(config) | {key: 0.5}))
+
+
+def test_a_variance_needs_two_heads():
+    config = defaults()
+    config.model.dropout, config.model.heads, config.objective.uncertainty_weight = "sampled", 1, 1.0
+    with pytest.raises(ConfigError, match=r"config.model.heads must be at least 2 for a variance; got 1"):
+        validate(config)
+
+
+def test_void_as_a_class_is_the_background_and_belongs_to_softmax_losses():
+    config = defaults()
+    config.objective.void, config.objective.background = "class", 0
+    with pytest.raises(ConfigError, match=r"config.objective.background must be None where void is a class"):
+        validate(config)
+    config.objective.background, config.objective.loss = None, "sigmoid_focal"
+    with pytest.raises(ConfigError, match=r"void = 'class' belongs to softmax losses; got sigmoid_focal"):
         validate(config)

@@ -10,7 +10,7 @@ import rich.console
 from segjax.data import DataError, open_split
 from segjax.training import ConfigError, NonFiniteLoss, load_run, train
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.step import init_state, make_model
+from segjax.training.step import init_state, make_model, make_train_step
 
 
 def quiet():
@@ -22,16 +22,43 @@ def final_state(config, workdir):
         return checkpoints.restore(init_state(config, make_model(config, 2)), config.training.steps)
 
 
+@pytest.fixture
+def tiny(tiny):
+    """All that makes one step differ from the next: phases, dropout, a running mean."""
+    tiny.training.phases = ((0.6, 1, 2e-3), (0.75, 2, 2e-3), (1.0, 1, 1e-3))
+    tiny.training.ema_decay, tiny.training.gradient_budget = 0.9, True
+    tiny.model.dropout, tiny.model.mask = "sampled", "channel"
+    tiny.objective.uncertainty_weight, tiny.objective.background = 1.0, 0
+    return tiny
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Where the undisturbed run of four steps lies, once a test has made it."""
     return tmp_path_factory.mktemp("runs") / "whole"
 
 
+@pytest.fixture(scope="module")
+def traces():
+    """One entry each time that the step of the undisturbed run was traced."""
+    return []
+
+
 @pytest.fixture
-def done(tiny, whole):
+def done(tiny, whole, traces, monkeypatch):
+    def counting(*arguments):
+        step = make_train_step(*arguments)
+
+        def counted(*operands):
+            traces.append(operands)
+            return step(*operands)
+
+        return counted
+
     if not whole.exists():
+        monkeypatch.setattr("segjax.training.loop.make_train_step", counting)
         train(tiny, whole, console=quiet())
+        monkeypatch.undo()
     return whole
 
 
@@ -45,10 +72,26 @@ def test_a_run_leaves_config_metrics_events_checkpoints_and_scores(done, tiny):
     }
     lines = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
-    assert [line["step"] for line in lines if "eval/mean_iou" in line] == [2, 4]
+    evaluated = [line for line in lines if "eval/mean_iou" in line]
+    assert [line["step"] for line in evaluated] == [2, 4]
+    assert {"eval/iou/debris", "eval/recall/debris"} <= set(evaluated[0])
+    assert {"train/pixel_loss", "train/penalty"} <= set(lines[0])
     scores = json.loads((done / "scores.json").read_text())
     assert scores["images"] == tiny.data.val_examples
     assert scores["provenance"]["versions"]["jax"] == jax.__version__
+
+
+def test_the_phases_of_a_curriculum_share_one_compilation(done, traces):
+    rates = [json.loads(line).get("train/learning_rate") for line in (done / "metrics.jsonl").read_text().splitlines()]
+    assert len({rate for rate in rates if rate}) > 1
+    assert len(traces) == 1
+
+
+def test_the_gradient_budget_is_logged_by_class(done):
+    line = json.loads((done / "metrics.jsonl").read_text().splitlines()[0])
+    shares = {key: value for key, value in line.items() if key.startswith("budget/")}
+    assert set(shares) == {f"budget/{name}/{kind}" for name in ("background", "debris") for kind in ("easy", "hard")}
+    assert sum(shares.values()) == pytest.approx(1.0)
 
 
 def test_every_labelled_pixel_of_the_split_is_scored_once(done, tiny):
@@ -70,6 +113,7 @@ def test_a_run_that_was_cut_ends_as_if_it_had_not_been(done, tiny, tmp_path):
     assert resumed_position == position
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
     jax.tree.map(np.testing.assert_array_equal, resumed.opt_state, whole.opt_state)
+    jax.tree.map(np.testing.assert_array_equal, resumed.ema, whole.ema)
     assert (tmp_path / "metrics.jsonl").read_text() == (done / "metrics.jsonl").read_text()
 
 
@@ -96,7 +140,8 @@ def test_a_changed_config_is_said_on_resume(done, tiny, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_files_and_checkpoint(tiny, tmp_path):
-    tiny.optimizer.name, tiny.optimizer.learning_rate, tiny.optimizer.clip_norm = "sgd", 1e30, 0.0
+    tiny.training.phases, tiny.optimizer.learning_rate = (), 1e30
+    tiny.optimizer.name, tiny.optimizer.clip_norm = "sgd", 0.0
     with pytest.raises(
         NonFiniteLoss, match=r"step \d: loss .*expected finite values. The batch was \S+, \S+, \S+, \S+\."
     ):

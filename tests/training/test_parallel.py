@@ -4,7 +4,8 @@ import pytest
 
 from segjax.training import ConfigError, parallel
 from segjax.training.objective import hyper_from_config
-from segjax.training.step import init_state, make_eval_step, make_model, make_train_step
+from segjax.training.prediction import make_eval_step
+from segjax.training.step import init_state, make_model, make_train_step
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, (4, 40, 56)).astype(np.uint8)
@@ -27,16 +28,25 @@ def run(config, mode, devices):
     """Three training steps and an evaluation step; losses, parameters and counts come back to the host."""
     config.parallel = mode
     config.optimizer.name, config.augment.scale = "sgd", (0.8, 1.2)
+    # All that reduces over the pixels or draws random numbers.
+    config.objective.loss, config.objective.void = "softmax_cross_entropy", "class"
+    config.objective.boundary_factor, config.objective.hard_fraction = 2.0, 0.9
+    config.objective.uncertainty_weight, config.objective.region = 1.0, "dice"
+    config.model.dropout, config.model.heads, config.model.deep_dropout = "sampled", 2, 1
+    config.training.ema_decay, config.training.gradient_budget = 0.9, True
     mesh = parallel.make_mesh(jax.devices()[:devices])
     axis_name = parallel.axis_name(config)
     model = make_model(config, 2, axis_name)
     state = parallel.replicate(init_state(config, model), config, mesh)
-    train = parallel.map_step(make_train_step(config, model, axis_name), config, mesh, arguments=3, donate=True)
+    train = parallel.map_step(make_train_step(config, model, 2, axis_name), config, mesh, arguments=3, donate=True)
     score = parallel.map_step(make_eval_step(config, model, 2, axis_name), config, mesh, arguments=2)
     losses = []
     for _ in range(3):
         state, measured = train(state, parallel.shard(BATCH, config, mesh), hyper_from_config(config))
-        losses.append(float(parallel.unreplicate(measured, config)["loss"]))
+        measured = parallel.unreplicate(measured, config)
+        # Its scale is the reduction's, its shares are the batch's.
+        shares = measured["budget"].gradient / measured["budget"].gradient.sum()
+        losses.append([float(measured[k]) for k in ("loss", "penalty", "region_loss")] + shares.ravel().tolist())
     counts = parallel.unreplicate(score(state, parallel.shard(EVAL_BATCH, config, mesh)), config)
     return losses, jax.device_get(parallel.unreplicate(state, config)), jax.device_get(counts)
 
@@ -55,8 +65,8 @@ def test_every_mapping_gives_the_run_of_one_device(tiny, alone, mode, devices):
     expected_losses, expected_state, _ = alone["run"]
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     for leaf, expected in zip(
-        jax.tree.leaves((state.params, state.batch_stats)),
-        jax.tree.leaves((expected_state.params, expected_state.batch_stats)),
+        jax.tree.leaves((state.params, state.batch_stats, state.ema)),
+        jax.tree.leaves((expected_state.params, expected_state.batch_stats, expected_state.ema)),
         strict=True,
     ):
         np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-5)

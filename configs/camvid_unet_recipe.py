@@ -1,0 +1,27 @@
+"""The Cityscapes recipe at CamVid's size: what `experiments/uncertainty_ladder.py` takes apart, step by step.
+
+Source: configs/cityscapes_unet_recipe.py; k = 2, C = 1 (the recipe's notebook), K = 3 heads with p = 0.2, void as a
+  twelfth class, crops of 60 %, 75 % and the whole image for a third of the steps each.
+COMMAND: python -m segjax.train --config=configs/camvid_unet_recipe.py --workdir=runs/camvid_recipe
+SCORE: see docs/uncertainty_ladder.md, the row "+ sampled variance".
+TIME: see there.
+"""
+
+from configs.camvid_unet import get_config as cross_entropy
+
+STEPS = 2202  # 12 epochs of 367 images in batches of 2
+
+
+def get_config():
+    """The whole recipe; the ladder switches its parts on one by one."""
+    config = cross_entropy()
+    config.model.dropout, config.model.heads, config.model.rate = "sampled", 3, 0.2
+    config.objective.void = "class"
+    config.objective.boundary_factor = 2.0
+    config.objective.uncertainty_weight = 1.0
+    rate = config.optimizer.learning_rate
+    config.training.steps = STEPS
+    config.training.phases = tuple((fraction, STEPS // 3, rate) for fraction in (0.6, 0.75, 1.0))
+    config.training.evaluate_every = STEPS // 3
+    config.training.checkpoint_every = STEPS // 12
+    return config

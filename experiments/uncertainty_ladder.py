@@ -1,0 +1,307 @@
+"""What each step of the U-Net recipe is worth, on CamVid: `python -m experiments.uncertainty_ladder --workdir=…`.
+
+Every row is the one before with one thing more (or instead), all with the same number of steps and the seeds of
+`--seed`. A row and seed is a cell with a folder of its own: it is trained, scored and written once, so the program can
+be cut and called again, and `--row` shares the cells among processes. `--only_table` prints what there is.
+
+Void is trained as a twelfth class, as in the recipe; predictions are the likeliest of the other eleven, and void pixels
+are scored by no column but the recipe's own. The variance is the analytic one at p = 0.2 for all rows, so that rows
+without dropout heads can be compared: a head is linear whether it was trained with dropout or not.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from configs import camvid_unet_recipe
+from segjax import cli, metrics
+from segjax.data.labels import VOID
+from segjax.reporting import Table, markdown, show, to_csv
+from segjax.training import load_run, open_split, parallel, train
+from segjax.training.evaluation import add_up
+from segjax.training.loop import write_json
+from segjax.training.objective import hyper_from_config
+from segjax.training.optimizer import hyper_at, phases
+from segjax.training.prediction import classify, make_input, resize_logits_to
+from segjax.training.provenance import provenance
+from segjax.training.step import init_state, make_model, make_train_step
+
+RATE = 0.2
+TOLERANCE = 3.0  # of boundary F1, in pixels of 360×480 images: SegNet's 0.75 % of the diagonal is 4.5
+CELL_FILE, TIMES_FILE = "cell.json", "times.json"
+
+# sqrt(median frequency / frequency) with the training split's shares of pixels; void is weighted 1.
+SHARES = (0.169, 0.233, 0.010, 0.317, 0.045, 0.097, 0.012, 0.011, 0.059, 0.006, 0.003)
+CLASS_WEIGHTS = tuple(round((statistics.median(SHARES) / share) ** 0.5, 3) for share in SHARES)
+
+
+class Row(NamedTuple):
+    """A row of the ladder: its name and what it changes in the recipe's config, field by field."""
+
+    name: str
+    changes: dict[str, Any]
+
+
+_CE = {
+    "training.phases": (),
+    "objective.boundary_factor": None,
+    "objective.uncertainty_weight": None,
+    "model.dropout": "none",
+}
+
+
+def _without(*fields: str) -> dict[str, Any]:
+    return {field: _CE[field] for field in fields}
+
+
+_NO_HEADS = _without("objective.uncertainty_weight", "model.dropout")
+_FOCAL = _CE | {"objective.loss": "softmax_focal", "objective.gamma": 2.0}
+_WEIGHTS = {"objective.class_weights": (*CLASS_WEIGHTS, 1.0)}
+# What the softmax predicts before it has learned anything: the class frequencies, void's 4 % last.
+_PRIOR = {"model.prior": tuple(np.round(np.array([*SHARES, 0.04]) / (sum(SHARES) + 0.04), 4).tolist())}
+_PRIOR["model.head_stddev"] = 0.01
+
+LADDER = (
+    Row("CE", _CE),
+    Row("+ curriculum", {"objective.boundary_factor": None, **_NO_HEADS}),
+    Row("+ boundary weight", _NO_HEADS),
+    Row("+ sampled variance", {}),
+    Row("analytic variance", {"model.dropout": "analytic"}),
+    Row("focal instead of CE", {"objective.loss": "softmax_focal", "objective.gamma": 2.0}),
+    Row("+ class weights", _WEIGHTS),
+    Row("CE, void left out", _CE | {"objective.void": "ignore"}),
+)
+FACTORS = (
+    Row("C = 10", {"objective.uncertainty_weight": 10.0}),
+    Row("C = 100", {"objective.uncertainty_weight": 100.0}),
+    Row("k = 1", {"objective.boundary_factor": 1.0}),
+    Row("k = 4", {"objective.boundary_factor": 4.0}),
+)
+TRAP = (
+    Row("focal", _FOCAL),
+    Row("focal, class weights", _FOCAL | _WEIGHTS),
+    Row("focal, prior bias", _FOCAL | _PRIOR),
+    Row("focal, class weights, prior bias", _FOCAL | _WEIGHTS | _PRIOR),
+)
+ROWS = {row.name: row for row in (*LADDER, *FACTORS, *TRAP)}
+COLUMNS = {
+    "mean IoU": "mean_iou",
+    "mean accuracy": "mean_accuracy",
+    "pixel accuracy": "pixel_accuracy",
+    "boundary F1": "boundary_f1",
+    "ECE": "expected_calibration_error",
+    "AP void or wrong": "void_or_wrong_average_precision",
+    "accuracy with void": "recipe_jaccard",
+}
+
+
+def row_config(row: Row, seed: int, steps: int | None = None) -> ConfigDict:
+    """The config of one cell; with `steps` a shorter run of the same shape."""
+    config = camvid_unet_recipe.get_config()
+    for key, value in row.changes.items():
+        node, (*path, last) = config, key.split(".")
+        for name in path:
+            node = node[name]
+        node[last] = value
+    config.seed = seed
+    if steps:
+        config.training.steps = config.training.evaluate_every = config.training.checkpoint_every = steps
+        thirds = (steps // 3, steps // 3, steps - 2 * (steps // 3))
+        config.training.phases = tuple(
+            (phase[0], third, phase[2]) for phase, third in zip(config.training.phases, thirds, strict=False)
+        )
+    return config
+
+
+def make_counts(config: ConfigDict, model: Any, num_classes: int) -> Callable:
+    """Builds `step(state, batch) -> counts`: what the columns are made of, at the labels' own resolution."""
+    input_of, model = make_input(config), model.clone(dropout="analytic")
+    knows_void = config.objective.void == "class"
+
+    def step(state, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        labels = batch["label"].astype(jnp.int32)
+        output = model.apply(state.variables, input_of(batch["image"]), train=False, rate=RATE)
+        maps = jnp.concatenate([output.logits, output.logit_variance.mean(-1, keepdims=True)], axis=-1)
+        maps = resize_logits_to(maps, labels.shape[1:], batch["size"])
+        logits, variance = maps[..., :-1], maps[..., -1]
+        shown = jnp.broadcast_to(batch["where"][:, None, None], labels.shape)
+        where, predicted = shown & (labels != VOID), classify(logits, num_classes)
+        likeliest = jnp.argmax(logits, axis=-1) if knows_void else predicted
+        with_void = metrics.confusion_matrix_per_image(
+            jnp.where(labels == VOID, num_classes, labels), likeliest, num_classes + 1, where=shown
+        )
+        right = jnp.trace(with_void, axis1=1, axis2=2)
+        return {
+            "confusion": metrics.confusion_matrix(labels, predicted, num_classes, where=where),
+            "boundary": metrics.boundary_counts(labels, predicted, num_classes, tolerance=TOLERANCE, where=where),
+            "calibration": metrics.calibration_bins(logits[..., :num_classes], labels, where=where),
+            # The histogram has bins for logits; the order of the pixels is that of the variance itself.
+            "void_or_wrong": metrics.score_histogram(
+                jnp.log(jnp.maximum(variance, 1e-7)), predicted != labels, where=shown
+            ),
+            # scikit-learn's old "Jaccard", `metrics.recipe_jaccard`, as a sum over the images.
+            "accuracy_with_void": jnp.sum(right / jnp.maximum(with_void.sum((1, 2)), 1)),
+        }
+
+    return step
+
+
+def scores(counts: dict[str, Any], images: int) -> dict[str, Any]:
+    """The columns, and IoU by class, from the added counts."""
+    segmentation = metrics.segmentation_scores(counts["confusion"])
+    return {
+        "mean_iou": float(segmentation["mean_iou"]),
+        "mean_accuracy": float(segmentation["mean_accuracy"]),
+        "pixel_accuracy": float(segmentation["pixel_accuracy"]),
+        "boundary_f1": float(metrics.boundary_f1(counts["boundary"])["mean_boundary_f1"]),
+        "expected_calibration_error": float(metrics.expected_calibration_error(counts["calibration"])),
+        "void_or_wrong_average_precision": float(metrics.average_precision(counts["void_or_wrong"])),
+        "recipe_jaccard": float(counts["accuracy_with_void"]) / images,
+        "iou_per_class": [float(value) for value in segmentation["iou_per_class"]],
+    }
+
+
+def cell_folder(workdir: Path, row: Row, seed: int) -> Path:
+    """Where a cell lives."""
+    plain = row.name.replace("+ ", "with_").replace(" = ", "").replace(", ", "_").replace(" ", "_")
+    return workdir / plain / str(seed)
+
+
+def run_cell(row: Row, seed: int, workdir: Path, console: rich.console.Console, steps: int | None = None) -> None:
+    """Trains and scores one cell and writes its `cell.json`, or does nothing where there is one."""
+    folder = cell_folder(workdir, row, seed)
+    if (folder / CELL_FILE).exists():
+        return
+    console.rule(f"{row.name}, seed {seed}")
+    trained = train(row_config(row, seed, steps), folder, console=console)
+    run = load_run(folder / "checkpoints" / "latest")
+    mesh = parallel.make_mesh()
+    num_classes = len(run.label_set.names)
+    counts, images = add_up(
+        parallel.map_step(make_counts(run.config, run.model, num_classes), run.config, mesh, arguments=2),
+        parallel.replicate(run.state, run.config, mesh),
+        open_split(run.config.data, run.config.data.eval_split),
+        run.config,
+        mesh,
+    )
+    write_json(
+        folder / CELL_FILE,
+        {
+            "row": row.name,
+            "seed": seed,
+            "steps": run.config.training.steps,
+            **scores(counts, images),
+            "classes": list(run.label_set.names),
+            "provenance": trained["provenance"],
+        },
+    )
+
+
+def time_rows(workdir: Path, rounds: int = 9) -> None:
+    """Writes `times.json`: milliseconds a step of each row of the ladder, medians of interleaved rounds on one device.
+
+    The pixels are noise: a step takes no longer over streets. Nothing else should run meanwhile.
+    """
+    rng = np.random.default_rng(0)
+    prepared = []
+    for row in LADDER:
+        config = row_config(row, 0)
+        batch, classes = config.training.global_batch, len(SHARES)
+        model = make_model(config, classes)
+        step = jax.jit(make_train_step(config, model, classes, None))
+        data = {
+            "image": rng.integers(0, 256, (batch, 360, 480, 3), np.uint8),
+            "label": rng.integers(0, classes, (batch, 360, 480), np.uint8),
+            "index": np.arange(batch, dtype=np.int32),
+        }
+        operands = (init_state(config, model), data, hyper_at(1, hyper_from_config(config), phases(config)))
+        jax.block_until_ready(step(*operands))
+        prepared.append((row.name, step, operands))
+    seconds: dict[str, list[float]] = {name: [] for name, *_ in prepared}
+    for _ in range(rounds):
+        for name, step, operands in prepared:
+            begun = time.perf_counter()
+            jax.block_until_ready(step(*operands))
+            seconds[name].append(time.perf_counter() - begun)
+    medians = {name: round(1000 * statistics.median(values), 1) for name, values in seconds.items()}
+    write_json(workdir / TIMES_FILE, {"milliseconds": medians, "rounds": rounds, "provenance": provenance()})
+
+
+def cells(workdir: Path) -> list[dict[str, Any]]:
+    """Every cell that was measured, in the order of the rows."""
+    order = {name: i for i, name in enumerate(ROWS)}
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in workdir.glob(f"*/*/{CELL_FILE}")]
+    return sorted(found, key=lambda cell: (order[cell["row"]], cell["seed"]))
+
+
+def table(
+    measured: list[dict[str, Any]], rows: tuple[Row, ...], title: str, milliseconds: dict[str, float] | None = None
+) -> Table:
+    """Mean ± standard deviation over the seeds, a row of the ladder each; rows without a cell are left out.
+
+    With `milliseconds` (of `time_rows`) the last column is the time of a step, as a multiple of the first row's.
+    """
+    lines, first = [], rows[0].name
+    for row in rows:
+        of_row = [cell for cell in measured if cell["row"] == row.name]
+        if of_row:
+            values = [_mean_and_spread([cell[key] for cell in of_row]) for key in COLUMNS.values()]
+            ratio = (f"{milliseconds[row.name] / milliseconds[first]:.2f}",) if milliseconds else ()
+            lines.append((row.name, str(len(of_row)), *values, *ratio))
+    return Table(title, ("row", "seeds", *COLUMNS, *(("time a step",) if milliseconds else ())), lines)
+
+
+def _mean_and_spread(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
+def main(argv: list[str]) -> None:
+    """Runs the cells asked for that are missing, then prints and writes the tables of all there are."""
+    del argv
+    options, console = flags.FLAGS, rich.console.Console()
+    workdir = Path(options.workdir)
+    unknown = [name for name in options.row or () if name not in ROWS]
+    if unknown:
+        raise app.UsageError(f"no row is called {', '.join(unknown)}; the rows are {'; '.join(ROWS)}")
+    if not options.only_table:
+        for seed in options.seed:
+            for name in options.row or ROWS:
+                run_cell(ROWS[name], seed, workdir, console, options.steps)
+    if options.time:
+        time_rows(workdir)
+    times, measured = workdir / TIMES_FILE, cells(workdir)
+    timed = json.loads(times.read_text(encoding="utf-8")) if times.exists() else None
+    tables = [
+        table(measured, LADDER, "The recipe, step by step: CamVid validation", timed and timed["milliseconds"]),
+        table(measured, FACTORS, "Its factors, from C = 1 and k = 2"),
+        table(measured, TRAP, "Focal loss, γ = 2, without the recipe"),
+    ]
+    for one in tables:
+        show(one, console)
+    (workdir / "table.md").write_text("\n\n".join(map(markdown, tables)) + "\n", encoding="utf-8")
+    (workdir / "table.csv").write_text("".join(map(to_csv, tables)), encoding="utf-8")
+    write_json(workdir / "table.json", {"cells": measured, "times": timed, "provenance": provenance()})
+    console.print(f"Wrote table.md, table.csv and table.json to {workdir}/")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "runs/uncertainty_ladder", "Where cells and tables go.")
+    flags.DEFINE_multi_string("row", None, "A row to run, by its name; may be repeated. Default: all.")
+    flags.DEFINE_multi_integer("seed", [0, 1], "A seed; may be repeated.")
+    flags.DEFINE_integer("steps", None, "Steps a cell; default the config's 12 epochs.")
+    flags.DEFINE_bool(
+        "time", False, "Time a step of every row of the ladder, too: on a machine with nothing else to do."
+    )
+    flags.DEFINE_bool("only_table", False, "Run nothing; print what was measured.")
+    cli.run(main, required=[])

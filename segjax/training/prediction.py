@@ -1,0 +1,87 @@
+"""From images to logits, masks and counts, with the network that a state holds."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from segjax import metrics
+from segjax.data.augment import prepare, resize_logits_to
+from segjax.data.labels import VOID
+from segjax.training.step import TrainState
+
+
+def make_input(config: ConfigDict) -> Callable[[UInt8[Array, "b H W c"]], Float[Array, "b h w c"]]:
+    """Builds `input_of(images)`: uint8 images as the network of `config` sees them, resized and normalised."""
+    return partial(prepare, size=tuple(config.data.size), mean=tuple(config.data.mean), std=tuple(config.data.std))
+
+
+def make_predict(config: ConfigDict, model: Any) -> Callable:
+    """Builds `predict(state, images, sizes, canvas) -> logits [b, *canvas, C]` at each image's own resolution.
+
+    `images` are uint8 `[b, H, W, C]`, `sizes` `[b, 2]` the native height and width of each, `canvas` the static size
+    that holds them all: the network works at `config.data.size`, its logits are resized to the native grid.
+    """
+    input_of = make_input(config)
+
+    def predict(state: TrainState, images: jax.Array, sizes: jax.Array, canvas: tuple[int, int]) -> jax.Array:
+        output = model.apply(state.variables, input_of(images), train=False)
+        return resize_logits_to(output.logits, canvas, sizes)
+
+    return predict
+
+
+def classify(logits: jax.Array, num_classes: int) -> jax.Array:
+    """The predicted class a pixel: that of the largest logit, or for one logit whether it is positive (p > 0.5).
+
+    A network that learned void as a class too, number `num_classes`, is asked for the likeliest of the others.
+    """
+    if logits.shape[-1] == 1:
+        return (logits[..., 0] > 0).astype(jnp.int32)
+    return jnp.argmax(logits[..., :num_classes], axis=-1)
+
+
+def make_predictor(config: ConfigDict, model: Any, num_classes: int) -> Callable:
+    """Builds `predictor(state)(image) -> mask`: a uint8 image `[H, W, C]` to its class a pixel, uint8 `[H, W]`."""
+    logits_of = make_predict(config, model)
+
+    @partial(jax.jit, static_argnums=3)
+    def mask_of(state: TrainState, images: jax.Array, sizes: jax.Array, canvas: tuple[int, int]) -> jax.Array:
+        return classify(logits_of(state, images, sizes, canvas), num_classes)
+
+    def predictor(state: TrainState) -> Callable:
+        def predict(image: np.ndarray) -> np.ndarray:
+            size = image.shape[:2]
+            return np.asarray(mask_of(state, image[None], np.array([size], np.int32), size)[0], np.uint8)
+
+        return predict
+
+    return predictor
+
+
+def make_eval_step(config: ConfigDict, model: Any, num_classes: int, axis_name: str | None) -> Callable:
+    """Builds `step(state, batch) -> counts`, which add over batches: a confusion matrix at native resolution, and for
+    two classes the score histogram of class 1.
+    """
+    predict = make_predict(config, model)
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        labels = batch["label"].astype(jnp.int32)
+        logits = predict(state, batch["image"], batch["size"], labels.shape[1:])
+        where = (labels != VOID) & batch["where"][:, None, None]
+        counts = {
+            "confusion": metrics.confusion_matrix(
+                labels, classify(logits, num_classes), num_classes, where=where, axis_name=axis_name
+            )
+        }
+        if num_classes == 2:
+            margin = logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]
+            counts["scores"] = metrics.score_histogram(margin, labels == 1, where=where, axis_name=axis_name)
+        return counts
+
+    return step

@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax.training.prediction import classify, make_eval_step, make_predictor
+from segjax.training.step import init_state, make_model
+
+RNG = np.random.default_rng(0)
+
+
+def batch(examples=4, size=(40, 56)):
+    labels = RNG.integers(0, 2, (examples, *size)).astype(np.uint8)
+    labels[:, :4] = 255
+    return {
+        "image": RNG.integers(0, 256, (examples, *size, 3)).astype(np.uint8),
+        "label": labels,
+        "index": np.arange(examples, dtype=np.int32),
+    }
+
+
+@pytest.fixture
+def parts(tiny):
+    model = make_model(tiny, 2)
+    return tiny, model, init_state(tiny, model)
+
+
+def test_the_evaluation_step_counts_every_labelled_pixel_at_native_resolution(parts):
+    config, model, state = parts
+    data = batch(examples=3)
+    sizes = np.array([[40, 56], [30, 56], [40, 20]], np.int32)
+    for label, (height, width) in zip(data["label"], sizes, strict=True):
+        label[height:], label[:, width:] = 255, 255
+    shown = np.array([True, True, False])
+    counts = jax.jit(make_eval_step(config, model, 2, None))(
+        state, {"image": data["image"], "label": data["label"], "size": sizes, "where": shown}
+    )
+    labelled = int((data["label"][shown] != 255).sum())
+    assert int(counts["confusion"].sum()) == labelled
+    assert sum(int(c.sum()) for c in jax.tree.leaves(counts["scores"])) == labelled
+    assert counts["confusion"][1].sum() == (data["label"][shown] == 1).sum()
+
+
+def test_class_of_one_logit_is_its_sign_and_of_many_the_largest():
+    assert classify(jnp.array([[[-1.0], [2.0]]]), 2).tolist() == [[0, 1]]
+    assert classify(jnp.array([[[0.0, 3.0, 1.0]]]), 3).tolist() == [[1]]
+    assert classify(jnp.array([[[0.0, 3.0, 9.0]]]), 2).tolist() == [[1]]  # the last is void
+
+
+def test_a_network_that_learned_void_never_predicts_it(tiny):
+    tiny.objective.loss, tiny.objective.void = "softmax_cross_entropy", "class"
+    tiny.model.prior = (0.01, 0.01, 0.98)  # void is by far the likeliest
+    model = make_model(tiny, 2)
+    state = init_state(tiny, model)
+    mask = make_predictor(tiny, model, 2)(state)(batch(examples=1)["image"][0])
+    assert set(np.unique(mask)) <= {0, 1}
+
+
+def test_evaluation_uses_the_running_mean_where_there_is_one(tiny):
+    tiny.training.ema_decay = 0.9
+    model = make_model(tiny, 2)
+    state = init_state(tiny, model)
+    other = jax.tree.map(lambda p: p + 1, state.params)
+    assert state.variables["params"] is state.ema["params"]
+    assert state.replace(params=other).variables["params"] is state.ema["params"]
