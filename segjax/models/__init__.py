@@ -1,7 +1,7 @@
 """Networks in Flax Linen: pure `init` and `apply`, any input size, float32 logits."""
 
 from segjax.models.dropout import example_dropout_keys
-from segjax.models.heads import LinearHead, Segmentation, head_mean, head_samples, logit_variance
+from segjax.models.heads import LinearHead, Segmentation, head_samples, logit_variance
 from segjax.models.layers import (
     Conv3x3,
     ConvBlock,
@@ -25,7 +25,6 @@ __all__ = [
     "UNet",
     "depth_to_space_2x2",
     "example_dropout_keys",
-    "head_mean",
     "head_samples",
     "logit_variance",
     "max_pool_2x2",

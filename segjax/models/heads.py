@@ -1,6 +1,6 @@
 """From the penultimate features to logits, how sure dropout leaves them, and what every network returns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, PyTree, Real
+from jaxtyping import Array, Float, Key, Real
 
 from segjax import checks
 from segjax.models.dropout import (
@@ -123,8 +123,8 @@ def head_samples(
 
     Head k has its own masks, whatever K is: the first 3 of 30 heads are the 3 of 3. K masks per channel take F · K
     random numbers an image, masks per element H · W times as many, which is then most of the time. The heads are
-    computed one after another, and K copies of the features never exist, in the backward pass neither; for large K
-    `head_mean` does not even hold K sets of logits.
+    computed one after another, and K copies of the features never exist, in the backward pass neither. For prediction
+    with large K, `segjax.inference.ensemble.head_uncertainty` does not even hold K sets of logits.
 
     Args:
         features: x, `[B, H, W, F]`, any floating dtype; the product is computed in float32 at least.
@@ -151,67 +151,6 @@ def head_samples(
     >>> head_samples(x, kernel, bias, keys, heads=8, rate=0.2, mask="channel").shape
     (8, 2, 5, 6, 3)
     """
-    return jax.lax.map(*_head_and_keys(features, kernel, bias, keys, heads, rate, mask))
-
-
-def head_mean(
-    function: Callable[[Array], PyTree],
-    features: Float[Array, "b h w f"],
-    kernel: Float[Array, "f c"],
-    bias: Float[Array, "c"],
-    keys: Key[Array, "b"],
-    *,
-    heads: int,
-    rate: Real[ArrayLike, ""],
-    mask: str = "element",
-) -> PyTree:
-    r"""The mean over K dropout heads of a function of their logits, one head at a time.
-
-    .. math:: \frac{1}{K} \sum_{k=0}^{K-1} f(z_k), \qquad z_k \text{ of } \text{head\_samples}
-
-    For prediction with large K: softmax gives the mean probability, its entropy the aleatoric part, squared distances
-    from the clean logits the variance. The K sets of logits never exist together; writing and reading them back takes
-    many times longer than computing them.
-
-    Args:
-        function: f, of one head's logits `[B, H, W, C]` to a pytree of floating arrays.
-        features: as in `head_samples`.
-        kernel: as in `head_samples`.
-        bias: as in `head_samples`.
-        keys: as in `head_samples`, and the heads are the same ones.
-        heads: as in `head_samples`.
-        rate: as in `head_samples`.
-        mask: as in `head_samples`.
-
-    Returns:
-        What f gives, averaged.
-
-    Raises:
-        ValueError: as `head_samples`.
-
-    References:
-        As `head_samples`.
-
-    >>> from segjax.models import example_dropout_keys
-    >>> keys = example_dropout_keys(jax.random.key(0), jnp.arange(2))
-    >>> x, kernel, bias = jnp.ones((2, 5, 6, 4)), jnp.eye(4, 3), jnp.zeros(3)
-    >>> head_mean(jax.nn.softmax, x, kernel, bias, keys, heads=30, rate=0.2, mask="channel").shape
-    (2, 5, 6, 3)
-    """
-    head, head_keys = _head_and_keys(features, kernel, bias, keys, heads, rate, mask)
-
-    def add(total: PyTree, keys: Array) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, function(head(keys))), None
-
-    # From the first head and not from zeros, which a checked shard_map takes for another type than a device's sums.
-    total, _ = jax.lax.scan(add, function(head(head_keys[0])), head_keys[1:])
-    return jax.tree.map(lambda array: array / heads, total)
-
-
-def _head_and_keys(
-    features: Array, kernel: Array, bias: Array, keys: Array, heads: int, rate: ArrayLike, mask: str
-) -> tuple[Callable[[Array], Array], Array]:
-    """The logits of one head as a function of its keys `[B]`, and the keys of all, `[K, B]`."""
     one_key_an_image(keys, features)
     if heads < 1:
         raise ValueError(f"heads must be at least 1; got {heads}")
@@ -226,7 +165,7 @@ def _head_and_keys(
     def head(keys: Array) -> Array:
         return thinned_product(keep_mask(keys, mask_shape(mask, x), threshold), x, kernel) + bias
 
-    return head, head_keys
+    return jax.lax.map(head, head_keys)
 
 
 def logit_variance(

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from segjax.models import LinearHead, Segmentation, example_dropout_keys, head_mean, head_samples, logit_variance
+from segjax.models import LinearHead, Segmentation, example_dropout_keys, head_samples, logit_variance
 from segjax.models.dropout import dropout
 
 MASKS = ("element", "channel")
@@ -105,23 +105,12 @@ def test_masks_depend_on_the_example_and_not_on_batch_heads_or_mapping(mask):
     np.testing.assert_allclose(jax.vmap(one)(FEATURES, KEYS), whole[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("mask", MASKS)
-def test_head_mean_is_the_mean_over_the_same_heads(mask):
-    def summary(z):
-        return {"probability": jax.nn.softmax(z), "square": (z - CLEAN) ** 2}
-
-    actual = head_mean(summary, FEATURES, KERNEL, BIAS, KEYS, heads=3, rate=0.3, mask=mask)
-    expected = jax.tree.map(lambda x: x.mean(0), summary(samples_of(FEATURES, KERNEL, BIAS, KEYS, 0.3, mask=mask)))
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), actual, expected)
-
-
 @partial(jax.jit, static_argnames="mask")
 def variance_and_gradients(features, kernel, keys, rate, mask):
     def loss(features, kernel):
         z = head_samples(features, kernel, BIAS, keys, heads=3, rate=rate, mask=mask)
-        mean = head_mean(jax.nn.softmax, features, kernel, BIAS, keys, heads=2, rate=rate, mask=mask)
         analytic = logit_variance(features, kernel, rate)
-        return z.var(axis=0, ddof=1).sum() + (mean**2).sum() + analytic.sum()
+        return z.var(axis=0, ddof=1).sum() + (jax.nn.softmax(z).mean(0) ** 2).sum() + analytic.sum()
 
     return jax.value_and_grad(loss, (0, 1))(features, kernel)
 
