@@ -9,6 +9,8 @@ import pytest
 import rich.console
 
 from experiments import uncertainty_ladder as ladder
+from experiments.ladder_scores import TOLERANCE, make_counts
+from experiments.ladder_scores import scores as scores_of
 from segjax import metrics
 from segjax.data.labels import VOID
 from segjax.models import Segmentation
@@ -71,7 +73,7 @@ def test_the_columns_are_what_their_names_say():
     variance = rng.random((*shape, classes + 1)).astype(np.float32)
     config = defaults()
     config.data.size, config.objective.void = shape[1:], "class"
-    step = ladder.make_counts(config, Fixed(logits, variance), classes)
+    step = make_counts(config, Fixed(logits, variance), classes)
     state = type("State", (), {"variables": {}})()
     counts = jax.jit(step, static_argnums=0)(
         state,
@@ -82,7 +84,7 @@ def test_the_columns_are_what_their_names_say():
             "where": np.array([True, True]),
         },
     )
-    found = ladder.scores(jax.tree.map(np.asarray, counts), images=2)
+    found = scores_of(jax.tree.map(np.asarray, counts), images=2)
 
     kept, predicted = labels != VOID, logits[..., :classes].argmax(-1)
     assert found["pixel_accuracy"] == pytest.approx((predicted == labels)[kept].mean())
@@ -92,9 +94,7 @@ def test_the_columns_are_what_their_names_say():
     ranked = wrong[np.argsort(-u)]
     precision = np.cumsum(ranked) / np.arange(1, ranked.size + 1)
     assert found["void_or_wrong_average_precision"] == pytest.approx(precision[ranked].mean(), abs=0.02)
-    boundary = metrics.boundary_counts(
-        labels.astype(np.int32), predicted, classes, tolerance=ladder.TOLERANCE, where=kept
-    )
+    boundary = metrics.boundary_counts(labels.astype(np.int32), predicted, classes, tolerance=TOLERANCE, where=kept)
     assert found["boundary_f1"] == float(metrics.boundary_f1(boundary)["mean_boundary_f1"])
     bins = metrics.calibration_bins(logits[..., :classes], labels.astype(np.int32), where=kept)
     assert found["expected_calibration_error"] == pytest.approx(float(metrics.expected_calibration_error(bins)))
