@@ -25,6 +25,16 @@ def test_the_metrics_example_prints_its_score(capsys):
     assert float(capsys.readouterr().out) == pytest.approx((1 + 0.5 + 0) / 3)
 
 
+def test_the_uncertainty_example_gives_maps_of_the_images_size():
+    names = {}
+    exec(EXAMPLES[2], names)
+    unsure = names["unsure"]
+    assert unsure.probabilities.shape == names["clean"].logits.shape == names["exact"].shape == (2, 48, 64, 12)
+    assert unsure.variance.shape == unsure.mutual_information.shape == (2, 48, 64)
+    # Thirty samples estimate what the closed form knows.
+    assert float(unsure.variance.mean()) == pytest.approx(float(names["exact"].mean()), rel=0.3)
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make (\w+)", README))))
 def test_a_make_target_it_names_exists(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -38,7 +48,7 @@ def test_a_file_it_names_exists(path):
 def test_the_file_map_names_every_module():
     listed = README[README.index("segjax/\n") : README.index("configs/         ")]
     modules = {p.stem for p in (ROOT / "segjax").rglob("*.py")} - {"__init__"}
-    private = {"margin", "inputs", "overlap", "counts", "contours", "probabilities", "source", "pairs"} | {
+    private = {"margin", "inputs", "overlap", "counts", "contours", "probabilities", "source", "pairs", "streaming"} | {
         p.stem for folder in ("road_debris", "builders") for p in (ROOT / "segjax" / "data" / folder).glob("*.py")
     }
     assert {m for m in modules - private if not re.search(rf"\b{m}\b", listed)} == set()

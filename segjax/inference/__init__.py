@@ -1,5 +1,19 @@
 """Using what was trained."""
 
+from segjax.inference.ensemble import (
+    Uncertainty,
+    analytic_uncertainty,
+    head_uncertainty,
+    predict_with_uncertainty,
+    whole_passes,
+)
 from segjax.inference.visualize import overlay
 
-__all__ = ["overlay"]
+__all__ = [
+    "Uncertainty",
+    "analytic_uncertainty",
+    "head_uncertainty",
+    "overlay",
+    "predict_with_uncertainty",
+    "whole_passes",
+]

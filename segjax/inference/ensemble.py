@@ -6,6 +6,7 @@ summed up one after another, so K = 30 takes the memory of one. The same numbers
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Real, Shaped
 
-from segjax.inference.streaming import TILE, Clean, Summary, clean, summary, summed, tiled, untiled
+from segjax.inference.streaming import TILE, Summary, summary, summed, tiled, untiled
 from segjax.models import Segmentation, example_dropout_keys, logit_variance
 from segjax.models.dropout import checked_rate, dropout
 
@@ -54,13 +55,12 @@ def head_uncertainty(
     .. math::
         z_k = W^\top x'_k + b, \quad p_k = softmax(z_k), \quad \bar p = \frac{1}{K} \sum_k p_k, \quad
         H = -\sum_c \bar p_c \log \bar p_c, \\
-        I = \frac{1}{K} \sum_k KL(p_k \| q) - KL(\bar p \| q), \quad
+        I = H - \frac{1}{K} \sum_k H[p_k], \quad
         v = \frac{1}{C} \sum_c \frac{1}{K - 1} \sum_k (z_{kc} - \bar z_c)^2
 
-    with q the softmax of the clean logits (any q gives the same I). The samples are those of
-    `segjax.models.head_samples` with `example_dropout_keys(key, examples)`, the first 3 of 30 the 3 of 3, and are summed
-    one by one: K of them never exist together. Masks per channel are masks of the kernel's rows, and v is then the
-    quadratic form of x in the covariance of the K thinned kernels. Jit it: called outside it traces anew each time.
+    The samples are those of `segjax.models.head_samples` with `example_dropout_keys(key, examples)`, the first 3 of 30
+    the 3 of 3, and are summed one by one: K of them never exist together. Masks per channel are masks of the kernel's
+    rows, and v is then a quadratic form of x. Jit it: a call outside a jit traces and compiles anew.
 
     Args:
         features: x, `[B, H, W, F]`, any floating dtype, such as `Segmentation.features` of a clean pass.
@@ -73,8 +73,9 @@ def head_uncertainty(
         examples: `[B]`, the images' global indices, which key their masks; None: 0 … B-1.
 
     Returns:
-        `Uncertainty`, float32 at least (float64 stays). I is right to about 1e-6 nats, never negative, and 0 where p = 0;
-        finite for |z| ≤ 1e4. Features that are NaN give NaN.
+        `Uncertainty`, float32 at least (float64 stays). I is right to about 1e-6 nats (in float32, and
+        for logits of tens); less than 2e-6 is given as 0, so I is never negative, and 0 where p = 0. Finite for
+        |z| ≤ 1e4. Features that are NaN give NaN.
 
     Raises:
         TypeError: features are not floating, examples no integers.
@@ -98,12 +99,10 @@ def head_uncertainty(
     if mask == "channel":
         return _channel_masks(x, kernel, bias, keys, samples, rate)
 
-    reference = clean(tiled(x @ kernel + bias), shifted=True)
+    def logits(k: Array) -> Array:
+        return tiled(dropout(x, rate, _folded(keys, k), mask=mask) @ kernel + bias)
 
-    def deviation(k: Array) -> Array:
-        return tiled((dropout(x, rate, _folded(keys, k), mask=mask) - x) @ kernel)
-
-    return _of_samples(deviation, reference, samples, x.shape)
+    return _of_samples(logits, samples, x.shape)
 
 
 def predict_with_uncertainty(
@@ -211,16 +210,15 @@ def whole_passes(
         )
     one_head = model.clone(heads=1)
     first = model.apply(variables, images, train=False)
-    logits = tiled(first.logits)
 
-    def deviation(k: Array) -> Array:
+    def logits(k: Array) -> Array:
         rngs = {"dropout": jax.random.fold_in(key, k)}
         output = one_head.apply(
             variables, images, train=False, rate=rate, deep_rate=deep_rate, examples=examples, rngs=rngs
         )
-        return tiled(output.logits if output.mc_logits is None else output.mc_logits[0]) - logits
+        return tiled(output.logits if output.mc_logits is None else output.mc_logits[0])
 
-    return first, _of_samples(deviation, clean(logits, shifted=True), samples, first.logits.shape)
+    return first, _of_samples(logits, samples, first.logits.shape)
 
 
 def analytic_uncertainty(
@@ -271,32 +269,32 @@ def _channel_masks(x: Array, kernel: Array, bias: Array, keys: Array, samples: i
     batch, height, width, channels = x.shape
     ones = jnp.ones((batch, 1, 1, channels), x.dtype)
     kept = jax.vmap(lambda k: dropout(ones, rate, _folded(keys, k), mask="channel"))(jnp.arange(samples))
-    # What dropout adds to the kernel, and not the thinned kernel: a product with it is the deviation, unrounded.
-    thinned = (kept[:, :, 0, 0, :, None] - 1) * kernel  # [K, B, F, C]
-    centred = thinned - jnp.mean(thinned, axis=0)
+    thinned = kept[:, :, 0, 0, None] * kernel.T  # [K, B, C, F]
+    # Seen from the first: what all share is gone before the mean is rounded.
+    centred = thinned - thinned[:1]
+    centred -= jnp.mean(centred, axis=0)
     scale = 1 / ((samples - 1) * kernel.shape[1])
-    covariance = scale * jnp.einsum("kbfc,kbgc->bfg", centred, centred, precision="highest")
-    thinned = jnp.swapaxes(thinned, 2, 3)
+    covariance = scale * jnp.einsum("kbcf,kbcg->bfg", centred, centred, precision="highest")
+    # Two more features: 1 for the bias, and what makes log probabilities of the clean logits, to have exp in range.
+    thinned, clean = (
+        jnp.concatenate([w, jnp.broadcast_to(bias[:, None], (*w.shape[:-1], 1)), jnp.ones_like(w[..., :1])], axis=-1)
+        for w in (thinned, jnp.broadcast_to(kernel.T, thinned.shape[1:]))
+    )
 
     def block(x: Array) -> tuple[Summary, Array]:
-        def deviation(k: Array) -> Array:
-            return _product(thinned[k], x)
-
         variance = jnp.sum(_product(covariance, x, precision="highest") * x, axis=2)
-        logits = _product(jnp.broadcast_to(kernel.T, (batch, *kernel.T.shape)), x) + bias[:, None]
+        x = jnp.concatenate([x, jnp.ones_like(x[:, :, :1])], axis=2)
+        log_total = jax.nn.logsumexp(_product(clean[..., :-1], x), axis=2, keepdims=True)
+        x = jnp.concatenate([x, -log_total], axis=2)
 
         def result(shifted: bool) -> Summary:
-            reference = clean(logits, shifted=shifted)
-            return summary(
-                summed(deviation, reference, samples, shifted=shifted, spread=False), reference, samples
-            )
+            return summary(summed(lambda k: _product(thinned[k], x), samples, shifted=shifted, spread=False), samples)
 
         quick = result(shifted=False)
         sound = jnp.all(jnp.isfinite(quick.information))
         return jax.lax.cond(sound, lambda: quick, lambda: result(shifted=True)), jnp.maximum(variance, 0)
 
-    tiles = tiled(x)
-    found, variance = _in_blocks(block, tiles)
+    found, variance = _in_blocks(block, tiled(x))
     probabilities, entropy, information = (untiled(y, height, width) for y in found)
     return Uncertainty(probabilities, entropy, information, untiled(variance, height, width))
 
@@ -319,13 +317,11 @@ def _product(matrices: Float[Array, "b c f"], x: Float[Array, "b n f t"], precis
     return jnp.matmul(spread, x, precision=precision)
 
 
-def _of_samples(deviation: Any, reference: Clean, samples: int, shape: tuple[int, ...]) -> Uncertainty:
-    sums = summed(deviation, reference, samples, shifted=True, spread=True)
-    probabilities, entropy, information = (untiled(y, *shape[1:3]) for y in summary(sums, reference, samples))
-    classes = probabilities.shape[-1]
-    return Uncertainty(
-        probabilities, entropy, information, untiled(sums.squares, *shape[1:3]) / ((samples - 1) * classes)
-    )
+def _of_samples(logits: Callable[[Array], Array], samples: int, shape: tuple[int, ...]) -> Uncertainty:
+    sums = summed(logits, samples)
+    probabilities, entropy, information = (untiled(y, *shape[1:3]) for y in summary(sums, samples))
+    variance = untiled(sums.squares, *shape[1:3]) / ((samples - 1) * probabilities.shape[-1])
+    return Uncertainty(probabilities, entropy, information, variance)
 
 
 def _folded(keys: Array, k: Array) -> Array:

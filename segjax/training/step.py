@@ -186,7 +186,7 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
             key=state.key,
         )
         if hyper.ema_decay is not None:
-            new_state = new_state.replace(ema=_averaged(new_state, hyper.ema_decay))
+            new_state = new_state.replace(ema=averaged(new_state, hyper.ema_decay))
         measured = {"loss": loss, **parts, "grad_norm": optax.tree.norm(gradients), "learning_rate": rate}
         if measures_budget:
             measured["budget"] = budget_of(output, labels, hyper)
@@ -195,7 +195,7 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
     return step
 
 
-def _averaged(state: TrainState, decay: jax.Array) -> dict[str, Any]:
+def averaged(state: TrainState, decay: jax.Array) -> dict[str, Any]:
     """The next running means; young ones forget faster, min(decay, (1 + t) / (10 + t)), or the start would linger."""
     t = state.step.astype(jnp.float32)
     decay = jnp.minimum(decay, (1 + t) / (10 + t))

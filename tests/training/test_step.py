@@ -5,11 +5,7 @@ import pytest
 
 from segjax.training import ConfigError
 from segjax.training.objective import hyper_from_config
-from segjax.training.step import (
-    init_state,
-    make_model,
-    make_train_step,
-)
+from segjax.training.step import averaged, init_state, make_model, make_train_step
 
 RNG = np.random.default_rng(0)
 
@@ -80,3 +76,32 @@ def test_a_prior_of_the_wrong_length_is_refused(tiny):
     tiny.model.prior = (0.9, 0.1)
     with pytest.raises(ConfigError, match=r"config.model.prior needs 1 value\(s\) for sigmoid_focal; got \(0.9, 0.1\)"):
         make_model(tiny, 2)
+
+
+def test_class_weights_are_one_an_output(tiny):
+    tiny.objective.loss, tiny.objective.void, tiny.objective.class_weights = (
+        "softmax_cross_entropy",
+        "class",
+        (1.0, 2.0),
+    )
+    with pytest.raises(
+        ConfigError, match=r"class_weights needs 3 values, one an output of road_debris, void last"
+    ):
+        make_model(tiny, 2)
+
+
+def test_a_background_that_is_no_class_is_refused(tiny):
+    tiny.objective.background = 2
+    with pytest.raises(ConfigError, match=r"config.objective.background must be a class of road_debris, 0 to 1; got 2"):
+        make_model(tiny, 2)
+
+
+def test_the_running_mean_follows_with_its_decay_and_forgets_the_start(tiny):
+    state = init_state(tiny, make_model(tiny, 2))
+    mean = {"params": {"w": jnp.float32(1.0)}, "batch_stats": {"m": jnp.float32(0.0)}}
+    state = state.replace(params={"w": jnp.float32(3.0)}, batch_stats={"m": jnp.float32(2.0)}, ema=mean)
+    young = averaged(state.replace(step=jnp.int32(1)), jnp.float32(0.99))  # decay 2 / 11
+    old = averaged(state.replace(step=jnp.int32(10**6)), jnp.float32(0.99))
+    assert float(young["params"]["w"]) == pytest.approx(1 + 2 * 9 / 11)
+    assert float(old["params"]["w"]) == pytest.approx(1.02)
+    assert float(old["batch_stats"]["m"]) == pytest.approx(0.02)
