@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Real, Shaped
 
-from segjax.inference.streaming import TILE, Summary, summary, summed, tiled, untiled
+from segjax.inference.streaming import TILE, Summary, sum_of_products, summary, summed, tiled, untiled
 from segjax.models import Segmentation, example_dropout_keys, logit_variance
 from segjax.models.dropout import checked_rate, dropout
 
@@ -282,7 +282,7 @@ def _channel_masks(x: Array, kernel: Array, bias: Array, keys: Array, samples: i
     )
 
     def block(x: Array) -> tuple[Summary, Array]:
-        variance = jnp.sum(_product(covariance, x, precision="highest") * x, axis=2)
+        variance = sum_of_products(_product(covariance, x, precision="highest"), x)
         x = jnp.concatenate([x, jnp.ones_like(x[:, :, :1])], axis=2)
         log_total = jax.nn.logsumexp(_product(clean[..., :-1], x), axis=2, keepdims=True)
         x = jnp.concatenate([x, -log_total], axis=2)

@@ -75,7 +75,7 @@ def summed(
         mean = squares = None
         if spread:
             mean = sums.mean + (z - sums.mean) / (k + 1).astype(z.dtype)
-            squares = sums.squares + jnp.sum((z - sums.mean) * (z - mean), axis=2)
+            squares = sums.squares + sum_of_products(z - sums.mean, z - mean)
         return Sums(sums.probability + probability, sums.entropy + entropy, mean, squares), None
 
     # From the first sample and not from zeros, which a checked shard_map takes for another type than a device's sums.
@@ -91,9 +91,14 @@ def summary(sums: Sums, samples: int) -> Summary:
     so that samples that agree have none.
     """
     p = sums.probability / samples
-    entropy = -jnp.sum(p * jnp.log(jnp.where(p == 0, 1, p)), axis=2)
+    entropy = -sum_of_products(p, jnp.log(jnp.where(p == 0, 1, p)))
     information = entropy - sums.entropy / samples
     return Summary(p, entropy, jnp.where(information < _ROUNDING * jnp.finfo(p.dtype).eps, 0, information))
+
+
+def sum_of_products(a: Float[Array, "b n c t"], b: Float[Array, "b n c t"]) -> Float[Array, "b n t"]:
+    """Over the classes. Written as a product: XLA's sum of the same terms takes ten times as long on a CPU."""
+    return jnp.einsum("bnct,bnct->bnt", a, b, precision="highest")
 
 
 def _two_sums(a: Array, b: Array) -> tuple[Array, Array]:
