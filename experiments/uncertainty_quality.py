@@ -34,6 +34,13 @@ from segjax.training.provenance import provenance
 RATE = 0.2
 HEADS = (3, 30)
 BINS = 4096
+# In the order of the table; JAX sorts the keys of the counts.
+NAMES = (
+    "1 - max probability",
+    "entropy",
+    *(f"{kind}, K = {heads}" for heads in HEADS for kind in ("variance", "mutual information", "entropy")),
+    "variance, analytic",
+)
 # Uncertainties lie anywhere above 0: their logarithm ranks as they do, and these are the ends of its bins.
 LOWEST, HIGHEST = -16.0, 16.0
 
@@ -94,7 +101,8 @@ def make_counts(config: ConfigDict, model: Any, num_classes: int, key: jax.Array
 def scores(counts: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
     """The numbers of the table, by uncertainty; a pixel counts as certain if it is of the surest 90 %."""
     result = {}
-    for name, histograms in counts.items():
+    for name in filter(counts.__contains__, NAMES):
+        histograms = counts[name]
         curve = metrics.risk_coverage(histograms["errors"])
         at = int(np.searchsorted(curve["coverage"], 0.9))
         versus = metrics.accuracy_vs_uncertainty(histograms["errors"], HIGHEST - LOWEST)
@@ -127,7 +135,8 @@ def figure(counts: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     drawn = Figure(figsize=(16, 5), layout="constrained")
     axes = drawn.subplots(1, 3)
     styles = ["-", "-", ":", "--", "-.", ":", "--", "-.", "-"]
-    for (name, histograms), style in zip(counts.items(), styles, strict=True):
+    for name, style in zip(NAMES, styles, strict=True):
+        histograms = counts[name]
         curve = metrics.risk_coverage(histograms["errors"])
         versus = metrics.accuracy_vs_uncertainty(histograms["errors"], HIGHEST - LOWEST)
         width = 2.2 if style == "-" else 1.4

@@ -7,13 +7,15 @@ from segjax.inference.ensemble import (
     predict_with_uncertainty,
     whole_passes,
 )
-from segjax.inference.visualize import overlay
+from segjax.inference.visualize import heatmap, overlay, panel
 
 __all__ = [
     "Uncertainty",
     "analytic_uncertainty",
     "head_uncertainty",
+    "heatmap",
     "overlay",
+    "panel",
     "predict_with_uncertainty",
     "whole_passes",
 ]

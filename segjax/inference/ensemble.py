@@ -18,8 +18,8 @@ from segjax.inference.streaming import TILE, Summary, sum_of_products, summary, 
 from segjax.models import Segmentation, example_dropout_keys, logit_variance
 from segjax.models.dropout import checked_rate, dropout
 
-# Pixels at a time: what belongs to them then stays in a CPU core's cache from one sample to the next.
-_BLOCK = 2048
+# Pixels at a time: few enough for a cache, enough for several cores.
+_BLOCK = 16384
 
 
 class Uncertainty(NamedTuple):
@@ -95,6 +95,8 @@ def head_uncertainty(
     x, kernel, bias = _head_inputs(features, kernel, bias)
     _check_samples(samples)
     keys = example_dropout_keys(key, jnp.arange(x.shape[0]) if examples is None else examples)
+    if keys.shape != x.shape[:1]:
+        raise ValueError(f"examples must hold one index an image, shape {x.shape[:1]}; got {keys.shape}")
     rate = checked_rate("rate", rate)
     if mask == "channel":
         return _channel_masks(x, kernel, bias, keys, samples, rate)

@@ -91,8 +91,9 @@ def summary(sums: Sums, samples: int) -> Summary:
     so that samples that agree have none.
     """
     p = sums.probability / samples
-    entropy = -sum_of_products(p, jnp.log(jnp.where(p == 0, 1, p)))
-    information = entropy - sums.entropy / samples
+    # Rounded, p̄ may be a little over 1.
+    entropy = jnp.maximum(-sum_of_products(p, jnp.log(jnp.where(p == 0, 1, p))), 0)
+    information = entropy - jnp.maximum(sums.entropy / samples, 0)
     return Summary(p, entropy, jnp.where(information < _ROUNDING * jnp.finfo(p.dtype).eps, 0, information))
 
 

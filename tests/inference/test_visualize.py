@@ -1,9 +1,17 @@
+import inspect
+
+import cv2
 import numpy as np
 import pytest
 
-from segjax.inference import overlay
+from segjax.inference import heatmap, overlay, panel
 
 IMAGE = np.full((2, 3, 3), 100, np.uint8)
+PALETTE = np.array([[200, 0, 0], [0, 150, 0]], np.uint8)
+PHOTO = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+TRUTH = np.tile(np.array([0, 1, 255]), (40, 20))
+PREDICTION = np.tile(np.array([1, 0, 0]), (40, 20))
+UNSURE = np.linspace(0, 2, 40 * 60).reshape(40, 60)
 
 
 def test_black_leaves_the_image_as_it_is():
@@ -26,3 +34,94 @@ def test_a_grey_image_becomes_a_colour_picture():
 def test_an_opacity_outside_its_range_is_refused():
     with pytest.raises(ValueError, match=r"opacity must lie in \[0, 1\]; got 2.0"):
         overlay(IMAGE, IMAGE, opacity=2.0)
+
+
+def test_a_larger_value_is_lighter():
+    colours = heatmap(np.linspace(0, 3, 256), maximum=3.0)
+    lightness = cv2.cvtColor(colours[None], cv2.COLOR_RGB2Lab)[0, :, 0].astype(int)
+    assert (np.diff(lightness) >= 0).all()
+    assert lightness[0] < 5
+    assert lightness[-1] > 240
+    steps = np.diff(lightness[::16])
+    assert steps.max() < 3 * steps.min()
+
+
+def test_values_outside_the_scale_have_its_end_and_nan_no_colour_of_it():
+    colours = heatmap(np.array([-1, 0, 2, 5, np.inf, np.nan]), maximum=2.0)
+    np.testing.assert_array_equal(colours[0], colours[1])
+    np.testing.assert_array_equal(colours[3:5], colours[[2, 2]])
+    assert colours[5].tolist() == [128, 128, 128]
+
+
+@pytest.mark.parametrize("maximum", [0.0, -1.0, np.inf, np.nan])
+def test_a_scale_without_extent_is_refused(maximum):
+    with pytest.raises(ValueError, match=r"maximum must be finite and more than 0; got"):
+        heatmap(UNSURE, maximum)
+
+
+def test_a_panel_holds_the_four_pictures_pixel_by_pixel():
+    drawn = panel(PHOTO, TRUTH, PREDICTION, UNSURE, PALETTE)
+    columns = [drawn[-40:, i * 64 : i * 64 + 60] for i in range(4)]
+    black = np.zeros((1, 3), np.uint8)
+    np.testing.assert_array_equal(columns[0], PHOTO)
+    np.testing.assert_array_equal(columns[1][0, :3], np.concatenate([PALETTE, black]))
+    np.testing.assert_array_equal(columns[2][0, :3], PALETTE[[1, 0, 0]])
+    np.testing.assert_array_equal(columns[3], heatmap(UNSURE, 2.0))
+
+
+def test_the_scale_runs_from_the_maximum_down_to_nothing():
+    bar = panel(PHOTO, TRUTH, PREDICTION, UNSURE, PALETTE)[-40:, 4 * 64]
+    np.testing.assert_array_equal(bar[[0, -1]], heatmap(np.array([1.0, 0.0]), 1.0))
+    assert (np.diff(bar.astype(int).sum(axis=-1)) < 0).all()
+
+
+def test_titles_and_the_maximum_are_written():
+    drawn = panel(PHOTO, TRUTH, PREDICTION, UNSURE, PALETTE)
+    others = panel(PHOTO, TRUTH, PREDICTION, UNSURE, PALETTE, titles=("a", "truth", "prediction", "uncertainty"))
+    strip = slice(0, drawn.shape[0] - 40)
+    assert (drawn[strip, :60] < 100).any()
+    assert not np.array_equal(drawn[strip, :60], others[strip, :60])
+    np.testing.assert_array_equal(drawn[:, 60:], others[:, 60:])
+    longer = panel(PHOTO, TRUTH, PREDICTION, UNSURE, PALETTE, maximum=4.0)
+    assert not np.array_equal(drawn[-40:, 4 * 64 + 8 :], longer[-40:, 4 * 64 + 8 :])
+
+
+def test_without_truth_there_is_no_column_for_it():
+    drawn = panel(PHOTO, TRUTH, PREDICTION, UNSURE, PALETTE)
+    without = panel(PHOTO, None, PREDICTION, UNSURE, PALETTE)
+    np.testing.assert_array_equal(without, np.concatenate([drawn[:, :64], drawn[:, 2 * 64 :]], axis=1))
+
+
+@pytest.mark.parametrize("uncertainty", [0 * UNSURE, np.nan * UNSURE], ids=["zeros", "NaN"])
+def test_an_uncertainty_without_a_maximum_is_drawn(uncertainty):
+    drawn = panel(PHOTO[..., :1], TRUTH, PREDICTION, uncertainty, PALETTE)
+    np.testing.assert_array_equal(drawn[-40:, 3 * 64 : 3 * 64 + 60], heatmap(uncertainty, 1.0))
+
+
+# Without the tests' import hook, as a user has it.
+RAW = inspect.unwrap(panel)
+BROKEN = {
+    "titles": (
+        lambda: RAW(PHOTO, None, PREDICTION, UNSURE, PALETTE, titles=("a", "b")),
+        r"titles must be four, of image, truth, prediction and uncertainty; got 2",
+    ),
+    "truth of another size": (
+        lambda: RAW(PHOTO, TRUTH[1:], PREDICTION, UNSURE, PALETTE),
+        r"truth must have the image's size, \(40, 60\); got \(39, 60\)",
+    ),
+    "uncertainty of a batch": (
+        lambda: RAW(PHOTO, TRUTH, PREDICTION, UNSURE[None], PALETTE),
+        r"uncertainty must have the image's size, \(40, 60\); got \(1, 40, 60\)",
+    ),
+    "a class without a colour": (
+        lambda: RAW(PHOTO, TRUTH, PREDICTION + 1, UNSURE, PALETTE),
+        r"no colour for train id 2; the palette has 2 classes",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_input_is_named(case):
+    call, message = BROKEN[case]
+    with pytest.raises(ValueError, match=message):
+        call()
