@@ -176,7 +176,8 @@ def whole_passes(
     .. math:: z_k = f(x; m_k), \quad m_k \text{ drawn with } \text{fold\_in}(\text{key}, k)
 
     Every sample draws all of the model's masks anew: the deep ones, and one of the head where the model has
-    dropout="sampled". It takes K + 1 times as long as the clean pass, and the memory of one.
+    dropout="sampled". It takes at most K + 1 times as long as the clean pass (XLA computes what lies before the
+    first mask once for all), and the memory of one.
 
     Args:
         model: a `segjax.models.UNet` with deep_dropout > 0 or dropout="sampled".
