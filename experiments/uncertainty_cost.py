@@ -4,8 +4,8 @@ A U-Net of each width predicts a batch: without dropout; with K = 30 dropout hea
 with the variance in closed form; and by 5 whole passes with dropout deep in it, beside the clean one. All are jitted
 and give mean probabilities, entropy and variance (the samples mutual information too), the clean pass its logits. Whole
 passes cost less than one each: what lies before the first dropout is the same for all, and computed once. The rounds
-are interleaved, every case once a round and each round in another order, so that whatever else the machine does falls on
-all alike; of each case the median is taken, and its ratio to the clean pass.
+are interleaved, every case once a round and each round in another order, so that whatever else the machine does falls
+on all alike; of each case the median is taken, and its ratio to the clean pass.
 """
 
 import os
