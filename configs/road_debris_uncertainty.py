@@ -2,8 +2,10 @@
 
 Source: the Cityscapes recipe (configs/cityscapes_unet_recipe.py) on two classes; the road is the background.
 COMMAND: python -m segjax.train --config=configs/road_debris_uncertainty.py --workdir=runs/debris_uncertainty
-SCORE: TO MEASURE
-TIME: TO MEASURE
+SCORE: average precision 0.321 of debris, AUROC 0.993, but recall 0 at p > 1/2 and pixel accuracy 0.995, seed 0: 400
+  steps do not leave the background trap. With C = 0.1 it is the same (average precision 0.299), so the penalty is not
+  what holds it there.
+TIME: 2 minutes on 2 CPU cores.
 """
 
 from configs.road_debris_ablation import get_config as ablation

@@ -278,20 +278,16 @@ def _channel_masks(x: Array, kernel: Array, bias: Array, keys: Array, samples: i
     centred -= jnp.mean(centred, axis=0)
     scale = 1 / ((samples - 1) * kernel.shape[1])
     covariance = scale * jnp.einsum("kbcf,kbcg->bfg", centred, centred, precision="highest")
-    # Two more features: 1 for the bias, and what makes log probabilities of the clean logits, to have exp in range.
-    thinned, clean = (
-        jnp.concatenate([w, jnp.broadcast_to(bias[:, None], (*w.shape[:-1], 1)), jnp.ones_like(w[..., :1])], axis=-1)
-        for w in (thinned, jnp.broadcast_to(kernel.T, thinned.shape[1:]))
-    )
+    clean, bias = jnp.broadcast_to(kernel.T, thinned.shape[1:]), bias[:, None]
 
     def block(x: Array) -> tuple[Summary, Array]:
         variance = sum_of_products(_product(covariance, x, precision="highest"), x)
-        x = jnp.concatenate([x, jnp.ones_like(x[:, :, :1])], axis=2)
-        log_total = jax.nn.logsumexp(_product(clean[..., :-1], x), axis=2, keepdims=True)
-        x = jnp.concatenate([x, -log_total], axis=2)
+        # Less the sum of the clean exp, the clean logits are log probabilities and the samples' near them.
+        log_total = jax.nn.logsumexp(_product(clean, x) + bias, axis=2, keepdims=True)
 
         def result(shifted: bool) -> Summary:
-            return summary(summed(lambda k: _product(thinned[k], x), samples, shifted=shifted, spread=False), samples)
+            sums = summed(lambda k: _product(thinned[k], x) + bias - log_total, samples, shifted=shifted, spread=False)
+            return summary(sums, samples)
 
         quick = result(shifted=False)
         sound = jnp.all(jnp.isfinite(quick.information))
