@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Real, Shaped
 
-from segjax.inference.streaming import TILE, Summary, sum_of_products, summary, summed, tiled, untiled
+from segjax.inference.streaming import over_classes, summary, summed
 from segjax.models import Segmentation, example_dropout_keys, logit_variance
 from segjax.models.dropout import checked_rate, dropout
 
-# Pixels at a time: few enough for a cache, enough for several cores.
-_BLOCK = 16384
+# Pixels at a time. On a CPU so few that its cache holds them from one sample to the next, and enough for several cores;
+# elsewhere each step of a loop costs a launch.
+_BLOCK, _BLOCK_CPU = 2**20, 2**14
 
 
 class Uncertainty(NamedTuple):
@@ -101,8 +102,8 @@ def head_uncertainty(
     if mask == "channel":
         return _channel_masks(x, kernel, bias, keys, samples, rate)
 
-    def logits(k: Array) -> Array:
-        return tiled(dropout(x, rate, _folded(keys, k), mask=mask) @ kernel + bias)
+    def logits(numbers: Array) -> list[Array]:
+        return [_pixels_last(dropout(x, rate, _folded(keys, k), mask=mask) @ kernel + bias) for k in numbers]
 
     return _of_samples(logits, samples, x.shape)
 
@@ -219,9 +220,9 @@ def whole_passes(
         output = one_head.apply(
             variables, images, train=False, rate=rate, deep_rate=deep_rate, examples=examples, rngs=rngs
         )
-        return tiled(output.logits if output.mc_logits is None else output.mc_logits[0])
+        return _pixels_last(output.logits if output.mc_logits is None else output.mc_logits[0])
 
-    return first, _of_samples(logits, samples, first.logits.shape)
+    return first, _of_samples(lambda numbers: [logits(k) for k in numbers], samples, first.logits.shape)
 
 
 def analytic_uncertainty(
@@ -278,49 +279,51 @@ def _channel_masks(x: Array, kernel: Array, bias: Array, keys: Array, samples: i
     centred -= jnp.mean(centred, axis=0)
     scale = 1 / ((samples - 1) * kernel.shape[1])
     covariance = scale * jnp.einsum("kbcf,kbcg->bfg", centred, centred, precision="highest")
-    clean, bias = jnp.broadcast_to(kernel.T, thinned.shape[1:]), bias[:, None]
 
-    def block(x: Array) -> tuple[Summary, Array]:
-        variance = sum_of_products(_product(covariance, x, precision="highest"), x)
+    def block(image_and_pixels: tuple[Array, Array]) -> tuple[Array, ...]:
+        image, x = image_and_pixels
+        variance = over_classes(jnp.matmul(covariance[image], x, precision="highest") * x)
         # Less the sum of the clean exp, the clean logits are log probabilities and the samples' near them.
-        log_total = jax.nn.logsumexp(_product(clean, x) + bias, axis=2, keepdims=True)
+        log_total = jax.nn.logsumexp(kernel.T @ x + bias[:, None], axis=0)
 
-        def result(shifted: bool) -> Summary:
-            sums = summed(lambda k: _product(thinned[k], x) + bias - log_total, samples, shifted=shifted, spread=False)
-            return summary(sums, samples)
+        def logits(numbers: Array) -> list[Array]:
+            kernels = thinned[numbers, image].reshape(-1, channels)
+            return [z + bias[:, None] - log_total for z in jnp.split(kernels @ x, len(numbers))]
+
+        def result(shifted: bool) -> tuple[Array, ...]:
+            return tuple(summary(summed(logits, samples, together=2, shifted=shifted, spread=False), samples))
 
         quick = result(shifted=False)
-        sound = jnp.all(jnp.isfinite(quick.information))
-        return jax.lax.cond(sound, lambda: quick, lambda: result(shifted=True)), jnp.maximum(variance, 0)
+        sound = jnp.all(jnp.isfinite(quick[-1]))
+        return *jax.lax.cond(sound, lambda: quick, lambda: result(shifted=True)), jnp.maximum(variance, 0)
 
-    found, variance = _in_blocks(block, tiled(x))
-    probabilities, entropy, information = (untiled(y, height, width) for y in found)
-    return Uncertainty(probabilities, entropy, information, untiled(variance, height, width))
+    most = _BLOCK_CPU if jax.default_backend() == "cpu" else _BLOCK
+    steps = math.ceil(height * width / most)
+    size = math.ceil(height * width / steps)
+    pixels = jnp.pad(x.reshape(batch, -1, channels), ((0, 0), (0, steps * size - height * width), (0, 0)))
+    blocks = jnp.swapaxes(pixels.reshape(batch * steps, size, channels), 1, 2)
+    found = jax.lax.map(block, (jnp.repeat(jnp.arange(batch), steps), blocks))
 
+    def image(y: Float[Array, "blocks c size"]) -> Float[Array, "b h w c"]:
+        pixels = jnp.swapaxes(y, 1, 2).reshape(batch, steps * size, -1)
+        return pixels[:, : height * width].reshape(batch, height, width, -1)
 
-def _in_blocks(function: Any, tiles: Float[Array, "b n f t"]) -> Any:
-    """`function` of a few tiles at a time, and its results `[B, n, …]` put together."""
-    batch, count, channels, _ = tiles.shape
-    steps = max(1, round(batch * count * TILE / _BLOCK))
-    each = math.ceil(count / steps)
-    steps = math.ceil(count / each)
-    padded = jnp.pad(tiles, ((0, 0), (0, steps * each - count), (0, 0), (0, 0)))
-    blocks = jnp.moveaxis(padded.reshape(batch, steps, each, channels, TILE), 1, 0)
-    results = jax.lax.map(function, blocks)
-    return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(batch, steps * each, *y.shape[3:])[:, :count], results)
+    probabilities, *others = map(image, found)
+    return Uncertainty(probabilities, *(y[..., 0] for y in others))
 
 
-def _product(matrices: Float[Array, "b c f"], x: Float[Array, "b n f t"], precision: Any = None) -> Array:
-    """Each image's matrix times its pixels. As a batched product, which a CPU computes in half the time of a sum."""
-    spread = jnp.broadcast_to(matrices[:, None], (*x.shape[:2], *matrices.shape[1:]))
-    return jnp.matmul(spread, x, precision=precision)
+def _of_samples(logits: Callable[[Array], list[Array]], samples: int, shape: tuple[int, ...]) -> Uncertainty:
+    def image(y: Float[Array, "b c p"]) -> Float[Array, "b h w c"]:
+        return jnp.swapaxes(y, 1, 2).reshape(*shape[:3], -1)
 
-
-def _of_samples(logits: Callable[[Array], Array], samples: int, shape: tuple[int, ...]) -> Uncertainty:
     sums = summed(logits, samples)
-    probabilities, entropy, information = (untiled(y, *shape[1:3]) for y in summary(sums, samples))
-    variance = untiled(sums.squares, *shape[1:3]) / ((samples - 1) * probabilities.shape[-1])
-    return Uncertainty(probabilities, entropy, information, variance)
+    probabilities, entropy, information = map(image, summary(sums, samples))
+    variance = image(sums.squares) / ((samples - 1) * probabilities.shape[-1])
+    return Uncertainty(probabilities, entropy[..., 0], information[..., 0], variance[..., 0])
+
+
+def _pixels_last(x: Float[Array, "b h w c"]) -> Float[Array, "b c p"]:
+    return jnp.swapaxes(x.reshape(x.shape[0], -1, x.shape[-1]), 1, 2)
 
 
 def _folded(keys: Array, k: Array) -> Array:

@@ -1,9 +1,9 @@
-"""Sums over Monte Carlo samples of the logits, one sample at a time: no array here holds K of them. Private.
+"""Sums over Monte Carlo samples of the logits, a few samples at a time: no array here holds K of them. Private.
 
-Pixels lie in tiles, `[B, n, C, 256]`: on a CPU the sums over the classes are then the fast ones, and exp is vectorised.
+Pixels come last, `[..., C, P]`: exp is then vectorised on a CPU, and a sum over the classes is a product with ones,
+which it computes several times as fast as it sums.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-TILE = 256
 # Where a sample's exp(logits) add up to what lies in here, no digit is lost without a shift by their maximum.
 _UNSHIFTED = (1e-25, 1e30)
 # In units of the dtype's epsilon: mutual information below it is rounding.
@@ -19,69 +18,64 @@ _ROUNDING = 16
 
 
 class Sums(NamedTuple):
-    """What is kept of the samples seen: sums of the softmax and of its entropy, Welford's mean and squares."""
+    """Over the samples seen: p = softmax(z), p · z, log Σ exp z, and Welford's mean and squares of z."""
 
-    probability: Float[Array, "b n c t"]
-    entropy: Float[Array, "b n t"]
-    mean: Float[Array, "b n c t"] | None
-    squares: Float[Array, "b n t"] | None
+    probability: Float[Array, "... c p"]
+    weighted: Float[Array, "... c p"]
+    log_total: Float[Array, "... 1 p"]
+    mean: Float[Array, "... c p"] | None
+    squares: Float[Array, "... 1 p"] | None
 
 
 class Summary(NamedTuple):
     """Mean probabilities, their entropy, and the mutual information."""
 
-    probabilities: Float[Array, "b n c t"]
-    entropy: Float[Array, "b n t"]
-    information: Float[Array, "b n t"]
+    probabilities: Float[Array, "... c p"]
+    entropy: Float[Array, "... 1 p"]
+    information: Float[Array, "... 1 p"]
 
 
-def tiled(x: Float[Array, "b h w c"]) -> Float[Array, "b n c 256"]:
-    """An image's pixels in tiles, the last one filled up with zeros."""
-    batch, height, width, channels = x.shape
-    tiles = math.ceil(height * width / TILE)
-    pixels = x.reshape(batch, height * width, channels)
-    padded = jnp.pad(pixels, ((0, 0), (0, tiles * TILE - height * width), (0, 0)))
-    return jnp.swapaxes(padded.reshape(batch, tiles, TILE, channels), 2, 3)
-
-
-def untiled(x: Float[Array, "b n ... 256"], height: int, width: int) -> Float[Array, "b h w ..."]:
-    """Undoes `tiled`; of `[B, n, 256]` it makes `[B, H, W]`."""
-    x = jnp.moveaxis(x, -1, 2)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, : height * width].reshape(-1, height, width, *x.shape[3:])
+def over_classes(x: Float[Array, "... c p"]) -> Float[Array, "... 1 p"]:
+    """The sum over the classes."""
+    return jnp.matmul(jnp.ones((1, x.shape[-2]), x.dtype), x, precision="highest")
 
 
 def summed(
-    logits: Callable[[Array], Float[Array, "b n c t"]], samples: int, *, shifted: bool = True, spread: bool = True
+    logits: Callable[[Array], list[Float[Array, "... c p"]]],
+    samples: int,
+    *,
+    together: int = 1,
+    shifted: bool = True,
+    spread: bool = True,
 ) -> Sums:
-    """The sums over `samples`, the k-th of which has `logits(k)`.
+    """The sums over `samples`, whose numbers `[n]`, n ≤ `together`, are given to `logits`, which gives a list of n.
 
     `shifted` is right for any logits. Without it they have to be near log probabilities, within some 60: beyond, the
-    entropy is NaN. That saves half the time. `spread`: the variance is wanted.
+    sums are NaN. That saves half the time. `spread`: the variance is wanted.
     """
 
-    def terms(z: Array) -> tuple[Array, Array]:
-        if shifted:
-            z = z - jnp.max(z, axis=2, keepdims=True)
-        exps = jnp.exp(z)
-        total, weighted = _two_sums(exps, exps * z)
-        if not shifted:
-            total = jnp.where((total > _UNSHIFTED[0]) & (total < _UNSHIFTED[1]), total, jnp.nan)
-        inverse = 1 / total
-        return exps * inverse[:, :, None], jnp.log(total) - weighted * inverse
+    def add(sums: Sums, k: Array, z: Array) -> Sums:
+        one = _of_one(z, shifted)
+        added = Sums(*(a + b for a, b in zip(sums[:3], one[:3], strict=True)), None, None)
+        if not spread:
+            return added
+        mean = sums.mean + (z - sums.mean) / (k + 1).astype(z.dtype)
+        return added._replace(mean=mean, squares=sums.squares + over_classes((z - sums.mean) * (z - mean)))
 
-    def add(sums: Sums, k: Array) -> tuple[Sums, None]:
-        z = logits(k)
-        probability, entropy = terms(z)
-        mean = squares = None
-        if spread:
-            mean = sums.mean + (z - sums.mean) / (k + 1).astype(z.dtype)
-            squares = sums.squares + sum_of_products(z - sums.mean, z - mean)
-        return Sums(sums.probability + probability, sums.entropy + entropy, mean, squares), None
+    def add_all(sums: Sums, numbers: Array) -> tuple[Sums, None]:
+        for k, z in zip(numbers, logits(numbers), strict=True):
+            sums = add(sums, k, z)
+        return sums, None
 
-    # From the first sample and not from zeros, which a checked shard_map takes for another type than a device's sums.
-    z = logits(jnp.int32(0))
-    first = Sums(*terms(z), z if spread else None, jnp.sum(0 * z, axis=2) if spread else None)
-    return jax.lax.scan(add, first, jnp.arange(1, samples, dtype=jnp.int32))[0]
+    # From the first samples and not from zeros, which a checked shard_map takes for another type than a device's sums.
+    numbers = jnp.arange(samples, dtype=jnp.int32)
+    head = samples % together or together
+    first, *others = logits(numbers[:head])
+    sums = _of_one(first, shifted)
+    sums = sums._replace(mean=first, squares=0 * sums.log_total) if spread else sums
+    for k, z in zip(numbers[1:head], others, strict=True):
+        sums = add(sums, k, z)
+    return jax.lax.scan(add_all, sums, numbers[head:].reshape(-1, together))[0]
 
 
 def summary(sums: Sums, samples: int) -> Summary:
@@ -91,18 +85,19 @@ def summary(sums: Sums, samples: int) -> Summary:
     so that samples that agree have none.
     """
     p = sums.probability / samples
-    # Rounded, p̄ may be a little over 1.
-    entropy = jnp.maximum(-sum_of_products(p, jnp.log(jnp.where(p == 0, 1, p))), 0)
-    information = entropy - jnp.maximum(sums.entropy / samples, 0)
+    # Rounded, p may be a little over 1.
+    entropy = jnp.maximum(-over_classes(p * jnp.log(jnp.where(p == 0, 1, p))), 0)
+    each = jnp.maximum((sums.log_total - over_classes(sums.weighted)) / samples, 0)
+    information = entropy - each
     return Summary(p, entropy, jnp.where(information < _ROUNDING * jnp.finfo(p.dtype).eps, 0, information))
 
 
-def sum_of_products(a: Float[Array, "b n c t"], b: Float[Array, "b n c t"]) -> Float[Array, "b n t"]:
-    """Over the classes. Written as a product: XLA's sum of the same terms takes ten times as long on a CPU."""
-    return jnp.einsum("bnct,bnct->bnt", a, b, precision="highest")
-
-
-def _two_sums(a: Array, b: Array) -> tuple[Array, Array]:
-    """The sums of both over the classes, in one pass."""
-    zero = jnp.zeros((), a.dtype)
-    return tuple(jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (2,)))
+def _of_one(z: Array, shifted: bool) -> Sums:
+    if shifted:
+        z = z - jnp.max(z, axis=-2, keepdims=True)
+    exps = jnp.exp(z)
+    total = over_classes(exps)
+    if not shifted:
+        total = jnp.where((total > _UNSHIFTED[0]) & (total < _UNSHIFTED[1]), total, jnp.nan)
+    probability = exps * (1 / total)
+    return Sums(probability, probability * z, jnp.log(total), None, None)
