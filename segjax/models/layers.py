@@ -7,10 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
-from jax import lax
 from jaxtyping import Array, Float
 
-_NHWC = ("NHWC", "HWIO", "NHWC")
+from segjax.models.convolution import conv3x3_reflect, conv3x3_zeros
 
 
 def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
@@ -62,58 +61,6 @@ def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1)
     return jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="reflect")
 
 
-def conv3x3_reflect(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"]) -> Float[Array, "b h w f"]:
-    """A 3×3 convolution of `x` padded by its reflection: `conv(jnp.pad(x, 1, mode="reflect"), kernel, "VALID")`.
-
-    Computed as the zero-padded convolution plus what the reflected lines add to the outermost rows and columns: padding
-    the whole array added two fifths to a plain U-Net's training step on a CPU, this adds a twentieth to ours.
-    Reverse mode only (a custom VJP): `jax.grad`, and `jax.jvp` of it, but not `jax.jvp` alone.
-
-    Args:
-        x: `[B, H, W, C]`, H and W at least 2.
-        kernel: `[3, 3, C, F]`.
-
-    Returns:
-        `[B, H, W, F]`.
-
-    Raises:
-        ValueError: H or W is 1, so that there is nothing to reflect.
-    """
-    h, w = x.shape[1:3]
-    if min(h, w) < 2:
-        raise ValueError(f"reflect padding needs a height and width of at least 2; got {h}x{w}")
-
-    def thin(line: jax.Array, part: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> jax.Array:
-        return lax.conv_general_dilated(line, part, (1, 1), padding, dimension_numbers=_NHWC)
-
-    def mirrored(row: jax.Array) -> jax.Array:  # the rows bring the corners along, the columns must not
-        return jnp.pad(row, ((0, 0), (0, 0), (1, 1), (0, 0)), mode="reflect")
-
-    x, (above, below, before, after) = _inner_lines(x)
-    y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
-    none, one = (0, 0), (1, 1)
-    y = y.at[:, :1].add(thin(mirrored(above), kernel[:1], (none, none)))
-    y = y.at[:, -1:].add(thin(mirrored(below), kernel[2:], (none, none)))
-    y = y.at[:, :, :1].add(thin(before, kernel[:, :1], (one, none)))
-    return y.at[:, :, -1:].add(thin(after, kernel[:, 2:], (one, none)))
-
-
-def _slice_inner_lines(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """`x`, and the second row, last row but one, second column and last column but one of it."""
-    return x, (x[:, 1:2], x[:, -2:-1], x[:, :, 1:2], x[:, :, -2:-1])
-
-
-def _add_inner_lines(_: None, cotangents: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array]:
-    # In place. JAX's own gradient of the slices pads each of the four to the full size before it adds them.
-    whole, (above, below, before, after) = cotangents
-    whole = whole.at[:, 1:2].add(above).at[:, -2:-1].add(below)
-    return (whole.at[:, :, 1:2].add(before).at[:, :, -2:-1].add(after),)
-
-
-_inner_lines = jax.custom_vjp(_slice_inner_lines)
-_inner_lines.defvjp(lambda x: (_slice_inner_lines(x), None), _add_inner_lines)
-
-
 def fan_in_normal(gain: float, fan_in: int) -> nn.initializers.Initializer:
     """A truncated normal of variance `gain / fan_in`, cut at 2σ: gain 2 is `nn.initializers.he_normal`, 1 LeCun's.
 
@@ -156,7 +103,7 @@ class Conv3x3(nn.Module):
         if self.padding == "reflect":
             y = conv3x3_reflect(x, kernel)
         elif self.padding == "zeros":
-            y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
+            y = conv3x3_zeros(x, kernel)
         else:
             raise ValueError(f"padding must be 'reflect' or 'zeros'; got {self.padding!r}")
         if self.use_bias:

@@ -13,7 +13,6 @@ from segjax.models.layers import (
     ConvTranspose2x2,
     Norm,
     PixelShuffle2x2,
-    conv3x3_reflect,
     depth_to_space_2x2,
     fan_in_normal,
     max_pool_2x2,
@@ -122,34 +121,6 @@ def test_pixel_shuffle_computes_in_its_dtype():
     y, variables = PixelShuffle2x2(3, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), normal(0, 1, 2, 2, 4))
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-
-
-@pytest.mark.parametrize("size", [(2, 2), (2, 5), (3, 2), (7, 6)])
-def test_reflected_convolution_is_that_of_the_reflected_input(size):
-    x, kernel = normal(0, 2, *size, 3), normal(1, 3, 3, 3, 4)
-
-    def plain(x, kernel):
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
-        return lax.conv_general_dilated(padded, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    actual = jax.jit(lambda x, k: value_and_gradients(conv3x3_reflect, x, k))(x, kernel)
-    assert_close(actual, jax.jit(lambda x, k: value_and_gradients(plain, x, k))(x, kernel), atol=1e-4)
-
-
-def test_reflected_convolution_has_second_derivatives():
-    x, kernel = normal(0, 1, 3, 3, 1), normal(1, 3, 3, 1, 1)
-
-    def energy(x):
-        return (conv3x3_reflect(x, kernel) ** 3).sum()
-
-    gradient, step = jax.grad(energy), normal(2, *x.shape)
-    _, along = jax.jvp(gradient, (x,), (step,))
-    assert_close(along, jax.grad(lambda x: (gradient(x) * step).sum())(x), atol=1e-3)
-
-
-def test_reflected_convolution_of_one_row_is_an_error():
-    with pytest.raises(ValueError, match="at least 2; got 1x4"):
-        conv3x3_reflect(jnp.zeros((1, 1, 4, 1)), jnp.zeros((3, 3, 1, 1)))
 
 
 def test_zero_padded_convolution_is_linens():

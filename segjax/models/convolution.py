@@ -1,0 +1,134 @@
+"""3×3 convolutions that keep height and width, padded by zeros or by reflection: the numbers of XLA's, faster on a CPU.
+
+Most of a U-Net's training step is in them. The gradient of the kernel of a convolution with few outputs is what XLA's
+CPU compiler does worst: at 16 outputs a fifth of the speed it has at 32. Here that gradient comes by another road.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+# Up to so many outputs XLA's own gradient of the kernel is slow, and from so many inputs on the turned one is fast.
+_FEW_OUTPUTS, _MANY_INPUTS = 16, 32
+
+
+def _plain(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
+
+
+@jax.custom_jvp
+def conv3x3_zeros(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"]) -> Float[Array, "b h w f"]:
+    """A 3×3 convolution of `x` padded by zeros: `lax.conv_general_dilated(x, kernel, (1, 1), "SAME")`.
+
+    On a CPU the gradient of a kernel with at most 16 outputs is computed in a third of the time; elsewhere as ever.
+
+    Args:
+        x: `[B, H, W, C]`.
+        kernel: `[3, 3, C, F]`.
+
+    Returns:
+        `[B, H, W, F]`.
+
+    >>> conv3x3_zeros(jnp.ones((1, 2, 2, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0]
+    Array([[4., 4.],
+           [4., 4.]], dtype=float32)
+    """
+    return _plain(x, kernel)
+
+
+@conv3x3_zeros.defjvp
+def _conv3x3_zeros_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    x, kernel = primals
+    x_dot, kernel_dot = tangents
+    return conv3x3_zeros(x, kernel), conv3x3_zeros(x_dot, kernel) + _of_kernel(x, kernel_dot)
+
+
+def _of_kernel(x: Array, kernel: Array) -> Array:
+    """The convolution again, written so that JAX's own transposition gives the gradient of the kernel in a fast form.
+
+    Reverse mode never runs what is written here, only its transpose with respect to `kernel`.
+    """
+    height, width, channels = x.shape[1:]
+    if kernel.shape[-1] > _FEW_OUTPUTS or channels < 8 or min(height, width) < 2:
+        return _plain(x, kernel)
+    if channels >= _MANY_INPUTS:
+        return lax.platform_dependent(x, kernel, cpu=_turned, default=_plain)
+    if width % 2 == 0:
+        return lax.platform_dependent(x, kernel, cpu=_packed, default=_plain)
+    return _plain(x, kernel)
+
+
+def _turned(x: Array, kernel: Array) -> Array:
+    """The kernel as the image and `x` as the kernel. The transpose then has C outputs, and not F."""
+    height, width = x.shape[1:3]
+    padding = ((height - 2, height - 2), (width - 2, width - 2))
+    y = lax.conv_general_dilated(kernel, x, (1, 1), padding, dimension_numbers=("HWCN", "OHWI", "NHWC"))
+    return y[:, ::-1, ::-1].transpose(3, 1, 2, 0)
+
+
+def _packed(x: Array, kernel: Array) -> Array:
+    """Two columns at a time, as 2C inputs and 2F outputs: column a of a pair sees column b through tap a - b + 1."""
+    b, h, w, c = x.shape
+    f = kernel.shape[-1]
+    zero = jnp.zeros((3, c, f), kernel.dtype)
+    # Of the pair before, the same and the one after: rows are the inputs' column, columns the outputs'.
+    before = ((zero, zero), (kernel[:, 0], zero))
+    same = ((kernel[:, 1], kernel[:, 0]), (kernel[:, 2], kernel[:, 1]))
+    after = ((zero, kernel[:, 2]), (zero, zero))
+    blocks = [jnp.concatenate([jnp.concatenate(row, axis=2) for row in pair], axis=1) for pair in (before, same, after)]
+    y = _plain(x.reshape(b, h, w // 2, 2 * c), jnp.stack(blocks, axis=1))
+    return y.reshape(b, h, w, f)
+
+
+def conv3x3_reflect(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"]) -> Float[Array, "b h w f"]:
+    """A 3×3 convolution of `x` padded by its reflection: `conv(jnp.pad(x, 1, mode="reflect"), kernel, "VALID")`.
+
+    Computed as the zero-padded convolution plus what the reflected lines add to the outermost rows and columns: padding
+    the whole array added two fifths to a plain U-Net's training step on a CPU, this adds a twentieth to ours.
+    Reverse mode only (a custom VJP): `jax.grad`, and `jax.jvp` of it, but not `jax.jvp` alone.
+
+    Args:
+        x: `[B, H, W, C]`, H and W at least 2.
+        kernel: `[3, 3, C, F]`.
+
+    Returns:
+        `[B, H, W, F]`.
+
+    Raises:
+        ValueError: H or W is 1, so that there is nothing to reflect.
+    """
+    h, w = x.shape[1:3]
+    if min(h, w) < 2:
+        raise ValueError(f"reflect padding needs a height and width of at least 2; got {h}x{w}")
+
+    def thin(line: jax.Array, part: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> jax.Array:
+        return lax.conv_general_dilated(line, part, (1, 1), padding, dimension_numbers=_NHWC)
+
+    def mirrored(row: jax.Array) -> jax.Array:  # the rows bring the corners along, the columns must not
+        return jnp.pad(row, ((0, 0), (0, 0), (1, 1), (0, 0)), mode="reflect")
+
+    x, (above, below, before, after) = _inner_lines(x)
+    y = conv3x3_zeros(x, kernel)
+    none, one = (0, 0), (1, 1)
+    y = y.at[:, :1].add(thin(mirrored(above), kernel[:1], (none, none)))
+    y = y.at[:, -1:].add(thin(mirrored(below), kernel[2:], (none, none)))
+    y = y.at[:, :, :1].add(thin(before, kernel[:, :1], (one, none)))
+    return y.at[:, :, -1:].add(thin(after, kernel[:, 2:], (one, none)))
+
+
+def _slice_inner_lines(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """`x`, and the second row, last row but one, second column and last column but one of it."""
+    return x, (x[:, 1:2], x[:, -2:-1], x[:, :, 1:2], x[:, :, -2:-1])
+
+
+def _add_inner_lines(_: None, cotangents: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array]:
+    # In place. JAX's own gradient of the slices pads each of the four to the full size before it adds them.
+    whole, (above, below, before, after) = cotangents
+    whole = whole.at[:, 1:2].add(above).at[:, -2:-1].add(below)
+    return (whole.at[:, :, 1:2].add(before).at[:, :, -2:-1].add(after),)
+
+
+_inner_lines = jax.custom_vjp(_slice_inner_lines)
+_inner_lines.defvjp(lambda x: (_slice_inner_lines(x), None), _add_inner_lines)
