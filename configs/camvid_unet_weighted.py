@@ -1,4 +1,4 @@
-"""CamVid out of the background trap: class weights, boundary weight, a soft Jaccard loss and a running mean.
+"""CamVid out of the background trap: class and boundary weights, growing crops, a soft Jaccard loss, a running mean.
 
 Source: the same network, input and epochs as configs/camvid_unet.py; the class weights are sqrt(median frequency /
   frequency) of the training split's pixels.
@@ -19,8 +19,11 @@ CLASS_WEIGHTS = (0.516, 0.439, 2.12, 0.377, 1.0, 0.68, 1.94, 2.02, 0.873, 2.74, 
 
 
 def get_config():
-    """What weighs the rare classes and the thin ones; the network and the schedule are the baseline's."""
+    """What weighs the rare classes and the thin ones, and crops that enlarge them; the network is the baseline's."""
     config = cross_entropy()
+    third, rate = config.training.steps // 3, config.optimizer.learning_rate
+    last = config.training.steps - 2 * third
+    config.training.phases = ((0.6, third, rate), (0.75, third, rate), (1.0, last, rate))
     config.objective.class_weights = CLASS_WEIGHTS
     config.objective.boundary_factor = 3.0
     config.objective.region = "jaccard"

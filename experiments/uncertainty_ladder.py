@@ -62,6 +62,14 @@ def _without(*fields: str) -> dict[str, Any]:
 _NO_HEADS = _without("objective.uncertainty_weight", "model.dropout")
 _FOCAL = _CE | {"objective.loss": "softmax_focal", "objective.gamma": 2.0}
 _WEIGHTS = {"objective.class_weights": (*CLASS_WEIGHTS, 1.0)}
+# That of configs/camvid_unet_weighted.py: no penalty, void left out, and a region loss for what is rare.
+_BEST = _NO_HEADS | {
+    "objective.void": "ignore",
+    "objective.class_weights": CLASS_WEIGHTS,
+    "objective.boundary_factor": 3.0,
+    "objective.region": "jaccard",
+    "training.ema_decay": 0.99,
+}
 # What the softmax predicts before it has learned anything: the class frequencies, void's 4 % last.
 _PRIOR = {"model.prior": tuple(np.round(np.array([*SHARES, 0.04]) / (sum(SHARES) + 0.04), 4).tolist())}
 _PRIOR["model.head_stddev"] = 0.01
@@ -75,6 +83,7 @@ LADDER = (
     Row("focal instead of CE", {"objective.loss": "softmax_focal", "objective.gamma": 2.0}),
     Row("+ class weights", _WEIGHTS),
     Row("CE, void left out", _CE | {"objective.void": "ignore"}),
+    Row("best combination", _BEST),
 )
 FACTORS = (
     Row("C = 10", {"objective.uncertainty_weight": 10.0}),
