@@ -134,16 +134,19 @@ def figure(counts: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     """Risk over coverage, errors caught over coverage, and precision over recall of void; a line an uncertainty."""
     drawn = Figure(figsize=(16, 5), layout="constrained")
     axes = drawn.subplots(1, 3)
-    styles = ["-", "-", ":", "--", "-.", ":", "--", "-.", "-"]
-    for name, style in zip(NAMES, styles, strict=True):
+    # A colour a measure; of the same measure the clean pass (or the limit) is solid, K = 3 dotted, K = 30 dashed.
+    colours = {"1 - max probability": "black", "entropy": "tab:blue", "variance": "tab:green"}
+    for name in NAMES:
+        colour = colours.get(name.split(",")[0], "tab:red")
+        style = ":" if "K = 3" in name and "K = 30" not in name else "--" if "K = 30" in name else "-"
         histograms = counts[name]
         curve = metrics.risk_coverage(histograms["errors"])
         versus = metrics.accuracy_vs_uncertainty(histograms["errors"], HIGHEST - LOWEST)
         width = 2.2 if style == "-" else 1.4
-        axes[0].plot(curve["coverage"], curve["risk"], style, lw=width, label=name)
-        axes[1].plot(curve["coverage"], versus["uncertain_given_inaccurate"][1:], style, lw=width, label=name)
+        axes[0].plot(curve["coverage"], curve["risk"], style, c=colour, lw=width, label=name)
+        axes[1].plot(curve["coverage"], versus["uncertain_given_inaccurate"][1:], style, c=colour, lw=width)
         known, void = (np.cumsum(row[::-1]) for row in histograms["void"])
-        axes[2].plot(void / void[-1], void / np.maximum(known + void, 1), style, lw=width, label=name)
+        axes[2].plot(void / void[-1], void / np.maximum(known + void, 1), style, c=colour, lw=width)
     for axis, title, x, y in (
         (axes[0], "Risk and coverage", "share of pixels answered, surest first", "share of these that are wrong"),
         (axes[1], "Errors caught", "share of pixels answered, surest first", "share of all errors not answered"),
@@ -151,6 +154,8 @@ def figure(counts: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     ):
         axis.set(title=title, xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, None))
         axis.grid(alpha=0.3)
+    # What a few pixels begin with may be anything; at full coverage all measures have the network's error.
+    axes[0].set_ylim(0, 1.5 * curve["risk"][-1] or None)
     axes[0].legend(fontsize=8)
     drawn.savefig(path, dpi=100)
 
