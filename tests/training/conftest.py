@@ -1,8 +1,10 @@
 """One tiny prepared data set and the config that trains on it, for every test of this folder."""
 
+import numpy as np
 import pytest
 
 from segjax.training import defaults
+from segjax.training.step import init_state, make_model
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +30,27 @@ def tiny(data_dir):
     config.training.evaluate_every = 2
     config.training.checkpoint_every = 1
     return config
+
+
+@pytest.fixture
+def parts(tiny):
+    """The tiny config, its network and a fresh state."""
+    model = make_model(tiny, 2)
+    return tiny, model, init_state(tiny, model)
+
+
+@pytest.fixture
+def batch():
+    """Makes a batch of noise as the loader gives it, with a band of void at the top."""
+
+    def make(examples=4, size=(40, 56)):
+        rng = np.random.default_rng(0)
+        labels = rng.integers(0, 2, (examples, *size)).astype(np.uint8)
+        labels[:, :4] = 255
+        return {
+            "image": rng.integers(0, 256, (examples, *size, 3)).astype(np.uint8),
+            "label": labels,
+            "index": np.arange(examples, dtype=np.int32),
+        }
+
+    return make

@@ -1,31 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from segjax.training.prediction import classify, make_eval_step, make_predictor
 from segjax.training.step import init_state, make_model
 
-RNG = np.random.default_rng(0)
 
-
-def batch(examples=4, size=(40, 56)):
-    labels = RNG.integers(0, 2, (examples, *size)).astype(np.uint8)
-    labels[:, :4] = 255
-    return {
-        "image": RNG.integers(0, 256, (examples, *size, 3)).astype(np.uint8),
-        "label": labels,
-        "index": np.arange(examples, dtype=np.int32),
-    }
-
-
-@pytest.fixture
-def parts(tiny):
-    model = make_model(tiny, 2)
-    return tiny, model, init_state(tiny, model)
-
-
-def test_the_evaluation_step_counts_every_labelled_pixel_at_native_resolution(parts):
+def test_the_evaluation_step_counts_every_labelled_pixel_at_native_resolution(parts, batch):
     config, model, state = parts
     data = batch(examples=3)
     sizes = np.array([[40, 56], [30, 56], [40, 20]], np.int32)
@@ -47,7 +28,7 @@ def test_class_of_one_logit_is_its_sign_and_of_many_the_largest():
     assert classify(jnp.array([[[0.0, 3.0, 9.0]]]), 2).tolist() == [[1]]  # the last is void
 
 
-def test_a_network_that_learned_void_never_predicts_it(tiny):
+def test_a_network_that_learned_void_never_predicts_it(tiny, batch):
     tiny.objective.loss, tiny.objective.void = "softmax_cross_entropy", "class"
     tiny.model.prior = (0.01, 0.01, 0.98)  # void is by far the likeliest
     model = make_model(tiny, 2)

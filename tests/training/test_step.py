@@ -7,26 +7,8 @@ from segjax.training import ConfigError
 from segjax.training.objective import hyper_from_config
 from segjax.training.step import averaged, init_state, make_model, make_train_step
 
-RNG = np.random.default_rng(0)
 
-
-def batch(examples=4, size=(40, 56)):
-    labels = RNG.integers(0, 2, (examples, *size)).astype(np.uint8)
-    labels[:, :4] = 255
-    return {
-        "image": RNG.integers(0, 256, (examples, *size, 3)).astype(np.uint8),
-        "label": labels,
-        "index": np.arange(examples, dtype=np.int32),
-    }
-
-
-@pytest.fixture
-def parts(tiny):
-    model = make_model(tiny, 2)
-    return tiny, model, init_state(tiny, model)
-
-
-def test_a_step_learns_and_counts(parts):
+def test_a_step_learns_and_counts(parts, batch):
     config, model, state = parts
     step = jax.jit(make_train_step(config, model, 2, None))
     hyper, data = hyper_from_config(config)._replace(learning_rate=jnp.float32(0.02)), batch()
@@ -39,7 +21,7 @@ def test_a_step_learns_and_counts(parts):
     assert float(measured["grad_norm"]) > 0
 
 
-def test_a_batch_that_is_all_void_changes_no_parameter_but_the_decayed(parts):
+def test_a_batch_that_is_all_void_changes_no_parameter_but_the_decayed(parts, batch):
     config, model, state = parts
     config.optimizer.weight_decay = 0.0
     void = batch()
@@ -67,7 +49,7 @@ def test_a_prior_starts_every_pixel_at_its_probability(tiny):
     tiny.model.prior, tiny.model.head_stddev = (0.01,), 0.01
     model = make_model(tiny, 2)
     state = init_state(tiny, model)
-    images = jnp.asarray(RNG.normal(size=(1, 32, 48, 3)), jnp.float32)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32, 48, 3)), jnp.float32)
     output = model.apply({"params": state.params, "batch_stats": state.batch_stats}, images, train=False)
     assert float(jax.nn.sigmoid(output.logits).mean()) == pytest.approx(0.01, rel=0.1)
 
