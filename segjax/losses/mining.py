@@ -191,9 +191,16 @@ def _share(x: Float[Array, ""], count: Int[Array, ""]) -> Int[Array, ""]:
 
 
 def _multiple(x: Float[Array, ""], count: Int[Array, ""]) -> Int[Array, ""]:
-    """⌈x · count⌉ for any x ≥ 0, at most 2^31 - 1: a share of the count doubled until x is at most 1."""
+    """⌈x · count⌉ for any x ≥ 0, at most 2^31 - 1: a share of the count doubled until x is at most 1.
+
+    Where that count has 32 bits the last doubling is done with the share, which may then be one too small.
+    """
     mantissa, exponent = jnp.frexp(x)
-    doublings = jnp.clip(exponent, 0, 30)
+    doublings = jnp.clip(exponent, 0, 31)
+    before_last = jnp.maximum(doublings - 1, 0)
     fits = (x < 1 << 30) & (count <= (_MOST >> doublings))
-    share = _share(jnp.where(exponent > 0, mantissa, x), jnp.where(fits, count << doublings, 0))
-    return jnp.where(fits, share, jnp.where(count > 0, _MOST, 0))
+    half_fits = (x < 2.0**31) & (count <= (_MOST >> before_last))
+    doubled = jnp.where(fits, count << doublings, jnp.where(half_fits, count << before_last, 0))
+    share = _share(jnp.where(exponent > 0, mantissa, x), doubled)
+    twice = jnp.where(half_fits & (share <= 1 << 30), 2 * (share - 1) + 1, _MOST)
+    return jnp.where(fits, share, jnp.where(count > 0, twice, 0))

@@ -136,6 +136,8 @@ def test_a_share_of_twelve_binary_digits_is_exact_at_any_count(numerator, count)
 @given(st.fractions(0, 100, max_denominator=1000), st.integers(0, 2**24))
 @example(Fraction(11, 10), 10)
 @example(Fraction(2, 3), 3 << 20)
+@example(Fraction(64), 1 << 24)
+@example(Fraction(999, 10), 1 << 24)
 def test_a_multiple_is_never_too_large_and_short_by_rounding_alone(ratio, count):
     # Not `count * ratio`: what the float32 nearest to it says. Above the whole number it must not be.
     multiple = int(mining._multiple(jnp.float32(float(ratio)), jnp.int32(count)))
