@@ -15,11 +15,16 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import hypothesis
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("segjax", "beartype.beartype")
+
+# The same examples on every run and machine; a compilation in the first example is no reason to fail.
+hypothesis.settings.register_profile("segjax", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("segjax")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -106,7 +106,7 @@ def test_a_mask_cuts_the_image_into_parts_that_know_nothing_of_each_other(mode, 
 
 @pytest.mark.parametrize("connectivity", [1, 2])
 @pytest.mark.parametrize("mode", MODES)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     labels=arrays(np.int32, (5, 6), elements=st.sampled_from([0, 1, 2])),
     where=arrays(bool, (5, 6)),

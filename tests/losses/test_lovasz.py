@@ -120,7 +120,7 @@ def test_a_confident_pixels_tiny_error_keeps_its_digits():
 # Hard predictions: the surrogate is the score itself
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_hard_softmax_is_one_minus_the_mean_iou_of_the_classes_in_the_labels(seed, share):
     rng = np.random.default_rng(seed)
@@ -142,7 +142,7 @@ def test_hard_softmax_is_one_minus_the_mean_iou_of_the_classes_in_the_labels(see
     np.testing.assert_allclose(each, 1 - np.mean([iou_of_present(i) for i in range(3)]), rtol=1e-5, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1))
 def test_hinge_at_plus_and_minus_one_is_twice_the_jaccard_loss(seed, frequency, share):
     rng = np.random.default_rng(seed)
@@ -300,7 +300,7 @@ def test_one_axis_of_pixels_is_enough():
     np.testing.assert_allclose(flat, HINGE[True](LOGITS[..., 0], TARGETS, KEEP), rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.permutations(range(LABELS.size)))
 def test_the_order_of_the_pixels_does_not_matter(order):
     def shuffled(array):

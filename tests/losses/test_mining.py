@@ -48,20 +48,20 @@ COUNTS = st.integers(0, SIZE + 2)
 # Against a plain sort
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(BATCHES, COUNTS)
 def test_the_k_hardest_pixels_are_those_of_a_sort(batch, k):
     np.testing.assert_array_equal(BY_COUNT(*batch, k), hardest(*batch, k))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(BATCHES, st.fractions(0, 1, max_denominator=40), COUNTS)
 def test_a_fraction_is_that_share_of_the_kept_pixels_rounded_up(batch, fraction, min_kept):
     k = max(math.ceil(fraction * int(batch[1].sum())), min_kept)
     np.testing.assert_array_equal(BY_FRACTION(*batch, float(fraction), min_kept), hardest(*batch, k))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(BATCHES, st.floats(allow_nan=False, width=32), COUNTS)
 @example((np.linspace(0, 1, SIZE, dtype=np.float32), np.ones(SIZE, bool)), 0.5, 8)
 def test_a_threshold_is_a_value_of_the_loss(batch, threshold, min_kept):
@@ -70,7 +70,7 @@ def test_a_threshold_is_a_value_of_the_loss(batch, threshold, min_kept):
     np.testing.assert_array_equal(BY_THRESHOLD(loss, where, threshold, min_kept), expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(BATCHES, st.lists(st.booleans(), min_size=SIZE, max_size=SIZE), st.fractions(0, 5, max_denominator=20), COUNTS)
 def test_a_ratio_takes_all_positives_and_the_hardest_negatives(batch, positives, ratio, min_kept):
     loss, where = batch
@@ -123,7 +123,7 @@ def test_a_ratio_beyond_all_pixels_takes_all_if_there_is_a_positive(ratio):
     assert not losses.hard_pixels(LOSS, positives=LOSS == 8.0, negatives_per_positive=ratio).any()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(0, 4096), st.integers(0, 2**31 - 1))
 @example(4096, 2**31 - 1)
 @example(1, 2**31 - 1)
@@ -132,7 +132,7 @@ def test_a_share_of_twelve_binary_digits_is_exact_at_any_count(numerator, count)
     assert share == math.ceil(Fraction(numerator, 4096) * count)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.fractions(0, 100, max_denominator=1000), st.integers(0, 2**24))
 @example(Fraction(11, 10), 10)
 @example(Fraction(2, 3), 3 << 20)

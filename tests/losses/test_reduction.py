@@ -88,7 +88,7 @@ def test_works_on_a_scalar_loss():
     assert losses.mean(jnp.float32(2.0), where=jnp.array(True)) == 2.0
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.permutations(range(12)), st.lists(st.booleans(), min_size=12, max_size=12))
 def test_is_blind_to_the_order_of_pixels_and_to_what_is_masked(order, kept):
     rng = np.random.default_rng(0)

@@ -368,7 +368,7 @@ def test_a_sweep_over_alpha_beta_and_gamma_compiles_once():
 # Properties
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.sampled_from(sorted(LOSSES)), st.booleans(), st.sampled_from(ABSENT), st.integers(0, 2**31))
 def test_sees_a_set_of_pixels_and_nothing_else(name, squared, absent, seed):
     rng = np.random.default_rng(seed)

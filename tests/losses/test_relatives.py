@@ -336,14 +336,14 @@ def test_no_gradient_flows_into_class_targets():
 REAL = st.floats(-50, 50, width=32)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(REAL, st.floats(0.125, 8, width=32), REAL, st.floats(0, 1, width=32))
 def test_focal_star_is_not_negative_and_falls_as_beta_grows(z, gamma, beta, target):
     low, high = (STAR(jnp.float32(z), jnp.float32(target), gamma, b, None) for b in (beta, beta + 1))
     assert 0 <= high <= low
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(REAL, REAL, st.floats(0.125, 50, width=32))
 def test_huber_is_even_not_negative_and_between_its_two_bounds(prediction, target, delta):
     loss = HUBER(jnp.float32(prediction), jnp.float32(target), delta)

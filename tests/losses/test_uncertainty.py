@@ -256,7 +256,7 @@ def test_the_recipes_factor_is_traced_and_vmaps():
 LOGIT = st.floats(-100, 100, width=32)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(LOGIT, min_size=6, max_size=6), LOGIT, st.permutations(range(3)))
 def test_variance_knows_no_order_no_origin_and_no_sign(values, offset, order):
     heads = np.array(values, np.float32).reshape(3, 1, 2)
@@ -268,7 +268,7 @@ def test_variance_knows_no_order_no_origin_and_no_sign(values, offset, order):
     np.testing.assert_allclose(MC_VARIANCE(-heads)[0], variance, **tolerance)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.floats(0, 1000, width=32), st.lists(LOGIT, min_size=7, max_size=7), st.floats(0.5, 50, width=32))
 def test_penalty_is_at_most_the_variance_and_falls_as_background_gains(variance, logits, gain):
     logits = np.array(logits, np.float32)

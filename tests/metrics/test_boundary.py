@@ -88,7 +88,7 @@ def test_boundaries_are_scikit_images_inner_boundaries_of_the_class_masks():
             assert counts[image, c, column] == edge.sum()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1.0, math.sqrt(2), 2.5]))
 def test_counts_equal_the_oracle_on_any_tiny_map(seed, tolerance):
     rng = np.random.default_rng(seed)
@@ -157,7 +157,7 @@ def test_boundary_iou_counts_equal_the_authors_algorithm(distance):
     np.testing.assert_array_equal(counts, _iou_oracle(LABELS, PREDICTIONS, 3, distance))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 3]))
 def test_boundary_iou_counts_equal_the_authors_algorithm_on_any_tiny_map(seed, distance):
     rng = np.random.default_rng(seed)
@@ -173,7 +173,7 @@ def test_a_distance_beyond_every_object_gives_the_iou_of_the_masks():
     np.testing.assert_array_equal(counts, expected)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 4), st.integers(0, 2**31))
 def test_any_split_of_the_images_adds_up_bit_for_bit(batches, seed):
     rng = np.random.default_rng(seed)

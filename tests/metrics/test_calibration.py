@@ -188,7 +188,7 @@ def test_a_million_pixels_in_one_bin_are_summed_to_float64s_digits():
     np.testing.assert_allclose(sums.brier, brier, rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 5), st.integers(0, 2**31))
 def test_any_split_into_batches_adds_up(batches, seed):
     rng = np.random.default_rng(seed)

@@ -46,7 +46,7 @@ def test_a_mask_may_be_the_same_along_an_axis_or_empty():
     assert not metrics.confusion_matrix(LABELS, PREDICTIONS, 4, where=rows & False).any()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 6), st.integers(0, 2**31))
 def test_any_split_into_batches_adds_up_bit_for_bit(batches, seed):
     rng = np.random.default_rng(seed)
@@ -154,7 +154,7 @@ def test_a_perfect_single_class_is_one_but_correlates_with_nothing():
     assert all(np.all(value == 1) for value in scores.values())
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
 def test_matthews_is_scikit_learns_except_where_it_is_not_defined(pixels):
     y, p = np.array(pixels).T

@@ -130,7 +130,7 @@ def _all_of_them(devices):
     return jax.jit(jax.shard_map(all_of_them, mesh=_mesh(devices), in_specs=spec, out_specs=PartitionSpec()))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.sampled_from([1, 2, 4]), st.integers(1, 3))
 def test_any_split_into_batches_and_onto_devices_adds_up(seed, devices, batches):
     logits, labels, where = BATCH

@@ -144,7 +144,7 @@ def _mean_f1_of_masks(images):
     return np.mean(f1)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.floats(0.1, 0.6))
 def test_mean_f1_is_that_of_the_definition_and_images_add_up(seed, share):
     rng = np.random.default_rng(seed)

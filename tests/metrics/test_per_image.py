@@ -130,7 +130,7 @@ def test_a_class_absent_from_an_image_follows_the_policy(absent, mean_iou, image
     assert metrics.per_image_scores(sums)["mean_iou_per_image"] == pytest.approx(mean_iou)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.integers(1, 5))
 def test_any_split_of_the_images_adds_up(seed, batches):
     rng = np.random.default_rng(seed)

@@ -160,7 +160,7 @@ def test_scores_beyond_the_range_widen_the_interval_and_do_not_leave_it():
 COARSE = st.sampled_from([-40.0, -16.0, -1.0, 0.0, 0.001, 0.002, 0.003, 0.5, 15.999, 16.0, 40.0])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(COARSE, st.booleans()), min_size=1, max_size=40))
 def test_the_certified_interval_holds_the_exact_value(pixels):
     logits, targets = (np.array(x) for x in zip(*pixels, strict=True))
@@ -179,7 +179,7 @@ def test_the_certified_interval_holds_the_exact_value(pixels):
         assert np.isnan([low, high, metrics.average_precision(histogram), *metrics.best_f1(histogram)]).all()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(COARSE, st.booleans()), min_size=1, max_size=40), st.floats(0.01, 1))
 def test_the_certified_auroc_and_fpr_hold_the_exact_value(pixels, wanted):
     logits, targets = (np.array(x) for x in zip(*pixels, strict=True))
@@ -195,7 +195,7 @@ def test_the_certified_auroc_and_fpr_hold_the_exact_value(pixels, wanted):
         assert np.isnan([low, high, least, most]).all()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(2, 400))
 def test_the_interval_holds_for_the_worst_and_the_best_scores_of_a_histogram(seed, bins, pixels):
     rng = np.random.default_rng(seed)
@@ -293,7 +293,7 @@ SCORES = (
 )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 6), st.integers(0, 2**31))
 def test_any_split_into_batches_adds_up_bit_for_bit(batches, seed):
     rng = np.random.default_rng(seed)

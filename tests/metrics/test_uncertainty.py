@@ -143,7 +143,7 @@ SMALL_LOGITS = st.lists(st.floats(-60, 60, width=32), min_size=6, max_size=6)
 DECOMPOSITION = [EACH[name][0] for name in ("predictive_entropy", "expected_entropy", "mutual_information")]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(SMALL_LOGITS)
 def test_information_is_never_negative_and_the_entropies_add_up(values):
     logits = np.array(values, np.float32).reshape(3, 2)
@@ -240,7 +240,7 @@ def test_masked_pixels_are_not_counted():
     assert not uncertainty_histogram(masked, correct, maximum=1.0, where=where & False).any()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 6), st.integers(0, 2**31))
 def test_any_split_into_batches_adds_up_bit_for_bit(batches, seed):
     values, correct = _sample(60, seed)
@@ -361,7 +361,7 @@ def test_inside_a_bin_the_area_is_the_mean_over_all_orders_and_the_bounds_the_ex
     np.testing.assert_allclose(bounds, [min(areas), max(areas)], rtol=1e-10)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 400))
 def test_the_certified_interval_holds_the_exact_value(seed, bins, pixels):
     rng = np.random.default_rng(seed)
