@@ -26,7 +26,7 @@ from experiments.ladder_scores import make_counts, scores
 from segjax import cli
 from segjax.reporting import Table, markdown, show, to_csv
 from segjax.training import load_run, open_split, parallel, train
-from segjax.training.evaluation import add_up
+from segjax.training.evaluation import add_up, counter
 from segjax.training.loop import write_json
 from segjax.training.objective import hyper_from_config
 from segjax.training.optimizer import hyper_at, phases
@@ -143,12 +143,11 @@ def run_cell(row: Row, seed: int, workdir: Path, console: rich.console.Console, 
     run = load_run(folder / "checkpoints" / "latest")
     mesh = parallel.make_mesh()
     num_classes = len(run.label_set.names)
+    step = parallel.map_step(make_counts(run.config, run.model, num_classes), run.config, mesh, arguments=2)
     counts, images = add_up(
-        parallel.map_step(make_counts(run.config, run.model, num_classes), run.config, mesh, arguments=2),
-        parallel.replicate(run.state, run.config, mesh),
+        counter(step, parallel.replicate(run.state, run.config, mesh), run.config, mesh),
         open_split(run.config.data, run.config.data.eval_split),
         run.config,
-        mesh,
     )
     write_json(
         folder / CELL_FILE,

@@ -26,7 +26,7 @@ from segjax.data.labels import VOID
 from segjax.inference.ensemble import analytic_uncertainty, head_uncertainty
 from segjax.reporting import Table, markdown, show
 from segjax.training import load_run, open_split, parallel
-from segjax.training.evaluation import add_up
+from segjax.training.evaluation import add_up, counter
 from segjax.training.loop import write_json
 from segjax.training.prediction import classify, make_input, resize_logits_to
 from segjax.training.provenance import provenance
@@ -167,12 +167,11 @@ def main(argv: list[str]) -> None:
     run, mesh = load_run(options.checkpoint), parallel.make_mesh()
     num_classes = len(run.label_set.names)
     step = make_counts(run.config, run.model, num_classes, jax.random.key(options.seed))
+    step = parallel.map_step(step, run.config, mesh, arguments=2)
     counts, images = add_up(
-        parallel.map_step(step, run.config, mesh, arguments=2),
-        parallel.replicate(run.state, run.config, mesh),
+        counter(step, parallel.replicate(run.state, run.config, mesh), run.config, mesh),
         open_split(run.config.data, run.config.data.eval_split),
         run.config,
-        mesh,
     )
     measured = scores(counts)
     show(table(measured), console)

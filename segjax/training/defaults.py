@@ -1,52 +1,30 @@
-"""Every field a config can have, its default, and the check that a config makes sense before anything is read."""
-
-import difflib
-import math
+"""Every field a config can have, its default, and which of them are values to the compiled step."""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from segjax.training.objective import PIXEL_LOSSES, REGION_LOSSES, is_sigmoid
-
-_CHOICES = {
-    "model.name": ("unet",),
-    "model.norm": ("batch", "group", "none"),
-    "model.padding": ("reflect", "zeros"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.upsample": ("transpose", "pixel_shuffle"),
-    "model.dropout": ("none", "sampled", "analytic"),
-    "model.mask": ("element", "channel"),
-    "objective.loss": tuple(PIXEL_LOSSES),
-    "objective.normalizer": ("valid", "positives"),
-    "objective.void": ("ignore", "class"),
-    "objective.boundary_mode": ("outer", "inner", "thick"),
-    "objective.region": tuple(REGION_LOSSES),
-    "optimizer.name": ("adamw", "adam", "sgd"),
-    "optimizer.schedule": ("cosine", "polynomial", "constant"),
-    "parallel": ("jit", "pmap", "shard_map"),
-}
-_POSITIVE = (
-    "model.width",
-    "model.depth",
-    "training.steps",
-    "training.global_batch",
-    "training.log_every",
-    "training.evaluate_every",
-    "training.checkpoint_every",
+# Fields that change values and never the program: cells of a sweep that differ in nothing else share one compilation.
+# Whether one is set at all (None, () or not) is part of the program.
+TRACED = (
+    "seed",
+    "augment.crop_fraction",
+    "model.prior",
+    "model.head_stddev",
+    "model.rate",
+    "model.deep_rate",
+    "objective.gamma",
+    "objective.beta",
+    "objective.alpha",
+    "objective.class_weights",
+    "objective.boundary_factor",
+    "objective.hard_fraction",
+    "objective.hard_threshold",
+    "objective.negatives_per_positive",
+    "objective.region_weight",
+    "objective.uncertainty_weight",
     "optimizer.learning_rate",
+    "training.ema_decay",
 )
-# From and to; None is allowed where the default is None.
-_RANGES = {
-    "model.heads": (1, math.inf),
-    "model.deep_dropout": (0, math.inf),
-    "objective.gamma": (0, math.inf),
-    "objective.boundary_factor": (0, math.inf),
-    "objective.hard_fraction": (0, 1),
-    "objective.region_weight": (0, math.inf),
-    "objective.uncertainty_weight": (0, math.inf),
-    "optimizer.warmup_fraction": (0, 1),
-}
-_BELOW_ONE = ("model.rate", "model.deep_rate", "training.ema_decay")
 
 
 class ConfigError(ValueError):
@@ -101,7 +79,7 @@ def defaults() -> ConfigDict:
     model.padding = "reflect"
     model.upsample = "transpose"  # or "pixel_shuffle", with ICNR initialisation
     model.dtype = "float32"  # of the computation; parameters are float32
-    model.prior = ()  # sigmoid: (π,); softmax: a frequency a class; (): no prior bias
+    model.prior = ()  # binary losses: (π,); softmax: a frequency a class; (): no prior bias
     model.head_stddev = placeholder(float)  # of the head's initial kernel; None: the usual fan-in scale
     model.dropout = "none"  # heads whose variance is the uncertainty: "sampled" (K of them) or "analytic" (K = ∞)
     model.heads = 3  # K
@@ -113,17 +91,22 @@ def defaults() -> ConfigDict:
     config.objective = objective = ConfigDict()
     objective.loss = "softmax_cross_entropy"
     objective.gamma = 2.0  # of the focal losses
+    objective.beta = 1.0  # of FL*
     objective.alpha = placeholder(float)  # sigmoid losses: weight of class 1, 1 - α for the rest; None: 1 and 1
     objective.class_weights = ()  # softmax losses: a weight an output; (): 1 each
-    objective.normalizer = "valid"
+    objective.normalizer = "valid"  # the sum is divided by all labelled pixels, or by the "positives" among them
     objective.void = "ignore"  # or "class": void pixels are learned as one more class, the last output
     objective.boundary_factor = placeholder(float)  # weight k of the pixels on a boundary of the labels; None: off
     objective.boundary_mode = "outer"  # which pixels these are; scikit-image's words
-    objective.hard_fraction = placeholder(float)  # OHEM: the share of hardest pixels that count; None: all
+    objective.hard_fraction = placeholder(float)  # OHEM: the share of hardest pixels that count; None: all, or ...
+    objective.hard_threshold = placeholder(float)  # ... those with a loss from this on, or ...
+    objective.negatives_per_positive = placeholder(float)  # ... positives and so many hardest negatives for each
     objective.region = "none"  # a region loss to add: dice, generalized_dice, jaccard, lovasz
     objective.region_weight = 1.0
     objective.uncertainty_weight = placeholder(float)  # C of the heads' variance as a penalty; None: off
-    objective.background = placeholder(int)  # class of which the penalty is free; None: none, or void where a class
+    # The class of which the penalty is free, and which is no positive (of a binary loss that is 0 in any case). None:
+    # there is none, or it is void where that is a class.
+    objective.background = placeholder(int)
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"
@@ -174,104 +157,16 @@ def _tuples(value: object) -> object:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def validate(config: ConfigDict) -> None:
-    """Raises `ConfigError` naming the first field that is unknown, missing or makes no sense."""
-    from segjax.data import DATASETS  # here, since the data layer loads TFDS, which takes seconds
+def program(config: ConfigDict) -> tuple[tuple[str, object], ...]:
+    """What of `config` is not `TRACED`: runs for which this is equal take the same compiled step.
 
-    given, known = leaves(config), leaves(defaults())
-    for key in given.keys() - known.keys():
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"; did you mean config.{close[0]}?" if close else ""
-        raise ConfigError(f"unknown config key config.{key} = {given[key]!r}{hint}")
-    for key in known.keys() - given.keys():
-        raise ConfigError(f"config.{key} is missing; start from segjax.training.defaults() to have every field")
-    for key, choices in {**_CHOICES, "data.name": tuple(DATASETS)}.items():
-        if given[key] not in choices:
-            raise ConfigError(f"config.{key} must be one of {', '.join(choices)}; got {given[key]!r}")
-    for key in _POSITIVE:
-        if not given[key] > 0:
-            raise ConfigError(f"config.{key} must be positive; got {given[key]!r}")
-    for key, (low, high) in _RANGES.items():
-        if given[key] is not None and not low <= given[key] <= high:
-            raise ConfigError(f"config.{key} must be in [{low}, {high}]; got {given[key]!r}")
-    for key in _BELOW_ONE:
-        if given[key] is not None and not 0 <= given[key] < 1:
-            raise ConfigError(f"config.{key} must be in [0, 1); got {given[key]!r}")
-    for key in ("mean", "std"):
-        if len(config.data[key]) not in (1, config.data.channels):
-            raise ConfigError(
-                f"config.data.{key} needs 1 or config.data.channels = {config.data.channels} values; "
-                f"got {config.data[key]!r}"
-            )
-    _validate_phases(config)
-    _validate_uncertainty(config)
-    _validate_objective(config)
+    >>> one, other = defaults(), defaults()
+    >>> one.objective.gamma, one.objective.alpha, other.objective.alpha = 0.5, 0.25, 0.75
+    >>> program(one) == program(other), program(one) == program(defaults())
+    (True, False)
+    """
 
+    def is_set(value: object) -> bool:
+        return value is not None and value != ()
 
-def _validate_phases(config: ConfigDict) -> None:
-    phases = config.training.phases
-    for phase in phases:
-        if not (len(phase) == 3 and 0 < phase[0] <= 1 and int(phase[1]) == phase[1] > 0 and phase[2] > 0):
-            raise ConfigError(
-                "each of config.training.phases must be (crop fraction in (0, 1], steps, learning rate), the last two "
-                f"positive; got {phase!r}"
-            )
-    total = sum(phase[1] for phase in phases)
-    if phases and total != config.training.steps:
-        raise ConfigError(
-            f"the steps of config.training.phases add up to {total}; config.training.steps is {config.training.steps}"
-        )
-    # What the phases replace must not look as if it did something.
-    peak = max((phase[2] for phase in phases), default=config.optimizer.learning_rate)
-    if config.optimizer.learning_rate != peak:
-        raise ConfigError(
-            f"config.optimizer.learning_rate = {config.optimizer.learning_rate!r} has no effect with "
-            f"config.training.phases, whose highest rate is {peak!r}: set them equal, or change the phases"
-        )
-    if phases and config.augment.crop_fraction != 1:
-        raise ConfigError(
-            f"config.augment.crop_fraction = {config.augment.crop_fraction!r} has no effect with "
-            "config.training.phases: leave it at 1, or change the phases"
-        )
-
-
-def _validate_uncertainty(config: ConfigDict) -> None:
-    model, objective = config.model, config.objective
-    if objective.uncertainty_weight is None:
-        return
-    if model.dropout == "none":
-        raise ConfigError(
-            "config.objective.uncertainty_weight needs heads that can disagree: set config.model.dropout to 'sampled' "
-            "or 'analytic'"
-        )
-    if model.dropout == "sampled" and model.heads < 2:
-        raise ConfigError(f"config.model.heads must be at least 2 for a variance; got {model.heads}")
-
-
-def _validate_objective(config: ConfigDict) -> None:
-    objective = config.objective
-    if objective.void == "class" and objective.background is not None:
-        raise ConfigError(
-            "config.objective.background must be None where void is a class, which then is the background; got "
-            f"{objective.background!r}"
-        )
-    if is_sigmoid(objective.loss):
-        if objective.void == "class":
-            raise ConfigError(f"config.objective.void = 'class' belongs to softmax losses; got {objective.loss}")
-        if objective.class_weights:
-            raise ConfigError(
-                f"config.objective.class_weights belongs to softmax losses; {objective.loss} takes "
-                "config.objective.alpha"
-            )
-        if objective.alpha is not None and not 0 <= objective.alpha <= 1:
-            raise ConfigError(f"config.objective.alpha must lie in [0, 1]; got {objective.alpha!r}")
-    else:
-        if objective.alpha is not None:
-            raise ConfigError(
-                f"config.objective.alpha belongs to sigmoid losses; {objective.loss} takes "
-                "config.objective.class_weights"
-            )
-        if objective.normalizer == "positives":
-            raise ConfigError(
-                f'config.objective.normalizer = "positives" belongs to sigmoid losses; {objective.loss} takes "valid"'
-            )
+    return tuple((key, is_set(value) if key in TRACED else value) for key, value in sorted(leaves(config).items()))

@@ -1,5 +1,6 @@
 """Scores of a state on a whole split: counts from the device, added on the host, turned into numbers at the end."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -28,19 +29,27 @@ def evaluate(eval_step: Callable, state: TrainState, source: Source, config: Con
 
     Returns:
       `segjax.metrics.segmentation_scores`' keys as floats and lists, "confusion" (int64 rows), "images", "classes" (the
-      names), and for two classes "average_precision", "average_precision_bounds", "auroc" of class 1. Ready for JSON.
+      names), and for two classes "average_precision", "average_precision_bounds", "auroc", "best_iou" of class 1, the
+      last at the probability "best_threshold". Ready for JSON.
     """
-    totals, images = add_up(eval_step, state, source, config, mesh)
+    totals, images = add_up(counter(eval_step, state, config, mesh), source, config)
     return {"images": images, "classes": list(source.label_set.names), **scores(totals)}
 
 
-def add_up(
-    step: Callable, state: TrainState, source: Source, config: ConfigDict, mesh
-) -> tuple[dict[str, np.ndarray], int]:
-    """What `step(state, batch)` counts, added up over every image of `source` once; and how many images that are.
+def counter(step: Callable, state: TrainState, config: ConfigDict, mesh) -> Callable:
+    """`count(batch)` for `add_up`: `step(state, batch)`, mapped by `parallel.map_step`, of a replicated state."""
 
-    `step` is mapped by `parallel.map_step`. Integers are added in int64, floats in float64: on the device int32 is
-    exact for a batch, and a split of Cityscapes' size needs more.
+    def count(batch: dict[str, np.ndarray]) -> Any:
+        return parallel.unreplicate(step(state, parallel.shard(batch, config, mesh)), config)
+
+    return count
+
+
+def add_up(count: Callable, source: Source, config: ConfigDict) -> tuple[dict[str, np.ndarray], int]:
+    """What `count(batch)` gives, added up over every image of `source` once; and how many images that are.
+
+    A batch holds "image", "label", "size" and "where" (False: no such image), on the host. Integers are added in int64,
+    floats in float64: on the device int32 is exact for a batch, and a split of Cityscapes' size needs more.
     """
     totals: dict[str, np.ndarray] | None = None
     batches = eval_batches(
@@ -54,8 +63,7 @@ def add_up(
     images = 0
     for batch in batches:
         images += int(batch["where"].sum())
-        counts = step(state, parallel.shard({k: batch[k] for k in _DEVICE_KEYS}, config, mesh))
-        counts = jax.tree.map(_widened, parallel.unreplicate(counts, config))
+        counts = jax.tree.map(_widened, count({k: batch[k] for k in _DEVICE_KEYS}))
         totals = counts if totals is None else jax.tree.map(np.add, totals, counts)
     return totals, images
 
@@ -72,6 +80,9 @@ def scores(counts: dict[str, np.ndarray]) -> dict[str, Any]:
         result["average_precision"] = float(metrics.average_precision(counts["scores"]))
         result["average_precision_bounds"] = [float(b) for b in metrics.average_precision_bounds(counts["scores"])]
         result["auroc"] = float(metrics.auroc(counts["scores"]))
+        f1, logit = metrics.best_f1(counts["scores"])
+        # IoU = F1 / (2 - F1) grows with F1, so both are best at the same threshold.
+        result["best_iou"], result["best_threshold"] = f1 / (2 - f1), 1 / (1 + math.exp(-logit))
     return result
 
 

@@ -19,7 +19,7 @@ from segjax.data import Source, TrainLoader, open_split, train_loader
 from segjax.training import parallel
 from segjax.training.budget import budget_scalars
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.defaults import ConfigError, leaves, validate
+from segjax.training.defaults import ConfigError, leaves
 from segjax.training.evaluation import contact_sheet, evaluate
 from segjax.training.objective import hyper_from_config
 from segjax.training.optimizer import hyper_at, phases
@@ -27,10 +27,12 @@ from segjax.training.prediction import make_eval_step, make_predictor
 from segjax.training.provenance import provenance
 from segjax.training.step import TrainState, init_state, make_model, make_train_step
 from segjax.training.tracker import Tracker
+from segjax.training.validation import validate
 
 CONFIG_FILE = "config.json"
 SCORES_FILE = "scores.json"
-_DEVICE_KEYS = ("image", "label", "index")
+# What the device reads of a training batch; file names stay on the host.
+DEVICE_KEYS = ("image", "label", "index")
 
 
 class NonFiniteLoss(RuntimeError):
@@ -63,11 +65,11 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
     train_source = open_split(config.data, config.data.train_split)
     eval_source = open_split(config.data, config.data.eval_split)
     for source in (train_source, eval_source):
-        _check_channels(config, source)
+        check_channels(config, source)
     names = train_source.label_set.names
     machine, outputs = _build(config, mesh, len(names)), (*names, "void")
     hyper, plan, steps = hyper_from_config(config), phases(config), config.training.steps
-    with Checkpoints(workdir) as checkpoints, contextlib.closing(_batches(config, train_source)) as batches:
+    with Checkpoints(workdir) as checkpoints, contextlib.closing(train_batches(config, train_source)) as batches:
         state, start = init_state(config, machine.model), checkpoints.latest_step() or 0
         if start:
             state, position = checkpoints.restore(state, start)
@@ -86,7 +88,7 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
             watch = _LossWatch(checkpoints, tracker, config, outputs)
             for step in range(start + 1, steps + 1):
                 batch = next(batches)
-                placed = parallel.shard({k: batch[k] for k in _DEVICE_KEYS}, config, mesh)
+                placed = parallel.shard({k: batch[k] for k in DEVICE_KEYS}, config, mesh)
                 state, measured = machine.train_step(state, placed, hyper_at(step, hyper, plan))
                 watch.dispatched(step, parallel.unreplicate(measured, config), batch["name"].tolist())
                 evaluating = step % config.training.evaluate_every == 0 or step == steps
@@ -97,7 +99,7 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
                 if evaluating:
                     scores = evaluate(machine.eval_step, state, eval_source, config, mesh)
                     score = headline(scores)
-                    tracker.scalars(step, _eval_scalars(scores))
+                    tracker.scalars(step, eval_scalars(scores))
                     predict = machine.predictor(parallel.unreplicate(state, config))
                     sheet = contact_sheet([predict], eval_source, range(min(4, len(eval_source))))
                     tracker.image(step, "eval/image_truth_prediction", sheet)
@@ -135,7 +137,8 @@ def _build(config: ConfigDict, mesh: Mesh, num_classes: int) -> _Machine:
     )
 
 
-def _batches(config: ConfigDict, source: Source) -> TrainLoader:
+def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
+    """The endless stream of this host's training batches."""
     return train_loader(
         source,
         global_batch_size=config.training.global_batch,
@@ -181,7 +184,7 @@ class _LossWatch:
             self._tracker.scalars(step, values)
 
 
-def _eval_scalars(scores: dict[str, Any]) -> dict[str, float]:
+def eval_scalars(scores: dict[str, Any]) -> dict[str, float]:
     """What TensorBoard can draw of the scores: the single numbers, and IoU and recall by class."""
     by_class = {
         f"eval/{short}/{name}": value
@@ -205,7 +208,8 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
-def _check_channels(config: ConfigDict, source: Source) -> None:
+def check_channels(config: ConfigDict, source: Source) -> None:
+    """Raises `ConfigError` if the images of `source` have not the channels that the config says."""
     if source.channels != config.data.channels:
         raise ConfigError(
             f"config.data.channels = {config.data.channels}, but the images of {config.data.name} have "

@@ -22,10 +22,14 @@ class Hyper(NamedTuple):
       learning_rate: scalar, the peak of the schedule.
       crop_fraction: scalar in (0, 1], the side of the training crop as a share of the image's.
       gamma: scalar ≥ 0, the focusing parameter; read by the focal losses only.
+      beta: scalar, the shift of FL*.
       alpha: scalar, the weight of the rare class against 1 - α for the rest (sigmoid losses); None leaves it out.
       class_weights: `[C]`, a weight a class (softmax losses); None leaves them out.
       boundary_factor: scalar k ≥ 0, the weight of the pixels on a boundary; None: no boundary is looked for.
-      hard_fraction: scalar in [0, 1], the share of hardest pixels that count (OHEM); None: all count.
+      hard_fraction: scalar in [0, 1], the share of hardest pixels that count (OHEM). Of this and the next two at most
+        one is not None; without them all pixels count.
+      hard_threshold: scalar ≥ 0, the pixel loss from which a pixel counts.
+      negatives_per_positive: scalar ≥ 0, how many of the hardest background pixels count for each of the rare class.
       region_weight: scalar, the factor of the region loss; None where there is none.
       uncertainty_weight: scalar, the factor C of the uncertainty penalty; None where there is none.
       dropout_rate: scalar in [0, 1), p of the dropout heads.
@@ -36,10 +40,13 @@ class Hyper(NamedTuple):
     learning_rate: Float[Array, ""]
     crop_fraction: Float[Array, ""]
     gamma: Float[Array, ""]
+    beta: Float[Array, ""]
     alpha: Float[Array, ""] | None
     class_weights: Float[Array, "C"] | None
     boundary_factor: Float[Array, ""] | None
     hard_fraction: Float[Array, ""] | None
+    hard_threshold: Float[Array, ""] | None
+    negatives_per_positive: Float[Array, ""] | None
     region_weight: Float[Array, ""] | None
     uncertainty_weight: Float[Array, ""] | None
     dropout_rate: Float[Array, ""]
@@ -59,10 +66,13 @@ def hyper_from_config(config: ConfigDict) -> Hyper:
         learning_rate=jnp.float32(config.optimizer.learning_rate),
         crop_fraction=jnp.float32(config.augment.crop_fraction),
         gamma=jnp.float32(objective.gamma),
+        beta=jnp.float32(objective.beta),
         alpha=optional(objective.alpha),
         class_weights=jnp.asarray(objective.class_weights, jnp.float32) if objective.class_weights else None,
         boundary_factor=optional(objective.boundary_factor),
         hard_fraction=optional(objective.hard_fraction),
+        hard_threshold=optional(objective.hard_threshold),
+        negatives_per_positive=optional(objective.negatives_per_positive),
         region_weight=None if objective.region == "none" else region_weight,
         uncertainty_weight=optional(objective.uncertainty_weight),
         dropout_rate=jnp.float32(config.model.rate),
@@ -87,12 +97,28 @@ def _sigmoid_focal(logits, labels, where, hyper):
     return losses.sigmoid_focal_loss(logits[..., 0], labels, gamma=hyper.gamma, alpha=hyper.alpha, where=where)
 
 
-PIXEL_LOSSES: dict[str, Callable] = {
+def _sigmoid_focal_star(logits, labels, where, hyper):
+    return losses.sigmoid_focal_star_loss(
+        logits[..., 0], labels, gamma=hyper.gamma, beta=hyper.beta, alpha=hyper.alpha, where=where
+    )
+
+
+def _hinge(logits, labels, where, hyper):
+    return losses.hinge_loss(logits[..., 0], labels, where=where)
+
+
+SOFTMAX_LOSSES: dict[str, Callable] = {
     "softmax_cross_entropy": _softmax_cross_entropy,
     "softmax_focal": _softmax_focal,
+}
+# These work on one logit a pixel, the rare class against the rest.
+BINARY_LOSSES: dict[str, Callable] = {
     "sigmoid_cross_entropy": _sigmoid_cross_entropy,
     "sigmoid_focal": _sigmoid_focal,
+    "sigmoid_focal_star": _sigmoid_focal_star,
+    "hinge": _hinge,
 }
+PIXEL_LOSSES = SOFTMAX_LOSSES | BINARY_LOSSES
 
 
 def _lovasz(logits, labels, *, where, classes, axis_name):
@@ -109,14 +135,9 @@ REGION_LOSSES: dict[str, Callable | None] = {
 }
 
 
-def is_sigmoid(loss: str) -> bool:
-    """Whether `loss` works on one logit a pixel (rare class against the rest) and not on one a class."""
-    return loss.startswith("sigmoid")
-
-
 def num_outputs(config: ConfigDict, num_classes: int) -> int:
-    """How many logits a pixel has: one for a sigmoid, else one a class, and one more where void is a class."""
-    if is_sigmoid(config.objective.loss):
+    """How many logits a pixel has: one for a binary loss, else one a class, and one more where void is a class."""
+    if config.objective.loss in BINARY_LOSSES:
         return 1
     return num_classes + (config.objective.void == "class")
 
@@ -142,7 +163,8 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     with the pixel loss ℓ of the clean logits, the boundary weight w (k on a boundary, 1 elsewhere), the variance v of
     the logits under dropout (`losses.mc_variance` of the sampled heads or the analytic one; mean over the classes), the
     background class b of the clean pass and a region loss R. N is what `objective.normalizer` says, n the kept pixels.
-    With `hard_fraction` only that share of hardest pixels is in the first sum, and N counts those.
+    With `hard_fraction`, `hard_threshold` or `negatives_per_positive` the first sum is over `losses.hard_pixels` only,
+    and N counts those.
 
     The gradient flows through everything: through v to the head's kernel and the features, through p(b) to the clean
     logits (the recipe's code does the same, so an uncertain pixel also gains by being called background), and ℓ sees
@@ -150,10 +172,10 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
 
     Args:
       config: `config.objective` names the pixel loss, the region loss and what void is. The softmax losses read
-        `[B, H, W, C]` logits; the sigmoid ones `[B, H, W, 1]`, where label 1 is the rare class, and their background
+        `[B, H, W, C]` logits; the binary ones `[B, H, W, 1]`, where label 1 is the rare class, and their background
         is class 0 of the two.
       num_classes: the classes of the data set, without void. Where void is a class it is number `num_classes`, and it
-        is the background of the penalty; else the background is `config.objective.background`.
+        is the background, free of the penalty and no positive; else that is `config.objective.background`.
 
     Returns:
       A pure function of `Segmentation`, labels `[B, H, W]` (void 255) and `Hyper`. Both results are over the *global*
@@ -164,8 +186,11 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     per_pixel, region_loss = PIXEL_LOSSES[options.loss], REGION_LOSSES[options.region]
     normalizer, void, mode = options.normalizer, options.void, options.boundary_mode
     background = num_classes if void == "class" else options.background
-    sigmoid = is_sigmoid(options.loss)
-    scored = (1,) if sigmoid else range(num_classes)  # neither the sea of background nor void is a region
+    binary = options.loss in BINARY_LOSSES
+    scored = (1,) if binary else range(num_classes)  # neither the sea of background nor void is a region
+
+    def positives_of(labels: Int[Array, "B H W"]) -> Bool[Array, "B H W"]:
+        return labels == 1 if binary else labels != background
 
     def objective(
         output: Segmentation, labels: Int[Array, "B H W"], hyper: Hyper, axis_name: str | None = None
@@ -177,14 +202,17 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         if hyper.boundary_factor is not None:
             weights = losses.boundary_weights(labels, hyper.boundary_factor, mode=mode, where=where)
         counted = where
-        if hyper.hard_fraction is not None:
-            counted = losses.hard_pixels(pixels, where=where, fraction=hyper.hard_fraction, axis_name=axis_name)
-        positives = labels == 1 if normalizer == "positives" else None
+        hard = {"fraction": hyper.hard_fraction, "threshold": hyper.hard_threshold}
+        if hyper.negatives_per_positive is not None:
+            hard |= {"positives": positives_of(labels), "negatives_per_positive": hyper.negatives_per_positive}
+        if any(criterion is not None for criterion in hard.values()):
+            counted = losses.hard_pixels(pixels, where=where, axis_name=axis_name, **hard)
+        positives = positives_of(labels) if normalizer == "positives" else None
         loss = mean(pixels, where=counted, weights=weights, positives=positives, normalizer=normalizer)
         parts = {"pixel_loss": loss}
 
         logits = output.logits
-        if sigmoid:  # the same model as two classes
+        if binary:  # the same model as two classes
             logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
         if hyper.uncertainty_weight is not None:
             penalties = losses.uncertainty_penalty(_variance(output, where), logits, background, where=where)

@@ -73,3 +73,24 @@ def map_step(step: Callable, config: ConfigDict, mesh: Mesh, *, arguments: int, 
     if config.parallel == "shard_map":
         step = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(AXIS)) + (P(),) * rest, out_specs=P())
     return jax.jit(step, donate_argnums=donated, out_shardings=NamedSharding(mesh, P()))
+
+
+def map_cells(step: Callable, mesh: Mesh, *, shared: Sequence[bool], donate: bool = False) -> Callable:
+    """Compiles `step` for a cell a device: independent runs side by side, which differ in values and not in program.
+
+    Args:
+      step: code of one run on one device, without an axis name.
+      mesh: its devices; as many cells.
+      shared: of each argument, whether it is the same for all cells. The others, and the result, have a leading axis of
+        `mesh.size` cells (`jnp.stack` them).
+      donate: the first argument's buffers are handed over.
+    """
+
+    def one(*arguments: Any) -> Any:
+        own = (x if same else jax.tree.map(lambda a: a[0], x) for x, same in zip(arguments, shared, strict=True))
+        return jax.tree.map(lambda a: a[None], step(*own))
+
+    specs = tuple(P() if same else P(AXIS) for same in shared)
+    # No value crosses from cell to cell, so there is nothing for the checks of varying axes to find.
+    mapped = jax.shard_map(one, mesh=mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
+    return jax.jit(mapped, donate_argnums=(0,) if donate else ())

@@ -1,6 +1,7 @@
 """What one device does in a step: pure functions of (state, batch, hyperparameters), mapped by `parallel`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from segjax.collectives import pmean
 from segjax.data.augment import augment, example_keys
 from segjax.training.budget import GradientBudget, gradient_budget
 from segjax.training.defaults import ConfigError
-from segjax.training.objective import Hyper, is_sigmoid, make_objective, num_outputs, targets
+from segjax.training.objective import BINARY_LOSSES, Hyper, make_objective, num_outputs, targets
 from segjax.training.optimizer import learning_rate_at, make_optimizer
 
 MODELS: dict[str, type[nn.Module]] = {"unet": models.UNet}
@@ -55,10 +56,10 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
     """The network of `config` for a set of `num_classes` classes.
 
     Raises:
-      ConfigError: a sigmoid loss on a set that has not exactly two classes, or a prior of the wrong length.
+      ConfigError: a binary loss on a set that has not exactly two classes, or a prior of the wrong length.
     """
     loss, prior = config.objective.loss, tuple(config.model.prior)
-    if is_sigmoid(loss) and num_classes != 2:
+    if loss in BINARY_LOSSES and num_classes != 2:
         raise ConfigError(
             f"config.objective.loss = {loss!r} tells one rare class from the rest and needs a data set of 2 classes; "
             f"{config.data.name} has {num_classes}"
@@ -80,7 +81,7 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
         )
     head_bias = None
     if prior:
-        bias_of = losses.prior_bias if is_sigmoid(loss) else losses.prior_bias_softmax
+        bias_of = losses.prior_bias if loss in BINARY_LOSSES else losses.prior_bias_softmax
         # NumPy's float64: a rare class' π of 1e-8 and its 1 - π are not yet rounded.
         head_bias = tuple(float(b) for b in bias_of(np.asarray(prior, np.float64)))
     return MODELS[config.model.name](
@@ -107,9 +108,13 @@ def init_state(config: ConfigDict, model: nn.Module) -> TrainState:
     """The state before the first step: a pure function of `config.seed`."""
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
     images = jnp.zeros((1, *config.data.size, config.data.channels))
-    # Parameters do not depend on the mapped axis, and the axis exists only inside the mapped step.
-    variables = jax.jit(model.clone(axis_name=None).init, static_argnames="train")(init_key, images, train=False)
+    # Parameters do not depend on the mapped axis, and the axis exists only inside the mapped step. The prior is a value
+    # and no program either: a sweep over π compiles one initialisation.
+    variables = _initial_variables(model.clone(axis_name=None, head_bias=None), init_key, images)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    if model.head_bias is not None:
+        linear = params["head"]["linear"]
+        linear["bias"] = jnp.asarray(model.head_bias, linear["bias"].dtype)
     averaged = None
     if config.training.ema_decay is not None:
         # Copies: a donated buffer must not be handed over twice.
@@ -122,6 +127,11 @@ def init_state(config: ConfigDict, model: nn.Module) -> TrainState:
         ema=averaged,
         key=run_key,
     )
+
+
+@partial(jax.jit, static_argnums=0)
+def _initial_variables(model: nn.Module, key: jax.Array, images: jax.Array) -> dict[str, Any]:
+    return model.init(key, images, train=False)
 
 
 def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis_name: str | None) -> Callable:

@@ -73,8 +73,7 @@ class Tracker:
         """Logs `values` (names like "train/loss") at `step`."""
         if not self._active:
             return
-        with self._lines_file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"step": step, **values}) + "\n")
+        append(self._lines_file, step, values)
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
         if "train/loss" in values:
@@ -93,6 +92,12 @@ class Tracker:
         """Logs a uint8 `[H, W, 3]` picture to TensorBoard."""
         if self._active:
             self._events.add_image(name, image, step, dataformats="HWC")
+
+
+def append(path: Path, step: int, values: dict[str, float]) -> None:
+    """Adds a line to a JSON-lines file."""
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"step": step, **values}) + "\n")
 
 
 def drop_after(path: Path, step: int) -> None:

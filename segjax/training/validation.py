@@ -1,0 +1,171 @@
+"""The check that a config makes sense, before anything is read."""
+
+import difflib
+import math
+
+from ml_collections import ConfigDict
+
+from segjax.training.defaults import ConfigError, defaults, leaves
+from segjax.training.objective import BINARY_LOSSES, PIXEL_LOSSES, REGION_LOSSES
+
+_CHOICES = {
+    "model.name": ("unet",),
+    "model.norm": ("batch", "group", "none"),
+    "model.padding": ("reflect", "zeros"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.upsample": ("transpose", "pixel_shuffle"),
+    "model.dropout": ("none", "sampled", "analytic"),
+    "model.mask": ("element", "channel"),
+    "objective.loss": tuple(PIXEL_LOSSES),
+    "objective.normalizer": ("valid", "positives"),
+    "objective.void": ("ignore", "class"),
+    "objective.boundary_mode": ("outer", "inner", "thick"),
+    "objective.region": tuple(REGION_LOSSES),
+    "optimizer.name": ("adamw", "adam", "sgd"),
+    "optimizer.schedule": ("cosine", "polynomial", "constant"),
+    "parallel": ("jit", "pmap", "shard_map"),
+}
+_POSITIVE = (
+    "model.width",
+    "model.depth",
+    "training.steps",
+    "training.global_batch",
+    "training.log_every",
+    "training.evaluate_every",
+    "training.checkpoint_every",
+    "optimizer.learning_rate",
+)
+# From and to; None is allowed where the default is None.
+_RANGES = {
+    "model.heads": (1, math.inf),
+    "model.deep_dropout": (0, math.inf),
+    "objective.gamma": (0, math.inf),
+    "objective.boundary_factor": (0, math.inf),
+    "objective.hard_fraction": (0, 1),
+    "objective.hard_threshold": (0, math.inf),
+    "objective.negatives_per_positive": (0, math.inf),
+    "objective.region_weight": (0, math.inf),
+    "objective.uncertainty_weight": (0, math.inf),
+    "optimizer.warmup_fraction": (0, 1),
+}
+_BELOW_ONE = ("model.rate", "model.deep_rate", "training.ema_decay")
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises `ConfigError` naming the first field that is unknown, missing or makes no sense."""
+    from segjax.data import DATASETS  # here, since the data layer loads TFDS, which takes seconds
+
+    given, known = leaves(config), leaves(defaults())
+    for key in given.keys() - known.keys():
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean config.{close[0]}?" if close else ""
+        raise ConfigError(f"unknown config key config.{key} = {given[key]!r}{hint}")
+    for key in known.keys() - given.keys():
+        raise ConfigError(f"config.{key} is missing; start from segjax.training.defaults() to have every field")
+    for key, choices in {**_CHOICES, "data.name": tuple(DATASETS)}.items():
+        if given[key] not in choices:
+            raise ConfigError(f"config.{key} must be one of {', '.join(choices)}; got {given[key]!r}")
+    for key in _POSITIVE:
+        if not given[key] > 0:
+            raise ConfigError(f"config.{key} must be positive; got {given[key]!r}")
+    for key, (low, high) in _RANGES.items():
+        if given[key] is not None and not low <= given[key] <= high:
+            raise ConfigError(f"config.{key} must be in [{low}, {high}]; got {given[key]!r}")
+    for key in _BELOW_ONE:
+        if given[key] is not None and not 0 <= given[key] < 1:
+            raise ConfigError(f"config.{key} must be in [0, 1); got {given[key]!r}")
+    for key in ("mean", "std"):
+        if len(config.data[key]) not in (1, config.data.channels):
+            raise ConfigError(
+                f"config.data.{key} needs 1 or config.data.channels = {config.data.channels} values; "
+                f"got {config.data[key]!r}"
+            )
+    _validate_phases(config)
+    _validate_uncertainty(config)
+    _validate_objective(config)
+
+
+def _validate_phases(config: ConfigDict) -> None:
+    phases = config.training.phases
+    for phase in phases:
+        if not (len(phase) == 3 and 0 < phase[0] <= 1 and int(phase[1]) == phase[1] > 0 and phase[2] > 0):
+            raise ConfigError(
+                "each of config.training.phases must be (crop fraction in (0, 1], steps, learning rate), the last two "
+                f"positive; got {phase!r}"
+            )
+    total = sum(phase[1] for phase in phases)
+    if phases and total != config.training.steps:
+        raise ConfigError(
+            f"the steps of config.training.phases add up to {total}; config.training.steps is {config.training.steps}"
+        )
+    # What the phases replace must not look as if it did something.
+    peak = max((phase[2] for phase in phases), default=config.optimizer.learning_rate)
+    if config.optimizer.learning_rate != peak:
+        raise ConfigError(
+            f"config.optimizer.learning_rate = {config.optimizer.learning_rate!r} has no effect with "
+            f"config.training.phases, whose highest rate is {peak!r}: set them equal, or change the phases"
+        )
+    if phases and config.augment.crop_fraction != 1:
+        raise ConfigError(
+            f"config.augment.crop_fraction = {config.augment.crop_fraction!r} has no effect with "
+            "config.training.phases: leave it at 1, or change the phases"
+        )
+
+
+def _validate_uncertainty(config: ConfigDict) -> None:
+    model, objective = config.model, config.objective
+    if objective.uncertainty_weight is None:
+        return
+    if model.dropout == "none":
+        raise ConfigError(
+            "config.objective.uncertainty_weight needs heads that can disagree: set config.model.dropout to 'sampled' "
+            "or 'analytic'"
+        )
+    if model.dropout == "sampled" and model.heads < 2:
+        raise ConfigError(f"config.model.heads must be at least 2 for a variance; got {model.heads}")
+
+
+def _validate_objective(config: ConfigDict) -> None:
+    objective = config.objective
+    if objective.void == "class" and objective.background is not None:
+        raise ConfigError(
+            "config.objective.background must be None where void is a class, which then is the background; got "
+            f"{objective.background!r}"
+        )
+    (_validate_binary if objective.loss in BINARY_LOSSES else _validate_softmax)(objective)
+    criteria = ("hard_fraction", "hard_threshold", "negatives_per_positive")
+    given = [f"config.objective.{name}" for name in criteria if objective[name] is not None]
+    if len(given) > 1:
+        raise ConfigError(f"one criterion says which pixels count; got {' and '.join(given)}")
+
+
+def _validate_binary(objective: ConfigDict) -> None:
+    if objective.void == "class":
+        raise ConfigError(f"config.objective.void = 'class' belongs to softmax losses; got {objective.loss}")
+    if objective.class_weights:
+        raise ConfigError(
+            f"config.objective.class_weights belongs to softmax losses; {objective.loss} takes config.objective.alpha"
+        )
+    if objective.alpha is not None and objective.loss == "hinge":
+        raise ConfigError(f"config.objective.alpha belongs to sigmoid losses, hinge has none; got {objective.alpha!r}")
+    if objective.alpha is not None and not 0 <= objective.alpha <= 1:
+        raise ConfigError(f"config.objective.alpha must lie in [0, 1]; got {objective.alpha!r}")
+    if objective.loss == "sigmoid_focal_star" and not objective.gamma > 0:
+        raise ConfigError(
+            f"config.objective.gamma must be above 0 for sigmoid_focal_star, which is divided by it; "
+            f"got {objective.gamma!r}"
+        )
+
+
+def _validate_softmax(objective: ConfigDict) -> None:
+    if objective.alpha is not None:
+        raise ConfigError(
+            f"config.objective.alpha belongs to sigmoid losses; {objective.loss} takes config.objective.class_weights"
+        )
+    if objective.background is None and objective.void != "class":
+        for field, value in (("normalizer", "positives"), ("negatives_per_positive", objective.negatives_per_positive)):
+            if value is not None and objective[field] == value:
+                raise ConfigError(
+                    f"config.objective.{field} = {value!r} counts the pixels that are not background: set "
+                    "config.objective.background to that class"
+                )

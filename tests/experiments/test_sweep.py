@@ -1,0 +1,165 @@
+"""The grid on four devices: as each cell alone, compiled once, resumed, and with a cell that diverges."""
+
+import fcntl
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import rich.console
+
+from configs import road_debris_ablation
+from experiments import lockstep, sweep
+from segjax.training import ConfigError, load_run, train
+
+GRID = sweep.product(sweep.axis("objective.gamma", 0.0, 2.0), sweep.axis("objective.alpha", 0.25, 0.75))
+SEEDS = (0, 1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A width-4 net on eight small scenes, four steps."""
+    config = road_debris_ablation.get_config()
+    config.data.data_dir = str(tmp_path_factory.mktemp("prepared"))
+    config.data.scene_size, config.data.size = (64, 96), (32, 48)
+    config.data.train_examples, config.data.val_examples = 8, 4
+    config.model.width, config.model.depth = 4, 2
+    config.objective.loss, config.objective.alpha = "sigmoid_focal", 0.5
+    config.optimizer.learning_rate = 1e-3
+    config.training.global_batch, config.training.steps = 4, 4
+    config.training.evaluate_every = config.training.checkpoint_every = 2
+    return config.lock()
+
+
+def run(cells, workdir):
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    sweep.run(cells, workdir, console)
+    return console.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def grid(base, tmp_path_factory):
+    """The whole grid, run once: its cells, its folder, what was printed, and how often a step was traced."""
+    workdir, traces = tmp_path_factory.mktemp("grid"), []
+    with pytest.MonkeyPatch.context() as patch:
+        make = lockstep.make_train_step
+
+        def counting(*arguments):
+            step = make(*arguments)
+
+            def counted(*operands):
+                traces.append(1)
+                return step(*operands)
+
+            return counted
+
+        patch.setattr(lockstep, "make_train_step", counting)
+        cells = sweep.make_cells(base, GRID, SEEDS)
+        printed = run(cells, workdir)
+    return cells, workdir, printed, len(traces)
+
+
+def test_a_whole_grid_is_compiled_once(grid):
+    cells, *_, traces = grid
+    assert len(cells) == 8
+    assert traces == 1
+
+
+def test_a_cell_of_the_grid_is_the_run_of_its_config_alone(grid, tmp_path):
+    cells, workdir, *_ = grid
+    cell = cells[5]
+    assert cell.changes == {"objective.gamma": 0.0, "objective.alpha": 0.75, "seed": 1}
+    alone = train(cell.config, tmp_path, console=rich.console.Console(file=io.StringIO()))
+    of_grid = sweep.result_of(cell, workdir)["scores"]
+    for key in ("average_precision", "pixel_accuracy", "auroc"):
+        assert of_grid[key] == pytest.approx(alone[key], rel=1e-4)
+
+
+def test_every_cell_says_what_it_measured(grid):
+    cells, workdir, printed, _ = grid
+    for cell in cells:
+        result = sweep.result_of(cell, workdir)
+        assert (result["status"], result["steps"], result["diverged_at"]) == ("done", 4, None)
+        assert result["curves"]["step"] == [2, 4]
+        assert result["curves"]["average_precision"][-1] == result["scores"]["average_precision"]
+        assert result["first_loss"] > 0
+        assert {"wall_seconds", "commit", "versions", "device"} <= result["provenance"].keys()
+        assert f"{cell.name}  average precision 0." in printed
+    assert "8/8" in printed
+
+
+def test_cells_differ(grid):
+    cells, workdir, *_ = grid
+    assert len({sweep.result_of(cell, workdir)["scores"]["auroc"] for cell in cells}) == len(cells)
+
+
+def test_a_cell_is_a_run_that_evaluation_opens(grid):
+    cells, workdir, *_ = grid
+    opened = load_run(workdir / cells[0].name / "checkpoints" / "latest")
+    assert int(opened.state.step) == 4
+    assert opened.config.to_json() == cells[0].config.to_json()
+
+
+def test_called_again_nothing_is_run(grid):
+    cells, workdir, *_ = grid
+    assert run(cells, workdir) == ""
+
+
+def test_a_cell_without_its_result_carries_on_from_its_checkpoint(grid, tmp_path):
+    cells, workdir, *_ = grid
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    before = sweep.result_of(cells[2], copy)
+    (copy / cells[2].name / lockstep.RESULT_FILE).unlink()
+    assert run(cells, copy).startswith("8/8")
+    after = sweep.result_of(cells[2], copy)
+    assert after["provenance"]["wall_seconds_from_step"] == 4
+    assert {k: after[k] for k in ("scores", "curves", "first_loss")} == {
+        k: before[k] for k in ("scores", "curves", "first_loss")
+    }
+
+
+def test_a_cell_that_another_process_holds_is_left_to_it(base, tmp_path):
+    cells = sweep.make_cells(base, GRID[:1], (0,))
+    (tmp_path / cells[0].name).mkdir()
+    with (tmp_path / cells[0].name / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run(cells, tmp_path) == ""
+    assert sweep.result_of(cells[0], tmp_path) is None
+
+
+def test_a_cell_that_diverges_is_recorded_and_harms_no_other(base, grid, tmp_path):
+    rows = [{"objective.gamma": 0.0, "objective.alpha": 0.25, "optimizer.learning_rate": rate} for rate in (1e-3, 3e38)]
+    fine, diverged = sweep.make_cells(base, rows, (0,))
+    printed = run([fine, diverged], tmp_path)
+    bad = sweep.result_of(diverged, tmp_path)
+    assert bad["status"] == "diverged"
+    assert bad["diverged_at"] in (2, 3)
+    assert f"diverged at step {bad['diverged_at']}" in printed
+    cells, workdir, *_ = grid
+    assert sweep.result_of(fine, tmp_path)["scores"] == sweep.result_of(cells[0], workdir)["scores"]
+
+
+def test_the_result_of_another_config_is_not_taken_for_this_ones(grid, base):
+    cells, workdir, *_ = grid
+    with base.unlocked():
+        other = base.copy_and_resolve_references()
+    other.training.steps = 5
+    changed = sweep.make_cells(other, GRID, SEEDS)
+    assert changed[0].name == cells[0].name
+    with pytest.raises(ConfigError, match=r"was run with config.training.steps = 4; expected 5"):
+        run(changed, workdir)
+
+
+def test_a_wrong_cell_is_named_before_anything_runs(base):
+    with pytest.raises(ConfigError, match=r"config.objective.gamma must be in \[0, inf\]; got -1"):
+        sweep.make_cells(base, [{"objective.gamma": -1.0}], (0,))
+    with pytest.raises(ConfigError, match=r"two cells of the sweep are called gamma=1,seed=0"):
+        sweep.make_cells(base, [{"objective.gamma": 1.0}] * 2, (0,))
+
+
+def test_results_are_files_that_anybody_reads(grid):
+    cells, workdir, *_ = grid
+    text = (workdir / cells[0].name / lockstep.RESULT_FILE).read_text()
+    assert np.isfinite(json.loads(text)["scores"]["best_iou"])
