@@ -1,21 +1,65 @@
-"""One way to print a table: on a terminal, as Markdown, as CSV."""
+"""One way to print a table: on a terminal, as Markdown, CSV, LaTeX and HTML."""
 
 import csv
 import io
 import math
+import statistics
 from typing import Any, NamedTuple
 
 import rich.box
 import rich.console
 import rich.table
+import rich.text
+
+
+class Spread(NamedTuple):
+    """What several seeds measured: printed as mean ± sample standard deviation.
+
+    Attributes:
+      values: the measured values, NaN and None left out (`spread` does it).
+      missing: how many seeds gave none, such as runs that diverged.
+    """
+
+    values: tuple[float, ...]
+    missing: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Their mean; NaN without any."""
+        return statistics.mean(self.values) if self.values else math.nan
+
+    @property
+    def std(self) -> float:
+        """Their sample standard deviation (n - 1); NaN with fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+
+
+def spread(values: list[float | None]) -> Spread:
+    """A `Spread` of what is a number; NaN and None are missing.
+
+    >>> cell(spread([0.5, 0.75])), cell(spread([0.5])), cell(spread([0.5, None])), cell(spread([None]))
+    ('0.625 ± 0.177', '0.500', '0.500 (1 of 2)', '–')
+    """
+    known = tuple(float(value) for value in values if value is not None and not math.isnan(value))
+    return Spread(known, len(values) - len(known))
 
 
 class Table(NamedTuple):
-    """A title, column names and rows of numbers and text; the first column names the row."""
+    """A title, column names and rows of numbers, `Spread`s and text; the first column names the row.
+
+    Attributes:
+      title: above the table.
+      columns: the names.
+      rows: as many values each.
+      highest: columns whose highest value is set in bold.
+      lowest: columns whose lowest is.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
+    highest: tuple[str, ...] = ()
+    lowest: tuple[str, ...] = ()
 
 
 def cell(value: Any) -> str:
@@ -24,9 +68,32 @@ def cell(value: Any) -> str:
     >>> cell(0.43812), cell(float("nan")), cell(None), cell(918), cell("pole")
     ('0.438', '–', '–', '918', 'pole')
     """
+    if isinstance(value, Spread):
+        of = f" ({len(value.values)} of {len(value.values) + value.missing})" if value.missing and value.values else ""
+        deviation = "" if math.isnan(value.std) else f" ± {value.std:.3f}"
+        return f"{cell(value.mean)}{deviation}{of}"
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def printed(table: Table) -> list[list[tuple[str, bool]]]:
+    """The rows as text, and whether each is the best of its column, to the decimals that are shown."""
+    columns = []
+    for name, values in zip(table.columns, zip(*table.rows, strict=True), strict=False):
+        numbers = [_number(value) for value in values]
+        known = [number for number in numbers if number is not None]
+        best = None
+        if known and name in table.highest + table.lowest:
+            best = cell(max(known) if name in table.highest else min(known))
+        pairs = zip(values, numbers, strict=True)
+        columns.append([(cell(value), number is not None and cell(number) == best) for value, number in pairs])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _number(value: Any) -> float | int | None:
+    number = value.mean if isinstance(value, Spread) else value
+    return None if not isinstance(number, float | int) or math.isnan(number) else number
 
 
 def show(table: Table, console: rich.console.Console) -> None:
@@ -34,35 +101,107 @@ def show(table: Table, console: rich.console.Console) -> None:
     drawn = rich.table.Table(title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
     for i, name in enumerate(table.columns):
         drawn.add_column(name, justify="right" if i else "left")
-    for row in table.rows:
-        drawn.add_row(*map(cell, row))
+    for row in printed(table):
+        drawn.add_row(*(rich.text.Text(text, style="bold" if best else "") for text, best in row))
     console.print(drawn)
 
 
 def markdown(table: Table) -> str:
     r"""The table as GitHub Markdown, without its title.
 
-    >>> print(markdown(Table("scores", ("class", "IoU"), [("a|b", 0.5)])))
+    >>> print(markdown(Table("scores", ("class", "IoU"), [("a|b", 0.5), ("c", 0.25)], highest=("IoU",))))
     | class | IoU |
     | :-- | --: |
-    | a\|b | 0.500 |
+    | a\|b | **0.500** |
+    | c | 0.250 |
     """
-    lines = [table.columns, (":--",) + ("--:",) * (len(table.columns) - 1), *table.rows]
-    return "\n".join("| " + " | ".join(cell(v).replace("|", "\\|") for v in line) + " |" for line in lines)
+
+    def row(values: list[str]) -> str:
+        return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+
+    rule = [":--"] + ["--:"] * (len(table.columns) - 1)
+    body = [[f"**{text}**" if best else text for text, best in line] for line in printed(table)]
+    return "\n".join(map(row, [list(table.columns), rule, *body]))
 
 
 def to_csv(table: Table) -> str:
-    """The table as CSV with full precision.
+    """The table as CSV with full precision; a column of `Spread`s becomes two, its mean and its deviation.
 
-    >>> print(to_csv(Table("scores", ("class", "IoU"), [("road, wet", 0.5)])), end="")
-    class,IoU
-    "road, wet",0.5
+    >>> print(to_csv(Table("scores", ("class", "IoU"), [("road, wet", Spread((0.25, 0.75)))])), end="")
+    class,IoU,IoU std
+    "road, wet",0.5,0.3535533905932738
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows(table.rows)
+    two = [any(isinstance(row[i], Spread) for row in table.rows) for i in range(len(table.columns))]
+    names = zip(table.columns, two, strict=True)
+    writer.writerow([name for column, is_two in names for name in ([column, f"{column} std"] if is_two else [column])])
+    for row in table.rows:
+        values: list[Any] = []
+        for value, is_two in zip(row, two, strict=True):
+            if isinstance(value, Spread):
+                values += [value.mean, value.std]
+            else:
+                values += [value, None] if is_two else [value]
+        writer.writerow(values)
     return text.getvalue()
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "½": r"$\frac12$",
+    "≥": r"$\ge$",
+    "≤": r"$\le$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "γ": r"$\gamma$",
+    "π": r"$\pi$",
+}
+
+
+def latex(table: Table) -> str:
+    r"""The table in LaTeX, for the booktabs package, with its title as the caption.
+
+    >>> print(latex(Table("AP by γ", ("γ", "AP"), [("2", 0.5)], highest=("AP",))))
+    \begin{table}
+      \caption{AP by $\gamma$}
+      \begin{tabular}{lr}
+        \toprule
+        $\gamma$ & AP \\
+        \midrule
+        2 & \textbf{0.500} \\
+        \bottomrule
+      \end{tabular}
+    \end{table}
+    """
+
+    def escape(text: str) -> str:
+        return "".join(_LATEX.get(character, character) for character in text)
+
+    body = [
+        " & ".join(f"\\textbf{{{escape(text)}}}" if best else escape(text) for text, best in line)
+        for line in printed(table)
+    ]
+    lines = [
+        "\\begin{table}",
+        f"  \\caption{{{escape(table.title)}}}",
+        f"  \\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+        "    \\toprule",
+        f"    {' & '.join(map(escape, table.columns))} \\\\",
+        "    \\midrule",
+        *(f"    {line} \\\\" for line in body),
+        "    \\bottomrule",
+        "  \\end{tabular}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines)
 
 
 def per_class_table(scores: dict[str, Any], title: str) -> Table:

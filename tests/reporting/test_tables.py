@@ -3,7 +3,17 @@ import io
 import pytest
 import rich.console
 
-from segjax.reporting import Table, markdown, per_class_table, show, summary_line, to_csv
+from segjax.reporting import (
+    Spread,
+    Table,
+    latex,
+    markdown,
+    per_class_table,
+    printed,
+    show,
+    summary_line,
+    to_csv,
+)
 
 SCORES = {
     "classes": ["road", "crack"],
@@ -51,3 +61,31 @@ def test_the_summary_line_names_only_what_was_measured():
 def test_markdown_rows_keep_their_cells(text):
     row = markdown(Table("t", ("name", "score"), [(text, 1)])).splitlines()[-1]
     assert row.replace("\\|", "").count("|") == 3
+
+
+def test_the_best_is_bold_to_the_decimals_that_are_shown():
+    rows = [("a", 0.50004, 3), ("b", 0.50001, 2), ("c", 0.4, None)]
+    table = Table("t", ("name", "score", "steps"), rows, highest=("score",), lowest=("steps",))
+    assert [[best for _, best in row] for row in printed(table)] == [
+        [False, True, False],
+        [False, True, True],
+        [False, False, False],
+    ]
+
+
+def test_a_spread_has_two_columns_of_numbers():
+    table = Table("t", ("name", "score"), [("a", Spread((1.0, 3.0))), ("b", 0.5)])
+    assert to_csv(table).splitlines() == ["name,score,score std", f"a,2.0,{2**0.5!r}", "b,0.5,"]
+
+
+def test_a_table_without_rows_is_its_header():
+    table = Table("t", ("name", "score"), [], highest=("score",))
+    assert to_csv(table) == "name,score\n"
+    assert markdown(table).splitlines() == ["| name | score |", "| :-- | --: |"]
+
+
+def test_latex_escapes_what_latex_reads():
+    text = latex(Table("100 % & more", ("a_b", "π"), [("x~y", 0.5)]))
+    assert r"\caption{100 \% \& more}" in text
+    assert r"a\_b & $\pi$ \\" in text
+    assert r"x\textasciitilde{}y & 0.500 \\" in text

@@ -1,0 +1,137 @@
+"""A report in every format, and its page in a real browser."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+
+from segjax.reporting import (
+    Picture,
+    Report,
+    Section,
+    Spread,
+    Table,
+    curves,
+    heatmap,
+    html,
+    png,
+    write_report,
+)
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def report():
+    table = Table(
+        "AP by γ & α",
+        ("γ", "AP", "AP in the paper"),
+        [("0 <none>", Spread((0.25, 0.5)), 31.1), ("2", Spread((0.75, 0.5), 1), 34.0)],
+        highest=("AP", "AP in the paper"),
+    )
+    line = curves({"γ = 2": ([1, 2, 3], [[0.1, 0.5, 0.6], [0.2, 0.4, None]])}, title="AP", x="step", y="AP")
+    grid = heatmap([[0.1, 0.2], [float("nan"), 0.4]], rows="ab", columns="cd", title="AP", x="α", y="γ")
+    pictures = (Picture("ap", "AP through training", png(line)), Picture("grid", "AP by γ and α", png(grid)))
+    sections = (Section("Table 1b", "Is γ = 2 best?", (table,), pictures),)
+    return Report("Focal loss, again", "The question.\n\nHow.", sections, {"commit": "abc", "versions": {"jax": "1"}})
+
+
+@pytest.fixture(scope="module")
+def written(report, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "results"
+    return folder, write_report(report, folder, "focal", data={"cells": [1, 2]})
+
+
+def test_every_format_is_written_whole(written):
+    folder, paths = written
+    names = ["focal.html", "focal.md", "focal.tex", "focal.json", "focal.csv", "focal_ap.png", "focal_grid.png"]
+    assert [path.name for path in paths] == names
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
+def test_the_numbers_are_the_same_in_every_format(written):
+    folder, _ = written
+    for suffix in ("html", "md"):
+        text = (folder / f"focal.{suffix}").read_text()
+        assert "0.375 ± 0.177" in text
+        assert "0.625 ± 0.177 (2 of 3)" in text
+    assert r"\textbf{0.625 $\pm$ 0.177 (2 of 3)}" in (folder / "focal.tex").read_text()
+    rows = list(csv.DictReader(io.StringIO((folder / "focal.csv").read_text())))
+    assert [float(row["AP"]) for row in rows] == [0.375, 0.625]
+    assert float(rows[0]["AP std"]) == pytest.approx(0.125 * 2**0.5)
+    assert json.loads((folder / "focal.json").read_text()) == {
+        "facts": {"commit": "abc", "versions": {"jax": "1"}},
+        "data": {"cells": [1, 2]},
+    }
+
+
+def test_the_best_of_a_column_is_bold_and_no_other(written):
+    folder, _ = written
+    page = (folder / "focal.html").read_text()
+    assert re.findall("<strong>(.*?)</strong>", page) == ["0.625 ± 0.177 (2 of 3)", "34.000"]
+    assert (folder / "focal.md").read_text().count("**") == 4
+
+
+def test_text_is_text_and_not_markup(written):
+    folder, _ = written
+    assert "0 &lt;none&gt;" in (folder / "focal.html").read_text()
+    assert r"\caption{AP by $\gamma$ \& $\alpha$}" in (folder / "focal.tex").read_text()
+
+
+def test_markdown_shows_the_pictures_beside_it(written):
+    folder, _ = written
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", (folder / "focal.md").read_text())
+    assert shown == ["focal_ap.png", "focal_grid.png"]
+    for name in shown:
+        assert cv2.imread(str(folder / name)).std() > 10
+
+
+def test_a_page_fetches_nothing(report):
+    page = html(report)
+    assert "http" not in page
+    assert "<script" not in page
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall('src="(.*?)"', page))
+
+
+def test_facts_say_where_it_comes_from(report, written):
+    folder, _ = written
+    for name in ("focal.html", "focal.md"):
+        assert "jax 1" in (folder / name).read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: Debian's package is called chromium")
+def test_a_browser_shows_the_page_without_an_error(written, tmp_path):
+    folder, _ = written
+    page = (folder / "focal.html").read_text()
+    seen = (
+        "<script>addEventListener('load', () => { document.title = JSON.stringify({"
+        "images: [...document.images].map(i => i.complete && i.naturalWidth > 100),"
+        "cells: document.querySelectorAll('td').length,"
+        "wide: document.documentElement.scrollWidth > innerWidth}); });</script>"
+    )
+    copy, picture = tmp_path / "page.html", tmp_path / "page.png"
+    copy.write_text(page.replace("</body>", f"{seen}</body>"))
+    common = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    common += ["--enable-logging=stderr", "--window-size=900,1400", "--virtual-time-budget=5000"]
+    shown = subprocess.run([*common, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0, shown.stderr
+    title = re.search("<title>(.*?)</title>", shown.stdout)[1]
+    assert json.loads(title) == {"images": [True, True], "cells": 6, "wide": False}
+    assert "CONSOLE" not in shown.stderr
+    done = subprocess.run([*common, f"--screenshot={picture}", copy.as_uri()], capture_output=True, timeout=120)
+    assert done.returncode == 0
+    pixels = cv2.imread(str(picture))
+    assert pixels.shape == (1400, 900, 3)
+    assert (np.diff(pixels.astype(int), axis=0) != 0).any(axis=(1, 2)).sum() > 300  # not an empty page
+
+
+def test_a_curve_without_values_is_a_gap():
+    figure = curves({"a": ([1, 2], [[None, 0.5]])}, title="t", x="x", y="y")
+    (line,) = figure.axes[0].lines
+    assert np.ma.getmaskarray(line.get_ydata()).tolist() == [True, False]
