@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -27,6 +27,7 @@ from segjax.training import ConfigError, parallel, validate
 from segjax.training.checkpoint import FOLDER, Checkpoints
 from segjax.training.defaults import from_leaves, leaves, program
 from segjax.training.loop import CONFIG_FILE
+from segjax.training.tracker import METRICS_FILE
 
 Changes = Mapping[str, Any]
 
@@ -130,7 +131,7 @@ def run(cells: Sequence[Cell], workdir: Path, console: rich.console.Console, *, 
                 _run_chunk(chunk, workdir, machine, parent)
             done = sum(result_of(cell, workdir) is not None for cell in cells)
             for cell in chunk:
-                console.print(f"{done}/{len(cells)}  {_outcome(cell, workdir)}", soft_wrap=True, highlight=False)
+                _tell(console, f"{done}/{len(cells)}  {_outcome(cell, workdir)}")
 
 
 def _run_chunk(chunk: Sequence[Cell], workdir: Path, machine: Machine, parent: int | None) -> None:
@@ -149,6 +150,22 @@ def _outcome(cell: Cell, workdir: Path) -> str:
         return f"{cell.name}  diverged at step {result['diverged_at']}  {seconds}"
     score = "average_precision" if "average_precision" in result["scores"] else "mean_iou"
     return f"{cell.name}  {score.replace('_', ' ')} {result['scores'][score]:.3f}  {seconds}"
+
+
+def _tell(console: rich.console.Console, line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _progress(cells: Sequence[Cell], workdir: Path, done: Collection[str]) -> str:
+    """Which cells are under way, and how far: the last step that each has logged."""
+    running = []
+    for cell in cells:
+        log = workdir / cell.name / METRICS_FILE
+        if cell.name not in done and log.exists():
+            *_, last = log.read_text(encoding="utf-8").splitlines() or [""]
+            step = re.match(r'{"step": (\d+)', last)
+            running.append(f"{cell.name} step {step[1] if step else 0} of {cell.config.training.steps}")
+    return f"{len(done)}/{len(cells)} cells. {', '.join(running) or 'compiling'}"
 
 
 def _claim(queue: Sequence[Cell], workdir: Path, most: int, locks: contextlib.ExitStack) -> list[Cell]:
@@ -205,25 +222,25 @@ def run_in_processes(
     """
     workdir.mkdir(parents=True, exist_ok=True)
     logs = [workdir / f"process_{i}.log" for i in range(processes)]
-    with contextlib.ExitStack() as files:
+    with contextlib.ExitStack() as stack:
         children = []
         for i, log in enumerate(logs):
-            out = files.enter_context(log.open("w"))
+            out = stack.enter_context(log.open("w"))
             with _on_core(i):
                 children.append(
                     subprocess.Popen([sys.executable, *command, f"--parent={os.getpid()}"], stdout=out, stderr=out)
                 )
         told: set[str] = set()
+        status = stack.enter_context(console.status("starting"))
         while True:
             ended = all(child.poll() is not None for child in children)
             for cell in cells:
                 if cell.name not in told and result_of(cell, workdir) is not None:
                     told.add(cell.name)
-                    console.print(
-                        f"{len(told)}/{len(cells)}  {_outcome(cell, workdir)}", soft_wrap=True, highlight=False
-                    )
+                    _tell(console, f"{len(told)}/{len(cells)}  {_outcome(cell, workdir)}")
             if ended:
                 break
+            status.update(_progress(cells, workdir, told))
             time.sleep(1)
     for child, log in zip(children, logs, strict=True):
         if child.returncode:

@@ -1,4 +1,4 @@
-"""Every config in configs/ builds, is valid, and says how it is run."""
+"""Every config in configs/ builds, is valid, and says how it is run; of a sweep, every cell of every preset."""
 
 import importlib
 import pkgutil
@@ -6,17 +6,34 @@ import pkgutil
 import pytest
 
 import configs
+from experiments import study
 from segjax.training import validate
 
-NAMES = [module.name for module in pkgutil.iter_modules(configs.__path__)]
+MODULES = [importlib.import_module(f"configs.{one.name}") for one in pkgutil.iter_modules(configs.__path__)]
+SWEEPS = [
+    (module, preset, data)
+    for module in MODULES
+    if hasattr(module, "get_grids")
+    for preset in module.PRESETS
+    for data in module.DATA
+]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_config_is_valid_and_its_header_says_how_to_run_it(name):
-    module = importlib.import_module(f"configs.{name}")
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_a_config_is_valid_and_its_header_says_how_to_run_it(module):
     validate(module.get_config())
     assert "COMMAND: " in module.__doc__
 
 
+@pytest.mark.parametrize(("module", "preset", "data"), SWEEPS, ids=lambda one: getattr(one, "__name__", one))
+def test_every_cell_of_a_sweep_is_valid_and_has_a_name_of_its_own(module, preset, data):
+    seeds = module.get_seeds(preset, data)
+    cells = study.make_cells(module, preset, data)  # raises where a config or a name is wrong
+    assert len(cells) % len(seeds) == 0
+    assert preset in module.__doc__.partition("TIME: ")[2]  # what it costs
+
+
 def test_there_are_configs():
-    assert {"camvid_unet", "crackforest_unet", "road_debris_ablation"} <= set(NAMES)
+    names = {module.__name__ for module in MODULES}
+    assert {"configs.camvid_unet", "configs.focal_ablation", "configs.prior_init"} <= names
+    assert len({module for module, *_ in SWEEPS}) >= 4

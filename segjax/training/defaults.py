@@ -4,12 +4,11 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 # Fields that change values and never the program: cells of a sweep that differ in nothing else share one compilation.
-# Whether one is set at all (None, () or not) is part of the program.
+# These say what a run begins with, ...
+INITIAL = ("seed", "model.prior", "model.head_stddev")
+# ... and these are arguments of every step; whether one is set at all (None, () or not) is part of the program.
 TRACED = (
-    "seed",
     "augment.crop_fraction",
-    "model.prior",
-    "model.head_stddev",
     "model.rate",
     "model.deep_rate",
     "objective.gamma",
@@ -158,7 +157,7 @@ def _tuples(value: object) -> object:
 
 
 def program(config: ConfigDict) -> tuple[tuple[str, object], ...]:
-    """What of `config` is not `TRACED`: runs for which this is equal take the same compiled step.
+    """What of `config` is neither `INITIAL` nor `TRACED`: runs for which this is equal take the same compiled step.
 
     >>> one, other = defaults(), defaults()
     >>> one.objective.gamma, one.objective.alpha, other.objective.alpha = 0.5, 0.25, 0.75
@@ -169,4 +168,5 @@ def program(config: ConfigDict) -> tuple[tuple[str, object], ...]:
     def is_set(value: object) -> bool:
         return value is not None and value != ()
 
-    return tuple((key, is_set(value) if key in TRACED else value) for key, value in sorted(leaves(config).items()))
+    fields = {key: value for key, value in sorted(leaves(config).items()) if key not in INITIAL}
+    return tuple((key, is_set(value) if key in TRACED else value) for key, value in fields.items())

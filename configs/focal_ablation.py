@@ -1,0 +1,27 @@
+"""Tables 1a and 1b of the focal loss paper: α at γ = 0, and the best α of each γ, out of the whole γ × α grid.
+
+Source: Lin et al. 2017 (arXiv 1708.02002), section 5.1, with its prior bias π = 0.01 at the head.
+COMMAND: python -m experiments.focal_ablation --preset=cpu --processes=2 --workdir=runs/focal_ablation
+SCORE: experiments/results/focal_ablation_road_debris.md, focal_ablation_crackforest.md
+TIME: smoke (5 cells: the trap and its cure, no grid) 3 minutes on two CPU cores; cpu (49 cells and 3 without the prior,
+  3 seeds on road_debris, 2 on CrackForest) 5 and 4 CPU-hours; full (the same grid, 5 seeds) a day on 8 accelerators.
+"""
+
+from configs.rare_class import DATA, NO_PRIOR, PRESETS, PRIOR, get_config, get_seeds
+
+__all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
+
+GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+ALPHAS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)
+
+
+def _cells(prior, pairs):
+    return ((prior,), tuple({"objective.gamma": gamma, "objective.alpha": alpha} for gamma, alpha in pairs))
+
+
+def get_grids(preset="cpu", data="road_debris"):
+    """Products of axes; an axis is a tuple of changes to the config. γ = 0, α = ½ is cross entropy."""
+    trap = _cells(NO_PRIOR, ((0.0, 0.5), (0.0, 0.95), (2.0, 0.75)))
+    if preset == "smoke":
+        return (trap, _cells(PRIOR, ((0.0, 0.5), (2.0, 0.75))))
+    return (_cells(PRIOR, tuple((gamma, alpha) for gamma in GAMMAS for alpha in ALPHAS)), trap)

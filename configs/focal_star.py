@@ -1,0 +1,23 @@
+"""FL*, the focal loss of the paper's appendix, beside focal loss and cross entropy.
+
+Source: Lin et al. 2017 (arXiv 1708.02002), appendix A, table 3.
+COMMAND: python -m experiments.focal_star --preset=cpu --processes=2 --workdir=runs/focal_star
+SCORE: experiments/results/focal_star_road_debris.md, focal_star_crackforest.md
+TIME: smoke (4 cells) 3 minutes on two CPU cores; cpu (4 cells, 3 seeds on road_debris, 2 on CrackForest) half a
+  CPU-hour each; full (5 seeds) an hour on 8 accelerators.
+"""
+
+from configs.rare_class import DATA, PRESETS, get_config, get_seeds
+
+__all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
+
+
+def get_grids(preset="cpu", data="road_debris"):
+    """The rows of the paper's table, all with α = ½, so that the losses differ in their form alone."""
+    rows = (
+        {"objective.loss": "sigmoid_focal", "objective.gamma": 0.0},
+        {"objective.loss": "sigmoid_focal", "objective.gamma": 2.0},
+        {"objective.loss": "sigmoid_focal_star", "objective.gamma": 2.0, "objective.beta": 1.0},
+        {"objective.loss": "sigmoid_focal_star", "objective.gamma": 4.0, "objective.beta": 0.0},
+    )
+    return ((({"objective.alpha": 0.5},), rows),)

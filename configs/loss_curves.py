@@ -1,0 +1,25 @@
+"""One converged network, γ = 2, whose losses are looked at: figures 1, 4, 5 and 6 of the focal loss paper.
+
+Source: Lin et al. 2017 (arXiv 1708.02002), section 5.1 ("Analysis of the Focal Loss") and appendices A and B.
+COMMAND: python -m experiments.loss_curves --preset=cpu --processes=2 --workdir=runs/loss_curves
+SCORE: experiments/results/loss_curves_road_debris.md, loss_curves_crackforest.md
+TIME: smoke (1 cell) 2 minutes on two CPU cores; cpu (3 seeds on road_debris, 2 on CrackForest, twice the steps of the
+  other sweeps) a quarter of a CPU-hour each; full (5 seeds) an hour on 8 accelerators.
+"""
+
+from configs import rare_class
+from configs.rare_class import DATA, PRESETS, get_seeds
+
+__all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
+
+
+def get_config(preset="cpu", data="road_debris"):
+    """Twice as long as the other sweeps: the figure is of a network that has converged."""
+    config = rare_class.get_config(preset, data)
+    config.training.steps *= 2
+    return config
+
+
+def get_grids(preset="cpu", data="road_debris"):
+    """One row: the paper's γ and α."""
+    return ((({"objective.gamma": 2.0, "objective.alpha": 0.25},),),)

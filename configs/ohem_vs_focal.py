@@ -1,0 +1,38 @@
+"""Mining hard pixels against focal loss: OHEM by fraction and by threshold, OHEM 1:3, hinge.
+
+Source: Lin et al. 2017 (arXiv 1708.02002), table 1d and section 5.1; Shrivastava et al. 2016 (arXiv 1604.03540).
+COMMAND: python -m experiments.ohem_vs_focal --preset=cpu --processes=2 --workdir=runs/ohem_vs_focal
+SCORE: experiments/results/ohem_vs_focal_road_debris.md, ohem_vs_focal_crackforest.md
+TIME: smoke (4 cells) 3 minutes on two CPU cores; cpu (13 cells, 3 seeds on road_debris, 2 on CrackForest) 1.5 and 1
+  CPU-hours; full (5 seeds) a quarter of a day on 8 accelerators.
+"""
+
+import math
+
+from configs.rare_class import DATA, PRESETS, get_config, get_seeds
+
+__all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
+
+CE = {"objective.loss": "sigmoid_cross_entropy", "objective.alpha": None}
+FRACTIONS = (0.25, 0.0625, 0.015625)
+# A pixel counts where p_t is below these.
+PROBABILITIES = (0.95, 0.7)
+# Per pixel of the rare class, as of the paper's OHEM 1:3.
+NEGATIVES = (1.0, 3.0, 10.0)
+FOCAL = tuple(
+    {"objective.loss": "sigmoid_focal", "objective.gamma": 2.0, "objective.alpha": alpha} for alpha in (0.25, 0.5, 0.75)
+)
+
+
+def get_grids(preset="cpu", data="road_debris"):
+    """One axis: cross entropy, the minings of it, hinge, and focal loss. All start from the prior π = 0.01."""
+    if preset == "smoke":
+        mined = ({"objective.hard_fraction": 0.0625}, {"objective.negatives_per_positive": 3.0})
+        return (((CE, *(CE | one for one in mined), FOCAL[1]),),)
+    mined = (
+        *({"objective.hard_fraction": fraction} for fraction in FRACTIONS),
+        *({"objective.hard_threshold": round(-math.log(p), 4)} for p in PROBABILITIES),
+        *({"objective.negatives_per_positive": number} for number in NEGATIVES),
+    )
+    hinge = {"objective.loss": "hinge", "objective.alpha": None}
+    return (((CE, *(CE | one for one in mined), hinge, *FOCAL),),)

@@ -1,0 +1,38 @@
+"""The prior-probability bias of the head: what it does to the first step, to the way out of the trap, and to the end.
+
+Source: Lin et al. 2017 (arXiv 1708.02002), sections 3.3, 4.1 ("Initialization") and 5.1.
+COMMAND: python -m experiments.prior_init --preset=cpu --processes=2 --workdir=runs/prior_init
+SCORE: experiments/results/prior_init_road_debris.md, prior_init_crackforest.md
+TIME: smoke (4 cells) 2 minutes on two CPU cores; cpu (30 cells, 3 seeds on road_debris, 2 on CrackForest) 3 and 2
+  CPU-hours; full (5 seeds) half a day on 8 accelerators.
+"""
+
+from configs.rare_class import DATA, NO_PRIOR, PRESETS, get_config, get_seeds
+
+__all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
+
+PRIORS = (0.5, 0.1, 0.01, 0.001)
+# α = ¼ as in the paper; of a softmax it is the weight of the rare class, 1 - α that of the background.
+SIGMOID = (
+    {"objective.loss": "sigmoid_cross_entropy", "objective.alpha": None},
+    {"objective.loss": "sigmoid_focal", "objective.alpha": 0.25},
+)
+SOFTMAX = (
+    {"objective.loss": "softmax_cross_entropy", "objective.alpha": None, "objective.class_weights": ()},
+    {"objective.loss": "softmax_focal", "objective.alpha": None, "objective.class_weights": (0.75, 0.25)},
+)
+
+
+def _priors(values, frequencies):
+    return (NO_PRIOR, *({"model.prior": frequencies(pi), "model.head_stddev": 0.01} for pi in values))
+
+
+def get_grids(preset="cpu", data="road_debris"):
+    """Sigmoid: π × loss × normaliser. Softmax over two classes: π × loss. No prior is the head's usual start."""
+    if preset == "smoke":
+        return ((_priors((0.01,), lambda pi: (pi,)), SIGMOID),)
+    normalizers = ({"objective.normalizer": "valid"}, {"objective.normalizer": "positives"})
+    return (
+        (_priors(PRIORS, lambda pi: (pi,)), SIGMOID, normalizers),
+        (_priors(PRIORS, lambda pi: (1 - pi, pi)), SOFTMAX),
+    )

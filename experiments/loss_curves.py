@@ -1,0 +1,163 @@
+"""Focal loss looked at: `python -m experiments.loss_curves --preset=cpu`.
+
+Figures 1, 5 and 6 of the paper are the losses themselves, and their gradients. Figure 4 asks a network trained with
+γ = 2: if its pixels had been weighed with another γ, which would hold the loss?
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+
+from experiments.study import Outcomes, Study, main_of
+from segjax import losses
+from segjax.reporting import Picture, Section, Table, png, spread
+from segjax.reporting.figures import COLORS
+from segjax.training import load_run, open_split
+from segjax.training.prediction import make_predict
+
+GAMMAS = (0.0, 0.5, 1.0, 2.0)
+HARDEST = 0.2
+# γ of FL, (γ, β) of FL*, as in the paper's figures.
+FOCAL, STAR = (0.0, 0.5, 1.0, 2.0, 5.0), ((2.0, 1.0), (4.0, 0.0))
+
+
+class Pixels(NamedTuple):
+    """The logits of a network on labelled pixels."""
+
+    rare: np.ndarray
+    background: np.ndarray
+
+
+def held_by_hardest(loss: np.ndarray, share: float = HARDEST) -> float:
+    """The part of the summed loss that the `share` of pixels with the largest loss holds; NaN without any loss."""
+    ordered = np.sort(loss.astype(np.float64))[::-1]
+    total = ordered.sum()
+    return float(ordered[: round(share * len(ordered))].sum() / total) if total > 0 else float("nan")
+
+
+def cumulative(loss: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """The CDF of the normalised loss: over the share of pixels, easiest first, the share of the loss they hold."""
+    ordered = np.concatenate([[0.0], np.cumsum(np.sort(loss.astype(np.float64)))])
+    at = np.linspace(0, len(loss), points).round().astype(int)
+    return at / len(loss), ordered[at] / ordered[-1]
+
+
+def focal(logits: np.ndarray, rare: bool, gamma: float) -> np.ndarray:
+    """The focal loss of pixels of one class."""
+    targets = np.full(logits.shape, int(rare), np.int32)
+    return np.asarray(losses.sigmoid_focal_loss(logits.astype(np.float32), targets, gamma=gamma))
+
+
+def pixels_of(folder: Path) -> Pixels:
+    """The logits of a cell's network on every labelled pixel of its evaluation split, at native resolution."""
+    run = load_run(folder / "checkpoints" / "latest")
+    predict = jax.jit(make_predict(run.config, run.model), static_argnums=3)
+    source, rare, background = open_split(run.config.data, run.config.data.eval_split), [], []
+    for i in range(len(source)):
+        label = source[i]["label"]
+        sizes = np.array([label.shape], np.int32)
+        logits = np.asarray(predict(run.state, source[i]["image"][None], sizes, label.shape))[0, ..., 0]
+        rare.append(logits[label == 1])
+        background.append(logits[label == 0])
+    return Pixels(np.concatenate(rare), np.concatenate(background))
+
+
+def _lines(
+    axes, x: np.ndarray, functions: dict[str, Callable[[Float[Array, "n"]], Float[Array, "n"]]], *, over: np.ndarray
+) -> None:
+    for i, (label, function) in enumerate(functions.items()):
+        axes.plot(over, function(x), ("-", "--")[label.startswith("FL*")], color=COLORS[i], lw=1.8, label=label)
+
+
+def shapes() -> Figure:
+    """Figures 1, 5 and 6: loss over p_t, loss over x_t, and |gradient| over x_t, of a positive."""
+    drawn = Figure(figsize=(15, 4.4), layout="constrained", dpi=100)
+    by_probability, by_logit, by_gradient = drawn.subplots(1, 3)
+    x = jnp.linspace(-6.0, 6.0, 400)
+    targets = jnp.ones(x.shape, jnp.int32)
+    of_focal = {
+        "CE" if not gamma else f"FL, γ = {gamma:g}": partial(losses.sigmoid_focal_loss, targets=targets, gamma=gamma)
+        for gamma in FOCAL
+    }
+    of_star = {
+        f"FL*, γ = {gamma:g}, β = {beta:g}": partial(
+            losses.sigmoid_focal_star_loss, targets=targets, gamma=gamma, beta=beta
+        )
+        for gamma, beta in STAR
+    }
+    both = of_focal | of_star
+    slopes = {label: jax.grad(lambda z, f=f: f(z).sum()) for label, f in both.items()}
+    _lines(by_probability, x, of_focal, over=jax.nn.sigmoid(x))
+    _lines(by_logit, x, both, over=x)
+    _lines(by_gradient, x, {label: lambda z, f=f: abs(f(z)) for label, f in slopes.items()}, over=x)
+    by_probability.set(title="Figure 1", xlabel="p_t", ylabel="loss", ylim=(0, 5), xlim=(0, 1))
+    by_logit.set(title="Figure 5", xlabel="x_t", ylabel="loss", ylim=(0, 5))
+    by_gradient.set(title="Figure 6", xlabel="x_t", ylabel="|d loss / d x|")
+    for axes in (by_probability, by_logit, by_gradient):
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+    return drawn
+
+
+def distributions(pixels: Pixels) -> Figure:
+    """Figure 4: the CDF of the normalised loss of either class, a line a γ."""
+    drawn = Figure(figsize=(11, 4.4), layout="constrained", dpi=110)
+    for axes, (title, logits, rare) in zip(
+        drawn.subplots(1, 2),
+        (("Rare class", pixels.rare, True), ("Background", pixels.background, False)),
+        strict=True,
+    ):
+        for color, gamma in zip(COLORS, GAMMAS, strict=False):
+            axes.plot(*cumulative(focal(logits, rare, gamma)), color=color, lw=1.8, label=f"γ = {gamma:g}")
+        axes.axvline(1 - HARDEST, color="0.6", lw=1, ls=":")
+        axes.set(title=title, xlabel="share of the pixels, easiest first", ylabel="share of the loss", xlim=(0, 1))
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=9)
+    return drawn
+
+
+def sections(outcomes: Outcomes) -> tuple[Section, ...]:
+    """The losses; and where a network has been trained, what γ makes of its pixels."""
+    form = Section("The losses", "Of a positive; a negative has x_t = -x.", (), (Picture("shapes", "", png(shapes())),))
+    cells = [cell for cell in outcomes.cells if outcomes.results.get(cell.name, {}).get("status") == "done"]
+    if not cells:
+        return (form,)
+    measured = [pixels_of(outcomes.workdir / cell.name) for cell in cells]
+    rows = [
+        (
+            f"{gamma:g}",
+            spread([held_by_hardest(focal(one.rare, True, gamma)) for one in measured]),
+            spread([held_by_hardest(focal(one.background, False, gamma)) for one in measured]),
+        )
+        for gamma in GAMMAS
+    ]
+    table = Table(
+        f"The share of the loss that the hardest {100 * HARDEST:.0f} % of the pixels hold",
+        ("γ", "rare class", "background"),
+        rows,
+    )
+    picture = Picture("cdf", "The CDF of the normalised loss, first seed.", png(distributions(measured[0])))
+    text = (
+        f"One network a seed, trained with γ = 2 and α = 0.25; {len(measured[0].rare)} pixels of the rare class and "
+        f"{len(measured[0].background)} of the background. In the paper the hardest 20 % of the positives hold about "
+        "half of the loss whatever γ is, and of the negatives a few hold nearly all of it at γ = 2."
+    )
+    return form, Section("Figure 4: whose loss it is", text, (table,), (picture,))
+
+
+STUDY = Study(
+    "loss_curves",
+    "What focal loss looks like, and whose loss it is",
+    "Lin et al. 2017 (arXiv 1708.02002), figures 1, 4, 5 and 6.",
+    sections,
+)
+
+if __name__ == "__main__":
+    main_of(STUDY)

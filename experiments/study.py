@@ -1,0 +1,200 @@
+"""From a grid in `configs/` to a report: what the sweeps of the focal loss paper's questions have in common."""
+
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import rich.console
+from absl import app, flags
+
+from experiments import sweep
+from experiments.sweep import Cell, Changes
+from segjax import cli
+from segjax.reporting import Picture, Report, Section, Spread, curves, png, show, spread, write_report
+from segjax.training.provenance import provenance
+
+DATA = {
+    "road_debris": "drawn road scenes, validation; debris is 0.5 % of the pixels",
+    "crackforest": "CrackForest, test images; cracks are 1.6 % of the pixels",
+}
+
+
+# The columns of `Outcomes.scores`; of the first two the highest is the best.
+SCORES = ("average precision", "best IoU", "recall at p = 0.5")
+
+
+class Outcomes:
+    """What the cells of a sweep have measured so far.
+
+    Attributes:
+      cells: all of them.
+      results: by the cell's name, what `sweep.result_of` gives; cells that have not ended are missing.
+      workdir: their folder.
+    """
+
+    def __init__(self, cells: Sequence[Cell], workdir: Path):
+        self.cells, self.workdir = cells, workdir
+        found = {cell.name: sweep.result_of(cell, workdir) for cell in cells}
+        self.results = {name: result for name, result in found.items() if result is not None}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The changes of each row of the grid, without the seed, in its order."""
+        rows: list[dict[str, Any]] = []
+        for cell in self.cells:
+            row = {key: value for key, value in cell.changes.items() if key != "seed"}
+            if row not in rows:
+                rows.append(row)
+        return rows
+
+    def of(self, row: Changes) -> list[dict[str, Any]]:
+        """The results of a row, one a seed."""
+        return [
+            self.results[cell.name]
+            for cell in self.cells
+            if cell.name in self.results and {**row, "seed": cell.changes["seed"]} == cell.changes
+        ]
+
+    def over_seeds(self, row: Changes, value: Callable[[dict[str, Any]], float | None]) -> Spread:
+        """`value(result)` of each seed of a row; a cell that diverged counts as one without a value."""
+        return spread([None if one["status"] == "diverged" else value(one) for one in self.of(row)])
+
+    def score(self, row: Changes, key: str) -> Spread:
+        """A score of the end of training, over the seeds."""
+        return self.over_seeds(row, lambda one: one["scores"][key])
+
+    def recall(self, row: Changes) -> Spread:
+        """Of the rare class, at p = 0.5."""
+        return self.over_seeds(row, lambda one: one["scores"]["recall_per_class"][1])
+
+    def scores(self, row: Changes) -> tuple[Spread, Spread, Spread]:
+        """What every table shows of a row: `SCORES`."""
+        return self.score(row, "average_precision"), self.score(row, "best_iou"), self.recall(row)
+
+    def average_precision(self, row: Changes) -> float:
+        """Its mean over the seeds; -inf where there is none."""
+        mean = self.score(row, "average_precision").mean
+        return -math.inf if math.isnan(mean) else mean
+
+    def curves(self, row: Changes, key: str) -> tuple[list[int], list[list[float | None]]]:
+        """A score through training: the steps, and the values a seed; empty where nothing has ended."""
+        done = [one for one in self.of(row) if one["status"] == "done"]
+        return (done[0]["curves"]["step"] if done else [], [one["curves"][key] for one in done])
+
+
+def precision_curves(outcomes: Outcomes, rows: Mapping[str, Changes], title: str, name: str = "curves") -> Picture:
+    """Average precision through training, a line a row, under the names given."""
+    drawn = curves(
+        {label: outcomes.curves(row, "average_precision") for label, row in rows.items()},
+        title=title,
+        x="step",
+        y="average precision",
+        y_range=(0, 1),
+    )
+    return Picture(name, f"{title}: mean over the seeds, and the range between them.", png(drawn))
+
+
+class Study(NamedTuple):
+    """One experiment: its config `configs/NAME.py`, its title, what is asked, and how outcomes become sections."""
+
+    name: str
+    title: str
+    question: str
+    sections: Callable[[Outcomes], tuple[Section, ...]]
+
+
+def report_of(study: Study, outcomes: Outcomes, data: str, preset: str) -> Report:
+    """The report of what there is, saying how much that is and where it comes from."""
+    first, done = outcomes.cells[0].config, list(outcomes.results.values())
+    seconds = sum(one["provenance"]["wall_seconds"] for one in done)
+    commits = sorted({one["provenance"]["commit"] for one in done})
+    cells = [one["provenance"] for one in done] or [provenance()]
+    diverged = sum(one["status"] == "diverged" for one in done)
+    seeds = sorted({cell.changes["seed"] for cell in outcomes.cells})
+    facts = {
+        "data": DATA[data],
+        "preset": preset,
+        "cells": f"{len(done)} of {len(outcomes.cells)} measured, {diverged} diverged",
+        "seeds": seeds,
+        "run": f"{first.training.steps} steps of batch {first.training.global_batch}, {first.data.size[0]}×"
+        f"{first.data.size[1]} pixels, U-Net of width {first.model.width} and depth {first.model.depth}",
+        "time": f"{seconds / 3600:.1f} hours, the sum over the cells (wall time of each since it was last begun)",
+        "command": provenance()["command"],
+        "commit of the cells": commits,
+        "device": cells[0]["device"],
+        "CPU threads a process": cells[0]["cpu_threads"],
+        "python": cells[0]["python"],
+        "versions": cells[0]["versions"],
+    }
+    return Report(f"{study.title}: {data}", study.question, study.sections(outcomes), facts)
+
+
+def summary(outcomes: Outcomes) -> list[dict[str, Any]]:
+    """The cells for the JSON: what each changed, how it ended, its curves and its scores."""
+    return [
+        {"changes": dict(cell.changes), **{k: v for k, v in outcomes.results[cell.name].items() if k != "provenance"}}
+        for cell in outcomes.cells
+        if cell.name in outcomes.results
+    ]
+
+
+def main_of(study: Study) -> None:
+    """The command line of a study."""
+    config = importlib.import_module(f"configs.{study.name}")
+    flags.DEFINE_enum("preset", "cpu", list(config.PRESETS), f"Which grid; see configs/{study.name}.py.")
+    flags.DEFINE_enum("data", "road_debris", list(config.DATA), "The data set.")
+    flags.DEFINE_string("workdir", f"runs/{study.name}", "Where the cells and the report go.")
+    flags.DEFINE_integer("processes", 1, "Processes, one CPU core each; 1: this one, on all devices.", lower_bound=1)
+    flags.DEFINE_integer("steps", None, "Steps a cell; default the preset's.", lower_bound=1)
+    flags.DEFINE_multi_integer("seed", None, "A seed in place of the preset's; may be given again.")
+    flags.DEFINE_bool("only_report", False, "Run nothing; report what there is.")
+    flags.DEFINE_integer("parent", None, "Used by --processes: run cells while this process lives; report nothing.")
+    cli.run(lambda argv: _main(study, config, argv), required=[])
+
+
+def make_cells(
+    config: ModuleType, preset: str, data: str, *, steps: int | None = None, seeds: Sequence[int] | None = None
+) -> list[Cell]:
+    """The cells of a config's grids; `steps` and `seeds` in place of its own."""
+    base = config.get_config(preset, data)
+    if steps:
+        base.training.steps = steps
+        base.training.evaluate_every = base.training.checkpoint_every = max(1, steps // 4)
+    rows = [row for grid in config.get_grids(preset, data) for row in sweep.product(*grid)]
+    return sweep.make_cells(base, rows, seeds or config.get_seeds(preset, data))
+
+
+def _main(study: Study, config: ModuleType, argv: list[str]) -> None:
+    options, console = flags.FLAGS, rich.console.Console()
+    if argv[1:]:
+        raise app.UsageError(f"unexpected {' '.join(argv[1:])}")
+    cells = make_cells(config, options.preset, options.data, steps=options.steps, seeds=options.seed)
+    folder = Path(options.workdir)
+    workdir = folder / options.data
+    if options.parent:
+        sweep.run(cells, workdir, console, parent=options.parent)
+        return
+    if not options.only_report:
+        console.print(f"{study.name}, {options.preset}: {len(cells)} cells on {options.data}, in {workdir}/")
+        if options.processes > 1:
+            command = ["-m", f"experiments.{study.name}", *_flags_given()]
+            sweep.run_in_processes(cells, workdir, console, command, options.processes)
+        else:
+            sweep.run(cells, workdir, console)
+    outcomes = Outcomes(cells, workdir)
+    report = report_of(study, outcomes, options.data, options.preset)
+    for section in report.sections:
+        for table in section.tables:
+            show(table, console)
+    written = write_report(report, folder, f"{study.name}_{options.data}", summary(outcomes))
+    console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
+
+
+def _flags_given() -> list[str]:
+    return [
+        flag.serialize()
+        for name in ("preset", "data", "workdir", "steps", "seed")
+        if (flag := flags.FLAGS[name]).present and flag.value is not None
+    ]
