@@ -22,7 +22,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from configs import crackforest_unet, road_debris_ablation
+from configs import crackforest_unet, rare_class
 from segjax import cli
 from segjax.reporting import Table, cell, markdown, show, to_csv
 from segjax.training import open_split, train
@@ -65,7 +65,8 @@ COLUMNS = ("loss", "γ", "α", "π", *STEPS, *CURVES)
 
 
 def _road_debris() -> ConfigDict:
-    config = road_debris_ablation.get_config()
+    config = rare_class.get_config("cpu", "road_debris")
+    config.model.prior, config.model.head_stddev = (), None
     config.training.steps = 600
     return config
 

@@ -39,15 +39,24 @@ def compilation_effort(request):
 
 
 @pytest.fixture(scope="session")
-def python():
-    """`python(*arguments)`: a real process in the checkout, on one device, that compiles fast and no more."""
+def process_environment():
+    """The environment of a real process: one device, and compilation that is fast and no more."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment |= {"COLUMNS": "120", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return environment | {"COLUMNS": "120", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+@pytest.fixture(scope="session")
+def python(process_environment):
+    """`python(*arguments)`: a real process in the checkout, run to its end."""
 
     def run(*arguments):
-        command = [sys.executable, *map(str, arguments)]
         return subprocess.run(
-            command, cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True, timeout=400
+            [sys.executable, *map(str, arguments)],
+            cwd=Path(__file__).parent.parent,
+            env=process_environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
         )
 
     return run

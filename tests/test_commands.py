@@ -23,7 +23,7 @@ def train(python, workdir, *overrides):
     return python(
         "-m",
         "segjax.train",
-        "--config=configs/road_debris_ablation.py",
+        "--config=configs/rare_class.py",
         f"--workdir={workdir}",
         *(f"--config.{o}" for o in (*TINY, *overrides)),
     )
@@ -103,7 +103,7 @@ def test_a_misspelt_key_is_refused_with_the_right_one(folder, python):
 def test_training_works_where_nobody_parsed_absl_flags(folder, python):
     """As in a notebook: no file behind `__main__`, no absl app, and worker processes all the same."""
     program = (
-        "from configs.road_debris_ablation import get_config\n"
+        "from configs.rare_class import get_config\n"
         "from segjax.training import train\n"
         "config = get_config()\n"
         f"config.data.data_dir = {str(folder / 'prepared')!r}\n"

@@ -24,8 +24,7 @@ def curves(
     title: str,
     x: str,
     y: str,
-    log_x: bool = False,
-    y_range: tuple[float | None, float | None] = (None, None),
+    y_range: tuple[float | int | None, float | int | None] = (None, None),
 ) -> Figure:
     """Lines with a band from the lowest to the highest seed around each mean.
 
@@ -34,7 +33,6 @@ def curves(
       title: above the plot.
       x: label of the x axis.
       y: label of the y axis.
-      log_x: a logarithmic x axis.
       y_range: from and to; None lets the values decide.
     """
     drawn = Figure(figsize=(7.2, 4.4), layout="constrained", dpi=110)
@@ -46,8 +44,6 @@ def curves(
         if len(values) > 1:
             axes.fill_between(at, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
     axes.set(title=title, xlabel=x, ylabel=y, ylim=y_range)
-    if log_x:
-        axes.set_xscale("log")
     axes.grid(alpha=0.25)
     if series:
         axes.legend(fontsize=9)

@@ -127,6 +127,8 @@ def markdown(table: Table) -> str:
 def to_csv(table: Table) -> str:
     """The table as CSV with full precision; a column of `Spread`s becomes two, its mean and its deviation.
 
+    What a `Spread` does not know is left empty.
+
     >>> print(to_csv(Table("scores", ("class", "IoU"), [("road, wet", Spread((0.25, 0.75)))])), end="")
     class,IoU,IoU std
     "road, wet",0.5,0.3535533905932738
@@ -140,7 +142,7 @@ def to_csv(table: Table) -> str:
         values: list[Any] = []
         for value, is_two in zip(row, two, strict=True):
             if isinstance(value, Spread):
-                values += [value.mean, value.std]
+                values += [None if math.isnan(one) else one for one in (value.mean, value.std)]
             else:
                 values += [value, None] if is_two else [value]
         writer.writerow(values)

@@ -1,29 +1,88 @@
+"""The tables of the γ × α grid from results that are made up, and the command with two processes."""
+
 import csv
+import io
 import json
 
 import cv2
 import pytest
 
-from experiments.focal_ablation import CELLS, COLUMNS, cell_config
-from segjax.training import validate
+from configs import focal_ablation as config
+from experiments import focal_ablation, study
+from experiments.lockstep import RESULT_FILE
+from experiments.study import Outcomes
+
+GAMMA, ALPHA = focal_ablation.GAMMA, focal_ablation.ALPHA
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
-def test_every_row_has_a_valid_config_that_differs_in_loss_and_prior_alone(cell):
-    config, first = cell_config(cell, None), cell_config(CELLS[0], None)
-    validate(config)
-    config.objective, config.model = first.objective, first.model
-    assert config.to_json() == first.to_json()
+def made_up(average_precision, seed):
+    scores = {
+        "average_precision": average_precision,
+        "best_iou": average_precision / 2,
+        "pixel_accuracy": 0.99,
+        "recall_per_class": [1.0, 0.5],
+        "classes": ["road", "debris"],
+    }
+    curves = {"step": [1, 2], "average_precision": [0.0, average_precision + 0.01 * seed]}
+    return {"status": "done", "scores": scores, "curves": curves, "provenance": {"wall_seconds": 1}}
 
 
-def test_one_step_of_each_loss_gives_a_table_and_a_picture(tmp_path, python):
-    done = python("-m", "experiments.focal_ablation", f"--workdir={tmp_path}", "--steps=1")
+@pytest.fixture
+def outcomes(tmp_path, monkeypatch):
+    """Every cell of the cpu preset: AP is highest at α = 0.9 for γ = 0, and at a lower α for a higher γ."""
+    cells = study.make_cells(config, "cpu", "road_debris", seeds=(0, 1))
+    places = {gamma: (0.9, 0.75, 0.75, 0.5, 0.5, 0.25, 0.1)[i] for i, gamma in enumerate(config.GAMMAS)}
+    for cell in cells:
+        gamma, alpha = cell.changes[GAMMA], cell.changes[ALPHA]
+        value = 0.5 + 0.05 * gamma * (gamma <= 2) - abs(alpha - places[gamma])
+        (tmp_path / cell.name).mkdir()
+        (tmp_path / cell.name / RESULT_FILE).write_text(json.dumps(made_up(value, cell.config.seed)))
+    monkeypatch.setattr(focal_ablation, "_examples", lambda *_: ())  # there are no checkpoints
+    return Outcomes(cells, tmp_path)
+
+
+def test_the_best_alpha_of_each_gamma_is_found(outcomes):
+    trap, table_1a, table_1b, grid = focal_ablation.sections(outcomes)
+    (best,) = table_1b.tables
+    assert [row[:2] for row in best.rows] == [
+        ("0", "0.9"),
+        ("0.1", "0.75"),
+        ("0.2", "0.75"),
+        ("0.5", "0.5"),
+        ("1", "0.5"),
+        ("2", "0.25"),
+        ("5", "0.1"),
+    ]
+    assert [row[-1] for row in best.rows] == [31.1, 31.4, 31.9, 32.9, 33.7, 34.0, 32.2]
+    assert table_1b.text.startswith("The best α falls as γ rises: 0.9, 0.75,")
+    assert "The best γ is 2, average precision 0.600" in table_1b.text
+    (by_alpha,) = table_1a.tables
+    assert [row[0] for row in by_alpha.rows] == ["0.1", "0.25", "0.5", "0.75", "0.9", "0.99", "0.999"]
+    assert by_alpha.rows[4][1].mean == pytest.approx(0.5)
+    assert [len(table.rows) for section in (trap, grid) for table in section.tables] == [5, 7]
+
+
+def test_the_trap_is_shown_without_and_with_the_prior(outcomes):
+    (table,) = focal_ablation.sections(outcomes)[0].tables
+    assert [row[0] for row in table.rows] == ["CE", "balanced CE", "focal", "CE, prior bias", "focal, prior bias"]
+    assert [row[3] for row in table.rows] == [None, None, None, "0.01", "0.01"]
+
+
+def test_the_command_trains_in_two_processes_and_writes_the_report(tmp_path, python):
+    arguments = ("-m", "experiments.focal_ablation", "--preset=smoke", "--steps=1", f"--workdir={tmp_path}")
+    done = python(*arguments, "--processes=2")
     assert done.returncode == 0, done.stderr
-    for text in (done.stdout, (tmp_path / "table.md").read_text()):
-        assert all(cell.name in text for cell in CELLS)
-    with (tmp_path / "table.csv").open() as table:
-        header, *rows = csv.reader(table)
-    assert tuple(header) == COLUMNS
-    assert all(0 <= float(value) <= 1 for row in rows for value in row[4:])
-    assert list(json.loads((tmp_path / "table.json").read_text())["cells"]) == [cell.name for cell in CELLS]
-    assert cv2.imread(str(tmp_path / "picture.png")).shape == (28 + 3 * 100 * 2, 7 * 132 * 2, 3)
+    assert "5/5" in done.stdout
+    name = "focal_ablation_road_debris"
+    table = (tmp_path / f"{name}.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert [row["loss"] for row in rows] == ["CE", "balanced CE", "focal", "CE, prior bias", "focal, prior bias"]
+    assert all(0 <= float(row["pixel accuracy"]) <= 1 for row in rows)
+    assert len(json.loads((tmp_path / f"{name}.json").read_text())["data"]) == 5
+    picture = cv2.imread(str(tmp_path / f"{name}_examples.png"))
+    assert picture.shape == (28 + 3 * 100 * 2, 7 * 132 * 2, 3)
+    page = (tmp_path / f"{name}.html").read_text()
+    assert page.count("<img") == 2
+    again = python(*arguments, "--only_report")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / f"{name}.csv").read_text() == table

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import rich.console
 
-from configs import road_debris_ablation
 from experiments import lockstep, sweep
 from segjax.training import ConfigError, load_run, train
 
@@ -18,18 +17,8 @@ SEEDS = (0, 1)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A width-4 net on eight small scenes, four steps."""
-    config = road_debris_ablation.get_config()
-    config.data.data_dir = str(tmp_path_factory.mktemp("prepared"))
-    config.data.scene_size, config.data.size = (64, 96), (32, 48)
-    config.data.train_examples, config.data.val_examples = 8, 4
-    config.model.width, config.model.depth = 4, 2
-    config.objective.loss, config.objective.alpha = "sigmoid_focal", 0.5
-    config.optimizer.learning_rate = 1e-3
-    config.training.global_batch, config.training.steps = 4, 4
-    config.training.evaluate_every = config.training.checkpoint_every = 2
-    return config.lock()
+def base(tiny_scenes):
+    return tiny_scenes
 
 
 def run(cells, workdir):
@@ -143,8 +132,7 @@ def test_a_cell_that_diverges_is_recorded_and_harms_no_other(base, grid, tmp_pat
 
 def test_the_result_of_another_config_is_not_taken_for_this_ones(grid, base):
     cells, workdir, *_ = grid
-    with base.unlocked():
-        other = base.copy_and_resolve_references()
+    other = base.copy_and_resolve_references()
     other.training.steps = 5
     changed = sweep.make_cells(other, GRID, SEEDS)
     assert changed[0].name == cells[0].name
