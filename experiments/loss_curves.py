@@ -125,7 +125,9 @@ def distributions(pixels: Pixels) -> Figure:
 
 def sections(outcomes: Outcomes) -> tuple[Section, ...]:
     """The losses; and where a network has been trained, what γ makes of its pixels."""
-    form = Section("The losses", "Of a positive; a negative has x_t = -x.", (), (Picture("shapes", "", png(shapes())),))
+    caption = "Loss over p_t, loss over x_t, and the size of the gradient over x_t."
+    form = Section("The losses", "x_t is the logit for a positive, and its negative for a negative.")
+    form = form._replace(pictures=(Picture("shapes", caption, png(shapes())),))
     cells = [cell for cell in outcomes.cells if outcomes.results.get(cell.name, {}).get("status") == "done"]
     if not cells:
         return (form,)

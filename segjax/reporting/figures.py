@@ -29,7 +29,7 @@ def curves(
     """Lines with a band from the lowest to the highest seed around each mean.
 
     Args:
-      series: by name, the x values and a sequence of y values a seed; None and NaN leave a gap.
+      series: by name, the x values and a sequence of y values a seed; None and NaN leave a gap. Both may be empty.
       title: above the plot.
       x: label of the x axis.
       y: label of the y axis.
@@ -40,7 +40,8 @@ def curves(
     for i, (name, (at, seeds)) in enumerate(series.items()):
         values = np.ma.masked_invalid(np.array(seeds, float))
         color, style = COLORS[i % len(COLORS)], ("-", "--", ":")[i // len(COLORS) % 3]
-        axes.plot(at, values.mean(0), style, color=color, lw=1.8, label=name)
+        # Without any seed there is no line, but a name in the legend.
+        axes.plot(at, values.mean(0) if len(values) else [], style, color=color, lw=1.8, label=name)
         if len(values) > 1:
             axes.fill_between(at, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
     axes.set(title=title, xlabel=x, ylabel=y, ylim=y_range)

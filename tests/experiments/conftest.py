@@ -1,10 +1,14 @@
 """Configs at the size of tests: the recipe's on a few tiny pictures in CamVid's layout, the sweeps' on tiny scenes."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 
 from configs import camvid_unet_recipe, rare_class
+from experiments import study
+from experiments.lockstep import RESULT_FILE
 
 SIZE = (24, 32)
 
@@ -48,11 +52,36 @@ def tiny_scenes(tmp_path_factory):
 
 
 @pytest.fixture
-def tiny_study(tiny_scenes, monkeypatch):
-    """`tiny_study(config)` makes a sweep's config module that small, and gives it."""
+def made_up(tmp_path):
+    """`made_up(config, precision_of)`: outcomes of a config's cpu preset, seeds 0 and 1, nothing trained.
 
-    def shrink(config):
-        monkeypatch.setattr(config, "get_config", lambda preset, data: tiny_scenes.copy_and_resolve_references())
-        return config
+    `precision_of(cell)` is the average precision; None: the cell diverged at step 1.
+    """
 
-    return shrink
+    def outcomes(config, precision_of):
+        cells = study.make_cells(config, "cpu", "road_debris", seeds=(0, 1))
+        for cell in cells:
+            result = {"status": "diverged", "scores": None, "curves": {"step": []}, "first_loss": 9.0}
+            value = precision_of(cell)
+            if value is not None:
+                result = {"status": "done", "first_loss": 0.5}
+                result["scores"] = {
+                    "average_precision": value,
+                    "best_iou": value / 2,
+                    "pixel_accuracy": 0.99,
+                    "recall_per_class": [1.0, 0.5],
+                    "classes": ["road", "debris"],
+                }
+                recall = [0.9, 0.0, 0.5 * (cell.config.seed == 0), 0.5 * (cell.config.seed == 0)]
+                precision = [0.0, 0.0, value, value]
+                result["curves"] = {
+                    "step": [1, 2, 3, 4],
+                    "average_precision": precision,
+                    "recall/debris": recall,
+                }
+            result["provenance"] = {"wall_seconds": 1}
+            (tmp_path / cell.name).mkdir()
+            (tmp_path / cell.name / RESULT_FILE).write_text(json.dumps(result))
+        return study.Outcomes(cells, tmp_path)
+
+    return outcomes

@@ -135,3 +135,8 @@ def test_a_curve_without_values_is_a_gap():
     figure = curves({"a": ([1, 2], [[None, 0.5]])}, title="t", x="x", y="y")
     (line,) = figure.axes[0].lines
     assert np.ma.getmaskarray(line.get_ydata()).tolist() == [True, False]
+
+
+def test_a_curve_of_no_seed_is_a_name_in_the_legend():
+    figure = curves({"a": ([], []), "b": ([1, 2], [[0.5, 0.6]])}, title="t", x="x", y="y")
+    assert [text.get_text() for text in figure.axes[0].get_legend().texts] == ["a", "b"]

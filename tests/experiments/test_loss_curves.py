@@ -1,0 +1,54 @@
+"""Whose loss it is: shares and curves by hand, and of a network that was trained."""
+
+import io
+
+import numpy as np
+import pytest
+import rich.console
+
+from experiments import loss_curves, sweep
+from experiments.study import Outcomes
+
+
+def test_the_hardest_fifth_holds_what_it_holds():
+    assert loss_curves.held_by_hardest(np.array([1.0, 0.0, 4.0, 2.0, 1.0])) == pytest.approx(0.5)
+    assert loss_curves.held_by_hardest(np.ones(10)) == pytest.approx(0.2)
+    assert np.isnan(loss_curves.held_by_hardest(np.zeros(5)))
+
+
+def test_the_cdf_runs_from_easiest_to_hardest():
+    at, held = loss_curves.cumulative(np.array([3.0, 0.0, 1.0, 0.0]), points=5)
+    np.testing.assert_allclose(at, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(held, [0, 0, 0, 0.25, 1])
+
+
+def test_a_higher_gamma_puts_the_backgrounds_loss_on_fewer_pixels():
+    logits = np.random.default_rng(0).normal(-4, 2, 4000).astype(np.float32)
+    held = [loss_curves.held_by_hardest(loss_curves.focal(logits, False, gamma)) for gamma in loss_curves.GAMMAS]
+    assert held == sorted(held)
+    assert held[-1] > 0.95
+
+
+def test_figures_have_a_line_a_loss():
+    probability, logit, gradient = loss_curves.shapes().axes
+    assert [len(axes.lines) for axes in (probability, logit, gradient)] == [5, 7, 7]
+    # Cross entropy's slope at x_t = 0 is a half, and FL's with γ = 2 is less than half of that far above.
+    ce, focal = gradient.lines[0].get_ydata(), gradient.lines[3].get_ydata()
+    assert np.interp(0, gradient.lines[0].get_xdata(), ce) == pytest.approx(0.5, abs=1e-3)
+    assert focal[-1] < 0.5 * ce[-1]
+
+
+def test_a_trained_network_is_looked_at(tiny_scenes, tmp_path):
+    cells = sweep.make_cells(tiny_scenes, [{"objective.gamma": 2.0, "objective.alpha": 0.25}], (0,))
+    form, *nothing = loss_curves.sections(Outcomes(cells, tmp_path))
+    assert not nothing
+    assert form.pictures[0].caption
+    sweep.run(cells, tmp_path, rich.console.Console(file=io.StringIO()))
+    _, figure = loss_curves.sections(Outcomes(cells, tmp_path))
+    (table,) = figure.tables
+    assert [row[0] for row in table.rows] == ["0", "0.5", "1", "2"]
+    for _, *shares in table.rows:
+        assert all(0.2 <= share.mean <= 1 for share in shares)
+    pixels = loss_curves.pixels_of(tmp_path / cells[0].name)
+    assert len(pixels.rare) + len(pixels.background) <= 4 * 64 * 96
+    assert f"{len(pixels.rare)} pixels of the rare class" in figure.text
