@@ -4,11 +4,13 @@ VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+STUDIES := focal_ablation prior_init ohem_vs_focal focal_star loss_curves
 
-.PHONY: help setup ablation test lint format clean
+.PHONY: help setup ablation reproduce test lint format clean
 
 help:
 	@echo "make ablation   the background trap and its cure on the embedded data set, in minutes"
+	@echo "make reproduce  every table of the focal loss paper, and more; many hours, and it can be cut"
 	@echo "make test       the whole test suite (PYTHON=python3.13 for another interpreter)"
 	@echo "make setup      $(VENV) with the pinned versions, and nothing more"
 	@echo "make lint       ruff, as pre-commit runs it"
@@ -18,7 +20,17 @@ help:
 setup: $(READY)
 
 ablation: $(READY)
-	$(BIN)/python -m experiments.focal_ablation --workdir=runs/ablation
+	$(BIN)/python -m experiments.focal_ablation --preset=smoke --processes=$(WORKERS) --workdir=runs/ablation
+
+# Every cell is trained once: what was cut, or is there, is not trained again.
+reproduce: $(READY)
+	set -e; for data in road_debris $(if $(SEGJAX_CRACKFOREST_DIR),crackforest); do \
+	  for study in $(STUDIES); do \
+	    $(BIN)/python -m experiments.$$study --preset=cpu --data=$$data --processes=$(WORKERS) --workdir=runs/$$study; \
+	  done; \
+	  $(BIN)/python -m experiments.background_trap --data=$$data --workdir=runs/background_trap; \
+	done
+	$(if $(SEGJAX_CAMVID_DIR),$(BIN)/python -m experiments.uncertainty_ladder --workdir=runs/uncertainty_ladder)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -6,12 +6,10 @@ the rare class through training, and the gradient budget: which share of the sum
 background (p_t > 0.9), from hard background, and from the rare class.
 
 Each run trains in a folder of its own below the workdir: one that was cut carries on, one that is done is read. For
-each data set DATA.md, DATA.csv, DATA.json and the figure DATA.png are written to the workdir.
+each data set a report is written to the workdir: a page, Markdown, CSV, LaTeX, JSON and the figure.
 """
 
-import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,14 +22,18 @@ from ml_collections import ConfigDict
 
 from configs import crackforest_unet, rare_class
 from segjax import cli
-from segjax.reporting import Table, cell, markdown, show, to_csv
+from segjax.reporting import Picture, Report, Section, Table, cell, png, show, spread, write_report
 from segjax.training import open_split, train
 from segjax.training.defaults import leaves
-from segjax.training.loop import CONFIG_FILE, SCORES_FILE, write_json
+from segjax.training.loop import CONFIG_FILE, SCORES_FILE
 from segjax.training.provenance import provenance
 from segjax.training.tracker import METRICS_FILE
 
 BALANCED = "1 - f"
+_QUESTION = (
+    "Accuracy is high, and nothing is found. Why, and what gets out? Six losses train the same network on the same "
+    "batches; the gradient budget is whose pixels the summed |∂loss/∂logit| comes from."
+)
 
 
 class Loss(NamedTuple):
@@ -203,12 +205,8 @@ def scores_table(title: str, results: dict[str, list[dict[str, Any]]]) -> Table:
         runs = results[loss.name]
         numbers = [None if v is None else f"{v:.3g}" for v in (loss.gamma, runs[0]["α"], loss.prior)]
         steps = [", ".join(cell(run[column]) for run in runs) for column in STEPS]
-        rows.append((loss.name, *numbers, *steps, *(_over_seeds([run[curve] for run in runs]) for curve in CURVES)))
-    return Table(title, COLUMNS, rows)
-
-
-def _over_seeds(values: list[float]) -> float | str:
-    return values[0] if len(values) == 1 else f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+        rows.append((loss.name, *numbers, *steps, *(spread([run[curve] for run in runs]) for curve in CURVES)))
+    return Table(title, COLUMNS, rows, highest=CURVES[2:])
 
 
 def budget_table(results: dict[str, list[dict[str, Any]]]) -> Table:
@@ -221,18 +219,6 @@ def budget_table(results: dict[str, list[dict[str, Any]]]) -> Table:
     rows = [(name, *(shares(runs, moment, of) for moment, of in columns)) for name, runs in results.items()]
     title = f"share of the gradient, and of the pixels, in %: {' / '.join(SHARES)}"
     return Table(title, ("loss", *(f"{moment}{of}" for moment, of in columns)), rows)
-
-
-def every_run(results: dict[str, list[dict[str, Any]]]) -> Table:
-    """A row a run, each number in a column of its own: for the CSV."""
-    keys = ("seed", "α", *STEPS, *CURVES, "seconds")
-    shares = [(moment, share + of) for moment in MOMENTS for of in _OF.values() for share in SHARES]
-    rows = [
-        (name, *(run[key] for key in keys), *(run[moment][share] for moment, share in shares))
-        for name, runs in results.items()
-        for run in runs
-    ]
-    return Table("every run", ("loss", *keys, *(f"{moment}: {share}" for moment, share in shares)), rows)
 
 
 def figure(title: str, results: dict[str, list[dict[str, Any]]]) -> Figure:
@@ -258,19 +244,14 @@ def figure(title: str, results: dict[str, list[dict[str, Any]]]) -> Figure:
     return drawn
 
 
-def write(workdir: Path, data: str, results: dict[str, list[dict[str, Any]]], about: dict[str, Any]) -> list[Table]:
-    """Writes DATA.md, DATA.csv, DATA.json and DATA.png, none of them ever half; returns the two tables."""
+def report(data: str, results: dict[str, list[dict[str, Any]]], about: dict[str, Any]) -> Report:
+    """The two tables and the figure."""
     title = f"{data}: the rare class is {100 * about['rare share of the training pixels']:.2g} % of the pixels"
-    tables, picture = [scores_table(title, results), budget_table(results)], io.BytesIO()
-    figure(title, results).savefig(picture, format="png")
-    text = "\n\n".join(f"{one.title}\n\n{markdown(one)}" for one in tables)
-    contents = {"md": f"{text}\n".encode(), "csv": to_csv(every_run(results)).encode(), "png": picture.getvalue()}
-    for suffix, content in contents.items():
-        partial = workdir / f"{data}.{suffix}.partial"
-        partial.write_bytes(content)
-        os.replace(partial, workdir / f"{data}.{suffix}")
-    write_json(workdir / f"{data}.json", {"data": data, **about, "results": results, "provenance": provenance()})
-    return tables
+    caption = "Scores through training, and the first seed's gradient budget."
+    picture = Picture("curves", caption, png(figure(title, results)))
+    tables = (scores_table(title, results), budget_table(results))
+    section = Section("In the trap, and out of it", "", tables, (picture,))
+    return Report(f"The background trap: {data}", _QUESTION, (section,), about | provenance())
 
 
 def main(argv: list[str]) -> None:
@@ -289,9 +270,11 @@ def main(argv: list[str]) -> None:
                 results.setdefault(loss.name, []).append(measured(config, folder, scores))
         about = {"rare share of the training pixels": rare_share, "steps": config.training.steps, "seeds": options.seed}
         about["seconds"] = sum(run["seconds"] for runs in results.values() for run in runs)
-        for one in write(workdir, data, results, about):
+        whole = report(data, results, about)
+        for one in whole.sections[0].tables:
             show(one, console)
-        console.print(f"Wrote {data}.md, {data}.csv, {data}.json and {data}.png to {workdir}/")
+        written = write_report(whole, workdir, f"background_trap_{data}", results)
+        console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
 
 
 if __name__ == "__main__":
