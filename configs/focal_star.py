@@ -2,9 +2,9 @@
 
 Source: Lin et al. 2017 (arXiv 1708.02002), appendix A, table 3.
 COMMAND: python -m experiments.focal_star --preset=cpu --processes=2 --workdir=runs/focal_star
-SCORE: experiments/results/focal_star_road_debris.md, focal_star_crackforest.md
-TIME: smoke (4 cells) 3 minutes on two CPU cores; cpu (4 cells, 3 seeds on road_debris, 2 on CrackForest) half a
-  CPU-hour each; full (5 seeds) an hour on 8 accelerators.
+SCORE: not measured yet
+TIME: smoke (4 cells) 3 minutes on two CPU cores; by that, cpu (4 cells, 3 seeds on road_debris, 2 on CrackForest)
+  should take half a CPU-hour each, full (5 seeds) an hour on 8 accelerators.
 """
 
 from configs.rare_class import DATA, PRESETS, get_config, get_seeds

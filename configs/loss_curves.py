@@ -2,9 +2,9 @@
 
 Source: Lin et al. 2017 (arXiv 1708.02002), section 5.1 ("Analysis of the Focal Loss") and appendices A and B.
 COMMAND: python -m experiments.loss_curves --preset=cpu --processes=2 --workdir=runs/loss_curves
-SCORE: experiments/results/loss_curves_road_debris.md, loss_curves_crackforest.md
-TIME: smoke (1 cell) 2 minutes on two CPU cores; cpu (3 seeds on road_debris, 2 on CrackForest, twice the steps of the
-  other sweeps) a quarter of a CPU-hour each; full (5 seeds) an hour on 8 accelerators.
+SCORE: not measured yet
+TIME: smoke (1 cell) 2 minutes on two CPU cores; by that, cpu (3 seeds on road_debris, 2 on CrackForest, twice the
+  steps of the other sweeps) should take a quarter of a CPU-hour each, full (5 seeds) an hour on 8 accelerators.
 """
 
 from configs import rare_class

@@ -2,9 +2,9 @@
 
 Source: Lin et al. 2017 (arXiv 1708.02002), table 1d and section 5.1; Shrivastava et al. 2016 (arXiv 1604.03540).
 COMMAND: python -m experiments.ohem_vs_focal --preset=cpu --processes=2 --workdir=runs/ohem_vs_focal
-SCORE: experiments/results/ohem_vs_focal_road_debris.md, ohem_vs_focal_crackforest.md
-TIME: smoke (4 cells) 3 minutes on two CPU cores; cpu (13 cells, 3 seeds on road_debris, 2 on CrackForest) 1.5 and 1
-  CPU-hours; full (5 seeds) a quarter of a day on 8 accelerators.
+SCORE: not measured yet
+TIME: smoke (4 cells) 3 minutes on two CPU cores; by that, cpu (13 cells, 3 seeds on road_debris, 2 on CrackForest)
+  should take 1.5 and 1 CPU-hours, full (5 seeds) a quarter of a day on 8 accelerators.
 """
 
 import math

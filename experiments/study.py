@@ -16,6 +16,9 @@ from segjax import cli
 from segjax.reporting import Picture, Report, Section, Spread, curves, png, show, spread, write_report
 from segjax.training.provenance import provenance
 
+# `--help` shows the flags of the module that is run, and `main_of` defines them for it.
+flags.disclaim_key_flags()
+
 DATA = {
     "road_debris": "drawn road scenes, validation; debris is 0.5 % of the pixels",
     "crackforest": "CrackForest, test images; cracks are 1.6 % of the pixels",

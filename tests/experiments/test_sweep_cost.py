@@ -1,0 +1,46 @@
+"""Each way of running the cells is taken once a round; what is timed is not looked at."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs import focal_ablation
+from experiments import study, sweep_cost
+from segjax.training.defaults import from_leaves, leaves
+
+
+def test_rounds_take_every_way_and_leave_nothing(tmp_path, monkeypatch):
+    taken = []
+
+    def way(name):
+        def run(workdir, steps):
+            workdir.mkdir(parents=True)
+            taken.append((name, steps))
+
+        return run
+
+    monkeypatch.setattr(sweep_cost, "ways", lambda processes: {name: way(name) for name in ("a", "b")})
+    measured = sweep_cost.seconds(tmp_path, steps=7, rounds=2, processes=2)
+    assert taken == [("a", 7), ("b", 7)] * 2
+    assert {name: len(values) for name, values in measured.items()} == {"a": 2, "b": 2}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_separate_runs_are_of_the_grids_configs(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(sweep_cost, "_run", lambda *arguments: commands.append(arguments))
+    sweep_cost.separately(tmp_path / "runs", steps=8)
+    cells = study.make_cells(focal_ablation, "smoke", "road_debris", steps=8)
+    given = [from_leaves(json.loads(Path(arguments[2]).read_text())) for arguments in commands]
+    assert [leaves(config) for config in given] == [leaves(cell.config) for cell in cells]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_grid_is_the_smoke_presets(tmp_path, monkeypatch, processes):
+    commands = []
+    monkeypatch.setattr(sweep_cost, "_run", lambda *arguments: commands.append(arguments))
+    sweep_cost.as_a_grid(tmp_path, 8, processes)
+    ((_, module, *arguments),) = commands
+    assert module == "experiments.focal_ablation"
+    assert {"--preset=smoke", "--steps=8", f"--processes={processes}"} <= set(arguments)
