@@ -1,13 +1,16 @@
+"""Configs to leaves and back, and which fields change the compiled step."""
+
 import json
 
+import jax
+import numpy as np
 import pytest
 
-from segjax.training import ConfigError, defaults, validate
-from segjax.training.defaults import from_leaves, leaves
-
-
-def test_the_defaults_are_valid_but_for_the_pair_of_loss_and_data():
-    validate(defaults())
+from segjax.training import defaults
+from segjax.training.defaults import TRACED, from_leaves, leaves, program
+from segjax.training.objective import hyper_from_config
+from segjax.training.optimizer import hyper_at, phases
+from segjax.training.step import init_state, make_model, make_train_step
 
 
 def test_leaves_survive_json():
@@ -18,84 +21,54 @@ def test_leaves_survive_json():
     assert leaves(from_leaves(json.loads(json.dumps(leaves(config))))) == leaves(config)
 
 
-def test_an_unknown_key_is_named_with_the_nearest_known_one():
-    config = defaults()
-    with config.unlocked():
-        config.objective.gama = 2.0
-    with pytest.raises(ConfigError, match=r"unknown config key config.objective.gama = 2.0; did you mean .*gamma"):
-        validate(config)
+# Which fields are values and which are program.
 
 
-def test_a_missing_key_is_named():
-    config = defaults()
-    with config.unlocked():
-        del config.optimizer.momentum
-    with pytest.raises(ConfigError, match=r"config.optimizer.momentum is missing"):
-        validate(config)
+BINARY = {"objective.loss": "sigmoid_focal"}
+SOFTMAX = {"objective.loss": "softmax_focal", "objective.background": 0}
+HEADS = {"model.dropout": "sampled", "objective.uncertainty_weight": 1.0}
+# Each traced field, with what it needs to have an effect, and two of its values.
+VALUES = {
+    "augment.crop_fraction": ({}, 0.5, 0.75),
+    "model.rate": (HEADS, 0.1, 0.3),
+    "model.deep_rate": ({"model.deep_dropout": 1}, 0.1, 0.3),
+    "objective.gamma": (BINARY, 0.0, 2.0),
+    "objective.beta": ({"objective.loss": "sigmoid_focal_star"}, 0.0, 1.0),
+    "objective.alpha": (BINARY, 0.25, 0.75),
+    "objective.class_weights": (SOFTMAX, (1.0, 2.0), (1.0, 5.0)),
+    "objective.boundary_factor": ({}, 2.0, 4.0),
+    "objective.hard_fraction": ({}, 0.25, 0.5),
+    "objective.hard_threshold": ({}, 0.1, 0.5),
+    "objective.negatives_per_positive": (SOFTMAX, 1.0, 3.0),
+    "objective.region_weight": ({"objective.region": "dice"}, 0.5, 2.0),
+    "objective.uncertainty_weight": (HEADS, 1.0, 10.0),
+    "optimizer.learning_rate": ({}, 1e-3, 1e-2),
+    "training.ema_decay": ({}, 0.9, 0.99),
+}
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("parallel", "pmpa", r"config.parallel must be one of jit, pmap, shard_map; got 'pmpa'"),
-        ("data.name", "camvit", r"config.data.name must be one of .*camvid.*; got 'camvit'"),
-        ("objective.loss", "focal", r"config.objective.loss must be one of .*sigmoid_focal.*; got 'focal'"),
-        ("training.steps", 0, r"config.training.steps must be positive; got 0"),
-        ("optimizer.learning_rate", -1.0, r"config.optimizer.learning_rate must be positive; got -1.0"),
-        ("objective.gamma", -1.0, r"config.objective.gamma must be in \[0, inf\]; got -1.0"),
-        ("objective.hard_fraction", 1.5, r"config.objective.hard_fraction must be in \[0, 1\]; got 1.5"),
-        ("model.rate", 1.0, r"config.model.rate must be in \[0, 1\); got 1.0"),
-        ("model.dropout", "monte-carlo", r"config.model.dropout must be one of none, sampled, analytic; got"),
-        ("objective.region", "iou", r"config.objective.region must be one of none, dice, .*lovasz; got 'iou'"),
-        ("objective.uncertainty_weight", 1.0, r"needs heads that can disagree: set config.model.dropout"),
-        ("training.phases", ((0.6, 500, 1e-3),), r"phases add up to 500; config.training.steps is 1000"),
-        ("training.phases", ((0.6, 1000),), r"must be \(crop fraction in \(0, 1\], steps, learning rate\)"),
-        ("training.ema_decay", 1.0, r"config.training.ema_decay must be in \[0, 1\); got 1.0"),
-        ("objective.alpha", 0.5, r"config.objective.alpha belongs to sigmoid losses"),
-        ("objective.normalizer", "positives", r"\"positives\" belongs to sigmoid losses"),
-        ("data.mean", (0.5, 0.5), r"config.data.mean needs 1 or config.data.channels = 3 values; got \(0.5, 0.5\)"),
-    ],
-)
-def test_a_wrong_value_is_named_with_what_was_expected(key, value, message):
-    config = from_leaves(leaves(defaults()) | {key: value})
-    with pytest.raises(ConfigError, match=message):
-        validate(config)
+def test_every_traced_field_is_tried():
+    assert set(VALUES) == set(TRACED)
 
 
-def test_sigmoid_losses_take_alpha_and_no_class_weights():
-    config = defaults()
-    config.objective.loss = "sigmoid_focal"
-    config.objective.alpha = 0.25
-    validate(config)
-    config.objective.class_weights = (1.0, 2.0)
-    with pytest.raises(ConfigError, match=r"class_weights belongs to softmax losses; sigmoid_focal takes .*alpha"):
-        validate(config)
-    config.objective.class_weights = ()
-    config.objective.alpha = 1.5
-    with pytest.raises(ConfigError, match=r"alpha must lie in \[0, 1\]; got 1.5"):
-        validate(config)
+@pytest.mark.parametrize("key", VALUES)
+def test_a_traced_field_is_an_argument_of_the_step_and_not_a_part_of_it(key, tiny, batch):
+    needs, *values = VALUES[key]
+    programs, steps, arguments = [], [], []
+    for value in values:
+        config = from_leaves(leaves(tiny) | needs | {key: value})
+        model, hyper = make_model(config, 2), hyper_at(1, hyper_from_config(config), phases(config))
+        step = make_train_step(config, model, 2, None)
+        programs.append(program(config))
+        steps.append(str(jax.make_jaxpr(step)(init_state(config, model), batch(), hyper)))
+        arguments.append(jax.tree.leaves(hyper))
+    assert programs[0] == programs[1]
+    assert steps[0] == steps[1]
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*arguments, strict=True))
 
 
-@pytest.mark.parametrize("key", ["optimizer.learning_rate", "augment.crop_fraction"])
-def test_a_field_that_the_phases_replace_is_refused(key):
-    config = from_leaves(leaves(defaults()) | {"training.phases": ((0.6, 500, 2e-3), (1.0, 500, 1e-3))})
-    validate(config)
-    with pytest.raises(ConfigError, match=rf"config.{key} = 0.5 has no effect with config.training.phases"):
-        validate(from_leaves(leaves(config) | {key: 0.5}))
-
-
-def test_a_variance_needs_two_heads():
-    config = defaults()
-    config.model.dropout, config.model.heads, config.objective.uncertainty_weight = "sampled", 1, 1.0
-    with pytest.raises(ConfigError, match=r"config.model.heads must be at least 2 for a variance; got 1"):
-        validate(config)
-
-
-def test_void_as_a_class_is_the_background_and_belongs_to_softmax_losses():
-    config = defaults()
-    config.objective.void, config.objective.background = "class", 0
-    with pytest.raises(ConfigError, match=r"config.objective.background must be None where void is a class"):
-        validate(config)
-    config.objective.background, config.objective.loss = None, "sigmoid_focal"
-    with pytest.raises(ConfigError, match=r"void = 'class' belongs to softmax losses; got sigmoid_focal"):
-        validate(config)
+def test_what_a_run_begins_with_is_not_in_its_program_and_the_loss_is(tiny):
+    for key, value in (("seed", 7), ("model.prior", (0.01,)), ("model.head_stddev", 0.01)):
+        assert program(from_leaves(leaves(tiny) | {key: value})) == program(tiny)
+    for key, value in (("objective.loss", "hinge"), ("objective.hard_fraction", 0.5), ("data.train_examples", 13)):
+        assert program(from_leaves(leaves(tiny) | {key: value})) != program(tiny)

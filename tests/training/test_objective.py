@@ -12,10 +12,10 @@ from segjax.data.labels import VOID
 from segjax.models import Segmentation
 from segjax.training import defaults
 from segjax.training.objective import (
+    BINARY_LOSSES,
     PIXEL_LOSSES,
     REGION_LOSSES,
     hyper_from_config,
-    is_sigmoid,
     make_objective,
     num_outputs,
     targets,
@@ -120,7 +120,7 @@ def test_the_gradient_flows_through_the_heads_and_through_the_background():
 
 @pytest.mark.parametrize("name", PIXEL_LOSSES)
 def test_void_pixels_do_not_count(name):
-    two = 1 if is_sigmoid(name) else 2
+    two = 1 if name in BINARY_LOSSES else 2
     logits, labels = LOGITS[..., :two], np.where(LABELS == VOID, VOID, LABELS % 2)
     spoilt = np.where((labels != VOID)[..., None], logits, np.nan)
     config = config_with(loss=name)
@@ -165,6 +165,36 @@ def test_of_the_hard_pixels_only_the_hardest_count():
     per_pixel = np.asarray(losses.softmax_cross_entropy(LOGITS[..., :CLASSES], LABELS, where=kept))[kept]
     hardest = np.sort(per_pixel)[-int(np.ceil(0.25 * kept.sum())) :]
     assert value(config, output_of(LOGITS[..., :CLASSES]))[0] == pytest.approx(hardest.mean(), rel=1e-5)
+
+
+def test_hard_pixels_are_those_above_a_threshold_or_so_many_a_positive():
+    kept = LABELS != VOID
+    per_pixel = np.asarray(losses.softmax_cross_entropy(LOGITS[..., :CLASSES], LABELS, where=kept))[kept]
+    output = output_of(LOGITS[..., :CLASSES])
+    above = per_pixel[per_pixel >= 1.0]
+    assert value(config_with(hard_threshold=1.0), output)[0] == pytest.approx(above.mean(), rel=1e-5)
+    positive = (LABELS != 0)[kept]
+    hardest = np.sort(per_pixel[~positive])[-int(np.ceil(0.1 * positive.sum())) :]
+    config = config_with(negatives_per_positive=0.1, background=0)
+    expected = np.concatenate([per_pixel[positive], hardest]).mean()
+    assert value(config, output)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_positives_of_a_softmax_are_what_is_not_background():
+    kept = LABELS != VOID
+    per_pixel = np.asarray(losses.softmax_cross_entropy(LOGITS[..., :CLASSES], LABELS, where=kept))[kept]
+    config = config_with(normalizer="positives", background=0)
+    expected = per_pixel.sum() / (LABELS != 0)[kept].sum()
+    assert value(config, output_of(LOGITS[..., :CLASSES]))[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_beta_shifts_focal_star():
+    labels = np.where(LABELS == VOID, VOID, LABELS % 2)
+    output = output_of(LOGITS[..., :1])
+    config = config_with(loss="sigmoid_focal_star", gamma=2.0, beta=1.0)
+    per_pixel = losses.sigmoid_focal_star_loss(LOGITS[..., 0], labels, gamma=2.0, beta=0.5, where=labels != VOID)
+    expected = float(per_pixel.sum()) / int((labels != VOID).sum())
+    assert value(config, output, labels, num_classes=2, beta=0.5)[0] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in REGION_LOSSES if name != "none"])
