@@ -6,6 +6,7 @@ grids; `--preset=smoke` is `make ablation`, the trap and its cure in minutes, wi
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 
 from configs.rare_class import NO_PRIOR, PRIOR
-from experiments.paper import TABLE_1A, TABLE_1B
+from experiments.paper import TABLE_1A, TABLE_1B, percent
 from experiments.study import SCORES, Outcomes, Study, main_of, precision_curves
 from segjax.reporting import Picture, Section, Table, heatmap, png
 from segjax.training import load_run, open_split, run_predictor
@@ -73,31 +74,37 @@ def _trap(outcomes: Outcomes, rows: Sequence[dict[str, Any]]) -> Section:
 
 
 def _table_1a(outcomes: Outcomes, grid: Sequence[dict[str, Any]]) -> Section:
-    lines = [(f"{row[ALPHA]:g}", *outcomes.scores(row), TABLE_1A.get(row[ALPHA])) for row in grid if row[GAMMA] == 0]
-    table = Table("Balanced cross entropy, γ = 0", ("α", *SCORES, "paper: AP"), lines, (*SCORES[:2], "paper: AP"))
+    lines = [
+        (f"{row[ALPHA]:g}", *outcomes.scores(row), percent(TABLE_1A.get(row[ALPHA]))) for row in grid if row[GAMMA] == 0
+    ]
+    table = Table("Balanced cross entropy, γ = 0", ("α", *SCORES, "paper: AP"), lines, SCORES[:2])
     return Section("Table 1a: α for cross entropy", "", (table,))
 
 
 def best_alphas(outcomes: Outcomes, grid: Sequence[dict[str, Any]]) -> dict[float, dict[str, Any]]:
-    """By γ, the row of highest mean average precision."""
+    """By γ, the row of highest mean average precision; no γ of which no row has any."""
     by_gamma: dict[float, list[dict[str, Any]]] = {}
     for row in grid:
         by_gamma.setdefault(row[GAMMA], []).append(row)
-    return {gamma: max(rows, key=outcomes.average_precision) for gamma, rows in by_gamma.items()}
+    best = {gamma: max(rows, key=outcomes.average_precision) for gamma, rows in by_gamma.items()}
+    return {gamma: row for gamma, row in best.items() if outcomes.average_precision(row) > -math.inf}
+
+
+def published(gamma: float) -> tuple[str | None, str | None]:
+    """The paper's best α and its AP."""
+    alpha, average_precision = TABLE_1B.get(gamma, (None, None))
+    return alpha, percent(average_precision)
 
 
 def _table_1b(outcomes: Outcomes, grid: Sequence[dict[str, Any]]) -> Section:
     best = best_alphas(outcomes, grid)
-    lines = [
-        (f"{gamma:g}", f"{row[ALPHA]:g}", *outcomes.scores(row), *TABLE_1B.get(gamma, (None, None)))
-        for gamma, row in best.items()
-    ]
+    lines = [(f"{gamma:g}", f"{row[ALPHA]:g}", *outcomes.scores(row), *published(gamma)) for gamma, row in best.items()]
     columns = ("γ", "best α", *SCORES, "paper: best α", "paper: AP")
-    table = Table("Focal loss, the best α of each γ", columns, lines, (*SCORES[:2], "paper: AP"))
+    table = Table("Focal loss, the best α of each γ", columns, lines, SCORES[:2])
     named = {f"γ = {gamma:g}, α = {row[ALPHA]:g}": row for gamma, row in best.items()}
     return Section(
         "Table 1b: γ, with the best α of each",
-        seen(best, outcomes),
+        seen(best, outcomes) if all(outcomes.of(row) for row in grid) else "The grid has not been run to its end yet.",
         (table,),
         (precision_curves(outcomes, named, "The best α of each γ", "gamma"),),
     )
@@ -158,7 +165,7 @@ def _examples(outcomes: Outcomes, rows: Sequence[dict[str, Any]]) -> tuple[Pictu
         name(row): outcomes.workdir / cell.name
         for row in rows
         for cell in outcomes.cells
-        if cell.changes == {**row, "seed": seed} and cell.name in outcomes.results
+        if cell.changes == {**row, "seed": seed} and outcomes.results.get(cell.name, {}).get("status") == "done"
     }
     if not named:
         return ()

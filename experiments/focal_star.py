@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.paper import TABLE_FL_STAR
+from experiments.paper import TABLE_FL_STAR, percent
 from experiments.study import SCORES, Outcomes, Study, main_of, precision_curves
 from segjax.reporting import Section, Table
 
@@ -24,8 +24,8 @@ def name(row: dict[str, Any]) -> str:
 def sections(outcomes: Outcomes) -> tuple[Section, ...]:
     """The appendix' table, and the curves."""
     rows = outcomes.rows()
-    lines = [(name(row), *outcomes.scores(row), TABLE_FL_STAR.get(form(row))) for row in rows]
-    table = Table("FL* and FL", ("loss", *SCORES, "paper: AP"), lines, highest=(*SCORES[:2], "paper: AP"))
+    lines = [(name(row), *outcomes.scores(row), percent(TABLE_FL_STAR.get(form(row)))) for row in rows]
+    table = Table("FL* and FL", ("loss", *SCORES, "paper: AP"), lines, highest=SCORES[:2])
     picture = precision_curves(outcomes, {name(row): row for row in rows}, "Average precision through training")
     return (Section("Appendix A: another form of the focal loss", "", (table,), (picture,)),)
 

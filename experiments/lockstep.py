@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from segjax.training import open_split, parallel
+from segjax.training import ConfigError, open_split, parallel
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.defaults import leaves
 from segjax.training.evaluation import add_up, scores
@@ -46,10 +46,17 @@ class Machine(NamedTuple):
     mesh: Mesh
     train_step: Callable
     eval_step: Callable
+    provenance: dict[str, Any]
 
 
 def make_machine(config: ConfigDict, mesh: Mesh) -> Machine:
-    """The machine of `config`'s program, for a cell a device of `mesh`."""
+    """The machine of `config`'s program, for a cell a device of `mesh`.
+
+    Raises:
+      ConfigError, DataError: the config or the data do not fit.
+    """
+    if config.training.gradient_budget:
+        raise ConfigError("config.training.gradient_budget is a log of single runs; a sweep keeps none")
     source, held_out = (open_split(config.data, split) for split in (config.data.train_split, config.data.eval_split))
     for split in (source, held_out):
         check_channels(config, split)
@@ -63,6 +70,7 @@ def make_machine(config: ConfigDict, mesh: Mesh) -> Machine:
             make_train_step(config, model, classes, None), mesh, shared=(False, True, False), donate=True
         ),
         parallel.map_cells(make_eval_step(config, model, classes, None), mesh, shared=(False, True)),
+        provenance(),  # now: by the end of a sweep the checkout may hold other code than this process runs
     )
 
 
@@ -118,13 +126,15 @@ def train_together(
             pending = None
             if not any(cell.alive for cell in cells):
                 break
+            _drop_broken(cells, states, step)
             if evaluating:
-                for cell, of_cell in _scores(cells, states, machine):
+                for cell, of_cell in _scores(cells, states, machine, step):
                     cell.evaluated(step, of_cell)
             for i, cell in enumerate(cells):
-                cell.save(_taken(states, i), batches.get_state())
+                cell.save(_taken(states, i), batches.get_state(), scored=evaluating)
     for cell in cells:
-        cell.finish({"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start})
+        wall = {"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start}
+        cell.finish(machine.provenance | wall)
 
 
 class _Cell:
@@ -159,11 +169,11 @@ class _Cell:
         self.scores = of_cell
         append(self.folder / METRICS_FILE, step, eval_scalars(of_cell))
 
-    def save(self, state: TrainState, position: dict[str, Any]) -> None:
+    def save(self, state: TrainState, position: dict[str, Any], *, scored: bool) -> None:
         if self.alive:
-            self.checkpoints.save(state, position, None if self.scores is None else headline(self.scores))
+            self.checkpoints.save(state, position, headline(self.scores) if scored else None)
 
-    def finish(self, wall: dict[str, int]) -> None:
+    def finish(self, origin: dict[str, Any]) -> None:
         rows = [json.loads(line) for line in (self.folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
         evaluated = [row for row in rows if "eval/pixel_accuracy" in row]
         keys = sorted({key for row in evaluated for key in row} - {"step"})
@@ -176,9 +186,9 @@ class _Cell:
             "first_loss": rows[0]["train/loss"],
             "curves": curves,
             "scores": self.scores,
-            "provenance": provenance() | wall,
+            "provenance": origin,
         }
-        write_json(self.folder / RESULT_FILE, result)
+        write_json(self.folder / RESULT_FILE, _without_nan(result))
 
 
 def _begin(cells: Sequence[_Cell], machine: Machine) -> tuple[TrainState, int, dict[str, Any] | None]:
@@ -188,12 +198,14 @@ def _begin(cells: Sequence[_Cell], machine: Machine) -> tuple[TrainState, int, d
     states, positions = zip(*(cell.begin(classes) for cell in cells), strict=True)
     stacked = _stacked(states, machine.mesh)
     if start == cells[0].config.training.steps:  # killed between the last save and the result
-        for cell, of_cell in _scores(cells, stacked, machine):
+        for cell, of_cell in _scores(cells, stacked, machine, start):
             cell.scores = of_cell
     return stacked, start, positions[0]
 
 
-def _scores(cells: Sequence[_Cell], states: TrainState, machine: Machine) -> Iterator[tuple[_Cell, dict[str, Any]]]:
+def _scores(
+    cells: Sequence[_Cell], states: TrainState, machine: Machine, step: int
+) -> Iterator[tuple[_Cell, dict[str, Any]]]:
     """The cells that are alive, each with `evaluation.evaluate`'s dictionary of its state."""
 
     def count(batch: dict[str, np.ndarray]) -> Any:
@@ -202,8 +214,25 @@ def _scores(cells: Sequence[_Cell], states: TrainState, machine: Machine) -> Ite
     counts, images = add_up(count, machine.held_out, cells[0].config)
     about = {"images": images, "classes": list(machine.held_out.label_set.names)}
     for i, cell in enumerate(cells):
+        of_cell = jax.tree.map(lambda x, i=i: x[i], counts)
+        if any((of_one < 0).any() for of_one in of_cell.values()):  # how counts say that there was a NaN
+            cell.diverged_at = cell.diverged_at or step
         if cell.alive:
-            yield cell, about | scores(jax.tree.map(lambda x, i=i: x[i], counts))
+            yield cell, about | scores(of_cell)
+
+
+def _drop_broken(cells: Sequence[_Cell], states: TrainState, step: int) -> None:
+    """A step can break the parameters while its own loss, of the ones before, is finite still."""
+    for cell, finite in zip(cells, jax.device_get(_finite(states.variables)), strict=False):
+        if not finite:
+            cell.diverged_at = cell.diverged_at or step
+
+
+@jax.jit
+def _finite(variables: Any) -> jax.Array:
+    """Of each of the stacked cells, whether all its numbers are finite."""
+    leaves = jax.tree.leaves(variables)
+    return jnp.stack([jnp.isfinite(x).reshape(x.shape[0], -1).all(1) for x in leaves]).all(0)
 
 
 def _log(cells: Sequence[_Cell], pending: tuple[int, dict[str, jax.Array]] | None) -> None:
@@ -234,3 +263,12 @@ def _take(states: TrainState, i: jax.Array) -> TrainState:
 
 def _everywhere(batch: dict[str, np.ndarray], keys: Sequence[str], mesh: Mesh) -> dict[str, jax.Array]:
     return jax.device_put({k: batch[k] for k in keys}, NamedSharding(mesh, P()))
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null says that there is no such number."""
+    if isinstance(value, dict):
+        return {key: _without_nan(of_key) for key, of_key in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,3 +19,12 @@ TABLE_1D = {"OHEM": 32.8, "OHEM 1:3": 31.1, "FL": 36.0}
 
 # Table 3 of appendix A: loss, γ, β → AP.
 TABLE_FL_STAR = {("CE", 0.0, None): 31.1, ("FL", 2.0, None): 34.0, ("FL*", 2.0, 1.0): 33.8, ("FL*", 4.0, 0.0): 33.9}
+
+
+def percent(value: float | None) -> str | None:
+    """The AP as the paper prints it, and told apart from ours.
+
+    >>> percent(34.0), percent(None)
+    ('34.0 %', None)
+    """
+    return None if value is None else f"{value:.1f} %"

@@ -37,8 +37,10 @@ def found_from(outcomes: Outcomes, row: dict[str, Any]) -> str:
     """Of each seed the step from which on a tenth of the rare pixels is found."""
     steps = []
     for one in outcomes.of(row):
-        recall = one["curves"].get(f"recall/{one['scores']['classes'][1]}") if one["scores"] else None
-        step = lasting(one["curves"]["step"], recall, 0.1) if recall else None
+        if one["status"] == "diverged":
+            steps.append("diverged")
+            continue
+        step = lasting(one["curves"]["step"], one["curves"][f"recall/{one['scores']['classes'][1]}"], 0.1)
         steps.append("never" if step is None else str(step))
     return ", ".join(steps) or "–"
 

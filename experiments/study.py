@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,8 @@ flags.disclaim_key_flags()
 
 DATA = {
     "road_debris": "drawn road scenes, validation; debris is 0.5 % of the pixels",
-    "crackforest": "CrackForest, test images; cracks are 1.6 % of the pixels",
+    "crackforest": "CrackForest, test images, for lack of a validation split: what is best, is best on these images; "
+    "cracks are 1.6 % of the pixels",
 }
 
 
@@ -61,8 +63,10 @@ class Outcomes:
         ]
 
     def over_seeds(self, row: Changes, value: Callable[[dict[str, Any]], float | None]) -> Spread:
-        """`value(result)` of each seed of a row; a cell that diverged counts as one without a value."""
-        return spread([None if one["status"] == "diverged" else value(one) for one in self.of(row)])
+        """`value(result)` of each seed of a row; a cell that diverged, or has not ended, is one without a value."""
+        seeds = len({cell.changes["seed"] for cell in self.cells})
+        values = [None if one["status"] == "diverged" else value(one) for one in self.of(row)]
+        return spread([*values, *[None] * (seeds - len(values))])
 
     def score(self, row: Changes, key: str) -> Spread:
         """A score of the end of training, over the seeds."""
@@ -112,8 +116,7 @@ def report_of(study: Study, outcomes: Outcomes, data: str, preset: str) -> Repor
     """The report of what there is, saying how much that is and where it comes from."""
     first, done = outcomes.cells[0].config, list(outcomes.results.values())
     seconds = sum(one["provenance"]["wall_seconds"] for one in done)
-    commits = sorted({one["provenance"]["commit"] for one in done})
-    cells = [one["provenance"] for one in done] or [provenance()]
+    origins = [one["provenance"] for one in done] or [provenance()]
     diverged = sum(one["status"] == "diverged" for one in done)
     seeds = sorted({cell.changes["seed"] for cell in outcomes.cells})
     facts = {
@@ -124,14 +127,23 @@ def report_of(study: Study, outcomes: Outcomes, data: str, preset: str) -> Repor
         "run": f"{first.training.steps} steps of batch {first.training.global_batch}, {first.data.size[0]}×"
         f"{first.data.size[1]} pixels, U-Net of width {first.model.width} and depth {first.model.depth}",
         "time": f"{seconds / 3600:.1f} hours, the sum over the cells (wall time of each since it was last begun)",
-        "command": provenance()["command"],
-        "commit of the cells": commits,
-        "device": cells[0]["device"],
-        "CPU threads a process": cells[0]["cpu_threads"],
-        "python": cells[0]["python"],
-        "versions": cells[0]["versions"],
+        "command": sorted({re.sub(r" --parent=\d+", "", one["command"]) for one in origins}),
+        "commit": _distinct(origins, "commit"),
+        "device": _distinct(origins, "device"),
+        "CPU threads a process": _distinct(origins, "cpu_threads"),
+        "python": _distinct(origins, "python"),
+        "versions": _distinct(origins, "versions"),
     }
     return Report(f"{study.title}: {data}", study.question, study.sections(outcomes), facts)
+
+
+def _distinct(origins: Sequence[dict[str, Any]], key: str) -> list[Any]:
+    """What the cells say of `key`, each thing once: they may have been run here and there, now and then."""
+    values: list[Any] = []
+    for one in origins:
+        if one[key] not in values:
+            values.append(one[key])
+    return values
 
 
 def summary(outcomes: Outcomes) -> list[dict[str, Any]]:
@@ -182,7 +194,7 @@ def _main(study: Study, config: ModuleType, argv: list[str]) -> None:
     if not options.only_report:
         console.print(f"{study.name}, {options.preset}: {len(cells)} cells on {options.data}, in {workdir}/")
         if options.processes > 1:
-            command = ["-m", f"experiments.{study.name}", *_flags_given()]
+            command = ["-m", f"experiments.{study.name}", *given(flags.FLAGS)]
             sweep.run_in_processes(cells, workdir, console, command, options.processes)
         else:
             sweep.run(cells, workdir, console)
@@ -195,9 +207,11 @@ def _main(study: Study, config: ModuleType, argv: list[str]) -> None:
     console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
 
 
-def _flags_given() -> list[str]:
+def given(values: flags.FlagValues) -> list[str]:
+    """The flags of the sweep as they were given on the command line, one argument each, for a child process."""
     return [
-        flag.serialize()
+        argument
         for name in ("preset", "data", "workdir", "steps", "seed")
-        if (flag := flags.FLAGS[name]).present and flag.value is not None
+        if name in values and values[name].present and values[name].value is not None
+        for argument in values[name].serialize().splitlines()  # a line a value, of a flag that may be given again
     ]

@@ -27,6 +27,7 @@ from segjax.training import ConfigError, parallel, validate
 from segjax.training.checkpoint import FOLDER, Checkpoints
 from segjax.training.defaults import from_leaves, leaves, program
 from segjax.training.loop import CONFIG_FILE
+from segjax.training.run import model_of
 from segjax.training.tracker import METRICS_FILE
 
 Changes = Mapping[str, Any]
@@ -81,6 +82,7 @@ def make_cells(base: ConfigDict, rows: Sequence[Changes], seeds: Sequence[int]) 
             changes = {**row, "seed": seed}
             cell = Cell(changes, from_leaves(leaves(base) | changes))
             validate(cell.config)
+            model_of(cell.config)
             if cell.name in cells:
                 raise ConfigError(
                     f"two cells of the sweep are called {cell.name}: {cells[cell.name].changes}, {changes}"
@@ -112,26 +114,33 @@ def result_of(cell: Cell, workdir: Path) -> dict[str, Any] | None:
 def run(cells: Sequence[Cell], workdir: Path, console: rich.console.Console, *, parent: int | None = None) -> None:
     """Runs in this process the cells that have no result and that no other process holds, a cell a device.
 
+    Cells that others hold are waited for: when this returns, all have a result.
+
     Args:
       cells: of `make_cells`.
       workdir: holds a folder a cell.
       console: is told of every cell that ends.
       parent: the process that must live on, or the cells stop (and can go on later); None: nobody.
     """
-    mesh = parallel.make_mesh()
-    programs = list(dict.fromkeys(program(cell.config) for cell in cells))
-    for one in programs:
-        queue, machine = [cell for cell in cells if program(cell.config) == one], None
-        while True:
-            with contextlib.ExitStack() as locks:
-                chunk = _claim(queue, workdir, mesh.size, locks)
-                if not chunk:
-                    break
-                machine = machine or make_machine(chunk[0].config, mesh)
-                _run_chunk(chunk, workdir, machine, parent)
-            done = sum(result_of(cell, workdir) is not None for cell in cells)
-            for cell in chunk:
-                _tell(console, f"{done}/{len(cells)}  {_outcome(cell, workdir)}")
+    mesh, machines, waiting = parallel.make_mesh(), {}, False
+    programs = {cell.name: program(cell.config) for cell in cells}
+    while True:
+        with contextlib.ExitStack() as locks:
+            chunk = _claim(cells, programs, workdir, mesh.size, locks)
+            if chunk:
+                one = programs[chunk[0].name]
+                machines[one] = machines.get(one) or make_machine(chunk[0].config, mesh)
+                _run_chunk(chunk, workdir, machines[one], parent)
+        done = sum(result_of(cell, workdir) is not None for cell in cells)
+        for cell in chunk:
+            _tell(console, f"{done}/{len(cells)}  {_outcome(cell, workdir)}")
+        if done == len(cells):
+            return
+        if not chunk:  # its holder may end it, or be killed and leave it to us
+            if not waiting:
+                _tell(console, f"waiting for {len(cells) - done} cells that other processes hold")
+            waiting = True
+            _pause(1)
 
 
 def _run_chunk(chunk: Sequence[Cell], workdir: Path, machine: Machine, parent: int | None) -> None:
@@ -152,6 +161,9 @@ def _outcome(cell: Cell, workdir: Path) -> str:
     return f"{cell.name}  {score.replace('_', ' ')} {result['scores'][score]:.3f}  {seconds}"
 
 
+_pause = time.sleep
+
+
 def _tell(console: rich.console.Console, line: str) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
@@ -168,19 +180,23 @@ def _progress(cells: Sequence[Cell], workdir: Path, done: Collection[str]) -> st
     return f"{len(done)}/{len(cells)} cells. {', '.join(running) or 'compiling'}"
 
 
-def _claim(queue: Sequence[Cell], workdir: Path, most: int, locks: contextlib.ExitStack) -> list[Cell]:
-    """Up to `most` cells without a result, of one seed and saved at one step, which this process now holds."""
+def _claim(
+    cells: Sequence[Cell], programs: Mapping[str, Any], workdir: Path, most: int, locks: contextlib.ExitStack
+) -> list[Cell]:
+    """Up to `most` cells without a result, of one program and seed and saved at one step, which this process holds."""
     chunk: list[Cell] = []
     kind = None
-    for cell in queue:
+    for cell in cells:
         if len(chunk) == most:
             break
+        if kind is not None and kind[:2] != (programs[cell.name], cell.config.seed):
+            continue
         if result_of(cell, workdir) is not None:
             continue
         lock = _locked(workdir / cell.name)
         if lock is None:
             continue
-        this = (cell.config.seed, _saved_step(workdir / cell.name))
+        this = (programs[cell.name], cell.config.seed, _saved_step(workdir / cell.name))
         # Another process may have ended the cell between the two looks.
         if result_of(cell, workdir) is not None or kind not in (None, this):
             lock.close()
@@ -215,13 +231,13 @@ def run_in_processes(
     """Runs `command` in `processes` processes, each on a core of its own, until all have ended.
 
     `command` is one that calls `run` on the same cells with `parent=` the process it is given as `--parent`; it takes
-    whichever cell is free. What a process prints goes to `workdir/process_I.log`.
+    whichever cell is free. What a process prints goes to a log in `workdir`, which the message of an error names.
 
     Raises:
       RuntimeError: a process ended with an error; the others were waited for, and the message names its log.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    logs = [workdir / f"process_{i}.log" for i in range(processes)]
+    logs = [workdir / f"process_{os.getpid()}_{i}.log" for i in range(processes)]
     with contextlib.ExitStack() as stack:
         children = []
         for i, log in enumerate(logs):

@@ -68,7 +68,7 @@ def write_report(report: Report, folder: str | Path, name: str, data: Any = None
         files |= {f"{name}_{picture.name}.png": picture.png for picture in section.pictures}
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
-        partial = folder / f"{file}.partial"
+        partial = folder / f"{file}.{os.getpid()}.partial"
         partial.write_bytes(content)
         os.replace(partial, folder / file)
     return [folder / file for file in files]

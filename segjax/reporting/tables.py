@@ -117,11 +117,14 @@ def markdown(table: Table) -> str:
     """
 
     def row(values: list[str]) -> str:
-        return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+        return f"| {' | '.join(values)} |"
+
+    def escaped(text: str) -> str:
+        return "".join(_MARKDOWN.get(character, character) for character in text)
 
     rule = [":--"] + ["--:"] * (len(table.columns) - 1)
-    body = [[f"**{text}**" if best else text for text, best in line] for line in printed(table)]
-    return "\n".join(map(row, [list(table.columns), rule, *body]))
+    body = [[f"**{escaped(text)}**" if best else escaped(text) for text, best in line] for line in printed(table)]
+    return "\n".join(map(row, [list(map(escaped, table.columns)), rule, *body]))
 
 
 def to_csv(table: Table) -> str:
@@ -149,11 +152,16 @@ def to_csv(table: Table) -> str:
     return text.getvalue()
 
 
+_MARKDOWN = {"\\": "\\\\", "|": "\\|", "*": "\\*", "<": "&lt;"}
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{c: f"\\{c}" for c in "&%$#_{}"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": r"\textbar{}",
+    "×": r"$\times$",
     "±": r"$\pm$",
     "–": "--",
     "½": r"$\frac12$",
@@ -198,7 +206,8 @@ def latex(table: Table) -> str:
         "    \\toprule",
         f"    {' & '.join(map(escape, table.columns))} \\\\",
         "    \\midrule",
-        *(f"    {line} \\\\" for line in body),
+        # Or a line that begins with a bracket would be the optional argument of the \\ before it.
+        *(f"    {'{}' * line.startswith('[')}{line} \\\\" for line in body),
         "    \\bottomrule",
         "  \\end{tabular}",
         "\\end{table}",

@@ -103,8 +103,8 @@ def defaults() -> ConfigDict:
     objective.region = "none"  # a region loss to add: dice, generalized_dice, jaccard, lovasz
     objective.region_weight = 1.0
     objective.uncertainty_weight = placeholder(float)  # C of the heads' variance as a penalty; None: off
-    # The class of which the penalty is free, and which is no positive (of a binary loss that is 0 in any case). None:
-    # there is none, or it is void where that is a class.
+    # The class of which the penalty is free, and which is no positive. None: class 0 of a binary loss, void where it is
+    # a class, else there is none.
     objective.background = placeholder(int)
 
     config.optimizer = optimizer = ConfigDict()

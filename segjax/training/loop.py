@@ -60,6 +60,7 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
     """
     workdir, console, begun = Path(workdir), console or rich.console.Console(), time.monotonic()
     validate(config)
+    origin = provenance()  # at the end the checkout may hold other code than this process runs
     mesh = parallel.make_mesh()
     parallel.check_batch(config, mesh)
     train_source = open_split(config.data, config.data.train_split)
@@ -107,7 +108,7 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
         if scores is None:  # the run had ended before: score what it ended with
             scores = evaluate(machine.eval_step, state, eval_source, config, mesh)
     wall = {"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start}
-    scores = {"steps": steps, **scores, "provenance": provenance() | wall}
+    scores = {"steps": steps, **scores, "provenance": origin | wall}
     if jax.process_index() == 0:
         write_json(workdir / SCORES_FILE, scores)
     return scores

@@ -164,7 +164,7 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     the logits under dropout (`losses.mc_variance` of the sampled heads or the analytic one; mean over the classes), the
     background class b of the clean pass and a region loss R. N is what `objective.normalizer` says, n the kept pixels.
     With `hard_fraction`, `hard_threshold` or `negatives_per_positive` the first sum is over `losses.hard_pixels` only,
-    and N counts those.
+    and N counts those; divided by "positives", N is the number of all of them, mined or not.
 
     The gradient flows through everything: through v to the head's kernel and the features, through p(b) to the clean
     logits (the recipe's code does the same, so an uncertain pixel also gains by being called background), and ℓ sees
@@ -185,12 +185,12 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     options = config.objective
     per_pixel, region_loss = PIXEL_LOSSES[options.loss], REGION_LOSSES[options.region]
     normalizer, void, mode = options.normalizer, options.void, options.boundary_mode
-    background = num_classes if void == "class" else options.background
     binary = options.loss in BINARY_LOSSES
+    background = 0 if binary else num_classes if void == "class" else options.background
     scored = (1,) if binary else range(num_classes)  # neither the sea of background nor void is a region
 
     def positives_of(labels: Int[Array, "B H W"]) -> Bool[Array, "B H W"]:
-        return labels == 1 if binary else labels != background
+        return labels != background
 
     def objective(
         output: Segmentation, labels: Int[Array, "B H W"], hyper: Hyper, axis_name: str | None = None
@@ -208,6 +208,8 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         if any(criterion is not None for criterion in hard.values()):
             counted = losses.hard_pixels(pixels, where=where, axis_name=axis_name, **hard)
         positives = positives_of(labels) if normalizer == "positives" else None
+        if positives is not None:  # all of them, or the loss would leap when the last one is no longer hard
+            pixels, counted = jnp.where(counted, pixels, 0), where
         loss = mean(pixels, where=counted, weights=weights, positives=positives, normalizer=normalizer)
         parts = {"pixel_loss": loss}
 

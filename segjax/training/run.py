@@ -52,11 +52,19 @@ def load_run(path: str | Path) -> Run:
             f"WORKDIR/{FOLDER}/STEP"
         )
     config = from_leaves(json.loads(config_file.read_text(encoding="utf-8")))
-    labels = label_set(config.data)
-    model = make_model(config, len(labels.names), parallel.axis_name(config))
+    labels, model = label_set(config.data), model_of(config)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         state, _ = checkpoints.restore(init_state(config, model), checkpoints.step_named(which))
     return Run(workdir, config, model, state, labels)
+
+
+def model_of(config: ConfigDict) -> Any:
+    """The network of `config` for its data set.
+
+    Raises:
+      ConfigError: as `step.make_model`, whose classes are those of the data set; nothing is read.
+    """
+    return make_model(config, len(label_set(config.data).names), parallel.axis_name(config))
 
 
 def score_run(run: Run, split: str) -> dict[str, Any]:

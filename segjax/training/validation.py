@@ -34,6 +34,7 @@ _POSITIVE = (
     "training.evaluate_every",
     "training.checkpoint_every",
     "optimizer.learning_rate",
+    "model.head_stddev",
 )
 # From and to; None is allowed where the default is None.
 _RANGES = {
@@ -41,13 +42,13 @@ _RANGES = {
     "model.deep_dropout": (0, math.inf),
     "objective.gamma": (0, math.inf),
     "objective.boundary_factor": (0, math.inf),
-    "objective.hard_fraction": (0, 1),
     "objective.hard_threshold": (0, math.inf),
     "objective.negatives_per_positive": (0, math.inf),
     "objective.region_weight": (0, math.inf),
     "objective.uncertainty_weight": (0, math.inf),
     "optimizer.warmup_fraction": (0, 1),
 }
+_TO_ONE = ("augment.crop_fraction", "objective.hard_fraction")
 _BELOW_ONE = ("model.rate", "model.deep_rate", "training.ema_decay")
 
 
@@ -66,11 +67,14 @@ def validate(config: ConfigDict) -> None:
         if given[key] not in choices:
             raise ConfigError(f"config.{key} must be one of {', '.join(choices)}; got {given[key]!r}")
     for key in _POSITIVE:
-        if not given[key] > 0:
+        if given[key] is not None and not given[key] > 0:
             raise ConfigError(f"config.{key} must be positive; got {given[key]!r}")
     for key, (low, high) in _RANGES.items():
         if given[key] is not None and not low <= given[key] <= high:
             raise ConfigError(f"config.{key} must be in [{low}, {high}]; got {given[key]!r}")
+    for key in _TO_ONE:
+        if given[key] is not None and not 0 < given[key] <= 1:
+            raise ConfigError(f"config.{key} must be in (0, 1]; got {given[key]!r}")
     for key in _BELOW_ONE:
         if given[key] is not None and not 0 <= given[key] < 1:
             raise ConfigError(f"config.{key} must be in [0, 1); got {given[key]!r}")
@@ -142,6 +146,11 @@ def _validate_objective(config: ConfigDict) -> None:
 def _validate_binary(objective: ConfigDict) -> None:
     if objective.void == "class":
         raise ConfigError(f"config.objective.void = 'class' belongs to softmax losses; got {objective.loss}")
+    if objective.background not in (None, 0):
+        raise ConfigError(
+            f"config.objective.background of {objective.loss} is class 0, against which class 1 is told apart; "
+            f"got {objective.background!r}"
+        )
     if objective.class_weights:
         raise ConfigError(
             f"config.objective.class_weights belongs to softmax losses; {objective.loss} takes config.objective.alpha"

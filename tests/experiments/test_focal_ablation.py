@@ -38,13 +38,24 @@ def test_the_best_alpha_of_each_gamma_is_found(outcomes):
         ("2", "0.25"),
         ("5", "0.1"),
     ]
-    assert [row[-1] for row in best.rows] == [31.1, 31.4, 31.9, 32.9, 33.7, 34.0, 32.2]
+    assert [row[-1] for row in best.rows] == [f"{ap} %" for ap in (31.1, 31.4, 31.9, 32.9, 33.7, 34.0, 32.2)]
     assert table_1b.text.startswith("The best α falls as γ rises: 0.9, 0.75,")
     assert "The best γ is 2, average precision 0.600" in table_1b.text
     (by_alpha,) = table_1a.tables
     assert [row[0] for row in by_alpha.rows] == ["0.1", "0.25", "0.5", "0.75", "0.9", "0.99", "0.999"]
     assert by_alpha.rows[4][1].mean == pytest.approx(0.5)
     assert [len(table.rows) for section in (trap, grid) for table in section.tables] == [5, 7]
+
+
+def test_before_the_grid_has_ended_nothing_is_concluded(made_up, monkeypatch):
+    monkeypatch.setattr(focal_ablation, "_examples", lambda *_: ())
+    outcomes = made_up(config, lambda cell: None if cell.changes[GAMMA] == 5 else 0.5)
+    for cell in outcomes.cells:
+        if cell.changes[GAMMA] == 2:
+            del outcomes.results[cell.name]
+    _, _, table_1b, _ = focal_ablation.sections(outcomes)
+    assert table_1b.text == "The grid has not been run to its end yet."
+    assert [row[0] for row in table_1b.tables[0].rows] == ["0", "0.1", "0.2", "0.5", "1"]
 
 
 def test_the_trap_is_shown_without_and_with_the_prior(outcomes):

@@ -25,7 +25,7 @@ def test_every_way_of_mining_has_its_row(made_up):
     (table,) = section.tables
     assert [row[0] for row in table.rows] == NAMES
     published = {row[0]: row[-1] for row in table.rows if row[-1] is not None}
-    assert published == {"OHEM, hardest 6.25 %": 32.8, "OHEM 1:3": 31.1, "FL, γ = 2, α = 0.25": 36.0}
+    assert published == {"OHEM, hardest 6.25 %": "32.8 %", "OHEM 1:3": "31.1 %", "FL, γ = 2, α = 0.25": "36.0 %"}
 
 
 def test_hinge_that_diverges_is_a_dash(made_up):

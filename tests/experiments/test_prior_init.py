@@ -40,7 +40,7 @@ def test_steps_until_something_is_found_are_those_of_each_seed(sections):
 def test_a_seed_that_diverged_is_counted_and_has_no_score(sections):
     (row,) = (row for row in sections[0].tables[0].rows if row[0] == "CE, over all pixels" and row[1] is None)
     assert row[3] == 1
-    assert row[4] == "3, never"
+    assert row[4] == "3, diverged"
     assert row[5] == ((0.25,), 1)
 
 

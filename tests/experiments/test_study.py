@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rich.console
+from absl import flags
 
 from configs import focal_ablation, rare_class
 from experiments import study, sweep
@@ -59,7 +61,7 @@ def test_a_report_says_how_much_was_measured_and_how(outcomes):
     assert report.facts["cells"] == "4 of 4 measured, 2 diverged"
     assert report.facts["seeds"] == [0, 1]
     assert report.facts["run"] == "4 steps of batch 4, 32×48 pixels, U-Net of width 4 and depth 2"
-    assert {"command", "commit of the cells", "device", "versions", "time"} <= report.facts.keys()
+    assert {"command", "commit", "device", "versions", "time"} <= report.facts.keys()
 
 
 def test_cells_that_are_missing_are_left_out(outcomes, tmp_path):
@@ -67,6 +69,22 @@ def test_cells_that_are_missing_are_left_out(outcomes, tmp_path):
     report = study.report_of(STUDY._replace(sections=lambda _: ()), empty, "road_debris", "smoke")
     assert report.facts["cells"] == "0 of 4 measured, 0 diverged"
     assert study.summary(empty) == []
+
+
+def test_a_seed_that_has_not_ended_is_missing(outcomes, tmp_path):
+    (done,) = (cell for cell in outcomes.cells if cell.config.objective.gamma == 2 and cell.config.seed == 0)
+    shutil.copytree(outcomes.workdir / done.name, tmp_path / done.name)
+    score = Outcomes(outcomes.cells, tmp_path).score(outcomes.rows()[0], "average_precision")
+    assert (len(score.values), score.missing) == (1, 1)
+
+
+def test_a_child_gets_the_flags_that_were_given():
+    values = flags.FlagValues()
+    flags.DEFINE_multi_integer("seed", None, "", flag_values=values)
+    flags.DEFINE_string("workdir", "runs", "", flag_values=values)
+    flags.DEFINE_integer("steps", None, "", flag_values=values)
+    values(["program", "--seed=0", "--seed=1", "--steps=8"])
+    assert study.given(values) == ["--steps=8", "--seed=0", "--seed=1"]
 
 
 def test_steps_and_seeds_can_be_given_in_place_of_the_presets():

@@ -109,13 +109,20 @@ def test_a_cell_without_its_result_carries_on_from_its_checkpoint(grid, tmp_path
     }
 
 
-def test_a_cell_that_another_process_holds_is_left_to_it(base, tmp_path):
+def test_a_cell_that_another_process_holds_is_waited_for_and_taken_over_if_it_is_left(base, tmp_path, monkeypatch):
     cells = sweep.make_cells(base, GRID[:1], (0,))
     (tmp_path / cells[0].name).mkdir()
     with (tmp_path / cells[0].name / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert run(cells, tmp_path) == ""
-    assert sweep.result_of(cells[0], tmp_path) is None
+
+        def killed_meanwhile(_):
+            assert sweep.result_of(cells[0], tmp_path) is None
+            lock.close()
+
+        monkeypatch.setattr(sweep, "_pause", killed_meanwhile)
+        printed = run(cells, tmp_path)
+    assert printed.startswith("waiting for 1 cells that other processes hold\n1/1")
+    assert sweep.result_of(cells[0], tmp_path)["status"] == "done"
 
 
 def test_a_cell_that_diverges_is_recorded_and_harms_no_other(base, grid, tmp_path):
@@ -128,6 +135,33 @@ def test_a_cell_that_diverges_is_recorded_and_harms_no_other(base, grid, tmp_pat
     assert f"diverged at step {bad['diverged_at']}" in printed
     cells, workdir, *_ = grid
     assert sweep.result_of(fine, tmp_path)["scores"] == sweep.result_of(cells[0], workdir)["scores"]
+
+
+def test_parameters_that_break_at_the_step_that_is_scored_are_a_divergence(base, tmp_path):
+    config = base.copy_and_resolve_references()
+    config.training.evaluate_every, config.optimizer.learning_rate = 1, 3e38
+    (cell,) = sweep.make_cells(config, [{"objective.gamma": 0.0}], (0,))
+    run([cell], tmp_path)
+    result = sweep.result_of(cell, tmp_path)
+    assert result["status"] == "diverged"
+    assert result["curves"]["step"] == list(range(1, result["diverged_at"]))
+
+
+def test_only_checkpoints_that_were_scored_can_be_the_best(base, tmp_path):
+    config = base.copy_and_resolve_references()
+    config.training.evaluate_every, config.training.checkpoint_every = 3, 1
+    (cell,) = sweep.make_cells(config, GRID[:1], (0,))
+    run([cell], tmp_path)
+    precision = sweep.result_of(cell, tmp_path)["curves"]["average_precision"]
+    best = load_run(tmp_path / cell.name).state.step
+    assert int(best) == (3, 4)[int(np.argmax(precision))]
+
+
+def test_the_gradient_budget_belongs_to_single_runs(base, tmp_path):
+    config = base.copy_and_resolve_references()
+    config.training.gradient_budget = True
+    with pytest.raises(ConfigError, match=r"gradient_budget is a log of single runs"):
+        run(sweep.make_cells(config, GRID[:1], (0,)), tmp_path)
 
 
 def test_the_result_of_another_config_is_not_taken_for_this_ones(grid, base):
@@ -143,6 +177,8 @@ def test_the_result_of_another_config_is_not_taken_for_this_ones(grid, base):
 def test_a_wrong_cell_is_named_before_anything_runs(base):
     with pytest.raises(ConfigError, match=r"config.objective.gamma must be in \[0, inf\]; got -1"):
         sweep.make_cells(base, [{"objective.gamma": -1.0}], (0,))
+    with pytest.raises(ConfigError, match=r"config.model.prior needs 1 value\(s\) for sigmoid_focal; got \(0.5, 0.5\)"):
+        sweep.make_cells(base, [{"objective.gamma": 0.0}, {"model.prior": (0.5, 0.5)}], (0,))
     with pytest.raises(ConfigError, match=r"two cells of the sweep are called gamma=1,seed=0"):
         sweep.make_cells(base, [{"objective.gamma": 1.0}] * 2, (0,))
 

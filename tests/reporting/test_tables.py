@@ -89,3 +89,11 @@ def test_latex_escapes_what_latex_reads():
     assert r"\caption{100 \% \& more}" in text
     assert r"a\_b & $\pi$ \\" in text
     assert r"x\textasciitilde{}y & 0.500 \\" in text
+    assert r"recall $>$ 0.1 & 3 $\times$ 4 \\" in latex(Table("", ("recall > 0.1", "3 × 4"), []))
+    assert "    {}[0, 1] & 0.500" in latex(Table("", ("range", "x"), [("[0, 1]", 0.5)]))
+
+
+def test_markdown_shows_text_as_it_is():
+    text = markdown(Table("", ("FL*", "<none>"), [("FL*, γ", "a\\b")]))
+    assert text.splitlines()[0] == "| FL\\* | &lt;none> |"
+    assert text.splitlines()[2] == "| FL\\*, γ | a\\\\b |"

@@ -188,6 +188,16 @@ def test_positives_of_a_softmax_are_what_is_not_background():
     assert value(config, output_of(LOGITS[..., :CLASSES]))[0] == pytest.approx(expected, rel=1e-5)
 
 
+def test_mined_pixels_are_divided_by_all_positives():
+    labels = np.where(LABELS == VOID, VOID, LABELS % 2)
+    kept = labels != VOID
+    per_pixel = np.asarray(losses.sigmoid_cross_entropy(LOGITS[..., 0], labels, where=kept))[kept]
+    mined = per_pixel[per_pixel >= 0.5]
+    config = config_with(loss="sigmoid_cross_entropy", hard_threshold=0.5, normalizer="positives")
+    actual = value(config, output_of(LOGITS[..., :1]), labels, num_classes=2)[0]
+    assert actual == pytest.approx(mined.sum() / (labels == 1).sum(), rel=1e-5)
+
+
 def test_beta_shifts_focal_star():
     labels = np.where(LABELS == VOID, VOID, LABELS % 2)
     output = output_of(LOGITS[..., :1])
