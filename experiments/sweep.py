@@ -3,7 +3,7 @@
 Cells whose configs differ in traced fields only (`segjax.training.defaults.TRACED`) share one compilation. They are
 laid over the devices, a cell each, and cells side by side have one seed and so read the same batches; on one device
 they go one after another through the same compiled step. On CPUs `run_in_processes` spreads them over processes of one
-core each, which on two cores make 1.4 times the steps a second of one process with two threads.
+core each: each compiles for itself, and together they make more steps a second than one process with as many threads.
 """
 
 import contextlib
