@@ -3,8 +3,7 @@
 Source: Lin et al. 2017 (arXiv 1708.02002), appendix A, table 3.
 COMMAND: python -m experiments.focal_star --preset=cpu --processes=2 --workdir=runs/focal_star
 SCORE: not measured yet
-TIME: smoke (4 cells) 3 minutes on two CPU cores; by that, cpu (4 cells, 3 seeds on road_debris, 2 on CrackForest)
-  should take half a CPU-hour each, full (5 seeds) an hour on 8 accelerators.
+TIME: not measured. smoke has 4 cells; cpu 4, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
 """
 
 from configs.rare_class import DATA, PRESETS, get_config, get_seeds

@@ -3,8 +3,8 @@
 Source: Lin et al. 2017 (arXiv 1708.02002), section 5.1 ("Analysis of the Focal Loss") and appendices A and B.
 COMMAND: python -m experiments.loss_curves --preset=cpu --processes=2 --workdir=runs/loss_curves
 SCORE: not measured yet
-TIME: smoke (1 cell) 2 minutes on two CPU cores; by that, cpu (3 seeds on road_debris, 2 on CrackForest, twice the
-  steps of the other sweeps) should take a quarter of a CPU-hour each, full (5 seeds) an hour on 8 accelerators.
+TIME: not measured. One cell, with twice the steps of the other sweeps: smoke 1 seed; cpu 3 on road_debris and 2 on
+  CrackForest; full 5.
 """
 
 from configs import rare_class

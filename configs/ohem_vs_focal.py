@@ -3,8 +3,7 @@
 Source: Lin et al. 2017 (arXiv 1708.02002), table 1d and section 5.1; Shrivastava et al. 2016 (arXiv 1604.03540).
 COMMAND: python -m experiments.ohem_vs_focal --preset=cpu --processes=2 --workdir=runs/ohem_vs_focal
 SCORE: not measured yet
-TIME: smoke (4 cells) 3 minutes on two CPU cores; by that, cpu (13 cells, 3 seeds on road_debris, 2 on CrackForest)
-  should take 1.5 and 1 CPU-hours, full (5 seeds) a quarter of a day on 8 accelerators.
+TIME: not measured. smoke has 4 cells; cpu 13, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
 """
 
 import math

@@ -3,8 +3,7 @@
 Source: Lin et al. 2017 (arXiv 1708.02002), sections 3.3, 4.1 ("Initialization") and 5.1.
 COMMAND: python -m experiments.prior_init --preset=cpu --processes=2 --workdir=runs/prior_init
 SCORE: not measured yet
-TIME: smoke (4 cells) 3 minutes on two CPU cores; by that, cpu (30 cells, 3 seeds on road_debris, 2 on CrackForest)
-  should take 2.5 and 2 CPU-hours, full (5 seeds) half a day on 8 accelerators.
+TIME: not measured. smoke has 4 cells; cpu 30, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
 """
 
 from configs.rare_class import DATA, NO_PRIOR, PRESETS, get_config, get_seeds

@@ -34,7 +34,6 @@ _POSITIVE = (
     "training.evaluate_every",
     "training.checkpoint_every",
     "optimizer.learning_rate",
-    "model.head_stddev",
 )
 # From and to; None is allowed where the default is None.
 _RANGES = {
@@ -67,11 +66,13 @@ def validate(config: ConfigDict) -> None:
         if given[key] not in choices:
             raise ConfigError(f"config.{key} must be one of {', '.join(choices)}; got {given[key]!r}")
     for key in _POSITIVE:
-        if given[key] is not None and not given[key] > 0:
+        if not given[key] > 0:
             raise ConfigError(f"config.{key} must be positive; got {given[key]!r}")
     for key, (low, high) in _RANGES.items():
         if given[key] is not None and not low <= given[key] <= high:
             raise ConfigError(f"config.{key} must be in [{low}, {high}]; got {given[key]!r}")
+    if given["model.head_stddev"] is not None and not given["model.head_stddev"] > 0:
+        raise ConfigError(f"config.model.head_stddev must be positive or None; got {given['model.head_stddev']!r}")
     for key in _TO_ONE:
         if given[key] is not None and not 0 < given[key] <= 1:
             raise ConfigError(f"config.{key} must be in (0, 1]; got {given[key]!r}")

@@ -38,7 +38,7 @@ def test_a_missing_key_is_named():
         ("objective.hard_fraction", 1.5, r"config.objective.hard_fraction must be in \(0, 1\]; got 1.5"),
         ("objective.hard_fraction", 0.0, r"config.objective.hard_fraction must be in \(0, 1\]; got 0.0"),
         ("augment.crop_fraction", 3.0, r"config.augment.crop_fraction must be in \(0, 1\]; got 3.0"),
-        ("model.head_stddev", -1.0, r"config.model.head_stddev must be positive; got -1.0"),
+        ("model.head_stddev", -1.0, r"config.model.head_stddev must be positive or None; got -1.0"),
         ("model.rate", 1.0, r"config.model.rate must be in \[0, 1\); got 1.0"),
         ("model.dropout", "monte-carlo", r"config.model.dropout must be one of none, sampled, analytic; got"),
         ("objective.region", "iou", r"config.objective.region must be one of none, dice, .*lovasz; got 'iou'"),
