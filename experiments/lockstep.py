@@ -126,7 +126,6 @@ def train_together(
             pending = None
             if not any(cell.alive for cell in cells):
                 break
-            _drop_broken(cells, states, step)
             if evaluating:
                 for cell, of_cell in _scores(cells, states, machine, step):
                     cell.evaluated(step, of_cell)
@@ -211,28 +210,14 @@ def _scores(
     def count(batch: dict[str, np.ndarray]) -> Any:
         return machine.eval_step(states, _everywhere(batch, tuple(batch), machine.mesh))
 
-    counts, images = add_up(count, machine.held_out, cells[0].config)
-    about = {"images": images, "classes": list(machine.held_out.label_set.names)}
+    counts = add_up(count, machine.held_out, cells[0].config)
+    about = {"images": len(machine.held_out), "classes": list(machine.held_out.label_set.names)}
     for i, cell in enumerate(cells):
         of_cell = jax.tree.map(lambda x, i=i: x[i], counts)
         if any((of_one < 0).any() for of_one in of_cell.values()):  # how counts say that there was a NaN
             cell.diverged_at = cell.diverged_at or step
         if cell.alive:
             yield cell, about | scores(of_cell)
-
-
-def _drop_broken(cells: Sequence[_Cell], states: TrainState, step: int) -> None:
-    """A step can break the parameters while its own loss, of the ones before, is finite still."""
-    for cell, finite in zip(cells, jax.device_get(_finite(states.variables)), strict=False):
-        if not finite:
-            cell.diverged_at = cell.diverged_at or step
-
-
-@jax.jit
-def _finite(variables: Any) -> jax.Array:
-    """Of each of the stacked cells, whether all its numbers are finite."""
-    leaves = jax.tree.leaves(variables)
-    return jnp.stack([jnp.isfinite(x).reshape(x.shape[0], -1).all(1) for x in leaves]).all(0)
 
 
 def _log(cells: Sequence[_Cell], pending: tuple[int, dict[str, jax.Array]] | None) -> None:

@@ -151,10 +151,9 @@ def run_cell(row: Row, seed: int, workdir: Path, console: rich.console.Console, 
     mesh = parallel.make_mesh()
     num_classes = len(run.label_set.names)
     step = parallel.map_step(make_counts(run.config, run.model, num_classes), run.config, mesh, arguments=2)
-    counts, images = add_up(
-        counter(step, parallel.replicate(run.state, run.config, mesh), run.config, mesh),
-        open_split(run.config.data, run.config.data.eval_split),
-        run.config,
+    source = open_split(run.config.data, run.config.data.eval_split)
+    counts = add_up(
+        counter(step, parallel.replicate(run.state, run.config, mesh), run.config, mesh), source, run.config
     )
     write_json(
         folder / CELL_FILE,
@@ -162,7 +161,7 @@ def run_cell(row: Row, seed: int, workdir: Path, console: rich.console.Console, 
             "row": row.name,
             "seed": seed,
             "steps": run.config.training.steps,
-            **scores(counts, images),
+            **scores(counts, len(source)),
             "classes": list(run.label_set.names),
             "provenance": trained["provenance"],
         },

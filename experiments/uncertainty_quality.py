@@ -168,10 +168,9 @@ def main(argv: list[str]) -> None:
     num_classes = len(run.label_set.names)
     step = make_counts(run.config, run.model, num_classes, jax.random.key(options.seed))
     step = parallel.map_step(step, run.config, mesh, arguments=2)
-    counts, images = add_up(
-        counter(step, parallel.replicate(run.state, run.config, mesh), run.config, mesh),
-        open_split(run.config.data, run.config.data.eval_split),
-        run.config,
+    source = open_split(run.config.data, run.config.data.eval_split)
+    counts = add_up(
+        counter(step, parallel.replicate(run.state, run.config, mesh), run.config, mesh), source, run.config
     )
     measured = scores(counts)
     show(table(measured), console)
@@ -180,7 +179,7 @@ def main(argv: list[str]) -> None:
     (output / "uncertainty_quality.md").write_text(markdown(table(measured)) + "\n", encoding="utf-8")
     write_json(
         output / "uncertainty_quality.json",
-        {"images": images, "rate": RATE, "uncertainties": measured, "provenance": provenance()},
+        {"images": len(source), "rate": RATE, "uncertainties": measured, "provenance": provenance()},
     )
     figure(counts, output / "uncertainty_quality.png")
     console.print(f"Wrote uncertainty_quality.md, .json and .png to {output}/")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from segjax.training import MISTAKES
+from segjax.training import MISTAKES, Terminated
 
 
 def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
@@ -22,6 +22,8 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
             logging.set_verbosity(logging.ERROR)
         try:
             main(argv)
+        except Terminated as end:  # asked for and done: no failure
+            print(end, flush=True)
         except MISTAKES as mistake:
             sys.exit(f"error: {mistake}")
 

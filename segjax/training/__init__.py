@@ -1,20 +1,25 @@
 """Training and evaluation: `train(config, workdir)` and what it is made of."""
 
 from segjax.data import DataError, open_split
+from segjax.training.checkpoint import CheckpointError
 from segjax.training.defaults import ConfigError, defaults
-from segjax.training.loop import NonFiniteLoss, train
+from segjax.training.loop import train
 from segjax.training.run import Run, load_run, predict_file, run_predictor, score_run
+from segjax.training.termination import Terminated
 from segjax.training.validation import validate
+from segjax.training.watch import NonFiniteLoss
 
-MISTAKES = (ConfigError, DataError, NonFiniteLoss, FileNotFoundError)
+MISTAKES = (ConfigError, DataError, NonFiniteLoss, CheckpointError, FileNotFoundError)
 """What a person can get wrong, as against a fault of ours: a command prints these as one line."""
 
 __all__ = [
     "MISTAKES",
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "NonFiniteLoss",
     "Run",
+    "Terminated",
     "defaults",
     "load_run",
     "open_split",

@@ -32,8 +32,8 @@ def evaluate(eval_step: Callable, state: TrainState, source: Source, config: Con
       names), and for two classes "average_precision", "average_precision_bounds", "auroc", "best_iou" of class 1, the
       last at the probability "best_threshold". Ready for JSON.
     """
-    totals, images = add_up(counter(eval_step, state, config, mesh), source, config)
-    return {"images": images, "classes": list(source.label_set.names), **scores(totals)}
+    totals = add_up(counter(eval_step, state, config, mesh), source, config)
+    return {"images": len(source), "classes": list(source.label_set.names), **scores(totals)}
 
 
 def counter(step: Callable, state: TrainState, config: ConfigDict, mesh) -> Callable:
@@ -45,8 +45,8 @@ def counter(step: Callable, state: TrainState, config: ConfigDict, mesh) -> Call
     return count
 
 
-def add_up(count: Callable, source: Source, config: ConfigDict) -> tuple[dict[str, np.ndarray], int]:
-    """What `count(batch)` gives, added up over every image of `source` once; and how many images that are.
+def add_up(count: Callable, source: Source, config: ConfigDict) -> dict[str, np.ndarray]:
+    """What `count(batch)` gives, added up over every image of `source` once.
 
     A batch holds "image", "label", "size" and "where" (False: no such image), on the host. Integers are added in int64,
     floats in float64: on the device int32 is exact for a batch, and a split of Cityscapes' size needs more.
@@ -60,12 +60,10 @@ def add_up(count: Callable, source: Source, config: ConfigDict) -> tuple[dict[st
         process_count=jax.process_count(),
         workers=config.data.workers,
     )
-    images = 0
     for batch in batches:
-        images += int(batch["where"].sum())
         counts = jax.tree.map(_widened, count({k: batch[k] for k in _DEVICE_KEYS}))
         totals = counts if totals is None else jax.tree.map(np.add, totals, counts)
-    return totals, images
+    return totals
 
 
 def _widened(counts: jax.Array) -> np.ndarray:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,26 +17,25 @@ from ml_collections import ConfigDict
 
 from segjax.data import Source, TrainLoader, open_split, train_loader
 from segjax.training import parallel
-from segjax.training.budget import budget_scalars
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.defaults import ConfigError, leaves
 from segjax.training.evaluation import contact_sheet, evaluate
+from segjax.training.feed import feed
 from segjax.training.objective import hyper_from_config
 from segjax.training.optimizer import hyper_at, phases
 from segjax.training.prediction import make_eval_step, make_predictor
 from segjax.training.provenance import provenance
 from segjax.training.step import TrainState, init_state, make_model, make_train_step
+from segjax.training.termination import Cut, Terminated, Termination
 from segjax.training.tracker import Tracker
 from segjax.training.validation import validate
+from segjax.training.watch import Watch
 
 CONFIG_FILE = "config.json"
 SCORES_FILE = "scores.json"
 # What the device reads of a training batch; file names stay on the host.
 DEVICE_KEYS = ("image", "label", "index")
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the message names the step, the files and the last good checkpoint."""
+_UNSCORED = "unscored"  # saved beside the loader's position: this step is to be scored yet
 
 
 def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Console | None = None) -> dict[str, Any]:
@@ -56,10 +55,13 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
 
     Raises:
       ConfigError, DataError: the config or the data do not fit; raised before the first step.
-      NonFiniteLoss: the loss is no longer finite.
+      CheckpointError: every checkpoint is damaged, the newest is of another network, or one cannot be written.
+      NonFiniteLoss: a step is not finite.
+      Terminated: SIGTERM came; the state is saved.
     """
-    workdir, console, begun = Path(workdir), console or rich.console.Console(), time.monotonic()
+    workdir, begun = Path(workdir), time.monotonic()
     validate(config)
+    console = console or rich.console.Console(quiet=not parallel.is_first_host())
     origin = provenance()  # at the end the checkout may hold other code than this process runs
     mesh = parallel.make_mesh()
     parallel.check_batch(config, mesh)
@@ -68,50 +70,101 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
     for source in (train_source, eval_source):
         check_channels(config, source)
     names = train_source.label_set.names
-    machine, outputs = _build(config, mesh, len(names)), (*names, "void")
+    machine = _build(config, mesh, len(names))
     hyper, plan, steps = hyper_from_config(config), phases(config), config.training.steps
-    with Checkpoints(workdir) as checkpoints, contextlib.closing(train_batches(config, train_source)) as batches:
-        state, start = init_state(config, machine.model), checkpoints.latest_step() or 0
+    with contextlib.ExitStack() as stack:
+        termination = stack.enter_context(Termination())
+        checkpoints = stack.enter_context(Checkpoints(workdir))
+        for line in checkpoints.damaged:
+            console.print(f"warning: {line}. It is set aside.")
+        _report_changes(config, workdir, console)
+        batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
+        state, start = parallel.everywhere(init_state(config, machine.model), mesh), checkpoints.latest_step() or 0
+        position: dict[str, Any] = {}
         if start:
             state, position = checkpoints.restore(state, start)
             batches.set_state(position)
             console.print(f"resumed at step {start} of {steps}")
-        _write_config(config, workdir, console)
+        _write_config(config, workdir)
         console.print(_summary(config, train_source, eval_source, state, mesh))
         state, scores = parallel.replicate(state, config, mesh), None
-        with Tracker(
-            workdir if jax.process_index() == 0 else None,
-            start=start,
-            steps=steps,
-            examples_per_step=config.training.global_batch,
-            console=console,
-        ) as tracker:
-            watch = _LossWatch(checkpoints, tracker, config, outputs)
-            for step in range(start + 1, steps + 1):
-                batch = next(batches)
-                placed = parallel.shard({k: batch[k] for k in DEVICE_KEYS}, config, mesh)
-                state, measured = machine.train_step(state, placed, hyper_at(step, hyper, plan))
-                watch.dispatched(step, parallel.unreplicate(measured, config), batch["name"].tolist())
-                evaluating = step % config.training.evaluate_every == 0 or step == steps
-                if not (evaluating or step % config.training.checkpoint_every == 0):
-                    continue
-                watch.settle()  # what is scored or saved must be finite
-                score = None
-                if evaluating:
-                    scores = evaluate(machine.eval_step, state, eval_source, config, mesh)
-                    score = headline(scores)
-                    tracker.scalars(step, eval_scalars(scores))
-                    predict = machine.predictor(parallel.unreplicate(state, config))
-                    sheet = contact_sheet([predict], eval_source, range(min(4, len(eval_source))))
-                    tracker.image(step, "eval/image_truth_prediction", sheet)
-                checkpoints.save(parallel.unreplicate(state, config), batches.get_state(), score)
+        tracker = stack.enter_context(
+            Tracker(
+                workdir if parallel.is_first_host() else None,
+                start=start,
+                steps=steps,
+                examples_per_step=config.training.global_batch,
+                console=console,
+            )
+        )
+        watch = Watch(checkpoints, tracker, config, (*names, "void"))
+        scoring = _Scoring(config, machine, eval_source, mesh, tracker, termination)
+
+        def save(position: dict[str, Any], scores: dict[str, Any] | None, *, unscored: bool) -> None:
+            one = parallel.collect(state, config, mesh)
+            checkpoints.save(one, {**position, _UNSCORED: unscored}, headline(scores) if scores else None)
+
+        if position.get(_UNSCORED):  # SIGTERM came before this step was scored
+            scores = scoring(start, state)
+            if scores is None:
+                raise Terminated(_goodbye(start, steps, workdir))
+            save(position, scores, unscored=False)
+        fed = feed(batches, lambda batch: parallel.shard(_for_device(batch), config, mesh), config.training.prefetch)
+        for step, (batch, examples, position) in zip(range(start + 1, steps + 1), fed, strict=False):
+            state, measured = machine.train_step(state, batch, hyper_at(step, hyper, plan))
+            watch.dispatched(step, parallel.unreplicate(measured, config), examples)
+            stopping = termination.after(step)
+            evaluating = step % config.training.evaluate_every == 0 or step == steps
+            if not (evaluating or stopping or step % config.training.checkpoint_every == 0):
+                continue
+            watch.settle()  # what is scored or saved must be finite
+            scores = scoring(step, state) if evaluating and not stopping else None
+            unscored = evaluating and scores is None
+            save(position, scores, unscored=unscored)
+            if stopping or unscored:
+                raise Terminated(_goodbye(step, steps, workdir))
         if scores is None:  # the run had ended before: score what it ended with
             scores = evaluate(machine.eval_step, state, eval_source, config, mesh)
+        skipped = parallel.unreplicate(state, config).skipped
     wall = {"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start}
     scores = {"steps": steps, **scores, "provenance": origin | wall}
-    if jax.process_index() == 0:
+    if skipped is not None:
+        scores["skipped_steps"] = int(skipped)
+    if parallel.is_first_host():
         write_json(workdir / SCORES_FILE, scores)
     return scores
+
+
+class _Scoring:
+    """Scores a state in the middle of a run, and logs the scores and a few pictures."""
+
+    def __init__(self, config, machine, source, mesh, tracker, termination):
+        self._config, self._machine, self._source, self._mesh = config, machine, source, mesh
+        self._tracker, self._termination = tracker, termination
+
+    def __call__(self, step: int, state: Any) -> dict[str, Any] | None:
+        """`evaluation.evaluate`'s scores; None if SIGTERM came, which does not wait for a long evaluation."""
+        eval_step = self._termination.watched(self._machine.eval_step)
+        try:
+            scores = evaluate(eval_step, state, self._source, self._config, self._mesh)
+        except Cut:
+            return None
+        self._tracker.scalars(step, eval_scalars(scores))
+        predict = self._machine.predictor(parallel.local(parallel.unreplicate(state, self._config)))
+        sheet = contact_sheet([predict], self._source, range(min(4, len(self._source))))
+        self._tracker.image(step, "eval/image_truth_prediction", sheet)
+        return scores
+
+
+def _goodbye(step: int, steps: int, workdir: Path) -> str:
+    return (
+        f"SIGTERM: stopped after step {step} of {steps}, which is saved in {workdir}; the same command carries on from "
+        "there"
+    )
+
+
+def _for_device(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: batch[key] for key in DEVICE_KEYS}
 
 
 class _Machine(NamedTuple):
@@ -152,39 +205,6 @@ def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
     )
 
 
-class _LossWatch:
-    """Looks at each step's loss one step late, so that the host never waits for the device that it should feed."""
-
-    def __init__(self, checkpoints: Checkpoints, tracker: Tracker, config: ConfigDict, outputs: Sequence[str]):
-        self._checkpoints, self._tracker, self._config, self._outputs = checkpoints, tracker, config, outputs
-        self._pending: tuple[int, dict[str, Any], list[str]] | None = None
-
-    def dispatched(self, step: int, measured: dict[str, Any], names: list[str]) -> None:
-        self.settle()
-        self._pending = (step, measured, names)
-
-    def settle(self) -> None:
-        """Waits for the pending step and logs it, or raises `NonFiniteLoss`."""
-        if self._pending is None:
-            return
-        step, measured, names = self._pending
-        self._pending = None
-        budget = measured.pop("budget", None)
-        values = {f"train/{k}": float(v) for k, v in measured.items()}
-        if not np.isfinite(values["train/loss"]) or not np.isfinite(values["train/grad_norm"]):
-            kept = self._checkpoints.latest_step()
-            raise NonFiniteLoss(
-                f"step {step}: loss {values['train/loss']}, gradient norm {values['train/grad_norm']}; expected finite "
-                f"values. The batch was {', '.join(map(str, names))}. "
-                + (f"The last good checkpoint, step {kept}, is kept." if kept else "No checkpoint was saved yet.")
-            )
-        if step % self._config.training.log_every == 0 or step == self._config.training.steps:
-            if budget is not None:
-                outputs = self._outputs[: len(budget.gradient)]
-                values |= budget_scalars(jax.device_get(budget), outputs)
-            self._tracker.scalars(step, values)
-
-
 def eval_scalars(scores: dict[str, Any]) -> dict[str, float]:
     """What TensorBoard can draw of the scores: the single numbers, and IoU and recall by class."""
     by_class = {
@@ -218,18 +238,25 @@ def check_channels(config: ConfigDict, source: Source) -> None:
         )
 
 
-def _write_config(config: ConfigDict, workdir: Path, console: rich.console.Console) -> None:
-    """Records the config; says what differs from the one the run was started with."""
-    now = json.loads(json.dumps(leaves(config)))
+def _report_changes(config: ConfigDict, workdir: Path, console: rich.console.Console) -> None:
+    """Says what differs from the config that the run was started with, before anything is made of it."""
     path = workdir / CONFIG_FILE
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        for key in sorted(now):
-            if before.get(key) != now[key]:
-                console.print(f"config.{key} is now {now[key]!r}; the run was started with {before.get(key)!r}")
-    if jax.process_index() == 0:
+    if not path.exists():
+        return
+    now, before = _jsonable(config), json.loads(path.read_text(encoding="utf-8"))
+    for key in sorted(now):
+        if before.get(key) != now[key]:
+            console.print(f"config.{key} is now {now[key]!r}; the run was started with {before.get(key)!r}")
+
+
+def _write_config(config: ConfigDict, workdir: Path) -> None:
+    if parallel.is_first_host():
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(path, now)
+        write_json(workdir / CONFIG_FILE, _jsonable(config))
+
+
+def _jsonable(config: ConfigDict) -> dict[str, Any]:
+    return json.loads(json.dumps(leaves(config)))
 
 
 def _summary(config: ConfigDict, train_source: Source, eval_source: Source, state: TrainState, mesh) -> str:

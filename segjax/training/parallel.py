@@ -18,6 +18,39 @@ from segjax.training.defaults import ConfigError
 AXIS = "data"
 
 
+def join_hosts(coordinator: str | None = None, hosts: int | None = None, host: int | None = None) -> None:
+    """Makes this process one of several: `jax.devices()` are then those of all hosts.
+
+    To be called before anything asks for devices. On TPU pods, and where Slurm or Open MPI starts the processes, the
+    cluster says all three.
+
+    Args:
+      coordinator: "ADDRESS:PORT" of the first host, any free port.
+      hosts: how many processes there are.
+      host: which of them this is, from 0.
+
+    Raises:
+      ConfigError: only some of the three are given, or neither they nor a cluster say what is needed.
+    """
+    given = (coordinator, hosts, host)
+    if any(value is None for value in given) and any(value is not None for value in given):
+        raise ConfigError(
+            "give all of --coordinator, --hosts and --host, or none where the cluster says them; got "
+            f"{coordinator!r}, {hosts!r}, {host!r}"
+        )
+    try:
+        jax.distributed.initialize(coordinator, hosts, host)
+    except ValueError as error:  # what JAX raises where nothing tells it of a cluster
+        raise ConfigError(
+            f"no cluster says who the hosts are; give --coordinator, --hosts and --host ({error})"
+        ) from error
+
+
+def is_first_host() -> bool:
+    """Whether this is the process that speaks and writes logs for all."""
+    return jax.process_index() == 0
+
+
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A one-axis mesh named `data` over `devices` (default: all)."""
     devices = list(devices or jax.devices())
@@ -39,24 +72,55 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """One `tree`, the same on every device of all hosts: what a checkpoint is saved from and restored to."""
+    sharding = NamedSharding(mesh, P())
+
+    def place(x: Any) -> jax.Array:
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # JAX places typed keys on this host's devices only
+            return jax.random.wrap_key_data(place(jax.random.key_data(x)))
+        # By way of the host: what is on one device may not be sent to those of another host on every platform.
+        return jax.device_put(np.asarray(x), sharding)
+
+    return jax.tree.map(place, tree)
+
+
+def collect(tree: Any, config: ConfigDict, mesh: Mesh) -> Any:
+    """A replicated `tree` in `everywhere`'s form."""
+    return everywhere(unreplicate(tree, config), mesh) if config.parallel == "pmap" else tree
+
+
 def replicate(tree: Any, config: ConfigDict, mesh: Mesh) -> Any:
     """Puts the same `tree` on every device, in the form `map_step`'s functions take."""
     if config.parallel == "pmap":
-        sharding = NamedSharding(mesh, P(AXIS))
-        return jax.tree.map(lambda x: jax.device_put(jax.numpy.stack([x] * mesh.size), sharding), tree)
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+        count = len(mesh.local_devices)
+        one, sharding = local(tree), _of_this_host(mesh)
+        return jax.tree.map(lambda x: jax.device_put(jax.numpy.stack([x] * count), sharding), one)
+    return everywhere(tree, mesh)
 
 
 def unreplicate(tree: Any, config: ConfigDict) -> Any:
-    """The one copy of a replicated `tree`, whatever the mapping: what a checkpoint holds."""
-    return jax.tree.map(lambda x: x[0], tree) if config.parallel == "pmap" else tree
+    """This host's one copy of a replicated `tree`, whatever the mapping."""
+    return jax.tree.map(lambda x: x.addressable_data(0)[0], tree) if config.parallel == "pmap" else tree
+
+
+def local(tree: Any) -> Any:
+    """A copy of a tree that is the same everywhere, on one device of this host: for work that each does for itself."""
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def shard(batch: dict[str, np.ndarray], config: ConfigDict, mesh: Mesh) -> dict[str, jax.Array]:
-    """Splits a host's batch over its devices along the first axis."""
+    """Splits a host's batch over its devices along the first axis; the hosts' batches are one after another."""
     if config.parallel == "pmap":
-        batch = {k: v.reshape(mesh.size, -1, *v.shape[1:]) for k, v in batch.items()}
-    return jax.device_put(batch, NamedSharding(mesh, P(AXIS)))
+        count = len(mesh.local_devices)
+        return jax.device_put({k: v.reshape(count, -1, *v.shape[1:]) for k, v in batch.items()}, _of_this_host(mesh))
+    sharding = NamedSharding(mesh, P(AXIS))
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def _of_this_host(mesh: Mesh) -> NamedSharding:
+    """What `pmap` takes: the first axis over the devices of this host alone."""
+    return NamedSharding(make_mesh(mesh.local_devices), P(AXIS))
 
 
 def map_step(step: Callable, config: ConfigDict, mesh: Mesh, *, arguments: int, donate: bool = False) -> Callable:

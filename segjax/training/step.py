@@ -36,6 +36,7 @@ class TrainState:
       batch_stats: running statistics of batch norm; empty for other norms.
       opt_state: optax's state.
       ema: running means of `params` and `batch_stats`, under these names, which evaluation then uses; or None.
+      skipped: int32 scalar, how many of the steps were left out as not finite; None where none may be.
       key: the run's PRNG key; never changes, every use folds in (step, global example index).
     """
 
@@ -44,6 +45,7 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema: Any
+    skipped: Any
     key: Any
 
     @property
@@ -125,6 +127,7 @@ def init_state(config: ConfigDict, model: nn.Module) -> TrainState:
         batch_stats=batch_stats,
         opt_state=make_optimizer(config).init(params),
         ema=averaged,
+        skipped=jnp.int32(0) if config.training.skip_nonfinite else None,
         key=run_key,
     )
 
@@ -139,8 +142,10 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
 
     `batch` holds this device's uint8 "image" `[b, H, W, C]` and "label" `[b, H, W]` as the loader hands them over, and
     "index" `[b]`, the global example index that keys augmentation and dropout. `measured` are scalars over the global
-    batch: loss and its parts, grad_norm, learning_rate; with `config.training.gradient_budget` also "budget", what
-    `budget.gradient_budget` says of the loss.
+    batch: loss and its parts, grad_norm, param_norm (of the new parameters), learning_rate; with
+    `config.training.gradient_budget` also "budget", what `budget.gradient_budget` says of the loss; with
+    `config.training.skip_nonfinite` also "skipped", how many steps were left out so far, as this one is if one of loss,
+    grad_norm and param_norm is not finite.
     """
     objective = make_objective(config, num_classes)
     optimizer = make_optimizer(config)
@@ -193,11 +198,16 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
             batch_stats=updated.get("batch_stats", {}),
             opt_state=opt_state,
             ema=state.ema,
+            skipped=state.skipped,
             key=state.key,
         )
         if hyper.ema_decay is not None:
             new_state = new_state.replace(ema=averaged(new_state, hyper.ema_decay))
-        measured = {"loss": loss, **parts, "grad_norm": optax.tree.norm(gradients), "learning_rate": rate}
+        norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(new_state.params)}
+        measured = {"loss": loss, **parts, **norms, "learning_rate": rate}
+        if state.skipped is not None:
+            new_state = only_if(jnp.isfinite(jnp.stack([loss, *norms.values()])).all(), new_state, state)
+            measured["skipped"] = new_state.skipped
         if measures_budget:
             measured["budget"] = budget_of(output, labels, hyper)
         return new_state, measured
@@ -211,3 +221,10 @@ def averaged(state: TrainState, decay: jax.Array) -> dict[str, Any]:
     decay = jnp.minimum(decay, (1 + t) / (10 + t))
     new = {"params": state.params, "batch_stats": state.batch_stats}
     return jax.tree.map(lambda mean, now: mean + (1 - decay) * (now - mean), state.ema, new)
+
+
+def only_if(sound: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """`new` where `sound`; else `old` one step and one skipped step on, so that the next batch has its own numbers."""
+    kept = old.replace(step=old.step + 1, skipped=old.skipped + 1)
+    chosen = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new.replace(key=None), kept.replace(key=None))
+    return chosen.replace(key=old.key)

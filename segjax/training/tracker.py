@@ -88,6 +88,11 @@ class Tracker:
             if not self.console.is_terminal:  # a log file has no bar
                 self.console.print(f"step {step}: {score}")
 
+    def note(self, line: str) -> None:
+        """Prints a line above the bar."""
+        if self._active:
+            self.console.print(line)
+
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs a uint8 `[H, W, 3]` picture to TensorBoard."""
         if self._active:

@@ -46,6 +46,8 @@ _RANGES = {
     "objective.region_weight": (0, math.inf),
     "objective.uncertainty_weight": (0, math.inf),
     "optimizer.warmup_fraction": (0, 1),
+    "training.skip_nonfinite": (0, math.inf),
+    "training.prefetch": (0, math.inf),
 }
 _TO_ONE = ("augment.crop_fraction", "objective.hard_fraction")
 _BELOW_ONE = ("model.rate", "model.deep_rate", "training.ema_decay")

@@ -37,7 +37,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path, state):
         assert checkpoints.step_named("best") == 2
         assert checkpoints.step_named("latest") == 5
         assert checkpoints.step_named("2") == 2
-        with pytest.raises(FileNotFoundError, match=r"no checkpoint '3'; expected best, latest or one of 2, 5"):
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint '3'; expected best, latest or one of 2, 4, 5"):
             checkpoints.step_named("3")
 
 
