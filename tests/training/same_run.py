@@ -1,0 +1,88 @@
+"""One run, whatever the devices: `tests/training/test_same_run.py` calls it, and starts it as a program on two hosts.
+
+As a program: `python same_run.py HOST PORT OUTPUT MODE...`, host HOST of two with two devices each.
+"""
+
+import os
+import sys
+
+import jax
+import numpy as np
+
+from segjax.training import defaults, parallel
+from segjax.training.objective import hyper_from_config
+from segjax.training.prediction import make_eval_step
+from segjax.training.step import init_state, make_model, make_train_step
+
+STEPS, EXAMPLES = 20, 4
+# Adam divides by the root of a mean of squares, which makes much of rounding: it is compared in float64.
+KINDS = {"float64": "adam", "float32": "sgd"}
+
+
+def config_of(mode, dtype):
+    """Synchronised batch norm, augmentation keyed by the example, and no dropout."""
+    config = defaults()
+    config.parallel, config.model.dtype, config.optimizer.name = mode, dtype, KINDS[dtype]
+    config.data.size = (16, 24)
+    config.model.width, config.model.depth, config.model.padding = 4, 1, "zeros"
+    config.objective.loss, config.optimizer.learning_rate = "sigmoid_focal", 1e-3
+    config.augment.scale, config.augment.crop_fraction, config.augment.brightness = (0.8, 1.2), 0.75, 0.2
+    config.training.steps, config.training.ema_decay = STEPS, 0.9
+    return config
+
+
+def batch_of(step):
+    """A global batch of noise; the first example is all void, the second half."""
+    rng = np.random.default_rng(step)
+    labels = rng.integers(0, 2, (EXAMPLES, 20, 28)).astype(np.uint8)
+    labels[0], labels[1, :10] = 255, 255
+    images = rng.integers(0, 256, (EXAMPLES, 20, 28, 3)).astype(np.uint8)
+    return {"image": images, "label": labels, "index": np.arange(EXAMPLES, dtype=np.int32) + EXAMPLES * step}
+
+
+def run(mode, dtype, devices=None):
+    """Losses `[STEPS]`, the final parameters and statistics in one vector, and the counts of an evaluation."""
+    with jax.enable_x64(dtype == "float64"):
+        config, mesh = config_of(mode, dtype), parallel.make_mesh(devices)
+        axis_name = parallel.axis_name(config)
+        model = make_model(config, 2, axis_name)
+        fresh = init_state(config, model)
+        state = parallel.replicate(
+            jax.tree.map(lambda x: x.astype(dtype) if x.dtype == np.float32 else x, fresh), config, mesh
+        )
+        train = parallel.map_step(make_train_step(config, model, 2, axis_name), config, mesh, arguments=3, donate=True)
+        score = parallel.map_step(make_eval_step(config, model, 2, axis_name), config, mesh, arguments=2)
+        hyper = jax.tree.map(lambda x: x.astype(dtype), hyper_from_config(config))
+        losses = []
+        for step in range(STEPS):
+            state, measured = train(state, parallel.shard(share(batch_of(step)), config, mesh), hyper)
+            losses.append(float(parallel.unreplicate(measured, config)["loss"]))
+        batch = batch_of(STEPS)
+        batch |= {"size": np.tile(np.int32([20, 28]), (EXAMPLES, 1)), "where": np.arange(EXAMPLES) < EXAMPLES - 1}
+        del batch["index"]
+        counts = parallel.unreplicate(score(state, parallel.shard(share(batch), config, mesh)), config)
+        end = parallel.unreplicate(state, config)
+        leaves = [np.ravel(x) for x in jax.tree.leaves((end.params, end.batch_stats, end.ema))]
+        return np.array(losses), np.concatenate(leaves), np.asarray(counts["confusion"])
+
+
+def share(batch):
+    """This host's part of a global batch, as the loader gives it."""
+    part = EXAMPLES // jax.process_count()
+    return {key: value[jax.process_index() * part :][:part] for key, value in batch.items()}
+
+
+def main(host, port, output, *modes):
+    """Runs every mode in both types and writes the results, as every host has them."""
+    parallel.join_hosts(f"localhost:{port}", 2, int(host))
+    results = {}
+    for mode in modes:
+        for dtype in KINDS:
+            losses, parameters, confusion = run(mode, dtype)
+            results |= {f"{mode}/{dtype}/{i}": x for i, x in enumerate((losses, parameters, confusion))}
+    np.savez(f"{output}{host}.npz", **results)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    main(*sys.argv[1:])
