@@ -12,9 +12,9 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("prepared")
 
 
-@pytest.fixture
-def tiny(data_dir):
-    """A width-4 net on 32×48 pixels, four steps; each test gets its own copy to change."""
+@pytest.fixture(scope="session")
+def config(data_dir):
+    """A width-4 net on 32×48 pixels, four steps. Not to be changed: `tiny` is."""
     config = defaults()
     config.data.data_dir = str(data_dir)
     config.data.scene_size = (64, 96)
@@ -30,6 +30,12 @@ def tiny(data_dir):
     config.training.evaluate_every = 2
     config.training.checkpoint_every = 1
     return config
+
+
+@pytest.fixture
+def tiny(config):
+    """`config`, a copy for each test to change."""
+    return config.copy_and_resolve_references()
 
 
 @pytest.fixture

@@ -1,14 +1,23 @@
+import os
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
-from segjax.training.checkpoint import Checkpoints
+from segjax.training.checkpoint import CheckpointError, Checkpoints
 from segjax.training.step import init_state, make_model
 
 
 @pytest.fixture
 def state(tiny):
     return init_state(tiny, make_model(tiny, 2))
+
+
+@pytest.fixture(scope="module")
+def state_once(config):
+    """The same for all tests of the module."""
+    return init_state(config, make_model(config, 2))
 
 
 def at(state, step):
@@ -58,3 +67,107 @@ def test_a_folder_without_checkpoints_says_so(tmp_path):
         pytest.raises(FileNotFoundError, match="holds no finished checkpoint"),
     ):
         checkpoints.step_named("best")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, state_once):
+    """A workdir with checkpoints of steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("saved")
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(at(state_once, step), {"position": step}, 0.5)
+    return folder
+
+
+def data_files(checkpoint):
+    """All that a restore reads."""
+    late = ("commit_success.txt", "_CHECKPOINT_METADATA")
+    return sorted(p.relative_to(checkpoint) for p in checkpoint.rglob("*") if p.is_file() and p.name not in late)
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, os.remove], ids=["flipped", "cut", "missing"])
+def test_any_damage_to_any_file_is_named_and_the_checkpoint_before_it_is_used(saved, tmp_path, damage):
+    files = data_files(saved / "checkpoints" / "2")
+    assert len(files) > 8
+    for i, file in enumerate(files):
+        copy = tmp_path / str(i)
+        shutil.copytree(saved, copy)
+        damage(copy / "checkpoints" / "2" / file)
+        with Checkpoints(copy, read_only=True) as checkpoints:
+            assert checkpoints.latest_step() == checkpoints.step_named("best") == 1
+        (line,) = checkpoints.damaged
+        named = file if file.name in line else "sha256.json"  # a damaged list of sums accuses any file
+        assert line.startswith("checkpoint 2 is damaged: ")
+        assert str(named) in line or damage is flip
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_its_step_saved_again(saved, tmp_path, state_once):
+    shutil.copytree(saved, tmp_path / "run")
+    flip(tmp_path / "run" / "checkpoints" / "2" / "state" / "_METADATA")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(at(state_once, 2), {"position": 17})
+    names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"1", "2", "2.damaged"}
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        assert checkpoints.restore(state_once, 2)[1] == {"position": 17}
+
+
+def test_if_all_are_damaged_nothing_is_changed(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    for step in "12":
+        (tmp_path / "run" / "checkpoints" / step / "sha256.json").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint in .* is whole. checkpoint 1 is damaged: .*sha256.json is"
+    ):
+        Checkpoints(tmp_path / "run")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.width", 8, r"params/down0/conv1/kernel is float32\[3,3,3,4\]; this config expects float32\[3,3,3,8\]"),
+        ("model.depth", 1, r"params/down2/conv1/kernel is float32\[3,3,8,16\]; this config expects no such array"),
+        ("training.ema_decay", 0.9, r"ema/batch_stats/down0/.* is not there; this config expects float32\[4\]"),
+        ("optimizer.name", "sgd", r"opt_state/.* is .*; this config expects no such array"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused_by_the_first_parameter_that_differs(
+    saved, tiny, field, value, message
+):
+    tiny.update_from_flattened_dict({field: value})
+    with (
+        Checkpoints(saved, read_only=True) as checkpoints,
+        pytest.raises(CheckpointError, match=rf"checkpoints/2 is of another network or optimizer: {message}"),
+    ):
+        checkpoints.restore(init_state(tiny, make_model(tiny, 2)), 2)
+
+
+def test_another_number_of_classes_is_another_network(saved, tiny):
+    tiny.objective.loss = "softmax_focal"
+    with (
+        Checkpoints(saved, read_only=True) as checkpoints,
+        pytest.raises(
+            CheckpointError, match=r"params/head/linear/bias is float32\[1\]; this config expects float32\[3\]"
+        ),
+    ):
+        checkpoints.restore(init_state(tiny, make_model(tiny, 3)), 2)
+
+
+def test_a_save_of_the_same_step_replaces_it(tmp_path, state_once):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(state_once, 1), {"unscored": True})
+        checkpoints.save(at(state_once, 1), {"unscored": False}, 0.5)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.restore(state_once, 1)[1] == {"unscored": False}
