@@ -189,6 +189,22 @@ def test_rematerialisation_keeps_less_for_the_backward_pass():
     assert kept(remat=True) < 0.5 * kept(remat=False)
 
 
+def test_rematerialisation_sends_no_statistics_twice():
+    def reductions(remat: bool) -> int:
+        model = UNet(**SMALL, axis_name="devices", remat=remat)
+
+        def loss(params, images):
+            variables = {**start(UNet(**SMALL)), "params": params}
+            output, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            return jax.lax.psum((output.logits**2).sum(), "devices")
+
+        mesh = Mesh(np.array(jax.devices()[:4]), ("devices",))
+        step = jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=(P(), P("devices")), out_specs=P())
+        return jax.jit(step).lower(start(UNet(**SMALL))["params"], IMAGES).as_text().count("all_reduce")
+
+    assert reductions(remat=True) == reductions(remat=False) > 0
+
+
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
     model = UNet(**SMALL, dtype=jnp.bfloat16)
     variables = start(model)
