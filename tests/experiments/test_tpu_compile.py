@@ -1,12 +1,15 @@
 import json
+from pathlib import Path
 
 import jax
 import pytest
 
 from configs import cityscapes_unet_recipe
 from experiments import tpu_compile
+from experiments.tpu_slices import CHIPS
 from segjax.training import ConfigError
 
+RESULT = Path(tpu_compile.__file__).parent / "results" / "tpu_compile.json"
 TINY = {
     "data.size": (16, 32),
     "model.width": 4,
@@ -162,3 +165,26 @@ def test_a_real_compilation_for_a_v5e_slice(tiny):
     assert (row["chips"], row["fits"]) == (8, True)
     assert row["collectives"]["all-reduce"]["count"] > 0
     assert row["bound"] in ("memory", "compute")
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """What was compiled of the full recipe, without rematerialisation, by the slice and the images a chip."""
+    rows = [row for row in json.loads(RESULT.read_text()) if row["config"] == "cityscapes_unet_recipe"]
+    return {(row["topology"], row["batch_per_chip"]): row for row in rows if not row["remat"]}
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_the_full_recipe_fits_a_v5e_chip_in_all_phases(compiled, batch):
+    row = compiled["v5e:2x4", batch]
+    assert row["crops"] == pytest.approx([0.6, 0.75, 1.0])
+    assert row["fits"]
+    assert row["peak_bytes"] < CHIPS["v5e"].memory
+
+
+def test_the_full_recipe_sends_as_often_on_256_chips_as_on_8(compiled):
+    small, large = compiled["v5e:2x4", 2], compiled["v5e:16x16", 2]
+    assert (small["chips"], large["chips"]) == (8, 256)
+    assert {kind: one["count"] for kind, one in large["collectives"].items()} == {
+        kind: one["count"] for kind, one in small["collectives"].items()
+    }
