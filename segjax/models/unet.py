@@ -152,7 +152,8 @@ class UNet(nn.Module):
         )
 
     def _block(self, features: int, name: str) -> nn.Module:
-        return (nn.remat(ConvBlock, static_argnums=(2,)) if self.remat else ConvBlock)(
+        block = nn.remat(ConvBlock, static_argnums=(2,), policy=_is_collective) if self.remat else ConvBlock
+        return block(
             features,
             norm=self.norm,
             padding=self.padding,
@@ -191,6 +192,11 @@ class UNet(nn.Module):
                 "a key of this step"
             )
         return None
+
+
+def _is_collective(primitive: Any, *_: Any, **__: Any) -> bool:
+    """What is kept for the backward pass all the same: the few numbers of the batch statistics, to send once."""
+    return primitive.name.startswith("psum")
 
 
 def _keys_of_place(keys: Key[Array, "b"], place: int) -> Key[Array, "b"]:

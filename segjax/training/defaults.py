@@ -78,6 +78,7 @@ def defaults() -> ConfigDict:
     model.padding = "reflect"
     model.upsample = "transpose"  # or "pixel_shuffle", with ICNR initialisation
     model.dtype = "float32"  # of the computation; parameters are float32
+    model.remat = False  # compute the blocks' activations again in the backward pass: less memory, more time
     model.prior = ()  # binary losses: (π,); softmax: a frequency a class; (): no prior bias
     model.head_stddev = placeholder(float)  # of the head's initial kernel; None: the usual fan-in scale
     model.dropout = "none"  # heads whose variance is the uncertainty: "sampled" (K of them) or "analytic" (K = ∞)

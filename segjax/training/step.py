@@ -93,6 +93,7 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
         norm=config.model.norm,
         padding=config.model.padding,
         dtype=jnp.dtype(config.model.dtype),
+        remat=config.model.remat,
         axis_name=axis_name,
         head_bias=head_bias,
         head_kernel_stddev=config.model.head_stddev,

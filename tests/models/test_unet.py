@@ -162,6 +162,49 @@ def test_rematerialisation_changes_neither_parameters_nor_gradients():
     assert_trees_close(gradients(remat), gradients(plain))
 
 
+def with_every_mask(model: UNet, params):
+    """A loss that sees the clean pass and the samples, and the new batch statistics."""
+    variables = {**start(UNet(**SMALL)), "params": params}
+    rngs = {"dropout": jax.random.key(4)}
+    output, updated = model.apply(variables, IMAGES, train=True, rngs=rngs, mutable=["batch_stats"])
+    return (output.logits**2).mean() + output.mc_logits.var(axis=0, ddof=1).mean(), updated
+
+
+def test_rematerialisation_draws_the_same_masks_and_counts_statistics_once():
+    plain = UNet(**SMALL, dropout="sampled", heads=2, deep_dropout=1)
+    step = jax.jit(jax.value_and_grad(with_every_mask, argnums=1, has_aux=True), static_argnums=0)
+    params = start(UNet(**SMALL))["params"]
+    assert_trees_close(step(plain.clone(remat=True), params), step(plain, params), atol=1e-6)
+
+
+def test_rematerialisation_keeps_less_for_the_backward_pass():
+    def kept(remat: bool) -> int:
+        model = UNet(**SMALL, remat=remat, dropout="sampled", heads=2)
+        backward = jax.eval_shape(
+            lambda params: jax.vjp(partial(with_every_mask, model), params, has_aux=True)[1],
+            start(UNet(**SMALL))["params"],
+        )
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
+
+    assert kept(remat=True) < 0.5 * kept(remat=False)
+
+
+def test_rematerialisation_sends_no_statistics_twice():
+    def reductions(remat: bool) -> int:
+        model = UNet(**SMALL, axis_name="devices", remat=remat)
+
+        def loss(params, images):
+            variables = {**start(UNet(**SMALL)), "params": params}
+            output, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            return jax.lax.psum((output.logits**2).sum(), "devices")
+
+        mesh = Mesh(np.array(jax.devices()[:4]), ("devices",))
+        step = jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=(P(), P("devices")), out_specs=P())
+        return jax.jit(step).lower(start(UNet(**SMALL))["params"], IMAGES).as_text().count("all_reduce")
+
+    assert reductions(remat=True) == reductions(remat=False) > 0
+
+
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
     model = UNet(**SMALL, dtype=jnp.bfloat16)
     variables = start(model)

@@ -21,6 +21,19 @@ def test_a_step_learns_and_counts(parts, batch):
     assert float(measured["grad_norm"]) > 0
 
 
+def test_rematerialisation_gives_the_same_step(parts, batch):
+    config, _, state = parts
+    config.model.dropout, config.objective.uncertainty_weight, config.model.deep_dropout = "sampled", 1.0, 1
+    steps = []
+    for config.model.remat in (False, True):
+        step = jax.jit(make_train_step(config, make_model(config, 2), 2, None))
+        steps.append(step(state, batch(), hyper_from_config(config)))
+    # Adam's moments are the gradients; the parameters would show the sign of those that are nothing but rounding.
+    plain, remat = (jax.tree.leaves((after.opt_state, after.batch_stats, measured)) for after, measured in steps)
+    for one, other in zip(plain, remat, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_a_batch_that_is_all_void_changes_no_parameter_but_the_decayed(parts, batch):
     config, model, state = parts
     config.optimizer.weight_decay = 0.0
