@@ -1,12 +1,12 @@
 """Training and evaluation: `train(config, workdir)` and what it is made of."""
 
-from segjax.data import DataError, open_split
+from segjax.data import DataError, LoaderDied, open_split
 from segjax.training.defaults import ConfigError, defaults
 from segjax.training.loop import NonFiniteLoss, train
 from segjax.training.run import Run, load_run, predict_file, run_predictor, score_run
 from segjax.training.validation import validate
 
-MISTAKES = (ConfigError, DataError, NonFiniteLoss, FileNotFoundError)
+MISTAKES = (ConfigError, DataError, LoaderDied, NonFiniteLoss, FileNotFoundError, PermissionError)
 """What a person can get wrong, as against a fault of ours: a command prints these as one line."""
 
 __all__ = [
