@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from segjax.data.builders import tfds_builders
-from segjax.data.builders.prepared import PreparedSource, prepare
+from segjax.data.builders.prepared import PreparedSource, damage_named, prepare
 from segjax.data.errors import DataError
 from segjax.data.folder import open_folder
 from segjax.data.labels import LABEL_SETS, LabelSet, numbered_classes
@@ -140,7 +140,8 @@ def _builder(data_config: Any):
         options["config"] = tfds_builders.RoadDebrisConfig(**given)
     elif _on_error(data_config) == "skip":
         options["config"] = tfds_builders.SkipConfig()
-    return DATASETS[data_config.name](**options)
+    with damage_named(Path(data_config.data_dir, data_config.name)):  # it reads what was prepared, if there is
+        return DATASETS[data_config.name](**options)
 
 
 def _check_unchanged(builder, manual_dir: Path | None) -> None:

@@ -60,12 +60,26 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def damage_named(folder: str | Path) -> Iterator[None]:
+    """Raises `DataError` for whatever damaged files of the prepared set in `folder` lead their readers into."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{folder}: a prepared set that is damaged or incomplete ({error}). Delete this folder, and the next run "
+            "prepares it again"
+        ) from error
+
+
 class PreparedSource:
     """A split of a prepared TFDS data set, ours or the catalogue's; see `segjax.data.source.Source`."""
 
     def __init__(self, folder: str, split: str, label_set: LabelSet):
         self._folder, self._split, self.label_set = folder, split, label_set
-        with self._damage_named():
+        with damage_named(self._folder):
             builder = tfds.builder_from_directory(folder)
         self._image = next((key for key in ("image", "image_left") if key in builder.info.features), None)
         if self._image is None or not {"segmentation_label", "image_id"} <= set(builder.info.features):
@@ -82,25 +96,17 @@ class PreparedSource:
                 )
         if not builder.info.splits[split].num_examples:
             raise DataError(f"{folder}: the split {split!r} is empty; expected at least one image")
-        with self._damage_named():
+        with damage_named(self._folder):
             self._records = self._open(builder)
+            for index in {
+                0,
+                len(self._records) - 1,
+            }:  # before training, since a file is opened when it is read
+                self._records[index]
         self._describe(builder, parts)
         self.skipped = tuple(
             message for part in parts for message in (builder.info.metadata or {}).get("skipped", {}).get(part, ())
         )
-
-    @contextlib.contextmanager
-    def _damage_named(self) -> Iterator[None]:
-        # A prepared set has checksums, and its readers raise whatever a damaged file leads them into.
-        try:
-            yield
-        except DataError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"{self._folder}: a prepared set that is damaged or incomplete ({error}). Delete this folder, and the "
-                "next run prepares it again"
-            ) from error
 
     def _open(self, builder: tfds.core.DatasetBuilder):
         raw = {key: tfds.decode.SkipDecoding() for key in (self._image, "segmentation_label")}
@@ -137,7 +143,7 @@ class PreparedSource:
 
     def __getitem__(self, index: int) -> Example:
         """Reads and decodes example `index`."""
-        with self._damage_named():
+        with damage_named(self._folder):
             record = self._records[index]
             name = _text(record["image_id"])
         files = (f"image of {name} in {self._folder}", f"mask of {name} in {self._folder}")
@@ -146,7 +152,7 @@ class PreparedSource:
 
     def name(self, index: int) -> str:
         """The `image_id` of example `index`."""
-        with self._damage_named():
+        with damage_named(self._folder):
             return _text(self._records[index]["image_id"])
 
 
