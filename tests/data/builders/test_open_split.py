@@ -388,3 +388,30 @@ def test_two_processes_prepare_once_and_never_import_tensorflow(make, tmp_path):
     assert [out for out, _ in results] == ["(2, 12, 16, 3) 3 False\n"] * 2, results
     said = "".join(err for _, err in results)
     assert said.count("segjax: preparing camvid from") == 1
+
+
+READ_EVERYTHING = """
+import pickle, sys
+from types import SimpleNamespace
+from segjax.data import open_split
+
+unpickled = []
+sys.addaudithook(lambda event, _: unpickled.append(event) if event == "pickle.find_class" else None)
+for name, split in (("camvid", "val"), ("crackforest", "train"), ("cityscapes", "val")):
+    folder = f"{sys.argv[1]}/{name}"
+    source = open_split(SimpleNamespace(name=name, data_dir=f"{folder}_prepared", manual_dir=folder), split)
+    print(name, len([source[i] for i in range(len(source))]))
+print(unpickled)
+pickle.loads(pickle.dumps(SimpleNamespace()))
+print(unpickled)
+"""
+
+
+def test_no_file_is_unpickled(make, tmp_path, python):
+    for name in ("camvid", "crackforest", "cityscapes"):
+        getattr(make, name)(tmp_path / name)
+    done = python("-c", READ_EVERYTHING, tmp_path)
+    *read, before, after = done.stdout.splitlines()
+    assert read == ["camvid 3", "crackforest 4", "cityscapes 2"], done.stderr
+    assert before == "[]"
+    assert after == "['pickle.find_class']"  # so the hook does hear it
