@@ -16,8 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from segjax.data import skipped_lines
-from segjax.training import ConfigError, open_split, parallel
+from segjax.training import ConfigError, open_split, parallel, skipped_lines
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.defaults import leaves
 from segjax.training.evaluation import add_up, scores

@@ -1,6 +1,6 @@
 """Training and evaluation: `train(config, workdir)` and what it is made of."""
 
-from segjax.data import DataError, LoaderDied, open_split
+from segjax.data import DataError, LoaderDied, open_split, skipped_lines
 from segjax.training.defaults import ConfigError, defaults
 from segjax.training.loop import NonFiniteLoss, train
 from segjax.training.run import Run, load_run, predict_file, run_predictor, score_run
@@ -21,6 +21,7 @@ __all__ = [
     "predict_file",
     "run_predictor",
     "score_run",
+    "skipped_lines",
     "train",
     "validate",
 ]
