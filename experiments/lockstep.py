@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from segjax.training import ConfigError, open_split, parallel
+from segjax.training import ConfigError, open_split, parallel, skipped_lines
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.defaults import leaves
 from segjax.training.evaluation import add_up, scores
@@ -57,9 +58,12 @@ def make_machine(config: ConfigDict, mesh: Mesh) -> Machine:
     """
     if config.training.gradient_budget:
         raise ConfigError("config.training.gradient_budget is a log of single runs; a sweep keeps none")
-    source, held_out = (open_split(config.data, split) for split in (config.data.train_split, config.data.eval_split))
-    for split in (source, held_out):
-        check_channels(config, split)
+    splits = (config.data.train_split, config.data.eval_split)
+    source, held_out = (open_split(config.data, split) for split in splits)
+    for split, opened in zip(splits, (source, held_out), strict=True):
+        check_channels(config, opened)
+        for line in skipped_lines(opened, split):
+            print(line, file=sys.stderr, flush=True)
     classes = len(source.label_set.names)
     model = make_model(config, classes)
     return Machine(
@@ -210,8 +214,8 @@ def _scores(
     def count(batch: dict[str, np.ndarray]) -> Any:
         return machine.eval_step(states, _everywhere(batch, tuple(batch), machine.mesh))
 
-    counts = add_up(count, machine.held_out, cells[0].config)
-    about = {"images": len(machine.held_out), "classes": list(machine.held_out.label_set.names)}
+    counts, held_out = add_up(count, machine.held_out, cells[0].config), machine.held_out
+    about = {"images": len(held_out), "skipped": len(held_out.skipped), "classes": list(held_out.label_set.names)}
     for i, cell in enumerate(cells):
         of_cell = jax.tree.map(lambda x, i=i: x[i], counts)
         if any((of_one < 0).any() for of_one in of_cell.values()):  # how counts say that there was a NaN

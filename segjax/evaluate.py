@@ -21,6 +21,8 @@ def main(argv: list[str]) -> None:
     scores = score_run(run, split)
     show(per_class_table(scores, f"{run.config.data.name}, {split}, step {step}"), console)
     console.print(summary_line(scores))
+    if scores["skipped"]:
+        console.print(f"{scores['skipped']} bad pair(s) of image and mask were skipped")
     output = Path(flags.FLAGS.output or run.workdir / f"scores_{split}_{step}.json")
     write_json(output, {"split": split, "step": step, **scores, "provenance": provenance()})
     console.print(f"wrote {output}")

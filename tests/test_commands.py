@@ -100,6 +100,53 @@ def test_a_misspelt_key_is_refused_with_the_right_one(folder, python):
     assert not (folder / "never").exists()
 
 
+def train_folder(python, root, workdir, *overrides):
+    tiny = [o for o in TINY if not o.startswith(("data.scene_size", "data.train_examples", "data.val_examples"))]
+    return python(
+        "-m",
+        "segjax.train",
+        "--config=configs/folder_unet.py",
+        f"--config.data.manual_dir={root}",
+        f"--workdir={workdir}",
+        *(f"--config.{o}" for o in (*tiny, "data.workers=1", *overrides)),
+    )
+
+
+@pytest.fixture
+def own_images(tmp_path):
+    """Six images in `train` and two in `val`, under a name of many letters; one mask of each has a strange label."""
+    root = tmp_path / "strade d'inverno è [1]"
+    for split, count in (("train", 6), ("val", 2)):
+        for part in ("images", "masks"):
+            (root / split / part).mkdir(parents=True)
+        for i in range(count):
+            image, mask = np.full((40, 50, 3), 30 * i, np.uint8), np.zeros((40, 50), np.uint8)
+            mask[10:20] = 77 if i == 1 else 255
+            assert cv2.imwrite(str(root / split / "images" / f"via {i}.png"), image)
+            assert cv2.imwrite(str(root / split / "masks" / f"via {i}.png"), mask)
+    return root
+
+
+def test_bad_data_is_one_line_before_anything_is_written(own_images, tmp_path, python):
+    done = train_folder(python, own_images, tmp_path / "run")
+    assert done.returncode == 1
+    mask = own_images / "train" / "masks" / "via 1.png"
+    expected = f"error: {mask}: label id 77 is outside the 2 classes; expected the ids 0, 255"
+    assert done.stderr.strip().splitlines() == [expected]
+    assert not (tmp_path / "run").exists()
+
+
+def test_skip_trains_on_the_rest_says_what_it_skipped_and_counts_it(own_images, tmp_path, python):
+    done = train_folder(python, own_images, tmp_path / "run", "data.on_error=skip")
+    assert done.returncode == 0, done.stderr
+    for split in ("train", "val"):
+        assert f"{split}: skipped 1 bad pair(s) of image and mask (config.data.on_error = 'skip'):" in done.stdout
+        assert f"  {own_images / split / 'masks' / 'via 1.png'}: label id 77 is outside the 2 classes" in done.stdout
+    assert "5 training and 1 evaluation images" in done.stdout
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert (scores["images"], scores["skipped"], scores["skipped_in_training"]) == (1, 1, 1)
+
+
 def test_training_works_where_nobody_parsed_absl_flags(folder, python):
     """As in a notebook: no file behind `__main__`, no absl app, and worker processes all the same."""
     program = (

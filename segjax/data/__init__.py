@@ -1,9 +1,10 @@
 """Data: labels, sources, loaders."""
 
 from segjax.data.builders import DATASETS, label_set, open_split
+from segjax.data.errors import DataError
 from segjax.data.labels import VOID, LabelSet, colorize
-from segjax.data.loader import TrainLoader, eval_batches, train_loader
-from segjax.data.source import DataError, Example, Source
+from segjax.data.loader import LoaderDied, TrainLoader, eval_batches, train_loader
+from segjax.data.source import Example, Source, skipped_lines
 
 __all__ = [
     "DATASETS",
@@ -11,11 +12,13 @@ __all__ = [
     "DataError",
     "Example",
     "LabelSet",
+    "LoaderDied",
     "Source",
     "TrainLoader",
     "colorize",
     "eval_batches",
     "label_set",
     "open_split",
+    "skipped_lines",
     "train_loader",
 ]

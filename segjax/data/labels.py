@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from segjax.data.errors import DataError
+
 VOID = 255
 """The train id of a pixel that counts for nothing."""
 
@@ -56,20 +58,20 @@ def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: st
       uint8 train ids in 0..C-1 and `VOID`.
 
     Raises:
-      ValueError: an id that the data set does not know, named with its file and the ids that were expected.
+      DataError: an id that the data set does not know, named with its file and the ids that were expected.
 
     >>> to_train_ids(np.array([[0, 7, 33]], np.uint8), LABEL_SETS["cityscapes"], "street.png")
     array([[255,   0,  18]], dtype=uint8)
     >>> to_train_ids(np.array([[40]], np.uint8), LABEL_SETS["cityscapes"], "street.png")
     Traceback (most recent call last):
       ...
-    ValueError: street.png: label id 40 is outside the 19 classes; expected the ids 0-33, 255
+    segjax.data.errors.DataError: street.png: label id 40 is outside the 19 classes; expected the ids 0-33, 255
     """
     labels = label_set.lut[raw]
     if (labels == UNKNOWN).any():
         strange = np.unique(raw[labels == UNKNOWN]).tolist()
         ids = f"ids {_spans(strange)} are" if len(strange) > 1 else f"id {strange[0]} is"
-        raise ValueError(
+        raise DataError(
             f"{file}: label {ids} outside the {label_set.num_classes} classes; "
             f"expected the ids {_spans(label_set.known_ids)}"
         )
@@ -114,16 +116,18 @@ def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> La
       The label set, with the colours of PASCAL VOC (class i has the devkit's colour i + 1; its colour 0 is black).
 
     Raises:
-      ValueError: no names, more than 254, or values that do not pair with them one to one.
+      DataError: no names, more than 253, or values that do not pair with them one to one.
 
     >>> numbered_classes(("asphalt", "hole"), values=(0, 255)).lut[[0, 255]]
     array([0, 1], dtype=uint8)
     """
     values = tuple(values) or tuple(range(len(names)))
     if not 1 <= len(names) < UNKNOWN:
-        raise ValueError(f"expected 1 to {UNKNOWN - 1} class names; got {len(names)}")
+        raise DataError(f"config.data.class_names: expected 1 to {UNKNOWN - 1} class names; got {len(names)}")
     if len(values) != len(names) or len(set(values)) != len(values) or not all(0 <= v <= 255 for v in values):
-        raise ValueError(f"expected {len(names)} different mask values in 0..255, one a class; got {values}")
+        raise DataError(
+            f"config.data.mask_values: expected {len(names)} different mask values in 0..255, one a class; got {values}"
+        )
     return LabelSet(
         tuple(names), _voc_palette(len(names)), _lut({VOID: VOID} | {value: i for i, value in enumerate(values)})
     )

@@ -1,6 +1,10 @@
 """Batches from an open split, by grain: worker processes, a shard per host, a position that can be saved."""
 
 import hashlib
+import multiprocessing
+import os
+import re
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -10,10 +14,15 @@ import grain
 import numpy as np
 from absl import flags
 
+from segjax.data.errors import DataError
 from segjax.data.labels import VOID
 from segjax.data.source import Example, Source
 
 Batch = dict[str, np.ndarray]
+
+
+class LoaderDied(RuntimeError):
+    """A process that reads for this one is gone; the message names its exit code and what that may mean."""
 
 
 class TrainLoader:
@@ -29,7 +38,12 @@ class TrainLoader:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch of this host."""
+        """The next batch of this host.
+
+        Raises:
+          DataError: a file that cannot be read any more.
+          LoaderDied: a worker process was killed or crashed.
+        """
         if self._batches is None:
             self._batches = self._batches_from(self._position)
         batch = _next(self._batches)
@@ -44,13 +58,14 @@ class TrainLoader:
         """Goes on where `state` was taken; the number of hosts, of workers and the batch size may differ.
 
         Raises:
-          ValueError: the state is of another stream: another seed, or a split of another size.
+          DataError: the state is of another stream: another seed, or a split of another size.
         """
         for key, value in self._identity.items():
             if state.get(key) != value:
-                raise ValueError(
+                raise DataError(
                     f"the saved loader position is of another stream: its {key} is {state.get(key)!r}, "
-                    f"this loader's is {value!r}"
+                    f"this loader's is {value!r}. What was begun with other data or another seed cannot go on; begin "
+                    "in another workdir"
                 )
         self.close()
         self._position = int(state["position"])
@@ -217,7 +232,17 @@ def _iterate(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.Da
         flags.FLAGS.mark_as_parsed()
     read = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1))
-    return iter(read.mp_prefetch(options))
+    return iter(read.mp_prefetch(options, worker_init_fn=_end_with_parent))
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """Ends this worker process when the one that it reads for is gone: killed, that cannot tell it to stop."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="segjax-end-with-parent", daemon=True).start()
 
 
 def _next(batches: Iterator[Batch]) -> Batch:
@@ -225,9 +250,12 @@ def _next(batches: Iterator[Batch]) -> Batch:
         # Copied out of shared memory, which is small (64 MiB in a container) and must not live as long as a batch may.
         return {key: np.array(value) for key, value in next(batches).items()}
     except RuntimeError as error:
-        if "terminated unexpectedly" in str(error):
-            error.add_note(
-                "A loader process died. Killed (exit code -9): memory ran out; -7: shared memory, /dev/shm, did; 1: a "
-                "script that starts workers needs its work under `if __name__ == '__main__':`. workers=0 needs none."
-            )
-        raise
+        # grain's words for a process that is gone; what a living worker raises comes as it is.
+        died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+        if not died:
+            raise
+        raise LoaderDied(
+            f"a loader process died with exit code {died[1]} (-9: killed, as when memory runs out; -7: shared memory, "
+            "/dev/shm, ran out; -11: a crash; 1: a script that starts workers needs its work under `if __name__ == "
+            "'__main__':`). The same command again carries on; config.data.workers = 0 reads without such processes"
+        ) from error

@@ -2,12 +2,10 @@
 
 import hashlib
 import io
-import zipfile
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -15,19 +13,13 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
+from segjax.data.errors import DataError
+from segjax.data.files import RawFile, read_bytes
 from segjax.data.labels import LabelSet, to_train_ids
-from segjax.data.source import DataError, decode_mask
+from segjax.data.source import check_sizes, decode_mask
 
 _THREADS = 8
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-
-
-class RawFile(NamedTuple):
-    """A file on disk or in an archive: the name that errors show, its size in bytes, and how to read it."""
-
-    path: str
-    size: int
-    read: Callable[[], bytes]
+ON_ERROR = ("raise", "skip")
 
 
 class Pair(NamedTuple):
@@ -53,46 +45,38 @@ class Sizes:
     channels: int
 
 
-def list_folder(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, RawFile]:
-    """The files under a folder with one of these suffixes, by their path within it, hidden ones left out."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder; there is {'a file' if folder.exists() else 'nothing'}")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
-    return {p.relative_to(folder).as_posix(): RawFile(str(p), p.stat().st_size, p.read_bytes) for p in paths}
+class Verified(NamedTuple):
+    """What verifying a split found: its good pairs, their sizes, and why each of the others was skipped."""
 
-
-def list_zip(archive: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, RawFile]:
-    """The members of a ZIP archive with one of these suffixes, by their path within it; nothing is extracted."""
-    try:
-        opened = zipfile.ZipFile(archive)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{archive}: expected a whole ZIP archive ({error})") from error
-    members = sorted(
-        (m for m in opened.infolist() if m.filename.lower().endswith(suffixes)), key=lambda member: member.filename
-    )
-    return {
-        m.filename: RawFile(f"{archive}:{m.filename}", m.file_size, partial(opened.read, m.filename)) for m in members
-    }
+    pairs: list[Pair]
+    sizes: Sizes
+    skipped: tuple[str, ...]
 
 
 def match(images: dict[str, RawFile], masks: dict[str, RawFile], where: str, *, unlabelled: bool = False) -> list[Pair]:
     """Pairs images and masks of the same name, in the order of the names.
 
+    A mask without an image and an image without a mask are pairs too, whose missing half has a problem: `verify`
+    raises or skips it like any other.
+
     Args:
       images: by name.
       masks: by name.
       where: the folder or archive, for errors.
-      unlabelled: leave out images without a mask instead of refusing them.
+      unlabelled: leave out images without a mask.
 
     Raises:
-      DataError: a mask without an image, an image without a mask, or no pair at all.
+      DataError: no pair at all.
     """
-    for name in sorted(masks.keys() - images.keys()):
-        raise DataError(f"{masks[name].path}: a mask without an image; expected an image named {name!r} in {where}")
-    for name in sorted(images.keys() - masks.keys())[:1]:
-        if not unlabelled:
-            raise DataError(f"{images[name].path}: an image without a mask; expected a mask named {name!r} in {where}")
-    pairs = [Pair(name, images[name], masks[name]) for name in sorted(masks)]
+    names = masks.keys() if unlabelled else masks.keys() | images.keys()
+    pairs = [
+        Pair(
+            name,
+            images.get(name) or _missing(masks[name], "a mask without an image; expected an image", name, where),
+            masks.get(name) or _missing(images[name], "an image without a mask; expected a mask", name, where),
+        )
+        for name in sorted(names)
+    ]
     if not pairs:
         raise DataError(
             f"{where}: an empty split; expected at least one image with its mask, found {len(images)} images"
@@ -100,17 +84,20 @@ def match(images: dict[str, RawFile], masks: dict[str, RawFile], where: str, *, 
     return pairs
 
 
+def _missing(partner: RawFile, what: str, name: str, where: str) -> RawFile:
+    return RawFile("", 0, bytes, partner.problem or f"{partner.path}: {what} named {name!r} in {where}")
+
+
 def fingerprint(splits: dict[str, list[Pair]]) -> str:
     """A short hash of the names and sizes of all files: it differs if another folder is read, or this one changed."""
     lines = [
         f"{split}/{pair.name}:{pair.image.size}:{pair.mask.size}" for split in sorted(splits) for pair in splits[split]
     ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def read_ids(mask: RawFile) -> np.ndarray:
+def _ids(mask: RawFile, data: bytes) -> np.ndarray:
     """The raw ids of a mask, uint8 `[H, W]`: a PNG, or a CrackForest `.mat` (groundTruth → Segmentation)."""
-    data = _read(mask)
     if not mask.path.lower().endswith(".mat"):
         return decode_mask(data, mask.path)
     try:
@@ -124,35 +111,63 @@ def read_ids(mask: RawFile) -> np.ndarray:
 
 def mask_png(mask: RawFile) -> bytes:
     """The mask as a grey PNG of raw ids: its own bytes where it is one already."""
-    data = _read(mask)
+    data = read_bytes(mask)
     if data.startswith(b"\x89PNG"):
         with Image.open(io.BytesIO(data)) as picture:
             if picture.mode == "L":
                 return data
-    return cv2.imencode(".png", read_ids(mask))[1].tobytes()
+    return cv2.imencode(".png", _ids(mask, data))[1].tobytes()
 
 
-def verify(pairs: list[Pair], label_set: LabelSet) -> Sizes:
+def refuse_problems(pairs: Iterable[Pair]) -> None:
+    """Raises `DataError` for the first file with a problem that is known before any is read."""
+    for problem in (file.problem for pair in pairs for file in (pair.image, pair.mask) if file.problem):
+        raise DataError(problem)
+
+
+def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> Verified:
     """Reads and decodes every image and mask, in threads.
 
     Args:
       pairs: a split.
       label_set: its classes.
+      on_error: "raise", or "skip": a bad pair is left out, and the result says why.
 
     Returns:
-      The sizes and the number of channels.
+      The good pairs in their order, their files with checksums, so that one that changes later is noticed.
 
     Raises:
-      DataError: a file that is cut short or cannot be decoded, or an image and a mask of different sizes.
-      ValueError: a label id outside the classes.
+      DataError: a file that cannot be read, is cut short or cannot be decoded, an image and a mask of different sizes,
+        a label id outside the classes; under "skip", only if no pair is good.
     """
+    check_on_error(on_error)
+    if on_error == "raise":
+        refuse_problems(pairs)  # at once, and not after an hour of decoding
+    good, sizes, skipped = [], [], []
     with ThreadPoolExecutor(_THREADS) as threads:
         tasks = [threads.submit(_verify_pair, pair, label_set) for pair in pairs]
         try:
-            found = [task.result() for task in tasks]
+            for task in tasks:
+                try:
+                    pair, size = task.result()
+                except DataError as error:
+                    if on_error == "raise":
+                        raise
+                    skipped.append(str(error))
+                else:
+                    good.append(pair)
+                    sizes.append(size)
         finally:
             threads.shutdown(cancel_futures=True)
-    return summarize(found)
+    if not good:
+        raise DataError(f"none of the {len(pairs)} pairs of a split is good; expected at least one. {skipped[0]}")
+    return Verified(good, summarize(sizes), tuple(skipped))
+
+
+def check_on_error(on_error: str) -> None:
+    """Raises `DataError` if it is neither "raise" nor "skip"."""
+    if on_error not in ON_ERROR:
+        raise DataError(f"config.data.on_error must be one of {', '.join(ON_ERROR)}; got {on_error!r}")
 
 
 def summarize(found: Iterable[tuple[int, int, int]]) -> Sizes:
@@ -173,19 +188,17 @@ def merge(parts: Iterable[Sizes]) -> Sizes:
 
 def image_header(image: RawFile) -> tuple[int, int, int]:
     """Height, width and channels of an image from its first bytes, its pixels not decoded."""
-    return _picture(image, _read(image), whole=False)
+    return _picture(image, read_bytes(image), whole=False)
 
 
-def _verify_pair(pair: Pair, label_set: LabelSet) -> tuple[int, int, int]:
-    height, width, channels = _picture(pair.image, _read(pair.image), whole=True)
-    ids = read_ids(pair.mask)
-    if ids.shape != (height, width):
-        raise DataError(
-            f"{pair.mask.path}: a mask of {ids.shape[0]}×{ids.shape[1]} for an image of {height}×{width} "
-            f"({pair.image.path}); expected one size"
-        )
+def _verify_pair(pair: Pair, label_set: LabelSet) -> tuple[Pair, tuple[int, int, int]]:
+    image, mask = read_bytes(pair.image), read_bytes(pair.mask)
+    height, width, channels = _picture(pair.image, image, whole=True)
+    ids = _ids(pair.mask, mask)
+    check_sizes((height, width), ids.shape, pair.image.path, pair.mask.path)
     to_train_ids(ids, label_set, pair.mask.path)
-    return height, width, channels
+    files = (file._replace(checksum=zlib.crc32(data)) for file, data in ((pair.image, image), (pair.mask, mask)))
+    return Pair(pair.name, *files), (height, width, channels)
 
 
 def _picture(image: RawFile, data: bytes, *, whole: bool) -> tuple[int, int, int]:
@@ -208,10 +221,3 @@ def _picture(image: RawFile, data: bytes, *, whole: bool) -> tuple[int, int, int
         raise DataError(
             f"{image.path}: cannot be decoded; expected a PNG or JPEG image, got {len(data)} bytes ({error})"
         ) from error
-
-
-def _read(file: RawFile) -> bytes:
-    try:
-        return file.read()
-    except (OSError, zipfile.BadZipFile) as error:  # a bad checksum in an archive too
-        raise DataError(f"{file.path}: cannot be read ({error})") from error

@@ -1,6 +1,6 @@
 """Training and evaluation: `train(config, workdir)` and what it is made of."""
 
-from segjax.data import DataError, open_split
+from segjax.data import DataError, LoaderDied, open_split, skipped_lines
 from segjax.training.checkpoint import CheckpointError
 from segjax.training.defaults import ConfigError, defaults
 from segjax.training.loop import train
@@ -9,7 +9,7 @@ from segjax.training.termination import Terminated
 from segjax.training.validation import validate
 from segjax.training.watch import NonFiniteLoss
 
-MISTAKES = (ConfigError, DataError, NonFiniteLoss, CheckpointError, FileNotFoundError)
+MISTAKES = (ConfigError, DataError, LoaderDied, NonFiniteLoss, CheckpointError, FileNotFoundError, PermissionError)
 """What a person can get wrong, as against a fault of ours: a command prints these as one line."""
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "predict_file",
     "run_predictor",
     "score_run",
+    "skipped_lines",
     "train",
     "validate",
 ]

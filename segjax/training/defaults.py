@@ -60,6 +60,7 @@ def defaults() -> ConfigDict:
     data.size = (192, 256)  # the network's input, height and width
     data.mean = (0.45,)  # of pixels in 0..1, one value or one a channel
     data.std = (0.25,)
+    data.on_error = "raise"  # at a bad image or mask, before training; or "skip" it, counted and named
     data.workers = 1  # loader processes; 0: read in this one
 
     config.augment = augment = ConfigDict()

@@ -28,12 +28,14 @@ def evaluate(eval_step: Callable, state: TrainState, source: Source, config: Con
       mesh: the devices.
 
     Returns:
-      `segjax.metrics.segmentation_scores`' keys as floats and lists, "confusion" (int64 rows), "images", "classes" (the
-      names), and for two classes "average_precision", "average_precision_bounds", "auroc", "best_iou" of class 1, the
-      last at the probability "best_threshold". Ready for JSON.
+      `segjax.metrics.segmentation_scores`' keys as floats and lists, "confusion" (int64 rows), "images", "skipped" (bad
+      images that were left out), "classes" (the names), and for two classes "average_precision",
+      "average_precision_bounds", "auroc", "best_iou" of class 1, the last at the probability "best_threshold". Ready
+      for JSON.
     """
     totals = add_up(counter(eval_step, state, config, mesh), source, config)
-    return {"images": len(source), "classes": list(source.label_set.names), **scores(totals)}
+    about = {"images": len(source), "skipped": len(source.skipped), "classes": list(source.label_set.names)}
+    return about | scores(totals)
 
 
 def counter(step: Callable, state: TrainState, config: ConfigDict, mesh) -> Callable:

@@ -15,7 +15,7 @@ import rich.console
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from segjax.data import Source, TrainLoader, open_split, train_loader
+from segjax.data import Source, TrainLoader, open_split, skipped_lines, train_loader
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.defaults import ConfigError, leaves
@@ -50,8 +50,9 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
       console: where to print, default standard output.
 
     Returns:
-      The final scores of the evaluation split, as `evaluation.evaluate` gives them, with "steps" and "provenance"
-      (where the wall time is that of this call, which began at step "wall_seconds_from_step").
+      The final scores of the evaluation split, as `evaluation.evaluate` gives them, with "steps",
+      "skipped_in_training" (bad images of the training split, left out) and "provenance" (where the wall time is that
+      of this call, which began at step "wall_seconds_from_step").
 
     Raises:
       ConfigError, DataError: the config or the data do not fit; raised before the first step.
@@ -67,8 +68,10 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
     parallel.check_batch(config, mesh)
     train_source = open_split(config.data, config.data.train_split)
     eval_source = open_split(config.data, config.data.eval_split)
-    for source in (train_source, eval_source):
+    for source, split in ((train_source, config.data.train_split), (eval_source, config.data.eval_split)):
         check_channels(config, source)
+        for line in skipped_lines(source, split):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     names = train_source.label_set.names
     machine = _build(config, mesh, len(names))
     hyper, plan, steps = hyper_from_config(config), phases(config), config.training.steps
@@ -76,7 +79,7 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
         termination = stack.enter_context(Termination())
         checkpoints = stack.enter_context(Checkpoints(workdir))
         for line in checkpoints.damaged:
-            console.print(f"warning: {line}. It is set aside.")
+            console.print(f"warning: {line}. It is set aside.", markup=False)
         _report_changes(config, workdir, console)
         batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
         state, start = parallel.everywhere(init_state(config, machine.model), mesh), checkpoints.latest_step() or 0
@@ -127,7 +130,7 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
             scores = evaluate(machine.eval_step, state, eval_source, config, mesh)
         skipped = parallel.unreplicate(state, config).skipped
     wall = {"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start}
-    scores = {"steps": steps, **scores, "provenance": origin | wall}
+    scores = {"steps": steps, "skipped_in_training": len(train_source.skipped), **scores, "provenance": origin | wall}
     if skipped is not None:
         scores["skipped_steps"] = int(skipped)
     if parallel.is_first_host():

@@ -91,7 +91,7 @@ class Tracker:
     def note(self, line: str) -> None:
         """Prints a line above the bar."""
         if self._active:
-            self.console.print(line)
+            self.console.print(line, markup=False)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs a uint8 `[H, W, 3]` picture to TensorBoard."""

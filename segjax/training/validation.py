@@ -9,6 +9,7 @@ from segjax.training.defaults import ConfigError, defaults, leaves
 from segjax.training.objective import BINARY_LOSSES, PIXEL_LOSSES, REGION_LOSSES
 
 _CHOICES = {
+    "data.on_error": ("raise", "skip"),
     "model.name": ("unet",),
     "model.norm": ("batch", "group", "none"),
     "model.padding": ("reflect", "zeros"),

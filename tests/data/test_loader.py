@@ -1,17 +1,23 @@
 import json
 import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from segjax.data.errors import DataError
 from segjax.data.folder import open_folder
 from segjax.data.labels import LABEL_SETS, VOID, numbered_classes
-from segjax.data.loader import eval_batches, train_loader
+from segjax.data.loader import LoaderDied, eval_batches, train_loader
 
 CLASSES = numbered_classes(("a", "b", "c"))
 
@@ -19,7 +25,7 @@ CLASSES = numbered_classes(("a", "b", "c"))
 class Memory:
     """A source in memory: image i is filled with i, its label with i modulo 2."""
 
-    label_set, channels = LABEL_SETS["road_debris"], 1
+    label_set, channels, skipped = LABEL_SETS["road_debris"], 1, ()
 
     def __init__(self, sizes):
         self.sizes = sizes
@@ -148,31 +154,145 @@ def test_worker_processes_go_on_where_this_process_was(on_disk):
     there.close()
 
 
-def test_a_killed_worker_is_an_error_soon_and_the_loader_can_go_on(on_disk):
-    loader = train_loader(on_disk, global_batch_size=5, seed=0, size=None, workers=1, prefetch=1)
+def started(loader):
+    """Takes the first batch; returns the worker process."""
     before = set(multiprocessing.active_children())
-    equal(next(loader), next(train_loader(on_disk, global_batch_size=5, seed=0, size=None)))
+    next(loader)
     (worker,) = set(multiprocessing.active_children()) - before
-    os.kill(worker.pid, signal.SIGKILL)
+    return worker
+
+
+def died_of(loader, number):
+    """Takes batches, of which a dead worker may have left some, until it is noticed: soon, and with its exit code."""
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match="Worker process was terminated unexpectedly with exit code -9") as error:
+    with pytest.raises(LoaderDied, match=rf"a loader process died with exit code {number} \(-9: killed, as when"):
         take(loader, 10)
     assert time.monotonic() - start < 30
-    assert any("A loader process died" in note for note in error.value.__notes__)
+
+
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSEGV])
+def test_an_idle_worker_that_dies_is_an_error_soon_and_the_loader_can_go_on(on_disk, death):
+    loader = train_loader(on_disk, global_batch_size=5, seed=0, size=None, workers=1, prefetch=1)
+    worker = started(loader)
+    time.sleep(0.5)  # its one batch of advance is read, and it waits for room
+    os.kill(worker.pid, death)
+    died_of(loader, -death)
     state = loader.get_state()
     loader.set_state(state)
     assert next(loader)["index"][0] == state["position"]
     loader.close()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_vanishes_while_training_is_named(make, tmp_path, workers):
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_worker_that_dies_in_the_middle_of_a_batch_is_an_error_soon(make, tmp_path, death):
     source = open_folder(make.folder(tmp_path, 4, (8, 10)), "train", CLASSES)
-    (tmp_path / "masks" / f"{source.name(1)}.png").write_bytes(b"words")
-    loader = train_loader(source, global_batch_size=3, seed=0, size=None, workers=workers)
-    with pytest.raises(ValueError, match=rf"mask of {source.name(1)}: cannot be decoded; expected a PNG mask"):
-        next(loader)
+    pipe = next((tmp_path / "images").glob(f"{source.name(0)}.*"))
+    pipe.unlink()
+    os.mkfifo(pipe)  # who reads it waits
+    loader = train_loader(source, global_batch_size=len(source), seed=0, size=None, workers=1)
+
+    def kill_while_it_reads():
+        with pipe.open("wb"):  # returns when the worker has opened the other end
+            (worker,) = set(multiprocessing.active_children()) - before
+            os.kill(worker.pid, death)
+
+    before = set(multiprocessing.active_children())
+    killer = threading.Thread(target=kill_while_it_reads)
+    killer.start()
+    died_of(loader, -death)
+    killer.join()
     loader.close()
+
+
+WITHOUT_A_GUARD = """
+import sys
+from segjax.data.folder import open_folder
+from segjax.data.labels import numbered_classes
+from segjax.data.loader import train_loader
+
+source = open_folder(sys.argv[1], "train", numbered_classes(("a", "b", "c")))
+next(train_loader(source, global_batch_size=5, seed=0, size=None, workers=1))
+"""
+
+
+def test_a_worker_that_dies_before_it_has_begun_is_an_error_soon(make, tmp_path, process_environment):
+    """Of a set whose list of files is longer than a pipe holds, by a script without its `if __name__` guard."""
+    for i in range(700):
+        for part in ("images", "masks"):
+            make.put(tmp_path / "set" / part / f"{'a_long_name' * 5}_{i}.png", make.encoded(make.ids(i, (2, 2))))
+    script = tmp_path / "script.py"
+    script.write_text(WITHOUT_A_GUARD)
+    command = [sys.executable, script, tmp_path / "set"]
+    environment = process_environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "a loader process died with exit code 1 " in done.stderr.splitlines()[-1]
+
+
+READS_FOR_EVER = """
+import multiprocessing, sys, time
+from segjax.data.folder import open_folder
+from segjax.data.labels import numbered_classes
+from segjax.data.loader import train_loader
+
+if __name__ == "__main__":
+    source = open_folder(sys.argv[1], "train", numbered_classes(("a", "b", "c")))
+    next(loader := train_loader(source, global_batch_size=2, seed=0, size=(8, 8), workers=1))
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_worker_ends_with_the_process_that_it_reads_for(make, tmp_path, process_environment):
+    script = tmp_path / "script.py"
+    script.write_text(READS_FOR_EVER)
+    environment = process_environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, script, make.folder(tmp_path / "set", 4)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as reader:
+        try:
+            worker = Path("/proc") / reader.stdout.readline().strip()
+            assert worker.exists()
+        finally:
+            reader.kill()
+    deadline = time.monotonic() + 30
+    while worker.exists() and "Z" not in (worker / "stat").read_text().rsplit(")", 1)[1].split()[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_only_the_path_of_the_list_of_files_goes_through_the_pipe(make, tmp_path):
+    source = open_folder(make.folder(tmp_path, 40, (8, 10)), "train", CLASSES)
+    assert len(pickle.dumps(source)) < 5_000
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("part", ["images", "masks"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), r"cannot be read \(.*No such file"),
+        (lambda file: os.truncate(file, 40), r"has changed since it was verified; .* got 40 bytes that differ"),
+    ],
+    ids=["deleted", "truncated"],
+)
+def test_a_file_that_turns_bad_while_training_is_named(make, tmp_path, workers, part, damage, message):
+    source = open_folder(make.folder(tmp_path, 4, (8, 10)), "train", CLASSES)
+    (file,) = (tmp_path / part).glob(f"{source.name(1)}.*")
+    damage(file)
+    loader = train_loader(source, global_batch_size=3, seed=0, size=None, workers=workers)
+    start = time.monotonic()
+    with pytest.raises(DataError, match=rf"{file}: {message}"):
+        next(loader)
+    assert time.monotonic() - start < 30
+    loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_turns_bad_before_evaluation_is_named(make, tmp_path, workers):
+    source = open_folder(make.folder(tmp_path, 4, (8, 10)), "train", CLASSES)
+    os.truncate(tmp_path / "masks" / f"{source.name(1)}.png", 40)
+    with pytest.raises(DataError, match=rf"masks/{source.name(1)}.png: has changed since it was verified"):
+        evaluate(source, 3, workers=workers)
 
 
 def test_training_resizes_by_area_and_labels_by_nearest_neighbour(make, tmp_path):

@@ -1,9 +1,11 @@
+import zlib
+
 import cv2
 import numpy as np
 import pytest
 
 from segjax.data.labels import numbered_classes
-from segjax.data.source import DataError, decode_image, decode_mask, make_example
+from segjax.data.source import DataError, decode_image, decode_mask, make_example, skipped_lines
 
 CLASSES = numbered_classes(("a", "b", "c"))
 
@@ -38,9 +40,60 @@ def test_what_is_no_mask_is_refused_with_its_kind(make):
         decode_mask(b"words", "m.png")
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_mask_with_transparency_is_refused(make, mode):
+    with pytest.raises(DataError, match=rf"m.png: expected a mask .* grey or palette; got a PNG in mode {mode}"):
+        decode_mask(make.encoded(make.image(), mode=mode), "m.png")
+
+
+def test_a_mask_of_sixteen_bits_is_refused(make):
+    deep = cv2.imencode(".png", make.ids().astype(np.uint16))[1].tobytes()
+    with pytest.raises(DataError, match=r"m.png: expected a mask .* 8 bits a pixel, .* got a PNG in mode I;16"):
+        decode_mask(deep, "m.png")
+
+
+def test_a_grey_mask_of_four_bits_is_refused_because_its_ids_would_change(make):
+    whole = bytearray(make.encoded(make.ids()))
+    whole[24] = 4
+    whole[29:33] = zlib.crc32(whole[12:29]).to_bytes(4, "big")
+    with pytest.raises(DataError, match=r"m.png: a grey mask of 4 bits a pixel, whose ids are stretched to 0..255"):
+        decode_mask(bytes(whole), "m.png")
+
+
+class Skipping:
+    """A source of which only what was skipped matters."""
+
+    label_set, channels, native_size, largest_size = CLASSES, 3, (1, 1), (1, 1)
+
+    def __init__(self, count):
+        self.skipped = tuple(f"{i}.png: bad" for i in range(count))
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        raise IndexError(index)
+
+    def name(self, index):
+        return str(index)
+
+
+def test_what_was_skipped_is_counted_then_named():
+    assert skipped_lines(Skipping(0), "train") == []
+    first, *rest = skipped_lines(Skipping(2), "train")
+    assert first == "train: skipped 2 bad pair(s) of image and mask (config.data.on_error = 'skip'):"
+    assert rest == ["  0.png: bad", "  1.png: bad"]
+
+
+def test_of_many_the_first_are_named_and_the_rest_counted():
+    lines = skipped_lines(Skipping(25), "val")
+    assert lines[0].startswith("val: skipped 25 ")
+    assert lines[-2:] == ["  19.png: bad", "  and 5 more"]
+
+
 def test_an_example_whose_parts_do_not_fit_is_refused(make):
     image = make.encoded(make.image(size=(4, 6)))
-    with pytest.raises(DataError, match=r"a: the image is \(4, 6\) and its mask \(4, 5\); expected one size"):
+    with pytest.raises(DataError, match=r"mask of a: a mask of 4×5 for an image of 4×6 \(image of a\); expected one"):
         make_example(image, make.encoded(make.ids(size=(4, 5))), "a", 3, CLASSES)
     with pytest.raises(ValueError, match="mask of a: label id 7 is outside the 3 classes; expected the ids 0-2, 255"):
         make_example(image, make.encoded(np.full((4, 6), 7, np.uint8)), "a", 3, CLASSES)

@@ -84,6 +84,19 @@ def test_text_is_text_and_not_markup(written):
     assert r"\caption{AP by $\gamma$ \& $\alpha$}" in (folder / "focal.tex").read_text()
 
 
+def test_a_page_escapes_whatever_it_shows():
+    evil = "<img src=x onerror=\"alert('&')\"> </script><script>alert(1)</script>"
+    table = Table(evil, (evil, "AP"), [(evil, 0.5)])
+    section = Section(evil, f"{evil}\n\n{evil}", (table,), (Picture("p", evil, b"png"),))
+    page = html(Report(evil, evil, (section,), {evil: {evil: [evil]}}))
+    assert evil not in page
+    assert "<img src=x" not in page
+    assert "<script" not in page
+    # Everywhere: title, heading, text, section, its two paragraphs, table, picture (twice), and the facts.
+    assert page.count("&lt;script&gt;alert(1)") == 14
+    assert re.search('alt="[^"<]*&#34;alert', page)  # a quote cannot end the attribute
+
+
 def test_markdown_shows_the_pictures_beside_it(written):
     folder, _ = written
     shown = re.findall(r"!\[.*?\]\((.*?)\)", (folder / "focal.md").read_text())

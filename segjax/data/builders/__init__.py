@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from segjax.data.builders import tfds_builders
-from segjax.data.builders.prepared import PreparedSource, prepare
+from segjax.data.builders.prepared import PreparedSource, damage_named, prepare
+from segjax.data.errors import DataError
 from segjax.data.folder import open_folder
 from segjax.data.labels import LABEL_SETS, LabelSet, numbered_classes
-from segjax.data.pairs import fingerprint
-from segjax.data.source import DataError, Source
+from segjax.data.pairs import check_on_error, fingerprint
+from segjax.data.source import Source
 
 __all__ = ["DATASETS", "label_set", "open_split"]
 
@@ -34,14 +35,14 @@ def label_set(data_config: Any) -> LabelSet:
         `mask_values` as well.
 
     Raises:
-      ValueError: an unknown name, or a folder without class names.
+      DataError: an unknown name, or a folder without class names.
     """
     name = _known(data_config)
     if name != "folder":
         return LABEL_SETS[name]
     names = tuple(getattr(data_config, "class_names", ()))
     if not names:
-        raise ValueError('config.data.class_names must name the classes of the data set "folder"; got none')
+        raise DataError('config.data.class_names must name the classes of the data set "folder"; got none')
     return numbered_classes(names, tuple(getattr(data_config, "mask_values", ())))
 
 
@@ -57,15 +58,16 @@ def open_split(data_config: Any, split: str) -> Source:
         - `manual_dir`: the raw files, or the folder's ROOT; "" for $SEGJAX_<NAME>_DIR, else TFDS's manual folder.
         - road_debris, optional: `scene_size` (height, width), `scene_seed`, `train_examples`, `val_examples`.
         - folder: `class_names`; optional: `mask_values`, `val_fraction`.
+        - optional: `on_error`, "raise", or "skip": a bad pair of image and mask is left out, and the split's `skipped`
+          says why. A set that is prepared is prepared once more for "skip", in a folder of its own.
       split: "train", "val" (or "validation"), "test", or a TFDS slice of one ("train[:10%]").
 
     Returns:
       The split, open for random access.
 
     Raises:
-      DataError: the raw files are missing, incomplete or damaged; there is no such split; or what was prepared is not
-        what lies in the raw folder now.
-      ValueError: a label id outside the classes, an unknown name.
+      DataError: the raw files are missing, incomplete or damaged, or hold a label id outside the classes; there is no
+        such split or name; or what was prepared is not what lies in the raw folder now.
     """
     classes = label_set(data_config)
     if data_config.name == "folder":
@@ -75,7 +77,9 @@ def open_split(data_config: Any, split: str) -> Source:
                 "folder: set config.data.manual_dir or $SEGJAX_FOLDER_DIR to the folder of images and masks"
             )
         fraction = getattr(data_config, "val_fraction", 0.1)
-        return open_folder(root, split.replace("validation", "val"), classes, val_fraction=fraction)
+        return open_folder(
+            root, split.replace("validation", "val"), classes, val_fraction=fraction, on_error=_on_error(data_config)
+        )
     return PreparedSource(str(_prepared(data_config)), re.sub(r"\bval\b", "validation", split), classes)
 
 
@@ -102,8 +106,14 @@ def _prepared(data_config: Any) -> Path:
 
 def _known(data_config: Any) -> str:
     if data_config.name not in DATASETS:
-        raise ValueError(f"config.data.name must be one of {', '.join(DATASETS)}; got {data_config.name!r}")
+        raise DataError(f"config.data.name must be one of {', '.join(DATASETS)}; got {data_config.name!r}")
     return data_config.name
+
+
+def _on_error(data_config: Any) -> str:
+    on_error = getattr(data_config, "on_error", "raise")
+    check_on_error(on_error)
+    return on_error
 
 
 def _variable(name: str) -> str:
@@ -128,7 +138,10 @@ def _builder(data_config: Any):
         if hasattr(data_config, "scene_size"):
             given["height"], given["width"] = data_config.scene_size
         options["config"] = tfds_builders.RoadDebrisConfig(**given)
-    return DATASETS[data_config.name](**options)
+    elif _on_error(data_config) == "skip":
+        options["config"] = tfds_builders.SkipConfig()
+    with damage_named(Path(data_config.data_dir, data_config.name)):  # it reads what was prepared, if there is
+        return DATASETS[data_config.name](**options)
 
 
 def _check_unchanged(builder, manual_dir: Path | None) -> None:

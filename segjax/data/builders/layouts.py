@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from segjax.data.pairs import Pair, RawFile, list_folder, list_zip, match
-from segjax.data.source import DataError
+from segjax.data.errors import DataError
+from segjax.data.files import RawFile, by_name, by_stem, list_folder, list_zip
+from segjax.data.pairs import Pair, match
 
 
 def camvid(root: Path) -> dict[str, list[Pair]]:
@@ -12,7 +13,9 @@ def camvid(root: Path) -> dict[str, list[Pair]]:
     names = ["train", "val"] + ["test"] * ((root / "test").is_dir() or (root / "testannot").is_dir())
     return {
         _SPLITS.get(name, name): match(
-            _by_stem(list_folder(root / name)), _by_stem(list_folder(root / f"{name}annot")), str(root)
+            by_stem(list_folder(root / name, root=root)),
+            by_stem(list_folder(root / f"{name}annot", root=root)),
+            str(root),
         )
         for name in names
     }
@@ -24,9 +27,10 @@ def crackforest(root: Path) -> dict[str, list[Pair]]:
     The set has no official split. Ours: an image whose number divides by 3 is "test" (39 of the 118), the rest is
     "train" (79), so that both see the whole sequence of photographs.
     """
-    images = _by_stem(list_folder(root / "image"))
-    pairs = match(images, _by_stem(list_folder(root / "groundTruth", (".mat",))), str(root), unlabelled=True)
-    strange = [pair.mask.path for pair in pairs if not pair.name.isdigit()]
+    images = by_stem(list_folder(root / "image", root=root))
+    masks = by_stem(list_folder(root / "groundTruth", (".mat",), root=root))
+    pairs = match(images, masks, str(root), unlabelled=True)
+    strange = [pair.mask.path for pair in pairs if not pair.name.isdecimal()]
     if strange:
         raise DataError(f"{strange[0]}: expected a number as its name")
     test = [pair for pair in pairs if int(pair.name) % 3 == 0]
@@ -54,15 +58,11 @@ def lost_and_found(root: Path) -> dict[str, list[Pair]]:
 _SPLITS = {"val": "validation"}
 
 
-def _by_stem(files: dict[str, RawFile]) -> dict[str, RawFile]:
-    return {path.rsplit(".", 1)[0]: file for path, file in files.items()}
-
-
 def _tree(root: Path, archive: str, folder: str) -> dict[str, RawFile]:
     if (root / archive).is_file():
         return list_zip(root / archive, (".png",))
     if (root / folder).is_dir():
-        return {f"{folder}/{path}": file for path, file in list_folder(root / folder, (".png",)).items()}
+        return {f"{folder}/{path}": file for path, file in list_folder(root / folder, (".png",), root=root).items()}
     raise DataError(f"{root}: expected the archive {archive} or its extracted folder {folder}; found neither")
 
 
@@ -71,7 +71,7 @@ def _by_city(root: Path, images, masks, mask_suffix: str, splits: tuple[str, ...
     # gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png
     def select(files: dict[str, RawFile], split: str, suffix: str) -> dict[str, RawFile]:
         pattern = re.compile(rf"[^/]+/{split}/[^/]+/([^/]+)_{suffix}\.png")
-        return {m[1]: file for path, file in files.items() if (m := pattern.fullmatch(path))}
+        return by_name((m[1], file) for path, file in files.items() if (m := pattern.fullmatch(path)))
 
     return {
         _SPLITS.get(split, split): match(

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from segjax.data.errors import DataError
+from segjax.data.files import RawFile
 from segjax.data.labels import LabelSet
-from segjax.data.pairs import RawFile, Sizes, image_header, merge, summarize
-from segjax.data.source import DataError, Example, make_example
+from segjax.data.pairs import Sizes, image_header, merge, summarize
+from segjax.data.source import Example, make_example
 
 
 def prepare(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) -> Path:
@@ -27,8 +29,7 @@ def prepare(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) -> Path:
       manual_dir: its raw files; None for a set that needs none.
 
     Raises:
-      DataError: the raw files are damaged or incomplete.
-      ValueError: a label id outside the classes.
+      DataError: the raw files are damaged or incomplete, or hold a label id outside the classes.
     """
     target = Path(builder.data_dir)
     if target.exists():
@@ -59,12 +60,27 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def damage_named(folder: str | Path) -> Iterator[None]:
+    """Raises `DataError` for whatever damaged files of the prepared set in `folder` lead their readers into."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{folder}: a prepared set that is damaged or incomplete ({error}). Delete this folder, and the next run "
+            "prepares it again"
+        ) from error
+
+
 class PreparedSource:
     """A split of a prepared TFDS data set, ours or the catalogue's; see `segjax.data.source.Source`."""
 
     def __init__(self, folder: str, split: str, label_set: LabelSet):
         self._folder, self._split, self.label_set = folder, split, label_set
-        builder = tfds.builder_from_directory(folder)
+        with damage_named(self._folder):
+            builder = tfds.builder_from_directory(folder)
         self._image = next((key for key in ("image", "image_left") if key in builder.info.features), None)
         if self._image is None or not {"segmentation_label", "image_id"} <= set(builder.info.features):
             raise DataError(
@@ -80,8 +96,17 @@ class PreparedSource:
                 )
         if not builder.info.splits[split].num_examples:
             raise DataError(f"{folder}: the split {split!r} is empty; expected at least one image")
-        self._records = self._open(builder)
+        with damage_named(self._folder):
+            self._records = self._open(builder)
+            for index in {
+                0,
+                len(self._records) - 1,
+            }:  # before training, since a file is opened when it is read
+                self._records[index]
         self._describe(builder, parts)
+        self.skipped = tuple(
+            message for part in parts for message in (builder.info.metadata or {}).get("skipped", {}).get(part, ())
+        )
 
     def _open(self, builder: tfds.core.DatasetBuilder):
         raw = {key: tfds.decode.SkipDecoding() for key in (self._image, "segmentation_label")}
@@ -118,13 +143,17 @@ class PreparedSource:
 
     def __getitem__(self, index: int) -> Example:
         """Reads and decodes example `index`."""
-        record = self._records[index]
-        name = _text(record["image_id"])
-        return make_example(record[self._image], record["segmentation_label"], name, self.channels, self.label_set)
+        with damage_named(self._folder):
+            record = self._records[index]
+            name = _text(record["image_id"])
+        files = (f"image of {name} in {self._folder}", f"mask of {name} in {self._folder}")
+        image, mask = record[self._image], record["segmentation_label"]
+        return make_example(image, mask, name, self.channels, self.label_set, files)
 
     def name(self, index: int) -> str:
         """The `image_id` of example `index`."""
-        return _text(self._records[index]["image_id"])
+        with damage_named(self._folder):
+            return _text(self._records[index]["image_id"])
 
 
 def _from_json(sizes: dict) -> Sizes:

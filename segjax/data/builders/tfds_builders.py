@@ -11,19 +11,28 @@ import cv2
 import tensorflow_datasets as tfds
 
 from segjax.data.builders import layouts
+from segjax.data.errors import DataError
+from segjax.data.files import read_bytes
 from segjax.data.labels import LABEL_SETS
-from segjax.data.pairs import Pair, Sizes, fingerprint, mask_png, verify
+from segjax.data.pairs import Pair, Sizes, fingerprint, mask_png, refuse_problems, verify
 from segjax.data.road_debris import scene
 
 # Validation scenes are numbered from here, so that they stay the same when the training set grows.
 _FIRST_VALIDATION_SCENE = 1_000_000
 
 
+@dataclass
+class SkipConfig(tfds.core.BuilderConfig):
+    """Bad pairs are left out. The name is part of the prepared folder's path: it is not the set of whole files."""
+
+    name: str = "skip"
+
+
 class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Images and masks as files: a subclass says where they lie. Features: an image, `segmentation_label`, `image_id`.
 
     Images and grey PNG masks are stored byte for byte, masks with their raw ids. `metadata` of the data set's info says
-    each split's native size, so that opening it need not look at every image.
+    each split's native size, so that opening it need not look at every image, and what `SkipConfig` left out.
     """
 
     # Nothing is downloaded, so there are no checksums; looking for them needs importlib_resources, which TFDS forgets
@@ -49,17 +58,28 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             metadata=tfds.core.MetadataDict(),
         )
 
+    def _create_builder_config(self, builder_config, version):
+        # Any configuration is as good as a listed one; TFDS would warn of it.
+        return builder_config or super()._create_builder_config(builder_config, version)
+
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         splits = type(self).LAYOUT(Path(dl_manager.manual_dir))
-        sizes = {split: verify(pairs, LABEL_SETS[self.name]) for split, pairs in splits.items()}
-        self.info.metadata.update(describe(sizes), fingerprint=fingerprint(splits))
-        return {split: self._generate_examples(pairs) for split, pairs in splits.items()}
+        on_error = "skip" if isinstance(self.builder_config, SkipConfig) else "raise"
+        if on_error == "raise":
+            refuse_problems(pair for pairs in splits.values() for pair in pairs)
+        found = {split: verify(pairs, LABEL_SETS[self.name], on_error) for split, pairs in splits.items()}
+        self.info.metadata.update(
+            describe({split: each.sizes for split, each in found.items()}),
+            fingerprint=fingerprint(splits),
+            skipped={split: list(each.skipped) for split, each in found.items()},
+        )
+        return {split: self._generate_examples(each.pairs) for split, each in found.items()}
 
     def _generate_examples(self, pairs: list[Pair]) -> Iterator[tuple[Any, dict[str, Any]]]:
         for pair in pairs:
             yield (
                 pair.name,
-                {"image_id": pair.name, self.IMAGE: pair.image.read(), "segmentation_label": mask_png(pair.mask)},
+                {"image_id": pair.name, self.IMAGE: read_bytes(pair.image), "segmentation_label": mask_png(pair.mask)},
             )
 
 
@@ -121,7 +141,7 @@ class RoadDebrisConfig(tfds.core.BuilderConfig):
     def __post_init__(self):
         for field in ("height", "width", "train_examples", "val_examples"):
             if getattr(self, field) < 1:
-                raise ValueError(f"road_debris: {field} must be at least 1; got {getattr(self, field)}")
+                raise DataError(f"road_debris: {field} must be at least 1; got {getattr(self, field)}")
         self.name = f"{self.height}x{self.width}_seed{self.seed}_{self.train_examples}+{self.val_examples}_{edition()}"
 
 
