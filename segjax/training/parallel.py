@@ -135,7 +135,7 @@ def map_step(step: Callable, config: ConfigDict, mesh: Mesh, *, arguments: int, 
             step, axis_name=AXIS, in_axes=(0, 0) + (None,) * rest, donate_argnums=donated, devices=mesh.devices.tolist()
         )
     if config.parallel == "shard_map":
-        # Unchecked: the checks of varying axes would add the gradients up over the devices, and `pmean` sends them again.
+        # Unchecked: the checks of varying axes would add the gradients up over the devices, and then `pmean` does.
         step = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(AXIS)) + (P(),) * rest, out_specs=P(), check_vma=False)
     return jax.jit(step, donate_argnums=donated, out_shardings=NamedSharding(mesh, P()))
 
