@@ -1,6 +1,8 @@
 import io
 import json
+import os
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 import rich.console
 
 from segjax.data import DataError, open_split
-from segjax.training import ConfigError, NonFiniteLoss, load_run, train
+from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, load_run, train
 from segjax.training.checkpoint import Checkpoints
+from segjax.training.evaluation import evaluate
 from segjax.training.step import init_state, make_model, make_train_step
 
 
@@ -168,3 +171,55 @@ def test_bad_input_stops_before_training(tiny, tmp_path):
     with pytest.raises(DataError, match="tset"):
         train(tiny, tmp_path / "split", console=quiet())
     assert not any(tmp_path.iterdir())
+
+
+def test_a_signal_within_an_evaluation_does_not_wait_for_it_and_nothing_is_missed(done, tiny, tmp_path, monkeypatch):
+    def heard(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr("segjax.training.loop.evaluate", heard)
+    with pytest.raises(
+        Terminated, match=r"stopped after step 2 of 4, which is saved in .*; the same command carries on"
+    ):
+        train(tiny, tmp_path, console=quiet())
+    monkeypatch.undo()
+    train(tiny, tmp_path, console=quiet())
+    assert (tmp_path / "metrics.jsonl").read_text() == (done / "metrics.jsonl").read_text()
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {p.name for p in (done / "checkpoints").iterdir()}
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_run_ends_as_if_it_had_not_been(done, tiny, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(done, again)
+    (again / "checkpoints" / "4" / "state" / "_METADATA").write_bytes(b"{}")
+    console = quiet()
+    train(tiny, again, console=console)
+    assert "warning: checkpoint 4 is damaged" in console.file.getvalue()
+    assert "resumed at step 3 of 4" in console.file.getvalue()
+    (resumed, _), (whole, _) = final_state(tiny, again), final_state(tiny, done)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+
+
+def test_a_checkpoint_of_another_network_stops_the_run_and_the_config_is_kept(done, tiny, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(done, again)
+    tiny.model.width = 6
+    console = quiet()
+    with pytest.raises(CheckpointError, match=r"is of another network or optimizer: params/down0/conv1/kernel is"):
+        train(tiny, again, console=console)
+    assert "config.model.width is now 6; the run was started with 4" in console.file.getvalue()
+    assert (again / "config.json").read_text() == (done / "config.json").read_text()
+
+
+def test_steps_that_are_not_finite_are_left_out_counted_and_too_many_stop(tiny, tmp_path):
+    tiny.training.phases, tiny.optimizer.learning_rate = (), 1e30
+    tiny.optimizer.name, tiny.optimizer.clip_norm = "sgd", 0.0
+    tiny.training.skip_nonfinite = 2
+    console = quiet()
+    with pytest.raises(NonFiniteLoss, match=r"It is the last of 2 in a row that were left out"):
+        train(tiny, tmp_path / "stopped", console=console)
+    assert console.file.getvalue().count("The step was left out.") == 1
+    tiny.training.skip_nonfinite = 9
+    scores = train(tiny, tmp_path / "skipped", console=quiet())
+    assert 0 < scores["skipped_steps"] <= 4

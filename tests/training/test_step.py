@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,3 +100,40 @@ def test_the_running_mean_follows_with_its_decay_and_forgets_the_start(tiny):
     assert float(young["params"]["w"]) == pytest.approx(1 + 2 * 9 / 11)
     assert float(old["params"]["w"]) == pytest.approx(1.02)
     assert float(old["batch_stats"]["m"]) == pytest.approx(0.02)
+
+
+def not_finite(parts, batch):
+    """A step whose images are NaN, with leave to skip it: states before and after, and what was measured."""
+    config, model, _ = parts
+    config.training.skip_nonfinite, config.training.ema_decay = 3, 0.9
+    config.data.mean = (float("nan"),)
+    before = init_state(config, model)
+    after, measured = jax.jit(make_train_step(config, model, 2, None))(before, batch(), hyper_from_config(config))
+    return before, after, measured
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(parts, batch):
+    before, after, measured = not_finite(parts, batch)
+    assert not np.isfinite(measured["loss"])
+    for field in ("params", "batch_stats", "opt_state", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, field), getattr(before, field))
+    assert (int(after.step), int(after.skipped), int(measured["skipped"])) == (1, 1, 1)
+
+
+def test_a_sound_step_is_taken_as_if_none_might_be_skipped(parts, batch):
+    config, model, state = parts
+    plain, _ = jax.jit(make_train_step(config, model, 2, None))(state, batch(), hyper_from_config(config))
+    config.training.skip_nonfinite = 3
+    careful, measured = jax.jit(make_train_step(config, model, 2, None))(
+        init_state(config, model), batch(), hyper_from_config(config)
+    )
+    assert int(measured["skipped"]) == 0
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), careful.params, plain.params)
+
+
+def test_an_update_that_overflows_is_seen_before_it_is_saved(parts, batch):
+    config, model, state = parts
+    config.optimizer.learning_rate = 3e38
+    _, measured = jax.jit(make_train_step(config, model, 2, None))(state, batch(), hyper_from_config(config))
+    assert np.isfinite(measured["loss"])
+    assert not np.isfinite(measured["param_norm"])

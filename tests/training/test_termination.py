@@ -1,0 +1,108 @@
+"""SIGTERM to real processes: alone, in the middle of an evaluation, and to one of two hosts."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from segjax.training.termination import Cut, Termination
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "data.scene_size": "(64, 96)",
+    "data.train_examples": 8,
+    "data.val_examples": 4,
+    "data.size": "(32, 48)",
+    "model.width": 4,
+    "model.depth": 1,
+    "training.global_batch": 4,
+    "training.log_every": 1,
+    "training.steps": 100_000,
+    "training.evaluate_every": 100_000,
+    "training.checkpoint_every": 100_000,
+}
+
+
+def start(workdir, environment, *flags):
+    overrides = [f"--config.{key}={value}" for key, value in TINY.items()]
+    command = [sys.executable, "-m", "segjax.train", "--config=configs/rare_class.py", f"--workdir={workdir}"]
+    return subprocess.Popen(
+        [*command, f"--config.data.data_dir={workdir.parent / 'data'}", *overrides, *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_steps(workdir, count, process):
+    """Until the log has so many lines."""
+    deadline = time.monotonic() + 300
+    log = workdir / "metrics.jsonl"
+    while not log.exists() or log.read_text().count("\n") < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_run_saves_says_so_and_ends_with_status_0(tmp_path, process_environment):
+    process = start(tmp_path / "run", process_environment)
+    wait_for_steps(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGTERM)
+    printed, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    (step,) = (int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert f"SIGTERM: stopped after step {step} of 100000, which is saved in {tmp_path / 'run'}; the same" in printed
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step
+
+
+def test_one_of_two_hosts_is_enough(tmp_path, process_environment):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
+    flags = ("--distributed", coordinator, "--hosts=2", "--config.parallel=shard_map")
+    hosts = [start(tmp_path / "run", process_environment, *flags, f"--host={host}") for host in range(2)]
+    wait_for_steps(tmp_path / "run", 3, hosts[0])
+    hosts[1].send_signal(signal.SIGTERM)
+    printed = [host.communicate(timeout=100) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], printed
+    (step,) = (int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert all(f"stopped after step {step} of 100000, which is saved" in output for output, _ in printed)
+
+
+def test_what_can_be_done_again_is_cut():
+    with Termination() as termination:
+        work = termination.watched(lambda x: x + 1)
+        assert work(1) == 2
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert termination.after(step=1)
+        with pytest.raises(Cut):
+            work(1)
+
+
+def test_the_signal_goes_back_to_whoever_had_it():
+    before = signal.getsignal(signal.SIGTERM)
+    with Termination():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_thread_of_a_notebook_trains_without_listening():
+    seen = []
+
+    def run():
+        with Termination() as termination:
+            seen.append(termination.after(1))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [False]
