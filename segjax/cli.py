@@ -1,11 +1,15 @@
 """How every command line starts and fails: a person's mistake is one clear line, a fault of ours a traceback."""
 
+import errno
+import logging as standard_logging
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
 from segjax.training import MISTAKES, Terminated
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
@@ -20,11 +24,18 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:  # orbax and TFDS tell every rename, and warn of reading read-only
             logging.set_verbosity(logging.ERROR)
+            standard_logging.getLogger("asyncio").setLevel(
+                standard_logging.CRITICAL
+            )  # one line a failed write; which one failed is said once, below
         try:
             main(argv)
         except Terminated as end:  # asked for and done: no failure
             print(end, flush=True)
         except MISTAKES as mistake:
             sys.exit(f"error: {mistake}")
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            sys.exit(f"error: {error}. With room again, the same command carries on")
 
     app.run(guarded)
