@@ -6,11 +6,12 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 STUDIES := focal_ablation prior_init ohem_vs_focal focal_star loss_curves
 
-.PHONY: help setup ablation reproduce test lint format clean
+.PHONY: help setup ablation reproduce faults test lint format clean
 
 help:
 	@echo "make ablation   the background trap and its cure on the embedded data set, in minutes"
 	@echo "make reproduce  every table of the focal loss paper, and more; many hours, and it can be cut"
+	@echo "make faults     20 kills and half an hour of watching a run; 40 minutes"
 	@echo "make test       the whole test suite (PYTHON=python3.13 for another interpreter)"
 	@echo "make setup      $(VENV) with the pinned versions, and nothing more"
 	@echo "make lint       ruff, as pre-commit runs it"
@@ -31,6 +32,10 @@ reproduce: $(READY)
 	  $(BIN)/python -m experiments.background_trap --data=$$data --workdir=runs/background_trap; \
 	done
 	$(if $(SEGJAX_CAMVID_DIR),$(BIN)/python -m experiments.uncertainty_ladder --workdir=runs/uncertainty_ladder)
+
+faults: $(READY)
+	$(BIN)/python -m experiments.faults --kills=20 --workdir=runs/faults
+	$(BIN)/python -m experiments.soak --minutes=30 --workdir=runs/soak
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

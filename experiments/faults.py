@@ -154,7 +154,7 @@ def table(outcomes: Sequence[dict[str, Any]]) -> Table:
 def main(argv: list[str]) -> None:
     """Kills, compares, reports; status 1 if anything was lost."""
     del argv
-    options, console = flags.FLAGS, rich.console.Console()
+    options, console, origin = flags.FLAGS, rich.console.Console(), provenance()
     workdir = Path(options.workdir)
     shutil.rmtree(workdir, ignore_errors=True)
     prepare(workdir)
@@ -167,7 +167,7 @@ def main(argv: list[str]) -> None:
         "A run is killed at an event and started again with the same command. Its final state, its log, its loader's "
         "position and its scores are compared with those of a run that nobody disturbed.",
         (Section("Kills", "", (table(outcomes),)),),
-        {"steps a run": STEPS, "seed of the moments": options.seed, **provenance()},
+        {"steps a run": STEPS, "seed of the moments": options.seed, **origin},
     )
     show(table(outcomes), console)
     console.print(f"Wrote {write_report(report, workdir, 'faults', outcomes)[0]}")
