@@ -121,6 +121,7 @@ def defaults() -> ConfigDict:
     config.training = training = ConfigDict()
     training.steps = 1000
     training.global_batch = 8
+    training.accumulate = 1  # pieces in which each device takes its share of a batch: the same gradients, less memory
     training.log_every = 10
     training.evaluate_every = 250
     training.checkpoint_every = 250

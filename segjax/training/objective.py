@@ -143,8 +143,8 @@ def num_outputs(config: ConfigDict, num_classes: int) -> int:
 
 
 def targets(
-    labels: Int[Array, "B H W"], num_classes: int, void: str
-) -> tuple[Int[Array, "B H W"], Bool[Array, "B H W"]]:
+    labels: Int[Array, "*B H W"], num_classes: int, void: str
+) -> tuple[Int[Array, "*B H W"], Bool[Array, "*B H W"]]:
     """What is learned where: labels in [0, outputs), and which pixels count.
 
     With void = "ignore" void pixels do not; with "class" they are one more class, the last, and all pixels count.
@@ -178,7 +178,8 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         is the background, free of the penalty and no positive; else that is `config.objective.background`.
 
     Returns:
-      A pure function of `Segmentation`, labels `[B, H, W]` (void 255) and `Hyper`. Both results are over the *global*
+      A pure function of `Segmentation`, labels `[B, H, W]` (void 255) and `Hyper`, and for a piece of a batch of
+      `accumulation.make_shares`' factors of the parts. Both results are over the *global*
       batch when `axis_name` names the mapped axis; `parts` holds what the sum is made of, without C and r:
       "pixel_loss", and where asked for "penalty" and "region_loss".
     """
@@ -186,14 +187,15 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     per_pixel, region_loss = PIXEL_LOSSES[options.loss], REGION_LOSSES[options.region]
     normalizer, void, mode = options.normalizer, options.void, options.boundary_mode
     binary = options.loss in BINARY_LOSSES
-    background = 0 if binary else num_classes if void == "class" else options.background
+    background, is_positive = _background(config, num_classes), positives_of(config, num_classes)
     scored = (1,) if binary else range(num_classes)  # neither the sea of background nor void is a region
 
-    def positives_of(labels: Int[Array, "B H W"]) -> Bool[Array, "B H W"]:
-        return labels != background
-
     def objective(
-        output: Segmentation, labels: Int[Array, "B H W"], hyper: Hyper, axis_name: str | None = None
+        output: Segmentation,
+        labels: Int[Array, "B H W"],
+        hyper: Hyper,
+        axis_name: str | None = None,
+        share: dict[str, Float[Array, ""]] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         labels, where = targets(labels, num_classes, void)
         mean = partial(losses.mean, axis_name=axis_name)
@@ -204,13 +206,14 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         counted = where
         hard = {"fraction": hyper.hard_fraction, "threshold": hyper.hard_threshold}
         if hyper.negatives_per_positive is not None:
-            hard |= {"positives": positives_of(labels), "negatives_per_positive": hyper.negatives_per_positive}
+            hard |= {"positives": is_positive(labels), "negatives_per_positive": hyper.negatives_per_positive}
         if any(criterion is not None for criterion in hard.values()):
             counted = losses.hard_pixels(pixels, where=where, axis_name=axis_name, **hard)
-        positives = positives_of(labels) if normalizer == "positives" else None
+        positives = is_positive(labels) if normalizer == "positives" else None
         if positives is not None:  # all of them, or the loss would leap when the last one is no longer hard
             pixels, counted = jnp.where(counted, pixels, 0), where
         loss = mean(pixels, where=counted, weights=weights, positives=positives, normalizer=normalizer)
+        loss *= 1 if share is None else share["pixel_loss"]
         parts = {"pixel_loss": loss}
 
         logits = output.logits
@@ -218,7 +221,7 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
             logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
         if hyper.uncertainty_weight is not None:
             penalties = losses.uncertainty_penalty(_variance(output, where), logits, background, where=where)
-            parts["penalty"] = mean(penalties, where=where)
+            parts["penalty"] = mean(penalties, where=where) * (1 if share is None else share["penalty"])
             loss += hyper.uncertainty_weight * parts["penalty"]
         if hyper.region_weight is not None:
             kept = where & (labels < num_classes)
@@ -227,6 +230,17 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         return loss, parts
 
     return objective
+
+
+def _background(config: ConfigDict, num_classes: int) -> int | None:
+    options = config.objective
+    return 0 if options.loss in BINARY_LOSSES else num_classes if options.void == "class" else options.background
+
+
+def positives_of(config: ConfigDict, num_classes: int) -> Callable[[Int[Array, "..."]], Bool[Array, "..."]]:
+    """Builds `is_positive(labels)`: the pixels, of labels as `targets` gives them, that are not background."""
+    background = _background(config, num_classes)
+    return lambda labels: labels != background
 
 
 def _variance(output: Segmentation, where: Bool[Array, "B H W"]) -> Float[Array, "B H W"]:

@@ -65,10 +65,12 @@ def axis_name(config: ConfigDict) -> str | None:
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Raises `ConfigError` if the global batch cannot be split evenly over the devices."""
-    if config.training.global_batch % mesh.size:
+    pieces = config.training.accumulate
+    if config.training.global_batch % (mesh.size * pieces):
         raise ConfigError(
             f"config.training.global_batch = {config.training.global_batch} does not divide evenly over "
-            f"{mesh.size} devices; choose a multiple of {mesh.size}"
+            f"{mesh.size} devices{f' in {pieces} pieces each' if pieces > 1 else ''}; choose a multiple of "
+            f"{mesh.size * pieces}"
         )
 
 

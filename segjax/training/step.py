@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from segjax import losses, models
 from segjax.collectives import pmean
 from segjax.data.augment import augment, example_keys
+from segjax.training.accumulation import accumulated, make_shares, split
 from segjax.training.budget import GradientBudget, gradient_budget
 from segjax.training.defaults import ConfigError
 from segjax.training.objective import BINARY_LOSSES, Hyper, make_objective, num_outputs, targets
@@ -160,6 +161,8 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
         classes = max(output.logits.shape[-1], 2)
         return gradient_budget(gradient, output.logits, labels, num_classes=classes, where=where, axis_name=axis_name)
 
+    pieces, shares = config.training.accumulate, make_shares(config, num_classes)
+
     def step(state: TrainState, batch: dict[str, jax.Array], hyper: Hyper):
         images, labels = augment(
             batch["image"],
@@ -175,28 +178,36 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
         )
         dropout_key = jax.random.fold_in(jax.random.fold_in(state.key, _DROPOUT), state.step)
 
-        def loss_of(params):
+        def loss_of(params, batch_stats, images, labels, examples, share=None):
             output, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": params, "batch_stats": batch_stats},
                 images,
                 train=True,
                 rate=hyper.dropout_rate,
                 deep_rate=hyper.deep_dropout_rate,
-                examples=batch["index"],
+                examples=examples,
                 rngs={"dropout": dropout_key},
                 mutable=["batch_stats"],
             )
-            loss, parts = objective(output, labels, hyper, axis_name)
-            return loss, (output, parts, updated)
+            loss, parts = objective(output, labels, hyper, axis_name, share)
+            return loss, (output, parts, updated.get("batch_stats", {}))
 
-        (loss, (output, parts, updated)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        loss_and_gradients = jax.value_and_grad(loss_of, has_aux=True)
+        data, before = (images, labels, batch["index"]), (state.params, state.batch_stats)
+        if pieces > 1:
+            cut = split(data, pieces)
+            loss, parts, batch_stats, gradients = accumulated(
+                loss_and_gradients, *before, (*cut, shares(cut[1], axis_name))
+            )
+        else:
+            (loss, (output, parts, batch_stats)), gradients = loss_and_gradients(*before, *data)
         gradients = pmean(gradients, axis_name)
         directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         rate = learning_rate(hyper.learning_rate, state.step)
         new_state = TrainState(
             step=state.step + 1,
             params=jax.tree.map(lambda p, d: p - rate * d, state.params, directions),
-            batch_stats=updated.get("batch_stats", {}),
+            batch_stats=batch_stats,
             opt_state=opt_state,
             ema=state.ema,
             skipped=state.skipped,

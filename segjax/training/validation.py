@@ -31,6 +31,7 @@ _POSITIVE = (
     "model.depth",
     "training.steps",
     "training.global_batch",
+    "training.accumulate",
     "training.log_every",
     "training.evaluate_every",
     "training.checkpoint_every",
@@ -50,6 +51,7 @@ _RANGES = {
     "training.skip_nonfinite": (0, math.inf),
     "training.prefetch": (0, math.inf),
 }
+_MINING = ("hard_fraction", "hard_threshold", "negatives_per_positive")
 _TO_ONE = ("augment.crop_fraction", "objective.hard_fraction")
 _BELOW_ONE = ("model.rate", "model.deep_rate", "training.ema_decay")
 
@@ -88,9 +90,30 @@ def validate(config: ConfigDict) -> None:
                 f"config.data.{key} needs 1 or config.data.channels = {config.data.channels} values; "
                 f"got {config.data[key]!r}"
             )
+    if not all(std > 0 for std in config.data.std) or not all(map(math.isfinite, config.data.mean)):
+        raise ConfigError(
+            f"config.data.std must be positive and config.data.mean finite; got {config.data.std!r} and "
+            f"{config.data.mean!r}"
+        )
+    _validate_accumulation(config)
     _validate_phases(config)
     _validate_uncertainty(config)
     _validate_objective(config)
+
+
+def _validate_accumulation(config: ConfigDict) -> None:
+    """What is chosen or counted over a whole batch cannot be had from its pieces."""
+    if config.training.accumulate == 1:
+        return
+    objective = config.objective
+    given = [f"config.objective.{name}" for name in _MINING if objective[name] is not None]
+    given += ["config.objective.region"] if objective.region != "none" else []
+    given += ["config.training.gradient_budget"] if config.training.gradient_budget else []
+    if given:
+        raise ConfigError(
+            f"{given[0]} looks at a whole batch and not at pieces of it: set it off, or config.training.accumulate to "
+            f"1; got {config.training.accumulate!r}"
+        )
 
 
 def _validate_phases(config: ConfigDict) -> None:
@@ -141,8 +164,7 @@ def _validate_objective(config: ConfigDict) -> None:
             f"{objective.background!r}"
         )
     (_validate_binary if objective.loss in BINARY_LOSSES else _validate_softmax)(objective)
-    criteria = ("hard_fraction", "hard_threshold", "negatives_per_positive")
-    given = [f"config.objective.{name}" for name in criteria if objective[name] is not None]
+    given = [f"config.objective.{name}" for name in _MINING if objective[name] is not None]
     if len(given) > 1:
         raise ConfigError(f"one criterion says which pixels count; got {' and '.join(given)}")
 
