@@ -131,7 +131,7 @@ def test_a_cell_that_diverges_is_recorded_and_harms_no_other(base, grid, tmp_pat
     printed = run([fine, diverged], tmp_path)
     bad = sweep.result_of(diverged, tmp_path)
     assert bad["status"] == "diverged"
-    assert bad["diverged_at"] in (2, 3)
+    assert bad["diverged_at"] == 1  # its parameters are looked at as well as its loss
     assert f"diverged at step {bad['diverged_at']}" in printed
     cells, workdir, *_ = grid
     assert sweep.result_of(fine, tmp_path)["scores"] == sweep.result_of(cells[0], workdir)["scores"]
