@@ -128,6 +128,7 @@ def defaults() -> ConfigDict:
     training.phases = ()  # (crop fraction, steps, learning rate) each, in place of the three fields; steps add up
     training.ema_decay = placeholder(float)  # evaluate a running mean of the parameters; None: the last ones
     training.skip_nonfinite = 0  # leave steps out that are not finite, stop at so many in a row; 0: stop at the first
+    training.donate = True  # a step takes over the memory of the state before it; off, both exist for a while
     training.prefetch = 1  # batches on the devices ahead of the step that works
     training.gradient_budget = False  # log whose pixels the gradient comes from, by class, easy and hard
     return config.lock()

@@ -188,7 +188,7 @@ def _build(config: ConfigDict, mesh: Mesh, num_classes: int) -> _Machine:
     )
     return _Machine(
         model,
-        parallel.map_step(train_step, config, mesh, arguments=3, donate=True),
+        parallel.map_step(train_step, config, mesh, arguments=3, donate=config.training.donate),
         parallel.map_step(eval_step, config, mesh, arguments=2),
         make_predictor(config, model, num_classes),
     )

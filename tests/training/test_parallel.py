@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from segjax.training import ConfigError, parallel
+from segjax.training import ConfigError, loop, parallel
 from segjax.training.objective import hyper_from_config
 from segjax.training.prediction import make_eval_step
 from segjax.training.step import init_state, make_model, make_train_step
@@ -72,6 +72,16 @@ def test_every_mapping_gives_the_run_of_one_device(tiny, alone, mode, devices):
         np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("donate", [True, False])
+def test_a_donated_state_is_gone_and_another_is_not(tiny, donate):
+    tiny.training.donate = donate
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    step = loop._build(tiny, mesh, 2).train_step
+    before = parallel.replicate(init_state(tiny, make_model(tiny, 2)), tiny, mesh)
+    step(before, parallel.shard(BATCH, tiny, mesh), hyper_from_config(tiny))
+    assert all(leaf.is_deleted() == donate for leaf in jax.tree.leaves(before.params))
+
+
 def test_a_batch_that_does_not_divide_is_refused(tiny):
     tiny.training.global_batch = 6
     with pytest.raises(ConfigError, match=r"global_batch = 6 does not divide evenly over 4 devices"):
@@ -81,3 +91,15 @@ def test_a_batch_that_does_not_divide_is_refused(tiny):
 def test_counts_are_those_of_one_device_bit_for_bit(tiny):
     one, four = (run(tiny.copy_and_resolve_references(), "jit", devices)[2]["confusion"] for devices in (1, 4))
     assert one.sum() == four.sum() == (LABELS[:3] != 255).sum()
+
+
+def test_half_of_what_several_hosts_need_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"give all of --coordinator, --hosts and --host, or none .*'localhost:1', None"
+    ):
+        parallel.join_hosts("localhost:1")
+
+
+def test_where_no_cluster_says_who_the_hosts_are_the_flags_are_named(python):
+    done = python("-c", "from segjax.training import parallel; parallel.join_hosts()")
+    assert "ConfigError: no cluster says who the hosts are; give --coordinator, --hosts and --host" in done.stderr
