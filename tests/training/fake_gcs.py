@@ -24,9 +24,11 @@ class FakeBucket(ThreadingHTTPServer):
       objects: (content, generation) by name.
       written: the name of each write, in their order.
       before_write: called with an object's name before it is written; a status to answer in place of writing, or None.
+      closed: whether every read is forbidden.
     """
 
     daemon_threads = True
+    closed = False
 
     def __init__(self):
         super().__init__(("localhost", 0), _Handler)
@@ -91,7 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        if self.parts is None:
+        if self.server.closed:
+            self.answer(403)
+        elif self.parts is None:
             self.answer(200, {"kind": "storage#bucket", "name": "bucket"})
         elif self.parts == "":
             self.answer(200, self.listed())

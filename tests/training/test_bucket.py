@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import rich.console
 
-from segjax.training import StorageError, load_run, train
+from segjax.training import StorageError, train
 from segjax.training.checkpoint import CheckpointError, Checkpoints
 from segjax.training.defaults import leaves
 from segjax.training.step import init_state, make_model
+from segjax.training.storage import path_of
 
 ROOT = Path(__file__).parents[2]
 TRAIN = """
@@ -85,13 +86,19 @@ def resumed(killed, config):
     return console.file.getvalue()
 
 
+@pytest.fixture(scope="module")
+def fresh(config):
+    return init_state(config, make_model(config, 2))
+
+
 def quiet():
     return rich.console.Console(file=io.StringIO(), width=160)
 
 
-def state_of(workdir, config, step):
+def saved(workdir, like, step):
+    """The state and the loader's position of a checkpoint."""
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        return checkpoints.restore(init_state(config, make_model(config, 2)), step)
+        return checkpoints.restore(like, step)
 
 
 def under(objects, folder):
@@ -130,8 +137,8 @@ def test_a_save_without_its_last_file_is_no_checkpoint_and_its_step_is_saved_aga
     }
 
 
-def test_the_killed_run_ends_with_the_parameters_of_an_undisturbed_one_on_disk(resumed, disk, config):
-    there, here = (state_of(workdir, config, 4) for workdir in ("gs://bucket/run", disk))
+def test_the_killed_run_ends_with_the_parameters_of_an_undisturbed_one_on_disk(resumed, disk, fresh):
+    there, here = (saved(workdir, fresh, 4) for workdir in ("gs://bucket/run", disk))
     jax.tree.map(
         np.testing.assert_array_equal,
         (there[0].params, there[0].opt_state, there[0].batch_stats),
@@ -149,21 +156,18 @@ def test_the_killed_run_ends_with_the_lines_and_the_scores_of_an_undisturbed_one
     assert objects["config.json"] == (disk / "config.json").read_bytes()
 
 
-def test_a_run_of_the_bucket_is_opened_by_its_name(resumed, disk):
-    there, here = load_run("gs://bucket/run"), load_run(disk)
-    assert str(there.workdir) == "gs://bucket/run"
-    assert there.state.step == here.state.step == 2
-    assert there.label_set == here.label_set
-
-
-def test_evaluation_writes_its_scores_to_the_bucket(resumed, bucket, python, process_environment, monkeypatch):
+def test_evaluation_opens_the_best_of_the_bucket_and_writes_its_scores_there(
+    resumed, bucket, python, process_environment, monkeypatch
+):
     for name, value in bucket.environment.items():
         monkeypatch.setitem(process_environment, name, value)
-    done = python("-m", "segjax.evaluate", "--checkpoint=gs://bucket/run/checkpoints/latest")
+    done = python("-m", "segjax.evaluate", "--checkpoint=gs://bucket/run")
     assert done.returncode == 0, done.stderr
-    assert "wrote gs://bucket/run/scores_val_4.json" in done.stdout
+    assert "wrote gs://bucket/run/scores_val_2.json" in done.stdout
     objects = under(bucket.objects, "run")
-    assert json.loads(objects["scores_val_4.json"])["confusion"] == json.loads(objects["scores.json"])["confusion"]
+    logged = [json.loads(line) for line in objects["metrics.jsonl"].splitlines()]
+    (at_best,) = (line for line in logged if line["step"] == 2 and "eval/mean_iou" in line)
+    assert json.loads(objects["scores_val_2.json"])["mean_iou"] == at_best["eval/mean_iou"]
 
 
 def test_every_object_of_a_checkpoint_is_in_its_list_of_sums(resumed, bucket):
@@ -178,7 +182,7 @@ def test_events_are_objects_that_are_written_once(resumed, bucket):
     assert len(written) == len(set(written)) > 3
 
 
-def test_a_damaged_checkpoint_is_set_aside_with_all_its_objects(resumed, bucket, config):
+def test_a_damaged_checkpoint_is_set_aside_with_all_its_objects(resumed, bucket, fresh):
     copy(bucket, "run", "damaged")
     name = "damaged/checkpoints/4/state/manifest.ocdbt"
     content = bytearray(bucket.objects[name][0])
@@ -190,9 +194,9 @@ def test_a_damaged_checkpoint_is_set_aside_with_all_its_objects(resumed, bucket,
             f"checkpoint 4 is damaged: gs://bucket/{name} is not what was saved (its SHA-256 differs)"
         ]
         assert checkpoints.all_steps() == [2, 3]
-        checkpoints.save(init_state(config, make_model(config, 2)).replace(step=np.int32(4)), {"position": 17})
+        checkpoints.save(fresh.replace(step=np.int32(4)), {"position": 17})
     assert under(bucket.objects, "damaged/checkpoints/4.damaged") == before
-    assert state_of("gs://bucket/damaged", config, 4)[1] == {"position": 17}
+    assert saved("gs://bucket/damaged", fresh, 4)[1] == {"position": 17}
 
 
 def test_an_unfinished_save_is_cleared_away(resumed, bucket):
@@ -205,24 +209,35 @@ def test_an_unfinished_save_is_cleared_away(resumed, bucket):
     assert not under(bucket.objects, "unfinished/checkpoints/4")
 
 
-def test_a_bucket_that_takes_no_checkpoint_is_named_and_what_was_saved_is_kept(resumed, bucket, config, monkeypatch):
+def test_a_bucket_that_takes_no_checkpoint_is_named_and_what_was_saved_is_kept(resumed, bucket, fresh, monkeypatch):
     copy(bucket, "run", "full")
-    # Of its last object: what tensorstore is refused, it goes on telling of when orbax has long given up.
-    monkeypatch.setattr(bucket, "before_write", lambda name: 403 if name.endswith("5/commit_success.txt") else None)
-    state = init_state(config, make_model(config, 2)).replace(step=np.int32(5))
+    # One object that is waited for: of others tensorstore goes on telling when orbax has long given up.
+    monkeypatch.setattr(bucket, "before_write", lambda name: 403 if name.endswith("5/state/manifest.ocdbt") else None)
     with (
         pytest.raises(
             CheckpointError, match=r"checkpoint 5 could not be written to gs://bucket/full/checkpoints: .* 4, "
         ),
         Checkpoints("gs://bucket/full") as checkpoints,
     ):
-        checkpoints.save(state, {})
+        checkpoints.save(fresh.replace(step=np.int32(5)), {})
     assert len(under(bucket.objects, "full/checkpoints/4")) > 8
 
 
-def test_a_bucket_that_takes_nothing_is_one_line(bucket, config, monkeypatch):
-    monkeypatch.setattr(bucket, "before_write", lambda name: 403)
-    with pytest.raises(
-        StorageError, match=r"^gs://bucket/shut/config.json: the bucket cannot be read or written: \w+ .*$"
-    ):
-        train(config, "gs://bucket/shut", console=quiet())
+def test_what_another_host_or_library_writes_is_seen_at_once(bucket):
+    bucket.put("shared/checkpoints/a", b"")
+    folder = path_of("gs://bucket/shared/checkpoints")
+    assert [path.name for path in folder.iterdir()] == ["a"]
+    bucket.put("shared/checkpoints/b", b"")
+    assert [path.name for path in folder.iterdir()] == ["a", "b"]
+
+
+def test_a_bucket_that_is_not_there_is_not_made(bucket):
+    with pytest.raises(StorageError, match=r"^gs://bucked/run: there is no bucket bucked. Make it first, or correct"):
+        path_of("gs://bucked/run")
+
+
+def test_a_bucket_that_may_not_be_read_is_one_line(bucket, config, monkeypatch):
+    monkeypatch.setattr(bucket, "closed", True)
+    expected = r"^gs://bucket/run: the bucket cannot be read or written: OSError Forbidden: .*$"
+    with pytest.raises(StorageError, match=expected):
+        train(config, "gs://bucket/run", console=quiet())
