@@ -27,6 +27,7 @@ from segjax.training import open_split, train
 from segjax.training.defaults import leaves
 from segjax.training.loop import CONFIG_FILE, SCORES_FILE
 from segjax.training.provenance import provenance
+from segjax.training.storage import local_path
 from segjax.training.tracker import METRICS_FILE
 
 BALANCED = "1 - f"
@@ -258,7 +259,7 @@ def main(argv: list[str]) -> None:
     """Trains every loss with every seed, prints a table a data set and writes it all."""
     del argv
     options, console = flags.FLAGS, rich.console.Console()
-    workdir = Path(options.workdir)
+    workdir = local_path(options.workdir)
     for data in options.data:
         results, rare_share = {}, rare_pixels(DATA[data]())
         for loss in (loss for loss in LOSSES if loss.name in options.loss):

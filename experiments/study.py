@@ -16,6 +16,7 @@ from experiments.sweep import Cell, Changes
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Spread, curves, png, show, spread, write_report
 from segjax.training.provenance import provenance
+from segjax.training.storage import local_path
 
 # `--help` shows the flags of the module that is run, and `main_of` defines them for it.
 flags.disclaim_key_flags()
@@ -186,7 +187,7 @@ def _main(study: Study, config: ModuleType, argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"unexpected {' '.join(argv[1:])}")
     cells = make_cells(config, options.preset, options.data, steps=options.steps, seeds=options.seed)
-    folder = Path(options.workdir)
+    folder = local_path(options.workdir)
     workdir = folder / options.data
     if options.parent:
         sweep.run(cells, workdir, console, parent=options.parent)

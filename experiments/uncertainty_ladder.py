@@ -32,6 +32,7 @@ from segjax.training.objective import hyper_from_config
 from segjax.training.optimizer import hyper_at, phases
 from segjax.training.provenance import provenance
 from segjax.training.step import init_state, make_model, make_train_step
+from segjax.training.storage import local_path
 
 _QUESTION = (
     "The recipe's author reports 0.78, and 0.835 with crops that grow and a weight on boundaries, by a score that is "
@@ -251,7 +252,7 @@ def main(argv: list[str]) -> None:
     """Runs the cells asked for that are missing, then prints and writes the tables of all there are."""
     del argv
     options, console = flags.FLAGS, rich.console.Console()
-    workdir = Path(options.workdir)
+    workdir = local_path(options.workdir)
     unknown = [name for name in options.row or () if name not in ROWS]
     if unknown:
         raise app.UsageError(f"no row is called {', '.join(unknown)}; the rows are {'; '.join(ROWS)}")

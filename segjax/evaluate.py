@@ -1,7 +1,5 @@
 """Scores a trained run: `python -m segjax.evaluate --checkpoint=runs/camvid [--split=test]`."""
 
-from pathlib import Path
-
 import rich.console
 from absl import app, flags
 
@@ -10,6 +8,7 @@ from segjax.reporting import per_class_table, show, summary_line
 from segjax.training import load_run, score_run
 from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
+from segjax.training.storage import path_of
 
 
 def main(argv: list[str]) -> None:
@@ -23,7 +22,7 @@ def main(argv: list[str]) -> None:
     console.print(summary_line(scores))
     if scores["skipped"]:
         console.print(f"{scores['skipped']} bad pair(s) of image and mask were skipped")
-    output = Path(flags.FLAGS.output or run.workdir / f"scores_{split}_{step}.json")
+    output = path_of(flags.FLAGS.output or run.workdir / f"scores_{split}_{step}.json")
     write_json(output, {"split": split, "step": step, **scores, "provenance": provenance()})
     console.print(f"wrote {output}")
 

@@ -9,6 +9,7 @@ from segjax import cli
 from segjax.data.labels import colorize
 from segjax.inference import overlay
 from segjax.training import load_run, predict_file, run_predictor
+from segjax.training.storage import path_of, saying
 
 
 def main(argv: list[str]) -> None:
@@ -20,17 +21,17 @@ def main(argv: list[str]) -> None:
     for path in images:
         if by_stem[path.stem] != path:
             raise app.UsageError(f"{path} and {by_stem[path.stem]} would both be written as {path.stem}_mask.png")
+    output = path_of(flags.FLAGS.output)
     run = load_run(flags.FLAGS.checkpoint)
     predict = run_predictor(run)
-    output = Path(flags.FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
     for path in images:
         image, mask = predict_file(run, predict, path)
         picture = overlay(image, colorize(mask, run.label_set.palette))
         for suffix, pixels in (("mask", mask), ("overlay", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))):
             target = output / f"{path.stem}_{suffix}.png"
-            if not cv2.imwrite(str(target), pixels):
-                raise OSError(f"{target}: could not be written")
+            with saying(target):
+                target.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
         print(f"{path} -> {output / path.stem}_mask.png, …_overlay.png")
 
 

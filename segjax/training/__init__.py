@@ -5,11 +5,21 @@ from segjax.training.checkpoint import CheckpointError
 from segjax.training.defaults import ConfigError, defaults
 from segjax.training.loop import train
 from segjax.training.run import Run, load_run, predict_file, run_predictor, score_run
+from segjax.training.storage import StorageError
 from segjax.training.termination import Terminated
 from segjax.training.validation import validate
 from segjax.training.watch import NonFiniteLoss
 
-MISTAKES = (ConfigError, DataError, LoaderDied, NonFiniteLoss, CheckpointError, FileNotFoundError, PermissionError)
+MISTAKES = (
+    ConfigError,
+    DataError,
+    LoaderDied,
+    NonFiniteLoss,
+    CheckpointError,
+    StorageError,
+    FileNotFoundError,
+    PermissionError,
+)
 """What a person can get wrong, as against a fault of ours: a command prints these as one line."""
 
 __all__ = [
@@ -19,6 +29,7 @@ __all__ = [
     "DataError",
     "NonFiniteLoss",
     "Run",
+    "StorageError",
     "Terminated",
     "defaults",
     "load_run",

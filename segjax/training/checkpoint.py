@@ -7,8 +7,8 @@ its name, and looked at before anything is restored.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from segjax.training.step import TrainState
+from segjax.training.storage import in_bucket, path_of, saying
 
 FOLDER = "checkpoints"
 CHECKSUMS = "sha256.json"
@@ -41,17 +42,20 @@ class Checkpoints:
 
     Raises:
       CheckpointError: there are checkpoints, and all are damaged; nothing was changed.
+      StorageError: the bucket cannot be read or written, or gcsfs is not installed.
       FileNotFoundError: `read_only`, and there is no folder.
     """
 
-    def __init__(self, workdir: str | Path, *, read_only: bool = False):
-        folder = epath.Path(workdir).resolve() / FOLDER if "://" not in str(workdir) else epath.Path(workdir) / FOLDER
+    def __init__(self, workdir: str | os.PathLike, *, read_only: bool = False):
+        workdir = path_of(workdir)
+        folder = (workdir if in_bucket(workdir) else workdir.resolve()) / FOLDER
         if read_only and not folder.exists():
             raise FileNotFoundError(
                 f"{workdir} holds no checkpoints: expected a folder {folder}, as segjax.train writes it"
             )
         self._folder, self._saving = folder, None
-        damaged = _damaged(folder)
+        with saying(folder):
+            damaged = _damaged(folder)
         self.damaged = [f"checkpoint {step} is damaged: {problem}" for step, problem in damaged.items()]
         if damaged and len(damaged) == len(_steps(folder)):
             raise CheckpointError(
@@ -63,10 +67,12 @@ class Checkpoints:
             multihost_utils.sync_global_devices("segjax:checkpoints_looked_at")
             if jax.process_index() == 0:
                 for step in damaged:
-                    _set_aside(folder / str(step))
+                    with saying(folder):
+                        _set_aside(folder / str(step))
             multihost_utils.sync_global_devices("segjax:checkpoints_set_aside")
         self._left_out = set(damaged)
-        self._manager = self._open(read_only)
+        with saying(folder):
+            self._manager = self._open(read_only)
 
     def _open(self, read_only: bool) -> ocp.CheckpointManager:
         keep = checkpoint_managers.AnyPreservationPolicy(
@@ -147,7 +153,8 @@ class Checkpoints:
 
     def all_steps(self) -> list[int]:
         """The steps of the whole checkpoints that are on the disk, in their order."""
-        return sorted(set(_steps(self._folder)) - self._left_out)
+        with saying(self._folder):
+            return sorted(set(_steps(self._folder)) - self._left_out)
 
     def step_named(self, which: str) -> int:
         """The step that "best", "latest" or a number names."""
@@ -221,7 +228,7 @@ def _steps(folder: epath.Path) -> list[int]:
     if not folder.exists():
         return []
     found = [path for path in folder.iterdir() if path.name.isdecimal()]
-    return sorted(int(p.name) for p in found if "://" not in str(folder) or (p / _COMMITTED).exists())
+    return sorted(int(p.name) for p in found if not in_bucket(folder) or (p / _COMMITTED).exists())
 
 
 def _damaged(folder: epath.Path) -> dict[int, str]:

@@ -6,12 +6,12 @@ import math
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import rich.console
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -26,6 +26,7 @@ from segjax.training.optimizer import hyper_at, phases
 from segjax.training.prediction import make_eval_step, make_predictor
 from segjax.training.provenance import provenance
 from segjax.training.step import TrainState, init_state, make_model, make_train_step
+from segjax.training.storage import path_of, write_text
 from segjax.training.termination import Cut, Terminated, Termination
 from segjax.training.tracker import Tracker
 from segjax.training.validation import validate
@@ -38,7 +39,9 @@ DEVICE_KEYS = ("image", "label", "index")
 _UNSCORED = "unscored"  # saved beside the loader's position: this step is to be scored yet
 
 
-def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Console | None = None) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: str | os.PathLike, *, console: rich.console.Console | None = None
+) -> dict[str, Any]:
     """Trains what `config` describes, in `workdir`; called again, it carries on from the newest checkpoint.
 
     Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` (the latest and the best by validation mean
@@ -46,7 +49,7 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
 
     Args:
       config: a complete config, see `segjax.training.defaults`.
-      workdir: the run's folder.
+      workdir: the run's folder, of this machine or `gs://BUCKET/…`.
       console: where to print, default standard output.
 
     Returns:
@@ -56,11 +59,12 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
 
     Raises:
       ConfigError, DataError: the config or the data do not fit; raised before the first step.
+      StorageError: the bucket cannot be read or written, or gcsfs is not installed.
       CheckpointError: every checkpoint is damaged, the newest is of another network, or one cannot be written.
       NonFiniteLoss: a step is not finite.
       Terminated: SIGTERM came; the state is saved.
     """
-    workdir, begun = Path(workdir), time.monotonic()
+    workdir, begun = path_of(workdir), time.monotonic()
     validate(config)
     console = console or rich.console.Console(quiet=not parallel.is_first_host())
     origin = provenance()  # at the end the checkout may hold other code than this process runs
@@ -104,6 +108,7 @@ def train(config: ConfigDict, workdir: str | Path, *, console: rich.console.Cons
         scoring = _Scoring(config, machine, eval_source, mesh, tracker, termination)
 
         def save(position: dict[str, Any], scores: dict[str, Any] | None, *, unscored: bool) -> None:
+            tracker.publish()  # a checkpoint's log is there before it is
             one = parallel.collect(state, config, mesh)
             checkpoints.save(one, {**position, _UNSCORED: unscored}, headline(scores) if scores else None)
 
@@ -159,7 +164,7 @@ class _Scoring:
         return scores
 
 
-def _goodbye(step: int, steps: int, workdir: Path) -> str:
+def _goodbye(step: int, steps: int, workdir: epath.Path) -> str:
     return (
         f"SIGTERM: stopped after step {step} of {steps}, which is saved in {workdir}; the same command carries on from "
         "there"
@@ -225,11 +230,9 @@ def headline(scores: dict[str, Any]) -> float:
     return value if np.isfinite(value) else -1.0
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes JSON so that a reader finds the old file or the new one, never half of one."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=True) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
 
 
 def check_channels(config: ConfigDict, source: Source) -> None:
@@ -241,7 +244,7 @@ def check_channels(config: ConfigDict, source: Source) -> None:
         )
 
 
-def _report_changes(config: ConfigDict, workdir: Path, console: rich.console.Console) -> None:
+def _report_changes(config: ConfigDict, workdir: epath.Path, console: rich.console.Console) -> None:
     """Says what differs from the config that the run was started with, before anything is made of it."""
     path = workdir / CONFIG_FILE
     if not path.exists():
@@ -252,7 +255,7 @@ def _report_changes(config: ConfigDict, workdir: Path, console: rich.console.Con
             console.print(f"config.{key} is now {now[key]!r}; the run was started with {before.get(key)!r}")
 
 
-def _write_config(config: ConfigDict, workdir: Path) -> None:
+def _write_config(config: ConfigDict, workdir: epath.Path) -> None:
     if parallel.is_first_host():
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / CONFIG_FILE, _jsonable(config))

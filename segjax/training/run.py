@@ -1,11 +1,13 @@
 """A finished or running workdir, opened again: what evaluation and prediction start from."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from segjax.data import LabelSet, label_set, open_split
@@ -17,6 +19,7 @@ from segjax.training.evaluation import evaluate
 from segjax.training.loop import CONFIG_FILE
 from segjax.training.prediction import make_eval_step, make_predictor
 from segjax.training.step import TrainState, init_state, make_model
+from segjax.training.storage import path_of
 
 
 class Run(NamedTuple):
@@ -30,20 +33,21 @@ class Run(NamedTuple):
       label_set: class names and palette.
     """
 
-    workdir: Path
+    workdir: epath.Path
     config: ConfigDict
     model: Any
     state: TrainState
     label_set: LabelSet
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | os.PathLike) -> Run:
     """Opens `WORKDIR` (its best checkpoint) or `WORKDIR/checkpoints/STEP` (or `…/best`, `…/latest`).
 
     Raises:
+      StorageError: the bucket cannot be read, or gcsfs is not installed.
       FileNotFoundError: the folder is not a run's, or holds no such checkpoint.
     """
-    path = Path(path)
+    path = path_of(path)
     workdir, which = (path.parent.parent, path.name) if path.parent.name == FOLDER else (path, "best")
     config_file = workdir / CONFIG_FILE
     if not config_file.exists():

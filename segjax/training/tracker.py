@@ -2,13 +2,17 @@
 
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import rich.console
+from etils import epath
 from rich import progress
 from tensorboardX import SummaryWriter
+
+from segjax.training.storage import StorageError, in_bucket, path_of, saying, write_text
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -17,10 +21,13 @@ class Tracker:
     """Writes `metrics.jsonl` and `tensorboard/` in a workdir and shows a progress bar. Use as a context.
 
     A run resumed at step k drops what was logged after k before it was killed, so the files read as if nothing had
-    happened.
+    happened. Nothing can be appended to what is in a bucket: there both are written as far as they have come by
+    `publish`, which the loop calls before every checkpoint, and at the end. So a kill loses the lines after the last
+    checkpoint, which the resumed run writes again, and none before it.
 
     Args:
-      workdir: the run's folder; None (hosts other than the first) writes and shows nothing.
+      workdir: the run's folder, of this machine or `gs://BUCKET/…`; None (hosts other than the first) writes and shows
+        nothing.
       start: the step the run starts from.
       steps: the step it ends at.
       examples_per_step: images a step, for the rate shown.
@@ -29,7 +36,7 @@ class Tracker:
 
     def __init__(
         self,
-        workdir: str | Path | None,
+        workdir: str | os.PathLike | None,
         *,
         start: int,
         steps: int,
@@ -40,11 +47,7 @@ class Tracker:
         self._active = workdir is not None
         if not self._active:
             return
-        workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        drop_after(workdir / METRICS_FILE, start)
-        self._lines_file = workdir / METRICS_FILE
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._log = (_BucketLog if in_bucket(workdir) else _FolderLog)(path_of(workdir), start)
         self._examples_per_step = examples_per_step
         self._started = (time.monotonic(), start)
         self._bar = progress.Progress(
@@ -64,18 +67,32 @@ class Tracker:
             self._bar.start()
         return self
 
-    def __exit__(self, *unused) -> None:
+    def __exit__(self, error_type, *unused) -> None:
+        if not self._active:
+            return
+        self._bar.stop()
+        try:
+            self._log.close()
+        except StorageError:
+            if error_type is None:  # else that error is what people have to see
+                raise
+
+    def publish(self) -> None:
+        """Writes to a bucket what was logged since the last time. A folder has it already.
+
+        Raises:
+          StorageError: the bucket cannot be written.
+        """
         if self._active:
-            self._bar.stop()
-            self._events.close()
+            self._log.publish()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Logs `values` (names like "train/loss") at `step`."""
         if not self._active:
             return
-        append(self._lines_file, step, values)
+        self._log.line(step, values)
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._log.events.add_scalar(name, value, step)
         if "train/loss" in values:
             seconds = time.monotonic() - self._started[0]
             rate = (step - self._started[1]) * self._examples_per_step / max(seconds, 1e-9)
@@ -96,16 +113,76 @@ class Tracker:
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs a uint8 `[H, W, 3]` picture to TensorBoard."""
         if self._active:
-            self._events.add_image(name, image, step, dataformats="HWC")
+            self._log.events.add_image(name, image, step, dataformats="HWC")
 
 
-def append(path: Path, step: int, values: dict[str, float]) -> None:
+class _FolderLog:
+    """A log that grows in place."""
+
+    def __init__(self, workdir: epath.Path, start: int):
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._lines = workdir / METRICS_FILE
+        drop_after(self._lines, start)
+        self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+
+    def line(self, step: int, values: dict[str, float]) -> None:
+        append(self._lines, step, values)
+
+    def publish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.events.close()
+
+
+class _BucketLog:
+    """A log that is kept here and published: the lines as one object, the events since the last time as a new one."""
+
+    def __init__(self, workdir: epath.Path, start: int):
+        self._workdir, self._published = workdir, 0
+        lines = workdir / METRICS_FILE
+        with saying(workdir):
+            drop_after(lines, start)
+            self._text = lines.read_text(encoding="utf-8") if lines.exists() else ""
+        self._folder = tempfile.TemporaryDirectory(prefix="segjax-events-")
+        self.events = self._writer(start + 1 if start else None)
+
+    def _writer(self, purge_step: int | None = None) -> SummaryWriter:
+        # Names are read in their order, and two of one second must differ.
+        return SummaryWriter(self._folder.name, purge_step=purge_step, filename_suffix=f".{self._published:06d}")
+
+    def line(self, step: int, values: dict[str, float]) -> None:
+        self._text += _line(step, values)
+
+    def publish(self) -> None:
+        self._upload()
+        self._published += 1
+        self.events = self._writer()
+
+    def _upload(self) -> None:
+        write_text(self._workdir / METRICS_FILE, self._text)
+        self.events.close()
+        for file in Path(self._folder.name).iterdir():
+            with saying(self._workdir):
+                (self._workdir / "tensorboard" / file.name).write_bytes(file.read_bytes())
+            file.unlink()
+
+    def close(self) -> None:
+        with self._folder:
+            self._upload()
+
+
+def append(path: Path | epath.Path, step: int, values: dict[str, float]) -> None:
     """Adds a line to a JSON-lines file."""
     with path.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps({"step": step, **values}) + "\n")
+        lines.write(_line(step, values))
 
 
-def drop_after(path: Path, step: int) -> None:
+def _line(step: int, values: dict[str, float]) -> str:
+    return json.dumps({"step": step, **values}) + "\n"
+
+
+def drop_after(path: Path | epath.Path, step: int) -> None:
     """Removes the lines of a JSON-lines file that come after `step`, and a half-written last one; atomic."""
     if not path.exists():
         return
@@ -117,6 +194,4 @@ def drop_after(path: Path, step: int) -> None:
         except (json.JSONDecodeError, KeyError):
             break
         kept.append(line + "\n")
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, "".join(kept))

@@ -1,0 +1,91 @@
+"""Where a workdir lies: a folder of this machine, or one in a bucket, which can neither rename nor append.
+
+A bucket is reached through epath, which leaves `gs://` to gcsfs; checkpoints' arrays go by tensorstore's own driver.
+"""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+BUCKET = "gs://"
+
+
+class StorageError(ValueError):
+    """A workdir cannot be reached or written; the message names it and says what to do."""
+
+
+def in_bucket(path: str | os.PathLike) -> bool:
+    """Whether `path` is in a bucket."""
+    return os.fspath(path).startswith(BUCKET)
+
+
+def path_of(path: str | os.PathLike) -> epath.Path:
+    """The path that a person named, `gs://BUCKET/PATH` or one of this machine; nothing is made.
+
+    Raises:
+      StorageError: an address of another kind, no such bucket, no access to it, or gcsfs is not installed.
+    """
+    text = os.fspath(path)
+    if not in_bucket(text):
+        if "://" in text or text.startswith("gs:/"):
+            raise StorageError(
+                f"{text}: expected a path of this machine, or {BUCKET}BUCKET/PATH as a str (pathlib drops a slash)"
+            )
+        return epath.Path(text)
+    bucket, _, folder = text.removeprefix(BUCKET).partition("/")
+    if not bucket or not folder.strip("/"):
+        raise StorageError(f"{text}: expected a path in a bucket, {BUCKET}BUCKET/PATH")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise StorageError(
+            f"{text}: a bucket is read with gcsfs, which is not installed: pip install --constraint constraints.txt "
+            "'.[train,gcs]'"
+        )
+    import fsspec
+
+    # tensorstore writes the same folders behind gcsfs's back, and so do other hosts: a remembered list is wrong.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    with saying(text):
+        if not epath.Path(BUCKET + bucket).exists():  # gcsfs would make the bucket
+            raise StorageError(f"{text}: there is no bucket {bucket}. Make it first, or correct the name")
+    return epath.Path(text)
+
+
+def local_path(path: str | os.PathLike) -> Path:
+    """A path of this machine, for what several processes share by renaming and appending.
+
+    Raises:
+      StorageError: it is in a bucket, or elsewhere.
+    """
+    if "://" in os.fspath(path):
+        raise StorageError(f"{os.fspath(path)}: expected a folder of this machine; only single runs go to a bucket")
+    return Path(path)
+
+
+@contextlib.contextmanager
+def saying(path: str | os.PathLike) -> Iterator[None]:
+    """Turns what a bucket's libraries raise, which has no type in common, into a line that names `path`."""
+    try:
+        yield
+    except (StorageError, FileNotFoundError):
+        raise
+    except Exception as error:
+        if not in_bucket(path):
+            raise
+        said = " ".join(f"{type(error).__name__} {error}".split())[:300]
+        raise StorageError(f"{os.fspath(path)}: the bucket cannot be read or written: {said}") from error
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a file so that a reader finds the old one or the new one, never half of one."""
+    path = epath.Path(path)
+    if in_bucket(path):  # an object appears when all of it is there
+        with saying(path):
+            path.write_text(text, encoding="utf-8")
+        return
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

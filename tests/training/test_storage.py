@@ -1,0 +1,49 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from segjax.training.storage import StorageError, in_bucket, local_path, path_of, write_text
+
+
+def test_a_path_of_this_machine_is_left_as_it_is(tmp_path):
+    assert str(path_of("runs/a")) == str(path_of(Path("runs/a"))) == "runs/a"
+    assert path_of(tmp_path) == epath.Path(tmp_path)
+    assert not in_bucket(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/run", "https://storage/bucket/run", Path("gs://bucket/run")])
+def test_an_address_of_another_kind_is_refused(path):
+    with pytest.raises(StorageError, match=r"run: expected a path of this machine, or gs://BUCKET/PATH as a str"):
+        path_of(path)
+
+
+@pytest.mark.parametrize("path", ["gs://", "gs://bucket", "gs://bucket/", "gs:///run"])
+def test_a_bucket_without_a_folder_is_refused(path):
+    with pytest.raises(StorageError, match=f"^{path}: expected a path in a bucket, gs://BUCKET/PATH$"):
+        path_of(path)
+
+
+def test_without_gcsfs_the_extra_is_named(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "gcsfs" else found(name, *rest)
+    )
+    with pytest.raises(
+        StorageError, match=r"^gs://b/run: .* gcsfs, which is not installed: pip install .*'\.\[train,gcs\]'$"
+    ):
+        path_of("gs://b/run")
+
+
+def test_what_several_processes_share_stays_on_this_machine(tmp_path):
+    assert local_path(str(tmp_path)) == tmp_path
+    with pytest.raises(StorageError, match=r"^gs://bucket/grid: expected a folder of this machine"):
+        local_path("gs://bucket/grid")
+
+
+def test_a_text_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    for text in ("old\n", "π\n"):
+        write_text(tmp_path / "a.json", text)
+        assert (tmp_path / "a.json").read_bytes() == text.encode()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
