@@ -44,7 +44,7 @@ def train(
 ) -> dict[str, Any]:
     """Trains what `config` describes, in `workdir`; called again, it carries on from the newest checkpoint.
 
-    Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` (the latest and the best by validation mean
+    Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` (the last two and the best by validation mean
     IoU, or by average precision for two classes) and, at the end, `scores.json`.
 
     Args:
