@@ -38,6 +38,26 @@ def tiny(config):
     return config.copy_and_resolve_references()
 
 
+@pytest.fixture(scope="session")
+def tiny_flags():
+    """`tiny_flags(**changes)`: what makes `segjax.train` tiny, as its command line takes it."""
+
+    def flags(**changes):
+        fields = {
+            "data.scene_size": (64, 96),
+            "data.train_examples": 8,
+            "data.val_examples": 4,
+            "data.size": (32, 48),
+            "model.depth": 1,
+            "training.global_batch": 4,
+            "training.log_every": 1,
+        }
+        fields |= {key.replace("__", "."): value for key, value in changes.items()}
+        return [f"--config.{key}={value}" for key, value in fields.items()]
+
+    return flags
+
+
 @pytest.fixture
 def parts(tiny):
     """The tiny config, its network and a fresh state."""

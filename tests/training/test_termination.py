@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,23 +16,17 @@ import pytest
 from segjax.training.termination import Cut, Termination
 
 ROOT = Path(__file__).parents[2]
-TINY = {
-    "data.scene_size": "(64, 96)",
-    "data.train_examples": 8,
-    "data.val_examples": 4,
-    "data.size": "(32, 48)",
-    "model.width": 4,
-    "model.depth": 1,
-    "training.global_batch": 4,
-    "training.log_every": 1,
-    "training.steps": 100_000,
-    "training.evaluate_every": 100_000,
-    "training.checkpoint_every": 100_000,
-}
+NEVER = 100_000
 
 
-def start(workdir, environment, *flags):
-    overrides = [f"--config.{key}={value}" for key, value in TINY.items()]
+@pytest.fixture
+def start(tiny_flags, process_environment):
+    """`start(workdir, *flags)`: a real training that ends when it is told to."""
+    steps = {f"training__{name}": NEVER for name in ("steps", "evaluate_every", "checkpoint_every")}
+    return partial(_start, process_environment, tiny_flags(model__width=4, **steps))
+
+
+def _start(environment, overrides, workdir, *flags):
     command = [sys.executable, "-m", "segjax.train", "--config=configs/rare_class.py", f"--workdir={workdir}"]
     return subprocess.Popen(
         [*command, f"--config.data.data_dir={workdir.parent / 'data'}", *overrides, *flags],
@@ -53,8 +48,8 @@ def wait_for_steps(workdir, count, process):
         time.sleep(0.05)
 
 
-def test_a_run_saves_says_so_and_ends_with_status_0(tmp_path, process_environment):
-    process = start(tmp_path / "run", process_environment)
+def test_a_run_saves_says_so_and_ends_with_status_0(tmp_path, start):
+    process = start(tmp_path / "run")
     wait_for_steps(tmp_path / "run", 3, process)
     process.send_signal(signal.SIGTERM)
     printed, errors = process.communicate(timeout=100)
@@ -64,12 +59,12 @@ def test_a_run_saves_says_so_and_ends_with_status_0(tmp_path, process_environmen
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step
 
 
-def test_one_of_two_hosts_is_enough(tmp_path, process_environment):
+def test_one_of_two_hosts_is_enough(tmp_path, start):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
     flags = ("--distributed", coordinator, "--hosts=2", "--config.parallel=shard_map")
-    hosts = [start(tmp_path / "run", process_environment, *flags, f"--host={host}") for host in range(2)]
+    hosts = [start(tmp_path / "run", *flags, f"--host={host}") for host in range(2)]
     wait_for_steps(tmp_path / "run", 3, hosts[0])
     hosts[1].send_signal(signal.SIGTERM)
     printed = [host.communicate(timeout=100) for host in hosts]
