@@ -24,9 +24,8 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:  # orbax and TFDS tell every rename, and warn of reading read-only
             logging.set_verbosity(logging.ERROR)
-            standard_logging.getLogger("asyncio").setLevel(
-                standard_logging.CRITICAL
-            )  # one line a failed write; which one failed is said once, below
+            # Of a failed save asyncio logs every array; it is said once, below.
+            standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
         try:
             main(argv)
         except Terminated as end:  # asked for and done: no failure

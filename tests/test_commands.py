@@ -163,3 +163,13 @@ def test_training_works_where_nobody_parsed_absl_flags(folder, python):
     done = python("-c", program)
     assert done.returncode == 0, done.stderr
     assert "images 4" in done.stdout
+
+
+def test_a_disk_without_room_is_one_line_wherever_it_is_noticed(python):
+    full = "def main(argv): raise OSError(28, 'No space left on device', 'runs/a/metrics.jsonl')"
+    done = python("-c", f"from segjax import cli\n{full}\ncli.run(main, [])")
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "error: [Errno 28] No space left on device: 'runs/a/metrics.jsonl'. With room again, the same command carries "
+        "on"
+    )
