@@ -12,6 +12,7 @@ from segjax.models.layers import (
     max_pool_2x2,
     pad_to_multiple,
 )
+from segjax.models.network import Network, Pass
 from segjax.models.unet import UNet
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "ConvBlock",
     "ConvTranspose2x2",
     "LinearHead",
+    "Network",
     "Norm",
+    "Pass",
     "PixelShuffle2x2",
     "Segmentation",
     "UNet",

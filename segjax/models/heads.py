@@ -11,13 +11,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, Real
 
 from segjax import checks
-from segjax.models.dropout import (
-    checked_rate,
-    keep_mask,
-    mask_shape,
-    one_key_an_image,
-    threshold_and_scale,
-)
+from segjax.models.dropout import checked_rate, keep_mask, mask_shape, one_key_an_image, threshold_and_scale
+from segjax.models.layers import upsample_bilinear
 
 DROPOUTS = ("none", "sampled", "analytic")
 
@@ -80,6 +75,8 @@ class LinearHead(nn.Module):
         self,
         features: Float[Array, "b h w f"],
         *,
+        scale: int = 1,
+        size: tuple[int, int] | None = None,
         dropout: str = "none",
         heads: int = 3,
         rate: Real[ArrayLike, ""] = 0.2,
@@ -88,8 +85,15 @@ class LinearHead(nn.Module):
     ) -> Segmentation:
         """The clean logits of `features`, and what dropout of the features makes of them with the same parameters.
 
+        With `scale` above 1 all that is returned is of the bilinearly upsampled features. The logits are computed
+        before the upsampling, which is the same for linear maps, and so are those of masks per channel. Masks per
+        element and the analytic variance need the upsampled features themselves: H · W · F numbers. (The features are
+        returned upsampled too: under jit that costs nothing where nobody uses them.)
+
         Args:
-            features: `[B, H, W, F]`.
+            features: `[B, h, w, F]`.
+            scale: how much finer the logits are than the features.
+            size: the height and width to crop to; None: `scale` times those of the features.
             dropout: "none"; "sampled": `mc_logits` (`head_samples`) where there are keys; "analytic": `logit_variance`.
             heads: K of "sampled".
             rate: of the dropout, in [0, 1); may be traced.
@@ -97,14 +101,24 @@ class LinearHead(nn.Module):
             keys: `[B]`, an example's PRNG key, or None: no samples.
         """
         checks.choice("dropout", dropout, DROPOUTS)
-        logits = self(features)
+        height, width = size or (scale * features.shape[1], scale * features.shape[2])
+
+        def fine(x: Array) -> Array:
+            return upsample_bilinear(x, scale)[..., :height, :width, :]
+
+        whole = fine(features)
+        logits = self(whole) if scale == 1 else fine(self(features))
         samples = variance = None
         linear = self.variables["params"]["linear"]
         if dropout == "sampled" and keys is not None:
-            samples = head_samples(features, linear["kernel"], linear["bias"], keys, heads=heads, rate=rate, mask=mask)
+            late = scale > 1 and mask == "channel"
+            samples = head_samples(
+                features if late else whole, linear["kernel"], linear["bias"], keys, heads=heads, rate=rate, mask=mask
+            )
+            samples = jax.vmap(fine)(samples) if late else samples
         if dropout == "analytic":
-            variance = logit_variance(features, linear["kernel"], rate)
-        return Segmentation(logits, samples, variance, features)
+            variance = logit_variance(whole, linear["kernel"], rate)
+        return Segmentation(logits, samples, variance, whole)
 
 
 def head_samples(

@@ -61,6 +61,19 @@ def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1)
     return jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="reflect")
 
 
+def upsample_bilinear(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b {scale}*h {scale}*w c"]:
+    """Each side `scale` times as long, bilinear between pixel centres, the edge repeated; computed in x's dtype.
+
+    PyTorch's `interpolate(mode="bilinear", align_corners=False)`, OpenCV's and Pillow's way of placing the pixels.
+
+    >>> print(upsample_bilinear(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1), 2)[0, :, :, 0])
+    [[0. 1. 3. 4.]
+     [0. 1. 3. 4.]]
+    """
+    b, h, w, c = x.shape
+    return x if scale == 1 else jax.image.resize(x, (b, scale * h, scale * w, c), "linear")
+
+
 def fan_in_normal(gain: float, fan_in: int) -> nn.initializers.Initializer:
     """A truncated normal of variance `gain / fan_in`, cut at 2σ: gain 2 is `nn.initializers.he_normal`, 1 LeCun's.
 

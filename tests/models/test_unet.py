@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from segjax.models import UNet, unet
+from segjax.models import UNet, network
 
 SMALL = {"num_classes": 3, "width": 4, "depth": 2}
 
@@ -341,7 +341,7 @@ def test_deep_dropout_follows_the_deepest_blocks(deep_dropout, widths, monkeypat
         seen.append(x.shape[-1])
         return x
 
-    monkeypatch.setattr(unet, "dropout", spy)
+    monkeypatch.setattr(network, "dropout", spy)
     model = TINY.clone(depth=2, deep_dropout=deep_dropout)
     variables = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)
     jax.eval_shape(partial(model.apply, train=False, rngs={"dropout": KEY}), variables, IMAGES)
@@ -368,7 +368,7 @@ def test_training_with_masks_and_without_a_key_says_what_to_pass(fields):
         ({"rate": 1.0}, "rate must be at least 0 and less than 1; got 1"),
         ({"deep_rate": -0.5}, "deep_rate must be at least 0 and less than 1; got -0.5"),
         ({"heads": 0}, "heads must be at least 1; got 0"),
-        ({"deep_dropout": 3}, "deep_dropout must be between 0 and depth, 2; got 3"),
+        ({"deep_dropout": 3}, "deep_dropout of this UNet must be between 0 and 2; got 3"),
     ],
 )
 def test_wrong_fields_are_named(fields, message):
