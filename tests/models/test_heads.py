@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from segjax.models import LinearHead, Segmentation, example_dropout_keys, head_samples, logit_variance
 from segjax.models.dropout import dropout
+from segjax.models.layers import upsample_bilinear
 
 MASKS = ("element", "channel")
 RNG = np.random.default_rng(3)
@@ -222,3 +223,31 @@ def test_segment_uses_the_heads_own_parameters():
     np.testing.assert_allclose(analytic.logit_variance, logit_variance(FEATURES, linear["kernel"], 0.3), rtol=1e-6)
     np.testing.assert_array_equal(sampled.logits, head.apply(variables, FEATURES))
     assert (sampled.logit_variance, analytic.mc_logits) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"dropout": "sampled"}, {"dropout": "sampled", "mask": "channel"}, {"dropout": "analytic"}]
+)
+def test_coarse_features_give_what_the_head_says_of_upsampled_ones(fields):
+    head, size = LinearHead(3, bias_init=(-1.0, 0.0, 2.0)), (7, 11)
+    variables = head.init(jax.random.key(1), FEATURES)
+    segment = partial(
+        jax.jit(head.apply, static_argnames=("method", "scale", "size", *fields)), variables, method="segment"
+    )
+    coarse = segment(FEATURES, scale=4, size=size, rate=0.3, keys=KEYS, **fields)
+    fine = segment(upsample_bilinear(FEATURES, 4)[:, :7, :11], rate=0.3, keys=KEYS, **fields)
+    assert coarse.logits.shape == (8, *size, 3)
+    for actual, expected in zip(jax.tree.leaves(coarse), jax.tree.leaves(fine), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_the_features_of_a_coarse_head_are_made_only_where_somebody_wants_them():
+    head = LinearHead(3)
+    variables = head.init(jax.random.key(1), FEATURES)
+
+    def made(wanted):
+        program = jax.jit(lambda x: wanted(head.apply(variables, x, scale=4, method="segment")))
+        return "[8,8,12,5]" in program.lower(FEATURES).compile().as_text()
+
+    assert made(lambda output: output.features)
+    assert not made(lambda output: output.logits)

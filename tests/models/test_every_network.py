@@ -1,0 +1,178 @@
+"""What every network promises, asked of each: `Network`'s contract, whatever the body."""
+
+import itertools
+import re
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax.models import UNet, network
+
+# Small, and with every place where something can go wrong once.
+NETWORKS = {
+    "unet": UNet(3, width=4, depth=1, padding="zeros"),
+}
+KEY = jax.random.key(4)
+SIZE = (45, 67)
+every_network = pytest.mark.parametrize("model", NETWORKS.values(), ids=NETWORKS)
+
+
+def pictures(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(7).standard_normal(shape), jnp.float32)
+
+
+IMAGES = pictures(2, *SIZE, 3)
+
+
+@cache
+def start(model):
+    return jax.jit(partial(model.init, train=False))(jax.random.key(0), IMAGES[:1])
+
+
+@partial(jax.jit, static_argnums=0)
+def evaluate(model, variables, images):
+    return model.apply(variables, images, train=False)
+
+
+@cache
+def gradients(model):
+    variables, target = start(model.clone(remat=False)), pictures(*IMAGES.shape[:3], 3)
+
+    def loss(params):
+        output, _ = model.apply({**variables, "params": params}, IMAGES, train=True, mutable=["batch_stats"])
+        return (output.logits * target).sum()
+
+    return jax.jit(jax.grad(loss))(variables["params"])
+
+
+def shapes(model, images=IMAGES, **arguments):
+    """What a pass gives, as shapes and dtypes: nothing is compiled or computed."""
+    variables = jax.eval_shape(partial(model.init, train=False), KEY, images)
+    return jax.eval_shape(partial(model.apply, train=False, **arguments), variables, images)
+
+
+def parameters(model):
+    return jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)
+
+
+def paths(tree):
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(tree)}
+
+
+@every_network
+def test_an_odd_size_gives_logits_of_that_size(model):
+    output = evaluate(model, start(model), IMAGES)
+    assert output.logits.shape == (*IMAGES.shape[:3], 3)
+    assert output.features.shape[:3] == IMAGES.shape[:3]
+    assert np.isfinite(output.logits).all()
+    assert np.ptp(output.logits, axis=(1, 2)).min() > 0
+
+
+@every_network
+@pytest.mark.parametrize("size", [(1, 1), (3, 70), (97, 131)])
+def test_every_size_is_taken(model, size):
+    assert shapes(model, pictures(1, *size, 3)).logits.shape == (1, *size, 3)
+
+
+@every_network
+def test_the_logits_are_the_head_of_the_features(model):
+    output = evaluate(model, start(model), IMAGES)
+    linear = start(model)["params"]["head"]["linear"]
+    expected = output.features @ linear["kernel"] + linear["bias"]
+    np.testing.assert_allclose(output.logits, expected, atol=1e-5 * np.abs(expected).max() + 1e-6)
+
+
+@every_network
+def test_nothing_after_the_head_cancels_the_prior(model):
+    variables = start(model)
+    prior = jnp.array([-4.0, 0.5, 2.0])
+    linear = {"kernel": jnp.zeros_like(variables["params"]["head"]["linear"]["kernel"]), "bias": prior}
+    params = {**variables["params"], "head": {"linear": linear}}
+    logits = evaluate(model, {**variables, "params": params}, IMAGES).logits
+    np.testing.assert_allclose(logits, np.broadcast_to(prior, logits.shape), rtol=1e-6)
+
+
+@every_network
+def test_examples_are_independent_in_evaluation(model):
+    swapped = evaluate(model, start(model), IMAGES[::-1]).logits
+    logits = evaluate(model, start(model), IMAGES).logits
+    np.testing.assert_allclose(swapped[::-1], logits, atol=1e-5 * np.abs(logits).max())
+
+
+@every_network
+def test_gradient_reaches_every_parameter(model):
+    found = {path: bool(np.isfinite(g).all() and np.any(g)) for path, g in paths(gradients(model)).items()}
+    assert [path for path, reached in found.items() if not reached] == []
+
+
+@every_network
+def test_rematerialisation_changes_no_parameter_and_computes_blocks_again(model):
+    remat = model.clone(remat=True)
+    assert parameters(remat) == parameters(model)
+
+    def again(model):
+        variables = parameters(model)
+        forward = partial(model.apply, train=True, mutable=["batch_stats"])
+        return str(jax.make_jaxpr(forward)(variables, IMAGES)).count("remat")
+
+    assert again(remat) > again(model) == 0
+
+
+@every_network
+def test_bfloat16_computes_in_bfloat16_and_keeps_and_answers_float32(model):
+    half = model.clone(dtype=jnp.bfloat16)
+    assert parameters(half) == parameters(model)
+    output = shapes(half)
+    assert output.features.dtype == jnp.bfloat16
+    assert output.logits.dtype == jnp.float32
+
+
+@every_network
+def test_parameters_know_nothing_of_dropout_or_devices(model):
+    other = model.clone(axis_name="devices", dropout="sampled", heads=5, deep_dropout=model.deep_places)
+    assert parameters(other) == parameters(model)
+
+
+@every_network
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_other_norms_have_no_batch_statistics(model, norm):
+    assert set(parameters(model)) == {"params", "batch_stats"}
+    assert set(parameters(model.clone(norm=norm))) == {"params"}
+
+
+@every_network
+def test_the_heads_are_of_the_images_size(model):
+    size = IMAGES.shape[:3]
+    for mask in ("element", "channel"):
+        sampled = shapes(model.clone(dropout="sampled", heads=5, mask=mask), rngs={"dropout": KEY})
+        assert sampled.mc_logits.shape == (5, *size, 3)
+    assert shapes(model.clone(dropout="analytic")).logit_variance.shape == (*size, 3)
+
+
+@every_network
+def test_each_deep_place_has_dropout_of_its_own(model, monkeypatch):
+    keys = []
+
+    def spy(x, rate, keys_of_place):
+        keys.append(keys_of_place)
+        return x
+
+    monkeypatch.setattr(network, "dropout", spy)
+    counts = []
+    for deep in range(model.deep_places + 1):
+        keys.clear()
+        shapes(model.clone(deep_dropout=deep), rngs={"dropout": KEY})
+        counts.append(len(keys))
+    assert counts[0] == 0
+    assert all(less < more for less, more in itertools.pairwise(counts))
+
+
+@every_network
+def test_names_of_parameters_are_readable(model):
+    # Linen's own names are Conv_0, Dense_1.
+    assert [path for path in paths(parameters(model)) if re.search(r"(^|/)[A-Z]\w*_\d+(/|$)", path)] == []
+    for section in ("head/linear/kernel", "head/linear/bias"):
+        assert f"params/{section}" in paths(parameters(model))
