@@ -4,7 +4,6 @@ Does the memory grow, do file handles leak, do the steps get slower? The run rea
 scores all the time; at the end it gets SIGTERM, and has to save and end with status 0.
 """
 
-import itertools
 import json
 import os
 import shutil
@@ -48,6 +47,8 @@ class Sample(NamedTuple):
       megabytes: of memory that is theirs, the sum over the processes (shared pages count in part: PSS).
       handles: open files, sockets and pipes.
       processes: how many they are.
+      cpu_seconds: that they and what they waited for have used. What a step costs in these is asked whatever else the
+        machine does.
     """
 
     minute: float
@@ -55,6 +56,7 @@ class Sample(NamedTuple):
     megabytes: float
     handles: int
     processes: int
+    cpu_seconds: float
 
 
 def family(pid: int) -> list[int]:
@@ -69,18 +71,27 @@ def family(pid: int) -> list[int]:
 
 def look(pid: int, log: Path, begun: float) -> Sample:
     """A sample of a running process."""
-    kilobytes, handles, pids = 0, 0, family(pid)
+    kilobytes, handles, ticks, pids = 0, 0, 0, family(pid)
     for one in pids:
         try:
             memory = Path(f"/proc/{one}/smaps_rollup").read_text()
             handles += len(os.listdir(f"/proc/{one}/fd"))
+            # Behind the name in parentheses: user and system time, the process' own and of the children it waited for.
+            ticks += sum(map(int, Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:15]))
         except OSError:
             continue
         kilobytes += int(next(line for line in memory.splitlines() if line.startswith("Pss:")).split()[1])
     with log.open("rb") as lines:
         lines.seek(-min(4096, log.stat().st_size), os.SEEK_END)
         whole = [line for line in lines.read().split(b"\n")[:-1] if line.startswith(b'{"step"')]
-    return Sample((time.monotonic() - begun) / 60, json.loads(whole[-1])["step"], kilobytes / 1024, handles, len(pids))
+    return Sample(
+        minute=(time.monotonic() - begun) / 60,
+        step=json.loads(whole[-1])["step"],
+        megabytes=kilobytes / 1024,
+        handles=handles,
+        processes=len(pids),
+        cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"),
+    )
 
 
 def soak(workdir: Path, minutes: float, interval: float) -> tuple[list[Sample], int, str]:
@@ -106,30 +117,28 @@ def soak(workdir: Path, minutes: float, interval: float) -> tuple[list[Sample], 
 
 
 def thirds(samples: Sequence[Sample]) -> tuple[dict[str, float], dict[str, float]]:
-    """Medians over the second and over the third third: the first one fills caches and pools."""
-    rates = [
-        (later.step - earlier.step) / (60 * (later.minute - earlier.minute))
-        for earlier, later in itertools.pairwise(samples)
-    ]
+    """Means over the second and over the third third: the first one fills caches and pools."""
 
-    def medians(begin: int, end: int) -> dict[str, float]:
-        part = samples[begin:end]
+    def means(begin: int, end: int) -> dict[str, float]:
+        part, first, last = samples[begin:end], samples[begin], samples[end - 1]
+        steps = last.step - first.step
         return {
-            "memory, MB": statistics.median(sample.megabytes for sample in part),
-            "open handles": statistics.median(sample.handles for sample in part),
-            "processes": statistics.median(sample.processes for sample in part),
-            "steps a second": statistics.median(rates[begin : end - 1]),
+            "memory, MB": statistics.mean(sample.megabytes for sample in part),
+            "open handles": statistics.mean(sample.handles for sample in part),
+            "processes": statistics.mean(sample.processes for sample in part),
+            "steps a second": steps / (60 * (last.minute - first.minute)),
+            "CPU milliseconds a step": 1000 * (last.cpu_seconds - first.cpu_seconds) / steps,
         }
 
     n = len(samples)
-    return medians(n // 3, 2 * n // 3), medians(2 * n // 3, n)
+    return means(n // 3, 2 * n // 3), means(2 * n // 3, n)
 
 
 def report_of(samples: Sequence[Sample], status: int, last_line: str, facts: dict[str, Any]) -> Report:
     """A table of the two thirds beside each other, and the curves."""
     middle, end = thirds(samples)
     table = Table(
-        "Medians of the second and the last third",
+        "Means over the second and the last third",
         ("", "second third", "last third", "ratio"),
         [(key, middle[key], end[key], end[key] / middle[key]) for key in middle],
     )

@@ -26,6 +26,7 @@ def test_a_look_sees_memory_handles_children_and_the_last_whole_line(log):
         child.communicate(b"\n")
     assert before.step == 20
     assert before.megabytes > 50
+    assert after.cpu_seconds >= before.cpu_seconds > 0.5
     assert after.processes == before.processes + 1
     assert after.handles > before.handles
 
@@ -37,17 +38,19 @@ def test_a_process_that_has_ended_has_no_family():
 
 
 def test_the_thirds_compare_steady_states():
-    samples = [Sample(minute, step=600 * minute, megabytes=500.0, handles=40, processes=3) for minute in range(9)]
+    samples = [Sample(minute, 600 * minute, 500.0, 40, 3, cpu_seconds=30.0 * minute) for minute in range(9)]
     samples[0] = samples[0]._replace(megabytes=100.0)  # what fills caches at the start is no leak
     middle, end = soak.thirds(samples)
-    assert middle == end == {"memory, MB": 500.0, "open handles": 40, "processes": 3, "steps a second": 10.0}
+    expected = {"memory, MB": 500.0, "open handles": 40, "processes": 3, "steps a second": 10.0}
+    assert middle == end == expected | {"CPU milliseconds a step": 50.0}
 
 
 def test_a_leak_is_seen_in_the_table():
-    samples = [Sample(minute, 600 * minute, 500.0 + 50 * minute, 40 + 10 * minute, 3) for minute in range(9)]
+    samples = [Sample(minute, 600 * minute, 500.0 + 50 * minute, 40 + 10 * minute, 3, minute**2) for minute in range(9)]
     report = soak.report_of(samples, 0, "SIGTERM: stopped after step 4800", {})
     rows = {row[0]: row[-1] for row in report.sections[0].tables[0].rows}
     assert rows["memory, MB"] > 1.1
     assert rows["open handles"] > 1.2
     assert rows["steps a second"] == pytest.approx(1.0)
+    assert rows["CPU milliseconds a step"] > 1.5
     assert report.facts["exit status after SIGTERM"] == 0
