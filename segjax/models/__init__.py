@@ -5,6 +5,7 @@ from segjax.models.heads import LinearHead, Segmentation, head_samples, logit_va
 from segjax.models.layers import (
     Conv3x3,
     ConvBlock,
+    ConvStack,
     ConvTranspose2x2,
     Norm,
     PixelShuffle2x2,
@@ -14,11 +15,14 @@ from segjax.models.layers import (
 )
 from segjax.models.network import Network, Pass
 from segjax.models.unet import UNet
+from segjax.models.upsampling import ConvTransposeBilinear
 
 __all__ = [
     "Conv3x3",
     "ConvBlock",
+    "ConvStack",
     "ConvTranspose2x2",
+    "ConvTransposeBilinear",
     "LinearHead",
     "Network",
     "Norm",

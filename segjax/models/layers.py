@@ -244,11 +244,13 @@ class Norm(nn.Module):
         raise ValueError(f"norm must be 'batch', 'group' or 'none'; got {self.kind!r}")
 
 
-class ConvBlock(nn.Module):
-    """3×3 convolution, norm, ReLU, twice. The convolutions have a bias only where there is no norm.
+class ConvStack(nn.Module):
+    """3×3 convolution, norm, ReLU, `count` times, as in VGG. The convolutions have a bias only without a norm.
 
     Attributes:
-        features: output channels.
+        features: output channels of each convolution.
+        count: how many convolutions.
+        last: output channels of the last one, where they are others; None: `features`.
         norm: "batch" | "group" | "none".
         padding: "reflect" | "zeros".
         axis_name: mapped axis of synchronised batch norm.
@@ -257,6 +259,8 @@ class ConvBlock(nn.Module):
     """
 
     features: int
+    count: int
+    last: int | None = None
     norm: str = "batch"
     padding: str = "reflect"
     axis_name: str | None = None
@@ -265,9 +269,22 @@ class ConvBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
-        """`[B, H, W, C]` to `[B, H, W, features]`."""
+        """`[B, H, W, C]` to `[B, H, W, features]`, or to `last` channels.
+
+        Raises:
+            ValueError: `count` is less than 1.
+        """
+        if self.count < 1:
+            raise ValueError(f"count of ConvStack must be at least 1; got {self.count}")
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        for i in (1, 2):
-            conv = Conv3x3(self.features, self.padding, use_bias=self.norm == "none", name=f"conv{i}", **kinds)
+        widths = [self.features] * (self.count - 1) + [self.features if self.last is None else self.last]
+        for i, width in enumerate(widths, 1):
+            conv = Conv3x3(width, self.padding, use_bias=self.norm == "none", name=f"conv{i}", **kinds)
             x = nn.relu(Norm(self.norm, self.axis_name, name=f"norm{i}", **kinds)(conv(x), train))
         return x
+
+
+class ConvBlock(ConvStack):
+    """U-Net's block: a `ConvStack` of two."""
+
+    count: int = 2

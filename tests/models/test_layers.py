@@ -10,6 +10,7 @@ from jax import lax
 from segjax.models.layers import (
     Conv3x3,
     ConvBlock,
+    ConvStack,
     ConvTranspose2x2,
     Norm,
     PixelShuffle2x2,
@@ -167,6 +168,25 @@ def test_group_norm_takes_each_example_alone():
 def test_convolutions_have_a_bias_only_without_a_norm(norm, biased):
     params = ConvBlock(4, norm=norm).init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)), False)["params"]
     assert ("bias" in params["conv1"], "bias" in params["conv2"]) == (biased, biased)
+
+
+def test_a_stack_is_its_convolutions_one_after_another():
+    x = normal(0, 1, 4, 6, 3)
+    stack, block = ConvStack(8, 3, last=4, norm="none"), ConvBlock(8, norm="none")
+    y, variables = stack.init_with_output(jax.random.key(0), x, False)
+    params = variables["params"]
+    assert {name: leaves["kernel"].shape[2:] for name, leaves in params.items()} == {
+        "conv1": (3, 8),
+        "conv2": (8, 8),
+        "conv3": (8, 4),
+    }
+    two = block.apply({"params": {name: params[name] for name in ("conv1", "conv2")}}, x, False)
+    assert_close(y, nn.relu(Conv3x3(4, use_bias=True).apply({"params": params["conv3"]}, two)))
+
+
+def test_an_empty_stack_is_refused():
+    with pytest.raises(ValueError, match="count of ConvStack must be at least 1; got 0"):
+        ConvStack(4, 0).init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), False)
 
 
 def test_initial_convolutions_keep_the_scale_under_relu():
