@@ -13,6 +13,7 @@ from segjax.models.layers import (
     pad_to_multiple,
 )
 from segjax.models.network import Network, Pass
+from segjax.models.segnet import Conv7x7Block, SegNet, SegNetBasic
 from segjax.models.unet import UNet
 from segjax.models.upsampling import (
     ConvTranspose2x2,
@@ -27,6 +28,7 @@ from segjax.models.upsampling import (
 
 __all__ = [
     "Conv3x3",
+    "Conv7x7Block",
     "ConvBlock",
     "ConvStack",
     "ConvTranspose2x2",
@@ -37,6 +39,8 @@ __all__ = [
     "Norm",
     "Pass",
     "PixelShuffle2x2",
+    "SegNet",
+    "SegNetBasic",
     "Segmentation",
     "StridedConv3x3",
     "UNet",
