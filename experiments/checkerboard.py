@@ -1,6 +1,6 @@
 """Which way up leaves a checkerboard? `python -m experiments.checkerboard --config=configs/rare_class.py --output=…`.
 
-One U-Net in six versions, which differ in the upsampling alone, looks at the images of the config's validation split.
+One U-Net in eight versions, which differ in the upsampling alone, looks at the images of the config's validation split.
 Of its logits, as it is new (several seeds) and as it is trained (`--checkpoint=RUN`, given once for each run; the runs
 of one upsampling are its seeds), the table says what percentage of the energy repeats with the last upsampling's stride
 of 2: over whole images, where a pattern counts that has the same sign everywhere, and in windows of 16×16 pixels, where
@@ -28,7 +28,16 @@ from segjax.training.provenance import provenance
 from segjax.training.run import model_of
 from segjax.training.step import TrainState, init_state
 
-UPSAMPLINGS = ("nearest", "bilinear", "bed_of_nails", "max_unpool", "transpose", "pixel_shuffle")
+UPSAMPLINGS = (
+    "nearest",
+    "bilinear",
+    "bed_of_nails",
+    "max_unpool",
+    "transpose",
+    "transpose3",
+    "transpose4",
+    "pixel_shuffle",
+)
 IMAGES = "the images"
 WINDOW = 16
 # Name of the measurement: side of the windows.

@@ -18,6 +18,7 @@ from segjax.models.unet import UNet
 from segjax.models.upsampling import (
     ConvTranspose2x2,
     ConvTransposeBilinear,
+    ConvTransposeOverlapping,
     FixedUpsampling2x2,
     PixelShuffle2x2,
     bed_of_nails_2x2,
@@ -33,6 +34,7 @@ __all__ = [
     "ConvStack",
     "ConvTranspose2x2",
     "ConvTransposeBilinear",
+    "ConvTransposeOverlapping",
     "FixedUpsampling2x2",
     "LinearHead",
     "Network",

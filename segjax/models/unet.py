@@ -23,9 +23,10 @@ class UNet(Network):
         padding: of the convolutions, "reflect" | "zeros".
         downsample: "max": 2×2 max pooling | "stride": 3×3 convolution with stride 2, norm, ReLU, of as many channels:
             at width 64 it adds 3.14 M parameters.
-        upsample: "transpose": 2×2 transposed convolution | "pixel_shuffle": 1×1 convolution, ReLU, depth to space | or
-            a 1×1 convolution to the level's channels and then "nearest", "bilinear", "bed_of_nails" (zeros between) or
-            "max_unpool" (to where the maxima lay in the encoder's pooling of that level; needs downsample="max").
+        upsample: "transpose": 2×2 transposed convolution; "transpose3", "transpose4": 3×3 and 4×4, whose windows
+            overlap | "pixel_shuffle": 1×1 convolution, ReLU, depth to space | or a 1×1 convolution to the level's
+            channels and then "nearest", "bilinear", "bed_of_nails" (zeros between) or "max_unpool" (to where the maxima
+            lay in the encoder's pooling of that level; needs downsample="max").
 
     `deep_dropout` = n is dropout after the n deepest blocks of the encoder (the lowest level first) and the n deepest
     of the decoder, as Bayesian SegNet's central units have it; 0 to depth.

@@ -12,6 +12,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
+from segjax.models.convolution import conv3x3_zeros
 from segjax.models.layers import fan_in_normal, upsample_bilinear
 
 
@@ -151,6 +152,49 @@ class ConvTranspose2x2(nn.Module):
         return depth_to_space_2x2(x @ product) + bias
 
 
+class ConvTransposeOverlapping(nn.Module):
+    """Transposed convolution with stride 2 whose windows overlap: a kernel of 3×3 or of 4×4.
+
+    PyTorch's `ConvTranspose2d(C, F, k, 2, padding=1, output_padding=4 - k)`. With k = 3 the overlaps are uneven: of the
+    pixels of a 2×2 block one is made of a single input pixel, two of two and one of four, so that even constant inputs
+    give a checkerboard; k = 4 is made for stride 2, and every pixel is made of four (Odena et al., Distill 2016).
+
+    Computed as one 3×3 convolution to 4·features channels, the kernel's taps in their places among zeros, then depth to
+    space. The initial kernel has variance 4 / (k² C): so many input pixels feed an output one, on average.
+
+    Attributes:
+        features: output channels, F.
+        size: k, 3 or 4.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+    """
+
+    features: int
+    size: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
+        """`[B, H, W, C]` to `[B, 2H, 2W, features]`; the kernel is `[k, k, C, F]`, not turned.
+
+        Raises:
+            ValueError: a size other than 3 and 4.
+        """
+        k, c, f = self.size, x.shape[-1], self.features
+        if k not in (3, 4):
+            raise ValueError(f"size of ConvTransposeOverlapping must be 3 or 4; got {k}")
+        kernel = self.param("kernel", fan_in_normal(4.0, k * k * c), (k, k, c, f), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (f,), self.param_dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        # y[2i + r] = Σ x[i + d] k[r + 1 - 2d]: rows d = -1, 0, 1, columns r = 0, 1; 4 is beyond the kernel: zero.
+        tap = np.array([[3, 4], [1, 2], [4, 0]])
+        padded = jnp.pad(kernel, ((0, 5 - k), (0, 5 - k), (0, 0), (0, 0)))
+        spread = padded[tap[:, None, :, None], tap[None, :, None, :]]
+        spread = spread.transpose(0, 1, 4, 2, 3, 5).reshape(3, 3, c, 4 * f)
+        return depth_to_space_2x2(conv3x3_zeros(x, spread)) + bias
+
+
 class PixelShuffle2x2(nn.Module):
     """Upsampling by 2: a 1×1 convolution with bias to 4·features channels, ReLU, depth to space (arXiv 1609.05158).
 
@@ -245,5 +289,7 @@ UPSAMPLINGS = {
     "max_unpool": partial(FixedUpsampling2x2, upsample=max_unpool_2x2),
     "bilinear": partial(FixedUpsampling2x2, upsample=partial(upsample_bilinear, scale=2)),
     "transpose": ConvTranspose2x2,
+    "transpose3": partial(ConvTransposeOverlapping, size=3),
+    "transpose4": partial(ConvTransposeOverlapping, size=4),
     "pixel_shuffle": PixelShuffle2x2,
 }

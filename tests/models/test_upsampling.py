@@ -13,6 +13,7 @@ from segjax.models.upsampling import (
     UPSAMPLINGS,
     ConvTranspose2x2,
     ConvTransposeBilinear,
+    ConvTransposeOverlapping,
     PixelShuffle2x2,
     bed_of_nails_2x2,
     depth_to_space_2x2,
@@ -154,10 +155,39 @@ def test_transposed_convolution_is_the_transpose_of_the_convolutions_matrix():
     assert_close(y.ravel(), matrix.T @ x.ravel())
 
 
-def test_transposed_convolution_keeps_the_variance_of_its_input():
+@pytest.mark.parametrize("size", [3, 4])
+def test_overlapping_transposed_convolution_is_the_transpose_of_the_convolutions_matrix(size):
+    x, kernel = normal(0, 1, 2, 3, 2), normal(1, size, size, 2, 5)
+    padding = ((1, size - 3), (1, size - 3))
+
+    def convolution(y):  # from F = 5 back to C = 2 channels
+        back = kernel.swapaxes(2, 3)
+        return lax.conv_general_dilated(y, back, (2, 2), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    matrix = jax.jit(jax.jacobian(convolution))(jnp.zeros((1, 4, 6, 5))).reshape(2 * 3 * 2, 4 * 6 * 5)
+    y = ConvTransposeOverlapping(5, size).apply({"params": {"kernel": kernel, "bias": jnp.zeros(5)}}, x)
+    assert_close(y.ravel(), matrix.T @ x.ravel())
+
+
+def test_uneven_overlaps_make_a_checkerboard_of_a_constant_and_even_ones_do_not():
+    x, by_size = jnp.ones((1, 4, 4, 1)), {}
+    for size in (3, 4):
+        params = {"kernel": jnp.ones((size, size, 1, 1)), "bias": jnp.zeros(1)}
+        inner = ConvTransposeOverlapping(1, size).apply({"params": params}, x)[0, 2:4, 2:4, 0]
+        by_size[size] = inner.tolist()
+    assert by_size == {3: [[1, 2], [2, 4]], 4: [[4, 4], [4, 4]]}
+
+
+def test_another_size_of_overlapping_windows_is_refused():
+    with pytest.raises(ValueError, match="size of ConvTransposeOverlapping must be 3 or 4; got 5"):
+        ConvTransposeOverlapping(1, 5).init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
+
+
+@pytest.mark.parametrize("upsample", ["transpose", "transpose3", "transpose4"])
+def test_transposed_convolution_keeps_the_variance_of_its_input(upsample):
     x = normal(0, 4, 8, 8, 64)
-    y, _ = ConvTranspose2x2(64).init_with_output(jax.random.key(1), x)
-    np.testing.assert_allclose(y.var(), 1.0, rtol=0.1)
+    y, _ = jax.jit(UPSAMPLINGS[upsample](64).init_with_output)(jax.random.key(1), x)
+    np.testing.assert_allclose(y[:, 1:-1, 1:-1].var(), 1.0, rtol=0.1)
 
 
 def test_depth_to_space_lays_the_groups_out_as_a_block():
