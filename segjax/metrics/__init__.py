@@ -18,6 +18,7 @@ from segjax.metrics.calibration import (
     maximum_calibration_error,
     reliability_diagram,
 )
+from segjax.metrics.checkerboard import CheckerboardSums, checkerboard_energy, checkerboard_sums
 from segjax.metrics.confusion import confusion_matrix, segmentation_scores
 from segjax.metrics.obstacles import component_counts, component_scores, obstacle_targets
 from segjax.metrics.per_image import confusion_matrix_per_image, per_image_scores, per_image_sums, recipe_jaccard
@@ -51,6 +52,7 @@ from segjax.metrics.uncertainty import (
 
 __all__ = [
     "CalibrationBins",
+    "CheckerboardSums",
     "ProperScoreSums",
     "accuracy_vs_uncertainty",
     "area_under_risk_coverage",
@@ -70,6 +72,8 @@ __all__ = [
     "boundary_tolerance",
     "brier_score",
     "calibration_bins",
+    "checkerboard_energy",
+    "checkerboard_sums",
     "classwise_calibration_bins",
     "classwise_calibration_error",
     "component_counts",

@@ -1,4 +1,4 @@
-"""What the networks are built of: convolution, norm, pooling and its inverse, and the padding to a size that pools."""
+"""What the networks are built of: convolution, norm, pooling, and the padding to a size that pools."""
 
 import math
 from typing import Any
@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
+from segjax import checks
 from segjax.models.convolution import conv3x3_reflect, conv3x3_zeros
 
 
@@ -30,17 +31,58 @@ def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
     >>> print(max_pool_2x2(jnp.arange(8.0).reshape(1, 2, 4, 1))[0, :, :, 0])
     [[5. 7.]]
     """
+    top, bottom = (_larger(left, right) for left, right in _windows_2x2(x))
+    return _larger(top, bottom)
+
+
+def max_pool_2x2_positions(
+    x: Float[Array, "b h w c"],
+) -> tuple[Float[Array, "b h/2 w/2 c"], UInt8[Array, "b h/2 w/2 c"]]:
+    """`max_pool_2x2`, and where in its window each maximum lay: what SegNet remembers (arXiv 1511.00561).
+
+    A position is 2 · row + column in the window: 0 top left, 1 top right, 2 bottom left, 3 bottom right. One byte, and
+    it does not know of the size of the image; PyTorch's int64 index into the plane of H × W is
+    (2i + p // 2) · W + 2j + p % 2. Of equal maxima the first counts, as in PyTorch; they are common after a ReLU.
+
+    Args:
+        x: `[B, H, W, C]`, H and W even.
+
+    Returns:
+        The maxima, `[B, H/2, W/2, C]`, x's dtype, and their positions, the same shape, uint8, without a gradient.
+
+    Raises:
+        ValueError: H or W is odd.
+
+    >>> grid = jnp.array([[1.0, 2, 6, 3], [3, 5, 2, 1], [1, 2, 2, 1], [7, 3, 4, 8]])
+    >>> pooled, positions = max_pool_2x2_positions(grid[None, :, :, None])
+    >>> print(pooled[0, :, :, 0], positions[0, :, :, 0])
+    [[5. 6.]
+     [7. 8.]] [[3 0]
+     [2 3]]
+    """
+    (a, b), (c, d) = _windows_2x2(x)
+    top, bottom = _larger(a, b), _larger(c, d)
+    column_above, column_below = ((~_first(*pair)).astype(jnp.uint8) for pair in ((a, b), (c, d)))
+    return _larger(top, bottom), jnp.where(_first(top, bottom), column_above, 2 + column_below)
+
+
+def _windows_2x2(x: Array) -> list[tuple[Array, Array]]:
+    """The four pixels of each window, as its two rows of (left, right)."""
     b, h, w, c = x.shape
     if h % 2 or w % 2:
         raise ValueError(f"max_pool_2x2 needs an even height and width; got {h}x{w}")
     x = x.reshape(b, h // 2, 2, w // 2, 2, c)
-    top, bottom = (_larger(x[:, :, row, :, 0], x[:, :, row, :, 1]) for row in (0, 1))
-    return _larger(top, bottom)
+    return [(x[:, :, row, :, 0], x[:, :, row, :, 1]) for row in (0, 1)]
+
+
+def _first(a: Array, b: Array) -> Array:
+    """Whether `_larger` takes `a`: it is the larger, or they are equal, or it is NaN."""
+    return (a >= b) | jnp.isnan(a)
 
 
 def _larger(a: Array, b: Array) -> Array:
     """The larger, `a` where they are equal, NaN where either is."""
-    return jnp.where((a >= b) | jnp.isnan(a), a, b)
+    return jnp.where(_first(a, b), a, b)
 
 
 def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1) -> Float[Array, "b H W c"]:
@@ -124,91 +166,6 @@ class Conv3x3(nn.Module):
         return y
 
 
-def depth_to_space_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c//4"]:
-    """The channels of each pixel, four groups of F, laid out as its 2×2 block: top left, top right, bottom left, right.
-
-    Args:
-        x: `[B, H, W, 4F]`.
-
-    Returns:
-        `[B, 2H, 2W, F]`, x's dtype.
-
-    Raises:
-        ValueError: the channels are no multiple of 4.
-
-    References:
-        Shi et al., Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural
-        Network, arXiv 1609.05158. Their channels are grouped the other way round, the four of one output together.
-
-    >>> print(depth_to_space_2x2(jnp.arange(8.0).reshape(1, 1, 2, 4))[0, :, :, 0])
-    [[0. 1. 4. 5.]
-     [2. 3. 6. 7.]]
-    """
-    b, h, w, c = x.shape
-    if c % 4:
-        raise ValueError(f"depth_to_space_2x2 needs a multiple of 4 channels; got {c}")
-    return x.reshape(b, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)
-
-
-class ConvTranspose2x2(nn.Module):
-    """`nn.ConvTranspose(features, (2, 2), (2, 2))`: the same parameters and numbers, faster on a CPU.
-
-    Windows of a 2×2 kernel at stride 2 do not overlap, so each input pixel makes its own 2×2 block: one 1×1 product to
-    4·features channels, then depth to space. The initial kernel has variance 1/C: one input pixel feeds an output one.
-
-    Attributes:
-        features: output channels.
-        dtype: of the computation.
-        param_dtype: of the parameters.
-    """
-
-    features: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
-        """`[B, H, W, C]` to `[B, 2H, 2W, features]`."""
-        c = x.shape[-1]
-        kernel = self.param("kernel", fan_in_normal(1.0, c), (2, 2, c, self.features), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        # Linen correlates with the stretched input, so the block of a pixel is the kernel turned by 180 degrees.
-        product = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(c, 4 * self.features)
-        return depth_to_space_2x2(x @ product) + bias
-
-
-class PixelShuffle2x2(nn.Module):
-    """Upsampling by 2: a 1×1 convolution with bias to 4·features channels, ReLU, depth to space (arXiv 1609.05158).
-
-    The initial kernel is He-normal with ICNR (Aitken et al., Checkerboard artifact free sub-pixel convolution, arXiv
-    1707.02937): the four groups of channels start equal, so the layer starts as the nearest-neighbour upsampling of one
-    1×1 convolution and its ReLU, without checkerboards. fastai's `PixelShuffle_ICNR` without its blur.
-
-    Attributes:
-        features: output channels, F.
-        dtype: of the computation.
-        param_dtype: of the parameters.
-    """
-
-    features: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
-        """`[B, H, W, C]` to `[B, 2H, 2W, features]`; the kernel is `[C, 4F]`, top left's F channels first."""
-        c = x.shape[-1]
-
-        def icnr(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
-            return jnp.tile(fan_in_normal(2.0, c)(key, (c, shape[1] // 4), dtype), 4)
-
-        kernel = self.param("kernel", icnr, (c, 4 * self.features), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (4 * self.features,), self.param_dtype)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return depth_to_space_2x2(nn.relu(x @ kernel + bias))
-
-
 class Norm(nn.Module):
     """Batch norm, group norm or nothing, with torch's constants: epsilon 1e-5, running statistics decay by 0.9 a step.
 
@@ -244,8 +201,11 @@ class Norm(nn.Module):
         raise ValueError(f"norm must be 'batch', 'group' or 'none'; got {self.kind!r}")
 
 
-class ConvBlock(nn.Module):
-    """3×3 convolution, norm, ReLU, twice. The convolutions have a bias only where there is no norm.
+class StridedConv3x3(nn.Module):
+    """3×3 convolution with stride 2, norm, ReLU: a pooling that is learned. A bias only where there is no norm.
+
+    The kernel's centre lies on every even row and column, so one line of padding above and at the left is all that an
+    even size needs: PyTorch's `Conv2d(C, F, 3, stride=2, padding=1)`.
 
     Attributes:
         features: output channels.
@@ -264,10 +224,76 @@ class ConvBlock(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
-        """`[B, H, W, C]` to `[B, H, W, features]`."""
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h/2 w/2 f"]:
+        """`[B, H, W, C]`, H and W even, to `[B, H/2, W/2, features]`.
+
+        Raises:
+            ValueError: H or W is odd, or `padding` is unknown.
+        """
+        h, w, c = x.shape[1:]
+        if h % 2 or w % 2:
+            raise ValueError(f"StridedConv3x3 needs an even height and width; got {h}x{w}")
+        checks.choice("padding", self.padding, tuple(_PAD_MODES))
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        for i in (1, 2):
-            conv = Conv3x3(self.features, self.padding, use_bias=self.norm == "none", name=f"conv{i}", **kinds)
+        conv = nn.Conv(
+            self.features,
+            (3, 3),
+            (2, 2),
+            padding="VALID",
+            use_bias=self.norm == "none",
+            kernel_init=fan_in_normal(2.0, 9 * c),
+            name="conv",
+            **kinds,
+        )
+        y = conv(jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)), mode=_PAD_MODES[self.padding]))
+        return nn.relu(Norm(self.norm, self.axis_name, name="norm", **kinds)(y, train))
+
+
+# As `jnp.pad` calls them.
+_PAD_MODES = {"reflect": "reflect", "zeros": "constant"}
+
+
+class ConvStack(nn.Module):
+    """3×3 convolution, norm, ReLU, `count` times, as in VGG. The convolutions have a bias only without a norm.
+
+    Attributes:
+        features: output channels of each convolution.
+        count: how many convolutions.
+        last: output channels of the last one, where they are others; None: `features`.
+        norm: "batch" | "group" | "none".
+        padding: "reflect" | "zeros".
+        axis_name: mapped axis of synchronised batch norm.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+    """
+
+    features: int
+    count: int
+    last: int | None = None
+    norm: str = "batch"
+    padding: str = "reflect"
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
+        """`[B, H, W, C]` to `[B, H, W, features]`, or to `last` channels.
+
+        Raises:
+            ValueError: `count` is less than 1.
+        """
+        if self.count < 1:
+            raise ValueError(f"count of ConvStack must be at least 1; got {self.count}")
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        widths = [self.features] * (self.count - 1) + [self.features if self.last is None else self.last]
+        for i, width in enumerate(widths, 1):
+            conv = Conv3x3(width, self.padding, use_bias=self.norm == "none", name=f"conv{i}", **kinds)
             x = nn.relu(Norm(self.norm, self.axis_name, name=f"norm{i}", **kinds)(conv(x), train))
         return x
+
+
+class ConvBlock(ConvStack):
+    """U-Net's block: a `ConvStack` of two."""
+
+    count: int = 2

@@ -4,10 +4,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from segjax import checks
-from segjax.models.layers import ConvBlock, ConvTranspose2x2, PixelShuffle2x2, max_pool_2x2
+from segjax.models.layers import ConvBlock, StridedConv3x3, max_pool_2x2_positions
 from segjax.models.network import Network, Pass
+from segjax.models.upsampling import UPSAMPLINGS
 
-UPSAMPLINGS = {"transpose": ConvTranspose2x2, "pixel_shuffle": PixelShuffle2x2}
+DOWNSAMPLINGS = ("max", "stride")
 
 
 class UNet(Network):
@@ -20,7 +21,12 @@ class UNet(Network):
         width: channels of the first level.
         depth: number of 2×2 poolings.
         padding: of the convolutions, "reflect" | "zeros".
-        upsample: "transpose": 2×2 transposed convolution | "pixel_shuffle": 1×1 convolution, ReLU, depth to space.
+        downsample: "max": 2×2 max pooling | "stride": 3×3 convolution with stride 2, norm, ReLU, of as many channels:
+            at width 64 it adds 3.14 M parameters.
+        upsample: "transpose": 2×2 transposed convolution; "transpose3", "transpose4": 3×3 and 4×4, whose windows
+            overlap | "pixel_shuffle": 1×1 convolution, ReLU, depth to space | or a 1×1 convolution to the level's
+            channels and then "nearest", "bilinear", "bed_of_nails" (zeros between) or "max_unpool" (to where the maxima
+            lay in the encoder's pooling of that level; needs downsample="max").
 
     `deep_dropout` = n is dropout after the n deepest blocks of the encoder (the lowest level first) and the n deepest
     of the decoder, as Bayesian SegNet's central units have it; 0 to depth.
@@ -43,6 +49,7 @@ class UNet(Network):
     width: int = 64
     depth: int = 4
     padding: str = "reflect"
+    downsample: str = "max"
     upsample: str = "transpose"
 
     @property
@@ -61,8 +68,14 @@ class UNet(Network):
         return self.depth
 
     def check(self) -> None:
-        """Raises a ValueError where `upsample` is unknown."""
+        """Raises a ValueError where `downsample` or `upsample` is unknown, or they do not go together."""
+        checks.choice("downsample", self.downsample, DOWNSAMPLINGS)
         checks.choice("upsample", self.upsample, tuple(UPSAMPLINGS))
+        if self.upsample == "max_unpool" and self.downsample != "max":
+            raise ValueError(
+                "upsample='max_unpool' puts values where max pooling found them: it needs downsample='max'; "
+                f"got {self.downsample!r}"
+            )
 
     def body(self, x: Float[Array, "b h w channels"], go: Pass) -> tuple[Float[Array, "b h w f"], int]:
         """`[B, H, W, channels]`, a multiple of `multiple`, to `[B, H, W, width]`."""
@@ -72,12 +85,20 @@ class UNet(Network):
             deep = level - (side == "down") >= self.depth - self.deep_dropout
             return go.drop(x, 1 + 2 * level + (side == "up")) if deep else x
 
-        skips = []
+        def down(x: Array, level: int) -> tuple[Array, Array | None]:
+            if self.downsample == "max":
+                return max_pool_2x2_positions(x)
+            name = f"down{level}_{self.downsample}"
+            return self.block(StridedConv3x3, x.shape[-1], padding=self.padding, name=name)(x, go.train), None
+
+        skips, positions = [], []
         for level in range(self.depth):
             skips.append(stage(x, "down", level))
-            x = max_pool_2x2(skips[-1])
+            x, places = down(skips[-1], level)
+            positions.append(places)
         x = stage(x, "down", self.depth)
         for level in reversed(range(self.depth)):
             up = UPSAMPLINGS[self.upsample](self.width * 2**level, name=f"up{level}_{self.upsample}", **self.kinds)
-            x = stage(jnp.concatenate([skips[level], up(x)], axis=-1), "up", level)
+            x = up(x, positions[level]) if self.upsample == "max_unpool" else up(x)
+            x = stage(jnp.concatenate([skips[level], x], axis=-1), "up", level)
         return x, 1

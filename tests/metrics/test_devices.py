@@ -41,12 +41,20 @@ COUNTS = {
         metrics.classwise_calibration_bins(z, y, where=k, axis_name=axis).count
     ),
     "proper_score_sums": lambda z, y, k, axis: metrics.proper_score_sums(z, y, where=k, axis_name=axis).count,
+    "checkerboard_sums": lambda z, y, k, axis: (
+        metrics.checkerboard_sums(
+            jnp.pad(z, [(0, 0), (1, 1), (0, 0), (0, 0)]),
+            where=jnp.pad(k, [(0, 0), (1, 1), (0, 0)], "edge"),
+            axis_name=axis,
+        ).windows
+    ),
     "uncertainty_histogram": lambda z, y, k, axis: metrics.uncertainty_histogram(
         metrics.max_probability(z, where=k), jnp.argmax(z, axis=-1) == y, maximum=1.0, where=k, axis_name=axis
     ),
 }
-# Of which parts of images do not add up to the whole: a boundary is a matter of neighbours.
-OF_PIXELS = [name for name in COUNTS if "boundary" not in name and "no mask" not in name and "one device" not in name]
+# Of which parts of images do not add up to the whole: boundaries and windows are a matter of neighbours.
+WHOLE = ("boundary", "checkerboard", "no mask", "one device")
+OF_PIXELS = [name for name in COUNTS if not any(part in name for part in WHOLE)]
 SUMS = {
     "calibration_bins": lambda z, y, k, axis: metrics.calibration_bins(z, y, where=k, axis_name=axis).confidence,
     "proper_score_sums": lambda z, y, k, axis: jnp.stack(metrics.proper_score_sums(z, y, where=k, axis_name=axis)[1:]),

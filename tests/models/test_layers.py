@@ -1,21 +1,20 @@
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+from hypothesis import given
+from hypothesis import strategies as st
 
 from segjax.models.layers import (
     Conv3x3,
     ConvBlock,
-    ConvTranspose2x2,
+    ConvStack,
     Norm,
-    PixelShuffle2x2,
-    depth_to_space_2x2,
+    StridedConv3x3,
     fan_in_normal,
     max_pool_2x2,
+    max_pool_2x2_positions,
     pad_to_multiple,
 )
 
@@ -54,73 +53,27 @@ def test_max_pool_hides_no_nan(place):
     assert jnp.isnan(max_pool_2x2(window)).all()
 
 
-def test_max_pool_refuses_odd_sizes():
+@pytest.mark.parametrize("pool", [max_pool_2x2, max_pool_2x2_positions])
+def test_max_pool_refuses_odd_sizes(pool):
     with pytest.raises(ValueError, match="even height and width; got 3x4"):
-        max_pool_2x2(jnp.zeros((1, 3, 4, 1)))
+        pool(jnp.zeros((1, 3, 4, 1)))
 
 
-def test_transposed_convolution_is_linens_with_linens_parameters():
-    x = normal(0, 2, 3, 5, 4)
-    ours, linens = ConvTranspose2x2(6), nn.ConvTranspose(6, (2, 2), (2, 2))
-    params = {"kernel": normal(1, 2, 2, 4, 6), "bias": normal(2, 6)}
-    shapes = jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)["params"])
-    assert shapes == jax.tree.map(jnp.shape, linens.init(jax.random.key(0), x)["params"])
-
-    def output(module, params, x):
-        return module.apply({"params": params}, x)
-
-    actual, expected = (
-        jax.jit(partial(value_and_gradients, partial(output, module)))(params, x) for module in (ours, linens)
-    )
-    assert_close(actual, expected)
+# Of few different values, so that every kind of tie comes up.
+WINDOWS = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=48, max_size=48)
 
 
-def test_transposed_convolution_equals_lax():
-    x, kernel = normal(0, 1, 4, 3, 2), normal(1, 2, 2, 2, 5)
-    variables = {"params": {"kernel": kernel, "bias": jnp.zeros(5)}}
-    expected = lax.conv_transpose(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    assert_close(ConvTranspose2x2(5).apply(variables, x), expected)
+@given(WINDOWS)
+def test_positions_are_the_first_maxima_as_numpy_finds_them(values):
+    x = np.asarray(values, np.float32).reshape(1, 4, 6, 2)
+    windows = x.reshape(1, 2, 2, 3, 2, 2).transpose(0, 1, 3, 5, 2, 4).reshape(1, 2, 3, 2, 4)
+    pooled, positions = _pool(x)
+    np.testing.assert_array_equal(pooled, windows.max(axis=-1))
+    np.testing.assert_array_equal(positions, windows.argmax(axis=-1))
+    assert positions.dtype == np.uint8
 
 
-def test_transposed_convolution_keeps_the_variance_of_its_input():
-    x = normal(0, 4, 8, 8, 64)
-    y, _ = ConvTranspose2x2(64).init_with_output(jax.random.key(1), x)
-    np.testing.assert_allclose(y.var(), 1.0, rtol=0.1)
-
-
-def test_depth_to_space_lays_the_groups_out_as_a_block():
-    x = normal(0, 2, 3, 5, 8)
-    y = depth_to_space_2x2(x)
-    for group in range(4):
-        row, column = divmod(group, 2)
-        np.testing.assert_array_equal(y[:, row::2, column::2], x[..., 2 * group : 2 * group + 2])
-
-
-def test_depth_to_space_needs_four_groups():
-    with pytest.raises(ValueError, match="multiple of 4 channels; got 6"):
-        depth_to_space_2x2(jnp.zeros((1, 2, 2, 6)))
-
-
-def test_pixel_shuffle_starts_as_the_nearest_neighbour_upsampling_of_a_convolution():
-    x = normal(0, 2, 3, 5, 4)
-    y, variables = PixelShuffle2x2(6).init_with_output(jax.random.key(1), x)
-    kernel = variables["params"]["kernel"]
-    assert kernel.shape == (4, 24)
-    nearest = nn.relu(x @ kernel[:, :6]).repeat(2, axis=1).repeat(2, axis=2)
-    assert_close(y, nearest)
-    assert np.unique(kernel).size == 4 * 6
-
-
-def test_pixel_shuffle_keeps_the_scale_under_its_relu():
-    x = normal(0, 4, 8, 8, 64)
-    y, _ = PixelShuffle2x2(64).init_with_output(jax.random.key(1), x)
-    np.testing.assert_allclose((y**2).mean(), (x**2).mean(), rtol=0.15)
-
-
-def test_pixel_shuffle_computes_in_its_dtype():
-    y, variables = PixelShuffle2x2(3, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), normal(0, 1, 2, 2, 4))
-    assert y.dtype == jnp.bfloat16
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+_pool = jax.jit(max_pool_2x2_positions)
 
 
 def test_zero_padded_convolution_is_linens():
@@ -133,6 +86,23 @@ def test_zero_padded_convolution_is_linens():
 def test_unknown_padding_is_named():
     with pytest.raises(ValueError, match="'reflect' or 'zeros'; got 'circular'"):
         Conv3x3(2, padding="circular").init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    with pytest.raises(ValueError, match="padding must be one of 'reflect', 'zeros'; got 'circular'"):
+        StridedConv3x3(2, padding="circular").init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), False)
+
+
+@pytest.mark.parametrize("padding", ["reflect", "zeros"])
+def test_a_strided_convolution_is_every_second_pixel_of_one_with_stride_1(padding):
+    # Even rows and columns; a plain 3×3 convolution is then right at the bottom and the right too.
+    x = normal(0, 2, 6, 8, 3)
+    strided = StridedConv3x3(4, norm="none", padding=padding)
+    y, variables = strided.init_with_output(jax.random.key(0), x, False)
+    plain = Conv3x3(4, padding, use_bias=True).apply({"params": variables["params"]["conv"]}, x)
+    assert_close(y, nn.relu(plain[:, ::2, ::2]))
+
+
+def test_a_strided_convolution_refuses_odd_sizes():
+    with pytest.raises(ValueError, match="even height and width; got 3x4"):
+        StridedConv3x3(2).init(jax.random.key(0), jnp.zeros((1, 3, 4, 1)), False)
 
 
 def test_unknown_norm_is_named():
@@ -167,6 +137,25 @@ def test_group_norm_takes_each_example_alone():
 def test_convolutions_have_a_bias_only_without_a_norm(norm, biased):
     params = ConvBlock(4, norm=norm).init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)), False)["params"]
     assert ("bias" in params["conv1"], "bias" in params["conv2"]) == (biased, biased)
+
+
+def test_a_stack_is_its_convolutions_one_after_another():
+    x = normal(0, 1, 4, 6, 3)
+    stack, block = ConvStack(8, 3, last=4, norm="none"), ConvBlock(8, norm="none")
+    y, variables = stack.init_with_output(jax.random.key(0), x, False)
+    params = variables["params"]
+    assert {name: leaves["kernel"].shape[2:] for name, leaves in params.items()} == {
+        "conv1": (3, 8),
+        "conv2": (8, 8),
+        "conv3": (8, 4),
+    }
+    two = block.apply({"params": {name: params[name] for name in ("conv1", "conv2")}}, x, False)
+    assert_close(y, nn.relu(Conv3x3(4, use_bias=True).apply({"params": params["conv3"]}, two)))
+
+
+def test_an_empty_stack_is_refused():
+    with pytest.raises(ValueError, match="count of ConvStack must be at least 1; got 0"):
+        ConvStack(4, 0).init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), False)
 
 
 def test_initial_convolutions_keep_the_scale_under_relu():

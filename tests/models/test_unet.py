@@ -59,6 +59,48 @@ def test_parameter_count_is_the_standard_unets(width, millions):
     assert round(count / 1e6, 2) == millions
 
 
+def parameter_shapes(model: UNet):
+    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), IMAGES[:1])["params"]
+
+
+def test_strided_convolutions_add_their_parameters_and_rename_none():
+    plain, strided = (parameter_shapes(UNet(2, downsample=kind)) for kind in ("max", "stride"))
+    added = {name: strided.pop(name) for name in sorted(set(strided) - set(plain))}
+    assert list(added) == [f"down{level}_stride" for level in range(4)]
+    assert strided == plain
+    widths = (64, 128, 256, 512)
+    assert sum(leaf.size for leaf in jax.tree.leaves(added)) == sum(9 * w * w + 2 * w for w in widths) == 3_135_360
+
+
+@pytest.mark.parametrize("upsample", ["nearest", "bilinear", "bed_of_nails", "max_unpool"])
+def test_a_fixed_upsampling_has_one_product_a_level_for_its_parameters(upsample):
+    plain, fixed = (parameter_shapes(UNet(**SMALL, upsample=kind)) for kind in ("transpose", upsample))
+    ups = {name: fixed.pop(name) for name in sorted(set(fixed) - set(plain))}
+    assert jax.tree.map(jnp.shape, ups) == {
+        f"up{level}_{upsample}": {"reduce": {"kernel": (8 * 2**level, 4 * 2**level), "bias": (4 * 2**level,)}}
+        for level in (0, 1)
+    }
+    assert fixed == {name: leaves for name, leaves in plain.items() if "_transpose" not in name}
+
+
+def test_max_unpooling_goes_to_where_the_maxima_lay_at_its_own_level():
+    model = UNet(**SMALL, upsample="max_unpool", norm="none")
+    seen = jax.jit(partial(model.apply, train=False, capture_intermediates=True, mutable=["intermediates"]))
+    _, state = seen(start(model), IMAGES)
+    outputs = {name: leaves["__call__"][0] for name, leaves in state["intermediates"].items() if name != "__call__"}
+    for level in (0, 1):
+        b, h, w, c = outputs[f"down{level}"].shape
+
+        def blocks(name, shape=(b, h // 2, 2, w // 2, 2, c)):
+            return np.asarray(outputs[name]).reshape(shape).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 4)
+
+        unpooled, skipped = blocks(f"up{level}_max_unpool"), blocks(f"down{level}")
+        filled = np.flatnonzero(unpooled.any(axis=-1))
+        assert filled.size > 0.9 * len(unpooled)
+        np.testing.assert_array_equal((unpooled != 0).sum(axis=-1)[filled], 1)
+        np.testing.assert_array_equal((unpooled != 0).argmax(axis=-1)[filled], skipped.argmax(axis=-1)[filled])
+
+
 @pytest.mark.parametrize("padding", ["reflect", "zeros"])
 @pytest.mark.parametrize("size", [(37, 51), (32, 48), (5, 3), (1, 1)])
 def test_logits_have_the_inputs_size(size, padding):
@@ -364,7 +406,9 @@ def test_training_with_masks_and_without_a_key_says_what_to_pass(fields):
     [
         ({"dropout": "some"}, "dropout must be one of 'none', 'sampled', 'analytic'; got 'some'"),
         ({"mask": "row"}, "mask must be one of 'element', 'channel'; got 'row'"),
-        ({"upsample": "nearest"}, "upsample must be one of 'transpose', 'pixel_shuffle'; got 'nearest'"),
+        ({"upsample": "cubic"}, "upsample must be one of 'nearest', 'bed_of_nails', .*'pixel_shuffle'; got 'cubic'"),
+        ({"downsample": "mean"}, "downsample must be one of 'max', 'stride'; got 'mean'"),
+        ({"upsample": "max_unpool", "downsample": "stride"}, "max_unpool.* needs downsample='max'; got 'stride'"),
         ({"rate": 1.0}, "rate must be at least 0 and less than 1; got 1"),
         ({"deep_rate": -0.5}, "deep_rate must be at least 0 and less than 1; got -0.5"),
         ({"heads": 0}, "heads must be at least 1; got 0"),

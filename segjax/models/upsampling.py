@@ -1,0 +1,295 @@
+"""The ways up: layers that double height and width, fixed or learned, and FCN's, which takes any even stride."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.dtypes import promote_dtype
+from jax import lax
+from jaxtyping import Array, Float, UInt8
+
+from segjax.models.convolution import conv3x3_zeros
+from segjax.models.layers import fan_in_normal, upsample_bilinear
+
+
+def upsample_nearest_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+    """Each pixel four times, as its 2×2 block.
+
+    >>> print(upsample_nearest_2x2(jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1))[0, :, :, 0])
+    [[1. 1. 2. 2.]
+     [1. 1. 2. 2.]]
+    """
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def bed_of_nails_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+    """Each pixel at the top left of its 2×2 block, zeros elsewhere: the transpose of taking every second pixel.
+
+    >>> print(bed_of_nails_2x2(jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1))[0, :, :, 0])
+    [[1. 0. 2. 0.]
+     [0. 0. 0. 0.]]
+    """
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 1, 1), (0, 1, 1), (0, 0, 0)))
+
+
+def max_unpool_2x2(x: Float[Array, "b h w c"], positions: UInt8[Array, "..."]) -> Float[Array, "b 2*h 2*w c"]:
+    """Each value where the maximum lay in its 2×2 window, zeros elsewhere: PyTorch's `max_unpool2d(…, 2)`.
+
+    Linear in x, and the transpose of taking the values at the positions: that is its gradient.
+
+    Args:
+        x: `[B, H, W, C]`.
+        positions: `[B, H, W, C]`, 0 … 3 as `max_pool_2x2_positions` gives them.
+
+    Returns:
+        `[B, 2H, 2W, C]`, x's dtype.
+
+    Raises:
+        ValueError: the positions have another shape than x.
+
+    References:
+        Zeiler et al., ICCV 2011; Badrinarayanan et al., SegNet, arXiv 1511.00561.
+
+    >>> positions = jnp.array([[3, 0], [2, 3]], jnp.uint8)[None, :, :, None]
+    >>> print(max_unpool_2x2(jnp.array([[1.0, 2], [3, 4]])[None, :, :, None], positions)[0, :, :, 0])
+    [[0. 0. 2. 0.]
+     [0. 1. 0. 0.]
+     [0. 0. 0. 0.]
+     [3. 0. 0. 4.]]
+    """
+    if positions.shape != x.shape:
+        raise ValueError(f"positions must have the shape of the pooled values, {x.shape}; got {positions.shape}")
+    b, h, w, c = x.shape
+    places = jnp.arange(4, dtype=positions.dtype).reshape(2, 1, 2, 1)
+    blocks = jnp.where(positions[:, :, None, :, None] == places, x[:, :, None, :, None], jnp.zeros((), x.dtype))
+    return blocks.reshape(b, 2 * h, 2 * w, c)
+
+
+class FixedUpsampling2x2(nn.Module):
+    """A 1×1 convolution with bias, then an upsampling without parameters.
+
+    In this order the convolution costs a quarter. For nearest and bilinear the order makes no difference to the result,
+    and for a bed of nails only in the bias; max unpooling needs the number of channels that its positions have.
+
+    Attributes:
+        features: output channels.
+        upsample: the function; called with the positions too where there are any.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+    """
+
+    features: int
+    upsample: Callable[..., Array]
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], positions: UInt8[Array, "b h w f"] | None = None
+    ) -> Float[Array, "b 2*h 2*w f"]:
+        """`[B, H, W, C]` to `[B, 2H, 2W, features]`."""
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = nn.Dense(self.features, kernel_init=fan_in_normal(1.0, x.shape[-1]), name="reduce", **kinds)(x)
+        return self.upsample(x) if positions is None else self.upsample(x, positions)
+
+
+def depth_to_space_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c//4"]:
+    """The channels of each pixel, four groups of F, laid out as its 2×2 block: top left, top right, bottom left, right.
+
+    Args:
+        x: `[B, H, W, 4F]`.
+
+    Returns:
+        `[B, 2H, 2W, F]`, x's dtype.
+
+    Raises:
+        ValueError: the channels are no multiple of 4.
+
+    References:
+        Shi et al., Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural
+        Network, arXiv 1609.05158. Their channels are grouped the other way round, the four of one output together.
+
+    >>> print(depth_to_space_2x2(jnp.arange(8.0).reshape(1, 1, 2, 4))[0, :, :, 0])
+    [[0. 1. 4. 5.]
+     [2. 3. 6. 7.]]
+    """
+    b, h, w, c = x.shape
+    if c % 4:
+        raise ValueError(f"depth_to_space_2x2 needs a multiple of 4 channels; got {c}")
+    return x.reshape(b, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)
+
+
+class ConvTranspose2x2(nn.Module):
+    """`nn.ConvTranspose(features, (2, 2), (2, 2))`: the same parameters and numbers, faster on a CPU.
+
+    Windows of a 2×2 kernel at stride 2 do not overlap, so each input pixel makes its own 2×2 block: one 1×1 product to
+    4·features channels, then depth to space. The initial kernel has variance 1/C: one input pixel feeds an output one.
+
+    Attributes:
+        features: output channels.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
+        """`[B, H, W, C]` to `[B, 2H, 2W, features]`."""
+        c = x.shape[-1]
+        kernel = self.param("kernel", fan_in_normal(1.0, c), (2, 2, c, self.features), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        # Linen correlates with the stretched input, so the block of a pixel is the kernel turned by 180 degrees.
+        product = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(c, 4 * self.features)
+        return depth_to_space_2x2(x @ product) + bias
+
+
+class ConvTransposeOverlapping(nn.Module):
+    """Transposed convolution with stride 2 whose windows overlap: a kernel of 3×3 or of 4×4.
+
+    PyTorch's `ConvTranspose2d(C, F, k, 2, padding=1, output_padding=4 - k)`. With k = 3 the overlaps are uneven: of the
+    pixels of a 2×2 block one is made of a single input pixel, two of two and one of four, so that even constant inputs
+    give a checkerboard; k = 4 is made for stride 2, and every pixel is made of four (Odena et al., Distill 2016).
+
+    Computed as one 3×3 convolution to 4·features channels, the kernel's taps in their places among zeros, then depth to
+    space. The initial kernel has variance 4 / (k² C): so many input pixels feed an output one, on average.
+
+    Attributes:
+        features: output channels, F.
+        size: k, 3 or 4.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+    """
+
+    features: int
+    size: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
+        """`[B, H, W, C]` to `[B, 2H, 2W, features]`; the kernel is `[k, k, C, F]`, not turned.
+
+        Raises:
+            ValueError: a size other than 3 and 4.
+        """
+        k, c, f = self.size, x.shape[-1], self.features
+        if k not in (3, 4):
+            raise ValueError(f"size of ConvTransposeOverlapping must be 3 or 4; got {k}")
+        kernel = self.param("kernel", fan_in_normal(4.0, k * k * c), (k, k, c, f), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (f,), self.param_dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        # y[2i + r] = Σ x[i + d] k[r + 1 - 2d]: rows d = -1, 0, 1, columns r = 0, 1; 4 is beyond the kernel: zero.
+        tap = np.array([[3, 4], [1, 2], [4, 0]])
+        padded = jnp.pad(kernel, ((0, 5 - k), (0, 5 - k), (0, 0), (0, 0)))
+        spread = padded[tap[:, None, :, None], tap[None, :, None, :]]
+        spread = spread.transpose(0, 1, 4, 2, 3, 5).reshape(3, 3, c, 4 * f)
+        return depth_to_space_2x2(conv3x3_zeros(x, spread)) + bias
+
+
+class PixelShuffle2x2(nn.Module):
+    """Upsampling by 2: a 1×1 convolution with bias to 4·features channels, ReLU, depth to space (arXiv 1609.05158).
+
+    The initial kernel is He-normal with ICNR (Aitken et al., Checkerboard artifact free sub-pixel convolution, arXiv
+    1707.02937): the four groups of channels start equal, so the layer starts as the nearest-neighbour upsampling of one
+    1×1 convolution and its ReLU, without checkerboards. fastai's `PixelShuffle_ICNR` without its blur.
+
+    Attributes:
+        features: output channels, F.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
+        """`[B, H, W, C]` to `[B, 2H, 2W, features]`; the kernel is `[C, 4F]`, top left's F channels first."""
+        c = x.shape[-1]
+
+        def icnr(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+            return jnp.tile(fan_in_normal(2.0, c)(key, (c, shape[1] // 4), dtype), 4)
+
+        kernel = self.param("kernel", icnr, (c, 4 * self.features), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (4 * self.features,), self.param_dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return depth_to_space_2x2(nn.relu(x @ kernel + bias))
+
+
+class ConvTransposeBilinear(nn.Module):
+    r"""Upsampling by `stride`, each channel with its own kernel that starts as bilinear interpolation and is learned.
+
+    .. math:: y_{s i + t - s/2} \mathrel{+}= x_i \, k_t, \quad 0 \le t < 2 s, \qquad
+        k_t = 1 - \left| t + \tfrac12 - s \right| / s \text{ at the start}
+
+    in rows and columns: PyTorch's `ConvTranspose2d(C, C, 2 * s, s, padding=s // 2, groups=C, bias=False)`, the layer of
+    FCN (Long et al., arXiv 1411.4038), away from the edges. There x goes on as its outermost pixels and not as zeros:
+    a layer as new is `upsample_bilinear` everywhere, where zeros would pull the outermost s/2 logits towards 0. (FCN's
+    authors pad the image by 100 pixels instead and crop them off.)
+
+    Computed as what it is, a product of matrices a channel: each of the (H+1)·(W+1) blocks of s×s outputs between four
+    pixels is the sum of the four, a quarter of the kernel each. XLA's convolution is a thousand times slower on a CPU.
+
+    Attributes:
+        stride: s, even.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+
+    >>> x = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1)
+    >>> print(ConvTransposeBilinear(2).init_with_output(jax.random.key(0), x)[0][0, 0, :, 0])
+    [0. 1. 3. 4.]
+    """
+
+    stride: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
+        """`[B, H, W, C]` to `[B, s·H, s·W, C]`; the kernel is `[2s, 2s, 1, C]`, as of a depthwise convolution.
+
+        Raises:
+            ValueError: the stride is odd or less than 2.
+        """
+        s = self.stride
+        if s < 2 or s % 2:
+            raise ValueError(f"stride of ConvTransposeBilinear must be even and at least 2; got {s}")
+        b, h, w, c = x.shape
+        line = 1 - np.abs(np.arange(2 * s) + 0.5 - s) / s
+
+        def bilinear(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            return jnp.broadcast_to(jnp.asarray(line[:, None] * line, dtype)[:, :, None, None], shape)
+
+        kernel = self.param("kernel", bilinear, (2 * s, 2 * s, 1, c), self.param_dtype)
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        around = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+        # Of a pixel above a block the lower half of the kernel falls into the block, of one below it the upper half.
+        four = [around[:, 1 - low : h + 2 - low, 1 - right : w + 2 - right] for low in (0, 1) for right in (0, 1)]
+        quarters = kernel.reshape(2, s, 2, s, c).transpose(4, 0, 2, 1, 3).reshape(c, 4, s * s)
+        y = jnp.einsum("bijcq,cqp->bijcp", jnp.stack(four, axis=-1), quarters).reshape(b, h + 1, w + 1, c, s, s)
+        y = y.transpose(0, 1, 4, 2, 5, 3).reshape(b, (h + 1) * s, (w + 1) * s, c)
+        half = s // 2
+        return y[:, half:-half, half:-half]
+
+
+# layer(features, name=…, dtype=…, param_dtype=…)(x), and of "max_unpool" (x, positions).
+UPSAMPLINGS = {
+    "nearest": partial(FixedUpsampling2x2, upsample=upsample_nearest_2x2),
+    "bed_of_nails": partial(FixedUpsampling2x2, upsample=bed_of_nails_2x2),
+    "max_unpool": partial(FixedUpsampling2x2, upsample=max_unpool_2x2),
+    "bilinear": partial(FixedUpsampling2x2, upsample=partial(upsample_bilinear, scale=2)),
+    "transpose": ConvTranspose2x2,
+    "transpose3": partial(ConvTransposeOverlapping, size=3),
+    "transpose4": partial(ConvTransposeOverlapping, size=4),
+    "pixel_shuffle": PixelShuffle2x2,
+}
