@@ -9,10 +9,12 @@ from segjax.models.layers import (
     Norm,
     StridedConv3x3,
     max_pool_2x2,
+    max_pool_2x2_dense,
     max_pool_2x2_positions,
     pad_to_multiple,
 )
 from segjax.models.network import Network, Pass
+from segjax.models.patch import PatchClassifier
 from segjax.models.segnet import Conv7x7Block, SegNet, SegNetBasic
 from segjax.models.unet import UNet
 from segjax.models.upsampling import (
@@ -38,6 +40,7 @@ __all__ = [
     "Network",
     "Norm",
     "Pass",
+    "PatchClassifier",
     "PixelShuffle2x2",
     "SegNet",
     "SegNetBasic",
@@ -50,6 +53,7 @@ __all__ = [
     "head_samples",
     "logit_variance",
     "max_pool_2x2",
+    "max_pool_2x2_dense",
     "max_pool_2x2_positions",
     "max_unpool_2x2",
     "pad_to_multiple",
