@@ -1,6 +1,7 @@
 """Networks in Flax Linen: pure `init` and `apply`, any input size, float32 logits."""
 
 from segjax.models.dropout import example_dropout_keys
+from segjax.models.fcn import FCN
 from segjax.models.heads import LinearHead, Segmentation, head_samples, logit_variance
 from segjax.models.layers import (
     Conv3x3,
@@ -29,6 +30,7 @@ from segjax.models.upsampling import (
 )
 
 __all__ = [
+    "FCN",
     "Conv3x3",
     "Conv7x7Block",
     "ConvBlock",
