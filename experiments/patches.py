@@ -84,18 +84,13 @@ def measure(shape: tuple[int, int, int], width: int, depth: int, rounds: int) ->
 
 def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> Report:
     """The table, a row a depth."""
-    columns = (
-        "patch",
-        "poolings",
-        *(f"{what}, {of}" for what in ("GFLOP", "ms") for of in ("patches", "pass", "ratio")),
-    )
+    columns = ("patch", *(f"{what} {of}" for what in ("GFLOP,", "ms,") for of in ("patches", "pass", "ratio")))
     shown = [
         (
             f"{row['patch']}×{row['patch']}",
-            row["depth"],
-            *(f"{row['flops'][way] / 1e9:.3g}" for way in (PATCHES, ONE_PASS)),
+            *(f"{row['flops'][way] / 1e9:.2f}" for way in (PATCHES, ONE_PASS)),
             f"{row['flops_ratio']:.1f}",
-            *(f"{row['ms'][way]:.3g}" for way in (PATCHES, ONE_PASS)),
+            *(f"{row['ms'][way]:.1f}" for way in (PATCHES, ONE_PASS)),
             f"{row['ms_ratio']:.1f}",
         )
         for row in rows

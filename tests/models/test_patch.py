@@ -42,8 +42,7 @@ def train(model: PatchClassifier, variables, images):
     )
 
 
-@pytest.mark.parametrize("norm", ["batch", "none"])
-@pytest.mark.parametrize("size", [(7, 29), (3, 1)])
+@pytest.mark.parametrize(("size", "norm"), [((7, 29), "batch"), ((3, 1), "none")])
 def test_patches_one_by_one_and_all_in_one_pass_give_the_same_of_every_pixel(size, norm):
     model, images = SMALL.clone(norm=norm, dropout="sampled", heads=2), pictures(2, *size, 3)
     dense, slow = (evaluate(model.clone(sliding=sliding), start(model), images) for sliding in (False, True))
