@@ -1,5 +1,7 @@
+import zlib
 from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -73,6 +75,20 @@ def test_scores_are_upsampled_and_summed_from_coarse_to_fine():
     assert [x.shape[1:3] for x in (coarse, middle, fine)] == [(2, 3), (4, 6), (8, 12)]
     summed = upsample_bilinear(upsample_bilinear(coarse, 2) + middle, 2) + fine
     np.testing.assert_allclose(output.features, upsample_bilinear(summed, 8)[:, :45, :70], atol=1e-5)
+
+
+def test_the_logits_are_those_of_torchvisions_vgg16_made_an_fcn_8s():
+    def drawn(path, leaf):
+        """As in golden/fcn.py."""
+        name, shape = "/".join(key.key for key in path), leaf.shape
+        scale = np.sqrt(2 / np.prod(shape[:-1])) if len(shape) > 1 else 0.1
+        return (np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape) * scale).astype(np.float32)
+
+    with np.load(Path(__file__).parent / "golden" / "fcn.npz") as golden:
+        images, expected = golden["images"], golden["logits"]
+    model = SMALL.clone(hidden=8, norm="none")
+    output, _ = evaluate(model, {"params": jax.tree_util.tree_map_with_path(drawn, shapes(model)["params"])}, images)
+    np.testing.assert_allclose(output.logits, expected, atol=1e-5)
 
 
 def test_a_score_sees_the_404_pixels_of_vgg16s_layers():
