@@ -15,7 +15,7 @@ from segjax.models.layers import (
     pad_to_multiple,
 )
 from segjax.models.network import Network, Pass
-from segjax.models.patch import PatchClassifier
+from segjax.models.patch import PatchClassifier, ValidBlock
 from segjax.models.segnet import Conv7x7Block, SegNet, SegNetBasic
 from segjax.models.unet import UNet
 from segjax.models.upsampling import (
@@ -49,6 +49,7 @@ __all__ = [
     "Segmentation",
     "StridedConv3x3",
     "UNet",
+    "ValidBlock",
     "bed_of_nails_2x2",
     "depth_to_space_2x2",
     "example_dropout_keys",
