@@ -80,6 +80,25 @@ def _first(a: Array, b: Array) -> Array:
     return (a >= b) | jnp.isnan(a)
 
 
+def max_pool_2x2_dense(x: Float[Array, "b h w c"], dilation: int) -> Float[Array, "b H W c"]:
+    """The largest of the 2×2 pixels that lie `dilation` apart, at every place: `max_pool_2x2` of all its offsets.
+
+    `[:, i::2, j::2]` at dilation 1 is `max_pool_2x2` of `x[:, i:, j:]`; the same of equal maxima takes the gradient.
+
+    Args:
+        x: `[B, H, W, C]`, H and W more than `dilation`.
+        dilation: 1 or more.
+
+    Returns:
+        `[B, H - dilation, W - dilation, C]`, x's dtype.
+
+    >>> print(max_pool_2x2_dense(jnp.array([[3.0, 1, 2, 0], [0, 0, 0, 4]]).reshape(1, 2, 4, 1), 1)[0, :, :, 0])
+    [[3. 2. 4.]]
+    """
+    x = _larger(x[:, :, :-dilation], x[:, :, dilation:])
+    return _larger(x[:, :-dilation], x[:, dilation:])
+
+
 def _larger(a: Array, b: Array) -> Array:
     """The larger, `a` where they are equal, NaN where either is."""
     return jnp.where(_first(a, b), a, b)

@@ -14,6 +14,7 @@ from segjax.models.layers import (
     StridedConv3x3,
     fan_in_normal,
     max_pool_2x2,
+    max_pool_2x2_dense,
     max_pool_2x2_positions,
     pad_to_multiple,
 )
@@ -57,6 +58,23 @@ def test_max_pool_hides_no_nan(place):
 def test_max_pool_refuses_odd_sizes(pool):
     with pytest.raises(ValueError, match="even height and width; got 3x4"):
         pool(jnp.zeros((1, 3, 4, 1)))
+
+
+@pytest.mark.parametrize("dilation", [1, 4])
+def test_dense_max_pool_is_that_of_every_offset_in_value_and_gradient(dilation):
+    # Of few values, so that windows have ties.
+    x = jnp.round(normal(0, 2, 4 * dilation, 5 * dilation, 3))
+
+    def of_every_offset(x):
+        # Pixels `dilation` apart are neighbours of a map of their own; its windows begin at every place.
+        tiles = [[x[:, i::dilation, j::dilation] for j in range(dilation)] for i in range(dilation)]
+        pooled = [[nn.max_pool(tile, (2, 2), (1, 1)) for tile in row] for row in tiles]
+        y = jnp.stack([jnp.stack(row, axis=3) for row in pooled], axis=2)
+        return y.reshape(2, 3 * dilation, 4 * dilation, 3)
+
+    actual = jax.jit(lambda x: value_and_gradients(lambda x: max_pool_2x2_dense(x, dilation), x))(x)
+    expected = jax.jit(lambda x: value_and_gradients(of_every_offset, x))(x)
+    assert_close(actual, expected, atol=0)
 
 
 # Of few different values, so that every kind of tie comes up.

@@ -1,0 +1,100 @@
+"""Fully convolutional networks for semantic segmentation, FCN-32s, 16s and 8s (Long et al. 2015, arXiv 1411.4038)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from segjax.models.layers import ConvStack, fan_in_normal, max_pool_2x2
+from segjax.models.network import Network, Pass
+from segjax.models.patch import ValidBlock
+from segjax.models.upsampling import ConvTransposeBilinear
+
+# VGG16: how many convolutions before each pooling, and their channels in widths.
+VGG16 = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
+STRIDES = (8, 16, 32)
+
+
+class FCN(Network):
+    r"""VGG16 whose fully connected layers are convolutions, and whose scores are upsampled and summed.
+
+    Five blocks of convolutions and poolings, 1/32 of the image; `fc6` a 7×7 and `fc7` a 1×1 convolution to `hidden`
+    channels; a linear 1×1 score of that, one value a class. FCN-32s upsamples it. The finer two add the linear scores
+    of the pools before it, from coarse to fine:
+
+    .. math:: s_{32} = S(fc7), \quad s_{16} = U(s_{32}) + S_4(pool4), \quad s_8 = U(s_{16}) + S_3(pool3)
+
+    U is a transposed convolution by 2 that starts as bilinear interpolation and is learned, S_4 and S_3 start at 0: a
+    finer network starts as the coarser one, and learns what the skip adds. The last upsampling, by `stride`, stays
+    bilinear, as the paper's.
+
+    What differs from the authors' network: the convolutions keep height and width by zeros around each map, where they
+    pad the image by 100 pixels and crop. The linear head that every network here has follows the sum of the scores; a
+    linear map of linear scores, it adds nothing that they could not represent, and carries the prior and the dropout
+    heads. These thin the scores: with more than `num_classes` of them, `score`, there is more to thin.
+
+    Width 64, hidden 4096, 3 channels, 21 classes, norm "none": 134.4 M parameters, 120 M of them in fc6 and fc7.
+
+    Attributes: those of `Network`, and
+        width: channels of the first block.
+        hidden: channels of fc6 and fc7.
+        stride: of the finest scores, 8 | 16 | 32.
+        score: channels of the scores; None: `num_classes`, as in the paper.
+
+    `deep_dropout`: 1: dropout after fc7, 2: after fc6 too, as in the paper and in VGG.
+
+    References:
+        Long et al., arXiv 1411.4038; Shelhamer et al., arXiv 1605.06211. VGG: Simonyan and Zisserman, arXiv 1409.1556.
+
+    >>> import jax
+    >>> model, images = FCN(num_classes=5, width=2, hidden=4), jnp.zeros((1, 13, 40, 3))
+    >>> variables = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
+    >>> variables["params"]["fc6"]["conv1"]["kernel"].shape
+    (7, 7, 16, 4)
+    >>> jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images).logits.shape
+    (1, 13, 40, 5)
+    """
+
+    num_classes: int
+    width: int = 64
+    hidden: int = 4096
+    stride: int = 8
+    score: int | None = None
+
+    @property
+    def multiple(self) -> int:
+        """The stride of the fifth pooling."""
+        return 32
+
+    @property
+    def deep_places(self) -> int:
+        """After fc7 and after fc6."""
+        return 2
+
+    def check(self) -> None:
+        """Raises a ValueError where `stride` is none of the three."""
+        if self.stride not in STRIDES:
+            raise ValueError(f"stride of an FCN must be 8, 16 or 32; got {self.stride}")
+
+    def body(self, x: Float[Array, "b h w channels"], go: Pass) -> tuple[Float[Array, "b H W f"], int]:
+        """`[B, H, W, channels]`, multiples of 32, to the sum of the scores, `[B, H/stride, W/stride, score]`."""
+        pools = []
+        for i, (count, widths) in enumerate(VGG16, 1):
+            x = self.block(ConvStack, self.width * widths, count, padding="zeros", name=f"block{i}")(x, go.train)
+            x = max_pool_2x2(x)
+            pools.append(x)
+        x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
+        x = self.block(ValidBlock, self.hidden, size=7, convolutions=1, name="fc6")(x, go.train)
+        x = go.drop(x, 2) if self.deep_dropout > 1 else x
+        x = self.block(ValidBlock, self.hidden, size=1, convolutions=1, name="fc7")(x, go.train)
+        x = go.drop(x, 1) if self.deep_dropout > 0 else x
+        x = self._scores("score_fr", fan_in_normal(1.0, self.hidden))(x)
+        # The authors' names of the layers.
+        for stride, up, pool in ((16, "upscore2", 4), (8, "upscore_pool4", 3)):
+            if self.stride <= stride:
+                skip = self._scores(f"score_pool{pool}", nn.initializers.zeros)(pools[pool - 1])
+                x = ConvTransposeBilinear(2, name=up, **self.kinds)(x) + skip
+        return x, self.stride
+
+    def _scores(self, name: str, init: nn.initializers.Initializer) -> nn.Dense:
+        channels = self.num_classes if self.score is None else self.score
+        return nn.Dense(channels, kernel_init=init, name=name, **self.kinds)

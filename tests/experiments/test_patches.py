@@ -1,0 +1,45 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import patches
+from experiments.metrics_speed import Case
+from experiments.patches import ONE_PASS, PATCHES
+from segjax.models import PatchClassifier
+
+
+def test_a_small_run_prints_a_table_and_writes_every_depth(tmp_path, python):
+    done = python(
+        "-m", "experiments.patches", "--shape=1,6,9", "--width=2", "--depths=0,1", "--rounds=1", f"--workdir={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "patches.json").read_text())
+    assert [(row["depth"], row["patch"]) for row in written["data"]] == [(0, 3), (1, 10)]
+    for row in written["data"]:
+        assert row["ms"][PATCHES] > 0
+        assert row["ms_ratio"] == pytest.approx(row["ms"][PATCHES] / row["ms"][ONE_PASS])
+    assert written["facts"]["images, height, width"] == [1, 6, 9]
+    assert "\n| 10×10 | " in (tmp_path / "patches.md").read_text()
+    assert "10×10" in done.stdout
+
+
+def test_flops_are_those_of_all_patches_and_of_one_pass():
+    # 10 → 8, 6 → 3 → 1, of 3, 4, 4, 8 channels; two a multiplication and addition.
+    model, shape = PatchClassifier(patches.CLASSES, width=4, depth=1, norm="none"), (2, 5, 30)
+    variables = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, 1, 1, 3)), train=False), jax.random.key(0))
+    of_a_patch = 64 * 9 * 3 * 4 + 36 * 9 * 4 * 4 + 9 * 4 * 8 + 8 * 12
+    # The same taps over the padded image, 14×39.
+    of_one_pass = 2 * (12 * 37 * 9 * 3 * 4 + 10 * 35 * 9 * 4 * 4 + 5 * 30 * (9 * 4 * 8 + 8 * 12))
+    counted = patches.flops(model, variables, shape)
+    # The compiler counts biases, ReLUs and poolings too.
+    assert 2 * 300 * of_a_patch < counted[PATCHES] < 1.1 * 2 * 300 * of_a_patch
+    assert 2 * of_one_pass < counted[ONE_PASS] < 1.1 * 2 * of_one_pass
+
+
+@pytest.mark.parametrize("other", [2.001, float("nan")])
+def test_two_ways_that_differ_are_an_error(other):
+    pair = [Case(PATCHES, lambda: jnp.array([1.0, 2.0]), None), Case(ONE_PASS, lambda: jnp.array([1.0, other]), None)]
+    with pytest.raises(ValueError, match=r"must give the same logits to 0\.0001; they differ by (0\.001|nan)"):
+        patches.difference(pair)
