@@ -16,6 +16,7 @@ from segjax.models.layers import (
     pad_to_multiple,
 )
 from segjax.models.network import Network, Pass
+from segjax.models.pretrained import load_encoder, load_torch_state, resnet_variables, with_encoder
 from segjax.models.resnet import ResidualBlock, ResNet
 from segjax.models.resnet_unet import ResNetUNet
 from segjax.models.unet import UNet
@@ -43,8 +44,12 @@ __all__ = [
     "depth_to_space_2x2",
     "example_dropout_keys",
     "head_samples",
+    "load_encoder",
+    "load_torch_state",
     "logit_variance",
     "max_pool_2x2",
     "max_pool_3x3",
     "pad_to_multiple",
+    "resnet_variables",
+    "with_encoder",
 ]
