@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -121,18 +121,17 @@ def resnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = 
     if stem is None or stem.ndim != 4:
         raise ValueError(f"a torchvision ResNet has a conv1.weight of 4 axes; got {_some(state)}")
     width, given = stem.shape[:2]
-    model = ResNet(_depth(state), width)
-    expected = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, given)))
-    flat, structure = jax.tree_util.tree_flatten_with_path(expected)
+    depth = _depth(state)
+    flat, structure = jax.tree_util.tree_flatten_with_path(_expected(depth, width, given))
     names = [torch_name(tuple(key.key for key in path[1:])) for path, _ in flat]
-    _check_names(model.depth, names, state)
+    _check_names(depth, names, state)
     leaves = []
     for name, (_, leaf) in zip(names, flat, strict=True):
         value = np.asarray(state[name])
         value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
         if value.shape != leaf.shape:
             ours = leaf.shape if value.ndim != 4 else tuple(leaf.shape[i] for i in (3, 2, 0, 1))
-            raise ValueError(f"{name} of a ResNet-{model.depth} must have shape {ours}; got {state[name].shape}")
+            raise ValueError(f"{name} of a ResNet-{depth} must have shape {ours}; got {state[name].shape}")
         leaves.append(value)
     variables = jax.tree_util.tree_unflatten(structure, leaves)
     if channels not in (None, given):
@@ -155,6 +154,13 @@ def _depth(state: Mapping[str, np.ndarray]) -> int:
         f"the state must be that of a ResNet-{', '.join(map(str, STAGES))}; got stages of "
         f"{', '.join(map(str, blocks))} {'bottlenecks' if bottleneck else 'blocks'}"
     )
+
+
+@cache
+def _expected(depth: int, width: int, channels: int) -> Variables:
+    """The variables of our ResNet as shapes."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+    return jax.eval_shape(partial(ResNet(depth, width).init, train=False), jax.random.key(0), images)
 
 
 def _check_names(depth: int, names: list[str], state: Mapping[str, np.ndarray]) -> None:
