@@ -99,7 +99,7 @@ def finite(name: str, value: Any, dtype: Any, above: float = -float("inf")) -> j
     return given.astype(dtype)
 
 
-def choice(name: str, value: Any, choices: Sequence[str]) -> None:
+def choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """A ValueError that lists the choices where `value` is none of them."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")

@@ -1,5 +1,7 @@
 """Networks in Flax Linen: pure `init` and `apply`, any input size, float32 logits."""
 
+from segjax.models.deeplab import ASPP, DeepLabV2, DeepLabV3Plus
+from segjax.models.dilated import Conv, ConvNorm, SeparableConv3x3
 from segjax.models.dropout import example_dropout_keys
 from segjax.models.fcn import FCN
 from segjax.models.heads import LinearHead, Segmentation, head_samples, logit_variance
@@ -12,10 +14,14 @@ from segjax.models.layers import (
     max_pool_2x2,
     max_pool_2x2_dense,
     max_pool_2x2_positions,
+    max_pool_3x3,
     pad_to_multiple,
 )
 from segjax.models.network import Network, Pass
 from segjax.models.patch import PatchClassifier, ValidBlock
+from segjax.models.pretrained import load_encoder, load_torch_state, resnet_variables, with_encoder
+from segjax.models.resnet import ResidualBlock, ResNet
+from segjax.models.resnet_unet import ResNetUNet
 from segjax.models.segnet import Conv7x7Block, SegNet, SegNetBasic
 from segjax.models.unet import UNet
 from segjax.models.upsampling import (
@@ -31,14 +37,19 @@ from segjax.models.upsampling import (
 )
 
 __all__ = [
+    "ASPP",
     "FCN",
+    "Conv",
     "Conv3x3",
     "Conv7x7Block",
     "ConvBlock",
+    "ConvNorm",
     "ConvStack",
     "ConvTranspose2x2",
     "ConvTransposeBilinear",
     "ConvTransposeOverlapping",
+    "DeepLabV2",
+    "DeepLabV3Plus",
     "FixedUpsampling2x2",
     "LinearHead",
     "Network",
@@ -46,9 +57,13 @@ __all__ = [
     "Pass",
     "PatchClassifier",
     "PixelShuffle2x2",
+    "ResNet",
+    "ResNetUNet",
+    "ResidualBlock",
     "SegNet",
     "SegNetBasic",
     "Segmentation",
+    "SeparableConv3x3",
     "StridedConv3x3",
     "UNet",
     "ValidBlock",
@@ -56,11 +71,16 @@ __all__ = [
     "depth_to_space_2x2",
     "example_dropout_keys",
     "head_samples",
+    "load_encoder",
+    "load_torch_state",
     "logit_variance",
     "max_pool_2x2",
     "max_pool_2x2_dense",
     "max_pool_2x2_positions",
+    "max_pool_3x3",
     "max_unpool_2x2",
     "pad_to_multiple",
+    "resnet_variables",
     "upsample_nearest_2x2",
+    "with_encoder",
 ]

@@ -4,13 +4,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from segjax.models.layers import ConvStack, fan_in_normal, max_pool_2x2
+from segjax.models.layers import VGG16, ConvStack, fan_in_normal, max_pool_2x2
 from segjax.models.network import Network, Pass
 from segjax.models.patch import ValidBlock
 from segjax.models.upsampling import ConvTransposeBilinear
 
-# VGG16: how many convolutions before each pooling, and their channels in widths.
-VGG16 = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
 STRIDES = (8, 16, 32)
 
 
@@ -78,7 +76,7 @@ class FCN(Network):
     def body(self, x: Float[Array, "b h w channels"], go: Pass) -> tuple[Float[Array, "b H W f"], int]:
         """`[B, H, W, channels]`, multiples of 32, to the sum of the scores, `[B, H/stride, W/stride, score]`."""
         pools = []
-        for i, (count, widths) in enumerate(VGG16, 1):
+        for i, (widths, count) in enumerate(VGG16, 1):
             x = self.block(ConvStack, self.width * widths, count, padding="zeros", name=f"block{i}")(x, go.train)
             x = max_pool_2x2(x)
             pools.append(x)

@@ -125,7 +125,7 @@ class Network(nn.Module, kw_only=True):
                 heads < 1, deep_dropout outside 0 … `deep_places`; no "dropout" key in training that needs one; not one
                 example an image.
         """
-        _check_images(images)
+        check_images(images)
         self._check_fields()
         rate = checked_rate("rate", self.rate if rate is None else rate)
         deep_rate = checked_rate("deep_rate", self.deep_rate if deep_rate is None else deep_rate)
@@ -153,8 +153,7 @@ class Network(nn.Module, kw_only=True):
 
     def block(self, kind: type[nn.Module], *arguments: Any, **fields: Any) -> Callable:
         """`kind(…)(x, train)` with the network's norm and dtypes; under `remat` the backward pass computes it again."""
-        if self.remat:
-            kind = nn.remat(kind, static_argnums=(2,), policy=_is_collective)
+        kind = rematerialised(kind) if self.remat else kind
         return kind(*arguments, norm=self.norm, axis_name=self.axis_name, **self.kinds, **fields)
 
     def check(self) -> None:
@@ -194,6 +193,11 @@ class Network(nn.Module, kw_only=True):
         return None
 
 
+def rematerialised(kind: type[nn.Module]) -> type[nn.Module]:
+    """`kind`, called as `(x, train)`, whose backward pass computes it again."""
+    return nn.remat(kind, static_argnums=(2,), policy=_is_collective)
+
+
 def _is_collective(primitive: Any, *_: Any, **__: Any) -> bool:
     """What is kept for the backward pass all the same: the few numbers of the batch statistics, to send once."""
     return primitive.name.startswith("psum")
@@ -204,7 +208,8 @@ def keys_of_place(keys: Key[Array, "b"], place: int) -> Key[Array, "b"]:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, place)
 
 
-def _check_images(images: Array) -> None:
+def check_images(images: Array) -> None:
+    """An error where `images` are not what a network takes: a batch with pixels, floating point."""
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"images must be [batch, height, width, channels] with pixels; got shape {images.shape}")
     if not jnp.issubdtype(images.dtype, jnp.floating):

@@ -7,12 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from segjax.models.layers import ConvStack, Norm, fan_in_normal, max_pool_2x2_positions
+from segjax.models.layers import VGG16, ConvStack, Norm, fan_in_normal, max_pool_2x2_positions
 from segjax.models.network import Network, Pass
 from segjax.models.upsampling import max_unpool_2x2
-
-# Of each level of VGG16 (Simonyan and Zisserman, arXiv 1409.1556): channels in units of the width, and convolutions.
-_VGG16 = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 
 
 class SegNet(Network):
@@ -47,12 +44,12 @@ class SegNet(Network):
     @property
     def multiple(self) -> int:
         """The stride of the lowest level."""
-        return 2 ** len(_VGG16)
+        return 2 ** len(VGG16)
 
     @property
     def deep_places(self) -> int:
         """Levels, each with a twin on the other side."""
-        return len(_VGG16)
+        return len(VGG16)
 
     def body(self, x: Float[Array, "b h w channels"], go: Pass) -> tuple[Float[Array, "b h w f"], int]:
         """`[B, H, W, channels]`, a multiple of 32, to `[B, H, W, width]`."""
@@ -60,11 +57,11 @@ class SegNet(Network):
         def stack(name: str, factor: int, count: int, last: int) -> Callable:
             return self.block(ConvStack, factor * self.width, count, last * self.width, padding="zeros", name=name)
 
-        down = [stack(f"down{level}", factor, count, factor) for level, (factor, count) in enumerate(_VGG16)]
+        down = [stack(f"down{level}", factor, count, factor) for level, (factor, count) in enumerate(VGG16)]
         up = []
-        for level, (factor, count) in enumerate(_VGG16):
+        for level, (factor, count) in enumerate(VGG16):
             # The mirror of the very first convolution is the one to the classes: the head.
-            count, last = (count, _VGG16[level - 1][0]) if level else (count - 1, factor)
+            count, last = (count, VGG16[level - 1][0]) if level else (count - 1, factor)
             up.append(stack(f"up{level}", factor, count, last))
         return _pool_and_unpool(x, go, down, up, self.deep_dropout), 1
 

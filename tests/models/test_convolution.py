@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from segjax.models.convolution import conv3x3_reflect, conv3x3_zeros
+from segjax.models.convolution import conv3x3_reflect, conv3x3_zeros, depthwise3x3
 
 # Inputs and outputs that take each road of the kernel's gradient (turned, packed, plain), and sizes at their edges.
 SHAPES = [(32, 16, 6, 8), (32, 3, 2, 2), (16, 16, 6, 8), (8, 2, 2, 2), (16, 16, 5, 7), (3, 16, 6, 8), (16, 32, 4, 4)]
@@ -96,3 +96,25 @@ def test_reflected_convolution_has_second_derivatives():
 def test_reflected_convolution_of_one_row_is_an_error():
     with pytest.raises(ValueError, match="at least 2; got 1x4"):
         conv3x3_reflect(jnp.zeros((1, 1, 4, 1)), jnp.zeros((3, 3, 1, 1)))
+
+
+@pytest.mark.parametrize(("dilation", "size"), [(1, (5, 6)), (3, (7, 4)), (6, (3, 3))])
+def test_depthwise_convolution_and_its_gradients_are_xlas(dilation, size):
+    x, kernel = normal(0, 2, *size, 5), normal(1, 3, 3, 5)
+
+    def grouped(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel[:, :, None],
+            (1, 1),
+            [(dilation, dilation)] * 2,
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=5,
+        )
+
+    def ours(x, kernel):
+        return depthwise3x3(x, kernel, dilation)
+
+    actual, expected = (jax.jit(lambda x, k, f=f: value_and_gradients(f, x, k))(x, kernel) for f in (ours, grouped))
+    assert_close(actual, expected, atol=1e-4)

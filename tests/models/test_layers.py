@@ -16,6 +16,7 @@ from segjax.models.layers import (
     max_pool_2x2,
     max_pool_2x2_dense,
     max_pool_2x2_positions,
+    max_pool_3x3,
     pad_to_multiple,
 )
 
@@ -194,3 +195,15 @@ def test_padding_to_a_multiple_keeps_the_image_in_the_corner():
     assert_close(padded[:, :5, :8], x, atol=0)
     assert_close(padded[:, 5:8], padded[:, 3:0:-1], atol=0)
     assert pad_to_multiple(x, 1) is x
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 9), (1, 2)])
+def test_overlapping_max_pool_equals_linens_in_value_and_gradient(size):
+    # Few different numbers: nearly every window has ties.
+    x = jnp.round(normal(0, 2, *size, 3))
+
+    def linens(x):
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+    actual, expected = (jax.jit(partial(value_and_gradients, pool))(x) for pool in (max_pool_3x3, linens))
+    assert_close(actual, expected, atol=0)

@@ -1,0 +1,247 @@
+"""Weights that PyTorch trained: a torchvision ResNet's file, `.safetensors` or `.pth`, as the encoder of a network."""
+
+import re
+from collections.abc import Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segjax.models.resnet import STAGES, ResNet
+
+Variables = Mapping[str, Any]
+_OF_TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_SHOWN = 3
+
+
+def load_torch_state(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a PyTorch state dict by their names, as float32 where they are floating.
+
+    Nothing is unpickled: `.pth` and `.pt` are read by `torch.load(weights_only=True)` and so need PyTorch (the extra
+    `torch`), `.safetensors` needs the small package of that name (the extra `pretrained`).
+
+    Args:
+        path: a file whose name ends in `.safetensors`, `.pth` or `.pt`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModuleNotFoundError: the package that reads it is not installed.
+        ValueError: another ending; a damaged file; a file of something else than named arrays.
+    """
+    path = Path(path)
+    readers = {".safetensors": _read_safetensors, ".pth": _read_pth, ".pt": _read_pth}
+    if path.suffix not in readers:
+        raise ValueError(f"{path}: pretrained weights must be a file .safetensors, .pth or .pt; got {path.suffix!r}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file of pretrained weights")
+    return readers[path.suffix](path)
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ModuleNotFoundError as error:
+        raise _missing(path, "safetensors", "pretrained") from error
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: no safetensors file, or a damaged one: {error}") from error
+    return {name: _widened(value) for name, value in state.items()}
+
+
+def _read_pth(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise _missing(path, "torch", "torch") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    # PyTorch has many kinds of error here, and one of them advises to unpickle the file all the same.
+    except Exception as error:
+        kind = type(error).__name__
+        raise ValueError(f"{path}: holds more than weights, which is not read, or is damaged ({kind})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        found = f"a dict of {_some(state)}" if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path}: a state dict holds tensors by name, as `torch.save(model.state_dict(), …)`; {found}")
+    wide = (value.float() if value.is_floating_point() else value for value in state.values())
+    return {name: value.detach().contiguous().numpy() for name, value in zip(state, wide, strict=True)}
+
+
+def _missing(path: Path, package: str, extra: str) -> ModuleNotFoundError:
+    other = "; or save it as .safetensors, which needs less" if extra == "torch" else ""
+    return ModuleNotFoundError(
+        f"{path}: reading a {path.suffix} file needs {package}: pip install 'segjax[{extra}]'{other}", name=package
+    )
+
+
+def _widened(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+
+def torch_name(path: tuple[str, ...]) -> str:
+    """torchvision's name of an array of `ResNet`'s, by its path in "params" or "batch_stats".
+
+    >>> torch_name(("layer2_0", "downsample_norm", "batch", "scale"))
+    'layer2.0.downsample.1.weight'
+    """
+    *modules, leaf = (name for name in path if name != "batch")
+    name = ".".join([*modules, _OF_TORCH[leaf]])
+    name = re.sub(r"^(layer\d)_(\d+)", r"\1.\2", name)
+    name = name.replace("downsample_conv", "downsample.0").replace("downsample_norm", "downsample.1")
+    return name.replace("norm", "bn")
+
+
+def resnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = None) -> dict[str, Any]:
+    """A torchvision ResNet's state dict as `{"params", "batch_stats"}` of our `ResNet` with batch norm.
+
+    Depth and width are found in the state. Its classifier `fc` and `num_batches_tracked` are left out.
+
+    Args:
+        state: arrays by torchvision's names, `load_torch_state`'s.
+        channels: of the images; None: those of the state. 1 for a state of more: the stem's kernel summed over its
+            channels, so that a grey image gives the features of the image with that grey in all channels.
+
+    Returns:
+        NumPy arrays.
+
+    Raises:
+        ValueError: the state is no ResNet-18, 34, 50 or 101's: another number of blocks, missing or unknown names, a
+            wrong shape; `channels` is neither 1 nor the state's.
+    """
+    state = {
+        name: value
+        for name, value in state.items()
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    }
+    stem = state.get("conv1.weight")
+    if stem is None or stem.ndim != 4:
+        raise ValueError(f"a torchvision ResNet has a conv1.weight of 4 axes; got {_some(state)}")
+    width, given = stem.shape[:2]
+    depth = _depth(state)
+    flat, structure = jax.tree_util.tree_flatten_with_path(_expected(depth, width, given))
+    names = [torch_name(tuple(key.key for key in path[1:])) for path, _ in flat]
+    _check_names(depth, names, state)
+    leaves = []
+    for name, (_, leaf) in zip(names, flat, strict=True):
+        value = np.asarray(state[name])
+        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+        if value.shape != leaf.shape:
+            ours = leaf.shape if value.ndim != 4 else tuple(leaf.shape[i] for i in (3, 2, 0, 1))
+            raise ValueError(f"{name} of a ResNet-{depth} must have shape {ours}; got {state[name].shape}")
+        leaves.append(value)
+    variables = jax.tree_util.tree_unflatten(structure, leaves)
+    if channels not in (None, given):
+        if channels != 1:
+            raise ValueError(f"channels must be those of the weights, {given}, or 1; got {channels}")
+        conv1 = variables["params"]["conv1"]
+        conv1["kernel"] = conv1["kernel"].sum(axis=2, keepdims=True)
+    return variables
+
+
+def _depth(state: Mapping[str, np.ndarray]) -> int:
+    """The ResNet's depth, by its blocks."""
+    found = {match.groups() for name in state if (match := re.match(r"layer(\d)\.(\d+)\.", name))}
+    blocks = tuple(sum(stage == str(i) for stage, _ in found) for i in (1, 2, 3, 4))
+    bottleneck = "layer1.0.conv3.weight" in state
+    for depth, stages in STAGES.items():
+        if stages == (blocks, bottleneck):
+            return depth
+    raise ValueError(
+        f"the state must be that of a ResNet-{', '.join(map(str, STAGES))}; got stages of "
+        f"{', '.join(map(str, blocks))} {'bottlenecks' if bottleneck else 'blocks'}"
+    )
+
+
+@cache
+def _expected(depth: int, width: int, channels: int) -> Variables:
+    """The variables of our ResNet as shapes."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+    return jax.eval_shape(partial(ResNet(depth, width).init, train=False), jax.random.key(0), images)
+
+
+def _check_names(depth: int, names: list[str], state: Mapping[str, np.ndarray]) -> None:
+    missing, unknown = sorted(set(names) - set(state)), sorted(set(state) - set(names))
+    if missing or unknown:
+        wrong = [f"{kind} {_some(of)}" for kind, of in (("misses", missing), ("has no place for", unknown)) if of]
+        raise ValueError(f"the state of a ResNet-{depth} {' and '.join(wrong)}")
+
+
+def _some(names: Any) -> str:
+    names = list(map(str, names))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "nothing") + more
+
+
+def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
+    """`variables` of a network with its `encoder` replaced; all else, the head and the decoder, stays.
+
+    Args:
+        variables: what `init` of a network with an encoder gave: `DeepLabV2`, `DeepLabV3Plus`, `ResNetUNet`.
+        encoder: `{"params", "batch_stats"}`, `resnet_variables`'.
+
+    Returns:
+        A new dict; arrays have the dtypes of those they replace.
+
+    Raises:
+        ValueError: the network has no encoder, or one of another depth, width, norm or number of input channels.
+    """
+    if "encoder" not in variables["params"]:
+        raise ValueError(f"the network has no encoder to load; it has {_some(variables['params'])}")
+    for kind in sorted({*variables, *encoder}):
+        here, there = (_by_path(tree) for tree in (variables.get(kind, {}).get("encoder", {}), encoder.get(kind, {})))
+        if here.keys() != there.keys():
+            wrong = [
+                f"{what} {_some(sorted(of))}"
+                for what, of in (("lack", here.keys() - there.keys()), ("also have", there.keys() - here.keys()))
+                if of
+            ]
+            raise ValueError(f"the weights are not of the network's encoder: of its {kind} they {' and '.join(wrong)}")
+        for path, value in here.items():
+            if value.shape != there[path].shape:
+                raise ValueError(
+                    f"{kind} {path} of the network's encoder must have shape {value.shape}; "
+                    f"the weights have {there[path].shape}"
+                )
+    return {
+        kind: {
+            **tree,
+            "encoder": jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), tree["encoder"], encoder[kind]),
+        }
+        if "encoder" in tree
+        else tree
+        for kind, tree in variables.items()
+    }
+
+
+def _by_path(tree: Variables) -> dict[str, Any]:
+    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def load_encoder(path: str | Path, variables: Variables) -> dict[str, Any]:
+    """A network's initial `variables` with the ResNet of a file in its encoder: what a training run starts from.
+
+    A network of 1-channel images takes the stem's kernel summed over its channels.
+
+    Args:
+        path: a torchvision ResNet's state dict, `.safetensors`, `.pth` or `.pt`.
+        variables: what `init` of a network with an encoder gave.
+
+    Returns:
+        A new dict of the same structure, shapes and dtypes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModuleNotFoundError: the package that reads it is not installed.
+        ValueError: the file is damaged or no ResNet's, or does not fit the network; the line begins with its name.
+    """
+    state = load_torch_state(path)
+    stem = variables["params"].get("encoder", {}).get("conv1")
+    try:
+        encoder = resnet_variables(state, channels=None if stem is None else stem["kernel"].shape[2])
+        return with_encoder(variables, encoder)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,157 @@
+import runpy
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from segjax.models import ResNet, ResNetUNet, UNet, load_encoder, load_torch_state, resnet_variables, with_encoder
+
+GOLDEN = Path(__file__).parent / "golden"
+DRAWN = runpy.run_path(str(GOLDEN / "drawn.py"))
+
+
+@cache
+def torchvision_state(depth: int) -> dict[str, np.ndarray]:
+    """A torchvision ResNet's state dict, classifier and all: names and shapes from torchvision, values by rule."""
+    lines = str(np.load(GOLDEN / "resnets.npz")[f"{depth}/state"]).splitlines()
+    shapes = {name: tuple(map(int, sizes)) for name, *sizes in map(str.split, lines)}
+    return {name: DRAWN["drawn"](name, shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(("depth", "output_stride"), [(18, 32), (18, 16), (50, 32), (50, 16)])
+def test_features_are_torchvisions(depth, output_stride):
+    golden = np.load(GOLDEN / "resnets.npz")
+    model = ResNet(depth, output_stride=output_stride)
+    variables = resnet_variables(torchvision_state(depth))
+    features = jax.jit(partial(model.apply, train=False))(variables, DRAWN["image"]())
+    for i, feature in enumerate(features):
+        stored = f"{depth}/{output_stride}/{i}"
+        expected = golden[stored if stored in golden else f"{depth}/32/{i}"]
+        np.testing.assert_allclose(
+            DRAWN["projected"](np.asarray(feature)), expected, rtol=0, atol=1e-5 * np.abs(feature).max()
+        )
+
+
+TINY = ResNetUNet(3, width=2, decoder=(4, 4, 4, 4, 4))
+
+
+@cache
+def start(model, channels: int = 3):
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def tiny_state() -> dict[str, np.ndarray]:
+    """A ResNet-18's state of width 2: of every axis of channels the first in 32."""
+
+    def few(value: np.ndarray) -> np.ndarray:
+        axes = (slice(-(-n // 32) if n in (64, 128, 256, 512) else n) for n in value.shape)
+        return value[tuple(axes)]
+
+    return {name: few(value) for name, value in torchvision_state(18).items()}
+
+
+@pytest.fixture
+def tiny_file(tmp_path):
+    path = tmp_path / "resnet18.safetensors"
+    save_file({name: np.ascontiguousarray(value) for name, value in tiny_state().items()}, path)
+    return path
+
+
+def test_a_file_becomes_a_networks_encoder_and_all_else_stays(tiny_file):
+    variables = start(TINY)
+    loaded = load_encoder(tiny_file, variables)
+    assert jax.tree.map(jnp.shape, loaded) == jax.tree.map(jnp.shape, variables)
+    state, params, statistics = tiny_state(), loaded["params"]["encoder"], loaded["batch_stats"]["encoder"]
+    np.testing.assert_array_equal(params["conv1"]["kernel"], state["conv1.weight"].transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(params["layer4_1"]["norm2"]["batch"]["scale"], state["layer4.1.bn2.weight"])
+    downsample = statistics["layer2_0"]["downsample_norm"]["batch"]["var"]
+    np.testing.assert_array_equal(downsample, state["layer2.0.downsample.1.running_var"])
+    assert all(loaded["params"][name] is variables["params"][name] for name in variables["params"] if name != "encoder")
+
+
+def test_grey_images_see_the_stem_summed_over_its_channels(tiny_file):
+    kernel = load_encoder(tiny_file, start(TINY, channels=1))["params"]["encoder"]["conv1"]["kernel"]
+    np.testing.assert_allclose(kernel[:, :, 0], tiny_state()["conv1.weight"].sum(1).transpose(1, 2, 0), rtol=1e-6)
+
+
+def test_half_precision_is_widened_and_parameters_keep_their_dtype(tmp_path):
+    path = tmp_path / "half.safetensors"
+    save_file({"a": np.ones(2, np.float16), "n": np.array(3)}, path)
+    assert {name: value.dtype.name for name, value in load_torch_state(path).items()} == {"a": "float32", "n": "int64"}
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), start(TINY))
+    loaded = with_encoder(narrow, resnet_variables(tiny_state()))
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("resnet.pth", "torch", "torch"), ("resnet.safetensors", "safetensors", "pretrained")],
+)
+def test_without_its_package_the_error_says_what_to_install(name, package, extra, tmp_path, monkeypatch):
+    path = tmp_path / name
+    path.touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"{name}: .* needs {package}: pip install 'segjax\[{extra}\]'"):
+        load_torch_state(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("resnet.npz", ValueError, "must be a file .safetensors, .pth or .pt; got '.npz'"),
+        ("nothing.safetensors", FileNotFoundError, "nothing.safetensors: there is no such file"),
+        ("damaged.safetensors", ValueError, "damaged.safetensors: no safetensors file, or a damaged one"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_named(name, error, message, tmp_path):
+    (tmp_path / "damaged.safetensors").write_bytes(b"\x08")
+    with pytest.raises(error, match=message):
+        load_torch_state(tmp_path / name)
+
+
+def without(*names: str):
+    return lambda state: {name: value for name, value in state.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("conv1.weight"), r"has a conv1.weight of 4 axes; got bn1.weight, .* and \d+ more"),
+        (without("bn1.bias", "layer1.0.conv1.weight"), "a ResNet-18 misses bn1.bias, layer1.0.conv1.weight$"),
+        (lambda state: state | {"layer1.0.se.weight": np.ones(2)}, "has no place for layer1.0.se.weight$"),
+        (
+            lambda state: state | {"layer1.0.conv1.weight": np.ones((2, 2, 5, 5))},
+            r"layer1.0.conv1.weight of a ResNet-18 must have shape \(2, 2, 3, 3\); got \(2, 2, 5, 5\)",
+        ),
+        (
+            lambda state: state | {"layer2.2.conv1.weight": np.ones(2)},
+            "that of a ResNet-18, 34, 50, 101; got stages of 2, 3, 2, 2 blocks",
+        ),
+    ],
+)
+def test_a_state_of_something_else_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        resnet_variables(change(tiny_state()))
+
+
+@pytest.mark.parametrize(
+    ("model", "channels", "message"),
+    [
+        (UNet(3, width=2, depth=1), 3, "the network has no encoder to load; it has "),
+        (TINY.clone(norm="group"), 3, "not of the network's encoder: of its batch_stats they also have"),
+        (TINY.clone(encoder_depth=34), 3, "of its batch_stats they lack layer1_2/.* more$"),
+        (TINY.clone(width=4), 3, r"batch_stats layer1_0/.* must have shape \(4,\); the weights have \(2,\)"),
+        (TINY, 4, "channels must be those of the weights, 3, or 1; got 4"),
+    ],
+    ids=["no encoder", "norm", "depth", "width", "channels"],
+)
+def test_a_file_that_does_not_fit_the_network_is_named(model, channels, message, tiny_file):
+    with pytest.raises(ValueError, match=f"^{tiny_file}: .*{message}"):
+        load_encoder(tiny_file, start(model, channels))

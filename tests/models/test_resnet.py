@@ -1,0 +1,82 @@
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax.models import ResNet
+
+SMALL = ResNet(18, width=4)
+IMAGES = jax.ShapeDtypeStruct((4, 33, 455, 3), jnp.float32)
+
+
+def shapes(model: ResNet):
+    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), IMAGES)
+
+
+@cache
+def start():
+    """Drawn by NumPy: compiling the draws of `init` takes longer than all else here."""
+    rng = np.random.default_rng(3)
+
+    def drawn(path, leaf):
+        if path[-1].key == "kernel":
+            return (rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:3]))).astype(np.float32)
+        return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
+
+    return jax.tree_util.tree_map_with_path(drawn, shapes(SMALL))
+
+
+@partial(jax.jit, static_argnums=0)
+def evaluate(model: ResNet, variables, images):
+    return model.apply(variables, images, train=False)
+
+
+# Of `torchvision.models.resnet18()` and so on, without `fc`.
+@pytest.mark.parametrize(("depth", "count"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)])
+def test_parameter_counts_are_torchvisions(depth, count):
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes(ResNet(depth))["params"])) == count
+
+
+def test_a_dilated_network_says_at_more_pixels_what_the_strided_one_says():
+    images = np.random.default_rng(4).standard_normal(IMAGES.shape).astype(np.float32)
+    coarse, fine = (evaluate(SMALL.clone(output_stride=stride), start(), images) for stride in (32, 8))
+    assert [feature.shape for feature in fine] == [
+        (4, 17, 228, 4),
+        (4, 9, 114, 4),
+        (4, 5, 57, 8),
+        (4, 5, 57, 16),
+        (4, 5, 57, 32),
+    ]
+    for step, expected, actual in zip((1, 1, 1, 2, 4), coarse, fine, strict=True):
+        np.testing.assert_allclose(actual[:, ::step, ::step], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("output_stride", [32, 8])
+def test_the_receptive_field_is_435_pixels_strided_or_dilated(output_stride):
+    # Stem 7, pool 2·2, then 2·stride a convolution: four at 4, one at 4 and three at 8, one at 8 and three at 16 …
+    reach = (7 + 4 + 32 + (8 + 48) + (16 + 96) + (32 + 192)) // 2
+    assert 2 * reach + 1 == 435
+    centre = 224
+    places = np.array([centre - reach - 1, centre - reach, centre + reach, centre + reach + 1])
+    # Positive weights and one pixel alight: what it reaches, and nothing else, is not 0.
+    images = np.zeros(IMAGES.shape, np.float32)
+    images[np.arange(4), 0, places] = 1
+    last = evaluate(SMALL.clone(output_stride=output_stride), jax.tree.map(np.abs, start()), images)[-1]
+    seen = (last[:, 0, centre // output_stride] > 0).any(axis=-1)
+    assert seen.tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "message"),
+    [
+        ({}, (31, 64), "at least 32x32, the output stride of this ResNet-50; got 31x64"),
+        ({"output_stride": 8}, (64, 7), "at least 8x8, the output stride of this ResNet-50; got 64x7"),
+        ({"depth": 20}, (64, 64), "depth must be one of 18, 34, 50, 101; got 20"),
+        ({"output_stride": 4}, (64, 64), "output_stride must be one of 8, 16, 32; got 4"),
+    ],
+)
+def test_what_makes_no_sense_is_named(fields, size, message):
+    with pytest.raises(ValueError, match=message):
+        ResNet(**{"width": 4, **fields}).init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
