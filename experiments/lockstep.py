@@ -29,11 +29,12 @@ from segjax.training.loop import (
     train_batches,
     write_json,
 )
+from segjax.training.networks import make_model
 from segjax.training.objective import hyper_from_config
 from segjax.training.optimizer import hyper_at, phases
 from segjax.training.prediction import make_eval_step
 from segjax.training.provenance import provenance
-from segjax.training.step import TrainState, init_state, make_model, make_train_step
+from segjax.training.step import TrainState, init_state, make_train_step
 from segjax.training.tracker import METRICS_FILE, append, drop_after
 
 RESULT_FILE = "cell.json"
@@ -158,7 +159,7 @@ class _Cell:
 
     def begin(self, num_classes: int) -> tuple[TrainState, dict[str, Any] | None]:
         """The state to go on from, and the position in the data."""
-        state = init_state(self.config, make_model(self.config, num_classes))
+        state = init_state(self.config, make_model(self.config, num_classes), pretrained=not self.start)
         return self.checkpoints.restore(state, self.start) if self.start else (state, None)
 
     def log(self, step: int, measured: dict[str, float]) -> None:

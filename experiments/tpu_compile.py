@@ -35,10 +35,11 @@ from segjax.data.labels import LABEL_SETS
 from segjax.reporting import Report, Section, Table, as_markdown, show
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.loop import write_json
+from segjax.training.networks import make_model
 from segjax.training.objective import Hyper, hyper_from_config
 from segjax.training.optimizer import hyper_at, phases
 from segjax.training.provenance import provenance
-from segjax.training.step import init_state, make_model, make_train_step
+from segjax.training.step import init_state, make_train_step
 
 # Height and width as the loader hands the images over; of the sets that are not here they follow from the config.
 NATIVE_SIZES = {

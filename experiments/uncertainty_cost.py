@@ -21,8 +21,8 @@ from segjax import cli, training
 from segjax.inference import analytic_uncertainty, predict_with_uncertainty, whole_passes
 from segjax.reporting import Table, show
 from segjax.training.loop import write_json
+from segjax.training.networks import make_model
 from segjax.training.provenance import provenance
-from segjax.training.step import make_model
 
 CLASSES = 12
 HEADS, PASSES = 30, 5

@@ -13,7 +13,7 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,16 +22,17 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from configs import camvid_unet_recipe
+from experiments import cells
+from experiments.cells import Row
 from experiments.ladder_scores import make_counts, scores
 from segjax import cli
 from segjax.reporting import Report, Section, Table, show, spread, write_report
-from segjax.training import load_run, open_split, parallel, train
-from segjax.training.evaluation import add_up, counter
 from segjax.training.loop import write_json
+from segjax.training.networks import make_model
 from segjax.training.objective import hyper_from_config
 from segjax.training.optimizer import hyper_at, phases
 from segjax.training.provenance import provenance
-from segjax.training.step import init_state, make_model, make_train_step
+from segjax.training.step import init_state, make_train_step
 from segjax.training.storage import local_path
 
 _QUESTION = (
@@ -41,18 +42,11 @@ _QUESTION = (
     "and void is scored in no column but the recipe's own. The variance is the exact one at p = 0.2 in all rows."
 )
 
-CELL_FILE, TIMES_FILE = "cell.json", "times.json"
+TIMES_FILE = "times.json"
 
 # sqrt(median frequency / frequency) with the training split's shares of pixels; void is weighted 1.
 SHARES = (0.169, 0.233, 0.010, 0.317, 0.045, 0.097, 0.012, 0.011, 0.059, 0.006, 0.003)
 CLASS_WEIGHTS = tuple(round((statistics.median(SHARES) / share) ** 0.5, 3) for share in SHARES)
-
-
-class Row(NamedTuple):
-    """A row of the ladder: its name and what it changes in the recipe's config, field by field."""
-
-    name: str
-    changes: dict[str, Any]
 
 
 _CE = {
@@ -119,54 +113,7 @@ COLUMNS = {
 
 def row_config(row: Row, seed: int, steps: int | None = None) -> ConfigDict:
     """The config of one cell; with `steps` a shorter run of the same shape."""
-    config = camvid_unet_recipe.get_config()
-    for key, value in row.changes.items():
-        node, (*path, last) = config, key.split(".")
-        for name in path:
-            node = node[name]
-        node[last] = value
-    config.seed = seed
-    if steps:
-        config.training.steps = config.training.evaluate_every = config.training.checkpoint_every = steps
-        thirds = (steps // 3, steps // 3, steps - 2 * (steps // 3))
-        config.training.phases = tuple(
-            (phase[0], third, phase[2]) for phase, third in zip(config.training.phases, thirds, strict=False)
-        )
-    return config
-
-
-def cell_folder(workdir: Path, row: Row, seed: int) -> Path:
-    """Where a cell lives."""
-    plain = row.name.replace("+ ", "with_").replace(" = ", "").replace(", ", "_").replace(" ", "_")
-    return workdir / plain / str(seed)
-
-
-def run_cell(row: Row, seed: int, workdir: Path, console: rich.console.Console, steps: int | None = None) -> None:
-    """Trains and scores one cell and writes its `cell.json`, or does nothing where there is one."""
-    folder = cell_folder(workdir, row, seed)
-    if (folder / CELL_FILE).exists():
-        return
-    console.rule(f"{row.name}, seed {seed}")
-    trained = train(row_config(row, seed, steps), folder, console=console)
-    run = load_run(folder / "checkpoints" / "latest")
-    mesh = parallel.make_mesh()
-    num_classes = len(run.label_set.names)
-    step = parallel.map_step(make_counts(run.config, run.model, num_classes), run.config, mesh, arguments=2)
-    source = open_split(run.config.data, run.config.data.eval_split)
-    counts = add_up(
-        counter(step, parallel.replicate(run.state, run.config, mesh), run.config, mesh), source, run.config
-    )
-    write_json(
-        folder / CELL_FILE,
-        {
-            "row": row.name,
-            "seed": seed,
-            "steps": run.config.training.steps,
-            **scores(counts, len(source)),
-            "classes": list(run.label_set.names),
-            "provenance": trained["provenance"],
-        },
-    )
+    return cells.row_config(camvid_unet_recipe.get_config(), row, seed, steps)
 
 
 def time_rows(workdir: Path, rounds: int = 9) -> None:
@@ -197,13 +144,6 @@ def time_rows(workdir: Path, rounds: int = 9) -> None:
             seconds[name].append(time.perf_counter() - begun)
     medians = {name: round(1000 * statistics.median(values), 1) for name, values in seconds.items()}
     write_json(workdir / TIMES_FILE, {"milliseconds": medians, "rounds": rounds, "provenance": provenance()})
-
-
-def cells(workdir: Path) -> list[dict[str, Any]]:
-    """Every cell that was measured, in the order of the rows."""
-    order = {name: i for i, name in enumerate(ROWS)}
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in workdir.glob(f"*/*/{CELL_FILE}")]
-    return sorted(found, key=lambda cell: (order[cell["row"]], cell["seed"]))
 
 
 def table(
@@ -259,10 +199,11 @@ def main(argv: list[str]) -> None:
     if not options.only_table:
         for seed in options.seed:
             for name in options.row or ROWS:
-                run_cell(ROWS[name], seed, workdir, console, options.steps)
+                config = row_config(ROWS[name], seed, options.steps)
+                cells.run_cell(config, ROWS[name], workdir, console, make_counts, scores)
     if options.time:
         time_rows(workdir)
-    times, measured = workdir / TIMES_FILE, cells(workdir)
+    times, measured = workdir / TIMES_FILE, cells.cells(workdir, ROWS)
     timed = json.loads(times.read_text(encoding="utf-8")) if times.exists() else None
     whole = report(measured, timed)
     for one in whole.sections[0].tables:

@@ -1,12 +1,11 @@
 """Fully convolutional networks for semantic segmentation, FCN-32s, 16s and 8s (Long et al. 2015, arXiv 1411.4038)."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from segjax.models.dilated import ConvNorm
 from segjax.models.layers import VGG16, ConvStack, fan_in_normal, max_pool_2x2
 from segjax.models.network import Network, Pass
-from segjax.models.patch import ValidBlock
 from segjax.models.upsampling import ConvTransposeBilinear
 
 STRIDES = (8, 16, 32)
@@ -46,7 +45,7 @@ class FCN(Network):
     >>> import jax
     >>> model, images = FCN(num_classes=5, width=2, hidden=4), jnp.zeros((1, 13, 40, 3))
     >>> variables = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
-    >>> variables["params"]["fc6"]["conv1"]["kernel"].shape
+    >>> variables["params"]["fc6"]["conv"]["kernel"].shape
     (7, 7, 16, 4)
     >>> jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images).logits.shape
     (1, 13, 40, 5)
@@ -80,10 +79,9 @@ class FCN(Network):
             x = self.block(ConvStack, self.width * widths, count, padding="zeros", name=f"block{i}")(x, go.train)
             x = max_pool_2x2(x)
             pools.append(x)
-        x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
-        x = self.block(ValidBlock, self.hidden, size=7, convolutions=1, name="fc6")(x, go.train)
+        x = self.block(ConvNorm, self.hidden, size=7, name="fc6")(x, go.train)
         x = go.drop(x, 2) if self.deep_dropout > 1 else x
-        x = self.block(ValidBlock, self.hidden, size=1, convolutions=1, name="fc7")(x, go.train)
+        x = self.block(ConvNorm, self.hidden, size=1, name="fc7")(x, go.train)
         x = go.drop(x, 1) if self.deep_dropout > 0 else x
         x = self._scores("score_fr", fan_in_normal(1.0, self.hidden))(x)
         # The authors' names of the layers.

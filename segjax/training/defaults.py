@@ -72,12 +72,20 @@ def defaults() -> ConfigDict:
     augment.contrast = 0.0
 
     config.model = model = ConfigDict()
-    model.name = "unet"
-    model.width = 16
-    model.depth = 4
-    model.norm = "batch"
+    model.name = "unet"  # a key of segjax.training.networks.NETWORKS, which says whose the next eight fields are
+    model.width = 16  # channels of the first level
+    model.depth = 4  # poolings
     model.padding = "reflect"
-    model.upsample = "transpose"  # or "pixel_shuffle", with ICNR initialisation
+    model.downsample = "max"  # or "stride"
+    # transpose3, transpose4 (overlapping), pixel_shuffle (with ICNR), nearest, bilinear, bed_of_nails, max_unpool
+    model.upsample = "transpose"
+    model.encoder_depth = 18  # of a ResNet: 18, 34, 50, 101
+    model.output_stride = placeholder(int)  # of the coarsest features, or FCN's finest score; None: the network's own
+    model.hidden = placeholder(int)  # channels of FCN's fc6 and fc7, of DeepLab's ASPP; None: the network's own
+    # A torchvision ResNet's weights, .safetensors or .pth, for the encoder to begin with; data.mean and std are then
+    # to be those it was trained with.
+    model.pretrained = ""
+    model.norm = "batch"
     model.dtype = "float32"  # of the computation; parameters are float32
     model.remat = False  # compute the blocks' activations again in the backward pass: less memory, more time
     model.prior = ()  # binary losses: (π,); softmax: a frequency a class; (): no prior bias

@@ -21,11 +21,12 @@ from segjax.training.checkpoint import Checkpoints
 from segjax.training.defaults import ConfigError, leaves
 from segjax.training.evaluation import contact_sheet, evaluate
 from segjax.training.feed import feed
+from segjax.training.networks import make_model
 from segjax.training.objective import hyper_from_config
 from segjax.training.optimizer import hyper_at, phases
 from segjax.training.prediction import make_eval_step, make_predictor
 from segjax.training.provenance import provenance
-from segjax.training.step import TrainState, init_state, make_model, make_train_step
+from segjax.training.step import TrainState, init_state, make_train_step
 from segjax.training.storage import path_of, write_text
 from segjax.training.termination import Cut, Terminated, Termination
 from segjax.training.tracker import Tracker
@@ -86,7 +87,8 @@ def train(
             console.print(f"warning: {line}. It is set aside.", markup=False)
         _report_changes(config, workdir, console)
         batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
-        state, start = parallel.everywhere(init_state(config, machine.model), mesh), checkpoints.latest_step() or 0
+        start = checkpoints.latest_step() or 0
+        state = parallel.everywhere(init_state(config, machine.model, pretrained=not start), mesh)
         position: dict[str, Any] = {}
         if start:
             state, position = checkpoints.restore(state, start)

@@ -17,8 +17,9 @@ from segjax.training.checkpoint import FOLDER, Checkpoints
 from segjax.training.defaults import from_leaves
 from segjax.training.evaluation import evaluate
 from segjax.training.loop import CONFIG_FILE
+from segjax.training.networks import make_model
 from segjax.training.prediction import make_eval_step, make_predictor
-from segjax.training.step import TrainState, init_state, make_model
+from segjax.training.step import TrainState, init_state
 from segjax.training.storage import path_of
 
 

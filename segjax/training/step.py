@@ -12,16 +12,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from segjax import losses, models
+from segjax import models
 from segjax.collectives import pmean
 from segjax.data.augment import augment, example_keys
 from segjax.training.accumulation import accumulated, make_shares, split
 from segjax.training.budget import GradientBudget, gradient_budget
 from segjax.training.defaults import ConfigError
-from segjax.training.objective import BINARY_LOSSES, Hyper, make_objective, num_outputs, targets
+from segjax.training.objective import Hyper, make_objective, targets
 from segjax.training.optimizer import learning_rate_at, make_optimizer
-
-MODELS: dict[str, type[nn.Module]] = {"unet": models.UNet}
 
 # Folded into the run's key in a step's place, which never gets there: the dropout's numbers are not the augmentation's.
 _DROPOUT = np.uint32(2**32 - 1)
@@ -55,66 +53,25 @@ class TrainState:
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> nn.Module:
-    """The network of `config` for a set of `num_classes` classes.
+def init_state(config: ConfigDict, model: nn.Module, *, pretrained: bool = False) -> TrainState:
+    """The state before the first step: a pure function of `config.seed`.
+
+    With `pretrained` the encoder is that of the file `config.model.pretrained`, where one is named. (What restores a
+    checkpoint into the state has no need of the file.)
 
     Raises:
-      ConfigError: a binary loss on a set that has not exactly two classes, or a prior of the wrong length.
+      ConfigError: the file is not there, cannot be read, or is not of this encoder.
     """
-    loss, prior = config.objective.loss, tuple(config.model.prior)
-    if loss in BINARY_LOSSES and num_classes != 2:
-        raise ConfigError(
-            f"config.objective.loss = {loss!r} tells one rare class from the rest and needs a data set of 2 classes; "
-            f"{config.data.name} has {num_classes}"
-        )
-    outputs = num_outputs(config, num_classes)
-    if prior and len(prior) != outputs:
-        raise ConfigError(f"config.model.prior needs {outputs} value(s) for {loss}; got {prior}")
-    weights = tuple(config.objective.class_weights)
-    if weights and len(weights) != outputs:
-        raise ConfigError(
-            f"config.objective.class_weights needs {outputs} values, one an output of {config.data.name}"
-            f"{', void last' * (config.objective.void == 'class')}; got {weights}"
-        )
-    background = config.objective.background
-    if background is not None and not 0 <= background < num_classes:
-        raise ConfigError(
-            f"config.objective.background must be a class of {config.data.name}, 0 to {num_classes - 1}; "
-            f"got {background}"
-        )
-    head_bias = None
-    if prior:
-        bias_of = losses.prior_bias if loss in BINARY_LOSSES else losses.prior_bias_softmax
-        # NumPy's float64: a rare class' π of 1e-8 and its 1 - π are not yet rounded.
-        head_bias = tuple(float(b) for b in bias_of(np.asarray(prior, np.float64)))
-    return MODELS[config.model.name](
-        num_classes=outputs,
-        width=config.model.width,
-        depth=config.model.depth,
-        norm=config.model.norm,
-        padding=config.model.padding,
-        dtype=jnp.dtype(config.model.dtype),
-        remat=config.model.remat,
-        axis_name=axis_name,
-        head_bias=head_bias,
-        head_kernel_stddev=config.model.head_stddev,
-        dropout=config.model.dropout,
-        heads=config.model.heads,
-        rate=config.model.rate,
-        mask=config.model.mask,
-        deep_dropout=config.model.deep_dropout,
-        deep_rate=config.model.deep_rate,
-        upsample=config.model.upsample,
-    )
-
-
-def init_state(config: ConfigDict, model: nn.Module) -> TrainState:
-    """The state before the first step: a pure function of `config.seed`."""
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
     images = jnp.zeros((1, *config.data.size, config.data.channels))
     # Parameters do not depend on the mapped axis, and the axis exists only inside the mapped step. The prior is a value
     # and no program either: a sweep over π compiles one initialisation.
     variables = _initial_variables(model.clone(axis_name=None, head_bias=None), init_key, images)
+    if pretrained and config.model.pretrained:
+        try:
+            variables = models.load_encoder(config.model.pretrained, variables)
+        except (OSError, ImportError, ValueError) as error:
+            raise ConfigError(f"config.model.pretrained: {error}") from error
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     if model.head_bias is not None:
         linear = params["head"]["linear"]

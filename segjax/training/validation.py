@@ -5,16 +5,22 @@ import math
 
 from ml_collections import ConfigDict
 
+from segjax.models.resnet import STAGES as RESNETS
+from segjax.models.unet import DOWNSAMPLINGS
+from segjax.models.upsampling import UPSAMPLINGS
 from segjax.training.defaults import ConfigError, defaults, leaves
+from segjax.training.networks import NETWORKS, check_network
 from segjax.training.objective import BINARY_LOSSES, PIXEL_LOSSES, REGION_LOSSES
 
 _CHOICES = {
     "data.on_error": ("raise", "skip"),
-    "model.name": ("unet",),
+    "model.name": tuple(NETWORKS),
     "model.norm": ("batch", "group", "none"),
     "model.padding": ("reflect", "zeros"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.upsample": ("transpose", "pixel_shuffle"),
+    "model.downsample": DOWNSAMPLINGS,
+    "model.upsample": tuple(UPSAMPLINGS),
+    "model.encoder_depth": tuple(RESNETS),
     "model.dropout": ("none", "sampled", "analytic"),
     "model.mask": ("element", "channel"),
     "objective.loss": tuple(PIXEL_LOSSES),
@@ -41,6 +47,8 @@ _POSITIVE = (
 _RANGES = {
     "model.heads": (1, math.inf),
     "model.deep_dropout": (0, math.inf),
+    "model.output_stride": (1, math.inf),
+    "model.hidden": (1, math.inf),
     "objective.gamma": (0, math.inf),
     "objective.boundary_factor": (0, math.inf),
     "objective.hard_threshold": (0, math.inf),
@@ -69,7 +77,7 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(f"config.{key} is missing; start from segjax.training.defaults() to have every field")
     for key, choices in {**_CHOICES, "data.name": tuple(DATASETS)}.items():
         if given[key] not in choices:
-            raise ConfigError(f"config.{key} must be one of {', '.join(choices)}; got {given[key]!r}")
+            raise ConfigError(f"config.{key} must be one of {', '.join(map(str, choices))}; got {given[key]!r}")
     for key in _POSITIVE:
         if not given[key] > 0:
             raise ConfigError(f"config.{key} must be positive; got {given[key]!r}")
@@ -95,6 +103,7 @@ def validate(config: ConfigDict) -> None:
             f"config.data.std must be positive and config.data.mean finite; got {config.data.std!r} and "
             f"{config.data.mean!r}"
         )
+    check_network(config)
     _validate_accumulation(config)
     _validate_phases(config)
     _validate_uncertainty(config)

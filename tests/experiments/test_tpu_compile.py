@@ -9,7 +9,8 @@ from experiments import tpu_compile
 from experiments.tpu_slices import CHIPS
 from segjax.data import label_set
 from segjax.training import ConfigError
-from segjax.training.step import init_state, make_model
+from segjax.training.networks import make_model
+from segjax.training.step import init_state
 
 RESULT = Path(tpu_compile.__file__).parent / "results" / "tpu_compile.json"
 TINY = {

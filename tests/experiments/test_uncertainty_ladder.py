@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rich.console
 
+from experiments import cells
 from experiments import uncertainty_ladder as ladder
 from experiments.ladder_scores import TOLERANCE, make_counts
 from experiments.ladder_scores import scores as scores_of
@@ -102,25 +103,26 @@ def test_the_columns_are_what_their_names_say():
 
 def test_a_cell_is_trained_scored_and_written_once(tiny_recipe, tmp_path, monkeypatch):
     row = ladder.ROWS["+ sampled variance"]
-    ladder.run_cell(row, 0, tmp_path / "runs", quiet(), steps=3)
-    (cell,) = ladder.cells(tmp_path / "runs")
+    config = ladder.row_config(row, 0, steps=3)
+    cells.run_cell(config, row, tmp_path / "runs", quiet(), make_counts, scores_of)
+    (cell,) = cells.cells(tmp_path / "runs", ladder.ROWS)
     assert (cell["row"], cell["seed"], cell["steps"]) == ("+ sampled variance", 0, 3)
     assert all(0 <= cell[key] <= 1 for key in ladder.COLUMNS.values())
     assert len(cell["iou_per_class"]) == len(cell["classes"]) == 11
-    monkeypatch.setattr(ladder, "train", None)  # a second call would fail
-    ladder.run_cell(row, 0, tmp_path / "runs", quiet(), steps=3)
+    monkeypatch.setattr(cells, "train", None)  # a second call would fail
+    cells.run_cell(config, row, tmp_path / "runs", quiet(), make_counts, scores_of)
 
 
 def test_the_table_has_mean_and_spread_and_leaves_out_what_was_not_run(tmp_path):
     for seed, value in ((0, 0.5), (1, 0.6)):
-        folder = ladder.cell_folder(tmp_path, ladder.ROWS["CE, void left out"], seed)
+        folder = cells.cell_folder(tmp_path, ladder.ROWS["CE, void left out"], seed)
         folder.mkdir(parents=True)
         scores = dict.fromkeys(ladder.COLUMNS.values(), value)
         (folder / "cell.json").write_text(json.dumps({"row": "CE, void left out", "seed": seed, **scores}))
-    table = ladder.table(ladder.cells(tmp_path), ladder.LADDER, "title")
+    table = ladder.table(cells.cells(tmp_path, ladder.ROWS), ladder.LADDER, "title")
     assert [(*row[:2], row[2].values) for row in table.rows] == [("CE, void left out", "2", (0.5, 0.6))]
     milliseconds = {"CE": 200.0, "CE, void left out": 190.0}
-    timed = ladder.table(ladder.cells(tmp_path), ladder.LADDER, "title", milliseconds)
+    timed = ladder.table(cells.cells(tmp_path, ladder.ROWS), ladder.LADDER, "title", milliseconds)
     assert (timed.columns[-1], timed.rows[0][-1]) == ("time a step", "0.95")
 
 

@@ -59,7 +59,7 @@ def test_the_finest_network_starts_as_the_coarser_ones(stride):
         scores = upsample_bilinear(scores, step)
     expected = scores[:, :45, :70] @ linear["kernel"] + linear["bias"]
     np.testing.assert_allclose(finest.logits, expected, atol=1e-5)
-    assert np.abs(finest.logits - coarser.logits).mean() < 0.05 * coarser.logits.std()
+    assert np.abs(finest.logits - coarser.logits).mean() < 0.1 * coarser.logits.std()
 
 
 def test_scores_are_upsampled_and_summed_from_coarse_to_fine():

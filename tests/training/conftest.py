@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from segjax.training import defaults
-from segjax.training.step import init_state, make_model
+from segjax.training.networks import make_model
+from segjax.training.step import init_state
 
 
 @pytest.fixture(scope="session")

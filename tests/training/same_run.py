@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from segjax.training import defaults, parallel
+from segjax.training.networks import make_model
 from segjax.training.objective import hyper_from_config
 from segjax.training.prediction import make_eval_step
-from segjax.training.step import init_state, make_model, make_train_step
+from segjax.training.step import init_state, make_train_step
 
 STEPS, EXAMPLES = 20, 4
 # Adam divides by the root of a mean of squares, which makes much of rounding: it is compared in float64.

@@ -4,8 +4,9 @@ import pytest
 
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.accumulation import split
+from segjax.training.networks import make_model
 from segjax.training.objective import hyper_from_config
-from segjax.training.step import init_state, make_model, make_train_step
+from segjax.training.step import init_state, make_train_step
 
 
 @pytest.fixture

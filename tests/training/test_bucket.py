@@ -18,7 +18,8 @@ import rich.console
 from segjax.training import StorageError, train
 from segjax.training.checkpoint import CheckpointError, Checkpoints
 from segjax.training.defaults import leaves
-from segjax.training.step import init_state, make_model
+from segjax.training.networks import make_model
+from segjax.training.step import init_state
 from segjax.training.storage import path_of
 
 ROOT = Path(__file__).parents[2]

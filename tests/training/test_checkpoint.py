@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from segjax.training.checkpoint import CheckpointError, Checkpoints
-from segjax.training.step import init_state, make_model
+from segjax.training.networks import make_model
+from segjax.training.step import init_state
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import pytest
 
 from segjax.training import defaults
 from segjax.training.defaults import TRACED, from_leaves, leaves, program
+from segjax.training.networks import make_model
 from segjax.training.objective import hyper_from_config
 from segjax.training.optimizer import hyper_at, phases
-from segjax.training.step import init_state, make_model, make_train_step
+from segjax.training.step import init_state, make_train_step
 
 
 def test_leaves_survive_json():

@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 
 from segjax.training import ConfigError, loop, parallel
+from segjax.training.networks import make_model
 from segjax.training.objective import hyper_from_config
 from segjax.training.prediction import make_eval_step
-from segjax.training.step import init_state, make_model, make_train_step
+from segjax.training.step import init_state, make_train_step
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, (4, 40, 56)).astype(np.uint8)

@@ -2,8 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from segjax.training.networks import make_model
 from segjax.training.prediction import classify, make_eval_step, make_predictor
-from segjax.training.step import init_state, make_model
+from segjax.training.step import init_state
 
 
 def test_the_evaluation_step_counts_every_labelled_pixel_at_native_resolution(parts, batch):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from segjax.training import ConfigError
+from segjax.training.networks import make_model
 from segjax.training.objective import hyper_from_config
-from segjax.training.step import averaged, init_state, make_model, make_train_step
+from segjax.training.step import averaged, init_state, make_train_step
 
 
 def test_a_step_learns_and_counts(parts, batch):

@@ -55,8 +55,8 @@ def main() -> None:
             y = layer(y)
             if isinstance(layer, torch.nn.MaxPool2d):
                 pools.append(y)
-        y = functional.relu(functional.conv2d(y, *weights("fc6/conv1", 7, 7, y.shape[1], HIDDEN), padding=3))
-        y = functional.relu(functional.conv2d(y, *weights("fc7/conv1", 1, 1, HIDDEN, HIDDEN)))
+        y = functional.relu(functional.conv2d(y, *weights("fc6/conv", 7, 7, y.shape[1], HIDDEN), padding=3))
+        y = functional.relu(functional.conv2d(y, *weights("fc7/conv", 1, 1, HIDDEN, HIDDEN)))
         y = up(score(y, "score_fr"), "upscore2") + score(pools[3], "score_pool4")
         y = up(y, "upscore_pool4") + score(pools[2], "score_pool3")
         y = functional.interpolate(score(y, "head/linear"), scale_factor=8, mode="bilinear", align_corners=False)

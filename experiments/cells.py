@@ -1,0 +1,92 @@
+"""Tables of runs: a row and a seed is a cell, trained, scored and written once, whatever is cut and called again."""
+
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rich.console
+from ml_collections import ConfigDict
+
+from segjax.training import load_run, open_split, parallel, train
+from segjax.training.evaluation import add_up, counter
+from segjax.training.loop import write_json
+
+CELL_FILE = "cell.json"
+
+
+class Row(NamedTuple):
+    """A row of a table: its name and what it changes in the table's config, field by field."""
+
+    name: str
+    changes: dict[str, Any]
+
+
+def row_config(config: ConfigDict, row: Row, seed: int, steps: int | None = None) -> ConfigDict:
+    """`config` with the changes of `row`, in place; with `steps` a shorter run of the same shape."""
+    for key, value in row.changes.items():
+        node, (*path, last) = config, key.split(".")
+        for name in path:
+            node = node[name]
+        node[last] = value
+    config.seed = seed
+    if steps:
+        config.training.steps = config.training.evaluate_every = config.training.checkpoint_every = steps
+        thirds = (steps // 3, steps // 3, steps - 2 * (steps // 3))
+        config.training.phases = tuple(
+            (phase[0], third, phase[2]) for phase, third in zip(config.training.phases, thirds, strict=False)
+        )
+    return config
+
+
+def cell_folder(workdir: Path, row: Row, seed: int) -> Path:
+    """Where a cell lives."""
+    plain = row.name.replace("+ ", "with_").replace(" = ", "").replace(", ", "_").replace(" ", "_")
+    return workdir / plain / str(seed)
+
+
+def run_cell(
+    config: ConfigDict,
+    row: Row,
+    workdir: Path,
+    console: rich.console.Console,
+    make_counts: Callable[[ConfigDict, Any, int], Callable],
+    scores: Callable[[dict[str, Any], int], dict[str, Any]],
+) -> None:
+    """Trains `config`, scores its end and writes `cell.json`, or does nothing where there is one.
+
+    `make_counts(config, model, num_classes)` builds the step over the evaluation split whose counts are added, and
+    `scores(counts, images)` makes the columns of them.
+    """
+    folder = cell_folder(workdir, row, config.seed)
+    if (folder / CELL_FILE).exists():
+        return
+    console.rule(f"{row.name}, seed {config.seed}")
+    trained = train(config, folder, console=console)
+    run = load_run(folder / "checkpoints" / "latest")
+    mesh = parallel.make_mesh()
+    step = parallel.map_step(
+        make_counts(run.config, run.model, len(run.label_set.names)), run.config, mesh, arguments=2
+    )
+    source = open_split(run.config.data, run.config.data.eval_split)
+    counts = add_up(
+        counter(step, parallel.replicate(run.state, run.config, mesh), run.config, mesh), source, run.config
+    )
+    write_json(
+        folder / CELL_FILE,
+        {
+            "row": row.name,
+            "seed": config.seed,
+            "steps": run.config.training.steps,
+            **scores(counts, len(source)),
+            "classes": list(run.label_set.names),
+            "provenance": trained["provenance"],
+        },
+    )
+
+
+def cells(workdir: Path, names: Collection[str]) -> list[dict[str, Any]]:
+    """Every cell that was measured, in the order of the rows' names."""
+    order = {name: i for i, name in enumerate(names)}
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in workdir.glob(f"*/*/{CELL_FILE}")]
+    return sorted(found, key=lambda cell: (order[cell["row"]], cell["seed"]))
