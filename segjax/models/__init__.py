@@ -5,20 +5,10 @@ from segjax.models.dilated import Conv, ConvNorm, SeparableConv3x3
 from segjax.models.dropout import example_dropout_keys
 from segjax.models.fcn import FCN
 from segjax.models.heads import LinearHead, Segmentation, head_samples, logit_variance
-from segjax.models.layers import (
-    Conv3x3,
-    ConvBlock,
-    ConvStack,
-    Norm,
-    StridedConv3x3,
-    max_pool_2x2,
-    max_pool_2x2_dense,
-    max_pool_2x2_positions,
-    max_pool_3x3,
-    pad_to_multiple,
-)
+from segjax.models.layers import Conv3x3, ConvBlock, ConvStack, Norm, StridedConv3x3, pad_to_multiple
 from segjax.models.network import Network, Pass
 from segjax.models.patch import PatchClassifier, ValidBlock
+from segjax.models.pooling import max_pool_2x2, max_pool_2x2_dense, max_pool_2x2_positions, max_pool_3x3
 from segjax.models.pretrained import load_encoder, load_torch_state, resnet_variables, with_encoder
 from segjax.models.resnet import ResidualBlock, ResNet
 from segjax.models.resnet_unet import ResNetUNet

@@ -4,8 +4,9 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from segjax.models.dilated import ConvNorm
-from segjax.models.layers import VGG16, ConvStack, fan_in_normal, max_pool_2x2
+from segjax.models.layers import VGG16, ConvStack, fan_in_normal
 from segjax.models.network import Network, Pass
+from segjax.models.pooling import max_pool_2x2
 from segjax.models.upsampling import ConvTransposeBilinear
 
 STRIDES = (8, 16, 32)

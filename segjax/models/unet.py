@@ -4,8 +4,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from segjax import checks
-from segjax.models.layers import ConvBlock, StridedConv3x3, max_pool_2x2_positions
+from segjax.models.layers import ConvBlock, StridedConv3x3
 from segjax.models.network import Network, Pass
+from segjax.models.pooling import max_pool_2x2_positions
 from segjax.models.upsampling import UPSAMPLINGS
 
 DOWNSAMPLINGS = ("max", "stride")
@@ -37,11 +38,11 @@ class UNet(Network):
 
     >>> import jax
     >>> model, images = UNet(num_classes=5, width=4, depth=2), jnp.zeros((1, 13, 18, 3))
-    >>> variables = model.init(jax.random.key(0), images, train=False)
-    >>> model.apply(variables, images, train=False).logits.shape
+    >>> variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
+    >>> jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images).logits.shape
     (1, 13, 18, 5)
-    >>> unsure = model.clone(dropout="sampled", heads=7, mask="channel")
-    >>> unsure.apply(variables, images, train=False, rngs={"dropout": jax.random.key(1)}).mc_logits.shape
+    >>> unsure, rngs = model.clone(dropout="sampled", heads=7, mask="channel"), {"dropout": jax.random.key(1)}
+    >>> jax.eval_shape(lambda v, x: unsure.apply(v, x, train=False, rngs=rngs), variables, images).mc_logits.shape
     (7, 1, 13, 18, 5)
     """
 
