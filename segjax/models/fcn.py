@@ -44,6 +44,7 @@ class FCN(Network):
         Long et al., arXiv 1411.4038; Shelhamer et al., arXiv 1605.06211. VGG: Simonyan and Zisserman, arXiv 1409.1556.
 
     >>> import jax
+    >>> import jax.numpy as jnp
     >>> model, images = FCN(num_classes=5, width=2, hidden=4), jnp.zeros((1, 13, 40, 3))
     >>> variables = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
     >>> variables["params"]["fc6"]["conv"]["kernel"].shape

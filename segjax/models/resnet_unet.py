@@ -59,7 +59,7 @@ class ResNetUNet(Network):
         """Raises a ValueError where there is no such encoder, or not one width a step."""
         check_encoder(self.encoder_depth, self.multiple)
         if len(self._decoder) != LEVELS or min(self._decoder) < 1:
-            raise ValueError(f"decoder must have {LEVELS} positive widths, one a step up; got {self._decoder}")
+            raise ValueError(f"decoder must have {LEVELS} widths, one a step up, all positive; got {self._decoder}")
 
     @property
     def _decoder(self) -> tuple[int, ...]:
