@@ -123,7 +123,7 @@ def train(
         for step, (batch, examples, position) in zip(range(start + 1, steps + 1), fed, strict=False):
             state, measured = machine.train_step(state, batch, hyper_at(step, hyper, plan))
             watch.dispatched(step, parallel.unreplicate(measured, config), examples)
-            stopping = termination.after(step)
+            stopping = termination.stopping()
             evaluating = step % config.training.evaluate_every == 0 or step == steps
             if not (evaluating or stopping or step % config.training.checkpoint_every == 0):
                 continue

@@ -15,12 +15,12 @@ class Terminated(Exception):
 class Termination:
     """Listens for SIGTERM. Use as a context: leaving gives the signal back to whoever had it.
 
-    On several hosts JAX's own service listens: a signal to one of them is passed on, and all are told to stop after the
-    same step.
+    On several hosts JAX's own service listens: a signal to one of them is passed on, and all are told to stop at the
+    same one of the questions that all of them ask in the same order, `after` every step and within `watched` work.
     """
 
     def __init__(self):
-        self._asked, self._before = False, None
+        self._heard_it, self._questions, self._before = False, 0, None
 
     def __enter__(self) -> "Termination":
         # Python delivers signals to the main thread only, and lets no other listen.
@@ -33,20 +33,23 @@ class Termination:
             signal.signal(signal.SIGTERM, self._before)
 
     def _heard(self, *unused) -> None:
-        self._asked = True
+        self._heard_it = True
 
-    def after(self, step: int) -> bool:
-        """Whether to stop after `step`. All hosts have to ask, after every step."""
-        return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
+    def stopping(self) -> bool:
+        """Whether to stop here. All hosts have to ask equally often, such as after every step."""
+        self._questions += 1
+        if jax.process_count() == 1:
+            return self._heard_it
+        return multihost_utils.reached_preemption_sync_point(self._questions)
 
     def watched(self, function: Callable) -> Callable:
         """`function`, which raises `Cut` once SIGTERM has come: for work that takes long and can be done again.
 
-        On several hosts nothing is cut: they would not agree where.
+        All hosts have to call it equally often.
         """
 
         def checked(*arguments):
-            if self._asked:
+            if self.stopping():
                 raise Cut
             return function(*arguments)
 

@@ -59,12 +59,17 @@ def test_a_run_saves_says_so_and_ends_with_status_0(tmp_path, start):
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step
 
 
-def test_one_of_two_hosts_is_enough(tmp_path, start):
+def two_hosts(start, workdir, *flags):
+    """One training in two processes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
-    flags = ("--distributed", coordinator, "--hosts=2", "--config.parallel=shard_map")
-    hosts = [start(tmp_path / "run", *flags, f"--host={host}") for host in range(2)]
+    flags += ("--distributed", coordinator, "--hosts=2", "--config.parallel=shard_map")
+    return [start(workdir, *flags, f"--host={host}") for host in range(2)]
+
+
+def test_one_of_two_hosts_is_enough(tmp_path, start):
+    hosts = two_hosts(start, tmp_path / "run")
     wait_for_steps(tmp_path / "run", 3, hosts[0])
     hosts[1].send_signal(signal.SIGTERM)
     printed = [host.communicate(timeout=100) for host in hosts]
@@ -73,12 +78,23 @@ def test_one_of_two_hosts_is_enough(tmp_path, start):
     assert all(f"stopped after step {step} of 100000, which is saved" in output for output, _ in printed)
 
 
+def test_two_hosts_do_not_wait_for_their_evaluation(tmp_path, start):
+    long = ("--config.training.evaluate_every=1", "--config.data.val_examples=400")
+    hosts = two_hosts(start, tmp_path / "run", *long)
+    wait_for_steps(tmp_path / "run", 1, hosts[0])  # written before the first step is scored
+    hosts[0].send_signal(signal.SIGTERM)
+    printed = [host.communicate(timeout=100) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], printed
+    assert all("stopped after step 1 of 100000, which is saved" in output for output, _ in printed)
+    assert "eval/" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
 def test_what_can_be_done_again_is_cut():
     with Termination() as termination:
         work = termination.watched(lambda x: x + 1)
         assert work(1) == 2
         os.kill(os.getpid(), signal.SIGTERM)
-        assert termination.after(step=1)
+        assert termination.stopping()
         with pytest.raises(Cut):
             work(1)
 
@@ -95,7 +111,7 @@ def test_a_thread_of_a_notebook_trains_without_listening():
 
     def run():
         with Termination() as termination:
-            seen.append(termination.after(1))
+            seen.append(termination.stopping())
 
     thread = threading.Thread(target=run)
     thread.start()
