@@ -1,0 +1,82 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import architectures
+from experiments.cells import Row
+from experiments.ladder_scores import TOLERANCE
+from segjax import metrics
+from segjax.data.labels import VOID
+from segjax.models import Segmentation
+from segjax.training import defaults, validate
+from segjax.training.networks import NETWORKS, make_model
+
+TINY = {"model.width": 4, "model.depth": 1, "model.padding": "zeros", "data.size": (16, 24)}
+
+
+@pytest.mark.parametrize("row", architectures.ROWS.values(), ids=architectures.ROWS)
+def test_every_row_is_a_valid_config_of_one_recipe(row):
+    config = architectures.row_config(row, seed=1)
+    validate(config)
+    make_model(config, architectures.CLASSES)
+    assert (config.seed, config.training.steps, config.training.global_batch) == (1, 368, 8)
+    assert all(key.startswith("model.") for key in row.changes)
+
+
+def test_every_network_has_a_row():
+    names = {architectures.row_config(row, 0).model.name for row in architectures.ROWS.values()}
+    assert names == set(NETWORKS)
+    assert set(architectures.PUBLISHED) <= set(architectures.ROWS)
+
+
+def test_counts_are_of_the_labels_own_resolution():
+    rng, classes, shape = np.random.default_rng(0), 3, (2, 12, 16)
+    labels = rng.integers(0, classes, shape).astype(np.uint8)
+    labels[0, :3] = VOID
+    logits = jnp.asarray(rng.normal(size=(*shape, classes)), jnp.float32)
+
+    class Fixed:
+        def apply(self, variables, images, *, train):
+            return Segmentation(logits, None, None, images)
+
+    config = defaults()
+    config.data.size = shape[1:]
+    step = architectures.make_counts(config, Fixed(), classes)
+    batch = {
+        "image": jnp.zeros((*shape, 3), jnp.uint8),
+        "label": jnp.asarray(labels),
+        "size": jnp.full((2, 2), jnp.asarray(shape[1:])),
+        "where": jnp.array([True, False]),
+    }
+    state = type("State", (), {"variables": {}})()
+    counts = jax.jit(step, static_argnums=0)(state, batch)
+    found = architectures.scores(jax.device_get(counts), images=1)
+    predicted, kept = np.asarray(logits.argmax(-1))[:1], labels[:1] != VOID
+    assert found["pixel_accuracy"] == pytest.approx((predicted == labels[:1])[kept].mean())
+    boundary = metrics.boundary_counts(labels[:1].astype(np.int32), predicted, classes, tolerance=TOLERANCE, where=kept)
+    assert found["boundary_f1"] == pytest.approx(float(metrics.boundary_f1(boundary)["mean_boundary_f1"]))
+
+
+def test_costs_are_the_parameters_the_compilers_operations_and_images_a_second():
+    found = architectures.costs({"tiny": Row("tiny", TINY), "twice": Row("twice", TINY | {"model.width": 8})}, rounds=1)
+    tiny, twice = found["rows"]["tiny"], found["rows"]["twice"]
+    assert tiny["parameters"] < twice["parameters"]
+    # Of the widest level: 3×3 kernels from 8 to 4 and from 4 to 4 channels at 16×24 pixels, two operations each.
+    assert 2 * 16 * 24 * 9 * (8 * 4 + 4 * 4) < tiny["flops"] < twice["flops"]
+    assert tiny["images_a_second"] > 0
+    assert "images_a_second" not in architectures.costs({"tiny": Row("tiny", TINY)}, rounds=0)["rows"]["tiny"]
+
+
+def test_the_table_has_what_was_measured_beside_what_was_published():
+    scores = {"mean_iou": 0.5, "pixel_accuracy": 0.9, "boundary_f1": 0.4, "steps": 9}
+    origin = {"commit": "abc", "wall_seconds": 3600, "device": "cpu", "cpu_threads": 1, "versions": {}}
+    cells = [{"row": "SegNet-Basic", "seed": seed, **scores, "provenance": origin} for seed in (0, 1)]
+    price = {"parameters": 1.4e6, "flops": 2.5e9}
+    cost = {"rows": dict.fromkeys(architectures.ROWS, price), "rounds": 0, "provenance": origin}
+    report = architectures.report(cells, cost)
+    ((name, parameters, flops, rate, iou, _, _, paper_iou, paper_bf),) = report.sections[0].tables[0].rows
+    assert (name, parameters, flops, rate) == ("SegNet-Basic", "1.40", "2.50", None)
+    assert iou.values == (0.5, 0.5)
+    assert (paper_iou, paper_bf) == ("0.477", "0.358")
+    assert report.facts["images/s"] == "not timed"
