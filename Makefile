@@ -4,7 +4,7 @@ VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
-STUDIES := focal_ablation prior_init ohem_vs_focal focal_star loss_curves
+STUDIES := focal_ablation prior_init sgd_focal ohem_vs_focal focal_star loss_curves
 
 .PHONY: help setup ablation reproduce faults test lint format clean
 
