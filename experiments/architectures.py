@@ -50,14 +50,14 @@ ROWS = {
     for row in (
         Row("U-Net", {}),
         Row("patch classifier", {"model.name": "patch", "model.width": 8, "model.depth": 3}),
-        Row("FCN-32s", {"model.name": "fcn", "model.width": 16, "model.hidden": 256, "model.output_stride": 32}),
-        Row("FCN-16s", {"model.name": "fcn", "model.width": 16, "model.hidden": 256, "model.output_stride": 16}),
-        Row("FCN-8s", {"model.name": "fcn", "model.width": 16, "model.hidden": 256}),
-        Row("SegNet", {"model.name": "segnet", "model.width": 12}),
-        Row("SegNet-Basic", {"model.name": "segnet_basic", "model.width": 16}),
-        Row("U-Net, ResNet-18", {"model.name": "resnet_unet", "model.width": 16}),
-        Row("DeepLab v2, ResNet-18", {"model.name": "deeplab_v2", "model.width": 16}),
-        Row("DeepLab v3+, ResNet-18", {"model.name": "deeplab_v3_plus", "model.width": 32, "model.hidden": 64}),
+        Row("FCN-32s", {"model.name": "fcn", "model.width": 24, "model.hidden": 384, "model.output_stride": 32}),
+        Row("FCN-16s", {"model.name": "fcn", "model.width": 24, "model.hidden": 384, "model.output_stride": 16}),
+        Row("FCN-8s", {"model.name": "fcn", "model.width": 24, "model.hidden": 384}),
+        Row("SegNet", {"model.name": "segnet", "model.width": 18}),
+        Row("SegNet-Basic", {"model.name": "segnet_basic", "model.width": 23}),
+        Row("U-Net, ResNet-18", {"model.name": "resnet_unet", "model.width": 48}),
+        Row("DeepLab v2, ResNet-18", {"model.name": "deeplab_v2", "model.width": 32}),
+        Row("DeepLab v3+, ResNet-18", {"model.name": "deeplab_v3_plus", "model.width": 56, "model.hidden": 64}),
     )
 }
 PUBLISHED = {
