@@ -105,12 +105,21 @@ def precision_curves(outcomes: Outcomes, rows: Mapping[str, Changes], title: str
 
 
 class Study(NamedTuple):
-    """One experiment: its config `configs/NAME.py`, its title, what is asked, and how outcomes become sections."""
+    """One experiment.
+
+    Attributes:
+      name: of its config, `configs/NAME.py`.
+      title: of the report.
+      question: what is asked.
+      sections: how outcomes become a report.
+      worth: for `--narrow`, whether a cell of a further seed is worth its time, given the outcomes of the first one.
+    """
 
     name: str
     title: str
     question: str
     sections: Callable[[Outcomes], tuple[Section, ...]]
+    worth: Callable[[Changes, Outcomes], bool] = lambda changes, of_first_seed: True
 
 
 def report_of(study: Study, outcomes: Outcomes, data: str, preset: str) -> Report:
@@ -165,6 +174,7 @@ def main_of(study: Study) -> None:
     flags.DEFINE_integer("processes", 1, "Processes, one CPU core each; 1: this one, on all devices.", lower_bound=1)
     flags.DEFINE_integer("steps", None, "Steps a cell; default the preset's.", lower_bound=1)
     flags.DEFINE_multi_integer("seed", None, "A seed in place of the preset's; may be given again.")
+    flags.DEFINE_bool("narrow", False, "Of further seeds only the cells that the first, run before, shows to matter.")
     flags.DEFINE_bool("only_report", False, "Run nothing; report what there is.")
     flags.DEFINE_integer("parent", None, "Used by --processes: run cells while this process lives; report nothing.")
     cli.run(lambda argv: _main(study, config, argv), required=[])
@@ -182,6 +192,12 @@ def make_cells(
     return sweep.make_cells(base, rows, seeds or config.get_seeds(preset, data))
 
 
+def narrowed(study: Study, cells: Sequence[Cell], of_first_seed: Outcomes) -> list[Cell]:
+    """The cells of the first seed, and of the others those that are `study.worth` their time."""
+    first = of_first_seed.cells[0].changes["seed"]
+    return [cell for cell in cells if cell.changes["seed"] == first or study.worth(cell.changes, of_first_seed)]
+
+
 def _main(study: Study, config: ModuleType, argv: list[str]) -> None:
     options, console = flags.FLAGS, rich.console.Console()
     if argv[1:]:
@@ -189,6 +205,10 @@ def _main(study: Study, config: ModuleType, argv: list[str]) -> None:
     cells = make_cells(config, options.preset, options.data, steps=options.steps, seeds=options.seed)
     folder = local_path(options.workdir)
     workdir = folder / options.data
+    if options.narrow:
+        first = config.get_seeds(options.preset, options.data)[:1]
+        of_first = make_cells(config, options.preset, options.data, steps=options.steps, seeds=first)
+        cells = narrowed(study, cells, Outcomes(of_first, workdir))
     if options.parent:
         sweep.run(cells, workdir, console, parent=options.parent)
         return
@@ -212,7 +232,7 @@ def given(values: flags.FlagValues) -> list[str]:
     """The flags of the sweep as they were given on the command line, one argument each, for a child process."""
     return [
         argument
-        for name in ("preset", "data", "workdir", "steps", "seed")
+        for name in ("preset", "data", "workdir", "steps", "seed", "narrow")
         if name in values and values[name].present and values[name].value is not None
         for argument in values[name].serialize().splitlines()  # a line a value, of a flag that may be given again
     ]

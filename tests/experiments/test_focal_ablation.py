@@ -8,7 +8,7 @@ import cv2
 import pytest
 
 from configs import focal_ablation as config
-from experiments import focal_ablation
+from experiments import focal_ablation, study
 
 GAMMA, ALPHA = focal_ablation.GAMMA, focal_ablation.ALPHA
 
@@ -45,6 +45,26 @@ def test_the_best_alpha_of_each_gamma_is_found(outcomes):
     assert [row[0] for row in by_alpha.rows] == ["0.1", "0.25", "0.5", "0.75", "0.9", "0.99", "0.999"]
     assert by_alpha.rows[4][1].mean == pytest.approx(0.5)
     assert [len(table.rows) for section in (trap, grid) for table in section.tables] == [5, 7]
+
+
+def test_a_further_seed_runs_what_lies_near_the_best_of_the_first(outcomes):
+    first = study.Outcomes([cell for cell in outcomes.cells if cell.changes["seed"] == 0], outcomes.workdir)
+    narrow = study.narrowed(focal_ablation.STUDY, outcomes.cells, first)
+    assert len([cell for cell in narrow if cell.changes["seed"] == 0]) == 52
+    second = [cell.changes for cell in narrow if cell.changes["seed"] == 1]
+    alphas = {g: [c[ALPHA] for c in second if c[GAMMA] == g and c["model.prior"]] for g in config.GAMMAS}
+    assert alphas[0.0] == list(config.ALPHAS)  # table 1a
+    assert alphas[2.0] == [0.1, 0.25, 0.5]
+    assert alphas[5.0] == [0.1, 0.25]  # the best is at the edge
+    assert sum(not c["model.prior"] for c in second) == 3  # the trap
+
+
+def test_the_best_is_sought_where_most_seeds_were_run(outcomes):
+    grid = [row for row in outcomes.rows() if row["model.prior"]]
+    lucky = next(row for row in grid if row[GAMMA] == 2 and row[ALPHA] == 0.25)
+    (cell,) = (c for c in outcomes.cells if c.changes == {**lucky, "seed": 1})
+    del outcomes.results[cell.name]
+    assert focal_ablation.best_alphas(outcomes, grid)[2.0][ALPHA] == 0.1
 
 
 def test_before_the_grid_has_ended_nothing_is_concluded(made_up, monkeypatch):
