@@ -1,9 +1,7 @@
 import json
-import os
 import pickle
 import subprocess
 import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -11,8 +9,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder
 
-from segjax.data import DATASETS, VOID, DataError, Source, label_set, open_split, train_loader
-from segjax.data.builders import tfds_builders
+from segjax.data import DATASETS, VOID, DataError, Source, label_set, open_split
 from segjax.data.builders.tfds_builders import CamVid, RoadDebris, RoadDebrisConfig
 from segjax.data.labels import LABEL_SETS
 from segjax.data.road_debris import scene
@@ -172,174 +169,6 @@ def test_features_of_another_task_are_named(config, tmp_path, monkeypatch, make)
     monkeypatch.setattr(CamVid, "IMAGE", "picture")
     with pytest.raises(DataError, match=r"expected the features image or image_left, segm.*; got .*picture"):
         open_split(config("camvid", tmp_path / "prepared", make.camvid(tmp_path / "raw")), "train")
-
-
-def damage_image(make, root):
-    make.put(root / "val" / "0001.png", make.encoded(make.image())[:-40])
-
-
-def damage_size(make, root):
-    make.put(root / "valannot" / "0001.png", make.encoded(make.ids(size=(3, 3))))
-
-
-def damage_label(make, root):
-    make.put(root / "valannot" / "0001.png", make.encoded(np.full(make.SIZE, 12, np.uint8)))
-
-
-def damage_pair(make, root):
-    (root / "val" / "0001.png").unlink()
-
-
-def damage_split(make, root):
-    for path in [*(root / "val").iterdir(), *(root / "valannot").iterdir()]:
-        path.unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (damage_image, r"val/0001.png: cannot be decoded; expected a PNG or JPEG image, got \d+ bytes"),
-        (damage_size, r"valannot/0001.png: a mask of 3×3 for an image of 12×16"),
-        (damage_label, r"valannot/0001.png: label id 12 is outside the 11 classes; expected the ids 0-11"),
-        (damage_pair, r"valannot/0001.png: a mask without an image; expected an image named '0001'"),
-        (damage_split, r"raw: an empty split; expected at least one image with its mask, found 0 images"),
-    ],
-)
-def test_bad_input_fails_before_anything_is_prepared(make, config, tmp_path, damage, message):
-    root = make.camvid(tmp_path / "raw")
-    damage(make, root)
-    data = config("camvid", tmp_path / "prepared", root)
-    for _ in range(2):  # the second run must not take the remains of the first for the data
-        with pytest.raises(ValueError, match=message):
-            open_split(data, "train")
-    assert [path.name for path in (tmp_path / "prepared" / "camvid").iterdir()] == [".1.0.0.lock"]
-
-
-def test_skip_prepares_a_set_of_its_own_without_the_bad_pairs(make, config, tmp_path):
-    root = make.camvid(tmp_path / "raw")
-    whole = config("camvid", tmp_path / "prepared", root)
-    assert len(open_split(whole, "val")) == 3
-    damage_image(make, root)
-    make.put(root / "train" / "9999.png", make.encoded(make.image()))
-    skipping = config("camvid", tmp_path / "prepared", root, on_error="skip")
-    for _ in range(2):  # prepared, then read
-        train, val = (open_split(skipping, split) for split in ("train", "val"))
-        assert [len(train), len(train.skipped), len(val), len(val.skipped)] == [5, 1, 2, 1]
-        assert "train/9999.png: an image without a mask; expected a mask named '9999'" in train.skipped[0]
-        assert "val/0001.png: cannot be decoded" in val.skipped[0]
-    assert [val[i]["name"] for i in range(2)] == ["0000", "0002"]
-    with pytest.raises(DataError, match="was prepared from other files"):  # and what was whole is not it
-        open_split(whole, "val")
-
-
-def test_skip_notices_that_a_file_was_repaired(make, config, tmp_path):
-    root = make.camvid(tmp_path / "raw")
-    damage_pair(make, root)
-    data = config("camvid", tmp_path / "prepared", root, on_error="skip")
-    assert len(open_split(data, "val").skipped) == 1
-    make.camvid(root)
-    with pytest.raises(DataError, match=r"camvid/skip/1.0.0: was prepared from other files than .*/raw holds now"):
-        open_split(data, "val")
-
-
-def test_skip_of_a_set_with_configs_keeps_the_split(make, config, tmp_path):
-    root = make.cityscapes(tmp_path / "raw")
-    with zipfile.ZipFile(root / "gtFine_trainvaltest.zip", "a") as archive:
-        archive.writestr("gtFine/val/lindau/lindau_000009_000019_gtFine_labelIds.png", make.encoded(make.ids()))
-    data = config("cityscapes", tmp_path / "prepared", root, on_error="skip")
-    val = open_split(data, "val")
-    assert (len(val), len(val.skipped)) == (2, 1)
-    assert "lindau_000009_000019_gtFine_labelIds.png: a mask without an image" in val.skipped[0]
-
-
-def test_crackforest_skips_ground_truth_that_cannot_be_read(make, config, tmp_path):
-    root = make.crackforest(tmp_path / "raw")
-    make.put(root / "groundTruth" / "002.mat", b"words" * 100)
-    with pytest.raises(DataError, match=r"002.mat: expected a MATLAB file with groundTruth.Segmentation"):
-        open_split(config("crackforest", tmp_path / "prepared", root), "train")
-    train = open_split(config("crackforest", tmp_path / "prepared", root, on_error="skip"), "train")
-    assert [train.name(i) for i in range(len(train))] == ["001", "004", "005"]
-    assert "002.mat: expected a MATLAB file" in train.skipped[0]
-
-
-def test_a_file_that_turns_bad_between_verifying_and_preparing_leaves_nothing(make, config, tmp_path, monkeypatch):
-    root = make.camvid(tmp_path / "raw")
-    verify = tfds_builders.verify
-
-    def then_damage(*arguments):
-        found = verify(*arguments)
-        if found.pairs[0].image.path.startswith(str(root / "val")):
-            damage_image(make, root)
-        return found
-
-    monkeypatch.setattr(tfds_builders, "verify", then_damage)
-    data = config("camvid", tmp_path / "prepared", root)
-    with pytest.raises(DataError, match=r"val/0001.png: has changed since it was verified"):
-        open_split(data, "train")
-    monkeypatch.undo()
-    make.camvid(root)
-    assert len(open_split(data, "val")) == 3
-
-
-def flip(file):
-    data = bytearray(file.read_bytes())
-    for i in range(len(data) // 2, len(data) // 2 + 20):
-        data[i] ^= 0x55
-    file.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("camvid-train.array_record-00000-of-00001", lambda file: file.unlink()),
-        ("camvid-train.array_record-00000-of-00001", lambda file: os.truncate(file, 70_000)),
-        ("camvid-train.array_record-00000-of-00001", lambda file: os.truncate(file, 0)),
-        ("camvid-train.array_record-00000-of-00001", flip),
-        ("dataset_info.json", lambda file: os.truncate(file, 100)),
-        ("dataset_info.json", lambda file: file.unlink()),
-        ("features.json", lambda file: os.truncate(file, 100)),
-        ("features.json", lambda file: file.unlink()),
-    ],
-)
-def test_a_prepared_set_that_is_damaged_is_named(make, config, tmp_path, name, damage):
-    data = config("camvid", tmp_path / "prepared", make.camvid(tmp_path / "raw"))
-    open_split(data, "train")
-    damage(tmp_path / "prepared" / "camvid" / "1.0.0" / name)
-    with pytest.raises(DataError, match=r"prepared/camvid(/1.0.0)?: a prepared set that is damaged .*Delete this"):
-        open_split(data, "train")
-
-
-def test_a_prepared_file_that_vanishes_while_training_is_named_by_a_worker(make, config, tmp_path):
-    source = open_split(config("camvid", tmp_path / "prepared", make.camvid(tmp_path / "raw")), "train")
-    (tmp_path / "prepared" / "camvid" / "1.0.0" / "camvid-train.array_record-00000-of-00001").unlink()
-    loader = train_loader(source, global_batch_size=2, seed=0, size=None, workers=1)
-    with pytest.raises(DataError, match=r"camvid/1.0.0: a prepared set that is damaged .*camvid-train.array_record"):
-        next(loader)
-    loader.close()
-
-
-def test_after_a_failure_or_a_kill_the_next_run_prepares(make, config, tmp_path):
-    root = make.camvid(tmp_path / "raw")
-    data, home = config("camvid", tmp_path / "prepared", root), tmp_path / "prepared" / "camvid"
-    damage_image(make, root)
-    with pytest.raises(DataError):
-        open_split(data, "train")
-    make.camvid(root)
-    make.put(home / "incomplete.A1B2C3_1.0.0" / "camvid-train.array_record-00000-of-00001", b"half")
-    assert len(open_split(data, "train")) == 5
-    assert sorted(path.name for path in home.iterdir()) == [".1.0.0.lock", "1.0.0"]
-
-
-def test_files_that_changed_since_are_refused(make, config, tmp_path, monkeypatch):
-    root = make.camvid(tmp_path / "raw")
-    data = config("camvid", tmp_path / "prepared", root)
-    open_split(data, "train")
-    make.camvid(root, splits=[("test", 2)])
-    with pytest.raises(DataError, match=r"camvid/1.0.0: was prepared from other files than .*/raw holds now\. Delete"):
-        open_split(data, "train")
-    assert len(open_split(config("camvid", tmp_path / "prepared", tmp_path), "train")) == 5  # raw files tidied away
-    monkeypatch.delenv("SEGJAX_CAMVID_DIR", raising=False)
-    assert len(open_split(config("camvid", tmp_path / "prepared"), "train")) == 5
 
 
 def test_raw_files_are_found_by_the_environment_or_tfds(make, config, tmp_path, monkeypatch):
