@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from experiments.lockstep import RESULT_FILE, Machine, make_machine, train_together
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.checkpoint import FOLDER, Checkpoints
-from segjax.training.defaults import from_leaves, leaves, program
+from segjax.training.defaults import defaults, from_leaves, leaves, program
 from segjax.training.loop import CONFIG_FILE
 from segjax.training.run import model_of
 from segjax.training.tracker import METRICS_FILE
@@ -99,8 +99,9 @@ def result_of(cell: Cell, workdir: Path) -> dict[str, Any] | None:
     """
     folder = workdir / cell.name
     if (folder / CONFIG_FILE).exists():
-        was = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        now = json.loads(json.dumps(leaves(cell.config)))
+        saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        # A field that the cell's code did not have yet is as if it had its default.
+        was, now = (json.loads(json.dumps(fields)) for fields in (leaves(defaults()) | saved, leaves(cell.config)))
         for key in sorted(was.keys() | now.keys()):
             if was.get(key) != now.get(key):
                 raise ConfigError(

@@ -35,7 +35,8 @@ def curves(
       y: label of the y axis.
       y_range: from and to; None lets the values decide.
     """
-    drawn = Figure(figsize=(7.2, 4.4), layout="constrained", dpi=110)
+    many = len(series) > len(COLORS)  # their names would hide the lines: beside the plot
+    drawn = Figure(figsize=(9.6 if many else 7.2, 4.4), layout="constrained", dpi=110)
     axes = drawn.subplots()
     for i, (name, (at, seeds)) in enumerate(series.items()):
         values = np.ma.masked_invalid(np.array(seeds, float))
@@ -46,7 +47,9 @@ def curves(
             axes.fill_between(at, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
     axes.set(title=title, xlabel=x, ylabel=y, ylim=y_range)
     axes.grid(alpha=0.25)
-    if series:
+    if many:
+        drawn.legend(fontsize=9, loc="outside right upper")
+    elif series:
         axes.legend(fontsize=9)
     return drawn
 

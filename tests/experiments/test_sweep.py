@@ -164,6 +164,14 @@ def test_the_gradient_budget_belongs_to_single_runs(base, tmp_path):
         run(sweep.make_cells(config, GRID[:1], (0,)), tmp_path)
 
 
+def test_a_field_that_is_newer_than_a_result_has_its_default_there(grid, tmp_path):
+    cells, workdir, *_ = grid
+    old = shutil.copytree(workdir / cells[0].name, tmp_path / cells[0].name) / "config.json"
+    fields = json.loads(old.read_text())
+    old.write_text(json.dumps({key: value for key, value in fields.items() if key != "data.on_error"}))
+    assert sweep.result_of(cells[0], tmp_path) == sweep.result_of(cells[0], workdir)
+
+
 def test_the_result_of_another_config_is_not_taken_for_this_ones(grid, base):
     cells, workdir, *_ = grid
     other = base.copy_and_resolve_references()
