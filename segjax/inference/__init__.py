@@ -7,15 +7,19 @@ from segjax.inference.ensemble import (
     predict_with_uncertainty,
     whole_passes,
 )
+from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
 from segjax.inference.visualize import heatmap, overlay, panel
 
 __all__ = [
+    "Tiles",
     "Uncertainty",
     "analytic_uncertainty",
     "head_uncertainty",
     "heatmap",
     "overlay",
     "panel",
+    "predict_tiled",
     "predict_with_uncertainty",
+    "tiles_along",
     "whole_passes",
 ]
