@@ -1,5 +1,6 @@
 """Using what was trained."""
 
+from segjax.inference.crf import dense_crf
 from segjax.inference.ensemble import (
     Uncertainty,
     analytic_uncertainty,
@@ -14,6 +15,7 @@ __all__ = [
     "Tiles",
     "Uncertainty",
     "analytic_uncertainty",
+    "dense_crf",
     "head_uncertainty",
     "heatmap",
     "overlay",
