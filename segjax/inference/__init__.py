@@ -1,5 +1,18 @@
 """Using what was trained."""
 
+from segjax.inference.augmented import (
+    SYMMETRIES,
+    Moments,
+    Symmetry,
+    augmented_moments,
+    dropout_head,
+    packed,
+    restored,
+    transformed,
+    uncertainty_of,
+    unpacked,
+)
+from segjax.inference.crf import dense_crf
 from segjax.inference.ensemble import (
     Uncertainty,
     analytic_uncertainty,
@@ -7,15 +20,30 @@ from segjax.inference.ensemble import (
     predict_with_uncertainty,
     whole_passes,
 )
+from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
 from segjax.inference.visualize import heatmap, overlay, panel
 
 __all__ = [
+    "SYMMETRIES",
+    "Moments",
+    "Symmetry",
+    "Tiles",
     "Uncertainty",
     "analytic_uncertainty",
+    "augmented_moments",
+    "dense_crf",
+    "dropout_head",
     "head_uncertainty",
     "heatmap",
     "overlay",
+    "packed",
     "panel",
+    "predict_tiled",
     "predict_with_uncertainty",
+    "restored",
+    "tiles_along",
+    "transformed",
+    "uncertainty_of",
+    "unpacked",
     "whole_passes",
 ]

@@ -94,7 +94,7 @@ def head_uncertainty(
     True
     """
     x, kernel, bias = _head_inputs(features, kernel, bias)
-    _check_samples(samples)
+    check_samples(samples)
     keys = example_dropout_keys(key, jnp.arange(x.shape[0]) if examples is None else examples)
     if keys.shape != x.shape[:1]:
         raise ValueError(f"examples must hold one index an image, shape {x.shape[:1]}; got {keys.shape}")
@@ -103,7 +103,7 @@ def head_uncertainty(
         return _channel_masks(x, kernel, bias, keys, samples, rate)
 
     def logits(numbers: Array) -> list[Array]:
-        return [_pixels_last(dropout(x, rate, _folded(keys, k), mask=mask) @ kernel + bias) for k in numbers]
+        return [pixels_last(dropout(x, rate, folded(keys, k), mask=mask) @ kernel + bias) for k in numbers]
 
     return _of_samples(logits, samples, x.shape)
 
@@ -152,7 +152,7 @@ def predict_with_uncertainty(
     >>> clean.logits.shape, unsure.variance.shape
     ((1, 8, 12, 3), (1, 8, 12))
     """
-    kernel, bias = _linear_head(variables)
+    kernel, bias = linear_head(variables)
     clean = model.apply(variables, images, train=False)
     rate, mask = model.rate if rate is None else rate, model.mask if mask is None else mask
     unsure = head_uncertainty(
@@ -206,7 +206,7 @@ def whole_passes(
     >>> predict(variables, images, jax.random.key(1))[1].mutual_information.shape
     (1, 8, 12)
     """
-    _check_samples(samples)
+    check_samples(samples)
     if model.deep_dropout == 0 and model.dropout != "sampled":
         raise ValueError(
             'whole passes differ by their dropout: the model needs deep_dropout > 0 or dropout="sampled"; '
@@ -220,7 +220,7 @@ def whole_passes(
         output = one_head.apply(
             variables, images, train=False, rate=rate, deep_rate=deep_rate, examples=examples, rngs=rngs
         )
-        return _pixels_last(output.logits if output.mc_logits is None else output.mc_logits[0])
+        return pixels_last(output.logits if output.mc_logits is None else output.mc_logits[0])
 
     return first, _of_samples(lambda numbers: [logits(k) for k in numbers], samples, first.logits.shape)
 
@@ -272,7 +272,7 @@ def analytic_uncertainty(
 def _channel_masks(x: Array, kernel: Array, bias: Array, keys: Array, samples: int, rate: Array) -> Uncertainty:
     batch, height, width, channels = x.shape
     ones = jnp.ones((batch, 1, 1, channels), x.dtype)
-    kept = jax.vmap(lambda k: dropout(ones, rate, _folded(keys, k), mask="channel"))(jnp.arange(samples))
+    kept = jax.vmap(lambda k: dropout(ones, rate, folded(keys, k), mask="channel"))(jnp.arange(samples))
     thinned = kept[:, :, 0, 0, None] * kernel.T  # [K, B, C, F]
     # Seen from the first: what all share is gone before the mean is rounded.
     centred = thinned - thinned[:1]
@@ -322,16 +322,18 @@ def _of_samples(logits: Callable[[Array], list[Array]], samples: int, shape: tup
     return Uncertainty(probabilities, entropy[..., 0], information[..., 0], variance[..., 0])
 
 
-def _pixels_last(x: Float[Array, "b h w c"]) -> Float[Array, "b c p"]:
+def pixels_last(x: Float[Array, "b h w c"]) -> Float[Array, "b c p"]:
+    """As `streaming` wants them."""
     return jnp.swapaxes(x.reshape(x.shape[0], -1, x.shape[-1]), 1, 2)
 
 
-def _folded(keys: Array, k: Array) -> Array:
+def folded(keys: Array, k: Array) -> Array:
     """The keys of head k, those of `segjax.models.head_samples`."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, k)
 
 
-def _linear_head(variables: Any) -> tuple[Array, Array]:
+def linear_head(variables: Any) -> tuple[Array, Array]:
+    """Its kernel and bias, or a ValueError where there is none."""
     try:
         linear = variables["params"]["head"]["linear"]
         return linear["kernel"], linear["bias"]
@@ -341,7 +343,8 @@ def _linear_head(variables: Any) -> tuple[Array, Array]:
         ) from error
 
 
-def _check_samples(samples: int) -> None:
+def check_samples(samples: int) -> None:
+    """A ValueError where there are too few for a variance."""
     if samples < 2:
         raise ValueError(f"samples must be at least 2, since the unbiased variance divides by K - 1; got {samples}")
 

@@ -79,16 +79,19 @@ def summed(
 
 
 def summary(sums: Sums, samples: int) -> Summary:
-    """What the sums say.
+    """What the sums say."""
+    return concluded(sums.probability / samples, (sums.log_total - over_classes(sums.weighted)) / samples)
+
+
+def concluded(p: Float[Array, "... c p"], each: Float[Array, "... 1 p"]) -> Summary:
+    """What the mean probabilities and the mean of the samples' entropies say.
 
     The information is H[p̄] - mean_k H[p_k]. Its rounding error is that of the entropies; what is below it is set to 0,
     so that samples that agree have none.
     """
-    p = sums.probability / samples
     # Rounded, p may be a little over 1.
     entropy = jnp.maximum(-over_classes(p * jnp.log(jnp.where(p == 0, 1, p))), 0)
-    each = jnp.maximum((sums.log_total - over_classes(sums.weighted)) / samples, 0)
-    information = entropy - each
+    information = entropy - jnp.maximum(each, 0)
     return Summary(p, entropy, jnp.where(information < _ROUNDING * jnp.finfo(p.dtype).eps, 0, information))
 
 

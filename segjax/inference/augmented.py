@@ -1,0 +1,381 @@
+"""Test-time augmentation: what a network says of an image turned, mirrored and resized, with Monte Carlo dropout or
+without, and in a form that blends over tiles.
+
+Each pair of an augmentation and a dropout sample is one sample. What is kept of them are `Moments`: means over samples,
+of which everything else follows. Means of means are means, so augmentations add up one after another on the device, and
+tiles on the host.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Integer, Num, Real, Shaped
+
+from segjax.inference.ensemble import Uncertainty, check_samples, folded, linear_head, pixels_last
+from segjax.inference.streaming import concluded, over_classes, summed
+from segjax.models import example_dropout_keys
+from segjax.models.dropout import checked_rate, dropout
+
+
+class Symmetry(NamedTuple):
+    """One of the eight symmetries of the square: flip the rows, flip the columns, then transpose, each or not."""
+
+    rows: bool | Bool[Array, ""] = False
+    columns: bool | Bool[Array, ""] = False
+    transpose: bool | Bool[Array, ""] = False
+
+
+_BOTH = (False, True)
+SYMMETRIES = {
+    "none": (Symmetry(),),
+    # What a camera on a road may see: left and right are alike, up and down are not.
+    "mirror": (Symmetry(), Symmetry(columns=True)),
+    "flips": tuple(Symmetry(r, c) for r in _BOTH for c in _BOTH),
+    # Of pictures from above or through a microscope.
+    "d4": tuple(Symmetry(r, c, t) for t in _BOTH for r in _BOTH for c in _BOTH),
+}
+
+
+class Moments(NamedTuple):
+    """Means over the samples of a batch of images; a pytree.
+
+    Attributes:
+        probabilities: `[..., C]`, of the samples' softmax.
+        entropy: `[...]` in nats, of the entropies of the samples' softmax: the data's part of the uncertainty.
+        logits: `[..., C]`, of the samples' logits.
+        variance: `[...]` in squared logits, of the squared distances from `logits`, and over the classes.
+    """
+
+    probabilities: Float[Array, "*pixels c"]
+    entropy: Float[Array, "*pixels"]
+    logits: Float[Array, "*pixels c"]
+    variance: Float[Array, "*pixels"]
+
+
+def transformed(x: Num[Array, "b h w c"], symmetry: Symmetry) -> Num[Array, "b H W c"]:
+    """`x` `[B, H, W, C]` under one of the eight symmetries; `[B, W, H, C]` where it transposes.
+
+    The symmetry may be traced; of `x` that is not square, `transpose` has to be a Python bool.
+
+    >>> transformed(jnp.arange(6).reshape(1, 2, 3, 1), Symmetry(columns=True, transpose=True))[0, ..., 0]
+    Array([[2, 5],
+           [1, 4],
+           [0, 3]], dtype=int32)
+    """
+    return _transposed(_flipped(x, symmetry), symmetry.transpose)
+
+
+def restored(y: Num[Array, "b h w c"], symmetry: Symmetry) -> Num[Array, "b H W c"]:
+    """The inverse of `transformed`, of images and of maps.
+
+    >>> x, turn = jnp.arange(6).reshape(1, 2, 3, 1), Symmetry(rows=True, transpose=True)
+    >>> bool((restored(transformed(x, turn), turn) == x).all())
+    True
+    """
+    return _flipped(_transposed(y, symmetry.transpose), symmetry)
+
+
+def augmented_moments(
+    images: Float[Array, "b h w channels"],
+    encode: Callable,
+    head: Callable | None = None,
+    *,
+    samples: int = 1,
+    symmetries: Sequence[Symmetry] = SYMMETRIES["none"],
+    scales: Sequence[float] = (1.0,),
+) -> Moments:
+    r"""What all augmentations and dropout samples of a batch of images say, summed one after another.
+
+    .. math::
+        z_{ak} = head(T_a^{-1} \, encode(T_a \, x), aK + k), \quad a = 0 \ldots A - 1, \; k = 0 \ldots K - 1, \\
+        \bar p = \frac{1}{AK} \sum_{ak} softmax(z_{ak}), \quad \bar h = \frac{1}{AK} \sum_{ak} H[softmax(z_{ak})], \\
+        \bar z = \frac{1}{AK} \sum_{ak} z_{ak}, \quad v = \frac{1}{AKC} \sum_{akc} (z_{akc} - \bar z_c)^2
+
+    T_a resizes (linearly, antialiased) and then turns or mirrors; its inverse does so to what `encode` gives, before
+    the head. So it is the logits that are interpolated, or features that a linear head takes, which is the same, and
+    never the probabilities: an edge that lies between two pixels is no disagreement of the samples.
+
+    Jit it. `encode` is compiled once for each shape of T_a x, once for all symmetries of a square. No sample is kept.
+
+    Args:
+        images: `[B, H, W, channels]`, as the network takes them.
+        encode: `(images [B, h, w, channels], a) -> [B, h, w, F]`: logits, or the features that `head` takes. a is the
+            number of the augmentation, scale by scale, traced. For dropout deep in the network fold it into the key; a
+            symmetry may be there K times, for K passes.
+        head: `(features [B, H, W, F], n) -> logits [B, H, W, C]` of sample n, traced; None: `encode` gives logits.
+        samples: K ≥ 1, of the head, an augmentation; static.
+        symmetries: of T, one or more, such as those of `SYMMETRIES`; static.
+        scales: of T, each > 0, one or more; static. Sides are rounded to pixels, at least one.
+
+    Returns:
+        `Moments` of N = A · K samples, A = scales times symmetries, float32 at least. Finite for |z| ≤ 1e4; where a
+        sample is NaN they are.
+
+    Raises:
+        ValueError: no symmetry or no scale, a scale that is not positive, K < 1, more than one sample without a head,
+            less than 2 classes, or a result of `encode` of another height or width.
+
+    References:
+        Cohen and Welling, Group equivariant convolutional networks, arXiv 1602.07576 (the groups); Wang et al.,
+        Aleatoric uncertainty estimation with test-time augmentation, arXiv 1807.07356.
+
+    >>> images = jax.random.normal(jax.random.key(0), (1, 6, 8, 3))
+    >>> kept = augmented_moments(images, lambda x, a: x * x, symmetries=SYMMETRIES["d4"])
+    >>> kept.probabilities.shape, bool(jnp.allclose(kept.variance, 0))
+    ((1, 6, 8, 3), True)
+    """
+    _check_augmentations(symmetries, scales, samples, head)
+    size = images.shape[1:3]
+
+    def samples_of(x: Array, symmetry: Symmetry, a: Array) -> Callable[[Array], list[Array]]:
+        seen = transformed(x, symmetry)
+        features = encode(seen, a)
+        if features.ndim != 4 or features.shape[:3] != seen.shape[:3]:
+            raise ValueError(f"encode must give maps of its images, {seen.shape[:3]}; got shape {features.shape}")
+        features = _resized(restored(_widened(features), symmetry), size)
+        if head is None:
+            return lambda numbers: [pixels_last(features)] * len(numbers)
+        return lambda numbers: [pixels_last(_widened(head(features, a * samples + k))) for k in numbers]
+
+    # How many classes there are is known only by asking.
+    asked = jax.eval_shape(lambda x: samples_of(x, Symmetry(), jnp.int32(0))(jnp.arange(1))[0], images)
+    if asked.shape[-2] < 2:
+        raise ValueError("the softmax needs at least 2 classes; got 1: make a single logit z the logits 0 and z")
+    # Not plain zeros, which a checked shard_map takes for another type than a device's sums.
+    zero = jnp.zeros(asked.shape, asked.dtype) + 0 * pixels_last(images[..., :1]).astype(asked.dtype)
+    kept, done = _Kept(zero, zero[:, :1], zero, zero[:, :1]), 0
+    for shape, transpose, numbers, members in _groups(symmetries, scales, size):
+        kept = _scanned(kept, done, samples, samples_of, _resized(images, shape), transpose, numbers, members)
+        done += samples * len(members)
+
+    def image(y: Float[Array, "b c p"]) -> Float[Array, "b h w c"]:
+        return jnp.swapaxes(y, 1, 2).reshape(y.shape[0], *size, -1)
+
+    entropy, variance = (image(y)[..., 0] for y in (kept.entropy / done, kept.squares / (done * asked.shape[-2])))
+    return Moments(image(kept.probability / done), entropy, image(kept.mean), variance)
+
+
+def dropout_head(
+    model: Any,
+    variables: Any,
+    key: Shaped[Array, "..."],
+    *,
+    rate: Real[ArrayLike, ""] | None = None,
+    mask: str | None = None,
+    examples: Integer[ArrayLike, "b"] | None = None,
+) -> tuple[Callable, Callable]:
+    """`encode` and `head` of a network, for `augmented_moments`: its features, and its linear head under dropout.
+
+    The samples are those of `head_uncertainty`: A augmentations of K samples have the A · K masks of as many heads.
+
+    Args:
+        model: a network with one linear head, `head/linear` in its parameters, such as `segjax.models.UNet`.
+        variables: its parameters and statistics.
+        key: of the masks, typed or raw.
+        rate: p in [0, 1), a scalar, may be traced; None: the model's.
+        mask: "channel" or "element"; static. None: the model's.
+        examples: `[B]`, the images' global indices, which key their masks; None: 0 … B-1. Tiles of one image should
+            have one index: with masks per channel a sample is then one network for all of it, and has no seams.
+
+    Raises:
+        ValueError: no `head/linear` in the parameters, p is not in [0, 1), or `mask` is unknown.
+
+    >>> from segjax.models import UNet
+    >>> model, images = UNet(num_classes=3, width=4, depth=2), jnp.ones((1, 8, 12, 3))
+    >>> variables = model.init(jax.random.key(0), images, train=False)
+    >>> encode, head = dropout_head(model, variables, jax.random.key(1), mask="channel")
+    >>> predict = jax.jit(lambda x: augmented_moments(x, encode, head, samples=4, symmetries=SYMMETRIES["mirror"]))
+    >>> uncertainty_of(predict(images), samples=8).mutual_information.shape
+    (1, 8, 12)
+    """
+    kernel, bias = linear_head(variables)
+    rate, mask = checked_rate("rate", model.rate if rate is None else rate), model.mask if mask is None else mask
+
+    def encode(images: Array, a: Array) -> Array:
+        return model.apply(variables, images, train=False).features
+
+    def head(features: Array, n: Array) -> Array:
+        keys = example_dropout_keys(key, jnp.arange(features.shape[0]) if examples is None else examples)
+        return dropout(features, rate, folded(keys, n), mask=mask) @ kernel + bias
+
+    return encode, head
+
+
+def uncertainty_of(moments: Moments, samples: int) -> Uncertainty:
+    r"""What the moments of N samples say, in the words of `head_uncertainty`.
+
+    .. math:: H = -\sum_c \bar p_c \log \bar p_c, \qquad I = H - \bar h, \qquad \text{variance} = \frac{N}{N - 1} v
+
+    Args:
+        moments: of images `[B, H, W, ...]`, of `augmented_moments`, or blended over tiles.
+        samples: N = A · K ≥ 2, augmentations times dropout samples. Tiles do not count: N is what a tile has.
+
+    Returns:
+        `Uncertainty`. Information below 2e-6 nats (float32) is rounding and given as 0.
+
+    Raises:
+        ValueError: N < 2.
+
+    >>> p = jnp.array([0.5, 0.5]).reshape(1, 1, 1, 2)  # two samples, each sure of another class
+    >>> found = uncertainty_of(Moments(p, jnp.zeros((1, 1, 1)), 0 * p, jnp.ones((1, 1, 1))), samples=2)
+    >>> print(found.predictive_entropy[0, 0].round(3), found.mutual_information[0, 0].round(3), found.variance[0, 0])
+    [0.693] [0.693] [2.]
+    """
+    check_samples(samples)
+    found = concluded(pixels_last(moments.probabilities), pixels_last(moments.entropy[..., None]))
+    shape = moments.entropy.shape
+    return Uncertainty(
+        moments.probabilities,
+        found.entropy.reshape(shape),
+        found.information.reshape(shape),
+        moments.variance * (samples / (samples - 1)),
+    )
+
+
+def packed(moments: Moments) -> Float[Array, "*pixels maps"]:
+    r"""The moments as 2C + 2 maps that blend: what `predict_tiled` takes of a tile.
+
+    .. math:: \bar p, \quad \bar h, \quad \bar z, \quad s = v + \frac{1}{C} \sum_c \bar z_c^2
+
+    All are means over samples, and a blend of tiles with weights that add up to 1 is the mean over all (tile,
+    augmentation, dropout sample) of a pixel, each of weight w / N. So what the tiles disagree on counts as information
+    and as variance: there is no seam in it, but it is part of the uncertainty.
+
+    Args:
+        moments: of any pixels.
+
+    Returns:
+        `[..., 2C + 2]`, finite where the logits' squares are.
+
+    >>> p = jnp.full((1, 1, 2, 3), 1 / 3)
+    >>> packed(Moments(p, jnp.zeros((1, 1, 2)), p, jnp.zeros((1, 1, 2)))).shape
+    (1, 1, 2, 8)
+    """
+    squares = moments.variance + jnp.mean(moments.logits**2, axis=-1)
+    return jnp.concatenate(
+        [moments.probabilities, moments.entropy[..., None], moments.logits, squares[..., None]], axis=-1
+    )
+
+
+def unpacked(maps: Float[ArrayLike, "*pixels maps"]) -> Moments:
+    r"""The moments of blended maps, `packed`'s inverse: of `predict_tiled`'s result, or of some rows of it.
+
+    .. math:: v = s - \frac{1}{C} \sum_c \bar z_c^2
+
+    The difference of squares is right to about 1e-6 of the larger: the variance to 1e-4 where logits are 10.
+
+    Args:
+        maps: `[..., 2C + 2]`, NumPy or JAX; an axis for the batch goes before H and W for `uncertainty_of`.
+
+    Raises:
+        ValueError: the last axis is not 2C + 2 with C ≥ 2.
+
+    >>> maps = jnp.arange(6.0)
+    >>> moments = unpacked(maps.at[5].set(10.0))
+    >>> print(moments.probabilities, moments.entropy, moments.logits, moments.variance)
+    [0. 1.] 2.0 [3. 4.] 0.0
+    """
+    maps = jnp.asarray(maps)
+    if maps.shape[-1] < 6 or maps.shape[-1] % 2:
+        raise ValueError(f"maps must be 2C + 2 of at least 2 classes; got {maps.shape[-1]} of shape {maps.shape}")
+    classes = maps.shape[-1] // 2 - 1
+    logits = maps[..., classes + 1 : -1]
+    variance = jnp.maximum(maps[..., -1] - jnp.mean(logits**2, axis=-1), 0)
+    return Moments(maps[..., :classes], maps[..., classes], logits, variance)
+
+
+class _Kept(NamedTuple):
+    """Sums over the samples seen, of p and of H[p], and the mean of z with the squared distances from it."""
+
+    probability: Float[Array, "b c p"]
+    entropy: Float[Array, "b 1 p"]
+    mean: Float[Array, "b c p"]
+    squares: Float[Array, "b 1 p"]
+
+
+def _scanned(
+    kept: _Kept,
+    done: int,
+    samples: int,
+    samples_of: Callable,
+    images: Array,
+    transpose: bool | None,
+    numbers: list[int],
+    members: list[Symmetry],
+) -> _Kept:
+    """`kept` of `done` samples with those of one group of augmentations, whose images are of one shape."""
+
+    def add(kept: _Kept, member: tuple[Array, Array, Symmetry]) -> tuple[_Kept, None]:
+        before, number, symmetry = member
+        symmetry = symmetry if transpose is None else symmetry._replace(transpose=transpose)
+        sums = summed(samples_of(images, symmetry, number), samples)
+        # Chan, Golub and LeVeque's merging: squares of the logits themselves would cancel.
+        before = before.astype(kept.mean.dtype)
+        away = sums.mean - kept.mean
+        share = samples / (before + samples)
+        return _Kept(
+            kept.probability + sums.probability,
+            kept.entropy + sums.log_total - over_classes(sums.weighted),
+            kept.mean + share * away,
+            kept.squares + sums.squares + before * share * over_classes(away**2),
+        ), None
+
+    before = done + samples * jnp.arange(len(members), dtype=jnp.int32)
+    flags = Symmetry(*(jnp.array(flag) for flag in zip(*members, strict=True)))
+    return jax.lax.scan(add, kept, (before, jnp.array(numbers, jnp.int32), flags))[0]
+
+
+def _groups(
+    symmetries: Sequence[Symmetry], scales: Sequence[float], size: tuple[int, int]
+) -> list[tuple[tuple[int, int], bool | None, list[int], list[Symmetry]]]:
+    """Augmentations of one compiled network: their resized shape, whether they transpose (None: some), and who."""
+    groups: dict[tuple, tuple[list[int], list[Symmetry]]] = {}
+    pairs = [(scale, symmetry) for scale in scales for symmetry in symmetries]
+    for number, (scale, symmetry) in enumerate(pairs):
+        shape = tuple(max(1, round(side * scale)) for side in size)
+        transpose = None if shape[0] == shape[1] else bool(symmetry.transpose)
+        numbers, members = groups.setdefault((shape, transpose), ([], []))
+        numbers.append(number)
+        members.append(symmetry)
+    return [(*key, *group) for key, group in groups.items()]
+
+
+def _resized(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b H W c"]:
+    if x.shape[1:3] == size:
+        return x
+    return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "linear", antialias=True)
+
+
+def _widened(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _flipped(x: Array, symmetry: Symmetry) -> Array:
+    for flag, axis in ((symmetry.rows, 1), (symmetry.columns, 2)):
+        x = _where(flag, jnp.flip(x, axis), x)
+    return x
+
+
+def _transposed(x: Array, flag: bool | Array) -> Array:
+    return _where(flag, jnp.swapaxes(x, 1, 2), x)
+
+
+def _where(flag: bool | Array, yes: Array, no: Array) -> Array:
+    if isinstance(flag, bool):
+        return yes if flag else no
+    return jnp.where(flag, yes, no)
+
+
+def _check_augmentations(
+    symmetries: Sequence[Symmetry], scales: Sequence[float], samples: int, head: Callable | None
+) -> None:
+    if not symmetries or not scales or not all(0 < scale < float("inf") for scale in scales):
+        raise ValueError(
+            "there must be a symmetry and a scale at least, and scales positive; "
+            f"got {len(symmetries)} symmetries and scales {tuple(scales)}"
+        )
+    if samples < 1 or (head is None and samples > 1):
+        raise ValueError(f"samples must be 1 without a head, and at least 1 with one; got {samples}")

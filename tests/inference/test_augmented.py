@@ -1,0 +1,255 @@
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import entr, softmax
+
+from segjax.inference import (
+    SYMMETRIES,
+    Moments,
+    augmented_moments,
+    dropout_head,
+    packed,
+    predict_tiled,
+    predict_with_uncertainty,
+    restored,
+    tiles_along,
+    transformed,
+    uncertainty_of,
+    unpacked,
+)
+from segjax.models import UNet, dropout, example_dropout_keys
+
+FEATURES, CLASSES, KEY = 4, 3, jax.random.key(7)
+IMAGES = jax.random.normal(jax.random.key(0), (2, 6, 9, 3))
+SQUARES = jax.random.normal(jax.random.key(1), (2, 6, 6, 3))
+FILTERS = jax.random.normal(jax.random.key(2), (3, 3, 3, FEATURES))  # no symmetry
+KERNEL = jax.random.normal(jax.random.key(3), (FEATURES, CLASSES))
+D4 = SYMMETRIES["d4"]
+
+
+@jax.jit
+def encode(images, a):
+    features = jax.lax.conv_general_dilated(images, FILTERS, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.nn.relu(features)
+
+
+@jax.jit
+def head(features, n):
+    keys = jax.vmap(jax.random.fold_in, (0, None))(example_dropout_keys(KEY, jnp.zeros(len(features), int)), n)
+    return dropout.dropout(features, 0.4, keys, mask="channel") @ KERNEL
+
+
+def clean(images, a):
+    return encode(images, a) @ KERNEL
+
+
+@partial(jax.jit, static_argnames=("samples", "symmetries", "scales"))
+def kept_of(images, *, samples=2, symmetries=D4, scales=(1.0,)):
+    return augmented_moments(images, encode, head, samples=samples, symmetries=symmetries, scales=scales)
+
+
+def turned(x, symmetry):
+    """By NumPy alone."""
+    x = np.asarray(x)
+    x = x[:, ::-1] if symmetry.rows else x
+    x = x[:, :, ::-1] if symmetry.columns else x
+    return x.transpose(0, 2, 1, 3) if symmetry.transpose else x
+
+
+def turned_back(y, symmetry):
+    y = y.transpose(0, 2, 1, 3) if symmetry.transpose else y
+    return turned(y, symmetry._replace(transpose=False))
+
+
+@partial(jax.jit, static_argnames="size")
+def resized(x, size):
+    return jax.image.resize(x, (len(x), *size, x.shape[-1]), "linear", antialias=True)
+
+
+def samples_one_by_one(images, *, samples, symmetries, scales=(1.0,)):
+    """`[N, B, H, W, C]`: the logits of all pairs of an augmentation and a sample, kept all at once."""
+    size, found = images.shape[1:3], []
+    for scale in scales:
+        for symmetry in symmetries:
+            seen = turned(resized(images, tuple(round(side * scale) for side in size)), symmetry)
+            features = resized(turned_back(np.asarray(encode(seen, 0)), symmetry), size)
+            found += [np.asarray(head(features, len(found) + k)) for k in range(samples)]
+    return np.stack(found).astype(np.float64)
+
+
+@pytest.mark.parametrize("symmetry", D4, ids=str)
+@pytest.mark.parametrize("size", [(5, 7), (4, 4)], ids=str)
+def test_a_symmetry_is_numpys_and_is_undone(symmetry, size):
+    x = jnp.arange(2 * size[0] * size[1]).reshape(2, *size, 1)
+    np.testing.assert_array_equal(transformed(x, symmetry), turned(x, symmetry))
+    np.testing.assert_array_equal(restored(transformed(x, symmetry), symmetry), x)
+
+
+def test_d4_is_all_turns_and_their_mirror_images():
+    x = np.arange(9).reshape(1, 3, 3, 1)
+    turns = {np.rot90(y, k, (1, 2)).tobytes() for y in (x, x[:, ::-1]) for k in range(4)}
+    assert {np.asarray(transformed(jnp.asarray(x), s), np.int64).tobytes() for s in D4} == turns
+    assert len(turns) == len(D4) == 8
+
+
+@pytest.mark.parametrize("images", [IMAGES, SQUARES], ids=["oblong", "square"])
+def test_what_no_symmetry_changes_is_changed_by_none(images):
+    # Pixel by pixel, so that all eight agree.
+    found = jax.jit(lambda x: augmented_moments(x, lambda x, a: 5 * x, symmetries=D4))(images)
+    np.testing.assert_allclose(found.logits, 5 * images, rtol=1e-5)
+    np.testing.assert_allclose(found.probabilities, jax.nn.softmax(5 * images), rtol=1e-5, atol=1e-7)
+    unsure = uncertainty_of(found, 8)
+    np.testing.assert_array_equal(unsure.mutual_information, 0)
+    np.testing.assert_allclose(unsure.variance, 0, atol=1e-10)
+
+
+def test_averaged_over_the_group_a_network_is_equivariant():
+    mean = jax.jit(lambda x: augmented_moments(x, clean, symmetries=D4).probabilities)
+    expected = mean(SQUARES)
+    assert np.abs(transformed(jax.nn.softmax(clean(SQUARES, 0)), D4[5]) - expected).max() > 0.01
+    for symmetry in D4:
+        np.testing.assert_allclose(restored(mean(transformed(SQUARES, symmetry)), symmetry), expected, atol=1e-6)
+
+
+def test_a_constant_stays_constant_at_any_scale():
+    def constant(images, a):
+        return jnp.broadcast_to(jnp.arange(3.0), (*images.shape[:3], 3))
+
+    found = jax.jit(lambda x: augmented_moments(x, constant, symmetries=D4, scales=(0.1, 0.5, 1.7)))(IMAGES)
+    np.testing.assert_allclose(found.probabilities, np.broadcast_to(softmax(np.arange(3.0)), IMAGES.shape), rtol=1e-5)
+    np.testing.assert_allclose(found.variance, 0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("images", "symmetries", "scales"), [(IMAGES, D4[3:5], (1.0, 1.5)), (SQUARES, D4, (1.0,))], ids=["oblong", "square"]
+)
+def test_all_at_once_is_the_slow_loop_over_augmentations_and_samples(images, symmetries, scales):
+    kinds = {"samples": 3, "symmetries": symmetries, "scales": scales}
+    z = samples_one_by_one(images, **kinds)
+    p = softmax(z, axis=-1)
+    found = uncertainty_of(kept_of(images, **kinds), len(z))
+    entropy = entr(p.mean(axis=0)).sum(axis=-1)
+    assert len(z) == 3 * len(symmetries) * len(scales)
+    np.testing.assert_allclose(found.probabilities, p.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(found.predictive_entropy, entropy, atol=3e-6)
+    np.testing.assert_allclose(found.mutual_information, entropy - entr(p).sum(axis=-1).mean(axis=0), atol=3e-6)
+    np.testing.assert_allclose(found.variance, z.var(axis=0, ddof=1).mean(axis=-1), rtol=1e-4)
+
+
+def test_logits_far_from_zero_keep_their_variance():
+    offset = jnp.arange(2) * 0.01 + 1000
+
+    def far(images, a):
+        return jnp.stack([offset[a], -offset[a]]) * jnp.ones((*images.shape[:3], 1))
+
+    found = uncertainty_of(jax.jit(lambda x: augmented_moments(x, far, symmetries=SYMMETRIES["mirror"]))(IMAGES), 2)
+    np.testing.assert_allclose(found.variance, np.var(np.asarray(offset, np.float64), ddof=1), rtol=1e-3)
+    assert jnp.isfinite(found.predictive_entropy).all()
+
+
+def test_a_network_without_augmentation_is_predict_with_uncertainty():
+    model = UNet(CLASSES, width=4, depth=1, rate=0.3, mask="channel")
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(4), IMAGES)
+    examples = jnp.array([4, 9])
+    expected = jax.jit(lambda x: predict_with_uncertainty(model, variables, x, KEY, samples=3, examples=examples)[1])(
+        IMAGES
+    )
+    parts = dropout_head(model, variables, KEY, examples=examples)
+    found = uncertainty_of(jax.jit(lambda x: augmented_moments(x, *parts, samples=3))(IMAGES), 3)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-6), found, expected)
+
+
+def test_packing_is_undone():
+    kept = kept_of(IMAGES)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), unpacked(packed(kept)), kept)
+
+
+def test_tiles_augmentations_and_samples_together_are_one_weighted_mean():
+    image, tile, overlap = np.asarray(IMAGES[0]), (6, 6), 3
+    tile_maps = jax.jit(lambda tiles: packed(kept_of(tiles)))
+    maps = predict_tiled(image, tile_maps, tile=tile, overlap=overlap, batch=1)
+    found = uncertainty_of(unpacked(maps[None]), 16)
+
+    axis = tiles_along(9, 6, overlap)  # the columns; of rows there is one tile
+    p, h, m, s = np.zeros((6, 9, CLASSES)), np.zeros((6, 9)), np.zeros((6, 9, CLASSES)), np.zeros((6, 9, CLASSES))
+    for left, weights in zip(axis.starts, axis.weights, strict=True):
+        here = slice(left, left + 6)
+        for z in samples_one_by_one(image[None, :, here], samples=2, symmetries=D4)[:, 0]:
+            part = weights[:, None] / 16
+            p[:, here] += part * softmax(z, axis=-1)
+            h[:, here] += part[:, 0] * entr(softmax(z, axis=-1)).sum(axis=-1)
+            m[:, here] += part * z
+            s[:, here] += part * z**2
+    np.testing.assert_allclose(found.probabilities[0], p, atol=1e-6)
+    np.testing.assert_allclose(found.mutual_information[0], entr(p).sum(axis=-1) - h, atol=3e-6)
+    np.testing.assert_allclose(found.variance[0], 16 / 15 * (s - m**2).mean(axis=-1), rtol=1e-4, atol=1e-4)
+
+
+def test_all_symmetries_of_a_square_are_one_network_in_the_program():
+    seen = []
+
+    def counted(images, a):
+        seen.append(images.shape)
+        return clean(images, a)
+
+    jax.make_jaxpr(lambda x: augmented_moments(x, counted, symmetries=D4))(SQUARES)
+    assert len(seen) == 2  # once only to ask for the number of classes
+
+
+def test_memory_does_not_grow_with_the_samples():
+    def bytes_of(samples):
+        compiled = (
+            jax.jit(partial(augmented_moments, encode=encode, head=head, samples=samples)).lower(IMAGES).compile()
+        )
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    stack = 4 * 64 * np.prod(IMAGES.shape[:3]) * CLASSES
+    assert bytes_of(64) - bytes_of(3) < stack / 4
+
+
+def test_the_number_of_an_augmentation_is_its_place_scale_by_scale():
+    def numbered(images, a):
+        return jnp.ones((*images.shape[:3], 2)) * jnp.where(a == jnp.array([3, 4]), 12.0, 0)
+
+    # Of six, one votes for class 0 and one for class 1; the others are undecided.
+    kinds = {"symmetries": SYMMETRIES["mirror"], "scales": (1.0, 0.5, 2.0)}
+    found = jax.jit(lambda x: augmented_moments(x, numbered, **kinds))(IMAGES)
+    np.testing.assert_allclose(found.logits, 2.0, rtol=1e-6)
+
+
+def test_images_may_be_shared_out_over_devices():
+    mesh, by_image = jax.sharding.Mesh(jax.devices()[:2], ("devices",)), jax.P("devices")
+    mapped = jax.jit(jax.shard_map(kept_of, mesh=mesh, in_specs=by_image, out_specs=by_image))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), mapped(IMAGES), kept_of(IMAGES))
+
+
+# Without the tests' import hook, as a user has it.
+MOMENTS = partial(inspect.unwrap(augmented_moments), IMAGES)
+BROKEN = {
+    "no symmetry": (lambda: MOMENTS(clean, symmetries=()), r"a symmetry and a scale at least.*got 0 symmetries"),
+    "scale": (lambda: MOMENTS(clean, scales=(1.0, 0.0)), r"scales positive; got 1 symmetries and scales \(1.0, 0.0\)"),
+    "samples": (lambda: MOMENTS(encode, head, samples=0), r"samples must be 1 without a head, .*got 0"),
+    "no head": (lambda: MOMENTS(clean, samples=3), r"samples must be 1 without a head, .*got 3"),
+    "one class": (lambda: MOMENTS(lambda x, a: x[..., :1]), r"at least 2 classes; got 1: make a single logit z"),
+    "size": (
+        lambda: MOMENTS(lambda x, a: x[:, 1:]),
+        r"encode must give maps of its images, \(2, 6, 9\); got shape \(2, 5, 9, 3\)",
+    ),
+    "one sample": (
+        lambda: uncertainty_of(Moments(IMAGES, IMAGES[..., 0], IMAGES, IMAGES[..., 0]), 1),
+        r"samples must be at least 2.*got 1",
+    ),
+    "maps": (lambda: unpacked(np.ones((4, 7))), r"maps must be 2C \+ 2 of at least 2 classes; got 7 of shape \(4, 7\)"),
+    "no linear head": (lambda: dropout_head(UNet(2), {"params": {}}, KEY), r"variables must hold a linear head"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_input_is_named(case):
+    call, message = BROKEN[case]
+    with pytest.raises(ValueError, match=message):
+        call()
