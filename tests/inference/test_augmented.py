@@ -9,7 +9,6 @@ from scipy.special import entr, softmax
 
 from segjax.inference import (
     SYMMETRIES,
-    Moments,
     augmented_moments,
     dropout_head,
     packed,
@@ -163,11 +162,6 @@ def test_a_network_without_augmentation_is_predict_with_uncertainty():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-6), found, expected)
 
 
-def test_packing_is_undone():
-    kept = kept_of(IMAGES)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), unpacked(packed(kept)), kept)
-
-
 def test_tiles_augmentations_and_samples_together_are_one_weighted_mean():
     image, tile, overlap = np.asarray(IMAGES[0]), (6, 6), 3
     tile_maps = jax.jit(lambda tiles: packed(kept_of(tiles)))
@@ -239,11 +233,6 @@ BROKEN = {
         lambda: MOMENTS(lambda x, a: x[:, 1:]),
         r"encode must give maps of its images, \(2, 6, 9\); got shape \(2, 5, 9, 3\)",
     ),
-    "one sample": (
-        lambda: uncertainty_of(Moments(IMAGES, IMAGES[..., 0], IMAGES, IMAGES[..., 0]), 1),
-        r"samples must be at least 2.*got 1",
-    ),
-    "maps": (lambda: unpacked(np.ones((4, 7))), r"maps must be 2C \+ 2 of at least 2 classes; got 7 of shape \(4, 7\)"),
     "no linear head": (lambda: dropout_head(UNet(2), {"params": {}}, KEY), r"variables must hold a linear head"),
 }
 
