@@ -2,15 +2,11 @@
 
 from segjax.inference.augmented import (
     SYMMETRIES,
-    Moments,
     Symmetry,
     augmented_moments,
     dropout_head,
-    packed,
     restored,
     transformed,
-    uncertainty_of,
-    unpacked,
 )
 from segjax.inference.crf import dense_crf
 from segjax.inference.ensemble import (
@@ -20,6 +16,7 @@ from segjax.inference.ensemble import (
     predict_with_uncertainty,
     whole_passes,
 )
+from segjax.inference.moments import Moments, packed, uncertainty_of, unpacked
 from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
 from segjax.inference.visualize import heatmap, overlay, panel
 
