@@ -1,6 +1,7 @@
 """Training and evaluation: `train(config, workdir)` and what it is made of."""
 
 from segjax.data import DataError, LoaderDied, open_split, skipped_lines
+from segjax.training.artifact import export_run
 from segjax.training.checkpoint import CheckpointError
 from segjax.training.defaults import ConfigError, defaults
 from segjax.training.loop import train
@@ -32,6 +33,7 @@ __all__ = [
     "StorageError",
     "Terminated",
     "defaults",
+    "export_run",
     "load_run",
     "open_split",
     "predict_file",

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from segjax import metrics
-from segjax.data.augment import prepare, resize_logits_to
+from segjax.data.augment import normalise, prepare, resize_logits_to
 from segjax.data.labels import VOID
 from segjax.training.step import TrainState
 
@@ -44,6 +44,32 @@ def classify(logits: jax.Array, num_classes: int) -> jax.Array:
     if logits.shape[-1] == 1:
         return (logits[..., 0] > 0).astype(jnp.int32)
     return jnp.argmax(logits[..., :num_classes], axis=-1)
+
+
+def probabilities(logits: Float[Array, "b h w outputs"], num_classes: int) -> Float[Array, "b h w {num_classes}"]:
+    """How likely each class is, sum 1: the softmax of the logits, or for one logit p of class 1 and before it 1 - p.
+
+    Of a network that learned void as a class too: how likely where it is not void, as `classify`.
+    """
+    if logits.shape[-1] == 1:
+        return jax.nn.sigmoid(jnp.concatenate([-logits, logits], axis=-1))
+    return jax.nn.softmax(logits[..., :num_classes])
+
+
+def make_native(config: ConfigDict, model: Any, num_classes: int, *, variance: bool) -> Callable:
+    """Builds `native(variables, images)`, which resizes nothing: uint8 `[b, H, W, channels]` to a dictionary.
+
+    "probabilities", float32 `[b, H, W, C]`, and where `variance`, "variance" `[b, H, W]`: of the logits under dropout
+    of the head in closed form, in squared logits, mean over the outputs.
+    """
+    model = model.clone(dropout="analytic" if variance else "none", remat=False)
+
+    def native(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        output = model.apply(variables, normalise(images, config.data.mean, config.data.std), train=False)
+        found = {"probabilities": probabilities(output.logits, num_classes)}
+        return found | {"variance": output.logit_variance.mean(-1)} if variance else found
+
+    return native
 
 
 def make_predictor(config: ConfigDict, model: Any, num_classes: int) -> Callable:

@@ -56,11 +56,16 @@ def load_run(path: str | os.PathLike) -> Run:
             f"{path} is not a run: expected {config_file}. Name the --workdir that segjax.train wrote, or "
             f"WORKDIR/{FOLDER}/STEP"
         )
-    config = from_leaves(json.loads(config_file.read_text(encoding="utf-8")))
+    config = from_leaves(read_json(config_file))
     labels, model = label_set(config.data), model_of(config)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         state, _ = checkpoints.restore(init_state(config, model), checkpoints.step_named(which))
     return Run(workdir, config, model, state, labels)
+
+
+def read_json(file: epath.Path) -> Any:
+    """What a JSON file of a workdir holds."""
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def model_of(config: ConfigDict) -> Any:
