@@ -95,6 +95,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     try:
         partial.write_bytes(data)
         os.replace(partial, path)
-    except OSError:  # a full disk: the room that half a file takes is the person's
+    except OSError as error:  # a full disk: the room that half a file takes is the person's
         partial.unlink(missing_ok=True)
-        raise
+        # What writing raises, as against opening, does not say of which file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
