@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 TINY = (
     "data.scene_size=(64, 96)",
@@ -84,6 +85,78 @@ def test_a_file_that_is_no_image_is_named_in_one_line(run, tmp_path, python):
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: {text}: cannot be decoded")
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def street(tmp_path):
+    """A folder with an image in a folder of it, and a file that is none."""
+    (tmp_path / "street" / "è").mkdir(parents=True)
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)
+    assert cv2.imwrite(str(tmp_path / "street" / "è" / "one.png"), image)
+    (tmp_path / "street" / "notes.jpg").write_text("not an image")
+    return tmp_path / "street"
+
+
+def test_prediction_of_a_folder_writes_all_that_is_asked_for_and_carries_on(run, street, tmp_path, python):
+    command = ["-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", "--on_error=skip"]
+    command += ["--uncertainty", "--probabilities", "--palette", "--contact_sheet", "--class=debris", "--threshold=0.3"]
+    done = python(*command, street)
+    assert done.returncode == 0, done.stderr
+    assert "predicted 1 image(s)\nskipped 1 bad image(s):\n" in done.stdout
+    assert f"{street / 'notes.jpg'}: cannot be decoded" in done.stdout
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    kinds = ("mask.png", "overlay.png", "probabilities.npz", "uncertainty.png")
+    assert written == ["contact_sheet.png", "predicted_by.json", *(f"è/one_{kind}" for kind in kinds)]
+    with np.load(tmp_path / "out" / "è" / "one_probabilities.npz") as arrays:
+        debris = arrays["probabilities"][..., 1] >= 0.3
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "è" / "one_mask.png")), debris)
+    again = python(*command, street / "**" / "*.png")
+    assert "predicted 0 image(s); 1 had been predicted before and are kept" in again.stdout
+
+
+def test_the_threshold_of_a_precision_is_said_with_its_recall(run, street, tmp_path, python):
+    # Debris is half a percent: even calling every pixel debris is more precise than this.
+    arguments = (f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", "--at_precision=0.0001", street / "è")
+    done = python("-m", "segjax.predict", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "debris from a probability of " in done.stdout
+    assert "its recall 1.000" in done.stdout
+
+
+def test_a_precision_out_of_reach_is_one_line_with_the_highest(run, street, tmp_path, python):
+    arguments = (f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", "--at_precision=1", street / "è")
+    done = python("-m", "segjax.predict", *arguments)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1, done.stderr
+    assert f"no threshold of {run[0]} reached a precision of 1 for debris on val; the highest is 0." in said[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--class=dust"], "--class: expected one of background, debris; got 'dust'"),
+        (["--threshold=0.5", "--at_precision=0.9"], "--threshold and --at_precision exclude each other"),
+    ],
+)
+def test_a_flag_of_prediction_that_makes_no_sense_is_refused(run, street, tmp_path, python, flags, said):
+    done = python("-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", *flags, street)
+    assert done.returncode == 1
+    assert said in done.stdout + done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_exported_network_predicts_an_image_by_its_own_script(run, street, tmp_path, python):
+    folder = tmp_path / "exported"
+    done = python("-m", "segjax.export", f"--checkpoint={run[0]}", f"--output={folder}")
+    assert done.returncode == 0, done.stderr
+    assert "unet of step 2: any size, padded to multiples of 4; cpu, cuda, tpu" in done.stdout
+    ran = python(folder / "run.py", street / "è" / "one.png")
+    assert ran.returncode == 0, ran.stderr
+    mask = np.asarray(Image.open(street / "è" / "one_mask.png"))
+    assert mask.shape == (50, 70)
+    assert set(np.unique(mask)) <= {0, 1}
 
 
 def test_two_images_of_one_name_are_refused_before_either_is_written(run, tmp_path, python):

@@ -31,7 +31,7 @@ MAY_USE = {
     "models": FOUNDATION,
     "data": (),
     "training": (*FOUNDATION, "losses", "metrics", "models", "data"),
-    "inference": ("models", "metrics", "data.labels"),
+    "inference": ("models", "metrics", "data.labels", "data.errors"),
     "reporting": (),
     **dict.fromkeys(ENTRY_POINTS, ("cli", *ENTRY_POINTS_USE)),
     "experiments": (*ENTRY_POINTS, *ENTRY_POINTS_USE, "losses", "metrics", "models"),

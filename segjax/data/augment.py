@@ -72,7 +72,7 @@ def prepare(
     """
     _check_images(images, size, mean, std)
     shape = (images.shape[0], *size, images.shape[-1])
-    return jax.image.resize(_normalised(images, mean, std), shape, "linear", antialias=True)
+    return jax.image.resize(normalise(images, mean, std), shape, "linear", antialias=True)
 
 
 def augment(
@@ -137,7 +137,7 @@ def augment(
             flip=flip & (flips < 0.5),
             radians=jnp.deg2rad(rotation * (2 * turn - 1)),
         )
-        image, label, inside = _resample(_normalised(image, mean, std), label, window, size, rotation)
+        image, label, inside = _resample(normalise(image, mean, std), label, window, size, rotation)
         offset = brightness * (2 * bright - 1) / jnp.asarray(std, jnp.float32)
         image = image * (1 + contrast * (2 * contrasts - 1)) + jnp.where(inside[..., None], offset, 0)
         return image, label
@@ -173,7 +173,8 @@ def resize_logits_to(
     return jax.vmap(one)(logits, sizes)
 
 
-def _normalised(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def normalise(images: Shaped[Array, "..."], mean: Sequence[float], std: Sequence[float]) -> Shaped[Array, "..."]:
+    """(x / 255 - mean) / std of uint8 images, channels last; float32."""
     # Before resampling, which is linear, so that the 0 that `scale_and_translate` puts outside the source is the mean.
     return (images / 255 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 

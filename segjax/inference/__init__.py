@@ -17,18 +17,24 @@ from segjax.inference.ensemble import (
     whole_passes,
 )
 from segjax.inference.moments import Moments, packed, uncertainty_of, unpacked
+from segjax.inference.predictions import Done, Found, Wanted, done_lines, write_predictions
 from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
-from segjax.inference.visualize import heatmap, overlay, panel
+from segjax.inference.visualize import contact_sheet, heatmap, overlay, panel
 
 __all__ = [
     "SYMMETRIES",
+    "Done",
+    "Found",
     "Moments",
     "Symmetry",
     "Tiles",
     "Uncertainty",
+    "Wanted",
     "analytic_uncertainty",
     "augmented_moments",
+    "contact_sheet",
     "dense_crf",
+    "done_lines",
     "dropout_head",
     "head_uncertainty",
     "heatmap",
@@ -43,4 +49,5 @@ __all__ = [
     "uncertainty_of",
     "unpacked",
     "whole_passes",
+    "write_predictions",
 ]

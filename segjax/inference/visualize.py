@@ -1,12 +1,16 @@
 """Pictures of a prediction."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 from jaxtyping import Float, Integer, Shaped, UInt8
+from PIL import Image, ImageDraw, ImageFont
 
-from segjax.data.labels import colorize
+from segjax.data.labels import LabelSet, colorize
 
 _STRIP, _GAP, _BAR, _SCALE = 16, 4, 8, 44  # pixels: titles' height; widths between columns, of the scale, and all of it
 _WHITE, _INK, _NO_VALUE = 255, (32, 32, 32), (128, 128, 128)
@@ -113,6 +117,76 @@ def panel(
     gap = np.full((columns[0].shape[0], _GAP, 3), _WHITE, np.uint8)
     parts = [part for column in columns for part in (column, gap)]
     return np.concatenate([*parts, _scale(height, maximum)], axis=1)
+
+
+def contact_sheet(
+    rows: Mapping[str, Sequence[UInt8[np.ndarray, "..."]]],
+    titles: Sequence[str],
+    label_set: LabelSet | None = None,
+    *,
+    width: int = 240,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Small pictures of many images: a row an image, its name above it, and the colours of the classes at the bottom.
+
+    Args:
+      rows: of each name its pictures, uint8 RGB `[H, W, 3]` of one size.
+      titles: of the columns.
+      label_set: whose colours are explained; None: none are.
+      width: of each picture, in pixels; heights follow.
+
+    Returns:
+      uint8 RGB on white.
+
+    Raises:
+      ValueError: no rows, or a row that has not one picture a title.
+
+    >>> black = np.zeros((30, 40, 3), np.uint8)
+    >>> contact_sheet({"a": [black, black]}, ("image", "prediction"), width=80).shape
+    (100, 172, 3)
+    """
+    if not rows or any(len(pictures) != len(titles) for pictures in rows.values()):
+        raise ValueError(f"a contact sheet needs rows of {len(titles)} pictures, one a title; got {len(rows)} rows")
+    total = _GAP + len(titles) * (width + _GAP)
+
+    def strip(texts: Sequence[str], step: int) -> UInt8[np.ndarray, "strip total 3"]:
+        picture = Image.new("RGB", (total, 20), "white")
+        for i, text in enumerate(texts):
+            ImageDraw.Draw(picture).text((_GAP + i * step, 3), text, fill=_INK, font=_font())
+        return np.asarray(picture)
+
+    parts = [strip(titles, width + _GAP)]
+    for name, pictures in rows.items():
+        height = max(1, round(width * pictures[0].shape[0] / pictures[0].shape[1]))
+        small = [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA) for picture in pictures]
+        row = np.full((height, total, 3), _WHITE, np.uint8)
+        for i, picture in enumerate(small):
+            left = _GAP + i * (width + _GAP)
+            row[:, left : left + width] = picture
+        parts += [strip([name], total), row]
+    if label_set is not None:
+        parts += _legend(label_set, total)
+    return np.concatenate(parts)
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    # Pillow's own has English letters only, as OpenCV's, and names of files have others.
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 12)
+
+
+def _legend(label_set: LabelSet, total: int) -> list[UInt8[np.ndarray, "h total 3"]]:
+    """Lines of coloured squares with the classes' names."""
+    font, height = _font(), 20
+    lines, left = [], total
+    for name, colour in zip(label_set.names, label_set.palette, strict=True):
+        needed = 18 + math.ceil(font.getlength(name)) + 10
+        if left + needed > total:
+            lines.append(Image.new("RGB", (total, height), "white"))
+            left = _GAP
+        draw = ImageDraw.Draw(lines[-1])
+        draw.rectangle((left, 4, left + 12, 16), fill=tuple(int(c) for c in colour))
+        draw.text((left + 18, 3), name, fill=_INK, font=font)
+        left += needed
+    return [np.asarray(line) for line in lines]
 
 
 def _titled(picture: UInt8[np.ndarray, "H W 3"], title: str) -> UInt8[np.ndarray, "height W 3"]:

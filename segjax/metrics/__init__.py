@@ -33,6 +33,7 @@ from segjax.metrics.ranking import (
     fpr_at_tpr,
     fpr_at_tpr_bounds,
     score_histogram,
+    threshold_at_precision,
 )
 from segjax.metrics.selective import (
     accuracy_vs_uncertainty,
@@ -100,5 +101,6 @@ __all__ = [
     "risk_coverage",
     "score_histogram",
     "segmentation_scores",
+    "threshold_at_precision",
     "uncertainty_histogram",
 ]

@@ -373,6 +373,61 @@ def best_f1_bounds(histogram: Histogram) -> tuple[float, float]:
     return float(low) - _ROUNDING, float(_f1(ranked, ranked.negatives_above).max()) + _ROUNDING
 
 
+class ThresholdAtPrecision(NamedTuple):
+    """The logit from which on a pixel is positive, and the precision and recall of these pixels."""
+
+    threshold_logit: float
+    precision: float
+    recall: float
+
+
+def threshold_at_precision(histogram: Histogram, precision: float) -> ThresholdAtPrecision:
+    r"""The threshold that finds most of the positives among those at which a precision is reached.
+
+    .. math:: \min \{τ : TP(τ) \ge precision \cdot (TP(τ) + FP(τ)) > 0\}
+
+    over the thresholds τ at the lower edges of the bins, where both counts are known exactly: on the pixels that were
+    counted the precision is reached, not estimated. On others it may be missed.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]).
+        precision: the precision asked for, in (0, 1].
+
+    Returns:
+        (threshold_logit, precision, recall): pixels with logit ≥ `threshold_logit` are positive, -inf: all are. Where
+        no threshold reaches it, a NaN threshold and the highest precision that one does, with its recall. All NaN
+        without positives.
+
+    Raises:
+        TypeError: the histogram is traced, or not integers.
+        ValueError: it is not `[2, bins]`, a count is negative (see `score_histogram`), or `precision` is not in (0, 1].
+
+    References:
+        van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
+
+    >>> import jax.numpy as jnp
+    >>> histogram = score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0]))
+    >>> threshold_at_precision(histogram, 0.6)
+    ThresholdAtPrecision(threshold_logit=1.0, precision=0.666..., recall=1.0)
+    """
+    if not 0 < precision <= 1:
+        raise ValueError(f"precision must be above 0 and at most 1; got {precision:g}")
+    ranked = _ranked(histogram)
+    if not ranked.positives.any():
+        return ThresholdAtPrecision(float("nan"), float("nan"), float("nan"))
+    found = ranked.positives_above + ranked.positives
+    positive = found + ranked.negatives_above + ranked.negatives
+    reached = found / np.maximum(positive, 1)
+    # Less a rounding: 0.7 · 10 is 7.000000000000001 in floating point, and 7 of 10 are enough.
+    enough = np.flatnonzero((positive > 0) & (found >= precision * positive * (1 - _ROUNDING)))
+    # By falling score. Of thresholds that call the same pixels positive, the highest.
+    last = int(enough[-1]) if enough.size else int(np.argmax(reached))
+    last = int(np.searchsorted(positive, positive[last]))
+    edge = MAX_LOGIT - 2 * MAX_LOGIT * (last + 1) / len(found) if last < len(found) - 1 else float("-inf")
+    recall = float(found[last] / ranked.positives.sum())
+    return ThresholdAtPrecision(edge if enough.size else float("nan"), float(reached[last]), recall)
+
+
 class _Ranked(NamedTuple):
     """Counts in float64 (exact to 2^53) by falling score: in the bin, and in all bins above it."""
 

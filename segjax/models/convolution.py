@@ -104,7 +104,7 @@ def conv3x3_reflect(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"])
         ValueError: H or W is 1, so that there is nothing to reflect.
     """
     h, w = x.shape[1:3]
-    if min(h, w) < 2:
+    if h < 2 or w < 2:  # each by itself: symbolic sizes cannot be compared with each other
         raise ValueError(f"reflect padding needs a height and width of at least 2; got {h}x{w}")
 
     def thin(line: jax.Array, part: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> jax.Array:

@@ -25,7 +25,9 @@ def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1)
      [0. 1. 2. 1.]
      [0. 1. 2. 1.]]
     """
-    missing = [math.ceil(max(n, minimum) / multiple) * multiple - n for n in x.shape[1:3]]
+    # In integers: a symbolic size of `jax.export`, a multiple by its form, is then found to lack nothing.
+    grown = [max(n, minimum) for n in x.shape[1:3]]
+    missing = [big + -big % multiple - n for big, n in zip(grown, x.shape[1:3], strict=True)]
     if not any(missing):
         return x
     return jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="reflect")

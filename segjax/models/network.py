@@ -95,6 +95,11 @@ class Network(nn.Module, kw_only=True):
         return self.multiple
 
     @property
+    def symbolic_minimum(self) -> int:
+        """The smallest height and width where they are symbolic, in `jax.export`; a multiple of `multiple`."""
+        return self.minimum
+
+    @property
     def deep_places(self) -> int:
         """The largest `deep_dropout`."""
         return 0

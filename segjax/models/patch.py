@@ -112,6 +112,11 @@ class PatchClassifier(Network):
         return 1
 
     @property
+    def symbolic_minimum(self) -> int:
+        """More than half a patch: only an image of known size is reflected more than once."""
+        return self.patch // 2 + 1
+
+    @property
     def patch(self) -> int:
         """P, the side of a patch in pixels: what a logit sees of the image."""
         return 7 * 2**self.depth - 4 if self.patch_size is None else self.patch_size

@@ -131,7 +131,8 @@ class ResNet(nn.Module):
         checks.choice("depth", self.depth, tuple(STAGES))
         checks.choice("output_stride", self.output_stride, OUTPUT_STRIDES)
         check_images(images)
-        if min(images.shape[1:3]) < self.output_stride:
+        # Each by itself: symbolic sizes cannot be compared with each other.
+        if any(n < self.output_stride for n in images.shape[1:3]):
             raise ValueError(
                 f"images must be at least {self.output_stride}x{self.output_stride}, the output stride of this "
                 f"ResNet-{self.depth}; got {images.shape[1]}x{images.shape[2]}"

@@ -1,10 +1,22 @@
 """Training and evaluation: `train(config, workdir)` and what it is made of."""
 
 from segjax.data import DataError, LoaderDied, open_split, skipped_lines
+from segjax.data.images import named_images
+from segjax.training.artifact import export_run
 from segjax.training.checkpoint import CheckpointError
 from segjax.training.defaults import ConfigError, defaults
 from segjax.training.loop import train
-from segjax.training.run import Run, load_run, predict_file, run_predictor, score_run
+from segjax.training.prediction import Prediction
+from segjax.training.run import (
+    Run,
+    check_two_classes,
+    load_run,
+    predict_file,
+    run_prediction,
+    run_predictor,
+    score_run,
+    threshold_of,
+)
 from segjax.training.storage import StorageError
 from segjax.training.termination import Terminated
 from segjax.training.validation import validate
@@ -28,16 +40,22 @@ __all__ = [
     "ConfigError",
     "DataError",
     "NonFiniteLoss",
+    "Prediction",
     "Run",
     "StorageError",
     "Terminated",
+    "check_two_classes",
     "defaults",
+    "export_run",
     "load_run",
+    "named_images",
     "open_split",
     "predict_file",
+    "run_prediction",
     "run_predictor",
     "score_run",
     "skipped_lines",
+    "threshold_of",
     "train",
     "validate",
 ]

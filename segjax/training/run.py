@@ -10,15 +10,18 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from segjax import metrics
 from segjax.data import LabelSet, label_set, open_split
+from segjax.data.files import RawFile, read_bytes
 from segjax.data.source import decode_image
+from segjax.metrics.ranking import ThresholdAtPrecision
 from segjax.training import parallel
 from segjax.training.checkpoint import FOLDER, Checkpoints
-from segjax.training.defaults import from_leaves
-from segjax.training.evaluation import evaluate
+from segjax.training.defaults import ConfigError, from_leaves
+from segjax.training.evaluation import add_up, counter, evaluate
 from segjax.training.loop import CONFIG_FILE
 from segjax.training.networks import make_model
-from segjax.training.prediction import make_eval_step, make_predictor
+from segjax.training.prediction import Prediction, make_eval_step, make_prediction, make_predictor
 from segjax.training.step import TrainState, init_state
 from segjax.training.storage import path_of
 
@@ -56,11 +59,16 @@ def load_run(path: str | os.PathLike) -> Run:
             f"{path} is not a run: expected {config_file}. Name the --workdir that segjax.train wrote, or "
             f"WORKDIR/{FOLDER}/STEP"
         )
-    config = from_leaves(json.loads(config_file.read_text(encoding="utf-8")))
+    config = from_leaves(read_json(config_file))
     labels, model = label_set(config.data), model_of(config)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         state, _ = checkpoints.restore(init_state(config, model), checkpoints.step_named(which))
     return Run(workdir, config, model, state, labels)
+
+
+def read_json(file: epath.Path) -> Any:
+    """What a JSON file of a workdir holds."""
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def model_of(config: ConfigDict) -> Any:
@@ -74,14 +82,48 @@ def model_of(config: ConfigDict) -> Any:
 
 def score_run(run: Run, split: str) -> dict[str, Any]:
     """Scores `run` on a split of its data set, on all devices: `evaluation.evaluate`'s dictionary."""
+    step, state, mesh = _evaluation(run)
+    return evaluate(step, state, open_split(run.config.data, split), run.config, mesh)
+
+
+def threshold_of(run: Run, precision: float) -> ThresholdAtPrecision:
+    """The threshold at which `run` reached `precision` on its evaluation split, which is scored for it.
+
+    Raises:
+      ConfigError: there are more classes than two; no threshold reached it; `precision` is not in (0, 1].
+    """
+    split, classes = run.config.data.eval_split, run.label_set.names
+    check_two_classes(run)
+    if not 0 < precision <= 1:
+        raise ConfigError(f"the precision must be above 0 and at most 1; got {precision:g}")
+    step, state, mesh = _evaluation(run)
+    counts = add_up(counter(step, state, run.config, mesh), open_split(run.config.data, split), run.config)
+    found = metrics.threshold_at_precision(counts["scores"], precision)
+    if np.isnan(found.threshold_logit):
+        raise ConfigError(
+            f"no threshold of {run.workdir} reached a precision of {precision:g} for {classes[1]} on {split}; "
+            f"the highest is {found.precision:.3g}, with a recall of {found.recall:.3g}"
+        )
+    return found
+
+
+def check_two_classes(run: Run) -> None:
+    """Raises `ConfigError` where there are more classes than two, of which a threshold chooses one."""
+    if len(run.label_set.names) != 2:
+        raise ConfigError(
+            f"a threshold or a precision is for data sets of 2 classes; {run.config.data.name} has "
+            f"{len(run.label_set.names)}"
+        )
+
+
+def _evaluation(run: Run) -> tuple[Callable, TrainState, Any]:
+    """The mapped evaluation step, the replicated state, and the devices."""
     mesh = parallel.make_mesh()
     parallel.check_batch(run.config, mesh)
     step = make_eval_step(run.config, run.model, len(run.label_set.names), parallel.axis_name(run.config))
-    return evaluate(
+    return (
         parallel.map_step(step, run.config, mesh, arguments=2),
         parallel.replicate(run.state, run.config, mesh),
-        open_split(run.config.data, split),
-        run.config,
         mesh,
     )
 
@@ -99,3 +141,18 @@ def predict_file(run: Run, predict: Callable, path: Path) -> tuple[np.ndarray, n
 def run_predictor(run: Run) -> Callable:
     """`predict(image) -> mask` with the run's network: uint8 `[H, W, C]` to its class a pixel, uint8 `[H, W]`."""
     return make_predictor(run.config, run.model, len(run.label_set.names))(run.state)
+
+
+def run_prediction(run: Run, threshold: float | None = None) -> Callable[[RawFile], tuple[np.ndarray, Prediction]]:
+    """`predict(file) -> (image, Prediction)` with the run's network: the image uint8 `[H, W, C]`, at its own size.
+
+    `threshold` are the log odds from which on a pixel is the second of two classes; None: the likelier one. The
+    function raises `DataError` where the file cannot be read or is no image.
+    """
+    of_image = make_prediction(run.config, run.model, len(run.label_set.names))
+
+    def predict(file: RawFile) -> tuple[np.ndarray, Prediction]:
+        image = decode_image(read_bytes(file), run.config.data.channels, file.path)
+        return image, of_image(run.state, image, threshold)
+
+    return predict

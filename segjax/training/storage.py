@@ -80,12 +80,22 @@ def saying(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
+    """`write_bytes` of a text, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Writes a file so that a reader finds the old one or the new one, never half of one."""
     path = epath.Path(path)
     if in_bucket(path):  # an object appears when all of it is there
         with saying(path):
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(data)
         return
     partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError as error:  # a full disk: the room that half a file takes is the person's
+        partial.unlink(missing_ok=True)
+        # What writing raises, as against opening, does not say of which file.
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from segjax.inference import heatmap, overlay, panel
+from segjax.data.labels import numbered_classes
+from segjax.inference import contact_sheet, heatmap, overlay, panel
 
 IMAGE = np.full((2, 3, 3), 100, np.uint8)
 PALETTE = np.array([[200, 0, 0], [0, 150, 0]], np.uint8)
@@ -125,3 +126,31 @@ def test_broken_input_is_named(case):
     call, message = BROKEN[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+GREEN = np.full((30, 40, 3), (0, 200, 0), np.uint8)
+
+
+def test_a_contact_sheet_has_a_row_an_image_and_a_column_a_title():
+    sheet = contact_sheet({"a": [GREEN, GREEN], "b": [GREEN[:15], GREEN[:15]]}, ("image", "prediction"), width=80)
+    assert sheet.shape == (20 + (20 + 60) + (20 + 30), 4 + 2 * 84, 3)
+    assert (sheet == (0, 200, 0)).all(-1).sum() == 2 * 80 * (60 + 30)
+
+
+def test_a_contact_sheet_writes_names_in_letters_beyond_english():
+    drawn = {name: contact_sheet({name: [GREEN]}, ("image",)) for name in ("è", "é", "ж")}
+    assert not np.array_equal(drawn["è"], drawn["é"])
+    assert all((sheet[20:40] < 128).any() for sheet in drawn.values())
+
+
+def test_a_contact_sheet_explains_every_colour_of_the_classes():
+    labels = numbered_classes(tuple(f"a long name of class {i}" for i in range(9)))
+    sheet = contact_sheet({"a": [GREEN]}, ("image",), labels)
+    legend = sheet[contact_sheet({"a": [GREEN]}, ("image",)).shape[0] :]
+    assert all((legend == colour).all(-1).sum() >= 100 for colour in labels.palette)
+
+
+@pytest.mark.parametrize("rows", [{}, {"a": [GREEN]}])
+def test_a_contact_sheet_needs_rows_of_a_picture_a_title(rows):
+    with pytest.raises(ValueError, match="a contact sheet needs rows of 2 pictures, one a title"):
+        contact_sheet(rows, ("image", "prediction"))

@@ -389,3 +389,34 @@ def test_broken_input_is_named(case):
     call, error, message = BROKEN[case]
     with pytest.raises(error, match=message):
         call(Raw)
+
+
+# Bin edges are 1/128 apart: 0.5 and 1 are edges.
+@pytest.mark.parametrize(
+    ("precision", "threshold", "reached", "recall"),
+    [(1.0, 3.0, 1.0, 1 / 3), (0.7, 1.0, 0.75, 1.0), (0.75, 1.0, 0.75, 1.0), (0.5, 0.5, 0.6, 1.0)],
+)
+def test_the_threshold_of_a_precision_finds_most_of_the_positives(precision, threshold, reached, recall):
+    logits, targets = jnp.array([3.0, 2.0, 1.5, 1.0, 0.5]), jnp.array([1, 0, 1, 1, 0])
+    found = metrics.threshold_at_precision(metrics.score_histogram(logits, targets), precision)
+    assert found == pytest.approx((threshold, reached, recall))
+
+
+def test_a_precision_that_is_never_reached_has_no_threshold_and_names_the_highest():
+    histogram = metrics.score_histogram(jnp.array([3.0, 2.0, 1.0]), jnp.array([0, 1, 0]))
+    assert metrics.threshold_at_precision(histogram, 0.6) == pytest.approx((np.nan, 0.5, 1.0), nan_ok=True)
+
+
+def test_where_all_pixels_may_be_positive_the_threshold_is_minus_infinity():
+    histogram = metrics.score_histogram(jnp.array([1.0, -20.0]), jnp.array([0, 1]))
+    assert metrics.threshold_at_precision(histogram, 0.5) == (-np.inf, 0.5, 1.0)
+
+
+def test_without_positives_there_is_no_precision_to_reach():
+    assert np.isnan(metrics.threshold_at_precision(metrics.score_histogram(jnp.ones(3), jnp.zeros(3, int)), 0.5)).all()
+
+
+@pytest.mark.parametrize("precision", [0.0, 1.1])
+def test_a_precision_outside_its_range_is_refused(precision):
+    with pytest.raises(ValueError, match=r"precision must be above 0 and at most 1; got"):
+        metrics.threshold_at_precision(np.zeros((2, 4096), int), precision)

@@ -6,8 +6,10 @@ from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+from jax import export
 
 from segjax.models import (
     FCN,
@@ -107,6 +109,17 @@ def test_an_odd_size_gives_logits_of_that_size(model):
 @pytest.mark.parametrize("size", [(1, 1), (3, 70), (97, 131)])
 def test_every_size_is_taken(model, size):
     assert shapes(model, pictures(1, *size, 3)).logits.shape == (1, *size, 3)
+
+
+@every_network
+def test_symbolic_sizes_are_taken_from_the_smallest_that_it_says(model, monkeypatch):
+    # A symbolic size is no `int`, which the annotations promise of every size.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    n, least = model.multiple, model.symbolic_minimum
+    constraints = [f"{n}*h >= {least}", f"{n}*w >= {least}"]
+    b, height, width = export.symbolic_shape(f"b, {n}*h, {n}*w", constraints=constraints)
+    traced = shapes(model, jax.ShapeDtypeStruct((b, height, width, 3), jnp.float32))
+    assert traced.logits.shape == (b, height, width, 3)
 
 
 @every_network

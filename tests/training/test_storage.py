@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from segjax.training.storage import StorageError, in_bucket, local_path, path_of, write_text
+from segjax.training.storage import StorageError, in_bucket, local_path, path_of, write_bytes, write_text
 
 
 def test_a_path_of_this_machine_is_left_as_it_is(tmp_path):
@@ -47,3 +47,12 @@ def test_a_text_replaces_the_file_and_leaves_nothing_else(tmp_path):
         write_text(tmp_path / "a.json", text)
         assert (tmp_path / "a.json").read_bytes() == text.encode()
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_on_a_full_disk_the_old_file_stays_and_half_a_new_one_does_not(tmp_path):
+    write_bytes(tmp_path / "a.png", b"old")
+    (tmp_path / "a.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.png'$"):
+        write_bytes(tmp_path / "a.png", b"new")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.png", b"old")]

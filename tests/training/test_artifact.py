@@ -1,0 +1,194 @@
+"""An exported network: run by an interpreter that has jax, flatbuffers and nothing else, and described by its card."""
+
+import hashlib
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from etils import epath
+from packaging.requirements import Requirement
+
+from segjax.data import label_set
+from segjax.models import Network
+from segjax.training import Run, artifact, run_artifact
+from segjax.training.defaults import ConfigError
+from segjax.training.networks import make_model
+from segjax.training.prediction import make_native
+from segjax.training.step import init_state
+
+# Batch and sizes; only the second is of multiples of the network's.
+SHAPES = ((1, 37, 50, 3), (3, 24, 32, 3))
+PROGRAM = """
+import importlib.util, sys
+sys.path[:0] = [{site!r}, {folder!r}]
+assert not any(importlib.util.find_spec(name) for name in ("segjax", "flax", "PIL", "optax")), sys.path
+import numpy as np, run
+network, card = run.load({folder!r})
+images = np.load({images!r})
+found = {{key: run.predict(network, card, images[key]) for key in images.files}}
+np.savez({found!r}, **{{f"{{key}} {{name}}": y for key, outputs in found.items() for name, y in outputs.items()}})
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def symbolic_sizes_may_stand_for_numbers():
+    """A symbolic size is no `int`, which the annotations promise of every size."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    """A run of one output whose network was not trained, with the scores that a training leaves."""
+    workdir = epath.Path(tmp_path_factory.mktemp("run"))
+    (workdir / "scores.json").write_text(
+        json.dumps({"steps": 7, "mean_iou": 0.5, "iou_per_class": [0.5, float("nan")]})
+    )
+    model = make_model(config, 2)
+    return Run(workdir, config, model, init_state(config, model), label_set(config.data))
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    return folder, artifact.export_run(run, folder, uncertainty=True)
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return {str(i): rng.integers(0, 256, shape).astype(np.uint8) for i, shape in enumerate(SHAPES)}
+
+
+def requirements(*names):
+    """The distributions that `pip install NAMES` brings, extras left out."""
+    found, wanted = set(), list(names)
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found.add(name)
+            needed = map(Requirement, importlib.metadata.requires(name) or ())
+            wanted += [n.name for n in needed if n.marker is None or n.marker.evaluate({"extra": ""})]
+    return found
+
+
+@pytest.fixture(scope="module")
+def bare_site(tmp_path_factory):
+    """A site folder that holds what `pip install jax flatbuffers` brings: links, since installing takes a minute."""
+    site = tmp_path_factory.mktemp("site")
+    for name in requirements("jax", "flatbuffers"):
+        distribution = importlib.metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files if file.parts[0] != ".."}:
+            (site / top).symlink_to(Path(distribution.locate_file(top)).resolve())
+    return site
+
+
+def test_it_runs_without_segjax_at_any_batch_and_size_as_the_network_does(
+    run, exported, images, bare_site, tmp_path, process_environment
+):
+    np.savez(tmp_path / "images.npz", **images)
+    names = {
+        "site": bare_site,
+        "folder": exported[0],
+        "images": tmp_path / "images.npz",
+        "found": tmp_path / "found.npz",
+    }
+    program = PROGRAM.format(**{key: str(path) for key, path in names.items()})
+    # -I and -S: neither PYTHONPATH nor the environment's own packages.
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program],
+        env=process_environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "found.npz")
+    ours = jax.jit(make_native(run.config, run.model, 2, variance=True))
+    for key, image in images.items():
+        for name, expected in ours(run.state.variables, image).items():
+            np.testing.assert_allclose(found[f"{key} {name}"], expected, rtol=1e-5, atol=1e-5, err_msg=f"{key} {name}")
+            assert np.ptp(expected) > 1e-4, name
+
+
+def test_the_card_says_what_goes_in_what_comes_out_and_how_good_it_is(run, exported):
+    folder, card = exported
+
+    def no_constant(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    assert json.loads((folder / "card.json").read_text(), parse_constant=no_constant) == json.loads(json.dumps(card))
+    data = (folder / "model.stablehlo").read_bytes()
+    assert card["files"]["model.stablehlo"] == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    assert card["platforms"] == ["cpu", "cuda", "tpu"]
+    assert [c["name"] for c in card["classes"]] == ["background", "debris"]
+    assert card["input"]["multiple"] == 4
+    assert card["input"]["trained_size"] == [32, 48]
+    assert card["scores"] == {
+        "file": "scores.json", "of_step": 7, "steps": 7, "mean_iou": 0.5, "iou_per_class": [0.5, None]
+    }  # fmt: skip
+    assert set(card["output"]) == {"probabilities", "variance"}
+    assert card["exported_by"]["commit"]
+
+
+def test_scores_of_the_very_checkpoint_come_before_those_of_the_end(run, tmp_path):
+    (tmp_path / "scores_val_0.json").write_text(json.dumps({"step": 0, "mean_iou": 0.25}))
+    card = artifact.model_card(run._replace(workdir=epath.Path(tmp_path)), uncertainty=False, size=None)
+    assert card["scores"] == {"file": "scores_val_0.json", "of_step": 0, "step": 0, "mean_iou": 0.25}
+
+
+def test_a_damaged_artifact_is_refused(exported, tmp_path):
+    folder, _ = exported
+    data = bytearray((folder / "model.stablehlo").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "model.stablehlo").write_bytes(data)
+    (tmp_path / "card.json").write_bytes((folder / "card.json").read_bytes())
+    with pytest.raises(ValueError, match=r"model\.stablehlo: damaged; the card says SHA-256 [0-9a-f]{64}, got"):
+        run_artifact.load(tmp_path)
+
+
+class Square(Network):
+    """A network that asks which side is the longer, as no symbolic size can say."""
+
+    num_classes: int
+    multiple: ClassVar[int] = 2
+
+    def body(self, x, go):
+        return (x if x.shape[1] > x.shape[2] else x[..., ::-1]), 1
+
+
+@pytest.fixture(scope="module")
+def square(run):
+    model = Square(1)
+    return run._replace(model=model, state=init_state(run.config, model))
+
+
+def test_a_network_that_needs_to_know_its_size_is_named_with_the_way_out(square):
+    expected = re.escape(
+        "config.model.name = 'unet' cannot be exported for images of any size; export it for one, --size="
+    )
+    with pytest.raises(ConfigError, match=expected):
+        artifact.lower(square, uncertainty=False, size=None)
+
+
+def test_it_is_exported_for_one_size_and_any_batch(square):
+    fixed = artifact.lower(square, uncertainty=False, size=(5, 7))
+    found = fixed.call(jnp.zeros((3, 5, 7, 3), jnp.uint8))["probabilities"]
+    assert found.shape == (3, 5, 7, 2)
+    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
+
+
+def test_without_flatbuffers_it_says_what_to_install(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(ConfigError, match=r"flatbuffers, which is not installed: pip install .*export\]"):
+        artifact.export_run(run, tmp_path)
