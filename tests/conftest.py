@@ -11,6 +11,8 @@ os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
+# As many threads as wait for each other, and some more: a device that waits holds one, and XLA has one a device.
+os.environ.setdefault("NPROC", "12")
 # Nearly all of the suite's time is compilation: what one process or an earlier run has compiled is not compiled again.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
