@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,16 +125,6 @@ def _evaluation(run: Run) -> tuple[Callable, TrainState, Any]:
         parallel.replicate(run.state, run.config, mesh),
         mesh,
     )
-
-
-def predict_file(run: Run, predict: Callable, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads an image file and predicts it with `run_predictor`'s function: image uint8 `[H, W, C]`, mask `[H, W]`.
-
-    Raises:
-      DataError: the file is no image.
-    """
-    image = decode_image(path.read_bytes(), run.config.data.channels, str(path))
-    return image, predict(image)
 
 
 def run_predictor(run: Run) -> Callable:

@@ -44,7 +44,10 @@ def plain_write(path, data):
     path.write_bytes(data)
 
 
-def write(names, predict, output, wanted=Wanted(), origin=ORIGIN, **options):  # noqa: B008
+MASK_AND_OVERLAY = Wanted()
+
+
+def write(names, predict, output, wanted=MASK_AND_OVERLAY, origin=ORIGIN, **options):
     options = {"write": plain_write, "console": rich.console.Console(file=io.StringIO())} | options
     return write_predictions(names, predict, output, wanted, LABELS, origin, **options)
 

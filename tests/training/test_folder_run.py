@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import rich.console
 
-from segjax.training import load_run, predict_file, run_predictor, train
+from segjax.data.files import list_folder
+from segjax.training import load_run, run_prediction, train
 
 SIZES = [(40, 60), (50, 44), (33, 71), (40, 60)]
 
@@ -28,6 +29,7 @@ def test_grey_images_of_different_sizes_train_score_and_predict(tiny, tmp_path):
     scores = train(tiny, tmp_path / "run", console=rich.console.Console(file=io.StringIO()))
     assert np.sum(scores["confusion"]) == labelled
     run = load_run(tmp_path / "run")
-    image, mask = predict_file(run, run_predictor(run), tmp_path / "data" / "val" / "images" / "2.png")
+    file = list_folder(tmp_path / "data" / "val" / "images")["2.png"]
+    image, predicted = run_prediction(run)(file)
     assert image.shape == (33, 71, 1)
-    assert mask.shape == (33, 71)
+    assert predicted.mask.shape == (33, 71)
