@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from configs import camvid_unet_weighted
@@ -188,14 +188,7 @@ def main(argv: list[str]) -> None:
     del argv
     options, console = flags.FLAGS, rich.console.Console()
     workdir = local_path(options.workdir)
-    unknown = [name for name in options.row or () if name not in ROWS]
-    if unknown:
-        raise app.UsageError(f"no row is called {', '.join(unknown)}; the rows are {'; '.join(ROWS)}")
-    if not options.only_table:
-        for seed in options.seed:
-            for name in options.row or ROWS:
-                config = row_config(ROWS[name], seed, options.steps)
-                cells.run_cell(config, ROWS[name], workdir, console, make_counts, scores)
+    cells.run_cells(options, ROWS, row_config, workdir, console, make_counts, scores)
     cost_file = workdir / COST_FILE
     if options.time or not cost_file.exists():
         workdir.mkdir(parents=True, exist_ok=True)
@@ -208,10 +201,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "runs/architectures", "Where cells and tables go.")
-    flags.DEFINE_multi_string("row", None, "A row to run, by its name; may be repeated. Default: all.")
-    flags.DEFINE_multi_integer("seed", [0], "A seed; may be repeated.")
-    flags.DEFINE_integer("steps", None, "Steps a cell; default 8 epochs.")
-    flags.DEFINE_bool("time", False, "Measure images a second: on a machine with nothing else to do.")
-    flags.DEFINE_bool("only_table", False, "Run nothing; print what was measured.")
+    cells.define_flags("architectures", [0], "8 epochs", "Measure images a second")
     cli.run(main, required=[])

@@ -1,11 +1,12 @@
 """Tables of runs: a row and a seed is a cell, trained, scored and written once, whatever is cut and called again."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import rich.console
+from absl import app, flags
 from ml_collections import ConfigDict
 
 from segjax.training import load_run, open_split, parallel, train
@@ -13,6 +14,11 @@ from segjax.training.evaluation import add_up, counter
 from segjax.training.loop import write_json
 
 CELL_FILE = "cell.json"
+
+# `make_counts(config, model, num_classes)` builds the step over the evaluation split whose counts are added, and
+# `scores(counts, images)` makes a cell's columns of them.
+MakeCounts = Callable[[ConfigDict, Any, int], Callable]
+Scores = Callable[[dict[str, Any], int], dict[str, Any]]
 
 
 class Row(NamedTuple):
@@ -45,19 +51,48 @@ def cell_folder(workdir: Path, row: Row, seed: int) -> Path:
     return workdir / plain / str(seed)
 
 
+def define_flags(name: str, seeds: Collection[int], steps: str, timed: str) -> None:
+    """The flags of a program that makes such a table: where, which rows and seeds, how long; `timed` is of `--time`."""
+    flags.DEFINE_string("workdir", f"runs/{name}", "Where cells and tables go.")
+    flags.DEFINE_multi_string("row", None, "A row to run, by its name; may be repeated. Default: all.")
+    flags.DEFINE_multi_integer("seed", list(seeds), "A seed; may be repeated.")
+    flags.DEFINE_integer("steps", None, f"Steps a cell; default {steps}.")
+    flags.DEFINE_bool("time", False, f"{timed}, too: on a machine with nothing else to do.")
+    flags.DEFINE_bool("only_table", False, "Run nothing; print what was measured.")
+
+
+def run_cells(
+    options: flags.FlagValues,
+    rows: Mapping[str, Row],
+    config: Callable[[Row, int, int | None], ConfigDict],
+    workdir: Path,
+    console: rich.console.Console,
+    make_counts: MakeCounts,
+    scores: Scores,
+) -> None:
+    """Runs the cells that `define_flags`' options ask for and that are missing: `config(row, seed, steps)` is a cell's.
+
+    Raises:
+      app.UsageError: `--row` names none of `rows`.
+    """
+    unknown = [name for name in options.row or () if name not in rows]
+    if unknown:
+        raise app.UsageError(f"no row is called {', '.join(unknown)}; the rows are {'; '.join(rows)}")
+    if not options.only_table:
+        for seed in options.seed:
+            for name in options.row or rows:
+                run_cell(config(rows[name], seed, options.steps), rows[name], workdir, console, make_counts, scores)
+
+
 def run_cell(
     config: ConfigDict,
     row: Row,
     workdir: Path,
     console: rich.console.Console,
-    make_counts: Callable[[ConfigDict, Any, int], Callable],
-    scores: Callable[[dict[str, Any], int], dict[str, Any]],
+    make_counts: MakeCounts,
+    scores: Scores,
 ) -> None:
-    """Trains `config`, scores its end and writes `cell.json`, or does nothing where there is one.
-
-    `make_counts(config, model, num_classes)` builds the step over the evaluation split whose counts are added, and
-    `scores(counts, images)` makes the columns of them.
-    """
+    """Trains `config`, scores its end and writes `cell.json`, or does nothing where there is one."""
     folder = cell_folder(workdir, row, config.seed)
     if (folder / CELL_FILE).exists():
         return

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import rich.console
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from configs import camvid_unet_recipe
@@ -193,14 +193,7 @@ def main(argv: list[str]) -> None:
     del argv
     options, console = flags.FLAGS, rich.console.Console()
     workdir = local_path(options.workdir)
-    unknown = [name for name in options.row or () if name not in ROWS]
-    if unknown:
-        raise app.UsageError(f"no row is called {', '.join(unknown)}; the rows are {'; '.join(ROWS)}")
-    if not options.only_table:
-        for seed in options.seed:
-            for name in options.row or ROWS:
-                config = row_config(ROWS[name], seed, options.steps)
-                cells.run_cell(config, ROWS[name], workdir, console, make_counts, scores)
+    cells.run_cells(options, ROWS, row_config, workdir, console, make_counts, scores)
     if options.time:
         time_rows(workdir)
     times, measured = workdir / TIMES_FILE, cells.cells(workdir, ROWS)
@@ -213,12 +206,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "runs/uncertainty_ladder", "Where cells and tables go.")
-    flags.DEFINE_multi_string("row", None, "A row to run, by its name; may be repeated. Default: all.")
-    flags.DEFINE_multi_integer("seed", [0, 1], "A seed; may be repeated.")
-    flags.DEFINE_integer("steps", None, "Steps a cell; default the config's 12 epochs.")
-    flags.DEFINE_bool(
-        "time", False, "Time a step of every row of the ladder, too: on a machine with nothing else to do."
-    )
-    flags.DEFINE_bool("only_table", False, "Run nothing; print what was measured.")
+    cells.define_flags("uncertainty_ladder", [0, 1], "the config's 12 epochs", "Time a step of every row of the ladder")
     cli.run(main, required=[])
