@@ -20,6 +20,7 @@ from experiments.study import SCORES, Outcomes, Study, main_of, precision_curves
 from experiments.sweep import Changes
 from segjax.reporting import Picture, Section, Table, heatmap, png
 from segjax.training import load_run, open_split, run_predictor
+from segjax.training.checkpoint import FOLDER
 from segjax.training.evaluation import contact_sheet, rarest_first
 
 GAMMA, ALPHA = "objective.gamma", "objective.alpha"
@@ -166,7 +167,7 @@ def _whole_grid(outcomes: Outcomes, grid: Sequence[dict[str, Any]]) -> Section:
 
 def picture(folders: Sequence[Path], names: Sequence[str], count: int = 3) -> np.ndarray:
     """A row a scene with much debris: image, truth, and what each trained network predicts; with titles."""
-    runs = [load_run(folder / "checkpoints" / "latest") for folder in folders]
+    runs = [load_run(folder / FOLDER / "latest") for folder in folders]
     source = open_split(runs[0].config.data, runs[0].config.data.eval_split)
     sheet = contact_sheet([run_predictor(run) for run in runs], source, rarest_first(source, 1)[:count])
     sheet = sheet.repeat(2, axis=0).repeat(2, axis=1)
@@ -179,15 +180,17 @@ def picture(folders: Sequence[Path], names: Sequence[str], count: int = 3) -> np
 
 
 def _examples(outcomes: Outcomes, rows: Sequence[dict[str, Any]]) -> tuple[Picture, ...]:
-    """The networks of the first seed side by side; none before one of them has ended."""
-    seed = outcomes.cells[0].changes["seed"]
-    named = {
-        name(row): outcomes.workdir / cell.name
-        for row in rows
-        for cell in outcomes.cells
-        if cell.changes == {**row, "seed": seed} and outcomes.results.get(cell.name, {}).get("status") == "done"
-    }
-    if not named:
+    """The networks of the first seed that has all that ended here, side by side; none before one has ended."""
+    for seed in dict.fromkeys(cell.changes["seed"] for cell in outcomes.cells):
+        named = {
+            name(row): outcomes.workdir / cell.name
+            for row in rows
+            for cell in outcomes.cells
+            if cell.changes == {**row, "seed": seed} and outcomes.results.get(cell.name, {}).get("status") == "done"
+        }
+        if named and all((folder / FOLDER).exists() for folder in named.values()):
+            break
+    else:
         return ()
     sheet = picture(list(named.values()), list(named))
     _, file = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))

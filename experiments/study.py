@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import rich.console
 from absl import app, flags
 
-from experiments import sweep
+from experiments import records, sweep
 from experiments.sweep import Cell, Changes
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Spread, curves, png, show, spread, write_report
@@ -156,15 +156,6 @@ def _distinct(origins: Sequence[dict[str, Any]], key: str) -> list[Any]:
     return values
 
 
-def summary(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """The cells for the JSON: what each changed, how it ended, its curves and its scores."""
-    return [
-        {"changes": dict(cell.changes), **{k: v for k, v in outcomes.results[cell.name].items() if k != "provenance"}}
-        for cell in outcomes.cells
-        if cell.name in outcomes.results
-    ]
-
-
 def main_of(study: Study) -> None:
     """The command line of a study."""
     config = importlib.import_module(f"configs.{study.name}")
@@ -175,6 +166,7 @@ def main_of(study: Study) -> None:
     flags.DEFINE_integer("steps", None, "Steps a cell; default the preset's.", lower_bound=1)
     flags.DEFINE_multi_integer("seed", None, "A seed in place of the preset's; may be given again.")
     flags.DEFINE_bool("narrow", False, "Of further seeds only the cells that the first, run before, shows to matter.")
+    flags.DEFINE_multi_string("measured", [], "The JSON of an earlier report: its cells are not run again.")
     flags.DEFINE_bool("only_report", False, "Run nothing; report what there is.")
     flags.DEFINE_integer("parent", None, "Used by --processes: run cells while this process lives; report nothing.")
     cli.run(lambda argv: _main(study, config, argv), required=[])
@@ -205,6 +197,9 @@ def _main(study: Study, config: ModuleType, argv: list[str]) -> None:
     cells = make_cells(config, options.preset, options.data, steps=options.steps, seeds=options.seed)
     folder = local_path(options.workdir)
     workdir = folder / options.data
+    presets = make_cells(config, options.preset, options.data, steps=options.steps)
+    for file in options.measured:
+        console.print(f"{records.take_over([*presets, *cells], workdir, Path(file))} cells taken over from {file}")
     if options.narrow:
         first = config.get_seeds(options.preset, options.data)[:1]
         of_first = make_cells(config, options.preset, options.data, steps=options.steps, seeds=first)
@@ -224,7 +219,7 @@ def _main(study: Study, config: ModuleType, argv: list[str]) -> None:
     for section in report.sections:
         for table in section.tables:
             show(table, console)
-    written = write_report(report, folder, f"{study.name}_{options.data}", summary(outcomes))
+    written = write_report(report, folder, f"{study.name}_{options.data}", records.record(cells, outcomes.results))
     console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
 
 

@@ -94,7 +94,7 @@ def test_the_command_trains_in_two_processes_and_writes_the_report(tmp_path, pyt
     rows = list(csv.DictReader(io.StringIO(table)))
     assert [row["loss"] for row in rows] == ["CE", "balanced CE", "focal", "CE, prior bias", "focal, prior bias"]
     assert all(0 <= float(row["pixel accuracy"]) <= 1 for row in rows)
-    assert len(json.loads((tmp_path / f"{name}.json").read_text())["data"]) == 5
+    assert len(json.loads((tmp_path / f"{name}.json").read_text())["data"]["cells"]) == 5
     picture = cv2.imread(str(tmp_path / f"{name}_examples.png"))
     assert picture.shape == (28 + 3 * 100 * 2, 7 * 132 * 2, 3)
     page = (tmp_path / f"{name}.html").read_text()

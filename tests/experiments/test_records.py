@@ -1,0 +1,66 @@
+import json
+
+import pytest
+
+from experiments import records, sweep
+from segjax.data.errors import DataError
+from segjax.training import ConfigError, defaults
+
+ROWS = [{"objective.gamma": 2.0, "model.prior": (0.9, 0.1)}, {"objective.gamma": 0.0, "model.prior": ()}]
+RESULT = {"status": "done", "scores": {"mean_iou": 0.5}, "provenance": {"commit": "abc", "wall_seconds": 3}}
+
+
+@pytest.fixture
+def cells():
+    return sweep.make_cells(defaults(), ROWS, (0, 1))
+
+
+@pytest.fixture
+def report(cells, tmp_path):
+    """The JSON of a report in which the first row was measured with seed 0, and the second with seed 1."""
+    results = {cells[0].name: RESULT, cells[3].name: RESULT | {"status": "diverged"}}
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps({"facts": {}, "data": records.record(cells, results)}))
+    return file
+
+
+def found(cells, workdir):
+    return [(sweep.result_of(cell, workdir) or {}).get("status") for cell in cells]
+
+
+def test_what_a_report_holds_is_measured_elsewhere_too(cells, report, tmp_path):
+    assert records.take_over(cells, tmp_path / "other", report) == 2
+    assert found(cells, tmp_path / "other") == ["done", None, None, "diverged"]
+    assert sweep.result_of(cells[0], tmp_path / "other") == RESULT
+
+
+def test_what_is_there_already_is_kept(cells, report, tmp_path):
+    own = tmp_path / "other" / cells[0].name / "cell.json"
+    own.parent.mkdir(parents=True)
+    own.write_text('{"status": "own"}')
+    assert records.take_over(cells, tmp_path / "other", report) == 1
+    assert found(cells, tmp_path / "other") == ["own", None, None, "diverged"]
+
+
+def test_cells_of_another_config_are_refused(report, tmp_path):
+    other = defaults()
+    other.model.width = 24
+    with pytest.raises(ConfigError, match=r"report\.json was run with config\.model\.width = \d+; expected 24"):
+        records.take_over(sweep.make_cells(other, ROWS, (0,)), tmp_path / "other", report)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_field_younger_than_the_report_has_its_default(cells, report, tmp_path):
+    old = json.loads(report.read_text())
+    del old["data"]["config"]["model.remat"]
+    report.write_text(json.dumps(old))
+    assert records.take_over(cells, tmp_path / "other", report) == 2
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"data": []}', '{"data": {"config": {}, "cells": [{}]}}'])
+def test_a_file_that_is_no_report_is_named(content, cells, tmp_path):
+    file = tmp_path / "strange.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(DataError, match=r"strange\.json: expected the JSON of a sweep's report"):
+        records.take_over(cells, tmp_path / "other", file)
