@@ -11,8 +11,7 @@ from typing import Any
 
 from experiments.lockstep import RESULT_FILE
 from experiments.sweep import Cell, result_of
-from segjax.data.errors import DataError
-from segjax.training import ConfigError
+from segjax.training import ConfigError, DataError
 from segjax.training.defaults import defaults, leaves
 from segjax.training.loop import write_json
 

@@ -3,8 +3,7 @@ import json
 import pytest
 
 from experiments import records, sweep
-from segjax.data.errors import DataError
-from segjax.training import ConfigError, defaults
+from segjax.training import ConfigError, DataError, defaults
 
 ROWS = [{"objective.gamma": 2.0, "model.prior": (0.9, 0.1)}, {"objective.gamma": 0.0, "model.prior": ()}]
 RESULT = {"status": "done", "scores": {"mean_iou": 0.5}, "provenance": {"commit": "abc", "wall_seconds": 3}}
