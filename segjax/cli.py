@@ -1,4 +1,7 @@
-"""How every command line starts and fails: a person's mistake is one clear line, a fault of ours a traceback."""
+"""How every command line starts and fails: a person's mistake is one clear line, a fault of ours a traceback.
+
+And two kinds of flag that absl has not.
+"""
 
 import errno
 import logging as standard_logging
@@ -67,11 +70,15 @@ class _BareOrOneOf(flags.ArgumentParser):
         return argument
 
 
-def define_size(name: str, help_text: str) -> None:
-    """A flag `--name=HEIGHT,WIDTH`, a tuple of two positive integers; default None."""
-    flags.DEFINE(_Size(), name, None, help_text)
+def define_size(
+    name: str, help_text: str, default: tuple[int, int] | None = None, *, flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """A flag `--name=HEIGHT,WIDTH`, a tuple of two positive integers."""
+    flags.DEFINE(_Size(), name, default, help_text, flag_values)
 
 
-def define_bare_or_one_of(name: str, values: Sequence[str], help_text: str) -> None:
+def define_bare_or_one_of(
+    name: str, values: Sequence[str], help_text: str, *, flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
     """A flag `--name`, which is the first of `values`, or `--name=VALUE`; default None."""
-    flags.DEFINE(_BareOrOneOf(values), name, None, help_text, boolean=True)
+    flags.DEFINE(_BareOrOneOf(values), name, None, help_text, flag_values, boolean=True)
