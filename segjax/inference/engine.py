@@ -42,7 +42,7 @@ class Way(NamedTuple):
       scale: None: the whole image is resized to one tile. Else it is resized by this factor (1: it stays as it is) and
         cut into tiles.
       overlap: pixels that neighbouring tiles share, at least.
-      batch: tiles at a time.
+      batch: tiles of an image at a time.
       augment: a key of `AUGMENTATIONS`.
       samples: K dropout masks of the head for each augmentation, the same for all images and tiles, a channel each; 0:
         the clean pass.
@@ -189,11 +189,10 @@ def make_engine(
     def predict(image: UInt8[np.ndarray, "H W channels"]) -> Prediction:
         size = image.shape[:2]
         seen = way.tile if way.scale is None else tuple(max(1, round(side * way.scale)) for side in size)
-        pixels = image if way.scale is not None and seen == size else _resized(image, seen)
-        overlap = 0 if way.scale is None else way.overlap
-        maps = predict_tiled(
-            pixels, maps_of, tile=way.tile, overlap=overlap, batch=way.batch, out=empty((*seen, kinds), np.float32)
-        )
+        pixels = image if way.scale == 1 else _resized(image, seen)
+        overlap, batch = (0, 1) if way.scale is None else (way.overlap, way.batch)
+        out = empty((*seen, kinds), np.float32)
+        maps = predict_tiled(pixels, maps_of, tile=way.tile, overlap=overlap, batch=batch, out=out)
         if way.count > 1:
             # In place: there are fewer of these.
             flat = maps.reshape(-1, kinds)
