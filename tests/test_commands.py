@@ -143,7 +143,7 @@ def test_a_precision_out_of_reach_is_one_line_with_the_highest(run, street, tmp_
     [
         (["--class=dust"], "--class: expected one of background, debris; got 'dust'"),
         (["--samples=2", "--uncertainty"], "was trained without dropout of it (config.model.dropout = 'none')"),
-        (["--threshold=0.5", "--at_precision=0.9"], "At most one of (threshold|at_precision)"),
+        (["--threshold=0.5", "--at_precision=0.9"], "At most one of (threshold, at_precision) must have a value"),
     ],
 )
 def test_a_flag_of_prediction_that_makes_no_sense_is_refused(run, street, tmp_path, python, flags, said):
