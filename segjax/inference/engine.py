@@ -5,7 +5,7 @@ The network sees one shape, `Way.tile`, whatever the images' sizes, and so is co
 happens on the host, a band of rows at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,10 +28,8 @@ AUGMENTATIONS = {
     "scales": (SYMMETRIES["none"], (0.75, 1.0, 1.25)),
 }
 UNCERTAINTIES = ("entropy", "mutual_information", "variance")
-# Pixels that are looked at together: one shape too.
-_CHUNK = 2**16
-# log p is not asked for below it.
-_LEAST = 1e-37
+# Pixels that are looked at together: one shape too. And the least p whose logarithm is asked for.
+_CHUNK, _LEAST = 2**16, 1e-37
 
 
 class Way(NamedTuple):
@@ -166,25 +164,7 @@ def make_engine(
     num_classes = jax.eval_shape(class_logits, jax.ShapeDtypeStruct((1, model.num_classes), jnp.float32)).shape[-1]
     kinds = num_classes if way.count == 1 else 2 * num_classes + 2
     kept = num_classes + (way.uncertainty != "entropy")
-
-    @jax.jit
-    def told(maps: Float[Array, "p maps"]) -> tuple[Float[Array, "p kept"]]:
-        """The log of the mean probabilities, and the uncertainty unless it follows from these."""
-        found = uncertainty_of(unpacked(maps[None, None]), way.count)
-        values = {"mutual_information": found.mutual_information, "variance": found.variance}
-        others = [values[way.uncertainty][..., None]] if way.uncertainty in values else []
-        logs = jnp.log(jnp.maximum(found.probabilities, _LEAST))
-        return (jnp.concatenate([logs, *others], axis=-1)[0, 0],)
-
-    @jax.jit
-    def concluded(maps: Float[Array, "p kept"]) -> tuple[Array, Array, Array]:
-        logits = maps[:, :num_classes]
-        if way.threshold is None:
-            mask = jnp.argmax(logits, axis=-1)
-        else:
-            mask = logits[:, 1] - logits[:, 0] >= jnp.float32(way.threshold)
-        unsure = maps[:, num_classes] if kept > num_classes else metrics.predictive_entropy(logits[None])
-        return mask.astype(jnp.uint8), unsure, jax.nn.softmax(logits)
+    told, concluded = _per_pixel(way, num_classes)
 
     def predict(image: UInt8[np.ndarray, "H W channels"]) -> Prediction:
         size = image.shape[:2]
@@ -221,10 +201,9 @@ def check(way: Way) -> None:
         )
     if len(way.tile) != 2 or min(way.tile) < 1 or way.batch < 1:
         raise ValueError(f"tile must be a positive height and width and batch at least 1; got {way.tile}, {way.batch}")
-    if way.scale is not None and not 0 <= way.overlap < min(way.tile):
-        raise ValueError(
-            f"overlap must be at least 0 and less than the tile's {min(way.tile)} pixels; got {way.overlap}"
-        )
+    side = min(way.tile)
+    if way.scale is not None and not 0 <= way.overlap < side:
+        raise ValueError(f"overlap must be at least 0 and less than the tile's {side} pixels; got {way.overlap}")
     if way.scale is not None and not 0 < way.scale < float("inf"):
         raise ValueError(f"scale must be more than 0; got {way.scale:g}")
     if way.samples < 0 or way.samples == 1:
@@ -264,6 +243,31 @@ def _tile_maps(model: Any, way: Way, normalise: Callable, class_logits: Callable
     return maps_of
 
 
+def _per_pixel(way: Way, num_classes: int) -> tuple[Callable, Callable]:
+    """`told(moments)` and `concluded(what is resized)`, of some pixels `[p, …]` each, one row a pixel."""
+
+    @jax.jit
+    def told(maps: Float[Array, "p maps"]) -> tuple[Float[Array, "p kept"]]:
+        """The log of the mean probabilities, and the uncertainty unless it follows from these."""
+        found = uncertainty_of(unpacked(maps[None, None]), way.count)
+        values = {"mutual_information": found.mutual_information, "variance": found.variance}
+        others = [values[way.uncertainty][..., None]] if way.uncertainty in values else []
+        logs = jnp.log(jnp.maximum(found.probabilities, _LEAST))
+        return (jnp.concatenate([logs, *others], axis=-1)[0, 0],)
+
+    @jax.jit
+    def concluded(maps: Float[Array, "p kept"]) -> tuple[Array, Array, Array]:
+        logits = maps[:, :num_classes]
+        if way.threshold is None:
+            mask = jnp.argmax(logits, axis=-1)
+        else:
+            mask = logits[:, 1] - logits[:, 0] >= jnp.float32(way.threshold)
+        unsure = maps[:, num_classes] if maps.shape[-1] > num_classes else metrics.predictive_entropy(logits[None])
+        return mask.astype(jnp.uint8), unsure, jax.nn.softmax(logits)
+
+    return told, concluded
+
+
 def _resized(image: UInt8[np.ndarray, "H W channels"], size: tuple[int, int]) -> Float[np.ndarray, "h w channels"]:
     """float32, linear and antialiased: `jax.image.resize` of the data's `prepare`, to rounding, on the host."""
     planes = (Image.fromarray(plane) for plane in np.moveaxis(image.astype(np.float32), -1, 0))
@@ -287,7 +291,7 @@ def _band(maps: Float[np.ndarray, "h w maps"], size: tuple[int, int], rows: slic
     return found[:, low] + share[:, None] * (found[:, high] - found[:, low])
 
 
-def _in_chunks(function: Callable, values: Float[np.ndarray, "n maps"]):
+def _in_chunks(function: Callable, values: Float[np.ndarray, "n maps"]) -> Iterator[tuple[slice, tuple]]:
     """(slice, what `function` gives of these pixels) for all of `values`, `_CHUNK` pixels at a time: one shape."""
     for start in range(0, len(values), _CHUNK):
         part = slice(start, min(start + _CHUNK, len(values)))
