@@ -1,4 +1,7 @@
-"""How every command line starts and fails: a person's mistake is one clear line, a fault of ours a traceback."""
+"""How every command line starts and fails: a person's mistake is one clear line, a fault of ours a traceback.
+
+And two kinds of flag that absl has not.
+"""
 
 import errno
 import logging as standard_logging
@@ -8,6 +11,8 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from segjax.training import MISTAKES, Terminated
+
+flags.disclaim_key_flags()  # `--help` shows those of the command, and not of this module
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -38,3 +43,42 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
             sys.exit(f"error: {error}. With room again, the same command carries on")
 
     app.run(guarded)
+
+
+class _Size(flags.ArgumentParser):
+    syntactic_help = "HEIGHT,WIDTH in pixels"
+
+    def parse(self, argument: str | tuple[int, int]) -> tuple[int, int]:
+        if isinstance(argument, tuple):
+            return argument
+        sides = argument.split(",")
+        if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
+            raise ValueError("expected HEIGHT,WIDTH in pixels")
+        return int(sides[0]), int(sides[1])
+
+
+class _BareOrOneOf(flags.ArgumentParser):
+    def __init__(self, values: Sequence[str]):
+        super().__init__()
+        self._values, self.syntactic_help = values, f"<{'|'.join(values)}>; bare, the first"
+
+    def parse(self, argument: str) -> str | None:
+        if argument in ("true", "false"):
+            return self._values[0] if argument == "true" else None
+        if argument not in self._values:
+            raise ValueError(f"expected one of {', '.join(self._values)}")
+        return argument
+
+
+def define_size(
+    name: str, help_text: str, default: tuple[int, int] | None = None, *, flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """A flag `--name=HEIGHT,WIDTH`, a tuple of two positive integers."""
+    flags.DEFINE(_Size(), name, default, help_text, flag_values)
+
+
+def define_bare_or_one_of(
+    name: str, values: Sequence[str], help_text: str, *, flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """A flag `--name`, which is the first of `values`, or `--name=VALUE`; default None."""
+    flags.DEFINE(_BareOrOneOf(values), name, None, help_text, flag_values, boolean=True)

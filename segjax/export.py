@@ -10,12 +10,9 @@ def main(argv: list[str]) -> None:
     """Writes model.stablehlo, card.json and run.py."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    size = flags.FLAGS.size
-    if size and (len(size) != 2 or not all(n.isdigit() and int(n) for n in size)):
-        raise app.UsageError(f"--size: expected HEIGHT,WIDTH in pixels; got {','.join(size)}")
-    run, output = load_run(flags.FLAGS.checkpoint), flags.FLAGS.output
-    card = export_run(run, output, uncertainty=flags.FLAGS.uncertainty, size=tuple(map(int, size)) if size else None)
-    taken = "x".join(size) if size else f"any size, padded to multiples of {card['input']['multiple']}"
+    run, output, size = load_run(flags.FLAGS.checkpoint), flags.FLAGS.output, flags.FLAGS.size
+    card = export_run(run, output, uncertainty=flags.FLAGS.uncertainty, size=size)
+    taken = "x".join(map(str, size)) if size else f"any size, padded to multiples of {card['input']['multiple']}"
     megabytes = card["files"]["model.stablehlo"]["bytes"] / 1e6
     print(f"{card['network']['name']} of step {card['checkpoint_step']}: {taken}; {', '.join(card['platforms'])}")
     print(f"wrote {output}: model.stablehlo ({megabytes:.1f} MB), card.json, run.py")
@@ -24,6 +21,6 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
     flags.DEFINE_string("output", "exported", "The folder for model.stablehlo, card.json and run.py.")
-    flags.DEFINE_list("size", None, "HEIGHT,WIDTH: for images of this size only; default: any size.")
+    cli.define_size("size", "For images of this size only; default: any size.")
     flags.DEFINE_bool("uncertainty", False, "Export the variance of the logits under dropout too.")
     cli.run(main, required=["checkpoint"])

@@ -99,7 +99,8 @@ def street(tmp_path):
 
 def test_prediction_of_a_folder_writes_all_that_is_asked_for_and_carries_on(run, street, tmp_path, python):
     command = ["-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", "--on_error=skip"]
-    command += ["--uncertainty", "--probabilities", "--palette", "--contact_sheet", "--class=debris", "--threshold=0.3"]
+    command += ["--probabilities", "--palette", "--contact_sheet", "--class=debris", "--threshold=0.3"]
+    command += ["--uncertainty=mutual_information", "--augment=flip", "--samples=2", "--rate=0.1", "--tile=32,48"]
     done = python(*command, street)
     assert done.returncode == 0, done.stderr
     assert "predicted 1 image(s)\nskipped 1 bad image(s):\n" in done.stdout
@@ -110,6 +111,10 @@ def test_prediction_of_a_folder_writes_all_that_is_asked_for_and_carries_on(run,
     with np.load(tmp_path / "out" / "è" / "one_probabilities.npz") as arrays:
         debris = arrays["probabilities"][..., 1] >= 0.3
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "è" / "one_mask.png")), debris)
+    assert "black to pale yellow: mutual information, 0 to 0.173 nats" in done.stdout
+    origin = json.loads((tmp_path / "out" / "predicted_by.json").read_text())
+    assert origin["tile"] == [32, 48]
+    assert (origin["augment"], origin["samples"], origin["rate"], origin["overlap"]) == ("flip", 2, 0.1, 8)
     again = python(*command, street / "**" / "*.png")
     assert "predicted 0 image(s); 1 had been predicted before and are kept" in again.stdout
 
@@ -137,7 +142,8 @@ def test_a_precision_out_of_reach_is_one_line_with_the_highest(run, street, tmp_
     ("flags", "said"),
     [
         (["--class=dust"], "--class: expected one of background, debris; got 'dust'"),
-        (["--threshold=0.5", "--at_precision=0.9"], "--threshold and --at_precision exclude each other"),
+        (["--samples=2", "--uncertainty"], "was trained without dropout of it (config.model.dropout = 'none')"),
+        (["--threshold=0.5", "--at_precision=0.9"], "At most one of (threshold, at_precision) must have a value"),
     ],
 )
 def test_a_flag_of_prediction_that_makes_no_sense_is_refused(run, street, tmp_path, python, flags, said):

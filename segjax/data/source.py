@@ -55,11 +55,17 @@ def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h 
     """Decodes a PNG or JPEG to grey (1 channel) or RGB (3), 16 bits to 8, alpha dropped, pixels as they are stored.
 
     Raises:
-      DataError: the bytes are no image.
+      DataError: the bytes are no image, or one of too many pixels.
     """
     # The stored pixels, because the mask beside an image has no EXIF orientation to turn it by.
     colour = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), colour | cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), colour | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:  # a size that it refuses; damaged bytes give None
+        raise DataError(
+            f"{file}: cannot be decoded; expected at most 2^30 pixels, or as many as $OPENCV_IO_MAX_IMAGE_PIXELS "
+            f"({str(error).strip()[:200]})"
+        ) from error
     if image is None:
         raise DataError(f"{file}: cannot be decoded; expected a PNG or JPEG image, got {len(data)} bytes")
     return image[..., None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

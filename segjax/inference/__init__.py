@@ -9,6 +9,7 @@ from segjax.inference.augmented import (
     transformed,
 )
 from segjax.inference.crf import dense_crf
+from segjax.inference.engine import AUGMENTATIONS, UNCERTAINTIES, Prediction, Way, chosen_way, make_engine
 from segjax.inference.ensemble import (
     Uncertainty,
     analytic_uncertainty,
@@ -22,22 +23,28 @@ from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
 from segjax.inference.visualize import contact_sheet, heatmap, overlay, panel
 
 __all__ = [
+    "AUGMENTATIONS",
     "SYMMETRIES",
+    "UNCERTAINTIES",
     "Done",
     "Found",
     "Moments",
+    "Prediction",
     "Symmetry",
     "Tiles",
     "Uncertainty",
     "Wanted",
+    "Way",
     "analytic_uncertainty",
     "augmented_moments",
+    "chosen_way",
     "contact_sheet",
     "dense_crf",
     "done_lines",
     "dropout_head",
     "head_uncertainty",
     "heatmap",
+    "make_engine",
     "overlay",
     "packed",
     "panel",

@@ -10,15 +10,17 @@ import cv2
 import numpy as np
 import rich.console
 import rich.progress
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from segjax.data.errors import DataError
 from segjax.data.labels import LabelSet, colorize
+from segjax.inference.engine import Prediction
 from segjax.inference.visualize import contact_sheet, heatmap, overlay
 
 ORIGIN_FILE, SHEET_FILE = "predicted_by.json", "contact_sheet.png"
 _SHEET_ROWS = 24
+_UNITS = {"entropy": "nats", "mutual_information": "nats", "variance": "squared logits"}
 # File names that are listed of what was left out; of the rest, only the number.
 _SHOWN = 20
 
@@ -29,8 +31,11 @@ class Wanted(NamedTuple):
     Attributes:
       overlay: NAME_overlay.png, the image under the colours of its classes.
       only: the one class that overlays show; None: all.
-      uncertainty: NAME_uncertainty.png, the entropy from 0, black, to log C, pale yellow.
-      probabilities: NAME_probabilities.npz, "probabilities" float32 `[H, W, C]` and "classes".
+      uncertainty: NAME_uncertainty.png, from 0, black, to `maximum`, pale yellow.
+      measure: which uncertainty it is, of `UNCERTAINTIES`, for the words.
+      maximum: one for all images; None: `default_maximum`.
+      probabilities: NAME_probabilities.npz: "probabilities" float32 `[H, W, C]`, "uncertainty" float32 `[H, W]` and
+        "classes".
       palette: NAME_mask.png shows the classes' colours; its pixels are the same indices, of a palette.
       sheet: contact_sheet.png, a row of small pictures for each of up to 24 images, evenly chosen.
     """
@@ -38,6 +43,8 @@ class Wanted(NamedTuple):
     overlay: bool = True
     only: int | None = None
     uncertainty: bool = False
+    measure: str = "entropy"
+    maximum: float | None = None
     probabilities: bool = False
     palette: bool = False
     sheet: bool = False
@@ -52,14 +59,20 @@ class Wanted(NamedTuple):
         }
         return [*(suffix for suffix, yes in chosen.items() if yes), "_mask.png"]
 
+    def highest(self, label_set: LabelSet) -> float:
+        """The uncertainty that is drawn lightest."""
+        return default_maximum(self.measure, label_set.num_classes) if self.maximum is None else self.maximum
+
+    def scale(self, label_set: LabelSet) -> str:
+        """What the colours of the uncertainty mean, such as "entropy, 0 to 2.4 nats"."""
+        return f"{self.measure.replace('_', ' ')}, 0 to {self.highest(label_set):.3g} {_UNITS[self.measure]}"
+
 
 class Found(NamedTuple):
-    """One image and what was predicted of it: `segjax.training.Prediction`'s fields."""
+    """One image and what was predicted of it."""
 
     image: UInt8[np.ndarray, "H W c"]
-    mask: Integer[np.ndarray, "H W"]
-    probabilities: Float[np.ndarray, "H W C"]
-    entropy: Float[np.ndarray, "H W"]
+    prediction: Prediction
 
 
 class Done(NamedTuple):
@@ -109,16 +122,7 @@ def write_predictions(
     output.mkdir(parents=True, exist_ok=True)
     _check_origin(output / ORIGIN_FILE, dict(origin), write)
     kept, skipped = 0, []
-    bar = rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(bar_width=24),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("eta"),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-    )
-    with bar:
+    with _bar(console) as bar:
         for name in bar.track(names, description="predict"):
             targets = {suffix: output / f"{name}{suffix}" for suffix in wanted.suffixes}
             if all(target.exists() for target in targets.values()):
@@ -138,6 +142,18 @@ def write_predictions(
     if wanted.sheet and (written or (kept and not (output / SHEET_FILE).exists())):
         write(output / SHEET_FILE, png(_sheet(names, predict, output, wanted, label_set)))
     return Done(written, kept, tuple(skipped))
+
+
+def _bar(console: rich.console.Console | None) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(bar_width=24),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("eta"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+    )
 
 
 def done_lines(done: Done) -> list[str]:
@@ -174,21 +190,31 @@ def _check_origin(file: Any, origin: dict[str, Any], write: Callable[[Any, bytes
         )
 
 
+def default_maximum(measure: str, num_classes: int) -> float:
+    """The end of the scale unless another is named, the same for all images and networks of so many classes.
+
+    log C of the entropy, which is its largest; of the mutual information a quarter of it, and of the variance 5, which
+    the networks of the results here seldom pass.
+    """
+    return {"entropy": math.log(num_classes), "mutual_information": math.log(num_classes) / 4, "variance": 5.0}[measure]
+
+
 def _encoded(suffix: str, found: Found, wanted: Wanted, label_set: LabelSet) -> bytes:
-    buffer = io.BytesIO()
+    buffer, (mask, uncertainty, probabilities) = io.BytesIO(), found.prediction
     if suffix == "_probabilities.npz":
-        np.savez_compressed(buffer, probabilities=found.probabilities, classes=np.array(label_set.names))
+        classes = np.array(label_set.names)
+        np.savez_compressed(buffer, probabilities=probabilities, uncertainty=uncertainty, classes=classes)
     elif suffix == "_uncertainty.png":
-        return png(heatmap(found.entropy, math.log(label_set.num_classes)))
+        return png(heatmap(uncertainty, wanted.highest(label_set)))
     elif suffix == "_overlay.png":
-        return png(_overlay(found.image, found.mask, wanted, label_set))
+        return png(_overlay(found.image, mask, wanted, label_set))
     elif wanted.palette:
-        picture = Image.fromarray(found.mask.astype(np.uint8)).convert("P")
+        picture = Image.fromarray(mask.astype(np.uint8)).convert("P")
         # From L to P the indices stay; a palette of fewer than 256 colours is enough for PNG.
         picture.putpalette(label_set.palette.tobytes())
         picture.save(buffer, "PNG")
     else:
-        return png(found.mask.astype(np.uint8))
+        return png(mask.astype(np.uint8))
     return buffer.getvalue()
 
 
@@ -206,11 +232,12 @@ def _sheet(
     rows = {}
     for name in (there[place] for place in places):
         found = predict(name)
-        pictures = [
-            np.broadcast_to(found.image, (*found.mask.shape, 3)),
-            _overlay(found.image, found.mask, wanted, label_set),
-            heatmap(found.entropy, math.log(label_set.num_classes)),
+        mask, uncertainty, _ = found.prediction
+        rows[name] = [
+            np.broadcast_to(found.image, (*mask.shape, 3)),
+            _overlay(found.image, mask, wanted, label_set),
+            heatmap(uncertainty, wanted.highest(label_set)),
         ]
-        rows[name] = pictures
     shown = "prediction" if wanted.only is None else label_set.names[wanted.only]
-    return contact_sheet(rows, ("image", shown, "uncertainty"), label_set if wanted.only is None else None)
+    titles = ("image", shown, wanted.scale(label_set))
+    return contact_sheet(rows, titles, label_set if wanted.only is None else None)

@@ -6,15 +6,15 @@ from segjax.training.artifact import export_run
 from segjax.training.checkpoint import CheckpointError
 from segjax.training.defaults import ConfigError, defaults
 from segjax.training.loop import train
-from segjax.training.prediction import Prediction
 from segjax.training.run import (
     Run,
-    check_two_classes,
+    chosen_threshold,
+    class_named,
+    head_rate,
     load_run,
-    run_prediction,
+    read_image,
     run_predictor,
     score_run,
-    threshold_of,
 )
 from segjax.training.storage import StorageError
 from segjax.training.termination import Terminated
@@ -39,21 +39,21 @@ __all__ = [
     "ConfigError",
     "DataError",
     "NonFiniteLoss",
-    "Prediction",
     "Run",
     "StorageError",
     "Terminated",
-    "check_two_classes",
+    "chosen_threshold",
+    "class_named",
     "defaults",
     "export_run",
+    "head_rate",
     "load_run",
     "named_images",
     "open_split",
-    "run_prediction",
+    "read_image",
     "run_predictor",
     "score_run",
     "skipped_lines",
-    "threshold_of",
     "train",
     "validate",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,11 +51,14 @@ def probabilities(logits: Float[Array, "b h w outputs"], num_classes: int) -> Fl
 
     Of a network that learned void as a class too: how likely where it is not void, as `classify`.
     """
-    return jax.nn.softmax(_of_classes(logits, num_classes))
+    return jax.nn.softmax(class_logits(logits, num_classes))
 
 
-def _of_classes(logits: Array, num_classes: int) -> Array:
-    """A logit a class: of a single one, 0 for the class before it, whose softmax is the sigmoid and what it leaves."""
+def class_logits(logits: Float[Array, "*pixels outputs"], num_classes: int) -> Float[Array, "*pixels {num_classes}"]:
+    """A logit a class: of a single one, 0 for the class before it, whose softmax is the sigmoid and what it leaves.
+
+    Of a network that learned void as a class too, the others' only.
+    """
     if logits.shape[-1] == 1:
         return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
     return logits[..., :num_classes]
@@ -77,48 +80,9 @@ def make_native(config: ConfigDict, model: Any, num_classes: int, *, variance: b
     return native
 
 
-class Prediction(NamedTuple):
-    """What is said of one image, at its own size.
-
-    Attributes:
-        mask: `[H, W]`, a class a pixel.
-        probabilities: `[H, W, C]`, sum 1.
-        entropy: `[H, W]` of the probabilities, in nats, in [0, log C]: how unsure a pixel is.
-    """
-
-    mask: UInt8[np.ndarray, "H W"]
-    probabilities: Float[np.ndarray, "H W C"]
-    entropy: Float[np.ndarray, "H W"]
-
-
 def log_odds(logits: Float[Array, "*pixels outputs"]) -> Float[Array, "*pixels"]:
     """log p / (1 - p) of class 1, of a network that tells two classes."""
     return logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]
-
-
-def make_prediction(config: ConfigDict, model: Any, num_classes: int) -> Callable:
-    """Builds `predict(state, image, threshold=None) -> Prediction` of a uint8 image `[H, W, C]`.
-
-    `threshold`: of two classes, the log odds from which on a pixel is class 1; None: the likelier class. Compiled once
-    for each size of image.
-    """
-    logits_of = make_predict(config, model)
-
-    @partial(jax.jit, static_argnums=4)
-    def found(state, images, sizes, threshold, canvas):
-        logits = logits_of(state, images, sizes, canvas)
-        likeliest = classify(logits, num_classes)
-        mask = likeliest if threshold is None else (log_odds(logits) >= threshold).astype(jnp.int32)
-        p = probabilities(logits, num_classes)
-        entropy = metrics.predictive_entropy(_of_classes(logits, num_classes)[None])
-        return mask[0].astype(jnp.uint8), p[0], entropy[0]
-
-    def predict(state: TrainState, image: np.ndarray, threshold: float | None = None) -> Prediction:
-        size = image.shape[:2]
-        threshold = None if threshold is None else np.float32(threshold)
-        return Prediction(*map(np.asarray, found(state, image[None], np.array([size], np.int32), threshold, size)))
-
-    return predict
 
 
 def make_predictor(config: ConfigDict, model: Any, num_classes: int) -> Callable:

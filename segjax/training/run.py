@@ -1,16 +1,19 @@
 """A finished or running workdir, opened again: what evaluation and prediction start from."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
+from jaxtyping import Array, Float, Shaped, UInt8
 from ml_collections import ConfigDict
 
 from segjax import metrics
 from segjax.data import LabelSet, label_set, open_split
+from segjax.data.augment import normalise
 from segjax.data.files import RawFile, read_bytes
 from segjax.data.source import decode_image
 from segjax.metrics.ranking import ThresholdAtPrecision
@@ -20,7 +23,7 @@ from segjax.training.defaults import ConfigError, from_leaves
 from segjax.training.evaluation import add_up, counter, evaluate
 from segjax.training.loop import CONFIG_FILE
 from segjax.training.networks import make_model
-from segjax.training.prediction import Prediction, make_eval_step, make_prediction, make_predictor
+from segjax.training.prediction import class_logits, make_eval_step, make_predictor
 from segjax.training.step import TrainState, init_state
 from segjax.training.storage import path_of
 
@@ -41,6 +44,14 @@ class Run(NamedTuple):
     model: Any
     state: TrainState
     label_set: LabelSet
+
+    def normalise(self, images: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        """Pixels 0..255 as the network takes them; nothing is resized."""
+        return normalise(images, self.config.data.mean, self.config.data.std)
+
+    def class_logits(self, outputs: Float[Array, "*pixels outputs"]) -> Float[Array, "*pixels C"]:
+        """The network's outputs as a logit a class."""
+        return class_logits(outputs, len(self.label_set.names))
 
 
 def load_run(path: str | os.PathLike) -> Run:
@@ -106,6 +117,24 @@ def threshold_of(run: Run, precision: float) -> ThresholdAtPrecision:
     return found
 
 
+def chosen_threshold(run: Run, probability: float | None, precision: float | None) -> tuple[float | None, str]:
+    """The log odds from which on a pixel is the second of two classes, and what to tell a person of it.
+
+    Of a probability, or of the threshold that reached a precision (`threshold_of`, with its errors); of neither: None,
+    the likelier class.
+    """
+    if probability is not None:
+        check_two_classes(run)
+        return math.log(probability / (1 - probability)), ""
+    if precision is None:
+        return None, ""
+    found = threshold_of(run, precision)
+    return found.threshold_logit, (
+        f"{run.label_set.names[1]} from a probability of {1 / (1 + math.exp(-found.threshold_logit)):.4g} on: on "
+        f"{run.config.data.eval_split} its precision is {found.precision:.3f}, its recall {found.recall:.3f}"
+    )
+
+
 def check_two_classes(run: Run) -> None:
     """Raises `ConfigError` where there are more classes than two, of which a threshold chooses one."""
     if len(run.label_set.names) != 2:
@@ -132,16 +161,37 @@ def run_predictor(run: Run) -> Callable:
     return make_predictor(run.config, run.model, len(run.label_set.names))(run.state)
 
 
-def run_prediction(run: Run, threshold: float | None = None) -> Callable[[RawFile], tuple[np.ndarray, Prediction]]:
-    """`predict(file) -> (image, Prediction)` with the run's network: the image uint8 `[H, W, C]`, at its own size.
+def read_image(run: Run, file: RawFile) -> UInt8[np.ndarray, "H W channels"]:
+    """An image at its own size, with as many channels as the run's network takes.
 
-    `threshold` are the log odds from which on a pixel is the second of two classes; None: the likelier one. The
-    function raises `DataError` where the file cannot be read or is no image.
+    Raises:
+      DataError: it cannot be read or is no image.
     """
-    of_image = make_prediction(run.config, run.model, len(run.label_set.names))
+    return decode_image(read_bytes(file), run.config.data.channels, file.path)
 
-    def predict(file: RawFile) -> tuple[np.ndarray, Prediction]:
-        image = decode_image(read_bytes(file), run.config.data.channels, file.path)
-        return image, of_image(run.state, image, threshold)
 
-    return predict
+def head_rate(run: Run, rate: float | None, samples: int) -> float:
+    """p of the dropout of the head for so many samples: `rate`, or that with which the network was trained.
+
+    Raises:
+      ConfigError: none is given, and it was trained without.
+    """
+    model = run.config.model
+    if samples and rate is None and model.dropout == "none":
+        raise ConfigError(
+            f"samples of the head: {run.workdir} was trained without dropout of it (config.model.dropout = 'none'); "
+            "train with 'sampled' or 'analytic', or name a rate to sample it all the same (--rate=0.2)"
+        )
+    return model.rate if rate is None else rate
+
+
+def class_named(run: Run, name: str | None) -> int | None:
+    """The number of a class; None of None.
+
+    Raises:
+      ConfigError: there is no such class.
+    """
+    classes = run.label_set.names
+    if name is not None and name not in classes:
+        raise ConfigError(f"--class: expected one of {', '.join(classes)}; got {name!r}")
+    return None if name is None else classes.index(name)

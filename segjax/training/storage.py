@@ -5,10 +5,14 @@ A bucket is reached through epath, which leaves `gs://` to gcsfs; checkpoints' a
 
 import contextlib
 import importlib.util
+import math
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from etils import epath
 
 BUCKET = "gs://"
@@ -99,3 +103,24 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         partial.unlink(missing_ok=True)
         # What writing raises, as against opening, does not say of which file.
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def scratch(shape: tuple[int, ...], dtype: Any = np.float32, *, most: int = 2**28) -> np.ndarray:
+    """An array to work in, as `np.empty`: in memory up to `most` bytes, else in a file that ends with it.
+
+    The file has no name and lies in `$TMPDIR`. Its room is taken before it is used: a mapped file for which the disk
+    has none would end the process.
+
+    Raises:
+      OSError: the disk has no room for it.
+    """
+    size = np.dtype(dtype).itemsize * math.prod(shape)
+    if size <= most:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile() as file:
+        take = getattr(os, "posix_fallocate", lambda number, _, length: os.ftruncate(number, length))  # macOS has none
+        try:
+            take(file.fileno(), 0, size)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} ({size} bytes to work in)", tempfile.gettempdir()) from error
+        return np.memmap(file, dtype, "r+", shape=shape)

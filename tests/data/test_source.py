@@ -24,6 +24,14 @@ def test_alpha_is_dropped_and_sixteen_bits_become_eight(make):
     np.testing.assert_array_equal(decode_image(cv2.imencode(".png", deep)[1].tobytes(), 1, "x")[..., 0], deep // 257)
 
 
+def test_an_image_of_more_pixels_than_opencv_takes_is_refused_in_one_line(make):
+    one = make.encoded(make.image(0))
+    header = b"IHDR" + (40_000).to_bytes(4) * 2 + one[24:29]
+    huge = one[:12] + header + zlib.crc32(header).to_bytes(4) + one[33:]
+    with pytest.raises(DataError, match=r"x.png: cannot be decoded; expected at most 2\^30 pixels, .*[^\n]$"):
+        decode_image(huge, 3, "x.png")
+
+
 def test_masks_are_indices_whatever_their_palette(make):
     ids = make.ids(0)
     np.testing.assert_array_equal(decode_mask(make.encoded(ids), "x"), ids)

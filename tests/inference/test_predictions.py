@@ -12,7 +12,7 @@ from PIL import Image
 
 from segjax.data import DataError
 from segjax.data.labels import LABEL_SETS
-from segjax.inference import Done, Found, Wanted, done_lines, heatmap, write_predictions
+from segjax.inference import Done, Found, Prediction, Wanted, done_lines, heatmap, write_predictions
 
 LABELS = LABEL_SETS["road_debris_scene"]
 ALL = Wanted(uncertainty=True, probabilities=True, palette=True, sheet=True)
@@ -24,7 +24,7 @@ def found(name):
     probabilities = rng.dirichlet(np.ones(5), (6, 8)).astype(np.float32)
     mask = probabilities.argmax(-1).astype(np.uint8)
     entropy = -(probabilities * np.log(probabilities)).sum(-1)
-    return Found(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8), mask, probabilities, entropy)
+    return Found(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8), Prediction(mask, entropy, probabilities))
 
 
 class Predict:
@@ -58,30 +58,40 @@ def picture(path):
 
 def test_every_file_holds_what_it_says(tmp_path):
     assert write(["sub/a"], Predict(), tmp_path, ALL) == Done(1, 0, ())
-    expected = found("sub/a")
+    image, expected = found("sub/a")
     with Image.open(tmp_path / "sub" / "a_mask.png") as mask:
         assert np.array_equal(np.asarray(mask), expected.mask)
         assert np.array_equal(np.asarray(mask.convert("RGB")), LABELS.palette[expected.mask])
     with np.load(tmp_path / "sub" / "a_probabilities.npz") as arrays:
         assert np.array_equal(arrays["probabilities"], expected.probabilities)
+        assert np.array_equal(arrays["uncertainty"], expected.uncertainty)
         assert tuple(arrays["classes"]) == LABELS.names
     entropy = picture(tmp_path / "sub" / "a_uncertainty.png")
-    assert np.array_equal(entropy, heatmap(expected.entropy, math.log(5)))
+    assert np.array_equal(entropy, heatmap(expected.uncertainty, math.log(5)))
     colours = LABELS.palette[expected.mask].astype(float)
-    assert np.abs(picture(tmp_path / "sub" / "a_overlay.png") - (expected.image + colours) / 2).max() <= 0.5
+    assert np.abs(picture(tmp_path / "sub" / "a_overlay.png") - (image + colours) / 2).max() <= 0.5
     assert picture(tmp_path / "contact_sheet.png").shape[1] == 4 + 3 * 244
 
 
 def test_a_mask_without_a_palette_is_grey_indices(tmp_path):
     write(["a"], Predict(), tmp_path, Wanted(overlay=False))
-    assert np.array_equal(cv2.imread(str(tmp_path / "a_mask.png"), cv2.IMREAD_UNCHANGED), found("a").mask)
+    assert np.array_equal(cv2.imread(str(tmp_path / "a_mask.png"), cv2.IMREAD_UNCHANGED), found("a").prediction.mask)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a_mask.png", "predicted_by.json"]
 
 
 def test_an_overlay_of_one_class_leaves_the_others_pixels_alone(tmp_path):
     write(["a"], Predict(), tmp_path, Wanted(only=2))
     changed = (picture(tmp_path / "a_overlay.png") != found("a").image).any(-1)
-    assert np.array_equal(changed, found("a").mask == 2)
+    assert np.array_equal(changed, found("a").prediction.mask == 2)
+
+
+def test_the_scale_of_the_uncertainty_is_the_one_that_is_told(tmp_path):
+    wanted = Wanted(uncertainty=True, measure="variance", maximum=3.0)
+    write(["a"], Predict(), tmp_path, wanted)
+    shown = picture(tmp_path / "a_uncertainty.png")
+    assert np.array_equal(shown, heatmap(found("a").prediction.uncertainty, 3.0))
+    assert wanted.scale(LABELS) == "variance, 0 to 3 squared logits"
+    assert Wanted().scale(LABELS) == "entropy, 0 to 1.61 nats"
 
 
 def test_a_half_done_folder_is_completed(tmp_path):

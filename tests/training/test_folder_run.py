@@ -7,7 +7,8 @@ import numpy as np
 import rich.console
 
 from segjax.data.files import list_folder
-from segjax.training import load_run, run_prediction, train
+from segjax.inference import Way, make_engine
+from segjax.training import load_run, read_image, train
 
 SIZES = [(40, 60), (50, 44), (33, 71), (40, 60)]
 
@@ -30,6 +31,7 @@ def test_grey_images_of_different_sizes_train_score_and_predict(tiny, tmp_path):
     assert np.sum(scores["confusion"]) == labelled
     run = load_run(tmp_path / "run")
     file = list_folder(tmp_path / "data" / "val" / "images")["2.png"]
-    image, predicted = run_prediction(run)(file)
+    parts = {"normalise": run.normalise, "class_logits": run.class_logits}
+    image = read_image(run, file)
     assert image.shape == (33, 71, 1)
-    assert predicted.mask.shape == (33, 71)
+    assert make_engine(run.model, run.state.variables, Way(tiny.data.size), **parts)(image).mask.shape == (33, 71)

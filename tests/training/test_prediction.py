@@ -2,9 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
+from segjax.data import label_set
+from segjax.data.labels import VOID
+from segjax.inference import Way, make_engine
+from segjax.training import Run, head_rate, open_split, score_run
+from segjax.training.defaults import ConfigError
 from segjax.training.networks import make_model
-from segjax.training.prediction import classify, make_eval_step, make_prediction, make_predictor, probabilities
+from segjax.training.prediction import classify, make_eval_step, make_predictor, probabilities
 from segjax.training.step import init_state
 
 
@@ -60,14 +66,30 @@ def test_probabilities_of_a_network_that_learned_void_are_of_what_is_not_void():
     np.testing.assert_allclose(p[0, 0, 0], [0.25, 0.75], rtol=1e-6)
 
 
-def test_a_prediction_is_of_the_images_size_and_a_threshold_is_of_the_log_odds(parts, batch):
-    config, model, state = parts
-    image = batch(examples=1)["image"][0]
-    predict = make_prediction(config, model, 2)
-    likelier = predict(state, image)
-    assert likelier.probabilities.shape == (*image.shape[:2], 2)
-    assert np.array_equal(likelier.mask, likelier.probabilities[..., 1] > 0.5)
-    p = likelier.probabilities.astype(float)
-    np.testing.assert_allclose(likelier.entropy, -(p * np.log(p)).sum(-1), atol=1e-5)
-    odds = float(np.median(np.log(p[..., 1] / p[..., 0])))
-    assert predict(state, image, odds).mask.mean() == pytest.approx(0.5, abs=0.01)
+def test_the_plain_way_of_the_engine_gives_the_masks_that_evaluation_scores(tiny, tmp_path):
+    """Of scenes twice as large as the network's input, resized on the device there and on the host here."""
+    tiny.model.prior = ()
+    model = make_model(tiny, 2)
+    run = Run(epath.Path(tmp_path), tiny, model, init_state(tiny, model), label_set(tiny.data))
+    predict = make_engine(
+        model, run.state.variables, Way(tiny.data.size), normalise=run.normalise, class_logits=run.class_logits
+    )
+    source, confusion = open_split(tiny.data, "val"), np.zeros((2, 2), int)
+    for i in range(len(source)):
+        label = source[i]["label"]
+        np.add.at(confusion, (label[label != VOID], predict(source[i]["image"]).mask[label != VOID]), 1)
+    assert confusion.tolist() == score_run(run, "val")["confusion"]
+    assert confusion.sum(0).min() > 100
+
+
+@pytest.mark.parametrize(
+    ("dropout", "rate", "expected"), [("sampled", None, 0.15), ("none", 0.3, 0.3), ("none", None, None)]
+)
+def test_the_head_is_sampled_as_it_was_trained_or_as_is_asked(tiny, dropout, rate, expected):
+    tiny.model.dropout, tiny.model.rate = dropout, 0.15
+    run = Run(epath.Path("runs/a"), tiny, None, None, label_set(tiny.data))
+    if expected is not None:
+        assert head_rate(run, rate, 3) == expected
+    else:
+        with pytest.raises(ConfigError, match=r"samples of the head: runs/a was trained without dropout .*--rate=0.2"):
+            head_rate(run, rate, 3)

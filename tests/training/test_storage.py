@@ -1,10 +1,14 @@
+import errno
 import importlib.util
+import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from etils import epath
 
-from segjax.training.storage import StorageError, in_bucket, local_path, path_of, write_bytes, write_text
+from segjax.training.storage import StorageError, in_bucket, local_path, path_of, scratch, write_bytes, write_text
 
 
 def test_a_path_of_this_machine_is_left_as_it_is(tmp_path):
@@ -56,3 +60,23 @@ def test_on_a_full_disk_the_old_file_stays_and_half_a_new_one_does_not(tmp_path)
     with pytest.raises(OSError, match=r"No space left on device: '.*/a\.png'$"):
         write_bytes(tmp_path / "a.png", b"new")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.png", b"old")]
+
+
+def test_a_large_array_to_work_in_is_a_file_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    small, large = scratch((5, 5), np.float32, most=100), scratch((5, 6), np.float32, most=100)
+    assert not isinstance(small, np.memmap)
+    assert isinstance(large, np.memmap)
+    large[:] = 3
+    assert large.sum() == 90
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_array_for_which_the_disk_has_no_room_is_refused_before_it_is_used(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=re.escape(f"No space left on device (120 bytes to work in): '{tmp_path}'")):
+        scratch((5, 6), np.float32, most=100)

@@ -1,0 +1,300 @@
+"""One image to its mask and its uncertainty, by whichever way: resized or at its own scale, whole or in tiles, as it is
+or augmented, with samples of the head or without.
+
+The network sees one shape, `Way.tile`, whatever the images' sizes, and so is compiled once; what is not of this shape
+happens on the host, a band of rows at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped, UInt8
+from PIL import Image
+
+from segjax import metrics
+from segjax.inference.augmented import SYMMETRIES, augmented_moments, dropout_head
+from segjax.inference.moments import packed, uncertainty_of, unpacked
+from segjax.inference.tiling import predict_tiled
+
+# What the words of a command mean: symmetries, and scales.
+AUGMENTATIONS = {
+    "none": (SYMMETRIES["none"], (1.0,)),
+    "flip": (SYMMETRIES["mirror"], (1.0,)),
+    "d4": (SYMMETRIES["d4"], (1.0,)),
+    "scales": (SYMMETRIES["none"], (0.75, 1.0, 1.25)),
+}
+UNCERTAINTIES = ("entropy", "mutual_information", "variance")
+# Pixels that are looked at together: one shape too. And the least p whose logarithm is asked for.
+_CHUNK, _LEAST = 2**16, 1e-37
+
+
+class Way(NamedTuple):
+    """How an image is predicted.
+
+    Attributes:
+      tile: height and width of what the network sees.
+      scale: None: the whole image is resized to one tile. Else it is resized by this factor (1: it stays as it is) and
+        cut into tiles.
+      overlap: pixels that neighbouring tiles share, at least.
+      batch: tiles of an image at a time.
+      augment: a key of `AUGMENTATIONS`.
+      samples: K dropout masks of the head for each augmentation, the same for all images and tiles, a channel each; 0:
+        the clean pass.
+      rate: p of this dropout.
+      seed: of its masks.
+      uncertainty: one of `UNCERTAINTIES`. All but the entropy are what samples disagree on, and need two or more.
+      threshold: of two classes, the log odds from which on a pixel is class 1; None: the likelier class.
+    """
+
+    tile: tuple[int, int]
+    scale: float | None = None
+    overlap: int = 0
+    batch: int = 1
+    augment: str = "none"
+    samples: int = 0
+    rate: float = 0.2
+    seed: int = 0
+    uncertainty: str = "entropy"
+    threshold: float | None = None
+
+    @property
+    def count(self) -> int:
+        """N: how many samples there are of a pixel, augmentations times masks; tiles do not count."""
+        symmetries, scales = AUGMENTATIONS[self.augment]
+        return len(symmetries) * len(scales) * max(1, self.samples)
+
+    def differing(self) -> dict[str, Any]:
+        """On what the mask depends beside network and threshold, where it is not `Way(tile)`'s; ready for JSON.
+
+        >>> Way((192, 256)).differing(), Way((192, 256), scale=1.0, overlap=32).differing()
+        ({}, {'scale': 1.0, 'overlap': 32, 'tile': [192, 256]})
+        """
+        plain, ignored = Way(self.tile)._asdict(), {"batch", "threshold", *(() if self.samples else ("rate", "seed"))}
+        fields = {key: value for key, value in self._asdict().items() if value != plain[key] and key not in ignored}
+        if self.samples:
+            fields["rate"] = self.rate
+        return fields if self.scale is None else {**fields, "tile": list(self.tile)}
+
+
+def chosen_way(
+    size: tuple[int, int],
+    *,
+    tile: tuple[int, int] | None = None,
+    scale: float | None = None,
+    overlap: int | None = None,
+    **fields: Any,
+) -> Way:
+    """The `Way` that a person means who names some of it: tiles where a tile, a scale or an overlap is named.
+
+    Args:
+      size: what the network was trained at: the tile, unless one is named, and else that of the whole image.
+      tile: of the tiles.
+      scale: of the image that is cut into them; default 1.
+      overlap: default a quarter of the tile's shorter side.
+      fields: the others of `Way`.
+
+    Raises:
+      ValueError: they make no sense together.
+    """
+    way = Way(tile or size, **fields)
+    if (tile, scale, overlap) != (None, None, None):
+        shared = min(way.tile) // 4 if overlap is None else overlap
+        way = way._replace(scale=1.0 if scale is None else scale, overlap=shared)
+    check(way)
+    return way
+
+
+class Prediction(NamedTuple):
+    """What is said of one image, at its own size.
+
+    Attributes:
+      mask: `[H, W]`, a class a pixel.
+      uncertainty: `[H, W]`, of `Way.uncertainty`: nats, or squared logits for the variance.
+      probabilities: `[H, W, C]`, sum 1; None if they were not wanted.
+    """
+
+    mask: UInt8[np.ndarray, "H W"]
+    uncertainty: Float[np.ndarray, "H W"]
+    probabilities: Float[np.ndarray, "H W C"] | None
+
+
+def make_engine(
+    model: Any,
+    variables: Any,
+    way: Way,
+    *,
+    normalise: Callable[[Array], Array],
+    class_logits: Callable[[Array], Array],
+    probabilities: bool = False,
+    empty: Callable[..., np.ndarray] = np.empty,
+) -> Callable[[np.ndarray], Prediction]:
+    r"""Builds `predict(image) -> Prediction` of a uint8 image `[H, W, channels]` of any size.
+
+    Three programs are compiled, each once for all sizes. The network gives maps of its tiles: its logits, or where
+    there is more than one sample the `packed` moments of all; they are blended (`predict_tiled`). Then, with samples,
+    these become the log of the mean probabilities and the uncertainty. Then, resized bilinearly to the image's size,
+
+    .. math:: p = softmax(\log \bar p), \qquad \text{mask} = \operatorname{argmax}_c p_c
+
+    and without samples the same of the logits themselves, which is what evaluation scores. The entropy is that of p;
+    mutual information and variance are resized as they are.
+
+    An image smaller than a tile is continued by reflection at the bottom and the right, as networks do themselves up to
+    a multiple of their own: then a tile of that size is the whole image, exactly.
+
+    Args:
+      model: a network with one linear head, such as `segjax.models.UNet`.
+      variables: its parameters and statistics.
+      way: how.
+      normalise: pixels 0..255 to what the network takes.
+      class_logits: its outputs `[..., O]` to a logit a class, `[..., C]`.
+      probabilities: give them too: 4 C bytes a pixel.
+      empty: `empty(shape, float32)` for what is large: the maps of an image, and the probabilities. It may be mapped to
+        a file; all else takes a few bytes a pixel.
+
+    Raises:
+      ValueError: `way` makes no sense.
+    """
+    check(way)
+    maps_of = partial(_tile_maps(model, way, normalise, class_logits), variables)
+    num_classes = jax.eval_shape(class_logits, jax.ShapeDtypeStruct((1, model.num_classes), jnp.float32)).shape[-1]
+    kinds = num_classes if way.count == 1 else 2 * num_classes + 2
+    kept = num_classes + (way.uncertainty != "entropy")
+    told, concluded = _per_pixel(way, num_classes)
+
+    def predict(image: UInt8[np.ndarray, "H W channels"]) -> Prediction:
+        size = image.shape[:2]
+        seen = way.tile if way.scale is None else tuple(max(1, round(side * way.scale)) for side in size)
+        pixels = image if way.scale == 1 else _resized(image, seen)
+        overlap, batch = (0, 1) if way.scale is None else (way.overlap, way.batch)
+        out = empty((*seen, kinds), np.float32)
+        maps = predict_tiled(pixels, maps_of, tile=way.tile, overlap=overlap, batch=batch, out=out)
+        if way.count > 1:
+            # In place: there are fewer of these.
+            flat = maps.reshape(-1, kinds)
+            for part, (found,) in _in_chunks(told, flat):
+                flat[part, :kept] = found
+        mask, unsure = np.empty(size, np.uint8), np.empty(size, np.float32)
+        p = empty((*size, num_classes), np.float32) if probabilities else None
+        rows = max(1, _CHUNK // size[1])
+        for band in (slice(top, min(top + rows, size[0])) for top in range(0, size[0], rows)):
+            values = _band(maps[..., :kept], size, band).reshape(-1, kept)
+            for part, (classes, how_unsure, likely) in _in_chunks(concluded, values):
+                mask[band].reshape(-1)[part], unsure[band].reshape(-1)[part] = classes, how_unsure
+                if p is not None:
+                    p[band].reshape(-1, num_classes)[part] = likely
+        return Prediction(mask, unsure, p)
+
+    return predict
+
+
+def check(way: Way) -> None:
+    """Raises a ValueError where `way` makes no sense."""
+    if way.augment not in AUGMENTATIONS or way.uncertainty not in UNCERTAINTIES:
+        raise ValueError(
+            f"augment must be one of {', '.join(AUGMENTATIONS)} and uncertainty one of {', '.join(UNCERTAINTIES)}; got "
+            f"{way.augment!r} and {way.uncertainty!r}"
+        )
+    if len(way.tile) != 2 or min(way.tile) < 1 or way.batch < 1:
+        raise ValueError(f"tile must be a positive height and width and batch at least 1; got {way.tile}, {way.batch}")
+    side = min(way.tile)
+    if way.scale is not None and not 0 <= way.overlap < side:
+        raise ValueError(f"overlap must be at least 0 and less than the tile's {side} pixels; got {way.overlap}")
+    if way.scale is not None and not 0 < way.scale < float("inf"):
+        raise ValueError(f"scale must be more than 0; got {way.scale:g}")
+    if way.samples < 0 or way.samples == 1:
+        raise ValueError(f"samples must be 0 (none) or at least 2, since one tells of no difference; got {way.samples}")
+    if way.uncertainty != "entropy" and way.count == 1:
+        raise ValueError(
+            f"{way.uncertainty} is what samples disagree on, and one clean pass is one sample: ask for samples (30) or "
+            "for an augmentation (flip)"
+        )
+
+
+def _tile_maps(model: Any, way: Way, normalise: Callable, class_logits: Callable) -> Callable:
+    """`maps_of(variables, tiles)`: `[batch, th, tw, C]` logits, or with more than one sample their packed moments."""
+    model = model.clone(dropout="none", deep_dropout=0, remat=False)
+    symmetries, scales = AUGMENTATIONS[way.augment]
+
+    @jax.jit
+    def maps_of(variables: Any, tiles: Shaped[Array, "b h w channels"]) -> Float[Array, "b h w maps"]:
+        images = normalise(tiles)
+
+        def clean(images: Array, a: Array) -> Array:
+            return class_logits(model.apply(variables, images, train=False).logits)
+
+        if way.count == 1:
+            return clean(images, jnp.int32(0))
+        kinds = {"symmetries": symmetries, "scales": scales}
+        if not way.samples:
+            return packed(augmented_moments(images, clean, **kinds))
+        # One index for all: a sample is one network for the whole image, and for all images.
+        alike, key = jnp.zeros(len(images), jnp.int32), jax.random.key(way.seed)
+        encode, head = dropout_head(model, variables, key, rate=way.rate, mask="channel", examples=alike)
+        found = augmented_moments(
+            images, encode, lambda features, n: class_logits(head(features, n)), samples=way.samples, **kinds
+        )
+        return packed(found)
+
+    return maps_of
+
+
+def _per_pixel(way: Way, num_classes: int) -> tuple[Callable, Callable]:
+    """`told(moments)` and `concluded(what is resized)`, of some pixels `[p, …]` each, one row a pixel."""
+
+    @jax.jit
+    def told(maps: Float[Array, "p maps"]) -> tuple[Float[Array, "p kept"]]:
+        """The log of the mean probabilities, and the uncertainty unless it follows from these."""
+        found = uncertainty_of(unpacked(maps[None, None]), way.count)
+        values = {"mutual_information": found.mutual_information, "variance": found.variance}
+        others = [values[way.uncertainty][..., None]] if way.uncertainty in values else []
+        logs = jnp.log(jnp.maximum(found.probabilities, _LEAST))
+        return (jnp.concatenate([logs, *others], axis=-1)[0, 0],)
+
+    @jax.jit
+    def concluded(maps: Float[Array, "p kept"]) -> tuple[Array, Array, Array]:
+        logits = maps[:, :num_classes]
+        if way.threshold is None:
+            mask = jnp.argmax(logits, axis=-1)
+        else:
+            mask = logits[:, 1] - logits[:, 0] >= jnp.float32(way.threshold)
+        unsure = maps[:, num_classes] if maps.shape[-1] > num_classes else metrics.predictive_entropy(logits[None])
+        return mask.astype(jnp.uint8), unsure, jax.nn.softmax(logits)
+
+    return told, concluded
+
+
+def _resized(image: UInt8[np.ndarray, "H W channels"], size: tuple[int, int]) -> Float[np.ndarray, "h w channels"]:
+    """float32, linear and antialiased: `jax.image.resize` of the data's `prepare`, to rounding, on the host."""
+    planes = (Image.fromarray(plane) for plane in np.moveaxis(image.astype(np.float32), -1, 0))
+    return np.stack([np.asarray(plane.resize(size[::-1], Image.Resampling.BILINEAR)) for plane in planes], axis=-1)
+
+
+def _band(maps: Float[np.ndarray, "h w maps"], size: tuple[int, int], rows: slice) -> Float[np.ndarray, "r W maps"]:
+    """Some rows of `maps` resized to `size`, bilinearly with half-pixel centres, no antialiasing."""
+    if maps.shape[:2] == size:
+        return np.ascontiguousarray(maps[rows])
+
+    def between(length: int, target: int, wanted: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        places = (np.arange(wanted.start, wanted.stop) + 0.5) * (length / target) - 0.5
+        places = np.clip(places, 0, length - 1)
+        low = np.floor(places).astype(int)
+        return low, np.minimum(low + 1, length - 1), (places - low).astype(np.float32)
+
+    low, high, share = between(maps.shape[0], size[0], rows)
+    found = maps[low] + share[:, None, None] * (maps[high] - maps[low])
+    low, high, share = between(maps.shape[1], size[1], slice(0, size[1]))
+    return found[:, low] + share[:, None] * (found[:, high] - found[:, low])
+
+
+def _in_chunks(function: Callable, values: Float[np.ndarray, "n maps"]) -> Iterator[tuple[slice, tuple]]:
+    """(slice, what `function` gives of these pixels) for all of `values`, `_CHUNK` pixels at a time: one shape."""
+    for start in range(0, len(values), _CHUNK):
+        part = slice(start, min(start + _CHUNK, len(values)))
+        missing = _CHUNK - (part.stop - part.start)
+        found = function(np.pad(values[part], ((0, missing), (0, 0))))
+        yield part, tuple(np.asarray(one)[: _CHUNK - missing] for one in found)
