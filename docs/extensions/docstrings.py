@@ -32,6 +32,18 @@ class Bars(SphinxTransform):
             bars.replace_self(nodes.Text(f"|{bars.astext()}|"))
 
 
+class Dashes(SphinxTransform):
+    """Between an argument and what is said of it Sphinx puts two hyphens, which `smartquotes` would make a dash."""
+
+    default_priority = 200
+
+    def apply(self, **_: Any) -> None:
+        """Called by Sphinx."""
+        for text in list(self.document.findall(nodes.Text)):
+            if text == " -- ":
+                text.parent.replace(text, nodes.Text(" – "))
+
+
 class Files(SphinxTransform):
     """A page's link to a file of the repository that is no page, such as a report in `experiments/results`."""
 
@@ -53,5 +65,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
             field.label = "Attributes"
     app.connect("autodoc-process-docstring", attributes_apart, priority=400)
     app.add_transform(Bars)
+    app.add_transform(Dashes)
     app.add_transform(Files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
