@@ -1,13 +1,11 @@
 """The how-tos of docs/howto: every block of code and every command runs as it stands on its page, on tiny data.
 
-What is put in place of what the page says is `PLACES` and `TINY`, and nothing else.
+What is put in place of what a page says is the table `TINY` and the folders that each test names. The commands of
+"Reproduce a table" run in tests/experiments/test_focal_ablation.py, and those of "Run on a TPU VM" in
+tests/training/test_termination.py, whose real processes they are.
 """
 
-import csv
-import io
 import json
-import os
-import re
 import runpy
 import shlex
 import sys
@@ -20,30 +18,15 @@ import numpy as np
 import pytest
 from absl import flags
 
-from configs import focal_ablation, rare_class
 from segjax import losses
 from segjax.metrics import risk_coverage
 
 ROOT = Path(__file__).parent.parent
-PAGES = ROOT / "docs" / "howto"
 
 SIZE = {"data.size": (32, 48), "data.workers": 0, "model.width": 4, "model.depth": 1, "model.padding": "zeros"}
+PLAIN = {"augment.scale": (1.0, 1.0), "augment.brightness": 0.0, "augment.contrast": 0.0}  # less to compile
 STEPS = {"training.steps": 2, "training.global_batch": 4, "training.log_every": 1}
-SCENES = {"data.scene_size": (64, 96), "data.train_examples": 8, "data.val_examples": 4}
-TINY = {
-    "configs/folder_unet.py": SIZE | STEPS,
-    "configs/rare_class.py": SIZE | SCENES | STEPS | {"training.evaluate_every": 2, "training.checkpoint_every": 2},
-}
-
-
-def blocks(page):
-    """(language, text) of every fenced block of a page that runs."""
-    return re.findall(r"^```(python|bash)\n(.*?)^```", (PAGES / page).read_text(encoding="utf-8"), re.DOTALL | re.M)
-
-
-def commands(text):
-    """The command lines of a block, those that go on in the next line joined."""
-    return text.replace("\\\n", " ").splitlines()
+TINY = {"configs/folder_unet.py": SIZE | PLAIN | STEPS}
 
 
 def tiny(arguments):
@@ -65,7 +48,8 @@ def run_command(line):
             warnings.simplefilter("default")  # as in a process of its own: ml_collections uses `load_module`
             runpy.run_path(str(file), run_name="__main__")
     except SystemExit as end:
-        assert not end.code, end.code
+        if end.code:
+            pytest.fail(f"{line}: {end.code}")
     finally:
         sys.argv = argv
         for name in set(flags.FLAGS) - before:
@@ -73,32 +57,17 @@ def run_command(line):
         flags.FLAGS.unparse_flags()
 
 
-def timed(f):
-    import time
-    def g(line):
-        t=time.process_time(); w=time.time()
-        f(line)
-        print("CPU", round(time.process_time()-t,1), "WALL", round(time.time()-w,1), line[:60], file=sys.__stderr__)
-    return g
-run_command = timed(run_command)
-
-
-def run_page(page, places, *, skip=()):
+def run_page(blocks, places):
     """Runs a page from top to bottom with `places` in place of the page's; gives the names that its code leaves."""
     names = {}
-    for language, text in blocks(page):
+    for language, text in blocks:
         for named, here in places.items():
             text = text.replace(named, str(here))
         if language == "python":
-            exec(compile(text, page, "exec"), names)
+            exec(text, names)
             continue
-        for line in commands(text):
-            if line.startswith("export "):  # set before this process began: see tests/conftest.py
-                for setting in line.split()[1:]:
-                    name, _, value = setting.partition("=")
-                    assert value in os.environ[name]
-            elif not any(part in line for part in skip):
-                run_command(line)
+        for line in text.splitlines():
+            run_command(line)
     return names
 
 
@@ -108,7 +77,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mine(folder):
+def mine(folder, page):
     """What "Train on your own folder" leaves: its names, ROOT and the run, for the page that begins with them."""
     rng, root = np.random.default_rng(0), folder / "own"
     for split, count in (("train", 6), ("val", 4)):
@@ -122,11 +91,11 @@ def mine(folder):
     places = {"ROOT": root, "runs/mine": folder / "mine", "=predictions": f"={folder / 'predictions'}"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return run_page("your_own_folder.md", places), places
+        return run_page(page("howto/your_own_folder.md"), places), places
 
 
-def test_a_loss_in_your_own_project():
-    names = run_page("losses_in_your_project.md", {})
+def test_a_loss_in_your_own_project(page):
+    names = run_page(page("howto/losses_in_your_project.md"), {})
     logits, labels = names["logits"], names["labels"]
     assert np.isfinite([names["composed"], *names["values"]]).all()
     assert np.all(np.diff(names["values"]) < 0)  # γ only takes away
@@ -142,7 +111,7 @@ def test_a_loss_in_your_own_project():
 
 
 def test_training_on_your_own_folder(mine, folder):
-    names, places = mine
+    names, _ = mine
     assert names["config"].data.mask_values == (0, 128, 200)
     scores = json.loads((folder / "mine" / "scores.json").read_text())
     assert (scores["images"], scores["steps"], scores["classes"]) == (4, 2, ["background", "object"])
@@ -152,9 +121,9 @@ def test_training_on_your_own_folder(mine, folder):
     assert sum(names["share"].values()) == pytest.approx(1)
 
 
-def test_reading_the_uncertainty(mine, folder, monkeypatch):
+def test_reading_the_uncertainty(mine, folder, page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    names = run_page("uncertainty.md", mine[1] | {"=unsure": f"={folder / 'unsure'}"})
+    names = run_page(page("howto/uncertainty.md"), mine[1] | {"=unsure": f"={folder / 'unsure'}"})
     written = {path.name for path in (folder / "unsure").iterdir()}
     assert {"contact_sheet.png", "3_uncertainty.png", "3_probabilities.npz"} <= written
     unsure, total = names["unsure"], names["total"]
@@ -168,30 +137,6 @@ def test_reading_the_uncertainty(mine, folder, monkeypatch):
     assert names["asked"].shape == (1, 40, 60)
 
 
-def test_reproducing_a_table(folder, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-
-    def tiny_config(preset="smoke", data="road_debris"):
-        config = rare_class.get_config(preset, data)
-        config.update_from_flattened_dict(TINY["configs/rare_class.py"])
-        return config
-
-    monkeypatch.setattr(focal_ablation, "get_config", tiny_config)
-    names = run_page("reproduce_a_table.md", {"runs/focal_ablation": folder / "focal_ablation"})
-    assert [row["loss"] for row in names["rows"]] == [
-        "CE",
-        "balanced CE",
-        "focal",
-        "CE, prior bias",
-        "focal, prior bias",
-    ]
-    assert len(names["cells"]) == 5
-    assert (folder / "focal_ablation" / "focal_ablation_road_debris.html").exists()
-    assert "With and without the prior bias" in capsys.readouterr().out
-
-
-def test_a_rehearsal_of_a_tpu_vm(folder, monkeypatch, python):
-    monkeypatch.chdir(ROOT)
-    places = {"runs/rehearsal": folder / "rehearsal", "steps=400": "steps=3"}
-    run_page("tpu_vm.md", places, skip=["--distributed"])
-    assert json.loads((folder / "rehearsal" / "scores.json").read_text())["steps"] == 3
+def test_every_page_is_run_by_a_test():
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [path.name for path in (ROOT / "docs" / "howto").iterdir() if f'"howto/{path.name}"' not in tests] == []

@@ -15,7 +15,7 @@ ATTRIBUTES = re.compile(r"Attributes: \w.*, and$")
 
 
 def attributes_apart(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """"Attributes: those of `Network`, and" is a sentence, and then a section."""
+    """ "Attributes: those of `Network`, and" is a sentence, and then a section."""
     for i, line in reversed(list(enumerate(lines))):
         if ATTRIBUTES.match(line):
             lines[i : i + 1] = [f"{line} these:", "", "Attributes:"]

@@ -1,9 +1,9 @@
 """The directive `entries`: public names of a package, first in a table, then each with its docstring.
 
-    .. entries:: segjax.losses
+.. entries:: segjax.losses
 
-       softmax_focal_loss
-       mean
+   softmax_focal_loss
+   mean
 """
 
 import ast
@@ -68,7 +68,8 @@ class Entries(SphinxDirective):
             raise self.error(f"{package.__name__} has no public {', '.join(unknown)}")
         lines = [f".. currentmodule:: {package.__name__}", "", ".. list-table::", "   :class: names", ""]
         for name in names:
-            lines += [f"   * - :py:obj:`{name} <{home_of(package, name)}.{name}>`", f"     - {docstring_of(package, name)[0]}"]
+            link = f":py:obj:`{name} <{home_of(package, name)}.{name}>`"
+            lines += [f"   * - {link}", f"     - {docstring_of(package, name)[0]}"]
         for name in names:
             thing = getattr(package, name)
             kind = directive_of(thing)

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: no script, no font and no network, and docutils has the parser."""
+"""Formulas as MathML, which browsers draw themselves: no script, no font, no network. docutils has the parser."""
 
 import re
 from typing import Any

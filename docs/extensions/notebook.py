@@ -18,7 +18,8 @@ def as_markdown(notebook: dict[str, Any]) -> str:
             data = output.get("data", {})
             if "image/png" in data:
                 picture = "".join(data["image/png"]).replace("\n", "")
-                parts.append(f'```{{raw}} html\n<img alt="what the cell draws" src="data:image/png;base64,{picture}">\n```')
+                image = f'<img alt="What the cell draws" src="data:image/png;base64,{picture}">'
+                parts.append(f"```{{raw}} html\n{image}\n```")
             elif "text" in output or "text/plain" in data:
                 text = "".join(output.get("text") or data["text/plain"]).rstrip("\n")
                 parts.append(f"```text\n{text}\n```")
