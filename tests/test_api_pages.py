@@ -25,7 +25,9 @@ def test_every_package_has_a_page():
 
 
 def test_every_page_is_in_the_table_of_contents():
-    listed = set(re.findall(r"^(\w+(?:/\w+)*)$", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE))
+    listed = set(
+        re.findall(r"^(?:.* <)?(\w+(?:/\w+)*)>?$", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*") if path.suffix in SUFFIXES}
     assert pages - {"index"} <= listed
 

@@ -6,6 +6,7 @@ tests/training/test_termination.py, whose real processes they are.
 """
 
 import json
+import math
 import runpy
 import shlex
 import sys
@@ -26,7 +27,8 @@ ROOT = Path(__file__).parent.parent
 SIZE = {"data.size": (32, 48), "data.workers": 0, "model.width": 4, "model.depth": 1, "model.padding": "zeros"}
 PLAIN = {"augment.scale": (1.0, 1.0), "augment.brightness": 0.0, "augment.contrast": 0.0}  # less to compile
 STEPS = {"training.steps": 2, "training.global_batch": 4, "training.log_every": 1}
-TINY = {"configs/folder_unet.py": SIZE | PLAIN | STEPS}
+TINY = {"configs/folder_unet.py": SIZE | PLAIN | STEPS | {"data.channels": 1}}
+VAL = (33, 71)
 
 
 def tiny(arguments):
@@ -78,16 +80,17 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mine(folder, page):
-    """What "Train on your own folder" leaves: its names, ROOT and the run, for the page that begins with them."""
+    """What "Train on your own folder" leaves of grey images of different sizes: its names, and the places of its files.
+
+    The page about uncertainty begins with them.
+    """
     rng, root = np.random.default_rng(0), folder / "own"
-    for split, count in (("train", 6), ("val", 4)):
-        for kind in ("images", "masks"):
-            (root / split / kind).mkdir(parents=True)
-        for i in range(count):
-            mask = np.where(rng.random((40, 60)) < 0.3, 255, 0).astype(np.uint8)
-            image = np.stack([mask // 2 + rng.integers(0, 100, mask.shape).astype(np.uint8)] * 3, axis=-1)
-            assert cv2.imwrite(str(root / split / "images" / f"{i}.png"), image)
-            assert cv2.imwrite(str(root / split / "masks" / f"{i}.png"), mask)
+    for split, sizes in (("train", [(40, 60), (50, 44), (33, 71), (40, 60)]), ("val", [VAL] * 4)):
+        for i, size in enumerate(sizes):
+            mask = np.where(rng.random(size) < 0.2, 255, 0).astype(np.uint8)
+            for kind, pixels in (("images", rng.integers(0, 256, size).astype(np.uint8)), ("masks", mask)):
+                (root / split / kind).mkdir(parents=True, exist_ok=True)
+                assert cv2.imwrite(str(root / split / kind / f"{i}.png"), pixels)
     places = {"ROOT": root, "runs/mine": folder / "mine", "=predictions": f"={folder / 'predictions'}"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -117,7 +120,9 @@ def test_training_on_your_own_folder(mine, folder):
     assert (scores["images"], scores["steps"], scores["classes"]) == (4, 2, ["background", "object"])
     written = {path.name for path in (folder / "predictions").iterdir()}
     assert {f"{i}_{kind}.png" for i in range(4) for kind in ("mask", "overlay")} <= written
-    assert names["mask"].shape == (40, 60)
+    assert np.sum(scores["confusion"]) == 4 * math.prod(VAL)
+    assert names["image"].shape == (*VAL, 1)
+    assert names["predicted"].mask.shape == VAL
     assert sum(names["share"].values()) == pytest.approx(1)
 
 
@@ -127,14 +132,14 @@ def test_reading_the_uncertainty(mine, folder, page, monkeypatch):
     written = {path.name for path in (folder / "unsure").iterdir()}
     assert {"contact_sheet.png", "3_uncertainty.png", "3_probabilities.npz"} <= written
     unsure, total = names["unsure"], names["total"]
-    assert unsure.probabilities.shape == (1, 40, 60, 2)
-    assert total.sum() == 4 * 40 * 60
+    assert unsure.probabilities.shape == (1, *VAL, 2)
+    assert total.sum() == 4 * math.prod(VAL)
     assert 0 <= names["aurc"] <= 1
     # The threshold answers nine pixels of ten, of all images, to a bin of the histogram.
     answered = np.sum(total, axis=0)[: names["last"] + 1].sum() / total.sum()
     assert answered >= 0.9 > answered - np.sum(total, axis=0)[names["last"]] / total.sum()
     assert names["curve"]["coverage"][-1] == risk_coverage(total)["coverage"][-1] == 1
-    assert names["asked"].shape == (1, 40, 60)
+    assert names["asked"].shape == (1, *VAL)
 
 
 def test_every_page_is_run_by_a_test():
