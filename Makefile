@@ -3,16 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
 WORKERS ?= 2
 STUDIES := focal_ablation prior_init sgd_focal ohem_vs_focal focal_star loss_curves
 
-.PHONY: help setup ablation reproduce faults test lint format clean
+.PHONY: help setup ablation reproduce faults docs test lint format clean
 
 help:
 	@echo "make ablation   the background trap and its cure on the embedded data set, in minutes"
 	@echo "make reproduce  every table of the focal loss paper, and more; many hours, and it can be cut"
 	@echo "make faults     20 kills and half an hour of watching a run; 40 minutes"
 	@echo "make test       the whole test suite (PYTHON=python3.13 for another interpreter)"
+	@echo "make docs       the documentation as a site, site/index.html; a broken link is an error"
 	@echo "make setup      $(VENV) with the pinned versions, and nothing more"
 	@echo "make lint       ruff, as pre-commit runs it"
 	@echo "make format     let ruff format and fix"
@@ -37,6 +39,10 @@ faults: $(READY)
 	$(BIN)/python -m experiments.faults --kills=20 --workdir=runs/faults
 	$(BIN)/python -m experiments.soak --minutes=30 --workdir=runs/soak
 
+docs: $(DOCS_READY)
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --builder html docs site
+	@echo "wrote site/index.html"
+
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -49,10 +55,14 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build .jax_cache *.egg-info
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis build .jax_cache *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("segjax needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test]'
+	@touch $@
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,docs]'
 	@touch $@

@@ -1,6 +1,7 @@
 """Four host devices, no accelerator, shapes checked at run time: set before anything imports jax or segjax."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,17 @@ def compilation_effort(request):
     yield
     jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()  # hundreds of programs a module: a worker would grow to 4 GB
+
+
+@pytest.fixture(scope="session")
+def page():
+    """`page(name)`: what runs on a page of docs/, (language, text) of each of its blocks; a command is one line."""
+
+    def blocks(name):
+        text = (Path(__file__).parent.parent / "docs" / name).read_text(encoding="utf-8").replace("\\\n  ", "")
+        return re.findall(r"^```(python|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+    return blocks
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from segjax import models
 from segjax.training.networks import NETWORKS
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 STORY = (ROOT / "docs" / "architectures.md").read_text()
 
 

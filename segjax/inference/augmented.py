@@ -34,6 +34,7 @@ SYMMETRIES = {
     # Of pictures from above or through a microscope.
     "d4": tuple(Symmetry(r, c, t) for t in _BOTH for r in _BOTH for c in _BOTH),
 }
+"""By name, sets of symmetries for `augmented_moments`: "none", "mirror" (two), "flips" (four) and "d4" (all eight)."""
 
 
 def transformed(x: Num[Array, "b h w c"], symmetry: Symmetry) -> Num[Array, "b H W c"]:

@@ -189,7 +189,7 @@ def accuracy_vs_uncertainty(
 def risk_coverage(histogram: Histogram) -> dict[str, np.ndarray]:
     r"""The risk-coverage curve: the share of errors if only the most certain pixels are answered.
 
-    .. math:: coverage_b = \frac{1}{N} \sum_{a \le b} n_a, \qquad risk_b = \sum_{a \le b} w_a \Big/ \sum_{a \le b} n_a
+    .. math:: coverage_b = \frac{1}{N} \sum_{a \le b} n_a, \qquad risk_b = \frac{\sum_{a \le b} w_a}{\sum_{a \le b} n_a}
 
     with n_a the pixels of bin a, w_a the wrong ones, N all.
 

@@ -16,7 +16,7 @@ LEVELS = 5
 class ResNetUNet(Network):
     r"""A ResNet's features of stride 32, upsampled five times by 2 and joined with those of the same size on the way.
 
-    .. math:: y_5 = x_{32}, \qquad y_l = B_l([\,\text{nearest}(y_{l+1}),\ x_{2^l}\,]), \qquad l = 4 \dots 0
+    .. math:: y_5 = x_{32}, \qquad y_l = B_l([\,\text{nearest}(y_{l+1}),\ x_{2^l}\,]), \qquad l = 4 \ldots 0
 
     with B two 3×3 convolutions, each with norm and ReLU; the full size, l = 0, has no features to join.
 

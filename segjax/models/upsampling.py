@@ -229,7 +229,7 @@ class PixelShuffle2x2(nn.Module):
 class ConvTransposeBilinear(nn.Module):
     r"""Upsampling by `stride`, each channel with its own kernel that starts as bilinear interpolation and is learned.
 
-    .. math:: y_{s i + t - s/2} \mathrel{+}= x_i \, k_t, \quad 0 \le t < 2 s, \qquad
+    .. math:: y_{s i + t - s/2} \, {+}{=} \, x_i \, k_t, \quad 0 \le t < 2 s, \qquad
         k_t = 1 - \left| t + \tfrac12 - s \right| / s \text{ at the start}
 
     in rows and columns: PyTorch's `ConvTranspose2d(C, C, 2 * s, s, padding=s // 2, groups=C, bias=False)`, the layer of

@@ -45,7 +45,7 @@ def spread(values: list[float | None]) -> Spread:
 
 
 class Table(NamedTuple):
-    """A title, column names and rows of numbers, `Spread`s and text; the first column names the row.
+    """A title, column names and rows of numbers, values of `Spread`, and text; the first column names the row.
 
     Attributes:
       title: above the table.
@@ -128,7 +128,7 @@ def markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """The table as CSV with full precision; a column of `Spread`s becomes two, its mean and its deviation.
+    """The table as CSV with full precision; a column of values of `Spread` becomes two, its mean and its deviation.
 
     What a `Spread` does not know is left empty.
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 
 import cv2
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from configs import focal_ablation as config
 from experiments import focal_ablation, study
 
+HOWTO = "howto/reproduce_a_table.md"
 GAMMA, ALPHA = focal_ablation.GAMMA, focal_ablation.ALPHA
 
 
@@ -84,9 +86,11 @@ def test_the_trap_is_shown_without_and_with_the_prior(outcomes):
     assert [row[3] for row in table.rows] == [None, None, None, "0.01", "0.01"]
 
 
-def test_the_command_trains_in_two_processes_and_writes_the_report(tmp_path, python):
-    arguments = ("-m", "experiments.focal_ablation", "--preset=smoke", "--steps=1", f"--workdir={tmp_path}")
-    done = python(*arguments, "--processes=2")
+def test_the_commands_of_the_howto_train_in_two_processes_and_write_the_report(tmp_path, python, page):
+    """docs/howto/reproduce_a_table.md, with one step a cell."""
+    blocks = [(language, text.replace("runs/focal_ablation", str(tmp_path))) for language, text in page(HOWTO)]
+    (train, report), (read,) = ([text for one, text in blocks if one == language] for language in ("bash", "python"))
+    done = python(*shlex.split(train)[1:], "--steps=1")
     assert done.returncode == 0, done.stderr
     assert "5/5" in done.stdout
     name = "focal_ablation_road_debris"
@@ -99,6 +103,10 @@ def test_the_command_trains_in_two_processes_and_writes_the_report(tmp_path, pyt
     assert picture.shape == (28 + 3 * 100 * 2, 7 * 132 * 2, 3)
     page = (tmp_path / f"{name}.html").read_text()
     assert page.count("<img") == 2
-    again = python(*arguments, "--only_report")
+    again = python(*shlex.split(report)[1:], "--steps=1")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / f"{name}.csv").read_text() == table
+    names = {}
+    exec(compile(read, HOWTO, "exec"), names)
+    assert names["of_each_loss"] == {row["loss"]: row["average precision"] for row in rows}
+    assert len(names["cells"]) == 5

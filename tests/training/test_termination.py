@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -26,12 +27,12 @@ def start(tiny_flags, process_environment):
     return partial(_start, process_environment, tiny_flags(model__width=4, **steps))
 
 
-def _start(environment, overrides, workdir, *flags):
+def _start(environment, overrides, workdir, *flags, exported=None):
     command = [sys.executable, "-m", "segjax.train", "--config=configs/rare_class.py", f"--workdir={workdir}"]
     return subprocess.Popen(
         [*command, f"--config.data.data_dir={workdir.parent / 'data'}", *overrides, *flags],
         cwd=ROOT,
-        env=environment,
+        env=environment | (exported or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -48,8 +49,8 @@ def wait_for_steps(workdir, count, process):
         time.sleep(0.05)
 
 
-def test_a_run_saves_says_so_and_ends_with_status_0(tmp_path, start):
-    process = start(tmp_path / "run")
+def test_a_run_saves_says_so_and_ends_with_status_0(tmp_path, start, rehearsal):
+    process = start(tmp_path / "run", exported=rehearsal)
     wait_for_steps(tmp_path / "run", 3, process)
     process.send_signal(signal.SIGTERM)
     printed, errors = process.communicate(timeout=100)
@@ -59,17 +60,42 @@ def test_a_run_saves_says_so_and_ends_with_status_0(tmp_path, start):
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step
 
 
-def two_hosts(start, workdir, *flags):
-    """One training in two processes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
-    flags += ("--distributed", coordinator, "--hosts=2", "--config.parallel=shard_map")
-    return [start(workdir, *flags, f"--host={host}") for host in range(2)]
+HOWTO = "howto/tpu_vm.md"
 
 
-def test_one_of_two_hosts_is_enough(tmp_path, start):
-    hosts = two_hosts(start, tmp_path / "run")
+@pytest.fixture
+def rehearsal(page):
+    """What docs/howto/tpu_vm.md exports before the command that `start` runs: four devices."""
+    export, command = (shlex.split(line) for line in page(HOWTO)[0][1].splitlines())
+    assert command == ["python", "-m", "segjax.train", "--config=configs/rare_class.py", "--workdir=runs/rehearsal"]
+    return dict(setting.split("=", 1) for setting in export[1:])
+
+
+@pytest.fixture
+def two_hosts(start, page):
+    """`two_hosts(workdir, *flags)`: one training in two processes, with the command of docs/howto/tpu_vm.md."""
+    command = shlex.split(page(HOWTO)[1][1])
+    assert command[:3] == ["python", "-m", "segjax.train"]
+    given = [flag for flag in command[3:] if not flag.startswith(("--config=", "--workdir="))]
+
+    def begin(workdir, *flags):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            here = {"--coordinator": f"localhost:{free.getsockname()[1]}", "--hosts": "2"}
+        return [start(workdir, *_with(given, {**here, "--host": str(host)}), *flags) for host in range(2)]
+
+    return begin
+
+
+def _with(flags, values):
+    """The flags with other values; each of them has to be there."""
+    names = [flag.partition("=")[0] for flag in flags]
+    assert set(values) <= set(names)
+    return [f"{name}={values[name]}" if name in values else flag for name, flag in zip(names, flags, strict=True)]
+
+
+def test_one_of_two_hosts_is_enough(tmp_path, two_hosts):
+    hosts = two_hosts(tmp_path / "run")
     wait_for_steps(tmp_path / "run", 3, hosts[0])
     hosts[1].send_signal(signal.SIGTERM)
     printed = [host.communicate(timeout=100) for host in hosts]
@@ -78,9 +104,9 @@ def test_one_of_two_hosts_is_enough(tmp_path, start):
     assert all(f"stopped after step {step} of 100000, which is saved" in output for output, _ in printed)
 
 
-def test_two_hosts_do_not_wait_for_their_evaluation(tmp_path, start):
+def test_two_hosts_do_not_wait_for_their_evaluation(tmp_path, two_hosts):
     long = ("--config.training.evaluate_every=1", "--config.data.val_examples=400")
-    hosts = two_hosts(start, tmp_path / "run", *long)
+    hosts = two_hosts(tmp_path / "run", *long)
     wait_for_steps(tmp_path / "run", 1, hosts[0])  # written before the first step is scored
     hosts[0].send_signal(signal.SIGTERM)
     printed = [host.communicate(timeout=100) for host in hosts]

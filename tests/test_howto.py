@@ -1,0 +1,147 @@
+"""The how-tos of docs/howto: every block of code and every command runs as it stands on its page, on tiny data.
+
+What is put in place of what a page says is the table `TINY` and the folders that each test names. The commands of
+"Reproduce a table" run in tests/experiments/test_focal_ablation.py, and those of "Run on a TPU VM" in
+tests/training/test_termination.py, whose real processes they are.
+"""
+
+import json
+import math
+import runpy
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from segjax import losses
+from segjax.metrics import risk_coverage
+
+ROOT = Path(__file__).parent.parent
+
+SIZE = {"data.size": (32, 48), "data.workers": 0, "model.width": 4, "model.depth": 1, "model.padding": "zeros"}
+PLAIN = {"augment.scale": (1.0, 1.0), "augment.brightness": 0.0, "augment.contrast": 0.0}  # less to compile
+STEPS = {"training.steps": 2, "training.global_batch": 4, "training.log_every": 1}
+TINY = {"configs/folder_unet.py": SIZE | PLAIN | STEPS | {"data.channels": 1}}
+VAL = (33, 71)
+
+
+def tiny(arguments):
+    """A command's arguments with the overrides of its config in `TINY`, before those that the page gives itself."""
+    config = next((argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")), None)
+    given = [argument for argument in arguments if argument.startswith("--config.")]
+    overrides = [f"--config.{key}={value}" for key, value in TINY.get(config, {}).items()]
+    return [*(one for one in arguments if one not in given), *overrides, *given]
+
+
+def run_command(line):
+    """Runs `python -m MODULE ARGUMENTS` in this process, as the interpreter would; its flags are forgotten after it."""
+    python, dash_m, module, *arguments = shlex.split(line)
+    assert (python, dash_m) == ("python", "-m")
+    file, before, argv = ROOT / f"{module.replace('.', '/')}.py", set(flags.FLAGS), sys.argv
+    sys.argv = [str(file), *tiny(arguments)]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")  # as in a process of its own: ml_collections uses `load_module`
+            runpy.run_path(str(file), run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            pytest.fail(f"{line}: {end.code}")
+    finally:
+        sys.argv = argv
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+
+
+def run_page(blocks, places):
+    """Runs a page from top to bottom with `places` in place of the page's; gives the names that its code leaves."""
+    names = {}
+    for language, text in blocks:
+        for named, here in places.items():
+            text = text.replace(named, str(here))
+        if language == "python":
+            exec(text, names)
+            continue
+        for line in text.splitlines():
+            run_command(line)
+    return names
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("howto")
+
+
+@pytest.fixture(scope="module")
+def mine(folder, page):
+    """What "Train on your own folder" leaves of grey images of different sizes: its names, and the places of its files.
+
+    The page about uncertainty begins with them.
+    """
+    rng, root = np.random.default_rng(0), folder / "own"
+    for split, sizes in (("train", [(40, 60), (50, 44), (33, 71), (40, 60)]), ("val", [VAL] * 4)):
+        for i, size in enumerate(sizes):
+            mask = np.where(rng.random(size) < 0.2, 255, 0).astype(np.uint8)
+            for kind, pixels in (("images", rng.integers(0, 256, size).astype(np.uint8)), ("masks", mask)):
+                (root / split / kind).mkdir(parents=True, exist_ok=True)
+                assert cv2.imwrite(str(root / split / kind / f"{i}.png"), pixels)
+    places = {"ROOT": root, "runs/mine": folder / "mine", "=predictions": f"={folder / 'predictions'}"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return run_page(page("howto/your_own_folder.md"), places), places
+
+
+def test_a_loss_in_your_own_project(page):
+    names = run_page(page("howto/losses_in_your_project.md"), {})
+    logits, labels = names["logits"], names["labels"]
+    assert np.isfinite([names["composed"], *names["values"]]).all()
+    assert np.all(np.diff(names["values"]) < 0)  # γ only takes away
+
+    @jax.jit
+    def on_one_device(scale):
+        keep = labels != 255
+        return losses.mean(losses.softmax_cross_entropy(scale * logits, labels, where=keep), where=keep)
+
+    value, gradient = jax.value_and_grad(on_one_device)(1.0)
+    assert float(names["values"][0]) == pytest.approx(float(value), rel=1e-6)  # γ = 0
+    assert (float(names["value"]), float(names["gradient"])) == pytest.approx((float(value), float(gradient)), rel=1e-5)
+
+
+def test_training_on_your_own_folder(mine, folder):
+    names, _ = mine
+    assert names["config"].data.mask_values == (0, 128, 200)
+    scores = json.loads((folder / "mine" / "scores.json").read_text())
+    assert (scores["images"], scores["steps"], scores["classes"]) == (4, 2, ["background", "object"])
+    written = {path.name for path in (folder / "predictions").iterdir()}
+    assert {f"{i}_{kind}.png" for i in range(4) for kind in ("mask", "overlay")} <= written
+    assert np.sum(scores["confusion"]) == 4 * math.prod(VAL)
+    assert names["image"].shape == (*VAL, 1)
+    assert names["predicted"].mask.shape == VAL
+    assert sum(names["share"].values()) == pytest.approx(1)
+
+
+def test_reading_the_uncertainty(mine, folder, page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = run_page(page("howto/uncertainty.md"), mine[1] | {"=unsure": f"={folder / 'unsure'}"})
+    written = {path.name for path in (folder / "unsure").iterdir()}
+    assert {"contact_sheet.png", "3_uncertainty.png", "3_probabilities.npz"} <= written
+    unsure, total = names["unsure"], names["total"]
+    assert unsure.probabilities.shape == (1, *VAL, 2)
+    assert total.sum() == 4 * math.prod(VAL)
+    assert 0 <= names["aurc"] <= 1
+    # The threshold answers nine pixels of ten, of all images, to a bin of the histogram.
+    answered = np.sum(total, axis=0)[: names["last"] + 1].sum() / total.sum()
+    assert answered >= 0.9 > answered - np.sum(total, axis=0)[names["last"]] / total.sum()
+    assert names["curve"]["coverage"][-1] == risk_coverage(total)["coverage"][-1] == 1
+    assert names["asked"].shape == (1, *VAL)
+
+
+def test_every_page_is_run_by_a_test():
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [path.name for path in (ROOT / "docs" / "howto").iterdir() if f'"howto/{path.name}"' not in tests] == []
