@@ -34,8 +34,12 @@ def evaluate(eval_step: Callable, state: TrainState, source: Source, config: Con
       for JSON.
     """
     totals = add_up(counter(eval_step, state, config, mesh), source, config)
-    about = {"images": len(source), "skipped": len(source.skipped), "classes": list(source.label_set.names)}
-    return about | scores(totals)
+    return about(source) | scores(totals)
+
+
+def about(source: Source) -> dict[str, Any]:
+    """What `evaluate` says of the split itself."""
+    return {"images": len(source), "skipped": len(source.skipped), "classes": list(source.label_set.names)}
 
 
 def counter(step: Callable, state: TrainState, config: ConfigDict, mesh) -> Callable:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from segjax import metrics
@@ -51,10 +51,10 @@ def probabilities(logits: Float[Array, "b h w outputs"], num_classes: int) -> Fl
 
     Of a network that learned void as a class too: how likely where it is not void, as `classify`.
     """
-    return jax.nn.softmax(_of_classes(logits, num_classes))
+    return jax.nn.softmax(class_logits(logits, num_classes))
 
 
-def _of_classes(logits: Array, num_classes: int) -> Array:
+def class_logits(logits: Array, num_classes: int) -> Array:
     """A logit a class: of a single one, 0 for the class before it, whose softmax is the sigmoid and what it leaves."""
     if logits.shape[-1] == 1:
         return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
@@ -110,7 +110,7 @@ def make_prediction(config: ConfigDict, model: Any, num_classes: int) -> Callabl
         likeliest = classify(logits, num_classes)
         mask = likeliest if threshold is None else (log_odds(logits) >= threshold).astype(jnp.int32)
         p = probabilities(logits, num_classes)
-        entropy = metrics.predictive_entropy(_of_classes(logits, num_classes)[None])
+        entropy = metrics.predictive_entropy(class_logits(logits, num_classes)[None])
         return mask[0].astype(jnp.uint8), p[0], entropy[0]
 
     def predict(state: TrainState, image: np.ndarray, threshold: float | None = None) -> Prediction:
@@ -149,13 +149,24 @@ def make_eval_step(config: ConfigDict, model: Any, num_classes: int, axis_name: 
         labels = batch["label"].astype(jnp.int32)
         logits = predict(state, batch["image"], batch["size"], labels.shape[1:])
         where = (labels != VOID) & batch["where"][:, None, None]
-        counts = {
-            "confusion": metrics.confusion_matrix(
-                labels, classify(logits, num_classes), num_classes, where=where, axis_name=axis_name
-            )
-        }
-        if num_classes == 2:
-            counts["scores"] = metrics.score_histogram(log_odds(logits), labels == 1, where=where, axis_name=axis_name)
-        return counts
+        return score_counts(logits, labels, num_classes, where=where, axis_name=axis_name)
 
     return step
+
+
+def score_counts(
+    logits: Float[Array, "b H W outputs"],
+    labels: Int[Array, "b H W"],
+    num_classes: int,
+    *,
+    where: Bool[Array, "b H W"],
+    axis_name: str | None,
+) -> dict[str, Array]:
+    """What `evaluation.scores` takes: "confusion", and for two classes "scores", the score histogram of class 1."""
+    predictions = classify(logits, num_classes)
+    counts = {
+        "confusion": metrics.confusion_matrix(labels, predictions, num_classes, where=where, axis_name=axis_name)
+    }
+    if num_classes == 2:
+        counts["scores"] = metrics.score_histogram(log_odds(logits), labels == 1, where=where, axis_name=axis_name)
+    return counts
