@@ -210,6 +210,7 @@ class EvalExamples:
         self._source, self._size = source, source.native_size or size
 
     def __call__(self, index: int) -> dict[str, Any]:
+        """One row of `eval_batches`' batches, without their axis."""
         label = np.full(self._source.largest_size, VOID, np.uint8)
         if index >= len(self._source):
             image = np.zeros((*self._size, self._source.channels), np.uint8)

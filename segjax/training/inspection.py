@@ -4,6 +4,7 @@ The pass adds counts on the device, as every evaluation does, and keeps no image
 predicted again at the end.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ ENTROPY = "entropy"
 # 32; below the floor all are alike.
 _LOWEST, _FLOOR = -16.0, 1e-7
 LOG_SPAN, LOG_BINS = 32.0, 4096
+_POINTS = 400  # of a curve
 
 Measures = Callable[[Any, Array, Array], dict[str, Array]]
 """`measures(variables, features, examples)`: more uncertainties by name, `[b, h, w]` ≥ 0 each, of the features `[b, h,
@@ -58,8 +60,9 @@ class Inspection(NamedTuple):
       scores: `evaluation.evaluate`'s, and "average_precision_per_class", "expected_calibration_error",
         "area_under_risk_coverage" by uncertainty, and what `metrics.per_image_scores` gives.
       reliability: what `metrics.reliability_diagram` gives, and "count", the pixels a bin.
-      precision_recall: by class "recall" and "precision"; of two classes the second only.
-      risk_coverage: by uncertainty "coverage" and "risk".
+      precision_recall: by class "recall", "precision" and "threshold_logit", of as many points as are drawn; of two
+        classes the second only.
+      risk_coverage: by uncertainty "coverage" and "risk", likewise.
       best: the images with the highest mean IoU, best first.
       worst: those with the lowest, worst first. No image is in both.
     """
@@ -70,6 +73,13 @@ class Inspection(NamedTuple):
     risk_coverage: dict[str, dict[str, list]]
     best: tuple[Shown, ...]
     worst: tuple[Shown, ...]
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """By uncertainty, the end of a scale for all pictures: log C of the entropy, of others the largest shown."""
+        shown = [one.uncertainties for one in (*self.best, *self.worst)]
+        highest = {name: max(float(one[name].max()) for one in shown) for name in (shown[0] if shown else ())}
+        return highest | {ENTROPY: math.log(len(self.scores["classes"]))}
 
 
 def inspect_run(run: Run, source: Source, *, images: int, measures: Measures | None = None) -> Inspection:
@@ -108,10 +118,10 @@ def inspect_run(run: Run, source: Source, *, images: int, measures: Measures | N
         evaluation.about(source) | evaluation.scores(totals) | _more_scores(totals, run.label_set.names, each.sums),
         _lists(metrics.reliability_diagram(totals["calibration"]) | {"count": totals["calibration"].count}),
         {
-            name: _lists(metrics.precision_recall_curve(histogram))
+            name: _drawn(metrics.precision_recall_curve(histogram), "recall")
             for name, histogram in _rankings(totals, run.label_set.names).items()
         },
-        {name: _lists(metrics.risk_coverage(histogram)) for name, histogram in totals["errors"].items()},
+        {name: _drawn(metrics.risk_coverage(histogram), "coverage") for name, histogram in totals["errors"].items()},
         tuple(show(*one) for one in best),
         tuple(show(*one) for one in worst),
     )
@@ -270,6 +280,15 @@ def _more_scores(totals: dict[str, Any], names: Sequence[str], sums: dict[str, n
         },
         **_lists(metrics.per_image_scores(sums)),
     }
+
+
+def _drawn(curve: dict[str, np.ndarray], along: str) -> dict[str, list]:
+    """A curve as it is drawn: at most `_POINTS` of its points, evenly spaced in `along`, which rises."""
+    at = np.nan_to_num(curve[along])
+    if at.size > _POINTS:
+        places = np.searchsorted(at, np.linspace(at[0], at[-1], _POINTS))
+        curve = {name: values[np.unique([0, *places, at.size - 1])] for name, values in curve.items()}
+    return _lists(curve)
 
 
 def _lists(arrays: dict[str, Any]) -> dict[str, Any]:

@@ -164,9 +164,7 @@ def score_counts(
 ) -> dict[str, Array]:
     """What `evaluation.scores` takes: "confusion", and for two classes "scores", the score histogram of class 1."""
     predictions = classify(logits, num_classes)
-    counts = {
-        "confusion": metrics.confusion_matrix(labels, predictions, num_classes, where=where, axis_name=axis_name)
-    }
+    counts = {"confusion": metrics.confusion_matrix(labels, predictions, num_classes, where=where, axis_name=axis_name)}
     if num_classes == 2:
         counts["scores"] = metrics.score_histogram(log_odds(logits), labels == 1, where=where, axis_name=axis_name)
     return counts
