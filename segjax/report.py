@@ -31,8 +31,8 @@ def main(argv: list[str]) -> None:
     found = inspect_run(run, source, images=FLAGS.images, measures=measures if with_heads else None)
     numbers = {key: value for key, value in found._asdict().items() if key not in ("best", "worst")}
     report = run_report(
-        f"{config.data.name}: {run.workdir.name}",
-        f"{config.model.name} after step {step} of {config.training.steps}, on the {len(source)} images of {split}.",
+        f"{config.model.name} on {config.data.name}",
+        f"{run.workdir}, step {step} of {config.training.steps}, on the {len(source)} images of {split}.",
         log=log,
         step=step,
         **numbers,

@@ -183,7 +183,7 @@ def tiles(pictures: Mapping[str, UInt8[np.ndarray, "..."]], *, width: int = 300)
 
     >>> black = np.zeros((30, 40, 3), np.uint8)
     >>> tiles({"image": black, "truth": black, "prediction": black}, width=80).shape
-    (168, 164, 3)
+    (164, 164, 3)
     """
     if not pictures:
         raise ValueError("tiles need at least one picture; got none")

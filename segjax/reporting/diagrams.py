@@ -9,9 +9,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from segjax.reporting.figures import COLORS
 
-_SIZE, _DPI = (5.2, 3.9), 180
+_SIZE, _DPI = (5.2, 3.9), 150
+_STYLES = ("-", "--", ":")
 _MARK, _FAINT = "#57606a", "#b9c0c7"
-Line = tuple[Sequence[float], Sequence[float]]
+Line = tuple[Sequence[float | int], Sequence[float | int]]
 
 
 def training_curve(
@@ -29,19 +30,20 @@ def training_curve(
       lines: by name, steps and values.
       title: above the plot.
       mark: the step of a checkpoint, drawn as a dotted line.
-      smoothed: the values are noisy: they are drawn faint, and over them their running mean of a fiftieth of the line.
+      smoothed: the values are noisy: they are drawn faint, and over them their mean over a twentieth of the line.
       unit: the y axis goes from 0 to 1.
       zero: it begins at 0.
     """
     drawn, axes = _plot(title, "step", "")
     for i, (name, (steps, values)) in enumerate(lines.items()):
-        color = COLORS[i % len(COLORS)]
-        window = max(1, len(values) // 50)
+        color, style = COLORS[i % len(COLORS)], _STYLES[i // len(COLORS) % len(_STYLES)]
+        window = max(1, len(values) // 20)
         if smoothed and window > 1:
             axes.plot(steps, values, color=color, lw=0.8, alpha=0.3)
             axes.plot(steps, _running_mean(values, window), color=color, lw=1.8, label=name)
         else:
-            axes.plot(steps, values, "o-" if len(values) < 30 else "-", color=color, lw=1.8, ms=3.5, label=name)
+            marker = "o" if len(values) < 30 else None
+            axes.plot(steps, values, style, marker=marker, ms=3.5, color=color, lw=1.8, label=name)
     axes.axvline(mark, color=_MARK, lw=1, ls=":")
     if unit or zero:
         axes.set_ylim(0, 1.02 if unit else None)
@@ -63,10 +65,10 @@ def confusion_picture(confusion: Sequence[Sequence[int]], classes: Sequence[str]
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.ma.masked_invalid(np.where(totals > 0, counts / np.maximum(totals, 1), np.nan))
     many, few = len(classes) > 12, len(classes) <= 4
-    cell = 0.36 if many else 0.5 if not few else 1.1
+    cell = 1.1 if few else 0.36 if many else 0.42
     longest = 0.085 * max(map(len, classes))
-    drawn = Figure(figsize=(cell * len(classes) + longest + 1.0, cell * len(classes) + longest + 0.6), dpi=_DPI)
-    drawn.set_layout_engine("constrained")
+    side = cell * len(classes) + longest
+    drawn = Figure(figsize=(side + 0.8, side + 0.5), layout="constrained", dpi=_DPI)
     axes = drawn.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for i, j in np.ndindex(shares.shape):
@@ -88,9 +90,9 @@ def confusion_picture(confusion: Sequence[Sequence[int]], classes: Sequence[str]
 
 
 def reliability(
-    edges: Sequence[float],
-    confidence: Sequence[float],
-    accuracy: Sequence[float],
+    edges: Sequence[float | int],
+    confidence: Sequence[float | int],
+    accuracy: Sequence[float | int],
     count: Sequence[int],
 ) -> Figure:
     """Accuracy against confidence, bin by bin, with the gap between them, and below how many pixels a bin holds.
@@ -133,11 +135,11 @@ def reliability(
     return drawn
 
 
-def precision_recall(lines: Mapping[str, Line], *, chance: float | None = None) -> Figure:
+def precision_recall(lines: Mapping[str, Line], *, chance: float | int | None = None) -> Figure:
     """Precision over recall, a line a name; `chance`: the precision without skill, the share of positives."""
     drawn, axes = _plot("Precision and recall", "recall", "precision")
     for i, (name, (recall, precision)) in enumerate(lines.items()):
-        style = ("-", "--", ":")[i // len(COLORS) % 3]
+        style = _STYLES[i // len(COLORS) % len(_STYLES)]
         axes.plot(recall, precision, style, color=COLORS[i % len(COLORS)], lw=1.6, label=name)
     if chance is not None:
         axes.axhline(chance, color=_MARK, lw=1, ls="--", label=f"without skill ({chance:.2g})")
@@ -150,7 +152,7 @@ def precision_recall(lines: Mapping[str, Line], *, chance: float | None = None) 
     return drawn
 
 
-def risk_coverage(lines: Mapping[str, Line], *, errors: float) -> Figure:
+def risk_coverage(lines: Mapping[str, Line], *, errors: float | int) -> Figure:
     """The share of wrong pixels among the surest ones, a line an uncertainty; `errors` is the share of all pixels."""
     drawn, axes = _plot("Risk and coverage", "share of pixels answered, the surest first", "of these, wrong")
     for i, (name, (coverage, risk)) in enumerate(lines.items()):
@@ -178,7 +180,7 @@ def _quiet(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _running_mean(values: Sequence[float], window: int) -> np.ndarray:
+def _running_mean(values: Sequence[float | int], window: int) -> np.ndarray:
     """Of `window` values, at its ends of those there are; NaNs are left out."""
     known = np.array(values, float)
     ones = np.convolve(~np.isnan(known), np.ones(window), "same")

@@ -1,6 +1,7 @@
 """The report of a single run: what was logged, counted and seen of it becomes the sections of one page."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,12 +38,12 @@ def run_report(
     title: str,
     text: str,
     *,
-    log: Sequence[Mapping[str, float]],
+    log: Sequence[Mapping[str, float | int]],
     step: int,
     scores: Mapping[str, Any],
-    reliability: Mapping[str, Sequence[float]],
-    precision_recall: Mapping[str, Mapping[str, Sequence[float]]],
-    risk_coverage: Mapping[str, Mapping[str, Sequence[float]]],
+    reliability: Mapping[str, Sequence[float | int]],
+    precision_recall: Mapping[str, Mapping[str, Sequence[float | int]]],
+    risk_coverage: Mapping[str, Mapping[str, Sequence[float | int]]],
     best: Sequence[Picture],
     worst: Sequence[Picture],
     colours: Picture,
@@ -88,12 +89,9 @@ def run_report(
     return Report(title, text, sections, facts)
 
 
-def _training(log: Sequence[Mapping[str, float]], step: int, scores: Mapping[str, Any]) -> Section:
-    losses = _logged(log, _LOSSES)
-    if len(losses) == 2:  # of a single part, which is the loss
-        del losses["pixel loss"]
+def _training(log: Sequence[Mapping[str, float | int]], step: int, scores: Mapping[str, Any]) -> Section:
     drawn = {
-        "loss": ("Loss", "Loss of the training batches, and where it is long its running mean.", losses),
+        "loss": ("Loss", "Loss of the training batches, and where it is long its running mean.", loss_lines(log)),
         "scores": ("Scores", "Scores of the evaluation split.", _logged(log, _SCORES)),
         "iou": (
             "IoU by class",
@@ -117,17 +115,25 @@ def _training(log: Sequence[Mapping[str, float]], step: int, scores: Mapping[str
     )
 
 
-def _logged(log: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, diagrams.Line]:
+def loss_lines(log: Sequence[Mapping[str, float | int]]) -> dict[str, diagrams.Line]:
+    """The loss and its parts; without them where there is but one, which is the loss."""
+    lines = _logged(log, _LOSSES)
+    return lines if len(lines) > 2 else {name: line for name, line in lines.items() if name == "loss"}
+
+
+def _logged(log: Sequence[Mapping[str, float | int]], names: Mapping[str, str]) -> dict[str, diagrams.Line]:
     """The lines of those names that were logged."""
     found = {name: [(row["step"], row[key]) for row in log if key in row] for name, key in names.items()}
     return {name: tuple(map(list, zip(*points, strict=True))) for name, points in found.items() if points}
 
 
-def _classes(scores: Mapping[str, Any], curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Section:
+def _classes(scores: Mapping[str, Any], curves: Mapping[str, Mapping[str, Sequence[float | int]]]) -> Section:
     classes, pixels = scores["classes"], [sum(row) for row in scores["confusion"]]
     table = per_class_table(scores, "Every class against all others")
     if len(classes) > 2:
-        ranked = [*scores["average_precision_per_class"], None]
+        ranked = scores["average_precision_per_class"]
+        known = [value for value in ranked if not math.isnan(value)]
+        ranked = [*ranked, statistics.mean(known) if known else None]
         rows = [(*row, value) for row, value in zip(table.rows, ranked, strict=True)]
         table = table._replace(columns=(*table.columns, "AP"), rows=rows)
     drawn = {name: curve for name, curve in curves.items() if name in _rarest(scores)}
@@ -147,14 +153,14 @@ def _classes(scores: Mapping[str, Any], curves: Mapping[str, Mapping[str, Sequen
             "would cost in false alarms.",
         ),
     }
-    small = len(classes) <= 4
+    small = len(classes) <= _MOST_LINES
     pictures = [Picture(name, caption, png(figure), half=small) for name, (figure, caption) in figures.items()]
     return Section("Class by class", "", (table,), (*pictures,))
 
 
 def _certainty(
-    reliability: Mapping[str, Sequence[float]],
-    risk_coverage: Mapping[str, Mapping[str, Sequence[float]]],
+    reliability: Mapping[str, Sequence[float | int]],
+    risk_coverage: Mapping[str, Mapping[str, Sequence[float | int]]],
     scores: Mapping[str, Any],
 ) -> Section:
     error = scores["expected_calibration_error"]
@@ -170,7 +176,8 @@ def _certainty(
     )
     text = (
         "The surest pixels should be the right ones: the lower a curve of risk and coverage, the more of the errors "
-        f"its uncertainty knows of. AURC is the area under it; without any skill it is the share of wrong pixels, {errors:.3g}."
+        "its uncertainty knows of. AURC is the area under it; without skill it is the share of wrong pixels, "
+        f"{errors:.3g}."
     )
     pictures = (
         Picture("reliability", caption, png(bins), half=True),

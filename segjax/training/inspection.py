@@ -140,7 +140,7 @@ def make_inspection_step(
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
         labels = batch["label"].astype(jnp.int32)
-        logits, unsure = maps_of(state, batch, labels.shape[1:])
+        logits, unsure = maps_of(state.variables, batch, labels.shape[1:])
         where, predicted = (labels != VOID) & batch["where"][:, None, None], classify(logits, num_classes)
         counted = {"where": where, "axis_name": axis_name}
         counts = score_counts(logits, labels, num_classes, **counted)
@@ -181,14 +181,14 @@ def log_of(uncertainty: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
 
 
 def _make_maps(config: ConfigDict, model: Any, num_classes: int, measures: Measures | None) -> Callable:
-    """Builds `maps(state, batch, canvas)`: logits, and logs of uncertainties by name, at the labels' own resolution."""
+    """Builds `maps(variables, batch, canvas)`: logits and logs of uncertainties by name, at the labels' resolution."""
     input_of, model = make_input(config), model.clone(dropout="none", remat=False)
 
-    def maps(state: TrainState, batch: dict[str, jax.Array], canvas: tuple[int, int]) -> tuple[Array, dict[str, Array]]:
-        output = model.apply(state.variables, input_of(batch["image"]), train=False)
+    def maps(variables: Any, batch: dict[str, jax.Array], canvas: tuple[int, int]) -> tuple[Array, dict[str, Array]]:
+        output = model.apply(variables, input_of(batch["image"]), train=False)
         logits = resize_logits_to(output.logits, canvas, batch["size"])
         unsure = {ENTROPY: log_of(metrics.predictive_entropy(class_logits(logits, num_classes)[None]))}
-        found = measures(state.variables, output.features, batch["index"]) if measures else {}
+        found = measures(variables, output.features, batch["index"]) if measures else {}
         if found:
             logs = jnp.stack([log_of(values) for values in found.values()], axis=-1)
             logs = resize_logits_to(logs, canvas, batch["size"])
@@ -203,18 +203,17 @@ def _shower(run: Run, source: Source, measures: Measures | None) -> Callable[[in
     config, num_classes = run.config, len(run.label_set.names)
     maps_of = _make_maps(config, run.model.clone(axis_name=None), num_classes, measures)
     examples = EvalExamples(source, tuple(config.data.size))
-    state = jax.tree.map(np.asarray, run.state.variables)
     canvas = tuple(source.largest_size)
 
     @jax.jit
     def found(variables: Any, batch: dict[str, jax.Array]) -> tuple[Array, dict[str, Array]]:
-        logits, unsure = maps_of(_Variables(variables), batch, canvas)
+        logits, unsure = maps_of(variables, batch, canvas)
         return classify(logits, num_classes), jax.tree.map(jnp.exp, unsure)
 
     def show(index: int, mean_iou: float) -> Shown:
         example, read = examples(index), source[index]
         batch = {key: np.asarray(example[key])[None] for key in ("image", "size")} | {"index": np.array([index])}
-        prediction, unsure = jax.device_get(found(state, batch))
+        prediction, unsure = jax.device_get(found(run.state.variables, batch))
         height, width = read["label"].shape
         return Shown(
             read["name"],
@@ -226,12 +225,6 @@ def _shower(run: Run, source: Source, measures: Measures | None) -> Callable[[in
         )
 
     return show
-
-
-class _Variables(NamedTuple):
-    """As much of a `TrainState` as a prediction needs."""
-
-    variables: Any
 
 
 class _EachImage:

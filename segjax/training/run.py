@@ -27,7 +27,15 @@ from segjax.training.step import TrainState, init_state
 from segjax.training.storage import path_of
 
 # What of `provenance` a report tells.
-_ORIGIN = ("command", "commit", "date", "device", "cpu_threads", "python", "versions")
+_ORIGIN = {
+    "command": "command",
+    "commit": "commit",
+    "date": "date",
+    "device": "device",
+    "CPU threads": "cpu_threads",
+    "Python": "python",
+    "versions": "versions",
+}
 
 
 class Run(NamedTuple):
@@ -82,8 +90,9 @@ def facts_of(run: Run, split: str, scores: dict[str, Any]) -> dict[str, Any]:
     """
     config, file = run.config, run.workdir / SCORES_FILE
     parameters = sum(p.size for p in jax.tree.leaves(run.state.params))
+    skipped = f"; {scores['skipped']} bad pair(s) of image and mask left out" if scores["skipped"] else ""
     facts = {
-        "data": f"{config.data.name}, {split}: {scores['images']} images, {scores['skipped']} bad ones left out",
+        "data": f"{config.data.name}, {split}: {scores['images']} images{skipped}",
         "network": f"{config.model.name}, {parameters / 1e6:.3g} M parameters",
         "input": " × ".join(map(str, (*config.data.size, config.data.channels))),
         "checkpoint": str(run.workdir / FOLDER / str(int(run.state.step))),
@@ -95,9 +104,9 @@ def facts_of(run: Run, split: str, scores: dict[str, Any]) -> dict[str, Any]:
     else:
         since = f", from step {origin['wall_seconds_from_step']} on" if origin["wall_seconds_from_step"] else ""
         facts["training time"] = f"{origin['wall_seconds'] / 60:.1f} minutes{since}"
-        facts |= {f"training {key}": origin[key] for key in _ORIGIN}
+        facts |= {f"training {name}": origin[key] for name, key in _ORIGIN.items()}
     here = provenance()
-    return facts | {f"this page's {key}": here[key] for key in _ORIGIN}
+    return facts | {f"this page's {name}": here[key] for name, key in _ORIGIN.items()}
 
 
 def model_of(config: ConfigDict) -> Any:

@@ -179,7 +179,7 @@ def append(path: Path | epath.Path, step: int, values: dict[str, float]) -> None
         lines.write(_line(step, values))
 
 
-def read_log(workdir: str | os.PathLike) -> list[dict[str, float]]:
+def read_log(workdir: str | os.PathLike) -> list[dict[str, float | int]]:
     """The lines of a run's `metrics.jsonl`: "step" and what was logged there. A half-written last line is left out.
 
     Raises:
