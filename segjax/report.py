@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     run = load_run(argv[1])
     log, config, labels, step = read_log(run.workdir), run.config, run.label_set, int(run.state.step)
     split, output = FLAGS.split or config.data.eval_split, path_of(FLAGS.output or run.workdir / "report")
-    source = open_split(config.data, split)
+    source, chosen = open_split(config.data, split), "its best checkpoint, " if path_of(argv[1]) == run.workdir else ""
     if output.exists() and not output.is_dir():
         raise app.UsageError(f"--output: expected a folder; {output} is a file")
     output.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     numbers = {key: value for key, value in found._asdict().items() if key not in ("best", "worst")}
     report = run_report(
         f"{config.model.name} on {config.data.name}",
-        f"{run.workdir}, step {step} of {config.training.steps}, on the {len(source)} images of {split}.",
+        f"{run.workdir}, {chosen}step {step} of {config.training.steps}, on the {len(source)} images of {split}.",
         log=log,
         step=step,
         **numbers,
