@@ -33,8 +33,15 @@ def reference(config):
 
 
 @pytest.fixture(scope="module")
-def found(config):
+def traced():
+    """One entry each time that a program with uncertainties was traced."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def found(config, traced):
     def places(variables, features, examples):
+        traced.append(features.shape)
         return {"place": (features[..., 0] * 0) + examples[:, None, None] + 1}
 
     run = fresh_run(config)
@@ -56,6 +63,10 @@ def test_the_mappings_count_the_same(config, found, parallel):
     assert mapped.scores["average_precision"] == pytest.approx(found.scores["average_precision"], abs=1e-6)
     assert mapped.reliability["count"] == pytest.approx(found.reliability["count"], abs=5)
     assert (mapped.best, mapped.worst) == ((), ())
+
+
+def test_the_pass_is_one_program_and_the_pictures_are_another(found, traced):
+    assert [shape[0] for shape in traced] == [4, 1]  # a batch of all devices, and an image
 
 
 def test_every_kept_pixel_is_counted_once(found):
