@@ -49,7 +49,7 @@ def training_curve(
         axes.set_ylim(0, 1.02 if unit else None)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if len(lines) > 6:
-        drawn.legend(fontsize=7.5, loc="outside right upper")
+        drawn.legend(fontsize=7.5, loc="outside right upper", handlelength=3.2)
     elif len(lines) > 1:
         axes.legend(fontsize=8)
     return drawn
@@ -146,7 +146,7 @@ def precision_recall(lines: Mapping[str, Line], *, chance: float | int | None = 
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     if len(lines) > 4:
         drawn.set_size_inches(_SIZE[0] + 1.6, _SIZE[1])
-        drawn.legend(fontsize=8, loc="outside right upper")
+        drawn.legend(fontsize=8, loc="outside right upper", handlelength=3.2)
     else:
         axes.legend(fontsize=8)
     return drawn
