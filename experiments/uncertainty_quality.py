@@ -27,13 +27,13 @@ from segjax.inference.ensemble import analytic_uncertainty, head_uncertainty
 from segjax.reporting import Table, markdown, show
 from segjax.training import load_run, open_split, parallel
 from segjax.training.evaluation import add_up, counter
+from segjax.training.inspection import LOG_SPAN, error_histogram, log_of
 from segjax.training.loop import write_json
 from segjax.training.prediction import classify, make_input, resize_logits_to
 from segjax.training.provenance import provenance
 
 RATE = 0.2
 HEADS = (3, 30)
-BINS = 4096
 # In the order of the table; JAX sorts the keys of the counts.
 NAMES = (
     "1 - max probability",
@@ -41,8 +41,6 @@ NAMES = (
     *(f"{kind}, K = {heads}" for heads in HEADS for kind in ("variance", "mutual information", "entropy")),
     "variance, analytic",
 )
-# Uncertainties lie anywhere above 0: their logarithm ranks as they do, and these are the ends of its bins.
-LOWEST, HIGHEST = -16.0, 16.0
 
 
 def uncertainties(config: ConfigDict, model: Any, num_classes: int, key: jax.Array) -> Callable:
@@ -76,7 +74,7 @@ def make_counts(config: ConfigDict, model: Any, num_classes: int, key: jax.Array
     def step(state, batch: dict[str, jax.Array]) -> dict[str, Any]:
         labels = batch["label"].astype(jnp.int32)
         logits, found = maps_of(state, batch["image"])
-        logs = jnp.stack([jnp.log(jnp.maximum(u, 1e-7)) for u in found.values()], axis=-1)
+        logs = jnp.stack([log_of(values) for values in found.values()], axis=-1)
         native = resize_logits_to(jnp.concatenate([logits, logs], -1), labels.shape[1:], batch["size"])
         predicted = classify(native, num_classes)
         shown = jnp.broadcast_to(batch["where"][:, None, None], labels.shape)
@@ -84,13 +82,7 @@ def make_counts(config: ConfigDict, model: Any, num_classes: int, key: jax.Array
         for i, name in enumerate(found):
             values = native[..., num_classes + i]
             counts[name] = {
-                "errors": metrics.uncertainty_histogram(
-                    values - LOWEST,
-                    predicted == labels,
-                    maximum=HIGHEST - LOWEST,
-                    num_bins=BINS,
-                    where=shown & (labels != VOID),
-                ),
+                "errors": error_histogram(values, predicted == labels, where=shown & (labels != VOID)),
                 "void": metrics.score_histogram(values, labels == VOID, where=shown),
             }
         return counts
@@ -105,7 +97,7 @@ def scores(counts: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, floa
         histograms = counts[name]
         curve = metrics.risk_coverage(histograms["errors"])
         at = int(np.searchsorted(curve["coverage"], 0.9))
-        versus = metrics.accuracy_vs_uncertainty(histograms["errors"], HIGHEST - LOWEST)
+        versus = metrics.accuracy_vs_uncertainty(histograms["errors"], LOG_SPAN)
         result[name] = {
             "area_under_risk_coverage": float(metrics.area_under_risk_coverage(histograms["errors"])),
             "coverage": float(curve["coverage"][at]),
@@ -141,7 +133,7 @@ def figure(counts: dict[str, dict[str, np.ndarray]], path: Path) -> None:
         style = ":" if "K = 3" in name and "K = 30" not in name else "--" if "K = 30" in name else "-"
         histograms = counts[name]
         curve = metrics.risk_coverage(histograms["errors"])
-        versus = metrics.accuracy_vs_uncertainty(histograms["errors"], HIGHEST - LOWEST)
+        versus = metrics.accuracy_vs_uncertainty(histograms["errors"], LOG_SPAN)
         width = 2.2 if style == "-" else 1.4
         axes[0].plot(curve["coverage"], curve["risk"], style, c=colour, lw=width, label=name)
         axes[1].plot(curve["coverage"], versus["uncertain_given_inaccurate"][1:], style, c=colour, lw=width)

@@ -1,7 +1,9 @@
 """Four host devices, no accelerator, shapes checked at run time: set before anything imports jax or segjax."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +76,39 @@ def python(process_environment):
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """`browser(page)`: what a real browser says of an HTML page, at a desk and on a telephone 390 pixels wide.
+
+    By width, a dictionary: "images", whether each one is there; "cells", of its tables; "wide", whether the page itself
+    scrolls sideways. A message on the browser's console fails.
+    """
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium here: Debian's package is called chromium")
+
+    def look(page):
+        folder = tmp_path_factory.mktemp("browser")
+        tell = (
+            "<script>addEventListener('load', () => parent.postMessage({width: innerWidth, seen: {"
+            "images: [...document.images].map(i => i.complete && i.naturalWidth > 1),"
+            "cells: document.querySelectorAll('td').length,"
+            "wide: document.documentElement.scrollWidth > document.documentElement.clientWidth}}, '*'));</script>"
+        )
+        (folder / "page.html").write_text(page.replace("</body>", f"{tell}</body>"), encoding="utf-8")
+        listen = "<script>let all = {}; addEventListener('message', e => { all[e.data.width] = e.data.seen; "
+        frames = "".join(f'<iframe src="page.html" style="width:{w}px;border:0"></iframe>' for w in (1280, 390))
+        (folder / "desk.html").write_text(f"{listen}document.title = JSON.stringify(all); }});</script>{frames}")
+        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+        command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
+        command.append((folder / "desk.html").as_uri())
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert shown.returncode == 0, shown.stderr
+        assert "CONSOLE" not in shown.stderr
+        seen = json.loads(re.search("<title>(.*?)</title>", shown.stdout)[1])
+        assert set(seen) == {"1280", "390"}
+        return {int(width): of for width, of in seen.items()}
+
+    return look

@@ -165,6 +165,33 @@ def test_an_exported_network_predicts_an_image_by_its_own_script(run, street, tm
     assert set(np.unique(mask)) <= {0, 1}
 
 
+def test_a_report_is_one_page_with_the_scores_that_training_ended_with(run, python, browser):
+    workdir, _ = run
+    done = python("-m", "segjax.report", f"{workdir}/checkpoints/latest", "--images=1")
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {workdir}/report/report.html" in done.stdout
+    found = json.loads((workdir / "report" / "report.json").read_text())
+    scores = json.loads((workdir / "scores.json").read_text())
+    assert found["data"]["scores"]["confusion"] == scores["confusion"]
+    assert found["data"]["scores"]["average_precision"] == pytest.approx(scores["average_precision"], abs=1e-6)
+    facts = found["facts"]
+    assert facts["training command"] == scores["provenance"]["command"]
+    assert facts["this page's command"].startswith("python -m segjax.report ")
+    assert facts["checkpoint"] == f"{workdir}/checkpoints/2"
+    page = (workdir / "report" / "report.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    for width, seen in browser(page).items():
+        assert (seen["images"], seen["wide"]) == ([True] * 11, False), width
+
+
+def test_what_is_no_run_is_one_line_and_leaves_nothing(run, tmp_path, python):
+    done = python("-m", "segjax.report", tmp_path, f"--output={tmp_path / 'out'}")
+    assert done.returncode == 1
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said.startswith(f"error: {tmp_path} is not a run: expected {tmp_path}/config.json")
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_images_of_one_name_are_refused_before_either_is_written(run, tmp_path, python):
     done = python("-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path}", "a/x.png", "b/x.jpg")
     assert done.returncode == 1

@@ -165,7 +165,7 @@ def eval_batches(
     if size is None and source.native_size is None:
         raise ValueError("the images of this split have different sizes; expected a size to resize them to, got None")
     count = -(-len(source) // global_batch_size)
-    padded = grain.MapDataset.range(count * global_batch_size).map(_EvalExamples(source, size))
+    padded = grain.MapDataset.range(count * global_batch_size).map(EvalExamples(source, size))
     shard = padded.batch(share)[process_index::process_count]
 
     def batches() -> Iterator[Batch]:
@@ -203,13 +203,14 @@ def _resize(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     return resized.reshape(*size, image.shape[-1])  # OpenCV drops a single channel
 
 
-class _EvalExamples:
-    """Example i of a split for evaluation, or what fills the last batch if there are fewer."""
+class EvalExamples:
+    """Example i of a split as `eval_batches` has it, or what fills the last batch if there are fewer."""
 
     def __init__(self, source: Source, size: tuple[int, int] | None):
         self._source, self._size = source, source.native_size or size
 
     def __call__(self, index: int) -> dict[str, Any]:
+        """One row of `eval_batches`' batches, without their axis."""
         label = np.full(self._source.largest_size, VOID, np.uint8)
         if index >= len(self._source):
             image = np.zeros((*self._size, self._source.channels), np.uint8)

@@ -17,10 +17,11 @@ from segjax.inference.ensemble import (
     predict_with_uncertainty,
     whole_passes,
 )
+from segjax.inference.measures import head_measures
 from segjax.inference.moments import Moments, packed, uncertainty_of, unpacked
-from segjax.inference.predictions import Done, Found, Wanted, done_lines, write_predictions
+from segjax.inference.predictions import Done, Found, Wanted, done_lines, png, write_predictions
 from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
-from segjax.inference.visualize import contact_sheet, heatmap, overlay, panel
+from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, panel, tiles
 
 __all__ = [
     "AUGMENTATIONS",
@@ -42,15 +43,20 @@ __all__ = [
     "dense_crf",
     "done_lines",
     "dropout_head",
+    "example_tiles",
+    "head_measures",
     "head_uncertainty",
     "heatmap",
+    "legend",
     "make_engine",
     "overlay",
     "packed",
     "panel",
+    "png",
     "predict_tiled",
     "predict_with_uncertainty",
     "restored",
+    "tiles",
     "tiles_along",
     "transformed",
     "uncertainty_of",

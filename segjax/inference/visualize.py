@@ -168,9 +168,79 @@ def contact_sheet(
     return np.concatenate(parts)
 
 
-def _font() -> ImageFont.FreeTypeFont:
+def tiles(pictures: Mapping[str, UInt8[np.ndarray, "..."]], *, width: int = 300) -> UInt8[np.ndarray, "height total 3"]:
+    """Pictures of one image, two in a row, each under its title: as much as a telephone shows.
+
+    Args:
+      pictures: by title, uint8 RGB `[H, W, 3]` of one size, at least one.
+      width: of each, in pixels; heights follow.
+
+    Returns:
+      uint8 RGB on white.
+
+    Raises:
+      ValueError: there are none.
+
+    >>> black = np.zeros((30, 40, 3), np.uint8)
+    >>> tiles({"image": black, "truth": black, "prediction": black}, width=80).shape
+    (164, 164, 3)
+    """
+    if not pictures:
+        raise ValueError("tiles need at least one picture; got none")
+    shown = []
+    for title, picture in pictures.items():
+        height = max(1, round(width * picture.shape[0] / picture.shape[1]))
+        shrinks = width < picture.shape[1]
+        size = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
+        strip = Image.new("RGB", (width, 20), "white")
+        ImageDraw.Draw(strip).text((0, 2), title, fill=_INK, font=_font(14))
+        shown.append(np.concatenate([np.asarray(strip), cv2.resize(picture, (width, height), interpolation=size)]))
+    shown += [np.full_like(shown[0], _WHITE)] * (len(shown) % 2)
+    gap = np.full((shown[0].shape[0], _GAP, 3), _WHITE, np.uint8)
+    rows = [np.concatenate([left, gap, right], axis=1) for left, right in zip(shown[::2], shown[1::2], strict=True)]
+    between = np.full((_GAP, rows[0].shape[1], 3), _WHITE, np.uint8)
+    return np.concatenate([part for row in rows for part in (between, row)][1:])
+
+
+def example_tiles(
+    image: UInt8[np.ndarray, "H W C"],
+    truth: Integer[np.ndarray, "H W"],
+    prediction: Integer[np.ndarray, "H W"],
+    uncertainties: Mapping[str, Float[np.ndarray, "H W"]],
+    maxima: Mapping[str, float],
+    palette: UInt8[np.ndarray, "classes 3"],
+) -> UInt8[np.ndarray, "height total 3"]:
+    """`tiles` of an image, its truth, its prediction and its uncertainties.
+
+    Args:
+      image: C = 3 (RGB) or 1 (grey).
+      truth: train ids, void 255 in black.
+      prediction: train ids.
+      uncertainties: by name, ≥ 0.
+      maxima: by name, the uncertainty that has the lightest colour.
+      palette: RGB, a row a class.
+
+    Raises:
+      ValueError: an id without a colour, or a maximum that is not finite and more than 0.
+    """
+    shown = {
+        "image": np.broadcast_to(image, (*truth.shape, 3)),
+        "truth": colorize(truth, palette),
+        "prediction": colorize(prediction, palette),
+    }
+    for name, values in uncertainties.items():
+        shown[f"{name}, 0 to {maxima[name]:.2g}"] = heatmap(values, maxima[name])
+    return tiles(shown)
+
+
+def legend(label_set: LabelSet, *, width: int = 360) -> UInt8[np.ndarray, "height width 3"]:
+    """The colours of the classes, with their names, as a picture `width` pixels wide."""
+    return np.concatenate(_legend(label_set, width))
+
+
+def _font(size: int = 12) -> ImageFont.FreeTypeFont:
     # Pillow's own has English letters only, as OpenCV's, and names of files have others.
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 12)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
 def _legend(label_set: LabelSet, total: int) -> list[UInt8[np.ndarray, "h total 3"]]:

@@ -22,6 +22,7 @@ from segjax.metrics.checkerboard import CheckerboardSums, checkerboard_energy, c
 from segjax.metrics.confusion import confusion_matrix, segmentation_scores
 from segjax.metrics.obstacles import component_counts, component_scores, obstacle_targets
 from segjax.metrics.per_image import confusion_matrix_per_image, per_image_scores, per_image_sums, recipe_jaccard
+from segjax.metrics.precision_recall import class_log_odds, precision_recall_curve
 from segjax.metrics.proper_scores import ProperScoreSums, brier_score, negative_log_likelihood, proper_score_sums
 from segjax.metrics.ranking import (
     auroc,
@@ -75,6 +76,7 @@ __all__ = [
     "calibration_bins",
     "checkerboard_energy",
     "checkerboard_sums",
+    "class_log_odds",
     "classwise_calibration_bins",
     "classwise_calibration_error",
     "component_counts",
@@ -94,6 +96,7 @@ __all__ = [
     "patch_means",
     "per_image_scores",
     "per_image_sums",
+    "precision_recall_curve",
     "predictive_entropy",
     "proper_score_sums",
     "recipe_jaccard",

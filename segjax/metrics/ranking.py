@@ -107,7 +107,7 @@ def average_precision(histogram: Histogram) -> float:
     >>> round(average_precision(histogram), 3)  # (1/1 + 2/3) / 2
     0.833
     """
-    ranked = _ranked(histogram)
+    ranked = ranked_counts(histogram)
     # The i-th of p positives has about n i / (p + 1) of the bin's n negatives before it.
     mixed = ranked.negatives / (ranked.positives + 1)
     return _mean_over_positives(ranked, _sum_of_precisions(ranked, ranked.negatives_above, mixed))
@@ -145,7 +145,7 @@ def average_precision_bounds(histogram: Histogram) -> tuple[float, float]:
     >>> round(low, 3), round(high, 3)  # (1 + 2/3) / 2 and (1 + 1) / 2
     (0.833, 1.0)
     """
-    ranked = _ranked(histogram)
+    ranked = ranked_counts(histogram)
     low = _sum_of_precisions(ranked, ranked.negatives_above + ranked.negatives, np.zeros_like(ranked.negatives))
     hits = ranked.positives_above + ranked.positives
     high = ranked.positives * hits / np.maximum(hits + ranked.negatives_above, 1)
@@ -177,7 +177,7 @@ def auroc(histogram: Histogram) -> float:
     >>> auroc(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
     0.75
     """
-    ranked = _ranked(histogram)
+    ranked = ranked_counts(histogram)
     pairs = ranked.positives.sum() * ranked.negatives.sum()
     wins = (ranked.negatives * (ranked.positives_above + ranked.positives / 2)).sum()
     return float(wins / pairs) if pairs else float("nan")
@@ -208,7 +208,7 @@ def fpr_at_tpr(histogram: Histogram, tpr: float = 0.95) -> float:
     >>> fpr_at_tpr(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
     0.5
     """
-    ranked = _ranked(histogram)
+    ranked = ranked_counts(histogram)
     reached = _reached(ranked, tpr)
     if reached is None:
         return float("nan")
@@ -245,7 +245,7 @@ def auroc_bounds(histogram: Histogram) -> tuple[float, float]:
     >>> round(low, 3), round(high, 3)
     (0.5, 1.0)
     """
-    ranked = _ranked(histogram)
+    ranked = ranked_counts(histogram)
     pairs = ranked.positives.sum() * ranked.negatives.sum()
     if not pairs:
         return float("nan"), float("nan")
@@ -283,7 +283,7 @@ def fpr_at_tpr_bounds(histogram: Histogram, tpr: float = 0.95) -> tuple[float, f
     >>> round(low, 3), round(high, 3)
     (0.333, 0.667)
     """
-    ranked = _ranked(histogram)
+    ranked = ranked_counts(histogram)
     reached = _reached(ranked, tpr)
     if reached is None:
         return float("nan"), float("nan")
@@ -326,7 +326,7 @@ def best_f1(histogram: Histogram) -> BestF1:
     >>> best_f1(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
     BestF1(f1=0.8, threshold_logit=1.0)
     """
-    ranked = _ranked(histogram)
+    ranked = ranked_counts(histogram)
     if not ranked.positives.any():
         return BestF1(float("nan"), float("nan"))
     f1 = _f1(ranked, ranked.negatives_above + ranked.negatives)
@@ -366,7 +366,7 @@ def best_f1_bounds(histogram: Histogram) -> tuple[float, float]:
     >>> round(low, 3), round(high, 3)  # 2 · 2 / (2 + 3) and 1
     (0.8, 1.0)
     """
-    ranked = _ranked(histogram)
+    ranked = ranked_counts(histogram)
     if not ranked.positives.any():
         return float("nan"), float("nan")
     low = _f1(ranked, ranked.negatives_above + ranked.negatives).max()
@@ -412,7 +412,7 @@ def threshold_at_precision(histogram: Histogram, precision: float) -> ThresholdA
     """
     if not 0 < precision <= 1:
         raise ValueError(f"precision must be above 0 and at most 1; got {precision:g}")
-    ranked = _ranked(histogram)
+    ranked = ranked_counts(histogram)
     if not ranked.positives.any():
         return ThresholdAtPrecision(float("nan"), float("nan"), float("nan"))
     found = ranked.positives_above + ranked.positives
@@ -437,7 +437,8 @@ class _Ranked(NamedTuple):
     negatives_above: np.ndarray
 
 
-def _ranked(histogram: ArrayLike) -> _Ranked:
+def ranked_counts(histogram: ArrayLike) -> _Ranked:
+    """Checked, and in the order of falling scores."""
     counts = host_counts(
         "histogram", histogram, "a NaN logit or a target other than 0 and 1 was counted, in a pixel that `where` keeps"
     )

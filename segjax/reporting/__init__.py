@@ -2,6 +2,7 @@
 
 from segjax.reporting.figures import curves, heatmap, png
 from segjax.reporting.page import Picture, Report, Section, as_markdown, html, write_report
+from segjax.reporting.single_run import run_report
 from segjax.reporting.tables import (
     Spread,
     Table,
@@ -32,6 +33,7 @@ __all__ = [
     "per_class_table",
     "png",
     "printed",
+    "run_report",
     "show",
     "spread",
     "summary_line",

@@ -1,9 +1,10 @@
 """A report: the same tables, pictures and facts as Markdown, CSV, LaTeX, JSON, and one HTML page with all in it."""
 
 import base64
+import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,19 @@ from segjax.reporting.tables import Table, latex, markdown, printed, to_csv
 
 
 class Picture(NamedTuple):
-    """A PNG file's bytes and what is to be seen on it; `name` is its file's, without the suffix."""
+    """A PNG file and what is to be seen on it.
+
+    Attributes:
+      name: of its file, without the suffix.
+      caption: below it.
+      png: the bytes.
+      half: two of its kind stand side by side where the page is wide enough.
+    """
 
     name: str
     caption: str
     png: bytes
+    half: bool = False
 
 
 class Section(NamedTuple):
@@ -46,15 +55,36 @@ class Report(NamedTuple):
     facts: Mapping[str, Any]
 
 
-def write_report(report: Report, folder: str | Path, name: str, data: Any = None) -> list[Path]:
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader finds the old one or the new one, never half of one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:  # a full disk: the room that half a file takes is the person's
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_report(
+    report: Report, folder: Any, name: str, data: Any = None, *, write: Callable[[Any, bytes], None] = _replace
+) -> list[Any]:
     """Writes NAME.md, NAME.html, NAME.tex, a CSV a table, a PNG a picture, and NAME.json with `data` and the facts.
 
-    Each file is replaced whole, so a reader never finds half of one.
+    Args:
+      report: what is shown.
+      folder: a path, made if it is not there; or epath's, with a `write` of its kind.
+      name: of the files.
+      data: ready for JSON.
+      write: `write(path, bytes)`, which leaves a whole file or none.
 
     Returns:
       The paths, NAME.html first.
+
+    Raises:
+      OSError: a file cannot be written; it names the file. Those before it are whole.
     """
-    folder = Path(folder)
+    folder = Path(folder) if isinstance(folder, str) else folder
     tables = [table for section in report.sections for table in section.tables]
     files: dict[str, bytes] = {
         f"{name}.html": html(report).encode(),
@@ -68,9 +98,7 @@ def write_report(report: Report, folder: str | Path, name: str, data: Any = None
         files |= {f"{name}_{picture.name}.png": picture.png for picture in section.pictures}
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
-        partial = folder / f"{file}.{os.getpid()}.partial"
-        partial.write_bytes(content)
-        os.replace(partial, folder / file)
+        write(folder / file, content)
     return [folder / file for file in files]
 
 
@@ -98,6 +126,7 @@ def html(report: Report) -> str:
     return page.get_template("page.html").render(
         report=report,
         printed=printed,
+        grouped=lambda pictures: [(half, list(of)) for half, of in itertools.groupby(pictures, lambda one: one.half)],
         encoded=lambda picture: base64.b64encode(picture.png).decode(),
         facts={key: _plain(value) for key, value in report.facts.items()},
     )

@@ -53,6 +53,7 @@ class Table(NamedTuple):
       rows: as many values each.
       highest: columns whose highest value is set in bold.
       lowest: columns whose lowest is.
+      text: columns of words, flush left as the first is.
     """
 
     title: str
@@ -60,6 +61,7 @@ class Table(NamedTuple):
     rows: list[tuple[Any, ...]]
     highest: tuple[str, ...] = ()
     lowest: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
 
 
 def cell(value: Any) -> str:
@@ -89,6 +91,10 @@ def printed(table: Table) -> list[list[tuple[str, bool]]]:
         pairs = zip(values, numbers, strict=True)
         columns.append([(cell(value), number is not None and cell(number) == best) for value, number in pairs])
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _flush_left(table: Table) -> list[bool]:
+    return [i == 0 or name in table.text for i, name in enumerate(table.columns)]
 
 
 def _number(value: Any) -> float | int | None:
@@ -122,7 +128,7 @@ def markdown(table: Table) -> str:
     def escaped(text: str) -> str:
         return "".join(_MARKDOWN.get(character, character) for character in text)
 
-    rule = [":--"] + ["--:"] * (len(table.columns) - 1)
+    rule = [":--" if left else "--:" for left in _flush_left(table)]
     body = [[f"**{escaped(text)}**" if best else escaped(text) for text, best in line] for line in printed(table)]
     return "\n".join(map(row, [list(map(escaped, table.columns)), rule, *body]))
 
@@ -202,7 +208,7 @@ def latex(table: Table) -> str:
     lines = [
         "\\begin{table}",
         f"  \\caption{{{escape(table.title)}}}",
-        f"  \\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+        f"  \\begin{{tabular}}{{{''.join('l' if left else 'r' for left in _flush_left(table))}}}",
         "    \\toprule",
         f"    {' & '.join(map(escape, table.columns))} \\\\",
         "    \\midrule",

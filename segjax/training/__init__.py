@@ -4,12 +4,14 @@ from segjax.data import DataError, LoaderDied, open_split, skipped_lines
 from segjax.data.images import named_images
 from segjax.training.artifact import export_run
 from segjax.training.checkpoint import CheckpointError
-from segjax.training.defaults import ConfigError, defaults
+from segjax.training.defaults import ConfigError, changed, defaults
+from segjax.training.inspection import Inspection, Shown, inspect_run
 from segjax.training.loop import train
 from segjax.training.run import (
     Run,
     chosen_threshold,
     class_named,
+    facts_of,
     head_rate,
     load_run,
     read_image,
@@ -18,6 +20,7 @@ from segjax.training.run import (
 )
 from segjax.training.storage import StorageError
 from segjax.training.termination import Terminated
+from segjax.training.tracker import read_log
 from segjax.training.validation import validate
 from segjax.training.watch import NonFiniteLoss
 
@@ -38,19 +41,25 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "Inspection",
     "NonFiniteLoss",
     "Run",
+    "Shown",
     "StorageError",
     "Terminated",
+    "changed",
     "chosen_threshold",
     "class_named",
     "defaults",
     "export_run",
+    "facts_of",
     "head_rate",
+    "inspect_run",
     "load_run",
     "named_images",
     "open_split",
     "read_image",
+    "read_log",
     "run_predictor",
     "score_run",
     "skipped_lines",

@@ -154,6 +154,18 @@ def leaves(config: ConfigDict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
+def changed(config: ConfigDict) -> list[tuple[str, object, object]]:
+    """(field, value, default) of the fields that differ from `defaults`.
+
+    >>> config = defaults()
+    >>> config.objective.gamma = 0.5
+    >>> changed(config)
+    [('objective.gamma', 0.5, 2.0)]
+    """
+    usual = leaves(defaults())
+    return [(field, value, usual[field]) for field, value in leaves(config).items() if value != usual[field]]
+
+
 def from_leaves(values: dict[str, object]) -> ConfigDict:
     """A complete config from `leaves`' dictionary, also after its way through JSON (lists become tuples again)."""
     config = defaults()

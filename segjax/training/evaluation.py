@@ -34,8 +34,12 @@ def evaluate(eval_step: Callable, state: TrainState, source: Source, config: Con
       for JSON.
     """
     totals = add_up(counter(eval_step, state, config, mesh), source, config)
-    about = {"images": len(source), "skipped": len(source.skipped), "classes": list(source.label_set.names)}
-    return about | scores(totals)
+    return about(source) | scores(totals)
+
+
+def about(source: Source) -> dict[str, Any]:
+    """What `evaluate` says of the split itself."""
+    return {"images": len(source), "skipped": len(source.skipped), "classes": list(source.label_set.names)}
 
 
 def counter(step: Callable, state: TrainState, config: ConfigDict, mesh) -> Callable:
@@ -47,13 +51,13 @@ def counter(step: Callable, state: TrainState, config: ConfigDict, mesh) -> Call
     return count
 
 
-def add_up(count: Callable, source: Source, config: ConfigDict) -> dict[str, np.ndarray]:
+def add_up(count: Callable, source: Source, config: ConfigDict) -> dict[str, Any]:
     """What `count(batch)` gives, added up over every image of `source` once.
 
     A batch holds "image", "label", "size" and "where" (False: no such image), on the host. Integers are added in int64,
     floats in float64: on the device int32 is exact for a batch, and a split of Cityscapes' size needs more.
     """
-    totals: dict[str, np.ndarray] | None = None
+    totals: dict[str, Any] | None = None
     batches = eval_batches(
         source,
         global_batch_size=config.training.global_batch,
@@ -72,7 +76,7 @@ def _widened(counts: jax.Array) -> np.ndarray:
     return np.asarray(counts, np.int64 if np.issubdtype(counts.dtype, np.integer) else np.float64)
 
 
-def scores(counts: dict[str, np.ndarray]) -> dict[str, Any]:
+def scores(counts: dict[str, Any]) -> dict[str, Any]:
     """`evaluate`'s scores from the added counts of an evaluation step."""
     result = {"confusion": counts["confusion"].tolist()}
     result |= {k: np.asarray(v).tolist() for k, v in metrics.segmentation_scores(counts["confusion"]).items()}

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from segjax import metrics
@@ -113,13 +113,22 @@ def make_eval_step(config: ConfigDict, model: Any, num_classes: int, axis_name: 
         labels = batch["label"].astype(jnp.int32)
         logits = predict(state, batch["image"], batch["size"], labels.shape[1:])
         where = (labels != VOID) & batch["where"][:, None, None]
-        counts = {
-            "confusion": metrics.confusion_matrix(
-                labels, classify(logits, num_classes), num_classes, where=where, axis_name=axis_name
-            )
-        }
-        if num_classes == 2:
-            counts["scores"] = metrics.score_histogram(log_odds(logits), labels == 1, where=where, axis_name=axis_name)
-        return counts
+        return score_counts(logits, labels, num_classes, where=where, axis_name=axis_name)
 
     return step
+
+
+def score_counts(
+    logits: Float[Array, "b H W outputs"],
+    labels: Int[Array, "b H W"],
+    num_classes: int,
+    *,
+    where: Bool[Array, "b H W"],
+    axis_name: str | None,
+) -> dict[str, Array]:
+    """What `evaluation.scores` takes: "confusion", and for two classes "scores", the score histogram of class 1."""
+    predictions = classify(logits, num_classes)
+    counts = {"confusion": metrics.confusion_matrix(labels, predictions, num_classes, where=where, axis_name=axis_name)}
+    if num_classes == 2:
+        counts["scores"] = metrics.score_histogram(log_odds(logits), labels == 1, where=where, axis_name=axis_name)
+    return counts

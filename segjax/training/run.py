@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Shaped, UInt8
@@ -21,11 +22,23 @@ from segjax.training import parallel
 from segjax.training.checkpoint import FOLDER, Checkpoints
 from segjax.training.defaults import ConfigError, from_leaves
 from segjax.training.evaluation import add_up, counter, evaluate
-from segjax.training.loop import CONFIG_FILE
+from segjax.training.loop import CONFIG_FILE, SCORES_FILE
 from segjax.training.networks import make_model
 from segjax.training.prediction import class_logits, make_eval_step, make_predictor
+from segjax.training.provenance import provenance
 from segjax.training.step import TrainState, init_state
 from segjax.training.storage import path_of
+
+# What of `provenance` a report tells.
+_ORIGIN = {
+    "command": "command",
+    "commit": "commit",
+    "date": "date",
+    "device": "device",
+    "CPU threads": "cpu_threads",
+    "Python": "python",
+    "versions": "versions",
+}
 
 
 class Run(NamedTuple):
@@ -79,6 +92,32 @@ def load_run(path: str | os.PathLike) -> Run:
 def read_json(file: epath.Path) -> Any:
     """What a JSON file of a workdir holds."""
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def facts_of(run: Run, split: str, scores: dict[str, Any]) -> dict[str, Any]:
+    """Where the scores of a checkpoint come from, by name, ready for JSON: data, network, training, and this process.
+
+    The training's part is of `scores.json`, and missing where it has not ended.
+    """
+    config, file = run.config, run.workdir / SCORES_FILE
+    parameters = sum(p.size for p in jax.tree.leaves(run.state.params))
+    skipped = f"; {scores['skipped']} bad pair(s) of image and mask left out" if scores["skipped"] else ""
+    facts = {
+        "data": f"{config.data.name}, {split}: {scores['images']} images{skipped}",
+        "network": f"{config.model.name}, {parameters / 1e6:.3g} M parameters",
+        "input": " × ".join(map(str, (*config.data.size, config.data.channels))),
+        "checkpoint": str(run.workdir / FOLDER / str(int(run.state.step))),
+        "steps": f"{int(run.state.step)} of {config.training.steps}, of {config.training.global_batch} images each",
+    }
+    origin = read_json(file).get("provenance") if file.exists() else None
+    if origin is None:
+        facts["training"] = f"has not ended: there is no {SCORES_FILE}"
+    else:
+        since = f", from step {origin['wall_seconds_from_step']} on" if origin["wall_seconds_from_step"] else ""
+        facts["training time"] = f"{origin['wall_seconds'] / 60:.1f} minutes{since}"
+        facts |= {f"training {name}": origin[key] for name, key in _ORIGIN.items()}
+    here = provenance()
+    return facts | {f"this page's {name}": here[key] for name, key in _ORIGIN.items()}
 
 
 def model_of(config: ConfigDict) -> Any:

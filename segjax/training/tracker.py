@@ -12,6 +12,7 @@ from etils import epath
 from rich import progress
 from tensorboardX import SummaryWriter
 
+from segjax.training.defaults import ConfigError
 from segjax.training.storage import StorageError, in_bucket, path_of, saying, write_text
 
 METRICS_FILE = "metrics.jsonl"
@@ -176,6 +177,27 @@ def append(path: Path | epath.Path, step: int, values: dict[str, float]) -> None
     """Adds a line to a JSON-lines file."""
     with path.open("a", encoding="utf-8") as lines:
         lines.write(_line(step, values))
+
+
+def read_log(workdir: str | os.PathLike) -> list[dict[str, float | int]]:
+    """The lines of a run's `metrics.jsonl`: "step" and what was logged there. A half-written last line is left out.
+
+    Raises:
+      ConfigError: nothing was logged yet, or the file is not a log.
+    """
+    path = path_of(workdir) / METRICS_FILE
+    with saying(workdir):
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    rows, lines = [], text.split("\n")
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            row = json.loads(line)
+            rows.append({"step": row["step"], **row})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}, line {number}: expected a step and what was logged there as JSON") from error
+    if not rows:
+        raise ConfigError(f"{path}: expected what training logged, a line a step; there is none yet")
+    return rows
 
 
 def _line(step: int, values: dict[str, float]) -> str:

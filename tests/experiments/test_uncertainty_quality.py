@@ -8,6 +8,7 @@ import rich.console
 
 from experiments import uncertainty_quality as quality
 from segjax.training import train
+from segjax.training.inspection import LOG_BINS
 
 
 def test_a_trained_network_gives_a_table_a_figure_and_json(tiny_recipe, tmp_path, python):
@@ -28,7 +29,7 @@ def test_a_trained_network_gives_a_table_a_figure_and_json(tiny_recipe, tmp_path
 
 
 def test_scores_of_an_uncertainty_that_knows_and_of_one_that_does_not():
-    knows = {"errors": np.zeros((2, quality.BINS), np.int64), "void": np.zeros((2, 4096), np.int64)}
+    knows = {"errors": np.zeros((2, LOG_BINS), np.int64), "void": np.zeros((2, 4096), np.int64)}
     knows["errors"][1, 10], knows["errors"][0, 20] = 90, 10  # the right ones are the surest
     knows["void"][0, 10], knows["void"][1, 20] = 90, 10
     blind = {name: histogram[:, ::-1].copy() for name, histogram in knows.items()}

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from segjax.data.labels import numbered_classes
-from segjax.inference import contact_sheet, heatmap, overlay, panel
+from segjax.data.labels import colorize, numbered_classes
+from segjax.inference import contact_sheet, example_tiles, heatmap, legend, overlay, panel, tiles
 
 IMAGE = np.full((2, 3, 3), 100, np.uint8)
 PALETTE = np.array([[200, 0, 0], [0, 150, 0]], np.uint8)
@@ -154,3 +154,45 @@ def test_a_contact_sheet_explains_every_colour_of_the_classes():
 def test_a_contact_sheet_needs_rows_of_a_picture_a_title(rows):
     with pytest.raises(ValueError, match="a contact sheet needs rows of 2 pictures, one a title"):
         contact_sheet(rows, ("image", "prediction"))
+
+
+def test_tiles_are_two_in_a_row_and_keep_each_pictures_shape():
+    sheet = tiles({"image": PHOTO, "truth": PHOTO, "prediction": PHOTO}, width=120)
+    assert sheet.shape == (2 * (20 + 80) + 4, 2 * 120 + 4, 3)
+    np.testing.assert_array_equal(sheet[20:100, :120], PHOTO.repeat(2, 0).repeat(2, 1))  # enlarged, and not blurred
+    assert (sheet[124:, 124:] == 255).all()  # there is no fourth
+    assert (sheet[:20] < 128).any()  # its title
+
+
+def test_tiles_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="at least one picture; got none"):
+        tiles({})
+
+
+def test_an_examples_tiles_are_its_image_truth_prediction_and_uncertainties():
+    sheet = example_tiles(
+        PHOTO,
+        TRUTH,
+        PREDICTION,
+        {"entropy": UNSURE, "variance": 0 * UNSURE},
+        {"entropy": 2.0, "variance": 1.0},
+        PALETTE,
+    )
+    places = [(0, 0), (0, 304), (224, 0), (224, 304), (448, 0)]
+    expected = [
+        PHOTO,
+        colorize(TRUTH, PALETTE),
+        colorize(PREDICTION, PALETTE),
+        heatmap(UNSURE, 2.0),
+        heatmap(0 * UNSURE, 1.0),
+    ]
+    for (top, left), picture in zip(places, expected, strict=True):
+        np.testing.assert_array_equal(sheet[top + 20 : top + 220 : 5, left : left + 300 : 5], picture)
+
+
+def test_a_legend_has_the_width_asked_for_and_every_colour():
+    labels = numbered_classes(tuple(f"class {i}" for i in range(8)), ())
+    picture = legend(labels, width=200)
+    assert picture.shape[1] == 200
+    seen = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
+    assert {tuple(colour) for colour in labels.palette.tolist()} <= seen

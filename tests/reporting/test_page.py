@@ -4,8 +4,7 @@ import csv
 import io
 import json
 import re
-import shutil
-import subprocess
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,11 +19,11 @@ from segjax.reporting import (
     curves,
     heatmap,
     html,
+    latex,
+    markdown,
     png,
     write_report,
 )
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -118,30 +117,44 @@ def test_facts_say_where_it_comes_from(report, written):
         assert "jax 1" in (folder / name).read_text()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: Debian's package is called chromium")
-def test_a_browser_shows_the_page_without_an_error(written, tmp_path):
-    folder, _ = written
-    page = (folder / "focal.html").read_text()
-    seen = (
-        "<script>addEventListener('load', () => { document.title = JSON.stringify({"
-        "images: [...document.images].map(i => i.complete && i.naturalWidth > 100),"
-        "cells: document.querySelectorAll('td').length,"
-        "wide: document.documentElement.scrollWidth > innerWidth}); });</script>"
+def test_a_browser_shows_the_page_without_an_error_and_no_wider_than_its_window(report, browser):
+    wide = Table(
+        "a" * 200, ("name", *(f"column {i}" for i in range(30))), [("b" * 200, *range(30))], text=("column 3",)
     )
-    copy, picture = tmp_path / "page.html", tmp_path / "page.png"
-    copy.write_text(page.replace("</body>", f"{seen}</body>"))
-    common = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    common += ["--enable-logging=stderr", "--window-size=900,1400", "--virtual-time-budget=5000"]
-    shown = subprocess.run([*common, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120)
-    assert shown.returncode == 0, shown.stderr
-    title = re.search("<title>(.*?)</title>", shown.stdout)[1]
-    assert json.loads(title) == {"images": [True, True], "cells": 6, "wide": False}
-    assert "CONSOLE" not in shown.stderr
-    done = subprocess.run([*common, f"--screenshot={picture}", copy.as_uri()], capture_output=True, timeout=120)
-    assert done.returncode == 0
-    pixels = cv2.imread(str(picture))
-    assert pixels.shape == (1400, 900, 3)
-    assert (np.diff(pixels.astype(int), axis=0) != 0).any(axis=(1, 2)).sum() > 300  # not an empty page
+    section = Section("c" * 100, "d" * 100, (wide,), report.sections[0].pictures[:1] * 3)
+    sections = (*report.sections, section)
+    page = html(report._replace(sections=sections, facts={"e" * 100: "f" * 500, "versions": {"jax": "1"}}))
+    expected = {"images": [True] * 5, "cells": 6 + 31, "wide": False}
+    assert browser(page) == {1280: expected, 390: expected}
+
+
+def test_small_pictures_stand_side_by_side_and_the_others_alone():
+    small, large = Picture("a", "a", b"png", half=True), Picture("b", "b", b"png")
+    section = Section("", "", (), (small, small, large, small))
+    parts = re.findall('<div class="halves">|</div>|alt="(.)"', html(Report("", "", (section,), {})))
+    assert parts == ["", "a", "a", "", "b", "", "a", ""]
+
+
+def test_words_are_flush_left_in_every_format():
+    table = Table("t", ("name", "value", "meaning"), [("a", 1, "b")], text=("meaning",))
+    assert html(Report("", "", (Section("", "", (table,)),), {})).count('class="text"') == 2
+    assert "| :-- | --: | :-- |" in markdown(table)
+    assert r"\begin{tabular}{lrl}" in latex(table)
+
+
+def test_a_full_disk_names_the_file_and_leaves_no_half_of_one(report, tmp_path, monkeypatch):
+    real = Path.write_bytes
+
+    def full(path, content):
+        if ".tex" not in path.name:
+            return real(path, content)
+        real(path, content[:5])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*focal\.tex'"):
+        write_report(report, tmp_path, "focal")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["focal.html", "focal.md"]
 
 
 def test_a_curve_without_values_is_a_gap():

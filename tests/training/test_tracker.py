@@ -2,9 +2,11 @@ import io
 import json
 
 import numpy as np
+import pytest
 import rich.console
 
-from segjax.training.tracker import METRICS_FILE, Tracker, drop_after
+from segjax.training import ConfigError
+from segjax.training.tracker import METRICS_FILE, Tracker, drop_after, read_log
 
 
 def track(workdir, start=0, steps=4, console=None):
@@ -67,3 +69,29 @@ def test_other_hosts_write_nothing(tmp_path):
         tracker.scalars(1, {"train/loss": 0.5})
         tracker.image(1, "eval/picture", np.zeros((4, 6, 3), np.uint8))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_log_is_read_without_a_half_written_last_line(tmp_path):
+    (tmp_path / METRICS_FILE).write_text(
+        '{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/loss": NaN}\n{"step": 3, "tr'
+    )
+    first, second = read_log(tmp_path)
+    assert first == {"step": 1, "train/loss": 0.5}
+    assert second["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "expected what training logged, a line a step; there is none yet"),
+        ("", "there is none yet"),
+        ('{"step": 1}\n{"loss": 2}\n', "line 2: expected a step and what was logged there as JSON"),
+        ("[1]\n", "line 1: expected a step"),
+        ("\x00\n", "line 1: expected a step"),
+    ],
+)
+def test_what_is_no_log_is_one_line_that_names_the_file(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / METRICS_FILE).write_text(text)
+    with pytest.raises(ConfigError, match=f"{METRICS_FILE}.*{said}"):
+        read_log(tmp_path)

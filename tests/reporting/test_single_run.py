@@ -1,0 +1,146 @@
+"""The page of a single run, of made-up numbers: what is on it for two classes and for many, and for a young run."""
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from segjax.reporting import Picture, diagrams, html, run_report
+from segjax.reporting.single_run import loss_lines
+
+PNG = cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes()
+
+
+def numbers(classes):
+    """What an inspection of so many classes gives."""
+    rng = np.random.default_rng(0)
+    confusion = rng.integers(0, 100, (classes, classes)) + 1000 * np.eye(classes, dtype=int)
+    confusion[-1] = 0  # no true pixel
+    names = [f"class {i}" for i in range(classes)]
+    ranked = names if classes > 2 else names[1:]
+    scores = {"classes": names, "confusion": confusion.tolist(), "expected_calibration_error": 0.0123}
+    scores |= {f"{key}_per_class": rng.random(classes).tolist() for key in ("iou", "dice", "precision", "recall")}
+    means = ("mean_iou", "mean_dice", "mean_accuracy", "pixel_accuracy", "mean_iou_per_image", "frequency_weighted_iou")
+    scores |= dict.fromkeys(means, 0.5) | {"area_under_risk_coverage": {"entropy": 0.25}}
+    scores["average_precision_per_class"] = [float("nan")] * (classes - len(ranked)) + [0.5] * len(ranked)
+    bins = {"edges": [0, 0.5, 1], "confidence": [float("nan"), 0.8], "accuracy": [float("nan"), 0.7], "count": [0, 90]}
+    curve = {"recall": [0.5, 1.0], "precision": [1.0, 0.5]}
+    return {
+        "scores": scores,
+        "reliability": bins,
+        "precision_recall": dict.fromkeys(ranked, curve),
+        "risk_coverage": {"entropy": {"coverage": [0.5, 1.0], "risk": [0.0, 0.5]}},
+    }
+
+
+LOG = [{"step": i, "train/loss": 1 / i, "train/pixel_loss": 1 / i, "train/learning_rate": 0.1} for i in (1, 2, 3, 4)]
+SCORED = [{"step": 4, "eval/mean_iou": 0.5} | {f"eval/iou/class {i}": 0.5 for i in range(32)}]
+
+
+def report(classes=2, log=(*LOG, *SCORED), best=("b",), worst=("w",)):
+    return run_report(
+        "unet on roads",
+        "run, step 4",
+        log=log,
+        step=4,
+        **numbers(classes),
+        best=[Picture(name, name, PNG, half=True) for name in best],
+        worst=[Picture(name, name, PNG, half=True) for name in worst],
+        colours=Picture("colours", "colours", PNG),
+        changed=[("data.manual_dir", "", "x"), ("training.phases", ((0.6, 10, 2e-3),), ())],
+        facts={"commit": "abc"},
+    )
+
+
+def names_of(made):
+    return [picture.name for section in made.sections for picture in section.pictures]
+
+
+@pytest.fixture(scope="module")
+def made():
+    return report()
+
+
+@pytest.mark.parametrize("classes", [2, 32])
+def test_the_page_of_any_number_of_classes_has_all_pictures(classes, made):
+    made = made if classes == 2 else report(classes)
+    expected = ["loss", "scores", "iou", "learning_rate", "confusion", "precision_recall", "reliability"]
+    assert names_of(made) == [*expected, "risk_coverage", "colours", "w", "b"]
+    pictures = [picture for section in made.sections for picture in section.pictures]
+    assert all(cv2.imdecode(np.frombuffer(one.png, np.uint8), 1).std() > 5 for one in pictures[:8])
+    (by_class,) = made.sections[2].tables
+    assert len(by_class.rows) == classes + 1
+    assert ("AP" in by_class.columns) == (classes > 2)
+    page = html(made)
+    assert page.count('<div class="halves">') == (5 if classes <= 12 else 4)
+    assert page.count("<div") == page.count("</div>")
+
+
+def test_a_run_that_was_not_scored_yet_says_so_and_no_images_are_no_section():
+    young = report(log=LOG, best=(), worst=())
+    assert names_of(young)[:2] == ["loss", "learning_rate"]
+    assert "was not scored yet" in young.sections[1].text
+    assert young.sections[-2].title == "Does it know when it does not know"
+
+
+def test_the_configuration_is_written_as_it_would_be_typed(made):
+    (table,) = made.sections[-1].tables
+    assert table.rows == [("data.manual_dir", "''", "x"), ("training.phases", "((0.6, 10, 0.002))", "()")]
+
+
+def test_a_loss_of_one_part_is_one_line():
+    assert len(training_axes(LOG).lines) == 2  # and the checkpoint's
+    parts = [row | {"train/region_loss": 0.5} for row in LOG]
+    assert [line.get_label() for line in training_axes(parts).lines[:3]] == ["loss", "pixel loss", "region loss"]
+
+
+def training_axes(log):
+    figure = diagrams.training_curve(loss_lines(log), title="Loss", mark=4, smoothed=True)
+    return figure.axes[0]
+
+
+def test_a_long_noisy_line_has_its_mean_over_it():
+    steps = list(range(200))
+    figure = diagrams.training_curve({"loss": (steps, [float(i % 2) for i in steps])}, title="t", mark=9, smoothed=True)
+    noisy, smooth, _ = figure.axes[0].lines
+    assert np.ptp(noisy.get_ydata()) == 1
+    np.testing.assert_allclose(smooth.get_ydata()[10:-10], 0.5)
+    assert np.isfinite(smooth.get_ydata()).all()
+
+
+def test_a_confusion_matrix_is_normalised_by_row_and_a_class_without_pixels_is_blank():
+    figure = diagrams.confusion_picture([[3, 1], [0, 0]], ["road", "crack"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["75.00 %\n3", "25.00 %\n1"]
+
+
+@pytest.mark.parametrize("classes", [11, 32])
+def test_a_large_confusion_matrix_has_room_for_every_name_and_number(classes):
+    figure = diagrams.confusion_picture([[10] * classes] * classes, [f"a long name {i}" for i in range(classes)])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels(), figure.axes[0].texts):
+        boxes = [label.get_window_extent(renderer) for label in labels]
+        overlaps = sum(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+        assert overlaps == 0
+        assert all(box.x0 >= 0 and box.y0 >= 0 for box in boxes)
+
+
+def test_an_empty_bin_of_a_reliability_diagram_has_no_bar():
+    figure = diagrams.reliability([0, 0.5, 1], [float("nan"), 0.8], [float("nan"), 0.7], [0, 90])
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights == pytest.approx([0, 0.7, 0, -0.1])
+    assert [bar.get_height() for bar in figure.axes[1].patches] == [0, 90]
+
+
+def test_without_an_error_risk_and_coverage_still_have_an_axis():
+    figure = diagrams.risk_coverage({"entropy": ([0.5, 1.0], [0.0, 0.0])}, errors=0.0)
+    assert figure.axes[0].get_ylim() == (0, 1)
+
+
+def test_more_curves_than_colours_are_told_apart():
+    lines = {f"class {i}": ([0, 1], [1, 0]) for i in range(12)}
+    drawn = diagrams.precision_recall(lines).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 12
