@@ -28,7 +28,17 @@ def softmax_inputs(
     if where is None:
         return logits, labels, None
     keep = checks.mask("where", where, labels.shape)
-    return jnp.where(keep[..., None], logits, 0), jnp.where(keep, labels, 0), keep
+    return jnp.where(each_class(keep, logits.shape[-1]), logits, 0), jnp.where(keep, labels, 0), keep
+
+
+def each_class(keep: Bool[Array, "*pixels"], num_classes: int) -> Bool[Array, "*pixels {num_classes}"]:
+    """`keep[..., None]` for every class, by a comparison of each.
+
+    A condition that is one for all classes of a pixel becomes a branch around the loop over them, which LLVM then does
+    not vectorise: on a CPU a masked loss took three times as long as an unmasked one.
+    """
+    classes = jax.lax.broadcasted_iota(jnp.int32, (*keep.shape, num_classes), keep.ndim)
+    return classes < jnp.where(keep, num_classes, 0)[..., None]
 
 
 def sigmoid_inputs(

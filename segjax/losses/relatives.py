@@ -170,4 +170,4 @@ def huber_loss(
 
 
 def _star(margins: Float[Array, "*pixels"], gamma: Float[Array, ""], beta: Float[Array, ""]) -> Float[Array, "*pixels"]:
-    return -jax.nn.log_sigmoid(gamma * margins + beta) / gamma
+    return margin.cross_entropy(gamma * margins + beta) / gamma
