@@ -172,9 +172,9 @@ _JAX: dict[str, dict[str, Callable[..., jax.Array]]] = {
         "optax": _optax(lambda optax: lambda z, t: optax.sigmoid_binary_cross_entropy(z, t.astype(z.dtype)))
     },
     "sigmoid focal": {
-        "optax": _optax(lambda optax: lambda z, t: optax.sigmoid_focal_loss(
-                z, t.astype(z.dtype), alpha=ALPHA, gamma=GAMMA
-            ))
+        "optax": _optax(
+            lambda optax: lambda z, t: optax.sigmoid_focal_loss(z, t.astype(z.dtype), alpha=ALPHA, gamma=GAMMA)
+        )
     },
     "hinge": {"optax": _optax(lambda optax: lambda z, t: optax.hinge_loss(z, 2.0 * t - 1))},
     "Huber": {"optax": _optax(lambda optax: lambda z, t: optax.huber_loss(z, t.astype(z.dtype)))},

@@ -25,6 +25,7 @@ PEERS = {
     "MONAI": ("monai", "monai"),
     "SMP": ("segmentation_models_pytorch", "segmentation-models-pytorch"),
     "torchmetrics": ("torchmetrics", "torchmetrics"),
+    "torchmetrics, unchecked": ("torchmetrics", "torchmetrics"),
     "scikit-learn": ("sklearn", "scikit-learn"),
     "SciPy": ("scipy", "scipy"),
     "NumPy": ("numpy", "numpy"),

@@ -6,7 +6,6 @@ and float16 are computed and returned in float32, float64 in float64; `gamma`, `
 traced; first and second derivatives are finite for |logit| ≤ 1e4.
 """
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Real
