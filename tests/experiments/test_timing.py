@@ -1,27 +1,10 @@
-import json
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import metrics_speed
-from experiments.metrics_speed import OURS, Case
-
-RESULT = Path(metrics_speed.__file__).parent / "results" / "metrics_speed.json"
-
-
-def test_a_small_run_prints_both_tables_and_writes_every_case(tmp_path, python):
-    output = tmp_path / "new" / "speed.json"
-    done = python("-m", "experiments.metrics_speed", "--shape=1,40,64", "--rounds=2", f"--output={output}")
-    assert done.returncode == 0, done.stderr
-    written = json.loads(output.read_text())
-    times, ratios = written["confusion_matrix_ms"], written["confusion_matrix_ratios"]
-    assert {OURS, "numpy.bincount", "scikit-learn confusion_matrix"} <= set(times) == set(ratios)
-    assert all(name in done.stdout for name in [*times, *written["from_logits_ms"]])
-    assert all(taken > 0 for taken in [*times.values(), *written["from_logits_ms"].values()])
-    assert ratios[OURS] == 1
-    assert written["shape"] == [1, 40, 64]
+from experiments import timing
+from experiments.timing import Case
 
 
 def test_rounds_are_interleaved_in_changing_order_and_the_first_is_not_counted(monkeypatch):
@@ -31,24 +14,42 @@ def test_rounds_are_interleaved_in_changing_order_and_the_first_is_not_counted(m
         now[0] += seconds[name][order.count(name)]
         order.append(name)
 
-    monkeypatch.setattr(metrics_speed, "PAUSE", 0)
-    monkeypatch.setattr(metrics_speed.time, "perf_counter", lambda: now[0])
-    taken = metrics_speed.milliseconds([Case(name, partial(run, name)) for name in seconds], 3)
+    monkeypatch.setattr(timing, "PAUSE", 0)
+    monkeypatch.setitem(timing.CLOCKS, "wall", lambda: now[0])
+    taken = timing.milliseconds([Case(name, partial(run, name)) for name in seconds], 3)
     assert taken == {"a": 2000, "b": 6000, "c": 0}
     rounds = [tuple(order[i : i + 3]) for i in range(0, 12, 3)]
     assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
     assert len(set(rounds)) > 1
 
 
-def test_a_library_that_counts_something_else_is_an_error():
-    cases = [Case(OURS, lambda: np.eye(2)), Case("other", lambda: 2 * np.eye(2))]
-    with pytest.raises(ValueError, match=r"other counts other true positives, \[2\. 2\.\], than segjax, int32"):
-        metrics_speed.check(cases)
+def test_cpu_time_of_several_threads_is_refused(monkeypatch):
+    monkeypatch.setattr(timing, "threads", lambda: 2)
+    with pytest.raises(ValueError, match=r'clock="cpu" needs a process with one CPU .* this one has 2'):
+        timing.milliseconds([], 1, "cpu")
 
 
-def test_what_was_measured_is_ten_times_as_fast_as_torchmetrics():
-    measured = json.loads(RESULT.read_text())
-    ratios = measured["confusion_matrix_ratios"]
-    assert ratios["torchmetrics MulticlassConfusionMatrix"] >= 10
-    assert ratios["torchmetrics MulticlassJaccardIndex"] >= 10
-    assert measured["shape"] == [2, 512, 1024]
+def cases(*answers):
+    return [Case(f"way {i}", lambda answer=answer: answer, lambda found: found) for i, answer in enumerate(answers)]
+
+
+def test_what_ways_differ_by_is_a_share_of_the_largest_value():
+    found = timing.agree(cases([np.array([4.0, 0])], [np.array([4.0, 0.5])]), tolerance=0.2)
+    assert found == {"way 0": 0, "way 1": 0.125}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.array([4.0, 1]), "way 1 and way 0 must find the same, to 0.2 of the largest value; they differ by 0.25"),
+        (np.array([np.nan, 0]), "they differ by nan"),
+        (np.zeros(3), r"way 1 finds an array of shape \(3,\), way 0 one of \(2,\)"),
+    ],
+)
+def test_ways_that_find_something_else_are_an_error(answer, message):
+    with pytest.raises(ValueError, match=message):
+        timing.agree(cases(np.array([4.0, 0]), answer), tolerance=0.2)
+
+
+def test_a_way_without_an_answer_is_not_compared():
+    assert timing.agree([Case("only timed", lambda: 1 / 0)]) == {}
