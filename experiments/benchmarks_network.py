@@ -27,8 +27,10 @@ CLASSES, DEPTH, RATE = 12, 4, 1e-3
 
 
 def rows(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
-    """A row a width: twice the setting's images, of three eighths of its height and a quarter of its width."""
-    shape = 2 * setting.shape[0], 3 * setting.shape[1] // 8, setting.shape[2] // 4
+    """A row a width: twice the setting's images, of about three eighths of its height and a quarter of its width."""
+    # Multiples that pool: PyTorch's network does not pad.
+    height, width = (max(size // 2**DEPTH, 1) * 2**DEPTH for size in (3 * setting.shape[1] // 8, setting.shape[2] // 4))
+    shape = 2 * setting.shape[0], height, width
     return {f"U-Net step, width {w}": partial(_row, w, shape, setting) for w in WIDTHS}
 
 

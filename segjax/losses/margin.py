@@ -25,10 +25,19 @@ def is_label(labels: Int[Array, "*pixels"], num_classes: int) -> Bool[Array, "*p
 
 def softmax_margin(logits: Float[Array, "*pixels classes"], labels: Int[Array, "*pixels"]) -> Float[Array, "*pixels"]:
     """x_t = z_y - logsumexp of the other logits; NaN (as is its gradient) where the label is no class."""
-    own, largest, log_sum, is_class = against_others(logits, labels)
+    return margin_of(*against_others(logits, labels))
+
+
+def margin_of(
+    own: Float[Array, "*pixels"],
+    largest: Float[Array, "*pixels"],
+    log_sum: Float[Array, "*pixels"],
+    is_class: Bool[Array, "*pixels"],
+) -> Float[Array, "*pixels"]:
+    """x_t of what `against_others` found."""
     # The largest is taken off the logit first: what all logits share would round the small logarithm away.
     # Added, not selected: a selected NaN would leave the gradient of a wrong label finite, and so unseen.
-    return (own - largest) - log_sum + _nan_unless(is_class, logits.dtype)
+    return (own - largest) - log_sum + _nan_unless(is_class, own.dtype)
 
 
 @jax.custom_jvp
