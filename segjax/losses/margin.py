@@ -32,19 +32,21 @@ def margin_of(
     own: Float[Array, "*pixels"],
     largest: Float[Array, "*pixels"],
     log_sum: Float[Array, "*pixels"],
-    is_class: Bool[Array, "*pixels"],
+    flaw: Float[Array, "*pixels"],
 ) -> Float[Array, "*pixels"]:
     """x_t of what `against_others` found."""
     # The largest is taken off the logit first: what all logits share would round the small logarithm away.
     # Added, not selected: a selected NaN would leave the gradient of a wrong label finite, and so unseen.
-    return (own - largest) - log_sum + _nan_unless(is_class, own.dtype)
+    return (own - largest) - log_sum + flaw
 
 
 @jax.custom_jvp
 def against_others(
     logits: Float[Array, "*pixels classes"], labels: Int[Array, "*pixels"]
-) -> tuple[Float[Array, "*pixels"], Float[Array, "*pixels"], Float[Array, "*pixels"], Bool[Array, "*pixels"]]:
-    """The label's logit, the largest of the others (a constant), log Σ exp of the others less that, and is it a class?
+) -> tuple[Float[Array, "*pixels"], Float[Array, "*pixels"], Float[Array, "*pixels"], Float[Array, "*pixels"]]:
+    """The label's logit, the largest of the others, log Σ exp of the others less that; 0, or NaN if it is no class.
+
+    The second and the last are constants: the largest is a shift that the third takes back.
 
     Its own rule of differentiation, so that a gradient keeps these three numbers a pixel and not an exp a class.
     """
@@ -54,14 +56,15 @@ def against_others(
 @against_others.defjvp
 def _against_others_jvp(primals, tangents):
     logits, labels = primals
-    own, largest, log_sum, is_class = against_others(logits, labels)
+    own, largest, log_sum, flaw = against_others(logits, labels)
     is_own = is_label(labels, logits.shape[-1])
     # Selected before exp: the label's own overflows, and its second derivative would be 0 · ∞.
     share = jnp.exp(jnp.where(is_own, -jnp.inf, (logits - largest[..., None]) - log_sum[..., None]))
     own_dot = jnp.sum(jnp.where(is_own, tangents[0], 0), axis=-1)
-    no_dot = np.zeros(is_class.shape, jax.dtypes.float0)
     log_sum_dot = jnp.sum(share * tangents[0], axis=-1)
-    return (own, largest, log_sum, is_class), (own_dot, jnp.zeros_like(largest), log_sum_dot, no_dot)
+    # Not a boolean for the flaw: the float0 that is its tangent does not say over which devices it varies.
+    dots = own_dot, jnp.zeros_like(largest), log_sum_dot, jnp.zeros_like(flaw)
+    return (own, largest, log_sum, flaw), dots
 
 
 def _in_reductions(logits, labels):
@@ -69,7 +72,8 @@ def _in_reductions(logits, labels):
     others = jnp.where(own, -jnp.inf, logits)
     largest = jnp.max(others, axis=-1)
     log_sum = jnp.log(jnp.sum(jnp.exp(others - largest[..., None]), axis=-1))
-    return jnp.sum(jnp.where(own, logits, 0), axis=-1), largest, log_sum, jnp.any(own, axis=-1)
+    flaw = _nan_unless(jnp.any(own, axis=-1), logits.dtype)
+    return jnp.sum(jnp.where(own, logits, 0), axis=-1), largest, log_sum, flaw
 
 
 def _in_two_passes(logits, labels):
@@ -87,7 +91,7 @@ def _in_two_passes(logits, labels):
     )
     exps = jnp.where(own, zero, jnp.exp(logits - largest[..., None]))
     total, is_class = lax.reduce((exps, own), (zero, np.bool_(False)), lambda a, b: (a[0] + b[0], a[1] | b[1]), last)
-    return of_label, largest, jnp.log(total), is_class
+    return of_label, largest, jnp.log(total), _nan_unless(is_class, logits.dtype)
 
 
 def sigmoid_margin(logits: Float[Array, "*pixels"], targets: Real[Array, "*pixels"]) -> Float[Array, "*pixels"]:

@@ -51,9 +51,8 @@ def sums_of(
     def of_class(total):
         return total if classes is None else total[:, _indices(classes, num_classes)]
 
-    # Counted as integers: float32 stops counting at 2^24. Added up over images as floats: int32 ends at 2^31.
     pixels = jnp.sum(keep, axis=pixel_axes, dtype=jnp.int32).astype(logits.dtype)[:, None]
-    sums = Sums(of_class(hit), of_class(miss), of_class(error), of_class(truth).astype(logits.dtype), pixels)
+    sums = Sums(of_class(hit), of_class(miss), of_class(error), of_class(truth), pixels)
     if over_batch:
         sums = psum(jax.tree.map(lambda x: jnp.sum(x, axis=0, keepdims=True), sums), axis_name)
     return sums, psum(alarm, axis_name)
@@ -66,7 +65,11 @@ def _pixel_sums(
     keep: Bool[Array, "images *pixels"],
     squared: bool,
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """hit, miss, error and, as integers, truth, `[images, classes]`; and 0, or NaN if a kept label is no class."""
+    """hit, miss, error and truth, `[images, classes]`; and 0, or NaN if a kept label is no class.
+
+    Pixels are counted as integers, since float32 stops counting at 2^24, and added up over images as floats: int32 ends
+    at 2^31.
+    """
     in_rows, at_once = (partial(way, squared=squared) for way in (_in_rows, _at_once))
     return jax.lax.platform_dependent(logits, labels, keep, cpu=in_rows, default=at_once)
 
@@ -75,7 +78,7 @@ def _pixel_sums(
 def _pixel_sums_jvp(squared, primals, tangents):
     """By hand, so that its transpose, the gradient, is one sum over the classes and one loop, with no exp kept."""
     logits, labels, keep = primals
-    own, probability, missed, share, is_class = _parts(*primals)
+    own, probability, missed, share, flaw = _parts(*primals)
     share_dot = jnp.sum(share * tangents[0], axis=-1)
     margin_dot = jnp.sum(jnp.where(own, tangents[0], 0), axis=-1) - share_dot
     hit_dot = jnp.where(keep, probability * missed * margin_dot, 0)
@@ -90,50 +93,54 @@ def _pixel_sums_jvp(squared, primals, tangents):
     if squared:
         error_dot = error_dot - of_label(labels, 2 * missed * hit_dot)
     sums = _pixel_sums(*primals, squared)
-    no_dot = np.zeros(sums[3].shape, jax.dtypes.float0)
-    alarm_dot = -jnp.sum(jnp.where(is_class, 0, hit_dot))
-    return sums, (of_hit, -of_hit, error_dot, no_dot, alarm_dot)
+    alarm_dot = -jnp.sum(jnp.where(jnp.isnan(flaw), hit_dot, 0))
+    return sums, (of_hit, -of_hit, error_dot, jnp.zeros_like(sums[3]), alarm_dot)
 
 
 def _parts(logits, labels, keep):
-    """Is it the label's class, p and 1 - p of that, each other class's share of 1 - p, and is the label a class?"""
+    """Is it the label's class, p and 1 - p of that, each other class's share of 1 - p, and 0, or NaN if the label is no class."""
     num_classes = logits.shape[-1]
-    own_logit, largest, log_sum, is_class = margin.against_others(logits, labels)
-    probability, missed = margin.probabilities(margin.margin_of(own_logit, largest, log_sum, is_class))
+    own_logit, largest, log_sum, flaw = margin.against_others(logits, labels)
+    probability, missed = margin.probabilities(margin.margin_of(own_logit, largest, log_sum, flaw))
     own = margin.is_label(jnp.where(keep, labels, -1), num_classes)
     # Selected before exp: the label's own overflows, and a derivative would be 0 · ∞.
     other = each_class(keep, num_classes) & ~own
     share = jnp.exp(jnp.where(other, (logits - largest[..., None]) - log_sum[..., None], -jnp.inf))
-    return own, probability, missed, share, is_class
+    return own, probability, missed, share, flaw
 
 
 def _terms(logits, labels, keep, squared):
     """What is added up: of each pixel and class hit, miss, error and truth, and of each pixel the alarm."""
-    own, probability, missed, share, is_class = _parts(logits, labels, keep)
+    own, probability, missed, share, flaw = _parts(logits, labels, keep)
     off = share * missed[..., None]
     miss = jnp.where(own, missed[..., None], 0)
     hit = jnp.where(own, probability[..., None], 0)
     error = off * off + miss * miss if squared else off
     # `missed` is NaN at a wrong label, and so is its gradient; an absent class would hide that.
-    return hit, miss, error, own.astype(jnp.int32), jnp.where(is_class, 0, missed)
+    return hit, miss, error, own.astype(jnp.int32), flaw
 
 
 def _at_once(logits, labels, keep, squared):
     *terms, alarm = _terms(logits, labels, keep, squared)
-    return *(jnp.sum(term, axis=tuple(range(1, labels.ndim))) for term in terms), jnp.sum(alarm)
+    return _of_images(terms, alarm, logits.dtype)
 
 
 def _in_rows(logits, labels, keep, squared):
     """The same, all in one loop, row by row: XLA's CPU compiler writes what it sums alone to memory first."""
-    hit, miss, error, truth, alarm = _terms(logits, labels, keep, squared)
+    *terms, alarm = _terms(logits, labels, keep, squared)
     zero = logits.dtype.type(0)
     rows = jax.lax.reduce(
-        (hit, miss, error, truth),
+        tuple(terms),
         (zero, zero, zero, np.int32(0)),
         lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
-        (hit.ndim - 2,),
+        (labels.ndim - 1,),
     )
-    return *(jnp.sum(row, axis=tuple(range(1, row.ndim - 1))) for row in rows), jnp.sum(alarm)
+    return _of_images(rows, alarm, logits.dtype)
+
+
+def _of_images(terms, alarm, dtype):
+    sums = [jnp.sum(term, axis=tuple(range(1, term.ndim - 1)), dtype=term.dtype) for term in terms]
+    return *(total.astype(dtype) for total in sums), jnp.sum(alarm)
 
 
 def _inputs(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> tuple[Array, Array, Array | None]:

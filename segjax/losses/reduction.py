@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Real
 
 from segjax import checks
 from segjax.collectives import psum
@@ -77,7 +77,8 @@ def mean(
     counted = jnp.ones(loss.shape, bool) if keep is None else keep
     if normalizer == "positives":
         counted = kept(checks.mask("positives", positives, loss.shape), keep)
-    total, count = psum(_total_and_count(loss, counted), axis_name)
+    total, *halves = _total_and_count(loss, counted)
+    total, count = psum((total, _whole(*halves)), axis_name)
     if normalizer == "weights":
         return _ratio(total, psum(jnp.sum(weights), axis_name))
     divisor = count.astype(loss.dtype)
@@ -87,8 +88,11 @@ def mean(
 @jax.custom_jvp
 def _total_and_count(
     loss: Float[Array, "*pixels"], counted: Bool[Array, "*pixels"]
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Σ loss, and how many are counted, as an integer: float32 stops counting at 2^24."""
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Σ loss, and how many are counted, in two floats that hold its halves exactly.
+
+    An integer's tangent is a float0, which does not say over which devices it varies, and a `shard_map` refuses it.
+    """
     if loss.ndim == 0:
         return _plainly(loss, counted)
     return jax.lax.platform_dependent(loss, counted, cpu=_together, default=_plainly)
@@ -96,12 +100,12 @@ def _total_and_count(
 
 @_total_and_count.defjvp
 def _total_and_count_jvp(primals, tangents):
-    total, count = _total_and_count(*primals)
-    return (total, count), (jnp.sum(tangents[0]), np.zeros((), jax.dtypes.float0))
+    total, high, low = _total_and_count(*primals)
+    return (total, high, low), (jnp.sum(tangents[0]), jnp.zeros_like(high), jnp.zeros_like(low))
 
 
 def _plainly(loss, counted):
-    return jnp.sum(loss), jnp.sum(counted, dtype=jnp.int32)
+    return jnp.sum(loss), *_halves(jnp.sum(counted, dtype=jnp.int32))
 
 
 def _together(loss, counted):
@@ -113,7 +117,16 @@ def _together(loss, counted):
     rows = jax.lax.reduce(
         (loss, counted.astype(jnp.int32)), start, lambda a, b: (a[0] + b[0], a[1] + b[1]), (loss.ndim - 1,)
     )
-    return jnp.sum(rows[0]), jnp.sum(rows[1], dtype=jnp.int32)
+    return jnp.sum(rows[0]), *_halves(jnp.sum(rows[1], dtype=jnp.int32))
+
+
+def _halves(count):
+    return (count >> 16).astype(jnp.float32), (count & 0xFFFF).astype(jnp.float32)
+
+
+def _whole(high, low):
+    # Counted as an integer, over all devices too: float32 stops counting at 2^24.
+    return (high.astype(jnp.int32) << 16) + low.astype(jnp.int32)
 
 
 def _ratio(total: jax.Array, divisor: jax.Array) -> jax.Array:
