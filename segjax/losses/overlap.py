@@ -98,7 +98,7 @@ def _pixel_sums_jvp(squared, primals, tangents):
 
 
 def _parts(logits, labels, keep):
-    """Is it the label's class, p and 1 - p of that, each other class's share of 1 - p; 0, or NaN without such a class."""
+    """Is it the label's class, p and 1 - p of that, each other class's share of 1 - p, and 0, or NaN without it."""
     num_classes = logits.shape[-1]
     own_logit, largest, log_sum, flaw = margin.against_others(logits, labels)
     probability, missed = margin.probabilities(margin.margin_of(own_logit, largest, log_sum, flaw))
