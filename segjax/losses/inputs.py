@@ -41,6 +41,16 @@ def each_class(keep: Bool[Array, "*pixels"], num_classes: int) -> Bool[Array, "*
     return classes < jnp.where(keep, num_classes, 0)[..., None]
 
 
+def varying_like(values: Shaped[Array, "*pixels"], floats: Float[Array, "*pixels"]) -> Shaped[Array, "*pixels"]:
+    """`values`, integers or booleans, as something that varies over whatever mapped axes `floats` vary over.
+
+    In a checked `shard_map` a constant is of another type than what the devices hold, and the two forms of one formula,
+    for a CPU and for all else, have to be of one type. Costs nothing: the compiler takes it out again.
+    """
+    nothing = jnp.isnan(floats) & False
+    return values | nothing if values.dtype == jnp.bool_ else values + nothing.astype(values.dtype)
+
+
 def sigmoid_inputs(
     logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None
 ) -> tuple[Float[Array, "*pixels"], Real[Array, "*pixels"], Bool[Array, "*pixels"] | None]:

@@ -16,6 +16,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
+from segjax.losses.inputs import varying_like
+
 
 def is_label(labels: Int[Array, "*pixels"], num_classes: int) -> Bool[Array, "*pixels {num_classes}"]:
     """True at each pixel's own class: z_y by a comparison, where a gather has a scatter for its transpose."""
@@ -50,6 +52,7 @@ def against_others(
 
     Its own rule of differentiation, so that a gradient keeps these three numbers a pixel and not an exp a class.
     """
+    labels = varying_like(labels, logits[..., 0])
     return lax.platform_dependent(logits, labels, cpu=_in_two_passes, default=_in_reductions)
 
 

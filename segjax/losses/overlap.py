@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from segjax import checks
 from segjax.collectives import psum
 from segjax.losses import margin
-from segjax.losses.inputs import each_class, softmax_inputs
+from segjax.losses.inputs import each_class, softmax_inputs, varying_like
 
 ABSENT = ("exclude", "zero", "one")
 
@@ -70,6 +70,7 @@ def _pixel_sums(
     Pixels are counted as integers, since float32 stops counting at 2^24, and added up over images as floats: int32 ends
     at 2^31.
     """
+    labels, keep = varying_like(labels, logits[..., 0]), varying_like(keep, logits[..., 0])
     in_rows, at_once = (partial(way, squared=squared) for way in (_in_rows, _at_once))
     return jax.lax.platform_dependent(logits, labels, keep, cpu=in_rows, default=at_once)
 

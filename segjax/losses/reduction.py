@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Real
 
 from segjax import checks
 from segjax.collectives import psum
-from segjax.losses.inputs import kept
+from segjax.losses.inputs import kept, varying_like
 
 NORMALIZERS = ("valid", "weights", "positives")
 
@@ -95,6 +95,7 @@ def _total_and_count(
     """
     if loss.ndim == 0:
         return _plainly(loss, counted)
+    counted = varying_like(counted, loss)
     return jax.lax.platform_dependent(loss, counted, cpu=_together, default=_plainly)
 
 
