@@ -27,7 +27,7 @@ def is_label(labels: Int[Array, "*pixels"], num_classes: int) -> Bool[Array, "*p
 
 def softmax_margin(logits: Float[Array, "*pixels classes"], labels: Int[Array, "*pixels"]) -> Float[Array, "*pixels"]:
     """x_t = z_y - logsumexp of the other logits; NaN (as is its gradient) where the label is no class."""
-    return margin_of(*against_others(logits, labels))
+    return margin_of(*against_others(logits, varying_like(labels, logits[..., 0])))
 
 
 def margin_of(
@@ -52,7 +52,6 @@ def against_others(
 
     Its own rule of differentiation, so that a gradient keeps these three numbers a pixel and not an exp a class.
     """
-    labels = varying_like(labels, logits[..., 0])
     return lax.platform_dependent(logits, labels, cpu=_in_two_passes, default=_in_reductions)
 
 

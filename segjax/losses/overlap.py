@@ -46,6 +46,7 @@ def sums_of(
     logits, labels, keep = _inputs(logits, labels, where)
     num_classes, pixel_axes = logits.shape[-1], tuple(range(1, labels.ndim))
     keep = jnp.ones(labels.shape, bool) if keep is None else keep
+    labels, keep = varying_like(labels, logits[..., 0]), varying_like(keep, logits[..., 0])
     hit, miss, error, truth, alarm = _pixel_sums(logits, labels, keep, squared)
 
     def of_class(total):
@@ -70,7 +71,6 @@ def _pixel_sums(
     Pixels are counted as integers, since float32 stops counting at 2^24, and added up over images as floats: int32 ends
     at 2^31.
     """
-    labels, keep = varying_like(labels, logits[..., 0]), varying_like(keep, logits[..., 0])
     in_rows, at_once = (partial(way, squared=squared) for way in (_in_rows, _at_once))
     return jax.lax.platform_dependent(logits, labels, keep, cpu=in_rows, default=at_once)
 

@@ -77,7 +77,7 @@ def mean(
     counted = jnp.ones(loss.shape, bool) if keep is None else keep
     if normalizer == "positives":
         counted = kept(checks.mask("positives", positives, loss.shape), keep)
-    total, *halves = _total_and_count(loss, counted)
+    total, *halves = _total_and_count(loss, varying_like(counted, loss))
     total, count = psum((total, _whole(*halves)), axis_name)
     if normalizer == "weights":
         return _ratio(total, psum(jnp.sum(weights), axis_name))
@@ -95,7 +95,6 @@ def _total_and_count(
     """
     if loss.ndim == 0:
         return _plainly(loss, counted)
-    counted = varying_like(counted, loss)
     return jax.lax.platform_dependent(loss, counted, cpu=_together, default=_plainly)
 
 
