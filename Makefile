@@ -7,11 +7,12 @@ DOCS_READY := $(VENV)/.docs-ready
 WORKERS ?= 2
 STUDIES := focal_ablation prior_init sgd_focal ohem_vs_focal focal_star loss_curves
 
-.PHONY: help setup ablation reproduce faults docs test lint format clean
+.PHONY: help setup ablation reproduce benchmark faults docs test lint format clean
 
 help:
 	@echo "make ablation   the background trap and its cure on the embedded data set, in minutes"
 	@echo "make reproduce  every table of the focal loss paper, and more; many hours, and it can be cut"
+	@echo "make benchmark  speed beside the libraries people would use instead, as far as installed (BENCH=1 installs them)"
 	@echo "make faults     20 kills and half an hour of watching a run; 40 minutes"
 	@echo "make test       the whole test suite (PYTHON=python3.13 for another interpreter)"
 	@echo "make docs       the documentation as a site, site/index.html; a broken link is an error"
@@ -34,6 +35,11 @@ reproduce: $(READY)
 	  $(BIN)/python -m experiments.background_trap --data=$$data --workdir=runs/background_trap; \
 	done
 	$(if $(SEGJAX_CAMVID_DIR),$(BIN)/python -m experiments.uncertainty_ladder --workdir=runs/uncertainty_ladder)
+
+# PyTorch and what stands on it is several GB: only if asked for.
+benchmark: $(READY)
+	$(if $(BENCH),$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,bench]')
+	$(BIN)/python -m experiments.benchmarks --workdir=runs/benchmarks
 
 faults: $(READY)
 	$(BIN)/python -m experiments.faults --kills=20 --workdir=runs/faults

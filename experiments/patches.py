@@ -17,7 +17,7 @@ import numpy as np
 import rich.console
 from absl import flags
 
-from experiments.metrics_speed import Case, milliseconds
+from experiments.timing import Case, milliseconds
 from segjax import cli
 from segjax.models import PatchClassifier
 from segjax.reporting import Report, Section, Table, show, write_report

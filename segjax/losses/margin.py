@@ -12,7 +12,11 @@ Private: import the losses from `segjax.losses`.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
+
+from segjax.losses.inputs import varying_like
 
 
 def is_label(labels: Int[Array, "*pixels"], num_classes: int) -> Bool[Array, "*pixels {num_classes}"]:
@@ -23,15 +27,73 @@ def is_label(labels: Int[Array, "*pixels"], num_classes: int) -> Bool[Array, "*p
 
 def softmax_margin(logits: Float[Array, "*pixels classes"], labels: Int[Array, "*pixels"]) -> Float[Array, "*pixels"]:
     """x_t = z_y - logsumexp of the other logits; NaN (as is its gradient) where the label is no class."""
-    num_classes = logits.shape[-1]
-    own = is_label(labels, num_classes)
-    others = jnp.where(own, -jnp.inf, logits)
-    largest = jax.lax.stop_gradient(jnp.max(others, axis=-1))
-    log_sum = jnp.log(jnp.sum(jnp.exp(others - largest[..., None]), axis=-1))
+    return margin_of(*against_others(logits, varying_like(labels, logits[..., 0])))
+
+
+def margin_of(
+    own: Float[Array, "*pixels"],
+    largest: Float[Array, "*pixels"],
+    log_sum: Float[Array, "*pixels"],
+    flaw: Float[Array, "*pixels"],
+) -> Float[Array, "*pixels"]:
+    """x_t of what `against_others` found."""
     # The largest is taken off the logit first: what all logits share would round the small logarithm away.
-    margin = (jnp.sum(jnp.where(own, logits, 0), axis=-1) - largest) - log_sum
     # Added, not selected: a selected NaN would leave the gradient of a wrong label finite, and so unseen.
-    return margin + _nan_unless((labels >= 0) & (labels < num_classes), margin.dtype)
+    return (own - largest) - log_sum + flaw
+
+
+@jax.custom_jvp
+def against_others(
+    logits: Float[Array, "*pixels classes"], labels: Int[Array, "*pixels"]
+) -> tuple[Float[Array, "*pixels"], Float[Array, "*pixels"], Float[Array, "*pixels"], Float[Array, "*pixels"]]:
+    """The label's logit, the largest of the others, log Σ exp of the others less that; 0, or NaN if it is no class.
+
+    The second and the last are constants: the largest is a shift that the third takes back.
+
+    Its own rule of differentiation, so that a gradient keeps these three numbers a pixel and not an exp a class.
+    """
+    return lax.platform_dependent(logits, labels, cpu=_in_two_passes, default=_in_reductions)
+
+
+@against_others.defjvp
+def _against_others_jvp(primals, tangents):
+    logits, labels = primals
+    own, largest, log_sum, flaw = against_others(logits, labels)
+    is_own = is_label(labels, logits.shape[-1])
+    # Selected before exp: the label's own overflows, and its second derivative would be 0 · ∞.
+    share = jnp.exp(jnp.where(is_own, -jnp.inf, (logits - largest[..., None]) - log_sum[..., None]))
+    own_dot = jnp.sum(jnp.where(is_own, tangents[0], 0), axis=-1)
+    log_sum_dot = jnp.sum(share * tangents[0], axis=-1)
+    # Not a boolean for the flaw: the float0 that is its tangent does not say over which devices it varies.
+    dots = own_dot, jnp.zeros_like(largest), log_sum_dot, jnp.zeros_like(flaw)
+    return (own, largest, log_sum, flaw), dots
+
+
+def _in_reductions(logits, labels):
+    own = is_label(labels, logits.shape[-1])
+    others = jnp.where(own, -jnp.inf, logits)
+    largest = jnp.max(others, axis=-1)
+    log_sum = jnp.log(jnp.sum(jnp.exp(others - largest[..., None]), axis=-1))
+    flaw = _nan_unless(jnp.any(own, axis=-1), logits.dtype)
+    return jnp.sum(jnp.where(own, logits, 0), axis=-1), largest, log_sum, flaw
+
+
+def _in_two_passes(logits, labels):
+    """The same; two results a reduction, since XLA's CPU compiler hands a plain one with all its exp to a library.
+
+    What the library does not know, the comparison with the label, would first be written to memory, for every class.
+    """
+    own, zero, lowest = is_label(labels, logits.shape[-1]), logits.dtype.type(0), logits.dtype.type(-jnp.inf)
+    last = (logits.ndim - 1,)
+    largest, of_label = lax.reduce(
+        (jnp.where(own, lowest, logits), jnp.where(own, logits, zero)),
+        (lowest, zero),
+        lambda a, b: (lax.max(a[0], b[0]), a[1] + b[1]),
+        last,
+    )
+    exps = jnp.where(own, zero, jnp.exp(logits - largest[..., None]))
+    total, is_class = lax.reduce((exps, own), (zero, np.bool_(False)), lambda a, b: (a[0] + b[0], a[1] | b[1]), last)
+    return of_label, largest, jnp.log(total), _nan_unless(is_class, logits.dtype)
 
 
 def sigmoid_margin(logits: Float[Array, "*pixels"], targets: Real[Array, "*pixels"]) -> Float[Array, "*pixels"]:
@@ -42,12 +104,42 @@ def sigmoid_margin(logits: Float[Array, "*pixels"], targets: Real[Array, "*pixel
 
 def cross_entropy(margin: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
     """-log p_t."""
-    return -jax.nn.log_sigmoid(margin)
+    return -log_probabilities(margin)[0]
 
 
 def log_miss(margin: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
     """log(1 - p_t)."""
-    return jax.nn.log_sigmoid(-margin)
+    return log_probabilities(margin)[1]
+
+
+@jax.custom_jvp
+def log_probabilities(margin: Float[Array, "*pixels"]) -> tuple[Float[Array, "*pixels"], Float[Array, "*pixels"]]:
+    """log p_t and log(1 - p_t): `jax.nn.log_sigmoid` of x and of -x, with one exp and one log for both."""
+    tail = jnp.log1p(jnp.exp(-jnp.abs(margin)))
+    return jnp.minimum(margin, 0) - tail, jnp.minimum(-margin, 0) - tail
+
+
+@log_probabilities.defjvp
+def _log_probabilities_jvp(primals, tangents):
+    p, miss = probabilities(*primals)
+    return log_probabilities(*primals), (miss * tangents[0], -p * tangents[0])
+
+
+@jax.custom_jvp
+def probabilities(margin: Float[Array, "*pixels"]) -> tuple[Float[Array, "*pixels"], Float[Array, "*pixels"]]:
+    """p_t = σ(x_t) and 1 - p_t = σ(-x_t), both with all their digits."""
+    tail = jnp.exp(-jnp.abs(margin))
+    likely = 1 / (1 + tail)
+    unlikely = tail * likely
+    return jnp.where(margin >= 0, likely, unlikely), jnp.where(margin >= 0, unlikely, likely)
+
+
+@probabilities.defjvp
+def _probabilities_jvp(primals, tangents):
+    # By hand, for the derivative of the formula has a kink where |x| has: at 0, where every fresh head is.
+    p, miss = probabilities(*primals)
+    slope = p * miss * tangents[0]
+    return (p, miss), (slope, -slope)
 
 
 def soft_targets(targets: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
@@ -57,7 +149,8 @@ def soft_targets(targets: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
 
 def soft_cross_entropy(logits: Float[Array, "*pixels"], targets: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
     """-t log p - (1 - t) log(1 - p), equal to `cross_entropy` to the last bit where t is 0 or 1."""
-    return -(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits))
+    log_p, log_not_p = log_probabilities(logits)
+    return -(targets * log_p + (1 - targets) * log_not_p)
 
 
 @jax.custom_jvp

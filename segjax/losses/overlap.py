@@ -6,18 +6,19 @@ N = α Σ (p - t)² + (β - α) Σ_{t=1} (1 - p), it is N / (I + N), and 1 - p o
 """
 
 from collections.abc import Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from segjax import checks
 from segjax.collectives import psum
 from segjax.losses import margin
-from segjax.losses.inputs import softmax_inputs
+from segjax.losses.inputs import each_class, softmax_inputs, varying_like
 
 ABSENT = ("exclude", "zero", "one")
 
@@ -45,30 +46,102 @@ def sums_of(
     logits, labels, keep = _inputs(logits, labels, where)
     num_classes, pixel_axes = logits.shape[-1], tuple(range(1, labels.ndim))
     keep = jnp.ones(labels.shape, bool) if keep is None else keep
-    own = margin.is_label(labels, num_classes)
-    probability = jax.nn.softmax(logits)
-    missed = jnp.exp(margin.log_miss(margin.softmax_margin(logits, labels)))
-    off = jnp.where(keep[..., None], jnp.where(own, missed[..., None], probability), 0)
+    labels, keep = varying_like(labels, logits[..., 0]), varying_like(keep, logits[..., 0])
+    hit, miss, error, truth, alarm = _pixel_sums(logits, labels, keep, squared)
 
-    def of_class(values):
-        total = jnp.sum(values, axis=pixel_axes)
+    def of_class(total):
         return total if classes is None else total[:, _indices(classes, num_classes)]
 
-    # Counted as integers: float32 stops counting at 2^24. Added up over images as floats: int32 ends at 2^31.
-    truth = of_class((own & keep[..., None]).astype(jnp.int32)).astype(logits.dtype)
     pixels = jnp.sum(keep, axis=pixel_axes, dtype=jnp.int32).astype(logits.dtype)[:, None]
-    sums = Sums(
-        hit=of_class(jnp.where(own & keep[..., None], probability, 0)),
-        miss=of_class(jnp.where(own, off, 0)),
-        error=of_class(off * off if squared else jnp.where(own, 0, off)),
-        truth=truth,
-        pixels=pixels,
-    )
+    sums = Sums(of_class(hit), of_class(miss), of_class(error), of_class(truth), pixels)
     if over_batch:
         sums = psum(jax.tree.map(lambda x: jnp.sum(x, axis=0, keepdims=True), sums), axis_name)
-    # `missed` is NaN at a wrong label, and so is its gradient; an absent class would hide that.
-    alarm = jnp.sum(jnp.where((labels >= 0) & (labels < num_classes), 0, missed))
     return sums, psum(alarm, axis_name)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _pixel_sums(
+    logits: Float[Array, "images *pixels classes"],
+    labels: Int[Array, "images *pixels"],
+    keep: Bool[Array, "images *pixels"],
+    squared: bool,
+) -> tuple[Array, Array, Array, Array, Array]:
+    """hit, miss, error and truth, `[images, classes]`; and 0, or NaN if a kept label is no class.
+
+    Pixels are counted as integers, since float32 stops counting at 2^24, and added up over images as floats: int32 ends
+    at 2^31.
+    """
+    in_rows, at_once = (partial(way, squared=squared) for way in (_in_rows, _at_once))
+    return jax.lax.platform_dependent(logits, labels, keep, cpu=in_rows, default=at_once)
+
+
+@_pixel_sums.defjvp
+def _pixel_sums_jvp(squared, primals, tangents):
+    """By hand, so that its transpose, the gradient, is one sum over the classes and one loop, with no exp kept."""
+    logits, labels, keep = primals
+    own, probability, missed, share, flaw = _parts(*primals)
+    share_dot = jnp.sum(share * tangents[0], axis=-1)
+    margin_dot = jnp.sum(jnp.where(own, tangents[0], 0), axis=-1) - share_dot
+    hit_dot = jnp.where(keep, probability * missed * margin_dot, 0)
+    # d log(share of the class · 1 - p) of every other class is its own logit's tangent less this.
+    common = share_dot + probability * margin_dot
+    off = share * missed[..., None]
+    off_dot = off * (tangents[0] - common[..., None])
+    error_dot = jnp.sum(2 * off * off_dot if squared else off_dot, axis=tuple(range(1, labels.ndim)))
+    # A scatter, and so in the gradient a gather from C numbers.
+    of_label = jax.vmap(lambda y, v: jnp.zeros(logits.shape[-1], v.dtype).at[y.ravel()].add(v.ravel()))
+    of_hit = of_label(labels, hit_dot)
+    if squared:
+        error_dot = error_dot - of_label(labels, 2 * missed * hit_dot)
+    sums = _pixel_sums(*primals, squared)
+    alarm_dot = -jnp.sum(jnp.where(jnp.isnan(flaw), hit_dot, 0))
+    return sums, (of_hit, -of_hit, error_dot, jnp.zeros_like(sums[3]), alarm_dot)
+
+
+def _parts(logits, labels, keep):
+    """Is it the label's class, p and 1 - p of that, each other class's share of 1 - p, and 0, or NaN without it."""
+    num_classes = logits.shape[-1]
+    own_logit, largest, log_sum, flaw = margin.against_others(logits, labels)
+    probability, missed = margin.probabilities(margin.margin_of(own_logit, largest, log_sum, flaw))
+    own = margin.is_label(jnp.where(keep, labels, -1), num_classes)
+    # Selected before exp: the label's own overflows, and a derivative would be 0 · ∞.
+    other = each_class(keep, num_classes) & ~own
+    share = jnp.exp(jnp.where(other, (logits - largest[..., None]) - log_sum[..., None], -jnp.inf))
+    return own, probability, missed, share, flaw
+
+
+def _terms(logits, labels, keep, squared):
+    """What is added up: of each pixel and class hit, miss, error and truth, and of each pixel the alarm."""
+    own, probability, missed, share, flaw = _parts(logits, labels, keep)
+    off = share * missed[..., None]
+    miss = jnp.where(own, missed[..., None], 0)
+    hit = jnp.where(own, probability[..., None], 0)
+    error = off * off + miss * miss if squared else off
+    # `missed` is NaN at a wrong label, and so is its gradient; an absent class would hide that.
+    return hit, miss, error, own.astype(jnp.int32), flaw
+
+
+def _at_once(logits, labels, keep, squared):
+    *terms, alarm = _terms(logits, labels, keep, squared)
+    return _of_images(terms, alarm, logits.dtype)
+
+
+def _in_rows(logits, labels, keep, squared):
+    """The same, all in one loop, row by row: XLA's CPU compiler writes what it sums alone to memory first."""
+    *terms, alarm = _terms(logits, labels, keep, squared)
+    zero = logits.dtype.type(0)
+    rows = jax.lax.reduce(
+        tuple(terms),
+        (zero, zero, zero, np.int32(0)),
+        lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
+        (labels.ndim - 1,),
+    )
+    return _of_images(rows, alarm, logits.dtype)
+
+
+def _of_images(terms, alarm, dtype):
+    sums = [jnp.sum(term, axis=tuple(range(1, term.ndim - 1)), dtype=term.dtype) for term in terms]
+    return *(total.astype(dtype) for total in sums), jnp.sum(alarm)
 
 
 def _inputs(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> tuple[Array, Array, Array | None]:

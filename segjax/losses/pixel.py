@@ -161,7 +161,7 @@ def sigmoid_cross_entropy(
     [0.6931472 0.6931472 0.       ]
     """
     logits, targets, keep = sigmoid_inputs(logits, targets, where)
-    loss, _ = _sigmoid_terms(logits, targets)
+    loss = _sigmoid_cross_entropy(logits, targets)
     return kept(loss if alpha is None else loss * balance(alpha, targets, loss.dtype), keep)
 
 
@@ -208,8 +208,7 @@ def sigmoid_focal_loss(
     """
     logits, targets, keep = sigmoid_inputs(logits, targets, where)
     gamma = checks.scalar("gamma", gamma, logits.dtype, 0.0)
-    loss, log_miss = _sigmoid_terms(logits, targets)
-    loss = margin.focus(log_miss, gamma) * loss
+    loss = _sigmoid_focal(logits, targets, gamma)
     return kept(loss if alpha is None else loss * balance(alpha, targets, loss.dtype), keep)
 
 
@@ -217,6 +216,19 @@ _WHY_NO_SCALAR_ALPHA = (
     "RetinaNet's scalar alpha weighs positives against negatives, and softmax classes are neither: "
     "give one weight per class (see class_weights), or use sigmoid_focal_loss"
 )
+
+
+# Here a loss is as large as the logits, and so is each exp and log on the way to it: computed again for the gradient,
+# in one loop with it, they are not written to memory, which takes longer than they do.
+@jax.checkpoint
+def _sigmoid_cross_entropy(logits, targets):
+    return _sigmoid_terms(logits, targets)[0]
+
+
+@jax.checkpoint
+def _sigmoid_focal(logits, targets, gamma):
+    loss, log_miss = _sigmoid_terms(logits, targets)
+    return margin.focus(log_miss, gamma) * loss
 
 
 def _sigmoid_terms(logits, targets):

@@ -6,7 +6,6 @@ and float16 are computed and returned in float32, float64 in float64; `gamma`, `
 traced; first and second derivatives are finite for |logit| ≤ 1e4.
 """
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Real
@@ -170,4 +169,4 @@ def huber_loss(
 
 
 def _star(margins: Float[Array, "*pixels"], gamma: Float[Array, ""], beta: Float[Array, ""]) -> Float[Array, "*pixels"]:
-    return -jax.nn.log_sigmoid(gamma * margins + beta) / gamma
+    return margin.cross_entropy(gamma * margins + beta) / gamma

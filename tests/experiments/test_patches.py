@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import patches
-from experiments.metrics_speed import Case
 from experiments.patches import ONE_PASS, PATCHES
+from experiments.timing import Case
 from segjax.models import PatchClassifier
 
 

@@ -1,0 +1,82 @@
+"""Speed, measured beside what people would use instead: `python -m experiments.benchmarks` (`make benchmark`).
+
+Every figure is a ratio in one run: medians of interleaved rounds of ours, of the peers that are installed (the extra
+`bench` brings all) and of a limit, on the same arrays and as many threads. Before a row is timed its ways must agree.
+A row is written as it is done: the same command carries on with what is missing, `--only=losses,metrics` takes some.
+A machine that others use too: `taskset -c 0 python -m experiments.benchmarks --clock=cpu`, one thread, CPU time.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import rich.console
+from absl import flags
+
+from experiments import (
+    benchmarks_growth,
+    benchmarks_losses,
+    benchmarks_metrics,
+    benchmarks_network,
+    benchmarks_prediction,
+)
+from experiments.benchmarks_report import results, show_all, store
+from experiments.peers import Setting, versions
+from experiments.timing import CLOCKS, threads
+from segjax import cli
+from segjax.reporting import write_report
+from segjax.training import ConfigError
+from segjax.training.provenance import provenance
+
+SECTIONS = {
+    "losses": benchmarks_losses,
+    "metrics": benchmarks_metrics,
+    "network": benchmarks_network,
+    "prediction": benchmarks_prediction,
+    "growth": benchmarks_growth,
+}
+
+
+def run(names: Sequence[str], setting: Setting, workdir: Path, console: rich.console.Console) -> dict[str, Any]:
+    """Measures the rows of these sections that the workdir does not hold yet; of all sections what it holds then.
+
+    Raises:
+      ConfigError: there is no such section, or the workdir holds rows of another setting.
+    """
+    if unknown := set(names) - set(SECTIONS):
+        raise ConfigError(f"--only must be of {', '.join(SECTIONS)}; got {', '.join(sorted(unknown))}")
+    facts = setting._asdict() | {"threads": threads(), "device": provenance()["device"], "peers": versions()}
+    measured = results(workdir, SECTIONS, facts)
+    for name in names:
+        for row, measure in SECTIONS[name].rows(setting).items():
+            if row not in measured[name]:
+                console.print(f"{name}: {row} …")
+                measured[name][row] = measure() | {"provenance": provenance()}
+                store(workdir, name, facts, measured[name])
+                # A benchmark's programs and arrays are large, and the next row needs none of them.
+                jax.clear_caches()
+    return measured
+
+
+def main(argv: list[str]) -> None:
+    """Measures, prints the tables and writes the report."""
+    del argv
+    options, console = flags.FLAGS, rich.console.Console()
+    shape = tuple(int(size) for size in options.shape)
+    setting = Setting(shape, options.classes, options.rounds, options.clock, options.compiled)
+    workdir = Path(options.workdir)
+    measured = run(options.only or list(SECTIONS), setting, workdir, console)
+    report = show_all(SECTIONS, measured, setting, console)
+    console.print(f"Wrote {write_report(report, workdir, 'benchmarks', measured)[0]}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("only", [], "Sections, all if none is named: losses, metrics, network, prediction, growth.")
+    flags.DEFINE_list("shape", ["2", "512", "1024"], "Images, height and width of the logits; other sections derive.")
+    flags.DEFINE_integer("classes", 19, "Classes of the logits.", lower_bound=2)
+    flags.DEFINE_integer("rounds", 11, "How often each way is timed.", lower_bound=1)
+    flags.DEFINE_enum("clock", "wall", tuple(CLOCKS), "The time that passes, or the CPU's; cpu: of one thread only.")
+    flags.DEFINE_bool("compiled", True, "Also torch.compile, which first compiles C++ for a while.")
+    flags.DEFINE_string("workdir", "runs/benchmarks", "Where rows are kept while it runs, and the report goes.")
+    cli.run(main, required=[])

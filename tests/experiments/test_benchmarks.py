@@ -1,0 +1,179 @@
+"""The benchmark at the size of tests: nothing is timed for its time, but all ways of a row must find the same.
+
+The peers that tests have are optax, SciPy, scikit-learn and NumPy; where the extra `bench` is installed, all of them.
+"""
+
+import json
+
+import jax
+import pytest
+import rich.console
+
+from experiments import (
+    benchmarks,
+    benchmarks_growth,
+    benchmarks_losses,
+    benchmarks_metrics,
+    benchmarks_network,
+    benchmarks_prediction,
+    benchmarks_report,
+    peers,
+    timing,
+)
+from experiments.peers import NOT_INSTALLED, OURS, Setting, Target, Way
+from segjax.training import ConfigError
+
+TINY = Setting(shape=(1, 32, 48), classes=3, rounds=1, compiled=False)
+WITH_JAX_PEERS = [name for name in benchmarks_losses._OURS if name in benchmarks_losses._JAX]
+WITH_PEERS = ["confusion matrix", "boundary F1", "average precision"]
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(timing, "PAUSE", 0)
+
+
+@pytest.fixture
+def quiet():
+    return rich.console.Console(quiet=True)
+
+
+@pytest.mark.parametrize("name", WITH_JAX_PEERS)
+def test_losses_of_all_libraries_are_equal_on_the_benchmarks_data(name):
+    row = benchmarks_losses.rows(TINY)[name]()
+    assert set(row["differs"]) >= {OURS, *benchmarks_losses._JAX[name]}
+    assert max(row["differs"].values()) < 1e-4
+    assert set(row["ms"]) > set(row["differs"])
+    assert set(row["extra_memory"]) == {"float32", "bfloat16"}
+
+
+@pytest.mark.parametrize("name", WITH_PEERS)
+def test_metrics_of_all_libraries_are_equal_on_the_benchmarks_data(name):
+    row = benchmarks_metrics.rows(TINY)[name]()
+    assert {OURS, "SciPy" if name == "boundary F1" else "scikit-learn"} <= set(row["differs"])
+    assert max(row["differs"].values()) < 1e-4
+
+
+def test_the_scene_holds_every_class_in_every_image():
+    _, labels = benchmarks_losses.scene((2, 64, 96), 19)
+    assert all(set(image.ravel()) == set(range(19)) for image in labels)
+
+
+def test_every_row_of_a_torch_library_names_a_known_peer():
+    named = {who for rows in benchmarks_losses._TORCH.values() for who in rows}
+    assert named <= set(peers.PEERS)
+    assert set(benchmarks_losses._TORCH) <= set(benchmarks_losses._OURS)
+
+
+@pytest.fixture
+def without_torch(monkeypatch):
+    for who in [who for who, (module, _) in peers.PEERS.items() if module == "torch"]:
+        monkeypatch.setitem(peers.PEERS, who, ("torch_that_is_not_there", "torch"))
+
+
+@pytest.fixture
+def tiny_network(monkeypatch, without_torch):
+    monkeypatch.setattr(benchmarks_network, "WIDTHS", (2,))
+    monkeypatch.setattr(benchmarks_network, "DEPTH", 1)
+    return benchmarks_network.rows(TINY)["U-Net step, width 2"]()
+
+
+def test_a_peer_that_is_not_installed_is_a_column_that_says_so(tiny_network):
+    assert tiny_network["not_installed"] == ["PyTorch", "PyTorch, channels last"]
+    table = benchmarks_report.times(benchmarks_network, {"a step": tiny_network})
+    assert table.columns == ("", "segjax, ms", "PyTorch", "PyTorch, channels last")
+    assert table.rows[0][2:] == (NOT_INSTALLED, NOT_INSTALLED)
+    found = benchmarks_network.targets({"a step": tiny_network})
+    assert [target.met for target in found] == [None, None]
+    assert {row[-1] for row in benchmarks_report.target_table(found).rows} == {NOT_INSTALLED}
+
+
+def test_targets_are_met_on_their_side_of_the_limit():
+    met = [Target(1, "", ratio, 2.0, least).met for ratio in (1.9, 2.1) for least in (False, True)]
+    assert met == [True, False, False, True]
+
+
+def test_prediction_is_measured_in_all_of_its_ways(monkeypatch):
+    monkeypatch.setattr(benchmarks_prediction, "WIDTHS", (2,))
+    row = benchmarks_prediction.rows(TINY)["width 2"]()
+    assert list(row["ms"]) == [OURS, *benchmarks_prediction.COLUMNS]
+    assert [target.number for target in benchmarks_prediction.targets({"width 2": row})] == [5, 5, 5]
+
+
+def test_growth_tells_time_and_memory_of_every_size(monkeypatch):
+    monkeypatch.setattr(benchmarks_growth, "DOUBLINGS", 1)
+    monkeypatch.setattr(benchmarks_growth, "FEATURES", 2)
+    rows = {name: measure() for name, measure in benchmarks_growth.rows(TINY).items() if name != "dropout heads, fours"}
+    tables = benchmarks_growth.tables(rows)
+    assert all(table.columns == ("×", "1", "2") and len(table.rows) == len(rows) for table in tables)
+    memory = rows["confusion matrix of logits, pixels"]["extra_bytes"]
+    assert memory["2"] <= 2 * memory["1"] + 4096
+    assert benchmarks_growth.pictures(rows)[0].png.startswith(b"\x89PNG")
+
+
+def test_the_exponent_of_a_power_law_is_found():
+    assert benchmarks_growth.exponent({"1": 3.0, "4": 48.0}) == pytest.approx(2)
+
+
+class Counted:
+    """A section of two rows that counts how often it measures."""
+
+    TITLE, COLUMNS = "Counted", ("twice", "SMP")
+    __doc__ = "What is counted."
+
+    def __init__(self):
+        self.calls = []
+
+    def rows(self, setting):
+        return {name: lambda name=name: self._row(name, setting) for name in ("first", "second")}
+
+    def _row(self, name, setting):
+        self.calls.append(name)
+        ways = [Way(who, lambda: lambda: jax.numpy.zeros(())) for who in (OURS, "twice")]
+        return peers.measure(ways, setting)
+
+    def targets(self, rows):
+        return [Target(1, name, 1.0, 2.0) for name in rows]
+
+    def tables(self, rows):
+        return []
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    section = Counted()
+    monkeypatch.setattr(benchmarks, "SECTIONS", {"counted": section})
+    return section
+
+
+def test_what_was_cut_carries_on_with_the_missing_row(tmp_path, counted, quiet):
+    benchmarks.run(["counted"], TINY, tmp_path, quiet)
+    file = tmp_path / "rows_counted.json"
+    held = json.loads(file.read_text())
+    del held["rows"]["first"]
+    file.write_text(json.dumps(held))
+    found = benchmarks.run(["counted"], TINY, tmp_path, quiet)["counted"]
+    assert counted.calls == ["first", "second", "first"]
+    assert set(found) == {"first", "second"}
+    assert found["first"]["provenance"]["commit"]
+
+
+def test_rows_of_another_setting_are_not_mixed_with_these(tmp_path, counted, quiet):
+    benchmarks.run(["counted"], TINY, tmp_path, quiet)
+    with pytest.raises(ConfigError, match=r"rows_counted\.json was measured with rounds = 1, and this run has 2"):
+        benchmarks.run(["counted"], TINY._replace(rounds=2), tmp_path, quiet)
+
+
+def test_a_section_that_is_none_is_named(tmp_path, counted, quiet):
+    with pytest.raises(ConfigError, match=r"--only must be of counted; got memory"):
+        benchmarks.run(["memory"], TINY, tmp_path, quiet)
+
+
+def test_the_report_has_times_and_targets(tmp_path, counted, quiet):
+    measured = benchmarks.run(["counted"], TINY, tmp_path, quiet)
+    report = benchmarks_report.show_all({"counted": counted}, measured, TINY, quiet)
+    targets, times = (section.tables[0] for section in report.sections)
+    assert [row[-1] for row in targets.rows] == ["met", "met"]
+    assert times.columns == ("", "segjax, ms", "twice")
+    assert [row[0] for row in times.rows] == ["first", "second"]
+    assert report.facts["rounds"] == 1
