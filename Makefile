@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 WORKERS ?= 2
+# What `make test` is told besides, for instance `TESTS=tests/losses`.
+TESTS ?=
 STUDIES := focal_ablation prior_init sgd_focal ohem_vs_focal focal_star loss_curves
 
 .PHONY: help setup ablation reproduce benchmark faults docs test lint format clean
@@ -50,7 +52,7 @@ docs: $(DOCS_READY)
 	@echo "wrote site/index.html"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
