@@ -20,7 +20,7 @@ import numpy as np
 import rich.console
 from absl import flags
 
-from experiments.metrics_speed import Case, milliseconds
+from experiments.timing import Case, milliseconds
 from segjax import cli, training
 from segjax.inference import Way, dense_crf, make_engine, whole_passes
 from segjax.reporting import Table, show
