@@ -27,7 +27,9 @@ AUGMENTATIONS = {
     "d4": (SYMMETRIES["d4"], (1.0,)),
     "scales": (SYMMETRIES["none"], (0.75, 1.0, 1.25)),
 }
+"""By name, what an image is predicted under: symmetries, and factors of its size."""
 UNCERTAINTIES = ("entropy", "mutual_information", "variance")
+"""What `Way.uncertainty` may be."""
 # Pixels that are looked at together: one shape too. And the least p whose logarithm is asked for.
 _CHUNK, _LEAST = 2**16, 1e-37
 

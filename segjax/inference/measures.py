@@ -26,7 +26,7 @@ def head_measures(
 
     .. math::
         v = \frac{1}{C} \sum_c \frac{r}{1 - r} \sum_i w_{ic}^2 x_i^2, \qquad
-        I = H\Big[\frac{1}{K} \sum_k p_k\Big] - \frac{1}{K} \sum_k H[p_k]
+        I = H\left[\frac{1}{K} \sum_k p_k\right] - \frac{1}{K} \sum_k H[p_k]
 
     The variance of the logits is exact, that of K = ∞ masks. The mutual information has no closed form: it is that of
     K masks a channel, keyed by the image and the same in every call. A head of one logit z is taken as 0 and z; one

@@ -133,11 +133,8 @@ def test_many_classes_and_sizes_are_ranked_each_class_against_all_others(folder)
     assert list(found.precision_recall) == ["a", "b", "c"]
     # The pixels again, one image after the other, by the way of a prediction.
     parts = {"normalise": run.normalise, "class_logits": run.class_logits}
-    predict, truth, scores = (
-        make_engine(run.model, run.state.variables, Way(config.data.size), **parts, probabilities=True),
-        [],
-        [],
-    )
+    predict = make_engine(run.model, run.state.variables, Way(config.data.size), **parts, probabilities=True)
+    truth, scores = [], []
     files = named_images([str(folder / "val" / "images")])
     for i in range(5):
         prediction = predict(read_image(run, files[source.name(i)]))
