@@ -1,10 +1,11 @@
-"""The how-tos of docs/howto: every block of code and every command runs as it stands on its page, on tiny data.
+"""The how-tos of docs/howto, and the README's commands: each runs as it stands on its page, on tiny data.
 
 What is put in place of what a page says is the table `TINY` and the folders that each test names. The commands of
 "Reproduce a table" run in tests/experiments/test_focal_ablation.py, and those of "Run on a TPU VM" in
 tests/training/test_termination.py, whose real processes they are.
 """
 
+import importlib
 import json
 import math
 import runpy
@@ -43,6 +44,8 @@ def run_command(line):
     """Runs `python -m MODULE ARGUMENTS` in this process, as the interpreter would; its flags are forgotten after it."""
     python, dash_m, module, *arguments = shlex.split(line)
     assert (python, dash_m) == ("python", "-m")
+    for library in ("absl.app", "segjax.training"):  # what these define, or what they stand on, is defined once
+        importlib.import_module(library)
     file, before, argv = ROOT / f"{module.replace('.', '/')}.py", set(flags.FLAGS), sys.argv
     sys.argv = [str(file), *tiny(arguments)]
     try:
@@ -59,12 +62,18 @@ def run_command(line):
         flags.FLAGS.unparse_flags()
 
 
+def placed(text, places):
+    """`text` with `places` in place of the page's."""
+    for named, here in places.items():
+        text = text.replace(named, str(here))
+    return text
+
+
 def run_page(blocks, places):
     """Runs a page from top to bottom with `places` in place of the page's; gives the names that its code leaves."""
     names = {}
     for language, text in blocks:
-        for named, here in places.items():
-            text = text.replace(named, str(here))
+        text = placed(text, places)
         if language == "python":
             exec(text, names)
             continue
@@ -140,6 +149,38 @@ def test_reading_the_uncertainty(mine, folder, page, monkeypatch):
     assert answered >= 0.9 > answered - np.sum(total, axis=0)[names["last"]] / total.sum()
     assert names["curve"]["coverage"][-1] == risk_coverage(total)["coverage"][-1] == 1
     assert names["asked"].shape == (1, *VAL)
+
+
+def test_the_readmes_commands_train_score_show_predict_and_export(folder, monkeypatch, python):
+    rng, raw = np.random.default_rng(0), folder / "camvid"
+    for split, count in (("train", 4), ("val", 2)):
+        for kind, pixels in ((split, (24, 32, 3)), (f"{split}annot", (24, 32))):
+            (raw / kind).mkdir(parents=True)
+            for i in range(count):
+                drawn = rng.integers(0, 256 if len(pixels) == 3 else 12, pixels).astype(np.uint8)
+                assert cv2.imwrite(str(raw / kind / f"{split}_{i}.png"), drawn)
+    places = {"runs/camvid": folder / "run", "night/ 'day/*.png'": f"{raw / 'val'} '{raw / 'train'}/*.png'"}
+    places |= dict.fromkeys(("street.jpg", "aerial.png"), raw / "train" / "train_0.png")
+    places |= {f"output={name}": f"output={folder / name}" for name in ("predictions", "night", "large", "exported")}
+    monkeypatch.setenv("SEGJAX_CAMVID_DIR", str(raw))
+    monkeypatch.setitem(TINY, "configs/camvid_unet.py", SIZE | PLAIN | STEPS | {"data.data_dir": folder / "prepared"})
+    monkeypatch.chdir(ROOT)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme[readme.index("export SEGJAX_CAMVID_DIR") :]
+    lines = block[: block.index("```")].splitlines()[1:]
+    assert [line.split()[2].removeprefix("segjax.") for line in lines] == (
+        ["train", "evaluate", "report", *["predict"] * 3, "export"]
+    )
+    run_page([("bash", "\n".join(lines[:-1]))], places)
+    # Sizes that are free are no ints, which the shapes' checks of the tests would refuse: in a process of its own.
+    exported = python(*shlex.split(placed(lines[-1], places))[1:])
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads((folder / "run" / "scores.json").read_text())["images"] == 2
+    assert (folder / "run" / "report" / "report.html").exists()
+    assert (folder / "predictions" / "train_0_overlay.png").exists()
+    assert (folder / "night" / "contact_sheet.png").exists()
+    assert cv2.imread(str(folder / "large" / "train_0_mask.png")).shape == (24, 32, 3)
+    assert {"card.json", "run.py"} <= {path.name for path in (folder / "exported").iterdir()}
 
 
 def test_every_page_is_run_by_a_test():
