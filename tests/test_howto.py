@@ -151,19 +151,19 @@ def test_reading_the_uncertainty(mine, folder, page, monkeypatch):
     assert names["asked"].shape == (1, *VAL)
 
 
-def test_the_readmes_commands_train_score_show_predict_and_export(folder, monkeypatch, python):
-    rng, raw = np.random.default_rng(0), folder / "camvid"
+def test_the_readmes_commands_train_score_show_predict_and_export(tmp_path, monkeypatch, python):
+    rng, raw = np.random.default_rng(0), tmp_path / "camvid"
     for split, count in (("train", 4), ("val", 2)):
         for kind, pixels in ((split, (24, 32, 3)), (f"{split}annot", (24, 32))):
             (raw / kind).mkdir(parents=True)
             for i in range(count):
                 drawn = rng.integers(0, 256 if len(pixels) == 3 else 12, pixels).astype(np.uint8)
                 assert cv2.imwrite(str(raw / kind / f"{split}_{i}.png"), drawn)
-    places = {"runs/camvid": folder / "run", "night/ 'day/*.png'": f"{raw / 'val'} '{raw / 'train'}/*.png'"}
+    places = {"runs/camvid": tmp_path / "run", "night/ 'day/*.png'": f"{raw / 'val'} '{raw / 'train'}/*.png'"}
     places |= dict.fromkeys(("street.jpg", "aerial.png"), raw / "train" / "train_0.png")
-    places |= {f"output={name}": f"output={folder / name}" for name in ("predictions", "night", "large", "exported")}
+    places |= {f"output={name}": f"output={tmp_path / name}" for name in ("predictions", "night", "large", "exported")}
     monkeypatch.setenv("SEGJAX_CAMVID_DIR", str(raw))
-    monkeypatch.setitem(TINY, "configs/camvid_unet.py", SIZE | PLAIN | STEPS | {"data.data_dir": folder / "prepared"})
+    monkeypatch.setitem(TINY, "configs/camvid_unet.py", SIZE | PLAIN | STEPS | {"data.data_dir": tmp_path / "prepared"})
     monkeypatch.chdir(ROOT)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = readme[readme.index("export SEGJAX_CAMVID_DIR") :]
@@ -175,12 +175,12 @@ def test_the_readmes_commands_train_score_show_predict_and_export(folder, monkey
     # Sizes that are free are no ints, which the shapes' checks of the tests would refuse: in a process of its own.
     exported = python(*shlex.split(placed(lines[-1], places))[1:])
     assert exported.returncode == 0, exported.stderr
-    assert json.loads((folder / "run" / "scores.json").read_text())["images"] == 2
-    assert (folder / "run" / "report" / "report.html").exists()
-    assert (folder / "predictions" / "train_0_overlay.png").exists()
-    assert (folder / "night" / "contact_sheet.png").exists()
-    assert cv2.imread(str(folder / "large" / "train_0_mask.png")).shape == (24, 32, 3)
-    assert {"card.json", "run.py"} <= {path.name for path in (folder / "exported").iterdir()}
+    assert json.loads((tmp_path / "run" / "scores.json").read_text())["images"] == 2
+    assert (tmp_path / "run" / "report" / "report.html").exists()
+    assert (tmp_path / "predictions" / "train_0_overlay.png").exists()
+    assert (tmp_path / "night" / "contact_sheet.png").exists()
+    assert cv2.imread(str(tmp_path / "large" / "train_0_mask.png")).shape == (24, 32, 3)
+    assert {"card.json", "run.py"} <= {path.name for path in (tmp_path / "exported").iterdir()}
 
 
 def test_every_page_is_run_by_a_test():
