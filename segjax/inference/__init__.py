@@ -11,15 +11,15 @@ from segjax.inference.augmented import (
 from segjax.inference.crf import dense_crf
 from segjax.inference.engine import AUGMENTATIONS, UNCERTAINTIES, Prediction, Way, chosen_way, make_engine
 from segjax.inference.ensemble import (
-    Uncertainty,
     analytic_uncertainty,
     head_uncertainty,
     predict_with_uncertainty,
     whole_passes,
 )
 from segjax.inference.measures import head_measures
-from segjax.inference.moments import Moments, packed, uncertainty_of, unpacked
+from segjax.inference.moments import Moments, Uncertainty, packed, uncertainty_of, unpacked
 from segjax.inference.predictions import Done, Found, Wanted, done_lines, png, write_predictions
+from segjax.inference.sampling import sampled_moments
 from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
 from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, panel, tiles
 
@@ -56,6 +56,7 @@ __all__ = [
     "predict_tiled",
     "predict_with_uncertainty",
     "restored",
+    "sampled_moments",
     "tiles",
     "tiles_along",
     "transformed",

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer, Num, Real, Shaped
 
-from segjax.inference.ensemble import folded, linear_head, pixels_last
+from segjax.inference.ensemble import linear_head
 from segjax.inference.moments import Moments
-from segjax.inference.streaming import over_classes, summed
+from segjax.inference.sampling import head_moments, sampled_moments
 from segjax.models import example_dropout_keys
-from segjax.models.dropout import checked_rate, dropout
+from segjax.models.dropout import checked_rate
 
 
 class Symmetry(NamedTuple):
@@ -87,7 +87,8 @@ def augmented_moments(
         encode: `(images [B, h, w, channels], a) -> [B, h, w, F]`: logits, or the features that `head` takes. a is the
             number of the augmentation, scale by scale, traced. For dropout deep in the network fold it into the key; a
             symmetry may be there K times, for K passes.
-        head: `(features [B, H, W, F], n) -> logits [B, H, W, C]` of sample n, traced; None: `encode` gives logits.
+        head: `(features [B, H, W, F], numbers [K]) -> Moments [B, H, W]` of the samples of these numbers, traced: that
+            of `dropout_head`, or `sampled_moments` of logits of your own; None: `encode` gives logits.
         samples: K ≥ 1, of the head, an augmentation; static.
         symmetries: of T, one or more, such as those of `SYMMETRIES`; static.
         scales: of T, each > 0, one or more; static. Sides are rounded to pixels, at least one.
@@ -112,32 +113,27 @@ def augmented_moments(
     _check_augmentations(symmetries, scales, samples, head)
     size = images.shape[1:3]
 
-    def samples_of(x: Array, symmetry: Symmetry, a: Array) -> Callable[[Array], list[Array]]:
+    def moments_of(x: Array, symmetry: Symmetry, a: Array) -> Moments:
         seen = transformed(x, symmetry)
         features = encode(seen, a)
         if features.ndim != 4 or features.shape[:3] != seen.shape[:3]:
             raise ValueError(f"encode must give maps of its images, {seen.shape[:3]}; got shape {features.shape}")
         features = _resized(restored(_widened(features), symmetry), size)
-        if head is None:
-            return lambda numbers: [pixels_last(features)] * len(numbers)
-        return lambda numbers: [pixels_last(_widened(head(features, a * samples + k))) for k in numbers]
+        numbers = a * samples + jnp.arange(samples, dtype=jnp.int32)
+        return sampled_moments(lambda n: features, numbers) if head is None else head(features, numbers)
 
     # How many classes there are is known only by asking.
-    asked = jax.eval_shape(lambda x: samples_of(x, Symmetry(), jnp.int32(0))(jnp.arange(1))[0], images)
-    if asked.shape[-2] < 2:
+    asked = jax.eval_shape(lambda x: moments_of(x, Symmetry(), jnp.int32(0)), images)
+    if asked.logits.shape[-1] < 2:
         raise ValueError("the softmax needs at least 2 classes; got 1: make a single logit z the logits 0 and z")
-    # Not plain zeros, which a checked shard_map takes for another type than a device's sums.
-    zero = jnp.zeros(asked.shape, asked.dtype) + 0 * pixels_last(images[..., :1]).astype(asked.dtype)
-    kept, done = _Kept(zero, zero[:, :1], zero, zero[:, :1]), 0
+    # Not plain zeros, which a checked shard_map takes for another type than a device's means.
+    zero = (0 * images[..., :1]).astype(asked.logits.dtype)
+    maps, pixels = jnp.zeros(asked.logits.shape, zero.dtype) + zero, zero[..., 0]
+    kept, done = Moments(maps, pixels, maps, pixels), 0
     for shape, transpose, numbers, members in _groups(symmetries, scales, size):
-        kept = _scanned(kept, done, samples, samples_of, _resized(images, shape), transpose, numbers, members)
-        done += samples * len(members)
-
-    def image(y: Float[Array, "b c p"]) -> Float[Array, "b h w c"]:
-        return jnp.swapaxes(y, 1, 2).reshape(y.shape[0], *size, -1)
-
-    entropy, variance = (image(y)[..., 0] for y in (kept.entropy / done, kept.squares / (done * asked.shape[-2])))
-    return Moments(image(kept.probability / done), entropy, image(kept.mean), variance)
+        kept = _scanned(kept, done, moments_of, _resized(images, shape), transpose, numbers, members)
+        done += len(members)
+    return kept
 
 
 def dropout_head(
@@ -148,6 +144,7 @@ def dropout_head(
     rate: Real[ArrayLike, ""] | None = None,
     mask: str | None = None,
     examples: Integer[ArrayLike, "b"] | None = None,
+    class_logits: Callable[[Array], Array] | None = None,
 ) -> tuple[Callable, Callable]:
     """`encode` and `head` of a network, for `augmented_moments`: its features, and its linear head under dropout.
 
@@ -161,6 +158,8 @@ def dropout_head(
         mask: "channel" or "element"; static. None: the model's.
         examples: `[B]`, the images' global indices, which key their masks; None: 0 … B-1. Tiles of one image should
             have one index: with masks per channel a sample is then one network for all of it, and has no seams.
+        class_logits: a linear map of the head's outputs `[..., O]` to a logit a class, `[..., C]`, such as all but the
+            last; None: they are.
 
     Raises:
         ValueError: no `head/linear` in the parameters, p is not in [0, 1), or `mask` is unknown.
@@ -173,56 +172,42 @@ def dropout_head(
     >>> predict(images).probabilities.shape
     (1, 8, 12, 3)
     """
-    kernel, bias = linear_head(variables)
+    kernel, bias = map(class_logits or (lambda outputs: outputs), linear_head(variables))
     rate, mask = checked_rate("rate", model.rate if rate is None else rate), model.mask if mask is None else mask
 
     def encode(images: Array, a: Array) -> Array:
         return model.apply(variables, images, train=False).features
 
-    def head(features: Array, n: Array) -> Array:
+    def head(features: Array, numbers: Array) -> Moments:
         keys = example_dropout_keys(key, jnp.arange(features.shape[0]) if examples is None else examples)
-        return dropout(features, rate, folded(keys, n), mask=mask) @ kernel + bias
+        parts = (features, *(one.astype(features.dtype) for one in (kernel, bias)))
+        return head_moments(*parts, keys, numbers, rate=rate, mask=mask)
 
     return encode, head
 
 
-class _Kept(NamedTuple):
-    """Sums over the samples seen, of p and of H[p], and the mean of z with the squared distances from it."""
-
-    probability: Float[Array, "b c p"]
-    entropy: Float[Array, "b 1 p"]
-    mean: Float[Array, "b c p"]
-    squares: Float[Array, "b 1 p"]
-
-
 def _scanned(
-    kept: _Kept,
+    kept: Moments,
     done: int,
-    samples: int,
-    samples_of: Callable,
+    moments_of: Callable,
     images: Array,
     transpose: bool | None,
     numbers: list[int],
     members: list[Symmetry],
-) -> _Kept:
-    """`kept` of `done` samples with those of one group of augmentations, whose images are of one shape."""
+) -> Moments:
+    """`kept` of `done` augmentations with those of one group, whose images are of one shape."""
 
-    def add(kept: _Kept, member: tuple[Array, Array, Symmetry]) -> tuple[_Kept, None]:
+    def add(kept: Moments, member: tuple[Array, Array, Symmetry]) -> tuple[Moments, None]:
         before, number, symmetry = member
         symmetry = symmetry if transpose is None else symmetry._replace(transpose=transpose)
-        sums = summed(samples_of(images, symmetry, number), samples)
+        found = moments_of(images, symmetry, number)
         # Chan, Golub and LeVeque's merging: squares of the logits themselves would cancel.
-        before = before.astype(kept.mean.dtype)
-        away = sums.mean - kept.mean
-        share = samples / (before + samples)
-        return _Kept(
-            kept.probability + sums.probability,
-            kept.entropy + sums.log_total - over_classes(sums.weighted),
-            kept.mean + share * away,
-            kept.squares + sums.squares + before * share * over_classes(away**2),
-        ), None
+        share = 1 / (before + 1).astype(kept.logits.dtype)
+        merged = jax.tree.map(lambda mean, one: mean + share * (one - mean), kept, found)
+        between = share * (1 - share) * jnp.mean((found.logits - kept.logits) ** 2, axis=-1)
+        return merged._replace(variance=merged.variance + between), None
 
-    before = done + samples * jnp.arange(len(members), dtype=jnp.int32)
+    before = done + jnp.arange(len(members), dtype=jnp.int32)
     flags = Symmetry(*(jnp.array(flag) for flag in zip(*members, strict=True)))
     return jax.lax.scan(add, kept, (before, jnp.array(numbers, jnp.int32), flags))[0]
 

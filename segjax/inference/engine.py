@@ -153,7 +153,7 @@ def make_engine(
       variables: its parameters and statistics.
       way: how.
       normalise: pixels 0..255 to what the network takes.
-      class_logits: its outputs `[..., O]` to a logit a class, `[..., C]`.
+      class_logits: its outputs `[..., O]` to a logit a class, `[..., C]`; a linear map, such as all but the last.
       probabilities: give them too: 4 C bytes a pixel.
       empty: `empty(shape, float32)` for what is large: the maps of an image, and the probabilities. It may be mapped to
         a file; all else takes a few bytes a pixel.
@@ -236,11 +236,10 @@ def _tile_maps(model: Any, way: Way, normalise: Callable, class_logits: Callable
             return packed(augmented_moments(images, clean, **kinds))
         # One index for all: a sample is one network for the whole image, and for all images.
         alike, key = jnp.zeros(len(images), jnp.int32), jax.random.key(way.seed)
-        encode, head = dropout_head(model, variables, key, rate=way.rate, mask="channel", examples=alike)
-        found = augmented_moments(
-            images, encode, lambda features, n: class_logits(head(features, n)), samples=way.samples, **kinds
+        encode, head = dropout_head(
+            model, variables, key, rate=way.rate, mask="channel", examples=alike, class_logits=class_logits
         )
-        return packed(found)
+        return packed(augmented_moments(images, encode, head, samples=way.samples, **kinds))
 
     return maps_of
 

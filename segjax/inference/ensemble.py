@@ -5,39 +5,17 @@ summed up one after another, so K = 30 takes the memory of one. The same numbers
 `segjax.metrics`' `log_mean_softmax`, `predictive_entropy` and `mutual_information` and `segjax.losses.mc_variance`.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Real, Shaped
 
-from segjax.inference.streaming import over_classes, summary, summed
+from segjax.inference.moments import Uncertainty, check_samples, uncertainty_of
+from segjax.inference.sampling import head_moments, sampled_moments
 from segjax.models import Segmentation, example_dropout_keys, logit_variance
-from segjax.models.dropout import checked_rate, dropout
-
-# Pixels at a time. On a CPU so few that its cache holds them from one sample to the next, and enough for several cores;
-# elsewhere each step of a loop costs a launch.
-_BLOCK, _BLOCK_CPU = 2**20, 2**14
-
-
-class Uncertainty(NamedTuple):
-    """What the samples of a batch of images say together; a pytree.
-
-    Attributes:
-        probabilities: `[B, H, W, C]`, the mean of the samples' softmax.
-        predictive_entropy: `[B, H, W]` in nats, in [0, log C]: of `probabilities`, the whole uncertainty.
-        mutual_information: `[B, H, W]` in nats, ≥ 0: what the samples disagree on, the model's part of it. None where
-            there are no samples: it has no closed form.
-        variance: `[B, H, W]` in squared logits: the unbiased variance over the samples, mean over the classes.
-    """
-
-    probabilities: Float[Array, "b h w c"]
-    predictive_entropy: Float[Array, "b h w"]
-    mutual_information: Float[Array, "b h w"] | None
-    variance: Float[Array, "b h w"]
+from segjax.models.dropout import checked_rate
 
 
 def head_uncertainty(
@@ -98,14 +76,8 @@ def head_uncertainty(
     keys = example_dropout_keys(key, jnp.arange(x.shape[0]) if examples is None else examples)
     if keys.shape != x.shape[:1]:
         raise ValueError(f"examples must hold one index an image, shape {x.shape[:1]}; got {keys.shape}")
-    rate = checked_rate("rate", rate)
-    if mask == "channel":
-        return _channel_masks(x, kernel, bias, keys, samples, rate)
-
-    def logits(numbers: Array) -> list[Array]:
-        return [pixels_last(dropout(x, rate, folded(keys, k), mask=mask) @ kernel + bias) for k in numbers]
-
-    return _of_samples(logits, samples, x.shape)
+    found = head_moments(x, kernel, bias, keys, jnp.arange(samples), rate=checked_rate("rate", rate), mask=mask)
+    return uncertainty_of(found, samples)
 
 
 def predict_with_uncertainty(
@@ -220,9 +192,9 @@ def whole_passes(
         output = one_head.apply(
             variables, images, train=False, rate=rate, deep_rate=deep_rate, examples=examples, rngs=rngs
         )
-        return pixels_last(output.logits if output.mc_logits is None else output.mc_logits[0])
+        return output.logits if output.mc_logits is None else output.mc_logits[0]
 
-    return first, _of_samples(lambda numbers: [logits(k) for k in numbers], samples, first.logits.shape)
+    return first, uncertainty_of(sampled_moments(logits, jnp.arange(samples)), samples)
 
 
 def analytic_uncertainty(
@@ -269,69 +241,6 @@ def analytic_uncertainty(
     return Uncertainty(p, -jnp.sum(jnp.where(p == 0, 0, p * log_p), axis=-1), None, variance)
 
 
-def _channel_masks(x: Array, kernel: Array, bias: Array, keys: Array, samples: int, rate: Array) -> Uncertainty:
-    batch, height, width, channels = x.shape
-    ones = jnp.ones((batch, 1, 1, channels), x.dtype)
-    kept = jax.vmap(lambda k: dropout(ones, rate, folded(keys, k), mask="channel"))(jnp.arange(samples))
-    thinned = kept[:, :, 0, 0, None] * kernel.T  # [K, B, C, F]
-    # Seen from the first: what all share is gone before the mean is rounded.
-    centred = thinned - thinned[:1]
-    centred -= jnp.mean(centred, axis=0)
-    scale = 1 / ((samples - 1) * kernel.shape[1])
-    covariance = scale * jnp.einsum("kbcf,kbcg->bfg", centred, centred, precision="highest")
-
-    def block(image_and_pixels: tuple[Array, Array]) -> tuple[Array, ...]:
-        image, x = image_and_pixels
-        variance = over_classes(jnp.matmul(covariance[image], x, precision="highest") * x)
-        # Less the sum of the clean exp, the clean logits are log probabilities and the samples' near them.
-        log_total = jax.nn.logsumexp(kernel.T @ x + bias[:, None], axis=0)
-
-        def logits(numbers: Array) -> list[Array]:
-            kernels = thinned[numbers, image].reshape(-1, channels)
-            return [z + bias[:, None] - log_total for z in jnp.split(kernels @ x, len(numbers))]
-
-        def result(shifted: bool) -> tuple[Array, ...]:
-            return tuple(summary(summed(logits, samples, together=2, shifted=shifted, spread=False), samples))
-
-        quick = result(shifted=False)
-        sound = jnp.all(jnp.isfinite(quick[-1]))
-        return *jax.lax.cond(sound, lambda: quick, lambda: result(shifted=True)), jnp.maximum(variance, 0)
-
-    most = _BLOCK_CPU if jax.default_backend() == "cpu" else _BLOCK
-    steps = math.ceil(height * width / most)
-    size = math.ceil(height * width / steps)
-    pixels = jnp.pad(x.reshape(batch, -1, channels), ((0, 0), (0, steps * size - height * width), (0, 0)))
-    blocks = jnp.swapaxes(pixels.reshape(batch * steps, size, channels), 1, 2)
-    found = jax.lax.map(block, (jnp.repeat(jnp.arange(batch), steps), blocks))
-
-    def image(y: Float[Array, "blocks c size"]) -> Float[Array, "b h w c"]:
-        pixels = jnp.swapaxes(y, 1, 2).reshape(batch, steps * size, -1)
-        return pixels[:, : height * width].reshape(batch, height, width, -1)
-
-    probabilities, *others = map(image, found)
-    return Uncertainty(probabilities, *(y[..., 0] for y in others))
-
-
-def _of_samples(logits: Callable[[Array], list[Array]], samples: int, shape: tuple[int, ...]) -> Uncertainty:
-    def image(y: Float[Array, "b c p"]) -> Float[Array, "b h w c"]:
-        return jnp.swapaxes(y, 1, 2).reshape(*shape[:3], -1)
-
-    sums = summed(logits, samples)
-    probabilities, entropy, information = map(image, summary(sums, samples))
-    variance = image(sums.squares) / ((samples - 1) * probabilities.shape[-1])
-    return Uncertainty(probabilities, entropy[..., 0], information[..., 0], variance[..., 0])
-
-
-def pixels_last(x: Float[Array, "b h w c"]) -> Float[Array, "b c p"]:
-    """As `streaming` wants them."""
-    return jnp.swapaxes(x.reshape(x.shape[0], -1, x.shape[-1]), 1, 2)
-
-
-def folded(keys: Array, k: Array) -> Array:
-    """The keys of head k, those of `segjax.models.head_samples`."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, k)
-
-
 def linear_head(variables: Any) -> tuple[Array, Array]:
     """Its kernel and bias, or a ValueError where there is none."""
     try:
@@ -341,12 +250,6 @@ def linear_head(variables: Any) -> tuple[Array, Array]:
         raise ValueError(
             'variables must hold a linear head, ["params"]["head"]["linear"] with kernel and bias'
         ) from error
-
-
-def check_samples(samples: int) -> None:
-    """A ValueError where there are too few for a variance."""
-    if samples < 2:
-        raise ValueError(f"samples must be at least 2, since the unbiased variance divides by K - 1; got {samples}")
 
 
 def _head_inputs(features: Array, kernel: Array, bias: Array) -> tuple[Array, Array, Array]:

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from segjax.inference.ensemble import Uncertainty, check_samples, pixels_last
-from segjax.inference.streaming import concluded
+from segjax.inference.streaming import concluded, pixels_last
 
 
 class Moments(NamedTuple):
@@ -28,6 +27,23 @@ class Moments(NamedTuple):
     entropy: Float[Array, "*pixels"]
     logits: Float[Array, "*pixels c"]
     variance: Float[Array, "*pixels"]
+
+
+class Uncertainty(NamedTuple):
+    """What the samples of a batch of images say together; a pytree.
+
+    Attributes:
+        probabilities: `[B, H, W, C]`, the mean of the samples' softmax.
+        predictive_entropy: `[B, H, W]` in nats, in [0, log C]: of `probabilities`, the whole uncertainty.
+        mutual_information: `[B, H, W]` in nats, ≥ 0: what the samples disagree on, the model's part of it. None where
+            there are no samples: it has no closed form.
+        variance: `[B, H, W]` in squared logits: the unbiased variance over the samples, mean over the classes.
+    """
+
+    probabilities: Float[Array, "b h w c"]
+    predictive_entropy: Float[Array, "b h w"]
+    mutual_information: Float[Array, "b h w"] | None
+    variance: Float[Array, "b h w"]
 
 
 def uncertainty_of(moments: Moments, samples: int) -> Uncertainty:
@@ -111,3 +127,9 @@ def unpacked(maps: Float[ArrayLike, "*pixels maps"]) -> Moments:
     logits = maps[..., classes + 1 : -1]
     variance = jnp.maximum(maps[..., -1] - jnp.mean(logits**2, axis=-1), 0)
     return Moments(maps[..., :classes], maps[..., classes], logits, variance)
+
+
+def check_samples(samples: int) -> None:
+    """A ValueError where there are too few for a variance."""
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, since the unbiased variance divides by K - 1; got {samples}")

@@ -35,6 +35,11 @@ class Summary(NamedTuple):
     information: Float[Array, "... 1 p"]
 
 
+def pixels_last(x: Float[Array, "b h w c"]) -> Float[Array, "b c p"]:
+    """As all here wants them."""
+    return jnp.swapaxes(x.reshape(x.shape[0], -1, x.shape[-1]), 1, 2)
+
+
 def over_classes(x: Float[Array, "... c p"]) -> Float[Array, "... 1 p"]:
     """The sum over the classes."""
     return jnp.matmul(jnp.ones((1, x.shape[-2]), x.dtype), x, precision="highest")
@@ -78,9 +83,9 @@ def summed(
     return jax.lax.scan(add_all, sums, numbers[head:].reshape(-1, together))[0]
 
 
-def summary(sums: Sums, samples: int) -> Summary:
-    """What the sums say."""
-    return concluded(sums.probability / samples, (sums.log_total - over_classes(sums.weighted)) / samples)
+def means(sums: Sums, samples: int) -> tuple[Float[Array, "... c p"], Float[Array, "... 1 p"]]:
+    """The mean probabilities, and the mean of the samples' entropies."""
+    return sums.probability / samples, (sums.log_total - over_classes(sums.weighted)) / samples
 
 
 def concluded(p: Float[Array, "... c p"], each: Float[Array, "... 1 p"]) -> Summary:

@@ -15,12 +15,13 @@ from segjax.inference import (
     packed,
     predict_tiled,
     restored,
+    sampled_moments,
     tiles_along,
     transformed,
     uncertainty_of,
     unpacked,
 )
-from segjax.models import UNet, dropout, example_dropout_keys
+from segjax.models import UNet, dropout, example_dropout_keys, head_samples
 
 FEATURES, CLASSES, KEY = 4, 3, jax.random.key(7)
 IMAGES = jax.random.normal(jax.random.key(0), (2, 6, 9, 3))
@@ -37,9 +38,13 @@ def encode(images, a):
 
 
 @jax.jit
-def head(features, n):
+def sample(features, n):
     keys = jax.vmap(jax.random.fold_in, (0, None))(example_dropout_keys(KEY, jnp.zeros(len(features), int)), n)
     return dropout.dropout(features, 0.4, keys, mask="channel") @ KERNEL
+
+
+def head(features, numbers):
+    return sampled_moments(lambda n: sample(features, n), numbers)
 
 
 def clean(images, a):
@@ -76,7 +81,7 @@ def samples_one_by_one(images, *, samples, symmetries, scales=(1.0,)):
         for symmetry in symmetries:
             seen = turned(resized(images, tuple(round(side * scale) for side in size)), symmetry)
             features = resized(turned_back(np.asarray(encode(seen, 0)), symmetry), size)
-            found += [np.asarray(head(features, len(found) + k)) for k in range(samples)]
+            found += [np.asarray(sample(features, len(found) + k)) for k in range(samples)]
     return np.stack(found).astype(np.float64)
 
 
@@ -166,6 +171,22 @@ def test_a_network_without_augmentation_has_the_samples_of_its_head():
     parts = dropout_head(model, variables, KEY, examples=examples)
     found = uncertainty_of(jax.jit(lambda x: augmented_moments(x, *parts, samples=3))(IMAGES), 3)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-6), found, expected)
+
+
+@pytest.mark.parametrize("mask", ["channel", "element"])
+def test_a_linear_heads_samples_are_those_of_their_numbers(mask):
+    features, numbers, rate = jax.random.normal(KEY, (2, 5, 7, FEATURES)), jnp.array([4, 2, 9]), 0.3
+    variables = {"params": {"head": {"linear": {"kernel": KERNEL, "bias": jnp.arange(3.0)}}}}
+    kinds = {"rate": rate, "mask": mask, "class_logits": lambda outputs: outputs[..., :2]}
+    found = jax.jit(dropout_head(UNet(CLASSES), variables, KEY, **kinds)[1])(features, numbers)
+    keys = example_dropout_keys(KEY, jnp.arange(2))
+    z = np.asarray(head_samples(features, KERNEL, jnp.arange(3.0), keys, heads=10, rate=rate, mask=mask))
+    z = z[np.asarray(numbers), ..., :2].astype(np.float64)
+    p = softmax(z, axis=-1)
+    np.testing.assert_allclose(found.probabilities, p.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(found.entropy, entr(p).sum(axis=-1).mean(axis=0), atol=3e-6)
+    np.testing.assert_allclose(found.logits, z.mean(axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.variance, z.var(axis=0).mean(axis=-1), rtol=1e-4, atol=1e-6)
 
 
 def test_tiles_augmentations_and_samples_together_are_one_weighted_mean():

@@ -11,9 +11,9 @@ from segjax import losses, metrics
 from segjax.inference import (
     Uncertainty,
     analytic_uncertainty,
-    ensemble,
     head_uncertainty,
     predict_with_uncertainty,
+    sampling,
     whole_passes,
 )
 from segjax.models import UNet, example_dropout_keys, head_samples
@@ -107,7 +107,7 @@ def test_it_may_be_vmapped_over_the_rate():
 
 def test_blocks_of_pixels_change_nothing(monkeypatch):
     whole = unsure_of(X)
-    monkeypatch.setattr(ensemble, "_BLOCK", 512)
+    monkeypatch.setattr(sampling, "_BLOCK_CPU", 200)  # of 585 pixels an image
     blocks = jax.jit(lambda x: head_uncertainty(x, KERNEL, BIAS, KEY, samples=3, rate=RATE, examples=EXAMPLES))(X)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), whole, blocks)
 
