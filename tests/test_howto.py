@@ -1,5 +1,8 @@
 """The how-tos of docs/howto, and the README's commands: each runs as it stands on its page, on tiny data.
 
+Of all other commands that a page, a config or a program's first lines tell, many of them hours long, each is parsed by
+its own program as it stands: flags, config and overrides.
+
 What is put in place of what a page says is the table `TINY` and the folders that each test names. The commands of
 "Reproduce a table" run in tests/experiments/test_focal_ablation.py, and those of "Run on a TPU VM" in
 tests/training/test_termination.py, whose real processes they are.
@@ -8,6 +11,7 @@ tests/training/test_termination.py, whose real processes they are.
 import importlib
 import json
 import math
+import re
 import runpy
 import shlex
 import sys
@@ -20,7 +24,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from segjax import losses
+from segjax import cli, losses
 from segjax.metrics import risk_coverage
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +34,18 @@ PLAIN = {"augment.scale": (1.0, 1.0), "augment.brightness": 0.0, "augment.contra
 STEPS = {"training.steps": 2, "training.global_batch": 4, "training.log_every": 1}
 TINY = {"configs/folder_unet.py": SIZE | PLAIN | STEPS | {"data.channels": 1}}
 VAL = (33, 71)
+# Other programs start `fault_child`; no person does.
+TOLD = sorted(
+    {
+        re.sub(r" [\[(].*", "", command.replace("\\\n", " ")).rstrip('". ')
+        for pattern in ("README.md", "docs/**/*.md", "configs/*.py", "segjax/*.py", "experiments/*.py")
+        for path in ROOT.glob(pattern)
+        for command in re.findall(
+            r"python (-m (?!experiments.fault_child)(?:segjax|experiments)\.[a-z](?:[^\n`\\]|\\\n)*)",
+            path.read_text("utf-8"),
+        )
+    }
+)
 
 
 def tiny(arguments):
@@ -181,6 +197,20 @@ def test_the_readmes_commands_train_score_show_predict_and_export(tmp_path, monk
     assert (tmp_path / "night" / "contact_sheet.png").exists()
     assert cv2.imread(str(tmp_path / "large" / "train_0_mask.png")).shape == (24, 32, 3)
     assert {"card.json", "run.py"} <= {path.name for path in (tmp_path / "exported").iterdir()}
+
+
+@pytest.mark.parametrize("command", TOLD)
+def test_a_command_that_is_told_is_one_its_program_takes(command, monkeypatch):
+    parsed = []
+
+    def parse(main, required):
+        flags.mark_flags_as_required(list(required))
+        parsed.append(flags.FLAGS(sys.argv))
+
+    monkeypatch.setattr(cli, "run", parse)
+    monkeypatch.chdir(ROOT)
+    run_command(f"python {command.replace('--config=…', '--config=configs/rare_class.py')}")
+    assert len(parsed) == 1
 
 
 def test_every_page_is_run_by_a_test():
