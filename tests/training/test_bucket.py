@@ -171,6 +171,20 @@ def test_evaluation_opens_the_best_of_the_bucket_and_writes_its_scores_there(
     assert json.loads(objects["scores_val_2.json"])["mean_iou"] == at_best["eval/mean_iou"]
 
 
+def test_a_report_of_the_bucket_is_a_page_in_it(resumed, bucket, python, process_environment, monkeypatch, browser):
+    for name, value in bucket.environment.items():
+        monkeypatch.setitem(process_environment, name, value)
+    done = python("-m", "segjax.report", "gs://bucket/run", "--images=1")
+    assert done.returncode == 0, done.stderr
+    assert "wrote gs://bucket/run/report/report.html" in done.stdout
+    written = under(bucket.objects, "run/report")
+    report = json.loads(written["report.json"])
+    assert report["facts"]["checkpoint"] == "gs://bucket/run/checkpoints/2"
+    for width, seen in browser(written["report.html"].decode()).items():
+        assert seen["images"], width
+        assert (all(seen["images"]), seen["wide"]) == (True, False), width
+
+
 def test_every_object_of_a_checkpoint_is_in_its_list_of_sums(resumed, bucket):
     for step in (2, 3, 4):
         objects = under(bucket.objects, f"run/checkpoints/{step}")

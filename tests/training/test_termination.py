@@ -94,7 +94,7 @@ def _with(flags, values):
     return [f"{name}={values[name]}" if name in values else flag for name, flag in zip(names, flags, strict=True)]
 
 
-def test_one_of_two_hosts_is_enough(tmp_path, two_hosts):
+def test_one_of_two_hosts_is_enough_and_what_they_trained_is_a_report_of_one(tmp_path, two_hosts, python, browser):
     hosts = two_hosts(tmp_path / "run")
     wait_for_steps(tmp_path / "run", 3, hosts[0])
     hosts[1].send_signal(signal.SIGTERM)
@@ -102,6 +102,13 @@ def test_one_of_two_hosts_is_enough(tmp_path, two_hosts):
     assert [host.returncode for host in hosts] == [0, 0], printed
     (step,) = (int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert all(f"stopped after step {step} of 100000, which is saved" in output for output, _ in printed)
+    told = python("-m", "segjax.report", tmp_path / "run", "--images=1")
+    assert told.returncode == 0, told.stderr
+    report = tmp_path / "run" / "report"
+    facts = json.loads((report / "report.json").read_text())["facts"]
+    assert facts["checkpoint"] == f"{tmp_path}/run/checkpoints/{step}"
+    for width, seen in browser((report / "report.html").read_text()).items():
+        assert (all(seen["images"]), seen["wide"]) == (True, False), width
 
 
 def test_two_hosts_do_not_wait_for_their_evaluation(tmp_path, two_hosts):
