@@ -30,7 +30,7 @@ from segjax.training.loop import write_json
 from segjax.training.networks import make_model
 from segjax.training.prediction import classify, make_predict
 from segjax.training.provenance import provenance
-from segjax.training.storage import local_path
+from segjax.training.storage import local_path, write_bytes
 
 COST_FILE = "cost.json"
 CLASSES = 11
@@ -196,7 +196,7 @@ def main(argv: list[str]) -> None:
     cost, measured = json.loads(Path(cost_file).read_text(encoding="utf-8")), cells.cells(workdir, ROWS)
     whole = report(measured, cost)
     show(whole.sections[0].tables[0], console)
-    written = write_report(whole, workdir, "architectures", {"cells": measured, "cost": cost})
+    written = write_report(whole, workdir, "architectures", {"cells": measured, "cost": cost}, write=write_bytes)
     console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX and JSON beside it")
 
 

@@ -27,7 +27,7 @@ from segjax.training import open_split, train
 from segjax.training.defaults import leaves
 from segjax.training.loop import CONFIG_FILE, SCORES_FILE
 from segjax.training.provenance import provenance
-from segjax.training.storage import local_path
+from segjax.training.storage import local_path, write_bytes
 from segjax.training.tracker import METRICS_FILE
 
 BALANCED = "1 - f"
@@ -274,7 +274,7 @@ def main(argv: list[str]) -> None:
         whole = report(data, results, about)
         for one in whole.sections[0].tables:
             show(one, console)
-        written = write_report(whole, workdir, f"background_trap_{data}", results)
+        written = write_report(whole, workdir, f"background_trap_{data}", results, write=write_bytes)
         console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
 
 

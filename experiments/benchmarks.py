@@ -28,6 +28,7 @@ from segjax import cli
 from segjax.reporting import write_report
 from segjax.training import ConfigError
 from segjax.training.provenance import provenance
+from segjax.training.storage import write_bytes
 
 SECTIONS = {
     "losses": benchmarks_losses,
@@ -68,7 +69,8 @@ def main(argv: list[str]) -> None:
     workdir = Path(options.workdir)
     measured = run(options.only or list(SECTIONS), setting, workdir, console)
     report = show_all(SECTIONS, measured, setting, console)
-    console.print(f"Wrote {write_report(report, workdir, 'benchmarks', measured)[0]}")
+    written = write_report(report, workdir, "benchmarks", measured, write=write_bytes)
+    console.print(f"Wrote {written[0]}")
 
 
 if __name__ == "__main__":

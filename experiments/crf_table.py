@@ -34,7 +34,7 @@ from segjax.training import Run, load_run, open_split
 from segjax.training.loop import write_json
 from segjax.training.prediction import make_predict, probabilities
 from segjax.training.provenance import provenance
-from segjax.training.storage import local_path
+from segjax.training.storage import local_path, write_bytes
 
 TOLERANCE = 3.0  # of boundary F1, in pixels, as in the uncertainty ladder
 THETA_BETA, THETA_GAMMA = 13.0, 3.0
@@ -196,7 +196,7 @@ def main(argv: list[str]) -> None:
         results.append(kept(run, source, range(0, len(source), options.every), setting, workdir))
         data = {one["setting"]["name"]: {**one, "scores": scored(one)} for one in results}
         made = report(run, results)
-        write_report(made, workdir, f"crf_{run.config.data.name}", data)
+        write_report(made, workdir, f"crf_{run.config.data.name}", data, write=write_bytes)
     for section in made.sections:
         show(section.tables[0], rich.console.Console(width=140))
 

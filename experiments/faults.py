@@ -28,6 +28,7 @@ from segjax.reporting import Report, Section, Table, show, write_report
 from segjax.training import defaults, load_run
 from segjax.training.defaults import leaves
 from segjax.training.provenance import provenance
+from segjax.training.storage import write_bytes
 
 STEPS, EVALUATIONS = 6, 2
 # How often each moment comes in a run that saves after every step and keeps the last two checkpoints and the best.
@@ -170,7 +171,8 @@ def main(argv: list[str]) -> None:
         {"steps a run": STEPS, "seed of the moments": options.seed, **origin},
     )
     show(table(outcomes), console)
-    console.print(f"Wrote {write_report(report, workdir, 'faults', outcomes)[0]}")
+    written = write_report(report, workdir, "faults", outcomes, write=write_bytes)
+    console.print(f"Wrote {written[0]}")
     if not all(map(kept, outcomes)):
         raise SystemExit(1)
 

@@ -22,6 +22,7 @@ from segjax import cli
 from segjax.models import PatchClassifier
 from segjax.reporting import Report, Section, Table, show, write_report
 from segjax.training.provenance import provenance
+from segjax.training.storage import write_bytes
 
 CLASSES = 12
 PATCHES, ONE_PASS = "every patch of its own", "one pass"
@@ -122,7 +123,8 @@ def main(argv: list[str]) -> None:
     whole = report(rows, facts)
     for table in whole.sections[0].tables:
         show(table, console)
-    console.print(f"Wrote {write_report(whole, Path(options.workdir), 'patches', rows)[0]}")
+    written = write_report(whole, Path(options.workdir), "patches", rows, write=write_bytes)
+    console.print(f"Wrote {written[0]}")
 
 
 if __name__ == "__main__":

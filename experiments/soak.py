@@ -22,6 +22,7 @@ from absl import flags
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Table, curves, png, show, write_report
 from segjax.training.provenance import provenance
+from segjax.training.storage import write_bytes
 
 OVERRIDES = {
     "data.scene_size": "(64, 96)",
@@ -168,7 +169,8 @@ def main(argv: list[str]) -> None:
     report = report_of(samples, status, last_line, origin)
     for table in report.sections[0].tables:
         show(table, console)
-    console.print(f"Wrote {write_report(report, workdir, 'soak', [s._asdict() for s in samples])[0]}")
+    written = write_report(report, workdir, "soak", [s._asdict() for s in samples], write=write_bytes)
+    console.print(f"Wrote {written[0]}")
 
 
 if __name__ == "__main__":

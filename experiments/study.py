@@ -16,7 +16,7 @@ from experiments.sweep import Cell, Changes
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Spread, curves, png, show, spread, write_report
 from segjax.training.provenance import provenance
-from segjax.training.storage import local_path
+from segjax.training.storage import local_path, write_bytes
 
 # `--help` shows the flags of the module that is run, and `main_of` defines them for it.
 flags.disclaim_key_flags()
@@ -219,7 +219,9 @@ def _main(study: Study, config: ModuleType, argv: list[str]) -> None:
     for section in report.sections:
         for table in section.tables:
             show(table, console)
-    written = write_report(report, folder, f"{study.name}_{options.data}", records.record(cells, outcomes.results))
+    written = write_report(
+        report, folder, f"{study.name}_{options.data}", records.record(cells, outcomes.results), write=write_bytes
+    )
     console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
 
 

@@ -33,7 +33,7 @@ from segjax.training.objective import hyper_from_config
 from segjax.training.optimizer import hyper_at, phases
 from segjax.training.provenance import provenance
 from segjax.training.step import init_state, make_train_step
-from segjax.training.storage import local_path
+from segjax.training.storage import local_path, write_bytes
 
 _QUESTION = (
     "The recipe's author reports 0.78, and 0.835 with crops that grow and a weight on boundaries, by a score that is "
@@ -201,7 +201,8 @@ def main(argv: list[str]) -> None:
     whole = report(measured, timed)
     for one in whole.sections[0].tables:
         show(one, console)
-    written = write_report(whole, workdir, "uncertainty_ladder", {"cells": measured, "times": timed})
+    data = {"cells": measured, "times": timed}
+    written = write_report(whole, workdir, "uncertainty_ladder", data, write=write_bytes)
     console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX and JSON beside it")
 
 

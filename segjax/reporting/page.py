@@ -3,7 +3,6 @@
 import base64
 import itertools
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,19 +54,8 @@ class Report(NamedTuple):
     facts: Mapping[str, Any]
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader finds the old one or the new one, never half of one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:  # a full disk: the room that half a file takes is the person's
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
 def write_report(
-    report: Report, folder: Any, name: str, data: Any = None, *, write: Callable[[Any, bytes], None] = _replace
+    report: Report, folder: Any, name: str, data: Any = None, *, write: Callable[[Any, bytes], None]
 ) -> list[Any]:
     """Writes NAME.md, NAME.html, NAME.tex, a CSV a table, a PNG a picture, and NAME.json with `data` and the facts.
 
@@ -76,7 +64,7 @@ def write_report(
       folder: a path, made if it is not there; or epath's, with a `write` of its kind.
       name: of the files.
       data: ready for JSON.
-      write: `write(path, bytes)`, which leaves a whole file or none.
+      write: `write(path, bytes)`, which leaves a whole file or none, such as `segjax.training.storage.write_bytes`.
 
     Returns:
       The paths, NAME.html first.
