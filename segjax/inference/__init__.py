@@ -9,7 +9,7 @@ from segjax.inference.augmented import (
     transformed,
 )
 from segjax.inference.crf import dense_crf
-from segjax.inference.engine import AUGMENTATIONS, UNCERTAINTIES, Prediction, Way, chosen_way, make_engine
+from segjax.inference.engine import Prediction, make_engine
 from segjax.inference.ensemble import (
     analytic_uncertainty,
     head_uncertainty,
@@ -22,6 +22,7 @@ from segjax.inference.predictions import Done, Found, Wanted, done_lines, png, w
 from segjax.inference.sampling import sampled_moments
 from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
 from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, panel, tiles
+from segjax.inference.way import AUGMENTATIONS, UNCERTAINTIES, Way, chosen_way
 
 __all__ = [
     "AUGMENTATIONS",
