@@ -29,12 +29,9 @@ from segjax.metrics.ranking import (
     auroc_bounds,
     average_precision,
     average_precision_bounds,
-    best_f1,
-    best_f1_bounds,
     fpr_at_tpr,
     fpr_at_tpr_bounds,
     score_histogram,
-    threshold_at_precision,
 )
 from segjax.metrics.selective import (
     accuracy_vs_uncertainty,
@@ -44,6 +41,7 @@ from segjax.metrics.selective import (
     risk_coverage,
     uncertainty_histogram,
 )
+from segjax.metrics.thresholds import best_f1, best_f1_bounds, threshold_at_precision
 from segjax.metrics.uncertainty import (
     expected_entropy,
     log_mean_softmax,

@@ -1,4 +1,4 @@
-"""How well a score ranks rare positives above negatives: average precision, AUROC, FPR at a TPR, F1, from a histogram.
+"""How well a score ranks rare positives above negatives: average precision, AUROC, FPR at a TPR, from a histogram.
 
 Exact ranking needs every score of the data set in memory, sorted. A histogram adds over batches and devices and has a
 constant size. Its bins are equal in the *logit*: the positives of a rare class crowd into probabilities near 0, where
@@ -26,7 +26,7 @@ NUM_BINS = 4096
 MAX_LOGIT = 16.0
 _BINS_PER_UNIT = NUM_BINS / (2 * MAX_LOGIT)
 # A bound must hold after the rounding of float64, here and in whatever computes the exact value it is compared with.
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
 
 Histogram = Integer[jax.Array | np.ndarray, "2 bins"]
 
@@ -150,7 +150,7 @@ def average_precision_bounds(histogram: Histogram) -> tuple[float, float]:
     hits = ranked.positives_above + ranked.positives
     high = ranked.positives * hits / np.maximum(hits + ranked.negatives_above, 1)
     # Not clipped to [0, 1]: a perfect ranking may be computed as 1 + 2e-16, and the interval holds it.
-    return _mean_over_positives(ranked, low) - _ROUNDING, _mean_over_positives(ranked, high) + _ROUNDING
+    return _mean_over_positives(ranked, low) - ROUNDING, _mean_over_positives(ranked, high) + ROUNDING
 
 
 def auroc(histogram: Histogram) -> float:
@@ -251,7 +251,7 @@ def auroc_bounds(histogram: Histogram) -> tuple[float, float]:
         return float("nan"), float("nan")
     low = (ranked.negatives * ranked.positives_above).sum() / pairs
     high = (ranked.negatives * (ranked.positives_above + ranked.positives)).sum() / pairs
-    return float(low) - _ROUNDING, float(high) + _ROUNDING
+    return float(low) - ROUNDING, float(high) + ROUNDING
 
 
 def fpr_at_tpr_bounds(histogram: Histogram, tpr: float = 0.95) -> tuple[float, float]:
@@ -289,146 +289,10 @@ def fpr_at_tpr_bounds(histogram: Histogram, tpr: float = 0.95) -> tuple[float, f
         return float("nan"), float("nan")
     last, _ = reached
     above, total = ranked.negatives_above[last], ranked.negatives.sum()
-    return float(above / total) - _ROUNDING, float((above + ranked.negatives[last]) / total) + _ROUNDING
+    return float(above / total) - ROUNDING, float((above + ranked.negatives[last]) / total) + ROUNDING
 
 
-class BestF1(NamedTuple):
-    """The best F1 of all thresholds at the bins' edges, and the logit from which on a pixel is positive there."""
-
-    f1: float
-    threshold_logit: float
-
-
-def best_f1(histogram: Histogram) -> BestF1:
-    r"""The best F1 that one threshold on the logit can reach, and that threshold.
-
-    .. math:: F_1(τ) = \frac{2\,TP(τ)}{P + TP(τ) + FP(τ)}, \qquad TP(τ) = \#\{\text{positives with } z \ge τ\}
-
-    over the thresholds τ at the lower edges of the bins, where TP and FP are known exactly: the result is the F1 of the
-    scores at that threshold, and so never above the best of all thresholds, most of which lie inside a bin.
-
-    Args:
-        histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]).
-
-    Returns:
-        (f1, threshold_logit): F1 in (0, 1], and the highest threshold that reaches it: pixels with logit ≥
-        `threshold_logit` are positive; -inf if all are (the first bin holds every logit below -16). Both NaN without
-        positives.
-
-    Raises:
-        TypeError: the histogram is traced, or not integers.
-        ValueError: it is not `[2, bins]`, or a count is negative (see `score_histogram`).
-
-    References:
-        van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
-
-    >>> import jax.numpy as jnp
-    >>> best_f1(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
-    BestF1(f1=0.8, threshold_logit=1.0)
-    """
-    ranked = ranked_counts(histogram)
-    if not ranked.positives.any():
-        return BestF1(float("nan"), float("nan"))
-    f1 = _f1(ranked, ranked.negatives_above + ranked.negatives)
-    # By falling score, so that the first of equals has the highest threshold.
-    best = int(np.argmax(f1))
-    num_bins = len(f1)
-    edge = MAX_LOGIT - 2 * MAX_LOGIT * (best + 1) / num_bins
-    return BestF1(float(f1[best]), edge if best < num_bins - 1 else float("-inf"))
-
-
-def best_f1_bounds(histogram: Histogram) -> tuple[float, float]:
-    r"""The lowest and highest best F1 over all thresholds that any scores with this histogram can have.
-
-    .. math::
-        low = \max_b \frac{2 P_{\ge b}}{P + P_{\ge b} + N_{\ge b}}, \qquad
-        high = \max_b \frac{2 P_{\ge b}}{P + P_{\ge b} + N_{>b}}
-
-    with P_{\ge b} of the P positives and N_{\ge b} negatives in bin b and above it, N_{>b} negatives above it. Low:
-    `best_f1`, at the edge of a bin. High: inside a bin, all of its positives come before its negatives.
-
-    Args:
-        histogram: integers `[2, bins]`, sums of `score_histogram`.
-
-    Returns:
-        (low, high), within 1e-12 of [0, 1]; both NaN without positives. The exact value, the maximum over
-        scikit-learn's `precision_recall_curve` of the scores, lies between them, always.
-
-    Raises:
-        TypeError: the histogram is traced, or not integers.
-        ValueError: it is not `[2, bins]`, or a count is negative (see `score_histogram`).
-
-    References:
-        van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
-
-    >>> import jax.numpy as jnp
-    >>> low, high = best_f1_bounds(score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1])))
-    >>> round(low, 3), round(high, 3)  # 2 · 2 / (2 + 3) and 1
-    (0.8, 1.0)
-    """
-    ranked = ranked_counts(histogram)
-    if not ranked.positives.any():
-        return float("nan"), float("nan")
-    low = _f1(ranked, ranked.negatives_above + ranked.negatives).max()
-    return float(low) - _ROUNDING, float(_f1(ranked, ranked.negatives_above).max()) + _ROUNDING
-
-
-class ThresholdAtPrecision(NamedTuple):
-    """The logit from which on a pixel is positive, and the precision and recall of these pixels."""
-
-    threshold_logit: float
-    precision: float
-    recall: float
-
-
-def threshold_at_precision(histogram: Histogram, precision: float) -> ThresholdAtPrecision:
-    r"""The threshold that finds most of the positives among those at which a precision is reached.
-
-    .. math:: \min \{τ : TP(τ) \ge precision \cdot (TP(τ) + FP(τ)) > 0\}
-
-    over the thresholds τ at the lower edges of the bins, where both counts are known exactly: on the pixels that were
-    counted the precision is reached, not estimated. On others it may be missed.
-
-    Args:
-        histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]).
-        precision: the precision asked for, in (0, 1].
-
-    Returns:
-        (threshold_logit, precision, recall): pixels with logit ≥ `threshold_logit` are positive, -inf: all are. Where
-        no threshold reaches it, a NaN threshold and the highest precision that one does, with its recall. All NaN
-        without positives.
-
-    Raises:
-        TypeError: the histogram is traced, or not integers.
-        ValueError: it is not `[2, bins]`, a count is negative (see `score_histogram`), or `precision` is not in (0, 1].
-
-    References:
-        van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
-
-    >>> import jax.numpy as jnp
-    >>> histogram = score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0]))
-    >>> threshold_at_precision(histogram, 0.6)
-    ThresholdAtPrecision(threshold_logit=1.0, precision=0.666..., recall=1.0)
-    """
-    if not 0 < precision <= 1:
-        raise ValueError(f"precision must be above 0 and at most 1; got {precision:g}")
-    ranked = ranked_counts(histogram)
-    if not ranked.positives.any():
-        return ThresholdAtPrecision(float("nan"), float("nan"), float("nan"))
-    found = ranked.positives_above + ranked.positives
-    positive = found + ranked.negatives_above + ranked.negatives
-    reached = found / np.maximum(positive, 1)
-    # Less a rounding: 0.7 · 10 is 7.000000000000001 in floating point, and 7 of 10 are enough.
-    enough = np.flatnonzero((positive > 0) & (found >= precision * positive * (1 - _ROUNDING)))
-    # By falling score. Of thresholds that call the same pixels positive, the highest.
-    last = int(enough[-1]) if enough.size else int(np.argmax(reached))
-    last = int(np.searchsorted(positive, positive[last]))
-    edge = MAX_LOGIT - 2 * MAX_LOGIT * (last + 1) / len(found) if last < len(found) - 1 else float("-inf")
-    recall = float(found[last] / ranked.positives.sum())
-    return ThresholdAtPrecision(edge if enough.size else float("nan"), float(reached[last]), recall)
-
-
-class _Ranked(NamedTuple):
+class Ranked(NamedTuple):
     """Counts in float64 (exact to 2^53) by falling score: in the bin, and in all bins above it."""
 
     positives: np.ndarray
@@ -437,7 +301,7 @@ class _Ranked(NamedTuple):
     negatives_above: np.ndarray
 
 
-def ranked_counts(histogram: ArrayLike) -> _Ranked:
+def ranked_counts(histogram: ArrayLike) -> Ranked:
     """Checked, and in the order of falling scores."""
     counts = host_counts(
         "histogram", histogram, "a NaN logit or a target other than 0 and 1 was counted, in a pixel that `where` keeps"
@@ -445,27 +309,21 @@ def ranked_counts(histogram: ArrayLike) -> _Ranked:
     if counts.ndim != 2 or counts.shape[0] != 2:
         raise ValueError(f"histogram must be [2, bins], negatives and positives; got shape {counts.shape}")
     negatives, positives = counts[:, ::-1].astype(np.float64)
-    return _Ranked(positives, negatives, np.cumsum(positives) - positives, np.cumsum(negatives) - negatives)
+    return Ranked(positives, negatives, np.cumsum(positives) - positives, np.cumsum(negatives) - negatives)
 
 
-def _reached(ranked: _Ranked, tpr: float) -> tuple[int, float] | None:
+def _reached(ranked: Ranked, tpr: float) -> tuple[int, float] | None:
     """The bin in which the true positive rate is reached, and the number of positives that it takes."""
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr must be above 0 and at most 1; got {tpr:g}")
     if not ranked.positives.any() or not ranked.negatives.any():
         return None
     # Less a rounding: 0.7 · 10 is 7.000000000000001 in floating point, and 7 positives are enough.
-    needed = max(float(np.ceil(tpr * ranked.positives.sum() * (1 - _ROUNDING))), 1.0)
+    needed = max(float(np.ceil(tpr * ranked.positives.sum() * (1 - ROUNDING))), 1.0)
     return int(np.searchsorted(ranked.positives_above + ranked.positives, needed)), needed
 
 
-def _f1(ranked: _Ranked, false_positives: np.ndarray) -> np.ndarray:
-    """Per bin, F1 where its positives and all above are found, with so many false positives."""
-    found = ranked.positives_above + ranked.positives
-    return 2 * found / (ranked.positives.sum() + found + false_positives)
-
-
-def _sum_of_precisions(ranked: _Ranked, before: np.ndarray, between: np.ndarray) -> np.ndarray:
+def _sum_of_precisions(ranked: Ranked, before: np.ndarray, between: np.ndarray) -> np.ndarray:
     """Per bin, Σ over its positives i = 1..p of the precision f(i) = (A + i) / (A + i + before + between · i).
 
     A is the number of positives above. Beyond p = 1 the sum is taken as the integral of f over [1/2, p + 1/2], which
@@ -481,6 +339,6 @@ def _sum_of_precisions(ranked: _Ranked, before: np.ndarray, between: np.ndarray)
     return np.where(inside == 1, alone, integral)
 
 
-def _mean_over_positives(ranked: _Ranked, precisions: np.ndarray) -> float:
+def _mean_over_positives(ranked: Ranked, precisions: np.ndarray) -> float:
     total = ranked.positives.sum()
     return float(precisions.sum() / total) if total else float("nan")
