@@ -15,6 +15,8 @@ from segjax.training import MISTAKES, Terminated
 flags.disclaim_key_flags()  # `--help` shows those of the command, and not of this module
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Of the paths that a person names.
+_NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
 
 
 def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
@@ -38,6 +40,8 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
         except MISTAKES as mistake:
             sys.exit(f"error: {mistake}")
         except OSError as error:
+            if error.errno in _NO_PATH and error.filename:
+                sys.exit(f"error: {error}")
             if error.errno not in _NO_ROOM:
                 raise
             sys.exit(f"error: {error}. With room again, the same command carries on")

@@ -1,9 +1,11 @@
 """Predicts images: `python -m segjax.predict --checkpoint=runs/camvid --output=predictions IMAGE_FOLDER_OR_GLOB…`."""
 
+from pathlib import Path
+
 from absl import app, flags
 
 from segjax import cli, inference, training
-from segjax.training.storage import path_of, scratch, write_bytes
+from segjax.training.storage import output_folder, scratch, write_bytes
 
 FLAGS = flags.FLAGS
 
@@ -13,15 +15,21 @@ def main(argv: list[str]) -> None:
     if not argv[1:]:
         raise app.UsageError("name at least one image, folder or pattern")
     given = FLAGS.flag_values_dict()
-    files, output = training.named_images(argv[1:]), path_of(FLAGS.output)
+    output = output_folder(FLAGS.output)
+    files = {n: f for n, f in training.named_images(argv[1:]).items() if not inference.written_here(f.path, output)}
     run = training.load_run(FLAGS.checkpoint)
     only, rate = training.class_named(run, given["class"]), training.head_rate(run, FLAGS.rate, FLAGS.samples)
-    measure = FLAGS.uncertainty or inference.UNCERTAINTIES[0]
     fields = {name: given[name] for name in ("tile", "scale", "overlap", "batch", "augment", "samples", "seed")}
     try:
-        way = inference.chosen_way(tuple(run.config.data.size), **fields, rate=rate, uncertainty=measure)
+        way = inference.chosen_way(tuple(run.config.data.size), **fields, rate=rate)
     except ValueError as error:
         raise app.UsageError(str(error)) from error
+    measure = FLAGS.uncertainty or way.uncertainties[0]
+    if measure not in way.uncertainties:
+        raise app.UsageError(
+            f"--uncertainty={measure} is what samples disagree on, and one clean pass is one sample: ask for some "
+            "(--samples=30), or for an augmentation (--augment=flip)"
+        )
     if FLAGS.at_precision is not None and way.differing():
         raise app.UsageError(f"--at_precision is of evaluation's way of predicting; got also {way.differing()}")
     threshold, said = training.chosen_threshold(run, FLAGS.threshold, FLAGS.at_precision)
@@ -43,11 +51,14 @@ def main(argv: list[str]) -> None:
         image = training.read_image(run, files[name])
         return inference.Found(image, predict(image))
 
-    origin = {"checkpoint": str(run.workdir), "step": int(run.state.step), "threshold_log_odds": threshold}
-    origin |= {name: given[name] for name in ("class", "palette", "uncertainty_max")} | way.differing()
-    done = inference.write_predictions(
-        list(files), found, output, wanted, run.label_set, origin, write=write_bytes, on_error=FLAGS.on_error
-    )
+    def source(name: str) -> inference.Source:
+        return inference.Source(str(Path(files[name].path).resolve()), training.digest_of(files[name]))
+
+    origin = {"checkpoint": str(run.workdir), "step": int(run.state.step), "network": training.fingerprint(run)}
+    origin |= {"threshold_log_odds": threshold} | {name: given[name] for name in ("class", "palette")}
+    origin |= {"uncertainty": measure, "uncertainty_max": FLAGS.uncertainty_max} | way.differing()
+    options = {"write": write_bytes, "on_error": FLAGS.on_error}
+    done = inference.write_predictions(list(files), found, source, output, wanted, run.label_set, origin, **options)
     print("\n".join(inference.done_lines(done)))
     print(f"in {output}: " + ", ".join(f"NAME{suffix}" for suffix in wanted.suffixes))
     print(f"NAME_uncertainty.png, black to pale yellow: {wanted.scale(run.label_set)}\n" * wanted.uncertainty, end="")
@@ -60,7 +71,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("class", None, "The only class that overlays show; default all.")
     cli.define_bare_or_one_of("uncertainty", inference.UNCERTAINTIES, "Write NAME_uncertainty.png.")
     flags.DEFINE_float("uncertainty_max", None, "What it shows lightest; default: see the end of the output.", 1e-9)
-    flags.DEFINE_bool("probabilities", False, "Write NAME_probabilities.npz: float32 [H, W, C], and the uncertainty.")
+    flags.DEFINE_bool("probabilities", False, "Write NAME_probabilities.npz: float32 [H, W, C], and uncertainties.")
     flags.DEFINE_bool("palette", False, "Give the masks the classes' colours as a palette; the indices stay.")
     flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, up to 24 of the images in small.")
     flags.DEFINE_float("threshold", None, "Two classes: the probability from which on a pixel is the second.")

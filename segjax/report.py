@@ -9,8 +9,8 @@ from segjax import cli
 from segjax.data.labels import LabelSet
 from segjax.inference import example_tiles, head_measures, legend, png
 from segjax.reporting import Picture, run_report, summary_line, write_report
-from segjax.training import Shown, changed, facts_of, inspect_run, load_run, open_split, read_log
-from segjax.training.storage import path_of, write_bytes
+from segjax.training import Shown, changed, facts_of, inspect_run, load_run, no_nan, open_split, read_log
+from segjax.training.storage import output_folder, path_of, write_bytes
 
 FLAGS = flags.FLAGS
 
@@ -21,10 +21,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"expected one WORKDIR or WORKDIR/checkpoints/STEP; got {' '.join(argv[1:]) or 'none'}")
     run = load_run(argv[1])
     log, config, labels, step = read_log(run.workdir), run.config, run.label_set, int(run.state.step)
-    split, output = FLAGS.split or config.data.eval_split, path_of(FLAGS.output or run.workdir / "report")
+    split, output = FLAGS.split or config.data.eval_split, output_folder(FLAGS.output or run.workdir / "report")
     source, chosen = open_split(config.data, split), "its best checkpoint, " if path_of(argv[1]) == run.workdir else ""
-    if output.exists() and not output.is_dir():
-        raise app.UsageError(f"--output: expected a folder; {output} is a file")
     output.mkdir(parents=True, exist_ok=True)
     measures = partial(head_measures, num_classes=labels.num_classes, rate=config.model.rate)
     with_heads = config.model.dropout != "none"
@@ -44,7 +42,7 @@ def main(argv: list[str]) -> None:
     )
     data = {"step": step, "split": split, **numbers}
     data |= {key: [[one.name, one.mean_iou] for one in getattr(found, key)] for key in ("best", "worst")}
-    written = write_report(report, output, "report", data, write=write_bytes)
+    written = write_report(report, output, "report", no_nan(data), write=write_bytes)
     print(summary_line(found.scores))
     print(f"wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
 

@@ -142,6 +142,7 @@ def test_a_precision_out_of_reach_is_one_line_with_the_highest(run, street, tmp_
     ("flags", "said"),
     [
         (["--class=dust"], "--class: expected one of background, debris; got 'dust'"),
+        (["--uncertainty=variance"], "--uncertainty=variance is what samples disagree on, and one clean pass is one"),
         (["--samples=2", "--uncertainty"], "was trained without dropout of it (config.model.dropout = 'none')"),
         (["--threshold=0.5", "--at_precision=0.9"], "At most one of (threshold, at_precision) must have a value"),
     ],
@@ -269,6 +270,13 @@ def test_training_works_where_nobody_parsed_absl_flags(folder, python):
     done = python("-c", program)
     assert done.returncode == 0, done.stderr
     assert "images 4" in done.stdout
+
+
+def test_a_path_that_cannot_be_is_one_line(python):
+    named = "def main(argv): open('x' * 300)"
+    done = python("-c", f"from segjax import cli\n{named}\ncli.run(main, [])")
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: [Errno 36] File name too long: '{'x' * 300}'"
 
 
 def test_a_disk_without_room_is_one_line_wherever_it_is_noticed(python):

@@ -57,6 +57,8 @@ def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h 
     Raises:
       DataError: the bytes are no image, or one of too many pixels.
     """
+    if not data:
+        raise DataError(f"{file}: cannot be decoded; the file is empty")
     # The stored pixels, because the mask beside an image has no EXIF orientation to turn it by.
     colour = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
     try:

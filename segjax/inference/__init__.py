@@ -18,10 +18,11 @@ from segjax.inference.ensemble import (
 )
 from segjax.inference.measures import head_measures
 from segjax.inference.moments import Moments, Uncertainty, packed, uncertainty_of, unpacked
-from segjax.inference.predictions import Done, Found, Wanted, done_lines, png, write_predictions
+from segjax.inference.pictures import Found, Source, Wanted, png
+from segjax.inference.predictions import Done, done_lines, write_predictions, written_here
 from segjax.inference.sampling import sampled_moments
 from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
-from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, panel, tiles
+from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, panel, thumbnail, tiles
 from segjax.inference.way import AUGMENTATIONS, UNCERTAINTIES, Way, chosen_way
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Found",
     "Moments",
     "Prediction",
+    "Source",
     "Symmetry",
     "Tiles",
     "Uncertainty",
@@ -58,6 +60,7 @@ __all__ = [
     "predict_with_uncertainty",
     "restored",
     "sampled_moments",
+    "thumbnail",
     "tiles",
     "tiles_along",
     "transformed",
@@ -65,4 +68,5 @@ __all__ = [
     "unpacked",
     "whole_passes",
     "write_predictions",
+    "written_here",
 ]

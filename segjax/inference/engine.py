@@ -30,12 +30,12 @@ class Prediction(NamedTuple):
 
     Attributes:
       mask: `[H, W]`, a class a pixel.
-      uncertainty: `[H, W]`, of `Way.uncertainty`: nats, or squared logits for the variance.
+      uncertainties: `[H, W]` each, by name, `Way.uncertainties`: nats, and squared logits for the variance.
       probabilities: `[H, W, C]`, sum 1; None if they were not wanted.
     """
 
     mask: UInt8[np.ndarray, "H W"]
-    uncertainty: Float[np.ndarray, "H W"]
+    uncertainties: dict[str, Float[np.ndarray, "H W"]]
     probabilities: Float[np.ndarray, "H W C"] | None
 
 
@@ -53,7 +53,7 @@ def make_engine(
 
     Three programs are compiled, each once for all sizes. The network gives maps of its tiles: its logits, or where
     there is more than one sample the `packed` moments of all; they are blended (`predict_tiled`). Then, with samples,
-    these become the log of the mean probabilities and the uncertainty. Then, resized bilinearly to the image's size,
+    these become the log of the mean probabilities and the uncertainties. Then, resized bilinearly to the image's size,
 
     .. math:: p = softmax(\log \bar p), \qquad \text{mask} = \operatorname{argmax}_c p_c
 
@@ -80,7 +80,7 @@ def make_engine(
     maps_of = partial(_tile_maps(model, way, normalise, class_logits), variables)
     num_classes = jax.eval_shape(class_logits, jax.ShapeDtypeStruct((1, model.num_classes), jnp.float32)).shape[-1]
     kinds = num_classes if way.count == 1 else 2 * num_classes + 2
-    kept = num_classes + (way.uncertainty != "entropy")
+    kept = num_classes + len(way.uncertainties) - 1
     told, concluded = _per_pixel(way, num_classes)
 
     def predict(image: UInt8[np.ndarray, "H W channels"]) -> Prediction:
@@ -95,13 +95,15 @@ def make_engine(
             flat = maps.reshape(-1, kinds)
             for part, (found,) in _in_chunks(told, flat):
                 flat[part, :kept] = found
-        mask, unsure = np.empty(size, np.uint8), np.empty(size, np.float32)
+        mask, unsure = np.empty(size, np.uint8), {name: np.empty(size, np.float32) for name in way.uncertainties}
         p = empty((*size, num_classes), np.float32) if probabilities else None
         rows = max(1, _CHUNK // size[1])
         for band in (slice(top, min(top + rows, size[0])) for top in range(0, size[0], rows)):
             values = _band(maps[..., :kept], size, band).reshape(-1, kept)
-            for part, (classes, how_unsure, likely) in _in_chunks(concluded, values):
-                mask[band].reshape(-1)[part], unsure[band].reshape(-1)[part] = classes, how_unsure
+            for part, (classes, likely, *how_unsure) in _in_chunks(concluded, values):
+                mask[band].reshape(-1)[part] = classes
+                for name, found in zip(unsure, how_unsure, strict=True):
+                    unsure[name][band].reshape(-1)[part] = found
                 if p is not None:
                     p[band].reshape(-1, num_classes)[part] = likely
         return Prediction(mask, unsure, p)
@@ -141,29 +143,29 @@ def _per_pixel(way: Way, num_classes: int) -> tuple[Callable, Callable]:
 
     @jax.jit
     def told(maps: Float[Array, "p maps"]) -> tuple[Float[Array, "p kept"]]:
-        """The log of the mean probabilities, and the uncertainty unless it follows from these."""
+        """The log of the mean probabilities, and the uncertainties that do not follow from these."""
         found = uncertainty_of(unpacked(maps[None, None]), way.count)
-        values = {"mutual_information": found.mutual_information, "variance": found.variance}
-        others = [values[way.uncertainty][..., None]] if way.uncertainty in values else []
+        others = [getattr(found, name)[..., None] for name in way.uncertainties[1:]]
         logs = jnp.log(jnp.maximum(found.probabilities, _LEAST))
         return (jnp.concatenate([logs, *others], axis=-1)[0, 0],)
 
     @jax.jit
-    def concluded(maps: Float[Array, "p kept"]) -> tuple[Array, Array, Array]:
+    def concluded(maps: Float[Array, "p kept"]) -> tuple[Array, ...]:
+        """The class, the probabilities, and the uncertainties."""
         logits = maps[:, :num_classes]
         if way.threshold is None:
             mask = jnp.argmax(logits, axis=-1)
         else:
             mask = logits[:, 1] - logits[:, 0] >= jnp.float32(way.threshold)
-        unsure = maps[:, num_classes] if maps.shape[-1] > num_classes else metrics.predictive_entropy(logits[None])
-        return mask.astype(jnp.uint8), unsure, jax.nn.softmax(logits)
+        entropy = metrics.predictive_entropy(logits[None])
+        return mask.astype(jnp.uint8), jax.nn.softmax(logits), entropy, *maps[:, num_classes:].T
 
     return told, concluded
 
 
 def _resized(image: UInt8[np.ndarray, "H W channels"], size: tuple[int, int]) -> Float[np.ndarray, "h w channels"]:
     """float32, linear and antialiased: `jax.image.resize` of the data's `prepare`, to rounding, on the host."""
-    planes = (Image.fromarray(plane) for plane in np.moveaxis(image.astype(np.float32), -1, 0))
+    planes = (Image.fromarray(plane.astype(np.float32)) for plane in np.moveaxis(image, -1, 0))
     return np.stack([np.asarray(plane.resize(size[::-1], Image.Resampling.BILINEAR)) for plane in planes], axis=-1)
 
 

@@ -6,6 +6,7 @@ pixels are taken a block at a time, whose features, logits and sums stay in the 
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -99,13 +100,21 @@ def _block(kernel: Array, bias: Array, thinned: Float[Array, "k b c f"]) -> Call
     away = jnp.mean(centred, axis=0)
     mean_kernel = thinned[0] + away
     centred -= away
-    scale = 1 / (samples * kernel.shape[1])
-    covariance = scale * jnp.einsum("kbcf,kbcg->bfg", centred, centred, precision="highest")
+    scale, rows = 1 / (samples * kernel.shape[1]), samples * kernel.shape[1]
+    precise = partial(jnp.matmul, precision="highest")
+    if rows < channels:
+        centred = centred.swapaxes(0, 1).reshape(-1, rows, channels)
+    else:
+        covariance = scale * jnp.einsum("kbcf,kbcg->bfg", centred, centred, precision="highest")
+
+    def variance_of(image: Array, x: Array) -> Array:
+        """A quadratic form of x, of F² products a pixel; where the head is wide, Σ (z - mean)² of fewer."""
+        if rows < channels:
+            return scale * over_classes(precise(centred[image], x) ** 2)
+        return over_classes(precise(covariance[image], x) * x)
 
     def block(image_and_pixels: tuple[Array, Array]) -> tuple[Array, ...]:
         image, x = image_and_pixels
-        # A quadratic form of x.
-        variance = over_classes(jnp.matmul(covariance[image], x, precision="highest") * x)
         # Less the sum of the clean exp, the clean logits are log probabilities and the samples' near them.
         log_total = jax.nn.logsumexp(kernel.T @ x + bias[:, None], axis=0)
 
@@ -119,6 +128,6 @@ def _block(kernel: Array, bias: Array, thinned: Float[Array, "k b c f"]) -> Call
         quick = result(shifted=False)
         sound = jnp.all(jnp.isfinite(quick[-1]))
         probabilities, entropy = jax.lax.cond(sound, lambda: quick, lambda: result(shifted=True))
-        return probabilities, entropy, mean_kernel[image] @ x + bias[:, None], jnp.maximum(variance, 0)
+        return probabilities, entropy, mean_kernel[image] @ x + bias[:, None], jnp.maximum(variance_of(image, x), 0)
 
     return block

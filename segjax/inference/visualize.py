@@ -36,10 +36,10 @@ def overlay(
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must lie in [0, 1]; got {opacity!r}")
-    grey_or_rgb: Shaped[np.ndarray, "H W 3"] = np.broadcast_to(image, colours.shape).astype(np.float32)
-    painted = colours.any(axis=-1, keepdims=True)
-    mixed = np.where(painted, (1 - opacity) * grey_or_rgb + opacity * colours, grey_or_rgb)
-    return np.round(mixed).astype(np.uint8)
+    share = np.float32(opacity)
+    grey_or_rgb: Shaped[np.ndarray, "H W 3"] = np.broadcast_to(image, colours.shape)
+    mixed = np.round((1 - share) * grey_or_rgb + share * colours).astype(np.uint8)
+    return np.where(colours.any(axis=-1, keepdims=True), mixed, grey_or_rgb)
 
 
 def heatmap(values: Float[np.ndarray, "*shape"], maximum: float) -> UInt8[np.ndarray, "*shape 3"]:
@@ -132,7 +132,7 @@ def contact_sheet(
       rows: of each name its pictures, uint8 RGB `[H, W, 3]` of one size.
       titles: of the columns.
       label_set: whose colours are explained; None: none are.
-      width: of each picture, in pixels; heights follow.
+      width: of each picture, in pixels (`thumbnail`).
 
     Returns:
       uint8 RGB on white.
@@ -156,16 +156,26 @@ def contact_sheet(
 
     parts = [strip(titles, width + _GAP)]
     for name, pictures in rows.items():
-        height = max(1, round(width * pictures[0].shape[0] / pictures[0].shape[1]))
-        small = [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA) for picture in pictures]
-        row = np.full((height, total, 3), _WHITE, np.uint8)
+        small = [thumbnail(picture, width=width) for picture in pictures]
+        row = np.full((small[0].shape[0], total, 3), _WHITE, np.uint8)
         for i, picture in enumerate(small):
             left = _GAP + i * (width + _GAP)
-            row[:, left : left + width] = picture
+            row[:, left : left + picture.shape[1]] = picture
         parts += [strip([name], total), row]
     if label_set is not None:
         parts += _legend(label_set, total)
     return np.concatenate(parts)
+
+
+def thumbnail(picture: UInt8[np.ndarray, "H W 3"], *, width: int = 240) -> UInt8[np.ndarray, "h w 3"]:
+    """`picture` made small: `width` pixels wide, and as high as follows, but at most four times that: then less wide.
+
+    >>> thumbnail(np.zeros((30, 40, 3), np.uint8), width=80).shape, thumbnail(np.zeros((9000, 9, 3), np.uint8)).shape
+    ((60, 80, 3), (960, 1, 3))
+    """
+    height, wide = picture.shape[:2]
+    scale = min(width / wide, 4 * width / height)
+    return cv2.resize(picture, tuple(max(1, round(n * scale)) for n in (wide, height)), interpolation=cv2.INTER_AREA)
 
 
 def tiles(pictures: Mapping[str, UInt8[np.ndarray, "..."]], *, width: int = 300) -> UInt8[np.ndarray, "height total 3"]:
@@ -173,7 +183,7 @@ def tiles(pictures: Mapping[str, UInt8[np.ndarray, "..."]], *, width: int = 300)
 
     Args:
       pictures: by title, uint8 RGB `[H, W, 3]` of one size, at least one.
-      width: of each, in pixels; heights follow.
+      width: of each, in pixels; heights follow, up to four times that.
 
     Returns:
       uint8 RGB on white.
@@ -189,7 +199,7 @@ def tiles(pictures: Mapping[str, UInt8[np.ndarray, "..."]], *, width: int = 300)
         raise ValueError("tiles need at least one picture; got none")
     shown = []
     for title, picture in pictures.items():
-        height = max(1, round(width * picture.shape[0] / picture.shape[1]))
+        height = min(max(1, round(width * picture.shape[0] / picture.shape[1])), 4 * width)
         shrinks = width < picture.shape[1]
         size = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
         strip = Image.new("RGB", (width, 20), "white")

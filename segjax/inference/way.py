@@ -13,7 +13,7 @@ AUGMENTATIONS = {
 }
 """By name, what an image is predicted under: symmetries, and factors of its size."""
 UNCERTAINTIES = ("entropy", "mutual_information", "variance")
-"""What `Way.uncertainty` may be."""
+"""What may be said of a pixel besides its class; all but the first are what samples disagree on."""
 
 
 class Way(NamedTuple):
@@ -30,7 +30,6 @@ class Way(NamedTuple):
         the clean pass.
       rate: p of this dropout.
       seed: of its masks.
-      uncertainty: one of `UNCERTAINTIES`. All but the entropy are what samples disagree on, and need two or more.
       threshold: of two classes, the log odds from which on a pixel is class 1; None: the likelier class.
     """
 
@@ -42,7 +41,6 @@ class Way(NamedTuple):
     samples: int = 0
     rate: float = 0.2
     seed: int = 0
-    uncertainty: str = "entropy"
     threshold: float | None = None
 
     @property
@@ -50,6 +48,11 @@ class Way(NamedTuple):
         """N: how many samples there are of a pixel, augmentations times masks; tiles do not count."""
         symmetries, scales = AUGMENTATIONS[self.augment]
         return len(symmetries) * len(scales) * max(1, self.samples)
+
+    @property
+    def uncertainties(self) -> tuple[str, ...]:
+        """Those of `UNCERTAINTIES` that this way tells: the entropy, and all where there are two samples or more."""
+        return UNCERTAINTIES if self.count > 1 else UNCERTAINTIES[:1]
 
     def differing(self) -> dict[str, Any]:
         """On what the mask depends beside network and threshold, where it is not `Way(tile)`'s; ready for JSON.
@@ -94,11 +97,8 @@ def chosen_way(
 
 def check(way: Way) -> None:
     """Raises a ValueError where `way` makes no sense."""
-    if way.augment not in AUGMENTATIONS or way.uncertainty not in UNCERTAINTIES:
-        raise ValueError(
-            f"augment must be one of {', '.join(AUGMENTATIONS)} and uncertainty one of {', '.join(UNCERTAINTIES)}; got "
-            f"{way.augment!r} and {way.uncertainty!r}"
-        )
+    if way.augment not in AUGMENTATIONS:
+        raise ValueError(f"augment must be one of {', '.join(AUGMENTATIONS)}; got {way.augment!r}")
     if len(way.tile) != 2 or min(way.tile) < 1 or way.batch < 1:
         raise ValueError(f"tile must be a positive height and width and batch at least 1; got {way.tile}, {way.batch}")
     side = min(way.tile)
@@ -108,8 +108,3 @@ def check(way: Way) -> None:
         raise ValueError(f"scale must be more than 0; got {way.scale:g}")
     if way.samples < 0 or way.samples == 1:
         raise ValueError(f"samples must be 0 (none) or at least 2, since one tells of no difference; got {way.samples}")
-    if way.uncertainty != "entropy" and way.count == 1:
-        raise ValueError(
-            f"{way.uncertainty} is what samples disagree on, and one clean pass is one sample: ask for samples (30) or "
-            "for an augmentation (flip)"
-        )

@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.util
-import math
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from jax import export
 
 from segjax.training import run_artifact
 from segjax.training.defaults import ConfigError, leaves
-from segjax.training.loop import SCORES_FILE, write_json
+from segjax.training.loop import SCORES_FILE
 from segjax.training.prediction import make_native
 from segjax.training.provenance import provenance
-from segjax.training.run import Run, read_json
-from segjax.training.storage import path_of, write_bytes
+from segjax.training.run import Run, no_nan, read_json
+from segjax.training.storage import output_folder, write_together
 
 MODEL_FILE, CARD_FILE, SCRIPT_FILE = "model.stablehlo", "card.json", "run.py"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -27,7 +27,7 @@ _SYMBOLIC = (jax.errors.InconclusiveDimensionOperation, jax.errors.Concretizatio
 
 
 def export_run(run: Run, output: Any, *, uncertainty: bool = False, size: tuple[int, int] | None = None) -> dict:
-    """Writes `model.stablehlo`, `card.json` and `run.py`, each whole or not at all, the card last.
+    """Writes `model.stablehlo`, `card.json` and `run.py`, all or none: without room an earlier export stays whole.
 
     The artifact is `jax.export`'s, for the CPU, CUDA and TPUs at once: uint8 images `[b, H, W, channels]` to a
     dictionary of "probabilities", float32 `[b, H, W, C]`, and with `uncertainty` of "variance", float32 `[b, H, W]`,
@@ -52,18 +52,18 @@ def export_run(run: Run, output: Any, *, uncertainty: bool = False, size: tuple[
             "export writes with flatbuffers, which is not installed: pip install --constraint constraints.txt "
             "'.[train,export]'"
         )
+    folder = output_folder(output)
     exported = lower(run, uncertainty=uncertainty, size=size)
-    data, folder = bytes(exported.serialize()), path_of(output)
+    data = bytes(exported.serialize())
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / MODEL_FILE, data)
-    write_bytes(folder / SCRIPT_FILE, Path(run_artifact.__file__).read_bytes())
     digest = hashlib.sha256(data).hexdigest()
     card = model_card(run, uncertainty=uncertainty, size=size) | {
         "files": {MODEL_FILE: {"sha256": digest, "bytes": len(data)}},
         "platforms": list(exported.platforms),
         "calling_convention_version": exported.calling_convention_version,
     }
-    write_json(folder / CARD_FILE, card)
+    script, text = Path(run_artifact.__file__).read_bytes(), json.dumps(card, indent=1) + "\n"
+    write_together({folder / MODEL_FILE: data, folder / SCRIPT_FILE: script, folder / CARD_FILE: text.encode()})
     return card
 
 
@@ -139,13 +139,5 @@ def _scores(run: Run) -> dict[str, Any] | None:
         if file.exists():
             scores = read_json(file)
             # JSON has no NaN, which a class that never occurs has; Python alone would read it.
-            return {"file": name, "of_step": scores.get("step", scores.get("steps"))} | _no_nan(scores)
+            return {"file": name, "of_step": scores.get("step", scores.get("steps"))} | no_nan(scores)
     return None
-
-
-def _no_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _no_nan(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_no_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,6 @@
 """A finished or running workdir, opened again: what evaluation and prediction start from."""
 
+import hashlib
 import json
 import math
 import os
@@ -73,6 +74,7 @@ def load_run(path: str | os.PathLike) -> Run:
     Raises:
       StorageError: the bucket cannot be read, or gcsfs is not installed.
       FileNotFoundError: the folder is not a run's, or holds no such checkpoint.
+      ConfigError: its config is damaged.
     """
     path = path_of(path)
     workdir, which = (path.parent.parent, path.name) if path.parent.name == FOLDER else (path, "best")
@@ -82,11 +84,31 @@ def load_run(path: str | os.PathLike) -> Run:
             f"{path} is not a run: expected {config_file}. Name the --workdir that segjax.train wrote, or "
             f"WORKDIR/{FOLDER}/STEP"
         )
-    config = from_leaves(read_json(config_file))
+    config = _config_of(config_file)
     labels, model = label_set(config.data), model_of(config)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         state, _ = checkpoints.restore(init_state(config, model), checkpoints.step_named(which))
     return Run(workdir, config, model, state, labels)
+
+
+def _config_of(file: epath.Path) -> ConfigDict:
+    """The config of a workdir; ConfigError: it is damaged, or of another program."""
+    try:
+        return from_leaves(read_json(file))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        said = str(error).splitlines()[0][:200]
+        raise ConfigError(
+            f"{file} is not the config of a run, or is damaged ({type(error).__name__}: {said})"
+        ) from error
+
+
+def fingerprint(run: Run) -> str:
+    """Which network it is, wherever it lies: the first 16 digits of the SHA-256 of its parameters and statistics."""
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_leaves_with_path(run.state.variables):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_json(file: epath.Path) -> Any:
@@ -207,6 +229,24 @@ def read_image(run: Run, file: RawFile) -> UInt8[np.ndarray, "H W channels"]:
       DataError: it cannot be read or is no image.
     """
     return decode_image(read_bytes(file), run.config.data.channels, file.path)
+
+
+def digest_of(file: RawFile) -> str:
+    """The SHA-256 of an image file's bytes.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    return hashlib.sha256(read_bytes(file)).hexdigest()
+
+
+def no_nan(value: Any) -> Any:
+    """`value` with None for every number that is not finite, in dictionaries and lists too: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: no_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [no_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def head_rate(run: Run, rate: float | None, samples: int) -> float:

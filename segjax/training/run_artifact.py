@@ -1,6 +1,8 @@
 """Runs an exported network where there is no segjax: `python run.py IMAGE…` writes NAME_mask.png beside each image.
 
 It lies as run.py beside model.stablehlo and card.json. `load` and `predict` need jax and flatbuffers; images, Pillow.
+Images are rounded to whole numbers after resizing and probabilities, not logits, are resized back: at the borders of
+classes a mask may differ from that of segjax.predict.
 """
 
 import hashlib
@@ -12,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax import export
+
+_MARK = ("made_by", "run.py")  # of a mask's PNG file, which may be written over
 
 
 def load(folder: str | Path) -> tuple[Any, dict[str, Any]]:
@@ -34,20 +38,64 @@ def predict(network: Any, card: dict[str, Any], images: np.ndarray) -> dict[str,
 
 def main(names: list[str]) -> None:
     """Predicts image files at the size that the network was trained at; the masks are of the images' own size."""
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
+    if not names:
+        sys.exit(__doc__)
+    targets = _targets([Path(name) for name in names])
     network, card = load(Path(__file__).parent)
     height, width = card["input"]["size"] or card["input"]["trained_size"]
-    for name in map(Path, names):
-        picture = Image.open(name).convert("L" if card["input"]["channels"] == 1 else "RGB")
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(*_MARK)
+    for target, name in targets.items():
+        picture = _read(name).convert("L" if card["input"]["channels"] == 1 else "RGB")
         pixels = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), np.uint8)
         found = predict(network, card, pixels.reshape(1, height, width, -1))["probabilities"][0]
         classes = [
             Image.fromarray(p).resize(picture.size, Image.Resampling.BILINEAR) for p in np.moveaxis(found, -1, 0)
         ]
-        target = name.with_name(f"{name.stem}_mask.png")
-        Image.fromarray(np.argmax(np.stack([np.asarray(c) for c in classes]), axis=0).astype(np.uint8)).save(target)
+        mask = np.argmax(np.stack([np.asarray(c) for c in classes]), axis=0).astype(np.uint8)
+        Image.fromarray(mask).save(target, pnginfo=mark)
         print(f"{name} -> {target}")
+
+
+def _targets(names: list[Path]) -> dict[Path, Path]:
+    """Each mask's file with its image's; ends the program where one would be written over what is not its own."""
+    targets: dict[Path, Path] = {}
+    for name in names:
+        target = name.with_name(f"{name.stem}_mask.png")
+        if not name.is_file():
+            sys.exit(f"error: {name}: expected an image file; there is {'a folder' if name.is_dir() else 'nothing'}")
+        if target in targets:
+            sys.exit(f"error: {targets[target]} and {name} would both be written as {target}")
+        if target.exists() and not _is_marked(target):
+            sys.exit(f"error: {target}: exists, and run.py did not write it; move it away")
+        targets[target] = name
+    return targets
+
+
+def _is_marked(file: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as picture:
+            return picture.info.get(_MARK[0]) == _MARK[1]
+    except (OSError, SyntaxError):
+        return False
+
+
+def _read(file: Path) -> Any:
+    """An image of 8 bits; ends the program where it is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as picture:
+            picture.load()
+    except (OSError, SyntaxError) as error:
+        sys.exit(f"error: {file}: cannot be read as an image ({error})")
+    if picture.mode.startswith("I"):  # 16 bits, of which Pillow would make white all that is more than 255
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import importlib.util
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,18 @@ def local_path(path: str | os.PathLike) -> Path:
     return Path(path)
 
 
+def output_folder(path: str | os.PathLike) -> epath.Path:
+    """`path_of` of a folder to write into, which need not be there yet.
+
+    Raises:
+      StorageError: as `path_of`; it is a file.
+    """
+    folder = path_of(path)
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{folder}: expected a folder to write into; it is a file")
+    return folder
+
+
 @contextlib.contextmanager
 def saying(path: str | os.PathLike) -> Iterator[None]:
     """Turns what a bucket's libraries raise, which has no type in common, into a line that names `path`."""
@@ -90,17 +102,28 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Writes a file so that a reader finds the old one or the new one, never half of one."""
-    path = epath.Path(path)
-    if in_bucket(path):  # an object appears when all of it is there
-        with saying(path):
-            path.write_bytes(data)
-        return
-    partial = path.with_suffix(".partial")
+    write_together({path: data})
+
+
+def write_together(files: Mapping[str | os.PathLike, bytes]) -> None:
+    """Writes files of one folder that belong together: all, or none where one of them finds no room.
+
+    In a bucket, or killed between two renames, the first ones may be new and the last ones old.
+    """
+    partials = {}
     try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        for path, data in files.items():
+            if in_bucket(path):  # an object appears when all of it is there
+                with saying(path):
+                    epath.Path(path).write_bytes(data)
+                continue
+            partials[path] = epath.Path(f"{os.fspath(path)}.partial")
+            partials[path].write_bytes(data)
+        for path, partial in partials.items():
+            os.replace(partial, path)
     except OSError as error:  # a full disk: the room that half a file takes is the person's
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
         # What writing raises, as against opening, does not say of which file.
         raise OSError(error.errno, error.strerror, str(path)) from error
 

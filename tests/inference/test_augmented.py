@@ -173,14 +173,15 @@ def test_a_network_without_augmentation_has_the_samples_of_its_head():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-6), found, expected)
 
 
-@pytest.mark.parametrize("mask", ["channel", "element"])
-def test_a_linear_heads_samples_are_those_of_their_numbers(mask):
-    features, numbers, rate = jax.random.normal(KEY, (2, 5, 7, FEATURES)), jnp.array([4, 2, 9]), 0.3
-    variables = {"params": {"head": {"linear": {"kernel": KERNEL, "bias": jnp.arange(3.0)}}}}
+@pytest.mark.parametrize(("mask", "wide"), [("channel", 4), ("channel", 40), ("element", 4)])
+def test_a_linear_heads_samples_are_those_of_their_numbers(mask, wide):
+    features, numbers, rate = jax.random.normal(KEY, (2, 5, 7, wide)), jnp.array([4, 2, 9]), 0.3
+    kernel = jax.random.normal(jax.random.key(3), (wide, CLASSES))
+    variables = {"params": {"head": {"linear": {"kernel": kernel, "bias": jnp.arange(3.0)}}}}
     kinds = {"rate": rate, "mask": mask, "class_logits": lambda outputs: outputs[..., :2]}
     found = jax.jit(dropout_head(UNet(CLASSES), variables, KEY, **kinds)[1])(features, numbers)
     keys = example_dropout_keys(KEY, jnp.arange(2))
-    z = np.asarray(head_samples(features, KERNEL, jnp.arange(3.0), keys, heads=10, rate=rate, mask=mask))
+    z = np.asarray(head_samples(features, kernel, jnp.arange(3.0), keys, heads=10, rate=rate, mask=mask))
     z = z[np.asarray(numbers), ..., :2].astype(np.float64)
     p = softmax(z, axis=-1)
     np.testing.assert_allclose(found.probabilities, p.mean(axis=0), atol=1e-6)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax, xlogy
 
-from segjax.inference import Way, chosen_way, engine, head_uncertainty, make_engine, predict_tiled
+from segjax.inference import UNCERTAINTIES, Way, chosen_way, engine, head_uncertainty, make_engine, predict_tiled
 from segjax.models import UNet
 
 CLASSES = 3
@@ -77,16 +77,17 @@ def test_the_plain_way_is_the_resized_image_and_the_resized_logits(engine_of, lo
     expected = by_jax(logits_of(by_jax(image, WHOLE.tile, True)), size, False)
     found = engine_of(WHOLE)(image)
     p = softmax(expected, axis=-1)
-    assert found.probabilities.dtype == found.uncertainty.dtype == np.float32
+    assert found.probabilities.dtype == found.uncertainties["entropy"].dtype == np.float32
+    assert list(found.uncertainties) == ["entropy"]
     np.testing.assert_allclose(found.probabilities, p, atol=1e-4)
-    np.testing.assert_allclose(found.uncertainty, -xlogy(p, p).sum(-1), atol=3e-4)
+    np.testing.assert_allclose(found.uncertainties["entropy"], -xlogy(p, p).sum(-1), atol=3e-4)
     np.testing.assert_array_equal(found.mask, found.probabilities.argmax(-1))
     assert (found.mask == expected.argmax(-1)).mean() > 0.995
 
 
 @pytest.mark.parametrize(
     "way",
-    [WHOLE, TILES, TILES._replace(samples=3, augment="flip", uncertainty="variance", scale=0.7)],
+    [WHOLE, TILES, TILES._replace(samples=3, augment="flip", scale=0.7)],
     ids=["whole", "tiles", "samples in resized tiles"],
 )
 def test_all_sizes_are_one_compilation(engine_of, way):
@@ -128,12 +129,13 @@ def test_samples_of_one_tile_are_those_of_the_head(engine_of, variables):
     expected = jax.jit(partial(head_uncertainty, samples=4, rate=0.3))(
         features, head["kernel"], head["bias"], jax.random.key(5)
     )
-    for measure in ("mutual_information", "variance"):
-        values = getattr(expected, measure)
-        found = engine_of(way._replace(uncertainty=measure))(IMAGE)
-        np.testing.assert_allclose(found.probabilities, expected.probabilities[0], atol=1e-5)
-        np.testing.assert_allclose(found.uncertainty, values[0], rtol=1e-3, atol=1e-5)
-    assert values.mean() > 0.01
+    found = engine_of(way)(IMAGE)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities[0], atol=1e-5)
+    assert tuple(found.uncertainties) == way.uncertainties == UNCERTAINTIES
+    named = {"entropy": expected.predictive_entropy, "mutual_information": expected.mutual_information}
+    for name, values in {**named, "variance": expected.variance}.items():
+        np.testing.assert_allclose(found.uncertainties[name], values[0], rtol=1e-3, atol=1e-5)
+        assert values.mean() > 0.005
 
 
 def test_the_mean_over_flips_is_flipped_with_the_image(engine_of):
@@ -162,24 +164,24 @@ def test_maps_in_a_file_change_nothing_and_nobody_asks_for_probabilities(engine_
     assert asked == [(20, 28, 2 * CLASSES + 2)] * 2
     assert found.probabilities is None
     np.testing.assert_array_equal(found.mask, expected.mask)
-    np.testing.assert_array_equal(found.uncertainty, expected.uncertainty)
+    for name, values in expected.uncertainties.items():
+        np.testing.assert_array_equal(found.uncertainties[name], values)
 
 
 def test_a_way_remembers_on_what_the_mask_depends():
     assert chosen_way((16, 24), batch=3, rate=0.1, seed=4).differing() == {}
     assert chosen_way((16, 24), overlap=2).differing() == {"scale": 1.0, "overlap": 2, "tile": [16, 24]}
     assert chosen_way((16, 24), tile=(8, 32)).overlap == 2
-    sampled = chosen_way((16, 24), samples=3, augment="d4", uncertainty="variance")
-    assert sampled.differing() == {"samples": 3, "augment": "d4", "uncertainty": "variance", "rate": 0.2}
+    sampled = chosen_way((16, 24), samples=3, augment="d4")
+    assert sampled.differing() == {"samples": 3, "augment": "d4", "rate": 0.2}
 
 
 BROKEN = {
     "one sample": ({"samples": 1}, r"samples must be 0 \(none\) or at least 2, .*got 1"),
-    "no samples": ({"uncertainty": "variance"}, r"variance is what samples disagree on, .*\(30\)"),
     "overlap": ({"overlap": 16}, r"overlap must be at least 0 and less than the tile's 16 pixels; got 16"),
     "scale": ({"scale": 0.0}, r"scale must be more than 0; got 0"),
     "batch": ({"batch": 0}, r"batch at least 1; got \(16, 24\), 0"),
-    "augmentation": ({"augment": "flips"}, r"augment must be one of none, flip, d4, scales .*'flips'"),
+    "augmentation": ({"augment": "flips"}, r"augment must be one of none, flip, d4, scales; got 'flips'"),
 }
 
 

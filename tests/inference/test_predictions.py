@@ -12,7 +12,18 @@ from PIL import Image
 
 from segjax.data import DataError
 from segjax.data.labels import LABEL_SETS
-from segjax.inference import Done, Found, Prediction, Wanted, done_lines, heatmap, write_predictions
+from segjax.inference import (
+    Done,
+    Found,
+    Prediction,
+    Source,
+    Wanted,
+    done_lines,
+    heatmap,
+    pictures,
+    write_predictions,
+    written_here,
+)
 
 LABELS = LABEL_SETS["road_debris_scene"]
 ALL = Wanted(uncertainty=True, probabilities=True, palette=True, sheet=True)
@@ -24,7 +35,8 @@ def found(name):
     probabilities = rng.dirichlet(np.ones(5), (6, 8)).astype(np.float32)
     mask = probabilities.argmax(-1).astype(np.uint8)
     entropy = -(probabilities * np.log(probabilities)).sum(-1)
-    return Found(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8), Prediction(mask, entropy, probabilities))
+    unsure = {"entropy": entropy, "variance": 2 * entropy}
+    return Found(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8), Prediction(mask, unsure, probabilities))
 
 
 class Predict:
@@ -40,6 +52,10 @@ class Predict:
         return found(name)
 
 
+def source(name):
+    return Source(f"/images/{name}.png", f"digest of {name}")
+
+
 def plain_write(path, data):
     path.write_bytes(data)
 
@@ -49,7 +65,8 @@ MASK_AND_OVERLAY = Wanted()
 
 def write(names, predict, output, wanted=MASK_AND_OVERLAY, origin=ORIGIN, **options):
     options = {"write": plain_write, "console": rich.console.Console(file=io.StringIO())} | options
-    return write_predictions(names, predict, output, wanted, LABELS, origin, **options)
+    source_of = options.pop("source", source)
+    return write_predictions(names, predict, source_of, output, wanted, LABELS, origin, **options)
 
 
 def picture(path):
@@ -64,10 +81,11 @@ def test_every_file_holds_what_it_says(tmp_path):
         assert np.array_equal(np.asarray(mask.convert("RGB")), LABELS.palette[expected.mask])
     with np.load(tmp_path / "sub" / "a_probabilities.npz") as arrays:
         assert np.array_equal(arrays["probabilities"], expected.probabilities)
-        assert np.array_equal(arrays["uncertainty"], expected.uncertainty)
+        for name, values in expected.uncertainties.items():
+            assert np.array_equal(arrays[name], values)
         assert tuple(arrays["classes"]) == LABELS.names
     entropy = picture(tmp_path / "sub" / "a_uncertainty.png")
-    assert np.array_equal(entropy, heatmap(expected.uncertainty, math.log(5)))
+    assert np.array_equal(entropy, heatmap(expected.uncertainties["entropy"], math.log(5)))
     colours = LABELS.palette[expected.mask].astype(float)
     assert np.abs(picture(tmp_path / "sub" / "a_overlay.png") - (image + colours) / 2).max() <= 0.5
     assert picture(tmp_path / "contact_sheet.png").shape[1] == 4 + 3 * 244
@@ -89,7 +107,7 @@ def test_the_scale_of_the_uncertainty_is_the_one_that_is_told(tmp_path):
     wanted = Wanted(uncertainty=True, measure="variance", maximum=3.0)
     write(["a"], Predict(), tmp_path, wanted)
     shown = picture(tmp_path / "a_uncertainty.png")
-    assert np.array_equal(shown, heatmap(found("a").prediction.uncertainty, 3.0))
+    assert np.array_equal(shown, heatmap(found("a").prediction.uncertainties["variance"], 3.0))
     assert wanted.scale(LABELS) == "variance, 0 to 3 squared logits"
     assert Wanted().scale(LABELS) == "entropy, 0 to 1.61 nats"
 
@@ -107,6 +125,82 @@ def test_a_folder_of_another_checkpoint_is_not_completed(tmp_path):
     expected = f"{tmp_path}: holds predictions made with step = 3; now it is 4. Name another --output, or remove them"
     with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
         write(["a", "bb"], Predict(), tmp_path, origin=ORIGIN | {"step": 4})
+
+
+def test_a_folder_may_be_told_of_its_checkpoint_in_other_words(tmp_path):
+    write(["a"], Predict(), tmp_path)
+    assert write(["a"], Predict(), tmp_path, origin=ORIGIN | {"checkpoint": "./run"}) == Done(0, 1, ())
+
+
+def test_an_image_that_has_changed_is_predicted_anew(tmp_path):
+    write(["a", "bb"], Predict(), tmp_path)
+    predict = Predict()
+    changed = {"source": lambda name: source(name)._replace(sha256="another" if name == "a" else source(name).sha256)}
+    assert write(["a", "bb"], predict, tmp_path, **changed) == Done(1, 1, ())
+    assert predict.asked == ["a"]
+    assert write(["a", "bb"], Predict(), tmp_path, **changed) == Done(0, 2, ())
+
+
+def test_an_image_that_has_moved_is_kept(tmp_path):
+    write(["a"], Predict(), tmp_path)
+    assert write(["a"], Predict(), tmp_path, source=lambda n: source(n)._replace(path="/moved")) == Done(0, 1, ())
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_another_image_of_the_same_name_is_neither_kept_nor_overwritten(tmp_path, on_error):
+    write(["a"], Predict(), tmp_path)
+    expected = f"{tmp_path}/a_mask.png: is of /images/a.png, and would be of /others/a.png. Name another --output"
+    with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
+        write(["a"], Predict(), tmp_path, source=lambda name: Source("/others/a.png", "another"), on_error=on_error)
+
+
+@pytest.mark.parametrize(("file", "before"), [("a_mask.png", ["bb"]), ("a_mask.png", []), ("a_overlay.png", [])])
+def test_a_persons_own_file_is_never_taken_for_a_prediction(tmp_path, file, before):
+    if before:
+        write(before, Predict(), tmp_path)
+    assert cv2.imwrite(str(tmp_path / file), np.zeros((6, 8), np.uint8))
+    own = (tmp_path / file).read_bytes()
+    with pytest.raises(DataError, match=rf"/{file}: exists, and segjax.predict did not write it. Name another"):
+        write(["a"], Predict(), tmp_path)
+    assert (tmp_path / file).read_bytes() == own
+
+
+def test_predictions_are_no_images_to_predict(tmp_path):
+    write(["a"], Predict(), tmp_path / "out")
+    names = ("out/a_mask.png", "out/sub/b_overlay.png", "out/contact_sheet.png", "out/a.png", "a_mask.png")
+    assert [written_here(str(tmp_path / name), tmp_path / "out") for name in names] == [True] * 3 + [False] * 2
+    assert not written_here(str(tmp_path / "a_mask.png"), tmp_path)
+
+
+def test_the_contact_sheet_predicts_nothing_twice(tmp_path):
+    predict, names = Predict(), [f"{i:02}" for i in range(30)]
+    assert write(names, predict, tmp_path, Wanted(sheet=True)) == Done(30, 0, ())
+    assert predict.asked == names
+    again = Predict()
+    assert write(names, again, tmp_path, Wanted(sheet=True)) == Done(0, 30, ())
+    assert again.asked == []
+
+
+def test_a_contact_sheet_that_was_not_reached_or_is_of_other_images_is_made(tmp_path):
+    write(["a", "bb"], Predict(), tmp_path, Wanted(sheet=True))
+    two = picture(tmp_path / "contact_sheet.png")
+    write(["a", "bb", "ccc"], Predict(), tmp_path)
+    predict = Predict()
+    assert write(["a", "bb", "ccc"], predict, tmp_path, Wanted(sheet=True)) == Done(0, 3, ())
+    assert predict.asked == ["a", "bb", "ccc"]
+    three = picture(tmp_path / "contact_sheet.png")
+    assert three.shape[0] > two.shape[0]
+    write(["a", "bb", "ccc", "dddd"], predict := Predict(), tmp_path, Wanted(sheet=True))
+    assert sorted(predict.asked) == ["a", "bb", "ccc", "dddd"]
+    assert picture(tmp_path / "contact_sheet.png").shape[0] > three.shape[0]
+
+
+def test_a_large_picture_is_painted_in_bands(tmp_path, monkeypatch):
+    write(["a"], Predict(), tmp_path / "whole", ALL)
+    monkeypatch.setattr(pictures, "_BAND", 16)  # two rows of eight pixels
+    write(["a"], Predict(), tmp_path / "bands", ALL)
+    for file in ("a_overlay.png", "a_uncertainty.png", "contact_sheet.png"):
+        assert np.array_equal(picture(tmp_path / "whole" / file), picture(tmp_path / "bands" / file))
 
 
 def test_a_bad_image_stops_it_and_leaves_those_before_it(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from etils import epath
 from packaging.requirements import Requirement
+from PIL import Image
 
 from segjax.data import label_set
 from segjax.models import Network
@@ -155,6 +156,60 @@ def test_a_damaged_artifact_is_refused(exported, tmp_path):
     (tmp_path / "card.json").write_bytes((folder / "card.json").read_bytes())
     with pytest.raises(ValueError, match=r"model\.stablehlo: damaged; the card says SHA-256 [0-9a-f]{64}, got"):
         run_artifact.load(tmp_path)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """`run.py`'s `main` with a network that sees in the first channel which class it is."""
+    card = {"input": {"size": None, "trained_size": [4, 6], "channels": 1}}
+
+    def predict(network, card, images):
+        second = images[..., :1] / 255
+        return {"probabilities": np.concatenate([1 - second, second], axis=-1).astype(np.float32)}
+
+    monkeypatch.setattr(run_artifact, "load", lambda folder: (None, card))
+    monkeypatch.setattr(run_artifact, "predict", predict)
+    return lambda *names: run_artifact.main([str(name) for name in names])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_script_predicts_images_of_8_and_of_16_bits(script, tmp_path, dtype):
+    pixels = np.zeros((8, 12), dtype)
+    pixels[:, 6:] = np.iinfo(dtype).max
+    pixels[:, :6] = 3000 if dtype == np.uint16 else 11  # which 8 bits make of it
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    script(tmp_path / "a.png")
+    script(tmp_path / "a.png")  # its own mask it writes again
+    mask = np.asarray(Image.open(tmp_path / "a_mask.png"))
+    assert np.array_equal(mask[:, [0, 4, 7, 11]], np.tile([0, 0, 1, 1], (8, 1)))
+
+
+def test_the_script_overwrites_nothing_of_a_persons(script, tmp_path):
+    for name in ("a.png", "a_mask.png"):
+        Image.fromarray(np.zeros((8, 12), np.uint8)).save(tmp_path / name)
+    own = (tmp_path / "a_mask.png").read_bytes()
+    with pytest.raises(SystemExit, match=r"error: .*/a_mask\.png: exists, and run\.py did not write it; move it away"):
+        script(tmp_path / "a.png")
+    assert (tmp_path / "a_mask.png").read_bytes() == own
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ((), r"python run\.py IMAGE"),
+        (("nothing.png",), r"error: .*nothing\.png: expected an image file; there is nothing$"),
+        (("",), r"expected an image file; there is a folder$"),
+        (("notes.png",), r"error: .*notes\.png: cannot be read as an image \("),
+        (("a.png", "a.jpg"), r"a\.png and .*a\.jpg would both be written as .*a_mask\.png$"),
+    ],
+)
+def test_the_script_names_what_it_cannot_predict(script, tmp_path, names, said):
+    (tmp_path / "notes.png").write_text("no image")
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(np.zeros((8, 12), np.uint8)).save(tmp_path / name)
+    with pytest.raises(SystemExit, match=said):
+        script(*(tmp_path / name for name in names))
+    assert not (tmp_path / "a_mask.png").exists()
 
 
 class Square(Network):

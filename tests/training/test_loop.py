@@ -10,7 +10,7 @@ import pytest
 import rich.console
 
 from segjax.data import DataError, open_split
-from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, load_run, train
+from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, fingerprint, load_run, train
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.evaluation import evaluate
 from segjax.training.networks import make_model
@@ -159,8 +159,20 @@ def test_a_run_is_opened_by_its_workdir_or_by_a_checkpoint(done, tiny):
     assert load_run(done / "checkpoints" / "4").config.model.width == tiny.model.width
 
 
+def test_a_network_is_known_by_its_numbers(done):
+    latest, first = (load_run(done / "checkpoints" / step) for step in ("latest", "2"))
+    assert fingerprint(load_run(done / "checkpoints" / "4")) == fingerprint(latest) != fingerprint(first)
+
+
 def test_a_folder_that_is_no_run_says_what_was_expected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is not a run: expected .*config.json"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"model.width": 8', "[1, 2]", '{"learning_rate": 0.1}'])
+def test_a_config_that_is_damaged_or_another_programs_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config.json is not the config of a run, or is damaged \("):
         load_run(tmp_path)
 
 

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from etils import epath
 
-from segjax.training.storage import StorageError, in_bucket, local_path, path_of, scratch, write_bytes, write_text
+from segjax.training.storage import (
+    StorageError,
+    in_bucket,
+    local_path,
+    output_folder,
+    path_of,
+    scratch,
+    write_bytes,
+    write_text,
+    write_together,
+)
 
 
 def test_a_path_of_this_machine_is_left_as_it_is(tmp_path):
@@ -56,10 +66,28 @@ def test_a_text_replaces_the_file_and_leaves_nothing_else(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 def test_on_a_full_disk_the_old_file_stays_and_half_a_new_one_does_not(tmp_path):
     write_bytes(tmp_path / "a.png", b"old")
-    (tmp_path / "a.partial").symlink_to("/dev/full")
+    (tmp_path / "a.png.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: '.*/a\.png'$"):
         write_bytes(tmp_path / "a.png", b"new")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.png", b"old")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_files_that_belong_together_are_all_old_where_one_finds_no_room(tmp_path):
+    names = ("model", "card", "script")
+    for name in names:
+        write_bytes(tmp_path / name, b"old")
+    (tmp_path / "card.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/card'$"):
+        write_together({tmp_path / name: b"new" for name in names})
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == dict.fromkeys(names, b"old")
+
+
+def test_a_folder_to_write_into_is_no_file(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    assert output_folder(tmp_path / "new") == tmp_path / "new"
+    with pytest.raises(StorageError, match=r"/notes: expected a folder to write into; it is a file$"):
+        output_folder(tmp_path / "notes")
 
 
 def test_a_large_array_to_work_in_is_a_file_without_a_name(tmp_path, monkeypatch):
