@@ -17,6 +17,7 @@ from PIL import Image
 
 from segjax import metrics
 from segjax.inference.augmented import augmented_moments, dropout_head
+from segjax.inference.ensemble import dropout_passes
 from segjax.inference.moments import packed, uncertainty_of, unpacked
 from segjax.inference.tiling import predict_tiled
 from segjax.inference.way import AUGMENTATIONS, Way, check
@@ -74,7 +75,7 @@ def make_engine(
         a file; all else takes a few bytes a pixel.
 
     Raises:
-      ValueError: `way` makes no sense.
+      ValueError: `way` makes no sense; passes of a network without dropout.
     """
     check(way)
     maps_of = partial(_tile_maps(model, way, normalise, class_logits), variables)
@@ -113,7 +114,9 @@ def make_engine(
 
 def _tile_maps(model: Any, way: Way, normalise: Callable, class_logits: Callable) -> Callable:
     """`maps_of(variables, tiles)`: `[batch, th, tw, C]` logits, or with more than one sample their packed moments."""
-    model = model.clone(dropout="none", deep_dropout=0, remat=False)
+    noisy, model = model.clone(remat=False), model.clone(dropout="none", deep_dropout=0, remat=False)
+    if way.passes:
+        dropout_passes(noisy, {}, jax.random.key(way.seed))  # which may refuse
     symmetries, scales = AUGMENTATIONS[way.augment]
 
     @jax.jit
@@ -126,10 +129,14 @@ def _tile_maps(model: Any, way: Way, normalise: Callable, class_logits: Callable
         if way.count == 1:
             return clean(images, jnp.int32(0))
         kinds = {"symmetries": symmetries, "scales": scales}
-        if not way.samples:
+        if not way.samples and not way.passes:
             return packed(augmented_moments(images, clean, **kinds))
         # One index for all: a sample is one network for the whole image, and for all images.
         alike, key = jnp.zeros(len(images), jnp.int32), jax.random.key(way.seed)
+        if way.passes:
+            logits = dropout_passes(noisy, variables, key, rate=way.rate, examples=alike)
+            kinds["symmetries"] = [symmetry for symmetry in symmetries for _ in range(way.passes)]
+            return packed(augmented_moments(images, lambda x, a: class_logits(logits(x, a)), **kinds))
         encode, head = dropout_head(
             model, variables, key, rate=way.rate, mask="channel", examples=alike, class_logits=class_logits
         )
@@ -153,10 +160,11 @@ def _per_pixel(way: Way, num_classes: int) -> tuple[Callable, Callable]:
     def concluded(maps: Float[Array, "p kept"]) -> tuple[Array, ...]:
         """The class, the probabilities, and the uncertainties."""
         logits = maps[:, :num_classes]
-        if way.threshold is None:
-            mask = jnp.argmax(logits, axis=-1)
-        else:
-            mask = logits[:, 1] - logits[:, 0] >= jnp.float32(way.threshold)
+        mask = jnp.argmax(logits, axis=-1)
+        if way.threshold is not None:
+            others = jnp.where(jnp.arange(num_classes) == way.positive, -jnp.inf, logits)
+            found = metrics.class_log_odds(logits)[:, way.positive] >= jnp.float32(way.threshold)
+            mask = jnp.where(found, way.positive, jnp.argmax(others, axis=-1))
         entropy = metrics.predictive_entropy(logits[None])
         return mask.astype(jnp.uint8), jax.nn.softmax(logits), entropy, *maps[:, num_classes:].T
 

@@ -5,6 +5,7 @@ summed up one after another, so K = 30 takes the memory of one. The same numbers
 `segjax.metrics`' `log_mean_softmax`, `predictive_entropy` and `mutual_information` and `segjax.losses.mc_variance`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -179,22 +180,30 @@ def whole_passes(
     (1, 8, 12)
     """
     check_samples(samples)
+    logits = dropout_passes(model, variables, key, rate=rate, deep_rate=deep_rate, examples=examples)
+    first = model.apply(variables, images, train=False)
+    return first, uncertainty_of(sampled_moments(lambda k: logits(images, k), jnp.arange(samples)), samples)
+
+
+def dropout_passes(model: Any, variables: Any, key: Shaped[Array, "..."], **rates: Any) -> Callable:
+    """`logits(images, k)` of pass k with the model's dropout on, as in `whole_passes`, whose `rates` it takes.
+
+    Raises:
+        ValueError: the model has no dropout.
+    """
     if model.deep_dropout == 0 and model.dropout != "sampled":
         raise ValueError(
             'whole passes differ by their dropout: the model needs deep_dropout > 0 or dropout="sampled"; '
             f"got deep_dropout={model.deep_dropout} and dropout={model.dropout!r}"
         )
     one_head = model.clone(heads=1)
-    first = model.apply(variables, images, train=False)
 
-    def logits(k: Array) -> Array:
+    def logits(images: Array, k: Array) -> Array:
         rngs = {"dropout": jax.random.fold_in(key, k)}
-        output = one_head.apply(
-            variables, images, train=False, rate=rate, deep_rate=deep_rate, examples=examples, rngs=rngs
-        )
+        output = one_head.apply(variables, images, train=False, rngs=rngs, **rates)
         return output.logits if output.mc_logits is None else output.mc_logits[0]
 
-    return first, uncertainty_of(sampled_moments(logits, jnp.arange(samples)), samples)
+    return logits
 
 
 def analytic_uncertainty(

@@ -14,6 +14,7 @@ AUGMENTATIONS = {
 """By name, what an image is predicted under: symmetries, and factors of its size."""
 UNCERTAINTIES = ("entropy", "mutual_information", "variance")
 """What may be said of a pixel besides its class; all but the first are what samples disagree on."""
+_OF_MASKS = {"rate", "seed"}
 
 
 class Way(NamedTuple):
@@ -28,9 +29,12 @@ class Way(NamedTuple):
       augment: a key of `AUGMENTATIONS`.
       samples: K dropout masks of the head for each augmentation, the same for all images and tiles, a channel each; 0:
         the clean pass.
-      rate: p of this dropout.
-      seed: of its masks.
-      threshold: of two classes, the log odds from which on a pixel is class 1; None: the likelier class.
+      passes: instead of samples: K whole passes for each augmentation, with the network's own dropout on, deep in it
+        or of the head; 0: none. The masks are each tile's own.
+      rate: p of the head's dropout.
+      seed: of the masks.
+      threshold: the log odds from which on a pixel is `positive`, however likely others are; None: the likeliest class.
+      positive: the class of the threshold, such as a rare one.
     """
 
     tile: tuple[int, int]
@@ -39,15 +43,17 @@ class Way(NamedTuple):
     batch: int = 1
     augment: str = "none"
     samples: int = 0
+    passes: int = 0
     rate: float = 0.2
     seed: int = 0
     threshold: float | None = None
+    positive: int = 1
 
     @property
     def count(self) -> int:
         """N: how many samples there are of a pixel, augmentations times masks; tiles do not count."""
         symmetries, scales = AUGMENTATIONS[self.augment]
-        return len(symmetries) * len(scales) * max(1, self.samples)
+        return len(symmetries) * len(scales) * max(1, self.samples, self.passes)
 
     @property
     def uncertainties(self) -> tuple[str, ...]:
@@ -60,9 +66,10 @@ class Way(NamedTuple):
         >>> Way((192, 256)).differing(), Way((192, 256), scale=1.0, overlap=32).differing()
         ({}, {'scale': 1.0, 'overlap': 32, 'tile': [192, 256]})
         """
-        plain, ignored = Way(self.tile)._asdict(), {"batch", "threshold", *(() if self.samples else ("rate", "seed"))}
+        drawn = self.samples or self.passes
+        plain, ignored = Way(self.tile)._asdict(), {"batch", "threshold", "positive"} | (set() if drawn else _OF_MASKS)
         fields = {key: value for key, value in self._asdict().items() if value != plain[key] and key not in ignored}
-        if self.samples:
+        if drawn:
             fields["rate"] = self.rate
         return fields if self.scale is None else {**fields, "tile": list(self.tile)}
 
@@ -106,5 +113,10 @@ def check(way: Way) -> None:
         raise ValueError(f"overlap must be at least 0 and less than the tile's {side} pixels; got {way.overlap}")
     if way.scale is not None and not 0 < way.scale < float("inf"):
         raise ValueError(f"scale must be more than 0; got {way.scale:g}")
-    if way.samples < 0 or way.samples == 1:
-        raise ValueError(f"samples must be 0 (none) or at least 2, since one tells of no difference; got {way.samples}")
+    for name in ("samples", "passes"):
+        if getattr(way, name) < 0 or getattr(way, name) == 1:
+            raise ValueError(
+                f"{name} must be 0 (none) or at least 2, since one tells of no difference; got {getattr(way, name)}"
+            )
+    if way.samples and way.passes:
+        raise ValueError(f"samples of the head or whole passes, not both; got {way.samples} and {way.passes}")

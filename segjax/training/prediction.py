@@ -118,6 +118,20 @@ def make_eval_step(config: ConfigDict, model: Any, num_classes: int, axis_name: 
     return step
 
 
+def make_ranking_step(config: ConfigDict, model: Any, num_classes: int, number: int, axis_name: str | None) -> Callable:
+    """Builds `step(state, batch) -> counts`, which add over batches: "scores", the score histogram of one class."""
+    predict = make_predict(config, model)
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        labels = batch["label"].astype(jnp.int32)
+        logits = predict(state, batch["image"], batch["size"], labels.shape[1:])
+        where = (labels != VOID) & batch["where"][:, None, None]
+        odds = metrics.class_log_odds(class_logits(logits, num_classes))[..., number]
+        return {"scores": metrics.score_histogram(odds, labels == number, where=where, axis_name=axis_name)}
+
+    return step
+
+
 def score_counts(
     logits: Float[Array, "b H W outputs"],
     labels: Int[Array, "b H W"],

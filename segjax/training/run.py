@@ -25,7 +25,7 @@ from segjax.training.defaults import ConfigError, from_leaves
 from segjax.training.evaluation import add_up, counter, evaluate
 from segjax.training.loop import CONFIG_FILE, SCORES_FILE
 from segjax.training.networks import make_model
-from segjax.training.prediction import class_logits, make_eval_step, make_predictor
+from segjax.training.prediction import class_logits, make_eval_step, make_predictor, make_ranking_step
 from segjax.training.provenance import provenance
 from segjax.training.step import TrainState, init_state
 from segjax.training.storage import path_of
@@ -153,63 +153,66 @@ def model_of(config: ConfigDict) -> Any:
 
 def score_run(run: Run, split: str) -> dict[str, Any]:
     """Scores `run` on a split of its data set, on all devices: `evaluation.evaluate`'s dictionary."""
-    step, state, mesh = _evaluation(run)
+    step = make_eval_step(run.config, run.model, len(run.label_set.names), parallel.axis_name(run.config))
+    step, state, mesh = _on_all_devices(run, step)
     return evaluate(step, state, open_split(run.config.data, split), run.config, mesh)
 
 
-def threshold_of(run: Run, precision: float) -> ThresholdAtPrecision:
-    """The threshold at which `run` reached `precision` on its evaluation split, which is scored for it.
+def threshold_of(run: Run, precision: float, number: int) -> ThresholdAtPrecision:
+    """The threshold at which `run` reached `precision` for a class on its evaluation split, which is scored for it.
 
     Raises:
-      ConfigError: there are more classes than two; no threshold reached it; `precision` is not in (0, 1].
+      ConfigError: no threshold reached it, or `precision` is not in (0, 1].
     """
     split, classes = run.config.data.eval_split, run.label_set.names
-    check_two_classes(run)
     if not 0 < precision <= 1:
         raise ConfigError(f"the precision must be above 0 and at most 1; got {precision:g}")
-    step, state, mesh = _evaluation(run)
+    step = make_ranking_step(run.config, run.model, len(classes), number, parallel.axis_name(run.config))
+    step, state, mesh = _on_all_devices(run, step)
     counts = add_up(counter(step, state, run.config, mesh), open_split(run.config.data, split), run.config)
     found = metrics.threshold_at_precision(counts["scores"], precision)
+    if np.isnan(found.precision):
+        raise ConfigError(f"there is no {classes[number]} on {split}, to measure a precision of")
     if np.isnan(found.threshold_logit):
         raise ConfigError(
-            f"no threshold of {run.workdir} reached a precision of {precision:g} for {classes[1]} on {split}; "
+            f"no threshold of {run.workdir} reached a precision of {precision:g} for {classes[number]} on {split}; "
             f"the highest is {found.precision:.3g}, with a recall of {found.recall:.3g}"
         )
     return found
 
 
-def chosen_threshold(run: Run, probability: float | None, precision: float | None) -> tuple[float | None, str]:
-    """The log odds from which on a pixel is the second of two classes, and what to tell a person of it.
+def chosen_threshold(
+    run: Run, probability: float | None, precision: float | None, number: int | None
+) -> tuple[dict[str, Any], str]:
+    """The fields of `Way` for a threshold, {} for none, and what to tell a person of it.
 
-    Of a probability, or of the threshold that reached a precision (`threshold_of`, with its errors); of neither: None,
-    the likelier class.
+    Of a probability, or of what reached a precision (`threshold_of`, with its errors), of the class `number`; None: the
+    second of two.
+
+    Raises:
+      ConfigError: there are more classes than two, and none is named.
     """
+    if probability is None and precision is None:
+        return {}, ""
+    names = run.label_set.names
+    if number is None and len(names) != 2:
+        raise ConfigError(
+            f"a threshold or a precision is of one class: name it, --class=NAME, one of {', '.join(names)}"
+        )
+    number = 1 if number is None else number
     if probability is not None:
-        check_two_classes(run)
-        return math.log(probability / (1 - probability)), ""
-    if precision is None:
-        return None, ""
-    found = threshold_of(run, precision)
-    return found.threshold_logit, (
-        f"{run.label_set.names[1]} from a probability of {1 / (1 + math.exp(-found.threshold_logit)):.4g} on: on "
+        return {"threshold": math.log(probability / (1 - probability)), "positive": number}, ""
+    found = threshold_of(run, precision, number)
+    return {"threshold": found.threshold_logit, "positive": number}, (
+        f"{names[number]} from a probability of {1 / (1 + math.exp(-found.threshold_logit)):.4g} on: on "
         f"{run.config.data.eval_split} its precision is {found.precision:.3f}, its recall {found.recall:.3f}"
     )
 
 
-def check_two_classes(run: Run) -> None:
-    """Raises `ConfigError` where there are more classes than two, of which a threshold chooses one."""
-    if len(run.label_set.names) != 2:
-        raise ConfigError(
-            f"a threshold or a precision is for data sets of 2 classes; {run.config.data.name} has "
-            f"{len(run.label_set.names)}"
-        )
-
-
-def _evaluation(run: Run) -> tuple[Callable, TrainState, Any]:
-    """The mapped evaluation step, the replicated state, and the devices."""
+def _on_all_devices(run: Run, step: Callable) -> tuple[Callable, TrainState, Any]:
+    """The mapped step, the replicated state, and the devices."""
     mesh = parallel.make_mesh()
     parallel.check_batch(run.config, mesh)
-    step = make_eval_step(run.config, run.model, len(run.label_set.names), parallel.axis_name(run.config))
     return (
         parallel.map_step(step, run.config, mesh, arguments=2),
         parallel.replicate(run.state, run.config, mesh),
@@ -249,13 +252,19 @@ def no_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def head_rate(run: Run, rate: float | None, samples: int) -> float:
-    """p of the dropout of the head for so many samples: `rate`, or that with which the network was trained.
+def head_rate(run: Run, rate: float | None, samples: int, passes: int = 0) -> float:
+    """p of the dropout of the head for so many samples or passes: `rate`, or that with which the network was trained.
 
     Raises:
-      ConfigError: none is given, and it was trained without.
+      ConfigError: for samples, none is given, and it was trained without; for passes, it was trained without any
+        dropout that a pass draws.
     """
     model = run.config.model
+    if passes and model.dropout != "sampled" and not model.deep_dropout:
+        raise ConfigError(
+            f"passes: {run.workdir} was trained without dropout deep in the network (model.deep_dropout = 0) and "
+            "without sampled heads, so that all passes are alike; sample its head instead (--samples=30 --rate=0.2)"
+        )
     if samples and rate is None and model.dropout == "none":
         raise ConfigError(
             f"samples of the head: {run.workdir} was trained without dropout of it (config.model.dropout = 'none'); "

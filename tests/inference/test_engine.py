@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from scipy.special import softmax, xlogy
 
-from segjax.inference import UNCERTAINTIES, Way, chosen_way, engine, head_uncertainty, make_engine, predict_tiled
+from segjax.inference import (
+    UNCERTAINTIES,
+    Way,
+    chosen_way,
+    engine,
+    head_uncertainty,
+    make_engine,
+    predict_tiled,
+    whole_passes,
+)
 from segjax.models import UNet
 
 CLASSES = 3
@@ -138,6 +147,19 @@ def test_samples_of_one_tile_are_those_of_the_head(engine_of, variables):
         assert values.mean() > 0.005
 
 
+def test_passes_are_whole_ones_with_the_networks_own_dropout(variables):
+    deep = MODEL.clone(deep_dropout=1, deep_rate=0.4)
+    way, key = Way((20, 28), scale=1.0, passes=3, seed=5), jax.random.key(5)
+    parts = {"normalise": normalise, "class_logits": lambda logits: logits, "probabilities": True}
+    found = make_engine(deep, variables, way, **parts)(IMAGE)
+    passes = jax.jit(lambda x: whole_passes(deep, variables, x, key, samples=3, examples=jnp.zeros(1, int))[1])
+    expected = passes(normalise(jnp.asarray(IMAGE, jnp.float32)[None]))
+    np.testing.assert_allclose(found.probabilities, expected.probabilities[0], atol=1e-5)
+    information = found.uncertainties["mutual_information"]
+    np.testing.assert_allclose(information, expected.mutual_information[0], rtol=1e-3, atol=1e-5)
+    assert information.mean() > 1e-3
+
+
 def test_the_mean_over_flips_is_flipped_with_the_image(engine_of):
     predict = engine_of(WHOLE._replace(augment="flip"))
     mirrored = predict(IMAGE[:, ::-1]).probabilities[:, ::-1]
@@ -150,6 +172,16 @@ def test_a_threshold_is_of_the_log_odds_of_the_second_class(engine_of):
     p = engine_of(WHOLE, **two)(IMAGE).probabilities.astype(float)
     odds = float(np.median(np.log(p[..., 1] / p[..., 0])))
     assert engine_of(WHOLE._replace(threshold=odds), **two)(IMAGE).mask.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_threshold_of_one_of_many_classes_leaves_the_others_to_the_likeliest(engine_of):
+    p = engine_of(WHOLE)(IMAGE).probabilities.astype(float)
+    odds = np.log(p[..., 2] / p[..., :2].sum(-1))
+    middle = float(np.median(odds))
+    mask = engine_of(WHOLE._replace(threshold=middle, positive=2))(IMAGE).mask
+    clear = abs(odds - middle) > 1e-3
+    np.testing.assert_array_equal(mask[clear], np.where(odds >= middle, 2, p[..., :2].argmax(-1))[clear])
+    assert clear.mean() > 0.9
 
 
 def test_maps_in_a_file_change_nothing_and_nobody_asks_for_probabilities(engine_of, tmp_path):
@@ -176,8 +208,15 @@ def test_a_way_remembers_on_what_the_mask_depends():
     assert sampled.differing() == {"samples": 3, "augment": "d4", "rate": 0.2}
 
 
+def test_passes_of_a_network_without_dropout_are_refused(engine_of):
+    with pytest.raises(ValueError, match=r"whole passes differ by their dropout: .*got deep_dropout=0"):
+        engine_of(Way((16, 24), passes=3), probabilities=False)
+
+
 BROKEN = {
     "one sample": ({"samples": 1}, r"samples must be 0 \(none\) or at least 2, .*got 1"),
+    "both": ({"samples": 2, "passes": 3}, r"samples of the head or whole passes, not both; got 2 and 3"),
+    "one pass": ({"passes": 1}, r"passes must be 0 \(none\) or at least 2, .*got 1"),
     "overlap": ({"overlap": 16}, r"overlap must be at least 0 and less than the tile's 16 pixels; got 16"),
     "scale": ({"scale": 0.0}, r"scale must be more than 0; got 0"),
     "batch": ({"batch": 0}, r"batch at least 1; got \(16, 24\), 0"),

@@ -5,12 +5,13 @@ import pytest
 from etils import epath
 
 from segjax.data import label_set
-from segjax.data.labels import VOID
+from segjax.data.labels import LABEL_SETS, VOID
 from segjax.inference import Way, make_engine
-from segjax.training import Run, head_rate, open_split, score_run
+from segjax.training import Run, chosen_threshold, head_rate, open_split, score_run
 from segjax.training.defaults import ConfigError
 from segjax.training.networks import make_model
 from segjax.training.prediction import classify, make_eval_step, make_predictor, probabilities
+from segjax.training.run import threshold_of
 from segjax.training.step import init_state
 
 
@@ -82,6 +83,36 @@ def test_the_plain_way_of_the_engine_gives_the_masks_that_evaluation_scores(tiny
     assert confusion.sum(0).min() > 100
 
 
+@pytest.mark.parametrize(("number", "share"), [(0, 0.997), (1, 0.006)])
+def test_the_threshold_of_a_class_reaches_the_precision_that_is_said(tiny, tmp_path, number, share):
+    tiny.model.prior = ()
+    model = make_model(tiny, 2)
+    run = Run(epath.Path(tmp_path), tiny, model, init_state(tiny, model), label_set(tiny.data))
+    fields, said = chosen_threshold(run, None, share, number)
+    way = Way(tiny.data.size, **fields)
+    predict = make_engine(model, run.state.variables, way, normalise=run.normalise, class_logits=run.class_logits)
+    source, found, right, there = open_split(tiny.data, "val"), 0, 0, 0
+    for example in (source[i] for i in range(len(source))):
+        chosen, label = predict(example["image"]).mask == number, example["label"]
+        found, right = found + (chosen & (label != VOID)).sum(), right + (chosen & (label == number)).sum()
+        there += (label == number).sum()
+    expected = threshold_of(run, share, number)
+    assert (right / found, right / there) == pytest.approx((expected.precision, expected.recall), rel=1e-3)
+    assert said.startswith(run.label_set.names[number])
+    assert expected.precision >= share
+
+
+def test_a_threshold_is_of_a_class_that_is_named(tiny):
+    run = Run(epath.Path("runs/a"), tiny, None, None, LABEL_SETS["road_debris_scene"])
+    with pytest.raises(
+        ConfigError, match=r"of one class: name it, --class=NAME, one of road, marking, verge, sky, debris$"
+    ):
+        chosen_threshold(run, 0.3, None, None)
+    fields, _ = chosen_threshold(run, 0.5, None, 3)
+    assert fields == {"threshold": 0.0, "positive": 3}
+    assert chosen_threshold(run, None, None, None) == ({}, "")
+
+
 @pytest.mark.parametrize(
     ("dropout", "rate", "expected"), [("sampled", None, 0.15), ("none", 0.3, 0.3), ("none", None, None)]
 )
@@ -93,3 +124,13 @@ def test_the_head_is_sampled_as_it_was_trained_or_as_is_asked(tiny, dropout, rat
     else:
         with pytest.raises(ConfigError, match=r"samples of the head: runs/a was trained without dropout .*--rate=0.2"):
             head_rate(run, rate, 3)
+
+
+def test_passes_need_dropout_that_they_draw(tiny):
+    run = Run(epath.Path("runs/a"), tiny, None, None, label_set(tiny.data))
+    with pytest.raises(
+        ConfigError, match=r"passes: runs/a was trained without dropout deep in the network .*--samples"
+    ):
+        head_rate(run, None, 0, 3)
+    tiny.model.deep_dropout = 1
+    assert head_rate(run, None, 0, 3) == tiny.model.rate
