@@ -157,14 +157,14 @@ def test_reading_the_uncertainty(mine, folder, page, monkeypatch):
     written = {path.name for path in (folder / "unsure").iterdir()}
     assert {"contact_sheet.png", "3_uncertainty.png", "3_probabilities.npz"} <= written
     unsure, total = names["unsure"], names["total"]
-    assert unsure.probabilities.shape == (1, *VAL, 2)
+    assert unsure.probabilities.shape == (*VAL, 2)
     assert total.sum() == 4 * math.prod(VAL)
     assert 0 <= names["aurc"] <= 1
     # The threshold answers nine pixels of ten, of all images, to a bin of the histogram.
     answered = np.sum(total, axis=0)[: names["last"] + 1].sum() / total.sum()
     assert answered >= 0.9 > answered - np.sum(total, axis=0)[names["last"]] / total.sum()
     assert names["curve"]["coverage"][-1] == risk_coverage(total)["coverage"][-1] == 1
-    assert names["asked"].shape == (1, *VAL)
+    assert names["asked"].shape == VAL
 
 
 def test_the_readmes_commands_train_score_show_predict_and_export(tmp_path, monkeypatch, python):
