@@ -1,9 +1,12 @@
 """A disk that fills up: a small tmpfs, in a mount namespace that ends with the test."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -61,3 +64,68 @@ def test_the_run_stops_with_one_line_and_goes_on_when_there_is_room(
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr[-3000:]
     assert "No space left on device" in errors[0] or "RESOURCE_EXHAUSTED" in errors[0]
+
+
+# In the namespace: each command on a disk with some room, and none left of it; what it left there is copied away.
+OUTPUTS = """
+set -e
+mkdir -p "$DISK" "$LEFT"
+mount -t tmpfs -o size={room}k tmpfs "$DISK"
+{command} && echo "status 0" || echo "status $?"
+cp -r "$DISK/." "$LEFT"
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_flags, python):
+    """A run of one step, and a folder of images of which the disk below holds the masks and overlays of a few."""
+    folder = tmp_path_factory.mktemp("trained")
+    flags = [f"--config.data.data_dir={folder / 'data'}", "--config.training.steps=1", *tiny_flags(model__width=4)]
+    done = python("-m", "segjax.train", "--config=configs/rare_class.py", f"--workdir={folder / 'run'}", *flags)
+    assert done.returncode == 0, done.stderr
+    (folder / "images").mkdir()
+    for i in range(6):
+        noise = np.random.default_rng(i).integers(0, 256, (120, 160, 3)).astype(np.uint8)
+        assert cv2.imwrite(str(folder / "images" / f"{i}.png"), noise)
+    return folder
+
+
+OUTPUT = "--output=$DISK"
+
+
+@pytest.mark.parametrize(
+    ("command", "room"),
+    [
+        (f"predict --checkpoint=$RUN {OUTPUT} $IMAGES", 200),
+        (f"report $RUN {OUTPUT}", 100),
+        (f"export --checkpoint=$RUN {OUTPUT}", 12),
+    ],
+    ids=["predict", "report", "export"],
+)
+def test_what_is_written_of_a_run_is_whole_or_absent(namespaces, trained, tmp_path, process_environment, command, room):
+    places = {
+        "RUN": trained / "run",
+        "IMAGES": trained / "images",
+        "DISK": tmp_path / "disk",
+        "LEFT": tmp_path / "left",
+    }
+    script = OUTPUTS.format(command=f"{sys.executable} -m segjax.{command}", room=room)
+    environment = process_environment | {name: str(path) for name, path in places.items()}
+    done = unshare("sh", "-c", script, cwd=ROOT, env=environment)
+    assert done.stdout.endswith("status 1\n"), done.stderr[-3000:]
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "No space left on device" in said
+    assert str(places["DISK"]) in said
+    left = [path for path in places["LEFT"].rglob("*") if path.is_file()]
+    assert not [path.name for path in left if path.name.endswith(".partial")]
+    for path in left:
+        if path.suffix == ".png":
+            assert cv2.imread(str(path)) is not None, path.name
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+    if command.startswith("predict"):
+        masks = {path.name.removesuffix("_mask.png") for path in left if path.name.endswith("_mask.png")}
+        assert 0 < len(masks) < 6
+        assert all((places["LEFT"] / f"{name}_overlay.png").exists() for name in masks)
+    if command.startswith("export"):
+        assert left == []
