@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from absl import app, flags
 
 from segjax import cli, inference, training
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
     pictures = {name: given[name] for name in ("overlay", "probabilities", "palette")}
     wanted = inference.Wanted(**pictures, only=only, uncertainty=FLAGS.uncertainty is not None, measure=measure)
     wanted = wanted._replace(maximum=FLAGS.uncertainty_max, sheet=FLAGS.contact_sheet)
-    predict = inference.make_engine(
+    engine = inference.make_engine(
         run.model,
         run.state.variables,
         way._replace(**threshold),
@@ -50,9 +51,8 @@ def main(argv: list[str]) -> None:
         empty=scratch,
     )
 
-    def found(name: str) -> inference.Found:
-        image = training.read_image(run, files[name])
-        return inference.Found(image, predict(image))
+    def read(name: str) -> np.ndarray:
+        return training.read_image(run, files[name])
 
     def source(name: str) -> inference.Source:
         return inference.Source(str(Path(files[name].path).resolve()), training.digest_of(files[name]))
@@ -60,8 +60,10 @@ def main(argv: list[str]) -> None:
     origin = {"checkpoint": str(run.workdir), "step": int(run.state.step), "network": training.fingerprint(run)}
     origin |= {"threshold_log_odds": threshold.get("threshold")} | {name: given[name] for name in ("class", "palette")}
     origin |= {"uncertainty": measure, "uncertainty_max": FLAGS.uncertainty_max} | way.differing()
-    options = {"write": write_bytes, "on_error": FLAGS.on_error}
-    done = inference.write_predictions(list(files), found, source, output, wanted, run.label_set, origin, **options)
+    options = {"write": write_bytes, "batch": 1 if way.scale else way.batch, "on_error": FLAGS.on_error}
+    done = inference.write_predictions(
+        list(files), read, engine.many, source, output, wanted, run.label_set, origin, **options
+    )
     print("\n".join(inference.done_lines(done)))
     print(f"in {output}: " + ", ".join(f"NAME{suffix}" for suffix in wanted.suffixes))
     print(f"NAME_uncertainty.png, black to pale yellow: {wanted.scale(run.label_set)}\n" * wanted.uncertainty, end="")
@@ -88,7 +90,7 @@ if __name__ == "__main__":
     cli.define_size("tile", "Predict in tiles of this size, at --scale; default: the whole, resized as in training.")
     flags.DEFINE_float("scale", None, "Resize images by this factor, for tiles; default 1.")
     flags.DEFINE_integer("overlap", None, "Pixels that tiles share; default a quarter of the shorter side.")
-    flags.DEFINE_integer("batch", 1, "Tiles at a time.", lower_bound=1)
+    flags.DEFINE_integer("batch", 1, "Tiles, or whole images, at a time.", lower_bound=1)
     flags.register_validator("threshold", lambda p: p is None or 0 < p < 1, "expected a probability in (0, 1)")
     flags.mark_flags_as_mutual_exclusive(["threshold", "at_precision"])
     cli.run(main, required=["checkpoint"])

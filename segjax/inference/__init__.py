@@ -9,7 +9,7 @@ from segjax.inference.augmented import (
     transformed,
 )
 from segjax.inference.crf import dense_crf
-from segjax.inference.engine import Prediction, make_engine
+from segjax.inference.engine import Engine, Prediction, make_engine
 from segjax.inference.ensemble import (
     analytic_uncertainty,
     head_uncertainty,
@@ -30,6 +30,7 @@ __all__ = [
     "SYMMETRIES",
     "UNCERTAINTIES",
     "Done",
+    "Engine",
     "Found",
     "Moments",
     "Prediction",

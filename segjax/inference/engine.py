@@ -5,7 +5,7 @@ The network sees one shape, `Way.tile`, whatever the images' sizes, and so is co
 happens on the host, a band of rows at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -40,6 +40,64 @@ class Prediction(NamedTuple):
     probabilities: Float[np.ndarray, "H W C"] | None
 
 
+class Engine:
+    """`engine(image) -> Prediction` of a uint8 image `[H, W, channels]` of any size; `make_engine` makes it."""
+
+    def __init__(
+        self, way: Way, maps_of: Callable, num_classes: int, probabilities: bool, empty: Callable[..., np.ndarray]
+    ):
+        self._way, self._maps_of, self._num_classes = way, maps_of, num_classes
+        self._probabilities, self._empty = probabilities, empty
+        self._kinds = num_classes if way.count == 1 else 2 * num_classes + 2
+        self._kept = num_classes + len(way.uncertainties) - 1
+        self._told, self._concluded = _per_pixel(way, num_classes)
+
+    def __call__(self, image: UInt8[np.ndarray, "H W channels"]) -> Prediction:
+        """What the way says of one image."""
+        return next(self.many([image]))
+
+    def many(self, images: Sequence[UInt8[np.ndarray, "..."]]) -> Iterator[Prediction]:
+        """The same of each of some images, one after another; whole ones pass the network `Way.batch` at a time."""
+        tile, scale, batch = self._way.tile, self._way.scale, self._way.batch
+        if scale is not None:
+            yield from (self._of_tiles(image) for image in images)
+            return
+        for start in range(0, len(images), batch):
+            group = images[start : start + batch]
+            whole = [_resized(image, tile) for image in group]
+            # A copy, into which is written.
+            maps = np.array(self._maps_of(np.stack(whole + whole[-1:] * (batch - len(whole)))))
+            yield from (self._at_size(one, image.shape[:2]) for one, image in zip(maps, group, strict=False))
+
+    def _of_tiles(self, image: UInt8[np.ndarray, "H W channels"]) -> Prediction:
+        way, size = self._way, image.shape[:2]
+        seen = tuple(max(1, round(side * way.scale)) for side in size)
+        pixels, out = image if way.scale == 1 else _resized(image, seen), self._empty((*seen, self._kinds), np.float32)
+        tiled = {"tile": way.tile, "overlap": way.overlap, "batch": way.batch, "out": out}
+        return self._at_size(predict_tiled(pixels, self._maps_of, **tiled), size)
+
+    def _at_size(self, maps: Float[np.ndarray, "h w kinds"], size: tuple[int, int]) -> Prediction:
+        """What the maps of an image say, which are written over, at its own size."""
+        if self._way.count > 1:
+            # In place: there are fewer of these.
+            flat = maps.reshape(-1, self._kinds)
+            for part, (found,) in _in_chunks(self._told, flat):
+                flat[part, : self._kept] = found
+        maps, classes = maps[..., : self._kept], self._num_classes
+        mask, unsure = np.empty(size, np.uint8), {name: np.empty(size, np.float32) for name in self._way.uncertainties}
+        p = self._empty((*size, classes), np.float32) if self._probabilities else None
+        rows = max(1, _CHUNK // size[1])
+        for band in (slice(top, min(top + rows, size[0])) for top in range(0, size[0], rows)):
+            values = _band(maps, size, band).reshape(-1, self._kept)
+            for part, (chosen, likely, *how_unsure) in _in_chunks(self._concluded, values):
+                mask[band].reshape(-1)[part] = chosen
+                for name, found in zip(unsure, how_unsure, strict=True):
+                    unsure[name][band].reshape(-1)[part] = found
+                if p is not None:
+                    p[band].reshape(-1, classes)[part] = likely
+        return Prediction(mask, unsure, p)
+
+
 def make_engine(
     model: Any,
     variables: Any,
@@ -49,8 +107,8 @@ def make_engine(
     class_logits: Callable[[Array], Array],
     probabilities: bool = False,
     empty: Callable[..., np.ndarray] = np.empty,
-) -> Callable[[np.ndarray], Prediction]:
-    r"""Builds `predict(image) -> Prediction` of a uint8 image `[H, W, channels]` of any size.
+) -> Engine:
+    r"""Builds the `Engine` of a network and a way.
 
     Three programs are compiled, each once for all sizes. The network gives maps of its tiles: its logits, or where
     there is more than one sample the `packed` moments of all; they are blended (`predict_tiled`). Then, with samples,
@@ -80,36 +138,7 @@ def make_engine(
     check(way)
     maps_of = partial(_tile_maps(model, way, normalise, class_logits), variables)
     num_classes = jax.eval_shape(class_logits, jax.ShapeDtypeStruct((1, model.num_classes), jnp.float32)).shape[-1]
-    kinds = num_classes if way.count == 1 else 2 * num_classes + 2
-    kept = num_classes + len(way.uncertainties) - 1
-    told, concluded = _per_pixel(way, num_classes)
-
-    def predict(image: UInt8[np.ndarray, "H W channels"]) -> Prediction:
-        size = image.shape[:2]
-        seen = way.tile if way.scale is None else tuple(max(1, round(side * way.scale)) for side in size)
-        pixels = image if way.scale == 1 else _resized(image, seen)
-        overlap, batch = (0, 1) if way.scale is None else (way.overlap, way.batch)
-        out = empty((*seen, kinds), np.float32)
-        maps = predict_tiled(pixels, maps_of, tile=way.tile, overlap=overlap, batch=batch, out=out)
-        if way.count > 1:
-            # In place: there are fewer of these.
-            flat = maps.reshape(-1, kinds)
-            for part, (found,) in _in_chunks(told, flat):
-                flat[part, :kept] = found
-        mask, unsure = np.empty(size, np.uint8), {name: np.empty(size, np.float32) for name in way.uncertainties}
-        p = empty((*size, num_classes), np.float32) if probabilities else None
-        rows = max(1, _CHUNK // size[1])
-        for band in (slice(top, min(top + rows, size[0])) for top in range(0, size[0], rows)):
-            values = _band(maps[..., :kept], size, band).reshape(-1, kept)
-            for part, (classes, likely, *how_unsure) in _in_chunks(concluded, values):
-                mask[band].reshape(-1)[part] = classes
-                for name, found in zip(unsure, how_unsure, strict=True):
-                    unsure[name][band].reshape(-1)[part] = found
-                if p is not None:
-                    p[band].reshape(-1, num_classes)[part] = likely
-        return Prediction(mask, unsure, p)
-
-    return predict
+    return Engine(way, maps_of, num_classes, probabilities, empty)
 
 
 def _tile_maps(model: Any, way: Way, normalise: Callable, class_logits: Callable) -> Callable:

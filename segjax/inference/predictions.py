@@ -1,15 +1,17 @@
 """A folder of predictions: what is there already, what is a person's and not touched, what is still to do."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import rich.console
 import rich.progress
 
 from segjax.data.errors import DataError
 from segjax.data.labels import LabelSet
+from segjax.inference.engine import Prediction
 from segjax.inference.pictures import Found, Sheet, Source, Wanted, encoded, text_of
 
 ORIGIN_FILE, SHEET_FILE = "predicted_by.json", "contact_sheet.png"
@@ -33,7 +35,8 @@ class Done(NamedTuple):
 
 def write_predictions(
     names: Sequence[str],
-    predict: Callable[[str], Found],
+    read: Callable[[str], np.ndarray],
+    predict: Callable[[Sequence[np.ndarray]], Iterable[Prediction]],
     source: Callable[[str], Source],
     output: Any,
     wanted: Wanted,
@@ -41,14 +44,16 @@ def write_predictions(
     origin: Mapping[str, Any],
     *,
     write: Callable[[Any, bytes], None],
+    batch: int = 1,
     on_error: str = "raise",
     console: rich.console.Console | None = None,
 ) -> Done:
-    """Predicts the images that have not all their files yet, one after another, and writes these, whole or not at all.
+    """Predicts the images that have not all their files yet, and writes these, whole or not at all.
 
     Args:
       names: of the images; with slashes they come into folders of `output`.
-      predict: reads an image by its name and predicts it.
+      read: an image, uint8 `[H, W, C]`, by its name.
+      predict: what is said of each of some images, such as `Engine.many`.
       source: of which file an image is, by its name. A mask of the same bytes is kept, one of other bytes at the same
         path is made anew.
       output: the folder, a `Path` or epath's; made if it is not there.
@@ -57,7 +62,8 @@ def write_predictions(
       origin: what the masks depend on, ready for JSON. It is kept in `predicted_by.json`, so that a folder is never
         completed with the masks of another network or threshold; its "checkpoint" is for people and not compared.
       write: `write(path, bytes)`, which leaves a whole file or none.
-      on_error: "raise", or "skip" images that `predict` refuses with a `DataError`.
+      batch: images that are predicted together.
+      on_error: "raise", or "skip" images that cannot be read.
       console: where the bar goes; default standard output.
 
     Raises:
@@ -70,27 +76,41 @@ def write_predictions(
         _check_foreign(names, output, wanted)
         write(output / ORIGIN_FILE, (json.dumps(dict(origin), indent=1) + "\n").encode())
     sheet, kept, skipped = Sheet(names if wanted.sheet else (), wanted, label_set), 0, []
+    waiting: list[tuple[str, np.ndarray, Source]] = []
+
+    def write_waiting() -> None:
+        said_of = predict([image for _, image, _ in waiting]) if waiting else ()
+        for (name, image, made_of), said in zip(waiting, said_of, strict=True):
+            found = Found(image, said)
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            for suffix in wanted.suffixes:
+                write(output / f"{name}{suffix}", encoded(suffix, found, wanted, label_set, made_of))
+            sheet.take(name, found, made_of)
+        waiting.clear()
+
     with _bar(console) as bar:
         for name in bar.track(names, description="predict"):
-            targets = {suffix: output / f"{name}{suffix}" for suffix in wanted.suffixes}
             try:
                 made_of = source(name)
-                if _is_of(targets["_mask.png"], made_of) and all(target.exists() for target in targets.values()):
+                if _is_done(output, name, made_of, wanted):
                     kept += 1
                     sheet.keep(name, made_of)
                     continue
-                found = predict(name)
+                waiting.append((name, read(name), made_of))
             except DataError as error:
                 if on_error == "raise" or isinstance(error, NotOurs):
+                    write_waiting()
                     raise
                 skipped.append(str(error))
-                continue
-            targets["_mask.png"].parent.mkdir(parents=True, exist_ok=True)
-            for suffix, target in targets.items():
-                write(target, encoded(suffix, found, wanted, label_set, made_of))
-            sheet.take(name, found, made_of)
-        if sheet.text():
-            _write_sheet(sheet, output / SHEET_FILE, predict, bar, write)
+            if len(waiting) == batch:
+                write_waiting()
+        write_waiting()
+        if sheet.text() and text_of(output / SHEET_FILE) != sheet.text():
+            # Of what an earlier call predicted there are no small pictures: it is predicted again.
+            for name, made_of in bar.track(list(sheet.kept.items()), description="contact sheet"):
+                image = read(name)
+                sheet.take(name, Found(image, *predict([image])), made_of)
+            write(output / SHEET_FILE, sheet.drawn())
     return Done(len(names) - kept - len(skipped), kept, tuple(skipped))
 
 
@@ -155,26 +175,16 @@ def _check_foreign(names: Sequence[str], output: Any, wanted: Wanted) -> None:
             raise NotOurs(f"{target}: exists, and segjax.predict did not write it. Name another --output, or move it")
 
 
-def _is_of(mask: Any, source: Source) -> bool:
-    """Whether a mask is there and is of these bytes; False: it is to be made, anew where the image has changed."""
+def _is_done(output: Any, name: str, source: Source, wanted: Wanted) -> bool:
+    """Whether all files are there and of these bytes; False: they are to be made, anew where the image has changed."""
+    mask = output / f"{name}_mask.png"
     if not mask.exists():
         return False
     made_of = text_of(mask)
     if made_of is None or set(made_of) != set(Source._fields):
         raise NotOurs(f"{mask}: exists, and segjax.predict did not write it. Name another --output, or move it")
     if made_of["sha256"] == source.sha256:
-        return True
+        return all((output / f"{name}{suffix}").exists() for suffix in wanted.suffixes)
     if made_of["path"] != source.path:
         raise NotOurs(f"{mask}: is of {made_of['path']}, and would be of {source.path}. Name another --output")
     return False
-
-
-def _write_sheet(
-    sheet: Sheet, file: Any, predict: Callable[[str], Found], bar: rich.progress.Progress, write: Callable
-) -> None:
-    """Writes it unless it is there as it would be; of what an earlier call predicted it has to be predicted again."""
-    if file.exists() and text_of(file) == sheet.text():
-        return
-    for name, source in bar.track(list(sheet.kept.items()), description="contact sheet"):
-        sheet.take(name, predict(name), source)
-    write(file, sheet.drawn())

@@ -25,7 +25,7 @@ class Way(NamedTuple):
       scale: None: the whole image is resized to one tile. Else it is resized by this factor (1: it stays as it is) and
         cut into tiles.
       overlap: pixels that neighbouring tiles share, at least.
-      batch: tiles of an image at a time.
+      batch: tiles of an image, or whole images, at a time.
       augment: a key of `AUGMENTATIONS`.
       samples: K dropout masks of the head for each augmentation, the same for all images and tiles, a channel each; 0:
         the clean pass.

@@ -112,6 +112,16 @@ def test_all_sizes_are_one_compilation(engine_of, way):
     assert traced == [(way.batch, *way.tile, 3)]
 
 
+@pytest.mark.parametrize("way", [WHOLE, TILES], ids=["whole", "tiles"])
+def test_images_that_pass_the_network_together_are_as_alone(engine_of, way):
+    images = [np.resize(IMAGE, (*size, 3)) for size in SIZES]
+    together = engine_of(way._replace(batch=2))
+    for image, found in zip(images, together.many(images), strict=True):
+        expected = engine_of(way)(image)
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+        np.testing.assert_array_equal(found.uncertainties.keys(), expected.uncertainties.keys())
+
+
 def test_one_tile_of_the_whole_image_is_the_whole_image(engine_of, logits_of):
     image = IMAGE[:19, :27]  # which the network itself pads to 20×28
     found = engine_of(Way((20, 28), scale=1.0))(image)

@@ -14,7 +14,6 @@ from segjax.data import DataError
 from segjax.data.labels import LABEL_SETS
 from segjax.inference import (
     Done,
-    Found,
     Prediction,
     Source,
     Wanted,
@@ -30,26 +29,34 @@ ALL = Wanted(uncertainty=True, probabilities=True, palette=True, sheet=True)
 ORIGIN = {"checkpoint": "run", "step": 3}
 
 
-def found(name):
-    rng = np.random.default_rng(len(name))
+def image_of(name):
+    return np.random.default_rng(len(name)).integers(0, 256, (6, 8, 3)).astype(np.uint8)
+
+
+def said_of(image):
+    rng = np.random.default_rng(int(image.sum()))
     probabilities = rng.dirichlet(np.ones(5), (6, 8)).astype(np.float32)
     mask = probabilities.argmax(-1).astype(np.uint8)
     entropy = -(probabilities * np.log(probabilities)).sum(-1)
     unsure = {"entropy": entropy, "variance": 2 * entropy}
-    return Found(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8), Prediction(mask, unsure, probabilities))
+    return Prediction(mask, unsure, probabilities)
 
 
 class Predict:
-    """`found`, which remembers what it was asked and refuses what it is told to."""
+    """`said_of`, which remembers what it was asked and refuses what it is told to."""
 
     def __init__(self, bad=()):
-        self.asked, self._bad = [], bad
+        self.asked, self.groups, self._bad = [], [], bad
 
-    def __call__(self, name):
+    def read(self, name):
         self.asked.append(name)
         if name in self._bad:
             raise DataError(f"{name}.png: cannot be decoded")
-        return found(name)
+        return image_of(name)
+
+    def __call__(self, images):
+        self.groups.append(len(images))
+        return map(said_of, images)
 
 
 def source(name):
@@ -66,7 +73,7 @@ MASK_AND_OVERLAY = Wanted()
 def write(names, predict, output, wanted=MASK_AND_OVERLAY, origin=ORIGIN, **options):
     options = {"write": plain_write, "console": rich.console.Console(file=io.StringIO())} | options
     source_of = options.pop("source", source)
-    return write_predictions(names, predict, source_of, output, wanted, LABELS, origin, **options)
+    return write_predictions(names, predict.read, predict, source_of, output, wanted, LABELS, origin, **options)
 
 
 def picture(path):
@@ -75,7 +82,8 @@ def picture(path):
 
 def test_every_file_holds_what_it_says(tmp_path):
     assert write(["sub/a"], Predict(), tmp_path, ALL) == Done(1, 0, ())
-    image, expected = found("sub/a")
+    image = image_of("sub/a")
+    expected = said_of(image)
     with Image.open(tmp_path / "sub" / "a_mask.png") as mask:
         assert np.array_equal(np.asarray(mask), expected.mask)
         assert np.array_equal(np.asarray(mask.convert("RGB")), LABELS.palette[expected.mask])
@@ -93,21 +101,21 @@ def test_every_file_holds_what_it_says(tmp_path):
 
 def test_a_mask_without_a_palette_is_grey_indices(tmp_path):
     write(["a"], Predict(), tmp_path, Wanted(overlay=False))
-    assert np.array_equal(cv2.imread(str(tmp_path / "a_mask.png"), cv2.IMREAD_UNCHANGED), found("a").prediction.mask)
+    assert np.array_equal(cv2.imread(str(tmp_path / "a_mask.png"), cv2.IMREAD_UNCHANGED), said_of(image_of("a")).mask)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a_mask.png", "predicted_by.json"]
 
 
 def test_an_overlay_of_one_class_leaves_the_others_pixels_alone(tmp_path):
     write(["a"], Predict(), tmp_path, Wanted(only=2))
-    changed = (picture(tmp_path / "a_overlay.png") != found("a").image).any(-1)
-    assert np.array_equal(changed, found("a").prediction.mask == 2)
+    changed = (picture(tmp_path / "a_overlay.png") != image_of("a")).any(-1)
+    assert np.array_equal(changed, said_of(image_of("a")).mask == 2)
 
 
 def test_the_scale_of_the_uncertainty_is_the_one_that_is_told(tmp_path):
     wanted = Wanted(uncertainty=True, measure="variance", maximum=3.0)
     write(["a"], Predict(), tmp_path, wanted)
     shown = picture(tmp_path / "a_uncertainty.png")
-    assert np.array_equal(shown, heatmap(found("a").prediction.uncertainties["variance"], 3.0))
+    assert np.array_equal(shown, heatmap(said_of(image_of("a")).uncertainties["variance"], 3.0))
     assert wanted.scale(LABELS) == "variance, 0 to 3 squared logits"
     assert Wanted().scale(LABELS) == "entropy, 0 to 1.61 nats"
 
@@ -118,6 +126,19 @@ def test_a_half_done_folder_is_completed(tmp_path):
     predict = Predict()
     assert write(["a", "bb", "ccc"], predict, tmp_path) == Done(2, 1, ())
     assert predict.asked == ["a", "ccc"]
+
+
+def test_images_are_predicted_together_and_a_bad_one_stops_none_before_it(tmp_path):
+    predict, names = Predict(bad=["bad"]), ["a", "bb", "ccc", "dddd", "eeeee"]
+    assert write(names, predict, tmp_path / "all", batch=2) == Done(5, 0, ())
+    assert predict.groups == [2, 2, 1]
+    for name in names:
+        expected = LABELS.palette[said_of(image_of(name)).mask].astype(float)
+        mixed = picture(tmp_path / "all" / f"{name}_overlay.png") - (image_of(name) + expected) / 2
+        assert np.abs(mixed).max() <= 0.5
+    with pytest.raises(DataError, match="cannot be decoded"):
+        write(["a", "bb", "ccc", "bad"], predict, tmp_path / "half", batch=2)
+    assert {path.name for path in (tmp_path / "half").glob("*_mask.png")} == {f"{n}_mask.png" for n in names[:3]}
 
 
 def test_a_folder_of_another_checkpoint_is_not_completed(tmp_path):
