@@ -107,7 +107,8 @@ def write_predictions(
         write_waiting()
         if sheet.text() and text_of(output / SHEET_FILE) != sheet.text():
             # Of what an earlier call predicted there are no small pictures: it is predicted again.
-            for name, made_of in bar.track(list(sheet.kept.items()), description="contact sheet"):
+            again = list(sheet.kept.items())
+            for name, made_of in bar.track(again, description="contact sheet") if again else ():
                 image = read(name)
                 sheet.take(name, Found(image, *predict([image])), made_of)
             write(output / SHEET_FILE, sheet.drawn())
