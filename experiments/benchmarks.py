@@ -16,10 +16,12 @@ from absl import flags
 
 from experiments import (
     benchmarks_growth,
+    benchmarks_input,
     benchmarks_losses,
     benchmarks_metrics,
     benchmarks_network,
     benchmarks_prediction,
+    benchmarks_start,
 )
 from experiments.benchmarks_report import results, show_all, store
 from experiments.peers import Setting, versions
@@ -35,6 +37,8 @@ SECTIONS = {
     "metrics": benchmarks_metrics,
     "network": benchmarks_network,
     "prediction": benchmarks_prediction,
+    "input": benchmarks_input,
+    "start": benchmarks_start,
     "growth": benchmarks_growth,
 }
 
@@ -74,7 +78,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("only", [], "Sections, all if none is named: losses, metrics, network, prediction, growth.")
+    flags.DEFINE_list("only", [], f"Sections, all if none is named: {', '.join(SECTIONS)}.")
     flags.DEFINE_list("shape", ["2", "512", "1024"], "Images, height and width of the logits; other sections derive.")
     flags.DEFINE_integer("classes", 19, "Classes of the logits.", lower_bound=2)
     flags.DEFINE_integer("rounds", 11, "How often each way is timed.", lower_bound=1)

@@ -34,7 +34,7 @@ MAY_USE = {
     "inference": ("models", "metrics", "data.labels", "data.errors"),
     "reporting": (),
     **dict.fromkeys(ENTRY_POINTS, ("cli", *ENTRY_POINTS_USE)),
-    "experiments": (*ENTRY_POINTS, *ENTRY_POINTS_USE, "losses", "metrics", "models"),
+    "experiments": (*ENTRY_POINTS, *ENTRY_POINTS_USE, "losses", "metrics", "models", "data.augment"),
 }
 
 # The only files that may import a library: patterns of paths, in which * takes in folders too.

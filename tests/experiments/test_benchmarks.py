@@ -9,14 +9,17 @@ import jax
 import pytest
 import rich.console
 
+from configs import rare_class
 from experiments import (
     benchmarks,
     benchmarks_growth,
+    benchmarks_input,
     benchmarks_losses,
     benchmarks_metrics,
     benchmarks_network,
     benchmarks_prediction,
     benchmarks_report,
+    benchmarks_start,
     peers,
     timing,
 )
@@ -109,6 +112,45 @@ def test_growth_tells_time_and_memory_of_every_size(monkeypatch):
     memory = rows["confusion matrix of logits, pixels"]["extra_bytes"]
     assert memory["2"] <= 2 * memory["1"] + 4096
     assert benchmarks_growth.pictures(rows)[0].png.startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A config for a step that compiles fast."""
+    config = rare_class.get_config()
+    config.data.data_dir, config.data.train_examples, config.data.val_examples = str(tmp_path), 8, 4
+    config.data.scene_size, config.data.size = (64, 96), (32, 48)
+    config.model.width, config.model.depth = 2, 1
+    config.training.global_batch = 2
+    return config
+
+
+def test_the_loader_and_the_augmentation_are_measured_by_the_batch(small, monkeypatch):
+    monkeypatch.setattr(benchmarks_input, "DRAWN", 2)
+    row = benchmarks_input._row(TINY, small)
+    assert set(row["ms"]) == {OURS, *benchmarks_input.COLUMNS}
+    assert row["data"] == "road_debris, 2×64×96×3"
+    assert [target.number for target in benchmarks_input.targets({"a": row})] == [6, 6]
+
+
+def test_a_start_lasts_until_there_is_a_step_and_one_that_fails_says_why(small, monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmarks_start.rare_class, "get_config", lambda: small)
+    assert benchmarks_start.compilation() > 0
+    leaves = {"data.data_dir": tmp_path, "data.train_examples": 8, "data.val_examples": 4, "data.scene_size": (64, 96)}
+    leaves |= {"data.size": (32, 48), "model.width": 2, "model.depth": 1, "training.global_batch": 4}
+    flags = (*benchmarks_start.OVERRIDES, *(f"--config.{key}={value}" for key, value in leaves.items()))
+    assert benchmarks_start.first_step(tmp_path / "run", flags, {}) > 0
+    assert (tmp_path / "run" / "config.json").exists()
+    with pytest.raises(RuntimeError, match=r"segjax\.train .*: took no step: .*nothing"):
+        benchmarks_start.first_step(tmp_path / "other", ("--config.nothing=1",), {})
+
+
+def test_targets_of_a_start_are_shares_of_the_first():
+    row = {"ms": {OURS: 9000.0, benchmarks_start.AGAIN: 4500.0, benchmarks_start.COMPILATION: 6000.0}}
+    assert [(target.ratio, target.met) for target in benchmarks_start.targets({"a": row})] == [
+        (1.5, True),
+        (0.5, False),
+    ]
 
 
 def test_the_exponent_of_a_power_law_is_found():
