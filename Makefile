@@ -34,7 +34,7 @@ reproduce: $(READY)
 	  for study in $(STUDIES); do \
 	    $(BIN)/python -m experiments.$$study --preset=cpu --data=$$data --processes=$(WORKERS) --workdir=runs/$$study; \
 	  done; \
-	  $(BIN)/python -m experiments.background_trap --data=$$data --workdir=runs/background_trap; \
+	  $(BIN)/python -m experiments.background_trap --data=$$data --seed=0 --seed=1 --workdir=runs/background_trap; \
 	done
 	$(if $(SEGJAX_CAMVID_DIR),$(BIN)/python -m experiments.uncertainty_ladder --workdir=runs/uncertainty_ladder)
 

@@ -17,8 +17,7 @@ import numpy as np
 from configs.rare_class import NO_PRIOR, PRIOR
 from experiments.paper import TABLE_1A, TABLE_1B, percent
 from experiments.study import SCORES, Outcomes, Study, main_of, precision_curves
-from experiments.sweep import Changes
-from segjax.reporting import Picture, Section, Table, heatmap, png
+from segjax.reporting import Picture, Section, Spread, Table, heatmap, png
 from segjax.training import load_run, open_split, run_predictor
 from segjax.training.checkpoint import FOLDER
 from segjax.training.evaluation import contact_sheet, rarest_first
@@ -83,29 +82,14 @@ def _table_1a(outcomes: Outcomes, grid: Sequence[dict[str, Any]]) -> Section:
     return Section("Table 1a: α for cross entropy", "", (table,))
 
 
-def worth(changes: Changes, of_first_seed: Outcomes) -> bool:
-    """Whether another seed of a row may change what the tables say: not far from the best α of its γ.
-
-    The trap, table 1a (γ = 0), and of every other γ the α that was best in the first seed and its two neighbours; all
-    of a γ of which the first seed has nothing yet.
-    """
-    gamma, alpha = changes[GAMMA], changes[ALPHA]
-    grid = [row for row in of_first_seed.rows() if row["model.prior"] == PRIOR["model.prior"]]
-    best = best_alphas(of_first_seed, grid)
-    if gamma == 0 or changes["model.prior"] != PRIOR["model.prior"] or gamma not in best:
-        return True
-    alphas = sorted(row[ALPHA] for row in grid if row[GAMMA] == gamma)
-    return abs(alphas.index(alpha) - alphas.index(best[gamma][ALPHA])) <= 1
-
-
 def best_alphas(outcomes: Outcomes, grid: Sequence[dict[str, Any]]) -> dict[float, dict[str, Any]]:
-    """By γ, the row of highest mean average precision of those with the most seeds; no γ of which no row has any."""
+    """By γ, the row of highest mean average precision of those with the most seeds to take it of; no γ without any."""
     by_gamma: dict[float, list[dict[str, Any]]] = {}
     for row in grid:
         by_gamma.setdefault(row[GAMMA], []).append(row)
 
     def rank(row: dict[str, Any]) -> tuple[int, float]:
-        return len(outcomes.of(row)), outcomes.average_precision(row)
+        return len(outcomes.score(row, "average_precision").values), outcomes.average_precision(row)
 
     best = {gamma: max(rows, key=rank) for gamma, rows in by_gamma.items()}
     return {gamma: row for gamma, row in best.items() if outcomes.average_precision(row) > -math.inf}
@@ -125,21 +109,26 @@ def _table_1b(outcomes: Outcomes, grid: Sequence[dict[str, Any]]) -> Section:
     named = {f"γ = {gamma:g}, α = {row[ALPHA]:g}": row for gamma, row in best.items()}
     return Section(
         "Table 1b: γ, with the best α of each",
-        seen(best, outcomes) if all(outcomes.of(row) for row in grid) else "The grid has not been run to its end yet.",
+        seen(best, grid, outcomes)
+        if all(outcomes.of(row) for row in grid)
+        else "The grid has not been run to its end yet.",
         (table,),
         (precision_curves(outcomes, named, "The best α of each γ", "gamma"),),
     )
 
 
-def seen(best: dict[float, dict[str, Any]], outcomes: Outcomes) -> str:
+def seen(best: dict[float, dict[str, Any]], grid: Sequence[dict[str, Any]], outcomes: Outcomes) -> str:
     """What the table answers, in words that follow from its numbers."""
     alphas = [row[ALPHA] for _, row in sorted(best.items())]
     falls = all(late <= early for early, late in itertools.pairwise(alphas)) and alphas[-1] < alphas[0]
     winner = max(best, key=lambda gamma: outcomes.average_precision(best[gamma]))
     of_winner, of_two = (outcomes.average_precision(best[gamma]) for gamma in (winner, 2.0 if 2.0 in best else winner))
+    every = {gamma: sorted(row[ALPHA] for row in grid if row[GAMMA] == gamma) for gamma in best}
+    edge = [f"{gamma:g}" for gamma, row in sorted(best.items()) if row[ALPHA] in (every[gamma][0], every[gamma][-1])]
+    further = f" At γ = {', '.join(edge)} it lies at the edge of the grid, and may lie beyond." if edge else ""
     return (
         f"The best α {'falls' if falls else 'does not fall steadily'} as γ rises: "
-        f"{', '.join(f'{alpha:g}' for alpha in alphas)} (in the paper .75, .75, .75, .5, .25, .25, .25). "
+        f"{', '.join(f'{alpha:g}' for alpha in alphas)} (in the paper .75, .75, .75, .5, .25, .25, .25).{further} "
         f"The best γ is {winner:g}, average precision {of_winner:.3f}; γ = 2 reaches {of_two:.3f}."
     )
 
@@ -147,11 +136,15 @@ def seen(best: dict[float, dict[str, Any]], outcomes: Outcomes) -> str:
 def _whole_grid(outcomes: Outcomes, grid: Sequence[dict[str, Any]]) -> Section:
     gammas, alphas = (sorted({row[field] for row in grid}) for field in (GAMMA, ALPHA))
     by_place = {(row[GAMMA], row[ALPHA]): row for row in grid}
-    values = [[outcomes.score(by_place[g, a], "average_precision").mean for a in alphas] for g in gammas]
+
+    def precision(gamma: float, alpha: float) -> Spread | None:
+        return outcomes.score(by_place[gamma, alpha], "average_precision") if (gamma, alpha) in by_place else None
+
+    values = [[found.mean if (found := precision(g, a)) else math.nan for a in alphas] for g in gammas]
     table = Table(
         "Average precision",
         ("γ", *(f"α = {alpha:g}" for alpha in alphas)),
-        [(f"{g:g}", *(outcomes.score(by_place[g, a], "average_precision") for a in alphas)) for g in gammas],
+        [(f"{g:g}", *(precision(g, a) for a in alphas)) for g in gammas],
     )
     drawn = heatmap(
         values,
@@ -204,7 +197,6 @@ STUDY = Study(
     "γ = 2 is better, and that the best α falls as γ rises. Is it so for rare pixels? The paper's AP is COCO's, of "
     "boxes; ours is the average precision of the rare class' pixels: compare their order, not their size.",
     sections,
-    worth,
 )
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Figures 1, 5 and 6 of the paper are the losses themselves, and their gradients. 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,14 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
+from experiments.lockstep import RESULT_FILE
 from experiments.study import Outcomes, Study, main_of
 from segjax import losses
 from segjax.reporting import Picture, Section, Table, png, spread
 from segjax.reporting.figures import COLORS
 from segjax.training import load_run, open_split
+from segjax.training.checkpoint import FOLDER
+from segjax.training.loop import write_json
 from segjax.training.prediction import make_predict
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0)
@@ -128,16 +131,12 @@ def sections(outcomes: Outcomes) -> tuple[Section, ...]:
     caption = "Loss over p_t, loss over x_t, and the size of the gradient over x_t."
     form = Section("The losses", "x_t is the logit for a positive, and its negative for a negative.")
     form = form._replace(pictures=(Picture("shapes", caption, png(shapes())),))
-    cells = [cell for cell in outcomes.cells if outcomes.results.get(cell.name, {}).get("status") == "done"]
-    if not cells:
+    shares = {cell.name: shares_of(cell.name, outcomes) for cell in outcomes.cells}
+    known = [found for found in shares.values() if found]
+    if not known:
         return (form,)
-    measured = [pixels_of(outcomes.workdir / cell.name) for cell in cells]
     rows = [
-        (
-            f"{gamma:g}",
-            spread([held_by_hardest(focal(one.rare, True, gamma)) for one in measured]),
-            spread([held_by_hardest(focal(one.background, False, gamma)) for one in measured]),
-        )
+        (f"{gamma:g}", *(spread([one["held"][kind][f"{gamma:g}"] for one in known]) for kind in Pixels._fields))
         for gamma in GAMMAS
     ]
     table = Table(
@@ -145,13 +144,38 @@ def sections(outcomes: Outcomes) -> tuple[Section, ...]:
         ("γ", "rare class", "background"),
         rows,
     )
-    picture = Picture("cdf", "The CDF of the normalised loss, first seed.", png(distributions(measured[0])))
+    here = [outcomes.workdir / name for name, found in shares.items() if found and _network(outcomes.workdir / name)]
+    caption = "The CDF of the normalised loss, first seed."
+    pictures = (Picture("cdf", caption, png(distributions(pixels_of(here[0])))),) if here else ()
     text = (
-        f"One network a seed, trained with γ = 2 and α = 0.25; {len(measured[0].rare)} pixels of the rare class and "
-        f"{len(measured[0].background)} of the background. In the paper the hardest 20 % of the positives hold about "
-        "half of the loss whatever γ is, and of the negatives a few hold nearly all of it at γ = 2."
+        f"One network a seed, trained with γ = 2 and α = 0.25; {known[0]['pixels']['rare']} pixels of the rare class "
+        f"and {known[0]['pixels']['background']} of the background. In the paper the hardest 20 % of the positives "
+        "hold about half of the loss whatever γ is, and of the negatives a few hold nearly all of it at γ = 2."
     )
-    return form, Section("Figure 4: whose loss it is", text, (table,), (picture,))
+    return form, Section("Figure 4: whose loss it is", text, (table,), pictures)
+
+
+def shares_of(name: str, outcomes: Outcomes) -> dict[str, Any] | None:
+    """Of a cell that has ended the pixels and the shares by class and γ; None where it has not, or its network is gone.
+
+    They are measured once and kept with the cell's result, so that a report that takes it over has them too.
+    """
+    result = outcomes.results.get(name, {})
+    if result.get("status") != "done":
+        return None
+    if "hardest" not in result and _network(outcomes.workdir / name):
+        pixels = pixels_of(outcomes.workdir / name)._asdict()
+        held = {
+            kind: {f"{gamma:g}": held_by_hardest(focal(logits, kind == "rare", gamma)) for gamma in GAMMAS}
+            for kind, logits in pixels.items()
+        }
+        result["hardest"] = {"pixels": {kind: len(logits) for kind, logits in pixels.items()}, "held": held}
+        write_json(outcomes.workdir / name / RESULT_FILE, result)
+    return result.get("hardest")
+
+
+def _network(folder: Path) -> bool:
+    return (folder / FOLDER).exists()
 
 
 STUDY = Study(

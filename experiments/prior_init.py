@@ -5,6 +5,7 @@ for cross entropy and focal loss, for the sum divided by all pixels or by the ra
 `configs/prior_init.py` has the grids.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from experiments.background_trap import lasting
@@ -33,14 +34,23 @@ def prior(row: dict[str, Any]) -> str | None:
     return f"{row['model.prior'][-1]:g}" if row["model.prior"] else None
 
 
+def ranked_from(outcomes: Outcomes, row: dict[str, Any]) -> str:
+    """Of each seed the step from which on the average precision is above 0.1, whatever p the rare pixels have."""
+    return _from(outcomes, row, lambda one: "average_precision")
+
+
 def found_from(outcomes: Outcomes, row: dict[str, Any]) -> str:
-    """Of each seed the step from which on a tenth of the rare pixels is found."""
+    """Of each seed the step from which on a tenth of the rare pixels has p > ½."""
+    return _from(outcomes, row, lambda one: f"recall/{one['scores']['classes'][1]}")
+
+
+def _from(outcomes: Outcomes, row: dict[str, Any], curve: Callable[[dict[str, Any]], str]) -> str:
     steps = []
     for one in outcomes.of(row):
         if one["status"] == "diverged":
             steps.append("diverged")
             continue
-        step = lasting(one["curves"]["step"], one["curves"][f"recall/{one['scores']['classes'][1]}"], 0.1)
+        step = lasting(one["curves"]["step"], one["curves"][curve(one)], 0.1)
         steps.append("never" if step is None else str(step))
     return ", ".join(steps) or "–"
 
@@ -52,12 +62,13 @@ def _section(outcomes: Outcomes, form: str, rows: list[dict[str, Any]]) -> Secti
             prior(row),
             outcomes.over_seeds(row, lambda one: one["first_loss"]),
             sum(one["status"] == "diverged" for one in outcomes.of(row)),
+            ranked_from(outcomes, row),
             found_from(outcomes, row),
             *outcomes.scores(row),
         )
         for row in sorted(rows, key=name)
     ]
-    columns = ("loss", "π", "loss at step 1", "diverged", "recall > 0.1 from", *SCORES)
+    columns = ("loss", "π", "loss at step 1", "diverged", "AP > 0.1 from", "recall > 0.1 from", *SCORES)
     table = Table(f"The head's prior, {form}", columns, lines, highest=SCORES[:2])
     pictures = []
     for loss in sorted({name(row) for row in rows}):

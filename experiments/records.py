@@ -13,7 +13,7 @@ from experiments.lockstep import RESULT_FILE
 from experiments.sweep import Cell, result_of
 from segjax.training import ConfigError, DataError
 from segjax.training.defaults import defaults, leaves
-from segjax.training.loop import write_json
+from segjax.training.loop import CONFIG_FILE, write_json
 
 
 def record(cells: Sequence[Cell], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -61,6 +61,8 @@ def take_over(cells: Sequence[Cell], workdir: Path, file: Path) -> int:
             if was.get(key) != now[key]:
                 raise ConfigError(f"{file} was run with config.{key} = {was.get(key)!r}; expected {now[key]!r}")
         (workdir / cell.name).mkdir(parents=True, exist_ok=True)
+        # So that the folder is known as a cell of this config, as one that was run here is.
+        write_json(workdir / cell.name / CONFIG_FILE, leaves(cell.config))
         write_json(workdir / cell.name / RESULT_FILE, entries[changes.index(wanted)])
         taken += 1
     return taken

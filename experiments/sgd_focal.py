@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.prior_init import found_from, prior
+from experiments.prior_init import found_from, prior, ranked_from
 from experiments.study import SCORES, Outcomes, Study, main_of, precision_curves
 from segjax.reporting import Section, Table
 
@@ -33,12 +33,14 @@ def sections(outcomes: Outcomes) -> tuple[Section, ...]:
             prior(row),
             outcomes.over_seeds(row, lambda one: one["first_loss"]),
             sum(one["status"] == "diverged" for one in outcomes.of(row)),
+            ranked_from(outcomes, row),
             found_from(outcomes, row),
             *outcomes.scores(row),
         )
         for row in rows
     ]
-    columns = ("learning rate", "loss", "π", "loss at step 1", "diverged", "recall > 0.1 from", *SCORES)
+    start_and_way = ("loss at step 1", "diverged", "AP > 0.1 from", "recall > 0.1 from")
+    columns = ("learning rate", "loss", "π", *start_and_way, *SCORES)
     table = Table("SGD with momentum 0.9, not clipped, over rare pixels", columns, lines, highest=SCORES[:2])
     pictures = tuple(
         precision_curves(outcomes, {name(row): row for row in of}, f"SGD, {title}", f"curves_{i}")

@@ -65,9 +65,9 @@ class Outcomes:
 
     def over_seeds(self, row: Changes, value: Callable[[dict[str, Any]], float | None]) -> Spread:
         """`value(result)` of each seed of a row; a cell that diverged, or has not ended, is one without a value."""
-        seeds = len({cell.changes["seed"] for cell in self.cells})
-        values = [None if one["status"] == "diverged" else value(one) for one in self.of(row)]
-        return spread([*values, *[None] * (seeds - len(values))])
+        seeds, results = len({cell.changes["seed"] for cell in self.cells}), self.of(row)
+        values = [value(one) for one in results if one["status"] != "diverged"]
+        return spread([*values, *[None] * (seeds - len(results))], len(results) - len(values))
 
     def score(self, row: Changes, key: str) -> Spread:
         """A score of the end of training, over the seeds."""
@@ -112,14 +112,12 @@ class Study(NamedTuple):
       title: of the report.
       question: what is asked.
       sections: how outcomes become a report.
-      worth: for `--narrow`, whether a cell of a further seed is worth its time, given the outcomes of the first one.
     """
 
     name: str
     title: str
     question: str
     sections: Callable[[Outcomes], tuple[Section, ...]]
-    worth: Callable[[Changes, Outcomes], bool] = lambda changes, of_first_seed: True
 
 
 def report_of(study: Study, outcomes: Outcomes, data: str, preset: str) -> Report:
@@ -128,6 +126,8 @@ def report_of(study: Study, outcomes: Outcomes, data: str, preset: str) -> Repor
     seconds = sum(one["provenance"]["wall_seconds"] for one in done)
     origins = [one["provenance"] for one in done] or [provenance()]
     diverged = sum(one["status"] == "diverged" for one in done)
+    taken = sum("wall_seconds_of" in one["provenance"] for one in done)
+    means = f"; of {taken} the mean over the cells of an earlier report" if taken else ""
     seeds = sorted({cell.changes["seed"] for cell in outcomes.cells})
     facts = {
         "data": DATA[data],
@@ -136,7 +136,7 @@ def report_of(study: Study, outcomes: Outcomes, data: str, preset: str) -> Repor
         "seeds": seeds,
         "run": f"{first.training.steps} steps of batch {first.training.global_batch}, {first.data.size[0]}×"
         f"{first.data.size[1]} pixels, U-Net of width {first.model.width} and depth {first.model.depth}",
-        "time": f"{seconds / 3600:.1f} hours, the sum over the cells (wall time of each since it was last begun)",
+        "time": f"{seconds / 3600:.1f} hours, the sum over the cells (wall time of each since last begun{means})",
         "command": sorted({re.sub(r" --parent=\d+", "", one["command"]) for one in origins}),
         "commit": _distinct(origins, "commit"),
         "device": _distinct(origins, "device"),
@@ -144,7 +144,7 @@ def report_of(study: Study, outcomes: Outcomes, data: str, preset: str) -> Repor
         "python": _distinct(origins, "python"),
         "versions": _distinct(origins, "versions"),
     }
-    return Report(f"{study.title}: {data}", study.question, study.sections(outcomes), facts)
+    return Report(f"{study.title}: {data}", f"{study.question}\n\nOf {DATA[data]}.", study.sections(outcomes), facts)
 
 
 def _distinct(origins: Sequence[dict[str, Any]], key: str) -> list[Any]:
@@ -165,7 +165,6 @@ def main_of(study: Study) -> None:
     flags.DEFINE_integer("processes", 1, "Processes, one CPU core each; 1: this one, on all devices.", lower_bound=1)
     flags.DEFINE_integer("steps", None, "Steps a cell; default the preset's.", lower_bound=1)
     flags.DEFINE_multi_integer("seed", None, "A seed in place of the preset's; may be given again.")
-    flags.DEFINE_bool("narrow", False, "Of further seeds only the cells that the first, run before, shows to matter.")
     flags.DEFINE_multi_string("measured", [], "The JSON of an earlier report: its cells are not run again.")
     flags.DEFINE_bool("only_report", False, "Run nothing; report what there is.")
     flags.DEFINE_integer("parent", None, "Used by --processes: run cells while this process lives; report nothing.")
@@ -184,12 +183,6 @@ def make_cells(
     return sweep.make_cells(base, rows, seeds or config.get_seeds(preset, data))
 
 
-def narrowed(study: Study, cells: Sequence[Cell], of_first_seed: Outcomes) -> list[Cell]:
-    """The cells of the first seed, and of the others those that are `study.worth` their time."""
-    first = of_first_seed.cells[0].changes["seed"]
-    return [cell for cell in cells if cell.changes["seed"] == first or study.worth(cell.changes, of_first_seed)]
-
-
 def _main(study: Study, config: ModuleType, argv: list[str]) -> None:
     options, console = flags.FLAGS, rich.console.Console()
     if argv[1:]:
@@ -200,10 +193,6 @@ def _main(study: Study, config: ModuleType, argv: list[str]) -> None:
     presets = make_cells(config, options.preset, options.data, steps=options.steps)
     for file in options.measured:
         console.print(f"{records.take_over([*presets, *cells], workdir, Path(file))} cells taken over from {file}")
-    if options.narrow:
-        first = config.get_seeds(options.preset, options.data)[:1]
-        of_first = make_cells(config, options.preset, options.data, steps=options.steps, seeds=first)
-        cells = narrowed(study, cells, Outcomes(of_first, workdir))
     if options.parent:
         sweep.run(cells, workdir, console, parent=options.parent)
         return
@@ -229,7 +218,7 @@ def given(values: flags.FlagValues) -> list[str]:
     """The flags of the sweep as they were given on the command line, one argument each, for a child process."""
     return [
         argument
-        for name in ("preset", "data", "workdir", "steps", "seed", "narrow")
+        for name in ("preset", "data", "workdir", "steps", "seed")
         if name in values and values[name].present and values[name].value is not None
         for argument in values[name].serialize().splitlines()  # a line a value, of a flag that may be given again
     ]

@@ -3,7 +3,7 @@
 Cells whose configs differ in traced fields only (`segjax.training.defaults.TRACED`) share one compilation. They are
 laid over the devices, a cell each, and cells side by side have one seed and so read the same batches; on one device
 they go one after another through the same compiled step. On CPUs `run_in_processes` spreads them over processes of one
-core each: each compiles for itself, and together they make more steps a second than one process with as many threads.
+core each, which find each other's compiled programs in the workdir, unless JAX_COMPILATION_CACHE_DIR names a place.
 """
 
 import contextlib
@@ -240,13 +240,12 @@ def run_in_processes(
     workdir.mkdir(parents=True, exist_ok=True)
     logs = [workdir / f"process_{os.getpid()}_{i}.log" for i in range(processes)]
     with contextlib.ExitStack() as stack:
-        children = []
+        children, environment = [], {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled"), **os.environ}
         for i, log in enumerate(logs):
             out = stack.enter_context(log.open("w"))
             with _on_core(i):
-                children.append(
-                    subprocess.Popen([sys.executable, *command, f"--parent={os.getpid()}"], stdout=out, stderr=out)
-                )
+                argv = [sys.executable, *command, f"--parent={os.getpid()}"]
+                children.append(subprocess.Popen(argv, stdout=out, stderr=out, env=environment))
         told: set[str] = set()
         status = stack.enter_context(console.status("starting"))
         while True:

@@ -17,11 +17,13 @@ class Spread(NamedTuple):
 
     Attributes:
       values: the measured values, NaN and None left out (`spread` does it).
-      missing: how many seeds gave none, such as runs that diverged.
+      missing: how many seeds gave none.
+      diverged: how many of these have none to give.
     """
 
     values: tuple[float, ...]
     missing: int = 0
+    diverged: int = 0
 
     @property
     def mean(self) -> float:
@@ -34,14 +36,16 @@ class Spread(NamedTuple):
         return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
 
 
-def spread(values: list[float | None]) -> Spread:
-    """A `Spread` of what is a number; NaN and None are missing.
+def spread(values: list[float | None], diverged: int = 0) -> Spread:
+    """A `Spread` of what is a number; NaN and None are missing, and so are `diverged` more.
 
     >>> cell(spread([0.5, 0.75])), cell(spread([0.5])), cell(spread([0.5, None])), cell(spread([None]))
     ('0.625 ± 0.177', '0.500', '0.500 (1 of 2)', '–')
+    >>> cell(spread([0.5, 0.75], 1)), cell(spread([], 2))
+    ('0.625 ± 0.177 (2 of 3, 1 diverged)', '2 diverged')
     """
     known = tuple(float(value) for value in values if value is not None and not math.isnan(value))
-    return Spread(known, len(values) - len(known))
+    return Spread(known, len(values) - len(known) + diverged, diverged)
 
 
 class Table(NamedTuple):
@@ -71,7 +75,11 @@ def cell(value: Any) -> str:
     ('0.438', '–', '–', '918', 'pole')
     """
     if isinstance(value, Spread):
-        of = f" ({len(value.values)} of {len(value.values) + value.missing})" if value.missing and value.values else ""
+        lost = f"{value.diverged} diverged" if value.diverged else ""
+        if not value.values and lost:
+            return lost
+        counted = f"{len(value.values)} of {len(value.values) + value.missing}"
+        of = f" ({', '.join(filter(None, [counted, lost]))})" if value.missing and value.values else ""
         deviation = "" if math.isnan(value.std) else f" ± {value.std:.3f}"
         return f"{cell(value.mean)}{deviation}{of}"
     if value is None or (isinstance(value, float) and math.isnan(value)):

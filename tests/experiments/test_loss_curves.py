@@ -1,12 +1,13 @@
 """Whose loss it is: shares and curves by hand, and of a network that was trained."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 import rich.console
 
-from experiments import loss_curves, sweep
+from experiments import loss_curves, records, sweep
 from experiments.study import Outcomes
 
 
@@ -52,3 +53,11 @@ def test_a_trained_network_is_looked_at(tiny_scenes, tmp_path):
     pixels = loss_curves.pixels_of(tmp_path / cells[0].name)
     assert len(pixels.rare) + len(pixels.background) <= 4 * 64 * 96
     assert f"{len(pixels.rare)} pixels of the rare class" in figure.text
+    # Taken over elsewhere, without the network: the same table, and no picture of it.
+    outcomes = Outcomes(cells, tmp_path)
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps({"data": records.record(cells, outcomes.results)}))
+    records.take_over(cells, tmp_path / "other", file)
+    _, again = loss_curves.sections(Outcomes(cells, tmp_path / "other"))
+    assert again.tables == figure.tables
+    assert (len(figure.pictures), len(again.pictures)) == (1, 0)

@@ -33,6 +33,14 @@ def test_what_a_report_holds_is_measured_elsewhere_too(cells, report, tmp_path):
     assert sweep.result_of(cells[0], tmp_path / "other") == RESULT
 
 
+def test_what_was_taken_over_is_not_taken_for_another_configs(cells, report, tmp_path):
+    records.take_over(cells, tmp_path / "other", report)
+    longer = defaults()
+    longer.training.steps += 1
+    with pytest.raises(ConfigError, match=r"was run with config\.training\.steps = "):
+        sweep.result_of(sweep.make_cells(longer, ROWS, (0,))[0], tmp_path / "other")
+
+
 def test_what_is_there_already_is_kept(cells, report, tmp_path):
     own = tmp_path / "other" / cells[0].name / "cell.json"
     own.parent.mkdir(parents=True)

@@ -51,7 +51,7 @@ def test_a_row_is_summed_up_over_its_seeds(outcomes):
 
 def test_a_row_that_diverged_has_no_score_and_no_curve(outcomes):
     _, diverged = outcomes.rows()
-    assert outcomes.score(diverged, "average_precision") == ((), 2)
+    assert outcomes.score(diverged, "average_precision") == ((), 2, 2)
     assert outcomes.average_precision(diverged) == -np.inf
     assert outcomes.curves(diverged, "average_precision") == ([], [])
 
