@@ -9,9 +9,10 @@ import rich.console
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from segjax.training import load_run, open_split, parallel, train
+from segjax.training import ConfigError, load_run, open_split, parallel, train
+from segjax.training.defaults import defaults, leaves
 from segjax.training.evaluation import add_up, counter
-from segjax.training.loop import write_json
+from segjax.training.loop import CONFIG_FILE, write_json
 
 CELL_FILE = "cell.json"
 
@@ -37,7 +38,8 @@ def row_config(config: ConfigDict, row: Row, seed: int, steps: int | None = None
         node[last] = value
     config.seed = seed
     if steps:
-        config.training.steps = config.training.evaluate_every = config.training.checkpoint_every = steps
+        config.training.steps = config.training.evaluate_every = steps
+        config.training.checkpoint_every = min(config.training.checkpoint_every, steps)
         thirds = (steps // 3, steps // 3, steps - 2 * (steps // 3))
         config.training.phases = tuple(
             (phase[0], third, phase[2]) for phase, third in zip(config.training.phases, thirds, strict=False)
@@ -92,9 +94,14 @@ def run_cell(
     make_counts: MakeCounts,
     scores: Scores,
 ) -> None:
-    """Trains `config`, scores its end and writes `cell.json`, or does nothing where there is one."""
+    """Trains `config`, scores its end and writes `cell.json`, or does nothing where there is one.
+
+    Raises:
+      ConfigError: there is one of another config, such as of fewer steps.
+    """
     folder = cell_folder(workdir, row, config.seed)
     if (folder / CELL_FILE).exists():
+        _check_same(folder, config)
         return
     console.rule(f"{row.name}, seed {config.seed}")
     trained = train(config, folder, console=console)
@@ -120,8 +127,22 @@ def run_cell(
     )
 
 
+def _check_same(folder: Path, config: ConfigDict) -> None:
+    """A field that is younger than the cell is as if it had its default; a cell of a report alone has no config."""
+    if not (folder / CONFIG_FILE).exists():
+        return
+    saved = leaves(defaults()) | json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    was, now = (json.loads(json.dumps(fields)) for fields in (saved, leaves(config)))
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key):
+            raise ConfigError(
+                f"{folder} was run with config.{key} = {was.get(key)!r}; expected {now.get(key)!r}. Name another "
+                "--workdir, or remove this folder"
+            )
+
+
 def cells(workdir: Path, names: Collection[str]) -> list[dict[str, Any]]:
-    """Every cell that was measured, in the order of the rows' names."""
+    """Every cell of these rows that was measured, in their order."""
     order = {name: i for i, name in enumerate(names)}
     found = [json.loads(path.read_text(encoding="utf-8")) for path in workdir.glob(f"*/*/{CELL_FILE}")]
-    return sorted(found, key=lambda cell: (order[cell["row"]], cell["seed"]))
+    return sorted((cell for cell in found if cell["row"] in order), key=lambda cell: (order[cell["row"]], cell["seed"]))

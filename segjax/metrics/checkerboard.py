@@ -105,7 +105,9 @@ def checkerboard_energy(sums: CheckerboardSums) -> float:
     .. math:: E_s / E
 
     White noise has (s² - 1) / (n - 1) in windows of n pixels, its share of the frequencies; a pure pattern of period s
-    has 1; what is smooth has about 0.
+    has 1; what is smooth over a whole map of many pixels has about 0. In a small window a slope is not smooth: it jumps
+    where the window would repeat, and a plain one has the share of white noise. So compare windows of one size, of maps
+    with the same content, and look at whole maps too. The share also falls where a map gains contrast elsewhere.
 
     Args:
         sums: sums of `checkerboard_sums`.

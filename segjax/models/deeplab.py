@@ -31,7 +31,8 @@ class DeepLabV2(Network):
         encoder_depth: 18 | 34 | 50 | 101.
         width: channels of the encoder's stem.
         output_stride: of the encoder, 8 | 16 | 32; the logits are computed there, and upsampled.
-        rates: the dilations r; the paper's "ASPP-L", for output stride 8.
+        rates: the dilations r; the paper's "ASPP-L", for output stride 8 and crops of 321 pixels. On a map that is no
+            larger than r the convolution's outer taps see padding alone: choose less for small images.
         aspp: channels of y; None: `num_classes`.
 
     `deep_dropout` = 1 is dropout before ASPP, where the paper's VGG has it. (What the heads draw comes after it.)
@@ -74,7 +75,9 @@ class DeepLabV2(Network):
         x = encoder(x, go.train)[-1]
         x = go.drop(x, 1) if self.deep_dropout else x
         features = self.num_classes if self.aspp is None else self.aspp
-        branches = (Conv(features, dilation=rate, name=f"aspp_rate{rate}", **self.kinds) for rate in self.rates)
+        # Together they are to have the variance that one convolution before a linear head has.
+        kinds = {"gain": 1 / len(self.rates), **self.kinds}
+        branches = (Conv(features, dilation=rate, name=f"aspp_rate{rate}", **kinds) for rate in self.rates)
         return sum(branch(x) for branch in branches), self.output_stride
 
 
@@ -146,9 +149,11 @@ class DeepLabV3Plus(Network):
         encoder_depth: 18 | 34 | 50 | 101.
         width: channels of the encoder's stem.
         output_stride: of the encoder, 8 | 16 | 32.
-        rates: the dilations of ASPP; the paper doubles them, as here, at output stride 8.
+        rates: the dilations of ASPP; None: the paper's 6, 12, 18 at output stride 16, doubled at 8.
+            (segmentation-models-pytorch has 12, 24, 36 at 16.) They are for crops of 513 pixels, and on a map that is
+            no larger than a rate only the middle tap of its convolution sees anything: choose less for small images.
         channels: of ASPP and the decoder.
-        low: channels to which P takes the features of stride 4.
+        low: channels to which P takes the features of stride 4; None: 3 of 16, the paper's 48 of 256.
 
     `deep_dropout` = 1 is dropout after ASPP, where segmentation-models-pytorch has it, 2: after the decoder too.
 
@@ -166,9 +171,9 @@ class DeepLabV3Plus(Network):
     encoder_depth: int = 50
     width: int = 64
     output_stride: int = 16
-    rates: Sequence[int] = (12, 24, 36)
+    rates: Sequence[int] | None = None
     channels: int = 256
-    low: int = 48
+    low: int | None = None
 
     @property
     def multiple(self) -> int:
@@ -183,17 +188,22 @@ class DeepLabV3Plus(Network):
     def check(self) -> None:
         """Raises a ValueError where there is no such encoder, or a rate is none."""
         check_encoder(self.encoder_depth, self.output_stride)
-        _check_rates(self.rates)
+        _check_rates(self._rates())
+
+    def _rates(self) -> tuple[int, ...]:
+        first = 96 // self.output_stride
+        return (first, 2 * first, 3 * first) if self.rates is None else tuple(self.rates)
 
     def body(self, x: Float[Array, "b h w channels"], go: Pass) -> tuple[Float[Array, "b H W f"], int]:
         """`[B, H, W, channels]`, a multiple of `multiple`, to `[B, H/4, W/4, channels]`."""
         encoder = encoder_of(self, depth=self.encoder_depth, width=self.width, output_stride=self.output_stride)
         _, fine, *_, coarse = encoder(x, go.train)
-        coarse = self.block(ASPP, self.channels, tuple(self.rates), name="aspp")(coarse, go.train)
+        coarse = self.block(ASPP, self.channels, self._rates(), name="aspp")(coarse, go.train)
         coarse = go.drop(coarse, 1) if self.deep_dropout >= 1 else coarse
         coarse = self.block(ConvNorm, self.channels, separable=True, name="after_aspp")(coarse, go.train)
         coarse = upsample_bilinear(coarse, self.output_stride // 4)
-        fine = self.block(ConvNorm, self.low, size=1, name="low")(fine, go.train)
+        low = max(1, 3 * fine.shape[-1] // 16) if self.low is None else self.low
+        fine = self.block(ConvNorm, low, size=1, name="low")(fine, go.train)
         x = jnp.concatenate([coarse, fine], axis=-1)
         x = self.block(ConvNorm, self.channels, separable=True, name="decoder")(x, go.train)
         return go.drop(x, 2) if self.deep_dropout >= 2 else x, 4

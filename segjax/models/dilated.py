@@ -25,6 +25,7 @@ class Conv(nn.Module):
         stride: of the output's pixels.
         dilation: pixels from tap to tap.
         use_bias: False before a norm, which would cancel it.
+        gain: of the initial kernel: variance gain / fan-in; He's 2 is for the ReLU that follows.
         dtype: of the computation.
         param_dtype: of the parameters.
     """
@@ -34,6 +35,7 @@ class Conv(nn.Module):
     stride: int = 1
     dilation: int = 1
     use_bias: bool = False
+    gain: float = 2.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -41,7 +43,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W f"]:
         """`[B, H, W, C]` to `[B, ceil(H / stride), ceil(W / stride), features]`."""
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", fan_in_normal(2.0, math.prod(shape[:3])), shape, self.param_dtype)
+        kernel = self.param("kernel", fan_in_normal(self.gain, math.prod(shape[:3])), shape, self.param_dtype)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         if self.size == 1:
             y = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]

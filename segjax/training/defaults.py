@@ -72,7 +72,7 @@ def defaults() -> ConfigDict:
     augment.contrast = 0.0
 
     config.model = model = ConfigDict()
-    model.name = "unet"  # a key of segjax.training.networks.NETWORKS, which says whose the next eight fields are
+    model.name = "unet"  # a key of segjax.training.networks.NETWORKS, which says whose the next nine fields are
     model.width = 16  # channels of the first level
     model.depth = 4  # poolings
     model.padding = "reflect"
@@ -81,6 +81,7 @@ def defaults() -> ConfigDict:
     model.upsample = "transpose"
     model.encoder_depth = 18  # of a ResNet: 18, 34, 50, 101
     model.output_stride = placeholder(int)  # of the coarsest features, or FCN's finest score; None: the network's own
+    model.rates = placeholder(tuple)  # dilations of DeepLab's ASPP; None: the network's own, for large images
     model.hidden = placeholder(int)  # channels of FCN's fc6 and fc7, of DeepLab's ASPP; None: the network's own
     # A torchvision ResNet's weights, .safetensors or .pth, for the encoder to begin with; data.mean and std are then
     # to be those it was trained with.

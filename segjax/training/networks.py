@@ -20,11 +20,17 @@ NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
     "segnet_basic": (models.SegNetBasic, {"width": "width"}),
     "deeplab_v2": (
         models.DeepLabV2,
-        {"width": "width", "encoder_depth": "encoder_depth", "output_stride": "output_stride"},
+        {"width": "width", "encoder_depth": "encoder_depth", "output_stride": "output_stride", "rates": "rates"},
     ),
     "deeplab_v3_plus": (
         models.DeepLabV3Plus,
-        {"width": "width", "encoder_depth": "encoder_depth", "output_stride": "output_stride", "channels": "hidden"},
+        {
+            "width": "width",
+            "encoder_depth": "encoder_depth",
+            "output_stride": "output_stride",
+            "rates": "rates",
+            "channels": "hidden",
+        },
     ),
     "resnet_unet": (models.ResNetUNet, {"width": "width", "encoder_depth": "encoder_depth"}),
 }

@@ -9,9 +9,10 @@ from experiments.ladder_scores import TOLERANCE
 from segjax import metrics
 from segjax.data.labels import VOID
 from segjax.models import Segmentation
+from segjax.reporting import spread
 from segjax.training import defaults, validate
 from segjax.training.networks import NETWORKS, make_model
-from segjax.training.step import TrainState
+from segjax.training.step import TrainState, init_state
 
 TINY = {"model.width": 4, "model.depth": 1, "model.padding": "zeros", "data.size": (16, 24)}
 
@@ -28,7 +29,49 @@ def test_every_row_is_a_valid_config_of_one_recipe(row):
 def test_every_network_has_a_row():
     names = {architectures.row_config(row, 0).model.name for row in architectures.ROWS.values()}
     assert names == set(NETWORKS)
-    assert set(architectures.PUBLISHED) <= set(architectures.ROWS)
+
+
+@pytest.mark.parametrize(("row", "stride"), [("DeepLab v2, ResNet-18", 8), ("DeepLab v3+, ResNet-18", 16)])
+def test_no_dilation_reaches_over_its_map(row, stride):
+    config = architectures.row_config(architectures.ROWS[row], 0)
+    assert max(config.model.rates) < min(config.data.size) // stride
+
+
+def test_segnets_boundary_f1_is_the_metrics_in_sums_that_add():
+    counts = np.random.default_rng(0).integers(0, 9, (6, 4, 4)).astype(np.int32)
+    counts[..., 0], counts[..., 2] = (
+        np.minimum(counts[..., 0], counts[..., 1]),
+        np.minimum(counts[..., 2], counts[..., 3]),
+    )
+    counts[2, :, 3] = 0  # an image without a boundary
+    counts[2, :, 2] = 0
+    first, second = map(architectures.segnets_boundary_f1, (counts[:2], counts[2:]))
+    total, images = first + second
+    assert images == 5
+    expected = metrics.boundary_f1_per_image(counts)["mean_boundary_f1_per_image"]
+    assert total / images == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_network_with_dropout_deep_in_it_is_scored_by_its_samples():
+    config = defaults()
+    config.data.size, config.model.width, config.model.depth = (16, 24), 4, 1
+    config.model.padding, config.model.deep_dropout = "zeros", 1
+    model = make_model(config, 3)
+    state = init_state(config, model)
+    batch = {
+        "image": np.random.default_rng(0).integers(0, 256, (1, 16, 24, 3)).astype(np.uint8),
+        "label": np.zeros((1, 16, 24), np.uint8),
+        "size": np.array([[16, 24]], np.int32),
+        "where": np.array([True]),
+    }
+    plain = config.copy_and_resolve_references()
+    plain.model.deep_dropout = 0
+    sampled, clean = (
+        jax.jit(architectures.make_counts(one, make_model(one, 3), 3))(state, batch)["confusion"]
+        for one in (config, plain)
+    )
+    assert int(sampled.sum()) == int(clean.sum()) == 16 * 24
+    assert not np.array_equal(sampled, clean)
 
 
 def test_counts_are_of_the_labels_own_resolution():
@@ -69,14 +112,18 @@ def test_costs_are_the_parameters_the_compilers_operations_and_images_a_second()
 
 
 def test_the_table_has_what_was_measured_beside_what_was_published():
-    scores = {"mean_iou": 0.5, "pixel_accuracy": 0.9, "boundary_f1": 0.4, "steps": 9}
+    scores = {"mean_iou": 0.5, "pixel_accuracy": 0.9, "boundary_f1": 0.4, "segnets_boundary_f1": 0.3, "steps": 9}
     origin = {"commit": "abc", "wall_seconds": 3600, "device": "cpu", "cpu_threads": 1, "versions": {}}
     cells = [{"row": "SegNet-Basic", "seed": seed, **scores, "provenance": origin} for seed in (0, 1)]
     price = {"parameters": 1.4e6, "flops": 2.5e9}
     cost = {"rows": dict.fromkeys(architectures.ROWS, price), "rounds": 0, "provenance": origin}
     report = architectures.report(cells, cost)
-    ((name, parameters, flops, rate, iou, _, _, paper_iou, paper_bf),) = report.sections[0].tables[0].rows
+    (name, parameters, flops, rate, iou, *_, paper_iou, paper_accuracy, paper_bf), *others = (
+        report.sections[0].tables[0].rows
+    )
+    assert [row[0] for row in others] == ["FC-DenseNet56", "FC-DenseNet103", "FC-HarDNet84"]
+    assert others[0][1:8] == (None, None, None, *[spread([])] * 4)
     assert (name, parameters, flops, rate) == ("SegNet-Basic", "1.40", "2.50", None)
     assert iou.values == (0.5, 0.5)
-    assert (paper_iou, paper_bf) == ("0.477", "0.358")
+    assert (paper_iou, paper_accuracy, paper_bf) == ("0.477", "0.827", "0.358")
     assert report.facts["images/s"] == "not timed"

@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -6,6 +7,8 @@ from ml_collections import ConfigDict
 
 from experiments import cells
 from experiments.cells import Row
+from segjax.training import ConfigError, defaults
+from segjax.training.defaults import leaves
 
 ROWS = {row.name: row for row in (Row("plain", {}), Row("with more", {"model.width": 8}))}
 
@@ -38,6 +41,25 @@ def test_rows_and_seeds_are_chosen_by_name(asked):
 
 def test_only_the_table_runs_nothing(asked):
     assert asked(only_table=True) == []
+
+
+def test_a_cell_of_another_config_is_neither_kept_nor_run_over(tmp_path):
+    folder = cells.cell_folder(tmp_path, ROWS["plain"], 0)
+    folder.mkdir(parents=True)
+    (folder / "cell.json").write_text("{}")
+    config = defaults()
+    (folder / "config.json").write_text(json.dumps(leaves(config)))
+    assert cells.run_cell(config, ROWS["plain"], tmp_path, None, None, None) is None
+    config.training.steps += 1
+    with pytest.raises(ConfigError, match=r"plain/0 was run with config\.training\.steps = "):
+        cells.run_cell(config, ROWS["plain"], tmp_path, None, None, None)
+
+
+def test_cells_of_rows_that_are_gone_are_left_out(tmp_path):
+    for name in ("plain", "gone"):
+        (tmp_path / name / "0").mkdir(parents=True)
+        (tmp_path / name / "0" / "cell.json").write_text(json.dumps({"row": name, "seed": 0}))
+    assert [cell["row"] for cell in cells.cells(tmp_path, ROWS)] == ["plain"]
 
 
 def test_a_row_that_is_none_is_said_with_those_there_are(asked):

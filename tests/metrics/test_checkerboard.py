@@ -50,6 +50,11 @@ def test_what_is_smooth_has_next_to_none():
     assert energy((row * column)[..., None]) < 1e-3
 
 
+def test_a_slope_in_a_small_window_has_the_share_of_noise():
+    row, _ = np.indices((64, 48), np.float32)
+    assert energy(row[..., None], window=16) == pytest.approx(3 / 255, rel=1e-3)
+
+
 def test_a_pattern_that_changes_its_sign_is_found_in_windows_only():
     board = (-1.0) ** np.indices((8, 16)).sum(0)[..., None]
     board[:, 8:] *= -1

@@ -41,6 +41,27 @@ def test_parameter_count_of_v2_is_the_encoder_and_a_convolution_a_rate():
     assert count(DeepLabV2(classes, encoder_depth=18)) == encoder + aspp + classes * classes + classes
 
 
+@pytest.mark.parametrize(("stride", "rates"), [(8, (12, 24, 36)), (16, (6, 12, 18)), (32, (3, 6, 9))])
+def test_v3_plus_own_dilations_follow_the_output_stride(stride, rates):
+    names = shapes(V3.clone(output_stride=stride))["params"]["aspp"]
+    assert {name for name in names if name.startswith("rate")} == {f"rate{rate}" for rate in rates}
+
+
+def test_v3_plus_own_share_of_the_early_features_is_the_papers():
+    for width, depth, low in ((64, 50, 48), (64, 18, 12), (4, 18, 1)):
+        model = DeepLabV3Plus(3, encoder_depth=depth, width=width, channels=8)
+        assert shapes(model)["params"]["low"]["conv"]["kernel"].shape[-1] == low
+
+
+def test_the_logits_of_v2_do_not_start_larger_for_more_dilations():
+    def spread_of(rates):
+        model = V2.clone(aspp=32, rates=rates)
+        images = jax.random.normal(KEY, (1, 64, 64, 3))
+        return float(jnp.std(jax.jit(lambda: model.init_with_output(KEY, images, train=False)[0].features)()))
+
+    assert spread_of((1, 2, 3, 4)) == pytest.approx(spread_of((1,)), rel=0.3)
+
+
 def test_aspp_of_v2_is_the_sum_of_its_dilated_convolutions():
     model = V2.clone(aspp=6, rates=(1, 5, 2))
     rng = np.random.default_rng(0)
@@ -109,7 +130,7 @@ def test_v3_plus_answers_at_stride_four_whatever_the_encoders(output_stride):
     images = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.float32)
     output, seen = jax.eval_shape(
         partial(model.apply, train=False, capture_intermediates=lambda module, _: module.name == "linear"),
-        shapes(V3),
+        shapes(model),
         images,
     )
     assert seen["intermediates"]["head"]["linear"]["__call__"][0].shape == (1, 16, 24, 3)

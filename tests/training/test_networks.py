@@ -59,6 +59,7 @@ def test_every_field_of_a_network_gets_there(name):
         "encoder_depth": 34,
         "output_stride": 16,
         "hidden": 3,
+        "rates": (2, 5),
     }
     for argument, field in NETWORKS[name][1].items():
         config = defaults()
