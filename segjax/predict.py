@@ -54,8 +54,8 @@ def main(argv: list[str]) -> None:
     def read(name: str) -> np.ndarray:
         return training.read_image(run, files[name])
 
-    def source(name: str) -> inference.Source:
-        return inference.Source(str(Path(files[name].path).resolve()), training.digest_of(files[name]))
+    def source(name: str) -> inference.ImageFile:
+        return inference.ImageFile(str(Path(files[name].path).resolve()), training.digest_of(files[name]))
 
     origin = {"checkpoint": str(run.workdir), "step": int(run.state.step), "network": training.fingerprint(run)}
     origin |= {"threshold_log_odds": threshold.get("threshold")} | {name: given[name] for name in ("class", "palette")}

@@ -18,7 +18,7 @@ from segjax.inference.ensemble import (
 )
 from segjax.inference.measures import head_measures
 from segjax.inference.moments import Moments, Uncertainty, packed, uncertainty_of, unpacked
-from segjax.inference.pictures import Found, Source, Wanted, png
+from segjax.inference.pictures import Found, ImageFile, Wanted, png
 from segjax.inference.predictions import Done, done_lines, write_predictions, written_here
 from segjax.inference.sampling import sampled_moments
 from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
@@ -32,9 +32,9 @@ __all__ = [
     "Done",
     "Engine",
     "Found",
+    "ImageFile",
     "Moments",
     "Prediction",
-    "Source",
     "Symmetry",
     "Tiles",
     "Uncertainty",

@@ -68,7 +68,7 @@ class Wanted(NamedTuple):
         return f"{self.measure.replace('_', ' ')}, 0 to {self.highest(label_set):.3g} {_UNITS[self.measure]}"
 
 
-class Source(NamedTuple):
+class ImageFile(NamedTuple):
     """An image's file: where it lies, and the SHA-256 of its bytes."""
 
     path: str
@@ -96,7 +96,7 @@ def png(pixels: UInt8[np.ndarray, "..."]) -> bytes:
     return cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1].tobytes()
 
 
-def encoded(suffix: str, found: Found, wanted: Wanted, label_set: LabelSet, source: Source) -> bytes:
+def encoded(suffix: str, found: Found, wanted: Wanted, label_set: LabelSet, source: ImageFile) -> bytes:
     """The bytes of one of `Wanted.suffixes`' files."""
     mask, uncertainties, probabilities = found.prediction
     if suffix == "_probabilities.npz":
@@ -143,11 +143,11 @@ class Sheet:
         self._chosen = [names[place] for place in dict.fromkeys(places.tolist())]
         self._wanted, self._label_set = wanted, label_set
         self._rows: dict[str, list[np.ndarray]] = {}
-        self._made_of: dict[str, Source] = {}
+        self._made_of: dict[str, ImageFile] = {}
         # Chosen images that an earlier call predicted.
-        self.kept: dict[str, Source] = {}
+        self.kept: dict[str, ImageFile] = {}
 
-    def take(self, name: str, found: Found, source: Source) -> None:
+    def take(self, name: str, found: Found, source: ImageFile) -> None:
         """Keeps the small pictures of an image, if it is one of those chosen."""
         if name not in self._chosen:
             return
@@ -155,7 +155,7 @@ class Sheet:
         drawn = (_overlay(found, self._wanted, self._label_set), _uncertainty(found, self._wanted, self._label_set))
         self._rows[name], self._made_of[name] = [thumbnail(picture) for picture in (whole, *drawn)], source
 
-    def keep(self, name: str, source: Source) -> None:
+    def keep(self, name: str, source: ImageFile) -> None:
         """Remembers an image that an earlier call predicted, if it is one of those chosen."""
         if name in self._chosen:
             self.kept[name] = source

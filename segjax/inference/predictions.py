@@ -12,7 +12,7 @@ import rich.progress
 from segjax.data.errors import DataError
 from segjax.data.labels import LabelSet
 from segjax.inference.engine import Prediction
-from segjax.inference.pictures import Found, Sheet, Source, Wanted, encoded, text_of
+from segjax.inference.pictures import Found, ImageFile, Sheet, Wanted, encoded, text_of
 
 ORIGIN_FILE, SHEET_FILE = "predicted_by.json", "contact_sheet.png"
 # File names that are listed of what was left out; of the rest, only the number.
@@ -37,7 +37,7 @@ def write_predictions(
     names: Sequence[str],
     read: Callable[[str], np.ndarray],
     predict: Callable[[Sequence[np.ndarray]], Iterable[Prediction]],
-    source: Callable[[str], Source],
+    source: Callable[[str], ImageFile],
     output: Any,
     wanted: Wanted,
     label_set: LabelSet,
@@ -76,7 +76,7 @@ def write_predictions(
         _check_foreign(names, output, wanted)
         write(output / ORIGIN_FILE, (json.dumps(dict(origin), indent=1) + "\n").encode())
     sheet, kept, skipped = Sheet(names if wanted.sheet else (), wanted, label_set), 0, []
-    waiting: list[tuple[str, np.ndarray, Source]] = []
+    waiting: list[tuple[str, np.ndarray, ImageFile]] = []
 
     def write_waiting() -> None:
         said_of = predict([image for _, image, _ in waiting]) if waiting else ()
@@ -176,13 +176,13 @@ def _check_foreign(names: Sequence[str], output: Any, wanted: Wanted) -> None:
             raise NotOurs(f"{target}: exists, and segjax.predict did not write it. Name another --output, or move it")
 
 
-def _is_done(output: Any, name: str, source: Source, wanted: Wanted) -> bool:
+def _is_done(output: Any, name: str, source: ImageFile, wanted: Wanted) -> bool:
     """Whether all files are there and of these bytes; False: they are to be made, anew where the image has changed."""
     mask = output / f"{name}_mask.png"
     if not mask.exists():
         return False
     made_of = text_of(mask)
-    if made_of is None or set(made_of) != set(Source._fields):
+    if made_of is None or set(made_of) != set(ImageFile._fields):
         raise NotOurs(f"{mask}: exists, and segjax.predict did not write it. Name another --output, or move it")
     if made_of["sha256"] == source.sha256:
         return all((output / f"{name}{suffix}").exists() for suffix in wanted.suffixes)

@@ -14,8 +14,8 @@ from segjax.data import DataError
 from segjax.data.labels import LABEL_SETS
 from segjax.inference import (
     Done,
+    ImageFile,
     Prediction,
-    Source,
     Wanted,
     done_lines,
     heatmap,
@@ -60,7 +60,7 @@ class Predict:
 
 
 def source(name):
-    return Source(f"/images/{name}.png", f"digest of {name}")
+    return ImageFile(f"/images/{name}.png", f"digest of {name}")
 
 
 def plain_write(path, data):
@@ -172,7 +172,7 @@ def test_another_image_of_the_same_name_is_neither_kept_nor_overwritten(tmp_path
     write(["a"], Predict(), tmp_path)
     expected = f"{tmp_path}/a_mask.png: is of /images/a.png, and would be of /others/a.png. Name another --output"
     with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
-        write(["a"], Predict(), tmp_path, source=lambda name: Source("/others/a.png", "another"), on_error=on_error)
+        write(["a"], Predict(), tmp_path, source=lambda name: ImageFile("/others/a.png", "another"), on_error=on_error)
 
 
 @pytest.mark.parametrize(("file", "before"), [("a_mask.png", ["bb"]), ("a_mask.png", []), ("a_overlay.png", [])])
