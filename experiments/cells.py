@@ -9,10 +9,10 @@ import rich.console
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from segjax.training import ConfigError, load_run, open_split, parallel, train
-from segjax.training.defaults import defaults, leaves
+from experiments.sweep import check_config
+from segjax.training import load_run, open_split, parallel, train
 from segjax.training.evaluation import add_up, counter
-from segjax.training.loop import CONFIG_FILE, write_json
+from segjax.training.loop import write_json
 
 CELL_FILE = "cell.json"
 
@@ -101,7 +101,7 @@ def run_cell(
     """
     folder = cell_folder(workdir, row, config.seed)
     if (folder / CELL_FILE).exists():
-        _check_same(folder, config)
+        check_config(folder, config)
         return
     console.rule(f"{row.name}, seed {config.seed}")
     trained = train(config, folder, console=console)
@@ -125,20 +125,6 @@ def run_cell(
             "provenance": trained["provenance"],
         },
     )
-
-
-def _check_same(folder: Path, config: ConfigDict) -> None:
-    """A field that is younger than the cell is as if it had its default; a cell of a report alone has no config."""
-    if not (folder / CONFIG_FILE).exists():
-        return
-    saved = leaves(defaults()) | json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    was, now = (json.loads(json.dumps(fields)) for fields in (saved, leaves(config)))
-    for key in sorted(was.keys() | now.keys()):
-        if was.get(key) != now.get(key):
-            raise ConfigError(
-                f"{folder} was run with config.{key} = {was.get(key)!r}; expected {now.get(key)!r}. Name another "
-                "--workdir, or remove this folder"
-            )
 
 
 def cells(workdir: Path, names: Collection[str]) -> list[dict[str, Any]]:

@@ -98,18 +98,24 @@ def result_of(cell: Cell, workdir: Path) -> dict[str, Any] | None:
       ConfigError: the folder holds a cell of another config.
     """
     folder = workdir / cell.name
-    if (folder / CONFIG_FILE).exists():
-        saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        # A field that the cell's code did not have yet is as if it had its default.
-        was, now = (json.loads(json.dumps(fields)) for fields in (leaves(defaults()) | saved, leaves(cell.config)))
-        for key in sorted(was.keys() | now.keys()):
-            if was.get(key) != now.get(key):
-                raise ConfigError(
-                    f"{folder} was run with config.{key} = {was.get(key)!r}; expected {now.get(key)!r}. Name another "
-                    "--workdir, or remove this folder"
-                )
+    check_config(folder, cell.config)
     path = folder / RESULT_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def check_config(folder: Path, config: ConfigDict) -> None:
+    """Raises `ConfigError` where the folder is that of a run with another config."""
+    if not (folder / CONFIG_FILE).exists():
+        return
+    saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    # A field that the run's code did not have yet is as if it had its default.
+    was, now = (json.loads(json.dumps(fields)) for fields in (leaves(defaults()) | saved, leaves(config)))
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key):
+            raise ConfigError(
+                f"{folder} was run with config.{key} = {was.get(key)!r}; expected {now.get(key)!r}. Name another "
+                "--workdir, or remove this folder"
+            )
 
 
 def run(cells: Sequence[Cell], workdir: Path, console: rich.console.Console, *, parent: int | None = None) -> None:
