@@ -129,8 +129,8 @@ def make_engine(
       normalise: pixels 0..255 to what the network takes.
       class_logits: its outputs `[..., O]` to a logit a class, `[..., C]`; a linear map, such as all but the last.
       probabilities: give them too: 4 C bytes a pixel.
-      empty: `empty(shape, float32)` for what is large: the maps of an image, and the probabilities. It may be mapped to
-        a file; all else takes a few bytes a pixel.
+      empty: `empty(shape, float32)` for what is large: the maps of an image in tiles, and the probabilities. It may be
+        mapped to a file; all else takes a few bytes a pixel.
 
     Raises:
       ValueError: `way` makes no sense; passes of a network without dropout.

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from segjax.data.labels import LabelSet, colorize
 from segjax.inference.engine import Prediction
@@ -176,7 +176,8 @@ class Sheet:
 def text_of(file: Any) -> dict[str, Any] | None:
     """What a PNG file says that it was made from; None: nothing, or it is no PNG."""
     try:
-        with file.open("rb") as opened, Image.open(opened) as picture:
+        # Not `Image.open`, which refuses a picture as large as a mask may be; no pixel is read here.
+        with file.open("rb") as opened, PngImageFile(opened) as picture:
             made_of = json.loads(picture.info[_TEXT])
             return made_of if isinstance(made_of, dict) else None
     except (OSError, KeyError, ValueError, AttributeError, SyntaxError):

@@ -186,6 +186,12 @@ def test_a_persons_own_file_is_never_taken_for_a_prediction(tmp_path, file, befo
     assert (tmp_path / file).read_bytes() == own
 
 
+def test_a_mask_too_large_for_pillow_is_known_all_the_same(tmp_path, monkeypatch):
+    write(["a"], Predict(), tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)  # of 48: more than twice as many are an error
+    assert write(["a"], Predict(), tmp_path) == Done(0, 1, ())
+
+
 def test_predictions_are_no_images_to_predict(tmp_path):
     write(["a"], Predict(), tmp_path / "out")
     names = ("out/a_mask.png", "out/sub/b_overlay.png", "out/contact_sheet.png", "out/a.png", "a_mask.png")
