@@ -1,5 +1,6 @@
 """Batches from an open split, by grain: worker processes, a shard per host, a position that can be saved."""
 
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -175,6 +176,9 @@ def eval_batches(
                 yield _next(iterator)
         finally:
             iterator.close()
+            del iterator
+            if workers:
+                _forget_ended()
 
     return batches()
 
@@ -231,9 +235,19 @@ def _iterate(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.Da
     # grain's workers ask absl for its flags, which nobody has parsed in a notebook, a test or a plain script.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+    _forget_ended()
     read = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1))
     return iter(read.mp_prefetch(options, worker_init_fn=_end_with_parent))
+
+
+def _forget_ended() -> None:
+    """Frees the semaphores of ended iterators: 25 each, and grain's iterators are cycles, so that they would wait.
+
+    Python 3.13 warns that they leak if the garbage collector happens to come while it tracks something new, as it does
+    with every worker and every batch in shared memory.
+    """
+    gc.collect()
 
 
 def _end_with_parent(worker: int, workers: int) -> None:

@@ -1,8 +1,10 @@
+import gc
 import json
 import os
 import pickle
 import time
 from collections import Counter
+from multiprocessing.synchronize import SemLock
 
 import cv2
 import numpy as np
@@ -164,6 +166,29 @@ def test_a_file_that_turns_bad_before_evaluation_is_named(make, tmp_path, worker
     os.truncate(tmp_path / "masks" / f"{source.name(1)}.png", 40)
     with pytest.raises(DataError, match=rf"masks/{source.name(1)}.png: has changed since it was verified"):
         evaluate(source, 3, workers=workers)
+
+
+def test_ended_readers_leave_no_semaphores_to_new_ones(make, tmp_path):
+    source = open_folder(make.folder(tmp_path, 4, (8, 10)), "train", CLASSES)
+    os.truncate(tmp_path / "masks" / f"{source.name(1)}.png", 40)
+
+    def semaphores_after_an_error():
+        with pytest.raises(DataError):
+            evaluate(source, 3, workers=1)
+        return semaphores()
+
+    def semaphores():
+        return sum(isinstance(one, SemLock) for one in gc.get_objects())
+
+    gc.collect()
+    gc.disable()  # when it comes by itself, it is too late
+    try:
+        first = semaphores_after_an_error()
+        assert semaphores_after_an_error() <= first
+        evaluate(Memory([(8, 10)] * 3), 3, workers=1)
+        assert semaphores() < first
+    finally:
+        gc.enable()
 
 
 def test_training_resizes_by_area_and_labels_by_nearest_neighbour(make, tmp_path):
