@@ -51,12 +51,13 @@ def parameters_by_formula(width: int, depth: int, channels: int, classes: int) -
     return down + up + width * classes + classes
 
 
-@pytest.mark.parametrize(("width", "millions"), [(64, 31.04), (16, 1.94)])
-def test_parameter_count_is_the_standard_unets(width, millions):
-    shapes = jax.eval_shape(partial(UNet(2, width=width).init, train=False), jax.random.key(0), IMAGES[:1])
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
-    assert count == parameters_by_formula(width, 4, 3, 2)
-    assert round(count / 1e6, 2) == millions
+def test_parameter_count_is_the_standard_unets():
+    for width in (16, 64):
+        shapes = jax.eval_shape(partial(UNet(2, width=width).init, train=False), jax.random.key(0), IMAGES[:1])
+        count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        assert count == parameters_by_formula(width, 4, 3, 2)
+    # sum(p.numel() for p in UNet(3, 2).parameters()) of milesial/Pytorch-UNet.
+    assert count == 31_037_698
 
 
 def parameter_shapes(model: UNet):
@@ -240,18 +241,6 @@ def test_head_bias_makes_the_first_prediction_the_prior():
     model = UNet(1, width=4, depth=2, head_bias=(float(np.log(prior / (1 - prior))),), head_kernel_stddev=0.001)
     output, _ = train(model, start(model), IMAGES)
     np.testing.assert_allclose(jax.nn.sigmoid(output.logits.mean()), prior, rtol=0.02)
-
-
-def test_a_pixel_is_seen_within_the_receptive_field_and_not_beyond():
-    # depth 1: two 3×3 convolutions at full size (2), two at half (4), the pool's window (1), two at full size (2).
-    model = UNet(2, width=4, depth=1, norm="none", padding="zeros")
-    image = pictures(1, 32, 32, 3)
-    variables = start(model)
-    before, after = (evaluate(model, variables, x).logits for x in (image, image.at[0, 16, 16].add(3.0)))
-    rows = np.flatnonzero((np.abs(after - before) > 1e-6).any(axis=(0, 2, 3)))
-    assert 16 in rows
-    assert 16 - 9 <= rows.min() < 13
-    assert 19 < rows.max() <= 16 + 9
 
 
 @partial(jax.jit, static_argnums=(0,), static_argnames="train")
