@@ -7,7 +7,7 @@ DOCS_READY := $(VENV)/.docs-ready
 WORKERS ?= 2
 # What `make test` is told besides, for instance `TESTS=tests/losses`.
 TESTS ?=
-STUDIES := focal_ablation prior_init sgd_focal ohem_vs_focal focal_star loss_curves
+STUDIES := focal_ablation prior_init sgd_focal ohem_vs_focal focal_star loss_curves training_length
 
 .PHONY: help setup ablation reproduce benchmark faults docs test lint format clean
 
