@@ -166,13 +166,14 @@ def what(config_file: str, config: ConfigDict, topology: str, batch_per_chip: in
         "parallel": config.parallel,
         "dtype": config.model.dtype,
         "remat": config.model.remat,
+        "pack": config.model.pack,
         "batch_per_chip": batch_per_chip,
     }
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> tuple[Table, ...]:
     """The rows for people, a table a network: 1e12 FLOPs and 1e9 bytes, of one chip and step."""
-    columns = ("slice", "mapped", "dtype", "remat", "a chip", "TFLOP", "GB moved", "GB needed")
+    columns = ("slice", "mapped", "dtype", "remat", "packed", "a chip", "TFLOP", "GB moved", "GB needed")
     networks: dict[str, list[tuple[Any, ...]]] = {}
     for row in rows:
         traffic = row.get("collectives", {}).values()
@@ -185,6 +186,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> tuple[Table, ...]:
             (
                 *(row[key] for key in ("topology", "parallel", "dtype")),
                 "yes" if row["remat"] else "no",
+                row["pack"],
                 row["batch_per_chip"],
                 *measured[:2],
                 ", ".join([*needs, *["does not fit"] * (not row["fits"])]),

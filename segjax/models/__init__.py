@@ -5,8 +5,10 @@ from segjax.models.dilated import Conv, ConvNorm, SeparableConv3x3
 from segjax.models.dropout import example_dropout_keys
 from segjax.models.fcn import FCN
 from segjax.models.heads import LinearHead, Segmentation, head_samples, logit_variance
-from segjax.models.layers import Conv3x3, ConvBlock, ConvStack, Norm, StridedConv3x3, pad_to_multiple
+from segjax.models.layers import Conv3x3, ConvBlock, ConvStack, StridedConv3x3, pad_to_multiple
 from segjax.models.network import Network, Pass
+from segjax.models.norm import BatchNorm, Norm
+from segjax.models.packed import conv3x3_packed, conv_transpose_2x2_packed, max_pool_2x2_packed, pack, unpack
 from segjax.models.patch import PatchClassifier, ValidBlock
 from segjax.models.pooling import max_pool_2x2, max_pool_2x2_dense, max_pool_2x2_positions, max_pool_3x3
 from segjax.models.pretrained import load_encoder, load_torch_state, resnet_variables, with_encoder
@@ -29,6 +31,7 @@ from segjax.models.upsampling import (
 __all__ = [
     "ASPP",
     "FCN",
+    "BatchNorm",
     "Conv",
     "Conv3x3",
     "Conv7x7Block",
@@ -58,6 +61,8 @@ __all__ = [
     "UNet",
     "ValidBlock",
     "bed_of_nails_2x2",
+    "conv3x3_packed",
+    "conv_transpose_2x2_packed",
     "depth_to_space_2x2",
     "example_dropout_keys",
     "head_samples",
@@ -66,11 +71,14 @@ __all__ = [
     "logit_variance",
     "max_pool_2x2",
     "max_pool_2x2_dense",
+    "max_pool_2x2_packed",
     "max_pool_2x2_positions",
     "max_pool_3x3",
     "max_unpool_2x2",
+    "pack",
     "pad_to_multiple",
     "resnet_variables",
+    "unpack",
     "upsample_nearest_2x2",
     "with_encoder",
 ]

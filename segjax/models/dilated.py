@@ -10,7 +10,8 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from segjax.models.convolution import conv3x3_zeros, depthwise3x3
-from segjax.models.layers import Norm, fan_in_normal
+from segjax.models.layers import fan_in_normal
+from segjax.models.norm import Norm
 
 
 class Conv(nn.Module):

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from segjax import checks
 from segjax.models.convolution import conv3x3_reflect, conv3x3_zeros
+from segjax.models.norm import Norm
+from segjax.models.packed import conv3x3_packed
 
 
 def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1) -> Float[Array, "b H W c"]:
@@ -68,6 +70,8 @@ class Conv3x3(nn.Module):
         features: output channels.
         padding: "reflect" or "zeros".
         use_bias: False before a norm, which would cancel it.
+        columns: that input and output have side by side in their channels, `packed.pack`.
+        parts: of how many packed arrays, of as many channels each, the input is the concatenation.
         dtype: of the computation.
         param_dtype: of the parameters.
     """
@@ -75,60 +79,27 @@ class Conv3x3(nn.Module):
     features: int
     padding: str = "reflect"
     use_bias: bool = False
+    columns: int = 1
+    parts: int = 1
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
-        """`[B, H, W, C]` to `[B, H, W, features]`."""
-        channels = x.shape[-1]
+        """`[B, H, W, C]` to `[B, H, W, features]`; packed `[B, H, W/k, kC]` to `[B, H, W/k, k · features]`."""
+        checks.choice("padding", self.padding, tuple(_PAD_MODES))
+        channels = x.shape[-1] // self.columns
         init = fan_in_normal(2.0, 9 * channels)
         kernel = self.param("kernel", init, (3, 3, channels, self.features), self.param_dtype)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        if self.padding == "reflect":
-            y = conv3x3_reflect(x, kernel)
-        elif self.padding == "zeros":
-            y = conv3x3_zeros(x, kernel)
+        if self.columns > 1:
+            y = conv3x3_packed(x, kernel, self.columns, padding=self.padding, parts=self.parts)
         else:
-            raise ValueError(f"padding must be 'reflect' or 'zeros'; got {self.padding!r}")
+            y = (conv3x3_reflect if self.padding == "reflect" else conv3x3_zeros)(x, kernel)
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(y.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+            y += jnp.tile(bias.astype(y.dtype), self.columns)
         return y
-
-
-class Norm(nn.Module):
-    """Batch norm, group norm or nothing, with torch's constants: epsilon 1e-5, running statistics decay by 0.9 a step.
-
-    The running variance is the biased one (1/N), as always in Linen; torch keeps N/(N-1) of it. The variance is the
-    mean of squared distances and not E[x²] - E[x]², which cancels for channels far from
-    0; the price is about 3 % of a CPU step.
-
-    Attributes:
-        kind: "batch" | "group" | "none".
-        axis_name: mapped axis over which batch norm's statistics are averaged; None under plain `jit`.
-        groups: of group norm; the greatest common divisor with the channels is taken.
-        dtype: of the result; statistics are float32 at least.
-        param_dtype: of the parameters.
-    """
-
-    kind: str = "batch"
-    axis_name: str | None = None
-    groups: int = 8
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
-        """Batch statistics, and an update of "batch_stats", where `train`; running statistics otherwise."""
-        common = {"epsilon": 1e-5, "use_fast_variance": False, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        if self.kind == "batch":
-            batch_norm = nn.BatchNorm(momentum=0.9, axis_name=self.axis_name, name="batch", **common)
-            return batch_norm(x, use_running_average=not train)
-        if self.kind == "group":
-            return nn.GroupNorm(num_groups=math.gcd(self.groups, x.shape[-1]), name="group", **common)(x)
-        if self.kind == "none":
-            return x
-        raise ValueError(f"norm must be 'batch', 'group' or 'none'; got {self.kind!r}")
 
 
 class StridedConv3x3(nn.Module):
@@ -196,6 +167,8 @@ class ConvStack(nn.Module):
         last: output channels of the last one, where they are others; None: `features`.
         norm: "batch" | "group" | "none".
         padding: "reflect" | "zeros".
+        columns: that input and output have side by side in their channels, `packed.pack`.
+        parts: of how many packed arrays, of as many channels each, the input is the concatenation.
         axis_name: mapped axis of synchronised batch norm.
         dtype: of the computation.
         param_dtype: of the parameters.
@@ -206,13 +179,15 @@ class ConvStack(nn.Module):
     last: int | None = None
     norm: str = "batch"
     padding: str = "reflect"
+    columns: int = 1
+    parts: int = 1
     axis_name: str | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
-        """`[B, H, W, C]` to `[B, H, W, features]`, or to `last` channels.
+        """`[B, H, W, C]` to `[B, H, W, features]`, or to `last` channels; packed as `Conv3x3` has it.
 
         Raises:
             ValueError: `count` is less than 1.
@@ -222,8 +197,10 @@ class ConvStack(nn.Module):
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         widths = [self.features] * (self.count - 1) + [self.features if self.last is None else self.last]
         for i, width in enumerate(widths, 1):
-            conv = Conv3x3(width, self.padding, use_bias=self.norm == "none", name=f"conv{i}", **kinds)
-            x = nn.relu(Norm(self.norm, self.axis_name, name=f"norm{i}", **kinds)(conv(x), train))
+            packed = {"columns": self.columns, "parts": self.parts if i == 1 else 1}
+            conv = Conv3x3(width, self.padding, use_bias=self.norm == "none", **packed, name=f"conv{i}", **kinds)
+            norm = Norm(self.norm, self.axis_name, columns=self.columns, name=f"norm{i}", **kinds)
+            x = nn.relu(norm(conv(x), train))
         return x
 
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from segjax.models.layers import Norm, fan_in_normal
+from segjax.models.layers import fan_in_normal
 from segjax.models.network import Network, Pass
+from segjax.models.norm import Norm
 from segjax.models.pooling import max_pool_2x2, max_pool_2x2_dense
 
 

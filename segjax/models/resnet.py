@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Shaped
 
 from segjax import checks
 from segjax.models.dilated import Conv
-from segjax.models.layers import Norm
 from segjax.models.network import Network, check_images, rematerialised
+from segjax.models.norm import Norm
 from segjax.models.pooling import max_pool_3x3
 
 # Depth to the blocks of its four stages, and whether they are bottlenecks.

@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from segjax.models.layers import VGG16, ConvStack, Norm, fan_in_normal
+from segjax.models.layers import VGG16, ConvStack, fan_in_normal
 from segjax.models.network import Network, Pass
+from segjax.models.norm import Norm
 from segjax.models.pooling import max_pool_2x2_positions
 from segjax.models.upsampling import max_unpool_2x2
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 from segjax.models.convolution import conv3x3_zeros
 from segjax.models.layers import fan_in_normal, upsample_bilinear
+from segjax.models.packed import conv_transpose_2x2_packed
 
 
 def upsample_nearest_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
@@ -132,21 +133,26 @@ class ConvTranspose2x2(nn.Module):
 
     Attributes:
         features: output channels.
+        columns: that the input has side by side in its channels, `packed.pack`; the output then has twice as many.
+            None: neither has.
         dtype: of the computation.
         param_dtype: of the parameters.
     """
 
     features: int
+    columns: int | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
-        """`[B, H, W, C]` to `[B, 2H, 2W, features]`."""
-        c = x.shape[-1]
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h W f"]:
+        """`[B, H, W, C]` to `[B, 2H, 2W, features]`; packed `[B, H, W/k, kC]` to `[B, 2H, W/k, 2k · features]`."""
+        c = x.shape[-1] // (self.columns or 1)
         kernel = self.param("kernel", fan_in_normal(1.0, c), (2, 2, c, self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if self.columns:
+            return conv_transpose_2x2_packed(x, kernel, self.columns) + jnp.tile(bias, 2 * self.columns)
         # Linen correlates with the stretched input, so the block of a pixel is the kernel turned by 180 degrees.
         product = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(c, 4 * self.features)
         return depth_to_space_2x2(x @ product) + bias

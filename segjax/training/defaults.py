@@ -72,13 +72,14 @@ def defaults() -> ConfigDict:
     augment.contrast = 0.0
 
     config.model = model = ConfigDict()
-    model.name = "unet"  # a key of segjax.training.networks.NETWORKS, which says whose the next nine fields are
+    model.name = "unet"  # a key of segjax.training.networks.NETWORKS, which says whose the next ten fields are
     model.width = 16  # channels of the first level
     model.depth = 4  # poolings
     model.padding = "reflect"
     model.downsample = "max"  # or "stride"
     # transpose3, transpose4 (overlapping), pixel_shuffle (with ICNR), nearest, bilinear, bed_of_nails, max_unpool
     model.upsample = "transpose"
+    model.pack = 1  # columns side by side in the first level's channels: 128 / width for a TPU, 1 for a CPU
     model.encoder_depth = 18  # of a ResNet: 18, 34, 50, 101
     model.output_stride = placeholder(int)  # of the coarsest features, or FCN's finest score; None: the network's own
     model.rates = placeholder(tuple)  # dilations of DeepLab's ASPP; None: the network's own, for large images

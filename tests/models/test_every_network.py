@@ -30,6 +30,7 @@ NETWORKS = {
     "segnet": SegNet(3, width=4),
     "segnet-basic": SegNetBasic(3, width=4),
     "unet": UNet(3, width=4, depth=1, padding="zeros"),
+    "unet, packed": UNet(3, width=4, depth=1, padding="zeros", pack=2),
     "unet, strided": UNet(3, width=4, depth=1, padding="zeros", downsample="stride", upsample="nearest"),
     "unet, unpooled": UNet(3, width=4, depth=1, padding="zeros", upsample="max_unpool"),
     "resnet unet": ResNetUNet(3, width=4),

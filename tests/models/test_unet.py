@@ -372,6 +372,8 @@ def test_training_with_masks_and_without_a_key_says_what_to_pass(fields):
         ({"rate": 1.0}, "rate must be at least 0 and less than 1; got 1"),
         ({"deep_rate": -0.5}, "deep_rate must be at least 0 and less than 1; got -0.5"),
         ({"heads": 0}, "heads must be at least 1; got 0"),
+        ({"pack": 3}, r"pack must be a power of two, at most 2\^depth = 4; got 3"),
+        ({"pack": 8}, r"pack must be a power of two, at most 2\^depth = 4; got 8"),
         ({"deep_dropout": 3}, "deep_dropout of this UNet must be between 0 and 2; got 3"),
     ],
 )

@@ -56,6 +56,7 @@ def test_every_field_of_a_network_gets_there(name):
         "padding": "zeros",
         "downsample": "stride",
         "upsample": "nearest",
+        "pack": 2,
         "encoder_depth": 34,
         "output_stride": 16,
         "hidden": 3,
