@@ -29,6 +29,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict, config_flags
 
 from experiments.hlo_collectives import collectives
+from experiments.hlo_traffic import hbm_traffic
 from experiments.tpu_slices import CHIPS, CPU, Chip, chip_of, devices_of, roofline
 from segjax import cli
 from segjax.data.labels import LABEL_SETS
@@ -104,9 +105,9 @@ def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str,
     """Compiles the step of `config` for `topology`, and says what it costs one chip.
 
     Returns:
-      "flops", "bytes_accessed", "memory" (bytes by what they hold), "peak_bytes", "collectives" (by kind, how many and
-      their bytes), "loops", "seconds" (the roofline) and its "bound"; with "fits" False "peak_bytes" alone, None where
-      the compiler does not say. "compile_seconds" is the wall time.
+      "flops", "bytes_accessed", "hbm_bytes", "memory" (bytes by what they hold), "peak_bytes", "collectives" (by kind,
+      how many and their bytes), "loops", "seconds" (the roofline) and its "bound"; with "fits" False "peak_bytes"
+      alone, None where the compiler does not say. "compile_seconds" is the wall time.
     """
     devices = devices_of(topology)
     config = copy.deepcopy(config)
@@ -145,6 +146,7 @@ def costs(compiled: jax.stages.Compiled, chip: Chip | None) -> dict[str, Any]:
     return {
         "flops": cost["flops"],
         "bytes_accessed": cost["bytes accessed"],
+        "hbm_bytes": hbm_traffic(hlo),
         "memory": parts,
         # The new state is written where the old one was.
         "peak_bytes": sum(parts.values()) - 2 * parts["alias"],
@@ -173,14 +175,27 @@ def what(config_file: str, config: ConfigDict, topology: str, batch_per_chip: in
 
 def tables(rows: Sequence[dict[str, Any]]) -> tuple[Table, ...]:
     """The rows for people, a table a network: 1e12 FLOPs and 1e9 bytes, of one chip and step."""
-    columns = ("slice", "mapped", "dtype", "remat", "packed", "a chip", "TFLOP", "GB moved", "GB needed")
+    columns = (
+        "slice",
+        "mapped",
+        "dtype",
+        "remat",
+        "packed",
+        "a chip",
+        "TFLOP",
+        "GB accessed",
+        "GB through HBM",
+        "GB needed",
+    )
     networks: dict[str, list[tuple[Any, ...]]] = {}
     for row in rows:
         traffic = row.get("collectives", {}).values()
-        peak, seconds, measured = row["peak_bytes"], row.get("seconds"), [None] * 4
+        peak, seconds, measured = row["peak_bytes"], row.get("seconds"), [None] * 5
         if row["fits"]:
             count, moved = sum(one["count"] for one in traffic), sum(one["bytes"] for one in traffic)
-            measured = [f"{row['flops'] / 1e12:.2f}", f"{row['bytes_accessed'] / GB:.1f}", count, f"{moved / GB:.3f}"]
+            through = f"{row['hbm_bytes'] / GB:.1f}" if "hbm_bytes" in row else None
+            accessed = f"{row['bytes_accessed'] / GB:.1f}"
+            measured = [f"{row['flops'] / 1e12:.2f}", accessed, through, count, f"{moved / GB:.3f}"]
         needs = [] if peak is None else [f"{peak / GB:.1f}"]
         networks.setdefault(network(row), []).append(
             (
@@ -188,9 +203,9 @@ def tables(rows: Sequence[dict[str, Any]]) -> tuple[Table, ...]:
                 "yes" if row["remat"] else "no",
                 row["pack"],
                 row["batch_per_chip"],
-                *measured[:2],
+                *measured[:3],
                 ", ".join([*needs, *["does not fit"] * (not row["fits"])]),
-                *measured[2:],
+                *measured[3:],
                 f"{1000 * seconds:.0f}, {row['bound']}" if seconds else None,
             )
         )
@@ -208,9 +223,11 @@ def report(rows: Sequence[dict[str, Any]]) -> Report:
     """What was compiled, how to read it, and where it comes from."""
     text = (
         "Of the program for one chip and one step, as XLA's cost and memory analysis have it; GB are 1e9 bytes. The "
-        "least time is max(FLOPs / peak, bytes / bandwidth) of the chip's published figures, and which of the two it "
-        "is: nothing was run. The crop is traced, so one program, and its memory, serves all phases of a run. The body "
-        "of a loop is counted once: of K dropout heads, one. An all-reduce's bytes are those of its result."
+        "bytes accessed are XLA's, of every instruction and wherever they lie; through the HBM go those that are not "
+        "kept in the chip's VMEM, read from the program's text (a row of before that was read has none). The least "
+        "time is max(FLOPs / peak, bytes accessed / bandwidth) of the chip's published figures, and which of the two "
+        "it is: nothing was run. The crop is traced, so one program, and its memory, serves all phases of a run. The "
+        "body of a loop is counted once: of K dropout heads, one. An all-reduce's bytes are those of its result."
     )
     facts = {
         f"chip {name}": f"{chip.flops / 1e12:g} TFLOP/s, {chip.memory / GB:.3g} GB, {chip.bandwidth / GB:g} GB/s"

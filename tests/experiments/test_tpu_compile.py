@@ -50,6 +50,7 @@ def row():
         "fits": True,
         "flops": 4.8e12,
         "bytes_accessed": 107e9,
+        "hbm_bytes": 52e9,
         "peak_bytes": 8.64e9,
         "collectives": {"all-reduce": {"count": 3, "bytes": 1.2e8}, "all-gather": {"count": 1, "bytes": 4e6}},
         "seconds": 0.1306,
@@ -107,7 +108,8 @@ def test_a_row_is_written_with_its_origin_and_not_compiled_twice(tiny, tmp_path,
 def test_the_table_is_in_tera_giga_and_milliseconds(row):
     cells = shown(row)
     assert cells["TFLOP"] == "4.80"
-    assert cells["GB moved"] == "107.0"
+    assert cells["GB accessed"] == "107.0"
+    assert cells["GB through HBM"] == "52.0"
     assert cells["GB needed"] == "8.6"
     assert cells["collectives"] == 4
     assert cells["their GB"] == "0.124"
@@ -116,7 +118,7 @@ def test_the_table_is_in_tera_giga_and_milliseconds(row):
 
 @pytest.mark.parametrize(("peak", "needs"), [(20.5e9, "20.5, does not fit"), (None, "does not fit")])
 def test_a_program_that_does_not_fit_is_a_row_that_says_so(row, peak, needs):
-    measured = ("flops", "bytes_accessed", "collectives", "seconds", "bound")
+    measured = ("flops", "bytes_accessed", "hbm_bytes", "collectives", "seconds", "bound")
     cells = shown({k: v for k, v in row.items() if k not in measured} | {"fits": False, "peak_bytes": peak})
     assert cells["GB needed"] == needs
     assert cells["TFLOP"] is cells["collectives"] is cells["least ms"] is None
