@@ -155,6 +155,8 @@ def _of_fusion(computations: dict[str, Computation], fused: Computation, shape: 
     root = _root(fused)
     results = [fused[name] for name in fused[root].operands] if fused[root].kind == "tuple" else [fused[root]]
     arrays = [array[0] for array in _ARRAY.finditer(shape)]
+    if len(results) != len(arrays):  # one instruction gives several arrays, as a reduction of pairs does
+        results = [fused[root]] * len(arrays)
     moved = 0
     for result, array in zip(results, arrays, strict=True):
         moved += _part_of(array, fused[result.operands[1]].shape) if result.kind == _UPDATE else array_bytes(array)

@@ -122,8 +122,7 @@ def conv3x3_reflect(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"])
     return y.at[:, :, -1:].add(thin(after, kernel[:, 2:], (one, none)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def inner_lines(x: jax.Array, column: int) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _slice_inner_lines(x: jax.Array, column: int) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """`x`, its second row, its last row but one, column `column`, and that column counted from the end."""
     first, last = _columns(column)
     return x, (x[:, 1:2], x[:, -2:-1], x[:, :, first], x[:, :, last])
@@ -141,7 +140,8 @@ def _add_inner_lines(column: int, _: None, cotangents: tuple[jax.Array, tuple[ja
     return (whole.at[:, :, first].add(before).at[:, :, last].add(after),)
 
 
-inner_lines.defvjp(lambda x, column: (inner_lines(x, column), None), _add_inner_lines)
+inner_lines = jax.custom_vjp(_slice_inner_lines, nondiff_argnums=(1,))
+inner_lines.defvjp(lambda x, column: (_slice_inner_lines(x, column), None), _add_inner_lines)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

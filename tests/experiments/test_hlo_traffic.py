@@ -122,6 +122,18 @@ def test_the_body_of_a_loop_and_each_branch_count_once():
     assert hbm_traffic(hlo) == 3 * 2 * BLOCK
 
 
+def test_a_fusion_may_give_several_arrays_by_one_instruction():
+    fused = (
+        f"%f (p: f32[8,128]) -> (f32[128], f32[128]) {{\n"
+        f"  %p = {A} parameter(0)\n"
+        f"  %i = f32[]{{:T(128)S(6)}} constant(0)\n"
+        f"  ROOT %r = (f32[128]{{0:T(128)}}, f32[128]{{0:T(128)}}) reduce(%p, %p, %i, %i), dimensions={{0}}\n}}"
+    )
+    shape = "(f32[128]{0:T(128)}, f32[128]{0:T(128)S(1)})"
+    hlo = program(f"  %x = {A} parameter(0)\n  ROOT %r = {shape} fusion(%x), kind=kInput, calls=%f", fused)
+    assert hbm_traffic(hlo) == BLOCK + 128 * 4
+
+
 def test_a_real_program_of_this_machine_moves_what_it_reads_and_writes():
     x = jnp.ones((64, 1024))
     hlo = jax.jit(lambda x: jnp.sin(x) + 1).lower(x).compile().as_text()
