@@ -199,3 +199,12 @@ def test_the_full_recipe_sends_as_often_on_256_chips_as_on_8(compiled):
     assert {kind: one["count"] for kind, one in large["collectives"].items()} == {
         kind: one["count"] for kind, one in small["collectives"].items()
     }
+
+
+def test_packing_the_full_recipe_keeps_a_third_less_and_moves_a_quarter_less(compiled):
+    rows = json.loads(RESULT.read_text())
+    (packed,) = (row for row in rows if row["pack"] == 2 and row["batch_per_chip"] == 2)
+    plain = compiled["v5e:2x4", 2]
+    assert packed["peak_bytes"] < 0.67 * plain["peak_bytes"]
+    assert packed["hbm_bytes"] < 0.75 * plain["hbm_bytes"]
+    assert packed["collectives"] == plain["collectives"]
