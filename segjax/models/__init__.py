@@ -8,7 +8,6 @@ from segjax.models.heads import LinearHead, Segmentation, head_samples, logit_va
 from segjax.models.layers import Conv3x3, ConvBlock, ConvStack, StridedConv3x3, pad_to_multiple
 from segjax.models.network import Network, Pass
 from segjax.models.norm import BatchNorm, Norm
-from segjax.models.packed import conv3x3_packed, conv_transpose_2x2_packed, max_pool_2x2_packed, pack, unpack
 from segjax.models.patch import PatchClassifier, ValidBlock
 from segjax.models.pooling import max_pool_2x2, max_pool_2x2_dense, max_pool_2x2_positions, max_pool_3x3
 from segjax.models.pretrained import load_encoder, load_torch_state, resnet_variables, with_encoder
@@ -61,8 +60,6 @@ __all__ = [
     "UNet",
     "ValidBlock",
     "bed_of_nails_2x2",
-    "conv3x3_packed",
-    "conv_transpose_2x2_packed",
     "depth_to_space_2x2",
     "example_dropout_keys",
     "head_samples",
@@ -71,14 +68,11 @@ __all__ = [
     "logit_variance",
     "max_pool_2x2",
     "max_pool_2x2_dense",
-    "max_pool_2x2_packed",
     "max_pool_2x2_positions",
     "max_pool_3x3",
     "max_unpool_2x2",
-    "pack",
     "pad_to_multiple",
     "resnet_variables",
-    "unpack",
     "upsample_nearest_2x2",
     "with_encoder",
 ]

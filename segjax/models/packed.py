@@ -14,6 +14,9 @@ from jaxtyping import Array, Float
 from segjax.models.convolution import inner_lines
 from segjax.models.pooling import max_of_windows
 
+# Of products with 0 and 1, which place weights: at its usual precision a TPU rounds these, and their gradients.
+_EXACT = lax.Precision.HIGHEST
+
 
 def pack(x: Float[Array, "b h w c"], columns: int) -> Float[Array, "b h w//{columns} {columns}*c"]:
     """`[B, H, W, C]` to `[B, H, W/k, kC]`, k = `columns`: the same numbers in the same order.
@@ -68,7 +71,7 @@ def conv3x3_packed(
 
     def convolve(x: Array, rows: slice, seen: np.ndarray, above: int, before: int) -> Array:
         taps = seen.astype(kernel.dtype)
-        blocks = jnp.einsum("rtpcf,tgab->rgpacbf", by_part[rows], taps)
+        blocks = jnp.einsum("rtpcf,tgab->rgpacbf", by_part[rows], taps, precision=_EXACT)
         blocks = blocks.reshape(blocks.shape[0], taps.shape[1], -1, columns * features)
         around, numbers = ((above, above), (before, before)), ("NHWC", "HWIO", "NHWC")
         return lax.conv_general_dilated(x, blocks, (1, 1), around, dimension_numbers=numbers)
@@ -149,5 +152,5 @@ def conv_transpose_2x2_packed(
     b, h, w, lanes = x.shape
     of_row = 2 * columns * kernel.shape[-1]
     own = np.eye(columns, dtype=kernel.dtype)  # each column makes its own two
-    product = jnp.einsum("ijcf,ab->acibjf", kernel[::-1, ::-1], own).reshape(lanes, 2 * of_row)
+    product = jnp.einsum("ijcf,ab->acibjf", kernel[::-1, ::-1], own, precision=_EXACT).reshape(lanes, 2 * of_row)
     return (x @ product).reshape(b, h, w, 2, of_row).swapaxes(2, 3).reshape(b, 2 * h, w, of_row)
