@@ -15,6 +15,7 @@ import rich.console
 from absl import flags
 
 from experiments import (
+    benchmarks_devices,
     benchmarks_growth,
     benchmarks_input,
     benchmarks_losses,
@@ -40,6 +41,7 @@ SECTIONS = {
     "input": benchmarks_input,
     "start": benchmarks_start,
     "growth": benchmarks_growth,
+    "devices": benchmarks_devices,
 }
 
 

@@ -111,7 +111,7 @@ def targets(measured: dict[str, Any]) -> list[Target]:
 
 def tables(measured: dict[str, Any]) -> list[Table]:
     """Time and extra memory at each size, as multiples of the smallest."""
-    sizes = tuple(str(2**i) for i in range(DOUBLINGS + 1))
+    sizes = tuple(next(iter(measured.values()))["ms"])
     found = []
     for what, unit in (("ms", "time"), ("extra_bytes", "memory beside arguments and results")):
         rows = [
@@ -122,12 +122,12 @@ def tables(measured: dict[str, Any]) -> list[Table]:
     return found
 
 
-def pictures(measured: dict[str, Any]) -> tuple[Picture, ...]:
+def pictures(measured: dict[str, Any], name: str = "growth") -> tuple[Picture, ...]:
     """The times, each divided by its size: a level line is linear."""
     series = {
-        name: ([int(size) for size in row["ms"]], [[ms / row["ms"]["1"] / int(n) for n, ms in row["ms"].items()]])
-        for name, row in measured.items()
+        label: ([int(size) for size in row["ms"]], [[ms / row["ms"]["1"] / int(n) for n, ms in row["ms"].items()]])
+        for label, row in measured.items()
     }
     drawn = curves(series, title="Time divided by size", x="size", y="relative to the smallest", y_range=(0, None))
     drawn.axes[0].set_xscale("log", base=2)
-    return (Picture("growth", "A level line is linear growth", png(drawn)),)
+    return (Picture(name, "A level line is linear growth", png(drawn)),)

@@ -12,6 +12,7 @@ import rich.console
 from configs import rare_class
 from experiments import (
     benchmarks,
+    benchmarks_devices,
     benchmarks_growth,
     benchmarks_input,
     benchmarks_losses,
@@ -112,6 +113,41 @@ def test_growth_tells_time_and_memory_of_every_size(monkeypatch):
     memory = rows["confusion matrix of logits, pixels"]["extra_bytes"]
     assert memory["2"] <= 2 * memory["1"] + 4096
     assert benchmarks_growth.pictures(rows)[0].png.startswith(b"\x89PNG")
+
+
+def test_a_device_of_more_holds_less_of_a_batch_and_a_cell_each(small, monkeypatch):
+    small.parallel, small.training.global_batch = "shard_map", 4
+    monkeypatch.setattr(benchmarks_devices, "COUNTS", (1, 4))
+    rows = {name: benchmarks_devices.measured_here(name, TINY, small) for name in benchmarks_devices.rows(TINY)}
+    split, side_by_side, in_turn = (row["extra_bytes"] for row in rows.values())
+    assert split["4"] < split["1"] / 2
+    assert side_by_side["4"] <= 1.1 * side_by_side["1"]
+    assert in_turn["4"] == in_turn["1"]
+    assert all(set(row["ms"]) == {"1", "4"} for row in rows.values())
+    assert [target.limit for target in benchmarks_devices.targets(rows)] == [0.1, -0.8, 1.1, 0.1, 1.1, 0.1]
+
+
+def test_a_machine_of_cpus_measures_in_a_process_of_four_devices(monkeypatch):
+    monkeypatch.setattr(
+        benchmarks_devices, "_CHILD", "import jax, json; print('…'); print(json.dumps(jax.device_count()))"
+    )
+    (first, *_) = benchmarks_devices.rows(TINY).values()
+    assert first() == 4
+
+
+def test_what_ended_the_process_that_measures_is_said(monkeypatch):
+    monkeypatch.setattr(benchmarks_devices, "_CHILD", "raise SystemExit('no such device')")
+    (first, *_) = benchmarks_devices.rows(TINY).values()
+    with pytest.raises(RuntimeError, match="'training step, one batch over devices' ended with 1: no such device"):
+        first()
+
+
+def test_a_row_of_a_child_is_its_last_line(small, monkeypatch, capsys):
+    small.parallel, small.training.global_batch = "shard_map", 4
+    monkeypatch.setattr(benchmarks_devices, "COUNTS", (1,))
+    monkeypatch.setattr(benchmarks_devices, "_config", lambda: small)
+    benchmarks_devices.child("sweep, a cell a device", json.dumps(TINY))
+    assert set(json.loads(capsys.readouterr().out)["ms"]) == {"1"}
 
 
 @pytest.fixture
