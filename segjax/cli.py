@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from segjax.training import MISTAKES, Terminated
+from segjax.training import MISTAKES, ConfigError, Terminated
+from segjax.training.validation import check_known
 
 flags.disclaim_key_flags()  # `--help` shows those of the command, and not of this module
 
@@ -46,7 +47,22 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
                 raise
             sys.exit(f"error: {error}. With room again, the same command carries on")
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parsed)
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    """What is left of the command line after the flags."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError):  # as ml_collections says that a config has no such field
+        for argument in argv:
+            name, _, value = argument.partition("=")
+            if name.startswith("--config."):
+                try:
+                    check_known(name.removeprefix("--config."), value)
+                except ConfigError as mistake:
+                    sys.exit(f"error: {mistake}")
+        raise
 
 
 class _Size(flags.ArgumentParser):

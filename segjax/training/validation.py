@@ -1,6 +1,7 @@
 """The check that a config makes sense, before anything is read."""
 
 import difflib
+import functools
 import math
 
 from ml_collections import ConfigDict
@@ -64,16 +65,29 @@ _TO_ONE = ("augment.crop_fraction", "objective.hard_fraction")
 _BELOW_ONE = ("model.rate", "model.deep_rate", "training.ema_decay")
 
 
+def check_known(key: str, value: object) -> None:
+    """Raises `ConfigError`, with the nearest name, if `key` is no field of a config and no group of fields."""
+    known = _known()
+    if key in known or any(name.startswith(f"{key}.") for name in known):
+        return
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean config.{close[0]}?" if close else ""
+    raise ConfigError(f"unknown config key config.{key} = {value!r}{hint}")
+
+
+@functools.cache
+def _known() -> tuple[str, ...]:
+    return tuple(leaves(defaults()))
+
+
 def validate(config: ConfigDict) -> None:
     """Raises `ConfigError` naming the first field that is unknown, missing or makes no sense."""
     from segjax.data import DATASETS  # here, since the data layer loads TFDS, which takes seconds
 
-    given, known = leaves(config), leaves(defaults())
-    for key in given.keys() - known.keys():
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"; did you mean config.{close[0]}?" if close else ""
-        raise ConfigError(f"unknown config key config.{key} = {given[key]!r}{hint}")
-    for key in known.keys() - given.keys():
+    given = leaves(config)
+    for key, value in given.items():
+        check_known(key, value)
+    for key in set(_known()) - given.keys():
         raise ConfigError(f"config.{key} is missing; start from segjax.training.defaults() to have every field")
     for key, choices in {**_CHOICES, "data.name": tuple(DATASETS)}.items():
         if given[key] not in choices:
