@@ -1,4 +1,4 @@
-"""How many bytes a compiled TPU program moves through its HBM, read from its HLO text.
+"""How many bytes a compiled TPU program moves through its HBM, and how long it may take, read from its HLO text.
 
 XLA's own "bytes accessed" adds up what every instruction reads and writes, wherever it lies. A TPU keeps what fits in
 its VMEM, 128 MiB on a v5e chip, and that traffic costs next to nothing: layouts say which arrays these are, S(1).
@@ -17,6 +17,8 @@ _CALLS = re.compile(r"calls=%([\w.-]+)")
 _CONTROL = ("while", "conditional", "call")
 # Nothing is moved: a name for a part or for a place; and the end of what was counted where it began.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id")
+# Room for what a loop will write, and slices that already lie one after the other.
+_FREE_CALLS = ('custom_call_target="AllocateBuffer"', 'custom_call_target="ConcatBitcast"')
 _SLICES = ("slice", "dynamic-slice")
 _UPDATE = "dynamic-update-slice"
 
@@ -61,6 +63,32 @@ def hbm_traffic(hlo: str) -> int:
     """
     computations, entry = _computations(hlo)
     return round(_of_computation(computations, entry))
+
+
+def estimated_cycles(hlo: str) -> int | None:
+    """The compiler's own guess of how long one run through the program takes; None where it wrote down none.
+
+    Cycles of the chip's cores, which is what XLA for TPUs chooses between its ways by. As in `hbm_traffic` the body of
+    a loop is counted once, and every branch.
+
+    >>> estimated_cycles('''ENTRY %main (x: f32[3]) -> f32[3] {
+    ...   %x = f32[3]{0} parameter(0)
+    ...   ROOT %y = f32[3]{0} negate(%x), backend_config={"estimated_cycles":"120"}
+    ... }''')
+    120
+    """
+    computations, entry = _computations(hlo)
+
+    def of(name: str) -> int:
+        return sum(of_instruction(one) for one in computations[name].values())
+
+    def of_instruction(one: Instruction) -> int:
+        if one.kind in _CONTROL:
+            return sum(map(of, _called_by(one)))
+        found = re.search(r'"estimated_cycles":"(\d+)"', one.rest)
+        return int(found[1]) if found else 0
+
+    return of(entry) or None
 
 
 def array_bytes(shape: str, *, anywhere: bool = False) -> int:
@@ -126,11 +154,10 @@ def _of_computation(computations: dict[str, Computation], name: str) -> float:
 
 
 def _of_instruction(computations: dict[str, Computation], body: Computation, one: Instruction) -> float:
-    if one.kind in _FREE or one.kind.endswith("-done"):
+    if one.kind in _FREE or one.kind.endswith("-done") or any(target in one.rest for target in _FREE_CALLS):
         return 0
     if one.kind in _CONTROL:
-        called = re.findall(r"%([\w.-]+)", " ".join(_CALLED.findall(one.rest)))
-        return sum(_of_computation(computations, name) for name in called)
+        return sum(_of_computation(computations, name) for name in _called_by(one))
     shapes = [body[name].shape for name in one.operands if name in body]
     if one.kind == "fusion":
         return _of_fusion(computations, computations[_CALLS.search(one.rest)[1]], one.shape, shapes)
@@ -144,6 +171,11 @@ def _of_instruction(computations: dict[str, Computation], body: Computation, one
     if one.kind == _UPDATE:
         return array_bytes(shapes[1]) + _part_of(one.shape, shapes[1])
     return array_bytes(one.shape) + sum(map(array_bytes, shapes))
+
+
+def _called_by(one: Instruction) -> list[str]:
+    """The computations of a loop, of the branches of a condition, or of a call."""
+    return re.findall(r"%([\w.-]+)", " ".join(_CALLED.findall(one.rest)))
 
 
 def _part_of(whole: str, part: str) -> int:

@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict, config_flags
 
 from experiments.hlo_collectives import collectives
-from experiments.hlo_traffic import hbm_traffic
+from experiments.hlo_traffic import estimated_cycles, hbm_traffic
 from experiments.tpu_slices import CHIPS, CPU, Chip, chip_of, devices_of, roofline
 from segjax import cli
 from segjax.data.labels import LABEL_SETS
@@ -147,6 +147,7 @@ def costs(compiled: jax.stages.Compiled, chip: Chip | None) -> dict[str, Any]:
         "flops": cost["flops"],
         "bytes_accessed": cost["bytes accessed"],
         "hbm_bytes": hbm_traffic(hlo),
+        "cycles": estimated_cycles(hlo),
         "memory": parts,
         # The new state is written where the old one was.
         "peak_bytes": sum(parts.values()) - 2 * parts["alias"],
@@ -169,6 +170,7 @@ def what(config_file: str, config: ConfigDict, topology: str, batch_per_chip: in
         "dtype": config.model.dtype,
         "remat": config.model.remat,
         "pack": config.model.pack,
+        "strips": config.model.strips,
         "batch_per_chip": batch_per_chip,
     }
 
@@ -181,31 +183,35 @@ def tables(rows: Sequence[dict[str, Any]]) -> tuple[Table, ...]:
         "dtype",
         "remat",
         "packed",
+        "strips",
         "a chip",
         "TFLOP",
         "GB accessed",
         "GB through HBM",
+        "Mcycles",
         "GB needed",
     )
     networks: dict[str, list[tuple[Any, ...]]] = {}
     for row in rows:
         traffic = row.get("collectives", {}).values()
-        peak, seconds, measured = row["peak_bytes"], row.get("seconds"), [None] * 5
+        peak, seconds, measured = row["peak_bytes"], row.get("seconds"), [None] * 6
         if row["fits"]:
             count, moved = sum(one["count"] for one in traffic), sum(one["bytes"] for one in traffic)
             through = f"{row['hbm_bytes'] / GB:.1f}" if "hbm_bytes" in row else None
+            cycles = f"{row['cycles'] / 1e6:.0f}" if row.get("cycles") else None
             accessed = f"{row['bytes_accessed'] / GB:.1f}"
-            measured = [f"{row['flops'] / 1e12:.2f}", accessed, through, count, f"{moved / GB:.3f}"]
+            measured = [f"{row['flops'] / 1e12:.2f}", accessed, through, cycles, count, f"{moved / GB:.3f}"]
         needs = [] if peak is None else [f"{peak / GB:.1f}"]
         networks.setdefault(network(row), []).append(
             (
                 *(row[key] for key in ("topology", "parallel", "dtype")),
                 "yes" if row["remat"] else "no",
                 row["pack"],
+                row["strips"],
                 row["batch_per_chip"],
-                *measured[:3],
+                *measured[:4],
                 ", ".join([*needs, *["does not fit"] * (not row["fits"])]),
-                *measured[3:],
+                *measured[4:],
                 f"{1000 * seconds:.0f}, {row['bound']}" if seconds else None,
             )
         )
@@ -224,7 +230,8 @@ def report(rows: Sequence[dict[str, Any]]) -> Report:
     text = (
         "Of the program for one chip and one step, as XLA's cost and memory analysis have it; GB are 1e9 bytes. The "
         "bytes accessed are XLA's, of every instruction and wherever they lie; through the HBM go those that are not "
-        "kept in the chip's VMEM, read from the program's text (a row of before that was read has none). The least "
+        "kept in the chip's VMEM, read from the program's text (a row of before that was read has none), as are the "
+        "cycles that the compiler itself expects its instructions to take, one after the other. The least "
         "time is max(FLOPs / peak, bytes accessed / bandwidth) of the chip's published figures, and which of the two "
         "it is: nothing was run. The crop is traced, so one program, and its memory, serves all phases of a run. The "
         "body of a loop is counted once: of K dropout heads, one. An all-reduce's bytes are those of its result."

@@ -1,18 +1,21 @@
 """What the networks are built of: convolution and norm, bilinear upsampling, and the padding to a size that pools."""
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from segjax import checks
 from segjax.models.convolution import conv3x3_reflect, conv3x3_zeros
+from segjax.models.layout import Layout, conv3x3_laid_out
 from segjax.models.norm import Norm
-from segjax.models.packed import conv3x3_packed
 
 
 def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1) -> Float[Array, "b H W c"]:
@@ -70,8 +73,7 @@ class Conv3x3(nn.Module):
         features: output channels.
         padding: "reflect" or "zeros".
         use_bias: False before a norm, which would cancel it.
-        columns: that input and output have side by side in their channels, `packed.pack`.
-        parts: of how many packed arrays, of as many channels each, the input is the concatenation.
+        layout: of input and output.
         dtype: of the computation.
         param_dtype: of the parameters.
     """
@@ -79,27 +81,34 @@ class Conv3x3(nn.Module):
     features: int
     padding: str = "reflect"
     use_bias: bool = False
-    columns: int = 1
-    parts: int = 1
+    layout: Layout = Layout()
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
-        """`[B, H, W, C]` to `[B, H, W, features]`; packed `[B, H, W/k, kC]` to `[B, H, W/k, k · features]`."""
+    def __call__(self, x: Float[Array, "b h w c"] | Sequence[Float[Array, "b h w _"]]) -> Float[Array, "b h w f"]:
+        """`[B, H, W, C]` to `[B, H, W, features]`, both laid out as `layout` says.
+
+        Several arrays stand for their concatenation, which is never made: what comes out is the sum of their
+        convolutions.
+        """
         checks.choice("padding", self.padding, tuple(_PAD_MODES))
-        channels = x.shape[-1] // self.columns
-        init = fan_in_normal(2.0, 9 * channels)
-        kernel = self.param("kernel", init, (3, 3, channels, self.features), self.param_dtype)
-        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        if self.columns > 1:
-            y = conv3x3_packed(x, kernel, self.columns, padding=self.padding, parts=self.parts)
-        else:
-            y = (conv3x3_reflect if self.padding == "reflect" else conv3x3_zeros)(x, kernel)
+        parts = list(x) if isinstance(x, Sequence) else [x]
+        sizes = [part.shape[-1] // self.layout.columns for part in parts]
+        init = fan_in_normal(2.0, 9 * sum(sizes))
+        kernel = self.param("kernel", init, (3, 3, sum(sizes), self.features), self.param_dtype)
+        *parts, kernel = promote_dtype(*parts, kernel, dtype=self.dtype)
+        kernels = jnp.split(kernel, np.cumsum(sizes)[:-1], axis=2)
+        y = functools.reduce(jnp.add, map(self._convolved, parts, kernels))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-            y += jnp.tile(bias.astype(y.dtype), self.columns)
+            y += jnp.tile(bias.astype(y.dtype), self.layout.columns)
         return y
+
+    def _convolved(self, x: Array, kernel: Array) -> Array:
+        if self.layout != Layout():
+            return conv3x3_laid_out(x, kernel, self.layout, padding=self.padding)
+        return (conv3x3_reflect if self.padding == "reflect" else conv3x3_zeros)(x, kernel)
 
 
 class StridedConv3x3(nn.Module):
@@ -167,8 +176,7 @@ class ConvStack(nn.Module):
         last: output channels of the last one, where they are others; None: `features`.
         norm: "batch" | "group" | "none".
         padding: "reflect" | "zeros".
-        columns: that input and output have side by side in their channels, `packed.pack`.
-        parts: of how many packed arrays, of as many channels each, the input is the concatenation.
+        layout: of input and output.
         axis_name: mapped axis of synchronised batch norm.
         dtype: of the computation.
         param_dtype: of the parameters.
@@ -179,15 +187,16 @@ class ConvStack(nn.Module):
     last: int | None = None
     norm: str = "batch"
     padding: str = "reflect"
-    columns: int = 1
-    parts: int = 1
+    layout: Layout = Layout()
     axis_name: str | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
-        """`[B, H, W, C]` to `[B, H, W, features]`, or to `last` channels; packed as `Conv3x3` has it.
+    def __call__(
+        self, x: Float[Array, "b h w c"] | Sequence[Float[Array, "b h w _"]], train: bool
+    ) -> Float[Array, "b h w f"]:
+        """`[B, H, W, C]` to `[B, H, W, features]`, or to `last` channels; laid out, or in parts, as `Conv3x3` has it.
 
         Raises:
             ValueError: `count` is less than 1.
@@ -196,10 +205,10 @@ class ConvStack(nn.Module):
             raise ValueError(f"count of ConvStack must be at least 1; got {self.count}")
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         widths = [self.features] * (self.count - 1) + [self.features if self.last is None else self.last]
+        kinds |= {"layout": self.layout}
         for i, width in enumerate(widths, 1):
-            packed = {"columns": self.columns, "parts": self.parts if i == 1 else 1}
-            conv = Conv3x3(width, self.padding, use_bias=self.norm == "none", **packed, name=f"conv{i}", **kinds)
-            norm = Norm(self.norm, self.axis_name, columns=self.columns, name=f"norm{i}", **kinds)
+            conv = Conv3x3(width, self.padding, use_bias=self.norm == "none", name=f"conv{i}", **kinds)
+            norm = Norm(self.norm, self.axis_name, name=f"norm{i}", **kinds)
             x = nn.relu(norm(conv(x), train))
         return x
 

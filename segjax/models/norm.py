@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from segjax import collectives
-from segjax.models.packed import pack, unpack
+from segjax.models.layout import Layout
 
 EPSILON, MOMENTUM = 1e-5, 0.9
 
@@ -21,7 +21,7 @@ class Norm(nn.Module):
         kind: "batch" | "group" | "none".
         axis_name: mapped axis over which batch norm's statistics are averaged; None under plain `jit`.
         groups: of group norm; the greatest common divisor with the channels is taken.
-        columns: that input and output have side by side in their channels, `packed.pack`.
+        layout: of input and output.
         dtype: of the result; statistics are float32 at least.
         param_dtype: of the parameters.
     """
@@ -29,7 +29,7 @@ class Norm(nn.Module):
     kind: str = "batch"
     axis_name: str | None = None
     groups: int = 8
-    columns: int = 1
+    layout: Layout = Layout()
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -38,19 +38,19 @@ class Norm(nn.Module):
         """Batch statistics, and an update of "batch_stats", where `train`; running statistics otherwise."""
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if self.kind == "batch":
-            return BatchNorm(self.axis_name, self.columns, name="batch", **kinds)(x, train)
+            return BatchNorm(self.axis_name, self.layout, name="batch", **kinds)(x, train)
         if self.kind == "group":
-            x = unpack(x, self.columns)
+            x = self.layout.flat(x)
             groups = math.gcd(self.groups, x.shape[-1])
             norm = nn.GroupNorm(num_groups=groups, epsilon=EPSILON, use_fast_variance=False, name="group", **kinds)
-            return pack(norm(x), self.columns)
+            return self.layout.lay(norm(x))
         if self.kind == "none":
             return x
         raise ValueError(f"norm must be 'batch', 'group' or 'none'; got {self.kind!r}")
 
 
 class BatchNorm(nn.Module):
-    """`nn.BatchNorm(momentum=0.9, use_fast_variance=False)`, the same names and numbers, also of packed columns.
+    """`nn.BatchNorm(momentum=0.9, use_fast_variance=False)`, the same names and numbers, whatever the layout.
 
     The running variance is the biased one (1/N), as always in Linen; torch keeps N/(N-1) of it. The variance is the
     mean of squared distances and not E[x²] - E[x]², which cancels for channels far from 0; the price is about 3 % of a
@@ -58,20 +58,20 @@ class BatchNorm(nn.Module):
 
     Attributes:
         axis_name: mapped axis over which the statistics are averaged; None under plain `jit`.
-        columns: of which each channel has one value in the last axis, `packed.pack`.
+        layout: of input and output.
         dtype: of the result; statistics are float32 at least.
         param_dtype: of the parameters.
     """
 
     axis_name: str | None = None
-    columns: int = 1
+    layout: Layout = Layout()
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         """`[B, H, W/k, kC]`, of C channels."""
-        channels = x.shape[-1] // self.columns
+        channels = x.shape[-1] // self.layout.columns
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
@@ -89,8 +89,8 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype)
 
     def _mean(self, x: Float[Array, "b h w c"]) -> Float[Array, "channels"]:
-        mean = x.mean((0, 1, 2)).reshape(self.columns, -1).mean(0)
+        mean = x.mean((0, 1, 2)).reshape(self.layout.columns, -1).mean(0)
         return collectives.pmean(mean, None if self.is_initializing() else self.axis_name)
 
     def _wide(self, of_channel: Float[Array, "channels"]) -> Float[Array, "c"]:
-        return jnp.tile(of_channel, self.columns)
+        return jnp.tile(of_channel, self.layout.columns)

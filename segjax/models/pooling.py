@@ -30,8 +30,8 @@ def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
 
 def max_of_windows(rows: Sequence[tuple[Array, Array]]) -> Array:
     """The largest of four, given as two rows of (left, right); of equal ones the first takes the gradient."""
-    top, bottom = (_larger(left, right) for left, right in rows)
-    return _larger(top, bottom)
+    top, bottom = (larger(left, right) for left, right in rows)
+    return larger(top, bottom)
 
 
 def max_pool_2x2_positions(
@@ -60,9 +60,9 @@ def max_pool_2x2_positions(
      [2 3]]
     """
     (a, b), (c, d) = _windows_2x2(x)
-    top, bottom = _larger(a, b), _larger(c, d)
-    column_above, column_below = ((~_first(*pair)).astype(jnp.uint8) for pair in ((a, b), (c, d)))
-    return _larger(top, bottom), jnp.where(_first(top, bottom), column_above, 2 + column_below)
+    top, bottom = larger(a, b), larger(c, d)
+    column_above, column_below = ((~first_is_larger(*pair)).astype(jnp.uint8) for pair in ((a, b), (c, d)))
+    return larger(top, bottom), jnp.where(first_is_larger(top, bottom), column_above, 2 + column_below)
 
 
 def _windows_2x2(x: Array) -> list[tuple[Array, Array]]:
@@ -74,8 +74,8 @@ def _windows_2x2(x: Array) -> list[tuple[Array, Array]]:
     return [(x[:, :, row, :, 0], x[:, :, row, :, 1]) for row in (0, 1)]
 
 
-def _first(a: Array, b: Array) -> Array:
-    """Whether `_larger` takes `a`: it is the larger, or they are equal, or it is NaN."""
+def first_is_larger(a: Array, b: Array) -> Array:
+    """Whether `larger` takes `a`: it is the larger, or they are equal, or it is NaN."""
     return (a >= b) | jnp.isnan(a)
 
 
@@ -94,8 +94,8 @@ def max_pool_2x2_dense(x: Float[Array, "b h w c"], dilation: int) -> Float[Array
     >>> print(max_pool_2x2_dense(jnp.array([[3.0, 1, 2, 0], [0, 0, 0, 4]]).reshape(1, 2, 4, 1), 1)[0, :, :, 0])
     [[3. 2. 4.]]
     """
-    x = _larger(x[:, :, :-dilation], x[:, :, dilation:])
-    return _larger(x[:, :-dilation], x[:, dilation:])
+    x = larger(x[:, :, :-dilation], x[:, :, dilation:])
+    return larger(x[:, :-dilation], x[:, dilation:])
 
 
 def max_pool_3x3(x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
@@ -129,9 +129,9 @@ def _largest_of_three(x: Array, axis: int) -> Array:
         chosen = jax.lax.slice_in_dim(pairs, first, first + out, axis=axis)
         return jax.lax.index_in_dim(chosen, of_pair, axis + 1, keepdims=False)
 
-    return _larger(_larger(every(0, 0), every(0, 1)), every(1, 0))
+    return larger(larger(every(0, 0), every(0, 1)), every(1, 0))
 
 
-def _larger(a: Array, b: Array) -> Array:
+def larger(a: Array, b: Array) -> Array:
     """The larger, `a` where they are equal, NaN where either is."""
-    return jnp.where(_first(a, b), a, b)
+    return jnp.where(first_is_larger(a, b), a, b)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 from segjax.models.convolution import conv3x3_zeros
 from segjax.models.layers import fan_in_normal, upsample_bilinear
-from segjax.models.packed import conv_transpose_2x2_packed
+from segjax.models.layout import conv_transpose_2x2_packed
 
 
 def upsample_nearest_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
@@ -133,7 +133,7 @@ class ConvTranspose2x2(nn.Module):
 
     Attributes:
         features: output channels.
-        columns: that the input has side by side in its channels, `packed.pack`; the output then has twice as many.
+        columns: of the input that lie side by side in its channels (`layout.Layout`); the output has twice as many.
             None: neither has.
         dtype: of the computation.
         param_dtype: of the parameters.

@@ -79,6 +79,7 @@ def defaults() -> ConfigDict:
     model.downsample = "max"  # or "stride"
     # transpose3, transpose4 (overlapping), pixel_shuffle (with ICNR), nearest, bilinear, bed_of_nails, max_unpool
     model.upsample = "transpose"
+    model.strips = 1  # of rows that an image is cut into: 16 / images a chip for a TPU, 1 for a CPU
     model.pack = 1  # columns side by side in the first level's channels: 128 / width for a TPU, 1 for a CPU
     model.encoder_depth = 18  # of a ResNet: 18, 34, 50, 101
     model.output_stride = placeholder(int)  # of the coarsest features, or FCN's finest score; None: the network's own

@@ -12,7 +12,7 @@ from segjax.training.objective import BINARY_LOSSES, num_outputs
 NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
     "unet": (
         models.UNet,
-        {name: name for name in ("width", "depth", "padding", "downsample", "upsample", "pack")},
+        {name: name for name in ("width", "depth", "padding", "downsample", "upsample", "pack", "strips")},
     ),
     "patch": (models.PatchClassifier, {"width": "width", "depth": "depth"}),
     "fcn": (models.FCN, {"width": "width", "hidden": "hidden", "stride": "output_stride"}),

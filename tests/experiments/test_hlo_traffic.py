@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.hlo_traffic import array_bytes, hbm_traffic
+from experiments.hlo_traffic import array_bytes, estimated_cycles, hbm_traffic
 
 A = "f32[8,128]{1,0:T(8,128)}"
 V = "f32[8,128]{1,0:T(8,128)S(1)}"  # in VMEM
@@ -36,6 +36,14 @@ def test_operands_are_read_and_results_written_unless_they_are_in_vmem():
         f"  %x = {A} parameter(0)\n  %y = {V} negate(%x)\n  %z = {A} add(%y, %x)\n  ROOT %t = ({A}) tuple(%z)"
     )
     assert hbm_traffic(hlo) == (1 + 0) * BLOCK + (1 + 1) * BLOCK
+
+
+def test_room_that_is_set_aside_and_slices_joined_where_they_lie_move_nothing():
+    hlo = program(
+        f'  %x = {A} custom-call(), custom_call_target="AllocateBuffer"\n'
+        f'  ROOT %y = {A} custom-call(%x, %x), custom_call_target="ConcatBitcast"'
+    )
+    assert hbm_traffic(hlo) == 0
 
 
 def test_an_asynchronous_copy_counts_once():
@@ -120,6 +128,19 @@ def test_the_body_of_a_loop_and_each_branch_count_once():
         other,
     )
     assert hbm_traffic(hlo) == 3 * 2 * BLOCK
+
+
+def test_cycles_are_those_of_the_entry_and_of_what_it_calls_not_of_what_is_fused():
+    cycles = ', backend_config={"estimated_cycles":"7"}'
+    fused = f"%fused (x: f32[8,128]) -> f32[8,128] {{\n  %x = {A} parameter(0)\n  ROOT %y = {A} negate(%x){cycles}\n}}"
+    body = fused.replace("%fused", "%body")
+    hlo = program(
+        f"  %x = {A} parameter(0)\n  %y = {A} fusion(%x), calls=%fused{cycles}\n  ROOT %z = {A} while(%y), body=%body",
+        fused,
+        body,
+    )
+    assert estimated_cycles(hlo) == 7 + 7
+    assert estimated_cycles(program(f"  ROOT %x = {A} parameter(0)")) is None
 
 
 def test_a_fusion_may_give_several_arrays_by_one_instruction():

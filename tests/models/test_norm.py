@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from segjax.models.layout import Layout
 from segjax.models.norm import BatchNorm, Norm
-from segjax.models.packed import pack, unpack
 
 
 def normal(seed, *shape):
@@ -35,29 +35,29 @@ def everything(norm, images, target):
     return {"y": y, "statistics": updated, "of_params": of_params, "of_images": of_images}
 
 
-@pytest.mark.parametrize("columns", [1, 2, 4])
+@pytest.mark.parametrize("layout", [Layout(), Layout(columns=4), Layout(columns=2, strips=2)])
 @pytest.mark.parametrize("train", [True, False])
-def test_batch_norm_is_linens_whatever_the_columns(columns, train):
+def test_batch_norm_is_linens_whatever_the_layout(layout, train):
     def linens(variables, x):
         norm = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
         return norm.apply(variables, x, mutable=["batch_stats"])
 
     def ours(variables, x):
-        return BatchNorm(columns=columns).apply(variables, x, train, mutable=["batch_stats"])
+        return BatchNorm(layout=layout).apply(variables, x, train, mutable=["batch_stats"])
 
     expected = everything(linens, IMAGES, TARGET)
-    actual = everything(ours, pack(IMAGES, columns), pack(TARGET, columns))
-    actual |= {name: unpack(actual[name], columns) for name in ("y", "of_images")}
+    actual = everything(ours, layout.lay(IMAGES), layout.lay(TARGET))
+    actual |= {name: layout.flat(actual[name]) for name in ("y", "of_images")}
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5), actual, expected)
 
 
-def test_group_norm_of_packed_columns_is_that_of_the_image():
-    images = jnp.tile(IMAGES, 2)
+def test_group_norm_of_a_laid_out_image_is_that_of_the_image():
+    images, layout = jnp.tile(IMAGES, 2), Layout(columns=4, strips=2)
     norm = Norm("group", groups=2)
     variables = norm.init(jax.random.key(0), images, train=True)
     expected = norm.apply(variables, images, train=True)
-    packed = norm.clone(columns=4).apply(variables, pack(images, 4), train=True)
-    np.testing.assert_allclose(unpack(packed, 4), expected, rtol=1e-6)
+    laid_out = norm.clone(layout=layout).apply(variables, layout.lay(images), train=True)
+    np.testing.assert_allclose(layout.flat(laid_out), expected, rtol=1e-6)
 
 
 def test_batch_norm_of_half_precision_keeps_its_statistics_in_float32():

@@ -374,6 +374,7 @@ def test_training_with_masks_and_without_a_key_says_what_to_pass(fields):
         ({"heads": 0}, "heads must be at least 1; got 0"),
         ({"pack": 3}, r"pack must be a power of two, at most 2\^depth = 4; got 3"),
         ({"pack": 8}, r"pack must be a power of two, at most 2\^depth = 4; got 8"),
+        ({"strips": 0}, "strips must be at least 1; got 0"),
         ({"deep_dropout": 3}, "deep_dropout of this UNet must be between 0 and 2; got 3"),
     ],
 )

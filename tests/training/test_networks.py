@@ -57,6 +57,7 @@ def test_every_field_of_a_network_gets_there(name):
         "downsample": "stride",
         "upsample": "nearest",
         "pack": 2,
+        "strips": 2,
         "encoder_depth": 34,
         "output_stride": 16,
         "hidden": 3,

@@ -1,0 +1,147 @@
+"""Laid out arrays: the numbers and the gradients of the layers themselves."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax.models import Conv3x3, ConvTranspose2x2, UNet, max_pool_2x2
+from segjax.models.convolution import conv3x3_reflect, conv3x3_zeros
+from segjax.models.layout import Layout, conv3x3_laid_out, max_pool_2x2_packed
+
+PLAIN = {"zeros": conv3x3_zeros, "reflect": conv3x3_reflect}
+
+
+def drawn(*shape):
+    return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape), jnp.float32)
+
+
+def value_and_gradients(function, *arguments):
+    """`function`'s value, and the gradients of a fixed sum of it."""
+    y = function(*arguments)
+    return y, jax.grad(lambda *a: (function(*a) * drawn(*y.shape)).sum(), argnums=tuple(range(len(arguments))))(
+        *arguments
+    )
+
+
+def assert_close(actual, expected, atol=1e-4):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=atol), actual, expected)
+
+
+def test_a_layout_puts_columns_into_channels_and_strips_into_the_batch():
+    x = drawn(2, 6, 8, 5)
+    laid = Layout(columns=4, strips=3).lay(x)
+    np.testing.assert_array_equal(laid[3 + 2, 1, 1, 5:10], x[1, 5, 5])
+    np.testing.assert_array_equal(Layout(columns=4, strips=3).flat(laid), x)
+
+
+@pytest.mark.parametrize("layout", [Layout(columns=4), Layout(strips=4)])
+def test_sizes_that_cannot_be_laid_out_are_named(layout):
+    with pytest.raises(ValueError, match=rf"6×6 pixels cannot be laid out in {layout.strips} strips and packed by"):
+        layout.lay(drawn(1, 6, 6, 1))
+
+
+@pytest.mark.parametrize("padding", PLAIN)
+@pytest.mark.parametrize(
+    ("layout", "width"),
+    [((2, 1), 2), ((2, 1), 8), ((4, 1), 4), ((4, 1), 12), ((1, 2), 2), ((1, 4), 5), ((2, 2), 2), ((2, 4), 6)],
+)
+def test_a_laid_out_convolution_is_the_convolution(padding, layout, width):
+    layout = Layout(*layout)
+
+    def laid_out(x, kernel):
+        return layout.flat(conv3x3_laid_out(layout.lay(x), kernel, layout, padding=padding))
+
+    x, kernel = drawn(2, 8, width, 3), drawn(3, 3, 3, 5)
+    assert_close(value_and_gradients(laid_out, x, kernel), value_and_gradients(PLAIN[padding], x, kernel))
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(columns=2), Layout(strips=2)])
+def test_a_convolution_of_several_arrays_is_that_of_their_concatenation(layout):
+    conv = Conv3x3(2, layout=layout)
+
+    def in_parts(a, b, kernel):
+        return layout.flat(conv.apply({"params": {"kernel": kernel}}, [layout.lay(a), layout.lay(b)]))
+
+    def whole(a, b, kernel):
+        return conv3x3_reflect(jnp.concatenate([a, b], axis=-1), kernel)
+
+    arguments = drawn(1, 4, 6, 3), drawn(1, 4, 6, 1) + 1, drawn(3, 3, 4, 2)
+    assert_close(value_and_gradients(in_parts, *arguments), value_and_gradients(whole, *arguments))
+
+
+def test_a_laid_out_convolution_has_second_derivatives():
+    packed = Layout(columns=2)
+    x, kernel = drawn(1, 3, 4, 1), drawn(3, 3, 1, 1)
+
+    def energy(x):
+        return (conv3x3_laid_out(x, kernel, packed, padding="reflect") ** 3).sum()
+
+    gradient, step = jax.grad(energy), drawn(1, 3, 2, 2)
+    _, along = jax.jvp(gradient, (packed.lay(x),), (step,))
+    assert_close(along, jax.grad(lambda x: (gradient(x) * step).sum())(packed.lay(x)), atol=1e-3)
+
+
+@pytest.mark.parametrize("columns", [2, 4])
+def test_packed_max_pooling_is_max_pooling_and_of_equal_maxima_the_same_takes_the_gradient(columns):
+    def packed(x):
+        return Layout(columns // 2).flat(max_pool_2x2_packed(Layout(columns).lay(x), columns))
+
+    x = jnp.round(drawn(2, 4, 8, 3))  # with many equal ones
+    assert_close(value_and_gradients(packed, x), value_and_gradients(max_pool_2x2, x), atol=0)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_a_packed_transposed_convolution_is_the_transposed_convolution(columns):
+    plain, packed = ConvTranspose2x2(3), ConvTranspose2x2(3, columns=columns)
+    params = {"params": {"kernel": drawn(2, 2, 5, 3), "bias": drawn(3)}}
+    x = drawn(2, 3, 4, 5)
+    actual = value_and_gradients(
+        lambda v, x: Layout(2 * columns).flat(packed.apply(v, Layout(columns).lay(x))), params, x
+    )
+    assert_close(actual, value_and_gradients(plain.apply, params, x))
+
+
+# Columns, strips, other fields.
+UNETS = {
+    "two levels packed, reflected": ((4, 1), {"depth": 2}),
+    "strips": ((1, 2), {"depth": 2}),
+    "packed strips, padded by zeros, dropout in every block": (
+        (2, 4),
+        {"deep_dropout": 1, "padding": "zeros", "dropout": "sampled", "heads": 2},
+    ),
+    "strided, pixel shuffle": ((2, 2), {"downsample": "stride", "upsample": "pixel_shuffle"}),
+    "max unpooling": ((2, 2), {"upsample": "max_unpool"}),
+    "group norm": ((2, 2), {"norm": "group"}),
+    "no norm, rematerialised": ((2, 2), {"norm": "none", "remat": True}),
+    "too low for strips": ((2, 16), {}),
+}
+
+
+@pytest.mark.parametrize(("layout", "fields"), UNETS.values(), ids=UNETS)
+def test_a_laid_out_unet_has_the_parameters_numbers_and_gradients_of_the_unet(layout, fields):
+    model, images = UNet(3, width=4, **{"depth": 1, **fields}), drawn(2, 16, 22, 3)
+    laid_out = model.clone(pack=layout[0], strips=layout[1])
+    rngs = {"dropout": jax.random.key(5)}
+
+    def names_and_shapes(model):
+        return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+    variables = jax.tree.map(lambda leaf: 0.3 * drawn(*leaf.shape), names_and_shapes(model))
+    assert names_and_shapes(laid_out) == names_and_shapes(model)
+
+    @partial(jax.jit, static_argnums=0)
+    @partial(jax.grad, argnums=1, has_aux=True)
+    def step(model, params):
+        output, updated = model.apply(
+            {**variables, "params": params}, images, train=True, rngs=rngs, mutable=["batch_stats"]
+        )
+        return (output.logits * drawn(*output.logits.shape)).sum(), (output, updated)
+
+    of_plain, (expected, statistics) = step(model, variables["params"])
+    of_laid_out, (output, updated) = step(laid_out, variables["params"])
+    assert_close((output, updated), (expected, statistics), atol=1e-4)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(of_plain))
+    assert_close(of_laid_out, of_plain, atol=1e-5 * largest)
