@@ -4,10 +4,13 @@ import csv
 import io
 import math
 import statistics
+import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import rich.box
 import rich.console
+import rich.measure
 import rich.table
 import rich.text
 
@@ -111,13 +114,40 @@ def _number(value: Any) -> float | int | None:
 
 
 def show(table: Table, console: rich.console.Console) -> None:
-    """Prints `table` on a terminal."""
-    drawn = rich.table.Table(title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
-    for i, name in enumerate(table.columns):
+    """Prints `table` on a terminal.
+
+    Where that is too narrow the table lies on its side: a line a column, and beside one another as many rows as there
+    is room for.
+    """
+    rows, names = printed(table), [(name, False) for name in table.columns]
+    upright = _drawn(table.title, [names, *rows])
+    if _fits(upright, console) or not rows:
+        console.print(upright)
+        return
+    title: str | None = table.title
+    while rows:
+        for count in range(len(rows), 0, -1):
+            drawn = _drawn(title, list(zip(names, *rows[:count], strict=True)))
+            if _fits(drawn, console):
+                break
+        console.print(drawn)
+        rows, title = rows[count:], None
+
+
+def _drawn(title: str | None, lines: Sequence[Sequence[tuple[str, bool]]]) -> rich.table.Table:
+    """The first line is the head; the texts to which True belongs are bold."""
+    drawn = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    head, *body = ([rich.text.Text(text, "bold" if best else "") for text, best in line] for line in lines)
+    for i, name in enumerate(head):
         drawn.add_column(name, justify="right" if i else "left")
-    for row in printed(table):
-        drawn.add_row(*(rich.text.Text(text, style="bold" if best else "") for text, best in row))
-    console.print(drawn)
+    for line in body:
+        drawn.add_row(*line)
+    return drawn
+
+
+def _fits(drawn: rich.table.Table, console: rich.console.Console) -> bool:
+    options = console.options.update(max_width=sys.maxsize)
+    return rich.measure.Measurement.get(console, options, drawn).maximum <= console.width
 
 
 def markdown(table: Table) -> str:

@@ -63,6 +63,19 @@ def test_markdown_rows_keep_their_cells(text):
     assert row.replace("\\|", "").count("|") == 3
 
 
+def test_a_table_too_wide_for_the_terminal_lies_on_its_side_with_every_word_whole():
+    columns = ("network", *(f"measurement{i}" for i in range(8)))
+    rows = [(f"row{n}", *(100 * n + i for i in range(8))) for n in range(12)]
+    with io.StringIO() as file:
+        show(Table("Many columns", columns, rows), rich.console.Console(file=file, width=50))
+        said = file.getvalue()
+    assert "…" not in said
+    assert said.count("Many columns") == 1
+    assert max(map(len, said.splitlines())) <= 50
+    lines = [line.split() for line in said.splitlines() if line.strip().startswith("measurement3")]
+    assert [value for line in lines for value in line[1:]] == [str(row[4]) for row in rows]
+
+
 def test_the_best_is_bold_to_the_decimals_that_are_shown():
     rows = [("a", 0.50004, 3), ("b", 0.50001, 2), ("c", 0.4, None)]
     table = Table("t", ("name", "score", "steps"), rows, highest=("score",), lowest=("steps",))
