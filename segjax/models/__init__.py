@@ -6,6 +6,7 @@ from segjax.models.dropout import example_dropout_keys
 from segjax.models.fcn import FCN
 from segjax.models.heads import LinearHead, Segmentation, head_samples, logit_variance
 from segjax.models.layers import Conv3x3, ConvBlock, ConvStack, StridedConv3x3, pad_to_multiple
+from segjax.models.layout import Layout
 from segjax.models.network import Network, Pass
 from segjax.models.norm import BatchNorm, Norm
 from segjax.models.patch import PatchClassifier, ValidBlock
@@ -43,6 +44,7 @@ __all__ = [
     "DeepLabV2",
     "DeepLabV3Plus",
     "FixedUpsampling2x2",
+    "Layout",
     "LinearHead",
     "Network",
     "Norm",

@@ -133,7 +133,7 @@ class ConvTranspose2x2(nn.Module):
 
     Attributes:
         features: output channels.
-        columns: of the input that lie side by side in its channels (`layout.Layout`); the output has twice as many.
+        columns: of the input that lie side by side in its channels (`Layout`); the output has twice as many.
             None: neither has.
         dtype: of the computation.
         param_dtype: of the parameters.

@@ -203,10 +203,13 @@ def test_the_full_recipe_sends_as_often_on_256_chips_as_on_8(compiled):
     }
 
 
-def test_packing_the_full_recipe_keeps_a_third_less_and_moves_a_quarter_less(compiled):
-    rows = json.loads(RESULT.read_text())
-    (packed,) = (row for row in rows if row["pack"] == 2 and row["batch_per_chip"] == 2)
-    plain = compiled["v5e:2x4", 2]
-    assert packed["peak_bytes"] < 0.67 * plain["peak_bytes"]
+def test_the_full_recipe_laid_out_for_tpus_keeps_a_third_less_and_moves_half(compiled):
+    rows = {(row["pack"], row["strips"]): row for row in json.loads(RESULT.read_text()) if row["pack"] > 1}
+    plain, packed, in_strips = compiled["v5e:2x4", 2], rows[2, 1], rows[2, 8]
     assert packed["hbm_bytes"] < 0.75 * plain["hbm_bytes"]
-    assert packed["collectives"] == plain["collectives"]
+    assert in_strips["hbm_bytes"] < 0.5 * plain["hbm_bytes"]
+    assert in_strips["bytes_accessed"] < 0.65 * plain["bytes_accessed"]
+    assert in_strips["cycles"] < 0.25 * plain["cycles"]
+    for laid_out in (packed, in_strips):
+        assert laid_out["peak_bytes"] < 0.67 * plain["peak_bytes"]
+        assert laid_out["collectives"] == plain["collectives"]
