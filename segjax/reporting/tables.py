@@ -124,14 +124,14 @@ def show(table: Table, console: rich.console.Console) -> None:
     if _fits(upright, console) or not rows:
         console.print(upright)
         return
-    title: str | None = table.title
+    console.print(rich.text.Text(table.title, "table.title"))  # which may be wider than the table
     while rows:
         for count in range(len(rows), 0, -1):
-            drawn = _drawn(title, list(zip(names, *rows[:count], strict=True)))
+            drawn = _drawn(None, list(zip(names, *rows[:count], strict=True)))
             if _fits(drawn, console):
                 break
         console.print(drawn)
-        rows, title = rows[count:], None
+        rows = rows[count:]
 
 
 def _drawn(title: str | None, lines: Sequence[Sequence[tuple[str, bool]]]) -> rich.table.Table:

@@ -106,7 +106,7 @@ def test_a_row_is_written_with_its_origin_and_not_compiled_twice(tiny, tmp_path,
     assert [row["batch_per_chip"] for row in rows] == [1, 2]
     assert rows[0]["config"] == "recipe"
     assert {"command", "commit"} <= set(rows[0]["provenance"])
-    assert "| cpu | shard_map | float32 | no | 1 | 2 |" in output.with_suffix(".md").read_text()
+    assert "| cpu | shard_map | float32 | no | 1 | 1 | 2 |" in output.with_suffix(".md").read_text()
 
 
 def test_the_table_is_in_tera_giga_and_milliseconds(row):
