@@ -116,38 +116,46 @@ def _number(value: Any) -> float | int | None:
 def show(table: Table, console: rich.console.Console) -> None:
     """Prints `table` on a terminal.
 
-    Where that is too narrow the table lies on its side: a line a column, and beside one another as many rows as there
-    is room for.
+    Where that is too narrow, the names of columns broken between words too, the table lies on its side: a line a
+    column, and beside one another as many rows as there is room for.
     """
     rows, names = printed(table), [(name, False) for name in table.columns]
     upright = _drawn(table.title, [names, *rows])
-    if _fits(upright, console) or not rows:
+    narrow = _drawn(table.title, [names, *rows], broken=True)
+    for column in narrow.columns:  # the room that is left goes to the names, from the left
+        while column.width < len(column.header) and _width(narrow, console) < console.width:
+            column.width += 1
+    if not rows or _width(upright, console) <= console.width:
         console.print(upright)
+        return
+    if _width(narrow, console) <= console.width:
+        console.print(narrow)
         return
     console.print(rich.text.Text(table.title, "table.title"))  # which may be wider than the table
     while rows:
         for count in range(len(rows), 0, -1):
             drawn = _drawn(None, list(zip(names, *rows[:count], strict=True)))
-            if _fits(drawn, console):
+            if _width(drawn, console) <= console.width:
                 break
         console.print(drawn)
         rows = rows[count:]
 
 
-def _drawn(title: str | None, lines: Sequence[Sequence[tuple[str, bool]]]) -> rich.table.Table:
-    """The first line is the head; the texts to which True belongs are bold."""
-    drawn = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+def _drawn(title: str | None, lines: Sequence[Sequence[tuple[str, bool]]], *, broken: bool = False) -> rich.table.Table:
+    """The first line is the head, `broken` between words; the texts to which True belongs are bold."""
+    drawn = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
     head, *body = ([rich.text.Text(text, "bold" if best else "") for text, best in line] for line in lines)
     for i, name in enumerate(head):
-        drawn.add_column(name, justify="right" if i else "left")
+        longest = max(map(len, [*name.plain.split(), *(line[i] for line in body)])) if broken else None
+        drawn.add_column(name, justify="right" if i else "left", width=longest)
     for line in body:
         drawn.add_row(*line)
     return drawn
 
 
-def _fits(drawn: rich.table.Table, console: rich.console.Console) -> bool:
-    options = console.options.update(max_width=sys.maxsize)
-    return rich.measure.Measurement.get(console, options, drawn).maximum <= console.width
+def _width(drawn: rich.table.Table, console: rich.console.Console) -> int:
+    """Of the whole table where nothing limits it."""
+    return rich.measure.Measurement.get(console, console.options.update(max_width=sys.maxsize), drawn).maximum
 
 
 def markdown(table: Table) -> str:
