@@ -146,7 +146,7 @@ def _drawn(title: str | None, lines: Sequence[Sequence[tuple[str, bool]]], *, br
     drawn = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
     head, *body = ([rich.text.Text(text, "bold" if best else "") for text, best in line] for line in lines)
     for i, name in enumerate(head):
-        longest = max(map(len, [*name.plain.split(), *(line[i] for line in body)])) if broken else None
+        longest = max(map(len, [*name.plain.split(), *(line[i] for line in body)]), default=0) if broken else None
         drawn.add_column(name, justify="right" if i else "left", width=longest)
     for line in body:
         drawn.add_row(*line)
