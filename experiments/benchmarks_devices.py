@@ -150,7 +150,7 @@ def targets(measured: dict[str, Any]) -> list[Target]:
 
 def tables(measured: dict[str, Any]) -> list[Table]:
     """Time and a device's memory at each count, as multiples of those at 1."""
-    return benchmarks_growth.tables(measured)
+    return benchmarks_growth.tables(measured, "memory of a device, arguments too")
 
 
 def pictures(measured: dict[str, Any]) -> tuple[Picture, ...]:

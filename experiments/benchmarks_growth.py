@@ -109,11 +109,11 @@ def targets(measured: dict[str, Any]) -> list[Target]:
     return [Target(8, f"{name}: exponent of the time", exponent(row["ms"]), 1.1) for name, row in measured.items()]
 
 
-def tables(measured: dict[str, Any]) -> list[Table]:
+def tables(measured: dict[str, Any], memory: str = "memory beside arguments and results") -> list[Table]:
     """Time and extra memory at each size, as multiples of the smallest."""
     sizes = tuple(next(iter(measured.values()))["ms"])
     found = []
-    for what, unit in (("ms", "time"), ("extra_bytes", "memory beside arguments and results")):
+    for what, unit in (("ms", "time"), ("extra_bytes", memory)):
         rows = [
             (name, *(row[what][size] / max(row[what][sizes[0]], 1e-9) for size in sizes))
             for name, row in measured.items()

@@ -113,7 +113,7 @@ def conv3x3_reflect(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"])
     def mirrored(row: jax.Array) -> jax.Array:  # the rows bring the corners along, the columns must not
         return jnp.pad(row, ((0, 0), (0, 0), (1, 1), (0, 0)), mode="reflect")
 
-    x, (above, below, before, after) = inner_lines(x, 1)
+    x, (above, below, before, after) = _inner_lines(x)
     y = conv3x3_zeros(x, kernel)
     none, one = (0, 0), (1, 1)
     y = y.at[:, :1].add(thin(mirrored(above), kernel[:1], (none, none)))
@@ -122,26 +122,20 @@ def conv3x3_reflect(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"])
     return y.at[:, :, -1:].add(thin(after, kernel[:, 2:], (one, none)))
 
 
-def _slice_inner_lines(x: jax.Array, column: int) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """`x`, its second row, its last row but one, column `column`, and that column counted from the end."""
-    first, last = _columns(column)
-    return x, (x[:, 1:2], x[:, -2:-1], x[:, :, first], x[:, :, last])
+def _slice_inner_lines(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """`x`, its second row, its last row but one, its second column, and its last but one."""
+    return x, (x[:, 1:2], x[:, -2:-1], x[:, :, 1:2], x[:, :, -2:-1])
 
 
-def _columns(column: int) -> tuple[slice, slice]:
-    return slice(column, column + 1), slice(-1 - column, -column or None)
-
-
-def _add_inner_lines(column: int, _: None, cotangents: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array]:
+def _add_inner_lines(_: None, cotangents: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array]:
     # In place. JAX's own gradient of the slices pads each of the four to the full size before it adds them.
     whole, (above, below, before, after) = cotangents
-    first, last = _columns(column)
     whole = whole.at[:, 1:2].add(above).at[:, -2:-1].add(below)
-    return (whole.at[:, :, first].add(before).at[:, :, last].add(after),)
+    return (whole.at[:, :, 1:2].add(before).at[:, :, -2:-1].add(after),)
 
 
-inner_lines = jax.custom_vjp(_slice_inner_lines, nondiff_argnums=(1,))
-inner_lines.defvjp(lambda x, column: (_slice_inner_lines(x, column), None), _add_inner_lines)
+_inner_lines = jax.custom_vjp(_slice_inner_lines)
+_inner_lines.defvjp(lambda x: (_slice_inner_lines(x), None), _add_inner_lines)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
