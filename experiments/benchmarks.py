@@ -21,6 +21,7 @@ from experiments import (
     benchmarks_losses,
     benchmarks_metrics,
     benchmarks_network,
+    benchmarks_pages,
     benchmarks_prediction,
     benchmarks_start,
 )
@@ -42,6 +43,7 @@ SECTIONS = {
     "start": benchmarks_start,
     "growth": benchmarks_growth,
     "devices": benchmarks_devices,
+    "pages": benchmarks_pages,
 }
 
 

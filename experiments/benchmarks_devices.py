@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -53,8 +53,17 @@ def _row(name: str, setting: Setting) -> dict[str, Any]:
     if jax.default_backend() != "cpu":
         return measured_here(name, setting)
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={max(COUNTS)}"
+    return measured_in_process(name, setting, os.environ | {"XLA_FLAGS": flags})
+
+
+def measured_in_process(name: str, setting: Setting, environment: Mapping[str, str]) -> dict[str, Any]:
+    """One row, on as many of the devices of a process with this environment as there are counts for.
+
+    Raises:
+      RuntimeError: the process ended with an error, whose text the message has.
+    """
     command = [sys.executable, "-c", _CHILD, name, json.dumps(setting)]
-    done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the process that measures {name!r} ended with {done.returncode}: {done.stderr[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -129,8 +138,9 @@ class _Growth(NamedTuple):
     memory: float
 
 
+STEP = "training step, one batch over devices"
 _ROWS = {
-    "training step, one batch over devices": _Growth(_split, 0.1, -0.8),
+    STEP: _Growth(_split, 0.1, -0.8),
     "sweep, a cell a device": _Growth(lambda config, count: _cells(config, count, count), 1.1, 0.1),
     "sweep, cells in turn on one device": _Growth(lambda config, count: _cells(config, 1, count), 1.1, 0.1),
 }

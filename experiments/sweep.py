@@ -30,6 +30,10 @@ from segjax.training.loop import CONFIG_FILE
 from segjax.training.run import model_of
 from segjax.training.tracker import METRICS_FILE
 
+# Of a process that computes on a CPU: glibc asks for huge pages, and a step takes about a sixth less time
+# (`benchmarks_pages`). Where there are none it does nothing.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
 Changes = Mapping[str, Any]
 
 
@@ -246,7 +250,8 @@ def run_in_processes(
     workdir.mkdir(parents=True, exist_ok=True)
     logs = [workdir / f"process_{os.getpid()}_{i}.log" for i in range(processes)]
     with contextlib.ExitStack() as stack:
-        children, environment = [], {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled"), **os.environ}
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled")}
+        children, environment = [], {**HUGE_PAGES, **cache, **os.environ}
         for i, log in enumerate(logs):
             out = stack.enter_context(log.open("w"))
             with _on_core(i):

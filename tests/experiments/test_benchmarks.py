@@ -18,6 +18,7 @@ from experiments import (
     benchmarks_losses,
     benchmarks_metrics,
     benchmarks_network,
+    benchmarks_pages,
     benchmarks_prediction,
     benchmarks_report,
     benchmarks_start,
@@ -133,6 +134,23 @@ def test_a_machine_of_cpus_measures_in_a_process_of_four_devices(monkeypatch):
     )
     (first, *_) = benchmarks_devices.rows(TINY).values()
     assert first() == 4
+
+
+def test_huge_pages_are_asked_for_in_every_other_process(monkeypatch):
+    milliseconds = iter([5.0, 3.0, 7.0, 2.0, 6.0, 4.0])
+    asked = []
+
+    def measured(name, setting, environment):
+        asked.append(environment.get("GLIBC_TUNABLES"))
+        return {"ms": {"1": next(milliseconds)}}
+
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=2")
+    monkeypatch.setattr(benchmarks_devices, "measured_in_process", measured)
+    (row,) = (measure() for measure in benchmarks_pages.rows(TINY._replace(rounds=3)).values())
+    assert asked == [None, "glibc.malloc.hugetlb=1"] * 3
+    assert row["ms"] == {OURS: 6.0, benchmarks_pages.WITH: 3.0}
+    (line,) = benchmarks_report.times(benchmarks_pages, {"a step": row}).rows
+    assert line == ("a step", 6.0, 0.5)
 
 
 def test_what_ended_the_process_that_measures_is_said(monkeypatch):
