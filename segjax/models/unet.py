@@ -32,9 +32,10 @@ class UNet(Network):
         pack: columns that the first level's arrays have side by side in their channels, a power of two, at most
             2^depth; half as many a level down. The parameters and the numbers are the same; a TPU, which keeps channels
             in lanes of 128, moves fewer bytes with 128 / width, and every device multiplies more. Not for CPUs.
-        strips: of rows, into which each image is cut, where its padded height is a multiple of strips · 2^(depth + 1):
-            they lie in the batch like images, from end to end of the network. The parameters and the numbers are the
-            same; with a few images a chip a TPU moves a third of the bytes with 16 / images. Not for CPUs.
+        strips: of rows, into which each image is cut, where its padded height is a multiple of strips · 2^depth, and
+            at least twice that: they lie in the batch like images, from end to end of the network. The parameters and
+            the numbers are the same; with a few images a chip a TPU moves a third of the bytes with 16 / images. Not
+            for CPUs.
 
     `deep_dropout` = n is dropout after the n deepest blocks of the encoder (the lowest level first) and the n deepest
     of the decoder, as Bayesian SegNet's central units have it; 0 to depth.
