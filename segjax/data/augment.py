@@ -209,8 +209,24 @@ def _resample(
     columns = jnp.floor(window.corner[1] + x / window.zoom[1]).astype(jnp.int32)
     height, width = label.shape
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    nearest = label[jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)]
+    rows, columns = jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)
+    nearest = label[rows, columns] if rotation else _crossing(label, rows[:, 0], columns[0])
     return canvas, jnp.where(inside, nearest.astype(jnp.int32), VOID), inside
+
+
+def _crossing(label: Array, rows: Int[Array, "h"], columns: Int[Array, "w"]) -> Array:
+    """The labels where these rows cross these columns."""
+
+    def multiplied(label: Array, rows: Array, columns: Array) -> Array:
+        # A TPU gathers one pixel after another. Each sum has one term, and bfloat16 has all integers up to 256.
+        height, width = label.shape
+        lines = jax.nn.one_hot(rows, height, dtype=jnp.bfloat16) @ label.astype(jnp.bfloat16)
+        return (lines @ jax.nn.one_hot(columns, width, dtype=jnp.bfloat16).T).astype(label.dtype)
+
+    def gathered(label: Array, rows: Array, columns: Array) -> Array:
+        return label[rows[:, None], columns[None, :]]
+
+    return jax.lax.platform_dependent(label, rows, columns, tpu=multiplied, default=gathered)
 
 
 def _margin(size: tuple[int, int], rotation: float) -> tuple[int, int]:

@@ -215,14 +215,23 @@ def _weights(keys, positives, dtype, axis_name):
     places = jax.lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
     keys, places_before = jax.lax.sort((keys, places), num_keys=1)
     steps = _jaccard_steps((keys & 1) == 0, places + 1, positives[..., None], dtype)
-    put = jax.vmap(
-        jax.vmap(lambda at, step: jnp.zeros_like(step).at[at].set(step, unique_indices=True, mode="promise_in_bounds"))
-    )
-    weights = put(places_before, steps)
+    weights = jax.lax.platform_dependent(places_before, steps, tpu=_sorted_back, default=_put_back)
     if axis_name is not None:
         first = jax.lax.axis_index(axis_name) * num_local
         weights = jax.lax.dynamic_slice_in_dim(weights, first, num_local, axis=-1)
     return weights
+
+
+def _put_back(places_before, steps):
+    def put(at, step):
+        return jnp.zeros_like(step).at[at].set(step, unique_indices=True, mode="promise_in_bounds")
+
+    return jax.vmap(jax.vmap(put))(places_before, steps)
+
+
+def _sorted_back(places_before, steps):
+    """The same: a TPU sorts whole vectors, and scatters one number after another."""
+    return jax.lax.sort((places_before, steps), num_keys=1)[1]
 
 
 def _jaccard_steps(positive, k, positives, dtype):

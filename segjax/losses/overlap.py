@@ -78,7 +78,7 @@ def _pixel_sums(
 @_pixel_sums.defjvp
 def _pixel_sums_jvp(squared, primals, tangents):
     """By hand, so that its transpose, the gradient, is one sum over the classes and one loop, with no exp kept."""
-    logits, labels, keep = primals
+    _, labels, keep = primals
     own, probability, missed, share, flaw = _parts(*primals)
     share_dot = jnp.sum(share * tangents[0], axis=-1)
     margin_dot = jnp.sum(jnp.where(own, tangents[0], 0), axis=-1) - share_dot
@@ -88,14 +88,27 @@ def _pixel_sums_jvp(squared, primals, tangents):
     off = share * missed[..., None]
     off_dot = off * (tangents[0] - common[..., None])
     error_dot = jnp.sum(2 * off * off_dot if squared else off_dot, axis=tuple(range(1, labels.ndim)))
-    # A scatter, and so in the gradient a gather from C numbers.
-    of_label = jax.vmap(lambda y, v: jnp.zeros(logits.shape[-1], v.dtype).at[y.ravel()].add(v.ravel()))
-    of_hit = of_label(labels, hit_dot)
+    of_hit = _by_label(labels, own, hit_dot)
     if squared:
-        error_dot = error_dot - of_label(labels, 2 * missed * hit_dot)
+        error_dot = error_dot - _by_label(labels, own, 2 * missed * hit_dot)
     sums = _pixel_sums(*primals, squared)
     alarm_dot = -jnp.sum(jnp.where(jnp.isnan(flaw), hit_dot, 0))
     return sums, (of_hit, -of_hit, error_dot, jnp.zeros_like(sums[3]), alarm_dot)
+
+
+def _by_label(labels, own, values):
+    """Σ of what the pixels of each class have, `[images, classes]`; 0 at a pixel that does not count."""
+    num_classes, pixel_axes = own.shape[-1], tuple(range(1, labels.ndim))
+
+    def scattered(labels, own, values):  # and so in the gradient a gather from C numbers
+        del own
+        return jax.vmap(lambda y, v: jnp.zeros(num_classes, v.dtype).at[y.ravel()].add(v.ravel()))(labels, values)
+
+    def selected(labels, own, values):  # a TPU scatters and gathers one pixel after another
+        del labels
+        return jnp.sum(jnp.where(own, values[..., None], 0), axis=pixel_axes)
+
+    return jax.lax.platform_dependent(labels, own, values, tpu=selected, default=scattered)
 
 
 def _parts(logits, labels, keep):

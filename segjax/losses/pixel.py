@@ -7,6 +7,8 @@ bfloat16 and float16 are computed and returned in float32, float64 in float64. `
 First and second derivatives are finite for every γ ≥ 0 and |logit| ≤ 1e4 (see `margin.py`).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -241,5 +243,11 @@ def _sigmoid_terms(logits, targets):
 
 
 def _of_label(weights, labels):
-    # 1 entry a pixel from a table of C: here a gather is cheap. A label that is no class is NaN already.
-    return jnp.take(weights, labels, mode="clip")
+    """Each pixel's entry of a table of C. Of a label that is no class any will do: its loss is NaN already."""
+
+    def compared(weights, labels):
+        return jnp.sum(jnp.where(margin.is_label(labels, weights.shape[0]), weights, 0), axis=-1)
+
+    # Elsewhere a gather is cheap; a TPU makes it one pixel after another.
+    gathered = partial(jnp.take, mode="clip")
+    return jax.lax.platform_dependent(weights, labels, tpu=compared, default=gathered)

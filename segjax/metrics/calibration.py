@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from segjax import checks
 from segjax.collectives import psum
-from segjax.metrics.counts import INVALID, count, host_counts, ratio
+from segjax.metrics.counts import INVALID, add_up, count, host_counts, ratio
 from segjax.metrics.probabilities import softmax_inputs
 
 _CAUSE = "a label outside [0, classes) or a NaN logit was counted, in a pixel that `where` keeps"
@@ -322,10 +322,9 @@ def _sums(
     """
     items = most * (1 if axis_name is None else jax.lax.axis_size(axis_name))
     part_bits = max(31 - items.bit_length(), 1)
-    fixed = jnp.round(values * 2**_FRACTION_BITS).astype(jnp.int32).ravel()
+    fixed = jnp.round(values * 2**_FRACTION_BITS).astype(jnp.int32)
     parts = [(fixed >> shift) & (2**part_bits - 1) for shift in range(0, _FRACTION_BITS + 1, part_bits)]
-    zeros, at = jnp.zeros(num_places, jnp.int32), places.ravel()
-    sums = psum([zeros.at[at].add(part, mode="promise_in_bounds") for part in parts], axis_name)
+    sums = psum([add_up(places, part, num_places, part_bits) for part in parts], axis_name)
     scaled = [one.astype(values.dtype) * 2.0 ** (i * part_bits - _FRACTION_BITS) for i, one in enumerate(sums)]
     return sum(reversed(scaled[:-1]), start=scaled[-1])
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt8
 
+from segjax.metrics.counts import tally
+
 
 # Compiled as one also where the caller compiles nothing: each call would compile its loops anew.
 @partial(jax.jit, static_argnames=("num_classes", "tolerance"))
@@ -152,12 +154,8 @@ def _count(
     images = classes.shape[1]
     counted = classes >= 0
     of_image = jnp.arange(2 * images, dtype=jnp.int32).reshape(2, images, 1, 1) * num_classes
-    places = jnp.where(counted, (of_image + classes.astype(jnp.int32)) * 2 + matched.astype(jnp.int32), 0)
-    counts = (
-        jnp.zeros(2 * images * num_classes * 2, jnp.int32)
-        .at[places.ravel()]
-        .add(counted.astype(jnp.int32).ravel(), mode="promise_in_bounds")
-        .reshape(2, images, num_classes, 2)
-    )
+    nowhere = 2 * images * num_classes * 2
+    places = jnp.where(counted, (of_image + classes.astype(jnp.int32)) * 2 + matched.astype(jnp.int32), nowhere)
+    counts = tally(places, nowhere + 1)[:nowhere].reshape(2, images, num_classes, 2)
     columns = jnp.stack([counts[..., 1], counts.sum(axis=-1, dtype=jnp.int32)], axis=-1)
     return jnp.moveaxis(columns, 0, -2).reshape(images, num_classes, 4)

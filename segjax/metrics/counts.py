@@ -17,7 +17,7 @@ from segjax import checks
 from segjax.collectives import psum
 
 INVALID = int(np.iinfo(np.int32).min)
-_TURNS = 4
+_TURNS, _LANES = 4, 128
 # What a class scores whose denominator is 0; NaN is left out of means.
 ABSENT = {"exclude": np.nan, "zero": 0.0, "one": 1.0}
 
@@ -30,18 +30,60 @@ def count(
     axis_name: Hashable | None,
 ) -> Int[Array, "places"]:
     """How many kept pixels of all devices have each place; all `INVALID` if one of them is not `valid`."""
-    # Two more places, cut off again, take what is not counted and what must not be there: a scatter that adds one
-    # constant reads half of what it would read with a 0 or 1 for each pixel, and needs no check of its bounds.
-    at, row = jnp.where(valid, places, num_places), num_places + 2
+    # Two more places, cut off again, take what is not counted and what must not be there.
+    at = jnp.where(valid, places, num_places)
     if keep is not None:
         at = jnp.where(keep, at, num_places + 1)
-    # Neighbours are mostly of one place, where each addition waits for the one before: so they take turns in four rows.
-    at = at.ravel() + jax.lax.iota(jnp.int32, at.size) % _TURNS * row
-    counts = jnp.zeros(_TURNS * row, jnp.int32).at[at].add(1, mode="promise_in_bounds")
-    counts = jnp.sum(counts.reshape(_TURNS, row), axis=0, dtype=jnp.int32)
+    counts = tally(at, num_places + 2)
     # The flag travels with the counts, and is applied after the sum: two INVALIDs would wrap around to 0.
     counts, num_invalid = psum((counts[:num_places], counts[num_places]), axis_name)
     return jnp.where(num_invalid > 0, jnp.int32(INVALID), counts)
+
+
+def tally(places: Int[Array, "*pixels"], num_places: int) -> Int[Array, "{num_places}"]:
+    """How many pixels have each place, all of which lie in [0, num_places); of this device."""
+
+    # A scatter that adds one constant reads half of what it would read with a 0 or 1 for each pixel. Neighbours are
+    # mostly of one place, where each addition waits for the one before: so they take turns in four rows.
+    def scattered(at):
+        at += jax.lax.iota(jnp.int32, at.size) % _TURNS * num_places
+        counts = jnp.zeros(_TURNS * num_places, jnp.int32).at[at].add(1, mode="promise_in_bounds")
+        return jnp.sum(counts.reshape(_TURNS, num_places), axis=0, dtype=jnp.int32)
+
+    def multiplied(at):
+        return _products(at, jnp.ones(1, jnp.int8), num_places)
+
+    return jax.lax.platform_dependent(places.ravel(), tpu=multiplied, default=scattered)
+
+
+def add_up(
+    places: Int[Array, "*pixels"], values: Int[Array, "*pixels"], num_places: int, bits: int
+) -> Int[Array, "{num_places}"]:
+    """Σ of the values, each in [0, 2^bits), of each place; what does not fit an int32 wraps around."""
+
+    def scattered(at, values):
+        return jnp.zeros(num_places, jnp.int32).at[at].add(values, mode="promise_in_bounds")
+
+    def multiplied(at, values):
+        parts = ((values >> shift & 127).astype(jnp.int8) for shift in range(0, bits, 7))
+        return sum(_products(at, part, num_places) << 7 * i for i, part in enumerate(parts))
+
+    return jax.lax.platform_dependent(places.ravel(), values.ravel(), tpu=multiplied, default=scattered)
+
+
+def _products(places: Int[Array, "pixels"], values: Int[Array, "#pixels"], num_places: int) -> Int[Array, "_"]:
+    """Σ of values of 7 bits by place, as a product of matrices of 0 and 1: the rows and the columns of the places.
+
+    A TPU scatters one number after another; of int8 it multiplies 128 × 128 at once, and its sums are exact.
+    """
+
+    def one_hot(index: Array, size: int) -> Array:
+        return index[:, None] == jnp.arange(size, dtype=index.dtype)[None]
+
+    rows = jnp.where(one_hot(places // _LANES, -(-num_places // _LANES)), values[..., None], 0)
+    columns = one_hot(places % _LANES, _LANES).astype(jnp.int8)
+    sums = jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+    return sums.ravel()[:num_places]
 
 
 def confusion_cells(

@@ -217,6 +217,21 @@ def test_no_rotation_costs_no_gather_of_the_image():
     assert gathers(10.0) > 1
 
 
+def test_a_tpu_gathers_nothing_and_finds_the_same_labels(monkeypatch):
+    images, labels = scene()
+    labels = jnp.where(labels == 3, jnp.uint8(VOID), labels)
+    settings = {**NEUTRAL, "scale": (0.5, 2.0), "flip": True}
+    program = jax.export.export(jax.jit(partial(augment, **settings)), platforms=["tpu"])(images, labels, keys(4))
+    assert "stablehlo.gather" not in program.mlir_module()
+
+    here = augment(images, labels, keys(4), **settings)[1]
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *operands, default, tpu=None, **_: (tpu or default)(*operands)
+    )
+    jax.clear_caches()
+    np.testing.assert_array_equal(augment(images, labels, keys(4), **settings)[1], here)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

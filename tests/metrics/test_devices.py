@@ -1,4 +1,6 @@
-"""Every count is the same to the bit, however its pixels lie on devices. A new metric is a new line of COUNTS.
+"""Every count is the same to the bit, however its pixels lie on devices, and by what a TPU compiles.
+
+A new metric is a new line of COUNTS.
 
 Each entry is `counts(logits, labels, where, axis_name) -> global integers`. Counts have no gradient.
 """
@@ -124,6 +126,34 @@ def expected():
 def test_counts_are_the_same_in_every_mapping(name, mapping, expected):
     assert expected[name].any()
     np.testing.assert_array_equal(MAPPINGS[mapping](COUNTS[name]), expected[name])
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_what_a_tpu_compiles_counts_the_same(name, expected, monkeypatch):
+    def of_tpu(*operands, default, **platforms):
+        return platforms.get("tpu", default)(*operands)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", of_tpu)
+    jax.clear_caches()
+    np.testing.assert_array_equal(COUNTS[name](*BATCH, None), expected[name])
+
+
+def test_what_a_tpu_compiles_adds_up_the_same(monkeypatch):
+    here = {name: np.asarray(sums(*BATCH, None)) for name, sums in SUMS.items()}
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *operands, default, tpu=None, **_: (tpu or default)(*operands)
+    )
+    jax.clear_caches()
+    for name, sums in SUMS.items():
+        np.testing.assert_array_equal(sums(*BATCH, None), here[name], name)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_tpu_scatters_and_gathers_nothing(name):
+    counts = jax.jit(lambda *batch: COUNTS[name](*batch, None))
+    program = str(jax.export.export(counts, platforms=["tpu"])(*BATCH).mlir_module())
+    assert "stablehlo.add" in program
+    assert not {"stablehlo.gather", "stablehlo.scatter"} & set(program.replace('"', " ").split())
 
 
 @functools.cache
