@@ -39,7 +39,15 @@ def scene(shape: tuple[int, int, int], classes: int) -> tuple[np.ndarray, np.nda
 
 def rows(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
     """What measures each row, by its name."""
-    return {name: partial(_row, name, setting) for name in _OURS}
+    return {name: partial(_row, name, setting) for name in LOSSES}
+
+
+def operands(name: str, shape: tuple[int, int, int], classes: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Float32 logits and int32 labels or targets, as that row's loss takes them."""
+    each = (*shape, classes)
+    logits = shape if name in _OF_ONE_LOGIT else each
+    targets = each if name in _OF_TARGETS else shape
+    return jax.ShapeDtypeStruct(logits, jnp.float32), jax.ShapeDtypeStruct(targets, jnp.int32)
 
 
 def _row(name: str, setting: Setting) -> dict[str, Any]:
@@ -50,7 +58,7 @@ def _row(name: str, setting: Setting) -> dict[str, Any]:
         logits, targets = logits[..., 0].copy(), np.asarray(labels % 2, np.int32)
     z, y = jnp.asarray(logits), jnp.asarray(targets)
     compared = 1 if name in _BY_VALUE else 2
-    ways = [Way(OURS, partial(_jax_way, _OURS[name], z, y), partial(_jax_answer, compared))]
+    ways = [Way(OURS, partial(_jax_way, LOSSES[name], z, y), partial(_jax_answer, compared))]
     for who, loss in _JAX.get(name, {}).items():
         ways.append(Way(who, partial(_jax_way, loss, z, y), partial(_jax_answer, compared)))
     for who, (make, scale) in _TORCH.get(name, {}).items():
@@ -58,7 +66,7 @@ def _row(name: str, setting: Setting) -> dict[str, Any]:
         ways.append(Way(who, partial(_torch_way, make, who, logits, targets), partial(_torch_answer, scale, compared)))
     ways.append(Way(COPY, partial(copy_of, z)))
     measured = measure(ways, setting, TOLERANCE)
-    return measured | {"extra_memory": {str(t): extra_memory(_OURS[name], z, y, t) for t in ("float32", "bfloat16")}}
+    return measured | {"extra_memory": {str(t): extra_memory(LOSSES[name], z, y, t) for t in ("float32", "bfloat16")}}
 
 
 def extra_memory(loss: Callable[..., jax.Array], logits: jax.Array, targets: jax.Array, dtype: str) -> float:
@@ -126,7 +134,7 @@ def _torch_answer(scale: float, compared: int, result: tuple[Any, Any]) -> list[
     return [np.asarray(value, np.float32), gradient][:compared]
 
 
-_OURS: dict[str, Callable[..., jax.Array]] = {
+LOSSES: dict[str, Callable[..., jax.Array]] = {
     "softmax cross entropy": lambda z, y: losses.mean(losses.softmax_cross_entropy(z, y)),
     "softmax focal": lambda z, y: losses.mean(losses.softmax_focal_loss(z, y, gamma=GAMMA)),
     "sigmoid cross entropy": lambda z, t: losses.mean(losses.sigmoid_cross_entropy(z, t)),

@@ -238,12 +238,16 @@ def _of_logits(count: Callable[..., Any]) -> Callable[..., tuple[list[Way], floa
     return ways
 
 
+# Of logits, labels and the number of classes.
+COUNTS: dict[str, Callable[..., Any]] = {
+    "confusion matrix of logits": lambda z, y, classes: metrics.confusion_matrix(y, z, classes),
+    "classwise calibration bins": lambda z, y, classes: metrics.classwise_calibration_bins(z, y),
+    "proper scores": lambda z, y, classes: metrics.proper_score_sums(z, y),
+}
 _WAYS = {
     "confusion matrix": _confusion,
     "boundary F1": _boundary,
     "average precision": _ranking,
     "calibration error": _calibration,
-    "confusion matrix of logits": _of_logits(lambda z, y, classes: metrics.confusion_matrix(y, z, classes)),
-    "classwise calibration bins": _of_logits(lambda z, y, classes: metrics.classwise_calibration_bins(z, y)),
-    "proper scores": _of_logits(lambda z, y, classes: metrics.proper_score_sums(z, y)),
+    **{name: _of_logits(count) for name, count in COUNTS.items()},
 }

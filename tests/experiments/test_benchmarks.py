@@ -29,7 +29,7 @@ from experiments.peers import NOT_INSTALLED, OURS, Setting, Target, Way
 from segjax.training import ConfigError
 
 TINY = Setting(shape=(1, 32, 48), classes=3, rounds=1, compiled=False)
-WITH_JAX_PEERS = [name for name in benchmarks_losses._OURS if name in benchmarks_losses._JAX]
+WITH_JAX_PEERS = [name for name in benchmarks_losses.LOSSES if name in benchmarks_losses._JAX]
 WITH_PEERS = ["confusion matrix", "boundary F1", "average precision"]
 
 
@@ -67,7 +67,7 @@ def test_the_scene_holds_every_class_in_every_image():
 def test_every_row_of_a_torch_library_names_a_known_peer():
     named = {who for rows in benchmarks_losses._TORCH.values() for who in rows}
     assert named <= set(peers.PEERS)
-    assert set(benchmarks_losses._TORCH) <= set(benchmarks_losses._OURS)
+    assert set(benchmarks_losses._TORCH) <= set(benchmarks_losses.LOSSES)
 
 
 @pytest.fixture
