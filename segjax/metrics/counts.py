@@ -5,6 +5,7 @@ count of that call becomes `INVALID`, -2^31, on all devices. A sum with it in in
 cell has counted 2^31 pixels, and the functions that turn counts into scores refuse negative counts. Private.
 """
 
+import math
 from collections.abc import Hashable
 
 import jax
@@ -45,15 +46,16 @@ def tally(places: Int[Array, "*pixels"], num_places: int) -> Int[Array, "{num_pl
 
     # A scatter that adds one constant reads half of what it would read with a 0 or 1 for each pixel. Neighbours are
     # mostly of one place, where each addition waits for the one before: so they take turns in four rows.
-    def scattered(at):
+    def scattered(places):
+        at = places.ravel()
         at += jax.lax.iota(jnp.int32, at.size) % _TURNS * num_places
         counts = jnp.zeros(_TURNS * num_places, jnp.int32).at[at].add(1, mode="promise_in_bounds")
         return jnp.sum(counts.reshape(_TURNS, num_places), axis=0, dtype=jnp.int32)
 
-    def multiplied(at):
-        return _products(at, jnp.ones(1, jnp.int8), num_places)
+    def multiplied(places):
+        return _products(places, jnp.ones_like(places, jnp.int8), num_places)
 
-    return jax.lax.platform_dependent(places.ravel(), tpu=multiplied, default=scattered)
+    return jax.lax.platform_dependent(places, tpu=multiplied, default=scattered)
 
 
 def add_up(
@@ -61,28 +63,34 @@ def add_up(
 ) -> Int[Array, "{num_places}"]:
     """Σ of the values, each in [0, 2^bits), of each place; what does not fit an int32 wraps around."""
 
-    def scattered(at, values):
-        return jnp.zeros(num_places, jnp.int32).at[at].add(values, mode="promise_in_bounds")
+    def scattered(places, values):
+        return jnp.zeros(num_places, jnp.int32).at[places.ravel()].add(values.ravel(), mode="promise_in_bounds")
 
-    def multiplied(at, values):
+    def multiplied(places, values):
         parts = ((values >> shift & 127).astype(jnp.int8) for shift in range(0, bits, 7))
-        return sum(_products(at, part, num_places) << 7 * i for i, part in enumerate(parts))
+        return sum(_products(places, part, num_places) << 7 * i for i, part in enumerate(parts))
 
-    return jax.lax.platform_dependent(places.ravel(), values.ravel(), tpu=multiplied, default=scattered)
+    return jax.lax.platform_dependent(places, values, tpu=multiplied, default=scattered)
 
 
-def _products(places: Int[Array, "pixels"], values: Int[Array, "#pixels"], num_places: int) -> Int[Array, "_"]:
+def _products(places: Int[Array, "*pixels"], values: Int[Array, "*pixels"], num_places: int) -> Int[Array, "_"]:
     """Σ of values of 7 bits by place, as a product of matrices of 0 and 1: the rows and the columns of the places.
 
     A TPU scatters one number after another; of int8 it multiplies 128 × 128 at once, and its sums are exact.
     """
 
-    def one_hot(index: Array, size: int) -> Array:
-        return index[:, None] == jnp.arange(size, dtype=index.dtype)[None]
+    def one_hot(index: Array, count: int) -> Array:
+        # Pixels last, as they lie: the other way round takes fifteen times as long.
+        return jnp.arange(count, dtype=index.dtype)[:, None] == index[None]
 
-    rows = jnp.where(one_hot(places // _LANES, -(-num_places // _LANES)), values[..., None], 0)
-    columns = one_hot(places % _LANES, _LANES).astype(jnp.int8)
-    sums = jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+    # In any order: a short last axis, of classes, is not where a TPU has it last.
+    short = places.ndim > 1 and places.shape[-1] < _LANES
+    at, values = (jnp.moveaxis(x, -1, 0).ravel() if short else x.ravel() for x in (places, values))
+    # About as many rows as columns: one row alone would not be a product.
+    width = min(_LANES, 2 ** math.ceil(math.log2(num_places) / 2))
+    rows = jnp.where(one_hot(at // width, -(-num_places // width)), values[None], 0)
+    columns = one_hot(at % width, width).astype(jnp.int8)
+    sums = jax.lax.dot_general(rows, columns, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
     return sums.ravel()[:num_places]
 
 
