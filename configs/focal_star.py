@@ -2,7 +2,7 @@
 
 Source: Lin et al. 2017 (arXiv 1708.02002), appendix A, table 3.
 COMMAND: python -m experiments.focal_star --preset=cpu --processes=2 --workdir=runs/focal_star
-SCORE: road_debris, cpu: experiments/results/focal_star_road_debris.md
+SCORE: cpu: experiments/results/focal_star_road_debris.md and focal_star_crackforest.md
 TIME: a cell took 75 to 95 s of one CPU core that little else disturbed. smoke has 4 cells; cpu 4 (0.1
   core hours) a seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
 """

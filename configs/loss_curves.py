@@ -2,7 +2,7 @@
 
 Source: Lin et al. 2017 (arXiv 1708.02002), section 5.1 ("Analysis of the Focal Loss") and appendices A and B.
 COMMAND: python -m experiments.loss_curves --preset=cpu --processes=2 --workdir=runs/loss_curves
-SCORE: road_debris, cpu: experiments/results/loss_curves_road_debris.md
+SCORE: cpu: experiments/results/loss_curves_road_debris.md and loss_curves_crackforest.md
 TIME: one cell a seed, with twice the steps of the other sweeps: 5 minutes of one CPU core. smoke 1 seed; cpu 3 on
   road_debris and 2 on CrackForest; full 5.
 """

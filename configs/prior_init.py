@@ -2,7 +2,7 @@
 
 Source: Lin et al. 2017 (arXiv 1708.02002), sections 3.3, 4.1 ("Initialization") and 5.1.
 COMMAND: python -m experiments.prior_init --preset=cpu --processes=2 --workdir=runs/prior_init
-SCORE: road_debris, cpu: experiments/results/prior_init_road_debris.md
+SCORE: cpu: experiments/results/prior_init_road_debris.md and prior_init_crackforest.md
 TIME: a cell took 75 to 95 s of one CPU core that little else disturbed. smoke has 4 cells; cpu 30 (0.7
   core hours) a seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
 """
