@@ -11,8 +11,6 @@ the devices of this machine.
 """
 
 import copy
-import importlib.metadata
-import importlib.util
 import json
 import re
 import time
@@ -30,7 +28,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.hlo_collectives import collectives
 from experiments.hlo_traffic import estimated_cycles, hbm_traffic
-from experiments.tpu_slices import CHIPS, CPU, Chip, chip_of, devices_of, roofline
+from experiments.tpu_slices import CHIPS, CPU, Chip, chip_of, compiler_provenance, devices_of, roofline
 from segjax import cli
 from segjax.data.labels import LABEL_SETS
 from segjax.reporting import Report, Section, Table, as_markdown, show
@@ -39,7 +37,6 @@ from segjax.training.loop import write_json
 from segjax.training.networks import make_model
 from segjax.training.objective import Hyper, hyper_from_config
 from segjax.training.optimizer import hyper_at, phases
-from segjax.training.provenance import provenance
 from segjax.training.step import init_state, make_train_step
 
 # Height and width as the loader hands the images over; of the sets that are not here they follow from the config.
@@ -255,10 +252,7 @@ def run(config_file: str, config: ConfigDict, topology: str, batch_per_chip: int
     rows = json.loads(output.read_text(encoding="utf-8")) if output.exists() else []
     wanted = what(config_file, config, topology, batch_per_chip)
     if not any(wanted == {key: row[key] for key in wanted} for row in rows):
-        origin = provenance()
-        if importlib.util.find_spec("libtpu"):
-            origin["versions"]["libtpu"] = importlib.metadata.version("libtpu")
-        new = {**wanted, **measure(config, topology, batch_per_chip), "provenance": origin}
+        new = {**wanted, **measure(config, topology, batch_per_chip), "provenance": compiler_provenance()}
         # Another process may have added one meanwhile.
         rows = [*(json.loads(output.read_text(encoding="utf-8")) if output.exists() else []), new]
         output.parent.mkdir(parents=True, exist_ok=True)

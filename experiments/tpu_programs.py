@@ -6,8 +6,6 @@ they stand. What a TPU does for one number after another, a gather or a scatter 
 price for: the table counts them. Each row is written as it is done; what was cut carries on.
 """
 
-import importlib.metadata
-import importlib.util
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -23,12 +21,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import benchmarks_losses, benchmarks_metrics
 from experiments.hlo_traffic import estimated_cycles, hbm_traffic
-from experiments.tpu_slices import CPU, devices_of
+from experiments.tpu_slices import CPU, compiler_provenance, devices_of
 from segjax import cli, metrics
 from segjax.reporting import Report, Section, Table, as_markdown, show
 from segjax.training import ConfigError
 from segjax.training.loop import write_json
-from segjax.training.provenance import provenance
 
 COPY = benchmarks_losses.COPY
 METRICS: dict[str, Callable[..., Any]] = benchmarks_metrics.COUNTS | {
@@ -129,10 +126,7 @@ def run(
         there = any(row["of"] == name for row in rows)
         if there or (only and name != COPY and not any(part in name for part in only)):
             continue
-        origin = provenance()
-        if importlib.util.find_spec("libtpu"):
-            origin["versions"]["libtpu"] = importlib.metadata.version("libtpu")
-        rows.append({"of": name, **setting, **costs(function, operands, device), "provenance": origin})
+        rows.append({"of": name, **setting, **costs(function, operands, device), "provenance": compiler_provenance()})
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, rows)
         output.with_suffix(".md").write_text(as_markdown(report(rows), output.stem), encoding="utf-8")

@@ -1,5 +1,6 @@
 """The TPU slices that programs are compiled for, and the published figures of their chips."""
 
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import jax
 from jax.experimental import topologies
 
 from segjax.training import ConfigError
+from segjax.training.provenance import provenance
 
 CPU = "cpu"
 
@@ -65,6 +67,14 @@ def chip_of(topology: str) -> Chip | None:
             f"got {topology!r}"
         )
     return CHIPS.get(name)
+
+
+def compiler_provenance() -> dict[str, Any]:
+    """Where a compiled program comes from: `provenance`, and the version of libtpu where it is installed."""
+    origin = provenance()
+    if importlib.util.find_spec("libtpu"):
+        origin["versions"]["libtpu"] = importlib.metadata.version("libtpu")
+    return origin
 
 
 def devices_of(topology: str) -> Sequence[Any]:
