@@ -30,8 +30,8 @@ from segjax.training.loop import CONFIG_FILE
 from segjax.training.run import model_of
 from segjax.training.tracker import METRICS_FILE
 
-# Of a process that computes on a CPU: glibc asks for huge pages, and a step takes about a sixth less time
-# (`benchmarks_pages`). Where there are none it does nothing.
+# Of a process that computes on a CPU: glibc asks for huge pages, and a step takes less time; `benchmarks_pages` says
+# how much less. Where there are none it does nothing.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 Changes = Mapping[str, Any]
