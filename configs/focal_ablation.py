@@ -2,11 +2,11 @@
 
 Source: Lin et al. 2017 (arXiv 1708.02002), section 5.1, with its prior bias π = 0.01 at the head.
 COMMAND: python -m experiments.focal_ablation --preset=cpu --processes=2 --workdir=runs/focal_ablation
-SCORE: cpu and smoke: experiments/results/focal_ablation_road_debris.md, focal_ablation_smoke.md and, of its second seed
-  24 cells so far, focal_ablation_crackforest.md
+SCORE: cpu and smoke: experiments/results/focal_ablation_road_debris.md, focal_ablation_crackforest.md and
+  focal_ablation_smoke.md
 TIME: smoke (5 cells) 3.3 minutes on two CPU cores. cpu: 60 cells a seed, 3 seeds on road_debris (a cell took 75 to
-  95 s of one core that little else disturbed: 1.4 core hours a seed) and 2 on CrackForest (0.25 s a step and 0.7 s an
-  evaluation of CPU time: 1.4 core hours a seed). full: 5 seeds, for accelerators; not timed.
+  95 s of one core that little else disturbed: 1.4 core hours a seed) and 2 on CrackForest (54 to 85 s with huge
+  pages: 1.2 core hours a seed). full: 5 seeds, for accelerators; not timed.
 """
 
 from configs.rare_class import DATA, NO_PRIOR, PRESETS, PRIOR, get_config, get_seeds

@@ -2,7 +2,7 @@
 
 Source: Lin et al. 2017 (arXiv 1708.02002), asked of segmentation.
 COMMAND: python -m segjax.train --config=configs/rare_class.py --workdir=runs/rare_class
-TIME: `smoke` 50 to 70 seconds a run on a CPU core, two at once; `cpu` and `full` not measured.
+TIME: of one CPU core, two runs at once: `smoke` 50 to 70 seconds, `cpu` 75 to 95; `full` not measured.
 """
 
 from segjax.training import defaults
