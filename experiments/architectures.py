@@ -196,6 +196,11 @@ def _changes(rows: Mapping[str, Row]) -> dict[str, Any]:
     return json.loads(json.dumps({name: row.changes for name, row in rows.items()}))
 
 
+def _flags(row: Row) -> str:
+    """The row's changes as the command line takes them, and as short."""
+    return " ".join(f"{field}={value}".replace(" ", "") for field, value in row.changes.items()) or "the recipe's own"
+
+
 SCORED = {
     "mean IoU": "mean_iou",
     "pixel accuracy": "pixel_accuracy",
@@ -237,8 +242,8 @@ def report(measured: list[dict[str, Any]], cost: dict[str, Any]) -> Report:
         "data": "CamVid, validation, scored at 360×480",
         "recipe": f"configs/camvid_unet_weighted.py, {measured[0]['steps'] if measured else config.training.steps} "
         f"steps of batch {config.training.global_batch}, {config.data.size[0]}×{config.data.size[1]} pixels",
-        "widths": {name: row.changes for name, row in ROWS.items()},
-        "papers": {name: one.of for name, one in PUBLISHED.items()},
+        "rows": "; ".join(f"{name}: {_flags(row)}" for name, row in ROWS.items()),
+        "papers": "; ".join(f"{name}: {one.of}" for name, one in PUBLISHED.items()),
         "seeds": sorted({cell["seed"] for cell in measured}),
         "boundary F1": f"of all images together, within {TOLERANCE:g} pixels",
         "SegNet's BF": f"the mean over images, within {reach:.2g} pixels, as in its paper",

@@ -9,7 +9,7 @@ import rich.console
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from experiments.sweep import check_config
+from experiments.sweep import check_config, locked
 from segjax.training import load_run, open_split, parallel, train
 from segjax.training.evaluation import add_up, counter
 from segjax.training.loop import write_json
@@ -94,16 +94,33 @@ def run_cell(
     make_counts: MakeCounts,
     scores: Scores,
 ) -> None:
-    """Trains `config`, scores its end and writes `cell.json`, or does nothing where there is one.
+    """Trains `config`, scores its end and writes `cell.json`, or does nothing where there is one, or will be: another
+    process that runs this cell is left to it.
 
     Raises:
       ConfigError: there is one of another config, such as of fewer steps.
     """
     folder = cell_folder(workdir, row, config.seed)
-    if (folder / CELL_FILE).exists():
-        check_config(folder, config)
+    lock = locked(folder)
+    if lock is None:
+        console.print(f"{row.name}, seed {config.seed}: another process runs it")
         return
-    console.rule(f"{row.name}, seed {config.seed}")
+    with lock:
+        if (folder / CELL_FILE).exists():
+            check_config(folder, config)
+            return
+        console.rule(f"{row.name}, seed {config.seed}")
+        _run(config, row, folder, console, make_counts, scores)
+
+
+def _run(
+    config: ConfigDict,
+    row: Row,
+    folder: Path,
+    console: rich.console.Console,
+    make_counts: MakeCounts,
+    scores: Scores,
+) -> None:
     trained = train(config, folder, console=console)
     run = load_run(folder / "checkpoints" / "latest")
     mesh = parallel.make_mesh()

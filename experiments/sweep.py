@@ -204,7 +204,7 @@ def _claim(
             continue
         if result_of(cell, workdir) is not None:
             continue
-        lock = _locked(workdir / cell.name)
+        lock = locked(workdir / cell.name)
         if lock is None:
             continue
         this = (programs[cell.name], cell.config.seed, _saved_step(workdir / cell.name))
@@ -217,7 +217,7 @@ def _claim(
     return chunk
 
 
-def _locked(folder: Path) -> IO[str] | None:
+def locked(folder: Path) -> IO[str] | None:
     """The folder's lock, held until it is closed or the process ends, however it ends; None if another holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / ".lock").open("a")

@@ -1,11 +1,13 @@
+import io
 import json
 from types import SimpleNamespace
 
 import pytest
+import rich.console
 from absl import app
 from ml_collections import ConfigDict
 
-from experiments import cells
+from experiments import cells, sweep
 from experiments.cells import Row
 from segjax.training import ConfigError, defaults
 from segjax.training.defaults import leaves
@@ -53,6 +55,14 @@ def test_a_cell_of_another_config_is_neither_kept_nor_run_over(tmp_path):
     config.training.steps += 1
     with pytest.raises(ConfigError, match=r"plain/0 was run with config\.training\.steps = "):
         cells.run_cell(config, ROWS["plain"], tmp_path, None, None, None)
+
+
+def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path):
+    console = rich.console.Console(file=io.StringIO())
+    with sweep.locked(cells.cell_folder(tmp_path, ROWS["plain"], 0)):
+        cells.run_cell(defaults(), ROWS["plain"], tmp_path, console, None, None)
+    assert console.file.getvalue() == "plain, seed 0: another process runs it\n"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
 
 
 def test_cells_of_rows_that_are_gone_are_left_out(tmp_path):
