@@ -69,9 +69,13 @@ def sigmoid_inputs(
 
 
 def balance(alpha: ArrayLike, targets: Real[Array, "*pixels"], dtype: jnp.dtype) -> Float[Array, "*pixels"]:
-    """α_t = α t + (1 - α)(1 - t)."""
+    """α_t = α t + (1 - α)(1 - t). Of hard targets, told by their dtype, a choice.
+
+    XLA's CPU compiler writes the sum of products to memory, and makes a choice where it is needed.
+    """
     alpha = checks.scalar("alpha", alpha, dtype, 0.0, 1.0)
-    targets = targets.astype(dtype)
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        return jnp.where(targets == 1, alpha, 1 - alpha)
     return alpha * targets + (1 - alpha) * (1 - targets)
 
 

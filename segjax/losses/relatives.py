@@ -6,6 +6,7 @@ and float16 are computed and returned in float32, float64 in float64; `gamma`, `
 traced; first and second derivatives are finite for |logit| ≤ 1e4.
 """
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Real
@@ -65,11 +66,7 @@ def sigmoid_focal_star_loss(
     logits, targets, keep = sigmoid_inputs(logits, targets, where)
     gamma = checks.finite("gamma", gamma, logits.dtype, above=0.0)
     beta = checks.finite("beta", beta, logits.dtype)
-    if jnp.issubdtype(targets.dtype, jnp.integer):
-        loss = _star(margin.sigmoid_margin(logits, targets), gamma, beta)
-    else:
-        targets = margin.soft_targets(targets)
-        loss = targets * _star(logits, gamma, beta) + (1 - targets) * _star(-logits, gamma, beta)
+    loss = _focal_star(logits, targets, gamma, beta)
     return kept(loss if alpha is None else loss * balance(alpha, targets, loss.dtype), keep)
 
 
@@ -162,10 +159,49 @@ def huber_loss(
     if where is not None:
         keep = checks.mask("where", where, predictions.shape)
         predictions, targets = kept(predictions, keep), kept(targets, keep)
+    return kept(_huber(predictions, targets, delta), keep)
+
+
+@jax.custom_jvp
+def _huber(
+    predictions: Float[Array, "*pixels"], targets: Float[Array, "*pixels"], delta: Float[Array, ""]
+) -> Float[Array, "*pixels"]:
+    """Its own rule of differentiation, so that a gradient is made of the arguments and keeps no array between."""
     error = predictions - targets
-    # The error cut off at ±δ joins both cases without ever squaring a large error, and has no kink at 0 as |d| does.
-    cut = jnp.where(jnp.abs(error) <= delta, error, jnp.sign(error) * delta)
-    return kept(cut * (error - cut / 2), keep)
+    cut = _cut_off(error, delta)
+    return cut * (error - cut / 2)
+
+
+@_huber.defjvp
+def _huber_jvp(primals, tangents):
+    predictions, targets, delta = primals
+    error = predictions - targets
+    cut = _cut_off(error, delta)
+    slope = cut * (tangents[0] - tangents[1]) + jnp.abs(error - cut) * tangents[2]
+    return _huber(*primals), slope
+
+
+@jax.custom_jvp
+def _cut_off(error: Float[Array, "*pixels"], delta: Float[Array, ""]) -> Float[Array, "*pixels"]:
+    """The error, at most ±δ: joins both cases without ever squaring a large error, and has no kink at 0 as |d| does."""
+    return jnp.maximum(-delta, jnp.minimum(error, delta))
+
+
+@_cut_off.defjvp
+def _cut_off_jvp(primals, tangents):
+    # At ±δ itself the loss is still the squared one; maximum and minimum would share the slope between both sides.
+    error, delta = primals
+    slope = jnp.where(jnp.abs(error) <= delta, tangents[0], jnp.sign(error) * tangents[1])
+    return _cut_off(*primals), slope
+
+
+# As for the sigmoid losses of `pixel.py`: computed again for the gradient, no exp is written to memory.
+@jax.checkpoint
+def _focal_star(logits, targets, gamma, beta):
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        return _star(margin.sigmoid_margin(logits, targets), gamma, beta)
+    targets = margin.soft_targets(targets)
+    return targets * _star(logits, gamma, beta) + (1 - targets) * _star(-logits, gamma, beta)
 
 
 def _star(margins: Float[Array, "*pixels"], gamma: Float[Array, ""], beta: Float[Array, ""]) -> Float[Array, "*pixels"]:

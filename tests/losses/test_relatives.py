@@ -193,6 +193,24 @@ def test_huber_is_smooth_at_zero_and_at_delta():
     np.testing.assert_array_equal(jax.vmap(jax.grad(slope))(points), np.ones(5))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        (losses.huber_loss, None),
+        (losses.sigmoid_focal_star_loss, jnp.int32),
+        (functools.partial(losses.sigmoid_focal_star_loss, alpha=0.25), jnp.int32),
+        (functools.partial(losses.sigmoid_focal_loss, alpha=0.25), jnp.int32),
+    ],
+)
+def test_a_gradient_needs_no_array_of_its_own(loss, target, dtype):
+    values = jax.ShapeDtypeStruct((2, 64, 128, 19), dtype)
+    targets = jax.ShapeDtypeStruct(values.shape, target or dtype)
+    program = jax.jit(jax.value_and_grad(lambda p, t: losses.mean(loss(p, t))))
+    needed = program.lower(values, targets).compile().memory_analysis().temp_size_in_bytes
+    assert needed < 0.15 * values.size * values.dtype.itemsize
+
+
 @pytest.mark.parametrize("error", [1e4, 1e20, 1e38, np.inf])
 def test_a_huge_error_is_linear_and_never_squared(error):
     value, slopes = jax.value_and_grad(losses.huber_loss, argnums=(0, 1))(jnp.float32(-error), jnp.float32(0))

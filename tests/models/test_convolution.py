@@ -7,7 +7,7 @@ from jax import lax
 from segjax.models.convolution import conv3x3_reflect, conv3x3_zeros, depthwise3x3
 
 # Inputs and outputs that take each road of the kernel's gradient (turned, packed, plain), and sizes at their edges.
-SHAPES = [(32, 16, 6, 8), (32, 3, 2, 2), (16, 16, 6, 8), (8, 2, 2, 2), (16, 16, 5, 7), (3, 16, 6, 8), (16, 32, 4, 4)]
+SHAPES = [(32, 16, 6, 8), (32, 3, 2, 2), (16, 16, 6, 8), (8, 9, 2, 2), (16, 16, 5, 7), (3, 16, 6, 8), (16, 32, 4, 4)]
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -28,9 +28,10 @@ def xla(x, kernel):
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
+@pytest.mark.parametrize("images", [0, 2, 3])
 @pytest.mark.parametrize(("channels", "features", "height", "width"), SHAPES)
-def test_convolution_and_its_gradients_are_xlas(channels, features, height, width):
-    x, kernel = normal(0, 2, height, width, channels), normal(1, 3, 3, channels, features)
+def test_convolution_and_its_gradients_are_xlas(channels, features, height, width, images):
+    x, kernel = normal(0, images, height, width, channels), normal(1, 3, 3, channels, features)
     actual = jax.jit(lambda x, k: value_and_gradients(conv3x3_zeros, x, k))(x, kernel)
     assert_close(actual, jax.jit(lambda x, k: value_and_gradients(xla, x, k))(x, kernel), atol=1e-4)
 
@@ -51,7 +52,7 @@ def test_convolution_has_forward_and_second_derivatives(channels, features, heig
 
 @pytest.mark.parametrize("channels", [32, 16])
 def test_gradient_of_a_kernel_maps_over_kernels(channels):
-    x, kernels = normal(0, 2, 4, 4, channels), normal(1, 3, 3, 3, channels, 4)
+    x, kernels = normal(0, 2, 4, 4, channels), normal(1, 3, 3, 3, channels, 12)
 
     def gradients(convolution):
         return jax.vmap(jax.grad(lambda kernel: (convolution(x, kernel) ** 2).mean()))(kernels)
