@@ -38,10 +38,12 @@ reproduce: $(READY)
 	done
 	$(if $(SEGJAX_CAMVID_DIR),$(BIN)/python -m experiments.uncertainty_ladder --workdir=runs/uncertainty_ladder)
 
-# PyTorch and what stands on it is several GB: only if asked for.
+# PyTorch and what stands on it is several GB: only if asked for. Huge pages, for all libraries alike: with small ones
+# much of the time of the faster losses is the system's, which clears pages. And threads that wait leave the CPUs alone.
 benchmark: $(READY)
 	$(if $(BENCH),$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,bench]')
-	$(BIN)/python -m experiments.benchmarks --workdir=runs/benchmarks
+	OMP_WAIT_POLICY=passive GLIBC_TUNABLES=$${GLIBC_TUNABLES-glibc.malloc.hugetlb=1} \
+	  $(BIN)/python -m experiments.benchmarks --workdir=runs/benchmarks
 
 faults: $(READY)
 	$(BIN)/python -m experiments.faults --kills=20 --workdir=runs/faults

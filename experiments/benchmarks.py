@@ -3,9 +3,11 @@
 Every figure is a ratio in one run: medians of interleaved rounds of ours, of the peers that are installed (the extra
 `bench` brings all) and of a limit, on the same arrays and as many threads. Before a row is timed its ways must agree.
 A row is written as it is done: the same command carries on with what is missing, `--only=losses,metrics` takes some.
-A machine that others use too: `taskset -c 0 python -m experiments.benchmarks --clock=cpu`, one thread, CPU time.
+It wants the environment that `make benchmark` sets, and says so. A machine that others use too:
+`taskset -c 0 python -m experiments.benchmarks --clock=cpu`, one thread, CPU time.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from experiments import (
     benchmarks_start,
 )
 from experiments.benchmarks_report import results, show_all, store
-from experiments.peers import Setting, versions
+from experiments.peers import ENVIRONMENT, Setting, versions
 from experiments.timing import CLOCKS, threads
 from segjax import cli
 from segjax.reporting import write_report
@@ -55,7 +57,9 @@ def run(names: Sequence[str], setting: Setting, workdir: Path, console: rich.con
     """
     if unknown := set(names) - set(SECTIONS):
         raise ConfigError(f"--only must be of {', '.join(SECTIONS)}; got {', '.join(sorted(unknown))}")
-    facts = setting._asdict() | {"threads": threads(), "device": provenance()["device"], "peers": versions()}
+    # With huge pages a loss may take half the time, and beside threads that spin one and a half of it.
+    system = {name: os.environ.get(name) for name in ENVIRONMENT}
+    facts = setting._asdict() | {"threads": threads(), "device": provenance()["device"], "peers": versions()} | system
     measured = results(workdir, SECTIONS, facts)
     for name in names:
         for row, measure in SECTIONS[name].rows(setting).items():
@@ -74,6 +78,9 @@ def main(argv: list[str]) -> None:
     options, console = flags.FLAGS, rich.console.Console()
     shape = tuple(int(size) for size in options.shape)
     setting = Setting(shape, options.classes, options.rounds, options.clock, options.compiled)
+    for name, value in ENVIRONMENT.items():
+        if os.environ.get(name) != value:
+            console.print(f"{name}={value} is not in the environment: `make benchmark` sets it, and times depend on it")
     workdir = Path(options.workdir)
     measured = run(options.only or list(SECTIONS), setting, workdir, console)
     report = show_all(SECTIONS, measured, setting, console)

@@ -12,9 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.sweep import HUGE_PAGES
 from experiments.timing import Case, agree, milliseconds, threads
 
 OURS = "segjax"
+# What the environment has to say when the process starts: that PyTorch's threads, when they wait, leave the CPUs to the
+# others (it reads that as it is imported, which TensorBoard's writer does before anybody here could), and huge pages.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **HUGE_PAGES}
 # How a column is called, the module to import, and the package that brings it.
 PEERS = {
     "PyTorch": ("torch", "torch"),
@@ -130,8 +134,7 @@ def quotient(numerator: float | None, denominator: float | None) -> float | None
 
 
 def torch_here() -> Any:
-    """PyTorch, with as many threads as JAX has, which do not spin while they wait."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    """PyTorch, with as many threads as JAX has."""
     import torch
 
     torch.set_num_threads(threads())

@@ -13,17 +13,20 @@ from typing import Any
 import jax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "segjax")
+_SYSTEM = ("GLIBC_TUNABLES", "MALLOC_", "OMP_")
 
 
 def provenance() -> dict[str, Any]:
     """The command, commit, versions, device and time of this process, ready for JSON.
+
+    What the environment asks of the C library's memory and of OpenMP stands before the command: times depend on it.
 
     >>> sorted(provenance())
     ['command', 'commit', 'cpu_threads', 'date', 'device', 'python', 'versions']
     """
     device = jax.devices()[0]
     return {
-        "command": " ".join([Path(sys.executable).stem, *map(shlex.quote, _argv())]),
+        "command": " ".join([*_asked(), Path(sys.executable).stem, *map(shlex.quote, _argv())]),
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -31,6 +34,11 @@ def provenance() -> dict[str, Any]:
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "cpu_threads": _cpus(),
     }
+
+
+def _asked() -> list[str]:
+    asked = {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_SYSTEM)}
+    return [f"{name}={shlex.quote(value)}" for name, value in asked.items()]
 
 
 def _cpus() -> int:

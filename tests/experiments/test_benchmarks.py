@@ -88,9 +88,23 @@ def test_a_peer_that_is_not_installed_is_a_column_that_says_so(tiny_network):
     table = benchmarks_report.times(benchmarks_network, {"a step": tiny_network})
     assert table.columns == ("", "segjax, ms", "PyTorch", "PyTorch, channels last")
     assert table.rows[0][2:] == (NOT_INSTALLED, NOT_INSTALLED)
-    found = benchmarks_network.targets({"a step": tiny_network})
+    found = benchmarks_network.targets({f"{benchmarks_network.STEP}, width 2": tiny_network})
     assert [target.met for target in found] == [None, None]
     assert {row[-1] for row in benchmarks_report.target_table(found).rows} == {NOT_INSTALLED}
+
+
+def test_convolutions_of_every_level_are_measured_and_no_target(tiny_network):
+    rows = benchmarks_network.rows(TINY)
+    convolutions = {name: measure for name, measure in rows.items() if not name.startswith(benchmarks_network.STEP)}
+    height, width = 3 * TINY.shape[1] // 16 * 2, TINY.shape[2] // 8 * 2
+    images = 2 * TINY.shape[0]
+    assert list(convolutions) == [
+        f"convolution, {images}×{height}×{width}×2",
+        f"convolution, {images}×{height // 2}×{width // 2}×4",
+    ]
+    measured = {name: measure() for name, measure in convolutions.items()}
+    assert all(row["ms"].keys() == {"segjax"} for row in measured.values())
+    assert benchmarks_network.targets(measured) == []
 
 
 def test_targets_are_met_on_their_side_of_the_limit():
@@ -258,6 +272,15 @@ def test_rows_of_another_setting_are_not_mixed_with_these(tmp_path, counted, qui
     benchmarks.run(["counted"], TINY, tmp_path, quiet)
     with pytest.raises(ConfigError, match=r"rows_counted\.json was measured with rounds = 1, and this run has 2"):
         benchmarks.run(["counted"], TINY._replace(rounds=2), tmp_path, quiet)
+
+
+@pytest.mark.parametrize(("name", "value"), peers.ENVIRONMENT.items())
+def test_rows_of_another_environment_are_not_mixed_with_these(name, value, tmp_path, counted, quiet, monkeypatch):
+    monkeypatch.delenv(name, raising=False)
+    benchmarks.run(["counted"], TINY, tmp_path, quiet)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name} = None, and this run has {value}"):
+        benchmarks.run(["counted"], TINY, tmp_path, quiet)
 
 
 def test_a_section_that_is_none_is_named(tmp_path, counted, quiet):
