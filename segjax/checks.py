@@ -21,10 +21,21 @@ def array(name: str, value: Any) -> jax.Array:
 
 def floating(name: str, value: Any) -> jax.Array:
     """`value` as a floating array of at least float32 (float64 stays), or a TypeError that names it."""
+    given = floating_as_given(name, value)
+    return given.astype(widened(given.dtype))
+
+
+def floating_as_given(name: str, value: Any) -> jax.Array:
+    """`value` as a floating array of its own dtype, or a TypeError that names it."""
     given = array(name, value)
     if not jnp.issubdtype(given.dtype, jnp.floating):
         raise TypeError(f"{name} must be floating point; got {given.dtype} of shape {given.shape}")
-    return given.astype(jnp.float32) if given.dtype.itemsize < 4 else given
+    return given
+
+
+def widened(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype in which a floating `dtype` is computed: float32 for narrower ones."""
+    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
 
 
 def integers(name: str, value: Any) -> jax.Array:

@@ -5,6 +5,9 @@ gradient. Masked after: the loss of the harmless pixel put in its place is not 0
 `segjax.losses`.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -54,18 +57,42 @@ def varying_like(values: Shaped[Array, "*pixels"], floats: Float[Array, "*pixels
 def sigmoid_inputs(
     logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None
 ) -> tuple[Float[Array, "*pixels"], Real[Array, "*pixels"], Bool[Array, "*pixels"] | None]:
-    """As `softmax_inputs`; the targets come back as constants: integers (hard), or floats like the logits (soft)."""
-    logits = checks.floating("logits", logits)
+    """As `softmax_inputs`, but not widened: the logits as given; `checks.widened` says what to compute in.
+
+    The targets come back as constants: integers (hard), or floats of the widened dtype (soft).
+    """
+    logits = checks.floating_as_given("logits", logits)
     targets = checks.array("targets", targets)
     checks.same_shape("targets", targets.shape, "logits", logits.shape)
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        targets = jax.lax.stop_gradient(targets.astype(logits.dtype))
+        targets = jax.lax.stop_gradient(targets.astype(checks.widened(logits.dtype)))
     else:
         targets = checks.integers("targets", targets.astype(jnp.int32) if targets.dtype == jnp.bool_ else targets)
     if where is None:
         return logits, targets, None
     keep = checks.mask("where", where, logits.shape)
     return jnp.where(keep, logits, 0), jnp.where(keep, targets, 0), keep
+
+
+def recomputed(function: Callable[..., Float[Array, "*pixels"]]) -> Callable[..., Float[Array, "*pixels"]]:
+    """`function` of narrow logits first, whose derivative is computed from the arguments again and keeps nothing else.
+
+    For a loss as large as its logits, each exp and log on the way to which is as large too: computed twice, once in the
+    loop of the value and once in that of the gradient, they are not written to memory, which takes longer than they do.
+    `jax.checkpoint` says the same, but its barrier stands around the cotangent too, which from jax 0.12 on is then
+    written. And what is widened before a barrier is written wide; so the logits are widened here, behind it.
+    """
+
+    def widening(logits, *args):
+        return function(logits.astype(checks.widened(logits.dtype)), *args)
+
+    run = jax.custom_jvp(widening)
+
+    @run.defjvp
+    def _(primals, tangents):
+        return run(*primals), jax.jvp(widening, jax.lax.optimization_barrier(primals), tangents)[1]
+
+    return functools.wraps(function)(run)
 
 
 def balance(alpha: ArrayLike, targets: Real[Array, "*pixels"], dtype: jnp.dtype) -> Float[Array, "*pixels"]:

@@ -144,6 +144,7 @@ def lovasz_hinge_loss(
     0.6666667
     """
     logits, targets, keep = sigmoid_inputs(logits, targets, where)
+    logits = logits.astype(checks.widened(logits.dtype))
     _check_axes("logits", logits.shape, logits.ndim, over_batch, "")
     # A factor of NaN, so that a wrong target's gradient is NaN too.
     factor = jnp.where((targets == 0) | (targets == 1), jnp.where(targets == 1, 1.0, -1.0), jnp.nan)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Integer, Real
 
 from segjax import checks
 from segjax.losses import margin
-from segjax.losses.inputs import balance, kept, sigmoid_inputs, softmax_inputs
+from segjax.losses.inputs import balance, kept, recomputed, sigmoid_inputs, softmax_inputs
 
 
 def softmax_cross_entropy(
@@ -209,7 +209,7 @@ def sigmoid_focal_loss(
     [100.0, 4.0]
     """
     logits, targets, keep = sigmoid_inputs(logits, targets, where)
-    gamma = checks.scalar("gamma", gamma, logits.dtype, 0.0)
+    gamma = checks.scalar("gamma", gamma, checks.widened(logits.dtype), 0.0)
     loss = _sigmoid_focal(logits, targets, gamma)
     return kept(loss if alpha is None else loss * balance(alpha, targets, loss.dtype), keep)
 
@@ -220,14 +220,12 @@ _WHY_NO_SCALAR_ALPHA = (
 )
 
 
-# Here a loss is as large as the logits, and so is each exp and log on the way to it: computed again for the gradient,
-# in one loop with it, they are not written to memory, which takes longer than they do.
-@jax.checkpoint
+@recomputed
 def _sigmoid_cross_entropy(logits, targets):
     return _sigmoid_terms(logits, targets)[0]
 
 
-@jax.checkpoint
+@recomputed
 def _sigmoid_focal(logits, targets, gamma):
     loss, log_miss = _sigmoid_terms(logits, targets)
     return margin.focus(log_miss, gamma) * loss

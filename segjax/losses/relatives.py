@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Real
 
 from segjax import checks
 from segjax.losses import margin
-from segjax.losses.inputs import balance, kept, sigmoid_inputs
+from segjax.losses.inputs import balance, kept, recomputed, sigmoid_inputs
 
 
 def sigmoid_focal_star_loss(
@@ -64,8 +64,9 @@ def sigmoid_focal_star_loss(
     [0.1566, 0.0005, 2.5034]
     """
     logits, targets, keep = sigmoid_inputs(logits, targets, where)
-    gamma = checks.finite("gamma", gamma, logits.dtype, above=0.0)
-    beta = checks.finite("beta", beta, logits.dtype)
+    dtype = checks.widened(logits.dtype)
+    gamma = checks.finite("gamma", gamma, dtype, above=0.0)
+    beta = checks.finite("beta", beta, dtype)
     loss = _focal_star(logits, targets, gamma, beta)
     return kept(loss if alpha is None else loss * balance(alpha, targets, loss.dtype), keep)
 
@@ -106,7 +107,7 @@ def hinge_loss(
     [0.75 1.25 0.   0.  ]
     """
     logits, targets, keep = sigmoid_inputs(logits, targets, where)
-    margins = margin.sigmoid_margin(logits, targets)
+    margins = margin.sigmoid_margin(logits.astype(checks.widened(logits.dtype)), targets)
     # A straight line forgets that its argument was NaN; the factor brings the NaN into the gradient too.
     margins = margins * jnp.where(jnp.isnan(margins), jnp.nan, 1).astype(margins.dtype)
     return kept(jnp.where(margins >= 1, 0, 1 - margins), keep)
@@ -195,8 +196,7 @@ def _cut_off_jvp(primals, tangents):
     return _cut_off(*primals), slope
 
 
-# As for the sigmoid losses of `pixel.py`: computed again for the gradient, no exp is written to memory.
-@jax.checkpoint
+@recomputed
 def _focal_star(logits, targets, gamma, beta):
     if jnp.issubdtype(targets.dtype, jnp.integer):
         return _star(margin.sigmoid_margin(logits, targets), gamma, beta)
