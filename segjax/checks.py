@@ -14,9 +14,12 @@ import numpy as np
 def array(name: str, value: Any) -> jax.Array:
     """`value` as an array, or a TypeError that names it where it is none (None, text, a ragged list)."""
     try:
-        return jnp.asarray(value)
+        given = jnp.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array or a number; got {value!r}") from error
+    # Of a NumPy array under `vmap`, what is traced is NumPy's still, which JAX refuses under `jit` where it meets a
+    # rule of differentiation of one's own. The copy makes it JAX's; compiled it is none.
+    return jnp.copy(given) if isinstance(given, jax.core.Tracer) else given
 
 
 def floating(name: str, value: Any) -> jax.Array:

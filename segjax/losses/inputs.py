@@ -5,7 +5,6 @@ gradient. Masked after: the loss of the harmless pixel put in its place is not 0
 `segjax.losses`.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -57,53 +56,63 @@ def varying_like(values: Shaped[Array, "*pixels"], floats: Float[Array, "*pixels
 def sigmoid_inputs(
     logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None
 ) -> tuple[Float[Array, "*pixels"], Real[Array, "*pixels"], Bool[Array, "*pixels"] | None]:
-    """As `softmax_inputs`, but not widened: the logits as given; `checks.widened` says what to compute in.
+    """Checked only; `cleaned` then does what `softmax_inputs` does, or `recomputed` does it where it has to be done.
 
-    The targets come back as constants: integers (hard), or floats of the widened dtype (soft).
+    The targets come back as constants: integers (hard), or floats (soft).
     """
     logits = checks.floating_as_given("logits", logits)
     targets = checks.array("targets", targets)
     checks.same_shape("targets", targets.shape, "logits", logits.shape)
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        targets = jax.lax.stop_gradient(targets.astype(checks.widened(logits.dtype)))
+        targets = jax.lax.stop_gradient(targets)
     else:
         targets = checks.integers("targets", targets.astype(jnp.int32) if targets.dtype == jnp.bool_ else targets)
-    if where is None:
-        return logits, targets, None
-    keep = checks.mask("where", where, logits.shape)
-    return jnp.where(keep, logits, 0), jnp.where(keep, targets, 0), keep
+    return logits, targets, None if where is None else checks.mask("where", where, logits.shape)
+
+
+def cleaned(
+    logits: Float[Array, "*pixels"], targets: Real[Array, "*pixels"], keep: Bool[Array, "*pixels"] | None
+) -> tuple[Float[Array, "*pixels"], Real[Array, "*pixels"]]:
+    """Widened, soft targets to what the logits are, and with a harmless pixel wherever nothing is kept."""
+    logits = logits.astype(checks.widened(logits.dtype))
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        targets = targets.astype(logits.dtype)
+    return kept(logits, keep), kept(targets, keep)
 
 
 def recomputed(function: Callable[..., Float[Array, "*pixels"]]) -> Callable[..., Float[Array, "*pixels"]]:
-    """`function` of narrow logits first, whose derivative is computed from the arguments again and keeps nothing else.
+    """A loss of (logits, targets, keep, *others) of one of (logits, targets, *others), whose gradient keeps nothing.
 
     For a loss as large as its logits, each exp and log on the way to which is as large too: computed twice, once in the
     loop of the value and once in that of the gradient, they are not written to memory, which takes longer than they do.
-    `jax.checkpoint` says the same, but its barrier stands around the cotangent too, which from jax 0.12 on is then
-    written. And what is widened before a barrier is written wide; so the logits are widened here, behind it.
+    `jax.checkpoint` says the same, but its barrier stands around the cotangent too, and from jax 0.12 on what a barrier
+    holds is written. So it must hold what is in memory already, the arguments: they are cleaned behind it.
     """
 
-    def widening(logits, *args):
-        return function(logits.astype(checks.widened(logits.dtype)), *args)
+    def from_arguments(logits, targets, keep, *others):
+        return kept(function(*cleaned(logits, targets, keep), *others), keep)
 
-    run = jax.custom_jvp(widening)
+    run = jax.custom_jvp(from_arguments)
 
     @run.defjvp
     def _(primals, tangents):
-        return run(*primals), jax.jvp(widening, jax.lax.optimization_barrier(primals), tangents)[1]
+        return run(*primals), jax.jvp(from_arguments, jax.lax.optimization_barrier(primals), tangents)[1]
 
-    return functools.wraps(function)(run)
+    return run
 
 
-def balance(alpha: ArrayLike, targets: Real[Array, "*pixels"], dtype: jnp.dtype) -> Float[Array, "*pixels"]:
-    """α_t = α t + (1 - α)(1 - t). Of hard targets, told by their dtype, a choice.
+def balanced(
+    loss: Float[Array, "*pixels"], alpha: Float[Array, ""] | None, targets: Real[Array, "*pixels"]
+) -> Float[Array, "*pixels"]:
+    """α_t times the loss, α_t = α t + (1 - α)(1 - t). Of hard targets, told by their dtype, a choice.
 
     XLA's CPU compiler writes the sum of products to memory, and makes a choice where it is needed.
     """
-    alpha = checks.scalar("alpha", alpha, dtype, 0.0, 1.0)
+    if alpha is None:
+        return loss
     if jnp.issubdtype(targets.dtype, jnp.integer):
-        return jnp.where(targets == 1, alpha, 1 - alpha)
-    return alpha * targets + (1 - alpha) * (1 - targets)
+        return loss * jnp.where(targets == 1, alpha, 1 - alpha)
+    return loss * (alpha * targets + (1 - alpha) * (1 - targets))
 
 
 def kept(values: Shaped[Array, "*pixels"], keep: Bool[Array, "*pixels"] | None) -> Shaped[Array, "*pixels"]:

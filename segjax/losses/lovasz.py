@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Real
 from segjax import checks
 from segjax.collectives import psum
 from segjax.losses import margin
-from segjax.losses.inputs import sigmoid_inputs, softmax_inputs
+from segjax.losses.inputs import cleaned, sigmoid_inputs, softmax_inputs
 from segjax.losses.reduction import mean
 
 # Of a key, and at most of a place; and into how many sorts, which run beside each other, a CPU's is divided.
@@ -144,7 +144,7 @@ def lovasz_hinge_loss(
     0.6666667
     """
     logits, targets, keep = sigmoid_inputs(logits, targets, where)
-    logits = logits.astype(checks.widened(logits.dtype))
+    logits, targets = cleaned(logits, targets, keep)
     _check_axes("logits", logits.shape, logits.ndim, over_batch, "")
     # A factor of NaN, so that a wrong target's gradient is NaN too.
     factor = jnp.where((targets == 0) | (targets == 1), jnp.where(targets == 1, 1.0, -1.0), jnp.nan)

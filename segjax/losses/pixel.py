@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Integer, Real
 
 from segjax import checks
 from segjax.losses import margin
-from segjax.losses.inputs import balance, kept, recomputed, sigmoid_inputs, softmax_inputs
+from segjax.losses.inputs import balanced, kept, recomputed, sigmoid_inputs, softmax_inputs
 
 
 def softmax_cross_entropy(
@@ -163,8 +163,8 @@ def sigmoid_cross_entropy(
     [0.6931472 0.6931472 0.       ]
     """
     logits, targets, keep = sigmoid_inputs(logits, targets, where)
-    loss = _sigmoid_cross_entropy(logits, targets)
-    return kept(loss if alpha is None else loss * balance(alpha, targets, loss.dtype), keep)
+    alpha = None if alpha is None else checks.scalar("alpha", alpha, checks.widened(logits.dtype), 0.0, 1.0)
+    return _sigmoid_cross_entropy(logits, targets, keep, alpha)
 
 
 def sigmoid_focal_loss(
@@ -209,9 +209,10 @@ def sigmoid_focal_loss(
     [100.0, 4.0]
     """
     logits, targets, keep = sigmoid_inputs(logits, targets, where)
-    gamma = checks.scalar("gamma", gamma, checks.widened(logits.dtype), 0.0)
-    loss = _sigmoid_focal(logits, targets, gamma)
-    return kept(loss if alpha is None else loss * balance(alpha, targets, loss.dtype), keep)
+    dtype = checks.widened(logits.dtype)
+    gamma = checks.scalar("gamma", gamma, dtype, 0.0)
+    alpha = None if alpha is None else checks.scalar("alpha", alpha, dtype, 0.0, 1.0)
+    return _sigmoid_focal(logits, targets, keep, gamma, alpha)
 
 
 _WHY_NO_SCALAR_ALPHA = (
@@ -221,14 +222,14 @@ _WHY_NO_SCALAR_ALPHA = (
 
 
 @recomputed
-def _sigmoid_cross_entropy(logits, targets):
-    return _sigmoid_terms(logits, targets)[0]
+def _sigmoid_cross_entropy(logits, targets, alpha):
+    return balanced(_sigmoid_terms(logits, targets)[0], alpha, targets)
 
 
 @recomputed
-def _sigmoid_focal(logits, targets, gamma):
+def _sigmoid_focal(logits, targets, gamma, alpha):
     loss, log_miss = _sigmoid_terms(logits, targets)
-    return margin.focus(log_miss, gamma) * loss
+    return balanced(margin.focus(log_miss, gamma) * loss, alpha, targets)
 
 
 def _sigmoid_terms(logits, targets):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Real
 
 from segjax import checks
 from segjax.losses import margin
-from segjax.losses.inputs import balance, kept, recomputed, sigmoid_inputs
+from segjax.losses.inputs import balanced, cleaned, kept, recomputed, sigmoid_inputs
 
 
 def sigmoid_focal_star_loss(
@@ -67,8 +67,8 @@ def sigmoid_focal_star_loss(
     dtype = checks.widened(logits.dtype)
     gamma = checks.finite("gamma", gamma, dtype, above=0.0)
     beta = checks.finite("beta", beta, dtype)
-    loss = _focal_star(logits, targets, gamma, beta)
-    return kept(loss if alpha is None else loss * balance(alpha, targets, loss.dtype), keep)
+    alpha = None if alpha is None else checks.scalar("alpha", alpha, dtype, 0.0, 1.0)
+    return _focal_star(logits, targets, keep, gamma, beta, alpha)
 
 
 def hinge_loss(
@@ -107,7 +107,7 @@ def hinge_loss(
     [0.75 1.25 0.   0.  ]
     """
     logits, targets, keep = sigmoid_inputs(logits, targets, where)
-    margins = margin.sigmoid_margin(logits.astype(checks.widened(logits.dtype)), targets)
+    margins = margin.sigmoid_margin(*cleaned(logits, targets, keep))
     # A straight line forgets that its argument was NaN; the factor brings the NaN into the gradient too.
     margins = margins * jnp.where(jnp.isnan(margins), jnp.nan, 1).astype(margins.dtype)
     return kept(jnp.where(margins >= 1, 0, 1 - margins), keep)
@@ -197,11 +197,13 @@ def _cut_off_jvp(primals, tangents):
 
 
 @recomputed
-def _focal_star(logits, targets, gamma, beta):
+def _focal_star(logits, targets, gamma, beta, alpha):
     if jnp.issubdtype(targets.dtype, jnp.integer):
-        return _star(margin.sigmoid_margin(logits, targets), gamma, beta)
-    targets = margin.soft_targets(targets)
-    return targets * _star(logits, gamma, beta) + (1 - targets) * _star(-logits, gamma, beta)
+        loss = _star(margin.sigmoid_margin(logits, targets), gamma, beta)
+    else:
+        targets = margin.soft_targets(targets)
+        loss = targets * _star(logits, gamma, beta) + (1 - targets) * _star(-logits, gamma, beta)
+    return balanced(loss, alpha, targets)
 
 
 def _star(margins: Float[Array, "*pixels"], gamma: Float[Array, ""], beta: Float[Array, ""]) -> Float[Array, "*pixels"]:

@@ -306,6 +306,17 @@ def test_vmap_scan_and_checkpoint_change_nothing(clean):
             np.testing.assert_allclose(result[0], clean[name][1], rtol=1e-4, atol=1e-7, err_msg=name)
 
 
+def test_vmap_of_numpy_arrays_under_jit():
+    # Nothing of them is JAX's then before a loss's own rule of differentiation meets them, which JAX by itself refuses.
+    labels = np.where(WHERE, LABELS, 0)
+    batches = [np.stack([x, np.roll(x, 1, axis=1)]) for x in (LOGITS, labels)]
+    alone = jax.jit(lambda *batch: {name: loss(*batch, None, None) for name, loss in LOSSES.items()})
+    mapped = jax.jit(lambda: {n: jax.vmap(lambda *b, f=f: f(*b, None, None))(*batches) for n, f in LOSSES.items()})()
+    for i in range(2):
+        for name, value in alone(*(batch[i] for batch in batches)).items():
+            np.testing.assert_allclose(mapped[name][i], value, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5)])
 def test_nothing_at_all_is_zero(shape):
     empty = np.zeros((*shape, CLASSES), np.float32), np.zeros(shape, np.int32), np.ones(shape, bool)

@@ -1,5 +1,6 @@
 import functools
 import inspect
+import math
 
 import chex
 import jax
@@ -193,22 +194,28 @@ def test_huber_is_smooth_at_zero_and_at_delta():
     np.testing.assert_array_equal(jax.vmap(jax.grad(slope))(points), np.ones(5))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+BALANCED = [
+    functools.partial(loss, alpha=0.25)
+    for loss in (losses.sigmoid_cross_entropy, losses.sigmoid_focal_loss, losses.sigmoid_focal_star_loss)
+]
+
+
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
-    ("loss", "target"),
+    ("loss", "dtype", "target"),
     [
-        (losses.huber_loss, None),
-        (losses.sigmoid_focal_star_loss, jnp.int32),
-        (functools.partial(losses.sigmoid_focal_star_loss, alpha=0.25), jnp.int32),
-        (functools.partial(losses.sigmoid_focal_loss, alpha=0.25), jnp.int32),
+        *[(losses.huber_loss, dtype, dtype) for dtype in (jnp.float32, jnp.bfloat16)],
+        *[(loss, dtype, jnp.int32) for loss in BALANCED for dtype in (jnp.float32, jnp.bfloat16)],
+        *[(loss, jnp.float32, jnp.float32) for loss in BALANCED],
     ],
 )
-def test_a_gradient_needs_no_array_of_its_own(loss, target, dtype):
-    values = jax.ShapeDtypeStruct((2, 64, 128, 19), dtype)
-    targets = jax.ShapeDtypeStruct(values.shape, target or dtype)
-    program = jax.jit(jax.value_and_grad(lambda p, t: losses.mean(loss(p, t))))
-    needed = program.lower(values, targets).compile().memory_analysis().temp_size_in_bytes
-    assert needed < 0.15 * values.size * values.dtype.itemsize
+def test_a_gradient_needs_no_array_of_its_own(loss, dtype, target, masked):
+    shape = (2, 64, 128, 19)
+    arguments = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape, target)
+    where = {"where": jax.ShapeDtypeStruct(shape, bool)} if masked else {}
+    program = jax.jit(jax.value_and_grad(lambda p, t, **where: losses.mean(loss(p, t, **where), **where)))
+    needed = program.lower(*arguments, **where).compile().memory_analysis().temp_size_in_bytes
+    assert needed < 0.15 * math.prod(shape) * jnp.dtype(dtype).itemsize
 
 
 @pytest.mark.parametrize("error", [1e4, 1e20, 1e38, np.inf])
