@@ -19,7 +19,7 @@ def array(name: str, value: Any) -> jax.Array:
         raise TypeError(f"{name} must be an array or a number; got {value!r}") from error
     # Of a NumPy array under `vmap`, what is traced is NumPy's still, which JAX refuses under `jit` where it meets a
     # rule of differentiation of one's own. The copy makes it JAX's; compiled it is none.
-    return jnp.copy(given) if isinstance(given, jax.core.Tracer) else given
+    return jnp.copy(given) if isinstance(value, jax.core.Tracer) else given
 
 
 def floating(name: str, value: Any) -> jax.Array:
@@ -84,7 +84,7 @@ def per_class(name: str, value: Any, num_classes: int, dtype: Any, scalar_hint: 
     given = array(name, value)
     if given.shape != (num_classes,):
         hint = f". {scalar_hint}" if scalar_hint and given.ndim == 0 else ""
-        raise ValueError(f"{name} must have one value per class, shape ({num_classes},); got {_shown(given)}{hint}")
+        raise ValueError(f"{name} must have one value per class, shape ({num_classes},); got {_shown(value)}{hint}")
     return given.astype(dtype)
 
 
@@ -93,23 +93,26 @@ def scalar(
 ) -> jax.Array:
     """`value` as a scalar of `dtype` in [low, high], infinity only if asked for, or a ValueError.
 
-    A traced value is checked for its shape only.
+    A traced value is checked for its shape only; a number is checked under `jit` too.
     """
-    given = _one_number(name, value)
-    if not isinstance(given, jax.core.Tracer):
-        number = float(given)
+    given = _one_number(name, value, dtype)
+    # `value` and not `given`: under jit the array of a Python number is traced.
+    if not isinstance(value, jax.core.Tracer):
+        number = float(np.asarray(value))
         if not low <= number <= high or (np.isinf(number) and not infinite):
-            expected = f"at least {low:g}" if np.isinf(high) else f"between {low:g} and {high:g}"
+            expected = f"between {low:g} and {high:g}"
+            if np.isinf(high):
+                expected = "a number" if np.isinf(low) else f"at least {low:g}"
             raise ValueError(f"{name} must be {expected}{' and finite' if np.isinf(number) else ''}; got {number:g}")
     return given.astype(dtype)
 
 
 def finite(name: str, value: Any, dtype: Any, above: float = -float("inf")) -> jax.Array:
     """`value` as a finite scalar of `dtype`, more than `above`; else as `scalar`."""
-    given = _one_number(name, value)
-    if not isinstance(given, jax.core.Tracer) and not above < float(given) < float("inf"):
+    given = _one_number(name, value, dtype)
+    if not isinstance(value, jax.core.Tracer) and not above < float(np.asarray(value)) < float("inf"):
         expected = "finite" if above == -float("inf") else f"finite and more than {above:g}"
-        raise ValueError(f"{name} must be {expected}; got {float(given):g}")
+        raise ValueError(f"{name} must be {expected}; got {float(np.asarray(value)):g}")
     return given.astype(dtype)
 
 
@@ -128,16 +131,16 @@ def host(name: str, value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def _one_number(name: str, value: Any) -> jax.Array:
-    given = array(name, value)
+def _one_number(name: str, value: Any, dtype: Any) -> jax.Array:
+    given = integers(name, value) if jnp.issubdtype(dtype, jnp.integer) else array(name, value)
     if given.ndim != 0:
-        raise ValueError(f"{name} must be a scalar; got {_shown(given)}")
+        raise ValueError(f"{name} must be a scalar; got {_shown(value)}")
     if jnp.issubdtype(given.dtype, jnp.complexfloating):
         raise TypeError(f"{name} must be a real number; got {value!r}")
     return given
 
 
-def _shown(given: jax.Array) -> str:
-    if given.ndim == 0 and not isinstance(given, jax.core.Tracer):
-        return f"the scalar {np.asarray(given)}"
-    return f"shape {given.shape}"
+def _shown(value: Any) -> str:
+    if np.ndim(value) == 0 and not isinstance(value, jax.core.Tracer):
+        return f"the scalar {np.asarray(value)}"
+    return f"shape {np.shape(value)}"

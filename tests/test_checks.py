@@ -38,9 +38,29 @@ def test_what_is_no_array_is_named(check, value):
         (np.ones(2), ValueError, r"gamma must be a scalar; got shape \(2,\)"),
     ],
 )
-def test_a_number_out_of_range_is_named(value, error, message):
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+def test_a_number_out_of_range_is_named(value, error, message, transform):
     with pytest.raises(error, match=message):
-        checks.scalar("gamma", value, jnp.float32, 0.0)
+        transform(lambda: checks.scalar("gamma", value, jnp.float32, 0.0))()
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("value", [0.0, -1, np.float32(-1.0), np.inf, np.nan])
+def test_a_number_that_must_be_finite_and_positive_is_named(value, transform):
+    with pytest.raises(ValueError, match=f"delta must be finite and more than 0; got {value:g}"):
+        transform(lambda: checks.finite("delta", value, jnp.float32, above=0.0))()
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+def test_a_whole_number_must_be_one(transform):
+    with pytest.raises(TypeError, match="min_kept must be integers; got float32"):
+        transform(lambda: checks.scalar("min_kept", 2.5, jnp.int32, 0.0))()
+    with pytest.raises(ValueError, match="min_kept must be at least 0; got -1"):
+        transform(lambda: checks.scalar("min_kept", -1, jnp.int32, 0.0))()
+
+
+def test_a_traced_number_is_taken_as_it_is():
+    assert jax.jit(lambda gamma: checks.scalar("gamma", gamma, jnp.float32, 0.0))(-1.0) == -1.0
 
 
 def test_infinity_is_a_number_where_it_means_something():

@@ -1,7 +1,6 @@
 """Online hard example mining: which pixels are hard, as a mask for `segjax.losses.mean`."""
 
 from collections.abc import Hashable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,9 +88,9 @@ def hard_pixels(
     loss = checks.floating("per_pixel", per_pixel)
     keep = jnp.ones(loss.shape, bool) if where is None else checks.mask("where", where, loss.shape)
     keys = _ordered(loss)
-    least = _least(min_kept)
+    least = None if min_kept is None else checks.scalar("min_kept", min_kept, jnp.int32, 0.0)
     if threshold is not None:
-        cut = _ordered(_threshold(threshold, loss.dtype))
+        cut = _ordered(checks.scalar("threshold", threshold, loss.dtype, -np.inf, infinite=True))
         if least is not None:
             cut = jnp.minimum(cut, _kth_largest(keys, keep, least, axis_name))
         return keep & (keys >= cut)
@@ -119,19 +118,6 @@ def _check_criteria(fraction, min_kept, threshold, positives, negatives_per_posi
     if (positives is None) != (negatives_per_positive is None):
         missing = "positives" if positives is None else "negatives_per_positive"
         raise ValueError(f"positives and negatives_per_positive go together; got {missing}=None")
-
-
-def _least(min_kept: Any) -> Int[Array, ""] | None:
-    if min_kept is None:
-        return None
-    return checks.scalar("min_kept", checks.integers("min_kept", min_kept), jnp.int32, 0.0)
-
-
-def _threshold(value: Any, dtype: jnp.dtype) -> Float[Array, ""]:
-    value = checks.array("threshold", value)
-    if not isinstance(value, jax.core.Tracer) and jnp.isnan(value).any():
-        raise ValueError(f"threshold must be a loss to compare with; got {value}")
-    return checks.scalar("threshold", value, dtype, -float("inf"), infinite=True)
 
 
 def _count(mask: Bool[Array, "*pixels"], axis_name: Hashable | None) -> Int[Array, ""]:

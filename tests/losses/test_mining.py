@@ -326,7 +326,7 @@ BROKEN = {
     ),
     "negative min_kept": ({"min_kept": -1}, ValueError, r"min_kept must be at least 0; got -1"),
     "float min_kept": ({"min_kept": 0.5}, TypeError, r"min_kept must be integers; got float32"),
-    "nan threshold": ({"threshold": np.nan}, ValueError, r"threshold must be a loss to compare with; got nan"),
+    "nan threshold": ({"threshold": np.nan}, ValueError, r"threshold must be a number; got nan"),
     "float positives": (
         {"positives": ALL * 1.0, "negatives_per_positive": 3.0},
         TypeError,
