@@ -9,14 +9,15 @@ WORKERS ?= 2
 TESTS ?=
 STUDIES := focal_ablation prior_init sgd_focal ohem_vs_focal focal_star loss_curves training_length
 
-.PHONY: help setup ablation reproduce benchmark faults docs test lint format clean
+.PHONY: help setup ablation reproduce benchmark faults docs test test-slow lint format clean
 
 help:
 	@echo "make ablation   the background trap and its cure on the embedded data set, in minutes"
 	@echo "make reproduce  every table of the focal loss paper, and more; many hours, and it can be cut"
 	@echo "make benchmark  speed beside the libraries people would use instead, as far as installed (BENCH=1 installs them)"
 	@echo "make faults     20 kills and half an hour of watching a run; 40 minutes"
-	@echo "make test       the whole test suite (PYTHON=python3.13 for another interpreter)"
+	@echo "make test       the test suite without its slow part (PYTHON=python3.13 for another interpreter)"
+	@echo "make test-slow  the rest: processes, kills, a browser, a bucket, sweeps, the TPU compiler"
 	@echo "make docs       the documentation as a site, site/index.html; a broken link is an error"
 	@echo "make setup      $(VENV) with the pinned versions, and nothing more"
 	@echo "make lint       ruff, as pre-commit runs it"
@@ -54,7 +55,10 @@ docs: $(DOCS_READY)
 	@echo "wrote site/index.html"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(TESTS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
