@@ -16,7 +16,7 @@ STEPS = 2202  # 12 epochs of 367 images in batches of 2
 def get_config():
     """The whole recipe; the ladder switches its parts on one by one."""
     config = cross_entropy()
-    config.model.dropout, config.model.heads, config.model.rate = "sampled", 3, 0.2
+    config.model.dropout, config.model.num_samples, config.model.dropout_rate = "sampled", 3, 0.2
     config.objective.void = "class"
     config.objective.boundary_factor = 2.0
     config.objective.uncertainty_weight = 1.0

@@ -16,7 +16,7 @@ def get_config():
     # The frequencies of the training split. With more debris than there is, 0.01, the first steps push all weights of
     # the head below 0, and in seed 0 they stay there: no feature can then say debris.
     config.model.prior, config.model.head_stddev = (0.9945, 0.0055), 0.01
-    config.model.dropout, config.model.mask = "sampled", "channel"
+    config.model.dropout, config.model.dropout_mask = "sampled", "channel"
     config.objective.loss, config.objective.alpha = "softmax_cross_entropy", None
     config.objective.boundary_factor = 2.0
     config.objective.uncertainty_weight = 1.0

@@ -60,14 +60,22 @@ ROWS = {
         Row("FCN-8s", {"model.name": "fcn", "model.width": 24, "model.hidden": 384}),
         Row("SegNet", {"model.name": "segnet", "model.width": 18}),
         # Dropout of ½ after each of the central six units.
-        Row(BAYESIAN, {"model.name": "segnet", "model.width": 18, "model.deep_dropout": 3, "model.deep_rate": 0.5}),
+        Row(
+            BAYESIAN,
+            {
+                "model.name": "segnet",
+                "model.width": 18,
+                "model.deep_dropout": 3,
+                "model.deep_dropout_rate": 0.5,
+            },
+        ),
         Row("SegNet-Basic", {"model.name": "segnet_basic", "model.width": 23}),
         Row("U-Net, ResNet-18", {"model.name": "resnet_unet", "model.width": 48}),
         # The papers' dilations, as shares of the map: 24×32 pixels here, and 12×16. Batch norm of the mean of each of
         # two images would be a sign.
         Row(
             "DeepLab v2, ResNet-18",
-            {"model.name": "deeplab_v2", "model.width": 32, "model.rates": (4, 7, 10, 14)},
+            {"model.name": "deeplab_v2", "model.width": 32, "model.aspp_dilations": (4, 7, 10, 14)},
         ),
         Row(
             "DeepLab v3+, ResNet-18",
@@ -75,7 +83,7 @@ ROWS = {
                 "model.name": "deeplab_v3_plus",
                 "model.width": 56,
                 "model.hidden": 64,
-                "model.rates": (2, 4, 6),
+                "model.aspp_dilations": (2, 4, 6),
                 "model.norm": "group",
             },
         ),

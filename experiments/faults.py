@@ -62,7 +62,7 @@ def config_of(workdir: Path) -> ConfigDict:
     config.data.train_examples, config.data.val_examples, config.data.workers = 12, 6, 0
     config.augment.scale, config.augment.brightness = (0.8, 1.2), 0.2
     config.model.width, config.model.depth, config.model.padding = 4, 2, "zeros"
-    config.model.dropout, config.model.mask = "sampled", "channel"
+    config.model.dropout, config.model.dropout_mask = "sampled", "channel"
     config.objective.loss, config.objective.uncertainty_weight = "sigmoid_focal", 1.0
     config.training.steps, config.training.global_batch = STEPS, 4
     config.training.phases = ((0.6, STEPS // 2, 2e-3), (1.0, STEPS - STEPS // 2, 2e-3))

@@ -5,12 +5,14 @@ And two kinds of flag that absl has not.
 
 import errno
 import logging as standard_logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
 from segjax.training import MISTAKES, ConfigError, Terminated
+from segjax.training.defaults import RENAMED
 from segjax.training.validation import check_known
 
 flags.disclaim_key_flags()  # `--help` shows those of the command, and not of this module
@@ -54,7 +56,12 @@ def _parsed(argv: list[str]) -> list[str]:
     """What is left of the command line after the flags."""
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError):  # as ml_collections says that a config has no such field
+    except (AttributeError, KeyError, TypeError) as error:  # ml_collections: the config has no such field
+        # In a config file: the field that it assigned.
+        found = re.search(r'Key "(\w+)" does not exist', str(error))
+        for old, new in RENAMED.items() if found else ():
+            if old.endswith(f".{found[1]}"):
+                sys.exit(f"error: config.{old} was renamed; use config.{new}")
         for argument in argv:
             name, _, value = argument.partition("=")
             if name.startswith("--config."):

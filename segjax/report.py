@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     split, output = FLAGS.split or config.data.eval_split, output_folder(FLAGS.output or run.workdir / "report")
     source, chosen = open_split(config.data, split), "its best checkpoint, " if path_of(argv[1]) == run.workdir else ""
     output.mkdir(parents=True, exist_ok=True)
-    measures = partial(head_measures, num_classes=labels.num_classes, rate=config.model.rate)
+    measures = partial(head_measures, num_classes=labels.num_classes, rate=config.model.dropout_rate)
     with_heads = config.model.dropout != "none"
     found = inspect_run(run, source, images=FLAGS.images, measures=measures if with_heads else None)
     numbers = {key: value for key, value in found._asdict().items() if key not in ("best", "worst")}

@@ -96,8 +96,9 @@ def model_card(run: Run, *, uncertainty: bool, size: tuple[int, int] | None) -> 
     output = {"probabilities": "float32 [b, H, W, C], C the classes in their order, sum 1"}
     if uncertainty:
         output["variance"] = (
-            f"float32 [b, H, W], squared logits: of the logits under dropout of the head at rate {config.model.rate}, "
-            f"in closed form, mean over the outputs; the network was trained with dropout={config.model.dropout!r}"
+            "float32 [b, H, W], squared logits: of the logits under dropout of the head at rate "
+            f"{config.model.dropout_rate}, in closed form, mean over the outputs; the network was trained with "
+            f"dropout={config.model.dropout!r}"
         )
     return {
         "network": {"name": config.model.name, "parameters": sum(p.size for p in jax.tree.leaves(run.state.params))},

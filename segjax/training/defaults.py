@@ -9,8 +9,8 @@ INITIAL = ("seed", "model.prior", "model.head_stddev")
 # ... and these are arguments of every step; whether one is set at all (None, () or not) is part of the program.
 TRACED = (
     "augment.crop_fraction",
-    "model.rate",
-    "model.deep_rate",
+    "model.dropout_rate",
+    "model.deep_dropout_rate",
     "objective.gamma",
     "objective.beta",
     "objective.alpha",
@@ -24,6 +24,15 @@ TRACED = (
     "optimizer.learning_rate",
     "training.ema_decay",
 )
+
+# Fields that were renamed: the old name and the new one.
+RENAMED = {
+    "model.rates": "model.aspp_dilations",
+    "model.rate": "model.dropout_rate",
+    "model.mask": "model.dropout_mask",
+    "model.heads": "model.num_samples",
+    "model.deep_rate": "model.deep_dropout_rate",
+}
 
 
 class ConfigError(ValueError):
@@ -83,7 +92,7 @@ def defaults() -> ConfigDict:
     model.pack = 1  # columns side by side in the first level's channels: 128 / width for a TPU, 1 for a CPU
     model.encoder_depth = 18  # of a ResNet: 18, 34, 50, 101
     model.output_stride = placeholder(int)  # of the coarsest features, or FCN's finest score; None: the network's own
-    model.rates = placeholder(tuple)  # dilations of DeepLab's ASPP; None: the network's own, for large images
+    model.aspp_dilations = placeholder(tuple)  # dilations of DeepLab's ASPP; None: the network's own, for large images
     model.hidden = placeholder(int)  # channels of FCN's fc6 and fc7, of DeepLab's ASPP; None: the network's own
     # A torchvision ResNet's weights, .safetensors or .pth, for the encoder to begin with; data.mean and std are then
     # to be those it was trained with.
@@ -94,11 +103,11 @@ def defaults() -> ConfigDict:
     model.prior = ()  # binary losses: (π,); softmax: a frequency a class; (): no prior bias
     model.head_stddev = placeholder(float)  # of the head's initial kernel; None: the usual fan-in scale
     model.dropout = "none"  # heads whose variance is the uncertainty: "sampled" (K of them) or "analytic" (K = ∞)
-    model.heads = 3  # K
-    model.rate = 0.2  # p of the heads' dropout; traced
-    model.mask = "element"  # a number a feature and pixel, or a "channel" and image: the same variance, far cheaper
+    model.num_samples = 3  # K
+    model.dropout_rate = 0.2  # p of the heads' dropout; traced
+    model.dropout_mask = "element"  # one number per feature and pixel, or per "channel" and image: far cheaper
     model.deep_dropout = 0  # dropout inside the network too: after so many of the deepest blocks, each way
-    model.deep_rate = 0.5  # and its p; traced
+    model.deep_dropout_rate = 0.5  # and its p; traced
 
     config.objective = objective = ConfigDict()
     objective.loss = "softmax_cross_entropy"
@@ -173,12 +182,19 @@ def from_leaves(values: dict[str, object]) -> ConfigDict:
     """A complete config from `leaves`' dictionary, also after its way through JSON (lists become tuples again)."""
     config = defaults()
     for key, value in values.items():
+        check_not_renamed(key)
         node = config
         *path, last = key.split(".")
         for name in path:
             node = node[name]
         node[last] = _tuples(value)
     return config
+
+
+def check_not_renamed(key: str) -> None:
+    """Raises `ConfigError` naming the new field if `key` is the old name of one."""
+    if key in RENAMED:
+        raise ConfigError(f"config.{key} was renamed; use config.{RENAMED[key]}")
 
 
 def _tuples(value: object) -> object:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from segjax.data import Source, TrainLoader, open_split, skipped_lines, train_loader
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.defaults import ConfigError, leaves
+from segjax.training.defaults import ConfigError, check_not_renamed, leaves
 from segjax.training.evaluation import contact_sheet, evaluate
 from segjax.training.feed import feed
 from segjax.training.networks import make_model
@@ -252,6 +252,8 @@ def _report_changes(config: ConfigDict, workdir: epath.Path, console: rich.conso
     if not path.exists():
         return
     now, before = _jsonable(config), json.loads(path.read_text(encoding="utf-8"))
+    for key in before:
+        check_not_renamed(key)
     for key in sorted(now):
         if before.get(key) != now[key]:
             console.print(f"config.{key} is now {now[key]!r}; the run was started with {before.get(key)!r}")

@@ -20,7 +20,12 @@ NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
     "segnet_basic": (models.SegNetBasic, {"width": "width"}),
     "deeplab_v2": (
         models.DeepLabV2,
-        {"width": "width", "encoder_depth": "encoder_depth", "output_stride": "output_stride", "rates": "rates"},
+        {
+            "width": "width",
+            "encoder_depth": "encoder_depth",
+            "output_stride": "output_stride",
+            "rates": "aspp_dilations",
+        },
     ),
     "deeplab_v3_plus": (
         models.DeepLabV3Plus,
@@ -28,14 +33,23 @@ NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
             "width": "width",
             "encoder_depth": "encoder_depth",
             "output_stride": "output_stride",
-            "rates": "rates",
+            "rates": "aspp_dilations",
             "channels": "hidden",
         },
     ),
     "resnet_unet": (models.ResNetUNet, {"width": "width", "encoder_depth": "encoder_depth"}),
 }
-# Fields that every network has.
-_SHARED = ("norm", "remat", "dropout", "heads", "rate", "mask", "deep_dropout", "deep_rate")
+# Fields that every network has: its own name for them, and the config's.
+_SHARED = {
+    "norm": "norm",
+    "remat": "remat",
+    "dropout": "dropout",
+    "heads": "num_samples",
+    "rate": "dropout_rate",
+    "mask": "dropout_mask",
+    "deep_dropout": "deep_dropout",
+    "deep_rate": "deep_dropout_rate",
+}
 
 
 def check_network(config: ConfigDict) -> None:
@@ -97,7 +111,7 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
             axis_name=axis_name,
             head_bias=head_bias,
             head_kernel_stddev=config.model.head_stddev,
-            **{field: config.model[field] for field in _SHARED},
+            **{argument: config.model[field] for argument, field in _SHARED.items()},
             **{argument: value for argument, value in own.items() if value is not None},
         )
         model.check()

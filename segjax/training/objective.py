@@ -75,8 +75,8 @@ def hyper_from_config(config: ConfigDict) -> Hyper:
         negatives_per_positive=optional(objective.negatives_per_positive),
         region_weight=None if objective.region == "none" else region_weight,
         uncertainty_weight=optional(objective.uncertainty_weight),
-        dropout_rate=jnp.float32(config.model.rate),
-        deep_dropout_rate=jnp.float32(config.model.deep_rate),
+        dropout_rate=jnp.float32(config.model.dropout_rate),
+        deep_dropout_rate=jnp.float32(config.model.deep_dropout_rate),
         ema_decay=optional(config.training.ema_decay),
     )
 

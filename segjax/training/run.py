@@ -95,6 +95,8 @@ def _config_of(file: epath.Path) -> ConfigDict:
     """The config of a workdir; ConfigError: it is damaged, or of another program."""
     try:
         return from_leaves(read_json(file))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         said = str(error).splitlines()[0][:200]
         raise ConfigError(
@@ -270,7 +272,7 @@ def head_rate(run: Run, rate: float | None, samples: int, passes: int = 0) -> fl
             f"samples of the head: {run.workdir} was trained without dropout of it (config.model.dropout = 'none'); "
             "train with 'sampled' or 'analytic', or name a rate to sample it all the same (--rate=0.2)"
         )
-    return model.rate if rate is None else rate
+    return model.dropout_rate if rate is None else rate
 
 
 def class_named(run: Run, name: str | None) -> int | None:

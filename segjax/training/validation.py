@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from segjax.models.resnet import STAGES as RESNETS
 from segjax.models.unet import DOWNSAMPLINGS
 from segjax.models.upsampling import UPSAMPLINGS
-from segjax.training.defaults import ConfigError, defaults, leaves
+from segjax.training.defaults import ConfigError, check_not_renamed, defaults, leaves
 from segjax.training.networks import NETWORKS, check_network
 from segjax.training.objective import BINARY_LOSSES, PIXEL_LOSSES, REGION_LOSSES
 
@@ -23,7 +23,7 @@ _CHOICES = {
     "model.upsample": tuple(UPSAMPLINGS),
     "model.encoder_depth": tuple(RESNETS),
     "model.dropout": ("none", "sampled", "analytic"),
-    "model.mask": ("element", "channel"),
+    "model.dropout_mask": ("element", "channel"),
     "objective.loss": tuple(PIXEL_LOSSES),
     "objective.normalizer": ("valid", "positives"),
     "objective.void": ("ignore", "class"),
@@ -46,7 +46,7 @@ _POSITIVE = (
 )
 # From and to; None is allowed where the default is None.
 _RANGES = {
-    "model.heads": (1, math.inf),
+    "model.num_samples": (1, math.inf),
     "model.deep_dropout": (0, math.inf),
     "model.output_stride": (1, math.inf),
     "model.hidden": (1, math.inf),
@@ -62,7 +62,7 @@ _RANGES = {
 }
 _MINING = ("hard_fraction", "hard_threshold", "negatives_per_positive")
 _TO_ONE = ("augment.crop_fraction", "objective.hard_fraction")
-_BELOW_ONE = ("model.rate", "model.deep_rate", "training.ema_decay")
+_BELOW_ONE = ("model.dropout_rate", "model.deep_dropout_rate", "training.ema_decay")
 
 
 def check_known(key: str, value: object) -> None:
@@ -70,6 +70,7 @@ def check_known(key: str, value: object) -> None:
     known = _known()
     if key in known or any(name.startswith(f"{key}.") for name in known):
         return
+    check_not_renamed(key)
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean config.{close[0]}?" if close else ""
     raise ConfigError(f"unknown config key config.{key} = {value!r}{hint}")
@@ -175,8 +176,8 @@ def _validate_uncertainty(config: ConfigDict) -> None:
             "config.objective.uncertainty_weight needs heads that can disagree: set config.model.dropout to 'sampled' "
             "or 'analytic'"
         )
-    if model.dropout == "sampled" and model.heads < 2:
-        raise ConfigError(f"config.model.heads must be at least 2 for a variance; got {model.heads}")
+    if model.dropout == "sampled" and model.num_samples < 2:
+        raise ConfigError(f"config.model.num_samples must be at least 2 for a variance; got {model.num_samples}")
 
 
 def _validate_objective(config: ConfigDict) -> None:

@@ -34,7 +34,7 @@ def test_every_network_has_a_row():
 @pytest.mark.parametrize(("row", "stride"), [("DeepLab v2, ResNet-18", 8), ("DeepLab v3+, ResNet-18", 16)])
 def test_no_dilation_reaches_over_its_map(row, stride):
     config = architectures.row_config(architectures.ROWS[row], 0)
-    assert max(config.model.rates) < min(config.data.size) // stride
+    assert max(config.model.aspp_dilations) < min(config.data.size) // stride
 
 
 def test_segnets_boundary_f1_is_the_metrics_in_sums_that_add():

@@ -13,7 +13,7 @@ from segjax.training.step import init_state, make_train_step
 def careful(tiny):
     """No batch norm, whose statistics are a piece's; boundary weights, a penalty, and dropout."""
     tiny.model.norm, tiny.model.dtype, tiny.model.depth = "group", "float64", 1
-    tiny.model.dropout, tiny.model.heads, tiny.model.mask = "sampled", 2, "channel"
+    tiny.model.dropout, tiny.model.num_samples, tiny.model.dropout_mask = "sampled", 2, "channel"
     tiny.objective.uncertainty_weight, tiny.objective.boundary_factor = 1.0, 3.0
     tiny.augment.scale, tiny.training.ema_decay = (0.8, 1.2), 0.9
     return tiny

@@ -31,8 +31,8 @@ HEADS = {"model.dropout": "sampled", "objective.uncertainty_weight": 1.0}
 # Each traced field, with what it needs to have an effect, and two of its values.
 VALUES = {
     "augment.crop_fraction": ({}, 0.5, 0.75),
-    "model.rate": (HEADS, 0.1, 0.3),
-    "model.deep_rate": ({"model.deep_dropout": 1}, 0.1, 0.3),
+    "model.dropout_rate": (HEADS, 0.1, 0.3),
+    "model.deep_dropout_rate": ({"model.deep_dropout": 1}, 0.1, 0.3),
     "objective.gamma": (BINARY, 0.0, 2.0),
     "objective.beta": ({"objective.loss": "sigmoid_focal_star"}, 0.0, 1.0),
     "objective.alpha": (BINARY, 0.25, 0.75),

@@ -31,7 +31,7 @@ def tiny(tiny):
     """All that makes one step differ from the next: phases, dropout, a running mean."""
     tiny.training.phases = ((0.6, 1, 2e-3), (0.75, 2, 2e-3), (1.0, 1, 1e-3))
     tiny.training.ema_decay, tiny.training.gradient_budget = 0.9, True
-    tiny.model.dropout, tiny.model.mask = "sampled", "channel"
+    tiny.model.dropout, tiny.model.dropout_mask = "sampled", "channel"
     tiny.objective.uncertainty_weight, tiny.objective.background = 1.0, 0
     return tiny
 

@@ -39,7 +39,7 @@ def weights(tmp_path_factory):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_name_is_a_network_whose_fields_the_config_has(name):
     config = defaults()
-    config.model.name, config.model.norm, config.model.rate = name, "group", 0.375
+    config.model.name, config.model.norm, config.model.dropout_rate = name, "group", 0.375
     network, fields = NETWORKS[name]
     assert set(fields) <= set(inspect.signature(network).parameters)
     model = make_model(config, 11, "devices")
@@ -61,7 +61,7 @@ def test_every_field_of_a_network_gets_there(name):
         "encoder_depth": 34,
         "output_stride": 16,
         "hidden": 3,
-        "rates": (2, 5),
+        "aspp_dilations": (2, 5),
     }
     for argument, field in NETWORKS[name][1].items():
         config = defaults()

@@ -33,7 +33,7 @@ def run(config, mode, devices):
     config.objective.loss, config.objective.void = "softmax_cross_entropy", "class"
     config.objective.boundary_factor, config.objective.hard_fraction = 2.0, 0.9
     config.objective.uncertainty_weight, config.objective.region = 1.0, "dice"
-    config.model.dropout, config.model.heads, config.model.deep_dropout = "sampled", 2, 1
+    config.model.dropout, config.model.num_samples, config.model.deep_dropout = "sampled", 2, 1
     config.training.ema_decay, config.training.gradient_budget = 0.9, True
     mesh = parallel.make_mesh(jax.devices()[:devices])
     axis_name = parallel.axis_name(config)

@@ -117,7 +117,7 @@ def test_a_threshold_is_of_a_class_that_is_named(tiny):
     ("dropout", "rate", "expected"), [("sampled", None, 0.15), ("none", 0.3, 0.3), ("none", None, None)]
 )
 def test_the_head_is_sampled_as_it_was_trained_or_as_is_asked(tiny, dropout, rate, expected):
-    tiny.model.dropout, tiny.model.rate = dropout, 0.15
+    tiny.model.dropout, tiny.model.dropout_rate = dropout, 0.15
     run = Run(epath.Path("runs/a"), tiny, None, None, label_set(tiny.data))
     if expected is not None:
         assert head_rate(run, rate, 3) == expected
@@ -133,4 +133,4 @@ def test_passes_need_dropout_that_they_draw(tiny):
     ):
         head_rate(run, None, 0, 3)
     tiny.model.deep_dropout = 1
-    assert head_rate(run, None, 0, 3) == tiny.model.rate
+    assert head_rate(run, None, 0, 3) == tiny.model.dropout_rate

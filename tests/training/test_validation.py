@@ -3,7 +3,8 @@
 import pytest
 
 from segjax.training import ConfigError, defaults, validate
-from segjax.training.defaults import from_leaves, leaves
+from segjax.training.defaults import RENAMED, from_leaves, leaves
+from segjax.training.validation import check_known
 
 
 def test_the_defaults_are_valid_but_for_the_pair_of_loss_and_data():
@@ -39,7 +40,7 @@ def test_a_missing_key_is_named():
         ("objective.hard_fraction", 0.0, r"config.objective.hard_fraction must be in \(0, 1\]; got 0.0"),
         ("augment.crop_fraction", 3.0, r"config.augment.crop_fraction must be in \(0, 1\]; got 3.0"),
         ("model.head_stddev", -1.0, r"config.model.head_stddev must be positive or None; got -1.0"),
-        ("model.rate", 1.0, r"config.model.rate must be in \[0, 1\); got 1.0"),
+        ("model.dropout_rate", 1.0, r"config.model.dropout_rate must be in \[0, 1\); got 1.0"),
         ("model.dropout", "monte-carlo", r"config.model.dropout must be one of none, sampled, analytic; got"),
         ("objective.region", "iou", r"config.objective.region must be one of none, dice, .*lovasz; got 'iou'"),
         ("objective.uncertainty_weight", 1.0, r"needs heads that can disagree: set config.model.dropout"),
@@ -80,8 +81,8 @@ def test_a_field_that_the_phases_replace_is_refused(key):
 
 def test_a_variance_needs_two_heads():
     config = defaults()
-    config.model.dropout, config.model.heads, config.objective.uncertainty_weight = "sampled", 1, 1.0
-    with pytest.raises(ConfigError, match=r"config.model.heads must be at least 2 for a variance; got 1"):
+    config.model.dropout, config.model.num_samples, config.objective.uncertainty_weight = "sampled", 1, 1.0
+    with pytest.raises(ConfigError, match=r"config.model.num_samples must be at least 2 for a variance; got 1"):
         validate(config)
 
 
@@ -116,3 +117,10 @@ def test_objectives_that_contradict_themselves_are_refused(fields, message):
 @pytest.mark.parametrize("known", [{"background": 0}, {"void": "class"}, {"loss": "hinge"}])
 def test_positives_are_known_where_the_background_is(field, known):
     validate(from_leaves(leaves(defaults()) | {f"objective.{key}": value for key, value in (field | known).items()}))
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_check_known_old_name_names_the_new_one(old, new):
+    for check in (lambda: check_known(old, 3), lambda: from_leaves({old: 3})):
+        with pytest.raises(ConfigError, match=rf"config.{old} was renamed; use config.{new}"):
+            check()
