@@ -11,43 +11,53 @@ from segjax.metrics.boundary import (
 )
 from segjax.metrics.calibration import (
     CalibrationBins,
+    ProperScoreSums,
+    brier_score,
     calibration_bins,
     classwise_calibration_bins,
     classwise_calibration_error,
     expected_calibration_error,
     maximum_calibration_error,
+    negative_log_likelihood,
+    proper_score_sums,
     reliability_diagram,
 )
 from segjax.metrics.checkerboard import CheckerboardSums, checkerboard_energy, checkerboard_sums
-from segjax.metrics.confusion import confusion_matrix, segmentation_scores
+from segjax.metrics.confusion import (
+    confusion_matrix,
+    confusion_matrix_per_image,
+    per_image_scores,
+    per_image_sums,
+    recipe_jaccard,
+    segmentation_scores,
+)
 from segjax.metrics.obstacles import component_counts, component_scores, obstacle_targets
-from segjax.metrics.per_image import confusion_matrix_per_image, per_image_scores, per_image_sums, recipe_jaccard
-from segjax.metrics.precision_recall import class_log_odds, precision_recall_curve
-from segjax.metrics.proper_scores import ProperScoreSums, brier_score, negative_log_likelihood, proper_score_sums
 from segjax.metrics.ranking import (
     auroc,
     auroc_bounds,
     average_precision,
     average_precision_bounds,
+    best_f1,
+    best_f1_bounds,
+    class_log_odds,
     fpr_at_tpr,
     fpr_at_tpr_bounds,
+    precision_recall_curve,
     score_histogram,
+    threshold_at_precision,
 )
-from segjax.metrics.selective import (
+from segjax.metrics.uncertainty import (
     accuracy_vs_uncertainty,
     area_under_risk_coverage,
     area_under_risk_coverage_bounds,
-    patch_means,
-    risk_coverage,
-    uncertainty_histogram,
-)
-from segjax.metrics.thresholds import best_f1, best_f1_bounds, threshold_at_precision
-from segjax.metrics.uncertainty import (
     expected_entropy,
     log_mean_softmax,
     max_probability,
     mutual_information,
+    patch_means,
     predictive_entropy,
+    risk_coverage,
+    uncertainty_histogram,
 )
 
 __all__ = [

@@ -1,28 +1,32 @@
-"""How well the boundaries of the classes are met: the boundary F1 (BF score) and the boundary IoU, from counts."""
+"""Boundary F1 (BF score) and boundary IoU from counts of boundary pixels.
+
+A pixel has one class, so one label map holds the boundaries of all classes at once, and no class is ever expanded to an
+image of its own. Matches are found for eight classes per byte, in a time proportional to the tolerance, not its square.
+"""
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Integer, Real
+from jaxtyping import Array, Bool, Float, Int, Integer, Real, UInt8
 
 from segjax import checks
 from segjax.collectives import psum
-from segjax.metrics.contours import count_boundaries, count_regions
-from segjax.metrics.counts import ABSENT, INVALID, host_counts, mean_of_known, ratio
+from segjax.metrics._counting import ABSENT, INVALID, host_counts, mean_of_known, ratio, sum_by_place
 
-_CAUSE = "a label or prediction outside [0, classes) was counted, in a pixel that `where` keeps"
+_CAUSE = "a label or prediction outside [0, C) was counted in an unmasked pixel"
 
 
 def boundary_tolerance(height: int, width: int, share: Real[ArrayLike, ""] = 0.0075) -> float:
-    r"""A share of the image's diagonal, in pixels.
+    r"""Returns a share of the image's diagonal, in pixels.
 
     .. math:: θ = s \sqrt{H^2 + W^2}
 
-    SegNet's boundary F1 takes s = 0.0075 (4.5 pixels of its 360 × 480), DAVIS 0.008 and rounds up. The boundary IoU's
+    SegNet's boundary F1 uses s = 0.0075 (4.5 pixels of its 360 × 480), DAVIS 0.008, rounded up. The boundary IoU's
     distance is `max(1, round(boundary_tolerance(height, width, 0.02)))`.
 
     Args:
@@ -31,10 +35,10 @@ def boundary_tolerance(height: int, width: int, share: Real[ArrayLike, ""] = 0.0
         share: s ≥ 0.
 
     Returns:
-        θ in pixels, a Python float: `tolerance` is static.
+        θ in pixels, a Python float, because `tolerance` is static.
 
     Raises:
-        ValueError: the height or width is below 1, or the share negative.
+        ValueError: the height or width is below 1, or the share is negative.
 
     References:
         Badrinarayanan et al., SegNet, arXiv 1511.00561. Perazzi et al., A Benchmark Dataset and Evaluation Methodology
@@ -49,79 +53,74 @@ def boundary_tolerance(height: int, width: int, share: Real[ArrayLike, ""] = 0.0
 
 
 def boundary_counts(
-    labels: Integer[ArrayLike, "*batch height width"],
-    predictions: Integer[ArrayLike, "*batch height width"],
+    labels: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
+    predictions: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
     num_classes: int,
     *,
     tolerance: Real[ArrayLike, ""],
     where: Bool[ArrayLike, "..."] | None = None,
     axis_name: Hashable | None = None,
 ) -> Int[Array, "{num_classes} 4"]:
-    r"""Boundary pixels of each class and how many of them are matched, over all images and devices.
+    r"""Returns each class's boundary pixels and how many of them are matched, over all images and devices.
 
     .. math::
         M_c = \left(\#\{i \in \hat B_c : d(i, B_c) \le θ\},\; \#\hat B_c,\;
         \#\{i \in B_c : d(i, \hat B_c) \le θ\},\; \#B_c\right)
 
-    with the boundary B_c of class c in the labels, \hat B_c in the predictions, the Euclidean distance d between
-    the centres of two pixels of one image, and the tolerance θ. A boundary is the inner one of the class's mask: its
-    pixels with a 4-neighbour of another class (scikit-image's `find_boundaries(mask, mode="inner")`). The edge of the
-    image is none, and neither is void's: the image ends where `where` is False. (Csurka et al. match where d < θ, which
-    differs for whole θ only; DAVIS's `seg2bmap` marks pixels half a pixel towards the origin, on either side.)
+    with the boundary B_c of class c in the labels, \hat B_c in the predictions, the Euclidean distance d between pixel
+    centres of one image, and the tolerance θ. The boundary is the inner one of the class mask: its pixels with a
+    4-neighbour of another class (scikit-image's `find_boundaries(mask, mode="inner")`). Neither the edge of the image
+    nor that of void is a boundary: the image ends where `where` is False. (Csurka et al. match where d < θ, which
+    differs for whole θ only. DAVIS's `seg2bmap` marks pixels half a pixel towards the origin, on either side.)
 
     Counts add: over batches with `+`, in int64 on the host; then `boundary_f1`.
 
     Args:
-        labels: the true classes, integers in [0, num_classes), `[..., H, W]`.
-        predictions: the predicted classes, the same shape.
+        labels: true classes, integers in [0, C) or booleans, `[..., H, W]`.
+        predictions: predicted classes, in the labels' shape.
         num_classes: C ≥ 1, static.
-        tolerance: θ ≥ 0 in pixels, static; `boundary_tolerance` takes it from the image's size.
-        where: boolean `[..., H, W]`, broadcastable; False: no such pixel, whatever its label.
-        axis_name: the mapped device axis, or None under `jit`.
+        tolerance: θ ≥ 0 in pixels, static; see `boundary_tolerance`.
+        where: boolean `[..., H, W]`, broadcastable. False: the pixel does not exist, whatever its label.
+        axis_name: mapped device axis, or None under `jit`.
 
     Returns:
-        int32 `[C, 4]`: matched predicted, predicted, matched true and true boundary pixels. If `where` keeps a label or
-        prediction outside [0, C), every entry is -2^31 (integers have no NaN), which `boundary_f1` refuses.
+        int32 `[C, 4]`: matched predicted, predicted, matched true and true boundary pixels. If an unmasked label or
+        prediction is outside [0, C), every entry is -2^31 (integers have no NaN), and `boundary_f1` refuses the sum.
 
     Raises:
-        TypeError: labels or predictions are not integers, `where` not boolean, the tolerance is traced.
+        TypeError: labels or predictions are not integers, `where` is not boolean, or the tolerance is traced.
         ValueError: shapes do not fit or have fewer than two axes, C < 1, or the tolerance is negative.
 
     References:
         Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
-    >>> import jax.numpy as jnp
-    >>> labels = jnp.array([[0, 0, 0, 1, 1, 1]])
-    >>> print(boundary_counts(labels, jnp.array([[0, 0, 1, 1, 1, 1]]), 2, tolerance=0))
-    [[0 1 0 1]
-     [0 1 0 1]]
-    >>> print(boundary_counts(labels, jnp.array([[0, 0, 1, 1, 1, 1]]), 2, tolerance=1))
-    [[1 1 1 1]
-     [1 1 1 1]]
+    >>> labels, predictions = jnp.array([[0, 0, 0, 1, 1, 1]]), jnp.array([[0, 0, 1, 1, 1, 1]])
+    >>> print(boundary_counts(labels, predictions, 2, tolerance=0).tolist())
+    [[0, 1, 0, 1], [0, 1, 0, 1]]
+    >>> print(boundary_counts(labels, predictions, 2, tolerance=1).tolist())
+    [[1, 1, 1, 1], [1, 1, 1, 1]]
     """
     images = _inputs(labels, predictions, num_classes, where)
-    counts, invalid = count_boundaries(*images, num_classes, _non_negative("tolerance", tolerance))
+    counts, invalid = _count_boundaries(*images, num_classes, _non_negative("tolerance", tolerance))
     return _sum_over_images(counts, invalid, axis_name)
 
 
 def boundary_counts_per_image(
-    labels: Integer[ArrayLike, "*batch height width"],
-    predictions: Integer[ArrayLike, "*batch height width"],
+    labels: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
+    predictions: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
     num_classes: int,
     *,
     tolerance: Real[ArrayLike, ""],
     where: Bool[ArrayLike, "..."] | None = None,
 ) -> Int[Array, "*batch {num_classes} 4"]:
-    r"""`boundary_counts` of each image, for `boundary_f1_per_image`.
+    r"""Returns the `boundary_counts` of each image, for `boundary_f1_per_image`.
 
     .. math::
         M_{nc} = \left(\#\{i \in \hat B_{nc} : d(i, B_{nc}) \le θ\},\; \#\hat B_{nc},\;
         \#\{i \in B_{nc} : d(i, \hat B_{nc}) \le θ\},\; \#B_{nc}\right)
 
-    with the boundaries B of class c in the labels of image n, and \hat B in its predictions.
-
-    These concatenate: over batches and devices along the images' axis. Under a mapped device axis each device has the
-    counts of its own images.
+    with the boundaries B of class c in the labels of image n, and \hat B in its predictions. Concatenate the counts of
+    batches along the image axis. Under a mapped device axis each device has the counts of its own images.
 
     Args:
         labels: as in `boundary_counts`.
@@ -131,8 +130,7 @@ def boundary_counts_per_image(
         where: as in `boundary_counts`.
 
     Returns:
-        int32 `[..., C, 4]`. Every entry of an image in which `where` keeps a label or prediction outside [0, C) is
-        -2^31.
+        int32 `[..., C, 4]`. Every entry of an image with an unmasked label or prediction outside [0, C) is -2^31.
 
     Raises:
         TypeError: as `boundary_counts`.
@@ -142,14 +140,12 @@ def boundary_counts_per_image(
         Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
         Badrinarayanan et al., SegNet, arXiv 1511.00561.
 
-    >>> import jax.numpy as jnp
     >>> labels = jnp.array([[[0, 0, 1, 1]], [[0, 0, 0, 0]]])
-    >>> print(boundary_counts_per_image(labels, labels, 2, tolerance=2)[:, 1])
-    [[1 1 1 1]
-     [0 0 0 0]]
+    >>> boundary_counts_per_image(labels, labels, 2, tolerance=2)[:, 1].tolist()
+    [[1, 1, 1, 1], [0, 0, 0, 0]]
     """
     images = _inputs(labels, predictions, num_classes, where)
-    counts, invalid = count_boundaries(*images, num_classes, _non_negative("tolerance", tolerance))
+    counts, invalid = _count_boundaries(*images, num_classes, _non_negative("tolerance", tolerance))
     counts = jnp.where(invalid[:, None, None], jnp.int32(INVALID), counts)
     return counts.reshape(*jnp.shape(labels)[:-2], num_classes, 4)
 
@@ -157,18 +153,18 @@ def boundary_counts_per_image(
 def boundary_f1(
     counts: Integer[jax.Array | np.ndarray, "classes 4"], *, absent: str = "exclude"
 ) -> dict[str, float | np.ndarray]:
-    r"""Boundary F1 of each class over the data set, from sums of `boundary_counts`.
+    r"""Returns the boundary F1 of each class over the data set, from sums of `boundary_counts`.
 
     .. math:: F_c = \frac{2 P_c R_c}{P_c + R_c}
 
-    with P_c the share of the class's predicted boundary pixels that are matched, and R_c that of its true ones. All
-    images are one pool here: a long boundary counts for more. `boundary_f1_per_image` is another thing.
+    with P_c the matched share of the class's predicted boundary pixels, and R_c that of its true ones. All images are
+    pooled, so a long boundary has more weight; `boundary_f1_per_image` weighs images alike.
 
     Args:
         counts: integers `[C, 4]`, sums of `boundary_counts`.
-        absent: what a class gets whose denominator is 0 (F1: neither a true nor a predicted boundary pixel; precision:
-            no predicted one; recall: no true one). "exclude": NaN per class, and left out of the mean (NaN if nothing
-            is left); "zero" or "one": that score, and it counts in the mean.
+        absent: score of a class whose denominator is 0 (F1: neither a true nor a predicted boundary pixel; precision:
+            no predicted one; recall: no true one). "exclude": NaN, left out of the mean (NaN if no class remains);
+            "zero" or "one": that score, and it counts in the mean.
 
     Returns:
         `mean_boundary_f1`, a float, and float64 `[C]`: `boundary_f1_per_class`, `boundary_precision_per_class` and
@@ -176,12 +172,11 @@ def boundary_f1(
 
     Raises:
         TypeError: the counts are traced, or not integers.
-        ValueError: they are not `[C, 4]`, one is negative (see `boundary_counts`), or `absent` is unknown.
+        ValueError: they are not `[C, 4]`, one is negative (invalid pixels or an overflow), or `absent` is unknown.
 
     References:
         Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
-    >>> import numpy as np
     >>> scores = boundary_f1(np.array([[6, 8, 5, 10], [0, 3, 0, 0], [0, 0, 0, 0]]))
     >>> print(scores["boundary_f1_per_class"], scores["mean_boundary_f1"])
     [0.6 0.  nan] 0.3
@@ -199,12 +194,12 @@ def boundary_f1(
 
 
 def boundary_f1_per_image(counts: Integer[jax.Array | np.ndarray, "images classes 4"]) -> dict[str, float | np.ndarray]:
-    r"""SegNet's boundary F1: the mean over images of the mean F1 of the classes present in the image.
+    r"""Returns SegNet's boundary F1: the mean over images of the mean F1 of the classes present in the image.
 
     .. math:: BF = \frac{1}{|J|} \sum_{n \in J} \frac{1}{|K_n|} \sum_{c \in K_n} F_{nc}
 
     with the classes K_n that have a true boundary pixel in image n, and the images J that have such a class. A class
-    that is predicted where it is not true is in no K_n: it costs here only what it takes from the true ones.
+    that is predicted where it is not true is in no K_n: it costs only what it takes from the true classes.
     `boundary_f1` counts it.
 
     Args:
@@ -212,16 +207,15 @@ def boundary_f1_per_image(counts: Integer[jax.Array | np.ndarray, "images classe
 
     Returns:
         `mean_boundary_f1_per_image`, a float, NaN if J is empty; and `boundary_f1_per_image`, float64 `[N]`, NaN for an
-        image that is not in J (all void, say, or of one class only). In [0, 1].
+        image that is not in J (all void, or of one class only). In [0, 1].
 
     Raises:
         TypeError: the counts are traced, or not integers.
-        ValueError: they are not `[N, C, 4]`, or one is negative (see `boundary_counts_per_image`).
+        ValueError: they are not `[N, C, 4]`, or one is negative (invalid pixels or an overflow).
 
     References:
         Badrinarayanan et al., SegNet, arXiv 1511.00561.
 
-    >>> import numpy as np
     >>> one, other = [[6, 8, 5, 10], [0, 3, 0, 0]], [[4, 4, 4, 4], [0, 0, 0, 2]]
     >>> scores = boundary_f1_per_image(np.array([one, other]))
     >>> print(scores["boundary_f1_per_image"], scores["mean_boundary_f1_per_image"])
@@ -230,87 +224,84 @@ def boundary_f1_per_image(counts: Integer[jax.Array | np.ndarray, "images classe
     counts = _host("counts", counts, "[images, classes, 4]", 3, 4)
     present = counts[..., 3] > 0
     f1 = np.where(present, _f1(counts, np.nan), 0).sum(axis=-1)
-    per_image = ratio(f1, present.sum(axis=-1), np.nan)
+    per_image = ratio(f1, present.sum(axis=-1))
     return {"mean_boundary_f1_per_image": mean_of_known(per_image), "boundary_f1_per_image": per_image}
 
 
 def boundary_iou_counts(
-    labels: Integer[ArrayLike, "*batch height width"],
-    predictions: Integer[ArrayLike, "*batch height width"],
+    labels: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
+    predictions: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
     num_classes: int,
     *,
     distance: Integer[ArrayLike, ""],
     where: Bool[ArrayLike, "..."] | None = None,
     axis_name: Hashable | None = None,
 ) -> Int[Array, "{num_classes} 2"]:
-    r"""Intersection and union of each class's inner boundary regions, over all images and devices.
+    r"""Returns intersection and union of each class's inner boundary regions, over all images and devices.
 
     .. math:: M_c = \left(\#(G_c \cap P_c),\; \#(G_c \cup P_c)\right)
 
-    with G_c the pixels of class c in the labels that lie within `distance` pixels of its contour, P_c in the
-    predictions. As in the authors' code the distance is that of the chessboard: the region is what `distance` erosions
-    by a 3 × 3 square take away. And the edge of the image is part of the contour (unlike in `boundary_counts`); so is
-    void, since the image ends where `where` is False.
+    with G_c the pixels of class c in the labels within `distance` pixels of its contour, P_c in the predictions. As in
+    the authors' code the distance is the chessboard distance: the region is what `distance` erosions by a 3 × 3 square
+    remove. The edge of the image is part of the contour (unlike in `boundary_counts`), and so is the edge of void.
 
     Counts add: over batches with `+`, in int64 on the host; then `boundary_iou`.
 
     Args:
-        labels: the true classes, integers in [0, num_classes), `[..., H, W]`.
-        predictions: the predicted classes, the same shape.
+        labels: as in `boundary_counts`.
+        predictions: as in `boundary_counts`.
         num_classes: C ≥ 1, static.
-        distance: at least 1, a whole number of pixels, static; the authors take 2 % of the diagonal (see
-            `boundary_tolerance`). Where it exceeds every object this is the mask's IoU.
-        where: boolean `[..., H, W]`, broadcastable; False: no such pixel, whatever its label.
-        axis_name: the mapped device axis, or None under `jit`.
+        distance: whole number of pixels, at least 1, static; the authors use 2 % of the diagonal (see
+            `boundary_tolerance`). Beyond the size of every object this is the IoU of the masks.
+        where: as in `boundary_counts`.
+        axis_name: mapped device axis, or None under `jit`.
 
     Returns:
-        int32 `[C, 2]`: intersection, union. If `where` keeps a label or prediction outside [0, C), every entry is
-        -2^31, which `boundary_iou` refuses.
+        int32 `[C, 2]`: intersection, union. If an unmasked label or prediction is outside [0, C), every entry is
+        -2^31, and `boundary_iou` refuses the sum.
 
     Raises:
-        TypeError: labels, predictions or the distance are not integers, `where` not boolean, the distance is traced.
+        TypeError: labels, predictions or the distance are not integers, `where` is not boolean, or the distance is
+            traced.
         ValueError: shapes do not fit or have fewer than two axes, C < 1, or the distance is below 1.
 
     References:
         Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, arXiv 2103.16562.
 
-    >>> import jax.numpy as jnp
     >>> labels = jnp.zeros((5, 5), int).at[:, 3:].set(1)
-    >>> print(boundary_iou_counts(labels, jnp.zeros((5, 5), int), 2, distance=1))
-    [[ 9 19]
-     [ 0 10]]
+    >>> boundary_iou_counts(labels, jnp.zeros((5, 5), int), 2, distance=1).tolist()
+    [[9, 19], [0, 10]]
     """
     images = _inputs(labels, predictions, num_classes, where)
-    counts, invalid = count_regions(*images, num_classes, _whole("distance", distance))
+    counts, invalid = _count_regions(*images, num_classes, _whole("distance", distance))
     return _sum_over_images(counts, invalid, axis_name)
 
 
 def boundary_iou(
     counts: Integer[jax.Array | np.ndarray, "classes 2"], *, absent: str = "exclude"
 ) -> dict[str, float | np.ndarray]:
-    r"""Boundary IoU of each class over the data set, from sums of `boundary_iou_counts`.
+    r"""Returns the boundary IoU of each class over the data set, from sums of `boundary_iou_counts`.
 
     .. math:: IoU_c = \frac{\#(G_c \cap P_c)}{\#(G_c \cup P_c)}
 
-    The semantic form: all pixels of a class in all images are pooled, as in `mean_iou`. The paper's boundary AP and
-    boundary PQ match instances by the smaller of mask IoU and boundary IoU, which is another thing.
+    This is the semantic form: all pixels of a class in all images are pooled, as in `mean_iou`. The paper's boundary AP
+    and boundary PQ, which match instances by the smaller of mask IoU and boundary IoU, are not computed here.
 
     Args:
         counts: integers `[C, 2]`, sums of `boundary_iou_counts`.
-        absent: what a class gets that is neither true nor predicted anywhere. "exclude": NaN, and left out of the mean
-            (NaN if nothing is left); "zero" or "one": that score, and it counts in the mean.
+        absent: score of a class that is neither true nor predicted anywhere. "exclude": NaN, left out of the mean (NaN
+            if no class remains); "zero" or "one": that score, and it counts in the mean.
 
     Returns:
         `mean_boundary_iou`, a float, and `boundary_iou_per_class`, float64 `[C]`, in [0, 1].
 
     Raises:
         TypeError: the counts are traced, or not integers.
-        ValueError: they are not `[C, 2]`, one is negative (see `boundary_iou_counts`), or `absent` is unknown.
+        ValueError: they are not `[C, 2]`, one is negative (invalid pixels or an overflow), or `absent` is unknown.
 
     References:
         Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, arXiv 2103.16562.
 
-    >>> import numpy as np
     >>> scores = boundary_iou(np.array([[9, 12], [0, 4], [0, 0]]))
     >>> print(scores["boundary_iou_per_class"], scores["mean_boundary_iou"])
     [0.75 0.    nan] 0.375
@@ -322,7 +313,7 @@ def boundary_iou(
 
 
 def _inputs(labels, predictions, num_classes, where):
-    """Labels, predictions and what to keep, checked, all `[images, H, W]`."""
+    """Returns labels, predictions and the mask, checked, all `[images, H, W]`."""
     labels = checks.integers("labels", labels)
     predictions = checks.integers("predictions", predictions)
     if labels.ndim < 2:
@@ -333,14 +324,6 @@ def _inputs(labels, predictions, num_classes, where):
     keep = jnp.ones(labels.shape, bool) if where is None else checks.mask("where", where, labels.shape)
     images = (math.prod(labels.shape[:-2]), *labels.shape[-2:])
     return labels.reshape(images), predictions.reshape(images), keep.reshape(images)
-
-
-def _sum_over_images(
-    counts: Int[Array, "images classes columns"], invalid: Bool[Array, "images"], axis_name: Hashable | None
-) -> Int[Array, "classes columns"]:
-    # The flag is applied after the sum: two INVALIDs would wrap around to 0.
-    total, num_invalid = psum((counts.sum(axis=0, dtype=jnp.int32), jnp.sum(invalid, dtype=jnp.int32)), axis_name)
-    return jnp.where(num_invalid > 0, jnp.int32(INVALID), total)
 
 
 def _non_negative(name: str, value: ArrayLike) -> float:
@@ -365,7 +348,7 @@ def _host(
     array = host_counts(name, counts, _CAUSE)
     if array.ndim != ndim or array.shape[-1] != columns:
         raise ValueError(f"{name} must be {expected}; got shape {array.shape}")
-    # Exact to 2^53; products of two counts would not fit into int64.
+    # float64 is exact to 2^53; the product of two counts could exceed int64.
     return array.astype(np.float64)
 
 
@@ -373,3 +356,153 @@ def _f1(counts: Float[np.ndarray, "*shape 4"], absent: float) -> Float[np.ndarra
     matched_predicted, predicted, matched_true, true = np.moveaxis(counts, -1, 0)
     weighted = matched_predicted * true + matched_true * predicted
     return ratio(2 * matched_predicted * matched_true, weighted, np.where(predicted + true > 0, 0.0, absent))
+
+
+def _sum_over_images(
+    counts: Int[Array, "images classes columns"], invalid: Bool[Array, "images"], axis_name: Hashable | None
+) -> Int[Array, "classes columns"]:
+    # INVALID is written after the sum, because two of them would wrap around to 0.
+    total, num_invalid = psum((counts.sum(axis=0, dtype=jnp.int32), jnp.sum(invalid, dtype=jnp.int32)), axis_name)
+    return jnp.where(num_invalid > 0, jnp.int32(INVALID), total)
+
+
+# Compiled here, because an uncompiled caller would compile the loops inside anew at each call.
+@partial(jax.jit, static_argnames=("num_classes", "tolerance"))
+def _count_boundaries(labels, predictions, keep, num_classes, tolerance):
+    """Returns `[images, C, 4]` as `boundary_counts_per_image`, and which images have a class out of range."""
+    labels, predictions, invalid = _narrow_classes(labels, predictions, keep, num_classes)
+    true, predicted = _boundary(labels), _boundary(predictions)
+    edges, others = jnp.stack([predicted, true]), jnp.stack([true, predicted])
+    return _count_per_class(edges, _is_matched(edges, others, num_classes, tolerance), num_classes), invalid
+
+
+@partial(jax.jit, static_argnames=("num_classes", "distance"))
+def _count_regions(labels, predictions, keep, num_classes, distance):
+    """Returns `[images, C, 2]`, intersection and union, and which images have a class out of range."""
+    labels, predictions, invalid = _narrow_classes(labels, predictions, keep, num_classes)
+    true, predicted = _region(labels, distance), _region(predictions, distance)
+    both = true == predicted
+    counts = _count_per_class(jnp.stack([predicted, true]), jnp.stack([both, both]), num_classes)
+    union = counts[..., 1] + counts[..., 3] - counts[..., 0]
+    return jnp.stack([counts[..., 0], union], axis=-1), invalid
+
+
+def _narrow_classes(labels, predictions, keep, num_classes):
+    """Returns both in the narrowest integer type, -1 where masked or invalid, and which images are invalid."""
+    valid = (labels >= 0) & (labels < num_classes) & (predictions >= 0) & (predictions < num_classes)
+    # What follows is bound by memory traffic: one byte per pixel is several times as fast as four.
+    narrow = np.min_scalar_type(-num_classes)
+    labels, predictions = (jnp.where(valid & keep, classes, -1).astype(narrow) for classes in (labels, predictions))
+    return labels, predictions, (~valid & keep).any(axis=(1, 2))
+
+
+def _boundary(classes: Int[Array, "images height width"]) -> Int[Array, "images height width"]:
+    """Returns the class of each pixel on the inner boundary of its class; -1 elsewhere."""
+    height, width = classes.shape[1:]
+    padded = jnp.pad(classes, [(0, 0), (1, 1), (1, 1)], constant_values=-1)
+    on_boundary = jnp.zeros(classes.shape, bool)
+    for down, right in ((0, 1), (1, 0), (1, 2), (2, 1)):
+        neighbour = padded[:, down : down + height, right : right + width]
+        on_boundary |= (neighbour != classes) & (neighbour >= 0)
+    return jnp.where(on_boundary, classes, -1)
+
+
+def _region(classes: Int[Array, "images height width"], distance: int) -> Int[Array, "images height width"]:
+    """Returns the class of each pixel whose square of 2 · distance + 1 pixels is not all of that class; else -1."""
+    distance = min(distance, *classes.shape[1:])
+    padded = jnp.pad(classes, [(0, 0), (distance, distance), (distance, distance)], constant_values=-1)
+    lowest, highest = (
+        _sliding(_sliding(padded, 2 * distance + 1, 1, combine), 2 * distance + 1, 2, combine)
+        for combine in (jnp.minimum, jnp.maximum)
+    )
+    return jnp.where(lowest != highest, classes, -1)
+
+
+def _sliding(
+    values: jax.Array, length: int, axis: int, combine: Callable[[jax.Array, jax.Array], jax.Array]
+) -> jax.Array:
+    """Returns `combine` of every `length` neighbours along an axis, from windows of 2, 4, 8, ... pixels."""
+    reach = 1
+    while reach < length:
+        shift, size = min(reach, length - reach), values.shape[axis]
+        values = combine(
+            jax.lax.slice_in_dim(values, 0, size - shift, axis=axis),
+            jax.lax.slice_in_dim(values, shift, size, axis=axis),
+        )
+        reach += shift
+    return values
+
+
+def _is_matched(
+    edges: Int[Array, "*images height width"],
+    others: Int[Array, "*images height width"],
+    num_classes: int,
+    tolerance: float,
+) -> Bool[Array, "*images height width"]:
+    """Returns whether a pixel of `edges` has one of its own class in `others` within the tolerance."""
+    steps = _quarter_circle(tolerance, *edges.shape[-2:])
+
+    def match_eight_classes(matched, group):
+        bits = jnp.where(others >> 3 == group, jnp.uint8(1) << (others & 7).astype(jnp.uint8), jnp.uint8(0))
+        own = _dilated(bits, steps) >> (edges & 7).astype(jnp.uint8) & 1
+        return matched | ((edges >> 3 == group) & (own == 1)), None
+
+    # Not `jnp.zeros`: in a `shard_map` the carry must vary over the devices from the start.
+    nothing = edges < -1
+    return jax.lax.scan(match_eight_classes, nothing, jnp.arange(-(-num_classes // 8), dtype=edges.dtype))[0]
+
+
+def _quarter_circle(tolerance: float, height: int, width: int) -> list[tuple[int, int]]:
+    """Returns (right, down) along the rim of a quarter disc: right grows by at most one per step, down falls.
+
+    Lengths are compared, not their squares, because the rounded square of sqrt(13) is less than 13.
+    """
+    steps, reach = [], -1
+    for down in range(height - 1, -1, -1):
+        before = reach
+        while reach + 1 < width and math.sqrt((reach + 1) ** 2 + down**2) <= tolerance:
+            reach += 1
+            steps.append((reach, down))
+        if reach == before and reach >= 0:
+            steps.append((reach, down))
+    return steps
+
+
+def _dilated(
+    bits: UInt8[Array, "*images height width"], steps: list[tuple[int, int]]
+) -> UInt8[Array, "*images height width"]:
+    """Returns the bitwise or over the disc around each pixel.
+
+    A row of the disc is a run to the left and right, longer near the centre. One run grows along the rim and is merged
+    at each step from as many rows above and below.
+    """
+    height, width = bits.shape[-2:]
+    right, down = max((r for r, _ in steps), default=0), max((d for _, d in steps), default=0)
+    other_axes = [(0, 0)] * (bits.ndim - 2)
+    run = jnp.pad(bits, [*other_axes, (down, down), (0, 0)])
+    wide = jnp.pad(run, [*other_axes, (0, 0), (right, right)])
+
+    def cut(images: jax.Array, start: jax.Array, size: int, axis: int) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(images, start, size, axis)
+
+    def step(carry, offset):
+        run, disc = carry
+        run |= cut(wide, right - offset[0], width, -1) | cut(wide, right + offset[0], width, -1)
+        disc |= cut(run, down - offset[1], height, -2) | cut(run, down + offset[1], height, -2)
+        return (run, disc), None
+
+    # A loop, not a chain: XLA would fuse the chain and read every row of the disc again for every pixel.
+    return jax.lax.scan(step, (run, bits), np.array(steps, np.int32).reshape(-1, 2))[0][1]
+
+
+def _count_per_class(
+    classes: Int[Array, "2 images height width"], matched: Bool[Array, "2 images height width"], num_classes: int
+) -> Int[Array, "images {num_classes} 4"]:
+    """Returns, per class and for both sides next to each other, its matched pixels and all its pixels."""
+    images = classes.shape[1]
+    image = jnp.arange(2 * images, dtype=jnp.int32).reshape(2, images, 1, 1) * num_classes
+    nowhere = 2 * images * num_classes * 2
+    places = jnp.where(classes >= 0, (image + classes.astype(jnp.int32)) * 2 + matched.astype(jnp.int32), nowhere)
+    counts = sum_by_place(places, None, nowhere + 1)[:nowhere].reshape(2, images, num_classes, 2)
+    columns = jnp.stack([counts[..., 1], counts.sum(axis=-1, dtype=jnp.int32)], axis=-1)
+    return jnp.moveaxis(columns, 0, -2).reshape(images, num_classes, 4)

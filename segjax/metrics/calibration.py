@@ -1,6 +1,6 @@
-"""Whether a probability means what it says: calibration errors from binned counts.
+"""Calibration errors from binned confidences, and the proper scores (Brier score, negative log-likelihood).
 
-Counted on the device, scored on the host; all of it adds. Softmax logits `[..., C]` and integer labels `[...]`.
+Counted on the device, scored on the host. Softmax logits `[..., C]` and integer labels `[...]`.
 """
 
 import math
@@ -15,73 +15,81 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from segjax import checks
 from segjax.collectives import psum
-from segjax.metrics.counts import INVALID, add_up, count, host_counts, ratio
-from segjax.metrics.probabilities import softmax_inputs
+from segjax.metrics._counting import INVALID, count, host_counts, ratio, sum_by_place
 
-_CAUSE = "a label outside [0, classes) or a NaN logit was counted, in a pixel that `where` keeps"
-# Float32 has this spacing below 1: nothing of a confidence above 1/2 is lost, and at most 3e-8 of a smaller one.
+_CAUSE = "a label outside [0, C) or a NaN logit was counted in an unmasked pixel"
+# Spacing of float32 below 1: exact for a confidence above 1/2, and at most 3e-8 off for a smaller one.
 _FRACTION_BITS = 24
 
 
 class CalibrationBins(NamedTuple):
-    """What calibration is computed from; `[bins]`, or `[classes, bins]` from `classwise_calibration_bins`.
+    """Sums per confidence bin, `[bins]`, or `[classes, bins]` from `classwise_calibration_bins`.
 
-    Bins add: `jax.tree.map(np.add, a, b)`. A sum over a data set starts from int64 and float64 zeros, because a set
-    can have more than 2^31 pixels and float32 rounds each time it adds.
+    Bins add: `jax.tree.map(np.add, a, b)`. Start the sum over a data set from int64 and float64 zeros, because a set
+    can have more than 2^31 pixels, and float32 rounds at every addition.
     """
 
     count: Integer[jax.Array | np.ndarray, "*classes bins"]
     """Pixels whose confidence is in the bin, int32."""
     correct: Integer[jax.Array | np.ndarray, "*classes bins"]
-    """Those of them that are of the class that the confidence speaks of, int32."""
+    """Those of them whose label is the class of the confidence, int32."""
     confidence: Float[jax.Array | np.ndarray, "*classes bins"]
-    """The sum of their confidences, float32 (float64 for float64 logits), right to 1e-6 of itself plus 3e-8 a pixel."""
+    """Sum of their confidences, float32 (float64 for float64 logits), accurate to 1e-6 relative plus 3e-8 per pixel."""
+
+
+class ProperScoreSums(NamedTuple):
+    """Sums over pixels; they add as `CalibrationBins` do."""
+
+    count: Integer[jax.Array | np.ndarray, ""]
+    """Unmasked pixels, int32."""
+    brier: Float[jax.Array | np.ndarray, ""]
+    """Sum of the pixels' Brier scores, at least float32."""
+    nll: Float[jax.Array | np.ndarray, ""]
+    """Sum of -log p of the true class in nats, at least float32."""
 
 
 def calibration_bins(
     logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"],
+    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
     *,
     num_bins: int = 15,
     where: Bool[ArrayLike, "*#pixels"] | None = None,
     axis_name: Hashable | None = None,
 ) -> CalibrationBins:
-    r"""Bins of the top label's confidence, over all devices.
+    r"""Returns bins of the confidence of the top class, over all devices.
 
     .. math:: c = \max_j softmax(z)_j, \qquad c \in \left(\tfrac{b}{B}, \tfrac{b + 1}{B}\right] \text{ is in bin } b
 
-    with logits z and B bins: closed at the right, as in Guo et al. and scikit-learn (NumPy, TensorFlow Probability and
-    netcal close the left; torchmetrics does too, and gives c = 1 a bin of its own). A pixel is correct if the first of
-    its largest logits is the label's. For an ensemble, pass `log_mean_softmax(mc_logits)`.
+    with logits z and B bins, closed at the right as in Guo et al. and scikit-learn. (NumPy, TensorFlow Probability and
+    netcal close the left; torchmetrics does too, and gives c = 1 its own bin.) A pixel is correct if the first of its
+    largest logits is the label's. For an ensemble, pass `log_mean_softmax(mc_logits)`.
 
     Args:
         logits: z, `[..., C]`, class last, C ≥ 2; -inf rules a class out.
-        labels: integers in [0, C), `[...]`.
+        labels: integers in [0, C) or booleans, `[...]`.
         num_bins: B ≥ 1, static.
-        where: boolean `[...]` or broadcastable to it; False: no such pixel, whatever its logits or label.
-        axis_name: the mapped device axis, or None under `jit`.
+        where: boolean, broadcastable to the labels. False: the pixel does not exist, whatever its logits or label.
+        axis_name: mapped device axis, or None under `jit`.
 
     Returns:
-        `CalibrationBins` of `[num_bins]`. If `where` keeps a label outside [0, C) or logits with a NaN or +inf (or -inf
-        only), every count is -2^31 (integers have no NaN) and every sum NaN, which the scores refuse.
+        `CalibrationBins` of `[num_bins]`. If an unmasked label is outside [0, C), or unmasked logits contain NaN or
+        +inf (or only -inf), every count is -2^31 (integers have no NaN) and every sum NaN, and the scores refuse them.
 
     Raises:
-        TypeError: logits are not floating, labels not integers, `where` not boolean.
+        TypeError: logits are not floating, labels not integers, or `where` is not boolean.
         ValueError: shapes do not fit, or num_bins < 1.
 
     References:
         Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599.
 
-    >>> import jax.numpy as jnp
-    >>> import numpy as np
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625], [0.125, 0.875]]))
     >>> bins = calibration_bins(logits, jnp.array([0, 0, 1]), num_bins=5)
     >>> print(bins.count, bins.correct, np.asarray(bins.confidence).round(3))
     [0 0 0 2 1] [0 0 0 1 1] [0.    0.    0.    1.375 0.875]
     """
-    logits, labels, valid, keep = softmax_inputs(logits, labels, where)
-    # No logarithm: a confidence does not need the digits that `log_softmax` keeps. And no `where` before the result:
-    # counts have no gradient that a NaN could reach. Both together would take four times as long on a CPU.
+    logits, labels, valid, keep = _softmax_inputs(logits, labels, where)
+    # No logarithm: a confidence does not need the digits that `log_softmax` keeps. No masked logits: counts have no
+    # gradient that a NaN could reach. Both together would take four times as long on a CPU.
     confidence = 1 / jnp.sum(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)), axis=-1)
     correct = jnp.argmax(logits, axis=-1).astype(jnp.int32) == labels
     group = jnp.zeros_like(labels)
@@ -90,44 +98,41 @@ def calibration_bins(
 
 def classwise_calibration_bins(
     logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"],
+    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
     *,
     num_bins: int = 15,
     where: Bool[ArrayLike, "*#pixels"] | None = None,
     axis_name: Hashable | None = None,
 ) -> CalibrationBins:
-    r"""Bins of the probability of every class, over all devices: a pixel is counted once for each class.
+    r"""Returns bins of the probability of every class, over all devices; a pixel is counted once per class.
 
     .. math:: p_j = softmax(z)_j, \qquad p_j \in \left(\tfrac{b}{B}, \tfrac{b + 1}{B}\right] \text{ is in bin } (j, b)
 
     Args:
-        logits: z, as in `calibration_bins`, and so are the bins; p = 0 is in the first.
+        logits: z, as in `calibration_bins`; p = 0 is in the first bin.
         labels: as in `calibration_bins`.
         num_bins: B ≥ 1, static.
         where: as in `calibration_bins`.
         axis_name: as in `calibration_bins`.
 
     Returns:
-        `CalibrationBins` of `[C, num_bins]`: `correct` counts the pixels of that class, `confidence` sums its p. Kept
-        labels or logits that are none: as in `calibration_bins`.
+        `CalibrationBins` of `[C, num_bins]`: `correct` counts the pixels of that class, `confidence` sums its p.
+        Invalid unmasked labels or logits: as in `calibration_bins`.
 
     Raises:
-        TypeError: logits are not floating, labels not integers, `where` not boolean.
-        ValueError: shapes do not fit, or num_bins < 1.
+        TypeError: as `calibration_bins`.
+        ValueError: as `calibration_bins`.
 
     References:
         Kull et al., Beyond temperature scaling, arXiv 1910.12656; Nixon et al., Measuring Calibration in Deep
         Learning, arXiv 1904.01685 (as the static calibration error).
 
-    >>> import jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625]]))
     >>> bins = classwise_calibration_bins(logits, jnp.array([0, 0]), num_bins=2)
-    >>> print(bins.count, bins.correct)
-    [[1 1]
-     [1 1]] [[1 1]
-     [0 0]]
+    >>> print(bins.count.tolist(), bins.correct.tolist())
+    [[1, 1], [1, 1]] [[1, 1], [0, 0]]
     """
-    logits, labels, valid, keep = softmax_inputs(logits, labels, where)
+    logits, labels, valid, keep = _softmax_inputs(logits, labels, where)
     classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, labels.ndim)
     return _binned(
         jax.nn.softmax(logits),
@@ -141,7 +146,7 @@ def classwise_calibration_bins(
 
 
 def expected_calibration_error(bins: CalibrationBins) -> float:
-    r"""Expected calibration error: how far confidence is from accuracy, averaged over the pixels.
+    r"""Returns the expected calibration error: the distance of confidence from accuracy, averaged over the pixels.
 
     .. math:: ECE = \sum_b \frac{n_b}{N} \left|acc_b - conf_b\right|
 
@@ -155,16 +160,14 @@ def expected_calibration_error(bins: CalibrationBins) -> float:
 
     Raises:
         TypeError: the bins are traced, or their counts not integers.
-        ValueError: they are not `[bins]`, or something impossible was counted (see `calibration_bins`).
+        ValueError: they are not `[bins]`, a count is negative (invalid pixels or an overflow), or a sum is NaN.
 
     References:
         Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015; Guo et al., arXiv
         1706.04599.
 
-    >>> import jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625]]))
-    >>> bins = calibration_bins(logits, jnp.array([0, 0]))
-    >>> round(expected_calibration_error(bins), 4)  # (|1 - 0.75| + |0 - 0.625|) / 2
+    >>> round(expected_calibration_error(calibration_bins(logits, jnp.array([0, 0]))), 4)  # (1/4 + 5/8) / 2
     0.4375
     """
     gap, share = _gaps(bins, "calibration_bins", 1)
@@ -172,7 +175,7 @@ def expected_calibration_error(bins: CalibrationBins) -> float:
 
 
 def maximum_calibration_error(bins: CalibrationBins) -> float:
-    r"""Maximum calibration error: the worst bin's distance of confidence from accuracy.
+    r"""Returns the maximum calibration error: the largest distance of confidence from accuracy of any bin.
 
     .. math:: MCE = \max_{b:\, n_b > 0} \left|acc_b - conf_b\right|
 
@@ -185,13 +188,12 @@ def maximum_calibration_error(bins: CalibrationBins) -> float:
         MCE in [0, 1], 0 is best; NaN if nothing was counted.
 
     Raises:
-        TypeError: the bins are traced, or their counts not integers.
-        ValueError: they are not `[bins]`, or something impossible was counted (see `calibration_bins`).
+        TypeError: as `expected_calibration_error`.
+        ValueError: as `expected_calibration_error`.
 
     References:
         Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
 
-    >>> import jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625]]))
     >>> round(maximum_calibration_error(calibration_bins(logits, jnp.array([0, 0]))), 4)
     0.625
@@ -201,13 +203,13 @@ def maximum_calibration_error(bins: CalibrationBins) -> float:
 
 
 def classwise_calibration_error(bins: CalibrationBins) -> dict[str, float | np.ndarray]:
-    r"""The calibration error of each class's probability, and their mean.
+    r"""Returns the calibration error of each class's probability, and their mean.
 
     .. math:: ECE_j = \sum_b \frac{n_{jb}}{N} \left|freq_{jb} - p_{jb}\right|, \qquad cwECE = \frac{1}{C} \sum_j ECE_j
 
     with freq the share of class j among the n pixels of a bin and p their mean probability of class j. A class without
-    a true pixel has an error too (its whole probability), and is in the mean. A rare class has p near 0 in nearly all
-    pixels, and so a small error whatever the model knows of it: compare it with the class's frequency.
+    a true pixel has an error too (its whole probability) and is in the mean. A rare class has p near 0 in nearly all
+    pixels, and so a small error whatever the model learned: compare it with the class's frequency.
 
     Args:
         bins: `[classes, bins]`, sums of `classwise_calibration_bins`.
@@ -217,13 +219,12 @@ def classwise_calibration_error(bins: CalibrationBins) -> dict[str, float | np.n
         counted.
 
     Raises:
-        TypeError: the bins are traced, or their counts not integers.
-        ValueError: they are not `[classes, bins]`, or something impossible was counted (see `calibration_bins`).
+        TypeError: as `expected_calibration_error`.
+        ValueError: they are not `[classes, bins]`; else as `expected_calibration_error`.
 
     References:
         Kull et al., Beyond temperature scaling, arXiv 1910.12656, equation 3; Nixon et al., arXiv 1904.01685.
 
-    >>> import jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625]]))
     >>> errors = classwise_calibration_error(classwise_calibration_bins(logits, jnp.array([0, 0])))
     >>> round(errors["mean_calibration_error"], 4), errors["calibration_error_per_class"].round(4).tolist()
@@ -235,7 +236,7 @@ def classwise_calibration_error(bins: CalibrationBins) -> dict[str, float | np.n
 
 
 def reliability_diagram(bins: CalibrationBins) -> dict[str, np.ndarray]:
-    r"""What a reliability diagram draws: accuracy against mean confidence, bin by bin.
+    r"""Returns the data of a reliability diagram: accuracy against mean confidence, per bin.
 
     .. math:: acc_b = \frac{k_b}{n_b}, \qquad conf_b = \frac{1}{n_b} \sum_{i \in b} p_i, \qquad share_b = \frac{n_b}{N}
 
@@ -246,16 +247,15 @@ def reliability_diagram(bins: CalibrationBins) -> dict[str, np.ndarray]:
 
     Returns:
         float64 arrays: `edges` `[bins + 1]`; in the shape of the bins `confidence` (the mean) and `accuracy`, NaN in
-        empty bins, and `share`, the bin's share of the pixels, NaN if there are none.
+        empty bins, and `share`, the bin's share of the pixels, NaN if nothing was counted.
 
     Raises:
-        TypeError: the bins are traced, or their counts not integers.
-        ValueError: their shapes differ, or something impossible was counted (see `calibration_bins`).
+        TypeError: as `expected_calibration_error`.
+        ValueError: shapes differ; else as `expected_calibration_error`.
 
     References:
         Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, figure 1.
 
-    >>> import jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625]]))
     >>> diagram = reliability_diagram(calibration_bins(logits, jnp.array([0, 0]), num_bins=2))
     >>> print(diagram["edges"], diagram["confidence"], diagram["accuracy"], diagram["share"])
@@ -268,6 +268,130 @@ def reliability_diagram(bins: CalibrationBins) -> dict[str, np.ndarray]:
         "accuracy": ratio(correct, counts),
         "share": ratio(counts, counts.sum(axis=-1, keepdims=True)),
     }
+
+
+def proper_score_sums(
+    logits: Float[ArrayLike, "*pixels classes"],
+    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
+    *,
+    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    axis_name: Hashable | None = None,
+) -> ProperScoreSums:
+    r"""Returns the sums of the Brier score and of the negative log-likelihood over the pixels of all devices.
+
+    .. math:: \left(N,\; \sum_i \sum_c (p_{ic} - t_{ic})^2,\; -\sum_i \log p_{i y_i}\right), \qquad p_i = softmax(z_i)
+
+    over the N unmasked pixels i, with t = 1 for the true class y_i and 0 for the others.
+
+    Args:
+        logits: z, as in `calibration_bins`; confident pixels keep their digits (1 - p is never computed from p).
+        labels: as in `calibration_bins`.
+        where: as in `calibration_bins`.
+        axis_name: as in `calibration_bins`.
+
+    Returns:
+        `ProperScoreSums`, scalars. Invalid unmasked labels or logits: as in `calibration_bins`. A true class that is
+        ruled out (logit -inf) has an infinite NLL.
+
+    Raises:
+        TypeError: as `calibration_bins`.
+        ValueError: shapes do not fit.
+
+    References:
+        Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 102 (2007).
+
+    >>> sums = proper_score_sums(jnp.zeros((3, 2)), jnp.array([0, 1, 255]), where=jnp.array([True, True, False]))
+    >>> print(sums.count, sums.brier, round(float(sums.nll), 4))
+    2 1.0 1.3863
+    """
+    logits, labels, valid, keep = _softmax_inputs(logits, labels, where)
+    if keep is not None:
+        # These sums have a gradient, which a NaN of a masked pixel must not reach.
+        logits = jnp.where(keep[..., None], logits, 0)
+    log_p = log_softmax(logits)
+    own = jax.lax.broadcasted_iota(jnp.int32, logits.shape, labels.ndim) == labels[..., None]
+    brier = jnp.sum(jnp.where(own, jnp.expm1(log_p), jnp.exp(log_p)) ** 2, axis=-1)
+    nll = -jnp.sum(jnp.where(own, log_p, 0), axis=-1)
+    counted = valid if keep is None else valid & keep
+    counts = count(jnp.zeros_like(labels), valid, keep, 1, axis_name)[0]
+    sums = psum([jnp.sum(jnp.where(counted, score, 0)) for score in (brier, nll)], axis_name)
+    return ProperScoreSums(counts, *(jnp.where(counts < 0, jnp.nan, one) for one in sums))
+
+
+def brier_score(sums: ProperScoreSums) -> float:
+    r"""Returns the mean Brier score of all classes.
+
+    .. math:: BS = \frac{1}{N} \sum_i \sum_c (p_{ic} - t_{ic})^2
+
+    with t = 1 for the true class and 0 for the others. This is Brier's own definition; others halve it (so that it is
+    in [0, 1], and for two classes equal to the binary score of one of them) or divide by C.
+
+    Args:
+        sums: sums of `proper_score_sums`.
+
+    Returns:
+        The score in [0, 2], 0 is best; NaN if nothing was counted.
+
+    Raises:
+        TypeError: the sums are traced, or the count is not an integer.
+        ValueError: the sums are not scalars, the count is negative (invalid pixels or an overflow), or a sum is NaN.
+
+    References:
+        Brier, Verification of Forecasts Expressed in Terms of Probability, Monthly Weather Review 78 (1950).
+
+    >>> brier_score(proper_score_sums(jnp.zeros((3, 2)), jnp.array([0, 1, 1])))
+    0.5
+    """
+    return _mean_score(sums, "brier")
+
+
+def negative_log_likelihood(sums: ProperScoreSums) -> float:
+    r"""Returns the mean negative log-likelihood of the true class, also known as log loss or cross entropy.
+
+    .. math:: NLL = -\frac{1}{N} \sum_i \log p_{i y_i}
+
+    Args:
+        sums: sums of `proper_score_sums`.
+
+    Returns:
+        NLL in nats, in [0, inf], 0 is best; NaN if nothing was counted.
+
+    Raises:
+        TypeError: as `brier_score`.
+        ValueError: as `brier_score`.
+
+    References:
+        Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 102 (2007).
+
+    >>> round(negative_log_likelihood(proper_score_sums(jnp.zeros((3, 2)), jnp.array([0, 1, 1]))), 6)
+    0.693147
+    """
+    return _mean_score(sums, "nll")
+
+
+def log_softmax(logits: Float[Array, "*pixels classes"]) -> Float[Array, "*pixels classes"]:
+    """Returns log probabilities that keep their digits near 0, where JAX's round to 0 below 1 - p = 6e-8. Private."""
+    top = jnp.argmax(logits, axis=-1, keepdims=True).astype(jnp.int32)
+    is_top = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == top
+    shifted = logits - jnp.sum(jnp.where(is_top, logits, 0), axis=-1, keepdims=True)
+    return shifted - jnp.log1p(jnp.sum(jnp.where(is_top, 0, jnp.exp(shifted)), axis=-1, keepdims=True))
+
+
+def _softmax_inputs(logits, labels, where):
+    """Returns the inputs checked and widened, and which pixels are valid. A NaN stays in the logits."""
+    logits = checks.floating("logits", logits)
+    labels = checks.integers("labels", labels)
+    if logits.ndim == 0 or logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits must be [..., classes] with at least 2 classes, class last; got shape {logits.shape}. "
+            "For one logit z per pixel stack 0 and z"
+        )
+    checks.same_shape("labels", labels.shape, "logits without their class axis", logits.shape[:-1])
+    keep = None if where is None else checks.mask("where", where, labels.shape)
+    if keep is not None:
+        labels = jnp.where(keep, labels, 0)
+    valid = (labels >= 0) & (labels < logits.shape[-1]) & jnp.isfinite(jnp.max(logits, axis=-1))
+    return logits, labels.astype(jnp.int32), valid, keep
 
 
 def _at_least_one(name: str, value: int) -> int:
@@ -285,7 +409,7 @@ def _binned(
     shape: tuple[int, ...],
     axis_name: Hashable | None,
 ) -> CalibrationBins:
-    """Bins of that shape: the last axis by confidence, the first of two by group. A pixel is in each group once."""
+    """Returns bins of `shape`: the last axis by confidence, the first of two by group; a group has each pixel once."""
     num_bins, num_places = shape[-1], math.prod(shape)
     edges = _edges_below(num_bins, confidence.dtype)
     places = group * num_bins + jnp.searchsorted(edges, confidence, method="compare_all").astype(jnp.int32)
@@ -295,44 +419,42 @@ def _binned(
     counts = jnp.where(wrong < 0, jnp.int32(INVALID), wrong + right)
     counted = valid if keep is None else valid & keep
     pixels = confidence.size // math.prod(shape[:-1])
-    sums = _sums(places, jnp.where(counted, confidence, 0), num_places, pixels, axis_name).reshape(shape)
+    sums = _exact_sums(places, jnp.where(counted, confidence, 0), num_places, pixels, axis_name).reshape(shape)
     return CalibrationBins(counts, right, jnp.where(counts < 0, jnp.nan, sums))
 
 
 def _edges_below(num_bins: int, dtype: jnp.dtype) -> np.ndarray:
-    """The inner edges rounded down to `dtype`: a confidence is above one of these if it is above the float64 edge."""
+    """Returns the inner edges rounded down to `dtype`: a value is above one of them if it is above the float64 edge."""
     exact = np.linspace(0.0, 1.0, num_bins + 1)[1:-1]
     edges = exact.astype(dtype)
     return np.where(edges > exact, np.nextafter(edges, np.zeros_like(edges)), edges)
 
 
-def _sums(
+def _exact_sums(
     places: Int[Array, "*items"],
     values: Float[Array, "*items"],
     num_places: int,
     most: int,
     axis_name: Hashable | None,
 ) -> Float[Array, "places"]:
-    """Σ of values in [0, 1] by place, over all devices, exact but for the values' rounding to fixed point.
+    """Returns the sum of values in [0, 1] by place over all devices, exact but for rounding each to fixed point.
 
-    No place takes more than `most` of this device's values.
-
-    Float32 is wrong by 5e-3 after 4 million pixels added one by one, which is what a scatter does. So the bits of a
-    value are cut into parts so short that no integer sum of them can overflow; the order does not matter either.
+    A place has at most `most` values of this device. Added one by one, 4 million float32 pixels are off by 5e-3. So the
+    bits of each value are cut into parts short enough that no integer sum of them can overflow.
     """
     items = most * (1 if axis_name is None else jax.lax.axis_size(axis_name))
     part_bits = max(31 - items.bit_length(), 1)
     fixed = jnp.round(values * 2**_FRACTION_BITS).astype(jnp.int32)
     parts = [(fixed >> shift) & (2**part_bits - 1) for shift in range(0, _FRACTION_BITS + 1, part_bits)]
-    sums = psum([add_up(places, part, num_places, part_bits) for part in parts], axis_name)
+    sums = psum([sum_by_place(places, part, num_places, part_bits) for part in parts], axis_name)
     scaled = [one.astype(values.dtype) * 2.0 ** (i * part_bits - _FRACTION_BITS) for i, one in enumerate(sums)]
     return sum(reversed(scaled[:-1]), start=scaled[-1])
 
 
 def _host_bins(bins: CalibrationBins) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count, correct and confidence on the host."""
-    counts = host_counts("bins.count", checks.host("bins.count", bins.count), _CAUSE)
-    correct = host_counts("bins.correct", checks.host("bins.correct", bins.correct), _CAUSE)
+    """Returns count, correct and confidence on the host."""
+    counts = host_counts("bins.count", bins.count, _CAUSE)
+    correct = host_counts("bins.correct", bins.correct, _CAUSE)
     confidence = checks.host("bins.confidence", bins.confidence).astype(np.float64)
     checks.same_shape("bins.correct", correct.shape, "bins.count", counts.shape)
     checks.same_shape("bins.confidence", confidence.shape, "bins.count", counts.shape)
@@ -344,9 +466,19 @@ def _host_bins(bins: CalibrationBins) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _gaps(bins: CalibrationBins, source: str, ndim: int) -> tuple[np.ndarray, np.ndarray]:
-    """|accuracy - confidence| of each bin, NaN if empty, and its share of the pixels, 0 if there are none."""
+    """Returns |accuracy - confidence| of each bin, NaN if empty, and its share of the pixels, 0 without pixels."""
     counts, correct, confidence = _host_bins(bins)
     if counts.ndim != ndim:
         wanted = "[bins]" if ndim == 1 else "[classes, bins]"
         raise ValueError(f"bins must be {wanted}, from {source}; got shape {counts.shape}")
     return np.abs(ratio(correct - confidence, counts)), counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)
+
+
+def _mean_score(sums: ProperScoreSums, name: str) -> float:
+    counts = host_counts("sums.count", sums.count, _CAUSE)
+    total = checks.host(f"sums.{name}", getattr(sums, name)).astype(np.float64)
+    if counts.shape != () or total.shape != ():
+        raise ValueError(f"sums.count and sums.{name} must be scalars; got shapes {counts.shape} and {total.shape}")
+    if np.isnan(total):
+        raise ValueError(f"sums.{name} is NaN: {_CAUSE}")
+    return float(ratio(total, counts))

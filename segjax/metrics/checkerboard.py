@@ -1,7 +1,7 @@
-"""Checkerboard artefacts of upsampling: how much of a map repeats with the upsampling's stride.
+"""Checkerboard artefacts of upsampling: the share of a map's energy that repeats with the stride.
 
-A layer that makes s×s pixels of one can treat them differently, everywhere alike: then its output carries a pattern of
-period s. Energies are summed on the device, windows add; the share is taken on the host.
+A layer that turns one pixel into s×s pixels can treat them differently in the same way everywhere; its output then has
+a pattern of period s.
 """
 
 from collections.abc import Hashable
@@ -15,16 +15,14 @@ from jaxtyping import Bool, Float, Integer
 
 from segjax import checks
 from segjax.collectives import psum
-from segjax.metrics.counts import ratio
-
-_CAUSE = "a NaN or infinity was in a window that `where` keeps"
+from segjax.metrics._counting import ratio
 
 
 class CheckerboardSums(NamedTuple):
     """Sums over windows and channels; they add across batches by `+`, field by field."""
 
     windows: Integer[jax.Array | np.ndarray, ""]
-    """Windows that were looked at, int32."""
+    """Unmasked windows, int32."""
     periodic: Float[jax.Array | np.ndarray, ""]
     """Their energy at the stride's frequencies, in squared units of the map, at least float32."""
     total: Float[jax.Array | np.ndarray, ""]
@@ -39,50 +37,48 @@ def checkerboard_sums(
     where: Bool[ArrayLike, "..."] | None = None,
     axis_name: Hashable | None = None,
 ) -> CheckerboardSums:
-    r"""The energy of maps at the frequencies of a stride, and all of it, over the windows of all devices.
+    r"""Returns the energy of maps at the frequencies of a stride, and the total, over the windows of all devices.
 
     .. math:: E_s = \frac{1}{HW} \sum_{(k, l) \ne (0, 0)} \left| X_{k H / s,\, l W / s} \right|^2
         = \frac{HW}{s^2} \sum_{(k, l) \in [0, s)^2} (m_{kl} - \bar{m})^2, \qquad
         E = \frac{1}{HW} \sum_{(u, v) \ne (0, 0)} |X_{uv}|^2 = \sum_{ij} (x_{ij} - \bar{x})^2
 
-    X is the discrete Fourier transform, and m_kl the mean of the pixels (i, j) with i = k and j = l modulo s: energy at
-    the stride's frequencies is what all s×s cells have in common, and no transform is needed to find it. (0, 0), the
-    mean of each channel, is left out.
+    X is the discrete Fourier transform, and m_kl the mean of the pixels (i, j) with i = k and j = l modulo s. The
+    energy at the stride's frequencies is what all s×s cells have in common, so no transform is needed. (0, 0), the mean
+    of each channel, is left out.
 
-    Over a whole map a pattern counts only as far as it keeps its sign. One that comes and goes with what is in the
-    image is found in windows, each with a mean and a pattern of its own; a window sees the less smooth the smaller.
+    Over a whole map, a pattern counts only as far as it keeps its sign. Windows, each with its own mean and pattern,
+    find one that varies with the image. The smaller a window, the less smooth the map is in it.
 
     Args:
         maps: x, `[..., H, W, C]`: logits, features or images.
-        stride: s ≥ 2. Of several upsamplings by 2, the last has 2, and the one before it 4, which takes in 2 as well.
-        window: side of the windows, a multiple of s from 2s on; None: each map is one. Lines at the bottom and right
-            that do not fill a window (or, of a whole map, a cell of s×s) are left out.
-        where: boolean `[..., H, W]` or broadcastable to it. False: no such pixel, whatever is there; a spectrum has no
-            holes, so that its whole window is left out.
-        axis_name: mapped device axis (`pmap`, `shard_map`) over which the windows are spread; None: no such axis.
+        stride: s ≥ 2. The last of several upsamplings by 2 has stride 2, the one before it 4 (which includes 2).
+        window: side of the windows, a multiple of s from 2s on; None: each map is one. Rows and columns at the bottom
+            and right that do not fill a window (for a whole map, a cell of s×s) are left out.
+        where: boolean, broadcastable to `[..., H, W]`. False: the pixel does not exist, and its window is left out.
+        axis_name: mapped device axis over which the windows are distributed, or None under `jit`.
 
     Returns:
-        `CheckerboardSums`, scalars, for `checkerboard_energy`. NaN where a kept window has a NaN.
+        `CheckerboardSums`, scalars, for `checkerboard_energy`. NaN if an unmasked window has a NaN.
 
     Raises:
-        TypeError: maps are not floating, `where` not boolean.
-        ValueError: maps of fewer than three axes or smaller than 2s, a stride below 2, a window that is no multiple of
-            it, less than twice it or larger than the maps, a `where` that does not fit.
+        TypeError: maps are not floating, or `where` is not boolean.
+        ValueError: maps have fewer than three axes or are smaller than 2s, the stride is below 2, the window is not a
+            multiple of it, less than twice it or larger than the maps, or `where` does not fit.
 
     References:
         Odena et al., Deconvolution and Checkerboard Artifacts, Distill 2016; Durall et al., Watch your Up-Convolution,
         arXiv 2003.01826.
 
     >>> board = (jnp.indices((4, 6)).sum(0) % 2).astype(jnp.float32)
-    >>> sums = checkerboard_sums(board[..., None])
-    >>> print(*sums)
+    >>> print(*checkerboard_sums(board[..., None]))
     1 6.0 6.0
     """
     maps = checks.floating("maps", maps)
     height, width = _window_size(maps.shape, stride, window)
     *batch, h, w, channels = maps.shape
     rows, columns = h // height, w // width
-    # Windows, and in them cells, and in them places; the axes that are summed over count from the end.
+    # Axes, counted from the end where they are summed over: windows, cells inside a window, pixels inside a cell.
     split = (*batch, rows, height // stride, stride, columns, width // stride, stride)
     cells, places, whole = (-6, -3), (-5, -2), (-6, -5, -3, -2)
     maps = maps[..., : rows * height, : columns * width, :].reshape(*split, channels)
@@ -100,24 +96,24 @@ def checkerboard_sums(
 
 
 def checkerboard_energy(sums: CheckerboardSums) -> float:
-    r"""The share of a map's energy that lies at the frequencies of a stride.
+    r"""Returns the share of a map's energy at the frequencies of a stride.
 
     .. math:: E_s / E
 
     White noise has (s² - 1) / (n - 1) in windows of n pixels, its share of the frequencies; a pure pattern of period s
-    has 1; what is smooth over a whole map of many pixels has about 0. In a small window a slope is not smooth: it jumps
-    where the window would repeat, and a plain one has the share of white noise. So compare windows of one size, of maps
-    with the same content, and look at whole maps too. The share also falls where a map gains contrast elsewhere.
+    has 1; a map that is smooth over many pixels has about 0. In a small window a slope is not smooth, because it jumps
+    where the window would repeat: it has the share of white noise. So compare windows of one size, of maps with the
+    same content, and look at whole maps too. The share also falls where a map gains contrast elsewhere.
 
     Args:
         sums: sums of `checkerboard_sums`.
 
     Returns:
-        The share in [0, 1], 0 is best; NaN if no window was kept or none of them had any energy.
+        The share in [0, 1], 0 is best; NaN if no window was counted or none of them had any energy.
 
     Raises:
         TypeError: the sums are traced.
-        ValueError: the sums are no scalars, or something that is not finite was summed.
+        ValueError: the sums are not scalars, or not finite.
 
     References:
         Odena et al., Deconvolution and Checkerboard Artifacts, Distill 2016.
@@ -130,12 +126,12 @@ def checkerboard_energy(sums: CheckerboardSums) -> float:
     if periodic.shape != () or total.shape != ():
         raise ValueError(f"sums.periodic and sums.total must be scalars; got shapes {periodic.shape} and {total.shape}")
     if not np.isfinite(total):
-        raise ValueError(f"sums.total is {total:g}: {_CAUSE}")
+        raise ValueError(f"sums.total is {total:g}: an unmasked window had a NaN or infinity")
     return float(ratio(periodic, total))
 
 
 def _window_size(shape: tuple[int, ...], stride: int, window: int | None) -> tuple[int, int]:
-    """Height and width of the windows, or a ValueError."""
+    """Returns height and width of the windows, or raises a ValueError."""
     if len(shape) < 3:
         raise ValueError(f"maps must be [..., height, width, channels]; got shape {shape}")
     if stride < 2:

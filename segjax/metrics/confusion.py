@@ -1,59 +1,62 @@
-"""The confusion matrix, counted on the device, and every score that is a function of it, on the host."""
+"""Confusion matrix of a data set or of each image, and every score that is a function of it."""
 
 import math
 from collections.abc import Hashable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from segjax import checks
-from segjax.metrics.counts import ABSENT, confusion_cells, count, host_counts, mean_of_known, ratio
+from segjax.metrics._counting import ABSENT, count, host_counts, mean_of_known, ratio
+
+_CAUSE = "a label or prediction outside [0, C), or a NaN logit, was counted in an unmasked pixel"
+_PER_IMAGE = ("mean_iou", "mean_dice", "pixel_accuracy", "mean_accuracy", "iou_per_class", "dice_per_class")
 
 
 def confusion_matrix(
-    labels: Integer[ArrayLike, "*pixels"],
-    predictions: Integer[ArrayLike, "*pixels"] | Float[ArrayLike, "*pixels classes"],
+    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
+    predictions: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"] | Float[ArrayLike, "*pixels classes"],
     num_classes: int,
     *,
     where: Bool[ArrayLike, "*#pixels"] | None = None,
     axis_name: Hashable | None = None,
 ) -> Int[Array, "{num_classes} {num_classes}"]:
-    r"""Pixels of each (true class, predicted class), over all devices.
+    r"""Returns the number of pixels per true and predicted class, over all devices.
 
-    .. math:: M_{ij} = \#\{\text{kept pixels with label } i \text{ and prediction } j\}
+    .. math:: M_{ij} = \#\{\text{unmasked pixels with label } i \text{ and prediction } j\}
 
-    Matrices add: over batches with `+`, in int64 on the host (`np.asarray(m, np.int64)`), since a set can have more
-    than 2^31 pixels; one call cannot.
+    Matrices add. Add those of several batches on the host in int64, `total += np.asarray(matrix, np.int64)`: a data set
+    can have more than 2^31 pixels, and int32 wraps around.
 
     Args:
-        labels: the true classes, integers in [0, num_classes), any shape.
-        predictions: the predicted classes, integers in [0, num_classes), the same shape; or floating logits (or
-            probabilities) `[..., C]`, of which the largest is the prediction, and the lowest class of equal ones.
+        labels: true classes, integers in [0, C) or booleans, any shape.
+        predictions: predicted classes, integers in [0, C) or booleans, in the labels' shape; or floating logits (or
+            probabilities) `[..., C]`, whose argmax is the prediction (the lowest of equal classes).
         num_classes: C ≥ 1, static.
-        where: boolean of the labels' shape or broadcastable to it; False: no such pixel, whatever its label and logits.
-        axis_name: the mapped device axis, or None under `jit`.
+        where: boolean, broadcastable to the labels. False: the pixel does not exist, whatever its label and logits.
+        axis_name: mapped device axis, or None under `jit`.
 
     Returns:
-        int32 `[C, C]`, rows truth, columns prediction. If `where` keeps a label or prediction outside [0, C) or a NaN
-        logit, every entry is -2^31 (integers have no NaN), which `segmentation_scores` refuses, also in a sum in int64.
-        To know the batch, test `(matrix < 0).any()`.
+        int32 `[C, C]`, rows truth, columns prediction. If an unmasked label or prediction is outside [0, C), or an
+        unmasked logit is NaN, every entry is -2^31 (integers have no NaN), and `segmentation_scores` refuses the sum.
+        `(matrix < 0).any()` finds the batch.
 
     Raises:
-        TypeError: labels are not integers, predictions neither integers nor floating, `where` not boolean.
+        TypeError: labels or predictions have another dtype, or `where` is not boolean.
         ValueError: shapes do not fit, or C < 1.
 
     References:
         Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, IJCV 88 (2010): IoU from pixel counts.
 
-    >>> import jax.numpy as jnp
     >>> labels = jnp.array([0, 0, 1, 255])
     >>> print(confusion_matrix(labels, jnp.array([0, 1, 1, 0]), 2, where=labels != 255))
     [[1 1]
      [0 1]]
     """
-    cells, valid = confusion_cells(labels, predictions, num_classes)
+    cells, valid = _cells(labels, predictions, num_classes)
     keep = None if where is None else checks.mask("where", where, cells.shape)
     return count(cells, valid, keep, num_classes * num_classes, axis_name).reshape(num_classes, num_classes)
 
@@ -61,16 +64,16 @@ def confusion_matrix(
 def segmentation_scores(
     confusion: Integer[jax.Array | np.ndarray, "classes classes"], *, absent: str = "exclude"
 ) -> dict[str, float | np.ndarray]:
-    r"""All scores of a confusion matrix, over the data set it was summed over.
+    r"""Returns all scores of a confusion matrix, over the data set that it was summed over.
 
-    With TP, FP, FN, TN of a class (the others against it), N the sum of the matrix M and means over classes:
+    With TP, FP, FN and TN of each class against the others, N pixels, and means over classes:
 
     .. math:: IoU_c = \frac{TP_c}{TP_c + FP_c + FN_c} = \frac{M_{cc}}{\sum_j M_{cj} + \sum_i M_{ic} - M_{cc}}
 
-    - `iou_per_class`, `mean_iou` its mean (Jaccard; not the mean of the images' IoU);
-    - `dice_per_class` = 2 TP / (2 TP + FP + FN), `mean_dice` its mean (F1);
-    - `recall_per_class` = TP / (TP + FN), also as `accuracy_per_class`, which is what the segmentation literature calls
-      it, `mean_accuracy` its mean (balanced accuracy);
+    - `iou_per_class` and its mean `mean_iou` (Jaccard index; not the mean of the images' IoU);
+    - `dice_per_class` = 2 TP / (2 TP + FP + FN) and its mean `mean_dice` (F1);
+    - `recall_per_class` = TP / (TP + FN), which the segmentation literature calls class accuracy: also
+      `accuracy_per_class`; its mean is `mean_accuracy` (balanced accuracy);
     - `precision_per_class` = TP / (TP + FP);
     - `pixel_accuracy` = Σ TP / N;
     - `one_vs_rest_accuracy_per_class` = (TP + TN) / N: near 1 for every rare class, found or not;
@@ -79,66 +82,249 @@ def segmentation_scores(
       Gorodkin's R_K, for two classes the Matthews coefficient; 0 without skill, however rare a class is.
 
     Args:
-        confusion: integers `[C, C]`, rows truth, columns prediction: sums of `confusion_matrix`.
-        absent: what a class gets whose denominator is 0. "exclude": NaN per class, and left out of the means (which are
-            NaN if nothing is left); "zero" or "one": that score, and it counts in the means.
+        confusion: integers `[C, C]`, rows truth, columns prediction: a sum of `confusion_matrix`.
+        absent: score of a class whose denominator is 0. "exclude": NaN, left out of the means (which are NaN if no
+            class remains); "zero" or "one": that score, and it counts in the means.
 
     Returns:
-        The scores by name: floats, and float64 `[C]` for the names that end in `_per_class`; in [0, 1], but the
-        Matthews coefficient in [-1, 1]. That one is NaN if all pixels are of one true or one predicted class (0/0, for
-        which scikit-learn says 0). Of an empty matrix the scores that divide by N are NaN, whatever `absent` says.
+        The scores by name: floats, and float64 `[C]` for names that end in `_per_class`. All are in [0, 1], except for
+        the Matthews coefficient in [-1, 1], which is NaN if all pixels have one true or one predicted class (0/0;
+        scikit-learn returns 0). Scores that divide by N are NaN for an empty matrix, whatever `absent` is.
 
     Raises:
         TypeError: `confusion` is traced, or not integers.
-        ValueError: it is not `[C, C]`, a count is negative (see `confusion_matrix`), or `absent` is unknown.
+        ValueError: it is not `[C, C]`, a count is negative (invalid pixels or an overflow), or `absent` is unknown.
 
     References:
         Long et al., Fully Convolutional Networks for Semantic Segmentation, arXiv 1411.4038 (the four accuracies).
         Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, Comput. Biol. Chem. 28
         (2004).
 
-    >>> import numpy as np
     >>> scores = segmentation_scores(np.array([[6, 2, 0], [0, 2, 0], [0, 0, 0]]))
-    >>> scores["mean_iou"], scores["pixel_accuracy"]
-    (0.625, 0.8)
-    >>> print(scores["iou_per_class"])
-    [0.75 0.5   nan]
+    >>> print(scores["mean_iou"], scores["iou_per_class"], scores["pixel_accuracy"])
+    0.625 [0.75 0.5   nan] 0.8
     """
     checks.choice("absent", absent, tuple(ABSENT))
-    matrix = host_counts(
-        "confusion", confusion, "a label or prediction outside [0, classes) was counted, in a pixel that `where` keeps"
-    )
+    matrix = host_counts("confusion", confusion, _CAUSE)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"confusion must be [classes, classes]; got shape {matrix.shape}")
     total = matrix.sum()
     true_positives = np.diagonal(matrix)
-    of_truth, of_prediction = matrix.sum(axis=1), matrix.sum(axis=0)
-    union = of_truth + of_prediction - true_positives
+    true, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
+    union = true + predicted - true_positives
     fill = ABSENT[absent]
     iou = ratio(true_positives, union, fill)
-    dice = ratio(2 * true_positives, of_truth + of_prediction, fill)
-    recall = ratio(true_positives, of_truth, fill)
+    dice = ratio(2 * true_positives, true + predicted, fill)
+    recall = ratio(true_positives, true, fill)
     return {
         "mean_iou": mean_of_known(iou),
         "iou_per_class": iou,
-        "pixel_accuracy": float(ratio(true_positives.sum(), total, np.nan)),
+        "pixel_accuracy": float(ratio(true_positives.sum(), total)),
         "mean_accuracy": mean_of_known(recall),
         "accuracy_per_class": recall,
-        "one_vs_rest_accuracy_per_class": ratio(total - union + true_positives, np.full_like(union, total), np.nan),
-        # A class without a true pixel has weight 0 here, so its IoU is not asked for.
-        "frequency_weighted_iou": float(ratio((of_truth * ratio(true_positives, union, 0.0)).sum(), total, np.nan)),
+        "one_vs_rest_accuracy_per_class": ratio(total - union + true_positives, np.full_like(union, total)),
+        # A class without a true pixel has weight 0, so `absent` does not matter.
+        "frequency_weighted_iou": float(ratio((true * ratio(true_positives, union, 0.0)).sum(), total)),
         "mean_dice": mean_of_known(dice),
         "dice_per_class": dice,
-        "precision_per_class": ratio(true_positives, of_prediction, fill),
+        "precision_per_class": ratio(true_positives, predicted, fill),
         "recall_per_class": recall.copy(),
-        "matthews_correlation": _matthews(true_positives, of_truth, of_prediction),
+        "matthews_correlation": _matthews(true_positives, true, predicted),
     }
 
 
-def _matthews(true_positives: np.ndarray, of_truth: np.ndarray, of_prediction: np.ndarray) -> float:
-    # In Python's integers: N² passes int64 at 2^32 pixels, and float64 loses a rare class in N² - Σ t².
-    correct, truth, prediction = true_positives.tolist(), of_truth.tolist(), of_prediction.tolist()
+def confusion_matrix_per_image(
+    labels: Integer[ArrayLike, "images *pixels"] | Bool[ArrayLike, "images *pixels"],
+    predictions: Integer[ArrayLike, "images *pixels"]
+    | Bool[ArrayLike, "images *pixels"]
+    | Float[ArrayLike, "images *pixels classes"],
+    num_classes: int,
+    *,
+    where: Bool[ArrayLike, "*#kept"] | None = None,
+) -> Int[Array, "images {num_classes} {num_classes}"]:
+    r"""Returns the confusion matrix of each image. Their sum is the `confusion_matrix` of the batch.
+
+    .. math:: M_{nij} = \#\{\text{unmasked pixels of image } n \text{ with label } i \text{ and prediction } j\}
+
+    There is no `axis_name`: an image is on one device, and the matrices are sharded as the images are.
+
+    Args:
+        labels: true classes, as in `confusion_matrix`, `[N, ...]`, images first.
+        predictions: predicted classes, or floating logits `[N, ..., C]`, as in `confusion_matrix`.
+        num_classes: C ≥ 1, static.
+        where: boolean, broadcastable to the labels. False: the pixel does not exist, whatever its label and logits.
+
+    Returns:
+        int32 `[N, C, C]`, rows truth, columns prediction; zeros for an image without unmasked pixels. All entries of
+        an image with an invalid unmasked pixel (see `confusion_matrix`) are -2^31, and `per_image_sums` refuses it.
+
+    Raises:
+        TypeError: as `confusion_matrix`.
+        ValueError: shapes do not fit, labels are a scalar, or C < 1.
+
+    References:
+        Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
+
+    >>> labels = jnp.array([[0, 0, 1], [1, 1, 255]])
+    >>> confusion_matrix_per_image(labels, jnp.array([[0, 1, 1], [1, 1, 0]]), 2, where=labels != 255).tolist()
+    [[[1, 1], [0, 1]], [[0, 0], [0, 2]]]
+    """
+    cells, valid = _cells(labels, predictions, num_classes)
+    if cells.ndim == 0:
+        raise ValueError("labels must have an axis of images; got a scalar")
+    keep = None if where is None else checks.mask("where", where, cells.shape)
+    matrices = jax.vmap(lambda *image: count(*image, num_classes * num_classes, None))(cells, valid, keep)
+    return matrices.reshape(-1, num_classes, num_classes)
+
+
+def per_image_sums(
+    confusions: Integer[jax.Array | np.ndarray, "*images classes classes"], *, absent: str = "exclude"
+) -> dict[str, np.ndarray]:
+    r"""Returns the sum over images of each of their scores, and the number of images in each sum.
+
+    .. math:: S = \left(\sum_{n \in J} s_n,\; |J|\right)
+
+    over the images J in which the score s_n is defined (not NaN). An image without unmasked pixels does not exist,
+    whatever `absent` is. Sums of batches add and have a constant size:
+    `sums = jax.tree.map(np.add, sums, per_image_sums(batch))`; then `per_image_scores`.
+
+    Args:
+        confusions: integers `[N, C, C]`, matrices of `confusion_matrix_per_image`, or `[C, C]` for one image.
+        absent: as in `segmentation_scores`, within each image. "exclude": a class whose denominator is 0 in an image is
+            left out of that image's means, and that image out of the class's mean; "zero" or "one": that score.
+
+    Returns:
+        The keys of `per_image_scores`, each float64 `[2, ...]`: sum of the score, and number of images.
+
+    Raises:
+        TypeError: `confusions` are traced, or not integers.
+        ValueError: they are not `[..., C, C]`, a count is negative, or `absent` is unknown.
+
+    References:
+        Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
+
+    >>> sums = per_image_sums(np.array([[[3, 1], [0, 0]], [[0, 0], [0, 0]], [[2, 0], [0, 2]]]))
+    >>> sums["pixel_accuracy_per_image"].tolist(), sums["iou_per_class_per_image"].tolist()
+    ([1.75, 2.0], [[1.75, 1.0], [2.0, 2.0]])
+    """
+    checks.choice("absent", absent, tuple(ABSENT))
+    matrices = host_counts("confusions", confusions, _CAUSE)
+    if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2]:
+        raise ValueError(f"confusions must be [images, classes, classes]; got shape {matrices.shape}")
+    num_classes = matrices.shape[-1]
+    sums = {
+        f"{name}_per_image": np.zeros((2, num_classes) if name.endswith("_per_class") else 2, np.float64)
+        for name in _PER_IMAGE
+    }
+    for matrix in matrices.reshape(-1, num_classes, num_classes):
+        if not matrix.any():
+            continue
+        scores = segmentation_scores(matrix, absent=absent)
+        for name in _PER_IMAGE:
+            known = ~np.isnan(scores[name])
+            sums[f"{name}_per_image"] += np.stack([np.where(known, scores[name], 0.0), known])
+    return sums
+
+
+def per_image_scores(sums: dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:
+    r"""Returns the means over images of each image's scores, from sums of `per_image_sums`.
+
+    .. math:: \bar{s} = \frac{1}{|J|} \sum_{n \in J} s_n
+
+    with the score s_n of image n by `segmentation_scores`, and the images J in which it is defined. Every image counts
+    alike, so these are not the scores of the data set:
+
+    - `mean_iou_per_image`, `mean_dice_per_image`, `mean_accuracy_per_image`: mean over the classes counted in an image
+      (IoU, Dice: TP + FP + FN > 0; accuracy: TP + FN > 0), then over the images;
+    - `pixel_accuracy_per_image`: mean of the images' pixel accuracies;
+    - `iou_per_class_per_image`, `dice_per_class_per_image`: `[C]`, per class the mean over the images that count it.
+      The mean of these over classes is not `mean_iou_per_image`.
+
+    Args:
+        sums: sums over all images, by name.
+
+    Returns:
+        The same names, float or float64 `[C]`, in [0, 1]; NaN where the score is defined in no image.
+
+    Raises:
+        ValueError: an entry is not `[2, ...]`, sum and number.
+
+    References:
+        Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
+
+    >>> matrices = np.array([[[96, 1], [0, 0]], [[1, 0], [1, 1]]])  # a large image and a small one
+    >>> per_image = per_image_scores(per_image_sums(matrices))["mean_iou_per_image"]
+    >>> round(per_image, 3), round(segmentation_scores(matrices.sum(axis=0))["mean_iou"], 3)
+    (0.497, 0.657)
+    """
+    scores = {}
+    for name, entry in sums.items():
+        entry = np.asarray(entry, np.float64)
+        if entry.ndim == 0 or entry.shape[0] != 2:
+            raise ValueError(f"sums[{name!r}] must be [2, ...], sum and number; got shape {entry.shape}")
+        mean = ratio(entry[0], entry[1])
+        scores[name] = mean if mean.ndim else float(mean)
+    return scores
+
+
+def recipe_jaccard(confusions: Integer[jax.Array | np.ndarray, "*images classes classes"]) -> float:
+    r"""Returns the Cityscapes recipe's "IoU": the mean over images of the pixel accuracy, with void as a class.
+
+    .. math:: \frac{1}{|\{n : N_n > 0\}|} \sum_{n} \frac{1}{N_n} \sum_k M_{nkk}
+
+    It is not an IoU. The recipe's 0.8354 came from scikit-learn's `jaccard_similarity_score`, which "in binary and
+    multiclass classification ... is equivalent to the accuracy_score" (its documentation; removed in 0.23). To compare
+    with that number, count as the recipe did: void is one more class, K - 1, predicted and scored like the others, and
+    no pixel is masked. Over a stream add `per_image_sums`: this number is their `pixel_accuracy_per_image`.
+
+    Args:
+        confusions: integers `[N, K, K]` of `confusion_matrix_per_image` with void as a class; `[K, K]` for one image.
+
+    Returns:
+        A number in [0, 1]; NaN without images.
+
+    Raises:
+        TypeError: as `per_image_sums`.
+        ValueError: as `per_image_sums`.
+
+    References:
+        scikit-learn 0.21, documentation of `sklearn.metrics.jaccard_similarity_score`.
+
+    >>> recipe_jaccard(np.array([[[90, 0], [0, 10]], [[30, 20], [0, 50]]]))
+    0.9
+    """
+    return per_image_scores(per_image_sums(confusions))["pixel_accuracy_per_image"]
+
+
+def _cells(
+    labels: ArrayLike, predictions: ArrayLike, num_classes: int
+) -> tuple[Int[Array, "*pixels"], Bool[Array, "*pixels"]]:
+    """Returns each pixel's cell of the flattened confusion matrix, and whether the pixel is valid."""
+    labels = checks.integers("labels", labels)
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1; got {num_classes}")
+    valid = (labels >= 0) & (labels < num_classes)
+    if jnp.issubdtype(getattr(predictions, "dtype", None) or jnp.asarray(predictions).dtype, jnp.floating):
+        logits = checks.array("predictions", predictions)
+        if logits.shape != (*labels.shape, num_classes):
+            raise ValueError(
+                f"predictions must be classes of shape {labels.shape} or logits of shape "
+                f"{(*labels.shape, num_classes)}; got {logits.dtype} of shape {logits.shape}"
+            )
+        # argmax returns a NaN as the largest logit. max propagates it, at a third of the cost of isnan(...).any().
+        valid &= ~jnp.isnan(jnp.max(logits, axis=-1))
+        predictions = jnp.argmax(logits, axis=-1)
+    else:
+        predictions = checks.integers("predictions", predictions)
+        checks.same_shape("predictions", predictions.shape, "labels", labels.shape)
+        valid &= (predictions >= 0) & (predictions < num_classes)
+    return labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32), valid
+
+
+def _matthews(true_positives: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> float:
+    # Python integers: N² exceeds int64 from 2^32 pixels on, and float64 loses a rare class in N² - Σ t².
+    correct, truth, prediction = sum(true_positives.tolist()), true.tolist(), predicted.tolist()
     total = sum(truth)
-    covariance = total * sum(correct) - sum(t * p for t, p in zip(truth, prediction, strict=True))
+    covariance = total * correct - sum(t * p for t, p in zip(truth, prediction, strict=True))
     variances = (total**2 - sum(t * t for t in truth)) * (total**2 - sum(p * p for p in prediction))
     return min(max(covariance / math.sqrt(variances), -1.0), 1.0) if variances else float("nan")

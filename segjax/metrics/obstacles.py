@@ -1,8 +1,8 @@
-"""Obstacles on the road, evaluated as Lost and Found and its successors do: inside the road, and obstacle by obstacle.
+"""Obstacles on the road, scored as in Lost and Found and its successors: inside the road, and per obstacle.
 
-The region of interest is the road and what lies on it; all else is ignored. Pixel scores (average precision, FPR at
-95 % TPR) are those of `ranking`, on the targets of `obstacle_targets`. But one near obstacle has as many pixels as a
-hundred far ones, so there is also a count of obstacles found, as connected components. That one runs on the host.
+The region of interest is the road and what is on it; everything else is ignored. Pixel scores (average precision, FPR
+at 95 % TPR) are those of `ranking`, on the targets of `obstacle_targets`. One near obstacle has as many pixels as a
+hundred far ones, so obstacles are also counted as connected components, on the host.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int, Integer
 
 from segjax import checks
-from segjax.metrics.counts import host_counts
+from segjax.metrics._counting import host_counts, ratio
 
 
 class ObstacleTargets(NamedTuple):
@@ -26,7 +26,7 @@ class ObstacleTargets(NamedTuple):
 
 
 def obstacle_targets(labels: Integer[ArrayLike, "*pixels"]) -> ObstacleTargets:
-    r"""Targets and region of interest of labels in Lost and Found's coarse form: 0 ignored, 1 road, 2 obstacle.
+    r"""Returns targets and region of interest of Lost and Found's coarse labels: 0 ignored, 1 road, 2 obstacle.
 
     .. math:: \text{target} = \text{label} - 1, \qquad \text{where} = (\text{label} \ne 0)
 
@@ -37,9 +37,8 @@ def obstacle_targets(labels: Integer[ArrayLike, "*pixels"]) -> ObstacleTargets:
         labels: integers 0, 1 and 2, any shape.
 
     Returns:
-        (targets, where): int32 and boolean. Any other label (also 255: map a data set's void to 0 first) is a kept
-        target of -1: it makes every count of `score_histogram` and `confusion_matrix` -2^31, which the scores refuse,
-        and `component_counts` refuses it by itself.
+        (targets, where): int32 and boolean. Any other label (also 255: map void to 0 first) is an unmasked target of
+        -1. It makes every count of `score_histogram` and `confusion_matrix` -2^31, and `component_counts` refuses it.
 
     Raises:
         TypeError: labels are not integers.
@@ -48,10 +47,8 @@ def obstacle_targets(labels: Integer[ArrayLike, "*pixels"]) -> ObstacleTargets:
         Pinggera et al., Lost and Found: Detecting Small Road Hazards for Self-Driving Vehicles, arXiv 1609.04653.
         Blum et al., The Fishyscapes Benchmark, arXiv 1904.03215.
 
-    >>> import jax.numpy as jnp
-    >>> targets, where = obstacle_targets(jnp.array([0, 1, 2, 7]))
-    >>> print(targets, where)
-    [-1 0 1 -1] [False True True True]
+    >>> print(*obstacle_targets(jnp.array([0, 1, 2, 7])))
+    [-1  0  1 -1] [False  True  True  True]
     """
     labels = checks.integers("labels", labels)
     road_or_obstacle = (labels == 1) | (labels == 2)
@@ -69,19 +66,18 @@ def component_counts(
     min_detection_size: int = 1,
     connectivity: int = 2,
 ) -> np.ndarray:
-    r"""Obstacles found, obstacles missed and false detections: connected components, counted on the host.
+    r"""Returns found obstacles, missed obstacles and false detections: connected components, counted on the host.
 
     .. math::
         found_τ = \#\{k : o_k \ge τ\}, \qquad missed_τ = \#\{k : o_k < τ\}, \qquad
         false_τ = \#\{d : |d \cap T| / |d| < τ\}
 
-    A component k of the targets T is found at threshold τ if its overlap o_k with the detections is at least τ, else
-    missed:
+    A component k of the targets T is found at threshold τ if its overlap o_k with the detections is at least τ:
 
     - "coverage": |k ∩ D| / |k|, with D all detected pixels: at the default τ = 0.5 an obstacle is found if at least
-      half of its pixels are. How far the detection reaches beyond it does not matter.
+      half of its pixels are. The extent of the detection beyond it does not matter.
     - "siou": |k ∩ D_k| / |k ∪ (D_k \ other targets)|, with D_k the detected components that touch k: the intersection
-      over union of SegmentMeIfYouCan, which forgives a detection that covers two obstacles.
+      over union of SegmentMeIfYouCan, which does not punish one detection that covers two obstacles.
 
     A component d of the detections is false at τ if the share |d ∩ T| / |d| of its pixels that are targets is below τ.
 
@@ -91,7 +87,7 @@ def component_counts(
     Args:
         targets: 0 or 1 (or boolean), `[H, W]` or `[..., H, W]`, each image by itself.
         detections: boolean, the same shape: the score above a threshold.
-        where: boolean of that shape or broadcastable to it; False: no such pixel, for targets and for detections. It
+        where: boolean, broadcastable to that shape. False: the pixel does not exist, in targets and in detections. It
             may cut a component in two.
         overlap: "coverage" or "siou".
         thresholds: τ, each in (0, 1].
@@ -104,15 +100,14 @@ def component_counts(
 
     Raises:
         TypeError: an argument is traced, targets are neither boolean nor integers, detections or `where` not boolean.
-        ValueError: shapes do not fit, `where` keeps a target other than 0 and 1, a threshold or a size is out of range,
-            or a choice is unknown.
+        ValueError: shapes do not fit, an unmasked target is neither 0 nor 1, a threshold or a size is out of range, or
+            a choice is unknown.
 
     References:
         Pinggera et al., Lost and Found: Detecting Small Road Hazards for Self-Driving Vehicles, arXiv 1609.04653
-        (detection by obstacle, not by pixel).
+        (detection per obstacle, not per pixel).
         Chan et al., SegmentMeIfYouCan: A Benchmark for Anomaly Segmentation, arXiv 2104.14812 (sIoU).
 
-    >>> import numpy as np
     >>> targets = np.array([[1, 1, 0, 0, 1], [1, 1, 0, 0, 1]])
     >>> detections = np.array([[1, 1, 0, 0, 0], [0, 1, 0, 1, 0]], bool)
     >>> component_counts(targets, detections)  # one of two obstacles found, and one false detection
@@ -138,7 +133,7 @@ def component_counts(
 
 
 def component_scores(counts: Integer[jax.Array | np.ndarray, "thresholds 3"]) -> dict[str, float | np.ndarray]:
-    r"""Recall and F1 of obstacles, from the sums of `component_counts`.
+    r"""Returns recall and F1 of obstacles, from the sums of `component_counts`.
 
     .. math::
         R_τ = \frac{found_τ}{found_τ + missed_τ}, \qquad
@@ -148,7 +143,7 @@ def component_scores(counts: Integer[jax.Array | np.ndarray, "thresholds 3"]) ->
     SegmentMeIfYouCan's F1*.
 
     Args:
-        counts: int64 `[thresholds, 3]`: found, missed, false.
+        counts: integers `[thresholds, 3]`: found, missed, false.
 
     Returns:
         float64 `[thresholds]`, and a float; in [0, 1]. Recall is NaN without obstacles, F1 without obstacles and
@@ -161,25 +156,20 @@ def component_scores(counts: Integer[jax.Array | np.ndarray, "thresholds 3"]) ->
     References:
         Chan et al., SegmentMeIfYouCan: A Benchmark for Anomaly Segmentation, arXiv 2104.14812.
 
-    >>> import numpy as np
     >>> scores = component_scores(np.array([[3, 1, 2], [1, 3, 4]]))
     >>> print(scores["component_recall"], scores["component_f1"], round(scores["mean_component_f1"], 3))
     [0.75 0.25] [0.66666667 0.22222222] 0.444
     """
-    counts = host_counts("counts", counts, "counts of components are never negative")
+    counts = host_counts("counts", counts, "components are never negative")
     if counts.ndim != 2 or counts.shape[1] != 3 or not len(counts):
         raise ValueError(f"counts must be [thresholds, 3], found, missed and false; got shape {counts.shape}")
     found, missed, false = counts.T
-    f1 = _share(2 * found, 2 * found + missed + false)
-    return {
-        "component_recall": _share(found, found + missed),
-        "component_f1": f1,
-        "mean_component_f1": float(f1.mean()),
-    }
+    f1 = ratio(2 * found, 2 * found + missed + false)
+    return {"component_recall": ratio(found, found + missed), "component_f1": f1, "mean_component_f1": float(f1.mean())}
 
 
 def _checked(targets: ArrayLike, detections: ArrayLike, where: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
-    """The kept pixels of the targets and of the detections, boolean `[N, H, W]`."""
+    """Returns the unmasked pixels of the targets and of the detections, boolean `[N, H, W]`."""
     targets, detections = checks.host("targets", targets), checks.host("detections", detections)
     if targets.dtype != np.bool_ and not np.issubdtype(targets.dtype, np.integer):
         raise TypeError(f"targets must be boolean or integers; got {targets.dtype} of shape {targets.shape}")
@@ -190,9 +180,9 @@ def _checked(targets: ArrayLike, detections: ArrayLike, where: ArrayLike | None)
     checks.same_shape("detections", detections.shape, "targets", targets.shape)
     where = True if where is None else checks.host("where", where)
     kept = np.asarray(checks.mask("where", where, targets.shape))
-    strange = np.unique(targets[kept & (targets != 0) & (targets != 1)])
-    if strange.size:
-        raise ValueError(f"targets must be 0 and 1 where `where` keeps them; got {', '.join(map(str, strange[:5]))}")
+    invalid = np.unique(targets[kept & (targets != 0) & (targets != 1)])
+    if invalid.size:
+        raise ValueError(f"targets must be 0 and 1 where `where` is True; got {', '.join(map(str, invalid[:5]))}")
     images = (int(np.prod(targets.shape[:-2])), *targets.shape[-2:])
     return ((targets == 1) & kept).reshape(images), (detections & kept).reshape(images)
 
@@ -200,7 +190,7 @@ def _checked(targets: ArrayLike, detections: ArrayLike, where: ArrayLike | None)
 def _component_pairs(
     targets: np.ndarray, detections: np.ndarray, min_size: int, min_detection_size: int, connectivity: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(target component, detected component, their common pixels) of one image, 0 meaning none; not (0, 0)."""
+    """Returns (target component, detected component, common pixels) of one image, 0 for none, without (0, 0)."""
     # SciPy comes with JAX, but takes longer to import than all of segjax.metrics.
     from scipy import ndimage
 
@@ -214,7 +204,7 @@ def _component_pairs(
 
 
 def _overlaps(truth: np.ndarray, found: np.ndarray, pixels: np.ndarray, overlap: str) -> tuple[np.ndarray, np.ndarray]:
-    """Each target component's overlap with the detections, and each detection's share of target pixels."""
+    """Returns each target component's overlap with the detections, and each detection's share of target pixels."""
     hit = (truth > 0) & (found > 0)
     bins = int(max(truth.max(initial=0), found.max(initial=0))) + 1
 
@@ -223,14 +213,10 @@ def _overlaps(truth: np.ndarray, found: np.ndarray, pixels: np.ndarray, overlap:
 
     size, hits = total(truth, truth > 0, pixels), total(truth, hit, pixels)
     if overlap == "siou":
-        # Of the union, the part outside k: the pixels on no target at all of the detections that touch k.
+        # The union's part outside k: pixels of the detections that touch k and are on no target.
         outside = total(found, truth == 0, pixels)
         union = size + total(truth, hit, outside[found])
     else:
         union = size
     detected, right = total(found, found > 0, pixels), total(found, hit, pixels)
     return hits[size > 0] / union[size > 0], right[detected > 0] / detected[detected > 0]
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)

@@ -1,13 +1,13 @@
-"""How well a score ranks rare positives above negatives: average precision, AUROC, FPR at a TPR, from a histogram.
+"""Ranking of rare positives above negatives, from a histogram: average precision, AUROC, FPR at a TPR, thresholds.
 
 Exact ranking needs every score of the data set in memory, sorted. A histogram adds over batches and devices and has a
-constant size. Its bins are equal in the *logit*: the positives of a rare class crowd into probabilities near 0, where
-equal bins of the probability cannot tell them apart (errors of 8e-3 in average precision, here 2e-4).
+constant size. Its bins are equal in the *logit*: positives of a rare class have probabilities near 0, where equal bins
+of the probability cannot separate them (errors of 8e-3 in average precision, here 2e-4).
 
-What a histogram cannot tell is the order inside a bin. The estimates take positives and negatives there as evenly
-mixed, which for equal scores means: ties broken at random. scikit-learn takes equal scores as one step of the curve. So
-where many scores are equal (rounded to bfloat16, clamped at ±16) the two differ, by as much as the certified `_bounds`
-are apart: these hold scikit-learn's value always, and are what to look at before an estimate is believed.
+A histogram does not record the order inside a bin. The estimates take positives and negatives there as evenly mixed,
+which for equal scores means that ties are broken at random; scikit-learn takes equal scores as one step of the curve.
+So the two differ where many scores are equal (rounded to bfloat16, clamped at ±16), by at most the width of the
+certified `_bounds`. These always contain scikit-learn's value: look at them before you trust an estimate.
 """
 
 from collections.abc import Hashable
@@ -20,15 +20,29 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from segjax import checks
-from segjax.metrics.counts import count, host_counts
+from segjax.metrics._counting import ROUNDING, count, host_counts
 
 NUM_BINS = 4096
 MAX_LOGIT = 16.0
 _BINS_PER_UNIT = NUM_BINS / (2 * MAX_LOGIT)
-# A bound must hold after the rounding of float64, here and in whatever computes the exact value it is compared with.
-ROUNDING = 1e-12
+_CAUSE = "a NaN logit or a target other than 0 and 1 was counted in an unmasked pixel"
 
 Histogram = Integer[jax.Array | np.ndarray, "2 bins"]
+
+
+class BestF1(NamedTuple):
+    """The best F1 over the bin edges, and its threshold: pixels with a logit ≥ `threshold_logit` are positive."""
+
+    f1: float
+    threshold_logit: float
+
+
+class ThresholdAtPrecision(NamedTuple):
+    """The threshold from which on a pixel is positive, and the precision and recall of these pixels."""
+
+    threshold_logit: float
+    precision: float
+    recall: float
 
 
 def score_histogram(
@@ -38,33 +52,33 @@ def score_histogram(
     where: Bool[ArrayLike, "*#pixels"] | None = None,
     axis_name: Hashable | None = None,
 ) -> Int[Array, "2 4096"]:
-    r"""Histograms of the logits of the negatives and of the positives, over all devices.
+    r"""Returns histograms of the logits of the negatives and of the positives, over all devices.
 
-    .. math:: H_{tb} = \#\{\text{kept pixels with target } t \text{ and } \lfloor 128\,(z + 16) \rfloor = b\}
+    .. math:: H_{tb} = \#\{\text{unmasked pixels with target } t \text{ and } \lfloor 128\,(z + 16) \rfloor = b\}
 
-    with 4096 equal bins b of the logit z on [-16, 16]; what lies outside (p < 1e-7 or > 1 - 1e-7) is in the first or
-    last bin and not told apart: `average_precision_bounds` widens where that matters. Histograms add: over batches with
-    `+`, in int64 on the host. To rank a softmax's class c, pass its log odds: z_c - logsumexp of the other logits.
+    with 4096 equal bins b of the logit z on [-16, 16]. Logits outside (p < 1e-7 or > 1 - 1e-7) are in the first or last
+    bin and not separated: `average_precision_bounds` widens where that matters. Histograms add: over batches with `+`,
+    in int64 on the host. To rank class c of a softmax, pass its `class_log_odds`.
 
     Args:
         logits: z, any shape: log p/(1-p) of the score. (`jax.scipy.special.logit` turns probabilities into logits.)
-        targets: boolean, or integers 0 and 1, the same shape.
-        where: boolean of that shape or broadcastable to it; False: no such pixel, whatever its logit or target.
-        axis_name: the mapped device axis, or None under `jit`.
+        targets: boolean, or integers 0 and 1, in the shape of the logits.
+        where: boolean, broadcastable to that shape. False: the pixel does not exist, whatever its logit or target.
+        axis_name: mapped device axis, or None under `jit`.
 
     Returns:
-        int32 `[2, 4096]`: row 0 the negatives, row 1 the positives, bins by rising logit. If `where` keeps a NaN logit
-        or a target that is neither 0 nor 1, every entry is -2^31 (integers have no NaN), which the scores refuse.
+        int32 `[2, 4096]`: row 0 the negatives, row 1 the positives, bins by rising logit. If an unmasked logit is NaN,
+        or an unmasked target neither 0 nor 1, every entry is -2^31 (integers have no NaN), and the scores refuse the
+        sum.
 
     Raises:
-        TypeError: logits are not floating, targets neither boolean nor integers, `where` not boolean.
+        TypeError: logits are not floating, targets neither boolean nor integers, or `where` is not boolean.
         ValueError: shapes do not fit.
 
     References:
         Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27 (2006).
         Su et al., A Relationship between the Average Precision and the Area Under the ROC Curve, ICTIR 2015.
 
-    >>> import jax.numpy as jnp
     >>> histogram = score_histogram(jnp.array([-20.0, 0.0, 3.0]), jnp.array([0, 0, 1]))
     >>> print(histogram.shape, histogram.sum(axis=1), histogram[0, 0], histogram[0, 2048], histogram[1, 2432])
     (2, 4096) [2 1] 1 1 1
@@ -74,20 +88,57 @@ def score_histogram(
     targets = checks.integers("targets", targets.astype(jnp.int32) if targets.dtype == jnp.bool_ else targets)
     checks.same_shape("targets", targets.shape, "logits", logits.shape)
     keep = None if where is None else checks.mask("where", where, logits.shape)
-    # Scaled by a power of two before the floor, and shifted as integers: no logit is rounded into its neighbour's bin.
+    # Scaled by a power of two before the floor and shifted as integers, so no logit is rounded into the next bin.
     bins = jnp.floor(jnp.clip(logits, -MAX_LOGIT, MAX_LOGIT) * _BINS_PER_UNIT).astype(jnp.int32) + NUM_BINS // 2
     valid = ~jnp.isnan(logits) & ((targets == 0) | (targets == 1))
     places = targets.astype(jnp.int32) * NUM_BINS + jnp.minimum(bins, NUM_BINS - 1)
     return count(places, valid, keep, 2 * NUM_BINS, axis_name).reshape(2, NUM_BINS)
 
 
+def class_log_odds(logits: Float[ArrayLike, "*pixels classes"]) -> Float[Array, "*pixels classes"]:
+    r"""Returns the log odds of every class against all others, which `score_histogram` takes for a softmax.
+
+    .. math:: x_c = \log \frac{p_c}{1 - p_c} = z_c - \log \sum_{j \ne c} e^{z_j}
+
+    They are computed from the logits, because p near 1 has no digits left for 1 - p.
+
+    Args:
+        logits: z, `[..., C]`, class last, C ≥ 2; -inf rules a class out.
+
+    Returns:
+        `[..., C]`, at least float32; ±inf where a class or all others are ruled out or beyond the range of exp, NaN
+        where a logit is NaN. For C = 2 it is ±(z_1 - z_0), to rounding.
+
+    Raises:
+        TypeError: logits are not floating.
+        ValueError: there are fewer than 2 classes.
+
+    References:
+        Bishop, Pattern Recognition and Machine Learning, Springer 2006, section 4.2.
+
+    >>> print(class_log_odds(jnp.log(jnp.array([0.5, 0.25, 0.25]))).round(4))
+    [ 0.     -1.0986 -1.0986]
+    """
+    logits = checks.floating("logits", logits)
+    if logits.ndim == 0 or logits.shape[-1] < 2:
+        raise ValueError(f"logits must be [..., classes] with at least 2 classes; got shape {logits.shape}")
+    top = jnp.argmax(logits, axis=-1, keepdims=True).astype(jnp.int32)
+    is_top = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == top
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    powers = jnp.exp(shifted)
+    # Subtracting the largest from the whole sum would leave rounding. The others leave at least its 1.
+    without_top = jnp.sum(jnp.where(is_top, 0, powers), axis=-1, keepdims=True)
+    others = jnp.where(is_top, without_top, 1 + without_top - powers)
+    return shifted - jnp.log(others)
+
+
 def average_precision(histogram: Histogram) -> float:
-    r"""Average precision: the area under the precision-recall curve, without interpolation between its points.
+    r"""Returns average precision: the area under the precision-recall curve, without interpolation between points.
 
     .. math:: AP = \frac{1}{P} \sum_{i=1}^{P} \frac{i}{\text{rank}_i}
 
-    over the P positives by falling score, rank counting positives and negatives alike. Inside a bin, whose order is not
-    known, positives and negatives are taken as evenly mixed and the curve is integrated.
+    over the P positives by falling score, where the rank counts positives and negatives. Inside a bin positives and
+    negatives are taken as evenly mixed and the curve is integrated.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
@@ -97,24 +148,23 @@ def average_precision(histogram: Histogram) -> float:
 
     Raises:
         TypeError: the histogram is traced, or not integers.
-        ValueError: it is not `[2, bins]`, or a count is negative (see `score_histogram`).
+        ValueError: it is not `[2, bins]`, or a count is negative (invalid pixels or an overflow).
 
     References:
         Su et al., A Relationship between the Average Precision and the Area Under the ROC Curve, ICTIR 2015.
 
-    >>> import jax.numpy as jnp
     >>> histogram = score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0]))
     >>> round(average_precision(histogram), 3)  # (1/1 + 2/3) / 2
     0.833
     """
-    ranked = ranked_counts(histogram)
+    ranked = _ranked_counts(histogram)
     # The i-th of p positives has about n i / (p + 1) of the bin's n negatives before it.
     mixed = ranked.negatives / (ranked.positives + 1)
     return _mean_over_positives(ranked, _sum_of_precisions(ranked, ranked.negatives_above, mixed))
 
 
 def average_precision_bounds(histogram: Histogram) -> tuple[float, float]:
-    r"""The lowest and highest average precision that any scores with this histogram can have.
+    r"""Returns the lowest and highest average precision that scores with this histogram can have.
 
     .. math::
         low = \frac{1}{P} \sum_b \sum_{i=1}^{p_b} \frac{P_{>b} + i}{P_{>b} + i + N_{\ge b}}, \qquad
@@ -122,39 +172,38 @@ def average_precision_bounds(histogram: Histogram) -> tuple[float, float]:
 
     with p_b of the P positives in bin b, P_{>b} in the bins above it and P_{\ge b} the sum of both; N_{>b}, N_{\ge b}
     count negatives. (For p_b > 1 the inner sum is taken as an integral, which is never above it.) Low: in every bin all
-    negatives come before the positives. High: the positives come first, and tied: as a tie they all get the precision
-    after the last of them, and no order gives any of them more.
+    negatives precede the positives. High: the positives come first and are tied, so that all get the precision after
+    the last of them; no order gives any of them more.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
     Returns:
         (low, high), within 1e-12 of [0, 1]; both NaN without positives. The exact value, as scikit-learn computes it
-        from the scores, lies between them, always; they are widened by 1e-12 for its rounding and ours.
+        from the scores, is always between them; they are widened by 1e-12 for its rounding and ours.
 
     Raises:
-        TypeError: the histogram is traced, or not integers.
-        ValueError: it is not `[2, bins]`, or a count is negative (see `score_histogram`).
+        TypeError: as `average_precision`.
+        ValueError: as `average_precision`.
 
     References:
         Su et al., A Relationship between the Average Precision and the Area Under the ROC Curve, ICTIR 2015.
 
-    >>> import jax.numpy as jnp
     >>> histogram = score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1]))
     >>> low, high = average_precision_bounds(histogram)
     >>> round(low, 3), round(high, 3)  # (1 + 2/3) / 2 and (1 + 1) / 2
     (0.833, 1.0)
     """
-    ranked = ranked_counts(histogram)
+    ranked = _ranked_counts(histogram)
     low = _sum_of_precisions(ranked, ranked.negatives_above + ranked.negatives, np.zeros_like(ranked.negatives))
     hits = ranked.positives_above + ranked.positives
     high = ranked.positives * hits / np.maximum(hits + ranked.negatives_above, 1)
-    # Not clipped to [0, 1]: a perfect ranking may be computed as 1 + 2e-16, and the interval holds it.
+    # Not clipped to [0, 1]: the exact value of a perfect ranking may be computed as 1 + 2e-16.
     return _mean_over_positives(ranked, low) - ROUNDING, _mean_over_positives(ranked, high) + ROUNDING
 
 
 def auroc(histogram: Histogram) -> float:
-    r"""Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+    r"""Returns the area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
 
     .. math:: AUROC = \frac{1}{P N} \sum_b n_b \left(P_{>b} + \tfrac{1}{2} p_b\right)
 
@@ -167,85 +216,48 @@ def auroc(histogram: Histogram) -> float:
         AUROC in [0, 1], 0.5 without skill; NaN without positives or without negatives.
 
     Raises:
-        TypeError: the histogram is traced, or not integers.
-        ValueError: it is not `[2, bins]`, or a count is negative (see `score_histogram`).
+        TypeError: as `average_precision`.
+        ValueError: as `average_precision`.
 
     References:
         Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27 (2006).
 
-    >>> import jax.numpy as jnp
     >>> auroc(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
     0.75
     """
-    ranked = ranked_counts(histogram)
+    ranked = _ranked_counts(histogram)
     pairs = ranked.positives.sum() * ranked.negatives.sum()
     wins = (ranked.negatives * (ranked.positives_above + ranked.positives / 2)).sum()
     return float(wins / pairs) if pairs else float("nan")
 
 
-def fpr_at_tpr(histogram: Histogram, tpr: float = 0.95) -> float:
-    r"""The share of negatives that pass the highest threshold at which a share `tpr` of the positives passes.
-
-    .. math:: FPR = FP(τ) / N, \qquad τ = \max\{τ : TP(τ) \ge tpr \cdot P\}
-
-    Inside a bin positives and negatives are taken as evenly mixed. FPR95, the obstacle literature's, is `tpr=0.95`.
-
-    Args:
-        histogram: integers `[2, bins]`, sums of `score_histogram`.
-        tpr: the true positive rate asked for, in (0, 1].
-
-    Returns:
-        FPR in [0, 1], smaller is better; NaN without positives or without negatives.
-
-    Raises:
-        TypeError: the histogram is traced, or not integers.
-        ValueError: it is not `[2, bins]`, a count is negative (see `score_histogram`), or `tpr` is out of range.
-
-    References:
-        Pinggera et al., Lost and Found, arXiv 1609.04653.
-
-    >>> import jax.numpy as jnp
-    >>> fpr_at_tpr(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
-    0.5
-    """
-    ranked = ranked_counts(histogram)
-    reached = _reached(ranked, tpr)
-    if reached is None:
-        return float("nan")
-    last, needed = reached
-    share = (needed - ranked.positives_above[last]) / (ranked.positives[last] + 1)
-    return float((ranked.negatives_above[last] + share * ranked.negatives[last]) / ranked.negatives.sum())
-
-
 def auroc_bounds(histogram: Histogram) -> tuple[float, float]:
-    r"""The lowest and highest AUROC that any scores with this histogram can have.
+    r"""Returns the lowest and highest AUROC that scores with this histogram can have.
 
     .. math:: low = \frac{1}{P N} \sum_b n_b P_{>b}, \qquad high = \frac{1}{P N} \sum_b n_b P_{\ge b}
 
-    with n_b of the N negatives in bin b; of the P positives P_{>b} are in the bins above it, P_{\ge b} there or in it.
+    with n_b of the N negatives in bin b; P_{>b} of the P positives are in the bins above it, P_{\ge b} there or in it.
     Low: a positive wins against no negative of its own bin. High: against all of them.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
     Returns:
-        (low, high), within 1e-12 of [0, 1] and with `auroc` in the middle; both NaN without positives or without
-        negatives. The exact value, as scikit-learn computes it from the scores, lies between them, always.
+        (low, high), within 1e-12 of [0, 1], with `auroc` in the middle; both NaN without positives or without
+        negatives. The exact value, as scikit-learn computes it from the scores, is always between them.
 
     Raises:
-        TypeError: the histogram is traced, or not integers.
-        ValueError: it is not `[2, bins]`, or a count is negative (see `score_histogram`).
+        TypeError: as `average_precision`.
+        ValueError: as `average_precision`.
 
     References:
         Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27 (2006).
 
-    >>> import jax.numpy as jnp
     >>> histogram = score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1]))
-    >>> low, high = auroc_bounds(histogram)
-    >>> round(low, 3), round(high, 3)
-    (0.5, 1.0)
+    >>> print([round(bound, 3) for bound in auroc_bounds(histogram)])
+    [0.5, 1.0]
     """
-    ranked = ranked_counts(histogram)
+    ranked = _ranked_counts(histogram)
     pairs = ranked.positives.sum() * ranked.negatives.sum()
     if not pairs:
         return float("nan"), float("nan")
@@ -254,8 +266,41 @@ def auroc_bounds(histogram: Histogram) -> tuple[float, float]:
     return float(low) - ROUNDING, float(high) + ROUNDING
 
 
+def fpr_at_tpr(histogram: Histogram, tpr: float = 0.95) -> float:
+    r"""Returns the share of negatives above the highest threshold that a share `tpr` of the positives passes.
+
+    .. math:: FPR = FP(τ) / N, \qquad τ = \max\{τ : TP(τ) \ge tpr \cdot P\}
+
+    Inside a bin positives and negatives are taken as evenly mixed. `tpr=0.95` is FPR95 of the obstacle literature.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `score_histogram`.
+        tpr: required true positive rate, in (0, 1].
+
+    Returns:
+        FPR in [0, 1], smaller is better; NaN without positives or without negatives.
+
+    Raises:
+        TypeError: as `average_precision`.
+        ValueError: as `average_precision`, or `tpr` is out of range.
+
+    References:
+        Pinggera et al., Lost and Found, arXiv 1609.04653.
+
+    >>> fpr_at_tpr(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
+    0.5
+    """
+    ranked = _ranked_counts(histogram)
+    reached = _reached(ranked, tpr)
+    if reached is None:
+        return float("nan")
+    last, needed = reached
+    share = (needed - ranked.positives_above[last]) / (ranked.positives[last] + 1)
+    return float((ranked.negatives_above[last] + share * ranked.negatives[last]) / ranked.negatives.sum())
+
+
 def fpr_at_tpr_bounds(histogram: Histogram, tpr: float = 0.95) -> tuple[float, float]:
-    r"""The lowest and highest `fpr_at_tpr` that any scores with this histogram can have.
+    r"""Returns the lowest and highest `fpr_at_tpr` that scores with this histogram can have.
 
     .. math:: low = N_{>b} / N, \qquad high = N_{\ge b} / N, \qquad b = \max\{b : P_{\ge b} \ge tpr \cdot P\}
 
@@ -264,26 +309,24 @@ def fpr_at_tpr_bounds(histogram: Histogram, tpr: float = 0.95) -> tuple[float, f
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
-        tpr: the true positive rate asked for, in (0, 1].
+        tpr: required true positive rate, in (0, 1].
 
     Returns:
         (low, high), within 1e-12 of [0, 1]; both NaN without positives or without negatives. The exact value, as
-        scikit-learn computes it from the scores, lies between them, always.
+        scikit-learn computes it from the scores, is always between them.
 
     Raises:
-        TypeError: the histogram is traced, or not integers.
-        ValueError: it is not `[2, bins]`, a count is negative (see `score_histogram`), or `tpr` is out of range.
+        TypeError: as `average_precision`.
+        ValueError: as `average_precision`, or `tpr` is out of range.
 
     References:
         Pinggera et al., Lost and Found, arXiv 1609.04653.
 
-    >>> import jax.numpy as jnp
     >>> histogram = score_histogram(jnp.array([3.0, 0.001, 0.002, -1.0]), jnp.array([0, 0, 1, 0]))
-    >>> low, high = fpr_at_tpr_bounds(histogram)
-    >>> round(low, 3), round(high, 3)
-    (0.333, 0.667)
+    >>> print([round(bound, 3) for bound in fpr_at_tpr_bounds(histogram)])
+    [0.333, 0.667]
     """
-    ranked = ranked_counts(histogram)
+    ranked = _ranked_counts(histogram)
     reached = _reached(ranked, tpr)
     if reached is None:
         return float("nan"), float("nan")
@@ -292,8 +335,165 @@ def fpr_at_tpr_bounds(histogram: Histogram, tpr: float = 0.95) -> tuple[float, f
     return float(above / total) - ROUNDING, float((above + ranked.negatives[last]) / total) + ROUNDING
 
 
-class Ranked(NamedTuple):
-    """Counts in float64 (exact to 2^53) by falling score: in the bin, and in all bins above it."""
+def best_f1(histogram: Histogram) -> BestF1:
+    r"""Returns the best F1 that one threshold on the logit can reach, and that threshold.
+
+    .. math:: F_1(τ) = \frac{2\,TP(τ)}{P + TP(τ) + FP(τ)}, \qquad TP(τ) = \#\{\text{positives with } z \ge τ\}
+
+    over the thresholds τ at the lower edges of the bins, where TP and FP are known exactly. The result is the F1 of the
+    scores at that threshold, so it is never above the best over all thresholds, most of which are inside a bin.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]).
+
+    Returns:
+        (f1, threshold_logit): F1 in (0, 1], and the highest threshold that reaches it. Pixels with logit ≥
+        `threshold_logit` are positive; -inf: all are (the first bin holds every logit below -16). Both NaN without
+        positives.
+
+    Raises:
+        TypeError: as `average_precision`.
+        ValueError: as `average_precision`.
+
+    References:
+        van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
+
+    >>> best_f1(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
+    BestF1(f1=0.8, threshold_logit=1.0)
+    """
+    ranked = _ranked_counts(histogram)
+    if not ranked.positives.any():
+        return BestF1(float("nan"), float("nan"))
+    f1 = _f1(ranked, ranked.negatives_above + ranked.negatives)
+    # Bins are in order of falling scores: the first maximum has the highest threshold.
+    best = int(np.argmax(f1))
+    return BestF1(float(f1[best]), float(_thresholds(len(f1))[best]))
+
+
+def best_f1_bounds(histogram: Histogram) -> tuple[float, float]:
+    r"""Returns the lowest and highest best F1 over all thresholds that scores with this histogram can have.
+
+    .. math::
+        low = \max_b \frac{2 P_{\ge b}}{P + P_{\ge b} + N_{\ge b}}, \qquad
+        high = \max_b \frac{2 P_{\ge b}}{P + P_{\ge b} + N_{>b}}
+
+    with P_{\ge b} of the P positives and N_{\ge b} negatives in bin b and above it, N_{>b} negatives above it. Low:
+    `best_f1`, at the edge of a bin. High: inside a bin, all of its positives come before its negatives.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `score_histogram`.
+
+    Returns:
+        (low, high), within 1e-12 of [0, 1]; both NaN without positives. The exact value, the maximum over
+        scikit-learn's `precision_recall_curve` of the scores, is always between them.
+
+    Raises:
+        TypeError: as `average_precision`.
+        ValueError: as `average_precision`.
+
+    References:
+        van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
+
+    >>> histogram = score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1]))
+    >>> print([round(bound, 3) for bound in best_f1_bounds(histogram)])  # 2 · 2 / (2 + 3) and 1
+    [0.8, 1.0]
+    """
+    ranked = _ranked_counts(histogram)
+    if not ranked.positives.any():
+        return float("nan"), float("nan")
+    low = _f1(ranked, ranked.negatives_above + ranked.negatives).max()
+    return float(low) - ROUNDING, float(_f1(ranked, ranked.negatives_above).max()) + ROUNDING
+
+
+def threshold_at_precision(histogram: Histogram, precision: float) -> ThresholdAtPrecision:
+    r"""Returns the threshold of the best recall among those that reach a precision; of equal ones, the highest.
+
+    .. math::
+        R = \max \{TP(τ) : TP(τ) \ge precision \cdot (TP(τ) + FP(τ)) > 0\}, \qquad \max \{τ : TP(τ) = R\}
+
+    over the thresholds τ at the lower edges of the bins, where both counts are known exactly: the counted pixels reach
+    the precision, without an estimate. Other pixels may miss it.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]).
+        precision: required precision, in (0, 1].
+
+    Returns:
+        (threshold_logit, precision, recall): pixels with logit ≥ `threshold_logit` are positive; -inf: all are. If no
+        threshold reaches the precision: a NaN threshold, and the highest precision of any threshold with its recall.
+        All NaN without positives.
+
+    Raises:
+        TypeError: as `average_precision`.
+        ValueError: as `average_precision`, or `precision` is not in (0, 1].
+
+    References:
+        van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
+
+    >>> histogram = score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0]))
+    >>> threshold_at_precision(histogram, 0.6)
+    ThresholdAtPrecision(threshold_logit=1.0, precision=0.666..., recall=1.0)
+    """
+    if not 0 < precision <= 1:
+        raise ValueError(f"precision must be above 0 and at most 1; got {precision:g}")
+    ranked = _ranked_counts(histogram)
+    if not ranked.positives.any():
+        return ThresholdAtPrecision(float("nan"), float("nan"), float("nan"))
+    found = ranked.positives_above + ranked.positives
+    positive = found + ranked.negatives_above + ranked.negatives
+    precisions = found / np.maximum(positive, 1)
+    # Reduced by a rounding: 0.7 · 10 is 7.000000000000001 in floating point, and 7 of 10 are enough.
+    (reached,) = np.nonzero((positive > 0) & (found >= precision * positive * (1 - ROUNDING)))
+    last = int(reached[-1]) if reached.size else int(np.argmax(precisions))
+    # Bins are in order of falling scores. The first bin with as many true positives has the highest threshold and no
+    # more false positives, so it reaches the precision too.
+    last = int(np.searchsorted(found, found[last]))
+    threshold = float(_thresholds(len(found))[last]) if reached.size else float("nan")
+    return ThresholdAtPrecision(threshold, float(precisions[last]), float(found[last] / ranked.positives.sum()))
+
+
+def precision_recall_curve(histogram: Histogram) -> dict[str, np.ndarray]:
+    r"""Returns the precision-recall curve, one point per bin edge at which it moves, by falling threshold.
+
+    .. math::
+        precision_τ = \frac{TP(τ)}{TP(τ) + FP(τ)}, \qquad recall_τ = \frac{TP(τ)}{P}, \qquad
+        TP(τ) = \#\{\text{positives with } z \ge τ\}
+
+    At the edges both are known exactly: each point is one of the curve of the scores, which has more points.
+    `average_precision` is the area under it, integrated within the bins too.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]).
+
+    Returns:
+        float64 arrays of one length, at most the number of bins: `threshold_logit`, falling, the last one -inf if the
+        first bin is not empty (it holds every logit below -16); `precision`; `recall`, rising to 1, NaN without
+        positives. Empty if nothing was counted.
+
+    Raises:
+        TypeError: as `average_precision`.
+        ValueError: as `average_precision`.
+
+    References:
+        Davis and Goadrich, The relationship between Precision-Recall and ROC curves, ICML 2006.
+
+    >>> curve = precision_recall_curve(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
+    >>> print(curve["threshold_logit"], curve["precision"].round(3), curve["recall"])
+    [3. 2. 1. 0.] [1.    0.5   0.667 0.5  ] [0.5 0.5 1.  1. ]
+    """
+    ranked = _ranked_counts(histogram)
+    (at,) = np.nonzero(ranked.positives + ranked.negatives)
+    found, wrong = np.cumsum(ranked.positives)[at], np.cumsum(ranked.negatives)[at]
+    total = ranked.positives.sum()
+    return {
+        "threshold_logit": _thresholds(ranked.positives.size)[at],
+        "precision": found / (found + wrong),
+        "recall": found / total if total else np.full(at.shape, np.nan),
+    }
+
+
+class _Ranked(NamedTuple):
+    """Counts in float64 (exact to 2^53) by falling score: in each bin, and in all bins above it."""
 
     positives: np.ndarray
     negatives: np.ndarray
@@ -301,44 +501,52 @@ class Ranked(NamedTuple):
     negatives_above: np.ndarray
 
 
-def ranked_counts(histogram: ArrayLike) -> Ranked:
-    """Checked, and in the order of falling scores."""
-    counts = host_counts(
-        "histogram", histogram, "a NaN logit or a target other than 0 and 1 was counted, in a pixel that `where` keeps"
-    )
+def _ranked_counts(histogram: ArrayLike) -> _Ranked:
+    counts = host_counts("histogram", histogram, _CAUSE)
     if counts.ndim != 2 or counts.shape[0] != 2:
         raise ValueError(f"histogram must be [2, bins], negatives and positives; got shape {counts.shape}")
     negatives, positives = counts[:, ::-1].astype(np.float64)
-    return Ranked(positives, negatives, np.cumsum(positives) - positives, np.cumsum(negatives) - negatives)
+    return _Ranked(positives, negatives, np.cumsum(positives) - positives, np.cumsum(negatives) - negatives)
 
 
-def _reached(ranked: Ranked, tpr: float) -> tuple[int, float] | None:
-    """The bin in which the true positive rate is reached, and the number of positives that it takes."""
+def _thresholds(num_bins: int) -> np.ndarray:
+    """Returns the lower edges of equal bins on [-16, 16], falling; -inf for the last, which has no lower edge."""
+    edges = MAX_LOGIT - 2 * MAX_LOGIT * np.arange(1, num_bins + 1) / num_bins
+    return np.where(np.arange(num_bins) == num_bins - 1, -np.inf, edges)
+
+
+def _reached(ranked: _Ranked, tpr: float) -> tuple[int, float] | None:
+    """Returns the bin in which the true positive rate is reached, and the number of positives that it takes."""
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr must be above 0 and at most 1; got {tpr:g}")
     if not ranked.positives.any() or not ranked.negatives.any():
         return None
-    # Less a rounding: 0.7 · 10 is 7.000000000000001 in floating point, and 7 positives are enough.
+    # Reduced by a rounding: 0.7 · 10 is 7.000000000000001 in floating point, and 7 positives are enough.
     needed = max(float(np.ceil(tpr * ranked.positives.sum() * (1 - ROUNDING))), 1.0)
     return int(np.searchsorted(ranked.positives_above + ranked.positives, needed)), needed
 
 
-def _sum_of_precisions(ranked: Ranked, before: np.ndarray, between: np.ndarray) -> np.ndarray:
-    """Per bin, Σ over its positives i = 1..p of the precision f(i) = (A + i) / (A + i + before + between · i).
+def _f1(ranked: _Ranked, false_positives: np.ndarray) -> np.ndarray:
+    found = ranked.positives_above + ranked.positives
+    return 2 * found / (ranked.positives.sum() + found + false_positives)
 
-    A is the number of positives above. Beyond p = 1 the sum is taken as the integral of f over [1/2, p + 1/2], which
-    has a closed form and no cost in p. For `between` = 0, f is concave and the integral is never above the sum: a lower
-    bound stays one.
+
+def _sum_of_precisions(ranked: _Ranked, before: np.ndarray, between: np.ndarray) -> np.ndarray:
+    """Returns per bin the sum over its positives i = 1..p of f(i) = (A + i) / (A + i + before + between · i).
+
+    A is the number of positives above. For p > 1 the sum is taken as the integral of f over [1/2, p + 1/2], which has a
+    closed form whose cost does not depend on p. For `between` = 0, f is concave, so the integral is never above the
+    sum: a lower bound stays one.
     """
     above, inside = ranked.positives_above, ranked.positives
     rate = 1 + between
-    alone = (above + 1) / (above + before + rate)
+    single = (above + 1) / (above + before + rate)
     # f(s) = 1/rate + (A - (A + before)/rate) / (A + before + rate s)
-    grown = np.log1p(rate * inside / (above + before + rate / 2))
-    integral = inside / rate + (above - (above + before) / rate) / rate * grown
-    return np.where(inside == 1, alone, integral)
+    logs = np.log1p(rate * inside / (above + before + rate / 2))
+    integral = inside / rate + (above - (above + before) / rate) / rate * logs
+    return np.where(inside == 1, single, integral)
 
 
-def _mean_over_positives(ranked: Ranked, precisions: np.ndarray) -> float:
+def _mean_over_positives(ranked: _Ranked, precisions: np.ndarray) -> float:
     total = ranked.positives.sum()
     return float(precisions.sum() / total) if total else float("nan")

@@ -1,93 +1,101 @@
-"""How unsure a model is of each pixel, from K stochastic passes (dropout heads, an ensemble) `[K, ..., C]`.
+"""Uncertainty per pixel from K stochastic passes `[K, ..., C]`, and how well an uncertainty predicts errors.
 
-On the device, unreduced. The variance over the passes is `segjax.losses.mc_variance`; whether a model is unsure where
-it is wrong is the question of `selective.py`.
+The uncertainties are computed on the device and not reduced. The variance over passes is `segjax.losses.mc_variance`.
+Any of them can be counted for wrong and right pixels (`uncertainty_histogram`) and scored on the host.
 """
+
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Integer, Num, Real
 
 from segjax import checks
-from segjax.metrics.probabilities import log_softmax
+from segjax.metrics._counting import ROUNDING, count, host_counts, ratio
+from segjax.metrics.calibration import log_softmax
 
-# Below it the series is right to 1e-11 of itself, and the closed form has begun to lose digits.
+_CAUSE = "a NaN uncertainty was counted in an unmasked pixel"
+# Below it the series is accurate to 1e-11 relative, and the closed form starts to lose digits.
 _SERIES_BELOW = 0.1
+_TABLE = 64
+_HARMONIC = np.concatenate([[0.0], np.cumsum(1 / np.arange(1.0, _TABLE + 1))])
+
+Histogram = Integer[jax.Array | np.ndarray, "2 bins"]
 
 
 def log_mean_softmax(
     mc_logits: Float[ArrayLike, "samples *pixels classes"], *, where: Bool[ArrayLike, "*#pixels"] | None = None
 ) -> Float[Array, "*pixels classes"]:
-    r"""The log probabilities of the ensemble: of the mean of the samples' softmax.
+    r"""Returns the log probabilities of the ensemble: the log of the mean of the samples' softmax.
 
     .. math:: \log \bar{p}, \qquad \bar{p} = \frac{1}{K} \sum_k softmax(z_k)
 
-    They are logits too, and their softmax is the mean: what asks for `[..., C]` (`calibration_bins`, `max_probability`,
-    an argmax) takes them as they are.
+    They are logits too, and their softmax is the mean: pass them to any function of logits `[..., C]`
+    (`calibration_bins`, `max_probability`, an argmax).
 
     Args:
         mc_logits: z, `[K, ..., C]`, K ≥ 1, C ≥ 2; -inf rules a class out.
-        where: boolean `[...]` or broadcastable to it; False: no such pixel, its result is 0, whatever its logits.
+        where: boolean, broadcastable to `[...]`. False: the pixel does not exist, its result is 0 for any logits.
 
     Returns:
         `[..., C]` in nats, at least float32, ≤ 0; finite (a class ruled out by all samples has about -1e38). NaN where
-        `where` keeps a NaN or +inf.
+        an unmasked logit is NaN or +inf.
 
     Raises:
-        TypeError: logits are not floating, `where` not boolean.
+        TypeError: logits are not floating, or `where` is not boolean.
         ValueError: shapes do not fit.
 
     References:
         Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles, arXiv
         1612.01474; Gal, Uncertainty in Deep Learning, PhD thesis, Cambridge 2016, section 3.3.
 
-    >>> import jax.numpy as jnp
     >>> mc_logits = jnp.log(jnp.array([[0.5, 0.5], [0.75, 0.25]]))
     >>> print(jnp.exp(log_mean_softmax(mc_logits)))
     [0.625 0.375]
     """
     log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
-    return _kept(_log_mean(log_p), None if keep is None else keep[..., None])
+    return _mask_to_zero(_log_mean(log_p), None if keep is None else keep[..., None])
 
 
 def predictive_entropy(
     mc_logits: Float[ArrayLike, "samples *pixels classes"], *, where: Bool[ArrayLike, "*#pixels"] | None = None
 ) -> Float[Array, "*pixels"]:
-    r"""Entropy of the ensemble's prediction: the whole uncertainty of a pixel.
+    r"""Returns the entropy of the ensemble's prediction: the total uncertainty of a pixel.
 
     .. math:: H[\bar{p}] = -\sum_c \bar{p}_c \log \bar{p}_c, \qquad \bar{p} = \frac{1}{K} \sum_k softmax(z_k)
 
-    It is `expected_entropy` (the data's) plus `mutual_information` (the model's). For K = 1, the softmax's entropy.
+    It is the sum of `expected_entropy` (of the data) and `mutual_information` (of the model). For K = 1 it is the
+    softmax's entropy.
 
     Args:
         mc_logits: z, `[K, ..., C]`, K ≥ 1, C ≥ 2; -inf rules a class out.
-        where: boolean `[...]` or broadcastable to it; False: no such pixel, its result is 0, whatever its logits.
+        where: boolean, broadcastable to `[...]`. False: the pixel does not exist, its result is 0 for any logits.
 
     Returns:
-        `[...]` in nats, in [0, log C], at least float32; NaN where `where` keeps a NaN or +inf. Values and gradients
-        are finite for |z| ≤ 1e4.
+        `[...]` in nats, in [0, log C], at least float32; NaN where an unmasked logit is NaN or +inf. Values and
+        gradients are finite for |z| ≤ 1e4.
 
     Raises:
-        TypeError: logits are not floating, `where` not boolean.
+        TypeError: logits are not floating, or `where` is not boolean.
         ValueError: shapes do not fit.
 
     References:
         Gal, Uncertainty in Deep Learning, PhD thesis, Cambridge 2016, section 3.3.
 
-    >>> import jax.numpy as jnp
     >>> sure_but_split = jnp.array([[100.0, 0.0], [0.0, 100.0]])
     >>> print(predictive_entropy(sure_but_split))  # log 2
     0.6931472
     """
     log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
-    return _kept(_entropy(_log_mean(log_p)), keep)
+    return _mask_to_zero(_entropy(_log_mean(log_p)), keep)
 
 
 def expected_entropy(
     mc_logits: Float[ArrayLike, "samples *pixels classes"], *, where: Bool[ArrayLike, "*#pixels"] | None = None
 ) -> Float[Array, "*pixels"]:
-    r"""Mean entropy of the samples: the uncertainty that each of them has by itself (aleatoric, the data's).
+    r"""Returns the mean entropy of the samples: the uncertainty of each by itself (aleatoric, of the data).
 
     .. math:: \frac{1}{K} \sum_k H[softmax(z_k)]
 
@@ -99,30 +107,29 @@ def expected_entropy(
         `[...]` in nats, in [0, log C], at least float32; else as `predictive_entropy`.
 
     Raises:
-        TypeError: logits are not floating, `where` not boolean.
-        ValueError: shapes do not fit.
+        TypeError: as `predictive_entropy`.
+        ValueError: as `predictive_entropy`.
 
     References:
         Depeweg et al., Decomposition of Uncertainty in Bayesian Deep Learning, arXiv 1710.07283.
 
-    >>> import jax.numpy as jnp
     >>> sure_but_split = jnp.array([[100.0, 0.0], [0.0, 100.0]])
     >>> print(expected_entropy(sure_but_split).round(6))
     0.0
     """
     log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
-    return _kept(jnp.mean(_entropy(log_p), axis=0), keep)
+    return _mask_to_zero(jnp.mean(_entropy(log_p), axis=0), keep)
 
 
 def mutual_information(
     mc_logits: Float[ArrayLike, "samples *pixels classes"], *, where: Bool[ArrayLike, "*#pixels"] | None = None
 ) -> Float[Array, "*pixels"]:
-    r"""Mutual information of label and parameters, BALD: what the samples disagree about (epistemic, the model's).
+    r"""Returns the mutual information of label and parameters (BALD): the samples' disagreement (epistemic).
 
     .. math:: I = H[\bar{p}] - \frac{1}{K} \sum_k H[p_k] = \frac{1}{K} \sum_k KL(p_k \| \bar{p})
 
-    The difference of the entropies rounds to noise where the samples nearly agree, and below 0. Computed is the sum of
-    the divergences, of terms that are never negative: it is accurate however small.
+    The difference of the entropies rounds to noise, also below 0, where the samples nearly agree. So the divergences
+    are summed, from terms that are never negative: the result is accurate however small it is.
 
     Args:
         mc_logits: as in `predictive_entropy`.
@@ -133,56 +140,312 @@ def mutual_information(
         `predictive_entropy`.
 
     Raises:
-        TypeError: logits are not floating, `where` not boolean.
-        ValueError: shapes do not fit.
+        TypeError: as `predictive_entropy`.
+        ValueError: as `predictive_entropy`.
 
     References:
         Houlsby et al., Bayesian Active Learning for Classification and Preference Learning, arXiv 1112.5745.
 
-    >>> import jax.numpy as jnp
-    >>> sure_but_split = jnp.array([[100.0, 0.0], [0.0, 100.0]])
-    >>> unsure = jnp.zeros((2, 2))
+    >>> sure_but_split, unsure = jnp.array([[100.0, 0.0], [0.0, 100.0]]), jnp.zeros((2, 2))
     >>> print(mutual_information(sure_but_split), mutual_information(unsure))
     0.6931472 0.0
     """
     log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
     log_mean = _log_mean(log_p)
     divergence = jnp.exp(log_mean)[None] * _divergence(log_p - log_mean[None])
-    return _kept(jnp.mean(jnp.sum(divergence, axis=-1), axis=0), keep)
+    return _mask_to_zero(jnp.mean(jnp.sum(divergence, axis=-1), axis=0), keep)
 
 
 def max_probability(
     logits: Float[ArrayLike, "*pixels classes"], *, where: Bool[ArrayLike, "*#pixels"] | None = None
 ) -> Float[Array, "*pixels"]:
-    r"""The confidence: the probability of the likeliest class. Its uncertainty is `1 - max_probability(logits)`.
+    r"""Returns the confidence: the probability of the likeliest class. Its uncertainty is `1 - max_probability`.
 
     .. math:: \max_c softmax(z)_c
 
     Args:
-        logits: z, `[..., C]`, C ≥ 2; of an ensemble `log_mean_softmax(mc_logits)`, for the maximum of the mean (which
-            is not the mean of the samples' maxima).
-        where: boolean `[...]` or broadcastable to it; False: no such pixel, its result is 0, whatever its logits.
+        logits: z, `[..., C]`, C ≥ 2. For an ensemble pass `log_mean_softmax(mc_logits)`: the maximum of the mean, which
+            is not the mean of the samples' maxima.
+        where: boolean, broadcastable to `[...]`. False: the pixel does not exist, its result is 0 for any logits.
 
     Returns:
-        `[...]` in [1/C, 1], at least float32; NaN where `where` keeps a NaN or +inf.
+        `[...]` in [1/C, 1], at least float32; NaN where an unmasked logit is NaN or +inf.
 
     Raises:
-        TypeError: logits are not floating, `where` not boolean.
+        TypeError: logits are not floating, or `where` is not boolean.
         ValueError: shapes do not fit.
 
     References:
         Hendrycks and Gimpel, A Baseline for Detecting Misclassified and Out-of-Distribution Examples, arXiv 1610.02136.
 
-    >>> import jax.numpy as jnp
     >>> print(max_probability(jnp.log(jnp.array([[0.75, 0.25], [0.5, 0.5]]))))
     [0.75 0.5 ]
     """
     log_p, keep = _log_probabilities("logits", logits, where, samples=False)
-    return _kept(jnp.exp(jnp.max(log_p, axis=-1)), keep)
+    return _mask_to_zero(jnp.exp(jnp.max(log_p, axis=-1)), keep)
+
+
+def patch_means(
+    values: Num[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
+    patch: int,
+    *,
+    where: Bool[ArrayLike, "*#pixels"] | None = None,
+) -> tuple[Float[Array, "*images rows columns"], Bool[Array, "*images rows columns"]]:
+    r"""Returns means over square patches that tile the image; the published PAvPU counts patches, not pixels.
+
+    .. math:: \bar{v}_Q = \frac{1}{n_Q} \sum_{i \in Q} v_i, \qquad n_Q = \#\{i \in Q\}
+
+    over the unmasked pixels of each patch Q. A patch is accurate if most of its pixels are, and uncertain if its mean
+    uncertainty is above the threshold::
+
+        uncertainty, kept = patch_means(entropy, 4, where=where)
+        accuracy, _ = patch_means(prediction == labels, 4, where=where)
+        uncertainty_histogram(uncertainty, accuracy > 0.5, maximum=..., where=kept)
+
+    Args:
+        values: `[..., H, W]`, numbers or booleans.
+        patch: side of a patch in pixels, ≥ 1, static. If it does not divide H or W, the last patches are smaller.
+        where: boolean, broadcastable to `[..., H, W]`. False: the pixel does not exist.
+
+    Returns:
+        Two arrays `[..., ceil(H / patch), ceil(W / patch)]`: the means, at least float32, 0 for a patch without
+        unmasked pixels, and which patches have an unmasked pixel.
+
+    Raises:
+        TypeError: `where` is not boolean.
+        ValueError: shapes do not fit, or patch < 1.
+
+    References:
+        Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
+
+    >>> means, kept = patch_means(jnp.array([[1.0, 3.0, 5.0], [2.0, 2.0, 7.0]]), 2)
+    >>> print(means, kept)
+    [[2. 6.]] [[ True  True]]
+    """
+    values = checks.array("values", values)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        values = values.astype(jnp.float32)
+    values = checks.floating("values", values)
+    if values.ndim < 2:
+        raise ValueError(f"values must be [..., height, width]; got shape {values.shape}")
+    if patch < 1:
+        raise ValueError(f"patch must be at least 1; got {patch}")
+    keep = jnp.ones(values.shape, bool) if where is None else checks.mask("where", where, values.shape)
+    sums = _patch_sums(jnp.where(keep, values, 0), patch)
+    pixels = _patch_sums(keep.astype(values.dtype), patch)
+    return sums / jnp.maximum(pixels, 1), pixels > 0
+
+
+def uncertainty_histogram(
+    uncertainty: Float[ArrayLike, "*pixels"],
+    correct: Bool[ArrayLike, "*pixels"],
+    *,
+    maximum: Real[ArrayLike, ""],
+    num_bins: int = 1024,
+    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    axis_name: Hashable | None = None,
+) -> Int[Array, "2 {num_bins}"]:
+    r"""Returns histograms of the uncertainty of the wrong and of the right pixels, over all devices.
+
+    .. math:: H_{tb} = \#\{\text{unmasked pixels, right if } t = 1, \text{ with } \lfloor B u / u_{max} \rfloor = b\}
+
+    with B equal bins of the uncertainty u on [0, maximum]; values outside are in the first or last bin. Histograms add:
+    over batches with `+`, in int64 on the host. A rising function of u ranks as u does: if most pixels are near 0, pass
+    its square root.
+
+    Args:
+        uncertainty: u, any shape (of pixels, or of patches: see `patch_means`).
+        correct: boolean, the same shape: whether the prediction is the label.
+        maximum: end of the last bin, above 0, the same for all batches: log C for entropies in nats. May be traced.
+        num_bins: B ≥ 1, static.
+        where: boolean, broadcastable to that shape. False: the pixel does not exist, whatever its uncertainty.
+        axis_name: mapped device axis, or None under `jit`.
+
+    Returns:
+        int32 `[2, num_bins]`: row 0 the wrong pixels, row 1 the right ones. If an unmasked uncertainty is NaN (or a
+        traced maximum is not above 0), every entry is -2^31 (integers have no NaN), and the scores refuse the sum.
+
+    Raises:
+        TypeError: the uncertainty is not floating, or `correct` or `where` is not boolean.
+        ValueError: shapes do not fit, num_bins < 1, or the maximum is not above 0 and finite.
+
+    References:
+        Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
+
+    >>> u, correct = jnp.array([0.1, 0.2, 0.6, 0.9]), jnp.array([True, True, True, False])
+    >>> uncertainty_histogram(u, correct, maximum=1.0, num_bins=4).tolist()
+    [[0, 0, 0, 1], [2, 0, 1, 0]]
+    """
+    uncertainty = checks.floating("uncertainty", uncertainty)
+    checks.same_shape("correct", jnp.shape(correct), "uncertainty", uncertainty.shape)
+    correct = checks.mask("correct", correct, uncertainty.shape)
+    keep = None if where is None else checks.mask("where", where, uncertainty.shape)
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1; got {num_bins}")
+    top = checks.finite("maximum", maximum, uncertainty.dtype, above=0.0)
+    bins = jnp.clip(jnp.floor(uncertainty * (num_bins / top)), 0, num_bins - 1).astype(jnp.int32)
+    valid = ~jnp.isnan(uncertainty) & (top > 0) & jnp.isfinite(top)
+    places = correct.astype(jnp.int32) * num_bins + bins
+    return count(places, valid, keep, 2 * num_bins, axis_name).reshape(2, num_bins)
+
+
+def accuracy_vs_uncertainty(
+    histogram: Histogram, maximum: float | int, *, threshold: float | int | None = None
+) -> dict[str, float | np.ndarray]:
+    r"""Returns PAvPU and its two conditional probabilities, for every threshold on the uncertainty.
+
+    With n_ac the pixels accurate and certain (u below the threshold), n_au accurate and uncertain, n_ic and n_iu the
+    inaccurate ones:
+
+    .. math::
+        p(acc | cert) = \frac{n_{ac}}{n_{ac} + n_{ic}}, \quad
+        p(unc | inacc) = \frac{n_{iu}}{n_{ic} + n_{iu}}, \quad
+        PAvPU = \frac{n_{ac} + n_{iu}}{n_{ac} + n_{au} + n_{ic} + n_{iu}}
+
+    The paper counts patches: use `patch_means` for its numbers.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
+        maximum: the maximum that the histogram was counted with; it scales the thresholds.
+        threshold: in [0, maximum], rounded to the nearest bin edge, where counts are exact. None: all edges.
+
+    Returns:
+        `threshold` (the edges), `accurate_given_certain`, `uncertain_given_inaccurate` and `pavpu`, in [0, 1], larger
+        is better: float64 `[bins + 1]`, or floats for one threshold. NaN where nothing is certain, wrong or counted.
+
+    Raises:
+        TypeError: as `risk_coverage`.
+        ValueError: as `risk_coverage`, or the maximum or the threshold is out of range.
+
+    References:
+        Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
+
+    >>> scores = accuracy_vs_uncertainty(np.array([[1, 0, 0, 3], [4, 0, 2, 0]]), 1.0, threshold=0.5)
+    >>> scores["accurate_given_certain"], scores["uncertain_given_inaccurate"], scores["pavpu"]
+    (0.8, 0.75, 0.7)
+    """
+    if not 0 < maximum < float("inf"):
+        raise ValueError(f"maximum must be above 0 and finite; got {maximum:g}")
+    if threshold is not None and not 0 <= threshold <= maximum:
+        raise ValueError(f"threshold must be between 0 and the maximum, {maximum:g}; got {threshold:g}")
+    wrong, right = _counts(histogram)
+    inaccurate_certain, accurate_certain = (np.concatenate([[0.0], np.cumsum(row)]) for row in (wrong, right))
+    inaccurate_uncertain = wrong.sum() - inaccurate_certain
+    total = np.full_like(accurate_certain, wrong.sum() + right.sum())
+    curves = {
+        "threshold": np.linspace(0.0, maximum, wrong.size + 1),
+        "accurate_given_certain": ratio(accurate_certain, accurate_certain + inaccurate_certain),
+        "uncertain_given_inaccurate": ratio(inaccurate_uncertain, inaccurate_certain + inaccurate_uncertain),
+        "pavpu": ratio(accurate_certain + inaccurate_uncertain, total),
+    }
+    if threshold is None:
+        return curves
+    nearest = int(np.abs(curves["threshold"] - threshold).argmin())
+    return {name: float(curve[nearest]) for name, curve in curves.items()}
+
+
+def risk_coverage(histogram: Histogram) -> dict[str, np.ndarray]:
+    r"""Returns the risk-coverage curve: the error rate if only the most certain pixels are predicted.
+
+    .. math:: coverage_b = \frac{1}{N} \sum_{a \le b} n_a, \qquad risk_b = \frac{\sum_{a \le b} w_a}{\sum_{a \le b} n_a}
+
+    with n_a the pixels of bin a, w_a the wrong ones, N all.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
+
+    Returns:
+        `coverage` and `risk`, float64 `[bins]`, at the upper edge of each bin; the risk is NaN where nothing is
+        covered, and both are NaN if nothing was counted. At full coverage the risk is 1 - accuracy.
+
+    Raises:
+        TypeError: the histogram is traced, or not integers.
+        ValueError: it is not `[2, bins]`, or a count is negative (invalid pixels or an overflow).
+
+    References:
+        Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, arXiv 1705.08500.
+
+    >>> curve = risk_coverage(np.array([[0, 1, 2], [5, 1, 1]]))
+    >>> print(curve["coverage"], curve["risk"])
+    [0.5 0.7 1. ] [0.         0.14285714 0.3       ]
+    """
+    wrong, right = _counts(histogram)
+    covered = np.cumsum(wrong + right)
+    return {"coverage": ratio(covered, np.full_like(covered, covered[-1])), "risk": ratio(np.cumsum(wrong), covered)}
+
+
+def area_under_risk_coverage(histogram: Histogram) -> float:
+    r"""Returns AURC: the risk, averaged over all coverages.
+
+    .. math:: AURC = \frac{1}{N} \sum_{i=1}^{N} \frac{1}{i} \sum_{j \le i} [\text{pixel } j \text{ is wrong}]
+
+    over the N pixels by rising uncertainty. A histogram does not record the order inside a bin: wrong and right pixels
+    there are taken as evenly mixed, which is exactly the mean over all orders.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
+
+    Returns:
+        AURC in [0, 1], smaller is better; NaN if nothing was counted. Without skill it is 1 - accuracy.
+
+    Raises:
+        TypeError: as `risk_coverage`.
+        ValueError: as `risk_coverage`.
+
+    References:
+        Geifman, Uziel and El-Yaniv, Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, arXiv 1805.08206
+        (the area; the curve is from arXiv 1705.08500).
+
+    >>> round(area_under_risk_coverage(np.array([[0, 1, 0], [1, 0, 1]])), 4)  # (0/1 + 1/2 + 1/3) / 3
+    0.2778
+    """
+    wrong, right = _counts(histogram)
+    inside, before, wrong_before = _inside_and_before(wrong, right)
+    rate = wrong / np.maximum(inside, 1)
+    # Σ_j (W + rate j) / (M + j), with M pixels before and W of them wrong.
+    slope = (wrong_before - rate * before) * _harmonic_between(before, before + inside)
+    return _mean_risk(rate * inside + slope, inside)
+
+
+def area_under_risk_coverage_bounds(histogram: Histogram) -> tuple[float, float]:
+    r"""Returns the lowest and highest AURC that uncertainties with this histogram can have.
+
+    .. math::
+        low = \frac{1}{N} \sum_b \left(\sum_{j=1}^{r_b} \frac{W_b}{M_b + j}
+        + \sum_{j=1}^{w_b} \frac{W_b + j}{M_b + r_b + j}\right), \qquad
+        high = \frac{1}{N} \sum_b \left(\sum_{j=1}^{w_b} \frac{W_b + j}{M_b + j}
+        + \sum_{j=1}^{r_b} \frac{W_b + w_b}{M_b + w_b + j}\right)
+
+    with w_b wrong and r_b right pixels in bin b, and M_b pixels in the bins before it, W_b of them wrong. Low: in every
+    bin the right pixels are the more certain ones. High: the wrong ones are.
+
+    Args:
+        histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
+
+    Returns:
+        (low, high), within 1e-12 of [0, 1]; both NaN if nothing was counted. The exact value, of the sorted pixels,
+        is always between them, ties in any order; they are widened by 1e-12 for its rounding and ours.
+
+    Raises:
+        TypeError: as `risk_coverage`.
+        ValueError: as `risk_coverage`.
+
+    References:
+        Geifman, Uziel and El-Yaniv, Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, arXiv 1805.08206.
+
+    >>> low, high = area_under_risk_coverage_bounds(np.array([[1], [1]]))
+    >>> round(low, 4), round(high, 4)  # (0/1 + 1/2) / 2 and (1/1 + 1/2) / 2
+    (0.25, 0.75)
+    """
+    wrong, right = _counts(histogram)
+    inside, before, wrong_before = _inside_and_before(wrong, right)
+    low = _all_right(before, right, wrong_before) + _all_wrong(before + right, wrong, wrong_before)
+    high = _all_wrong(before, wrong, wrong_before) + _all_right(before + wrong, right, wrong_before + wrong)
+    return _mean_risk(low, inside) - ROUNDING, _mean_risk(high, inside) + ROUNDING
 
 
 def _log_probabilities(name, logits, where, *, samples):
-    """Log softmax, `[K, ..., C]` or `[..., C]`, finite for classes ruled out; and the mask of the pixels."""
+    """Returns log softmax, `[K, ..., C]` or `[..., C]`, finite for classes ruled out, and the mask of the pixels."""
     logits = checks.floating(name, logits)
     wanted = "[samples, ..., classes]" if samples else "[..., classes]"
     if logits.ndim < 1 + samples or logits.shape[-1] < 2 or 0 in logits.shape[:samples]:
@@ -191,18 +454,18 @@ def _log_probabilities(name, logits, where, *, samples):
         )
     keep = None if where is None else checks.mask("where", where, logits.shape[samples:-1])
     if keep is not None:
-        # Before the maths: a NaN of a pixel that does not exist must not reach a gradient.
+        # Masked before the maths: a NaN of a masked pixel must not reach a gradient.
         logits = jnp.where(keep[None, ..., None] if samples else keep[..., None], logits, 0)
     # 0 · -inf is NaN, where p log p is 0.
     return jnp.maximum(log_softmax(logits), float(jnp.finfo(logits.dtype).min) / 4), keep
 
 
-def _kept(values, keep):
+def _mask_to_zero(values, keep):
     return values if keep is None else jnp.where(keep, values, 0)
 
 
 def _log_mean(log_p: Float[Array, "samples *pixels classes"]) -> Float[Array, "*pixels classes"]:
-    """Log of the mean of exp. As log1p of expm1 it keeps the digits of a p near 1, and equal samples are their mean."""
+    """Returns log of the mean of exp. log1p of expm1 keeps the digits of p near 1, and equal samples are their mean."""
     largest = jax.lax.stop_gradient(jnp.max(log_p, axis=0))
     return largest + jnp.log1p(jnp.mean(jnp.expm1(log_p - largest[None]), axis=0))
 
@@ -212,7 +475,7 @@ def _entropy(log_p: Float[Array, "*pixels classes"]) -> Float[Array, "*pixels"]:
 
 
 def _divergence(delta: Float[Array, "*items"]) -> Float[Array, "*items"]:
-    """δ e^δ - e^δ + 1 ≥ 0 for δ = log(p / q): q times it, summed over the classes, is KL(p ‖ q), because Σ p = Σ q."""
+    """Returns δ e^δ - e^δ + 1 ≥ 0 for δ = log(p / q). Times q and summed over classes it is KL(p ‖ q): Σ p = Σ q."""
     small = jnp.abs(delta) < _SERIES_BELOW
     near = jnp.where(small, delta, 0)
     far = jnp.where(small, 0, delta)
@@ -220,3 +483,48 @@ def _divergence(delta: Float[Array, "*items"]) -> Float[Array, "*items"]:
     tail = 1 / 30 + near * (1 / 144 + near * (1 / 840 + near / 5760))
     series = near**2 * (1 / 2 + near * (1 / 3 + near * (1 / 8 + near * tail)))
     return jnp.where(small, series, far * jnp.exp(far) - jnp.expm1(far))
+
+
+def _patch_sums(values: Float[Array, "*images height width"], patch: int) -> Float[Array, "*images rows columns"]:
+    *images, height, width = values.shape
+    padded = jnp.pad(values, [(0, 0)] * len(images) + [(0, -height % patch), (0, -width % patch)])
+    rows, columns = (size // patch for size in padded.shape[-2:])
+    return jnp.sum(padded.reshape(*images, rows, patch, columns, patch), axis=(-3, -1))
+
+
+def _counts(histogram: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Returns wrong and right pixels in float64 (exact to 2^53), by rising uncertainty."""
+    counts = host_counts("histogram", histogram, _CAUSE)
+    if counts.ndim != 2 or counts.shape[0] != 2:
+        raise ValueError(f"histogram must be [2, bins], wrong and right pixels; got shape {counts.shape}")
+    wrong, right = counts.astype(np.float64)
+    return wrong, right
+
+
+def _inside_and_before(wrong: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns per bin its pixels, the pixels in the bins before, and the wrong ones among those."""
+    inside = wrong + right
+    return inside, np.cumsum(inside) - inside, np.cumsum(wrong) - wrong
+
+
+def _all_right(before: np.ndarray, pixels: np.ndarray, wrong_before: np.ndarray) -> np.ndarray:
+    """Returns Σ_j W / (M + j) over j = 1..pixels."""
+    return wrong_before * _harmonic_between(before, before + pixels)
+
+
+def _all_wrong(before: np.ndarray, pixels: np.ndarray, wrong_before: np.ndarray) -> np.ndarray:
+    """Returns Σ_j (W + j) / (M + j) over j = 1..pixels."""
+    return pixels + (wrong_before - before) * _harmonic_between(before, before + pixels)
+
+
+def _harmonic_between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Returns Σ 1/i over low < i ≤ high: a table up to 64, beyond it the asymptotic series, exact to 1e-13."""
+    head = _HARMONIC[np.minimum(high, _TABLE).astype(int)] - _HARMONIC[np.minimum(low, _TABLE).astype(int)]
+    a, b = np.maximum(low, _TABLE), np.maximum(high, _TABLE)
+    tail = np.log1p((b - a) / a) + (1 / b - 1 / a) / 2 - (1 / b**2 - 1 / a**2) / 12 + (1 / b**4 - 1 / a**4) / 120
+    return head + tail
+
+
+def _mean_risk(risks: np.ndarray, inside: np.ndarray) -> float:
+    total = inside.sum()
+    return float(risks.sum() / total) if total else float("nan")

@@ -18,7 +18,7 @@ from segjax.data import LabelSet, label_set, open_split
 from segjax.data.augment import normalise
 from segjax.data.files import RawFile, read_bytes
 from segjax.data.source import decode_image
-from segjax.metrics.thresholds import ThresholdAtPrecision
+from segjax.metrics.ranking import ThresholdAtPrecision
 from segjax.training import parallel
 from segjax.training.checkpoint import FOLDER, Checkpoints
 from segjax.training.defaults import ConfigError, from_leaves

@@ -288,7 +288,7 @@ def test_scores_refuse_a_sum_with_an_invalid_batch(score):
     }[score]
     good, bad = (_wide(counted(LOGITS, labels)) for labels in (LABELS, LABELS + CLASSES))
     run = jax.tree.map(lambda x, y: x * 10**6 + y, good, bad)
-    with pytest.raises(ValueError, match=r"count has a negative count, -\d+: a label outside \[0, classes\) or a NaN"):
+    with pytest.raises(ValueError, match=r"count has a negative count, -\d+: a label outside \[0, C\) or a NaN"):
         score(run)
 
 

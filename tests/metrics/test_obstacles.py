@@ -46,7 +46,7 @@ def test_a_label_that_is_none_of_the_three_is_loud_under_jit_and_on_the_host(str
     histogram = metrics.score_histogram(jnp.zeros((2, 2)), targets, where=where)
     with pytest.raises(ValueError, match="a target other than 0 and 1 was counted"):
         metrics.average_precision(histogram)
-    with pytest.raises(ValueError, match="targets must be 0 and 1 where `where` keeps them; got -1"):
+    with pytest.raises(ValueError, match="targets must be 0 and 1 where `where` is True; got -1"):
         metrics.component_counts(targets, np.zeros((2, 2), bool), where=where)
 
 

@@ -394,7 +394,7 @@ def test_broken_input_is_named(case):
 # Bin edges are 1/128 apart: 0.5 and 1 are edges.
 @pytest.mark.parametrize(
     ("precision", "threshold", "reached", "recall"),
-    [(1.0, 3.0, 1.0, 1 / 3), (0.7, 1.0, 0.75, 1.0), (0.75, 1.0, 0.75, 1.0), (0.5, 0.5, 0.6, 1.0)],
+    [(1.0, 3.0, 1.0, 1 / 3), (0.7, 1.0, 0.75, 1.0), (0.75, 1.0, 0.75, 1.0), (0.5, 1.0, 0.75, 1.0)],
 )
 def test_the_threshold_of_a_precision_finds_most_of_the_positives(precision, threshold, reached, recall):
     logits, targets = jnp.array([3.0, 2.0, 1.5, 1.0, 0.5]), jnp.array([1, 0, 1, 1, 0])
