@@ -1,4 +1,4 @@
-"""How Sphinx makes the site of these pages and of the docstrings: `make docs`, and every warning is an error."""
+"""Sphinx configuration of the site, built by `make docs`; every warning is an error."""
 
 import sys
 from importlib.metadata import version as installed
@@ -28,15 +28,15 @@ extensions = [
     "notebook",
     "signatures",
 ]
-suppress_warnings = ["config.cache"]  # of the extensions here, which Sphinx cannot pickle
+suppress_warnings = ["config.cache"]  # Sphinx cannot pickle the extensions of this folder
 html_math_renderer = "mathml"
 myst_heading_anchors = 3
 
-# In the docstrings a single backtick is code; `names` makes a link of what is a public name.
+# Single backticks in docstrings are code; the extension `names` links public names.
 default_role = "literal"
-smartquotes = False  # padding="reflect" is code to be copied
+smartquotes = False  # code such as padding="reflect" must stay copyable
 napoleon_numpy_docstring = False
-napoleon_attr_annotations = False  # shapes stand in the signature, as they are typed
-napoleon_use_ivar = True  # the attributes of a class are a list, as the arguments of a function are
+napoleon_attr_annotations = False  # the signature contains the shapes
+napoleon_use_ivar = True  # attributes are formatted like arguments
 python_maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"

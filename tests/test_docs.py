@@ -1,39 +1,40 @@
-"""What the pages in docs/ name is there."""
+"""The files, modules and networks that the pages of docs/ name exist."""
 
+import inspect
 import re
 from pathlib import Path
-
-import pytest
 
 from segjax import models
 from segjax.training.networks import NETWORKS
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
-STORY = (ROOT / "docs" / "architectures.md").read_text()
+PAGES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_file_that_a_page_links_exists(page):
-    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
-    assert [link for link in links if not (page.parent / link).exists()] == []
+def test_linked_files_exist():
+    links = [(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(([^)#:]+)\)", text)]
+    assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_module_that_a_page_names_exists(page):
-    named = re.findall(r"`((?:experiments|configs|segjax|tests)/[\w/.]+\.\w+)`", page.read_text())
-    named += [
-        name.replace(".", "/") + ".py"
-        for name in re.findall(r"python -m ((?:experiments|segjax)\.\w+)", page.read_text())
-    ]
-    assert [name for name in named if not any((folder / name).exists() for folder in (ROOT, ROOT / "tests"))] == []
+def test_named_modules_and_configs_exist():
+    missing = []
+    for page, text in PAGES.items():
+        named = re.findall(r"`((?:experiments|configs|segjax|tests)/[\w/.]+\.\w+)`", text)
+        modules = re.findall(r"python -m ((?:experiments|segjax)(?:\.\w+)+)", text)
+        for module in modules:
+            path = module.replace(".", "/")
+            named.append(f"{path}.py" if (ROOT / f"{path}.py").exists() else f"{path}/__main__.py")
+        folders = (ROOT, ROOT / "tests")  # pages name tests by their path in tests/
+        missing += [f"{page.name}: {name}" for name in named if not any((top / name).exists() for top in folders)]
+    assert missing == []
 
 
-def test_the_story_tells_of_every_network_by_name_class_and_file():
-    table = re.findall(r"^\| (`[^|]*) \| (`[^|]*) \| `([^|]*)` \|", STORY, re.MULTILINE)
-    names, classes = ({one for row in table for one in re.findall(r"`(\w+)`", row[i])} for i in (0, 1))
+def test_architectures_page_lists_every_network_with_its_class_and_file():
+    story = PAGES[ROOT / "docs" / "architectures.md"]
+    table = re.findall(r"^\| (`[^|]*) \| (`[^|]*) \| `([^|]*)` \|", story, re.MULTILINE)
+    names, classes = ({name for row in table for name in re.findall(r"`(\w+)`", row[i])} for i in (0, 1))
     assert names == set(NETWORKS)
     assert classes == {network.__name__ for network, _ in NETWORKS.values()}
-    for _, of_row, file in table:
-        for name in re.findall(r"`(\w+)`", of_row):
-            assert Path(__import__(getattr(models, name).__module__, fromlist=["x"]).__file__).name == file
+    for _, row, file in table:
+        for name in re.findall(r"`(\w+)`", row):
+            assert Path(inspect.getfile(getattr(models, name))).name == file

@@ -1,12 +1,29 @@
-"""What every public docstring of the losses and metrics holds; that their examples run is pytest's doctest's to see."""
+"""Docstrings: their opening word everywhere, and their sections for every public loss and metric."""
 
+import ast
 import inspect
-
-import pytest
+import re
+from pathlib import Path
 
 from segjax import losses, metrics
 
-FUNCTIONS = {
+ROOT = Path(__file__).resolve().parents[1]
+# Folders and files that the rules of language cover; a package is added when its docstrings follow them.
+COVERED = (
+    "docs",
+    "segjax/reporting",
+    "tests/reporting",
+    "tests/test_api_pages.py",
+    "tests/test_docs.py",
+    "tests/test_docstrings.py",
+    "tests/test_howto.py",
+    "tests/test_readme.py",
+)
+FILES = sorted(
+    path for top in COVERED for path in ([ROOT / top] if top.endswith(".py") else (ROOT / top).rglob("*.py"))
+)
+SECTIONS = (".. math::", "Args:", "Returns:", "Raises:", "References:", ">>> ")
+PUBLIC = {
     f"{package.__name__}.{name}": getattr(package, name)
     for package in (losses, metrics)
     for name in package.__all__
@@ -14,14 +31,43 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("part", [".. math::", "Args:", "Returns:", "Raises:", "References:", ">>> "])
-def test_a_docstring_holds(name, part):
-    assert part in inspect.getdoc(FUNCTIONS[name])
+def opening_words():
+    """Yields (definition, place, first word) of every docstring in `FILES`."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (docstring := ast.get_docstring(node)):
+                place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
+                yield node, place, docstring.split()[0].strip(",.:;")
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_docstring_tells_of_every_argument_and_no_other(name):
-    told = inspect.getdoc(FUNCTIONS[name]).split("Args:\n")[1].split("Returns:\n")[0]
-    named = [line.strip().split(":")[0] for line in told.splitlines() if line.startswith("    ") and line[4:5].strip()]
-    assert [n for n in named if n.isidentifier()] == list(inspect.signature(FUNCTIONS[name]).parameters)
+def needs_verb(node):
+    """Returns True for functions but properties, which may name their quantity, and tests, which state a property."""
+    is_property = isinstance(node, ast.FunctionDef) and any("property" in ast.unparse(d) for d in node.decorator_list)
+    return isinstance(node, ast.FunctionDef) and not is_property and not node.name.startswith("test_")
+
+
+def test_no_docstring_opens_with_a_question_word():
+    questions = ("What", "Of", "Whether", "How", "Which", "Whose")
+    assert [f"{place} {word}" for _, place, word in opening_words() if word in questions] == []
+
+
+def test_function_docstrings_open_with_a_verb():
+    words = [(place, word) for node, place, word in opening_words() if needs_verb(node)]
+    assert [f"{place} {word}" for place, word in words if not re.fullmatch(r"[A-Z][a-z]+s", word)] == []
+
+
+def test_public_losses_and_metrics_have_every_section():
+    missing = [
+        f"{name}: {part}" for name, function in PUBLIC.items() for part in SECTIONS if part not in function.__doc__
+    ]
+    assert missing == []
+
+
+def test_public_losses_and_metrics_document_their_arguments_in_order():
+    wrong = []
+    for name, function in PUBLIC.items():
+        section = inspect.getdoc(function).split("Args:\n")[1].split("Returns:\n")[0]
+        documented = re.findall(r"^  (?:  )?(\w+):", section, re.MULTILINE)
+        if documented != list(inspect.signature(function).parameters):
+            wrong.append(f"{name}: {documented}")
+    assert wrong == []

@@ -1,11 +1,10 @@
-"""The how-tos of docs/howto, and the README's commands: each runs as it stands on its page, on tiny data.
+"""The how-tos of docs/howto and the commands of the README, run as written on tiny data.
 
-Of all other commands that a page, a config or a program's first lines tell, many of them hours long, each is parsed by
-its own program as it stands: flags, config and overrides.
+All other commands on pages, in configs and in the docstrings of programs, many of them hours long, are parsed by their
+programs: flags, config and overrides.
 
-What is put in place of what a page says is the table `TINY` and the folders that each test names. The commands of
-"Reproduce a table" run in tests/experiments/test_focal_ablation.py, and those of "Run on a TPU VM" in
-tests/training/test_termination.py, whose real processes they are.
+Tests replace only the config fields in `TINY` and the folders that they name. The commands of "Reproduce a table" run
+in tests/experiments, and those of "Run on a TPU VM" in tests/training, which start the processes that they need.
 """
 
 import importlib
@@ -30,18 +29,18 @@ from segjax.metrics import risk_coverage
 ROOT = Path(__file__).parent.parent
 
 SIZE = {"data.size": (32, 48), "data.workers": 0, "model.width": 4, "model.depth": 1, "model.padding": "zeros"}
-PLAIN = {"augment.scale": (1.0, 1.0), "augment.brightness": 0.0, "augment.contrast": 0.0}  # less to compile
+PLAIN = {"augment.scale": (1.0, 1.0), "augment.brightness": 0.0, "augment.contrast": 0.0}  # compiles faster
 STEPS = {"training.steps": 2, "training.global_batch": 4, "training.log_every": 1}
 TINY = {"configs/folder_unet.py": SIZE | PLAIN | STEPS | {"data.channels": 1}}
 VAL = (33, 71)
-# Other programs start `fault_child`; no person does.
-TOLD = sorted(
+# `fault_child` is started by other programs only.
+COMMANDS = sorted(
     {
         re.sub(r" [\[(].*", "", command.replace("\\\n", " ")).rstrip('". ')
-        for pattern in ("README.md", "docs/**/*.md", "configs/*.py", "segjax/*.py", "experiments/*.py")
+        for pattern in ("README.md", "docs/**/*.md", "configs/*.py", "segjax/*.py", "experiments/**/*.py")
         for path in ROOT.glob(pattern)
         for command in re.findall(
-            r"python (-m (?!experiments.fault_child)(?:segjax|experiments)\.[a-z](?:[^\n`\\]|\\\n)*)",
+            r"python (-m (?!experiments\S*fault_child)(?:segjax|experiments)\.[a-z](?:[^\n`\\]|\\\n)*)",
             path.read_text("utf-8"),
         )
     }
@@ -49,7 +48,7 @@ TOLD = sorted(
 
 
 def tiny(arguments):
-    """A command's arguments with the overrides of its config in `TINY`, before those that the page gives itself."""
+    """Inserts the overrides of `TINY` before the overrides of the page."""
     config = next((argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")), None)
     given = [argument for argument in arguments if argument.startswith("--config.")]
     overrides = [f"--config.{key}={value}" for key, value in TINY.get(config, {}).items()]
@@ -57,16 +56,18 @@ def tiny(arguments):
 
 
 def run_command(line):
-    """Runs `python -m MODULE ARGUMENTS` in this process, as the interpreter would; its flags are forgotten after it."""
+    """Runs `python -m MODULE ARGUMENTS` in this process and removes the flags that it defined."""
     python, dash_m, module, *arguments = shlex.split(line)
     assert (python, dash_m) == ("python", "-m")
-    for library in ("absl.app", "segjax.training"):  # what these define, or what they stand on, is defined once
+    for library in ("absl.app", "segjax.training"):  # the flags that these define stay
         importlib.import_module(library)
-    file, before, argv = ROOT / f"{module.replace('.', '/')}.py", set(flags.FLAGS), sys.argv
+    path = ROOT / module.replace(".", "/")
+    file = path.with_suffix(".py") if not path.is_dir() else path / "__main__.py"
+    before, argv = set(flags.FLAGS), sys.argv
     sys.argv = [str(file), *tiny(arguments)]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("default")  # as in a process of its own: ml_collections uses `load_module`
+            warnings.simplefilter("default")  # as outside pytest: ml_collections uses `load_module`
             runpy.run_path(str(file), run_name="__main__")
     except SystemExit as end:
         if end.code:
@@ -78,18 +79,18 @@ def run_command(line):
         flags.FLAGS.unparse_flags()
 
 
-def placed(text, places):
-    """`text` with `places` in place of the page's."""
-    for named, here in places.items():
-        text = text.replace(named, str(here))
+def replace_paths(text, places):
+    """Replaces the paths of a page by those of the test."""
+    for path, replacement in places.items():
+        text = text.replace(path, str(replacement))
     return text
 
 
 def run_page(blocks, places):
-    """Runs a page from top to bottom with `places` in place of the page's; gives the names that its code leaves."""
+    """Runs a page from top to bottom with its paths replaced; returns the names that its code defines."""
     names = {}
     for language, text in blocks:
-        text = placed(text, places)
+        text = replace_paths(text, places)
         if language == "python":
             exec(text, names)
             continue
@@ -104,10 +105,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mine(folder, page):
-    """What "Train on your own folder" leaves of grey images of different sizes: its names, and the places of its files.
+def own_folder_run(folder, page):
+    """Runs "Train on your own folder" on grey images of different sizes; returns its names and its paths.
 
-    The page about uncertainty begins with them.
+    The page about uncertainty starts from them.
     """
     rng, root = np.random.default_rng(0), folder / "own"
     for split, sizes in (("train", [(40, 60), (50, 44), (33, 71), (40, 60)]), ("val", [VAL] * 4)):
@@ -122,11 +123,11 @@ def mine(folder, page):
         return run_page(page("howto/your_own_folder.md"), places), places
 
 
-def test_a_loss_in_your_own_project(page):
+def test_howto_losses_in_your_project(page):
     names = run_page(page("howto/losses_in_your_project.md"), {})
     logits, labels = names["logits"], names["labels"]
     assert np.isfinite([names["composed"], *names["values"]]).all()
-    assert np.all(np.diff(names["values"]) < 0)  # γ only takes away
+    assert np.all(np.diff(names["values"]) < 0)  # the loss falls with γ
 
     @jax.jit
     def on_one_device(scale):
@@ -138,8 +139,8 @@ def test_a_loss_in_your_own_project(page):
     assert (float(names["value"]), float(names["gradient"])) == pytest.approx((float(value), float(gradient)), rel=1e-5)
 
 
-def test_training_on_your_own_folder(mine, folder):
-    names, _ = mine
+def test_howto_your_own_folder(own_folder_run, folder):
+    names, _ = own_folder_run
     assert names["config"].data.mask_values == (0, 128, 200)
     scores = json.loads((folder / "mine" / "scores.json").read_text())
     assert (scores["images"], scores["steps"], scores["classes"]) == (4, 2, ["background", "object"])
@@ -151,23 +152,23 @@ def test_training_on_your_own_folder(mine, folder):
     assert sum(names["share"].values()) == pytest.approx(1)
 
 
-def test_reading_the_uncertainty(mine, folder, page, monkeypatch):
+def test_howto_uncertainty(own_folder_run, folder, page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    names = run_page(page("howto/uncertainty.md"), mine[1] | {"=unsure": f"={folder / 'unsure'}"})
+    names = run_page(page("howto/uncertainty.md"), own_folder_run[1] | {"=unsure": f"={folder / 'unsure'}"})
     written = {path.name for path in (folder / "unsure").iterdir()}
     assert {"contact_sheet.png", "3_uncertainty.png", "3_probabilities.npz"} <= written
     unsure, total = names["unsure"], names["total"]
     assert unsure.probabilities.shape == (*VAL, 2)
     assert total.sum() == 4 * math.prod(VAL)
     assert 0 <= names["aurc"] <= 1
-    # The threshold answers nine pixels of ten, of all images, to a bin of the histogram.
+    # The threshold keeps 90 % of the pixels of all images, to one bin of the histogram.
     answered = np.sum(total, axis=0)[: names["last"] + 1].sum() / total.sum()
     assert answered >= 0.9 > answered - np.sum(total, axis=0)[names["last"]] / total.sum()
     assert names["curve"]["coverage"][-1] == risk_coverage(total)["coverage"][-1] == 1
     assert names["asked"].shape == VAL
 
 
-def test_the_readmes_commands_train_score_show_predict_and_export(tmp_path, monkeypatch, python):
+def test_readme_commands(tmp_path, monkeypatch, python):
     rng, raw = np.random.default_rng(0), tmp_path / "camvid"
     for split, count in (("train", 4), ("val", 2)):
         for kind, pixels in ((split, (24, 32, 3)), (f"{split}annot", (24, 32))):
@@ -188,8 +189,8 @@ def test_the_readmes_commands_train_score_show_predict_and_export(tmp_path, monk
         ["train", "evaluate", "report", *["predict"] * 3, "export"]
     )
     run_page([("bash", "\n".join(lines[:-1]))], places)
-    # Sizes that are free are no ints, which the shapes' checks of the tests would refuse: in a process of its own.
-    exported = python(*shlex.split(placed(lines[-1], places))[1:])
+    # In its own process: the shape checks of the tests refuse symbolic sizes, which are not ints.
+    exported = python(*shlex.split(replace_paths(lines[-1], places))[1:])
     assert exported.returncode == 0, exported.stderr
     assert json.loads((tmp_path / "run" / "scores.json").read_text())["images"] == 2
     assert (tmp_path / "run" / "report" / "report.html").exists()
@@ -199,8 +200,8 @@ def test_the_readmes_commands_train_score_show_predict_and_export(tmp_path, monk
     assert {"card.json", "run.py"} <= {path.name for path in (tmp_path / "exported").iterdir()}
 
 
-@pytest.mark.parametrize("command", TOLD)
-def test_a_command_that_is_told_is_one_its_program_takes(command, monkeypatch):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_documented_command_parses(command, monkeypatch):
     parsed = []
 
     def parse(main, required):
@@ -213,6 +214,6 @@ def test_a_command_that_is_told_is_one_its_program_takes(command, monkeypatch):
     assert len(parsed) == 1
 
 
-def test_every_page_is_run_by_a_test():
+def test_every_howto_is_run_by_a_test():
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     assert [path.name for path in (ROOT / "docs" / "howto").iterdir() if f'"howto/{path.name}"' not in tests] == []

@@ -1,4 +1,4 @@
-"""What our docstrings say in words of their own, before napoleon and docutils read them."""
+"""Adapts the conventions of our docstrings to napoleon and docutils."""
 
 import os
 import re
@@ -14,43 +14,43 @@ from sphinx.transforms import SphinxTransform
 ATTRIBUTES = re.compile(r"Attributes: \w.*, and$")
 
 
-def attributes_apart(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """ "Attributes: those of `Network`, and" is a sentence, and then a section."""
+def split_attributes(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Splits "Attributes: those of `Network`, and" into a sentence and a section."""
     for i, line in reversed(list(enumerate(lines))):
         if ATTRIBUTES.match(line):
             lines[i : i + 1] = [f"{line} these:", "", "Attributes:"]
 
 
 class Bars(SphinxTransform):
-    """`|z| ≤ 1e4` is an absolute value: nothing here is a substitution, which docutils takes it for."""
+    """Restores absolute values such as `|z| ≤ 1e4`, which docutils reads as substitutions."""
 
     default_priority = 200  # before docutils' own
 
     def apply(self, **_: Any) -> None:
-        """Called by Sphinx."""
+        """Replaces each substitution by its text."""
         for bars in list(self.document.findall(nodes.substitution_reference)):
             bars.replace_self(nodes.Text(f"|{bars.astext()}|"))
 
 
 class Dashes(SphinxTransform):
-    """Between an argument and what is said of it Sphinx puts two hyphens, which `smartquotes` would make a dash."""
+    """Replaces the two hyphens between an argument and its description by a dash (`smartquotes` is off)."""
 
     default_priority = 200
 
     def apply(self, **_: Any) -> None:
-        """Called by Sphinx."""
+        """Replaces each pair of hyphens."""
         for text in list(self.document.findall(nodes.Text)):
             if text == " -- ":
                 text.parent.replace(text, nodes.Text(" – "))
 
 
 class Files(SphinxTransform):
-    """A page's link to a file of the repository that is no page, such as a report in `experiments/results`."""
+    """Turns links to files of the repository that are not pages, such as reports, into downloads."""
 
     default_priority = 200
 
     def apply(self, **_: Any) -> None:
-        """Gives the file to be read or saved."""
+        """Replaces each such link by a download."""
         for link in list(self.document.findall(addnodes.pending_xref)):
             if link.get("refdomain") == "doc" and link["reftarget"].startswith("/"):
                 path = os.path.relpath(f"{link['reftarget']}.md", Path(self.env.doc2path(self.env.docname)).parent)
@@ -59,11 +59,11 @@ class Files(SphinxTransform):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Called by Sphinx."""
+    """Registers the extension."""
     for field in PyObject.doc_field_types:
         if field.name == "variable":
             field.label = "Attributes"
-    app.connect("autodoc-process-docstring", attributes_apart, priority=400)
+    app.connect("autodoc-process-docstring", split_attributes, priority=400)
     app.add_transform(Bars)
     app.add_transform(Dashes)
     app.add_transform(Files)

@@ -1,4 +1,4 @@
-"""The directive `entries`: public names of a package, first in a table, then each with its docstring.
+"""The directive `entries`: a table of public names of a package, then each name with its docstring.
 
 .. entries:: segjax.losses
 
@@ -20,19 +20,19 @@ from sphinx.util.docutils import SphinxDirective
 
 
 def directive_of(thing: Any) -> str:
-    """Which of autodoc's directives describes a thing."""
+    """Returns the name of the autodoc directive for an object."""
     if inspect.isclass(thing):
         return "exception" if issubclass(thing, BaseException) else "class"
     return "function" if inspect.isroutine(thing) else "data"
 
 
 def is_linen(thing: Any) -> bool:
-    """Linen modules have `init` and `apply`; their other methods are how they are built."""
+    """Returns True for Linen modules, whose public interface is `init` and `apply` only."""
     return inspect.isclass(thing) and any(base.__module__.startswith("flax") for base in thing.__mro__)
 
 
 def docstring_of(package: ModuleType, name: str) -> list[str]:
-    """The lines of a docstring; that of a constant stands below it, in the module where it is set."""
+    """Returns the lines of a docstring; a constant has its docstring below it, in the module that defines it."""
     thing = getattr(package, name)
     if directive_of(thing) != "data":
         return inspect.getdoc(thing).splitlines()
@@ -47,20 +47,20 @@ def docstring_of(package: ModuleType, name: str) -> list[str]:
 
 
 def home_of(package: ModuleType, name: str) -> str:
-    """The public package that a name comes from, where its entry is; what no package below gives is the package's."""
+    """Returns the public package that documents a name: the one that defines it, else `package`."""
     module = getattr(getattr(package, name), "__module__", package.__name__)
     home = ".".join(module.split(".")[:2])
     return home if name in getattr(importlib.import_module(home), "__all__", ()) else package.__name__
 
 
 class Entries(SphinxDirective):
-    """See above; its one argument is the package."""
+    """The directive; its argument is the package."""
 
     required_arguments = 1
     has_content = True
 
     def run(self) -> list[nodes.Node]:
-        """Nodes of the table and of every entry."""
+        """Returns the nodes of the table and of every entry."""
         package = importlib.import_module(self.arguments[0])
         names = [line.strip() for line in self.content if line.strip()]
         unknown = [name for name in names if name not in package.__all__]
@@ -84,12 +84,12 @@ class Entries(SphinxDirective):
 
 
 def skip(app: Sphinx, what: str, name: str, thing: Any, *_: Any) -> bool | None:
-    """The fields of a `NamedTuple` stand in its signature and its docstring; each is no entry of its own."""
+    """Skips the fields of a `NamedTuple`, which its signature and its docstring contain."""
     return True if type(thing).__name__ == "_tuplegetter" else None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Called by Sphinx."""
+    """Registers the extension."""
     app.add_directive("entries", Entries)
     app.connect("autodoc-skip-member", skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: no script, no font, no network. docutils has the parser."""
+"""Formulas as MathML, by the parser of docutils: browsers draw it without a script, a font or the network."""
 
 import re
 from typing import Any
@@ -12,17 +12,17 @@ from sphinx.util import logging
 LOGGER = logging.getLogger(__name__)
 
 
-# A word is a name, set upright, and no product of letters; not what is a command or its text already.
+# Words are upright names and not products of letters; commands and their text stay as they are.
 WORD = re.compile(r"\\(?:text|begin|end|mathrm|operatorname)\{[^}]*\}|\\[A-Za-z]+|([A-Za-z]{3,}|CE|FL|PA)")
 
 
 def words_upright(formula: str) -> str:
-    r"""`softmax(z)` as `\mathrm{softmax}(z)`."""
+    r"""Returns `softmax(z)` as `\mathrm{softmax}(z)`."""
     return WORD.sub(lambda match: rf"\mathrm{{{match[1]}}}" if match[1] else match[0], formula)
 
 
 def mathml(node: nodes.math | nodes.math_block, *, as_block: bool) -> str:
-    """The `<math>` element of a formula; one that docutils cannot read is a warning, and stays as it was typed."""
+    """Returns the `<math>` element of a formula; warns and returns the source if docutils cannot parse it."""
     try:
         return tex2mathml(words_upright(node.astext()), as_block=as_block)
     except MathError as error:
@@ -31,18 +31,18 @@ def mathml(node: nodes.math | nodes.math_block, *, as_block: bool) -> str:
 
 
 def visit_math(translator: Any, node: nodes.math) -> None:
-    """Within a line."""
+    """Writes an inline formula."""
     translator.body.append(mathml(node, as_block=False))
     raise nodes.SkipNode
 
 
 def visit_math_block(translator: Any, node: nodes.math_block) -> None:
-    """On lines of its own; a phone scrolls what is wider than it is."""
+    """Writes a displayed formula, which scrolls on a narrow screen."""
     translator.body.append(f'<div class="formula">{mathml(node, as_block=True)}</div>\n')
     raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Called by Sphinx."""
+    """Registers the extension."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

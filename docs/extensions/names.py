@@ -1,8 +1,8 @@
-"""Code that is a public name is a link to its entry, on every page and in every docstring.
+"""Links public names in code style to their entries, on every page and in every docstring.
 
-`softmax_focal_loss`, `losses.mean`, `segjax.training.train(config, workdir)`: a name of the package that the text
-belongs to, one that says its package, or one that only one package has. `segjax.something` that is not there is a
-warning, and so an error.
+`softmax_focal_loss`, `losses.mean` and `segjax.training.train(config, workdir)` are linked: a name of the package that
+the text belongs to, a name with its package, or a name that only one package has. A `segjax.something`
+that does not exist is a warning, and so an error.
 """
 
 import importlib.util
@@ -21,17 +21,17 @@ NAME = re.compile(r"[A-Za-z_][\w.]*")
 
 
 def entry_of(text: str, package: str | None, entries: dict[str, Any]) -> str | None:
-    """The full name of the entry that `text` names, seen from a package; None where there is none, or more than one."""
+    """Returns the full name of the entry that `text` names within `package`; None without or with several matches."""
     for full in (text, f"segjax.{text}", f"{package}.{text}"):
         if full in entries:
             return full
-    telling = "_" in text or text != text.lower()  # `mean` and `cell` are words
-    found = [full for full in entries if full.rpartition(".")[2] == text] if telling else []
+    specific = "_" in text or text != text.lower()  # `mean` and `cell` are words
+    found = [full for full in entries if full.rpartition(".")[2] == text] if specific else []
     return found[0] if len(found) == 1 else None
 
 
 def exists(name: str) -> bool:
-    """Whether `segjax.a.b` is a module, or something in one."""
+    """Returns True if `segjax.a.b` is a module or an attribute of one."""
     parent, _, last = name.rpartition(".")
     try:
         if importlib.util.find_spec(name):
@@ -47,12 +47,12 @@ def _has(name: str, attribute: str) -> bool:
 
 
 class Names(SphinxPostTransform):
-    """Looks at every literal of a page."""
+    """Links the literals of a page that are public names."""
 
     default_priority = 5
 
     def run(self, **_: Any) -> None:
-        """Wraps those that are names."""
+        """Replaces each such literal by a link."""
         entries = self.env.domains["py"].objects
         for literal in list(self.document.findall(nodes.literal)):
             match = NAME.match(literal.astext())
@@ -83,14 +83,14 @@ def _link(app: Sphinx, page: str, full: str, content: nodes.Node) -> nodes.refer
     return make_refnode(app.builder, page, entry.docname, entry.node_id, content, full)
 
 
-def of_annotation(app: Sphinx, env: Any, node: Any, content: nodes.Node) -> nodes.Node | None:
-    """Types in signatures that belong to another package of ours."""
+def link_annotation(app: Sphinx, env: Any, node: Any, content: nodes.Node) -> nodes.Node | None:
+    """Links types in signatures that belong to another package of segjax."""
     full = entry_of(node["reftarget"], node.get("py:module"), env.domains["py"].objects)
     return _link(app, node["refdoc"], full, content) if full and node.get("refdomain") == "py" else None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Called by Sphinx."""
+    """Registers the extension."""
     app.add_post_transform(Names)
-    app.connect("missing-reference", of_annotation)
+    app.connect("missing-reference", link_annotation)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""Notebooks are pages: their text, their code, and the pictures and lines of text that they hold as output."""
+"""Notebooks as pages: text, code, and the saved output."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from sphinx.application import Sphinx
 
 
 def as_markdown(notebook: dict[str, Any]) -> str:
-    """A notebook, format 4, as one Markdown text; a picture is written into it."""
+    """Returns a notebook (format 4) as one Markdown text, with its pictures embedded."""
     parts = []
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
@@ -18,7 +18,7 @@ def as_markdown(notebook: dict[str, Any]) -> str:
             data = output.get("data", {})
             if "image/png" in data:
                 picture = "".join(data["image/png"]).replace("\n", "")
-                image = f'<img alt="What the cell draws" src="data:image/png;base64,{picture}">'
+                image = f'<img alt="Output of the cell" src="data:image/png;base64,{picture}">'
                 parts.append(f"```{{raw}} html\n{image}\n```")
             elif "text" in output or "text/plain" in data:
                 text = "".join(output.get("text") or data["text/plain"]).rstrip("\n")
@@ -27,17 +27,17 @@ def as_markdown(notebook: dict[str, Any]) -> str:
 
 
 class NotebookParser(MystParser):
-    """MyST's, of a notebook's JSON."""
+    """MyST parser for the JSON of a notebook."""
 
     supported = ("notebook",)
 
     def parse(self, inputstring: str, document: nodes.document) -> None:
-        """Called by Sphinx."""
+        """Parses a notebook."""
         super().parse(as_markdown(json.loads(inputstring)), document)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Called by Sphinx."""
+    """Registers the extension."""
     app.add_source_suffix(".ipynb", "notebook")
     app.add_source_parser(NotebookParser)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,7 @@
-"""Signatures as they stand in the source.
+"""Signatures as typed in the source.
 
-What `inspect.signature` has of `Float[ArrayLike, "*pixels"] | None` is the union that jaxtyping made of it, a dozen
-types long. And the fields of a class (a `NamedTuple`, a dataclass, a Linen module) are its signature.
+At run time `Float[ArrayLike, "*pixels"] | None` is a union of a dozen jaxtyping types, which `inspect.signature` would
+show. The fields of a `NamedTuple`, a dataclass or a Linen module are its signature.
 """
 
 import ast
@@ -16,12 +16,12 @@ LINEN = ("parent", "name")  # fields that Linen adds to every module
 
 
 def tree_of(thing: Any) -> Any:
-    """The syntax tree of a function or class."""
+    """Returns the syntax tree of a function or class."""
     return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(thing)))).body[0]
 
 
-def of_function(function: Any, *, bound: bool) -> tuple[str, str | None]:
-    """("(x: int = 1)", "int"); without its first argument if it is bound."""
+def function_signature(function: Any, *, bound: bool) -> tuple[str, str | None]:
+    """Returns arguments and result, such as ("(x: int = 1)", "int"), without `self` if `bound`."""
     definition = tree_of(function)
     given = definition.args
     if bound:
@@ -30,7 +30,7 @@ def of_function(function: Any, *, bound: bool) -> tuple[str, str | None]:
 
 
 def fields(cls: type) -> dict[str, tuple[str, str | None]]:
-    """By name, what is annotated in the bodies of a class and its bases: the annotation and the default, as typed."""
+    """Returns annotation and default of each annotated field of a class and its bases, as typed."""
     found = {}
     for one in reversed(cls.__mro__):
         if one.__module__.startswith("segjax."):
@@ -40,8 +40,8 @@ def fields(cls: type) -> dict[str, tuple[str, str | None]]:
     return found
 
 
-def of_class(cls: type) -> tuple[str, None] | None:
-    """The fields of a class that is a record, else the arguments of its `__init__`; None where it has none."""
+def class_signature(cls: type) -> tuple[str, None] | None:
+    """Returns the fields of a record class, else the arguments of `__init__`, else None."""
     if issubclass(cls, tuple):
         keywords, names = (), cls._fields
     elif dataclasses.is_dataclass(cls):
@@ -50,7 +50,7 @@ def of_class(cls: type) -> tuple[str, None] | None:
         keywords = [one.name for one in known if one.kw_only]
     else:
         own = cls.__dict__.get("__init__")
-        return (of_function(own, bound=True)[0], None) if own else None
+        return (function_signature(own, bound=True)[0], None) if own else None
     typed = fields(cls)
 
     def field(name: str) -> str:
@@ -60,25 +60,25 @@ def of_class(cls: type) -> tuple[str, None] | None:
     return f"({', '.join([*map(field, names), *(['*'] if keywords else []), *map(field, keywords)])})", None
 
 
-def as_typed(app: Sphinx, what: str, name: str, thing: Any, *_: Any) -> tuple[str, str | None] | None:
-    """What autodoc shall show; None where it knows better."""
+def signature_as_typed(app: Sphinx, what: str, name: str, thing: Any, *_: Any) -> tuple[str, str | None] | None:
+    """Returns the signature as typed in the source; None leaves it to autodoc."""
     if not getattr(inspect.unwrap(thing), "__module__", "").startswith("segjax"):
         return None
     if what in ("class", "exception"):
-        return of_class(thing)
+        return class_signature(thing)
     if what in ("function", "method"):
         static = what == "function" or isinstance(inspect.getattr_static(*_owner(name)), staticmethod)
-        return of_function(getattr(thing, "__func__", thing), bound=not static)
+        return function_signature(getattr(thing, "__func__", thing), bound=not static)
     return None
 
 
 def _owner(name: str) -> tuple[Any, str]:
-    """The class of the method "segjax.package.Class.method", and "method"."""
+    """Returns the class of the method "segjax.package.Class.method", and "method"."""
     package, cls, method = name.rsplit(".", 2)
     return getattr(__import__(package, fromlist=[cls]), cls), method
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Called by Sphinx."""
-    app.connect("autodoc-process-signature", as_typed)
+    """Registers the extension."""
+    app.connect("autodoc-process-signature", signature_as_typed)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

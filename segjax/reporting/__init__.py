@@ -1,16 +1,16 @@
-"""Tables, figures and pages, for runs and for sweeps."""
+"""Tables, figures and report pages of runs and sweeps."""
 
 from segjax.reporting.figures import curves, heatmap, png
 from segjax.reporting.page import Picture, Report, Section, as_markdown, html, write_report
-from segjax.reporting.single_run import run_report
+from segjax.reporting.run_report import run_report
 from segjax.reporting.tables import (
     Spread,
     Table,
     cell,
+    format_rows,
     latex,
     markdown,
     per_class_table,
-    printed,
     show,
     spread,
     summary_line,
@@ -26,13 +26,13 @@ __all__ = [
     "as_markdown",
     "cell",
     "curves",
+    "format_rows",
     "heatmap",
     "html",
     "latex",
     "markdown",
     "per_class_table",
     "png",
-    "printed",
     "run_report",
     "show",
     "spread",

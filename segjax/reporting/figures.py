@@ -1,18 +1,27 @@
-"""The few kinds of plot that reports need, and how a plot becomes a file."""
+"""Figures of sweeps and of single runs, drawn with matplotlib and encoded as PNG."""
 
 import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-# Told apart by people who see few colours, too (Okabe and Ito).
+# The palette of Okabe and Ito, which readers with a colour vision deficiency can distinguish.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+_REFERENCE, _FAINT = "#57606a", "#b9c0c7"
+_STYLES = ("-", "--", ":")
+# Two figures of a single run fit in one row of a wide page.
+_SIZE, _DPI = (5.2, 3.9), 150
+
+Line = tuple[Sequence[float | int], Sequence[float | int]]
+"""The x values and the y values of a line."""
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
+    """Encodes a figure as a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
@@ -26,32 +35,32 @@ def curves(
     y: str,
     y_range: tuple[float | int | None, float | int | None] = (None, None),
 ) -> Figure:
-    """Lines with a band from the lowest to the highest seed around each mean.
+    """Draws the mean over seeds of each series, with a band from the lowest to the highest seed.
 
     Args:
-      series: by name, the x values and a sequence of y values a seed; None and NaN leave a gap. Both may be empty.
-      title: above the plot.
+      series: by name, the x values and one sequence of y values per seed. None and NaN leave a gap. A series without
+        seeds appears in the legend only.
+      title: title of the plot.
       x: label of the x axis.
       y: label of the y axis.
-      y_range: from and to; None lets the values decide.
+      y_range: limits of the y axis; None leaves a limit to matplotlib.
     """
-    many = len(series) > len(COLORS)  # their names would hide the lines: beside the plot
-    drawn = Figure(figsize=(9.6 if many else 7.2, 4.4), layout="constrained", dpi=110)
-    axes = drawn.subplots()
-    for i, (name, (at, seeds)) in enumerate(series.items()):
+    many = len(series) > len(COLORS)  # such a legend would cover the lines
+    figure = Figure(figsize=(9.6 if many else 7.2, 4.4), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    for i, (name, (steps, seeds)) in enumerate(series.items()):
         values = np.ma.masked_invalid(np.array(seeds, float))
-        color, style = COLORS[i % len(COLORS)], ("-", "--", ":")[i // len(COLORS) % 3]
-        # Without any seed there is no line, but a name in the legend.
-        axes.plot(at, values.mean(0) if len(values) else [], style, color=color, lw=1.8, label=name)
+        color, style = _color_and_style(i)
+        axes.plot(steps, values.mean(0) if len(values) else [], style, color=color, lw=1.8, label=name)
         if len(values) > 1:
-            axes.fill_between(at, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
+            axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
     axes.set(title=title, xlabel=x, ylabel=y, ylim=y_range)
     axes.grid(alpha=0.25)
     if many:
-        drawn.legend(fontsize=9, loc="outside right upper")
+        figure.legend(fontsize=9, loc="outside right upper")
     elif series:
         axes.legend(fontsize=9)
-    return drawn
+    return figure
 
 
 def heatmap(
@@ -63,10 +72,10 @@ def heatmap(
     x: str,
     y: str,
 ) -> Figure:
-    """A table of numbers as colours, each with its value; the best of each row is framed, a missing one is blank."""
+    """Draws a grid of numbers as colours, with a frame around the highest of each row; NaN cells stay blank."""
     grid = np.ma.masked_invalid(np.array(values, float))
-    drawn = Figure(figsize=(1.6 + 0.85 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained", dpi=110)
-    axes = drawn.subplots()
+    figure = Figure(figsize=(1.6 + 0.85 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained", dpi=110)
+    axes = figure.subplots()
     image = axes.imshow(grid, cmap="viridis", aspect="auto")
     middle = (grid.max() + grid.min()) / 2 if grid.count() else 0.0
     for i, row in enumerate(grid):
@@ -76,13 +85,175 @@ def heatmap(
                 continue
             axes.text(j, i, f"{value:.3f}", ha="center", va="center", color="white" if value < middle else "black")
             if j == best:
-                axes.add_patch(_frame(j, i))
+                axes.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, edgecolor=COLORS[1], lw=2.2))
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
-    drawn.colorbar(image)
-    return drawn
+    figure.colorbar(image)
+    return figure
 
 
-def _frame(column: int, row: int) -> Rectangle:
-    return Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor="#d55e00", lw=2.2)
+def training_curves(
+    lines: Mapping[str, Line],
+    *,
+    title: str,
+    checkpoint_step: int,
+    smoothed: bool = False,
+    y_range: tuple[float | int | None, float | int | None] = (None, None),
+) -> Figure:
+    """Draws logged values over the training steps.
+
+    Args:
+      lines: steps and values by name.
+      title: title of the plot.
+      checkpoint_step: step of a checkpoint, drawn as a dotted vertical line.
+      smoothed: draws noisy values faintly, and on top their running mean over a twentieth of the line.
+      y_range: limits of the y axis; None leaves a limit to matplotlib.
+    """
+    figure, axes = _single_plot(title, "step", "")
+    for i, (name, (steps, values)) in enumerate(lines.items()):
+        color, style = _color_and_style(i)
+        window = max(1, len(values) // 20)
+        if smoothed and window > 1:
+            axes.plot(steps, values, color=color, lw=0.8, alpha=0.3)
+            axes.plot(steps, _running_mean(values, window), color=color, lw=1.8, label=name)
+        else:
+            marker = "o" if len(values) < 30 else None
+            axes.plot(steps, values, style, marker=marker, ms=3.5, color=color, lw=1.8, label=name)
+    axes.axvline(checkpoint_step, color=_REFERENCE, lw=1, ls=":")
+    if y_range != (None, None):
+        axes.set_ylim(*y_range)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if len(lines) > 6:
+        figure.legend(fontsize=7.5, loc="outside right upper", handlelength=3.2)
+    elif len(lines) > 1:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
+    """Draws a confusion matrix, each row (a true class) as percentages of its pixels.
+
+    The row of a class without true pixels is blank. With more than four classes, cells below 0.5 % are blank too.
+    """
+    counts = np.array(confusion, float)
+    totals = counts.sum(axis=1, keepdims=True)
+    fractions = np.ma.masked_invalid(np.where(totals > 0, counts / np.maximum(totals, 1), np.nan))
+    many, few = len(classes) > 12, len(classes) <= 4
+    cell_size = 1.1 if few else 0.36 if many else 0.42
+    side = cell_size * len(classes) + 0.085 * max(map(len, classes))  # inches; the second term is for the class names
+    figure = Figure(figsize=(side + 0.8, side + 0.5), layout="constrained", dpi=_DPI)
+    axes = figure.subplots()
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.ndindex(fractions.shape):
+        fraction = fractions[i, j]
+        if fraction is np.ma.masked or (not few and fraction < 0.005):
+            continue
+        text = f"{100 * fraction:.2f} %\n{counts[i, j]:,.0f}" if few else f"{100 * fraction:.0f}"
+        color = "w" if fraction > 0.6 else "k"
+        axes.text(j, i, text, ha="center", va="center", fontsize=7.5 if many else 9, color=color)
+    axes.set(xlabel="predicted", ylabel="truth")
+    axes.set_xticks(range(len(classes)), classes, rotation=0 if few else 90, fontsize=9)
+    axes.set_yticks(range(len(classes)), classes, rotation=90 if few else 0, va="center", fontsize=9)
+    axes.set_xticks(np.arange(len(classes) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="#e3e7ea", lw=0.6)
+    axes.tick_params(which="both", length=0)
+    return figure
+
+
+def reliability_figure(
+    edges: Sequence[float | int],
+    confidence: Sequence[float | int],
+    accuracy: Sequence[float | int],
+    count: Sequence[int],
+) -> Figure:
+    """Draws accuracy against confidence, the gap between them, and below a histogram of the confidence.
+
+    Args:
+      edges: edges of the bins, one more than bins.
+      confidence: mean confidence per bin, NaN for an empty bin.
+      accuracy: accuracy per bin, NaN for an empty bin.
+      count: pixels per bin.
+    """
+    figure = Figure(figsize=_SIZE, layout="constrained", dpi=_DPI)
+    axes, histogram = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    left, width, middle = np.array(edges[:-1]), np.diff(edges), np.nan_to_num(np.array(confidence, float))
+    accuracy = np.nan_to_num(np.array(accuracy, float))
+    axes.plot((0, 1), (0, 1), color=_REFERENCE, lw=1, ls="--", label="perfect calibration")
+    axes.bar(left, accuracy, width, align="edge", color=COLORS[0], alpha=0.75, label="accuracy")
+    gap = {"fill": False, "edgecolor": COLORS[1], "lw": 1, "hatch": "///"}
+    axes.bar(left, accuracy - middle, width, bottom=middle, align="edge", label="gap to the confidence", **gap)
+    axes.set(title="Reliability", ylabel="accuracy", ylim=(0, 1), xlim=(0, 1))
+    histogram.bar(left, count, width, align="edge", color=_FAINT, edgecolor="w", lw=0.5)
+    if max(count) > 0:
+        histogram.set_yscale("log", nonpositive="clip")
+        histogram.set_ylim(bottom=0.5)
+        histogram.set_yticks([10**power for power in range(0, len(str(max(count))), 2)])
+        histogram.minorticks_off()
+    histogram.set(xlabel="confidence (largest probability)", ylabel="pixels")
+    axes.legend(fontsize=8, loc="upper left")
+    _style(axes)
+    _style(histogram)
+    return figure
+
+
+def precision_recall_figure(lines: Mapping[str, Line], *, chance: float | int | None = None) -> Figure:
+    """Draws precision over recall, one line per name; `chance` is the fraction of positives, a detector's floor."""
+    figure, axes = _single_plot("Precision and recall", "recall", "precision")
+    for i, (name, (recall, precision)) in enumerate(lines.items()):
+        color, style = _color_and_style(i)
+        axes.plot(recall, precision, style, color=color, lw=1.6, label=name)
+    if chance is not None:
+        axes.axhline(chance, color=_REFERENCE, lw=1, ls="--", label=f"chance ({chance:.2g})")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    if len(lines) > 4:
+        figure.set_size_inches(_SIZE[0] + 1.6, _SIZE[1])
+        figure.legend(fontsize=8, loc="outside right upper", handlelength=3.2)
+    else:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def risk_coverage_figure(lines: Mapping[str, Line], *, error_rate: float | int) -> Figure:
+    """Draws the error rate of the most certain pixels over their fraction, one line per uncertainty measure.
+
+    Args:
+      lines: coverage and risk by name.
+      error_rate: error rate of all pixels, drawn as the reference.
+    """
+    figure, axes = _single_plot("Risk and coverage", "coverage, most certain pixels first", "error rate")
+    for i, (name, (coverage, risk)) in enumerate(lines.items()):
+        axes.plot(coverage, risk, color=COLORS[i % len(COLORS)], lw=1.8, label=name)
+    axes.axhline(error_rate, color=_REFERENCE, lw=1, ls="--", label="random order")
+    # The first few pixels may have any error rate; at full coverage all lines meet the reference.
+    axes.set(xlim=(0, 1), ylim=(0, 1.5 * error_rate or 1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _color_and_style(i: int) -> tuple[str, str]:
+    return COLORS[i % len(COLORS)], _STYLES[i // len(COLORS) % len(_STYLES)]
+
+
+def _single_plot(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SIZE, layout="constrained", dpi=_DPI)
+    axes = figure.subplots()
+    axes.set(title=title, xlabel=x, ylabel=y)
+    _style(axes)
+    return figure, axes
+
+
+def _style(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.title.set_fontsize(11)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _running_mean(values: Sequence[float | int], window: int) -> np.ndarray:
+    """Averages over `window` neighbours, fewer at both ends; NaN values are left out."""
+    values = np.array(values, float)
+    counts = np.convolve(~np.isnan(values), np.ones(window), "same")
+    return np.convolve(np.nan_to_num(values), np.ones(window), "same") / np.maximum(counts, 1)

@@ -1,25 +1,27 @@
-"""A report: the same tables, pictures and facts as Markdown, CSV, LaTeX, JSON, and one HTML page with all in it."""
+"""A report written as Markdown, CSV, LaTeX, JSON, PNG and one self-contained HTML page."""
 
 import base64
 import itertools
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jinja2
+from etils import epath
 
-from segjax.reporting.tables import Table, latex, markdown, printed, to_csv
+from segjax.reporting.tables import Table, format_rows, latex, markdown, to_csv
+from segjax.storage import write_bytes
 
 
 class Picture(NamedTuple):
-    """A PNG file and what is to be seen on it.
+    """A PNG file with a caption.
 
     Attributes:
-      name: of its file, without the suffix.
-      caption: below it.
-      png: the bytes.
-      half: two of its kind stand side by side where the page is wide enough.
+      name: file name without the suffix; it follows the name of the report.
+      caption: text below the picture.
+      png: content of the file.
+      half: places two such pictures side by side on a wide page.
     """
 
     name: str
@@ -29,7 +31,7 @@ class Picture(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading, a few sentences, tables and pictures."""
+    """A heading with a few sentences, tables and pictures."""
 
     title: str
     text: str = ""
@@ -38,14 +40,13 @@ class Section(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What was asked, what was measured, and where it comes from.
+    """A question, the measurements that answer it, and their provenance.
 
     Attributes:
-      title: of the page.
-      text: a few sentences: the question, and how it was asked.
+      title: title of the page.
+      text: the question and the method, in a few sentences.
       sections: the answers.
-      facts: what produced it, by name: command, commit, versions, device, wall time, configuration; values may be
-        dictionaries.
+      facts: provenance by name: command, commit, versions, device, wall time, configuration. Values may be mappings.
     """
 
     title: str
@@ -54,25 +55,22 @@ class Report(NamedTuple):
     facts: Mapping[str, Any]
 
 
-def write_report(
-    report: Report, folder: Any, name: str, data: Any = None, *, write: Callable[[Any, bytes], None]
-) -> list[Any]:
-    """Writes NAME.md, NAME.html, NAME.tex, a CSV a table, a PNG a picture, and NAME.json with `data` and the facts.
+def write_report(report: Report, folder: str | os.PathLike, name: str, data: Any = None) -> list[epath.Path]:
+    """Writes a report as NAME.html, NAME.md, NAME.tex, NAME.json, one CSV per table and one PNG per picture.
 
     Args:
-      report: what is shown.
-      folder: a path, made if it is not there; or epath's, with a `write` of its kind.
-      name: of the files.
-      data: ready for JSON.
-      write: `write(path, bytes)`, which leaves a whole file or none, such as `segjax.training.storage.write_bytes`.
+      report: the report.
+      folder: output folder, local or in a bucket; it is made if needed.
+      name: name of the files.
+      data: measurements for NAME.json, ready for JSON; the facts of the report are stored beside them.
 
     Returns:
-      The paths, NAME.html first.
+      The paths of the files, NAME.html first.
 
     Raises:
-      OSError: a file cannot be written; it names the file. Those before it are whole.
+      OSError: a file cannot be written; the message names it. The files before it are complete.
     """
-    folder = Path(folder) if isinstance(folder, str) else folder
+    folder = epath.Path(folder)
     tables = [table for section in report.sections for table in section.tables]
     files: dict[str, bytes] = {
         f"{name}.html": html(report).encode(),
@@ -86,41 +84,43 @@ def write_report(
         files |= {f"{name}_{picture.name}.png": picture.png for picture in section.pictures}
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
-        write(folder / file, content)
+        write_bytes(folder / file, content)
     return [folder / file for file in files]
 
 
 def as_markdown(report: Report, name: str) -> str:
-    """The report as Markdown; its pictures are the files that `write_report` writes beside it."""
+    """Returns the report as Markdown, with links to the picture files that `write_report` writes beside it."""
     parts = [f"# {report.title}", report.text]
     for section in report.sections:
         parts += [f"## {section.title}", section.text]
         for table in section.tables:
             parts += [table.title, markdown(table)]
         parts += [f"![{picture.caption}]({name}_{picture.name}.png)" for picture in section.pictures]
-    facts = [f"- {key}: {_plain(value)}" for key, value in report.facts.items()]
-    return "\n\n".join(filter(None, [*parts, "## Where it comes from", "\n".join(facts)])) + "\n"
+    facts = [f"- {key}: {_text(value)}" for key, value in report.facts.items()]
+    return "\n\n".join(filter(None, [*parts, "## Provenance", "\n".join(facts)])) + "\n"
 
 
 def html(report: Report) -> str:
-    """The report as one HTML page: style and pictures are in it, no script, nothing is fetched."""
-    page = jinja2.Environment(
+    """Returns the report as one HTML page that contains its style and pictures, runs no script and loads no file."""
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("segjax", "reporting"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return page.get_template("page.html").render(
+    return environment.get_template("page.html").render(
         report=report,
-        printed=printed,
-        grouped=lambda pictures: [(half, list(of)) for half, of in itertools.groupby(pictures, lambda one: one.half)],
+        format_rows=format_rows,
+        grouped=lambda pictures: [
+            (half, list(group)) for half, group in itertools.groupby(pictures, lambda picture: picture.half)
+        ],
         encoded=lambda picture: base64.b64encode(picture.png).decode(),
-        facts={key: _plain(value) for key, value in report.facts.items()},
+        facts={key: _text(value) for key, value in report.facts.items()},
     )
 
 
-def _plain(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(of)}" for key, of in value.items())
-    return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)

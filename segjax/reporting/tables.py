@@ -1,4 +1,4 @@
-"""One way to print a table: on a terminal, as Markdown, CSV, LaTeX and HTML."""
+"""Tables of numbers: on a terminal, as Markdown, CSV and LaTeX, and formatted cells for HTML."""
 
 import csv
 import io
@@ -16,12 +16,12 @@ import rich.text
 
 
 class Spread(NamedTuple):
-    """What several seeds measured: printed as mean ± sample standard deviation.
+    """Measurements of several seeds, printed as mean ± sample standard deviation.
 
     Attributes:
-      values: the measured values, NaN and None left out (`spread` does it).
-      missing: how many seeds gave none.
-      diverged: how many of these have none to give.
+      values: the measured values, without NaN and None (see `spread`).
+      missing: number of seeds without a value.
+      diverged: number of the missing seeds whose training diverged.
     """
 
     values: tuple[float, ...]
@@ -30,17 +30,17 @@ class Spread(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Their mean; NaN without any."""
+        """Mean of the values; NaN without values."""
         return statistics.mean(self.values) if self.values else math.nan
 
     @property
     def std(self) -> float:
-        """Their sample standard deviation (n - 1); NaN with fewer than two."""
+        """Sample standard deviation of the values (n - 1); NaN with fewer than two values."""
         return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
 
 
 def spread(values: list[float | None], diverged: int = 0) -> Spread:
-    """A `Spread` of what is a number; NaN and None are missing, and so are `diverged` more.
+    """Returns the `Spread` of `values`; NaN and None count as missing, and so do `diverged` further seeds.
 
     >>> cell(spread([0.5, 0.75])), cell(spread([0.5])), cell(spread([0.5, None])), cell(spread([None]))
     ('0.625 ± 0.177', '0.500', '0.500 (1 of 2)', '–')
@@ -52,15 +52,15 @@ def spread(values: list[float | None], diverged: int = 0) -> Spread:
 
 
 class Table(NamedTuple):
-    """A title, column names and rows of numbers, values of `Spread`, and text; the first column names the row.
+    """Rows of numbers, `Spread` values and text; the first column names the row.
 
     Attributes:
-      title: above the table.
-      columns: the names.
-      rows: as many values each.
-      highest: columns whose highest value is set in bold.
-      lowest: columns whose lowest is.
-      text: columns of words, flush left as the first is.
+      title: title of the table.
+      columns: column names.
+      rows: one value per column each.
+      highest: columns whose highest value is printed in bold.
+      lowest: columns whose lowest value is printed in bold.
+      text: columns of text, aligned left like the first column.
     """
 
     title: str
@@ -72,39 +72,39 @@ class Table(NamedTuple):
 
 
 def cell(value: Any) -> str:
-    """How a value reads in a table: floats with three decimals, a missing or undefined one as a dash.
+    """Formats a value: floats with three decimals, None and NaN as a dash.
 
     >>> cell(0.43812), cell(float("nan")), cell(None), cell(918), cell("pole")
     ('0.438', '–', '–', '918', 'pole')
     """
     if isinstance(value, Spread):
-        lost = f"{value.diverged} diverged" if value.diverged else ""
-        if not value.values and lost:
-            return lost
-        counted = f"{len(value.values)} of {len(value.values) + value.missing}"
-        of = f" ({', '.join(filter(None, [counted, lost]))})" if value.missing and value.values else ""
+        diverged = f"{value.diverged} diverged" if value.diverged else ""
+        if not value.values and diverged:
+            return diverged
         deviation = "" if math.isnan(value.std) else f" ± {value.std:.3f}"
-        return f"{cell(value.mean)}{deviation}{of}"
+        seeds = [f"{len(value.values)} of {len(value.values) + value.missing}", *filter(None, [diverged])]
+        note = f" ({', '.join(seeds)})" if value.missing and value.values else ""
+        return f"{cell(value.mean)}{deviation}{note}"
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def printed(table: Table) -> list[list[tuple[str, bool]]]:
-    """The rows as text, and whether each is the best of its column, to the decimals that are shown."""
+def format_rows(table: Table) -> list[list[tuple[str, bool]]]:
+    """Returns (text, is_best) of each cell; cells that print as the best number of a column are all best."""
     columns = []
     for name, values in zip(table.columns, zip(*table.rows, strict=True), strict=False):
         numbers = [_number(value) for value in values]
-        known = [number for number in numbers if number is not None]
+        defined = [number for number in numbers if number is not None]
         best = None
-        if known and name in table.highest + table.lowest:
-            best = cell(max(known) if name in table.highest else min(known))
+        if defined and name in table.highest + table.lowest:
+            best = cell(max(defined) if name in table.highest else min(defined))
         pairs = zip(values, numbers, strict=True)
         columns.append([(cell(value), number is not None and cell(number) == best) for value, number in pairs])
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _flush_left(table: Table) -> list[bool]:
+def _aligned_left(table: Table) -> list[bool]:
     return [i == 0 or name in table.text for i, name in enumerate(table.columns)]
 
 
@@ -114,52 +114,54 @@ def _number(value: Any) -> float | int | None:
 
 
 def show(table: Table, console: rich.console.Console) -> None:
-    """Prints `table` on a terminal.
+    """Prints a table on a terminal.
 
-    Where that is too narrow, the names of columns broken between words too, the table lies on its side: a line a
-    column, and beside one another as many rows as there is room for.
+    On a terminal that is too narrow even for wrapped column names, the table is transposed: one line per column, and
+    side by side as many rows as fit.
     """
-    rows, names = printed(table), [(name, False) for name in table.columns]
-    upright = _drawn(table.title, [names, *rows])
-    narrow = _drawn(table.title, [names, *rows], broken=True)
-    for column in narrow.columns:  # the room that is left goes to the names, from the left
-        while column.width < len(column.header) and _width(narrow, console) < console.width:
+    rows, names = format_rows(table), [(name, False) for name in table.columns]
+    upright = _rich_table(table.title, [names, *rows])
+    wrapped = _rich_table(table.title, [names, *rows], wrap_names=True)
+    for column in wrapped.columns:  # spare room goes to the names, from the left
+        while column.width < len(column.header) and _width(wrapped, console) < console.width:
             column.width += 1
     if not rows or _width(upright, console) <= console.width:
         console.print(upright)
         return
-    if _width(narrow, console) <= console.width:
-        console.print(narrow)
+    if _width(wrapped, console) <= console.width:
+        console.print(wrapped)
         return
-    console.print(rich.text.Text(table.title, "table.title"))  # which may be wider than the table
+    console.print(rich.text.Text(table.title, "table.title"))  # it may be wider than the table
     while rows:
         for count in range(len(rows), 0, -1):
-            drawn = _drawn(None, list(zip(names, *rows[:count], strict=True)))
-            if _width(drawn, console) <= console.width:
+            transposed = _rich_table(None, list(zip(names, *rows[:count], strict=True)))
+            if _width(transposed, console) <= console.width:
                 break
-        console.print(drawn)
+        console.print(transposed)
         rows = rows[count:]
 
 
-def _drawn(title: str | None, lines: Sequence[Sequence[tuple[str, bool]]], *, broken: bool = False) -> rich.table.Table:
-    """The first line is the head, `broken` between words; the texts to which True belongs are bold."""
-    drawn = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
+def _rich_table(
+    title: str | None, lines: Sequence[Sequence[tuple[str, bool]]], *, wrap_names: bool = False
+) -> rich.table.Table:
+    """Builds rich's table from lines of (text, is_bold), of which the first is the head."""
+    table = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
     head, *body = ([rich.text.Text(text, "bold" if best else "") for text, best in line] for line in lines)
     for i, name in enumerate(head):
-        longest = max(map(len, [*name.plain.split(), *(line[i] for line in body)]), default=0) if broken else None
-        drawn.add_column(name, justify="right" if i else "left", width=longest)
+        width = max(map(len, [*name.plain.split(), *(line[i] for line in body)]), default=0) if wrap_names else None
+        table.add_column(name, justify="right" if i else "left", width=width)
     for line in body:
-        drawn.add_row(*line)
-    return drawn
+        table.add_row(*line)
+    return table
 
 
-def _width(drawn: rich.table.Table, console: rich.console.Console) -> int:
-    """Of the whole table where nothing limits it."""
-    return rich.measure.Measurement.get(console, console.options.update(max_width=sys.maxsize), drawn).maximum
+def _width(table: rich.table.Table, console: rich.console.Console) -> int:
+    """Returns the width that a table takes where nothing limits it."""
+    return rich.measure.Measurement.get(console, console.options.update(max_width=sys.maxsize), table).maximum
 
 
 def markdown(table: Table) -> str:
-    r"""The table as GitHub Markdown, without its title.
+    r"""Returns the table as GitHub Markdown, without its title.
 
     >>> print(markdown(Table("scores", ("class", "IoU"), [("a|b", 0.5), ("c", 0.25)], highest=("IoU",))))
     | class | IoU |
@@ -168,21 +170,19 @@ def markdown(table: Table) -> str:
     | c | 0.250 |
     """
 
-    def row(values: list[str]) -> str:
-        return f"| {' | '.join(values)} |"
-
-    def escaped(text: str) -> str:
-        return "".join(_MARKDOWN.get(character, character) for character in text)
-
-    rule = [":--" if left else "--:" for left in _flush_left(table)]
-    body = [[f"**{escaped(text)}**" if best else escaped(text) for text, best in line] for line in printed(table)]
-    return "\n".join(map(row, [list(map(escaped, table.columns)), rule, *body]))
+    names = [name.translate(_MARKDOWN) for name in table.columns]
+    rule = [":--" if left else "--:" for left in _aligned_left(table)]
+    body = [
+        [f"**{text.translate(_MARKDOWN)}**" if best else text.translate(_MARKDOWN) for text, best in row]
+        for row in format_rows(table)
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [names, rule, *body])
 
 
 def to_csv(table: Table) -> str:
-    """The table as CSV with full precision; a column of values of `Spread` becomes two, its mean and its deviation.
+    """Returns the table as CSV in full precision; a `Spread` fills two columns, its mean and its standard deviation.
 
-    What a `Spread` does not know is left empty.
+    A mean or standard deviation that is NaN is left empty.
 
     >>> print(to_csv(Table("scores", ("class", "IoU"), [("road, wet", Spread((0.25, 0.75)))])), end="")
     class,IoU,IoU std
@@ -197,39 +197,24 @@ def to_csv(table: Table) -> str:
         values: list[Any] = []
         for value, is_two in zip(row, two, strict=True):
             if isinstance(value, Spread):
-                values += [None if math.isnan(one) else one for one in (value.mean, value.std)]
+                values += [None if math.isnan(number) else number for number in (value.mean, value.std)]
             else:
                 values += [value, None] if is_two else [value]
         writer.writerow(values)
     return text.getvalue()
 
 
-_MARKDOWN = {"\\": "\\\\", "|": "\\|", "*": "\\*", "<": "&lt;"}
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "|": r"\textbar{}",
-    "×": r"$\times$",
-    "±": r"$\pm$",
-    "–": "--",
-    "½": r"$\frac12$",
-    "≥": r"$\ge$",
-    "≤": r"$\le$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "α": r"$\alpha$",
-    "β": r"$\beta$",
-    "γ": r"$\gamma$",
-    "π": r"$\pi$",
-}
+_MARKDOWN = str.maketrans({"\\": "\\\\", "|": "\\|", "*": "\\*", "<": "&lt;"})
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "–": "--"}
+    | {"<": "$<$", ">": "$>$", "×": r"$\times$", "±": r"$\pm$", "½": r"$\frac12$", "≥": r"$\ge$", "≤": r"$\le$"}
+    | {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "π": r"$\pi$"}
+)
 
 
 def latex(table: Table) -> str:
-    r"""The table in LaTeX, for the booktabs package, with its title as the caption.
+    r"""Returns the table as LaTeX for the booktabs package, with its title as the caption.
 
     >>> print(latex(Table("AP by γ", ("γ", "AP"), [("2", 0.5)], highest=("AP",))))
     \begin{table}
@@ -244,21 +229,18 @@ def latex(table: Table) -> str:
     \end{table}
     """
 
-    def escape(text: str) -> str:
-        return "".join(_LATEX.get(character, character) for character in text)
-
     body = [
-        " & ".join(f"\\textbf{{{escape(text)}}}" if best else escape(text) for text, best in line)
-        for line in printed(table)
+        " & ".join(f"\\textbf{{{text.translate(_LATEX)}}}" if best else text.translate(_LATEX) for text, best in row)
+        for row in format_rows(table)
     ]
     lines = [
         "\\begin{table}",
-        f"  \\caption{{{escape(table.title)}}}",
-        f"  \\begin{{tabular}}{{{''.join('l' if left else 'r' for left in _flush_left(table))}}}",
+        f"  \\caption{{{table.title.translate(_LATEX)}}}",
+        f"  \\begin{{tabular}}{{{''.join('l' if left else 'r' for left in _aligned_left(table))}}}",
         "    \\toprule",
-        f"    {' & '.join(map(escape, table.columns))} \\\\",
+        f"    {' & '.join(name.translate(_LATEX) for name in table.columns)} \\\\",
         "    \\midrule",
-        # Or a line that begins with a bracket would be the optional argument of the \\ before it.
+        # {}: LaTeX would read a leading bracket as the optional argument of the \\ before it.
         *(f"    {'{}' * line.startswith('[')}{line} \\\\" for line in body),
         "    \\bottomrule",
         "  \\end{tabular}",
@@ -268,7 +250,7 @@ def latex(table: Table) -> str:
 
 
 def per_class_table(scores: dict[str, Any], title: str) -> Table:
-    """IoU, Dice, precision and recall of each class, and their means, from an evaluation's dictionary."""
+    """Builds the table of IoU, Dice, precision and recall per class, and their means, from evaluation scores."""
     columns = ("iou", "dice", "precision", "recall")
     pixels = [sum(row) for row in scores["confusion"]]
     rows = [
@@ -280,6 +262,6 @@ def per_class_table(scores: dict[str, Any], title: str) -> Table:
 
 
 def summary_line(scores: dict[str, Any]) -> str:
-    """The few numbers a run is judged by, in one line."""
+    """Returns the main scores of a run in one line."""
     keys = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "average_precision", "auroc")
     return "  ".join(f"{key} {cell(scores[key])}" for key in keys if key in scores)

@@ -1,4 +1,4 @@
-"""A report in every format, and its page in a real browser."""
+"""Reports in every format, and the HTML page in a browser."""
 
 import csv
 import io
@@ -23,7 +23,6 @@ from segjax.reporting import (
     png,
     write_report,
 )
-from segjax.training.storage import write_bytes
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +43,17 @@ def report():
 @pytest.fixture(scope="module")
 def written(report, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "results"
-    return folder, write_report(report, folder, "focal", data={"cells": [1, 2]}, write=write_bytes)
+    return folder, write_report(report, folder, "focal", data={"cells": [1, 2]})
 
 
-def test_every_format_is_written_whole(written):
+def test_write_report_writes_every_format(written):
     folder, paths = written
     names = ["focal.html", "focal.md", "focal.tex", "focal.json", "focal.csv", "focal_ap.png", "focal_grid.png"]
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
-def test_the_numbers_are_the_same_in_every_format(written):
+def test_write_report_numbers_agree_between_formats(written):
     folder, _ = written
     for suffix in ("html", "md"):
         text = (folder / f"focal.{suffix}").read_text()
@@ -70,20 +69,20 @@ def test_the_numbers_are_the_same_in_every_format(written):
     }
 
 
-def test_the_best_of_a_column_is_bold_and_no_other(written):
+def test_write_report_only_the_best_is_bold(written):
     folder, _ = written
     page = (folder / "focal.html").read_text()
     assert re.findall("<strong>(.*?)</strong>", page) == ["0.625 ± 0.177 (2 of 3)", "34.000"]
     assert (folder / "focal.md").read_text().count("**") == 4
 
 
-def test_text_is_text_and_not_markup(written):
+def test_write_report_escapes_markup(written):
     folder, _ = written
     assert "0 &lt;none&gt;" in (folder / "focal.html").read_text()
     assert r"\caption{AP by $\gamma$ \& $\alpha$}" in (folder / "focal.tex").read_text()
 
 
-def test_a_page_escapes_whatever_it_shows():
+def test_html_escapes_every_text():
     evil = "<img src=x onerror=\"alert('&')\"> </script><script>alert(1)</script>"
     table = Table(evil, (evil, "AP"), [(evil, 0.5)])
     section = Section(evil, f"{evil}\n\n{evil}", (table,), (Picture("p", evil, b"png"),))
@@ -91,12 +90,12 @@ def test_a_page_escapes_whatever_it_shows():
     assert evil not in page
     assert "<img src=x" not in page
     assert "<script" not in page
-    # Everywhere: title, heading, text, section, its two paragraphs, table, picture (twice), and the facts.
+    # In the title, heading, text, section, its two paragraphs, table, picture (twice) and facts.
     assert page.count("&lt;script&gt;alert(1)") == 14
     assert re.search('alt="[^"<]*&#34;alert', page)  # a quote cannot end the attribute
 
 
-def test_markdown_shows_the_pictures_beside_it(written):
+def test_as_markdown_links_the_picture_files(written):
     folder, _ = written
     shown = re.findall(r"!\[.*?\]\((.*?)\)", (folder / "focal.md").read_text())
     assert shown == ["focal_ap.png", "focal_grid.png"]
@@ -104,20 +103,20 @@ def test_markdown_shows_the_pictures_beside_it(written):
         assert cv2.imread(str(folder / name)).std() > 10
 
 
-def test_a_page_fetches_nothing(report):
+def test_html_loads_no_other_file(report):
     page = html(report)
     assert "http" not in page
     assert "<script" not in page
     assert all(source.startswith("data:image/png;base64,") for source in re.findall('src="(.*?)"', page))
 
 
-def test_facts_say_where_it_comes_from(report, written):
+def test_write_report_prints_nested_facts(report, written):
     folder, _ = written
     for name in ("focal.html", "focal.md"):
         assert "jax 1" in (folder / name).read_text()
 
 
-def test_a_browser_shows_the_page_without_an_error_and_no_wider_than_its_window(report, browser):
+def test_html_in_a_browser_has_no_error_and_fits_the_window(report, browser):
     wide = Table(
         "a" * 200, ("name", *(f"column {i}" for i in range(30))), [("b" * 200, *range(30))], text=("column 3",)
     )
@@ -128,37 +127,38 @@ def test_a_browser_shows_the_page_without_an_error_and_no_wider_than_its_window(
     assert browser(page) == {1280: expected, 390: expected}
 
 
-def test_small_pictures_stand_side_by_side_and_the_others_alone():
+def test_html_groups_half_width_pictures():
     small, large = Picture("a", "a", b"png", half=True), Picture("b", "b", b"png")
     section = Section("", "", (), (small, small, large, small))
     parts = re.findall('<div class="halves">|</div>|alt="(.)"', html(Report("", "", (section,), {})))
     assert parts == ["", "a", "a", "", "b", "", "a", ""]
 
 
-def test_words_are_flush_left_in_every_format():
+def test_text_columns_are_aligned_left_in_every_format():
     table = Table("t", ("name", "value", "meaning"), [("a", 1, "b")], text=("meaning",))
     assert html(Report("", "", (Section("", "", (table,)),), {})).count('class="text"') == 2
     assert "| :-- | --: | :-- |" in markdown(table)
     assert r"\begin{tabular}{lrl}" in latex(table)
 
 
-def test_what_cannot_be_written_is_the_last_thing_that_is_tried(report, tmp_path):
-    def full(path, content):
+def test_write_report_stops_at_the_first_file_that_cannot_be_written(report, tmp_path, monkeypatch):
+    def disk_full(path, content):
         if path.suffix == ".tex":
             raise OSError(28, "No space left on device", str(path))
         path.write_bytes(content)
 
+    monkeypatch.setattr("segjax.reporting.page.write_bytes", disk_full)
     with pytest.raises(OSError, match=r"No space left on device: '.*focal\.tex'"):
-        write_report(report, tmp_path, "focal", write=full)
+        write_report(report, tmp_path, "focal")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["focal.html", "focal.md"]
 
 
-def test_a_curve_without_values_is_a_gap():
+def test_curves_missing_value_leaves_a_gap():
     figure = curves({"a": ([1, 2], [[None, 0.5]])}, title="t", x="x", y="y")
     (line,) = figure.axes[0].lines
     assert np.ma.getmaskarray(line.get_ydata()).tolist() == [True, False]
 
 
-def test_a_curve_of_no_seed_is_a_name_in_the_legend():
+def test_curves_series_without_seeds_is_in_the_legend():
     figure = curves({"a": ([], []), "b": ([1, 2], [[0.5, 0.6]])}, title="t", x="x", y="y")
     assert [text.get_text() for text in figure.axes[0].get_legend().texts] == ["a", "b"]

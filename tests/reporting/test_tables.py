@@ -1,3 +1,5 @@
+"""Tables on a terminal, as Markdown, CSV and LaTeX."""
+
 import io
 
 import pytest
@@ -6,10 +8,10 @@ import rich.console
 from segjax.reporting import (
     Spread,
     Table,
+    format_rows,
     latex,
     markdown,
     per_class_table,
-    printed,
     show,
     summary_line,
     to_csv,
@@ -29,7 +31,7 @@ SCORES = {
 }
 
 
-def test_the_per_class_table_has_a_row_a_class_and_the_means():
+def test_per_class_table_rows():
     table = per_class_table(SCORES, "scores")
     assert table.columns == ("class", "share", "IoU", "Dice", "precision", "recall")
     assert table.rows[0] == ("road", 1.0, 0.75, 0.8, 1.0, 0.75)
@@ -37,67 +39,67 @@ def test_the_per_class_table_has_a_row_a_class_and_the_means():
     assert table.rows[2][2] == SCORES["mean_iou"]
 
 
-def test_an_undefined_score_is_a_dash_and_not_a_number():
+def test_markdown_undefined_score_is_a_dash():
     assert "| crack | 0.000 | – | – | 0.000 | – |" in markdown(per_class_table(SCORES, "scores"))
 
 
-def test_csv_keeps_full_precision():
+def test_to_csv_full_precision():
     assert to_csv(Table("t", ("a", "b"), [("x", 1 / 3)])) == f"a,b\nx,{1 / 3!r}\n"
 
 
-def test_a_terminal_shows_title_columns_and_values():
+def test_show_on_a_wide_terminal():
     console = rich.console.Console(file=io.StringIO(), width=80)
     show(per_class_table(SCORES, "validation scores"), console)
     for part in ("validation scores", "precision", "crack", "0.750"):
         assert part in console.file.getvalue()
 
 
-def test_the_summary_line_names_only_what_was_measured():
+def test_summary_line_without_missing_scores():
     assert summary_line(SCORES) == "mean_iou 0.750  pixel_accuracy 0.750  mean_accuracy 0.750"
     assert summary_line({"mean_iou": 0.5, "average_precision": 0.25}) == "mean_iou 0.500  average_precision 0.250"
 
 
 @pytest.mark.parametrize("text", ["a|b", "x"])
-def test_markdown_rows_keep_their_cells(text):
+def test_markdown_escapes_the_column_separator(text):
     row = markdown(Table("t", ("name", "score"), [(text, 1)])).splitlines()[-1]
     assert row.replace("\\|", "").count("|") == 3
 
 
-def test_a_table_too_wide_for_the_terminal_lies_on_its_side_with_every_word_whole():
+def test_show_transposes_a_table_on_a_narrow_terminal():
     columns = ("network", *(f"measurement{i}" for i in range(8)))
     rows = [(f"row{n}", *(100 * n + i for i in range(8))) for n in range(12)]
     with io.StringIO() as file:
         show(Table("Many columns", columns, rows), rich.console.Console(file=file, width=50))
-        said = file.getvalue()
-    assert "…" not in said
-    assert said.count("Many columns") == 1
-    assert max(map(len, said.splitlines())) <= 50
-    lines = [line.split() for line in said.splitlines() if line.strip().startswith("measurement3")]
+        printed = file.getvalue()
+    assert "…" not in printed
+    assert printed.count("Many columns") == 1
+    assert max(map(len, printed.splitlines())) <= 50
+    lines = [line.split() for line in printed.splitlines() if line.strip().startswith("measurement3")]
     assert [value for line in lines for value in line[1:]] == [str(row[4]) for row in rows]
 
 
-def test_the_best_is_bold_to_the_decimals_that_are_shown():
+def test_format_rows_best_to_printed_decimals():
     rows = [("a", 0.50004, 3), ("b", 0.50001, 2), ("c", 0.4, None)]
     table = Table("t", ("name", "score", "steps"), rows, highest=("score",), lowest=("steps",))
-    assert [[best for _, best in row] for row in printed(table)] == [
+    assert [[best for _, best in row] for row in format_rows(table)] == [
         [False, True, False],
         [False, True, True],
         [False, False, False],
     ]
 
 
-def test_a_spread_has_two_columns_of_numbers():
+def test_to_csv_spread_fills_two_columns():
     table = Table("t", ("name", "score"), [("a", Spread((1.0, 3.0))), ("b", 0.5)])
     assert to_csv(table).splitlines() == ["name,score,score std", f"a,2.0,{2**0.5!r}", "b,0.5,"]
 
 
-def test_a_table_without_rows_is_its_header():
+def test_table_without_rows():
     table = Table("t", ("name", "score"), [], highest=("score",))
     assert to_csv(table) == "name,score\n"
     assert markdown(table).splitlines() == ["| name | score |", "| :-- | --: |"]
 
 
-def test_latex_escapes_what_latex_reads():
+def test_latex_escapes_special_characters():
     text = latex(Table("100 % & more", ("a_b", "π"), [("x~y", 0.5)]))
     assert r"\caption{100 \% \& more}" in text
     assert r"a\_b & $\pi$ \\" in text
@@ -106,7 +108,7 @@ def test_latex_escapes_what_latex_reads():
     assert "    {}[0, 1] & 0.500" in latex(Table("", ("range", "x"), [("[0, 1]", 0.5)]))
 
 
-def test_markdown_shows_text_as_it_is():
+def test_markdown_escapes_special_characters():
     text = markdown(Table("", ("FL*", "<none>"), [("FL*, γ", "a\\b")]))
     assert text.splitlines()[0] == "| FL\\* | &lt;none> |"
     assert text.splitlines()[2] == "| FL\\*, γ | a\\\\b |"

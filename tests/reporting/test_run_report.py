@@ -1,4 +1,4 @@
-"""The page of a single run, of made-up numbers: what is on it for two classes and for many, and for a young run."""
+"""The report of a single run, from random scores of two and of many classes, and the figures in it."""
 
 import itertools
 
@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from segjax.reporting import Picture, diagrams, html, run_report
-from segjax.reporting.single_run import loss_lines
+from segjax.reporting import Picture, figures, html, run_report
+from segjax.reporting.run_report import loss_lines
 
 PNG = cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes()
 
 
 def numbers(classes):
-    """What an inspection of so many classes gives."""
+    """Returns random results of an inspection."""
     rng = np.random.default_rng(0)
     confusion = rng.integers(0, 100, (classes, classes)) + 1000 * np.eye(classes, dtype=int)
     confusion[-1] = 0  # no true pixel
@@ -64,7 +64,7 @@ def made():
 
 
 @pytest.mark.parametrize("classes", [2, 32])
-def test_the_page_of_any_number_of_classes_has_all_pictures(classes, made):
+def test_run_report_pictures_and_tables(classes, made):
     made = made if classes == 2 else report(classes)
     expected = ["loss", "scores", "iou", "learning_rate", "confusion", "precision_recall", "reliability"]
     assert names_of(made) == [*expected, "risk_coverage", "colours", "w", "b"]
@@ -78,46 +78,48 @@ def test_the_page_of_any_number_of_classes_has_all_pictures(classes, made):
     assert page.count("<div") == page.count("</div>")
 
 
-def test_a_run_that_was_not_scored_yet_says_so_and_no_images_are_no_section():
+def test_run_report_before_the_first_evaluation_and_without_images():
     young = report(log=LOG, best=(), worst=())
     assert names_of(young)[:2] == ["loss", "learning_rate"]
     assert "was not scored yet" in young.sections[1].text
-    assert young.sections[-2].title == "Does it know when it does not know"
+    assert young.sections[-2].title == "Uncertainty"
 
 
-def test_the_configuration_is_written_as_it_would_be_typed(made):
+def test_run_report_prints_fields_as_typed(made):
     (table,) = made.sections[-1].tables
     assert table.rows == [("data.manual_dir", "''", "x"), ("training.phases", "((0.6, 10, 0.002))", "()")]
 
 
-def test_a_loss_of_one_part_is_one_line():
+def test_loss_lines_of_one_part_and_of_two():
     assert len(training_axes(LOG).lines) == 2  # and the checkpoint's
     parts = [row | {"train/region_loss": 0.5} for row in LOG]
     assert [line.get_label() for line in training_axes(parts).lines[:3]] == ["loss", "pixel loss", "region loss"]
 
 
 def training_axes(log):
-    figure = diagrams.training_curve(loss_lines(log), title="Loss", mark=4, smoothed=True)
+    figure = figures.training_curves(loss_lines(log), title="Loss", checkpoint_step=4, smoothed=True)
     return figure.axes[0]
 
 
-def test_a_long_noisy_line_has_its_mean_over_it():
+def test_training_curves_running_mean():
     steps = list(range(200))
-    figure = diagrams.training_curve({"loss": (steps, [float(i % 2) for i in steps])}, title="t", mark=9, smoothed=True)
+    figure = figures.training_curves(
+        {"loss": (steps, [float(i % 2) for i in steps])}, title="t", checkpoint_step=9, smoothed=True
+    )
     noisy, smooth, _ = figure.axes[0].lines
     assert np.ptp(noisy.get_ydata()) == 1
     np.testing.assert_allclose(smooth.get_ydata()[10:-10], 0.5)
     assert np.isfinite(smooth.get_ydata()).all()
 
 
-def test_a_confusion_matrix_is_normalised_by_row_and_a_class_without_pixels_is_blank():
-    figure = diagrams.confusion_picture([[3, 1], [0, 0]], ["road", "crack"])
+def test_confusion_figure_percent_per_row_and_blank_class():
+    figure = figures.confusion_figure([[3, 1], [0, 0]], ["road", "crack"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["75.00 %\n3", "25.00 %\n1"]
 
 
 @pytest.mark.parametrize("classes", [11, 32])
-def test_a_large_confusion_matrix_has_room_for_every_name_and_number(classes):
-    figure = diagrams.confusion_picture([[10] * classes] * classes, [f"a long name {i}" for i in range(classes)])
+def test_confusion_figure_labels_do_not_overlap(classes):
+    figure = figures.confusion_figure([[10] * classes] * classes, [f"a long name {i}" for i in range(classes)])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
@@ -128,19 +130,19 @@ def test_a_large_confusion_matrix_has_room_for_every_name_and_number(classes):
         assert all(box.x0 >= 0 and box.y0 >= 0 for box in boxes)
 
 
-def test_an_empty_bin_of_a_reliability_diagram_has_no_bar():
-    figure = diagrams.reliability([0, 0.5, 1], [float("nan"), 0.8], [float("nan"), 0.7], [0, 90])
+def test_reliability_figure_empty_bin_has_no_bar():
+    figure = figures.reliability_figure([0, 0.5, 1], [float("nan"), 0.8], [float("nan"), 0.7], [0, 90])
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == pytest.approx([0, 0.7, 0, -0.1])
     assert [bar.get_height() for bar in figure.axes[1].patches] == [0, 90]
 
 
-def test_without_an_error_risk_and_coverage_still_have_an_axis():
-    figure = diagrams.risk_coverage({"entropy": ([0.5, 1.0], [0.0, 0.0])}, errors=0.0)
+def test_risk_coverage_figure_without_errors():
+    figure = figures.risk_coverage_figure({"entropy": ([0.5, 1.0], [0.0, 0.0])}, error_rate=0.0)
     assert figure.axes[0].get_ylim() == (0, 1)
 
 
-def test_more_curves_than_colours_are_told_apart():
+def test_precision_recall_figure_more_lines_than_colours():
     lines = {f"class {i}": ([0, 1], [1, 0]) for i in range(12)}
-    drawn = diagrams.precision_recall(lines).axes[0].lines
+    drawn = figures.precision_recall_figure(lines).axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 12
