@@ -11,7 +11,7 @@ import jinja2
 from etils import epath
 
 from segjax.reporting.tables import Table, format_rows, latex, markdown, to_csv
-from segjax.storage import write_bytes
+from segjax.training.storage import write_bytes
 
 
 class Picture(NamedTuple):
@@ -55,7 +55,9 @@ class Report(NamedTuple):
     facts: Mapping[str, Any]
 
 
-def write_report(report: Report, folder: str | os.PathLike, name: str, data: Any = None) -> list[epath.Path]:
+def write_report(
+    report: Report, folder: str | os.PathLike, name: str, data: Any = None, *, write: Any = None
+) -> list[epath.Path]:
     """Writes a report as NAME.html, NAME.md, NAME.tex, NAME.json, one CSV per table and one PNG per picture.
 
     Args:
@@ -63,6 +65,7 @@ def write_report(report: Report, folder: str | os.PathLike, name: str, data: Any
       folder: output folder, local or in a bucket; it is made if needed.
       name: name of the files.
       data: measurements for NAME.json, ready for JSON; the facts of the report are stored beside them.
+      write: ignored; to be removed.
 
     Returns:
       The paths of the files, NAME.html first.
