@@ -7,15 +7,31 @@ import tempfile
 import weakref
 from pathlib import Path
 
-from segjax.data.errors import DataError
-from segjax.data.files import IMAGE_SUFFIXES, RawFile, by_stem, list_folder, read_bytes
+from segjax.data.io import (
+    IMAGE_SUFFIXES,
+    DataError,
+    RawFile,
+    by_stem,
+    list_folder,
+    read_bytes,
+)
 from segjax.data.labels import LabelSet
-from segjax.data.pairs import Pair, Sizes, Verified, check_on_error, image_header, match, refuse_problems, verify
-from segjax.data.source import Example, make_example
+from segjax.data.pairs import (
+    Example,
+    Pair,
+    Sizes,
+    Verified,
+    check_on_error,
+    image_header,
+    make_example,
+    match,
+    refuse_problems,
+    verify,
+)
 
 
 class FolderSource:
-    """A verified split of a folder; see `segjax.data.source.Source`."""
+    """A verified split of a folder; see `segjax.data.Source`."""
 
     def __init__(self, found: Verified, label_set: LabelSet, channels: int):
         self._pairs, self._sizes, self.skipped = found

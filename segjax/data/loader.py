@@ -15,9 +15,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from segjax.data.errors import DataError
+from segjax.data.io import DataError
 from segjax.data.labels import VOID
-from segjax.data.source import Example, Source
+from segjax.data.pairs import Example, Source
 
 Batch = dict[str, np.ndarray]
 

@@ -1,4 +1,4 @@
-"""Raw files: images and masks matched by name, and verified before anything is trained on them."""
+"""Images with their masks: matched by name, verified before training, decoded to examples."""
 
 import hashlib
 import io
@@ -6,17 +6,106 @@ import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import cv2
 import numpy as np
 import scipy.io
 from PIL import Image
 
-from segjax.data.errors import DataError
-from segjax.data.files import RawFile, read_bytes
+from segjax.data.io import DataError, RawFile, decode_image, decode_mask, read_bytes
 from segjax.data.labels import LabelSet, to_train_ids
-from segjax.data.source import check_sizes, decode_mask
+
+
+class Example(TypedDict):
+    """An image, uint8 `[H, W, C]`, its train ids, uint8 `[H, W]` with 255 for void, and its name."""
+
+    image: np.ndarray
+    label: np.ndarray
+    name: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A split, open for random access. Sources are picklable, so that worker processes can read.
+
+    Attributes:
+      label_set: the classes.
+      channels: of every image: 1, or 3 in the order RGB.
+      native_size: height and width that all images of the split share; None if they differ.
+      largest_size: the greatest height and the greatest width in the split.
+      skipped: why each pair of files that was left out under `on_error="skip"` was: a message a pair.
+    """
+
+    label_set: LabelSet
+    channels: int
+    native_size: tuple[int, int] | None
+    largest_size: tuple[int, int]
+    skipped: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """The number of images."""
+        ...
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads and decodes example `index`."""
+        ...
+
+    def name(self, index: int) -> str:
+        """The name of example `index`, without decoding it."""
+        ...
+
+
+def make_example(
+    image: bytes, mask: bytes, name: str, channels: int, label_set: LabelSet, files: tuple[str, str] | None = None
+) -> Example:
+    """Decodes an image and its mask and maps its ids to train ids.
+
+    Args:
+      image: a PNG or JPEG.
+      mask: a PNG of raw ids.
+      name: of the example.
+      channels: 1 or 3.
+      label_set: the classes.
+      files: what errors call the image and the mask; default "image of NAME" and "mask of NAME".
+
+    Raises:
+      DataError: either cannot be decoded, their sizes differ, or the mask holds an id outside the classes.
+    """
+    image_file, mask_file = files or (f"image of {name}", f"mask of {name}")
+    pixels = decode_image(image, channels, image_file)
+    ids = decode_mask(mask, mask_file)
+    check_sizes(pixels.shape[:2], ids.shape, image_file, mask_file)
+    return {"image": pixels, "label": to_train_ids(ids, label_set, mask_file), "name": name}
+
+
+def check_sizes(image: tuple[int, int], mask: tuple[int, int], image_file: str, mask_file: str) -> None:
+    """Raises `DataError` if an image and its mask, each of height and width, are not of one size."""
+    if image != mask:
+        raise DataError(
+            f"{mask_file}: a mask of {mask[0]}×{mask[1]} for an image of {image[0]}×{image[1]} ({image_file}); "
+            "expected one size"
+        )
+
+
+def skipped_lines(source: Source, split: str, shown: int = 20) -> list[str]:
+    """What to tell a person of the pairs that a split was opened without: how many, then why, one line each.
+
+    Args:
+      source: the split, open.
+      split: its name.
+      shown: how many are named; of the rest, only the number.
+
+    Returns:
+      The lines; none if nothing was skipped.
+    """
+    count = len(source.skipped)
+    if not count:
+        return []
+    lines = [f"{split}: skipped {count} bad pair(s) of image and mask (config.data.on_error = 'skip'):"]
+    lines += [f"  {message}" for message in source.skipped[:shown]]
+    return lines + [f"  and {count - shown} more"] * (count > shown)
+
 
 _THREADS = 8
 ON_ERROR = ("raise", "skip")

@@ -9,7 +9,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from segjax.data.errors import DataError
+from segjax.data.io import DataError
 from segjax.data.labels import LabelSet
 from segjax.inference.engine import Prediction
 from segjax.inference.pictures import Found, ImageFile, Sheet, Wanted, encoded, text_of

@@ -1,7 +1,7 @@
 """Training and evaluation: `train(config, workdir)` and what it is made of."""
 
 from segjax.data import DataError, LoaderDied, open_split, skipped_lines
-from segjax.data.images import named_images
+from segjax.data.io import named_images
 from segjax.training.artifact import export_run
 from segjax.training.checkpoint import CheckpointError
 from segjax.training.defaults import ConfigError, changed, defaults

@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from segjax import metrics
 from segjax.data import LabelSet, label_set, open_split
 from segjax.data.augment import normalise
-from segjax.data.files import RawFile, read_bytes
-from segjax.data.source import decode_image
+from segjax.data.io import RawFile, decode_image, read_bytes
 from segjax.metrics.ranking import ThresholdAtPrecision
 from segjax.training import parallel
 from segjax.training.checkpoint import FOLDER, Checkpoints

@@ -10,8 +10,8 @@ from PIL import Image
 
 from segjax.data import Source, open_split
 from segjax.data.folder import list_splits, open_folder
+from segjax.data.io import DataError
 from segjax.data.labels import numbered_classes
-from segjax.data.source import DataError
 
 NAMES = ("asphalt", "gravel", "hole")
 CLASSES = numbered_classes(NAMES)

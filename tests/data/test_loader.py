@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from segjax.data.errors import DataError
 from segjax.data.folder import open_folder
+from segjax.data.io import DataError
 from segjax.data.labels import LABEL_SETS, VOID, numbered_classes
 from segjax.data.loader import eval_batches, train_loader
 
@@ -168,6 +168,7 @@ def test_a_file_that_turns_bad_before_evaluation_is_named(make, tmp_path, worker
         evaluate(source, 3, workers=workers)
 
 
+@pytest.mark.slow
 def test_ended_readers_leave_no_semaphores_to_new_ones(make, tmp_path):
     source = open_folder(make.folder(tmp_path, 4, (8, 10)), "train", CLASSES)
     os.truncate(tmp_path / "masks" / f"{source.name(1)}.png", 40)

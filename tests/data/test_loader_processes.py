@@ -16,6 +16,8 @@ from segjax.data.folder import open_folder
 from segjax.data.labels import numbered_classes
 from segjax.data.loader import LoaderDied, eval_batches, train_loader
 
+pytestmark = pytest.mark.slow  # worker processes
+
 CLASSES = numbered_classes(("a", "b", "c"))
 
 

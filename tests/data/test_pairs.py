@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from segjax.data.errors import DataError
-from segjax.data.files import list_folder
+from segjax.data.io import DataError, list_folder
 from segjax.data.labels import LABEL_SETS, numbered_classes
 from segjax.data.pairs import Sizes, fingerprint, mask_png, match, verify
 

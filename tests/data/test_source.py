@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
+from segjax.data.io import DataError, decode_image, decode_mask
 from segjax.data.labels import numbered_classes
-from segjax.data.source import DataError, decode_image, decode_mask, make_example, skipped_lines
+from segjax.data.pairs import make_example, skipped_lines
 
 CLASSES = numbered_classes(("a", "b", "c"))
 

@@ -31,8 +31,7 @@ near 0.7. One run each: an indication, not a benchmark.
 The geometry has no resolution: image coordinates are fractions of a 4:3 picture, so 96x128 and 192x256 sample the same
 scene (another aspect ratio stretches it). Grain finer than a pixel fades, and sensor noise is drawn for each pixel.
 
-Code: `randomness` (bits and value noise) ← `geometry` (camera and road) ← `ground`, `stains`, `fragments`, `backdrop` ←
-`render` (`scene`).
+Code: `geometry` (camera, road, random numbers) ← `scenery`, `fragments` ← `render` (`scene`).
 """
 
 from segjax.data.road_debris.render import SCENE_CLASSES, VOID, Scene, scene

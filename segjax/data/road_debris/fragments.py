@@ -5,8 +5,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from segjax.data.road_debris.geometry import Layout, View, coverage, window
-from segjax.data.road_debris.randomness import Stream, value_noise
+from segjax.data.road_debris.geometry import (
+    Layout,
+    Stream,
+    View,
+    coverage,
+    value_noise,
+    window,
+)
 
 
 class Material(NamedTuple):

