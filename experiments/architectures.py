@@ -31,10 +31,10 @@ from segjax.data.labels import VOID
 from segjax.inference import whole_passes
 from segjax.reporting import Report, Section, Table, show, spread, write_report
 from segjax.training.loop import write_json
-from segjax.training.networks import make_model
 from segjax.training.prediction import classify, make_input, make_predict, resize_logits_to
 from segjax.training.provenance import provenance
 from segjax.training.storage import local_path, write_bytes
+from segjax.training.train_step import make_model
 
 COST_FILE = "cost.json"
 CLASSES = 11

@@ -24,11 +24,11 @@ from configs import crackforest_unet, rare_class
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Table, cell, png, show, spread, write_report
 from segjax.training import open_split, train
-from segjax.training.defaults import leaves
+from segjax.training.config import leaves
 from segjax.training.loop import CONFIG_FILE, SCORES_FILE
+from segjax.training.metrics_writer import METRICS_FILE
 from segjax.training.provenance import provenance
 from segjax.training.storage import local_path, write_bytes
-from segjax.training.tracker import METRICS_FILE
 
 BALANCED = "1 - f"
 _QUESTION = (

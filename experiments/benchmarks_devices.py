@@ -25,10 +25,9 @@ from experiments import benchmarks_growth
 from experiments.peers import Setting, Target, Way, measure
 from segjax.reporting import Picture, Table
 from segjax.training import parallel
-from segjax.training.networks import make_model
-from segjax.training.objective import Hyper, hyper_from_config
-from segjax.training.optimizer import hyper_at, phases
-from segjax.training.step import TrainState, init_state, make_train_step
+from segjax.training.objective import Hyperparams, hparams_from_config
+from segjax.training.optimizer import hparams_at, phases
+from segjax.training.train_step import TrainState, init_state, make_model, make_train_step
 
 TITLE = "Growth: devices and cells"
 COLUMNS = ()
@@ -97,7 +96,7 @@ def _config() -> ConfigDict:
     return config
 
 
-def _operands(config: ConfigDict) -> tuple[TrainState, dict[str, np.ndarray], Hyper]:
+def _operands(config: ConfigDict) -> tuple[TrainState, dict[str, np.ndarray], Hyperparams]:
     batch, (height, width) = config.training.global_batch, config.data.size
     rng = np.random.default_rng(0)
     data = {
@@ -106,7 +105,7 @@ def _operands(config: ConfigDict) -> tuple[TrainState, dict[str, np.ndarray], Hy
         "index": np.arange(batch, dtype=np.int32),
     }
     state = init_state(config, make_model(config, CLASSES))
-    return state, data, hyper_at(1, hyper_from_config(config), phases(config))
+    return state, data, hparams_at(1, hparams_from_config(config), phases(config))
 
 
 def _mesh(count: int) -> Mesh:
@@ -114,17 +113,17 @@ def _mesh(count: int) -> Mesh:
 
 
 def _split(config: ConfigDict, count: int) -> _Work:
-    mesh, (state, data, hyper) = _mesh(count), _operands(config)
+    mesh, (state, data, hparams) = _mesh(count), _operands(config)
     step = make_train_step(config, make_model(config, CLASSES), CLASSES, parallel.axis_name(config))
-    operands = parallel.replicate(state, config, mesh), parallel.shard(data, config, mesh), hyper
+    operands = parallel.replicate(state, config, mesh), parallel.shard(data, config, mesh), hparams
     return _Work(parallel.map_step(step, config, mesh, arguments=3).lower(*operands).compile(), operands)
 
 
 def _cells(config: ConfigDict, devices: int, cells: int) -> _Work:
-    mesh, (state, data, hyper) = _mesh(devices), _operands(config)
+    mesh, (state, data, hparams) = _mesh(devices), _operands(config)
     step = make_train_step(config, make_model(config, CLASSES), CLASSES, None)
     stack = partial(jax.tree.map, lambda x: jnp.stack([x] * devices))
-    operands = stack(state), data, stack(hyper)
+    operands = stack(state), data, stack(hparams)
     mapped = parallel.map_cells(step, mesh, shared=(False, True, False))
     program = mapped.lower(*operands).compile()
     return _Work(program, jax.device_put(operands, program.input_shardings[0]), cells // devices)

@@ -22,10 +22,9 @@ from segjax.data.augment import augment, example_keys
 from segjax.reporting import Table
 from segjax.training import DataError, open_split
 from segjax.training.loop import DEVICE_KEYS, train_batches
-from segjax.training.networks import make_model
-from segjax.training.objective import hyper_from_config
-from segjax.training.optimizer import hyper_at, phases
-from segjax.training.step import init_state, make_train_step
+from segjax.training.objective import hparams_from_config
+from segjax.training.optimizer import hparams_at, phases
+from segjax.training.train_step import init_state, make_model, make_train_step
 
 TITLE = "Input: the loader and the augmentation beside the step"
 LOADER, AUGMENTATION = "loader, 1 worker", "augmentation"
@@ -49,7 +48,7 @@ def _row(setting: Setting, config: ConfigDict) -> dict[str, Any]:
         source = open_split(config.data, config.data.train_split)
     classes = len(source.label_set.names)
     model = make_model(config, classes)
-    state, hyper = init_state(config, model), hyper_at(1, hyper_from_config(config), phases(config))
+    state, hparams = init_state(config, model), hparams_at(1, hparams_from_config(config), phases(config))
     step = jax.jit(make_train_step(config, model, classes, None))
     with contextlib.closing(train_batches(config, source)) as batches:
         batch = jax.device_put({key: next(batches)[key] for key in DEVICE_KEYS})
@@ -60,9 +59,9 @@ def _row(setting: Setting, config: ConfigDict) -> dict[str, Any]:
                 next(batches)
 
         cases = [
-            Case(OURS, lambda: step(state, batch, hyper)),
+            Case(OURS, lambda: step(state, batch, hparams)),
             Case(LOADER, draw),
-            Case(AUGMENTATION, lambda: augmented(state, batch, hyper.crop_fraction)),
+            Case(AUGMENTATION, lambda: augmented(state, batch, hparams.crop_fraction)),
         ]
         taken = milliseconds(cases, setting.rounds)
     data = f"{config.data.name}, {'×'.join(map(str, np.shape(batch['image'])))}"

@@ -16,7 +16,7 @@ from experiments.peers import OURS, Setting, Target, Way, measure, quotient
 from segjax import training
 from segjax.inference import analytic_uncertainty, predict_with_uncertainty, whole_passes
 from segjax.reporting import Table
-from segjax.training.networks import make_model
+from segjax.training.train_step import make_model
 
 TITLE = "Prediction: uncertainty over one clean pass"
 CLASSES = 12

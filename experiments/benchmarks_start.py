@@ -24,10 +24,9 @@ from configs import rare_class
 from experiments.peers import OURS, Setting, Target, quotient
 from segjax.reporting import Table
 from segjax.training import open_split
-from segjax.training.networks import make_model
-from segjax.training.objective import hyper_from_config
-from segjax.training.optimizer import hyper_at, phases
-from segjax.training.step import init_state, make_train_step
+from segjax.training.objective import hparams_from_config
+from segjax.training.optimizer import hparams_at, phases
+from segjax.training.train_step import init_state, make_model, make_train_step
 
 TITLE = "Start: seconds to the first step"
 AGAIN, COMPILATION = "second start, from the cache", "compilation alone"
@@ -91,7 +90,7 @@ def compilation() -> float:
         "label": np.zeros((batch, height, width), np.uint8),
         "index": np.arange(batch, dtype=np.int32),
     }
-    operands = (init_state(config, model), data, hyper_at(1, hyper_from_config(config), phases(config)))
+    operands = (init_state(config, model), data, hparams_at(1, hparams_from_config(config), phases(config)))
     lowered = jax.jit(make_train_step(config, model, classes, None), donate_argnums=0).lower(*operands)
     begun = time.monotonic()
     lowered.compile()

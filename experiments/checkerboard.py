@@ -26,7 +26,7 @@ from segjax.training.loop import write_json
 from segjax.training.prediction import make_input
 from segjax.training.provenance import provenance
 from segjax.training.run import model_of
-from segjax.training.step import TrainState, init_state
+from segjax.training.train_step import TrainState, init_state
 
 UPSAMPLINGS = (
     "nearest",

@@ -17,14 +17,14 @@ from typing import Any
 import rich.console
 
 from segjax.training import train
-from segjax.training.defaults import from_leaves
+from segjax.training.config import from_leaves
 
 # Before or after the n-th call of a function.
 CALLS = {
     "before a batch is read": ("segjax.data.loader:TrainLoader.__next__", "before"),
-    "after a step was dispatched": ("segjax.training.watch:Watch.dispatched", "before"),
-    "in the middle of a line of the log": ("segjax.training.tracker:append", "within"),
-    "after a line of the log": ("segjax.training.tracker:append", "after"),
+    "after a step was dispatched": ("segjax.training.preemption:Preemption.stopping", "before"),
+    "in the middle of a line of the log": ("segjax.training.metrics_writer:append", "within"),
+    "after a line of the log": ("segjax.training.metrics_writer:append", "after"),
     "before the images are scored": ("segjax.training.loop:evaluate", "before"),
     "after the images were scored": ("segjax.training.loop:evaluate", "after"),
     "before a file of the run is replaced": ("segjax.training.loop:write_json", "before"),

@@ -26,7 +26,7 @@ from experiments.fault_child import CALLS, DATA, FILES
 from segjax import cli
 from segjax.reporting import Report, Section, Table, show, write_report
 from segjax.training import defaults, load_run
-from segjax.training.defaults import leaves
+from segjax.training.config import leaves
 from segjax.training.provenance import provenance
 from segjax.training.storage import write_bytes
 

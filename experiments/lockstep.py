@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from segjax.training import ConfigError, open_split, parallel, skipped_lines
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.defaults import leaves
+from segjax.training.config import leaves
 from segjax.training.evaluation import add_up, scores
 from segjax.training.loop import (
     CONFIG_FILE,
@@ -29,13 +29,12 @@ from segjax.training.loop import (
     train_batches,
     write_json,
 )
-from segjax.training.networks import make_model
-from segjax.training.objective import hyper_from_config
-from segjax.training.optimizer import hyper_at, phases
+from segjax.training.metrics_writer import METRICS_FILE, append, drop_after
+from segjax.training.objective import hparams_from_config
+from segjax.training.optimizer import hparams_at, phases
 from segjax.training.prediction import make_eval_step
 from segjax.training.provenance import provenance
-from segjax.training.step import TrainState, init_state, make_train_step
-from segjax.training.tracker import METRICS_FILE, append, drop_after
+from segjax.training.train_step import TrainState, init_state, make_model, make_train_step
 
 RESULT_FILE = "cell.json"
 
@@ -113,15 +112,15 @@ def train_together(
         states, start, position = _begin(cells, machine)
         if position is not None:
             batches.set_state(position)
-        plan, hyper, pending = [phases(config) for config in configs], None, None
+        plan, hparams, pending = [phases(config) for config in configs], None, None
         for step in range(start + 1, first.training.steps + 1):
             if not going_on():
                 raise Orphaned(f"asked to stop before step {step}")
-            if hyper is None or any(step == phase.end + 1 for phase in plan[0]):
-                now = [hyper_at(step, hyper_from_config(c), p) for c, p in zip(configs, plan, strict=True)]
-                hyper = _stacked(now, machine.mesh)
+            if hparams is None or any(step == phase.end + 1 for phase in plan[0]):
+                now = [hparams_at(step, hparams_from_config(c), p) for c, p in zip(configs, plan, strict=True)]
+                hparams = _stacked(now, machine.mesh)
             batch = next(batches)
-            states, measured = machine.train_step(states, _everywhere(batch, DEVICE_KEYS, machine.mesh), hyper)
+            states, measured = machine.train_step(states, _everywhere(batch, DEVICE_KEYS, machine.mesh), hparams)
             _log(cells, pending)  # one step late, so that the host does not wait for the devices
             pending = (step, measured)
             evaluating = step % first.training.evaluate_every == 0 or step == first.training.steps

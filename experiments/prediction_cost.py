@@ -25,8 +25,8 @@ from segjax import cli, training
 from segjax.inference import Way, dense_crf, make_engine, whole_passes
 from segjax.reporting import Table, show
 from segjax.training.loop import write_json
-from segjax.training.networks import make_model
 from segjax.training.provenance import provenance
+from segjax.training.train_step import make_model
 
 CLASSES, PASSES = 11, 3
 WHOLE = "whole, clean"

@@ -12,7 +12,7 @@ from typing import Any
 from experiments.lockstep import RESULT_FILE
 from experiments.sweep import Cell, result_of
 from segjax.training import ConfigError, DataError
-from segjax.training.defaults import defaults, leaves
+from segjax.training.config import defaults, leaves
 from segjax.training.loop import CONFIG_FILE, write_json
 
 

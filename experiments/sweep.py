@@ -1,6 +1,6 @@
 """A grid of runs: every cell trained once, each result a file, whatever is killed and called again.
 
-Cells whose configs differ in traced fields only (`segjax.training.defaults.TRACED`) share one compilation. They are
+Cells whose configs differ in traced fields only (`segjax.training.config.TRACED`) share one compilation. They are
 laid over the devices, a cell each, and cells side by side have one seed and so read the same batches; on one device
 they go one after another through the same compiled step. On CPUs `run_in_processes` spreads them over processes of one
 core each, which find each other's compiled programs in the workdir, unless JAX_COMPILATION_CACHE_DIR names a place.
@@ -25,10 +25,10 @@ from ml_collections import ConfigDict
 from experiments.lockstep import RESULT_FILE, Machine, make_machine, train_together
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.checkpoint import FOLDER, Checkpoints
-from segjax.training.defaults import defaults, from_leaves, leaves, program
+from segjax.training.config import defaults, from_leaves, leaves, program
 from segjax.training.loop import CONFIG_FILE
+from segjax.training.metrics_writer import METRICS_FILE
 from segjax.training.run import model_of
-from segjax.training.tracker import METRICS_FILE
 
 # Of a process that computes on a CPU: glibc asks for huge pages, and a step takes less time; `benchmarks_pages` says
 # how much less. Where there are none it does nothing.

@@ -22,13 +22,13 @@ from configs import focal_ablation
 from experiments import study
 from segjax import cli
 from segjax.reporting import Table, show
-from segjax.training.defaults import leaves
+from segjax.training.config import leaves
 from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
 
 SEPARATE, GRID = "separate runs", "a grid, one process"
 _TRAIN = (
-    "import json, sys; from segjax.training import train; from segjax.training.defaults import from_leaves; "
+    "import json, sys; from segjax.training import train; from segjax.training.config import from_leaves; "
     "train(from_leaves(json.load(open(sys.argv[1]))), sys.argv[2])"
 )
 

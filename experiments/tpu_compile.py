@@ -34,10 +34,9 @@ from segjax.data.labels import LABEL_SETS
 from segjax.reporting import Report, Section, Table, as_markdown, show
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.loop import write_json
-from segjax.training.networks import make_model
-from segjax.training.objective import Hyper, hyper_from_config
-from segjax.training.optimizer import hyper_at, phases
-from segjax.training.step import init_state, make_train_step
+from segjax.training.objective import Hyperparams, hparams_from_config
+from segjax.training.optimizer import hparams_at, phases
+from segjax.training.train_step import init_state, make_model, make_train_step
 
 # Height and width as the loader hands the images over; of the sets that are not here they follow from the config.
 NATIVE_SIZES = {
@@ -49,7 +48,7 @@ NATIVE_SIZES = {
 GB = 1e9
 
 
-def lower(config: ConfigDict, devices: Sequence[Any], hyper: Hyper) -> jax.stages.Lowered:
+def lower(config: ConfigDict, devices: Sequence[Any], hparams: Hyperparams) -> jax.stages.Lowered:
     """The training step of `config` on `devices`, lowered from shapes alone: nothing is read, nothing computed.
 
     Raises:
@@ -78,7 +77,7 @@ def lower(config: ConfigDict, devices: Sequence[Any], hyper: Hyper) -> jax.stage
     step = make_train_step(config, model, classes, axis_name)
     state = jax.eval_shape(lambda: init_state(config, model))
     mapped = parallel.map_step(step, config, mesh, arguments=3, donate=True)
-    return mapped.lower(arrays(P(), state), arrays(P(parallel.AXIS), images), arrays(P(), hyper))
+    return mapped.lower(arrays(P(), state), arrays(P(parallel.AXIS), images), arrays(P(), hparams))
 
 
 def num_classes(config: ConfigDict) -> int:
@@ -93,9 +92,9 @@ def native_size(config: ConfigDict) -> tuple[int, int]:
     return NATIVE_SIZES.get(config.data.name, tuple(config.data.size))
 
 
-def hypers(config: ConfigDict) -> list[Hyper]:
+def hypers(config: ConfigDict) -> list[Hyperparams]:
     """The traced hyperparameters of each phase of a run; one compilation serves them all."""
-    return [hyper_at(phase.end, hyper_from_config(config), phases(config)) for phase in phases(config)]
+    return [hparams_at(phase.end, hparams_from_config(config), phases(config)) for phase in phases(config)]
 
 
 def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str, Any]:
@@ -159,7 +158,7 @@ def what(config_file: str, config: ConfigDict, topology: str, batch_per_chip: in
     """What a row is of, and what tells it from the others."""
     return {
         "config": Path(config_file.partition(":")[0]).stem,
-        "crops": [float(hyper.crop_fraction) for hyper in hypers(config)],
+        "crops": [float(hparams.crop_fraction) for hparams in hypers(config)],
         "size": list(config.data.size),
         "width": config.model.width,
         "topology": topology,

@@ -28,12 +28,11 @@ from experiments.ladder_scores import make_counts, scores
 from segjax import cli
 from segjax.reporting import Report, Section, Table, show, spread, write_report
 from segjax.training.loop import write_json
-from segjax.training.networks import make_model
-from segjax.training.objective import hyper_from_config
-from segjax.training.optimizer import hyper_at, phases
+from segjax.training.objective import hparams_from_config
+from segjax.training.optimizer import hparams_at, phases
 from segjax.training.provenance import provenance
-from segjax.training.step import init_state, make_train_step
 from segjax.training.storage import local_path, write_bytes
+from segjax.training.train_step import init_state, make_model, make_train_step
 
 _QUESTION = (
     "The recipe's author reports 0.78, and 0.835 with crops that grow and a weight on boundaries, by a score that is "
@@ -133,7 +132,7 @@ def time_rows(workdir: Path, rounds: int = 9) -> None:
             "label": rng.integers(0, classes, (batch, 360, 480), np.uint8),
             "index": np.arange(batch, dtype=np.int32),
         }
-        operands = (init_state(config, model), data, hyper_at(1, hyper_from_config(config), phases(config)))
+        operands = (init_state(config, model), data, hparams_at(1, hparams_from_config(config), phases(config)))
         jax.block_until_ready(step(*operands))
         prepared.append((row.name, step, operands))
     seconds: dict[str, list[float]] = {name: [] for name, *_ in prepared}

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from segjax.training import MISTAKES, ConfigError, Terminated
-from segjax.training.defaults import RENAMED
-from segjax.training.validation import check_known
+from segjax.training.config import RENAMED, check_known
 
 flags.disclaim_key_flags()  # `--help` shows those of the command, and not of this module
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from segjax import models
-from segjax.training.networks import NETWORKS
+from segjax.training.config import NETWORKS
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}

@@ -40,11 +40,11 @@ MAY_USE = {
 # The only files that may import a library: patterns of paths, in which * takes in folders too.
 HOMES = {
     "tensorflow": (),
-    "flax": ("segjax/models/*", "segjax/training/step.py"),
+    "flax": ("segjax/models/*", "segjax/training/train_step.py"),
     "orbax": ("segjax/training/checkpoint.py",),
     "tensorflow_datasets": ("segjax/data/builders.py", "segjax/data/datasets.py"),
     "grain": ("segjax/data/loader.py",),
-    "tensorboardX": ("segjax/training/tracker.py",),
+    "tensorboardX": ("segjax/training/metrics_writer.py",),
 }
 
 # The parts that the base install carries, and all that it installs (numpy and scipy come with jax).

@@ -4,9 +4,11 @@ from segjax.data import DataError, LoaderDied, open_split, skipped_lines
 from segjax.data.io import named_images
 from segjax.training.artifact import export_run
 from segjax.training.checkpoint import CheckpointError
-from segjax.training.defaults import ConfigError, changed, defaults
+from segjax.training.config import ConfigError, changed, defaults, validate
 from segjax.training.inspection import Inspection, Shown, inspect_run
-from segjax.training.loop import train
+from segjax.training.loop import NonFiniteLoss, train
+from segjax.training.metrics_writer import read_log
+from segjax.training.preemption import Terminated
 from segjax.training.run import (
     Run,
     chosen_threshold,
@@ -22,10 +24,6 @@ from segjax.training.run import (
     score_run,
 )
 from segjax.training.storage import StorageError
-from segjax.training.termination import Terminated
-from segjax.training.tracker import read_log
-from segjax.training.validation import validate
-from segjax.training.watch import NonFiniteLoss
 
 MISTAKES = (
     ConfigError,

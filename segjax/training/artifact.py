@@ -12,7 +12,7 @@ from etils import epath
 from jax import export
 
 from segjax.training import run_artifact
-from segjax.training.defaults import ConfigError, leaves
+from segjax.training.config import ConfigError, leaves
 from segjax.training.loop import SCORES_FILE
 from segjax.training.prediction import make_native
 from segjax.training.provenance import provenance

@@ -17,8 +17,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from segjax.training.step import TrainState
 from segjax.training.storage import in_bucket, path_of, saying
+from segjax.training.train_step import TrainState
 
 FOLDER = "checkpoints"
 CHECKSUMS = "sha256.json"

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from segjax import metrics
 from segjax.data import Source, colorize, eval_batches
 from segjax.training import parallel
-from segjax.training.step import TrainState
+from segjax.training.train_step import TrainState
 
 # What the device reads of a batch; file names stay on the host.
 _DEVICE_KEYS = ("image", "label", "size", "where")

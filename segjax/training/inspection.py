@@ -19,7 +19,7 @@ from segjax.data import VOID, EvalExamples, Source
 from segjax.training import evaluation, parallel
 from segjax.training.prediction import class_logits, classify, make_input, resize_logits_to, score_counts
 from segjax.training.run import Run
-from segjax.training.step import TrainState
+from segjax.training.train_step import TrainState
 
 ENTROPY = "entropy"
 # Uncertainties lie anywhere above 0: their logarithm ranks as they do. Its bins begin at -16 and span

@@ -1,74 +1,74 @@
-"""`train(config, workdir)`: the whole of a run, read top to bottom."""
+"""The training loop, `train(config, workdir)`, read top to bottom."""
 
 import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections import deque
+from typing import Any
 
 import jax
 import numpy as np
 import rich.console
 from etils import epath
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from segjax.data import Source, TrainLoader, open_split, skipped_lines, train_loader
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.defaults import ConfigError, check_not_renamed, leaves
+from segjax.training.config import ConfigError, check_not_renamed, leaves, validate
 from segjax.training.evaluation import contact_sheet, evaluate
-from segjax.training.feed import feed
-from segjax.training.networks import make_model
-from segjax.training.objective import hyper_from_config
-from segjax.training.optimizer import hyper_at, phases
+from segjax.training.gradient_budget import budget_scalars
+from segjax.training.metrics_writer import MetricsWriter
+from segjax.training.objective import hparams_from_config
+from segjax.training.optimizer import hparams_at, phases
 from segjax.training.prediction import make_eval_step, make_predictor
+from segjax.training.preemption import EvaluationAborted, Preemption, Terminated
 from segjax.training.provenance import provenance
-from segjax.training.step import TrainState, init_state, make_train_step
 from segjax.training.storage import path_of, write_text
-from segjax.training.termination import Cut, Terminated, Termination
-from segjax.training.tracker import Tracker
-from segjax.training.validation import validate
-from segjax.training.watch import Watch
+from segjax.training.train_step import TrainState, init_state, make_model, make_train_step
 
 CONFIG_FILE = "config.json"
 SCORES_FILE = "scores.json"
-# What the device reads of a training batch; file names stay on the host.
+# The arrays of a training batch that go to the device; file names stay on the host.
 DEVICE_KEYS = ("image", "label", "index")
-_UNSCORED = "unscored"  # saved beside the loader's position: this step is to be scored yet
+_UNSCORED = "unscored"  # saved beside the loader's position: the step still has to be scored
+
+
+class NonFiniteLoss(RuntimeError):
+    """A step was not finite; the message names the step, its numbers, the files and the last good checkpoint."""
 
 
 def train(
     config: ConfigDict, workdir: str | os.PathLike, *, console: rich.console.Console | None = None
 ) -> dict[str, Any]:
-    """Trains what `config` describes, in `workdir`; called again, it carries on from the newest checkpoint.
+    """Trains a network as `config` describes; called again, it carries on from the newest checkpoint.
 
     Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` (the last two and the best by validation mean
     IoU, or by average precision for two classes) and, at the end, `scores.json`.
 
     Args:
-      config: a complete config, see `segjax.training.defaults`.
-      workdir: the run's folder, of this machine or `gs://BUCKET/…`.
-      console: where to print, default standard output.
+      config: a complete config, see `segjax.training.config`.
+      workdir: the run's folder, local or `gs://BUCKET/…`.
+      console: where to print; default standard output.
 
     Returns:
-      The final scores of the evaluation split, as `evaluation.evaluate` gives them, with "steps",
-      "skipped_in_training" (bad images of the training split, left out) and "provenance" (where the wall time is that
-      of this call, which began at step "wall_seconds_from_step").
+      The final scores of `evaluation.evaluate` on the evaluation split, with "steps", "skipped_in_training" (the
+      number of bad training images) and "provenance" (its wall time is that of this call, which began at step
+      "wall_seconds_from_step").
 
     Raises:
-      ConfigError, DataError: the config or the data do not fit; raised before the first step.
+      ConfigError, DataError: the config or the data are invalid; raised before the first step.
       StorageError: the bucket cannot be read or written, or gcsfs is not installed.
-      CheckpointError: every checkpoint is damaged, the newest is of another network, or one cannot be written.
+      CheckpointError: every checkpoint is damaged, the newest one is of another network, or one cannot be written.
       NonFiniteLoss: a step is not finite.
       Terminated: SIGTERM came; the state is saved.
     """
     workdir, begun = path_of(workdir), time.monotonic()
     validate(config)
     console = console or rich.console.Console(quiet=not parallel.is_first_host())
-    origin = provenance()  # at the end the checkout may hold other code than this process runs
+    origin = provenance()  # now, because the checkout may change before the run ends
     mesh = parallel.make_mesh()
     parallel.check_batch(config, mesh)
     train_source = open_split(config.data, config.data.train_split)
@@ -77,18 +77,25 @@ def train(
         check_channels(config, source)
         for line in skipped_lines(source, split):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     names = train_source.label_set.names
-    machine = _build(config, mesh, len(names))
-    hyper, plan, steps = hyper_from_config(config), phases(config), config.training.steps
+    axis_name = parallel.axis_name(config)
+    model = make_model(config, len(names), axis_name)
+    train_step = make_train_step(config, model, len(names), axis_name)
+    train_step = parallel.map_step(train_step, config, mesh, arguments=3, donate=config.training.donate)
+    eval_step = parallel.map_step(make_eval_step(config, model, len(names), axis_name), config, mesh, arguments=2)
+    predictor = make_predictor(config, model, len(names))
+    hparams, plan, steps = hparams_from_config(config), phases(config), config.training.steps
+
     with contextlib.ExitStack() as stack:
-        termination = stack.enter_context(Termination())
+        preemption = stack.enter_context(Preemption())
         checkpoints = stack.enter_context(Checkpoints(workdir))
         for line in checkpoints.damaged:
             console.print(f"warning: {line}. It is set aside.", markup=False)
-        _report_changes(config, workdir, console)
+        _print_changes(config, workdir, console)
         batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
         start = checkpoints.latest_step() or 0
-        state = parallel.everywhere(init_state(config, machine.model, pretrained=not start), mesh)
+        state = parallel.everywhere(init_state(config, model, pretrained=not start), mesh)
         position: dict[str, Any] = {}
         if start:
             state, position = checkpoints.restore(state, start)
@@ -96,9 +103,9 @@ def train(
             console.print(f"resumed at step {start} of {steps}")
         _write_config(config, workdir)
         console.print(_summary(config, train_source, eval_source, state, mesh))
-        state, scores = parallel.replicate(state, config, mesh), None
-        tracker = stack.enter_context(
-            Tracker(
+        state = parallel.replicate(state, config, mesh)
+        writer = stack.enter_context(
+            MetricsWriter(
                 workdir if parallel.is_first_host() else None,
                 start=start,
                 steps=steps,
@@ -106,35 +113,67 @@ def train(
                 console=console,
             )
         )
-        watch = Watch(checkpoints, tracker, config, (*names, "void"))
-        scoring = _Scoring(config, machine, eval_source, mesh, tracker, termination)
 
-        def save(position: dict[str, Any], scores: dict[str, Any] | None, *, unscored: bool) -> None:
-            tracker.publish()  # a checkpoint's log is there before it is
-            one = parallel.collect(state, config, mesh)
-            checkpoints.save(one, {**position, _UNSCORED: unscored}, headline(scores) if scores else None)
+        prefetched = deque()  # (batch on the devices, file names, loader position after it)
+        unchecked = deque()  # (step, its numbers, file names)
+        nonfinite_in_a_row, scores = 0, None
+        unscored = position.get(_UNSCORED, False)  # SIGTERM came before the last step was scored: begin with that
+        for step in range(start if unscored else start + 1, steps + 1):
+            if step > start:
+                while len(prefetched) <= config.training.prefetch:
+                    batch = next(batches)
+                    placed = parallel.shard({key: batch[key] for key in DEVICE_KEYS}, config, mesh)
+                    prefetched.append((placed, batch["name"].tolist(), batches.get_state()))
+                placed, files, position = prefetched.popleft()
+                state, measured = train_step(state, placed, hparams_at(step, hparams, plan))
+                unchecked.append((step, parallel.unreplicate(measured, config), files))
+            stopping = preemption.stopping()
+            evaluating = step in (start, steps) or step % config.training.evaluate_every == 0
+            saving = evaluating or stopping or step % config.training.checkpoint_every == 0
 
-        if position.get(_UNSCORED):  # SIGTERM came before this step was scored
-            scores = scoring(start, state)
-            if scores is None:
-                raise Terminated(_goodbye(start, steps, workdir))
-            save(position, scores, unscored=False)
-        fed = feed(batches, lambda batch: parallel.shard(_for_device(batch), config, mesh), config.training.prefetch)
-        for step, (batch, examples, position) in zip(range(start + 1, steps + 1), fed, strict=False):
-            state, measured = machine.train_step(state, batch, hyper_at(step, hyper, plan))
-            watch.dispatched(step, parallel.unreplicate(measured, config), examples)
-            stopping = termination.stopping()
-            evaluating = step % config.training.evaluate_every == 0 or step == steps
-            if not (evaluating or stopping or step % config.training.checkpoint_every == 0):
+            # Each step is checked while the next one runs, so that the device never waits for the host. A state that is
+            # scored or saved has been checked.
+            while len(unchecked) > (0 if saving else 1):
+                checked_step, measured, files = unchecked.popleft()
+                budget = measured.pop("budget", None)
+                values = {key: float(value) for key, value in measured.items()}
+                finite = all(math.isfinite(values[key]) for key in ("loss", "grad_norm", "param_norm"))
+                nonfinite_in_a_row = 0 if finite else nonfinite_in_a_row + 1
+                if not finite:
+                    message = _nonfinite_message(checked_step, values, files)
+                    if nonfinite_in_a_row >= config.training.skip_nonfinite:
+                        raise NonFiniteLoss(message + _nonfinite_outcome(config, checkpoints.latest_step()))
+                    writer.note(f"warning: {message} The step was skipped.")
+                if not finite or checked_step % config.training.log_every == 0 or checked_step == steps:
+                    logged = {f"train/{key}": value for key, value in values.items() if math.isfinite(value)}
+                    if budget is not None and finite:
+                        logged |= budget_scalars(jax.device_get(budget), (*names, "void")[: len(budget.gradient)])
+                    writer.scalars(checked_step, logged)
+            if not saving:
                 continue
-            watch.settle()  # what is scored or saved must be finite
-            scores = scoring(step, state) if evaluating and not stopping else None
+
+            scores = None
+            if evaluating and not stopping:
+                try:
+                    scores = evaluate(preemption.watched(eval_step), state, eval_source, config, mesh)
+                except EvaluationAborted:
+                    stopping = True
+                else:
+                    writer.scalars(step, eval_scalars(scores))
+                    predict = predictor(parallel.local(parallel.unreplicate(state, config)))
+                    sheet = contact_sheet([predict], eval_source, range(min(4, len(eval_source))))
+                    writer.image(step, "eval/image_truth_prediction", sheet)
             unscored = evaluating and scores is None
-            save(position, scores, unscored=unscored)
-            if stopping or unscored:
-                raise Terminated(_goodbye(step, steps, workdir))
-        if scores is None:  # the run had ended before: score what it ended with
-            scores = evaluate(machine.eval_step, state, eval_source, config, mesh)
+            writer.publish()  # the log of a checkpoint is written before the checkpoint
+            position = {**position, _UNSCORED: unscored}
+            checkpoints.save(parallel.collect(state, config, mesh), position, headline(scores) if scores else None)
+            if stopping:
+                raise Terminated(
+                    f"SIGTERM: stopped after step {step} of {steps}, which is saved in {workdir}; the same command "
+                    "carries on from there"
+                )
+        if scores is None:  # the run had already ended
+            scores = evaluate(eval_step, state, eval_source, config, mesh)
         skipped = parallel.unreplicate(state, config).skipped
     wall = {"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start}
     scores = {"steps": steps, "skipped_in_training": len(train_source.skipped), **scores, "provenance": origin | wall}
@@ -145,69 +184,25 @@ def train(
     return scores
 
 
-class _Scoring:
-    """Scores a state in the middle of a run, and logs the scores and a few pictures."""
-
-    def __init__(self, config, machine, source, mesh, tracker, termination):
-        self._config, self._machine, self._source, self._mesh = config, machine, source, mesh
-        self._tracker, self._termination = tracker, termination
-
-    def __call__(self, step: int, state: Any) -> dict[str, Any] | None:
-        """`evaluation.evaluate`'s scores; None if SIGTERM came, which does not wait for a long evaluation."""
-        eval_step = self._termination.watched(self._machine.eval_step)
-        try:
-            scores = evaluate(eval_step, state, self._source, self._config, self._mesh)
-        except Cut:
-            return None
-        self._tracker.scalars(step, eval_scalars(scores))
-        predict = self._machine.predictor(parallel.local(parallel.unreplicate(state, self._config)))
-        sheet = contact_sheet([predict], self._source, range(min(4, len(self._source))))
-        self._tracker.image(step, "eval/image_truth_prediction", sheet)
-        return scores
+def _nonfinite_message(step: int, values: dict[str, float], files: list[str]) -> str:
+    seen = ", ".join(f"{key} {values[key]}" for key in ("loss", "grad_norm", "param_norm"))
+    return f"step {step}: {seen}; expected finite values. The batch was {', '.join(files)}."
 
 
-def _goodbye(step: int, steps: int, workdir: epath.Path) -> str:
-    return (
-        f"SIGTERM: stopped after step {step} of {steps}, which is saved in {workdir}; the same command carries on from "
-        "there"
-    )
-
-
-def _for_device(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {key: batch[key] for key in DEVICE_KEYS}
-
-
-class _Machine(NamedTuple):
-    """The network and its compiled functions."""
-
-    model: Any
-    train_step: Callable
-    eval_step: Callable
-    predictor: Callable
-
-
-def _build(config: ConfigDict, mesh: Mesh, num_classes: int) -> _Machine:
-    axis_name = parallel.axis_name(config)
-    model = make_model(config, num_classes, axis_name)
-    train_step, eval_step = (
-        make_train_step(config, model, num_classes, axis_name),
-        make_eval_step(config, model, num_classes, axis_name),
-    )
-    return _Machine(
-        model,
-        parallel.map_step(train_step, config, mesh, arguments=3, donate=config.training.donate),
-        parallel.map_step(eval_step, config, mesh, arguments=2),
-        make_predictor(config, model, num_classes),
+def _nonfinite_outcome(config: ConfigDict, last_good: int | None) -> str:
+    allowed = config.training.skip_nonfinite  # a state with NaN parameters cannot recover
+    return (f" It is the last of {allowed} skipped in a row." if allowed else "") + (
+        f" The last good checkpoint, step {last_good}, is kept." if last_good else " No checkpoint was saved yet."
     )
 
 
 def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
-    """The endless stream of this host's training batches."""
+    """Returns the endless stream of this host's training batches."""
     return train_loader(
         source,
         global_batch_size=config.training.global_batch,
         seed=config.seed,
-        # Native resolution where it is one for all: the crop is then cut from the original pixels, on the device.
+        # If all images have one size, the device crops from the original pixels.
         size=None if source.native_size else tuple(config.data.size),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -216,7 +211,7 @@ def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
 
 
 def eval_scalars(scores: dict[str, Any]) -> dict[str, float]:
-    """What TensorBoard can draw of the scores: the single numbers, and IoU and recall by class."""
+    """Returns the scalars among the scores, and IoU and recall per class, for TensorBoard."""
     by_class = {
         f"eval/{short}/{name}": value
         for short in ("iou", "recall")
@@ -227,7 +222,7 @@ def eval_scalars(scores: dict[str, Any]) -> dict[str, float]:
 
 
 def headline(scores: dict[str, Any]) -> float:
-    """The one number that "best" is judged by: average precision for two classes, else mean IoU; higher is better."""
+    """Returns the score that selects the best checkpoint: average precision for two classes, else mean IoU."""
     value = scores.get("average_precision", scores["mean_iou"])
     return value if np.isfinite(value) else -1.0
 
@@ -238,7 +233,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def check_channels(config: ConfigDict, source: Source) -> None:
-    """Raises `ConfigError` if the images of `source` have not the channels that the config says."""
+    """Raises `ConfigError` if the images of `source` do not have `config.data.channels` channels."""
     if source.channels != config.data.channels:
         raise ConfigError(
             f"config.data.channels = {config.data.channels}, but the images of {config.data.name} have "
@@ -246,8 +241,8 @@ def check_channels(config: ConfigDict, source: Source) -> None:
         )
 
 
-def _report_changes(config: ConfigDict, workdir: epath.Path, console: rich.console.Console) -> None:
-    """Says what differs from the config that the run was started with, before anything is made of it."""
+def _print_changes(config: ConfigDict, workdir: epath.Path, console: rich.console.Console) -> None:
+    """Prints the fields that differ from the config that the run was started with."""
     path = workdir / CONFIG_FILE
     if not path.exists():
         return

@@ -13,7 +13,7 @@ from segjax.data.labels import VOID
 from segjax.models import Segmentation
 
 
-class Hyper(NamedTuple):
+class Hyperparams(NamedTuple):
     """The hyperparameters that change between runs or during one, as arrays: a sweep over them compiles once.
 
     None leaves a part of the objective out, and is another program.
@@ -54,7 +54,7 @@ class Hyper(NamedTuple):
     ema_decay: Float[Array, ""] | None
 
 
-def hyper_from_config(config: ConfigDict) -> Hyper:
+def hparams_from_config(config: ConfigDict) -> Hyperparams:
     """The traced hyperparameters that `config` holds."""
     objective = config.objective
 
@@ -62,7 +62,7 @@ def hyper_from_config(config: ConfigDict) -> Hyper:
         return None if value is None else jnp.float32(value)
 
     region_weight = jnp.float32(objective.region_weight)
-    return Hyper(
+    return Hyperparams(
         learning_rate=jnp.float32(config.optimizer.learning_rate),
         crop_fraction=jnp.float32(config.augment.crop_fraction),
         gamma=jnp.float32(objective.gamma),
@@ -81,29 +81,29 @@ def hyper_from_config(config: ConfigDict) -> Hyper:
     )
 
 
-def _softmax_cross_entropy(logits, labels, where, hyper):
-    return losses.softmax_cross_entropy(logits, labels, where=where, class_weights=hyper.class_weights)
+def _softmax_cross_entropy(logits, labels, where, hparams):
+    return losses.softmax_cross_entropy(logits, labels, where=where, class_weights=hparams.class_weights)
 
 
-def _softmax_focal(logits, labels, where, hyper):
-    return losses.softmax_focal_loss(logits, labels, gamma=hyper.gamma, alpha=hyper.class_weights, where=where)
+def _softmax_focal(logits, labels, where, hparams):
+    return losses.softmax_focal_loss(logits, labels, gamma=hparams.gamma, alpha=hparams.class_weights, where=where)
 
 
-def _sigmoid_cross_entropy(logits, labels, where, hyper):
-    return losses.sigmoid_cross_entropy(logits[..., 0], labels, where=where, alpha=hyper.alpha)
+def _sigmoid_cross_entropy(logits, labels, where, hparams):
+    return losses.sigmoid_cross_entropy(logits[..., 0], labels, where=where, alpha=hparams.alpha)
 
 
-def _sigmoid_focal(logits, labels, where, hyper):
-    return losses.sigmoid_focal_loss(logits[..., 0], labels, gamma=hyper.gamma, alpha=hyper.alpha, where=where)
+def _sigmoid_focal(logits, labels, where, hparams):
+    return losses.sigmoid_focal_loss(logits[..., 0], labels, gamma=hparams.gamma, alpha=hparams.alpha, where=where)
 
 
-def _sigmoid_focal_star(logits, labels, where, hyper):
+def _sigmoid_focal_star(logits, labels, where, hparams):
     return losses.sigmoid_focal_star_loss(
-        logits[..., 0], labels, gamma=hyper.gamma, beta=hyper.beta, alpha=hyper.alpha, where=where
+        logits[..., 0], labels, gamma=hparams.gamma, beta=hparams.beta, alpha=hparams.alpha, where=where
     )
 
 
-def _hinge(logits, labels, where, hyper):
+def _hinge(logits, labels, where, hparams):
     return losses.hinge_loss(logits[..., 0], labels, where=where)
 
 
@@ -155,7 +155,7 @@ def targets(
 
 
 def make_objective(config: ConfigDict, num_classes: int) -> Callable:
-    r"""Builds `objective(output, labels, hyper, axis_name=None) -> (loss, parts)`.
+    r"""Builds `objective(output, labels, hparams, axis_name=None) -> (loss, parts)`.
 
     .. math::
         L = \frac{1}{N} \sum_i w_i \ell_i + \frac{C}{n} \sum_i v_i (1 - p_i(b)) + r R
@@ -178,7 +178,7 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         is the background, free of the penalty and no positive; else that is `config.objective.background`.
 
     Returns:
-      A pure function of `Segmentation`, labels `[B, H, W]` (void 255) and `Hyper`, and for a piece of a batch of
+      A pure function of `Segmentation`, labels `[B, H, W]` (void 255) and `Hyperparams`, and for a piece of a batch of
       `accumulation.make_shares`' factors of the parts. Both results are over the *global*
       batch when `axis_name` names the mapped axis; `parts` holds what the sum is made of, without C and r:
       "pixel_loss", and where asked for "penalty" and "region_loss".
@@ -193,20 +193,20 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     def objective(
         output: Segmentation,
         labels: Int[Array, "B H W"],
-        hyper: Hyper,
+        hparams: Hyperparams,
         axis_name: str | None = None,
         share: dict[str, Float[Array, ""]] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         labels, where = targets(labels, num_classes, void)
         mean = partial(losses.mean, axis_name=axis_name)
-        pixels = per_pixel(output.logits, labels, where, hyper)
+        pixels = per_pixel(output.logits, labels, where, hparams)
         weights = None
-        if hyper.boundary_factor is not None:
-            weights = losses.boundary_weights(labels, hyper.boundary_factor, mode=mode, where=where)
+        if hparams.boundary_factor is not None:
+            weights = losses.boundary_weights(labels, hparams.boundary_factor, mode=mode, where=where)
         counted = where
-        hard = {"fraction": hyper.hard_fraction, "threshold": hyper.hard_threshold}
-        if hyper.negatives_per_positive is not None:
-            hard |= {"positives": is_positive(labels), "negatives_per_positive": hyper.negatives_per_positive}
+        hard = {"fraction": hparams.hard_fraction, "threshold": hparams.hard_threshold}
+        if hparams.negatives_per_positive is not None:
+            hard |= {"positives": is_positive(labels), "negatives_per_positive": hparams.negatives_per_positive}
         if any(criterion is not None for criterion in hard.values()):
             counted = losses.hard_pixels(pixels, where=where, axis_name=axis_name, **hard)
         positives = is_positive(labels) if normalizer == "positives" else None
@@ -219,14 +219,14 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         logits = output.logits
         if binary:  # the same model as two classes
             logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
-        if hyper.uncertainty_weight is not None:
+        if hparams.uncertainty_weight is not None:
             penalties = losses.uncertainty_penalty(_variance(output, where), logits, background, where=where)
             parts["penalty"] = mean(penalties, where=where) * (1 if share is None else share["penalty"])
-            loss += hyper.uncertainty_weight * parts["penalty"]
-        if hyper.region_weight is not None:
+            loss += hparams.uncertainty_weight * parts["penalty"]
+        if hparams.region_weight is not None:
             kept = where & (labels < num_classes)
             parts["region_loss"] = region_loss(logits, labels, where=kept, classes=scored, axis_name=axis_name)
-            loss += hyper.region_weight * parts["region_loss"]
+            loss += hparams.region_weight * parts["region_loss"]
         return loss, parts
 
     return objective

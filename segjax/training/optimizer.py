@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from segjax.training.objective import Hyper
+from segjax.training.objective import Hyperparams
 
 
 class Phase(NamedTuple):
@@ -37,10 +37,10 @@ def phases(config: ConfigDict) -> tuple[Phase, ...]:
     return tuple(result)
 
 
-def hyper_at(step: int, hyper: Hyper, plan: tuple[Phase, ...]) -> Hyper:
-    """`hyper` as it is at `step` (the first is 1). Only values change: the step function is not compiled again."""
+def hparams_at(step: int, hparams: Hyperparams, plan: tuple[Phase, ...]) -> Hyperparams:
+    """`hparams` as it is at `step` (the first is 1). Only values change: the step function is not compiled again."""
     phase = next(phase for phase in plan if step <= phase.end)
-    return hyper._replace(
+    return hparams._replace(
         crop_fraction=jnp.float32(phase.crop_fraction), learning_rate=jnp.float32(phase.learning_rate)
     )
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from segjax.training.defaults import ConfigError
+from segjax.training.config import ConfigError
 
 AXIS = "data"
 

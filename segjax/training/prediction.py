@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from segjax import metrics
 from segjax.data.augment import normalise, prepare, resize_logits_to
 from segjax.data.labels import VOID
-from segjax.training.step import TrainState
+from segjax.training.train_step import TrainState
 
 
 def make_input(config: ConfigDict) -> Callable[[UInt8[Array, "b H W c"]], Float[Array, "b h w c"]]:

@@ -20,14 +20,13 @@ from segjax.data.io import RawFile, decode_image, read_bytes
 from segjax.metrics.ranking import ThresholdAtPrecision
 from segjax.training import parallel
 from segjax.training.checkpoint import FOLDER, Checkpoints
-from segjax.training.defaults import ConfigError, from_leaves
+from segjax.training.config import ConfigError, from_leaves
 from segjax.training.evaluation import add_up, counter, evaluate
 from segjax.training.loop import CONFIG_FILE, SCORES_FILE
-from segjax.training.networks import make_model
 from segjax.training.prediction import class_logits, make_eval_step, make_predictor, make_ranking_step
 from segjax.training.provenance import provenance
-from segjax.training.step import TrainState, init_state
 from segjax.training.storage import path_of
+from segjax.training.train_step import TrainState, init_state, make_model
 
 # What of `provenance` a report tells.
 _ORIGIN = {

@@ -11,8 +11,8 @@ from segjax.data.labels import VOID
 from segjax.models import Segmentation
 from segjax.reporting import spread
 from segjax.training import defaults, validate
-from segjax.training.networks import NETWORKS, make_model
-from segjax.training.step import TrainState, init_state
+from segjax.training.config import NETWORKS
+from segjax.training.train_step import TrainState, init_state, make_model
 
 TINY = {"model.width": 4, "model.depth": 1, "model.padding": "zeros", "data.size": (16, 24)}
 

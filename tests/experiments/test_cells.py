@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from experiments import cells, sweep
 from experiments.cells import Row
 from segjax.training import ConfigError, defaults
-from segjax.training.defaults import leaves
+from segjax.training.config import leaves
 
 ROWS = {row.name: row for row in (Row("plain", {}), Row("with more", {"model.width": 8}))}
 

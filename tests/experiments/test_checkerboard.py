@@ -9,7 +9,7 @@ from segjax.models.upsampling import UPSAMPLINGS
 from segjax.reporting import markdown
 from segjax.training import ConfigError, Run
 from segjax.training.run import model_of
-from segjax.training.step import init_state
+from segjax.training.train_step import init_state
 
 TINY = {
     "data.scene_size": (64, 96),

@@ -8,8 +8,7 @@ from experiments import crf_table
 from experiments.crf_table import PLAIN, Setting
 from segjax.reporting import as_markdown
 from segjax.training import Run, open_split, score_run
-from segjax.training.networks import make_model
-from segjax.training.step import init_state
+from segjax.training.train_step import init_state, make_model
 
 CRF = Setting("both kernels", 1, 1, 10, 3)
 

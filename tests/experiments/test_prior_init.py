@@ -8,8 +8,7 @@ import pytest
 from configs import prior_init as config
 from experiments import prior_init, study
 from segjax.data.augment import prepare
-from segjax.training.networks import make_model
-from segjax.training.step import init_state
+from segjax.training.train_step import init_state, make_model
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from configs import focal_ablation
 from experiments import study, sweep_cost
-from segjax.training.defaults import from_leaves, leaves
+from segjax.training.config import from_leaves, leaves
 
 
 def test_rounds_take_every_way_and_leave_nothing(tmp_path, monkeypatch):

@@ -9,8 +9,7 @@ from experiments import tpu_compile
 from experiments.tpu_slices import CHIPS
 from segjax.data import label_set
 from segjax.training import ConfigError
-from segjax.training.networks import make_model
-from segjax.training.step import init_state
+from segjax.training.train_step import init_state, make_model
 
 RESULT = Path(tpu_compile.__file__).parent / "results" / "tpu_compile.json"
 TINY = {
@@ -86,8 +85,8 @@ def test_a_step_is_compiled_for_four_devices_and_measured(tiny):
 
 def test_every_phase_of_a_run_is_the_same_program(tiny):
     hypers = tpu_compile.hypers(tiny)
-    assert [round(float(hyper.crop_fraction), 6) for hyper in hypers] == [0.6, 0.75, 1.0]
-    programs = {tpu_compile.lower(tiny, jax.devices(), hyper).as_text() for hyper in hypers}
+    assert [round(float(hparams.crop_fraction), 6) for hparams in hypers] == [0.6, 0.75, 1.0]
+    programs = {tpu_compile.lower(tiny, jax.devices(), hparams).as_text() for hparams in hypers}
     assert len(programs) == 1
 
 

@@ -16,7 +16,7 @@ from segjax import metrics
 from segjax.data.labels import VOID
 from segjax.models import Segmentation
 from segjax.training import defaults, validate
-from segjax.training.defaults import leaves
+from segjax.training.config import leaves
 
 
 def quiet():

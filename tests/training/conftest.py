@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from segjax.training import defaults
-from segjax.training.networks import make_model
-from segjax.training.step import init_state
+from segjax.training.train_step import init_state, make_model
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 
 from segjax.training import defaults, parallel
-from segjax.training.networks import make_model
-from segjax.training.objective import hyper_from_config
+from segjax.training.objective import hparams_from_config
 from segjax.training.prediction import make_eval_step
-from segjax.training.step import init_state, make_train_step
+from segjax.training.train_step import init_state, make_model, make_train_step
 
 STEPS, EXAMPLES = 20, 4
 # Adam divides by the root of a mean of squares, which makes much of rounding: it is compared in float64.
@@ -53,10 +52,10 @@ def run(mode, dtype, devices=None):
         )
         train = parallel.map_step(make_train_step(config, model, 2, axis_name), config, mesh, arguments=3, donate=True)
         score = parallel.map_step(make_eval_step(config, model, 2, axis_name), config, mesh, arguments=2)
-        hyper = jax.tree.map(lambda x: x.astype(dtype), hyper_from_config(config))
+        hparams = jax.tree.map(lambda x: x.astype(dtype), hparams_from_config(config))
         losses = []
         for step in range(STEPS):
-            state, measured = train(state, parallel.shard(share(batch_of(step)), config, mesh), hyper)
+            state, measured = train(state, parallel.shard(share(batch_of(step)), config, mesh), hparams)
             losses.append(float(parallel.unreplicate(measured, config)["loss"]))
         batch = batch_of(STEPS)
         batch |= {"size": np.tile(np.int32([20, 28]), (EXAMPLES, 1)), "where": np.arange(EXAMPLES) < EXAMPLES - 1}

@@ -3,10 +3,8 @@ import numpy as np
 import pytest
 
 from segjax.training import ConfigError, parallel, validate
-from segjax.training.accumulation import split
-from segjax.training.networks import make_model
-from segjax.training.objective import hyper_from_config
-from segjax.training.step import init_state, make_train_step
+from segjax.training.objective import hparams_from_config
+from segjax.training.train_step import init_state, make_model, make_train_step, split
 
 
 @pytest.fixture
@@ -38,7 +36,7 @@ def stepped(config, data, devices=1):
             jax.tree.map(lambda x: x.astype("float64") if x.dtype == np.float32 else x, fresh), config, mesh
         )
         step = parallel.map_step(make_train_step(config, model, 2, axis_name), config, mesh, arguments=3)
-        state, measured = step(state, parallel.shard(data, config, mesh), hyper_from_config(config))
+        state, measured = step(state, parallel.shard(data, config, mesh), hparams_from_config(config))
         return jax.device_get(measured), jax.device_get(state.params)
 
 
@@ -77,7 +75,7 @@ def test_pieces_need_less_memory(careful, uneven):
     def temporary():
         model = make_model(careful, 2)
         step = jax.jit(make_train_step(careful, model, 2, None))
-        compiled = step.lower(init_state(careful, model), uneven, hyper_from_config(careful)).compile()
+        compiled = step.lower(init_state(careful, model), uneven, hparams_from_config(careful)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     careful.model.dtype = "float32"

@@ -21,10 +21,9 @@ from PIL import Image
 from segjax.data import label_set
 from segjax.models import Network
 from segjax.training import Run, artifact, run_artifact
-from segjax.training.defaults import ConfigError
-from segjax.training.networks import make_model
+from segjax.training.config import ConfigError
 from segjax.training.prediction import make_native
-from segjax.training.step import init_state
+from segjax.training.train_step import init_state, make_model
 
 # Batch and sizes; only the second is of multiples of the network's.
 SHAPES = ((1, 37, 50, 3), (3, 24, 32, 3))

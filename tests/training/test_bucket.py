@@ -17,16 +17,15 @@ import rich.console
 
 from segjax.training import StorageError, train
 from segjax.training.checkpoint import CheckpointError, Checkpoints
-from segjax.training.defaults import leaves
-from segjax.training.networks import make_model
-from segjax.training.step import init_state
+from segjax.training.config import leaves
 from segjax.training.storage import path_of
+from segjax.training.train_step import init_state, make_model
 
 ROOT = Path(__file__).parents[2]
 TRAIN = """
 import json, sys
 from segjax.training import train
-from segjax.training.defaults import from_leaves
+from segjax.training.config import from_leaves
 train(from_leaves(json.loads(sys.argv[1])), sys.argv[2])
 """
 

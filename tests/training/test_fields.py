@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from segjax.data import open_split
 from segjax.training import defaults, train
-from segjax.training.defaults import leaves
+from segjax.training.config import leaves
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def read(monkeypatch):
         frame = sys._getframe(1)
         while "ml_collections" in frame.f_code.co_filename:
             frame = frame.f_back
-        if not frame.f_code.co_filename.endswith(("defaults.py", "validation.py")):
+        if not frame.f_code.co_filename.endswith("config.py"):
             names.add(key)
         return original(config, key)
 

@@ -9,8 +9,7 @@ from segjax.data import label_set, open_split
 from segjax.inference import Way, make_engine
 from segjax.training import Run, defaults, inspect_run, named_images, read_image, score_run
 from segjax.training.inspection import _EachImage
-from segjax.training.networks import make_model
-from segjax.training.step import init_state
+from segjax.training.train_step import init_state, make_model
 
 
 def fresh_run(config):

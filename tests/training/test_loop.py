@@ -13,8 +13,7 @@ from segjax.data import DataError, open_split
 from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, fingerprint, load_run, train
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.evaluation import evaluate
-from segjax.training.networks import make_model
-from segjax.training.step import init_state, make_train_step
+from segjax.training.train_step import init_state, make_model, make_train_step
 
 
 def quiet():

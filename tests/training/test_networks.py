@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from segjax.models import ResNet
 from segjax.models.pretrained import torch_name
 from segjax.training import ConfigError, defaults, validate
-from segjax.training.networks import NETWORKS, make_model
-from segjax.training.step import init_state
+from segjax.training.config import NETWORKS
+from segjax.training.train_step import init_state, make_model
 
 
 @pytest.fixture

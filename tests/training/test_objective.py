@@ -15,7 +15,7 @@ from segjax.training.objective import (
     BINARY_LOSSES,
     PIXEL_LOSSES,
     REGION_LOSSES,
-    hyper_from_config,
+    hparams_from_config,
     make_objective,
     num_outputs,
     targets,
@@ -44,10 +44,10 @@ def output_of(logits, mc_logits=None, logit_variance=None):
     return Segmentation(logits, mc_logits, logit_variance, features)
 
 
-def value(config, output, labels=LABELS, num_classes=CLASSES, **hyper):
-    changes = {k: jnp.float32(v) for k, v in hyper.items()}
+def value(config, output, labels=LABELS, num_classes=CLASSES, **hparams):
+    changes = {k: jnp.float32(v) for k, v in hparams.items()}
     loss, parts = make_objective(config, num_classes)(
-        output, jnp.asarray(labels), hyper_from_config(config)._replace(**changes)
+        output, jnp.asarray(labels), hparams_from_config(config)._replace(**changes)
     )
     return float(loss), {k: float(v) for k, v in parts.items()}
 
@@ -104,10 +104,10 @@ def test_the_penalty_of_a_sigmoid_is_free_of_class_zero():
 
 def test_the_gradient_flows_through_the_heads_and_through_the_background():
     config = config_with(void="class", uncertainty_weight=1.0)
-    objective, hyper = make_objective(config, CLASSES), hyper_from_config(config)
+    objective, hparams = make_objective(config, CLASSES), hparams_from_config(config)
 
     def penalty(logits, mc_logits):
-        return objective(output_of(logits, mc_logits), jnp.asarray(LABELS), hyper)[1]["penalty"]
+        return objective(output_of(logits, mc_logits), jnp.asarray(LABELS), hparams)[1]["penalty"]
 
     by_logits, by_heads = jax.grad(penalty, argnums=(0, 1))(jnp.asarray(LOGITS), jnp.asarray(HEAD_LOGITS))
     # Called background, an uncertain pixel costs less: the penalty falls along the background's logit everywhere.
@@ -247,13 +247,13 @@ def test_factors_are_traced():
     objective, traces = make_objective(config, CLASSES), []
 
     @jax.jit
-    def loss(hyper):
-        traces.append(hyper)
-        return objective(output_of(LOGITS, HEAD_LOGITS), jnp.asarray(LABELS), hyper)[0]
+    def loss(hparams):
+        traces.append(hparams)
+        return objective(output_of(LOGITS, HEAD_LOGITS), jnp.asarray(LABELS), hparams)[0]
 
-    hyper = hyper_from_config(config)
+    hparams = hparams_from_config(config)
     found = {
-        float(loss(hyper._replace(**{name: jnp.float32(3.0)})))
+        float(loss(hparams._replace(**{name: jnp.float32(3.0)})))
         for name in ("boundary_factor", "uncertainty_weight", "gamma")
     }
     assert len(found) == 3

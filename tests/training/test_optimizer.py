@@ -4,8 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from segjax.training.objective import hyper_from_config
-from segjax.training.optimizer import Phase, hyper_at, learning_rate_at, make_optimizer, phases
+from segjax.training.objective import hparams_from_config
+from segjax.training.optimizer import Phase, hparams_at, learning_rate_at, make_optimizer, phases
 
 RNG = np.random.default_rng(0)
 
@@ -66,9 +66,9 @@ def test_a_run_without_phases_is_one_phase(tiny):
 
 def test_phases_follow_each_other_and_change_values_only(tiny):
     tiny.training.steps, tiny.training.phases = 6, ((0.6, 3, 1e-3), (0.75, 2, 5e-4), (1.0, 1, 1e-4))
-    plan, hyper = phases(tiny), hyper_from_config(tiny)
-    seen = [hyper_at(step, hyper, plan) for step in range(1, 7)]
+    plan, hparams = phases(tiny), hparams_from_config(tiny)
+    seen = [hparams_at(step, hparams, plan) for step in range(1, 7)]
     np.testing.assert_allclose([h.crop_fraction for h in seen], [0.6, 0.6, 0.6, 0.75, 0.75, 1.0], rtol=1e-6)
     np.testing.assert_allclose([h.learning_rate for h in seen], [1e-3] * 3 + [5e-4] * 2 + [1e-4], rtol=1e-6)
-    assert {jax.tree.structure(h) for h in seen} == {jax.tree.structure(hyper)}
+    assert {jax.tree.structure(h) for h in seen} == {jax.tree.structure(hparams)}
     assert {leaf.dtype for h in seen for leaf in jax.tree.leaves(h)} == {jnp.dtype("float32")}

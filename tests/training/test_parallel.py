@@ -3,10 +3,9 @@ import numpy as np
 import pytest
 
 from segjax.training import ConfigError, loop, parallel
-from segjax.training.networks import make_model
-from segjax.training.objective import hyper_from_config
+from segjax.training.objective import hparams_from_config
 from segjax.training.prediction import make_eval_step
-from segjax.training.step import init_state, make_train_step
+from segjax.training.train_step import init_state, make_model, make_train_step
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, (4, 40, 56)).astype(np.uint8)
@@ -43,7 +42,7 @@ def run(config, mode, devices):
     score = parallel.map_step(make_eval_step(config, model, 2, axis_name), config, mesh, arguments=2)
     losses = []
     for _ in range(3):
-        state, measured = train(state, parallel.shard(BATCH, config, mesh), hyper_from_config(config))
+        state, measured = train(state, parallel.shard(BATCH, config, mesh), hparams_from_config(config))
         measured = parallel.unreplicate(measured, config)
         # Its scale is the reduction's, its shares are the batch's.
         shares = measured["budget"].gradient / measured["budget"].gradient.sum()
@@ -79,7 +78,7 @@ def test_a_donated_state_is_gone_and_another_is_not(tiny, donate):
     mesh = parallel.make_mesh(jax.devices()[:1])
     step = loop._build(tiny, mesh, 2).train_step
     before = parallel.replicate(init_state(tiny, make_model(tiny, 2)), tiny, mesh)
-    step(before, parallel.shard(BATCH, tiny, mesh), hyper_from_config(tiny))
+    step(before, parallel.shard(BATCH, tiny, mesh), hparams_from_config(tiny))
     assert all(leaf.is_deleted() == donate for leaf in jax.tree.leaves(before.params))
 
 

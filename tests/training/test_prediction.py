@@ -8,11 +8,10 @@ from segjax.data import label_set
 from segjax.data.labels import LABEL_SETS, VOID
 from segjax.inference import Way, make_engine
 from segjax.training import Run, chosen_threshold, head_rate, open_split, score_run
-from segjax.training.defaults import ConfigError
-from segjax.training.networks import make_model
+from segjax.training.config import ConfigError
 from segjax.training.prediction import classify, make_eval_step, make_predictor, probabilities
 from segjax.training.run import threshold_of
-from segjax.training.step import init_state
+from segjax.training.train_step import init_state, make_model
 
 
 def test_the_evaluation_step_counts_every_labelled_pixel_at_native_resolution(parts, batch):

@@ -3,8 +3,7 @@
 import pytest
 
 from segjax.training import ConfigError, defaults, validate
-from segjax.training.defaults import RENAMED, from_leaves, leaves
-from segjax.training.validation import check_known
+from segjax.training.config import RENAMED, check_known, from_leaves, leaves
 
 
 def test_the_defaults_are_valid_but_for_the_pair_of_loss_and_data():

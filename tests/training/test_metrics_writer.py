@@ -6,11 +6,11 @@ import pytest
 import rich.console
 
 from segjax.training import ConfigError
-from segjax.training.tracker import METRICS_FILE, Tracker, drop_after, read_log
+from segjax.training.metrics_writer import METRICS_FILE, MetricsWriter, drop_after, read_log
 
 
 def track(workdir, start=0, steps=4, console=None):
-    return Tracker(workdir, start=start, steps=steps, examples_per_step=8, console=console)
+    return MetricsWriter(workdir, start=start, steps=steps, examples_per_step=8, console=console)
 
 
 def quiet():

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from segjax.training import defaults
-from segjax.training.defaults import TRACED, from_leaves, leaves, program
-from segjax.training.networks import make_model
-from segjax.training.objective import hyper_from_config
-from segjax.training.optimizer import hyper_at, phases
-from segjax.training.step import init_state, make_train_step
+from segjax.training.config import TRACED, from_leaves, leaves, program
+from segjax.training.objective import hparams_from_config
+from segjax.training.optimizer import hparams_at, phases
+from segjax.training.train_step import init_state, make_model, make_train_step
 
 
 def test_leaves_survive_json():
@@ -58,11 +57,11 @@ def test_a_traced_field_is_an_argument_of_the_step_and_not_a_part_of_it(key, tin
     programs, steps, arguments = [], [], []
     for value in values:
         config = from_leaves(leaves(tiny) | needs | {key: value})
-        model, hyper = make_model(config, 2), hyper_at(1, hyper_from_config(config), phases(config))
+        model, hparams = make_model(config, 2), hparams_at(1, hparams_from_config(config), phases(config))
         step = make_train_step(config, model, 2, None)
         programs.append(program(config))
-        steps.append(str(jax.make_jaxpr(step)(init_state(config, model), batch(), hyper)))
-        arguments.append(jax.tree.leaves(hyper))
+        steps.append(str(jax.make_jaxpr(step)(init_state(config, model), batch(), hparams)))
+        arguments.append(jax.tree.leaves(hparams))
     assert programs[0] == programs[1]
     assert steps[0] == steps[1]
     assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*arguments, strict=True))

@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 
 from segjax.training import ConfigError
-from segjax.training.networks import make_model
-from segjax.training.objective import hyper_from_config
-from segjax.training.step import averaged, init_state, make_train_step
+from segjax.training.objective import hparams_from_config
+from segjax.training.train_step import init_state, make_model, make_train_step, moving_average
 
 
 def test_a_step_learns_and_counts(parts, batch):
     config, model, state = parts
     step = jax.jit(make_train_step(config, model, 2, None))
-    hyper, data = hyper_from_config(config)._replace(learning_rate=jnp.float32(0.02)), batch()
+    hparams, data = hparams_from_config(config)._replace(learning_rate=jnp.float32(0.02)), batch()
     first = None
     for _ in range(4):
-        state, measured = step(state, data, hyper)
+        state, measured = step(state, data, hparams)
         first = first or measured
     assert int(state.step) == 4
     assert float(measured["loss"]) < float(first["loss"])
@@ -30,7 +29,7 @@ def test_rematerialisation_gives_the_same_step(parts, batch):
     steps = []
     for config.model.remat in (False, True):
         step = jax.jit(make_train_step(config, make_model(config, 2), 2, None))
-        steps.append(step(state, batch(), hyper_from_config(config)))
+        steps.append(step(state, batch(), hparams_from_config(config)))
     # Adam's moments are the gradients; the parameters would show the sign of those that are nothing but rounding.
     plain, remat = (jax.tree.leaves((after.opt_state, after.batch_stats, measured)) for after, measured in steps)
     for one, other in zip(plain, remat, strict=True):
@@ -42,7 +41,7 @@ def test_a_batch_that_is_all_void_changes_no_parameter_but_the_decayed(parts, ba
     config.optimizer.weight_decay = 0.0
     void = batch()
     void["label"][:] = 255
-    after, measured = jax.jit(make_train_step(config, model, 2, None))(state, void, hyper_from_config(config))
+    after, measured = jax.jit(make_train_step(config, model, 2, None))(state, void, hparams_from_config(config))
     assert float(measured["loss"]) == 0.0
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
 
@@ -96,8 +95,8 @@ def test_the_running_mean_follows_with_its_decay_and_forgets_the_start(tiny):
     state = init_state(tiny, make_model(tiny, 2))
     mean = {"params": {"w": jnp.float32(1.0)}, "batch_stats": {"m": jnp.float32(0.0)}}
     state = state.replace(params={"w": jnp.float32(3.0)}, batch_stats={"m": jnp.float32(2.0)}, ema=mean)
-    young = averaged(state.replace(step=jnp.int32(1)), jnp.float32(0.99))  # decay 2 / 11
-    old = averaged(state.replace(step=jnp.int32(10**6)), jnp.float32(0.99))
+    young = moving_average(state.replace(step=jnp.int32(1)), jnp.float32(0.99))  # decay 2 / 11
+    old = moving_average(state.replace(step=jnp.int32(10**6)), jnp.float32(0.99))
     assert float(young["params"]["w"]) == pytest.approx(1 + 2 * 9 / 11)
     assert float(old["params"]["w"]) == pytest.approx(1.02)
     assert float(old["batch_stats"]["m"]) == pytest.approx(0.02)
@@ -109,7 +108,7 @@ def not_finite(parts, batch):
     config.training.skip_nonfinite, config.training.ema_decay = 3, 0.9
     config.data.mean = (float("nan"),)
     before = init_state(config, model)
-    after, measured = jax.jit(make_train_step(config, model, 2, None))(before, batch(), hyper_from_config(config))
+    after, measured = jax.jit(make_train_step(config, model, 2, None))(before, batch(), hparams_from_config(config))
     return before, after, measured
 
 
@@ -123,10 +122,10 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(parts, batch):
 
 def test_a_sound_step_is_taken_as_if_none_might_be_skipped(parts, batch):
     config, model, state = parts
-    plain, _ = jax.jit(make_train_step(config, model, 2, None))(state, batch(), hyper_from_config(config))
+    plain, _ = jax.jit(make_train_step(config, model, 2, None))(state, batch(), hparams_from_config(config))
     config.training.skip_nonfinite = 3
     careful, measured = jax.jit(make_train_step(config, model, 2, None))(
-        init_state(config, model), batch(), hyper_from_config(config)
+        init_state(config, model), batch(), hparams_from_config(config)
     )
     assert int(measured["skipped"]) == 0
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), careful.params, plain.params)
@@ -135,6 +134,6 @@ def test_a_sound_step_is_taken_as_if_none_might_be_skipped(parts, batch):
 def test_an_update_that_overflows_is_seen_before_it_is_saved(parts, batch):
     config, model, state = parts
     config.optimizer.learning_rate = 3e38
-    _, measured = jax.jit(make_train_step(config, model, 2, None))(state, batch(), hyper_from_config(config))
+    _, measured = jax.jit(make_train_step(config, model, 2, None))(state, batch(), hparams_from_config(config))
     assert np.isfinite(measured["loss"])
     assert not np.isfinite(measured["param_norm"])

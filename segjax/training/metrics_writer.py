@@ -12,13 +12,13 @@ from etils import epath
 from rich import progress
 from tensorboardX import SummaryWriter
 
-from segjax.training.defaults import ConfigError
+from segjax.training.config import ConfigError
 from segjax.training.storage import StorageError, in_bucket, path_of, saying, write_text
 
 METRICS_FILE = "metrics.jsonl"
 
 
-class Tracker:
+class MetricsWriter:
     """Writes `metrics.jsonl` and `tensorboard/` in a workdir and shows a progress bar. Use as a context.
 
     A run resumed at step k drops what was logged after k before it was killed, so the files read as if nothing had
@@ -63,7 +63,7 @@ class Tracker:
         )
         self._task = self._bar.add_task("train", total=steps, completed=start, rate="", loss="", score="")
 
-    def __enter__(self) -> "Tracker":
+    def __enter__(self) -> "MetricsWriter":
         if self._active:
             self._bar.start()
         return self

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from segjax import losses
-from segjax.training import budget
-from segjax.training.budget import EASY, HARD
+from segjax.training import gradient_budget as budget
+from segjax.training.gradient_budget import EASY, HARD
 
 NAMES = ("background", "debris", "water")
 

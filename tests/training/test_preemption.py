@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from segjax.training.termination import Cut, Termination
+from segjax.training.preemption import EvaluationAborted, Preemption
 
 ROOT = Path(__file__).parents[2]
 NEVER = 100_000
@@ -123,18 +123,18 @@ def test_two_hosts_do_not_wait_for_their_evaluation(tmp_path, two_hosts):
 
 
 def test_what_can_be_done_again_is_cut():
-    with Termination() as termination:
+    with Preemption() as termination:
         work = termination.watched(lambda x: x + 1)
         assert work(1) == 2
         os.kill(os.getpid(), signal.SIGTERM)
         assert termination.stopping()
-        with pytest.raises(Cut):
+        with pytest.raises(EvaluationAborted):
             work(1)
 
 
 def test_the_signal_goes_back_to_whoever_had_it():
     before = signal.getsignal(signal.SIGTERM)
-    with Termination():
+    with Preemption():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -143,7 +143,7 @@ def test_a_thread_of_a_notebook_trains_without_listening():
     seen = []
 
     def run():
-        with Termination() as termination:
+        with Preemption() as termination:
             seen.append(termination.stopping())
 
     thread = threading.Thread(target=run)

@@ -1,0 +1,311 @@
+"""The training step of one device: pure functions of (state, batch, hyperparameters), mapped by `parallel`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from segjax import losses, models
+from segjax.collectives import pmean, psum
+from segjax.data.augment import augment, example_keys
+from segjax.training.config import NETWORKS, SHARED_ARGUMENTS, ConfigError
+from segjax.training.gradient_budget import GradientBudget, gradient_budget
+from segjax.training.objective import BINARY_LOSSES, Hyperparams, make_objective, num_outputs, positives_of, targets
+from segjax.training.optimizer import learning_rate_at, make_optimizer
+
+# Folded into the run's key where augmentation folds in the step, which never gets this large.
+_DROPOUT = np.uint32(2**32 - 1)
+
+
+def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> models.Network:
+    """Returns the network of `config` for a data set of `num_classes` classes.
+
+    Raises:
+      ConfigError: a binary loss on a data set without exactly two classes, or a prior of the wrong length.
+    """
+    loss, prior = config.objective.loss, tuple(config.model.prior)
+    if loss in BINARY_LOSSES and num_classes != 2:
+        raise ConfigError(
+            f"config.objective.loss = {loss!r} separates one rare class from the rest and needs a data set of 2 "
+            f"classes; {config.data.name} has {num_classes}"
+        )
+    outputs = num_outputs(config, num_classes)
+    if prior and len(prior) != outputs:
+        raise ConfigError(f"config.model.prior needs {outputs} value(s) for {loss}; got {prior}")
+    weights = tuple(config.objective.class_weights)
+    if weights and len(weights) != outputs:
+        raise ConfigError(
+            f"config.objective.class_weights needs {outputs} values, one per output of {config.data.name}"
+            f"{', void last' * (config.objective.void == 'class')}; got {weights}"
+        )
+    background = config.objective.background
+    if background is not None and not 0 <= background < num_classes:
+        raise ConfigError(
+            f"config.objective.background must be a class of {config.data.name}, 0 to {num_classes - 1}; "
+            f"got {background}"
+        )
+    head_bias = None
+    if prior:
+        bias_of = losses.prior_bias if loss in BINARY_LOSSES else losses.prior_bias_softmax
+        # In float64, where 1 - π of a rare class with π = 1e-8 is not rounded to 1.
+        head_bias = tuple(float(b) for b in bias_of(np.asarray(prior, np.float64)))
+    network, fields = NETWORKS[config.model.name]
+    own = {argument: config.model[field] for argument, field in fields.items()}
+    try:
+        model = network(
+            num_classes=outputs,
+            dtype=jnp.dtype(config.model.dtype),
+            axis_name=axis_name,
+            head_bias=head_bias,
+            head_kernel_stddev=config.model.head_stddev,
+            **{argument: config.model[field] for argument, field in SHARED_ARGUMENTS.items()},
+            **{argument: value for argument, value in own.items() if value is not None},
+        )
+        model.check()
+    except ValueError as error:
+        raise ConfigError(f"config.model of {config.model.name}: {error}") from error
+    return model
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State of a run between two steps (the loader's position is saved beside it).
+
+    Attributes:
+      step: int32 scalar, the number of steps taken.
+      params: the model's parameters, float32.
+      batch_stats: running statistics of batch norm; empty for other norms.
+      opt_state: optax's state.
+      ema: moving averages of `params` and `batch_stats`, by these names, which evaluation then uses; or None.
+      skipped: int32 scalar, the number of steps skipped as not finite; None if steps may not be skipped.
+      key: the run's PRNG key; never changes, every use folds in (step, global example index).
+    """
+
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    skipped: Any
+    key: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Variables for evaluation: the moving averages if there are any, else the current ones."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def init_state(config: ConfigDict, model: nn.Module, *, pretrained: bool = False) -> TrainState:
+    """Returns the state before the first step, a pure function of `config.seed`.
+
+    With `pretrained` the encoder is loaded from the file `config.model.pretrained`, if one is set. (A caller that
+    restores a checkpoint into the state does not need the file.)
+
+    Raises:
+      ConfigError: the file does not exist, cannot be read, or is not of this encoder.
+    """
+    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    images = jnp.zeros((1, *config.data.size, config.data.channels))
+    # The mapped axis exists only inside the mapped step, and parameters do not depend on it. The prior is left out so
+    # that a sweep over π compiles one initialisation.
+    variables = _initial_variables(model.clone(axis_name=None, head_bias=None), init_key, images)
+    if pretrained and config.model.pretrained:
+        try:
+            variables = models.load_encoder(config.model.pretrained, variables)
+        except (OSError, ImportError, ValueError) as error:
+            raise ConfigError(f"config.model.pretrained: {error}") from error
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    if model.head_bias is not None:
+        linear = params["head"]["linear"]
+        linear["bias"] = jnp.asarray(model.head_bias, linear["bias"].dtype)
+    averaged = None
+    if config.training.ema_decay is not None:
+        # Copies, because a buffer cannot be donated twice.
+        averaged = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=make_optimizer(config).init(params),
+        ema=averaged,
+        skipped=jnp.int32(0) if config.training.skip_nonfinite else None,
+        key=run_key,
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _initial_variables(model: nn.Module, key: jax.Array, images: jax.Array) -> dict[str, Any]:
+    return model.init(key, images, train=False)
+
+
+def split(batch: Any, count: int) -> Any:
+    """Splits a batch into microbatches: every array `[b, …]` becomes `[count, b / count, …]`.
+
+    Example i goes to microbatch i modulo `count`, so each device splits its own part of a batch.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def make_shares(config: ConfigDict, num_classes: int) -> Callable[..., dict[str, Float[Array, " k"]]]:
+    """Builds `shares(labels, axis_name)`: the weight of each microbatch's mean in the mean over the whole batch.
+
+    A mean over pixels is a sum over a count, and the counts follow from the labels `[k, b, H, W]` alone. Each part of
+    the objective, multiplied by its share and summed over the microbatches, equals that of the whole batch, however
+    unevenly the labelled pixels are distributed.
+    """
+    normalizer, void = config.objective.normalizer, config.objective.void
+    is_positive = positives_of(config, num_classes)
+
+    def shares(labels: Int[Array, "k b H W"], axis_name: str | None) -> dict[str, Float[Array, " k"]]:
+        kept_labels, where = targets(labels, num_classes, void)
+        kept = _counted(where, axis_name)
+        of_kept = kept / jnp.maximum(kept.sum(), 1)
+        if normalizer != "positives":
+            return {"pixel_loss": of_kept, "penalty": of_kept}
+        positives = _counted(is_positive(kept_labels) & where, axis_name)
+        # `losses.mean` divides by no less than 1.
+        return {"pixel_loss": jnp.maximum(positives, 1) / jnp.maximum(positives.sum(), 1), "penalty": of_kept}
+
+    return shares
+
+
+def _counted(pixels: jax.Array, axis_name: str | None) -> jax.Array:
+    return psum(pixels.sum(axis=(1, 2, 3), dtype=jnp.float32), axis_name)
+
+
+def accumulated(loss_and_gradients: Callable, params: Any, batch_stats: Any, microbatches: Any) -> tuple[Any, ...]:
+    """Sums losses and gradients over the microbatches, one after another through one compiled body.
+
+    Args:
+      loss_and_gradients: `f(params, batch_stats, *microbatch) -> ((loss, (_, parts, batch_stats)), gradients)`.
+      params: the parameters.
+      batch_stats: running statistics, which each microbatch passes on to the next.
+      microbatches: a tuple of arrays with a leading axis of microbatches.
+
+    Returns:
+      loss, parts, batch_stats, gradients.
+    """
+
+    def add(carry, microbatch):
+        batch_stats, total = carry
+        (loss, (_, parts, batch_stats)), gradients = loss_and_gradients(params, batch_stats, *microbatch)
+        return (batch_stats, jax.tree.map(jnp.add, total, (loss, parts, gradients))), None
+
+    first = jax.tree.map(lambda x: x[0], microbatches)
+    (loss, (_, parts, _)), gradients = jax.eval_shape(loss_and_gradients, params, batch_stats, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, parts, gradients))
+    (batch_stats, (loss, parts, gradients)), _ = jax.lax.scan(add, (batch_stats, zeros), microbatches)
+    return loss, parts, batch_stats, gradients
+
+
+def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis_name: str | None) -> Callable:
+    """Builds `step(state, batch, hparams) -> (state, measured)`.
+
+    `batch` holds this device's uint8 "image" `[b, H, W, C]` and "label" `[b, H, W]` as the loader yields them, and
+    "index" `[b]`, the global example index that keys augmentation and dropout. `measured` are scalars over the global
+    batch: loss and its parts, grad_norm, param_norm (of the new parameters), learning_rate; with
+    `config.training.gradient_budget` also "budget", the `GradientBudget` of the loss; with
+    `config.training.skip_nonfinite` also "skipped", the number of steps skipped so far. A step is skipped if its loss,
+    grad_norm or param_norm is not finite.
+    """
+    objective = make_objective(config, num_classes)
+    optimizer = make_optimizer(config)
+    learning_rate = learning_rate_at(config)
+    options, measures_budget = config.augment, config.training.gradient_budget
+    preprocessing = {"size": tuple(config.data.size), "mean": tuple(config.data.mean), "std": tuple(config.data.std)}
+
+    def budget_of(output: models.Segmentation, labels: jax.Array, hparams: Hyperparams) -> GradientBudget:
+        gradient = jax.grad(lambda z: objective(output._replace(logits=z), labels, hparams, axis_name)[0])(
+            output.logits
+        )
+        labels, where = targets(labels, num_classes, config.objective.void)
+        classes = max(output.logits.shape[-1], 2)
+        return gradient_budget(gradient, output.logits, labels, num_classes=classes, where=where, axis_name=axis_name)
+
+    num_microbatches, shares = config.training.accumulate, make_shares(config, num_classes)
+
+    def step(state: TrainState, batch: dict[str, jax.Array], hparams: Hyperparams):
+        images, labels = augment(
+            batch["image"],
+            batch["label"],
+            example_keys(state.key, state.step, batch["index"]),
+            crop_fraction=hparams.crop_fraction,
+            flip=options.flip,
+            scale=tuple(options.scale),
+            rotation=options.rotation,
+            brightness=options.brightness,
+            contrast=options.contrast,
+            **preprocessing,
+        )
+        dropout_key = jax.random.fold_in(jax.random.fold_in(state.key, _DROPOUT), state.step)
+
+        def loss_of(params, batch_stats, images, labels, examples, share=None):
+            output, updated = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                rate=hparams.dropout_rate,
+                deep_rate=hparams.deep_dropout_rate,
+                examples=examples,
+                rngs={"dropout": dropout_key},
+                mutable=["batch_stats"],
+            )
+            loss, parts = objective(output, labels, hparams, axis_name, share)
+            return loss, (output, parts, updated.get("batch_stats", {}))
+
+        loss_and_gradients = jax.value_and_grad(loss_of, has_aux=True)
+        data, before = (images, labels, batch["index"]), (state.params, state.batch_stats)
+        if num_microbatches > 1:
+            microbatches = split(data, num_microbatches)
+            loss, parts, batch_stats, gradients = accumulated(
+                loss_and_gradients, *before, (*microbatches, shares(microbatches[1], axis_name))
+            )
+        else:
+            (loss, (output, parts, batch_stats)), gradients = loss_and_gradients(*before, *data)
+        gradients = pmean(gradients, axis_name)
+        directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        rate = learning_rate(hparams.learning_rate, state.step)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, optax.tree.scale(-rate, directions)),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=state.ema,
+            skipped=state.skipped,
+            key=state.key,
+        )
+        if hparams.ema_decay is not None:
+            new_state = new_state.replace(ema=moving_average(new_state, hparams.ema_decay))
+        norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(new_state.params)}
+        measured = {"loss": loss, **parts, **norms, "learning_rate": rate}
+        if state.skipped is not None:
+            new_state = only_if(jnp.isfinite(jnp.stack([loss, *norms.values()])).all(), new_state, state)
+            measured["skipped"] = new_state.skipped
+        if measures_budget:
+            measured["budget"] = budget_of(output, labels, hparams)
+        return new_state, measured
+
+    return step
+
+
+def moving_average(state: TrainState, decay: jax.Array) -> dict[str, Any]:
+    """Returns the next moving averages, with decay min(decay, (1 + t) / (10 + t)) so that the start is forgotten."""
+    t = state.step.astype(jnp.float32)
+    decay = jnp.minimum(decay, (1 + t) / (10 + t))
+    new = {"params": state.params, "batch_stats": state.batch_stats}
+    return optax.incremental_update(new, state.ema, 1 - decay)
+
+
+def only_if(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """Returns `new` if `finite`, else `old` with the step and the skipped steps counted, so random keys move on."""
+    skipped = old.replace(step=old.step + 1, skipped=old.skipped + 1)
+    chosen = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new.replace(key=None), skipped.replace(key=None))
+    return chosen.replace(key=old.key)
