@@ -356,10 +356,10 @@ def validate(config: ConfigDict) -> None:
     _validate_objective(config.objective)
 
 
-def _inside(value: float, interval: str) -> bool:
+def _inside(value: int | float, interval: str) -> bool:
     low, high = map(float, interval[1:-1].split(","))
     return (value > low or (value == low and interval[0] == "[")) and (
-        value < high or (value == high and (interval[-1] == "]"))
+        value < high or (value == high and interval[-1] == "]")
     )
 
 

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from segjax.data import open_split
 from segjax.training import defaults, train
-from segjax.training.config import leaves
+from segjax.training.config import NETWORKS, leaves
+from segjax.training.train_step import make_model
 
 
 @pytest.fixture
@@ -43,5 +44,8 @@ def test_every_field_is_read_by_somebody(tiny, tmp_path, read):
             pixels = np.zeros((8, 8) if sub == "masks" else (8, 8, 3), np.uint8)
             assert cv2.imwrite(str(tmp_path / "folder" / sub / f"{i}.png"), pixels)
     open_split(folder.data, "train")
+    for name in NETWORKS:
+        folder.model.name = name
+        make_model(folder, 2)
     fields = {name.rsplit(".")[-1] for name in leaves(defaults())}
     assert fields - read == set()

@@ -229,9 +229,9 @@ def test_steps_that_are_not_finite_are_left_out_counted_and_too_many_stop(tiny, 
     tiny.optimizer.name, tiny.optimizer.clip_norm = "sgd", 0.0
     tiny.training.skip_nonfinite = 2
     console = quiet()
-    with pytest.raises(NonFiniteLoss, match=r"It is the last of 2 in a row that were left out"):
+    with pytest.raises(NonFiniteLoss, match=r"It is the last of 2 skipped in a row"):
         train(tiny, tmp_path / "stopped", console=console)
-    assert console.file.getvalue().count("The step was left out.") == 1
+    assert console.file.getvalue().count("The step was skipped.") == 1
     tiny.training.skip_nonfinite = 9
     scores = train(tiny, tmp_path / "skipped", console=quiet())
     assert 0 < scores["skipped_steps"] <= 4

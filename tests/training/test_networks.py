@@ -72,9 +72,24 @@ def test_every_field_of_a_network_gets_there(name):
 @pytest.mark.parametrize(
     ("name", "field", "value", "message"),
     [
-        ("segnet", "depth", 3, r"config.model.depth belongs to unet, patch; segnet has none: leave it at 4; got 3"),
-        ("unet", "hidden", 9, r"config.model.hidden belongs to fcn, .*; unet has none: leave it at None; got 9"),
-        ("fcn", "pretrained", "a.pth", r"pretrained is for networks with an encoder; fcn has none; got 'a.pth'"),
+        (
+            "segnet",
+            "depth",
+            3,
+            r"config.model.depth belongs to unet, patch; segnet does not have it: leave it at 4; got 3",
+        ),
+        (
+            "unet",
+            "hidden",
+            9,
+            r"config.model.hidden belongs to fcn, .*; unet does not have it: leave it at None; got 9",
+        ),
+        (
+            "fcn",
+            "pretrained",
+            "a.pth",
+            r"pretrained is for networks with an encoder; fcn does not have one; got 'a.pth'",
+        ),
         ("unet", "upsample", "pixels", r"config.model.upsample must be one of nearest, .*max_unpool.*; got 'pixels'"),
         ("deeplab_v2", "encoder_depth", 19, r"config.model.encoder_depth must be one of 18, 34, 50, 101; got 19"),
     ],

@@ -32,20 +32,20 @@ def test_a_missing_key_is_named():
         ("parallel", "pmpa", r"config.parallel must be one of jit, pmap, shard_map; got 'pmpa'"),
         ("data.name", "camvit", r"config.data.name must be one of .*camvid.*; got 'camvit'"),
         ("objective.loss", "focal", r"config.objective.loss must be one of .*sigmoid_focal.*; got 'focal'"),
-        ("training.steps", 0, r"config.training.steps must be positive; got 0"),
-        ("optimizer.learning_rate", -1.0, r"config.optimizer.learning_rate must be positive; got -1.0"),
-        ("objective.gamma", -1.0, r"config.objective.gamma must be in \[0, inf\]; got -1.0"),
-        ("objective.hard_fraction", 1.5, r"config.objective.hard_fraction must be in \(0, 1\]; got 1.5"),
-        ("objective.hard_fraction", 0.0, r"config.objective.hard_fraction must be in \(0, 1\]; got 0.0"),
+        ("training.steps", 0, r"config.training.steps must be in \(0, inf\); got 0"),
+        ("optimizer.learning_rate", -1.0, r"config.optimizer.learning_rate must be in \(0, inf\); got -1.0"),
+        ("objective.gamma", -1.0, r"config.objective.gamma must be in \[0, inf\); got -1.0"),
+        ("objective.hard_fraction", 1.5, r"config.objective.hard_fraction must be in \(0, 1\] or None; got 1.5"),
+        ("objective.hard_fraction", 0.0, r"config.objective.hard_fraction must be in \(0, 1\] or None; got 0.0"),
         ("augment.crop_fraction", 3.0, r"config.augment.crop_fraction must be in \(0, 1\]; got 3.0"),
-        ("model.head_stddev", -1.0, r"config.model.head_stddev must be positive or None; got -1.0"),
+        ("model.head_stddev", -1.0, r"config.model.head_stddev must be in \(0, inf\) or None; got -1.0"),
         ("model.dropout_rate", 1.0, r"config.model.dropout_rate must be in \[0, 1\); got 1.0"),
         ("model.dropout", "monte-carlo", r"config.model.dropout must be one of none, sampled, analytic; got"),
         ("objective.region", "iou", r"config.objective.region must be one of none, dice, .*lovasz; got 'iou'"),
-        ("objective.uncertainty_weight", 1.0, r"needs heads that can disagree: set config.model.dropout"),
+        ("objective.uncertainty_weight", 1.0, r"needs a variance: set config.model.dropout"),
         ("training.phases", ((0.6, 500, 1e-3),), r"phases add up to 500; config.training.steps is 1000"),
         ("training.phases", ((0.6, 1000),), r"must be \(crop fraction in \(0, 1\], steps, learning rate\)"),
-        ("training.ema_decay", 1.0, r"config.training.ema_decay must be in \[0, 1\); got 1.0"),
+        ("training.ema_decay", 1.0, r"config.training.ema_decay must be in \[0, 1\) or None; got 1.0"),
         ("objective.alpha", 0.5, r"config.objective.alpha belongs to sigmoid losses"),
         ("data.mean", (0.5, 0.5), r"config.data.mean needs 1 or config.data.channels = 3 values; got \(0.5, 0.5\)"),
     ],
@@ -88,7 +88,7 @@ def test_a_variance_needs_two_heads():
 def test_void_as_a_class_is_the_background_and_belongs_to_softmax_losses():
     config = defaults()
     config.objective.void, config.objective.background = "class", 0
-    with pytest.raises(ConfigError, match=r"config.objective.background must be None where void is a class"):
+    with pytest.raises(ConfigError, match=r"config.objective.background must be None if void is a class"):
         validate(config)
     config.objective.background, config.objective.loss = None, "sigmoid_focal"
     with pytest.raises(ConfigError, match=r"void = 'class' belongs to softmax losses; got sigmoid_focal"):
@@ -98,10 +98,13 @@ def test_void_as_a_class_is_the_background_and_belongs_to_softmax_losses():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"loss": "hinge", "alpha": 0.5}, r"alpha belongs to sigmoid losses, hinge has none; got 0.5"),
+        ({"loss": "hinge", "alpha": 0.5}, r"alpha belongs to sigmoid losses, hinge does not take it; got 0.5"),
         ({"loss": "sigmoid_focal_star", "gamma": 0.0}, r"gamma must be above 0 for sigmoid_focal_star.*got 0.0"),
-        ({"loss": "sigmoid_focal", "background": 1}, r"background of sigmoid_focal is class 0.*got 1"),
-        ({"hard_fraction": 0.5, "hard_threshold": 1.0}, r"got config.objective.hard_fraction and .*hard_threshold"),
+        ({"loss": "sigmoid_focal", "background": 1}, r"background of sigmoid_focal must be class 0.*got 1"),
+        (
+            {"hard_fraction": 0.5, "hard_threshold": 1.0},
+            r"config.objective.hard_fraction and .*hard_threshold cannot be combined",
+        ),
         ({"normalizer": "positives"}, r"normalizer = 'positives' counts the pixels that are not background: set"),
         ({"negatives_per_positive": 3.0}, r"negatives_per_positive = 3.0 counts the pixels that are not background"),
     ],
