@@ -81,7 +81,7 @@ def test_class_weights_are_one_an_output(tiny):
         "class",
         (1.0, 2.0),
     )
-    with pytest.raises(ConfigError, match=r"class_weights needs 3 values, one an output of road_debris, void last"):
+    with pytest.raises(ConfigError, match=r"class_weights needs 3 values, one per output of road_debris, void last"):
         make_model(tiny, 2)
 
 
