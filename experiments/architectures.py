@@ -28,12 +28,13 @@ from experiments.cells import Row
 from experiments.ladder_scores import TOLERANCE
 from segjax import cli, metrics
 from segjax.data.labels import VOID
-from segjax.inference import whole_passes
+from segjax.data.resize import resize
+from segjax.inference import classify, predict_logits, whole_passes
 from segjax.reporting import Report, Section, Table, show, spread, write_report
+from segjax.storage import local_path, write_bytes
+from segjax.training.evaluation import preprocessing_of
 from segjax.training.loop import write_json
-from segjax.training.prediction import classify, make_input, make_predict, resize_logits_to
 from segjax.training.provenance import provenance
-from segjax.training.storage import local_path, write_bytes
 from segjax.training.train_step import make_model
 
 COST_FILE = "cost.json"
@@ -123,14 +124,15 @@ def make_counts(config: ConfigDict, model: Any, num_classes: int) -> Any:
 
     Of a network with dropout deep in it the mean of `PASSES` samples is scored.
     """
-    predict, input_of = make_predict(config, model), make_input(config)
+    preprocessing = preprocessing_of(config, num_classes)
 
     def logits_of(state: Any, batch: dict[str, jax.Array], canvas: tuple[int, int]) -> jax.Array:
         if not config.model.deep_dropout:
-            return predict(state, batch["image"], batch["size"], canvas)
-        images, key = input_of(batch["image"]), jax.random.key(0)
+            return predict_logits(model, state.variables, batch["image"], batch["size"], preprocessing)
+        images, key = preprocessing.network_input(batch["image"], batch["size"]), jax.random.key(0)
         _, unsure = whole_passes(model, state.variables, images, key, samples=PASSES)
-        return resize_logits_to(jnp.log(jnp.maximum(unsure.probabilities, 1e-30)), canvas, batch["size"])
+        logits = jnp.log(jnp.maximum(unsure.probabilities, 1e-30))
+        return resize(logits, canvas, antialias=False, to_sizes=batch["size"])
 
     def step(state: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
         labels = batch["label"].astype(jnp.int32)

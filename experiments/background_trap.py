@@ -23,12 +23,12 @@ from ml_collections import ConfigDict
 from configs import crackforest_unet, rare_class
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Table, cell, png, show, spread, write_report
+from segjax.storage import local_path, write_bytes
 from segjax.training import open_split, train
 from segjax.training.config import leaves
 from segjax.training.loop import CONFIG_FILE, SCORES_FILE
 from segjax.training.metrics_writer import METRICS_FILE
 from segjax.training.provenance import provenance
-from segjax.training.storage import local_path, write_bytes
 
 BALANCED = "1 - f"
 _QUESTION = (

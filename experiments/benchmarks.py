@@ -32,9 +32,9 @@ from experiments.peers import ENVIRONMENT, Setting, versions
 from experiments.timing import CLOCKS, threads
 from segjax import cli
 from segjax.reporting import write_report
+from segjax.storage import write_bytes
 from segjax.training import ConfigError
 from segjax.training.provenance import provenance
-from segjax.training.storage import write_bytes
 
 SECTIONS = {
     "losses": benchmarks_losses,

@@ -10,8 +10,9 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from experiments.sweep import check_config, locked
-from segjax.training import load_run, open_split, parallel, train
-from segjax.training.evaluation import add_up, counter
+from segjax.trained_run import load_run
+from segjax.training import open_split, parallel, train
+from segjax.training.evaluation import counter, sum_counts
 from segjax.training.loop import write_json
 
 CELL_FILE = "cell.json"
@@ -128,7 +129,7 @@ def _run(
         make_counts(run.config, run.model, len(run.label_set.names)), run.config, mesh, arguments=2
     )
     source = open_split(run.config.data, run.config.data.eval_split)
-    counts = add_up(
+    counts = sum_counts(
         counter(step, parallel.replicate(run.state, run.config, mesh), run.config, mesh), source, run.config
     )
     write_json(

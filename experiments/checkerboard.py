@@ -20,12 +20,11 @@ from ml_collections import ConfigDict, config_flags
 from segjax import cli, metrics
 from segjax.metrics import CheckerboardSums
 from segjax.reporting import Table, markdown, show, spread
-from segjax.training import ConfigError, load_run, open_split, parallel
-from segjax.training.evaluation import add_up, counter
+from segjax.trained_run import load_run, model_of
+from segjax.training import ConfigError, open_split, parallel
+from segjax.training.evaluation import counter, preprocessing_of, sum_counts
 from segjax.training.loop import write_json
-from segjax.training.prediction import make_input
 from segjax.training.provenance import provenance
-from segjax.training.run import model_of
 from segjax.training.train_step import TrainState, init_state
 
 UPSAMPLINGS = (
@@ -46,10 +45,13 @@ WINDOWS = {"whole": None, "windows": WINDOW}
 
 def make_sums(config: ConfigDict, maps_of: Callable) -> Callable:
     """Builds `step(state, batch) -> sums` of `maps_of(state, images)`, for both kinds of window."""
-    input_of, axis_name = make_input(config), parallel.axis_name(config)
+    preprocessing, axis_name = preprocessing_of(config, 0), parallel.axis_name(config)
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        maps, where = maps_of(state, input_of(batch["image"])), batch["where"][:, None, None]
+        maps, where = (
+            maps_of(state, preprocessing.network_input(batch["image"], batch["size"])),
+            batch["where"][:, None, None],
+        )
         sums = {}
         for name, window in WINDOWS.items():
             found = metrics.checkerboard_sums(maps, window=window, where=where, axis_name=axis_name)
@@ -65,7 +67,7 @@ def shares(config: ConfigDict, maps_of: Callable, states: Iterable[TrainState]) 
     step = parallel.map_step(make_sums(config, maps_of), config, mesh, arguments=2)
     found = []
     for state in states:
-        sums = add_up(counter(step, parallel.replicate(state, config, mesh), config, mesh), source, config)
+        sums = sum_counts(counter(step, parallel.replicate(state, config, mesh), config, mesh), source, config)
         of = {
             name: CheckerboardSums(*(sums[f"{name}, {field}"] for field in CheckerboardSums._fields))
             for name in WINDOWS

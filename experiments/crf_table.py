@@ -26,15 +26,16 @@ import numpy as np
 import rich.console
 from absl import flags
 
+from experiments.crf import dense_crf
 from segjax import cli, metrics
 from segjax.data.labels import VOID
-from segjax.inference import dense_crf
+from segjax.inference import predict_logits, probabilities
 from segjax.reporting import Report, Section, Table, show, write_report
-from segjax.training import Run, load_run, open_split
+from segjax.storage import local_path, write_bytes
+from segjax.trained_run import TrainedRun, load_run
+from segjax.training import open_split
 from segjax.training.loop import write_json
-from segjax.training.prediction import make_predict, probabilities
 from segjax.training.provenance import provenance
-from segjax.training.storage import local_path, write_bytes
 
 TOLERANCE = 3.0  # of boundary F1, in pixels, as in the uncertainty ladder
 THETA_BETA, THETA_GAMMA = 13.0, 3.0
@@ -78,14 +79,14 @@ SETTINGS = (
 )
 
 
-def counter(run: Run) -> tuple[Callable, Callable]:
+def counter(run: TrainedRun) -> tuple[Callable, Callable]:
     """`network(image) -> p [1, H, W, C]` of a uint8 image `[1, H, W, channels]`, and `count(p, label)`."""
-    classes, logits_of = len(run.label_set.names), make_predict(run.config, run.model)
+    classes = run.label_set.num_classes
 
     @jax.jit
     def network(state, image):
-        size = image.shape[1:3]
-        return probabilities(logits_of(state, image, jnp.array([size], jnp.int32), size), classes)
+        sizes = jnp.array([image.shape[1:3]], jnp.int32)
+        return probabilities(predict_logits(run.model, state.variables, image, sizes, run.preprocessing), classes)
 
     @jax.jit
     def count(p, label):
@@ -98,7 +99,7 @@ def counter(run: Run) -> tuple[Callable, Callable]:
     return lambda image: network(run.state, image), count
 
 
-def measure(run: Run, source: Any, indices: Sequence[int], setting: Setting) -> dict[str, Any]:
+def measure(run: TrainedRun, source: Any, indices: Sequence[int], setting: Setting) -> dict[str, Any]:
     """The counts of a setting, added up, and the medians of the seconds that network and CRF took; ready for JSON.
 
     Both are timed on every image, one right after the other, so that whatever else the machine does falls on both; the
@@ -126,7 +127,7 @@ def measure(run: Run, source: Any, indices: Sequence[int], setting: Setting) -> 
     }
 
 
-def kept(run: Run, source: Any, indices: Sequence[int], setting: Setting, workdir: Path) -> dict[str, Any]:
+def kept(run: TrainedRun, source: Any, indices: Sequence[int], setting: Setting, workdir: Path) -> dict[str, Any]:
     """What `measure` says of a setting, read where an earlier call with the same checkpoint and images wrote it."""
     file = workdir / f"{setting.name.replace(' ', '_')}.json"
     asked = {"checkpoint": str(run.workdir), "step": int(run.state.step), "indices": list(indices)}
@@ -149,7 +150,7 @@ def scored(result: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def report(run: Run, results: list[dict[str, Any]]) -> Report:
+def report(run: TrainedRun, results: list[dict[str, Any]]) -> Report:
     """The table, and the IoU by class of the network and of each setting."""
     rows, per_class = [], []
     for one in results:

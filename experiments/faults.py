@@ -25,10 +25,11 @@ from ml_collections import ConfigDict
 from experiments.fault_child import CALLS, DATA, FILES
 from segjax import cli
 from segjax.reporting import Report, Section, Table, show, write_report
-from segjax.training import defaults, load_run
+from segjax.storage import write_bytes
+from segjax.trained_run import load_run
+from segjax.training import defaults
 from segjax.training.config import leaves
 from segjax.training.provenance import provenance
-from segjax.training.storage import write_bytes
 
 STEPS, EVALUATIONS = 6, 2
 # How often each moment comes in a run that saves after every step and keeps the last two checkpoints and the best.

@@ -18,7 +18,8 @@ from configs.rare_class import NO_PRIOR, PRIOR
 from experiments.paper import TABLE_1A, TABLE_1B, percent
 from experiments.study import SCORES, Outcomes, Study, main_of, precision_curves
 from segjax.reporting import Picture, Section, Spread, Table, heatmap, png
-from segjax.training import load_run, open_split, run_predictor
+from segjax.trained_run import load_run
+from segjax.training import open_split
 from segjax.training.checkpoint import FOLDER
 from segjax.training.evaluation import contact_sheet, rarest_first
 
@@ -162,7 +163,7 @@ def picture(folders: Sequence[Path], names: Sequence[str], count: int = 3) -> np
     """A row a scene with much debris: image, truth, and what each trained network predicts; with titles."""
     runs = [load_run(folder / FOLDER / "latest") for folder in folders]
     source = open_split(runs[0].config.data, runs[0].config.data.eval_split)
-    sheet = contact_sheet([run_predictor(run) for run in runs], source, rarest_first(source, 1)[:count])
+    sheet = contact_sheet([run.predictor() for run in runs], source, rarest_first(source, 1)[:count])
     sheet = sheet.repeat(2, axis=0).repeat(2, axis=1)
     titles = np.full((28, sheet.shape[1], 3), 255, np.uint8)
     panels = ["image", "truth", *names]

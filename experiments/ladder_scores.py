@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 
 from segjax import metrics
 from segjax.data.labels import VOID
-from segjax.training.prediction import classify, make_input, resize_logits_to
+from segjax.data.resize import resize
+from segjax.inference import classify
+from segjax.training.evaluation import preprocessing_of
 
 RATE = 0.2  # p of the dropout whose variance is looked at
 TOLERANCE = 3.0  # of boundary F1, in pixels of 360×480 images: SegNet's 0.75 % of the diagonal is 4.5
@@ -17,14 +19,15 @@ TOLERANCE = 3.0  # of boundary F1, in pixels of 360×480 images: SegNet's 0.75 %
 
 def make_counts(config: ConfigDict, model: Any, num_classes: int) -> Callable:
     """Builds `step(state, batch) -> counts`: what the columns are made of, at the labels' own resolution."""
-    input_of, model = make_input(config), model.clone(dropout="analytic")
+    preprocessing, model = preprocessing_of(config, num_classes), model.clone(dropout="analytic")
     knows_void = config.objective.void == "class"
 
     def step(state, batch: dict[str, jax.Array]) -> dict[str, Any]:
         labels = batch["label"].astype(jnp.int32)
-        output = model.apply(state.variables, input_of(batch["image"]), train=False, rate=RATE)
+        images = preprocessing.network_input(batch["image"], batch["size"])
+        output = model.apply(state.variables, images, train=False, rate=RATE)
         maps = jnp.concatenate([output.logits, output.logit_variance.mean(-1, keepdims=True)], axis=-1)
-        maps = resize_logits_to(maps, labels.shape[1:], batch["size"])
+        maps = resize(maps, labels.shape[1:], antialias=False, to_sizes=batch["size"])
         logits, variance = maps[..., :-1], maps[..., -1]
         shown = jnp.broadcast_to(batch["where"][:, None, None], labels.shape)
         where, predicted = shown & (labels != VOID), classify(logits, num_classes)

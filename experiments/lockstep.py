@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from segjax.training import ConfigError, open_split, parallel, skipped_lines
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import leaves
-from segjax.training.evaluation import add_up, scores
+from segjax.training.evaluation import make_eval_step, scores, sum_counts
 from segjax.training.loop import (
     CONFIG_FILE,
     DEVICE_KEYS,
@@ -32,7 +32,6 @@ from segjax.training.loop import (
 from segjax.training.metrics_writer import METRICS_FILE, append, drop_after
 from segjax.training.objective import hparams_from_config
 from segjax.training.optimizer import hparams_at, phases
-from segjax.training.prediction import make_eval_step
 from segjax.training.provenance import provenance
 from segjax.training.train_step import TrainState, init_state, make_model, make_train_step
 
@@ -214,7 +213,7 @@ def _scores(
     def count(batch: dict[str, np.ndarray]) -> Any:
         return machine.eval_step(states, _everywhere(batch, tuple(batch), machine.mesh))
 
-    counts, held_out = add_up(count, machine.held_out, cells[0].config), machine.held_out
+    counts, held_out = sum_counts(count, machine.held_out, cells[0].config), machine.held_out
     about = {"images": len(held_out), "skipped": len(held_out.skipped), "classes": list(held_out.label_set.names)}
     for i, cell in enumerate(cells):
         of_cell = jax.tree.map(lambda x, i=i: x[i], counts)

@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 from experiments.lockstep import RESULT_FILE
 from experiments.study import Outcomes, Study, main_of
 from segjax import losses
+from segjax.inference import predict_logits
 from segjax.reporting import Picture, Section, Table, png, spread
 from segjax.reporting.figures import COLORS
-from segjax.training import load_run, open_split
+from segjax.trained_run import load_run
+from segjax.training import open_split
 from segjax.training.checkpoint import FOLDER
 from segjax.training.loop import write_json
-from segjax.training.prediction import make_predict
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0)
 HARDEST = 0.2
@@ -61,12 +62,12 @@ def focal(logits: np.ndarray, rare: bool, gamma: float) -> np.ndarray:
 def pixels_of(folder: Path) -> Pixels:
     """The logits of a cell's network on every labelled pixel of its evaluation split, at native resolution."""
     run = load_run(folder / "checkpoints" / "latest")
-    predict = jax.jit(make_predict(run.config, run.model), static_argnums=3)
+    predict = jax.jit(partial(predict_logits, run.model, preprocessing=run.preprocessing))
     source, rare, background = open_split(run.config.data, run.config.data.eval_split), [], []
     for i in range(len(source)):
         label = source[i]["label"]
         sizes = np.array([label.shape], np.int32)
-        logits = np.asarray(predict(run.state, source[i]["image"][None], sizes, label.shape))[0, ..., 0]
+        logits = np.asarray(predict(run.state.variables, source[i]["image"][None], sizes))[0, ..., 0]
         rare.append(logits[label == 1])
         background.append(logits[label == 0])
     return Pixels(np.concatenate(rare), np.concatenate(background))

@@ -21,8 +21,8 @@ from experiments.timing import Case, milliseconds
 from segjax import cli
 from segjax.models import PatchClassifier
 from segjax.reporting import Report, Section, Table, show, write_report
+from segjax.storage import write_bytes
 from segjax.training.provenance import provenance
-from segjax.training.storage import write_bytes
 
 CLASSES = 12
 PATCHES, ONE_PASS = "every patch of its own", "one pass"

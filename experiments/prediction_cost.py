@@ -1,6 +1,6 @@
 """What each way of predicting costs beside one clean pass, in one run: `python -m experiments.prediction_cost`.
 
-One U-Net, not trained, predicts an image at its own scale on the CPU, through `segjax.inference.make_engine` as
+One U-Net, not trained, predicts an image at its own scale on the CPU, through `segjax.inference.Predictor` as
 `segjax.predict` does, to a mask and an uncertainty a pixel: whole; in tiles without overlap and with a quarter;
 mirrored; under the eight symmetries of the square; with 3 and 30 dropout masks of the head; all of these together.
 Beside them the network alone, without what the host does around it; K whole passes with dropout deep in it, and the
@@ -20,9 +20,10 @@ import numpy as np
 import rich.console
 from absl import flags
 
+from experiments.crf import dense_crf
 from experiments.timing import Case, milliseconds
 from segjax import cli, training
-from segjax.inference import Way, dense_crf, make_engine, whole_passes
+from segjax.inference import PredictOptions, Predictor, Preprocessing, whole_passes
 from segjax.reporting import Table, show
 from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
@@ -44,13 +45,13 @@ WAYS = {
 }
 
 
-def way_of(size: tuple[int, int], tile: tuple[int, int], fields: dict) -> Way:
-    """`Way` of one of `WAYS`: "tiled" is by which share of the shorter side tiles overlap, 0: not at all."""
+def way_of(size: tuple[int, int], tile: tuple[int, int], fields: dict) -> PredictOptions:
+    """Returns the options of one of `WAYS`; "tiled" is the share of the shorter side that tiles overlap, 0: none."""
     others = {key: value for key, value in fields.items() if key != "tiled"}
     share = fields.get("tiled")
     if share is None:
-        return Way(size, scale=1.0, **others)
-    return Way(tile, scale=1.0, overlap=min(tile) // share if share else 0, **others)
+        return PredictOptions(size, scale=1.0, **others)
+    return PredictOptions(tile, scale=1.0, overlap=min(tile) // share if share else 0, **others)
 
 
 def cases(width: int, size: tuple[int, int], tile: tuple[int, int]) -> list[Case]:
@@ -60,17 +61,15 @@ def cases(width: int, size: tuple[int, int], tile: tuple[int, int]) -> list[Case
     model = make_model(config, CLASSES)
     image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
 
-    def normalise(pixels):
-        return pixels / 127.5 - 1
-
+    preprocessing = Preprocessing(size, 3, (0.5,), (0.5,), CLASSES)
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(1), jnp.zeros((1, *size, 3)))
-    parts = {"normalise": normalise, "class_logits": lambda logits: logits}
-    engines = {
-        name: make_engine(model, variables, way_of(size, tile, fields), **parts) for name, fields in WAYS.items()
-    }
-    ready = make_engine(model, variables, way_of(size, tile, {}), probabilities=True, **parts)
-    network = jax.jit(lambda variables, x: model.apply(variables, normalise(x), train=False).logits)
-    passes = jax.jit(lambda variables, x, key: whole_passes(model, variables, normalise(x), key, samples=PASSES))
+    parts = (model, variables, preprocessing)
+    engines = {name: Predictor(*parts, way_of(size, tile, fields)) for name, fields in WAYS.items()}
+    ready = Predictor(*parts, way_of(size, tile, {}), probabilities=True)
+    network = jax.jit(lambda variables, x: model.apply(variables, preprocessing.normalise(x), train=False).logits)
+    passes = jax.jit(
+        lambda variables, x, key: whole_passes(model, variables, preprocessing.normalise(x), key, samples=PASSES)
+    )
 
     def crf() -> jax.Array:
         return dense_crf(ready(image).probabilities[None], image[None], **CRF).argmax(-1)

@@ -21,8 +21,8 @@ from absl import flags
 
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Table, curves, png, show, write_report
+from segjax.storage import write_bytes
 from segjax.training.provenance import provenance
-from segjax.training.storage import write_bytes
 
 OVERRIDES = {
     "data.scene_size": "(64, 96)",

@@ -15,8 +15,8 @@ from experiments import records, sweep
 from experiments.sweep import Cell, Changes
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Spread, curves, png, show, spread, write_report
+from segjax.storage import local_path, write_bytes
 from segjax.training.provenance import provenance
-from segjax.training.storage import local_path, write_bytes
 
 # `--help` shows the flags of the module that is run, and `main_of` defines them for it.
 flags.disclaim_key_flags()

@@ -23,12 +23,12 @@ import rich.console
 from ml_collections import ConfigDict
 
 from experiments.lockstep import RESULT_FILE, Machine, make_machine, train_together
+from segjax.trained_run import model_of
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.checkpoint import FOLDER, Checkpoints
 from segjax.training.config import defaults, from_leaves, leaves, program
 from segjax.training.loop import CONFIG_FILE
 from segjax.training.metrics_writer import METRICS_FILE
-from segjax.training.run import model_of
 
 # Of a process that computes on a CPU: glibc asks for huge pages, and a step takes less time; `benchmarks_pages` says
 # how much less. Where there are none it does nothing.

@@ -27,11 +27,11 @@ from experiments.cells import Row
 from experiments.ladder_scores import make_counts, scores
 from segjax import cli
 from segjax.reporting import Report, Section, Table, show, spread, write_report
+from segjax.storage import local_path, write_bytes
 from segjax.training.loop import write_json
 from segjax.training.objective import hparams_from_config
 from segjax.training.optimizer import hparams_at, phases
 from segjax.training.provenance import provenance
-from segjax.training.storage import local_path, write_bytes
 from segjax.training.train_step import init_state, make_model, make_train_step
 
 _QUESTION = (

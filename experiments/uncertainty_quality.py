@@ -23,13 +23,14 @@ from ml_collections import ConfigDict
 
 from segjax import cli, metrics
 from segjax.data.labels import VOID
-from segjax.inference.ensemble import analytic_uncertainty, head_uncertainty
+from segjax.data.resize import resize
+from segjax.inference import analytic_uncertainty, classify, head_uncertainty
+from segjax.report import LOG_SPAN, error_histogram, log_of
 from segjax.reporting import Table, markdown, show
-from segjax.training import load_run, open_split, parallel
-from segjax.training.evaluation import add_up, counter
-from segjax.training.inspection import LOG_SPAN, error_histogram, log_of
+from segjax.trained_run import load_run
+from segjax.training import open_split, parallel
+from segjax.training.evaluation import counter, preprocessing_of, sum_counts
 from segjax.training.loop import write_json
-from segjax.training.prediction import classify, make_input, resize_logits_to
 from segjax.training.provenance import provenance
 
 RATE = 0.2
@@ -45,10 +46,11 @@ NAMES = (
 
 def uncertainties(config: ConfigDict, model: Any, num_classes: int, key: jax.Array) -> Callable:
     """Builds `maps(state, images) -> (logits, {name: uncertainty [B, h, w]})`, from one pass of the network."""
-    input_of, model = make_input(config), model.clone(dropout="none", deep_dropout=0)
+    preprocessing, model = preprocessing_of(config, num_classes), model.clone(dropout="none", deep_dropout=0)
 
-    def maps(state, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        output = model.apply(state.variables, input_of(images), train=False)
+    def maps(state, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        images = preprocessing.network_input(batch["image"], batch["size"])
+        output = model.apply(state.variables, images, train=False)
         linear = state.variables["params"]["head"]["linear"]
         # What is asked is which of the classes: an output for void is left out, as in the prediction.
         kernel, bias = linear["kernel"][:, :num_classes], linear["bias"][:num_classes]
@@ -73,9 +75,10 @@ def make_counts(config: ConfigDict, model: Any, num_classes: int, key: jax.Array
 
     def step(state, batch: dict[str, jax.Array]) -> dict[str, Any]:
         labels = batch["label"].astype(jnp.int32)
-        logits, found = maps_of(state, batch["image"])
+        logits, found = maps_of(state, batch)
         logs = jnp.stack([log_of(values) for values in found.values()], axis=-1)
-        native = resize_logits_to(jnp.concatenate([logits, logs], -1), labels.shape[1:], batch["size"])
+        maps = jnp.concatenate([logits, logs], -1)
+        native = resize(maps, labels.shape[1:], antialias=False, to_sizes=batch["size"])
         predicted = classify(native, num_classes)
         shown = jnp.broadcast_to(batch["where"][:, None, None], labels.shape)
         counts = {}
@@ -161,7 +164,7 @@ def main(argv: list[str]) -> None:
     step = make_counts(run.config, run.model, num_classes, jax.random.key(options.seed))
     step = parallel.map_step(step, run.config, mesh, arguments=2)
     source = open_split(run.config.data, run.config.data.eval_split)
-    counts = add_up(
+    counts = sum_counts(
         counter(step, parallel.replicate(run.state, run.config, mesh), run.config, mesh), source, run.config
     )
     measured = scores(counts)

@@ -5,10 +5,10 @@ from absl import app, flags
 
 from segjax import cli
 from segjax.reporting import per_class_table, show, summary_line
-from segjax.training import load_run, score_run
+from segjax.storage import path_of
+from segjax.trained_run import load_run, score_run
 from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
-from segjax.training.storage import path_of
 
 
 def main(argv: list[str]) -> None:
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
-    flags.DEFINE_string("split", None, "The split to score; default the config's data.eval_split.")
+    flags.DEFINE_string("checkpoint", None, "Workdir of a run (its best checkpoint) or WORKDIR/checkpoints/STEP.")
+    flags.DEFINE_string("split", None, "Split to score; default the config's data.eval_split.")
     flags.DEFINE_string("output", None, "The JSON file; default WORKDIR/scores_SPLIT_STEP.json.")
     cli.run(main, required=["checkpoint"])

@@ -1,96 +1,116 @@
 """Predicts images: `python -m segjax.predict --checkpoint=runs/camvid --output=predictions IMAGE_FOLDER_OR_GLOB…`."""
 
-from pathlib import Path
-
-import numpy as np
 from absl import app, flags
 
-from segjax import cli, inference, training
-from segjax.training.storage import output_folder, scratch, write_bytes
+from segjax import cli, inference
+from segjax.data.io import named_images
+from segjax.storage import output_folder
+from segjax.trained_run import TrainedRun, chosen_threshold, class_index, fingerprint, head_rate, load_run
 
 FLAGS = flags.FLAGS
 
-# Flags that are fields of `inference.Way`, as they are.
-_OF_WAY = ("tile", "scale", "overlap", "batch", "augment", "samples", "passes", "seed")
-
 
 def main(argv: list[str]) -> None:
-    """Writes a mask, and the pictures that are wanted, of each image, at the image's own size."""
+    """Writes a mask, and the chosen pictures, of each image, at the image's own size."""
     if not argv[1:]:
         raise app.UsageError("name at least one image, folder or pattern")
-    given = FLAGS.flag_values_dict()
     output = output_folder(FLAGS.output)
-    files = {n: f for n, f in training.named_images(argv[1:]).items() if not inference.written_here(f.path, output)}
-    run = training.load_run(FLAGS.checkpoint)
-    only = training.class_named(run, given["class"])
-    rate = training.head_rate(run, FLAGS.rate, FLAGS.samples, FLAGS.passes)
-    try:
-        way = inference.chosen_way(tuple(run.config.data.size), **{name: given[name] for name in _OF_WAY}, rate=rate)
-    except ValueError as error:
-        raise app.UsageError(str(error)) from error
-    measure = FLAGS.uncertainty or way.uncertainties[0]
-    if measure not in way.uncertainties:
+    files = {
+        name: file
+        for name, file in named_images(argv[1:]).items()
+        if not inference.is_prediction_file(file.path, output)
+    }
+    run = load_run(FLAGS.checkpoint)
+    only, threshold = class_index(run, FLAGS["class"].value), {}
+    options = _predict_options(run)
+    if FLAGS.at_precision is not None and options.non_default():
         raise app.UsageError(
-            f"--uncertainty={measure} is what samples disagree on, and one clean pass is one sample: ask for some "
-            "(--samples=30, --passes=30), or for an augmentation (--augment=flip)"
+            f"--at_precision is measured with the default options; remove {options.non_default()}, or use --threshold"
         )
-    if FLAGS.at_precision is not None and way.differing():
-        raise app.UsageError(f"--at_precision is of evaluation's way of predicting; got also {way.differing()}")
-    threshold, said = training.chosen_threshold(run, FLAGS.threshold, FLAGS.at_precision, only)
-    print(said, end="\n" * bool(said), flush=True)
-    pictures = {name: given[name] for name in ("overlay", "probabilities", "palette")}
-    wanted = inference.Wanted(**pictures, only=only, uncertainty=FLAGS.uncertainty is not None, measure=measure)
-    wanted = wanted._replace(maximum=FLAGS.uncertainty_max, sheet=FLAGS.contact_sheet)
-    engine = inference.make_engine(
-        run.model,
-        run.state.variables,
-        way._replace(**threshold),
-        normalise=run.normalise,
-        class_logits=run.class_logits,
-        probabilities=wanted.probabilities,
-        empty=scratch,
-    )
-
-    def read(name: str) -> np.ndarray:
-        return training.read_image(run, files[name])
-
-    def source(name: str) -> inference.ImageFile:
-        return inference.ImageFile(str(Path(files[name].path).resolve()), training.digest_of(files[name]))
-
-    origin = {"checkpoint": str(run.workdir), "step": int(run.state.step), "network": training.fingerprint(run)}
-    origin |= {"threshold_log_odds": threshold.get("threshold")} | {name: given[name] for name in ("class", "palette")}
-    origin |= {"uncertainty": measure, "uncertainty_max": FLAGS.uncertainty_max} | way.differing()
-    options = {"write": write_bytes, "batch": 1 if way.scale else way.batch, "on_error": FLAGS.on_error}
+    threshold, line = chosen_threshold(run, FLAGS.threshold, FLAGS.at_precision, only)
+    print(line, end="\n" * bool(line), flush=True)
+    options = _predict_options(run, **threshold)
+    output_options = _output_options(only, options)
     done = inference.write_predictions(
-        list(files), read, engine.many, source, output, wanted, run.label_set, origin, **options
+        run.predictor(options, probabilities=FLAGS.probabilities),
+        files,
+        output,
+        output_options,
+        run.label_set,
+        _origin(run, options, output_options),
+        on_error=FLAGS.on_error,
     )
-    print("\n".join(inference.done_lines(done)))
-    print(f"in {output}: " + ", ".join(f"NAME{suffix}" for suffix in wanted.suffixes))
-    print(f"NAME_uncertainty.png, black to pale yellow: {wanted.scale(run.label_set)}\n" * wanted.uncertainty, end="")
+    print("\n".join(done.lines()))
+    print(f"in {output}: " + ", ".join(f"NAME{suffix}" for suffix in output_options.suffixes))
+    if output_options.uncertainty:
+        print(f"NAME_uncertainty.png, black to pale yellow: {output_options.scale(run.label_set)}")
+
+
+def _predict_options(run: TrainedRun, **threshold) -> inference.PredictOptions:
+    rate = head_rate(run, FLAGS.rate, FLAGS.samples, FLAGS.passes)
+    names = ("tile", "scale", "overlap", "batch", "augment", "samples", "passes", "seed")
+    try:
+        return inference.predict_options(
+            tuple(run.config.data.size), **{name: FLAGS[name].value for name in names}, rate=rate, **threshold
+        )
+    except ValueError as error:
+        raise app.UsageError(f"--{error}") from error  # its first word is the option
+
+
+def _output_options(only: int | None, options: inference.PredictOptions) -> inference.OutputOptions:
+    measure = FLAGS.uncertainty or options.uncertainties[0]
+    if measure not in options.uncertainties:
+        raise app.UsageError(f"--uncertainty={measure} needs several samples; add --samples=30 or --passes=30")
+    return inference.OutputOptions(
+        overlay=FLAGS.overlay,
+        only=only,
+        uncertainty=FLAGS.uncertainty is not None,
+        measure=measure,
+        maximum=FLAGS.uncertainty_max,
+        probabilities=FLAGS.probabilities,
+        palette=FLAGS.palette,
+        sheet=FLAGS.contact_sheet,
+    )
+
+
+def _origin(run: TrainedRun, options: inference.PredictOptions, output_options: inference.OutputOptions) -> dict:
+    """Returns what the files depend on: the network, the threshold, the colours and the options."""
+    return {
+        "checkpoint": str(run.workdir),
+        "step": int(run.state.step),
+        "network": fingerprint(run),
+        "threshold_log_odds": options.threshold,
+        "class": FLAGS["class"].value,
+        "palette": FLAGS.palette,
+        "uncertainty": output_options.measure,
+        "uncertainty_max": FLAGS.uncertainty_max,
+    } | options.non_default()
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
-    flags.DEFINE_string("output", "predictions", "The folder for NAME_mask.png (class indices) and the pictures.")
+    flags.DEFINE_string("checkpoint", None, "Workdir of a run (its best checkpoint) or WORKDIR/checkpoints/STEP.")
+    flags.DEFINE_string("output", "predictions", "Folder for NAME_mask.png (class indices) and the pictures.")
     flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under the colours of its classes.")
-    flags.DEFINE_string("class", None, "The class of a threshold, and the only one that overlays show.")
+    flags.DEFINE_string("class", None, "Class of the threshold, and the only one that overlays show.")
     cli.define_bare_or_one_of("uncertainty", inference.UNCERTAINTIES, "Write NAME_uncertainty.png.")
-    flags.DEFINE_float("uncertainty_max", None, "What it shows lightest; default: see the end of the output.", 1e-9)
+    flags.DEFINE_float("uncertainty_max", None, "Uncertainty with the lightest colour; printed at the end.", 1e-9)
     flags.DEFINE_bool("probabilities", False, "Write NAME_probabilities.npz: float32 [H, W, C], and uncertainties.")
-    flags.DEFINE_bool("palette", False, "Give the masks the classes' colours as a palette; the indices stay.")
+    flags.DEFINE_bool("palette", False, "Store the classes' colours in the masks as a palette; the indices stay.")
     flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, up to 24 of the images in small.")
-    flags.DEFINE_float("threshold", None, "The probability from which on a pixel is --class, or the 2nd of 2.")
-    flags.DEFINE_float("at_precision", None, "The threshold at which --class reached this precision in evaluation.")
-    flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "At a file that is no image: stop, or leave it out.")
-    flags.DEFINE_enum("augment", "none", list(inference.AUGMENTATIONS), "Mean over mirrored, turned or resized images.")
-    flags.DEFINE_integer("samples", 0, "Mean over so many dropout masks of the head; 0: the clean pass.")
-    flags.DEFINE_integer("passes", 0, "Mean over so many whole passes with the network's own dropout on; 0: none.")
-    flags.DEFINE_float("rate", None, "Of the head's dropout; default: what the network was trained with.", 0, 0.99)
-    flags.DEFINE_integer("seed", 0, "Of the dropout masks.")
-    cli.define_size("tile", "Predict in tiles of this size, at --scale; default: the whole, resized as in training.")
-    flags.DEFINE_float("scale", None, "Resize images by this factor, for tiles; default 1.")
+    flags.DEFINE_float("threshold", None, "Probability from which a pixel is --class, of two classes the second.")
+    flags.DEFINE_float("at_precision", None, "Use the threshold at which --class reached this precision in evaluation.")
+    flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a file that is not an image, or skip it.")
+    flags.DEFINE_enum(
+        "augment", "none", list(inference.AUGMENTATIONS), "Average over mirrored, turned or resized images."
+    )
+    flags.DEFINE_integer("samples", 0, "Average over this many dropout masks of the head; 0: no dropout.")
+    flags.DEFINE_integer("passes", 0, "Average over this many whole passes with the network's own dropout on; 0: none.")
+    flags.DEFINE_float("rate", None, "Dropout rate of the head; default: that of training.", 0, 0.99)
+    flags.DEFINE_integer("seed", 0, "Seed of the dropout masks.")
+    cli.define_size("tile", "Predict in tiles of this size, at --scale; default: the whole image, resized.")
+    flags.DEFINE_float("scale", None, "Factor that images are resized by before they are cut into tiles; default 1.")
     flags.DEFINE_integer("overlap", None, "Pixels that tiles share; default a quarter of the shorter side.")
-    flags.DEFINE_integer("batch", 1, "Tiles, or whole images, at a time.", lower_bound=1)
+    flags.DEFINE_integer("batch", 1, "Tiles, or whole images, that pass the network together.", lower_bound=1)
     flags.register_validator("threshold", lambda p: p is None or 0 < p < 1, "expected a probability in (0, 1)")
     flags.mark_flags_as_mutual_exclusive(["threshold", "at_precision"])
     cli.run(main, required=["checkpoint"])

@@ -116,7 +116,7 @@ def test_prediction_of_a_folder_writes_all_that_is_asked_for_and_carries_on(run,
     assert origin["tile"] == [32, 48]
     assert (origin["augment"], origin["samples"], origin["rate"], origin["overlap"]) == ("flip", 2, 0.1, 8)
     again = python(*command, street / "**" / "*.png")
-    assert "predicted 0 image(s); 1 had been predicted before and are kept" in again.stdout
+    assert "predicted 0 image(s); kept 1 that had been predicted before" in again.stdout
 
 
 def test_the_threshold_of_a_precision_is_said_with_its_recall(run, street, tmp_path, python):
@@ -134,7 +134,7 @@ def test_a_precision_out_of_reach_is_one_line_with_the_highest(run, street, tmp_
     assert done.returncode == 1
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(said) == 1, done.stderr
-    assert f"no threshold of {run[0]} reached a precision of 1 for debris on val; the highest is 0." in said[0]
+    assert f"no threshold of {run[0]} reaches it for debris on val; the highest precision is 0." in said[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -142,8 +142,8 @@ def test_a_precision_out_of_reach_is_one_line_with_the_highest(run, street, tmp_
     ("flags", "said"),
     [
         (["--class=dust"], "--class: expected one of background, debris; got 'dust'"),
-        (["--uncertainty=variance"], "--uncertainty=variance is what samples disagree on, and one clean pass is one"),
-        (["--samples=2", "--uncertainty"], "was trained without dropout of it (config.model.dropout = 'none')"),
+        (["--uncertainty=variance"], "--uncertainty=variance needs several samples; add --samples=30 or --passes=30"),
+        (["--samples=2", "--uncertainty"], "was trained without dropout of the head (config.model.dropout = 'none')"),
         (["--threshold=0.5", "--at_precision=0.9"], "At most one of (threshold, at_precision) must have a value"),
     ],
 )
@@ -158,7 +158,7 @@ def test_an_exported_network_predicts_an_image_by_its_own_script(run, street, tm
     folder = tmp_path / "exported"
     done = python("-m", "segjax.export", f"--checkpoint={run[0]}", f"--output={folder}")
     assert done.returncode == 0, done.stderr
-    assert "unet of step 2: any size, padded to multiples of 4; cpu, cuda, tpu" in done.stdout
+    assert "unet of step 2: images of any size; cpu, cuda, tpu" in done.stdout
     ran = python(folder / "run.py", street / "è" / "one.png")
     assert ran.returncode == 0, ran.stderr
     mask = np.asarray(Image.open(street / "è" / "one_mask.png"))

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Integer, Key, Shaped
 
 from segjax.data.labels import VOID
+from segjax.data.resize import resize
 
 
 class _Window(NamedTuple):
@@ -50,15 +51,21 @@ def example_keys(
 
 
 def prepare(
-    images: Shaped[Array, "..."], *, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+    images: Shaped[Array, "..."],
+    *,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    sizes: Integer[ArrayLike, "b 2"] | None = None,
 ) -> Float[Array, "b h w c"]:
-    """Evaluation's half of `augment`: (x / 255 - mean) / std, resized to `size`; nothing random.
+    """Resizes images to `size`, then normalises them: (x / 255 - mean) / std. Nothing is random.
 
     Args:
         images: uint8 `[B, H, W, C]`.
         size: height and width of the result; static.
-        mean: of the pixels in 0..1, one value or one a channel.
+        mean: of the pixels in 0..1, one value or one per channel.
         std: likewise.
+        sizes: `[B, 2]`, the height and width of each image in the top left corner of its array; None: all of it.
 
     Returns:
         float32 `[B, h, w, C]`; linear interpolation, antialiased.
@@ -71,8 +78,8 @@ def prepare(
     [2. 2. 2.]
     """
     _check_images(images, size, mean, std)
-    shape = (images.shape[0], *size, images.shape[-1])
-    return jax.image.resize(normalise(images, mean, std), shape, "linear", antialias=True)
+    resized = resize(images.astype(jnp.float32), size, antialias=True, from_sizes=sizes)
+    return normalise(resized, mean, std)
 
 
 def augment(
@@ -143,34 +150,6 @@ def augment(
         return image, label
 
     return jax.vmap(one)(images, labels, keys)
-
-
-def resize_logits_to(
-    logits: Float[Array, "b h w c"], out_shape: tuple[int, int], sizes: Integer[Array, "b 2"]
-) -> Float[Array, "b H W c"]:
-    """Logits at each example's own resolution, in the top left corner of a canvas: one compilation for all sizes.
-
-    Bilinear with half-pixel centres and no antialiasing. Where an example's size is the canvas this is
-    `jax.image.resize(…, "bilinear", antialias=False)`.
-
-    Args:
-        logits: `[B, h, w, C]`.
-        out_shape: height and width of the canvas; static.
-        sizes: `[B, 2]`, native height and width of each example, at most the canvas; traced.
-
-    Returns:
-        `[B, H, W, C]`, the logits' dtype; 0 outside an example's size.
-
-    >>> resize_logits_to(jnp.ones((1, 2, 2, 1)), (3, 4), jnp.array([[3, 2]]))[0, 0, :, 0]
-    Array([1., 1., 0., 0.], dtype=float32)
-    """
-    shape = (*out_shape, logits.shape[-1])
-
-    def one(example: jax.Array, native: jax.Array) -> jax.Array:
-        zoom = native.astype(jnp.float32) / jnp.asarray(example.shape[:2], jnp.float32)
-        return jax.image.scale_and_translate(example, shape, (0, 1), zoom, jnp.zeros(2), "linear", antialias=False)
-
-    return jax.vmap(one)(logits, sizes)
 
 
 def normalise(images: Shaped[Array, "..."], mean: Sequence[float], std: Sequence[float]) -> Shaped[Array, "..."]:

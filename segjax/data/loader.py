@@ -135,7 +135,6 @@ def eval_batches(
     source: Source,
     *,
     global_batch_size: int,
-    size: tuple[int, int] | None,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
@@ -148,25 +147,23 @@ def eval_batches(
     Args:
       source: the split, of N images.
       global_batch_size: G, over all hosts.
-      size: height and width to resize images to if they differ in size; otherwise they stay native.
       process_index: this host.
       process_count: hosts; must divide G.
       workers: processes that read; 0 reads in threads of this one.
       prefetch: batches to have ready, per worker.
 
     Yields:
-      Dicts of "image" uint8 `[b, H, W, C]`; "label" uint8 `[b, Hn, Wn]` at *native* resolution, filled up at the bottom
-      and the right with void to the largest size of the split; "size" int32 `[b, 2]`, the native height and width;
-      "where" bool `[b]`, False for what only fills the batch; "name" `[b]`.
+      Dicts of "image" uint8 `[b, H, W, C]` and "label" uint8 `[b, H, W]`, both at their own resolution and padded at
+      the bottom and the right, images with 0 and labels with void, to the largest size of the split; "size" int32
+      `[b, 2]`, the height and width of each image; "where" bool `[b]`, False for examples that only fill the
+      batch; "name" `[b]`.
 
     Raises:
-      ValueError: hosts that do not divide the batch, or no `size` for a split of different sizes.
+      ValueError: hosts that do not divide the batch.
     """
     share = _share(global_batch_size, process_index, process_count)
-    if size is None and source.native_size is None:
-        raise ValueError("the images of this split have different sizes; expected a size to resize them to, got None")
     count = -(-len(source) // global_batch_size)
-    padded = grain.MapDataset.range(count * global_batch_size).map(EvalExamples(source, size))
+    padded = grain.MapDataset.range(count * global_batch_size).map(EvalExamples(source))
     shard = padded.batch(share)[process_index::process_count]
 
     def batches() -> Iterator[Batch]:
@@ -208,24 +205,28 @@ def _resize(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
 
 
 class EvalExamples:
-    """Example i of a split as `eval_batches` has it, or what fills the last batch if there are fewer."""
+    """Example i of a split as one row of `eval_batches`' batches, or a filler where the split has fewer."""
 
-    def __init__(self, source: Source, size: tuple[int, int] | None):
-        self._source, self._size = source, source.native_size or size
+    def __init__(self, source: Source):
+        self._source = source
 
     def __call__(self, index: int) -> dict[str, Any]:
-        """One row of `eval_batches`' batches, without their axis."""
-        label = np.full(self._source.largest_size, VOID, np.uint8)
-        if index >= len(self._source):
-            image = np.zeros((*self._size, self._source.channels), np.uint8)
-            native, name = self._source.largest_size, ""
-        else:
+        """Returns example `index`, padded to the largest size of the split."""
+        size = tuple(self._source.largest_size)
+        image = np.zeros((*size, self._source.channels), np.uint8)
+        label = np.full(size, VOID, np.uint8)
+        is_example, name = index < len(self._source), ""
+        if is_example:
             example = self._source[index]
-            native, name = example["label"].shape, example["name"]
-            label[: native[0], : native[1]] = example["label"]
-            image = _resize(example["image"], self._size)
-        where = np.bool_(index < len(self._source))
-        return {"image": image, "label": label, "size": np.array(native, np.int32), "where": where, "name": name}
+            name, size = example["name"], example["label"].shape
+            image[: size[0], : size[1]], label[: size[0], : size[1]] = example["image"], example["label"]
+        return {
+            "image": image,
+            "label": label,
+            "size": np.array(size, np.int32),
+            "where": np.bool_(is_example),
+            "name": name,
+        }
 
 
 def _iterate(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.DatasetIterator:

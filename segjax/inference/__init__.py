@@ -1,73 +1,79 @@
-"""Using what was trained."""
+"""Prediction with trained networks: masks, uncertainties, tiles, files, pictures and exports."""
 
-from segjax.inference.augmented import (
+from segjax.inference.augmentation import (
     SYMMETRIES,
     Symmetry,
-    augmented_moments,
+    augmented_statistics,
     dropout_head,
     restored,
     transformed,
 )
-from segjax.inference.crf import dense_crf
-from segjax.inference.engine import Engine, Prediction, make_engine
-from segjax.inference.ensemble import (
+from segjax.inference.export import lower_network, write_export
+from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds, predict_logits, probabilities
+from segjax.inference.monte_carlo import (
+    SampleStatistics,
+    Uncertainty,
     analytic_uncertainty,
     head_uncertainty,
+    head_uncertainty_maps,
+    maps_to_statistics,
     predict_with_uncertainty,
+    sample_statistics,
+    statistics_to_maps,
+    uncertainty_of,
     whole_passes,
 )
-from segjax.inference.measures import head_measures
-from segjax.inference.moments import Moments, Uncertainty, packed, uncertainty_of, unpacked
-from segjax.inference.pictures import Found, ImageFile, Wanted, png
-from segjax.inference.predictions import Done, done_lines, write_predictions, written_here
-from segjax.inference.sampling import sampled_moments
+from segjax.inference.options import AUGMENTATIONS, UNCERTAINTIES, PredictOptions, predict_options
+from segjax.inference.predictor import Prediction, Predictor
 from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
-from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, panel, thumbnail, tiles
-from segjax.inference.way import AUGMENTATIONS, UNCERTAINTIES, Way, chosen_way
+from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, thumbnail, tiles
+from segjax.inference.writer import OutputOptions, WriteSummary, is_prediction_file, png, write_predictions
 
 __all__ = [
     "AUGMENTATIONS",
     "SYMMETRIES",
     "UNCERTAINTIES",
-    "Done",
-    "Engine",
-    "Found",
-    "ImageFile",
-    "Moments",
+    "OutputOptions",
+    "PredictOptions",
     "Prediction",
+    "Predictor",
+    "Preprocessing",
+    "SampleStatistics",
     "Symmetry",
     "Tiles",
     "Uncertainty",
-    "Wanted",
-    "Way",
+    "WriteSummary",
     "analytic_uncertainty",
-    "augmented_moments",
-    "chosen_way",
+    "augmented_statistics",
+    "class_logits",
+    "classify",
     "contact_sheet",
-    "dense_crf",
-    "done_lines",
     "dropout_head",
     "example_tiles",
-    "head_measures",
     "head_uncertainty",
+    "head_uncertainty_maps",
     "heatmap",
+    "is_prediction_file",
     "legend",
-    "make_engine",
+    "log_odds",
+    "lower_network",
+    "maps_to_statistics",
     "overlay",
-    "packed",
-    "panel",
     "png",
+    "predict_logits",
+    "predict_options",
     "predict_tiled",
     "predict_with_uncertainty",
+    "probabilities",
     "restored",
-    "sampled_moments",
+    "sample_statistics",
+    "statistics_to_maps",
     "thumbnail",
     "tiles",
     "tiles_along",
     "transformed",
     "uncertainty_of",
-    "unpacked",
     "whole_passes",
+    "write_export",
     "write_predictions",
-    "written_here",
 ]

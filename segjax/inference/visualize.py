@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from segjax.data.labels import LabelSet, colorize
 
-_STRIP, _GAP, _BAR, _SCALE = 16, 4, 8, 44  # pixels: titles' height; widths between columns, of the scale, and all of it
+_GAP = 4  # pixels between columns
 _WHITE, _INK, _NO_VALUE = 255, (32, 32, 32), (128, 128, 128)
 # matplotlib's inferno as OpenCV has it, black over red to pale yellow: its lightness grows evenly.
 _COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1].copy()
@@ -63,60 +63,6 @@ def heatmap(values: Float[np.ndarray, "*shape"], maximum: float) -> UInt8[np.nda
     undefined = np.isnan(values)
     places = np.round(255 * np.clip(np.where(undefined, 0, values) / maximum, 0, 1)).astype(np.uint8)
     return np.where(undefined[..., None], np.array(_NO_VALUE, np.uint8), _COLOURS[places])
-
-
-def panel(
-    image: UInt8[np.ndarray, "H W C"],
-    truth: Integer[np.ndarray, "H W"] | None,
-    prediction: Integer[np.ndarray, "H W"],
-    uncertainty: Float[np.ndarray, "H W"],
-    palette: UInt8[np.ndarray, "classes 3"],
-    *,
-    maximum: float | None = None,
-    titles: Sequence[str] = ("image", "truth", "prediction", "uncertainty"),
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Image, truth, prediction and uncertainty side by side, with titles and the scale of the uncertainty.
-
-    Args:
-      image: uint8 `[H, W, C]`, C = 3 (RGB) or 1 (grey).
-      truth: train ids, void 255 in black; None: there is none, and no column for it.
-      prediction: train ids.
-      uncertainty: floating, ≥ 0, NaN in grey.
-      palette: RGB, a row a class.
-      maximum: the uncertainty that has the lightest colour; None: the largest there is.
-      titles: four, that of the truth unused where there is none.
-
-    Returns:
-      uint8 RGB, a strip of titles higher than H, and a scale of 0 to `maximum` at the right.
-
-    Raises:
-      ValueError: not four titles, sizes that differ, an id without a colour, or a `maximum` that is not finite and
-        more than 0.
-
-    >>> grey, road = np.full((48, 64, 1), 90, np.uint8), np.zeros((48, 64), int)
-    >>> panel(grey, road, road, np.ones((48, 64)), np.array([[128, 64, 128]], np.uint8)).shape
-    (64, 316, 3)
-    """
-    if len(titles) != 4:
-        raise ValueError(f"titles must be four, of image, truth, prediction and uncertainty; got {len(titles)}")
-    height, width = image.shape[:2]
-    for name, given in (("truth", truth), ("prediction", prediction), ("uncertainty", uncertainty)):
-        if given is not None and given.shape != (height, width):
-            raise ValueError(f"{name} must have the image's size, {(height, width)}; got {given.shape}")
-    if maximum is None:
-        finite = uncertainty[np.isfinite(uncertainty)]
-        # Nothing but zeros is drawn as zeros, whatever the scale.
-        maximum = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
-    pictures = [
-        np.broadcast_to(image, (height, width, 3)),
-        None if truth is None else colorize(truth, palette),
-        colorize(prediction, palette),
-        heatmap(uncertainty, maximum),
-    ]
-    columns = [_titled(p, title) for p, title in zip(pictures, titles, strict=True) if p is not None]
-    gap = np.full((columns[0].shape[0], _GAP, 3), _WHITE, np.uint8)
-    parts = [part for column in columns for part in (column, gap)]
-    return np.concatenate([*parts, _scale(height, maximum)], axis=1)
 
 
 def contact_sheet(
@@ -267,21 +213,3 @@ def _legend(label_set: LabelSet, total: int) -> list[UInt8[np.ndarray, "h total 
         draw.text((left + 18, 3), name, fill=_INK, font=font)
         left += needed
     return [np.asarray(line) for line in lines]
-
-
-def _titled(picture: UInt8[np.ndarray, "H W 3"], title: str) -> UInt8[np.ndarray, "height W 3"]:
-    strip = np.full((_STRIP, picture.shape[1], 3), _WHITE, np.uint8)
-    return np.concatenate([_write(strip, title, (2, _STRIP - 5)), picture])
-
-
-def _scale(height: int, maximum: float) -> UInt8[np.ndarray, "h w 3"]:
-    """The colours from `maximum`, at the top, to 0."""
-    bar = heatmap(np.repeat(np.linspace(maximum, 0, height)[:, None], _BAR, axis=1), maximum)
-    picture = np.full((height + _STRIP, _SCALE, 3), _WHITE, np.uint8)
-    picture[_STRIP:, :_BAR] = bar
-    _write(picture, f"{maximum:.3g}", (_BAR + 3, _STRIP + 9))
-    return _write(picture, "0", (_BAR + 3, _STRIP + height - 1))
-
-
-def _write(picture: UInt8[np.ndarray, "h w 3"], text: str, at: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    return cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, _INK, 1, cv2.LINE_AA)

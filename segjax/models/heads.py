@@ -138,7 +138,7 @@ def head_samples(
     Head k has its own masks, whatever K is: the first 3 of 30 heads are the 3 of 3. K masks per channel take F · K
     random numbers an image, masks per element H · W times as many, which is then most of the time. The heads are
     computed one after another, and K copies of the features never exist, in the backward pass neither. For prediction
-    with large K, `segjax.inference.ensemble.head_uncertainty` does not even hold K sets of logits.
+    with large K, `segjax.inference.head_uncertainty` does not even hold K sets of logits.
 
     Args:
         features: x, `[B, H, W, F]`, any floating dtype; the product is computed in float32 at least.

@@ -11,7 +11,7 @@ import jinja2
 from etils import epath
 
 from segjax.reporting.tables import Table, format_rows, latex, markdown, to_csv
-from segjax.training.storage import write_bytes
+from segjax.storage import write_bytes
 
 
 class Picture(NamedTuple):

@@ -1,29 +1,12 @@
 """Training and evaluation: `train(config, workdir)` and what it is made of."""
 
 from segjax.data import DataError, LoaderDied, open_split, skipped_lines
-from segjax.data.io import named_images
-from segjax.training.artifact import export_run
+from segjax.storage import StorageError
 from segjax.training.checkpoint import CheckpointError
 from segjax.training.config import ConfigError, changed, defaults, validate
-from segjax.training.inspection import Inspection, Shown, inspect_run
 from segjax.training.loop import NonFiniteLoss, train
 from segjax.training.metrics_writer import read_log
 from segjax.training.preemption import Terminated
-from segjax.training.run import (
-    Run,
-    chosen_threshold,
-    class_named,
-    digest_of,
-    facts_of,
-    fingerprint,
-    head_rate,
-    load_run,
-    no_nan,
-    read_image,
-    run_predictor,
-    score_run,
-)
-from segjax.training.storage import StorageError
 
 MISTAKES = (
     ConfigError,
@@ -42,30 +25,13 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
-    "Inspection",
     "NonFiniteLoss",
-    "Run",
-    "Shown",
     "StorageError",
     "Terminated",
     "changed",
-    "chosen_threshold",
-    "class_named",
     "defaults",
-    "digest_of",
-    "export_run",
-    "facts_of",
-    "fingerprint",
-    "head_rate",
-    "inspect_run",
-    "load_run",
-    "named_images",
-    "no_nan",
     "open_split",
-    "read_image",
     "read_log",
-    "run_predictor",
-    "score_run",
     "skipped_lines",
     "train",
     "validate",

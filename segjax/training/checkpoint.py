@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from segjax.training.storage import in_bucket, path_of, saying
+from segjax.storage import in_bucket, path_of, saying
 from segjax.training.train_step import TrainState
 
 FOLDER = "checkpoints"

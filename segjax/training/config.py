@@ -341,7 +341,7 @@ def validate(config: ConfigDict) -> None:
         check_known(key, value)
     for key, field in FIELDS.items():
         if key not in given:
-            raise ConfigError(f"config.{key} is missing; start from segjax.training.defaults() to have every field")
+            raise ConfigError(f"config.{key} is missing; start from segjax.training.config() to have every field")
         value, choices = given[key], tuple(DATASETS) if key == "data.name" else field.choices
         if choices and value not in choices:
             raise ConfigError(f"config.{key} must be one of {', '.join(map(str, choices))}; got {value!r}")

@@ -5,45 +5,100 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from segjax import metrics
-from segjax.data import Source, colorize, eval_batches
+from segjax.data import VOID, Source, colorize, eval_batches
+from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds, predict_logits
 from segjax.training import parallel
 from segjax.training.train_step import TrainState
 
-# What the device reads of a batch; file names stay on the host.
-_DEVICE_KEYS = ("image", "label", "size", "where")
+_DEVICE_KEYS = ("image", "label", "size", "where")  # file names stay on the host
+
+
+def preprocessing_of(config: ConfigDict, num_classes: int) -> Preprocessing:
+    """Returns the input and classes of the network of `config`."""
+    data = config.data
+    return Preprocessing(tuple(data.size), data.channels, tuple(data.mean), tuple(data.std), num_classes)
 
 
 def evaluate(eval_step: Callable, state: TrainState, source: Source, config: ConfigDict, mesh) -> dict[str, Any]:
-    """Scores over every image of `source` once, against labels at their own resolution.
+    """Scores every image of `source` once, against labels at their own resolution.
 
     Args:
-      eval_step: `make_eval_step`'s function, mapped by `parallel.map_step`.
+      eval_step: function of `make_eval_step`, mapped by `parallel.map_step`.
       state: the replicated state.
       source: the split.
       config: the run's config.
       mesh: the devices.
 
     Returns:
-      `segjax.metrics.segmentation_scores`' keys as floats and lists, "confusion" (int64 rows), "images", "skipped" (bad
-      images that were left out), "classes" (the names), and for two classes "average_precision",
-      "average_precision_bounds", "auroc", "best_iou" of class 1, the last at the probability "best_threshold". Ready
-      for JSON.
+      The keys of `segjax.metrics.segmentation_scores` as floats and lists, "confusion" (int64 rows), "images",
+      "skipped" (bad images that were left out), "classes" (the names), and for two classes "average_precision",
+      "average_precision_bounds", "auroc", "best_iou" of class 1 and "best_threshold", the probability at which it is
+      reached. Ready for JSON.
     """
-    totals = add_up(counter(eval_step, state, config, mesh), source, config)
-    return about(source) | scores(totals)
+    totals = sum_counts(counter(eval_step, state, config, mesh), source, config)
+    return split_facts(source) | scores(totals)
 
 
-def about(source: Source) -> dict[str, Any]:
-    """What `evaluate` says of the split itself."""
+def split_facts(source: Source) -> dict[str, Any]:
+    """Returns the entries of `evaluate` that describe the split."""
     return {"images": len(source), "skipped": len(source.skipped), "classes": list(source.label_set.names)}
 
 
+def make_eval_step(config: ConfigDict, model: Any, num_classes: int, axis_name: str | None) -> Callable:
+    """Builds `step(state, batch) -> counts`, which add over batches: those of `score_counts`."""
+    preprocessing = preprocessing_of(config, num_classes)
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        labels, where = kept_labels(batch)
+        logits = predict_logits(model, state.variables, batch["image"], batch["size"], preprocessing)
+        return score_counts(logits, labels, num_classes, where=where, axis_name=axis_name)
+
+    return step
+
+
+def make_ranking_step(config: ConfigDict, model: Any, num_classes: int, number: int, axis_name: str | None) -> Callable:
+    """Builds `step(state, batch) -> counts`, which add over batches: "scores", a histogram of class `number`."""
+    preprocessing = preprocessing_of(config, num_classes)
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        labels, where = kept_labels(batch)
+        logits = predict_logits(model, state.variables, batch["image"], batch["size"], preprocessing)
+        odds = metrics.class_log_odds(class_logits(logits, num_classes))[..., number]
+        return {"scores": metrics.score_histogram(odds, labels == number, where=where, axis_name=axis_name)}
+
+    return step
+
+
+def kept_labels(batch: dict[str, jax.Array]) -> tuple[Int[Array, "b H W"], Bool[Array, "b H W"]]:
+    """Returns the labels of a batch of `eval_batches`, and where they count: not void, and not a filler example."""
+    labels = batch["label"].astype(jnp.int32)
+    return labels, (labels != VOID) & batch["where"][:, None, None]
+
+
+def score_counts(
+    outputs: Float[Array, "b H W outputs"],
+    labels: Int[Array, "b H W"],
+    num_classes: int,
+    *,
+    where: Bool[Array, "b H W"],
+    axis_name: str | None,
+) -> dict[str, Array]:
+    """Returns "confusion", and for two classes "scores", the score histogram of class 1: the counts of `scores`."""
+    predictions = classify(outputs, num_classes)
+    counts = {"confusion": metrics.confusion_matrix(labels, predictions, num_classes, where=where, axis_name=axis_name)}
+    if num_classes == 2:
+        counts["scores"] = metrics.score_histogram(log_odds(outputs), labels == 1, where=where, axis_name=axis_name)
+    return counts
+
+
 def counter(step: Callable, state: TrainState, config: ConfigDict, mesh) -> Callable:
-    """`count(batch)` for `add_up`: `step(state, batch)`, mapped by `parallel.map_step`, of a replicated state."""
+    """Returns `count(batch)` for `sum_counts`: a mapped `step(state, batch)` of a replicated state."""
 
     def count(batch: dict[str, np.ndarray]) -> Any:
         return parallel.unreplicate(step(state, parallel.shard(batch, config, mesh)), config)
@@ -51,17 +106,16 @@ def counter(step: Callable, state: TrainState, config: ConfigDict, mesh) -> Call
     return count
 
 
-def add_up(count: Callable, source: Source, config: ConfigDict) -> dict[str, Any]:
-    """What `count(batch)` gives, added up over every image of `source` once.
+def sum_counts(count: Callable, source: Source, config: ConfigDict) -> dict[str, Any]:
+    """Returns the sum of `count(batch)` over every image of `source` once.
 
-    A batch holds "image", "label", "size" and "where" (False: no such image), on the host. Integers are added in int64,
-    floats in float64: on the device int32 is exact for a batch, and a split of Cityscapes' size needs more.
+    A batch has "image", "label", "size" and "where" of `eval_batches`, on the host. Integers are added in int64 and
+    floats in float64: int32 on the device is exact for one batch, but not for a split as large as Cityscapes.
     """
     totals: dict[str, Any] | None = None
     batches = eval_batches(
         source,
         global_batch_size=config.training.global_batch,
-        size=tuple(config.data.size),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=config.data.workers,
@@ -77,7 +131,7 @@ def _widened(counts: jax.Array) -> np.ndarray:
 
 
 def scores(counts: dict[str, Any]) -> dict[str, Any]:
-    """`evaluate`'s scores from the added counts of an evaluation step."""
+    """Returns the scores of `evaluate` from the summed counts of an evaluation step."""
     result = {"confusion": counts["confusion"].tolist()}
     result |= {k: np.asarray(v).tolist() for k, v in metrics.segmentation_scores(counts["confusion"]).items()}
     if "scores" in counts:
@@ -91,16 +145,16 @@ def scores(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def contact_sheet(predictors: Sequence[Callable], source: Source, indices: Iterable[int], gap: int = 4) -> np.ndarray:
-    """A picture to look at: a row an image of `source`, with image, truth and what each predictor says.
+    """Returns a picture with one row per image of `source`: image, truth, and the mask of each predictor.
 
     Args:
-      predictors: functions from a uint8 image `[H, W, C]` to a class a pixel, `[H, W]`.
+      predictors: `segjax.inference.Predictor`s.
       source: the split.
-      indices: which of its images.
-      gap: white pixels right of and below each panel.
+      indices: of the images.
+      gap: white pixels at the right of and below each panel.
 
     Returns:
-      uint8 RGB `[height, width, 3]`; black is void, white is where there is nothing.
+      uint8 RGB `[height, width, 3]`; void is black.
     """
     palette = source.label_set.palette
 
@@ -110,7 +164,7 @@ def contact_sheet(predictors: Sequence[Callable], source: Source, indices: Itera
     rows = []
     for index in indices:
         image, label = source[index]["image"], source[index]["label"]
-        masks = [label, *(predict(image) for predict in predictors)]
+        masks = [label, *(predictor(image).mask for predictor in predictors)]
         panels = [np.broadcast_to(image, (*label.shape, 3)), *(colorize(mask, palette) for mask in masks)]
         rows.append(np.hstack([padded(panel, gap) for panel in panels]))
     width = max(row.shape[1] for row in rows)
@@ -119,6 +173,6 @@ def contact_sheet(predictors: Sequence[Callable], source: Source, indices: Itera
 
 
 def rarest_first(source: Source, label: int) -> list[int]:
-    """The images of `source` in the order of how many pixels of class `label` they have, most first."""
+    """Returns the indices of the images of `source`, those with the most pixels of class `label` first."""
     counts = [int((source[i]["label"] == label).sum()) for i in range(len(source))]
     return sorted(range(len(source)), key=lambda i: -counts[i])

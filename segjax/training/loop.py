@@ -15,18 +15,18 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from segjax.data import Source, TrainLoader, open_split, skipped_lines, train_loader
+from segjax.inference import Predictor
+from segjax.storage import path_of, write_text
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import ConfigError, check_not_renamed, leaves, validate
-from segjax.training.evaluation import contact_sheet, evaluate
+from segjax.training.evaluation import contact_sheet, evaluate, make_eval_step, preprocessing_of
 from segjax.training.gradient_budget import budget_scalars
 from segjax.training.metrics_writer import MetricsWriter
 from segjax.training.objective import hparams_from_config
 from segjax.training.optimizer import hparams_at, phases
-from segjax.training.prediction import make_eval_step, make_predictor
 from segjax.training.preemption import EvaluationAborted, Preemption, Terminated
 from segjax.training.provenance import provenance
-from segjax.training.storage import path_of, write_text
 from segjax.training.train_step import TrainState, init_state, make_model, make_train_step
 
 CONFIG_FILE = "config.json"
@@ -84,7 +84,7 @@ def train(
     train_step = make_train_step(config, model, len(names), axis_name)
     train_step = parallel.map_step(train_step, config, mesh, arguments=3, donate=config.training.donate)
     eval_step = parallel.map_step(make_eval_step(config, model, len(names), axis_name), config, mesh, arguments=2)
-    predictor = make_predictor(config, model, len(names))
+    predictor = Predictor(model.clone(axis_name=None), None, preprocessing_of(config, len(names)))
     hparams, plan, steps = hparams_from_config(config), phases(config), config.training.steps
 
     with contextlib.ExitStack() as stack:
@@ -160,8 +160,10 @@ def train(
                     stopping = True
                 else:
                     writer.scalars(step, eval_scalars(scores))
-                    predict = predictor(parallel.local(parallel.unreplicate(state, config)))
-                    sheet = contact_sheet([predict], eval_source, range(min(4, len(eval_source))))
+                    local = parallel.local(parallel.unreplicate(state, config))
+                    sheet = contact_sheet(
+                        [predictor.with_variables(local.variables)], eval_source, range(min(4, len(eval_source)))
+                    )
                     writer.image(step, "eval/image_truth_prediction", sheet)
             unscored = evaluating and scores is None
             writer.publish()  # the log of a checkpoint is written before the checkpoint

@@ -12,8 +12,8 @@ from etils import epath
 from rich import progress
 from tensorboardX import SummaryWriter
 
+from segjax.storage import StorageError, in_bucket, path_of, saying, write_text
 from segjax.training.config import ConfigError
-from segjax.training.storage import StorageError, in_bucket, path_of, saying, write_text
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from segjax.data.augment import augment, example_keys, prepare, resize_logits_to
+from segjax.data.augment import augment, example_keys, prepare
 from segjax.data.labels import VOID
 
 NEUTRAL = {
@@ -253,28 +253,3 @@ def test_wrong_arguments_are_named(change, error, message):
     arrays = {"images": jnp.zeros((1, 4, 4, 3), jnp.uint8), "labels": jnp.zeros((1, 4, 4), jnp.uint8)}
     with pytest.raises(error, match=message):
         augment(**{**arrays, "keys": keys(1), **NEUTRAL, **change})
-
-
-def random_logits() -> jax.Array:
-    return jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 8, 3)), jnp.float32)
-
-
-def test_logits_of_canvas_size_are_a_bilinear_resize():
-    logits = random_logits()
-    for canvas in ((17, 23), (4, 5)):
-        actual = resize_logits_to(logits, canvas, jnp.full((2, 2), jnp.array(canvas)))
-        expected = jax.image.resize(logits, (2, *canvas, 3), "bilinear", antialias=False)
-        np.testing.assert_allclose(actual, expected, atol=1e-5)
-
-
-def test_every_size_of_example_shares_one_trace():
-    logits = random_logits()
-    traced = jax.jit(chex.assert_max_traces(lambda logits, sizes: resize_logits_to(logits, (20, 30), sizes), n=1))
-    chex.clear_trace_counter()
-    for sizes in ([[20, 30], [13, 7]], [[5, 30], [20, 1]]):
-        actual = traced(logits, jnp.array(sizes))
-        for example, image, (height, width) in zip(actual, logits, sizes, strict=True):
-            expected = jax.image.resize(image, (height, width, 3), "bilinear", antialias=False)
-            np.testing.assert_allclose(example[:height, :width], expected, atol=1e-5)
-            assert not example[height:].any()
-            assert not example[:, width:].any()

@@ -205,7 +205,7 @@ from segjax.data import eval_batches, open_split, train_loader
 
 data = SimpleNamespace(name="camvid", data_dir=sys.argv[1], manual_dir=sys.argv[2])
 batch = next(train_loader(open_split(data, "train"), global_batch_size=2, seed=0, size=None))
-read = sum(int(batch["where"].sum()) for batch in eval_batches(open_split(data, "val"), global_batch_size=2, size=None))
+read = sum(int(batch["where"].sum()) for batch in eval_batches(open_split(data, "val"), global_batch_size=2))
 print(batch["image"].shape, read, "tensorflow" in sys.modules)
 """
 

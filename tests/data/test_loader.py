@@ -205,20 +205,19 @@ def test_training_resizes_by_area_and_labels_by_nearest_neighbour(make, tmp_path
 
 def test_sizes_that_differ_need_one_to_resize_to():
     source = Memory([(4, 6), (5, 6)])
-    for load in (lambda: train_loader(source, global_batch_size=1, seed=0, size=None), lambda: evaluate(source, 1)):
-        with pytest.raises(ValueError, match="have different sizes; expected a size to resize them to, got None"):
-            load()
+    with pytest.raises(ValueError, match="have different sizes; expected a size to resize them to, got None"):
+        train_loader(source, global_batch_size=1, seed=0, size=None)
 
 
 def test_hosts_that_do_not_divide_the_batch_are_refused(ten):
     with pytest.raises(ValueError, match="3 hosts cannot share a global batch of 4 evenly"):
         train_loader(ten, global_batch_size=4, seed=0, size=None, process_count=3)
     with pytest.raises(ValueError, match=r"expected a process_index in 0..1; got 2"):
-        eval_batches(ten, global_batch_size=4, size=None, process_index=2, process_count=2)
+        eval_batches(ten, global_batch_size=4, process_index=2, process_count=2)
 
 
-def evaluate(source, batch, size=None, **more):
-    return list(eval_batches(source, global_batch_size=batch, size=size, **more))
+def evaluate(source, batch, **more):
+    return list(eval_batches(source, global_batch_size=batch, **more))
 
 
 def test_the_last_batch_is_filled_up_and_says_so(ten):
@@ -237,10 +236,10 @@ def test_every_image_counts_once_over_all_hosts(ten, hosts):
     assert Counter(names) == {f"image {i}": 1 for i in range(10)}
 
 
-def test_labels_stay_native_and_are_filled_up_with_void():
+def test_eval_batches_pads_images_and_labels_of_different_sizes():
     source = Memory([(4, 6), (5, 3), (2, 2)])
-    (batch,) = evaluate(source, 4, size=(3, 4))
-    assert batch["image"].shape == (4, 3, 4, 1)
+    (batch,) = evaluate(source, 4)
+    assert batch["image"].shape == (4, 5, 6, 1)
     assert batch["label"].shape == (4, 5, 6)
     assert batch["size"].tolist() == [[4, 6], [5, 3], [2, 2], [5, 6]]
     assert batch["size"].dtype == np.int32
@@ -249,7 +248,5 @@ def test_labels_stay_native_and_are_filled_up_with_void():
         inside[:height, :width] = True
         assert (batch["label"][i][inside] == i % 2).all()
         assert (batch["label"][i][~inside] == VOID).all()
-
-
-def test_images_of_one_size_stay_native_for_evaluation(ten):
-    assert evaluate(ten, 4, size=(2, 2))[0]["image"].shape == (4, 4, 6, 1)
+        np.testing.assert_array_equal(batch["image"][i, :height, :width], source[i]["image"])
+        assert not batch["image"][i][~inside].any()

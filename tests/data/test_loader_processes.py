@@ -155,6 +155,6 @@ def test_a_worker_ends_with_the_process_that_it_reads_for(make, tmp_path, proces
 
 
 def test_a_worker_process_evaluates_the_same(on_disk):
-    here, there = (list(eval_batches(on_disk, global_batch_size=5, size=None, workers=n)) for n in (0, 1))
+    here, there = (list(eval_batches(on_disk, global_batch_size=5, workers=n)) for n in (0, 1))
     for one, other in zip(here, there, strict=True):
         equal(one, other)

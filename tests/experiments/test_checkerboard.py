@@ -7,8 +7,8 @@ from experiments import checkerboard
 from segjax.data import label_set
 from segjax.models.upsampling import UPSAMPLINGS
 from segjax.reporting import markdown
+from segjax.trained_run import model_of
 from segjax.training import ConfigError, Run
-from segjax.training.run import model_of
 from segjax.training.train_step import init_state
 
 TINY = {

@@ -7,7 +7,8 @@ from etils import epath
 from experiments import crf_table
 from experiments.crf_table import PLAIN, Setting
 from segjax.reporting import as_markdown
-from segjax.training import Run, open_split, score_run
+from segjax.trained_run import TrainedRun, score_run
+from segjax.training import open_split
 from segjax.training.train_step import init_state, make_model
 
 CRF = Setting("both kernels", 1, 1, 10, 3)
@@ -19,7 +20,7 @@ def run(tiny_scenes, tmp_path_factory):
     config.model.prior = ()  # a network that was not trained then predicts both classes
     model, source = make_model(config, 2), open_split(config.data, "val")
     folder = epath.Path(tmp_path_factory.mktemp("run"))
-    return Run(folder, config, model, init_state(config, model), source.label_set), source
+    return TrainedRun(folder, config, model, init_state(config, model), source.label_set), source
 
 
 @pytest.fixture(scope="module")

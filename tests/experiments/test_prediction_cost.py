@@ -1,16 +1,16 @@
 import pytest
 
 from experiments import prediction_cost
-from segjax.inference import Way
+from segjax.inference import PredictOptions
 
 SIZE, TILE = (24, 32), (16, 16)
 
 
 def test_tiles_overlap_by_their_share_and_the_others_are_the_image():
     ways = {name: prediction_cost.way_of(SIZE, TILE, fields) for name, fields in prediction_cost.WAYS.items()}
-    assert ways["D4"] == Way(SIZE, scale=1.0, augment="d4")
-    assert ways["tiles, no overlap"] == Way(TILE, scale=1.0)
-    assert ways["tiles, D4 and 3 samples"] == Way(TILE, scale=1.0, overlap=4, augment="d4", samples=3)
+    assert ways["D4"] == PredictOptions(SIZE, scale=1.0, augment="d4")
+    assert ways["tiles, no overlap"] == PredictOptions(TILE, scale=1.0)
+    assert ways["tiles, D4 and 3 samples"] == PredictOptions(TILE, scale=1.0, overlap=4, augment="d4", samples=3)
 
 
 def test_every_case_is_timed_and_has_its_ratio(monkeypatch):

@@ -10,7 +10,8 @@ import pytest
 import rich.console
 
 from experiments import lockstep, sweep
-from segjax.training import ConfigError, load_run, train
+from segjax.trained_run import load_run
+from segjax.training import ConfigError, train
 
 GRID = sweep.product(sweep.axis("objective.gamma", 0.0, 2.0), sweep.axis("objective.alpha", 0.25, 0.75))
 SEEDS = (0, 1)

@@ -7,8 +7,8 @@ import pytest
 import rich.console
 
 from experiments import uncertainty_quality as quality
+from segjax.report import LOG_BINS
 from segjax.training import train
-from segjax.training.inspection import LOG_BINS
 
 
 def test_a_trained_network_gives_a_table_a_figure_and_json(tiny_recipe, tmp_path, python):

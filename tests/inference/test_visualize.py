@@ -1,11 +1,9 @@
-import inspect
-
 import cv2
 import numpy as np
 import pytest
 
 from segjax.data.labels import colorize, numbered_classes
-from segjax.inference import contact_sheet, example_tiles, heatmap, legend, overlay, panel, tiles
+from segjax.inference import contact_sheet, example_tiles, heatmap, legend, overlay, tiles
 
 IMAGE = np.full((2, 3, 3), 100, np.uint8)
 PALETTE = np.array([[200, 0, 0], [0, 150, 0]], np.uint8)
@@ -58,74 +56,6 @@ def test_values_outside_the_scale_have_its_end_and_nan_no_colour_of_it():
 def test_a_scale_without_extent_is_refused(maximum):
     with pytest.raises(ValueError, match=r"maximum must be finite and more than 0; got"):
         heatmap(UNSURE, maximum)
-
-
-def test_a_panel_holds_the_four_pictures_pixel_by_pixel():
-    drawn = panel(PHOTO, TRUTH, PREDICTION, UNSURE, PALETTE)
-    columns = [drawn[-40:, i * 64 : i * 64 + 60] for i in range(4)]
-    black = np.zeros((1, 3), np.uint8)
-    np.testing.assert_array_equal(columns[0], PHOTO)
-    np.testing.assert_array_equal(columns[1][0, :3], np.concatenate([PALETTE, black]))
-    np.testing.assert_array_equal(columns[2][0, :3], PALETTE[[1, 0, 0]])
-    np.testing.assert_array_equal(columns[3], heatmap(UNSURE, 2.0))
-
-
-def test_the_scale_runs_from_the_maximum_down_to_nothing():
-    bar = panel(PHOTO, TRUTH, PREDICTION, UNSURE, PALETTE)[-40:, 4 * 64]
-    np.testing.assert_array_equal(bar[[0, -1]], heatmap(np.array([1.0, 0.0]), 1.0))
-    assert (np.diff(bar.astype(int).sum(axis=-1)) < 0).all()
-
-
-def test_titles_and_the_maximum_are_written():
-    drawn = panel(PHOTO, TRUTH, PREDICTION, UNSURE, PALETTE)
-    others = panel(PHOTO, TRUTH, PREDICTION, UNSURE, PALETTE, titles=("a", "truth", "prediction", "uncertainty"))
-    strip = slice(0, drawn.shape[0] - 40)
-    assert (drawn[strip, :60] < 100).any()
-    assert not np.array_equal(drawn[strip, :60], others[strip, :60])
-    np.testing.assert_array_equal(drawn[:, 60:], others[:, 60:])
-    longer = panel(PHOTO, TRUTH, PREDICTION, UNSURE, PALETTE, maximum=4.0)
-    assert not np.array_equal(drawn[-40:, 4 * 64 + 8 :], longer[-40:, 4 * 64 + 8 :])
-
-
-def test_without_truth_there_is_no_column_for_it():
-    drawn = panel(PHOTO, TRUTH, PREDICTION, UNSURE, PALETTE)
-    without = panel(PHOTO, None, PREDICTION, UNSURE, PALETTE)
-    np.testing.assert_array_equal(without, np.concatenate([drawn[:, :64], drawn[:, 2 * 64 :]], axis=1))
-
-
-@pytest.mark.parametrize("uncertainty", [0 * UNSURE, np.nan * UNSURE], ids=["zeros", "NaN"])
-def test_an_uncertainty_without_a_maximum_is_drawn(uncertainty):
-    drawn = panel(PHOTO[..., :1], TRUTH, PREDICTION, uncertainty, PALETTE)
-    np.testing.assert_array_equal(drawn[-40:, 3 * 64 : 3 * 64 + 60], heatmap(uncertainty, 1.0))
-
-
-# Without the tests' import hook, as a user has it.
-RAW = inspect.unwrap(panel)
-BROKEN = {
-    "titles": (
-        lambda: RAW(PHOTO, None, PREDICTION, UNSURE, PALETTE, titles=("a", "b")),
-        r"titles must be four, of image, truth, prediction and uncertainty; got 2",
-    ),
-    "truth of another size": (
-        lambda: RAW(PHOTO, TRUTH[1:], PREDICTION, UNSURE, PALETTE),
-        r"truth must have the image's size, \(40, 60\); got \(39, 60\)",
-    ),
-    "uncertainty of a batch": (
-        lambda: RAW(PHOTO, TRUTH, PREDICTION, UNSURE[None], PALETTE),
-        r"uncertainty must have the image's size, \(40, 60\); got \(1, 40, 60\)",
-    ),
-    "a class without a colour": (
-        lambda: RAW(PHOTO, TRUTH, PREDICTION + 1, UNSURE, PALETTE),
-        r"no colour for train id 2; the palette has 2 classes",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(case):
-    call, message = BROKEN[case]
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 GREEN = np.full((30, 40, 3), (0, 200, 0), np.uint8)

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from segjax.training import defaults, parallel
+from segjax.training.evaluation import make_eval_step
 from segjax.training.objective import hparams_from_config
-from segjax.training.prediction import make_eval_step
 from segjax.training.train_step import init_state, make_model, make_train_step
 
 STEPS, EXAMPLES = 20, 4

@@ -15,16 +15,15 @@ import numpy as np
 import pytest
 import rich.console
 
+from segjax.storage import path_of
 from segjax.training import StorageError, train
 from segjax.training.checkpoint import CheckpointError, Checkpoints
 from segjax.training.config import leaves
-from segjax.training.storage import path_of
 from segjax.training.train_step import init_state, make_model
 
 ROOT = Path(__file__).parents[2]
 TRAIN = """
 import json, sys
-from segjax.training import train
 from segjax.training.config import from_leaves
 train(from_leaves(json.loads(sys.argv[1])), sys.argv[2])
 """

@@ -10,7 +10,8 @@ import pytest
 import rich.console
 
 from segjax.data import DataError, open_split
-from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, fingerprint, load_run, train
+from segjax.trained_run import fingerprint, load_run
+from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, train
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.evaluation import evaluate
 from segjax.training.train_step import init_state, make_model, make_train_step

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from segjax.training import ConfigError, loop, parallel
+from segjax.training.evaluation import make_eval_step
 from segjax.training.objective import hparams_from_config
-from segjax.training.prediction import make_eval_step
 from segjax.training.train_step import init_state, make_model, make_train_step
 
 RNG = np.random.default_rng(0)

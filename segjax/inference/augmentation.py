@@ -1,5 +1,6 @@
-"""Test-time augmentation: what a network says of an image turned, mirrored and resized, with Monte Carlo dropout or
-without. Each pair of an augmentation and a dropout sample is one sample; what is kept of them are `Moments`.
+"""Test-time augmentation: predictions of mirrored, turned and resized images, with or without Monte Carlo dropout.
+
+Each pair of an augmentation and a dropout sample is one sample of `SampleStatistics`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,15 +11,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer, Num, Real, Shaped
 
-from segjax.inference.ensemble import linear_head
-from segjax.inference.moments import Moments
-from segjax.inference.sampling import head_moments, sampled_moments
+from segjax.inference.monte_carlo import SampleStatistics, head_statistics, linear_head, sample_statistics
 from segjax.models import example_dropout_keys
 from segjax.models.dropout import checked_rate
 
 
 class Symmetry(NamedTuple):
-    """One of the eight symmetries of the square: flip the rows, flip the columns, then transpose, each or not."""
+    """A symmetry of the square: flip the rows, flip the columns, then transpose, each or not."""
 
     rows: bool | Bool[Array, ""] = False
     columns: bool | Bool[Array, ""] = False
@@ -28,19 +27,19 @@ class Symmetry(NamedTuple):
 _BOTH = (False, True)
 SYMMETRIES = {
     "none": (Symmetry(),),
-    # What a camera on a road may see: left and right are alike, up and down are not.
+    # Road scenes: left and right are alike, up and down are not.
     "mirror": (Symmetry(), Symmetry(columns=True)),
     "flips": tuple(Symmetry(r, c) for r in _BOTH for c in _BOTH),
-    # Of pictures from above or through a microscope.
+    # Aerial images and microscopy.
     "d4": tuple(Symmetry(r, c, t) for t in _BOTH for r in _BOTH for c in _BOTH),
 }
-"""By name, sets of symmetries for `augmented_moments`: "none", "mirror" (two), "flips" (four) and "d4" (all eight)."""
+"""Sets of symmetries by name: "none", "mirror" (two), "flips" (four) and "d4" (all eight)."""
 
 
 def transformed(x: Num[Array, "b h w c"], symmetry: Symmetry) -> Num[Array, "b H W c"]:
-    """`x` `[B, H, W, C]` under one of the eight symmetries; `[B, W, H, C]` where it transposes.
+    """Applies a symmetry to `x` `[B, H, W, C]`; the result is `[B, W, H, C]` if it transposes.
 
-    The symmetry may be traced; of `x` that is not square, `transpose` has to be a Python bool.
+    The symmetry may be traced. If `x` is not square, `transpose` must be a Python bool.
 
     >>> transformed(jnp.arange(6).reshape(1, 2, 3, 1), Symmetry(columns=True, transpose=True))[0, ..., 0]
     Array([[2, 5],
@@ -51,7 +50,7 @@ def transformed(x: Num[Array, "b h w c"], symmetry: Symmetry) -> Num[Array, "b H
 
 
 def restored(y: Num[Array, "b h w c"], symmetry: Symmetry) -> Num[Array, "b H W c"]:
-    """The inverse of `transformed`, of images and of maps.
+    """Applies the inverse of `transformed`.
 
     >>> x, turn = jnp.arange(6).reshape(1, 2, 3, 1), Symmetry(rows=True, transpose=True)
     >>> bool((restored(transformed(x, turn), turn) == x).all())
@@ -60,7 +59,7 @@ def restored(y: Num[Array, "b h w c"], symmetry: Symmetry) -> Num[Array, "b H W 
     return _flipped(_transposed(y, symmetry.transpose), symmetry)
 
 
-def augmented_moments(
+def augmented_statistics(
     images: Float[Array, "b h w channels"],
     encode: Callable,
     head: Callable | None = None,
@@ -68,70 +67,70 @@ def augmented_moments(
     samples: int = 1,
     symmetries: Sequence[Symmetry] = SYMMETRIES["none"],
     scales: Sequence[float] = (1.0,),
-) -> Moments:
-    r"""What all augmentations and dropout samples of a batch of images say, summed one after another.
+) -> SampleStatistics:
+    r"""Returns the statistics over all augmentations and dropout samples of a batch of images.
 
     .. math::
         z_{ak} = head(T_a^{-1} \, encode(T_a \, x), aK + k), \quad a = 0 \ldots A - 1, \; k = 0 \ldots K - 1, \\
         \bar p = \frac{1}{AK} \sum_{ak} softmax(z_{ak}), \quad \bar h = \frac{1}{AK} \sum_{ak} H[softmax(z_{ak})], \\
         \bar z = \frac{1}{AK} \sum_{ak} z_{ak}, \quad v = \frac{1}{AKC} \sum_{akc} (z_{akc} - \bar z_c)^2
 
-    T_a resizes (linearly, antialiased) and then turns or mirrors; its inverse does so to what `encode` gives, before
-    the head. So it is the logits that are interpolated, or features that a linear head takes, which is the same, and
-    never the probabilities: an edge that lies between two pixels is no disagreement of the samples.
+    T_a resizes (linearly, antialiased) and then mirrors or turns. Its inverse is applied to the result of `encode`,
+    before the head. So logits are interpolated, or equivalently the features of a linear head, but never
+    probabilities: an edge between two pixels does not count as a disagreement of samples.
 
-    Jit it. `encode` is compiled once for each shape of T_a x, once for all symmetries of a square. No sample is kept.
+    Call it under `jax.jit`. `encode` is compiled once per shape of T_a x: once for all symmetries of a square. Samples
+    are added up one after another.
 
     Args:
         images: `[B, H, W, channels]`, as the network takes them.
-        encode: `(images [B, h, w, channels], a) -> [B, h, w, F]`: logits, or the features that `head` takes. a is the
-            number of the augmentation, scale by scale, traced. For dropout deep in the network fold it into the key; a
-            symmetry may be there K times, for K passes.
-        head: `(features [B, H, W, F], numbers [K]) -> Moments [B, H, W]` of the samples of these numbers, traced: that
-            of `dropout_head`, or `sampled_moments` of logits of your own; None: `encode` gives logits.
-        samples: K ≥ 1, of the head, an augmentation; static.
-        symmetries: of T, one or more, such as those of `SYMMETRIES`; static.
-        scales: of T, each > 0, one or more; static. Sides are rounded to pixels, at least one.
+        encode: `(images [B, h, w, channels], a) -> [B, h, w, F]`: logits, or features for `head`. a is the index of the
+            augmentation, scale by scale, traced. For dropout deep in the network fold it into the key, and repeat a
+            symmetry K times for K passes.
+        head: `(features [B, H, W, F], indices [K]) -> SampleStatistics [B, H, W]` of the samples with these indices,
+            traced: that of `dropout_head`, or `sample_statistics` of your own logits. None: `encode` returns logits.
+        samples: K ≥ 1, samples of the head per augmentation; static.
+        symmetries: of T, at least one, such as those of `SYMMETRIES`; static.
+        scales: of T, at least one, each > 0; static. Sides are rounded to pixels, at least one.
 
     Returns:
-        `Moments` of N = A · K samples, A = scales times symmetries, float32 at least. Finite for |z| ≤ 1e4; where a
-        sample is NaN they are.
+        `SampleStatistics` of N = A · K samples, A = scales times symmetries, at least float32. Finite for |z| ≤ 1e4;
+        NaN where a sample is NaN.
 
     Raises:
         ValueError: no symmetry or no scale, a scale that is not positive, K < 1, more than one sample without a head,
-            less than 2 classes, or a result of `encode` of another height or width.
+            fewer than 2 classes, or a result of `encode` with another height or width.
 
     References:
         Cohen and Welling, Group equivariant convolutional networks, arXiv 1602.07576 (the groups); Wang et al.,
         Aleatoric uncertainty estimation with test-time augmentation, arXiv 1807.07356.
 
     >>> images = jax.random.normal(jax.random.key(0), (1, 6, 8, 3))
-    >>> kept = augmented_moments(images, lambda x, a: x * x, symmetries=SYMMETRIES["d4"])
+    >>> kept = augmented_statistics(images, lambda x, a: x * x, symmetries=SYMMETRIES["d4"])
     >>> kept.probabilities.shape, bool(jnp.allclose(kept.variance, 0))
     ((1, 6, 8, 3), True)
     """
     _check_augmentations(symmetries, scales, samples, head)
     size = images.shape[1:3]
 
-    def moments_of(x: Array, symmetry: Symmetry, a: Array) -> Moments:
+    def statistics_of(x: Array, symmetry: Symmetry, a: Array) -> SampleStatistics:
         seen = transformed(x, symmetry)
         features = encode(seen, a)
         if features.ndim != 4 or features.shape[:3] != seen.shape[:3]:
-            raise ValueError(f"encode must give maps of its images, {seen.shape[:3]}; got shape {features.shape}")
+            raise ValueError(f"encode must return maps of its images, {seen.shape[:3]}; got shape {features.shape}")
         features = _resized(restored(_widened(features), symmetry), size)
         numbers = a * samples + jnp.arange(samples, dtype=jnp.int32)
-        return sampled_moments(lambda n: features, numbers) if head is None else head(features, numbers)
+        return sample_statistics(lambda n: features, numbers) if head is None else head(features, numbers)
 
-    # How many classes there are is known only by asking.
-    asked = jax.eval_shape(lambda x: moments_of(x, Symmetry(), jnp.int32(0)), images)
-    if asked.logits.shape[-1] < 2:
-        raise ValueError("the softmax needs at least 2 classes; got 1: make a single logit z the logits 0 and z")
-    # Not plain zeros, which a checked shard_map takes for another type than a device's means.
-    zero = (0 * images[..., :1]).astype(asked.logits.dtype)
-    maps, pixels = jnp.zeros(asked.logits.shape, zero.dtype) + zero, zero[..., 0]
-    kept, done = Moments(maps, pixels, maps, pixels), 0
+    shapes = jax.eval_shape(lambda x: statistics_of(x, Symmetry(), jnp.int32(0)), images)
+    if shapes.logits.shape[-1] < 2:
+        raise ValueError("the softmax needs at least 2 classes; got 1: turn a single logit z into the logits 0 and z")
+    # Zeros that vary over devices as the images do: a checked shard_map requires it of a scan's carry.
+    zero = (0 * images[..., :1]).astype(shapes.logits.dtype)
+    maps, pixels = jnp.zeros(shapes.logits.shape, zero.dtype) + zero, zero[..., 0]
+    kept, done = SampleStatistics(maps, pixels, maps, pixels), 0
     for shape, transpose, numbers, members in _groups(symmetries, scales, size):
-        kept = _scanned(kept, done, moments_of, _resized(images, shape), transpose, numbers, members)
+        kept = _scanned(kept, done, statistics_of, _resized(images, shape), transpose, numbers, members)
         done += len(members)
     return kept
 
@@ -146,20 +145,19 @@ def dropout_head(
     examples: Integer[ArrayLike, "b"] | None = None,
     class_logits: Callable[[Array], Array] | None = None,
 ) -> tuple[Callable, Callable]:
-    """`encode` and `head` of a network, for `augmented_moments`: its features, and its linear head under dropout.
+    """Builds `encode` and `head` for `augmented_statistics`: a network's features, and its linear head under dropout.
 
-    The samples are those of `head_uncertainty`: A augmentations of K samples have the A · K masks of as many heads.
+    The samples are those of `head_uncertainty`: A augmentations of K samples use the masks of A · K heads.
 
     Args:
         model: a network with one linear head, `head/linear` in its parameters, such as `segjax.models.UNet`.
         variables: its parameters and statistics.
-        key: of the masks, typed or raw.
+        key: PRNG key of the masks, typed or raw.
         rate: p in [0, 1), a scalar, may be traced; None: the model's.
         mask: "channel" or "element"; static. None: the model's.
-        examples: `[B]`, the images' global indices, which key their masks; None: 0 … B-1. Tiles of one image should
-            have one index: with masks per channel a sample is then one network for all of it, and has no seams.
-        class_logits: a linear map of the head's outputs `[..., O]` to a logit a class, `[..., C]`, such as all but the
-            last; None: they are.
+        examples: `[B]`, the images' global indices, which select their masks; None: 0 … B-1. Give all tiles of an image
+            one index: with masks per channel a sample is then one network for the whole image, without seams.
+        class_logits: a linear map of the head's outputs `[..., O]` to one logit per class, `[..., C]`; None: identity.
 
     Raises:
         ValueError: no `head/linear` in the parameters, p is not in [0, 1), or `mask` is unknown.
@@ -168,7 +166,7 @@ def dropout_head(
     >>> model, images = UNet(num_classes=3, width=4, depth=2), jnp.ones((1, 8, 12, 3))
     >>> variables = model.init(jax.random.key(0), images, train=False)
     >>> encode, head = dropout_head(model, variables, jax.random.key(1), mask="channel")
-    >>> predict = jax.jit(lambda x: augmented_moments(x, encode, head, samples=4, symmetries=SYMMETRIES["mirror"]))
+    >>> predict = jax.jit(lambda x: augmented_statistics(x, encode, head, samples=4, symmetries=SYMMETRIES["mirror"]))
     >>> predict(images).probabilities.shape
     (1, 8, 12, 3)
     """
@@ -178,29 +176,29 @@ def dropout_head(
     def encode(images: Array, a: Array) -> Array:
         return model.apply(variables, images, train=False).features
 
-    def head(features: Array, numbers: Array) -> Moments:
+    def head(features: Array, numbers: Array) -> SampleStatistics:
         keys = example_dropout_keys(key, jnp.arange(features.shape[0]) if examples is None else examples)
         parts = (features, *(one.astype(features.dtype) for one in (kernel, bias)))
-        return head_moments(*parts, keys, numbers, rate=rate, mask=mask)
+        return head_statistics(*parts, keys, numbers, rate=rate, mask=mask)
 
     return encode, head
 
 
 def _scanned(
-    kept: Moments,
+    kept: SampleStatistics,
     done: int,
-    moments_of: Callable,
+    statistics_of: Callable,
     images: Array,
     transpose: bool | None,
     numbers: list[int],
     members: list[Symmetry],
-) -> Moments:
-    """`kept` of `done` augmentations with those of one group, whose images are of one shape."""
+) -> SampleStatistics:
+    """Adds one group of augmentations, whose images have one shape, to the statistics of `done` augmentations."""
 
-    def add(kept: Moments, member: tuple[Array, Array, Symmetry]) -> tuple[Moments, None]:
+    def add(kept: SampleStatistics, member: tuple[Array, Array, Symmetry]) -> tuple[SampleStatistics, None]:
         before, number, symmetry = member
         symmetry = symmetry if transpose is None else symmetry._replace(transpose=transpose)
-        found = moments_of(images, symmetry, number)
+        found = statistics_of(images, symmetry, number)
         # Chan, Golub and LeVeque's merging: squares of the logits themselves would cancel.
         share = 1 / (before + 1).astype(kept.logits.dtype)
         merged = jax.tree.map(lambda mean, one: mean + share * (one - mean), kept, found)
@@ -215,7 +213,7 @@ def _scanned(
 def _groups(
     symmetries: Sequence[Symmetry], scales: Sequence[float], size: tuple[int, int]
 ) -> list[tuple[tuple[int, int], bool | None, list[int], list[Symmetry]]]:
-    """Augmentations of one compiled network: their resized shape, whether they transpose (None: some), and who."""
+    """Groups augmentations by shape and transposition (None: traced): (shape, transpose, indices, symmetries) each."""
     groups: dict[tuple, tuple[list[int], list[Symmetry]]] = {}
     pairs = [(scale, symmetry) for scale in scales for symmetry in symmetries]
     for number, (scale, symmetry) in enumerate(pairs):
@@ -258,7 +256,7 @@ def _check_augmentations(
 ) -> None:
     if not symmetries or not scales or not all(0 < scale < float("inf") for scale in scales):
         raise ValueError(
-            "there must be a symmetry and a scale at least, and scales positive; "
+            "expected at least one symmetry, at least one scale, and positive scales; "
             f"got {len(symmetries)} symmetries and scales {tuple(scales)}"
         )
     if samples < 1 or (head is None and samples > 1):

@@ -9,14 +9,19 @@ from scipy.special import entr, rel_entr, softmax
 
 from segjax import losses, metrics
 from segjax.inference import (
+    SampleStatistics,
     Uncertainty,
     analytic_uncertainty,
     head_uncertainty,
+    head_uncertainty_maps,
+    maps_to_statistics,
+    monte_carlo,
     predict_with_uncertainty,
-    sampling,
+    statistics_to_maps,
+    uncertainty_of,
     whole_passes,
 )
-from segjax.models import UNet, example_dropout_keys, head_samples
+from segjax.models import UNet, example_dropout_keys, head_samples, logit_variance
 
 CLASSES, FEATURES, KEY, RATE = 5, 7, jax.random.key(3), 0.3
 X = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, 13, 45, FEATURES)))  # two tiles and a part of a third
@@ -107,7 +112,7 @@ def test_it_may_be_vmapped_over_the_rate():
 
 def test_blocks_of_pixels_change_nothing(monkeypatch):
     whole = unsure_of(X)
-    monkeypatch.setattr(sampling, "_BLOCK_CPU", 200)  # of 585 pixels an image
+    monkeypatch.setattr(monte_carlo, "_BLOCK_CPU", 200)  # of 585 pixels an image
     blocks = jax.jit(lambda x: head_uncertainty(x, KERNEL, BIAS, KEY, samples=3, rate=RATE, examples=EXAMPLES))(X)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), whole, blocks)
 
@@ -205,7 +210,7 @@ BROKEN = {
     "a model that draws nothing": (
         lambda: RAW["whole_passes"](MODEL, VARIABLES, IMAGES, KEY, samples=2),
         ValueError,
-        r'needs deep_dropout > 0 or dropout="sampled"; got deep_dropout=0 and dropout=\'none\'',
+        r'need a model with deep_dropout > 0 or dropout="sampled"; got deep_dropout=0 and dropout=\'none\'',
     ),
     "no linear head": (
         lambda: RAW["predict_with_uncertainty"](MODEL, {"params": {}}, IMAGES, KEY),
@@ -240,12 +245,12 @@ BROKEN = {
     "bias": (
         lambda: HEAD(X, KERNEL, BIAS[:2], samples=2, rate=RATE),
         ValueError,
-        r"bias must have one value a class, shape \(5,\); got \(2,\)",
+        r"bias must have one value per class, shape \(5,\); got \(2,\)",
     ),
     "examples": (
         lambda: HEAD(X, KERNEL, BIAS, samples=2, rate=RATE, examples=jnp.arange(3)),
         ValueError,
-        r"examples must hold one index an image, shape \(2,\); got \(3,\)",
+        r"examples must hold one index per image, shape \(2,\); got \(3,\)",
     ),
 }
 
@@ -255,3 +260,97 @@ def test_broken_input_is_named(case):
     call, error, message = BROKEN[case]
     with pytest.raises(error, match=message):
         call()
+
+
+def linear_head(outputs):
+    kernel, bias = jax.random.normal(jax.random.key(1), (5, outputs)), jnp.arange(float(outputs))
+    return {"params": {"head": {"linear": {"kernel": kernel, "bias": bias}}}}, kernel, bias
+
+
+@pytest.fixture(scope="module")
+def features():
+    return jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+
+
+def test_the_variance_is_exact_and_the_information_that_of_the_heads(features):
+    variables, kernel, bias = linear_head(3)
+    found = head_uncertainty_maps(variables, features, jnp.arange(2), num_classes=3, rate=0.2)
+    np.testing.assert_allclose(found["variance"], logit_variance(features, kernel, 0.2).mean(-1), rtol=1e-6)
+    sampled = head_uncertainty(features, kernel, bias, jax.random.key(0), samples=30, rate=0.2)
+    np.testing.assert_allclose(found["mutual information"], sampled.mutual_information, rtol=1e-6)
+
+
+def test_masks_belong_to_the_image_and_not_to_its_place_in_a_batch(features):
+    variables, *_ = linear_head(3)
+    both = head_uncertainty_maps(variables, features, jnp.array([7, 8]), num_classes=3, rate=0.2)
+    second = head_uncertainty_maps(variables, features[1:], jnp.array([8]), num_classes=3, rate=0.2)
+    for name, values in both.items():
+        np.testing.assert_allclose(values[1:], second[name], rtol=1e-4, atol=1e-6)
+
+
+def test_one_logit_is_the_second_of_two_classes(features):
+    variables, kernel, bias = linear_head(1)
+    found = head_uncertainty_maps(variables, features, jnp.arange(2), num_classes=2, rate=0.2)
+    two = jnp.pad(kernel, ((0, 0), (1, 0))), jnp.pad(bias, (1, 0))
+    sampled = head_uncertainty(features, *two, jax.random.key(0), samples=30, rate=0.2)
+    np.testing.assert_allclose(found["mutual information"], sampled.mutual_information, rtol=1e-6)
+    np.testing.assert_allclose(found["variance"], logit_variance(features, kernel, 0.2)[..., 0], rtol=1e-6)
+
+
+def test_void_that_was_learned_as_a_class_is_left_out(features):
+    variables, kernel, _ = linear_head(4)
+    found = head_uncertainty_maps(variables, features, jnp.arange(2), num_classes=3, rate=0.2)
+    np.testing.assert_allclose(found["variance"], logit_variance(features, kernel[:, :3], 0.2).mean(-1), rtol=1e-6)
+
+
+# Samples of the logits, [N, B, H, W, C].
+Z = np.random.default_rng(0).normal(size=(4, 2, 3, 5, 3), scale=3)
+
+
+def moments_of(z):
+    p = softmax(z, axis=-1)
+    fields = p.mean(axis=0), entr(p).sum(axis=-1).mean(axis=0), z.mean(axis=0), z.var(axis=0).mean(axis=-1)
+    return SampleStatistics(*(np.asarray(field, np.float32) for field in fields))
+
+
+def as_moments(maps):
+    return maps_to_statistics(np.asarray(maps, np.float32))
+
+
+def test_they_are_the_uncertainty_of_their_samples():
+    found, p = uncertainty_of(as_moments(statistics_to_maps(moments_of(Z))), len(Z)), softmax(Z, axis=-1)
+    entropy = entr(p.mean(axis=0)).sum(axis=-1)
+    np.testing.assert_allclose(found.probabilities, p.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(found.predictive_entropy, entropy, atol=1e-6)
+    np.testing.assert_allclose(found.mutual_information, entropy - entr(p).sum(axis=-1).mean(axis=0), atol=3e-6)
+    np.testing.assert_allclose(found.variance, Z.var(axis=0, ddof=1).mean(axis=-1), rtol=1e-4)
+
+
+def test_packing_is_undone():
+    kept = moments_of(Z)
+    for name, again in as_moments(statistics_to_maps(kept))._asdict().items():
+        np.testing.assert_allclose(again, getattr(kept, name), rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_blend_of_maps_is_the_moments_of_all_samples():
+    # The first sample alone weighs a quarter, the other three the rest.
+    blend = 0.25 * statistics_to_maps(moments_of(Z[:1])) + 0.75 * statistics_to_maps(moments_of(Z[1:]))
+    for name, found in as_moments(blend)._asdict().items():
+        np.testing.assert_allclose(found, getattr(moments_of(Z), name), rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_rounding_is_no_variance_below_0():
+    alike = np.broadcast_to(Z[:1] + 100, Z.shape)
+    found = uncertainty_of(as_moments(statistics_to_maps(moments_of(alike))), len(Z))
+    assert (found.variance >= 0).all()
+    np.testing.assert_allclose(found.variance, 0, atol=1e-2)  # 1e-6 of the logits' squares
+
+
+def test_one_sample_has_no_variance():
+    with pytest.raises(ValueError, match=r"samples must be at least 2, since .* got 1"):
+        uncertainty_of(as_moments(statistics_to_maps(moments_of(Z))), 1)
+
+
+def test_maps_of_another_number_are_named():
+    with pytest.raises(ValueError, match=r"maps must be 2C \+ 2 of at least 2 classes; got 7 of shape \(4, 7\)"):
+        maps_to_statistics(np.ones((4, 7)))

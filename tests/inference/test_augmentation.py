@@ -9,17 +9,17 @@ from scipy.special import entr, softmax
 
 from segjax.inference import (
     SYMMETRIES,
-    augmented_moments,
+    augmented_statistics,
     dropout_head,
     head_uncertainty,
-    packed,
+    maps_to_statistics,
     predict_tiled,
     restored,
-    sampled_moments,
+    sample_statistics,
+    statistics_to_maps,
     tiles_along,
     transformed,
     uncertainty_of,
-    unpacked,
 )
 from segjax.models import UNet, dropout, example_dropout_keys, head_samples
 
@@ -44,7 +44,7 @@ def sample(features, n):
 
 
 def head(features, numbers):
-    return sampled_moments(lambda n: sample(features, n), numbers)
+    return sample_statistics(lambda n: sample(features, n), numbers)
 
 
 def clean(images, a):
@@ -53,7 +53,7 @@ def clean(images, a):
 
 @partial(jax.jit, static_argnames=("samples", "symmetries", "scales"))
 def kept_of(images, *, samples=2, symmetries=D4, scales=(1.0,)):
-    return augmented_moments(images, encode, head, samples=samples, symmetries=symmetries, scales=scales)
+    return augmented_statistics(images, encode, head, samples=samples, symmetries=symmetries, scales=scales)
 
 
 def turned(x, symmetry):
@@ -102,7 +102,7 @@ def test_d4_is_all_turns_and_their_mirror_images():
 
 def test_what_no_symmetry_changes_is_changed_by_none():
     # Pixel by pixel, so that all eight agree.
-    found = jax.jit(lambda x: augmented_moments(x, lambda x, a: 5 * x, symmetries=D4))(IMAGES)
+    found = jax.jit(lambda x: augmented_statistics(x, lambda x, a: 5 * x, symmetries=D4))(IMAGES)
     np.testing.assert_allclose(found.logits, 5 * IMAGES, rtol=1e-5)
     np.testing.assert_allclose(found.probabilities, jax.nn.softmax(5 * IMAGES), rtol=1e-5, atol=1e-7)
     unsure = uncertainty_of(found, 8)
@@ -111,7 +111,7 @@ def test_what_no_symmetry_changes_is_changed_by_none():
 
 
 def test_averaged_over_the_group_a_network_is_equivariant():
-    mean = jax.jit(lambda x: augmented_moments(x, clean, symmetries=D4).probabilities)
+    mean = jax.jit(lambda x: augmented_statistics(x, clean, symmetries=D4).probabilities)
     expected = mean(SQUARES)
     assert np.abs(transformed(jax.nn.softmax(clean(SQUARES, 0)), D4[5]) - expected).max() > 0.01
     for symmetry in D4:
@@ -122,7 +122,7 @@ def test_a_constant_stays_constant_at_any_scale():
     def constant(images, a):
         return jnp.broadcast_to(jnp.arange(3.0), (*images.shape[:3], 3))
 
-    found = jax.jit(lambda x: augmented_moments(x, constant, symmetries=SYMMETRIES["mirror"], scales=(0.1, 1.7)))(
+    found = jax.jit(lambda x: augmented_statistics(x, constant, symmetries=SYMMETRIES["mirror"], scales=(0.1, 1.7)))(
         IMAGES
     )
     np.testing.assert_allclose(found.probabilities, np.broadcast_to(softmax(np.arange(3.0)), IMAGES.shape), rtol=1e-5)
@@ -151,7 +151,7 @@ def test_logits_far_from_zero_keep_their_variance():
     def far(images, a):
         return jnp.stack([offset[a], -offset[a]]) * jnp.ones((*images.shape[:3], 1))
 
-    found = uncertainty_of(jax.jit(lambda x: augmented_moments(x, far, symmetries=SYMMETRIES["mirror"]))(IMAGES), 2)
+    found = uncertainty_of(jax.jit(lambda x: augmented_statistics(x, far, symmetries=SYMMETRIES["mirror"]))(IMAGES), 2)
     np.testing.assert_allclose(found.variance, np.var(np.asarray(offset, np.float64), ddof=1), rtol=1e-3)
     assert jnp.isfinite(found.predictive_entropy).all()
 
@@ -169,7 +169,7 @@ def test_a_network_without_augmentation_has_the_samples_of_its_head():
     )
     assert expected.variance.mean() > 1e-4
     parts = dropout_head(model, variables, KEY, examples=examples)
-    found = uncertainty_of(jax.jit(lambda x: augmented_moments(x, *parts, samples=3))(IMAGES), 3)
+    found = uncertainty_of(jax.jit(lambda x: augmented_statistics(x, *parts, samples=3))(IMAGES), 3)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-6), found, expected)
 
 
@@ -192,9 +192,9 @@ def test_a_linear_heads_samples_are_those_of_their_numbers(mask, wide):
 
 def test_tiles_augmentations_and_samples_together_are_one_weighted_mean():
     image, tile, overlap = np.asarray(IMAGES[0]), (6, 6), 3
-    tile_maps = jax.jit(lambda tiles: packed(kept_of(tiles)))
+    tile_maps = jax.jit(lambda tiles: statistics_to_maps(kept_of(tiles)))
     maps = predict_tiled(image, tile_maps, tile=tile, overlap=overlap, batch=1)
-    found = uncertainty_of(unpacked(maps[None]), 16)
+    found = uncertainty_of(maps_to_statistics(maps[None]), 16)
 
     axis = tiles_along(9, 6, overlap)  # the columns; of rows there is one tile
     p, h, m, s = np.zeros((6, 9, CLASSES)), np.zeros((6, 9)), np.zeros((6, 9, CLASSES)), np.zeros((6, 9, CLASSES))
@@ -218,14 +218,14 @@ def test_all_symmetries_of_a_square_are_one_network_in_the_program():
         seen.append(images.shape)
         return clean(images, a)
 
-    jax.make_jaxpr(lambda x: augmented_moments(x, counted, symmetries=D4))(SQUARES)
+    jax.make_jaxpr(lambda x: augmented_statistics(x, counted, symmetries=D4))(SQUARES)
     assert len(seen) == 2  # once only to ask for the number of classes
 
 
 def test_memory_does_not_grow_with_the_samples():
     def bytes_of(samples):
         compiled = (
-            jax.jit(partial(augmented_moments, encode=encode, head=head, samples=samples)).lower(IMAGES).compile()
+            jax.jit(partial(augmented_statistics, encode=encode, head=head, samples=samples)).lower(IMAGES).compile()
         )
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -239,7 +239,7 @@ def test_the_number_of_an_augmentation_is_its_place_scale_by_scale():
 
     # Of six, one votes for class 0 and one for class 1; the others are undecided.
     kinds = {"symmetries": SYMMETRIES["mirror"], "scales": (1.0, 0.5, 2.0)}
-    found = jax.jit(lambda x: augmented_moments(x, numbered, **kinds))(IMAGES)
+    found = jax.jit(lambda x: augmented_statistics(x, numbered, **kinds))(IMAGES)
     np.testing.assert_allclose(found.logits, 2.0, rtol=1e-6)
 
 
@@ -250,16 +250,16 @@ def test_images_may_be_shared_out_over_devices():
 
 
 # Without the tests' import hook, as a user has it.
-MOMENTS = partial(inspect.unwrap(augmented_moments), IMAGES)
+MOMENTS = partial(inspect.unwrap(augmented_statistics), IMAGES)
 BROKEN = {
-    "no symmetry": (lambda: MOMENTS(clean, symmetries=()), r"a symmetry and a scale at least.*got 0 symmetries"),
-    "scale": (lambda: MOMENTS(clean, scales=(1.0, 0.0)), r"scales positive; got 1 symmetries and scales \(1.0, 0.0\)"),
+    "no symmetry": (lambda: MOMENTS(clean, symmetries=()), r"at least one symmetry.*got 0 symmetries"),
+    "scale": (lambda: MOMENTS(clean, scales=(1.0, 0.0)), r"positive scales; got 1 symmetries and scales \(1.0, 0.0\)"),
     "samples": (lambda: MOMENTS(encode, head, samples=0), r"samples must be 1 without a head, .*got 0"),
     "no head": (lambda: MOMENTS(clean, samples=3), r"samples must be 1 without a head, .*got 3"),
-    "one class": (lambda: MOMENTS(lambda x, a: x[..., :1]), r"at least 2 classes; got 1: make a single logit z"),
+    "one class": (lambda: MOMENTS(lambda x, a: x[..., :1]), r"at least 2 classes; got 1: turn a single logit z"),
     "size": (
         lambda: MOMENTS(lambda x, a: x[:, 1:]),
-        r"encode must give maps of its images, \(2, 6, 9\); got shape \(2, 5, 9, 3\)",
+        r"encode must return maps of its images, \(2, 6, 9\); got shape \(2, 5, 9, 3\)",
     ),
     "no linear head": (lambda: dropout_head(UNet(2), {"params": {}}, KEY), r"variables must hold a linear head"),
 }

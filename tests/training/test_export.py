@@ -3,13 +3,10 @@
 import hashlib
 import importlib.metadata
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -18,11 +15,11 @@ from etils import epath
 from packaging.requirements import Requirement
 from PIL import Image
 
+from segjax import export
 from segjax.data import label_set
-from segjax.models import Network
-from segjax.training import Run, artifact, run_artifact
+from segjax.inference import lower_network, standalone_predict
+from segjax.trained_run import TrainedRun
 from segjax.training.config import ConfigError
-from segjax.training.prediction import make_native
 from segjax.training.train_step import init_state, make_model
 
 # Batch and sizes; only the second is of multiples of the network's.
@@ -34,7 +31,7 @@ assert not any(importlib.util.find_spec(name) for name in ("segjax", "flax", "PI
 import numpy as np, run
 network, card = run.load({folder!r})
 images = np.load({images!r})
-found = {{key: run.predict(network, card, images[key]) for key in images.files}}
+found = {{key: run.predict(network, images[key]) for key in images.files}}
 np.savez({found!r}, **{{f"{{key}} {{name}}": y for key, outputs in found.items() for name, y in outputs.items()}})
 """
 
@@ -55,13 +52,13 @@ def run(config, tmp_path_factory):
         json.dumps({"steps": 7, "mean_iou": 0.5, "iou_per_class": [0.5, float("nan")]})
     )
     model = make_model(config, 2)
-    return Run(workdir, config, model, init_state(config, model), label_set(config.data))
+    return TrainedRun(workdir, config, model, init_state(config, model), label_set(config.data))
 
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    return folder, artifact.export_run(run, folder, uncertainty=True)
+    return folder, export.export_run(run, folder, variance=True)
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +111,13 @@ def test_it_runs_without_segjax_at_any_batch_and_size_as_the_network_does(
     )
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "found.npz")
-    ours = jax.jit(make_native(run.config, run.model, 2, variance=True))
-    for key, image in images.items():
-        for name, expected in ours(run.state.variables, image).items():
-            np.testing.assert_allclose(found[f"{key} {name}"], expected, rtol=1e-5, atol=1e-5, err_msg=f"{key} {name}")
-            assert np.ptp(expected) > 1e-4, name
+    predict = run.predictor(probabilities=True)
+    for key, batch in images.items():
+        assert np.ptp(found[f"{key} variance"]) > 1e-4
+        for i, image in enumerate(batch):
+            expected = predict(image)
+            np.testing.assert_array_equal(found[f"{key} mask"][i], expected.mask)
+            np.testing.assert_allclose(found[f"{key} probabilities"][i], expected.probabilities, rtol=1e-4, atol=1e-5)
 
 
 def test_the_card_says_what_goes_in_what_comes_out_and_how_good_it_is(run, exported):
@@ -132,18 +131,18 @@ def test_the_card_says_what_goes_in_what_comes_out_and_how_good_it_is(run, expor
     assert card["files"]["model.stablehlo"] == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     assert card["platforms"] == ["cpu", "cuda", "tpu"]
     assert [c["name"] for c in card["classes"]] == ["background", "debris"]
-    assert card["input"]["multiple"] == 4
-    assert card["input"]["trained_size"] == [32, 48]
+    assert card["input"]["size"] is None
+    assert card["preprocessing"]["size"] == [32, 48]
     assert card["scores"] == {
         "file": "scores.json", "of_step": 7, "steps": 7, "mean_iou": 0.5, "iou_per_class": [0.5, None]
     }  # fmt: skip
-    assert set(card["output"]) == {"probabilities", "variance"}
+    assert set(card["output"]) == {"mask", "probabilities", "variance"}
     assert card["exported_by"]["commit"]
 
 
 def test_scores_of_the_very_checkpoint_come_before_those_of_the_end(run, tmp_path):
     (tmp_path / "scores_val_0.json").write_text(json.dumps({"step": 0, "mean_iou": 0.25}))
-    card = artifact.model_card(run._replace(workdir=epath.Path(tmp_path)), uncertainty=False, size=None)
+    card = export.model_card(run._replace(workdir=epath.Path(tmp_path)), variance=False, size=None)
     assert card["scores"] == {"file": "scores_val_0.json", "of_step": 0, "step": 0, "mean_iou": 0.25}
 
 
@@ -153,22 +152,21 @@ def test_a_damaged_artifact_is_refused(exported, tmp_path):
     data[len(data) // 2] ^= 1
     (tmp_path / "model.stablehlo").write_bytes(data)
     (tmp_path / "card.json").write_bytes((folder / "card.json").read_bytes())
-    with pytest.raises(ValueError, match=r"model\.stablehlo: damaged; the card says SHA-256 [0-9a-f]{64}, got"):
-        run_artifact.load(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.stablehlo: damaged; expected SHA-256 [0-9a-f]{64} of card.json, got"):
+        standalone_predict.load(tmp_path)
 
 
 @pytest.fixture
 def script(monkeypatch):
     """`run.py`'s `main` with a network that sees in the first channel which class it is."""
-    card = {"input": {"size": None, "trained_size": [4, 6], "channels": 1}}
+    card = {"input": {"size": None, "channels": 1}}
 
-    def predict(network, card, images):
-        second = images[..., :1] / 255
-        return {"probabilities": np.concatenate([1 - second, second], axis=-1).astype(np.float32)}
+    def predict(network, images):
+        return {"mask": (images[..., 0] > 127).astype(np.uint8)}
 
-    monkeypatch.setattr(run_artifact, "load", lambda folder: (None, card))
-    monkeypatch.setattr(run_artifact, "predict", predict)
-    return lambda *names: run_artifact.main([str(name) for name in names])
+    monkeypatch.setattr(standalone_predict, "load", lambda folder: (None, card))
+    monkeypatch.setattr(standalone_predict, "predict", predict)
+    return lambda *names: standalone_predict.main([str(name) for name in names])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -196,8 +194,8 @@ def test_the_script_overwrites_nothing_of_a_persons(script, tmp_path):
     ("names", "said"),
     [
         ((), r"python run\.py IMAGE"),
-        (("nothing.png",), r"error: .*nothing\.png: expected an image file; there is nothing$"),
-        (("",), r"expected an image file; there is a folder$"),
+        (("nothing.png",), r"error: .*nothing\.png: expected an image file; nothing there$"),
+        (("",), r"expected an image file; it is a folder$"),
         (("notes.png",), r"error: .*notes\.png: cannot be read as an image \("),
         (("a.png", "a.jpg"), r"a\.png and .*a\.jpg would both be written as .*a_mask\.png$"),
     ],
@@ -211,32 +209,18 @@ def test_the_script_names_what_it_cannot_predict(script, tmp_path, names, said):
     assert not (tmp_path / "a_mask.png").exists()
 
 
-class Square(Network):
-    """A network that asks which side is the longer, as no symbolic size can say."""
-
-    num_classes: int
-    multiple: ClassVar[int] = 2
-
-    def body(self, x, go):
-        return (x if x.shape[1] > x.shape[2] else x[..., ::-1]), 1
-
-
-@pytest.fixture(scope="module")
-def square(run):
-    model = Square(1)
-    return run._replace(model=model, state=init_state(run.config, model))
+def test_the_script_names_the_size_that_an_export_is_for(script, tmp_path, monkeypatch):
+    card = {"input": {"size": [4, 6], "channels": 1}}
+    monkeypatch.setattr(standalone_predict, "load", lambda folder: (None, card))
+    Image.fromarray(np.zeros((8, 12), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(
+        SystemExit, match=r"a\.png: \(8, 12\) pixels; this network was exported for images of \[4, 6\] only"
+    ):
+        script(tmp_path / "a.png")
 
 
-def test_a_network_that_needs_to_know_its_size_is_named_with_the_way_out(square):
-    expected = re.escape(
-        "config.model.name = 'unet' cannot be exported for images of any size; export it for one, --size="
-    )
-    with pytest.raises(ConfigError, match=expected):
-        artifact.lower(square, uncertainty=False, size=None)
-
-
-def test_it_is_exported_for_one_size_and_any_batch(square):
-    fixed = artifact.lower(square, uncertainty=False, size=(5, 7))
+def test_it_is_exported_for_one_size_and_any_batch(run):
+    fixed = lower_network(run.model, run.state.variables, run.preprocessing, size=(5, 7))
     found = fixed.call(jnp.zeros((3, 5, 7, 3), jnp.uint8))["probabilities"]
     assert found.shape == (3, 5, 7, 2)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
@@ -245,4 +229,4 @@ def test_it_is_exported_for_one_size_and_any_batch(square):
 def test_without_flatbuffers_it_says_what_to_install(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(ConfigError, match=r"flatbuffers, which is not installed: pip install .*export\]"):
-        artifact.export_run(run, tmp_path)
+        export.export_run(run, tmp_path)

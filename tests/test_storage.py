@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from segjax.training.storage import (
+from segjax.storage import (
     StorageError,
     in_bucket,
     local_path,

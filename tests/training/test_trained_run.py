@@ -1,16 +1,19 @@
+import cv2
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from etils import epath
 
 from segjax.data import label_set
 from segjax.data.labels import LABEL_SETS, VOID
-from segjax.inference import Way, make_engine
-from segjax.training import Run, chosen_threshold, head_rate, open_split, score_run
+from segjax.inference import PredictOptions, classify, lower_network, probabilities
+from segjax.report import inspect_run
+from segjax.trained_run import TrainedRun, chosen_threshold, head_rate, score_run, threshold_of
+from segjax.training import defaults, open_split
 from segjax.training.config import ConfigError
-from segjax.training.prediction import classify, make_eval_step, make_predictor, probabilities
-from segjax.training.run import threshold_of
+from segjax.training.evaluation import make_eval_step
 from segjax.training.train_step import init_state, make_model
 
 
@@ -40,8 +43,8 @@ def test_a_network_that_learned_void_never_predicts_it(tiny, batch):
     tiny.objective.loss, tiny.objective.void = "softmax_cross_entropy", "class"
     tiny.model.prior = (0.01, 0.01, 0.98)  # void is by far the likeliest
     model = make_model(tiny, 2)
-    state = init_state(tiny, model)
-    mask = make_predictor(tiny, model, 2)(state)(batch(examples=1)["image"][0])
+    run = TrainedRun(None, tiny, model, init_state(tiny, model), label_set(tiny.data))
+    mask = run.predictor()(batch(examples=1)["image"][0]).mask
     assert set(np.unique(mask)) <= {0, 1}
 
 
@@ -66,14 +69,12 @@ def test_probabilities_of_a_network_that_learned_void_are_of_what_is_not_void():
     np.testing.assert_allclose(p[0, 0, 0], [0.25, 0.75], rtol=1e-6)
 
 
-def test_the_plain_way_of_the_engine_gives_the_masks_that_evaluation_scores(tiny, tmp_path):
+def test_predictor_gives_the_masks_that_evaluation_scores(tiny, tmp_path):
     """Of scenes twice as large as the network's input, resized on the device there and on the host here."""
     tiny.model.prior = ()
     model = make_model(tiny, 2)
-    run = Run(epath.Path(tmp_path), tiny, model, init_state(tiny, model), label_set(tiny.data))
-    predict = make_engine(
-        model, run.state.variables, Way(tiny.data.size), normalise=run.normalise, class_logits=run.class_logits
-    )
+    run = TrainedRun(epath.Path(tmp_path), tiny, model, init_state(tiny, model), label_set(tiny.data))
+    predict = run.predictor()
     source, confusion = open_split(tiny.data, "val"), np.zeros((2, 2), int)
     for i in range(len(source)):
         label = source[i]["label"]
@@ -86,10 +87,9 @@ def test_the_plain_way_of_the_engine_gives_the_masks_that_evaluation_scores(tiny
 def test_the_threshold_of_a_class_reaches_the_precision_that_is_said(tiny, tmp_path, number, share):
     tiny.model.prior = ()
     model = make_model(tiny, 2)
-    run = Run(epath.Path(tmp_path), tiny, model, init_state(tiny, model), label_set(tiny.data))
+    run = TrainedRun(epath.Path(tmp_path), tiny, model, init_state(tiny, model), label_set(tiny.data))
     fields, said = chosen_threshold(run, None, share, number)
-    way = Way(tiny.data.size, **fields)
-    predict = make_engine(model, run.state.variables, way, normalise=run.normalise, class_logits=run.class_logits)
+    predict = run.predictor(PredictOptions(tuple(tiny.data.size), **fields))
     source, found, right, there = open_split(tiny.data, "val"), 0, 0, 0
     for example in (source[i] for i in range(len(source))):
         chosen, label = predict(example["image"]).mask == number, example["label"]
@@ -102,9 +102,10 @@ def test_the_threshold_of_a_class_reaches_the_precision_that_is_said(tiny, tmp_p
 
 
 def test_a_threshold_is_of_a_class_that_is_named(tiny):
-    run = Run(epath.Path("runs/a"), tiny, None, None, LABEL_SETS["road_debris_scene"])
+    run = TrainedRun(epath.Path("runs/a"), tiny, None, None, LABEL_SETS["road_debris_scene"])
     with pytest.raises(
-        ConfigError, match=r"of one class: name it, --class=NAME, one of road, marking, verge, sky, debris$"
+        ConfigError,
+        match=r"--threshold and --at_precision need --class=NAME, one of road, marking, verge, sky, debris$",
     ):
         chosen_threshold(run, 0.3, None, None)
     fields, _ = chosen_threshold(run, 0.5, None, 3)
@@ -117,19 +118,62 @@ def test_a_threshold_is_of_a_class_that_is_named(tiny):
 )
 def test_the_head_is_sampled_as_it_was_trained_or_as_is_asked(tiny, dropout, rate, expected):
     tiny.model.dropout, tiny.model.dropout_rate = dropout, 0.15
-    run = Run(epath.Path("runs/a"), tiny, None, None, label_set(tiny.data))
+    run = TrainedRun(epath.Path("runs/a"), tiny, None, None, label_set(tiny.data))
     if expected is not None:
         assert head_rate(run, rate, 3) == expected
     else:
-        with pytest.raises(ConfigError, match=r"samples of the head: runs/a was trained without dropout .*--rate=0.2"):
+        with pytest.raises(ConfigError, match=r"--samples=3: runs/a was trained without dropout .*--rate=0.2"):
             head_rate(run, rate, 3)
 
 
 def test_passes_need_dropout_that_they_draw(tiny):
-    run = Run(epath.Path("runs/a"), tiny, None, None, label_set(tiny.data))
+    run = TrainedRun(epath.Path("runs/a"), tiny, None, None, label_set(tiny.data))
     with pytest.raises(
-        ConfigError, match=r"passes: runs/a was trained without dropout deep in the network .*--samples"
+        ConfigError, match=r"--passes=3: runs/a was trained without dropout deep in the network .*--samples"
     ):
         head_rate(run, None, 0, 3)
     tiny.model.deep_dropout = 1
     assert head_rate(run, None, 0, 3) == tiny.model.dropout_rate
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c")], ids=["2 classes", "3 classes"])
+def test_evaluate_predict_report_and_export_give_the_same_mask(names, tmp_path):
+    rng = np.random.default_rng(0)
+    for split, sizes in (("train", [(40, 50)]), ("val", [(40, 50), (61, 37), (20, 90), (32, 48)])):
+        for part in ("images", "masks"):
+            (tmp_path / split / part).mkdir(parents=True)
+        for i, size in enumerate(sizes):
+            image = cv2.GaussianBlur(rng.integers(0, 256, (*size, 3)).astype(np.uint8), (0, 0), 3)
+            mask = rng.integers(0, len(names), size).astype(np.uint8)
+            assert cv2.imwrite(str(tmp_path / split / "images" / f"{i}.png"), image * 3)
+            assert cv2.imwrite(str(tmp_path / split / "masks" / f"{i}.png"), mask)
+    config = defaults()
+    config.data.name, config.data.manual_dir, config.data.class_names = "folder", str(tmp_path), names
+    config.data.size, config.data.workers, config.training.global_batch = (32, 48), 0, 4
+    config.model.width, config.model.depth, config.model.padding, config.model.prior = 4, 2, "zeros", ()
+    labels = label_set(config.data)
+    model = make_model(config, len(names), None)
+    run = TrainedRun(epath.Path(tmp_path), config, model, init_state(config, model), labels)
+    source, predict = open_split(config.data, "val"), run.predictor()
+    examples = [source[i] for i in range(4)]
+    masks = {one["name"]: predict(one["image"]).mask for one in examples}
+
+    confusion = sum(
+        np.bincount(
+            len(names) * one["label"].astype(int).ravel() + masks[one["name"]].ravel(), minlength=len(names) ** 2
+        )
+        for one in examples
+    )
+    assert score_run(run, "val")["confusion"] == confusion.reshape(len(names), -1).tolist()
+    assert (confusion.reshape(len(names), -1).sum(0) > 50).all()  # of each class
+
+    shown = inspect_run(run, source, images=4)
+    shown = {one.name: one.prediction for one in (*shown.best, *shown.worst)}
+    jaxtyping.config.update("jaxtyping_disable", True)  # a symbolic size is not an `int`
+    try:
+        exported = lower_network(model, run.state.variables, run.preprocessing)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    for one in examples:
+        np.testing.assert_array_equal(shown[one["name"]], masks[one["name"]])
+        np.testing.assert_array_equal(exported.call(one["image"][None])["mask"][0], masks[one["name"]])

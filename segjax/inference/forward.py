@@ -1,0 +1,90 @@
+"""The path from uint8 images to class logits that evaluation, prediction, report and export share."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Integer, Shaped
+
+from segjax.data.augment import normalise, prepare
+from segjax.data.resize import resize
+
+
+class Preprocessing(NamedTuple):
+    """Facts about a trained network's input and classes.
+
+    Attributes:
+      size: height and width that whole images are resized to.
+      channels: of the images: 1, or 3 in the order RGB.
+      mean: of the pixels in 0..1, one value or one per channel.
+      std: likewise.
+      num_classes: C, without void.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+
+    def normalise(self, images: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        """Returns pixels 0..255 as the network takes them, (x / 255 - mean) / std; nothing is resized."""
+        return normalise(images, self.mean, self.std)
+
+    def network_input(
+        self, images: Shaped[Array, "..."], sizes: Integer[ArrayLike, "b 2"] | None = None
+    ) -> Float[Array, "b h w c"]:
+        """Resizes uint8 images to `size` and normalises them; `sizes` are those of images in padded arrays."""
+        return prepare(images, size=self.size, mean=self.mean, std=self.std, sizes=sizes)
+
+
+def predict_logits(
+    model: Any,
+    variables: Any,
+    images: Shaped[Array, "..."],
+    sizes: Integer[ArrayLike, "b 2"],
+    preprocessing: Preprocessing,
+) -> Float[Array, "b H W outputs"]:
+    """Returns a network's outputs for images of any sizes, at each image's own resolution.
+
+    The network sees each image resized to `preprocessing.size`; its outputs are resized back, both bilinearly.
+
+    Args:
+      model: the network.
+      variables: its parameters and statistics.
+      images: uint8 `[b, H, W, C]`, each in the top left corner of its array.
+      sizes: `[b, 2]`, height and width of each.
+      preprocessing: of the network.
+
+    Returns:
+      `[b, H, W, outputs]`, 0 outside each image.
+    """
+    output = model.apply(variables, preprocessing.network_input(images, sizes), train=False)
+    return resize(output.logits, images.shape[1:3], antialias=False, to_sizes=sizes)
+
+
+def class_logits(outputs: Float[Array, "*pixels outputs"], num_classes: int) -> Float[Array, "*pixels {num_classes}"]:
+    """Returns one logit per class from a network's outputs.
+
+    A single output z becomes 0 and z, whose softmax is 1 - sigmoid(z) and sigmoid(z). The output of void, of a network
+    that learned void as a class, is left out.
+    """
+    if outputs.shape[-1] == 1:
+        return jnp.concatenate([jnp.zeros_like(outputs), outputs], axis=-1)
+    return outputs[..., :num_classes]
+
+
+def classify(outputs: Float[Array, "*pixels outputs"], num_classes: int) -> Int[Array, "*pixels"]:
+    """Returns the class of the largest logit per pixel; of a single output, 1 where it is positive (p > 0.5)."""
+    return jnp.argmax(class_logits(outputs, num_classes), axis=-1).astype(jnp.int32)
+
+
+def probabilities(outputs: Float[Array, "*pixels outputs"], num_classes: int) -> Float[Array, "*pixels {num_classes}"]:
+    """Returns the probability of each class, sum 1: the softmax of `class_logits`."""
+    return jax.nn.softmax(class_logits(outputs, num_classes))
+
+
+def log_odds(outputs: Float[Array, "*pixels outputs"]) -> Float[Array, "*pixels"]:
+    """Returns log(p / (1 - p)) of class 1, for a network of two classes."""
+    return outputs[..., 0] if outputs.shape[-1] == 1 else outputs[..., 1] - outputs[..., 0]

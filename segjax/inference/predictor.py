@@ -1,0 +1,277 @@
+"""Prediction of single images, whole or in tiles, with augmentation and dropout samples.
+
+The network is compiled for one input shape, `PredictOptions.tile`, whatever the images' sizes. Images and maps are
+resized in blocks of bounded size, so that maps larger than memory may lie in a file.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped, UInt8
+
+from segjax import metrics
+from segjax.data.resize import Axis, resize_window
+from segjax.inference.augmentation import augmented_statistics, dropout_head
+from segjax.inference.forward import Preprocessing, class_logits
+from segjax.inference.monte_carlo import dropout_passes, maps_to_statistics, statistics_to_maps, uncertainty_of
+from segjax.inference.options import AUGMENTATIONS, PredictOptions
+from segjax.inference.tiling import predict_tiled
+from segjax.storage import scratch
+
+# Maps are resized and classified in blocks of this side, from windows of at most `_WINDOW` pixels per side. Sides of
+# windows are rounded up to `_STEP`, so that images of many sizes share a few compiled programs.
+_BLOCK, _WINDOW, _STEP = 256, 2048, 64
+_MIN_PROBABILITY = 1e-37  # its logarithm is finite in float32
+
+
+class Prediction(NamedTuple):
+    """Prediction of one image, at its own size.
+
+    Attributes:
+      mask: `[H, W]`, the class of each pixel.
+      uncertainties: `[H, W]` each, by name: `PredictOptions.uncertainties`, in nats or, the variance, squared logits.
+      probabilities: `[H, W, C]`, sum 1; None unless the predictor was built with `probabilities`.
+    """
+
+    mask: UInt8[np.ndarray, "H W"]
+    uncertainties: dict[str, Float[np.ndarray, "H W"]]
+    probabilities: Float[np.ndarray, "H W C"] | None
+
+
+class Predictor:
+    r"""A network ready to predict uint8 images `[H, W, channels]` of any size: `predictor(image) -> Prediction`.
+
+    The network gives maps of its tiles: class logits, or from two samples on the sample statistics
+    (`statistics_to_maps`). Maps of overlapping tiles are blended (`predict_tiled`), and statistics become the log of
+    the mean probabilities and the uncertainties. Resized bilinearly to the image's size, the maps give
+
+    .. math:: p = softmax(\log \bar p), \qquad \text{mask} = \operatorname{argmax}_c p_c
+
+    and without samples the same from the logits. Masks of the default options are those that evaluation scores. The
+    entropy is that of p; mutual information and variance are resized as they are.
+
+    An image smaller than a tile is continued by reflection at the bottom and the right, as networks do themselves up to
+    a multiple of their own: a tile of that size gives the prediction of the whole image.
+
+    Attributes:
+      preprocessing: of the network.
+      options: of the prediction.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        variables: Any,
+        preprocessing: Preprocessing,
+        options: PredictOptions | None = None,
+        *,
+        probabilities: bool = False,
+    ):
+        """Prepares the programs; nothing is compiled yet.
+
+        Args:
+          model: a network with one linear head, such as `segjax.models.UNet`.
+          variables: its parameters and statistics.
+          preprocessing: its input and classes.
+          options: default `PredictOptions(preprocessing.size)`, as in evaluation.
+          probabilities: return probabilities too, 4 C bytes per pixel.
+
+        Raises:
+          ValueError: `options.passes` of a network without dropout.
+        """
+        self.preprocessing = preprocessing
+        self.options = options or PredictOptions(preprocessing.size)
+        self._variables, self._probabilities = variables, probabilities
+        self._tile_maps = _make_tile_maps(model, self.options, preprocessing)
+        self._summarise, self._conclude = _make_pixel_programs(self.options, preprocessing.num_classes)
+
+    def with_variables(self, variables: Any) -> "Predictor":
+        """Returns the same predictor with other parameters; it shares the compiled programs."""
+        other = copy.copy(self)
+        other._variables = variables
+        return other
+
+    def __call__(self, image: UInt8[np.ndarray, "H W channels"]) -> Prediction:
+        """Predicts one image."""
+        return next(self.predict_batch([image]))
+
+    def predict_batch(self, images: Sequence[UInt8[np.ndarray, "..."]]) -> Iterator[Prediction]:
+        """Predicts images of any sizes, one after another; whole images pass the network `options.batch` at a time."""
+        if self.options.scale is not None:
+            yield from map(self._predict_tiles, images)
+            return
+        batch = self.options.batch
+        for start in range(0, len(images), batch):
+            group = images[start : start + batch]
+            inputs = [_resized(image, self.options.tile) for image in group]
+            maps = self._tile_maps(self._variables, np.stack(inputs + inputs[-1:] * (batch - len(inputs))))
+            for image, one in zip(group, np.array(maps), strict=False):
+                yield self._at_size(one, image.shape[:2])
+
+    def _predict_tiles(self, image: UInt8[np.ndarray, "H W channels"]) -> Prediction:
+        options, classes, size = self.options, self.preprocessing.num_classes, image.shape[:2]
+        scaled = tuple(max(1, round(side * options.scale)) for side in size)
+        maps = predict_tiled(
+            _resized(image, scaled),
+            partial(self._tile_maps, self._variables),
+            tile=options.tile,
+            overlap=options.overlap,
+            batch=options.batch,
+            out=scratch((*scaled, classes if options.num_samples == 1 else 2 * classes + 2)),
+        )
+        return self._at_size(maps, size)
+
+    def _at_size(self, maps: Float[np.ndarray, "h w maps"], size: tuple[int, int]) -> Prediction:
+        """Returns the prediction of `maps`, which are overwritten, at the image's own size."""
+        options, classes = self.options, self.preprocessing.num_classes
+        if options.num_samples > 1:
+            kept = classes + len(options.uncertainties) - 1
+            for rows, columns, block in _blocks(maps, maps.shape[:2]):
+                maps[rows, columns, :kept] = _cropped(self._summarise(block), rows, columns)
+            maps = maps[..., :kept]
+        mask = np.empty(size, np.uint8)
+        uncertainties = {name: np.empty(size, np.float32) for name in options.uncertainties}
+        likely = scratch((*size, classes)) if self._probabilities else None
+        for rows, columns, block in _blocks(maps, size):
+            found = [_cropped(one, rows, columns) for one in self._conclude(block)]
+            mask[rows, columns] = found[0]
+            for name, values in zip(uncertainties, found[2:], strict=True):
+                uncertainties[name][rows, columns] = values
+            if likely is not None:
+                likely[rows, columns] = found[1]
+        return Prediction(mask, uncertainties, likely)
+
+
+def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preprocessing) -> Callable:
+    """Builds `tile_maps(variables, tiles)`: `[batch, th, tw, C]` logits, or the maps of the sample statistics."""
+    stochastic, model = model.clone(remat=False), model.clone(dropout="none", deep_dropout=0, remat=False)
+    symmetries, scales = AUGMENTATIONS[options.augment]
+    to_classes = partial(class_logits, num_classes=preprocessing.num_classes)
+    key = jax.random.key(options.seed)
+    if options.passes:
+        dropout_passes(stochastic, {}, key)  # raises for a network without dropout
+        symmetries = [symmetry for symmetry in symmetries for _ in range(options.passes)]
+
+    @jax.jit
+    def tile_maps(variables: Any, tiles: Shaped[Array, "b h w channels"]) -> Float[Array, "b h w maps"]:
+        images = preprocessing.normalise(tiles)
+        # One index for all: a sample is one network for the whole image, and for all images.
+        examples = jnp.zeros(len(images), jnp.int32)
+
+        def logits_of(images: Array, a: Array) -> Array:
+            return to_classes(model.apply(variables, images, train=False).logits)
+
+        if options.num_samples == 1:
+            return logits_of(images, jnp.int32(0))
+        encode, head = logits_of, None
+        if options.samples:
+            kinds = {"rate": options.rate, "mask": "channel", "examples": examples, "class_logits": to_classes}
+            encode, head = dropout_head(model, variables, key, **kinds)
+        elif options.passes:
+            pass_logits = dropout_passes(stochastic, variables, key, rate=options.rate, examples=examples)
+
+            def encode(images: Array, a: Array) -> Array:
+                return to_classes(pass_logits(images, a))
+
+        samples = max(1, options.samples)
+        return statistics_to_maps(
+            augmented_statistics(images, encode, head, samples=samples, symmetries=symmetries, scales=scales)
+        )
+
+    return tile_maps
+
+
+def _make_pixel_programs(options: PredictOptions, num_classes: int) -> tuple[Callable, Callable]:
+    """Builds `summarise(maps of statistics)` and `conclude(resized maps)`, both of blocks `[h, w, …]` of pixels."""
+
+    @jax.jit
+    def summarise(maps: Float[Array, "h w maps"]) -> Float[Array, "h w kept"]:
+        """Returns the log of the mean probabilities, and the uncertainties besides the entropy."""
+        found = uncertainty_of(maps_to_statistics(maps[None]), options.num_samples)
+        others = [getattr(found, name)[0, ..., None] for name in options.uncertainties[1:]]
+        return jnp.concatenate([jnp.log(jnp.maximum(found.probabilities[0], _MIN_PROBABILITY)), *others], axis=-1)
+
+    @jax.jit
+    def conclude(maps: Float[Array, "h w kept"]) -> tuple[Array, ...]:
+        """Returns the class, the probabilities, and the uncertainties."""
+        logits = maps[..., :num_classes]
+        mask = jnp.argmax(logits, axis=-1)
+        if options.threshold is not None:
+            positive = options.positive
+            others = jnp.where(jnp.arange(num_classes) == positive, -jnp.inf, logits)
+            is_positive = metrics.class_log_odds(logits)[..., positive] >= jnp.float32(options.threshold)
+            mask = jnp.where(is_positive, positive, jnp.argmax(others, axis=-1))
+        entropy = metrics.predictive_entropy(logits[None])
+        return mask.astype(jnp.uint8), jax.nn.softmax(logits), entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0)
+
+    return summarise, conclude
+
+
+def _resized(image: UInt8[np.ndarray, "H W c"], size: tuple[int, int]) -> Shaped[np.ndarray, "h w c"]:
+    """Returns the image resized with antialiasing, float32; or itself where it has that size."""
+    if image.shape[:2] == size:
+        return image
+    out = np.empty((*size, image.shape[-1]), np.float32)
+    for rows, columns, block in _blocks(image, size, antialias=True):
+        out[rows, columns] = _cropped(block, rows, columns)
+    return out
+
+
+_resize_block = jax.jit(
+    lambda window, axes, shape, antialias: resize_window(window.astype(jnp.float32), axes, shape, antialias=antialias),
+    static_argnums=(2, 3),
+)
+
+
+def _blocks(
+    values: Shaped[np.ndarray, "h w c"], size: tuple[int, int], *, antialias: bool = False
+) -> Iterator[tuple[slice, slice, Shaped[Array, "..."]]]:
+    """Yields (rows, columns, block) of `values` resized to `size`; a block is padded where it ends outside."""
+    rows, columns = (_windows(n, m, antialias) for n, m in zip(values.shape, size, strict=False))
+    for row in rows:
+        for column in columns:
+            window = values[row.read, column.read]
+            missing = [(0, one.length - n) for one, n in zip((row, column), window.shape, strict=False)]
+            window = np.pad(window, [*missing, (0, 0)])
+            if values.shape[:2] == size:
+                block = window
+            else:
+                block = _resize_block(window, (row.axis, column.axis), (row.block, column.block), antialias)
+            yield row.write, column.write, block
+
+
+class _Window(NamedTuple):
+    """One block along an axis: source pixels read, padded to `length`, and target pixels written, out of `block`."""
+
+    read: slice
+    length: int
+    write: slice
+    block: int
+    axis: Axis
+
+
+def _windows(source: int, target: int, antialias: bool) -> list[_Window]:
+    block = max(1, min(_BLOCK, _WINDOW * target // source))
+    reach = math.ceil(max(1, source / target)) if antialias else 1
+    length = block
+    if source != target:
+        length = math.ceil((math.ceil(block * source / target) + 2 * reach + 2) / _STEP) * _STEP
+    windows = []
+    for start in range(0, target, block):
+        # The first pixel that may weigh: floor of the first position, less the reach of the kernel.
+        first = max(0, ((2 * start + 1) * source - target) // (2 * target) - reach) if source != target else start
+        offset = (2 * start + 1) * source - (2 * first + 1) * target
+        axis = Axis(*map(np.int32, (source, target, first, offset)))
+        write = slice(start, min(start + block, target))
+        windows.append(_Window(slice(first, min(first + length, source)), length, write, block, axis))
+    return windows
+
+
+def _cropped(block: Shaped[Any, "..."], rows: slice, columns: slice) -> Shaped[np.ndarray, "..."]:
+    return np.asarray(block)[: rows.stop - rows.start, : columns.stop - columns.start]

@@ -1,0 +1,98 @@
+"""Predicts images with an exported network, without segjax: `python run.py IMAGE…` writes NAME_mask.png beside each.
+
+This file is run.py of an export, beside model.stablehlo and card.json. `load` and `predict` need jax and flatbuffers;
+image files also need Pillow. The masks are those of segjax.predict without flags.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+
+_MARK = ("made_by", "run.py")  # text in the PNG of a mask, which may then be overwritten
+
+
+def load(folder: str | Path) -> tuple[Any, dict[str, Any]]:
+    """Returns the network of a folder, for `predict`, and its card; raises ValueError if the file is damaged."""
+    data, card = Path(folder, "model.stablehlo").read_bytes(), json.loads(Path(folder, "card.json").read_text("utf-8"))
+    expected, found = card["files"]["model.stablehlo"]["sha256"], hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise ValueError(f"{folder}/model.stablehlo: damaged; expected SHA-256 {expected} of card.json, got {found}")
+    return jax.jit(export.deserialize(bytearray(data)).call), card
+
+
+def predict(network: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Predicts uint8 images `[b, H, W, channels]`.
+
+    Returns "mask" `[b, H, W]`, "probabilities" `[b, H, W, C]`, and "variance" `[b, H, W]` if it was exported. Each size
+    of images is compiled once.
+    """
+    return {name: np.asarray(found) for name, found in network(images).items()}
+
+
+def main(names: list[str]) -> None:
+    """Predicts image files at their own size."""
+    from PIL import Image, PngImagePlugin
+
+    if not names:
+        sys.exit(__doc__)
+    targets = _targets([Path(name) for name in names])
+    network, card = load(Path(__file__).parent)
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(*_MARK)
+    for target, name in targets.items():
+        pixels = np.asarray(_read(name).convert("L" if card["input"]["channels"] == 1 else "RGB"))
+        size = card["input"]["size"]
+        if size and list(pixels.shape[:2]) != size:
+            sys.exit(f"error: {name}: {pixels.shape[:2]} pixels; this network was exported for images of {size} only")
+        mask = predict(network, pixels.reshape(1, *pixels.shape[:2], -1))["mask"][0]
+        Image.fromarray(mask).save(target, pnginfo=mark)
+        print(f"{name} -> {target}")
+
+
+def _targets(names: list[Path]) -> dict[Path, Path]:
+    """Returns the image of each mask file; ends the program if a mask would overwrite another file."""
+    targets: dict[Path, Path] = {}
+    for name in names:
+        target = name.with_name(f"{name.stem}_mask.png")
+        if not name.is_file():
+            sys.exit(f"error: {name}: expected an image file; {'it is a folder' if name.is_dir() else 'nothing there'}")
+        if target in targets:
+            sys.exit(f"error: {targets[target]} and {name} would both be written as {target}")
+        if target.exists() and not _is_marked(target):
+            sys.exit(f"error: {target}: exists, and run.py did not write it; move it away")
+        targets[target] = name
+    return targets
+
+
+def _is_marked(file: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as picture:
+            return picture.info.get(_MARK[0]) == _MARK[1]
+    except (OSError, SyntaxError):
+        return False
+
+
+def _read(file: Path) -> Any:
+    """Returns an image of 8 bits per channel; ends the program if the file is not an image."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as picture:
+            picture.load()
+    except (OSError, SyntaxError) as error:
+        sys.exit(f"error: {file}: cannot be read as an image ({error})")
+    if picture.mode.startswith("I"):  # 16 bits: Pillow would make every value above 255 white
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

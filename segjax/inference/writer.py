@@ -1,0 +1,381 @@
+"""Files of a prediction: masks, pictures and arrays of each image, and one contact sheet of many.
+
+A mask names the image file that it was made from, and `predicted_by.json` the network and the options of a folder. So a
+second call keeps what is complete, and nothing is overwritten that is not its own.
+"""
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import rich.console
+import rich.progress
+from jaxtyping import UInt8
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+
+from segjax.data.io import DataError, RawFile, decode_image, read_bytes
+from segjax.data.labels import LabelSet, colorize
+from segjax.inference.predictor import Prediction, Predictor
+from segjax.inference.visualize import contact_sheet, heatmap, overlay, thumbnail
+from segjax.storage import write_bytes
+
+ORIGIN_FILE, SHEET_FILE = "predicted_by.json", "contact_sheet.png"
+_SHEET_ROWS = 24
+_LISTED = 20  # skipped files that are listed by name
+_PNG_KEY = "segjax"  # keyword of the PNG text chunk that names the source of a picture
+_BAND = 2**20  # pixels that are painted at a time
+_UNITS = {"entropy": "nats", "mutual_information": "nats", "variance": "squared logits"}
+
+
+class OutputOptions(NamedTuple):
+    """Files to write for each image besides its mask of class indices, NAME_mask.png.
+
+    Attributes:
+      overlay: NAME_overlay.png, the image under the colours of its classes.
+      only: the one class that overlays show; None: all.
+      uncertainty: NAME_uncertainty.png, from 0, black, to `maximum`, pale yellow.
+      measure: the uncertainty that it shows, one of `PredictOptions.uncertainties`.
+      maximum: end of the colour scale for all images; None: `default_maximum`.
+      probabilities: NAME_probabilities.npz: "probabilities" float32 `[H, W, C]`, each uncertainty under its own name,
+        float32 `[H, W]`, and "classes".
+      palette: store the classes' colours in NAME_mask.png as a palette; the pixels stay class indices.
+      sheet: contact_sheet.png, a row of small pictures for each of up to 24 images, evenly chosen.
+    """
+
+    overlay: bool = True
+    only: int | None = None
+    uncertainty: bool = False
+    measure: str = "entropy"
+    maximum: float | None = None
+    probabilities: bool = False
+    palette: bool = False
+    sheet: bool = False
+
+    @property
+    def suffixes(self) -> list[str]:
+        """Endings of one image's file names. The mask is written last, so that it stands for a complete set."""
+        chosen = {
+            "_overlay.png": self.overlay,
+            "_uncertainty.png": self.uncertainty,
+            "_probabilities.npz": self.probabilities,
+        }
+        return [*(suffix for suffix, is_chosen in chosen.items() if is_chosen), "_mask.png"]
+
+    def scale_maximum(self, label_set: LabelSet) -> float:
+        """Returns the uncertainty that has the lightest colour."""
+        return default_maximum(self.measure, label_set.num_classes) if self.maximum is None else self.maximum
+
+    def scale(self, label_set: LabelSet) -> str:
+        """Returns the meaning of the uncertainty's colours, such as "entropy, 0 to 2.4 nats"."""
+        return f"{self.measure.replace('_', ' ')}, 0 to {self.scale_maximum(label_set):.3g} {_UNITS[self.measure]}"
+
+
+def default_maximum(measure: str, num_classes: int) -> float:
+    """Returns the default end of the colour scale, the same for all images and all networks of so many classes.
+
+    For the entropy its maximum, log C; for the mutual information a quarter of that; for the variance 5 squared logits.
+    """
+    return {"entropy": math.log(num_classes), "mutual_information": math.log(num_classes) / 4, "variance": 5.0}[measure]
+
+
+class WriteSummary(NamedTuple):
+    """Counts of the images of a call of `write_predictions`.
+
+    Attributes:
+      written: images that were predicted.
+      kept: images that had all their files already, made from the same bytes.
+      skipped: one error message per image that could not be read.
+    """
+
+    written: int
+    kept: int
+    skipped: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Returns the summary as lines of text."""
+        lines = [f"predicted {self.written} image(s)"]
+        if self.kept:
+            lines[0] += f"; kept {self.kept} that had been predicted before"
+        if self.skipped:
+            lines.append(f"skipped {len(self.skipped)} bad image(s):")
+            lines += [f"  {message}" for message in self.skipped[:_LISTED]]
+            lines += [f"  and {len(self.skipped) - _LISTED} more"] * (len(self.skipped) > _LISTED)
+        return lines
+
+
+class ForeignFileError(DataError):
+    """A file that would have to be overwritten was not written by segjax.predict, or belongs to another image."""
+
+
+class _Source(NamedTuple):
+    """Path and SHA-256 of an image file, as a mask's PNG stores them."""
+
+    path: str
+    sha256: str
+
+
+class _Predicted(NamedTuple):
+    """One predicted image."""
+
+    image: UInt8[np.ndarray, "H W c"]
+    prediction: Prediction
+    source: _Source
+
+
+def write_predictions(
+    predictor: Predictor,
+    files: Mapping[str, RawFile],
+    output: Any,
+    options: OutputOptions,
+    label_set: LabelSet,
+    origin: Mapping[str, Any],
+    *,
+    on_error: str = "raise",
+    console: rich.console.Console | None = None,
+) -> WriteSummary:
+    """Predicts the images whose files are not all there yet, and writes them, each file whole or not at all.
+
+    Args:
+      predictor: built with `probabilities` where `options` has them.
+      files: the images by name; a name with slashes is written into folders of `output`.
+      output: the folder, a `Path` or epath's; made if it does not exist.
+      options: the files to write.
+      label_set: names and colours of the classes.
+      origin: network and options that the masks depend on, ready for JSON. It is stored in `predicted_by.json`, so that
+        a folder is never completed with masks of another network or threshold; "checkpoint" is not compared.
+      on_error: "raise", or "skip" images that cannot be read.
+      console: of the progress bar; default standard output.
+
+    Raises:
+      DataError: the folder contains predictions of another origin, or a file that would be overwritten and is not a
+        prediction of the same image file; an image cannot be read and `on_error` is "raise".
+      OSError: a file cannot be written. The files before it are complete, and a second call carries on.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    if not _has_origin(output / ORIGIN_FILE, dict(origin)):
+        _refuse_foreign_files(list(files), output, options)
+        write_bytes(output / ORIGIN_FILE, (json.dumps(dict(origin), indent=1) + "\n").encode())
+    sheet, kept, skipped = _Sheet(list(files) if options.sheet else [], options, label_set), 0, []
+    waiting: list[tuple[str, np.ndarray, _Source]] = []
+    channels = predictor.preprocessing.channels
+    batch = predictor.options.batch if predictor.options.scale is None else 1
+
+    def write_waiting() -> None:
+        predictions = predictor.predict_batch([image for _, image, _ in waiting])
+        for (name, image, source), prediction in zip(waiting, predictions, strict=True):
+            predicted = _Predicted(image, prediction, source)
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            for suffix in options.suffixes:
+                write_bytes(output / f"{name}{suffix}", _encode(suffix, predicted, options, label_set))
+            sheet.add(name, predicted)
+        waiting.clear()
+
+    with _progress_bar(console) as bar:
+        for name, file in bar.track(files.items(), description="predict"):
+            try:
+                data = read_bytes(file)
+                source = _Source(str(Path(file.path).resolve()), hashlib.sha256(data).hexdigest())
+                if _is_complete(output, name, source, options):
+                    kept += 1
+                    sheet.add_kept(name, source)
+                    continue
+                waiting.append((name, decode_image(data, channels, file.path), source))
+            except DataError as error:
+                if on_error == "raise" or isinstance(error, ForeignFileError):
+                    write_waiting()
+                    raise
+                skipped.append(str(error))
+            if len(waiting) == batch:
+                write_waiting()
+        write_waiting()
+        if sheet.source_hashes() and _png_text(output / SHEET_FILE) != sheet.source_hashes():
+            # Small pictures of images that an earlier call predicted: these are predicted again.
+            again = list(sheet.kept.items())
+            for name, source in bar.track(again, description="contact sheet") if again else ():
+                image = decode_image(read_bytes(files[name]), channels, files[name].path)
+                sheet.add(name, _Predicted(image, predictor(image), source))
+            write_bytes(output / SHEET_FILE, sheet.png())
+    return WriteSummary(len(files) - kept - len(skipped), kept, tuple(skipped))
+
+
+def is_prediction_file(path: str, output: Any) -> bool:
+    """Returns whether an image file was left in `output` by an earlier prediction, and is not an image to predict."""
+    if not (output / ORIGIN_FILE).exists() or not Path(path).resolve().is_relative_to(Path(output).resolve()):
+        return False
+    return Path(path).name.endswith(("_mask.png", "_overlay.png", "_uncertainty.png", SHEET_FILE))
+
+
+def png(pixels: UInt8[np.ndarray, "..."]) -> bytes:
+    """Returns the PNG of a grey `[H, W]` or RGB `[H, W, 3]` picture."""
+    return cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1].tobytes()
+
+
+def _progress_bar(console: rich.console.Console | None) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(bar_width=24),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("eta"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _has_origin(file: Any, origin: dict[str, Any]) -> bool:
+    """Returns whether the folder contains predictions of this origin; raises DataError for another origin."""
+    if not file.exists():
+        return False
+    try:
+        before = json.loads(file.read_bytes())
+        differing = sorted(key for key in {*before, *origin} - {"checkpoint"} if before.get(key) != origin.get(key))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{file}: not the JSON of an earlier prediction ({error}); choose another --output") from error
+    if differing:
+        key = differing[0]
+        raise DataError(
+            f"{file.parent}: contains predictions made with {key} = {before.get(key)!r}; now {key} is "
+            f"{origin.get(key)!r}. Choose another --output, or remove them"
+        )
+    return True
+
+
+def _refuse_foreign_files(names: Sequence[str], output: Any, options: OutputOptions) -> None:
+    targets = [output / f"{name}{suffix}" for name in names for suffix in options.suffixes]
+    for target in (*targets, *[output / SHEET_FILE] * options.sheet):
+        if target.exists():
+            raise _foreign(target)
+
+
+def _foreign(file: Any) -> ForeignFileError:
+    return ForeignFileError(
+        f"{file}: exists, and segjax.predict did not write it. Choose another --output, or move the file"
+    )
+
+
+def _is_complete(output: Any, name: str, source: _Source, options: OutputOptions) -> bool:
+    """Returns whether all files of an image exist and were made from the same bytes."""
+    mask = output / f"{name}_mask.png"
+    if not mask.exists():
+        return False
+    before = _png_text(mask)
+    if before is None or set(before) != set(_Source._fields):
+        raise _foreign(mask)
+    if before["sha256"] == source.sha256:
+        return all((output / f"{name}{suffix}").exists() for suffix in options.suffixes)
+    if before["path"] != source.path:
+        raise ForeignFileError(
+            f"{mask}: is the mask of {before['path']}; {source.path} would overwrite it. Choose another --output"
+        )
+    return False
+
+
+def _encode(suffix: str, predicted: _Predicted, options: OutputOptions, label_set: LabelSet) -> bytes:
+    """Returns the bytes of the file with this suffix."""
+    mask, uncertainties, probabilities = predicted.prediction
+    if suffix == "_probabilities.npz":
+        buffer, classes = io.BytesIO(), np.array(label_set.names)
+        np.savez_compressed(buffer, probabilities=probabilities, **uncertainties, classes=classes)
+        return buffer.getvalue()
+    if suffix == "_uncertainty.png":
+        return png(_paint_uncertainty(predicted.prediction, options, label_set))
+    if suffix == "_overlay.png":
+        return png(_paint_overlay(predicted, options, label_set))
+    palette = label_set.palette.tobytes() if options.palette else None
+    return _png_with_text(mask, predicted.source._asdict(), palette)
+
+
+def _bands(mask: np.ndarray) -> Iterator[slice]:
+    """Yields bands of rows: painting takes several times their memory."""
+    rows = max(1, _BAND // mask.shape[1])
+    return (slice(top, top + rows) for top in range(0, mask.shape[0], rows))
+
+
+def _paint_overlay(predicted: _Predicted, options: OutputOptions, label_set: LabelSet) -> UInt8[np.ndarray, "H W 3"]:
+    mask = predicted.prediction.mask
+    painted = np.empty((*mask.shape, 3), np.uint8)
+    for band in _bands(mask):
+        colours = colorize(mask[band], label_set.palette)
+        if options.only is not None:
+            colours *= (mask[band] == options.only)[..., None]
+        painted[band] = overlay(predicted.image[band], colours)
+    return painted
+
+
+def _paint_uncertainty(
+    prediction: Prediction, options: OutputOptions, label_set: LabelSet
+) -> UInt8[np.ndarray, "H W 3"]:
+    values, maximum = prediction.uncertainties[options.measure], options.scale_maximum(label_set)
+    painted = np.empty((*values.shape, 3), np.uint8)
+    for band in _bands(values):
+        painted[band] = heatmap(values[band], maximum)
+    return painted
+
+
+class _Sheet:
+    """Rows of a contact sheet, stored small, of some of the images, evenly chosen."""
+
+    def __init__(self, names: Sequence[str], options: OutputOptions, label_set: LabelSet):
+        indices = np.linspace(0, len(names) - 1, min(len(names), _SHEET_ROWS)).round().astype(int)
+        self._chosen = [names[index] for index in dict.fromkeys(indices.tolist())]
+        self._options, self._label_set = options, label_set
+        self._rows: dict[str, list[np.ndarray]] = {}
+        self._sources: dict[str, _Source] = {}
+        self.kept: dict[str, _Source] = {}  # chosen images that an earlier call predicted
+
+    def add(self, name: str, predicted: _Predicted) -> None:
+        """Adds the small pictures of an image if it is one of those chosen."""
+        if name not in self._chosen:
+            return
+        image = np.broadcast_to(predicted.image, (*predicted.prediction.mask.shape, 3))
+        colours = _paint_overlay(predicted, self._options, self._label_set)
+        uncertainty = _paint_uncertainty(predicted.prediction, self._options, self._label_set)
+        self._rows[name] = [thumbnail(picture) for picture in (image, colours, uncertainty)]
+        self._sources[name] = predicted.source
+
+    def add_kept(self, name: str, source: _Source) -> None:
+        """Adds an image that an earlier call predicted, if it is one of those chosen."""
+        if name in self._chosen:
+            self.kept[name] = source
+
+    def source_hashes(self) -> dict[str, str]:
+        """Returns the SHA-256 of each image of the sheet."""
+        sources = self.kept | self._sources
+        return {name: sources[name].sha256 for name in self._chosen if name in sources}
+
+    def png(self) -> bytes:
+        """Returns the sheet's file."""
+        only, label_set = self._options.only, self._label_set
+        titles = ("image", "prediction" if only is None else label_set.names[only], self._options.scale(label_set))
+        rows = {name: self._rows[name] for name in self._chosen if name in self._rows}
+        return _png_with_text(contact_sheet(rows, titles, label_set if only is None else None), self.source_hashes())
+
+
+def _png_text(file: Any) -> dict[str, Any] | None:
+    """Returns what `_png_with_text` stored in a PNG file; None for any other file."""
+    try:
+        # `Image.open` would refuse a picture as large as a mask may be; no pixel is read here.
+        with file.open("rb") as opened, PngImageFile(opened) as picture:
+            text = json.loads(picture.info[_PNG_KEY])
+            return text if isinstance(text, dict) else None
+    except (OSError, KeyError, ValueError, AttributeError, SyntaxError):
+        return None
+
+
+def _png_with_text(pixels: UInt8[np.ndarray, "..."], text: Any, palette: bytes | None = None) -> bytes:
+    """Returns the PNG of a picture with a JSON text chunk."""
+    buffer, info, picture = io.BytesIO(), PngInfo(), Image.fromarray(pixels)
+    info.add_itxt(_PNG_KEY, json.dumps(text))
+    if palette is not None:
+        # Converting L to P keeps the indices, and PNG allows a palette of fewer than 256 colours.
+        picture = picture.convert("P")
+        picture.putpalette(palette)
+    picture.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()

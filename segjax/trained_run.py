@@ -1,0 +1,283 @@
+"""A finished or running run, opened from its workdir: what evaluation, prediction, report and export start from."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from segjax import metrics
+from segjax.data import LabelSet, label_set, open_split
+from segjax.inference import PredictOptions, Predictor, Preprocessing
+from segjax.metrics.ranking import ThresholdAtPrecision
+from segjax.storage import path_of
+from segjax.training import parallel
+from segjax.training.checkpoint import FOLDER, Checkpoints
+from segjax.training.config import ConfigError, from_leaves
+from segjax.training.evaluation import (
+    counter,
+    evaluate,
+    make_eval_step,
+    make_ranking_step,
+    preprocessing_of,
+    sum_counts,
+)
+from segjax.training.loop import CONFIG_FILE, SCORES_FILE
+from segjax.training.provenance import provenance
+from segjax.training.train_step import TrainState, init_state, make_model
+
+# Entries of `provenance` that a report shows.
+_ORIGIN = {
+    "command": "command",
+    "commit": "commit",
+    "date": "date",
+    "device": "device",
+    "CPU threads": "cpu_threads",
+    "Python": "python",
+    "versions": "versions",
+}
+
+
+class TrainedRun(NamedTuple):
+    """One checkpoint of a run, with everything needed to use it.
+
+    Attributes:
+      workdir: the run's folder.
+      config: the config that it was trained with.
+      model: its network.
+      state: one copy of its state, not replicated.
+      label_set: class names and palette.
+    """
+
+    workdir: epath.Path
+    config: ConfigDict
+    model: Any
+    state: TrainState
+    label_set: LabelSet
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Input size, normalisation and classes of the network."""
+        return preprocessing_of(self.config, self.label_set.num_classes)
+
+    def predictor(self, options: PredictOptions | None = None, *, probabilities: bool = False) -> Predictor:
+        """Returns a predictor of uint8 images `[H, W, channels]`; by default of the masks that evaluation scores.
+
+        Args:
+          options: see `segjax.inference.predict_options`.
+          probabilities: return probabilities too.
+
+        Raises:
+          ValueError: as `Predictor`.
+        """
+        return Predictor(
+            self.model.clone(axis_name=None),
+            self.state.variables,
+            self.preprocessing,
+            options,
+            probabilities=probabilities,
+        )
+
+
+def load_run(path: str | os.PathLike) -> TrainedRun:
+    """Opens `WORKDIR` (its best checkpoint) or `WORKDIR/checkpoints/STEP` (or `…/best`, `…/latest`).
+
+    Raises:
+      StorageError: the bucket cannot be read, or gcsfs is not installed.
+      FileNotFoundError: the folder is not a run's, or has no such checkpoint.
+      ConfigError: its config is damaged.
+    """
+    path = path_of(path)
+    workdir, which = (path.parent.parent, path.name) if path.parent.name == FOLDER else (path, "best")
+    config_file = workdir / CONFIG_FILE
+    if not config_file.exists():
+        raise FileNotFoundError(
+            f"{path} is not a run: expected {config_file}. Name the --workdir that segjax.train wrote, or "
+            f"WORKDIR/{FOLDER}/STEP"
+        )
+    config = _read_config(config_file)
+    labels, model = label_set(config.data), model_of(config)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        state, _ = checkpoints.restore(init_state(config, model), checkpoints.step_named(which))
+    return TrainedRun(workdir, config, model, state, labels)
+
+
+def _read_config(file: epath.Path) -> ConfigDict:
+    """Returns the config of a workdir; raises ConfigError if it is damaged or of another program."""
+    try:
+        return from_leaves(read_json(file))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigError(
+            f"{file} is not the config of a run, or is damaged ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def model_of(config: ConfigDict) -> Any:
+    """Returns the network of `config` for the classes of its data set; nothing is read.
+
+    Raises:
+      ConfigError: as `make_model`.
+    """
+    return make_model(config, len(label_set(config.data).names), parallel.axis_name(config))
+
+
+def fingerprint(run: TrainedRun) -> str:
+    """Returns a hash of the parameters and batch statistics, independent of the path: 16 digits of their SHA-256."""
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_leaves_with_path(run.state.variables):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def read_json(file: epath.Path) -> Any:
+    """Returns the content of a JSON file of a workdir."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def no_nan(value: Any) -> Any:
+    """Returns `value` with None for every number that is not finite, in nested containers too: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: no_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [no_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, Any]:
+    """Returns the origin of a checkpoint's scores, ready for JSON: data, network, training and this process.
+
+    The training's part comes from `scores.json`, which exists once training has ended.
+    """
+    config, file = run.config, run.workdir / SCORES_FILE
+    parameters = sum(p.size for p in jax.tree.leaves(run.state.params))
+    skipped = f"; {scores['skipped']} bad pair(s) of image and mask left out" if scores["skipped"] else ""
+    facts = {
+        "data": f"{config.data.name}, {split}: {scores['images']} images{skipped}",
+        "network": f"{config.model.name}, {parameters / 1e6:.3g} M parameters",
+        "input": " × ".join(map(str, (*config.data.size, config.data.channels))),
+        "checkpoint": str(run.workdir / FOLDER / str(int(run.state.step))),
+        "steps": f"{int(run.state.step)} of {config.training.steps}, of {config.training.global_batch} images each",
+    }
+    origin = read_json(file).get("provenance") if file.exists() else None
+    if origin is None:
+        facts["training"] = f"has not ended: there is no {SCORES_FILE}"
+    else:
+        since = f", from step {origin['wall_seconds_from_step']} on" if origin["wall_seconds_from_step"] else ""
+        facts["training time"] = f"{origin['wall_seconds'] / 60:.1f} minutes{since}"
+        facts |= {f"training {name}": origin[key] for name, key in _ORIGIN.items()}
+    here = provenance()
+    return facts | {f"this page's {name}": here[key] for name, key in _ORIGIN.items()}
+
+
+def score_run(run: TrainedRun, split: str) -> dict[str, Any]:
+    """Returns the scores of `run` on a split of its data set, on all devices: the dictionary of `evaluate`."""
+    step = make_eval_step(run.config, run.model, run.label_set.num_classes, parallel.axis_name(run.config))
+    step, state, mesh = on_all_devices(run, step)
+    return evaluate(step, state, open_split(run.config.data, split), run.config, mesh)
+
+
+def on_all_devices(run: TrainedRun, step: Callable) -> tuple[Callable, TrainState, Any]:
+    """Returns the mapped `step(state, batch)`, the replicated state, and the devices.
+
+    Raises:
+      ConfigError: the run's batch cannot be divided over the devices.
+    """
+    mesh = parallel.make_mesh()
+    parallel.check_batch(run.config, mesh)
+    mapped = parallel.map_step(step, run.config, mesh, arguments=2)
+    return mapped, parallel.replicate(run.state, run.config, mesh), mesh
+
+
+def threshold_of(run: TrainedRun, precision: float, number: int) -> ThresholdAtPrecision:
+    """Scores the evaluation split and returns the threshold at which class `number` reaches `precision`.
+
+    Raises:
+      ConfigError: no threshold reaches it, or `precision` is not in (0, 1].
+    """
+    split, classes = run.config.data.eval_split, run.label_set.names
+    if not 0 < precision <= 1:
+        raise ConfigError(f"--at_precision must be above 0 and at most 1; got {precision:g}")
+    step = make_ranking_step(run.config, run.model, len(classes), number, parallel.axis_name(run.config))
+    step, state, mesh = on_all_devices(run, step)
+    counts = sum_counts(counter(step, state, run.config, mesh), open_split(run.config.data, split), run.config)
+    found = metrics.threshold_at_precision(counts["scores"], precision)
+    if np.isnan(found.precision):
+        raise ConfigError(f"--at_precision: {split} has no pixel of {classes[number]}")
+    if np.isnan(found.threshold_logit):
+        raise ConfigError(
+            f"--at_precision={precision:g}: no threshold of {run.workdir} reaches it for {classes[number]} on {split}; "
+            f"the highest precision is {found.precision:.3g}, with a recall of {found.recall:.3g}"
+        )
+    return found
+
+
+def chosen_threshold(
+    run: TrainedRun, probability: float | None, precision: float | None, number: int | None
+) -> tuple[dict[str, Any], str]:
+    """Returns the fields of `PredictOptions` for a threshold, and a line of text for the user.
+
+    Args:
+      run: an opened checkpoint.
+      probability: the threshold itself.
+      precision: or the precision that it reached in evaluation (`threshold_of`, with its errors).
+      number: the class; None: the second of two.
+
+    Raises:
+      ConfigError: the data set has more than two classes, and `number` is None.
+    """
+    if probability is None and precision is None:
+        return {}, ""
+    names = run.label_set.names
+    if number is None and len(names) != 2:
+        raise ConfigError(f"--threshold and --at_precision need --class=NAME, one of {', '.join(names)}")
+    number = 1 if number is None else number
+    if probability is not None:
+        return {"threshold": math.log(probability / (1 - probability)), "positive": number}, ""
+    found = threshold_of(run, precision, number)
+    return {"threshold": found.threshold_logit, "positive": number}, (
+        f"{names[number]} from a probability of {1 / (1 + math.exp(-found.threshold_logit)):.4g} on: on "
+        f"{run.config.data.eval_split} its precision is {found.precision:.3f}, its recall {found.recall:.3f}"
+    )
+
+
+def head_rate(run: TrainedRun, rate: float | None, samples: int, passes: int = 0) -> float:
+    """Returns the dropout rate of the head: `rate`, or by default the one that the network was trained with.
+
+    Raises:
+      ConfigError: samples without a rate, of a network trained without dropout of the head; passes, of a network
+        trained without any dropout that they could draw.
+    """
+    model = run.config.model
+    if passes and model.dropout != "sampled" and not model.deep_dropout:
+        raise ConfigError(
+            f"--passes={passes}: {run.workdir} was trained without dropout deep in the network (model.deep_dropout = "
+            "0) and without sampled heads, so all passes are alike; sample its head instead: --samples=30 --rate=0.2"
+        )
+    if samples and rate is None and model.dropout == "none":
+        raise ConfigError(
+            f"--samples={samples}: {run.workdir} was trained without dropout of the head (config.model.dropout = "
+            "'none'); add --rate=0.2 to sample it all the same, or train with 'sampled' or 'analytic'"
+        )
+    return model.dropout_rate if rate is None else rate
+
+
+def class_index(run: TrainedRun, name: str | None) -> int | None:
+    """Returns the index of a class, None for None.
+
+    Raises:
+      ConfigError: no class has that name.
+    """
+    classes = run.label_set.names
+    if name is not None and name not in classes:
+        raise ConfigError(f"--class: expected one of {', '.join(classes)}; got {name!r}")
+    return None if name is None else classes.index(name)

@@ -1,0 +1,260 @@
+import dataclasses
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax, xlogy
+
+from segjax.inference import (
+    UNCERTAINTIES,
+    PredictOptions,
+    Predictor,
+    Preprocessing,
+    head_uncertainty,
+    predict_options,
+    predict_tiled,
+    predictor,
+    whole_passes,
+)
+from segjax.models import UNet
+
+CLASSES = 3
+MODEL = UNet(CLASSES, width=4, depth=1, padding="zeros")
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 256, (20, 28, 3)).astype(np.uint8)
+SIZES = ((20, 28), (9, 40), (33, 17))
+PREPROCESSING = Preprocessing((16, 24), 3, (0.5,), (0.5,), CLASSES)
+TWO = PREPROCESSING._replace(num_classes=2)  # the third output is void's
+WHOLE, TILES = PredictOptions((16, 24)), PredictOptions((16, 24), scale=1.0, overlap=6, batch=2)
+replace = dataclasses.replace
+
+
+@pytest.fixture(scope="module")
+def variables():
+    # Compiling `init` takes longer than all else here.
+    shapes = jax.eval_shape(partial(MODEL.init, train=False), jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+    def draw(path, one):
+        values = RNG.normal(size=one.shape)
+        if path[-1].key == "kernel":
+            return jnp.asarray(values * 1.5 / np.prod(one.shape[:-1]) ** 0.5, jnp.float32)
+        return jnp.asarray(0.5 + 0.5 * abs(values), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def normalise(pixels):
+    return pixels / 127.5 - 1
+
+
+@pytest.fixture(scope="module")
+def predictor_of(variables):
+    """`predictor_of(options)`, each made and compiled once for all tests."""
+    made = {}
+
+    def make(options, *, preprocessing=PREPROCESSING, probabilities=True, model=MODEL):
+        key = (options, preprocessing, probabilities, model)
+        if key not in made:
+            made[key] = Predictor(model, variables, preprocessing, options, probabilities=probabilities)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def logits_of(variables):
+    """The network's logits of one image `[h, w, 3]` at its own size."""
+    clean = jax.jit(lambda x: MODEL.apply(variables, normalise(x[None]), train=False).logits[0])
+    return lambda image: np.asarray(clean(jnp.asarray(image, jnp.float32)))
+
+
+def by_jax(x, size, antialias):
+    return np.asarray(
+        jax.image.resize(jnp.asarray(x, jnp.float32), (*size, x.shape[-1]), "linear", antialias=antialias)
+    )
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", [(7, 9), (50, 31), (20, 40), (900, 3)], ids=str)
+def test_blocks_of_any_size_are_a_resize(monkeypatch, size, antialias):
+    monkeypatch.setattr(predictor, "_BLOCK", 11)
+    monkeypatch.setattr(predictor, "_WINDOW", 8)
+    monkeypatch.setattr(predictor, "_STEP", 4)
+    found = np.full((*size, 3), np.nan)
+    for rows, columns, block in predictor._blocks(IMAGE, size, antialias=antialias):
+        found[rows, columns] = np.asarray(block)[: rows.stop - rows.start, : columns.stop - columns.start]
+    np.testing.assert_allclose(found, by_jax(IMAGE, size, antialias), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_plain_way_is_the_resized_image_and_the_resized_logits(predictor_of, logits_of, size):
+    image = np.resize(IMAGE, (*size, 3))
+    expected = by_jax(logits_of(by_jax(image, WHOLE.tile, True)), size, False)
+    found = predictor_of(WHOLE)(image)
+    p = softmax(expected, axis=-1)
+    assert found.probabilities.dtype == found.uncertainties["entropy"].dtype == np.float32
+    assert list(found.uncertainties) == ["entropy"]
+    np.testing.assert_allclose(found.probabilities, p, atol=1e-4)
+    np.testing.assert_allclose(found.uncertainties["entropy"], -xlogy(p, p).sum(-1), atol=3e-4)
+    np.testing.assert_array_equal(found.mask, found.probabilities.argmax(-1))
+    assert (found.mask == expected.argmax(-1)).mean() > 0.995
+
+
+@pytest.mark.parametrize(
+    "options",
+    [WHOLE, TILES, replace(TILES, samples=3, augment="flip", scale=0.7)],
+    ids=["whole", "tiles", "samples in resized tiles"],
+)
+def test_all_sizes_are_one_compilation(variables, options):
+    traced = []
+
+    class Counted(UNet):
+        def __call__(self, images, **options):
+            traced.append(images.shape)
+            return super().__call__(images, **options)
+
+    fields = {"width": 4, "depth": 1, "padding": "zeros"}
+    predict = Predictor(Counted(CLASSES, **fields), variables, PREPROCESSING, options)
+    for size in SIZES:
+        assert predict(np.resize(IMAGE, (*size, 3))).mask.shape == size
+        before = list(traced) if size == SIZES[0] else before
+    assert traced == before
+
+
+@pytest.mark.parametrize("options", [WHOLE, TILES], ids=["whole", "tiles"])
+def test_images_that_pass_the_network_together_are_as_alone(predictor_of, options):
+    images = [np.resize(IMAGE, (*size, 3)) for size in SIZES]
+    together = predictor_of(replace(options, batch=2))
+    for image, found in zip(images, together.predict_batch(images), strict=True):
+        expected = predictor_of(options)(image)
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+        np.testing.assert_array_equal(found.uncertainties.keys(), expected.uncertainties.keys())
+
+
+def test_one_tile_of_the_whole_image_is_the_whole_image(predictor_of, logits_of):
+    image = IMAGE[:19, :27]  # which the network itself pads to 20×28
+    found = predictor_of(PredictOptions((20, 28), scale=1.0))(image)
+    np.testing.assert_allclose(found.probabilities, softmax(logits_of(image), axis=-1), atol=1e-5)
+
+
+def test_a_larger_tile_is_the_image_continued_by_reflection(predictor_of, logits_of):
+    continued = np.pad(IMAGE[:13, :20], ((0, 3), (0, 4), (0, 0)), mode="reflect")
+    found = predictor_of(TILES)(IMAGE[:13, :20])
+    np.testing.assert_allclose(found.probabilities, softmax(logits_of(continued), axis=-1)[:13, :20], atol=1e-5)
+
+
+def test_tiles_of_a_clean_pass_blend_its_logits(predictor_of, logits_of):
+    blended = predict_tiled(
+        IMAGE, lambda tiles: np.stack([logits_of(tile) for tile in tiles]), tile=TILES.tile, overlap=TILES.overlap
+    )
+    np.testing.assert_allclose(predictor_of(TILES)(IMAGE).probabilities, softmax(blended, axis=-1), atol=1e-5)
+
+
+def test_samples_of_one_tile_are_those_of_the_head(predictor_of, variables):
+    options = PredictOptions((20, 28), scale=1.0, samples=4, rate=0.3, seed=5)
+    features = jax.jit(lambda x: MODEL.apply(variables, normalise(x[None]), train=False).features)(IMAGE)
+    head = variables["params"]["head"]["linear"]
+    expected = jax.jit(partial(head_uncertainty, samples=4, rate=0.3))(
+        features, head["kernel"], head["bias"], jax.random.key(5)
+    )
+    found = predictor_of(options)(IMAGE)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities[0], atol=1e-5)
+    assert tuple(found.uncertainties) == options.uncertainties == UNCERTAINTIES
+    named = {"entropy": expected.predictive_entropy, "mutual_information": expected.mutual_information}
+    for name, values in {**named, "variance": expected.variance}.items():
+        np.testing.assert_allclose(found.uncertainties[name], values[0], rtol=1e-3, atol=1e-5)
+        assert values.mean() > 0.005
+
+
+def test_passes_are_whole_ones_with_the_networks_own_dropout(predictor_of, variables):
+    deep = MODEL.clone(deep_dropout=1, deep_rate=0.4)
+    options, key = PredictOptions((20, 28), scale=1.0, passes=3, seed=5), jax.random.key(5)
+    found = predictor_of(options, model=deep)(IMAGE)
+    passes = jax.jit(lambda x: whole_passes(deep, variables, x, key, samples=3, examples=jnp.zeros(1, int))[1])
+    expected = passes(normalise(jnp.asarray(IMAGE, jnp.float32)[None]))
+    np.testing.assert_allclose(found.probabilities, expected.probabilities[0], atol=1e-5)
+    information = found.uncertainties["mutual_information"]
+    np.testing.assert_allclose(information, expected.mutual_information[0], rtol=1e-3, atol=1e-5)
+    assert information.mean() > 1e-3
+
+
+def test_the_mean_over_flips_is_flipped_with_the_image(predictor_of):
+    predict = predictor_of(replace(WHOLE, augment="flip"))
+    mirrored = predict(IMAGE[:, ::-1]).probabilities[:, ::-1]
+    np.testing.assert_allclose(predict(IMAGE).probabilities, mirrored, atol=1e-4)
+    assert np.abs(predictor_of(WHOLE)(IMAGE).probabilities - mirrored).max() > 0.01
+
+
+def test_a_threshold_is_of_the_log_odds_of_the_second_class(predictor_of):
+    two = {"preprocessing": TWO}
+    p = predictor_of(WHOLE, **two)(IMAGE).probabilities.astype(float)
+    odds = float(np.median(np.log(p[..., 1] / p[..., 0])))
+    assert predictor_of(replace(WHOLE, threshold=odds), **two)(IMAGE).mask.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_threshold_of_one_of_many_classes_leaves_the_others_to_the_likeliest(predictor_of):
+    p = predictor_of(WHOLE)(IMAGE).probabilities.astype(float)
+    odds = np.log(p[..., 2] / p[..., :2].sum(-1))
+    middle = float(np.median(odds))
+    mask = predictor_of(replace(WHOLE, threshold=middle, positive=2))(IMAGE).mask
+    clear = abs(odds - middle) > 1e-3
+    np.testing.assert_array_equal(mask[clear], np.where(odds >= middle, 2, p[..., :2].argmax(-1))[clear])
+    assert clear.mean() > 0.9
+
+
+def test_maps_in_a_file_change_nothing_without_probabilities(predictor_of, tmp_path, monkeypatch):
+    predict = predictor_of(replace(TILES, augment="flip"), probabilities=False)
+    expected, shapes = predict(IMAGE), []
+
+    def in_file(shape):
+        shapes.append(shape)
+        return np.memmap(tmp_path / "maps", np.float32, "w+", shape=shape)
+
+    monkeypatch.setattr(predictor, "scratch", in_file)
+    found = predict(IMAGE)
+    assert shapes == [(20, 28, 2 * CLASSES + 2)]
+    assert found.probabilities is None
+    np.testing.assert_array_equal(found.mask, expected.mask)
+    for name, values in expected.uncertainties.items():
+        np.testing.assert_array_equal(found.uncertainties[name], values)
+
+
+def test_with_variables_shares_the_programs(predictor_of, variables):
+    predict = predictor_of(WHOLE)
+    doubled = predict.with_variables(jax.tree.map(lambda x: 2 * x, variables))
+    assert doubled._tile_maps is predict._tile_maps
+    assert not np.allclose(doubled(IMAGE).probabilities, predict(IMAGE).probabilities)
+
+
+def test_predict_options_non_default():
+    assert predict_options((16, 24), batch=3, rate=0.1, seed=4).non_default() == {}
+    assert predict_options((16, 24), overlap=2).non_default() == {"scale": 1.0, "overlap": 2, "tile": [16, 24]}
+    assert predict_options((16, 24), tile=(8, 32)).overlap == 2
+    sampled = predict_options((16, 24), samples=3, augment="d4")
+    assert sampled.non_default() == {"samples": 3, "augment": "d4", "rate": 0.2}
+
+
+def test_passes_of_a_network_without_dropout_are_refused(predictor_of):
+    with pytest.raises(ValueError, match=r"whole passes need a model with deep_dropout > 0 .*got deep_dropout=0"):
+        predictor_of(PredictOptions((16, 24), passes=3), probabilities=False)
+
+
+BROKEN = {
+    "one sample": ({"samples": 1}, r"samples must be 0 \(none\) or at least 2, .*got 1"),
+    "both": ({"samples": 2, "passes": 3}, r"samples and passes exclude each other; got samples 2 and passes 3"),
+    "one pass": ({"passes": 1}, r"passes must be 0 \(none\) or at least 2, .*got 1"),
+    "overlap": ({"overlap": 16}, r"overlap must be at least 0 and less than the tile's 16 pixels; got 16"),
+    "scale": ({"scale": 0.0}, r"scale must be more than 0; got 0"),
+    "batch": ({"batch": 0}, r"batch must be at least 1; got 0"),
+    "augmentation": ({"augment": "flips"}, r"augment must be one of none, flip, d4, scales; got 'flips'"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_predict_options_out_of_range_are_named(case):
+    fields, message = BROKEN[case]
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(predict_options)((16, 24), **fields)
