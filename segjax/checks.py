@@ -1,67 +1,78 @@
-"""What losses and metrics ask of their arguments: one place for the question and for the words of the error.
+"""Argument checks of losses, metrics and networks: each returns the argument as an array or names it in an error.
 
-The annotations say the same, but only a program that installs jaxtyping's import hook has them checked.
+The jaxtyping annotations declare the same shapes and dtypes, but are checked only where a program installs jaxtyping's
+import hook. An error is one line with the argument's name, the dtype and shape seen, and what is valid; it never prints
+the contents of an array. A traced value has no numbers yet, so that only its shape and dtype are checked.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
 def array(name: str, value: Any) -> jax.Array:
-    """`value` as an array, or a TypeError that names it where it is none (None, text, a ragged list)."""
+    """Returns `value` as a JAX array; big-endian NumPy arrays (FITS, TIFF) are converted to native byte order.
+
+    Raises:
+        TypeError: JAX cannot hold `value` (None, text, objects, a ragged list).
+    """
     try:
-        given = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array or a number; got {value!r}") from error
-    # Of a NumPy array under `vmap`, what is traced is NumPy's still, which JAX refuses under `jit` where it meets a
-    # rule of differentiation of one's own. The copy makes it JAX's; compiled it is none.
+        given = jnp.asarray(_native(value))
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name} must be an array or a number that JAX can hold; got {_described(value)}") from None
+    # Under `vmap`, a NumPy array is traced as NumPy's, which JAX refuses inside `jit` at a custom rule of
+    # differentiation. The copy makes it JAX's; the compiler removes it.
     return jnp.copy(given) if isinstance(value, jax.core.Tracer) else given
 
 
 def floating(name: str, value: Any) -> jax.Array:
-    """`value` as a floating array of at least float32 (float64 stays), or a TypeError that names it."""
+    """Returns `value` as a floating-point array of at least float32 (float64 stays)."""
     given = floating_as_given(name, value)
     return given.astype(widened(given.dtype))
 
 
 def floating_as_given(name: str, value: Any) -> jax.Array:
-    """`value` as a floating array of its own dtype, or a TypeError that names it."""
+    """Returns `value` as a floating-point array of its own dtype."""
     given = array(name, value)
-    if not jnp.issubdtype(given.dtype, jnp.floating):
-        raise TypeError(f"{name} must be floating point; got {given.dtype} of shape {given.shape}")
+    with _raising(TypeError, f"{name} must be floating point; got {given.dtype} of shape {given.shape}"):
+        chex.assert_type(given, float)
     return given
 
 
 def widened(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype in which a floating `dtype` is computed: float32 for narrower ones."""
+    """Returns the dtype in which values of a floating `dtype` are computed: float32 for narrower ones."""
     return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
 
 
 def integers(name: str, value: Any) -> jax.Array:
-    """`value` as an integer array of at least int32, or a TypeError that names it."""
+    """Returns `value` as an integer array of at least int32; booleans become 0 and 1."""
+    value = _native(value)
     if isinstance(value, np.ndarray | np.integer | int) and np.asarray(value).dtype in (np.int64, np.uint64):
-        # Where 64 bits are off, JAX would keep the lower 32: 2^32 + 1 would come out as class 1.
+        # Without 64-bit types JAX would keep the lower 32 bits: 2^32 + 1 would come out as class 1.
         limits = np.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
         value = np.clip(value, limits.min, limits.max).astype(limits.dtype)
     given = array(name, value)
-    if not jnp.issubdtype(given.dtype, jnp.integer):
-        raise TypeError(f"{name} must be integers; got {given.dtype} of shape {given.shape}")
+    if given.dtype == jnp.bool_:
+        return given.astype(jnp.int32)
+    with _raising(TypeError, f"{name} must be integers; got {given.dtype} of shape {given.shape}"):
+        chex.assert_type(given, int)
     # Narrow and unsigned types cannot hold the -1 and the num_classes that labels are compared with.
     return given.astype(jnp.int64 if given.dtype.itemsize == 8 else jnp.int32)
 
 
 def same_shape(name: str, shape: Sequence[int], expected_name: str, expected: Sequence[int]) -> None:
-    """A ValueError that names both where the two shapes differ."""
+    """Raises a ValueError that names both arguments if their shapes differ."""
     if tuple(shape) != tuple(expected):
         raise ValueError(f"{name} must have the shape of {expected_name}, {tuple(expected)}; got {tuple(shape)}")
 
 
 def spread(name: str, value: Any, shape: Sequence[int]) -> jax.Array:
-    """`value` broadcast to `shape` by NumPy's rule (axes align from the last), or a ValueError that names it."""
+    """Returns `value` broadcast to `shape` by NumPy's rule (axes align from the last)."""
     given = array(name, value)
     fits = given.ndim <= len(shape) and all(
         have in (1, want) for have, want in zip(reversed(given.shape), reversed(tuple(shape)), strict=False)
@@ -72,28 +83,44 @@ def spread(name: str, value: Any, shape: Sequence[int]) -> jax.Array:
 
 
 def mask(name: str, value: Any, shape: Sequence[int]) -> jax.Array:
-    """`value` as a boolean array spread to `shape`, or an error that names it."""
+    """Returns `value` as a boolean array broadcast to `shape`."""
     given = array(name, value)
-    if given.dtype != jnp.bool_:
-        raise TypeError(f"{name} must be boolean; got {given.dtype} of shape {given.shape}")
+    with _raising(TypeError, f"{name} must be boolean; got {given.dtype} of shape {given.shape}"):
+        chex.assert_type(given, bool)
     return spread(name, given, shape)
 
 
 def per_class(name: str, value: Any, num_classes: int, dtype: Any, scalar_hint: str = "") -> jax.Array:
-    """`value` as a `[num_classes]` array of `dtype`, or a ValueError that names it."""
+    """Returns `value`, one weight ≥ 0 per class, as a `[num_classes]` array of `dtype`."""
     given = array(name, value)
-    if given.shape != (num_classes,):
-        hint = f". {scalar_hint}" if scalar_hint and given.ndim == 0 else ""
-        raise ValueError(f"{name} must have one value per class, shape ({num_classes},); got {_shown(value)}{hint}")
+    hint = f". {scalar_hint}" if scalar_hint and given.ndim == 0 else ""
+    expected = f"one value per class, shape ({num_classes},)"
+    with _raising(ValueError, f"{name} must have {expected}; got {_shape_or_number(value)}{hint}"):
+        chex.assert_shape(given, (num_classes,))
+    not_negative(name, value)
     return given.astype(dtype)
+
+
+def not_negative(name: str, value: Any, where: Any = None) -> None:
+    """Raises a ValueError if a value that `where` keeps is negative; traced values pass."""
+    if isinstance(value, jax.core.Tracer) or isinstance(where, jax.core.Tracer):
+        return
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return
+    numbers = np.asarray(value)
+    negative = (numbers < 0) if where is None else (numbers < 0) & np.asarray(where)
+    if negative.any():
+        at = tuple(map(int, np.argwhere(negative)[0]))
+        found = float(np.broadcast_to(numbers, negative.shape)[at])
+        raise ValueError(f"{name} must be at least 0; got {found:g}{f' at index {at}' if at else ''}")
 
 
 def scalar(
     name: str, value: Any, dtype: Any, low: float, high: float = float("inf"), *, infinite: bool = False
 ) -> jax.Array:
-    """`value` as a scalar of `dtype` in [low, high], infinity only if asked for, or a ValueError.
+    """Returns `value` as a scalar of `dtype` in [low, high]; infinity is valid only if `infinite`.
 
-    A traced value is checked for its shape only; a number is checked under `jit` too.
+    A number that is known is checked under `jit` too.
     """
     given = _one_number(name, value, dtype)
     # `value` and not `given`: under jit the array of a Python number is traced.
@@ -108,7 +135,7 @@ def scalar(
 
 
 def finite(name: str, value: Any, dtype: Any, above: float = -float("inf")) -> jax.Array:
-    """`value` as a finite scalar of `dtype`, more than `above`; else as `scalar`."""
+    """Returns `value` as a finite scalar of `dtype` that is more than `above`."""
     given = _one_number(name, value, dtype)
     if not isinstance(value, jax.core.Tracer) and not above < float(np.asarray(value)) < float("inf"):
         expected = "finite" if above == -float("inf") else f"finite and more than {above:g}"
@@ -117,30 +144,54 @@ def finite(name: str, value: Any, dtype: Any, above: float = -float("inf")) -> j
 
 
 def choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """A ValueError that lists the choices where `value` is none of them."""
+    """Raises a ValueError that lists the choices if `value` is not one of them."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
 def host(name: str, value: Any) -> np.ndarray:
-    """`value` as a NumPy array, or a TypeError where it is traced and so has no value yet."""
+    """Returns `value` as a NumPy array in native byte order.
+
+    Raises:
+        TypeError: `value` is traced and so has no numbers yet.
+    """
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
             f"{name} must be known on the host; got a traced array of shape {value.shape}: call outside jit"
         )
-    return np.asarray(value)
+    return np.asarray(_native(value))
+
+
+def _native(value: Any) -> Any:
+    big_endian = isinstance(value, np.ndarray | np.generic) and not value.dtype.isnative
+    return value.astype(value.dtype.newbyteorder("=")) if big_endian else value
+
+
+@contextlib.contextmanager
+def _raising(error: type[Exception], message: str) -> Iterator[None]:
+    """Turns chex's AssertionError into an error of one line that names the argument."""
+    try:
+        yield
+    except AssertionError:
+        raise error(message) from None
 
 
 def _one_number(name: str, value: Any, dtype: Any) -> jax.Array:
     given = integers(name, value) if jnp.issubdtype(dtype, jnp.integer) else array(name, value)
-    if given.ndim != 0:
-        raise ValueError(f"{name} must be a scalar; got {_shown(value)}")
+    with _raising(ValueError, f"{name} must be a scalar; got {_shape_or_number(value)}"):
+        chex.assert_rank(given, 0)
     if jnp.issubdtype(given.dtype, jnp.complexfloating):
-        raise TypeError(f"{name} must be a real number; got {value!r}")
+        raise TypeError(f"{name} must be a real number; got {given.dtype}")
     return given
 
 
-def _shown(value: Any) -> str:
+def _described(value: Any) -> str:
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return f"{value.dtype} of shape {value.shape}"
+    return f"a value of type {type(value).__name__}"
+
+
+def _shape_or_number(value: Any) -> str:
     if np.ndim(value) == 0 and not isinstance(value, jax.core.Tracer):
         return f"the scalar {np.asarray(value)}"
     return f"shape {np.shape(value)}"

@@ -35,7 +35,7 @@ hypothesis.settings.load_profile("segjax")
 @pytest.fixture(autouse=True, scope="module")
 def compilation_effort(request):
     """The formulas are tested as their users compile them; all else has to compile fast, and no more."""
-    optimized = request.path.stem in ("test_pixel", "test_devices")
+    optimized = request.path.stem in ("test_classification", "test_devices")
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", not optimized)
     yield

@@ -135,7 +135,8 @@ def boundary_weights(
 
 
 def _inputs(labels, where):
-    labels = jnp.asarray(labels)
+    labels = checks.array("labels", labels)
+    labels = labels.astype(jnp.uint8) if labels.dtype == jnp.bool_ else labels
     # Not widened: labels are only compared with each other, a quarter of the bytes is moved, and uint32 would wrap.
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers; got {labels.dtype} of shape {labels.shape}")

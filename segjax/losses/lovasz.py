@@ -15,8 +15,16 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Real
 
 from segjax import checks
 from segjax.collectives import psum
-from segjax.losses import margin
-from segjax.losses.inputs import cleaned, sigmoid_inputs, softmax_inputs
+from segjax.losses._log_odds import (
+    hinge,
+    is_label,
+    mask_classes,
+    mask_to_zero,
+    nan_unless,
+    sigmoid_inputs,
+    sigmoid_log_odds,
+    softmax_inputs,
+)
 from segjax.losses.reduction import mean
 
 # Of a key, and at most of a place; and into how many sorts, which run beside each other, a CPU's is divided.
@@ -81,22 +89,26 @@ def lovasz_softmax_loss(
     logits, labels, keep = softmax_inputs(logits, labels, where)
     num_classes = logits.shape[-1]
     _check_axes("logits", logits.shape, logits.ndim - 1, over_batch, ", classes")
+
+    if keep is not None:
+        logits = jnp.where(mask_classes(keep, num_classes), logits, 0)
     valid = (labels >= 0) & (labels < num_classes)
-    # Added to the logits, not to the errors: so a wrong label's gradient is NaN too.
-    p = jax.nn.softmax(logits + jnp.where(valid, 0, jnp.nan).astype(logits.dtype)[..., None])
-    own = margin.is_label(labels, num_classes)
+    # Added to the logits, not to the errors, so that the gradient of a wrong label is NaN too.
+    p = jax.nn.softmax(logits + nan_unless(valid, logits.dtype)[..., None])
+    own = is_label(labels, num_classes)
     # 1 - p of the own class as the sum of the others keeps the digits of a confident pixel.
     missed = jnp.sum(jnp.where(own, 0, p), axis=-1, keepdims=True)
-    within, across = _axes(over_batch, axis_name)
-    errors, own, keep = _as_sets(jnp.where(own, missed, p), own, keep, over_batch)
-    loss, positives, exists = _set_losses(errors, own, keep, within)
+    errors = jnp.where(own, missed, p)  # |[y = c] - p_c|
+
+    within, across = (axis_name, None) if over_batch else (None, axis_name)
+    loss, positives, exists = _set_losses(*_as_sets(errors, own, keep, over_batch), within)
     present = positives > 0
-    # A NaN must be loud, and where all labels are wrong no class is present.
+    # NaN must not be hidden: if all labels are wrong, no class is present.
     fill = _ABSENT[absent]
     loss = jnp.where(present | jnp.isnan(loss), loss, 0.0 if fill is None else fill)
     count = jnp.sum(present, axis=-1) if fill is None else jnp.full(exists.shape, num_classes)
-    of_image = jnp.sum(loss, axis=-1) / jnp.maximum(count, 1).astype(loss.dtype)
-    return mean(of_image, where=exists, axis_name=across)
+    per_image = jnp.sum(loss, axis=-1) / jnp.maximum(count, 1).astype(loss.dtype)
+    return mean(per_image, where=exists, axis_name=across)
 
 
 def lovasz_hinge_loss(
@@ -144,14 +156,14 @@ def lovasz_hinge_loss(
     0.6666667
     """
     logits, targets, keep = sigmoid_inputs(logits, targets, where)
-    logits, targets = cleaned(logits, targets, keep)
     _check_axes("logits", logits.shape, logits.ndim, over_batch, "")
-    # A factor of NaN, so that a wrong target's gradient is NaN too.
-    factor = jnp.where((targets == 0) | (targets == 1), jnp.where(targets == 1, 1.0, -1.0), jnp.nan)
-    errors = jax.nn.relu(1 - factor.astype(logits.dtype) * logits)
-    within, across = _axes(over_batch, axis_name)
-    errors, positive, keep = _as_sets(errors[..., None], (targets == 1)[..., None], keep, over_batch)
-    loss, _, exists = _set_losses(errors, positive, keep, within)
+
+    logits, targets = mask_to_zero(logits.astype(checks.widened(logits.dtype)), keep), mask_to_zero(targets, keep)
+    errors = hinge(sigmoid_log_odds(logits, targets))
+
+    within, across = (axis_name, None) if over_batch else (None, axis_name)
+    sets = _as_sets(errors[..., None], (targets == 1)[..., None], keep, over_batch)
+    loss, _, exists = _set_losses(*sets, within)
     return mean(loss[:, 0], where=exists, axis_name=across)
 
 
@@ -159,11 +171,6 @@ def _check_axes(name: str, shape: tuple[int, ...], pixel_axes: int, over_batch: 
     if pixel_axes < (1 if over_batch else 2):
         expected = f"[pixels, ...{rest}]" if over_batch else f"[batch, pixels, ...{rest}] for over_batch=False"
         raise ValueError(f"{name} must be {expected}; got shape {shape}")
-
-
-def _axes(over_batch: bool, axis_name: Hashable | None) -> tuple[Hashable | None, Hashable | None]:
-    """The device axis inside a set, and the one across sets: a set lies on all devices or on one."""
-    return (axis_name, None) if over_batch else (None, axis_name)
 
 
 def _as_sets(
@@ -216,12 +223,11 @@ def _weights(keys, positives, dtype, axis_name):
     num_local = keys.shape[-1]
     if axis_name is not None:
         keys = jax.lax.all_gather(keys, axis_name, axis=keys.ndim - 1, tiled=True)
-    # A pair sort where the keys fill 64 bits already; a CPU's own way where the place fits beside the key.
-    by_cpu = _sorted_in_one_word if keys.dtype == jnp.uint32 else _sorted_in_pairs
-    keys, places_before = jax.lax.platform_dependent(keys, cpu=by_cpu, default=_sorted_in_pairs)
+    sort = _sorted_in_one_word if keys.dtype == jnp.uint32 else _sorted_in_pairs
+    keys, places_before = sort(keys)
     k = jax.lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1) + 1
     steps = _jaccard_steps((keys & 1) == 0, k, positives[..., None], dtype)
-    weights = jax.lax.platform_dependent(places_before, steps, tpu=_sorted_back, default=_put_back)
+    weights = _put_back(places_before, steps)
     if axis_name is not None:
         first = jax.lax.axis_index(axis_name) * num_local
         weights = jax.lax.dynamic_slice_in_dim(weights, first, num_local, axis=-1)
@@ -229,12 +235,15 @@ def _weights(keys, positives, dtype, axis_name):
 
 
 def _sorted_in_pairs(keys):
-    """The keys in ascending order, and the place that each had before."""
+    """Returns the keys in ascending order and the index that each had before; for keys of 64 bits."""
     return jax.lax.sort((keys, jax.lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)), num_keys=1)
 
 
 def _sorted_in_one_word(keys):
-    """The same. XLA's CPU compiler sorts single numbers five times as fast as pairs, and one part beside another."""
+    """Returns the same for keys of 32 bits, sorted with their indices in words of 64 bits.
+
+    XLA's CPU compiler sorts single numbers five times as fast as pairs, and several parts in parallel.
+    """
 
     def part(keys):
         words = (keys.astype(jnp.uint64) << np.uint64(_BITS)) | jax.lax.broadcasted_iota(jnp.uint64, keys.shape, 1)
@@ -257,11 +266,6 @@ def _put_back(places_before, steps):
 def _rows(array):
     # Not -1 for their number, which nobody can tell where there are no pixels.
     return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
-
-
-def _sorted_back(places_before, steps):
-    """The same: a TPU sorts whole vectors, and scatters one number after another."""
-    return jax.lax.sort((places_before, steps), num_keys=1)[1]
 
 
 def _jaccard_steps(positive, k, positives, dtype):

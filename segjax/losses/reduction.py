@@ -2,15 +2,13 @@
 
 from collections.abc import Hashable
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Real
 
 from segjax import checks
 from segjax.collectives import psum
-from segjax.losses.inputs import kept, varying_like
+from segjax.losses._log_odds import mask_to_zero, sum_and_count
 
 NORMALIZERS = ("valid", "weights", "positives")
 
@@ -70,66 +68,20 @@ def mean(
             raise ValueError(f'normalizer="{name}" divides by the {name}; got {name}=None')
     loss = checks.floating("per_pixel", per_pixel)
     keep = None if where is None else checks.mask("where", where, loss.shape)
-    loss = kept(loss, keep)
+    loss = mask_to_zero(loss, keep)
     if weights is not None:
-        weights = kept(checks.spread("weights", checks.array("weights", weights).astype(loss.dtype), loss.shape), keep)
+        checks.not_negative("weights", weights, where)
+        weights = checks.spread("weights", checks.array("weights", weights).astype(loss.dtype), loss.shape)
+        weights = mask_to_zero(weights, keep)
         loss = loss * weights
     counted = jnp.ones(loss.shape, bool) if keep is None else keep
     if normalizer == "positives":
-        counted = kept(checks.mask("positives", positives, loss.shape), keep)
-    total, *halves = _total_and_count(loss, varying_like(counted, loss))
-    total, count = psum((total, _whole(*halves)), axis_name)
-    if normalizer == "weights":
-        return _ratio(total, psum(jnp.sum(weights), axis_name))
-    divisor = count.astype(loss.dtype)
-    return total / jnp.maximum(divisor, 1) if normalizer == "positives" else _ratio(total, divisor)
+        counted = mask_to_zero(checks.mask("positives", positives, loss.shape), keep)
 
-
-@jax.custom_jvp
-def _total_and_count(
-    loss: Float[Array, "*pixels"], counted: Bool[Array, "*pixels"]
-) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """Σ loss, and how many are counted, in two floats that hold its halves exactly.
-
-    An integer's tangent is a float0, which does not say over which devices it varies, and a `shard_map` refuses it.
-    """
-    if loss.ndim == 0:
-        return _plainly(loss, counted)
-    return jax.lax.platform_dependent(loss, counted, cpu=_together, default=_plainly)
-
-
-@_total_and_count.defjvp
-def _total_and_count_jvp(primals, tangents):
-    total, high, low = _total_and_count(*primals)
-    return (total, high, low), (jnp.sum(tangents[0]), jnp.zeros_like(high), jnp.zeros_like(low))
-
-
-def _plainly(loss, counted):
-    return jnp.sum(loss), *_halves(jnp.sum(counted, dtype=jnp.int32))
-
-
-def _together(loss, counted):
-    """Both in one loop, row by row, which XLA's CPU compiler joins with the loop that computes the loss.
-
-    A sum alone it hands to a library, for which the loss of every pixel is first written to memory.
-    """
-    start = loss.dtype.type(0), np.int32(0)
-    rows = jax.lax.reduce(
-        (loss, counted.astype(jnp.int32)), start, lambda a, b: (a[0] + b[0], a[1] + b[1]), (loss.ndim - 1,)
-    )
-    return jnp.sum(rows[0]), *_halves(jnp.sum(rows[1], dtype=jnp.int32))
-
-
-def _halves(count):
-    return (count >> 16).astype(jnp.float32), (count & 0xFFFF).astype(jnp.float32)
-
-
-def _whole(high, low):
-    # Counted as an integer, over all devices too: float32 stops counting at 2^24.
-    return (high.astype(jnp.int32) << 16) + low.astype(jnp.int32)
-
-
-def _ratio(total: jax.Array, divisor: jax.Array) -> jax.Array:
-    """total / divisor, and 0 with a gradient of 0 where the divisor is 0."""
-    empty = divisor == 0
-    return jnp.where(empty, 0, total / jnp.where(empty, 1, divisor))
+    # Counted as integers, over all devices too: float32 stops counting at 2^24.
+    total, count = psum(sum_and_count(jnp.atleast_1d(loss), jnp.atleast_1d(counted)), axis_name)
+    if normalizer == "positives":
+        return total / jnp.maximum(count, 1).astype(loss.dtype)
+    divisor = psum(jnp.sum(weights), axis_name) if normalizer == "weights" else count.astype(loss.dtype)
+    # An empty sum divided by 0 is 0, with a gradient of 0.
+    return jnp.where(divisor == 0, 0, total / jnp.where(divisor == 0, 1, divisor))

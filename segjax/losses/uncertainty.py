@@ -14,8 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from segjax import checks
-from segjax.losses import margin
-from segjax.losses.inputs import kept
+from segjax.losses._log_odds import mask_to_zero, softmax_log_odds
 
 
 def mc_variance(
@@ -125,14 +124,12 @@ def uncertainty_penalty(
     dtype = max(variance.dtype, logits.dtype, key=lambda dtype: dtype.itemsize)
     variance, logits = variance.astype(dtype), logits.astype(dtype)
     background = None if background is None else _class("background", background, logits.shape[-1])
-    keep = None
-    if where is not None:
-        keep = checks.mask("where", where, variance.shape)
-        variance, logits = kept(variance, keep), jnp.where(keep[..., None], logits, 0)
+    keep = None if where is None else checks.mask("where", where, variance.shape)
+    variance = mask_to_zero(variance, keep)
     if background is None:
         return variance
-    margins = margin.softmax_margin(logits, jnp.full(variance.shape, background, jnp.int32))
-    return kept(variance * jnp.exp(margin.log_miss(margins)), keep)
+    x = softmax_log_odds(logits, jnp.full(variance.shape, background, jnp.int32), keep)
+    return mask_to_zero(variance * jax.nn.sigmoid(-x), keep)
 
 
 def _variance(variance: ArrayLike, logits: Float[Array, "*pixels classes"]) -> Float[Array, "*pixels"]:
