@@ -311,7 +311,9 @@ def _pixel_sums_jvp(squared, primals, tangents):
     pixel_axes = tuple(range(1, labels.ndim))
 
     def by_label(values):
-        return jnp.sum(jnp.where(own, values[..., None], 0), axis=pixel_axes)
+        # A scatter, whose transpose is a gather from C numbers: the transpose of a masked sum is one array more.
+        zeros = jnp.zeros(own.shape[-1], values.dtype)
+        return jax.vmap(lambda y, v: zeros.at[y.ravel()].add(v.ravel()))(labels, values)
 
     error_dot = jnp.sum(2 * other * other_dot if squared else other_dot, axis=pixel_axes)
     if squared:

@@ -19,7 +19,7 @@ MODES = ("thick", "inner", "outer")
 
 
 def boundary_mask(
-    labels: Integer[ArrayLike, "*batch height width"],
+    labels: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
     *,
     mode: str = "thick",
     connectivity: int = 1,
@@ -91,7 +91,7 @@ def boundary_mask(
 
 
 def boundary_weights(
-    labels: Integer[ArrayLike, "*batch height width"],
+    labels: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
     factor: Real[ArrayLike, ""],
     *,
     mode: str = "outer",

@@ -38,7 +38,7 @@ _WHY_NO_SCALAR_ALPHA = (
 
 def softmax_cross_entropy(
     logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"],
+    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
     *,
     where: Bool[ArrayLike, "*#pixels"] | None = None,
     class_weights: Real[ArrayLike, "classes"] | None = None,
@@ -96,7 +96,7 @@ def softmax_cross_entropy(
 
 def softmax_focal_loss(
     logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"],
+    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
     *,
     gamma: Real[ArrayLike, ""] = 2.0,
     alpha: Real[ArrayLike, "classes"] | None = None,

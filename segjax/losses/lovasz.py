@@ -35,7 +35,7 @@ _ABSENT = {"exclude": None, "zero": 0.0, "one": 1.0}
 
 def lovasz_softmax_loss(
     logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"],
+    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
     *,
     where: Bool[ArrayLike, "*#pixels"] | None = None,
     over_batch: bool = True,

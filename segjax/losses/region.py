@@ -36,7 +36,7 @@ from segjax.losses._log_odds import pixel_sums, softmax_inputs, varying_like
 
 def dice_loss(
     logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"],
+    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
     *,
     where: Bool[ArrayLike, "*#pixels"] | None = None,
     squared: bool = False,
@@ -89,7 +89,7 @@ def dice_loss(
 
 def jaccard_loss(
     logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"],
+    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
     *,
     where: Bool[ArrayLike, "*#pixels"] | None = None,
     squared: bool = False,
@@ -138,7 +138,7 @@ def jaccard_loss(
 
 def tversky_loss(
     logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"],
+    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
     *,
     alpha: Real[ArrayLike, ""] = 0.5,
     beta: Real[ArrayLike, ""] = 0.5,
@@ -206,7 +206,7 @@ def tversky_loss(
 
 def generalized_dice_loss(
     logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"],
+    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
     *,
     where: Bool[ArrayLike, "*#pixels"] | None = None,
     squared: bool = False,
