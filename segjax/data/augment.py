@@ -145,7 +145,7 @@ def augment(
             radians=jnp.deg2rad(rotation * (2 * turn - 1)),
         )
         image, label, inside = _resample(normalise(image, mean, std), label, window, size, rotation)
-        offset = brightness * (2 * bright - 1) / jnp.asarray(std, jnp.float32)
+        offset = brightness * (2 * bright - 1) / jnp.asarray(std, jnp.float32).reshape(1, 1, -1)
         image = image * (1 + contrast * (2 * contrasts - 1)) + jnp.where(inside[..., None], offset, 0)
         return image, label
 
@@ -155,24 +155,26 @@ def augment(
 def normalise(images: Shaped[Array, "..."], mean: Sequence[float], std: Sequence[float]) -> Shaped[Array, "..."]:
     """(x / 255 - mean) / std of uint8 images, channels last; float32."""
     # Before resampling, which is linear, so that the 0 that `scale_and_translate` puts outside the source is the mean.
-    return (images / 255 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    per_channel = (1,) * (images.ndim - 1) + (-1,)
+    mean, std = (jnp.asarray(values, jnp.float32).reshape(per_channel) for values in (mean, std))
+    return (images / 255 - mean) / std
 
 
 def _resample(
     image: jax.Array, label: jax.Array, window: _Window, size: tuple[int, int], rotation: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Image `[H, W, C]` and label `[H, W]` as `window` shows them at `size`, and where that is inside the source."""
-    margin = np.asarray(_margin(size, rotation))
+    margin = np.asarray(_margin(size, rotation), np.float32)
     canvas = jax.image.scale_and_translate(
         image,
-        (*(np.asarray(size) + 2 * margin), image.shape[-1]),
+        (*(n + 2 * int(m) for n, m in zip(size, margin, strict=True)), image.shape[-1]),
         spatial_dims=(0, 1),
         scale=window.zoom,
         translation=margin - window.corner * window.zoom,
         method="linear",
         antialias=True,
     )
-    y, x = (jnp.arange(n) + 0.5 for n in size)
+    y, x = (jnp.arange(n, dtype=jnp.float32) + 0.5 for n in size)
     x = jnp.where(window.flip, size[1] - x, x)
     y, x = y[:, None], x[None, :]
     if rotation:

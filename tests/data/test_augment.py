@@ -50,6 +50,16 @@ def test_keys_depend_on_seed_step_and_index_alone():
     assert len({str(b) for b in (bits(0, 3, 7), bits(0, 3, 8), bits(0, 4, 7), bits(1, 3, 7))}) == 4
 
 
+def test_augment_and_prepare_under_strict_promotion():
+    images, labels = scene(batch=1)
+    settings = {"flip": True, "scale": (0.5, 2.0), "rotation": 10.0, "brightness": 0.1, "contrast": 0.1}
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(partial(augment, **{**NEUTRAL, **settings}), images, labels, keys(1))
+        jax.eval_shape(partial(augment, **NEUTRAL), images, labels, keys(1))
+        jax.eval_shape(partial(prepare, size=(24, 32), mean=(0.4,), std=(0.2,)), images)
+        jax.eval_shape(lambda x, n: resize_logits_to(x, (8, 9), n), jnp.ones((1, 2, 2, 1)), jnp.array([[3, 2]]))
+
+
 @pytest.mark.parametrize("size", [(24, 32), (45, 61), (90, 50)])
 def test_neutral_settings_are_a_plain_resize(size):
     images, labels = scene()
