@@ -32,7 +32,7 @@ class _Window(NamedTuple):
 def example_keys(
     seed_key: Key[Array, ""], step: Integer[ArrayLike, ""], index: Integer[Array, "batch"]
 ) -> Key[Array, "batch"]:
-    """One PRNG key an example, from (seed, step, global example index): the same on whatever device it lands.
+    """Derives one PRNG key per example from (seed, step, global example index), independent of the device.
 
     Args:
         seed_key: the run's key, `jax.random.key(seed)`.
@@ -97,7 +97,7 @@ def augment(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> tuple[Float[Array, "b h w c"], Int[Array, "b h w"]]:
-    """Random crop and zoom in one resampling, flip, rotation, brightness and contrast; normalised.
+    """Applies random crop and zoom in one resampling, flip, rotation, brightness and contrast, and normalises.
 
     A window of `crop_fraction` / zoom of the source's height and width becomes the output, so that a crop is never an
     enlargement of a picture that was shrunk before. Its place is uniform over all where it fits or, if it is larger
@@ -116,11 +116,11 @@ def augment(
         size: height and width of the result; static.
         crop_fraction: side of the window as a share of the source's, in (0, 1]; traced, so a curriculum compiles once.
         flip: mirror left and right in half of the examples.
-        scale: the zoom is uniform in [lo, hi]; (1, 1) is none, above 1 enlarges.
+        scale: the zoom is uniform in [lo, hi]; (1, 1) disables it, above 1 enlarges.
         rotation: the angle is uniform in [-rotation, rotation] degrees; at most 180.
         brightness: an offset uniform in [-brightness, brightness] on pixels in 0..1, the same for all channels.
         contrast: a factor uniform in [1 - contrast, 1 + contrast] on the distance from `mean`. Nothing is clipped.
-        mean: of the pixels in 0..1, one value or one a channel.
+        mean: of the pixels in 0..1, one value or one per channel.
         std: likewise.
 
     Returns:
@@ -153,7 +153,7 @@ def augment(
 
 
 def normalise(images: Shaped[Array, "..."], mean: Sequence[float], std: Sequence[float]) -> Shaped[Array, "..."]:
-    """(x / 255 - mean) / std of uint8 images, channels last; float32."""
+    """Normalises uint8 images, channels last: (x / 255 - mean) / std in float32."""
     # Before resampling, which is linear, so that the 0 that `scale_and_translate` puts outside the source is the mean.
     per_channel = (1,) * (images.ndim - 1) + (-1,)
     mean, std = (jnp.asarray(values, jnp.float32).reshape(per_channel) for values in (mean, std))
@@ -163,7 +163,7 @@ def normalise(images: Shaped[Array, "..."], mean: Sequence[float], std: Sequence
 def _resample(
     image: jax.Array, label: jax.Array, window: _Window, size: tuple[int, int], rotation: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Image `[H, W, C]` and label `[H, W]` as `window` shows them at `size`, and where that is inside the source."""
+    """Samples an image `[H, W, C]` and its label `[H, W]` through `window` at `size`, with a mask of what is inside."""
     margin = np.asarray(_margin(size, rotation), np.float32)
     canvas = jax.image.scale_and_translate(
         image,
@@ -196,7 +196,7 @@ def _resample(
 
 
 def _crossing(label: Array, rows: Int[Array, "h"], columns: Int[Array, "w"]) -> Array:
-    """The labels where these rows cross these columns."""
+    """Gathers the labels at the given rows and columns."""
 
     def multiplied(label: Array, rows: Array, columns: Array) -> Array:
         # A TPU gathers one pixel after another. Each sum has one term, and bfloat16 has all integers up to 256.
@@ -211,7 +211,7 @@ def _crossing(label: Array, rows: Int[Array, "h"], columns: Int[Array, "w"]) -> 
 
 
 def _margin(size: tuple[int, int], rotation: float) -> tuple[int, int]:
-    """How far the output, turned by at most `rotation` degrees, reaches beyond itself: rows and columns, in pixels."""
+    """Returns the rows and columns by which an output rotated by at most `rotation` degrees exceeds its own size."""
     if not rotation:
         return 0, 0
 

@@ -34,7 +34,7 @@ from segjax.data.road_debris import scene
 
 
 def camvid_files(root: Path) -> dict[str, list[Pair]]:
-    """The SegNet tutorial's CamVid: `train`, `trainannot`, `val`, `valannot`, and `test`, `testannot` if there."""
+    """Lists the SegNet tutorial's CamVid: `train`, `trainannot`, `val`, `valannot`, and `test`, `testannot` if there."""
     names = ["train", "val"] + ["test"] * ((root / "test").is_dir() or (root / "testannot").is_dir())
     return {
         _SPLITS.get(name, name): match(
@@ -47,7 +47,7 @@ def camvid_files(root: Path) -> dict[str, list[Pair]]:
 
 
 def crackforest_files(root: Path) -> dict[str, list[Pair]]:
-    """CrackForest: `image/NNN.jpg` with `groundTruth/NNN.mat`; images without ground truth are left out.
+    """Lists CrackForest: `image/NNN.jpg` with `groundTruth/NNN.mat`; images without ground truth are left out.
 
     The set has no official split. Ours: an image whose number divides by 3 is "test" (39 of the 118), the rest is
     "train" (79), so that both see the whole sequence of photographs.
@@ -67,14 +67,14 @@ def crackforest_files(root: Path) -> dict[str, list[Pair]]:
 
 
 def cityscapes_files(root: Path) -> dict[str, list[Pair]]:
-    """Cityscapes, fine labels: `leftImg8bit_trainvaltest.zip` and `gtFine_trainvaltest.zip`, or both extracted."""
+    """Lists Cityscapes with fine labels: `leftImg8bit_trainvaltest.zip` and `gtFine_trainvaltest.zip`, or both extracted."""
     images = _tree(root, "leftImg8bit_trainvaltest.zip", "leftImg8bit")
     masks = _tree(root, "gtFine_trainvaltest.zip", "gtFine")
     return _by_city(root, images, masks, "gtFine_labelIds", ("train", "val", "test"))
 
 
 def lost_and_found_files(root: Path) -> dict[str, list[Pair]]:
-    """Lost and Found, as `leftImg8bit.zip` and `gtCoarse.zip` or both extracted."""
+    """Lists Lost and Found: `leftImg8bit.zip` and `gtCoarse.zip` or both extracted."""
     images = _tree(root, "leftImg8bit.zip", "leftImg8bit")
     return _by_city(root, images, _tree(root, "gtCoarse.zip", "gtCoarse"), "gtCoarse_labelIds", ("train", "test"))
 
@@ -124,7 +124,7 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     each split's native size, so that opening it need not look at every image, and what `SkipConfig` left out.
     """
 
-    # Nothing is downloaded, so there are no checksums; looking for them needs importlib_resources, which TFDS forgets
+    # Nothing is downloaded, so no checksums exist; looking for them needs importlib_resources, which TFDS forgets
     # to require.
     url_infos = None
     VERSION = tfds.core.Version("1.0.0")
@@ -173,7 +173,7 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def describe(sizes: dict[str, Sizes]) -> dict[str, Any]:
-    """The metadata of a prepared set: a number of channels for all splits, and the sizes of each."""
+    """Returns the metadata of a prepared set: the number of channels of all splits, and the sizes of each split."""
     return {
         "channels": max(size.channels for size in sizes.values()),
         "splits": {split: asdict(size) for split, size in sizes.items()},
@@ -236,7 +236,7 @@ class RoadDebrisConfig(tfds.core.BuilderConfig):
 
 @functools.cache
 def edition() -> str:
-    """A hash of some small scenes: when the drawing changes, what was prepared before is not taken for it."""
+    """Returns a hash of four small scenes, so that a change of the drawing code gives a new prepared folder."""
     drawn = (scene(0, index, height=64, width=96) for index in range(4))
     return hashlib.sha256(b"".join(part.tobytes() for each in drawn for part in each)).hexdigest()[:8]
 

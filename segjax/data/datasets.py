@@ -42,7 +42,7 @@ DATASETS = {
 
 
 def label_set(data_config: Any) -> LabelSet:
-    """The classes of a config's data set.
+    """Returns the classes of a config's data set.
 
     Args:
       data_config: anything with the attribute `name`, a key of `DATASETS`; for "folder", `class_names` and perhaps
@@ -81,7 +81,7 @@ def open_split(data_config: Any, split: str) -> Source:
 
     Raises:
       DataError: the raw files are missing, incomplete or damaged, or hold a label id outside the classes; there is no
-        such split or name; or what was prepared is not what lies in the raw folder now.
+        such split or name; or the prepared set was made from other files than the raw folder holds now.
     """
     classes = label_set(data_config)
     if data_config.name == "folder":
@@ -98,7 +98,7 @@ def open_split(data_config: Any, split: str) -> Source:
 
 
 def _prepared(data_config: Any) -> Path:
-    """The folder of the prepared data set, which is made if it is not there."""
+    """Returns the folder of the prepared data set; prepares the data set on first use."""
     given = data_config.data_dir and Path(data_config.data_dir)
     if given and (given / "dataset_info.json").is_file():
         return given
@@ -159,13 +159,13 @@ def _builder(data_config: Any):
 
 
 def _check_unchanged(builder, manual_dir: Path | None) -> None:
-    """Refuses to train on what was once prepared from other files than those that the config points to now."""
+    """Raises `DataError` if the set was prepared from other files than those that the config names now."""
     prepared = (builder.info.metadata or {}).get("fingerprint")
     if not prepared or manual_dir is None:
         return
     try:
         now = fingerprint(type(builder).LAYOUT(manual_dir))
-    except DataError:  # raw files that were tidied away after preparing are no harm
+    except DataError:  # raw files may be deleted after preparing
         return
     if now != prepared:
         raise DataError(
@@ -218,7 +218,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def damage_named(folder: str | Path) -> Iterator[None]:
-    """Raises `DataError` for whatever damaged files of the prepared set in `folder` lead their readers into."""
+    """Turns every exception that damaged files of the prepared set in `folder` cause into a `DataError`."""
     try:
         yield
     except DataError:
@@ -290,11 +290,11 @@ class PreparedSource:
         self.native_size, self.largest_size = sizes.native_size, sizes.largest_size
 
     def __reduce__(self):
-        """A worker process opens the files for itself."""
+        """Pickles the folder and the split; a worker process opens the files itself."""
         return PreparedSource, (self._folder, self._split, self.label_set)
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Returns the number of images."""
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
@@ -307,7 +307,7 @@ class PreparedSource:
         return make_example(image, mask, name, self.channels, self.label_set, files)
 
     def name(self, index: int) -> str:
-        """The `image_id` of example `index`."""
+        """Returns the `image_id` of example `index`."""
         with damage_named(self._folder):
             return _text(self._records[index]["image_id"])
 

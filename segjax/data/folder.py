@@ -1,4 +1,4 @@
-"""Anyone's own images and masks: ROOT/images/* and ROOT/masks/*, matched by their stems."""
+"""Your own images and masks: ROOT/images/* and ROOT/masks/*, matched by their stems."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ class FolderSource:
         self._listing: Path | None = None
 
     def __reduce__(self):
-        """A worker process takes the list of files from a temporary file, which lives as long as this source."""
+        """Pickles the path of a temporary file with the list of files, deleted together with this source."""
         # Python hands a new process its arguments through a pipe of 64 KiB, and waits for ever where that process dies
         # before it has read more than that (as every worker of a script without an `if __name__ == "__main__"` does).
         if self._listing is None:
@@ -52,17 +52,17 @@ class FolderSource:
         return _from_listing, (self._listing, self._sizes, self.label_set, self.channels)
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Returns the number of images."""
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> Example:
-        """Reads and decodes example `index`; a file that is not any more what was verified is a `DataError`."""
+        """Reads and decodes example `index`; a file that changed since it was verified is a `DataError`."""
         name, image, mask = self._pairs[index]
         files = (image.path, mask.path)
         return make_example(read_bytes(image), read_bytes(mask), name, self.channels, self.label_set, files)
 
     def name(self, index: int) -> str:
-        """The name of example `index`: its path under `images`, without its suffix."""
+        """Returns the name of example `index`: its path under `images`, without its suffix."""
         return self._pairs[index].name
 
 
@@ -116,7 +116,7 @@ def _from_listing(listing: Path, sizes: Sizes, label_set: LabelSet, channels: in
 
 
 def _channels(pairs: list[Pair], on_error: str) -> int:
-    """1 if every image is grey, else 3; under "skip", of those whose header can be read."""
+    """Returns 1 if every image is grey, else 3; under "skip", unreadable headers are ignored."""
     channels = []
     for pair in pairs:
         try:
@@ -128,7 +128,7 @@ def _channels(pairs: list[Pair], on_error: str) -> int:
 
 
 def list_splits(root: Path, val_fraction: float = 0.1) -> dict[str, list[Pair]]:
-    """The pairs of each split of a folder; see `open_folder` for its layouts."""
+    """Returns the pairs of each split of a folder; see `open_folder` for its layouts."""
     if not 0 < val_fraction < 1:
         raise DataError(f"config.data.val_fraction must lie in (0, 1); got {val_fraction}")
     splits = {name: _pairs(root / name, root) for name in ("train", "val", "test") if (root / name / "images").is_dir()}

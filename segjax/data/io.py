@@ -43,10 +43,10 @@ class RawFile(NamedTuple):
 
 
 def read_bytes(file: RawFile) -> bytes:
-    """The bytes of a file.
+    """Reads the bytes of a file.
 
     Raises:
-      DataError: it has a problem, cannot be read, or is not any more what was verified.
+      DataError: it has a problem, cannot be read, or has changed since it was verified.
     """
     if file.problem:
         raise DataError(file.problem)
@@ -66,9 +66,9 @@ def read_bytes(file: RawFile) -> bytes:
 def list_folder(
     folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, root: Path | None = None
 ) -> dict[str, RawFile]:
-    """The files under a folder with one of these suffixes, by their path within it, hidden ones left out.
+    """Lists the files under a folder with one of these suffixes, by their path within it, without hidden files.
 
-    A file that is no regular file, or a link that leads out of `root`, has a problem, and is never read.
+    A link that leads out of `root`, or anything but a regular file, has a problem and is never read.
 
     Args:
       folder: where to look.
@@ -79,14 +79,14 @@ def list_folder(
       DataError: no such folder, or one in it that cannot be read or is a link.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder; there is {'a file' if folder.exists() else 'nothing'}")
+        raise DataError(f"{folder}: expected a folder; {'it is a file' if folder.exists() else 'it does not exist'}")
     home = os.path.realpath(root or folder)
     files: dict[str, RawFile] = {}
     for parent, folders, names in os.walk(folder, onerror=_refuse_folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
             if os.path.islink(path := os.path.join(parent, name)):
-                # Neither followed, since it may lead anywhere, nor left out without a word.
+                # Not followed, since it may lead anywhere, and not ignored silently.
                 raise DataError(f"{path}: a link to a folder, which is not followed; expected a folder of files")
         for name in names:
             if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):
@@ -118,7 +118,7 @@ def _on_disk(path: Path, home: str) -> RawFile:
 
 
 def list_zip(archive: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, RawFile]:
-    """The members of a ZIP archive with one of these suffixes, by their path within it; nothing is extracted.
+    """Lists the members of a ZIP archive with one of these suffixes, by their path within it; extracts nothing.
 
     Raises:
       DataError: the archive is damaged, or a member's path leads out of it.
@@ -156,11 +156,11 @@ def by_name(files: Iterable[tuple[str, RawFile]]) -> dict[str, RawFile]:
 
 
 def named_images(arguments: Sequence[str]) -> dict[str, RawFile]:
-    """The images that `arguments` name, in the order of the arguments, then of their names; none is read yet.
+    """Lists the images that `arguments` name, in the order of the arguments, then by name, without reading them.
 
     Args:
       arguments: files, of any suffix; folders, whose images are found however deep they lie; and patterns with `*`,
-        `?`, `[…]` and `**`, of files. What exists under its own name is no pattern.
+        `?`, `[…]` and `**`, of files. A file or folder of exactly that name takes precedence over the pattern.
 
     Returns:
       The files by name, without suffix: of a file its own, in a folder its path within it, of a pattern the path within
@@ -179,7 +179,7 @@ def named_images(arguments: Sequence[str]) -> dict[str, RawFile]:
                 raise DataError(f"{named[name].path} and {file.path} would both be written as {name}_mask.png")
             named[name] = file
     if missing:
-        raise DataError(f"{missing[0]}: expected an image, a folder of images or a pattern; there is nothing")
+        raise DataError(f"{missing[0]}: expected an image, a folder of images or a pattern; it does not exist")
     return named
 
 
@@ -221,7 +221,7 @@ def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h 
     """Decodes a PNG or JPEG to grey (1 channel) or RGB (3), 16 bits to 8, alpha dropped, pixels as they are stored.
 
     Raises:
-      DataError: the bytes are no image, or one of too many pixels.
+      DataError: the bytes are not an image, or the image has too many pixels.
     """
     if not data:
         raise DataError(f"{file}: cannot be decoded; the file is empty")
@@ -240,10 +240,10 @@ def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h 
 
 
 def decode_mask(data: bytes, file: str) -> UInt8[np.ndarray, "h w"]:
-    """Decodes a PNG of one byte a pixel: grey values, or the indices (not the colours) of a palette.
+    """Decodes a PNG of one byte per pixel: grey values, or the indices (not the colours) of a palette.
 
     Raises:
-      DataError: the bytes are no such PNG.
+      DataError: the bytes are not such a PNG.
     """
     # Pillow, because OpenCV turns a palette's indices into colours.
     try:

@@ -10,10 +10,10 @@ from scipy import ndimage
 from segjax.data.io import DataError
 
 VOID = 255
-"""The train id of a pixel that counts for nothing."""
+"""Train id of void: such a pixel is left out of every loss and metric."""
 
 UNKNOWN = 254
-"""What a lookup table holds for an id that its data set does not know; `to_train_ids` refuses to read it."""
+"""Entry of the lookup table for an id that the data set does not define; `to_train_ids` raises on it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +22,8 @@ class LabelSet:
 
     Attributes:
       names: the classes in the order of their train ids, 0 to C - 1.
-      palette: a colour a class, RGB in 0..255. Void is black in pictures and has no row here.
-      lut: the train id of each raw id 0..255 as it stands in the files: 0 to C - 1, `VOID` or `UNKNOWN`.
+      palette: one colour per class, RGB in 0..255. Void is black in pictures and has no row here.
+      lut: the train id of each raw id 0..255 in the files: 0 to C - 1, `VOID` or `UNKNOWN`.
     """
 
     names: tuple[str, ...]
@@ -39,12 +39,12 @@ class LabelSet:
 
     @property
     def num_classes(self) -> int:
-        """C, without void."""
+        """Returns C, the number of classes without void."""
         return len(self.names)
 
     @property
     def known_ids(self) -> tuple[int, ...]:
-        """The raw ids that the files of this set may hold."""
+        """Returns the raw ids that the files of this set may contain."""
         return tuple(np.flatnonzero(self.lut != UNKNOWN).tolist())
 
 
@@ -52,7 +52,7 @@ def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: st
     """Maps the ids of a file to train ids, void to 255.
 
     Args:
-      raw: ids as they stand in the file.
+      raw: ids as stored in the file.
       label_set: the classes of the data set.
       file: the file's name, for the error.
 
@@ -60,7 +60,7 @@ def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: st
       uint8 train ids in 0..C-1 and `VOID`.
 
     Raises:
-      DataError: an id that the data set does not know, named with its file and the ids that were expected.
+      DataError: an id that the data set does not define; the message gives the file and the expected ids.
 
     >>> to_train_ids(np.array([[0, 7, 33]], np.uint8), LABEL_SETS["cityscapes"], "street.png")
     array([[255,   0,  18]], dtype=uint8)
@@ -87,7 +87,7 @@ def colorize(
 
     Args:
       labels: train ids in 0..C-1, or `VOID`.
-      palette: RGB, a row a class.
+      palette: RGB, one row per class.
 
     Returns:
       uint8 RGB.
@@ -107,7 +107,7 @@ def colorize(
 
 
 def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> LabelSet:
-    """The label set of somebody's own masks: pixel value `values[i]` is class i.
+    """Returns the label set of your own masks: pixel value `values[i]` is class i.
 
     Args:
       names: the classes.
@@ -128,7 +128,7 @@ def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> La
         raise DataError(f"config.data.class_names: expected 1 to {UNKNOWN - 1} class names; got {len(names)}")
     if len(values) != len(names) or len(set(values)) != len(values) or not all(0 <= v <= 255 for v in values):
         raise DataError(
-            f"config.data.mask_values: expected {len(names)} different mask values in 0..255, one a class; got {values}"
+            f"config.data.mask_values: expected {len(names)} different mask values in 0..255, one per class; got {values}"
         )
     return LabelSet(
         tuple(names), _voc_palette(len(names)), _lut({VOID: VOID} | {value: i for i, value in enumerate(values)})
@@ -143,7 +143,7 @@ def _voc_palette(count: int) -> UInt8[np.ndarray, "count 3"]:
 
 
 def _spans(ids) -> str:
-    """`0, 1, 2, 255` as "0-2, 255"."""
+    """Formats ids as ranges: `0, 1, 2, 255` as "0-2, 255"."""
     ids = np.asarray(ids, int)
     runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
@@ -235,7 +235,7 @@ LABEL_SETS = {
 def border_weights(
     instances: Integer[np.ndarray, "height width"], *, w0: float | int = 10.0, sigma: float | int = 5.0
 ) -> Float32[np.ndarray, "height width"]:
-    r"""The distance term of the U-Net paper's pixel weights (its equation 2).
+    r"""Returns the distance term of the U-Net paper's pixel weights (its equation 2).
 
     .. math::
         w(x) = w_0 \exp\left(-\frac{(d_1(x) + d_2(x))^2}{2σ^2}\right)

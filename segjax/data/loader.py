@@ -23,7 +23,7 @@ Batch = dict[str, np.ndarray]
 
 
 class LoaderDied(RuntimeError):
-    """A process that reads for this one is gone; the message names its exit code and what that may mean."""
+    """A worker process of the loader died; the message gives its exit code and likely causes."""
 
 
 class TrainLoader:
@@ -39,10 +39,10 @@ class TrainLoader:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch of this host.
+        """Returns the next batch of this host.
 
         Raises:
-          DataError: a file that cannot be read any more.
+          DataError: a file that can no longer be read.
           LoaderDied: a worker process was killed or crashed.
         """
         if self._batches is None:
@@ -52,11 +52,11 @@ class TrainLoader:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """The position, ready for JSON: how many examples all hosts have taken together, and of which stream."""
+        """Returns the position for JSON: the number of examples that all hosts took together, and the stream's identity."""
         return {"position": self._position, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken; the number of hosts, of workers and the batch size may differ.
+        """Continues from a saved position; the number of hosts, of workers and the batch size may differ.
 
         Raises:
           DataError: the state is of another stream: another seed, or a split of another size.
@@ -65,14 +65,14 @@ class TrainLoader:
             if state.get(key) != value:
                 raise DataError(
                     f"the saved loader position is of another stream: its {key} is {state.get(key)!r}, "
-                    f"this loader's is {value!r}. What was begun with other data or another seed cannot go on; begin "
+                    f"this loader's is {value!r}. A run started with other data or another seed cannot continue; start "
                     "in another workdir"
                 )
         self.close()
         self._position = int(state["position"])
 
     def close(self) -> None:
-        """Ends the worker processes; the loader starts new ones if it is asked for another batch."""
+        """Ends the worker processes; the next batch starts new ones."""
         if self._batches is not None:
             self._batches.close()
         self._batches = None
@@ -89,7 +89,7 @@ def train_loader(
     workers: int = 0,
     prefetch: int = 2,
 ) -> TrainLoader:
-    """An endless stream of training batches: every image once an epoch, in a new order each epoch.
+    """Returns an endless stream of training batches: every image once per epoch, in a new order each epoch.
 
     The stream is a function of (source, seed) alone. Global batch k is its examples kG to (k+1)G - 1, and host h of n
     takes the h-th of n equal parts, so that the hosts together read the same batch however many they are.
@@ -140,9 +140,9 @@ def eval_batches(
     workers: int = 0,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """Every image of a split exactly once over all hosts, in order, in batches of one shape.
+    """Yields every image of a split exactly once over all hosts, in order, in batches of one shape.
 
-    The last batch is filled up with examples whose "where" is False, and every host yields ⌈N / G⌉ batches.
+    The last batch is padded with examples whose "where" is False, and every host yields ⌈N / G⌉ batches.
 
     Args:
       source: the split, of N images.
@@ -153,10 +153,16 @@ def eval_batches(
       prefetch: batches to have ready, per worker.
 
     Yields:
+<<<<<<< HEAD
       Dicts of "image" uint8 `[b, H, W, C]` and "label" uint8 `[b, H, W]`, both at their own resolution and padded at
       the bottom and the right, images with 0 and labels with void, to the largest size of the split; "size" int32
       `[b, 2]`, the height and width of each image; "where" bool `[b]`, False for examples that only fill the
       batch; "name" `[b]`.
+=======
+      Dicts of "image" uint8 `[b, H, W, C]`; "label" uint8 `[b, Hn, Wn]` at *native* resolution, padded at the bottom
+      and the right with void to the largest size of the split; "size" int32 `[b, 2]`, the native height and width;
+      "where" bool `[b]`, False for padding; "name" `[b]`.
+>>>>>>> 4d58bb0 (Data: docstrings and errors in plain English)
 
     Raises:
       ValueError: hosts that do not divide the batch.
@@ -205,18 +211,31 @@ def _resize(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
 
 
 class EvalExamples:
+<<<<<<< HEAD
     """Example i of a split as one row of `eval_batches`' batches, or a filler where the split has fewer."""
+=======
+    """Example i of a split for `eval_batches`, or padding beyond the last example."""
+>>>>>>> 4d58bb0 (Data: docstrings and errors in plain English)
 
     def __init__(self, source: Source):
         self._source = source
 
     def __call__(self, index: int) -> dict[str, Any]:
+<<<<<<< HEAD
         """Returns example `index`, padded to the largest size of the split."""
         size = tuple(self._source.largest_size)
         image = np.zeros((*size, self._source.channels), np.uint8)
         label = np.full(size, VOID, np.uint8)
         is_example, name = index < len(self._source), ""
         if is_example:
+=======
+        """Returns example `index` as `eval_batches` batches it."""
+        label = np.full(self._source.largest_size, VOID, np.uint8)
+        if index >= len(self._source):
+            image = np.zeros((*self._size, self._source.channels), np.uint8)
+            native, name = self._source.largest_size, ""
+        else:
+>>>>>>> 4d58bb0 (Data: docstrings and errors in plain English)
             example = self._source[index]
             name, size = example["name"], example["label"].shape
             image[: size[0], : size[1]], label[: size[0], : size[1]] = example["image"], example["label"]
@@ -243,7 +262,7 @@ def _iterate(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.Da
 
 
 def _forget_ended() -> None:
-    """Frees the semaphores of ended iterators: 25 each, and grain's iterators are cycles, so that they would wait.
+    """Frees the 25 semaphores of each ended iterator, which otherwise live until the next garbage collection.
 
     Python 3.13 warns that they leak if the garbage collector happens to come while it tracks something new, as it does
     with every worker and every batch in shared memory.
@@ -252,7 +271,7 @@ def _forget_ended() -> None:
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-    """Ends this worker process when the one that it reads for is gone: killed, that cannot tell it to stop."""
+    """Ends this worker process when its parent dies: a killed parent cannot stop its workers."""
 
     def watch() -> None:
         multiprocessing.parent_process().join()
@@ -266,7 +285,7 @@ def _next(batches: Iterator[Batch]) -> Batch:
         # Copied out of shared memory, which is small (64 MiB in a container) and must not live as long as a batch may.
         return {key: np.array(value) for key, value in next(batches).items()}
     except RuntimeError as error:
-        # grain's words for a process that is gone; what a living worker raises comes as it is.
+        # grain's message for a dead process; an exception of a living worker is passed on unchanged.
         died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
         if not died:
             raise

@@ -34,7 +34,7 @@ class Source(Protocol):
       channels: of every image: 1, or 3 in the order RGB.
       native_size: height and width that all images of the split share; None if they differ.
       largest_size: the greatest height and the greatest width in the split.
-      skipped: why each pair of files that was left out under `on_error="skip"` was: a message a pair.
+      skipped: one message per pair of files that `on_error="skip"` left out.
     """
 
     label_set: LabelSet
@@ -44,7 +44,7 @@ class Source(Protocol):
     skipped: tuple[str, ...]
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Returns the number of images."""
         ...
 
     def __getitem__(self, index: int) -> Example:
@@ -52,7 +52,7 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """The name of example `index`, without decoding it."""
+        """Returns the name of example `index`, without decoding it."""
         ...
 
 
@@ -89,15 +89,15 @@ def check_sizes(image: tuple[int, int], mask: tuple[int, int], image_file: str, 
 
 
 def skipped_lines(source: Source, split: str, shown: int = 20) -> list[str]:
-    """What to tell a person of the pairs that a split was opened without: how many, then why, one line each.
+    """Formats the skipped pairs of a split for the user: their number, then one line with the reason for each.
 
     Args:
       source: the split, open.
       split: its name.
-      shown: how many are named; of the rest, only the number.
+      shown: number of messages to include; the rest is counted.
 
     Returns:
-      The lines; none if nothing was skipped.
+      The lines; an empty list if nothing was skipped.
     """
     count = len(source.skipped)
     if not count:
@@ -121,7 +121,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Sizes:
-    """What verifying a split found out.
+    """Sizes of the images of a verified split.
 
     Attributes:
       native_size: height and width that all images share; None if they differ.
@@ -135,7 +135,7 @@ class Sizes:
 
 
 class Verified(NamedTuple):
-    """What verifying a split found: its good pairs, their sizes, and why each of the others was skipped."""
+    """A verified split: its good pairs, their sizes, and the reason for each skipped pair."""
 
     pairs: list[Pair]
     sizes: Sizes
@@ -178,7 +178,7 @@ def _missing(partner: RawFile, what: str, name: str, where: str) -> RawFile:
 
 
 def fingerprint(splits: dict[str, list[Pair]]) -> str:
-    """A short hash of the names and sizes of all files: it differs if another folder is read, or this one changed."""
+    """Returns a short hash of the names and sizes of all files, to detect another or a changed folder."""
     lines = [
         f"{split}/{pair.name}:{pair.image.size}:{pair.mask.size}" for split in sorted(splits) for pair in splits[split]
     ]
@@ -186,7 +186,7 @@ def fingerprint(splits: dict[str, list[Pair]]) -> str:
 
 
 def _ids(mask: RawFile, data: bytes) -> np.ndarray:
-    """The raw ids of a mask, uint8 `[H, W]`: a PNG, or a CrackForest `.mat` (groundTruth → Segmentation)."""
+    """Decodes the raw ids of a mask, uint8 `[H, W]`: a PNG, or a CrackForest `.mat` (groundTruth → Segmentation)."""
     if not mask.path.lower().endswith(".mat"):
         return decode_mask(data, mask.path)
     try:
@@ -199,7 +199,7 @@ def _ids(mask: RawFile, data: bytes) -> np.ndarray:
 
 
 def mask_png(mask: RawFile) -> bytes:
-    """The mask as a grey PNG of raw ids: its own bytes where it is one already."""
+    """Returns the mask as a grey PNG of raw ids; a mask that already is one is returned byte for byte."""
     data = read_bytes(mask)
     if data.startswith(b"\x89PNG"):
         with Image.open(io.BytesIO(data)) as picture:
@@ -220,7 +220,7 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> V
     Args:
       pairs: a split.
       label_set: its classes.
-      on_error: "raise", or "skip": a bad pair is left out, and the result says why.
+      on_error: "raise", or "skip": a bad pair is left out, and the result gives the reason.
 
     Returns:
       The good pairs in their order, their files with checksums, so that one that changes later is noticed.
@@ -268,7 +268,7 @@ def summarize(found: Iterable[tuple[int, int, int]]) -> Sizes:
 
 
 def merge(parts: Iterable[Sizes]) -> Sizes:
-    """The sizes of several splits taken together."""
+    """Merges the sizes of several splits."""
     parts = list(parts)
     largest = tuple(max(part.largest_size[axis] for part in parts) for axis in range(2))
     native = {part.native_size for part in parts}
@@ -276,7 +276,7 @@ def merge(parts: Iterable[Sizes]) -> Sizes:
 
 
 def image_header(image: RawFile) -> tuple[int, int, int]:
-    """Height, width and channels of an image from its first bytes, its pixels not decoded."""
+    """Reads height, width and channels of an image from its header."""
     return _picture(image, read_bytes(image), whole=False)
 
 

@@ -107,7 +107,7 @@ def test_what_is_missing_or_double_is_named(make, tmp_path):
     make.put(root / "images" / "road_00.jpg", make.encoded(make.image(), "JPEG"))
     with pytest.raises(DataError, match=r"road_00.png: another file has the same stem, .*road_00.jpg"):
         open_folder(root, "train", CLASSES)
-    with pytest.raises(DataError, match=r"images: expected a folder; there is nothing"):
+    with pytest.raises(DataError, match=r"images: expected a folder; it does not exist"):
         open_folder(root / "nowhere", "train", CLASSES)
 
 

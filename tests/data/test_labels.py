@@ -57,7 +57,7 @@ def test_numbered_classes_take_given_values_or_count():
 
 @pytest.mark.parametrize("values", [(0,), (0, 0), (0, 256)])
 def test_mask_values_must_pair_with_the_names(values):
-    with pytest.raises(ValueError, match=r"expected 2 different mask values in 0..255, one a class"):
+    with pytest.raises(ValueError, match=r"expected 2 different mask values in 0..255, one per class"):
         numbered_classes(("a", "b"), values)
 
 

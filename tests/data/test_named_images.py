@@ -52,7 +52,7 @@ def test_a_link_in_a_persons_own_folder_is_followed(root, tmp_path_factory):
     ("arguments", "said"),
     [
         (["a.png", "sub/a.png"], "{root}/a.png and {root}/sub/a.png would both be written as a_mask.png"),
-        (["nothing.png"], "{root}/nothing.png: expected an image, a folder of images or a pattern; there is nothing"),
+        (["nothing.png"], "{root}/nothing.png: expected an image, a folder of images or a pattern; it does not exist"),
         (["*.tif"], "{root}/*.tif: no image matches this pattern; expected one of .png, .jpg, .jpeg"),
         (["empty"], "{root}/empty: no image in this folder or in those within it; expected one of .png, .jpg, .jpeg"),
     ],

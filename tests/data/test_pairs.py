@@ -86,7 +86,7 @@ def test_an_empty_split_and_a_missing_folder_are_named(tmp_path):
     files = list_folder(tmp_path / "empty")
     with pytest.raises(DataError, match=r"here: an empty split; expected at least one image with its mask, found 0"):
         match(files, files, "here")
-    with pytest.raises(DataError, match="absent: expected a folder; there is nothing"):
+    with pytest.raises(DataError, match="absent: expected a folder; it does not exist"):
         list_folder(tmp_path / "absent")
 
 
