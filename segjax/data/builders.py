@@ -34,7 +34,7 @@ from segjax.data.road_debris import scene
 
 
 def camvid_files(root: Path) -> dict[str, list[Pair]]:
-    """Lists the SegNet tutorial's CamVid: `train`, `trainannot`, `val`, `valannot`, and `test`, `testannot` if there."""
+    """Lists the SegNet tutorial's CamVid: `train`, `trainannot`, `val`, `valannot`, optionally `test`, `testannot`."""
     names = ["train", "val"] + ["test"] * ((root / "test").is_dir() or (root / "testannot").is_dir())
     return {
         _SPLITS.get(name, name): match(
@@ -67,7 +67,7 @@ def crackforest_files(root: Path) -> dict[str, list[Pair]]:
 
 
 def cityscapes_files(root: Path) -> dict[str, list[Pair]]:
-    """Lists Cityscapes with fine labels: `leftImg8bit_trainvaltest.zip` and `gtFine_trainvaltest.zip`, or both extracted."""
+    """Lists Cityscapes, fine labels: `leftImg8bit_trainvaltest.zip` and `gtFine_trainvaltest.zip`, or extracted."""
     images = _tree(root, "leftImg8bit_trainvaltest.zip", "leftImg8bit")
     masks = _tree(root, "gtFine_trainvaltest.zip", "gtFine")
     return _by_city(root, images, masks, "gtFine_labelIds", ("train", "val", "test"))

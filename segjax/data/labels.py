@@ -128,7 +128,8 @@ def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> La
         raise DataError(f"config.data.class_names: expected 1 to {UNKNOWN - 1} class names; got {len(names)}")
     if len(values) != len(names) or len(set(values)) != len(values) or not all(0 <= v <= 255 for v in values):
         raise DataError(
-            f"config.data.mask_values: expected {len(names)} different mask values in 0..255, one per class; got {values}"
+            f"config.data.mask_values: expected {len(names)} different mask values in 0..255, "
+            f"one per class; got {values}"
         )
     return LabelSet(
         tuple(names), _voc_palette(len(names)), _lut({VOID: VOID} | {value: i for i, value in enumerate(values)})

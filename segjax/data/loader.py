@@ -52,7 +52,7 @@ class TrainLoader:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the position for JSON: the number of examples that all hosts took together, and the stream's identity."""
+        """Returns the position for JSON: the number of examples taken over all hosts, and the stream's identity."""
         return {"position": self._position, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
