@@ -153,16 +153,10 @@ def eval_batches(
       prefetch: batches to have ready, per worker.
 
     Yields:
-<<<<<<< HEAD
       Dicts of "image" uint8 `[b, H, W, C]` and "label" uint8 `[b, H, W]`, both at their own resolution and padded at
       the bottom and the right, images with 0 and labels with void, to the largest size of the split; "size" int32
       `[b, 2]`, the height and width of each image; "where" bool `[b]`, False for examples that only fill the
       batch; "name" `[b]`.
-=======
-      Dicts of "image" uint8 `[b, H, W, C]`; "label" uint8 `[b, Hn, Wn]` at *native* resolution, padded at the bottom
-      and the right with void to the largest size of the split; "size" int32 `[b, 2]`, the native height and width;
-      "where" bool `[b]`, False for padding; "name" `[b]`.
->>>>>>> 4d58bb0 (Data: docstrings and errors in plain English)
 
     Raises:
       ValueError: hosts that do not divide the batch.
@@ -211,31 +205,18 @@ def _resize(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
 
 
 class EvalExamples:
-<<<<<<< HEAD
     """Example i of a split as one row of `eval_batches`' batches, or a filler where the split has fewer."""
-=======
-    """Example i of a split for `eval_batches`, or padding beyond the last example."""
->>>>>>> 4d58bb0 (Data: docstrings and errors in plain English)
 
     def __init__(self, source: Source):
         self._source = source
 
     def __call__(self, index: int) -> dict[str, Any]:
-<<<<<<< HEAD
         """Returns example `index`, padded to the largest size of the split."""
         size = tuple(self._source.largest_size)
         image = np.zeros((*size, self._source.channels), np.uint8)
         label = np.full(size, VOID, np.uint8)
         is_example, name = index < len(self._source), ""
         if is_example:
-=======
-        """Returns example `index` as `eval_batches` batches it."""
-        label = np.full(self._source.largest_size, VOID, np.uint8)
-        if index >= len(self._source):
-            image = np.zeros((*self._size, self._source.channels), np.uint8)
-            native, name = self._source.largest_size, ""
-        else:
->>>>>>> 4d58bb0 (Data: docstrings and errors in plain English)
             example = self._source[index]
             name, size = example["name"], example["label"].shape
             image[: size[0], : size[1]], label[: size[0], : size[1]] = example["image"], example["label"]

@@ -90,7 +90,7 @@ def test_pieces_need_less_memory(careful, uneven):
 def test_what_looks_at_the_whole_batch_is_refused(tiny, field, value):
     tiny.training.accumulate = 2
     tiny.update_from_flattened_dict({field: value})
-    with pytest.raises(ConfigError, match=rf"config.{field} looks at a whole batch and not at pieces"):
+    with pytest.raises(ConfigError, match=rf"config.{field} needs the whole batch at once"):
         validate(tiny)
 
 
