@@ -60,8 +60,8 @@ def resize(
     if from_sizes is None and to_sizes is None and tuple(shape) == images.shape[1:3]:
         return images
     whole = jnp.ones((images.shape[0], 1), jnp.int32)
-    sources = whole * jnp.stack([jnp.asarray(n) for n in images.shape[1:3]]) if from_sizes is None else from_sizes
-    targets = whole * jnp.stack([jnp.asarray(n) for n in shape]) if to_sizes is None else to_sizes
+    sources = whole * jnp.stack([jnp.asarray(n) for n in images.shape[1:3]])[None] if from_sizes is None else from_sizes
+    targets = whole * jnp.stack([jnp.asarray(n) for n in shape])[None] if to_sizes is None else to_sizes
     for axis in (0, 1):
         source, target = jnp.asarray(sources)[:, axis], jnp.asarray(targets)[:, axis]
         weights = _weights(
