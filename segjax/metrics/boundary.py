@@ -41,8 +41,7 @@ def boundary_tolerance(height: int, width: int, share: Real[ArrayLike, ""] = 0.0
         ValueError: the height or width is below 1, or the share is negative.
 
     References:
-        Badrinarayanan et al., SegNet, arXiv 1511.00561. Perazzi et al., A Benchmark Dataset and Evaluation Methodology
-        for Video Object Segmentation, CVPR 2016 (DAVIS).
+        Badrinarayanan et al., SegNet, arXiv 1511.00561. Perazzi et al., CVPR 2016 (DAVIS).
 
     >>> boundary_tolerance(600, 800)
     7.5
@@ -71,9 +70,7 @@ def boundary_counts(
     centres of one image, and the tolerance θ. The boundary is the inner one of the class mask: its pixels with a
     4-neighbour of another class (scikit-image's `find_boundaries(mask, mode="inner")`). Neither the edge of the image
     nor that of void is a boundary: the image ends where `where` is False. (Csurka et al. match where d < θ, which
-    differs for whole θ only. DAVIS's `seg2bmap` marks pixels half a pixel towards the origin, on either side.)
-
-    Counts add: over batches with `+`, in int64 on the host; then `boundary_f1`.
+    differs for whole θ only.) Counts add: over batches with `+`, in int64 on the host; then `boundary_f1`.
 
     Args:
         labels: true classes, integers in [0, C) or booleans, `[..., H, W]`.
@@ -113,14 +110,12 @@ def boundary_counts_per_image(
     tolerance: Real[ArrayLike, ""],
     where: Bool[ArrayLike, "..."] | None = None,
 ) -> Int[Array, "*batch {num_classes} 4"]:
-    r"""Returns the `boundary_counts` of each image, for `boundary_f1_per_image`.
+    r"""Returns the `boundary_counts` M of each image, for `boundary_f1_per_image`.
 
-    .. math::
-        M_{nc} = \left(\#\{i \in \hat B_{nc} : d(i, B_{nc}) \le θ\},\; \#\hat B_{nc},\;
-        \#\{i \in B_{nc} : d(i, \hat B_{nc}) \le θ\},\; \#B_{nc}\right)
+    .. math:: \sum_n M_{nc} = M_c
 
-    with the boundaries B of class c in the labels of image n, and \hat B in its predictions. Concatenate the counts of
-    batches along the image axis. Under a mapped device axis each device has the counts of its own images.
+    Concatenate the counts of batches along the image axis. Under a mapped device axis each device has the counts of its
+    own images.
 
     Args:
         labels: as in `boundary_counts`.
@@ -133,11 +128,9 @@ def boundary_counts_per_image(
         int32 `[..., C, 4]`. Every entry of an image with an unmasked label or prediction outside [0, C) is -2^31.
 
     Raises:
-        TypeError: as `boundary_counts`.
-        ValueError: as `boundary_counts`.
+        TypeError, ValueError: as `boundary_counts`.
 
     References:
-        Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
         Badrinarayanan et al., SegNet, arXiv 1511.00561.
 
     >>> labels = jnp.array([[[0, 0, 1, 1]], [[0, 0, 0, 0]]])
@@ -199,8 +192,7 @@ def boundary_f1_per_image(counts: Integer[jax.Array | np.ndarray, "images classe
     .. math:: BF = \frac{1}{|J|} \sum_{n \in J} \frac{1}{|K_n|} \sum_{c \in K_n} F_{nc}
 
     with the classes K_n that have a true boundary pixel in image n, and the images J that have such a class. A class
-    that is predicted where it is not true is in no K_n: it costs only what it takes from the true classes.
-    `boundary_f1` counts it.
+    that is only predicted is in no K_n, and costs what it takes from the true classes; `boundary_f1` counts it.
 
     Args:
         counts: integers `[N, C, 4]`, concatenated from `boundary_counts_per_image`.
@@ -210,8 +202,7 @@ def boundary_f1_per_image(counts: Integer[jax.Array | np.ndarray, "images classe
         image that is not in J (all void, or of one class only). In [0, 1].
 
     Raises:
-        TypeError: the counts are traced, or not integers.
-        ValueError: they are not `[N, C, 4]`, or one is negative (invalid pixels or an overflow).
+        TypeError, ValueError: as `boundary_f1`, with counts `[N, C, 4]`.
 
     References:
         Badrinarayanan et al., SegNet, arXiv 1511.00561.
@@ -243,9 +234,8 @@ def boundary_iou_counts(
 
     with G_c the pixels of class c in the labels within `distance` pixels of its contour, P_c in the predictions. As in
     the authors' code the distance is the chessboard distance: the region is what `distance` erosions by a 3 × 3 square
-    remove. The edge of the image is part of the contour (unlike in `boundary_counts`), and so is the edge of void.
-
-    Counts add: over batches with `+`, in int64 on the host; then `boundary_iou`.
+    remove. The edges of the image and of void are part of the contour (unlike in `boundary_counts`). Counts add: over
+    batches with `+`, in int64 on the host; then `boundary_iou`.
 
     Args:
         labels: as in `boundary_counts`.
@@ -261,9 +251,8 @@ def boundary_iou_counts(
         -2^31, and `boundary_iou` refuses the sum.
 
     Raises:
-        TypeError: labels, predictions or the distance are not integers, `where` is not boolean, or the distance is
-            traced.
-        ValueError: shapes do not fit or have fewer than two axes, C < 1, or the distance is below 1.
+        TypeError: as `boundary_counts`, or the distance is traced or not an integer.
+        ValueError: as `boundary_counts`, or the distance is below 1.
 
     References:
         Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, arXiv 2103.16562.
@@ -284,8 +273,7 @@ def boundary_iou(
 
     .. math:: IoU_c = \frac{\#(G_c \cap P_c)}{\#(G_c \cup P_c)}
 
-    This is the semantic form: all pixels of a class in all images are pooled, as in `mean_iou`. The paper's boundary AP
-    and boundary PQ, which match instances by the smaller of mask IoU and boundary IoU, are not computed here.
+    All pixels of a class in all images are pooled, as in `mean_iou`; the paper's boundary AP and PQ match instances.
 
     Args:
         counts: integers `[C, 2]`, sums of `boundary_iou_counts`.
@@ -296,8 +284,7 @@ def boundary_iou(
         `mean_boundary_iou`, a float, and `boundary_iou_per_class`, float64 `[C]`, in [0, 1].
 
     Raises:
-        TypeError: the counts are traced, or not integers.
-        ValueError: they are not `[C, 2]`, one is negative (invalid pixels or an overflow), or `absent` is unknown.
+        TypeError, ValueError: as `boundary_f1`, with counts `[C, 2]`.
 
     References:
         Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, arXiv 2103.16562.
@@ -455,7 +442,7 @@ def _is_matched(
 def _quarter_circle(tolerance: float, height: int, width: int) -> list[tuple[int, int]]:
     """Returns (right, down) along the rim of a quarter disc: right grows by at most one per step, down falls.
 
-    Lengths are compared, not their squares, because the rounded square of sqrt(13) is less than 13.
+    Lengths are compared, not squares: the rounded square of sqrt(13) is less than 13.
     """
     steps, reach = [], -1
     for down in range(height - 1, -1, -1):

@@ -60,9 +60,8 @@ def calibration_bins(
 
     .. math:: c = \max_j softmax(z)_j, \qquad c \in \left(\tfrac{b}{B}, \tfrac{b + 1}{B}\right] \text{ is in bin } b
 
-    with logits z and B bins, closed at the right as in Guo et al. and scikit-learn. (NumPy, TensorFlow Probability and
-    netcal close the left; torchmetrics does too, and gives c = 1 its own bin.) A pixel is correct if the first of its
-    largest logits is the label's. For an ensemble, pass `log_mean_softmax(mc_logits)`.
+    with logits z and B bins, closed at the right as in Guo et al. and scikit-learn. A pixel is correct if the first of
+    its largest logits is the label's. For an ensemble, pass `log_mean_softmax(mc_logits)`.
 
     Args:
         logits: z, `[..., C]`, class last, C ≥ 2; -inf rules a class out.
@@ -120,12 +119,10 @@ def classwise_calibration_bins(
         Invalid unmasked labels or logits: as in `calibration_bins`.
 
     Raises:
-        TypeError: as `calibration_bins`.
-        ValueError: as `calibration_bins`.
+        TypeError, ValueError: as `calibration_bins`.
 
     References:
-        Kull et al., Beyond temperature scaling, arXiv 1910.12656; Nixon et al., Measuring Calibration in Deep
-        Learning, arXiv 1904.01685 (as the static calibration error).
+        Kull et al., Beyond temperature scaling, arXiv 1910.12656; Nixon et al., arXiv 1904.01685 (static calibration).
 
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625]]))
     >>> bins = classwise_calibration_bins(logits, jnp.array([0, 0]), num_bins=2)
@@ -163,8 +160,7 @@ def expected_calibration_error(bins: CalibrationBins) -> float:
         ValueError: they are not `[bins]`, a count is negative (invalid pixels or an overflow), or a sum is NaN.
 
     References:
-        Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015; Guo et al., arXiv
-        1706.04599.
+        Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015; arXiv 1706.04599.
 
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625]]))
     >>> round(expected_calibration_error(calibration_bins(logits, jnp.array([0, 0]))), 4)  # (1/4 + 5/8) / 2
@@ -188,8 +184,7 @@ def maximum_calibration_error(bins: CalibrationBins) -> float:
         MCE in [0, 1], 0 is best; NaN if nothing was counted.
 
     Raises:
-        TypeError: as `expected_calibration_error`.
-        ValueError: as `expected_calibration_error`.
+        TypeError, ValueError: as `expected_calibration_error`.
 
     References:
         Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
@@ -208,15 +203,14 @@ def classwise_calibration_error(bins: CalibrationBins) -> dict[str, float | np.n
     .. math:: ECE_j = \sum_b \frac{n_{jb}}{N} \left|freq_{jb} - p_{jb}\right|, \qquad cwECE = \frac{1}{C} \sum_j ECE_j
 
     with freq the share of class j among the n pixels of a bin and p their mean probability of class j. A class without
-    a true pixel has an error too (its whole probability) and is in the mean. A rare class has p near 0 in nearly all
-    pixels, and so a small error whatever the model learned: compare it with the class's frequency.
+    a true pixel has an error too and is in the mean. A rare class has p near 0 in nearly all pixels, and so a small
+    error whatever the model learned: compare it with the class's frequency.
 
     Args:
         bins: `[classes, bins]`, sums of `classwise_calibration_bins`.
 
     Returns:
-        `calibration_error_per_class`, float64 `[C]`, and `mean_calibration_error`, in [0, 1]; NaN if nothing was
-        counted.
+        `calibration_error_per_class`, float64 `[C]`, and their `mean_calibration_error`, in [0, 1]; NaN without pixels.
 
     Raises:
         TypeError: as `expected_calibration_error`.
@@ -323,8 +317,7 @@ def brier_score(sums: ProperScoreSums) -> float:
 
     .. math:: BS = \frac{1}{N} \sum_i \sum_c (p_{ic} - t_{ic})^2
 
-    with t = 1 for the true class and 0 for the others. This is Brier's own definition; others halve it (so that it is
-    in [0, 1], and for two classes equal to the binary score of one of them) or divide by C.
+    with t = 1 for the true class and 0 for the others. This is Brier's own definition; others halve it or divide by C.
 
     Args:
         sums: sums of `proper_score_sums`.
@@ -357,8 +350,7 @@ def negative_log_likelihood(sums: ProperScoreSums) -> float:
         NLL in nats, in [0, inf], 0 is best; NaN if nothing was counted.
 
     Raises:
-        TypeError: as `brier_score`.
-        ValueError: as `brier_score`.
+        TypeError, ValueError: as `brier_score`.
 
     References:
         Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 102 (2007).

@@ -47,8 +47,7 @@ def checkerboard_sums(
     energy at the stride's frequencies is what all s×s cells have in common, so no transform is needed. (0, 0), the mean
     of each channel, is left out.
 
-    Over a whole map, a pattern counts only as far as it keeps its sign. Windows, each with its own mean and pattern,
-    find one that varies with the image. The smaller a window, the less smooth the map is in it.
+    Over a whole map, a pattern counts only as far as it keeps its sign; windows also find one that varies.
 
     Args:
         maps: x, `[..., H, W, C]`: logits, features or images.

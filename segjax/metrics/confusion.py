@@ -28,8 +28,8 @@ def confusion_matrix(
 
     .. math:: M_{ij} = \#\{\text{unmasked pixels with label } i \text{ and prediction } j\}
 
-    Matrices add. Add those of several batches on the host in int64, `total += np.asarray(matrix, np.int64)`: a data set
-    can have more than 2^31 pixels, and int32 wraps around.
+    Add matrices of several batches on the host in int64, `total += np.asarray(matrix, np.int64)`: int32 overflows at
+    2^31 pixels.
 
     Args:
         labels: true classes, integers in [0, C) or booleans, any shape.
@@ -97,8 +97,7 @@ def segmentation_scores(
 
     References:
         Long et al., Fully Convolutional Networks for Semantic Segmentation, arXiv 1411.4038 (the four accuracies).
-        Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, Comput. Biol. Chem. 28
-        (2004).
+        Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, CBAC 28 (2004).
 
     >>> scores = segmentation_scores(np.array([[6, 2, 0], [0, 2, 0], [0, 0, 0]]))
     >>> print(scores["mean_iou"], scores["iou_per_class"], scores["pixel_accuracy"])
@@ -272,10 +271,9 @@ def recipe_jaccard(confusions: Integer[jax.Array | np.ndarray, "*images classes 
 
     .. math:: \frac{1}{|\{n : N_n > 0\}|} \sum_{n} \frac{1}{N_n} \sum_k M_{nkk}
 
-    It is not an IoU. The recipe's 0.8354 came from scikit-learn's `jaccard_similarity_score`, which "in binary and
-    multiclass classification ... is equivalent to the accuracy_score" (its documentation; removed in 0.23). To compare
-    with that number, count as the recipe did: void is one more class, K - 1, predicted and scored like the others, and
-    no pixel is masked. Over a stream add `per_image_sums`: this number is their `pixel_accuracy_per_image`.
+    It is not an IoU: the recipe's 0.8354 came from scikit-learn's old `jaccard_similarity_score`, which is the accuracy
+    for several classes. To compare with it, count as the recipe did: void is one more class, K - 1, and no pixel is
+    masked. Over a stream add `per_image_sums`: this number is their `pixel_accuracy_per_image`.
 
     Args:
         confusions: integers `[N, K, K]` of `confusion_matrix_per_image` with void as a class; `[K, K]` for one image.
@@ -284,8 +282,7 @@ def recipe_jaccard(confusions: Integer[jax.Array | np.ndarray, "*images classes 
         A number in [0, 1]; NaN without images.
 
     Raises:
-        TypeError: as `per_image_sums`.
-        ValueError: as `per_image_sums`.
+        TypeError, ValueError: as `per_image_sums`.
 
     References:
         scikit-learn 0.21, documentation of `sklearn.metrics.jaccard_similarity_score`.

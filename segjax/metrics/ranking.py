@@ -7,7 +7,8 @@ of the probability cannot separate them (errors of 8e-3 in average precision, he
 A histogram does not record the order inside a bin. The estimates take positives and negatives there as evenly mixed,
 which for equal scores means that ties are broken at random; scikit-learn takes equal scores as one step of the curve.
 So the two differ where many scores are equal (rounded to bfloat16, clamped at ±16), by at most the width of the
-certified `_bounds`. These always contain scikit-learn's value: look at them before you trust an estimate.
+certified `_bounds`. These always contain scikit-learn's value (they are widened by 1e-12 for rounding): look at them
+before you trust an estimate.
 """
 
 from collections.abc import Hashable
@@ -56,20 +57,18 @@ def score_histogram(
 
     .. math:: H_{tb} = \#\{\text{unmasked pixels with target } t \text{ and } \lfloor 128\,(z + 16) \rfloor = b\}
 
-    with 4096 equal bins b of the logit z on [-16, 16]. Logits outside (p < 1e-7 or > 1 - 1e-7) are in the first or last
-    bin and not separated: `average_precision_bounds` widens where that matters. Histograms add: over batches with `+`,
-    in int64 on the host. To rank class c of a softmax, pass its `class_log_odds`.
+    with 4096 equal bins b of the logit z on [-16, 16]; logits outside (p < 1e-7 or > 1 - 1e-7) are in the first or last
+    bin, not separated. Histograms add: over batches with `+`, in int64 on the host.
 
     Args:
-        logits: z, any shape: log p/(1-p) of the score. (`jax.scipy.special.logit` turns probabilities into logits.)
+        logits: z, any shape: log p/(1-p) of the score; for class c of a softmax, its `class_log_odds`.
         targets: boolean, or integers 0 and 1, in the shape of the logits.
         where: boolean, broadcastable to that shape. False: the pixel does not exist, whatever its logit or target.
         axis_name: mapped device axis, or None under `jit`.
 
     Returns:
-        int32 `[2, 4096]`: row 0 the negatives, row 1 the positives, bins by rising logit. If an unmasked logit is NaN,
-        or an unmasked target neither 0 nor 1, every entry is -2^31 (integers have no NaN), and the scores refuse the
-        sum.
+        int32 `[2, 4096]`: row 0 the negatives, row 1 the positives, bins by rising logit. If an unmasked logit is NaN
+        or an unmasked target neither 0 nor 1, every entry is -2^31 (integers have no NaN), which the scores refuse.
 
     Raises:
         TypeError: logits are not floating, targets neither boolean nor integers, or `where` is not boolean.
@@ -77,15 +76,13 @@ def score_histogram(
 
     References:
         Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27 (2006).
-        Su et al., A Relationship between the Average Precision and the Area Under the ROC Curve, ICTIR 2015.
 
     >>> histogram = score_histogram(jnp.array([-20.0, 0.0, 3.0]), jnp.array([0, 0, 1]))
     >>> print(histogram.shape, histogram.sum(axis=1), histogram[0, 0], histogram[0, 2048], histogram[1, 2432])
     (2, 4096) [2 1] 1 1 1
     """
     logits = checks.floating("logits", logits)
-    targets = jnp.asarray(targets)
-    targets = checks.integers("targets", targets.astype(jnp.int32) if targets.dtype == jnp.bool_ else targets)
+    targets = checks.integers("targets", targets)
     checks.same_shape("targets", targets.shape, "logits", logits.shape)
     keep = None if where is None else checks.mask("where", where, logits.shape)
     # Scaled by a power of two before the floor and shifted as integers, so no logit is rounded into the next bin.
@@ -100,14 +97,12 @@ def class_log_odds(logits: Float[ArrayLike, "*pixels classes"]) -> Float[Array, 
 
     .. math:: x_c = \log \frac{p_c}{1 - p_c} = z_c - \log \sum_{j \ne c} e^{z_j}
 
-    They are computed from the logits, because p near 1 has no digits left for 1 - p.
-
     Args:
         logits: z, `[..., C]`, class last, C ≥ 2; -inf rules a class out.
 
     Returns:
-        `[..., C]`, at least float32; ±inf where a class or all others are ruled out or beyond the range of exp, NaN
-        where a logit is NaN. For C = 2 it is ±(z_1 - z_0), to rounding.
+        `[..., C]`, at least float32, from the logits, because p near 1 has no digits left for 1 - p; ±inf where a class
+        or all others are ruled out or beyond the range of exp, NaN where a logit is NaN.
 
     Raises:
         TypeError: logits are not floating.
@@ -171,20 +166,17 @@ def average_precision_bounds(histogram: Histogram) -> tuple[float, float]:
         high = \frac{1}{P} \sum_b p_b \frac{P_{\ge b}}{P_{\ge b} + N_{>b}}
 
     with p_b of the P positives in bin b, P_{>b} in the bins above it and P_{\ge b} the sum of both; N_{>b}, N_{\ge b}
-    count negatives. (For p_b > 1 the inner sum is taken as an integral, which is never above it.) Low: in every bin all
-    negatives precede the positives. High: the positives come first and are tied, so that all get the precision after
-    the last of them; no order gives any of them more.
+    count negatives. Low: in every bin all negatives precede the positives. (For p_b > 1 the inner sum is taken as an
+    integral, which is never above it.) High: the positives come first, tied, with the precision after the last of them.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
     Returns:
-        (low, high), within 1e-12 of [0, 1]; both NaN without positives. The exact value, as scikit-learn computes it
-        from the scores, is always between them; they are widened by 1e-12 for its rounding and ours.
+        (low, high), within 1e-12 of [0, 1]; both NaN without positives.
 
     Raises:
-        TypeError: as `average_precision`.
-        ValueError: as `average_precision`.
+        TypeError, ValueError: as `average_precision`.
 
     References:
         Su et al., A Relationship between the Average Precision and the Area Under the ROC Curve, ICTIR 2015.
@@ -216,8 +208,7 @@ def auroc(histogram: Histogram) -> float:
         AUROC in [0, 1], 0.5 without skill; NaN without positives or without negatives.
 
     Raises:
-        TypeError: as `average_precision`.
-        ValueError: as `average_precision`.
+        TypeError, ValueError: as `average_precision`.
 
     References:
         Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27 (2006).
@@ -243,12 +234,10 @@ def auroc_bounds(histogram: Histogram) -> tuple[float, float]:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
     Returns:
-        (low, high), within 1e-12 of [0, 1], with `auroc` in the middle; both NaN without positives or without
-        negatives. The exact value, as scikit-learn computes it from the scores, is always between them.
+        (low, high), within 1e-12 of [0, 1], `auroc` in the middle; both NaN without positives or without negatives.
 
     Raises:
-        TypeError: as `average_precision`.
-        ValueError: as `average_precision`.
+        TypeError, ValueError: as `average_precision`.
 
     References:
         Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27 (2006).
@@ -312,8 +301,7 @@ def fpr_at_tpr_bounds(histogram: Histogram, tpr: float = 0.95) -> tuple[float, f
         tpr: required true positive rate, in (0, 1].
 
     Returns:
-        (low, high), within 1e-12 of [0, 1]; both NaN without positives or without negatives. The exact value, as
-        scikit-learn computes it from the scores, is always between them.
+        (low, high), within 1e-12 of [0, 1]; both NaN without positives or without negatives.
 
     Raises:
         TypeError: as `average_precision`.
@@ -340,20 +328,18 @@ def best_f1(histogram: Histogram) -> BestF1:
 
     .. math:: F_1(τ) = \frac{2\,TP(τ)}{P + TP(τ) + FP(τ)}, \qquad TP(τ) = \#\{\text{positives with } z \ge τ\}
 
-    over the thresholds τ at the lower edges of the bins, where TP and FP are known exactly. The result is the F1 of the
-    scores at that threshold, so it is never above the best over all thresholds, most of which are inside a bin.
+    over the thresholds τ at the lower edges of the bins, where TP and FP are known exactly: it is never above the best
+    F1 over all thresholds, most of which are inside a bin.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]).
 
     Returns:
-        (f1, threshold_logit): F1 in (0, 1], and the highest threshold that reaches it. Pixels with logit ≥
-        `threshold_logit` are positive; -inf: all are (the first bin holds every logit below -16). Both NaN without
-        positives.
+        (f1, threshold_logit): F1 in (0, 1], and the highest threshold that reaches it; -inf: all pixels are positive
+        (the first bin contains every logit below -16). Both NaN without positives.
 
     Raises:
-        TypeError: as `average_precision`.
-        ValueError: as `average_precision`.
+        TypeError, ValueError: as `average_precision`.
 
     References:
         van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
@@ -384,12 +370,10 @@ def best_f1_bounds(histogram: Histogram) -> tuple[float, float]:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
     Returns:
-        (low, high), within 1e-12 of [0, 1]; both NaN without positives. The exact value, the maximum over
-        scikit-learn's `precision_recall_curve` of the scores, is always between them.
+        (low, high), within 1e-12 of [0, 1]; both NaN without positives.
 
     Raises:
-        TypeError: as `average_precision`.
-        ValueError: as `average_precision`.
+        TypeError, ValueError: as `average_precision`.
 
     References:
         van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
@@ -411,17 +395,15 @@ def threshold_at_precision(histogram: Histogram, precision: float) -> ThresholdA
     .. math::
         R = \max \{TP(τ) : TP(τ) \ge precision \cdot (TP(τ) + FP(τ)) > 0\}, \qquad \max \{τ : TP(τ) = R\}
 
-    over the thresholds τ at the lower edges of the bins, where both counts are known exactly: the counted pixels reach
-    the precision, without an estimate. Other pixels may miss it.
+    over the thresholds τ at the lower edges of the bins, where both counts are known exactly.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]).
         precision: required precision, in (0, 1].
 
     Returns:
-        (threshold_logit, precision, recall): pixels with logit ≥ `threshold_logit` are positive; -inf: all are. If no
-        threshold reaches the precision: a NaN threshold, and the highest precision of any threshold with its recall.
-        All NaN without positives.
+        (threshold_logit, precision, recall); a threshold of -inf: all pixels are positive. If no threshold reaches the
+        precision, a NaN threshold, and the highest precision of any with its recall. All NaN without positives.
 
     Raises:
         TypeError: as `average_precision`.
@@ -459,20 +441,17 @@ def precision_recall_curve(histogram: Histogram) -> dict[str, np.ndarray]:
         precision_τ = \frac{TP(τ)}{TP(τ) + FP(τ)}, \qquad recall_τ = \frac{TP(τ)}{P}, \qquad
         TP(τ) = \#\{\text{positives with } z \ge τ\}
 
-    At the edges both are known exactly: each point is one of the curve of the scores, which has more points.
-    `average_precision` is the area under it, integrated within the bins too.
+    At the edges both are known exactly. `average_precision` is the area under the curve, also within the bins.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]).
 
     Returns:
-        float64 arrays of one length, at most the number of bins: `threshold_logit`, falling, the last one -inf if the
-        first bin is not empty (it holds every logit below -16); `precision`; `recall`, rising to 1, NaN without
-        positives. Empty if nothing was counted.
+        float64 arrays of one length, at most the number of bins: `threshold_logit`, falling, to -inf if the first bin
+        is not empty; `precision`; `recall`, rising to 1, NaN without positives. Empty if nothing was counted.
 
     Raises:
-        TypeError: as `average_precision`.
-        ValueError: as `average_precision`.
+        TypeError, ValueError: as `average_precision`.
 
     References:
         Davis and Goadrich, The relationship between Precision-Recall and ROC curves, ICML 2006.
@@ -534,9 +513,8 @@ def _f1(ranked: _Ranked, false_positives: np.ndarray) -> np.ndarray:
 def _sum_of_precisions(ranked: _Ranked, before: np.ndarray, between: np.ndarray) -> np.ndarray:
     """Returns per bin the sum over its positives i = 1..p of f(i) = (A + i) / (A + i + before + between · i).
 
-    A is the number of positives above. For p > 1 the sum is taken as the integral of f over [1/2, p + 1/2], which has a
-    closed form whose cost does not depend on p. For `between` = 0, f is concave, so the integral is never above the
-    sum: a lower bound stays one.
+    A is the number of positives above. For p > 1 the sum is taken as the integral of f over [1/2, p + 1/2], whose cost
+    does not depend on p. For `between` = 0, f is concave, so the integral is never above the sum: a bound stays one.
     """
     above, inside = ranked.positives_above, ranked.positives
     rate = 1 + between

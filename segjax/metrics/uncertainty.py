@@ -32,8 +32,7 @@ def log_mean_softmax(
 
     .. math:: \log \bar{p}, \qquad \bar{p} = \frac{1}{K} \sum_k softmax(z_k)
 
-    They are logits too, and their softmax is the mean: pass them to any function of logits `[..., C]`
-    (`calibration_bins`, `max_probability`, an argmax).
+    They are logits too, whose softmax is the mean: pass them to any function of logits, such as `calibration_bins`.
 
     Args:
         mc_logits: z, `[K, ..., C]`, K ≥ 1, C ≥ 2; -inf rules a class out.
@@ -49,10 +48,9 @@ def log_mean_softmax(
 
     References:
         Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles, arXiv
-        1612.01474; Gal, Uncertainty in Deep Learning, PhD thesis, Cambridge 2016, section 3.3.
+        1612.01474.
 
-    >>> mc_logits = jnp.log(jnp.array([[0.5, 0.5], [0.75, 0.25]]))
-    >>> print(jnp.exp(log_mean_softmax(mc_logits)))
+    >>> print(jnp.exp(log_mean_softmax(jnp.log(jnp.array([[0.5, 0.5], [0.75, 0.25]])))))
     [0.625 0.375]
     """
     log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
@@ -66,20 +64,18 @@ def predictive_entropy(
 
     .. math:: H[\bar{p}] = -\sum_c \bar{p}_c \log \bar{p}_c, \qquad \bar{p} = \frac{1}{K} \sum_k softmax(z_k)
 
-    It is the sum of `expected_entropy` (of the data) and `mutual_information` (of the model). For K = 1 it is the
-    softmax's entropy.
+    It is the sum of `expected_entropy` (of the data) and `mutual_information` (of the model).
 
     Args:
-        mc_logits: z, `[K, ..., C]`, K ≥ 1, C ≥ 2; -inf rules a class out.
-        where: boolean, broadcastable to `[...]`. False: the pixel does not exist, its result is 0 for any logits.
+        mc_logits: as in `log_mean_softmax`.
+        where: as in `log_mean_softmax`.
 
     Returns:
         `[...]` in nats, in [0, log C], at least float32; NaN where an unmasked logit is NaN or +inf. Values and
         gradients are finite for |z| ≤ 1e4.
 
     Raises:
-        TypeError: logits are not floating, or `where` is not boolean.
-        ValueError: shapes do not fit.
+        TypeError, ValueError: as `log_mean_softmax`.
 
     References:
         Gal, Uncertainty in Deep Learning, PhD thesis, Cambridge 2016, section 3.3.
@@ -107,8 +103,7 @@ def expected_entropy(
         `[...]` in nats, in [0, log C], at least float32; else as `predictive_entropy`.
 
     Raises:
-        TypeError: as `predictive_entropy`.
-        ValueError: as `predictive_entropy`.
+        TypeError, ValueError: as `predictive_entropy`.
 
     References:
         Depeweg et al., Decomposition of Uncertainty in Bayesian Deep Learning, arXiv 1710.07283.
@@ -128,8 +123,8 @@ def mutual_information(
 
     .. math:: I = H[\bar{p}] - \frac{1}{K} \sum_k H[p_k] = \frac{1}{K} \sum_k KL(p_k \| \bar{p})
 
-    The difference of the entropies rounds to noise, also below 0, where the samples nearly agree. So the divergences
-    are summed, from terms that are never negative: the result is accurate however small it is.
+    The difference of the entropies rounds to noise where the samples nearly agree. So the divergences are summed, from
+    terms that are never negative, and the result is accurate however small it is.
 
     Args:
         mc_logits: as in `predictive_entropy`.
@@ -140,8 +135,7 @@ def mutual_information(
         `predictive_entropy`.
 
     Raises:
-        TypeError: as `predictive_entropy`.
-        ValueError: as `predictive_entropy`.
+        TypeError, ValueError: as `predictive_entropy`.
 
     References:
         Houlsby et al., Bayesian Active Learning for Classification and Preference Learning, arXiv 1112.5745.
@@ -164,16 +158,14 @@ def max_probability(
     .. math:: \max_c softmax(z)_c
 
     Args:
-        logits: z, `[..., C]`, C ≥ 2. For an ensemble pass `log_mean_softmax(mc_logits)`: the maximum of the mean, which
-            is not the mean of the samples' maxima.
-        where: boolean, broadcastable to `[...]`. False: the pixel does not exist, its result is 0 for any logits.
+        logits: z, `[..., C]`, C ≥ 2; for the maximum of an ensemble's mean `log_mean_softmax(mc_logits)`.
+        where: as in `log_mean_softmax`.
 
     Returns:
         `[...]` in [1/C, 1], at least float32; NaN where an unmasked logit is NaN or +inf.
 
     Raises:
-        TypeError: logits are not floating, or `where` is not boolean.
-        ValueError: shapes do not fit.
+        TypeError, ValueError: as `log_mean_softmax`.
 
     References:
         Hendrycks and Gimpel, A Baseline for Detecting Misclassified and Out-of-Distribution Examples, arXiv 1610.02136.
@@ -208,8 +200,8 @@ def patch_means(
         where: boolean, broadcastable to `[..., H, W]`. False: the pixel does not exist.
 
     Returns:
-        Two arrays `[..., ceil(H / patch), ceil(W / patch)]`: the means, at least float32, 0 for a patch without
-        unmasked pixels, and which patches have an unmasked pixel.
+        Two arrays `[..., ceil(H / patch), ceil(W / patch)]`: the means, at least float32, and which patches have an
+        unmasked pixel (the mean of the others is 0).
 
     Raises:
         TypeError: `where` is not boolean.
@@ -249,9 +241,8 @@ def uncertainty_histogram(
 
     .. math:: H_{tb} = \#\{\text{unmasked pixels, right if } t = 1, \text{ with } \lfloor B u / u_{max} \rfloor = b\}
 
-    with B equal bins of the uncertainty u on [0, maximum]; values outside are in the first or last bin. Histograms add:
-    over batches with `+`, in int64 on the host. A rising function of u ranks as u does: if most pixels are near 0, pass
-    its square root.
+    with B equal bins of the uncertainty u on [0, maximum]; values outside are in the first or last bin. If most pixels
+    are near 0, pass the square root of u, which ranks alike. Histograms add: with `+`, in int64 on the host.
 
     Args:
         uncertainty: u, any shape (of pixels, or of patches: see `patch_means`).
@@ -263,7 +254,7 @@ def uncertainty_histogram(
 
     Returns:
         int32 `[2, num_bins]`: row 0 the wrong pixels, row 1 the right ones. If an unmasked uncertainty is NaN (or a
-        traced maximum is not above 0), every entry is -2^31 (integers have no NaN), and the scores refuse the sum.
+        traced maximum is not above 0), every entry is -2^31 (integers have no NaN), which the scores refuse.
 
     Raises:
         TypeError: the uncertainty is not floating, or `correct` or `where` is not boolean.
@@ -379,8 +370,7 @@ def area_under_risk_coverage(histogram: Histogram) -> float:
 
     .. math:: AURC = \frac{1}{N} \sum_{i=1}^{N} \frac{1}{i} \sum_{j \le i} [\text{pixel } j \text{ is wrong}]
 
-    over the N pixels by rising uncertainty. A histogram does not record the order inside a bin: wrong and right pixels
-    there are taken as evenly mixed, which is exactly the mean over all orders.
+    over the N pixels by rising uncertainty. Inside a bin it is the mean over all orders, exactly.
 
     Args:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
@@ -389,12 +379,10 @@ def area_under_risk_coverage(histogram: Histogram) -> float:
         AURC in [0, 1], smaller is better; NaN if nothing was counted. Without skill it is 1 - accuracy.
 
     Raises:
-        TypeError: as `risk_coverage`.
-        ValueError: as `risk_coverage`.
+        TypeError, ValueError: as `risk_coverage`.
 
     References:
-        Geifman, Uziel and El-Yaniv, Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, arXiv 1805.08206
-        (the area; the curve is from arXiv 1705.08500).
+        Geifman, Uziel and El-Yaniv, Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, arXiv 1805.08206.
 
     >>> round(area_under_risk_coverage(np.array([[0, 1, 0], [1, 0, 1]])), 4)  # (0/1 + 1/2 + 1/3) / 3
     0.2778
@@ -423,12 +411,11 @@ def area_under_risk_coverage_bounds(histogram: Histogram) -> tuple[float, float]
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
 
     Returns:
-        (low, high), within 1e-12 of [0, 1]; both NaN if nothing was counted. The exact value, of the sorted pixels,
-        is always between them, ties in any order; they are widened by 1e-12 for its rounding and ours.
+        (low, high), widened by 1e-12 for rounding; both NaN if nothing was counted. The exact value of the sorted
+        pixels is always between them, with ties in any order.
 
     Raises:
-        TypeError: as `risk_coverage`.
-        ValueError: as `risk_coverage`.
+        TypeError, ValueError: as `risk_coverage`.
 
     References:
         Geifman, Uziel and El-Yaniv, Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, arXiv 1805.08206.

@@ -1,6 +1,5 @@
 import inspect
 import warnings
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -56,20 +55,20 @@ def _assert_equal_sums(result, expected, rtol):
             np.testing.assert_allclose(one, other, rtol=rtol)
 
 
-def test_bins_equal_the_float64_oracle():
+def test_calibration_bins_float64_oracle():
     bins = calibration_bins(LOGITS, LABELS)
     assert [x.dtype for x in bins] == [jnp.int32, jnp.int32, jnp.float32]
     _assert_equal_sums(bins, _oracle(CONFIDENCE, CORRECT), rtol=1e-6)
 
 
-def test_classwise_bins_equal_the_float64_oracle():
+def test_classwise_calibration_bins_float64_oracle():
     bins = classwise_calibration_bins(LOGITS, LABELS, num_bins=10)
     for c in range(CLASSES):
         expected = _oracle(PROBABILITIES[..., c].ravel(), (c == LABELS).ravel(), 10)
         _assert_equal_sums([x[c] for x in bins], expected, rtol=1e-6)
 
 
-def test_errors_equal_their_definitions():
+def test_calibration_errors_definition():
     bins = calibration_bins(LOGITS, LABELS)
     counts, correct, confidence = _oracle(CONFIDENCE, CORRECT)
     some = counts > 0
@@ -79,7 +78,7 @@ def test_errors_equal_their_definitions():
     assert metrics.maximum_calibration_error(bins) == pytest.approx(gap.max(), abs=1e-6)
 
 
-def test_classwise_error_is_the_mean_of_the_classes():
+def test_classwise_calibration_error_mean_of_classes():
     errors = metrics.classwise_calibration_error(classwise_calibration_bins(LOGITS, LABELS))
     expected = []
     for c in range(CLASSES):
@@ -89,7 +88,7 @@ def test_classwise_error_is_the_mean_of_the_classes():
     assert errors["mean_calibration_error"] == pytest.approx(np.mean(expected), abs=1e-6)
 
 
-def test_the_diagram_is_scikit_learns_calibration_curve():
+def test_reliability_diagram_scikit_learn():
     diagram = metrics.reliability_diagram(calibration_bins(LOGITS, LABELS))
     accuracy, confidence = calibration_curve(CORRECT, CONFIDENCE, n_bins=BINS)
     some = diagram["share"] > 0
@@ -101,7 +100,7 @@ def test_the_diagram_is_scikit_learns_calibration_curve():
     np.testing.assert_array_equal(diagram["edges"], np.linspace(0, 1, BINS + 1))
 
 
-def test_the_diagram_of_classes_has_a_row_for_each():
+def test_reliability_diagram_per_class():
     bins = classwise_calibration_bins(LOGITS, LABELS)
     diagram = metrics.reliability_diagram(bins)
     np.testing.assert_allclose(diagram["share"].sum(axis=-1), np.ones(CLASSES))
@@ -109,7 +108,7 @@ def test_the_diagram_of_classes_has_a_row_for_each():
     np.testing.assert_allclose(diagram["accuracy"][2][diagram["share"][2] > 0], accuracy, rtol=1e-12)
 
 
-def test_bins_are_closed_at_the_right():
+def test_calibration_bins_closed_at_the_right():
     # Equal logits, and classes ruled out: p = 1/4, 1/2 and 1 without any rounding.
     out = -jnp.inf
     logits = jnp.array([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, out, out], [0.0, 0.0, out, out], [out, 0.0, out, out]])
@@ -119,7 +118,7 @@ def test_bins_are_closed_at_the_right():
     np.testing.assert_array_equal(classwise.count, [[2, 2, 0, 0], [1, 2, 0, 1], [4, 0, 0, 0], [4, 0, 0, 0]])
 
 
-def test_near_an_edge_the_bin_is_the_one_of_exact_arithmetic():
+def test_calibration_bins_near_an_edge():
     edges = np.linspace(0, 1, BINS + 1)[8:-1]
     logits = np.log(edges / (1 - edges)).astype(np.float32)[:, None]
     for _ in range(4):
@@ -130,7 +129,7 @@ def test_near_an_edge_the_bin_is_the_one_of_exact_arithmetic():
     np.testing.assert_array_equal(bins.count, _oracle(confidence.ravel(), np.ones(confidence.size))[0])
 
 
-def test_proper_scores_are_scikit_learns():
+def test_proper_scores_scikit_learn():
     sums = proper_score_sums(LOGITS, LABELS)
     labels, probabilities = LABELS.ravel(), PROBABILITIES.reshape(-1, CLASSES)
     one_hot = np.eye(CLASSES)[labels]
@@ -141,7 +140,7 @@ def test_proper_scores_are_scikit_learns():
     np.testing.assert_allclose(metrics.brier_score(sums), brier, rtol=1e-6)
 
 
-def test_the_brier_score_of_two_classes_is_twice_the_binary_one():
+def test_brier_score_two_classes():
     labels = LABELS.ravel() % 2
     sums = proper_score_sums(LOGITS[..., :2].reshape(-1, 2), labels)
     positive = softmax(LOGITS[..., :2].reshape(-1, 2).astype(np.float64), axis=-1)[:, 1]
@@ -150,7 +149,7 @@ def test_the_brier_score_of_two_classes_is_twice_the_binary_one():
 
 
 @pytest.mark.parametrize("margin", [5.0, 30.0, 80.0])
-def test_scores_of_confident_pixels_keep_their_digits(margin):
+def test_proper_score_sums_confident_pixels(margin):
     logits = np.array([[margin, 0.0, -1.0]], np.float32)
     sums = proper_score_sums(logits, np.array([0]))
     others = np.exp([-margin, -margin - 1])
@@ -160,13 +159,13 @@ def test_scores_of_confident_pixels_keep_their_digits(margin):
         np.testing.assert_allclose(sums.brier, brier, rtol=1e-5)
 
 
-def test_an_impossible_truth_costs_2_and_infinitely_much():
+def test_proper_scores_true_class_ruled_out():
     sums = proper_score_sums(np.array([[0.0, -np.inf]], np.float32), np.array([1]))
     assert metrics.brier_score(sums) == 2
     assert metrics.negative_log_likelihood(sums) == np.inf
 
 
-def test_a_million_pixels_in_one_bin_are_summed_to_float64s_digits():
+def test_calibration_sums_million_pixels():
     size = 2**20 + 3
     # Nearly all in the last bin and nearly equal: the worst case of a sum that is added up one by one.
     logits = np.zeros((size, 2), np.float32)
@@ -190,7 +189,7 @@ def test_a_million_pixels_in_one_bin_are_summed_to_float64s_digits():
 
 @settings(max_examples=20)
 @given(st.integers(1, 5), st.integers(0, 2**31))
-def test_any_split_into_batches_adds_up(batches, seed):
+def test_calibration_sums_any_split_adds_up(batches, seed):
     rng = np.random.default_rng(seed)
     logits, labels = (rng.normal(size=(60, 3)) * 3).astype(np.float32), rng.integers(0, 3, size=60)
     where = rng.uniform(size=60) < 0.8
@@ -206,7 +205,7 @@ def test_any_split_into_batches_adds_up(batches, seed):
 
 @pytest.mark.parametrize("counted", COUNTED)
 @pytest.mark.parametrize("void", [255, -1, 2**31 - 1])
-def test_masked_pixels_are_not_counted(counted, void):
+def test_calibration_sums_masked_pixels(counted, void):
     where = np.random.default_rng(1).uniform(size=LABELS.shape) < 0.5
     logits = np.where(where[..., None], LOGITS, np.array([np.nan, np.inf, 0, -np.inf], np.float32))
     result = counted(logits, np.where(where, LABELS, void), where=where)
@@ -214,20 +213,20 @@ def test_masked_pixels_are_not_counted(counted, void):
 
 
 @pytest.mark.parametrize("counted", COUNTED)
-def test_a_mask_may_be_the_same_along_an_axis(counted):
+def test_calibration_sums_broadcast_mask(counted):
     rows = np.array([True, False, True]).reshape(3, 1, 1)
     result = counted(LOGITS, LABELS, where=rows)
     _assert_equal_sums(result, counted(LOGITS[[0, 2]], LABELS[[0, 2]]), rtol=1e-6)
 
 
-def test_the_gradient_of_a_masked_nan_is_zero():
+def test_proper_score_sums_gradient_of_masked_nan():
     logits = jnp.array([[np.nan, 0.0], [1.0, 2.0]])
     where = jnp.array([False, True])
     gradient = jax.grad(lambda z: proper_score_sums(z, jnp.array([255, 0]), where=where).nll)(logits)
     np.testing.assert_allclose(gradient, [[0, 0], [-0.7310586, 0.7310586]], rtol=1e-6)
 
 
-def test_all_void_counts_nothing_and_scores_nan_without_a_warning():
+def test_calibration_scores_all_void():
     void = np.zeros(LABELS.shape, bool)
     results = [counted(LOGITS * np.nan, LABELS + 255, where=void) for counted in COUNTED]
     for result in results:
@@ -242,7 +241,7 @@ def test_all_void_counts_nothing_and_scores_nan_without_a_warning():
         assert all(np.isnan(score(sums)) for score in SUM_SCORES)
 
 
-def test_an_image_of_one_class_has_errors_for_all():
+def test_classwise_calibration_error_one_class_present():
     labels = np.zeros_like(LABELS)
     errors = metrics.classwise_calibration_error(classwise_calibration_bins(LOGITS, labels))
     # A class that is never true is wrong by all of its probability.
@@ -252,11 +251,21 @@ def test_an_image_of_one_class_has_errors_for_all():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("counted", COUNTED)
-def test_narrow_logits_are_computed_in_float32(counted, dtype):
+def test_calibration_sums_narrow_logits(counted, dtype):
     narrow = jnp.asarray(LOGITS).astype(dtype)
     result = counted(narrow, LABELS)
     _assert_equal_sums(result, counted(narrow.astype(jnp.float32), LABELS), rtol=0)
     assert result[-1].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("counted", COUNTED)
+def test_calibration_sums_big_endian_and_booleans(counted):
+    logits, labels = LOGITS[..., :2], LABELS % 2
+    expected = counted(logits, labels)
+    # Converted before `jit`, which does not take big-endian arrays.
+    raw = inspect.unwrap(counted)
+    _assert_equal_sums(raw(logits.astype(">f4"), labels.astype(">i2")), expected, rtol=1e-6)
+    _assert_equal_sums(raw(logits, labels == 1), expected, rtol=1e-6)
 
 
 BAD_PIXELS = {
@@ -271,7 +280,7 @@ BAD_PIXELS = {
 
 @pytest.mark.parametrize("counted", COUNTED)
 @pytest.mark.parametrize("bad", BAD_PIXELS)
-def test_a_kept_pixel_that_is_none_makes_every_count_invalid_and_every_sum_nan(counted, bad):
+def test_calibration_sums_invalid_pixel(counted, bad):
     logits, label = BAD_PIXELS[bad]
     result = counted(np.array([logits, [1.0, 0.0]], np.float32), np.array([label, 0]))
     for x in result:
@@ -280,7 +289,7 @@ def test_a_kept_pixel_that_is_none_makes_every_count_invalid_and_every_sum_nan(c
 
 
 @pytest.mark.parametrize("score", [*BIN_SCORES, *SUM_SCORES, metrics.classwise_calibration_error])
-def test_scores_refuse_a_sum_with_an_invalid_batch(score):
+def test_calibration_scores_refuse_invalid_batch(score):
     counted = {
         metrics.classwise_calibration_error: classwise_calibration_bins,
         **dict.fromkeys(BIN_SCORES, calibration_bins),
@@ -293,7 +302,7 @@ def test_scores_refuse_a_sum_with_an_invalid_batch(score):
 
 
 @pytest.mark.parametrize("score", [*BIN_SCORES, *SUM_SCORES])
-def test_scores_refuse_a_nan_sum(score):
+def test_calibration_scores_refuse_nan_sum(score):
     counted = proper_score_sums if score in SUM_SCORES else calibration_bins
     result = counted(LOGITS, LABELS)
     result = jax.tree.map(lambda x: x if x.dtype == jnp.int32 else x * jnp.nan, result)
@@ -347,18 +356,13 @@ def _shard_map(check_vma):
 
 @pytest.mark.parametrize("mapping", [_jit, _pmap, _shard_map(True), _shard_map(False)])
 @pytest.mark.parametrize("counted", COUNTED)
-def test_sums_are_the_same_in_every_mapping(counted, mapping):
+def test_calibration_sums_every_mapping(counted, mapping):
     logits, labels, where = BATCH
     expected = counted(logits, labels, where=where)
     assert np.asarray(expected.count).sum() == where.sum() * (CLASSES if expected.count.ndim == 2 else 1)
     _assert_equal_sums(mapping(counted), expected, rtol=1e-6)
 
 
-# The functions without the tests' import hook, as a user has them.
-RAW = SimpleNamespace(
-    **{f.__name__: inspect.unwrap(f) for f in (*COUNTED, *BIN_SCORES, *SUM_SCORES)},
-    classwise_calibration_error=inspect.unwrap(metrics.classwise_calibration_error),
-)
 FLAT = metrics.CalibrationBins(np.ones(5, int), np.ones(5, int), np.ones(5))
 ROWS = metrics.CalibrationBins(np.ones((2, 5), int), np.ones((2, 5), int), np.ones((2, 5)))
 BROKEN = {
@@ -451,7 +455,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(case):
+def test_calibration_broken_input(case, raw):
     call, error, message = BROKEN[case]
     with pytest.raises(error, match=message):
-        call(RAW)
+        call(raw)

@@ -26,7 +26,7 @@ def by_fourier(maps: np.ndarray, stride: int) -> np.ndarray:
 
 @settings(max_examples=20)
 @given(st.sampled_from([(2, 3, 4), (3, 2, 5), (4, 2, 2)]), st.integers(0, 2**31))
-def test_both_energies_are_those_of_the_fourier_transform(shape, seed):
+def test_checkerboard_sums_fourier_transform(shape, seed):
     stride, rows, columns = shape
     maps = noise(seed, 2, stride * rows, stride * columns, 3)
     sums = checkerboard_sums(maps, stride=stride)
@@ -35,34 +35,34 @@ def test_both_energies_are_those_of_the_fourier_transform(shape, seed):
 
 
 @pytest.mark.parametrize("stride", [2, 4])
-def test_a_pattern_of_the_strides_period_is_all_of_its_energy(stride):
+def test_checkerboard_energy_pure_pattern(stride):
     pattern = np.tile(noise(0, stride, stride, 2), (4, 3, 1))
     assert energy(pattern, stride=stride) == pytest.approx(1, abs=1e-5)
 
 
-def test_white_noise_has_its_share_of_the_frequencies():
+def test_checkerboard_energy_white_noise():
     assert energy(noise(0, 500, 8, 12, 2)) == pytest.approx(3 / 95, rel=0.05)
     assert energy(noise(0, 500, 8, 12, 2), window=4) == pytest.approx(3 / 15, rel=0.05)
 
 
-def test_what_is_smooth_has_next_to_none():
+def test_checkerboard_energy_smooth_map():
     row, column = np.indices((64, 48), np.float32)
     assert energy((row * column)[..., None]) < 1e-3
 
 
-def test_a_slope_in_a_small_window_has_the_share_of_noise():
+def test_checkerboard_energy_slope_in_small_window():
     row, _ = np.indices((64, 48), np.float32)
     assert energy(row[..., None], window=16) == pytest.approx(3 / 255, rel=1e-3)
 
 
-def test_a_pattern_that_changes_its_sign_is_found_in_windows_only():
+def test_checkerboard_energy_sign_change():
     board = (-1.0) ** np.indices((8, 16)).sum(0)[..., None]
     board[:, 8:] *= -1
     assert energy(board) == pytest.approx(0, abs=1e-6)
     assert energy(board, window=8) == pytest.approx(1, abs=1e-6)
 
 
-def test_windows_are_maps_of_their_own():
+def test_checkerboard_sums_windows():
     maps = noise(0, 2, 9, 14, 3)
     windows = [maps[:, i : i + 4, j : j + 4] for i in (0, 4) for j in (0, 4, 8)]
     sums = checkerboard_sums(maps, window=4)
@@ -71,7 +71,7 @@ def test_windows_are_maps_of_their_own():
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5), sums, expected)
 
 
-def test_a_window_with_a_hole_is_left_out_whatever_is_in_it():
+def test_checkerboard_sums_masked_window():
     maps = noise(0, 3, 8, 8, 2)
     holed, where = maps.copy(), np.ones((3, 8, 8), bool)
     holed[1, 2, 5], where[1, 2, 5] = np.nan, False
@@ -80,37 +80,37 @@ def test_a_window_with_a_hole_is_left_out_whatever_is_in_it():
     assert checkerboard_sums(holed, where=where, window=4).windows == 11
 
 
-def test_a_hole_gives_no_gradient_and_no_nan():
+def test_checkerboard_sums_gradient_of_masked_window():
     maps, where = jnp.asarray(noise(0, 2, 4, 4, 1)).at[0].set(jnp.nan), jnp.array([False, True]).reshape(2, 1, 1)
     gradient = jax.jit(jax.grad(lambda x: checkerboard_sums(x, where=where).periodic))(maps)
     np.testing.assert_array_equal(gradient[0], 0)
     assert np.abs(gradient[1]).min() > 0
 
 
-def test_nothing_kept_and_nothing_to_see_are_nan():
+def test_checkerboard_energy_nothing_counted():
     assert np.isnan(energy(noise(0, 4, 4, 1), where=np.zeros((4, 4), bool)))
     assert np.isnan(energy(np.ones((4, 4, 1), np.float32)))
 
 
-def test_bfloat16_is_widened():
+def test_checkerboard_sums_bfloat16():
     sums = checkerboard_sums(jnp.asarray(noise(0, 4, 4, 1), jnp.bfloat16))
     assert sums.total.dtype == sums.periodic.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_is_refused(value):
+def test_checkerboard_energy_refuses_nonfinite(value):
     maps = noise(0, 4, 4, 1)
     maps[0, 0] = value
     with pytest.raises(ValueError, match=r"sums\.total is nan: an unmasked window had a NaN"):
         energy(maps)
 
 
-def test_sums_of_several_batches_stacked_are_refused():
+def test_checkerboard_energy_refuses_stacked_sums():
     with pytest.raises(ValueError, match=r"must be scalars; got shapes \(2,\) and \(2,\)"):
         checkerboard_energy(CheckerboardSums(np.ones(2, np.int32), np.ones(2), np.ones(2)))
 
 
-def test_a_share_is_a_matter_of_the_host():
+def test_checkerboard_energy_refuses_traced_sums():
     with pytest.raises(TypeError, match=r"sums\.periodic must be known on the host"):
         jax.jit(energy)(noise(0, 4, 4, 1))
 
@@ -127,6 +127,6 @@ def test_a_share_is_a_matter_of_the_host():
         ((8, 8, 1), {"where": np.ones((4, 8), bool)}, r"where must have shape \(8, 8\)"),
     ],
 )
-def test_wrong_arguments_are_named(shape, arguments, message):
+def test_checkerboard_sums_broken_input(shape, arguments, message):
     with pytest.raises(ValueError, match=message):
         checkerboard_sums(np.zeros(shape, np.float32), **arguments)

@@ -123,13 +123,13 @@ def expected():
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
 @pytest.mark.parametrize("name", COUNTS)
-def test_counts_are_the_same_in_every_mapping(name, mapping, expected):
+def test_counts_every_mapping(name, mapping, expected):
     assert expected[name].any()
     np.testing.assert_array_equal(MAPPINGS[mapping](COUNTS[name]), expected[name])
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_what_a_tpu_compiles_counts_the_same(name, expected, monkeypatch):
+def test_counts_tpu_program(name, expected, monkeypatch):
     def of_tpu(*operands, default, **platforms):
         return platforms.get("tpu", default)(*operands)
 
@@ -138,7 +138,7 @@ def test_what_a_tpu_compiles_counts_the_same(name, expected, monkeypatch):
     np.testing.assert_array_equal(COUNTS[name](*BATCH, None), expected[name])
 
 
-def test_what_a_tpu_compiles_adds_up_the_same(monkeypatch):
+def test_sums_tpu_program(monkeypatch):
     here = {name: np.asarray(sums(*BATCH, None)) for name, sums in SUMS.items()}
     monkeypatch.setattr(
         jax.lax, "platform_dependent", lambda *operands, default, tpu=None, **_: (tpu or default)(*operands)
@@ -149,7 +149,7 @@ def test_what_a_tpu_compiles_adds_up_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_a_tpu_scatters_and_gathers_nothing(name):
+def test_counts_tpu_program_has_no_scatter(name):
     counts = jax.jit(lambda *batch: COUNTS[name](*batch, None))
     program = str(jax.export.export(counts, platforms=["tpu"])(*BATCH).mlir_module())
     assert "stablehlo.add" in program
@@ -170,7 +170,7 @@ def _all_of_them(devices):
 
 @settings(max_examples=25)
 @given(st.integers(0, 2**31), st.sampled_from([1, 2, 4]), st.integers(1, 3))
-def test_any_split_into_batches_and_onto_devices_adds_up(seed, devices, batches):
+def test_counts_any_split_adds_up(seed, devices, batches):
     logits, labels, where = BATCH
     part = np.random.default_rng(seed).integers(batches, size=where.shape)
     counts, sums = _all_of_them(1)(*BATCH)

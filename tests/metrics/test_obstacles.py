@@ -1,5 +1,3 @@
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,14 +17,14 @@ def picture(text):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
-def test_targets_and_region_of_interest(dtype):
+def test_obstacle_targets_region_of_interest(dtype):
     targets, where = metrics.obstacle_targets(np.array([[0, 1], [2, 1]], dtype))
     assert targets.dtype == jnp.int32
     np.testing.assert_array_equal(where, [[False, True], [True, True]])
     np.testing.assert_array_equal(np.asarray(targets)[np.asarray(where)], [0, 1, 0])
 
 
-def test_average_precision_and_fpr95_inside_the_region_of_interest():
+def test_obstacle_targets_average_precision_and_fpr95():
     rng = np.random.default_rng(0)
     labels = rng.choice(3, p=[0.5, 0.48, 0.02], size=(2, 100, 200))
     logits = (rng.normal(size=labels.shape) + 3 * (labels == 2) - 4).astype(np.float32)
@@ -41,7 +39,7 @@ def test_average_precision_and_fpr95_inside_the_region_of_interest():
 
 
 @pytest.mark.parametrize("strange", [-1, 3, 255])
-def test_a_label_that_is_none_of_the_three_is_loud_under_jit_and_on_the_host(strange):
+def test_obstacle_targets_other_label(strange):
     targets, where = jax.jit(metrics.obstacle_targets)(np.array([[0, 1], [2, strange]]))
     histogram = metrics.score_histogram(jnp.zeros((2, 2)), targets, where=where)
     with pytest.raises(ValueError, match="a target other than 0 and 1 was counted"):
@@ -69,18 +67,16 @@ TWO = picture("""
         ("........ ........ #.#.#.#.", [0, 2, 4]),
     ],
 )
-def test_an_obstacle_is_found_if_half_of_its_pixels_are_and_a_detection_false_if_less_than_half_of_it_is(
-    detected, counts
-):
+def test_component_counts_coverage(detected, counts):
     np.testing.assert_array_equal(metrics.component_counts(TWO, picture(detected)), [counts])
 
 
-def test_thresholds_are_counted_each_for_itself():
+def test_component_counts_several_thresholds():
     counts = metrics.component_counts(TWO, picture("##...... ##...... #......."), thresholds=[0.25, 0.5, 0.81, 1.0])
     np.testing.assert_array_equal(counts, [[1, 1, 0], [1, 1, 0], [0, 2, 1], [0, 2, 1]])
 
 
-def test_siou_asks_for_the_size_of_the_detection_but_forgives_one_for_two_obstacles():
+def test_component_counts_siou():
     both = picture("######## ######## ........")  # 4 pixels beside the two obstacles: 8/12 and 4/8
     levels = {"overlap": "siou", "thresholds": [0.5, 0.51, 0.66, 0.67]}
     np.testing.assert_array_equal(metrics.component_counts(TWO, both, **levels)[:, 0], [2, 1, 1, 0])
@@ -89,14 +85,14 @@ def test_siou_asks_for_the_size_of_the_detection_but_forgives_one_for_two_obstac
     assert metrics.component_counts(TWO, everything)[0, 0] == 2
 
 
-def test_corners_connect_only_if_asked_to():
+def test_component_counts_connectivity():
     diagonal = np.eye(4, dtype=bool)
     nothing = np.zeros_like(diagonal)
     assert metrics.component_counts(diagonal, nothing).tolist() == [[0, 1, 0]]
     assert metrics.component_counts(diagonal, nothing, connectivity=1).tolist() == [[0, 4, 0]]
 
 
-def test_small_obstacles_are_neither_obstacle_nor_road_and_small_detections_no_detections():
+def test_component_counts_minimum_sizes():
     targets = picture("##...... ##....#. ........")
     on_the_small_one = picture("........ ......#. ........")
     assert metrics.component_counts(targets, on_the_small_one, min_size=2).tolist() == [[0, 1, 0]]
@@ -106,7 +102,7 @@ def test_small_obstacles_are_neither_obstacle_nor_road_and_small_detections_no_d
     assert metrics.component_counts(targets, around, min_size=2, min_detection_size=4).tolist() == [[0, 1, 0]]
 
 
-def test_masked_pixels_are_not_there():
+def test_component_counts_masked_pixels():
     targets = np.where(TWO, 1, 0)
     where = np.ones_like(TWO)
     where[:, 6:] = False
@@ -120,7 +116,7 @@ def test_masked_pixels_are_not_there():
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 3)])
-def test_no_pixels_have_no_components(shape):
+def test_component_counts_no_pixels(shape):
     counts = metrics.component_counts(np.zeros(shape, bool), np.zeros(shape, bool))
     assert counts.tolist() == [[0, 0, 0]]
 
@@ -146,7 +142,7 @@ def _mean_f1_of_masks(images):
 
 @settings(max_examples=25)
 @given(st.integers(0, 2**31), st.floats(0.1, 0.6))
-def test_mean_f1_is_that_of_the_definition_and_images_add_up(seed, share):
+def test_component_scores_mean_f1_definition(seed, share):
     rng = np.random.default_rng(seed)
     targets, noise = rng.uniform(size=(2, 3, 8, 9)) < share
     targets[0, 0, 0] = True
@@ -158,7 +154,7 @@ def test_mean_f1_is_that_of_the_definition_and_images_add_up(seed, share):
     np.testing.assert_array_equal(counts, one_by_one)
 
 
-def test_scores_of_counts():
+def test_component_scores_values():
     scores = metrics.component_scores(np.array([[3, 1, 2], [0, 4, 0]]))
     np.testing.assert_allclose(scores["component_recall"], [0.75, 0])
     np.testing.assert_allclose(scores["component_f1"], [6 / 9, 0])
@@ -242,16 +238,8 @@ BROKEN = {
 }
 
 
-class Raw:
-    """The functions without the tests' import hook, as a user has them."""
-
-    obstacle_targets = staticmethod(inspect.unwrap(metrics.obstacle_targets))
-    component_counts = staticmethod(inspect.unwrap(metrics.component_counts))
-    component_scores = staticmethod(inspect.unwrap(metrics.component_scores))
-
-
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(case):
+def test_obstacles_broken_input(case, raw):
     call, error, message = BROKEN[case]
     with pytest.raises(error, match=message):
-        call(Raw)
+        call(raw)

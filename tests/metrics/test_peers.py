@@ -93,16 +93,16 @@ EQUAL = {
 
 
 @pytest.mark.parametrize("name", EQUAL)
-def test_equal(name):
+def test_peers_equal(name):
     assert_close(EQUAL[name](), GOLDEN[name])
 
 
-def test_the_confusion_matrix_is_torchmetrics():
+def test_confusion_matrix_torchmetrics():
     ours = metrics.confusion_matrix(LABELS, PREDICTIONS, CLASSES, where=KEEP)
     np.testing.assert_array_equal(ours, GOLDEN["torchmetrics/confusion"])
 
 
-def test_smps_counts_are_the_confusion_matrix():
+def test_confusion_matrix_smp():
     hits = VOIDED.diagonal(axis1=1, axis2=2)
     misses, alarms = VOIDED.sum(axis=2) - hits, VOIDED.sum(axis=1) - hits
     rest = VOIDED.sum(axis=(1, 2))[:, None] - hits - misses - alarms
@@ -112,7 +112,7 @@ def test_smps_counts_are_the_confusion_matrix():
 # Mean IoU: one name, many numbers.
 
 
-def test_torchmetrics_mean_iou_is_not_of_the_set_and_jaccard_index_is():
+def test_mean_iou_torchmetrics_toy():
     toy = per_image(GOLDEN["toy"], GOLDEN["toy predictions"], num_classes=2)
     assert (
         round(of_set(toy)["mean_iou"], 3)
@@ -124,31 +124,31 @@ def test_torchmetrics_mean_iou_is_not_of_the_set_and_jaccard_index_is():
     )
 
 
-def test_torchmetrics_mean_iou_pools_all_pairs_of_image_and_class():
+def test_mean_iou_per_image_torchmetrics_pools_pairs():
     """Ours is a mean of the images' means. They differ where images have different numbers of classes."""
     assert_close(np.nanmean(iou_of_each(WHOLE)), GOLDEN["torchmetrics/mean_iou"])
     assert abs(of_images()["mean_iou_per_image"] - GOLDEN["torchmetrics/mean_iou"]) > 1e-3
 
 
-def test_torchmetrics_mean_iou_of_a_class_that_is_nowhere_is_minus_one():
+def test_iou_per_class_per_image_torchmetrics_absent_class():
     ours = of_images()["iou_per_class_per_image"]
     np.testing.assert_array_equal(np.isnan(ours), [False, False, False, False, True])
     assert_close(np.where(np.isnan(ours), -1, ours), GOLDEN["torchmetrics/mean_iou, per class"])
 
 
-def test_torchmetrics_functional_mean_iou_is_one_value_an_image():
+def test_mean_iou_per_image_torchmetrics_functional():
     assert_close(of_images()["mean_iou_per_image"], GOLDEN["torchmetrics/mean_iou, functional"].mean())
     assert_close(np.nanmean(iou_of_each(WHOLE), axis=1), GOLDEN["torchmetrics/mean_iou, functional"])
 
 
 @pytest.mark.parametrize("name", ["torchmetrics/jaccard, micro", "smp/iou_score, micro"])
-def test_a_micro_iou_is_a_function_of_the_pixel_accuracy(name):
+def test_pixel_accuracy_micro_iou(name):
     """Σ TP over Σ union: every error is in two unions, so it is a / (2 - a), and says nothing new."""
     accuracy = of_set()["pixel_accuracy"]
     assert_close(accuracy / (2 - accuracy), GOLDEN[name])
 
 
-def test_smps_micro_f1_is_the_pixel_accuracy_and_its_accuracy_is_nearly_one():
+def test_pixel_accuracy_smp_micro():
     assert_close(of_set()["pixel_accuracy"], GOLDEN["smp/f1_score, micro"])
     accuracy = of_set()["pixel_accuracy"]
     assert_close(1 - 2 * (1 - accuracy) / CLASSES, GOLDEN["smp/accuracy, micro"])
@@ -157,7 +157,7 @@ def test_smps_micro_f1_is_the_pixel_accuracy_and_its_accuracy_is_nearly_one():
 # What a class counts that is absent.
 
 
-def test_monai_leaves_out_classes_without_a_label_and_their_false_alarms():
+def test_per_image_scores_monai_unlabelled_class():
     """Class 3 is predicted in the second image and labelled nowhere in it: 0 for us, not asked for in MONAI."""
     for name in ("iou", "dice"):
         ours, theirs = iou_of_each(WHOLE, f"{name}_per_class"), GOLDEN[f"monai/{name}, none"]
@@ -169,20 +169,20 @@ def test_monai_leaves_out_classes_without_a_label_and_their_false_alarms():
         assert GOLDEN[f"monai/{name}, mean"][0] > of_images()[f"mean_{name}_per_image"] + 0.04
 
 
-def test_monai_says_zero_of_a_class_that_no_image_has():
+def test_per_image_scores_monai_absent_class():
     theirs = np.nanmean(GOLDEN["monai/iou, none"][:, :4], axis=0)
     assert_close([*theirs, 0], GOLDEN["monai/iou, mean_batch"])
     assert np.isnan(of_images()["iou_per_class_per_image"][4])
 
 
-def test_smp_counts_an_absent_class_as_perfect():
+def test_iou_per_class_smp_absent_class():
     ours = of_set()["iou_per_class"]
     assert np.isnan(ours[4])
     assert_close((np.nansum(ours) + 1) / CLASSES, GOLDEN["smp/iou_score, macro"])
     assert GOLDEN["smp/iou_score, macro"] > of_set()["mean_iou"] + 0.08
 
 
-def test_torchmetrics_macro_accuracy_counts_a_class_that_is_only_predicted():
+def test_mean_accuracy_torchmetrics_only_predicted_class():
     """Class 4 has no label, so no recall: left out of ours. torchmetrics counts a 0, for it has false alarms."""
     scores = of_set(per_image(LABELS, UNSEEN, KEEP))
     assert np.isnan(scores["accuracy_per_class"][4])
@@ -190,13 +190,13 @@ def test_torchmetrics_macro_accuracy_counts_a_class_that_is_only_predicted():
         assert_close(scores["mean_accuracy"] * 4 / 5, GOLDEN[f"torchmetrics/{name}, macro, unseen"])
 
 
-def test_torchmetrics_macro_precision_counts_a_class_that_is_never_predicted():
+def test_precision_per_class_torchmetrics_never_predicted_class():
     scores = of_set(per_image(LABELS, UNSEEN, KEEP))
     assert np.isnan(scores["precision_per_class"][2])
     assert_close(np.nansum(scores["precision_per_class"]) / 5, GOLDEN["torchmetrics/precision, macro, unseen"])
 
 
-def test_mmsegs_fscore_forgets_a_class_that_is_never_found():
+def test_mean_dice_mmseg_never_found_class():
     """Precision is 0/0 where nothing is predicted, and F takes its NaN along, out of mFscore; Dice is 0, and counts."""
     scores = of_set(per_image(LABELS, UNSEEN, KEEP))
     missed = [2, 4]
@@ -208,13 +208,13 @@ def test_mmsegs_fscore_forgets_a_class_that_is_never_found():
 
 
 @pytest.mark.parametrize("ours", ["iou", "accuracy", "precision", "recall"])
-def test_mmsegs_classes_that_are_never_predicted_or_never_true(ours):
+def test_scores_per_class_mmseg_unseen(ours):
     theirs = {"iou": "IoU", "accuracy": "Acc", "precision": "Precision", "recall": "Recall"}[ours]
     scores = of_set(per_image(LABELS, UNSEEN, KEEP))
     assert_close(scores[f"{ours}_per_class"], GOLDEN[f"mmseg/{theirs}, unseen"])
 
 
-def test_mmsegs_areas_are_float32_and_stop_at_2_to_the_24():
+def test_counts_mmseg_float32():
     one, many = np.array([[1, 0], [0, 0]], np.int32), np.array([[2**24, 0], [0, 0]], np.int32)
     assert GOLDEN["mmseg/area, 2^24 and one pixels"][0] == 2**24
     assert (many.astype(np.int64) + one)[0, 0] == 2**24 + 1
@@ -227,7 +227,7 @@ def test_mmsegs_areas_are_float32_and_stop_at_2_to_the_24():
         ([[0, 1], [0, 3]], "always the same, three of four right", 1 / np.sqrt(3), 0),
     ],
 )
-def test_torchmetrics_matthews_rewards_a_constant_where_ours_is_undefined(confusion, name, of_two, of_several):
+def test_matthews_correlation_torchmetrics_constant(confusion, name, of_two, of_several):
     assert np.isnan(metrics.segmentation_scores(np.array(confusion))["matthews_correlation"])
     assert_close(GOLDEN[f"torchmetrics/matthews, two classes, {name}"], of_two)
     assert GOLDEN[f"torchmetrics/matthews, {name}"] == of_several
@@ -241,28 +241,28 @@ def histogram():
     return metrics.score_histogram(GOLDEN["scores"], GOLDEN["targets"].astype(np.int32))
 
 
-def test_average_precision_is_torchmetrics_exact_one(histogram):
+def test_average_precision_torchmetrics(histogram):
     theirs = float(GOLDEN["torchmetrics/average_precision"])
     low, high = metrics.average_precision_bounds(histogram)
     assert low - 1e-6 <= theirs <= high + 1e-6
     assert abs(metrics.average_precision(histogram) - theirs) < 1e-3
 
 
-def test_torchmetrics_thresholds_are_of_the_probability_and_lose_a_rare_class(histogram):
+def test_average_precision_torchmetrics_thresholds(histogram):
     exact = GOLDEN["torchmetrics/average_precision"]
     lost = abs(GOLDEN["torchmetrics/average_precision, 200 thresholds"] - exact)
     assert lost > 0.01
     assert abs(metrics.average_precision(histogram) - exact) < lost / 10
 
 
-def test_auroc_is_torchmetrics(histogram):
+def test_auroc_torchmetrics(histogram):
     theirs = float(GOLDEN["torchmetrics/auroc"])
     low, high = metrics.auroc_bounds(histogram)
     assert low - 1e-6 <= theirs <= high + 1e-6
     assert abs(metrics.auroc(histogram) - theirs) < 1e-4
 
 
-def test_fpr_at_tpr_is_one_minus_torchmetrics_specificity(histogram):
+def test_fpr_at_tpr_torchmetrics(histogram):
     theirs = 1 - float(GOLDEN["torchmetrics/specificity_at_sensitivity"])
     low, high = metrics.fpr_at_tpr_bounds(histogram, 0.95)
     assert low - 1e-6 <= theirs <= high + 1e-6
@@ -276,7 +276,7 @@ def test_fpr_at_tpr_is_one_minus_torchmetrics_specificity(histogram):
     ("norm", "score"),
     [("l1", metrics.expected_calibration_error), ("max", metrics.maximum_calibration_error)],
 )
-def test_calibration_errors_are_torchmetrics_away_from_the_edges(norm, score):
+def test_calibration_errors_torchmetrics(norm, score):
     bins = metrics.calibration_bins(GOLDEN["logits"], GOLDEN["classes"].astype(np.int32), num_bins=15)
     assert_close(score(bins), GOLDEN[f"torchmetrics/calibration_error, {norm}"])
 
@@ -289,14 +289,14 @@ def ours_and_theirs(name, labels, num_bins):
     return metrics.expected_calibration_error(bins), float(GOLDEN[f"torchmetrics/calibration_error, {name}"])
 
 
-def test_a_confidence_on_an_edge_is_in_the_lower_bin_and_torchmetrics_upper_one():
+def test_calibration_bins_torchmetrics_confidence_on_an_edge():
     """1/2 and right, 3/4 and wrong, two bins: apart, or together and nearly cancelled."""
     ours, theirs = ours_and_theirs("halves", [0, 1], 2)
     assert ours == pytest.approx((0.5 + 0.75) / 2)
     assert theirs == pytest.approx((0.75 - 0.5) / 2)
 
 
-def test_a_confidence_of_one_is_in_the_last_bin_and_in_torchmetrics_in_one_of_its_own():
+def test_calibration_bins_torchmetrics_confidence_of_one():
     """1 and wrong, 0.6 and right, one bin: together and cancelled in part, or apart."""
     ours, theirs = ours_and_theirs("certain", [1, 0], 1)
     assert ours == pytest.approx((1 - 0.4) / 2)
@@ -320,12 +320,12 @@ def boundary(image):
     )[0, 1]
 
 
-def test_monais_surface_dice_is_of_our_boundary_counts():
+def test_boundary_counts_monai_surface_dice():
     """The matched pixels of both boundaries over all of both, where F1 is the harmonic mean of the two shares."""
     assert_close(surface_dice(boundary(0)), GOLDEN["monai/surface_dice"][0, 0])
 
 
-def test_the_edge_of_the_image_is_a_boundary_in_monai_and_none_for_us():
+def test_boundary_counts_monai_image_edge():
     assert abs(surface_dice(boundary(1)) - GOLDEN["monai/surface_dice"][1, 0]) > 0.05
 
 
@@ -334,12 +334,12 @@ def test_the_edge_of_the_image_is_a_boundary_in_monai_and_none_for_us():
 DOCS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
 
-def test_the_example_in_the_docs_prints_its_score(capsys):
+def test_docs_metrics_example(capsys):
     exec(re.search(r"```python\n(.*?)```", DOCS, re.DOTALL)[1], {})
     assert float(capsys.readouterr().out) == pytest.approx((1 + 0.5 + 0) / 3)
 
 
-def test_every_metric_that_the_docs_name_exists():
+def test_docs_metrics_names_exist():
     of_components = metrics.component_scores(np.array([[1, 0, 0]]))
     known = {
         *metrics.__all__,

@@ -1,11 +1,10 @@
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import logsumexp
 from sklearn import metrics as sklearn_metrics
 
 from segjax import metrics
@@ -83,7 +82,7 @@ def sample(request):
     return logits, targets, np.asarray(metrics.score_histogram(logits, targets), np.int64)
 
 
-def test_average_precision_is_scikit_learns_to_2e_3(sample):
+def test_average_precision_scikit_learn(sample):
     logits, targets, histogram = sample
     exact = sklearn_metrics.average_precision_score(targets, logits)
     low, high = metrics.average_precision_bounds(histogram)
@@ -93,7 +92,7 @@ def test_average_precision_is_scikit_learns_to_2e_3(sample):
     assert low <= estimate <= high
 
 
-def test_auroc_and_fpr_are_scikit_learns_to_2e_3(sample):
+def test_auroc_and_fpr_scikit_learn(sample):
     logits, targets, histogram = sample
     assert abs(metrics.auroc(histogram) - sklearn_metrics.roc_auc_score(targets, logits)) < 2e-3
     fpr, tpr, _ = sklearn_metrics.roc_curve(targets, logits, drop_intermediate=False)
@@ -101,7 +100,7 @@ def test_auroc_and_fpr_are_scikit_learns_to_2e_3(sample):
         assert abs(metrics.fpr_at_tpr(histogram, wanted) - fpr[np.searchsorted(tpr, wanted)]) < 2e-3
 
 
-def test_bounds_hold_scikit_learns_auroc_and_fpr(sample):
+def test_auroc_and_fpr_bounds_scikit_learn(sample):
     logits, targets, histogram = sample
     low, high = metrics.auroc_bounds(histogram)
     assert low <= sklearn_metrics.roc_auc_score(targets, logits) <= high
@@ -113,7 +112,7 @@ def test_bounds_hold_scikit_learns_auroc_and_fpr(sample):
         assert low <= metrics.fpr_at_tpr(histogram, wanted) <= high
 
 
-def test_best_f1_is_scikit_learns_to_2e_3_never_above_and_reached_at_its_threshold(sample):
+def test_best_f1_scikit_learn(sample):
     logits, targets, histogram = sample
     exact = _f1_by_threshold(targets, logits)[0].max()
     f1, threshold = metrics.best_f1(histogram)
@@ -127,7 +126,7 @@ def test_best_f1_is_scikit_learns_to_2e_3_never_above_and_reached_at_its_thresho
 
 # Spacing of the logits; every one of them is the edge of a bin. bfloat16 has 1/16 between 8 and 16.
 @pytest.mark.parametrize("spacing", [1 / 16, 1 / 2, 1.0])
-def test_heavy_ties_are_taken_as_broken_at_random_and_the_bounds_hold_the_tied_value(spacing):
+def test_average_precision_heavy_ties(spacing):
     rng = np.random.default_rng(1)
     targets = rng.uniform(size=50_000) < 0.01
     logits = np.round((rng.normal(size=50_000) + targets * 3 - 7) / spacing) * spacing
@@ -144,7 +143,7 @@ def test_heavy_ties_are_taken_as_broken_at_random_and_the_bounds_hold_the_tied_v
     assert metrics.best_f1(histogram) == pytest.approx((f1.max(), thresholds[f1.argmax()]), rel=1e-12)
 
 
-def test_scores_beyond_the_range_widen_the_interval_and_do_not_leave_it():
+def test_average_precision_bounds_logits_beyond_the_range():
     rng = np.random.default_rng(0)
     targets = rng.uniform(size=20_000) < 0.1
     logits = (rng.normal(size=20_000) * 8 + targets * 12 - 4).astype(np.float32)
@@ -162,7 +161,7 @@ COARSE = st.sampled_from([-40.0, -16.0, -1.0, 0.0, 0.001, 0.002, 0.003, 0.5, 15.
 
 @settings(max_examples=300)
 @given(st.lists(st.tuples(COARSE, st.booleans()), min_size=1, max_size=40))
-def test_the_certified_interval_holds_the_exact_value(pixels):
+def test_average_precision_and_f1_bounds_contain_exact_value(pixels):
     logits, targets = (np.array(x) for x in zip(*pixels, strict=True))
     histogram = np.zeros((2, 4096), np.int64)
     bins = np.clip(np.floor((logits + 16) * 128).astype(int), 0, 4095)
@@ -181,7 +180,7 @@ def test_the_certified_interval_holds_the_exact_value(pixels):
 
 @settings(max_examples=100)
 @given(st.lists(st.tuples(COARSE, st.booleans()), min_size=1, max_size=40), st.floats(0.01, 1))
-def test_the_certified_auroc_and_fpr_hold_the_exact_value(pixels, wanted):
+def test_auroc_and_fpr_bounds_contain_exact_value(pixels, wanted):
     logits, targets = (np.array(x) for x in zip(*pixels, strict=True))
     histogram = np.zeros((2, 4096), np.int64)
     np.add.at(histogram, (targets.astype(int), np.clip(np.floor((logits + 16) * 128).astype(int), 0, 4095)), 1)
@@ -197,7 +196,7 @@ def test_the_certified_auroc_and_fpr_hold_the_exact_value(pixels, wanted):
 
 @settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(2, 400))
-def test_the_interval_holds_for_the_worst_and_the_best_scores_of_a_histogram(seed, bins, pixels):
+def test_average_precision_bounds_worst_and_best_order(seed, bins, pixels):
     rng = np.random.default_rng(seed)
     where, targets = rng.integers(0, bins, size=pixels), rng.uniform(size=pixels) < rng.uniform()
     targets[0] = True
@@ -210,7 +209,7 @@ def test_the_interval_holds_for_the_worst_and_the_best_scores_of_a_histogram(see
         assert low <= sklearn_metrics.average_precision_score(targets, scores) <= high
 
 
-def test_the_interval_is_as_narrow_as_it_can_be():
+def test_average_precision_bounds_tight():
     histogram = np.array([[5, 3], [2, 1]])
     low, high = metrics.average_precision_bounds(histogram)
     # Worst order: 3 negatives, 1 positive, 5 negatives, 2 positives. Best: each bin's positives first, tied.
@@ -218,7 +217,7 @@ def test_the_interval_is_as_narrow_as_it_can_be():
     assert high == pytest.approx((1 + 2 * 3 / 6) / 3)
 
 
-def test_one_pixel_a_bin_is_exact():
+def test_average_precision_one_pixel_per_bin():
     logits = np.linspace(-10, 10, 200, dtype=np.float32)
     targets = np.random.default_rng(3).uniform(size=200) < 0.2
     histogram = metrics.score_histogram(logits, targets)
@@ -228,7 +227,7 @@ def test_one_pixel_a_bin_is_exact():
     np.testing.assert_allclose(metrics.auroc(histogram), sklearn_metrics.roc_auc_score(targets, logits), rtol=1e-12)
 
 
-def test_a_perfect_and_a_blind_scorer():
+def test_ranking_scores_perfect_and_random():
     perfect = metrics.score_histogram(np.array([5.0, 5.0, -5.0], np.float32), np.array([1, 1, 0]))
     assert metrics.average_precision(perfect) == 1
     assert metrics.auroc(perfect) == 1
@@ -249,13 +248,13 @@ def test_a_perfect_and_a_blind_scorer():
         ([], [0.5, 1.0], 1.0, 0.5),
     ],
 )
-def test_best_f1_and_its_threshold(negatives, positives, f1, threshold):
+def test_best_f1_threshold(negatives, positives, f1, threshold):
     logits = np.array(negatives + positives, np.float32)
     targets = np.arange(len(logits)) >= len(negatives)
     assert metrics.best_f1(metrics.score_histogram(logits, targets)) == pytest.approx((f1, threshold))
 
 
-def test_bins_are_equal_and_ends_are_clamped():
+def test_score_histogram_bins_and_clamping():
     edges = np.array([-np.inf, -40, -16, -16 + 1 / 128, -1e-30, 0, 15.9999, 16, 40, np.inf], np.float32)
     histogram = np.asarray(metrics.score_histogram(edges, np.ones(10, np.int32)))
     bins = np.repeat(np.arange(4096), histogram[1])
@@ -264,15 +263,24 @@ def test_bins_are_equal_and_ends_are_clamped():
     assert not histogram[0].any()
 
 
+def test_score_histogram_big_endian():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=50).astype(np.float32), rng.integers(0, 2, size=50)
+    expected = metrics.score_histogram(logits, targets)
+    np.testing.assert_array_equal(metrics.score_histogram(logits.astype(">f4"), targets.astype(">i2")), expected)
+    counted = np.asarray(expected).astype(">i4")
+    assert metrics.average_precision(counted) == metrics.average_precision(expected)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_narrow_logits_fall_into_their_own_bins(dtype):
+def test_score_histogram_narrow_logits(dtype):
     logits = jnp.linspace(-15, 15, 50).astype(dtype)
     targets = jnp.arange(50) % 2
     wide = metrics.score_histogram(logits.astype(jnp.float32), targets)
     np.testing.assert_array_equal(metrics.score_histogram(logits, targets), wide)
 
 
-def test_masked_pixels_are_not_counted():
+def test_score_histogram_masked_pixels():
     logits = np.array([np.nan, 1.0, np.inf, -2.0], np.float32)
     targets = np.array([1, 1, 255, 0])
     where = np.array([False, True, False, True])
@@ -295,7 +303,7 @@ SCORES = (
 
 @settings(max_examples=20)
 @given(st.integers(1, 6), st.integers(0, 2**31))
-def test_any_split_into_batches_adds_up_bit_for_bit(batches, seed):
+def test_score_histogram_any_split_adds_up(batches, seed):
     rng = np.random.default_rng(seed)
     logits, targets = rng.normal(size=60).astype(np.float32) * 5, rng.integers(0, 2, size=60)
     parts = rng.permutation(np.arange(60) % batches)
@@ -304,7 +312,7 @@ def test_any_split_into_batches_adds_up_bit_for_bit(batches, seed):
 
 
 @pytest.mark.parametrize(("logit", "target"), [(np.nan, 0), (0.0, 2), (0.0, -1), (0.0, 255)])
-def test_a_kept_nan_or_strange_target_makes_every_count_invalid_and_the_scores_refuse_it(logit, target):
+def test_score_histogram_invalid_pixel(logit, target):
     histogram = metrics.score_histogram(np.array([logit, 1.0], np.float32), np.array([target, 1]))
     np.testing.assert_array_equal(histogram, np.full((2, 4096), INVALID))
     run = np.asarray(histogram, np.int64) + 10**9
@@ -314,7 +322,7 @@ def test_a_kept_nan_or_strange_target_makes_every_count_invalid_and_the_scores_r
 
 
 @pytest.mark.parametrize("present", [0, 1])
-def test_without_positives_or_negatives_a_score_is_nan(present):
+def test_ranking_scores_one_class_present(present):
     histogram = metrics.score_histogram(np.zeros(3, np.float32), np.full(3, present))
     for score in (metrics.auroc, metrics.auroc_bounds, metrics.fpr_at_tpr, metrics.fpr_at_tpr_bounds):
         assert np.isnan(score(histogram)).all()
@@ -323,9 +331,125 @@ def test_without_positives_or_negatives_a_score_is_nan(present):
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_of_an_empty_histogram_every_score_is_nan(score):
+def test_ranking_scores_empty_histogram(score):
     void = metrics.score_histogram(np.full(3, np.nan, np.float32), np.full(3, 255), where=np.zeros(3, bool))
     assert np.isnan(score(void)).all()
+
+
+# Bin edges are 1/128 apart: 0.5 and 1 are edges.
+@pytest.mark.parametrize(
+    ("precision", "threshold", "reached", "recall"),
+    [(1.0, 3.0, 1.0, 1 / 3), (0.7, 1.0, 0.75, 1.0), (0.75, 1.0, 0.75, 1.0), (0.5, 1.0, 0.75, 1.0)],
+)
+def test_threshold_at_precision_best_recall(precision, threshold, reached, recall):
+    logits, targets = jnp.array([3.0, 2.0, 1.5, 1.0, 0.5]), jnp.array([1, 0, 1, 1, 0])
+    found = metrics.threshold_at_precision(metrics.score_histogram(logits, targets), precision)
+    assert found == pytest.approx((threshold, reached, recall))
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12), st.floats(0.01, 1))
+def test_threshold_at_precision_brute_force(bins, precision):
+    """The expected edge has the best recall of all that reach the precision; of equal ones, it is the highest."""
+    histogram = np.array(bins).T
+    num_bins = histogram.shape[1]
+    candidates = []
+    for i in range(num_bins):
+        negatives, positives = histogram[:, i:].sum(axis=1)
+        edge = -np.inf if i == 0 else -16 + 32 * i / num_bins
+        if negatives + positives and positives >= precision * (negatives + positives) * (1 - 1e-12):
+            candidates.append((positives / histogram[1].sum(), edge, positives / (negatives + positives)))
+    threshold, reached, recall = metrics.threshold_at_precision(histogram, precision)
+    if not histogram[1].any():
+        assert np.isnan([threshold, reached, recall]).all()
+    elif candidates:
+        assert (recall, threshold, reached) == pytest.approx(max(candidates), rel=1e-12)
+    else:
+        assert np.isnan(threshold)
+        assert reached < precision
+
+
+def test_threshold_at_precision_not_dominated():
+    logits = np.concatenate([np.full(10, 5.0), np.linspace(-8, -4.01, 400)]).astype(np.float32)
+    histogram = metrics.score_histogram(logits, np.arange(410) < 10)
+    assert metrics.threshold_at_precision(histogram, 0.9) == (5.0, 1.0, 1.0)
+
+
+def test_threshold_at_precision_never_reached():
+    histogram = metrics.score_histogram(jnp.array([3.0, 2.0, 1.0]), jnp.array([0, 1, 0]))
+    assert metrics.threshold_at_precision(histogram, 0.6) == pytest.approx((np.nan, 0.5, 1.0), nan_ok=True)
+
+
+def test_threshold_at_precision_all_pixels_positive():
+    histogram = metrics.score_histogram(jnp.array([1.0, -20.0]), jnp.array([0, 1]))
+    assert metrics.threshold_at_precision(histogram, 0.5) == (-np.inf, 0.5, 1.0)
+
+
+def test_threshold_at_precision_without_positives():
+    assert np.isnan(metrics.threshold_at_precision(metrics.score_histogram(jnp.ones(3), jnp.zeros(3, int)), 0.5)).all()
+
+
+@pytest.mark.parametrize("precision", [0.0, 1.1])
+def test_threshold_at_precision_out_of_range(precision):
+    with pytest.raises(ValueError, match=r"precision must be above 0 and at most 1; got"):
+        metrics.threshold_at_precision(np.zeros((2, 4096), int), precision)
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """Logits on the bins' edges, so that nothing is lost in a bin, and their targets."""
+    rng = np.random.default_rng(0)
+    logits = np.round(rng.normal(size=3000) * 4 * 128) / 128
+    return logits.astype(np.float32), rng.uniform(size=3000) < 1 / (1 + np.exp(4 - logits))
+
+
+def test_precision_recall_curve_scikit_learn(scored):
+    logits, targets = scored
+    curve = metrics.precision_recall_curve(np.asarray(metrics.score_histogram(logits, targets), np.int64))
+    precision, recall, thresholds = sklearn_metrics.precision_recall_curve(targets, logits)
+    np.testing.assert_array_equal(curve["threshold_logit"], thresholds[::-1])
+    np.testing.assert_allclose(curve["precision"], precision[-2::-1], rtol=1e-12)
+    np.testing.assert_allclose(curve["recall"], recall[-2::-1], rtol=1e-12)
+
+
+def test_precision_recall_curve_logit_below_the_range():
+    curve = metrics.precision_recall_curve(metrics.score_histogram(np.array([-20.0, 3.0]), np.array([1, 1])))
+    assert curve["threshold_logit"].tolist() == [3.0, -np.inf]
+    assert curve["recall"].tolist() == [0.5, 1.0]
+
+
+def test_precision_recall_curve_nothing_counted():
+    curve = metrics.precision_recall_curve(metrics.score_histogram(np.zeros(2), np.zeros(2, int)))
+    assert np.isnan(curve["recall"]).tolist() == [True]
+    assert curve["precision"].tolist() == [0.0]
+    assert all(values.size == 0 for values in metrics.precision_recall_curve(np.zeros((2, 4096), int)).values())
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+def test_class_log_odds_float32_accuracy(scale):
+    logits = (np.random.default_rng(1).normal(size=(200, 5)) * scale).astype(np.float32)
+    wide = logits.astype(np.float64)
+    expected = np.stack([wide[:, c] - logsumexp(np.delete(wide, c, 1), axis=1) for c in range(5)], axis=1)
+    found = np.asarray(metrics.class_log_odds(logits), np.float64)
+    within = np.abs(expected) < 80  # beyond, exp leaves float32's range, and the histogram's ends are at 16
+    np.testing.assert_allclose(found[within], expected[within], rtol=1e-5, atol=2e-6 * scale)
+    assert (np.sign(found) == np.sign(expected)).all()
+
+
+def test_class_log_odds_two_classes():
+    logits = np.array([[0.0, 3.0], [2.0, -5.0], [1.0, 1.0]], np.float32)
+    np.testing.assert_allclose(metrics.class_log_odds(logits)[:, 1], [3.0, -7.0, 0.0], atol=1e-6)
+
+
+def test_class_log_odds_ruled_out_and_nan():
+    odds = np.asarray(metrics.class_log_odds(np.array([[0.0, -np.inf, 0.0], [np.nan, 0.0, 0.0]], np.float32)))
+    assert odds[0].tolist() == [0.0, -np.inf, 0.0]
+    assert np.isnan(odds[1]).all()
+
+
+def test_class_log_odds_single_class():
+    with pytest.raises(ValueError, match=r"at least 2 classes; got shape \(3, 1\)"):
+        metrics.class_log_odds(np.zeros((3, 1), np.float32))
 
 
 BROKEN = {
@@ -374,49 +498,8 @@ BROKEN = {
 }
 
 
-class Raw:
-    """The functions without the tests' import hook, as a user has them."""
-
-    score_histogram = staticmethod(inspect.unwrap(metrics.score_histogram))
-    auroc = staticmethod(inspect.unwrap(metrics.auroc))
-    fpr_at_tpr = staticmethod(inspect.unwrap(metrics.fpr_at_tpr))
-    fpr_at_tpr_bounds = staticmethod(inspect.unwrap(metrics.fpr_at_tpr_bounds))
-    best_f1 = staticmethod(inspect.unwrap(metrics.best_f1))
-
-
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(case):
+def test_ranking_broken_input(case, raw):
     call, error, message = BROKEN[case]
     with pytest.raises(error, match=message):
-        call(Raw)
-
-
-# Bin edges are 1/128 apart: 0.5 and 1 are edges.
-@pytest.mark.parametrize(
-    ("precision", "threshold", "reached", "recall"),
-    [(1.0, 3.0, 1.0, 1 / 3), (0.7, 1.0, 0.75, 1.0), (0.75, 1.0, 0.75, 1.0), (0.5, 1.0, 0.75, 1.0)],
-)
-def test_the_threshold_of_a_precision_finds_most_of_the_positives(precision, threshold, reached, recall):
-    logits, targets = jnp.array([3.0, 2.0, 1.5, 1.0, 0.5]), jnp.array([1, 0, 1, 1, 0])
-    found = metrics.threshold_at_precision(metrics.score_histogram(logits, targets), precision)
-    assert found == pytest.approx((threshold, reached, recall))
-
-
-def test_a_precision_that_is_never_reached_has_no_threshold_and_names_the_highest():
-    histogram = metrics.score_histogram(jnp.array([3.0, 2.0, 1.0]), jnp.array([0, 1, 0]))
-    assert metrics.threshold_at_precision(histogram, 0.6) == pytest.approx((np.nan, 0.5, 1.0), nan_ok=True)
-
-
-def test_where_all_pixels_may_be_positive_the_threshold_is_minus_infinity():
-    histogram = metrics.score_histogram(jnp.array([1.0, -20.0]), jnp.array([0, 1]))
-    assert metrics.threshold_at_precision(histogram, 0.5) == (-np.inf, 0.5, 1.0)
-
-
-def test_without_positives_there_is_no_precision_to_reach():
-    assert np.isnan(metrics.threshold_at_precision(metrics.score_histogram(jnp.ones(3), jnp.zeros(3, int)), 0.5)).all()
-
-
-@pytest.mark.parametrize("precision", [0.0, 1.1])
-def test_a_precision_outside_its_range_is_refused(precision):
-    with pytest.raises(ValueError, match=r"precision must be above 0 and at most 1; got"):
-        metrics.threshold_at_precision(np.zeros((2, 4096), int), precision)
+        call(raw)

@@ -1,7 +1,5 @@
-import inspect
 import itertools
 import warnings
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +29,14 @@ each = pytest.mark.parametrize("name", EACH)
 
 
 @each
-def test_values_are_the_float64_oracles(name):
+def test_uncertainties_float64_oracle(name):
     function, expected = EACH[name]
     np.testing.assert_allclose(function(MC_LOGITS), expected, rtol=1e-5, atol=1e-9)
 
 
 @each
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_narrow_logits_are_computed_in_float32(name, dtype):
+def test_uncertainties_narrow_logits(name, dtype):
     function, _ = EACH[name]
     logits = jnp.asarray(MC_LOGITS).astype(dtype)
     result = function(logits)
@@ -47,7 +45,7 @@ def test_narrow_logits_are_computed_in_float32(name, dtype):
 
 
 @each
-def test_float64_stays(name):
+def test_uncertainties_float64(name):
     function, expected = EACH[name]
     with jax.enable_x64(True):
         result = function(MC_LOGITS.astype(np.float64))
@@ -60,7 +58,7 @@ EXTREME = np.stack([EXTREME, EXTREME[::-1], EXTREME])
 
 
 @each
-def test_values_and_gradients_are_finite_at_extreme_logits(name):
+def test_uncertainties_extreme_logits(name):
     function, _ = EACH[name]
     value, gradient = jax.jit(jax.value_and_grad(lambda z: jnp.sum(function(z))))(EXTREME)
     assert np.isfinite(value)
@@ -68,7 +66,7 @@ def test_values_and_gradients_are_finite_at_extreme_logits(name):
 
 
 @pytest.mark.parametrize("name", [name for name in EACH if name != "log_mean_softmax"])
-def test_a_class_ruled_out_is_as_if_it_were_not_there(name):
+def test_uncertainties_class_ruled_out(name):
     function, _ = EACH[name]
     without = jnp.asarray(MC_LOGITS)[..., :2]
     logits = jnp.concatenate([without, jnp.full_like(without[..., :1], -jnp.inf)], axis=-1)
@@ -78,14 +76,14 @@ def test_a_class_ruled_out_is_as_if_it_were_not_there(name):
 
 
 @each
-def test_a_class_one_sample_rules_out_is_finite(name):
+def test_uncertainties_class_ruled_out_by_one_sample(name):
     function, _ = EACH[name]
     logits = np.where(np.arange(SAMPLES).reshape(-1, 1, 1, 1) == 1, np.array([0, -np.inf, 1], np.float32), MC_LOGITS)
     assert np.isfinite(function(logits)).all()
 
 
 @each
-def test_gradients_are_those_of_the_plain_formulas(name):
+def test_uncertainties_gradients(name):
     function, _ = EACH[name]
 
     def plain(z):
@@ -107,7 +105,7 @@ def test_gradients_are_those_of_the_plain_formulas(name):
 
 @each
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_masked_pixels_are_0_and_have_no_gradient(name, bad):
+def test_uncertainties_masked_pixels(name, bad):
     function, expected = EACH[name]
     where = RNG.uniform(size=MC_LOGITS.shape[1:-1]) < 0.5
     logits = np.where(where[..., None], MC_LOGITS, np.float32(bad))
@@ -119,7 +117,7 @@ def test_masked_pixels_are_0_and_have_no_gradient(name, bad):
 
 
 @each
-def test_a_mask_may_be_the_same_along_an_axis_or_empty(name):
+def test_uncertainties_broadcast_and_empty_mask(name):
     function, expected = EACH[name]
     column = np.array([True, False, True, True])[:, None]
     result = np.asarray(function(MC_LOGITS, where=column))
@@ -130,7 +128,7 @@ def test_a_mask_may_be_the_same_along_an_axis_or_empty(name):
 
 @each
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_kept_pixel_without_a_softmax_is_nan(name, bad):
+def test_uncertainties_nonfinite_logit(name, bad):
     function, _ = EACH[name]
     logits = MC_LOGITS.copy()
     logits[0, 1, 2, 0] = bad
@@ -145,7 +143,7 @@ DECOMPOSITION = [EACH[name][0] for name in ("predictive_entropy", "expected_entr
 
 @settings(max_examples=200)
 @given(SMALL_LOGITS)
-def test_information_is_never_negative_and_the_entropies_add_up(values):
+def test_mutual_information_nonnegative_and_entropies_add_up(values):
     logits = np.array(values, np.float32).reshape(3, 2)
     whole, expected, information = (float(f(logits)) for f in DECOMPOSITION)
     assert information >= 0
@@ -155,7 +153,7 @@ def test_information_is_never_negative_and_the_entropies_add_up(values):
 
 
 @pytest.mark.parametrize("size", [1e-1, 1e-2, 1e-3, 1e-4])
-def test_information_is_accurate_however_small(size):
+def test_mutual_information_small_values(size):
     logits = (RNG.normal(size=(SAMPLES, 50, CLASSES)) * size + 2 * RNG.normal(size=(50, CLASSES))).astype(np.float32)
     log_p = log_softmax(logits.astype(np.longdouble), axis=-1)
     log_mean = np.log(np.exp(log_p).mean(axis=0))
@@ -163,7 +161,7 @@ def test_information_is_accurate_however_small(size):
     np.testing.assert_allclose(metrics.mutual_information(logits), exact, rtol=2e-6 / size)
 
 
-def test_confident_entropies_keep_their_digits():
+def test_predictive_entropy_confident_pixels():
     logits = np.array([[[30.0, 0.0]], [[31.0, 0.0]]], np.float32)
     mean = softmax(logits.astype(np.longdouble), axis=-1).mean(axis=0)[0]
     rare = float(mean[1])
@@ -171,7 +169,7 @@ def test_confident_entropies_keep_their_digits():
     np.testing.assert_allclose(metrics.predictive_entropy(logits)[0], exact, rtol=1e-5)
 
 
-def test_equal_samples_and_one_sample_share_no_information():
+def test_mutual_information_equal_samples():
     one = MC_LOGITS[:1]
     for logits in (one, np.repeat(one, 3, axis=0)):
         np.testing.assert_array_equal(metrics.mutual_information(logits), np.zeros((4, 7)))
@@ -179,7 +177,7 @@ def test_equal_samples_and_one_sample_share_no_information():
         np.testing.assert_allclose(metrics.predictive_entropy(logits), entropy, rtol=1e-6)
 
 
-def test_the_ensembles_log_probabilities_are_logits_too():
+def test_log_mean_softmax_is_logits():
     log_mean = metrics.log_mean_softmax(MC_LOGITS)
     np.testing.assert_allclose(jax.nn.softmax(log_mean), MEAN, rtol=1e-5)
     np.testing.assert_allclose(metrics.max_probability(log_mean), MEAN.max(axis=-1), rtol=1e-5)
@@ -205,7 +203,7 @@ def test_patch_means_tile_the_image(patch):
         np.testing.assert_allclose(means[i, row, column], inside.mean() if inside.size else 0, rtol=1e-5)
 
 
-def test_patches_of_booleans_are_shares_and_a_mask_may_broadcast():
+def test_patch_means_booleans_and_broadcast_mask():
     means, kept = patch_means(np.array([[True, False, True, True]] * 2), 2)
     np.testing.assert_array_equal(means, [[0.5, 1.0]])
     assert kept.all()
@@ -222,7 +220,7 @@ def _sample(size, seed=0):
     return values, rng.uniform(size=size) > np.clip(values, 0.02, 0.9)
 
 
-def test_bins_are_equal_and_ends_are_clamped():
+def test_uncertainty_histogram_bins_and_clamping():
     values = np.array([-1.0, -0.0, 0.25, 0.4999, 0.5, 1.9999, 2.0, 99.0, np.inf], np.float32)
     correct = np.arange(9) % 2 == 0
     histogram = uncertainty_histogram(values, correct, maximum=2, num_bins=8)
@@ -231,7 +229,7 @@ def test_bins_are_equal_and_ends_are_clamped():
     np.testing.assert_array_equal(histogram[0], [1, 1, 0, 0, 0, 0, 0, 2])
 
 
-def test_masked_pixels_are_not_counted():
+def test_uncertainty_histogram_masked_pixels():
     values, correct = _sample(40)
     where = np.arange(40) % 3 == 0
     expected = uncertainty_histogram(values[where], correct[where], maximum=1.0)
@@ -242,7 +240,7 @@ def test_masked_pixels_are_not_counted():
 
 @settings(max_examples=20)
 @given(st.integers(1, 6), st.integers(0, 2**31))
-def test_any_split_into_batches_adds_up_bit_for_bit(batches, seed):
+def test_uncertainty_histogram_any_split_adds_up(batches, seed):
     values, correct = _sample(60, seed)
     parts = np.random.default_rng(seed).permutation(np.arange(60) % batches)
     whole = uncertainty_histogram(values, correct, maximum=1.0)
@@ -258,7 +256,7 @@ SCORES = (
 )
 
 
-def test_a_kept_nan_makes_every_count_invalid_and_the_scores_refuse_it():
+def test_uncertainty_histogram_nan():
     histogram = uncertainty_histogram(np.array([np.nan, 0.5], np.float32), np.ones(2, bool), maximum=1.0)
     np.testing.assert_array_equal(histogram, np.full((2, 1024), INVALID))
     run = np.asarray(histogram, np.int64) + 10**9
@@ -267,7 +265,7 @@ def test_a_kept_nan_makes_every_count_invalid_and_the_scores_refuse_it():
             score(run)
 
 
-def test_the_maximum_may_be_traced_and_an_impossible_one_is_seen():
+def test_uncertainty_histogram_traced_maximum():
     values, correct = _sample(40)
     histogram = jax.jit(lambda top: uncertainty_histogram(values, correct, maximum=top, num_bins=7))
     np.testing.assert_array_equal(histogram(0.5), uncertainty_histogram(values, correct, maximum=0.5, num_bins=7))
@@ -275,7 +273,7 @@ def test_the_maximum_may_be_traced_and_an_impossible_one_is_seen():
         np.testing.assert_array_equal(histogram(wrong), np.full((2, 7), INVALID))
 
 
-def test_accuracy_vs_uncertainty_is_counted_at_every_edge():
+def test_accuracy_vs_uncertainty_every_edge():
     values, correct = _sample(500)
     histogram = uncertainty_histogram(values, correct, maximum=1.0, num_bins=8)
     scores = metrics.accuracy_vs_uncertainty(histogram, 1.0)
@@ -295,7 +293,7 @@ def test_accuracy_vs_uncertainty_is_counted_at_every_edge():
         assert one["threshold"] == threshold
 
 
-def test_patches_give_the_papers_patchwise_scores():
+def test_accuracy_vs_uncertainty_of_patches():
     # Four patches: accurate and certain, accurate and uncertain, inaccurate and certain, inaccurate and uncertain.
     entropy = np.kron([[0.1, 0.9], [0.1, 0.9]], np.ones((2, 2))).astype(np.float32)
     right = np.array([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 0, 0]], bool)
@@ -322,7 +320,7 @@ def _histogram(places, correct, bins):
     return histogram
 
 
-def test_risk_coverage_is_the_sorted_curve_at_the_edges():
+def test_risk_coverage_sorted_curve():
     values, correct = _sample(2000)
     histogram = np.asarray(uncertainty_histogram(values, correct, maximum=1.0, num_bins=64))
     curve = metrics.risk_coverage(histogram)
@@ -333,7 +331,7 @@ def test_risk_coverage_is_the_sorted_curve_at_the_edges():
 
 
 @pytest.mark.parametrize("size", [1000, 200_000])
-def test_the_area_is_that_of_the_sorted_pixels(size):
+def test_area_under_risk_coverage_sorted_pixels(size):
     values, correct = _sample(size)
     histogram = uncertainty_histogram(values, correct, maximum=2.0)
     exact = _exact_curve(values, correct).mean()
@@ -343,7 +341,7 @@ def test_the_area_is_that_of_the_sorted_pixels(size):
     assert high - low < 5e-3
 
 
-def test_one_pixel_a_bin_is_exact():
+def test_area_under_risk_coverage_one_pixel_per_bin():
     correct = np.random.default_rng(3).uniform(size=300) < 0.7
     histogram = _histogram(np.arange(300), correct, 300)
     exact = _exact_curve(np.arange(300), correct).mean()
@@ -351,7 +349,7 @@ def test_one_pixel_a_bin_is_exact():
     np.testing.assert_allclose(metrics.area_under_risk_coverage_bounds(histogram), [exact, exact], rtol=1e-10)
 
 
-def test_inside_a_bin_the_area_is_the_mean_over_all_orders_and_the_bounds_the_extremes():
+def test_area_under_risk_coverage_all_orders_in_a_bin():
     before, wrong_inside, right_inside = [True, False, True], 2, 3
     orders = set(itertools.permutations([False] * wrong_inside + [True] * right_inside))
     areas = [_exact_curve(np.arange(8), np.array([*before, *order])).mean() for order in orders]
@@ -363,7 +361,7 @@ def test_inside_a_bin_the_area_is_the_mean_over_all_orders_and_the_bounds_the_ex
 
 @settings(max_examples=200)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 400))
-def test_the_certified_interval_holds_the_exact_value(seed, bins, pixels):
+def test_area_under_risk_coverage_bounds_contain_exact_value(seed, bins, pixels):
     rng = np.random.default_rng(seed)
     places, correct = rng.integers(0, bins, size=pixels), rng.uniform(size=pixels) < rng.uniform()
     histogram = _histogram(places, correct, bins)
@@ -373,7 +371,7 @@ def test_the_certified_interval_holds_the_exact_value(seed, bins, pixels):
         assert low <= _exact_curve(values, correct).mean() <= high
 
 
-def test_billions_of_pixels_without_skill_risk_their_error_rate():
+def test_area_under_risk_coverage_billions_of_pixels():
     histogram = np.array([[10_000_000, 20_000_000], [8_990_000_000, 17_980_000_000]])
     area = metrics.area_under_risk_coverage(histogram)
     assert area == pytest.approx(1 / 900, rel=1e-9)
@@ -381,7 +379,7 @@ def test_billions_of_pixels_without_skill_risk_their_error_rate():
     assert low < area < high
 
 
-def test_nothing_counted_is_nan_without_a_warning():
+def test_selective_scores_nothing_counted():
     empty = np.zeros((2, 5), int)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -394,7 +392,7 @@ def test_nothing_counted_is_nan_without_a_warning():
 
 
 @pytest.mark.parametrize("row", [0, 1])
-def test_all_wrong_and_all_right_are_1_and_0(row):
+def test_area_under_risk_coverage_all_wrong_and_all_right(row):
     histogram = np.zeros((2, 5), int)
     histogram[row] = [3, 0, 4, 1, 0]
     area = metrics.area_under_risk_coverage(histogram)
@@ -403,24 +401,6 @@ def test_all_wrong_and_all_right_are_1_and_0(row):
     assert np.isnan(metrics.accuracy_vs_uncertainty(histogram, 1.0)["uncertain_given_inaccurate"]).all() == (row == 1)
 
 
-# The functions without the tests' import hook, as a user has them.
-RAW = SimpleNamespace(
-    **{
-        f.__name__: inspect.unwrap(f)
-        for f in (
-            metrics.log_mean_softmax,
-            metrics.predictive_entropy,
-            metrics.expected_entropy,
-            metrics.mutual_information,
-            metrics.max_probability,
-            metrics.patch_means,
-            metrics.uncertainty_histogram,
-            metrics.accuracy_vs_uncertainty,
-            metrics.risk_coverage,
-            metrics.area_under_risk_coverage,
-        )
-    }
-)
 U, RIGHT = np.zeros((2, 3), np.float32), np.ones((2, 3), bool)
 BROKEN = {
     "integer logits": (
@@ -513,7 +493,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(case):
+def test_uncertainty_broken_input(case, raw):
     call, error, message = BROKEN[case]
     with pytest.raises(error, match=message):
-        call(RAW)
+        call(raw)
