@@ -1,21 +1,37 @@
 """Networks in Flax Linen: pure `init` and `apply`, any input size, float32 logits."""
 
 from segjax.models.deeplab import ASPP, DeepLabV2, DeepLabV3Plus
-from segjax.models.dilated import Conv, ConvNorm, SeparableConv3x3
-from segjax.models.dropout import example_dropout_keys
 from segjax.models.fcn import FCN
-from segjax.models.heads import LinearHead, Segmentation, head_samples, logit_variance
-from segjax.models.layers import Conv3x3, ConvBlock, ConvStack, StridedConv3x3, pad_to_multiple
-from segjax.models.layout import Layout
-from segjax.models.network import Network, Pass
-from segjax.models.norm import BatchNorm, Norm
+from segjax.models.layers import (
+    Conv,
+    Conv3x3,
+    ConvBlock,
+    ConvNorm,
+    ConvStack,
+    Norm,
+    SeparableConv3x3,
+    StridedConv3x3,
+    max_pool_2x2,
+    max_pool_2x2_dense,
+    max_pool_2x2_positions,
+    max_pool_3x3,
+    pad_to_multiple,
+)
+from segjax.models.network import (
+    ForwardContext,
+    LinearHead,
+    Network,
+    Segmentation,
+    example_dropout_keys,
+    head_samples,
+    logit_variance,
+)
+from segjax.models.packed_unet import Layout, PackedUNet
 from segjax.models.patch import PatchClassifier, ValidBlock
-from segjax.models.pooling import max_pool_2x2, max_pool_2x2_dense, max_pool_2x2_positions, max_pool_3x3
 from segjax.models.pretrained import load_encoder, load_torch_state, resnet_variables, with_encoder
 from segjax.models.resnet import ResidualBlock, ResNet
-from segjax.models.resnet_unet import ResNetUNet
 from segjax.models.segnet import Conv7x7Block, SegNet, SegNetBasic
-from segjax.models.unet import UNet
+from segjax.models.unet import ResNetUNet, UNet
 from segjax.models.upsampling import (
     ConvTranspose2x2,
     ConvTransposeBilinear,
@@ -31,7 +47,6 @@ from segjax.models.upsampling import (
 __all__ = [
     "ASPP",
     "FCN",
-    "BatchNorm",
     "Conv",
     "Conv3x3",
     "Conv7x7Block",
@@ -44,11 +59,12 @@ __all__ = [
     "DeepLabV2",
     "DeepLabV3Plus",
     "FixedUpsampling2x2",
+    "ForwardContext",
     "Layout",
     "LinearHead",
     "Network",
     "Norm",
-    "Pass",
+    "PackedUNet",
     "PatchClassifier",
     "PixelShuffle2x2",
     "ResNet",

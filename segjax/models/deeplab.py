@@ -1,16 +1,14 @@
 """DeepLab v2 (Chen et al. 2016, arXiv 1606.00915) and v3+ (Chen et al. 2018, arXiv 1802.02611)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from segjax import collectives
-from segjax.models.dilated import Conv, ConvNorm
-from segjax.models.layers import upsample_bilinear
-from segjax.models.network import Network, Pass
+from segjax.models.layers import Block, Conv, ConvNorm, upsample_bilinear
+from segjax.models.network import ForwardContext, Network
 from segjax.models.resnet import check_encoder, encoder_of
 
 
@@ -19,23 +17,22 @@ class DeepLabV2(Network):
 
     .. math:: y = \sum_r W_r *_r x
 
-    with :math:`*_r` the convolution of dilation r. In the paper y are the scores of the classes, which are upsampled by
-    8. Here y are the features that the linear head sees: with `aspp=None` as many as classes, and since nothing but
-    linear maps comes after x, the network can say what the paper's can, and no more. The convolutions have no bias:
-    the head has one.
+    with :math:`*_r` the convolution of dilation r. In the paper y are the scores of the classes, upsampled by 8. Here y
+    are the features of the linear head, with `aspp=None` as many as classes; since only linear maps follow x, both
+    represent the same functions. The convolutions have no bias, because the head has one.
 
-    ResNet-101, width 64, 3 channels, batch norm: 42.5 M parameters of the encoder, and rates · 9 · 2048 · C. The
-    paper's three scales of the image and its conditional random field are not part of the network.
+    ResNet-101, width 64, 3 channels, batch norm: 42.5 M parameters in the encoder, and rates · 9 · 2048 · C. The
+    paper's three image scales and its conditional random field are not part of the network.
 
     Attributes: those of `Network`, and
         encoder_depth: 18 | 34 | 50 | 101.
-        width: channels of the encoder's stem.
-        output_stride: of the encoder, 8 | 16 | 32; the logits are computed there, and upsampled.
-        rates: the dilations r; the paper's "ASPP-L", for output stride 8 and crops of 321 pixels. On a map that is no
-            larger than r the convolution's outer taps see padding alone: choose less for small images.
-        aspp: channels of y; None: `num_classes`.
+        width: number of channels of the encoder's stem.
+        output_stride: output stride of the encoder, 8 | 16 | 32; the logits are computed there and upsampled.
+        rates: dilations r; the default is the paper's "ASPP-L", for output stride 8 and crops of 321 pixels. On a map
+            not larger than r the outer taps see only padding: choose smaller rates for small images.
+        aspp: number of channels of y; None: `num_classes`.
 
-    `deep_dropout` = 1 is dropout before ASPP, where the paper's VGG has it. (What the heads draw comes after it.)
+    `deep_dropout` = 1 applies dropout before ASPP, as in the paper's VGG. (The dropout heads come after it.)
 
     References:
         Chen et al., arXiv 1606.00915.
@@ -56,48 +53,43 @@ class DeepLabV2(Network):
 
     @property
     def multiple(self) -> int:
-        """The encoder's stride."""
+        """Returns the encoder's output stride."""
         return self.output_stride
 
     @property
     def deep_places(self) -> int:
-        """Before ASPP."""
+        """Returns 1: before ASPP."""
         return 1
 
     def check(self) -> None:
-        """Raises a ValueError where there is no such encoder, or a rate is none."""
+        """Raises a ValueError if the encoder is unknown or a rate is out of range."""
         check_encoder(self.encoder_depth, self.output_stride)
         _check_rates(self.rates)
 
-    def body(self, x: Float[Array, "b h w channels"], go: Pass) -> tuple[Float[Array, "b H W f"], int]:
-        """`[B, H, W, channels]`, a multiple of `multiple`, to `[B, H/n, W/n, aspp]` with n the output stride."""
+    def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b H W f"], int]:
+        """Maps `[B, H, W, channels]`, multiples of `multiple`, to `[B, H/n, W/n, aspp]`, n the output stride."""
         encoder = encoder_of(self, depth=self.encoder_depth, width=self.width, output_stride=self.output_stride)
-        x = encoder(x, go.train)[-1]
-        x = go.drop(x, 1) if self.deep_dropout else x
+        x = encoder(x, ctx.train)[-1]
+        x = ctx.drop(x, 1) if self.deep_dropout else x
         features = self.num_classes if self.aspp is None else self.aspp
-        # Together they are to have the variance that one convolution before a linear head has.
-        kinds = {"gain": 1 / len(self.rates), **self.kinds}
-        branches = (Conv(features, dilation=rate, name=f"aspp_rate{rate}", **kinds) for rate in self.rates)
+        # Their sum has the variance of one convolution before a linear head.
+        fields = {"gain": 1 / len(self.rates), **self.dtypes}
+        branches = (Conv(features, dilation=rate, name=f"aspp_rate{rate}", **fields) for rate in self.rates)
         return sum(branch(x) for branch in branches), self.output_stride
 
 
-class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling of DeepLab v3+: what several dilations and the whole image see, side by side.
+class ASPP(Block):
+    """Atrous spatial pyramid pooling of DeepLab v3+: several dilations and the image's mean side by side.
 
-    A 1×1 convolution, a separable 3×3 one of every rate, and the image's mean through a 1×1 convolution, each with norm
-    and ReLU; then all through one more 1×1 convolution with norm and ReLU.
+    A 1×1 convolution, a separable 3×3 one per rate, and the image's mean through a 1×1 convolution, each with norm and
+    ReLU, are concatenated and followed by a 1×1 convolution with norm and ReLU.
 
-    Batch norm of the image's mean has one value an image and channel to take statistics of. From a single one it would
-    make 0, whatever the image, and a running variance of 0: in training that is an error. `axis_name` counts all
-    devices' images.
+    Batch norm of the image's mean has one value per image and channel. From a single image it would give 0 for every
+    image and a running variance of 0; in training that is an error. `axis_name` counts the images of all devices.
 
-    Attributes:
-        features: channels of every branch and of the output.
-        rates: of the separable convolutions.
-        norm: "batch" | "group" | "none".
-        axis_name: mapped axis of synchronised batch norm.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+    Attributes: those of `Block`, and
+        features: number of channels of every branch and of the output.
+        rates: dilations of the separable convolutions.
 
     References:
         Chen et al., arXiv 1802.02611 and 1706.05587; image-level features: Liu et al., ParseNet, arXiv 1506.04579.
@@ -105,24 +97,20 @@ class ASPP(nn.Module):
 
     features: int
     rates: Sequence[int]
-    norm: str = "batch"
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
-        """`[B, H, W, C]` to `[B, H, W, features]`.
+        """Maps `[B, H, W, C]` to `[B, H, W, features]`.
 
         Raises:
-            ValueError: training with batch norm, and one image in all.
+            ValueError: training with batch norm on a single image.
         """
         if train and self.norm == "batch" and x.shape[0] * collectives.psum(1, self.axis_name) < 2:
             raise ValueError(
                 "the image pooling of DeepLabV3Plus takes batch statistics over images and needs at least 2 of them in "
                 'training; got a batch of 1: use a larger one, or norm="group"'
             )
-        common = {"norm": self.norm, "axis_name": self.axis_name, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        common = {"norm": self.norm, "axis_name": self.axis_name, **self.dtypes}
         branches = [ConvNorm(self.features, size=1, name="point", **common)(x, train)]
         for rate in self.rates:
             branch = ConvNorm(self.features, dilation=rate, separable=True, name=f"rate{rate}", **common)
@@ -134,28 +122,29 @@ class ASPP(nn.Module):
 
 
 class DeepLabV3Plus(Network):
-    r"""A dilated ResNet, ASPP with image pooling, and a decoder that sees the features of stride 4.
+    r"""A dilated ResNet, ASPP with image pooling, and a decoder that joins the features of stride 4.
 
     .. math:: f = D([\,\text{up}(S(\text{ASPP}(x_{16}))),\ P(x_4)\,])
 
-    with S and D separable 3×3 convolutions and P a 1×1 one to few channels, so that the fine features, which are many,
-    do not outweigh the coarse ones; each with norm and ReLU. The logits are computed at stride 4, and upsampled.
+    S and D are separable 3×3 convolutions and P is a 1×1 convolution to few channels, so that the many fine features do
+    not outweigh the coarse ones; each has norm and ReLU. The logits are computed at stride 4 and upsampled.
 
-    ResNet-50, width 64, 3 channels, batch norm, 12 classes: 26.68 M parameters, those of segmentation-models-pytorch's
-    `DeepLabV3Plus("resnet50")`, which has S and a single D; the paper has two D, no S. Both upsample with aligned
-    corners, which we do not. Training with batch norm takes two images or more, see `ASPP`.
+    ResNet-50, width 64, 3 channels, batch norm, 12 classes: 26.68 M parameters, as many as
+    segmentation-models-pytorch's `DeepLabV3Plus("resnet50")`, which also has S and a single D; the paper has two D and
+    no S. Both upsample with aligned corners, which we do not. Training with batch norm needs at least two images, see
+    `ASPP`.
 
     Attributes: those of `Network`, and
         encoder_depth: 18 | 34 | 50 | 101.
-        width: channels of the encoder's stem.
-        output_stride: of the encoder, 8 | 16 | 32.
-        rates: the dilations of ASPP; None: the paper's 6, 12, 18 at output stride 16, doubled at 8.
-            (segmentation-models-pytorch has 12, 24, 36 at 16.) They are for crops of 513 pixels, and on a map that is
-            no larger than a rate only the middle tap of its convolution sees anything: choose less for small images.
-        channels: of ASPP and the decoder.
-        low: channels to which P takes the features of stride 4; None: 3 of 16, the paper's 48 of 256.
+        width: number of channels of the encoder's stem.
+        output_stride: output stride of the encoder, 8 | 16 | 32.
+        rates: dilations of ASPP; None: the paper's 6, 12, 18 at output stride 16, doubled at 8.
+            (segmentation-models-pytorch has 12, 24, 36 at 16.) They are for crops of 513 pixels; on a map not larger
+            than a rate only the middle tap sees the map: choose smaller rates for small images.
+        channels: number of channels of ASPP and the decoder.
+        low: number of output channels of P; None: 3/16 of the features of stride 4, the paper's 48 of 256.
 
-    `deep_dropout` = 1 is dropout after ASPP, where segmentation-models-pytorch has it, 2: after the decoder too.
+    `deep_dropout` = 1 applies dropout after ASPP, as in segmentation-models-pytorch, 2 after the decoder too.
 
     References:
         Chen et al., arXiv 1802.02611. Batch norm: Ioffe and Szegedy, arXiv 1502.03167.
@@ -177,16 +166,16 @@ class DeepLabV3Plus(Network):
 
     @property
     def multiple(self) -> int:
-        """The encoder's stride."""
+        """Returns the encoder's output stride."""
         return self.output_stride
 
     @property
     def deep_places(self) -> int:
-        """After ASPP, after the decoder."""
+        """Returns 2: after ASPP and after the decoder."""
         return 2
 
     def check(self) -> None:
-        """Raises a ValueError where there is no such encoder, or a rate is none."""
+        """Raises a ValueError if the encoder is unknown or a rate is out of range."""
         check_encoder(self.encoder_depth, self.output_stride)
         _check_rates(self._rates())
 
@@ -194,19 +183,19 @@ class DeepLabV3Plus(Network):
         first = 96 // self.output_stride
         return (first, 2 * first, 3 * first) if self.rates is None else tuple(self.rates)
 
-    def body(self, x: Float[Array, "b h w channels"], go: Pass) -> tuple[Float[Array, "b H W f"], int]:
-        """`[B, H, W, channels]`, a multiple of `multiple`, to `[B, H/4, W/4, channels]`."""
+    def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b H W f"], int]:
+        """Maps `[B, H, W, channels]`, multiples of `multiple`, to `[B, H/4, W/4, channels]`."""
         encoder = encoder_of(self, depth=self.encoder_depth, width=self.width, output_stride=self.output_stride)
-        _, fine, *_, coarse = encoder(x, go.train)
-        coarse = self.block(ASPP, self.channels, self._rates(), name="aspp")(coarse, go.train)
-        coarse = go.drop(coarse, 1) if self.deep_dropout >= 1 else coarse
-        coarse = self.block(ConvNorm, self.channels, separable=True, name="after_aspp")(coarse, go.train)
+        _, fine, *_, coarse = encoder(x, ctx.train)
+        coarse = self.block(ASPP, self.channels, self._rates(), name="aspp")(coarse, ctx.train)
+        coarse = ctx.drop(coarse, 1) if self.deep_dropout >= 1 else coarse
+        coarse = self.block(ConvNorm, self.channels, separable=True, name="after_aspp")(coarse, ctx.train)
         coarse = upsample_bilinear(coarse, self.output_stride // 4)
         low = max(1, 3 * fine.shape[-1] // 16) if self.low is None else self.low
-        fine = self.block(ConvNorm, low, size=1, name="low")(fine, go.train)
+        fine = self.block(ConvNorm, low, size=1, name="low")(fine, ctx.train)
         x = jnp.concatenate([coarse, fine], axis=-1)
-        x = self.block(ConvNorm, self.channels, separable=True, name="decoder")(x, go.train)
-        return go.drop(x, 2) if self.deep_dropout >= 2 else x, 4
+        x = self.block(ConvNorm, self.channels, separable=True, name="decoder")(x, ctx.train)
+        return ctx.drop(x, 2) if self.deep_dropout >= 2 else x, 4
 
 
 def _check_rates(rates: Sequence[int]) -> None:

@@ -3,42 +3,40 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from segjax.models.dilated import ConvNorm
-from segjax.models.layers import VGG16, ConvStack, fan_in_normal
-from segjax.models.network import Network, Pass
-from segjax.models.pooling import max_pool_2x2
+from segjax.models.layers import VGG16, ConvNorm, ConvStack, fan_in_normal, max_pool_2x2
+from segjax.models.network import ForwardContext, Network
 from segjax.models.upsampling import ConvTransposeBilinear
 
 STRIDES = (8, 16, 32)
 
 
 class FCN(Network):
-    r"""VGG16 whose fully connected layers are convolutions, and whose scores are upsampled and summed.
+    r"""FCN: VGG16 with its fully connected layers as convolutions, and scores of several depths upsampled and summed.
 
-    Five blocks of convolutions and poolings, 1/32 of the image; `fc6` a 7×7 and `fc7` a 1×1 convolution to `hidden`
-    channels; a linear 1×1 score of that, one value a class. FCN-32s upsamples it. The finer two add the linear scores
-    of the pools before it, from coarse to fine:
+    Five blocks of convolutions and poolings lead to 1/32 of the size; `fc6`, a 7×7, and `fc7`, a 1×1 convolution, have
+    `hidden` channels; a linear 1×1 convolution gives the scores, one per class. FCN-32s upsamples them. The finer
+    networks add linear scores of earlier poolings, from coarse to fine:
 
     .. math:: s_{32} = S(fc7), \quad s_{16} = U(s_{32}) + S_4(pool4), \quad s_8 = U(s_{16}) + S_3(pool3)
 
-    U is a transposed convolution by 2 that starts as bilinear interpolation and is learned, S_4 and S_3 start at 0: a
-    finer network starts as the coarser one, and learns what the skip adds. The last upsampling, by `stride`, stays
-    bilinear, as the paper's.
+    U is a learned transposed convolution by 2, initially bilinear interpolation. S_4 and S_3 are initially 0, so a
+    finer network starts as the coarser one and learns what the skip adds. The last upsampling, by `stride`, stays
+    bilinear, as in the paper.
 
-    What differs from the authors' network: the convolutions keep height and width by zeros around each map, where they
-    pad the image by 100 pixels and crop. The linear head that every network here has follows the sum of the scores; a
-    linear map of linear scores, it adds nothing that they could not represent, and carries the prior and the dropout
-    heads. These thin the scores: with more than `num_classes` of them, `score`, there is more to thin.
+    Differences from the authors' network: convolutions keep height and width by zero padding, where the authors pad the
+    image by 100 pixels and crop. The linear head of every network here follows the sum of the scores; being linear, it
+    adds no expressive power, and it carries the prior and the dropout heads. These apply dropout to the scores; choose
+    `score` above `num_classes` to give them more channels.
 
     Width 64, hidden 4096, 3 channels, 21 classes, norm "none": 134.4 M parameters, 120 M of them in fc6 and fc7.
 
     Attributes: those of `Network`, and
-        width: channels of the first block.
-        hidden: channels of fc6 and fc7.
-        stride: of the finest scores, 8 | 16 | 32.
-        score: channels of the scores; None: `num_classes`, as in the paper.
+        width: number of channels of the first block.
+        hidden: number of channels of fc6 and fc7.
+        stride: stride of the finest scores, 8 | 16 | 32.
+        score: number of channels of the scores; None: `num_classes`, as in the paper.
 
-    `deep_dropout`: 1: dropout after fc7, 2: after fc6 too, as in the paper and in VGG.
+    `deep_dropout` = 1 applies dropout after fc7, 2 after fc6 too, as in the paper and in VGG.
 
     References:
         Long et al., arXiv 1411.4038; Shelhamer et al., arXiv 1605.06211. VGG: Simonyan and Zisserman, arXiv 1409.1556.
@@ -61,38 +59,38 @@ class FCN(Network):
 
     @property
     def multiple(self) -> int:
-        """The stride of the fifth pooling."""
+        """Returns the stride of the fifth pooling."""
         return 32
 
     @property
     def deep_places(self) -> int:
-        """After fc7 and after fc6."""
+        """Returns 2: after fc7 and after fc6."""
         return 2
 
     def check(self) -> None:
-        """Raises a ValueError where `stride` is none of the three."""
+        """Raises a ValueError if `stride` is not 8, 16 or 32."""
         if self.stride not in STRIDES:
             raise ValueError(f"stride of an FCN must be 8, 16 or 32; got {self.stride}")
 
-    def body(self, x: Float[Array, "b h w channels"], go: Pass) -> tuple[Float[Array, "b H W f"], int]:
-        """`[B, H, W, channels]`, multiples of 32, to the sum of the scores, `[B, H/stride, W/stride, score]`."""
+    def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b H W f"], int]:
+        """Maps `[B, H, W, channels]`, multiples of 32, to the sum of the scores, `[B, H/stride, W/stride, score]`."""
         pools = []
         for i, (widths, count) in enumerate(VGG16, 1):
-            x = self.block(ConvStack, self.width * widths, count, padding="zeros", name=f"block{i}")(x, go.train)
+            x = self.block(ConvStack, self.width * widths, count, padding="zeros", name=f"block{i}")(x, ctx.train)
             x = max_pool_2x2(x)
             pools.append(x)
-        x = self.block(ConvNorm, self.hidden, size=7, name="fc6")(x, go.train)
-        x = go.drop(x, 2) if self.deep_dropout > 1 else x
-        x = self.block(ConvNorm, self.hidden, size=1, name="fc7")(x, go.train)
-        x = go.drop(x, 1) if self.deep_dropout > 0 else x
+        x = self.block(ConvNorm, self.hidden, size=7, name="fc6")(x, ctx.train)
+        x = ctx.drop(x, 2) if self.deep_dropout > 1 else x
+        x = self.block(ConvNorm, self.hidden, size=1, name="fc7")(x, ctx.train)
+        x = ctx.drop(x, 1) if self.deep_dropout > 0 else x
         x = self._scores("score_fr", fan_in_normal(1.0, self.hidden))(x)
         # The authors' names of the layers.
         for stride, up, pool in ((16, "upscore2", 4), (8, "upscore_pool4", 3)):
             if self.stride <= stride:
                 skip = self._scores(f"score_pool{pool}", nn.initializers.zeros)(pools[pool - 1])
-                x = ConvTransposeBilinear(2, name=up, **self.kinds)(x) + skip
+                x = ConvTransposeBilinear(2, name=up, **self.dtypes)(x) + skip
         return x, self.stride
 
     def _scores(self, name: str, init: nn.initializers.Initializer) -> nn.Dense:
         channels = self.num_classes if self.score is None else self.score
-        return nn.Dense(channels, kernel_init=init, name=name, **self.kinds)
+        return nn.Dense(channels, kernel_init=init, name=name, **self.dtypes)

@@ -1,28 +1,33 @@
-"""What the networks are built of: convolution and norm, bilinear upsampling, and the padding to a size that pools."""
+"""Layers that the networks share: convolutions, norms, max pooling, bilinear upsampling and padding.
 
-import functools
+The convolutions and norms are flax's. What is written out here is written out because XLA's CPU compiler is several
+times slower with the usual form: max pooling, depthwise convolution, and the random numbers of initial kernels.
+"""
+
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.linen.dtypes import promote_dtype
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, UInt8
 
 from segjax import checks
-from segjax.models.convolution import conv3x3_reflect, conv3x3_zeros
-from segjax.models.layout import Layout, conv3x3_laid_out
-from segjax.models.norm import Norm
+
+# Channels in units of the width, and number of convolutions, of each level of VGG16 (arXiv 1409.1556).
+VGG16 = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
+# The names of `nn.Conv` and of `jnp.pad` for each kind of padding.
+_CONV_PADDINGS = {"reflect": "REFLECT", "zeros": "SAME"}
+_PAD_MODES = {"reflect": "reflect", "zeros": "constant"}
 
 
 def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1) -> Float[Array, "b H W c"]:
-    """Grows height and width at the bottom and the right to a multiple of `multiple` that is at least `minimum`.
+    """Pads height and width, at the bottom and the right, to a multiple of `multiple` that is at least `minimum`.
 
-    The new pixels are the image's reflection, edge pixel not repeated; where it is smaller than what is missing it is
-    reflected again and again, as in `np.pad`, and a line of one pixel is repeated. `[:, :H, :W]` undoes it.
+    The new pixels are the reflection of the image without its edge pixel. As in `np.pad`, an image smaller than the
+    padding is reflected repeatedly, and a single pixel is repeated. `[:, :H, :W]` undoes the padding.
 
     >>> print(pad_to_multiple(jnp.arange(3.0).reshape(1, 1, 3, 1), 4)[0, :, :, 0])
     [[0. 1. 2. 1.]
@@ -30,7 +35,7 @@ def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1)
      [0. 1. 2. 1.]
      [0. 1. 2. 1.]]
     """
-    # In integers: a symbolic size of `jax.export`, a multiple by its form, is then found to lack nothing.
+    # In integers, so that `jax.export` sees that a symbolic multiple of `multiple` needs no padding.
     grown = [max(n, minimum) for n in x.shape[1:3]]
     missing = [big + -big % multiple - n for big, n in zip(grown, x.shape[1:3], strict=True)]
     if not any(missing):
@@ -39,9 +44,9 @@ def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1)
 
 
 def upsample_bilinear(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b {scale}*h {scale}*w c"]:
-    """Each side `scale` times as long, bilinear between pixel centres, the edge repeated; computed in x's dtype.
+    """Upsamples each side by `scale`, bilinearly between pixel centres, with the edge repeated, in x's dtype.
 
-    PyTorch's `interpolate(mode="bilinear", align_corners=False)`, OpenCV's and Pillow's way of placing the pixels.
+    Equals PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
 
     >>> print(upsample_bilinear(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1), 2)[0, :, :, 0])
     [[0. 1. 3. 4.]
@@ -51,169 +56,437 @@ def upsample_bilinear(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b
     return x if scale == 1 else jax.image.resize(x, (b, scale * h, scale * w, c), "linear")
 
 
-def fan_in_normal(gain: float, fan_in: int) -> nn.initializers.Initializer:
-    """A truncated normal of variance `gain / fan_in`, cut at 2σ: gain 2 is `nn.initializers.he_normal`, 1 LeCun's.
+def fan_in_normal(gain: float, fan_in: int | None = None) -> nn.initializers.Initializer:
+    """Returns a truncated normal initializer of variance `gain / fan_in`, cut at 2σ: He's at gain 2, LeCun's at 1.
 
-    The same numbers as Linen's, drawn as one line and reshaped: XLA's CPU compiler takes ten times as long over a draw
-    with four axes, which made the compilation of `init` slower than that of a training step.
+    `fan_in` is by default the product of all axes but the last. The numbers equal those of
+    `nn.initializers.variance_scaling`, drawn as one vector and reshaped: XLA's CPU compiler takes ten times as long to
+    compile a draw with four axes.
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        # The standard deviation of a standard normal cut at 2σ.
-        stddev = math.sqrt(gain / fan_in) / 0.87962566103423978
+        inputs = math.prod(shape[:-1]) if fan_in is None else fan_in
+        stddev = math.sqrt(gain / inputs) / 0.87962566103423978  # of a standard normal cut at 2σ
         return (jax.random.truncated_normal(key, -2, 2, (math.prod(shape),), dtype) * stddev).reshape(shape)
 
     return init
 
 
-class Conv3x3(nn.Module):
-    """A 3×3 convolution, stride 1, that keeps height and width; He-normal initial kernel (arXiv 1502.01852).
+class Norm(nn.Module):
+    """Batch norm, group norm or no norm, with PyTorch's constants: epsilon 1e-5, momentum 0.9 (PyTorch's 0.1).
+
+    `nn.BatchNorm` keeps the biased running variance (1/N); PyTorch keeps N/(N-1) of it. The variance is the mean of
+    squared deviations: E[x²] - E[x]² would cancel for channels far from 0.
 
     Attributes:
-        features: output channels.
-        padding: "reflect" or "zeros".
-        use_bias: False before a norm, which would cancel it.
-        layout: of input and output.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        kind: "batch" (Ioffe and Szegedy, arXiv 1502.03167) | "group" | "none".
+        axis_name: mapped axis over which batch statistics are averaged; None under plain `jit`.
+        groups: number of groups of group norm; the greatest common divisor with the channels is used.
+        dtype: dtype of the result; statistics are at least float32.
+        param_dtype: dtype of the parameters.
     """
 
-    features: int
-    padding: str = "reflect"
-    use_bias: bool = False
-    layout: Layout = Layout()
+    kind: str = "batch"
+    axis_name: str | None = None
+    groups: int = 8
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"] | Sequence[Float[Array, "b h w _"]]) -> Float[Array, "b h w f"]:
-        """`[B, H, W, C]` to `[B, H, W, features]`, both laid out as `layout` says.
-
-        Several arrays stand for their concatenation, which is never made: what comes out is the sum of their
-        convolutions.
-        """
-        checks.choice("padding", self.padding, tuple(_PAD_MODES))
-        parts = list(x) if isinstance(x, Sequence) else [x]
-        sizes = [part.shape[-1] // self.layout.columns for part in parts]
-        init = fan_in_normal(2.0, 9 * sum(sizes))
-        kernel = self.param("kernel", init, (3, 3, sum(sizes), self.features), self.param_dtype)
-        *parts, kernel = promote_dtype(*parts, kernel, dtype=self.dtype)
-        kernels = jnp.split(kernel, np.cumsum(sizes)[:-1], axis=2)
-        y = functools.reduce(jnp.add, map(self._convolved, parts, kernels))
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-            y += jnp.tile(bias.astype(y.dtype), self.layout.columns)
-        return y
-
-    def _convolved(self, x: Array, kernel: Array) -> Array:
-        if self.layout != Layout():
-            return conv3x3_laid_out(x, kernel, self.layout, padding=self.padding)
-        return (conv3x3_reflect if self.padding == "reflect" else conv3x3_zeros)(x, kernel)
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+        """Normalizes by batch statistics, updating "batch_stats", if `train`, and by the running statistics if not."""
+        common = {"epsilon": 1e-5, "use_fast_variance": False, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        if self.kind == "batch":
+            return nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name, name="batch", **common)(x)
+        if self.kind == "group":
+            return nn.GroupNorm(math.gcd(self.groups, x.shape[-1]), name="group", **common)(x)
+        if self.kind == "none":
+            return x
+        raise ValueError(f"norm must be 'batch', 'group' or 'none'; got {self.kind!r}")
 
 
-class StridedConv3x3(nn.Module):
-    """3×3 convolution with stride 2, norm, ReLU: a pooling that is learned. A bias only where there is no norm.
-
-    The kernel's centre lies on every even row and column, so one line of padding above and at the left is all that an
-    even size needs: PyTorch's `Conv2d(C, F, 3, stride=2, padding=1)`.
+class Block(nn.Module, kw_only=True):
+    """Base class of the blocks of convolutions and norms. Convolutions have a bias only if norm is "none".
 
     Attributes:
-        features: output channels.
         norm: "batch" | "group" | "none".
-        padding: "reflect" | "zeros".
-        axis_name: mapped axis of synchronised batch norm.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        axis_name: mapped axis of synchronized batch norm.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
     """
 
-    features: int
     norm: str = "batch"
-    padding: str = "reflect"
     axis_name: str | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        """Returns the two dtypes as arguments of a layer."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    @property
+    def conv_fields(self) -> dict[str, Any]:
+        """Returns the dtypes and `use_bias` as arguments of a convolution that a norm follows."""
+        return {"use_bias": self.norm == "none", **self.dtypes}
+
+    def normalize(self, x: Float[Array, "b h w c"], train: bool, name: str = "norm") -> Float[Array, "b h w c"]:
+        """Returns `x` normalized by a `Norm` of this name."""
+        return Norm(self.norm, self.axis_name, name=name, **self.dtypes)(x, train)
+
+
+def Conv3x3(
+    features: int,
+    padding: str = "reflect",
+    use_bias: bool = False,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    name: str | None = None,
+) -> nn.Conv:
+    """Returns a 3×3 `nn.Conv` with stride 1 that keeps height and width, with He-normal kernel (arXiv 1502.01852).
+
+    Args:
+        features: number of output channels.
+        padding: "reflect" | "zeros".
+        use_bias: whether to add a bias; False before a norm, which would cancel it.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
+        name: name of the layer.
+
+    Raises:
+        ValueError: `padding` is unknown.
+    """
+    checks.choice("padding", padding, tuple(_CONV_PADDINGS))
+    return nn.Conv(
+        features,
+        (3, 3),
+        padding=_CONV_PADDINGS[padding],
+        use_bias=use_bias,
+        kernel_init=fan_in_normal(2.0),
+        dtype=dtype,
+        param_dtype=param_dtype,
+        name=name,
+    )
+
+
+def Conv(
+    features: int,
+    size: int = 3,
+    stride: int = 1,
+    dilation: int = 1,
+    use_bias: bool = False,
+    gain: float = 2.0,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    name: str | None = None,
+) -> nn.Conv:
+    """Returns a k×k `nn.Conv` with PyTorch's padding: dilation · (k - 1) / 2 zeros on every side.
+
+    With stride s the outputs lie at pixels 0, s, 2s, …, so H pixels become ceil(H / s). (XLA's "SAME" starts at another
+    pixel if H is even.)
+
+    Args:
+        features: number of output channels.
+        size: k, odd.
+        stride: distance between the output pixels.
+        dilation: distance between the taps of the kernel in pixels.
+        use_bias: whether to add a bias; False before a norm, which would cancel it.
+        gain: the initial kernel has variance gain / fan-in; He's 2 is for the ReLU that follows.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
+        name: name of the layer.
+    """
+    return nn.Conv(
+        features,
+        (size, size),
+        stride,
+        padding=dilation * (size // 2),
+        kernel_dilation=dilation,
+        use_bias=use_bias,
+        kernel_init=fan_in_normal(gain),
+        dtype=dtype,
+        param_dtype=param_dtype,
+        name=name,
+    )
+
+
+class SeparableConv3x3(nn.Module):
+    """A depthwise 3×3 convolution followed by a 1×1 convolution, without a norm between.
+
+    It has 9C + C · features parameters instead of 9C · features (Chollet, Xception, arXiv 1610.02357).
+
+    Attributes:
+        features: number of output channels.
+        dilation: distance between the taps of the depthwise convolution in pixels.
+        use_bias: whether the 1×1 convolution has a bias; False before a norm.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
+    """
+
+    features: int
+    dilation: int = 1
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
+        """Maps `[B, H, W, C]` to `[B, H, W, features]`."""
+        # LeCun's scale, because no ReLU follows.
+        kernel = self.param("depthwise", fan_in_normal(1.0, 9), (3, 3, x.shape[-1]), self.param_dtype)
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        x = depthwise3x3(x, kernel, self.dilation)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return Conv(self.features, size=1, use_bias=self.use_bias, name="pointwise", **dtypes)(x)
+
+
+class ConvNorm(Block):
+    """A convolution, full or separable, norm, ReLU.
+
+    Attributes: those of `Block`, and
+        features: number of output channels.
+        size: k of a full convolution; a separable one is 3×3.
+        dilation: distance between the taps in pixels.
+        separable: whether to use `SeparableConv3x3` instead of `Conv`.
+    """
+
+    features: int
+    size: int = 3
+    dilation: int = 1
+    separable: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
+        """Maps `[B, H, W, C]` to `[B, H, W, features]`."""
+        fields = {"dilation": self.dilation, "name": "conv", **self.conv_fields}
+        conv = SeparableConv3x3(self.features, **fields) if self.separable else Conv(self.features, self.size, **fields)
+        return nn.relu(self.normalize(conv(x), train))
+
+
+class StridedConv3x3(Block):
+    """A 3×3 convolution with stride 2, norm, ReLU: a learned pooling.
+
+    The kernel is centred on every even row and column, so an even size needs one line of padding, above and to the
+    left: PyTorch's `Conv2d(C, F, 3, stride=2, padding=1)`.
+
+    Attributes: those of `Block`, and
+        features: number of output channels.
+        padding: "reflect" | "zeros".
+    """
+
+    features: int
+    padding: str = "reflect"
+
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h/2 w/2 f"]:
-        """`[B, H, W, C]`, H and W even, to `[B, H/2, W/2, features]`.
+        """Maps `[B, H, W, C]`, H and W even, to `[B, H/2, W/2, features]`.
 
         Raises:
             ValueError: H or W is odd, or `padding` is unknown.
         """
-        h, w, c = x.shape[1:]
+        h, w = x.shape[1:3]
         if h % 2 or w % 2:
             raise ValueError(f"StridedConv3x3 needs an even height and width; got {h}x{w}")
         checks.choice("padding", self.padding, tuple(_PAD_MODES))
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = nn.Conv(
-            self.features,
-            (3, 3),
-            (2, 2),
-            padding="VALID",
-            use_bias=self.norm == "none",
-            kernel_init=fan_in_normal(2.0, 9 * c),
-            name="conv",
-            **kinds,
-        )
-        y = conv(jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)), mode=_PAD_MODES[self.padding]))
-        return nn.relu(Norm(self.norm, self.axis_name, name="norm", **kinds)(y, train))
+        padded = jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)), mode=_PAD_MODES[self.padding])
+        fields = {"kernel_init": fan_in_normal(2.0), "name": "conv", **self.conv_fields}
+        y = nn.Conv(self.features, (3, 3), (2, 2), padding="VALID", **fields)(padded)
+        return nn.relu(self.normalize(y, train))
 
 
-# As `jnp.pad` calls them.
-_PAD_MODES = {"reflect": "reflect", "zeros": "constant"}
+class ConvStack(Block):
+    """3×3 convolution, norm, ReLU, `count` times, as in VGG.
 
-
-# Of each level of VGG16 (Simonyan and Zisserman, arXiv 1409.1556): channels in units of the width, and convolutions.
-VGG16 = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
-
-
-class ConvStack(nn.Module):
-    """3×3 convolution, norm, ReLU, `count` times, as in VGG. The convolutions have a bias only without a norm.
-
-    Attributes:
-        features: output channels of each convolution.
-        count: how many convolutions.
-        last: output channels of the last one, where they are others; None: `features`.
-        norm: "batch" | "group" | "none".
+    Attributes: those of `Block`, and
+        features: number of output channels of each convolution.
+        count: number of convolutions.
+        last: number of output channels of the last convolution; None: `features`.
         padding: "reflect" | "zeros".
-        layout: of input and output.
-        axis_name: mapped axis of synchronised batch norm.
-        dtype: of the computation.
-        param_dtype: of the parameters.
     """
 
     features: int
     count: int
     last: int | None = None
-    norm: str = "batch"
     padding: str = "reflect"
-    layout: Layout = Layout()
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"] | Sequence[Float[Array, "b h w _"]], train: bool
-    ) -> Float[Array, "b h w f"]:
-        """`[B, H, W, C]` to `[B, H, W, features]`, or to `last` channels; laid out, or in parts, as `Conv3x3` has it.
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
+        """Maps `[B, H, W, C]` to `[B, H, W, features]`, or to `last` channels.
 
         Raises:
             ValueError: `count` is less than 1.
         """
         if self.count < 1:
             raise ValueError(f"count of ConvStack must be at least 1; got {self.count}")
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         widths = [self.features] * (self.count - 1) + [self.features if self.last is None else self.last]
-        kinds |= {"layout": self.layout}
         for i, width in enumerate(widths, 1):
-            conv = Conv3x3(width, self.padding, use_bias=self.norm == "none", name=f"conv{i}", **kinds)
-            norm = Norm(self.norm, self.axis_name, name=f"norm{i}", **kinds)
-            x = nn.relu(norm(conv(x), train))
+            x = Conv3x3(width, self.padding, name=f"conv{i}", **self.conv_fields)(x)
+            x = nn.relu(self.normalize(x, train, f"norm{i}"))
         return x
 
 
 class ConvBlock(ConvStack):
-    """U-Net's block: a `ConvStack` of two."""
+    """U-Net's block: a `ConvStack` of two convolutions."""
 
     count: int = 2
+
+
+def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+    """Returns the maximum of each 2×2 window, stride 2: `nn.max_pool(x, (2, 2), (2, 2))` in value and gradient.
+
+    Among equal maxima the first receives the gradient. The gradient of `jnp.max` would divide by the number of values
+    equal to the maximum, which is 0 where the compiler recomputes x with another rounding.
+
+    Args:
+        x: `[B, H, W, C]`, H and W even.
+
+    Returns:
+        `[B, H/2, W/2, C]`, x's dtype.
+
+    Raises:
+        ValueError: H or W is odd.
+
+    >>> print(max_pool_2x2(jnp.arange(8.0).reshape(1, 2, 4, 1))[0, :, :, 0])
+    [[5. 7.]]
+    """
+    (a, b), (c, d) = _windows_2x2(x)
+    return larger(larger(a, b), larger(c, d))
+
+
+def max_pool_2x2_positions(
+    x: Float[Array, "b h w c"],
+) -> tuple[Float[Array, "b h/2 w/2 c"], UInt8[Array, "b h/2 w/2 c"]]:
+    """Returns `max_pool_2x2` and the position of each maximum in its window, as SegNet stores it (arXiv 1511.00561).
+
+    A position is 2 · row + column within the window: 0 top left, 1 top right, 2 bottom left, 3 bottom right. It does
+    not depend on the image's size; PyTorch's int64 index into the H × W plane is (2i + p // 2) · W + 2j + p % 2. Among
+    equal maxima, which are common after a ReLU, the first counts, as in PyTorch.
+
+    Args:
+        x: `[B, H, W, C]`, H and W even.
+
+    Returns:
+        The maxima, `[B, H/2, W/2, C]`, x's dtype, and their positions, same shape, uint8, without a gradient.
+
+    Raises:
+        ValueError: H or W is odd.
+
+    >>> grid = jnp.array([[1.0, 2, 6, 3], [3, 5, 2, 1], [1, 2, 2, 1], [7, 3, 4, 8]])
+    >>> pooled, positions = max_pool_2x2_positions(grid[None, :, :, None])
+    >>> print(pooled[0, :, :, 0], positions[0, :, :, 0])
+    [[5. 6.]
+     [7. 8.]] [[3 0]
+     [2 3]]
+    """
+    (a, b), (c, d) = _windows_2x2(x)
+    top, bottom = larger(a, b), larger(c, d)
+    upper, lower = jnp.uint8(~first_is_larger(a, b)), jnp.uint8(2) + jnp.uint8(~first_is_larger(c, d))
+    return larger(top, bottom), jnp.where(first_is_larger(top, bottom), upper, lower)
+
+
+def _windows_2x2(x: Array) -> list[tuple[Array, Array]]:
+    """Returns the four pixels of each window as two rows of (left, right)."""
+    b, h, w, c = x.shape
+    if h % 2 or w % 2:
+        raise ValueError(f"max_pool_2x2 needs an even height and width; got {h}x{w}")
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    return [(x[:, :, row, :, 0], x[:, :, row, :, 1]) for row in (0, 1)]
+
+
+def max_pool_2x2_dense(x: Float[Array, "b h w c"], dilation: int) -> Float[Array, "b H w c"]:
+    """Returns the maximum of the 2×2 pixels that lie `dilation` apart, at every pixel: `max_pool_2x2` at all offsets.
+
+    `[:, i::2, j::2]` at dilation 1 equals `max_pool_2x2` of `x[:, i:, j:]`, in the gradient of ties too.
+
+    Args:
+        x: `[B, H, W, C]`, H and W greater than `dilation`.
+        dilation: at least 1.
+
+    Returns:
+        `[B, H - dilation, W - dilation, C]`, x's dtype.
+
+    >>> print(max_pool_2x2_dense(jnp.array([[3.0, 1, 2, 0], [0, 0, 0, 4]]).reshape(1, 2, 4, 1), 1)[0, :, :, 0])
+    [[3. 2. 4.]]
+    """
+    x = larger(x[:, :, :-dilation], x[:, :, dilation:])
+    return larger(x[:, :-dilation], x[:, dilation:])
+
+
+def max_pool_3x3(x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
+    """Returns the maximum of each 3×3 window, stride 2, padding 1: PyTorch's `MaxPool2d(3, 2, padding=1)`.
+
+    Equals `nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))` in value and gradient; on a CPU the gradient takes a
+    seventeenth of the time. Among equal maxima the first receives the gradient.
+
+    Args:
+        x: `[B, H, W, C]`.
+
+    Returns:
+        `[B, ceil(H / 2), ceil(W / 2), C]`, x's dtype.
+
+    >>> print(max_pool_3x3(jnp.arange(8.0).reshape(1, 2, 4, 1))[0, :, :, 0])
+    [[5. 7.]]
+    """
+    return _max_of_three(_max_of_three(x, 2), 1)
+
+
+def _max_of_three(x: Array, axis: int) -> Array:
+    """Returns the maximum of lines 2i - 1, 2i and 2i + 1 for every i; lines beyond the edges do not count."""
+    lines = x.shape[axis]
+    out = (lines + 1) // 2
+    # Pair i holds lines 2i - 1 and 2i, and pair i + 1 the third: one line of padding before, and enough behind.
+    padding = [(1, 2 * out + 1 - lines) if i == axis else (0, 0) for i in range(x.ndim)]
+    x = jnp.pad(x, padding, constant_values=-jnp.inf)
+    pairs = x.reshape(*x.shape[:axis], out + 1, 2, *x.shape[axis + 1 :])
+
+    def every(first: int, of_pair: int) -> Array:
+        chosen = lax.slice_in_dim(pairs, first, first + out, axis=axis)
+        return lax.index_in_dim(chosen, of_pair, axis + 1, keepdims=False)
+
+    return larger(larger(every(0, 0), every(0, 1)), every(1, 0))
+
+
+def first_is_larger(a: Array, b: Array) -> Array:
+    """Returns where `larger` takes `a`: a ≥ b, or a is NaN."""
+    return (a >= b) | jnp.isnan(a)
+
+
+def larger(a: Array, b: Array) -> Array:
+    """Returns the larger of the two, `a` if they are equal, NaN if either is NaN."""
+    return jnp.where(first_is_larger(a, b), a, b)
+
+
+def depthwise3x3(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c"], dilation: int = 1
+) -> Float[Array, "b h w c"]:
+    """Returns the depthwise 3×3 convolution of `x` padded by zeros: `feature_group_count` = C.
+
+    On CPUs it is computed as nine shifted products: XLA's form, used elsewhere, takes five times as long with its
+    gradients, and thirty times as long without.
+
+    Args:
+        x: `[B, H, W, C]`.
+        kernel: `[3, 3, C]`.
+        dilation: distance between the taps in pixels; static.
+
+    Returns:
+        `[B, H, W, C]`.
+
+    >>> print(depthwise3x3(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1)), 2)[0, :, :, 0])
+    [[4. 2. 4.]
+     [2. 1. 2.]
+     [4. 2. 4.]]
+    """
+    (height, width, channels), padding = x.shape[1:], ((dilation, dilation),) * 2
+
+    def shifted(x: Array, kernel: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        taps = [(i, j, kernel[None, None, None, i, j]) for i in range(3) for j in range(3)]
+        return sum(x[:, i * dilation :, j * dilation :][:, :height, :width] * tap for i, j, tap in taps)
+
+    def grouped(x: Array, kernel: Array) -> Array:
+        fields = {"rhs_dilation": (dilation, dilation), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        kernel = kernel[:, :, None]
+        return lax.conv_general_dilated(x, kernel, (1, 1), padding, feature_group_count=channels, **fields)
+
+    return lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)

@@ -1,27 +1,50 @@
-"""What every network is but for its body: the fields, any input size, keys of dropout, and the linear head."""
+"""Base class of the networks: fields, input sizes, dropout keys, and the linear head with its dropout.
+
+Every dropout mask is keyed by the example's own PRNG key, so it depends neither on the device nor on the position in
+the batch.
+"""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Integer, Key, Real, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Key, Real, Shaped
 
 from segjax import checks
-from segjax.models.dropout import MASKS, checked_rate, dropout, example_dropout_keys
-from segjax.models.heads import DROPOUTS, LinearHead, Segmentation
-from segjax.models.layers import pad_to_multiple
+from segjax.models.layers import pad_to_multiple, upsample_bilinear
+
+DROPOUTS = ("none", "sampled", "analytic")
+MASKS = ("element", "channel")
 
 
-class Pass(NamedTuple):
-    """One pass through a network, as its body sees it.
+class Segmentation(NamedTuple):
+    """Output of a network for a batch of images (a pytree).
 
     Attributes:
-        train: use and update batch statistics.
-        keys: `[B]`, one dropout key an image, or None: no dropout in this pass.
-        deep_rate: of the dropout inside the network.
+        logits: `[B, H, W, C]`, at least float32, of the head without dropout.
+        mc_logits: `[K, B, H, W, C]`, logits of each dropout mask, or None.
+        logit_variance: `[B, H, W, C]`, variance of the logits under dropout in closed form, or None.
+        features: `[B, H, W, F]`, input of the linear head, in the network's dtype.
+    """
+
+    logits: Float[Array, "b h w c"]
+    mc_logits: Float[Array, "k b h w c"] | None
+    logit_variance: Float[Array, "b h w c"] | None
+    features: Float[Array, "b h w f"]
+
+
+class ForwardContext(NamedTuple):
+    """Mode, dropout keys and dropout rate of one forward pass, for the body of a network.
+
+    Attributes:
+        train: whether to use and update batch statistics.
+        keys: `[B]`, one dropout key per image; None: no dropout in this pass.
+        deep_rate: rate of the dropout inside the network.
     """
 
     train: bool
@@ -29,44 +52,43 @@ class Pass(NamedTuple):
     deep_rate: Float[Array, ""]
 
     def drop(self, x: Float[Array, "b h w f"], place: int) -> Float[Array, "b h w f"]:
-        """Dropout per element at a place of the network, 1 or more; `x` itself in a pass without."""
-        return x if self.keys is None else dropout(x, self.deep_rate, keys_of_place(self.keys, place))
+        """Returns dropout per element of x at place 1, 2, … of the network; x itself in a pass without dropout."""
+        return x if self.keys is None else dropout(x, self.deep_rate, fold_in_place(self.keys, place))
 
 
 class Network(nn.Module, kw_only=True):
-    r"""A network from images to `Segmentation`; a subclass gives what lies between the padding and the head:
+    r"""Base class of the networks, from images to `Segmentation`. A subclass defines the part between padding and head:
 
-    - `multiple`: height and width of what its body sees are a multiple of it;
-    - `body(x, go) -> (features, n)`: padded images and the `Pass` to `[B, H/n, W/n, F]`. The head is linear and so is
-      bilinear upsampling: at n > 1 the logits are computed where the features are, and upsampled.
+    - `multiple`: height and width of the input of its body are multiples of it;
+    - `body(x, ctx) -> (features, n)`: maps padded images and the `ForwardContext` to `[B, H/n, W/n, F]`. Since the head
+      and bilinear upsampling are linear, the logits are computed at the features' size and upsampled by n.
 
     `init(key, images, train=False)` and `apply(variables, images, train=…, mutable=["batch_stats"])` are pure.
-    Any input size works, one pixel included: images are padded by reflection at the bottom and the right to a multiple
-    of the network's own, and logits cropped back; an image smaller than what is missing is reflected more than once.
+    Any input size works, including one pixel: images are padded by reflection at the bottom and the right to a multiple
+    of the network's own, and logits are cropped back. Small images are reflected repeatedly.
 
-    `rngs={"dropout": key}` switches dropout on, in evaluation too: one such pass is one Monte Carlo sample of the deep
-    dropout, and K of the head. The heads see the features that the clean `logits` see, so K samples cost K small
-    products and not K networks; "analytic" is their variance at K = ∞, without a key and without noise. Masks depend
-    on (key, example index) alone. Parameters do not depend on any of it.
+    `rngs={"dropout": key}` enables dropout, in evaluation too: such a pass is one Monte Carlo sample of the deep
+    dropout and K samples of the head. All heads see the features of `logits`, so K samples cost K small products and
+    not K networks; "analytic" is their variance at K = ∞, without a key and without noise. Masks depend only on (key,
+    example index). Parameters do not depend on dropout.
 
     Attributes:
-        num_classes: C, the channels of the logits (1 for a sigmoid).
+        num_classes: C, number of channels of the logits (1 for a sigmoid).
         norm: "batch" | "group" | "none".
-        axis_name: the mapped axis (`pmap`, `shard_map`, `vmap`) over which batch statistics are averaged. With it set,
-            `apply(…, train=True)` works only inside that axis; parameters do not depend on it.
-        dtype: of the computation; the head's is float32 at least, and so are the logits.
-        param_dtype: of the parameters.
-        remat: compute the blocks again in the backward pass instead of keeping their activations.
-        head_bias: initial bias of the logits, one value a class, such as `losses.prior_bias(π)`; None: 0.
-        head_kernel_stddev: of the head's initial kernel; None: the usual fan-in scale.
-        dropout: of the features, before the head: "none" | "sampled": `mc_logits` of K masks, where there is a key |
-            "analytic": `logit_variance`, always.
-        heads: K, the masks of "sampled".
+        axis_name: mapped axis (`pmap`, `shard_map`, `vmap`) over which batch statistics are averaged. If set,
+            `apply(…, train=True)` works only inside that axis; leave it None under plain `jit`.
+        dtype: dtype of the computation; head and logits are at least float32.
+        param_dtype: dtype of the parameters.
+        remat: recompute the blocks in the backward pass instead of keeping their activations.
+        head_bias: initial bias of the logits, one value per class, such as `losses.prior_bias(π)`; None: 0.
+        head_kernel_stddev: standard deviation of the head's initial kernel; None: the usual fan-in scale.
+        dropout: dropout of the features before the head: "none" | "sampled": `mc_logits` of K masks, if there is a key
+            | "analytic": `logit_variance`, always.
+        heads: K, number of masks of "sampled".
         rate: p of these masks, in [0, 1).
-        mask: of "sampled", "element" | "channel": one draw a value, or one a channel of an image, which has the same
-            variance at every pixel and takes H · W times fewer random numbers.
-        deep_dropout: how many of the network's own places, the deepest first, have dropout per element; 0 to
-            `deep_places`.
+        mask: "element" | "channel" for "sampled": one draw per value, or one per channel of an image, which has the
+            same variance at every pixel and needs H · W times fewer random numbers.
+        deep_dropout: number of the network's own places, deepest first, with dropout per element; 0 to `deep_places`.
         deep_rate: p of these, in [0, 1).
 
     References:
@@ -91,17 +113,17 @@ class Network(nn.Module, kw_only=True):
 
     @property
     def minimum(self) -> int:
-        """The smallest height and width that the body takes; a multiple of `multiple`."""
+        """Returns the smallest height and width of the body's input; a multiple of `multiple`."""
         return self.multiple
 
     @property
     def symbolic_minimum(self) -> int:
-        """The smallest height and width where they are symbolic, in `jax.export`; a multiple of `multiple`."""
+        """Returns the smallest symbolic height and width, for `jax.export`; a multiple of `multiple`."""
         return self.minimum
 
     @property
     def deep_places(self) -> int:
-        """The largest `deep_dropout`."""
+        """Returns the largest `deep_dropout`."""
         return 0
 
     @nn.compact
@@ -114,21 +136,21 @@ class Network(nn.Module, kw_only=True):
         deep_rate: Real[ArrayLike, ""] | None = None,
         examples: Integer[ArrayLike, "b"] | None = None,
     ) -> Segmentation:
-        """Images `[B, H, W, channels]`, floating and normalised, to logits `[B, H, W, C]`.
+        """Maps images `[B, H, W, channels]`, floating and normalized, to logits `[B, H, W, C]`.
 
         Args:
-            images: the batch.
-            train: use and update batch statistics; dropout then has to have its key.
-            rate: instead of the field's; may be traced, and is then not checked.
-            deep_rate: instead of the field's; may be traced, and is then not checked.
-            examples: `[B]`, the images' global indices, which key their masks; None: 0 … B-1. Under a mapped device
-                axis pass them: else images of different devices share their masks.
+            images: batch of images.
+            train: whether to use and update batch statistics; with dropout, training needs a key.
+            rate: replaces the field `rate`; not checked if traced.
+            deep_rate: replaces the field `deep_rate`; not checked if traced.
+            examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1. Pass them under a
+                mapped device axis: otherwise images on different devices share masks.
 
         Raises:
-            TypeError: images of integers.
-            ValueError: images of another rank or without pixels; an unknown choice in a field; a rate outside [0, 1),
-                heads < 1, deep_dropout outside 0 … `deep_places`; no "dropout" key in training that needs one; not one
-                example an image.
+            TypeError: the images are integers.
+            ValueError: the images have another rank or no pixels; an unknown choice in a field; a rate outside [0, 1),
+                heads < 1, deep_dropout outside 0 to `deep_places`; no "dropout" key in training that needs one; the
+                number of examples is not that of the images.
         """
         check_images(images)
         self._check_fields()
@@ -136,7 +158,7 @@ class Network(nn.Module, kw_only=True):
         deep_rate = checked_rate("deep_rate", self.deep_rate if deep_rate is None else deep_rate)
         keys = self._dropout_keys(images.shape[0], train, examples)
         padded = pad_to_multiple(images, self.multiple, minimum=self.minimum)
-        features, scale = self.body(padded, Pass(train, keys, deep_rate))
+        features, scale = self.body(padded, ForwardContext(train, keys, deep_rate))
         head = LinearHead(
             self.num_classes, self.head_bias, self.head_kernel_stddev, param_dtype=self.param_dtype, name="head"
         )
@@ -148,21 +170,21 @@ class Network(nn.Module, kw_only=True):
             heads=self.heads,
             rate=rate,
             mask=self.mask,
-            keys=None if keys is None else keys_of_place(keys, 0),
+            keys=None if keys is None else fold_in_place(keys, 0),
         )
 
     @property
-    def kinds(self) -> dict[str, Any]:
-        """The two dtypes, as every layer takes them."""
+    def dtypes(self) -> dict[str, Any]:
+        """Returns the two dtypes as arguments of a layer."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     def block(self, kind: type[nn.Module], *arguments: Any, **fields: Any) -> Callable:
-        """`kind(…)(x, train)` with the network's norm and dtypes; under `remat` the backward pass computes it again."""
-        kind = rematerialised(kind) if self.remat else kind
-        return kind(*arguments, norm=self.norm, axis_name=self.axis_name, **self.kinds, **fields)
+        """Returns `kind(…)` with the network's norm and dtypes, rematerialized if `remat`; call it with (x, train)."""
+        kind = rematerialized(kind) if self.remat else kind
+        return kind(*arguments, norm=self.norm, axis_name=self.axis_name, **self.dtypes, **fields)
 
     def check(self) -> None:
-        """Raises a ValueError where a field that a subclass adds makes no sense."""
+        """Raises a ValueError if a field that a subclass adds is out of range."""
 
     def _check_fields(self) -> None:
         checks.choice("dropout", self.dropout, DROPOUTS)
@@ -179,7 +201,7 @@ class Network(nn.Module, kw_only=True):
             )
 
     def _dropout_keys(self, batch: int, train: bool, examples: ArrayLike | None) -> Key[Array, "b"] | None:
-        """One key an example, or None: no dropout in this pass."""
+        """Returns one key per example, or None for a pass without dropout."""
         samples = [f"dropout={self.dropout!r}"] * (self.dropout == "sampled")
         samples += [f"deep_dropout={self.deep_dropout}"] * (self.deep_dropout > 0)
         if not samples or self.is_initializing():
@@ -188,36 +210,330 @@ class Network(nn.Module, kw_only=True):
             examples = jnp.arange(batch) if examples is None else examples
             keys = example_dropout_keys(self.make_rng("dropout"), examples)
             if keys.shape != (batch,):
-                raise ValueError(f"examples must be one index an image, shape ({batch},); got {keys.shape}")
+                raise ValueError(f"examples must be one index per image, shape ({batch},); got {keys.shape}")
             return keys
         if train:
             raise ValueError(
-                f'train=True with {" and ".join(samples)} draws masks: pass rngs={{"dropout": key}} to apply, '
-                "a key of this step"
+                f'train=True with {" and ".join(samples)} draws masks; pass rngs={{"dropout": key}} to apply, '
+                "with a new key each step"
             )
         return None
 
 
-def rematerialised(kind: type[nn.Module]) -> type[nn.Module]:
-    """`kind`, called as `(x, train)`, whose backward pass computes it again."""
+def rematerialized(kind: type[nn.Module]) -> type[nn.Module]:
+    """Returns the module class `kind`, called with (x, train), recomputed in the backward pass."""
     return nn.remat(kind, static_argnums=(2,), policy=_is_collective)
 
 
 def _is_collective(primitive: Any, *_: Any, **__: Any) -> bool:
-    """What is kept for the backward pass all the same: the few numbers of the batch statistics, to send once."""
+    """Selects what is kept for the backward pass nevertheless: the synchronized batch statistics, to send them once."""
     return primitive.name.startswith("psum")
 
 
-def keys_of_place(keys: Key[Array, "b"], place: int) -> Key[Array, "b"]:
-    """The keys of one of the network's places: 0 is the head."""
+def fold_in_place(keys: Key[Array, "b"], place: int) -> Key[Array, "b"]:
+    """Returns the keys of a place of the network; 0 is the head."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, place)
 
 
 def check_images(images: Array) -> None:
-    """An error where `images` are not what a network takes: a batch with pixels, floating point."""
+    """Raises an error unless `images` is a floating-point batch with pixels."""
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"images must be [batch, height, width, channels] with pixels; got shape {images.shape}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(
-            f"images must be floating point and normalised (segjax.data.augment.prepare does it); got {images.dtype}"
+            f"images must be floating point and normalized, as by segjax.data.augment.prepare; got {images.dtype}"
         )
+
+
+class LinearHead(nn.Module):
+    """A 1×1 convolution to logits, computed in at least float32 for features of any dtype.
+
+    With `bias_init` = `losses.prior_bias(π)` and a small `kernel_stddev` the network starts by predicting the prior
+    (focal loss paper, arXiv 1708.02002, section 4.1, which uses 0.01). A norm must not follow: it would cancel the
+    prior.
+
+    Attributes:
+        num_classes: C.
+        bias_init: initial bias, one value per class; None: 0.
+        kernel_stddev: standard deviation of the normal initial kernel; None: sqrt(1 / fan-in) (LeCun).
+        param_dtype: dtype of the parameters.
+    """
+
+    num_classes: int
+    bias_init: Sequence[float] | None = None
+    kernel_stddev: float | None = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "b h w f"]) -> Float[Array, "b h w c"]:
+        """Maps `[B, H, W, F]` to logits `[B, H, W, num_classes]`.
+
+        Raises:
+            ValueError: `bias_init` has not one value per class.
+        """
+        bias = np.zeros(self.num_classes) if self.bias_init is None else np.asarray(self.bias_init)
+        if bias.shape != (self.num_classes,):
+            raise ValueError(f"the head's bias needs one value per class, {self.num_classes}; got {self.bias_init}")
+        init = nn.initializers
+        return nn.Dense(
+            self.num_classes,
+            kernel_init=init.lecun_normal() if self.kernel_stddev is None else init.normal(self.kernel_stddev),
+            bias_init=lambda key, shape, dtype: jnp.asarray(bias, dtype),
+            dtype=jnp.promote_types(features.dtype, jnp.float32),
+            param_dtype=self.param_dtype,
+            name="linear",
+        )(features)
+
+    def segment(
+        self,
+        features: Float[Array, "b h w f"],
+        *,
+        scale: int = 1,
+        size: tuple[int, int] | None = None,
+        dropout: str = "none",
+        heads: int = 3,
+        rate: Real[ArrayLike, ""] = 0.2,
+        mask: str = "element",
+        keys: Key[Array, "b"] | None = None,
+    ) -> Segmentation:
+        """Returns the logits of `features`, without dropout and under dropout, all with the same parameters.
+
+        With `scale` > 1 every result is that of the bilinearly upsampled features. The logits, and samples with masks
+        per channel, are computed before the upsampling, which is equivalent because both maps are linear. Masks per
+        element and the analytic variance need the upsampled features themselves, H · W · F numbers. (The features are
+        returned upsampled; under jit this costs nothing if they are not used.)
+
+        Args:
+            features: `[B, h, w, F]`.
+            scale: ratio of the resolution of the logits to that of the features.
+            size: height and width to crop to; None: `scale` times those of the features.
+            dropout: "none" | "sampled": `mc_logits` (`head_samples`) if there are keys | "analytic": `logit_variance`.
+            heads: K of "sampled".
+            rate: dropout rate in [0, 1); may be traced.
+            mask: "element" | "channel", for "sampled".
+            keys: `[B]`, PRNG keys of the examples; None: no samples.
+        """
+        checks.choice("dropout", dropout, DROPOUTS)
+        height, width = size or (scale * features.shape[1], scale * features.shape[2])
+
+        def fine(x: Array) -> Array:
+            return upsample_bilinear(x, scale)[..., :height, :width, :]
+
+        whole = fine(features)
+        logits = self(whole) if scale == 1 else fine(self(features))
+        samples = variance = None
+        linear = self.variables["params"]["linear"]
+        if dropout == "sampled" and keys is not None:
+            late = scale > 1 and mask == "channel"
+            samples = head_samples(
+                features if late else whole, linear["kernel"], linear["bias"], keys, heads=heads, rate=rate, mask=mask
+            )
+            samples = jax.vmap(fine)(samples) if late else samples
+        if dropout == "analytic":
+            variance = logit_variance(whole, linear["kernel"], rate)
+        return Segmentation(logits, samples, variance, whole)
+
+
+def head_samples(
+    features: Float[Array, "b h w f"],
+    kernel: Float[Array, "f c"],
+    bias: Float[Array, "c"],
+    keys: Key[Array, "b"],
+    *,
+    heads: int,
+    rate: Real[ArrayLike, ""],
+    mask: str = "element",
+) -> Float[Array, "{heads} b h w c"]:
+    r"""Returns logits of K dropout masks over the features, through one shared linear head.
+
+    .. math:: z_k = W^\top x'_k + b, \qquad x'_k = \text{dropout}(x, p, \text{fold\_in}(\text{key}, k))
+
+    The masks of head k do not depend on K: the first 3 of 30 heads equal those of K = 3. K masks per channel need F · K
+    random numbers per image; masks per element need H · W times as many, which take most of the time. The heads are
+    computed one after another, so that K copies of the features never exist, not even in the backward pass.
+    `segjax.inference` computes uncertainties for large K without holding K sets of logits.
+
+    Args:
+        features: x, `[B, H, W, F]`, any floating dtype; the product is computed in at least float32.
+        kernel: W, `[F, C]`.
+        bias: b, `[C]`.
+        keys: `[B]`, PRNG keys of the examples (`example_dropout_keys`).
+        heads: K ≥ 1; static. An unbiased variance needs at least 2.
+        rate: p in [0, 1), a scalar; not checked if traced.
+        mask: "element" | "channel"; static.
+
+    Returns:
+        `[K, B, H, W, C]`, at least float32. At p = 0 each equals the logits without dropout.
+
+    Raises:
+        ValueError: K < 1, p is not in [0, 1), `mask` is unknown, or the number of keys is not that of the images.
+
+    References:
+        Gal and Ghahramani, arXiv 1506.02142; Kendall et al., Bayesian SegNet, arXiv 1511.02680; Kendall and Gal, What
+        Uncertainties Do We Need in Bayesian Deep Learning for Computer Vision?, arXiv 1703.04977.
+
+    >>> from segjax.models import example_dropout_keys
+    >>> keys = example_dropout_keys(jax.random.key(0), jnp.arange(2))
+    >>> x, kernel, bias = jnp.ones((2, 5, 6, 4)), jnp.ones((4, 3)), jnp.zeros(3)
+    >>> head_samples(x, kernel, bias, keys, heads=8, rate=0.2, mask="channel").shape
+    (8, 2, 5, 6, 3)
+    """
+    check_one_key_per_image(keys, features)
+    if heads < 1:
+        raise ValueError(f"heads must be at least 1; got {heads}")
+    threshold, scale = threshold_and_scale(checked_rate("rate", rate))
+    x, kernel, bias = _widened(features, kernel, bias)
+    kernel = kernel * scale.astype(kernel.dtype)
+    head_keys = jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (0, None))(keys, k))(jnp.arange(heads))
+
+    # The backward pass applies the mask again, so that only the boolean mask of a head is kept for it.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def masked_product(keep: Array, x: Array, kernel: Array) -> Array:
+        return jnp.where(keep, x, jnp.zeros((), x.dtype)) @ kernel
+
+    def head(keys: Array) -> Array:
+        return masked_product(keep_mask(keys, mask_shape(mask, x), threshold), x, kernel) + bias[None, None, None]
+
+    return jax.lax.map(head, head_keys)
+
+
+def logit_variance(
+    features: Float[Array, "b h w f"], kernel: Float[Array, "f c"], rate: Real[ArrayLike, ""]
+) -> Float[Array, "b h w c"]:
+    r"""Returns the exact variance of a linear head's logits under dropout of its input: that of K = ∞ heads.
+
+    .. math:: \operatorname{Var} z_c = \operatorname{Var} \sum_i \frac{m_i}{1 - p} w_{ic} x_i
+        = \frac{p}{1 - p} \sum_i w_{ic}^2 x_i^2
+
+    The head is linear and the masks of different features are independent, so the variances add: infinitely many heads
+    cost one more product of the head's size, without random numbers. Both kinds of mask have this variance; they differ
+    only in the covariance between pixels. Gradients flow to the features, the kernel and p.
+
+    Args:
+        features: x, `[B, H, W, F]`, any floating dtype; computed in at least float32.
+        kernel: w, `[F, C]`.
+        rate: p in [0, 1), a scalar; not checked if traced.
+
+    Returns:
+        `[B, H, W, C]` ≥ 0, in squared logits, at least float32; 0 at p = 0.
+
+    Raises:
+        ValueError: p is not in [0, 1).
+
+    References:
+        Wang and Manning, Fast dropout training, ICML 2013 (the closed form); Gal and Ghahramani, arXiv 1506.02142;
+        Kendall and Gal, arXiv 1703.04977.
+
+    >>> x, kernel = jnp.array([3.0, 1.0]).reshape(1, 1, 1, 2), jnp.array([[1.0], [2.0]])
+    >>> print(logit_variance(x, kernel, 0.2)[0, 0, 0])  # 0.2 / 0.8 · (1 · 9 + 4 · 1)
+    [3.25]
+    """
+    x, kernel = _widened(features, kernel)
+    p = checked_rate("rate", rate).astype(x.dtype)
+    return (x**2 @ kernel**2) * (p / (1 - p))
+
+
+def _widened(features: Array, *parameters: Array) -> tuple[Array, ...]:
+    dtype = jnp.promote_types(features.dtype, jnp.float32)
+    return tuple(array.astype(dtype) for array in (features, *parameters))
+
+
+def example_dropout_keys(key: Shaped[Array, "..."], examples: Integer[ArrayLike, "b"]) -> Key[Array, "b"]:
+    """Returns one PRNG key per example, from (key, global example index), independent of the device.
+
+    Args:
+        key: dropout key of a step or a pass, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).
+        examples: `[B]`, indices of the examples in the data set or in the global batch.
+
+    Returns:
+        `[B]` typed keys.
+
+    Raises:
+        TypeError: `examples` are not integers.
+        ValueError: `examples` is not of rank 1.
+
+    >>> keys = example_dropout_keys(jax.random.key(0), jnp.array([7, 8]))
+    >>> bool(keys[1] == example_dropout_keys(jax.random.key(0), jnp.array([8]))[0])
+    True
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    examples = checks.integers("examples", examples)
+    if examples.ndim != 1:
+        raise ValueError(f"examples must be [batch], one index per image; got shape {examples.shape}")
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, examples)
+
+
+def dropout(
+    x: Float[Array, "b h w f"], rate: Real[ArrayLike, ""], keys: Key[Array, "b"], *, mask: str = "element"
+) -> Float[Array, "b h w f"]:
+    r"""Returns inverted dropout of x: each value, or each channel of an image, is 0 with probability p.
+
+    .. math:: x'_i = \frac{m_i}{1 - p} x_i, \quad m_i \sim \operatorname{Bernoulli}(1 - p), \quad
+        \operatorname{E} x' = x, \quad \operatorname{Var} x'_i = \frac{p}{1 - p} x_i^2
+
+    Both kinds of mask have this variance at every value. "element" draws H · W times as many random numbers, which on a
+    CPU take most of the time. A random number has 16 bits: 1 - p is rounded to a positive multiple of 2^-16, and values
+    are divided by the rounded one, so the mean is exact. `nn.Dropout` needs a Python float as its rate; this p may be
+    traced.
+
+    Args:
+        x: `[B, H, W, F]`, any floating dtype; scaled in float32 at least.
+        rate: p in [0, 1), a scalar; not checked if traced.
+        keys: `[B]`, PRNG keys of the examples (`example_dropout_keys`).
+        mask: "element", `[B, H, W, F]`, or "channel", `[B, 1, 1, F]`; static.
+
+    Returns:
+        `[B, H, W, F]` of x's dtype; equal to x at p = 0.
+
+    Raises:
+        ValueError: p is not in [0, 1), `mask` is unknown, or the number of keys is not that of the images.
+
+    References:
+        Srivastava et al., Dropout, JMLR 15 (2014); as a Bayesian approximation: Gal and Ghahramani, arXiv 1506.02142;
+        of whole channels: Tompson et al., arXiv 1411.4280.
+
+    >>> keys = example_dropout_keys(jax.random.key(0), jnp.arange(1))
+    >>> print(dropout(jnp.ones((1, 1, 2, 4)), 0.5, keys, mask="channel")[0, 0])
+    [[0. 2. 0. 2.]
+     [0. 2. 0. 2.]]
+    """
+    check_one_key_per_image(keys, x)
+    threshold, scale = threshold_and_scale(checked_rate("rate", rate))
+    keep = keep_mask(keys, mask_shape(mask, x), threshold)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.where(keep, (x.astype(dtype) * scale.astype(dtype)).astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+def checked_rate(name: str, rate: Real[ArrayLike, ""]) -> Float[Array, ""]:
+    """Returns `rate` as a float32 scalar; raises a ValueError that names it if its value is not in [0, 1)."""
+    given = checks.finite(name, rate, jnp.float32)
+    # `rate` and not `given`, because under jit the array of a Python number is traced.
+    if not isinstance(rate, jax.core.Tracer) and not 0 <= np.float32(rate) < 1:
+        raise ValueError(f"{name} must be at least 0 and less than 1; got {float(rate):g}")
+    return given
+
+
+def check_one_key_per_image(keys: Array, x: Array) -> None:
+    """Raises a ValueError unless `keys` has the shape `[B]` for the B of x."""
+    if keys.shape != x.shape[:1]:
+        raise ValueError(f"keys must be one PRNG key per image, shape {x.shape[:1]}; got {keys.shape}")
+
+
+def mask_shape(mask: str, x: Array) -> tuple[int, int, int]:
+    """Returns the shape of one image's mask; raises a ValueError if `mask` is unknown."""
+    checks.choice("mask", mask, MASKS)
+    return x.shape[1:] if mask == "element" else (1, 1, x.shape[-1])
+
+
+def threshold_and_scale(rate: Array) -> tuple[Array, Array]:
+    """Returns the largest 16-bit number that keeps a value, and 1 / (the rounded probability of keeping it)."""
+    keeping = jnp.clip(jnp.round((1 - rate) * 2**16), 1, 2**16)
+    return keeping.astype(jnp.uint32) - 1, 2**16 / keeping
+
+
+def keep_mask(keys: Array, shape: tuple[int, ...], threshold: Array) -> Bool[Array, "b ..."]:
+    """Returns a mask of `shape` for each key. Both halves of each random word are used, which halves the cost."""
+    *outer, channels = shape
+    words = jax.vmap(lambda key: jax.random.bits(key, (*outer, (channels + 1) // 2), jnp.uint32))(keys)
+    return jnp.concatenate([(words & 0xFFFF) <= threshold, (words >> 16) <= threshold], axis=-1)[..., :channels]

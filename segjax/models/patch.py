@@ -1,57 +1,43 @@
-"""A classifier of every pixel by the patch around it, and the same weights run fully convolutionally."""
-
-from typing import Any
+"""Classifier of every pixel from the patch around it, patch by patch or fully convolutionally with the same weights."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from segjax.models.layers import fan_in_normal
-from segjax.models.network import Network, Pass
-from segjax.models.norm import Norm
-from segjax.models.pooling import max_pool_2x2, max_pool_2x2_dense
+from segjax.models.layers import Block, fan_in_normal, max_pool_2x2, max_pool_2x2_dense
+from segjax.models.network import ForwardContext, Network
 
 
-class ValidBlock(nn.Module):
-    """`convolutions` times an unpadded convolution, norm, ReLU. The convolutions have a bias only without a norm.
+class ValidBlock(Block):
+    """Unpadded convolution, norm, ReLU, `convolutions` times.
 
-    Attributes:
-        features: output channels.
+    Attributes: those of `Block`, and
+        features: number of output channels.
         size: side of the kernels.
-        convolutions: how many; each takes `dilation` · (size - 1) pixels off height and width.
-        dilation: distance of the kernel's taps; parameters do not depend on it.
-        norm: "batch" | "group" | "none".
-        axis_name: mapped axis of synchronised batch norm.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        convolutions: number of convolutions; each removes dilation · (size - 1) pixels from height and width.
+        dilation: distance between the taps of the kernel; parameters do not depend on it.
     """
 
     features: int
     size: int = 3
     convolutions: int = 2
     dilation: int = 1
-    norm: str = "batch"
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b H W f"]:
-        """`[B, H, W, C]` to `[B, H - n, W - n, features]`, n = convolutions · dilation · (size - 1)."""
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        """Maps `[B, H, W, C]` to `[B, H - n, W - n, features]`, n = convolutions · dilation · (size - 1)."""
         for i in range(1, self.convolutions + 1):
             x = nn.Conv(
                 self.features,
                 (self.size, self.size),
                 padding="VALID",
                 kernel_dilation=self.dilation,
-                use_bias=self.norm == "none",
-                kernel_init=fan_in_normal(2.0, self.size**2 * x.shape[-1]),
+                kernel_init=fan_in_normal(2.0),
                 name=f"conv{i}",
-                **kinds,
+                **self.conv_fields,
             )(x)
-            x = nn.relu(Norm(self.norm, self.axis_name, name=f"norm{i}", **kinds)(x, train))
+            x = nn.relu(self.normalize(x, train, f"norm{i}"))
         return x
 
 
@@ -66,29 +52,27 @@ class PatchClassifier(Network):
         52 \to 50, 48 \to 24 \to 22, 20 \to 10 \to 8, 6 \to 3 \to 1 \quad (depth\ 3, k = 3)
 
     The image is padded by reflection, P/2 pixels at the top and the left and P/2 - 1 at the bottom and the right, so
-    each of its pixels is the centre of a patch (of its four central pixels the lower right one).
+    that each pixel is the centre of a patch (the lower right one of its four central pixels).
 
-    Neighbouring patches overlap by all but a line, and what they share is computed again for each. So the same
-    weights run fully convolutionally: every stride becomes the dilation of all that follows it. Behind l poolings a
-    convolution has its taps 2^l pixels apart, and a pooling takes the larger of pixels 2^l apart, at every place: one
-    pass gives the features of all patches. `sliding` chooses the way in evaluation, and changes the time and not the
-    answer; training always takes one pass. Of that:
+    Neighbouring patches share all but one line, which is computed again for each. The same weights therefore also run
+    fully convolutionally: every stride becomes the dilation of all later layers. After l poolings the taps of a
+    convolution lie 2^l pixels apart, and a pooling takes the maximum of pixels 2^l apart at every pixel, so one pass
+    gives the features of all patches. `sliding` selects the slow form in evaluation; the result is the same. Training
+    always takes one pass.
 
-    - Batch norm in evaluation is a fixed affine map, and the two ways agree to rounding, with norm "none" too.
-    - Batch norm in training takes its statistics over the positions of the pass, each counted once. A batch of all
-      patches would count a position once for every patch that it is in: less near the border of the padded image,
-      behind a pooling by other numbers again. Only the vectors of the last layer are counted alike.
-    - Group norm takes statistics over a patch, or over the image: two different networks. `sliding` with it is an
-      error.
+    - Batch norm in evaluation is a fixed affine map; with it and with norm "none" both forms agree to rounding.
+    - Batch norm in training takes its statistics over the pixels of the pass, each counted once. A batch of all patches
+      would count a pixel once for each patch that contains it. Only the vectors of the last layer are counted alike.
+    - Group norm takes statistics over a patch or over the image, which are two different networks: with `sliding` it is
+      an error.
 
     Width 32, depth 3, 3 channels, batch norm: 0.58 M parameters.
 
     Attributes: those of `Network`, and
-        width: channels of the first level.
+        width: number of channels of the first level.
         depth: number of 2×2 poolings.
         patch_size: P; None: the P that leaves k = 3 pixels to the fully connected layer, 7 · 2^depth - 4.
-        sliding: evaluate each patch of its own, a row of the image's patches at a time: the honest slow way. Memory is
-            that of B · W patches.
+        sliding: evaluate each patch separately, one row of patches at a time, with the memory of B · W patches.
 
     References:
         Ciresan et al., Deep Neural Networks Segment Neuronal Membranes in Electron Microscopy Images, NIPS 2012;
@@ -109,45 +93,45 @@ class PatchClassifier(Network):
 
     @property
     def multiple(self) -> int:
-        """One: every pixel has its patch."""
+        """Returns 1, because every pixel has its patch."""
         return 1
 
     @property
     def symbolic_minimum(self) -> int:
-        """More than half a patch: only an image of known size is reflected more than once."""
+        """Returns more than half a patch, because an image of symbolic size cannot be reflected repeatedly."""
         return self.patch // 2 + 1
 
     @property
     def patch(self) -> int:
-        """P, the side of a patch in pixels: what a logit sees of the image."""
+        """Returns P, the side of a patch in pixels: the receptive field of a logit."""
         return 7 * 2**self.depth - 4 if self.patch_size is None else self.patch_size
 
     def check(self) -> None:
-        """Raises a ValueError where the poolings do not divide the patch, or two ways would be two networks."""
+        """Raises a ValueError if the poolings do not divide the patch, or `sliding` would be another network."""
         stride = 2**self.depth
         if (self.patch + 4) % stride or self.patch + 4 < 5 * stride:
             first, second, third = (stride * (4 + k) - 4 for k in (1, 2, 3))
             raise ValueError(
                 f"patch_size of a PatchClassifier with {self.depth} poolings must be {first}, {second}, {third}, …, "
-                f"which they leave k = 1, 2, 3, … whole pixels of; got {self.patch}"
+                f"which leave k = 1, 2, 3, … whole pixels; got {self.patch}"
             )
         if self.sliding and self.norm == "group":
             raise ValueError(
-                "sliding=True with norm='group' would be another network, since each patch has statistics of its own; "
+                "sliding=True with norm='group' would be another network, because each patch has its own statistics; "
                 "use norm='batch' or 'none'"
             )
 
-    def body(self, x: Float[Array, "b h w channels"], go: Pass) -> tuple[Float[Array, "b h w f"], int]:
-        """`[B, H, W, channels]` to `[B, H, W, width · 2^depth]`."""
+    def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:
+        """Maps `[B, H, W, channels]` to `[B, H, W, width · 2^depth]`."""
         before = self.patch // 2
         around = (before, self.patch - 1 - before)
         padded = jnp.pad(x, ((0, 0), around, around, (0, 0)), mode="reflect")
-        if self.sliding and not go.train and not self.is_initializing():
+        if self.sliding and not ctx.train and not self.is_initializing():
             return self._patches_of_rows(padded), 1
-        return self._features(padded, go.train, dense=True), 1
+        return self._features(padded, ctx.train, dense=True), 1
 
     def _features(self, x: Array, train: bool, *, dense: bool) -> Array:
-        """`[N, P, P, channels]` to `[N, 1, 1, F]`; where `dense`, any larger image to the features of its patches."""
+        """Maps `[N, P, P, channels]` to `[N, 1, 1, F]`, or, if `dense`, images to the features of all patches."""
         dilation = 1
         for level in range(self.depth):
             x = self.block(ValidBlock, self.width * 2**level, dilation=dilation, name=f"level{level}")(x, train)
@@ -158,7 +142,7 @@ class PatchClassifier(Network):
         return self.block(ValidBlock, self.width * 2**self.depth, **fields)(x, train)
 
     def _patches_of_rows(self, padded: Array) -> Array:
-        """`[B, H + P - 1, W + P - 1, channels]` to `[B, H, W, F]`, a row of patches after another."""
+        """Maps `[B, H + P - 1, W + P - 1, channels]` to `[B, H, W, F]`, one row of patches after another."""
         batch, height, width, channels = padded.shape
         height, width = height - self.patch + 1, width - self.patch + 1
         columns = jnp.arange(width)[:, None] + jnp.arange(self.patch)
@@ -168,7 +152,7 @@ class PatchClassifier(Network):
             patches = strip[:, :, columns].swapaxes(1, 2).reshape(batch * width, self.patch, self.patch, channels)
             return nothing, network._features(patches, False, dense=False).reshape(batch, width, -1)
 
-        # Linen's scan, since its modules may not be called inside `lax.map`.
+        # Linen's scan, because its modules cannot be called inside `lax.map`.
         rows = nn.scan(
             row,
             variable_broadcast=("params", "batch_stats"),

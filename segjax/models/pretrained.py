@@ -1,4 +1,4 @@
-"""Weights that PyTorch trained: a torchvision ResNet's file, `.safetensors` or `.pth`, as the encoder of a network."""
+"""Pretrained encoders: loads a torchvision ResNet, `.safetensors` or `.pth`, into the encoder of a network."""
 
 import re
 from collections.abc import Mapping
@@ -18,25 +18,25 @@ _SHOWN = 3
 
 
 def load_torch_state(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a PyTorch state dict by their names, as float32 where they are floating.
+    """Loads the arrays of a PyTorch state dict by name; floating-point arrays become float32.
 
-    Nothing is unpickled: `.pth` and `.pt` are read by `torch.load(weights_only=True)` and so need PyTorch (the extra
-    `torch`), `.safetensors` needs the small package of that name (the extra `pretrained`).
+    Nothing is unpickled: `.pth` and `.pt` are read by `torch.load(weights_only=True)` and need PyTorch (the extra
+    `torch`), `.safetensors` needs the small package `safetensors` (the extra `pretrained`).
 
     Args:
-        path: a file whose name ends in `.safetensors`, `.pth` or `.pt`.
+        path: file named `.safetensors`, `.pth` or `.pt`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ModuleNotFoundError: the package that reads it is not installed.
-        ValueError: another ending; a damaged file; a file of something else than named arrays.
+        ValueError: another suffix; a damaged file; a file that does not contain named arrays.
     """
     path = Path(path)
     readers = {".safetensors": _read_safetensors, ".pth": _read_pth, ".pt": _read_pth}
     if path.suffix not in readers:
-        raise ValueError(f"{path}: pretrained weights must be a file .safetensors, .pth or .pt; got {path.suffix!r}")
+        raise ValueError(f"{path}: pretrained weights must be a .safetensors, .pth or .pt file; got {path.suffix!r}")
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file of pretrained weights")
+        raise FileNotFoundError(f"{path}: the file of pretrained weights does not exist")
     return readers[path.suffix](path)
 
 
@@ -49,7 +49,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: no safetensors file, or a damaged one: {error}") from error
+        raise ValueError(f"{path}: not a safetensors file, or damaged: {error}") from error
     return {name: _widened(value) for name, value in state.items()}
 
 
@@ -60,19 +60,21 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         raise _missing(path, "torch", "torch") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    # PyTorch has many kinds of error here, and one of them advises to unpickle the file all the same.
+    # PyTorch raises many kinds of error here, and one of them recommends unpickling the file.
     except Exception as error:
         kind = type(error).__name__
-        raise ValueError(f"{path}: holds more than weights, which is not read, or is damaged ({kind})") from error
+        raise ValueError(
+            f"{path}: the file contains more than weights and is not read, or it is damaged ({kind})"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         found = f"a dict of {_some(state)}" if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"{path}: a state dict holds tensors by name, as `torch.save(model.state_dict(), …)`; {found}")
+        raise ValueError(f"{path}: expected tensors by name, from `torch.save(model.state_dict(), …)`; got {found}")
     wide = (value.float() if value.is_floating_point() else value for value in state.values())
     return {name: value.detach().contiguous().numpy() for name, value in zip(state, wide, strict=True)}
 
 
 def _missing(path: Path, package: str, extra: str) -> ModuleNotFoundError:
-    other = "; or save it as .safetensors, which needs less" if extra == "torch" else ""
+    other = "; or save the weights as .safetensors, which needs only safetensors" if extra == "torch" else ""
     return ModuleNotFoundError(
         f"{path}: reading a {path.suffix} file needs {package}: pip install 'segjax[{extra}]'{other}", name=package
     )
@@ -83,7 +85,7 @@ def _widened(value: np.ndarray) -> np.ndarray:
 
 
 def torch_name(path: tuple[str, ...]) -> str:
-    """torchvision's name of an array of `ResNet`'s, by its path in "params" or "batch_stats".
+    """Returns torchvision's name of an array of `ResNet`, by its path in "params" or "batch_stats".
 
     >>> torch_name(("layer2_0", "downsample_norm", "batch", "scale"))
     'layer2.0.downsample.1.weight'
@@ -96,21 +98,21 @@ def torch_name(path: tuple[str, ...]) -> str:
 
 
 def resnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = None) -> dict[str, Any]:
-    """A torchvision ResNet's state dict as `{"params", "batch_stats"}` of our `ResNet` with batch norm.
+    """Converts a torchvision ResNet's state dict to `{"params", "batch_stats"}` of `ResNet` with batch norm.
 
-    Depth and width are found in the state. Its classifier `fc` and `num_batches_tracked` are left out.
+    Depth and width are inferred from the state. Its classifier `fc` and `num_batches_tracked` are left out.
 
     Args:
-        state: arrays by torchvision's names, `load_torch_state`'s.
-        channels: of the images; None: those of the state. 1 for a state of more: the stem's kernel summed over its
+        state: arrays by torchvision's names, from `load_torch_state`.
+        channels: number of channels of the images; None: that of the state. 1 sums the stem's kernel over its input
             channels, so that a grey image gives the features of the image with that grey in all channels.
 
     Returns:
         NumPy arrays.
 
     Raises:
-        ValueError: the state is no ResNet-18, 34, 50 or 101's: another number of blocks, missing or unknown names, a
-            wrong shape; `channels` is neither 1 nor the state's.
+        ValueError: the state is not that of a ResNet-18, 34, 50 or 101: another number of blocks, missing or unknown
+            names, a wrong shape; `channels` is neither 1 nor the state's.
     """
     state = {
         name: value
@@ -143,7 +145,7 @@ def resnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = 
 
 
 def _depth(state: Mapping[str, np.ndarray]) -> int:
-    """The ResNet's depth, by its blocks."""
+    """Returns the depth of the ResNet with these blocks."""
     found = {match.groups() for name in state if (match := re.match(r"layer(\d)\.(\d+)\.", name))}
     blocks = tuple(sum(stage == str(i) for stage, _ in found) for i in (1, 2, 3, 4))
     bottleneck = "layer1.0.conv3.weight" in state
@@ -158,7 +160,7 @@ def _depth(state: Mapping[str, np.ndarray]) -> int:
 
 @cache
 def _expected(depth: int, width: int, channels: int) -> Variables:
-    """The variables of our ResNet as shapes."""
+    """Returns the shapes of the variables of `ResNet`."""
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
     return jax.eval_shape(partial(ResNet(depth, width).init, train=False), jax.random.key(0), images)
 
@@ -166,7 +168,7 @@ def _expected(depth: int, width: int, channels: int) -> Variables:
 def _check_names(depth: int, names: list[str], state: Mapping[str, np.ndarray]) -> None:
     missing, unknown = sorted(set(names) - set(state)), sorted(set(state) - set(names))
     if missing or unknown:
-        wrong = [f"{kind} {_some(of)}" for kind, of in (("misses", missing), ("has no place for", unknown)) if of]
+        wrong = [f"{kind} {_some(of)}" for kind, of in (("lacks", missing), ("has unknown arrays", unknown)) if of]
         raise ValueError(f"the state of a ResNet-{depth} {' and '.join(wrong)}")
 
 
@@ -177,20 +179,20 @@ def _some(names: Any) -> str:
 
 
 def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
-    """`variables` of a network with its `encoder` replaced; all else, the head and the decoder, stays.
+    """Returns the variables of a network with its encoder replaced; head and decoder stay.
 
     Args:
-        variables: what `init` of a network with an encoder gave: `DeepLabV2`, `DeepLabV3Plus`, `ResNetUNet`.
-        encoder: `{"params", "batch_stats"}`, `resnet_variables`'.
+        variables: variables of a network with an encoder: `DeepLabV2`, `DeepLabV3Plus`, `ResNetUNet`.
+        encoder: `{"params", "batch_stats"}`, from `resnet_variables`.
 
     Returns:
-        A new dict; arrays have the dtypes of those they replace.
+        A new dict; arrays have the dtypes of the arrays they replace.
 
     Raises:
-        ValueError: the network has no encoder, or one of another depth, width, norm or number of input channels.
+        ValueError: the network has no encoder, or its depth, width, norm or number of input channels differs.
     """
     if "encoder" not in variables["params"]:
-        raise ValueError(f"the network has no encoder to load; it has {_some(variables['params'])}")
+        raise ValueError(f"the network has no encoder to load weights into; it has {_some(variables['params'])}")
     for kind in sorted({*variables, *encoder}):
         here, there = (_by_path(tree) for tree in (variables.get(kind, {}).get("encoder", {}), encoder.get(kind, {})))
         if here.keys() != there.keys():
@@ -199,7 +201,7 @@ def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
                 for what, of in (("lack", here.keys() - there.keys()), ("also have", there.keys() - here.keys()))
                 if of
             ]
-            raise ValueError(f"the weights are not of the network's encoder: of its {kind} they {' and '.join(wrong)}")
+            raise ValueError(f"the weights do not fit the network's encoder: of its {kind} they {' and '.join(wrong)}")
         for path, value in here.items():
             if value.shape != there[path].shape:
                 raise ValueError(
@@ -222,21 +224,21 @@ def _by_path(tree: Variables) -> dict[str, Any]:
 
 
 def load_encoder(path: str | Path, variables: Variables) -> dict[str, Any]:
-    """A network's initial `variables` with the ResNet of a file in its encoder: what a training run starts from.
+    """Returns a network's initial variables with a ResNet loaded into its encoder, to start training from.
 
-    A network of 1-channel images takes the stem's kernel summed over its channels.
+    A network for 1-channel images receives the stem's kernel summed over its input channels.
 
     Args:
-        path: a torchvision ResNet's state dict, `.safetensors`, `.pth` or `.pt`.
-        variables: what `init` of a network with an encoder gave.
+        path: state dict of a torchvision ResNet, `.safetensors`, `.pth` or `.pt`.
+        variables: variables of a network with an encoder.
 
     Returns:
         A new dict of the same structure, shapes and dtypes.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ModuleNotFoundError: the package that reads it is not installed.
-        ValueError: the file is damaged or no ResNet's, or does not fit the network; the line begins with its name.
+        ValueError: the file is damaged, not a ResNet's, or does not fit the network; the message begins with the path.
     """
     state = load_torch_state(path)
     stem = variables["params"].get("encoder", {}).get("conv1")

@@ -1,18 +1,13 @@
 """ResNet (He et al. 2015, arXiv 1512.03385) as an encoder, with a smaller output stride by dilation."""
 
-from typing import Any
-
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from segjax import checks
-from segjax.models.dilated import Conv
-from segjax.models.network import Network, check_images, rematerialised
-from segjax.models.norm import Norm
-from segjax.models.pooling import max_pool_3x3
+from segjax.models.layers import Block, Conv, max_pool_3x3
+from segjax.models.network import Network, check_images, rematerialized
 
-# Depth to the blocks of its four stages, and whether they are bottlenecks.
+# By depth: the number of blocks of each stage, and whether they are bottlenecks.
 STAGES = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -22,21 +17,17 @@ STAGES = {
 OUTPUT_STRIDES = (8, 16, 32)
 
 
-class ResidualBlock(nn.Module):
-    """ReLU of the input plus what two or three convolutions, each with its norm, make of it.
+class ResidualBlock(Block):
+    """ReLU of the input plus its map through two or three convolutions, each with a norm.
 
-    Where size or channels change the input goes through a 1×1 convolution and a norm of its own, `downsample`.
+    Where size or channels change, the input passes through a 1×1 convolution with norm, `downsample`.
 
-    Attributes:
-        width: channels of the 3×3 convolution.
-        bottleneck: 1×1, 3×3, 1×1 to 4 · width channels, and not 3×3, 3×3.
-        stride: of the first 3×3 convolution (torchvision's "v1.5": He et al. have a bottleneck's in its first 1×1).
-        dilation: of the first 3×3 convolution.
-        next_dilation: of the second.
-        norm: "batch" | "group" | "none".
-        axis_name: mapped axis of synchronised batch norm.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+    Attributes: those of `Block`, and
+        width: number of channels of the 3×3 convolution.
+        bottleneck: whether the convolutions are 1×1, 3×3, 1×1 to 4 · width channels instead of 3×3, 3×3.
+        stride: stride of the first 3×3 convolution (torchvision's "v1.5"; He et al. stride in the first 1×1).
+        dilation: dilation of the first 3×3 convolution.
+        next_dilation: dilation of the second.
     """
 
     width: int
@@ -44,20 +35,14 @@ class ResidualBlock(nn.Module):
     stride: int = 1
     dilation: int = 1
     next_dilation: int = 1
-    norm: str = "batch"
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b H W f"]:
-        """`[B, H, W, C]` to `[B, ceil(H / stride), ceil(W / stride), width or 4 · width]`."""
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        """Maps `[B, H, W, C]` to `[B, ceil(H / stride), ceil(W / stride), width or 4 · width]`."""
 
         def conv_norm(x: Array, name: str, features: int, size: int, stride: int = 1, dilation: int = 1) -> Array:
-            conv = name.replace("norm", "conv")
-            x = Conv(features, size, stride, dilation, use_bias=self.norm == "none", name=conv, **kinds)(x)
-            return Norm(self.norm, self.axis_name, name=name, **kinds)(x, train)
+            conv = Conv(features, size, stride, dilation, name=name.replace("norm", "conv"), **self.conv_fields)
+            return self.normalize(conv(x), train, name)
 
         features = self.width * (4 if self.bottleneck else 1)
         if self.bottleneck:
@@ -72,37 +57,35 @@ class ResidualBlock(nn.Module):
         return nn.relu(x + y)
 
 
-class ResNet(nn.Module):
-    r"""ResNet-18, 34, 50 or 101 without its classifier: images to the features of its stem and of its four stages.
+class ResNet(Block):
+    r"""ResNet-18, 34, 50 or 101 without its classifier: maps images to the features of its stem and four stages.
 
     .. math:: x_{l+1} = \operatorname{ReLU}(x_l + F_l(x_l))
 
-    torchvision's, in structure, padding and names: `layer2.0.conv1.weight` is `layer2_0/conv1/kernel`, `bn1` is
+    Structure, padding and names are torchvision's: `layer2.0.conv1.weight` is `layer2_0/conv1/kernel`, `bn1` is
     `norm1`, `downsample.0` and `downsample.1` are `downsample_conv` and `downsample_norm` (`segjax.models.pretrained`
     converts them). Width 64, 3 channels, batch norm: 11.18, 21.28, 23.51 and 42.50 M parameters.
 
     With an output stride of 16 or 8 the last one or two stages dilate instead of striding, as torchvision's
-    `replace_stride_with_dilation` (arXiv 1412.7062, 1706.05587): the same parameters, and at every second or fourth
-    pixel the same features as those of stride 32. (segmentation-models-pytorch dilates the first convolution of such a
-    stage too, and that is not the same.)
+    `replace_stride_with_dilation` (arXiv 1412.7062, 1706.05587): the parameters stay the same, and every second or
+    fourth pixel has the features of output stride 32. (segmentation-models-pytorch also dilates the first convolution
+    of such a stage, which gives other features.)
 
-    `init(key, images, train=False)`, `apply(variables, images, train=…, mutable=["batch_stats"])`. It is no `Network`:
-    no head, no padding.
+    `init(key, images, train=False)`, `apply(variables, images, train=…, mutable=["batch_stats"])`. It is not a
+    `Network`: it has neither head nor padding.
 
-    Attributes:
-        depth: 18 | 34, of two 3×3 convolutions a block, or 50 | 101, of bottlenecks.
-        width: channels of the stem; the stages have 1, 2, 4 and 8 times as many, bottlenecks four times these.
-        output_stride: of the last features, 8 | 16 | 32.
-        norm: "batch" | "group" | "none".
-        axis_name: the mapped axis over which batch statistics are averaged.
-        dtype: of the computation.
-        param_dtype: of the parameters.
-        remat: compute the blocks again in the backward pass instead of keeping their activations.
+    Attributes: those of `Block`, and
+        depth: 18 | 34, with two 3×3 convolutions per block, or 50 | 101, with bottlenecks.
+        width: number of channels of the stem; the stages have 1, 2, 4 and 8 times as many, bottlenecks four times
+            these.
+        output_stride: stride of the last features, 8 | 16 | 32.
+        remat: recompute the blocks in the backward pass instead of keeping their activations.
 
     References:
         He et al., arXiv 1512.03385. Dilation: Chen et al., arXiv 1412.7062; Yu and Koltun, arXiv 1511.07122.
 
     >>> import jax
+    >>> import jax.numpy as jnp
     >>> model, images = ResNet(18, width=4, output_stride=16), jnp.zeros((1, 65, 33, 3))
     >>> features = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0])
     >>> [feature.shape[1:] for feature in features]
@@ -112,38 +95,32 @@ class ResNet(nn.Module):
     depth: int = 50
     width: int = 64
     output_stride: int = 32
-    norm: str = "batch"
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     remat: bool = False
 
     @nn.compact
     def __call__(self, images: Shaped[Array, "..."], train: bool) -> tuple[Float[Array, "_ _ _ _"], ...]:
-        """`[B, H, W, channels]` to five features, `[B, ceil(H / s), ceil(W / s), F]` for s = 2, 4, 8, 16, 32.
+        """Maps `[B, H, W, channels]` to five features `[B, ceil(H / s), ceil(W / s), F]`, s = 2, 4, 8, 16, 32.
 
-        No s is larger than the output stride. F: width, then those of the stages.
+        s is at most the output stride. F is the width, then the channels of the stages.
 
         Raises:
-            TypeError: images of integers.
-            ValueError: an unknown depth or output stride; images of another rank, or smaller than the output stride.
+            TypeError: the images are integers.
+            ValueError: an unknown depth or output stride; images of another rank or smaller than the output stride.
         """
         checks.choice("depth", self.depth, tuple(STAGES))
         checks.choice("output_stride", self.output_stride, OUTPUT_STRIDES)
         check_images(images)
-        # Each by itself: symbolic sizes cannot be compared with each other.
+        # One by one, because symbolic sizes cannot be compared with each other.
         if any(n < self.output_stride for n in images.shape[1:3]):
             raise ValueError(
                 f"images must be at least {self.output_stride}x{self.output_stride}, the output stride of this "
                 f"ResNet-{self.depth}; got {images.shape[1]}x{images.shape[2]}"
             )
-        common = {"norm": self.norm, "axis_name": self.axis_name}
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = Conv(self.width, 7, 2, use_bias=self.norm == "none", name="conv1", **kinds)(images)
-        x = nn.relu(Norm(self.norm, self.axis_name, name="norm1", **kinds)(x, train))
+        x = Conv(self.width, 7, 2, name="conv1", **self.conv_fields)(images)
+        x = nn.relu(self.normalize(x, train, "norm1"))
         features = [x]
         x = max_pool_3x3(x)
-        block = rematerialised(ResidualBlock) if self.remat else ResidualBlock
+        block = rematerialized(ResidualBlock) if self.remat else ResidualBlock
         blocks, bottleneck = STAGES[self.depth]
         reached, dilation = 4, 1
         for stage, count in enumerate(blocks):
@@ -156,24 +133,25 @@ class ResNet(nn.Module):
                     self.width * 2**stage,
                     bottleneck,
                     stride=stride if i == 0 else 1,
-                    # The first convolution of a stage that no longer strides still sees the pixels of the stage before.
+                    # The first convolution of a dilated stage still has the dilation of the stage before.
                     dilation=before if i == 0 else dilation,
                     next_dilation=dilation,
                     name=f"layer{stage + 1}_{i}",
-                    **common,
-                    **kinds,
+                    norm=self.norm,
+                    axis_name=self.axis_name,
+                    **self.dtypes,
                 )(x, train)
             features.append(x)
         return tuple(features)
 
 
 def encoder_of(network: Network, *, depth: int, width: int, output_stride: int) -> ResNet:
-    """The ResNet "encoder" inside a network's body, with the network's norm, dtypes and rematerialisation."""
+    """Returns the ResNet "encoder" of a network's body, with the network's norm, dtypes and rematerialization."""
     common = {"norm": network.norm, "axis_name": network.axis_name, "remat": network.remat}
-    return ResNet(depth, width, output_stride, name="encoder", **common, **network.kinds)
+    return ResNet(depth, width, output_stride, name="encoder", **common, **network.dtypes)
 
 
 def check_encoder(depth: int, output_stride: int) -> None:
-    """A ValueError where a network's `encoder_depth` or `output_stride` is none of `ResNet`'s."""
+    """Raises a ValueError unless `ResNet` has this depth and output stride."""
     checks.choice("encoder_depth", depth, tuple(STAGES))
     checks.choice("output_stride", output_stride, OUTPUT_STRIDES)

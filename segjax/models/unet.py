@@ -1,44 +1,40 @@
-"""U-Net (Ronneberger et al. 2015, arXiv 1505.04597)."""
+"""U-Net (Ronneberger et al. 2015, arXiv 1505.04597), plain and with a ResNet encoder."""
+
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from segjax import checks
-from segjax.models.layers import ConvBlock, StridedConv3x3
-from segjax.models.layout import Layout, max_pool_2x2_packed
-from segjax.models.network import Network, Pass
-from segjax.models.pooling import max_pool_2x2, max_pool_2x2_positions
-from segjax.models.upsampling import UPSAMPLINGS
+from segjax.models.layers import ConvBlock, StridedConv3x3, max_pool_2x2, max_pool_2x2_positions
+from segjax.models.network import ForwardContext, Network
+from segjax.models.resnet import check_encoder, encoder_of
+from segjax.models.upsampling import UPSAMPLINGS, upsample_nearest_2x2
 
 DOWNSAMPLINGS = ("max", "stride")
+RESNET_LEVELS = 5
 
 
 class UNet(Network):
     r"""U-Net with padded convolutions: `depth` poolings and as many upsamplings, width · 2^level channels.
 
     Width 64, depth 4, 3 channels, batch norm: 31.0 M parameters; width 16: 1.94 M. With padding="reflect" images are
-    padded to at least 2 · 2^depth pixels, so that the lowest level has two to reflect.
+    padded to at least 2 · 2^depth pixels, so that the lowest level has two pixels to reflect.
 
     Attributes: those of `Network`, and
-        width: channels of the first level.
+        width: number of channels of the first level.
         depth: number of 2×2 poolings.
-        padding: of the convolutions, "reflect" | "zeros".
-        downsample: "max": 2×2 max pooling | "stride": 3×3 convolution with stride 2, norm, ReLU, of as many channels:
-            at width 64 it adds 3.14 M parameters.
+        padding: padding of the convolutions, "reflect" | "zeros".
+        downsample: "max": 2×2 max pooling | "stride": 3×3 convolution with stride 2, norm, ReLU, which keeps the number
+            of channels; at width 64 it adds 3.14 M parameters.
         upsample: "transpose": 2×2 transposed convolution; "transpose3", "transpose4": 3×3 and 4×4, whose windows
             overlap | "pixel_shuffle": 1×1 convolution, ReLU, depth to space | or a 1×1 convolution to the level's
-            channels and then "nearest", "bilinear", "bed_of_nails" (zeros between) or "max_unpool" (to where the maxima
-            lay in the encoder's pooling of that level; needs downsample="max").
-        pack: columns that the first level's arrays have side by side in their channels, a power of two, at most
-            2^depth; half as many a level down. The parameters and the numbers are the same; a TPU, which keeps channels
-            in lanes of 128, moves fewer bytes with 128 / width, and every device multiplies more. Not for CPUs.
-        strips: of rows, into which each image is cut, where its padded height is a multiple of strips · 2^depth, and
-            at least twice that: they lie in the batch like images, from end to end of the network. The parameters and
-            the numbers are the same; with a few images a chip a TPU moves a third of the bytes with 16 / images. Not
-            for CPUs.
+            channels followed by "nearest", "bilinear", "bed_of_nails" (zeros between pixels) or "max_unpool" (each
+            value at the position of the maximum in the pooling of that level; needs downsample="max").
 
-    `deep_dropout` = n is dropout after the n deepest blocks of the encoder (the lowest level first) and the n deepest
-    of the decoder, as Bayesian SegNet's central units have it; 0 to depth.
+    `deep_dropout` = n applies dropout after the n deepest blocks of the encoder, the lowest level first, and the n
+    deepest of the decoder, like the central units of Bayesian SegNet; 0 to depth. `PackedUNet` computes the same
+    network with arrays laid out for a TPU.
 
     References:
         Ronneberger et al., arXiv 1505.04597. Pixel shuffle: Shi et al., arXiv 1609.05158; Aitken et al., arXiv
@@ -49,8 +45,8 @@ class UNet(Network):
     >>> variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
     >>> jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images).logits.shape
     (1, 13, 18, 5)
-    >>> unsure, rngs = model.clone(dropout="sampled", heads=7, mask="channel"), {"dropout": jax.random.key(1)}
-    >>> jax.eval_shape(lambda v, x: unsure.apply(v, x, train=False, rngs=rngs), variables, images).mc_logits.shape
+    >>> uncertain, rngs = model.clone(dropout="sampled", heads=7, mask="channel"), {"dropout": jax.random.key(1)}
+    >>> jax.eval_shape(lambda v, x: uncertain.apply(v, x, train=False, rngs=rngs), variables, images).mc_logits.shape
     (7, 1, 13, 18, 5)
     """
 
@@ -60,91 +56,128 @@ class UNet(Network):
     padding: str = "reflect"
     downsample: str = "max"
     upsample: str = "transpose"
-    pack: int = 1
-    strips: int = 1
 
     @property
     def multiple(self) -> int:
-        """The stride of the lowest level."""
+        """Returns the stride of the lowest level."""
         return 2**self.depth
 
     @property
     def minimum(self) -> int:
-        """One pixel at the lowest level, or two to reflect."""
+        """Returns the size that leaves one pixel at the lowest level, or two with padding="reflect"."""
         return 2 ** (self.depth + (self.padding == "reflect"))
 
     @property
     def deep_places(self) -> int:
-        """Blocks with a twin on the other side."""
+        """Returns the number of levels with a block in the encoder and one in the decoder."""
         return self.depth
 
     def check(self) -> None:
-        """Raises a ValueError where a field of the U-Net makes no sense, or two of them do not go together."""
+        """Raises a ValueError if a field of the U-Net is out of range or two fields exclude each other."""
         checks.choice("downsample", self.downsample, DOWNSAMPLINGS)
         checks.choice("upsample", self.upsample, tuple(UPSAMPLINGS))
         if self.upsample == "max_unpool" and self.downsample != "max":
             raise ValueError(
-                "upsample='max_unpool' puts values where max pooling found them: it needs downsample='max'; "
+                "upsample='max_unpool' uses the positions of the maxima and needs downsample='max'; "
                 f"got {self.downsample!r}"
             )
-        if self.strips < 1:
-            raise ValueError(f"strips must be at least 1; got {self.strips}")
-        if self.pack not in [2**level for level in range(self.depth + 1)]:
-            raise ValueError(f"pack must be a power of two, at most 2^depth = {2**self.depth}; got {self.pack}")
 
-    def body(self, x: Float[Array, "b h w channels"], go: Pass) -> tuple[Float[Array, "b h w f"], int]:
-        """`[B, H, W, channels]`, a multiple of `multiple`, to `[B, H, W, width]`."""
-
-        strips = self._strips(x.shape[1])
-
-        def layout(level: int) -> Layout:
-            return Layout(max(1, self.pack >> level), strips)
-
-        def stage(x: Array | list[Array], side: str, level: int) -> Array:
-            fields = {"padding": self.padding, "layout": layout(level), "name": f"{side}{level}"}
-            x = self.block(ConvBlock, self.width * 2**level, **fields)(x, go.train)
-            deep = level - (side == "down") >= self.depth - self.deep_dropout
-            if not deep:
-                return x
-            # A mask follows the pixels' places, whichever way they are kept.
-            return layout(level).lay(go.drop(layout(level).flat(x), 1 + 2 * level + (side == "up")))
-
-        def down(x: Array, level: int) -> tuple[Array, Array | None]:
-            if self.downsample == "max" and self.upsample != "max_unpool":
-                columns = layout(level).columns
-                return (max_pool_2x2_packed(x, columns) if columns > 1 else max_pool_2x2(x)), None
-            x = layout(level).flat(x)
-            if self.downsample == "max":
-                x, places = max_pool_2x2_positions(x)
-            else:
-                name = f"down{level}_{self.downsample}"
-                stride = self.block(StridedConv3x3, x.shape[-1], padding=self.padding, name=name)
-                x, places = stride(x, go.train), None
-            return layout(level + 1).lay(x), places
-
-        def up(x: Array, level: int) -> Array:
-            kind, fields = UPSAMPLINGS[self.upsample], {"name": f"up{level}_{self.upsample}", **self.kinds}
-            features = self.width * 2**level
-            if self.upsample == "transpose":
-                columns = layout(level + 1).columns if layout(level).columns > 1 else None
-                return kind(features, columns=columns, **fields)(x)
-            x, upsample = layout(level + 1).flat(x), kind(features, **fields)
-            x = upsample(x, positions[level]) if self.upsample == "max_unpool" else upsample(x)
-            return layout(level).lay(x)
-
-        x, skips, positions = layout(0).lay(x), [], []
+    def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:
+        """Maps `[B, H, W, channels]`, H and W multiples of `multiple`, to `[B, H, W, width]`."""
+        skips, positions = [], []
         for level in range(self.depth):
-            skips.append(stage(x, "down", level))
-            x, places = down(skips[-1], level)
-            positions.append(places)
-        x = stage(x, "down", self.depth)
+            skips.append(self._conv_block(x, "down", level, ctx))
+            x, where = self._downsample(skips[-1], level, ctx)
+            positions.append(where)
+        x = self._conv_block(x, "down", self.depth, ctx)
         for level in reversed(range(self.depth)):
-            both = [skips[level], up(x, level)]
-            # Where bytes are what counts, neither the concatenation nor its gradient is written.
-            x = stage(both if layout(0) != Layout() else jnp.concatenate(both, axis=-1), "up", level)
-        return layout(0).flat(x), 1
+            x = self._upsample(x, level, positions[level])
+            x = jnp.concatenate([skips[level], x], axis=-1)
+            x = self._conv_block(x, "up", level, ctx)
+        return x, 1
 
-    def _strips(self, height: int) -> int:
-        """1 where the height is not known, or cannot be cut into strips of two rows or more at the lowest level."""
-        lowest = self.strips * 2**self.depth
-        return self.strips if isinstance(height, int) and height % lowest == 0 and height >= 2 * lowest else 1
+    def _conv_block(self, x: Array, side: str, level: int, ctx: ForwardContext) -> Array:
+        block = self.block(ConvBlock, self.width * 2**level, padding=self.padding, name=f"{side}{level}")
+        return self._deep_dropout(block(x, ctx.train), side, level, ctx)
+
+    def _deep_dropout(self, x: Array, side: str, level: int, ctx: ForwardContext) -> Array:
+        deep = level - (side == "down") >= self.depth - self.deep_dropout
+        return ctx.drop(x, 1 + 2 * level + (side == "up")) if deep else x
+
+    def _downsample(self, x: Array, level: int, ctx: ForwardContext) -> tuple[Array, Array | None]:
+        """Returns half the size, and the positions of the maxima if the decoder uses them."""
+        if self.downsample == "stride":
+            conv = self.block(StridedConv3x3, x.shape[-1], padding=self.padding, name=f"down{level}_stride")
+            return conv(x, ctx.train), None
+        return max_pool_2x2_positions(x) if self.upsample == "max_unpool" else (max_pool_2x2(x), None)
+
+    def _upsample(self, x: Array, level: int, positions: Array | None) -> Array:
+        layer = UPSAMPLINGS[self.upsample](self.width * 2**level, name=f"up{level}_{self.upsample}", **self.dtypes)
+        return layer(x) if positions is None else layer(x, positions)
+
+
+class ResNetUNet(Network):
+    r"""U-Net with a ResNet encoder (arXiv 1512.03385): its features of stride 32, upsampled five times by 2.
+
+    .. math:: y_5 = x_{32}, \qquad y_l = B_l([\,\text{nearest}(y_{l+1}),\ x_{2^l}\,]), \qquad l = 4 \ldots 0
+
+    B is two 3×3 convolutions, each with norm and ReLU. At full size, l = 0, there are no encoder features to join.
+
+    ResNet-18, width 64, 3 channels, batch norm: 14.3 M parameters; ResNet-34: 24.4 M. The structure is that of
+    segmentation-models-pytorch's `Unet`, except for its head, a 3×3 convolution where ours is 1×1.
+
+    Attributes: those of `Network`, and
+        encoder_depth: 18 | 34 | 50 | 101.
+        width: number of channels of the encoder's stem.
+        decoder: number of channels of the five decoder steps, coarsest first; None: 4, 2, 1, 1/2 and 1/4 widths.
+
+    `deep_dropout` = n applies dropout after the encoder and after the first n - 1 decoder steps; 0 to 5.
+
+    References:
+        Ronneberger et al., arXiv 1505.04597; He et al., arXiv 1512.03385.
+
+    >>> import jax
+    >>> model, images = ResNetUNet(5, width=4, decoder=(32, 16, 8, 4, 4)), jnp.zeros((1, 33, 50, 3))
+    >>> output = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0])
+    >>> output.logits.shape
+    (1, 33, 50, 5)
+    """
+
+    num_classes: int
+    encoder_depth: int = 18
+    width: int = 64
+    decoder: Sequence[int] | None = None
+
+    @property
+    def multiple(self) -> int:
+        """Returns the encoder's stride."""
+        return 2**RESNET_LEVELS
+
+    @property
+    def deep_places(self) -> int:
+        """Returns 5: the encoder and every decoder step but the last, which the head's own dropout follows."""
+        return RESNET_LEVELS
+
+    def check(self) -> None:
+        """Raises a ValueError if the encoder is unknown or `decoder` has not one width per step."""
+        check_encoder(self.encoder_depth, self.multiple)
+        if len(self._decoder) != RESNET_LEVELS or min(self._decoder) < 1:
+            raise ValueError(f"decoder must have {RESNET_LEVELS} positive widths, one per step; got {self._decoder}")
+
+    @property
+    def _decoder(self) -> tuple[int, ...]:
+        if self.decoder is None:
+            return tuple(4 * self.width // 2**step for step in range(RESNET_LEVELS))
+        return tuple(self.decoder)
+
+    def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:
+        """Maps `[B, H, W, channels]`, H and W multiples of 32, to `[B, H, W, F]`, F the last width of the decoder."""
+        encoder = encoder_of(self, depth=self.encoder_depth, width=self.width, output_stride=self.multiple)
+        *skips, x = encoder(x, ctx.train)
+        x = ctx.drop(x, 1) if self.deep_dropout else x
+        for step, width in enumerate(self._decoder):
+            x = upsample_nearest_2x2(x)
+            x = jnp.concatenate([x, skips.pop()], axis=-1) if skips else x
+            x = self.block(ConvBlock, width, padding="zeros", name=f"up{RESNET_LEVELS - 1 - step}")(x, ctx.train)
+            x = ctx.drop(x, 2 + step) if step + 1 < self.deep_dropout else x
+        return x, 1

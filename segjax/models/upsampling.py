@@ -1,4 +1,4 @@
-"""The ways up: layers that double height and width, fixed or learned, and FCN's, which takes any even stride."""
+"""Upsampling layers, fixed and learned: by 2, and FCN's transposed convolution by any even stride."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,13 +12,11 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
-from segjax.models.convolution import conv3x3_zeros
 from segjax.models.layers import fan_in_normal, upsample_bilinear
-from segjax.models.layout import conv_transpose_2x2_packed
 
 
 def upsample_nearest_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """Each pixel four times, as its 2×2 block.
+    """Repeats each pixel as a 2×2 block.
 
     >>> print(upsample_nearest_2x2(jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1))[0, :, :, 0])
     [[1. 1. 2. 2.]
@@ -29,7 +27,7 @@ def upsample_nearest_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w 
 
 
 def bed_of_nails_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """Each pixel at the top left of its 2×2 block, zeros elsewhere: the transpose of taking every second pixel.
+    """Puts each pixel at the top left of a 2×2 block of zeros: the transpose of taking every second pixel.
 
     >>> print(bed_of_nails_2x2(jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1))[0, :, :, 0])
     [[1. 0. 2. 0.]
@@ -39,19 +37,19 @@ def bed_of_nails_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 
 
 def max_unpool_2x2(x: Float[Array, "b h w c"], positions: UInt8[Array, "..."]) -> Float[Array, "b 2*h 2*w c"]:
-    """Each value where the maximum lay in its 2×2 window, zeros elsewhere: PyTorch's `max_unpool2d(…, 2)`.
+    """Puts each value at the position of its window's maximum, zeros elsewhere: PyTorch's `max_unpool2d(…, 2)`.
 
-    Linear in x, and the transpose of taking the values at the positions: that is its gradient.
+    It is linear in x. Its gradient, the transpose, takes the values at the positions.
 
     Args:
         x: `[B, H, W, C]`.
-        positions: `[B, H, W, C]`, 0 … 3 as `max_pool_2x2_positions` gives them.
+        positions: `[B, H, W, C]`, 0 to 3, from `max_pool_2x2_positions`.
 
     Returns:
         `[B, 2H, 2W, C]`, x's dtype.
 
     Raises:
-        ValueError: the positions have another shape than x.
+        ValueError: positions and x have different shapes.
 
     References:
         Zeiler et al., ICCV 2011; Badrinarayanan et al., SegNet, arXiv 1511.00561.
@@ -66,22 +64,22 @@ def max_unpool_2x2(x: Float[Array, "b h w c"], positions: UInt8[Array, "..."]) -
     if positions.shape != x.shape:
         raise ValueError(f"positions must have the shape of the pooled values, {x.shape}; got {positions.shape}")
     b, h, w, c = x.shape
-    places = jnp.arange(4, dtype=positions.dtype).reshape(2, 1, 2, 1)
-    blocks = jnp.where(positions[:, :, None, :, None] == places, x[:, :, None, :, None], jnp.zeros((), x.dtype))
+    window = jnp.arange(4, dtype=positions.dtype).reshape(1, 1, 2, 1, 2, 1)
+    blocks = jnp.where(positions[:, :, None, :, None] == window, x[:, :, None, :, None], jnp.zeros((), x.dtype))
     return blocks.reshape(b, 2 * h, 2 * w, c)
 
 
 class FixedUpsampling2x2(nn.Module):
-    """A 1×1 convolution with bias, then an upsampling without parameters.
+    """A 1×1 convolution with bias followed by an upsampling without parameters.
 
-    In this order the convolution costs a quarter. For nearest and bilinear the order makes no difference to the result,
-    and for a bed of nails only in the bias; max unpooling needs the number of channels that its positions have.
+    In this order the convolution costs a quarter. The result is the same in either order for nearest and bilinear, and
+    differs only in the bias for a bed of nails; max unpooling needs as many channels as its positions have.
 
     Attributes:
-        features: output channels.
-        upsample: the function; called with the positions too where there are any.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        features: number of output channels.
+        upsample: the upsampling function; it is also given the positions if there are any.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
     """
 
     features: int
@@ -93,14 +91,14 @@ class FixedUpsampling2x2(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], positions: UInt8[Array, "b h w f"] | None = None
     ) -> Float[Array, "b 2*h 2*w f"]:
-        """`[B, H, W, C]` to `[B, 2H, 2W, features]`."""
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = nn.Dense(self.features, kernel_init=fan_in_normal(1.0, x.shape[-1]), name="reduce", **kinds)(x)
+        """Maps `[B, H, W, C]` to `[B, 2H, 2W, features]`."""
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = nn.Dense(self.features, kernel_init=fan_in_normal(1.0), name="reduce", **dtypes)(x)
         return self.upsample(x) if positions is None else self.upsample(x, positions)
 
 
 def depth_to_space_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c//4"]:
-    """The channels of each pixel, four groups of F, laid out as its 2×2 block: top left, top right, bottom left, right.
+    """Rearranges four groups of F channels into a 2×2 block: top left, top right, bottom left, bottom right.
 
     Args:
         x: `[B, H, W, 4F]`.
@@ -109,11 +107,11 @@ def depth_to_space_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c/
         `[B, 2H, 2W, F]`, x's dtype.
 
     Raises:
-        ValueError: the channels are no multiple of 4.
+        ValueError: the number of channels is not a multiple of 4.
 
     References:
         Shi et al., Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural
-        Network, arXiv 1609.05158. Their channels are grouped the other way round, the four of one output together.
+        Network, arXiv 1609.05158. They group the four channels of one output together instead.
 
     >>> print(depth_to_space_2x2(jnp.arange(8.0).reshape(1, 1, 2, 4))[0, :, :, 0])
     [[0. 1. 4. 5.]
@@ -126,53 +124,48 @@ def depth_to_space_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c/
 
 
 class ConvTranspose2x2(nn.Module):
-    """`nn.ConvTranspose(features, (2, 2), (2, 2))`: the same parameters and numbers, faster on a CPU.
+    """A 2×2 transposed convolution with stride 2: `nn.ConvTranspose(features, (2, 2), (2, 2))`, same parameters.
 
-    Windows of a 2×2 kernel at stride 2 do not overlap, so each input pixel makes its own 2×2 block: one 1×1 product to
-    4·features channels, then depth to space. The initial kernel has variance 1/C: one input pixel feeds an output one.
+    The windows do not overlap, so each input pixel yields its own 2×2 block: one 1×1 product to 4 · features channels,
+    then depth to space. The initial kernel has variance 1/C, because one input pixel contributes to an output pixel.
 
     Attributes:
-        features: output channels.
-        columns: of the input that lie side by side in its channels (`Layout`); the output has twice as many.
-            None: neither has.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        features: number of output channels.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
     """
 
     features: int
-    columns: int | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h W f"]:
-        """`[B, H, W, C]` to `[B, 2H, 2W, features]`; packed `[B, H, W/k, kC]` to `[B, 2H, W/k, 2k · features]`."""
-        c = x.shape[-1] // (self.columns or 1)
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
+        """Maps `[B, H, W, C]` to `[B, 2H, 2W, features]`."""
+        c = x.shape[-1]
         kernel = self.param("kernel", fan_in_normal(1.0, c), (2, 2, c, self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        if self.columns:
-            return conv_transpose_2x2_packed(x, kernel, self.columns) + jnp.tile(bias, 2 * self.columns)
-        # Linen correlates with the stretched input, so the block of a pixel is the kernel turned by 180 degrees.
+        # Linen correlates with the dilated input, so a pixel's block is the kernel rotated by 180 degrees.
         product = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(c, 4 * self.features)
-        return depth_to_space_2x2(x @ product) + bias
+        return depth_to_space_2x2(x @ product) + bias[None, None, None]
 
 
 class ConvTransposeOverlapping(nn.Module):
-    """Transposed convolution with stride 2 whose windows overlap: a kernel of 3×3 or of 4×4.
+    """Transposed convolution with stride 2 and a 3×3 or 4×4 kernel, whose windows overlap.
 
-    PyTorch's `ConvTranspose2d(C, F, k, 2, padding=1, output_padding=4 - k)`. With k = 3 the overlaps are uneven: of the
-    pixels of a 2×2 block one is made of a single input pixel, two of two and one of four, so that even constant inputs
-    give a checkerboard; k = 4 is made for stride 2, and every pixel is made of four (Odena et al., Distill 2016).
+    PyTorch's `ConvTranspose2d(C, F, k, 2, padding=1, output_padding=4 - k)`. With k = 3 the overlaps are uneven: in a
+    2×2 block one pixel receives one input pixel, two receive two and one receives four, so even constant inputs give a
+    checkerboard. With k = 4 every pixel receives four (Odena et al., Distill 2016).
 
-    Computed as one 3×3 convolution to 4·features channels, the kernel's taps in their places among zeros, then depth to
-    space. The initial kernel has variance 4 / (k² C): so many input pixels feed an output one, on average.
+    It is computed as one 3×3 convolution to 4 · features channels, whose kernel holds the taps among zeros, then depth
+    to space. The initial kernel has variance 4 / (k² C): k² / 4 input pixels contribute to an output pixel on average.
 
     Attributes:
-        features: output channels, F.
+        features: number of output channels, F.
         size: k, 3 or 4.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
     """
 
     features: int
@@ -182,10 +175,10 @@ class ConvTransposeOverlapping(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
-        """`[B, H, W, C]` to `[B, 2H, 2W, features]`; the kernel is `[k, k, C, F]`, not turned.
+        """Maps `[B, H, W, C]` to `[B, 2H, 2W, features]`; the kernel is `[k, k, C, F]`, not rotated.
 
         Raises:
-            ValueError: a size other than 3 and 4.
+            ValueError: `size` is not 3 or 4.
         """
         k, c, f = self.size, x.shape[-1], self.features
         if k not in (3, 4):
@@ -193,25 +186,26 @@ class ConvTransposeOverlapping(nn.Module):
         kernel = self.param("kernel", fan_in_normal(4.0, k * k * c), (k, k, c, f), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (f,), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        # y[2i + r] = Σ x[i + d] k[r + 1 - 2d]: rows d = -1, 0, 1, columns r = 0, 1; 4 is beyond the kernel: zero.
+        # y[2i + r] = Σ x[i + d] k[r + 1 - 2d]: rows d = -1, 0, 1, columns r = 0, 1; tap 4 is beyond the kernel, zero.
         tap = np.array([[3, 4], [1, 2], [4, 0]])
         padded = jnp.pad(kernel, ((0, 5 - k), (0, 5 - k), (0, 0), (0, 0)))
         spread = padded[tap[:, None, :, None], tap[None, :, None, :]]
         spread = spread.transpose(0, 1, 4, 2, 3, 5).reshape(3, 3, c, 4 * f)
-        return depth_to_space_2x2(conv3x3_zeros(x, spread)) + bias
+        y = lax.conv_general_dilated(x, spread, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return depth_to_space_2x2(y) + bias[None, None, None]
 
 
 class PixelShuffle2x2(nn.Module):
     """Upsampling by 2: a 1×1 convolution with bias to 4·features channels, ReLU, depth to space (arXiv 1609.05158).
 
     The initial kernel is He-normal with ICNR (Aitken et al., Checkerboard artifact free sub-pixel convolution, arXiv
-    1707.02937): the four groups of channels start equal, so the layer starts as the nearest-neighbour upsampling of one
-    1×1 convolution and its ReLU, without checkerboards. fastai's `PixelShuffle_ICNR` without its blur.
+    1707.02937): the four groups of channels start equal, so the layer starts as the nearest-neighbour upsampling of a
+    1×1 convolution and ReLU, without a checkerboard. It is fastai's `PixelShuffle_ICNR` without the blur.
 
     Attributes:
-        features: output channels, F.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        features: number of output channels, F.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
     """
 
     features: int
@@ -220,7 +214,7 @@ class PixelShuffle2x2(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
-        """`[B, H, W, C]` to `[B, 2H, 2W, features]`; the kernel is `[C, 4F]`, top left's F channels first."""
+        """Maps `[B, H, W, C]` to `[B, 2H, 2W, features]`; the kernel is `[C, 4F]`, the F channels of top left first."""
         c = x.shape[-1]
 
         def icnr(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
@@ -229,27 +223,28 @@ class PixelShuffle2x2(nn.Module):
         kernel = self.param("kernel", icnr, (c, 4 * self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (4 * self.features,), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return depth_to_space_2x2(nn.relu(x @ kernel + bias))
+        return depth_to_space_2x2(nn.relu(x @ kernel + bias[None, None, None]))
 
 
 class ConvTransposeBilinear(nn.Module):
-    r"""Upsampling by `stride`, each channel with its own kernel that starts as bilinear interpolation and is learned.
+    r"""Transposed convolution by `stride` with one learned kernel per channel, initially bilinear interpolation.
 
     .. math:: y_{s i + t - s/2} \, {+}{=} \, x_i \, k_t, \quad 0 \le t < 2 s, \qquad
-        k_t = 1 - \left| t + \tfrac12 - s \right| / s \text{ at the start}
+        k_t = 1 - \left| t + \tfrac12 - s \right| / s \text{ initially}
 
-    in rows and columns: PyTorch's `ConvTranspose2d(C, C, 2 * s, s, padding=s // 2, groups=C, bias=False)`, the layer of
-    FCN (Long et al., arXiv 1411.4038), away from the edges. There x goes on as its outermost pixels and not as zeros:
-    a layer as new is `upsample_bilinear` everywhere, where zeros would pull the outermost s/2 logits towards 0. (FCN's
-    authors pad the image by 100 pixels instead and crop them off.)
+    in rows and columns. Away from the edges it is the layer of FCN (Long et al., arXiv 1411.4038), PyTorch's
+    `ConvTranspose2d(C, C, 2 * s, s, padding=s // 2, groups=C, bias=False)`. Beyond the edges x is continued by its edge
+    pixels and not by zeros, which would pull the outermost s/2 logits towards 0: a new layer equals `upsample_bilinear`
+    everywhere. (FCN's authors pad the image by 100 pixels and crop instead.)
 
-    Computed as what it is, a product of matrices a channel: each of the (H+1)·(W+1) blocks of s×s outputs between four
-    pixels is the sum of the four, a quarter of the kernel each. XLA's convolution is a thousand times slower on a CPU.
+    It is computed as one product of matrices per channel: each of the (H+1)·(W+1) blocks of s×s outputs between four
+    pixels is the sum of the four, each times a quarter of the kernel. XLA's convolution takes a thousand times as long
+    on a CPU.
 
     Attributes:
         stride: s, even.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
 
     >>> x = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1)
     >>> print(ConvTransposeBilinear(2).init_with_output(jax.random.key(0), x)[0][0, 0, :, 0])
@@ -262,10 +257,10 @@ class ConvTransposeBilinear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
-        """`[B, H, W, C]` to `[B, s·H, s·W, C]`; the kernel is `[2s, 2s, 1, C]`, as of a depthwise convolution.
+        """Maps `[B, H, W, C]` to `[B, s·H, s·W, C]`; the kernel is `[2s, 2s, 1, C]`, as in a depthwise convolution.
 
         Raises:
-            ValueError: the stride is odd or less than 2.
+            ValueError: `stride` is odd or less than 2.
         """
         s = self.stride
         if s < 2 or s % 2:
@@ -279,7 +274,7 @@ class ConvTransposeBilinear(nn.Module):
         kernel = self.param("kernel", bilinear, (2 * s, 2 * s, 1, c), self.param_dtype)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         around = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-        # Of a pixel above a block the lower half of the kernel falls into the block, of one below it the upper half.
+        # A block receives the lower half of the kernel of a pixel above it, and the upper half of one below it.
         four = [around[:, 1 - low : h + 2 - low, 1 - right : w + 2 - right] for low in (0, 1) for right in (0, 1)]
         quarters = kernel.reshape(2, s, 2, s, c).transpose(4, 0, 2, 1, 3).reshape(c, 4, s * s)
         y = jnp.einsum("bijcq,cqp->bijcp", jnp.stack(four, axis=-1), quarters).reshape(b, h + 1, w + 1, c, s, s)
@@ -288,7 +283,7 @@ class ConvTransposeBilinear(nn.Module):
         return y[:, half:-half, half:-half]
 
 
-# layer(features, name=…, dtype=…, param_dtype=…)(x), and of "max_unpool" (x, positions).
+# Called as layer(features, name=…, dtype=…, param_dtype=…)(x), and "max_unpool" with (x, positions).
 UPSAMPLINGS = {
     "nearest": partial(FixedUpsampling2x2, upsample=upsample_nearest_2x2),
     "bed_of_nails": partial(FixedUpsampling2x2, upsample=bed_of_nails_2x2),
