@@ -18,7 +18,6 @@ import optax
 from experiments.peers import OURS, Setting, Target, Way, measure, quotient, torch_here
 from segjax import losses
 from segjax.models import UNet
-from segjax.models.convolution import conv3x3_zeros
 from segjax.reporting import Table
 
 TITLE = "Network: a training step, and its convolutions"
@@ -67,9 +66,16 @@ def _convolution(shape: tuple[int, ...], setting: Setting) -> dict[str, Any]:
 
 
 def _our_convolution(image: np.ndarray, kernel: np.ndarray, toward: np.ndarray) -> Callable[[], Any]:
+    convolution = partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
     @jax.jit
     def run(image, kernel, toward):
-        made, gradients = jax.vjp(conv3x3_zeros, image, kernel)
+        made, gradients = jax.vjp(convolution, image, kernel)
         return made, gradients(toward)
 
     return partial(run, *map(jnp.asarray, (image, kernel, toward)))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Integer, Num, Real, Shaped
 
 from segjax.inference.monte_carlo import SampleStatistics, head_statistics, linear_head, sample_statistics
 from segjax.models import example_dropout_keys
-from segjax.models.dropout import checked_rate
+from segjax.models.network import checked_rate
 
 
 class Symmetry(NamedTuple):

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Key, Real, Shaped
 
 from segjax.models import Segmentation, example_dropout_keys, logit_variance
-from segjax.models.dropout import checked_rate, dropout
+from segjax.models.network import checked_rate, dropout
 
 # Pixels per block. On a CPU a block stays in the cache from one sample to the next; elsewhere each step costs a launch.
 _BLOCK, _BLOCK_CPU = 2**20, 2**14

@@ -393,7 +393,7 @@ def _windows_2x2(x: Array) -> list[tuple[Array, Array]]:
     return [(x[:, :, row, :, 0], x[:, :, row, :, 1]) for row in (0, 1)]
 
 
-def max_pool_2x2_dense(x: Float[Array, "b h w c"], dilation: int) -> Float[Array, "b H w c"]:
+def max_pool_2x2_dense(x: Float[Array, "b h w c"], dilation: int) -> Float[Array, "b H W c"]:
     """Returns the maximum of the 2×2 pixels that lie `dilation` apart, at every pixel: `max_pool_2x2` at all offsets.
 
     `[:, i::2, j::2]` at dilation 1 equals `max_pool_2x2` of `x[:, i:, j:]`, in the gradient of ties too.

@@ -30,7 +30,7 @@ class SegNet(Network):
     References:
         Badrinarayanan et al., arXiv 1511.00561; Kendall et al., Bayesian SegNet, arXiv 1511.02680.
 
-    >>> import jax
+    >>> import jax, jax.numpy as jnp
     >>> model, images = SegNet(num_classes=5, width=4), jnp.zeros((1, 33, 18, 3))
     >>> output, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False))
     >>> output.logits.shape
@@ -84,7 +84,7 @@ class SegNetBasic(Network):
     References:
         Badrinarayanan et al., arXiv 1511.00561, sections 3.1 and 3.3; Kendall et al., arXiv 1511.02680.
 
-    >>> import jax
+    >>> import jax, jax.numpy as jnp
     >>> model, images = SegNetBasic(num_classes=5, width=4), jnp.zeros((1, 33, 18, 3))
     >>> output, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False))
     >>> output.logits.shape

@@ -22,7 +22,7 @@ class ConfigError(ValueError):
 # is None leaves the class's default.
 NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
     "unet": (
-        models.UNet,
+        models.PackedUNet,
         {name: name for name in ("width", "depth", "padding", "downsample", "upsample", "pack", "strips")},
     ),
     "patch": (models.PatchClassifier, {"width": "width", "depth": "depth"}),

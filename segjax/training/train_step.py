@@ -59,6 +59,8 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
         head_bias = tuple(float(b) for b in bias_of(np.asarray(prior, np.float64)))
     network, fields = NETWORKS[config.model.name]
     own = {argument: config.model[field] for argument, field in fields.items()}
+    if network is models.PackedUNet and own["pack"] == own["strips"] == 1:
+        network, own = models.UNet, {name: value for name, value in own.items() if name not in ("pack", "strips")}
     try:
         model = network(
             num_classes=outputs,

@@ -21,7 +21,8 @@ from segjax.inference import (
     transformed,
     uncertainty_of,
 )
-from segjax.models import UNet, dropout, example_dropout_keys, head_samples
+from segjax.models import UNet, example_dropout_keys, head_samples
+from segjax.models.network import dropout
 
 FEATURES, CLASSES, KEY = 4, 3, jax.random.key(7)
 IMAGES = jax.random.normal(jax.random.key(0), (2, 6, 9, 3))
@@ -40,7 +41,7 @@ def encode(images, a):
 @jax.jit
 def sample(features, n):
     keys = jax.vmap(jax.random.fold_in, (0, None))(example_dropout_keys(KEY, jnp.zeros(len(features), int)), n)
-    return dropout.dropout(features, 0.4, keys, mask="channel") @ KERNEL
+    return dropout(features, 0.4, keys, mask="channel") @ KERNEL
 
 
 def head(features, numbers):

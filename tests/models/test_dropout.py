@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax.models.dropout import dropout, example_dropout_keys
+from segjax.models import example_dropout_keys
+from segjax.models.network import dropout
 
 KEY, EXAMPLES = jax.random.key(5), jnp.array([11, 3, 7])
 KEYS = example_dropout_keys(KEY, EXAMPLES)
@@ -100,7 +101,7 @@ def test_a_raw_key_is_as_good_as_a_typed_one():
         ({"rate": -0.1}, "rate must be at least 0 and less than 1; got -0.1"),
         ({"rate": jnp.nan}, "rate must be finite; got nan"),
         ({"mask": "pixel"}, "mask must be one of 'element', 'channel'; got 'pixel'"),
-        ({"keys": KEYS[:2]}, r"one PRNG key an image, shape \(3,\); got \(2,\)"),
+        ({"keys": KEYS[:2]}, r"one PRNG key per image, shape \(3,\); got \(2,\)"),
     ],
 )
 def test_broken_arguments_are_named(changed, message):
@@ -115,5 +116,5 @@ def test_a_known_rate_is_checked_under_jit_too():
 
 
 def test_examples_are_one_index_an_image():
-    with pytest.raises(ValueError, match=r"one index an image; got shape \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"one index per image; got shape \(1, 3\)"):
         inspect.unwrap(example_dropout_keys)(KEY, EXAMPLES[None])

@@ -1,4 +1,4 @@
-"""What every network promises, asked of each: `Network`'s contract, whatever the body."""
+"""The contract of `Network`, tested on every network."""
 
 import itertools
 import re
@@ -15,6 +15,7 @@ from segjax.models import (
     FCN,
     DeepLabV2,
     DeepLabV3Plus,
+    PackedUNet,
     PatchClassifier,
     ResNetUNet,
     SegNet,
@@ -30,7 +31,8 @@ NETWORKS = {
     "segnet": SegNet(3, width=4),
     "segnet-basic": SegNetBasic(3, width=4),
     "unet": UNet(3, width=4, depth=1, padding="zeros"),
-    "unet, packed": UNet(3, width=4, depth=1, padding="zeros", pack=2),
+    "unet, reflected": UNet(3, width=4, depth=1),
+    "unet, packed": PackedUNet(3, width=4, depth=1, padding="zeros", pack=2),
     "unet, strided": UNet(3, width=4, depth=1, padding="zeros", downsample="stride", upsample="nearest"),
     "unet, unpooled": UNet(3, width=4, depth=1, padding="zeros", upsample="max_unpool"),
     "resnet unet": ResNetUNet(3, width=4),
@@ -110,6 +112,28 @@ def test_an_odd_size_gives_logits_of_that_size(model):
 @pytest.mark.parametrize("size", [(1, 1), (3, 70), (97, 131)])
 def test_every_size_is_taken(model, size):
     assert shapes(model, pictures(1, *size, 3)).logits.shape == (1, *size, 3)
+
+
+@every_network
+def test_init_apply_and_gradient_pass_under_strict_promotion(model):
+    model = model.clone(dropout="sampled", deep_dropout=model.deep_places)
+
+    def everything(images):
+        variables = model.init(KEY, images, train=True)
+
+        def loss(params):
+            output, updated = model.apply(
+                {**variables, "params": params}, images, train=True, rngs={"dropout": KEY}, mutable=["batch_stats"]
+            )
+            return output.logits.sum() + output.mc_logits.sum(), updated
+
+        analytic = model.clone(dropout="analytic", deep_dropout=0).apply(variables, images, train=False)
+        return jax.grad(loss, has_aux=True)(variables["params"]), analytic
+
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        gradients, analytic = jax.eval_shape(everything, IMAGES)
+    assert analytic.logit_variance.shape == (*IMAGES.shape[:3], 3)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype(jnp.float32)}
 
 
 @every_network

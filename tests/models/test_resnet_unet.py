@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax.models import ResNetUNet, network
-from segjax.models.resnet_unet import upsample_nearest_2x2
+from segjax.models import ResNetUNet, network, upsample_nearest_2x2
 
 SMALL = {"num_classes": 3, "width": 4, "decoder": (16, 12, 8, 6, 4)}
 IMAGES = jax.ShapeDtypeStruct((1, 64, 32, 3), jnp.float32)
@@ -50,7 +49,7 @@ def test_deep_dropout_follows_the_encoder_and_the_first_steps_up(deep_dropout, w
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"decoder": (8, 4)}, r"decoder must have 5 widths, one a step up, all positive; got \(8, 4\)"),
+        ({"decoder": (8, 4)}, r"decoder must have 5 positive widths, one per step; got \(8, 4\)"),
         ({"encoder_depth": 19}, "encoder_depth must be one of 18, 34, 50, 101; got 19"),
         ({"deep_dropout": 6}, "deep_dropout of this ResNetUNet must be between 0 and 5; got 6"),
     ],

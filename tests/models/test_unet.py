@@ -372,9 +372,6 @@ def test_training_with_masks_and_without_a_key_says_what_to_pass(fields):
         ({"rate": 1.0}, "rate must be at least 0 and less than 1; got 1"),
         ({"deep_rate": -0.5}, "deep_rate must be at least 0 and less than 1; got -0.5"),
         ({"heads": 0}, "heads must be at least 1; got 0"),
-        ({"pack": 3}, r"pack must be a power of two, at most 2\^depth = 4; got 3"),
-        ({"pack": 8}, r"pack must be a power of two, at most 2\^depth = 4; got 8"),
-        ({"strips": 0}, "strips must be at least 1; got 0"),
         ({"deep_dropout": 3}, "deep_dropout of this UNet must be between 0 and 2; got 3"),
     ],
 )
@@ -388,7 +385,7 @@ def test_wrong_fields_are_named(fields, message):
     [
         ({"rate": 1.0}, "rate must be at least 0 and less than 1; got 1"),
         ({"deep_rate": 2.0}, "deep_rate must be at least 0 and less than 1; got 2"),
-        ({"examples": jnp.arange(3)}, r"examples must be one index an image, shape \(4,\); got \(3,\)"),
+        ({"examples": jnp.arange(3)}, r"examples must be one index per image, shape \(4,\); got \(3,\)"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
@@ -401,7 +398,7 @@ def test_wrong_arguments_are_named(arguments, message):
     [
         (jnp.zeros((8, 8, 3)), ValueError, r"\[batch, height, width, channels\].*got shape \(8, 8, 3\)"),
         (jnp.zeros((1, 0, 8, 3)), ValueError, r"with pixels; got shape \(1, 0, 8, 3\)"),
-        (jnp.zeros((1, 8, 8, 3), jnp.uint8), TypeError, "floating point and normalised .* got uint8"),
+        (jnp.zeros((1, 8, 8, 3), jnp.uint8), TypeError, "floating point and normalized.* got uint8"),
     ],
 )
 def test_wrong_images_are_named(images, error, message):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from segjax.models.layers import upsample_bilinear
-from segjax.models.pooling import max_pool_2x2_positions
+from segjax.models.layers import max_pool_2x2_positions, upsample_bilinear
 from segjax.models.upsampling import (
     UPSAMPLINGS,
     ConvTranspose2x2,

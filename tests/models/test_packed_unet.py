@@ -1,4 +1,4 @@
-"""Laid out arrays: the numbers and the gradients of the layers themselves."""
+"""Packed layers and the packed U-Net: the values, statistics and gradients of the plain ones."""
 
 from functools import partial
 
@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax.models import Conv3x3, ConvTranspose2x2, UNet, max_pool_2x2
-from segjax.models.convolution import conv3x3_reflect, conv3x3_zeros
-from segjax.models.layout import Layout, conv3x3_laid_out, max_pool_2x2_packed
-
-PLAIN = {"zeros": conv3x3_zeros, "reflect": conv3x3_reflect}
+from segjax.models import Conv3x3, ConvTranspose2x2, Layout, Norm, PackedUNet, UNet, max_pool_2x2
+from segjax.models.packed_unet import (
+    PackedConv3x3,
+    PackedConvTranspose2x2,
+    PackedNorm,
+    conv3x3_laid_out,
+    max_pool_2x2_packed,
+)
 
 
 def drawn(*shape):
@@ -26,11 +29,15 @@ def value_and_gradients(function, *arguments):
     )
 
 
+def convolve(x, kernel, padding):
+    return Conv3x3(kernel.shape[-1], padding).apply({"params": {"kernel": kernel}}, x)
+
+
 def assert_close(actual, expected, atol=1e-4):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=atol), actual, expected)
 
 
-def test_a_layout_puts_columns_into_channels_and_strips_into_the_batch():
+def test_layout_puts_columns_into_channels_and_strips_into_the_batch():
     x = drawn(2, 6, 8, 5)
     laid = Layout(columns=4, strips=3).lay(x)
     np.testing.assert_array_equal(laid[3 + 2, 1, 1, 5:10], x[1, 5, 5])
@@ -38,41 +45,43 @@ def test_a_layout_puts_columns_into_channels_and_strips_into_the_batch():
 
 
 @pytest.mark.parametrize("layout", [Layout(columns=4), Layout(strips=4)])
-def test_sizes_that_cannot_be_laid_out_are_named(layout):
+def test_layout_rejects_sizes_that_are_not_multiples(layout):
     with pytest.raises(ValueError, match=rf"6×6 pixels cannot be laid out in {layout.strips} strips and packed by"):
         layout.lay(drawn(1, 6, 6, 1))
 
 
-@pytest.mark.parametrize("padding", PLAIN)
+@pytest.mark.parametrize("padding", ["zeros", "reflect"])
 @pytest.mark.parametrize(
     ("layout", "width"),
-    [((2, 1), 2), ((2, 1), 8), ((4, 1), 4), ((4, 1), 12), ((1, 2), 2), ((1, 4), 5), ((2, 2), 2), ((2, 4), 6)],
+    [((1, 1), 5), ((2, 1), 2), ((4, 1), 12), ((1, 2), 2), ((1, 4), 5), ((2, 2), 2), ((2, 4), 6)],
 )
-def test_a_laid_out_convolution_is_the_convolution(padding, layout, width):
+def test_conv3x3_laid_out_equals_plain_convolution(padding, layout, width):
     layout = Layout(*layout)
 
     def laid_out(x, kernel):
         return layout.flat(conv3x3_laid_out(layout.lay(x), kernel, layout, padding=padding))
 
     x, kernel = drawn(2, 8, width, 3), drawn(3, 3, 3, 5)
-    assert_close(value_and_gradients(laid_out, x, kernel), value_and_gradients(PLAIN[padding], x, kernel))
+    assert_close(
+        value_and_gradients(laid_out, x, kernel), value_and_gradients(partial(convolve, padding=padding), x, kernel)
+    )
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(columns=2), Layout(strips=2)])
-def test_a_convolution_of_several_arrays_is_that_of_their_concatenation(layout):
-    conv = Conv3x3(2, layout=layout)
+def test_packed_conv3x3_of_several_arrays_equals_that_of_their_concatenation(layout):
+    conv = PackedConv3x3(2, layout=layout)
 
     def in_parts(a, b, kernel):
         return layout.flat(conv.apply({"params": {"kernel": kernel}}, [layout.lay(a), layout.lay(b)]))
 
     def whole(a, b, kernel):
-        return conv3x3_reflect(jnp.concatenate([a, b], axis=-1), kernel)
+        return convolve(jnp.concatenate([a, b], axis=-1), kernel, "reflect")
 
     arguments = drawn(1, 4, 6, 3), drawn(1, 4, 6, 1) + 1, drawn(3, 3, 4, 2)
     assert_close(value_and_gradients(in_parts, *arguments), value_and_gradients(whole, *arguments))
 
 
-def test_a_laid_out_convolution_has_second_derivatives():
+def test_conv3x3_laid_out_second_derivatives():
     packed = Layout(columns=2)
     x, kernel = drawn(1, 3, 4, 1), drawn(3, 3, 1, 1)
 
@@ -85,7 +94,7 @@ def test_a_laid_out_convolution_has_second_derivatives():
 
 
 @pytest.mark.parametrize("columns", [2, 4])
-def test_packed_max_pooling_is_max_pooling_and_of_equal_maxima_the_same_takes_the_gradient(columns):
+def test_max_pool_2x2_packed_equals_max_pool_2x2_in_ties_too(columns):
     def packed(x):
         return Layout(columns // 2).flat(max_pool_2x2_packed(Layout(columns).lay(x), columns))
 
@@ -94,14 +103,49 @@ def test_packed_max_pooling_is_max_pooling_and_of_equal_maxima_the_same_takes_th
 
 
 @pytest.mark.parametrize("columns", [1, 2])
-def test_a_packed_transposed_convolution_is_the_transposed_convolution(columns):
-    plain, packed = ConvTranspose2x2(3), ConvTranspose2x2(3, columns=columns)
+def test_packed_conv_transpose_equals_conv_transpose(columns):
+    plain, packed = ConvTranspose2x2(3), PackedConvTranspose2x2(3, columns=columns)
     params = {"params": {"kernel": drawn(2, 2, 5, 3), "bias": drawn(3)}}
     x = drawn(2, 3, 4, 5)
     actual = value_and_gradients(
         lambda v, x: Layout(2 * columns).flat(packed.apply(v, Layout(columns).lay(x))), params, x
     )
     assert_close(actual, value_and_gradients(plain.apply, params, x))
+
+
+@pytest.mark.parametrize("kind", ["batch", "group", "none"])
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("layout", [Layout(columns=4), Layout(columns=2, strips=2)])
+def test_packed_norm_equals_norm(kind, train, layout):
+    x, plain, packed = 2 + 3 * drawn(3, 4, 8, 6), Norm(kind), PackedNorm(kind, layout=layout)
+    variables = jax.tree.map(lambda leaf: leaf + 0.5, plain.init(jax.random.key(0), x, train=False))
+
+    def everything(norm, images, target):
+        def loss(variables, images):
+            y, updated = norm.apply(variables, images, train, mutable=["batch_stats"])
+            return (y * target).sum(), (y, updated)
+
+        gradients, (y, updated) = jax.grad(loss, argnums=(0, 1), has_aux=True)(variables, images)
+        return {"y": y, "updated": updated, "of_variables": gradients[0], "of_images": gradients[1]}
+
+    target = drawn(3, 4, 8, 6)
+    actual = everything(packed, layout.lay(x), layout.lay(target))
+    actual |= {name: layout.flat(actual[name]) for name in ("y", "of_images")}
+    assert_close(actual, everything(plain, x, target), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"pack": 3}, r"pack must be a power of two, at most 2\^depth = 4; got 3"),
+        ({"pack": 8}, r"pack must be a power of two, at most 2\^depth = 4; got 8"),
+        ({"strips": 0}, "strips must be at least 1; got 0"),
+        ({"upsample": "cubic"}, "upsample must be one of .* got 'cubic'"),
+    ],
+)
+def test_packed_unet_rejects_wrong_fields(fields, message):
+    with pytest.raises(ValueError, match=message):
+        PackedUNet(3, width=4, depth=2, **fields).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
 
 
 # Columns, strips, other fields.
@@ -121,9 +165,9 @@ UNETS = {
 
 
 @pytest.mark.parametrize(("layout", "fields"), UNETS.values(), ids=UNETS)
-def test_a_laid_out_unet_has_the_parameters_numbers_and_gradients_of_the_unet(layout, fields):
-    model, images = UNet(3, width=4, **{"depth": 1, **fields}), drawn(2, 16, 22, 3)
-    laid_out = model.clone(pack=layout[0], strips=layout[1])
+def test_packed_unet_equals_unet_in_parameters_statistics_values_and_gradients(layout, fields):
+    fields, images = {"num_classes": 3, "width": 4, "depth": 1, **fields}, drawn(2, 16, 22, 3)
+    model, laid_out = UNet(**fields), PackedUNet(pack=layout[0], strips=layout[1], **fields)
     rngs = {"dropout": jax.random.key(5)}
 
     def names_and_shapes(model):
@@ -140,8 +184,8 @@ def test_a_laid_out_unet_has_the_parameters_numbers_and_gradients_of_the_unet(la
         )
         return (output.logits * drawn(*output.logits.shape)).sum(), (output, updated)
 
-    of_plain, (expected, statistics) = step(model, variables["params"])
-    of_laid_out, (output, updated) = step(laid_out, variables["params"])
+    gradient, (expected, statistics) = step(model, variables["params"])
+    packed_gradient, (output, updated) = step(laid_out, variables["params"])
     assert_close((output, updated), (expected, statistics), atol=1e-4)
-    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(of_plain))
-    assert_close(of_laid_out, of_plain, atol=1e-5 * largest)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
+    assert_close(packed_gradient, gradient, atol=1e-5 * largest)

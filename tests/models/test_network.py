@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from segjax.models import LinearHead, Segmentation, example_dropout_keys, head_samples, logit_variance
-from segjax.models.dropout import dropout
 from segjax.models.layers import upsample_bilinear
+from segjax.models.network import dropout
 
 MASKS = ("element", "channel")
 RNG = np.random.default_rng(3)
@@ -44,7 +44,7 @@ def test_bfloat16_features_give_float32_logits():
 
 
 def test_a_bias_of_the_wrong_length_is_an_error():
-    with pytest.raises(ValueError, match=r"one value a class, 3; got \(1.0, 2.0\)"):
+    with pytest.raises(ValueError, match=r"one value per class, 3; got \(1.0, 2.0\)"):
         LinearHead(3, bias_init=(1.0, 2.0)).init(jax.random.key(0), jnp.ones((1, 2, 2, 4)))
 
 
@@ -198,7 +198,7 @@ def test_bfloat16_features_are_computed_in_float32():
         ({"heads": 0}, "heads must be at least 1; got 0"),
         ({"rate": 1.0}, "rate must be at least 0 and less than 1; got 1"),
         ({"mask": "row"}, "mask must be one of 'element', 'channel'; got 'row'"),
-        ({"keys": KEYS[:2]}, r"one PRNG key an image, shape \(8,\); got \(2,\)"),
+        ({"keys": KEYS[:2]}, r"one PRNG key per image, shape \(8,\); got \(2,\)"),
     ],
 )
 def test_broken_arguments_are_named(changed, message):
