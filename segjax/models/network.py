@@ -351,7 +351,7 @@ def head_samples(
     The masks of head k do not depend on K: the first 3 of 30 heads equal those of K = 3. K masks per channel need F · K
     random numbers per image; masks per element need H · W times as many, which take most of the time. The heads are
     computed one after another, so that K copies of the features never exist, not even in the backward pass.
-    `segjax.inference` computes uncertainties for large K without holding K sets of logits.
+    `segjax.inference.head_uncertainty` computes those for large K without holding K sets of logits.
 
     Args:
         features: x, `[B, H, W, F]`, any floating dtype; the product is computed in at least float32.
