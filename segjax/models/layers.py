@@ -15,11 +15,12 @@ from jax import lax
 from jaxtyping import Array, Float, UInt8
 
 from segjax import checks
+from segjax.models._reflect import conv3x3_reflect
 
 # Channels in units of the width, and number of convolutions, of each level of VGG16 (arXiv 1409.1556).
 VGG16 = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 # The names of `nn.Conv` and of `jnp.pad` for each kind of padding.
-_CONV_PADDINGS = {"reflect": "REFLECT", "zeros": "SAME"}
+_CONV_PADDINGS = ("reflect", "zeros")
 _PAD_MODES = {"reflect": "reflect", "zeros": "constant"}
 
 
@@ -156,11 +157,12 @@ def Conv3x3(
     Raises:
         ValueError: `padding` is unknown.
     """
-    checks.choice("padding", padding, tuple(_CONV_PADDINGS))
+    checks.choice("padding", padding, _CONV_PADDINGS)
     return nn.Conv(
         features,
         (3, 3),
-        padding=_CONV_PADDINGS[padding],
+        padding="SAME",
+        conv_general_dilated=conv3x3_reflect if padding == "reflect" else None,
         use_bias=use_bias,
         kernel_init=fan_in_normal(2.0),
         dtype=dtype,
