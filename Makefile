@@ -27,17 +27,17 @@ help:
 setup: $(READY)
 
 ablation: $(READY)
-	$(BIN)/python -m experiments.focal_ablation --preset=smoke --processes=$(WORKERS) --workdir=runs/ablation
+	$(BIN)/python -m experiments.focal_paper.focal_ablation --preset=smoke --processes=$(WORKERS) --workdir=runs/ablation
 
 # Every cell is trained once: what was cut, or is there, is not trained again.
 reproduce: $(READY)
 	set -e; for data in road_debris $(if $(SEGJAX_CRACKFOREST_DIR),crackforest); do \
 	  for study in $(STUDIES); do \
-	    $(BIN)/python -m experiments.$$study --preset=cpu --data=$$data --processes=$(WORKERS) --workdir=runs/$$study; \
+	    $(BIN)/python -m experiments.focal_paper.$$study --preset=cpu --data=$$data --processes=$(WORKERS) --workdir=runs/$$study; \
 	  done; \
-	  $(BIN)/python -m experiments.background_trap --data=$$data --seed=0 --seed=1 --workdir=runs/background_trap; \
+	  $(BIN)/python -m experiments.focal_paper.background_trap --data=$$data --seed=0 --seed=1 --workdir=runs/background_trap; \
 	done
-	$(if $(SEGJAX_CAMVID_DIR),$(BIN)/python -m experiments.uncertainty_ladder --workdir=runs/uncertainty_ladder)
+	$(if $(SEGJAX_CAMVID_DIR),$(BIN)/python -m experiments.camvid.uncertainty_ladder --workdir=runs/uncertainty_ladder)
 
 # PyTorch and what stands on it is several GB: only if asked for. Huge pages, for all libraries alike: with small ones
 # much of the time of the faster losses is the system's, which clears pages. And threads that wait leave the CPUs alone.
@@ -47,8 +47,8 @@ benchmark: $(READY)
 	  $(BIN)/python -m experiments.benchmarks --workdir=runs/benchmarks
 
 faults: $(READY)
-	$(BIN)/python -m experiments.faults --kills=20 --workdir=runs/faults
-	$(BIN)/python -m experiments.soak --minutes=30 --workdir=runs/soak
+	$(BIN)/python -m experiments.fault_injection.faults --kills=20 --workdir=runs/faults
+	$(BIN)/python -m experiments.fault_injection.soak --minutes=30 --workdir=runs/soak
 
 docs: $(DOCS_READY)
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --builder html docs site

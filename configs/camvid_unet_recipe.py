@@ -1,4 +1,4 @@
-"""The Cityscapes recipe at CamVid's size: what `experiments/uncertainty_ladder.py` takes apart, step by step.
+"""The Cityscapes recipe at CamVid's size: what `experiments/camvid/uncertainty_ladder.py` takes apart, step by step.
 
 Source: configs/cityscapes_unet_recipe.py; k = 2, C = 1 (the recipe's notebook), K = 3 heads with p = 0.2, void as a
   twelfth class, crops of 60 %, 75 % and the whole image for a third of the steps each.

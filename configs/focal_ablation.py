@@ -1,7 +1,7 @@
 """Tables 1a and 1b of the focal loss paper: α at γ = 0, and the best α of each γ, out of the whole γ × α grid.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), section 5.1, with its prior bias π = 0.01 at the head.
-COMMAND: python -m experiments.focal_ablation --preset=cpu --processes=2 --workdir=runs/focal_ablation
+COMMAND: python -m experiments.focal_paper.focal_ablation --preset=cpu --processes=2 --workdir=runs/focal_ablation
 SCORE: cpu and smoke: experiments/results/focal_ablation_road_debris.md, focal_ablation_crackforest.md and
   focal_ablation_smoke.md
 TIME: smoke (5 cells) 3.3 minutes on two CPU cores. cpu: 60 cells a seed, 3 seeds on road_debris (a cell took 75 to

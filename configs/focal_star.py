@@ -1,7 +1,7 @@
 """FL*, the focal loss of the paper's appendix, beside focal loss and cross entropy.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), appendix A, table 3.
-COMMAND: python -m experiments.focal_star --preset=cpu --processes=2 --workdir=runs/focal_star
+COMMAND: python -m experiments.focal_paper.focal_star --preset=cpu --processes=2 --workdir=runs/focal_star
 SCORE: cpu: experiments/results/focal_star_road_debris.md and focal_star_crackforest.md
 TIME: a cell took 75 to 95 s of one CPU core that little else disturbed. smoke has 4 cells; cpu 4 (0.1
   core hours) a seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.

@@ -1,7 +1,7 @@
 """One converged network, γ = 2, whose losses are looked at: figures 1, 4, 5 and 6 of the focal loss paper.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), section 5.1 ("Analysis of the Focal Loss") and appendices A and B.
-COMMAND: python -m experiments.loss_curves --preset=cpu --processes=2 --workdir=runs/loss_curves
+COMMAND: python -m experiments.focal_paper.loss_curves --preset=cpu --processes=2 --workdir=runs/loss_curves
 SCORE: cpu: experiments/results/loss_curves_road_debris.md and loss_curves_crackforest.md
 TIME: one cell a seed, with twice the steps of the other sweeps: 5 minutes of one CPU core. smoke 1 seed; cpu 3 on
   road_debris and 2 on CrackForest; full 5.

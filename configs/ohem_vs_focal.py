@@ -1,7 +1,7 @@
 """Mining hard pixels against focal loss: OHEM by fraction and by threshold, OHEM 1:3, hinge.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), table 1d and section 5.1; Shrivastava et al. 2016 (arXiv 1604.03540).
-COMMAND: python -m experiments.ohem_vs_focal --preset=cpu --processes=2 --workdir=runs/ohem_vs_focal
+COMMAND: python -m experiments.focal_paper.ohem_vs_focal --preset=cpu --processes=2 --workdir=runs/ohem_vs_focal
 SCORE: cpu: experiments/results/ohem_vs_focal_road_debris.md and ohem_vs_focal_crackforest.md
 TIME: a cell took 75 to 95 s of one CPU core that little else disturbed. smoke has 4 cells; cpu 13 (0.3 core hours) a
   seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.

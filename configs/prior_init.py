@@ -1,7 +1,7 @@
 """The prior-probability bias of the head: what it does to the first step, to the way out of the trap, and to the end.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), sections 3.3, 4.1 ("Initialization") and 5.1.
-COMMAND: python -m experiments.prior_init --preset=cpu --processes=2 --workdir=runs/prior_init
+COMMAND: python -m experiments.focal_paper.prior_init --preset=cpu --processes=2 --workdir=runs/prior_init
 SCORE: cpu: experiments/results/prior_init_road_debris.md and prior_init_crackforest.md
 TIME: a cell took 75 to 95 s of one CPU core that little else disturbed. smoke has 4 cells; cpu 30 (0.7
   core hours) a seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.

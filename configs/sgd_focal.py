@@ -3,7 +3,7 @@
 Source: Lin et al. 2017 (arXiv 1708.02002), section 4.1: learning rate 0.01, momentum 0.9, weight decay 1e-4; cross
   entropy from the usual start diverged, and focal loss was better than cross entropy with the prior. With AdamW and
   clipped gradients, as in the other sweeps, neither is so here.
-COMMAND: python -m experiments.sgd_focal --preset=cpu --processes=2 --workdir=runs/sgd_focal
+COMMAND: python -m experiments.focal_paper.sgd_focal --preset=cpu --processes=2 --workdir=runs/sgd_focal
 SCORE: of this grid none yet. Of an earlier one, at rates 0.01, 0.001 and 0.0001 and with a warm-up: road_debris, seed
   0, average precision at the paper's rate 0.433 cross entropy and 0.412 focal with the prior, 0.006 both without;
   nothing diverged (experiments/results/sgd_focal_road_debris.json).

@@ -1,7 +1,7 @@
 """Four times the steps: five cells of the other sweeps, among them two that end theirs without a rare pixel found.
 
 Source: Lin et al. 2017 (arXiv 1708.02002) train each of their rows for 90k steps; the sweeps here have 300.
-COMMAND: python -m experiments.training_length --preset=cpu --processes=2 --workdir=runs/training_length
+COMMAND: python -m experiments.focal_paper.training_length --preset=cpu --processes=2 --workdir=runs/training_length
 SCORE: road_debris, cpu, seed 0 of 3: experiments/results/training_length_road_debris.md
 TIME: cpu, road_debris: a cell took 311 to 366 s of one CPU core, which other work disturbed: half a core hour a seed of
   5 cells; 3 seeds, and 2 on CrackForest. smoke (2 cells) and full (5 seeds) not timed.

@@ -6,7 +6,7 @@ import pkgutil
 import pytest
 
 import configs
-from experiments import study
+from experiments.sweep import paper_report
 from segjax.training import validate
 
 MODULES = [importlib.import_module(f"configs.{one.name}") for one in pkgutil.iter_modules(configs.__path__)]
@@ -28,7 +28,7 @@ def test_a_config_is_valid_and_its_header_says_how_to_run_it(module):
 @pytest.mark.parametrize(("module", "preset", "data"), SWEEPS, ids=lambda one: getattr(one, "__name__", one))
 def test_every_cell_of_a_sweep_is_valid_and_has_a_name_of_its_own(module, preset, data):
     seeds = module.get_seeds(preset, data)
-    cells = study.make_cells(module, preset, data)  # raises where a config or a name is wrong
+    cells = paper_report.make_cells(module, preset, data)  # raises where a config or a name is wrong
     assert len(cells) % len(seeds) == 0
     assert preset in module.__doc__.partition("TIME: ")[2]  # what it costs
 

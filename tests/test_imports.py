@@ -149,8 +149,8 @@ def test_imports_point_down_and_libraries_stay_at_home(path):
             "from segjax import losses",
             "a.py:1 imports segjax.losses: it may use reporting, metrics, data.labels",
         ),
-        ("experiments/sweep.py", "import experiments.table\nfrom segjax import training", None),
-        ("experiments/sweep.py", "import flax", "sweep.py:1 imports flax: only segjax/models"),
+        ("experiments/sweep/grid.py", "import experiments.table\nfrom segjax import training", None),
+        ("experiments/sweep/grid.py", "import flax", "grid.py:1 imports flax: only segjax/models"),
         ("segjax/sounds/a.py", "", "'sounds' has no row in MAY_USE"),
     ],
 )

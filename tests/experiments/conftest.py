@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs import camvid_unet_recipe, rare_class
-from experiments import study
-from experiments.lockstep import RESULT_FILE
+from experiments.sweep import paper_report
+from experiments.sweep.parallel_cells import RESULT_FILE
 
 SIZE = (24, 32)
 
@@ -59,7 +59,7 @@ def made_up(tmp_path):
     """
 
     def outcomes(config, precision_of):
-        cells = study.make_cells(config, "cpu", "road_debris", seeds=(0, 1))
+        cells = paper_report.make_cells(config, "cpu", "road_debris", seeds=(0, 1))
         for cell in cells:
             result = {"status": "diverged", "scores": None, "curves": {"step": []}, "first_loss": 9.0}
             value = precision_of(cell)
@@ -82,6 +82,6 @@ def made_up(tmp_path):
             result["provenance"] = {"wall_seconds": 1}
             (tmp_path / cell.name).mkdir()
             (tmp_path / cell.name / RESULT_FILE).write_text(json.dumps(result))
-        return study.Outcomes(cells, tmp_path)
+        return paper_report.SweepResults(cells, tmp_path)
 
     return outcomes

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import architectures
-from experiments.cells import Row
-from experiments.ladder_scores import TOLERANCE
+from experiments.camvid import architectures
+from experiments.camvid.ladder_scores import TOLERANCE
+from experiments.sweep.table_rows import Row
 from segjax import metrics
 from segjax.data.labels import VOID
 from segjax.models import Segmentation

@@ -6,7 +6,7 @@ import math
 import cv2
 import pytest
 
-from experiments import background_trap as trap
+from experiments.focal_paper import background_trap as trap
 from segjax.training import validate
 
 RUNS = [(data, loss) for data in trap.DATA for loss in trap.LOSSES]
@@ -35,7 +35,7 @@ def command(tmp_path_factory, python):
     workdir = tmp_path_factory.mktemp("trap")
     arguments = (
         "-m",
-        "experiments.background_trap",
+        "experiments.focal_paper.background_trap",
         f"--workdir={workdir}",
         "--steps=3",
         "--loss=CE",

@@ -10,8 +10,11 @@ import pytest
 import rich.console
 
 from configs import rare_class
-from experiments import (
-    benchmarks,
+from experiments.benchmarks import (
+    __main__ as benchmarks,
+)
+from experiments.benchmarks import (
+    baselines,
     benchmarks_devices,
     benchmarks_growth,
     benchmarks_input,
@@ -22,10 +25,9 @@ from experiments import (
     benchmarks_prediction,
     benchmarks_report,
     benchmarks_start,
-    peers,
     timing,
 )
-from experiments.peers import NOT_INSTALLED, OURS, Setting, Target, Way
+from experiments.benchmarks.baselines import NOT_INSTALLED, OURS, Setting, Target, Way
 from segjax.training import ConfigError
 
 TINY = Setting(shape=(1, 32, 48), classes=3, rounds=1, compiled=False)
@@ -66,14 +68,14 @@ def test_the_scene_holds_every_class_in_every_image():
 
 def test_every_row_of_a_torch_library_names_a_known_peer():
     named = {who for rows in benchmarks_losses._TORCH.values() for who in rows}
-    assert named <= set(peers.PEERS)
+    assert named <= set(baselines.PEERS)
     assert set(benchmarks_losses._TORCH) <= set(benchmarks_losses.LOSSES)
 
 
 @pytest.fixture
 def without_torch(monkeypatch):
-    for who in [who for who, (module, _) in peers.PEERS.items() if module == "torch"]:
-        monkeypatch.setitem(peers.PEERS, who, ("torch_that_is_not_there", "torch"))
+    for who in [who for who, (module, _) in baselines.PEERS.items() if module == "torch"]:
+        monkeypatch.setitem(baselines.PEERS, who, ("torch_that_is_not_there", "torch"))
 
 
 @pytest.fixture
@@ -240,7 +242,7 @@ class Counted:
     def _row(self, name, setting):
         self.calls.append(name)
         ways = [Way(who, lambda: lambda: jax.numpy.zeros(())) for who in (OURS, "twice")]
-        return peers.measure(ways, setting)
+        return baselines.measure(ways, setting)
 
     def targets(self, rows):
         return [Target(1, name, 1.0, 2.0) for name in rows]
@@ -274,7 +276,7 @@ def test_rows_of_another_setting_are_not_mixed_with_these(tmp_path, counted, qui
         benchmarks.run(["counted"], TINY._replace(rounds=2), tmp_path, quiet)
 
 
-@pytest.mark.parametrize(("name", "value"), peers.ENVIRONMENT.items())
+@pytest.mark.parametrize(("name", "value"), baselines.ENVIRONMENT.items())
 def test_rows_of_another_environment_are_not_mixed_with_these(name, value, tmp_path, counted, quiet, monkeypatch):
     monkeypatch.delenv(name, raising=False)
     benchmarks.run(["counted"], TINY, tmp_path, quiet)

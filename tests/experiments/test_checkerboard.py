@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import checkerboard
+from experiments.camvid import checkerboard
 from segjax.data import label_set
 from segjax.models.upsampling import UPSAMPLINGS
 from segjax.reporting import markdown
@@ -29,7 +29,7 @@ def test_every_upsampling_of_the_u_net_is_measured():
 def test_a_small_run_prints_a_table_and_writes_every_seed(tmp_path, python):
     changes = [f"--config.{name}={value}" for name, value in TINY.items()]
     done = python(
-        *("-m", "experiments.checkerboard", "--config=configs/rare_class.py:smoke", *changes),
+        *("-m", "experiments.camvid.checkerboard", "--config=configs/rare_class.py:smoke", *changes),
         *(f"--config.data.data_dir={tmp_path / 'prepared'}", f"--output={tmp_path / 'out'}", "--seeds=2"),
         "--upsampling=max_unpool",
     )

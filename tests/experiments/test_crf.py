@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from experiments.crf import dense_crf
+from experiments.camvid.crf import dense_crf
 
 SIZE, CLASSES = (5, 7), 3
 RANDOM = np.random.default_rng(0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from experiments import crf_table
-from experiments.crf_table import PLAIN, Setting
+from experiments.camvid import crf_table
+from experiments.camvid.crf_table import PLAIN, Setting
 from segjax.reporting import as_markdown
 from segjax.trained_run import TrainedRun, score_run
 from segjax.training import open_split

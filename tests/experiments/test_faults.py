@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from experiments import fault_child, faults
-from experiments.faults import Kill
+from experiments.fault_injection import fault_child, faults
+from experiments.fault_injection.faults import Kill
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import cv2
 import pytest
 
 from configs import focal_ablation as config
-from experiments import focal_ablation
+from experiments.focal_paper import focal_ablation
 
 HOWTO = "howto/reproduce_a_table.md"
 GAMMA, ALPHA = focal_ablation.GAMMA, focal_ablation.ALPHA
@@ -54,7 +54,7 @@ def test_the_best_is_sought_where_most_seeds_were_run(outcomes):
     grid = [row for row in outcomes.rows() if row["model.prior"]]
     lucky = next(row for row in grid if row[GAMMA] == 2 and row[ALPHA] == 0.25)
     (cell,) = (c for c in outcomes.cells if c.changes == {**lucky, "seed": 1})
-    del outcomes.results[cell.name]
+    del outcomes.by_cell[cell.name]
     assert focal_ablation.best_alphas(outcomes, grid)[2.0][ALPHA] == 0.1
 
 
@@ -63,7 +63,7 @@ def test_before_the_grid_has_ended_nothing_is_concluded(made_up, monkeypatch):
     outcomes = made_up(config, lambda cell: None if cell.changes[GAMMA] == 5 else 0.5)
     for cell in outcomes.cells:
         if cell.changes[GAMMA] == 2:
-            del outcomes.results[cell.name]
+            del outcomes.by_cell[cell.name]
     _, _, table_1b, _ = focal_ablation.sections(outcomes)
     assert table_1b.text == "The grid has not been run to its end yet."
     assert [row[0] for row in table_1b.tables[0].rows] == ["0", "0.1", "0.2", "0.5", "1"]

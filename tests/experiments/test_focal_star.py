@@ -1,7 +1,7 @@
 """The appendix' table from results that are made up."""
 
 from configs import focal_star as config
-from experiments import focal_star
+from experiments.focal_paper import focal_star
 
 
 def test_the_rows_are_the_papers_with_its_numbers(made_up):

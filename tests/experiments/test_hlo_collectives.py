@@ -1,6 +1,6 @@
 import pytest
 
-from experiments.hlo_collectives import Traffic, collectives, shape_bytes
+from experiments.tpu.hlo_collectives import Traffic, collectives, shape_bytes
 
 REDUCE = "  %all-reduce.1 = f32[64,3]{1,0:T(4,128)} all-reduce(%add.2), channel_id=1, to_apply=%s"
 

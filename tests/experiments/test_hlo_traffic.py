@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.hlo_traffic import array_bytes, estimated_cycles, hbm_traffic
+from experiments.tpu.hlo_traffic import array_bytes, estimated_cycles, hbm_traffic
 
 A = "f32[8,128]{1,0:T(8,128)}"
 V = "f32[8,128]{1,0:T(8,128)S(1)}"  # in VMEM

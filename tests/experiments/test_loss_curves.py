@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import rich.console
 
-from experiments import loss_curves, records, sweep
-from experiments.study import Outcomes
+from experiments.focal_paper import loss_curves
+from experiments.sweep import grid, results_io
+from experiments.sweep.paper_report import SweepResults
 
 
 def test_the_hardest_fifth_holds_what_it_holds():
@@ -40,12 +41,12 @@ def test_figures_have_a_line_a_loss():
 
 
 def test_a_trained_network_is_looked_at(tiny_scenes, tmp_path):
-    cells = sweep.make_cells(tiny_scenes, [{"objective.gamma": 2.0, "objective.alpha": 0.25}], (0,))
-    form, *nothing = loss_curves.sections(Outcomes(cells, tmp_path))
+    cells = grid.make_cells(tiny_scenes, [{"objective.gamma": 2.0, "objective.alpha": 0.25}], (0,))
+    form, *nothing = loss_curves.sections(SweepResults(cells, tmp_path))
     assert not nothing
     assert form.pictures[0].caption
-    sweep.run(cells, tmp_path, rich.console.Console(file=io.StringIO()))
-    _, figure = loss_curves.sections(Outcomes(cells, tmp_path))
+    grid.run(cells, tmp_path, rich.console.Console(file=io.StringIO()))
+    _, figure = loss_curves.sections(SweepResults(cells, tmp_path))
     (table,) = figure.tables
     assert [row[0] for row in table.rows] == ["0", "0.5", "1", "2"]
     for _, *shares in table.rows:
@@ -54,10 +55,10 @@ def test_a_trained_network_is_looked_at(tiny_scenes, tmp_path):
     assert len(pixels.rare) + len(pixels.background) <= 4 * 64 * 96
     assert f"{len(pixels.rare)} pixels of the rare class" in figure.text
     # Taken over elsewhere, without the network: the same table, and no picture of it.
-    outcomes = Outcomes(cells, tmp_path)
+    outcomes = SweepResults(cells, tmp_path)
     file = tmp_path / "report.json"
-    file.write_text(json.dumps({"data": records.record(cells, outcomes.results)}))
-    records.take_over(cells, tmp_path / "other", file)
-    _, again = loss_curves.sections(Outcomes(cells, tmp_path / "other"))
+    file.write_text(json.dumps({"data": results_io.record(cells, outcomes.by_cell)}))
+    results_io.take_over(cells, tmp_path / "other", file)
+    _, again = loss_curves.sections(SweepResults(cells, tmp_path / "other"))
     assert again.tables == figure.tables
     assert (len(figure.pictures), len(again.pictures)) == (1, 0)

@@ -1,7 +1,7 @@
 """The names and the published numbers of table 1d, from results that are made up."""
 
 from configs import ohem_vs_focal as config
-from experiments import ohem_vs_focal
+from experiments.focal_paper import ohem_vs_focal
 from segjax.reporting import cell
 
 NAMES = [

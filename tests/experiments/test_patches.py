@@ -4,15 +4,21 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import patches
-from experiments.patches import ONE_PASS, PATCHES
-from experiments.timing import Case
+from experiments.benchmarks import patches
+from experiments.benchmarks.patches import ONE_PASS, PATCHES
+from experiments.benchmarks.timing import Case
 from segjax.models import PatchClassifier
 
 
 def test_a_small_run_prints_a_table_and_writes_every_depth(tmp_path, python):
     done = python(
-        "-m", "experiments.patches", "--shape=1,6,9", "--width=2", "--depths=0,1", "--rounds=1", f"--workdir={tmp_path}"
+        "-m",
+        "experiments.benchmarks.patches",
+        "--shape=1,6,9",
+        "--width=2",
+        "--depths=0,1",
+        "--rounds=1",
+        f"--workdir={tmp_path}",
     )
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "patches.json").read_text())

@@ -1,6 +1,6 @@
 import pytest
 
-from experiments import prediction_cost
+from experiments.benchmarks import prediction_cost
 from segjax.inference import PredictOptions
 
 SIZE, TILE = (24, 32), (16, 16)

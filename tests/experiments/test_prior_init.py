@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from configs import prior_init as config
-from experiments import prior_init, study
+from experiments.focal_paper import prior_init
+from experiments.sweep import paper_report
 from segjax.data.augment import prepare
 from segjax.training.train_step import init_state, make_model
 
@@ -63,7 +64,7 @@ STARTS = [
 
 @pytest.mark.parametrize(("loss", "pi"), STARTS)
 def test_a_fresh_head_says_its_prior(loss, pi, tiny_scenes):
-    cells = study.make_cells(config, "cpu", "road_debris", seeds=(0,))
+    cells = paper_report.make_cells(config, "cpu", "road_debris", seeds=(0,))
     cell = next(cell for cell in cells if cell.config.objective.loss == loss and cell.config.model.prior[-1:] == (pi,))
     small = tiny_scenes.copy_and_resolve_references()
     small.model.prior, small.model.head_stddev = cell.config.model.prior, cell.config.model.head_stddev

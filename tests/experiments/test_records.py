@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from experiments import records, sweep
+from experiments.sweep import grid, results_io
 from segjax.training import ConfigError, DataError, defaults
 
 ROWS = [{"objective.gamma": 2.0, "model.prior": (0.9, 0.1)}, {"objective.gamma": 0.0, "model.prior": ()}]
@@ -11,7 +11,7 @@ RESULT = {"status": "done", "scores": {"mean_iou": 0.5}, "provenance": {"commit"
 
 @pytest.fixture
 def cells():
-    return sweep.make_cells(defaults(), ROWS, (0, 1))
+    return grid.make_cells(defaults(), ROWS, (0, 1))
 
 
 @pytest.fixture
@@ -19,33 +19,33 @@ def report(cells, tmp_path):
     """The JSON of a report in which the first row was measured with seed 0, and the second with seed 1."""
     results = {cells[0].name: RESULT, cells[3].name: RESULT | {"status": "diverged"}}
     file = tmp_path / "report.json"
-    file.write_text(json.dumps({"facts": {}, "data": records.record(cells, results)}))
+    file.write_text(json.dumps({"facts": {}, "data": results_io.record(cells, results)}))
     return file
 
 
 def found(cells, workdir):
-    return [(sweep.result_of(cell, workdir) or {}).get("status") for cell in cells]
+    return [(grid.result_of(cell, workdir) or {}).get("status") for cell in cells]
 
 
 def test_what_a_report_holds_is_measured_elsewhere_too(cells, report, tmp_path):
-    assert records.take_over(cells, tmp_path / "other", report) == 2
+    assert results_io.take_over(cells, tmp_path / "other", report) == 2
     assert found(cells, tmp_path / "other") == ["done", None, None, "diverged"]
-    assert sweep.result_of(cells[0], tmp_path / "other") == RESULT
+    assert grid.result_of(cells[0], tmp_path / "other") == RESULT
 
 
 def test_what_was_taken_over_is_not_taken_for_another_configs(cells, report, tmp_path):
-    records.take_over(cells, tmp_path / "other", report)
+    results_io.take_over(cells, tmp_path / "other", report)
     longer = defaults()
     longer.training.steps += 1
     with pytest.raises(ConfigError, match=r"was run with config\.training\.steps = "):
-        sweep.result_of(sweep.make_cells(longer, ROWS, (0,))[0], tmp_path / "other")
+        grid.result_of(grid.make_cells(longer, ROWS, (0,))[0], tmp_path / "other")
 
 
 def test_what_is_there_already_is_kept(cells, report, tmp_path):
     own = tmp_path / "other" / cells[0].name / "cell.json"
     own.parent.mkdir(parents=True)
     own.write_text('{"status": "own"}')
-    assert records.take_over(cells, tmp_path / "other", report) == 1
+    assert results_io.take_over(cells, tmp_path / "other", report) == 1
     assert found(cells, tmp_path / "other") == ["own", None, None, "diverged"]
 
 
@@ -53,7 +53,7 @@ def test_cells_of_another_config_are_refused(report, tmp_path):
     other = defaults()
     other.model.width = 24
     with pytest.raises(ConfigError, match=r"report\.json was run with config\.model\.width = \d+; expected 24"):
-        records.take_over(sweep.make_cells(other, ROWS, (0,)), tmp_path / "other", report)
+        results_io.take_over(grid.make_cells(other, ROWS, (0,)), tmp_path / "other", report)
     assert not (tmp_path / "other").exists()
 
 
@@ -61,7 +61,7 @@ def test_a_field_younger_than_the_report_has_its_default(cells, report, tmp_path
     old = json.loads(report.read_text())
     del old["data"]["config"]["model.remat"]
     report.write_text(json.dumps(old))
-    assert records.take_over(cells, tmp_path / "other", report) == 2
+    assert results_io.take_over(cells, tmp_path / "other", report) == 2
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"data": []}', '{"data": {"config": {}, "cells": [{}]}}'])
@@ -70,4 +70,4 @@ def test_a_file_that_is_no_report_is_named(content, cells, tmp_path):
     if content is not None:
         file.write_text(content)
     with pytest.raises(DataError, match=r"strange\.json: expected the JSON of a sweep's report"):
-        records.take_over(cells, tmp_path / "other", file)
+        results_io.take_over(cells, tmp_path / "other", file)

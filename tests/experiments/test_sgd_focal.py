@@ -1,7 +1,8 @@
 """The table of the paper's optimiser from results that are made up."""
 
 from configs import sgd_focal as config
-from experiments import sgd_focal, study
+from experiments.focal_paper import sgd_focal
+from experiments.sweep import paper_report
 
 
 def test_every_rate_start_and_loss_is_a_row_and_what_diverged_is_counted(made_up):
@@ -17,7 +18,7 @@ def test_every_rate_start_and_loss_is_a_row_and_what_diverged_is_counted(made_up
 
 
 def test_all_cells_are_those_of_the_paper_but_for_rate_start_and_loss():
-    for cell in study.make_cells(config, "cpu", "road_debris"):
+    for cell in paper_report.make_cells(config, "cpu", "road_debris"):
         optimizer = cell.config.optimizer
         assert (optimizer.name, optimizer.momentum, optimizer.clip_norm) == ("sgd", 0.9, 0.0)
         assert optimizer.warmup_fraction == 0

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from experiments import soak
-from experiments.soak import Sample
+from experiments.fault_injection import soak
+from experiments.fault_injection.soak import Sample
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ import rich.console
 from absl import flags
 
 from configs import focal_ablation, rare_class
-from experiments import study, sweep
-from experiments.focal_ablation import STUDY
-from experiments.study import Outcomes
+from experiments.focal_paper.focal_ablation import STUDY
+from experiments.sweep import grid, paper_report
+from experiments.sweep.paper_report import SweepResults
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(cells, workdir):
-    sweep.run(cells, workdir, rich.console.Console(file=io.StringIO()))
-    return Outcomes(cells, workdir)
+    grid.run(cells, workdir, rich.console.Console(file=io.StringIO()))
+    return SweepResults(cells, workdir)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def outcomes(tiny_scenes, tmp_path_factory):
         {"objective.gamma": 2.0, "optimizer.learning_rate": 1e-3},
         {"objective.gamma": 0.0, "optimizer.learning_rate": 3e38},
     ]
-    return run(sweep.make_cells(tiny_scenes, rows, (0, 1)), tmp_path_factory.mktemp("outcomes"))
+    return run(grid.make_cells(tiny_scenes, rows, (0, 1)), tmp_path_factory.mktemp("outcomes"))
 
 
 def test_a_row_is_summed_up_over_its_seeds(outcomes):
@@ -57,7 +57,7 @@ def test_a_row_that_diverged_has_no_score_and_no_curve(outcomes):
 
 
 def test_a_report_says_how_much_was_measured_and_how(outcomes):
-    report = study.report_of(STUDY._replace(sections=lambda _: ()), outcomes, "road_debris", "smoke")
+    report = paper_report.report_of(STUDY._replace(sections=lambda _: ()), outcomes, "road_debris", "smoke")
     assert report.facts["cells"] == "4 of 4 measured, 2 diverged"
     assert report.facts["seeds"] == [0, 1]
     assert report.facts["run"] == "4 steps of batch 4, 32×48 pixels, U-Net of width 4 and depth 2"
@@ -65,15 +65,15 @@ def test_a_report_says_how_much_was_measured_and_how(outcomes):
 
 
 def test_cells_that_are_missing_are_left_out(outcomes, tmp_path):
-    empty = Outcomes(outcomes.cells, tmp_path)
-    report = study.report_of(STUDY._replace(sections=lambda _: ()), empty, "road_debris", "smoke")
+    empty = SweepResults(outcomes.cells, tmp_path)
+    report = paper_report.report_of(STUDY._replace(sections=lambda _: ()), empty, "road_debris", "smoke")
     assert report.facts["cells"] == "0 of 4 measured, 0 diverged"
 
 
 def test_a_seed_that_has_not_ended_is_missing(outcomes, tmp_path):
     (done,) = (cell for cell in outcomes.cells if cell.config.objective.gamma == 2 and cell.config.seed == 0)
     shutil.copytree(outcomes.workdir / done.name, tmp_path / done.name)
-    score = Outcomes(outcomes.cells, tmp_path).score(outcomes.rows()[0], "average_precision")
+    score = SweepResults(outcomes.cells, tmp_path).score(outcomes.rows()[0], "average_precision")
     assert (len(score.values), score.missing) == (1, 1)
 
 
@@ -83,11 +83,11 @@ def test_a_child_gets_the_flags_that_were_given():
     flags.DEFINE_string("workdir", "runs", "", flag_values=values)
     flags.DEFINE_integer("steps", None, "", flag_values=values)
     values(["program", "--seed=0", "--seed=1", "--steps=8"])
-    assert study.given(values) == ["--steps=8", "--seed=0", "--seed=1"]
+    assert paper_report.given(values) == ["--steps=8", "--seed=0", "--seed=1"]
 
 
 def test_steps_and_seeds_can_be_given_in_place_of_the_presets():
-    cells = study.make_cells(focal_ablation, "smoke", "road_debris", steps=8, seeds=(3,))
+    cells = paper_report.make_cells(focal_ablation, "smoke", "road_debris", steps=8, seeds=(3,))
     assert {cell.config.seed for cell in cells} == {3}
     assert {(cell.config.training.steps, cell.config.training.evaluate_every) for cell in cells} == {(8, 2)}
 
@@ -95,7 +95,7 @@ def test_steps_and_seeds_can_be_given_in_place_of_the_presets():
 @pytest.mark.parametrize("data", rare_class.DATA)
 @pytest.mark.parametrize("preset", rare_class.PRESETS)
 def test_every_data_set_of_the_configs_has_a_description(preset, data):
-    assert data in study.DATA
+    assert data in paper_report.DATA
     assert rare_class.get_config(preset, data).data.name == data
 
 
@@ -107,7 +107,7 @@ import sys
 import rich.console
 from pathlib import Path
 from configs import rare_class
-from experiments import sweep
+from experiments.sweep import grid
 config = rare_class.get_config("smoke")
 config.data.data_dir = sys.argv[2]
 config.data.scene_size, config.data.size = (64, 96), (32, 48)
@@ -116,7 +116,7 @@ config.model.width, config.model.depth = 4, 2
 config.training.global_batch, config.training.steps = 4, 40
 config.training.evaluate_every, config.training.checkpoint_every, config.training.log_every = 20, 5, 1
 rows = [{"objective.gamma": gamma} for gamma in (0.0, 2.0)]
-sweep.run(sweep.make_cells(config, rows, (0,)), Path(sys.argv[1]), rich.console.Console())
+grid.run(grid.make_cells(config, rows, (0,)), Path(sys.argv[1]), rich.console.Console())
 """
 
 

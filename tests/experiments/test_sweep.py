@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import rich.console
 
-from experiments import lockstep, sweep
+from experiments.sweep import grid, parallel_cells
 from segjax.trained_run import load_run
 from segjax.training import ConfigError, train
 
-GRID = sweep.product(sweep.axis("objective.gamma", 0.0, 2.0), sweep.axis("objective.alpha", 0.25, 0.75))
+GRID = grid.product(grid.axis("objective.gamma", 0.0, 2.0), grid.axis("objective.alpha", 0.25, 0.75))
 SEEDS = (0, 1)
 
 
@@ -24,7 +24,7 @@ def base(tiny_scenes):
 
 def run(cells, workdir):
     console = rich.console.Console(file=io.StringIO(), width=200)
-    sweep.run(cells, workdir, console)
+    grid.run(cells, workdir, console)
     return console.file.getvalue()
 
 
@@ -33,7 +33,7 @@ def grid(base, tmp_path_factory):
     """The whole grid, run once: its cells, its folder, what was printed, and how often a step was traced."""
     workdir, traces = tmp_path_factory.mktemp("grid"), []
     with pytest.MonkeyPatch.context() as patch:
-        make = lockstep.make_train_step
+        make = parallel_cells.make_train_step
 
         def counting(*arguments):
             step = make(*arguments)
@@ -44,8 +44,8 @@ def grid(base, tmp_path_factory):
 
             return counted
 
-        patch.setattr(lockstep, "make_train_step", counting)
-        cells = sweep.make_cells(base, GRID, SEEDS)
+        patch.setattr(parallel_cells, "make_train_step", counting)
+        cells = grid.make_cells(base, GRID, SEEDS)
         printed = run(cells, workdir)
     return cells, workdir, printed, len(traces)
 
@@ -61,7 +61,7 @@ def test_a_cell_of_the_grid_is_the_run_of_its_config_alone(grid, tmp_path):
     cell = cells[5]
     assert cell.changes == {"objective.gamma": 0.0, "objective.alpha": 0.75, "seed": 1}
     alone = train(cell.config, tmp_path, console=rich.console.Console(file=io.StringIO()))
-    of_grid = sweep.result_of(cell, workdir)["scores"]
+    of_grid = grid.result_of(cell, workdir)["scores"]
     for key in ("average_precision", "pixel_accuracy", "auroc"):
         assert of_grid[key] == pytest.approx(alone[key], rel=1e-4)
 
@@ -69,7 +69,7 @@ def test_a_cell_of_the_grid_is_the_run_of_its_config_alone(grid, tmp_path):
 def test_every_cell_says_what_it_measured(grid):
     cells, workdir, printed, _ = grid
     for cell in cells:
-        result = sweep.result_of(cell, workdir)
+        result = grid.result_of(cell, workdir)
         assert (result["status"], result["steps"], result["diverged_at"]) == ("done", 4, None)
         assert result["curves"]["step"] == [2, 4]
         assert result["curves"]["average_precision"][-1] == result["scores"]["average_precision"]
@@ -81,7 +81,7 @@ def test_every_cell_says_what_it_measured(grid):
 
 def test_cells_differ(grid):
     cells, workdir, *_ = grid
-    assert len({sweep.result_of(cell, workdir)["scores"]["auroc"] for cell in cells}) == len(cells)
+    assert len({grid.result_of(cell, workdir)["scores"]["auroc"] for cell in cells}) == len(cells)
 
 
 def test_a_cell_is_a_run_that_evaluation_opens(grid):
@@ -100,10 +100,10 @@ def test_a_cell_without_its_result_carries_on_from_its_checkpoint(grid, tmp_path
     cells, workdir, *_ = grid
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
-    before = sweep.result_of(cells[2], copy)
-    (copy / cells[2].name / lockstep.RESULT_FILE).unlink()
+    before = grid.result_of(cells[2], copy)
+    (copy / cells[2].name / parallel_cells.RESULT_FILE).unlink()
     assert run(cells, copy).startswith("8/8")
-    after = sweep.result_of(cells[2], copy)
+    after = grid.result_of(cells[2], copy)
     assert after["provenance"]["wall_seconds_from_step"] == 4
     assert {k: after[k] for k in ("scores", "curves", "first_loss")} == {
         k: before[k] for k in ("scores", "curves", "first_loss")
@@ -111,39 +111,39 @@ def test_a_cell_without_its_result_carries_on_from_its_checkpoint(grid, tmp_path
 
 
 def test_a_cell_that_another_process_holds_is_waited_for_and_taken_over_if_it_is_left(base, tmp_path, monkeypatch):
-    cells = sweep.make_cells(base, GRID[:1], (0,))
+    cells = grid.make_cells(base, GRID[:1], (0,))
     (tmp_path / cells[0].name).mkdir()
     with (tmp_path / cells[0].name / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
         def killed_meanwhile(_):
-            assert sweep.result_of(cells[0], tmp_path) is None
+            assert grid.result_of(cells[0], tmp_path) is None
             lock.close()
 
-        monkeypatch.setattr(sweep, "_pause", killed_meanwhile)
+        monkeypatch.setattr(grid, "_pause", killed_meanwhile)
         printed = run(cells, tmp_path)
     assert printed.startswith("waiting for 1 cells that other processes hold\n1/1")
-    assert sweep.result_of(cells[0], tmp_path)["status"] == "done"
+    assert grid.result_of(cells[0], tmp_path)["status"] == "done"
 
 
 def test_a_cell_that_diverges_is_recorded_and_harms_no_other(base, grid, tmp_path):
     rows = [{"objective.gamma": 0.0, "objective.alpha": 0.25, "optimizer.learning_rate": rate} for rate in (1e-3, 3e38)]
-    fine, diverged = sweep.make_cells(base, rows, (0,))
+    fine, diverged = grid.make_cells(base, rows, (0,))
     printed = run([fine, diverged], tmp_path)
-    bad = sweep.result_of(diverged, tmp_path)
+    bad = grid.result_of(diverged, tmp_path)
     assert bad["status"] == "diverged"
     assert bad["diverged_at"] == 1  # its parameters are looked at as well as its loss
     assert f"diverged at step {bad['diverged_at']}" in printed
     cells, workdir, *_ = grid
-    assert sweep.result_of(fine, tmp_path)["scores"] == sweep.result_of(cells[0], workdir)["scores"]
+    assert grid.result_of(fine, tmp_path)["scores"] == grid.result_of(cells[0], workdir)["scores"]
 
 
 def test_parameters_that_break_at_the_step_that_is_scored_are_a_divergence(base, tmp_path):
     config = base.copy_and_resolve_references()
     config.training.evaluate_every, config.optimizer.learning_rate = 1, 3e38
-    (cell,) = sweep.make_cells(config, [{"objective.gamma": 0.0}], (0,))
+    (cell,) = grid.make_cells(config, [{"objective.gamma": 0.0}], (0,))
     run([cell], tmp_path)
-    result = sweep.result_of(cell, tmp_path)
+    result = grid.result_of(cell, tmp_path)
     assert result["status"] == "diverged"
     assert result["curves"]["step"] == list(range(1, result["diverged_at"]))
 
@@ -151,9 +151,9 @@ def test_parameters_that_break_at_the_step_that_is_scored_are_a_divergence(base,
 def test_only_checkpoints_that_were_scored_can_be_the_best(base, tmp_path):
     config = base.copy_and_resolve_references()
     config.training.evaluate_every, config.training.checkpoint_every = 3, 1
-    (cell,) = sweep.make_cells(config, GRID[:1], (0,))
+    (cell,) = grid.make_cells(config, GRID[:1], (0,))
     run([cell], tmp_path)
-    precision = sweep.result_of(cell, tmp_path)["curves"]["average_precision"]
+    precision = grid.result_of(cell, tmp_path)["curves"]["average_precision"]
     best = load_run(tmp_path / cell.name).state.step
     assert int(best) == (3, 4)[int(np.argmax(precision))]
 
@@ -162,7 +162,7 @@ def test_the_gradient_budget_belongs_to_single_runs(base, tmp_path):
     config = base.copy_and_resolve_references()
     config.training.gradient_budget = True
     with pytest.raises(ConfigError, match=r"gradient_budget is a log of single runs"):
-        run(sweep.make_cells(config, GRID[:1], (0,)), tmp_path)
+        run(grid.make_cells(config, GRID[:1], (0,)), tmp_path)
 
 
 def test_a_field_that_is_newer_than_a_result_has_its_default_there(grid, tmp_path):
@@ -170,14 +170,14 @@ def test_a_field_that_is_newer_than_a_result_has_its_default_there(grid, tmp_pat
     old = shutil.copytree(workdir / cells[0].name, tmp_path / cells[0].name) / "config.json"
     fields = json.loads(old.read_text())
     old.write_text(json.dumps({key: value for key, value in fields.items() if key != "data.on_error"}))
-    assert sweep.result_of(cells[0], tmp_path) == sweep.result_of(cells[0], workdir)
+    assert grid.result_of(cells[0], tmp_path) == grid.result_of(cells[0], workdir)
 
 
 def test_the_result_of_another_config_is_not_taken_for_this_ones(grid, base):
     cells, workdir, *_ = grid
     other = base.copy_and_resolve_references()
     other.training.steps = 5
-    changed = sweep.make_cells(other, GRID, SEEDS)
+    changed = grid.make_cells(other, GRID, SEEDS)
     assert changed[0].name == cells[0].name
     with pytest.raises(ConfigError, match=r"was run with config.training.steps = 4; expected 5"):
         run(changed, workdir)
@@ -185,14 +185,14 @@ def test_the_result_of_another_config_is_not_taken_for_this_ones(grid, base):
 
 def test_a_wrong_cell_is_named_before_anything_runs(base):
     with pytest.raises(ConfigError, match=r"config.objective.gamma must be in \[0, inf\]; got -1"):
-        sweep.make_cells(base, [{"objective.gamma": -1.0}], (0,))
+        grid.make_cells(base, [{"objective.gamma": -1.0}], (0,))
     with pytest.raises(ConfigError, match=r"config.model.prior needs 1 value\(s\) for sigmoid_focal; got \(0.5, 0.5\)"):
-        sweep.make_cells(base, [{"objective.gamma": 0.0}, {"model.prior": (0.5, 0.5)}], (0,))
+        grid.make_cells(base, [{"objective.gamma": 0.0}, {"model.prior": (0.5, 0.5)}], (0,))
     with pytest.raises(ConfigError, match=r"two cells of the sweep are called gamma=1,seed=0"):
-        sweep.make_cells(base, [{"objective.gamma": 1.0}] * 2, (0,))
+        grid.make_cells(base, [{"objective.gamma": 1.0}] * 2, (0,))
 
 
 def test_results_are_files_that_anybody_reads(grid):
     cells, workdir, *_ = grid
-    text = (workdir / cells[0].name / lockstep.RESULT_FILE).read_text()
+    text = (workdir / cells[0].name / parallel_cells.RESULT_FILE).read_text()
     assert np.isfinite(json.loads(text)["scores"]["best_iou"])

@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 
 from configs import focal_ablation
+<<<<<<< HEAD
 from experiments import study, sweep_cost
 from segjax.training.config import from_leaves, leaves
+=======
+from experiments.benchmarks import sweep_cost
+from experiments.sweep import paper_report
+from segjax.training.defaults import from_leaves, leaves
+>>>>>>> 6f5ec17 (Experiments in packages: sweep, focal_paper, camvid, benchmarks, tpu, fault_injection)
 
 
 def test_rounds_take_every_way_and_leave_nothing(tmp_path, monkeypatch):
@@ -31,7 +37,7 @@ def test_separate_runs_are_of_the_grids_configs(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(sweep_cost, "_run", lambda *arguments: commands.append(arguments))
     sweep_cost.separately(tmp_path / "runs", steps=8)
-    cells = study.make_cells(focal_ablation, "smoke", "road_debris", steps=8)
+    cells = paper_report.make_cells(focal_ablation, "smoke", "road_debris", steps=8)
     given = [from_leaves(json.loads(Path(arguments[2]).read_text())) for arguments in commands]
     assert [leaves(config) for config in given] == [leaves(cell.config) for cell in cells]
 
@@ -42,5 +48,5 @@ def test_the_grid_is_the_smoke_presets(tmp_path, monkeypatch, processes):
     monkeypatch.setattr(sweep_cost, "_run", lambda *arguments: commands.append(arguments))
     sweep_cost.as_a_grid(tmp_path, 8, processes)
     ((_, module, *arguments),) = commands
-    assert module == "experiments.focal_ablation"
+    assert module == "experiments.focal_paper.focal_ablation"
     assert {"--preset=smoke", "--steps=8", f"--processes={processes}"} <= set(arguments)

@@ -3,8 +3,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from experiments import timing
-from experiments.timing import Case
+from experiments.benchmarks import timing
+from experiments.benchmarks.timing import Case
 
 
 def test_rounds_are_interleaved_in_changing_order_and_the_first_is_not_counted(monkeypatch):

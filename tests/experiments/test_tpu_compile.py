@@ -5,13 +5,13 @@ import jax
 import pytest
 
 from configs import cityscapes_unet_recipe
-from experiments import tpu_compile
-from experiments.tpu_slices import CHIPS
+from experiments.tpu import tpu_compile
+from experiments.tpu.tpu_slices import CHIPS
 from segjax.data import label_set
 from segjax.training import ConfigError
 from segjax.training.train_step import init_state, make_model
 
-RESULT = Path(tpu_compile.__file__).parent / "results" / "tpu_compile.json"
+RESULT = Path(tpu_compile.__file__).parents[1] / "results" / "tpu_compile.json"
 TINY = {
     "data.size": (16, 32),
     "model.width": 4,
@@ -147,7 +147,7 @@ def test_pmap_is_refused(tiny):
 def test_the_program_compiles_prints_and_carries_on(tmp_path, python):
     command = (
         "-m",
-        "experiments.tpu_compile",
+        "experiments.tpu.tpu_compile",
         "--config=configs/rare_class.py",
         "--topology=cpu",
         "--batch_per_chip=1",
@@ -163,7 +163,11 @@ def test_the_program_compiles_prints_and_carries_on(tmp_path, python):
 
 def test_a_mistake_is_one_line(tmp_path, python):
     done = python(
-        "-m", "experiments.tpu_compile", "--config=configs/rare_class.py", "--topology=v9:2x4", f"--output={tmp_path}/x"
+        "-m",
+        "experiments.tpu.tpu_compile",
+        "--config=configs/rare_class.py",
+        "--topology=v9:2x4",
+        f"--output={tmp_path}/x",
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: --topology must be a chip, one of v4, v5e,")

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from experiments import benchmarks_losses, tpu_programs
+from experiments.benchmarks import benchmarks_losses
+from experiments.tpu import tpu_programs
 from segjax.training import ConfigError
 
 SHAPE, CLASSES = (1, 16, 24), 3

@@ -3,7 +3,7 @@ import importlib.util
 import jax
 import pytest
 
-from experiments.tpu_slices import CHIPS, chip_of, devices_of, roofline
+from experiments.tpu.tpu_slices import CHIPS, chip_of, devices_of, roofline
 from segjax.training import ConfigError
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import rich.console
 
-from experiments import cells
-from experiments import uncertainty_ladder as ladder
-from experiments.ladder_scores import TOLERANCE, make_counts
-from experiments.ladder_scores import scores as scores_of
+from experiments.camvid import uncertainty_ladder as ladder
+from experiments.camvid.ladder_scores import TOLERANCE, make_counts
+from experiments.camvid.ladder_scores import scores as scores_of
+from experiments.sweep import table_rows
 from segjax import metrics
 from segjax.data.labels import VOID
 from segjax.models import Segmentation
@@ -104,29 +104,29 @@ def test_the_columns_are_what_their_names_say():
 def test_a_cell_is_trained_scored_and_written_once(tiny_recipe, tmp_path, monkeypatch):
     row = ladder.ROWS["+ sampled variance"]
     config = ladder.row_config(row, 0, steps=3)
-    cells.run_cell(config, row, tmp_path / "runs", quiet(), make_counts, scores_of)
-    (cell,) = cells.cells(tmp_path / "runs", ladder.ROWS)
+    table_rows.run_cell(config, row, tmp_path / "runs", quiet(), make_counts, scores_of)
+    (cell,) = table_rows.cells(tmp_path / "runs", ladder.ROWS)
     assert (cell["row"], cell["seed"], cell["steps"]) == ("+ sampled variance", 0, 3)
     assert all(0 <= cell[key] <= 1 for key in ladder.COLUMNS.values())
     assert len(cell["iou_per_class"]) == len(cell["classes"]) == 11
-    monkeypatch.setattr(cells, "train", None)  # a second call would fail
-    cells.run_cell(config, row, tmp_path / "runs", quiet(), make_counts, scores_of)
+    monkeypatch.setattr(table_rows, "train", None)  # a second call would fail
+    table_rows.run_cell(config, row, tmp_path / "runs", quiet(), make_counts, scores_of)
 
 
 def test_the_table_has_mean_and_spread_and_leaves_out_what_was_not_run(tmp_path):
     for seed, value in ((0, 0.5), (1, 0.6)):
-        folder = cells.cell_folder(tmp_path, ladder.ROWS["CE, void left out"], seed)
+        folder = table_rows.cell_folder(tmp_path, ladder.ROWS["CE, void left out"], seed)
         folder.mkdir(parents=True)
         scores = dict.fromkeys(ladder.COLUMNS.values(), value)
         (folder / "cell.json").write_text(json.dumps({"row": "CE, void left out", "seed": seed, **scores}))
-    table = ladder.table(cells.cells(tmp_path, ladder.ROWS), ladder.LADDER, "title")
+    table = ladder.table(table_rows.cells(tmp_path, ladder.ROWS), ladder.LADDER, "title")
     assert [(*row[:2], row[2].values) for row in table.rows] == [("CE, void left out", "2", (0.5, 0.6))]
     milliseconds = {"CE": 200.0, "CE, void left out": 190.0}
-    timed = ladder.table(cells.cells(tmp_path, ladder.ROWS), ladder.LADDER, "title", milliseconds)
+    timed = ladder.table(table_rows.cells(tmp_path, ladder.ROWS), ladder.LADDER, "title", milliseconds)
     assert (timed.columns[-1], timed.rows[0][-1]) == ("time a step", "0.95")
 
 
 def test_an_unknown_row_is_refused_with_the_names_there_are(tmp_path, python):
-    done = python("-m", "experiments.uncertainty_ladder", f"--workdir={tmp_path}", "--row=dropout")
+    done = python("-m", "experiments.camvid.uncertainty_ladder", f"--workdir={tmp_path}", "--row=dropout")
     assert done.returncode != 0
     assert "no row is called dropout; the rows are CE; + curriculum" in done.stdout + done.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from experiments import uncertainty_quality as quality
+from experiments.camvid import uncertainty_quality as quality
 from segjax.report import LOG_BINS
 from segjax.training import train
 
@@ -16,7 +16,10 @@ def test_a_trained_network_gives_a_table_a_figure_and_json(tiny_recipe, tmp_path
     tiny_recipe.training.steps = tiny_recipe.training.evaluate_every = 2
     train(tiny_recipe, tmp_path / "run", console=rich.console.Console(file=io.StringIO()))
     done = python(
-        "-m", "experiments.uncertainty_quality", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"
+        "-m",
+        "experiments.camvid.uncertainty_quality",
+        f"--checkpoint={tmp_path / 'run'}",
+        f"--output={tmp_path / 'out'}",
     )
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "out" / "uncertainty_quality.json").read_text())

@@ -1,0 +1,100 @@
+"""The loader beside the step that it feeds, and the augmentation as a part of that step.
+
+One worker process reads, decodes and batches CamVid where it is (the environment's SEGJAX_CAMVID_DIR), and else the
+drawn road scenes; many batches one after another, so that what the worker has ready does not count. The step is that
+of the small U-Net of `configs/camvid_unet.py`, with all of the augmentation: crop, zoom, flip, rotation and brightness.
+All times are of one batch, and by the wall: the worker is another process.
+"""
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import camvid_unet
+from experiments.benchmarks.baselines import OURS, Setting, Target, quotient
+from experiments.benchmarks.timing import Case, milliseconds
+from segjax.data.augment import augment, example_keys
+from segjax.reporting import Table
+from segjax.training import DataError, open_split
+from segjax.training.loop import DEVICE_KEYS, train_batches
+from segjax.training.objective import hparams_from_config
+from segjax.training.optimizer import hparams_at, phases
+from segjax.training.train_step import init_state, make_model, make_train_step
+
+TITLE = "Input: the loader and the augmentation beside the step"
+LOADER, AUGMENTATION = "loader, 1 worker", "augmentation"
+COLUMNS = (LOADER, AUGMENTATION)
+DRAWN = 64
+
+
+def rows(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
+    """One row; `OURS` is the step."""
+    return {"U-Net, width 16, 192×256, batch 2": partial(_row, setting, camvid_unet.get_config())}
+
+
+def _row(setting: Setting, config: ConfigDict) -> dict[str, Any]:
+    config.data.workers = 1
+    config.augment.scale, config.augment.rotation = (0.75, 1.5), 10.0
+    config.augment.brightness, config.augment.contrast = 0.2, 0.2
+    try:
+        source = open_split(config.data, config.data.train_split)
+    except DataError:  # not on this machine
+        config.data.name = "road_debris"
+        source = open_split(config.data, config.data.train_split)
+    classes = len(source.label_set.names)
+    model = make_model(config, classes)
+    state, hparams = init_state(config, model), hparams_at(1, hparams_from_config(config), phases(config))
+    step = jax.jit(make_train_step(config, model, classes, None))
+    with contextlib.closing(train_batches(config, source)) as batches:
+        batch = jax.device_put({key: next(batches)[key] for key in DEVICE_KEYS})
+        augmented = jax.jit(partial(_augmented, config))
+
+        def draw() -> None:
+            for _ in range(DRAWN):
+                next(batches)
+
+        cases = [
+            Case(OURS, lambda: step(state, batch, hparams)),
+            Case(LOADER, draw),
+            Case(AUGMENTATION, lambda: augmented(state, batch, hparams.crop_fraction)),
+        ]
+        taken = milliseconds(cases, setting.rounds)
+    data = f"{config.data.name}, {'×'.join(map(str, np.shape(batch['image'])))}"
+    return {"ms": taken | {LOADER: taken[LOADER] / DRAWN}, "not_installed": [], "data": data}
+
+
+def _augmented(config: ConfigDict, state: Any, batch: dict[str, jax.Array], crop_fraction: jax.Array) -> Any:
+    """What the step does first."""
+    options, keys = config.augment, example_keys(state.key, state.step, batch["index"])
+    names = ("flip", "rotation", "brightness", "contrast")
+    return augment(
+        batch["image"],
+        batch["label"],
+        keys,
+        crop_fraction=crop_fraction,
+        size=tuple(config.data.size),
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        scale=tuple(options.scale),
+        **{name: options[name] for name in names},
+    )
+
+
+def targets(measured: dict[str, Any]) -> list[Target]:
+    """Target 6."""
+    found = []
+    for name, row in measured.items():
+        ms = row["ms"]
+        found.append(Target(6, f"{name}: step / loader", quotient(ms[OURS], ms[LOADER]), 4.0, least=True))
+        found.append(Target(6, f"{name}: augmentation / step", quotient(ms[AUGMENTATION], ms[OURS]), 0.05))
+    return found
+
+
+def tables(measured: dict[str, Any]) -> list[Table]:
+    """What was read."""
+    return [Table("What was read", ("", "data"), [(name, row["data"]) for name, row in measured.items()])]

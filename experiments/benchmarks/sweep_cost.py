@@ -1,0 +1,98 @@
+"""Cost of a sweep beside separate runs: `python -m experiments.benchmarks.sweep_cost --workdir=…`.
+
+The five cells of `focal_ablation --preset=smoke`, each way from nothing and in real processes: a process a cell, one
+after another, that calls `segjax.training.train`; the sweep in one process, which starts and compiles once; and the
+sweep in a process a core. A round takes each way once, and of the rounds the median is taken.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import rich.console
+from absl import flags
+
+from configs import focal_ablation
+from experiments.sweep import paper_report
+from segjax import cli
+from segjax.reporting import Table, show
+from segjax.training.config import leaves
+from segjax.training.loop import write_json
+from segjax.training.provenance import provenance
+
+SEPARATE, GRID = "separate runs", "a grid, one process"
+_TRAIN = (
+    "import json, sys; from segjax.training import train; from segjax.training.config import from_leaves; "
+    "train(from_leaves(json.load(open(sys.argv[1]))), sys.argv[2])"
+)
+
+
+def _run(*arguments: str) -> None:
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def separately(workdir: Path, steps: int) -> None:
+    """A process a cell, one after another."""
+    workdir.mkdir(parents=True)
+    for cell in paper_report.make_cells(focal_ablation, "smoke", "road_debris", steps=steps):
+        given = workdir / f"{cell.name}.json"
+        given.write_text(json.dumps(leaves(cell.config)), encoding="utf-8")
+        _run("-c", _TRAIN, str(given), str(workdir / cell.name))
+
+
+def as_a_grid(workdir: Path, steps: int, processes: int) -> None:
+    """The sweep, with its report."""
+    arguments = ("--preset=smoke", f"--steps={steps}", f"--workdir={workdir}", f"--processes={processes}")
+    _run("-m", "experiments.focal_paper.focal_ablation", *arguments)
+
+
+def ways(processes: int) -> dict[str, Callable[[Path, int], None]]:
+    """What is compared, by name."""
+    return {
+        SEPARATE: separately,
+        GRID: lambda workdir, steps: as_a_grid(workdir, steps, 1),
+        f"a grid, {processes} processes": lambda workdir, steps: as_a_grid(workdir, steps, processes),
+    }
+
+
+def seconds(workdir: Path, steps: int, rounds: int, processes: int) -> dict[str, list[float]]:
+    """Of each way the seconds a round; the rounds take the ways in turn, and leave nothing behind."""
+    measured: dict[str, list[float]] = {name: [] for name in ways(processes)}
+    for _ in range(rounds):
+        for name, way in ways(processes).items():
+            begun = time.perf_counter()
+            way(workdir / "round", steps)
+            measured[name].append(round(time.perf_counter() - begun, 1))
+            shutil.rmtree(workdir / "round")
+    return measured
+
+
+def main(argv: list[str]) -> None:
+    """Measures, prints the table and writes `sweep_cost.json`."""
+    del argv
+    options, workdir = flags.FLAGS, Path(flags.FLAGS.workdir)
+    measured = seconds(workdir, options.steps, options.rounds, options.processes)
+    medians = {name: statistics.median(values) for name, values in measured.items()}
+    ratios = {name: round(value / medians[SEPARATE], 3) for name, value in medians.items()}
+    rows = [(name, f"{medians[name]:.0f}", ratios[name]) for name in measured]
+    title = f"Five cells of {options.steps} steps, medians of {options.rounds} rounds"
+    show(Table(title, ("", "seconds", "ratio"), rows), rich.console.Console())
+    about = {"steps": options.steps, "rounds": options.rounds, "cells": 5}
+    write_json(
+        workdir / "sweep_cost.json",
+        about | {"seconds": measured, "ratios": ratios, "provenance": provenance()},
+    )
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "runs/sweep_cost", "Where the runs live while they run, and the result goes.")
+    flags.DEFINE_integer("steps", 200, "Steps a cell.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 3, "Rounds.", lower_bound=1)
+    flags.DEFINE_integer("processes", os.cpu_count() or 1, "Processes of the last way.", lower_bound=2)
+    cli.run(main, required=[])

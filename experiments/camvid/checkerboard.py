@@ -1,0 +1,153 @@
+"""Checkerboards per upsampling: `python -m experiments.camvid.checkerboard --config=configs/rare_class.py --output=…`.
+
+One U-Net in eight versions, which differ in the upsampling alone, looks at the images of the config's validation split.
+Of its logits, as it is new (several seeds) and as it is trained (`--checkpoint=RUN`, given once for each run; the runs
+of one upsampling are its seeds), the table says what percentage of the energy repeats with the last upsampling's stride
+of 2: over whole images, where a pattern counts that has the same sign everywhere, and in windows of 16×16 pixels, where
+one counts too that comes and goes with what is in the image. The images themselves have some of it, and white noise
+has its share of the frequencies. New networks are taken as they predict: batch norm with its first running statistics.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import rich.console
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from segjax import cli, metrics
+from segjax.metrics import CheckerboardSums
+from segjax.reporting import Table, markdown, show, spread
+from segjax.trained_run import load_run, model_of
+from segjax.training import ConfigError, open_split, parallel
+from segjax.training.evaluation import counter, preprocessing_of, sum_counts
+from segjax.training.loop import write_json
+from segjax.training.provenance import provenance
+from segjax.training.train_step import TrainState, init_state
+
+UPSAMPLINGS = (
+    "nearest",
+    "bilinear",
+    "bed_of_nails",
+    "max_unpool",
+    "transpose",
+    "transpose3",
+    "transpose4",
+    "pixel_shuffle",
+)
+IMAGES = "the images"
+WINDOW = 16
+# Name of the measurement: side of the windows.
+WINDOWS = {"whole": None, "windows": WINDOW}
+
+
+def make_sums(config: ConfigDict, maps_of: Callable) -> Callable:
+    """Builds `step(state, batch) -> sums` of `maps_of(state, images)`, for both kinds of window."""
+    preprocessing, axis_name = preprocessing_of(config, 0), parallel.axis_name(config)
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        maps, where = (
+            maps_of(state, preprocessing.network_input(batch["image"], batch["size"])),
+            batch["where"][:, None, None],
+        )
+        sums = {}
+        for name, window in WINDOWS.items():
+            found = metrics.checkerboard_sums(maps, window=window, where=where, axis_name=axis_name)
+            sums |= {f"{name}, {field}": value for field, value in found._asdict().items()}
+        return sums
+
+    return step
+
+
+def shares(config: ConfigDict, maps_of: Callable, states: Iterable[TrainState]) -> list[dict[str, float]]:
+    """Percentages of the energy over the validation split, one dictionary a state."""
+    mesh, source = parallel.make_mesh(), open_split(config.data, config.data.eval_split)
+    step = parallel.map_step(make_sums(config, maps_of), config, mesh, arguments=2)
+    found = []
+    for state in states:
+        sums = sum_counts(counter(step, parallel.replicate(state, config, mesh), config, mesh), source, config)
+        of = {
+            name: CheckerboardSums(*(sums[f"{name}, {field}"] for field in CheckerboardSums._fields))
+            for name in WINDOWS
+        }
+        found.append({name: 100 * metrics.checkerboard_energy(each) for name, each in of.items()})
+    return found
+
+
+def logits_of(model: Any) -> Callable:
+    """`maps_of` for `shares`: the logits as the network gives them, not resized."""
+    return lambda state, images: model.apply(state.variables, images, train=False).logits
+
+
+def new(config: ConfigDict, upsample: str, seeds: int) -> list[dict[str, float]]:
+    """`shares` of networks as they begin, one a seed from `config.seed` on.
+
+    Raises:
+      ConfigError: the config's network is no U-Net, and has no such choice.
+    """
+    if config.model.name != "unet":
+        raise ConfigError(f"config.model.name must be 'unet', which has every upsampling; got {config.model.name!r}")
+    model, states = model_of(config).clone(upsample=upsample), []
+    for seed in range(config.seed, config.seed + seeds):
+        seeded = config.copy_and_resolve_references()
+        seeded.seed = seed
+        states.append(init_state(seeded, model))
+    return shares(config, logits_of(model), states)
+
+
+def trained(checkpoints: Iterable[str]) -> dict[str, list[dict[str, float]]]:
+    """`shares` of trained networks, on their own validation images, by the upsampling that their configs name."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for checkpoint in checkpoints:
+        run = load_run(checkpoint)
+        measured = shares(run.config, logits_of(run.model), [run.state])
+        found.setdefault(run.config.model.upsample, []).extend(measured)
+    return found
+
+
+def table(measured: dict[str, dict[str, list[dict[str, float]]]]) -> Table:
+    """A row an upsampling; columns of what was measured, mean ± standard deviation over the seeds."""
+    kinds = ("new", "trained")
+    rows = [
+        (name, *(spread([one[window] for one in by_kind.get(kind, [])]) for kind in kinds for window in WINDOWS))
+        for name, by_kind in measured.items()
+    ]
+    columns = tuple(f"{kind}, {window}" for kind in kinds for window in WINDOWS)
+    noise = 100 * 3 / (WINDOW**2 - 1)
+    title = f"% of the logits' energy at stride 2; in windows of {WINDOW}×{WINDOW} white noise has {noise:.1f}"
+    return Table(title, ("upsampling", *columns), rows)
+
+
+def main(argv: list[str]) -> None:
+    """Measures all versions of one network, prints the table and writes it as Markdown and JSON."""
+    del argv
+    options, config, console = flags.FLAGS, flags.FLAGS.config, rich.console.Console()
+    after = trained(options.checkpoint)
+    measured = {IMAGES: {"new": shares(config, lambda _, images: images, [init_state(config, model_of(config))])}}
+    for upsample in dict.fromkeys([*options.upsampling, *after]):
+        measured[upsample] = {"new": new(config, upsample, options.seeds), "trained": after.get(upsample, [])}
+    show(table(measured), console)
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "checkerboard.md").write_text(markdown(table(measured)) + "\n", encoding="utf-8")
+    about = {
+        "window": WINDOW,
+        "seeds": options.seeds,
+        "checkpoints": options.checkpoint,
+        "size": list(config.data.size),
+    }
+    write_json(output / "checkerboard.json", {**about, "percentages": measured, "provenance": provenance()})
+    console.print(f"Wrote checkerboard.md and .json to {output}/")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file(
+        "config", None, "The network and its images; --config.model.depth=2 changes a field."
+    )
+    flags.DEFINE_multi_string("checkpoint", [], "A trained run: its workdir (its best) or WORKDIR/checkpoints/STEP.")
+    flags.DEFINE_multi_enum("upsampling", UPSAMPLINGS, UPSAMPLINGS, "Which; may be given again.")
+    flags.DEFINE_integer("seeds", 5, "Of the new networks.", lower_bound=1)
+    flags.DEFINE_string("output", "runs/checkerboard", "Where the table goes.")
+    cli.run(main, required=["config"])

@@ -1,0 +1,209 @@
+"""A dense CRF after a trained network: `python -m experiments.camvid.crf_table --checkpoint=RUN --workdir=…`.
+
+The network's probabilities at the images' own size, as they are and after mean field with several kernels, scored on
+the evaluation split: mean IoU, boundary F1 at `TOLERANCE` pixels, pixel accuracy, and how long the CRF takes beside the
+network's clean pass over the same image.
+
+All settings were fixed before any of them was scored, and none was chosen by its score. Weights and widths are those of
+Krähenbühl and Koltun's program (w₁ = 10, w₂ = 3, θ_β = 13, θ_γ = 3), but for θ_α, which is the window's radius: beyond
+it nothing is heard. The others leave one kernel out, take half the weights, fewer iterations, or a wider window, whose
+time grows with its area.
+
+Each setting's counts are kept in the workdir when it ends, and the report is of all there are: rerun, and only missing
+settings are computed.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+from absl import flags
+
+from experiments.camvid.crf import dense_crf
+from segjax import cli, metrics
+from segjax.data.labels import VOID
+from segjax.inference import predict_logits, probabilities
+from segjax.reporting import Report, Section, Table, show, write_report
+from segjax.storage import local_path, write_bytes
+from segjax.trained_run import TrainedRun, load_run
+from segjax.training import open_split
+from segjax.training.loop import write_json
+from segjax.training.provenance import provenance
+
+TOLERANCE = 3.0  # of boundary F1, in pixels, as in the uncertainty ladder
+THETA_BETA, THETA_GAMMA = 13.0, 3.0
+
+
+class Setting(NamedTuple):
+    """One row: `dense_crf`'s arguments, θ_α the radius; no radius: the network alone."""
+
+    name: str
+    radius: int = 0
+    iterations: int = 5
+    appearance: float = 0.0
+    smoothness: float = 0.0
+
+    def refined(self, p: jax.Array, images: jax.Array) -> jax.Array:
+        """The probabilities after the CRF."""
+        if not self.radius:
+            return p
+        return dense_crf(
+            p,
+            images,
+            radius=self.radius,
+            iterations=self.iterations,
+            appearance_weight=self.appearance,
+            smoothness_weight=self.smoothness,
+            theta_alpha=float(self.radius),
+            theta_beta=THETA_BETA,
+            theta_gamma=THETA_GAMMA,
+        )
+
+
+PLAIN = Setting("network alone")
+SETTINGS = (
+    PLAIN,
+    Setting("both kernels", 3, 5, 10, 3),
+    Setting("smoothness alone", 3, 5, 0, 3),
+    Setting("appearance alone", 3, 5, 10, 0),
+    Setting("half the weights", 3, 5, 5, 1.5),
+    Setting("2 iterations", 3, 2, 10, 3),
+    Setting("a wider window", 5, 5, 10, 3),
+)
+
+
+def counter(run: TrainedRun) -> tuple[Callable, Callable]:
+    """`network(image) -> p [1, H, W, C]` of a uint8 image `[1, H, W, channels]`, and `count(p, label)`."""
+    classes = run.label_set.num_classes
+
+    @jax.jit
+    def network(state, image):
+        sizes = jnp.array([image.shape[1:3]], jnp.int32)
+        return probabilities(predict_logits(run.model, state.variables, image, sizes, run.preprocessing), classes)
+
+    @jax.jit
+    def count(p, label):
+        where, predicted = label != VOID, jnp.argmax(p, axis=-1)
+        return {
+            "confusion": metrics.confusion_matrix(label, predicted, classes, where=where),
+            "boundary": metrics.boundary_counts(label, predicted, classes, tolerance=TOLERANCE, where=where),
+        }
+
+    return lambda image: network(run.state, image), count
+
+
+def measure(run: TrainedRun, source: Any, indices: Sequence[int], setting: Setting) -> dict[str, Any]:
+    """The counts of a setting, added up, and the medians of the seconds that network and CRF took; ready for JSON.
+
+    Both are timed on every image, one right after the other, so that whatever else the machine does falls on both; the
+    first image, which compiles, is not counted where there are more.
+    """
+    network, count = counter(run)
+    totals, taken = None, []
+    for index in indices:
+        example = source[index]
+        image, label = jnp.asarray(example["image"][None]), jnp.asarray(example["label"][None], jnp.int32)
+        begun = time.perf_counter()
+        p = jax.block_until_ready(network(image))
+        between = time.perf_counter()
+        p = jax.block_until_ready(setting.refined(p, image))
+        taken.append((between - begun, time.perf_counter() - between))
+        counts = jax.tree.map(lambda one: np.asarray(one, np.int64), count(p, label))
+        totals = counts if totals is None else jax.tree.map(np.add, totals, counts)
+    seconds = [statistics.median(times) for times in zip(*(taken[1:] or taken), strict=True)]
+    return {
+        "setting": setting._asdict(),
+        "images": len(indices),
+        **{name: counts.tolist() for name, counts in totals.items()},
+        "seconds": {"network": seconds[0], "crf": seconds[1]},
+        "provenance": provenance(),
+    }
+
+
+def kept(run: TrainedRun, source: Any, indices: Sequence[int], setting: Setting, workdir: Path) -> dict[str, Any]:
+    """What `measure` says of a setting, read where an earlier call with the same checkpoint and images wrote it."""
+    file = workdir / f"{setting.name.replace(' ', '_')}.json"
+    asked = {"checkpoint": str(run.workdir), "step": int(run.state.step), "indices": list(indices)}
+    asked["setting"] = setting._asdict()
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if found.get("asked") != asked:
+        found = {"asked": asked, **measure(run, source, indices, setting)}
+        write_json(file, found)
+    return found
+
+
+def scored(result: dict[str, Any]) -> dict[str, float]:
+    """The columns of one setting."""
+    segmentation = metrics.segmentation_scores(np.array(result["confusion"]))
+    return {
+        "mean_iou": float(segmentation["mean_iou"]),
+        "boundary_f1": float(metrics.boundary_f1(np.array(result["boundary"]))["mean_boundary_f1"]),
+        "pixel_accuracy": float(segmentation["pixel_accuracy"]),
+        "crf_over_network": result["seconds"]["crf"] / result["seconds"]["network"],
+    }
+
+
+def report(run: TrainedRun, results: list[dict[str, Any]]) -> Report:
+    """The table, and the IoU by class of the network and of each setting."""
+    rows, per_class = [], []
+    for one in results:
+        setting, score = Setting(**one["setting"]), scored(one)
+        kernels = ("–",) * 4
+        if setting.radius:
+            kernels = (f"{setting.appearance:g}", f"{setting.smoothness:g}", setting.radius, setting.iterations)
+        scores = (score[key] for key in ("mean_iou", "boundary_f1", "pixel_accuracy"))
+        ratio = f"{score['crf_over_network']:.1f}" if setting.radius else "–"
+        rows.append((setting.name, *kernels, *scores, ratio))
+        iou = metrics.segmentation_scores(np.array(one["confusion"]))["iou_per_class"]
+        per_class.append((setting.name, *map(float, iou)))
+    best = ("mean IoU", "boundary F1", "pixel accuracy")
+    columns = ("", "w₁", "w₂", "radius = θ_α", "iterations", *best, "time ÷ clean pass")
+    text = (
+        f"{results[0]['images']} images of {run.config.data.name}, {run.config.data.eval_split}, at their own size; "
+        f"the network works at {run.config.data.size[0]}×{run.config.data.size[1]}. Boundary F1 is over the data set, "
+        f"at {TOLERANCE:g} pixels; θ_β = {THETA_BETA:g}, θ_γ = {THETA_GAMMA:g}. The settings were fixed beforehand."
+    )
+    sections = (
+        Section("Scores", text, (Table("Before and after the CRF", columns, rows, highest=best),)),
+        Section("IoU by class", "", (Table("IoU", ("", *run.label_set.names), per_class),)),
+    )
+    facts = {
+        "checkpoint": f"step {int(run.state.step)} of {run.config.training.steps}, seed {run.config.seed}",
+        "network": f"{run.config.model.name} of width {run.config.model.width}",
+        **results[0]["provenance"],
+    }
+    question = (
+        "The probabilities of one trained network, as they are and after a dense CRF in a window around each pixel."
+    )
+    return Report("Does a dense CRF help?", question, sections, facts)
+
+
+def main(argv: list[str]) -> None:
+    """Measures what is missing, writes the report after each setting, and prints it."""
+    del argv
+    options, workdir = flags.FLAGS, local_path(flags.FLAGS.workdir)
+    run = load_run(options.checkpoint)
+    source = open_split(run.config.data, run.config.data.eval_split)
+    workdir.mkdir(parents=True, exist_ok=True)
+    results = []
+    for setting in SETTINGS:
+        results.append(kept(run, source, range(0, len(source), options.every), setting, workdir))
+        data = {one["setting"]["name"]: {**one, "scores": scored(one)} for one in results}
+        made = report(run, results)
+        write_report(made, workdir, f"crf_{run.config.data.name}", data, write=write_bytes)
+    for section in made.sections:
+        show(section.tables[0], rich.console.Console(width=140))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
+    flags.DEFINE_string("workdir", "runs/crf_table", "Where the counts of each setting and the report go.")
+    flags.DEFINE_integer("every", 1, "Score every so many images of the split only.", lower_bound=1)
+    cli.run(main, required=["checkpoint"])

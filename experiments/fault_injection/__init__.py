@@ -1,0 +1,1 @@
+"""Runs that are killed, or watched for long, to test what training promises."""

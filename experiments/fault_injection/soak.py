@@ -1,0 +1,180 @@
+"""A small run watched for half an hour: `python -m experiments.fault_injection.soak --minutes=30`.
+
+Does the memory grow, do file handles leak, do the steps get slower? The run reads through a worker process, saves and
+scores all the time; at the end it gets SIGTERM, and has to save and end with status 0.
+"""
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rich.console
+from absl import flags
+
+from segjax import cli
+from segjax.reporting import Picture, Report, Section, Table, curves, png, show, write_report
+from segjax.storage import write_bytes
+from segjax.training.provenance import provenance
+
+OVERRIDES = {
+    "data.scene_size": "(64, 96)",
+    "data.train_examples": 64,
+    "data.val_examples": 16,
+    "data.size": "(48, 64)",
+    "data.workers": 1,
+    "model.width": 4,
+    "model.depth": 2,
+    "training.steps": 10**7,
+    "training.evaluate_every": 200,
+    "training.checkpoint_every": 100,
+    "training.log_every": 10,
+}
+
+
+class Sample(NamedTuple):
+    """What the run and its worker processes hold at a moment.
+
+    Attributes:
+      minute: since the first sample.
+      step: the last one in the log.
+      megabytes: of memory that is theirs, the sum over the processes (shared pages count in part: PSS).
+      handles: open files, sockets and pipes.
+      processes: how many they are.
+      cpu_seconds: that they and what they waited for have used. What a step costs in these is asked whatever else the
+        machine does.
+    """
+
+    minute: float
+    step: int
+    megabytes: float
+    handles: int
+    processes: int
+    cpu_seconds: float
+
+
+def family(pid: int) -> list[int]:
+    """A process and all its descendants that are alive."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    try:
+        below = [int(child) for file in children for child in file.read_text().split()]
+    except OSError:  # ended in between
+        return []
+    return [pid, *(one for child in below for one in family(child))]
+
+
+def look(pid: int, log: Path, begun: float) -> Sample:
+    """A sample of a running process."""
+    kilobytes, handles, ticks, pids = 0, 0, 0, family(pid)
+    for one in pids:
+        try:
+            memory = Path(f"/proc/{one}/smaps_rollup").read_text()
+            handles += len(os.listdir(f"/proc/{one}/fd"))
+            # Behind the name in parentheses: user and system time, the process' own and of the children it waited for.
+            ticks += sum(map(int, Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:15]))
+        except OSError:
+            continue
+        kilobytes += int(next(line for line in memory.splitlines() if line.startswith("Pss:")).split()[1])
+    with log.open("rb") as lines:
+        lines.seek(-min(4096, log.stat().st_size), os.SEEK_END)
+        whole = [line for line in lines.read().split(b"\n")[:-1] if line.startswith(b'{"step"')]
+    return Sample(
+        minute=(time.monotonic() - begun) / 60,
+        step=json.loads(whole[-1])["step"],
+        megabytes=kilobytes / 1024,
+        handles=handles,
+        processes=len(pids),
+        cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"),
+    )
+
+
+def soak(workdir: Path, minutes: float, interval: float) -> tuple[list[Sample], int, str]:
+    """Runs, watches, ends: the samples, the exit status, and the last line printed."""
+    command = [sys.executable, "-m", "segjax.train", "--config=configs/rare_class.py", f"--workdir={workdir / 'run'}"]
+    data = f"--config.data.data_dir={workdir / 'data'}"
+    overrides = [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
+    log, samples = workdir / "run" / "metrics.jsonl", []
+    with (workdir / "printed").open("w+") as printed:
+        process = subprocess.Popen([*command, data, *overrides], stdout=printed, stderr=subprocess.STDOUT)
+        try:
+            while not log.exists() and process.poll() is None:
+                time.sleep(0.1)
+            begun = time.monotonic()
+            while process.poll() is None and time.monotonic() - begun < 60 * minutes:
+                time.sleep(interval)
+                samples.append(look(process.pid, log, begun))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(timeout=120)
+        printed.seek(0)
+        return samples, status, printed.read().strip().splitlines()[-1]
+
+
+def thirds(samples: Sequence[Sample]) -> tuple[dict[str, float], dict[str, float]]:
+    """Means over the second and over the third third: the first one fills caches and pools."""
+
+    def means(begin: int, end: int) -> dict[str, float]:
+        part, first, last = samples[begin:end], samples[begin], samples[end - 1]
+        steps = last.step - first.step
+        return {
+            "memory, MB": statistics.mean(sample.megabytes for sample in part),
+            "open handles": statistics.mean(sample.handles for sample in part),
+            "processes": statistics.mean(sample.processes for sample in part),
+            "steps a second": steps / (60 * (last.minute - first.minute)),
+            "CPU milliseconds a step": 1000 * (last.cpu_seconds - first.cpu_seconds) / steps,
+        }
+
+    n = len(samples)
+    return means(n // 3, 2 * n // 3), means(2 * n // 3, n)
+
+
+def report_of(samples: Sequence[Sample], status: int, last_line: str, facts: dict[str, Any]) -> Report:
+    """A table of the two thirds beside each other, and the curves."""
+    middle, end = thirds(samples)
+    table = Table(
+        "Means over the second and the last third",
+        ("", "second third", "last third", "ratio"),
+        [(key, middle[key], end[key], end[key] / middle[key]) for key in middle],
+    )
+    first = samples[0]
+    lines = {
+        name: ([round(s.minute, 2) for s in samples], [[getattr(s, field) / getattr(first, field) for s in samples]])
+        for name, field in (("memory", "megabytes"), ("open handles", "handles"))
+    }
+    drawn = curves(lines, title="Against the first sample", x="minute", y="ratio")
+    outcome = {"steps": samples[-1].step, "minutes": samples[-1].minute, "exit status after SIGTERM": status}
+    return Report(
+        "Soak",
+        "A small run that reads, saves and scores all the time, watched from outside, and ended by SIGTERM.",
+        (Section("What it held", last_line, (table,), (Picture("curves", "Memory and handles.", png(drawn)),)),),
+        outcome | facts,
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Soaks and reports."""
+    del argv
+    options, console, origin = flags.FLAGS, rich.console.Console(), provenance()
+    workdir = Path(options.workdir)
+    shutil.rmtree(workdir, ignore_errors=True)
+    workdir.mkdir(parents=True)
+    samples, status, last_line = soak(workdir, options.minutes, options.interval)
+    report = report_of(samples, status, last_line, origin)
+    for table in report.sections[0].tables:
+        show(table, console)
+    written = write_report(report, workdir, "soak", [s._asdict() for s in samples], write=write_bytes)
+    console.print(f"Wrote {written[0]}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_float("minutes", 30.0, "How long.", lower_bound=0.1)
+    flags.DEFINE_float("interval", 10.0, "Seconds between two looks.", lower_bound=0.1)
+    flags.DEFINE_string("workdir", "runs/soak", "Where the run and the report go; emptied first.")
+    cli.run(main, required=[])

@@ -1,0 +1,190 @@
+"""Distribution of focal loss over pixels, figure 4: `python -m experiments.focal_paper.loss_curves --preset=cpu`.
+
+Figures 1, 5 and 6 of the paper are the losses themselves, and their gradients. Figure 4 asks a network trained with
+γ = 2: if its pixels had been weighed with another γ, which would hold the loss?
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+
+from experiments.sweep.paper_report import Study, SweepResults, main_of
+from experiments.sweep.parallel_cells import RESULT_FILE
+from segjax import losses
+from segjax.inference import predict_logits
+from segjax.reporting import Picture, Section, Table, png, spread
+from segjax.reporting.figures import COLORS
+from segjax.trained_run import load_run
+from segjax.training import open_split
+from segjax.training.checkpoint import FOLDER
+from segjax.training.loop import write_json
+
+GAMMAS = (0.0, 0.5, 1.0, 2.0)
+HARDEST = 0.2
+# γ of FL, (γ, β) of FL*, as in the paper's figures.
+FOCAL, STAR = (0.0, 0.5, 1.0, 2.0, 5.0), ((2.0, 1.0), (4.0, 0.0))
+
+
+class Pixels(NamedTuple):
+    """The logits of a network on labelled pixels."""
+
+    rare: np.ndarray
+    background: np.ndarray
+
+
+def held_by_hardest(loss: np.ndarray, share: float = HARDEST) -> float:
+    """The part of the summed loss that the `share` of pixels with the largest loss holds; NaN without any loss."""
+    ordered = np.sort(loss.astype(np.float64))[::-1]
+    total = ordered.sum()
+    return float(ordered[: round(share * len(ordered))].sum() / total) if total > 0 else float("nan")
+
+
+def cumulative(loss: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """The CDF of the normalised loss: over the share of pixels, easiest first, the share of the loss they hold."""
+    ordered = np.concatenate([[0.0], np.cumsum(np.sort(loss.astype(np.float64)))])
+    at = np.linspace(0, len(loss), points).round().astype(int)
+    return at / len(loss), ordered[at] / ordered[-1]
+
+
+def focal(logits: np.ndarray, rare: bool, gamma: float) -> np.ndarray:
+    """The focal loss of pixels of one class."""
+    targets = np.full(logits.shape, int(rare), np.int32)
+    return np.asarray(losses.sigmoid_focal_loss(logits.astype(np.float32), targets, gamma=gamma))
+
+
+def pixels_of(folder: Path) -> Pixels:
+    """The logits of a cell's network on every labelled pixel of its evaluation split, at native resolution."""
+    run = load_run(folder / "checkpoints" / "latest")
+    predict = jax.jit(partial(predict_logits, run.model, preprocessing=run.preprocessing))
+    source, rare, background = open_split(run.config.data, run.config.data.eval_split), [], []
+    for i in range(len(source)):
+        label = source[i]["label"]
+        sizes = np.array([label.shape], np.int32)
+        logits = np.asarray(predict(run.state.variables, source[i]["image"][None], sizes))[0, ..., 0]
+        rare.append(logits[label == 1])
+        background.append(logits[label == 0])
+    return Pixels(np.concatenate(rare), np.concatenate(background))
+
+
+def _lines(
+    axes, x: np.ndarray, functions: dict[str, Callable[[Float[Array, "n"]], Float[Array, "n"]]], *, over: np.ndarray
+) -> None:
+    for i, (label, function) in enumerate(functions.items()):
+        axes.plot(over, function(x), ("-", "--")[label.startswith("FL*")], color=COLORS[i], lw=1.8, label=label)
+
+
+def shapes() -> Figure:
+    """Figures 1, 5 and 6: loss over p_t, loss over x_t, and |gradient| over x_t, of a positive."""
+    drawn = Figure(figsize=(15, 4.4), layout="constrained", dpi=100)
+    by_probability, by_logit, by_gradient = drawn.subplots(1, 3)
+    x = jnp.linspace(-6.0, 6.0, 400)
+    targets = jnp.ones(x.shape, jnp.int32)
+    of_focal = {
+        "CE" if not gamma else f"FL, γ = {gamma:g}": partial(losses.sigmoid_focal_loss, targets=targets, gamma=gamma)
+        for gamma in FOCAL
+    }
+    of_star = {
+        f"FL*, γ = {gamma:g}, β = {beta:g}": partial(
+            losses.sigmoid_focal_star_loss, targets=targets, gamma=gamma, beta=beta
+        )
+        for gamma, beta in STAR
+    }
+    both = of_focal | of_star
+    slopes = {label: jax.grad(lambda z, f=f: f(z).sum()) for label, f in both.items()}
+    _lines(by_probability, x, of_focal, over=jax.nn.sigmoid(x))
+    _lines(by_logit, x, both, over=x)
+    _lines(by_gradient, x, {label: lambda z, f=f: abs(f(z)) for label, f in slopes.items()}, over=x)
+    by_probability.set(title="Figure 1", xlabel="p_t", ylabel="loss", ylim=(0, 5), xlim=(0, 1))
+    by_logit.set(title="Figure 5", xlabel="x_t", ylabel="loss", ylim=(0, 5))
+    by_gradient.set(title="Figure 6", xlabel="x_t", ylabel="|d loss / d x|")
+    for axes in (by_probability, by_logit, by_gradient):
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+    return drawn
+
+
+def distributions(pixels: Pixels) -> Figure:
+    """Figure 4: the CDF of the normalised loss of either class, a line a γ."""
+    drawn = Figure(figsize=(11, 4.4), layout="constrained", dpi=110)
+    for axes, (title, logits, rare) in zip(
+        drawn.subplots(1, 2),
+        (("Rare class", pixels.rare, True), ("Background", pixels.background, False)),
+        strict=True,
+    ):
+        for color, gamma in zip(COLORS, GAMMAS, strict=False):
+            axes.plot(*cumulative(focal(logits, rare, gamma)), color=color, lw=1.8, label=f"γ = {gamma:g}")
+        axes.axvline(1 - HARDEST, color="0.6", lw=1, ls=":")
+        axes.set(title=title, xlabel="share of the pixels, easiest first", ylabel="share of the loss", xlim=(0, 1))
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=9)
+    return drawn
+
+
+def sections(outcomes: SweepResults) -> tuple[Section, ...]:
+    """The losses; and where a network has been trained, what γ makes of its pixels."""
+    caption = "Loss over p_t, loss over x_t, and the size of the gradient over x_t."
+    form = Section("The losses", "x_t is the logit for a positive, and its negative for a negative.")
+    form = form._replace(pictures=(Picture("shapes", caption, png(shapes())),))
+    shares = {cell.name: shares_of(cell.name, outcomes) for cell in outcomes.cells}
+    known = [found for found in shares.values() if found]
+    if not known:
+        return (form,)
+    rows = [
+        (f"{gamma:g}", *(spread([one["held"][kind][f"{gamma:g}"] for one in known]) for kind in Pixels._fields))
+        for gamma in GAMMAS
+    ]
+    table = Table(
+        f"The share of the loss that the hardest {100 * HARDEST:.0f} % of the pixels hold",
+        ("γ", "rare class", "background"),
+        rows,
+    )
+    here = [outcomes.workdir / name for name, found in shares.items() if found and _network(outcomes.workdir / name)]
+    caption = "The CDF of the normalised loss, first seed."
+    pictures = (Picture("cdf", caption, png(distributions(pixels_of(here[0])))),) if here else ()
+    text = (
+        f"One network a seed, trained with γ = 2 and α = 0.25; {known[0]['pixels']['rare']} pixels of the rare class "
+        f"and {known[0]['pixels']['background']} of the background. In the paper the hardest 20 % of the positives "
+        "hold about half of the loss whatever γ is, and of the negatives a few hold nearly all of it at γ = 2."
+    )
+    return form, Section("Figure 4: whose loss it is", text, (table,), pictures)
+
+
+def shares_of(name: str, outcomes: SweepResults) -> dict[str, Any] | None:
+    """Of a cell that has ended the pixels and the shares by class and γ; None where it has not, or its network is gone.
+
+    They are measured once and kept with the cell's result, so that a report that takes it over has them too.
+    """
+    result = outcomes.by_cell.get(name, {})
+    if result.get("status") != "done":
+        return None
+    if "hardest" not in result and _network(outcomes.workdir / name):
+        pixels = pixels_of(outcomes.workdir / name)._asdict()
+        held = {
+            kind: {f"{gamma:g}": held_by_hardest(focal(logits, kind == "rare", gamma)) for gamma in GAMMAS}
+            for kind, logits in pixels.items()
+        }
+        result["hardest"] = {"pixels": {kind: len(logits) for kind, logits in pixels.items()}, "held": held}
+        write_json(outcomes.workdir / name / RESULT_FILE, result)
+    return result.get("hardest")
+
+
+def _network(folder: Path) -> bool:
+    return (folder / FOLDER).exists()
+
+
+STUDY = Study(
+    "loss_curves",
+    "What focal loss looks like, and whose loss it is",
+    "Lin et al. 2017 (arXiv 1708.02002), figures 1, 4, 5 and 6.",
+    sections,
+)
+
+if __name__ == "__main__":
+    main_of(STUDY)

@@ -1,0 +1,1 @@
+"""Costs of programs on TPUs, as their compiler estimates them; no TPU is needed."""
