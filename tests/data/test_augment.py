@@ -58,7 +58,9 @@ def test_augment_and_prepare_under_strict_promotion():
         jax.eval_shape(partial(augment, **{**NEUTRAL, **settings}), images, labels, keys(1))
         jax.eval_shape(partial(augment, **NEUTRAL), images, labels, keys(1))
         jax.eval_shape(partial(prepare, size=(24, 32), mean=(0.4,), std=(0.2,)), images)
-        jax.eval_shape(lambda x, n: resize(x, (8, 9), antialias=False, to_sizes=n), jnp.ones((1, 2, 2, 1)), jnp.array([[3, 2]]))
+        jax.eval_shape(
+            lambda x, n: resize(x, (8, 9), antialias=False, to_sizes=n), jnp.ones((1, 2, 2, 1)), jnp.array([[3, 2]])
+        )
 
 
 @pytest.mark.parametrize("size", [(24, 32), (45, 61), (90, 50)])

@@ -6,14 +6,9 @@ from pathlib import Path
 import pytest
 
 from configs import focal_ablation
-<<<<<<< HEAD
-from experiments import study, sweep_cost
-from segjax.training.config import from_leaves, leaves
-=======
 from experiments.benchmarks import sweep_cost
 from experiments.sweep import paper_report
-from segjax.training.defaults import from_leaves, leaves
->>>>>>> 6f5ec17 (Experiments in packages: sweep, focal_paper, camvid, benchmarks, tpu, fault_injection)
+from segjax.training.config import from_leaves, leaves
 
 
 def test_rounds_take_every_way_and_leave_nothing(tmp_path, monkeypatch):
