@@ -1,8 +1,8 @@
 """Cost of each loss and metric on a TPU chip, by its compiler: `python -m experiments.tpu.tpu_programs`.
 
 Nothing is executed. The programs (value and gradient of a loss, or the counts of a metric) are compiled ahead of time
-for one chip of a slice (`--topology=v5e:2x2`), as in `tpu_compile`. A copy of the logits is compiled too, as the unit of cost.
-The compiler does not estimate gathers and scatters of single elements, so the table counts them. Each row is
+for one chip of a slice (`--topology=v5e:2x2`), as in `tpu_compile`. A copy of the logits is compiled too, as the unit
+of cost. The compiler does not estimate gathers and scatters of single elements, so the table counts them. Each row is
 written once measured; an interrupted program resumes with the missing rows.
 """
 
