@@ -11,12 +11,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # Folders and files that the rules of language cover; a package is added when its docstrings follow them.
 COVERED = (
     "docs",
+    "segjax/metrics",
     "segjax/reporting",
     "tests/reporting",
     "tests/test_api_pages.py",
     "tests/test_docs.py",
     "tests/test_docstrings.py",
     "tests/test_howto.py",
+    "tests/test_imports.py",
     "tests/test_readme.py",
 )
 FILES = sorted(

@@ -63,13 +63,13 @@ FILES = sorted(
 
 
 def part_of(path: str) -> str:
-    """The row of the tables that a file belongs to: "losses", "train", "" for segjax/__init__.py."""
+    """Returns the row of the tables that a file belongs to: "losses", "train", "" for segjax/__init__.py."""
     top, *rest = Path(path).with_suffix("").parts
     return top if top == "experiments" else rest[0].removesuffix("__init__")
 
 
 def imported_modules(path: str, source: str) -> Iterator[tuple[int, str]]:
-    """(line, absolute name) of every import in a file, wherever it stands; `from a import b` gives a.b."""
+    """Yields (line, absolute name) of every import in a file, at any depth; `from a import b` gives a.b."""
     package = list(Path(path).with_suffix("").parts)[:-1]
     for node in ast.walk(ast.parse(source, path)):
         if isinstance(node, ast.Import):
@@ -84,7 +84,7 @@ def imported_modules(path: str, source: str) -> Iterator[tuple[int, str]]:
 
 
 def violations(path: str, source: str) -> list[str]:
-    """What in a file breaks the rules, each as one line of text that names the file and the import."""
+    """Returns one line per violation of the rules, with the file and the import."""
     part, found = part_of(path), []
     if part not in MAY_USE:
         return [f"{path}: {part!r} has no row in MAY_USE of tests/test_imports.py: say there what it may import"]
