@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from segjax.training import ConfigError, loop, parallel
+from segjax.training import ConfigError, parallel
 from segjax.training.evaluation import make_eval_step
 from segjax.training.objective import hparams_from_config
 from segjax.training.train_step import init_state, make_model, make_train_step
@@ -76,8 +76,9 @@ def test_every_mapping_gives_the_run_of_one_device(tiny, alone, mode, devices):
 def test_a_donated_state_is_gone_and_another_is_not(tiny, donate):
     tiny.training.donate = donate
     mesh = parallel.make_mesh(jax.devices()[:1])
-    step = loop._build(tiny, mesh, 2).train_step
-    before = parallel.replicate(init_state(tiny, make_model(tiny, 2)), tiny, mesh)
+    model = make_model(tiny, 2)
+    step = parallel.map_step(make_train_step(tiny, model, 2, None), tiny, mesh, arguments=3, donate=donate)
+    before = parallel.replicate(init_state(tiny, model), tiny, mesh)
     step(before, parallel.shard(BATCH, tiny, mesh), hparams_from_config(tiny))
     assert all(leaf.is_deleted() == donate for leaf in jax.tree.leaves(before.params))
 
