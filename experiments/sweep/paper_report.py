@@ -179,7 +179,7 @@ def make_cells(
     if steps:
         base.training.steps = steps
         base.training.evaluate_every = base.training.checkpoint_every = max(1, steps // 4)
-    rows = [row for grid in config.get_grids(preset, data) for row in grid.product(*grid)]
+    rows = [row for axes in config.get_grids(preset, data) for row in grid.product(*axes)]
     return grid.make_cells(base, rows, seeds or config.get_seeds(preset, data))
 
 
