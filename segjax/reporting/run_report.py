@@ -57,7 +57,7 @@ def run_report(
       text: the run, the checkpoint and the split, in a sentence or two.
       log: rows of the training log, each with its "step" and names like "train/loss" and "eval/mean_iou".
       step: step of the checkpoint.
-      scores: scores of the split from `segjax.training.inspect_run`.
+      scores: scores of the split from `segjax.report.inspect_run`.
       reliability: "edges", "confidence", "accuracy" and "count" of the calibration bins.
       precision_recall: "recall" and "precision" by class.
       risk_coverage: "coverage" and "risk" by uncertainty measure.
