@@ -29,7 +29,7 @@ def run(cells, workdir):
 
 
 @pytest.fixture(scope="module")
-def grid(base, tmp_path_factory):
+def finished(base, tmp_path_factory):
     """The whole grid, run once: its cells, its folder, what was printed, and how often a step was traced."""
     workdir, traces = tmp_path_factory.mktemp("grid"), []
     with pytest.MonkeyPatch.context() as patch:
@@ -50,14 +50,14 @@ def grid(base, tmp_path_factory):
     return cells, workdir, printed, len(traces)
 
 
-def test_a_whole_grid_is_compiled_once(grid):
-    cells, *_, traces = grid
+def test_a_whole_grid_is_compiled_once(finished):
+    cells, *_, traces = finished
     assert len(cells) == 8
     assert traces == 1
 
 
-def test_a_cell_of_the_grid_is_the_run_of_its_config_alone(grid, tmp_path):
-    cells, workdir, *_ = grid
+def test_a_cell_of_the_grid_is_the_run_of_its_config_alone(finished, tmp_path):
+    cells, workdir, *_ = finished
     cell = cells[5]
     assert cell.changes == {"objective.gamma": 0.0, "objective.alpha": 0.75, "seed": 1}
     alone = train(cell.config, tmp_path, console=rich.console.Console(file=io.StringIO()))
@@ -66,8 +66,8 @@ def test_a_cell_of_the_grid_is_the_run_of_its_config_alone(grid, tmp_path):
         assert of_grid[key] == pytest.approx(alone[key], rel=1e-4)
 
 
-def test_every_cell_says_what_it_measured(grid):
-    cells, workdir, printed, _ = grid
+def test_every_cell_says_what_it_measured(finished):
+    cells, workdir, printed, _ = finished
     for cell in cells:
         result = grid.result_of(cell, workdir)
         assert (result["status"], result["steps"], result["diverged_at"]) == ("done", 4, None)
@@ -79,25 +79,25 @@ def test_every_cell_says_what_it_measured(grid):
     assert "8/8" in printed
 
 
-def test_cells_differ(grid):
-    cells, workdir, *_ = grid
+def test_cells_differ(finished):
+    cells, workdir, *_ = finished
     assert len({grid.result_of(cell, workdir)["scores"]["auroc"] for cell in cells}) == len(cells)
 
 
-def test_a_cell_is_a_run_that_evaluation_opens(grid):
-    cells, workdir, *_ = grid
+def test_a_cell_is_a_run_that_evaluation_opens(finished):
+    cells, workdir, *_ = finished
     opened = load_run(workdir / cells[0].name / "checkpoints" / "latest")
     assert int(opened.state.step) == 4
     assert opened.config.to_json() == cells[0].config.to_json()
 
 
-def test_called_again_nothing_is_run(grid):
-    cells, workdir, *_ = grid
+def test_called_again_nothing_is_run(finished):
+    cells, workdir, *_ = finished
     assert run(cells, workdir) == ""
 
 
-def test_a_cell_without_its_result_carries_on_from_its_checkpoint(grid, tmp_path):
-    cells, workdir, *_ = grid
+def test_a_cell_without_its_result_carries_on_from_its_checkpoint(finished, tmp_path):
+    cells, workdir, *_ = finished
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
     before = grid.result_of(cells[2], copy)
@@ -126,7 +126,7 @@ def test_a_cell_that_another_process_holds_is_waited_for_and_taken_over_if_it_is
     assert grid.result_of(cells[0], tmp_path)["status"] == "done"
 
 
-def test_a_cell_that_diverges_is_recorded_and_harms_no_other(base, grid, tmp_path):
+def test_a_cell_that_diverges_is_recorded_and_harms_no_other(base, finished, tmp_path):
     rows = [{"objective.gamma": 0.0, "objective.alpha": 0.25, "optimizer.learning_rate": rate} for rate in (1e-3, 3e38)]
     fine, diverged = grid.make_cells(base, rows, (0,))
     printed = run([fine, diverged], tmp_path)
@@ -134,7 +134,7 @@ def test_a_cell_that_diverges_is_recorded_and_harms_no_other(base, grid, tmp_pat
     assert bad["status"] == "diverged"
     assert bad["diverged_at"] == 1  # its parameters are looked at as well as its loss
     assert f"diverged at step {bad['diverged_at']}" in printed
-    cells, workdir, *_ = grid
+    cells, workdir, *_ = finished
     assert grid.result_of(fine, tmp_path)["scores"] == grid.result_of(cells[0], workdir)["scores"]
 
 
@@ -165,16 +165,16 @@ def test_the_gradient_budget_belongs_to_single_runs(base, tmp_path):
         run(grid.make_cells(config, GRID[:1], (0,)), tmp_path)
 
 
-def test_a_field_that_is_newer_than_a_result_has_its_default_there(grid, tmp_path):
-    cells, workdir, *_ = grid
+def test_a_field_that_is_newer_than_a_result_has_its_default_there(finished, tmp_path):
+    cells, workdir, *_ = finished
     old = shutil.copytree(workdir / cells[0].name, tmp_path / cells[0].name) / "config.json"
     fields = json.loads(old.read_text())
     old.write_text(json.dumps({key: value for key, value in fields.items() if key != "data.on_error"}))
     assert grid.result_of(cells[0], tmp_path) == grid.result_of(cells[0], workdir)
 
 
-def test_the_result_of_another_config_is_not_taken_for_this_ones(grid, base):
-    cells, workdir, *_ = grid
+def test_the_result_of_another_config_is_not_taken_for_this_ones(finished, base):
+    cells, workdir, *_ = finished
     other = base.copy_and_resolve_references()
     other.training.steps = 5
     changed = grid.make_cells(other, GRID, SEEDS)
@@ -184,7 +184,7 @@ def test_the_result_of_another_config_is_not_taken_for_this_ones(grid, base):
 
 
 def test_a_wrong_cell_is_named_before_anything_runs(base):
-    with pytest.raises(ConfigError, match=r"config.objective.gamma must be in \[0, inf\]; got -1"):
+    with pytest.raises(ConfigError, match=r"config.objective.gamma must be in \[0, inf\); got -1"):
         grid.make_cells(base, [{"objective.gamma": -1.0}], (0,))
     with pytest.raises(ConfigError, match=r"config.model.prior needs 1 value\(s\) for sigmoid_focal; got \(0.5, 0.5\)"):
         grid.make_cells(base, [{"objective.gamma": 0.0}, {"model.prior": (0.5, 0.5)}], (0,))
@@ -192,7 +192,7 @@ def test_a_wrong_cell_is_named_before_anything_runs(base):
         grid.make_cells(base, [{"objective.gamma": 1.0}] * 2, (0,))
 
 
-def test_results_are_files_that_anybody_reads(grid):
-    cells, workdir, *_ = grid
+def test_results_are_files_that_anybody_reads(finished):
+    cells, workdir, *_ = finished
     text = (workdir / cells[0].name / parallel_cells.RESULT_FILE).read_text()
     assert np.isfinite(json.loads(text)["scores"]["best_iou"])
