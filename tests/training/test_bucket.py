@@ -24,6 +24,7 @@ from segjax.training.train_step import init_state, make_model
 ROOT = Path(__file__).parents[2]
 TRAIN = """
 import json, sys
+from segjax.training import train
 from segjax.training.config import from_leaves
 train(from_leaves(json.loads(sys.argv[1])), sys.argv[2])
 """
