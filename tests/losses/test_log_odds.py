@@ -92,8 +92,8 @@ REGION = {"dice": losses.dice_loss, "tversky": losses.tversky_loss, "generalized
 @pytest.mark.parametrize("name", [*PER_PIXEL, *REGION])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_memory_of_a_gradient_in_logits(name, dtype):
-    if name in REGION and dtype == jnp.bfloat16:
-        pytest.skip("XLA's CPU compiler writes two float32 arrays: docs/speed.md")
+    # The target of 1.5 is missed there: XLA's CPU compiler writes two float32 arrays (docs/speed.md).
+    limit = 5 if name in REGION and dtype == jnp.bfloat16 else 1.5
 
     def loss(logits, labels, where):
         if name in REGION:
@@ -103,7 +103,7 @@ def test_memory_of_a_gradient_in_logits(name, dtype):
     shapes = ((SHAPE, dtype), (SHAPE[:-1], jnp.int32), (SHAPE[:-1], bool))
     program = jax.jit(jax.value_and_grad(loss)).lower(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
     needed = program.compile().memory_analysis().temp_size_in_bytes
-    assert needed < 1.5 * math.prod(SHAPE) * jnp.dtype(dtype).itemsize
+    assert needed < limit * math.prod(SHAPE) * jnp.dtype(dtype).itemsize
 
 
 ORDERS = {
