@@ -7,8 +7,8 @@ from experiments.camvid import checkerboard
 from segjax.data import label_set
 from segjax.models.upsampling import UPSAMPLINGS
 from segjax.reporting import markdown
-from segjax.trained_run import model_of
-from segjax.training import ConfigError, Run
+from segjax.trained_run import TrainedRun, model_of
+from segjax.training import ConfigError
 from segjax.training.train_step import init_state
 
 TINY = {
@@ -51,7 +51,7 @@ def test_a_run_is_measured_with_its_own_upsampling_as_a_new_network_is(tiny_scen
     before = checkerboard.new(config, "nearest", 1)
     # A run of no steps, and a config from after its upsampling became one of the choices.
     config.model.upsample = "nearest"
-    opened = Run(Path("run"), config, model, init_state(config, model), label_set(config.data))
+    opened = TrainedRun(Path("run"), config, model, init_state(config, model), label_set(config.data))
     monkeypatch.setattr(checkerboard, "load_run", lambda checkpoint: opened)
     found = checkerboard.trained(["run", "run"])
     assert found == {"nearest": [pytest.approx(before[0])] * 2}
