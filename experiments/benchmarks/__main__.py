@@ -32,7 +32,6 @@ from experiments.benchmarks.benchmarks_report import results, show_all, store
 from experiments.benchmarks.timing import CLOCKS, threads
 from segjax import cli
 from segjax.reporting import write_report
-from segjax.storage import write_bytes
 from segjax.training import ConfigError
 from segjax.training.provenance import provenance
 
@@ -84,7 +83,7 @@ def main(argv: list[str]) -> None:
     workdir = Path(options.workdir)
     measured = run(options.only or list(SECTIONS), setting, workdir, console)
     report = show_all(SECTIONS, measured, setting, console)
-    written = write_report(report, workdir, "benchmarks", measured, write=write_bytes)
+    written = write_report(report, workdir, "benchmarks", measured)
     console.print(f"Wrote {written[0]}")
 
 

@@ -21,7 +21,6 @@ from experiments.benchmarks.timing import Case, milliseconds
 from segjax import cli
 from segjax.models import PatchClassifier
 from segjax.reporting import Report, Section, Table, show, write_report
-from segjax.storage import write_bytes
 from segjax.training.provenance import provenance
 
 CLASSES = 12
@@ -123,7 +122,7 @@ def main(argv: list[str]) -> None:
     whole = report(rows, facts)
     for table in whole.sections[0].tables:
         show(table, console)
-    written = write_report(whole, Path(options.workdir), "patches", rows, write=write_bytes)
+    written = write_report(whole, Path(options.workdir), "patches", rows)
     console.print(f"Wrote {written[0]}")
 
 

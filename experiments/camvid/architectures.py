@@ -31,7 +31,7 @@ from segjax.data.labels import VOID
 from segjax.data.resize import resize
 from segjax.inference import classify, predict_logits, whole_passes
 from segjax.reporting import Report, Section, Table, show, spread, write_report
-from segjax.storage import local_path, write_bytes
+from segjax.storage import local_path
 from segjax.training.evaluation import preprocessing_of
 from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
@@ -286,7 +286,7 @@ def main(argv: list[str]) -> None:
     cost, measured = json.loads(Path(cost_file).read_text(encoding="utf-8")), table_rows.cells(workdir, ROWS)
     whole = report(measured, cost)
     show(whole.sections[0].tables[0], console)
-    written = write_report(whole, workdir, "architectures", {"cells": measured, "cost": cost}, write=write_bytes)
+    written = write_report(whole, workdir, "architectures", {"cells": measured, "cost": cost})
     console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX and JSON beside it")
 
 

@@ -31,7 +31,7 @@ from segjax import cli, metrics
 from segjax.data.labels import VOID
 from segjax.inference import predict_logits, probabilities
 from segjax.reporting import Report, Section, Table, show, write_report
-from segjax.storage import local_path, write_bytes
+from segjax.storage import local_path
 from segjax.trained_run import TrainedRun, load_run
 from segjax.training import open_split
 from segjax.training.loop import write_json
@@ -197,7 +197,7 @@ def main(argv: list[str]) -> None:
         results.append(kept(run, source, range(0, len(source), options.every), setting, workdir))
         data = {one["setting"]["name"]: {**one, "scores": scored(one)} for one in results}
         made = report(run, results)
-        write_report(made, workdir, f"crf_{run.config.data.name}", data, write=write_bytes)
+        write_report(made, workdir, f"crf_{run.config.data.name}", data)
     for section in made.sections:
         show(section.tables[0], rich.console.Console(width=140))
 

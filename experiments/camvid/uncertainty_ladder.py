@@ -27,7 +27,7 @@ from experiments.sweep import table_rows
 from experiments.sweep.table_rows import Row
 from segjax import cli
 from segjax.reporting import Report, Section, Table, show, spread, write_report
-from segjax.storage import local_path, write_bytes
+from segjax.storage import local_path
 from segjax.training.loop import write_json
 from segjax.training.objective import hparams_from_config
 from segjax.training.optimizer import hparams_at, phases
@@ -201,7 +201,7 @@ def main(argv: list[str]) -> None:
     for one in whole.sections[0].tables:
         show(one, console)
     data = {"cells": measured, "times": timed}
-    written = write_report(whole, workdir, "uncertainty_ladder", data, write=write_bytes)
+    written = write_report(whole, workdir, "uncertainty_ladder", data)
     console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX and JSON beside it")
 
 

@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 from experiments.fault_injection.fault_child import CALLS, DATA, FILES
 from segjax import cli
 from segjax.reporting import Report, Section, Table, show, write_report
-from segjax.storage import write_bytes
 from segjax.trained_run import load_run
 from segjax.training import defaults
 from segjax.training.config import leaves
@@ -178,7 +177,7 @@ def main(argv: list[str]) -> None:
         {"steps a run": STEPS, "seed of the moments": options.seed, **origin},
     )
     show(table(outcomes), console)
-    written = write_report(report, workdir, "faults", outcomes, write=write_bytes)
+    written = write_report(report, workdir, "faults", outcomes)
     console.print(f"Wrote {written[0]}")
     if not all(map(kept, outcomes)):
         raise SystemExit(1)

@@ -21,7 +21,6 @@ from absl import flags
 
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Table, curves, png, show, write_report
-from segjax.storage import write_bytes
 from segjax.training.provenance import provenance
 
 OVERRIDES = {
@@ -169,7 +168,7 @@ def main(argv: list[str]) -> None:
     report = report_of(samples, status, last_line, origin)
     for table in report.sections[0].tables:
         show(table, console)
-    written = write_report(report, workdir, "soak", [s._asdict() for s in samples], write=write_bytes)
+    written = write_report(report, workdir, "soak", [s._asdict() for s in samples])
     console.print(f"Wrote {written[0]}")
 
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from configs import crackforest_unet, rare_class
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Table, cell, png, show, spread, write_report
-from segjax.storage import local_path, write_bytes
+from segjax.storage import local_path
 from segjax.training import open_split, train
 from segjax.training.config import leaves
 from segjax.training.loop import CONFIG_FILE, SCORES_FILE
@@ -274,7 +274,7 @@ def main(argv: list[str]) -> None:
         whole = report(data, results, about)
         for one in whole.sections[0].tables:
             show(one, console)
-        written = write_report(whole, workdir, f"background_trap_{data}", results, write=write_bytes)
+        written = write_report(whole, workdir, f"background_trap_{data}", results)
         console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
 
 

@@ -15,7 +15,7 @@ from experiments.sweep import grid, results_io
 from experiments.sweep.grid import Cell, Changes
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Spread, curves, png, show, spread, write_report
-from segjax.storage import local_path, write_bytes
+from segjax.storage import local_path
 from segjax.training.provenance import provenance
 
 # `--help` shows the flags of the module that is run, and `main_of` defines them for it.
@@ -208,9 +208,7 @@ def _main(study: Study, config: ModuleType, argv: list[str]) -> None:
     for section in report.sections:
         for table in section.tables:
             show(table, console)
-    written = write_report(
-        report, folder, f"{study.name}_{options.data}", results_io.record(cells, outcomes.by_cell), write=write_bytes
-    )
+    written = write_report(report, folder, f"{study.name}_{options.data}", results_io.record(cells, outcomes.by_cell))
     console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
 
 

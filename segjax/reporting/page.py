@@ -55,9 +55,7 @@ class Report(NamedTuple):
     facts: Mapping[str, Any]
 
 
-def write_report(
-    report: Report, folder: str | os.PathLike, name: str, data: Any = None, *, write: Any = None
-) -> list[epath.Path]:
+def write_report(report: Report, folder: str | os.PathLike, name: str, data: Any = None) -> list[epath.Path]:
     """Writes a report as NAME.html, NAME.md, NAME.tex, NAME.json, one CSV per table and one PNG per picture.
 
     Args:
@@ -65,7 +63,6 @@ def write_report(
       folder: output folder, local or in a bucket; it is made if needed.
       name: name of the files.
       data: measurements for NAME.json, ready for JSON; the facts of the report are stored beside them.
-      write: ignored; to be removed.
 
     Returns:
       The paths of the files, NAME.html first.
