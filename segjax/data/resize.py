@@ -1,12 +1,14 @@
-"""The one bilinear resize of the package: training input, evaluation, prediction, report and export all use it.
+"""Bilinear resampling, the only one of the package: augmentation, evaluation, prediction, report and export use it.
 
-Sizes and offsets are values and not shapes, so images of any size in a padded array share one compiled program, and an
-image can be resized block by block with the same weights.
+Sizes and offsets are traced values, so images of any size in a padded array share one compiled program.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
@@ -15,11 +17,11 @@ class Axis(NamedTuple):
     """Geometry of a resize along one axis, for a window of source and target.
 
     Attributes:
-        source: pixels of the whole source axis, n.
-        target: pixels of the whole target axis, N.
-        source_start: first source pixel of the window, i₀.
-        offset: (2 o₀ + 1) n - (2 i₀ + 1) N, with o₀ the first target pixel of the window. Computed by the caller, so
-            that it may exceed int32 on the way.
+        source: length n of the whole source axis.
+        target: length N of the whole target axis.
+        source_start: first source pixel i₀ of the window.
+        offset: (2 o₀ + 1) n - (2 i₀ + 1) N for the first target pixel o₀ of the window. The caller computes it,
+            because intermediate values may exceed int32.
     """
 
     source: ArrayLike
@@ -42,14 +44,14 @@ def resize(
         y_o = \frac{\sum_i k(s_o - i) \, x_i}{\sum_i k(s_o - i)}, \qquad s_o = (o + \tfrac12) \frac{n}{N} - \tfrac12,
         \qquad k(d) = \max(0, 1 - |d| / r), \quad r = \max(1, n / N) \text{ if antialias, else } 1
 
-    per axis, over the n pixels of the image and not over the padding. Equal to `jax.image.resize(…, "linear")`.
+    per axis, over the n pixels of the image without the padding. Equals `jax.image.resize(…, "linear")`.
 
     Args:
         images: `[B, h, w, C]`.
-        shape: height and width of the result; static.
-        antialias: widen the kernel where the image shrinks.
-        from_sizes: `[B, 2]`, height and width of each image, at most `[h, w]`; traced. None: all of it.
-        to_sizes: `[B, 2]`, height and width to resize each to, at most `shape`; traced. None: `shape`.
+        shape: (H, W) of the result; static.
+        antialias: widens the kernel where the image shrinks.
+        from_sizes: (height, width) of each image `[B, 2]`, at most (h, w); traced. None: (h, w).
+        to_sizes: (height, width) to resize each image to `[B, 2]`, at most `shape`; traced. None: `shape`.
 
     Returns:
         `[B, H, W, C]` in the images' dtype; 0 outside `to_sizes`.
@@ -59,14 +61,17 @@ def resize(
     """
     if from_sizes is None and to_sizes is None and tuple(shape) == images.shape[1:3]:
         return images
-    whole = jnp.ones((images.shape[0], 1), jnp.int32)
-    sources = whole * jnp.stack([jnp.asarray(n) for n in images.shape[1:3]])[None] if from_sizes is None else from_sizes
-    targets = whole * jnp.stack([jnp.asarray(n) for n in shape])[None] if to_sizes is None else to_sizes
+    # Stacked, because an exported program has symbolic lengths.
+    whole, full = (
+        jnp.broadcast_to(jnp.stack([jnp.asarray(n) for n in lengths]), (images.shape[0], 2))
+        for lengths in (images.shape[1:3], shape)
+    )
+    sources = whole if from_sizes is None else jnp.asarray(from_sizes)
+    targets = full if to_sizes is None else jnp.asarray(to_sizes)
     for axis in (0, 1):
-        source, target = jnp.asarray(sources)[:, axis], jnp.asarray(targets)[:, axis]
-        weights = _weights(
-            Axis(source, target, 0 * source, source - target), shape[axis], images.shape[1 + axis], antialias
-        )
+        source, target = sources[:, axis], targets[:, axis]
+        geometry = Axis(source, target, 0 * source, source - target)
+        weights = _weights(geometry, shape[axis], images.shape[1 + axis], antialias)
         weights = jnp.where(jnp.arange(shape[axis])[None, :, None] < target[:, None, None], weights, 0)
         images = _apply(weights, images, axis)
     return images
@@ -86,7 +91,7 @@ def resize_window(
 def _weights(axis: Axis, target_length: int, source_length: int, antialias: bool) -> Float[Array, "b o i"]:
     source, target, start, offset = (jnp.asarray(value)[..., None, None] for value in axis)
     o, i = jnp.arange(target_length)[None, :, None], jnp.arange(source_length)[None, None]
-    # 2N (s_o - i) is an integer: a window and the whole image have the same weights to the last bit.
+    # 2N (s_o - i) is an integer: a window and the whole image have bit-identical weights.
     distance = jnp.abs(offset + 2 * o * source - 2 * i * target).astype(jnp.float32) / (2 * target).astype(jnp.float32)
     if antialias:
         distance = distance / jnp.maximum(source.astype(jnp.float32) / target.astype(jnp.float32), 1)
@@ -98,3 +103,42 @@ def _weights(axis: Axis, target_length: int, source_length: int, antialias: bool
 def _apply(weights: Float[Array, "b o i"], images: Float[Array, "b h w c"], axis: int) -> Float[Array, "b H W c"]:
     formula = ("boh,bhwc->bowc", "bow,bhwc->bhoc")[axis]
     return jnp.einsum(formula, weights.astype(images.dtype), images, precision="highest")
+
+
+def zoom_window(
+    image: Float[Array, "h w c"],
+    corner: Float[Array, "2"],
+    zoom: Float[Array, "2"],
+    shape: tuple[int, int],
+    margin: tuple[int, int] = (0, 0),
+) -> Float[Array, "H W c"]:
+    """Resizes the window of an image that starts at `corner`, with antialiasing and real-valued geometry.
+
+    Args:
+        image: `[h, w, C]`.
+        corner: (row, column) of the window's top left corner in pixels, from the image's corner; traced.
+        zoom: target pixels per source pixel, (rows, columns); traced.
+        shape: (H, W) of the result without the margin; static.
+        margin: rows and columns of context to add on each side of the result; static.
+
+    Returns:
+        `[H + 2 margin, W + 2 margin, C]`; 0 outside the image.
+    """
+    margin = np.asarray(margin, np.float32)
+    return jax.image.scale_and_translate(
+        image,
+        (*(n + 2 * int(m) for n, m in zip(shape, margin, strict=True)), image.shape[-1]),
+        spatial_dims=(0, 1),
+        scale=zoom,
+        translation=margin - corner * zoom,
+        method="linear",
+        antialias=True,
+    )
+
+
+def sample(
+    image: Float[Array, "h w c"], rows: Float[Array, "H W"], columns: Float[Array, "H W"]
+) -> Float[Array, "H W c"]:
+    """Samples an image bilinearly at any points, given in pixels from the image's corner; 0 outside the image."""
+    index = (rows - 0.5, columns - 0.5)
+    return jax.vmap(lambda channel: map_coordinates(channel, index, order=1), in_axes=-1, out_axes=-1)(image)
