@@ -5,7 +5,6 @@ Geometry uses continuous coordinates: pixel i covers [i, i + 1) and its centre i
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +13,6 @@ from jaxtyping import Array, Float, Int, Integer, Key, Shaped
 
 from segjax.data.labels import VOID
 from segjax.data.resize import resize, sample, zoom_window
-
-
-class _Window(NamedTuple):
-    """Position of an example's output in its source: source = corner + output / zoom, rows and columns."""
-
-    corner: Float[Array, "2"]
-    zoom: Float[Array, "2"]
-    flip: Array
-    radians: Array
 
 
 def example_keys(
@@ -137,18 +127,38 @@ def augment(
     if not (brightness >= 0 and contrast >= 0):
         raise ValueError(f"brightness and contrast must not be negative; got {brightness} and {contrast}")
 
+    margin = _margin(size, rotation)
+
     def augment_one(image: jax.Array, label: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        top, left, zoom, flips, turn, bright, contrasts = jax.random.uniform(key, (7,))
-        side = crop_fraction / (scale[0] + zoom * (scale[1] - scale[0]))
+        top, left, enlarge, flips, turn, bright, contrasts = jax.random.uniform(key, (7,))
+        side = crop_fraction / (scale[0] + enlarge * (scale[1] - scale[0]))
         source = jnp.asarray(label.shape, jnp.float32)
-        window = _Window(
-            corner=jnp.stack([top, left]) * source * (1 - side),
-            zoom=jnp.asarray(size, jnp.float32) / (source * side),
-            flip=flip & (flips < 0.5),
-            radians=jnp.deg2rad(rotation * (2 * turn - 1)),
-        )
+        corner = jnp.stack([top, left]) * source * (1 - side)
+        zoom = jnp.asarray(size, jnp.float32) / (source * side)
         # Normalised first (resampling is linear), so that the 0 outside the source is the mean.
-        image, label, inside = _resample(normalise(image, mean, std), label, window, size, rotation)
+        image = zoom_window(normalise(image, mean, std), corner, zoom, size, margin)
+
+        # Centres of the output's pixels: in the output, then in the source.
+        y, x = (jnp.arange(n, dtype=jnp.float32) + 0.5 for n in size)
+        flips = flip & (flips < 0.5)
+        x = jnp.where(flips, size[1] - x, x)
+        y, x = y[:, None], x[None, :]
+        if rotation:
+            radians = jnp.deg2rad(rotation * (2 * turn - 1))
+            dy, dx = y - size[0] / 2, x - size[1] / 2
+            cos, sin = jnp.cos(radians), jnp.sin(radians)
+            y, x = size[0] / 2 + cos * dy - sin * dx, size[1] / 2 + sin * dy + cos * dx
+            image = sample(image, y + margin[0], x + margin[1])
+        else:
+            image = jnp.where(flips, image[:, ::-1], image)
+        rows = jnp.floor(corner[0] + y / zoom[0]).astype(jnp.int32)
+        columns = jnp.floor(corner[1] + x / zoom[1]).astype(jnp.int32)
+        height, width = label.shape
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        rows, columns = jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)
+        nearest = label[rows, columns] if rotation else _take_grid(label, rows[:, 0], columns[0])
+        label = jnp.where(inside, nearest.astype(jnp.int32), VOID)
+
         offset = brightness * (2 * bright - 1) / jnp.asarray(std, jnp.float32).reshape(1, 1, -1)
         image = image * (1 + contrast * (2 * contrasts - 1)) + jnp.where(inside[..., None], offset, 0)
         return image, label
@@ -161,32 +171,6 @@ def normalise(images: Shaped[Array, "..."], mean: Sequence[float], std: Sequence
     per_channel = (1,) * (images.ndim - 1) + (-1,)
     mean, std = (jnp.asarray(values, jnp.float32).reshape(per_channel) for values in (mean, std))
     return (images / 255 - mean) / std
-
-
-def _resample(
-    image: jax.Array, label: jax.Array, window: _Window, size: tuple[int, int], rotation: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Samples an image `[H, W, C]` and its label `[H, W]` through `window` at `size`; masks what is inside."""
-    margin = _margin(size, rotation)
-    canvas = zoom_window(image, window.corner, window.zoom, size, margin)
-    y, x = (jnp.arange(n, dtype=jnp.float32) + 0.5 for n in size)
-    x = jnp.where(window.flip, size[1] - x, x)
-    y, x = y[:, None], x[None, :]
-    if rotation:
-        dy, dx = y - size[0] / 2, x - size[1] / 2
-        cos, sin = jnp.cos(window.radians), jnp.sin(window.radians)
-        y, x = size[0] / 2 + cos * dy - sin * dx, size[1] / 2 + sin * dy + cos * dx
-        canvas = sample(canvas, y + margin[0], x + margin[1])
-    else:
-        canvas = jnp.where(window.flip, canvas[:, ::-1], canvas)
-
-    rows = jnp.floor(window.corner[0] + y / window.zoom[0]).astype(jnp.int32)
-    columns = jnp.floor(window.corner[1] + x / window.zoom[1]).astype(jnp.int32)
-    height, width = label.shape
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    rows, columns = jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)
-    nearest = label[rows, columns] if rotation else _take_grid(label, rows[:, 0], columns[0])
-    return canvas, jnp.where(inside, nearest.astype(jnp.int32), VOID), inside
 
 
 def _take_grid(label: Array, rows: Int[Array, "h"], columns: Int[Array, "w"]) -> Array:

@@ -1,4 +1,4 @@
-"""Raw files: what is in a folder or an archive, and how images and masks are decoded."""
+"""Raw files: listing of folders and archives, and decoding of images and masks."""
 
 import glob
 import io
@@ -18,7 +18,7 @@ from PIL import Image
 
 
 class DataError(ValueError):
-    """Something about the data is wrong; the message names the file, what was expected and what was seen."""
+    """Data that cannot be used; the message gives the file, what was expected and what was found."""
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -28,11 +28,11 @@ class RawFile(NamedTuple):
     """A file on disk or in an archive.
 
     Attributes:
-      path: the name that errors show.
-      size: in bytes.
-      read: gives its bytes; called by `read_bytes` only.
-      problem: what is wrong with it, known before it is read; a file with a problem is never read.
-      checksum: the CRC-32 of its bytes when they were verified.
+      path: the path shown in errors.
+      size: number of bytes.
+      read: returns the bytes; call `read_bytes` instead.
+      problem: reason why the file must not be read, found when it was listed; "" if there is none.
+      checksum: CRC-32 of the bytes at the time of their verification.
     """
 
     path: str
@@ -46,13 +46,13 @@ def read_bytes(file: RawFile) -> bytes:
     """Reads the bytes of a file.
 
     Raises:
-      DataError: it has a problem, cannot be read, or has changed since it was verified.
+      DataError: the file has a problem, cannot be read, or has changed since it was verified.
     """
     if file.problem:
         raise DataError(file.problem)
     try:
         data = file.read()
-    # An archive's member may be damaged, cut short, encrypted or packed in a way that nobody here can unpack.
+    # A member of an archive may be damaged, cut short, encrypted or compressed by an unknown method.
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{file.path}: cannot be read ({error})") from error
     if file.checksum is not None and zlib.crc32(data) != file.checksum:
@@ -66,37 +66,35 @@ def read_bytes(file: RawFile) -> bytes:
 def list_folder(
     folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, root: Path | None = None
 ) -> dict[str, RawFile]:
-    """Lists the files under a folder with one of these suffixes, by their path within it, without hidden files.
-
-    A link that leads out of `root`, or anything but a regular file, has a problem and is never read.
+    """Lists the files below a folder by their path within it, without hidden files and folders.
 
     Args:
-      folder: where to look.
-      suffixes: in lower case.
-      root: the folder of the data set, which no link may lead out of; default `folder`.
+      folder: the folder to search.
+      suffixes: accepted suffixes, in lower case.
+      root: folder of the data set; default `folder`. A link that leads out of it has a problem.
 
     Raises:
-      DataError: no such folder, or one in it that cannot be read or is a link.
+      DataError: no such folder, or it contains a folder that cannot be read or is a link.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder; {'it is a file' if folder.exists() else 'it does not exist'}")
+
+    def refuse_folder(error: OSError) -> None:
+        raise DataError(f"{error.filename}: a folder that cannot be read ({error.strerror})") from error
+
     home = os.path.realpath(root or folder)
     files: dict[str, RawFile] = {}
-    for parent, folders, names in os.walk(folder, onerror=_refuse_folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse_folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
             if os.path.islink(path := os.path.join(parent, name)):
-                # Not followed, since it may lead anywhere, and not ignored silently.
+                # Not followed, because it may lead anywhere, and not ignored silently.
                 raise DataError(f"{path}: a link to a folder, which is not followed; expected a folder of files")
         for name in names:
             if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):
                 path = Path(parent, name)
                 files[path.relative_to(folder).as_posix()] = _on_disk(path, home)
     return dict(sorted(files.items()))
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise DataError(f"{error.filename}: a folder that cannot be read ({error.strerror})") from error
 
 
 def _on_disk(path: Path, home: str) -> RawFile:
@@ -110,7 +108,7 @@ def _on_disk(path: Path, home: str) -> RawFile:
         try:
             status = path.stat()
             size = status.st_size
-            if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait forever
                 problem = f"{shown}: expected a regular file; got {stat.filemode(status.st_mode)}"
         except OSError as error:
             problem = f"{shown}: cannot be read ({error})"
@@ -118,33 +116,36 @@ def _on_disk(path: Path, home: str) -> RawFile:
 
 
 def list_zip(archive: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, RawFile]:
-    """Lists the members of a ZIP archive with one of these suffixes, by their path within it; extracts nothing.
+    """Lists the members of a ZIP archive with one of the suffixes by their path; extracts nothing.
 
     Raises:
-      DataError: the archive is damaged, or a member's path leads out of it.
+      DataError: the archive is damaged, or the path of a member leads out of it.
     """
     try:
         opened = zipfile.ZipFile(archive)
     except (zipfile.BadZipFile, OSError) as error:
         raise DataError(f"{archive}: expected a whole ZIP archive ({error})") from error
-    for name in opened.namelist():
+    files = {}
+    for member in sorted(opened.infolist(), key=lambda member: member.filename):
+        name = member.filename
         if name.startswith("/") or ".." in name.split("/"):
             raise DataError(f"{archive}: its member {name!r} leads out of the archive; expected paths within it")
-    members = sorted(
-        (m for m in opened.infolist() if m.filename.lower().endswith(suffixes)), key=lambda member: member.filename
-    )
-    return {
-        m.filename: RawFile(f"{archive}:{m.filename}", m.file_size, partial(opened.read, m.filename)) for m in members
-    }
+        if name.lower().endswith(suffixes):
+            files[name] = RawFile(f"{archive}:{name}", member.file_size, partial(opened.read, name))
+    return files
 
 
 def by_stem(files: dict[str, RawFile]) -> dict[str, RawFile]:
-    """Files by their path without its suffix; two of one stem are a `DataError`."""
+    """Renames files to their path without suffix; see `by_name`."""
     return by_name((path.rsplit(".", 1)[0], file) for path, file in files.items())
 
 
 def by_name(files: Iterable[tuple[str, RawFile]]) -> dict[str, RawFile]:
-    """Files by the names they are given; two of one name are a `DataError`, lest one stand for the other unseen."""
+    """Maps names to files.
+
+    Raises:
+      DataError: two files have the same name, so that one would silently replace the other.
+    """
     named: dict[str, RawFile] = {}
     for name, file in files:
         if name in named:
@@ -156,80 +157,67 @@ def by_name(files: Iterable[tuple[str, RawFile]]) -> dict[str, RawFile]:
 
 
 def named_images(arguments: Sequence[str]) -> dict[str, RawFile]:
-    """Lists the images that `arguments` name, in the order of the arguments, then by name, without reading them.
+    """Lists the images that a command line names, in the order of the arguments, then by name; reads none.
 
     Args:
-      arguments: files, of any suffix; folders, whose images are found however deep they lie; and patterns with `*`,
-        `?`, `[…]` and `**`, of files. A file or folder of exactly that name takes precedence over the pattern.
+      arguments: files of any suffix, folders (searched at any depth), and patterns with `*`, `?`, `[…]` and `**`.
+        An existing file or folder of exactly that name takes precedence over the pattern.
 
     Returns:
-      The files by name, without suffix: of a file its own, in a folder its path within it, of a pattern the path within
-      the folder before the first wildcard. So `a/b.png` in a folder is "a/b".
+      The files by name without suffix. The name is the file's own for a file, the path within the folder for a folder,
+      and the path within the part before the first wildcard for a pattern: `a/b.png` in a folder is "a/b".
 
     Raises:
-      DataError: nothing is there, a folder or pattern without images, or two images of one name.
+      DataError: a path does not exist, a folder or pattern matches no image, or two images have one name.
     """
     named: dict[str, RawFile] = {}
-    missing = []
     for argument in arguments:
-        if not Path(argument).exists() and not _is_pattern(argument):
-            missing.append(argument)
-        for name, file in _found(argument).items():
-            if name in named and named[name].path != file.path:
-                raise DataError(f"{named[name].path} and {file.path} would both be written as {name}_mask.png")
-            named[name] = file
-    if missing:
-        raise DataError(f"{missing[0]}: expected an image, a folder of images or a pattern; it does not exist")
+        for path, file in _images_of(argument).items():
+            name = Path(path).with_suffix("").as_posix()
+            other = named.setdefault(name, file)
+            if other.path != file.path:
+                raise DataError(f"{other.path} and {file.path} would both be written as {name}_mask.png")
     return named
 
 
-def _is_pattern(argument: str) -> bool:
-    return glob.has_magic(argument) and not Path(argument).exists()
-
-
-def _found(argument: str) -> dict[str, RawFile]:
+def _images_of(argument: str) -> dict[str, RawFile]:
+    """Lists the images of one argument of `named_images`, by path."""
     path = Path(argument)
     if path.is_dir():
-        # A link in a folder of one's own may lead anywhere.
+        # The user's own folder may contain links that lead anywhere.
         files = list_folder(path, root=Path(path.absolute().anchor))
         where = "in this folder or in those within it"
-    elif _is_pattern(argument):
-        plain = [not glob.has_magic(part) for part in path.parts]
-        folder = Path(*path.parts[: plain.index(False)])
+    elif path.exists():
+        return {path.name: RawFile(str(path), 0, path.read_bytes)}
+    elif glob.has_magic(argument):
+        folder = Path(*path.parts[: [glob.has_magic(part) for part in path.parts].index(True)])
         matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))
-        images = [match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES and match.is_file()]
-        files = {image.relative_to(folder).as_posix(): _raw(image) for image in images}
+        files = {
+            match.relative_to(folder).as_posix(): RawFile(str(match), 0, match.read_bytes)
+            for match in matches
+            if match.suffix.lower() in IMAGE_SUFFIXES and match.is_file()
+        }
         where = "matches this pattern"
     else:
-        return {path.stem: _raw(path)}
+        raise DataError(f"{argument}: expected an image, a folder of images or a pattern; it does not exist")
     if not files:
         raise DataError(f"{argument}: no image {where}; expected one of {', '.join(IMAGE_SUFFIXES)}")
-    found: dict[str, RawFile] = {}
-    for name, file in files.items():
-        stem = name.rsplit(".", 1)[0]
-        if stem in found:
-            raise DataError(f"{found[stem].path} and {file.path} would both be written as {stem}_mask.png")
-        found[stem] = file
-    return found
-
-
-def _raw(path: Path) -> RawFile:
-    return RawFile(str(path), 0, path.read_bytes)
+    return files
 
 
 def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h w channels"]:
-    """Decodes a PNG or JPEG to grey (1 channel) or RGB (3), 16 bits to 8, alpha dropped, pixels as they are stored.
+    """Decodes a PNG or JPEG to grey (1 channel) or RGB (3); 16 bits become 8, and alpha is dropped.
 
     Raises:
       DataError: the bytes are not an image, or the image has too many pixels.
     """
     if not data:
         raise DataError(f"{file}: cannot be decoded; the file is empty")
-    # The stored pixels, because the mask beside an image has no EXIF orientation to turn it by.
+    # Without EXIF orientation, because the mask beside an image has none.
     colour = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), colour | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:  # a size that it refuses; damaged bytes give None
+    except cv2.error as error:  # a size that OpenCV refuses; damaged bytes give None
         raise DataError(
             f"{file}: cannot be decoded; expected at most 2^30 pixels, or as many as $OPENCV_IO_MAX_IMAGE_PIXELS "
             f"({str(error).strip()[:200]})"
@@ -245,23 +233,23 @@ def decode_mask(data: bytes, file: str) -> UInt8[np.ndarray, "h w"]:
     Raises:
       DataError: the bytes are not such a PNG.
     """
-    # Pillow, because OpenCV turns a palette's indices into colours.
+    # Pillow, because OpenCV converts the indices of a palette to colours.
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.format != "PNG" or picture.mode not in ("L", "P", "1"):
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format != "PNG" or image.mode not in ("L", "P", "1"):
                 raise DataError(
-                    f"{file}: expected a mask that is a PNG of class ids, 8 bits a pixel, grey or palette; "
-                    f"got a {picture.format} in mode {picture.mode}"
+                    f"{file}: expected a mask that is a PNG of class ids, 8 bits per pixel, grey or palette; "
+                    f"got a {image.format} in mode {image.mode}"
                 )
-            if picture.mode == "L" and data[24] != 8:  # the byte of the PNG's bit depth
+            if image.mode == "L" and data[24] != 8:  # the bit depth in the PNG header
                 raise DataError(
-                    f"{file}: a grey mask of {data[24]} bits a pixel, whose ids are stretched to 0..255 when it is "
+                    f"{file}: a grey mask of {data[24]} bits per pixel, whose ids are stretched to 0..255 when it is "
                     "read; expected 8 bits"
                 )
-            picture.verify()  # the checksums, which decoding does not look at
-        with Image.open(io.BytesIO(data)) as picture:
-            return np.asarray(picture).astype(np.uint8)
+            image.verify()  # the checksums, which decoding ignores
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image).astype(np.uint8)
     except DataError:
         raise
-    except Exception as error:  # whatever Pillow's parsers raise for damaged bytes: OSError, SyntaxError, ValueError...
+    except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, ValueError... for damaged bytes
         raise DataError(f"{file}: cannot be decoded; expected a PNG mask, got {len(data)} bytes ({error})") from error

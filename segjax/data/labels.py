@@ -1,7 +1,9 @@
-"""Label sets: class names, colours, and the mapping from the ids in the files to train ids."""
+"""Label sets: class names, colours, and the map from the ids in files to train ids."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Integer, UInt8
@@ -10,20 +12,20 @@ from scipy import ndimage
 from segjax.data.io import DataError
 
 VOID = 255
-"""Train id of void: such a pixel is left out of every loss and metric."""
+"""Train id of void pixels, which no loss or metric counts."""
 
 UNKNOWN = 254
-"""Entry of the lookup table for an id that the data set does not define; `to_train_ids` raises on it."""
+"""Entry of a lookup table for an id that the data set does not define; `to_train_ids` raises on it."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelSet:
-    """The classes of a data set.
+    """Classes of a data set.
 
     Attributes:
       names: the classes in the order of their train ids, 0 to C - 1.
-      palette: one colour per class, RGB in 0..255. Void is black in pictures and has no row here.
-      lut: the train id of each raw id 0..255 in the files: 0 to C - 1, `VOID` or `UNKNOWN`.
+      palette: RGB colour of each class. Void is painted black and has no row.
+      lut: train id of each raw id 0..255 in the files: 0 to C - 1, `VOID` or `UNKNOWN`.
     """
 
     names: tuple[str, ...]
@@ -49,18 +51,15 @@ class LabelSet:
 
 
 def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: str) -> UInt8[np.ndarray, "*shape"]:
-    """Maps the ids of a file to train ids, void to 255.
+    """Maps the raw ids of a file to train ids in [0, C) and `VOID`.
 
     Args:
       raw: ids as stored in the file.
-      label_set: the classes of the data set.
-      file: the file's name, for the error.
-
-    Returns:
-      uint8 train ids in 0..C-1 and `VOID`.
+      label_set: classes of the data set.
+      file: name of the file, for the error.
 
     Raises:
-      DataError: an id that the data set does not define; the message gives the file and the expected ids.
+      DataError: an id that the data set does not define.
 
     >>> to_train_ids(np.array([[0, 7, 33]], np.uint8), LABEL_SETS["cityscapes"], "street.png")
     array([[255,   0,  18]], dtype=uint8)
@@ -71,8 +70,8 @@ def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: st
     """
     labels = label_set.lut[raw]
     if (labels == UNKNOWN).any():
-        strange = np.unique(raw[labels == UNKNOWN]).tolist()
-        ids = f"ids {_spans(strange)} are" if len(strange) > 1 else f"id {strange[0]} is"
+        unknown = np.unique(raw[labels == UNKNOWN]).tolist()
+        ids = f"ids {_spans(unknown)} are" if len(unknown) > 1 else f"id {unknown[0]} is"
         raise DataError(
             f"{file}: label {ids} outside the {label_set.num_classes} classes; "
             f"expected the ids {_spans(label_set.known_ids)}"
@@ -80,17 +79,17 @@ def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: st
     return labels
 
 
+def _spans(ids) -> str:
+    """Formats ids as ranges: `0, 1, 2, 255` as "0-2, 255"."""
+    ids = np.asarray(ids, int)
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
 def colorize(
     labels: Integer[np.ndarray, "*shape"], palette: UInt8[np.ndarray, "classes 3"]
 ) -> UInt8[np.ndarray, "*shape 3"]:
-    """Paints train ids in their colours, void in black.
-
-    Args:
-      labels: train ids in 0..C-1, or `VOID`.
-      palette: RGB, one row per class.
-
-    Returns:
-      uint8 RGB.
+    """Paints train ids in the RGB colours of their classes, void in black.
 
     Raises:
       ValueError: an id that is neither a class nor void.
@@ -107,15 +106,15 @@ def colorize(
 
 
 def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> LabelSet:
-    """Returns the label set of your own masks: pixel value `values[i]` is class i.
+    """Returns the label set of your own masks, in which pixel value `values[i]` is class i.
 
     Args:
       names: the classes.
-      values: the pixel value of each class; default 0, 1, 2, ... (C - 1). 255 is void unless it is in here, as it
-        has to be for masks that are painted 0 and 255.
+      values: pixel value of each class; default 0, 1, ..., C - 1. 255 is void unless it is given here, as for masks
+        that are painted 0 and 255.
 
     Returns:
-      The label set, with the colours of PASCAL VOC (class i has the devkit's colour i + 1; its colour 0 is black).
+      The label set. Class i has colour i + 1 of the PASCAL VOC devkit, whose colour 0 is black.
 
     Raises:
       DataError: no names, more than 253, or values that do not pair with them one to one.
@@ -131,34 +130,21 @@ def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> La
             f"config.data.mask_values: expected {len(names)} different mask values in 0..255, "
             f"one per class; got {values}"
         )
-    return LabelSet(
-        tuple(names), _voc_palette(len(names)), _lut({VOID: VOID} | {value: i for i, value in enumerate(values)})
-    )
-
-
-def _voc_palette(count: int) -> UInt8[np.ndarray, "count 3"]:
-    # The VOC devkit's colour map: the bits of the id, three at a time, become the high bits of red, green and blue.
-    ids = np.arange(1, count + 1)
+    # The devkit's colour map: the bits of the id, three at a time, become the high bits of red, green and blue.
+    ids = np.arange(1, len(names) + 1)
     bits = [[(ids >> (3 * place + channel)) & 1 for channel in range(3)] for place in range(3)]
-    return sum(np.stack(bits[place], axis=-1) << (7 - place) for place in range(3)).astype(np.uint8)
+    palette = sum(np.stack(bits[place], axis=-1) << (7 - place) for place in range(3))
+    train_id_of = {VOID: VOID} | {value: i for i, value in enumerate(values)}
+    return _label_set(zip(names, palette, strict=True), train_id_of)
 
 
-def _spans(ids) -> str:
-    """Formats ids as ranges: `0, 1, 2, 255` as "0-2, 255"."""
-    ids = np.asarray(ids, int)
-    runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-def _lut(train_id_of: dict[int, int]) -> UInt8[np.ndarray, "256"]:
+def _label_set(classes: Iterable[tuple[str, Any]], train_id_of: dict[int, int]) -> LabelSet:
+    """Builds a label set from (name, colour) pairs in the order of their train ids."""
+    names, palette = zip(*classes, strict=True)
     lut = np.full(256, UNKNOWN, np.uint8)
     for raw, train_id in train_id_of.items():
         lut[raw] = train_id
-    return lut
-
-
-def _label_set(colours: dict[str, tuple[int, int, int]], train_id_of: dict[int, int]) -> LabelSet:
-    return LabelSet(tuple(colours), np.array(list(colours.values()), np.uint8), _lut(train_id_of))
+    return LabelSet(names, np.array(palette, np.uint8), lut)
 
 
 # Order and colours of the SegNet tutorial (alexgkendall/SegNet-Tutorial, Scripts/test_segmentation_camvid.py), whose 11
@@ -202,31 +188,32 @@ _CITYSCAPES = {
 }
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
-# Our own, of the embedded set; the order is `road_debris.SCENE_CLASSES`.
+_ROAD, _DEBRIS = (110, 100, 110), (230, 60, 40)
+# The order is `road_debris.SCENE_CLASSES`.
 _ROAD_DEBRIS_SCENE = {
-    "road": (110, 100, 110),
+    "road": _ROAD,
     "marking": (245, 245, 235),
     "verge": (90, 140, 60),
     "sky": (110, 160, 210),
-    "debris": (230, 60, 40),
+    "debris": _DEBRIS,
 }
 
 LABEL_SETS = {
-    "road_debris": _label_set(
-        {"background": (110, 100, 110), "debris": (230, 60, 40)}, {0: 0, 1: 0, 2: 0, 3: 0, 4: 1, VOID: VOID}
-    ),
-    "road_debris_scene": _label_set(_ROAD_DEBRIS_SCENE, {i: i for i in range(5)} | {VOID: VOID}),
-    "camvid": _label_set(_CAMVID, {i: i for i in range(11)} | {11: VOID}),
+    "road_debris": _label_set([("background", _ROAD), ("debris", _DEBRIS)], {0: 0, 1: 0, 2: 0, 3: 0, 4: 1, VOID: VOID}),
+    "road_debris_scene": _label_set(_ROAD_DEBRIS_SCENE.items(), {i: i for i in range(5)} | {VOID: VOID}),
+    "camvid": _label_set(_CAMVID.items(), {i: i for i in range(11)} | {11: VOID}),
     # Shi et al., "Automatic road crack detection using random structured forests", IEEE T-ITS 17(12), 2016. The ids 3
     # (regions that cracks enclose) and 4 are ambiguous.
-    "crackforest": _label_set({"background": (120, 120, 120), "crack": (240, 200, 40)}, {1: 0, 2: 1, 3: VOID, 4: VOID}),
+    "crackforest": _label_set(
+        [("background", (120, 120, 120)), ("crack", (240, 200, 40))], {1: 0, 2: 1, 3: VOID, 4: VOID}
+    ),
     "cityscapes": _label_set(
-        _CITYSCAPES, dict.fromkeys([*range(34), 255], VOID) | {raw: i for i, raw in enumerate(_CITYSCAPES_IDS)}
+        _CITYSCAPES.items(), dict.fromkeys([*range(34), 255], VOID) | {raw: i for i, raw in enumerate(_CITYSCAPES_IDS)}
     ),
     # Pinggera et al., "Lost and Found: detecting small road hazards for self-driving vehicles", IROS 2016: 0 is
     # unlabelled, 1 free road, and every kind of obstacle has an id from 2 on. 255 is void by the usual convention.
     "lost_and_found": _label_set(
-        {"free road": (128, 64, 128), "obstacle": (230, 60, 40)},
+        [("free road", (128, 64, 128)), ("obstacle", _DEBRIS)],
         {0: VOID, 1: 0} | dict.fromkeys(range(2, 255), 1) | {255: VOID},
     ),
 }
@@ -241,22 +228,19 @@ def border_weights(
     .. math::
         w(x) = w_0 \exp\left(-\frac{(d_1(x) + d_2(x))^2}{2σ^2}\right)
 
-    with d₁ and d₂ the Euclidean distances of a background pixel to the nearest and second nearest instance, in pixels,
-    between pixel centres: a pixel that touches an instance is 1 away. The paper's whole weight is the class weight plus
-    this: `1 + border_weights(instances)`, or `class_weights[labels] + border_weights(instances)`, in NumPy.
-
-    Instances themselves get 0. The paper means the gaps between cells, and the usual ports (the MATLAB and NumPy ones,
-    HoVer-Net's) multiply by the background too: on an instance d₁ is 0 whatever the gap. Instances that touch
-    leave no gap to weigh; the paper opens one first, by morphology.
+    on the background, 0 on instances. d₁ and d₂ are the Euclidean distances, in pixels between pixel centres, to the
+    nearest and second nearest instance. The paper's whole weight adds the class weight:
+    `class_weights[labels] + border_weights(instances)`. Instances that touch have no gap to weigh; the paper opens
+    one first, by morphology.
 
     Args:
-        instances: an instance map, 0 the background, every other value one instance (in one piece or more). A void
-            region with a number of its own would be an instance: set it to 0, and leave it out by the losses' `where`.
-        w0: w₀ ≥ 0, the weight at a gap of no width.
-        sigma: σ > 0 in pixels: the weight is down to 0.6 w₀ where d₁ + d₂ = σ, to 0.01 w₀ at 3σ.
+        instances: instance map; 0 is background, every other value one instance, connected or not. Set void regions
+            to 0 and leave them out by the losses' `where`.
+        w0: w₀ ≥ 0, the weight at a gap of width 0.
+        sigma: σ > 0 in pixels; the weight is 0.6 w₀ at d₁ + d₂ = σ and 0.01 w₀ at 3σ.
 
     Returns:
-        float32 `[H, W]`; all 0 where there are fewer than two instances.
+        float32 `[H, W]`; all 0 for fewer than two instances.
 
     Raises:
         TypeError: instances are not integers.
@@ -269,10 +253,21 @@ def border_weights(
     [[0.   8.35 8.35 0.   0.   4.87 2.78 1.35]]
     """
     instances = np.asarray(instances)
-    _check(instances, w0, sigma)
+    if not np.issubdtype(instances.dtype, np.integer):
+        is_mask = instances.dtype == bool
+        raise TypeError(
+            f"instances must be integers; got {instances.dtype} of shape {instances.shape}"
+            f"{'. A mask has no instances: number its parts, as scipy.ndimage.label does' if is_mask else ''}"
+        )
+    if instances.ndim != 2:
+        raise ValueError(f"instances must be [height, width]; got shape {instances.shape}")
+    if not 0 <= w0 < math.inf:
+        raise ValueError(f"w0 must be at least 0 and finite; got {w0}")
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be positive and finite; got {sigma}")
     ids, numbers = np.unique(instances, return_inverse=True)
     numbers = numbers.reshape(instances.shape)
-    # d1 + d2 ≥ d2: further than this from an instance its distance gives a weight that float32 rounds to 0.
+    # d1 + d2 ≥ d2, and at this distance the weight rounds to 0 in float32.
     reach = math.ceil(sigma * math.sqrt(2 * (104 + math.log(max(w0, 1)))))
     nearest = np.full(instances.shape, np.inf)
     second = np.full(instances.shape, np.inf)
@@ -286,18 +281,3 @@ def border_weights(
         nearest[window] = np.minimum(nearest[window], distance)
     weights = w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
     return np.where(instances == 0, weights, 0).astype(np.float32)
-
-
-def _check(instances: np.ndarray, w0: float | int, sigma: float | int) -> None:
-    if not np.issubdtype(instances.dtype, np.integer):
-        hint = ". A mask has no instances: number its parts, as scipy.ndimage.label does"
-        raise TypeError(
-            f"instances must be integers; got {instances.dtype} of shape {instances.shape}"
-            f"{hint if instances.dtype == bool else ''}"
-        )
-    if instances.ndim != 2:
-        raise ValueError(f"instances must be [height, width]; got shape {instances.shape}")
-    if not 0 <= w0 < math.inf:
-        raise ValueError(f"w0 must be at least 0 and finite; got {w0}")
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"sigma must be positive and finite; got {sigma}")

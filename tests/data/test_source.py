@@ -57,7 +57,7 @@ def test_a_mask_with_transparency_is_refused(make, mode):
 
 def test_a_mask_of_sixteen_bits_is_refused(make):
     deep = cv2.imencode(".png", make.ids().astype(np.uint16))[1].tobytes()
-    with pytest.raises(DataError, match=r"m.png: expected a mask .* 8 bits a pixel, .* got a PNG in mode I;16"):
+    with pytest.raises(DataError, match=r"m.png: expected a mask .* 8 bits per pixel, .* got a PNG in mode I;16"):
         decode_mask(deep, "m.png")
 
 
@@ -65,7 +65,7 @@ def test_a_grey_mask_of_four_bits_is_refused_because_its_ids_would_change(make):
     whole = bytearray(make.encoded(make.ids()))
     whole[24] = 4
     whole[29:33] = zlib.crc32(whole[12:29]).to_bytes(4, "big")
-    with pytest.raises(DataError, match=r"m.png: a grey mask of 4 bits a pixel, whose ids are stretched to 0..255"):
+    with pytest.raises(DataError, match=r"m.png: a grey mask of 4 bits per pixel, whose ids are stretched to 0..255"):
         decode_mask(bytes(whole), "m.png")
 
 
