@@ -5,9 +5,8 @@ from absl import app, flags
 
 from segjax import cli
 from segjax.reporting import per_class_table, show, summary_line
-from segjax.storage import path_of
+from segjax.storage import path_of, write_json
 from segjax.trained_run import load_run, score_run
-from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
 
 

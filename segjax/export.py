@@ -7,8 +7,8 @@ import jax
 from absl import app, flags
 
 from segjax import cli, inference
-from segjax.storage import output_folder
-from segjax.trained_run import TrainedRun, load_run, no_nan, read_json
+from segjax.storage import nan_to_none, output_folder, read_json
+from segjax.trained_run import TrainedRun, load_run
 from segjax.training import ConfigError
 from segjax.training.config import leaves
 from segjax.training.loop import SCORES_FILE
@@ -101,7 +101,7 @@ def _scores(run: TrainedRun) -> dict[str, Any] | None:
         file = run.workdir / name
         if file.exists():
             scores = read_json(file)
-            return {"file": name, "of_step": scores.get("step", scores.get("steps"))} | no_nan(scores)
+            return {"file": name, "of_step": scores.get("step", scores.get("steps"))} | nan_to_none(scores)
     return None
 
 

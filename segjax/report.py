@@ -21,8 +21,8 @@ from segjax.data.labels import LabelSet
 from segjax.data.resize import resize
 from segjax.inference import class_logits, classify, example_tiles, head_uncertainty_maps, legend, png
 from segjax.reporting import Picture, run_report, summary_line, write_report
-from segjax.storage import output_folder, path_of
-from segjax.trained_run import TrainedRun, facts_of, load_run, no_nan, on_all_devices
+from segjax.storage import nan_to_none, output_folder, path_of
+from segjax.trained_run import TrainedRun, facts_of, load_run, on_all_devices
 from segjax.training import changed, evaluation, parallel, read_log
 from segjax.training.train_step import TrainState
 
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
     )
     data = {"step": step, "split": split, **numbers}
     data |= {key: [[one.name, one.mean_iou] for one in getattr(found, key)] for key in ("best", "worst")}
-    written = write_report(report, output, "report", no_nan(data))
+    written = write_report(report, output, "report", nan_to_none(data))
     print(summary_line(found.scores))
     print(f"wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
 

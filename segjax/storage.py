@@ -1,10 +1,11 @@
-"""Where a workdir lies: a folder of this machine, or one in a bucket, which can neither rename nor append.
+"""Paths and files of a workdir: on this machine, or in a bucket, which can neither rename nor append.
 
-A bucket is reached through epath, which leaves `gs://` to gcsfs; checkpoints' arrays go by tensorstore's own driver.
+A bucket is read and written with epath, which leaves `gs://` to gcsfs; orbax writes arrays with tensorstore's driver.
 """
 
 import contextlib
 import importlib.util
+import json
 import math
 import os
 import tempfile
@@ -19,16 +20,16 @@ BUCKET = "gs://"
 
 
 class StorageError(ValueError):
-    """A workdir cannot be reached or written; the message names it and says what to do."""
+    """A path that cannot be reached or written; the message names it and the way out."""
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
-    """Whether `path` is in a bucket."""
+    """Returns True if `path` is in a bucket."""
     return os.fspath(path).startswith(BUCKET)
 
 
 def path_of(path: str | os.PathLike) -> epath.Path:
-    """The path that a person named, `gs://BUCKET/PATH` or one of this machine; nothing is made.
+    """Returns the path of a user's `gs://BUCKET/PATH` or local path; creates nothing.
 
     Raises:
       StorageError: an address of another kind, no such bucket, no access to it, or gcsfs is not installed.
@@ -50,19 +51,19 @@ def path_of(path: str | os.PathLike) -> epath.Path:
         )
     import fsspec
 
-    # tensorstore writes the same folders behind gcsfs's back, and so do other hosts: a remembered list is wrong.
+    # tensorstore and other hosts write to the same folders, so that cached listings would be wrong.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    with saying(text):
-        if not epath.Path(BUCKET + bucket).exists():  # gcsfs would make the bucket
+    with bucket_errors(text):
+        if not epath.Path(BUCKET + bucket).exists():  # gcsfs would create the bucket
             raise StorageError(f"{text}: there is no bucket {bucket}. Make it first, or correct the name")
     return epath.Path(text)
 
 
 def local_path(path: str | os.PathLike) -> Path:
-    """A path of this machine, for what several processes share by renaming and appending.
+    """Returns a local path, for folders that several processes share by renaming and appending.
 
     Raises:
-      StorageError: it is in a bucket, or elsewhere.
+      StorageError: the path is in a bucket, or an address of another kind.
     """
     if "://" in os.fspath(path):
         raise StorageError(f"{os.fspath(path)}: expected a folder of this machine; only single runs go to a bucket")
@@ -70,10 +71,10 @@ def local_path(path: str | os.PathLike) -> Path:
 
 
 def output_folder(path: str | os.PathLike) -> epath.Path:
-    """`path_of` of a folder to write into, which need not be there yet.
+    """Returns `path_of` a folder to write into, which need not exist.
 
     Raises:
-      StorageError: as `path_of`; it is a file.
+      StorageError: as `path_of`; the path is a file.
     """
     folder = path_of(path)
     if folder.exists() and not folder.is_dir():
@@ -82,8 +83,8 @@ def output_folder(path: str | os.PathLike) -> epath.Path:
 
 
 @contextlib.contextmanager
-def saying(path: str | os.PathLike) -> Iterator[None]:
-    """Turns what a bucket's libraries raise, which has no type in common, into a line that names `path`."""
+def bucket_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Turns the errors of a bucket's libraries, which share no type, into a `StorageError` that names `path`."""
     try:
         yield
     except (StorageError, FileNotFoundError):
@@ -91,59 +92,80 @@ def saying(path: str | os.PathLike) -> Iterator[None]:
     except Exception as error:
         if not in_bucket(path):
             raise
-        said = " ".join(f"{type(error).__name__} {error}".split())[:300]
-        raise StorageError(f"{os.fspath(path)}: the bucket cannot be read or written: {said}") from error
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
+        raise StorageError(f"{os.fspath(path)}: the bucket cannot be read or written: {reason}") from error
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """`write_bytes` of a text, in UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+def to_json(value: Any) -> bytes:
+    """Returns `value` as indented JSON; a number that is not finite becomes NaN or Infinity (`nan_to_none`)."""
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `to_json(value)`, atomically as `write_bytes`."""
+    write_bytes(path, to_json(value))
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Returns the content of a JSON file; raises ValueError if it is damaged."""
+    return json.loads(epath.Path(path).read_text(encoding="utf-8"))
+
+
+def nan_to_none(value: Any) -> Any:
+    """Replaces each number that is not finite by None, in nested containers too: standard JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file so that a reader finds the old one or the new one, never half of one."""
+    """Writes a file atomically: a reader finds the old content or the new one, never a part."""
     write_together({path: data})
 
 
 def write_together(files: Mapping[str | os.PathLike, bytes]) -> None:
-    """Writes files of one folder that belong together: all, or none where one of them finds no room.
+    """Writes the files of one folder that belong together: all, or none if the disk is full.
 
-    In a bucket, or killed between two renames, the first ones may be new and the last ones old.
+    In a bucket, or if the process is killed between two renames, the first files may be new and the last ones old.
     """
     partials = {}
     try:
         for path, data in files.items():
-            if in_bucket(path):  # an object appears when all of it is there
-                with saying(path):
+            if in_bucket(path):  # an object appears only when it is complete
+                with bucket_errors(path):
                     epath.Path(path).write_bytes(data)
                 continue
             partials[path] = epath.Path(f"{os.fspath(path)}.partial")
             partials[path].write_bytes(data)
         for path, partial in partials.items():
             os.replace(partial, path)
-    except OSError as error:  # a full disk: the room that half a file takes is the person's
+    except OSError as error:  # a full disk needs the space of the partial files
         for partial in partials.values():
             partial.unlink(missing_ok=True)
-        # What writing raises, as against opening, does not say of which file.
+        # An error of writing, unlike one of opening, does not contain the file's name.
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def scratch(shape: tuple[int, ...], dtype: Any = np.float32, *, most: int = 2**28) -> np.ndarray:
-    """An array to work in, as `np.empty`: in memory up to `most` bytes, else in a file that ends with it.
+    """Returns an uninitialised array: in memory up to `most` bytes, else in an unnamed file in `$TMPDIR`.
 
-    The file has no name and lies in `$TMPDIR`. Its room is taken before it is used: a mapped file for which the disk
-    has none would end the process.
+    The file ends with the array. Its space is allocated at once, because a process that writes to a mapped file on a
+    full disk is killed.
 
     Raises:
-      OSError: the disk has no room for it.
+      OSError: the disk has no space for it.
     """
     size = np.dtype(dtype).itemsize * math.prod(shape)
     if size <= most:
         return np.empty(shape, dtype)
     with tempfile.TemporaryFile() as file:
-        take = getattr(os, "posix_fallocate", lambda number, _, length: os.ftruncate(number, length))  # macOS has none
         try:
-            take(file.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                os.ftruncate(file.fileno(), size)
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror} ({size} bytes to work in)", tempfile.gettempdir()) from error
         return np.memmap(file, dtype, "r+", shape=shape)

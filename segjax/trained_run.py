@@ -1,7 +1,6 @@
 """A finished or running run, opened from its workdir: what evaluation, prediction, report and export start from."""
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from segjax import metrics
 from segjax.data import LabelSet, label_set, open_split
 from segjax.inference import PredictOptions, Predictor, Preprocessing
 from segjax.metrics.ranking import ThresholdAtPrecision
-from segjax.storage import path_of
+from segjax.storage import path_of, read_json
 from segjax.training import parallel
 from segjax.training.checkpoint import FOLDER, Checkpoints
 from segjax.training.config import ConfigError, from_leaves
@@ -137,20 +136,6 @@ def fingerprint(run: TrainedRun) -> str:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()[:16]
-
-
-def read_json(file: epath.Path) -> Any:
-    """Returns the content of a JSON file of a workdir."""
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def no_nan(value: Any) -> Any:
-    """Returns `value` with None for every number that is not finite, in nested containers too: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: no_nan(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [no_nan(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, Any]:

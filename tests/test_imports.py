@@ -33,8 +33,8 @@ MAY_USE = {
     "losses": FOUNDATION,
     "metrics": FOUNDATION,
     "models": FOUNDATION,
-    "data": (),
     "storage": (),
+    "data": ("storage",),
     "inference": ("storage", "models", "metrics", "data"),
     "training": (*FOUNDATION, "storage", "losses", "metrics", "models", "data", "inference"),
     "trained_run": (*FOUNDATION, "storage", "metrics", "models", "data", "inference", "training"),
@@ -142,7 +142,7 @@ def test_imports_point_down_and_libraries_stay_at_home(path):
         (
             "segjax/data/a.py",
             "from segjax.inference import x",
-            "a.py:1 imports segjax.inference.x: it may use data only",
+            "a.py:1 imports segjax.inference.x: it may use data, storage only",
         ),
         (
             "segjax/reporting/a.py",

@@ -12,11 +12,13 @@ from segjax.storage import (
     StorageError,
     in_bucket,
     local_path,
+    nan_to_none,
     output_folder,
     path_of,
+    read_json,
     scratch,
     write_bytes,
-    write_text,
+    write_json,
     write_together,
 )
 
@@ -56,11 +58,17 @@ def test_what_several_processes_share_stays_on_this_machine(tmp_path):
         local_path("gs://bucket/grid")
 
 
-def test_a_text_replaces_the_file_and_leaves_nothing_else(tmp_path):
-    for text in ("old\n", "π\n"):
-        write_text(tmp_path / "a.json", text)
+def test_write_json_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    for value, text in (({"a": 1}, '{\n "a": 1\n}\n'), ([float("nan")], "[\n NaN\n]\n")):
+        write_json(tmp_path / "a.json", value)
         assert (tmp_path / "a.json").read_bytes() == text.encode()
+    assert np.isnan(read_json(tmp_path / "a.json")).all()
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_nan_to_none_replaces_numbers_that_are_not_finite_at_any_depth():
+    value = {"a": [1.0, float("nan"), (float("inf"), "NaN", None)], "b": 2}
+    assert nan_to_none(value) == {"a": [1.0, None, [None, "NaN", None]], "b": 2}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")

@@ -10,8 +10,8 @@ import rich.console
 from experiments.benchmarks.baselines import NOT_INSTALLED, OURS, Setting, Target, versions
 from experiments.benchmarks.timing import threads
 from segjax.reporting import Report, Section, Table, show
+from segjax.storage import write_json
 from segjax.training import ConfigError
-from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
 
 _TEXT = (

@@ -25,7 +25,7 @@ from experiments.camvid.crf import dense_crf
 from segjax import cli, training
 from segjax.inference import PredictOptions, Predictor, Preprocessing, whole_passes
 from segjax.reporting import Table, show
-from segjax.training.loop import write_json
+from segjax.storage import write_json
 from segjax.training.provenance import provenance
 from segjax.training.train_step import make_model
 

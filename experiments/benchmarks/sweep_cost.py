@@ -5,7 +5,6 @@ after another, that calls `segjax.training.train`; the sweep in one process, whi
 sweep in a process a core. A round takes each way once, and of the rounds the median is taken.
 """
 
-import json
 import os
 import shutil
 import statistics
@@ -22,8 +21,8 @@ from configs import focal_ablation
 from experiments.sweep import paper_report
 from segjax import cli
 from segjax.reporting import Table, show
+from segjax.storage import write_json
 from segjax.training.config import leaves
-from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
 
 SEPARATE, GRID = "separate runs", "a grid, one process"
@@ -42,7 +41,7 @@ def separately(workdir: Path, steps: int) -> None:
     workdir.mkdir(parents=True)
     for cell in paper_report.make_cells(focal_ablation, "smoke", "road_debris", steps=steps):
         given = workdir / f"{cell.name}.json"
-        given.write_text(json.dumps(leaves(cell.config)), encoding="utf-8")
+        write_json(given, leaves(cell.config))
         _run("-c", _TRAIN, str(given), str(workdir / cell.name))
 
 

@@ -31,9 +31,8 @@ from segjax.data.labels import VOID
 from segjax.data.resize import resize
 from segjax.inference import classify, predict_logits, whole_passes
 from segjax.reporting import Report, Section, Table, show, spread, write_report
-from segjax.storage import local_path
+from segjax.storage import local_path, write_json
 from segjax.training.evaluation import preprocessing_of
-from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
 from segjax.training.train_step import make_model
 

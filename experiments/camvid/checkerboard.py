@@ -20,10 +20,10 @@ from ml_collections import ConfigDict, config_flags
 from segjax import cli, metrics
 from segjax.metrics import CheckerboardSums
 from segjax.reporting import Table, markdown, show, spread
+from segjax.storage import write_json
 from segjax.trained_run import load_run, model_of
 from segjax.training import ConfigError, open_split, parallel
 from segjax.training.evaluation import counter, preprocessing_of, sum_counts
-from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
 from segjax.training.train_step import TrainState, init_state
 

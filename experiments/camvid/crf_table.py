@@ -31,10 +31,9 @@ from segjax import cli, metrics
 from segjax.data.labels import VOID
 from segjax.inference import predict_logits, probabilities
 from segjax.reporting import Report, Section, Table, show, write_report
-from segjax.storage import local_path
+from segjax.storage import local_path, write_json
 from segjax.trained_run import TrainedRun, load_run
 from segjax.training import open_split
-from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
 
 TOLERANCE = 3.0  # of boundary F1, in pixels, as in the uncertainty ladder

@@ -27,8 +27,7 @@ from experiments.sweep import table_rows
 from experiments.sweep.table_rows import Row
 from segjax import cli
 from segjax.reporting import Report, Section, Table, show, spread, write_report
-from segjax.storage import local_path
-from segjax.training.loop import write_json
+from segjax.storage import local_path, write_json
 from segjax.training.objective import hparams_from_config
 from segjax.training.optimizer import hparams_at, phases
 from segjax.training.provenance import provenance

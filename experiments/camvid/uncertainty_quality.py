@@ -27,10 +27,10 @@ from segjax.data.resize import resize
 from segjax.inference import analytic_uncertainty, classify, head_uncertainty
 from segjax.report import LOG_SPAN, error_histogram, log_of
 from segjax.reporting import Table, markdown, show
+from segjax.storage import write_json
 from segjax.trained_run import load_run
 from segjax.training import open_split, parallel
 from segjax.training.evaluation import counter, preprocessing_of, sum_counts
-from segjax.training.loop import write_json
 from segjax.training.provenance import provenance
 
 RATE = 0.2

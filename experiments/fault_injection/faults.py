@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from experiments.fault_injection.fault_child import CALLS, DATA, FILES
 from segjax import cli
 from segjax.reporting import Report, Section, Table, show, write_report
+from segjax.storage import write_json
 from segjax.trained_run import load_run
 from segjax.training import defaults
 from segjax.training.config import leaves
@@ -97,7 +98,7 @@ def run_child(workdir: Path, name: str, kill: Kill | None = None) -> tuple[int, 
 def prepare(workdir: Path) -> None:
     """The config, and the run that nobody disturbs."""
     workdir.mkdir(parents=True)
-    (workdir / "config.json").write_text(json.dumps(leaves(config_of(workdir))), encoding="utf-8")
+    write_json(workdir / "config.json", leaves(config_of(workdir)))
     status, printed = run_child(workdir, "undisturbed")
     if status:
         raise RuntimeError(f"the undisturbed run failed:\n{printed}")

@@ -21,10 +21,10 @@ from segjax import losses
 from segjax.inference import predict_logits
 from segjax.reporting import Picture, Section, Table, png, spread
 from segjax.reporting.figures import COLORS
+from segjax.storage import write_json
 from segjax.trained_run import load_run
 from segjax.training import open_split
 from segjax.training.checkpoint import FOLDER
-from segjax.training.loop import write_json
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0)
 HARDEST = 0.2

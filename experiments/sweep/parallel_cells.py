@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from segjax.storage import nan_to_none, write_json
 from segjax.training import ConfigError, open_split, parallel, skipped_lines
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import leaves
@@ -27,7 +28,6 @@ from segjax.training.loop import (
     eval_scalars,
     headline,
     train_batches,
-    write_json,
 )
 from segjax.training.metrics_writer import METRICS_FILE, append, drop_after
 from segjax.training.objective import hparams_from_config
@@ -190,7 +190,7 @@ class _Cell:
             "scores": self.scores,
             "provenance": origin,
         }
-        write_json(self.folder / RESULT_FILE, _without_nan(result))
+        write_json(self.folder / RESULT_FILE, nan_to_none(result))
 
 
 def _begin(cells: Sequence[_Cell], sweep: CompiledSweep) -> tuple[TrainState, int, dict[str, Any] | None]:
@@ -251,12 +251,3 @@ def _take(states: TrainState, i: jax.Array) -> TrainState:
 
 def _everywhere(batch: dict[str, np.ndarray], keys: Sequence[str], mesh: Mesh) -> dict[str, jax.Array]:
     return jax.device_put({k: batch[k] for k in keys}, NamedSharding(mesh, P()))
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null says that there is no such number."""
-    if isinstance(value, dict):
-        return {key: _without_nan(of_key) for key, of_key in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

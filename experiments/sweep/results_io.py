@@ -11,9 +11,10 @@ from typing import Any
 
 from experiments.sweep.grid import Cell, result_of
 from experiments.sweep.parallel_cells import RESULT_FILE
+from segjax.storage import write_json
 from segjax.training import ConfigError, DataError
 from segjax.training.config import defaults, leaves
-from segjax.training.loop import CONFIG_FILE, write_json
+from segjax.training.loop import CONFIG_FILE
 
 
 def record(cells: Sequence[Cell], results: dict[str, dict[str, Any]]) -> dict[str, Any]:

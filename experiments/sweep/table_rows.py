@@ -10,10 +10,10 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from experiments.sweep.grid import check_config, locked
+from segjax.storage import write_json
 from segjax.trained_run import load_run
 from segjax.training import open_split, parallel, train
 from segjax.training.evaluation import counter, sum_counts
-from segjax.training.loop import write_json
 
 CELL_FILE = "cell.json"
 

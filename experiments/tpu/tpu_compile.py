@@ -32,8 +32,8 @@ from experiments.tpu.tpu_slices import CHIPS, CPU, Chip, chip_of, compiler_prove
 from segjax import cli
 from segjax.data.labels import LABEL_SETS
 from segjax.reporting import Report, Section, Table, as_markdown, show
+from segjax.storage import write_json
 from segjax.training import ConfigError, parallel, validate
-from segjax.training.loop import write_json
 from segjax.training.objective import Hyperparams, hparams_from_config
 from segjax.training.optimizer import hparams_at, phases
 from segjax.training.train_step import init_state, make_model, make_train_step

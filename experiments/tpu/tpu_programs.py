@@ -24,8 +24,8 @@ from experiments.tpu.hlo_traffic import estimated_cycles, hbm_traffic
 from experiments.tpu.tpu_slices import CPU, compiler_provenance, devices_of
 from segjax import cli, metrics
 from segjax.reporting import Report, Section, Table, as_markdown, show
+from segjax.storage import write_json
 from segjax.training import ConfigError
-from segjax.training.loop import write_json
 
 COPY = benchmarks_losses.COPY
 METRICS: dict[str, Callable[..., Any]] = benchmarks_metrics.COUNTS | {

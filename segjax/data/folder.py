@@ -28,6 +28,7 @@ from segjax.data.pairs import (
     refuse_problems,
     verify,
 )
+from segjax.storage import write_json
 
 
 class FolderSource:
@@ -45,8 +46,8 @@ class FolderSource:
         # before it has read more than that (as every worker of a script without an `if __name__ == "__main__"` does).
         if self._listing is None:
             handle, name = tempfile.mkstemp(prefix="segjax-", suffix=".json")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump([(name, _plain(image), _plain(mask)) for name, image, mask in self._pairs], file)
+            os.close(handle)
+            write_json(name, [(name, _plain(image), _plain(mask)) for name, image, mask in self._pairs])
             self._listing = Path(name)
             weakref.finalize(self, self._listing.unlink, missing_ok=True)
         return _from_listing, (self._listing, self._sizes, self.label_set, self.channels)

@@ -1,7 +1,6 @@
 """Export of a trained network as one StableHLO file that runs without segjax, and its card."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from jaxtyping import Array, Shaped
 from segjax.data.resize import resize
 from segjax.inference import standalone_predict
 from segjax.inference.forward import Preprocessing, class_logits, classify
-from segjax.storage import write_together
+from segjax.storage import to_json, write_together
 
 MODEL_FILE, CARD_FILE, SCRIPT_FILE = "model.stablehlo", "card.json", "run.py"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -80,6 +79,6 @@ def write_export(exported: export.Exported, card: dict[str, Any], folder: Any) -
         "platforms": list(exported.platforms),
         "calling_convention_version": exported.calling_convention_version,
     }
-    script, text = Path(standalone_predict.__file__).read_bytes(), json.dumps(card, indent=1) + "\n"
-    write_together({folder / MODEL_FILE: data, folder / SCRIPT_FILE: script, folder / CARD_FILE: text.encode()})
+    script = Path(standalone_predict.__file__).read_bytes()
+    write_together({folder / MODEL_FILE: data, folder / SCRIPT_FILE: script, folder / CARD_FILE: to_json(card)})
     return card

@@ -24,7 +24,7 @@ from segjax.data.io import DataError, RawFile, decode_image, read_bytes
 from segjax.data.labels import LabelSet, colorize
 from segjax.inference.predictor import Prediction, Predictor
 from segjax.inference.visualize import contact_sheet, heatmap, overlay, thumbnail
-from segjax.storage import write_bytes
+from segjax.storage import read_json, write_bytes, write_json
 
 ORIGIN_FILE, SHEET_FILE = "predicted_by.json", "contact_sheet.png"
 _SHEET_ROWS = 24
@@ -161,7 +161,7 @@ def write_predictions(
     output.mkdir(parents=True, exist_ok=True)
     if not _has_origin(output / ORIGIN_FILE, dict(origin)):
         _refuse_foreign_files(list(files), output, options)
-        write_bytes(output / ORIGIN_FILE, (json.dumps(dict(origin), indent=1) + "\n").encode())
+        write_json(output / ORIGIN_FILE, dict(origin))
     sheet, kept, skipped = _Sheet(list(files) if options.sheet else [], options, label_set), 0, []
     waiting: list[tuple[str, np.ndarray, _Source]] = []
     channels = predictor.preprocessing.channels
@@ -234,7 +234,7 @@ def _has_origin(file: Any, origin: dict[str, Any]) -> bool:
     if not file.exists():
         return False
     try:
-        before = json.loads(file.read_bytes())
+        before = read_json(file)
         differing = sorted(key for key in {*before, *origin} - {"checkpoint"} if before.get(key) != origin.get(key))
     except (ValueError, TypeError) as error:
         raise DataError(f"{file}: not the JSON of an earlier prediction ({error}); choose another --output") from error

@@ -2,7 +2,6 @@
 
 import base64
 import itertools
-import json
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import jinja2
 from etils import epath
 
 from segjax.reporting.tables import Table, format_rows, latex, markdown, to_csv
-from segjax.storage import write_bytes
+from segjax.storage import to_json, write_bytes
 
 
 class Picture(NamedTuple):
@@ -76,7 +75,7 @@ def write_report(report: Report, folder: str | os.PathLike, name: str, data: Any
         f"{name}.html": html(report).encode(),
         f"{name}.md": as_markdown(report, name).encode(),
         f"{name}.tex": ("\n\n".join(map(latex, tables)) + "\n").encode(),
-        f"{name}.json": (json.dumps({"facts": dict(report.facts), "data": data}, indent=1) + "\n").encode(),
+        f"{name}.json": to_json({"facts": dict(report.facts), "data": data}),
     }
     for i, table in enumerate(tables):
         files[f"{name}.csv" if len(tables) == 1 else f"{name}_{i + 1}.csv"] = to_csv(table).encode()

@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from segjax.storage import in_bucket, path_of, saying
+from segjax.storage import bucket_errors, in_bucket, path_of, to_json, write_bytes
 from segjax.training.train_step import TrainState
 
 FOLDER = "checkpoints"
@@ -54,7 +54,7 @@ class Checkpoints:
                 f"{workdir} holds no checkpoints: expected a folder {folder}, as segjax.train writes it"
             )
         self._folder, self._saving = folder, None
-        with saying(folder):
+        with bucket_errors(folder):
             damaged = _damaged(folder)
         self.damaged = [f"checkpoint {step} is damaged: {problem}" for step, problem in damaged.items()]
         if damaged and len(damaged) == len(_steps(folder)):
@@ -67,11 +67,11 @@ class Checkpoints:
             multihost_utils.sync_global_devices("segjax:checkpoints_looked_at")
             if jax.process_index() == 0:
                 for step in damaged:
-                    with saying(folder):
+                    with bucket_errors(folder):
                         _set_aside(folder / str(step))
             multihost_utils.sync_global_devices("segjax:checkpoints_set_aside")
         self._left_out = set(damaged)
-        with saying(folder):
+        with bucket_errors(folder):
             self._manager = self._open(read_only)
 
     def _open(self, read_only: bool) -> ocp.CheckpointManager:
@@ -145,7 +145,8 @@ class Checkpoints:
         unfinished = [*self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"), self._folder / str(self._saving)]
         folder = next(path for path in unfinished if path.exists())  # a bucket has no temporary name
         sums = {name: _sha256(folder / name) for name in _files(folder)}
-        (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+        # Without a last newline, so that the loss of any byte is damage.
+        write_bytes(folder / CHECKSUMS, to_json(sums).rstrip())
 
     def latest_step(self) -> int | None:
         """The step of the newest whole checkpoint, None if there is none."""
@@ -153,7 +154,7 @@ class Checkpoints:
 
     def all_steps(self) -> list[int]:
         """The steps of the whole checkpoints that are on the disk, in their order."""
-        with saying(self._folder):
+        with bucket_errors(self._folder):
             return sorted(set(_steps(self._folder)) - self._left_out)
 
     def step_named(self, which: str) -> int:

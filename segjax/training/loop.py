@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from segjax.data import Source, TrainLoader, open_split, skipped_lines, train_loader
 from segjax.inference import Predictor
-from segjax.storage import path_of, write_text
+from segjax.storage import path_of, read_json, write_json
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import ConfigError, check_not_renamed, leaves, validate
@@ -229,11 +229,6 @@ def headline(scores: dict[str, Any]) -> float:
     return value if np.isfinite(value) else -1.0
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes JSON so that a reader finds the old file or the new one, never half of one."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
-
-
 def check_channels(config: ConfigDict, source: Source) -> None:
     """Raises `ConfigError` if the images of `source` do not have `config.data.channels` channels."""
     if source.channels != config.data.channels:
@@ -248,7 +243,7 @@ def _print_changes(config: ConfigDict, workdir: epath.Path, console: rich.consol
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
-    now, before = _jsonable(config), json.loads(path.read_text(encoding="utf-8"))
+    now, before = _jsonable(config), read_json(path)
     for key in before:
         check_not_renamed(key)
     for key in sorted(now):

@@ -12,7 +12,7 @@ from etils import epath
 from rich import progress
 from tensorboardX import SummaryWriter
 
-from segjax.storage import StorageError, in_bucket, path_of, saying, write_text
+from segjax.storage import StorageError, bucket_errors, in_bucket, path_of, write_bytes
 from segjax.training.config import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
@@ -142,7 +142,7 @@ class _BucketLog:
     def __init__(self, workdir: epath.Path, start: int):
         self._workdir, self._published = workdir, 0
         lines = workdir / METRICS_FILE
-        with saying(workdir):
+        with bucket_errors(workdir):
             drop_after(lines, start)
             self._text = lines.read_text(encoding="utf-8") if lines.exists() else ""
         self._folder = tempfile.TemporaryDirectory(prefix="segjax-events-")
@@ -161,10 +161,10 @@ class _BucketLog:
         self.events = self._writer()
 
     def _upload(self) -> None:
-        write_text(self._workdir / METRICS_FILE, self._text)
+        write_bytes(self._workdir / METRICS_FILE, self._text.encode())
         self.events.close()
         for file in Path(self._folder.name).iterdir():
-            with saying(self._workdir):
+            with bucket_errors(self._workdir):
                 (self._workdir / "tensorboard" / file.name).write_bytes(file.read_bytes())
             file.unlink()
 
@@ -186,7 +186,7 @@ def read_log(workdir: str | os.PathLike) -> list[dict[str, float | int]]:
       ConfigError: nothing was logged yet, or the file is not a log.
     """
     path = path_of(workdir) / METRICS_FILE
-    with saying(workdir):
+    with bucket_errors(workdir):
         text = path.read_text(encoding="utf-8") if path.exists() else ""
     rows, lines = [], text.split("\n")
     for number, line in enumerate(lines[:-1], 1):
@@ -216,4 +216,4 @@ def drop_after(path: Path | epath.Path, step: int) -> None:
         except (json.JSONDecodeError, KeyError):
             break
         kept.append(line + "\n")
-    write_text(path, "".join(kept))
+    write_bytes(path, "".join(kept).encode())
