@@ -7,8 +7,7 @@ import rich.console
 from absl import app, flags
 from ml_collections import config_flags
 
-from segjax import cli
-from segjax.reporting import per_class_table, show, summary_line
+from segjax import cli, reporting
 from segjax.training import parallel, train
 
 
@@ -22,8 +21,11 @@ def main(argv: list[str]) -> None:
     # The first host speaks for all.
     console, config = rich.console.Console(quiet=not parallel.is_first_host()), options.config
     scores = train(config, options.workdir, console=console)
-    show(per_class_table(scores, f"{config.data.name}, {config.data.eval_split}, step {scores['steps']}"), console)
-    console.print(summary_line(scores))
+    reporting.show(
+        reporting.per_class_table(scores, f"{config.data.name}, {config.data.eval_split}, step {scores['steps']}"),
+        console,
+    )
+    console.print(reporting.summary_line(scores))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import cv2
 import tensorflow_datasets as tfds
 
+from segjax.data import road_debris
 from segjax.data.io import (
     DataError,
     RawFile,
@@ -30,7 +31,6 @@ from segjax.data.pairs import (
     refuse_problems,
     verify,
 )
-from segjax.data.road_debris import scene
 
 
 def camvid_files(root: Path) -> dict[str, list[Pair]]:
@@ -237,7 +237,7 @@ class RoadDebrisConfig(tfds.core.BuilderConfig):
 @functools.cache
 def edition() -> str:
     """Returns a hash of four small scenes, so that a change of the drawing code gives a new prepared folder."""
-    drawn = (scene(0, index, height=64, width=96) for index in range(4))
+    drawn = (road_debris.scene(0, index, height=64, width=96) for index in range(4))
     return hashlib.sha256(b"".join(part.tobytes() for each in drawn for part in each)).hexdigest()[:8]
 
 
@@ -263,7 +263,7 @@ class RoadDebris(PairBuilder, skip_registration=True):
     def _generate_examples(self, scenes: range) -> Iterator[tuple[Any, dict[str, Any]]]:
         config = self.builder_config
         for index in scenes:
-            drawn = scene(config.seed, index, height=config.height, width=config.width)
+            drawn = road_debris.scene(config.seed, index, height=config.height, width=config.width)
             yield (
                 index,
                 {

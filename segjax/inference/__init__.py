@@ -1,33 +1,39 @@
-"""Prediction with trained networks: masks, uncertainties, tiles, files, pictures and exports."""
+"""Prediction with trained networks: masks, uncertainties, tiles, files, pictures and exports.
 
-from segjax.inference.augmentation import (
-    SYMMETRIES,
-    Symmetry,
-    augmented_statistics,
-    dropout_head,
-    restored,
-    transformed,
-)
-from segjax.inference.export import lower_network, write_export
-from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds, predict_logits, probabilities
-from segjax.inference.monte_carlo import (
-    SampleStatistics,
-    Uncertainty,
-    analytic_uncertainty,
-    head_uncertainty,
-    head_uncertainty_maps,
-    maps_to_statistics,
-    predict_with_uncertainty,
-    sample_statistics,
-    statistics_to_maps,
-    uncertainty_of,
-    whole_passes,
-)
-from segjax.inference.options import AUGMENTATIONS, UNCERTAINTIES, PredictOptions, predict_options
-from segjax.inference.predictor import Prediction, Predictor
-from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
-from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, thumbnail, tiles
-from segjax.inference.writer import OutputOptions, WriteSummary, is_prediction_file, png, write_predictions
+A name loads its module when it is first used, because training needs only a few of them.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from segjax.inference.augmentation import (
+        SYMMETRIES,
+        Symmetry,
+        augmented_statistics,
+        dropout_head,
+        restored,
+        transformed,
+    )
+    from segjax.inference.export import lower_network, write_export
+    from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds, predict_logits, probabilities
+    from segjax.inference.monte_carlo import (
+        SampleStatistics,
+        Uncertainty,
+        analytic_uncertainty,
+        head_uncertainty,
+        head_uncertainty_maps,
+        maps_to_statistics,
+        predict_with_uncertainty,
+        sample_statistics,
+        statistics_to_maps,
+        uncertainty_of,
+        whole_passes,
+    )
+    from segjax.inference.options import AUGMENTATIONS, UNCERTAINTIES, PredictOptions, predict_options
+    from segjax.inference.predictor import Prediction, Predictor
+    from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
+    from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, thumbnail, tiles
+    from segjax.inference.writer import OutputOptions, WriteSummary, is_prediction_file, png, write_predictions
 
 __all__ = [
     "AUGMENTATIONS",

@@ -1,21 +1,24 @@
-"""Tables, figures and report pages of runs and sweeps."""
+"""Tables, figures and report pages of runs and sweeps; a name loads its module when it is first used."""
 
-from segjax.reporting.figures import curves, heatmap, png
-from segjax.reporting.page import Picture, Report, Section, as_markdown, html, write_report
-from segjax.reporting.run_report import run_report
-from segjax.reporting.tables import (
-    Spread,
-    Table,
-    cell,
-    format_rows,
-    latex,
-    markdown,
-    per_class_table,
-    show,
-    spread,
-    summary_line,
-    to_csv,
-)
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from segjax.reporting.figures import curves, heatmap, png
+    from segjax.reporting.page import Picture, Report, Section, as_markdown, html, write_report
+    from segjax.reporting.run_page import run_report
+    from segjax.reporting.tables import (
+        Spread,
+        Table,
+        cell,
+        format_rows,
+        latex,
+        markdown,
+        per_class_table,
+        show,
+        spread,
+        summary_line,
+        to_csv,
+    )
 
 __all__ = [
     "Picture",

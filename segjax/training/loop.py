@@ -14,8 +14,8 @@ import rich.console
 from etils import epath
 from ml_collections import ConfigDict
 
+from segjax import inference
 from segjax.data import Source, TrainLoader, open_split, skipped_lines, train_loader
-from segjax.inference import Predictor
 from segjax.storage import path_of, read_json, write_json
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
@@ -84,7 +84,7 @@ def train(
     train_step = make_train_step(config, model, len(names), axis_name)
     train_step = parallel.map_step(train_step, config, mesh, arguments=3, donate=config.training.donate)
     eval_step = parallel.map_step(make_eval_step(config, model, len(names), axis_name), config, mesh, arguments=2)
-    predictor = Predictor(model.clone(axis_name=None), None, preprocessing_of(config, len(names)))
+    predictor = inference.Predictor(model.clone(axis_name=None), None, preprocessing_of(config, len(names)))
     hparams, plan, steps = hparams_from_config(config), phases(config), config.training.steps
 
     with contextlib.ExitStack() as stack:

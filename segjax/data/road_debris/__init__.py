@@ -34,6 +34,9 @@ scene (another aspect ratio stretches it). Grain finer than a pixel fades, and s
 Code: `geometry` (camera, road, random numbers) ← `scenery`, `fragments` ← `render` (`scene`).
 """
 
-from segjax.data.road_debris.render import SCENE_CLASSES, VOID, Scene, scene
+from etils import epy
+
+with epy.lazy_api_imports(globals()):  # drawn only when the data set is prepared
+    from segjax.data.road_debris.render import SCENE_CLASSES, VOID, Scene, scene
 
 __all__ = ["SCENE_CLASSES", "VOID", "Scene", "scene"]

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from segjax.reporting import Picture, figures, html, run_report
-from segjax.reporting.run_report import loss_lines
+from segjax.reporting.run_page import loss_lines
 
 PNG = cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes()
 
