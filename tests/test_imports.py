@@ -127,7 +127,7 @@ def test_imports_point_down_and_libraries_stay_at_home(path):
         ("segjax/models/unet.py", "import flax.linen as nn\nimport segjax.models.layers", None),
         ("segjax/models/unet.py", "import segjax.losses", "unet.py:1 imports segjax.losses"),
         (
-            "segjax/data/folder.py",
+            "segjax/data/pairs.py",
             "import tensorflow_datasets",
             "imports tensorflow_datasets: only segjax/data/builders.py, segjax/data/datasets.py",
         ),

@@ -1,10 +1,10 @@
-"""TFDS builders for the named data sets. They verify the raw files, keep their bytes, and do not use TensorFlow."""
+"""TFDS builders of the named data sets, without TensorFlow. They verify the raw files and keep their bytes."""
 
 import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,32 +12,16 @@ import cv2
 import tensorflow_datasets as tfds
 
 from segjax.data import road_debris
-from segjax.data.io import (
-    DataError,
-    RawFile,
-    by_name,
-    by_stem,
-    list_folder,
-    list_zip,
-    read_bytes,
-)
+from segjax.data.io import DataError, RawFile, by_name, by_stem, list_folder, list_zip, read_bytes
 from segjax.data.labels import LABEL_SETS
-from segjax.data.pairs import (
-    Pair,
-    Sizes,
-    fingerprint,
-    mask_png,
-    match,
-    refuse_problems,
-    verify,
-)
+from segjax.data.pairs import Pair, Sizes, fingerprint, mask_png, match, refuse_problems, verify
 
 
 def camvid_files(root: Path) -> dict[str, list[Pair]]:
     """Lists the SegNet tutorial's CamVid: `train`, `trainannot`, `val`, `valannot`, optionally `test`, `testannot`."""
     names = ["train", "val"] + ["test"] * ((root / "test").is_dir() or (root / "testannot").is_dir())
     return {
-        _SPLITS.get(name, name): match(
+        _TFDS_NAMES.get(name, name): match(
             by_stem(list_folder(root / name, root=root)),
             by_stem(list_folder(root / f"{name}annot", root=root)),
             str(root),
@@ -49,21 +33,21 @@ def camvid_files(root: Path) -> dict[str, list[Pair]]:
 def crackforest_files(root: Path) -> dict[str, list[Pair]]:
     """Lists CrackForest: `image/NNN.jpg` with `groundTruth/NNN.mat`; images without ground truth are left out.
 
-    The set has no official split. Ours: an image whose number divides by 3 is "test" (39 of the 118), the rest is
-    "train" (79), so that both see the whole sequence of photographs.
+    The set has no official split. In ours, "test" has the images whose number is divisible by 3 (39 of 118) and
+    "train" the others, so that both cover the whole sequence of photographs.
     """
     images = by_stem(list_folder(root / "image", root=root))
     masks = by_stem(list_folder(root / "groundTruth", (".mat",), root=root))
     pairs = match(images, masks, str(root), unlabelled=True)
-    strange = [pair.mask.path for pair in pairs if not pair.name.isdecimal()]
-    if strange:
-        raise DataError(f"{strange[0]}: expected a number as its name")
-    test = [pair for pair in pairs if int(pair.name) % 3 == 0]
-    train = [pair for pair in pairs if int(pair.name) % 3 != 0]
-    for split, part in {"train": train, "test": test}.items():
+    splits: dict[str, list[Pair]] = {"train": [], "test": []}
+    for pair in pairs:
+        if not pair.name.isdecimal():
+            raise DataError(f"{pair.mask.path}: expected a number as its name")
+        splits["train" if int(pair.name) % 3 else "test"].append(pair)
+    for split, part in splits.items():
         if not part:
             raise DataError(f"{root}: the split {split!r} is empty; found only the images {[p.name for p in pairs]}")
-    return {"train": train, "test": test}
+    return splits
 
 
 def cityscapes_files(root: Path) -> dict[str, list[Pair]]:
@@ -79,10 +63,6 @@ def lost_and_found_files(root: Path) -> dict[str, list[Pair]]:
     return _by_city(root, images, _tree(root, "gtCoarse.zip", "gtCoarse"), "gtCoarse_labelIds", ("train", "test"))
 
 
-# TFDS names the split that the data sets call "val".
-_SPLITS = {"val": "validation"}
-
-
 def _tree(root: Path, archive: str, folder: str) -> dict[str, RawFile]:
     if (root / archive).is_file():
         return list_zip(root / archive, (".png",))
@@ -92,41 +72,39 @@ def _tree(root: Path, archive: str, folder: str) -> dict[str, RawFile]:
 
 
 def _by_city(root: Path, images, masks, mask_suffix: str, splits: tuple[str, ...]) -> dict[str, list[Pair]]:
-    # leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png beside
+    # leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png and
     # gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png
     def select(files: dict[str, RawFile], split: str, suffix: str) -> dict[str, RawFile]:
         pattern = re.compile(rf"[^/]+/{split}/[^/]+/([^/]+)_{suffix}\.png")
         return by_name((m[1], file) for path, file in files.items() if (m := pattern.fullmatch(path)))
 
     return {
-        _SPLITS.get(split, split): match(
+        _TFDS_NAMES.get(split, split): match(
             select(images, split, "leftImg8bit"), select(masks, split, mask_suffix), f"{root}, split {split}"
         )
         for split in splits
     }
 
 
-# Validation scenes are numbered from here, so that they stay the same when the training set grows.
-_FIRST_VALIDATION_SCENE = 1_000_000
+_TFDS_NAMES = {"val": "validation"}
+_FIRST_VALIDATION_SCENE = 1_000_000  # far enough that validation stays the same when the training set grows
 
 
 @dataclass
 class SkipConfig(tfds.core.BuilderConfig):
-    """Bad pairs are left out. The name is part of the prepared folder's path: it is not the set of whole files."""
+    """Configuration that leaves out bad pairs; its name gives the prepared set a folder of its own."""
 
     name: str = "skip"
 
 
 class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Images and masks as files: a subclass says where they lie. Features: an image, `segmentation_label`, `image_id`.
+    """Builder for images and masks in files, which the subclass lists by `LAYOUT`.
 
-    Images and grey PNG masks are stored byte for byte, masks with their raw ids. `metadata` of the data set's info says
-    each split's native size, so that opening it need not look at every image, and what `SkipConfig` left out.
+    Images and grey PNG masks are stored byte for byte, masks with their raw ids. The metadata has the sizes of each
+    split, so that opening it reads no image, and the pairs that `SkipConfig` left out.
     """
 
-    # Nothing is downloaded, so no checksums exist; looking for them needs importlib_resources, which TFDS forgets
-    # to require.
-    url_infos = None
+    url_infos = None  # no downloads, no checksums: TFDS would import importlib_resources, which it does not require
     VERSION = tfds.core.Version("1.0.0")
     LAYOUT: ClassVar[Callable[[Path], dict[str, list[Pair]]]]
     IMAGE: ClassVar[str] = "image"
@@ -148,7 +126,7 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _create_builder_config(self, builder_config, version):
-        # Any configuration is as good as a listed one; TFDS would warn of it.
+        # Accepts configurations that BUILDER_CONFIGS does not list, without TFDS's warning.
         return builder_config or super()._create_builder_config(builder_config, version)
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
@@ -158,7 +136,7 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             refuse_problems(pair for pairs in splits.values() for pair in pairs)
         found = {split: verify(pairs, LABEL_SETS[self.name], on_error) for split, pairs in splits.items()}
         self.info.metadata.update(
-            describe({split: each.sizes for split, each in found.items()}),
+            _metadata({split: each.sizes for split, each in found.items()}),
             fingerprint=fingerprint(splits),
             skipped={split: list(each.skipped) for split, each in found.items()},
         )
@@ -166,17 +144,14 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, pairs: list[Pair]) -> Iterator[tuple[Any, dict[str, Any]]]:
         for pair in pairs:
-            yield (
-                pair.name,
-                {"image_id": pair.name, self.IMAGE: read_bytes(pair.image), "segmentation_label": mask_png(pair.mask)},
-            )
+            image, mask = read_bytes(pair.image), mask_png(pair.mask)
+            yield pair.name, {"image_id": pair.name, self.IMAGE: image, "segmentation_label": mask}
 
 
-def describe(sizes: dict[str, Sizes]) -> dict[str, Any]:
-    """Returns the metadata of a prepared set: the number of channels of all splits, and the sizes of each split."""
+def _metadata(sizes: dict[str, Sizes]) -> dict[str, Any]:
     return {
         "channels": max(size.channels for size in sizes.values()),
-        "splits": {split: asdict(size) for split, size in sizes.items()},
+        "splits": {split: size._asdict() for split, size in sizes.items()},
     }
 
 
@@ -218,9 +193,9 @@ class LostAndFound(PairBuilder, skip_registration=True):
 
 @dataclass
 class RoadDebrisConfig(tfds.core.BuilderConfig):
-    """Which scenes to draw: their size in pixels, the set's seed, and how many for each split."""
+    """Configuration of the scenes: size in pixels, seed of the set, number for each split."""
 
-    name: str = ""  # made of the rest
+    name: str = ""  # made of the other fields
     height: int = 192
     width: int = 256
     seed: int = 0
@@ -247,13 +222,12 @@ class RoadDebris(PairBuilder, skip_registration=True):
     name = "road_debris"
 
     def _create_builder_config(self, builder_config, version):
-        # Any configuration is as good as a listed one; TFDS would warn of it.
         return builder_config or RoadDebrisConfig()
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         config = self.builder_config
         size = (config.height, config.width)
-        self.info.metadata.update(describe(dict.fromkeys(("train", "validation"), Sizes(size, size, 3))))
+        self.info.metadata.update(_metadata(dict.fromkeys(("train", "validation"), Sizes(size, size, 3))))
         first = _FIRST_VALIDATION_SCENE
         return {
             "train": self._generate_examples(range(config.train_examples)),
@@ -264,11 +238,8 @@ class RoadDebris(PairBuilder, skip_registration=True):
         config = self.builder_config
         for index in scenes:
             drawn = road_debris.scene(config.seed, index, height=config.height, width=config.width)
-            yield (
-                index,
-                {
-                    "image_id": f"scene_{index:07d}",
-                    "image": cv2.imencode(".png", cv2.cvtColor(drawn.image, cv2.COLOR_RGB2BGR))[1].tobytes(),
-                    "segmentation_label": cv2.imencode(".png", drawn.label)[1].tobytes(),
-                },
+            image, mask = (
+                cv2.imencode(".png", pixels)[1].tobytes()
+                for pixels in (cv2.cvtColor(drawn.image, cv2.COLOR_RGB2BGR), drawn.label)
             )
+            yield index, {"image_id": f"scene_{index:07d}", "image": image, "segmentation_label": mask}

@@ -1,4 +1,4 @@
-"""Data sets by name: a split is opened from a config, and prepared and verified on first use."""
+"""Data sets by name: a config's split is opened, and its data set prepared and verified on first use."""
 
 import contextlib
 import fcntl
@@ -14,20 +14,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from segjax.data import builders
-from segjax.data.folder import open_folder
 from segjax.data.io import DataError, RawFile
 from segjax.data.labels import LABEL_SETS, LabelSet, numbered_classes
-from segjax.data.pairs import (
-    Example,
-    Sizes,
-    Source,
-    check_on_error,
-    fingerprint,
-    image_header,
-    make_example,
-    merge,
-    summarize,
-)
+from segjax.data.pairs import Example, Sizes, Source, fingerprint, image_header, make_example, open_folder, summarize
 
 DATASETS = {
     "road_debris": builders.RoadDebris,
@@ -38,20 +27,22 @@ DATASETS = {
     "lost_and_found": builders.LostAndFound,
     "folder": None,
 }
-"""The TFDS builder behind each name that `config.data.name` may have; a folder is read as it lies."""
+"""TFDS builder of each value of `config.data.name`; a folder is read without preparation."""
 
 
 def label_set(data_config: Any) -> LabelSet:
     """Returns the classes of a config's data set.
 
     Args:
-      data_config: anything with the attribute `name`, a key of `DATASETS`; for "folder", `class_names` and perhaps
-        `mask_values` as well.
+      data_config: has the attribute `name`, a key of `DATASETS`; for "folder" also `class_names` and optionally
+        `mask_values`.
 
     Raises:
       DataError: an unknown name, or a folder without class names.
     """
-    name = _known(data_config)
+    name = data_config.name
+    if name not in DATASETS:
+        raise DataError(f"config.data.name must be one of {', '.join(DATASETS)}; got {name!r}")
     if name != "folder":
         return LABEL_SETS[name]
     names = tuple(getattr(data_config, "class_names", ()))
@@ -61,72 +52,77 @@ def label_set(data_config: Any) -> LabelSet:
 
 
 def open_split(data_config: Any, split: str) -> Source:
-    """Opens a split; the first use of a data set prepares and verifies it, and says so in one line.
+    """Opens a split for random access; the first use of a data set prepares and verifies it.
 
     Args:
-      data_config: anything with these attributes (an `ml_collections.ConfigDict`, a dataclass, ...):
+      data_config: has these attributes (an `ml_collections.ConfigDict`, a dataclass, ...):
 
         - `name`: a key of `DATASETS`.
-        - `data_dir`: where prepared sets live, "" for TFDS's own default; or the folder of one prepared set itself,
-          the one that holds its `dataset_info.json`.
+        - `data_dir`: folder of the prepared sets, "" for TFDS's default; or the folder of one prepared set, which
+          contains `dataset_info.json`.
         - `manual_dir`: the raw files, or the folder's ROOT; "" for $SEGJAX_<NAME>_DIR, else TFDS's manual folder.
         - road_debris, optional: `scene_size` (height, width), `scene_seed`, `train_examples`, `val_examples`.
         - folder: `class_names`; optional: `mask_values`, `val_fraction`.
-        - optional: `on_error`, "raise", or "skip": a bad pair of image and mask is left out, and the split's `skipped`
-          says why. A set that is prepared is prepared once more for "skip", in a folder of its own.
+        - `on_error`, optional: "raise", or "skip" to leave bad pairs of image and mask out and list the reasons in
+          the split's `skipped`. "skip" prepares the data set in a folder of its own.
       split: "train", "val" (or "validation"), "test", or a TFDS slice of one ("train[:10%]").
 
-    Returns:
-      The split, open for random access.
-
     Raises:
-      DataError: the raw files are missing, incomplete or damaged, or hold a label id outside the classes; there is no
-        such split or name; or the prepared set was made from other files than the raw folder holds now.
+      DataError: the raw files are missing, incomplete or damaged, or contain a label id outside the classes; the split
+        or name does not exist; or the prepared set was made from other files than the raw folder now contains.
     """
     classes = label_set(data_config)
-    if data_config.name == "folder":
-        root = _manual_dir(data_config)
-        if root is None:
-            raise DataError(
-                "folder: set config.data.manual_dir or $SEGJAX_FOLDER_DIR to the folder of images and masks"
-            )
-        fraction = getattr(data_config, "val_fraction", 0.1)
-        return open_folder(
-            root, split.replace("validation", "val"), classes, val_fraction=fraction, on_error=_on_error(data_config)
-        )
-    return PreparedSource(str(_prepared(data_config)), re.sub(r"\bval\b", "validation", split), classes)
+    if data_config.name != "folder":
+        return PreparedSource(str(_prepared_folder(data_config)), re.sub(r"\bval\b", "validation", split), classes)
+    root, fraction = _manual_dir(data_config), getattr(data_config, "val_fraction", 0.1)
+    if root is None:
+        raise DataError("folder: set config.data.manual_dir or $SEGJAX_FOLDER_DIR to the folder of images and masks")
+    split = split.replace("validation", "val")
+    return open_folder(root, split, classes, val_fraction=fraction, on_error=_on_error(data_config))
 
 
-def _prepared(data_config: Any) -> Path:
+def _prepared_folder(data_config: Any) -> Path:
     """Returns the folder of the prepared data set; prepares the data set on first use."""
     given = data_config.data_dir and Path(data_config.data_dir)
     if given and (given / "dataset_info.json").is_file():
         return given
-    name, builder = data_config.name, _builder(data_config)
+    name = data_config.name
+    options = {"data_dir": data_config.data_dir or None, "file_format": "array_record"}
     if DATASETS[name] is builders.RoadDebris:
-        return prepare(builder, None)
+        options["config"] = _road_debris_config(data_config)
+    elif _on_error(data_config) == "skip":
+        options["config"] = builders.SkipConfig()
+    with _damage_named(Path(data_config.data_dir, name)):  # the builder reads a set that is already prepared
+        builder = DATASETS[name](**options)
+    if DATASETS[name] is builders.RoadDebris:
+        return _prepare(builder, None)
     manual_dir = _manual_dir(data_config)
     if not Path(builder.data_dir).exists():
-        manual_dir = manual_dir or _tfds_manual_dir(builder)
+        if manual_dir is None:
+            manual_dir = Path(builder.data_dir_root) / "downloads" / "manual"
+            manual_dir = manual_dir / name if (manual_dir / name).is_dir() else manual_dir
         if not manual_dir.is_dir():
             raise DataError(
                 f"{name}: not prepared in {builder.data_dir}, and no raw files in {manual_dir}. Set "
                 f"config.data.manual_dir or ${_variable(name)} to: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
             )
-    folder = prepare(builder, manual_dir)
+    folder = _prepare(builder, manual_dir)
     _check_unchanged(builder, manual_dir)
     return folder
 
 
-def _known(data_config: Any) -> str:
-    if data_config.name not in DATASETS:
-        raise DataError(f"config.data.name must be one of {', '.join(DATASETS)}; got {data_config.name!r}")
-    return data_config.name
+def _road_debris_config(data_config: Any) -> builders.RoadDebrisConfig:
+    names = {"seed": "scene_seed", "train_examples": "train_examples", "val_examples": "val_examples"}
+    given = {ours: getattr(data_config, name) for ours, name in names.items() if hasattr(data_config, name)}
+    if hasattr(data_config, "scene_size"):
+        given["height"], given["width"] = data_config.scene_size
+    return builders.RoadDebrisConfig(**given)
 
 
 def _on_error(data_config: Any) -> str:
     on_error = getattr(data_config, "on_error", "raise")
-    check_on_error(on_error)
+    if on_error not in ("raise", "skip"):
+        raise DataError(f"config.data.on_error must be one of raise, skip; got {on_error!r}")
     return on_error
 
 
@@ -139,27 +135,8 @@ def _manual_dir(data_config: Any) -> Path | None:
     return Path(given).expanduser() if given else None
 
 
-def _tfds_manual_dir(builder) -> Path:
-    manual = Path(builder.data_dir_root) / "downloads" / "manual"
-    return manual / builder.name if (manual / builder.name).is_dir() else manual
-
-
-def _builder(data_config: Any):
-    options = {"data_dir": data_config.data_dir or None, "file_format": "array_record"}
-    if DATASETS[data_config.name] is builders.RoadDebris:
-        fields = {"seed": "scene_seed", "train_examples": "train_examples", "val_examples": "val_examples"}
-        given = {ours: getattr(data_config, theirs) for ours, theirs in fields.items() if hasattr(data_config, theirs)}
-        if hasattr(data_config, "scene_size"):
-            given["height"], given["width"] = data_config.scene_size
-        options["config"] = builders.RoadDebrisConfig(**given)
-    elif _on_error(data_config) == "skip":
-        options["config"] = builders.SkipConfig()
-    with damage_named(Path(data_config.data_dir, data_config.name)):  # it reads what was prepared, if there is
-        return DATASETS[data_config.name](**options)
-
-
 def _check_unchanged(builder, manual_dir: Path | None) -> None:
-    """Raises `DataError` if the set was prepared from other files than those that the config names now."""
+    """Raises `DataError` if the set was prepared from other files than `manual_dir` now contains."""
     prepared = (builder.info.metadata or {}).get("fingerprint")
     if not prepared or manual_dir is None:
         return
@@ -174,24 +151,18 @@ def _check_unchanged(builder, manual_dir: Path | None) -> None:
         )
 
 
-def prepare(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) -> Path:
-    """Prepares a data set unless it is there, and returns its folder.
+def _prepare(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) -> Path:
+    """Prepares a data set from its raw files in `manual_dir` unless it already is, and returns its folder.
 
-    TFDS writes to a folder beside it and renames that at the end, so a failed or killed preparing leaves nothing that
-    looks prepared. Of several processes that ask at once, one prepares and the others wait.
-
-    Args:
-      builder: the data set.
-      manual_dir: its raw files; None for a set that needs none.
-
-    Raises:
-      DataError: the raw files are damaged or incomplete, or hold a label id outside the classes.
+    TFDS writes to a temporary folder and renames it at the end, so after a failure or a kill nothing seems prepared.
+    If several processes start at once, one prepares and the others wait.
     """
     target = Path(builder.data_dir)
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target.parent / f".{target.name}.lock"):
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when its holder dies
         if target.exists():
             return target
         for remains in target.parent.glob(f"incomplete.*_{target.name}"):  # of a process that was killed
@@ -209,15 +180,7 @@ def prepare(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # The kernel lets the lock go when its holder dies, so a killed process blocks nobody.
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def damage_named(folder: str | Path) -> Iterator[None]:
+def _damage_named(folder: str | Path) -> Iterator[None]:
     """Turns every exception that damaged files of the prepared set in `folder` cause into a `DataError`."""
     try:
         yield
@@ -235,34 +198,43 @@ class PreparedSource:
 
     def __init__(self, folder: str, split: str, label_set: LabelSet):
         self._folder, self._split, self.label_set = folder, split, label_set
-        with damage_named(self._folder):
+        with _damage_named(folder):
             builder = tfds.builder_from_directory(folder)
-        self._image = next((key for key in ("image", "image_left") if key in builder.info.features), None)
-        if self._image is None or not {"segmentation_label", "image_id"} <= set(builder.info.features):
+        info, metadata = builder.info, builder.info.metadata or {}
+        self._image = next((key for key in ("image", "image_left") if key in info.features), None)
+        if self._image is None or not {"segmentation_label", "image_id"} <= set(info.features):
             raise DataError(
                 f"{folder}: expected the features image or image_left, segmentation_label and image_id; "
-                f"got {', '.join(builder.info.features)}"
+                f"got {', '.join(info.features)}"
             )
         parts = re.findall(r"[A-Za-z_]\w*", split)
         for part in parts:
-            if part not in builder.info.splits:
+            if part not in info.splits:
                 raise DataError(
-                    f"{folder}: no split {part!r}; prepared are {', '.join(builder.info.splits)}. If its raw files "
+                    f"{folder}: no split {part!r}; prepared are {', '.join(info.splits)}. If its raw files "
                     f"were added since, delete this folder and run again"
                 )
-        if not builder.info.splits[split].num_examples:
+        if not info.splits[split].num_examples:
             raise DataError(f"{folder}: the split {split!r} is empty; expected at least one image")
-        with damage_named(self._folder):
+        with _damage_named(folder):
             self._records = self._open(builder)
-            for index in {
-                0,
-                len(self._records) - 1,
-            }:  # before training, since a file is opened when it is read
+            for index in {0, len(self._records) - 1}:  # detects damage before training; files are opened when read
                 self._records[index]
-        self._describe(builder, parts)
-        self.skipped = tuple(
-            message for part in parts for message in (builder.info.metadata or {}).get("skipped", {}).get(part, ())
-        )
+        self.skipped = tuple(message for part in parts for message in metadata.get("skipped", {}).get(part, ()))
+        height, width, channels = info.features[self._image].shape
+        if "splits" in metadata:  # ours
+            described = [metadata["splits"][part] for part in parts]
+            natives = {part["native_size"] and tuple(part["native_size"]) for part in described}
+            self.native_size = natives.pop() if len(natives) == 1 else None
+            self.largest_size = tuple(max(part["largest_size"][axis] for part in described) for axis in (0, 1))
+            self.channels = metadata["channels"]
+            return
+        if height and width:  # the catalogue's, whose features have a fixed shape
+            sizes = Sizes((height, width), (height, width), channels)
+        else:
+            read = (RawFile(self.name(i), 0, lambda i=i: self._records[i][self._image]) for i in range(len(self)))
+            sizes = summarize(map(image_header, read))
+        self.native_size, self.largest_size, self.channels = sizes
 
     def _open(self, builder: tfds.core.DatasetBuilder):
         raw = {key: tfds.decode.SkipDecoding() for key in (self._image, "segmentation_label")}
@@ -274,32 +246,15 @@ class PreparedSource:
                 f"prepare it with file_format='array_record'"
             ) from error
 
-    def _describe(self, builder: tfds.core.DatasetBuilder, parts: list[str]) -> None:
-        metadata = builder.info.metadata or {}
-        height, width, channels = builder.info.features[self._image].shape
-        if "splits" in metadata:  # ours
-            sizes = merge(map(_from_json, (metadata["splits"][part] for part in parts)))
-            self.channels = metadata["channels"]
-        elif height and width:  # the catalogue's, whose features have a fixed shape
-            sizes = Sizes((height, width), (height, width), channels)
-            self.channels = channels
-        else:
-            read = (RawFile(self.name(i), 0, lambda i=i: self._records[i][self._image]) for i in range(len(self)))
-            sizes = summarize(map(image_header, read))
-            self.channels = sizes.channels
-        self.native_size, self.largest_size = sizes.native_size, sizes.largest_size
-
     def __reduce__(self):
-        """Pickles the folder and the split; a worker process opens the files itself."""
+        # A worker process opens the files itself.
         return PreparedSource, (self._folder, self._split, self.label_set)
 
     def __len__(self) -> int:
-        """Returns the number of images."""
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        """Reads and decodes example `index`."""
-        with damage_named(self._folder):
+        with _damage_named(self._folder):
             record = self._records[index]
             name = _text(record["image_id"])
         files = (f"image of {name} in {self._folder}", f"mask of {name} in {self._folder}")
@@ -308,13 +263,8 @@ class PreparedSource:
 
     def name(self, index: int) -> str:
         """Returns the `image_id` of example `index`."""
-        with damage_named(self._folder):
+        with _damage_named(self._folder):
             return _text(self._records[index]["image_id"])
-
-
-def _from_json(sizes: dict) -> Sizes:
-    native = sizes["native_size"]
-    return Sizes(native and tuple(native), tuple(sizes["largest_size"]), sizes["channels"])
 
 
 def _text(value: bytes | str) -> str:

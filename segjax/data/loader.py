@@ -1,4 +1,4 @@
-"""Batches from an open split, by grain: worker processes, a shard per host, a position that can be saved."""
+"""Batches from an open split, by grain: worker processes, one shard per host, a position that can be saved."""
 
 import gc
 import hashlib
@@ -23,11 +23,11 @@ Batch = dict[str, np.ndarray]
 
 
 class LoaderDied(RuntimeError):
-    """A worker process of the loader died; the message gives its exit code and likely causes."""
+    """Death of a worker process of the loader; the message gives its exit code and likely causes."""
 
 
 class TrainLoader:
-    """An endless iterator over shuffled batches whose position can be saved; made by `train_loader`."""
+    """Endless iterator over shuffled batches, with a position that can be saved; see `train_loader`."""
 
     def __init__(
         self, batches_from: Callable[[int], Iterator[Batch]], global_batch_size: int, identity: dict[str, Any]
@@ -39,12 +39,6 @@ class TrainLoader:
         return self
 
     def __next__(self) -> Batch:
-        """Returns the next batch of this host.
-
-        Raises:
-          DataError: a file that can no longer be read.
-          LoaderDied: a worker process was killed or crashed.
-        """
         if self._batches is None:
             self._batches = self._batches_from(self._position)
         batch = _next(self._batches)
@@ -52,14 +46,14 @@ class TrainLoader:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the position for JSON: the number of examples taken over all hosts, and the stream's identity."""
+        """Returns the position for JSON: examples taken over all hosts, and the identity of the stream."""
         return {"position": self._position, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from a saved position; the number of hosts, of workers and the batch size may differ.
+        """Continues from a saved position; the number of hosts and workers and the batch size may differ.
 
         Raises:
-          DataError: the state is of another stream: another seed, or a split of another size.
+          DataError: the state belongs to another seed or to a split of another size.
         """
         for key, value in self._identity.items():
             if state.get(key) != value:
@@ -91,37 +85,36 @@ def train_loader(
 ) -> TrainLoader:
     """Returns an endless stream of training batches: every image once per epoch, in a new order each epoch.
 
-    The stream is a function of (source, seed) alone. Global batch k is its examples kG to (k+1)G - 1, and host h of n
-    takes the h-th of n equal parts, so that the hosts together read the same batch however many they are.
+    The stream is a function of (source, seed) alone. Global batch k has its examples kG to (k+1)G - 1, and host h of n
+    reads the h-th of n equal parts of it.
 
     Args:
       source: the split.
       global_batch_size: G, over all hosts.
-      seed: of the order.
-      size: height and width to resize to (images by area when they shrink, labels by nearest neighbour); None hands
-        over the native resolution, which all images must share.
-      process_index: this host.
-      process_count: hosts; must divide G.
-      workers: processes that read; 0 reads in threads of this one.
-      prefetch: batches to have ready, per worker.
+      seed: seed of the order.
+      size: (height, width) to resize to: images by area where they shrink, labels by nearest neighbour. None: the
+        native resolution, which all images must share.
+      process_index: h, this host.
+      process_count: n, the number of hosts; must divide G.
+      workers: number of reading processes; 0 reads in threads of this process.
+      prefetch: batches to prepare in advance, per worker.
 
     Returns:
       An iterator over dicts of "image" uint8 `[b, H, W, C]`, "label" uint8 `[b, H, W]`, "name" `[b]`, and "index"
-      uint32 `[b]`, the example's position in the stream (modulo 2^32): the random key of its augmentation, whatever
-      the host. b = G / n. `get_state()` and `set_state(state)` save and restore the position.
+      uint32 `[b]`, the example's position in the stream (modulo 2^32), the key of its augmentation. b = G / n. Its
+      `get_state()` and `set_state(state)` save and restore the position. It raises `DataError` for a file that can no
+      longer be read and `LoaderDied` for a worker that was killed or crashed.
 
     Raises:
-      ValueError: hosts that do not divide the batch, or no `size` for a split of different sizes.
+      ValueError: n does not divide G, or a split of different sizes without `size`.
     """
     share = _share(global_batch_size, process_index, process_count)
     if size is None and source.native_size is None:
         raise ValueError("the images of this split have different sizes; expected a size to resize them to, got None")
-    # Neighbouring seeds must not give neighbouring streams: grain adds the epoch to the seed.
-    # An endless dataset overflows grain's lengths, so it ends after 2^48 examples.
+    # Hashed, because grain adds the epoch to the seed: seed 1 would repeat the second epoch of seed 0.
     digest = hashlib.sha256(f"segjax:{seed}".encode()).digest()
-    stream = (
-        grain.MapDataset.source(source).shuffle(seed=int.from_bytes(digest[:4], "big")).repeat(2**48 // len(source) + 1)
-    )
+    stream = grain.MapDataset.source(source).shuffle(seed=int.from_bytes(digest[:4], "big"))
+    stream = stream.repeat(2**48 // len(source) + 1)  # an endless repeat overflows grain's lengths
     stream = stream.map_with_index(partial(_train_example, size=size))
 
     def batches_from(position: int) -> Iterator[Batch]:
@@ -142,24 +135,23 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yields every image of a split exactly once over all hosts, in order, in batches of one shape.
 
-    The last batch is padded with examples whose "where" is False, and every host yields ⌈N / G⌉ batches.
+    Every host yields ⌈N / G⌉ batches for N images. Examples that fill the last batch have "where" False.
 
     Args:
-      source: the split, of N images.
+      source: the split.
       global_batch_size: G, over all hosts.
       process_index: this host.
-      process_count: hosts; must divide G.
-      workers: processes that read; 0 reads in threads of this one.
-      prefetch: batches to have ready, per worker.
+      process_count: the number of hosts; must divide G.
+      workers: number of reading processes; 0 reads in threads of this process.
+      prefetch: batches to prepare in advance, per worker.
 
     Yields:
-      Dicts of "image" uint8 `[b, H, W, C]` and "label" uint8 `[b, H, W]`, both at their own resolution and padded at
-      the bottom and the right, images with 0 and labels with void, to the largest size of the split; "size" int32
-      `[b, 2]`, the height and width of each image; "where" bool `[b]`, False for examples that only fill the
-      batch; "name" `[b]`.
+      Dicts of "image" uint8 `[b, H, W, C]` and "label" uint8 `[b, H, W]`, at native resolution and padded at the
+      bottom and the right, with 0 and void, to the largest size of the split; "size" int32 `[b, 2]`, (height, width)
+      of each image; "where" bool `[b]`; "name" `[b]`.
 
     Raises:
-      ValueError: hosts that do not divide the batch.
+      ValueError: the number of hosts does not divide G.
     """
     share = _share(global_batch_size, process_index, process_count)
     count = -(-len(source) // global_batch_size)
@@ -175,7 +167,7 @@ def eval_batches(
             iterator.close()
             del iterator
             if workers:
-                _forget_ended()
+                _free_semaphores()
 
     return batches()
 
@@ -189,23 +181,17 @@ def _share(global_batch_size: int, process_index: int, process_count: int) -> in
 
 
 def _train_example(position: int, example: Example, *, size: tuple[int, int] | None) -> dict[str, Any]:
-    label = example["label"]
+    image, label = example["image"], example["label"]
     if size is not None and label.shape != tuple(size):
+        shrinks = size[0] * size[1] < label.size
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        image = image.reshape(*size, -1)  # OpenCV drops a single channel
         label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
-    index = np.uint32(position % 2**32)
-    return {"image": _resize(example["image"], size), "label": label, "index": index, "name": example["name"]}
-
-
-def _resize(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    if size is None or image.shape[:2] == tuple(size):
-        return image
-    shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
-    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return resized.reshape(*size, image.shape[-1])  # OpenCV drops a single channel
+    return {"image": image, "label": label, "index": np.uint32(position % 2**32), "name": example["name"]}
 
 
 class EvalExamples:
-    """Example i of a split as one row of `eval_batches`' batches, or a filler where the split has fewer."""
+    """Rows of `eval_batches`: example i of a split, or a filler beyond its end."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -220,35 +206,25 @@ class EvalExamples:
             example = self._source[index]
             name, size = example["name"], example["label"].shape
             image[: size[0], : size[1]], label[: size[0], : size[1]] = example["image"], example["label"]
-        return {
-            "image": image,
-            "label": label,
-            "size": np.array(size, np.int32),
-            "where": np.bool_(is_example),
-            "name": name,
-        }
+        where = np.bool_(is_example)
+        return {"image": image, "label": label, "size": np.array(size, np.int32), "where": where, "name": name}
 
 
 def _iterate(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.DatasetIterator:
     if not workers:
         threads = min(prefetch, 2)
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
-    # grain's workers ask absl for its flags, which nobody has parsed in a notebook, a test or a plain script.
-    if not flags.FLAGS.is_parsed():
+    if not flags.FLAGS.is_parsed():  # as in a notebook; grain's workers read absl's flags
         flags.FLAGS.mark_as_parsed()
-    _forget_ended()
+    _free_semaphores()
     read = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1))
     return iter(read.mp_prefetch(options, worker_init_fn=_end_with_parent))
 
 
-def _forget_ended() -> None:
-    """Frees the 25 semaphores of each ended iterator, which otherwise live until the next garbage collection.
-
-    Python 3.13 warns that they leak if the garbage collector happens to come while it tracks something new, as it does
-    with every worker and every batch in shared memory.
-    """
-    gc.collect()
+def _free_semaphores() -> None:
+    """Frees the 25 semaphores of each ended iterator, which otherwise live until the next garbage collection."""
+    gc.collect()  # Python 3.13 warns of a leak if a later collection finds them
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
@@ -263,10 +239,10 @@ def _end_with_parent(worker: int, workers: int) -> None:
 
 def _next(batches: Iterator[Batch]) -> Batch:
     try:
-        # Copied out of shared memory, which is small (64 MiB in a container) and must not live as long as a batch may.
+        # Copied out of shared memory, which is small (64 MiB in a container), because batches may live long.
         return {key: np.array(value) for key, value in next(batches).items()}
     except RuntimeError as error:
-        # grain's message for a dead process; an exception of a living worker is passed on unchanged.
+        # grain's message for a dead process; the exception of a live worker is passed on unchanged.
         died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
         if not died:
             raise

@@ -1,11 +1,14 @@
-"""Images with their masks: matched by name, verified before training, decoded to examples."""
+"""Images with their masks: matched by name, verified before training, decoded to examples; and folders of them."""
 
 import hashlib
 import io
+import os
+import tempfile
+import weakref
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import cv2
@@ -13,8 +16,9 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from segjax.data.io import DataError, RawFile, decode_image, decode_mask, read_bytes
+from segjax.data.io import DataError, RawFile, by_stem, decode_image, decode_mask, list_folder, read_bytes
 from segjax.data.labels import LabelSet, to_train_ids
+from segjax.storage import read_json, write_json
 
 
 class Example(TypedDict):
@@ -27,14 +31,14 @@ class Example(TypedDict):
 
 @runtime_checkable
 class Source(Protocol):
-    """A split, open for random access. Sources are picklable, so that worker processes can read.
+    """A split, open for random access, and picklable for worker processes.
 
     Attributes:
       label_set: the classes.
-      channels: of every image: 1, or 3 in the order RGB.
-      native_size: height and width that all images of the split share; None if they differ.
-      largest_size: the greatest height and the greatest width in the split.
-      skipped: one message per pair of files that `on_error="skip"` left out.
+      channels: 1, or 3 in the order RGB, for every image.
+      native_size: height and width that all images share; None if they differ.
+      largest_size: the greatest height and the greatest width.
+      skipped: one message per pair of files left out by `on_error="skip"`.
     """
 
     label_set: LabelSet
@@ -45,70 +49,12 @@ class Source(Protocol):
 
     def __len__(self) -> int:
         """Returns the number of images."""
-        ...
 
     def __getitem__(self, index: int) -> Example:
         """Reads and decodes example `index`."""
-        ...
 
     def name(self, index: int) -> str:
         """Returns the name of example `index`, without decoding it."""
-        ...
-
-
-def make_example(
-    image: bytes, mask: bytes, name: str, channels: int, label_set: LabelSet, files: tuple[str, str] | None = None
-) -> Example:
-    """Decodes an image and its mask and maps its ids to train ids.
-
-    Args:
-      image: a PNG or JPEG.
-      mask: a PNG of raw ids.
-      name: of the example.
-      channels: 1 or 3.
-      label_set: the classes.
-      files: what errors call the image and the mask; default "image of NAME" and "mask of NAME".
-
-    Raises:
-      DataError: either cannot be decoded, their sizes differ, or the mask holds an id outside the classes.
-    """
-    image_file, mask_file = files or (f"image of {name}", f"mask of {name}")
-    pixels = decode_image(image, channels, image_file)
-    ids = decode_mask(mask, mask_file)
-    check_sizes(pixels.shape[:2], ids.shape, image_file, mask_file)
-    return {"image": pixels, "label": to_train_ids(ids, label_set, mask_file), "name": name}
-
-
-def check_sizes(image: tuple[int, int], mask: tuple[int, int], image_file: str, mask_file: str) -> None:
-    """Raises `DataError` if an image and its mask, each of height and width, are not of one size."""
-    if image != mask:
-        raise DataError(
-            f"{mask_file}: a mask of {mask[0]}×{mask[1]} for an image of {image[0]}×{image[1]} ({image_file}); "
-            "expected one size"
-        )
-
-
-def skipped_lines(source: Source, split: str, shown: int = 20) -> list[str]:
-    """Formats the skipped pairs of a split for the user: their number, then one line with the reason for each.
-
-    Args:
-      source: the split, open.
-      split: its name.
-      shown: number of messages to include; the rest is counted.
-
-    Returns:
-      The lines; an empty list if nothing was skipped.
-    """
-    count = len(source.skipped)
-    if not count:
-        return []
-    lines = [f"{split}: skipped {count} bad pair(s) of image and mask (config.data.on_error = 'skip'):"]
-    lines += [f"  {message}" for message in source.skipped[:shown]]
-    return lines + [f"  and {count - shown} more"] * (count > shown)
-
-
-_THREADS = 8
-ON_ERROR = ("raise", "skip")
 
 
 class Pair(NamedTuple):
@@ -119,8 +65,7 @@ class Pair(NamedTuple):
     mask: RawFile
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Sizes of the images of a verified split.
 
     Attributes:
@@ -145,24 +90,27 @@ class Verified(NamedTuple):
 def match(images: dict[str, RawFile], masks: dict[str, RawFile], where: str, *, unlabelled: bool = False) -> list[Pair]:
     """Pairs images and masks of the same name, in the order of the names.
 
-    A mask without an image and an image without a mask are pairs too, whose missing half has a problem: `verify`
-    raises or skips it like any other.
+    A file without a partner becomes a pair whose missing half has a problem, which `verify` raises or skips.
 
     Args:
-      images: by name.
-      masks: by name.
+      images: images by name.
+      masks: masks by name.
       where: the folder or archive, for errors.
-      unlabelled: leave out images without a mask.
+      unlabelled: leaves out images without a mask.
 
     Raises:
-      DataError: no pair at all.
+      DataError: there is not one pair.
     """
+
+    def missing(partner: RawFile, expected: str, name: str) -> RawFile:
+        return RawFile("", 0, bytes, partner.problem or f"{partner.path}: {expected} named {name!r} in {where}")
+
     names = masks.keys() if unlabelled else masks.keys() | images.keys()
     pairs = [
         Pair(
             name,
-            images.get(name) or _missing(masks[name], "a mask without an image; expected an image", name, where),
-            masks.get(name) or _missing(images[name], "an image without a mask; expected a mask", name, where),
+            images.get(name) or missing(masks[name], "a mask without an image; expected an image", name),
+            masks.get(name) or missing(images[name], "an image without a mask; expected a mask", name),
         )
         for name in sorted(names)
     ]
@@ -173,10 +121,6 @@ def match(images: dict[str, RawFile], masks: dict[str, RawFile], where: str, *, 
     return pairs
 
 
-def _missing(partner: RawFile, what: str, name: str, where: str) -> RawFile:
-    return RawFile("", 0, bytes, partner.problem or f"{partner.path}: {what} named {name!r} in {where}")
-
-
 def fingerprint(splits: dict[str, list[Pair]]) -> str:
     """Returns a short hash of the names and sizes of all files, to detect another or a changed folder."""
     lines = [
@@ -185,31 +129,8 @@ def fingerprint(splits: dict[str, list[Pair]]) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _ids(mask: RawFile, data: bytes) -> np.ndarray:
-    """Decodes the raw ids of a mask, uint8 `[H, W]`: a PNG, or a CrackForest `.mat` (groundTruth → Segmentation)."""
-    if not mask.path.lower().endswith(".mat"):
-        return decode_mask(data, mask.path)
-    try:
-        ids = scipy.io.loadmat(io.BytesIO(data))["groundTruth"]["Segmentation"][0, 0]
-    except Exception as error:  # SciPy's reader raises whatever the damaged bytes lead it into
-        raise DataError(f"{mask.path}: expected a MATLAB file with groundTruth.Segmentation ({error!r})") from error
-    if ids.ndim != 2 or ids.dtype != np.uint8:
-        raise DataError(f"{mask.path}: expected a uint8 matrix of label ids; got {ids.dtype} of shape {ids.shape}")
-    return ids
-
-
-def mask_png(mask: RawFile) -> bytes:
-    """Returns the mask as a grey PNG of raw ids; a mask that already is one is returned byte for byte."""
-    data = read_bytes(mask)
-    if data.startswith(b"\x89PNG"):
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.mode == "L":
-                return data
-    return cv2.imencode(".png", _ids(mask, data))[1].tobytes()
-
-
 def refuse_problems(pairs: Iterable[Pair]) -> None:
-    """Raises `DataError` for the first file with a problem that is known before any is read."""
+    """Raises `DataError` for the first file whose listing found a problem."""
     for problem in (file.problem for pair in pairs for file in (pair.image, pair.mask) if file.problem):
         raise DataError(problem)
 
@@ -220,20 +141,19 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> V
     Args:
       pairs: a split.
       label_set: its classes.
-      on_error: "raise", or "skip": a bad pair is left out, and the result gives the reason.
+      on_error: "raise", or "skip" to leave out bad pairs and return the reasons.
 
     Returns:
-      The good pairs in their order, their files with checksums, so that one that changes later is noticed.
+      The good pairs in their order. Their files have checksums, so that a later change is detected.
 
     Raises:
-      DataError: a file that cannot be read, is cut short or cannot be decoded, an image and a mask of different sizes,
+      DataError: a file that cannot be read or decoded or is cut short, an image and a mask of different sizes,
         a label id outside the classes; under "skip", only if no pair is good.
     """
-    check_on_error(on_error)
     if on_error == "raise":
         refuse_problems(pairs)  # at once, and not after an hour of decoding
     good, sizes, skipped = [], [], []
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with ThreadPoolExecutor(8) as threads:
         tasks = [threads.submit(_verify_pair, pair, label_set) for pair in pairs]
         try:
             for task in tasks:
@@ -253,60 +173,229 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> V
     return Verified(good, summarize(sizes), tuple(skipped))
 
 
-def check_on_error(on_error: str) -> None:
-    """Raises `DataError` if it is neither "raise" nor "skip"."""
-    if on_error not in ON_ERROR:
-        raise DataError(f"config.data.on_error must be one of {', '.join(ON_ERROR)}; got {on_error!r}")
-
-
-def summarize(found: Iterable[tuple[int, int, int]]) -> Sizes:
-    """Sums up the (height, width, channels) of each image."""
-    heights, widths, channels = map(set, zip(*found, strict=True))
-    one_size = len(heights) == len(widths) == 1
-    largest = (max(heights), max(widths))
-    return Sizes(largest if one_size else None, largest, max(channels))
-
-
-def merge(parts: Iterable[Sizes]) -> Sizes:
-    """Merges the sizes of several splits."""
-    parts = list(parts)
-    largest = tuple(max(part.largest_size[axis] for part in parts) for axis in range(2))
-    native = {part.native_size for part in parts}
-    return Sizes(native.pop() if len(native) == 1 else None, largest, max(part.channels for part in parts))
-
-
-def image_header(image: RawFile) -> tuple[int, int, int]:
-    """Reads height, width and channels of an image from its header."""
-    return _picture(image, read_bytes(image), whole=False)
-
-
 def _verify_pair(pair: Pair, label_set: LabelSet) -> tuple[Pair, tuple[int, int, int]]:
     image, mask = read_bytes(pair.image), read_bytes(pair.mask)
-    height, width, channels = _picture(pair.image, image, whole=True)
-    ids = _ids(pair.mask, mask)
-    check_sizes((height, width), ids.shape, pair.image.path, pair.mask.path)
+    height, width, channels = _inspect_image(pair.image, image, whole=True)
+    ids = _decode_ids(pair.mask, mask)
+    _check_sizes((height, width), ids.shape, pair.image.path, pair.mask.path)
     to_train_ids(ids, label_set, pair.mask.path)
     files = (file._replace(checksum=zlib.crc32(data)) for file, data in ((pair.image, image), (pair.mask, mask)))
     return Pair(pair.name, *files), (height, width, channels)
 
 
-def _picture(image: RawFile, data: bytes, *, whole: bool) -> tuple[int, int, int]:
+def _inspect_image(image: RawFile, data: bytes, *, whole: bool) -> tuple[int, int, int]:
+    """Returns height, width and channels from the header; `whole` decodes the pixels too."""
     # Pillow, because it refuses a file that is cut short, where some versions of OpenCV fill the rest with grey. Its
-    # `verify` looks at the checksums of a PNG, its `load` at the pixels; each finds damage that the other does not.
+    # `verify` tests the checksums of a PNG, its `load` the pixels; each finds damage that the other does not.
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.format not in ("PNG", "JPEG", "MPO"):
-                raise DataError(f"{image.path}: expected a PNG or JPEG image; got {picture.format}")
-            if whole and picture.format == "PNG":
-                picture.verify()
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.format not in ("PNG", "JPEG", "MPO"):
+                raise DataError(f"{image.path}: expected a PNG or JPEG image; got {opened.format}")
+            if whole and opened.format == "PNG":
+                opened.verify()
+        with Image.open(io.BytesIO(data)) as opened:
             if whole:
-                picture.load()
-            grey = picture.mode in ("1", "L", "LA", "I", "I;16")
-            return picture.height, picture.width, 1 if grey else 3
+                opened.load()
+            return opened.height, opened.width, 1 if opened.mode in ("1", "L", "LA", "I", "I;16") else 3
     except DataError:
         raise
-    except Exception as error:  # whatever Pillow's parsers raise for damaged bytes: OSError, SyntaxError, ValueError...
+    except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, ValueError... for damaged bytes
         raise DataError(
             f"{image.path}: cannot be decoded; expected a PNG or JPEG image, got {len(data)} bytes ({error})"
         ) from error
+
+
+def image_header(image: RawFile) -> tuple[int, int, int]:
+    """Reads height, width and channels of an image from its header."""
+    return _inspect_image(image, read_bytes(image), whole=False)
+
+
+def summarize(found: Iterable[tuple[int, int, int]]) -> Sizes:
+    """Summarizes the (height, width, channels) of each image."""
+    heights, widths, channels = map(set, zip(*found, strict=True))
+    largest = (max(heights), max(widths))
+    return Sizes(largest if len(heights) == len(widths) == 1 else None, largest, max(channels))
+
+
+def _decode_ids(mask: RawFile, data: bytes) -> np.ndarray:
+    """Decodes the raw ids of a mask, uint8 `[H, W]`: a PNG, or a CrackForest `.mat` (groundTruth → Segmentation)."""
+    if not mask.path.lower().endswith(".mat"):
+        return decode_mask(data, mask.path)
+    try:
+        ids = scipy.io.loadmat(io.BytesIO(data))["groundTruth"]["Segmentation"][0, 0]
+    except Exception as error:  # SciPy's reader has no exception of its own for damaged bytes
+        raise DataError(f"{mask.path}: expected a MATLAB file with groundTruth.Segmentation ({error!r})") from error
+    if ids.ndim != 2 or ids.dtype != np.uint8:
+        raise DataError(f"{mask.path}: expected a uint8 matrix of label ids; got {ids.dtype} of shape {ids.shape}")
+    return ids
+
+
+def mask_png(mask: RawFile) -> bytes:
+    """Returns the mask as a grey PNG of raw ids; the bytes of a mask that already is one do not change."""
+    data = read_bytes(mask)
+    if data.startswith(b"\x89PNG"):
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.mode == "L":
+                return data
+    return cv2.imencode(".png", _decode_ids(mask, data))[1].tobytes()
+
+
+def make_example(
+    image: bytes, mask: bytes, name: str, channels: int, label_set: LabelSet, files: tuple[str, str]
+) -> Example:
+    """Decodes an image and its mask and maps the raw ids to train ids.
+
+    Args:
+      image: a PNG or JPEG.
+      mask: a PNG of raw ids.
+      name: name of the example.
+      channels: 1 or 3.
+      label_set: the classes.
+      files: names of the image and the mask for errors.
+
+    Raises:
+      DataError: either cannot be decoded, their sizes differ, or the mask contains an id outside the classes.
+    """
+    pixels = decode_image(image, channels, files[0])
+    ids = decode_mask(mask, files[1])
+    _check_sizes(pixels.shape[:2], ids.shape, *files)
+    return {"image": pixels, "label": to_train_ids(ids, label_set, files[1]), "name": name}
+
+
+def _check_sizes(image: tuple[int, ...], mask: tuple[int, ...], image_file: str, mask_file: str) -> None:
+    if image != mask:
+        raise DataError(
+            f"{mask_file}: a mask of {mask[0]}×{mask[1]} for an image of {image[0]}×{image[1]} ({image_file}); "
+            "expected one size"
+        )
+
+
+def skipped_lines(source: Source, split: str, shown: int = 20) -> list[str]:
+    """Formats the skipped pairs of a split for the user: their number, then the first `shown` reasons.
+
+    Returns:
+      The lines; an empty list if nothing was skipped.
+    """
+    count = len(source.skipped)
+    if not count:
+        return []
+    lines = [f"{split}: skipped {count} bad pair(s) of image and mask (config.data.on_error = 'skip'):"]
+    lines += [f"  {message}" for message in source.skipped[:shown]]
+    return lines + [f"  and {count - shown} more"] * (count > shown)
+
+
+class FolderSource:
+    """A verified split of a folder; see `segjax.data.Source`."""
+
+    def __init__(self, verified: Verified, label_set: LabelSet, channels: int):
+        self._pairs, self._sizes, self.skipped = verified
+        self.label_set, self.channels = label_set, channels
+        self.native_size, self.largest_size = self._sizes.native_size, self._sizes.largest_size
+        self._listing: Path | None = None
+
+    def __reduce__(self):
+        """Pickles the path of a temporary file with the list of files, deleted together with this source."""
+        # Python passes the arguments of a new process through a pipe of 64 KiB, and waits forever if that process dies
+        # before it has read more than that (as every worker of a script without an `if __name__ == "__main__"` does).
+        if self._listing is None:
+            handle, name = tempfile.mkstemp(prefix="segjax-", suffix=".json")
+            os.close(handle)
+            write_json(name, [(name, _plain(image), _plain(mask)) for name, image, mask in self._pairs])
+            self._listing = Path(name)
+            weakref.finalize(self, self._listing.unlink, missing_ok=True)
+        return _from_listing, (self._listing, self._sizes, self.label_set, self.channels)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Example:
+        name, image, mask = self._pairs[index]
+        files = (image.path, mask.path)
+        return make_example(read_bytes(image), read_bytes(mask), name, self.channels, self.label_set, files)
+
+    def name(self, index: int) -> str:
+        """Returns the name of example `index`: its path under `images`, without its suffix."""
+        return self._pairs[index].name
+
+
+def _plain(file: RawFile) -> tuple[str, int, int | None]:
+    return file.path, file.size, file.checksum
+
+
+def _from_listing(listing: Path, sizes: Sizes, label_set: LabelSet, channels: int) -> FolderSource:
+    def on_disk(path: str, size: int, checksum: int | None) -> RawFile:
+        return RawFile(path, size, Path(path).read_bytes, checksum=checksum)
+
+    pairs = [Pair(name, on_disk(*image), on_disk(*mask)) for name, image, mask in read_json(listing)]
+    return FolderSource(Verified(pairs, sizes, ()), label_set, channels)
+
+
+def open_folder(
+    root: Path, split: str, label_set: LabelSet, *, val_fraction: float = 0.1, on_error: str = "raise"
+) -> FolderSource:
+    """Opens a split of a folder of images (JPEG or PNG, any size) and masks (PNG, grey or palette).
+
+    ROOT contains `images` and `masks`, or `train` and optionally `val` and `test` with `images` and `masks` in each.
+    Files match by their path without suffix. Without `val`, the images whose name has a SHA-256, read as a number
+    in [0, 1), below `val_fraction` are "val", and the rest "train". So adding, removing or skipping a file moves no
+    other file. (An otherwise empty split gets the nearest image.)
+
+    Args:
+      root: ROOT.
+      split: "train", "val" or "test".
+      label_set: the classes, see `segjax.data.labels.numbered_classes`.
+      val_fraction: fraction of the images for "val", in (0, 1).
+      on_error: "raise", or "skip" to leave bad pairs out of their split and list the reasons in `skipped`.
+
+    Returns:
+      The verified split. Images are read as RGB if any image of any split has colour.
+
+    Raises:
+      DataError: no such split or folder, or a bad pair, see `verify`.
+    """
+    splits = list_splits(Path(root), val_fraction)
+    if split not in splits:
+        raise DataError(f"{root}: no split {split!r}; found {', '.join(splits)}")
+    everything = [pair for part in splits.values() for pair in part]
+    if on_error == "raise":
+        refuse_problems(everything)
+    channels = []  # over all splits, so that a model trained on one can read the others
+    for pair in everything:
+        try:
+            channels.append(image_header(pair.image)[2])
+        except DataError:
+            if on_error == "raise":
+                raise
+    return FolderSource(verify(splits[split], label_set, on_error), label_set, max(channels, default=3))
+
+
+def list_splits(root: Path, val_fraction: float = 0.1) -> dict[str, list[Pair]]:
+    """Returns the pairs of each split of a folder; see `open_folder` for its layouts."""
+    if not 0 < val_fraction < 1:
+        raise DataError(f"config.data.val_fraction must lie in (0, 1); got {val_fraction}")
+
+    def pairs_in(folder: Path) -> list[Pair]:
+        images = by_stem(list_folder(folder / "images", root=root))
+        return match(images, by_stem(list_folder(folder / "masks", (".png",), root=root)), str(folder))
+
+    splits = {name: pairs_in(root / name) for name in ("train", "val", "test") if (root / name / "images").is_dir()}
+    if "train" not in splits:
+        splits["train"] = pairs_in(root)
+    if "val" not in splits:
+        pairs = splits["train"]
+        if len(pairs) < 2:
+            raise DataError(f"{root}: expected at least 2 images to split into train and val; found {len(pairs)}")
+        held_out = _held_out([pair.name for pair in pairs], val_fraction)
+        splits["train"] = [pair for pair in pairs if pair.name not in held_out]
+        splits["val"] = [pair for pair in pairs if pair.name in held_out]
+    return splits
+
+
+def _held_out(names: list[str], fraction: float) -> set[str]:
+    """Returns the names of the validation split."""
+
+    def position(name: str) -> float:
+        return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:6], "big") / 2**48
+
+    count = sum(position(name) < fraction for name in names)
+    return set(sorted(names, key=position)[: min(max(count, 1), len(names) - 1)])

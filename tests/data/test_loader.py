@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from segjax.data.folder import open_folder
 from segjax.data.io import DataError
 from segjax.data.labels import LABEL_SETS, VOID, numbered_classes
 from segjax.data.loader import eval_batches, train_loader
+from segjax.data.pairs import open_folder
 
 CLASSES = numbered_classes(("a", "b", "c"))
 

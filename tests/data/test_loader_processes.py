@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segjax.data.folder import open_folder
 from segjax.data.labels import numbered_classes
 from segjax.data.loader import LoaderDied, eval_batches, train_loader
+from segjax.data.pairs import open_folder
 
 pytestmark = pytest.mark.slow  # worker processes
 
@@ -100,7 +100,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_batch_is_an_error_soon(make, tmp_
 
 WITHOUT_A_GUARD = """
 import sys
-from segjax.data.folder import open_folder
+from segjax.data.pairs import open_folder
 from segjax.data.labels import numbered_classes
 from segjax.data.loader import train_loader
 
@@ -125,7 +125,7 @@ def test_a_worker_that_dies_before_it_has_begun_is_an_error_soon(make, tmp_path,
 
 READS_FOR_EVER = """
 import multiprocessing, sys, time
-from segjax.data.folder import open_folder
+from segjax.data.pairs import open_folder
 from segjax.data.labels import numbered_classes
 from segjax.data.loader import train_loader
 

@@ -101,10 +101,11 @@ def test_of_many_the_first_are_named_and_the_rest_counted():
 
 
 def test_an_example_whose_parts_do_not_fit_is_refused(make):
+    files = ("image.png", "mask.png")
     image = make.encoded(make.image(size=(4, 6)))
-    with pytest.raises(DataError, match=r"mask of a: a mask of 4×5 for an image of 4×6 \(image of a\); expected one"):
-        make_example(image, make.encoded(make.ids(size=(4, 5))), "a", 3, CLASSES)
-    with pytest.raises(ValueError, match="mask of a: label id 7 is outside the 3 classes; expected the ids 0-2, 255"):
-        make_example(image, make.encoded(np.full((4, 6), 7, np.uint8)), "a", 3, CLASSES)
-    with pytest.raises(DataError, match="image of a: cannot be decoded; expected a PNG or JPEG image, got 5 bytes"):
-        make_example(b"words", image, "a", 3, CLASSES)
+    with pytest.raises(DataError, match=r"mask.png: a mask of 4×5 for an image of 4×6 \(image.png\); expected one"):
+        make_example(image, make.encoded(make.ids(size=(4, 5))), "a", 3, CLASSES, files)
+    with pytest.raises(ValueError, match=r"mask.png: label id 7 is outside the 3 classes; expected the ids 0-2, 255"):
+        make_example(image, make.encoded(np.full((4, 6), 7, np.uint8)), "a", 3, CLASSES, files)
+    with pytest.raises(DataError, match=r"image.png: cannot be decoded; expected a PNG or JPEG image, got 5 bytes"):
+        make_example(b"words", image, "a", 3, CLASSES, files)
