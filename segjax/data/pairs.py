@@ -298,10 +298,10 @@ class FolderSource:
         # Python passes the arguments of a new process through a pipe of 64 KiB, and waits forever if that process dies
         # before it has read more than that (as every worker of a script without an `if __name__ == "__main__"` does).
         if self._listing is None:
-            handle, name = tempfile.mkstemp(prefix="segjax-", suffix=".json")
+            handle, path = tempfile.mkstemp(prefix="segjax-", suffix=".json")
             os.close(handle)
-            write_json(name, [(name, _plain(image), _plain(mask)) for name, image, mask in self._pairs])
-            self._listing = Path(name)
+            write_json(path, [(name, _plain(image), _plain(mask)) for name, image, mask in self._pairs])
+            self._listing = Path(path)
             weakref.finalize(self, self._listing.unlink, missing_ok=True)
         return _from_listing, (self._listing, self._sizes, self.label_set, self.channels)
 
