@@ -1,8 +1,7 @@
-"""Argument checks of losses, metrics and networks: each returns the argument as an array or names it in an error.
+"""Argument checks: each function returns its argument as an array or raises an error of one line that names it.
 
-The jaxtyping annotations declare the same shapes and dtypes, but are checked only where a program installs jaxtyping's
-import hook. An error is one line with the argument's name, the dtype and shape seen, and what is valid; it never prints
-the contents of an array. A traced value has no numbers yet, so that only its shape and dtype are checked.
+The jaxtyping annotations are checked only under jaxtyping's import hook. No error prints the contents of an array.
+Only the shape and the dtype of a traced value are checked.
 """
 
 import contextlib
@@ -16,17 +15,14 @@ import numpy as np
 
 
 def array(name: str, value: Any) -> jax.Array:
-    """Returns `value` as a JAX array; big-endian NumPy arrays (FITS, TIFF) are converted to native byte order.
-
-    Raises:
-        TypeError: JAX cannot hold `value` (None, text, objects, a ragged list).
-    """
+    """Returns `value` as a JAX array; big-endian NumPy arrays (FITS, TIFF) are converted to native byte order."""
     try:
         given = jnp.asarray(_native(value))
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{name} must be an array or a number that JAX can hold; got {_described(value)}") from None
-    # Under `vmap`, a NumPy array is traced as NumPy's, which JAX refuses inside `jit` at a custom rule of
-    # differentiation. The copy makes it JAX's; the compiler removes it.
+        is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
+        got = f"{value.dtype} of shape {value.shape}" if is_array else f"a value of type {type(value).__name__}"
+        raise TypeError(f"{name} must be an array or a number that JAX can hold; got {got}") from None
+    # A custom derivative inside `jit` refuses a NumPy array that `vmap` traced. The compiler removes the copy.
     return jnp.copy(given) if isinstance(value, jax.core.Tracer) else given
 
 
@@ -45,7 +41,7 @@ def floating_as_given(name: str, value: Any) -> jax.Array:
 
 
 def widened(dtype: jnp.dtype) -> jnp.dtype:
-    """Returns the dtype in which values of a floating `dtype` are computed: float32 for narrower ones."""
+    """Returns the dtype of the computation for a floating `dtype`: float32 for narrower ones."""
     return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
 
 
@@ -53,7 +49,7 @@ def integers(name: str, value: Any) -> jax.Array:
     """Returns `value` as an integer array of at least int32; booleans become 0 and 1."""
     value = _native(value)
     if isinstance(value, np.ndarray | np.integer | int) and np.asarray(value).dtype in (np.int64, np.uint64):
-        # Without 64-bit types JAX would keep the lower 32 bits: 2^32 + 1 would come out as class 1.
+        # Without 64-bit types JAX would keep the lower 32 bits and turn 2^32 + 1 into class 1.
         limits = np.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
         value = np.clip(value, limits.min, limits.max).astype(limits.dtype)
     given = array(name, value)
@@ -74,12 +70,11 @@ def same_shape(name: str, shape: Sequence[int], expected_name: str, expected: Se
 def spread(name: str, value: Any, shape: Sequence[int]) -> jax.Array:
     """Returns `value` broadcast to `shape` by NumPy's rule (axes align from the last)."""
     given = array(name, value)
-    fits = given.ndim <= len(shape) and all(
-        have in (1, want) for have, want in zip(reversed(given.shape), reversed(tuple(shape)), strict=False)
-    )
-    if not fits:
-        raise ValueError(f"{name} must have shape {tuple(shape)} or one that broadcasts to it; got {given.shape}")
-    return jnp.broadcast_to(given, shape)
+    try:
+        return jnp.broadcast_to(given, shape)
+    except ValueError:
+        expected = f"shape {tuple(shape)} or one that broadcasts to it"
+        raise ValueError(f"{name} must have {expected}; got {given.shape}") from None
 
 
 def mask(name: str, value: Any, shape: Sequence[int]) -> jax.Array:
@@ -102,10 +97,9 @@ def per_class(name: str, value: Any, num_classes: int, dtype: Any, scalar_hint: 
 
 
 def not_negative(name: str, value: Any, where: Any = None) -> None:
-    """Raises a ValueError if a value that `where` keeps is negative; traced values pass."""
-    if isinstance(value, jax.core.Tracer) or isinstance(where, jax.core.Tracer):
-        return
-    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+    """Raises a ValueError if an unmasked value is negative; traced values and arrays of other hosts pass."""
+    traced = isinstance(value, jax.core.Tracer) or isinstance(where, jax.core.Tracer)
+    if traced or (isinstance(value, jax.Array) and not value.is_fully_addressable):
         return
     numbers = np.asarray(value)
     negative = (numbers < 0) if where is None else (numbers < 0) & np.asarray(where)
@@ -118,12 +112,9 @@ def not_negative(name: str, value: Any, where: Any = None) -> None:
 def scalar(
     name: str, value: Any, dtype: Any, low: float, high: float = float("inf"), *, infinite: bool = False
 ) -> jax.Array:
-    """Returns `value` as a scalar of `dtype` in [low, high]; infinity is valid only if `infinite`.
-
-    A number that is known is checked under `jit` too.
-    """
+    """Returns `value` as a scalar of `dtype` in [low, high]; infinity is valid only if `infinite`."""
     given = _one_number(name, value, dtype)
-    # `value` and not `given`: under jit the array of a Python number is traced.
+    # Not `given`, which is traced under `jit` even if `value` is a Python number.
     if not isinstance(value, jax.core.Tracer):
         number = float(np.asarray(value))
         if not low <= number <= high or (np.isinf(number) and not infinite):
@@ -150,15 +141,10 @@ def choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 
 def host(name: str, value: Any) -> np.ndarray:
-    """Returns `value` as a NumPy array in native byte order.
-
-    Raises:
-        TypeError: `value` is traced and so has no numbers yet.
-    """
+    """Returns `value` as a NumPy array in native byte order; a traced value is an error."""
     if isinstance(value, jax.core.Tracer):
-        raise TypeError(
-            f"{name} must be known on the host; got a traced array of shape {value.shape}: call outside jit"
-        )
+        shape = value.shape
+        raise TypeError(f"{name} must be known on the host; got a traced array of shape {shape}: call outside jit")
     return np.asarray(_native(value))
 
 
@@ -183,12 +169,6 @@ def _one_number(name: str, value: Any, dtype: Any) -> jax.Array:
     if jnp.issubdtype(given.dtype, jnp.complexfloating):
         raise TypeError(f"{name} must be a real number; got {given.dtype}")
     return given
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return f"{value.dtype} of shape {value.shape}"
-    return f"a value of type {type(value).__name__}"
 
 
 def _shape_or_number(value: Any) -> str:

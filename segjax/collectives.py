@@ -1,7 +1,6 @@
-"""Sums and means over a device axis that also run where there is no such axis.
+"""Sum and mean over a mapped device axis; without an axis name both are the identity.
 
-Every reduction in segjax is written once, as per-device code: sum what this device holds, `psum` it, divide last. With
-`axis_name=None` the same code is the single-device program (or the global view of a sharded `jit`).
+Every reduction in segjax is per-device code: sum on the device, `psum` the sums, divide last.
 """
 
 from collections.abc import Hashable
@@ -11,14 +10,7 @@ import jax
 
 
 def psum(values: Any, axis_name: Hashable | None = None) -> Any:
-    """Sum over the devices of a mapped axis; the identity where there is none.
-
-    Args:
-        values: an array or a pytree of arrays.
-        axis_name: name (or tuple of names) of the axis given to `jax.pmap`, `jax.shard_map` or `jax.vmap`, or None.
-
-    Returns:
-        `values` summed over the axis, the same on every device; `values` itself if `axis_name` is None.
+    """Returns a pytree of arrays summed over the mapped axis `axis_name` (or a tuple of axes).
 
     >>> import jax, jax.numpy as jnp
     >>> psum(3.0)
@@ -30,17 +22,10 @@ def psum(values: Any, axis_name: Hashable | None = None) -> Any:
 
 
 def pmean(values: Any, axis_name: Hashable | None = None) -> Any:
-    """Mean over the devices of a mapped axis; the identity where there is none.
+    """Returns a pytree of arrays averaged over the mapped axis `axis_name` (or a tuple of axes).
 
-    For gradients: losses in segjax are *global* scalars, so the mean of the devices' gradients is the gradient under
-    every mapping. Never for a loss of local means: devices with fewer valid pixels would count for too much.
-
-    Args:
-        values: an array or a pytree of arrays.
-        axis_name: as in `psum`.
-
-    Returns:
-        `values` averaged over the axis, the same on every device; `values` itself if `axis_name` is None.
+    Use it for gradients: losses are global scalars, so the mean of the devices' gradients is the gradient under every
+    mapping. A mean of local means would overweight devices with few valid pixels.
 
     >>> import jax, jax.numpy as jnp
     >>> jax.vmap(lambda x: pmean(x, "devices"), axis_name="devices")(jnp.arange(4.0)).tolist()

@@ -1,4 +1,4 @@
-"""Online hard example mining: which pixels are hard, as a mask for `segjax.losses.mean`."""
+"""Online hard example mining (OHEM): a mask of the hard pixels for `segjax.losses.mean`."""
 
 from collections.abc import Hashable
 
@@ -11,8 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Real, UInt
 from segjax import checks
 from segjax.collectives import psum
 
-_CRITERIA = "fraction, threshold, negatives_per_positive, or min_kept alone"
-_MOST = np.iinfo(np.int32).max
+_INT32_MAX = np.iinfo(np.int32).max
 
 
 def hard_pixels(
@@ -26,9 +25,9 @@ def hard_pixels(
     negatives_per_positive: Real[ArrayLike, ""] | None = None,
     axis_name: Hashable | None = None,
 ) -> Bool[Array, "*pixels"]:
-    r"""The pixels of largest loss, over all devices, as a mask: OHEM is `mean(loss, where=hard_pixels(loss, ...))`.
+    r"""Selects the pixels of largest loss over all devices: OHEM is `mean(loss, where=hard_pixels(loss, ...))`.
 
-    With n kept pixels, P kept positives and losses l, the mask is exactly one of
+    With n unmasked pixels, P unmasked positives and losses l, the mask is exactly one of
 
     .. math::
         \{l_i \ge l_{(k)}\},\; k = \lceil \text{fraction} \cdot n \rceil \qquad
@@ -36,102 +35,86 @@ def hard_pixels(
         \{i \text{ positive}\} \cup \{i \text{ negative},\, l_i \ge l^-_{(m)}\},\;
         m = \lceil \text{negatives per positive} \cdot P \rceil
 
-    with :math:`l_{(k)}` the k-th largest loss of the kept pixels and :math:`l^-_{(m)}` the m-th largest of the kept
-    negatives. `min_kept` makes the mask larger, hardest pixels first, until it holds that many (or all there are).
-
-    The cut is found exactly, by bisection on the bits of the losses: nothing is sorted or gathered, devices exchange
-    counts only, and the mask does not depend on how the pixels lie on them. Equal losses at the cut are all in, so the
-    mask may hold more pixels than asked for. A kept NaN counts as the hardest of all: the loss then says so.
+    with the k-th largest loss :math:`l_{(k)}` and the m-th largest loss of the negatives :math:`l^-_{(m)}`. The cut is
+    exact, found by bisection on the bits of the losses: no sort, and devices exchange counts only. Losses equal to the
+    cut are all selected, so the mask may be larger than requested. An unmasked NaN counts as the hardest pixel.
 
     Args:
-        per_pixel: l, the unreduced loss, any shape. The mask carries no gradient to it.
-        where: boolean of that shape or broadcastable to it; False: no such pixel, never in the mask, whatever its loss.
-            Give it to the per-pixel loss too (see `mean`).
-        fraction: in [0, 1]: that share of the kept pixels, 1 for all.
-        min_kept: at least 0: the mask holds so many kept pixels if there are so many; 0 if not given. Alone it is a
-            criterion, the k hardest pixels. With `threshold` it keeps a good batch from teaching nothing.
-        threshold: a value of the loss, not a probability: of cross entropy, p_t ≤ 0.7 is a loss of at least -log 0.7.
-        positives: boolean of that shape or broadcastable to it; for `negatives_per_positive`, which needs it.
-        negatives_per_positive: at least 0: all positives, and so many of the hardest negatives for each of them; 3 is
-            the focal loss paper's OHEM 1:3. Without positives the mask is empty: give `min_kept` to learn from
-            background alone.
-        axis_name: the mapped device axis, or None under `jit`. Counts and the cut are then those of all devices.
+        per_pixel: l, the unreduced loss, any shape. The mask has no gradient.
+        where: boolean, broadcastable to `per_pixel`; a pixel with False is never selected. Pass it to the per-pixel
+            loss too (see `mean`).
+        fraction: in [0, 1], of the unmasked pixels.
+        min_kept: at least 0; enlarges the mask, hardest pixels first, to this many unmasked pixels if there are so
+            many. Alone it selects the k hardest pixels.
+        threshold: a value of the loss, not a probability: p_t ≤ 0.7 is a cross entropy of at least -log 0.7.
+        positives: boolean, broadcastable to `per_pixel`; required by `negatives_per_positive`.
+        negatives_per_positive: at least 0; 3 is the focal loss paper's OHEM 1:3. Without positives the mask is empty
+            unless `min_kept` is given.
+        axis_name: mapped device axis, or None. Counts and the cut are those of all devices.
 
-    All numbers may be traced. `fraction` and `negatives_per_positive` are read as float32 and rounded up, but a product
-    that is whole up to float32's rounding is taken as whole: 0.1 of 10 pixels is 1.
+    All numbers may be traced. `fraction` and `negatives_per_positive` are read as float32. A product that is whole up
+    to float32's rounding counts as whole: 0.1 of 10 pixels is 1.
 
     Returns:
         Boolean, the shape of `per_pixel`.
 
     Raises:
-        TypeError: `per_pixel` is not floating, `where` or `positives` not boolean, or `min_kept` no integer.
-        ValueError: a shape does not fit, there is no criterion or more than one, `positives` and
-            `negatives_per_positive` are not given together, or a number is NaN or out of its range (where it has a
-            value: not when traced).
+        TypeError: `per_pixel` is not floating point, `where` or `positives` not boolean, or `min_kept` not an integer.
+        ValueError: a shape does not fit, there is not exactly one criterion, `positives` or `negatives_per_positive`
+            is missing, or a number is NaN or out of range (not checked when traced).
 
     References:
         Shrivastava et al., Training Region-based Object Detectors with Online Hard Example Mining, arXiv 1604.03540;
-        Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 5 (1:3, and how focal loss fares
-        against it).
+        Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 5 (OHEM 1:3).
 
     >>> import jax.numpy as jnp
     >>> loss = jnp.array([0.1, 2.0, 0.3, 0.7, 9.0])
-    >>> where = jnp.array([True, True, True, True, False])
-    >>> print(hard_pixels(loss, where=where, fraction=0.5))
+    >>> print(hard_pixels(loss, where=loss < 9, fraction=0.5))
     [False  True False  True False]
-    >>> print(hard_pixels(loss, where=where, threshold=1.0, min_kept=3))
-    [False  True  True  True False]
-    >>> print(hard_pixels(loss, where=where, positives=loss < 0.2, negatives_per_positive=1))
-    [ True  True False False False]
     """
-    _check_criteria(fraction, min_kept, threshold, positives, negatives_per_positive)
+    criteria = {"fraction": fraction, "threshold": threshold, "negatives_per_positive": negatives_per_positive}
+    given = [name for name, value in criteria.items() if value is not None]
+    if len(given) > 1 or (not given and min_kept is None):
+        expected = "one criterion, fraction, threshold, negatives_per_positive, or min_kept alone"
+        raise ValueError(f"hard_pixels needs {expected}; got {' and '.join(given) or 'none'}")
+    if (positives is None) != (negatives_per_positive is None):
+        missing = "positives" if positives is None else "negatives_per_positive"
+        raise ValueError(f"positives and negatives_per_positive go together; got {missing}=None")
     loss = checks.floating("per_pixel", per_pixel)
     keep = jnp.ones(loss.shape, bool) if where is None else checks.mask("where", where, loss.shape)
     keys = _ordered(loss)
-    least = None if min_kept is None else checks.scalar("min_kept", min_kept, jnp.int32, 0.0)
+    least = checks.scalar("min_kept", 0 if min_kept is None else min_kept, jnp.int32, 0.0)
+
     if threshold is not None:
         cut = _ordered(checks.scalar("threshold", threshold, loss.dtype, -np.inf, infinite=True))
-        if least is not None:
+        if min_kept is not None:
             cut = jnp.minimum(cut, _kth_largest(keys, keep, least, axis_name))
         return keep & (keys >= cut)
     if positives is not None:
         taken = checks.mask("positives", positives, loss.shape) & keep
         ratio = checks.scalar("negatives_per_positive", negatives_per_positive, jnp.float32, 0.0, infinite=True)
-        num_taken = _count(taken, axis_name)
-        wanted = _multiple(ratio, num_taken)
-        if least is not None:
-            wanted = jnp.maximum(wanted, least - num_taken)
-        negatives = keep & ~taken
+        num_taken, negatives = _count(taken, axis_name), keep & ~taken
+        wanted = jnp.maximum(_multiple(ratio, num_taken), least - num_taken)
         return taken | (negatives & (keys >= _kth_largest(keys, negatives, wanted, axis_name)))
-    wanted = least
     if fraction is not None:
-        wanted = _share(checks.scalar("fraction", fraction, jnp.float32, 0.0, 1.0), _count(keep, axis_name))
-        wanted = wanted if least is None else jnp.maximum(wanted, least)
-    return keep & (keys >= _kth_largest(keys, keep, wanted, axis_name))
-
-
-def _check_criteria(fraction, min_kept, threshold, positives, negatives_per_positive):
-    given = {"fraction": fraction, "threshold": threshold, "negatives_per_positive": negatives_per_positive}
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) > 1 or (not names and min_kept is None):
-        raise ValueError(f"hard_pixels needs one criterion, {_CRITERIA}; got {' and '.join(names) or 'none'}")
-    if (positives is None) != (negatives_per_positive is None):
-        missing = "positives" if positives is None else "negatives_per_positive"
-        raise ValueError(f"positives and negatives_per_positive go together; got {missing}=None")
+        share = checks.scalar("fraction", fraction, jnp.float32, 0.0, 1.0)
+        least = jnp.maximum(least, _share(share, _count(keep, axis_name)))
+    return keep & (keys >= _kth_largest(keys, keep, least, axis_name))
 
 
 def _count(mask: Bool[Array, "*pixels"], axis_name: Hashable | None) -> Int[Array, ""]:
+    """Returns the number of True values on all devices."""
     return psum(jnp.sum(mask, dtype=jnp.int32), axis_name)
 
 
 def _ordered(loss: Float[Array, "*pixels"]) -> UInt[Array, "*pixels"]:
-    """Unsigned integers in the order of the floats: -0 is 0, all NaN are one, above infinity and below all ones."""
+    """Returns unsigned integers in the order of the floats; -0 equals 0, and every NaN is one value above infinity."""
     dtype = np.uint64 if loss.dtype.itemsize == 8 else np.uint32
     sign = dtype(1) << dtype(np.iinfo(dtype).bits - 1)
     info = jnp.finfo(loss.dtype)
     infinity = ((dtype(1) << dtype(info.nexp)) - dtype(1)) << dtype(info.nmant)
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(loss), dtype)
-    # In bits, because a device may take a subnormal float for 0, and another may not.
+    # On bits, because some devices flush subnormal floats to 0.
     size = jnp.minimum(bits & ~sign, infinity + dtype(1))
     negative = (bits >= sign) & (size > 0) & (size <= infinity)
     return jnp.where(negative, ~bits, size | sign)
@@ -140,9 +123,9 @@ def _ordered(loss: Float[Array, "*pixels"]) -> UInt[Array, "*pixels"]:
 def _kth_largest(
     keys: UInt[Array, "*pixels"], among: Bool[Array, "*pixels"], k: Int[Array, ""], axis_name: Hashable | None
 ) -> UInt[Array, ""]:
-    """The k-th largest key of all devices' pixels in `among`: above all keys if k is 0, below all if there are fewer.
+    """Returns the k-th largest key in `among` on all devices: above all keys if k is 0, below all if there are fewer.
 
-    Bit by bit from the highest: the largest number that at least k of the keys reach.
+    It is the largest number that at least k keys reach, found bit by bit from the highest.
     """
     num_bits = np.iinfo(keys.dtype).bits
 
@@ -151,42 +134,42 @@ def _kth_largest(
         reached = _count(among & (keys >= candidate), axis_name)
         return jnp.where(reached >= k, candidate, low)
 
-    # The first step outside: under shard_map the carry must have the type (varying over which axes) of a step's result.
+    # The first step is outside the loop: under shard_map the carry must vary over the same axes as a step's result.
     first = step(jnp.int32(0), jnp.zeros((), keys.dtype))
     return jax.lax.fori_loop(1, num_bits, step, first)
 
 
 def _share(x: Float[Array, ""], count: Int[Array, ""]) -> Int[Array, ""]:
-    """⌈x · count⌉ for x in [0, 1], in integers: float32 has too few digits for a count above 2^24.
+    """Returns ⌈x · count⌉ for x in [0, 1], in integers: float32 has too few digits for a count above 2^24.
 
-    x is taken at the low end of what rounds to this float32, so that 0.1 of 10 is 1, and not the 2 that
-    ⌈0.100000001 · 10⌉ is. What has twelve binary digits or fewer (0.25, 1) is meant as it stands.
+    x is replaced by the smallest number that rounds to it, so that 0.1 of 10 is 1 and not ⌈0.100000001 · 10⌉ = 2. An x
+    of at most twelve binary digits (0.25, 1) stays.
     """
     one = 1 << 30
     scaled = (x * one).astype(jnp.uint32)
     short = scaled % (1 << 18) == 0
     low_end = jnp.where(short, scaled, scaled - jnp.minimum(scaled, (scaled >> 24) + 1))
-    # low_end · count / 2^30, rounded up, in halves of 15 bits: the product has 61 bits.
+    # low_end · count / 2^30, rounded up, in halves of 15 bits, because the product has 61 bits.
     count_high, count_low = jnp.divmod(count.astype(jnp.uint32), 1 << 15)
     high, low = jnp.divmod(low_end, 1 << 15)
     carry, rest = jnp.divmod(low * count_low, 1 << 15)
     whole, part = jnp.divmod(high * count_low + low * count_high + carry, 1 << 15)
     rounded = high * count_high + whole + ((part > 0) | (rest > 0)).astype(jnp.uint32)
-    # Too small for 30 binary digits is not yet nothing.
+    # A positive x below 2^-30 still selects one pixel.
     return jnp.where((x > 0) & (count > 0), jnp.maximum(rounded, 1), rounded).astype(jnp.int32)
 
 
 def _multiple(x: Float[Array, ""], count: Int[Array, ""]) -> Int[Array, ""]:
-    """⌈x · count⌉ for any x ≥ 0, at most 2^31 - 1: a share of the count doubled until x is at most 1.
+    """Returns ⌈x · count⌉ for any x ≥ 0, at most 2^31 - 1, as the share x / 2^n of the count · 2^n.
 
-    Where that count has 32 bits the last doubling is done with the share, which may then be one too small.
+    If that count has 32 bits, the last doubling applies to the share, which may then be one too small.
     """
     mantissa, exponent = jnp.frexp(x)
     doublings = jnp.clip(exponent, 0, 31)
     before_last = jnp.maximum(doublings - 1, 0)
-    fits = (x < 1 << 30) & (count <= (_MOST >> doublings))
-    half_fits = (x < 2.0**31) & (count <= (_MOST >> before_last))
+    fits = (x < 1 << 30) & (count <= (_INT32_MAX >> doublings))
+    half_fits = (x < 2.0**31) & (count <= (_INT32_MAX >> before_last))
     doubled = jnp.where(fits, count << doublings, jnp.where(half_fits, count << before_last, 0))
     share = _share(jnp.where(exponent > 0, mantissa, x), doubled)
-    twice = jnp.where(half_fits & (share <= 1 << 30), 2 * (share - 1) + 1, _MOST)
+    twice = jnp.where(half_fits & (share <= 1 << 30), 2 * (share - 1) + 1, _INT32_MAX)
     return jnp.where(fits, share, jnp.where(count > 0, twice, 0))

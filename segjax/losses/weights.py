@@ -1,4 +1,4 @@
-"""Weights and biases that answer a class imbalance, from pixel counts. Host code: computed once, before training."""
+"""Class weights and initial biases against class imbalance. Host code: computed once, before training."""
 
 import jax
 import jax.numpy as jnp
@@ -8,41 +8,39 @@ from jaxtyping import Array, Float, Real
 
 from segjax import checks
 
-# Paszke et al. 2016: c of 1 / ln(c + p), which bounds the weights to [1.4, 50].
-_ENET_C = 1.02
+SCHEMES = ("inverse", "median-frequency", "log", "effective-number")
 
 
 def class_weights(
     counts: Real[ArrayLike, "... classes"], scheme: str, *, beta: Real[ArrayLike, ""] | None = None
 ) -> Float[Array, "classes"]:
-    r"""Class weights from the pixel counts of a training set, for `class_weights`, `alpha` and their like.
+    r"""Computes one weight per class from the pixel counts of a training set.
 
-    With n_c pixels of class c, their sum n, and the number C of classes that occur:
+    With :math:`n_c` pixels of class c, their sum n, and the number C of classes that occur:
 
     .. math::
         w_c^{inv} = \frac{n}{C n_c}, \quad w_c^{med} = \frac{\operatorname{median}(f)}{f_c}, \quad
         w_c^{log} = \frac{1}{\ln(1.02 + n_c / n)}, \quad w_c^{eff} \propto \frac{1 - β}{1 - β^{n_c}}
 
-    - "inverse": the mean weight of a pixel is 1 and every class weighs the same in total.
-    - "median-frequency": f_c is n_c over the pixels of the images that hold class c. That needs counts `[images, C]`;
-      with `[C]` every image is taken to hold every class.
-    - "log": ENet's.
-    - "effective-number": scaled to a mean of 1 over the classes. β near 1 - 1/n_c of the rare classes: pixels are many,
-      so with the paper's β = 0.9999 all weights of a big set are 1.
+    - "inverse": the mean weight per pixel is 1, and every class has the same total weight.
+    - "median-frequency": :math:`f_c` is :math:`n_c` divided by the pixels of the images that contain class c. Counts
+      `[C]` mean that every image contains every class.
+    - "log": ENet's weights, between 1.4 and 50.
+    - "effective-number": scaled to a mean of 1 over the classes. Choose β near 1 - 1/n of a rare class of n pixels: at
+      the paper's β = 0.9999 all weights of a large data set are 1.
 
-    A class of 0 pixels has weight 0 in every scheme and is left out of C, the median and the scale: nothing is known of
-    it, and an infinite weight would turn 0 · ∞ into NaN.
+    A class without pixels has weight 0 and does not enter C, the median or the scale.
 
     Args:
-        counts: pixels of each class, void left out: `[C]`, or `[images, C]` for each image. May exceed 2^31.
-        scheme: "inverse", "median-frequency", "log" or "effective-number".
-        beta: β in [0, 1); read by "effective-number" only, which needs it.
+        counts: unmasked pixels per class `[C]`, or per image and class `[images, C]`. May exceed 2^31.
+        scheme: one of the four names above.
+        beta: β in [0, 1), for "effective-number" only, which requires it.
 
     Returns:
         `[C]`, JAX's default float (float32).
 
     Raises:
-        TypeError: `counts` or β are traced.
+        TypeError: `counts` or β is traced.
         ValueError: unknown scheme; counts of another rank, negative, not finite or all 0; β missing or out of range.
 
     References:
@@ -52,40 +50,50 @@ def class_weights(
     >>> import numpy as np
     >>> print(class_weights(np.array([900, 100, 0]), "inverse"))
     [0.5555556 5.        0.       ]
-    >>> print(class_weights(np.array([900, 100]), "log").round(2))
-    [1.53 8.82]
     """
-    checks.choice("scheme", scheme, tuple(_SCHEMES))
+    checks.choice("scheme", scheme, SCHEMES)
     counts = _counts("counts", counts)
     if counts.ndim not in (1, 2):
         raise ValueError(f"counts must be [classes] or [images, classes]; got shape {counts.shape}")
-    counts = np.atleast_2d(counts)
-    if beta is not None:
-        beta = float(checks.host("beta", beta))
+    beta = None if beta is None else float(checks.host("beta", beta))
     if scheme == "effective-number" and (beta is None or not 0 <= beta < 1):
         raise ValueError(f'scheme="effective-number" needs beta in [0, 1); got {beta}')
+    counts = np.atleast_2d(counts)
     present = counts.sum(axis=0) > 0
-    weights = np.zeros(counts.shape[1])
-    weights[present] = _SCHEMES[scheme](counts[:, present], beta)
+    counts = counts[:, present]
+    per_class = counts.sum(axis=0)
+    if scheme == "inverse":
+        values = per_class.sum() / (per_class.size * per_class)
+    elif scheme == "median-frequency":
+        frequency = per_class / np.where(counts > 0, counts.sum(axis=1, keepdims=True), 0).sum(axis=0)
+        values = np.median(frequency) / frequency
+    elif scheme == "log":
+        values = 1 / np.log(1.02 + per_class / per_class.sum())
+    else:
+        with np.errstate(divide="ignore"):  # log 0 at β = 0 gives the right weight of 1
+            values = (1 - beta) / -np.expm1(per_class * np.log(beta))
+        values = values / values.mean()
+    weights = np.zeros(present.size)
+    weights[present] = values
     return jnp.asarray(weights)
 
 
 def prior_bias(pi: Float[ArrayLike, "*outputs"]) -> Float[Array, "*outputs"]:
-    r"""The bias of a sigmoid head that starts every pixel at the foreground probability π.
+    r"""Returns the bias with which a sigmoid head predicts the foreground probability π at every pixel.
 
     .. math:: b = -\log\frac{1 - π}{π}
 
-    Without it a fresh head says 0.5 everywhere, and the many negatives of a rare class swamp the first steps.
+    A head with bias 0 starts at 0.5, and the many negatives of a rare class dominate the first steps.
 
     Args:
-        pi: π in (0, 1), a scalar or one for each output; may be traced. The paper takes 0.01, whatever the data.
+        pi: π in (0, 1), a scalar or one per output; may be traced. The paper uses 0.01 for every data set.
 
     Returns:
         b, the shape of π, at least float32.
 
     Raises:
-        TypeError: π is not floating.
-        ValueError: π is not in (0, 1) (where it has a value: not when traced).
+        TypeError: π is not floating point.
+        ValueError: π is not in (0, 1) (not checked when traced).
 
     References:
         Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 4.1.
@@ -96,7 +104,7 @@ def prior_bias(pi: Float[ArrayLike, "*outputs"]) -> Float[Array, "*outputs"]:
     if isinstance(pi, jax.core.Tracer):
         pi = checks.floating("pi", pi)
         return jnp.log(pi) - jnp.log1p(-pi)
-    # In float64 on the host: 1 - 1e-8, the background of a rare class, is 1 in float32, and its bias infinite.
+    # In float64: 1 - 1e-8, the background of a rare class, is 1 in float32 and its bias infinite.
     exact = np.asarray(pi, np.float64)
     if not ((exact > 0) & (exact < 1)).all():
         raise ValueError(f"pi must be between 0 and 1, both excluded; got {exact.tolist()}")
@@ -104,22 +112,22 @@ def prior_bias(pi: Float[ArrayLike, "*outputs"]) -> Float[Array, "*outputs"]:
 
 
 def prior_bias_softmax(frequencies: Real[ArrayLike, "classes"]) -> Float[Array, "classes"]:
-    r"""The biases of a softmax head that starts every pixel at the class frequencies.
+    r"""Returns the biases with which a softmax head predicts the class frequencies at every pixel.
 
     .. math:: b_c = \log\frac{f_c}{\sum_j f_j}
 
     Args:
-        frequencies: f, `[C]`, all positive: frequencies or pixel counts, they are divided by their sum.
+        frequencies: f, `[C]`, all positive: frequencies or pixel counts.
 
     Returns:
         b, `[C]`, JAX's default float (float32); softmax(b) = f / Σ f.
 
     Raises:
         TypeError: `frequencies` are traced.
-        ValueError: not `[C]`, negative or not finite, or a class has 0: its bias would be -∞, and never learnt away.
+        ValueError: not `[C]`, negative or not finite, or 0 for a class, whose bias would be -∞ for ever.
 
     References:
-        Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 4.1: the same idea, C classes.
+        Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 4.1 (for two classes).
 
     >>> import numpy as np
     >>> print(prior_bias_softmax(np.array([0.9, 0.1])))
@@ -137,41 +145,10 @@ def prior_bias_softmax(frequencies: Real[ArrayLike, "classes"]) -> Float[Array, 
 
 
 def _counts(name: str, values: ArrayLike) -> np.ndarray:
-    # float64 on the host: counts pass 2^31, and JAX would wrap them to int32 without a word.
+    """Returns checked counts in float64, since JAX would wrap counts beyond 2^31."""
     counts = checks.host(name, values).astype(np.float64)
     if not np.isfinite(counts).all() or (counts < 0).any():
         raise ValueError(f"{name} must be finite and not negative; got {counts.tolist()}")
     if not counts.any():
         raise ValueError(f"{name} must not be all 0; got {counts.tolist()}")
     return counts
-
-
-def _inverse(counts: np.ndarray, _beta: float | None) -> np.ndarray:
-    of_class = counts.sum(axis=0)
-    return of_class.sum() / (of_class.size * of_class)
-
-
-def _median_frequency(counts: np.ndarray, _beta: float | None) -> np.ndarray:
-    pixels_with_class = np.where(counts > 0, counts.sum(axis=1, keepdims=True), 0).sum(axis=0)
-    frequency = counts.sum(axis=0) / pixels_with_class
-    return np.median(frequency) / frequency
-
-
-def _log(counts: np.ndarray, _beta: float | None) -> np.ndarray:
-    return 1 / np.log(_ENET_C + counts.sum(axis=0) / counts.sum())
-
-
-def _effective_number(counts: np.ndarray, beta: float | None) -> np.ndarray:
-    of_class = counts.sum(axis=0)
-    # β = 0 means one effective pixel a class: its logarithm is -∞, and -expm1(-∞) is the right 1.
-    with np.errstate(divide="ignore"):
-        weights = (1 - beta) / -np.expm1(of_class * np.log(beta))
-    return weights / weights.mean()
-
-
-_SCHEMES = {
-    "inverse": _inverse,
-    "median-frequency": _median_frequency,
-    "log": _log,
-    "effective-number": _effective_number,
-}

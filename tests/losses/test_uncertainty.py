@@ -310,7 +310,7 @@ BROKEN_PENALTY = {
     "variance of classes": (
         {"variance": LOGITS},
         ValueError,
-        r"variance must have one value a pixel, shape \(2, 4, 5\); got one a class, .*7\): .*variance.mean\(-1\)",
+        r"variance must have one value per pixel, shape \(2, 4, 5\); got one per class, .*7\): .*variance.mean\(-1\)",
     ),
     "variance shape": (
         {"variance": VARIANCE[0]},
