@@ -26,7 +26,7 @@ from segjax.models.network import (
     head_samples,
     logit_variance,
 )
-from segjax.models.packed_unet import Layout, PackedUNet
+from segjax.models.packed_unet import BatchNorm, Layout, PackedUNet
 from segjax.models.patch import PatchClassifier, ValidBlock
 from segjax.models.pretrained import load_encoder, load_torch_state, resnet_variables, with_encoder
 from segjax.models.resnet import ResidualBlock, ResNet
@@ -44,9 +44,12 @@ from segjax.models.upsampling import (
     upsample_nearest_2x2,
 )
 
+Pass = ForwardContext  # the name that other programs may still import
+
 __all__ = [
     "ASPP",
     "FCN",
+    "BatchNorm",
     "Conv",
     "Conv3x3",
     "Conv7x7Block",

@@ -9,21 +9,14 @@ from jaxtyping import Array, Float
 
 
 def conv3x3_reflect(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"], *unused: Any, dimension_numbers: Any, **unused_too: Any
+    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"], *_: Any, dimension_numbers: Any, **__: Any
 ) -> Float[Array, "b h w f"]:
-    """Returns the 3×3 convolution of `x` padded by its reflection, at stride 1.
+    """Returns the 3×3 convolution of `x` padded by its reflection, at stride 1; the other arguments are `nn.Conv`'s.
 
     Equal to `conv(jnp.pad(x, 1, mode="reflect"), kernel, "VALID")`. It is computed as the zero-padded convolution plus
     the contributions of the reflected lines to the outermost rows and columns. Padding the whole array doubles a
     U-Net's training step on a CPU with jax 0.10, adds a fifth with jax 0.12 (docs/speed.md), and moves a quarter more
     bytes on a TPU. Reverse mode only (a custom VJP). A single row or column is repeated.
-
-    Args:
-        x: `[B, H, W, C]`.
-        kernel: `[3, 3, C, F]`.
-        unused: strides, padding and dilations of `nn.Conv`, which are 1, "SAME" and 1.
-        dimension_numbers: those of `nn.Conv`.
-        unused_too: feature groups and precision of `nn.Conv`, which are 1 and the default.
     """
 
     def conv(lines: Array, part: Array, padding: Any) -> Array:

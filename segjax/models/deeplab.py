@@ -1,6 +1,7 @@
 """DeepLab v2 (Chen et al. 2016, arXiv 1606.00915) and v3+ (Chen et al. 2018, arXiv 1802.02611)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,8 +19,7 @@ class DeepLabV2(Network):
     .. math:: y = \sum_r W_r *_r x
 
     with :math:`*_r` the convolution of dilation r. In the paper y are the scores of the classes, upsampled by 8. Here y
-    are the features of the linear head, with `aspp=None` as many as classes; since only linear maps follow x, both
-    represent the same functions. The convolutions have no bias, because the head has one.
+    are the features of the linear head; since only linear maps follow x, both represent the same functions.
 
     ResNet-101, width 64, 3 channels, batch norm: 42.5 M parameters in the encoder, and rates · 9 · 2048 · C. The
     paper's three image scales and its conditional random field are not part of the network.
@@ -36,12 +36,6 @@ class DeepLabV2(Network):
 
     References:
         Chen et al., arXiv 1606.00915.
-
-    >>> import jax
-    >>> model, images = DeepLabV2(5, encoder_depth=18, width=4), jnp.zeros((1, 33, 50, 3))
-    >>> output = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0])
-    >>> output.logits.shape
-    (1, 33, 50, 5)
     """
 
     num_classes: int
@@ -51,15 +45,12 @@ class DeepLabV2(Network):
     rates: Sequence[int] = (6, 12, 18, 24)
     aspp: int | None = None
 
-    @property
-    def multiple(self) -> int:
-        """Returns the encoder's output stride."""
-        return self.output_stride
+    deep_places = 1
 
     @property
-    def deep_places(self) -> int:
-        """Returns 1: before ASPP."""
-        return 1
+    def multiple(self) -> int:
+        """Output stride of the encoder."""
+        return self.output_stride
 
     def check(self) -> None:
         """Raises a ValueError if the encoder is unknown or a rate is out of range."""
@@ -100,25 +91,22 @@ class ASPP(Block):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
-        """Maps `[B, H, W, C]` to `[B, H, W, features]`.
-
-        Raises:
-            ValueError: training with batch norm on a single image.
-        """
+        """Maps `[B, H, W, C]` to `[B, H, W, features]`; a ValueError if batch norm is trained on a single image."""
         if train and self.norm == "batch" and x.shape[0] * collectives.psum(1, self.axis_name) < 2:
             raise ValueError(
                 "the image pooling of DeepLabV3Plus takes batch statistics over images and needs at least 2 of them in "
                 'training; got a batch of 1: use a larger one, or norm="group"'
             )
         common = {"norm": self.norm, "axis_name": self.axis_name, **self.dtypes}
-        branches = [ConvNorm(self.features, size=1, name="point", **common)(x, train)]
-        for rate in self.rates:
-            branch = ConvNorm(self.features, dilation=rate, separable=True, name=f"rate{rate}", **common)
-            branches.append(branch(x, train))
+
+        def block(x: Array, name: str, **fields: Any) -> Array:
+            return ConvNorm(self.features, name=name, **fields, **common)(x, train)
+
+        branches = [block(x, "point", size=1)]
+        branches += [block(x, f"rate{rate}", dilation=rate, separable=True) for rate in self.rates]
         pooled = x.mean((1, 2), keepdims=True, dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
-        pooled = ConvNorm(self.features, size=1, name="pool", **common)(pooled, train)
-        branches.append(jnp.broadcast_to(pooled, branches[0].shape))
-        return ConvNorm(self.features, size=1, name="project", **common)(jnp.concatenate(branches, -1), train)
+        branches.append(jnp.broadcast_to(block(pooled, "pool", size=1), branches[0].shape))
+        return block(jnp.concatenate(branches, axis=-1), "project", size=1)
 
 
 class DeepLabV3Plus(Network):
@@ -127,20 +115,19 @@ class DeepLabV3Plus(Network):
     .. math:: f = D([\,\text{up}(S(\text{ASPP}(x_{16}))),\ P(x_4)\,])
 
     S and D are separable 3×3 convolutions and P is a 1×1 convolution to few channels, so that the many fine features do
-    not outweigh the coarse ones; each has norm and ReLU. The logits are computed at stride 4 and upsampled.
+    not outweigh the coarse ones; each has norm and ReLU. The logits are computed at stride 4 and upsampled. Training
+    with batch norm needs at least two images, see `ASPP`.
 
     ResNet-50, width 64, 3 channels, batch norm, 12 classes: 26.68 M parameters, as many as
     segmentation-models-pytorch's `DeepLabV3Plus("resnet50")`, which also has S and a single D; the paper has two D and
-    no S. Both upsample with aligned corners, which we do not. Training with batch norm needs at least two images, see
-    `ASPP`.
+    no S. Both upsample with aligned corners, which we do not.
 
     Attributes: those of `Network`, and
         encoder_depth: 18 | 34 | 50 | 101.
         width: number of channels of the encoder's stem.
         output_stride: output stride of the encoder, 8 | 16 | 32.
-        rates: dilations of ASPP; None: the paper's 6, 12, 18 at output stride 16, doubled at 8.
-            (segmentation-models-pytorch has 12, 24, 36 at 16.) They are for crops of 513 pixels; on a map not larger
-            than a rate only the middle tap sees the map: choose smaller rates for small images.
+        rates: dilations of ASPP; None: the paper's 6, 12, 18 at output stride 16, doubled at 8, for crops of 513
+            pixels. (segmentation-models-pytorch has 12, 24, 36 at 16.) Choose smaller rates for small images.
         channels: number of channels of ASPP and the decoder.
         low: number of output channels of P; None: 3/16 of the features of stride 4, the paper's 48 of 256.
 
@@ -151,8 +138,7 @@ class DeepLabV3Plus(Network):
 
     >>> import jax
     >>> model, images = DeepLabV3Plus(5, encoder_depth=18, width=4, channels=8), jnp.zeros((1, 33, 50, 3))
-    >>> output = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0])
-    >>> output.logits.shape
+    >>> jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0].logits).shape
     (1, 33, 50, 5)
     """
 
@@ -164,15 +150,12 @@ class DeepLabV3Plus(Network):
     channels: int = 256
     low: int | None = None
 
-    @property
-    def multiple(self) -> int:
-        """Returns the encoder's output stride."""
-        return self.output_stride
+    deep_places = 2
 
     @property
-    def deep_places(self) -> int:
-        """Returns 2: after ASPP and after the decoder."""
-        return 2
+    def multiple(self) -> int:
+        """Output stride of the encoder."""
+        return self.output_stride
 
     def check(self) -> None:
         """Raises a ValueError if the encoder is unknown or a rate is out of range."""

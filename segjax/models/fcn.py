@@ -7,8 +7,6 @@ from segjax.models.layers import VGG16, ConvNorm, ConvStack, fan_in_normal, max_
 from segjax.models.network import ForwardContext, Network
 from segjax.models.upsampling import ConvTransposeBilinear
 
-STRIDES = (8, 16, 32)
-
 
 class FCN(Network):
     r"""FCN: VGG16 with its fully connected layers as convolutions, and scores of several depths upsampled and summed.
@@ -20,13 +18,11 @@ class FCN(Network):
     .. math:: s_{32} = S(fc7), \quad s_{16} = U(s_{32}) + S_4(pool4), \quad s_8 = U(s_{16}) + S_3(pool3)
 
     U is a learned transposed convolution by 2, initially bilinear interpolation. S_4 and S_3 are initially 0, so a
-    finer network starts as the coarser one and learns what the skip adds. The last upsampling, by `stride`, stays
-    bilinear, as in the paper.
+    finer network starts as the coarser one. The last upsampling, by `stride`, stays bilinear, as in the paper.
 
     Differences from the authors' network: convolutions keep height and width by zero padding, where the authors pad the
     image by 100 pixels and crop. The linear head of every network here follows the sum of the scores; being linear, it
-    adds no expressive power, and it carries the prior and the dropout heads. These apply dropout to the scores; choose
-    `score` above `num_classes` to give them more channels.
+    adds no expressive power. Dropout heads drop scores; choose `score` above `num_classes` to give them more channels.
 
     Width 64, hidden 4096, 3 channels, 21 classes, norm "none": 134.4 M parameters, 120 M of them in fc6 and fc7.
 
@@ -42,12 +38,8 @@ class FCN(Network):
         Long et al., arXiv 1411.4038; Shelhamer et al., arXiv 1605.06211. VGG: Simonyan and Zisserman, arXiv 1409.1556.
 
     >>> import jax
-    >>> import jax.numpy as jnp
-    >>> model, images = FCN(num_classes=5, width=2, hidden=4), jnp.zeros((1, 13, 40, 3))
-    >>> variables = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
-    >>> variables["params"]["fc6"]["conv"]["kernel"].shape
-    (7, 7, 16, 4)
-    >>> jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images).logits.shape
+    >>> model, images = FCN(num_classes=5, width=2, hidden=4), jax.numpy.zeros((1, 13, 40, 3))
+    >>> jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0].logits).shape
     (1, 13, 40, 5)
     """
 
@@ -57,19 +49,11 @@ class FCN(Network):
     stride: int = 8
     score: int | None = None
 
-    @property
-    def multiple(self) -> int:
-        """Returns the stride of the fifth pooling."""
-        return 32
-
-    @property
-    def deep_places(self) -> int:
-        """Returns 2: after fc7 and after fc6."""
-        return 2
+    multiple, deep_places = 32, 2
 
     def check(self) -> None:
         """Raises a ValueError if `stride` is not 8, 16 or 32."""
-        if self.stride not in STRIDES:
+        if self.stride not in (8, 16, 32):
             raise ValueError(f"stride of an FCN must be 8, 16 or 32; got {self.stride}")
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b H W f"], int]:

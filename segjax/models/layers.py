@@ -1,7 +1,7 @@
 """Layers that the networks share: convolutions, norms, max pooling, bilinear upsampling and padding.
 
-The convolutions and norms are flax's. What is written out here is written out because XLA's CPU compiler is several
-times slower with the usual form: max pooling, depthwise convolution, and the random numbers of initial kernels.
+The convolutions and norms are flax's. Max pooling, depthwise convolution and the initial kernels are written out
+because XLA's CPU compiler is several times slower with the usual form.
 """
 
 import math
@@ -19,8 +19,6 @@ from segjax.models._reflect import conv3x3_reflect
 
 # Channels in units of the width, and number of convolutions, of each level of VGG16 (arXiv 1409.1556).
 VGG16 = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
-# The names of `nn.Conv` and of `jnp.pad` for each kind of padding.
-_CONV_PADDINGS = ("reflect", "zeros")
 _PAD_MODES = {"reflect": "reflect", "zeros": "constant"}
 
 
@@ -28,12 +26,10 @@ def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1)
     """Pads height and width, at the bottom and the right, to a multiple of `multiple` that is at least `minimum`.
 
     The new pixels are the reflection of the image without its edge pixel. As in `np.pad`, an image smaller than the
-    padding is reflected repeatedly, and a single pixel is repeated. `[:, :H, :W]` undoes the padding.
+    padding is reflected repeatedly, and a single pixel is repeated.
 
-    >>> print(pad_to_multiple(jnp.arange(3.0).reshape(1, 1, 3, 1), 4)[0, :, :, 0])
+    >>> print(pad_to_multiple(jnp.arange(3.0).reshape(1, 1, 3, 1), 4)[0, :2, :, 0])
     [[0. 1. 2. 1.]
-     [0. 1. 2. 1.]
-     [0. 1. 2. 1.]
      [0. 1. 2. 1.]]
     """
     # In integers, so that `jax.export` sees that a symbolic multiple of `multiple` needs no padding.
@@ -45,13 +41,10 @@ def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1)
 
 
 def upsample_bilinear(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b {scale}*h {scale}*w c"]:
-    """Upsamples each side by `scale`, bilinearly between pixel centres, with the edge repeated, in x's dtype.
+    """Upsamples each side by `scale`, as PyTorch's `interpolate(mode="bilinear", align_corners=False)`, in x's dtype.
 
-    Equals PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
-
-    >>> print(upsample_bilinear(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1), 2)[0, :, :, 0])
-    [[0. 1. 3. 4.]
-     [0. 1. 3. 4.]]
+    >>> print(upsample_bilinear(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1), 2)[0, :1, :, 0])
+    [[0. 1. 3. 4.]]
     """
     b, h, w, c = x.shape
     return x if scale == 1 else jax.image.resize(x, (b, scale * h, scale * w, c), "linear")
@@ -73,30 +66,43 @@ def fan_in_normal(gain: float, fan_in: int | None = None) -> nn.initializers.Ini
     return init
 
 
-class Norm(nn.Module):
+class Layer(nn.Module, kw_only=True):
+    """Base class of layers and networks.
+
+    Attributes:
+        dtype: dtype of the computation; statistics and logits are at least float32.
+        param_dtype: dtype of the parameters.
+    """
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        """Both dtypes as arguments of a layer."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+
+class Norm(Layer):
     """Batch norm, group norm or no norm, with PyTorch's constants: epsilon 1e-5, momentum 0.9 (PyTorch's 0.1).
 
     `nn.BatchNorm` keeps the biased running variance (1/N); PyTorch keeps N/(N-1) of it. The variance is the mean of
     squared deviations: E[x²] - E[x]² would cancel for channels far from 0.
 
-    Attributes:
+    Attributes: those of `Layer`, and
         kind: "batch" (Ioffe and Szegedy, arXiv 1502.03167) | "group" | "none".
         axis_name: mapped axis over which batch statistics are averaged; None under plain `jit`.
         groups: number of groups of group norm; the greatest common divisor with the channels is used.
-        dtype: dtype of the result; statistics are at least float32.
-        param_dtype: dtype of the parameters.
     """
 
     kind: str = "batch"
     axis_name: str | None = None
     groups: int = 8
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         """Normalizes by batch statistics, updating "batch_stats", if `train`, and by the running statistics if not."""
-        common = {"epsilon": 1e-5, "use_fast_variance": False, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        common = {"epsilon": 1e-5, "use_fast_variance": False, **self.dtypes}
         if self.kind == "batch":
             return nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name, name="batch", **common)(x)
         if self.kind == "group":
@@ -106,81 +112,47 @@ class Norm(nn.Module):
         raise ValueError(f"norm must be 'batch', 'group' or 'none'; got {self.kind!r}")
 
 
-class Block(nn.Module, kw_only=True):
+class Block(Layer, kw_only=True):
     """Base class of the blocks of convolutions and norms. Convolutions have a bias only if norm is "none".
 
-    Attributes:
+    Attributes: those of `Layer`, and
         norm: "batch" | "group" | "none".
         axis_name: mapped axis of synchronized batch norm.
-        dtype: dtype of the computation.
-        param_dtype: dtype of the parameters.
     """
 
     norm: str = "batch"
     axis_name: str | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @property
-    def dtypes(self) -> dict[str, Any]:
-        """Returns the two dtypes as arguments of a layer."""
-        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     @property
     def conv_fields(self) -> dict[str, Any]:
-        """Returns the dtypes and `use_bias` as arguments of a convolution that a norm follows."""
+        """Dtypes and `use_bias` as arguments of a convolution that a norm follows."""
         return {"use_bias": self.norm == "none", **self.dtypes}
 
     def normalize(self, x: Float[Array, "b h w c"], train: bool, name: str = "norm") -> Float[Array, "b h w c"]:
-        """Returns `x` normalized by a `Norm` of this name."""
+        """Normalizes `x` by a `Norm` of this name."""
         return Norm(self.norm, self.axis_name, name=name, **self.dtypes)(x, train)
 
 
-def Conv3x3(
-    features: int,
-    padding: str = "reflect",
-    use_bias: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    name: str | None = None,
-) -> nn.Conv:
+def Conv3x3(features: int, padding: str = "reflect", **fields: Any) -> nn.Conv:
     """Returns a 3×3 `nn.Conv` with stride 1 that keeps height and width, with He-normal kernel (arXiv 1502.01852).
 
     Args:
         features: number of output channels.
         padding: "reflect" | "zeros".
-        use_bias: whether to add a bias; False before a norm, which would cancel it.
-        dtype: dtype of the computation.
-        param_dtype: dtype of the parameters.
-        name: name of the layer.
+        fields: other fields of `nn.Conv`; `use_bias` is False by default, because a norm would cancel the bias.
 
     Raises:
         ValueError: `padding` is unknown.
     """
-    checks.choice("padding", padding, _CONV_PADDINGS)
-    return nn.Conv(
-        features,
-        (3, 3),
-        padding="SAME",
-        conv_general_dilated=conv3x3_reflect if padding == "reflect" else None,
-        use_bias=use_bias,
-        kernel_init=fan_in_normal(2.0),
-        dtype=dtype,
-        param_dtype=param_dtype,
-        name=name,
-    )
+    checks.choice("padding", padding, tuple(_PAD_MODES))
+    conv = conv3x3_reflect if padding == "reflect" else None
+    fields = {"use_bias": False, "dtype": jnp.float32, **fields}
+    init = fan_in_normal(2.0)
+    return nn.Conv(features, (3, 3), padding="SAME", conv_general_dilated=conv, kernel_init=init, **fields)
 
 
 def Conv(
-    features: int,
-    size: int = 3,
-    stride: int = 1,
-    dilation: int = 1,
-    use_bias: bool = False,
-    gain: float = 2.0,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    name: str | None = None,
+    features: int, size: int = 3, stride: int = 1, dilation: int = 1, *, gain: float = 2.0, **fields: Any
 ) -> nn.Conv:
     """Returns a k×k `nn.Conv` with PyTorch's padding: dilation · (k - 1) / 2 zeros on every side.
 
@@ -192,44 +164,30 @@ def Conv(
         size: k, odd.
         stride: distance between the output pixels.
         dilation: distance between the taps of the kernel in pixels.
-        use_bias: whether to add a bias; False before a norm, which would cancel it.
         gain: the initial kernel has variance gain / fan-in; He's 2 is for the ReLU that follows.
-        dtype: dtype of the computation.
-        param_dtype: dtype of the parameters.
-        name: name of the layer.
+        fields: other fields of `nn.Conv`; `use_bias` is False by default, because a norm would cancel the bias.
     """
+    fields = {"use_bias": False, "dtype": jnp.float32, **fields}
+    padding, init = dilation * (size // 2), fan_in_normal(gain)
     return nn.Conv(
-        features,
-        (size, size),
-        stride,
-        padding=dilation * (size // 2),
-        kernel_dilation=dilation,
-        use_bias=use_bias,
-        kernel_init=fan_in_normal(gain),
-        dtype=dtype,
-        param_dtype=param_dtype,
-        name=name,
+        features, (size, size), stride, padding=padding, kernel_dilation=dilation, kernel_init=init, **fields
     )
 
 
-class SeparableConv3x3(nn.Module):
+class SeparableConv3x3(Layer):
     """A depthwise 3×3 convolution followed by a 1×1 convolution, without a norm between.
 
     It has 9C + C · features parameters instead of 9C · features (Chollet, Xception, arXiv 1610.02357).
 
-    Attributes:
+    Attributes: those of `Layer`, and
         features: number of output channels.
         dilation: distance between the taps of the depthwise convolution in pixels.
         use_bias: whether the 1×1 convolution has a bias; False before a norm.
-        dtype: dtype of the computation.
-        param_dtype: dtype of the parameters.
     """
 
     features: int
     dilation: int = 1
     use_bias: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
@@ -238,8 +196,7 @@ class SeparableConv3x3(nn.Module):
         kernel = self.param("depthwise", fan_in_normal(1.0, 9), (3, 3, x.shape[-1]), self.param_dtype)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         x = depthwise3x3(x, kernel, self.dilation)
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return Conv(self.features, size=1, use_bias=self.use_bias, name="pointwise", **dtypes)(x)
+        return Conv(self.features, 1, use_bias=self.use_bias, name="pointwise", **self.dtypes)(x)
 
 
 class ConvNorm(Block):
@@ -268,8 +225,8 @@ class ConvNorm(Block):
 class StridedConv3x3(Block):
     """A 3×3 convolution with stride 2, norm, ReLU: a learned pooling.
 
-    The kernel is centred on every even row and column, so an even size needs one line of padding, above and to the
-    left: PyTorch's `Conv2d(C, F, 3, stride=2, padding=1)`.
+    The kernel is centred on every even row and column, with one line of padding above and to the left: PyTorch's
+    `Conv2d(C, F, 3, stride=2, padding=1)` for even sizes.
 
     Attributes: those of `Block`, and
         features: number of output channels.
@@ -301,7 +258,7 @@ class ConvStack(Block):
 
     Attributes: those of `Block`, and
         features: number of output channels of each convolution.
-        count: number of convolutions.
+        count: number of convolutions, at least 1.
         last: number of output channels of the last convolution; None: `features`.
         padding: "reflect" | "zeros".
     """
@@ -313,11 +270,7 @@ class ConvStack(Block):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
-        """Maps `[B, H, W, C]` to `[B, H, W, features]`, or to `last` channels.
-
-        Raises:
-            ValueError: `count` is less than 1.
-        """
+        """Maps `[B, H, W, C]` to `[B, H, W, features]`, or to `last` channels."""
         if self.count < 1:
             raise ValueError(f"count of ConvStack must be at least 1; got {self.count}")
         widths = [self.features] * (self.count - 1) + [self.features if self.last is None else self.last]
@@ -340,13 +293,10 @@ def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
     equal to the maximum, which is 0 where the compiler recomputes x with another rounding.
 
     Args:
-        x: `[B, H, W, C]`, H and W even.
+        x: `[B, H, W, C]`, H and W even, otherwise a ValueError.
 
     Returns:
         `[B, H/2, W/2, C]`, x's dtype.
-
-    Raises:
-        ValueError: H or W is odd.
 
     >>> print(max_pool_2x2(jnp.arange(8.0).reshape(1, 2, 4, 1))[0, :, :, 0])
     [[5. 7.]]
@@ -360,25 +310,19 @@ def max_pool_2x2_positions(
 ) -> tuple[Float[Array, "b h/2 w/2 c"], UInt8[Array, "b h/2 w/2 c"]]:
     """Returns `max_pool_2x2` and the position of each maximum in its window, as SegNet stores it (arXiv 1511.00561).
 
-    A position is 2 · row + column within the window: 0 top left, 1 top right, 2 bottom left, 3 bottom right. It does
-    not depend on the image's size; PyTorch's int64 index into the H × W plane is (2i + p // 2) · W + 2j + p % 2. Among
-    equal maxima, which are common after a ReLU, the first counts, as in PyTorch.
+    A position is 2 · row + column within the window. It does not depend on the image's size; PyTorch's int64 index into
+    the H × W plane is (2i + p // 2) · W + 2j + p % 2. Among equal maxima, which are common after a ReLU, the first
+    counts, as in PyTorch.
 
     Args:
-        x: `[B, H, W, C]`, H and W even.
+        x: `[B, H, W, C]`, H and W even, otherwise a ValueError.
 
     Returns:
         The maxima, `[B, H/2, W/2, C]`, x's dtype, and their positions, same shape, uint8, without a gradient.
 
-    Raises:
-        ValueError: H or W is odd.
-
-    >>> grid = jnp.array([[1.0, 2, 6, 3], [3, 5, 2, 1], [1, 2, 2, 1], [7, 3, 4, 8]])
-    >>> pooled, positions = max_pool_2x2_positions(grid[None, :, :, None])
+    >>> pooled, positions = max_pool_2x2_positions(jnp.array([[1.0, 2, 6, 3], [3, 5, 2, 1]])[None, :, :, None])
     >>> print(pooled[0, :, :, 0], positions[0, :, :, 0])
-    [[5. 6.]
-     [7. 8.]] [[3 0]
-     [2 3]]
+    [[5. 6.]] [[3 0]]
     """
     (a, b), (c, d) = _windows_2x2(x)
     top, bottom = larger(a, b), larger(c, d)
@@ -465,19 +409,6 @@ def depthwise3x3(
 
     On CPUs it is computed as nine shifted products: XLA's form, used elsewhere, takes five times as long with its
     gradients, and thirty times as long without.
-
-    Args:
-        x: `[B, H, W, C]`.
-        kernel: `[3, 3, C]`.
-        dilation: distance between the taps in pixels; static.
-
-    Returns:
-        `[B, H, W, C]`.
-
-    >>> print(depthwise3x3(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1)), 2)[0, :, :, 0])
-    [[4. 2. 4.]
-     [2. 1. 2.]
-     [4. 2. 4.]]
     """
     (height, width, channels), padding = x.shape[1:], ((dilation, dilation),) * 2
 

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer, Key, Real, Shaped
 
 from segjax import checks
-from segjax.models.layers import pad_to_multiple, upsample_bilinear
+from segjax.models.layers import Layer, pad_to_multiple, upsample_bilinear
 
 DROPOUTS = ("none", "sampled", "analytic")
 MASKS = ("element", "channel")
@@ -53,10 +53,10 @@ class ForwardContext(NamedTuple):
 
     def drop(self, x: Float[Array, "b h w f"], place: int) -> Float[Array, "b h w f"]:
         """Returns dropout per element of x at place 1, 2, … of the network; x itself in a pass without dropout."""
-        return x if self.keys is None else dropout(x, self.deep_rate, fold_in_place(self.keys, place))
+        return x if self.keys is None else dropout(x, self.deep_rate, _fold_in(self.keys, place))
 
 
-class Network(nn.Module, kw_only=True):
+class Network(Layer, kw_only=True):
     r"""Base class of the networks, from images to `Segmentation`. A subclass defines the part between padding and head:
 
     - `multiple`: height and width of the input of its body are multiples of it;
@@ -65,20 +65,18 @@ class Network(nn.Module, kw_only=True):
 
     `init(key, images, train=False)` and `apply(variables, images, train=…, mutable=["batch_stats"])` are pure.
     Any input size works, including one pixel: images are padded by reflection at the bottom and the right to a multiple
-    of the network's own, and logits are cropped back. Small images are reflected repeatedly.
+    of the network's own, and logits are cropped back.
 
     `rngs={"dropout": key}` enables dropout, in evaluation too: such a pass is one Monte Carlo sample of the deep
     dropout and K samples of the head. All heads see the features of `logits`, so K samples cost K small products and
     not K networks; "analytic" is their variance at K = ∞, without a key and without noise. Masks depend only on (key,
     example index). Parameters do not depend on dropout.
 
-    Attributes:
+    Attributes: those of `Layer`, and
         num_classes: C, number of channels of the logits (1 for a sigmoid).
         norm: "batch" | "group" | "none".
         axis_name: mapped axis (`pmap`, `shard_map`, `vmap`) over which batch statistics are averaged. If set,
             `apply(…, train=True)` works only inside that axis; leave it None under plain `jit`.
-        dtype: dtype of the computation; head and logits are at least float32.
-        param_dtype: dtype of the parameters.
         remat: recompute the blocks in the backward pass instead of keeping their activations.
         head_bias: initial bias of the logits, one value per class, such as `losses.prior_bias(π)`; None: 0.
         head_kernel_stddev: standard deviation of the head's initial kernel; None: the usual fan-in scale.
@@ -86,8 +84,7 @@ class Network(nn.Module, kw_only=True):
             | "analytic": `logit_variance`, always.
         heads: K, number of masks of "sampled".
         rate: p of these masks, in [0, 1).
-        mask: "element" | "channel" for "sampled": one draw per value, or one per channel of an image, which has the
-            same variance at every pixel and needs H · W times fewer random numbers.
+        mask: "element" | "channel" for "sampled", see `head_samples`.
         deep_dropout: number of the network's own places, deepest first, with dropout per element; 0 to `deep_places`.
         deep_rate: p of these, in [0, 1).
 
@@ -99,8 +96,6 @@ class Network(nn.Module, kw_only=True):
     num_classes: int
     norm: str = "batch"
     axis_name: str | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     remat: bool = False
     head_bias: Sequence[float] | None = None
     head_kernel_stddev: float | None = None
@@ -111,20 +106,15 @@ class Network(nn.Module, kw_only=True):
     deep_dropout: int = 0
     deep_rate: float = 0.5
 
+    deep_places = 0  # largest `deep_dropout`; replaced by subclasses
+
     @property
     def minimum(self) -> int:
-        """Returns the smallest height and width of the body's input; a multiple of `multiple`."""
+        """Smallest height and width of the body's input; a multiple of `multiple`."""
         return self.multiple
 
-    @property
-    def symbolic_minimum(self) -> int:
-        """Returns the smallest symbolic height and width, for `jax.export`; a multiple of `multiple`."""
-        return self.minimum
-
-    @property
-    def deep_places(self) -> int:
-        """Returns the largest `deep_dropout`."""
-        return 0
+    def check(self) -> None:
+        """Raises a ValueError if a field that a subclass adds is out of range."""
 
     @nn.compact
     def __call__(
@@ -148,9 +138,8 @@ class Network(nn.Module, kw_only=True):
 
         Raises:
             TypeError: the images are integers.
-            ValueError: the images have another rank or no pixels; an unknown choice in a field; a rate outside [0, 1),
-                heads < 1, deep_dropout outside 0 to `deep_places`; no "dropout" key in training that needs one; the
-                number of examples is not that of the images.
+            ValueError: the images have another rank or no pixels; a field or an argument is out of range; training
+                needs a "dropout" key.
         """
         check_images(images)
         self._check_fields()
@@ -159,32 +148,16 @@ class Network(nn.Module, kw_only=True):
         keys = self._dropout_keys(images.shape[0], train, examples)
         padded = pad_to_multiple(images, self.multiple, minimum=self.minimum)
         features, scale = self.body(padded, ForwardContext(train, keys, deep_rate))
-        head = LinearHead(
-            self.num_classes, self.head_bias, self.head_kernel_stddev, param_dtype=self.param_dtype, name="head"
-        )
-        return head.segment(
-            features,
-            scale=scale,
-            size=images.shape[1:3],
-            dropout=self.dropout,
-            heads=self.heads,
-            rate=rate,
-            mask=self.mask,
-            keys=None if keys is None else fold_in_place(keys, 0),
-        )
-
-    @property
-    def dtypes(self) -> dict[str, Any]:
-        """Returns the two dtypes as arguments of a layer."""
-        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        initial = {"bias_init": self.head_bias, "kernel_stddev": self.head_kernel_stddev}
+        head = LinearHead(self.num_classes, **initial, param_dtype=self.param_dtype, name="head")
+        keys = None if keys is None else _fold_in(keys, 0)
+        options = {"dropout": self.dropout, "heads": self.heads, "rate": rate, "mask": self.mask, "keys": keys}
+        return head.segment(features, scale=scale, size=images.shape[1:3], **options)
 
     def block(self, kind: type[nn.Module], *arguments: Any, **fields: Any) -> Callable:
         """Returns `kind(…)` with the network's norm and dtypes, rematerialized if `remat`; call it with (x, train)."""
         kind = rematerialized(kind) if self.remat else kind
         return kind(*arguments, norm=self.norm, axis_name=self.axis_name, **self.dtypes, **fields)
-
-    def check(self) -> None:
-        """Raises a ValueError if a field that a subclass adds is out of range."""
 
     def _check_fields(self) -> None:
         checks.choice("dropout", self.dropout, DROPOUTS)
@@ -222,16 +195,16 @@ class Network(nn.Module, kw_only=True):
 
 def rematerialized(kind: type[nn.Module]) -> type[nn.Module]:
     """Returns the module class `kind`, called with (x, train), recomputed in the backward pass."""
-    return nn.remat(kind, static_argnums=(2,), policy=_is_collective)
+
+    # Synchronized batch statistics are kept, so that they are sent only once.
+    def is_collective(primitive: Any, *_: Any, **__: Any) -> bool:
+        return primitive.name.startswith("psum")
+
+    return nn.remat(kind, static_argnums=(2,), policy=is_collective)
 
 
-def _is_collective(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Selects what is kept for the backward pass nevertheless: the synchronized batch statistics, to send them once."""
-    return primitive.name.startswith("psum")
-
-
-def fold_in_place(keys: Key[Array, "b"], place: int) -> Key[Array, "b"]:
-    """Returns the keys of a place of the network; 0 is the head."""
+def _fold_in(keys: Key[Array, "b"], place: int | Array) -> Key[Array, "b"]:
+    """Returns the keys of a place of the network (0 is the head) or of a head."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, place)
 
 
@@ -266,11 +239,7 @@ class LinearHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Float[Array, "b h w f"]) -> Float[Array, "b h w c"]:
-        """Maps `[B, H, W, F]` to logits `[B, H, W, num_classes]`.
-
-        Raises:
-            ValueError: `bias_init` has not one value per class.
-        """
+        """Maps `[B, H, W, F]` to logits `[B, H, W, num_classes]`; a ValueError if `bias_init` has another length."""
         bias = np.zeros(self.num_classes) if self.bias_init is None else np.asarray(self.bias_init)
         if bias.shape != (self.num_classes,):
             raise ValueError(f"the head's bias needs one value per class, {self.num_classes}; got {self.bias_init}")
@@ -300,8 +269,7 @@ class LinearHead(nn.Module):
 
         With `scale` > 1 every result is that of the bilinearly upsampled features. The logits, and samples with masks
         per channel, are computed before the upsampling, which is equivalent because both maps are linear. Masks per
-        element and the analytic variance need the upsampled features themselves, H · W · F numbers. (The features are
-        returned upsampled; under jit this costs nothing if they are not used.)
+        element and the analytic variance need the upsampled features themselves, H · W · F numbers.
 
         Args:
             features: `[B, h, w, F]`.
@@ -325,9 +293,8 @@ class LinearHead(nn.Module):
         linear = self.variables["params"]["linear"]
         if dropout == "sampled" and keys is not None:
             late = scale > 1 and mask == "channel"
-            samples = head_samples(
-                features if late else whole, linear["kernel"], linear["bias"], keys, heads=heads, rate=rate, mask=mask
-            )
+            parameters, options = (linear["kernel"], linear["bias"]), {"heads": heads, "rate": rate, "mask": mask}
+            samples = head_samples(features if late else whole, *parameters, keys, **options)
             samples = jax.vmap(fine)(samples) if late else samples
         if dropout == "analytic":
             variance = logit_variance(whole, linear["kernel"], rate)
@@ -348,10 +315,9 @@ def head_samples(
 
     .. math:: z_k = W^\top x'_k + b, \qquad x'_k = \text{dropout}(x, p, \text{fold\_in}(\text{key}, k))
 
-    The masks of head k do not depend on K: the first 3 of 30 heads equal those of K = 3. K masks per channel need F · K
-    random numbers per image; masks per element need H · W times as many, which take most of the time. The heads are
-    computed one after another, so that K copies of the features never exist, not even in the backward pass.
-    `segjax.inference.head_uncertainty` computes those for large K without holding K sets of logits.
+    The masks of head k do not depend on K. The heads are computed one after another, so that K copies of the features
+    never exist, not even in the backward pass. `segjax.inference.head_uncertainty` is for large K: it does not hold K
+    sets of logits.
 
     Args:
         features: x, `[B, H, W, F]`, any floating dtype; the product is computed in at least float32.
@@ -360,7 +326,8 @@ def head_samples(
         keys: `[B]`, PRNG keys of the examples (`example_dropout_keys`).
         heads: K ≥ 1; static. An unbiased variance needs at least 2.
         rate: p in [0, 1), a scalar; not checked if traced.
-        mask: "element" | "channel"; static.
+        mask: "element" | "channel"; static. Both give the same variance at every pixel. Masks per channel need F · K
+            random numbers per image; masks per element need H · W times as many, which take most of the time.
 
     Returns:
         `[K, B, H, W, C]`, at least float32. At p = 0 each equals the logits without dropout.
@@ -372,19 +339,15 @@ def head_samples(
         Gal and Ghahramani, arXiv 1506.02142; Kendall et al., Bayesian SegNet, arXiv 1511.02680; Kendall and Gal, What
         Uncertainties Do We Need in Bayesian Deep Learning for Computer Vision?, arXiv 1703.04977.
 
-    >>> from segjax.models import example_dropout_keys
-    >>> keys = example_dropout_keys(jax.random.key(0), jnp.arange(2))
-    >>> x, kernel, bias = jnp.ones((2, 5, 6, 4)), jnp.ones((4, 3)), jnp.zeros(3)
-    >>> head_samples(x, kernel, bias, keys, heads=8, rate=0.2, mask="channel").shape
+    >>> keys, x = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 5, 6, 4))
+    >>> head_samples(x, jnp.ones((4, 3)), jnp.zeros(3), keys, heads=8, rate=0.2, mask="channel").shape
     (8, 2, 5, 6, 3)
     """
-    check_one_key_per_image(keys, features)
     if heads < 1:
         raise ValueError(f"heads must be at least 1; got {heads}")
-    threshold, scale = threshold_and_scale(checked_rate("rate", rate))
+    shape, threshold, scale = _mask_parameters(features, rate, keys, mask)
     x, kernel, bias = _widened(features, kernel, bias)
     kernel = kernel * scale.astype(kernel.dtype)
-    head_keys = jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (0, None))(keys, k))(jnp.arange(heads))
 
     # The backward pass applies the mask again, so that only the boolean mask of a head is kept for it.
     @partial(jax.checkpoint, prevent_cse=False)
@@ -392,9 +355,9 @@ def head_samples(
         return jnp.where(keep, x, jnp.zeros((), x.dtype)) @ kernel
 
     def head(keys: Array) -> Array:
-        return masked_product(keep_mask(keys, mask_shape(mask, x), threshold), x, kernel) + bias[None, None, None]
+        return masked_product(_keep_mask(keys, shape, threshold), x, kernel) + bias[None, None, None]
 
-    return jax.lax.map(head, head_keys)
+    return jax.lax.map(head, jax.vmap(partial(_fold_in, keys))(jnp.arange(heads)))
 
 
 def logit_variance(
@@ -405,9 +368,8 @@ def logit_variance(
     .. math:: \operatorname{Var} z_c = \operatorname{Var} \sum_i \frac{m_i}{1 - p} w_{ic} x_i
         = \frac{p}{1 - p} \sum_i w_{ic}^2 x_i^2
 
-    The head is linear and the masks of different features are independent, so the variances add: infinitely many heads
-    cost one more product of the head's size, without random numbers. Both kinds of mask have this variance; they differ
-    only in the covariance between pixels. Gradients flow to the features, the kernel and p.
+    The masks of different features are independent, so the variances add. Masks per element and per channel have the
+    same variance; they differ only in the covariance between pixels. Gradients flow to the features, the kernel and p.
 
     Args:
         features: x, `[B, H, W, F]`, any floating dtype; computed in at least float32.
@@ -421,8 +383,7 @@ def logit_variance(
         ValueError: p is not in [0, 1).
 
     References:
-        Wang and Manning, Fast dropout training, ICML 2013 (the closed form); Gal and Ghahramani, arXiv 1506.02142;
-        Kendall and Gal, arXiv 1703.04977.
+        Wang and Manning, Fast dropout training, ICML 2013 (the closed form); Kendall and Gal, arXiv 1703.04977.
 
     >>> x, kernel = jnp.array([3.0, 1.0]).reshape(1, 1, 1, 2), jnp.array([[1.0], [2.0]])
     >>> print(logit_variance(x, kernel, 0.2)[0, 0, 0])  # 0.2 / 0.8 · (1 · 9 + 4 · 1)
@@ -452,8 +413,8 @@ def example_dropout_keys(key: Shaped[Array, "..."], examples: Integer[ArrayLike,
         TypeError: `examples` are not integers.
         ValueError: `examples` is not of rank 1.
 
-    >>> keys = example_dropout_keys(jax.random.key(0), jnp.array([7, 8]))
-    >>> bool(keys[1] == example_dropout_keys(jax.random.key(0), jnp.array([8]))[0])
+    >>> key = jax.random.key(0)
+    >>> bool(example_dropout_keys(key, jnp.array([7, 8]))[1] == example_dropout_keys(key, jnp.array([8]))[0])
     True
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -472,16 +433,15 @@ def dropout(
     .. math:: x'_i = \frac{m_i}{1 - p} x_i, \quad m_i \sim \operatorname{Bernoulli}(1 - p), \quad
         \operatorname{E} x' = x, \quad \operatorname{Var} x'_i = \frac{p}{1 - p} x_i^2
 
-    Both kinds of mask have this variance at every value. "element" draws H · W times as many random numbers, which on a
-    CPU take most of the time. A random number has 16 bits: 1 - p is rounded to a positive multiple of 2^-16, and values
-    are divided by the rounded one, so the mean is exact. `nn.Dropout` needs a Python float as its rate; this p may be
-    traced.
+    A random number has 16 bits: 1 - p is rounded to a positive multiple of 2^-16, and values are divided by the rounded
+    one, so the mean is exact. `nn.Dropout` needs a Python float as its rate; this p may be traced.
 
     Args:
         x: `[B, H, W, F]`, any floating dtype; scaled in float32 at least.
         rate: p in [0, 1), a scalar; not checked if traced.
         keys: `[B]`, PRNG keys of the examples (`example_dropout_keys`).
-        mask: "element", `[B, H, W, F]`, or "channel", `[B, 1, 1, F]`; static.
+        mask: "element", `[B, H, W, F]`, or "channel", `[B, 1, 1, F]`; static. "element" draws H · W times as many
+            random numbers, which on a CPU take most of the time.
 
     Returns:
         `[B, H, W, F]` of x's dtype; equal to x at p = 0.
@@ -490,19 +450,18 @@ def dropout(
         ValueError: p is not in [0, 1), `mask` is unknown, or the number of keys is not that of the images.
 
     References:
-        Srivastava et al., Dropout, JMLR 15 (2014); as a Bayesian approximation: Gal and Ghahramani, arXiv 1506.02142;
-        of whole channels: Tompson et al., arXiv 1411.4280.
+        Srivastava et al., JMLR 15 (2014); Gal and Ghahramani, arXiv 1506.02142; of whole channels: Tompson et al.,
+        arXiv 1411.4280.
 
     >>> keys = example_dropout_keys(jax.random.key(0), jnp.arange(1))
     >>> print(dropout(jnp.ones((1, 1, 2, 4)), 0.5, keys, mask="channel")[0, 0])
     [[0. 2. 0. 2.]
      [0. 2. 0. 2.]]
     """
-    check_one_key_per_image(keys, x)
-    threshold, scale = threshold_and_scale(checked_rate("rate", rate))
-    keep = keep_mask(keys, mask_shape(mask, x), threshold)
+    shape, threshold, scale = _mask_parameters(x, rate, keys, mask)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.where(keep, (x.astype(dtype) * scale.astype(dtype)).astype(x.dtype), jnp.zeros((), x.dtype))
+    scaled = (x.astype(dtype) * scale.astype(dtype)).astype(x.dtype)
+    return jnp.where(_keep_mask(keys, shape, threshold), scaled, jnp.zeros((), x.dtype))
 
 
 def checked_rate(name: str, rate: Real[ArrayLike, ""]) -> Float[Array, ""]:
@@ -514,26 +473,18 @@ def checked_rate(name: str, rate: Real[ArrayLike, ""]) -> Float[Array, ""]:
     return given
 
 
-def check_one_key_per_image(keys: Array, x: Array) -> None:
-    """Raises a ValueError unless `keys` has the shape `[B]` for the B of x."""
+def _mask_parameters(x: Array, rate: ArrayLike, keys: Array, mask: str) -> tuple[tuple[int, int, int], Array, Array]:
+    """Returns the shape of one image's mask, the largest 16-bit number that keeps a value, and 1 / P(keep)."""
     if keys.shape != x.shape[:1]:
         raise ValueError(f"keys must be one PRNG key per image, shape {x.shape[:1]}; got {keys.shape}")
-
-
-def mask_shape(mask: str, x: Array) -> tuple[int, int, int]:
-    """Returns the shape of one image's mask; raises a ValueError if `mask` is unknown."""
     checks.choice("mask", mask, MASKS)
-    return x.shape[1:] if mask == "element" else (1, 1, x.shape[-1])
+    shape = x.shape[1:] if mask == "element" else (1, 1, x.shape[-1])
+    keeping = jnp.clip(jnp.round((1 - checked_rate("rate", rate)) * 2**16), 1, 2**16)
+    return shape, keeping.astype(jnp.uint32) - 1, 2**16 / keeping
 
 
-def threshold_and_scale(rate: Array) -> tuple[Array, Array]:
-    """Returns the largest 16-bit number that keeps a value, and 1 / (the rounded probability of keeping it)."""
-    keeping = jnp.clip(jnp.round((1 - rate) * 2**16), 1, 2**16)
-    return keeping.astype(jnp.uint32) - 1, 2**16 / keeping
-
-
-def keep_mask(keys: Array, shape: tuple[int, ...], threshold: Array) -> Bool[Array, "b ..."]:
+def _keep_mask(keys: Array, shape: tuple[int, int, int], threshold: Array) -> Bool[Array, "b ..."]:
     """Returns a mask of `shape` for each key. Both halves of each random word are used, which halves the cost."""
-    *outer, channels = shape
-    words = jax.vmap(lambda key: jax.random.bits(key, (*outer, (channels + 1) // 2), jnp.uint32))(keys)
+    height, width, channels = shape
+    words = jax.vmap(lambda key: jax.random.bits(key, (height, width, (channels + 1) // 2), jnp.uint32))(keys)
     return jnp.concatenate([(words & 0xFFFF) <= threshold, (words >> 16) <= threshold], axis=-1)[..., :channels]

@@ -23,9 +23,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from segjax import collectives
-from segjax.models.layers import Block, Norm, fan_in_normal, first_is_larger, larger, max_pool_2x2
+from segjax.models.layers import Block, Layer, Norm, fan_in_normal, first_is_larger, larger, max_pool_2x2
 from segjax.models.network import ForwardContext
 from segjax.models.unet import UNet
+from segjax.models.upsampling import Upsampling2x2
 
 # For products with 0 and 1 that place weights: at its default precision a TPU rounds these and their gradients.
 _EXACT = lax.Precision.HIGHEST
@@ -138,19 +139,13 @@ class PackedUNet(UNet):
         return layouts[0].flat(x), 1
 
     def _number_of_strips(self, height: int) -> int:
-        """Returns 1 if the height is symbolic or does not leave two rows per strip at the lowest level."""
+        # 1 if the height is symbolic or does not leave two rows per strip at the lowest level.
         lowest = self.strips * 2**self.depth
         return self.strips if isinstance(height, int) and height % lowest == 0 and height >= 2 * lowest else 1
 
 
 class PackedConvBlock(Block):
-    """`ConvBlock` of arrays with a layout.
-
-    Attributes: those of `Block`, and
-        features: number of output channels of each convolution.
-        padding: "reflect" | "zeros".
-        layout: layout of input and output.
-    """
+    """`ConvBlock` of arrays with a layout."""
 
     features: int
     padding: str = "reflect"
@@ -168,24 +163,13 @@ class PackedConvBlock(Block):
         return x
 
 
-class PackedConv3x3(nn.Module):
-    """`Conv3x3` of arrays with a layout.
-
-    Attributes:
-        features: number of output channels.
-        padding: "reflect" | "zeros".
-        layout: layout of input and output.
-        use_bias: whether to add a bias.
-        dtype: dtype of the computation.
-        param_dtype: dtype of the parameters.
-    """
+class PackedConv3x3(Layer):
+    """`Conv3x3` of arrays with a layout."""
 
     features: int
     padding: str = "reflect"
     layout: Layout = Layout()
     use_bias: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"] | Sequence[Float[Array, "b h w _"]]) -> Float[Array, "b h w f"]:
@@ -204,11 +188,7 @@ class PackedConv3x3(nn.Module):
 
 
 class PackedNorm(Norm):
-    """`Norm` of arrays with a layout.
-
-    Attributes: those of `Norm`, and
-        layout: layout of input and output.
-    """
+    """`Norm` of arrays with a layout."""
 
     layout: Layout = Layout()
 
@@ -216,39 +196,35 @@ class PackedNorm(Norm):
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         """Normalizes `x` as `Norm` normalizes the image."""
         if self.kind == "batch":
-            dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-            return PackedBatchNorm(self.axis_name, self.layout.columns, name="batch", **dtypes)(x, train)
+            return BatchNorm(self.axis_name, self.layout, name="batch", **self.dtypes)(x, train)
         return self.layout.lay(super().__call__(self.layout.flat(x), train))
 
 
-class PackedBatchNorm(nn.Module):
-    """`nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_fast_variance=False)` of packed columns, without unpacking them.
+class BatchNorm(Layer):
+    """`nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_fast_variance=False)` of arrays with a layout.
 
-    Attributes:
+    Attributes: those of `Layer`, and
         axis_name: mapped axis over which the statistics are averaged; None under plain `jit`.
-        columns: k, number of columns side by side in the channels.
-        dtype: dtype of the result; statistics are at least float32.
-        param_dtype: dtype of the parameters.
+        layout: layout of input and output.
     """
 
     axis_name: str | None = None
-    columns: int = 1
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
-        """Normalizes `[B, H, W/k, kC]` per channel."""
-        channels = (x.shape[-1] // self.columns,)
+        """Normalizes `[SB, H/S, W/k, kC]` by batch statistics if `train`, and by the running statistics if not."""
+        columns = self.layout.columns
+        channels = (x.shape[-1] // columns,)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         scale = self.param("scale", nn.initializers.ones, channels, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, channels, self.param_dtype)
-        x, wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)), partial(_per_column, columns=self.columns)
+        x, wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)), partial(_per_column, columns=columns)
         axis_name = None if self.is_initializing() else self.axis_name
 
         def mean_of(x: Array) -> Array:
-            return collectives.pmean(x.mean((0, 1, 2)).reshape(self.columns, -1).mean(0), axis_name)
+            return collectives.pmean(x.mean((0, 1, 2)).reshape(columns, -1).mean(0), axis_name)
 
         mean, var = running_mean.value, running_var.value
         if train:
@@ -265,29 +241,17 @@ def _per_column(per_channel: Array, columns: int) -> Array:
     return jnp.tile(per_channel, columns)[None, None, None]
 
 
-class PackedConvTranspose2x2(nn.Module):
-    """`ConvTranspose2x2` from k columns side by side to 2k.
+class PackedConvTranspose2x2(Upsampling2x2):
+    """`ConvTranspose2x2` from k columns side by side to 2k."""
 
-    Attributes:
-        features: number of output channels.
-        columns: k, number of columns side by side in the channels of the input.
-        dtype: dtype of the computation.
-        param_dtype: dtype of the parameters.
-    """
-
-    features: int
     columns: int = 1
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h w f"]:
         """Maps `[B, H, W/k, kC]` to `[B, 2H, W/k, 2k · features]`."""
         b, h, w, lanes = x.shape
         c = lanes // self.columns
-        kernel = self.param("kernel", fan_in_normal(1.0, c), (2, 2, c, self.features), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = self.parameters(x, fan_in_normal(1.0, c), 2, 2, c, self.features)
         row = 2 * self.columns * self.features
         own = np.eye(self.columns, dtype=kernel.dtype)  # each column yields its own two
         product = jnp.einsum("ijcf,ab->acibjf", kernel[::-1, ::-1], own, precision=_EXACT).reshape(lanes, 2 * row)
@@ -301,20 +265,8 @@ def conv3x3_laid_out(
     """Returns the padded 3×3 convolution of arrays with a layout: one convolution with a kernel of k × k blocks.
 
     It is padded by zeros; the contributions of neighbouring strips and of reflected lines are added to the lines at the
-    edges, so that no padded copy of `x` is made. Reverse mode only.
-
-    Args:
-        x: `[SB, h, W/k, kC]`; with padding="reflect" h is at least 2, and W is at least 2.
-        kernel: `[3, 3, C, F]`.
-        layout: layout of `x`.
-        padding: "zeros" | "reflect".
-
-    Returns:
-        `[SB, h, W/k, kF]`.
-
-    >>> y = conv3x3_laid_out(jnp.ones((1, 2, 1, 4)), jnp.ones((3, 3, 2, 1)), Layout(columns=2), padding="zeros")
-    >>> print(y.shape, y[0, 0, 0])
-    (1, 2, 1, 2) [8. 8.]
+    edges, so that no padded copy of `x` is made. With padding="reflect" x has at least two rows and columns. Reverse
+    mode only.
     """
     columns, reflect = layout.columns, padding == "reflect"
 
@@ -351,10 +303,7 @@ def _at_the_edge(columns: int) -> tuple[slice, slice]:
 
 
 def _slice_lines(x: Array, layout: Layout, reflect: bool) -> tuple[Array, tuple[Array, Array, Array, Array]]:
-    """Returns `x`, the rows above and below each strip, and the two reflected columns.
-
-    The rows beyond the image are its second and its last but one, or zeros without `reflect`.
-    """
+    """Returns `x`, the rows above and below each strip, and the two columns at the edges."""
     first, last = _at_the_edge(layout.columns)
     strips = x.reshape(-1, layout.strips, *x.shape[1:])
     beyond = (strips[:, :1, 1:2], strips[:, -1:, -2:-1]) if reflect else (jnp.zeros_like(strips[:, :1, :1]),) * 2
@@ -384,10 +333,7 @@ _with_lines.defvjp(lambda x, layout, reflect: (_slice_lines(x, layout, reflect),
 
 
 def _taps(columns: int) -> np.ndarray:
-    """Returns `[t, g, a, b]`: column b of a group sees column a of group g (previous, same, next) through tap t.
-
-    The distance is k (g - 1) + a - b columns; tap 1 is the middle one.
-    """
+    """Returns `[t, g, a, b]`: column b of a group sees column a of group g (previous, same, next) through tap t."""
     t, g, a, b = np.ogrid[:3, :3, :columns, :columns]
     return t - 1 == columns * (g - 1) + a - b
 
@@ -405,24 +351,11 @@ def max_pool_2x2_packed(x: Float[Array, "b h w lanes"], columns: int) -> Float[A
 
     The backward pass recomputes the positions of the maxima from the input, which a U-Net keeps for its skip
     connection.
-
-    Args:
-        x: `[B, H, W/k, kC]`, H even.
-        columns: k.
-
-    Returns:
-        `[B, H/2, W/k, kC/2]`.
-
-    >>> print(max_pool_2x2_packed(jnp.arange(8.0).reshape(1, 2, 1, 4), 4)[0, 0])
-    [[5. 7.]]
     """
-
-    def row(i: int) -> Array:
-        return larger(
-            *(_select_columns(_pairs_of_rows(x)[:, :, i], columns, range(side, columns, 2)) for side in (0, 1))
-        )
-
-    return larger(row(0), row(1))
+    rows = _pairs_of_rows(x)
+    left, right = (_select_columns(rows, columns, range(side, columns, 2)) for side in (0, 1))
+    pooled = larger(left, right)
+    return larger(pooled[:, :, 0], pooled[:, :, 1])
 
 
 def _pairs_of_rows(x: Array) -> Array:
@@ -437,11 +370,8 @@ def _select_columns(x: Array, columns: int, order: Iterable[int]) -> Array:
 
 
 def _max_pool_backward(columns: int, x: Array, gradient: Array) -> tuple[Array]:
-    """Passes the gradient to the maximum of each window, the first of equal ones.
-
-    It compares the four values, and not each with the pooled one: where the compiler recomputes `x` with another
-    rounding, none may equal that.
-    """
+    # The four values are compared with each other, and not with the pooled one: where the compiler recomputes `x` with
+    # another rounding, none may equal that.
     rows, given = _pairs_of_rows(x), _select_columns(gradient, columns // 2, [i // 2 for i in range(columns)])
     beside = _select_columns(rows, columns, [i ^ 1 for i in range(columns)])
     left = np.repeat(np.arange(columns) % 2 == 0, x.shape[-1] // columns)[None, None, None, None]

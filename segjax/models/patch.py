@@ -27,17 +27,10 @@ class ValidBlock(Block):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b H W f"]:
         """Maps `[B, H, W, C]` to `[B, H - n, W - n, features]`, n = convolutions · dilation · (size - 1)."""
+        fields = {"padding": "VALID", "kernel_dilation": self.dilation, "kernel_init": fan_in_normal(2.0)}
         for i in range(1, self.convolutions + 1):
-            x = nn.Conv(
-                self.features,
-                (self.size, self.size),
-                padding="VALID",
-                kernel_dilation=self.dilation,
-                kernel_init=fan_in_normal(2.0),
-                name=f"conv{i}",
-                **self.conv_fields,
-            )(x)
-            x = nn.relu(self.normalize(x, train, f"norm{i}"))
+            conv = nn.Conv(self.features, (self.size, self.size), name=f"conv{i}", **fields, **self.conv_fields)
+            x = nn.relu(self.normalize(conv(x), train, f"norm{i}"))
         return x
 
 
@@ -54,15 +47,14 @@ class PatchClassifier(Network):
     The image is padded by reflection, P/2 pixels at the top and the left and P/2 - 1 at the bottom and the right, so
     that each pixel is the centre of a patch (the lower right one of its four central pixels).
 
-    Neighbouring patches share all but one line, which is computed again for each. The same weights therefore also run
-    fully convolutionally: every stride becomes the dilation of all later layers. After l poolings the taps of a
-    convolution lie 2^l pixels apart, and a pooling takes the maximum of pixels 2^l apart at every pixel, so one pass
-    gives the features of all patches. `sliding` selects the slow form in evaluation; the result is the same. Training
-    always takes one pass.
+    Neighbouring patches share all but one line. The same weights therefore also run fully convolutionally, which gives
+    the features of all patches in one pass: every stride becomes the dilation of all later layers. After l poolings the
+    taps of a convolution lie 2^l pixels apart, and a pooling takes the maximum of pixels 2^l apart at every pixel.
+    `sliding` selects the slow form in evaluation; the result is the same. Training always takes one pass.
 
     - Batch norm in evaluation is a fixed affine map; with it and with norm "none" both forms agree to rounding.
     - Batch norm in training takes its statistics over the pixels of the pass, each counted once. A batch of all patches
-      would count a pixel once for each patch that contains it. Only the vectors of the last layer are counted alike.
+      would count a pixel once for each patch that contains it.
     - Group norm takes statistics over a patch or over the image, which are two different networks: with `sliding` it is
       an error.
 
@@ -91,19 +83,11 @@ class PatchClassifier(Network):
     patch_size: int | None = None
     sliding: bool = False
 
-    @property
-    def multiple(self) -> int:
-        """Returns 1, because every pixel has its patch."""
-        return 1
-
-    @property
-    def symbolic_minimum(self) -> int:
-        """Returns more than half a patch, because an image of symbolic size cannot be reflected repeatedly."""
-        return self.patch // 2 + 1
+    multiple = 1  # every pixel has its patch
 
     @property
     def patch(self) -> int:
-        """Returns P, the side of a patch in pixels: the receptive field of a logit."""
+        """P, the side of a patch in pixels: the receptive field of a logit."""
         return 7 * 2**self.depth - 4 if self.patch_size is None else self.patch_size
 
     def check(self) -> None:
@@ -153,11 +137,6 @@ class PatchClassifier(Network):
             return nothing, network._features(patches, False, dense=False).reshape(batch, width, -1)
 
         # Linen's scan, because its modules cannot be called inside `lax.map`.
-        rows = nn.scan(
-            row,
-            variable_broadcast=("params", "batch_stats"),
-            split_rngs={"params": False},
-            in_axes=(0, nn.broadcast),
-            out_axes=1,
-        )
+        axes = {"in_axes": (0, nn.broadcast), "out_axes": 1}
+        rows = nn.scan(row, variable_broadcast=("params", "batch_stats"), split_rngs={"params": False}, **axes)
         return rows(self, None, jnp.arange(height), padded)[1]

@@ -1,7 +1,7 @@
 """Pretrained encoders: loads a torchvision ResNet, `.safetensors` or `.pth`, into the encoder of a network."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -111,22 +111,18 @@ def resnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = 
         NumPy arrays.
 
     Raises:
-        ValueError: the state is not that of a ResNet-18, 34, 50 or 101: another number of blocks, missing or unknown
-            names, a wrong shape; `channels` is neither 1 nor the state's.
+        ValueError: the state is not that of a ResNet-18, 34, 50 or 101, or `channels` is neither 1 nor the state's.
     """
-    state = {
-        name: value
-        for name, value in state.items()
-        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
-    }
+    unused = re.compile(r"fc\.|.*num_batches_tracked$")
+    state = {name: value for name, value in state.items() if not unused.match(name)}
     stem = state.get("conv1.weight")
     if stem is None or stem.ndim != 4:
         raise ValueError(f"a torchvision ResNet has a conv1.weight of 4 axes; got {_some(state)}")
-    width, given = stem.shape[:2]
-    depth = _depth(state)
+    (width, given), depth = stem.shape[:2], _depth(state)
     flat, structure = jax.tree_util.tree_flatten_with_path(_expected(depth, width, given))
     names = [torch_name(tuple(key.key for key in path[1:])) for path, _ in flat]
-    _check_names(depth, names, state)
+    if differ := _differences(names, state, "lacks", "has unknown arrays"):
+        raise ValueError(f"the state of a ResNet-{depth} {differ}")
     leaves = []
     for name, (_, leaf) in zip(names, flat, strict=True):
         value = np.asarray(state[name])
@@ -165,11 +161,10 @@ def _expected(depth: int, width: int, channels: int) -> Variables:
     return jax.eval_shape(partial(ResNet(depth, width).init, train=False), jax.random.key(0), images)
 
 
-def _check_names(depth: int, names: list[str], state: Mapping[str, np.ndarray]) -> None:
-    missing, unknown = sorted(set(names) - set(state)), sorted(set(state) - set(names))
-    if missing or unknown:
-        wrong = [f"{kind} {_some(of)}" for kind, of in (("lacks", missing), ("has unknown arrays", unknown)) if of]
-        raise ValueError(f"the state of a ResNet-{depth} {' and '.join(wrong)}")
+def _differences(expected: Collection[str], found: Collection[str], lack: str, have: str) -> str:
+    """Returns the names that are in one of the two only, with the verb of each kind; "" if they are the same."""
+    kinds = ((lack, set(expected) - set(found)), (have, set(found) - set(expected)))
+    return " and ".join(f"{verb} {_some(sorted(names))}" for verb, names in kinds if names)
 
 
 def _some(names: Any) -> str:
@@ -195,28 +190,19 @@ def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
         raise ValueError(f"the network has no encoder to load weights into; it has {_some(variables['params'])}")
     for kind in sorted({*variables, *encoder}):
         here, there = (_by_path(tree) for tree in (variables.get(kind, {}).get("encoder", {}), encoder.get(kind, {})))
-        if here.keys() != there.keys():
-            wrong = [
-                f"{what} {_some(sorted(of))}"
-                for what, of in (("lack", here.keys() - there.keys()), ("also have", there.keys() - here.keys()))
-                if of
-            ]
-            raise ValueError(f"the weights do not fit the network's encoder: of its {kind} they {' and '.join(wrong)}")
+        if differ := _differences(here, there, "lack", "also have"):
+            raise ValueError(f"the weights do not fit the network's encoder: of its {kind} they {differ}")
         for path, value in here.items():
             if value.shape != there[path].shape:
                 raise ValueError(
                     f"{kind} {path} of the network's encoder must have shape {value.shape}; "
                     f"the weights have {there[path].shape}"
                 )
-    return {
-        kind: {
-            **tree,
-            "encoder": jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), tree["encoder"], encoder[kind]),
-        }
-        if "encoder" in tree
-        else tree
-        for kind, tree in variables.items()
-    }
+    loaded = {kind: dict(tree) for kind, tree in variables.items()}
+    for kind, tree in encoder.items():
+        old = loaded[kind]["encoder"]
+        loaded[kind]["encoder"] = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), old, tree)
+    return loaded
 
 
 def _by_path(tree: Variables) -> dict[str, Any]:
@@ -236,8 +222,7 @@ def load_encoder(path: str | Path, variables: Variables) -> dict[str, Any]:
         A new dict of the same structure, shapes and dtypes.
 
     Raises:
-        FileNotFoundError: the file does not exist.
-        ModuleNotFoundError: the package that reads it is not installed.
+        FileNotFoundError, ModuleNotFoundError: those of `load_torch_state`.
         ValueError: the file is damaged, not a ResNet's, or does not fit the network; the message begins with the path.
     """
     state = load_torch_state(path)

@@ -60,19 +60,16 @@ class ResidualBlock(Block):
 class ResNet(Block):
     r"""ResNet-18, 34, 50 or 101 without its classifier: maps images to the features of its stem and four stages.
 
-    .. math:: x_{l+1} = \operatorname{ReLU}(x_l + F_l(x_l))
-
     Structure, padding and names are torchvision's: `layer2.0.conv1.weight` is `layer2_0/conv1/kernel`, `bn1` is
     `norm1`, `downsample.0` and `downsample.1` are `downsample_conv` and `downsample_norm` (`segjax.models.pretrained`
     converts them). Width 64, 3 channels, batch norm: 11.18, 21.28, 23.51 and 42.50 M parameters.
 
     With an output stride of 16 or 8 the last one or two stages dilate instead of striding, as torchvision's
-    `replace_stride_with_dilation` (arXiv 1412.7062, 1706.05587): the parameters stay the same, and every second or
-    fourth pixel has the features of output stride 32. (segmentation-models-pytorch also dilates the first convolution
-    of such a stage, which gives other features.)
+    `replace_stride_with_dilation`: the parameters stay the same, and every second or fourth pixel has the features of
+    output stride 32. (segmentation-models-pytorch also dilates the first convolution of such a stage, which gives other
+    features.)
 
-    `init(key, images, train=False)`, `apply(variables, images, train=…, mutable=["batch_stats"])`. It is not a
-    `Network`: it has neither head nor padding.
+    It is not a `Network`: it has neither head nor padding.
 
     Attributes: those of `Block`, and
         depth: 18 | 34, with two 3×3 convolutions per block, or 50 | 101, with bottlenecks.
@@ -85,8 +82,7 @@ class ResNet(Block):
         He et al., arXiv 1512.03385. Dilation: Chen et al., arXiv 1412.7062; Yu and Koltun, arXiv 1511.07122.
 
     >>> import jax
-    >>> import jax.numpy as jnp
-    >>> model, images = ResNet(18, width=4, output_stride=16), jnp.zeros((1, 65, 33, 3))
+    >>> model, images = ResNet(18, width=4, output_stride=16), jax.numpy.zeros((1, 65, 33, 3))
     >>> features = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0])
     >>> [feature.shape[1:] for feature in features]
     [(33, 17, 4), (17, 9, 4), (9, 5, 8), (5, 3, 16), (5, 3, 32)]
@@ -121,6 +117,7 @@ class ResNet(Block):
         features = [x]
         x = max_pool_3x3(x)
         block = rematerialized(ResidualBlock) if self.remat else ResidualBlock
+        common = {"norm": self.norm, "axis_name": self.axis_name, **self.dtypes}
         blocks, bottleneck = STAGES[self.depth]
         reached, dilation = 4, 1
         for stage, count in enumerate(blocks):
@@ -129,18 +126,10 @@ class ResNet(Block):
                 stride, dilation = 1, dilation * stride
             reached *= stride
             for i in range(count):
-                x = block(
-                    self.width * 2**stage,
-                    bottleneck,
-                    stride=stride if i == 0 else 1,
-                    # The first convolution of a dilated stage still has the dilation of the stage before.
-                    dilation=before if i == 0 else dilation,
-                    next_dilation=dilation,
-                    name=f"layer{stage + 1}_{i}",
-                    norm=self.norm,
-                    axis_name=self.axis_name,
-                    **self.dtypes,
-                )(x, train)
+                # The first convolution of a dilated stage still has the dilation of the stage before.
+                first = {"stride": stride, "dilation": before} if i == 0 else {"dilation": dilation}
+                fields = {"next_dilation": dilation, "name": f"layer{stage + 1}_{i}", **first, **common}
+                x = block(self.width * 2**stage, bottleneck, **fields)(x, train)
             features.append(x)
         return tuple(features)
 

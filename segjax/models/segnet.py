@@ -30,25 +30,16 @@ class SegNet(Network):
     References:
         Badrinarayanan et al., arXiv 1511.00561; Kendall et al., Bayesian SegNet, arXiv 1511.02680.
 
-    >>> import jax, jax.numpy as jnp
-    >>> model, images = SegNet(num_classes=5, width=4), jnp.zeros((1, 33, 18, 3))
-    >>> output, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False))
-    >>> output.logits.shape
+    >>> import jax
+    >>> model, images = SegNet(num_classes=5, width=4), jax.numpy.zeros((1, 33, 18, 3))
+    >>> jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0].logits).shape
     (1, 33, 18, 5)
     """
 
     num_classes: int
     width: int = 64
 
-    @property
-    def multiple(self) -> int:
-        """Returns the stride of the lowest level."""
-        return 2 ** len(VGG16)
-
-    @property
-    def deep_places(self) -> int:
-        """Returns the number of levels, each with a block in the encoder and one in the decoder."""
-        return len(VGG16)
+    multiple, deep_places = 2 ** len(VGG16), len(VGG16)
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:
         """Maps `[B, H, W, channels]`, H and W multiples of 32, to `[B, H, W, width]`."""
@@ -72,37 +63,22 @@ class SegNetBasic(Network):
     106×106 pixels of the image. (The authors' Caffe version begins with local response normalization; here the images
     are already normalized.)
 
-    Width 64, 3 channels, 11 classes, batch norm: 1 416 075 parameters, 1 414 336 of them in the kernels of the eight
-    convolutions, 1 024 in the norms and 715 in the head. Published: 1.425 M, in a table of multiples of 0.025 M.
+    Width 64, 3 channels, 11 classes, batch norm: 1.416 M parameters. Published: 1.425 M, in a table of multiples of
+    0.025 M.
 
     Attributes: those of `Network`, and
         width: number of channels of every level.
 
-    `deep_dropout` = n applies dropout after the n deepest levels of the encoder, after the pooling, and of the decoder;
-    0 to 4. The central four units of Bayesian SegNet-Basic are `deep_dropout=2`.
+    `deep_dropout` is that of `SegNet`, 0 to 4. The central four units of Bayesian SegNet-Basic are `deep_dropout=2`.
 
     References:
         Badrinarayanan et al., arXiv 1511.00561, sections 3.1 and 3.3; Kendall et al., arXiv 1511.02680.
-
-    >>> import jax, jax.numpy as jnp
-    >>> model, images = SegNetBasic(num_classes=5, width=4), jnp.zeros((1, 33, 18, 3))
-    >>> output, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False))
-    >>> output.logits.shape
-    (1, 33, 18, 5)
     """
 
     num_classes: int
     width: int = 64
 
-    @property
-    def multiple(self) -> int:
-        """Returns the stride of the lowest level."""
-        return 16
-
-    @property
-    def deep_places(self) -> int:
-        """Returns the number of levels, each with a block in the encoder and one in the decoder."""
-        return 4
+    multiple, deep_places = 16, 4
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:
         """Maps `[B, H, W, channels]`, H and W multiples of 16, to `[B, H, W, width]`."""
@@ -136,15 +112,12 @@ def _pool_and_unpool(
     x: Array, ctx: ForwardContext, down: Sequence[Callable], up: Sequence[Callable], deep_dropout: int
 ) -> Array:
     """Applies the encoder's blocks with poolings, then the decoder's blocks, last first, with unpoolings."""
-
-    def drop(x: Array, level: int, side: int) -> Array:
-        return ctx.drop(x, 1 + 2 * level + side) if level >= len(down) - deep_dropout else x
-
-    positions = []
+    positions, shallow = [], len(down) - deep_dropout
     for level, block in enumerate(down):
         x, where = max_pool_2x2_positions(block(x, ctx.train))
         positions.append(where)
-        x = drop(x, level, 0)
-    for level in reversed(range(len(up))):
-        x = drop(up[level](max_unpool_2x2(x, positions[level]), ctx.train), level, 1)
+        x = ctx.drop(x, 1 + 2 * level) if level >= shallow else x
+    for level, block in reversed(list(enumerate(up))):
+        x = block(max_unpool_2x2(x, positions[level]), ctx.train)
+        x = ctx.drop(x, 2 + 2 * level) if level >= shallow else x
     return x

@@ -18,8 +18,8 @@ RESNET_LEVELS = 5
 class UNet(Network):
     r"""U-Net with padded convolutions: `depth` poolings and as many upsamplings, width · 2^level channels.
 
-    Width 64, depth 4, 3 channels, batch norm: 31.0 M parameters; width 16: 1.94 M. With padding="reflect" images are
-    padded to at least 2 · 2^depth pixels, so that the lowest level has two pixels to reflect.
+    Width 64, depth 4, 3 channels, batch norm: 31.0 M parameters; width 16: 1.94 M. `PackedUNet` computes the same
+    network with arrays laid out for a TPU.
 
     Attributes: those of `Network`, and
         width: number of channels of the first level.
@@ -33,8 +33,7 @@ class UNet(Network):
             value at the position of the maximum in the pooling of that level; needs downsample="max").
 
     `deep_dropout` = n applies dropout after the n deepest blocks of the encoder, the lowest level first, and the n
-    deepest of the decoder, like the central units of Bayesian SegNet; 0 to depth. `PackedUNet` computes the same
-    network with arrays laid out for a TPU.
+    deepest of the decoder, like the central units of Bayesian SegNet; 0 to depth.
 
     References:
         Ronneberger et al., arXiv 1505.04597. Pixel shuffle: Shi et al., arXiv 1609.05158; Aitken et al., arXiv
@@ -45,9 +44,6 @@ class UNet(Network):
     >>> variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
     >>> jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images).logits.shape
     (1, 13, 18, 5)
-    >>> uncertain, rngs = model.clone(dropout="sampled", heads=7, mask="channel"), {"dropout": jax.random.key(1)}
-    >>> jax.eval_shape(lambda v, x: uncertain.apply(v, x, train=False, rngs=rngs), variables, images).mc_logits.shape
-    (7, 1, 13, 18, 5)
     """
 
     num_classes: int
@@ -59,17 +55,17 @@ class UNet(Network):
 
     @property
     def multiple(self) -> int:
-        """Returns the stride of the lowest level."""
+        """Stride of the lowest level."""
         return 2**self.depth
 
     @property
     def minimum(self) -> int:
-        """Returns the size that leaves one pixel at the lowest level, or two with padding="reflect"."""
+        """Size that leaves one pixel at the lowest level, or two with padding="reflect"."""
         return 2 ** (self.depth + (self.padding == "reflect"))
 
     @property
     def deep_places(self) -> int:
-        """Returns the number of levels with a block in the encoder and one in the decoder."""
+        """Number of levels with a block in the encoder and one in the decoder."""
         return self.depth
 
     def check(self) -> None:
@@ -121,10 +117,10 @@ class ResNetUNet(Network):
 
     .. math:: y_5 = x_{32}, \qquad y_l = B_l([\,\text{nearest}(y_{l+1}),\ x_{2^l}\,]), \qquad l = 4 \ldots 0
 
-    B is two 3×3 convolutions, each with norm and ReLU. At full size, l = 0, there are no encoder features to join.
+    B is two 3×3 convolutions, each with norm and ReLU. At full size, l = 0, there are no encoder features to join. The
+    structure is that of segmentation-models-pytorch's `Unet`, except for its head, a 3×3 convolution where ours is 1×1.
 
-    ResNet-18, width 64, 3 channels, batch norm: 14.3 M parameters; ResNet-34: 24.4 M. The structure is that of
-    segmentation-models-pytorch's `Unet`, except for its head, a 3×3 convolution where ours is 1×1.
+    ResNet-18, width 64, 3 channels, batch norm: 14.3 M parameters; ResNet-34: 24.4 M.
 
     Attributes: those of `Network`, and
         encoder_depth: 18 | 34 | 50 | 101.
@@ -135,12 +131,6 @@ class ResNetUNet(Network):
 
     References:
         Ronneberger et al., arXiv 1505.04597; He et al., arXiv 1512.03385.
-
-    >>> import jax
-    >>> model, images = ResNetUNet(5, width=4, decoder=(32, 16, 8, 4, 4)), jnp.zeros((1, 33, 50, 3))
-    >>> output = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0])
-    >>> output.logits.shape
-    (1, 33, 50, 5)
     """
 
     num_classes: int
@@ -148,15 +138,9 @@ class ResNetUNet(Network):
     width: int = 64
     decoder: Sequence[int] | None = None
 
-    @property
-    def multiple(self) -> int:
-        """Returns the encoder's stride."""
-        return 2**RESNET_LEVELS
-
-    @property
-    def deep_places(self) -> int:
-        """Returns 5: the encoder and every decoder step but the last, which the head's own dropout follows."""
-        return RESNET_LEVELS
+    multiple = 2**RESNET_LEVELS
+    # The encoder and every decoder step but the last, which the head's own dropout follows.
+    deep_places = RESNET_LEVELS
 
     def check(self) -> None:
         """Raises a ValueError if the encoder is unknown or `decoder` has not one width per step."""

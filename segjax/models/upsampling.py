@@ -12,7 +12,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
-from segjax.models.layers import fan_in_normal, upsample_bilinear
+from segjax.models.layers import Layer, fan_in_normal, upsample_bilinear
 
 
 def upsample_nearest_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
@@ -39,27 +39,20 @@ def bed_of_nails_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 def max_unpool_2x2(x: Float[Array, "b h w c"], positions: UInt8[Array, "..."]) -> Float[Array, "b 2*h 2*w c"]:
     """Puts each value at the position of its window's maximum, zeros elsewhere: PyTorch's `max_unpool2d(…, 2)`.
 
-    It is linear in x. Its gradient, the transpose, takes the values at the positions.
-
     Args:
         x: `[B, H, W, C]`.
-        positions: `[B, H, W, C]`, 0 to 3, from `max_pool_2x2_positions`.
+        positions: `[B, H, W, C]`, 0 to 3, from `max_pool_2x2_positions`; another shape is a ValueError.
 
     Returns:
-        `[B, 2H, 2W, C]`, x's dtype.
-
-    Raises:
-        ValueError: positions and x have different shapes.
+        `[B, 2H, 2W, C]`, x's dtype. Its gradient takes the values at the positions.
 
     References:
         Zeiler et al., ICCV 2011; Badrinarayanan et al., SegNet, arXiv 1511.00561.
 
-    >>> positions = jnp.array([[3, 0], [2, 3]], jnp.uint8)[None, :, :, None]
-    >>> print(max_unpool_2x2(jnp.array([[1.0, 2], [3, 4]])[None, :, :, None], positions)[0, :, :, 0])
+    >>> positions = jnp.array([[3, 0]], jnp.uint8)[None, :, :, None]
+    >>> print(max_unpool_2x2(jnp.array([[1.0, 2]])[None, :, :, None], positions)[0, :, :, 0])
     [[0. 0. 2. 0.]
-     [0. 1. 0. 0.]
-     [0. 0. 0. 0.]
-     [3. 0. 0. 4.]]
+     [0. 1. 0. 0.]]
     """
     if positions.shape != x.shape:
         raise ValueError(f"positions must have the shape of the pooled values, {x.shape}; got {positions.shape}")
@@ -69,49 +62,17 @@ def max_unpool_2x2(x: Float[Array, "b h w c"], positions: UInt8[Array, "..."]) -
     return blocks.reshape(b, 2 * h, 2 * w, c)
 
 
-class FixedUpsampling2x2(nn.Module):
-    """A 1×1 convolution with bias followed by an upsampling without parameters.
-
-    In this order the convolution costs a quarter. The result is the same in either order for nearest and bilinear, and
-    differs only in the bias for a bed of nails; max unpooling needs as many channels as its positions have.
-
-    Attributes:
-        features: number of output channels.
-        upsample: the upsampling function; it is also given the positions if there are any.
-        dtype: dtype of the computation.
-        param_dtype: dtype of the parameters.
-    """
-
-    features: int
-    upsample: Callable[..., Array]
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], positions: UInt8[Array, "b h w f"] | None = None
-    ) -> Float[Array, "b 2*h 2*w f"]:
-        """Maps `[B, H, W, C]` to `[B, 2H, 2W, features]`."""
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = nn.Dense(self.features, kernel_init=fan_in_normal(1.0), name="reduce", **dtypes)(x)
-        return self.upsample(x) if positions is None else self.upsample(x, positions)
-
-
 def depth_to_space_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c//4"]:
     """Rearranges four groups of F channels into a 2×2 block: top left, top right, bottom left, bottom right.
 
     Args:
-        x: `[B, H, W, 4F]`.
+        x: `[B, H, W, 4F]`; another number of channels is a ValueError.
 
     Returns:
         `[B, 2H, 2W, F]`, x's dtype.
 
-    Raises:
-        ValueError: the number of channels is not a multiple of 4.
-
     References:
-        Shi et al., Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural
-        Network, arXiv 1609.05158. They group the four channels of one output together instead.
+        Shi et al., arXiv 1609.05158. They group the four channels of one output together instead.
 
     >>> print(depth_to_space_2x2(jnp.arange(8.0).reshape(1, 1, 2, 4))[0, :, :, 0])
     [[0. 1. 4. 5.]
@@ -123,35 +84,66 @@ def depth_to_space_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c/
     return x.reshape(b, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)
 
 
-class ConvTranspose2x2(nn.Module):
+class FixedUpsampling2x2(Layer):
+    """A 1×1 convolution with bias followed by an upsampling without parameters.
+
+    In this order the convolution costs a quarter. The result is the same in either order for nearest and bilinear, and
+    differs only in the bias for a bed of nails; max unpooling needs as many channels as its positions have.
+
+    Attributes: those of `Layer`, and
+        features: number of output channels.
+        upsample: the upsampling function; it is also given the positions if there are any.
+    """
+
+    features: int
+    upsample: Callable[..., Array]
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], positions: UInt8[Array, "b h w f"] | None = None
+    ) -> Float[Array, "b 2*h 2*w f"]:
+        """Maps `[B, H, W, C]` to `[B, 2H, 2W, features]`."""
+        x = nn.Dense(self.features, kernel_init=fan_in_normal(1.0), name="reduce", **self.dtypes)(x)
+        return self.upsample(x) if positions is None else self.upsample(x, positions)
+
+
+class Upsampling2x2(Layer):
+    """Base class of the learned upsamplings by 2, with a kernel and a bias.
+
+    Attributes: those of `Layer`, and
+        features: number of output channels, F.
+    """
+
+    features: int
+
+    def parameters(self, x: Array, init: nn.initializers.Initializer, *shape: int) -> tuple[Array, Array, Array]:
+        """Returns x, the kernel of this shape and the bias of its last axis, in the dtype of the computation."""
+        kernel = self.param("kernel", init, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape[-1:], self.param_dtype)
+        return tuple(promote_dtype(x, kernel, bias, dtype=self.dtype))
+
+
+class ConvTranspose2x2(Upsampling2x2):
     """A 2×2 transposed convolution with stride 2: `nn.ConvTranspose(features, (2, 2), (2, 2))`, same parameters.
 
     The windows do not overlap, so each input pixel yields its own 2×2 block: one 1×1 product to 4 · features channels,
     then depth to space. The initial kernel has variance 1/C, because one input pixel contributes to an output pixel.
 
-    Attributes:
-        features: number of output channels.
-        dtype: dtype of the computation.
-        param_dtype: dtype of the parameters.
+    Attributes: those of `Layer`, and
+        features: number of output channels, F.
     """
-
-    features: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
         """Maps `[B, H, W, C]` to `[B, 2H, 2W, features]`."""
         c = x.shape[-1]
-        kernel = self.param("kernel", fan_in_normal(1.0, c), (2, 2, c, self.features), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = self.parameters(x, fan_in_normal(1.0, c), 2, 2, c, self.features)
         # Linen correlates with the dilated input, so a pixel's block is the kernel rotated by 180 degrees.
         product = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(c, 4 * self.features)
         return depth_to_space_2x2(x @ product) + bias[None, None, None]
 
 
-class ConvTransposeOverlapping(nn.Module):
+class ConvTransposeOverlapping(Upsampling2x2):
     """Transposed convolution with stride 2 and a 3×3 or 4×4 kernel, whose windows overlap.
 
     PyTorch's `ConvTranspose2d(C, F, k, 2, padding=1, output_padding=4 - k)`. With k = 3 the overlaps are uneven: in a
@@ -161,31 +153,20 @@ class ConvTransposeOverlapping(nn.Module):
     It is computed as one 3×3 convolution to 4 · features channels, whose kernel holds the taps among zeros, then depth
     to space. The initial kernel has variance 4 / (k² C): k² / 4 input pixels contribute to an output pixel on average.
 
-    Attributes:
+    Attributes: those of `Layer`, and
         features: number of output channels, F.
-        size: k, 3 or 4.
-        dtype: dtype of the computation.
-        param_dtype: dtype of the parameters.
+        size: k, 3 or 4; any other is a ValueError.
     """
 
-    features: int
     size: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
-        """Maps `[B, H, W, C]` to `[B, 2H, 2W, features]`; the kernel is `[k, k, C, F]`, not rotated.
-
-        Raises:
-            ValueError: `size` is not 3 or 4.
-        """
+        """Maps `[B, H, W, C]` to `[B, 2H, 2W, features]`; the kernel is `[k, k, C, F]`, not rotated."""
         k, c, f = self.size, x.shape[-1], self.features
         if k not in (3, 4):
             raise ValueError(f"size of ConvTransposeOverlapping must be 3 or 4; got {k}")
-        kernel = self.param("kernel", fan_in_normal(4.0, k * k * c), (k, k, c, f), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (f,), self.param_dtype)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = self.parameters(x, fan_in_normal(4.0, k * k * c), k, k, c, f)
         # y[2i + r] = Σ x[i + d] k[r + 1 - 2d]: rows d = -1, 0, 1, columns r = 0, 1; tap 4 is beyond the kernel, zero.
         tap = np.array([[3, 4], [1, 2], [4, 0]])
         padded = jnp.pad(kernel, ((0, 5 - k), (0, 5 - k), (0, 0), (0, 0)))
@@ -195,22 +176,16 @@ class ConvTransposeOverlapping(nn.Module):
         return depth_to_space_2x2(y) + bias[None, None, None]
 
 
-class PixelShuffle2x2(nn.Module):
+class PixelShuffle2x2(Upsampling2x2):
     """Upsampling by 2: a 1×1 convolution with bias to 4·features channels, ReLU, depth to space (arXiv 1609.05158).
 
     The initial kernel is He-normal with ICNR (Aitken et al., Checkerboard artifact free sub-pixel convolution, arXiv
     1707.02937): the four groups of channels start equal, so the layer starts as the nearest-neighbour upsampling of a
     1×1 convolution and ReLU, without a checkerboard. It is fastai's `PixelShuffle_ICNR` without the blur.
 
-    Attributes:
+    Attributes: those of `Layer`, and
         features: number of output channels, F.
-        dtype: dtype of the computation.
-        param_dtype: dtype of the parameters.
     """
-
-    features: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
@@ -220,13 +195,11 @@ class PixelShuffle2x2(nn.Module):
         def icnr(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
             return jnp.tile(fan_in_normal(2.0, c)(key, (c, shape[1] // 4), dtype), 4)
 
-        kernel = self.param("kernel", icnr, (c, 4 * self.features), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (4 * self.features,), self.param_dtype)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = self.parameters(x, icnr, c, 4 * self.features)
         return depth_to_space_2x2(nn.relu(x @ kernel + bias[None, None, None]))
 
 
-class ConvTransposeBilinear(nn.Module):
+class ConvTransposeBilinear(Layer):
     r"""Transposed convolution by `stride` with one learned kernel per channel, initially bilinear interpolation.
 
     .. math:: y_{s i + t - s/2} \, {+}{=} \, x_i \, k_t, \quad 0 \le t < 2 s, \qquad
@@ -234,17 +207,14 @@ class ConvTransposeBilinear(nn.Module):
 
     in rows and columns. Away from the edges it is the layer of FCN (Long et al., arXiv 1411.4038), PyTorch's
     `ConvTranspose2d(C, C, 2 * s, s, padding=s // 2, groups=C, bias=False)`. Beyond the edges x is continued by its edge
-    pixels and not by zeros, which would pull the outermost s/2 logits towards 0: a new layer equals `upsample_bilinear`
-    everywhere. (FCN's authors pad the image by 100 pixels and crop instead.)
+    pixels and not by zeros: a new layer equals `upsample_bilinear` everywhere.
 
     It is computed as one product of matrices per channel: each of the (H+1)·(W+1) blocks of s×s outputs between four
     pixels is the sum of the four, each times a quarter of the kernel. XLA's convolution takes a thousand times as long
     on a CPU.
 
-    Attributes:
-        stride: s, even.
-        dtype: dtype of the computation.
-        param_dtype: dtype of the parameters.
+    Attributes: those of `Layer`, and
+        stride: s, even; otherwise a ValueError.
 
     >>> x = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1)
     >>> print(ConvTransposeBilinear(2).init_with_output(jax.random.key(0), x)[0][0, 0, :, 0])
@@ -252,16 +222,10 @@ class ConvTransposeBilinear(nn.Module):
     """
 
     stride: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
-        """Maps `[B, H, W, C]` to `[B, s·H, s·W, C]`; the kernel is `[2s, 2s, 1, C]`, as in a depthwise convolution.
-
-        Raises:
-            ValueError: `stride` is odd or less than 2.
-        """
+        """Maps `[B, H, W, C]` to `[B, s·H, s·W, C]`; the kernel is `[2s, 2s, 1, C]`, as in a depthwise convolution."""
         s = self.stride
         if s < 2 or s % 2:
             raise ValueError(f"stride of ConvTransposeBilinear must be even and at least 2; got {s}")
