@@ -1,8 +1,8 @@
-"""Counting on the device, and checking counts on the host. Private.
+"""Counting on the device, and checks of the counts on the host. Private.
 
 Integers have no NaN. If an unmasked pixel cannot be counted (a label outside [0, C), a NaN score), *every* count of
 that call becomes `INVALID`, -2^31, on all devices. An int64 sum with such a call stays negative until a cell has
-counted 2^31 pixels, and the functions that turn counts into scores refuse negative counts.
+counted 2^31 pixels, and the scores refuse negative counts.
 """
 
 import math
@@ -12,17 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from segjax import checks
 from segjax.collectives import psum
 
 INVALID = int(np.iinfo(np.int32).min)
-# Score of a class whose denominator is 0, per policy. Means leave out NaN.
-ABSENT = {"exclude": np.nan, "zero": 0.0, "one": 1.0}
 # Bounds of ranking scores are widened by this much, for the rounding of float64 here and in the exact computation.
 ROUNDING = 1e-12
 _LANES = 128
+
+# Arguments that many functions share.
+Labels = Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"]
+Logits = Float[ArrayLike, "*pixels classes"]
+Where = Bool[ArrayLike, "*#pixels"] | None
+Counts = Integer[jax.Array | np.ndarray, "..."]
 
 
 def count(
@@ -32,7 +36,7 @@ def count(
     num_places: int,
     axis_name: Hashable | None,
 ) -> Int[Array, "places"]:
-    """Returns the unmasked pixels per place, over all devices; all `INVALID` if one of them is not `valid`."""
+    """Counts the unmasked pixels per place, over all devices; all `INVALID` if one of them is not `valid`."""
     # Two extra places, dropped again, take the invalid and the masked pixels.
     at = jnp.where(valid, places, num_places)
     if keep is not None:
@@ -46,16 +50,10 @@ def count(
 def sum_by_place(
     places: Int[Array, "*pixels"], values: Int[Array, "*pixels"] | None, num_places: int, bits: int = 1
 ) -> Int[Array, "{num_places}"]:
-    """Returns the int32 sum of the values at each place of this device.
+    """Sums the values in [0, 2^bits) at each place of this device in int32; without values, counts the pixels.
 
     A TPU scatters one element after another. There, exact int8 matrix products of one-hot rows and columns replace the
-    scatter: `experiments/results/tpu_programs.md` has their cost by the TPU compiler.
-
-    Args:
-        places: integers in [0, num_places).
-        values: integers in [0, 2^bits); None: 1 each. A sum beyond int32 wraps around.
-        num_places: number of places.
-        bits: of the values.
+    scatter; `experiments/results/tpu_programs.md` lists their cost according to the TPU compiler.
     """
 
     def scattered(places, values):
@@ -71,10 +69,10 @@ def sum_by_place(
 
 
 def _one_hot_product(places: Int[Array, "*pixels"], values: Int[Array, "*pixels"], num_places: int) -> Int[Array, "_"]:
-    """Returns the sum of 7-bit values at each place, places laid out as a matrix of rows and columns."""
+    """Sums 7-bit values at each place, with the places laid out as a matrix."""
 
-    def one_hot(index: Array, size: int) -> Array:
-        # Pixels last, as they are stored: the transpose costs a TPU fifteen times as many cycles.
+    def one_hot(index, size):
+        # Pixels last, as they are stored: the transposed form costs a TPU fifteen times as many cycles.
         return jnp.arange(size, dtype=index.dtype)[:, None] == index[None]
 
     # A TPU stores a short last axis (the classes) elsewhere; the order of the pixels does not matter.
@@ -109,7 +107,13 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike, otherwise: ArrayLike = n
     return np.where(empty, otherwise, numerator / np.where(empty, 1, denominator))
 
 
-def mean_of_known(scores: np.ndarray) -> float:
-    """Returns the mean of the scores that are not NaN; NaN if there are none."""
+def nanmean(scores: np.ndarray) -> float:
+    """Returns `np.nanmean` of the scores, without its warning if all are NaN."""
     known = scores[~np.isnan(scores)]
     return float(known.mean()) if known.size else float("nan")
+
+
+def fill_of(absent: str) -> float:
+    """Returns the score of a class whose denominator is 0, which `nanmean` leaves out if it is NaN."""
+    checks.choice("absent", absent, ("exclude", "zero", "one"))
+    return {"exclude": np.nan, "zero": 0.0, "one": 1.0}[absent]

@@ -1,7 +1,7 @@
 """Boundary F1 (BF score) and boundary IoU from counts of boundary pixels.
 
-A pixel has one class, so one label map holds the boundaries of all classes at once, and no class is ever expanded to an
-image of its own. Matches are found for eight classes per byte, in a time proportional to the tolerance, not its square.
+A pixel has one class, so one label map contains the boundaries of all classes, and no class is expanded to an image of
+its own. Matching handles eight classes per byte, in a time proportional to the tolerance.
 """
 
 import math
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Real, UInt8
 
 from segjax import checks
 from segjax.collectives import psum
-from segjax.metrics._counting import ABSENT, INVALID, host_counts, mean_of_known, ratio, sum_by_place
+from segjax.metrics._counting import INVALID, Counts, Labels, Where, fill_of, host_counts, nanmean, ratio, sum_by_place
 
 _CAUSE = "a label or prediction outside [0, C) was counted in an unmasked pixel"
 
@@ -26,8 +26,8 @@ def boundary_tolerance(height: int, width: int, share: Real[ArrayLike, ""] = 0.0
 
     .. math:: θ = s \sqrt{H^2 + W^2}
 
-    SegNet's boundary F1 uses s = 0.0075 (4.5 pixels of its 360 × 480), DAVIS 0.008, rounded up. The boundary IoU's
-    distance is `max(1, round(boundary_tolerance(height, width, 0.02)))`.
+    SegNet's boundary F1 uses s = 0.0075 (4.5 pixels of its 360 × 480), DAVIS uses 0.008 and rounds up. The distance of
+    boundary IoU is `max(1, round(boundary_tolerance(height, width, 0.02)))`.
 
     Args:
         height: H, in pixels.
@@ -35,7 +35,7 @@ def boundary_tolerance(height: int, width: int, share: Real[ArrayLike, ""] = 0.0
         share: s ≥ 0.
 
     Returns:
-        θ in pixels, a Python float, because `tolerance` is static.
+        θ in pixels, a Python float because `tolerance` is static.
 
     Raises:
         ValueError: the height or width is below 1, or the share is negative.
@@ -52,37 +52,36 @@ def boundary_tolerance(height: int, width: int, share: Real[ArrayLike, ""] = 0.0
 
 
 def boundary_counts(
-    labels: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
-    predictions: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
+    labels: Labels,
+    predictions: Labels,
     num_classes: int,
     *,
     tolerance: Real[ArrayLike, ""],
-    where: Bool[ArrayLike, "..."] | None = None,
+    where: Where = None,
     axis_name: Hashable | None = None,
 ) -> Int[Array, "{num_classes} 4"]:
-    r"""Returns each class's boundary pixels and how many of them are matched, over all images and devices.
+    r"""Counts the boundary pixels of each class and the matched ones, over all images and devices.
 
     .. math::
         M_c = \left(\#\{i \in \hat B_c : d(i, B_c) \le θ\},\; \#\hat B_c,\;
         \#\{i \in B_c : d(i, \hat B_c) \le θ\},\; \#B_c\right)
 
-    with the boundary B_c of class c in the labels, \hat B_c in the predictions, the Euclidean distance d between pixel
-    centres of one image, and the tolerance θ. The boundary is the inner one of the class mask: its pixels with a
-    4-neighbour of another class (scikit-image's `find_boundaries(mask, mode="inner")`). Neither the edge of the image
-    nor that of void is a boundary: the image ends where `where` is False. (Csurka et al. match where d < θ, which
-    differs for whole θ only.) Counts add: over batches with `+`, in int64 on the host; then `boundary_f1`.
+    B_c is the boundary of class c in the labels, \hat B_c in the predictions, d the Euclidean distance between pixel
+    centres of one image. The boundary of a class is its pixels with a 4-neighbour of another class (scikit-image's
+    `find_boundaries(mask, mode="inner")`). The edges of the image and of void are not boundaries. (Csurka et al. match
+    where d < θ, which differs only for whole θ.)
 
     Args:
-        labels: true classes, integers in [0, C) or booleans, `[..., H, W]`.
+        labels: true classes in [0, C), `[..., H, W]`.
         predictions: predicted classes, in the labels' shape.
         num_classes: C ≥ 1, static.
         tolerance: θ ≥ 0 in pixels, static; see `boundary_tolerance`.
-        where: boolean `[..., H, W]`, broadcastable. False: the pixel does not exist, whatever its label.
-        axis_name: mapped device axis, or None under `jit`.
+        where: boolean `[..., H, W]`, broadcastable; False: the pixel does not exist.
+        axis_name: mapped device axis, or None.
 
     Returns:
-        int32 `[C, 4]`: matched predicted, predicted, matched true and true boundary pixels. If an unmasked label or
-        prediction is outside [0, C), every entry is -2^31 (integers have no NaN), and `boundary_f1` refuses the sum.
+        int32 `[C, 4]`: matched predicted, predicted, matched true and true boundary pixels. Add batches in int64 on the
+        host. Every entry is -2^31 if an unmasked label or prediction is outside [0, C).
 
     Raises:
         TypeError: labels or predictions are not integers, `where` is not boolean, or the tolerance is traced.
@@ -92,10 +91,8 @@ def boundary_counts(
         Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
     >>> labels, predictions = jnp.array([[0, 0, 0, 1, 1, 1]]), jnp.array([[0, 0, 1, 1, 1, 1]])
-    >>> print(boundary_counts(labels, predictions, 2, tolerance=0).tolist())
-    [[0, 1, 0, 1], [0, 1, 0, 1]]
-    >>> print(boundary_counts(labels, predictions, 2, tolerance=1).tolist())
-    [[1, 1, 1, 1], [1, 1, 1, 1]]
+    >>> [boundary_counts(labels, predictions, 2, tolerance=θ).tolist() for θ in (0, 1)]
+    [[[0, 1, 0, 1], [0, 1, 0, 1]], [[1, 1, 1, 1], [1, 1, 1, 1]]]
     """
     images = _inputs(labels, predictions, num_classes, where)
     counts, invalid = _count_boundaries(*images, num_classes, _non_negative("tolerance", tolerance))
@@ -103,19 +100,13 @@ def boundary_counts(
 
 
 def boundary_counts_per_image(
-    labels: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
-    predictions: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
-    num_classes: int,
-    *,
-    tolerance: Real[ArrayLike, ""],
-    where: Bool[ArrayLike, "..."] | None = None,
-) -> Int[Array, "*batch {num_classes} 4"]:
+    labels: Labels, predictions: Labels, num_classes: int, *, tolerance: Real[ArrayLike, ""], where: Where = None
+) -> Int[Array, "... {num_classes} 4"]:
     r"""Returns the `boundary_counts` M of each image, for `boundary_f1_per_image`.
 
     .. math:: \sum_n M_{nc} = M_c
 
-    Concatenate the counts of batches along the image axis. Under a mapped device axis each device has the counts of its
-    own images.
+    Concatenate the counts of batches along the image axis. Each device of a mapped axis returns those of its images.
 
     Args:
         labels: as in `boundary_counts`.
@@ -125,7 +116,7 @@ def boundary_counts_per_image(
         where: as in `boundary_counts`.
 
     Returns:
-        int32 `[..., C, 4]`. Every entry of an image with an unmasked label or prediction outside [0, C) is -2^31.
+        int32 `[..., C, 4]`. An image with an unmasked label or prediction outside [0, C) has -2^31 in every entry.
 
     Raises:
         TypeError, ValueError: as `boundary_counts`.
@@ -143,28 +134,26 @@ def boundary_counts_per_image(
     return counts.reshape(*jnp.shape(labels)[:-2], num_classes, 4)
 
 
-def boundary_f1(
-    counts: Integer[jax.Array | np.ndarray, "classes 4"], *, absent: str = "exclude"
-) -> dict[str, float | np.ndarray]:
+def boundary_f1(counts: Counts, *, absent: str = "exclude") -> dict[str, float | np.ndarray]:
     r"""Returns the boundary F1 of each class over the data set, from sums of `boundary_counts`.
 
     .. math:: F_c = \frac{2 P_c R_c}{P_c + R_c}
 
-    with P_c the matched share of the class's predicted boundary pixels, and R_c that of its true ones. All images are
-    pooled, so a long boundary has more weight; `boundary_f1_per_image` weighs images alike.
+    P_c is the matched share of the class's predicted boundary pixels, R_c that of its true ones. The images are pooled,
+    so a long boundary has more weight; `boundary_f1_per_image` gives every image the same weight.
 
     Args:
         counts: integers `[C, 4]`, sums of `boundary_counts`.
-        absent: score of a class whose denominator is 0 (F1: neither a true nor a predicted boundary pixel; precision:
-            no predicted one; recall: no true one). "exclude": NaN, left out of the mean (NaN if no class remains);
-            "zero" or "one": that score, and it counts in the mean.
+        absent: score of a class whose denominator is 0: "exclude" gives NaN, which the mean leaves out; "zero" and
+            "one" give that number.
 
     Returns:
-        `mean_boundary_f1`, a float, and float64 `[C]`: `boundary_f1_per_class`, `boundary_precision_per_class` and
-        `boundary_recall_per_class`, all in [0, 1]. F1 is 0 where only one of truth and prediction has a boundary.
+        `mean_boundary_f1` (float; NaN if no class remains) and float64 `[C]` arrays `boundary_f1_per_class`,
+        `boundary_precision_per_class` and `boundary_recall_per_class`, all in [0, 1]. F1 is 0 where only the truth or
+        only the prediction has a boundary.
 
     Raises:
-        TypeError: the counts are traced, or not integers.
+        TypeError: the counts are traced or not integers.
         ValueError: they are not `[C, 4]`, one is negative (invalid pixels or an overflow), or `absent` is unknown.
 
     References:
@@ -174,32 +163,31 @@ def boundary_f1(
     >>> print(scores["boundary_f1_per_class"], scores["mean_boundary_f1"])
     [0.6 0.  nan] 0.3
     """
-    checks.choice("absent", absent, tuple(ABSENT))
-    fill = ABSENT[absent]
-    counts = _host("counts", counts, "[classes, 4]", 2, 4)
+    fill = fill_of(absent)
+    counts = _host(counts, "[classes, 4]", 2, 4)
     f1 = _f1(counts, fill)
     return {
-        "mean_boundary_f1": mean_of_known(f1),
+        "mean_boundary_f1": nanmean(f1),
         "boundary_f1_per_class": f1,
         "boundary_precision_per_class": ratio(counts[:, 0], counts[:, 1], fill),
         "boundary_recall_per_class": ratio(counts[:, 2], counts[:, 3], fill),
     }
 
 
-def boundary_f1_per_image(counts: Integer[jax.Array | np.ndarray, "images classes 4"]) -> dict[str, float | np.ndarray]:
+def boundary_f1_per_image(counts: Counts) -> dict[str, float | np.ndarray]:
     r"""Returns SegNet's boundary F1: the mean over images of the mean F1 of the classes present in the image.
 
     .. math:: BF = \frac{1}{|J|} \sum_{n \in J} \frac{1}{|K_n|} \sum_{c \in K_n} F_{nc}
 
-    with the classes K_n that have a true boundary pixel in image n, and the images J that have such a class. A class
-    that is only predicted is in no K_n, and costs what it takes from the true classes; `boundary_f1` counts it.
+    K_n are the classes with a true boundary pixel in image n, and J the images that have such a class. Only
+    `boundary_f1` counts a class that is predicted but not labelled.
 
     Args:
         counts: integers `[N, C, 4]`, concatenated from `boundary_counts_per_image`.
 
     Returns:
-        `mean_boundary_f1_per_image`, a float, NaN if J is empty; and `boundary_f1_per_image`, float64 `[N]`, NaN for an
-        image that is not in J (all void, or of one class only). In [0, 1].
+        `mean_boundary_f1_per_image` (float; NaN if J is empty) and `boundary_f1_per_image` (float64 `[N]`; NaN for
+        images not in J), in [0, 1].
 
     Raises:
         TypeError, ValueError: as `boundary_f1`, with counts `[N, C, 4]`.
@@ -207,52 +195,49 @@ def boundary_f1_per_image(counts: Integer[jax.Array | np.ndarray, "images classe
     References:
         Badrinarayanan et al., SegNet, arXiv 1511.00561.
 
-    >>> one, other = [[6, 8, 5, 10], [0, 3, 0, 0]], [[4, 4, 4, 4], [0, 0, 0, 2]]
-    >>> scores = boundary_f1_per_image(np.array([one, other]))
+    >>> scores = boundary_f1_per_image(np.array([[[6, 8, 5, 10], [0, 3, 0, 0]], [[4, 4, 4, 4], [0, 0, 0, 2]]]))
     >>> print(scores["boundary_f1_per_image"], scores["mean_boundary_f1_per_image"])
     [0.6 0.5] 0.55
     """
-    counts = _host("counts", counts, "[images, classes, 4]", 3, 4)
+    counts = _host(counts, "[images, classes, 4]", 3, 4)
     present = counts[..., 3] > 0
     f1 = np.where(present, _f1(counts, np.nan), 0).sum(axis=-1)
     per_image = ratio(f1, present.sum(axis=-1))
-    return {"mean_boundary_f1_per_image": mean_of_known(per_image), "boundary_f1_per_image": per_image}
+    return {"mean_boundary_f1_per_image": nanmean(per_image), "boundary_f1_per_image": per_image}
 
 
 def boundary_iou_counts(
-    labels: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
-    predictions: Integer[ArrayLike, "*batch height width"] | Bool[ArrayLike, "*batch height width"],
+    labels: Labels,
+    predictions: Labels,
     num_classes: int,
     *,
     distance: Integer[ArrayLike, ""],
-    where: Bool[ArrayLike, "..."] | None = None,
+    where: Where = None,
     axis_name: Hashable | None = None,
 ) -> Int[Array, "{num_classes} 2"]:
-    r"""Returns intersection and union of each class's inner boundary regions, over all images and devices.
+    r"""Counts the intersection and union of each class's inner boundary regions, over all images and devices.
 
     .. math:: M_c = \left(\#(G_c \cap P_c),\; \#(G_c \cup P_c)\right)
 
-    with G_c the pixels of class c in the labels within `distance` pixels of its contour, P_c in the predictions. As in
-    the authors' code the distance is the chessboard distance: the region is what `distance` erosions by a 3 × 3 square
-    remove. The edges of the image and of void are part of the contour (unlike in `boundary_counts`). Counts add: over
-    batches with `+`, in int64 on the host; then `boundary_iou`.
+    G_c is the pixels of class c in the labels within `distance` pixels of its contour, P_c in the predictions. As in
+    the authors' code, it is what `distance` erosions by a 3 × 3 square remove (chessboard distance). Unlike in
+    `boundary_counts`, the edges of the image and of void are part of the contour.
 
     Args:
         labels: as in `boundary_counts`.
         predictions: as in `boundary_counts`.
         num_classes: C ≥ 1, static.
         distance: whole number of pixels, at least 1, static; the authors use 2 % of the diagonal (see
-            `boundary_tolerance`). Beyond the size of every object this is the IoU of the masks.
+            `boundary_tolerance`). A distance larger than every object gives the IoU of the masks.
         where: as in `boundary_counts`.
-        axis_name: mapped device axis, or None under `jit`.
+        axis_name: mapped device axis, or None.
 
     Returns:
-        int32 `[C, 2]`: intersection, union. If an unmasked label or prediction is outside [0, C), every entry is
-        -2^31, and `boundary_iou` refuses the sum.
+        int32 `[C, 2]`: intersection, union. Add batches in int64 on the host. Every entry is -2^31 if an unmasked label
+        or prediction is outside [0, C).
 
     Raises:
-        TypeError: as `boundary_counts`, or the distance is traced or not an integer.
-        ValueError: as `boundary_counts`, or the distance is below 1.
+        TypeError, ValueError: as `boundary_counts`, or the distance is traced, not an integer, or below 1.
 
     References:
         Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, arXiv 2103.16562.
@@ -262,26 +247,28 @@ def boundary_iou_counts(
     [[9, 19], [0, 10]]
     """
     images = _inputs(labels, predictions, num_classes, where)
-    counts, invalid = _count_regions(*images, num_classes, _whole("distance", distance))
+    pixels = checks.host("distance", distance)
+    if not np.issubdtype(pixels.dtype, np.integer):
+        raise TypeError(f"distance must be a whole number of pixels; got {distance!r}")
+    if pixels.ndim != 0 or pixels < 1:
+        raise ValueError(f"distance must be at least 1; got {distance!r}")
+    counts, invalid = _count_regions(*images, num_classes, int(pixels))
     return _sum_over_images(counts, invalid, axis_name)
 
 
-def boundary_iou(
-    counts: Integer[jax.Array | np.ndarray, "classes 2"], *, absent: str = "exclude"
-) -> dict[str, float | np.ndarray]:
+def boundary_iou(counts: Counts, *, absent: str = "exclude") -> dict[str, float | np.ndarray]:
     r"""Returns the boundary IoU of each class over the data set, from sums of `boundary_iou_counts`.
 
     .. math:: IoU_c = \frac{\#(G_c \cap P_c)}{\#(G_c \cup P_c)}
 
-    All pixels of a class in all images are pooled, as in `mean_iou`; the paper's boundary AP and PQ match instances.
+    The images are pooled, as in `mean_iou`; the paper's boundary AP and PQ match instances.
 
     Args:
         counts: integers `[C, 2]`, sums of `boundary_iou_counts`.
-        absent: score of a class that is neither true nor predicted anywhere. "exclude": NaN, left out of the mean (NaN
-            if no class remains); "zero" or "one": that score, and it counts in the mean.
+        absent: score of a class that is neither true nor predicted, as in `boundary_f1`.
 
     Returns:
-        `mean_boundary_iou`, a float, and `boundary_iou_per_class`, float64 `[C]`, in [0, 1].
+        `mean_boundary_iou` (float; NaN if no class remains) and `boundary_iou_per_class` (float64 `[C]`), in [0, 1].
 
     Raises:
         TypeError, ValueError: as `boundary_f1`, with counts `[C, 2]`.
@@ -293,10 +280,10 @@ def boundary_iou(
     >>> print(scores["boundary_iou_per_class"], scores["mean_boundary_iou"])
     [0.75 0.    nan] 0.375
     """
-    checks.choice("absent", absent, tuple(ABSENT))
-    counts = _host("counts", counts, "[classes, 2]", 2, 2)
-    iou = ratio(counts[:, 0], counts[:, 1], ABSENT[absent])
-    return {"mean_boundary_iou": mean_of_known(iou), "boundary_iou_per_class": iou}
+    fill = fill_of(absent)
+    counts = _host(counts, "[classes, 2]", 2, 2)
+    iou = ratio(counts[:, 0], counts[:, 1], fill)
+    return {"mean_boundary_iou": nanmean(iou), "boundary_iou_per_class": iou}
 
 
 def _inputs(labels, predictions, num_classes, where):
@@ -320,21 +307,10 @@ def _non_negative(name: str, value: ArrayLike) -> float:
     return float(array)
 
 
-def _whole(name: str, value: ArrayLike) -> int:
-    array = checks.host(name, value)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"{name} must be a whole number of pixels; got {value!r}")
-    if array.ndim != 0 or array < 1:
-        raise ValueError(f"{name} must be at least 1; got {value!r}")
-    return int(array)
-
-
-def _host(
-    name: str, counts: jax.Array | np.ndarray, expected: str, ndim: int, columns: int
-) -> Float[np.ndarray, "..."]:
-    array = host_counts(name, counts, _CAUSE)
+def _host(counts: jax.Array | np.ndarray, expected: str, ndim: int, columns: int) -> Float[np.ndarray, "..."]:
+    array = host_counts("counts", counts, _CAUSE)
     if array.ndim != ndim or array.shape[-1] != columns:
-        raise ValueError(f"{name} must be {expected}; got shape {array.shape}")
+        raise ValueError(f"counts must be {expected}; got shape {array.shape}")
     # float64 is exact to 2^53; the product of two counts could exceed int64.
     return array.astype(np.float64)
 
@@ -345,9 +321,7 @@ def _f1(counts: Float[np.ndarray, "*shape 4"], absent: float) -> Float[np.ndarra
     return ratio(2 * matched_predicted * matched_true, weighted, np.where(predicted + true > 0, 0.0, absent))
 
 
-def _sum_over_images(
-    counts: Int[Array, "images classes columns"], invalid: Bool[Array, "images"], axis_name: Hashable | None
-) -> Int[Array, "classes columns"]:
+def _sum_over_images(counts, invalid, axis_name):
     # INVALID is written after the sum, because two of them would wrap around to 0.
     total, num_invalid = psum((counts.sum(axis=0, dtype=jnp.int32), jnp.sum(invalid, dtype=jnp.int32)), axis_name)
     return jnp.where(num_invalid > 0, jnp.int32(INVALID), total)
@@ -356,7 +330,7 @@ def _sum_over_images(
 # Compiled here, because an uncompiled caller would compile the loops inside anew at each call.
 @partial(jax.jit, static_argnames=("num_classes", "tolerance"))
 def _count_boundaries(labels, predictions, keep, num_classes, tolerance):
-    """Returns `[images, C, 4]` as `boundary_counts_per_image`, and which images have a class out of range."""
+    """Returns `[images, C, 4]` as `boundary_counts_per_image`, and a mask of the images with a class out of range."""
     labels, predictions, invalid = _narrow_classes(labels, predictions, keep, num_classes)
     true, predicted = _boundary(labels), _boundary(predictions)
     edges, others = jnp.stack([predicted, true]), jnp.stack([true, predicted])
@@ -365,7 +339,7 @@ def _count_boundaries(labels, predictions, keep, num_classes, tolerance):
 
 @partial(jax.jit, static_argnames=("num_classes", "distance"))
 def _count_regions(labels, predictions, keep, num_classes, distance):
-    """Returns `[images, C, 2]`, intersection and union, and which images have a class out of range."""
+    """Returns `[images, C, 2]`, intersection and union, and a mask of the images with a class out of range."""
     labels, predictions, invalid = _narrow_classes(labels, predictions, keep, num_classes)
     true, predicted = _region(labels, distance), _region(predictions, distance)
     both = true == predicted
@@ -375,9 +349,9 @@ def _count_regions(labels, predictions, keep, num_classes, distance):
 
 
 def _narrow_classes(labels, predictions, keep, num_classes):
-    """Returns both in the narrowest integer type, -1 where masked or invalid, and which images are invalid."""
+    """Returns both in the narrowest integer type, -1 where masked or invalid, and a mask of the invalid images."""
     valid = (labels >= 0) & (labels < num_classes) & (predictions >= 0) & (predictions < num_classes)
-    # What follows is bound by memory traffic: one byte per pixel is several times as fast as four.
+    # The steps after this are bound by memory traffic: one byte per pixel is several times as fast as four.
     narrow = np.min_scalar_type(-num_classes)
     labels, predictions = (jnp.where(valid & keep, classes, -1).astype(narrow) for classes in (labels, predictions))
     return labels, predictions, (~valid & keep).any(axis=(1, 2))
@@ -405,28 +379,19 @@ def _region(classes: Int[Array, "images height width"], distance: int) -> Int[Ar
     return jnp.where(lowest != highest, classes, -1)
 
 
-def _sliding(
-    values: jax.Array, length: int, axis: int, combine: Callable[[jax.Array, jax.Array], jax.Array]
-) -> jax.Array:
-    """Returns `combine` of every `length` neighbours along an axis, from windows of 2, 4, 8, ... pixels."""
+def _sliding(values: Array, length: int, axis: int, combine: Callable[[Array, Array], Array]) -> Array:
+    """Combines every `length` neighbours along an axis, from windows of 2, 4, 8, ... pixels."""
     reach = 1
     while reach < length:
         shift, size = min(reach, length - reach), values.shape[axis]
-        values = combine(
-            jax.lax.slice_in_dim(values, 0, size - shift, axis=axis),
-            jax.lax.slice_in_dim(values, shift, size, axis=axis),
-        )
+        cut = partial(jax.lax.slice_in_dim, values, axis=axis)
+        values = combine(cut(0, size - shift), cut(shift, size))
         reach += shift
     return values
 
 
-def _is_matched(
-    edges: Int[Array, "*images height width"],
-    others: Int[Array, "*images height width"],
-    num_classes: int,
-    tolerance: float,
-) -> Bool[Array, "*images height width"]:
-    """Returns whether a pixel of `edges` has one of its own class in `others` within the tolerance."""
+def _is_matched(edges: Array, others: Array, num_classes: int, tolerance: float) -> Bool[Array, "..."]:
+    """Marks the pixels of `edges` with a pixel of their class in `others` within the tolerance."""
     steps = _quarter_circle(tolerance, *edges.shape[-2:])
 
     def match_eight_classes(matched, group):
@@ -440,13 +405,11 @@ def _is_matched(
 
 
 def _quarter_circle(tolerance: float, height: int, width: int) -> list[tuple[int, int]]:
-    """Returns (right, down) along the rim of a quarter disc: right grows by at most one per step, down falls.
-
-    Lengths are compared, not squares: the rounded square of sqrt(13) is less than 13.
-    """
+    """Returns (right, down) along the rim of a quarter disc: right grows by at most one per step, down falls."""
     steps, reach = [], -1
     for down in range(height - 1, -1, -1):
         before = reach
+        # Lengths are compared, not squares: the rounded square of sqrt(13) is less than 13.
         while reach + 1 < width and math.sqrt((reach + 1) ** 2 + down**2) <= tolerance:
             reach += 1
             steps.append((reach, down))
@@ -455,13 +418,11 @@ def _quarter_circle(tolerance: float, height: int, width: int) -> list[tuple[int
     return steps
 
 
-def _dilated(
-    bits: UInt8[Array, "*images height width"], steps: list[tuple[int, int]]
-) -> UInt8[Array, "*images height width"]:
+def _dilated(bits: UInt8[Array, "*images height width"], steps: list[tuple[int, int]]) -> UInt8[Array, "..."]:
     """Returns the bitwise or over the disc around each pixel.
 
-    A row of the disc is a run to the left and right, longer near the centre. One run grows along the rim and is merged
-    at each step from as many rows above and below.
+    A row of the disc is a run to the left and right, longer near the centre. One run grows along the rim; each step
+    merges it from as many rows above and below.
     """
     height, width = bits.shape[-2:]
     right, down = max((r for r, _ in steps), default=0), max((d for _, d in steps), default=0)
@@ -469,8 +430,7 @@ def _dilated(
     run = jnp.pad(bits, [*other_axes, (down, down), (0, 0)])
     wide = jnp.pad(run, [*other_axes, (0, 0), (right, right)])
 
-    def cut(images: jax.Array, start: jax.Array, size: int, axis: int) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(images, start, size, axis)
+    cut = jax.lax.dynamic_slice_in_dim
 
     def step(carry, offset):
         run, disc = carry
@@ -482,10 +442,8 @@ def _dilated(
     return jax.lax.scan(step, (run, bits), np.array(steps, np.int32).reshape(-1, 2))[0][1]
 
 
-def _count_per_class(
-    classes: Int[Array, "2 images height width"], matched: Bool[Array, "2 images height width"], num_classes: int
-) -> Int[Array, "images {num_classes} 4"]:
-    """Returns, per class and for both sides next to each other, its matched pixels and all its pixels."""
+def _count_per_class(classes: Int[Array, "2 images height width"], matched: Bool[Array, "..."], num_classes: int):
+    """Returns `[images, C, 4]`: matched pixels and all pixels of each class, on both sides."""
     images = classes.shape[1]
     image = jnp.arange(2 * images, dtype=jnp.int32).reshape(2, images, 1, 1) * num_classes
     nowhere = 2 * images * num_classes * 2

@@ -1,7 +1,4 @@
-"""Calibration errors from binned confidences, and the proper scores (Brier score, negative log-likelihood).
-
-Counted on the device, scored on the host. Softmax logits `[..., C]` and integer labels `[...]`.
-"""
+"""Calibration errors from binned confidences, and the proper scores (Brier score, negative log-likelihood)."""
 
 import math
 from collections.abc import Hashable
@@ -10,12 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Float, Int
 
 from segjax import checks
 from segjax.collectives import psum
-from segjax.metrics._counting import INVALID, count, host_counts, ratio, sum_by_place
+from segjax.metrics._counting import INVALID, Counts, Labels, Logits, Where, count, host_counts, ratio, sum_by_place
 
 _CAUSE = "a label outside [0, C) or a NaN logit was counted in an unmasked pixel"
 # Spacing of float32 below 1: exact for a confidence above 1/2, and at most 3e-8 off for a smaller one.
@@ -25,13 +21,13 @@ _FRACTION_BITS = 24
 class CalibrationBins(NamedTuple):
     """Sums per confidence bin, `[bins]`, or `[classes, bins]` from `classwise_calibration_bins`.
 
-    Bins add: `jax.tree.map(np.add, a, b)`. Start the sum over a data set from int64 and float64 zeros, because a set
-    can have more than 2^31 pixels, and float32 rounds at every addition.
+    Add batches with `jax.tree.map(np.add, a, b)`, from int64 and float64 zeros: int32 overflows at 2^31 pixels, and
+    float32 rounds at every addition.
     """
 
-    count: Integer[jax.Array | np.ndarray, "*classes bins"]
+    count: Counts
     """Pixels whose confidence is in the bin, int32."""
-    correct: Integer[jax.Array | np.ndarray, "*classes bins"]
+    correct: Counts
     """Those of them whose label is the class of the confidence, int32."""
     confidence: Float[jax.Array | np.ndarray, "*classes bins"]
     """Sum of their confidences, float32 (float64 for float64 logits), accurate to 1e-6 relative plus 3e-8 per pixel."""
@@ -40,7 +36,7 @@ class CalibrationBins(NamedTuple):
 class ProperScoreSums(NamedTuple):
     """Sums over pixels; they add as `CalibrationBins` do."""
 
-    count: Integer[jax.Array | np.ndarray, ""]
+    count: Counts
     """Unmasked pixels, int32."""
     brier: Float[jax.Array | np.ndarray, ""]
     """Sum of the pixels' Brier scores, at least float32."""
@@ -49,30 +45,25 @@ class ProperScoreSums(NamedTuple):
 
 
 def calibration_bins(
-    logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
-    *,
-    num_bins: int = 15,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
-    axis_name: Hashable | None = None,
+    logits: Logits, labels: Labels, *, num_bins: int = 15, where: Where = None, axis_name: Hashable | None = None
 ) -> CalibrationBins:
-    r"""Returns bins of the confidence of the top class, over all devices.
+    r"""Bins the confidence of the top class, over all devices.
 
     .. math:: c = \max_j softmax(z)_j, \qquad c \in \left(\tfrac{b}{B}, \tfrac{b + 1}{B}\right] \text{ is in bin } b
 
-    with logits z and B bins, closed at the right as in Guo et al. and scikit-learn. A pixel is correct if the first of
-    its largest logits is the label's. For an ensemble, pass `log_mean_softmax(mc_logits)`.
+    The B bins are closed at the right, as in Guo et al. and scikit-learn. A pixel is correct if the first of its
+    largest logits is the label's. For an ensemble, pass `log_mean_softmax(mc_logits)`.
 
     Args:
-        logits: z, `[..., C]`, class last, C ≥ 2; -inf rules a class out.
+        logits: z, `[..., C]`, C ≥ 2; -inf rules a class out.
         labels: integers in [0, C) or booleans, `[...]`.
         num_bins: B ≥ 1, static.
-        where: boolean, broadcastable to the labels. False: the pixel does not exist, whatever its logits or label.
-        axis_name: mapped device axis, or None under `jit`.
+        where: boolean, broadcastable to the labels; False: the pixel does not exist.
+        axis_name: mapped device axis, or None.
 
     Returns:
-        `CalibrationBins` of `[num_bins]`. If an unmasked label is outside [0, C), or unmasked logits contain NaN or
-        +inf (or only -inf), every count is -2^31 (integers have no NaN) and every sum NaN, and the scores refuse them.
+        `CalibrationBins` of `[num_bins]`. Every count is -2^31 and every sum NaN if an unmasked label is outside
+        [0, C), or unmasked logits contain NaN or +inf (or only -inf).
 
     Raises:
         TypeError: logits are not floating, labels not integers, or `where` is not boolean.
@@ -82,28 +73,21 @@ def calibration_bins(
         Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599.
 
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625], [0.125, 0.875]]))
-    >>> bins = calibration_bins(logits, jnp.array([0, 0, 1]), num_bins=5)
-    >>> print(bins.count, bins.correct, np.asarray(bins.confidence).round(3))
-    [0 0 0 2 1] [0 0 0 1 1] [0.    0.    0.    1.375 0.875]
+    >>> print(*calibration_bins(logits, jnp.array([0, 0, 1]), num_bins=5)[:2])
+    [0 0 0 2 1] [0 0 0 1 1]
     """
     logits, labels, valid, keep = _softmax_inputs(logits, labels, where)
     # No logarithm: a confidence does not need the digits that `log_softmax` keeps. No masked logits: counts have no
     # gradient that a NaN could reach. Both together would take four times as long on a CPU.
     confidence = 1 / jnp.sum(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)), axis=-1)
     correct = jnp.argmax(logits, axis=-1).astype(jnp.int32) == labels
-    group = jnp.zeros_like(labels)
-    return _binned(confidence, correct, group, valid, keep, (_at_least_one("num_bins", num_bins),), axis_name)
+    return _binned(confidence, correct, jnp.zeros_like(labels), valid, keep, (_at_least_one(num_bins),), axis_name)
 
 
 def classwise_calibration_bins(
-    logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
-    *,
-    num_bins: int = 15,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
-    axis_name: Hashable | None = None,
+    logits: Logits, labels: Labels, *, num_bins: int = 15, where: Where = None, axis_name: Hashable | None = None
 ) -> CalibrationBins:
-    r"""Returns bins of the probability of every class, over all devices; a pixel is counted once per class.
+    r"""Bins the probability of every class, over all devices: each pixel is counted once per class.
 
     .. math:: p_j = softmax(z)_j, \qquad p_j \in \left(\tfrac{b}{B}, \tfrac{b + 1}{B}\right] \text{ is in bin } (j, b)
 
@@ -115,8 +99,8 @@ def classwise_calibration_bins(
         axis_name: as in `calibration_bins`.
 
     Returns:
-        `CalibrationBins` of `[C, num_bins]`: `correct` counts the pixels of that class, `confidence` sums its p.
-        Invalid unmasked labels or logits: as in `calibration_bins`.
+        `CalibrationBins` of `[C, num_bins]`: `correct` counts the pixels of class j, `confidence` sums p_j. Invalid
+        pixels: as in `calibration_bins`.
 
     Raises:
         TypeError, ValueError: as `calibration_bins`.
@@ -131,32 +115,26 @@ def classwise_calibration_bins(
     """
     logits, labels, valid, keep = _softmax_inputs(logits, labels, where)
     classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, labels.ndim)
-    return _binned(
-        jax.nn.softmax(logits),
-        classes == labels[..., None],
-        classes,
-        jnp.broadcast_to(valid[..., None], logits.shape),
-        None if keep is None else jnp.broadcast_to(keep[..., None], logits.shape),
-        (logits.shape[-1], _at_least_one("num_bins", num_bins)),
-        axis_name,
-    )
+    valid, keep = (mask if mask is None else jnp.broadcast_to(mask[..., None], logits.shape) for mask in (valid, keep))
+    shape = (logits.shape[-1], _at_least_one(num_bins))
+    return _binned(jax.nn.softmax(logits), classes == labels[..., None], classes, valid, keep, shape, axis_name)
 
 
 def expected_calibration_error(bins: CalibrationBins) -> float:
-    r"""Returns the expected calibration error: the distance of confidence from accuracy, averaged over the pixels.
+    r"""Returns the expected calibration error: |accuracy - confidence|, averaged over the pixels.
 
     .. math:: ECE = \sum_b \frac{n_b}{N} \left|acc_b - conf_b\right|
 
-    with n_b of the N pixels in bin b, acc_b their accuracy and conf_b their mean confidence.
+    Bin b has n_b of the N pixels, with accuracy acc_b and mean confidence conf_b.
 
     Args:
         bins: `[bins]`, sums of `calibration_bins`.
 
     Returns:
-        ECE in [0, 1], 0 is best (a share, not percent); NaN if nothing was counted.
+        ECE in [0, 1] (not percent), 0 is best; NaN if nothing was counted.
 
     Raises:
-        TypeError: the bins are traced, or their counts not integers.
+        TypeError: the bins are traced, or their counts are not integers.
         ValueError: they are not `[bins]`, a count is negative (invalid pixels or an overflow), or a sum is NaN.
 
     References:
@@ -171,11 +149,11 @@ def expected_calibration_error(bins: CalibrationBins) -> float:
 
 
 def maximum_calibration_error(bins: CalibrationBins) -> float:
-    r"""Returns the maximum calibration error: the largest distance of confidence from accuracy of any bin.
+    r"""Returns the maximum calibration error: the largest |accuracy - confidence| of any bin.
 
     .. math:: MCE = \max_{b:\, n_b > 0} \left|acc_b - conf_b\right|
 
-    A bin with a single pixel counts as much as one with all others, so it is only for large sets.
+    Use it for large sets only: a bin with one pixel has the same weight as a bin with all others.
 
     Args:
         bins: `[bins]`, sums of `calibration_bins`.
@@ -202,19 +180,18 @@ def classwise_calibration_error(bins: CalibrationBins) -> dict[str, float | np.n
 
     .. math:: ECE_j = \sum_b \frac{n_{jb}}{N} \left|freq_{jb} - p_{jb}\right|, \qquad cwECE = \frac{1}{C} \sum_j ECE_j
 
-    with freq the share of class j among the n pixels of a bin and p their mean probability of class j. A class without
-    a true pixel has an error too and is in the mean. A rare class has p near 0 in nearly all pixels, and so a small
-    error whatever the model learned: compare it with the class's frequency.
+    Of the n pixels of a bin, freq is the share of class j, and p the mean probability of class j. The mean includes
+    classes without a true pixel. A rare class has a small error whatever the model learned, because p is near 0 almost
+    everywhere: compare the error with the class's frequency.
 
     Args:
         bins: `[classes, bins]`, sums of `classwise_calibration_bins`.
 
     Returns:
-        `calibration_error_per_class`, float64 `[C]`, and their `mean_calibration_error`, in [0, 1]; NaN without pixels.
+        `calibration_error_per_class` (float64 `[C]`) and `mean_calibration_error`, in [0, 1]; NaN without pixels.
 
     Raises:
-        TypeError: as `expected_calibration_error`.
-        ValueError: they are not `[classes, bins]`; else as `expected_calibration_error`.
+        TypeError, ValueError: as `expected_calibration_error`, for `[classes, bins]`.
 
     References:
         Kull et al., Beyond temperature scaling, arXiv 1910.12656, equation 3; Nixon et al., arXiv 1904.01685.
@@ -234,18 +211,17 @@ def reliability_diagram(bins: CalibrationBins) -> dict[str, np.ndarray]:
 
     .. math:: acc_b = \frac{k_b}{n_b}, \qquad conf_b = \frac{1}{n_b} \sum_{i \in b} p_i, \qquad share_b = \frac{n_b}{N}
 
-    with n_b of the N pixels in bin b, k_b of them correct, and their confidences p_i.
+    Bin b has n_b of the N pixels; k_b of them are correct, and p_i are their confidences.
 
     Args:
         bins: `[bins]` or `[classes, bins]`, sums of `calibration_bins` or `classwise_calibration_bins`.
 
     Returns:
-        float64 arrays: `edges` `[bins + 1]`; in the shape of the bins `confidence` (the mean) and `accuracy`, NaN in
-        empty bins, and `share`, the bin's share of the pixels, NaN if nothing was counted.
+        float64 arrays: `edges` `[bins + 1]`; in the shape of the bins, `confidence` (mean) and `accuracy`, NaN in empty
+        bins, and `share` of the pixels, NaN if nothing was counted.
 
     Raises:
-        TypeError: as `expected_calibration_error`.
-        ValueError: shapes differ; else as `expected_calibration_error`.
+        TypeError, ValueError: as `expected_calibration_error`, or shapes differ.
 
     References:
         Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, figure 1.
@@ -265,31 +241,26 @@ def reliability_diagram(bins: CalibrationBins) -> dict[str, np.ndarray]:
 
 
 def proper_score_sums(
-    logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
-    *,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
-    axis_name: Hashable | None = None,
+    logits: Logits, labels: Labels, *, where: Where = None, axis_name: Hashable | None = None
 ) -> ProperScoreSums:
-    r"""Returns the sums of the Brier score and of the negative log-likelihood over the pixels of all devices.
+    r"""Sums the Brier score and the negative log-likelihood over the pixels of all devices.
 
     .. math:: \left(N,\; \sum_i \sum_c (p_{ic} - t_{ic})^2,\; -\sum_i \log p_{i y_i}\right), \qquad p_i = softmax(z_i)
 
-    over the N unmasked pixels i, with t = 1 for the true class y_i and 0 for the others.
+    The sums run over the N unmasked pixels i; t is 1 for the true class y_i and 0 for the others.
 
     Args:
-        logits: z, as in `calibration_bins`; confident pixels keep their digits (1 - p is never computed from p).
+        logits: z, as in `calibration_bins`; 1 - p is never computed from p, so confident pixels keep their digits.
         labels: as in `calibration_bins`.
         where: as in `calibration_bins`.
         axis_name: as in `calibration_bins`.
 
     Returns:
-        `ProperScoreSums`, scalars. Invalid unmasked labels or logits: as in `calibration_bins`. A true class that is
-        ruled out (logit -inf) has an infinite NLL.
+        `ProperScoreSums`, scalars. Invalid pixels: as in `calibration_bins`. A true class with a logit of -inf has an
+        infinite NLL.
 
     Raises:
-        TypeError: as `calibration_bins`.
-        ValueError: shapes do not fit.
+        TypeError, ValueError: as `calibration_bins`.
 
     References:
         Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 102 (2007).
@@ -317,7 +288,7 @@ def brier_score(sums: ProperScoreSums) -> float:
 
     .. math:: BS = \frac{1}{N} \sum_i \sum_c (p_{ic} - t_{ic})^2
 
-    with t = 1 for the true class and 0 for the others. This is Brier's own definition; others halve it or divide by C.
+    t is 1 for the true class and 0 for the others. This is Brier's own definition; others halve it or divide by C.
 
     Args:
         sums: sums of `proper_score_sums`.
@@ -339,7 +310,7 @@ def brier_score(sums: ProperScoreSums) -> float:
 
 
 def negative_log_likelihood(sums: ProperScoreSums) -> float:
-    r"""Returns the mean negative log-likelihood of the true class, also known as log loss or cross entropy.
+    r"""Returns the mean negative log-likelihood of the true class (log loss, cross entropy).
 
     .. math:: NLL = -\frac{1}{N} \sum_i \log p_{i y_i}
 
@@ -361,7 +332,7 @@ def negative_log_likelihood(sums: ProperScoreSums) -> float:
     return _mean_score(sums, "nll")
 
 
-def log_softmax(logits: Float[Array, "*pixels classes"]) -> Float[Array, "*pixels classes"]:
+def log_softmax(logits: Logits) -> Float[Array, "*pixels classes"]:
     """Returns log probabilities that keep their digits near 0, where JAX's round to 0 below 1 - p = 6e-8. Private."""
     top = jnp.argmax(logits, axis=-1, keepdims=True).astype(jnp.int32)
     is_top = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == top
@@ -370,7 +341,7 @@ def log_softmax(logits: Float[Array, "*pixels classes"]) -> Float[Array, "*pixel
 
 
 def _softmax_inputs(logits, labels, where):
-    """Returns the inputs checked and widened, and which pixels are valid. A NaN stays in the logits."""
+    """Returns logits and labels, checked, and the masks of valid and of unmasked pixels. A NaN stays in the logits."""
     logits = checks.floating("logits", logits)
     labels = checks.integers("labels", labels)
     if logits.ndim == 0 or logits.shape[-1] < 2:
@@ -386,24 +357,19 @@ def _softmax_inputs(logits, labels, where):
     return logits, labels.astype(jnp.int32), valid, keep
 
 
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}")
-    return value
+def _at_least_one(num_bins: int) -> int:
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1; got {num_bins}")
+    return num_bins
 
 
-def _binned(
-    confidence: Float[Array, "*items"],
-    correct: Bool[Array, "*items"],
-    group: Int[Array, "*items"],
-    valid: Bool[Array, "*items"],
-    keep: Bool[Array, "*items"] | None,
-    shape: tuple[int, ...],
-    axis_name: Hashable | None,
-) -> CalibrationBins:
+def _binned(confidence, correct, group, valid, keep, shape: tuple[int, ...], axis_name) -> CalibrationBins:
     """Returns bins of `shape`: the last axis by confidence, the first of two by group; a group has each pixel once."""
     num_bins, num_places = shape[-1], math.prod(shape)
-    edges = _edges_below(num_bins, confidence.dtype)
+    # Edges rounded down to the dtype: a value is above one of them if it is above the float64 edge.
+    exact = np.linspace(0.0, 1.0, num_bins + 1)[1:-1]
+    edges = exact.astype(confidence.dtype)
+    edges = np.where(edges > exact, np.nextafter(edges, np.zeros_like(edges)), edges)
     places = group * num_bins + jnp.searchsorted(edges, confidence, method="compare_all").astype(jnp.int32)
     outcome = correct.astype(jnp.int32) * num_places + places
     wrong, right = count(outcome, valid, keep, 2 * num_places, axis_name).reshape(2, *shape)
@@ -415,21 +381,10 @@ def _binned(
     return CalibrationBins(counts, right, jnp.where(counts < 0, jnp.nan, sums))
 
 
-def _edges_below(num_bins: int, dtype: jnp.dtype) -> np.ndarray:
-    """Returns the inner edges rounded down to `dtype`: a value is above one of them if it is above the float64 edge."""
-    exact = np.linspace(0.0, 1.0, num_bins + 1)[1:-1]
-    edges = exact.astype(dtype)
-    return np.where(edges > exact, np.nextafter(edges, np.zeros_like(edges)), edges)
-
-
 def _exact_sums(
-    places: Int[Array, "*items"],
-    values: Float[Array, "*items"],
-    num_places: int,
-    most: int,
-    axis_name: Hashable | None,
+    places: Int[Array, "*items"], values: Float[Array, "*items"], num_places: int, most: int, axis_name: Hashable | None
 ) -> Float[Array, "places"]:
-    """Returns the sum of values in [0, 1] by place over all devices, exact but for rounding each to fixed point.
+    """Sums values in [0, 1] by place over all devices, exact but for rounding each to fixed point.
 
     A place has at most `most` values of this device. Added one by one, 4 million float32 pixels are off by 5e-3. So the
     bits of each value are cut into parts short enough that no integer sum of them can overflow.

@@ -1,4 +1,4 @@
-"""Confusion matrix of a data set or of each image, and every score that is a function of it."""
+"""Confusion matrices of a data set or of each image, and the scores that are functions of them."""
 
 import math
 from collections.abc import Hashable
@@ -7,42 +7,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Int
 
 from segjax import checks
-from segjax.metrics._counting import ABSENT, count, host_counts, mean_of_known, ratio
+from segjax.metrics._counting import Counts, Labels, Logits, Where, count, fill_of, host_counts, nanmean, ratio
 
 _CAUSE = "a label or prediction outside [0, C), or a NaN logit, was counted in an unmasked pixel"
 _PER_IMAGE = ("mean_iou", "mean_dice", "pixel_accuracy", "mean_accuracy", "iou_per_class", "dice_per_class")
 
 
 def confusion_matrix(
-    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
-    predictions: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"] | Float[ArrayLike, "*pixels classes"],
+    labels: Labels,
+    predictions: Labels | Logits,
     num_classes: int,
     *,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    where: Where = None,
     axis_name: Hashable | None = None,
 ) -> Int[Array, "{num_classes} {num_classes}"]:
-    r"""Returns the number of pixels per true and predicted class, over all devices.
+    r"""Counts the pixels per true and predicted class, over all devices.
 
     .. math:: M_{ij} = \#\{\text{unmasked pixels with label } i \text{ and prediction } j\}
 
-    Add matrices of several batches on the host in int64, `total += np.asarray(matrix, np.int64)`: int32 overflows at
-    2^31 pixels.
+    Add batches on the host in int64, `total += np.asarray(matrix, np.int64)`: int32 overflows at 2^31 pixels.
 
     Args:
-        labels: true classes, integers in [0, C) or booleans, any shape.
-        predictions: predicted classes, integers in [0, C) or booleans, in the labels' shape; or floating logits (or
-            probabilities) `[..., C]`, whose argmax is the prediction (the lowest of equal classes).
+        labels: true classes, integers in [0, C) or booleans, `[...]`.
+        predictions: predicted classes in the labels' shape, or floating logits (or probabilities) `[..., C]`, whose
+            argmax is the prediction (the lowest of equal classes).
         num_classes: C ≥ 1, static.
-        where: boolean, broadcastable to the labels. False: the pixel does not exist, whatever its label and logits.
-        axis_name: mapped device axis, or None under `jit`.
+        where: boolean, broadcastable to the labels; False: the pixel does not exist.
+        axis_name: mapped device axis, or None.
 
     Returns:
-        int32 `[C, C]`, rows truth, columns prediction. If an unmasked label or prediction is outside [0, C), or an
-        unmasked logit is NaN, every entry is -2^31 (integers have no NaN), and `segmentation_scores` refuses the sum.
-        `(matrix < 0).any()` finds the batch.
+        int32 `[C, C]`: rows are true classes, columns predictions. Every entry is -2^31 if an unmasked label or
+        prediction is outside [0, C) or an unmasked logit is NaN; `(matrix < 0).any()` finds the batch.
 
     Raises:
         TypeError: labels or predictions have another dtype, or `where` is not boolean.
@@ -61,10 +59,8 @@ def confusion_matrix(
     return count(cells, valid, keep, num_classes * num_classes, axis_name).reshape(num_classes, num_classes)
 
 
-def segmentation_scores(
-    confusion: Integer[jax.Array | np.ndarray, "classes classes"], *, absent: str = "exclude"
-) -> dict[str, float | np.ndarray]:
-    r"""Returns all scores of a confusion matrix, over the data set that it was summed over.
+def segmentation_scores(confusion: Counts, *, absent: str = "exclude") -> dict[str, float | np.ndarray]:
+    r"""Returns all scores of a confusion matrix, which may be a sum over a data set.
 
     With TP, FP, FN and TN of each class against the others, N pixels, and means over classes:
 
@@ -72,24 +68,23 @@ def segmentation_scores(
 
     - `iou_per_class` and its mean `mean_iou` (Jaccard index; not the mean of the images' IoU);
     - `dice_per_class` = 2 TP / (2 TP + FP + FN) and its mean `mean_dice` (F1);
-    - `recall_per_class` = TP / (TP + FN), which the segmentation literature calls class accuracy: also
-      `accuracy_per_class`; its mean is `mean_accuracy` (balanced accuracy);
+    - `recall_per_class` = `accuracy_per_class` = TP / (TP + FN) and its mean `mean_accuracy` (balanced accuracy);
     - `precision_per_class` = TP / (TP + FP);
     - `pixel_accuracy` = Σ TP / N;
     - `one_vs_rest_accuracy_per_class` = (TP + TN) / N: near 1 for every rare class, found or not;
     - `frequency_weighted_iou` = Σ (TP + FN) / N · IoU;
     - `matthews_correlation` = (N Σ TP - Σ t p) / √((N² - Σ t²) (N² - Σ p²)), with t = TP + FN and p = TP + FP:
-      Gorodkin's R_K, for two classes the Matthews coefficient; 0 without skill, however rare a class is.
+      Gorodkin's R_K, the Matthews coefficient for two classes; 0 without skill.
 
     Args:
-        confusion: integers `[C, C]`, rows truth, columns prediction: a sum of `confusion_matrix`.
-        absent: score of a class whose denominator is 0. "exclude": NaN, left out of the means (which are NaN if no
-            class remains); "zero" or "one": that score, and it counts in the means.
+        confusion: integers `[C, C]`, rows are true classes: a sum of `confusion_matrix`.
+        absent: score of a class whose denominator is 0: "exclude" gives NaN, which the means leave out; "zero" and
+            "one" give that number.
 
     Returns:
-        The scores by name: floats, and float64 `[C]` for names that end in `_per_class`. All are in [0, 1], except for
-        the Matthews coefficient in [-1, 1], which is NaN if all pixels have one true or one predicted class (0/0;
-        scikit-learn returns 0). Scores that divide by N are NaN for an empty matrix, whatever `absent` is.
+        The scores by name: floats, and float64 `[C]` for `_per_class`. All are in [0, 1], except for the Matthews
+        coefficient in [-1, 1]. Means without a class and scores with N = 0 are NaN. So is the Matthews coefficient if
+        all pixels have one true or one predicted class (scikit-learn returns 0).
 
     Raises:
         TypeError: `confusion` is traced, or not integers.
@@ -103,7 +98,7 @@ def segmentation_scores(
     >>> print(scores["mean_iou"], scores["iou_per_class"], scores["pixel_accuracy"])
     0.625 [0.75 0.5   nan] 0.8
     """
-    checks.choice("absent", absent, tuple(ABSENT))
+    fill = fill_of(absent)
     matrix = host_counts("confusion", confusion, _CAUSE)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"confusion must be [classes, classes]; got shape {matrix.shape}")
@@ -111,20 +106,19 @@ def segmentation_scores(
     true_positives = np.diagonal(matrix)
     true, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
     union = true + predicted - true_positives
-    fill = ABSENT[absent]
     iou = ratio(true_positives, union, fill)
     dice = ratio(2 * true_positives, true + predicted, fill)
     recall = ratio(true_positives, true, fill)
     return {
-        "mean_iou": mean_of_known(iou),
+        "mean_iou": nanmean(iou),
         "iou_per_class": iou,
         "pixel_accuracy": float(ratio(true_positives.sum(), total)),
-        "mean_accuracy": mean_of_known(recall),
+        "mean_accuracy": nanmean(recall),
         "accuracy_per_class": recall,
         "one_vs_rest_accuracy_per_class": ratio(total - union + true_positives, np.full_like(union, total)),
         # A class without a true pixel has weight 0, so `absent` does not matter.
         "frequency_weighted_iou": float(ratio((true * ratio(true_positives, union, 0.0)).sum(), total)),
-        "mean_dice": mean_of_known(dice),
+        "mean_dice": nanmean(dice),
         "dice_per_class": dice,
         "precision_per_class": ratio(true_positives, predicted, fill),
         "recall_per_class": recall.copy(),
@@ -133,33 +127,26 @@ def segmentation_scores(
 
 
 def confusion_matrix_per_image(
-    labels: Integer[ArrayLike, "images *pixels"] | Bool[ArrayLike, "images *pixels"],
-    predictions: Integer[ArrayLike, "images *pixels"]
-    | Bool[ArrayLike, "images *pixels"]
-    | Float[ArrayLike, "images *pixels classes"],
-    num_classes: int,
-    *,
-    where: Bool[ArrayLike, "*#kept"] | None = None,
+    labels: Labels, predictions: Labels | Logits, num_classes: int, *, where: Where = None
 ) -> Int[Array, "images {num_classes} {num_classes}"]:
     r"""Returns the confusion matrix of each image. Their sum is the `confusion_matrix` of the batch.
 
     .. math:: M_{nij} = \#\{\text{unmasked pixels of image } n \text{ with label } i \text{ and prediction } j\}
 
-    There is no `axis_name`: an image is on one device, and the matrices are sharded as the images are.
+    There is no `axis_name`: the matrices are sharded like the images.
 
     Args:
-        labels: true classes, as in `confusion_matrix`, `[N, ...]`, images first.
+        labels: true classes, `[N, ...]`, images first.
         predictions: predicted classes, or floating logits `[N, ..., C]`, as in `confusion_matrix`.
         num_classes: C ≥ 1, static.
-        where: boolean, broadcastable to the labels. False: the pixel does not exist, whatever its label and logits.
+        where: boolean, broadcastable to the labels; False: the pixel does not exist.
 
     Returns:
-        int32 `[N, C, C]`, rows truth, columns prediction; zeros for an image without unmasked pixels. All entries of
-        an image with an invalid unmasked pixel (see `confusion_matrix`) are -2^31, and `per_image_sums` refuses it.
+        int32 `[N, C, C]`, rows are true classes; zeros for an image without unmasked pixels. An image with an invalid
+        unmasked pixel (see `confusion_matrix`) has -2^31 in every entry.
 
     Raises:
-        TypeError: as `confusion_matrix`.
-        ValueError: shapes do not fit, labels are a scalar, or C < 1.
+        TypeError, ValueError: as `confusion_matrix`, or labels are a scalar.
 
     References:
         Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
@@ -176,28 +163,24 @@ def confusion_matrix_per_image(
     return matrices.reshape(-1, num_classes, num_classes)
 
 
-def per_image_sums(
-    confusions: Integer[jax.Array | np.ndarray, "*images classes classes"], *, absent: str = "exclude"
-) -> dict[str, np.ndarray]:
-    r"""Returns the sum over images of each of their scores, and the number of images in each sum.
+def per_image_sums(confusions: Counts, *, absent: str = "exclude") -> dict[str, np.ndarray]:
+    r"""Sums each score over the images, and counts the images in each sum.
 
     .. math:: S = \left(\sum_{n \in J} s_n,\; |J|\right)
 
-    over the images J in which the score s_n is defined (not NaN). An image without unmasked pixels does not exist,
-    whatever `absent` is. Sums of batches add and have a constant size:
-    `sums = jax.tree.map(np.add, sums, per_image_sums(batch))`; then `per_image_scores`.
+    J are the images in which the score s_n is defined (not NaN). An image without unmasked pixels does not exist. Add
+    the sums of batches, `sums = jax.tree.map(np.add, sums, per_image_sums(batch))`; then call `per_image_scores`.
 
     Args:
-        confusions: integers `[N, C, C]`, matrices of `confusion_matrix_per_image`, or `[C, C]` for one image.
-        absent: as in `segmentation_scores`, within each image. "exclude": a class whose denominator is 0 in an image is
-            left out of that image's means, and that image out of the class's mean; "zero" or "one": that score.
+        confusions: integers `[N, C, C]` from `confusion_matrix_per_image`, or `[C, C]` for one image.
+        absent: as in `segmentation_scores`, within each image. "exclude" leaves the class out of the image's means, and
+            the image out of the class's mean.
 
     Returns:
         The keys of `per_image_scores`, each float64 `[2, ...]`: sum of the score, and number of images.
 
     Raises:
-        TypeError: `confusions` are traced, or not integers.
-        ValueError: they are not `[..., C, C]`, a count is negative, or `absent` is unknown.
+        TypeError, ValueError: as `segmentation_scores`, for `[..., C, C]`.
 
     References:
         Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
@@ -206,23 +189,19 @@ def per_image_sums(
     >>> sums["pixel_accuracy_per_image"].tolist(), sums["iou_per_class_per_image"].tolist()
     ([1.75, 2.0], [[1.75, 1.0], [2.0, 2.0]])
     """
-    checks.choice("absent", absent, tuple(ABSENT))
+    fill_of(absent)
     matrices = host_counts("confusions", confusions, _CAUSE)
     if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2]:
         raise ValueError(f"confusions must be [images, classes, classes]; got shape {matrices.shape}")
     num_classes = matrices.shape[-1]
-    sums = {
-        f"{name}_per_image": np.zeros((2, num_classes) if name.endswith("_per_class") else 2, np.float64)
-        for name in _PER_IMAGE
-    }
+    sums = {name: np.zeros((2, num_classes) if name.endswith("_per_class") else 2) for name in _PER_IMAGE}
     for matrix in matrices.reshape(-1, num_classes, num_classes):
-        if not matrix.any():
-            continue
-        scores = segmentation_scores(matrix, absent=absent)
-        for name in _PER_IMAGE:
-            known = ~np.isnan(scores[name])
-            sums[f"{name}_per_image"] += np.stack([np.where(known, scores[name], 0.0), known])
-    return sums
+        if matrix.any():
+            scores = segmentation_scores(matrix, absent=absent)
+            for name, total in sums.items():
+                known = ~np.isnan(scores[name])
+                total += np.stack([np.where(known, scores[name], 0.0), known])
+    return {f"{name}_per_image": total for name, total in sums.items()}
 
 
 def per_image_scores(sums: dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:
@@ -230,8 +209,8 @@ def per_image_scores(sums: dict[str, np.ndarray]) -> dict[str, float | np.ndarra
 
     .. math:: \bar{s} = \frac{1}{|J|} \sum_{n \in J} s_n
 
-    with the score s_n of image n by `segmentation_scores`, and the images J in which it is defined. Every image counts
-    alike, so these are not the scores of the data set:
+    J are the images in which the score s_n of `segmentation_scores` is defined. Every image has the same weight, so
+    these are not the scores of the data set:
 
     - `mean_iou_per_image`, `mean_dice_per_image`, `mean_accuracy_per_image`: mean over the classes counted in an image
       (IoU, Dice: TP + FP + FN > 0; accuracy: TP + FN > 0), then over the images;
@@ -266,14 +245,14 @@ def per_image_scores(sums: dict[str, np.ndarray]) -> dict[str, float | np.ndarra
     return scores
 
 
-def recipe_jaccard(confusions: Integer[jax.Array | np.ndarray, "*images classes classes"]) -> float:
+def recipe_jaccard(confusions: Counts) -> float:
     r"""Returns the Cityscapes recipe's "IoU": the mean over images of the pixel accuracy, with void as a class.
 
     .. math:: \frac{1}{|\{n : N_n > 0\}|} \sum_{n} \frac{1}{N_n} \sum_k M_{nkk}
 
-    It is not an IoU: the recipe's 0.8354 came from scikit-learn's old `jaccard_similarity_score`, which is the accuracy
-    for several classes. To compare with it, count as the recipe did: void is one more class, K - 1, and no pixel is
-    masked. Over a stream add `per_image_sums`: this number is their `pixel_accuracy_per_image`.
+    It is not an IoU: the recipe's 0.8354 came from scikit-learn's old `jaccard_similarity_score`, which returned the
+    accuracy for several classes. To compare, count as the recipe did: void is class K - 1, and no pixel is masked. In a
+    stream it is `pixel_accuracy_per_image` of the added `per_image_sums`.
 
     Args:
         confusions: integers `[N, K, K]` of `confusion_matrix_per_image` with void as a class; `[K, K]` for one image.
@@ -293,10 +272,8 @@ def recipe_jaccard(confusions: Integer[jax.Array | np.ndarray, "*images classes 
     return per_image_scores(per_image_sums(confusions))["pixel_accuracy_per_image"]
 
 
-def _cells(
-    labels: ArrayLike, predictions: ArrayLike, num_classes: int
-) -> tuple[Int[Array, "*pixels"], Bool[Array, "*pixels"]]:
-    """Returns each pixel's cell of the flattened confusion matrix, and whether the pixel is valid."""
+def _cells(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> tuple[Int[Array, "..."], Bool[Array, "..."]]:
+    """Returns each pixel's cell of the flattened confusion matrix, and the mask of the valid pixels."""
     labels = checks.integers("labels", labels)
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1; got {num_classes}")
