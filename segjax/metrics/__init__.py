@@ -1,4 +1,10 @@
-"""Metrics for segmentation: counts on the device, which add; scores of the sums, on the host."""
+"""Metrics for segmentation: additive counts on the device, and scores of their sums on the host.
+
+`where=False` excludes a pixel from every count, whatever its label or logit. `axis_name` is the mapped device axis over
+which the pixels are distributed; leave it out under `jit`. Counts are int32: add those of batches on the host in int64,
+`total += np.asarray(counts, np.int64)`. Integers have no NaN, so an unmasked invalid pixel makes every count of the call
+-2^31, and the scores refuse such a sum with a ValueError.
+"""
 
 from segjax.metrics.boundary import (
     boundary_counts,
@@ -60,58 +66,17 @@ from segjax.metrics.uncertainty import (
     uncertainty_histogram,
 )
 
+# fmt: off
 __all__ = [
-    "CalibrationBins",
-    "CheckerboardSums",
-    "ProperScoreSums",
-    "accuracy_vs_uncertainty",
-    "area_under_risk_coverage",
-    "area_under_risk_coverage_bounds",
-    "auroc",
-    "auroc_bounds",
-    "average_precision",
-    "average_precision_bounds",
-    "best_f1",
-    "best_f1_bounds",
-    "boundary_counts",
-    "boundary_counts_per_image",
-    "boundary_f1",
-    "boundary_f1_per_image",
-    "boundary_iou",
-    "boundary_iou_counts",
-    "boundary_tolerance",
-    "brier_score",
-    "calibration_bins",
-    "checkerboard_energy",
-    "checkerboard_sums",
-    "class_log_odds",
-    "classwise_calibration_bins",
-    "classwise_calibration_error",
-    "component_counts",
-    "component_scores",
-    "confusion_matrix",
-    "confusion_matrix_per_image",
-    "expected_calibration_error",
-    "expected_entropy",
-    "fpr_at_tpr",
-    "fpr_at_tpr_bounds",
-    "log_mean_softmax",
-    "max_probability",
-    "maximum_calibration_error",
-    "mutual_information",
-    "negative_log_likelihood",
-    "obstacle_targets",
-    "patch_means",
-    "per_image_scores",
-    "per_image_sums",
-    "precision_recall_curve",
-    "predictive_entropy",
-    "proper_score_sums",
-    "recipe_jaccard",
-    "reliability_diagram",
-    "risk_coverage",
-    "score_histogram",
-    "segmentation_scores",
-    "threshold_at_precision",
-    "uncertainty_histogram",
+    "CalibrationBins", "CheckerboardSums", "ProperScoreSums", "accuracy_vs_uncertainty", "area_under_risk_coverage",
+    "area_under_risk_coverage_bounds", "auroc", "auroc_bounds", "average_precision", "average_precision_bounds",
+    "best_f1", "best_f1_bounds", "boundary_counts", "boundary_counts_per_image", "boundary_f1", "boundary_f1_per_image",
+    "boundary_iou", "boundary_iou_counts", "boundary_tolerance", "brier_score", "calibration_bins",
+    "checkerboard_energy", "checkerboard_sums", "class_log_odds", "classwise_calibration_bins",
+    "classwise_calibration_error", "component_counts", "component_scores", "confusion_matrix",
+    "confusion_matrix_per_image", "expected_calibration_error", "expected_entropy", "fpr_at_tpr", "fpr_at_tpr_bounds",
+    "log_mean_softmax", "max_probability", "maximum_calibration_error", "mutual_information", "negative_log_likelihood",
+    "obstacle_targets", "patch_means", "per_image_scores", "per_image_sums", "precision_recall_curve",
+    "predictive_entropy", "proper_score_sums", "recipe_jaccard", "reliability_diagram", "risk_coverage",
+    "score_histogram", "segmentation_scores", "threshold_at_precision", "uncertainty_histogram",
 ]

@@ -101,6 +101,14 @@ def host_counts(name: str, counts: ArrayLike, cause: str) -> np.ndarray:
     return wide
 
 
+def host_histogram(histogram: ArrayLike, rows: str, cause: str) -> Float[np.ndarray, "2 bins"]:
+    """Returns the counts of a `[2, bins]` histogram in float64, exact to 2^53."""
+    counts = host_counts("histogram", histogram, cause)
+    if counts.ndim != 2 or counts.shape[0] != 2:
+        raise ValueError(f"histogram must be [2, bins], {rows}; got shape {counts.shape}")
+    return counts.astype(np.float64)
+
+
 def ratio(numerator: ArrayLike, denominator: ArrayLike, otherwise: ArrayLike = np.nan) -> np.ndarray:
     """Returns numerator / denominator in float64, `otherwise` where the denominator is 0."""
     empty = denominator == 0

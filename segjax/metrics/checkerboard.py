@@ -1,8 +1,4 @@
-"""Checkerboard artefacts of upsampling: the share of a map's energy that repeats with the stride.
-
-A layer that turns one pixel into s×s pixels can treat them differently in the same way everywhere; its output then has
-a pattern of period s.
-"""
+"""Checkerboard artefacts of upsampling: the share of a map's energy that repeats with the stride."""
 
 from collections.abc import Hashable
 from typing import NamedTuple
@@ -11,17 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float
 
 from segjax import checks
 from segjax.collectives import psum
-from segjax.metrics._counting import ratio
+from segjax.metrics._counting import Counts, ratio
 
 
 class CheckerboardSums(NamedTuple):
     """Sums over windows and channels; they add across batches by `+`, field by field."""
 
-    windows: Integer[jax.Array | np.ndarray, ""]
+    windows: Counts
     """Unmasked windows, int32."""
     periodic: Float[jax.Array | np.ndarray, ""]
     """Their energy at the stride's frequencies, in squared units of the map, at least float32."""
@@ -37,33 +33,29 @@ def checkerboard_sums(
     where: Bool[ArrayLike, "..."] | None = None,
     axis_name: Hashable | None = None,
 ) -> CheckerboardSums:
-    r"""Returns the energy of maps at the frequencies of a stride, and the total, over the windows of all devices.
+    r"""Sums the energy of maps at the frequencies of a stride, and the total, over the windows of all devices.
 
     .. math:: E_s = \frac{1}{HW} \sum_{(k, l) \ne (0, 0)} \left| X_{k H / s,\, l W / s} \right|^2
         = \frac{HW}{s^2} \sum_{(k, l) \in [0, s)^2} (m_{kl} - \bar{m})^2, \qquad
         E = \frac{1}{HW} \sum_{(u, v) \ne (0, 0)} |X_{uv}|^2 = \sum_{ij} (x_{ij} - \bar{x})^2
 
-    X is the discrete Fourier transform, and m_kl the mean of the pixels (i, j) with i = k and j = l modulo s. The
-    energy at the stride's frequencies is what all s×s cells have in common, so no transform is needed. (0, 0), the mean
-    of each channel, is left out.
-
-    Over a whole map, a pattern counts only as far as it keeps its sign; windows also find one that varies.
+    X is the discrete Fourier transform, and m_kl the mean of the pixels (i, j) with i = k and j = l modulo s. Over a
+    whole map, a pattern counts only as far as it keeps its sign; windows also find one that varies.
 
     Args:
         maps: x, `[..., H, W, C]`: logits, features or images.
         stride: s ≥ 2. The last of several upsamplings by 2 has stride 2, the one before it 4 (which includes 2).
-        window: side of the windows, a multiple of s from 2s on; None: each map is one. Rows and columns at the bottom
-            and right that do not fill a window (for a whole map, a cell of s×s) are left out.
-        where: boolean, broadcastable to `[..., H, W]`. False: the pixel does not exist, and its window is left out.
-        axis_name: mapped device axis over which the windows are distributed, or None under `jit`.
+        window: side of the windows, a multiple of s from 2s on; None: each map is one window. Rows and columns at the
+            bottom and right that do not fill a window (for a whole map, a cell of s×s) are left out.
+        where: boolean, broadcastable to `[..., H, W]`; a window with a False pixel is left out.
+        axis_name: mapped device axis, or None.
 
     Returns:
         `CheckerboardSums`, scalars, for `checkerboard_energy`. NaN if an unmasked window has a NaN.
 
     Raises:
         TypeError: maps are not floating, or `where` is not boolean.
-        ValueError: maps have fewer than three axes or are smaller than 2s, the stride is below 2, the window is not a
-            multiple of it, less than twice it or larger than the maps, or `where` does not fit.
+        ValueError: shapes do not fit, maps are smaller than 2s, or the stride or the window is out of range.
 
     References:
         Odena et al., Deconvolution and Checkerboard Artifacts, Distill 2016; Durall et al., Watch your Up-Convolution,
@@ -99,10 +91,10 @@ def checkerboard_energy(sums: CheckerboardSums) -> float:
 
     .. math:: E_s / E
 
-    White noise has (s² - 1) / (n - 1) in windows of n pixels, its share of the frequencies; a pure pattern of period s
-    has 1; a map that is smooth over many pixels has about 0. In a small window a slope is not smooth, because it jumps
-    where the window would repeat: it has the share of white noise. So compare windows of one size, of maps with the
-    same content, and look at whole maps too. The share also falls where a map gains contrast elsewhere.
+    White noise has (s² - 1) / (n - 1) in windows of n pixels, a pure pattern of period s has 1, and a smooth map about
+    0. In a small window a slope has the share of white noise, because it jumps where the window would repeat. The share
+    also falls where a map gains contrast elsewhere. So compare windows of one size, of maps with the same content, and
+    look at whole maps too.
 
     Args:
         sums: sums of `checkerboard_sums`.
@@ -111,8 +103,7 @@ def checkerboard_energy(sums: CheckerboardSums) -> float:
         The share in [0, 1], 0 is best; NaN if no window was counted or none of them had any energy.
 
     Raises:
-        TypeError: the sums are traced.
-        ValueError: the sums are not scalars, or not finite.
+        TypeError, ValueError: the sums are traced, not scalars, or not finite.
 
     References:
         Odena et al., Deconvolution and Checkerboard Artifacts, Distill 2016.

@@ -1,21 +1,19 @@
-"""Obstacles on the road, scored as in Lost and Found and its successors: inside the road, and per obstacle.
+"""Obstacles on the road, scored as in Lost and Found and its successors: on the road only, and per obstacle.
 
-The region of interest is the road and what is on it; everything else is ignored. Pixel scores (average precision, FPR
-at 95 % TPR) are those of `ranking`, on the targets of `obstacle_targets`. One near obstacle has as many pixels as a
-hundred far ones, so obstacles are also counted as connected components, on the host.
+One near obstacle has as many pixels as a hundred far ones, so obstacles are counted as connected components, on the
+host. The pixel scores (average precision, FPR at 95 % TPR) are in `ranking`; `obstacle_targets` makes their targets.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int, Integer
 
 from segjax import checks
-from segjax.metrics._counting import host_counts, ratio
+from segjax.metrics._counting import Counts, Labels, Where, host_counts, ratio
 
 
 class ObstacleTargets(NamedTuple):
@@ -26,19 +24,18 @@ class ObstacleTargets(NamedTuple):
 
 
 def obstacle_targets(labels: Integer[ArrayLike, "*pixels"]) -> ObstacleTargets:
-    r"""Returns targets and region of interest of Lost and Found's coarse labels: 0 ignored, 1 road, 2 obstacle.
+    r"""Converts Lost and Found's coarse labels (0 ignored, 1 road, 2 obstacle) to targets and region of interest.
 
     .. math:: \text{target} = \text{label} - 1, \qquad \text{where} = (\text{label} \ne 0)
 
-    Average precision and FPR95 inside the region of interest are `average_precision(histogram)` and
-    `fpr_at_tpr(histogram)` of `score_histogram(logits, targets, where=where)`.
+    Pass them to `score_histogram(logits, targets, where=where)` for average precision and FPR95.
 
     Args:
         labels: integers 0, 1 and 2, any shape.
 
     Returns:
-        (targets, where): int32 and boolean. Any other label (also 255: map void to 0 first) is an unmasked target of
-        -1. It makes every count of `score_histogram` and `confusion_matrix` -2^31, and `component_counts` refuses it.
+        (targets, where): int32 and boolean. Any other label (also 255: map void to 0 first) becomes an unmasked target
+        of -1, which makes all counts invalid.
 
     Raises:
         TypeError: labels are not integers.
@@ -56,43 +53,39 @@ def obstacle_targets(labels: Integer[ArrayLike, "*pixels"]) -> ObstacleTargets:
 
 
 def component_counts(
-    targets: Integer[ArrayLike, "*images height width"] | Bool[ArrayLike, "*images height width"],
-    detections: Bool[ArrayLike, "*images height width"],
+    targets: Labels,
+    detections: Bool[ArrayLike, "*pixels"],
     *,
-    where: Bool[ArrayLike, "*#kept"] | None = None,
+    where: Where = None,
     overlap: str = "coverage",
     thresholds: Sequence[float] | np.ndarray = (0.5,),
     min_size: int = 1,
     min_detection_size: int = 1,
     connectivity: int = 2,
 ) -> np.ndarray:
-    r"""Returns found obstacles, missed obstacles and false detections: connected components, counted on the host.
+    r"""Counts found obstacles, missed obstacles and false detections: connected components, on the host.
 
     .. math::
         found_τ = \#\{k : o_k \ge τ\}, \qquad missed_τ = \#\{k : o_k < τ\}, \qquad
         false_τ = \#\{d : |d \cap T| / |d| < τ\}
 
-    A component k of the targets T is found at threshold τ if its overlap o_k with the detections is at least τ:
+    T and D are all target and all detected pixels, k and d their components. The overlap o_k of k is
 
-    - "coverage": |k ∩ D| / |k|, with D all detected pixels: at the default τ = 0.5 an obstacle is found if at least
-      half of its pixels are. The extent of the detection beyond it does not matter.
+    - "coverage": |k ∩ D| / |k|. At τ = 0.5 an obstacle is found if at least half of its pixels are.
     - "siou": |k ∩ D_k| / |k ∪ (D_k \ other targets)|, with D_k the detected components that touch k: the intersection
-      over union of SegmentMeIfYouCan, which does not punish one detection that covers two obstacles.
-
-    A component d of the detections is false at τ if the share |d ∩ T| / |d| of its pixels that are targets is below τ.
+      over union of SegmentMeIfYouCan, which allows one detection to cover two obstacles.
 
     SegmentMeIfYouCan's obstacle track is `overlap="siou", thresholds=np.linspace(0.25, 0.75, 11), min_size=10,
-    min_detection_size=50`, with detections from the threshold of the best pixel F1 (`best_f1`).
+    min_detection_size=50`, with detections at the threshold of the best pixel F1 (`best_f1`).
 
     Args:
-        targets: 0 or 1 (or boolean), `[H, W]` or `[..., H, W]`, each image by itself.
-        detections: boolean, the same shape: the score above a threshold.
-        where: boolean, broadcastable to that shape. False: the pixel does not exist, in targets and in detections. It
-            may cut a component in two.
+        targets: 0 or 1 (or boolean), `[..., H, W]`, each image by itself.
+        detections: boolean, the same shape: the score is above a threshold.
+        where: boolean, broadcastable to that shape; False: the pixel does not exist. It may cut a component in two.
         overlap: "coverage" or "siou".
         thresholds: τ, each in (0, 1].
-        min_size: a component of the targets with fewer pixels does not exist: its pixels are neither obstacle nor road.
-        min_detection_size: a component of the detections with fewer pixels is not a detection.
+        min_size: the pixels of a smaller target component count neither as obstacle nor as road.
+        min_detection_size: a smaller component of the detections is not a detection.
         connectivity: 1: pixels touch at their sides (4 neighbours); 2: also at their corners (8).
 
     Returns:
@@ -100,8 +93,7 @@ def component_counts(
 
     Raises:
         TypeError: an argument is traced, targets are neither boolean nor integers, detections or `where` not boolean.
-        ValueError: shapes do not fit, an unmasked target is neither 0 nor 1, a threshold or a size is out of range, or
-            a choice is unknown.
+        ValueError: shapes do not fit, an unmasked target is neither 0 nor 1, or an option is out of range.
 
     References:
         Pinggera et al., Lost and Found: Detecting Small Road Hazards for Self-Driving Vehicles, arXiv 1609.04653
@@ -132,26 +124,22 @@ def component_counts(
     return counts
 
 
-def component_scores(counts: Integer[jax.Array | np.ndarray, "thresholds 3"]) -> dict[str, float | np.ndarray]:
+def component_scores(counts: Counts) -> dict[str, float | np.ndarray]:
     r"""Returns recall and F1 of obstacles, from the sums of `component_counts`.
 
     .. math::
         R_τ = \frac{found_τ}{found_τ + missed_τ}, \qquad
         F_{1,τ} = \frac{2\,found_τ}{2\,found_τ + missed_τ + false_τ}
 
-    `component_recall` is R, `component_f1` is F_1, and `mean_component_f1` its mean over the thresholds τ:
-    SegmentMeIfYouCan's F1*.
-
     Args:
         counts: integers `[thresholds, 3]`: found, missed, false.
 
     Returns:
-        float64 `[thresholds]`, and a float; in [0, 1]. Recall is NaN without obstacles, F1 without obstacles and
-        without false detections.
+        `component_recall` R and `component_f1` F_1, float64 `[thresholds]`, and the mean of F_1, `mean_component_f1`
+        (SegmentMeIfYouCan's F1*); in [0, 1]. NaN for 0 / 0.
 
     Raises:
-        TypeError: counts are traced, or not integers.
-        ValueError: they are not `[thresholds, 3]`, or negative.
+        TypeError, ValueError: counts are traced, not integers, not `[thresholds, 3]`, or negative.
 
     References:
         Chan et al., SegmentMeIfYouCan: A Benchmark for Anomaly Segmentation, arXiv 2104.14812.
@@ -168,7 +156,7 @@ def component_scores(counts: Integer[jax.Array | np.ndarray, "thresholds 3"]) ->
     return {"component_recall": ratio(found, found + missed), "component_f1": f1, "mean_component_f1": float(f1.mean())}
 
 
-def _checked(targets: ArrayLike, detections: ArrayLike, where: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
+def _checked(targets, detections, where) -> tuple[np.ndarray, np.ndarray]:
     """Returns the unmasked pixels of the targets and of the detections, boolean `[N, H, W]`."""
     targets, detections = checks.host("targets", targets), checks.host("detections", detections)
     if targets.dtype != np.bool_ and not np.issubdtype(targets.dtype, np.integer):
@@ -208,15 +196,14 @@ def _overlaps(truth: np.ndarray, found: np.ndarray, pixels: np.ndarray, overlap:
     hit = (truth > 0) & (found > 0)
     bins = int(max(truth.max(initial=0), found.max(initial=0))) + 1
 
-    def total(of: np.ndarray, which: np.ndarray, amount: np.ndarray) -> np.ndarray:
-        return np.bincount(of[which], weights=amount[which], minlength=bins)
+    def total(components, selected, amount):
+        return np.bincount(components[selected], weights=amount[selected], minlength=bins)
 
     size, hits = total(truth, truth > 0, pixels), total(truth, hit, pixels)
+    union = size
     if overlap == "siou":
-        # The union's part outside k: pixels of the detections that touch k and are on no target.
+        # The union's part outside k: pixels of the detections that touch k and are not on a target.
         outside = total(found, truth == 0, pixels)
         union = size + total(truth, hit, outside[found])
-    else:
-        union = size
     detected, right = total(found, found > 0, pixels), total(found, hit, pixels)
     return hits[size > 0] / union[size > 0], right[detected > 0] / detected[detected > 0]

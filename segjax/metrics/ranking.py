@@ -1,14 +1,13 @@
 """Ranking of rare positives above negatives, from a histogram: average precision, AUROC, FPR at a TPR, thresholds.
 
-Exact ranking needs every score of the data set in memory, sorted. A histogram adds over batches and devices and has a
-constant size. Its bins are equal in the *logit*: positives of a rare class have probabilities near 0, where equal bins
-of the probability cannot separate them (errors of 8e-3 in average precision, here 2e-4).
+A histogram adds over batches and devices and has a constant size; exact ranking has to sort every score of the data
+set. The bins are equal in the *logit*, because equal bins of the probability cannot separate the positives of a rare
+class near 0 (errors of 8e-3 in average precision; here 2e-4).
 
-A histogram does not record the order inside a bin. The estimates take positives and negatives there as evenly mixed,
-which for equal scores means that ties are broken at random; scikit-learn takes equal scores as one step of the curve.
-So the two differ where many scores are equal (rounded to bfloat16, clamped at ±16), by at most the width of the
-certified `_bounds`. These always contain scikit-learn's value (they are widened by 1e-12 for rounding): look at them
-before you trust an estimate.
+The order inside a bin is lost. The estimates take positives and negatives of a bin as evenly mixed, which breaks ties
+at random; scikit-learn treats equal scores as one step of the curve. The two differ where many scores are equal (in
+bfloat16, or clamped at ±16), by at most the width of the certified `_bounds`, which always contain scikit-learn's value
+(they are widened by 1e-12 for rounding). Check the bounds before you trust an estimate.
 """
 
 from collections.abc import Hashable
@@ -18,17 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Float, Int
 
 from segjax import checks
-from segjax.metrics._counting import ROUNDING, count, host_counts
+from segjax.metrics._counting import ROUNDING, Counts, Labels, Logits, Where, count, host_histogram, ratio
 
 NUM_BINS = 4096
 MAX_LOGIT = 16.0
 _BINS_PER_UNIT = NUM_BINS / (2 * MAX_LOGIT)
 _CAUSE = "a NaN logit or a target other than 0 and 1 was counted in an unmasked pixel"
-
-Histogram = Integer[jax.Array | np.ndarray, "2 bins"]
 
 
 class BestF1(NamedTuple):
@@ -47,28 +44,23 @@ class ThresholdAtPrecision(NamedTuple):
 
 
 def score_histogram(
-    logits: Float[ArrayLike, "*pixels"],
-    targets: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
-    *,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
-    axis_name: Hashable | None = None,
+    logits: Float[ArrayLike, "*pixels"], targets: Labels, *, where: Where = None, axis_name: Hashable | None = None
 ) -> Int[Array, "2 4096"]:
-    r"""Returns histograms of the logits of the negatives and of the positives, over all devices.
+    r"""Counts the logits of the negatives and of the positives in 4096 bins, over all devices.
 
     .. math:: H_{tb} = \#\{\text{unmasked pixels with target } t \text{ and } \lfloor 128\,(z + 16) \rfloor = b\}
 
-    with 4096 equal bins b of the logit z on [-16, 16]; logits outside (p < 1e-7 or > 1 - 1e-7) are in the first or last
-    bin, not separated. Histograms add: over batches with `+`, in int64 on the host.
+    The bins b are equal in the logit z on [-16, 16]; the first and the last also contain the logits outside.
 
     Args:
         logits: z, any shape: log p/(1-p) of the score; for class c of a softmax, its `class_log_odds`.
         targets: boolean, or integers 0 and 1, in the shape of the logits.
-        where: boolean, broadcastable to that shape. False: the pixel does not exist, whatever its logit or target.
-        axis_name: mapped device axis, or None under `jit`.
+        where: boolean, broadcastable to that shape; False: the pixel does not exist.
+        axis_name: mapped device axis, or None.
 
     Returns:
-        int32 `[2, 4096]`: row 0 the negatives, row 1 the positives, bins by rising logit. If an unmasked logit is NaN
-        or an unmasked target neither 0 nor 1, every entry is -2^31 (integers have no NaN), which the scores refuse.
+        int32 `[2, 4096]`: negatives, positives, bins by rising logit. Add batches in int64 on the host. Every entry is
+        -2^31 if an unmasked logit is NaN or an unmasked target neither 0 nor 1.
 
     Raises:
         TypeError: logits are not floating, targets neither boolean nor integers, or `where` is not boolean.
@@ -92,21 +84,20 @@ def score_histogram(
     return count(places, valid, keep, 2 * NUM_BINS, axis_name).reshape(2, NUM_BINS)
 
 
-def class_log_odds(logits: Float[ArrayLike, "*pixels classes"]) -> Float[Array, "*pixels classes"]:
-    r"""Returns the log odds of every class against all others, which `score_histogram` takes for a softmax.
+def class_log_odds(logits: Logits) -> Float[Array, "*pixels classes"]:
+    r"""Returns the log odds of every class of a softmax against all others, for `score_histogram`.
 
     .. math:: x_c = \log \frac{p_c}{1 - p_c} = z_c - \log \sum_{j \ne c} e^{z_j}
 
     Args:
-        logits: z, `[..., C]`, class last, C ≥ 2; -inf rules a class out.
+        logits: z, `[..., C]`, C ≥ 2; -inf rules a class out.
 
     Returns:
-        `[..., C]`, at least float32, from the logits, because p near 1 has no digits left for 1 - p; ±inf where a class
-        or all others are ruled out or beyond the range of exp, NaN where a logit is NaN.
+        `[..., C]`, at least float32, accurate also for p near 1; ±inf where a class or all others are ruled out or
+        beyond the range of exp, NaN where a logit is NaN.
 
     Raises:
-        TypeError: logits are not floating.
-        ValueError: there are fewer than 2 classes.
+        TypeError, ValueError: logits are not floating, or have fewer than 2 classes.
 
     References:
         Bishop, Pattern Recognition and Machine Learning, Springer 2006, section 4.2.
@@ -123,23 +114,21 @@ def class_log_odds(logits: Float[ArrayLike, "*pixels classes"]) -> Float[Array, 
     powers = jnp.exp(shifted)
     # Subtracting the largest from the whole sum would leave rounding. The others leave at least its 1.
     without_top = jnp.sum(jnp.where(is_top, 0, powers), axis=-1, keepdims=True)
-    others = jnp.where(is_top, without_top, 1 + without_top - powers)
-    return shifted - jnp.log(others)
+    return shifted - jnp.log(jnp.where(is_top, without_top, 1 + without_top - powers))
 
 
-def average_precision(histogram: Histogram) -> float:
+def average_precision(histogram: Counts) -> float:
     r"""Returns average precision: the area under the precision-recall curve, without interpolation between points.
 
     .. math:: AP = \frac{1}{P} \sum_{i=1}^{P} \frac{i}{\text{rank}_i}
 
-    over the P positives by falling score, where the rank counts positives and negatives. Inside a bin positives and
-    negatives are taken as evenly mixed and the curve is integrated.
+    The P positives are ordered by falling score; the rank counts positives and negatives.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
     Returns:
-        AP in [0, 1]; NaN without positives. A scorer without skill gets the share of positives.
+        AP in [0, 1]; NaN without positives. The share of positives is the AP without skill.
 
     Raises:
         TypeError: the histogram is traced, or not integers.
@@ -158,16 +147,16 @@ def average_precision(histogram: Histogram) -> float:
     return _mean_over_positives(ranked, _sum_of_precisions(ranked, ranked.negatives_above, mixed))
 
 
-def average_precision_bounds(histogram: Histogram) -> tuple[float, float]:
+def average_precision_bounds(histogram: Counts) -> tuple[float, float]:
     r"""Returns the lowest and highest average precision that scores with this histogram can have.
 
     .. math::
         low = \frac{1}{P} \sum_b \sum_{i=1}^{p_b} \frac{P_{>b} + i}{P_{>b} + i + N_{\ge b}}, \qquad
         high = \frac{1}{P} \sum_b p_b \frac{P_{\ge b}}{P_{\ge b} + N_{>b}}
 
-    with p_b of the P positives in bin b, P_{>b} in the bins above it and P_{\ge b} the sum of both; N_{>b}, N_{\ge b}
-    count negatives. Low: in every bin all negatives precede the positives. (For p_b > 1 the inner sum is taken as an
-    integral, which is never above it.) High: the positives come first, tied, with the precision after the last of them.
+    p_b of the P positives are in bin b, P_{>b} in the bins above it, P_{\ge b} in both; N counts negatives. Low: the
+    negatives of a bin precede its positives (for p_b > 1 the inner sum is an integral, which is never above it). High:
+    the positives of a bin come first, tied.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
@@ -181,8 +170,7 @@ def average_precision_bounds(histogram: Histogram) -> tuple[float, float]:
     References:
         Su et al., A Relationship between the Average Precision and the Area Under the ROC Curve, ICTIR 2015.
 
-    >>> histogram = score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1]))
-    >>> low, high = average_precision_bounds(histogram)
+    >>> low, high = average_precision_bounds(score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1])))
     >>> round(low, 3), round(high, 3)  # (1 + 2/3) / 2 and (1 + 1) / 2
     (0.833, 1.0)
     """
@@ -194,12 +182,12 @@ def average_precision_bounds(histogram: Histogram) -> tuple[float, float]:
     return _mean_over_positives(ranked, low) - ROUNDING, _mean_over_positives(ranked, high) + ROUNDING
 
 
-def auroc(histogram: Histogram) -> float:
+def auroc(histogram: Counts) -> float:
     r"""Returns the area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
 
     .. math:: AUROC = \frac{1}{P N} \sum_b n_b \left(P_{>b} + \tfrac{1}{2} p_b\right)
 
-    with p_b and n_b the positives and negatives of bin b, P and N their sums.
+    Bin b has p_b of the P positives and n_b of the N negatives; P_{>b} positives are in the bins above it.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
@@ -216,19 +204,15 @@ def auroc(histogram: Histogram) -> float:
     >>> auroc(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
     0.75
     """
-    ranked = _ranked_counts(histogram)
-    pairs = ranked.positives.sum() * ranked.negatives.sum()
-    wins = (ranked.negatives * (ranked.positives_above + ranked.positives / 2)).sum()
-    return float(wins / pairs) if pairs else float("nan")
+    return _auroc_with_ties(histogram, 0.5)
 
 
-def auroc_bounds(histogram: Histogram) -> tuple[float, float]:
+def auroc_bounds(histogram: Counts) -> tuple[float, float]:
     r"""Returns the lowest and highest AUROC that scores with this histogram can have.
 
-    .. math:: low = \frac{1}{P N} \sum_b n_b P_{>b}, \qquad high = \frac{1}{P N} \sum_b n_b P_{\ge b}
+    .. math:: low = \frac{1}{P N} \sum_b n_b P_{>b}, \qquad high = \frac{1}{P N} \sum_b n_b (P_{>b} + p_b)
 
-    with n_b of the N negatives in bin b; P_{>b} of the P positives are in the bins above it, P_{\ge b} there or in it.
-    Low: a positive wins against no negative of its own bin. High: against all of them.
+    Symbols: as in `auroc`. Low: a positive wins against no negative of its own bin. High: against all of them.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
@@ -242,25 +226,19 @@ def auroc_bounds(histogram: Histogram) -> tuple[float, float]:
     References:
         Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27 (2006).
 
-    >>> histogram = score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1]))
-    >>> print([round(bound, 3) for bound in auroc_bounds(histogram)])
+    >>> bounds = auroc_bounds(score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1])))
+    >>> print([round(bound, 3) for bound in bounds])
     [0.5, 1.0]
     """
-    ranked = _ranked_counts(histogram)
-    pairs = ranked.positives.sum() * ranked.negatives.sum()
-    if not pairs:
-        return float("nan"), float("nan")
-    low = (ranked.negatives * ranked.positives_above).sum() / pairs
-    high = (ranked.negatives * (ranked.positives_above + ranked.positives)).sum() / pairs
-    return float(low) - ROUNDING, float(high) + ROUNDING
+    return _auroc_with_ties(histogram, 0.0) - ROUNDING, _auroc_with_ties(histogram, 1.0) + ROUNDING
 
 
-def fpr_at_tpr(histogram: Histogram, tpr: float = 0.95) -> float:
+def fpr_at_tpr(histogram: Counts, tpr: float = 0.95) -> float:
     r"""Returns the share of negatives above the highest threshold that a share `tpr` of the positives passes.
 
     .. math:: FPR = FP(τ) / N, \qquad τ = \max\{τ : TP(τ) \ge tpr \cdot P\}
 
-    Inside a bin positives and negatives are taken as evenly mixed. `tpr=0.95` is FPR95 of the obstacle literature.
+    `tpr=0.95` is FPR95 of the obstacle literature.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
@@ -270,8 +248,7 @@ def fpr_at_tpr(histogram: Histogram, tpr: float = 0.95) -> float:
         FPR in [0, 1], smaller is better; NaN without positives or without negatives.
 
     Raises:
-        TypeError: as `average_precision`.
-        ValueError: as `average_precision`, or `tpr` is out of range.
+        TypeError, ValueError: as `average_precision`, or `tpr` is out of range.
 
     References:
         Pinggera et al., Lost and Found, arXiv 1609.04653.
@@ -288,13 +265,13 @@ def fpr_at_tpr(histogram: Histogram, tpr: float = 0.95) -> float:
     return float((ranked.negatives_above[last] + share * ranked.negatives[last]) / ranked.negatives.sum())
 
 
-def fpr_at_tpr_bounds(histogram: Histogram, tpr: float = 0.95) -> tuple[float, float]:
+def fpr_at_tpr_bounds(histogram: Counts, tpr: float = 0.95) -> tuple[float, float]:
     r"""Returns the lowest and highest `fpr_at_tpr` that scores with this histogram can have.
 
     .. math:: low = N_{>b} / N, \qquad high = N_{\ge b} / N, \qquad b = \max\{b : P_{\ge b} \ge tpr \cdot P\}
 
-    with N_{>b} of the N negatives in the bins above bin b, N_{\ge b} there or in it, and P_{\ge b} of the P positives.
-    Low: no negative of the bin in which the TPR is reached passes. High: all of them do.
+    N_{>b} of the N negatives are in the bins above b, N_{\ge b} also in it; P counts positives. Low: no negative of the
+    bin in which the TPR is reached passes. High: all of them do.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
@@ -304,8 +281,7 @@ def fpr_at_tpr_bounds(histogram: Histogram, tpr: float = 0.95) -> tuple[float, f
         (low, high), within 1e-12 of [0, 1]; both NaN without positives or without negatives.
 
     Raises:
-        TypeError: as `average_precision`.
-        ValueError: as `average_precision`, or `tpr` is out of range.
+        TypeError, ValueError: as `average_precision`, or `tpr` is out of range.
 
     References:
         Pinggera et al., Lost and Found, arXiv 1609.04653.
@@ -318,18 +294,16 @@ def fpr_at_tpr_bounds(histogram: Histogram, tpr: float = 0.95) -> tuple[float, f
     reached = _reached(ranked, tpr)
     if reached is None:
         return float("nan"), float("nan")
-    last, _ = reached
-    above, total = ranked.negatives_above[last], ranked.negatives.sum()
-    return float(above / total) - ROUNDING, float((above + ranked.negatives[last]) / total) + ROUNDING
+    above, total = ranked.negatives_above[reached[0]], ranked.negatives.sum()
+    return float(above / total) - ROUNDING, float((above + ranked.negatives[reached[0]]) / total) + ROUNDING
 
 
-def best_f1(histogram: Histogram) -> BestF1:
+def best_f1(histogram: Counts) -> BestF1:
     r"""Returns the best F1 that one threshold on the logit can reach, and that threshold.
 
     .. math:: F_1(τ) = \frac{2\,TP(τ)}{P + TP(τ) + FP(τ)}, \qquad TP(τ) = \#\{\text{positives with } z \ge τ\}
 
-    over the thresholds τ at the lower edges of the bins, where TP and FP are known exactly: it is never above the best
-    F1 over all thresholds, most of which are inside a bin.
+    The thresholds τ are the lower edges of the bins, where TP and FP are exact. A threshold inside a bin may do better.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]).
@@ -356,15 +330,15 @@ def best_f1(histogram: Histogram) -> BestF1:
     return BestF1(float(f1[best]), float(_thresholds(len(f1))[best]))
 
 
-def best_f1_bounds(histogram: Histogram) -> tuple[float, float]:
+def best_f1_bounds(histogram: Counts) -> tuple[float, float]:
     r"""Returns the lowest and highest best F1 over all thresholds that scores with this histogram can have.
 
     .. math::
         low = \max_b \frac{2 P_{\ge b}}{P + P_{\ge b} + N_{\ge b}}, \qquad
         high = \max_b \frac{2 P_{\ge b}}{P + P_{\ge b} + N_{>b}}
 
-    with P_{\ge b} of the P positives and N_{\ge b} negatives in bin b and above it, N_{>b} negatives above it. Low:
-    `best_f1`, at the edge of a bin. High: inside a bin, all of its positives come before its negatives.
+    P_{\ge b} of the P positives are in bin b and above it; N counts negatives. Low: `best_f1`, at the edge of a bin.
+    High: inside a bin, all of its positives come before its negatives.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
@@ -378,8 +352,8 @@ def best_f1_bounds(histogram: Histogram) -> tuple[float, float]:
     References:
         van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
 
-    >>> histogram = score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1]))
-    >>> print([round(bound, 3) for bound in best_f1_bounds(histogram)])  # 2 · 2 / (2 + 3) and 1
+    >>> bounds = best_f1_bounds(score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1])))
+    >>> print([round(bound, 3) for bound in bounds])  # 2 · 2 / (2 + 3) and 1
     [0.8, 1.0]
     """
     ranked = _ranked_counts(histogram)
@@ -389,13 +363,13 @@ def best_f1_bounds(histogram: Histogram) -> tuple[float, float]:
     return float(low) - ROUNDING, float(_f1(ranked, ranked.negatives_above).max()) + ROUNDING
 
 
-def threshold_at_precision(histogram: Histogram, precision: float) -> ThresholdAtPrecision:
-    r"""Returns the threshold of the best recall among those that reach a precision; of equal ones, the highest.
+def threshold_at_precision(histogram: Counts, precision: float) -> ThresholdAtPrecision:
+    r"""Returns the highest threshold of the best recall among those that reach a precision.
 
     .. math::
         R = \max \{TP(τ) : TP(τ) \ge precision \cdot (TP(τ) + FP(τ)) > 0\}, \qquad \max \{τ : TP(τ) = R\}
 
-    over the thresholds τ at the lower edges of the bins, where both counts are known exactly.
+    The thresholds τ are the lower edges of the bins, where both counts are exact.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]).
@@ -403,17 +377,15 @@ def threshold_at_precision(histogram: Histogram, precision: float) -> ThresholdA
 
     Returns:
         (threshold_logit, precision, recall); a threshold of -inf: all pixels are positive. If no threshold reaches the
-        precision, a NaN threshold, and the highest precision of any with its recall. All NaN without positives.
+        precision: NaN, and the highest precision with its recall. All NaN without positives.
 
     Raises:
-        TypeError: as `average_precision`.
-        ValueError: as `average_precision`, or `precision` is not in (0, 1].
+        TypeError, ValueError: as `average_precision`, or `precision` is not in (0, 1].
 
     References:
         van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
 
-    >>> histogram = score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0]))
-    >>> threshold_at_precision(histogram, 0.6)
+    >>> threshold_at_precision(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])), 0.6)
     ThresholdAtPrecision(threshold_logit=1.0, precision=0.666..., recall=1.0)
     """
     if not 0 < precision <= 1:
@@ -434,21 +406,21 @@ def threshold_at_precision(histogram: Histogram, precision: float) -> ThresholdA
     return ThresholdAtPrecision(threshold, float(precisions[last]), float(found[last] / ranked.positives.sum()))
 
 
-def precision_recall_curve(histogram: Histogram) -> dict[str, np.ndarray]:
-    r"""Returns the precision-recall curve, one point per bin edge at which it moves, by falling threshold.
+def precision_recall_curve(histogram: Counts) -> dict[str, np.ndarray]:
+    r"""Returns the precision-recall curve, one point per bin that is not empty, by falling threshold.
 
     .. math::
         precision_τ = \frac{TP(τ)}{TP(τ) + FP(τ)}, \qquad recall_τ = \frac{TP(τ)}{P}, \qquad
         TP(τ) = \#\{\text{positives with } z \ge τ\}
 
-    At the edges both are known exactly. `average_precision` is the area under the curve, also within the bins.
+    Both are exact at the edges of the bins. `average_precision` is the area under the curve, also within the bins.
 
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]).
 
     Returns:
-        float64 arrays of one length, at most the number of bins: `threshold_logit`, falling, to -inf if the first bin
-        is not empty; `precision`; `recall`, rising to 1, NaN without positives. Empty if nothing was counted.
+        float64 arrays of one length: `threshold_logit`, falling, to -inf if the first bin is not empty; `precision`;
+        `recall`, rising to 1, NaN without positives. Empty if nothing was counted.
 
     Raises:
         TypeError, ValueError: as `average_precision`.
@@ -463,11 +435,10 @@ def precision_recall_curve(histogram: Histogram) -> dict[str, np.ndarray]:
     ranked = _ranked_counts(histogram)
     (at,) = np.nonzero(ranked.positives + ranked.negatives)
     found, wrong = np.cumsum(ranked.positives)[at], np.cumsum(ranked.negatives)[at]
-    total = ranked.positives.sum()
     return {
         "threshold_logit": _thresholds(ranked.positives.size)[at],
         "precision": found / (found + wrong),
-        "recall": found / total if total else np.full(at.shape, np.nan),
+        "recall": ratio(found, ranked.positives.sum()),
     }
 
 
@@ -481,10 +452,7 @@ class _Ranked(NamedTuple):
 
 
 def _ranked_counts(histogram: ArrayLike) -> _Ranked:
-    counts = host_counts("histogram", histogram, _CAUSE)
-    if counts.ndim != 2 or counts.shape[0] != 2:
-        raise ValueError(f"histogram must be [2, bins], negatives and positives; got shape {counts.shape}")
-    negatives, positives = counts[:, ::-1].astype(np.float64)
+    negatives, positives = host_histogram(histogram, "negatives and positives", _CAUSE)[:, ::-1]
     return _Ranked(positives, negatives, np.cumsum(positives) - positives, np.cumsum(negatives) - negatives)
 
 
@@ -492,6 +460,13 @@ def _thresholds(num_bins: int) -> np.ndarray:
     """Returns the lower edges of equal bins on [-16, 16], falling; -inf for the last, which has no lower edge."""
     edges = MAX_LOGIT - 2 * MAX_LOGIT * np.arange(1, num_bins + 1) / num_bins
     return np.where(np.arange(num_bins) == num_bins - 1, -np.inf, edges)
+
+
+def _auroc_with_ties(histogram: ArrayLike, win: float) -> float:
+    """Returns the AUROC if a positive has this share of wins against a negative of its own bin."""
+    ranked = _ranked_counts(histogram)
+    wins = (ranked.negatives * (ranked.positives_above + win * ranked.positives)).sum()
+    return float(ratio(wins, ranked.positives.sum() * ranked.negatives.sum()))
 
 
 def _reached(ranked: _Ranked, tpr: float) -> tuple[int, float] | None:
@@ -511,10 +486,10 @@ def _f1(ranked: _Ranked, false_positives: np.ndarray) -> np.ndarray:
 
 
 def _sum_of_precisions(ranked: _Ranked, before: np.ndarray, between: np.ndarray) -> np.ndarray:
-    """Returns per bin the sum over its positives i = 1..p of f(i) = (A + i) / (A + i + before + between · i).
+    """Sums f(i) = (A + i) / (A + i + before + between · i) over the positives i = 1..p of each bin.
 
-    A is the number of positives above. For p > 1 the sum is taken as the integral of f over [1/2, p + 1/2], whose cost
-    does not depend on p. For `between` = 0, f is concave, so the integral is never above the sum: a bound stays one.
+    A is the number of positives above. For p > 1 the sum is the integral of f over [1/2, p + 1/2], whose cost does not
+    depend on p. For `between` = 0, f is concave, so the integral is never above the sum: a bound stays a bound.
     """
     above, inside = ranked.positives_above, ranked.positives
     rate = 1 + between
@@ -526,5 +501,4 @@ def _sum_of_precisions(ranked: _Ranked, before: np.ndarray, between: np.ndarray)
 
 
 def _mean_over_positives(ranked: _Ranked, precisions: np.ndarray) -> float:
-    total = ranked.positives.sum()
-    return float(precisions.sum() / total) if total else float("nan")
+    return float(ratio(precisions.sum(), ranked.positives.sum()))

@@ -1,7 +1,7 @@
 """Uncertainty per pixel from K stochastic passes `[K, ..., C]`, and how well an uncertainty predicts errors.
 
-The uncertainties are computed on the device and not reduced. The variance over passes is `segjax.losses.mc_variance`.
-Any of them can be counted for wrong and right pixels (`uncertainty_histogram`) and scored on the host.
+Uncertainties are computed on the device and not reduced. The variance over passes is `segjax.losses.mc_variance`.
+`uncertainty_histogram` counts any of them for wrong and right pixels; the scores of its sums are computed on the host.
 """
 
 from collections.abc import Hashable
@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Integer, Num, Real
+from jaxtyping import Array, Bool, Float, Int, Num, Real
 
 from segjax import checks
-from segjax.metrics._counting import ROUNDING, count, host_counts, ratio
+from segjax.metrics._counting import ROUNDING, Counts, Logits, Where, count, host_histogram, ratio
 from segjax.metrics.calibration import log_softmax
 
 _CAUSE = "a NaN uncertainty was counted in an unmasked pixel"
@@ -22,29 +22,26 @@ _SERIES_BELOW = 0.1
 _TABLE = 64
 _HARMONIC = np.concatenate([[0.0], np.cumsum(1 / np.arange(1.0, _TABLE + 1))])
 
-Histogram = Integer[jax.Array | np.ndarray, "2 bins"]
+McLogits = Float[ArrayLike, "samples *pixels classes"]
 
 
-def log_mean_softmax(
-    mc_logits: Float[ArrayLike, "samples *pixels classes"], *, where: Bool[ArrayLike, "*#pixels"] | None = None
-) -> Float[Array, "*pixels classes"]:
+def log_mean_softmax(mc_logits: McLogits, *, where: Where = None) -> Float[Array, "*pixels classes"]:
     r"""Returns the log probabilities of the ensemble: the log of the mean of the samples' softmax.
 
     .. math:: \log \bar{p}, \qquad \bar{p} = \frac{1}{K} \sum_k softmax(z_k)
 
-    They are logits too, whose softmax is the mean: pass them to any function of logits, such as `calibration_bins`.
+    They are logits too: pass them to any function of logits, such as `calibration_bins`.
 
     Args:
         mc_logits: z, `[K, ..., C]`, K ≥ 1, C ≥ 2; -inf rules a class out.
-        where: boolean, broadcastable to `[...]`. False: the pixel does not exist, its result is 0 for any logits.
+        where: boolean, broadcastable to `[...]`; False: the pixel does not exist, its result is 0.
 
     Returns:
         `[..., C]` in nats, at least float32, ≤ 0; finite (a class ruled out by all samples has about -1e38). NaN where
         an unmasked logit is NaN or +inf.
 
     Raises:
-        TypeError: logits are not floating, or `where` is not boolean.
-        ValueError: shapes do not fit.
+        TypeError, ValueError: logits are not floating, `where` is not boolean, or shapes do not fit.
 
     References:
         Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles, arXiv
@@ -57,10 +54,8 @@ def log_mean_softmax(
     return _mask_to_zero(_log_mean(log_p), None if keep is None else keep[..., None])
 
 
-def predictive_entropy(
-    mc_logits: Float[ArrayLike, "samples *pixels classes"], *, where: Bool[ArrayLike, "*#pixels"] | None = None
-) -> Float[Array, "*pixels"]:
-    r"""Returns the entropy of the ensemble's prediction: the total uncertainty of a pixel.
+def predictive_entropy(mc_logits: McLogits, *, where: Where = None) -> Float[Array, "*pixels"]:
+    r"""Returns the entropy of the ensemble's prediction: the total uncertainty per pixel.
 
     .. math:: H[\bar{p}] = -\sum_c \bar{p}_c \log \bar{p}_c, \qquad \bar{p} = \frac{1}{K} \sum_k softmax(z_k)
 
@@ -80,62 +75,56 @@ def predictive_entropy(
     References:
         Gal, Uncertainty in Deep Learning, PhD thesis, Cambridge 2016, section 3.3.
 
-    >>> sure_but_split = jnp.array([[100.0, 0.0], [0.0, 100.0]])
-    >>> print(predictive_entropy(sure_but_split))  # log 2
+    >>> print(predictive_entropy(jnp.array([[100.0, 0.0], [0.0, 100.0]])))  # sure but split: log 2
     0.6931472
     """
     log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
     return _mask_to_zero(_entropy(_log_mean(log_p)), keep)
 
 
-def expected_entropy(
-    mc_logits: Float[ArrayLike, "samples *pixels classes"], *, where: Bool[ArrayLike, "*#pixels"] | None = None
-) -> Float[Array, "*pixels"]:
-    r"""Returns the mean entropy of the samples: the uncertainty of each by itself (aleatoric, of the data).
+def expected_entropy(mc_logits: McLogits, *, where: Where = None) -> Float[Array, "*pixels"]:
+    r"""Returns the mean entropy of the samples: the uncertainty of the data (aleatoric).
 
     .. math:: \frac{1}{K} \sum_k H[softmax(z_k)]
 
     Args:
-        mc_logits: as in `predictive_entropy`.
-        where: as in `predictive_entropy`.
+        mc_logits: as in `log_mean_softmax`.
+        where: as in `log_mean_softmax`.
 
     Returns:
-        `[...]` in nats, in [0, log C], at least float32; else as `predictive_entropy`.
+        `[...]` in nats, in [0, log C]; otherwise as `predictive_entropy`.
 
     Raises:
-        TypeError, ValueError: as `predictive_entropy`.
+        TypeError, ValueError: as `log_mean_softmax`.
 
     References:
         Depeweg et al., Decomposition of Uncertainty in Bayesian Deep Learning, arXiv 1710.07283.
 
-    >>> sure_but_split = jnp.array([[100.0, 0.0], [0.0, 100.0]])
-    >>> print(expected_entropy(sure_but_split).round(6))
+    >>> print(expected_entropy(jnp.array([[100.0, 0.0], [0.0, 100.0]])).round(6))  # sure but split
     0.0
     """
     log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
     return _mask_to_zero(jnp.mean(_entropy(log_p), axis=0), keep)
 
 
-def mutual_information(
-    mc_logits: Float[ArrayLike, "samples *pixels classes"], *, where: Bool[ArrayLike, "*#pixels"] | None = None
-) -> Float[Array, "*pixels"]:
+def mutual_information(mc_logits: McLogits, *, where: Where = None) -> Float[Array, "*pixels"]:
     r"""Returns the mutual information of label and parameters (BALD): the samples' disagreement (epistemic).
 
     .. math:: I = H[\bar{p}] - \frac{1}{K} \sum_k H[p_k] = \frac{1}{K} \sum_k KL(p_k \| \bar{p})
 
     The difference of the entropies rounds to noise where the samples nearly agree. So the divergences are summed, from
-    terms that are never negative, and the result is accurate however small it is.
+    terms that are never negative, and small results are accurate too.
 
     Args:
-        mc_logits: as in `predictive_entropy`.
-        where: as in `predictive_entropy`.
+        mc_logits: as in `log_mean_softmax`.
+        where: as in `log_mean_softmax`.
 
     Returns:
-        `[...]` in nats, in [0, min(log K, log C)], at least float32, 0 for equal samples and for K = 1; else as
+        `[...]` in nats, in [0, min(log K, log C)], 0 for equal samples and for K = 1; otherwise as
         `predictive_entropy`.
 
     Raises:
-        TypeError, ValueError: as `predictive_entropy`.
+        TypeError, ValueError: as `log_mean_softmax`.
 
     References:
         Houlsby et al., Bayesian Active Learning for Classification and Preference Learning, arXiv 1112.5745.
@@ -150,15 +139,13 @@ def mutual_information(
     return _mask_to_zero(jnp.mean(jnp.sum(divergence, axis=-1), axis=0), keep)
 
 
-def max_probability(
-    logits: Float[ArrayLike, "*pixels classes"], *, where: Bool[ArrayLike, "*#pixels"] | None = None
-) -> Float[Array, "*pixels"]:
+def max_probability(logits: Logits, *, where: Where = None) -> Float[Array, "*pixels"]:
     r"""Returns the confidence: the probability of the likeliest class. Its uncertainty is `1 - max_probability`.
 
     .. math:: \max_c softmax(z)_c
 
     Args:
-        logits: z, `[..., C]`, C ≥ 2; for the maximum of an ensemble's mean `log_mean_softmax(mc_logits)`.
+        logits: z, `[..., C]`, C ≥ 2; for an ensemble, `log_mean_softmax(mc_logits)`.
         where: as in `log_mean_softmax`.
 
     Returns:
@@ -178,17 +165,13 @@ def max_probability(
 
 
 def patch_means(
-    values: Num[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
-    patch: int,
-    *,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    values: Num[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"], patch: int, *, where: Where = None
 ) -> tuple[Float[Array, "*images rows columns"], Bool[Array, "*images rows columns"]]:
-    r"""Returns means over square patches that tile the image; the published PAvPU counts patches, not pixels.
+    r"""Returns means over square patches that tile the image: the published PAvPU counts patches, not pixels.
 
-    .. math:: \bar{v}_Q = \frac{1}{n_Q} \sum_{i \in Q} v_i, \qquad n_Q = \#\{i \in Q\}
+    .. math:: \bar{v}_Q = \frac{1}{n_Q} \sum_{i \in Q} v_i, \qquad n_Q = \#\{\text{unmasked } i \in Q\}
 
-    over the unmasked pixels of each patch Q. A patch is accurate if most of its pixels are, and uncertain if its mean
-    uncertainty is above the threshold::
+    A patch is accurate if most of its pixels are, and uncertain if its mean uncertainty is above the threshold::
 
         uncertainty, kept = patch_means(entropy, 4, where=where)
         accuracy, _ = patch_means(prediction == labels, 4, where=where)
@@ -196,22 +179,20 @@ def patch_means(
 
     Args:
         values: `[..., H, W]`, numbers or booleans.
-        patch: side of a patch in pixels, ≥ 1, static. If it does not divide H or W, the last patches are smaller.
-        where: boolean, broadcastable to `[..., H, W]`. False: the pixel does not exist.
+        patch: side of a patch in pixels, ≥ 1, static. The last patches are smaller if it does not divide H or W.
+        where: boolean, broadcastable to `[..., H, W]`; False: the pixel does not exist.
 
     Returns:
-        Two arrays `[..., ceil(H / patch), ceil(W / patch)]`: the means, at least float32, and which patches have an
-        unmasked pixel (the mean of the others is 0).
+        Two arrays `[..., ceil(H / patch), ceil(W / patch)]`: the means, at least float32, and the mask of the patches
+        with an unmasked pixel (the mean of the others is 0).
 
     Raises:
-        TypeError: `where` is not boolean.
-        ValueError: shapes do not fit, or patch < 1.
+        TypeError, ValueError: `where` is not boolean, shapes do not fit, or patch < 1.
 
     References:
         Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
 
-    >>> means, kept = patch_means(jnp.array([[1.0, 3.0, 5.0], [2.0, 2.0, 7.0]]), 2)
-    >>> print(means, kept)
+    >>> print(*patch_means(jnp.array([[1.0, 3.0, 5.0], [2.0, 2.0, 7.0]]), 2))
     [[2. 6.]] [[ True  True]]
     """
     values = checks.array("values", values)
@@ -234,27 +215,27 @@ def uncertainty_histogram(
     *,
     maximum: Real[ArrayLike, ""],
     num_bins: int = 1024,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    where: Where = None,
     axis_name: Hashable | None = None,
 ) -> Int[Array, "2 {num_bins}"]:
-    r"""Returns histograms of the uncertainty of the wrong and of the right pixels, over all devices.
+    r"""Counts the uncertainties of the wrong and of the right pixels in bins, over all devices.
 
     .. math:: H_{tb} = \#\{\text{unmasked pixels, right if } t = 1, \text{ with } \lfloor B u / u_{max} \rfloor = b\}
 
-    with B equal bins of the uncertainty u on [0, maximum]; values outside are in the first or last bin. If most pixels
-    are near 0, pass the square root of u, which ranks alike. Histograms add: with `+`, in int64 on the host.
+    The B bins of the uncertainty u are equal on [0, maximum]; the first and the last also contain the values outside.
+    If most pixels are near 0, pass the square root of u, which ranks alike.
 
     Args:
         uncertainty: u, any shape (of pixels, or of patches: see `patch_means`).
-        correct: boolean, the same shape: whether the prediction is the label.
+        correct: boolean, the same shape: True where the prediction is the label.
         maximum: end of the last bin, above 0, the same for all batches: log C for entropies in nats. May be traced.
         num_bins: B ≥ 1, static.
-        where: boolean, broadcastable to that shape. False: the pixel does not exist, whatever its uncertainty.
-        axis_name: mapped device axis, or None under `jit`.
+        where: boolean, broadcastable to that shape; False: the pixel does not exist.
+        axis_name: mapped device axis, or None.
 
     Returns:
-        int32 `[2, num_bins]`: row 0 the wrong pixels, row 1 the right ones. If an unmasked uncertainty is NaN (or a
-        traced maximum is not above 0), every entry is -2^31 (integers have no NaN), which the scores refuse.
+        int32 `[2, num_bins]`: wrong pixels, right pixels. Add batches in int64 on the host. Every entry is -2^31 if an
+        unmasked uncertainty is NaN or a traced maximum is not above 0.
 
     Raises:
         TypeError: the uncertainty is not floating, or `correct` or `where` is not boolean.
@@ -281,23 +262,21 @@ def uncertainty_histogram(
 
 
 def accuracy_vs_uncertainty(
-    histogram: Histogram, maximum: float | int, *, threshold: float | int | None = None
+    histogram: Counts, maximum: float | int, *, threshold: float | int | None = None
 ) -> dict[str, float | np.ndarray]:
     r"""Returns PAvPU and its two conditional probabilities, for every threshold on the uncertainty.
-
-    With n_ac the pixels accurate and certain (u below the threshold), n_au accurate and uncertain, n_ic and n_iu the
-    inaccurate ones:
 
     .. math::
         p(acc | cert) = \frac{n_{ac}}{n_{ac} + n_{ic}}, \quad
         p(unc | inacc) = \frac{n_{iu}}{n_{ic} + n_{iu}}, \quad
         PAvPU = \frac{n_{ac} + n_{iu}}{n_{ac} + n_{au} + n_{ic} + n_{iu}}
 
-    The paper counts patches: use `patch_means` for its numbers.
+    n_ac counts the pixels that are accurate and certain (u below the threshold), n_au the accurate and uncertain ones,
+    n_ic and n_iu the inaccurate ones. The paper counts patches: use `patch_means` for its numbers.
 
     Args:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
-        maximum: the maximum that the histogram was counted with; it scales the thresholds.
+        maximum: the maximum that the histogram was counted with.
         threshold: in [0, maximum], rounded to the nearest bin edge, where counts are exact. None: all edges.
 
     Returns:
@@ -305,8 +284,7 @@ def accuracy_vs_uncertainty(
         is better: float64 `[bins + 1]`, or floats for one threshold. NaN where nothing is certain, wrong or counted.
 
     Raises:
-        TypeError: as `risk_coverage`.
-        ValueError: as `risk_coverage`, or the maximum or the threshold is out of range.
+        TypeError, ValueError: as `risk_coverage`, or the maximum or the threshold is out of range.
 
     References:
         Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
@@ -319,15 +297,14 @@ def accuracy_vs_uncertainty(
         raise ValueError(f"maximum must be above 0 and finite; got {maximum:g}")
     if threshold is not None and not 0 <= threshold <= maximum:
         raise ValueError(f"threshold must be between 0 and the maximum, {maximum:g}; got {threshold:g}")
-    wrong, right = _counts(histogram)
+    wrong, right = _host(histogram)
     inaccurate_certain, accurate_certain = (np.concatenate([[0.0], np.cumsum(row)]) for row in (wrong, right))
     inaccurate_uncertain = wrong.sum() - inaccurate_certain
-    total = np.full_like(accurate_certain, wrong.sum() + right.sum())
     curves = {
         "threshold": np.linspace(0.0, maximum, wrong.size + 1),
         "accurate_given_certain": ratio(accurate_certain, accurate_certain + inaccurate_certain),
-        "uncertain_given_inaccurate": ratio(inaccurate_uncertain, inaccurate_certain + inaccurate_uncertain),
-        "pavpu": ratio(accurate_certain + inaccurate_uncertain, total),
+        "uncertain_given_inaccurate": ratio(inaccurate_uncertain, wrong.sum()),
+        "pavpu": ratio(accurate_certain + inaccurate_uncertain, wrong.sum() + right.sum()),
     }
     if threshold is None:
         return curves
@@ -335,19 +312,19 @@ def accuracy_vs_uncertainty(
     return {name: float(curve[nearest]) for name, curve in curves.items()}
 
 
-def risk_coverage(histogram: Histogram) -> dict[str, np.ndarray]:
+def risk_coverage(histogram: Counts) -> dict[str, np.ndarray]:
     r"""Returns the risk-coverage curve: the error rate if only the most certain pixels are predicted.
 
     .. math:: coverage_b = \frac{1}{N} \sum_{a \le b} n_a, \qquad risk_b = \frac{\sum_{a \le b} w_a}{\sum_{a \le b} n_a}
 
-    with n_a the pixels of bin a, w_a the wrong ones, N all.
+    Bin a has n_a of the N pixels; w_a of them are wrong.
 
     Args:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
 
     Returns:
-        `coverage` and `risk`, float64 `[bins]`, at the upper edge of each bin; the risk is NaN where nothing is
-        covered, and both are NaN if nothing was counted. At full coverage the risk is 1 - accuracy.
+        `coverage` and `risk`, float64 `[bins]`, at the upper edge of each bin; NaN where nothing is covered or counted.
+        At full coverage the risk is 1 - accuracy.
 
     Raises:
         TypeError: the histogram is traced, or not integers.
@@ -360,17 +337,17 @@ def risk_coverage(histogram: Histogram) -> dict[str, np.ndarray]:
     >>> print(curve["coverage"], curve["risk"])
     [0.5 0.7 1. ] [0.         0.14285714 0.3       ]
     """
-    wrong, right = _counts(histogram)
+    wrong, right = _host(histogram)
     covered = np.cumsum(wrong + right)
-    return {"coverage": ratio(covered, np.full_like(covered, covered[-1])), "risk": ratio(np.cumsum(wrong), covered)}
+    return {"coverage": ratio(covered, covered[-1]), "risk": ratio(np.cumsum(wrong), covered)}
 
 
-def area_under_risk_coverage(histogram: Histogram) -> float:
+def area_under_risk_coverage(histogram: Counts) -> float:
     r"""Returns AURC: the risk, averaged over all coverages.
 
     .. math:: AURC = \frac{1}{N} \sum_{i=1}^{N} \frac{1}{i} \sum_{j \le i} [\text{pixel } j \text{ is wrong}]
 
-    over the N pixels by rising uncertainty. Inside a bin it is the mean over all orders, exactly.
+    The N pixels are ordered by rising uncertainty. Inside a bin the result is the mean over all orders, exactly.
 
     Args:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
@@ -387,15 +364,13 @@ def area_under_risk_coverage(histogram: Histogram) -> float:
     >>> round(area_under_risk_coverage(np.array([[0, 1, 0], [1, 0, 1]])), 4)  # (0/1 + 1/2 + 1/3) / 3
     0.2778
     """
-    wrong, right = _counts(histogram)
+    wrong, right = _host(histogram)
     inside, before, wrong_before = _inside_and_before(wrong, right)
     rate = wrong / np.maximum(inside, 1)
-    # Σ_j (W + rate j) / (M + j), with M pixels before and W of them wrong.
-    slope = (wrong_before - rate * before) * _harmonic_between(before, before + inside)
-    return _mean_risk(rate * inside + slope, inside)
+    return _mean_risk(_sum_of_risks(before, inside, wrong_before, rate), inside)
 
 
-def area_under_risk_coverage_bounds(histogram: Histogram) -> tuple[float, float]:
+def area_under_risk_coverage_bounds(histogram: Counts) -> tuple[float, float]:
     r"""Returns the lowest and highest AURC that uncertainties with this histogram can have.
 
     .. math::
@@ -404,15 +379,15 @@ def area_under_risk_coverage_bounds(histogram: Histogram) -> tuple[float, float]
         high = \frac{1}{N} \sum_b \left(\sum_{j=1}^{w_b} \frac{W_b + j}{M_b + j}
         + \sum_{j=1}^{r_b} \frac{W_b + w_b}{M_b + w_b + j}\right)
 
-    with w_b wrong and r_b right pixels in bin b, and M_b pixels in the bins before it, W_b of them wrong. Low: in every
-    bin the right pixels are the more certain ones. High: the wrong ones are.
+    Bin b has w_b wrong and r_b right pixels; of the M_b pixels in the bins before it, W_b are wrong. Low: in every bin
+    the right pixels are the more certain ones. High: the wrong ones are.
 
     Args:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
 
     Returns:
-        (low, high), widened by 1e-12 for rounding; both NaN if nothing was counted. The exact value of the sorted
-        pixels is always between them, with ties in any order.
+        (low, high), widened by 1e-12 for rounding; both NaN if nothing was counted. The AURC of the sorted pixels is
+        always between them, with ties in any order.
 
     Raises:
         TypeError, ValueError: as `risk_coverage`.
@@ -424,10 +399,10 @@ def area_under_risk_coverage_bounds(histogram: Histogram) -> tuple[float, float]
     >>> round(low, 4), round(high, 4)  # (0/1 + 1/2) / 2 and (1/1 + 1/2) / 2
     (0.25, 0.75)
     """
-    wrong, right = _counts(histogram)
+    wrong, right = _host(histogram)
     inside, before, wrong_before = _inside_and_before(wrong, right)
-    low = _all_right(before, right, wrong_before) + _all_wrong(before + right, wrong, wrong_before)
-    high = _all_wrong(before, wrong, wrong_before) + _all_right(before + wrong, right, wrong_before + wrong)
+    low = _sum_of_risks(before, right, wrong_before, 0) + _sum_of_risks(before + right, wrong, wrong_before, 1)
+    high = _sum_of_risks(before, wrong, wrong_before, 1) + _sum_of_risks(before + wrong, right, wrong_before + wrong, 0)
     return _mean_risk(low, inside) - ROUNDING, _mean_risk(high, inside) + ROUNDING
 
 
@@ -451,21 +426,20 @@ def _mask_to_zero(values, keep):
     return values if keep is None else jnp.where(keep, values, 0)
 
 
-def _log_mean(log_p: Float[Array, "samples *pixels classes"]) -> Float[Array, "*pixels classes"]:
+def _log_mean(log_p: McLogits) -> Float[Array, "*pixels classes"]:
     """Returns log of the mean of exp. log1p of expm1 keeps the digits of p near 1, and equal samples are their mean."""
     largest = jax.lax.stop_gradient(jnp.max(log_p, axis=0))
     return largest + jnp.log1p(jnp.mean(jnp.expm1(log_p - largest[None]), axis=0))
 
 
-def _entropy(log_p: Float[Array, "*pixels classes"]) -> Float[Array, "*pixels"]:
+def _entropy(log_p: Logits) -> Float[Array, "*pixels"]:
     return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
 def _divergence(delta: Float[Array, "*items"]) -> Float[Array, "*items"]:
     """Returns δ e^δ - e^δ + 1 ≥ 0 for δ = log(p / q). Times q and summed over classes it is KL(p ‖ q): Σ p = Σ q."""
     small = jnp.abs(delta) < _SERIES_BELOW
-    near = jnp.where(small, delta, 0)
-    far = jnp.where(small, 0, delta)
+    near, far = jnp.where(small, delta, 0), jnp.where(small, 0, delta)
     # Σ_n δ^n (n - 1) / n!
     tail = 1 / 30 + near * (1 / 144 + near * (1 / 840 + near / 5760))
     series = near**2 * (1 / 2 + near * (1 / 3 + near * (1 / 8 + near * tail)))
@@ -479,13 +453,8 @@ def _patch_sums(values: Float[Array, "*images height width"], patch: int) -> Flo
     return jnp.sum(padded.reshape(*images, rows, patch, columns, patch), axis=(-3, -1))
 
 
-def _counts(histogram: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Returns wrong and right pixels in float64 (exact to 2^53), by rising uncertainty."""
-    counts = host_counts("histogram", histogram, _CAUSE)
-    if counts.ndim != 2 or counts.shape[0] != 2:
-        raise ValueError(f"histogram must be [2, bins], wrong and right pixels; got shape {counts.shape}")
-    wrong, right = counts.astype(np.float64)
-    return wrong, right
+def _host(histogram: ArrayLike) -> Float[np.ndarray, "2 bins"]:
+    return host_histogram(histogram, "wrong and right pixels", _CAUSE)
 
 
 def _inside_and_before(wrong: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -494,24 +463,15 @@ def _inside_and_before(wrong: np.ndarray, right: np.ndarray) -> tuple[np.ndarray
     return inside, np.cumsum(inside) - inside, np.cumsum(wrong) - wrong
 
 
-def _all_right(before: np.ndarray, pixels: np.ndarray, wrong_before: np.ndarray) -> np.ndarray:
-    """Returns Σ_j W / (M + j) over j = 1..pixels."""
-    return wrong_before * _harmonic_between(before, before + pixels)
-
-
-def _all_wrong(before: np.ndarray, pixels: np.ndarray, wrong_before: np.ndarray) -> np.ndarray:
-    """Returns Σ_j (W + j) / (M + j) over j = 1..pixels."""
-    return pixels + (wrong_before - before) * _harmonic_between(before, before + pixels)
-
-
-def _harmonic_between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Returns Σ 1/i over low < i ≤ high: a table up to 64, beyond it the asymptotic series, exact to 1e-13."""
-    head = _HARMONIC[np.minimum(high, _TABLE).astype(int)] - _HARMONIC[np.minimum(low, _TABLE).astype(int)]
-    a, b = np.maximum(low, _TABLE), np.maximum(high, _TABLE)
+def _sum_of_risks(before: np.ndarray, pixels: np.ndarray, wrong_before: np.ndarray, rate: np.ndarray | int):
+    """Sums (W + rate · j) / (M + j) over j = 1..pixels, with M pixels before and W of them wrong."""
+    # Σ 1 / (M + j): a table up to 64, beyond it the asymptotic series, exact to 1e-13.
+    first, last = before, before + pixels
+    head = _HARMONIC[np.minimum(last, _TABLE).astype(int)] - _HARMONIC[np.minimum(first, _TABLE).astype(int)]
+    a, b = np.maximum(first, _TABLE), np.maximum(last, _TABLE)
     tail = np.log1p((b - a) / a) + (1 / b - 1 / a) / 2 - (1 / b**2 - 1 / a**2) / 12 + (1 / b**4 - 1 / a**4) / 120
-    return head + tail
+    return rate * pixels + (wrong_before - rate * before) * (head + tail)
 
 
 def _mean_risk(risks: np.ndarray, inside: np.ndarray) -> float:
-    total = inside.sum()
-    return float(risks.sum() / total) if total else float("nan")
+    return float(ratio(risks.sum(), inside.sum()))
