@@ -2,8 +2,8 @@
 
 `where=False` excludes a pixel from every count, whatever its label or logit. `axis_name` is the mapped device axis over
 which the pixels are distributed; leave it out under `jit`. Counts are int32: add those of batches on the host in int64,
-`total += np.asarray(counts, np.int64)`. Integers have no NaN, so an unmasked invalid pixel makes every count of the call
--2^31, and the scores refuse such a sum with a ValueError.
+`total += np.asarray(counts, np.int64)`. Integers have no NaN, so an unmasked invalid pixel makes every count of its
+call -2^31, and the scores refuse such a sum with a ValueError.
 """
 
 from segjax.metrics.boundary import (
