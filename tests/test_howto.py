@@ -1,4 +1,4 @@
-"""The how-tos of docs/howto and the commands of the README, run as written on tiny data.
+"""The how-tos of docs/howto and the commands of "Getting started", run as written on tiny data.
 
 All other commands on pages, in configs and in the docstrings of programs, many of them hours long, are parsed by their
 programs: flags, config and overrides.
@@ -139,6 +139,13 @@ def test_howto_losses_in_your_project(page):
     assert (float(names["value"]), float(names["gradient"])) == pytest.approx((float(value), float(gradient)), rel=1e-5)
 
 
+def test_howto_training_step_learns(page):
+    names = run_page(page("howto/losses_in_your_project.md")[:1], {})
+    images, labels = names["images"], names["labels"]
+    untrained = names["model"].init(jax.random.key(1), images)
+    assert names["value"] < 0.5 * names["loss"](untrained, images, labels)
+
+
 def test_howto_your_own_folder(own_folder_run, folder):
     names, _ = own_folder_run
     assert names["config"].data.mask_values == (0, 128, 200)
@@ -166,9 +173,14 @@ def test_howto_uncertainty(own_folder_run, folder, page, monkeypatch):
     assert answered >= 0.9 > answered - np.sum(total, axis=0)[names["last"]] / total.sum()
     assert names["curve"]["coverage"][-1] == risk_coverage(total)["coverage"][-1] == 1
     assert names["asked"].shape == VAL
+    sampled, exact = names["sampled"], names["exact"]
+    assert sampled.probabilities.shape == names["clean"].logits.shape == exact.shape == (2, 48, 64, 12)
+    assert sampled.variance.shape == sampled.mutual_information.shape == (2, 48, 64)
+    # Thirty samples estimate the closed form.
+    assert float(sampled.variance.mean()) == pytest.approx(float(exact.mean()), rel=0.3)
 
 
-def test_readme_commands(tmp_path, monkeypatch, python):
+def test_getting_started_commands(tmp_path, monkeypatch, page, python):
     rng, raw = np.random.default_rng(0), tmp_path / "camvid"
     for split, count in (("train", 4), ("val", 2)):
         for kind, pixels in ((split, (24, 32, 3)), (f"{split}annot", (24, 32))):
@@ -182,9 +194,8 @@ def test_readme_commands(tmp_path, monkeypatch, python):
     monkeypatch.setenv("SEGJAX_CAMVID_DIR", str(raw))
     monkeypatch.setitem(TINY, "configs/camvid_unet.py", SIZE | PLAIN | STEPS | {"data.data_dir": tmp_path / "prepared"})
     monkeypatch.chdir(ROOT)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = readme[readme.index("export SEGJAX_CAMVID_DIR") :]
-    lines = block[: block.index("```")].splitlines()[1:]
+    ((_, block),) = page("getting_started.md")
+    lines = block.splitlines()[1:]
     assert [line.split()[2].removeprefix("segjax.") for line in lines] == (
         ["train", "evaluate", "report", *["predict"] * 3, "export"]
     )
