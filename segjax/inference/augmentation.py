@@ -3,7 +3,9 @@
 Each pair of an augmentation and a dropout sample is one sample of `SampleStatistics`.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer, Num, Real, Shaped
 
+from segjax.data.resize import resize
 from segjax.inference.monte_carlo import SampleStatistics, head_statistics, linear_head, sample_statistics
 from segjax.models import example_dropout_keys
 from segjax.models.network import checked_rate
@@ -76,22 +79,21 @@ def augmented_statistics(
         \bar z = \frac{1}{AK} \sum_{ak} z_{ak}, \quad v = \frac{1}{AKC} \sum_{akc} (z_{akc} - \bar z_c)^2
 
     T_a resizes (linearly, antialiased) and then mirrors or turns. Its inverse is applied to the result of `encode`,
-    before the head. So logits are interpolated, or equivalently the features of a linear head, but never
-    probabilities: an edge between two pixels does not count as a disagreement of samples.
+    before the head: logits, or features of a linear head, are interpolated, but never probabilities, whose blurred
+    edges would count as a disagreement of samples.
 
     Call it under `jax.jit`. `encode` is compiled once per shape of T_a x: once for all symmetries of a square. Samples
     are added up one after another.
 
     Args:
         images: `[B, H, W, channels]`, as the network takes them.
-        encode: `(images [B, h, w, channels], a) -> [B, h, w, F]`: logits, or features for `head`. a is the index of the
-            augmentation, scale by scale, traced. For dropout deep in the network fold it into the key, and repeat a
-            symmetry K times for K passes.
-        head: `(features [B, H, W, F], indices [K]) -> SampleStatistics [B, H, W]` of the samples with these indices,
-            traced: that of `dropout_head`, or `sample_statistics` of your own logits. None: `encode` returns logits.
+        encode: `(images [B, h, w, channels], a) -> [B, h, w, F]`: logits, or features for `head`. a is the traced index
+            of the augmentation, scale by scale; fold it into the key of dropout deep in the network.
+        head: `(features [B, H, W, F], indices [K]) -> SampleStatistics [B, H, W]` of the samples with these traced
+            indices, such as that of `dropout_head`. None: `encode` returns logits.
         samples: K ≥ 1, samples of the head per augmentation; static.
-        symmetries: of T, at least one, such as those of `SYMMETRIES`; static.
-        scales: of T, at least one, each > 0; static. Sides are rounded to pixels, at least one.
+        symmetries: at least one, such as those of `SYMMETRIES`; static. Repeat each K times for K passes.
+        scales: at least one, each > 0; static. Sides are rounded to pixels, at least one.
 
     Returns:
         `SampleStatistics` of N = A · K samples, A = scales times symmetries, at least float32. Finite for |z| ≤ 1e4;
@@ -106,11 +108,17 @@ def augmented_statistics(
         Aleatoric uncertainty estimation with test-time augmentation, arXiv 1807.07356.
 
     >>> images = jax.random.normal(jax.random.key(0), (1, 6, 8, 3))
-    >>> kept = augmented_statistics(images, lambda x, a: x * x, symmetries=SYMMETRIES["d4"])
-    >>> kept.probabilities.shape, bool(jnp.allclose(kept.variance, 0))
+    >>> found = augmented_statistics(images, lambda x, a: x * x, symmetries=SYMMETRIES["d4"])
+    >>> found.probabilities.shape, bool(jnp.allclose(found.variance, 0))
     ((1, 6, 8, 3), True)
     """
-    _check_augmentations(symmetries, scales, samples, head)
+    if not symmetries or not scales or not all(0 < scale < float("inf") for scale in scales):
+        raise ValueError(
+            "expected at least one symmetry, at least one scale, and positive scales; "
+            f"got {len(symmetries)} symmetries and scales {tuple(scales)}"
+        )
+    if samples < 1 or (head is None and samples > 1):
+        raise ValueError(f"samples must be 1 without a head, and at least 1 with one; got {samples}")
     size = images.shape[1:3]
 
     def statistics_of(x: Array, symmetry: Symmetry, a: Array) -> SampleStatistics:
@@ -118,7 +126,8 @@ def augmented_statistics(
         features = encode(seen, a)
         if features.ndim != 4 or features.shape[:3] != seen.shape[:3]:
             raise ValueError(f"encode must return maps of its images, {seen.shape[:3]}; got shape {features.shape}")
-        features = _resized(restored(_widened(features), symmetry), size)
+        features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+        features = resize(restored(features, symmetry), size, antialias=True)
         numbers = a * samples + jnp.arange(samples, dtype=jnp.int32)
         return sample_statistics(lambda n: features, numbers) if head is None else head(features, numbers)
 
@@ -128,11 +137,26 @@ def augmented_statistics(
     # Zeros that vary over devices as the images do: a checked shard_map requires it of a scan's carry.
     zero = (0 * images[..., :1]).astype(shapes.logits.dtype)
     maps, pixels = jnp.zeros(shapes.logits.shape, zero.dtype) + zero, zero[..., 0]
-    kept, done = SampleStatistics(maps, pixels, maps, pixels), 0
-    for shape, transpose, numbers, members in _groups(symmetries, scales, size):
-        kept = _scanned(kept, done, statistics_of, _resized(images, shape), transpose, numbers, members)
+
+    def add(resized: Array, transpose: bool | None, merged: SampleStatistics, member: tuple) -> tuple:
+        before, a, symmetry = member
+        symmetry = symmetry if transpose is None else symmetry._replace(transpose=transpose)
+        found = statistics_of(resized, symmetry, a)
+        # Merging by Chan, Golub and LeVeque: squares of the logits themselves would cancel.
+        share = 1 / (before + 1).astype(merged.logits.dtype)
+        between = share * (1 - share) * jnp.mean((found.logits - merged.logits) ** 2, axis=-1)
+        merged = jax.tree.map(lambda mean, one: mean + share * (one - mean), merged, found)
+        return merged._replace(variance=merged.variance + between), None
+
+    merged, done = SampleStatistics(maps, pixels, maps, pixels), 0
+    for (shape, transpose), members in _groups(symmetries, scales, size).items():
+        indices, flags = zip(*members, strict=True)
+        before = done + jnp.arange(len(members), dtype=jnp.int32)
+        flags = Symmetry(*map(jnp.array, zip(*flags, strict=True)))
+        step = partial(add, resize(images, shape, antialias=True), transpose)
+        merged = jax.lax.scan(step, merged, (before, jnp.array(indices, jnp.int32), flags))[0]
         done += len(members)
-    return kept
+    return merged
 
 
 def dropout_head(
@@ -151,11 +175,11 @@ def dropout_head(
 
     Args:
         model: a network with one linear head, `head/linear` in its parameters, such as `segjax.models.UNet`.
-        variables: its parameters and statistics.
+        variables: its parameters and batch statistics.
         key: PRNG key of the masks, typed or raw.
         rate: p in [0, 1), a scalar, may be traced; None: the model's.
         mask: "channel" or "element"; static. None: the model's.
-        examples: `[B]`, the images' global indices, which select their masks; None: 0 … B-1. Give all tiles of an image
+        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1. Give all tiles of an image
             one index: with masks per channel a sample is then one network for the whole image, without seams.
         class_logits: a linear map of the head's outputs `[..., O]` to one logit per class, `[..., C]`; None: identity.
 
@@ -184,61 +208,21 @@ def dropout_head(
     return encode, head
 
 
-def _scanned(
-    kept: SampleStatistics,
-    done: int,
-    statistics_of: Callable,
-    images: Array,
-    transpose: bool | None,
-    numbers: list[int],
-    members: list[Symmetry],
-) -> SampleStatistics:
-    """Adds one group of augmentations, whose images have one shape, to the statistics of `done` augmentations."""
-
-    def add(kept: SampleStatistics, member: tuple[Array, Array, Symmetry]) -> tuple[SampleStatistics, None]:
-        before, number, symmetry = member
-        symmetry = symmetry if transpose is None else symmetry._replace(transpose=transpose)
-        found = statistics_of(images, symmetry, number)
-        # Chan, Golub and LeVeque's merging: squares of the logits themselves would cancel.
-        share = 1 / (before + 1).astype(kept.logits.dtype)
-        merged = jax.tree.map(lambda mean, one: mean + share * (one - mean), kept, found)
-        between = share * (1 - share) * jnp.mean((found.logits - kept.logits) ** 2, axis=-1)
-        return merged._replace(variance=merged.variance + between), None
-
-    before = done + jnp.arange(len(members), dtype=jnp.int32)
-    flags = Symmetry(*(jnp.array(flag) for flag in zip(*members, strict=True)))
-    return jax.lax.scan(add, kept, (before, jnp.array(numbers, jnp.int32), flags))[0]
-
-
 def _groups(
     symmetries: Sequence[Symmetry], scales: Sequence[float], size: tuple[int, int]
-) -> list[tuple[tuple[int, int], bool | None, list[int], list[Symmetry]]]:
-    """Groups augmentations by shape and transposition (None: traced): (shape, transpose, indices, symmetries) each."""
-    groups: dict[tuple, tuple[list[int], list[Symmetry]]] = {}
-    pairs = [(scale, symmetry) for scale in scales for symmetry in symmetries]
-    for number, (scale, symmetry) in enumerate(pairs):
+) -> dict[tuple[tuple[int, int], bool | None], list[tuple[int, Symmetry]]]:
+    """Groups augmentations, (index, symmetry) each, by (shape, transposition), which is None where it is traced."""
+    groups: dict = {}
+    for index, (scale, symmetry) in enumerate(itertools.product(scales, symmetries)):
         shape = tuple(max(1, round(side * scale)) for side in size)
         transpose = None if shape[0] == shape[1] else bool(symmetry.transpose)
-        numbers, members = groups.setdefault((shape, transpose), ([], []))
-        numbers.append(number)
-        members.append(symmetry)
-    return [(*key, *group) for key, group in groups.items()]
-
-
-def _resized(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b H W c"]:
-    if x.shape[1:3] == size:
-        return x
-    return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "linear", antialias=True)
-
-
-def _widened(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        groups.setdefault((shape, transpose), []).append((index, symmetry))
+    return groups
 
 
 def _flipped(x: Array, symmetry: Symmetry) -> Array:
-    for flag, axis in ((symmetry.rows, 1), (symmetry.columns, 2)):
-        x = _where(flag, jnp.flip(x, axis), x)
-    return x
+    x = _where(symmetry.rows, jnp.flip(x, 1), x)
+    return _where(symmetry.columns, jnp.flip(x, 2), x)
 
 
 def _transposed(x: Array, flag: bool | Array) -> Array:
@@ -246,18 +230,7 @@ def _transposed(x: Array, flag: bool | Array) -> Array:
 
 
 def _where(flag: bool | Array, yes: Array, no: Array) -> Array:
+    """Selects one of two arrays, which may differ in shape if the flag is a Python bool."""
     if isinstance(flag, bool):
         return yes if flag else no
     return jnp.where(flag, yes, no)
-
-
-def _check_augmentations(
-    symmetries: Sequence[Symmetry], scales: Sequence[float], samples: int, head: Callable | None
-) -> None:
-    if not symmetries or not scales or not all(0 < scale < float("inf") for scale in scales):
-        raise ValueError(
-            "expected at least one symmetry, at least one scale, and positive scales; "
-            f"got {len(symmetries)} symmetries and scales {tuple(scales)}"
-        )
-    if samples < 1 or (head is None and samples > 1):
-        raise ValueError(f"samples must be 1 without a head, and at least 1 with one; got {samples}")

@@ -1,13 +1,11 @@
 """Monte Carlo dropout: mean probabilities, predictive entropy, mutual information and variance over samples.
 
-Where the network has one linear head, K dropout samples need one pass of the network and K small products. Samples are
-added up one after another, so K = 30 takes the memory of one. The same numbers from a stack of K logits are
-`segjax.metrics`' `log_mean_softmax`, `predictive_entropy` and `mutual_information` and `segjax.losses.mc_variance`.
+A network with one linear head needs one pass and K small products for K samples. Samples are added up one after
+another, so K = 30 takes the memory of one. `segjax.metrics` computes the same numbers from a stack of K logits.
 """
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,18 +18,16 @@ from segjax.models.network import checked_rate, dropout
 
 # Pixels per block. On a CPU a block stays in the cache from one sample to the next; elsewhere each step costs a launch.
 _BLOCK, _BLOCK_CPU = 2**20, 2**14
-# Range of sum(exp(logits)) within which no digit is lost without subtracting the maximum first.
-_UNSHIFTED = (1e-25, 1e30)
 # Mutual information below this many epsilons of the dtype is rounding.
 _ROUNDING = 16
 
 
 class SampleStatistics(NamedTuple):
-    """Means over the samples of a batch of images; a pytree.
+    """Means over the samples of a batch of images (a pytree).
 
     Attributes:
         probabilities: `[..., C]`, mean of the samples' softmax.
-        entropy: `[...]` in nats, mean entropy of the samples' softmax: the part of the uncertainty that is in the data.
+        entropy: `[...]` in nats, mean entropy of the samples' softmax: the uncertainty that is in the data.
         logits: `[..., C]`, mean of the samples' logits.
         variance: `[...]` in squared logits, biased variance of the logits over the samples, mean over the classes.
     """
@@ -43,10 +39,10 @@ class SampleStatistics(NamedTuple):
 
 
 class Uncertainty(NamedTuple):
-    """Uncertainty of a batch of images from samples of its logits; a pytree.
+    """Uncertainty of a batch of images from samples of its logits (a pytree).
 
     Attributes:
-        probabilities: `[B, H, W, C]`, the mean of the samples' softmax.
+        probabilities: `[B, H, W, C]`, mean of the samples' softmax.
         predictive_entropy: `[B, H, W]` in nats, in [0, log C]: entropy of `probabilities`, the total uncertainty.
         mutual_information: `[B, H, W]` in nats, ≥ 0: the part on which samples disagree. None without samples: it has
             no closed form.
@@ -78,23 +74,22 @@ def head_uncertainty(
         I = H - \frac{1}{K} \sum_k H[p_k], \quad
         v = \frac{1}{C} \sum_c \frac{1}{K - 1} \sum_k (z_{kc} - \bar z_c)^2
 
-    The samples are those of `segjax.models.head_samples` with `example_dropout_keys(key, examples)`; the first 3 of 30
-    are those of K = 3. They are added up one by one. Masks per channel are masks of the kernel's rows, and v is then a
-    quadratic form of x. Call it under `jax.jit`: a call outside traces and compiles again.
+    The samples are those of `segjax.models.head_samples` with `example_dropout_keys(key, examples)`: the first 3 of 30
+    equal those of K = 3. Call it under `jax.jit`; a call outside compiles again.
 
     Args:
         features: x, `[B, H, W, F]`, any floating dtype, such as `Segmentation.features` of a clean pass.
         kernel: W, `[F, C]`, C ≥ 2.
         bias: b, `[C]`.
         key: PRNG key of the masks, typed or raw.
-        samples: K ≥ 2; static. (The unbiased variance divides by K - 1.)
+        samples: K ≥ 2; static.
         rate: p in [0, 1), a scalar; not checked if traced.
         mask: "channel", F · K random numbers per image, or "element", H · W times as many; static.
-        examples: `[B]`, the images' global indices, which select their masks; None: 0 … B-1.
+        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1.
 
     Returns:
-        `Uncertainty`, at least float32 (float64 stays). The error of I is about 1e-6 nats (float32, logits of tens);
-        values below 2e-6 become 0, so that I is never negative. Finite for |z| ≤ 1e4. NaN features give NaN.
+        `Uncertainty`, at least float32. I has an error of about 1e-6 nats, and values below 2e-6 become 0 (float32).
+        Finite for |z| ≤ 1e4; NaN where features are NaN.
 
     Raises:
         TypeError: features are not floating point, or examples not integers.
@@ -102,22 +97,20 @@ def head_uncertainty(
 
     References:
         Gal and Ghahramani, arXiv 1506.02142; Houlsby et al. (BALD), arXiv 1112.5745; Kendall et al., Bayesian SegNet,
-        arXiv 1511.02680; Kendall and Gal, arXiv 1703.04977; Welford, Technometrics 4 (1962).
+        arXiv 1511.02680; Kendall and Gal, arXiv 1703.04977.
 
     >>> x, kernel, bias = jnp.ones((1, 4, 6, 8)), jnp.eye(8, 3), jnp.zeros(3)
     >>> unsure = head_uncertainty(x, kernel, bias, jax.random.key(0), samples=30, rate=0.2)
-    >>> unsure.probabilities.shape, unsure.mutual_information.shape
-    ((1, 4, 6, 3), (1, 4, 6))
-    >>> bool((unsure.mutual_information > 0).all())
-    True
+    >>> unsure.probabilities.shape, bool((unsure.mutual_information > 0).all())
+    ((1, 4, 6, 3), True)
     """
     x, kernel, bias = _head_inputs(features, kernel, bias)
     _check_samples(samples)
     keys = example_dropout_keys(key, jnp.arange(x.shape[0]) if examples is None else examples)
     if keys.shape != x.shape[:1]:
         raise ValueError(f"examples must hold one index per image, shape {x.shape[:1]}; got {keys.shape}")
-    found = head_statistics(x, kernel, bias, keys, jnp.arange(samples), rate=checked_rate("rate", rate), mask=mask)
-    return uncertainty_of(found, samples)
+    statistics = head_statistics(x, kernel, bias, keys, jnp.arange(samples), rate=checked_rate("rate", rate), mask=mask)
+    return uncertainty_of(statistics, samples)
 
 
 def predict_with_uncertainty(
@@ -137,14 +130,14 @@ def predict_with_uncertainty(
 
     Args:
         model: a network with one linear head, `head/linear` in its parameters, such as `segjax.models.UNet`.
-        variables: its parameters and statistics.
+        variables: its parameters and batch statistics.
         images: `[B, H, W, channels]`, as the network takes them.
         key: PRNG key of the masks, typed or raw.
         samples: K ≥ 2; static.
         rate: p in [0, 1), a scalar, may be traced; None: the model's.
-        mask: "channel" (K = 30 takes about half a pass of a narrow U-Net on a CPU) or "element" (many passes); static.
+        mask: "channel" (K = 30 takes less than a pass of a narrow U-Net on a CPU) or "element" (many passes); static.
             None: the model's.
-        examples: `[B]`, the images' global indices, which select their masks; None: 0 … B-1.
+        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1.
 
     Returns:
         The network's output without dropout, and the `Uncertainty` of the samples.
@@ -167,10 +160,9 @@ def predict_with_uncertainty(
     kernel, bias = linear_head(variables)
     clean = model.apply(variables, images, train=False)
     rate, mask = model.rate if rate is None else rate, model.mask if mask is None else mask
-    unsure = head_uncertainty(
+    return clean, head_uncertainty(
         clean.features, kernel, bias, key, samples=samples, rate=rate, mask=mask, examples=examples
     )
-    return clean, unsure
 
 
 def whole_passes(
@@ -188,19 +180,18 @@ def whole_passes(
 
     .. math:: z_k = f(x; m_k), \quad m_k \text{ drawn with } \text{fold\_in}(\text{key}, k)
 
-    Dropout deep in the network needs whole passes. Each sample draws all of the model's masks: the deep ones, and one
-    of the head if the model has dropout="sampled". It takes at most K + 1 times as long as the clean pass (XLA computes
-    the layers before the first mask once), and the memory of one pass.
+    Each sample draws all masks of the model: the deep ones, and one of the head if dropout="sampled". It takes at most
+    K + 1 times as long as the clean pass, and the memory of one pass.
 
     Args:
         model: a `segjax.models.UNet` with deep_dropout > 0 or dropout="sampled".
-        variables: its parameters and statistics.
+        variables: its parameters and batch statistics.
         images: `[B, H, W, channels]`, as the network takes them.
         key: PRNG key of the masks, typed or raw.
         samples: K ≥ 2; static.
         rate: dropout rate of the head in [0, 1), a scalar, may be traced; None: the model's.
-        deep_rate: of the deep dropout, likewise.
-        examples: `[B]`, the images' global indices, which select their masks; None: 0 … B-1.
+        deep_rate: the same for the deep dropout.
+        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1.
 
     Returns:
         The network's output without dropout, and the `Uncertainty` of the samples, as in `head_uncertainty`.
@@ -220,12 +211,12 @@ def whole_passes(
     """
     _check_samples(samples)
     logits = dropout_passes(model, variables, key, rate=rate, deep_rate=deep_rate, examples=examples)
-    first = model.apply(variables, images, train=False)
-    return first, uncertainty_of(sample_statistics(lambda k: logits(images, k), jnp.arange(samples)), samples)
+    clean = model.apply(variables, images, train=False)
+    return clean, uncertainty_of(sample_statistics(lambda k: logits(images, k), jnp.arange(samples)), samples)
 
 
-def dropout_passes(model: Any, variables: Any, key: Shaped[Array, "..."], **rates: Any) -> Callable:
-    """Builds `logits(images, k)` of pass k with the model's dropout on; `rates` are those of `whole_passes`.
+def dropout_passes(model: Any, variables: Any, key: Shaped[Array, "..."], **options: Any) -> Callable:
+    """Builds `logits(images, k)` of pass k with the model's dropout on; `options` of a call of the model.
 
     Raises:
         ValueError: the model has no dropout.
@@ -235,11 +226,10 @@ def dropout_passes(model: Any, variables: Any, key: Shaped[Array, "..."], **rate
             'whole passes need a model with deep_dropout > 0 or dropout="sampled"; '
             f"got deep_dropout={model.deep_dropout} and dropout={model.dropout!r}"
         )
-    one_head = model.clone(heads=1)
 
     def logits(images: Array, k: Array) -> Array:
         rngs = {"dropout": jax.random.fold_in(key, k)}
-        output = one_head.apply(variables, images, train=False, rngs=rngs, **rates)
+        output = model.clone(heads=1).apply(variables, images, train=False, rngs=rngs, **options)
         return output.logits if output.mc_logits is None else output.mc_logits[0]
 
     return logits
@@ -258,8 +248,8 @@ def analytic_uncertainty(
         p = softmax(W^\top x + b), \quad H = -\sum_c p_c \log p_c, \quad
         v = \frac{1}{C} \sum_c \frac{r}{1 - r} \sum_i w_{ic}^2 x_i^2
 
-    v is the limit of `head_uncertainty`'s for K → ∞, for both masks. p and H are not limits: the mean of a softmax is
-    not the softmax of the mean. The mutual information has no closed form and is None.
+    v is the limit of that of `head_uncertainty` for K → ∞, for both masks. p and H are not limits: the mean of a
+    softmax is not the softmax of the mean. The mutual information is None.
 
     Args:
         features: x, `[B, H, W, F]`, any floating dtype.
@@ -298,22 +288,17 @@ def head_uncertainty_maps(
     rate: Real[ArrayLike, ""],
     samples: int = 30,
 ) -> dict[str, Float[Array, "b h w"]]:
-    r"""Returns the variance and the mutual information under dropout of a linear head, from the features of one pass.
+    """Returns the variance of `analytic_uncertainty` and the mutual information of `head_uncertainty`.
 
-    .. math::
-        v = \frac{1}{C} \sum_c \frac{r}{1 - r} \sum_i w_{ic}^2 x_i^2, \qquad
-        I = H\left[\frac{1}{K} \sum_k p_k\right] - \frac{1}{K} \sum_k H[p_k]
-
-    The variance of the logits is exact (K = ∞). The mutual information has no closed form: it is that of K masks per
-    channel, selected by the image and the same in every call. A single logit z counts as the logits 0 and z; the output
-    of void, of a head that learned void as a class, is left out.
+    The mutual information is that of K masks per channel, the same in every call. A single logit z counts as the
+    logits 0 and z; the output of void, of a head that learned void as a class, is left out.
 
     Args:
-        variables: the network's, with `head/linear` in their parameters.
-        features: x, `[B, H, W, F]`, any floating dtype, such as `Segmentation.features` of a clean pass.
-        examples: `[B]`, the images' global indices.
+        variables: those of the network, with `head/linear` in their parameters.
+        features: `[B, H, W, F]`, any floating dtype, such as `Segmentation.features` of a clean pass.
+        examples: `[B]`, global indices of the images, which key their masks.
         num_classes: C, without void.
-        rate: r in [0, 1), a scalar; not checked if traced.
+        rate: dropout rate in [0, 1), a scalar; not checked if traced.
         samples: K ≥ 2; static.
 
     Returns:
@@ -321,25 +306,21 @@ def head_uncertainty_maps(
 
     Raises:
         TypeError: features are not floating point.
-        ValueError: no `head/linear`, K < 2, r outside [0, 1), or shapes that do not match.
-
-    References:
-        Wang and Manning, Fast dropout training, ICML 2013; Houlsby et al. (BALD), arXiv 1112.5745.
+        ValueError: no `head/linear`, K < 2, a rate outside [0, 1), or shapes that do not match.
 
     >>> linear = {"kernel": jnp.ones((4, 1)), "bias": jnp.zeros(1)}
-    >>> variables = {"params": {"head": {"linear": linear}}}
-    >>> found = head_uncertainty_maps(variables, jnp.ones((1, 2, 3, 4)), jnp.arange(1), num_classes=2, rate=0.2)
-    >>> {name: values.shape for name, values in found.items()}, float(found["variance"][0, 0, 0])
-    ({'variance': (1, 2, 3), 'mutual information': (1, 2, 3)}, 1.0)
+    >>> found = head_uncertainty_maps(
+    ...     {"params": {"head": {"linear": linear}}}, jnp.ones((1, 2, 3, 4)), jnp.arange(1), num_classes=2, rate=0.2
+    ... )
+    >>> found["mutual information"].shape, float(found["variance"][0, 0, 0])
+    ((1, 2, 3), 1.0)
     """
     kernel, bias = linear_head(variables)
     kernel, bias = kernel[:, :num_classes], bias[:num_classes]
     variance = jnp.mean(logit_variance(features, kernel, rate), axis=-1)
     if kernel.shape[1] == 1:
         kernel, bias = jnp.pad(kernel, ((0, 0), (1, 0))), jnp.pad(bias, (1, 0))
-    sampled = head_uncertainty(
-        features, kernel, bias, jax.random.key(0), samples=samples, rate=rate, mask="channel", examples=examples
-    )
+    sampled = head_uncertainty(features, kernel, bias, jax.random.key(0), samples=samples, rate=rate, examples=examples)
     return {"variance": variance, "mutual information": sampled.mutual_information}
 
 
@@ -349,8 +330,8 @@ def uncertainty_of(statistics: SampleStatistics, samples: int) -> Uncertainty:
     .. math:: H = -\sum_c \bar p_c \log \bar p_c, \qquad I = H - \bar h, \qquad \text{variance} = \frac{N}{N - 1} v
 
     Args:
-        statistics: of images `[B, H, W, ...]`, of `augmented_statistics`, or blended over tiles.
-        samples: N = A · K ≥ 2, augmentations times dropout samples per tile; the number of tiles does not count.
+        statistics: of images `[B, H, W, ...]`, from `augmented_statistics`, or blended over tiles.
+        samples: N ≥ 2, augmentations times dropout samples per tile; the number of tiles does not count.
 
     Returns:
         `Uncertainty`. Information below 2e-6 nats (float32) is rounding and becomes 0.
@@ -364,31 +345,22 @@ def uncertainty_of(statistics: SampleStatistics, samples: int) -> Uncertainty:
     [0.693] [0.693] [2.]
     """
     _check_samples(samples)
-    entropy, information = _entropy_and_information(
-        _pixels_last(statistics.probabilities), _pixels_last(statistics.entropy[..., None])
-    )
-    shape = statistics.entropy.shape
-    return Uncertainty(
-        statistics.probabilities,
-        entropy.reshape(shape),
-        information.reshape(shape),
-        statistics.variance * (samples / (samples - 1)),
-    )
+    p = _pixels_last(statistics.probabilities)
+    entropy = -_sum_classes(p * jnp.log(jnp.where(p == 0, 1, p))).reshape(statistics.entropy.shape)
+    entropy = jnp.maximum(entropy, 0)  # rounding may make p larger than 1
+    information = entropy - jnp.maximum(statistics.entropy, 0)
+    information = jnp.where(information < _ROUNDING * jnp.finfo(p.dtype).eps, 0, information)
+    variance = statistics.variance * (samples / (samples - 1))
+    return Uncertainty(statistics.probabilities, entropy, information, variance)
 
 
 def statistics_to_maps(statistics: SampleStatistics) -> Float[Array, "*pixels maps"]:
-    r"""Returns the statistics as 2C + 2 maps that may be blended by `predict_tiled`.
+    r"""Returns the statistics `[..., C]` and `[...]` as 2C + 2 maps that may be blended by `predict_tiled`.
 
     .. math:: \bar p, \quad \bar h, \quad \bar z, \quad s = v + \frac{1}{C} \sum_c \bar z_c^2
 
-    All maps are means over samples, so a blend of tiles with weights that add up to 1 is the weighted mean over all
-    tiles, augmentations and dropout samples of a pixel. Disagreement between tiles therefore counts as uncertainty.
-
-    Args:
-        statistics: `[..., C]` and `[...]`.
-
-    Returns:
-        `[..., 2C + 2]`, finite where the squares of the logits are.
+    All maps are means over samples, so a blend of tiles with weights of sum 1 is the weighted mean over all samples of
+    a pixel. Disagreement between tiles therefore counts as uncertainty.
 
     >>> p = jnp.full((1, 1, 2, 3), 1 / 3)
     >>> statistics_to_maps(SampleStatistics(p, jnp.zeros((1, 1, 2)), p, jnp.zeros((1, 1, 2)))).shape
@@ -401,20 +373,16 @@ def statistics_to_maps(statistics: SampleStatistics) -> Float[Array, "*pixels ma
 
 
 def maps_to_statistics(maps: Float[ArrayLike, "*pixels maps"]) -> SampleStatistics:
-    r"""Returns the statistics of blended maps: the inverse of `statistics_to_maps`.
+    r"""Returns the statistics of blended maps `[..., 2C + 2]`: the inverse of `statistics_to_maps`.
 
     .. math:: v = s - \frac{1}{C} \sum_c \bar z_c^2
 
     The difference of squares has an error of about 1e-6 of the larger: 1e-4 in the variance of logits of 10.
 
-    Args:
-        maps: `[..., 2C + 2]`, NumPy or JAX.
-
     Raises:
         ValueError: the last axis is not 2C + 2 with C ≥ 2.
 
-    >>> maps = jnp.arange(6.0)
-    >>> statistics = maps_to_statistics(maps.at[5].set(10.0))
+    >>> statistics = maps_to_statistics(jnp.array([0.0, 1.0, 2.0, 3.0, 4.0, 10.0]))
     >>> print(statistics.probabilities, statistics.entropy, statistics.logits, statistics.variance)
     [0. 1.] 2.0 [3. 4.] 0.0
     """
@@ -425,12 +393,6 @@ def maps_to_statistics(maps: Float[ArrayLike, "*pixels maps"]) -> SampleStatisti
     logits = maps[..., classes + 1 : -1]
     variance = jnp.maximum(maps[..., -1] - jnp.mean(logits**2, axis=-1), 0)
     return SampleStatistics(maps[..., :classes], maps[..., classes], logits, variance)
-
-
-def _check_samples(samples: int) -> None:
-    """Raises ValueError if there are too few samples for a variance."""
-    if samples < 2:
-        raise ValueError(f"samples must be at least 2, since the unbiased variance divides by K - 1; got {samples}")
 
 
 def sample_statistics(
@@ -454,14 +416,8 @@ def sample_statistics(
     [1. 1.] 0.667 [0.5 0.5]
     """
     shape = jax.eval_shape(logits, numbers[0]).shape
-
-    def image(y: Float[Array, "b c p"]) -> Float[Array, "b h w c"]:
-        return jnp.swapaxes(y, 1, 2).reshape(*shape[:3], -1)
-
-    sums = _sum_samples(lambda places: [_pixels_last(logits(numbers[place])) for place in places], len(numbers))
-    probabilities, entropy = _means(sums, len(numbers))
-    variance = sums.squares / (len(numbers) * shape[-1])
-    return SampleStatistics(image(probabilities), image(entropy)[..., 0], image(sums.mean), image(variance)[..., 0])
+    maps = _mean_maps(lambda n: _pixels_last(logits(n)), numbers)
+    return _as_statistics(*(jnp.swapaxes(y, 1, 2).reshape(*shape[:3], -1) for y in maps))
 
 
 def head_statistics(
@@ -475,75 +431,30 @@ def head_statistics(
     mask: str,
 ) -> SampleStatistics:
     """Returns the statistics of samples `numbers` of `segjax.models.head_samples`, all arrays of one dtype."""
+
+    def masked(x: Array, n: Array) -> Array:
+        return dropout(x, rate, jax.vmap(jax.random.fold_in, (0, None))(keys, n), mask=mask)
+
     if mask != "channel":
-        return sample_statistics(
-            lambda n: dropout(features, rate, _fold_in(keys, n), mask=mask) @ kernel + bias, numbers
-        )
+        return sample_statistics(lambda n: masked(features, n) @ kernel + bias, numbers)
+    # A mask per channel is a mask of the kernel's rows. Blocks of pixels take a third of the time of whole images.
     batch, height, width, channels = features.shape
-    ones = jnp.ones((batch, 1, 1, channels), features.dtype)
-    kept = jax.vmap(lambda n: dropout(ones, rate, _fold_in(keys, n), mask=mask))(numbers)
-    thinned = kept[:, :, 0, 0, None] * kernel.T  # [K, B, C, F]
-
-    most = _BLOCK_CPU if jax.default_backend() == "cpu" else _BLOCK
-    steps = math.ceil(height * width / most)
+    masks = jax.vmap(lambda n: masked(jnp.ones((batch, 1, 1, channels), features.dtype), n))(numbers)
+    kernels = masks[:, :, 0, 0, None] * kernel.T  # [K, B, C, F]
+    mean_kernel = kernels[0] + jnp.mean(kernels - kernels[0], axis=0)  # exact where all masks are equal
+    steps = math.ceil(height * width / (_BLOCK_CPU if jax.default_backend() == "cpu" else _BLOCK))
     size = math.ceil(height * width / steps)
-    padded = ((0, 0), (0, steps * size - height * width), (0, 0))
-    pixels = jnp.pad(features.reshape(batch, -1, channels), padded)
-    blocks = jnp.swapaxes(pixels.reshape(batch * steps, size, channels), 1, 2)
-    found = jax.lax.map(_block(kernel, bias, thinned), (jnp.repeat(jnp.arange(batch), steps), blocks))
-
-    def image(y: Float[Array, "blocks c size"]) -> Float[Array, "b h w c"]:
-        pixels = jnp.swapaxes(y, 1, 2).reshape(batch, steps * size, -1)
-        return pixels[:, : height * width].reshape(batch, height, width, -1)
-
-    probabilities, entropy, mean, variance = map(image, found)
-    return SampleStatistics(probabilities, entropy[..., 0], mean, variance[..., 0])
-
-
-def _fold_in(keys: Key[Array, "b"], n: Integer[Array, ""]) -> Key[Array, "b"]:
-    """Returns the keys of head n in `segjax.models.head_samples`."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, n)
-
-
-def _block(kernel: Array, bias: Array, thinned: Float[Array, "k b c f"]) -> Callable[[tuple[Array, Array]], tuple]:
-    """Builds `block((image index, pixels [F, P]))`, the four statistics of a block of pixels, pixels last."""
-    samples, channels = thinned.shape[0], kernel.shape[0]
-    # Relative to the first, so that the common part does not enter the rounding of the mean.
-    centred = thinned - thinned[:1]
-    away = jnp.mean(centred, axis=0)
-    mean_kernel = thinned[0] + away
-    centred -= away
-    scale, rows = 1 / (samples * kernel.shape[1]), samples * kernel.shape[1]
-    precise = partial(jnp.matmul, precision="highest")
-    if rows < channels:
-        centred = centred.swapaxes(0, 1).reshape(-1, rows, channels)
-    else:
-        covariance = scale * jnp.einsum("kbcf,kbcg->bfg", centred, centred, precision="highest")
-
-    def variance_of(image: Array, x: Array) -> Array:
-        """Returns xᵀ Σ x, F² products per pixel; of wide features Σ (z - mean)², which takes fewer."""
-        if rows < channels:
-            return scale * _sum_classes(precise(centred[image], x) ** 2)
-        return _sum_classes(precise(covariance[image], x) * x)
+    pixels = jnp.pad(features.reshape(batch, -1, channels), ((0, 0), (0, steps * size - height * width), (0, 0)))
 
     def block(image_and_pixels: tuple[Array, Array]) -> tuple[Array, ...]:
         image, x = image_and_pixels
-        # Minus the clean log-sum-exp, clean logits are log probabilities, and those of the samples are close to them.
-        log_total = jax.nn.logsumexp(kernel.T @ x + bias[:, None], axis=0)
+        mean = mean_kernel[image] @ x + bias[:, None]
+        return _mean_maps(lambda k: kernels[k, image] @ x + bias[:, None], jnp.arange(len(numbers)), mean)
 
-        def logits(places: Array) -> list[Array]:
-            kernels = thinned[places, image].reshape(-1, channels)
-            return [z + bias[:, None] - log_total for z in jnp.split(kernels @ x, len(places))]
-
-        def result(shifted: bool) -> tuple[Array, Array]:
-            return _means(_sum_samples(logits, samples, together=2, shifted=shifted, spread=False), samples)
-
-        quick = result(shifted=False)
-        sound = jnp.all(jnp.isfinite(quick[-1]))
-        probabilities, entropy = jax.lax.cond(sound, lambda: quick, lambda: result(shifted=True))
-        return probabilities, entropy, mean_kernel[image] @ x + bias[:, None], jnp.maximum(variance_of(image, x), 0)
-
-    return block
+    blocks = jnp.swapaxes(pixels.reshape(batch * steps, size, channels), 1, 2)
+    maps = jax.lax.map(block, (jnp.repeat(jnp.arange(batch), steps), blocks))
+    maps = (jnp.swapaxes(y, 1, 2).reshape(batch, steps * size, -1)[:, : height * width] for y in maps)
+    return _as_statistics(*(y.reshape(batch, height, width, -1) for y in maps))
 
 
 def linear_head(variables: Any) -> tuple[Array, Array]:
@@ -555,6 +466,11 @@ def linear_head(variables: Any) -> tuple[Array, Array]:
         raise ValueError(
             'variables must hold a linear head, ["params"]["head"]["linear"] with kernel and bias'
         ) from error
+
+
+def _check_samples(samples: int) -> None:
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, since the unbiased variance divides by K - 1; got {samples}")
 
 
 def _head_inputs(features: Array, kernel: Array, bias: Array) -> tuple[Array, Array, Array]:
@@ -572,83 +488,41 @@ def _head_inputs(features: Array, kernel: Array, bias: Array) -> tuple[Array, Ar
     return features.astype(dtype), kernel.astype(dtype), bias.astype(dtype)
 
 
-class _Sums(NamedTuple):
-    """Sums over samples of p = softmax(z), p · z and log Σ exp z, and Welford's mean and squares of z."""
-
-    probability: Float[Array, "... c p"]
-    weighted: Float[Array, "... c p"]
-    log_total: Float[Array, "... 1 p"]
-    mean: Float[Array, "... c p"] | None
-    squares: Float[Array, "... 1 p"] | None
-
-
 def _pixels_last(x: Float[Array, "b h w c"]) -> Float[Array, "b c p"]:
     """Moves the pixels last: exp is then vectorised on a CPU, and a sum over classes is a fast product with ones."""
     return jnp.swapaxes(x.reshape(x.shape[0], -1, x.shape[-1]), 1, 2)
 
 
 def _sum_classes(x: Float[Array, "... c p"]) -> Float[Array, "... 1 p"]:
-    """Returns the sum over the classes."""
     return jnp.matmul(jnp.ones((1, x.shape[-2]), x.dtype), x, precision="highest")
 
 
-def _sum_samples(
-    logits: Callable[[Array], list[Float[Array, "... c p"]]],
-    samples: int,
-    *,
-    together: int = 1,
-    shifted: bool = True,
-    spread: bool = True,
-) -> _Sums:
-    """Adds up `samples`; `logits(indices [n])` returns a list of the logits of n ≤ `together` of them.
+def _mean_maps(
+    logits: Callable[[Array], Float[Array, "... c p"]],
+    numbers: Integer[Array, "k"],
+    mean: Float[Array, "... c p"] | None = None,
+) -> tuple[Array, ...]:
+    """Returns the fields of `SampleStatistics`, pixels last, of samples `numbers`; `mean` of their logits if known."""
+    # Squares of the logits themselves would cancel.
+    reference = logits(numbers[0]) if mean is None else mean
 
-    `shifted=False` takes half the time, but logits further than about 60 from log probabilities give NaN.
-    `spread=False` leaves out the variance.
-    """
+    def add(sums: tuple[Array, ...], n: Array) -> tuple[tuple[Array, ...], None]:
+        z = logits(n)
+        shifted = z - jnp.max(z, axis=-2, keepdims=True)
+        exps = jnp.exp(shifted)
+        total = _sum_classes(exps)
+        p, away = exps * (1 / total), z - reference
+        entropy = jnp.log(total) - _sum_classes(p * shifted)
+        return jax.tree.map(jnp.add, sums, (p, entropy, away, _sum_classes(away**2))), None
 
-    def add(sums: _Sums, k: Array, z: Array) -> _Sums:
-        one = _of_one(z, shifted)
-        added = _Sums(*(a + b for a, b in zip(sums[:3], one[:3], strict=True)), None, None)
-        if not spread:
-            return added
-        mean = sums.mean + (z - sums.mean) / (k + 1).astype(z.dtype)
-        return added._replace(mean=mean, squares=sums.squares + _sum_classes((z - sums.mean) * (z - mean)))
-
-    def add_all(sums: _Sums, numbers: Array) -> tuple[_Sums, None]:
-        for k, z in zip(numbers, logits(numbers), strict=True):
-            sums = add(sums, k, z)
-        return sums, None
-
-    # Starts from the first samples, because a checked shard_map requires a carry that varies over devices.
-    numbers = jnp.arange(samples, dtype=jnp.int32)
-    head = samples % together or together
-    first, *others = logits(numbers[:head])
-    sums = _of_one(first, shifted)
-    sums = sums._replace(mean=first, squares=0 * sums.log_total) if spread else sums
-    for k, z in zip(numbers[1:head], others, strict=True):
-        sums = add(sums, k, z)
-    return jax.lax.scan(add_all, sums, numbers[head:].reshape(-1, together))[0]
+    # Zeros that vary over devices as the logits do: a checked shard_map requires it of a scan's carry.
+    zero = 0 * reference
+    sums = jax.lax.scan(add, (zero, zero[..., :1, :], zero, zero[..., :1, :]), numbers)[0]
+    p, entropy, away, squares = jax.tree.map(lambda total: total / len(numbers), sums)
+    if mean is None:
+        mean, squares = reference + away, jnp.maximum(squares - _sum_classes(away**2), 0)
+    return p, entropy, mean, squares / mean.shape[-2]
 
 
-def _means(sums: _Sums, samples: int) -> tuple[Float[Array, "... c p"], Float[Array, "... 1 p"]]:
-    """Returns the mean probabilities, and the mean entropy of the samples."""
-    return sums.probability / samples, (sums.log_total - _sum_classes(sums.weighted)) / samples
-
-
-def _entropy_and_information(p: Float[Array, "... c p"], each: Float[Array, "... 1 p"]) -> tuple[Array, Array]:
-    """Returns H[p̄] and H[p̄] - mean_k H[p_k]; values within the rounding error become 0, as for samples that agree."""
-    # By rounding p may exceed 1.
-    entropy = jnp.maximum(-_sum_classes(p * jnp.log(jnp.where(p == 0, 1, p))), 0)
-    information = entropy - jnp.maximum(each, 0)
-    return entropy, jnp.where(information < _ROUNDING * jnp.finfo(p.dtype).eps, 0, information)
-
-
-def _of_one(z: Array, shifted: bool) -> _Sums:
-    if shifted:
-        z = z - jnp.max(z, axis=-2, keepdims=True)
-    exps = jnp.exp(z)
-    total = _sum_classes(exps)
-    if not shifted:
-        total = jnp.where((total > _UNSHIFTED[0]) & (total < _UNSHIFTED[1]), total, jnp.nan)
-    probability = exps * (1 / total)
-    return _Sums(probability, probability * z, jnp.log(total), None, None)
+def _as_statistics(p: Array, entropy: Array, logits: Array, variance: Array) -> SampleStatistics:
+    return SampleStatistics(p, entropy[..., 0], logits, variance[..., 0])
