@@ -38,7 +38,7 @@ MAY_USE = {
     "inference": ("storage", "models", "metrics", "data"),
     "training": (*FOUNDATION, "storage", "losses", "metrics", "models", "data", "inference"),
     "trained_run": (*FOUNDATION, "storage", "metrics", "models", "data", "inference", "training"),
-    "reporting": ("metrics", "data.labels", "storage"),
+    "reporting": (*FOUNDATION, "storage", "metrics", "models", "data", "inference", "training", "trained_run"),
     **dict.fromkeys(ENTRY_POINTS, ("cli", *EVERYTHING)),
     "experiments": (*ENTRY_POINTS, *EVERYTHING),
 }
@@ -147,7 +147,7 @@ def test_imports_point_down_and_libraries_stay_at_home(path):
         (
             "segjax/reporting/a.py",
             "from segjax import losses",
-            "a.py:1 imports segjax.losses: it may use reporting, metrics, data.labels",
+            "a.py:1 imports segjax.losses: it may use reporting, collectives, checks, storage, metrics",
         ),
         ("experiments/sweep/grid.py", "import experiments.table\nfrom segjax import training", None),
         ("experiments/sweep/grid.py", "import flax", "grid.py:1 imports flax: only segjax/models"),

@@ -25,8 +25,8 @@ from segjax import cli, metrics
 from segjax.data.labels import VOID
 from segjax.data.resize import resize
 from segjax.inference import analytic_uncertainty, classify, head_uncertainty
-from segjax.report import LOG_SPAN, error_histogram, log_of
 from segjax.reporting import Table, markdown, show
+from segjax.reporting.run_page import LOG_SPAN, error_histogram, log_of
 from segjax.storage import write_json
 from segjax.trained_run import load_run
 from segjax.training import open_split, parallel

@@ -1,1 +1,1 @@
-"""Runs that are killed, or watched for long, to test what training promises."""
+"""Runs that are killed, or watched for a long time, to test the promises of training."""

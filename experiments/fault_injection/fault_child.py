@@ -1,6 +1,6 @@
 """A training that kills itself: `python -m experiments.fault_injection.fault_child CONFIG WORKDIR MOMENT COUNT`.
 
-A moment is an event of the run and not a time, so that the same kill can be made again.
+A moment is an event of the run and not a time, so that a kill can be repeated.
 """
 
 import importlib
@@ -16,13 +16,12 @@ from typing import Any
 
 import rich.console
 
-from segjax.training import train
+from segjax.training import parallel, train
 from segjax.training.config import from_leaves
 
-# Before or after the n-th call of a function.
+# Function, and when to kill: before its n-th call, after it, or half-way through the line that it appends.
 CALLS = {
     "before a batch is read": ("segjax.data.loader:TrainLoader.__next__", "before"),
-    "after a step was dispatched": ("segjax.training.preemption:Preemption.stopping", "before"),
     "in the middle of a line of the log": ("segjax.training.metrics_writer:append", "within"),
     "after a line of the log": ("segjax.training.metrics_writer:append", "after"),
     "before the images are scored": ("segjax.training.loop:evaluate", "before"),
@@ -30,26 +29,29 @@ CALLS = {
     "before a file of the run is replaced": ("segjax.training.loop:write_json", "before"),
     "save: before it begins": ("segjax.training.checkpoint:Checkpoints.save", "before"),
     "save: it runs in the background": ("segjax.training.checkpoint:Checkpoints.save", "after"),
-    "save: the data are there, not summed up": ("segjax.training.checkpoint:Checkpoints._seal", "before"),
-    "save: summed up, without its name": ("segjax.training.checkpoint:Checkpoints._seal", "after"),
+    "save: its data exist without checksums": ("segjax.training.checkpoint:Checkpoints._seal", "before"),
+    "save: it has checksums but not its name": ("segjax.training.checkpoint:Checkpoints._seal", "after"),
 }
-# What Python's audit tells of the file system.
+# Events of the file system that Python's audit hooks report.
 FILES = ("save: before it gets its name", "save: before an old one is removed", "save: an old one is half removed")
-# A file that another thread sees appear.
-DATA = "save: its first data file is there"
-MOMENTS = (*CALLS, *FILES, DATA)
+# A thread waits for this file.
+DATA = "save: its first data file exists"
+DISPATCH = "after a step was dispatched"
+MOMENTS = (*CALLS, *FILES, DATA, DISPATCH)
 
 
 def kill() -> None:
-    """Ends this process at once, as a power cut would: nothing is flushed, closed or waited for."""
+    """Ends this process at once, as a power cut would: it flushes and closes nothing."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def arm(moment: str, count: int, workdir: Path) -> None:
-    """Kills this process at the `count`-th time of `moment`, counted from 1."""
+    """Kills this process at the `count`-th occurrence of `moment`, counted from 1."""
     checkpoints = workdir.resolve() / "checkpoints"
     if moment in CALLS:
         _at_call(*CALLS[moment], count)
+    elif moment == DISPATCH:
+        _at_dispatch(count)
     elif moment in FILES:
         sys.addaudithook(_FileWatch(moment, count, str(checkpoints)))
     elif moment == DATA:
@@ -64,7 +66,23 @@ def _at_call(target: str, when: str, count: int) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         owner = getattr(owner, parent)
-    function, calls = getattr(owner, name), 0
+    setattr(owner, name, _kill_at(getattr(owner, name), when, count))
+
+
+def _at_dispatch(count: int) -> None:
+    map_step = parallel.map_step
+
+    def counted(*arguments, **options):
+        mapped = map_step(*arguments, **options)
+        is_train_step = options["arguments"] == 3
+        return _kill_at(mapped, "after", count) if is_train_step else mapped
+
+    parallel.map_step = counted
+
+
+def _kill_at(function: Callable, when: str, count: int) -> Callable:
+    """Wraps `function` so that its `count`-th call kills the process."""
+    calls = 0
 
     def counted(*arguments, **options):
         nonlocal calls
@@ -80,7 +98,7 @@ def _at_call(target: str, when: str, count: int) -> None:
             kill()
         return result
 
-    setattr(owner, name, counted)
+    return counted
 
 
 def _at_save(count: int, do: Callable[[int], None]) -> None:
@@ -105,7 +123,7 @@ def _wait_for_data(checkpoints: Path, step: int) -> None:
 
 
 class _FileWatch:
-    """Counts renames of new checkpoints to their names, and removals of old ones."""
+    """Counter of renames of new checkpoints to their names, and of removals of old ones."""
 
     def __init__(self, moment: str, count: int, folder: str):
         self._moment, self._count, self._folder, self._seen, self._inside = moment, count, folder, 0, 0
@@ -128,7 +146,7 @@ class _FileWatch:
 
 
 def main(config: str, workdir: str, moment: str, count: str) -> None:
-    """Trains; a moment of "" is never reached."""
+    """Trains, and arms the kill unless `moment` is empty."""
     if moment:
         arm(moment, int(count), Path(workdir))
     values = json.loads(Path(config).read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """A small run watched for half an hour: `python -m experiments.fault_injection.soak --minutes=30`.
 
-Does the memory grow, do file handles leak, do the steps get slower? The run reads through a worker process, saves and
-scores all the time; at the end it gets SIGTERM, and has to save and end with status 0.
+It measures whether memory grows, file handles leak, or steps get slower. The run reads through a worker process, saves
+and scores all the time. At the end it gets SIGTERM and must save and end with status 0.
 """
 
 import json
@@ -39,16 +39,15 @@ OVERRIDES = {
 
 
 class Sample(NamedTuple):
-    """What the run and its worker processes hold at a moment.
+    """Resources that the run and its worker processes use at one time.
 
     Attributes:
-      minute: since the first sample.
-      step: the last one in the log.
-      megabytes: of memory that is theirs, the sum over the processes (shared pages count in part: PSS).
+      minute: minutes since the first sample.
+      step: last step in the log.
+      megabytes: memory, summed over the processes; shared pages count in part (PSS).
       handles: open files, sockets and pipes.
-      processes: how many they are.
-      cpu_seconds: that they and what they waited for have used. What a step costs in these is asked whatever else the
-        machine does.
+      processes: number of processes.
+      cpu_seconds: CPU time of the processes and of their ended children, independent of the machine's other load.
     """
 
     minute: float
@@ -60,23 +59,23 @@ class Sample(NamedTuple):
 
 
 def family(pid: int) -> list[int]:
-    """A process and all its descendants that are alive."""
+    """Returns the ids of a process and of its living descendants."""
     children = Path(f"/proc/{pid}/task").glob("*/children")
     try:
         below = [int(child) for file in children for child in file.read_text().split()]
-    except OSError:  # ended in between
+    except OSError:  # it has ended
         return []
     return [pid, *(one for child in below for one in family(child))]
 
 
-def look(pid: int, log: Path, begun: float) -> Sample:
-    """A sample of a running process."""
+def take_sample(pid: int, log: Path, begun: float) -> Sample:
+    """Measures a running process and its descendants."""
     kilobytes, handles, ticks, pids = 0, 0, 0, family(pid)
     for one in pids:
         try:
             memory = Path(f"/proc/{one}/smaps_rollup").read_text()
             handles += len(os.listdir(f"/proc/{one}/fd"))
-            # Behind the name in parentheses: user and system time, the process' own and of the children it waited for.
+            # After the name in parentheses: user and system time of the process and of its ended children.
             ticks += sum(map(int, Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:15]))
         except OSError:
             continue
@@ -95,7 +94,7 @@ def look(pid: int, log: Path, begun: float) -> Sample:
 
 
 def soak(workdir: Path, minutes: float, interval: float) -> tuple[list[Sample], int, str]:
-    """Runs, watches, ends: the samples, the exit status, and the last line printed."""
+    """Trains for some minutes and ends the run; returns the samples, the exit status and the last printed line."""
     command = [sys.executable, "-m", "segjax.train", "--config=configs/rare_class.py", f"--workdir={workdir / 'run'}"]
     data = f"--config.data.data_dir={workdir / 'data'}"
     overrides = [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
@@ -108,7 +107,7 @@ def soak(workdir: Path, minutes: float, interval: float) -> tuple[list[Sample], 
             begun = time.monotonic()
             while process.poll() is None and time.monotonic() - begun < 60 * minutes:
                 time.sleep(interval)
-                samples.append(look(process.pid, log, begun))
+                samples.append(take_sample(process.pid, log, begun))
         finally:
             process.send_signal(signal.SIGTERM)
             status = process.wait(timeout=120)
@@ -117,7 +116,7 @@ def soak(workdir: Path, minutes: float, interval: float) -> tuple[list[Sample], 
 
 
 def thirds(samples: Sequence[Sample]) -> tuple[dict[str, float], dict[str, float]]:
-    """Means over the second and over the third third: the first one fills caches and pools."""
+    """Returns means over the second and over the last third of the samples; the first third fills caches and pools."""
 
     def means(begin: int, end: int) -> dict[str, float]:
         part, first, last = samples[begin:end], samples[begin], samples[end - 1]
@@ -126,8 +125,8 @@ def thirds(samples: Sequence[Sample]) -> tuple[dict[str, float], dict[str, float
             "memory, MB": statistics.mean(sample.megabytes for sample in part),
             "open handles": statistics.mean(sample.handles for sample in part),
             "processes": statistics.mean(sample.processes for sample in part),
-            "steps a second": steps / (60 * (last.minute - first.minute)),
-            "CPU milliseconds a step": 1000 * (last.cpu_seconds - first.cpu_seconds) / steps,
+            "steps per second": steps / (60 * (last.minute - first.minute)),
+            "CPU milliseconds per step": 1000 * (last.cpu_seconds - first.cpu_seconds) / steps,
         }
 
     n = len(samples)
@@ -135,7 +134,7 @@ def thirds(samples: Sequence[Sample]) -> tuple[dict[str, float], dict[str, float
 
 
 def report_of(samples: Sequence[Sample], status: int, last_line: str, facts: dict[str, Any]) -> Report:
-    """A table of the two thirds beside each other, and the curves."""
+    """Builds the report: a table of the second and the last third, and the curves."""
     middle, end = thirds(samples)
     table = Table(
         "Means over the second and the last third",
@@ -147,18 +146,18 @@ def report_of(samples: Sequence[Sample], status: int, last_line: str, facts: dic
         name: ([round(s.minute, 2) for s in samples], [[getattr(s, field) / getattr(first, field) for s in samples]])
         for name, field in (("memory", "megabytes"), ("open handles", "handles"))
     }
-    drawn = curves(lines, title="Against the first sample", x="minute", y="ratio")
+    drawn = curves(lines, title="Relative to the first sample", x="minute", y="ratio")
     outcome = {"steps": samples[-1].step, "minutes": samples[-1].minute, "exit status after SIGTERM": status}
     return Report(
         "Soak",
-        "A small run that reads, saves and scores all the time, watched from outside, and ended by SIGTERM.",
-        (Section("What it held", last_line, (table,), (Picture("curves", "Memory and handles.", png(drawn)),)),),
+        "A small run that reads, saves and scores all the time, watched by another process and ended by SIGTERM.",
+        (Section("Resources", last_line, (table,), (Picture("curves", "Memory and handles.", png(drawn)),)),),
         outcome | facts,
     )
 
 
 def main(argv: list[str]) -> None:
-    """Soaks and reports."""
+    """Watches a run and writes the report."""
     del argv
     options, console, origin = flags.FLAGS, rich.console.Console(), provenance()
     workdir = Path(options.workdir)
@@ -173,7 +172,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_float("minutes", 30.0, "How long.", lower_bound=0.1)
-    flags.DEFINE_float("interval", 10.0, "Seconds between two looks.", lower_bound=0.1)
-    flags.DEFINE_string("workdir", "runs/soak", "Where the run and the report go; emptied first.")
+    flags.DEFINE_float("minutes", 30.0, "Minutes to train.", lower_bound=0.1)
+    flags.DEFINE_float("interval", 10.0, "Seconds between two samples.", lower_bound=0.1)
+    flags.DEFINE_string("workdir", "runs/soak", "Folder for the run and the report; emptied first.")
     cli.run(main, required=[])

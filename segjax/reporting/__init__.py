@@ -5,7 +5,7 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from segjax.reporting.figures import curves, heatmap, png
     from segjax.reporting.page import Picture, Report, Section, as_markdown, html, write_report
-    from segjax.reporting.run_page import run_report
+    from segjax.reporting.run_page import inspect_run, run_report
     from segjax.reporting.tables import (
         Spread,
         Table,
@@ -32,6 +32,7 @@ __all__ = [
     "format_rows",
     "heatmap",
     "html",
+    "inspect_run",
     "latex",
     "markdown",
     "per_class_table",

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 # The palette of Okabe and Ito, which readers with a colour vision deficiency can distinguish.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
@@ -16,8 +16,9 @@ _STYLES = ("-", "--", ":")
 # Two figures of a single run fit in one row of a wide page.
 _SIZE, _DPI = (5.2, 3.9), 150
 
-Line = tuple[Sequence[float | int], Sequence[float | int]]
-"""The x values and the y values of a line."""
+Numbers = Sequence[float | int]
+Line = tuple[Numbers, Numbers]  # x and y values
+Range = tuple[float | int | None, float | int | None]
 
 
 def png(figure: Figure) -> bytes:
@@ -28,22 +29,17 @@ def png(figure: Figure) -> bytes:
 
 
 def curves(
-    series: Mapping[str, tuple[Sequence[float | int], Sequence[Sequence[float | None]]]],
+    series: Mapping[str, tuple[Numbers, Sequence[Sequence[float | None]]]],
     *,
     title: str,
     x: str,
     y: str,
-    y_range: tuple[float | int | None, float | int | None] = (None, None),
+    y_range: Range = (None, None),
 ) -> Figure:
     """Draws the mean over seeds of each series, with a band from the lowest to the highest seed.
 
-    Args:
-      series: by name, the x values and one sequence of y values per seed. None and NaN leave a gap. A series without
-        seeds appears in the legend only.
-      title: title of the plot.
-      x: label of the x axis.
-      y: label of the y axis.
-      y_range: limits of the y axis; None leaves a limit to matplotlib.
+    `series` maps names to the x values and one sequence of y values per seed. None and NaN leave a gap. A series
+    without seeds appears in the legend only. matplotlib chooses a limit of the y axis that is None.
     """
     many = len(series) > len(COLORS)  # such a legend would cover the lines
     figure = Figure(figsize=(9.6 if many else 7.2, 4.4), layout="constrained", dpi=110)
@@ -64,13 +60,7 @@ def curves(
 
 
 def heatmap(
-    values: Sequence[Sequence[float]],
-    *,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    title: str,
-    x: str,
-    y: str,
+    values: Sequence[Sequence[float]], *, rows: Sequence[str], columns: Sequence[str], title: str, x: str, y: str
 ) -> Figure:
     """Draws a grid of numbers as colours, with a frame around the highest of each row; NaN cells stay blank."""
     grid = np.ma.masked_invalid(np.array(values, float))
@@ -93,40 +83,44 @@ def heatmap(
     return figure
 
 
-def training_curves(
+def line_figure(
     lines: Mapping[str, Line],
     *,
     title: str,
-    checkpoint_step: int,
+    x: str,
+    y: str = "",
+    x_range: Range = (None, None),
+    y_range: Range = (None, None),
     smoothed: bool = False,
-    y_range: tuple[float | int | None, float | int | None] = (None, None),
+    checkpoint_step: int | None = None,
+    reference: tuple[str, float | int] | None = None,
 ) -> Figure:
-    """Draws logged values over the training steps.
+    """Draws one line per name; many lines have their legend beside the plot.
 
-    Args:
-      lines: steps and values by name.
-      title: title of the plot.
-      checkpoint_step: step of a checkpoint, drawn as a dotted vertical line.
-      smoothed: draws noisy values faintly, and on top their running mean over a twentieth of the line.
-      y_range: limits of the y axis; None leaves a limit to matplotlib.
+    `smoothed` draws the values faintly, and on top their running mean over a twentieth of the line. `checkpoint_step`
+    is a dotted vertical line, `reference` (its name and y) a dashed horizontal one.
     """
-    figure, axes = _single_plot(title, "step", "")
-    for i, (name, (steps, values)) in enumerate(lines.items()):
+    figure = Figure(figsize=_SIZE, layout="constrained", dpi=_DPI)
+    axes = figure.subplots()
+    for i, (name, (xs, ys)) in enumerate(lines.items()):
         color, style = _color_and_style(i)
-        window = max(1, len(values) // 20)
+        window = max(1, len(ys) // 20)
         if smoothed and window > 1:
-            axes.plot(steps, values, color=color, lw=0.8, alpha=0.3)
-            axes.plot(steps, _running_mean(values, window), color=color, lw=1.8, label=name)
-        else:
-            marker = "o" if len(values) < 30 else None
-            axes.plot(steps, values, style, marker=marker, ms=3.5, color=color, lw=1.8, label=name)
-    axes.axvline(checkpoint_step, color=_REFERENCE, lw=1, ls=":")
-    if y_range != (None, None):
-        axes.set_ylim(*y_range)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if len(lines) > 6:
-        figure.legend(fontsize=7.5, loc="outside right upper", handlelength=3.2)
-    elif len(lines) > 1:
+            axes.plot(xs, ys, color=color, lw=0.8, alpha=0.3)
+            ys = _running_mean(ys, window)
+        marker = "o" if checkpoint_step is not None and len(ys) < 30 else None
+        axes.plot(xs, ys, style, marker=marker, ms=3.5, color=color, lw=1.8, label=name)
+    if checkpoint_step is not None:
+        axes.axvline(checkpoint_step, color=_REFERENCE, lw=1, ls=":")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if reference is not None:
+        axes.axhline(reference[1], color=_REFERENCE, lw=1, ls="--", label=reference[0])
+    axes.set(title=title, xlabel=x, ylabel=y, xlim=x_range, ylim=y_range)
+    _style(axes)
+    if len(lines) > 5:
+        figure.set_size_inches(_SIZE[0] + 1.6, _SIZE[1])
+        figure.legend(fontsize=8, loc="outside right upper", handlelength=3.2)
+    elif len(lines) > 1 or reference is not None:
         axes.legend(fontsize=8)
     return figure
 
@@ -138,7 +132,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     """
     counts = np.array(confusion, float)
     totals = counts.sum(axis=1, keepdims=True)
-    fractions = np.ma.masked_invalid(np.where(totals > 0, counts / np.maximum(totals, 1), np.nan))
+    fractions = np.ma.array(counts / np.maximum(totals, 1), mask=np.broadcast_to(totals == 0, counts.shape))
     many, few = len(classes) > 12, len(classes) <= 4
     cell_size = 1.1 if few else 0.36 if many else 0.42
     side = cell_size * len(classes) + 0.085 * max(map(len, classes))  # inches; the second term is for the class names
@@ -162,19 +156,10 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     return figure
 
 
-def reliability_figure(
-    edges: Sequence[float | int],
-    confidence: Sequence[float | int],
-    accuracy: Sequence[float | int],
-    count: Sequence[int],
-) -> Figure:
-    """Draws accuracy against confidence, the gap between them, and below a histogram of the confidence.
+def reliability_figure(edges: Numbers, confidence: Numbers, accuracy: Numbers, count: Sequence[int]) -> Figure:
+    """Draws accuracy against confidence, the gap between them, and below a histogram of the pixels per bin.
 
-    Args:
-      edges: edges of the bins, one more than bins.
-      confidence: mean confidence per bin, NaN for an empty bin.
-      accuracy: accuracy per bin, NaN for an empty bin.
-      count: pixels per bin.
+    `edges` has one value more than there are bins. Confidence and accuracy of an empty bin are NaN.
     """
     figure = Figure(figsize=_SIZE, layout="constrained", dpi=_DPI)
     axes, histogram = figure.subplots(2, sharex=True, height_ratios=(3, 1))
@@ -198,51 +183,8 @@ def reliability_figure(
     return figure
 
 
-def precision_recall_figure(lines: Mapping[str, Line], *, chance: float | int | None = None) -> Figure:
-    """Draws precision over recall, one line per name; `chance` is the fraction of positives, a detector's floor."""
-    figure, axes = _single_plot("Precision and recall", "recall", "precision")
-    for i, (name, (recall, precision)) in enumerate(lines.items()):
-        color, style = _color_and_style(i)
-        axes.plot(recall, precision, style, color=color, lw=1.6, label=name)
-    if chance is not None:
-        axes.axhline(chance, color=_REFERENCE, lw=1, ls="--", label=f"chance ({chance:.2g})")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    if len(lines) > 4:
-        figure.set_size_inches(_SIZE[0] + 1.6, _SIZE[1])
-        figure.legend(fontsize=8, loc="outside right upper", handlelength=3.2)
-    else:
-        axes.legend(fontsize=8)
-    return figure
-
-
-def risk_coverage_figure(lines: Mapping[str, Line], *, error_rate: float | int) -> Figure:
-    """Draws the error rate of the most certain pixels over their fraction, one line per uncertainty measure.
-
-    Args:
-      lines: coverage and risk by name.
-      error_rate: error rate of all pixels, drawn as the reference.
-    """
-    figure, axes = _single_plot("Risk and coverage", "coverage, most certain pixels first", "error rate")
-    for i, (name, (coverage, risk)) in enumerate(lines.items()):
-        axes.plot(coverage, risk, color=COLORS[i % len(COLORS)], lw=1.8, label=name)
-    axes.axhline(error_rate, color=_REFERENCE, lw=1, ls="--", label="random order")
-    # The first few pixels may have any error rate; at full coverage all lines meet the reference.
-    axes.set(xlim=(0, 1), ylim=(0, 1.5 * error_rate or 1))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.legend(fontsize=8)
-    return figure
-
-
 def _color_and_style(i: int) -> tuple[str, str]:
     return COLORS[i % len(COLORS)], _STYLES[i // len(COLORS) % len(_STYLES)]
-
-
-def _single_plot(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE, layout="constrained", dpi=_DPI)
-    axes = figure.subplots()
-    axes.set(title=title, xlabel=x, ylabel=y)
-    _style(axes)
-    return figure, axes
 
 
 def _style(axes: Axes) -> None:
@@ -252,7 +194,7 @@ def _style(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _running_mean(values: Sequence[float | int], window: int) -> np.ndarray:
+def _running_mean(values: Numbers, window: int) -> np.ndarray:
     """Averages over `window` neighbours, fewer at both ends; NaN values are left out."""
     values = np.array(values, float)
     counts = np.convolve(~np.isnan(values), np.ones(window), "same")

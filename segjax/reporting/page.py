@@ -14,13 +14,9 @@ from segjax.storage import to_json, write_bytes
 
 
 class Picture(NamedTuple):
-    """A PNG file with a caption.
+    """A PNG file with a caption; its file is named REPORT_NAME.png.
 
-    Attributes:
-      name: file name without the suffix; it follows the name of the report.
-      caption: text below the picture.
-      png: content of the file.
-      half: places two such pictures side by side on a wide page.
+    Two pictures with `half` stand side by side on a wide page.
     """
 
     name: str
@@ -41,11 +37,8 @@ class Section(NamedTuple):
 class Report(NamedTuple):
     """A question, the measurements that answer it, and their provenance.
 
-    Attributes:
-      title: title of the page.
-      text: the question and the method, in a few sentences.
-      sections: the answers.
-      facts: provenance by name: command, commit, versions, device, wall time, configuration. Values may be mappings.
+    `text` gives the question and the method in a few sentences, `facts` the provenance by name, such as command, commit
+    and versions; its values may be mappings.
     """
 
     title: str

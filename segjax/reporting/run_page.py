@@ -1,25 +1,45 @@
-"""The report of a single run: its log, its scores and its pictures as the sections of one page."""
+"""The report of a trained run: one pass over a split, and its numbers and pictures as sections of one page.
+
+The pass adds up the counts of all scores and curves on the device. The images that are shown, those with the best and
+the worst mean IoU, are read and predicted again at the end.
+"""
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from segjax import inference, metrics
+from segjax.data import EvalExamples, Source
+from segjax.data.labels import LabelSet
+from segjax.data.resize import resize
 from segjax.reporting import figures
 from segjax.reporting.figures import Line, png
 from segjax.reporting.page import Picture, Report, Section
 from segjax.reporting.tables import Table, per_class_table
+from segjax.trained_run import TrainedRun, facts_of, on_all_devices
+from segjax.training import changed, evaluation, parallel
+from segjax.training.train_step import TrainState
 
+Log = Sequence[Mapping[str, float | int]]
+Curves = dict[str, dict[str, list]]
+
+ENTROPY = "entropy"
+# The histograms are of the logarithm of an uncertainty, which may have any scale: of values from e^-16 to e^16.
+# Values below the floor share a bin.
+_LOWEST, _FLOOR = -16.0, 1e-7
+LOG_SPAN, LOG_BINS = 32.0, 4096
+_CURVE_POINTS = 400
 # Plots show at most this many classes, the rarest; the table contains all.
 _MOST_LINES = 12
 _LOSSES = {"loss": "train/loss", "pixel loss": "train/pixel_loss", "region loss": "train/region_loss"}
-_SCORES = {
-    "mean IoU": "eval/mean_iou",
-    "average precision": "eval/average_precision",
-    "best IoU": "eval/best_iou",
-    "mean accuracy": "eval/mean_accuracy",
-    "pixel accuracy": "eval/pixel_accuracy",
-}
 # Name, key and meaning of the main scores.
 _HEADLINES = (
     ("mean IoU", "mean_iou", "over the pixels of the split, then the mean over classes"),
@@ -32,103 +52,286 @@ _HEADLINES = (
     ("pixel accuracy", "pixel_accuracy", "fraction of correct pixels; dominated by frequent classes"),
     ("frequency weighted IoU", "frequency_weighted_iou", "IoU per class, weighted by its fraction of the pixels"),
 )
+# The main scores that are drawn over the steps.
+_PLOTTED = ("mean_iou", "average_precision", "best_iou", "mean_accuracy", "pixel_accuracy")
 
 
-def run_report(
-    title: str,
-    text: str,
-    *,
-    log: Sequence[Mapping[str, float | int]],
-    step: int,
-    scores: Mapping[str, Any],
-    reliability: Mapping[str, Sequence[float | int]],
-    precision_recall: Mapping[str, Mapping[str, Sequence[float | int]]],
-    risk_coverage: Mapping[str, Mapping[str, Sequence[float | int]]],
-    best: Sequence[Picture],
-    worst: Sequence[Picture],
-    colours: Picture,
-    changed: Sequence[tuple[str, Any, Any]],
-    facts: Mapping[str, Any],
-) -> Report:
-    """Builds the report of one checkpoint of a run.
+class ShownImage(NamedTuple):
+    """An image of the split at its own size, its labels (void 255), its prediction, and uncertainties by name."""
 
-    Args:
-      title: title of the page.
-      text: the run, the checkpoint and the split, in a sentence or two.
-      log: rows of the training log, each with its "step" and names like "train/loss" and "eval/mean_iou".
-      step: step of the checkpoint.
-      scores: scores of the split from `segjax.report.inspect_run`.
-      reliability: "edges", "confidence", "accuracy" and "count" of the calibration bins.
-      precision_recall: "recall" and "precision" by class.
-      risk_coverage: "coverage" and "risk" by uncertainty measure.
-      best: pictures of the images with the highest mean IoU.
-      worst: pictures of the images with the lowest mean IoU.
-      colours: picture of the classes and their colours.
-      changed: (field, value, default) of every config field that is not at its default.
-      facts: provenance by name.
+    name: str
+    mean_iou: float
+    image: UInt8[np.ndarray, "H W C"]
+    truth: UInt8[np.ndarray, "H W"]
+    prediction: UInt8[np.ndarray, "H W"]
+    uncertainties: dict[str, Float[np.ndarray, "H W"]]
+
+
+class _ImageScore(NamedTuple):
+    """Mean IoU of an image, its index in the split, and if one class is all that it contains and all predicted."""
+
+    mean_iou: float
+    index: int
+    has_one_class: bool
+
+
+class Inspection(NamedTuple):
+    """Results of a pass over a split; all but the images are ready for JSON.
+
+    The scores are those of `evaluation.evaluate` and `metrics.per_image_scores`, "average_precision_per_class",
+    "expected_calibration_error" and "area_under_risk_coverage" by uncertainty. Of two classes, only the second has a
+    precision-recall curve. The best images come best first, the worst worst first.
     """
-    headlines = [(name, float(scores[key]), note) for name, key, note in _HEADLINES if key in scores]
-    error = scores["expected_calibration_error"]
-    headlines.append(("expected calibration error", f"{error:.4f}", "mean |confidence - accuracy|; 0 is best"))
-    rows = [tuple(map(_field_text, row)) for row in changed]
-    sections = (
-        Section("Scores", "", (Table("Whole split", ("score", "value", "meaning"), headlines, text=("meaning",)),)),
-        _training_section(log, step, scores),
-        _class_section(scores, precision_recall),
-        _uncertainty_section(reliability, risk_coverage, scores),
-        *_image_sections(best, worst, colours),
-        Section(
-            "Configuration",
-            "Fields that are not at their default; config.json in the workdir contains all fields.",
-            (Table("Fields", ("field", "value", "default"), rows, text=("value", "default")),),
-        ),
-    )
-    return Report(title, text, sections, facts)
+
+    scores: dict[str, Any]
+    reliability: dict[str, list]
+    precision_recall: Curves
+    risk_coverage: Curves
+    best: tuple[ShownImage, ...]
+    worst: tuple[ShownImage, ...]
 
 
-def _training_section(log: Sequence[Mapping[str, float | int]], step: int, scores: Mapping[str, Any]) -> Section:
-    classes = {name: f"eval/iou/{name}" for name in _rarest(scores)}
-    plots = {
-        "loss": (
-            "Loss",
-            "Loss of the training batches, with its running mean on top where it is long.",
-            loss_lines(log),
-        ),
-        "scores": ("Scores", "Scores of the evaluation split.", _logged(log, _SCORES)),
-        "iou": (
-            "IoU per class",
-            "IoU per class." if len(scores["classes"]) <= _MOST_LINES else "IoU of the rarest classes.",
-            _logged(log, classes),
-        ),
-        "learning_rate": ("Learning rate", "Learning rate.", _logged(log, {"learning rate": "train/learning_rate"})),
+def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
+    """Inspects a run on every image of a split once, on all devices, and shows as many best and worst `images`.
+
+    Raises:
+      ConfigError: the run's batch cannot be divided over the devices.
+    """
+    config, names = run.config, run.label_set.names
+    step = make_inspection_step(config, run.model, len(names), parallel.axis_name(config))
+    step, state, mesh = on_all_devices(run, step)
+    count = evaluation.counter(step, state, config, mesh)
+    begun, host, sums = 0, jax.process_index(), None
+    ranked: list[_ImageScore] = []
+
+    def count_batch(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        nonlocal begun, sums
+        size = len(batch["where"])
+        counts = count(batch | {"index": np.arange(size, dtype=np.int32) + (begun + host * size)})
+        matrices = np.asarray(counts.pop("per_image"), np.int64)
+        of_batch = metrics.per_image_sums(matrices)
+        sums = of_batch if sums is None else jax.tree.map(np.add, sums, of_batch)
+        ranked.extend(_image_scores(matrices, begun))
+        begun += size * jax.process_count()
+        return counts
+
+    totals = evaluation.sum_counts(count_batch, source, config)
+    histograms = {names[1]: totals["scores"]} if len(names) == 2 else dict(zip(names, totals["rankings"], strict=True))
+    precisions = [metrics.average_precision(histogram) for histogram in histograms.values()]
+    risks, calibration = totals["errors"], totals["calibration"]
+    scores = {
+        **evaluation.split_facts(source),
+        **evaluation.scores(totals),
+        "average_precision_per_class": [math.nan] * (len(names) - len(precisions)) + precisions,
+        "expected_calibration_error": metrics.expected_calibration_error(calibration),
+        "area_under_risk_coverage": {name: metrics.area_under_risk_coverage(risk) for name, risk in risks.items()},
+        **_lists(metrics.per_image_scores(sums)),
     }
-    ranges = {"loss": (None, None), "learning_rate": (0, None)}
-    pictures = []
-    for name, (title, caption, lines) in plots.items():
-        if lines:
-            figure = figures.training_curves(
-                lines, title=title, checkpoint_step=step, smoothed=name == "loss", y_range=ranges.get(name, (0, 1.02))
-            )
-            pictures.append(Picture(name, caption, png(figure), half=True))
-    missing = "" if plots["scores"][2] else " The run was not scored yet."
-    return Section(
-        "Training", f"The dotted line marks the checkpoint of this page, step {step}.{missing}", (), (*pictures,)
+    best, worst = best_and_worst(ranked, images)
+    shown = _read_and_predict(run, source, [*best, *worst])
+    return Inspection(
+        scores,
+        _lists(metrics.reliability_diagram(calibration) | {"count": calibration.count}),
+        {name: _subsample(metrics.precision_recall_curve(counts), "recall") for name, counts in histograms.items()},
+        {name: _subsample(metrics.risk_coverage(counts), "coverage") for name, counts in risks.items()},
+        tuple(shown[: len(best)]),
+        tuple(shown[len(best) :]),
     )
 
 
-def loss_lines(log: Sequence[Mapping[str, float | int]]) -> dict[str, Line]:
+def make_inspection_step(config: ConfigDict, model: Any, num_classes: int, axis_name: str | None) -> Callable:
+    """Builds `step(state, batch) -> counts`, which add over batches except for "per_image".
+
+    `batch` is one of `eval_batches`, with "index" `[b]`, the images' indices in the split. The counts are those of
+    `score_counts`, "calibration", "errors" by uncertainty, for more than two classes "rankings" `[C, 2, bins]`, and
+    "per_image", the confusion matrices of the global batch in its order.
+    """
+    maps_of = _make_maps(config, model, num_classes)
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        labels, where = evaluation.kept_labels(batch)
+        outputs, log_uncertainties = maps_of(state.variables, batch)
+        logits, predicted = inference.class_logits(outputs, num_classes), inference.classify(outputs, num_classes)
+        options = {"where": where, "axis_name": axis_name}
+        counts = evaluation.score_counts(outputs, labels, num_classes, **options)
+        counts["calibration"] = metrics.calibration_bins(logits, labels, **options)
+        counts["errors"] = {
+            name: error_histogram(values, predicted == labels, **options) for name, values in log_uncertainties.items()
+        }
+        if num_classes > 2:
+            odds = jnp.moveaxis(metrics.class_log_odds(logits), -1, 0)
+            counts["rankings"] = jax.lax.map(
+                lambda one: metrics.score_histogram(one[0], labels == one[1], **options),
+                (odds, jnp.arange(num_classes, dtype=jnp.int32)),
+            )
+        per_image = metrics.confusion_matrix_per_image(labels, predicted, num_classes, where=where)
+        if axis_name is not None:
+            per_image = jax.lax.all_gather(per_image, axis_name, tiled=True)
+        return counts | {"per_image": per_image}
+
+    return step
+
+
+def error_histogram(
+    log_uncertainty: Float[Array, "b H W"],
+    correct: Bool[Array, "b H W"],
+    *,
+    where: Bool[Array, "b H W"],
+    axis_name: str | None = None,
+) -> Int[Array, "2 bins"]:
+    """Returns `metrics.uncertainty_histogram` of the logarithm of an uncertainty of any scale (`log_of`)."""
+    return metrics.uncertainty_histogram(
+        log_uncertainty - _LOWEST, correct, maximum=LOG_SPAN, num_bins=LOG_BINS, where=where, axis_name=axis_name
+    )
+
+
+def log_of(uncertainty: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
+    """Returns the logarithm of an uncertainty, finite at 0."""
+    return jnp.log(jnp.maximum(uncertainty, _FLOOR))
+
+
+def _make_maps(config: ConfigDict, model: Any, num_classes: int) -> Callable:
+    """Builds `maps(variables, batch)`: outputs, and logs of uncertainties by name, at the labels' resolution.
+
+    The uncertainties are the entropy, and for a network trained with dropout heads those of its samples.
+    """
+    preprocessing, model = evaluation.preprocessing_of(config, num_classes), model.clone(dropout="none", remat=False)
+
+    def maps(variables: Any, batch: dict[str, jax.Array]) -> tuple[Array, dict[str, Array]]:
+        images, sizes = batch["image"], batch["size"]
+
+        def native(values: Array) -> Array:
+            return resize(values, images.shape[1:3], antialias=False, to_sizes=sizes)
+
+        output = model.apply(variables, preprocessing.network_input(images, sizes), train=False)
+        outputs = native(output.logits)
+        logs = {ENTROPY: log_of(metrics.predictive_entropy(inference.class_logits(outputs, num_classes)[None]))}
+        if config.model.dropout != "none":
+            found = inference.head_uncertainty_maps(
+                variables, output.features, batch["index"], num_classes=num_classes, rate=config.model.dropout_rate
+            )
+            stacked = native(jnp.stack([log_of(values) for values in found.values()], axis=-1))
+            logs |= {name: stacked[..., i] for i, name in enumerate(found)}
+        return outputs, logs
+
+    return maps
+
+
+def _read_and_predict(run: TrainedRun, source: Source, chosen: Sequence[_ImageScore]) -> list[ShownImage]:
+    """Reads and predicts the chosen images again; one program serves all images."""
+    num_classes, examples = run.label_set.num_classes, EvalExamples(source)
+    maps_of = _make_maps(run.config, run.model.clone(axis_name=None), num_classes)
+
+    @jax.jit
+    def predict(variables: Any, batch: dict[str, jax.Array]) -> tuple[Array, dict[str, Array]]:
+        outputs, logs = maps_of(variables, batch)
+        return inference.classify(outputs, num_classes), jax.tree.map(jnp.exp, logs)
+
+    shown = []
+    for one in chosen:
+        example = examples(one.index)
+        batch = {key: example[key][None] for key in ("image", "size")} | {"index": np.array([one.index], np.int32)}
+        prediction, uncertainties = jax.device_get(predict(run.state.variables, batch))
+        height, width = example["size"]
+        cropped = {name: values[0, :height, :width] for name, values in uncertainties.items()}
+        arrays = (example["image"], example["label"], prediction[0].astype(np.uint8))
+        shown.append(ShownImage(example["name"], one.mean_iou, *(x[:height, :width] for x in arrays), cropped))
+    return shown
+
+
+def _image_scores(matrices: Int[np.ndarray, "images classes classes"], begun: int) -> list[_ImageScore]:
+    """Returns the scores of the images from index `begun` on, without images that have no labels."""
+    labelled = [(index, matrix) for index, matrix in enumerate(matrices, begun) if matrix.any()]
+    one_class = [np.count_nonzero(matrix.sum(0) + matrix.sum(1)) == 1 for _, matrix in labelled]
+    means = [metrics.segmentation_scores(matrix)["mean_iou"] for _, matrix in labelled]
+    return [_ImageScore(mean, index, one) for mean, (index, _), one in zip(means, labelled, one_class, strict=True)]
+
+
+def best_and_worst(images: Sequence[_ImageScore], count: int) -> tuple[list[_ImageScore], list[_ImageScore]]:
+    """Returns the `count` best and the `count` worst images; if there are too few for both, the worst come first."""
+    worst = sorted(images)[:count]
+    # An image with one class that is also the only one predicted is right, but shows nothing: it comes last.
+    best = sorted(set(images) - set(worst), key=lambda one: (one.has_one_class, -one.mean_iou, one.index))
+    return best[:count], worst
+
+
+def _subsample(curve: dict[str, np.ndarray], along: str) -> dict[str, list]:
+    """Returns at most `_CURVE_POINTS` of a curve's points, evenly spaced in `along`, which rises."""
+    at = np.nan_to_num(curve[along])
+    if at.size > _CURVE_POINTS:
+        indices = np.searchsorted(at, np.linspace(at[0], at[-1], _CURVE_POINTS))
+        curve = {name: values[np.unique([0, *indices, at.size - 1])] for name, values in curve.items()}
+    return _lists(curve)
+
+
+def _lists(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.asarray(value).tolist() for name, value in arrays.items()}
+
+
+def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *, is_best: bool = False) -> Report:
+    """Builds the report of a checkpoint from the rows of `read_log` and the results of `inspect_run` on a split."""
+    scores, step, config = inspection.scores, int(run.state.step), run.config
+    headlines = [(name, float(scores[key]), note) for name, key, note in _HEADLINES if key in scores]
+    error = f"{scores['expected_calibration_error']:.4f}"
+    headlines.append(("expected calibration error", error, "mean |confidence - accuracy|; 0 is best"))
+    main_scores = Table("Whole split", ("score", "value", "meaning"), headlines, text=("meaning",))
+    fields = [(name, repr(value), repr(default)) for name, value, default in changed(config)]
+    field_table = Table("Fields", ("field", "value", "default"), fields, text=("value", "default"))
+    fields_text = "Fields that are not at their default; config.json in the workdir contains all fields."
+    sections = (
+        Section("Scores", "", (main_scores,)),
+        _training_section(log, step, scores),
+        _class_section(inspection),
+        _uncertainty_section(inspection),
+        *_image_sections(inspection, run.label_set),
+        Section("Configuration", fields_text, (field_table,)),
+    )
+    checkpoint = f"{'its best checkpoint, ' if is_best else ''}step {step} of {config.training.steps}"
+    return Report(
+        f"{config.model.name} on {config.data.name}",
+        f"{run.workdir}, {checkpoint}, on the {scores['images']} images of {split}.",
+        sections,
+        facts_of(run, split, scores),
+    )
+
+
+def _training_section(log: Log, step: int, scores: Mapping[str, Any]) -> Section:
+    few = len(scores["classes"]) <= _MOST_LINES
+    classes = {name: f"eval/iou/{name}" for name in _rarest(scores)}
+    evaluated = _logged(log, {name: f"eval/{key}" for name, key, _ in _HEADLINES if key in _PLOTTED})
+    rates = _logged(log, {"learning rate": "train/learning_rate"})
+    loss_caption = "Loss of the training batches, with its running mean on top where it is long."
+    iou_caption = "IoU per class." if few else "IoU of the rarest classes."
+    plots = (
+        ("loss", "Loss", loss_caption, loss_lines(log), (None, None)),
+        ("scores", "Scores", "Scores of the evaluation split.", evaluated, (0, 1.02)),
+        ("iou", "IoU per class", iou_caption, _logged(log, classes), (0, 1.02)),
+        ("learning_rate", "Learning rate", "Learning rate.", rates, (0, None)),
+    )
+    pictures = []
+    for name, title, caption, lines, y_range in plots:
+        if lines:
+            options = {"smoothed": name == "loss", "checkpoint_step": step, "y_range": y_range}
+            pictures.append(_picture(name, caption, figures.line_figure(lines, title=title, x="step", **options)))
+    missing = "" if evaluated else " The run was not scored yet."
+    text = f"The dotted line marks the checkpoint of this page, step {step}.{missing}"
+    return Section("Training", text, (), tuple(pictures))
+
+
+def loss_lines(log: Log) -> dict[str, Line]:
     """Returns the lines of the loss and, if it has several parts, of its parts."""
     lines = _logged(log, _LOSSES)
     return lines if len(lines) > 2 else {name: line for name, line in lines.items() if name == "loss"}
 
 
-def _logged(log: Sequence[Mapping[str, float | int]], names: Mapping[str, str]) -> dict[str, Line]:
+def _logged(log: Log, names: Mapping[str, str]) -> dict[str, Line]:
     """Returns steps and values by name, for the names whose key was logged."""
     points = {name: [(row["step"], row[key]) for row in log if key in row] for name, key in names.items()}
     return {name: tuple(map(list, zip(*pairs, strict=True))) for name, pairs in points.items() if pairs}
 
 
-def _class_section(scores: Mapping[str, Any], curves: Mapping[str, Mapping[str, Sequence[float | int]]]) -> Section:
+def _class_section(inspection: Inspection) -> Section:
+    scores, curves = inspection.scores, inspection.precision_recall
     classes, pixels = scores["classes"], [sum(row) for row in scores["confusion"]]
     table = per_class_table(scores, "Each class against all others")
     if len(classes) > 2:
@@ -142,62 +345,74 @@ def _class_section(scores: Mapping[str, Any], curves: Mapping[str, Mapping[str, 
         subject = f"the {_MOST_LINES} rarest classes"
     else:
         subject = " and ".join(drawn) if len(drawn) < 3 else "each class against all others"
-    confusion = figures.confusion_figure(scores["confusion"], classes)
-    chance = pixels[1] / max(sum(pixels), 1) if len(classes) == 2 else None
-    precision_recall = figures.precision_recall_figure(drawn, chance=chance)
+    options = {"x": "recall", "y": "precision", "x_range": (0, 1), "y_range": (0, 1.02)}
+    if len(classes) == 2:
+        chance = pixels[1] / max(sum(pixels), 1)
+        options["reference"] = f"chance ({chance:.2g})", chance
+    matrix_caption = "Confusion matrix in percent of each row: true classes in rows, predictions in columns."
+    matrix = figures.confusion_figure(scores["confusion"], classes)
+    curve_caption = f"Precision over recall of {subject}, over all thresholds."
+    curve = figures.line_figure(drawn, title="Precision and recall", **options)
     half = len(classes) <= _MOST_LINES
     pictures = (
-        Picture(
-            "confusion",
-            "Confusion matrix in percent of each row: true classes in rows, predictions in columns.",
-            png(confusion),
-            half,
-        ),
-        Picture(
-            "precision_recall", f"Precision over recall of {subject}, over all thresholds.", png(precision_recall), half
-        ),
+        _picture("confusion", matrix_caption, matrix, half),
+        _picture("precision_recall", curve_caption, curve, half),
     )
     return Section("Classes", "", (table,), pictures)
 
 
-def _uncertainty_section(
-    reliability: Mapping[str, Sequence[float | int]],
-    risk_coverage: Mapping[str, Mapping[str, Sequence[float | int]]],
-    scores: Mapping[str, Any],
-) -> Section:
-    error = scores["expected_calibration_error"]
-    calibration = figures.reliability_figure(
-        **{key: reliability[key] for key in ("edges", "confidence", "accuracy", "count")}
-    )
-    error_rate = 1 - scores["pixel_accuracy"]
-    lines = {name: (curve["coverage"], curve["risk"]) for name, curve in risk_coverage.items()}
-    risks = figures.risk_coverage_figure(lines, error_rate=error_rate)
+def _uncertainty_section(inspection: Inspection) -> Section:
+    scores, error_rate = inspection.scores, 1 - inspection.scores["pixel_accuracy"]
+    lines = {name: (curve["coverage"], curve["risk"]) for name, curve in inspection.risk_coverage.items()}
     areas = sorted(scores["area_under_risk_coverage"].items(), key=lambda item: item[1])
-    table = Table(
-        "Error detection per uncertainty measure", ("uncertainty", "AURC ↓"), [(name, f"{a:.3g}") for name, a in areas]
-    )
-    caption = f"Accuracy per confidence; expected calibration error {error:.4f}. Below: pixels per bin."
+    rows = [(name, f"{area:.3g}") for name, area in areas]
     text = (
         "The curve of risk and coverage gives the error rate of the most certain pixels; the lower it is, the better "
         f"the uncertainty ranks the errors. AURC is the area under it; a random ranking has AURC {error_rate:.3g}, the "
         "error rate of all pixels."
     )
+    bins = [inspection.reliability[key] for key in ("edges", "confidence", "accuracy", "count")]
+    # The first few pixels may have any error rate; at full coverage all lines meet the reference.
+    limits = {"x_range": (0, 1), "y_range": (0, 1.5 * error_rate or 1), "reference": ("random order", error_rate)}
+    x = "coverage, most certain pixels first"
+    risks = figures.line_figure(lines, title="Risk and coverage", x=x, y="error rate", **limits)
+    error = f"expected calibration error {scores['expected_calibration_error']:.4f}"
+    calibration_caption = f"Accuracy per confidence; {error}. Below: pixels per bin."
     pictures = (
-        Picture("reliability", caption, png(calibration), half=True),
-        Picture("risk_coverage", "Error rate of the most certain pixels over their fraction.", png(risks), half=True),
+        _picture("reliability", calibration_caption, figures.reliability_figure(*bins)),
+        _picture("risk_coverage", "Error rate of the most certain pixels over their fraction.", risks),
     )
+    table = Table("Error detection per uncertainty measure", ("uncertainty", "AURC ↓"), rows)
     return Section("Uncertainty", text, (table,), pictures)
 
 
-def _image_sections(best: Sequence[Picture], worst: Sequence[Picture], colours: Picture) -> list[Section]:
-    if not best and not worst:
+def _image_sections(inspection: Inspection, labels: LabelSet) -> list[Section]:
+    shown = (*inspection.best, *inspection.worst)
+    if not shown:
         return []
+    # One colour scale for all images: the largest value shown, and log C for the entropy.
+    maxima = {name: max(float(one.uncertainties[name].max()) for one in shown) for name in shown[0].uncertainties}
+    maxima[ENTROPY] = math.log(labels.num_classes)
+
+    def pictures(kind: str, images: Sequence[ShownImage]) -> tuple[Picture, ...]:
+        made = [inference.example_tiles(*one[2:], maxima, labels.palette) for one in images]
+        captions = [f"{one.name}: mean IoU {one.mean_iou:.3f}" for one in images]
+        pairs = enumerate(zip(captions, made, strict=True), 1)
+        return tuple(Picture(f"{kind}_{i}", caption, inference.png(tiles), half=True) for i, (caption, tiles) in pairs)
+
     text = (
         "Ranked by the mean IoU of each image, over the classes that it contains. Void is black in the ground truth. "
         "Uncertainty goes from black (certain) to pale yellow (uncertain), on one scale for all images."
     )
-    worst_section = Section("Worst images", text, (), (colours, *worst))
-    return [worst_section, *([Section("Best images", "", (), (*best,))] if best else [])]
+    colours = Picture("colours", "The classes and their colours.", inference.png(inference.legend(labels)))
+    sections = [Section("Worst images", text, (), (colours, *pictures("worst", inspection.worst)))]
+    if inspection.best:
+        sections.append(Section("Best images", "", (), pictures("best", inspection.best)))
+    return sections
+
+
+def _picture(name: str, caption: str, figure: Figure, half: bool = True) -> Picture:
+    return Picture(name, caption, png(figure), half)
 
 
 def _rarest(scores: Mapping[str, Any]) -> list[str]:
@@ -205,11 +420,3 @@ def _rarest(scores: Mapping[str, Any]) -> list[str]:
     pixels = [sum(row) for row in scores["confusion"]]
     chosen = sorted(range(len(pixels)), key=lambda i: pixels[i])[:_MOST_LINES]
     return [scores["classes"][i] for i in sorted(chosen)]
-
-
-def _field_text(value: Any) -> str:
-    if isinstance(value, float):
-        return "nan" if math.isnan(value) else f"{value:g}"
-    if isinstance(value, list | tuple):
-        return f"({', '.join(map(_field_text, value))})"
-    return repr(value) if value == "" else str(value)

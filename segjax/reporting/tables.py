@@ -18,10 +18,7 @@ import rich.text
 class Spread(NamedTuple):
     """Measurements of several seeds, printed as mean ± sample standard deviation.
 
-    Attributes:
-      values: the measured values, without NaN and None (see `spread`).
-      missing: number of seeds without a value.
-      diverged: number of the missing seeds whose training diverged.
+    `missing` seeds have no value; of these, `diverged` diverged in training.
     """
 
     values: tuple[float, ...]
@@ -42,8 +39,6 @@ class Spread(NamedTuple):
 def spread(values: list[float | None], diverged: int = 0) -> Spread:
     """Returns the `Spread` of `values`; NaN and None count as missing, and so do `diverged` further seeds.
 
-    >>> cell(spread([0.5, 0.75])), cell(spread([0.5])), cell(spread([0.5, None])), cell(spread([None]))
-    ('0.625 ± 0.177', '0.500', '0.500 (1 of 2)', '–')
     >>> cell(spread([0.5, 0.75], 1)), cell(spread([], 2))
     ('0.625 ± 0.177 (2 of 3, 1 diverged)', '2 diverged')
     """
@@ -54,13 +49,7 @@ def spread(values: list[float | None], diverged: int = 0) -> Spread:
 class Table(NamedTuple):
     """Rows of numbers, `Spread` values and text; the first column names the row.
 
-    Attributes:
-      title: title of the table.
-      columns: column names.
-      rows: one value per column each.
-      highest: columns whose highest value is printed in bold.
-      lowest: columns whose lowest value is printed in bold.
-      text: columns of text, aligned left like the first column.
+    `highest` and `lowest` name the columns whose best value is printed in bold. The `text` columns are aligned left.
     """
 
     title: str
@@ -78,13 +67,12 @@ def cell(value: Any) -> str:
     ('0.438', '–', '–', '918', 'pole')
     """
     if isinstance(value, Spread):
-        diverged = f"{value.diverged} diverged" if value.diverged else ""
-        if not value.values and diverged:
-            return diverged
-        deviation = "" if math.isnan(value.std) else f" ± {value.std:.3f}"
-        seeds = [f"{len(value.values)} of {len(value.values) + value.missing}", *filter(None, [diverged])]
-        note = f" ({', '.join(seeds)})" if value.missing and value.values else ""
-        return f"{cell(value.mean)}{deviation}{note}"
+        known, diverged = len(value.values), f"{value.diverged} diverged" if value.diverged else ""
+        if not known:
+            return diverged or "–"
+        deviation = f" ± {value.std:.3f}" if known > 1 else ""
+        note = ", ".join(filter(None, [f"{known} of {known + value.missing}", diverged]))
+        return f"{value.mean:.3f}{deviation}" + (f" ({note})" if value.missing else "")
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
@@ -99,13 +87,18 @@ def format_rows(table: Table) -> list[list[tuple[str, bool]]]:
         best = None
         if defined and name in table.highest + table.lowest:
             best = cell(max(defined) if name in table.highest else min(defined))
-        pairs = zip(values, numbers, strict=True)
-        columns.append([(cell(value), number is not None and cell(number) == best) for value, number in pairs])
+        columns.append([(cell(v), cell(number) == best) for v, number in zip(values, numbers, strict=True)])
     return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _aligned_left(table: Table) -> list[bool]:
     return [i == 0 or name in table.text for i, name in enumerate(table.columns)]
+
+
+def _marked(table: Table, escapes: dict[int, str], bold: str) -> list[list[str]]:
+    """Returns the cells of each row with special characters replaced and `bold`, a format, applied to the best."""
+    rows = [[(text.translate(escapes), best) for text, best in row] for row in format_rows(table)]
+    return [[bold.format(text) if best else text for text, best in row] for row in rows]
 
 
 def _number(value: Any) -> float | int | None:
@@ -114,23 +107,16 @@ def _number(value: Any) -> float | int | None:
 
 
 def show(table: Table, console: rich.console.Console) -> None:
-    """Prints a table on a terminal.
-
-    On a terminal that is too narrow even for wrapped column names, the table is transposed: one line per column, and
-    side by side as many rows as fit.
-    """
+    """Prints a table on a terminal; on a narrow one, column names wrap, or the table is transposed in several parts."""
     rows, names = format_rows(table), [(name, False) for name in table.columns]
-    upright = _rich_table(table.title, [names, *rows])
     wrapped = _rich_table(table.title, [names, *rows], wrap_names=True)
     for column in wrapped.columns:  # spare room goes to the names, from the left
         while column.width < len(column.header) and _width(wrapped, console) < console.width:
             column.width += 1
-    if not rows or _width(upright, console) <= console.width:
-        console.print(upright)
-        return
-    if _width(wrapped, console) <= console.width:
-        console.print(wrapped)
-        return
+    for whole in (_rich_table(table.title, [names, *rows]), wrapped):
+        if not rows or _width(whole, console) <= console.width:
+            console.print(whole)
+            return
     console.print(rich.text.Text(table.title, "table.title"))  # it may be wider than the table
     while rows:
         for count in range(len(rows), 0, -1):
@@ -169,20 +155,13 @@ def markdown(table: Table) -> str:
     | a\|b | **0.500** |
     | c | 0.250 |
     """
-
     names = [name.translate(_MARKDOWN) for name in table.columns]
     rule = [":--" if left else "--:" for left in _aligned_left(table)]
-    body = [
-        [f"**{text.translate(_MARKDOWN)}**" if best else text.translate(_MARKDOWN) for text, best in row]
-        for row in format_rows(table)
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [names, rule, *body])
+    return "\n".join(f"| {' | '.join(row)} |" for row in [names, rule, *_marked(table, _MARKDOWN, "**{}**")])
 
 
 def to_csv(table: Table) -> str:
-    """Returns the table as CSV in full precision; a `Spread` fills two columns, its mean and its standard deviation.
-
-    A mean or standard deviation that is NaN is left empty.
+    """Returns the table as CSV in full precision; a `Spread` fills two columns, mean and std, empty where NaN.
 
     >>> print(to_csv(Table("scores", ("class", "IoU"), [("road, wet", Spread((0.25, 0.75)))])), end="")
     class,IoU,IoU std
@@ -228,11 +207,7 @@ def latex(table: Table) -> str:
       \end{tabular}
     \end{table}
     """
-
-    body = [
-        " & ".join(f"\\textbf{{{text.translate(_LATEX)}}}" if best else text.translate(_LATEX) for text, best in row)
-        for row in format_rows(table)
-    ]
+    body = [" & ".join(row) for row in _marked(table, _LATEX, r"\textbf{{{}}}")]
     lines = [
         "\\begin{table}",
         f"  \\caption{{{table.title.translate(_LATEX)}}}",

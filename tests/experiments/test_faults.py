@@ -1,4 +1,4 @@
-"""Two real kills, one of them inside a save; `make faults` makes twenty."""
+"""Two real kills, one of them inside a save; `make faults` does twenty."""
 
 import json
 import shutil
@@ -22,29 +22,31 @@ def prepared(tmp_path_factory, process_environment):
         yield folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kill", "goes_on_from"),
-    [(Kill("save: summed up, without its name", 3), 2), (Kill("in the middle of a line of the log", 5), 3)],
+    ("kill", "newest"),
+    [(Kill("save: it has checksums but not its name", 3), 2), (Kill("in the middle of a line of the log", 5), 3)],
 )
-def test_a_killed_run_ends_as_if_undisturbed(prepared, kill, goes_on_from):
+def test_try_kill_loses_nothing(prepared, kill, newest):
     outcome = faults.try_kill(prepared, kill)
-    assert faults.kept(outcome), outcome
-    assert outcome["went_on_from_step"] <= goes_on_from
+    assert faults.lost_nothing(outcome), outcome
+    assert outcome["resumed_from_step"] <= newest
 
 
-def test_a_difference_is_seen(prepared, tmp_path):
+@pytest.mark.slow
+def test_differences_finds_another_log_and_other_scores(prepared, tmp_path):
     undisturbed, other = prepared / "undisturbed", tmp_path / "other"
     assert all(faults.differences(undisturbed, undisturbed).values())
     shutil.copytree(undisturbed, other)
     (other / "metrics.jsonl").write_text("")
     scores = json.loads((other / "scores.json").read_text())
     (other / "scores.json").write_text(json.dumps(scores | {"confusion": [[0, 0], [0, 0]]}))
-    seen = faults.differences(other, undisturbed)
-    assert (seen["same_state"], seen["same_log"], seen["same_scores"]) == (True, False, False)
-    assert not faults.kept({"status_of_the_rerun": 0, **seen})
+    found = faults.differences(other, undisturbed)
+    assert (found["same_state"], found["same_log"], found["same_scores"]) == (True, False, False)
+    assert not faults.lost_nothing({"status_of_the_rerun": 0, **found})
 
 
-def test_the_moments_are_drawn_from_the_seed_and_many_are_inside_a_save():
+def test_choose_draws_every_moment_from_the_seed():
     kills = faults.choose(20, seed=0)
     assert kills == faults.choose(20, seed=0) != faults.choose(20, seed=1)
     assert sum(kill.moment.startswith("save: ") for kill in kills) >= 5
@@ -52,13 +54,25 @@ def test_the_moments_are_drawn_from_the_seed_and_many_are_inside_a_save():
     assert all(1 <= kill.count <= faults.TIMES[kill.moment] for kill in kills)
 
 
-def test_an_unknown_moment_names_the_known_ones(tmp_path):
+def test_arm_unknown_moment(tmp_path):
     with pytest.raises(ValueError, match=r"expected a moment of before a batch is read, .*; got 'teatime'"):
         fault_child.arm("teatime", 1, tmp_path)
 
 
-def test_the_table_counts_what_was_lost():
-    outcome = {"moment": "teatime", "count": 1, "went_on_from_step": 2, "set_aside": 0, "status_of_the_rerun": 0}
+def test_arm_dispatch_counts_train_steps_only(monkeypatch, tmp_path):
+    killed = []
+    monkeypatch.setattr(fault_child, "kill", lambda: killed.append(True))
+    monkeypatch.setattr(fault_child.parallel, "map_step", lambda step, *, arguments: step)
+    fault_child.arm(fault_child.DISPATCH, 2, tmp_path)
+    train_step = fault_child.parallel.map_step(lambda: "trained", arguments=3)
+    eval_step = fault_child.parallel.map_step(lambda: "scored", arguments=2)
+    for step, kills in ((train_step, 0), (eval_step, 0), (train_step, 1)):
+        step()
+        assert len(killed) == kills
+
+
+def test_table_counts_losses():
+    outcome = {"moment": "teatime", "count": 1, "resumed_from_step": 2, "set_aside": 0, "status_of_the_rerun": 0}
     table = faults.table([outcome | {"same_log": True}, outcome | {"same_log": False}])
     assert "1 of 2 ended as if undisturbed" in table.title
     assert [row[-1] for row in table.rows] == ["nothing", "something"]

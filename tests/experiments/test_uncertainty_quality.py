@@ -7,7 +7,7 @@ import pytest
 import rich.console
 
 from experiments.camvid import uncertainty_quality as quality
-from segjax.report import LOG_BINS
+from segjax.reporting.run_page import LOG_BINS
 from segjax.training import train
 
 

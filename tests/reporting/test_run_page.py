@@ -1,20 +1,26 @@
 """The report of a single run, from random scores of two and of many classes, and the figures in it."""
 
 import itertools
+import types
 
 import cv2
 import numpy as np
 import pytest
+from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from segjax.reporting import Picture, figures, html, run_report
-from segjax.reporting.run_page import loss_lines
+from segjax.data import LabelSet
+from segjax.reporting import figures, html
+from segjax.reporting.run_page import Inspection, ShownImage, loss_lines, run_report
+from segjax.trained_run import TrainedRun
+from segjax.training import defaults
 
-PNG = cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes()
+LOG = [{"step": i, "train/loss": 1 / i, "train/pixel_loss": 1 / i, "train/learning_rate": 0.1} for i in (1, 2, 3, 4)]
+SCORED = [{"step": 4, "eval/mean_iou": 0.5} | {f"eval/iou/class {i}": 0.5 for i in range(32)}]
 
 
-def numbers(classes):
-    """Returns random results of an inspection."""
+def inspection(classes, images):
+    """Returns random results of a pass over a split, with as many best and worst images."""
     rng = np.random.default_rng(0)
     confusion = rng.integers(0, 100, (classes, classes)) + 1000 * np.eye(classes, dtype=int)
     confusion[-1] = 0  # no true pixel
@@ -23,35 +29,26 @@ def numbers(classes):
     scores = {"classes": names, "confusion": confusion.tolist(), "expected_calibration_error": 0.0123}
     scores |= {f"{key}_per_class": rng.random(classes).tolist() for key in ("iou", "dice", "precision", "recall")}
     means = ("mean_iou", "mean_dice", "mean_accuracy", "pixel_accuracy", "mean_iou_per_image", "frequency_weighted_iou")
-    scores |= dict.fromkeys(means, 0.5) | {"area_under_risk_coverage": {"entropy": 0.25}}
+    scores |= dict.fromkeys(means, 0.5) | {"area_under_risk_coverage": {"entropy": 0.25}, "images": 4, "skipped": 0}
     scores["average_precision_per_class"] = [float("nan")] * (classes - len(ranked)) + [0.5] * len(ranked)
     bins = {"edges": [0, 0.5, 1], "confidence": [float("nan"), 0.8], "accuracy": [float("nan"), 0.7], "count": [0, 90]}
     curve = {"recall": [0.5, 1.0], "precision": [1.0, 0.5]}
-    return {
-        "scores": scores,
-        "reliability": bins,
-        "precision_recall": dict.fromkeys(ranked, curve),
-        "risk_coverage": {"entropy": {"coverage": [0.5, 1.0], "risk": [0.0, 0.5]}},
-    }
+    labels = rng.integers(0, classes, (6, 8)).astype(np.uint8)
+    image = rng.integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    shown = ShownImage("street", 0.5, image, labels, labels, {"entropy": rng.random((6, 8))})
+    risk_coverage = {"entropy": {"coverage": [0.5, 1.0], "risk": [0.0, 0.5]}}
+    return Inspection(scores, bins, dict.fromkeys(ranked, curve), risk_coverage, (shown,) * images, (shown,) * images)
 
 
-LOG = [{"step": i, "train/loss": 1 / i, "train/pixel_loss": 1 / i, "train/learning_rate": 0.1} for i in (1, 2, 3, 4)]
-SCORED = [{"step": 4, "eval/mean_iou": 0.5} | {f"eval/iou/class {i}": 0.5 for i in range(32)}]
-
-
-def report(classes=2, log=(*LOG, *SCORED), best=("b",), worst=("w",)):
-    return run_report(
-        "unet on roads",
-        "run, step 4",
-        log=log,
-        step=4,
-        **numbers(classes),
-        best=[Picture(name, name, PNG, half=True) for name in best],
-        worst=[Picture(name, name, PNG, half=True) for name in worst],
-        colours=Picture("colours", "colours", PNG),
-        changed=[("data.manual_dir", "", "x"), ("training.phases", ((0.6, 10, 2e-3),), ())],
-        facts={"commit": "abc"},
-    )
+def report(classes=2, log=(*LOG, *SCORED), images=1):
+    config = defaults()
+    config.data.manual_dir, config.training.phases = "x", ((0.6, 10, 0.002),)
+    palette = np.arange(3 * classes, dtype=np.uint8).reshape(classes, 3)
+    names = tuple(f"class {i}" for i in range(classes))
+    state = types.SimpleNamespace(step=4, params={})
+    labels = LabelSet(names, palette, np.full(256, 255, np.uint8))
+    run = TrainedRun(epath.Path("no_such_run"), config, None, state, labels)
+    return run_report(run, log, "val", inspection(classes, images), is_best=True)
 
 
 def names_of(made):
@@ -67,7 +64,7 @@ def made():
 def test_run_report_pictures_and_tables(classes, made):
     made = made if classes == 2 else report(classes)
     expected = ["loss", "scores", "iou", "learning_rate", "confusion", "precision_recall", "reliability"]
-    assert names_of(made) == [*expected, "risk_coverage", "colours", "w", "b"]
+    assert names_of(made) == [*expected, "risk_coverage", "colours", "worst_1", "best_1"]
     pictures = [picture for section in made.sections for picture in section.pictures]
     assert all(cv2.imdecode(np.frombuffer(one.png, np.uint8), 1).std() > 5 for one in pictures[:8])
     (by_class,) = made.sections[2].tables
@@ -79,7 +76,7 @@ def test_run_report_pictures_and_tables(classes, made):
 
 
 def test_run_report_before_the_first_evaluation_and_without_images():
-    young = report(log=LOG, best=(), worst=())
+    young = report(log=LOG, images=0)
     assert names_of(young)[:2] == ["loss", "learning_rate"]
     assert "was not scored yet" in young.sections[1].text
     assert young.sections[-2].title == "Uncertainty"
@@ -87,7 +84,13 @@ def test_run_report_before_the_first_evaluation_and_without_images():
 
 def test_run_report_prints_fields_as_typed(made):
     (table,) = made.sections[-1].tables
-    assert table.rows == [("data.manual_dir", "''", "x"), ("training.phases", "((0.6, 10, 0.002))", "()")]
+    assert table.rows == [("data.manual_dir", "'x'", "''"), ("training.phases", "((0.6, 10, 0.002),)", "()")]
+
+
+def test_run_report_describes_run_checkpoint_and_split(made):
+    steps = defaults().training.steps
+    assert made.text == f"no_such_run, its best checkpoint, step 4 of {steps}, on the 4 images of val."
+    assert made.facts["data"] == "road_debris, val: 4 images"
 
 
 def test_loss_lines_of_one_part_and_of_two():
@@ -97,16 +100,14 @@ def test_loss_lines_of_one_part_and_of_two():
 
 
 def training_axes(log):
-    figure = figures.training_curves(loss_lines(log), title="Loss", checkpoint_step=4, smoothed=True)
+    figure = figures.line_figure(loss_lines(log), title="Loss", x="step", checkpoint_step=4, smoothed=True)
     return figure.axes[0]
 
 
-def test_training_curves_running_mean():
+def test_line_figure_running_mean():
     steps = list(range(200))
-    figure = figures.training_curves(
-        {"loss": (steps, [float(i % 2) for i in steps])}, title="t", checkpoint_step=9, smoothed=True
-    )
-    noisy, smooth, _ = figure.axes[0].lines
+    lines = {"loss": (steps, [float(i % 2) for i in steps])}
+    noisy, smooth = figures.line_figure(lines, title="t", x="step", smoothed=True).axes[0].lines
     assert np.ptp(noisy.get_ydata()) == 1
     np.testing.assert_allclose(smooth.get_ydata()[10:-10], 0.5)
     assert np.isfinite(smooth.get_ydata()).all()
@@ -137,12 +138,12 @@ def test_reliability_figure_empty_bin_has_no_bar():
     assert [bar.get_height() for bar in figure.axes[1].patches] == [0, 90]
 
 
-def test_risk_coverage_figure_without_errors():
-    figure = figures.risk_coverage_figure({"entropy": ([0.5, 1.0], [0.0, 0.0])}, error_rate=0.0)
+def test_uncertainty_figure_without_errors_has_a_y_range():
+    figure = figures.line_figure({"entropy": ([0.5, 1.0], [0.0, 0.0])}, title="t", x="x", y_range=(0, 1))
     assert figure.axes[0].get_ylim() == (0, 1)
 
 
-def test_precision_recall_figure_more_lines_than_colours():
+def test_line_figure_more_lines_than_colours():
     lines = {f"class {i}": ([0, 1], [1, 0]) for i in range(12)}
-    drawn = figures.precision_recall_figure(lines).axes[0].lines
+    drawn = figures.line_figure(lines, title="t", x="x").axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 12
