@@ -7,7 +7,7 @@ DOCS_READY := $(VENV)/.docs-ready
 WORKERS ?= 2
 # What `make test` is told besides, for instance `TESTS=tests/losses`.
 TESTS ?=
-STUDIES := focal_ablation prior_init sgd_focal ohem_vs_focal focal_star loss_curves training_length
+REPORTS := focal_ablation prior_init sgd_focal ohem_vs_focal focal_star loss_curves training_length
 
 .PHONY: help setup ablation reproduce benchmark faults docs test test-slow lint format clean
 
@@ -32,8 +32,8 @@ ablation: $(READY)
 # Every cell is trained once: what was cut, or is there, is not trained again.
 reproduce: $(READY)
 	set -e; for data in road_debris $(if $(SEGJAX_CRACKFOREST_DIR),crackforest); do \
-	  for study in $(STUDIES); do \
-	    $(BIN)/python -m experiments.focal_paper.$$study --preset=cpu --data=$$data --processes=$(WORKERS) --workdir=runs/$$study; \
+	  for report in $(REPORTS); do \
+	    $(BIN)/python -m experiments.focal_paper.$$report --preset=cpu --data=$$data --processes=$(WORKERS) --workdir=runs/$$report; \
 	  done; \
 	  $(BIN)/python -m experiments.focal_paper.background_trap --data=$$data --seed=0 --seed=1 --workdir=runs/background_trap; \
 	done

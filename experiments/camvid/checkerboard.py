@@ -1,11 +1,11 @@
 """Checkerboards per upsampling: `python -m experiments.camvid.checkerboard --config=configs/rare_class.py --output=…`.
 
-One U-Net in eight versions, which differ in the upsampling alone, looks at the images of the config's validation split.
-Of its logits, as it is new (several seeds) and as it is trained (`--checkpoint=RUN`, given once for each run; the runs
-of one upsampling are its seeds), the table says what percentage of the energy repeats with the last upsampling's stride
-of 2: over whole images, where a pattern counts that has the same sign everywhere, and in windows of 16×16 pixels, where
-one counts too that comes and goes with what is in the image. The images themselves have some of it, and white noise
-has its share of the frequencies. New networks are taken as they predict: batch norm with its first running statistics.
+Eight versions of one U-Net, which differ only in the upsampling, process the images of the config's validation split.
+The table gives the percentage of the energy of their logits that repeats with the stride of the last upsampling, 2, for
+new networks (several seeds) and trained ones (`--checkpoint=RUN`, repeated; runs of one upsampling are its seeds).
+Energy over whole images counts patterns of the same sign everywhere. Energy in windows of 16×16 pixels also counts
+patterns that change with the image content. For comparison, the table has the images themselves, and the share of white
+noise. New networks predict with the initial running statistics of batch norm.
 """
 
 from collections.abc import Callable, Iterable
@@ -39,7 +39,6 @@ UPSAMPLINGS = (
 )
 IMAGES = "the images"
 WINDOW = 16
-# Name of the measurement: side of the windows.
 WINDOWS = {"whole": None, "windows": WINDOW}
 
 
@@ -48,10 +47,8 @@ def make_sums(config: ConfigDict, maps_of: Callable) -> Callable:
     preprocessing, axis_name = preprocessing_of(config, 0), parallel.axis_name(config)
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        maps, where = (
-            maps_of(state, preprocessing.network_input(batch["image"], batch["size"])),
-            batch["where"][:, None, None],
-        )
+        maps = maps_of(state, preprocessing.network_input(batch["image"], batch["size"]))
+        where = batch["where"][:, None, None]
         sums = {}
         for name, window in WINDOWS.items():
             found = metrics.checkerboard_sums(maps, window=window, where=where, axis_name=axis_name)
@@ -62,30 +59,30 @@ def make_sums(config: ConfigDict, maps_of: Callable) -> Callable:
 
 
 def shares(config: ConfigDict, maps_of: Callable, states: Iterable[TrainState]) -> list[dict[str, float]]:
-    """Percentages of the energy over the validation split, one dictionary a state."""
+    """Returns percentages of the energy over the validation split, one dictionary per state."""
     mesh, source = parallel.make_mesh(), open_split(config.data, config.data.eval_split)
     step = parallel.map_step(make_sums(config, maps_of), config, mesh, arguments=2)
     found = []
     for state in states:
         sums = sum_counts(counter(step, parallel.replicate(state, config, mesh), config, mesh), source, config)
-        of = {
+        by_window = {
             name: CheckerboardSums(*(sums[f"{name}, {field}"] for field in CheckerboardSums._fields))
             for name in WINDOWS
         }
-        found.append({name: 100 * metrics.checkerboard_energy(each) for name, each in of.items()})
+        found.append({name: 100 * metrics.checkerboard_energy(totals) for name, totals in by_window.items()})
     return found
 
 
 def logits_of(model: Any) -> Callable:
-    """`maps_of` for `shares`: the logits as the network gives them, not resized."""
+    """Returns `maps_of` for `shares`: the logits of the network, not resized."""
     return lambda state, images: model.apply(state.variables, images, train=False).logits
 
 
 def new(config: ConfigDict, upsample: str, seeds: int) -> list[dict[str, float]]:
-    """`shares` of networks as they begin, one a seed from `config.seed` on.
+    """Returns `shares` of new networks, one per seed from `config.seed` on.
 
     Raises:
-      ConfigError: the config's network is no U-Net, and has no such choice.
+      ConfigError: the config's network is not a U-Net, and therefore has no choice of upsampling.
     """
     if config.model.name != "unet":
         raise ConfigError(f"config.model.name must be 'unet', which has every upsampling; got {config.model.name!r}")
@@ -98,7 +95,7 @@ def new(config: ConfigDict, upsample: str, seeds: int) -> list[dict[str, float]]
 
 
 def trained(checkpoints: Iterable[str]) -> dict[str, list[dict[str, float]]]:
-    """`shares` of trained networks, on their own validation images, by the upsampling that their configs name."""
+    """Returns `shares` of trained networks on their own validation images, by the upsampling of their configs."""
     found: dict[str, list[dict[str, float]]] = {}
     for checkpoint in checkpoints:
         run = load_run(checkpoint)
@@ -108,7 +105,7 @@ def trained(checkpoints: Iterable[str]) -> dict[str, list[dict[str, float]]]:
 
 
 def table(measured: dict[str, dict[str, list[dict[str, float]]]]) -> Table:
-    """A row an upsampling; columns of what was measured, mean ± standard deviation over the seeds."""
+    """Returns one row per upsampling, mean ± standard deviation over the seeds."""
     kinds = ("new", "trained")
     rows = [
         (name, *(spread([one[window] for one in by_kind.get(kind, [])]) for kind in kinds for window in WINDOWS))
@@ -147,7 +144,7 @@ if __name__ == "__main__":
         "config", None, "The network and its images; --config.model.depth=2 changes a field."
     )
     flags.DEFINE_multi_string("checkpoint", [], "A trained run: its workdir (its best) or WORKDIR/checkpoints/STEP.")
-    flags.DEFINE_multi_enum("upsampling", UPSAMPLINGS, UPSAMPLINGS, "Which; may be given again.")
-    flags.DEFINE_integer("seeds", 5, "Of the new networks.", lower_bound=1)
-    flags.DEFINE_string("output", "runs/checkerboard", "Where the table goes.")
+    flags.DEFINE_multi_enum("upsampling", UPSAMPLINGS, UPSAMPLINGS, "An upsampling; may be repeated.")
+    flags.DEFINE_integer("seeds", 5, "Number of new networks per upsampling.", lower_bound=1)
+    flags.DEFINE_string("output", "runs/checkerboard", "Folder of the table.")
     cli.run(main, required=["config"])

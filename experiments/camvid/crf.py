@@ -1,7 +1,7 @@
-"""A dense conditional random field after the network: neighbours, and pixels of like colour, are asked for their label.
+"""A dense conditional random field, which smooths probabilities over neighbours and pixels of similar colour.
 
-Mean field over all pairs of pixels of an image is quadratic in their number. Here every pixel talks to those of a
-window around it: one shift of the whole image after another, with one shifted copy in memory at a time.
+Mean field over all pairs of pixels is quadratic in their number. Here the pairs are limited to a window around each
+pixel, and computed by shifting the whole image, with one shifted copy in memory at a time.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Real, Shaped
 
 
 class _Scales(NamedTuple):
-    """The two kernels' weights and widths; traced."""
+    """Weights and widths of the two kernels; traced."""
 
     appearance_weight: Array
     smoothness_weight: Array
@@ -39,7 +39,7 @@ def dense_crf(
     symmetric: bool = True,
     where: Bool[ArrayLike, "b h w"] | None = None,
 ) -> Float[Array, "b h w c"]:
-    r"""Mean field of a dense CRF with Potts compatibility, its pairs cut off at a window of (2r + 1)² pixels.
+    r"""Returns the mean field of a dense CRF with Potts compatibility, whose pairs are within (2r + 1)² pixels.
 
     .. math::
         E(x) &= -\sum_i \log p_i(x_i) + \sum_{i < j} [x_i \ne x_j] \, k_{ij}, \qquad
@@ -56,29 +56,29 @@ def dense_crf(
     and likewise s, so that a weight means the same for any θ and radius; without, k̃ = k, which is the paper's formula.
     The authors' filter counts the pixel itself in d and in the message; here both leave it out, as the sums say.
 
-    All pixels are updated at once. As r covers the image this is the CRF of all pairs. What the window leaves out is
-    large where θ_α is larger than r: then r is the CRF's real reach. An iteration takes 4 r² + 4 r shifts, so time
-    grows with r²; memory is a few copies of the image and the probabilities, whatever r.
+    All pixels are updated at once. If r covers the image, this is the CRF of all pairs. If θ_α is larger than r, the
+    window cuts off much of the kernel, and r is the CRF's real reach. An iteration takes 4 r² + 4 r shifts; memory is a
+    few copies of the image and the probabilities for any r.
 
     Args:
-        probabilities: p, `[B, H, W, C]`, floating, ≥ 0, of each pixel. Below 1e-37 they are taken for that.
+        probabilities: p, `[B, H, W, C]`, floating, ≥ 0. Values below 1e-37 count as 1e-37.
         images: I, `[B, H, W, channels]`, any real dtype, in the units of `theta_beta`: 0 … 255 for the default.
         radius: r ≥ 0, in pixels; static. 0: no pairs.
-        iterations: ≥ 0; static.
-        appearance_weight: w_1; this and the next are scalars and may be traced: a search compiles once.
+        iterations: number of iterations, ≥ 0; static.
+        appearance_weight: w_1; like the scalars below it may be traced, so that a search compiles once.
         smoothness_weight: w_2.
         theta_alpha: θ_α > 0, pixels.
         theta_beta: θ_β > 0, units of colour.
         theta_gamma: θ_γ > 0, pixels.
-        symmetric: whether the kernels are normalised; static.
-        where: boolean `[B, H, W]`; False: no such pixel: it tells others nothing, whatever its values, and gets 0.
+        symmetric: normalise the kernels; static.
+        where: boolean `[B, H, W]`; a False pixel has no influence on others, whatever its values, and gets 0.
 
     Returns:
-        Q, `[B, H, W, C]`, float32 at least, that adds up to 1. NaN where a NaN is kept, and where it is heard of.
+        Q, `[B, H, W, C]`, at least float32, with sum 1 over the classes. An unmasked NaN gives NaN within its reach.
 
     Raises:
         TypeError: probabilities are not floating.
-        ValueError: shapes that do not fit, r or `iterations` below 0, or a θ that is known and not positive.
+        ValueError: shapes do not fit, r or `iterations` is below 0, or a concrete θ is not positive.
 
     References:
         Krähenbühl and Koltun, Efficient inference in fully connected CRFs with Gaussian edge potentials, arXiv
@@ -126,7 +126,7 @@ def _mean_field(
     symmetric: bool,
 ) -> Float[Array, "b h w c"]:
     keep = exists[..., None]
-    # Before the mathematics and not only after: 0 · NaN is NaN.
+    # Masked before the maths and not only after, because 0 · NaN is NaN.
     colours = jnp.where(keep, images, 0)
     first = jnp.where(keep, probabilities, 1 / probabilities.shape[-1])
     log_p = jnp.log(jnp.maximum(first, 1e-37))
@@ -134,14 +134,14 @@ def _mean_field(
     channels = colours.shape[-1]
 
     def kernels(shift: Array, others: Array) -> tuple[Array, Array]:
-        """Both, of every pixel and the one at `shift` from it: `[B, H, W, 1]`, and one of position alone."""
+        """Returns the appearance kernel `[B, H, W, 1]` of pixels `shift` apart, and the smoothness kernel, a scalar."""
         squared = jnp.sum(shift.astype(colours.dtype) ** 2)
         apart = jnp.sum((others - colours) ** 2, axis=-1, keepdims=True)
         appearance = jnp.exp(-squared / (2 * scales.theta_alpha**2) - apart / (2 * scales.theta_beta**2))
         return appearance, jnp.exp(-squared / (2 * scales.theta_gamma**2))
 
     def over_shifts(added, start: Array, maps: Array) -> Array:
-        """`start` and what `added(shift, colours, maps)` says of all pixels' neighbours, outside the image 0."""
+        """Adds `added(shift, colours, maps)` over all shifts to `start`; outside the image, colours and maps are 0."""
         padded = jnp.pad(jnp.concatenate([colours, maps], axis=-1), ((0, 0), *[(radius, radius)] * 2, (0, 0)))
 
         def add(total: Array, shift: Array) -> tuple[Array, None]:
@@ -155,30 +155,29 @@ def _mean_field(
         appearance, smoothness = kernels(shift, there)
         return counted * jnp.concatenate([appearance, jnp.full_like(appearance, smoothness)], axis=-1)
 
-    # How loud a pixel speaks and hears, by each kernel: one that does not exist, or is outside, not at all.
+    # Factor of each pixel in both kernels; 0 for masked pixels.
     counted = keep.astype(colours.dtype)
-    loudness = jnp.concatenate([counted, counted], axis=-1)
+    factors = jnp.concatenate([counted, counted], axis=-1)
     if symmetric:
-        total = over_shifts(degree, 0 * loudness, counted)
-        loudness *= jnp.where(total > 0, jax.lax.rsqrt(jnp.where(total > 0, total, 1)), 0)
-    weighted = loudness * jnp.stack([scales.appearance_weight, scales.smoothness_weight])
+        total = over_shifts(degree, 0 * factors, counted)
+        factors *= jnp.where(total > 0, jax.lax.rsqrt(jnp.where(total > 0, total, 1)), 0)
+    weighted = factors * jnp.stack([scales.appearance_weight, scales.smoothness_weight])
 
     def message(shift: Array, there: Array, maps: Array) -> Array:
         appearance, smoothness = kernels(shift, there)
-        speaks = maps[..., :2]
-        pair = weighted[..., :1] * speaks[..., :1] * appearance + weighted[..., 1:] * speaks[..., 1:] * smoothness
-        return pair * maps[..., 2:]
+        others, q = maps[..., :2], maps[..., 2:]
+        pair = weighted[..., :1] * others[..., :1] * appearance + weighted[..., 1:] * others[..., 1:] * smoothness
+        return pair * q
 
     def update(q: Array, _: None) -> tuple[Array, None]:
-        heard = over_shifts(message, log_p, jnp.concatenate([loudness, q], axis=-1))
-        return jax.nn.softmax(heard), None
+        return jax.nn.softmax(over_shifts(message, log_p, jnp.concatenate([factors, q], axis=-1))), None
 
     q = jax.lax.scan(update, first, None, length=iterations)[0]
     return jnp.where(keep, q, 0)
 
 
 def _shifts(radius: int, size: tuple[int, int]) -> Array:
-    """`[n, 2]`: the neighbours of a pixel, rows and columns, without those that an image of this size cannot have."""
+    """Returns the offsets of a pixel's neighbours, `[n, 2]`, without those larger than an image of this size."""
     down, right = (range(-min(radius, side - 1), min(radius, side - 1) + 1) for side in size)
     found = [shift for shift in product(down, right) if shift != (0, 0)]
     return jnp.asarray(np.array(found, np.int32).reshape(-1, 2))

@@ -1,19 +1,16 @@
 """A dense CRF after a trained network: `python -m experiments.camvid.crf_table --checkpoint=RUN --workdir=…`.
 
-The network's probabilities at the images' own size, as they are and after mean field with several kernels, scored on
-the evaluation split: mean IoU, boundary F1 at `TOLERANCE` pixels, pixel accuracy, and how long the CRF takes beside the
-network's clean pass over the same image.
+Scores the network's probabilities at the images' native size, before and after mean field with several kernels, on the
+evaluation split: mean IoU, boundary F1 at `TOLERANCE` pixels, pixel accuracy, and the time of the CRF relative to a
+forward pass without dropout.
 
-All settings were fixed before any of them was scored, and none was chosen by its score. Weights and widths are those of
-Krähenbühl and Koltun's program (w₁ = 10, w₂ = 3, θ_β = 13, θ_γ = 3), but for θ_α, which is the window's radius: beyond
-it nothing is heard. The others leave one kernel out, take half the weights, fewer iterations, or a wider window, whose
-time grows with its area.
+All settings were fixed before any of them was scored. Weights and widths are those of Krähenbühl and Koltun's program
+(w₁ = 10, w₂ = 3, θ_β = 13, θ_γ = 3), except θ_α, which is the radius of the window. The other settings omit one kernel,
+halve the weights, or use fewer iterations or a wider window.
 
-Each setting's counts are kept in the workdir when it ends, and the report is of all there are: rerun, and only missing
-settings are computed.
+The counts of each setting are stored in the workdir; a rerun computes only the missing settings.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +28,7 @@ from segjax import cli, metrics
 from segjax.data.labels import VOID
 from segjax.inference import predict_logits, probabilities
 from segjax.reporting import Report, Section, Table, show, write_report
-from segjax.storage import local_path, write_json
+from segjax.storage import local_path, read_json, write_json
 from segjax.trained_run import TrainedRun, load_run
 from segjax.training import open_split
 from segjax.training.provenance import provenance
@@ -41,7 +38,7 @@ THETA_BETA, THETA_GAMMA = 13.0, 3.0
 
 
 class Setting(NamedTuple):
-    """One row: `dense_crf`'s arguments, θ_α the radius; no radius: the network alone."""
+    """One row: arguments of `dense_crf`, with θ_α = radius; radius 0 is the network alone."""
 
     name: str
     radius: int = 0
@@ -50,7 +47,7 @@ class Setting(NamedTuple):
     smoothness: float = 0.0
 
     def refined(self, p: jax.Array, images: jax.Array) -> jax.Array:
-        """The probabilities after the CRF."""
+        """Returns the probabilities after the CRF."""
         if not self.radius:
             return p
         return dense_crf(
@@ -79,7 +76,7 @@ SETTINGS = (
 
 
 def counter(run: TrainedRun) -> tuple[Callable, Callable]:
-    """`network(image) -> p [1, H, W, C]` of a uint8 image `[1, H, W, channels]`, and `count(p, label)`."""
+    """Returns `network(image) -> p [1, H, W, C]` for a uint8 image `[1, H, W, channels]`, and `count(p, label)`."""
     classes = run.label_set.num_classes
 
     @jax.jit
@@ -99,10 +96,10 @@ def counter(run: TrainedRun) -> tuple[Callable, Callable]:
 
 
 def measure(run: TrainedRun, source: Any, indices: Sequence[int], setting: Setting) -> dict[str, Any]:
-    """The counts of a setting, added up, and the medians of the seconds that network and CRF took; ready for JSON.
+    """Returns the summed counts of a setting, and the median seconds of network and CRF, ready for JSON.
 
-    Both are timed on every image, one right after the other, so that whatever else the machine does falls on both; the
-    first image, which compiles, is not counted where there are more.
+    Both are timed in turn on every image, so that other load on the machine affects both. The first image, which
+    compiles, is not counted if there are more.
     """
     network, count = counter(run)
     totals, taken = None, []
@@ -126,12 +123,12 @@ def measure(run: TrainedRun, source: Any, indices: Sequence[int], setting: Setti
     }
 
 
-def kept(run: TrainedRun, source: Any, indices: Sequence[int], setting: Setting, workdir: Path) -> dict[str, Any]:
-    """What `measure` says of a setting, read where an earlier call with the same checkpoint and images wrote it."""
+def stored(run: TrainedRun, source: Any, indices: Sequence[int], setting: Setting, workdir: Path) -> dict[str, Any]:
+    """Returns the result of `measure`, read from the file of an earlier call with the same checkpoint and images."""
     file = workdir / f"{setting.name.replace(' ', '_')}.json"
     asked = {"checkpoint": str(run.workdir), "step": int(run.state.step), "indices": list(indices)}
     asked["setting"] = setting._asdict()
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = read_json(file) if file.exists() else {}
     if found.get("asked") != asked:
         found = {"asked": asked, **measure(run, source, indices, setting)}
         write_json(file, found)
@@ -139,7 +136,7 @@ def kept(run: TrainedRun, source: Any, indices: Sequence[int], setting: Setting,
 
 
 def scored(result: dict[str, Any]) -> dict[str, float]:
-    """The columns of one setting."""
+    """Returns the columns of one setting."""
     segmentation = metrics.segmentation_scores(np.array(result["confusion"]))
     return {
         "mean_iou": float(segmentation["mean_iou"]),
@@ -150,7 +147,7 @@ def scored(result: dict[str, Any]) -> dict[str, float]:
 
 
 def report(run: TrainedRun, results: list[dict[str, Any]]) -> Report:
-    """The table, and the IoU by class of the network and of each setting."""
+    """Returns the report: the table, and IoU per class of each setting."""
     rows, per_class = [], []
     for one in results:
         setting, score = Setting(**one["setting"]), scored(one)
@@ -163,11 +160,11 @@ def report(run: TrainedRun, results: list[dict[str, Any]]) -> Report:
         iou = metrics.segmentation_scores(np.array(one["confusion"]))["iou_per_class"]
         per_class.append((setting.name, *map(float, iou)))
     best = ("mean IoU", "boundary F1", "pixel accuracy")
-    columns = ("", "w₁", "w₂", "radius = θ_α", "iterations", *best, "time ÷ clean pass")
+    columns = ("", "w₁", "w₂", "radius = θ_α", "iterations", *best, "time ÷ forward pass")
     text = (
-        f"{results[0]['images']} images of {run.config.data.name}, {run.config.data.eval_split}, at their own size; "
-        f"the network works at {run.config.data.size[0]}×{run.config.data.size[1]}. Boundary F1 is over the data set, "
-        f"at {TOLERANCE:g} pixels; θ_β = {THETA_BETA:g}, θ_γ = {THETA_GAMMA:g}. The settings were fixed beforehand."
+        f"{results[0]['images']} images of {run.config.data.name}, {run.config.data.eval_split}, at their native size; "
+        f"the network's input is {run.config.data.size[0]}×{run.config.data.size[1]}. Boundary F1 is that of the data "
+        f"set, at {TOLERANCE:g} pixels; θ_β = {THETA_BETA:g}, θ_γ = {THETA_GAMMA:g}. All settings were fixed first."
     )
     sections = (
         Section("Scores", text, (Table("Before and after the CRF", columns, rows, highest=best),)),
@@ -178,14 +175,12 @@ def report(run: TrainedRun, results: list[dict[str, Any]]) -> Report:
         "network": f"{run.config.model.name} of width {run.config.model.width}",
         **results[0]["provenance"],
     }
-    question = (
-        "The probabilities of one trained network, as they are and after a dense CRF in a window around each pixel."
-    )
+    question = "Scores of one trained network, before and after a dense CRF in a window around each pixel."
     return Report("Does a dense CRF help?", question, sections, facts)
 
 
 def main(argv: list[str]) -> None:
-    """Measures what is missing, writes the report after each setting, and prints it."""
+    """Measures the missing settings, writes the report after each, and prints it."""
     del argv
     options, workdir = flags.FLAGS, local_path(flags.FLAGS.workdir)
     run = load_run(options.checkpoint)
@@ -193,7 +188,7 @@ def main(argv: list[str]) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     results = []
     for setting in SETTINGS:
-        results.append(kept(run, source, range(0, len(source), options.every), setting, workdir))
+        results.append(stored(run, source, range(0, len(source), options.every), setting, workdir))
         data = {one["setting"]["name"]: {**one, "scores": scored(one)} for one in results}
         made = report(run, results)
         write_report(made, workdir, f"crf_{run.config.data.name}", data)
@@ -203,6 +198,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
-    flags.DEFINE_string("workdir", "runs/crf_table", "Where the counts of each setting and the report go.")
-    flags.DEFINE_integer("every", 1, "Score every so many images of the split only.", lower_bound=1)
+    flags.DEFINE_string("workdir", "runs/crf_table", "Folder of the counts of each setting and the report.")
+    flags.DEFINE_integer("every", 1, "Score only every N-th image of the split.", lower_bound=1)
     cli.run(main, required=["checkpoint"])

@@ -1,12 +1,12 @@
 """Quality of a run's uncertainties: `python -m experiments.camvid.uncertainty_quality --checkpoint=RUN --output=…`.
 
-Scores the uncertainties that one trained network can give on CamVid's validation images, each by two questions. Is a
-pixel unsure where it is wrong: area under the risk-coverage curve, and accuracy versus uncertainty. Is it unsure of
-what it cannot know: void pixels, which are none of the eleven classes, as "unknown" against all others: average
-precision and the false positive rate at 95 % recall. For the second the network must not have been trained on void.
+Scores the uncertainties of one trained network on CamVid's validation images in two ways. Errors: are wrong pixels
+more uncertain? Area under the risk-coverage curve, and accuracy versus uncertainty. Unknown: are void pixels, which
+belong to none of the eleven classes, more uncertain than the others? Average precision, and false positive rate at 95 %
+recall; for these the network must not have been trained on void.
 
-Compared: 1 - the largest probability and the entropy of the clean pass; the variance, the mutual information and the
-entropy of K = 3 and K = 30 dropout heads with channel masks; the analytic variance, which is K = ∞.
+Compares 1 - the largest probability and the entropy without dropout; variance, mutual information and entropy of K = 3
+and K = 30 dropout heads with channel masks; and the analytic variance, the limit K → ∞.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from segjax.training.provenance import provenance
 
 RATE = 0.2
 HEADS = (3, 30)
-# In the order of the table; JAX sorts the keys of the counts.
+# The order of the table; JAX sorts the keys of the counts.
 NAMES = (
     "1 - max probability",
     "entropy",
@@ -52,7 +52,7 @@ def uncertainties(config: ConfigDict, model: Any, num_classes: int, key: jax.Arr
         images = preprocessing.network_input(batch["image"], batch["size"])
         output = model.apply(state.variables, images, train=False)
         linear = state.variables["params"]["head"]["linear"]
-        # What is asked is which of the classes: an output for void is left out, as in the prediction.
+        # Without the output for void, as in the prediction.
         kernel, bias = linear["kernel"][:, :num_classes], linear["bias"][:num_classes]
         logits = output.logits[..., :num_classes]
         exact = analytic_uncertainty(output.features, kernel, bias, rate=RATE)
@@ -70,7 +70,7 @@ def uncertainties(config: ConfigDict, model: Any, num_classes: int, key: jax.Arr
 
 
 def make_counts(config: ConfigDict, model: Any, num_classes: int, key: jax.Array) -> Callable:
-    """Builds `step(state, batch) -> counts`: two histograms an uncertainty, at the labels' own resolution."""
+    """Builds `step(state, batch) -> counts`: two histograms per uncertainty, at the resolution of the labels."""
     maps_of = uncertainties(config, model, num_classes, key)
 
     def step(state, batch: dict[str, jax.Array]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def make_counts(config: ConfigDict, model: Any, num_classes: int, key: jax.Array
 
 
 def scores(counts: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
-    """The numbers of the table, by uncertainty; a pixel counts as certain if it is of the surest 90 %."""
+    """Returns the numbers of the table per uncertainty; the 90 % most certain pixels count as certain."""
     result = {}
     for name in filter(counts.__contains__, NAMES):
         histograms = counts[name]
@@ -113,7 +113,7 @@ def scores(counts: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, floa
 
 
 def table(measured: dict[str, dict[str, float]]) -> Table:
-    """One row an uncertainty."""
+    """Returns one row per uncertainty."""
     columns = {
         "AURC ↓": "area_under_risk_coverage",
         "accurate if certain ↑": "accurate_given_certain",
@@ -122,14 +122,14 @@ def table(measured: dict[str, dict[str, float]]) -> Table:
         "void FPR95 ↓": "void_fpr_at_95_tpr",
     }
     rows = [(name, *(f"{values[key]:.4f}" for key in columns.values())) for name, values in measured.items()]
-    return Table("Uncertainties of one network; certain are the surest 90 % of the pixels", ("", *columns), rows)
+    return Table("Uncertainties of one network; certain: the 90 % most certain pixels", ("", *columns), rows)
 
 
 def figure(counts: dict[str, dict[str, np.ndarray]], path: Path) -> None:
-    """Risk over coverage, errors caught over coverage, and precision over recall of void; a line an uncertainty."""
+    """Draws risk over coverage, detected errors over coverage, and precision over recall of void, per uncertainty."""
     drawn = Figure(figsize=(16, 5), layout="constrained")
     axes = drawn.subplots(1, 3)
-    # A colour a measure; of the same measure the clean pass (or the limit) is solid, K = 3 dotted, K = 30 dashed.
+    # One colour per measure: solid without dropout or in the limit, dotted for K = 3, dashed for K = 30.
     colours = {"1 - max probability": "black", "entropy": "tab:blue", "variance": "tab:green"}
     for name in NAMES:
         colour = colours.get(name.split(",")[0], "tab:red")
@@ -143,20 +143,30 @@ def figure(counts: dict[str, dict[str, np.ndarray]], path: Path) -> None:
         known, void = (np.cumsum(row[::-1]) for row in histograms["void"])
         axes[2].plot(void / void[-1], void / np.maximum(known + void, 1), style, c=colour, lw=width)
     for axis, title, x, y in (
-        (axes[0], "Risk and coverage", "share of pixels answered, surest first", "share of these that are wrong"),
-        (axes[1], "Errors caught", "share of pixels answered, surest first", "share of all errors not answered"),
-        (axes[2], "Void found as unknown", "recall of void", "precision"),
+        (
+            axes[0],
+            "Risk and coverage",
+            "share of pixels kept, most certain first",
+            "share of these that are wrong",
+        ),
+        (
+            axes[1],
+            "Detected errors",
+            "share of pixels kept, most certain first",
+            "share of all errors not kept",
+        ),
+        (axes[2], "Void detected as unknown", "recall of void", "precision"),
     ):
         axis.set(title=title, xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, None))
         axis.grid(alpha=0.3)
-    # What a few pixels begin with may be anything; at full coverage all measures have the network's error.
+    # The risk of the first few pixels is noise; at full coverage it is the network's error for all measures.
     axes[0].set_ylim(0, 1.5 * curve["risk"][-1] or None)
     axes[0].legend(fontsize=8)
     drawn.savefig(path, dpi=100)
 
 
 def main(argv: list[str]) -> None:
-    """Counts once over the split, then writes the table and the figure."""
+    """Counts over the split once, then writes the table and the figure."""
     del argv
     options, console = flags.FLAGS, rich.console.Console()
     run, mesh = load_run(options.checkpoint), parallel.make_mesh()
@@ -182,6 +192,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
-    flags.DEFINE_string("output", "runs/uncertainty_quality", "Where the table and the figure go.")
-    flags.DEFINE_integer("seed", 0, "Of the dropout masks.")
+    flags.DEFINE_string("output", "runs/uncertainty_quality", "Folder of the table and the figure.")
+    flags.DEFINE_integer("seed", 0, "Seed of the dropout masks.")
     cli.run(main, required=["checkpoint"])

@@ -1,8 +1,8 @@
 """Tables 1a and 1b of the focal loss paper: `python -m experiments.focal_paper.focal_ablation --preset=cpu`.
 
-Which α is best for cross entropy, which for each γ, and is γ = 2 best? The whole γ × α grid is run, so that the best α
-is found and not assumed. And the trap: the same losses without the prior bias. `configs/focal_ablation.py` has the
-grids; `--preset=smoke` is `make ablation`, the trap and its cure in minutes, with a picture.
+Which α is best for cross entropy and for each γ, and is γ = 2 best? The whole γ × α grid of `configs/focal_ablation.py`
+is run, so that the best α is found and not assumed. The same losses without the prior bias show the background trap.
+`--preset=smoke` is `make ablation`: the trap and its cure in minutes, with a picture.
 """
 
 import itertools
@@ -16,7 +16,7 @@ import numpy as np
 
 from configs.rare_class import NO_PRIOR, PRIOR
 from experiments.focal_paper.paper_numbers import TABLE_1A, TABLE_1B, percent
-from experiments.sweep.paper_report import SCORES, Study, SweepResults, main_of, precision_curves
+from experiments.sweep.paper_report import SCORES, PaperReport, SweepResults, main_of, precision_curves
 from segjax.reporting import Picture, Section, Spread, Table, heatmap, png
 from segjax.trained_run import load_run
 from segjax.training import open_split
@@ -26,29 +26,29 @@ from segjax.training.evaluation import contact_sheet, rarest_first
 GAMMA, ALPHA = "objective.gamma", "objective.alpha"
 
 
-def sections(outcomes: SweepResults) -> tuple[Section, ...]:
-    """The trap; and where the grid was run, table 1a, table 1b, and the grid itself."""
-    rows = outcomes.rows()
+def sections(results: SweepResults) -> tuple[Section, ...]:
+    """Returns the section on the trap and, if the grid was run, table 1a, table 1b and the whole grid."""
+    rows = results.rows()
     grid = [row for row in rows if row["model.prior"] == PRIOR["model.prior"]]
-    parts = (_trap(outcomes, rows),)
+    parts = (_trap(results, rows),)
     if len({row[GAMMA] for row in grid}) > 2:
-        parts += (_table_1a(outcomes, grid), _table_1b(outcomes, grid), _whole_grid(outcomes, grid))
+        parts += (_table_1a(results, grid), _table_1b(results, grid), _whole_grid(results, grid))
     return parts
 
 
 def name(row: dict[str, Any]) -> str:
-    """What a row is called in the table of the trap."""
+    """Returns the name of a row in the table of the trap."""
     loss = "focal" if row[GAMMA] else "CE" if row[ALPHA] == 0.5 else "balanced CE"
     return loss if row["model.prior"] == () else f"{loss}, prior bias"
 
 
 def trap_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows without the prior bias, and then those of the same γ and α that have it."""
+    """Returns the rows without the prior bias, then those of the same γ and α with it."""
     without = [row for row in rows if row["model.prior"] == NO_PRIOR["model.prior"]]
     return without + [row for row in rows if row not in without and {**row, **NO_PRIOR} in without]
 
 
-def _trap(outcomes: SweepResults, rows: Sequence[dict[str, Any]]) -> Section:
+def _trap(results: SweepResults, rows: Sequence[dict[str, Any]]) -> Section:
     chosen = trap_rows(rows)
     lines = [
         (
@@ -56,77 +56,78 @@ def _trap(outcomes: SweepResults, rows: Sequence[dict[str, Any]]) -> Section:
             f"{row[GAMMA]:g}",
             f"{row[ALPHA]:g}",
             f"{row['model.prior'][0]:g}" if row["model.prior"] else None,
-            outcomes.score(row, "pixel_accuracy"),
-            *outcomes.scores(row),
+            results.score(row, "pixel_accuracy"),
+            *results.scores(row),
         )
         for row in chosen
     ]
     columns = ("loss", "γ", "α", "π", "pixel accuracy", *SCORES)
     table = Table("With and without the prior bias", columns, lines, highest=SCORES[:2])
     return Section(
-        "The trap, and what leaves it",
-        "A fresh head says p = ½ of every pixel, and the first steps teach it that all is background: high accuracy, "
-        "and nothing found. A head that starts at the prior π needs no such lesson. γ = 0 and α = ½ is cross entropy.",
+        "The background trap and the prior bias",
+        "A new head predicts p = ½ for every pixel, and the first steps only teach it to predict background: accuracy "
+        "is high and nothing is found. A head that starts at the prior π skips these steps. γ = 0 with α = ½ is cross "
+        "entropy.",
         (table,),
         (
-            precision_curves(outcomes, {name(row): row for row in chosen}, "With and without the prior", "trap"),
-            *_examples(outcomes, chosen),
+            precision_curves(results, {name(row): row for row in chosen}, "With and without the prior", "trap"),
+            *_examples(results, chosen),
         ),
     )
 
 
-def _table_1a(outcomes: SweepResults, grid: Sequence[dict[str, Any]]) -> Section:
+def _table_1a(results: SweepResults, grid: Sequence[dict[str, Any]]) -> Section:
     lines = [
-        (f"{row[ALPHA]:g}", *outcomes.scores(row), percent(TABLE_1A.get(row[ALPHA]))) for row in grid if row[GAMMA] == 0
+        (f"{row[ALPHA]:g}", *results.scores(row), percent(TABLE_1A.get(row[ALPHA]))) for row in grid if row[GAMMA] == 0
     ]
     table = Table("Balanced cross entropy, γ = 0", ("α", *SCORES, "paper: AP"), lines, SCORES[:2])
     return Section("Table 1a: α for cross entropy", "", (table,))
 
 
-def best_alphas(outcomes: SweepResults, grid: Sequence[dict[str, Any]]) -> dict[float, dict[str, Any]]:
-    """By γ, the row of highest mean average precision of those with the most seeds to take it of; no γ without any."""
+def best_alphas(results: SweepResults, grid: Sequence[dict[str, Any]]) -> dict[float, dict[str, Any]]:
+    """Returns, per γ, the row of highest average precision among those with the most seeds; no γ without results."""
     by_gamma: dict[float, list[dict[str, Any]]] = {}
     for row in grid:
         by_gamma.setdefault(row[GAMMA], []).append(row)
 
     def rank(row: dict[str, Any]) -> tuple[int, float]:
-        return len(outcomes.score(row, "average_precision").values), outcomes.average_precision(row)
+        return len(results.score(row, "average_precision").values), results.average_precision(row)
 
     best = {gamma: max(rows, key=rank) for gamma, rows in by_gamma.items()}
-    return {gamma: row for gamma, row in best.items() if outcomes.average_precision(row) > -math.inf}
+    return {gamma: row for gamma, row in best.items() if results.average_precision(row) > -math.inf}
 
 
 def published(gamma: float) -> tuple[str | None, str | None]:
-    """The paper's best α and its AP."""
+    """Returns the paper's best α for γ, and its AP."""
     alpha, average_precision = TABLE_1B.get(gamma, (None, None))
     return alpha, percent(average_precision)
 
 
-def _table_1b(outcomes: SweepResults, grid: Sequence[dict[str, Any]]) -> Section:
-    best = best_alphas(outcomes, grid)
-    lines = [(f"{gamma:g}", f"{row[ALPHA]:g}", *outcomes.scores(row), *published(gamma)) for gamma, row in best.items()]
+def _table_1b(results: SweepResults, grid: Sequence[dict[str, Any]]) -> Section:
+    best = best_alphas(results, grid)
+    lines = [(f"{gamma:g}", f"{row[ALPHA]:g}", *results.scores(row), *published(gamma)) for gamma, row in best.items()]
     columns = ("γ", "best α", *SCORES, "paper: best α", "paper: AP")
     table = Table("Focal loss, the best α of each γ", columns, lines, SCORES[:2])
     named = {f"γ = {gamma:g}, α = {row[ALPHA]:g}": row for gamma, row in best.items()}
     return Section(
         "Table 1b: γ, with the best α of each",
-        seen(best, grid, outcomes)
-        if all(outcomes.of(row) for row in grid)
-        else "The grid has not been run to its end yet.",
+        conclusion(best, grid, results)
+        if all(results.for_row(row) for row in grid)
+        else "The grid is not complete yet.",
         (table,),
-        (precision_curves(outcomes, named, "The best α of each γ", "gamma"),),
+        (precision_curves(results, named, "The best α of each γ", "gamma"),),
     )
 
 
-def seen(best: dict[float, dict[str, Any]], grid: Sequence[dict[str, Any]], outcomes: SweepResults) -> str:
-    """What the table answers, in words that follow from its numbers."""
+def conclusion(best: dict[float, dict[str, Any]], grid: Sequence[dict[str, Any]], results: SweepResults) -> str:
+    """Returns the conclusion of table 1b, derived from its numbers."""
     alphas = [row[ALPHA] for _, row in sorted(best.items())]
     falls = all(late <= early for early, late in itertools.pairwise(alphas)) and alphas[-1] < alphas[0]
-    winner = max(best, key=lambda gamma: outcomes.average_precision(best[gamma]))
-    of_winner, of_two = (outcomes.average_precision(best[gamma]) for gamma in (winner, 2.0 if 2.0 in best else winner))
+    winner = max(best, key=lambda gamma: results.average_precision(best[gamma]))
+    of_winner, of_two = (results.average_precision(best[gamma]) for gamma in (winner, 2.0 if 2.0 in best else winner))
     every = {gamma: sorted(row[ALPHA] for row in grid if row[GAMMA] == gamma) for gamma in best}
     edge = [f"{gamma:g}" for gamma, row in sorted(best.items()) if row[ALPHA] in (every[gamma][0], every[gamma][-1])]
-    further = f" At γ = {', '.join(edge)} it lies at the edge of the grid, and may lie beyond." if edge else ""
+    further = f" At γ = {', '.join(edge)} it is at the edge of the grid; a better α may lie outside." if edge else ""
     return (
         f"The best α {'falls' if falls else 'does not fall steadily'} as γ rises: "
         f"{', '.join(f'{alpha:g}' for alpha in alphas)} (in the paper .75, .75, .75, .5, .25, .25, .25).{further} "
@@ -134,12 +135,12 @@ def seen(best: dict[float, dict[str, Any]], grid: Sequence[dict[str, Any]], outc
     )
 
 
-def _whole_grid(outcomes: SweepResults, grid: Sequence[dict[str, Any]]) -> Section:
+def _whole_grid(results: SweepResults, grid: Sequence[dict[str, Any]]) -> Section:
     gammas, alphas = (sorted({row[field] for row in grid}) for field in (GAMMA, ALPHA))
     by_place = {(row[GAMMA], row[ALPHA]): row for row in grid}
 
     def precision(gamma: float, alpha: float) -> Spread | None:
-        return outcomes.score(by_place[gamma, alpha], "average_precision") if (gamma, alpha) in by_place else None
+        return results.score(by_place[gamma, alpha], "average_precision") if (gamma, alpha) in by_place else None
 
     values = [[found.mean if (found := precision(g, a)) else math.nan for a in alphas] for g in gammas]
     table = Table(
@@ -160,7 +161,7 @@ def _whole_grid(outcomes: SweepResults, grid: Sequence[dict[str, Any]]) -> Secti
 
 
 def picture(folders: Sequence[Path], names: Sequence[str], count: int = 3) -> np.ndarray:
-    """A row a scene with much debris: image, truth, and what each trained network predicts; with titles."""
+    """Draws one row per image with many rare pixels: image, truth and the mask of each network, with titles."""
     runs = [load_run(folder / FOLDER / "latest") for folder in folders]
     source = open_split(runs[0].config.data, runs[0].config.data.eval_split)
     sheet = contact_sheet([run.predictor() for run in runs], source, rarest_first(source, 1)[:count])
@@ -173,14 +174,14 @@ def picture(folders: Sequence[Path], names: Sequence[str], count: int = 3) -> np
     return np.vstack([titles, sheet])
 
 
-def _examples(outcomes: SweepResults, rows: Sequence[dict[str, Any]]) -> tuple[Picture, ...]:
-    """The networks of the first seed that has all that ended here, side by side; none before one has ended."""
-    for seed in dict.fromkeys(cell.changes["seed"] for cell in outcomes.cells):
+def _examples(results: SweepResults, rows: Sequence[dict[str, Any]]) -> tuple[Picture, ...]:
+    """Returns the picture of the first seed whose finished cells all have checkpoints here; empty without one."""
+    for seed in dict.fromkeys(cell.changes["seed"] for cell in results.cells):
         named = {
-            name(row): outcomes.workdir / cell.name
+            name(row): results.workdir / cell.name
             for row in rows
-            for cell in outcomes.cells
-            if cell.changes == {**row, "seed": seed} and outcomes.by_cell.get(cell.name, {}).get("status") == "done"
+            for cell in results.cells
+            if cell.changes == {**row, "seed": seed} and results.by_cell.get(cell.name, {}).get("status") == "done"
         }
         if named and all((folder / FOLDER).exists() for folder in named.values()):
             break
@@ -188,17 +189,17 @@ def _examples(outcomes: SweepResults, rows: Sequence[dict[str, Any]]) -> tuple[P
         return ()
     sheet = picture(list(named.values()), list(named))
     _, file = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-    return (Picture("examples", f"Image, truth, and what each network finds, seed {seed}.", file.tobytes()),)
+    return (Picture("examples", f"Image, truth and the mask of each network, seed {seed}.", file.tobytes()),)
 
 
-STUDY = Study(
+PAPER_REPORT = PaperReport(
     "focal_ablation",
     "Focal loss, γ and α",
     "Lin et al. 2017 (arXiv 1708.02002) find for RetinaNet on COCO that cross entropy is best with α = 0.75, that "
-    "γ = 2 is better, and that the best α falls as γ rises. Is it so for rare pixels? The paper's AP is COCO's, of "
-    "boxes; ours is the average precision of the rare class' pixels: compare their order, not their size.",
+    "γ = 2 is better, and that the best α falls as γ rises. Does this hold for rare pixels? The paper's AP is that of "
+    "boxes on COCO; ours is the average precision of the rare class' pixels. Compare their order, not their values.",
     sections,
 )
 
 if __name__ == "__main__":
-    main_of(STUDY)
+    main_of(PAPER_REPORT)

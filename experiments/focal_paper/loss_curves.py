@@ -1,7 +1,7 @@
 """Distribution of focal loss over pixels, figure 4: `python -m experiments.focal_paper.loss_curves --preset=cpu`.
 
-Figures 1, 5 and 6 of the paper are the losses themselves, and their gradients. Figure 4 asks a network trained with
-γ = 2: if its pixels had been weighed with another γ, which would hold the loss?
+Figures 1, 5 and 6 of the paper show the losses and their gradients. Figure 4 shows, for the pixels of a network trained
+with γ = 2, how the loss is distributed over them under several γ.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from experiments.sweep.paper_report import Study, SweepResults, main_of
+from experiments.sweep.paper_report import PaperReport, SweepResults, main_of
 from experiments.sweep.parallel_cells import RESULT_FILE
 from segjax import losses
 from segjax.inference import predict_logits
@@ -40,27 +40,27 @@ class Pixels(NamedTuple):
 
 
 def held_by_hardest(loss: np.ndarray, share: float = HARDEST) -> float:
-    """The part of the summed loss that the `share` of pixels with the largest loss holds; NaN without any loss."""
+    """Returns the part of the summed loss that the `share` of pixels with the largest loss has; NaN if all are 0."""
     ordered = np.sort(loss.astype(np.float64))[::-1]
     total = ordered.sum()
     return float(ordered[: round(share * len(ordered))].sum() / total) if total > 0 else float("nan")
 
 
 def cumulative(loss: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """The CDF of the normalised loss: over the share of pixels, easiest first, the share of the loss they hold."""
+    """Returns the CDF of the normalised loss: shares of the pixels, easiest first, and their shares of the loss."""
     ordered = np.concatenate([[0.0], np.cumsum(np.sort(loss.astype(np.float64)))])
     at = np.linspace(0, len(loss), points).round().astype(int)
     return at / len(loss), ordered[at] / ordered[-1]
 
 
 def focal(logits: np.ndarray, rare: bool, gamma: float) -> np.ndarray:
-    """The focal loss of pixels of one class."""
+    """Returns the focal loss of pixels of one class."""
     targets = np.full(logits.shape, int(rare), np.int32)
     return np.asarray(losses.sigmoid_focal_loss(logits.astype(np.float32), targets, gamma=gamma))
 
 
 def pixels_of(folder: Path) -> Pixels:
-    """The logits of a cell's network on every labelled pixel of its evaluation split, at native resolution."""
+    """Returns the logits of a cell's network for every labelled pixel of its evaluation split, at native resolution."""
     run = load_run(folder / "checkpoints" / "latest")
     predict = jax.jit(partial(predict_logits, run.model, preprocessing=run.preprocessing))
     source, rare, background = open_split(run.config.data, run.config.data.eval_split), [], []
@@ -81,7 +81,7 @@ def _lines(
 
 
 def shapes() -> Figure:
-    """Figures 1, 5 and 6: loss over p_t, loss over x_t, and |gradient| over x_t, of a positive."""
+    """Draws figures 1, 5 and 6: loss over p_t, loss over x_t, and |gradient| over x_t, of a positive."""
     drawn = Figure(figsize=(15, 4.4), layout="constrained", dpi=100)
     by_probability, by_logit, by_gradient = drawn.subplots(1, 3)
     x = jnp.linspace(-6.0, 6.0, 400)
@@ -111,7 +111,7 @@ def shapes() -> Figure:
 
 
 def distributions(pixels: Pixels) -> Figure:
-    """Figure 4: the CDF of the normalised loss of either class, a line a γ."""
+    """Draws figure 4: the CDF of the normalised loss of each class, one line per γ."""
     drawn = Figure(figsize=(11, 4.4), layout="constrained", dpi=110)
     for axes, (title, logits, rare) in zip(
         drawn.subplots(1, 2),
@@ -127,12 +127,12 @@ def distributions(pixels: Pixels) -> Figure:
     return drawn
 
 
-def sections(outcomes: SweepResults) -> tuple[Section, ...]:
-    """The losses; and where a network has been trained, what γ makes of its pixels."""
-    caption = "Loss over p_t, loss over x_t, and the size of the gradient over x_t."
-    form = Section("The losses", "x_t is the logit for a positive, and its negative for a negative.")
+def sections(results: SweepResults) -> tuple[Section, ...]:
+    """Returns the losses and, if a network was trained, the distribution of the loss over its pixels."""
+    caption = "Loss over p_t, loss over x_t, and magnitude of the gradient over x_t."
+    form = Section("The losses", "x_t is the logit of a positive, and the negated logit of a negative.")
     form = form._replace(pictures=(Picture("shapes", caption, png(shapes())),))
-    shares = {cell.name: shares_of(cell.name, outcomes) for cell in outcomes.cells}
+    shares = {cell.name: shares_of(cell.name, results) for cell in results.cells}
     known = [found for found in shares.values() if found]
     if not known:
         return (form,)
@@ -141,37 +141,37 @@ def sections(outcomes: SweepResults) -> tuple[Section, ...]:
         for gamma in GAMMAS
     ]
     table = Table(
-        f"The share of the loss that the hardest {100 * HARDEST:.0f} % of the pixels hold",
+        f"Share of the loss from the hardest {100 * HARDEST:.0f} % of the pixels",
         ("γ", "rare class", "background"),
         rows,
     )
-    here = [outcomes.workdir / name for name, found in shares.items() if found and _network(outcomes.workdir / name)]
+    here = [results.workdir / name for name, found in shares.items() if found and _network(results.workdir / name)]
     caption = "The CDF of the normalised loss, first seed."
     pictures = (Picture("cdf", caption, png(distributions(pixels_of(here[0])))),) if here else ()
     text = (
-        f"One network a seed, trained with γ = 2 and α = 0.25; {known[0]['pixels']['rare']} pixels of the rare class "
-        f"and {known[0]['pixels']['background']} of the background. In the paper the hardest 20 % of the positives "
-        "hold about half of the loss whatever γ is, and of the negatives a few hold nearly all of it at γ = 2."
+        f"One network per seed, trained with γ = 2 and α = 0.25; {known[0]['pixels']['rare']} pixels of the rare class "
+        f"and {known[0]['pixels']['background']} of the background. In the paper, the hardest 20 % of the positives "
+        "have about half of their loss for any γ, and a few negatives have nearly all of theirs at γ = 2."
     )
-    return form, Section("Figure 4: whose loss it is", text, (table,), pictures)
+    return form, Section("Figure 4: distribution of the loss over pixels", text, (table,), pictures)
 
 
-def shares_of(name: str, outcomes: SweepResults) -> dict[str, Any] | None:
-    """Of a cell that has ended the pixels and the shares by class and γ; None where it has not, or its network is gone.
+def shares_of(name: str, results: SweepResults) -> dict[str, Any] | None:
+    """Returns the number of pixels, and the shares per class and γ, of a finished cell; None without its network.
 
-    They are measured once and kept with the cell's result, so that a report that takes it over has them too.
+    They are stored in the cell's result, so that reports which import the result have them too.
     """
-    result = outcomes.by_cell.get(name, {})
+    result = results.by_cell.get(name, {})
     if result.get("status") != "done":
         return None
-    if "hardest" not in result and _network(outcomes.workdir / name):
-        pixels = pixels_of(outcomes.workdir / name)._asdict()
+    if "hardest" not in result and _network(results.workdir / name):
+        pixels = pixels_of(results.workdir / name)._asdict()
         held = {
             kind: {f"{gamma:g}": held_by_hardest(focal(logits, kind == "rare", gamma)) for gamma in GAMMAS}
             for kind, logits in pixels.items()
         }
         result["hardest"] = {"pixels": {kind: len(logits) for kind, logits in pixels.items()}, "held": held}
-        write_json(outcomes.workdir / name / RESULT_FILE, result)
+        write_json(results.workdir / name / RESULT_FILE, result)
     return result.get("hardest")
 
 
@@ -179,12 +179,12 @@ def _network(folder: Path) -> bool:
     return (folder / FOLDER).exists()
 
 
-STUDY = Study(
+PAPER_REPORT = PaperReport(
     "loss_curves",
-    "What focal loss looks like, and whose loss it is",
+    "Focal loss and its distribution over pixels",
     "Lin et al. 2017 (arXiv 1708.02002), figures 1, 4, 5 and 6.",
     sections,
 )
 
 if __name__ == "__main__":
-    main_of(STUDY)
+    main_of(PAPER_REPORT)

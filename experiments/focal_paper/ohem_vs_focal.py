@@ -1,19 +1,19 @@
-"""OHEM beside focal loss, table 1d: `python -m experiments.focal_paper.ohem_vs_focal --preset=cpu`.
+"""OHEM and focal loss, table 1d of the paper: `python -m experiments.focal_paper.ohem_vs_focal --preset=cpu`.
 
-OHEM by fraction, by threshold and 1:3, and hinge, against focal loss, all from the same prior bias. Table 1d of the
-focal loss paper; `configs/ohem_vs_focal.py` has the grid.
+Compares OHEM by fraction, by threshold and 1:3, and hinge loss, with focal loss, all from the same prior bias.
+`configs/ohem_vs_focal.py` has the grid.
 """
 
 import math
 from typing import Any
 
 from experiments.focal_paper.paper_numbers import TABLE_1D, percent
-from experiments.sweep.paper_report import SCORES, Study, SweepResults, main_of, precision_curves
+from experiments.sweep.paper_report import SCORES, PaperReport, SweepResults, main_of, precision_curves
 from segjax.reporting import Section, Table
 
 
 def name(row: dict[str, Any]) -> str:
-    """What is trained with."""
+    """Returns the name of a row: its loss and mining."""
     if "objective.hard_fraction" in row:
         return f"OHEM, hardest {100 * row['objective.hard_fraction']:.3g} %"
     if "objective.hard_threshold" in row:
@@ -26,7 +26,7 @@ def name(row: dict[str, Any]) -> str:
 
 
 def published(row: dict[str, Any]) -> float | None:
-    """The paper's AP of what comes nearest; its fractions and batches of boxes are not ours of pixels."""
+    """Returns the paper's AP of the nearest method; its batches of boxes are not fractions of pixels."""
     if row.get("objective.negatives_per_positive") == 3:
         return TABLE_1D["OHEM 1:3"]
     if row.get("objective.gamma") == 2 and row["objective.alpha"] == 0.25:
@@ -34,26 +34,26 @@ def published(row: dict[str, Any]) -> float | None:
     return TABLE_1D["OHEM"] if row.get("objective.hard_fraction") == 0.0625 else None
 
 
-def sections(outcomes: SweepResults) -> tuple[Section, ...]:
-    """The table and the curves."""
-    rows = outcomes.rows()
-    lines = [(name(row), *outcomes.scores(row), percent(published(row))) for row in rows]
+def sections(results: SweepResults) -> tuple[Section, ...]:
+    """Returns the table and the curves."""
+    rows = results.rows()
+    lines = [(name(row), *results.scores(row), percent(published(row))) for row in rows]
     table = Table("Mining and focal loss", ("loss", *SCORES, "paper: AP"), lines, highest=SCORES[:2])
-    picture = precision_curves(outcomes, {name(row): row for row in rows}, "Average precision through training")
+    picture = precision_curves(results, {name(row): row for row in rows}, "Average precision through training")
     text = (
-        "The paper's OHEM is the best of those it tried, which keep 128 to 512 boxes of an image after non-maximum "
-        "suppression. Pixels have no such thing: its number stands beside the hardest 1/16 only to be there."
+        "The paper's OHEM number is the best of several variants, which keep 128 to 512 boxes per image after "
+        "non-maximum suppression. Pixels have no counterpart of this; the number stands beside the hardest 1/16."
     )
     return (Section("Table 1d: OHEM and focal loss", text, (table,), (picture,)),)
 
 
-STUDY = Study(
+PAPER_REPORT = PaperReport(
     "ohem_vs_focal",
-    "Mining hard pixels, or weighing them",
+    "Mining hard pixels or weighting them",
     "Lin et al. 2017 (arXiv 1708.02002, table 1d): with ResNet-101 focal loss reaches AP 36.0 on COCO, the best OHEM "
-    "32.8 and the best OHEM 1:3 31.1; hinge loss was unstable. Is it better to drop what is easy, or to weigh it?",
+    "32.8 and the best OHEM 1:3 31.1; hinge loss was unstable. Is it better to drop easy pixels, or to weight them?",
     sections,
 )
 
 if __name__ == "__main__":
-    main_of(STUDY)
+    main_of(PAPER_REPORT)

@@ -1,4 +1,4 @@
-"""What Lin et al. published (Focal Loss for Dense Object Detection, arXiv 1708.02002): COCO AP of RetinaNet, in %."""
+"""Numbers of Lin et al. (Focal Loss for Dense Object Detection, arXiv 1708.02002): COCO AP of RetinaNet in %."""
 
 # α → AP; γ = 0, prior bias π = 0.01.
 TABLE_1A = {0.1: 0.0, 0.25: 10.8, 0.5: 30.2, 0.75: 31.1, 0.9: 30.8, 0.99: 28.7, 0.999: 25.1}
@@ -22,7 +22,7 @@ TABLE_FL_STAR = {("CE", 0.0, None): 31.1, ("FL", 2.0, None): 34.0, ("FL*", 2.0, 
 
 
 def percent(value: float | None) -> str | None:
-    """The AP as the paper prints it, and told apart from ours.
+    """Returns the AP as in the paper, with % to distinguish it from ours.
 
     >>> percent(34.0), percent(None)
     ('34.0 %', None)

@@ -1,9 +1,9 @@
-"""A grid of runs: every cell trained once, each result a file, whatever is killed and called again.
+"""A grid of runs: each cell is trained once and writes one result file, however often the command is killed and rerun.
 
-Cells whose configs differ in traced fields only (`segjax.training.config.TRACED`) share one compilation. They are
-laid over the devices, a cell each, and cells side by side have one seed and so read the same batches; on one device
-they go one after another through the same compiled step. On CPUs `run_in_processes` spreads them over processes of one
-core each, which find each other's compiled programs in the workdir, unless JAX_COMPILATION_CACHE_DIR names a place.
+Cells whose configs differ only in traced fields (`segjax.training.config.TRACED`) share one compilation. They are laid
+over the devices, one cell per device. Cells that run side by side have the same seed and therefore read the same
+batches. On a single device they run one after another through the same compiled step. On CPUs `run_in_processes`
+starts several processes of one core each, which share compiled programs through a cache in the workdir.
 """
 
 import contextlib
@@ -15,14 +15,15 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import rich.console
 from ml_collections import ConfigDict
 
-from experiments.sweep.parallel_cells import RESULT_FILE, CompiledSweep, compile_sweep, train_together
+from experiments.sweep.parallel_cells import RESULT_FILE, compile_sweep, train_together
+from segjax.storage import read_json, write_json
 from segjax.trained_run import model_of
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.checkpoint import FOLDER, Checkpoints
@@ -30,28 +31,46 @@ from segjax.training.config import defaults, from_leaves, leaves, program
 from segjax.training.loop import CONFIG_FILE
 from segjax.training.metrics_writer import METRICS_FILE
 
-# Of a process that computes on a CPU: glibc asks for huge pages, and a step takes less time; `benchmarks_pages` says
-# how much less. Where there are none it does nothing.
+# Makes glibc request huge pages, which shortens a training step on CPU; see `benchmarks_pages`.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 Changes = Mapping[str, Any]
 
 
-class Cell(NamedTuple):
-    """One run of a sweep: what it changes in the base config, and the config that this makes."""
+class Orphaned(RuntimeError):
+    """The process that started this one has ended."""
 
+
+class Cell(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+      row: name of its row in the table, the same for every seed.
+      changes: fields that it changes in the base config, with their values; "seed" is one of them.
+      config: the complete config.
+    """
+
+    row: str
     changes: Changes
     config: ConfigDict
 
     @property
     def name(self) -> str:
-        """The name of its folder: the last part of each changed field with its value, the seed at the end.
+        """Name of its folder: the row and the seed.
 
-        >>> Cell({"seed": 1, "objective.gamma": 2.0, "model.prior": (0.01,)}, ConfigDict()).name
-        'gamma=2,prior=0.01,seed=1'
+        >>> Cell("DeepLab v2, ResNet-18", {"seed": 1}, ConfigDict()).name
+        'DeepLab_v2,_ResNet-18,seed=1'
         """
-        parts = [f"{key.split('.')[-1]}={_plain(value)}" for key, value in self.changes.items() if key != "seed"]
-        return ",".join([*parts, f"seed={self.changes['seed']}"])
+        return re.sub(r"[^\w.,=-]+", "_", f"{self.row},seed={self.changes['seed']}").strip("_,")
+
+
+def row_name(changes: Changes) -> str:
+    """Returns the name of a row without one: the last part of each changed field, with its value.
+
+    >>> row_name({"objective.gamma": 2.0, "model.prior": (0.01,)})
+    'gamma=2,prior=0.01'
+    """
+    return ",".join(f"{key.split('.')[-1]}={_plain(value)}" for key, value in changes.items())
 
 
 def _plain(value: Any) -> str:
@@ -60,110 +79,120 @@ def _plain(value: Any) -> str:
     return re.sub(r"[^\w.]+", "_", f"{value:g}" if isinstance(value, float) else str(value))
 
 
-def axis(field: str, *values: Any) -> tuple[Changes, ...]:
-    """An axis of a grid along one field of the config: `axis("objective.gamma", 0.0, 2.0)`."""
-    return tuple({field: value} for value in values)
-
-
 def product(*axes: Sequence[Changes]) -> list[Changes]:
-    """Every combination of one entry an axis, the last axis fastest. An entry may change several fields at once.
+    """Returns every combination of one entry per axis, the last axis fastest. An entry may change several fields.
 
-    >>> product(axis("a", 1, 2), axis("b", 3))
+    >>> product([{"a": 1}, {"a": 2}], [{"b": 3}])
     [{'a': 1, 'b': 3}, {'a': 2, 'b': 3}]
     """
     return [dict(itertools.chain(*(entry.items() for entry in entries))) for entries in itertools.product(*axes)]
 
 
-def make_cells(base: ConfigDict, rows: Sequence[Changes], seeds: Sequence[int]) -> list[Cell]:
-    """The cells of `rows`, each with every seed; the seed changes slowest, so that whole tables come early.
+def make_cells(base: ConfigDict, rows: Sequence[Changes] | Mapping[str, Changes], seeds: Sequence[int]) -> list[Cell]:
+    """Returns one cell per row and seed. The seed changes slowest, so that a whole table is complete early.
+
+    Args:
+      base: the config that the rows change.
+      rows: changed fields of each row; a mapping also names the rows.
+      seeds: the seeds of each row.
 
     Raises:
-      ConfigError: a row makes a config that is wrong; or two rows the same one.
+      ConfigError: a row gives an invalid config, or two cells have the same name.
     """
+    named = list(rows.items()) if isinstance(rows, Mapping) else [(row_name(row), row) for row in rows]
     cells: dict[str, Cell] = {}
-    for seed in seeds:
-        for row in rows:
-            changes = {**row, "seed": seed}
-            cell = Cell(changes, from_leaves(leaves(base) | changes))
-            validate(cell.config)
-            model_of(cell.config)
-            if cell.name in cells:
-                raise ConfigError(
-                    f"two cells of the sweep are called {cell.name}: {cells[cell.name].changes}, {changes}"
-                )
-            cells[cell.name] = cell
+    for seed, (name, row) in itertools.product(seeds, named):
+        changes = {**row, "seed": seed}
+        cell = Cell(name, changes, from_leaves(leaves(base) | changes))
+        validate(cell.config)
+        model_of(cell.config)
+        if cell.name in cells:
+            raise ConfigError(f"two cells of the sweep are named {cell.name}: {cells[cell.name].changes}, {changes}")
+        cells[cell.name] = cell
     return list(cells.values())
 
 
 def result_of(cell: Cell, workdir: Path) -> dict[str, Any] | None:
-    """What was measured in a cell; None where it has not ended yet.
+    """Returns the result of a cell, or None if it has not ended.
 
     Raises:
-      ConfigError: the folder holds a cell of another config.
+      ConfigError: the cell's folder contains a run of another config.
     """
     folder = workdir / cell.name
-    check_config(folder, cell.config)
+    if (folder / CONFIG_FILE).exists():
+        saved = read_json(folder / CONFIG_FILE)
+        check_same(folder, saved, cell.config, "; choose another --workdir, or remove this folder")
     path = folder / RESULT_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
-def check_config(folder: Path, config: ConfigDict) -> None:
-    """Raises `ConfigError` where the folder is that of a run with another config."""
-    if not (folder / CONFIG_FILE).exists():
-        return
-    saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    # A field that the run's code did not have yet is as if it had its default.
-    was, now = (json.loads(json.dumps(fields)) for fields in (leaves(defaults()) | saved, leaves(config)))
-    for key in sorted(was.keys() | now.keys()):
-        if was.get(key) != now.get(key):
-            raise ConfigError(
-                f"{folder} was run with config.{key} = {was.get(key)!r}; expected {now.get(key)!r}. Name another "
-                "--workdir, or remove this folder"
-            )
+def check_same(
+    path: Path, saved: Mapping[str, Any], config: ConfigDict, remedy: str = "", *, ignore: Collection[str] = ()
+) -> None:
+    """Raises `ConfigError` if the fields `saved` in `path` differ from `config`, other than in `ignore`.
+
+    A field that did not exist when they were saved counts as having its default.
+    """
+    before, now = (json.loads(json.dumps(fields)) for fields in (leaves(defaults()) | saved, leaves(config)))
+    for key in sorted(now.keys() - set(ignore)):
+        if before[key] != now[key]:
+            raise ConfigError(f"{path} was run with config.{key} = {before[key]!r}; expected {now[key]!r}{remedy}")
 
 
-def run(cells: Sequence[Cell], workdir: Path, console: rich.console.Console, *, parent: int | None = None) -> None:
-    """Runs in this process the cells that have no result and that no other process holds, a cell a device.
+def run(
+    cells: Sequence[Cell],
+    workdir: Path,
+    console: rich.console.Console,
+    *,
+    measure: Callable[[Cell, Path], dict[str, Any]] | None = None,
+    parent: int | None = None,
+) -> None:
+    """Runs, one per device, the cells that have no result and that no other process is running.
 
-    Cells that others hold are waited for: when this returns, all have a result.
+    Returns when every cell has a result; cells that another process is running are waited for.
 
     Args:
-      cells: of `make_cells`.
-      workdir: holds a folder a cell.
-      console: is told of every cell that ends.
-      parent: the process that must live on, or the cells stop (and can go on later); None: nobody.
+      cells: cells of `make_cells`.
+      workdir: folder that contains one folder per cell.
+      console: prints one line per finished cell.
+      measure: `measure(cell, folder)` returns further entries of the result of a trained cell.
+      parent: process id; the cells stop, and can be resumed, when the parent of this process is another one.
+
+    Raises:
+      Orphaned: the parent has ended.
     """
-    mesh, compiled_sweeps, waiting = parallel.make_mesh(), {}, False
+
+    def check_parent() -> None:
+        if parent is not None and os.getppid() != parent:
+            raise Orphaned(f"process {parent}, which started this one, has ended")
+
+    mesh, compiled, waiting = parallel.make_mesh(), {}, False
     programs = {cell.name: program(cell.config) for cell in cells}
     while True:
         with contextlib.ExitStack() as locks:
             chunk = _claim(cells, programs, workdir, mesh.size, locks)
             if chunk:
-                one = programs[chunk[0].name]
-                compiled_sweeps[one] = compiled_sweeps.get(one) or compile_sweep(chunk[0].config, mesh)
-                _run_chunk(chunk, workdir, compiled_sweeps[one], parent)
+                sweep = compiled.get(programs[chunk[0].name]) or compile_sweep(chunk[0].config, mesh)
+                compiled[programs[chunk[0].name]] = sweep
+                folders = [workdir / cell.name for cell in chunk]
+                results = train_together([cell.config for cell in chunk], folders, sweep, before_step=check_parent)
+                for cell, folder, result in zip(chunk, folders, results, strict=True):
+                    if measure and result["status"] == "done":
+                        result |= measure(cell, folder)
+                    write_json(folder / RESULT_FILE, result)
         done = sum(result_of(cell, workdir) is not None for cell in cells)
         for cell in chunk:
-            _tell(console, f"{done}/{len(cells)}  {_outcome(cell, workdir)}")
+            _print(console, f"{done}/{len(cells)}  {_summary(cell, workdir)}")
         if done == len(cells):
             return
-        if not chunk:  # its holder may end it, or be killed and leave it to us
+        if not chunk:  # another process may finish them, or be killed and leave them to this one
             if not waiting:
-                _tell(console, f"waiting for {len(cells) - done} cells that other processes hold")
+                _print(console, f"waiting for {len(cells) - done} cells that other processes are running")
             waiting = True
             _pause(1)
 
 
-def _run_chunk(chunk: Sequence[Cell], workdir: Path, sweep: CompiledSweep, parent: int | None) -> None:
-    train_together(
-        [cell.config for cell in chunk],
-        [workdir / cell.name for cell in chunk],
-        sweep,
-        going_on=lambda: parent is None or os.getppid() == parent,
-    )
-
-
-def _outcome(cell: Cell, workdir: Path) -> str:
+def _summary(cell: Cell, workdir: Path) -> str:
     result = result_of(cell, workdir)
     seconds = f"{result['provenance']['wall_seconds']} s"
     if result["status"] == "diverged":
@@ -175,12 +204,12 @@ def _outcome(cell: Cell, workdir: Path) -> str:
 _pause = time.sleep
 
 
-def _tell(console: rich.console.Console, line: str) -> None:
+def _print(console: rich.console.Console, line: str) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _progress(cells: Sequence[Cell], workdir: Path, done: Collection[str]) -> str:
-    """Which cells are under way, and how far: the last step that each has logged."""
+    """Returns the names of the running cells, each with the last step that it has logged."""
     running = []
     for cell in cells:
         log = workdir / cell.name / METRICS_FILE
@@ -192,23 +221,20 @@ def _progress(cells: Sequence[Cell], workdir: Path, done: Collection[str]) -> st
 
 
 def _claim(
-    cells: Sequence[Cell], programs: Mapping[str, Any], workdir: Path, most: int, locks: contextlib.ExitStack
+    cells: Sequence[Cell], programs: Mapping[str, Any], workdir: Path, count: int, locks: contextlib.ExitStack
 ) -> list[Cell]:
-    """Up to `most` cells without a result, of one program and seed and saved at one step, which this process holds."""
+    """Locks up to `count` cells without a result that have one program, one seed and one saved step."""
     chunk: list[Cell] = []
     kind = None
     for cell in cells:
-        if len(chunk) == most:
-            break
-        if kind is not None and kind[:2] != (programs[cell.name], cell.config.seed):
-            continue
-        if result_of(cell, workdir) is not None:
+        same_batches = kind is None or kind[:2] == (programs[cell.name], cell.config.seed)
+        if len(chunk) == count or not same_batches or result_of(cell, workdir) is not None:
             continue
         lock = locked(workdir / cell.name)
         if lock is None:
             continue
         this = (programs[cell.name], cell.config.seed, _saved_step(workdir / cell.name))
-        # Another process may have ended the cell between the two looks.
+        # Another process may have finished the cell before it was locked.
         if result_of(cell, workdir) is not None or kind not in (None, this):
             lock.close()
             continue
@@ -218,7 +244,7 @@ def _claim(
 
 
 def locked(folder: Path) -> IO[str] | None:
-    """The folder's lock, held until it is closed or the process ends, however it ends; None if another holds it."""
+    """Returns the folder's lock, held until it is closed or the process ends; None if another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / ".lock").open("a")
     try:
@@ -239,36 +265,36 @@ def _saved_step(folder: Path) -> int:
 def run_in_processes(
     cells: Sequence[Cell], workdir: Path, console: rich.console.Console, command: Sequence[str], processes: int
 ) -> None:
-    """Runs `command` in `processes` processes, each on a core of its own, until all have ended.
+    """Runs `command` in `processes` processes, each on one CPU core, until all have ended.
 
-    `command` is one that calls `run` on the same cells with `parent=` the process it is given as `--parent`; it takes
-    whichever cell is free. What a process prints goes to a log in `workdir`, which the message of an error names.
+    The command must call `run` on the same cells, with `parent` from its flag `--parent`. Each process takes the next
+    free cell. Its output goes to a log in `workdir`.
 
     Raises:
-      RuntimeError: a process ended with an error; the others were waited for, and the message names its log.
+      RuntimeError: a process failed; raised after the others have ended, with the name of the log.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     logs = [workdir / f"process_{os.getpid()}_{i}.log" for i in range(processes)]
     with contextlib.ExitStack() as stack:
         cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled")}
         children, environment = [], {**HUGE_PAGES, **cache, **os.environ}
+        argv = [sys.executable, *command, f"--parent={os.getpid()}"]
         for i, log in enumerate(logs):
             out = stack.enter_context(log.open("w"))
             with _on_core(i):
-                argv = [sys.executable, *command, f"--parent={os.getpid()}"]
                 children.append(subprocess.Popen(argv, stdout=out, stderr=out, env=environment))
-        told: set[str] = set()
+        printed: set[str] = set()
         status = stack.enter_context(console.status("starting"))
-        while True:
+        ended = False
+        while not ended:
             ended = all(child.poll() is not None for child in children)
             for cell in cells:
-                if cell.name not in told and result_of(cell, workdir) is not None:
-                    told.add(cell.name)
-                    _tell(console, f"{len(told)}/{len(cells)}  {_outcome(cell, workdir)}")
-            if ended:
-                break
-            status.update(_progress(cells, workdir, told))
-            time.sleep(1)
+                if cell.name not in printed and result_of(cell, workdir) is not None:
+                    printed.add(cell.name)
+                    _print(console, f"{len(printed)}/{len(cells)}  {_summary(cell, workdir)}")
+            if not ended:
+                status.update(_progress(cells, workdir, printed))
+                time.sleep(1)
     for child, log in zip(children, logs, strict=True):
         if child.returncode:
             lines = log.read_text(encoding="utf-8").splitlines() or ["it printed nothing"]
@@ -277,13 +303,13 @@ def run_in_processes(
 
 @contextlib.contextmanager
 def _on_core(i: int) -> Iterator[None]:
-    """What is started meanwhile has one core, the i-th of ours, where the system can say so; XLA takes one thread."""
+    """Starts processes on core i of this process, where the system supports it; XLA then uses one thread."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
-    ours = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {sorted(ours)[i % len(ours)]})
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(cores)[i % len(cores)]})
     try:
         yield
     finally:
-        os.sched_setaffinity(0, ours)
+        os.sched_setaffinity(0, cores)

@@ -1,4 +1,4 @@
-"""From a grid in `configs/` to a report: what the sweeps of the focal loss paper's questions have in common."""
+"""Command and report of a sweep that answers one question of the focal loss paper: grid in `configs/`, tables here."""
 
 import importlib
 import math
@@ -18,36 +18,36 @@ from segjax.reporting import Picture, Report, Section, Spread, curves, png, show
 from segjax.storage import local_path
 from segjax.training.provenance import provenance
 
-# `--help` shows the flags of the module that is run, and `main_of` defines them for it.
+# `--help` lists the flags of the module that is run; `main_of` defines them for it.
 flags.disclaim_key_flags()
 
 DATA = {
-    "road_debris": "drawn road scenes, validation; debris is 0.5 % of the pixels",
-    "crackforest": "CrackForest, test images, for lack of a validation split: what is best, is best on these images; "
-    "cracks are 1.6 % of the pixels",
+    "road_debris": "drawn road scenes, validation split; 0.5 % of the pixels are debris",
+    "crackforest": "CrackForest, test images, because it has no validation split: the best scores are best on these "
+    "images; 1.6 % of the pixels are cracks",
 }
-
-
-# The columns of `SweepResults.scores`; of the first two the highest is the best.
+# Columns of `SweepResults.scores`; tables mark the highest of the first two.
 SCORES = ("average precision", "best IoU", "recall at p = 0.5")
+
+Result = dict[str, Any]
 
 
 class SweepResults:
-    """What the cells of a sweep have measured so far.
+    """Results of the finished cells of a sweep.
 
     Attributes:
-      cells: all of them.
-      results: by the cell's name, what `sweep.result_of` gives; cells that have not ended are missing.
-      workdir: their folder.
+      cells: all cells.
+      by_cell: results by cell name, as `grid.result_of` returns them; cells that have not ended are missing.
+      workdir: folder of the cells.
     """
 
     def __init__(self, cells: Sequence[Cell], workdir: Path):
         self.cells, self.workdir = cells, workdir
-        found = {cell.name: grid.result_of(cell, workdir) for cell in cells}
-        self.by_cell = {name: result for name, result in found.items() if result is not None}
+        results = {cell.name: grid.result_of(cell, workdir) for cell in cells}
+        self.by_cell = {name: result for name, result in results.items() if result is not None}
 
     def rows(self) -> list[dict[str, Any]]:
-        """The changes of each row of the grid, without the seed, in its order."""
+        """Returns the changes of each row of the grid, without the seed, in its order."""
         rows: list[dict[str, Any]] = []
         for cell in self.cells:
             row = {key: value for key, value in cell.changes.items() if key != "seed"}
@@ -55,47 +55,51 @@ class SweepResults:
                 rows.append(row)
         return rows
 
-    def of(self, row: Changes) -> list[dict[str, Any]]:
-        """The results of a row, one a seed."""
+    def for_row(self, row: Changes) -> list[Result]:
+        """Returns the results of a row, one per seed."""
         return [
             self.by_cell[cell.name]
             for cell in self.cells
             if cell.name in self.by_cell and {**row, "seed": cell.changes["seed"]} == cell.changes
         ]
 
-    def over_seeds(self, row: Changes, value: Callable[[dict[str, Any]], float | None]) -> Spread:
-        """`value(result)` of each seed of a row; a cell that diverged, or has not ended, is one without a value."""
-        seeds, results = len({cell.changes["seed"] for cell in self.cells}), self.of(row)
-        values = [value(one) for one in results if one["status"] != "diverged"]
+    def over_seeds(self, row: Changes, value: Callable[[Result], float | None]) -> Spread:
+        """Returns `value(result)` over the seeds of a row; cells that diverged or have not ended have no value."""
+        seeds, results = len({cell.changes["seed"] for cell in self.cells}), self.for_row(row)
+        values = [value(result) for result in results if result["status"] != "diverged"]
         return spread([*values, *[None] * (seeds - len(results))], len(results) - len(values))
 
     def score(self, row: Changes, key: str) -> Spread:
-        """A score of the end of training, over the seeds."""
-        return self.over_seeds(row, lambda one: one["scores"][key])
+        """Returns a score of the last step over the seeds of a row."""
+        return self.over_seeds(row, lambda result: result["scores"][key])
 
     def recall(self, row: Changes) -> Spread:
-        """Of the rare class, at p = 0.5."""
-        return self.over_seeds(row, lambda one: one["scores"]["recall_per_class"][1])
+        """Returns the recall of the rare class at p = 0.5 over the seeds of a row."""
+        return self.over_seeds(row, lambda result: result["scores"]["recall_per_class"][1])
 
     def scores(self, row: Changes) -> tuple[Spread, Spread, Spread]:
-        """What every table shows of a row: `SCORES`."""
+        """Returns the columns `SCORES` of a row."""
         return self.score(row, "average_precision"), self.score(row, "best_iou"), self.recall(row)
 
     def average_precision(self, row: Changes) -> float:
-        """Its mean over the seeds; -inf where there is none."""
+        """Returns the mean average precision over the seeds of a row; -inf if no seed has one."""
         mean = self.score(row, "average_precision").mean
         return -math.inf if math.isnan(mean) else mean
 
     def curves(self, row: Changes, key: str) -> tuple[list[int], list[list[float | None]]]:
-        """A score through training: the steps, and the values a seed; empty where nothing has ended."""
-        done = [one for one in self.of(row) if one["status"] == "done"]
-        return (done[0]["curves"]["step"] if done else [], [one["curves"][key] for one in done])
+        """Returns the evaluated steps of a row, and a score at these steps per seed; both empty without a result."""
+        done = [result for result in self.for_row(row) if result["status"] == "done"]
+        return (done[0]["curves"]["step"] if done else [], [result["curves"][key] for result in done])
+
+    def diverged(self, row: Changes) -> int:
+        """Returns the number of seeds of a row that diverged."""
+        return sum(result["status"] == "diverged" for result in self.for_row(row))
 
 
-def precision_curves(outcomes: SweepResults, rows: Mapping[str, Changes], title: str, name: str = "curves") -> Picture:
-    """Average precision through training, a line a row, under the names given."""
+def precision_curves(results: SweepResults, rows: Mapping[str, Changes], title: str, name: str = "curves") -> Picture:
+    """Returns a picture of average precision through training, with one named line per row."""
     drawn = curves(
-        {label: outcomes.curves(row, "average_precision") for label, row in rows.items()},
+        {label: results.curves(row, "average_precision") for label, row in rows.items()},
         title=title,
         x="step",
         y="average precision",
@@ -104,14 +108,14 @@ def precision_curves(outcomes: SweepResults, rows: Mapping[str, Changes], title:
     return Picture(name, f"{title}: mean over the seeds, and the range between them.", png(drawn))
 
 
-class Study(NamedTuple):
-    """One experiment.
+class PaperReport(NamedTuple):
+    """One question of the paper.
 
     Attributes:
-      name: of its config, `configs/NAME.py`.
-      title: of the report.
-      question: what is asked.
-      sections: how outcomes become a report.
+      name: name of its config, `configs/NAME.py`, and of its module.
+      title: title of the report.
+      question: the paper's finding and the question, for the head of the report.
+      sections: builds the sections of the report from the results.
     """
 
     name: str
@@ -120,61 +124,43 @@ class Study(NamedTuple):
     sections: Callable[[SweepResults], tuple[Section, ...]]
 
 
-def report_of(study: Study, outcomes: SweepResults, data: str, preset: str) -> Report:
-    """The report of what there is, saying how much that is and where it comes from."""
-    first, done = outcomes.cells[0].config, list(outcomes.by_cell.values())
-    seconds = sum(one["provenance"]["wall_seconds"] for one in done)
-    origins = [one["provenance"] for one in done] or [provenance()]
-    diverged = sum(one["status"] == "diverged" for one in done)
-    taken = sum("wall_seconds_of" in one["provenance"] for one in done)
-    means = f"; of {taken} the mean over the cells of an earlier report" if taken else ""
-    seeds = sorted({cell.changes["seed"] for cell in outcomes.cells})
+def build_report(paper: PaperReport, results: SweepResults, data: str, preset: str) -> Report:
+    """Returns the report of the finished cells, with their number and provenance."""
+    first, done = results.cells[0].config, list(results.by_cell.values())
+    origins = [result["provenance"] for result in done] or [provenance()]
+    # Results from before each cell had its own time have the mean over their report.
+    averaged = sum("wall_seconds_of" in result["provenance"] for result in done)
+    note = f"; for {averaged} cells the mean of an earlier report" if averaged else ""
+    seconds = sum(result["provenance"]["wall_seconds"] for result in done)
+
+    def distinct(key: str) -> list[Any]:
+        values = [origin[key] for origin in origins]
+        return [value for i, value in enumerate(values) if value not in values[:i]]
+
     facts = {
         "data": DATA[data],
         "preset": preset,
-        "cells": f"{len(done)} of {len(outcomes.cells)} measured, {diverged} diverged",
-        "seeds": seeds,
+        "cells": f"{len(done)} of {len(results.cells)} finished, "
+        f"{sum(result['status'] == 'diverged' for result in done)} diverged",
+        "seeds": sorted({cell.changes["seed"] for cell in results.cells}),
         "run": f"{first.training.steps} steps of batch {first.training.global_batch}, {first.data.size[0]}×"
         f"{first.data.size[1]} pixels, U-Net of width {first.model.width} and depth {first.model.depth}",
-        "time": f"{seconds / 3600:.1f} hours, the sum over the cells (wall time of each since last begun{means})",
-        "command": sorted({re.sub(r" --parent=\d+", "", one["command"]) for one in origins}),
-        "commit": _distinct(origins, "commit"),
-        "device": _distinct(origins, "device"),
-        "CPU threads a process": _distinct(origins, "cpu_threads"),
-        "python": _distinct(origins, "python"),
-        "versions": _distinct(origins, "versions"),
+        "time": f"{seconds / 3600:.1f} hours, the sum over the cells (wall time of each since its last start{note})",
+        "command": sorted({re.sub(r" --parent=\d+", "", origin["command"]) for origin in origins}),
+        "commit": distinct("commit"),
+        "device": distinct("device"),
+        "CPU threads per process": distinct("cpu_threads"),
+        "python": distinct("python"),
+        "versions": distinct("versions"),
     }
-    return Report(f"{study.title}: {data}", f"{study.question}\n\nOf {DATA[data]}.", study.sections(outcomes), facts)
-
-
-def _distinct(origins: Sequence[dict[str, Any]], key: str) -> list[Any]:
-    """What the cells say of `key`, each thing once: they may have been run here and there, now and then."""
-    values: list[Any] = []
-    for one in origins:
-        if one[key] not in values:
-            values.append(one[key])
-    return values
-
-
-def main_of(study: Study) -> None:
-    """The command line of a study."""
-    config = importlib.import_module(f"configs.{study.name}")
-    flags.DEFINE_enum("preset", "cpu", list(config.PRESETS), f"Which grid; see configs/{study.name}.py.")
-    flags.DEFINE_enum("data", "road_debris", list(config.DATA), "The data set.")
-    flags.DEFINE_string("workdir", f"runs/{study.name}", "Where the cells and the report go.")
-    flags.DEFINE_integer("processes", 1, "Processes, one CPU core each; 1: this one, on all devices.", lower_bound=1)
-    flags.DEFINE_integer("steps", None, "Steps a cell; default the preset's.", lower_bound=1)
-    flags.DEFINE_multi_integer("seed", None, "A seed in place of the preset's; may be given again.")
-    flags.DEFINE_multi_string("measured", [], "The JSON of an earlier report: its cells are not run again.")
-    flags.DEFINE_bool("only_report", False, "Run nothing; report what there is.")
-    flags.DEFINE_integer("parent", None, "Used by --processes: run cells while this process lives; report nothing.")
-    cli.run(lambda argv: _main(study, config, argv), required=[])
+    text = f"{paper.question}\n\nData: {DATA[data]}."
+    return Report(f"{paper.title}: {data}", text, paper.sections(results), facts)
 
 
 def make_cells(
     config: ModuleType, preset: str, data: str, *, steps: int | None = None, seeds: Sequence[int] | None = None
 ) -> list[Cell]:
-    """The cells of a config's grids; `steps` and `seeds` in place of its own."""
+    """Returns the cells of the grids of a config module; `steps` and `seeds` replace those of the preset."""
     base = config.get_config(preset, data)
     if steps:
         base.training.steps = steps
@@ -183,40 +169,61 @@ def make_cells(
     return grid.make_cells(base, rows, seeds or config.get_seeds(preset, data))
 
 
-def _main(study: Study, config: ModuleType, argv: list[str]) -> None:
+def main_of(paper: PaperReport) -> None:
+    """Runs the command line of a report."""
+    config = importlib.import_module(f"configs.{paper.name}")
+    flags.DEFINE_enum(
+        "preset", "cpu", list(config.PRESETS), f"Size of the grid and its runs; see configs/{paper.name}.py."
+    )
+    flags.DEFINE_enum("data", "road_debris", list(config.DATA), "The data set.")
+    flags.DEFINE_string("workdir", f"runs/{paper.name}", "Folder of the cells and the report.")
+    flags.DEFINE_integer(
+        "processes", 1, "Number of processes, each on one CPU core. 1: this process, on all devices.", lower_bound=1
+    )
+    flags.DEFINE_integer("steps", None, "Steps per cell. Default: the preset's.", lower_bound=1)
+    flags.DEFINE_multi_integer("seed", None, "A seed; may be repeated. Default: the preset's.")
+    flags.DEFINE_multi_string("measured", [], "JSON of an earlier report; its cells are not run again.")
+    flags.DEFINE_bool("only_report", False, "Run nothing; report the finished cells.")
+    flags.DEFINE_integer("parent", None, "Internal, set by --processes: stop when this process ends; write no report.")
+    cli.run(lambda argv: _main(paper, config, argv), required=[])
+
+
+def _main(paper: PaperReport, config: ModuleType, argv: list[str]) -> None:
     options, console = flags.FLAGS, rich.console.Console()
     if argv[1:]:
         raise app.UsageError(f"unexpected {' '.join(argv[1:])}")
     cells = make_cells(config, options.preset, options.data, steps=options.steps, seeds=options.seed)
     folder = local_path(options.workdir)
     workdir = folder / options.data
-    presets = make_cells(config, options.preset, options.data, steps=options.steps)
+    of_preset = make_cells(config, options.preset, options.data, steps=options.steps)
     for file in options.measured:
-        console.print(f"{results_io.take_over([*presets, *cells], workdir, Path(file))} cells taken over from {file}")
+        imported = results_io.import_results([*of_preset, *cells], workdir, Path(file))
+        console.print(f"imported {imported} cells from {file}")
     if options.parent:
         grid.run(cells, workdir, console, parent=options.parent)
         return
     if not options.only_report:
-        console.print(f"{study.name}, {options.preset}: {len(cells)} cells on {options.data}, in {workdir}/")
+        console.print(f"{paper.name}, preset {options.preset}: {len(cells)} cells on {options.data} in {workdir}/")
         if options.processes > 1:
-            command = ["-m", f"experiments.focal_paper.{study.name}", *given(flags.FLAGS)]
+            command = ["-m", f"experiments.focal_paper.{paper.name}", *given_flags(flags.FLAGS)]
             grid.run_in_processes(cells, workdir, console, command, options.processes)
         else:
             grid.run(cells, workdir, console)
-    outcomes = SweepResults(cells, workdir)
-    report = report_of(study, outcomes, options.data, options.preset)
+    results = SweepResults(cells, workdir)
+    report = build_report(paper, results, options.data, options.preset)
     for section in report.sections:
         for table in section.tables:
             show(table, console)
-    written = write_report(report, folder, f"{study.name}_{options.data}", results_io.record(cells, outcomes.by_cell))
-    console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
+    data = results_io.cells_as_json(cells, results.by_cell)
+    written = write_report(report, folder, f"{paper.name}_{options.data}", data)
+    console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG in the same folder")
 
 
-def given(values: flags.FlagValues) -> list[str]:
-    """The flags of the sweep as they were given on the command line, one argument each, for a child process."""
+def given_flags(values: flags.FlagValues) -> list[str]:
+    """Returns the sweep's flags that were given on the command line, one argument each, for a child process."""
     return [
         argument
         for name in ("preset", "data", "workdir", "steps", "seed")
         if name in values and values[name].present and values[name].value is not None
-        for argument in values[name].serialize().splitlines()  # a line a value, of a flag that may be given again
+        for argument in values[name].serialize().splitlines()  # one line per value of a repeated flag
     ]

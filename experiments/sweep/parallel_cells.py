@@ -1,11 +1,14 @@
-"""Runs of one program side by side, a device each: the same data step by step, and other hyperparameters."""
+"""Trains runs of one program side by side, one per device: the same batches, different hyperparameters.
+
+Step, data, schedule, scores, log and checkpoints are those of `segjax.training.train`.
+"""
 
 import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +20,11 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from segjax.storage import nan_to_none, write_json
-from segjax.training import ConfigError, open_split, parallel, skipped_lines
+from segjax.training import open_split, parallel, skipped_lines
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import leaves
-from segjax.training.evaluation import make_eval_step, scores, sum_counts
+from segjax.training.evaluation import make_eval_step, scores, split_facts, sum_counts
+from segjax.training.gradient_budget import GradientBudget, budget_scalars
 from segjax.training.loop import (
     CONFIG_FILE,
     DEVICE_KEYS,
@@ -39,10 +43,10 @@ RESULT_FILE = "cell.json"
 
 
 class CompiledSweep(NamedTuple):
-    """What the cells of one program share: the data, the devices they are laid over, and the compiled steps."""
+    """The data, devices and compiled steps that the cells of one program share."""
 
-    source: Any
-    held_out: Any
+    train_source: Any
+    eval_source: Any
     mesh: Mesh
     train_step: Callable
     eval_step: Callable
@@ -50,35 +54,27 @@ class CompiledSweep(NamedTuple):
 
 
 def compile_sweep(config: ConfigDict, mesh: Mesh) -> CompiledSweep:
-    """The sweep of `config`'s program, for a cell a device of `mesh`.
+    """Returns the sweep of the program of `config`, with one cell per device of `mesh`.
 
     Raises:
-      ConfigError, DataError: the config or the data do not fit.
+      ConfigError, DataError: the config or the data are invalid.
     """
-    if config.training.gradient_budget:
-        raise ConfigError("config.training.gradient_budget is a log of single runs; a sweep keeps none")
     splits = (config.data.train_split, config.data.eval_split)
-    source, held_out = (open_split(config.data, split) for split in splits)
-    for split, opened in zip(splits, (source, held_out), strict=True):
-        check_channels(config, opened)
-        for line in skipped_lines(opened, split):
+    sources = [open_split(config.data, split) for split in splits]
+    for split, source in zip(splits, sources, strict=True):
+        check_channels(config, source)
+        for line in skipped_lines(source, split):
             print(line, file=sys.stderr, flush=True)
-    classes = len(source.label_set.names)
+    classes = len(sources[0].label_set.names)
     model = make_model(config, classes)
+    train_step, eval_step = (make(config, model, classes, None) for make in (make_train_step, make_eval_step))
     return CompiledSweep(
-        source,
-        held_out,
+        *sources,
         mesh,
-        parallel.map_cells(
-            make_train_step(config, model, classes, None), mesh, shared=(False, True, False), donate=True
-        ),
-        parallel.map_cells(make_eval_step(config, model, classes, None), mesh, shared=(False, True)),
-        provenance(),  # now: by the end of a sweep the checkout may hold other code than this process runs
+        parallel.map_cells(train_step, mesh, shared=(False, True, False), donate=True),
+        parallel.map_cells(eval_step, mesh, shared=(False, True)),
+        provenance(),  # now, because the checkout may change before the sweep ends
     )
-
-
-class Orphaned(RuntimeError):
-    """The process for which the cells were trained is gone."""
 
 
 def train_together(
@@ -86,96 +82,98 @@ def train_together(
     folders: Sequence[Path],
     sweep: CompiledSweep,
     *,
-    going_on: Callable[[], bool] = lambda: True,
-) -> None:
-    """Trains the cells of `configs`, each in its folder, and writes the result of each as it ends.
+    before_step: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Trains one run per config, each in its folder; called again, they carry on from their newest checkpoints.
 
-    A folder is that of a run (`segjax.evaluate` takes it): `config.json`, `metrics.jsonl`, `checkpoints/`; and at the
-    end `cell.json` with "status" ("done", or "diverged" and "diverged_at"), "first_loss", "curves" (the scores by
-    evaluated step), "scores" (those of the last) and "provenance". Called again, cells carry on from their newest
-    checkpoints.
+    A folder is the workdir of a run, which `segjax.evaluate` accepts: `config.json`, `metrics.jsonl`, `checkpoints/`.
+    A run that diverges stops; the others go on.
 
     Args:
-      configs: of one program and one seed; no more than `sweep` has devices.
-      folders: of the cells. Their newest checkpoints must be of one step.
+      configs: configs of one program and one seed, at most one per device.
+      folders: their folders, whose newest checkpoints are of one step.
       sweep: `compile_sweep` of any of the configs.
-      going_on: asked before each step.
+      before_step: called before each step; what it raises ends the training.
 
-    Raises:
-      Orphaned: `going_on` said no.
+    Returns:
+      The result of each run, ready for JSON: "status" ("done" or "diverged"), "diverged_at" (the step, or None),
+      "steps", "first_loss", "curves" (scores by evaluated step), "scores" (of the last evaluation) and "provenance".
     """
-    first, begun = configs[0], time.monotonic()
+    first, begun = configs[0].training, time.monotonic()
+    plans, initial = [phases(config) for config in configs], [hparams_from_config(config) for config in configs]
     with contextlib.ExitStack() as stack:
-        batches = stack.enter_context(contextlib.closing(train_batches(first, sweep.source)))
-        cells = [_Cell(config, folder, stack) for config, folder in zip(configs, folders, strict=True)]
-        states, start, position = _begin(cells, sweep)
-        if position is not None:
-            batches.set_state(position)
-        plan, hparams, pending = [phases(config) for config in configs], None, None
-        for step in range(start + 1, first.training.steps + 1):
-            if not going_on():
-                raise Orphaned(f"asked to stop before step {step}")
-            if hparams is None or any(step == phase.end + 1 for phase in plan[0]):
-                now = [hparams_at(step, hparams_from_config(c), p) for c, p in zip(configs, plan, strict=True)]
-                hparams = _stacked(now, sweep.mesh)
+        batches = stack.enter_context(contextlib.closing(train_batches(configs[0], sweep.train_source)))
+        names = sweep.train_source.label_set.names
+        runs = [_Run(config, folder, names, stack) for config, folder in zip(configs, folders, strict=True)]
+        (start,) = {run.start for run in runs}
+        restored, positions = zip(*(run.restore() for run in runs), strict=True)
+        states, hparams, unlogged = _stack(restored, sweep.mesh), None, None
+        if start:
+            batches.set_state(positions[0])
+        if start == first.steps:  # killed after the last save
+            _evaluate(runs, states, sweep, start)
+        for step in range(start + 1, first.steps + 1):
+            before_step()
+            if hparams is None or any(step == phase.end + 1 for phase in plans[0]):
+                now = [hparams_at(step, values, plan) for values, plan in zip(initial, plans, strict=True)]
+                hparams = _stack(now, sweep.mesh)
             batch = next(batches)
-            states, measured = sweep.train_step(states, _everywhere(batch, DEVICE_KEYS, sweep.mesh), hparams)
-            _log(cells, pending)  # one step late, so that the host does not wait for the devices
-            pending = (step, measured)
-            evaluating = step % first.training.evaluate_every == 0 or step == first.training.steps
-            if not (evaluating or step % first.training.checkpoint_every == 0):
+            states, measured = sweep.train_step(states, _replicate(batch, DEVICE_KEYS, sweep.mesh), hparams)
+            if unlogged:  # one step late, so that the devices never wait for the host
+                _log(runs, *unlogged)
+            unlogged = (step, measured)
+            evaluating = step % first.evaluate_every == 0 or step == first.steps
+            if not (evaluating or step % first.checkpoint_every == 0):
                 continue
-            _log(cells, pending)
-            pending = None
-            if not any(cell.alive for cell in cells):
+            _log(runs, *unlogged)
+            unlogged = None
+            if not any(run.alive for run in runs):
                 break
             if evaluating:
-                for cell, of_cell in _scores(cells, states, sweep, step):
-                    cell.evaluated(step, of_cell)
-            for i, cell in enumerate(cells):
-                cell.save(_taken(states, i), batches.get_state(), scored=evaluating)
-    for cell in cells:
-        wall = {"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start}
-        cell.finish(sweep.provenance | wall)
+                _evaluate(runs, states, sweep, step)
+            for i, run in enumerate(runs):
+                run.save(_take(states, jnp.int32(i)), batches.get_state(), scored=evaluating)
+    wall = {"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start}
+    return [run.result(sweep.provenance | wall) for run in runs]
 
 
-class _Cell:
-    """One cell's folder: its log, its checkpoints, its result."""
+class _Run:
+    """The folder of one run: its log, its checkpoints and its last scores."""
 
-    def __init__(self, config: ConfigDict, folder: Path, stack: contextlib.ExitStack):
-        self.config, self.folder, self.diverged_at = config, folder, None
+    def __init__(self, config: ConfigDict, folder: Path, label_names: Sequence[str], stack: contextlib.ExitStack):
+        self.config, self.folder, self.label_names = config, folder, label_names
+        self.diverged_at: int | None = None
+        self.scores: dict[str, Any] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG_FILE, leaves(config))
         self.checkpoints = stack.enter_context(Checkpoints(folder))
         self.start = self.checkpoints.latest_step() or 0
         drop_after(folder / METRICS_FILE, self.start)
-        self.scores: dict[str, Any] | None = None
 
     @property
     def alive(self) -> bool:
         return self.diverged_at is None
 
-    def begin(self, num_classes: int) -> tuple[TrainState, dict[str, Any] | None]:
-        """The state to go on from, and the position in the data."""
-        state = init_state(self.config, make_model(self.config, num_classes), pretrained=not self.start)
+    def restore(self) -> tuple[TrainState, dict[str, Any] | None]:
+        """Returns the state to continue from, and its position in the data."""
+        state = init_state(self.config, make_model(self.config, len(self.label_names)), pretrained=not self.start)
         return self.checkpoints.restore(state, self.start) if self.start else (state, None)
 
-    def log(self, step: int, measured: dict[str, float]) -> None:
-        if not all(map(math.isfinite, measured.values())):
+    def log(self, step: int, values: dict[str, float], budget: GradientBudget | None) -> None:
+        if not all(map(math.isfinite, values.values())):
             self.diverged_at = step
         training = self.config.training
         if not self.alive or step == 1 or step % training.log_every == 0 or step == training.steps:
-            append(self.folder / METRICS_FILE, step, {f"train/{k}": v for k, v in measured.items()})
-
-    def evaluated(self, step: int, of_cell: dict[str, Any]) -> None:
-        self.scores = of_cell
-        append(self.folder / METRICS_FILE, step, eval_scalars(of_cell))
+            logged = {f"train/{key}": value for key, value in values.items()}
+            if budget is not None and self.alive:
+                logged |= budget_scalars(budget, (*self.label_names, "void")[: len(budget.gradient)])
+            append(self.folder / METRICS_FILE, step, logged)
 
     def save(self, state: TrainState, position: dict[str, Any], *, scored: bool) -> None:
         if self.alive:
             self.checkpoints.save(state, position, headline(self.scores) if scored else None)
 
-    def finish(self, origin: dict[str, Any]) -> None:
+    def result(self, origin: dict[str, Any]) -> dict[str, Any]:
         rows = [json.loads(line) for line in (self.folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
         evaluated = [row for row in rows if "eval/pixel_accuracy" in row]
         keys = sorted({key for row in evaluated for key in row} - {"step"})
@@ -190,58 +188,40 @@ class _Cell:
             "scores": self.scores,
             "provenance": origin,
         }
-        write_json(self.folder / RESULT_FILE, nan_to_none(result))
+        return nan_to_none(result)
 
 
-def _begin(cells: Sequence[_Cell], sweep: CompiledSweep) -> tuple[TrainState, int, dict[str, Any] | None]:
-    """The stacked states, their step and their position in the data; scores what had ended before."""
-    classes = len(sweep.source.label_set.names)
-    (start,) = {cell.start for cell in cells}
-    states, positions = zip(*(cell.begin(classes) for cell in cells), strict=True)
-    stacked = _stacked(states, sweep.mesh)
-    if start == cells[0].config.training.steps:  # killed between the last save and the result
-        for cell, of_cell in _scores(cells, stacked, sweep, start):
-            cell.scores = of_cell
-    return stacked, start, positions[0]
-
-
-def _scores(
-    cells: Sequence[_Cell], states: TrainState, sweep: CompiledSweep, step: int
-) -> Iterator[tuple[_Cell, dict[str, Any]]]:
-    """The cells that are alive, each with `evaluation.evaluate`'s dictionary of its state."""
+def _evaluate(runs: Sequence[_Run], states: TrainState, sweep: CompiledSweep, step: int) -> None:
+    """Scores the states and logs the scores of the runs that have not diverged."""
 
     def count(batch: dict[str, np.ndarray]) -> Any:
-        return sweep.eval_step(states, _everywhere(batch, tuple(batch), sweep.mesh))
+        return sweep.eval_step(states, _replicate(batch, tuple(batch), sweep.mesh))
 
-    counts, held_out = sum_counts(count, sweep.held_out, cells[0].config), sweep.held_out
-    about = {"images": len(held_out), "skipped": len(held_out.skipped), "classes": list(held_out.label_set.names)}
-    for i, cell in enumerate(cells):
-        of_cell = jax.tree.map(lambda x, i=i: x[i], counts)
-        if any((of_one < 0).any() for of_one in of_cell.values()):  # how counts say that there was a NaN
-            cell.diverged_at = cell.diverged_at or step
-        if cell.alive:
-            yield cell, about | scores(of_cell)
-
-
-def _log(cells: Sequence[_Cell], pending: tuple[int, dict[str, jax.Array]] | None) -> None:
-    if pending is None:
-        return
-    step, measured = pending
-    measured = jax.device_get({k: v for k, v in measured.items() if v.ndim == 1})
-    for i, cell in enumerate(cells):
-        if cell.alive:
-            cell.log(step, {k: float(v[i]) for k, v in measured.items()})
+    counts = sum_counts(count, sweep.eval_source, runs[0].config)
+    for i, run in enumerate(runs):
+        counts_of_run = jax.tree.map(lambda x, i=i: x[i], counts)
+        if any((array < 0).any() for array in counts_of_run.values()):  # counts of NaN logits are negative
+            run.diverged_at = run.diverged_at or step
+        if run.alive:
+            run.scores = split_facts(sweep.eval_source) | scores(counts_of_run)
+            if step > run.start:
+                append(run.folder / METRICS_FILE, step, eval_scalars(run.scores))
 
 
-def _stacked(trees: Sequence[Any], mesh: Mesh) -> Any:
-    """A leading axis of cells, one a device; the devices beyond the last cell repeat it."""
+def _log(runs: Sequence[_Run], step: int, measured: dict[str, Any]) -> None:
+    measured = jax.device_get(measured)
+    budget = measured.pop("budget", None)
+    for i, run in enumerate(runs):
+        if run.alive:
+            budget_of_run = None if budget is None else jax.tree.map(lambda x, i=i: x[i], budget)
+            run.log(step, {key: float(value[i]) for key, value in measured.items()}, budget_of_run)
+
+
+def _stack(trees: Sequence[Any], mesh: Mesh) -> Any:
+    """Stacks one tree per device along a new first axis; the last tree is repeated for the remaining devices."""
     padded = [*trees, *[trees[-1]] * (mesh.size - len(trees))]
     sharding = NamedSharding(mesh, P(parallel.AXIS))
     return jax.tree.map(lambda *leaves: jax.device_put(jnp.stack(leaves), sharding), *padded)
-
-
-def _taken(states: TrainState, i: int) -> TrainState:
-    return _take(states, jnp.int32(i))
 
 
 @jax.jit
@@ -249,5 +229,5 @@ def _take(states: TrainState, i: jax.Array) -> TrainState:
     return jax.tree.map(lambda x: x[i], states)
 
 
-def _everywhere(batch: dict[str, np.ndarray], keys: Sequence[str], mesh: Mesh) -> dict[str, jax.Array]:
-    return jax.device_put({k: batch[k] for k in keys}, NamedSharding(mesh, P()))
+def _replicate(batch: dict[str, np.ndarray], keys: Sequence[str], mesh: Mesh) -> dict[str, jax.Array]:
+    return jax.device_put({key: batch[key] for key in keys}, NamedSharding(mesh, P()))

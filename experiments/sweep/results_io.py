@@ -1,7 +1,7 @@
-"""What the JSON of a sweep's report keeps of its cells, and how another workdir takes them over from there.
+"""Results of cells in the JSON of a sweep's report, and their import into another workdir.
 
-Seeds may be run on several machines, or go on where a workdir was lost: `--measured=REPORT.json` of any study.
-Checkpoints do not come along: a figure that is drawn from trained networks is drawn from those that are here.
+`--measured=REPORT.json` imports the cells of an earlier report, so that seeds can run on several machines and a lost
+workdir is no loss of results. Checkpoints are not part of the report.
 """
 
 import json
@@ -9,40 +9,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.sweep.grid import Cell, result_of
+from experiments.sweep.grid import Cell, check_same, result_of
 from experiments.sweep.parallel_cells import RESULT_FILE
 from segjax.storage import write_json
-from segjax.training import ConfigError, DataError
-from segjax.training.config import defaults, leaves
+from segjax.training import DataError
+from segjax.training.config import leaves
 from segjax.training.loop import CONFIG_FILE
 
 
-def record(cells: Sequence[Cell], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The cells that have a result, for JSON.
+def cells_as_json(cells: Sequence[Cell], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the cells that have a result, ready for JSON.
 
     Returns:
-      "config": the fields that no cell changes; "cells": a dictionary each, with "changes" (the fields that the sweep
-      set, and their values) and all of its result.
+      "config": the fields of the cells that do not change them; "cells": one dictionary per cell, with "changes" (the
+      fields that the sweep set, and their values) and the entries of its result.
     """
-    changed = {key for cell in cells for key in cell.changes}
     return {
-        "config": {key: value for key, value in leaves(cells[0].config).items() if key not in changed},
-        "cells": [
-            {"changes": dict(cell.changes), **results[cell.name]}
-            for cell in cells
-            if results.get(cell.name) is not None
-        ],
+        "config": {
+            key: value for cell in cells for key, value in leaves(cell.config).items() if key not in cell.changes
+        },
+        "cells": [{"changes": dict(cell.changes), **results[cell.name]} for cell in cells if cell.name in results],
     }
 
 
-def take_over(cells: Sequence[Cell], workdir: Path, file: Path) -> int:
-    """Writes into `workdir` the results that `file` holds of `cells` and that are not there yet.
-
-    Returns:
-      How many.
+def import_results(cells: Sequence[Cell], workdir: Path, file: Path) -> int:
+    """Writes to `workdir` the results of `cells` that `file` contains and `workdir` does not; returns their number.
 
     Raises:
-      DataError: the file is not there, or not the JSON of a sweep's report.
+      DataError: the file does not exist, or is not the JSON of a sweep's report.
       ConfigError: its cells were run with another config.
     """
     try:
@@ -51,19 +45,15 @@ def take_over(cells: Sequence[Cell], workdir: Path, file: Path) -> int:
         changes = [entry.pop("changes") for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: expected the JSON of a sweep's report ({type(error).__name__}: {error})") from error
-    taken = 0
+    imported = 0
     for cell in cells:
         wanted = json.loads(json.dumps(dict(cell.changes)))
         if wanted not in changes or result_of(cell, workdir) is not None:
             continue
-        # A field that came after the report was written is as if it had its default.
-        was, now = (json.loads(json.dumps(fields)) for fields in (leaves(defaults()) | config, leaves(cell.config)))
-        for key in sorted(now.keys() - wanted.keys()):
-            if was.get(key) != now[key]:
-                raise ConfigError(f"{file} was run with config.{key} = {was.get(key)!r}; expected {now[key]!r}")
-        (workdir / cell.name).mkdir(parents=True, exist_ok=True)
-        # So that the folder is known as a cell of this config, as one that was run here is.
-        write_json(workdir / cell.name / CONFIG_FILE, leaves(cell.config))
-        write_json(workdir / cell.name / RESULT_FILE, entries[changes.index(wanted)])
-        taken += 1
-    return taken
+        check_same(file, config, cell.config, ignore=wanted)
+        folder = workdir / cell.name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG_FILE, leaves(cell.config))  # `result_of` compares it, as for a cell that ran here
+        write_json(folder / RESULT_FILE, entries[changes.index(wanted)])
+        imported += 1
+    return imported

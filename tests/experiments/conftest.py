@@ -1,13 +1,15 @@
-"""Configs at the size of tests: the recipe's on a few tiny pictures in CamVid's layout, the sweeps' on tiny scenes."""
+"""Configs of test size: the recipe's on a few tiny pictures in CamVid's layout, the sweeps' on tiny scenes."""
 
+import io
 import json
 
 import cv2
 import numpy as np
 import pytest
+import rich.console
 
 from configs import camvid_unet_recipe, rare_class
-from experiments.sweep import paper_report
+from experiments.sweep import grid, paper_report
 from experiments.sweep.parallel_cells import RESULT_FILE
 
 SIZE = (24, 32)
@@ -30,7 +32,7 @@ def tiny_recipe(tmp_path, monkeypatch):
         config.data.data_dir, config.data.manual_dir = str(tmp_path / "prepared"), str(root)
         config.data.size, config.data.workers = SIZE, 0
         config.model.width, config.model.depth, config.model.padding = 4, 2, "zeros"
-        config.training.global_batch = 4  # of the four host devices
+        config.training.global_batch = 4  # one per host device
         return config
 
     monkeypatch.setattr(camvid_unet_recipe, "get_config", tiny)
@@ -52,16 +54,36 @@ def tiny_scenes(tmp_path_factory):
 
 
 @pytest.fixture
+def quiet():
+    """A console that prints to a string, `quiet.file.getvalue()`."""
+    return rich.console.Console(file=io.StringIO(), width=200)
+
+
+@pytest.fixture(scope="session")
+def trained_sweep(tiny_scenes, tmp_path_factory):
+    """A sweep that was trained: its cells, γ = 0 and γ = 2 and one that diverges; its folder; what it printed."""
+    rows = [
+        {"objective.gamma": 0.0, "objective.alpha": 0.25},
+        {"objective.gamma": 2.0, "objective.alpha": 0.25},
+        {"objective.gamma": 0.0, "objective.alpha": 0.25, "optimizer.learning_rate": 3e38},
+    ]
+    cells, workdir = grid.make_cells(tiny_scenes, rows, (0,)), tmp_path_factory.mktemp("sweep")
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    grid.run(cells, workdir, console)
+    return cells, workdir, console.file.getvalue()
+
+
+@pytest.fixture
 def made_up(tmp_path):
-    """`made_up(config, precision_of)`: outcomes of a config's cpu preset, seeds 0 and 1, nothing trained.
+    """`made_up(config, precision_of)`: results of a config's cpu preset, seeds 0 and 1, nothing trained.
 
     `precision_of(cell)` is the average precision; None: the cell diverged at step 1.
     """
 
-    def outcomes(config, precision_of):
+    def results(config, precision_of):
         cells = paper_report.make_cells(config, "cpu", "road_debris", seeds=(0, 1))
         for cell in cells:
-            result = {"status": "diverged", "scores": None, "curves": {"step": []}, "first_loss": 9.0}
+            result = {"status": "diverged", "diverged_at": 1, "scores": None, "curves": {"step": []}, "first_loss": 9.0}
             value = precision_of(cell)
             if value is not None:
                 result = {"status": "done", "first_loss": 0.5}
@@ -79,9 +101,17 @@ def made_up(tmp_path):
                     "average_precision": precision,
                     "recall/debris": recall,
                 }
-            result["provenance"] = {"wall_seconds": 1}
+            result["provenance"] = {
+                "wall_seconds": 1,
+                "command": "python",
+                "commit": "abc",
+                "device": "cpu",
+                "cpu_threads": 1,
+                "python": "3",
+                "versions": {},
+            }
             (tmp_path / cell.name).mkdir()
             (tmp_path / cell.name / RESULT_FILE).write_text(json.dumps(result))
         return paper_report.SweepResults(cells, tmp_path)
 
-    return outcomes
+    return results

@@ -1,20 +1,19 @@
-import io
 import json
 
 import cv2
 import numpy as np
 import pytest
-import rich.console
 
 from experiments.camvid import uncertainty_quality as quality
 from segjax.reporting.run_page import LOG_BINS
 from segjax.training import train
 
 
-def test_a_trained_network_gives_a_table_a_figure_and_json(tiny_recipe, tmp_path, python):
+@pytest.mark.slow
+def test_command_writes_a_table_a_figure_and_json(tiny_recipe, tmp_path, python, quiet):
     tiny_recipe.objective.void, tiny_recipe.training.phases = "ignore", ()
     tiny_recipe.training.steps = tiny_recipe.training.evaluate_every = 2
-    train(tiny_recipe, tmp_path / "run", console=rich.console.Console(file=io.StringIO()))
+    train(tiny_recipe, tmp_path / "run", console=quiet)
     done = python(
         "-m",
         "experiments.camvid.uncertainty_quality",
@@ -31,12 +30,12 @@ def test_a_trained_network_gives_a_table_a_figure_and_json(tiny_recipe, tmp_path
     assert cv2.imread(str(tmp_path / "out" / "uncertainty_quality.png")).shape == (500, 1600, 3)
 
 
-def test_scores_of_an_uncertainty_that_knows_and_of_one_that_does_not():
-    knows = {"errors": np.zeros((2, LOG_BINS), np.int64), "void": np.zeros((2, 4096), np.int64)}
-    knows["errors"][1, 10], knows["errors"][0, 20] = 90, 10  # the right ones are the surest
-    knows["void"][0, 10], knows["void"][1, 20] = 90, 10
-    blind = {name: histogram[:, ::-1].copy() for name, histogram in knows.items()}
-    found = quality.scores({"entropy": knows, "variance, analytic": blind})
+def test_scores_of_a_perfect_and_a_reversed_uncertainty():
+    perfect = {"errors": np.zeros((2, LOG_BINS), np.int64), "void": np.zeros((2, 4096), np.int64)}
+    perfect["errors"][1, 10], perfect["errors"][0, 20] = 90, 10  # correct pixels are more certain
+    perfect["void"][0, 10], perfect["void"][1, 20] = 90, 10
+    reverse = {name: histogram[:, ::-1].copy() for name, histogram in perfect.items()}
+    found = quality.scores({"entropy": perfect, "variance, analytic": reverse})
     assert found["entropy"]["uncertain_given_inaccurate"] == 1.0
     assert found["entropy"]["accurate_given_certain"] == 1.0
     assert found["entropy"]["void_average_precision"] == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""The experiment end to end with two losses and three steps, and what it makes of a run's log."""
+"""The experiment end to end with two losses and three steps, and the tables of a run's log."""
 
 import json
 import math
@@ -7,91 +7,65 @@ import cv2
 import pytest
 
 from experiments.focal_paper import background_trap as trap
-from segjax.training import validate
-
-RUNS = [(data, loss) for data in trap.DATA for loss in trap.LOSSES]
 
 
-@pytest.mark.parametrize(("data", "loss"), RUNS, ids=lambda one: getattr(one, "name", one))
-def test_every_run_has_a_valid_config_that_differs_in_loss_and_prior_alone(data, loss):
-    config, first = (trap.run_config(data, one, rare_share=0.005) for one in (loss, trap.LOSSES[0]))
-    validate(config)
-    assert config.training.gradient_budget
-    config.objective, config.model.prior, config.model.head_stddev = first.objective, (), None
-    assert config.to_json() == first.to_json()
+@pytest.mark.parametrize("data", trap.DATA)
+def test_cells_differ_only_in_loss_and_prior(data):
+    first, *others = (cell.config for cell in trap.make_cells(data, trap.LOSSES, (0,), rare_share=0.005))
+    assert first.training.gradient_budget
+    for config in others:
+        config.objective, config.model.prior, config.model.head_stddev = first.objective, (), None
+        assert config.to_json() == first.to_json()
 
 
-def test_a_balanced_alpha_gives_both_classes_the_same_weight():
-    (weighted,) = (loss for loss in trap.LOSSES if loss.alpha == trap.BALANCED)
-    alpha = trap.run_config("road_debris", weighted, rare_share=0.005).objective.alpha
+def test_balanced_alpha_gives_both_classes_the_same_weight():
+    weighted = [loss for loss in trap.LOSSES if loss.alpha == trap.BALANCED]
+    (cell,) = trap.make_cells("road_debris", weighted, (0,), rare_share=0.005)
+    alpha = cell.config.objective.alpha
     assert alpha * 0.005 == pytest.approx((1 - alpha) * 0.995)
 
 
-# End to end
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory, python):
-    workdir = tmp_path_factory.mktemp("trap")
-    arguments = (
-        "-m",
-        "experiments.focal_paper.background_trap",
-        f"--workdir={workdir}",
-        "--steps=3",
-        "--loss=CE",
-        "--loss=CE with prior",
-    )
-    done = python(*arguments)
+@pytest.mark.slow
+def test_command_writes_tables_and_a_figure_and_reads_finished_runs(tmp_path, python):
+    command = ("-m", "experiments.focal_paper.background_trap", f"--workdir={tmp_path}", "--steps=3")
+    done = python(*command, "--loss=CE", "--loss=CE with prior")
     assert done.returncode == 0, done.stderr
-    return workdir, arguments, done
-
-
-def test_three_steps_of_two_losses_give_tables_and_a_figure(command):
-    workdir, _, done = command
+    assert "2/2  CE_with_prior,seed=0" in done.stdout
     name = "background_trap_road_debris"
-    for text in (done.stdout, (workdir / f"{name}.md").read_text()):
+    for text in (done.stdout, (tmp_path / f"{name}.md").read_text()):
         assert all(word in text for word in ("CE", "CE with prior", "easy background / hard background / rare class"))
-    assert cv2.imread(str(workdir / f"{name}_curves.png")).shape == (616, 825, 3)
-    written = json.loads((workdir / f"{name}.json").read_text())
+    assert cv2.imread(str(tmp_path / f"{name}_curves.png")).shape == (616, 825, 3)
+    written = json.loads((tmp_path / f"{name}.json").read_text())
     assert list(written["data"]) == ["CE", "CE with prior"]
     for (run,) in written["data"].values():
         assert all(0 <= run[curve] <= 1 for curve in trap.CURVES)
         for moment in trap.MOMENTS:
-            for of in ("", ", pixels"):
-                assert sum(run[moment][share + of] for share in trap.SHARES) == pytest.approx(1, abs=1e-6)
+            for suffix in ("", ", pixels"):
+                assert sum(run[moment][share + suffix] for share in trap.SHARES) == pytest.approx(1, abs=1e-6)
         assert run["curves"]["step"] == [3]
         assert run["budget"]["step"] == [1, 2, 3]
     assert written["facts"]["rare share of the training pixels"] == pytest.approx(0.0055, abs=5e-4)
     assert {"steps", "seeds", "seconds", "commit", "versions"} <= written["facts"].keys()
+    table = (tmp_path / f"{name}_1.csv").read_bytes()
+    again = python(*command, "--loss=CE", "--loss=CE with prior")
+    assert again.returncode == 0, again.stderr
+    assert "2/2" not in again.stdout  # nothing was trained
+    assert (tmp_path / f"{name}_1.csv").read_bytes() == table
 
 
-def test_runs_that_are_done_are_read_and_not_trained_again(command, python):
-    workdir, arguments, _ = command
-    table = workdir / "background_trap_road_debris_1.csv"
-    before = table.read_bytes()
-    done = python(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert "training and" not in done.stdout  # the line with which a training begins
-    assert table.read_bytes() == before
+def test_measured_refuses_a_diverged_run(tmp_path):
+    (cell,) = trap.make_cells("road_debris", trap.LOSSES[:1], (0,), rare_share=0.005)
+    (tmp_path / cell.name).mkdir()
+    (tmp_path / cell.name / "cell.json").write_text('{"status": "diverged", "diverged_at": 7}')
+    with pytest.raises(RuntimeError, match="CE,seed=0 diverged at step 7"):
+        trap.measured(cell, tmp_path)
 
 
-def test_a_run_with_another_config_is_not_taken_for_done(command):
-    workdir = command[0] / "road_debris" / "CE_0"
-    config = trap.run_config("road_debris", trap.LOSSES[0], rare_share=0.005, steps=3)
-    assert trap.finished(config, workdir)["steps"] == 3
-    config.optimizer.learning_rate = 1.0
-    assert trap.finished(config, workdir) is None
-    assert trap.finished(config, workdir.parent) is None
-
-
-# What is made of a log
-
-
-def test_history_reads_scores_and_budgets_by_name(tmp_path):
+def test_history_of_a_log(tmp_path):
     evaluated = {"eval/pixel_accuracy": 0.9, "eval/recall/crack": 0.2, "eval/iou/crack": 0.1}
     budget = {
-        f"{of}/{name}/{kind}": value
-        for of, values in {"budget": (0.1, 0.6, 0.05, 0.25), "budget_pixels": (0.9, 0.05, 0.02, 0.03)}.items()
+        f"{prefix}/{name}/{kind}": value
+        for prefix, values in {"budget": (0.1, 0.6, 0.05, 0.25), "budget_pixels": (0.9, 0.05, 0.02, 0.03)}.items()
         for (name, kind), value in zip(
             [("road", "easy"), ("road", "hard"), ("crack", "easy"), ("crack", "hard")], values, strict=True
         )
@@ -115,30 +89,30 @@ def test_history_reads_scores_and_budgets_by_name(tmp_path):
     ("recall", "expected"),
     [([0.7, 0.0, 0.2, 0.3], 30), ([0.0, 0.2, 0.0, 0.1], None), ([0.2, 0.3, 0.4, 0.5], 10), ([], None)],
 )
-def test_a_threshold_counts_as_passed_when_it_stays_passed(recall, expected):
+def test_lasting(recall, expected):
     assert trap.lasting([10, 20, 30, 40][: len(recall)], recall, 0.1) == expected
 
 
-def test_the_trap_is_high_accuracy_and_little_found():
+def test_trapped_is_high_accuracy_and_low_recall():
     curves = {"recall": [0.7, 0.0, 0.05, 0.05, 0.6], "pixel accuracy": [0.5, 0.99, 0.985, 0.97, 0.99]}
     assert trap.trapped(curves, rare_share=0.01) == [False, True, True, False, False]
 
 
-def test_moments_are_the_first_step_and_means_around_a_tenth_a_half_and_the_end():
+def test_moments():
     steps = list(range(1, 101))
     budget = {"step": steps, "rare class": [float(step) for step in steps]}
     got = {moment: shares["rare class"] for moment, shares in trap.moments(budget).items()}
     assert got == {"first step": 1, "at 10 %": 10, "half way": 50, "end": 98}
 
 
-def test_a_step_without_a_gradient_is_left_out_of_the_means():
+def test_coarse_leaves_out_nan_steps():
     budget = {"step": [1, 2, 3, 4], "rare class": [0.2, math.nan, 0.4, math.nan]}
     coarse = trap.coarse(budget, intervals=2)
     assert coarse == {"step": [1.5, 3.5], "rare class": [0.2, 0.4]}
 
 
-def test_rows_give_each_seeds_steps_and_the_mean_and_deviation_of_the_scores():
-    shares = {share + of: 0.25 for share in trap.SHARES for of in ("", ", pixels")}
+def test_tables_over_two_seeds():
+    shares = {share + suffix: 0.25 for share in trap.SHARES for suffix in ("", ", pixels")}
     common = {"α": 0.995, "recall > 0.1 from": None, "recall > 0.5 from": None, "seconds": 9}
     runs = [
         common

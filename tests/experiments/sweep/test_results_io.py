@@ -1,3 +1,5 @@
+"""Results in a report's JSON, and their import into another workdir."""
+
 import json
 
 import pytest
@@ -19,55 +21,51 @@ def report(cells, tmp_path):
     """The JSON of a report in which the first row was measured with seed 0, and the second with seed 1."""
     results = {cells[0].name: RESULT, cells[3].name: RESULT | {"status": "diverged"}}
     file = tmp_path / "report.json"
-    file.write_text(json.dumps({"facts": {}, "data": results_io.record(cells, results)}))
+    file.write_text(json.dumps({"facts": {}, "data": results_io.cells_as_json(cells, results)}))
     return file
 
 
-def found(cells, workdir):
+def statuses(cells, workdir):
     return [(grid.result_of(cell, workdir) or {}).get("status") for cell in cells]
 
 
-def test_what_a_report_holds_is_measured_elsewhere_too(cells, report, tmp_path):
-    assert results_io.take_over(cells, tmp_path / "other", report) == 2
-    assert found(cells, tmp_path / "other") == ["done", None, None, "diverged"]
+def test_import_results(cells, report, tmp_path):
+    assert results_io.import_results(cells, tmp_path / "other", report) == 2
+    assert statuses(cells, tmp_path / "other") == ["done", None, None, "diverged"]
     assert grid.result_of(cells[0], tmp_path / "other") == RESULT
-
-
-def test_what_was_taken_over_is_not_taken_for_another_configs(cells, report, tmp_path):
-    results_io.take_over(cells, tmp_path / "other", report)
     longer = defaults()
     longer.training.steps += 1
     with pytest.raises(ConfigError, match=r"was run with config\.training\.steps = "):
         grid.result_of(grid.make_cells(longer, ROWS, (0,))[0], tmp_path / "other")
 
 
-def test_what_is_there_already_is_kept(cells, report, tmp_path):
+def test_import_results_keeps_those_that_exist(cells, report, tmp_path):
     own = tmp_path / "other" / cells[0].name / "cell.json"
     own.parent.mkdir(parents=True)
     own.write_text('{"status": "own"}')
-    assert results_io.take_over(cells, tmp_path / "other", report) == 1
-    assert found(cells, tmp_path / "other") == ["own", None, None, "diverged"]
+    assert results_io.import_results(cells, tmp_path / "other", report) == 1
+    assert statuses(cells, tmp_path / "other") == ["own", None, None, "diverged"]
 
 
-def test_cells_of_another_config_are_refused(report, tmp_path):
+def test_import_results_of_another_config_is_refused(report, tmp_path):
     other = defaults()
     other.model.width = 24
     with pytest.raises(ConfigError, match=r"report\.json was run with config\.model\.width = \d+; expected 24"):
-        results_io.take_over(grid.make_cells(other, ROWS, (0,)), tmp_path / "other", report)
+        results_io.import_results(grid.make_cells(other, ROWS, (0,)), tmp_path / "other", report)
     assert not (tmp_path / "other").exists()
 
 
-def test_a_field_younger_than_the_report_has_its_default(cells, report, tmp_path):
+def test_import_results_from_before_a_field_existed(cells, report, tmp_path):
     old = json.loads(report.read_text())
     del old["data"]["config"]["model.remat"]
     report.write_text(json.dumps(old))
-    assert results_io.take_over(cells, tmp_path / "other", report) == 2
+    assert results_io.import_results(cells, tmp_path / "other", report) == 2
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"data": []}', '{"data": {"config": {}, "cells": [{}]}}'])
-def test_a_file_that_is_no_report_is_named(content, cells, tmp_path):
+def test_import_results_names_a_file_that_is_not_a_report(content, cells, tmp_path):
     file = tmp_path / "strange.json"
     if content is not None:
         file.write_text(content)
     with pytest.raises(DataError, match=r"strange\.json: expected the JSON of a sweep's report"):
-        results_io.take_over(cells, tmp_path / "other", file)
+        results_io.import_results(cells, tmp_path / "other", file)

@@ -1,37 +1,36 @@
-"""Whose loss it is: shares and curves by hand, and of a network that was trained."""
+"""Distribution of the loss over pixels: by hand, and of a trained network."""
 
-import io
 import json
+import shutil
 
 import numpy as np
 import pytest
-import rich.console
 
 from experiments.focal_paper import loss_curves
-from experiments.sweep import grid, results_io
+from experiments.sweep import results_io
 from experiments.sweep.paper_report import SweepResults
 
 
-def test_the_hardest_fifth_holds_what_it_holds():
+def test_held_by_hardest():
     assert loss_curves.held_by_hardest(np.array([1.0, 0.0, 4.0, 2.0, 1.0])) == pytest.approx(0.5)
     assert loss_curves.held_by_hardest(np.ones(10)) == pytest.approx(0.2)
     assert np.isnan(loss_curves.held_by_hardest(np.zeros(5)))
 
 
-def test_the_cdf_runs_from_easiest_to_hardest():
+def test_cumulative_runs_from_easiest_to_hardest():
     at, held = loss_curves.cumulative(np.array([3.0, 0.0, 1.0, 0.0]), points=5)
     np.testing.assert_allclose(at, [0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(held, [0, 0, 0, 0.25, 1])
 
 
-def test_a_higher_gamma_puts_the_backgrounds_loss_on_fewer_pixels():
+def test_held_by_hardest_grows_with_gamma():
     logits = np.random.default_rng(0).normal(-4, 2, 4000).astype(np.float32)
     held = [loss_curves.held_by_hardest(loss_curves.focal(logits, False, gamma)) for gamma in loss_curves.GAMMAS]
     assert held == sorted(held)
     assert held[-1] > 0.95
 
 
-def test_figures_have_a_line_a_loss():
+def test_shapes_has_one_line_per_loss():
     probability, logit, gradient = loss_curves.shapes().axes
     assert [len(axes.lines) for axes in (probability, logit, gradient)] == [5, 7, 7]
     # Cross entropy's slope at x_t = 0 is a half, and FL's with γ = 2 is less than half of that far above.
@@ -40,12 +39,12 @@ def test_figures_have_a_line_a_loss():
     assert focal[-1] < 0.5 * ce[-1]
 
 
-def test_a_trained_network_is_looked_at(tiny_scenes, tmp_path):
-    cells = grid.make_cells(tiny_scenes, [{"objective.gamma": 2.0, "objective.alpha": 0.25}], (0,))
-    form, *nothing = loss_curves.sections(SweepResults(cells, tmp_path))
-    assert not nothing
-    assert form.pictures[0].caption
-    grid.run(cells, tmp_path, rich.console.Console(file=io.StringIO()))
+def test_sections_of_a_trained_network(trained_sweep, tmp_path):
+    cells, workdir, _ = trained_sweep
+    cells = cells[1:2]
+    form, *rest = loss_curves.sections(SweepResults(cells, tmp_path))  # nothing is trained there
+    assert (rest, form.pictures[0].name) == ([], "shapes")
+    shutil.copytree(workdir / cells[0].name, tmp_path / cells[0].name)
     _, figure = loss_curves.sections(SweepResults(cells, tmp_path))
     (table,) = figure.tables
     assert [row[0] for row in table.rows] == ["0", "0.5", "1", "2"]
@@ -54,11 +53,10 @@ def test_a_trained_network_is_looked_at(tiny_scenes, tmp_path):
     pixels = loss_curves.pixels_of(tmp_path / cells[0].name)
     assert len(pixels.rare) + len(pixels.background) <= 4 * 64 * 96
     assert f"{len(pixels.rare)} pixels of the rare class" in figure.text
-    # Taken over elsewhere, without the network: the same table, and no picture of it.
-    outcomes = SweepResults(cells, tmp_path)
+    # Imported elsewhere, without the network: the same table, without the picture.
     file = tmp_path / "report.json"
-    file.write_text(json.dumps({"data": results_io.record(cells, outcomes.by_cell)}))
-    results_io.take_over(cells, tmp_path / "other", file)
+    file.write_text(json.dumps({"data": results_io.cells_as_json(cells, SweepResults(cells, tmp_path).by_cell)}))
+    results_io.import_results(cells, tmp_path / "other", file)
     _, again = loss_curves.sections(SweepResults(cells, tmp_path / "other"))
     assert again.tables == figure.tables
     assert (len(figure.pictures), len(again.pictures)) == (1, 0)

@@ -1,4 +1,4 @@
-"""The tables of the γ × α grid from results that are made up, and the command with two processes."""
+"""The tables of the γ × α grid from made-up results, and the command with two processes."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ GAMMA, ALPHA = focal_ablation.GAMMA, focal_ablation.ALPHA
 
 
 @pytest.fixture
-def outcomes(made_up, monkeypatch):
+def results(made_up, monkeypatch):
     """AP is highest at α = 0.9 for γ = 0, and at a lower α for a higher γ."""
     places = {gamma: (0.9, 0.75, 0.75, 0.5, 0.5, 0.25, 0.1)[i] for i, gamma in enumerate(config.GAMMAS)}
 
@@ -28,8 +28,8 @@ def outcomes(made_up, monkeypatch):
     return made_up(config, precision_of)
 
 
-def test_the_best_alpha_of_each_gamma_is_found(outcomes):
-    trap, table_1a, table_1b, grid = focal_ablation.sections(outcomes)
+def test_sections_best_alpha_of_each_gamma(results):
+    trap, table_1a, table_1b, grid = focal_ablation.sections(results)
     (best,) = table_1b.tables
     assert [row[:2] for row in best.rows] == [
         ("0", "0.9"),
@@ -43,40 +43,40 @@ def test_the_best_alpha_of_each_gamma_is_found(outcomes):
     assert [row[-1] for row in best.rows] == [f"{ap} %" for ap in (31.1, 31.4, 31.9, 32.9, 33.7, 34.0, 32.2)]
     assert table_1b.text.startswith("The best α falls as γ rises: 0.9, 0.75,")
     assert "The best γ is 2, average precision 0.600" in table_1b.text
-    assert "edge" not in table_1b.text
     (by_alpha,) = table_1a.tables
     assert [row[0] for row in by_alpha.rows] == ["0.1", "0.25", "0.5", "0.75", "0.9", "0.99", "0.999"]
     assert by_alpha.rows[4][1].mean == pytest.approx(0.5)
     assert [len(table.rows) for section in (trap, grid) for table in section.tables] == [5, 7]
 
 
-def test_the_best_is_sought_where_most_seeds_were_run(outcomes):
-    grid = [row for row in outcomes.rows() if row["model.prior"]]
+def test_best_alphas_prefers_rows_with_more_seeds(results):
+    grid = [row for row in results.rows() if row["model.prior"]]
     lucky = next(row for row in grid if row[GAMMA] == 2 and row[ALPHA] == 0.25)
-    (cell,) = (c for c in outcomes.cells if c.changes == {**lucky, "seed": 1})
-    del outcomes.by_cell[cell.name]
-    assert focal_ablation.best_alphas(outcomes, grid)[2.0][ALPHA] == 0.1
+    (cell,) = (c for c in results.cells if c.changes == {**lucky, "seed": 1})
+    del results.by_cell[cell.name]
+    assert focal_ablation.best_alphas(results, grid)[2.0][ALPHA] == 0.1
 
 
-def test_before_the_grid_has_ended_nothing_is_concluded(made_up, monkeypatch):
+def test_sections_of_an_incomplete_grid_conclude_nothing(made_up, monkeypatch):
     monkeypatch.setattr(focal_ablation, "_examples", lambda *_: ())
-    outcomes = made_up(config, lambda cell: None if cell.changes[GAMMA] == 5 else 0.5)
-    for cell in outcomes.cells:
+    results = made_up(config, lambda cell: None if cell.changes[GAMMA] == 5 else 0.5)
+    for cell in results.cells:
         if cell.changes[GAMMA] == 2:
-            del outcomes.by_cell[cell.name]
-    _, _, table_1b, _ = focal_ablation.sections(outcomes)
-    assert table_1b.text == "The grid has not been run to its end yet."
+            del results.by_cell[cell.name]
+    _, _, table_1b, _ = focal_ablation.sections(results)
+    assert table_1b.text == "The grid is not complete yet."
     assert [row[0] for row in table_1b.tables[0].rows] == ["0", "0.1", "0.2", "0.5", "1"]
 
 
-def test_the_trap_is_shown_without_and_with_the_prior(outcomes):
-    (table,) = focal_ablation.sections(outcomes)[0].tables
+def test_sections_trap_without_and_with_the_prior(results):
+    (table,) = focal_ablation.sections(results)[0].tables
     assert [row[0] for row in table.rows] == ["CE", "balanced CE", "focal", "CE, prior bias", "focal, prior bias"]
     assert [row[3] for row in table.rows] == [None, None, None, "0.01", "0.01"]
 
 
-def test_the_commands_of_the_howto_train_in_two_processes_and_write_the_report(tmp_path, python, page):
-    """docs/howto/reproduce_a_table.md, with one step a cell."""
+@pytest.mark.slow
+def test_commands_of_the_howto_train_in_two_processes_and_write_the_report(tmp_path, python, page):
+    """Runs docs/howto/reproduce_a_table.md, with one step per cell."""
     blocks = [(language, text.replace("runs/focal_ablation", str(tmp_path))) for language, text in page(HOWTO)]
     (train, report), (read,) = ([text for one, text in blocks if one == language] for language in ("bash", "python"))
     done = python(*shlex.split(train)[1:], "--steps=1")

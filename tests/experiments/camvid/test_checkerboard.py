@@ -22,11 +22,12 @@ TINY = {
 }
 
 
-def test_every_upsampling_of_the_u_net_is_measured():
+def test_upsamplings_are_all_of_the_u_net():
     assert set(checkerboard.UPSAMPLINGS) == set(UPSAMPLINGS)
 
 
-def test_a_small_run_prints_a_table_and_writes_every_seed(tmp_path, python):
+@pytest.mark.slow
+def test_command_prints_a_table_and_writes_every_seed(tmp_path, python):
     changes = [f"--config.{name}={value}" for name, value in TINY.items()]
     done = python(
         *("-m", "experiments.camvid.checkerboard", "--config=configs/rare_class.py:smoke", *changes),
@@ -44,12 +45,12 @@ def test_a_small_run_prints_a_table_and_writes_every_seed(tmp_path, python):
     assert "| max_unpool |" in (tmp_path / "out" / "checkerboard.md").read_text()
 
 
-def test_a_run_is_measured_with_its_own_upsampling_as_a_new_network_is(tiny_scenes, monkeypatch):
+def test_trained_run_is_measured_with_its_own_upsampling(tiny_scenes, monkeypatch):
     config = tiny_scenes.copy_and_resolve_references().unlock()
     config.model.depth = 1
     model = model_of(config).clone(upsample="nearest")
     before = checkerboard.new(config, "nearest", 1)
-    # A run of no steps, and a config from after its upsampling became one of the choices.
+    # A run of no steps.
     config.model.upsample = "nearest"
     opened = TrainedRun(Path("run"), config, model, init_state(config, model), label_set(config.data))
     monkeypatch.setattr(checkerboard, "load_run", lambda checkpoint: opened)
@@ -57,13 +58,13 @@ def test_a_run_is_measured_with_its_own_upsampling_as_a_new_network_is(tiny_scen
     assert found == {"nearest": [pytest.approx(before[0])] * 2}
 
 
-def test_a_network_without_the_choice_is_refused(tiny_scenes):
+def test_new_refuses_a_network_without_upsampling_choice(tiny_scenes):
     config = tiny_scenes.copy_and_resolve_references().unlock()
     config.model.name = "segnet"
     with pytest.raises(ConfigError, match=r"config\.model\.name must be 'unet'.*got 'segnet'"):
         checkerboard.new(config, "nearest", 1)
 
 
-def test_seeds_become_mean_and_deviation_and_what_was_not_trained_a_dash():
+def test_table_of_two_seeds_and_without_trained_runs():
     measured = {"nearest": {"new": [{"whole": 1.0, "windows": 2.0}, {"whole": 3.0, "windows": 2.0}]}}
     assert "| nearest | 2.000 ± 1.414 | 2.000 ± 0.000 | – | – |" in markdown(checkerboard.table(measured))

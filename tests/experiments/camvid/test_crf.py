@@ -30,7 +30,7 @@ def crf_of(p, images, where=None, scales=SCALES, *, radius=6, iterations=4, symm
 
 
 def all_pairs(p, image, *, symmetric, iterations=4, appearance_weight, smoothness_weight, **thetas):
-    """The same mean field of one image, each pair of pixels written out, in float64."""
+    """The mean field of one image over all pairs of pixels, in float64."""
     colours = image.reshape(-1, image.shape[-1]).astype(np.float64)
     places = np.stack(np.meshgrid(*map(np.arange, image.shape[:2]), indexing="ij"), axis=-1).reshape(-1, 2)
     far = ((places[:, None] - places) ** 2).sum(axis=-1)
@@ -47,13 +47,13 @@ def all_pairs(p, image, *, symmetric, iterations=4, appearance_weight, smoothnes
     unary = -np.log(p.reshape(-1, p.shape[-1]).astype(np.float64))
     q = np.exp(-unary)
     for _ in range(iterations):
-        # Potts: what a label costs is what the others believe of all other labels.
+        # Potts: the cost of a label is the probability of all other labels.
         q = softmax(-unary - pairs @ (1 - q), axis=-1)
     return q.reshape(p.shape)
 
 
 @both_normalisations
-def test_it_tends_to_the_mean_field_of_all_pairs_as_the_window_grows(symmetric):
+def test_dense_crf_tends_to_the_mean_field_of_all_pairs(symmetric):
     expected = np.stack([all_pairs(p, i, symmetric=symmetric, **SCALES) for p, i in zip(P, IMAGES, strict=True)])
     errors = [np.abs(crf_of(P, IMAGES, radius=r, symmetric=symmetric) - expected).max() for r in (0, 1, 2, 4, 6)]
     assert errors == sorted(errors, reverse=True), errors
@@ -61,20 +61,20 @@ def test_it_tends_to_the_mean_field_of_all_pairs_as_the_window_grows(symmetric):
     assert errors[-1] < 1e-5
 
 
-def test_a_window_larger_than_the_image_is_one_that_covers_it():
+def test_dense_crf_window_larger_than_the_image():
     np.testing.assert_allclose(crf_of(P, IMAGES, radius=50), crf_of(P, IMAGES), atol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{"iterations": 0}, {"radius": 0}], ids=str)
-def test_without_messages_nothing_changes(settings):
+def test_dense_crf_without_messages_changes_nothing(settings):
     np.testing.assert_allclose(crf_of(P, IMAGES, **settings), P, rtol=1e-5)
 
 
-def test_a_lone_pixel_has_nobody_to_ask():
+def test_dense_crf_of_a_single_pixel_changes_nothing():
     np.testing.assert_allclose(crf_of(P[:, :1, :1], IMAGES[:, :1, :1]), P[:, :1, :1], rtol=1e-5)
 
 
-def test_pixels_that_do_not_exist_tell_the_others_nothing():
+def test_dense_crf_masked_nan_pixels_have_no_influence():
     p, images = P.copy(), IMAGES.astype(np.float32)
     p[:, :, ~FIRST], images[:, :, ~FIRST] = np.nan, np.nan
     found = crf_of(p, images, jnp.broadcast_to(FIRST, P.shape[:3]))
@@ -82,7 +82,7 @@ def test_pixels_that_do_not_exist_tell_the_others_nothing():
     np.testing.assert_array_equal(found[:, :, ~FIRST], 0)
 
 
-def test_a_pixel_follows_those_of_its_colour_and_not_its_neighbours():
+def test_dense_crf_follows_colour_and_not_position():
     images = np.zeros((1, *SIZE, 3), np.uint8)
     images[:, :, FIRST] = 255
     p = np.broadcast_to(np.where(FIRST[:, None], [0.9, 0.05, 0.05], [0.05, 0.9, 0.05]), (1, *SIZE, 3))
@@ -93,7 +93,7 @@ def test_a_pixel_follows_those_of_its_colour_and_not_its_neighbours():
     np.testing.assert_array_equal(found[0].argmax(axis=-1), np.broadcast_to(np.where(FIRST, 0, 1), SIZE))
 
 
-def test_a_class_of_probability_0_may_come_back_and_no_value_is_lost():
+def test_dense_crf_of_probability_zero_is_finite():
     p = np.zeros((1, *SIZE, 2), np.float32)
     p[..., 0] = 1
     p[0, 2, 3] = [0, 1]
@@ -103,11 +103,11 @@ def test_a_class_of_probability_0_may_come_back_and_no_value_is_lost():
     assert found[0, 2, 3, 0] > 0.99
 
 
-def test_images_of_a_batch_do_not_hear_each_other():
+def test_dense_crf_images_of_a_batch_are_independent():
     np.testing.assert_allclose(crf_of(P, IMAGES)[1:], crf_of(P[1:], IMAGES[1:]), atol=1e-6)
 
 
-def test_weights_and_widths_are_traced():
+def test_dense_crf_compiles_once_for_all_weights_and_widths():
     traced = 0
 
     @jax.jit
@@ -121,13 +121,13 @@ def test_weights_and_widths_are_traced():
     assert jnp.abs(found[0] - found[1]).max() > 1e-3
 
 
-def test_bfloat16_is_widened_and_float64_stays():
+def test_dense_crf_dtypes():
     assert crf_of(P.astype(jnp.bfloat16), IMAGES, radius=1).dtype == jnp.float32
     with jax.enable_x64(True):
         assert dense_crf(jnp.asarray(P, jnp.float64), IMAGES, radius=1).dtype == jnp.float64
 
 
-# Without the tests' import hook, as a user has it.
+# Without the run-time type checks of the tests.
 CRF = inspect.unwrap(dense_crf)
 BROKEN = {
     "integers": (lambda: CRF(IMAGES, IMAGES, radius=1), TypeError, r"must be floating point; got uint8"),
@@ -152,7 +152,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(case):
+def test_dense_crf_errors(case):
     call, error, message = BROKEN[case]
     with pytest.raises(error, match=message):
         call()

@@ -1,4 +1,4 @@
-"""The table of the CRF, of a tiny network that was not trained: its first row is the evaluation's own."""
+"""The table of the CRF for a tiny untrained network; its first row has the scores of evaluation."""
 
 import numpy as np
 import pytest
@@ -26,29 +26,29 @@ def run(tiny_scenes, tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("crf")
-    return workdir, [crf_table.kept(*run, range(4), setting, workdir) for setting in (PLAIN, CRF)]
+    return workdir, [crf_table.stored(*run, range(4), setting, workdir) for setting in (PLAIN, CRF)]
 
 
-def test_the_network_alone_has_the_scores_of_evaluation(run, results):
+def test_measure_of_the_network_alone_equals_evaluation(run, results):
     plain = results[1][0]
     assert plain["confusion"] == score_run(run[0], "val")["confusion"]
 
 
-def test_a_crf_counts_the_same_pixels_and_changes_their_classes(results):
+def test_measure_of_a_crf_counts_the_same_pixels(results):
     plain, crf = (np.array(one["confusion"]) for one in results[1])
     np.testing.assert_array_equal(crf.sum(1), plain.sum(1))
     assert not np.array_equal(crf, plain)
 
 
-def test_what_is_there_is_read_and_of_other_images_measured_anew(run, results, monkeypatch):
+def test_stored_results_are_read_for_the_same_images_only(run, results, monkeypatch):
     workdir, (plain, _) = results
     monkeypatch.setattr(crf_table, "measure", lambda *_: pytest.fail("measured again"))
-    assert crf_table.kept(*run, range(4), PLAIN, workdir) == plain
+    assert crf_table.stored(*run, range(4), PLAIN, workdir) == plain
     monkeypatch.setattr(crf_table, "measure", lambda *_: {"images": 2})
-    assert crf_table.kept(*run, range(2), PLAIN, workdir)["images"] == 2
+    assert crf_table.stored(*run, range(2), PLAIN, workdir)["images"] == 2
 
 
-def test_the_report_has_a_row_a_setting_with_its_scores(run, results):
+def test_report_has_one_row_per_setting(run, results):
     page = as_markdown(crf_table.report(run[0], results[1]), "crf")
     assert "| network alone | – | – | – | – |" in page
     assert "| both kernels | 10 | 3 | 1 | 1 |" in page

@@ -4,40 +4,33 @@ import numpy as np
 import pytest
 
 from experiments.camvid import architectures
-from experiments.camvid.ladder_scores import TOLERANCE
-from experiments.sweep.table_rows import Row
+from experiments.camvid.uncertainty_ladder import TOLERANCE
+from experiments.sweep import grid
 from segjax import metrics
 from segjax.data.labels import VOID
 from segjax.models import Segmentation
 from segjax.reporting import spread
-from segjax.training import defaults, validate
+from segjax.training import defaults
 from segjax.training.config import NETWORKS
 from segjax.training.train_step import TrainState, init_state, make_model
 
 TINY = {"model.width": 4, "model.depth": 1, "model.padding": "zeros", "data.size": (16, 24)}
 
 
-@pytest.mark.parametrize("row", architectures.ROWS.values(), ids=architectures.ROWS)
-def test_every_row_is_a_valid_config_of_one_recipe(row):
-    config = architectures.row_config(row, seed=1)
-    validate(config)
-    make_model(config, architectures.CLASSES)
-    assert (config.seed, config.training.steps, config.training.global_batch) == (1, 1472, 2)
-    assert all(key.startswith("model.") for key in row.changes)
+def test_rows_are_valid_configs_of_every_network_and_one_recipe():
+    cells = grid.make_cells(architectures.base_config(), architectures.ROWS, (1,))
+    for cell in cells:
+        make_model(cell.config, architectures.CLASSES)
+        assert (cell.config.seed, cell.config.training.steps, cell.config.training.global_batch) == (1, 1472, 2)
+        assert all(key.startswith("model.") for key in cell.changes if key != "seed")
+    assert {cell.config.model.name for cell in cells} == set(NETWORKS)
+    strides = {"DeepLab v2, ResNet-18": 8, "DeepLab v3+, ResNet-18": 16}
+    for cell in cells:
+        if cell.row in strides:  # dilations must fit in the feature map
+            assert max(cell.config.model.aspp_dilations) < min(cell.config.data.size) // strides[cell.row]
 
 
-def test_every_network_has_a_row():
-    names = {architectures.row_config(row, 0).model.name for row in architectures.ROWS.values()}
-    assert names == set(NETWORKS)
-
-
-@pytest.mark.parametrize(("row", "stride"), [("DeepLab v2, ResNet-18", 8), ("DeepLab v3+, ResNet-18", 16)])
-def test_no_dilation_reaches_over_its_map(row, stride):
-    config = architectures.row_config(architectures.ROWS[row], 0)
-    assert max(config.model.aspp_dilations) < min(config.data.size) // stride
-
-
-def test_segnets_boundary_f1_is_the_metrics_in_sums_that_add():
+def test_segnet_boundary_f1_sums_add_up_to_the_metric():
     counts = np.random.default_rng(0).integers(0, 9, (6, 4, 4)).astype(np.int32)
     counts[..., 0], counts[..., 2] = (
         np.minimum(counts[..., 0], counts[..., 1]),
@@ -45,14 +38,14 @@ def test_segnets_boundary_f1_is_the_metrics_in_sums_that_add():
     )
     counts[2, :, 3] = 0  # an image without a boundary
     counts[2, :, 2] = 0
-    first, second = map(architectures.segnets_boundary_f1, (counts[:2], counts[2:]))
+    first, second = map(architectures.segnet_boundary_f1_sums, (counts[:2], counts[2:]))
     total, images = first + second
     assert images == 5
     expected = metrics.boundary_f1_per_image(counts)["mean_boundary_f1_per_image"]
     assert total / images == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_network_with_dropout_deep_in_it_is_scored_by_its_samples():
+def test_make_counts_scores_the_samples_of_deep_dropout():
     config = defaults()
     config.data.size, config.model.width, config.model.depth = (16, 24), 4, 1
     config.model.padding, config.model.deep_dropout = "zeros", 1
@@ -74,7 +67,7 @@ def test_a_network_with_dropout_deep_in_it_is_scored_by_its_samples():
     assert not np.array_equal(sampled, clean)
 
 
-def test_counts_are_of_the_labels_own_resolution():
+def test_make_counts_at_the_resolution_of_the_labels():
     rng, classes, shape = np.random.default_rng(0), 3, (2, 12, 16)
     labels = rng.integers(0, classes, shape).astype(np.uint8)
     labels[0, :3] = VOID
@@ -101,17 +94,17 @@ def test_counts_are_of_the_labels_own_resolution():
     assert found["boundary_f1"] == pytest.approx(float(metrics.boundary_f1(boundary)["mean_boundary_f1"]))
 
 
-def test_costs_are_the_parameters_the_compilers_operations_and_images_a_second():
-    found = architectures.costs({"tiny": Row("tiny", TINY), "twice": Row("twice", TINY | {"model.width": 8})}, rounds=1)
+def test_costs():
+    found = architectures.costs({"tiny": TINY, "twice": TINY | {"model.width": 8}}, rounds=1)
     tiny, twice = found["rows"]["tiny"], found["rows"]["twice"]
     assert tiny["parameters"] < twice["parameters"]
-    # Of the widest level: 3×3 kernels from 8 to 4 and from 4 to 4 channels at 16×24 pixels, two operations each.
+    # At least the top level: 3×3 kernels from 8 to 4 and from 4 to 4 channels at 16×24 pixels, two operations each.
     assert 2 * 16 * 24 * 9 * (8 * 4 + 4 * 4) < tiny["flops"] < twice["flops"]
     assert tiny["images_a_second"] > 0
-    assert "images_a_second" not in architectures.costs({"tiny": Row("tiny", TINY)}, rounds=0)["rows"]["tiny"]
+    assert "images_a_second" not in architectures.costs({"tiny": TINY}, rounds=0)["rows"]["tiny"]
 
 
-def test_the_table_has_what_was_measured_beside_what_was_published():
+def test_report_has_our_scores_beside_those_of_the_papers():
     scores = {"mean_iou": 0.5, "pixel_accuracy": 0.9, "boundary_f1": 0.4, "segnets_boundary_f1": 0.3, "steps": 9}
     origin = {"commit": "abc", "wall_seconds": 3600, "device": "cpu", "cpu_threads": 1, "versions": {}}
     cells = [{"row": "SegNet-Basic", "seed": seed, **scores, "provenance": origin} for seed in (0, 1)]

@@ -1,0 +1,91 @@
+"""The shorter reports' tables from made-up results: FL*, OHEM, SGD and the training length."""
+
+import pytest
+
+from configs import focal_star as focal_star_config
+from configs import ohem_vs_focal as ohem_config
+from configs import sgd_focal as sgd_config
+from configs import training_length as length_config
+from experiments.focal_paper import focal_star, ohem_vs_focal, sgd_focal, training_length
+from experiments.sweep import paper_report
+from segjax.reporting import cell
+
+OHEM_NAMES = [
+    "CE",
+    "OHEM, hardest 25 %",
+    "OHEM, hardest 6.25 %",
+    "OHEM, hardest 1.56 %",
+    "OHEM, p_t below 0.95",
+    "OHEM, p_t below 0.7",
+    "OHEM 1:1",
+    "OHEM 1:3",
+    "OHEM 1:10",
+    "hinge",
+    "FL, γ = 2, α = 0.25",
+    "FL, γ = 2, α = 0.5",
+    "FL, γ = 2, α = 0.75",
+]
+LENGTH_NAMES = ["balanced CE, α = 0.25", "CE", "FL, γ = 2, α = 0.1", "FL, γ = 2, α = 0.25", "softmax CE"]
+
+
+def test_focal_star_rows_and_published_numbers(made_up):
+    (section,) = focal_star.sections(made_up(focal_star_config, lambda cell: 0.25))
+    (table,) = section.tables
+    assert [(row[0], row[-1]) for row in table.rows] == [
+        ("CE", "31.1 %"),
+        ("FL, γ = 2", "34.0 %"),
+        ("FL*, γ = 2, β = 1", "33.8 %"),
+        ("FL*, γ = 4, β = 0", "33.9 %"),
+    ]
+
+
+def test_ohem_rows_published_numbers_and_divergence(made_up):
+    results = made_up(ohem_config, lambda cell: None if cell.config.objective.loss == "hinge" else 0.25)
+    (section,) = ohem_vs_focal.sections(results)
+    (table,) = section.tables
+    assert [row[0] for row in table.rows] == OHEM_NAMES
+    published = {row[0]: row[-1] for row in table.rows if row[-1] is not None}
+    assert published == {"OHEM, hardest 6.25 %": "32.8 %", "OHEM 1:3": "31.1 %", "FL, γ = 2, α = 0.25": "36.0 %"}
+    (hinge,) = (row for row in table.rows if row[0] == "hinge")
+    assert cell(hinge[1]) == "2 diverged"
+
+
+def test_sgd_rows_count_diverged_seeds(made_up):
+    def precision_of(cell):
+        diverges = cell.config.optimizer.learning_rate == 0.01 and not cell.config.model.prior
+        return None if diverges else 0.25
+
+    (section,) = sgd_focal.sections(made_up(sgd_config, precision_of))
+    (table,) = section.tables
+    assert len({row[:3] for row in table.rows}) == len(table.rows) == 4 * 2 * 2
+    assert {row[:3]: row[4] for row in table.rows if row[4]} == {("0.01", "CE", None): 2, ("0.01", "focal", None): 2}
+    assert [picture.name for picture in section.pictures] == ["curves_1", "curves_2"]
+
+
+def test_sgd_cells_have_the_papers_optimizer():
+    for sgd_cell in paper_report.make_cells(sgd_config, "cpu", "road_debris"):
+        optimizer = sgd_cell.config.optimizer
+        assert (optimizer.name, optimizer.momentum, optimizer.clip_norm) == ("sgd", 0.9, 0.0)
+        assert optimizer.warmup_fraction == 0
+        assert sgd_cell.config.objective.normalizer == "positives"
+
+
+def test_training_length_cells_have_four_times_the_steps():
+    for steps, expected in ((None, 1200), (8, 8)):
+        cells = paper_report.make_cells(length_config, "cpu", "road_debris", steps=steps)
+        assert {cell.config.training.steps for cell in cells} == {expected}
+
+
+def test_training_length_scores_of_each_quarter(made_up):
+    results = made_up(length_config, lambda cell: 0.5)
+    for result in results.by_cell.values():
+        result["steps"] = 100
+        result["curves"] = {"step": [10, 40, 60, 100], "average_precision": [0.1, 0.7, None, 0.5]}
+    (section,) = training_length.sections(results)
+    (table,) = section.tables
+    assert [row[0] for row in table.rows] == LENGTH_NAMES
+    row = table.rows[1]
+    assert [spread.mean for spread in row[1:6]] == pytest.approx([0.1, 0.7, float("nan"), 0.5, 0.7], nan_ok=True)
+    for result in results.by_cell.values():  # not evaluated in the first quarter
+        result["curves"] = {"step": [50, 100], "average_precision": [0.2, 0.3]}
+    assert training_length.precision_at(results, results.rows()[0], 0.25).values == ()
