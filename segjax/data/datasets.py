@@ -7,14 +7,13 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from segjax.data import builders
-from segjax.data.io import DataError, RawFile
+from segjax.data.io import DataError, RawFile, as_data_error
 from segjax.data.labels import LABEL_SETS, LabelSet, numbered_classes
 from segjax.data.pairs import Example, Sizes, Source, fingerprint, image_header, make_example, open_folder, summarize
 
@@ -34,8 +33,7 @@ def label_set(data_config: Any) -> LabelSet:
     """Returns the classes of a config's data set.
 
     Args:
-      data_config: has the attribute `name`, a key of `DATASETS`; for "folder" also `class_names` and optionally
-        `mask_values`.
+      data_config: has `name`, a key of `DATASETS`; for "folder" also `class_names` and optionally `mask_values`.
 
     Raises:
       DataError: an unknown name, or a folder without class names.
@@ -179,18 +177,10 @@ def _prepare(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) -> Path
     return target
 
 
-@contextlib.contextmanager
-def _damage_named(folder: str | Path) -> Iterator[None]:
+def _damage_named(folder: str | Path) -> contextlib.AbstractContextManager[None]:
     """Turns every exception that damaged files of the prepared set in `folder` cause into a `DataError`."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{folder}: a prepared set that is damaged or incomplete ({error}). Delete this folder, and the next run "
-            "prepares it again"
-        ) from error
+    remedy = "Delete this folder, and the next run prepares it again"
+    return as_data_error(f"{folder}: a prepared set that is damaged or incomplete. {remedy}")
 
 
 class PreparedSource:

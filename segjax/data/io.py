@@ -1,12 +1,13 @@
 """Raw files: listing of folders and archives, and decoding of images and masks."""
 
+import contextlib
 import glob
 import io
 import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,40 +22,37 @@ class DataError(ValueError):
     """Data that cannot be used; the message gives the file, what was expected and what was found."""
 
 
+@contextlib.contextmanager
+def as_data_error(message: str) -> Iterator[None]:
+    """Turns every exception, which readers and decoders have many of, into a `DataError` of the message and reason."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{message} ({reason})") from error
+
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class RawFile(NamedTuple):
-    """A file on disk or in an archive.
+    """A file on disk or in an archive."""
 
-    Attributes:
-      path: the path shown in errors.
-      size: number of bytes.
-      read: returns the bytes; call `read_bytes` instead.
-      problem: reason why the file must not be read, found when it was listed; "" if there is none.
-      checksum: CRC-32 of the bytes at the time of their verification.
-    """
-
-    path: str
-    size: int
-    read: Callable[[], bytes]
-    problem: str = ""
-    checksum: int | None = None
+    path: str  # shown in errors
+    size: int  # in bytes
+    read: Callable[[], bytes]  # used by `read_bytes` only
+    problem: str = ""  # reason why it must not be read
+    checksum: int | None = None  # CRC-32 of the bytes when they were verified
 
 
 def read_bytes(file: RawFile) -> bytes:
-    """Reads the bytes of a file.
-
-    Raises:
-      DataError: the file has a problem, cannot be read, or has changed since it was verified.
-    """
+    """Reads a file; raises `DataError` if it has a problem, cannot be read, or changed since it was verified."""
     if file.problem:
         raise DataError(file.problem)
-    try:
+    with as_data_error(f"{file.path}: cannot be read"):
         data = file.read()
-    # A member of an archive may be damaged, cut short, encrypted or compressed by an unknown method.
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{file.path}: cannot be read ({error})") from error
     if file.checksum is not None and zlib.crc32(data) != file.checksum:
         raise DataError(
             f"{file.path}: has changed since it was verified; expected the {file.size} bytes of then, "
@@ -68,13 +66,8 @@ def list_folder(
 ) -> dict[str, RawFile]:
     """Lists the files below a folder by their path within it, without hidden files and folders.
 
-    Args:
-      folder: the folder to search.
-      suffixes: accepted suffixes, in lower case.
-      root: folder of the data set; default `folder`. A link that leads out of it has a problem.
-
-    Raises:
-      DataError: no such folder, or it contains a folder that cannot be read or is a link.
+    A link that leads out of `root` (default `folder`) has a problem. A folder that is missing, cannot be read or is a
+    link within `folder` raises `DataError`.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder; {'it is a file' if folder.exists() else 'it does not exist'}")
@@ -116,15 +109,9 @@ def _on_disk(path: Path, home: str) -> RawFile:
 
 
 def list_zip(archive: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, RawFile]:
-    """Lists the members of a ZIP archive with one of the suffixes by their path; extracts nothing.
-
-    Raises:
-      DataError: the archive is damaged, or the path of a member leads out of it.
-    """
-    try:
+    """Lists the members of a ZIP archive by their path, without extracting; raises `DataError` for a bad archive."""
+    with as_data_error(f"{archive}: expected a whole ZIP archive"):
         opened = zipfile.ZipFile(archive)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{archive}: expected a whole ZIP archive ({error})") from error
     files = {}
     for member in sorted(opened.infolist(), key=lambda member: member.filename):
         name = member.filename
@@ -141,11 +128,7 @@ def by_stem(files: dict[str, RawFile]) -> dict[str, RawFile]:
 
 
 def by_name(files: Iterable[tuple[str, RawFile]]) -> dict[str, RawFile]:
-    """Maps names to files.
-
-    Raises:
-      DataError: two files have the same name, so that one would silently replace the other.
-    """
+    """Maps names to files; raises `DataError` if two files have the same name."""
     named: dict[str, RawFile] = {}
     for name, file in files:
         if name in named:
@@ -215,14 +198,10 @@ def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h 
         raise DataError(f"{file}: cannot be decoded; the file is empty")
     # Without EXIF orientation, because the mask beside an image has none.
     colour = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
-    try:
+    limit = "expected at most 2^30 pixels, or as many as $OPENCV_IO_MAX_IMAGE_PIXELS"
+    with as_data_error(f"{file}: cannot be decoded; {limit}"):
         image = cv2.imdecode(np.frombuffer(data, np.uint8), colour | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:  # a size that OpenCV refuses; damaged bytes give None
-        raise DataError(
-            f"{file}: cannot be decoded; expected at most 2^30 pixels, or as many as $OPENCV_IO_MAX_IMAGE_PIXELS "
-            f"({str(error).strip()[:200]})"
-        ) from error
-    if image is None:
+    if image is None:  # damaged
         raise DataError(f"{file}: cannot be decoded; expected a PNG or JPEG image, got {len(data)} bytes")
     return image[..., None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
@@ -234,7 +213,7 @@ def decode_mask(data: bytes, file: str) -> UInt8[np.ndarray, "h w"]:
       DataError: the bytes are not such a PNG.
     """
     # Pillow, because OpenCV converts the indices of a palette to colours.
-    try:
+    with as_data_error(f"{file}: cannot be decoded; expected a PNG mask, got {len(data)} bytes"):
         with Image.open(io.BytesIO(data)) as image:
             if image.format != "PNG" or image.mode not in ("L", "P", "1"):
                 raise DataError(
@@ -249,7 +228,3 @@ def decode_mask(data: bytes, file: str) -> UInt8[np.ndarray, "h w"]:
             image.verify()  # the checksums, which decoding ignores
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image).astype(np.uint8)
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, ValueError... for damaged bytes
-        raise DataError(f"{file}: cannot be decoded; expected a PNG mask, got {len(data)} bytes ({error})") from error

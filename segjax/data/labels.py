@@ -20,17 +20,11 @@ UNKNOWN = 254
 
 @dataclass(frozen=True, eq=False)
 class LabelSet:
-    """Classes of a data set.
+    """Classes of a data set."""
 
-    Attributes:
-      names: the classes in the order of their train ids, 0 to C - 1.
-      palette: RGB colour of each class. Void is painted black and has no row.
-      lut: train id of each raw id 0..255 in the files: 0 to C - 1, `VOID` or `UNKNOWN`.
-    """
-
-    names: tuple[str, ...]
-    palette: UInt8[np.ndarray, "classes 3"]
-    lut: UInt8[np.ndarray, "256"]
+    names: tuple[str, ...]  # in the order of their train ids, 0 to C - 1
+    palette: UInt8[np.ndarray, "classes 3"]  # RGB; void is painted black
+    lut: UInt8[np.ndarray, "256"]  # train id of each raw id in the files: 0 to C - 1, `VOID` or `UNKNOWN`
 
     def __post_init__(self):
         if len(self.names) != len(self.palette):
@@ -44,29 +38,15 @@ class LabelSet:
         """Returns C, the number of classes without void."""
         return len(self.names)
 
-    @property
-    def known_ids(self) -> tuple[int, ...]:
-        """Returns the raw ids that the files of this set may contain."""
-        return tuple(np.flatnonzero(self.lut != UNKNOWN).tolist())
-
 
 def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: str) -> UInt8[np.ndarray, "*shape"]:
     """Maps the raw ids of a file to train ids in [0, C) and `VOID`.
 
-    Args:
-      raw: ids as stored in the file.
-      label_set: classes of the data set.
-      file: name of the file, for the error.
-
     Raises:
-      DataError: an id that the data set does not define.
+      DataError: an id that the data set does not define, in the file named `file`.
 
     >>> to_train_ids(np.array([[0, 7, 33]], np.uint8), LABEL_SETS["cityscapes"], "street.png")
     array([[255,   0,  18]], dtype=uint8)
-    >>> to_train_ids(np.array([[40]], np.uint8), LABEL_SETS["cityscapes"], "street.png")
-    Traceback (most recent call last):
-      ...
-    segjax.data.io.DataError: street.png: label id 40 is outside the 19 classes; expected the ids 0-33, 255
     """
     labels = label_set.lut[raw]
     if (labels == UNKNOWN).any():
@@ -74,7 +54,7 @@ def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: st
         ids = f"ids {_spans(unknown)} are" if len(unknown) > 1 else f"id {unknown[0]} is"
         raise DataError(
             f"{file}: label {ids} outside the {label_set.num_classes} classes; "
-            f"expected the ids {_spans(label_set.known_ids)}"
+            f"expected the ids {_spans(np.flatnonzero(label_set.lut != UNKNOWN))}"
         )
     return labels
 

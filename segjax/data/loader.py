@@ -135,15 +135,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yields every image of a split exactly once over all hosts, in order, in batches of one shape.
 
-    Every host yields ⌈N / G⌉ batches for N images. Examples that fill the last batch have "where" False.
-
-    Args:
-      source: the split.
-      global_batch_size: G, over all hosts.
-      process_index: this host.
-      process_count: the number of hosts; must divide G.
-      workers: number of reading processes; 0 reads in threads of this process.
-      prefetch: batches to prepare in advance, per worker.
+    Every host yields ⌈N / G⌉ batches for N images. Examples that fill the last batch have "where" False. The arguments
+    are those of `train_loader`.
 
     Yields:
       Dicts of "image" uint8 `[b, H, W, C]` and "label" uint8 `[b, H, W]`, at native resolution and padded at the
@@ -167,7 +160,7 @@ def eval_batches(
             iterator.close()
             del iterator
             if workers:
-                _free_semaphores()
+                gc.collect()  # frees the iterator's 25 semaphores; Python 3.13 may warn of a leak if it happens later
 
     return batches()
 
@@ -216,15 +209,10 @@ def _iterate(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.Da
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
     if not flags.FLAGS.is_parsed():  # as in a notebook; grain's workers read absl's flags
         flags.FLAGS.mark_as_parsed()
-    _free_semaphores()
+    gc.collect()  # frees the semaphores of ended iterators, see `eval_batches`
     read = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1))
     return iter(read.mp_prefetch(options, worker_init_fn=_end_with_parent))
-
-
-def _free_semaphores() -> None:
-    """Frees the 25 semaphores of each ended iterator, which otherwise live until the next garbage collection."""
-    gc.collect()  # Python 3.13 warns of a leak if a later collection finds them
 
 
 def _end_with_parent(worker: int, workers: int) -> None:

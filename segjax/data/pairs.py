@@ -16,7 +16,16 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from segjax.data.io import DataError, RawFile, by_stem, decode_image, decode_mask, list_folder, read_bytes
+from segjax.data.io import (
+    DataError,
+    RawFile,
+    as_data_error,
+    by_stem,
+    decode_image,
+    decode_mask,
+    list_folder,
+    read_bytes,
+)
 from segjax.data.labels import LabelSet, to_train_ids
 from segjax.storage import read_json, write_json
 
@@ -31,21 +40,13 @@ class Example(TypedDict):
 
 @runtime_checkable
 class Source(Protocol):
-    """A split, open for random access, and picklable for worker processes.
-
-    Attributes:
-      label_set: the classes.
-      channels: 1, or 3 in the order RGB, for every image.
-      native_size: height and width that all images share; None if they differ.
-      largest_size: the greatest height and the greatest width.
-      skipped: one message per pair of files left out by `on_error="skip"`.
-    """
+    """A split, open for random access, and picklable for worker processes."""
 
     label_set: LabelSet
-    channels: int
-    native_size: tuple[int, int] | None
-    largest_size: tuple[int, int]
-    skipped: tuple[str, ...]
+    channels: int  # 1, or 3 in the order RGB, for every image
+    native_size: tuple[int, int] | None  # height and width that all images share; None if they differ
+    largest_size: tuple[int, int]  # the greatest height and the greatest width
+    skipped: tuple[str, ...]  # one message per pair of files left out by `on_error="skip"`
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -66,17 +67,11 @@ class Pair(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Sizes of the images of a verified split.
-
-    Attributes:
-      native_size: height and width that all images share; None if they differ.
-      largest_size: the greatest height and the greatest width.
-      channels: 1 if every image is grey, else 3.
-    """
+    """Sizes of the images of a verified split; see `Source`."""
 
     native_size: tuple[int, int] | None
     largest_size: tuple[int, int]
-    channels: int
+    channels: int  # 1 if every image is grey, else 3
 
 
 class Verified(NamedTuple):
@@ -88,18 +83,10 @@ class Verified(NamedTuple):
 
 
 def match(images: dict[str, RawFile], masks: dict[str, RawFile], where: str, *, unlabelled: bool = False) -> list[Pair]:
-    """Pairs images and masks of the same name, in the order of the names.
+    """Pairs images and masks of the same name, in the order of the names; raises `DataError` for an empty split.
 
-    A file without a partner becomes a pair whose missing half has a problem, which `verify` raises or skips.
-
-    Args:
-      images: images by name.
-      masks: masks by name.
-      where: the folder or archive, for errors.
-      unlabelled: leaves out images without a mask.
-
-    Raises:
-      DataError: there is not one pair.
+    A file without a partner becomes a pair whose missing half has a problem, which `verify` raises or skips. Errors
+    name `where`, the folder or archive. With `unlabelled`, images without a mask are left out instead.
     """
 
     def missing(partner: RawFile, expected: str, name: str) -> RawFile:
@@ -136,19 +123,10 @@ def refuse_problems(pairs: Iterable[Pair]) -> None:
 
 
 def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> Verified:
-    """Reads and decodes every image and mask, in threads.
+    """Reads and decodes every image and mask of a split, in threads, and adds checksums that detect a later change.
 
-    Args:
-      pairs: a split.
-      label_set: its classes.
-      on_error: "raise", or "skip" to leave out bad pairs and return the reasons.
-
-    Returns:
-      The good pairs in their order. Their files have checksums, so that a later change is detected.
-
-    Raises:
-      DataError: a file that cannot be read or decoded or is cut short, an image and a mask of different sizes,
-        a label id outside the classes; under "skip", only if no pair is good.
+    A bad pair has a file that cannot be read or decoded, two sizes, or a label id outside the classes. Under "raise"
+    it raises `DataError`; under "skip" it is left out, and only a split without a good pair raises.
     """
     if on_error == "raise":
         refuse_problems(pairs)  # at once, and not after an hour of decoding
@@ -187,7 +165,7 @@ def _inspect_image(image: RawFile, data: bytes, *, whole: bool) -> tuple[int, in
     """Returns height, width and channels from the header; `whole` decodes the pixels too."""
     # Pillow, because it refuses a file that is cut short, where some versions of OpenCV fill the rest with grey. Its
     # `verify` tests the checksums of a PNG, its `load` the pixels; each finds damage that the other does not.
-    try:
+    with as_data_error(f"{image.path}: cannot be decoded; expected a PNG or JPEG image, got {len(data)} bytes"):
         with Image.open(io.BytesIO(data)) as opened:
             if opened.format not in ("PNG", "JPEG", "MPO"):
                 raise DataError(f"{image.path}: expected a PNG or JPEG image; got {opened.format}")
@@ -197,12 +175,6 @@ def _inspect_image(image: RawFile, data: bytes, *, whole: bool) -> tuple[int, in
             if whole:
                 opened.load()
             return opened.height, opened.width, 1 if opened.mode in ("1", "L", "LA", "I", "I;16") else 3
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, ValueError... for damaged bytes
-        raise DataError(
-            f"{image.path}: cannot be decoded; expected a PNG or JPEG image, got {len(data)} bytes ({error})"
-        ) from error
 
 
 def image_header(image: RawFile) -> tuple[int, int, int]:
@@ -221,10 +193,8 @@ def _decode_ids(mask: RawFile, data: bytes) -> np.ndarray:
     """Decodes the raw ids of a mask, uint8 `[H, W]`: a PNG, or a CrackForest `.mat` (groundTruth → Segmentation)."""
     if not mask.path.lower().endswith(".mat"):
         return decode_mask(data, mask.path)
-    try:
+    with as_data_error(f"{mask.path}: expected a MATLAB file with groundTruth.Segmentation"):
         ids = scipy.io.loadmat(io.BytesIO(data))["groundTruth"]["Segmentation"][0, 0]
-    except Exception as error:  # SciPy's reader has no exception of its own for damaged bytes
-        raise DataError(f"{mask.path}: expected a MATLAB file with groundTruth.Segmentation ({error!r})") from error
     if ids.ndim != 2 or ids.dtype != np.uint8:
         raise DataError(f"{mask.path}: expected a uint8 matrix of label ids; got {ids.dtype} of shape {ids.shape}")
     return ids
@@ -243,19 +213,7 @@ def mask_png(mask: RawFile) -> bytes:
 def make_example(
     image: bytes, mask: bytes, name: str, channels: int, label_set: LabelSet, files: tuple[str, str]
 ) -> Example:
-    """Decodes an image and its mask and maps the raw ids to train ids.
-
-    Args:
-      image: a PNG or JPEG.
-      mask: a PNG of raw ids.
-      name: name of the example.
-      channels: 1 or 3.
-      label_set: the classes.
-      files: names of the image and the mask for errors.
-
-    Raises:
-      DataError: either cannot be decoded, their sizes differ, or the mask contains an id outside the classes.
-    """
+    """Decodes an image and its mask, and maps the raw ids to train ids; errors name `files`, the image and the mask."""
     pixels = decode_image(image, channels, files[0])
     ids = decode_mask(mask, files[1])
     _check_sizes(pixels.shape[:2], ids.shape, *files)
@@ -271,11 +229,7 @@ def _check_sizes(image: tuple[int, ...], mask: tuple[int, ...], image_file: str,
 
 
 def skipped_lines(source: Source, split: str, shown: int = 20) -> list[str]:
-    """Formats the skipped pairs of a split for the user: their number, then the first `shown` reasons.
-
-    Returns:
-      The lines; an empty list if nothing was skipped.
-    """
+    """Formats the skipped pairs of a split: their number, then the first `shown` reasons; no lines if there is none."""
     count = len(source.skipped)
     if not count:
         return []
@@ -300,7 +254,9 @@ class FolderSource:
         if self._listing is None:
             handle, path = tempfile.mkstemp(prefix="segjax-", suffix=".json")
             os.close(handle)
-            write_json(path, [(name, _plain(image), _plain(mask)) for name, image, mask in self._pairs])
+            write_json(
+                path, [(name, image._replace(read=None), mask._replace(read=None)) for name, image, mask in self._pairs]
+            )
             self._listing = Path(path)
             weakref.finalize(self, self._listing.unlink, missing_ok=True)
         return _from_listing, (self._listing, self._sizes, self.label_set, self.channels)
@@ -318,40 +274,23 @@ class FolderSource:
         return self._pairs[index].name
 
 
-def _plain(file: RawFile) -> tuple[str, int, int | None]:
-    return file.path, file.size, file.checksum
-
-
 def _from_listing(listing: Path, sizes: Sizes, label_set: LabelSet, channels: int) -> FolderSource:
-    def on_disk(path: str, size: int, checksum: int | None) -> RawFile:
-        return RawFile(path, size, Path(path).read_bytes, checksum=checksum)
-
-    pairs = [Pair(name, on_disk(*image), on_disk(*mask)) for name, image, mask in read_json(listing)]
+    pairs = [
+        Pair(name, *(RawFile(*file)._replace(read=Path(file[0]).read_bytes) for file in files))
+        for name, *files in read_json(listing)
+    ]
     return FolderSource(Verified(pairs, sizes, ()), label_set, channels)
 
 
 def open_folder(
     root: Path, split: str, label_set: LabelSet, *, val_fraction: float = 0.1, on_error: str = "raise"
 ) -> FolderSource:
-    """Opens a split of a folder of images (JPEG or PNG, any size) and masks (PNG, grey or palette).
+    """Opens and verifies a split of a folder of images (JPEG or PNG, any size) and masks (PNG, grey or palette).
 
     ROOT contains `images` and `masks`, or `train` and optionally `val` and `test` with `images` and `masks` in each.
     Files match by their path without suffix. Without `val`, the images whose name has a SHA-256, read as a number
     in [0, 1), below `val_fraction` are "val", and the rest "train". So adding, removing or skipping a file moves no
-    other file. (An otherwise empty split gets the nearest image.)
-
-    Args:
-      root: ROOT.
-      split: "train", "val" or "test".
-      label_set: the classes, see `segjax.data.labels.numbered_classes`.
-      val_fraction: fraction of the images for "val", in (0, 1).
-      on_error: "raise", or "skip" to leave bad pairs out of their split and list the reasons in `skipped`.
-
-    Returns:
-      The verified split. Images are read as RGB if any image of any split has colour.
-
-    Raises:
-      DataError: no such split or folder, or a bad pair, see `verify`.
+    other file. (An otherwise empty split gets the nearest image.) All images are RGB if any of any split has colour.
     """
     splits = list_splits(Path(root), val_fraction)
     if split not in splits:

@@ -14,19 +14,12 @@ from jaxtyping import Array, Float, Integer
 
 
 class Axis(NamedTuple):
-    """Geometry of a resize along one axis, for a window of source and target.
+    """Geometry of a resize along one axis, for a window of source and target."""
 
-    Attributes:
-        source: length n of the whole source axis.
-        target: length N of the whole target axis.
-        source_start: first source pixel i₀ of the window.
-        offset: (2 o₀ + 1) n - (2 i₀ + 1) N for the first target pixel o₀ of the window. The caller computes it,
-            because intermediate values may exceed int32.
-    """
-
-    source: ArrayLike
-    target: ArrayLike
-    source_start: ArrayLike
+    source: ArrayLike  # length n of the whole source axis
+    target: ArrayLike  # length N of the whole target axis
+    source_start: ArrayLike  # first source pixel i₀ of the window
+    # (2 o₀ + 1) n - (2 i₀ + 1) N for the window's first target pixel o₀; the products may exceed int32.
     offset: ArrayLike
 
 
@@ -110,19 +103,11 @@ def zoom_window(
     corner: Float[Array, "2"],
     zoom: Float[Array, "2"],
     shape: tuple[int, int],
-    margin: tuple[int, int] = (0, 0),
+    margin: tuple[int, int],
 ) -> Float[Array, "H W c"]:
-    """Resizes the window of an image that starts at `corner`, with antialiasing and real-valued geometry.
+    """Resizes the window of an image that starts at `corner` by the factors `zoom`, with antialiasing.
 
-    Args:
-        image: `[h, w, C]`.
-        corner: (row, column) of the window's top left corner in pixels, from the image's corner; traced.
-        zoom: target pixels per source pixel, (rows, columns); traced.
-        shape: (H, W) of the result without the margin; static.
-        margin: rows and columns of context to add on each side of the result; static.
-
-    Returns:
-        `[H + 2 margin, W + 2 margin, C]`; 0 outside the image.
+    Both are (row, column), real and traced. The result is `[H + 2 margin, W + 2 margin, C]`; 0 outside the image.
     """
     margin = np.asarray(margin, np.float32)
     return jax.image.scale_and_translate(
