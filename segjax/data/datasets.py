@@ -139,7 +139,7 @@ def _check_unchanged(builder, manual_dir: Path | None) -> None:
     if not prepared or manual_dir is None:
         return
     try:
-        now = fingerprint(type(builder).LAYOUT(manual_dir))
+        now = fingerprint(builder.list_files(manual_dir))
     except DataError:  # raw files may be deleted after preparing
         return
     if now != prepared:

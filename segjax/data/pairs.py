@@ -254,9 +254,7 @@ class FolderSource:
         if self._listing is None:
             handle, path = tempfile.mkstemp(prefix="segjax-", suffix=".json")
             os.close(handle)
-            write_json(
-                path, [(name, image._replace(read=None), mask._replace(read=None)) for name, image, mask in self._pairs]
-            )
+            write_json(path, [(name, *(file._replace(read=None) for file in files)) for name, *files in self._pairs])
             self._listing = Path(path)
             weakref.finalize(self, self._listing.unlink, missing_ok=True)
         return _from_listing, (self._listing, self._sizes, self.label_set, self.channels)

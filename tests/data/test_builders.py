@@ -2,7 +2,7 @@ import zipfile
 
 import pytest
 
-from segjax.data.builders import camvid_files, cityscapes_files, crackforest_files, lost_and_found_files
+from segjax.data.builders import CamVid, Cityscapes, CrackForest, LostAndFound
 from segjax.data.io import DataError
 from segjax.data.pairs import refuse_problems
 
@@ -13,13 +13,13 @@ def counts(splits):
 
 def test_camvid_has_a_test_split_where_its_folders_exist(make, tmp_path):
     root = make.camvid(tmp_path)
-    assert counts(camvid_files(root)) == {"train": 5, "validation": 3}
+    assert counts(CamVid.list_files(root)) == {"train": 5, "validation": 3}
     make.camvid(root, splits=[("test", 2)])
-    assert counts(camvid_files(root)) == {"train": 5, "validation": 3, "test": 2}
+    assert counts(CamVid.list_files(root)) == {"train": 5, "validation": 3, "test": 2}
 
 
 def test_crackforest_is_split_by_its_numbers(make, tmp_path):
-    splits = crackforest_files(make.crackforest(tmp_path))
+    splits = CrackForest.list_files(make.crackforest(tmp_path))
     assert [pair.name for pair in splits["train"]] == ["001", "002", "004", "005"]
     assert [pair.name for pair in splits["test"]] == ["003", "006"]
 
@@ -27,11 +27,11 @@ def test_crackforest_is_split_by_its_numbers(make, tmp_path):
 def test_crackforest_with_an_empty_split_or_a_strange_name_is_refused(make, tmp_path):
     root = make.crackforest(tmp_path, (3,))
     with pytest.raises(DataError, match=r"the split 'train' is empty; found only the images \['003'\]"):
-        crackforest_files(root)
+        CrackForest.list_files(root)
     for folder, suffix in (("image", "jpg"), ("groundTruth", "mat")):
         make.put(root / folder / f"copy.{suffix}", b"")
     with pytest.raises(DataError, match=r"copy.mat: expected a number as its name"):
-        crackforest_files(root)
+        CrackForest.list_files(root)
 
 
 def test_archives_and_extracted_folders_are_one(make, tmp_path):
@@ -39,15 +39,15 @@ def test_archives_and_extracted_folders_are_one(make, tmp_path):
     for archive in packed.iterdir():
         with zipfile.ZipFile(archive) as file:
             file.extractall(extracted)
-    assert counts(cityscapes_files(packed)) == {"train": 4, "validation": 2, "test": 2}
-    for split, pairs in cityscapes_files(packed).items():
+    assert counts(Cityscapes.list_files(packed)) == {"train": 4, "validation": 2, "test": 2}
+    for split, pairs in Cityscapes.list_files(packed).items():
         assert [(p.name, p.image.read(), p.mask.read()) for p in pairs] == [
-            (p.name, p.image.read(), p.mask.read()) for p in cityscapes_files(extracted)[split]
+            (p.name, p.image.read(), p.mask.read()) for p in Cityscapes.list_files(extracted)[split]
         ]
 
 
 def test_lost_and_found_names_keep_their_scene(make, tmp_path):
-    splits = lost_and_found_files(make.lost_and_found(tmp_path))
+    splits = LostAndFound.list_files(make.lost_and_found(tmp_path))
     assert counts(splits) == {"train": 2, "test": 4}
     assert splits["train"][0].name == "01_Hanns_Klemm_Str_45_000000_000019"
 
@@ -55,7 +55,7 @@ def test_lost_and_found_names_keep_their_scene(make, tmp_path):
 def test_a_missing_archive_is_named(make, tmp_path):
     (make.lost_and_found(tmp_path) / "gtCoarse.zip").unlink()
     with pytest.raises(DataError, match=r"expected the archive gtCoarse.zip or its extracted folder gtCoarse; found"):
-        lost_and_found_files(tmp_path)
+        LostAndFound.list_files(tmp_path)
 
 
 def test_a_split_that_the_archive_lacks_is_named(make, tmp_path):
@@ -63,4 +63,4 @@ def test_a_split_that_the_archive_lacks_is_named(make, tmp_path):
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("readme.txt", "words")
     with pytest.raises(DataError, match=r"leftImg8bit.png: an image without a mask; .* split train"):
-        refuse_problems(lost_and_found_files(tmp_path)["train"])
+        refuse_problems(LostAndFound.list_files(tmp_path)["train"])

@@ -25,13 +25,9 @@ class Stream:
         key = np.array([seed, index], np.uint64)
         self._bits = np.random.Philox(key=key, counter=np.array([0, 0, 0, purpose], np.uint64))
 
-    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        """Returns a float in [low, high)."""
-        return low + (high - low) * (self._bits.random_raw() >> 11) * 2.0**-53
-
-    def uniforms(self, low: float, high: float, count: int) -> Float[np.ndarray, "count"]:
-        """Returns `count` floats in [low, high)."""
-        return low + (high - low) * ((self._bits.random_raw(count) >> np.uint64(11)) * 2.0**-53)
+    def uniform(self, low: float = 0.0, high: float = 1.0, count: int | None = None):
+        """Returns a float in [low, high), or an array of `count`."""
+        return low + (high - low) * ((self._bits.random_raw(count) >> 11) * 2.0**-53)
 
     def integer(self, low: int, high: int) -> int:
         """Returns an integer in [low, high]."""
@@ -47,7 +43,7 @@ class Stream:
 
     def colour(self, spread: float) -> Float[np.ndarray, "3"]:
         """Returns three factors in [1 - spread, 1 + spread)."""
-        return self.uniforms(1.0 - spread, 1.0 + spread, 3)
+        return self.uniform(1.0 - spread, 1.0 + spread, 3)
 
     def table(self) -> Float[np.ndarray, "65536"]:
         """Returns the lattice of `value_noise`: uniform on [-1, 1] in steps of 2^-15."""
@@ -115,11 +111,8 @@ class Layout(NamedTuple):
         return u, self.horizon + self.roll * u + self.focal * self.camera_height / z
 
     def clearance(self, s: float, z: float) -> float:
-        """Returns the image heights from the ground point (s, z) to the nearer road edge, negative outside the road.
-
-        In the image, an edge at s has the slope s / camera_height at the bottom, hence the square root.
-        """
-        return min(
+        """Returns the image heights from the ground point (s, z) to the nearer road edge, negative outside the road."""
+        return min(  # in the image, an edge at s has the slope s / camera_height, hence the square root
             sign * (edge - s) * self.focal / z / (1.0 + (edge / self.camera_height) ** 2) ** 0.5
             for sign, edge in ((1.0, self.right), (-1.0, self.left))
         )
@@ -173,10 +166,7 @@ class View(NamedTuple):
         return value_noise(self.table, x, y)
 
     def grain(self, cell: float, stretch: float, shift: float) -> Float[np.ndarray, "h w"]:
-        """Returns noise on the ground in cells of `cell` metres across and cell * stretch along.
-
-        It fades where a pixel is coarser than a cell, which keeps far asphalt from aliasing.
-        """
+        """Returns noise on the ground in cells of `cell` m across and cell * stretch along, faded against aliasing."""
         footprint = self.z * self.pixel / self.road.focal
         depth = footprint * self.z / self.road.camera_height
         fade = 1.0 / (1.0 + (0.7 * footprint / cell) ** 2 + (0.5 * depth / (cell * stretch)) ** 2)

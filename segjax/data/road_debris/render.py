@@ -16,8 +16,7 @@ ROAD, MARKING, VERGE, SKY, DEBRIS = range(5)
 _SMALLEST = (64, 96)
 _PIXEL = 1.0 / 96.0  # the unit of the void bands: a pixel of a 96-row image
 _RING = (0.15 * _PIXEL, 0.65 * _PIXEL)  # reach of the void ring into a piece of debris and out of it
-_ROADSIDE = 0.5 * _PIXEL  # half width of the void band at the road's edge
-_SKYLINE = 0.5 * _PIXEL
+_BAND = 0.5 * _PIXEL  # half width of the void bands along the road's edges and the skyline
 _DOUBTFUL_ROAD = (110.0, 160.0)  # metres; the road between is void, and farther road is verge
 _WITHOUT_DEBRIS = 0.15  # fraction of the scenes
 _DEBRIS_SHARE = (0.0025, 0.0100)  # of the pixels of a scene with debris
@@ -26,23 +25,13 @@ _LEAST_AREA = 4.0 * _PIXEL**2  # of a fragment without its void ring
 _RADII = (0.012, 0.055)  # smallest and largest half width, image heights
 
 
-class Material(NamedTuple):
-    """A kind of debris: the ranges of its outline and surface."""
-
-    sides: tuple[int, int]
-    aspect: tuple[float, float]  # apparent height over width
-    bend: float
-    tint: tuple[float, float, float]
-    contrast: tuple[float, float]  # log of its tone over the asphalt's
-    relief: float
-
-
+# Kinds of debris: number of sides, apparent height over width, bend, tint, log of the tone over the asphalt's, relief.
 _MATERIALS = (
-    Material((6, 8), (0.6, 0.95), 0.0, (1.0, 0.99, 0.97), (-0.22, 0.22), 0.27),  # stone
-    Material((5, 6), (0.28, 0.5), 0.3, (1.0, 1.0, 1.01), (-0.42, -0.1), 0.25),  # tyre
-    Material((4, 5), (0.4, 0.8), 0.0, (1.08, 1.0, 0.88), (-0.12, 0.24), 0.22),  # cardboard
-    Material((4, 4), (0.16, 0.34), 0.0, (1.07, 1.0, 0.90), (-0.22, 0.2), 0.24),  # wood
-    Material((4, 6), (0.3, 0.7), 0.12, (0.98, 1.0, 1.03), (-0.22, 0.2), 0.28),  # metal
+    ((6, 8), (0.6, 0.95), 0.0, (1.0, 0.99, 0.97), (-0.22, 0.22), 0.27),  # stone
+    ((5, 6), (0.28, 0.5), 0.3, (1.0, 1.0, 1.01), (-0.42, -0.1), 0.25),  # tyre
+    ((4, 5), (0.4, 0.8), 0.0, (1.08, 1.0, 0.88), (-0.12, 0.24), 0.22),  # cardboard
+    ((4, 4), (0.16, 0.34), 0.0, (1.07, 1.0, 0.90), (-0.22, 0.2), 0.24),  # wood
+    ((4, 6), (0.3, 0.7), 0.12, (0.98, 1.0, 1.03), (-0.22, 0.2), 0.28),  # metal
 )
 
 
@@ -56,7 +45,7 @@ class Piece(NamedTuple):
     offsets: Float[np.ndarray, "sides"]
     bend: float
     tone: Float[np.ndarray, "3"]  # its colour over the asphalt's
-    material: Material
+    relief: float
     shift: float  # position of its texture in the noise
 
     def sides(self, x, y):
@@ -84,7 +73,7 @@ class Piece(NamedTuple):
 
 def _piece(random: Stream, road: Layout, near: Piece | None = None) -> Piece | None:
     """Draws an outline on the road (close to `near`, if given); None if its place is off the road."""
-    material = _MATERIALS[random.integer(0, len(_MATERIALS) - 1)]
+    sides, aspect, bend, tint, contrast, relief = _MATERIALS[random.integer(0, len(_MATERIALS) - 1)]
     u, depth = random.uniform(-0.62, 0.62), 0.07 + (0.92 - road.horizon - 0.07) * random.uniform() ** 1.3
     if near is not None:
         u, depth = near.u + random.uniform(-0.15, 0.15), near.v - road.horizon + random.uniform(-0.06, 0.06)
@@ -93,25 +82,25 @@ def _piece(random: Stream, road: Layout, near: Piece | None = None) -> Piece | N
     z = road.focal * road.camera_height / depth
     size = 0.07 * 5.0 ** random.uniform()
     radius = min(max(road.focal * size / z, _RADII[0]), _RADII[1])
-    tone = np.array(material.tint) * random.colour(0.05) * np.exp(random.uniform(*material.contrast))
-    bend, shift = material.bend * random.uniform(-1.0, 1.0), random.uniform(0.0, 200.0)
+    tone = np.array(tint) * random.colour(0.05) * np.exp(random.uniform(*contrast))
+    bend, shift = bend * random.uniform(-1.0, 1.0), random.uniform(0.0, 200.0)
     s = u * z / road.focal - road.bend(z)
     if road.clearance(s, z) < 1.25 * radius + 0.025:
         return None
     # An irregular polygon, squashed to the material's aspect and turned a little.
-    sides, aspect, turn = random.integer(*material.sides), random.uniform(*material.aspect), random.uniform(-0.35, 0.35)
-    corners = np.arange(sides) + random.uniforms(-0.28, 0.28, sides)
+    sides, aspect, turn = random.integer(*sides), random.uniform(*aspect), random.uniform(-0.35, 0.35)
+    corners = np.arange(sides) + random.uniform(-0.28, 0.28, sides)
     angles = random.uniform(0.0, 2.0 * np.pi) + corners * (2.0 * np.pi / sides)
     flat = np.stack([np.cos(angles), np.sin(angles) / aspect], axis=1)
     length = np.sqrt(flat[:, 0] ** 2 + flat[:, 1] ** 2)
-    offsets = random.uniforms(0.62, 1.0, sides) / length
+    offsets = random.uniform(0.62, 1.0, sides) / length
     flat = flat / length[:, None]
     cos, sin = np.cos(turn), np.sin(turn)
     normals = np.stack([cos * flat[:, 0] - sin * flat[:, 1], sin * flat[:, 0] + cos * flat[:, 1]], axis=1)
     cuts = np.array([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])  # its base, and its ends where two sides meet too far out
     cut_offsets = np.array([aspect * random.uniform(0.45, 0.8), 1.15, 1.15])
     normals, offsets = np.concatenate([normals, cuts]), np.concatenate([offsets, cut_offsets])
-    return Piece(u, v, radius, normals, offsets, bend, tone, material, shift)
+    return Piece(u, v, radius, normals, offsets, bend, tone, relief, shift)
 
 
 def _scatter(random: Stream, road: Layout, share: float) -> list[Piece]:
@@ -165,7 +154,7 @@ def _paint_debris(random: Stream, scene: View, land: scenery.Ground, shape: Piec
     tone = 0.6 * np.clip(1.0 - inside / 0.4, 0.0, 1.0) * lit + 0.28 - 0.56 * coverage(ridge - y, 0.2)
     tone += 0.5 * np.clip(1.0 - inside / 0.14, 0.0, 1.0) * (lit > 0.45)
     rough = 0.1 * scene.noise(x * 3.5 + shape.shift, y * 3.5)
-    tone = np.maximum(1.0 + shape.material.relief * tone + rough, 0.1)[..., None] * shape.tone
+    tone = np.maximum(1.0 + shape.relief * tone + rough, 0.1)[..., None] * shape.tone
     _lay(land, part, tone, random.uniform(0.2, 0.7), coverage(distance * shape.radius, scene.pixel))
 
 
@@ -228,18 +217,25 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
         _paint_debris(solid, near, land, shape, sun_side)
 
     colour = np.zeros((height, width, 3))
-    sky = scenery.sky(weather, whole.crop(above), kind)
+    sky, haze, skyline = scenery.sky(weather, whole.crop(above), kind)
     fog = 1.0 - np.exp(near.z / -weather.uniform(120.0, 700.0))
     lit = land.colour * scenery.shade(shadows, near, sun)[..., None]
-    colour[below] = lit + (sky.haze - lit) * fog[..., None]
-    blend(colour[above], sky.colour, coverage(whole.drop[above], whole.pixel))
+    colour[below] = lit + (haze - lit) * fog[..., None]
+    blend(colour[above], sky, coverage(whole.drop[above], whole.pixel))
     beside = scenery.plants_and_posts(standing, whole, colour)
 
     label = np.full((height, width), SKY, np.uint8)
-    _label_ground(label[below], near, land)
+    on_ground = near.drop > 0.0
+    of_ground = label[below]
+    of_ground[on_ground] = VERGE
+    of_ground[land.road & on_ground] = ROAD
+    of_ground[land.marking] = MARKING
+    of_ground[(np.abs(land.edge) < _BAND) | (land.road & (near.z > _DOUBTFUL_ROAD[0]))] = VOID
+    of_ground[on_ground & (near.z > _DOUBTFUL_ROAD[1])] = VERGE
+    of_ground[~on_ground] = SKY
     hills = whole.drop[above] <= 0.0
-    label[above][hills & (sky.skyline < 0.0)] = VERGE
-    label[above][hills & (np.abs(sky.skyline) < _SKYLINE)] = VOID
+    label[above][hills & (skyline < 0.0)] = VERGE
+    label[above][hills & (np.abs(skyline) < _BAND)] = VOID
     label[beside] = VERGE
     outlines = [(part, shape.distance(x, y) * shape.radius) for shape in pieces for part, x, y in [shape.local(whole)]]
     for part, distance in outlines:
@@ -247,16 +243,6 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
     for part, distance in outlines:
         label[part][distance < -_RING[0]] = DEBRIS
     return Scene(_photograph(camera, whole, colour), label)
-
-
-def _label_ground(label, scene: View, land: scenery.Ground) -> None:
-    on_ground, doubtful = scene.drop > 0.0, scene.z > _DOUBTFUL_ROAD[0]
-    label[on_ground] = VERGE
-    label[land.road & on_ground] = ROAD
-    label[land.marking] = MARKING
-    label[(np.abs(land.edge) < _ROADSIDE) | (land.road & doubtful)] = VOID
-    label[on_ground & (scene.z > _DOUBTFUL_ROAD[1])] = VERGE
-    label[~on_ground] = SKY
 
 
 def _photograph(random: Stream, scene: View, colour: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:

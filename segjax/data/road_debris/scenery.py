@@ -205,16 +205,12 @@ def _manhole(random, scene, colour, s, z):
     _multiply(colour, rows, seen, ring, coverage(np.abs(distance) - 0.02, soft) * np.minimum(1.0, 0.06 / soft))
 
 
-class Sky(NamedTuple):
-    """Everything behind the ground's horizon."""
+def sky(random: Stream, scene: View, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Paints the sky of one of the `SKIES` and the hills or woods under it.
 
-    colour: Float[np.ndarray, "h w 3"]
-    haze: Float[np.ndarray, "3"]  # the colour to which far things fade
-    skyline: Float[np.ndarray, "h w"]  # distance to the skyline in image heights, negative in the hills and below
-
-
-def sky(random: Stream, scene: View, kind: str) -> Sky:
-    """Paints the sky of one of the `SKIES` and the hills or woods under it."""
+    Returns its colour `[h, w, 3]`, the colour `[3]` of haze, and the distance `[h, w]` to the skyline in image heights,
+    negative in the hills and below.
+    """
     height = np.maximum(-scene.drop, 0.0)
     zenith, low = (np.array(colour) * random.colour(0.04) for colour in SKIES[kind])
     rise = 1.0 - np.exp(-height / random.uniform(0.12, 0.25))
@@ -234,7 +230,7 @@ def sky(random: Stream, scene: View, kind: str) -> Sky:
     woods = np.array([0.34, 0.38, 0.31]) * random.colour(0.1) * tone[..., None]
     woods += (low - woods) * random.uniform(0.15, 0.6)
     blend(colour, woods, coverage(skyline, scene.pixel))
-    return Sky(colour, low, skyline)
+    return colour, low, skyline
 
 
 def plants_and_posts(random: Stream, scene: View, colour: Float[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
