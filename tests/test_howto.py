@@ -156,7 +156,7 @@ def test_howto_your_own_folder(own_folder_run, folder):
     assert np.sum(scores["confusion"]) == 4 * math.prod(VAL)
     assert names["image"].shape == (*VAL, 1)
     assert names["predicted"].mask.shape == VAL
-    assert sum(names["share"].values()) == pytest.approx(1)
+    assert sum(names["fraction"].values()) == pytest.approx(1)
 
 
 def test_howto_uncertainty(own_folder_run, folder, page, monkeypatch):
@@ -172,7 +172,7 @@ def test_howto_uncertainty(own_folder_run, folder, page, monkeypatch):
     answered = np.sum(total, axis=0)[: names["last"] + 1].sum() / total.sum()
     assert answered >= 0.9 > answered - np.sum(total, axis=0)[names["last"]] / total.sum()
     assert names["curve"]["coverage"][-1] == risk_coverage(total)["coverage"][-1] == 1
-    assert names["asked"].shape == VAL
+    assert names["to_check"].shape == VAL
     sampled, exact = names["sampled"], names["exact"]
     assert sampled.probabilities.shape == names["clean"].logits.shape == exact.shape == (2, 48, 64, 12)
     assert sampled.variance.shape == sampled.mutual_information.shape == (2, 48, 64)

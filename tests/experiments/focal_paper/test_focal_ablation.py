@@ -97,5 +97,5 @@ def test_commands_of_the_howto_train_in_two_processes_and_write_the_report(tmp_p
     assert (tmp_path / f"{name}.csv").read_text() == table
     names = {}
     exec(compile(read, HOWTO, "exec"), names)
-    assert names["of_each_loss"] == {row["loss"]: row["average precision"] for row in rows}
+    assert names["ap_per_loss"] == {row["loss"]: row["average precision"] for row in rows}
     assert len(names["cells"]) == 5
