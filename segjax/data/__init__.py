@@ -3,13 +3,7 @@
 from segjax.data.datasets import DATASETS, label_set, open_split
 from segjax.data.io import DataError
 from segjax.data.labels import VOID, LabelSet, colorize
-from segjax.data.loader import (
-    EvalExamples,
-    LoaderDied,
-    TrainLoader,
-    eval_batches,
-    train_loader,
-)
+from segjax.data.loader import EvalExamples, LoaderDied, TrainLoader, eval_batches, train_loader
 from segjax.data.pairs import Example, Source, skipped_lines
 
 __all__ = [

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.tree import DecisionTreeClassifier
 
 from segjax.data.road_debris import SCENE_CLASSES, VOID, scene
-from segjax.data.road_debris.geometry import Stream, layout, value_noise, view
+from segjax.data.road_debris.geometry import Road, Stream, View, value_noise
 
 ROAD, MARKING, VERGE, SKY, DEBRIS = (
     SCENE_CLASSES.index(name) for name in ("road", "marking", "verge", "sky", "debris")
@@ -181,8 +181,8 @@ def test_value_noise_is_continuous_across_its_cells():
 
 
 def test_ground_points_project_to_where_the_camera_sees_them():
-    road = layout(Stream(0, 4, 0))
-    seen = view(road, 96, 128)
+    road = Road(Stream(0, 4, 0))
+    seen = View(road, Stream(0, 4, 1).table(), 96, 128)
     row, column = 80, 40
     u, v = road.project(seen.s[row, column], seen.z[row, column])
     assert (u, v) == (pytest.approx(seen.u[0, column]), pytest.approx(seen.v[row, 0]))

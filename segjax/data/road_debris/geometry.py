@@ -4,7 +4,7 @@ Image coordinates have no resolution: v runs from 0 (top) to 1 (bottom), u from 
 distance ahead in metres, and s the distance to the right of the road's axis, which starts under the camera.
 """
 
-from typing import NamedTuple
+import copy
 
 import numpy as np
 from jaxtyping import Float
@@ -86,20 +86,22 @@ def blend(colour: Float[np.ndarray, "h w 3"], surface: Float[np.ndarray, "..."],
     colour += (surface - colour) * cover[..., None]
 
 
-class Layout(NamedTuple):
-    """Camera and road. Lengths in metres, image lengths in image heights."""
+class Road:
+    """Camera and road, drawn at random. Lengths in metres, image lengths in image heights."""
 
-    focal: float
-    camera_height: float
-    horizon: float  # v of the horizon at u = 0
-    roll: float  # dv/du of the horizon
-    heading: float
-    curvature: float
-    lanes: int
-    lane_width: float
-    left: float  # s of the left road edge
-    right: float
-    first_line: float  # s of the leftmost lane line
+    def __init__(self, random: Stream):
+        self.lanes = random.integer(1, 3)
+        self.lane_width = random.uniform(2.9, 3.6)
+        # s of the leftmost lane line
+        self.first_line = -(random.integer(0, self.lanes - 1) + random.uniform(0.38, 0.62)) * self.lane_width
+        self.focal = random.uniform(0.95, 1.3)
+        self.camera_height = random.uniform(1.2, 2.1)
+        self.horizon = random.uniform(0.27, 0.43)  # v of the horizon at u = 0
+        self.roll = random.uniform(-0.035, 0.035)  # dv/du of the horizon
+        self.heading = random.uniform(-0.05, 0.05)
+        self.curvature = random.sign() * random.uniform(0.0, 1.0) ** 2 / 200.0
+        self.left = self.first_line - random.uniform(0.25, 1.0)  # s of the left road edge
+        self.right = self.first_line + self.lanes * self.lane_width + random.uniform(0.25, 1.0)
 
     def bend(self, z):
         """Returns the x of the road's axis (s = 0) at the distance z."""
@@ -118,42 +120,25 @@ class Layout(NamedTuple):
         )
 
 
-def layout(random: Stream) -> Layout:
-    """Draws a camera and a road at random."""
-    lanes = random.integer(1, 3)
-    lane_width = random.uniform(2.9, 3.6)
-    first_line = -(random.integer(0, lanes - 1) + random.uniform(0.38, 0.62)) * lane_width
-    return Layout(
-        focal=random.uniform(0.95, 1.3),
-        camera_height=random.uniform(1.2, 2.1),
-        horizon=random.uniform(0.27, 0.43),
-        roll=random.uniform(-0.035, 0.035),
-        heading=random.uniform(-0.05, 0.05),
-        curvature=random.sign() * random.uniform(0.0, 1.0) ** 2 / 200.0,
-        lanes=lanes,
-        lane_width=lane_width,
-        left=first_line - random.uniform(0.25, 1.0),
-        right=first_line + lanes * lane_width + random.uniform(0.25, 1.0),
-        first_line=first_line,
-    )
+class View:
+    """Geometry per pixel of an image or a part of it."""
 
-
-class View(NamedTuple):
-    """Geometry per pixel of an image or a part of it. Above the horizon z is `FARTHEST`."""
-
-    road: Layout
-    table: Float[np.ndarray, "65536"]  # of the noise
-    u: Float[np.ndarray, "1 w"]
-    v: Float[np.ndarray, "h 1"]
-    drop: Float[np.ndarray, "h w"]  # v below the horizon; negative in the sky
-    z: Float[np.ndarray, "h w"]
-    s: Float[np.ndarray, "h w"]
-    pixel: float  # side of a pixel in image heights
+    def __init__(self, road: Road, table: Float[np.ndarray, "65536"], height: int, width: int):
+        self.road, self.table = road, table
+        self.u = ((np.arange(width) + 0.5) / width - 0.5)[None, :] * ASPECT
+        self.v = ((np.arange(height) + 0.5) / height)[:, None]
+        self.drop = self.v - road.roll * self.u - road.horizon  # v below the horizon; negative in the sky
+        reach = road.focal * road.camera_height
+        self.z = reach / np.maximum(self.drop, reach / FARTHEST)  # `FARTHEST` above the horizon
+        self.s = self.u * self.z / road.focal - road.bend(self.z)
+        self.pixel = max(1.0 / height, ASPECT / width)  # side of a pixel in image heights
 
     def crop(self, rows: slice, columns: slice = slice(None)) -> "View":
         """Returns the view of a part of the image."""
-        drop, z, s = (array[rows, columns] for array in (self.drop, self.z, self.s))
-        return self._replace(u=self.u[:, columns], v=self.v[rows], drop=drop, z=z, s=s)
+        part = copy.copy(self)
+        part.u, part.v = self.u[:, columns], self.v[rows]
+        part.drop, part.z, part.s = (array[rows, columns] for array in (self.drop, self.z, self.s))
+        return part
 
     def window(self, u: float, v: float, reach_u: float, reach_v: float) -> tuple[slice, slice]:
         """Returns row and column slices of the pixels within (reach_u, reach_v) of (u, v), possibly empty."""
@@ -171,13 +156,3 @@ class View(NamedTuple):
         depth = footprint * self.z / self.road.camera_height
         fade = 1.0 / (1.0 + (0.7 * footprint / cell) ** 2 + (0.5 * depth / (cell * stretch)) ** 2)
         return self.noise(self.s / cell + shift, self.z / (cell * stretch) + 3.7 * shift) * fade
-
-
-def view(road: Layout, table: Float[np.ndarray, "65536"], height: int, width: int) -> View:
-    """Returns the view of a whole image, at the centres of its pixels."""
-    u = ((np.arange(width) + 0.5) / width - 0.5)[None, :] * ASPECT
-    v = ((np.arange(height) + 0.5) / height)[:, None]
-    drop = v - road.roll * u - road.horizon
-    reach = road.focal * road.camera_height
-    z = reach / np.maximum(drop, reach / FARTHEST)
-    return View(road, table, u, v, drop, z, u * z / road.focal - road.bend(z), max(1.0 / height, ASPECT / width))

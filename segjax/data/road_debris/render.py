@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from segjax.data.road_debris import scenery
-from segjax.data.road_debris.geometry import ASPECT, Layout, Stream, View, blend, coverage, layout, view
+from segjax.data.road_debris.geometry import ASPECT, Road, Stream, View, blend, coverage
 
 SCENE_CLASSES = ("road", "marking", "verge", "sky", "debris")
 VOID = 255
@@ -71,7 +71,7 @@ class Piece(NamedTuple):
         return part, (seen.u - self.u) / self.radius, (seen.v - self.v) / self.radius
 
 
-def _piece(random: Stream, road: Layout, near: Piece | None = None) -> Piece | None:
+def _piece(random: Stream, road: Road, near: Piece | None = None) -> Piece | None:
     """Draws an outline on the road (close to `near`, if given); None if its place is off the road."""
     sides, aspect, bend, tint, contrast, relief = _MATERIALS[random.integer(0, len(_MATERIALS) - 1)]
     u, depth = random.uniform(-0.62, 0.62), 0.07 + (0.92 - road.horizon - 0.07) * random.uniform() ** 1.3
@@ -103,7 +103,7 @@ def _piece(random: Stream, road: Layout, near: Piece | None = None) -> Piece | N
     return Piece(u, v, radius, normals, offsets, bend, tone, relief, shift)
 
 
-def _scatter(random: Stream, road: Layout, share: float) -> list[Piece]:
+def _scatter(random: Stream, road: Road, share: float) -> list[Piece]:
     """Draws outlines on the road until their areas sum to `share` of the image."""
     pieces, left = [], share * ASPECT
     for _ in range(80):
@@ -200,10 +200,10 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
     place, noise, weather, earth, shadows, flat, marks, solid, standing, camera = (
         Stream(seed, index, purpose) for purpose in range(10)
     )
-    road = layout(place)
+    road = Road(place)
     kind = tuple(scenery.SKIES)[weather.integer(0, len(scenery.SKIES) - 1)]
     sun, sun_side = (0.0 if kind == "overcast" else weather.uniform(0.4, 1.0)), weather.sign()
-    whole = view(road, noise.table(), height, width)
+    whole = View(road, noise.table(), height, width)
     below = slice(int(np.argmax((whole.drop > -whole.pixel).any(axis=1))), None)
     above = slice(0, int(np.count_nonzero((whole.drop < whole.pixel).any(axis=1))))
     near = whole.crop(below)
