@@ -18,7 +18,7 @@ from segjax.metrics.ranking import ThresholdAtPrecision
 from segjax.storage import path_of, read_json
 from segjax.training import parallel
 from segjax.training.checkpoint import FOLDER, Checkpoints
-from segjax.training.config import ConfigError, from_leaves
+from segjax.training.config import ConfigError, read_config
 from segjax.training.evaluation import (
     counter,
     evaluate,
@@ -100,24 +100,11 @@ def load_run(path: str | os.PathLike) -> TrainedRun:
             f"{path} is not a run: expected {config_file}. Name the --workdir that segjax.train wrote, or "
             f"WORKDIR/{FOLDER}/STEP"
         )
-    config = _read_config(config_file)
+    config = read_config(config_file)
     labels, model = label_set(config.data), model_of(config)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         state, _ = checkpoints.restore(init_state(config, model), checkpoints.step_named(which))
     return TrainedRun(workdir, config, model, state, labels)
-
-
-def _read_config(file: epath.Path) -> ConfigDict:
-    """Returns the config of a workdir; raises ConfigError if it is damaged or of another program."""
-    try:
-        return from_leaves(read_json(file))
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ConfigError(
-            f"{file} is not the config of a run, or is damaged ({type(error).__name__}: {reason})"
-        ) from error
 
 
 def model_of(config: ConfigDict) -> Any:

@@ -25,8 +25,7 @@ from experiments.benchmarks import benchmarks_growth
 from experiments.benchmarks.baselines import Setting, Target, Way, measure
 from segjax.reporting import Picture, Table
 from segjax.training import parallel
-from segjax.training.objective import Hyperparams, hparams_from_config
-from segjax.training.optimizer import hparams_at, phases
+from segjax.training.objective import Hyperparams, hparams_at, hparams_from_config, phases
 from segjax.training.train_step import TrainState, init_state, make_model, make_train_step
 
 TITLE = "Growth: devices and cells"

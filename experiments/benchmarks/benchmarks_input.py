@@ -22,8 +22,7 @@ from segjax.data.augment import augment, example_keys
 from segjax.reporting import Table
 from segjax.training import DataError, open_split
 from segjax.training.loop import DEVICE_KEYS, train_batches
-from segjax.training.objective import hparams_from_config
-from segjax.training.optimizer import hparams_at, phases
+from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.train_step import init_state, make_model, make_train_step
 
 TITLE = "Input: the loader and the augmentation beside the step"

@@ -24,8 +24,7 @@ from configs import rare_class
 from experiments.benchmarks.baselines import OURS, Setting, Target, quotient
 from segjax.reporting import Table
 from segjax.training import open_split
-from segjax.training.objective import hparams_from_config
-from segjax.training.optimizer import hparams_at, phases
+from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.train_step import init_state, make_model, make_train_step
 
 TITLE = "Start: seconds to the first step"

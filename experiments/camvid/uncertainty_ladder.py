@@ -32,8 +32,7 @@ from segjax.reporting import Report, Section, Table, show, spread, write_report
 from segjax.storage import local_path, read_json, write_json
 from segjax.training.config import from_leaves, leaves
 from segjax.training.evaluation import preprocessing_of
-from segjax.training.objective import hparams_from_config
-from segjax.training.optimizer import hparams_at, phases
+from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
 from segjax.training.train_step import init_state, make_model, make_train_step
 

@@ -34,8 +34,7 @@ from segjax.training.loop import (
     train_batches,
 )
 from segjax.training.metrics_writer import METRICS_FILE, append, drop_after
-from segjax.training.objective import hparams_from_config
-from segjax.training.optimizer import hparams_at, phases
+from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
 from segjax.training.train_step import TrainState, init_state, make_model, make_train_step
 

@@ -34,8 +34,7 @@ from segjax.data.labels import LABEL_SETS
 from segjax.reporting import Report, Section, Table, as_markdown, show
 from segjax.storage import write_json
 from segjax.training import ConfigError, parallel, validate
-from segjax.training.objective import Hyperparams, hparams_from_config
-from segjax.training.optimizer import hparams_at, phases
+from segjax.training.objective import Hyperparams, hparams_at, hparams_from_config, phases
 from segjax.training.train_step import init_state, make_model, make_train_step
 
 # Height and width as the loader hands the images over; of the sets that are not here they follow from the config.

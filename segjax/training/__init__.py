@@ -1,12 +1,11 @@
-"""Training and evaluation: `train(config, workdir)` and what it is made of."""
+"""Training and evaluation: `train(config, workdir)` and its parts."""
 
 from segjax.data import DataError, LoaderDied, open_split, skipped_lines
 from segjax.storage import StorageError
 from segjax.training.checkpoint import CheckpointError
 from segjax.training.config import ConfigError, changed, defaults, validate
-from segjax.training.loop import NonFiniteLoss, train
+from segjax.training.loop import NonFiniteLoss, Terminated, train
 from segjax.training.metrics_writer import read_log
-from segjax.training.preemption import Terminated
 
 MISTAKES = (
     ConfigError,
@@ -18,7 +17,7 @@ MISTAKES = (
     FileNotFoundError,
     PermissionError,
 )
-"""What a person can get wrong, as against a fault of ours: a command prints these as one line."""
+"""Mistakes of a user, which a command prints as one line; other errors are ours and print a traceback."""
 
 __all__ = [
     "MISTAKES",

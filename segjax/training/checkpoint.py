@@ -1,7 +1,7 @@
-"""Checkpoints by orbax: the last two and the best are kept, each with the loader's position and a SHA-256 a file.
+"""Checkpoints by orbax: the last two and the best, each with the loader's position and one SHA-256 per file.
 
-Orbax restores a flipped byte silently, with wrong values; so what a save wrote is summed up before the checkpoint gets
-its name, and looked at before anything is restored.
+Orbax restores a flipped byte silently, with wrong values. So the files of a save are hashed before the checkpoint gets
+its name, and compared before anything is restored.
 """
 
 import hashlib
@@ -32,13 +32,13 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, `WORKDIR/checkpoints/STEP/`. Use as a context: leaving waits for open saves.
+    """The checkpoints of one workdir, `WORKDIR/checkpoints/STEP/`, as a context: leaving it waits for open saves.
 
-    Only whole checkpoints are known by their steps: at the start every file is compared with the SHA-256 that its save
-    wrote last. A damaged one is set aside as `STEP.damaged` (left where it is if `read_only`).
+    At the start every file is compared with its SHA-256. A damaged checkpoint is renamed to `STEP.damaged` (left as it
+    is if `read_only`) and is not listed.
 
     Attributes:
-      damaged: a line for each damaged checkpoint: which file, and what is wrong with it.
+      damaged: one line per damaged checkpoint, with the file and the damage.
 
     Raises:
       CheckpointError: there are checkpoints, and all are damaged; nothing was changed.
@@ -55,45 +55,38 @@ class Checkpoints:
             )
         self._folder, self._saving = folder, None
         with bucket_errors(folder):
-            damaged = _damaged(folder)
+            steps = _steps(folder)
+            damaged = {step: damage for step in steps if (damage := _damage(folder / str(step)))}
         self.damaged = [f"checkpoint {step} is damaged: {problem}" for step, problem in damaged.items()]
-        if damaged and len(damaged) == len(_steps(folder)):
+        if damaged and len(damaged) == len(steps):
             raise CheckpointError(
                 f"no checkpoint in {folder} is whole. {'; '.join(self.damaged)}. Nothing was changed; to begin anew, "
                 "move the folder away"
             )
         if not read_only:
-            # All hosts have looked before the first one changes anything, and it has before orbax looks.
-            multihost_utils.sync_global_devices("segjax:checkpoints_looked_at")
-            if jax.process_index() == 0:
-                for step in damaged:
-                    with bucket_errors(folder):
-                        _set_aside(folder / str(step))
+            # All hosts have read before the first one renames, which it has done before orbax reads.
+            multihost_utils.sync_global_devices("segjax:checkpoints_read")
+            for step in damaged if jax.process_index() == 0 else ():
+                with bucket_errors(folder):
+                    _set_aside(folder / str(step))
             multihost_utils.sync_global_devices("segjax:checkpoints_set_aside")
         self._left_out = set(damaged)
         with bucket_errors(folder):
             self._manager = self._open(read_only)
 
     def _open(self, read_only: bool) -> ocp.CheckpointManager:
-        keep = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(n=2),
-                checkpoint_managers.BestN(n=1, get_metric_fn=_rank, keep_checkpoints_without_metrics=False),
-            ]
+        best = checkpoint_managers.BestN(n=1, get_metric_fn=_rank, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(n=2), best]),
+            best_fn=_rank,
+            lightweight_initialize=read_only,  # reads no scores, because damaged checkpoints are still in their place
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        return ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep,
-                best_fn=_rank,
-                lightweight_initialize=read_only,  # scores unread: those of a damaged checkpoint are not set aside here
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-            ),
-            item_handlers={_STATE: ocp.StandardCheckpointHandler(), _POSITION: ocp.JsonCheckpointHandler()},
-        )
+        handlers = {_STATE: ocp.StandardCheckpointHandler(), _POSITION: ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def __enter__(self):
         return self
@@ -102,16 +95,19 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:
-            if error_type is None:  # else that error is what people have to see
+            if error_type is None:  # else the user has to see that error
                 raise self._failure(error) from error
 
     def save(self, state: TrainState, position: dict[str, Any], score: float | None = None) -> None:
-        """Saves in the background. `score` (higher is better) makes the checkpoint a candidate for the best.
+        """Saves in the background, in place of a checkpoint of the same step.
 
-        A checkpoint of the same step is replaced.
+        Args:
+          state: the state, in the form of `parallel.everywhere`.
+          position: position of the loader, ready for JSON.
+          score: higher is better; None: the checkpoint is not a candidate for the best.
 
         Raises:
-          CheckpointError: this save, or the one before, could not be written; what was saved before it is kept.
+          CheckpointError: this save, or the one before, could not be written; older ones are kept.
         """
         step = int(state.step)
         try:
@@ -119,17 +115,8 @@ class Checkpoints:
             if step in self._manager.all_steps():
                 self._manager.delete(step)
             self._saving = step
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    **{
-                        _STATE: ocp.args.StandardSave(_storable(state)),
-                        _POSITION: ocp.args.JsonSave(position),
-                    }
-                ),
-                metrics={"score": score},
-                force=True,
-            )
+            items = {_STATE: ocp.args.StandardSave(_storable(state)), _POSITION: ocp.args.JsonSave(position)}
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics={"score": score}, force=True)
         except Exception as error:
             raise self._failure(error) from error
 
@@ -141,7 +128,7 @@ class Checkpoints:
         )
 
     def _seal(self) -> None:
-        """Sums up the files of the open save; orbax calls it on the first host, before the checkpoint has its name."""
+        """Hashes the files of the open save; orbax calls it on the first host, before the checkpoint has its name."""
         unfinished = [*self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"), self._folder / str(self._saving)]
         folder = next(path for path in unfinished if path.exists())  # a bucket has no temporary name
         sums = {name: _sha256(folder / name) for name in _files(folder)}
@@ -149,16 +136,16 @@ class Checkpoints:
         write_bytes(folder / CHECKSUMS, to_json(sums).rstrip())
 
     def latest_step(self) -> int | None:
-        """The step of the newest whole checkpoint, None if there is none."""
+        """Returns the step of the newest whole checkpoint, or None."""
         return max(self.all_steps(), default=None)
 
     def all_steps(self) -> list[int]:
-        """The steps of the whole checkpoints that are on the disk, in their order."""
+        """Returns the steps of the whole checkpoints in ascending order."""
         with bucket_errors(self._folder):
             return sorted(set(_steps(self._folder)) - self._left_out)
 
     def step_named(self, which: str) -> int:
-        """The step that "best", "latest" or a number names."""
+        """Returns the step of "best", "latest" or a number; raises FileNotFoundError if there is no such checkpoint."""
         steps = self.all_steps()
         if not steps:
             raise FileNotFoundError(f"{self._folder} holds no finished checkpoint")
@@ -178,28 +165,30 @@ class Checkpoints:
         return json.loads((self._folder / str(step) / _METRICS / _METRICS).read_bytes())
 
     def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """The state of `step`, with `like`'s structure, types and placement, and the loader's position.
+        """Returns the state of `step`, with `like`'s structure, types and placement, and the loader's position.
 
         Raises:
-          CheckpointError: the checkpoint is that of another network or optimizer; names the first difference.
+          CheckpointError: the checkpoint is of another network or optimizer; names the first difference.
         """
         like = _storable(like)
-        _check_fit(_shapes(self._manager.item_metadata(step)[_STATE]), _shapes(like), f"{self._folder / str(step)}")
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    _STATE: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)),
-                    _POSITION: ocp.args.JsonRestore(),
-                }
-            ),
-        )
+        saved, expected = _shapes(self._manager.item_metadata(step)[_STATE]), _shapes(like)
+        # Parameters first: a parameter that differs makes many other arrays differ.
+        for name in sorted(saved.keys() | expected.keys(), key=lambda name: (not name.startswith("params/"), name)):
+            if saved.get(name) != expected.get(name):
+                raise CheckpointError(
+                    f"{self._folder / str(step)} is of another network or optimizer: {name} is "
+                    f"{saved.get(name, 'not there')}; this config expects {expected.get(name, 'no such array')}. "
+                    "Restore the config, or name another workdir"
+                )
+        state = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        items = {_STATE: state, _POSITION: ocp.args.JsonRestore()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         state = restored[_STATE]
         return state.replace(key=jax.random.wrap_key_data(state.key)), restored[_POSITION]
 
 
 def _rank(metrics: dict[str, float | None]) -> float:
-    """The order of checkpoints: by score, and those that were not scored (None) below all that were."""
+    """Returns the score, by which checkpoints are ranked; those without a score come last."""
     return -math.inf if metrics["score"] is None else metrics["score"]
 
 
@@ -208,44 +197,26 @@ def _storable(state: TrainState) -> TrainState:
 
 
 def _shapes(state: Any) -> dict[str, str]:
-    """What each array of a state, or of a checkpoint's description of one, is: its type and shape by its name."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    described = ((jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves)
-    return {name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in described}
-
-
-def _check_fit(saved: dict[str, str], expected: dict[str, str], where: str) -> None:
-    # Parameters first: of what follows from a parameter that differs there is much.
-    for name in sorted(saved.keys() | expected.keys(), key=lambda name: (not name.startswith("params/"), name)):
-        if saved.get(name) != expected.get(name):
-            raise CheckpointError(
-                f"{where} is of another network or optimizer: {name} is {saved.get(name, 'not there')}; this config "
-                f"expects {expected.get(name, 'no such array')}. Restore the config, or name another workdir"
-            )
+    """Returns the type and shape of each array of a state, or of a checkpoint's metadata, by its name."""
+    named = ((jax.tree_util.keystr(p, simple=True, separator="/"), x) for p, x in jax.tree.leaves_with_path(state))
+    return {name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in named}
 
 
 def _steps(folder: epath.Path) -> list[int]:
-    """The steps that have a checkpoint; in a bucket, where nothing can be renamed, those whose save came to its end."""
-    if not folder.exists():
-        return []
-    found = [path for path in folder.iterdir() if path.name.isdecimal()]
+    """Returns the steps with a checkpoint; in a bucket, where nothing can be renamed, those with a finished save."""
+    found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.exists() else []
     return sorted(int(p.name) for p in found if not in_bucket(folder) or (p / _COMMITTED).exists())
 
 
-def _damaged(folder: epath.Path) -> dict[int, str]:
-    """What is wrong with each step that is not as it was saved."""
-    problems = {step: _damage(folder / str(step)) for step in _steps(folder)}
-    return {step: problem for step, problem in problems.items() if problem is not None}
-
-
 def _damage(checkpoint: epath.Path) -> str | None:
+    """Returns the first difference between a checkpoint and its checksums, or None."""
     listed = checkpoint / CHECKSUMS
     try:
         sums = dict(json.loads(listed.read_bytes()))
     except FileNotFoundError:
         return f"{listed} is missing"
-    except ValueError:  # also of bytes that are no text
-        return f"{listed} is no list of checksums"
+    except ValueError:  # also for bytes that are not text
+        return f"{listed} is not a list of checksums"
     present = set(_files(checkpoint))
     for name, expected in sums.items():
         if name not in present:
@@ -256,7 +227,7 @@ def _damage(checkpoint: epath.Path) -> str | None:
 
 
 def _files(folder: epath.Path) -> Iterator[str]:
-    """The names of the files under `folder` that a save has written by the time it sums them up."""
+    """Yields the names of the files under `folder` that are written before the checksums."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             yield from (f"{path.name}/{name}" for name in _files(path))
@@ -265,14 +236,11 @@ def _files(folder: epath.Path) -> Iterator[str]:
 
 
 def _sha256(file: epath.Path) -> str:
-    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        while block := opened.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _set_aside(checkpoint: epath.Path) -> None:
-    """Renames a damaged checkpoint, so that nothing takes it for one and nothing is lost."""
+    """Renames a damaged checkpoint: it is no longer listed, and nothing is lost."""
     taken = len(list(checkpoint.parent.glob(f"{checkpoint.name}.damaged*")))
     checkpoint.rename(checkpoint.parent / f"{checkpoint.name}.damaged{taken or ''}")

@@ -2,15 +2,20 @@
 
 import difflib
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
+from etils import epath
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from segjax import models
+from segjax.data import DATASETS
 from segjax.models.resnet import STAGES as RESNETS
 from segjax.models.unet import DOWNSAMPLINGS
 from segjax.models.upsampling import UPSAMPLINGS
+from segjax.storage import read_json
 from segjax.training.objective import BINARY_LOSSES, PIXEL_LOSSES, REGION_LOSSES
 
 
@@ -18,49 +23,31 @@ class ConfigError(ValueError):
     """The config is wrong; the message names the field, what was expected and what was seen."""
 
 
+def _own(*names: str, **renamed: str) -> dict[str, str]:
+    return {name: name for name in names} | renamed
+
+
 # Per network: its class, and the config field (without "model.") of each constructor argument of its own. A field that
 # is None leaves the class's default.
+_DEEPLAB = _own("width", "encoder_depth", "output_stride", rates="aspp_dilations")
 NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
-    "unet": (
-        models.PackedUNet,
-        {name: name for name in ("width", "depth", "padding", "downsample", "upsample", "pack", "strips")},
-    ),
-    "patch": (models.PatchClassifier, {"width": "width", "depth": "depth"}),
-    "fcn": (models.FCN, {"width": "width", "hidden": "hidden", "stride": "output_stride"}),
-    "segnet": (models.SegNet, {"width": "width"}),
-    "segnet_basic": (models.SegNetBasic, {"width": "width"}),
-    "deeplab_v2": (
-        models.DeepLabV2,
-        {
-            "width": "width",
-            "encoder_depth": "encoder_depth",
-            "output_stride": "output_stride",
-            "rates": "aspp_dilations",
-        },
-    ),
-    "deeplab_v3_plus": (
-        models.DeepLabV3Plus,
-        {
-            "width": "width",
-            "encoder_depth": "encoder_depth",
-            "output_stride": "output_stride",
-            "rates": "aspp_dilations",
-            "channels": "hidden",
-        },
-    ),
-    "resnet_unet": (models.ResNetUNet, {"width": "width", "encoder_depth": "encoder_depth"}),
+    "unet": (models.PackedUNet, _own("width", "depth", "padding", "downsample", "upsample", "pack", "strips")),
+    "patch": (models.PatchClassifier, _own("width", "depth")),
+    "fcn": (models.FCN, _own("width", "hidden", stride="output_stride")),
+    "segnet": (models.SegNet, _own("width")),
+    "segnet_basic": (models.SegNetBasic, _own("width")),
+    "deeplab_v2": (models.DeepLabV2, _DEEPLAB),
+    "deeplab_v3_plus": (models.DeepLabV3Plus, _DEEPLAB | {"channels": "hidden"}),
+    "resnet_unet": (models.ResNetUNet, _own("width", "encoder_depth")),
 }
 # Constructor arguments that every network has.
-SHARED_ARGUMENTS = {
-    "norm": "norm",
-    "remat": "remat",
-    "dropout": "dropout",
-    "heads": "num_samples",
-    "rate": "dropout_rate",
-    "mask": "dropout_mask",
-    "deep_dropout": "deep_dropout",
-    "deep_rate": "deep_dropout_rate",
-}
+SHARED_ARGUMENTS = _own(
+    *("norm", "remat", "dropout", "deep_dropout"),
+    heads="num_samples",
+    rate="dropout_rate",
+    mask="dropout_mask",
+    deep_rate="deep_dropout_rate",
+)
 
 
 class Field(NamedTuple):
@@ -86,12 +73,13 @@ class Field(NamedTuple):
 
 
 POSITIVE, NONNEGATIVE, FRACTION, PROBABILITY = "(0, inf)", "[0, inf)", "(0, 1]", "[0, 1)"
+_number = partial(Field, None, range=NONNEGATIVE, optional=float)  # an optional number
+_traced = partial(Field, traced=True)
 
 FIELDS = {
     "seed": Field(0, "seed of the initial parameters, the shuffling, the augmentation and the dropout", initial=True),
     "parallel": Field("jit", "how the step is mapped over all devices; same numbers", ("jit", "pmap", "shard_map")),
-    # The choices of data.name are segjax.data.DATASETS, which `validate` loads late: TFDS takes seconds to import.
-    "data.name": Field("road_debris", "the data set, a key of segjax.data.DATASETS"),
+    "data.name": Field("road_debris", "the data set", tuple(DATASETS)),
     "data.data_dir": Field("", "folder of the prepared data sets; '': TFDS's default"),
     "data.manual_dir": Field("", "folder of the raw files; '': $SEGJAX_<NAME>_DIR, or TFDS's manual folder"),
     "data.train_split": Field("train", "split that is trained on"),
@@ -109,9 +97,7 @@ FIELDS = {
     "data.std": Field((0.25,), "standard deviation of pixels in [0, 1], one value or one per channel"),
     "data.on_error": Field("raise", "what to do at a bad image or mask, before training", ("raise", "skip")),
     "data.workers": Field(1, "loader processes; 0: read in the training process"),
-    "augment.crop_fraction": Field(
-        1.0, "side of the random crop as a fraction of the image's side", range=FRACTION, traced=True
-    ),
+    "augment.crop_fraction": _traced(1.0, "side of the random crop as a fraction of the image's side", range=FRACTION),
     "augment.flip": Field(True, "flip half of the images left to right"),
     "augment.scale": Field((1.0, 1.0), "range of the random zoom"),
     "augment.rotation": Field(0.0, "largest rotation in degrees, in both directions"),
@@ -126,104 +112,56 @@ FIELDS = {
     "model.strips": Field(1, "row strips per image, in the batch axis: 16 / images per chip on a TPU, 1 on a CPU"),
     "model.pack": Field(1, "columns packed into the first level's channels: 128 / width on a TPU, 1 on a CPU"),
     "model.encoder_depth": Field(18, "layers of the ResNet encoder", tuple(RESNETS)),
-    "model.output_stride": Field(
-        None, "stride of the coarsest features, or FCN's finest score; None: the network's own", (), "[1, inf)", int
-    ),
+    "model.output_stride": Field(None, "stride of the coarsest features; None: the network's own", (), "[1, inf)", int),
     "model.aspp_dilations": Field(None, "dilations of DeepLab's ASPP; None: the network's own", optional=tuple),
-    "model.hidden": Field(
-        None, "channels of FCN's fc6 and fc7, or of DeepLab's ASPP; None: the network's own", (), "[1, inf)", int
-    ),
-    "model.pretrained": Field(
-        "", "torchvision ResNet weights (.safetensors, .pth) for the encoder; set data.mean and data.std to theirs"
-    ),
+    "model.hidden": Field(None, "channels of fc6 and fc7, or of ASPP; None: the network's own", (), "[1, inf)", int),
+    "model.pretrained": Field("", "torchvision ResNet weights for the encoder; data.mean and data.std must be theirs"),
     "model.norm": Field("batch", "normalisation layers", ("batch", "group", "none")),
     "model.dtype": Field("float32", "dtype of the computation; parameters are float32", ("float32", "bfloat16")),
     "model.remat": Field(False, "recompute activations in the backward pass: less memory, more time"),
-    "model.prior": Field(
-        (), "prior bias; binary losses: (π,), softmax losses: one frequency per class; (): off", initial=True
-    ),
-    "model.head_stddev": Field(
-        None, "standard deviation of the head's initial kernel; None: by fan-in", (), POSITIVE, float, initial=True
-    ),
-    "model.dropout": Field(
-        "none", "uncertainty of the head: K samples, or the analytic variance (K = ∞)", ("none", "sampled", "analytic")
-    ),
+    "model.prior": Field((), "prior bias: (π,) of a binary loss, else class frequencies; (): off", initial=True),
+    "model.head_stddev": _number("σ of the head's initial kernel; None: by fan-in", range=POSITIVE, initial=True),
+    "model.dropout": Field("none", "head: K dropout samples, or variance for K = ∞", ("none", "sampled", "analytic")),
     "model.num_samples": Field(3, "number K of dropout samples", range="[1, inf)"),
-    "model.dropout_rate": Field(0.2, "dropout rate of the head", range=PROBABILITY, traced=True),
-    "model.dropout_mask": Field(
-        "element", "one mask value per feature and pixel, or per channel and image (cheaper)", ("element", "channel")
-    ),
+    "model.dropout_rate": _traced(0.2, "dropout rate of the head", range=PROBABILITY),
+    "model.dropout_mask": Field("element", "one mask value per pixel, or per image (cheaper)", ("element", "channel")),
     "model.deep_dropout": Field(0, "number of deepest blocks, on each side, followed by dropout", range=NONNEGATIVE),
-    "model.deep_dropout_rate": Field(0.5, "dropout rate inside the network", range=PROBABILITY, traced=True),
+    "model.deep_dropout_rate": _traced(0.5, "dropout rate inside the network", range=PROBABILITY),
     "objective.loss": Field("softmax_cross_entropy", "the loss per pixel", tuple(PIXEL_LOSSES)),
-    "objective.gamma": Field(2.0, "focusing parameter γ of the focal losses", range=NONNEGATIVE, traced=True),
-    "objective.beta": Field(1.0, "shift β of FL*", traced=True),
-    "objective.alpha": Field(
-        None, "sigmoid losses: weight of class 1, 1 - α for class 0; None: 1 and 1", optional=float, traced=True
-    ),
-    "objective.class_weights": Field((), "softmax losses: one weight per output; (): 1 each", traced=True),
-    "objective.normalizer": Field(
-        "valid", "divide the sum by all labelled pixels, or by the positive ones", ("valid", "positives")
-    ),
-    "objective.void": Field(
-        "ignore", "ignore void pixels, or learn them as one more class, the last", ("ignore", "class")
-    ),
-    "objective.boundary_factor": Field(
-        None, "weight of pixels on a boundary of the labels; None: off", (), NONNEGATIVE, float, traced=True
-    ),
-    "objective.boundary_mode": Field(
-        "outer", "which pixels are on a boundary, as in scikit-image", ("outer", "inner", "thick")
-    ),
-    "objective.hard_fraction": Field(
-        None,
-        "OHEM: fraction of the hardest pixels that contribute to the loss; None: all",
-        (),
-        FRACTION,
-        float,
-        traced=True,
-    ),
-    "objective.hard_threshold": Field(
-        None, "OHEM: smallest loss of a pixel that contributes; None: all", (), NONNEGATIVE, float, traced=True
-    ),
-    "objective.negatives_per_positive": Field(
-        None, "OHEM: hardest negatives per positive pixel; None: all", (), NONNEGATIVE, float, traced=True
-    ),
+    "objective.gamma": _traced(2.0, "focusing parameter γ of the focal losses", range=NONNEGATIVE),
+    "objective.beta": _traced(1.0, "shift β of FL*"),
+    "objective.alpha": _traced(None, "sigmoid losses: weight of class 1, 1 - α for class 0; None: off", optional=float),
+    "objective.class_weights": _traced((), "softmax losses: one weight per output; (): 1 each"),
+    "objective.normalizer": Field("valid", "pixels whose number divides the sum of the loss", ("valid", "positives")),
+    "objective.void": Field("ignore", "ignore void pixels, or learn them as the last class", ("ignore", "class")),
+    "objective.boundary_factor": _number("weight of pixels on a boundary of the labels; None: off", traced=True),
+    "objective.boundary_mode": Field("outer", "boundary pixels, as in scikit-image", ("outer", "inner", "thick")),
+    "objective.hard_fraction": _number("OHEM: fraction of hardest pixels; None: all", range=FRACTION, traced=True),
+    "objective.hard_threshold": _number("OHEM: smallest loss of a pixel that contributes; None: all", traced=True),
+    "objective.negatives_per_positive": _number("OHEM: hardest negatives per positive; None: all", traced=True),
     "objective.region": Field("none", "region loss to add", tuple(REGION_LOSSES)),
-    "objective.region_weight": Field(1.0, "factor of the region loss", range=NONNEGATIVE, traced=True),
-    "objective.uncertainty_weight": Field(
-        None, "factor C of the uncertainty penalty; None: off", (), NONNEGATIVE, float, traced=True
-    ),
-    "objective.background": Field(
-        None,
-        "class without penalty that is not positive; None: class 0 of a binary loss, void if it is a class, else none",
-        optional=int,
-    ),
+    "objective.region_weight": _traced(1.0, "factor of the region loss", range=NONNEGATIVE),
+    "objective.uncertainty_weight": _number("factor C of the uncertainty penalty; None: off", traced=True),
+    # None: class 0 of a binary loss, void if it is a class, else no class.
+    "objective.background": Field(None, "class that is neither penalised nor positive; None: by the loss", (), "", int),
     "optimizer.name": Field("adamw", "optimizer", ("adamw", "adam", "sgd")),
-    "optimizer.learning_rate": Field(2e-3, "peak learning rate", range=POSITIVE, traced=True),
+    "optimizer.learning_rate": _traced(2e-3, "peak learning rate", range=POSITIVE),
     "optimizer.warmup_fraction": Field(0.1, "fraction of all steps with linear warm-up", range="[0, 1]"),
-    "optimizer.schedule": Field(
-        "cosine", "learning rate after the warm-up; all but 'constant' end at 0", ("cosine", "polynomial", "constant")
-    ),
+    "optimizer.schedule": Field("cosine", "learning rate after the warm-up", ("cosine", "polynomial", "constant")),
     "optimizer.weight_decay": Field(1e-4, "weight decay of kernels; decoupled in AdamW"),
     "optimizer.momentum": Field(0.9, "β₁ of Adam, momentum of SGD"),
     "optimizer.clip_norm": Field(1.0, "largest global gradient norm; 0: no clipping"),
     "training.steps": Field(1000, "number of steps", range=POSITIVE),
     "training.global_batch": Field(8, "images per step, over all devices and hosts", range=POSITIVE),
-    "training.accumulate": Field(
-        1, "microbatches per device and step: the same gradients with less memory", range=POSITIVE
-    ),
+    "training.accumulate": Field(1, "microbatches per device and step: same gradients, less memory", range=POSITIVE),
     "training.log_every": Field(10, "steps between two lines of the log", range=POSITIVE),
     "training.evaluate_every": Field(250, "steps between two evaluations", range=POSITIVE),
     "training.checkpoint_every": Field(250, "steps between two checkpoints", range=POSITIVE),
-    "training.phases": Field(
-        (), "(crop fraction, steps, peak learning rate) of each phase; replaces these three fields"
+    "training.phases": Field((), "(crop fraction, steps, peak learning rate) per phase; replaces these three fields"),
+    "training.ema_decay": _number(
+        "decay of averaged parameters, which are scored; None: off", range=PROBABILITY, traced=True
     ),
-    "training.ema_decay": Field(
-        None, "decay of the parameters' moving average, which is then scored; None: off", (), PROBABILITY, float, True
-    ),
-    "training.skip_nonfinite": Field(
-        0, "skip non-finite steps and stop at this many in a row; 0: stop at the first", range=NONNEGATIVE
-    ),
+    "training.skip_nonfinite": Field(0, "stop at this many non-finite steps in a row; 0: at one", range=NONNEGATIVE),
     "training.donate": Field(True, "reuse the memory of the state before the step"),
     "training.prefetch": Field(1, "batches placed on the devices ahead of the current step", range=NONNEGATIVE),
     "training.gradient_budget": Field(False, "log the gradient by class and by easy and hard pixels"),
@@ -287,17 +225,32 @@ def from_leaves(values: dict[str, object]) -> ConfigDict:
     """Returns the complete config of `leaves`' dictionary. JSON's lists become tuples again.
 
     Raises:
-      ConfigError: a field has its old name; the message has the new one.
+      ConfigError: a field is unknown or has its old name; the message has the new one.
     """
     config = defaults()
     for key, value in values.items():
-        check_not_renamed(key)
+        check_known(key, value)
         node = config
         *path, last = key.split(".")
         for name in path:
             node = node[name]
         node[last] = _tuples(value)
     return config
+
+
+def read_config(file: epath.Path) -> ConfigDict:
+    """Returns the config in a workdir's file.
+
+    Raises:
+      ConfigError: the file is damaged or not a config, or a field has its old name.
+    """
+    try:
+        return from_leaves(read_json(file))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        raise ConfigError(f"{file} is not the config of a run, or is damaged ({reason})") from error
 
 
 def _tuples(value: object) -> object:
@@ -316,17 +269,12 @@ def program(config: ConfigDict) -> tuple[tuple[str, object], ...]:
     return tuple((key, value is not None and value != () if key in TRACED else value) for key, value in fields.items())
 
 
-def check_not_renamed(key: str) -> None:
-    """Raises `ConfigError` naming the new field if `key` is the old name of one."""
-    if key in RENAMED:
-        raise ConfigError(f"config.{key} was renamed; use config.{RENAMED[key]}")
-
-
 def check_known(key: str, value: object) -> None:
-    """Raises `ConfigError`, with the nearest name, if `key` is neither a field of a config nor a group of fields."""
+    """Raises `ConfigError`, with the new or the nearest name, unless `key` is a field or a group of fields."""
     if key in FIELDS or any(name.startswith(f"{key}.") for name in FIELDS):
         return
-    check_not_renamed(key)
+    if key in RENAMED:
+        raise ConfigError(f"config.{key} was renamed; use config.{RENAMED[key]}")
     close = difflib.get_close_matches(key, FIELDS, n=1)
     hint = f"; did you mean config.{close[0]}?" if close else ""
     raise ConfigError(f"unknown config key config.{key} = {value!r}{hint}")
@@ -334,167 +282,134 @@ def check_known(key: str, value: object) -> None:
 
 def validate(config: ConfigDict) -> None:
     """Raises `ConfigError` naming the first field that is unknown, missing or invalid."""
-    from segjax.data import DATASETS  # here, because the data layer loads TFDS, which takes seconds
-
     given = leaves(config)
     for key, value in given.items():
         check_known(key, value)
     for key, field in FIELDS.items():
         if key not in given:
-            raise ConfigError(f"config.{key} is missing; start from segjax.training.config() to have every field")
-        value, choices = given[key], tuple(DATASETS) if key == "data.name" else field.choices
-        if choices and value not in choices:
-            raise ConfigError(f"config.{key} must be one of {', '.join(map(str, choices))}; got {value!r}")
+            raise ConfigError(f"config.{key} is missing; start from segjax.training.defaults() to have every field")
+        value = given[key]
+        if field.choices and value not in field.choices:
+            raise ConfigError(f"config.{key} must be one of {', '.join(map(str, field.choices))}; got {value!r}")
         if field.range and not (value is None and field.optional) and not _inside(value, field.range):
-            none = " or None" if field.optional else ""
-            raise ConfigError(f"config.{key} must be in {field.range}{none}; got {value!r}")
-    _validate_data(config.data)
-    _validate_network(config)
-    _validate_accumulation(config)
-    _validate_phases(config)
-    _validate_uncertainty(config)
-    _validate_objective(config.objective)
+            raise ConfigError(
+                f"config.{key} must be in {field.range}{' or None' * bool(field.optional)}; got {value!r}"
+            )
+    for problem in _contradictions(config):
+        raise ConfigError(problem)
 
 
 def _inside(value: int | float, interval: str) -> bool:
     low, high = map(float, interval[1:-1].split(","))
-    return (value > low or (value == low and interval[0] == "[")) and (
-        value < high or (value == high and interval[-1] == "]")
-    )
+    return (low < value < high) or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
 
 
-def _validate_data(data: ConfigDict) -> None:
+def _contradictions(config: ConfigDict) -> Iterator[str]:
+    """Yields a message per value that is invalid for its length or because of another field."""
+    data, model, objective = config.data, config.model, config.objective
     for key in ("mean", "std"):
         if len(data[key]) not in (1, data.channels):
-            raise ConfigError(
-                f"config.data.{key} needs 1 or config.data.channels = {data.channels} values; got {data[key]!r}"
-            )
+            yield f"config.data.{key} needs 1 or config.data.channels = {data.channels} values; got {data[key]!r}"
     if not all(std > 0 for std in data.std) or not all(map(math.isfinite, data.mean)):
-        raise ConfigError(
-            f"config.data.std must be positive and config.data.mean finite; got {data.std!r} and {data.mean!r}"
-        )
-
-
-def _validate_network(config: ConfigDict) -> None:
-    """Refuses fields of other networks, which would have no effect."""
-    own = set(NETWORKS[config.model.name][1].values())
-    for name in sorted({name for _, fields in NETWORKS.values() for name in fields.values()} - own):
-        default = FIELDS[f"model.{name}"].default
-        if config.model[name] != default:
-            owners = ", ".join(network for network, (_, fields) in NETWORKS.items() if name in fields.values())
-            raise ConfigError(
-                f"config.model.{name} belongs to {owners}; {config.model.name} does not have it: leave it at "
-                f"{default!r}; got {config.model[name]!r}"
-            )
-    if config.model.pretrained and "encoder_depth" not in own:
-        raise ConfigError(
-            f"config.model.pretrained is for networks with an encoder; {config.model.name} does not have one; "
-            f"got {config.model.pretrained!r}"
-        )
-
-
-def _mining(objective: ConfigDict) -> list[str]:
-    names = ("hard_fraction", "hard_threshold", "negatives_per_positive")
-    return [f"config.objective.{name}" for name in names if objective[name] is not None]
-
-
-def _validate_accumulation(config: ConfigDict) -> None:
-    if config.training.accumulate == 1:
-        return
-    given = _mining(config.objective)
-    given += ["config.objective.region"] if config.objective.region != "none" else []
-    given += ["config.training.gradient_budget"] if config.training.gradient_budget else []
-    if given:
-        raise ConfigError(
-            f"{given[0]} needs the whole batch at once: turn it off, or set config.training.accumulate to 1; "
+        yield f"config.data.std must be positive and config.data.mean finite; got {data.std!r} and {data.mean!r}"
+    yield from _foreign_fields(model)
+    yield from _phase_problems(config)
+    mining = ("hard_fraction", "hard_threshold", "negatives_per_positive")
+    mining = [f"config.objective.{name}" for name in mining if objective[name] is not None]
+    if len(mining) > 1:
+        yield f"{' and '.join(mining)} cannot be combined: set one of them, the others to None"
+    whole = mining + ["config.objective.region"] * (objective.region != "none")
+    whole += ["config.training.gradient_budget"] * config.training.gradient_budget
+    if whole and config.training.accumulate > 1:
+        yield (
+            f"{whole[0]} needs the whole batch at once: turn it off, or set config.training.accumulate to 1; "
             f"got {config.training.accumulate!r}"
         )
+    if objective.uncertainty_weight is not None and model.dropout == "none":
+        yield (
+            "config.objective.uncertainty_weight needs a variance: set config.model.dropout to 'sampled' or 'analytic'"
+        )
+    if objective.uncertainty_weight is not None and model.dropout == "sampled" and model.num_samples < 2:
+        yield f"config.model.num_samples must be at least 2 for a variance; got {model.num_samples}"
+    if objective.void == "class" and objective.background is not None:
+        yield (
+            "config.objective.background must be None if void is a class, which then is the background; got "
+            f"{objective.background!r}"
+        )
+    yield from (_binary_problems if objective.loss in BINARY_LOSSES else _softmax_problems)(objective)
 
 
-def _validate_phases(config: ConfigDict) -> None:
+def _foreign_fields(model: ConfigDict) -> Iterator[str]:
+    """Yields the fields of other networks, which would have no effect."""
+    own = set(NETWORKS[model.name][1].values())
+    for name in sorted({name for _, fields in NETWORKS.values() for name in fields.values()} - own):
+        default = FIELDS[f"model.{name}"].default
+        if model[name] != default:
+            owners = ", ".join(network for network, (_, fields) in NETWORKS.items() if name in fields.values())
+            yield (
+                f"config.model.{name} belongs to {owners}; {model.name} does not have it: leave it at {default!r}; "
+                f"got {model[name]!r}"
+            )
+    if model.pretrained and "encoder_depth" not in own:
+        yield (
+            f"config.model.pretrained is for networks with an encoder; {model.name} does not have one; got "
+            f"{model.pretrained!r}"
+        )
+
+
+def _phase_problems(config: ConfigDict) -> Iterator[str]:
     phases = config.training.phases
     for phase in phases:
         if not (len(phase) == 3 and 0 < phase[0] <= 1 and int(phase[1]) == phase[1] > 0 and phase[2] > 0):
-            raise ConfigError(
+            yield (
                 "each of config.training.phases must be (crop fraction in (0, 1], steps, learning rate), the last two "
                 f"positive; got {phase!r}"
             )
     total = sum(phase[1] for phase in phases)
     if phases and total != config.training.steps:
-        raise ConfigError(
-            f"the steps of config.training.phases add up to {total}; config.training.steps is {config.training.steps}"
-        )
+        yield f"the steps of config.training.phases add up to {total}; config.training.steps is {config.training.steps}"
     # A field that the phases replace must not look as if it had an effect.
     peak = max((phase[2] for phase in phases), default=config.optimizer.learning_rate)
     if config.optimizer.learning_rate != peak:
-        raise ConfigError(
+        yield (
             f"config.optimizer.learning_rate = {config.optimizer.learning_rate!r} has no effect with "
             f"config.training.phases, whose highest rate is {peak!r}: set them equal, or change the phases"
         )
     if phases and config.augment.crop_fraction != 1:
-        raise ConfigError(
+        yield (
             f"config.augment.crop_fraction = {config.augment.crop_fraction!r} has no effect with "
             "config.training.phases: leave it at 1, or change the phases"
         )
 
 
-def _validate_uncertainty(config: ConfigDict) -> None:
-    model = config.model
-    if config.objective.uncertainty_weight is None:
-        return
-    if model.dropout == "none":
-        raise ConfigError(
-            "config.objective.uncertainty_weight needs a variance: set config.model.dropout to 'sampled' or 'analytic'"
-        )
-    if model.dropout == "sampled" and model.num_samples < 2:
-        raise ConfigError(f"config.model.num_samples must be at least 2 for a variance; got {model.num_samples}")
-
-
-def _validate_objective(objective: ConfigDict) -> None:
-    if objective.void == "class" and objective.background is not None:
-        raise ConfigError(
-            "config.objective.background must be None if void is a class, which then is the background; got "
-            f"{objective.background!r}"
-        )
-    (_validate_binary if objective.loss in BINARY_LOSSES else _validate_softmax)(objective)
-    given = _mining(objective)
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} cannot be combined: set one of them, the others to None")
-
-
-def _validate_binary(objective: ConfigDict) -> None:
+def _binary_problems(objective: ConfigDict) -> Iterator[str]:
+    loss, alpha = objective.loss, objective.alpha
     if objective.void == "class":
-        raise ConfigError(f"config.objective.void = 'class' belongs to softmax losses; got {objective.loss}")
+        yield f"config.objective.void = 'class' belongs to softmax losses; got {loss}"
     if objective.background not in (None, 0):
-        raise ConfigError(
-            f"config.objective.background of {objective.loss} must be class 0 or None; got {objective.background!r}"
-        )
+        yield f"config.objective.background of {loss} must be class 0 or None; got {objective.background!r}"
     if objective.class_weights:
-        raise ConfigError(
-            f"config.objective.class_weights belongs to softmax losses; {objective.loss} takes config.objective.alpha"
-        )
-    if objective.alpha is not None and objective.loss == "hinge":
-        raise ConfigError(
-            f"config.objective.alpha belongs to sigmoid losses, hinge does not take it; got {objective.alpha!r}"
-        )
-    if objective.alpha is not None and not 0 <= objective.alpha <= 1:
-        raise ConfigError(f"config.objective.alpha must lie in [0, 1]; got {objective.alpha!r}")
-    if objective.loss == "sigmoid_focal_star" and not objective.gamma > 0:
-        raise ConfigError(
+        yield f"config.objective.class_weights belongs to softmax losses; {loss} takes config.objective.alpha"
+    if alpha is not None and loss == "hinge":
+        yield f"config.objective.alpha belongs to sigmoid losses, hinge does not take it; got {alpha!r}"
+    if alpha is not None and not 0 <= alpha <= 1:
+        yield f"config.objective.alpha must lie in [0, 1]; got {alpha!r}"
+    if loss == "sigmoid_focal_star" and not objective.gamma > 0:
+        yield (
             f"config.objective.gamma must be above 0 for sigmoid_focal_star, which divides by it; "
             f"got {objective.gamma!r}"
         )
 
 
-def _validate_softmax(objective: ConfigDict) -> None:
+def _softmax_problems(objective: ConfigDict) -> Iterator[str]:
     if objective.alpha is not None:
-        raise ConfigError(
+        yield (
             f"config.objective.alpha belongs to sigmoid losses; {objective.loss} takes config.objective.class_weights"
         )
     if objective.background is None and objective.void != "class":
         for field, value in (("normalizer", "positives"), ("negatives_per_positive", objective.negatives_per_positive)):
             if value is not None and objective[field] == value:
-                raise ConfigError(
+                yield (
                     f"config.objective.{field} = {value!r} counts the pixels that are not background: set "
                     "config.objective.background to that class"
                 )

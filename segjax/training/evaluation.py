@@ -1,4 +1,4 @@
-"""Scores of a state on a whole split: counts from the device, added on the host, turned into numbers at the end."""
+"""Scores of a state on a whole split: counts from the device are added on the host and become scores at the end."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -36,41 +36,42 @@ def evaluate(eval_step: Callable, state: TrainState, source: Source, config: Con
       mesh: the devices.
 
     Returns:
-      The keys of `segjax.metrics.segmentation_scores` as floats and lists, "confusion" (int64 rows), "images",
-      "skipped" (bad images that were left out), "classes" (the names), and for two classes "average_precision",
-      "average_precision_bounds", "auroc", "best_iou" of class 1 and "best_threshold", the probability at which it is
-      reached. Ready for JSON.
+      `split_facts` and `scores`, ready for JSON.
     """
     totals = sum_counts(counter(eval_step, state, config, mesh), source, config)
     return split_facts(source) | scores(totals)
 
 
 def split_facts(source: Source) -> dict[str, Any]:
-    """Returns the entries of `evaluate` that describe the split."""
+    """Returns "images", "skipped" (the number of bad images left out) and "classes" (the names)."""
     return {"images": len(source), "skipped": len(source.skipped), "classes": list(source.label_set.names)}
 
 
 def make_eval_step(config: ConfigDict, model: Any, num_classes: int, axis_name: str | None) -> Callable:
     """Builds `step(state, batch) -> counts`, which add over batches: those of `score_counts`."""
-    preprocessing = preprocessing_of(config, num_classes)
 
-    def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
-        labels, where = kept_labels(batch)
-        logits = predict_logits(model, state.variables, batch["image"], batch["size"], preprocessing)
+    def count(logits: Array, labels: Array, where: Array) -> dict[str, Array]:
         return score_counts(logits, labels, num_classes, where=where, axis_name=axis_name)
 
-    return step
+    return _counting_step(config, model, num_classes, count)
 
 
 def make_ranking_step(config: ConfigDict, model: Any, num_classes: int, number: int, axis_name: str | None) -> Callable:
     """Builds `step(state, batch) -> counts`, which add over batches: "scores", a histogram of class `number`."""
+
+    def count(logits: Array, labels: Array, where: Array) -> dict[str, Array]:
+        odds = metrics.class_log_odds(class_logits(logits, num_classes))[..., number]
+        return {"scores": metrics.score_histogram(odds, labels == number, where=where, axis_name=axis_name)}
+
+    return _counting_step(config, model, num_classes, count)
+
+
+def _counting_step(config: ConfigDict, model: Any, num_classes: int, count: Callable) -> Callable:
     preprocessing = preprocessing_of(config, num_classes)
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
-        labels, where = kept_labels(batch)
         logits = predict_logits(model, state.variables, batch["image"], batch["size"], preprocessing)
-        odds = metrics.class_log_odds(class_logits(logits, num_classes))[..., number]
-        return {"scores": metrics.score_histogram(odds, labels == number, where=where, axis_name=axis_name)}
+        return count(logits, *kept_labels(batch))
 
     return step
 
@@ -107,10 +108,9 @@ def counter(step: Callable, state: TrainState, config: ConfigDict, mesh) -> Call
 
 
 def sum_counts(count: Callable, source: Source, config: ConfigDict) -> dict[str, Any]:
-    """Returns the sum of `count(batch)` over every image of `source` once.
+    """Returns the sum of `count(batch)` over every image of `source` once, for host batches of `eval_batches`.
 
-    A batch has "image", "label", "size" and "where" of `eval_batches`, on the host. Integers are added in int64 and
-    floats in float64: int32 on the device is exact for one batch, but not for a split as large as Cityscapes.
+    Integers are added in int64 and floats in float64: int32 is exact for one batch, but not for all of Cityscapes.
     """
     totals: dict[str, Any] | None = None
     batches = eval_batches(
@@ -121,22 +121,24 @@ def sum_counts(count: Callable, source: Source, config: ConfigDict) -> dict[str,
         workers=config.data.workers,
     )
     for batch in batches:
-        counts = jax.tree.map(_widened, count({k: batch[k] for k in _DEVICE_KEYS}))
+        counts = count({key: batch[key] for key in _DEVICE_KEYS})
+        counts = jax.tree.map(lambda x: np.asarray(x, np.float64 if x.dtype.kind == "f" else np.int64), counts)
         totals = counts if totals is None else jax.tree.map(np.add, totals, counts)
     return totals
 
 
-def _widened(counts: jax.Array) -> np.ndarray:
-    return np.asarray(counts, np.int64 if np.issubdtype(counts.dtype, np.integer) else np.float64)
-
-
 def scores(counts: dict[str, Any]) -> dict[str, Any]:
-    """Returns the scores of `evaluate` from the summed counts of an evaluation step."""
+    """Returns the scores for the summed counts of an evaluation step.
+
+    These are "confusion" (int64 rows), the entries of `segjax.metrics.segmentation_scores`, and for two classes
+    "average_precision", "average_precision_bounds", "auroc", "best_iou" of class 1 and its "best_threshold", a
+    probability.
+    """
     result = {"confusion": counts["confusion"].tolist()}
     result |= {k: np.asarray(v).tolist() for k, v in metrics.segmentation_scores(counts["confusion"]).items()}
     if "scores" in counts:
         result["average_precision"] = float(metrics.average_precision(counts["scores"]))
-        result["average_precision_bounds"] = [float(b) for b in metrics.average_precision_bounds(counts["scores"])]
+        result["average_precision_bounds"] = list(map(float, metrics.average_precision_bounds(counts["scores"])))
         result["auroc"] = float(metrics.auroc(counts["scores"]))
         f1, logit = metrics.best_f1(counts["scores"])
         # IoU = F1 / (2 - F1) grows with F1, so both are best at the same threshold.
@@ -145,10 +147,10 @@ def scores(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def contact_sheet(predictors: Sequence[Callable], source: Source, indices: Iterable[int], gap: int = 4) -> np.ndarray:
-    """Returns a picture with one row per image of `source`: image, truth, and the mask of each predictor.
+    """Draws one row per image of `source`: image, truth, and the mask of each `segjax.inference.Predictor`.
 
     Args:
-      predictors: `segjax.inference.Predictor`s.
+      predictors: the predictors.
       source: the split.
       indices: of the images.
       gap: white pixels at the right of and below each panel.
@@ -156,20 +158,18 @@ def contact_sheet(predictors: Sequence[Callable], source: Source, indices: Itera
     Returns:
       uint8 RGB `[height, width, 3]`; void is black.
     """
-    palette = source.label_set.palette
-
-    def padded(panel: np.ndarray, right: int) -> np.ndarray:
-        return np.pad(panel, ((0, gap), (0, right), (0, 0)), constant_values=255)
-
-    rows = []
+    rows, palette = [], source.label_set.palette
     for index in indices:
         image, label = source[index]["image"], source[index]["label"]
         masks = [label, *(predictor(image).mask for predictor in predictors)]
         panels = [np.broadcast_to(image, (*label.shape, 3)), *(colorize(mask, palette) for mask in masks)]
-        rows.append(np.hstack([padded(panel, gap) for panel in panels]))
+        rows.append(np.hstack([_padded(panel, gap, gap) for panel in panels]))
     width = max(row.shape[1] for row in rows)
-    whole = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
-    return np.vstack(whole)
+    return np.vstack([_padded(row, 0, width - row.shape[1]) for row in rows])
+
+
+def _padded(image: np.ndarray, below: int, right: int) -> np.ndarray:
+    return np.pad(image, ((0, below), (0, right), (0, 0)), constant_values=255)
 
 
 def rarest_first(source: Source, label: int) -> list[int]:

@@ -1,31 +1,31 @@
 """The training loop, `train(config, workdir)`, read top to bottom."""
 
 import contextlib
-import json
 import math
 import os
+import signal
+import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import rich.console
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from segjax import inference
 from segjax.data import Source, TrainLoader, open_split, skipped_lines, train_loader
-from segjax.storage import path_of, read_json, write_json
+from segjax.storage import path_of, write_json
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.config import ConfigError, check_not_renamed, leaves, validate
+from segjax.training.config import ConfigError, from_leaves, leaves, read_config, validate
 from segjax.training.evaluation import contact_sheet, evaluate, make_eval_step, preprocessing_of
-from segjax.training.gradient_budget import budget_scalars
 from segjax.training.metrics_writer import MetricsWriter
-from segjax.training.objective import hparams_from_config
-from segjax.training.optimizer import hparams_at, phases
-from segjax.training.preemption import EvaluationAborted, Preemption, Terminated
+from segjax.training.objective import budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
 from segjax.training.train_step import TrainState, init_state, make_model, make_train_step
 
@@ -34,10 +34,19 @@ SCORES_FILE = "scores.json"
 # The arrays of a training batch that go to the device; file names stay on the host.
 DEVICE_KEYS = ("image", "label", "index")
 _UNSCORED = "unscored"  # saved beside the loader's position: the step still has to be scored
+_VITAL = ("loss", "grad_norm", "param_norm")  # must be finite
 
 
 class NonFiniteLoss(RuntimeError):
     """A step was not finite; the message names the step, its numbers, the files and the last good checkpoint."""
+
+
+class Terminated(Exception):
+    """SIGTERM ended the run, and its state is saved; the message names the step."""
+
+
+class EvaluationAborted(Exception):
+    """SIGTERM interrupted an evaluation, which the resumed run repeats."""
 
 
 def train(
@@ -45,8 +54,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains a network as `config` describes; called again, it carries on from the newest checkpoint.
 
-    Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` (the last two and the best by validation mean
-    IoU, or by average precision for two classes) and, at the end, `scores.json`.
+    Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` (the last two and the best by `headline`) and,
+    at the end, `scores.json`.
 
     Args:
       config: a complete config, see `segjax.training.config`.
@@ -55,7 +64,7 @@ def train(
 
     Returns:
       The final scores of `evaluation.evaluate` on the evaluation split, with "steps", "skipped_in_training" (the
-      number of bad training images) and "provenance" (its wall time is that of this call, which began at step
+      number of bad training images) and "provenance" (the wall time is that of this call, which began at step
       "wall_seconds_from_step").
 
     Raises:
@@ -78,8 +87,7 @@ def train(
         for line in skipped_lines(source, split):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    names = train_source.label_set.names
-    axis_name = parallel.axis_name(config)
+    names, axis_name = train_source.label_set.names, parallel.axis_name(config)
     model = make_model(config, len(names), axis_name)
     train_step = make_train_step(config, model, len(names), axis_name)
     train_step = parallel.map_step(train_step, config, mesh, arguments=3, donate=config.training.donate)
@@ -92,7 +100,7 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir))
         for line in checkpoints.damaged:
             console.print(f"warning: {line}. It is set aside.", markup=False)
-        _print_changes(config, workdir, console)
+        _print_changes(config, workdir / CONFIG_FILE, console)
         batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
         start = checkpoints.latest_step() or 0
         state = parallel.everywhere(init_state(config, model, pretrained=not start), mesh)
@@ -101,18 +109,14 @@ def train(
             state, position = checkpoints.restore(state, start)
             batches.set_state(position)
             console.print(f"resumed at step {start} of {steps}")
-        _write_config(config, workdir)
+        if parallel.is_first_host():
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(workdir / CONFIG_FILE, leaves(config))
         console.print(_summary(config, train_source, eval_source, state, mesh))
         state = parallel.replicate(state, config, mesh)
-        writer = stack.enter_context(
-            MetricsWriter(
-                workdir if parallel.is_first_host() else None,
-                start=start,
-                steps=steps,
-                examples_per_step=config.training.global_batch,
-                console=console,
-            )
-        )
+        log_folder, batch_size = workdir if parallel.is_first_host() else None, config.training.global_batch
+        writer = MetricsWriter(log_folder, start=start, steps=steps, examples_per_step=batch_size, console=console)
+        writer = stack.enter_context(writer)
 
         prefetched = deque()  # (batch on the devices, file names, loader position after it)
         unchecked = deque()  # (step, its numbers, file names)
@@ -137,7 +141,7 @@ def train(
                 checked_step, measured, files = unchecked.popleft()
                 budget = measured.pop("budget", None)
                 values = {key: float(value) for key, value in measured.items()}
-                finite = all(math.isfinite(values[key]) for key in ("loss", "grad_norm", "param_norm"))
+                finite = all(math.isfinite(values[key]) for key in _VITAL)
                 nonfinite_in_a_row = 0 if finite else nonfinite_in_a_row + 1
                 if not finite:
                     message = _nonfinite_message(checked_step, values, files)
@@ -147,7 +151,7 @@ def train(
                 if not finite or checked_step % config.training.log_every == 0 or checked_step == steps:
                     logged = {f"train/{key}": value for key, value in values.items() if math.isfinite(value)}
                     if budget is not None and finite:
-                        logged |= budget_scalars(jax.device_get(budget), (*names, "void")[: len(budget.gradient)])
+                        logged |= budget_scalars(jax.device_get(budget), (*names, "void"))
                     writer.scalars(checked_step, logged)
             if not saving:
                 continue
@@ -160,15 +164,14 @@ def train(
                     stopping = True
                 else:
                     writer.scalars(step, eval_scalars(scores))
-                    local = parallel.local(parallel.unreplicate(state, config))
-                    sheet = contact_sheet(
-                        [predictor.with_variables(local.variables)], eval_source, range(min(4, len(eval_source)))
-                    )
+                    variables = parallel.local(parallel.unreplicate(state, config)).variables
+                    shown = range(min(4, len(eval_source)))
+                    sheet = contact_sheet([predictor.with_variables(variables)], eval_source, shown)
                     writer.image(step, "eval/image_truth_prediction", sheet)
-            unscored = evaluating and scores is None
-            writer.publish()  # the log of a checkpoint is written before the checkpoint
-            position = {**position, _UNSCORED: unscored}
-            checkpoints.save(parallel.collect(state, config, mesh), position, headline(scores) if scores else None)
+            if step > start or scores is not None:  # else the checkpoint that was restored is this one
+                writer.publish()  # the log of a checkpoint is written before the checkpoint
+                position = {**position, _UNSCORED: evaluating and scores is None}
+                checkpoints.save(parallel.collect(state, config, mesh), position, headline(scores) if scores else None)
             if stopping:
                 raise Terminated(
                     f"SIGTERM: stopped after step {step} of {steps}, which is saved in {workdir}; the same command "
@@ -187,7 +190,7 @@ def train(
 
 
 def _nonfinite_message(step: int, values: dict[str, float], files: list[str]) -> str:
-    seen = ", ".join(f"{key} {values[key]}" for key in ("loss", "grad_norm", "param_norm"))
+    seen = ", ".join(f"{key} {values[key]}" for key in _VITAL)
     return f"step {step}: {seen}; expected finite values. The batch was {', '.join(files)}."
 
 
@@ -213,14 +216,12 @@ def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
 
 
 def eval_scalars(scores: dict[str, Any]) -> dict[str, float]:
-    """Returns the scalars among the scores, and IoU and recall per class, for TensorBoard."""
-    by_class = {
-        f"eval/{short}/{name}": value
-        for short in ("iou", "recall")
-        for name, value in zip(scores["classes"], scores[f"{short}_per_class"], strict=True)
-    }
-    single = {f"eval/{k}": v for k, v in scores.items() if isinstance(v, float)}
-    return {k: v for k, v in (single | by_class).items() if not math.isnan(v)}
+    """Returns the finite scalars among the scores, and IoU and recall per class, for TensorBoard."""
+    scalars = {f"eval/{key}": value for key, value in scores.items() if isinstance(value, float)}
+    for key in ("iou", "recall"):
+        named = zip(scores["classes"], scores[f"{key}_per_class"], strict=True)
+        scalars |= {f"eval/{key}/{name}": value for name, value in named}
+    return {key: value for key, value in scalars.items() if not math.isnan(value)}
 
 
 def headline(scores: dict[str, Any]) -> float:
@@ -238,35 +239,62 @@ def check_channels(config: ConfigDict, source: Source) -> None:
         )
 
 
-def _print_changes(config: ConfigDict, workdir: epath.Path, console: rich.console.Console) -> None:
+def _print_changes(config: ConfigDict, started_with: epath.Path, console: rich.console.Console) -> None:
     """Prints the fields that differ from the config that the run was started with."""
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        return
-    now, before = _jsonable(config), read_json(path)
-    for key in before:
-        check_not_renamed(key)
-    for key in sorted(now):
-        if before.get(key) != now[key]:
-            console.print(f"config.{key} is now {now[key]!r}; the run was started with {before.get(key)!r}")
-
-
-def _write_config(config: ConfigDict, workdir: epath.Path) -> None:
-    if parallel.is_first_host():
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / CONFIG_FILE, _jsonable(config))
-
-
-def _jsonable(config: ConfigDict) -> dict[str, Any]:
-    return json.loads(json.dumps(leaves(config)))
+    if started_with.exists():
+        now, before = leaves(from_leaves(leaves(config))), leaves(read_config(started_with))
+        for key in sorted(now):
+            if before[key] != now[key]:
+                console.print(f"config.{key} is now {now[key]!r}; the run was started with {before[key]!r}")
 
 
 def _summary(config: ConfigDict, train_source: Source, eval_source: Source, state: TrainState, mesh) -> str:
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
-    examples = config.training.steps * config.training.global_batch
+    steps, batch = config.training.steps, config.training.global_batch
     return (
         f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images; "
-        f"{config.model.name} with {parameters / 1e6:.2f} M parameters; {config.training.steps} steps "
-        f"= {examples / len(train_source):.1f} epochs of batch {config.training.global_batch} on {mesh.size} "
+        f"{config.model.name} with {parameters / 1e6:.2f} M parameters; {steps} steps "
+        f"= {steps * batch / len(train_source):.1f} epochs of batch {batch} on {mesh.size} "
         f"{mesh.devices.flat[0].platform} device(s), {config.parallel}"
     )
+
+
+class Preemption:
+    """Listener for SIGTERM, which clusters send before they take a machine away. A context: it restores the handler.
+
+    On several hosts JAX's own service listens and passes the signal of one host on to all. `stopping` then becomes True
+    on all hosts at the same call, because all of them call it equally often: after every step and in `watched`.
+    """
+
+    def __init__(self):
+        self._received, self._calls, self._previous = False, 0, None
+
+    def __enter__(self) -> "Preemption":
+        # Only the main thread may install a signal handler.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(self, *unused) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _handle(self, *unused) -> None:
+        self._received = True
+
+    def stopping(self) -> bool:
+        """Returns True if the run has to stop here. All hosts must call it equally often."""
+        self._calls += 1
+        if jax.process_count() == 1:
+            return self._received
+        return multihost_utils.reached_preemption_sync_point(self._calls)
+
+    def watched(self, function: Callable) -> Callable:
+        """Wraps repeatable work: it raises `EvaluationAborted` after SIGTERM. All hosts call it equally often."""
+
+        def checked(*arguments):
+            if self.stopping():
+                raise EvaluationAborted
+            return function(*arguments)
+
+        return checked

@@ -1,4 +1,4 @@
-"""What a run tells the people who watch it: JSON lines always, TensorBoard events, a progress bar."""
+"""The log of a run: JSON lines, TensorBoard events and a progress bar."""
 
 import json
 import os
@@ -19,19 +19,17 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Writes `metrics.jsonl` and `tensorboard/` in a workdir and shows a progress bar. Use as a context.
+    """A context that writes `metrics.jsonl` and `tensorboard/` in a workdir and shows a progress bar.
 
-    A run resumed at step k drops what was logged after k before it was killed, so the files read as if nothing had
-    happened. Nothing can be appended to what is in a bucket: there both are written as far as they have come by
-    `publish`, which the loop calls before every checkpoint, and at the end. So a kill loses the lines after the last
-    checkpoint, which the resumed run writes again, and none before it.
+    A run resumed at step k drops the lines after k, as if it had not been killed. In a bucket, where nothing can be
+    appended, `publish` writes the log: before every checkpoint and at the end. So a kill loses only lines after the
+    last checkpoint, which the resumed run writes again.
 
     Args:
-      workdir: the run's folder, of this machine or `gs://BUCKET/…`; None (hosts other than the first) writes and shows
-        nothing.
-      start: the step the run starts from.
-      steps: the step it ends at.
-      examples_per_step: images a step, for the rate shown.
+      workdir: the run's folder, local or `gs://BUCKET/…`; None (hosts other than the first) writes and shows nothing.
+      start: first step minus 1.
+      steps: last step.
+      examples_per_step: images per step, for the rate shown.
       console: where to print; default standard output.
     """
 
@@ -48,7 +46,17 @@ class MetricsWriter:
         self._active = workdir is not None
         if not self._active:
             return
-        self._log = (_BucketLog if in_bucket(workdir) else _FolderLog)(path_of(workdir), start)
+        self._workdir, self._in_bucket, self._text, self._uploads = path_of(workdir), in_bucket(workdir), "", 0
+        self._lines = self._workdir / METRICS_FILE
+        with bucket_errors(workdir):
+            if not self._in_bucket:
+                self._workdir.mkdir(parents=True, exist_ok=True)
+            drop_after(self._lines, start)
+            if self._in_bucket and self._lines.exists():
+                self._text = self._lines.read_text(encoding="utf-8")
+        self._temporary = tempfile.TemporaryDirectory(prefix="segjax-events-") if self._in_bucket else None
+        self._event_folder = self._temporary.name if self._in_bucket else str(self._workdir / "tensorboard")
+        self._events = self._open_events(start + 1 if start else None)
         self._examples_per_step = examples_per_step
         self._started = (time.monotonic(), start)
         self._bar = progress.Progress(
@@ -63,6 +71,10 @@ class MetricsWriter:
         )
         self._task = self._bar.add_task("train", total=steps, completed=start, rate="", loss="", score="")
 
+    def _open_events(self, purge_step: int | None = None) -> SummaryWriter:
+        # Files are read in the order of their names, and two of one second must differ.
+        return SummaryWriter(self._event_folder, purge_step=purge_step, filename_suffix=f".{self._uploads:06d}")
+
     def __enter__(self) -> "MetricsWriter":
         if self._active:
             self._bar.start()
@@ -73,33 +85,43 @@ class MetricsWriter:
             return
         self._bar.stop()
         try:
-            self._log.close()
+            self._events.close()
+            if self._in_bucket:
+                with self._temporary:
+                    self._upload()
         except StorageError:
-            if error_type is None:  # else that error is what people have to see
+            if error_type is None:  # else the user has to see that error
                 raise
 
     def publish(self) -> None:
-        """Writes to a bucket what was logged since the last time. A folder has it already.
+        """Writes the new lines and events to a bucket; raises StorageError if that fails. A folder has them already."""
+        if self._active and self._in_bucket:
+            self._events.close()
+            self._upload()
+            self._events = self._open_events()
 
-        Raises:
-          StorageError: the bucket cannot be written.
-        """
-        if self._active:
-            self._log.publish()
+    def _upload(self) -> None:
+        with bucket_errors(self._workdir):
+            self._lines.write_text(self._text)
+            for file in Path(self._event_folder).iterdir():
+                (self._workdir / "tensorboard" / file.name).write_bytes(file.read_bytes())
+                file.unlink()
+        self._uploads += 1
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Logs `values` (names like "train/loss") at `step`."""
         if not self._active:
             return
-        self._log.line(step, values)
+        if self._in_bucket:
+            self._text += _line(step, values)
+        else:
+            append(self._lines, step, values)
         for name, value in values.items():
-            self._log.events.add_scalar(name, value, step)
+            self._events.add_scalar(name, value, step)
         if "train/loss" in values:
             seconds = time.monotonic() - self._started[0]
-            rate = (step - self._started[1]) * self._examples_per_step / max(seconds, 1e-9)
-            self._bar.update(
-                self._task, completed=step, rate=f"{rate:.1f} images/s", loss=f"loss {values['train/loss']:.4f}"
-            )
+            rate = f"{(step - self._started[1]) * self._examples_per_step / max(seconds, 1e-9):.1f} images/s"
+            self._bar.update(self._task, completed=step, rate=rate, loss=f"loss {values['train/loss']:.4f}")
         if "eval/mean_iou" in values:
             score = f"mIoU {values['eval/mean_iou']:.3f}"
             self._bar.update(self._task, score=score)
@@ -112,65 +134,9 @@ class MetricsWriter:
             self.console.print(line, markup=False)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Logs a uint8 `[H, W, 3]` picture to TensorBoard."""
+        """Logs a uint8 `[H, W, 3]` image to TensorBoard."""
         if self._active:
-            self._log.events.add_image(name, image, step, dataformats="HWC")
-
-
-class _FolderLog:
-    """A log that grows in place."""
-
-    def __init__(self, workdir: epath.Path, start: int):
-        workdir.mkdir(parents=True, exist_ok=True)
-        self._lines = workdir / METRICS_FILE
-        drop_after(self._lines, start)
-        self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
-
-    def line(self, step: int, values: dict[str, float]) -> None:
-        append(self._lines, step, values)
-
-    def publish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.events.close()
-
-
-class _BucketLog:
-    """A log that is kept here and published: the lines as one object, the events since the last time as a new one."""
-
-    def __init__(self, workdir: epath.Path, start: int):
-        self._workdir, self._published = workdir, 0
-        lines = workdir / METRICS_FILE
-        with bucket_errors(workdir):
-            drop_after(lines, start)
-            self._text = lines.read_text(encoding="utf-8") if lines.exists() else ""
-        self._folder = tempfile.TemporaryDirectory(prefix="segjax-events-")
-        self.events = self._writer(start + 1 if start else None)
-
-    def _writer(self, purge_step: int | None = None) -> SummaryWriter:
-        # Names are read in their order, and two of one second must differ.
-        return SummaryWriter(self._folder.name, purge_step=purge_step, filename_suffix=f".{self._published:06d}")
-
-    def line(self, step: int, values: dict[str, float]) -> None:
-        self._text += _line(step, values)
-
-    def publish(self) -> None:
-        self._upload()
-        self._published += 1
-        self.events = self._writer()
-
-    def _upload(self) -> None:
-        write_bytes(self._workdir / METRICS_FILE, self._text.encode())
-        self.events.close()
-        for file in Path(self._folder.name).iterdir():
-            with bucket_errors(self._workdir):
-                (self._workdir / "tensorboard" / file.name).write_bytes(file.read_bytes())
-            file.unlink()
-
-    def close(self) -> None:
-        with self._folder:
-            self._upload()
+            self._events.add_image(name, image, step, dataformats="HWC")
 
 
 def append(path: Path | epath.Path, step: int, values: dict[str, float]) -> None:
@@ -180,7 +146,7 @@ def append(path: Path | epath.Path, step: int, values: dict[str, float]) -> None
 
 
 def read_log(workdir: str | os.PathLike) -> list[dict[str, float | int]]:
-    """The lines of a run's `metrics.jsonl`: "step" and what was logged there. A half-written last line is left out.
+    """Returns the lines of a run's `metrics.jsonl`: "step" and the values logged there, without a half-written line.
 
     Raises:
       ConfigError: nothing was logged yet, or the file is not a log.
@@ -194,9 +160,9 @@ def read_log(workdir: str | os.PathLike) -> list[dict[str, float | int]]:
             row = json.loads(line)
             rows.append({"step": row["step"], **row})
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}, line {number}: expected a step and what was logged there as JSON") from error
+            raise ConfigError(f"{path}, line {number}: expected a step and the values logged there as JSON") from error
     if not rows:
-        raise ConfigError(f"{path}: expected what training logged, a line a step; there is none yet")
+        raise ConfigError(f"{path}: expected the log of a training, one line per step; there is none yet")
     return rows
 
 

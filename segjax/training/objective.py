@@ -1,194 +1,162 @@
-"""What is minimised, weight · pixel loss + C · penalty + a region loss: chosen by name, its hyperparameters traced."""
+"""The objective (pixel loss, uncertainty penalty, region loss), its traced hyperparameters and its gradient budget."""
 
-from collections.abc import Callable
-from functools import partial
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from segjax import losses
+from segjax.collectives import psum
 from segjax.data.labels import VOID
 from segjax.models import Segmentation
 
 
 class Hyperparams(NamedTuple):
-    """The hyperparameters that change between runs or during one, as arrays: a sweep over them compiles once.
+    """Hyperparameters that differ between runs or change during one: arrays, so a sweep over them compiles once.
 
-    None leaves a part of the objective out, and is another program.
-
-    Attributes:
-      learning_rate: scalar, the peak of the schedule.
-      crop_fraction: scalar in (0, 1], the side of the training crop as a share of the image's.
-      gamma: scalar ≥ 0, the focusing parameter; read by the focal losses only.
-      beta: scalar, the shift of FL*.
-      alpha: scalar, the weight of the rare class against 1 - α for the rest (sigmoid losses); None leaves it out.
-      class_weights: `[C]`, a weight a class (softmax losses); None leaves them out.
-      boundary_factor: scalar k ≥ 0, the weight of the pixels on a boundary; None: no boundary is looked for.
-      hard_fraction: scalar in [0, 1], the share of hardest pixels that count (OHEM). Of this and the next two at most
-        one is not None; without them all pixels count.
-      hard_threshold: scalar ≥ 0, the pixel loss from which a pixel counts.
-      negatives_per_positive: scalar ≥ 0, how many of the hardest background pixels count for each of the rare class.
-      region_weight: scalar, the factor of the region loss; None where there is none.
-      uncertainty_weight: scalar, the factor C of the uncertainty penalty; None where there is none.
-      dropout_rate: scalar in [0, 1), p of the dropout heads.
-      deep_dropout_rate: scalar in [0, 1), p of the dropout inside the network.
-      ema_decay: scalar in [0, 1), of the running mean of the parameters; None: none is kept.
+    None leaves a part of the objective out, which is another program.
     """
 
-    learning_rate: Float[Array, ""]
-    crop_fraction: Float[Array, ""]
-    gamma: Float[Array, ""]
-    beta: Float[Array, ""]
-    alpha: Float[Array, ""] | None
-    class_weights: Float[Array, "C"] | None
-    boundary_factor: Float[Array, ""] | None
-    hard_fraction: Float[Array, ""] | None
-    hard_threshold: Float[Array, ""] | None
-    negatives_per_positive: Float[Array, ""] | None
-    region_weight: Float[Array, ""] | None
-    uncertainty_weight: Float[Array, ""] | None
-    dropout_rate: Float[Array, ""]
-    deep_dropout_rate: Float[Array, ""]
-    ema_decay: Float[Array, ""] | None
+    learning_rate: Float[Array, ""]  # peak of the schedule
+    crop_fraction: Float[Array, ""]  # in (0, 1], side of the training crop as a fraction of the image's side
+    gamma: Float[Array, ""]  # γ ≥ 0, focusing parameter of the focal losses
+    beta: Float[Array, ""]  # β, shift of FL*
+    alpha: Float[Array, ""] | None  # in [0, 1], weight of class 1 against 1 - α for class 0 (sigmoid losses)
+    class_weights: Float[Array, "C"] | None  # one weight per output (softmax losses)
+    boundary_factor: Float[Array, ""] | None  # k ≥ 0, weight of pixels on a boundary
+    # OHEM, at most one of the three.
+    hard_fraction: Float[Array, ""] | None  # in [0, 1], fraction of the hardest pixels that contribute
+    hard_threshold: Float[Array, ""] | None  # smallest loss of a pixel that contributes
+    negatives_per_positive: Float[Array, ""] | None  # number of hardest negatives per positive pixel
+    region_weight: Float[Array, ""] | None  # factor r of the region loss
+    uncertainty_weight: Float[Array, ""] | None  # factor C of the uncertainty penalty
+    dropout_rate: Float[Array, ""]  # in [0, 1), of the dropout heads
+    deep_dropout_rate: Float[Array, ""]  # in [0, 1), inside the network
+    ema_decay: Float[Array, ""] | None  # in [0, 1), of the moving average of the parameters
 
 
 def hparams_from_config(config: ConfigDict) -> Hyperparams:
-    """The traced hyperparameters that `config` holds."""
+    """Returns the traced hyperparameters of `config`."""
     objective = config.objective
+    values = {name: objective[name] for name in Hyperparams._fields if name in objective}
+    values |= {
+        "learning_rate": config.optimizer.learning_rate,
+        "crop_fraction": config.augment.crop_fraction,
+        "class_weights": objective.class_weights or None,
+        "region_weight": None if objective.region == "none" else objective.region_weight,
+        "dropout_rate": config.model.dropout_rate,
+        "deep_dropout_rate": config.model.deep_dropout_rate,
+        "ema_decay": config.training.ema_decay,
+    }
+    return Hyperparams(**{k: None if v is None else jnp.asarray(v, jnp.float32) for k, v in values.items()})
 
-    def optional(value: float | None) -> Float[Array, ""] | None:
-        return None if value is None else jnp.float32(value)
 
-    region_weight = jnp.float32(objective.region_weight)
-    return Hyperparams(
-        learning_rate=jnp.float32(config.optimizer.learning_rate),
-        crop_fraction=jnp.float32(config.augment.crop_fraction),
-        gamma=jnp.float32(objective.gamma),
-        beta=jnp.float32(objective.beta),
-        alpha=optional(objective.alpha),
-        class_weights=jnp.asarray(objective.class_weights, jnp.float32) if objective.class_weights else None,
-        boundary_factor=optional(objective.boundary_factor),
-        hard_fraction=optional(objective.hard_fraction),
-        hard_threshold=optional(objective.hard_threshold),
-        negatives_per_positive=optional(objective.negatives_per_positive),
-        region_weight=None if objective.region == "none" else region_weight,
-        uncertainty_weight=optional(objective.uncertainty_weight),
-        dropout_rate=jnp.float32(config.model.dropout_rate),
-        deep_dropout_rate=jnp.float32(config.model.deep_dropout_rate),
-        ema_decay=optional(config.training.ema_decay),
+class Phase(NamedTuple):
+    """Steps up to and including `end` with one crop fraction and one peak learning rate, as in a crop curriculum."""
+
+    end: int
+    crop_fraction: float
+    learning_rate: float
+
+
+def phases(config: ConfigDict) -> tuple[Phase, ...]:
+    """Returns the phases of `config.training.phases`; a run without them is one phase."""
+    single = (config.augment.crop_fraction, config.training.steps, config.optimizer.learning_rate)
+    crops, steps, rates = zip(*(config.training.phases or (single,)), strict=True)
+    return tuple(map(Phase, np.cumsum(steps).tolist(), crops, rates))
+
+
+def hparams_at(step: int, hparams: Hyperparams, plan: tuple[Phase, ...]) -> Hyperparams:
+    """Returns `hparams` at `step` (the first is 1). Only values change: the step function is not compiled again."""
+    phase = next(phase for phase in plan if step <= phase.end)
+    return hparams._replace(
+        crop_fraction=jnp.float32(phase.crop_fraction), learning_rate=jnp.float32(phase.learning_rate)
     )
 
 
-def _softmax_cross_entropy(logits, labels, where, hparams):
-    return losses.softmax_cross_entropy(logits, labels, where=where, class_weights=hparams.class_weights)
-
-
-def _softmax_focal(logits, labels, where, hparams):
-    return losses.softmax_focal_loss(logits, labels, gamma=hparams.gamma, alpha=hparams.class_weights, where=where)
-
-
-def _sigmoid_cross_entropy(logits, labels, where, hparams):
-    return losses.sigmoid_cross_entropy(logits[..., 0], labels, where=where, alpha=hparams.alpha)
-
-
-def _sigmoid_focal(logits, labels, where, hparams):
-    return losses.sigmoid_focal_loss(logits[..., 0], labels, gamma=hparams.gamma, alpha=hparams.alpha, where=where)
-
-
-def _sigmoid_focal_star(logits, labels, where, hparams):
-    return losses.sigmoid_focal_star_loss(
-        logits[..., 0], labels, gamma=hparams.gamma, beta=hparams.beta, alpha=hparams.alpha, where=where
-    )
-
-
-def _hinge(logits, labels, where, hparams):
-    return losses.hinge_loss(logits[..., 0], labels, where=where)
-
-
+# Functions of logits z, labels y, the mask w of the pixels that exist, and the hyperparameters h.
 SOFTMAX_LOSSES: dict[str, Callable] = {
-    "softmax_cross_entropy": _softmax_cross_entropy,
-    "softmax_focal": _softmax_focal,
+    "softmax_cross_entropy": lambda z, y, w, h: losses.softmax_cross_entropy(
+        z, y, where=w, class_weights=h.class_weights
+    ),
+    "softmax_focal": lambda z, y, w, h: losses.softmax_focal_loss(z, y, gamma=h.gamma, alpha=h.class_weights, where=w),
 }
-# These work on one logit a pixel, the rare class against the rest.
+# Losses of a data set of two classes, with one logit per pixel.
 BINARY_LOSSES: dict[str, Callable] = {
-    "sigmoid_cross_entropy": _sigmoid_cross_entropy,
-    "sigmoid_focal": _sigmoid_focal,
-    "sigmoid_focal_star": _sigmoid_focal_star,
-    "hinge": _hinge,
+    "sigmoid_cross_entropy": lambda z, y, w, h: losses.sigmoid_cross_entropy(z[..., 0], y, where=w, alpha=h.alpha),
+    "sigmoid_focal": lambda z, y, w, h: losses.sigmoid_focal_loss(z[..., 0], y, gamma=h.gamma, alpha=h.alpha, where=w),
+    "sigmoid_focal_star": lambda z, y, w, h: losses.sigmoid_focal_star_loss(
+        z[..., 0], y, gamma=h.gamma, beta=h.beta, alpha=h.alpha, where=w
+    ),
+    "hinge": lambda z, y, w, h: losses.hinge_loss(z[..., 0], y, where=w),
 }
 PIXEL_LOSSES = SOFTMAX_LOSSES | BINARY_LOSSES
-
-
-def _lovasz(logits, labels, *, where, classes, axis_name):
-    # The Lovász loss has no `classes`: left in are the outputs that are classes, and void has no pixel that counts.
-    return losses.lovasz_softmax_loss(logits, labels, where=where, axis_name=axis_name)
-
-
 REGION_LOSSES: dict[str, Callable | None] = {
     "none": None,
     "dice": losses.dice_loss,
     "generalized_dice": losses.generalized_dice_loss,
     "jaccard": losses.jaccard_loss,
-    "lovasz": _lovasz,
+    # Its classes are all outputs; `where` leaves out every pixel of void.
+    "lovasz": lambda z, y, *, where, classes, axis_name: losses.lovasz_softmax_loss(
+        z, y, where=where, axis_name=axis_name
+    ),
 }
 
 
 def num_outputs(config: ConfigDict, num_classes: int) -> int:
-    """How many logits a pixel has: one for a binary loss, else one a class, and one more where void is a class."""
-    if config.objective.loss in BINARY_LOSSES:
-        return 1
-    return num_classes + (config.objective.void == "class")
+    """Returns the number of logits per pixel: 1 for a binary loss, else one per class and one for a void class."""
+    return 1 if config.objective.loss in BINARY_LOSSES else num_classes + (config.objective.void == "class")
 
 
 def targets(
     labels: Int[Array, "*B H W"], num_classes: int, void: str
 ) -> tuple[Int[Array, "*B H W"], Bool[Array, "*B H W"]]:
-    """What is learned where: labels in [0, outputs), and which pixels count.
+    """Returns the labels to learn and the mask of the pixels that exist.
 
-    With void = "ignore" void pixels do not; with "class" they are one more class, the last, and all pixels count.
+    With void = "ignore" the mask leaves void pixels out; with "class" they are one more class, the last.
     """
     if void == "class":
         return jnp.where(labels == VOID, num_classes, labels), jnp.ones(labels.shape, bool)
     return labels, labels != VOID
 
 
+def background_of(config: ConfigDict, num_classes: int) -> int | None:
+    """Returns the background class: class 0 of a binary loss, the void class, or `config.objective.background`."""
+    options = config.objective
+    return 0 if options.loss in BINARY_LOSSES else num_classes if options.void == "class" else options.background
+
+
 def make_objective(config: ConfigDict, num_classes: int) -> Callable:
-    r"""Builds `objective(output, labels, hparams, axis_name=None) -> (loss, parts)`.
+    r"""Builds `objective(output, labels, hparams, axis_name=None, share=None) -> (loss, parts)`.
 
     .. math::
         L = \frac{1}{N} \sum_i w_i \ell_i + \frac{C}{n} \sum_i v_i (1 - p_i(b)) + r R
 
-    with the pixel loss ℓ of the clean logits, the boundary weight w (k on a boundary, 1 elsewhere), the variance v of
-    the logits under dropout (`losses.mc_variance` of the sampled heads or the analytic one; mean over the classes), the
-    background class b of the clean pass and a region loss R. N is what `objective.normalizer` says, n the kept pixels.
-    With `hard_fraction`, `hard_threshold` or `negatives_per_positive` the first sum is over `losses.hard_pixels` only,
-    and N counts those; divided by "positives", N is the number of all of them, mined or not.
+    ℓ is the pixel loss of the logits without dropout, p their probabilities, w the boundary weight (k on a boundary, 1
+    elsewhere), v the variance of the logits under dropout (mean over the classes), b the background class, R the
+    region loss, and n the number of pixels that exist. N depends on `objective.normalizer`. With OHEM the first sum is
+    over `losses.hard_pixels` and N is their number; with the normalizer "positives" N counts all positive pixels.
 
-    The gradient flows through everything: through v to the head's kernel and the features, through p(b) to the clean
-    logits (the recipe's code does the same, so an uncertain pixel also gains by being called background), and ℓ sees
-    the clean pass only. w is a function of the labels.
+    The gradient flows through v to the head and the features, and through p(b) to the logits, as in the recipe.
 
     Args:
-      config: `config.objective` names the pixel loss, the region loss and what void is. The softmax losses read
-        `[B, H, W, C]` logits; the binary ones `[B, H, W, 1]`, where label 1 is the rare class, and their background
-        is class 0 of the two.
-      num_classes: the classes of the data set, without void. Where void is a class it is number `num_classes`, and it
-        is the background, free of the penalty and no positive; else that is `config.objective.background`.
+      config: `config.objective` names the losses and the role of void.
+      num_classes: number of classes of the data set, without void.
 
     Returns:
-      A pure function of `Segmentation`, labels `[B, H, W]` (void 255) and `Hyperparams`, and for a piece of a batch of
-      `accumulation.make_shares`' factors of the parts. Both results are over the *global*
-      batch when `axis_name` names the mapped axis; `parts` holds what the sum is made of, without C and r:
-      "pixel_loss", and where asked for "penalty" and "region_loss".
+      A pure function of a `Segmentation`, labels `[B, H, W]` (void 255) and `Hyperparams`, for a microbatch also of its
+      `microbatch_shares`. Its results are over the global batch if `axis_name` names the mapped axis. `parts` has
+      "pixel_loss" and, where used, "penalty" and "region_loss", without the factors C and r.
     """
     options = config.objective
     per_pixel, region_loss = PIXEL_LOSSES[options.loss], REGION_LOSSES[options.region]
-    normalizer, void, mode = options.normalizer, options.void, options.boundary_mode
-    binary = options.loss in BINARY_LOSSES
-    background, is_positive = _background(config, num_classes), positives_of(config, num_classes)
-    scored = (1,) if binary else range(num_classes)  # neither the sea of background nor void is a region
+    binary, background = options.loss in BINARY_LOSSES, background_of(config, num_classes)
+    region_classes = (1,) if binary else range(num_classes)
 
     def objective(
         output: Segmentation,
@@ -197,54 +165,121 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         axis_name: str | None = None,
         share: dict[str, Float[Array, ""]] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        labels, where = targets(labels, num_classes, void)
-        mean = partial(losses.mean, axis_name=axis_name)
+        labels, where = targets(labels, num_classes, options.void)
+        share = share or {"pixel_loss": 1, "penalty": 1}
         pixels = per_pixel(output.logits, labels, where, hparams)
-        weights = None
+        weights, counted, positives = None, where, None if background is None else labels != background
         if hparams.boundary_factor is not None:
-            weights = losses.boundary_weights(labels, hparams.boundary_factor, mode=mode, where=where)
-        counted = where
+            weights = losses.boundary_weights(labels, hparams.boundary_factor, mode=options.boundary_mode, where=where)
         hard = {"fraction": hparams.hard_fraction, "threshold": hparams.hard_threshold}
         if hparams.negatives_per_positive is not None:
-            hard |= {"positives": is_positive(labels), "negatives_per_positive": hparams.negatives_per_positive}
+            hard |= {"positives": positives, "negatives_per_positive": hparams.negatives_per_positive}
         if any(criterion is not None for criterion in hard.values()):
             counted = losses.hard_pixels(pixels, where=where, axis_name=axis_name, **hard)
-        positives = is_positive(labels) if normalizer == "positives" else None
-        if positives is not None:  # all of them, or the loss would leap when the last one is no longer hard
+        if options.normalizer == "positives":  # N counts easy positives too, else it would jump as they become easy
             pixels, counted = jnp.where(counted, pixels, 0), where
-        loss = mean(pixels, where=counted, weights=weights, positives=positives, normalizer=normalizer)
-        loss *= 1 if share is None else share["pixel_loss"]
+        loss = share["pixel_loss"] * losses.mean(
+            pixels,
+            where=counted,
+            weights=weights,
+            positives=positives,
+            normalizer=options.normalizer,
+            axis_name=axis_name,
+        )
         parts = {"pixel_loss": loss}
 
         logits = output.logits
         if binary:  # the same model as two classes
             logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
         if hparams.uncertainty_weight is not None:
-            penalties = losses.uncertainty_penalty(_variance(output, where), logits, background, where=where)
-            parts["penalty"] = mean(penalties, where=where) * (1 if share is None else share["penalty"])
+            if output.logit_variance is not None:
+                variance = output.logit_variance.mean(-1)
+            else:
+                variance = losses.mc_variance(output.mc_logits, where=where)
+            penalties = losses.uncertainty_penalty(variance, logits, background, where=where)
+            parts["penalty"] = share["penalty"] * losses.mean(penalties, where=where, axis_name=axis_name)
             loss += hparams.uncertainty_weight * parts["penalty"]
         if hparams.region_weight is not None:
             kept = where & (labels < num_classes)
-            parts["region_loss"] = region_loss(logits, labels, where=kept, classes=scored, axis_name=axis_name)
+            parts["region_loss"] = region_loss(logits, labels, where=kept, classes=region_classes, axis_name=axis_name)
             loss += hparams.region_weight * parts["region_loss"]
         return loss, parts
 
     return objective
 
 
-def _background(config: ConfigDict, num_classes: int) -> int | None:
-    options = config.objective
-    return 0 if options.loss in BINARY_LOSSES else num_classes if options.void == "class" else options.background
+class GradientBudget(NamedTuple):
+    """Sums of `gradient_budget`; budgets of several batches add.
+
+    Attributes:
+      gradient: `[C, 2]`, the sum of |∂L/∂z| over the pixels of each class: hard ones in column 0, easy ones in 1.
+      pixels: int32 `[C, 2]`, the number of these pixels.
+    """
+
+    gradient: Float[jax.Array | np.ndarray, "classes 2"]
+    pixels: Int[jax.Array | np.ndarray, "classes 2"]
 
 
-def positives_of(config: ConfigDict, num_classes: int) -> Callable[[Int[Array, "..."]], Bool[Array, "..."]]:
-    """Builds `is_positive(labels)`: the pixels, of labels as `targets` gives them, that are not background."""
-    background = _background(config, num_classes)
-    return lambda labels: labels != background
+def gradient_budget(
+    gradient: Float[Array, "*pixels outputs"],
+    logits: Float[Array, "*pixels outputs"],
+    labels: Int[Array, "*pixels"],
+    *,
+    where: Bool[Array, "*pixels"],
+    easy: float = 0.9,
+    axis_name: str | None = None,
+) -> GradientBudget:
+    r"""Sums the gradient ∂L/∂z by the class of the pixel and by whether the pixel is easy.
+
+    .. math::
+        G_{ce} = \sum_{i:\; y_i = c,\; [p_i > easy] = e} \sum_j \left| \frac{\partial L}{\partial z_{ij}} \right|
+
+    p is the probability of the pixel's own class: softmax, or with one logit σ(z) for class 1 and σ(-z) for class 0.
+    Only fractions of the whole are meaningful (`budget_scalars`): the scale is that of the reduction.
+
+    Args:
+      gradient: ∂L/∂z, of any loss L.
+      logits: z, `[..., C]`, or `[..., 1]` for two classes.
+      labels: y, integers in [0, C).
+      where: boolean; a False pixel adds nothing, whatever its label, logits and gradient.
+      easy: a pixel is easy if its own class has a larger probability.
+      axis_name: the mapped axis, or None.
+
+    Returns:
+      The sums, at least float32, and the counts. An unmasked label outside [0, C) gives NaN and -2^31 by design.
+    """
+    classes = max(logits.shape[-1], 2)
+    cross_entropy = losses.softmax_cross_entropy if logits.shape[-1] > 1 else losses.sigmoid_cross_entropy
+    entropy = cross_entropy(logits if logits.shape[-1] > 1 else logits[..., 0], labels, where=where)
+    dtype = jnp.promote_types(gradient.dtype, jnp.float32)
+    strength = jnp.sum(jnp.where(where[..., None], jnp.abs(gradient).astype(dtype), 0), axis=-1)
+    # -log p < -log easy: p itself would round to 1.
+    index = labels.astype(jnp.int32) * 2 + (entropy < -math.log(easy)).astype(jnp.int32)
+    inside = where[..., None] & jax.nn.one_hot(index, 2 * classes, dtype=bool)
+    sums, counts = jnp.where(inside, strength[..., None], 0), inside.astype(jnp.int32)
+    while sums.ndim > 1:  # row by row, because one float32 sum over millions of pixels drops small gradients
+        sums, counts = sums.sum(-2), counts.sum(-2)
+    valid = psum(jnp.sum(where & ((labels < 0) | (labels >= classes)), dtype=jnp.int32), axis_name) == 0
+    return GradientBudget(
+        jnp.where(valid, psum(sums, axis_name), jnp.nan).reshape(classes, 2),
+        jnp.where(valid, psum(counts, axis_name), np.iinfo(np.int32).min).reshape(classes, 2),
+    )
 
 
-def _variance(output: Segmentation, where: Bool[Array, "B H W"]) -> Float[Array, "B H W"]:
-    """The variance of a pixel's logits under dropout, mean over the classes: in closed form, or that of the heads."""
-    if output.logit_variance is not None:
-        return output.logit_variance.mean(-1)
-    return losses.mc_variance(output.mc_logits, where=where)
+def budget_scalars(budget: GradientBudget, names: Sequence[str]) -> dict[str, float]:
+    """Returns "budget/NAME/easy" and "…/hard", fractions of the gradient, and "budget_pixels/…", of the pixels. Host.
+
+    All are NaN if the sum is 0 or a label was outside the classes. Names after the last class are ignored.
+
+    >>> budget = GradientBudget(np.array([[2.0, 5.0], [1.0, 0.0]]), np.array([[1, 98], [1, 0]]))
+    >>> scalars = budget_scalars(budget, ["road", "debris"])
+    >>> scalars["budget/debris/hard"], scalars["budget_pixels/debris/hard"]
+    (0.125, 0.01)
+    """
+    scalars = {}
+    for prefix, amounts in zip(("budget", "budget_pixels"), budget, strict=True):
+        amounts = np.asarray(amounts, np.float64)
+        fractions = amounts / amounts.sum() if amounts.sum() > 0 else np.full_like(amounts, np.nan)
+        for name, (hard, easy) in zip(names, fractions.tolist(), strict=False):
+            scalars |= {f"{prefix}/{name}/easy": easy, f"{prefix}/{name}/hard": hard}
+    return scalars

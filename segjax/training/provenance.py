@@ -1,4 +1,4 @@
-"""Where a number comes from: what is committed beside every result."""
+"""Provenance of a result: the command, code, versions and device that made it."""
 
 import importlib.metadata
 import os
@@ -13,55 +13,35 @@ from typing import Any
 import jax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "segjax")
-_SYSTEM = ("GLIBC_TUNABLES", "MALLOC_", "OMP_")
+_SYSTEM = ("GLIBC_TUNABLES", "MALLOC_", "OMP_")  # settings of memory and threads, on which times depend
 
 
 def provenance() -> dict[str, Any]:
-    """The command, commit, versions, device and time of this process, ready for JSON.
-
-    What the environment asks of the C library's memory and of OpenMP stands before the command: times depend on it.
+    """Returns the command (after settings of the C library and OpenMP), commit, versions, device and time, for JSON.
 
     >>> sorted(provenance())
     ['command', 'commit', 'cpu_threads', 'date', 'device', 'python', 'versions']
     """
+    settings = [f"{name}={shlex.quote(os.environ[name])}" for name in sorted(os.environ) if name.startswith(_SYSTEM)]
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    arguments = ["-m", spec.name, *sys.argv[1:]] if spec and spec.name != "__main__" else sys.argv
     device = jax.devices()[0]
     return {
-        "command": " ".join([*_asked(), Path(sys.executable).stem, *map(shlex.quote, _argv())]),
+        "command": " ".join([*settings, Path(sys.executable).stem, *map(shlex.quote, arguments)]),
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-        "cpu_threads": _cpus(),
+        # Of this process: a container or `taskset` may have fewer than the machine.
+        "cpu_threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     }
 
 
-def _asked() -> list[str]:
-    asked = {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_SYSTEM)}
-    return [f"{name}={shlex.quote(value)}" for name, value in asked.items()]
-
-
-def _cpus() -> int:
-    """The CPUs this process may use, which a container or `taskset` makes fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _argv() -> list[str]:
-    main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
-    return ["-m", spec.name, *sys.argv[1:]] if spec and spec.name != "__main__" else sys.argv
-
-
 def _commit() -> str:
-    """The commit of the checkout this package runs from, `-dirty` if it was changed; "unknown" outside a checkout."""
-    here = Path(__file__).parent
+    """Returns the commit of the package's checkout, with `-dirty` if it was changed; "unknown" outside a checkout."""
+    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        described = subprocess.run(
-            ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return described.stdout.strip()

@@ -1,4 +1,4 @@
-"""The training step of one device: pure functions of (state, batch, hyperparameters), mapped by `parallel`."""
+"""The training step of one device, a pure function of (state, batch, hyperparameters) that `parallel` maps."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,9 +17,15 @@ from segjax import losses, models
 from segjax.collectives import pmean, psum
 from segjax.data.augment import augment, example_keys
 from segjax.training.config import NETWORKS, SHARED_ARGUMENTS, ConfigError
-from segjax.training.gradient_budget import GradientBudget, gradient_budget
-from segjax.training.objective import BINARY_LOSSES, Hyperparams, make_objective, num_outputs, positives_of, targets
-from segjax.training.optimizer import learning_rate_at, make_optimizer
+from segjax.training.objective import (
+    BINARY_LOSSES,
+    Hyperparams,
+    background_of,
+    gradient_budget,
+    make_objective,
+    num_outputs,
+    targets,
+)
 
 # Folded into the run's key where augmentation folds in the step, which never gets this large.
 _DROPOUT = np.uint32(2**32 - 1)
@@ -156,31 +162,26 @@ def split(batch: Any, count: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def make_shares(config: ConfigDict, num_classes: int) -> Callable[..., dict[str, Float[Array, " k"]]]:
-    """Builds `shares(labels, axis_name)`: the weight of each microbatch's mean in the mean over the whole batch.
+def microbatch_shares(
+    labels: Int[Array, "k b H W"], config: ConfigDict, num_classes: int, axis_name: str | None
+) -> dict[str, Float[Array, " k"]]:
+    """Returns the weight of each microbatch's mean in the mean over the whole batch.
 
-    A mean over pixels is a sum over a count, and the counts follow from the labels `[k, b, H, W]` alone. Each part of
-    the objective, multiplied by its share and summed over the microbatches, equals that of the whole batch, however
-    unevenly the labelled pixels are distributed.
+    The parts of the objective, times their shares and summed over the microbatches, equal those of the whole batch,
+    however unevenly the labelled pixels are distributed.
     """
-    normalizer, void = config.objective.normalizer, config.objective.void
-    is_positive = positives_of(config, num_classes)
 
-    def shares(labels: Int[Array, "k b H W"], axis_name: str | None) -> dict[str, Float[Array, " k"]]:
-        kept_labels, where = targets(labels, num_classes, void)
-        kept = _counted(where, axis_name)
-        of_kept = kept / jnp.maximum(kept.sum(), 1)
-        if normalizer != "positives":
-            return {"pixel_loss": of_kept, "penalty": of_kept}
-        positives = _counted(is_positive(kept_labels) & where, axis_name)
+    def count(pixels: jax.Array) -> Float[Array, " k"]:
+        return psum(pixels.sum(axis=(1, 2, 3), dtype=jnp.float32), axis_name)
+
+    labels, where = targets(labels, num_classes, config.objective.void)
+    kept = count(where)
+    shares = dict.fromkeys(("pixel_loss", "penalty"), kept / jnp.maximum(kept.sum(), 1))
+    if config.objective.normalizer == "positives":
+        positives = count((labels != background_of(config, num_classes)) & where)
         # `losses.mean` divides by no less than 1.
-        return {"pixel_loss": jnp.maximum(positives, 1) / jnp.maximum(positives.sum(), 1), "penalty": of_kept}
-
+        shares["pixel_loss"] = jnp.maximum(positives, 1) / jnp.maximum(positives.sum(), 1)
     return shares
-
-
-def _counted(pixels: jax.Array, axis_name: str | None) -> jax.Array:
-    return psum(pixels.sum(axis=(1, 2, 3), dtype=jnp.float32), axis_name)
 
 
 def accumulated(loss_and_gradients: Callable, params: Any, batch_stats: Any, microbatches: Any) -> tuple[Any, ...]:
@@ -212,40 +213,21 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
     """Builds `step(state, batch, hparams) -> (state, measured)`.
 
     `batch` holds this device's uint8 "image" `[b, H, W, C]` and "label" `[b, H, W]` as the loader yields them, and
-    "index" `[b]`, the global example index that keys augmentation and dropout. `measured` are scalars over the global
-    batch: loss and its parts, grad_norm, param_norm (of the new parameters), learning_rate; with
-    `config.training.gradient_budget` also "budget", the `GradientBudget` of the loss; with
-    `config.training.skip_nonfinite` also "skipped", the number of steps skipped so far. A step is skipped if its loss,
-    grad_norm or param_norm is not finite.
+    "index" `[b]`, the global example index that keys augmentation and dropout. `measured` has scalars over the global
+    batch: loss and its parts, grad_norm, param_norm (of the new parameters), learning_rate; "budget" with
+    `config.training.gradient_budget`; and "skipped", the number of steps skipped so far, with
+    `config.training.skip_nonfinite`, which skips a step whose loss, grad_norm or param_norm is not finite.
     """
-    objective = make_objective(config, num_classes)
-    optimizer = make_optimizer(config)
-    learning_rate = learning_rate_at(config)
-    options, measures_budget = config.augment, config.training.gradient_budget
-    preprocessing = {"size": tuple(config.data.size), "mean": tuple(config.data.mean), "std": tuple(config.data.std)}
-
-    def budget_of(output: models.Segmentation, labels: jax.Array, hparams: Hyperparams) -> GradientBudget:
-        gradient = jax.grad(lambda z: objective(output._replace(logits=z), labels, hparams, axis_name)[0])(
-            output.logits
-        )
-        labels, where = targets(labels, num_classes, config.objective.void)
-        classes = max(output.logits.shape[-1], 2)
-        return gradient_budget(gradient, output.logits, labels, num_classes=classes, where=where, axis_name=axis_name)
-
-    num_microbatches, shares = config.training.accumulate, make_shares(config, num_classes)
+    objective, optimizer, learning_rate = make_objective(config, num_classes), make_optimizer(config), schedule(config)
+    data, training = config.data, config.training
+    augmentation = {name: config.augment[name] for name in ("flip", "rotation", "brightness", "contrast")}
+    augmentation |= {"scale": tuple(config.augment.scale), "size": tuple(data.size)}
+    augmentation |= {"mean": tuple(data.mean), "std": tuple(data.std)}
 
     def step(state: TrainState, batch: dict[str, jax.Array], hparams: Hyperparams):
+        keys = example_keys(state.key, state.step, batch["index"])
         images, labels = augment(
-            batch["image"],
-            batch["label"],
-            example_keys(state.key, state.step, batch["index"]),
-            crop_fraction=hparams.crop_fraction,
-            flip=options.flip,
-            scale=tuple(options.scale),
-            rotation=options.rotation,
-            brightness=options.brightness,
-            contrast=options.contrast,
-            **preprocessing,
+            batch["image"], batch["label"], keys, crop_fraction=hparams.crop_fraction, **augmentation
         )
         dropout_key = jax.random.fold_in(jax.random.fold_in(state.key, _DROPOUT), state.step)
 
@@ -264,50 +246,76 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
             return loss, (output, parts, updated.get("batch_stats", {}))
 
         loss_and_gradients = jax.value_and_grad(loss_of, has_aux=True)
-        data, before = (images, labels, batch["index"]), (state.params, state.batch_stats)
-        if num_microbatches > 1:
-            microbatches = split(data, num_microbatches)
-            loss, parts, batch_stats, gradients = accumulated(
-                loss_and_gradients, *before, (*microbatches, shares(microbatches[1], axis_name))
-            )
+        examples, before = (images, labels, batch["index"]), (state.params, state.batch_stats)
+        if training.accumulate > 1:
+            microbatches = split(examples, training.accumulate)
+            shares = microbatch_shares(microbatches[1], config, num_classes, axis_name)
+            loss, parts, batch_stats, gradients = accumulated(loss_and_gradients, *before, (*microbatches, shares))
         else:
-            (loss, (output, parts, batch_stats)), gradients = loss_and_gradients(*before, *data)
+            (loss, (output, parts, batch_stats)), gradients = loss_and_gradients(*before, *examples)
         gradients = pmean(gradients, axis_name)
-        directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+
         rate = learning_rate(hparams.learning_rate, state.step)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, optax.tree.scale(-rate, directions)),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema=state.ema,
-            skipped=state.skipped,
-            key=state.key,
+        directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, optax.tree.scale(-rate, directions))
+        ema = state.ema
+        if ema is not None:
+            # The decay min(decay, (1 + t) / (10 + t)) forgets the initial parameters.
+            t = (state.step + 1).astype(jnp.float32)
+            decay = jnp.minimum(hparams.ema_decay, (1 + t) / (10 + t))
+            ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - decay)
+        new_state = state.replace(
+            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
         )
-        if hparams.ema_decay is not None:
-            new_state = new_state.replace(ema=moving_average(new_state, hparams.ema_decay))
-        norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(new_state.params)}
+        norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
         measured = {"loss": loss, **parts, **norms, "learning_rate": rate}
         if state.skipped is not None:
-            new_state = only_if(jnp.isfinite(jnp.stack([loss, *norms.values()])).all(), new_state, state)
+            finite = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()
+            skip = state.replace(step=state.step + 1, skipped=state.skipped + 1)  # random keys move on
+            new_state = jax.tree.map(partial(jnp.where, finite), new_state, skip)
             measured["skipped"] = new_state.skipped
-        if measures_budget:
-            measured["budget"] = budget_of(output, labels, hparams)
+        if training.gradient_budget:
+            gradient = jax.grad(lambda z: objective(output._replace(logits=z), labels, hparams, axis_name)[0])(
+                output.logits
+            )
+            labels, where = targets(labels, num_classes, config.objective.void)
+            measured["budget"] = gradient_budget(gradient, output.logits, labels, where=where, axis_name=axis_name)
         return new_state, measured
 
     return step
 
 
-def moving_average(state: TrainState, decay: jax.Array) -> dict[str, Any]:
-    """Returns the next moving averages, with decay min(decay, (1 + t) / (10 + t)) so that the start is forgotten."""
-    t = state.step.astype(jnp.float32)
-    decay = jnp.minimum(decay, (1 + t) / (10 + t))
-    new = {"params": state.params, "batch_stats": state.batch_stats}
-    return optax.incremental_update(new, state.ema, 1 - decay)
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns the transformation of gradients to the direction of a step, whose length is the traced learning rate.
+
+    Weight decay applies to kernels (arrays of two or more axes): decoupled in AdamW, added to the gradient in Adam and
+    SGD.
+    """
+    options = config.optimizer
+    decay = optax.add_decayed_weights(
+        options.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    )
+    direction = {
+        "adamw": (optax.scale_by_adam(b1=options.momentum), decay),
+        "adam": (decay, optax.scale_by_adam(b1=options.momentum)),
+        "sgd": (decay, optax.trace(options.momentum)),
+    }[options.name]
+    clip = (optax.clip_by_global_norm(options.clip_norm),) if options.clip_norm else ()
+    return optax.chain(*clip, *direction)
 
 
-def only_if(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
-    """Returns `new` if `finite`, else `old` with the step and the skipped steps counted, so random keys move on."""
-    skipped = old.replace(step=old.step + 1, skipped=old.skipped + 1)
-    chosen = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new.replace(key=None), skipped.replace(key=None))
-    return chosen.replace(key=old.key)
+def schedule(config: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Builds `f(peak, step)`: linear warm-up, then `optimizer.schedule`; the phases of a run differ in the peak alone.
+
+    "cosine" and "polynomial" (DeepLab's (1 - t)^0.9) end at 0 at the last step; "constant" stays.
+    """
+    steps = config.training.steps
+    warmup = max(1, round(config.optimizer.warmup_fraction * steps))
+    rest = max(1, steps - warmup)
+    after = {
+        "cosine": optax.cosine_decay_schedule(1.0, rest),
+        "polynomial": optax.polynomial_schedule(1.0, 0.0, 0.9, rest),
+        "constant": optax.constant_schedule(1.0),
+    }[config.optimizer.schedule]
+    shape = optax.join_schedules([optax.linear_schedule(1 / warmup, 1.0, warmup), after], [warmup])
+    return lambda peak, step: peak * shape(step)

@@ -97,6 +97,6 @@ def test_what_looks_at_the_whole_batch_is_refused(tiny, field, value):
 def test_a_batch_that_cannot_be_cut_evenly_is_refused(tiny):
     tiny.training.accumulate, tiny.training.global_batch = 3, 4
     with pytest.raises(
-        ConfigError, match=r"global_batch = 4 does not .* over 4 devices in 3 pieces each; .* multiple of 12"
+        ConfigError, match=r"global_batch = 4 does not .* over 4 devices with 3 microbatches each; .* multiple of 12"
     ):
         parallel.check_batch(tiny, parallel.make_mesh())

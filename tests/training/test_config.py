@@ -8,8 +8,7 @@ import pytest
 
 from segjax.training import defaults
 from segjax.training.config import TRACED, from_leaves, leaves, program
-from segjax.training.objective import hparams_from_config
-from segjax.training.optimizer import hparams_at, phases
+from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.train_step import init_state, make_model, make_train_step
 
 

@@ -83,9 +83,9 @@ def test_a_log_is_read_without_a_half_written_last_line(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "expected what training logged, a line a step; there is none yet"),
+        (None, "expected the log of a training, one line per step; there is none yet"),
         ("", "there is none yet"),
-        ('{"step": 1}\n{"loss": 2}\n', "line 2: expected a step and what was logged there as JSON"),
+        ('{"step": 1}\n{"loss": 2}\n', "line 2: expected a step and the values logged there as JSON"),
         ("[1]\n", "line 1: expected a step"),
         ("\x00\n", "line 1: expected a step"),
     ],

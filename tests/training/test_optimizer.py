@@ -4,8 +4,9 @@ import numpy as np
 import optax
 import pytest
 
-from segjax.training.objective import hparams_from_config
-from segjax.training.optimizer import Phase, hparams_at, learning_rate_at, make_optimizer, phases
+from segjax.training.objective import Phase, hparams_at, hparams_from_config, phases
+from segjax.training.train_step import make_optimizer
+from segjax.training.train_step import schedule as learning_rate_at
 
 RNG = np.random.default_rng(0)
 

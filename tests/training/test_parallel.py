@@ -103,4 +103,4 @@ def test_half_of_what_several_hosts_need_is_refused():
 
 def test_where_no_cluster_says_who_the_hosts_are_the_flags_are_named(python):
     done = python("-c", "from segjax.training import parallel; parallel.join_hosts()")
-    assert "ConfigError: no cluster says who the hosts are; give --coordinator, --hosts and --host" in done.stderr
+    assert "ConfigError: no cluster was found; give --coordinator, --hosts and --host" in done.stderr

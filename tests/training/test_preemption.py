@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from segjax.training.preemption import EvaluationAborted, Preemption
+from segjax.training.loop import EvaluationAborted, Preemption
 
 ROOT = Path(__file__).parents[2]
 NEVER = 100_000

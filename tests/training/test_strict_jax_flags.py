@@ -6,8 +6,7 @@ import pytest
 
 from segjax.data.augment import augment, example_keys
 from segjax.models import Segmentation
-from segjax.training.objective import hparams_from_config, make_objective
-from segjax.training.optimizer import hparams_at, phases
+from segjax.training.objective import hparams_at, hparams_from_config, make_objective, phases
 from segjax.training.train_step import init_state, make_train_step, split
 
 
