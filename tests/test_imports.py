@@ -160,20 +160,26 @@ def test_a_violation_is_found_and_named(path, source, expected):
     assert expected is None or expected in found[0]
 
 
-def test_losses_and_metrics_load_nothing_but_jax_chex_and_jaxtyping():
+def modules_loaded_by(statement: str) -> list[str]:
+    """Returns the modules that an import statement loads in a fresh process, after jax, chex and jaxtyping."""
     program = (
-        "import json, sys\n"
-        "import jax, chex, jaxtyping\n"
-        "before = set(sys.modules)\n"
-        "import segjax.losses, segjax.metrics\n"
+        f"import json, sys, jax, chex, jaxtyping\nbefore = set(sys.modules)\n{statement}\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    loaded = json.loads(ran.stdout)
+    return json.loads(ran.stdout)
+
+
+def test_import_train_loads_at_most_60_of_our_modules():
+    loaded = [name for name in modules_loaded_by("import segjax.train") if name.split(".")[0] == "segjax"]
+    assert len(loaded) <= 60, loaded
+    assert {"segjax.training.loop", "segjax.data.builders", "segjax.losses.classification"} <= set(loaded)
+
+
+def test_losses_and_metrics_load_nothing_but_jax_chex_and_jaxtyping():
+    loaded = modules_loaded_by("import segjax.losses, segjax.metrics")
     assert "segjax.losses" in loaded
     assert [name for name in loaded if name.split(".")[0] != "segjax"] == []
     assert {name.split(".")[1] for name in loaded if "." in name} <= set(BASE_PARTS)

@@ -24,7 +24,6 @@ from segjax.training import open_split, parallel, skipped_lines
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import leaves
 from segjax.training.evaluation import make_eval_step, scores, split_facts, sum_counts
-from segjax.training.gradient_budget import GradientBudget, budget_scalars
 from segjax.training.loop import (
     CONFIG_FILE,
     DEVICE_KEYS,
@@ -34,7 +33,7 @@ from segjax.training.loop import (
     train_batches,
 )
 from segjax.training.metrics_writer import METRICS_FILE, append, drop_after
-from segjax.training.objective import hparams_at, hparams_from_config, phases
+from segjax.training.objective import GradientBudget, budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
 from segjax.training.train_step import TrainState, init_state, make_model, make_train_step
 

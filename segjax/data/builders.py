@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 
 import cv2
 import tensorflow_datasets as tfds
+from etils import epy
 
-from segjax.data import road_debris
 from segjax.data.io import DataError, RawFile, by_name, by_stem, list_folder, list_zip, read_bytes
 from segjax.data.labels import LABEL_SETS
 from segjax.data.pairs import Pair, Sizes, fingerprint, mask_png, match, refuse_problems, verify
 
+with epy.lazy_imports():  # loaded when scenes are drawn
+    from segjax.data import road_debris
 _TFDS_NAMES = {"val": "validation"}
 _FIRST_VALIDATION_SCENE = 1_000_000  # far enough that validation stays the same when the training set grows
 

@@ -98,6 +98,13 @@ class Checkpoints:
             if error_type is None:  # else the user has to see that error
                 raise self._failure(error) from error
 
+    def wait(self) -> None:
+        """Waits for the open save; raises CheckpointError if it could not be written."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failure(error) from error
+
     def save(self, state: TrainState, position: dict[str, Any], score: float | None = None) -> None:
         """Saves in the background, in place of a checkpoint of the same step.
 
@@ -110,8 +117,8 @@ class Checkpoints:
           CheckpointError: this save, or the one before, could not be written; older ones are kept.
         """
         step = int(state.step)
+        self.wait()
         try:
-            self._manager.wait_until_finished()
             if step in self._manager.all_steps():
                 self._manager.delete(step)
             self._saving = step

@@ -146,6 +146,7 @@ def train(
                 if not finite:
                     message = _nonfinite_message(checked_step, values, files)
                     if nonfinite_in_a_row >= config.training.skip_nonfinite:
+                        checkpoints.wait()
                         raise NonFiniteLoss(message + _nonfinite_outcome(config, checkpoints.latest_step()))
                     writer.note(f"warning: {message} The step was skipped.")
                 if not finite or checked_step % config.training.log_every == 0 or checked_step == steps:

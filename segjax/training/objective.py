@@ -156,6 +156,7 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     options = config.objective
     per_pixel, region_loss = PIXEL_LOSSES[options.loss], REGION_LOSSES[options.region]
     binary, background = options.loss in BINARY_LOSSES, background_of(config, num_classes)
+    void, mode, normalizer = options.void, options.boundary_mode, options.normalizer
     region_classes = (1,) if binary else range(num_classes)
 
     def objective(
@@ -165,25 +166,25 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         axis_name: str | None = None,
         share: dict[str, Float[Array, ""]] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        labels, where = targets(labels, num_classes, options.void)
+        labels, where = targets(labels, num_classes, void)
         share = share or {"pixel_loss": 1, "penalty": 1}
         pixels = per_pixel(output.logits, labels, where, hparams)
         weights, counted, positives = None, where, None if background is None else labels != background
         if hparams.boundary_factor is not None:
-            weights = losses.boundary_weights(labels, hparams.boundary_factor, mode=options.boundary_mode, where=where)
+            weights = losses.boundary_weights(labels, hparams.boundary_factor, mode=mode, where=where)
         hard = {"fraction": hparams.hard_fraction, "threshold": hparams.hard_threshold}
         if hparams.negatives_per_positive is not None:
             hard |= {"positives": positives, "negatives_per_positive": hparams.negatives_per_positive}
         if any(criterion is not None for criterion in hard.values()):
             counted = losses.hard_pixels(pixels, where=where, axis_name=axis_name, **hard)
-        if options.normalizer == "positives":  # N counts easy positives too, else it would jump as they become easy
+        if normalizer == "positives":  # N counts easy positives too, else it would jump as they become easy
             pixels, counted = jnp.where(counted, pixels, 0), where
         loss = share["pixel_loss"] * losses.mean(
             pixels,
             where=counted,
             weights=weights,
             positives=positives,
-            normalizer=options.normalizer,
+            normalizer=normalizer,
             axis_name=axis_name,
         )
         parts = {"pixel_loss": loss}

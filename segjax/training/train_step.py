@@ -219,7 +219,7 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
     `config.training.skip_nonfinite`, which skips a step whose loss, grad_norm or param_norm is not finite.
     """
     objective, optimizer, learning_rate = make_objective(config, num_classes), make_optimizer(config), schedule(config)
-    data, training = config.data, config.training
+    data, num_microbatches, measures_budget = config.data, config.training.accumulate, config.training.gradient_budget
     augmentation = {name: config.augment[name] for name in ("flip", "rotation", "brightness", "contrast")}
     augmentation |= {"scale": tuple(config.augment.scale), "size": tuple(data.size)}
     augmentation |= {"mean": tuple(data.mean), "std": tuple(data.std)}
@@ -247,8 +247,8 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
 
         loss_and_gradients = jax.value_and_grad(loss_of, has_aux=True)
         examples, before = (images, labels, batch["index"]), (state.params, state.batch_stats)
-        if training.accumulate > 1:
-            microbatches = split(examples, training.accumulate)
+        if num_microbatches > 1:
+            microbatches = split(examples, num_microbatches)
             shares = microbatch_shares(microbatches[1], config, num_classes, axis_name)
             loss, parts, batch_stats, gradients = accumulated(loss_and_gradients, *before, (*microbatches, shares))
         else:
@@ -274,7 +274,7 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
             skip = state.replace(step=state.step + 1, skipped=state.skipped + 1)  # random keys move on
             new_state = jax.tree.map(partial(jnp.where, finite), new_state, skip)
             measured["skipped"] = new_state.skipped
-        if training.gradient_budget:
+        if measures_budget:
             gradient = jax.grad(lambda z: objective(output._replace(logits=z), labels, hparams, axis_name)[0])(
                 output.logits
             )

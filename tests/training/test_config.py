@@ -1,13 +1,21 @@
-"""Configs to leaves and back, and which fields change the compiled step."""
+"""Config fields: names, values, JSON, contradictions, the network of each name, and traced against static fields."""
 
+import inspect
 import json
 
+import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
+from safetensors.numpy import save_file
 
-from segjax.training import defaults
-from segjax.training.config import TRACED, from_leaves, leaves, program
+from segjax.data import open_split
+from segjax.models import ResNet
+from segjax.models.pretrained import torch_name
+from segjax.training import ConfigError, defaults, validate
+from segjax.training.config import NETWORKS, RENAMED, TRACED, check_known, from_leaves, leaves, program, read_config
 from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.train_step import init_state, make_model, make_train_step
 
@@ -20,54 +28,353 @@ def test_leaves_survive_json():
     assert leaves(from_leaves(json.loads(json.dumps(leaves(config))))) == leaves(config)
 
 
-# Which fields are values and which are program.
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model.width": 8', r"is not the config of a run, or is damaged \(JSONDecodeError: .*\)$"),
+        ("[1, 2]", r"is not the config of a run, or is damaged \(AttributeError: .*\)$"),
+        ('{"model": 3}', r"is not the config of a run, or is damaged \(TypeError: .*\)$"),
+        ('{"learning_rate": 0.1}', r"unknown config key config.learning_rate = 0.1; did you mean config.optimizer"),
+        ('{"model.rate": 0.1}', r"config.model.rate was renamed; use config.model.dropout_rate$"),
+    ],
+)
+def test_read_config_names_the_file_and_the_fault(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config.json:? {message}"):
+        read_config(epath.Path(tmp_path) / "config.json")
 
 
-BINARY = {"objective.loss": "sigmoid_focal"}
-SOFTMAX = {"objective.loss": "softmax_focal", "objective.background": 0}
-HEADS = {"model.dropout": "sampled", "objective.uncertainty_weight": 1.0}
-# Each traced field, with what it needs to have an effect, and two of its values.
-VALUES = {
-    "augment.crop_fraction": ({}, 0.5, 0.75),
-    "model.dropout_rate": (HEADS, 0.1, 0.3),
-    "model.deep_dropout_rate": ({"model.deep_dropout": 1}, 0.1, 0.3),
-    "objective.gamma": (BINARY, 0.0, 2.0),
-    "objective.beta": ({"objective.loss": "sigmoid_focal_star"}, 0.0, 1.0),
-    "objective.alpha": (BINARY, 0.25, 0.75),
-    "objective.class_weights": (SOFTMAX, (1.0, 2.0), (1.0, 5.0)),
-    "objective.boundary_factor": ({}, 2.0, 4.0),
-    "objective.hard_fraction": ({}, 0.25, 0.5),
-    "objective.hard_threshold": ({}, 0.1, 0.5),
-    "objective.negatives_per_positive": (SOFTMAX, 1.0, 3.0),
-    "objective.region_weight": ({"objective.region": "dice"}, 0.5, 2.0),
-    "objective.uncertainty_weight": (HEADS, 1.0, 10.0),
-    "optimizer.learning_rate": ({}, 1e-3, 1e-2),
-    "training.ema_decay": ({}, 0.9, 0.99),
-}
+# Groups of traced fields that can be set together: other fields that they need, and two values of each.
+SIGMOID = {"objective.loss": "sigmoid_focal", "objective.region": "dice", "model.deep_dropout": 1}
+SIGMOID |= {"model.dropout": "sampled", "training.gradient_budget": True}
+GROUPS = [
+    (
+        SIGMOID,
+        {
+            "augment.crop_fraction": (0.5, 0.75),
+            "model.dropout_rate": (0.1, 0.3),
+            "model.deep_dropout_rate": (0.1, 0.3),
+            "objective.gamma": (0.0, 2.0),
+            "objective.alpha": (0.25, 0.75),
+            "objective.boundary_factor": (2.0, 4.0),
+            "objective.hard_fraction": (0.25, 0.5),
+            "objective.region_weight": (0.5, 2.0),
+            "objective.uncertainty_weight": (1.0, 10.0),
+            "optimizer.learning_rate": (1e-3, 1e-2),
+            "training.ema_decay": (0.9, 0.99),
+        },
+    ),
+    (
+        {"objective.loss": "softmax_focal", "objective.background": 0},
+        {"objective.class_weights": ((1.0, 2.0), (2.0, 5.0)), "objective.negatives_per_positive": (1.0, 3.0)},
+    ),
+    (
+        {"objective.loss": "sigmoid_focal_star"},
+        {"objective.beta": (0.0, 1.0), "objective.hard_threshold": (0.1, 0.5)},
+    ),
+]
 
 
-def test_every_traced_field_is_tried():
-    assert set(VALUES) == set(TRACED)
+def test_every_traced_field_is_in_a_group():
+    assert sorted(key for _, values in GROUPS for key in values) == sorted(TRACED)
 
 
-@pytest.mark.parametrize("key", VALUES)
-def test_a_traced_field_is_an_argument_of_the_step_and_not_a_part_of_it(key, tiny, batch):
-    needs, *values = VALUES[key]
+@pytest.mark.parametrize(("needs", "values"), GROUPS)
+def test_traced_fields_are_arguments_of_the_step(needs, values, tiny, batch):
     programs, steps, arguments = [], [], []
-    for value in values:
-        config = from_leaves(leaves(tiny) | needs | {key: value})
+    for which in (0, 1):
+        config = from_leaves(leaves(tiny) | needs | {key: pair[which] for key, pair in values.items()})
         model, hparams = make_model(config, 2), hparams_at(1, hparams_from_config(config), phases(config))
-        step = make_train_step(config, model, 2, None)
+        state = jax.eval_shape(lambda config=config, model=model: init_state(config, model))
+        steps.append(str(jax.make_jaxpr(make_train_step(config, model, 2, None))(state, batch(), hparams)))
         programs.append(program(config))
-        steps.append(str(jax.make_jaxpr(step)(init_state(config, model), batch(), hparams)))
-        arguments.append(jax.tree.leaves(hparams))
+        arguments.append(hparams)
     assert programs[0] == programs[1]
     assert steps[0] == steps[1]
-    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*arguments, strict=True))
+    for key in values:
+        first, second = (np.asarray(getattr(hparams, key.split(".")[1])) for hparams in arguments)
+        assert (first != second).all(), key
 
 
-def test_what_a_run_begins_with_is_not_in_its_program_and_the_loss_is(tiny):
+def test_program_leaves_out_initial_fields_and_has_the_loss(tiny):
     for key, value in (("seed", 7), ("model.prior", (0.01,)), ("model.head_stddev", 0.01)):
         assert program(from_leaves(leaves(tiny) | {key: value})) == program(tiny)
     for key, value in (("objective.loss", "hinge"), ("objective.hard_fraction", 0.5), ("data.train_examples", 13)):
         assert program(from_leaves(leaves(tiny) | {key: value})) != program(tiny)
+
+
+def test_validate_defaults():
+    validate(defaults())
+
+
+def test_validate_unknown_key_names_the_nearest():
+    config = defaults()
+    with config.unlocked():
+        config.objective.gama = 2.0
+    with pytest.raises(ConfigError, match=r"unknown config key config.objective.gama = 2.0; did you mean .*gamma"):
+        validate(config)
+
+
+def test_validate_missing_key():
+    config = defaults()
+    with config.unlocked():
+        del config.optimizer.momentum
+    with pytest.raises(ConfigError, match=r"config.optimizer.momentum is missing"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("parallel", "pmpa", r"config.parallel must be one of jit, pmap, shard_map; got 'pmpa'"),
+        ("data.name", "camvit", r"config.data.name must be one of .*camvid.*; got 'camvit'"),
+        ("objective.loss", "focal", r"config.objective.loss must be one of .*sigmoid_focal.*; got 'focal'"),
+        ("training.steps", 0, r"config.training.steps must be in \(0, inf\); got 0"),
+        ("optimizer.learning_rate", -1.0, r"config.optimizer.learning_rate must be in \(0, inf\); got -1.0"),
+        ("objective.gamma", -1.0, r"config.objective.gamma must be in \[0, inf\); got -1.0"),
+        ("objective.hard_fraction", 1.5, r"config.objective.hard_fraction must be in \(0, 1\] or None; got 1.5"),
+        ("objective.hard_fraction", 0.0, r"config.objective.hard_fraction must be in \(0, 1\] or None; got 0.0"),
+        ("augment.crop_fraction", 3.0, r"config.augment.crop_fraction must be in \(0, 1\]; got 3.0"),
+        ("model.head_stddev", -1.0, r"config.model.head_stddev must be in \(0, inf\) or None; got -1.0"),
+        ("model.dropout_rate", 1.0, r"config.model.dropout_rate must be in \[0, 1\); got 1.0"),
+        ("model.dropout", "monte-carlo", r"config.model.dropout must be one of none, sampled, analytic; got"),
+        ("objective.region", "iou", r"config.objective.region must be one of none, dice, .*lovasz; got 'iou'"),
+        ("objective.uncertainty_weight", 1.0, r"needs a variance: set config.model.dropout"),
+        ("training.phases", ((0.6, 500, 1e-3),), r"phases add up to 500; config.training.steps is 1000"),
+        ("training.phases", ((0.6, 1000),), r"must be \(crop fraction in \(0, 1\], steps, learning rate\)"),
+        ("training.ema_decay", 1.0, r"config.training.ema_decay must be in \[0, 1\) or None; got 1.0"),
+        ("objective.alpha", 0.5, r"config.objective.alpha belongs to sigmoid losses"),
+        ("data.mean", (0.5, 0.5), r"config.data.mean needs 1 or config.data.channels = 3 values; got \(0.5, 0.5\)"),
+    ],
+)
+def test_validate_wrong_value(key, value, message):
+    config = from_leaves(leaves(defaults()) | {key: value})
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_validate_sigmoid_losses_take_alpha_not_class_weights():
+    config = defaults()
+    config.objective.loss = "sigmoid_focal"
+    config.objective.alpha = 0.25
+    validate(config)
+    config.objective.class_weights = (1.0, 2.0)
+    with pytest.raises(ConfigError, match=r"class_weights belongs to softmax losses; sigmoid_focal takes .*alpha"):
+        validate(config)
+    config.objective.class_weights = ()
+    config.objective.alpha = 1.5
+    with pytest.raises(ConfigError, match=r"alpha must lie in \[0, 1\]; got 1.5"):
+        validate(config)
+
+
+@pytest.mark.parametrize("key", ["optimizer.learning_rate", "augment.crop_fraction"])
+def test_validate_field_that_the_phases_replace(key):
+    config = from_leaves(leaves(defaults()) | {"training.phases": ((0.6, 500, 2e-3), (1.0, 500, 1e-3))})
+    validate(config)
+    with pytest.raises(ConfigError, match=rf"config.{key} = 0.5 has no effect with config.training.phases"):
+        validate(from_leaves(leaves(config) | {key: 0.5}))
+
+
+def test_validate_variance_needs_two_samples():
+    config = defaults()
+    config.model.dropout, config.model.num_samples, config.objective.uncertainty_weight = "sampled", 1, 1.0
+    with pytest.raises(ConfigError, match=r"config.model.num_samples must be at least 2 for a variance; got 1"):
+        validate(config)
+
+
+def test_validate_void_class_is_the_background_of_softmax_losses():
+    config = defaults()
+    config.objective.void, config.objective.background = "class", 0
+    with pytest.raises(ConfigError, match=r"config.objective.background must be None if void is a class"):
+        validate(config)
+    config.objective.background, config.objective.loss = None, "sigmoid_focal"
+    with pytest.raises(ConfigError, match=r"void = 'class' belongs to softmax losses; got sigmoid_focal"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("objective.hard_fraction", 0.5), ("objective.region", "dice"), ("training.gradient_budget", True)],
+)
+def test_validate_microbatches_with_an_option_of_the_whole_batch(tiny, field, value):
+    tiny.training.accumulate = 2
+    tiny.update_from_flattened_dict({field: value})
+    with pytest.raises(ConfigError, match=rf"config.{field} needs the whole batch at once"):
+        validate(tiny)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"loss": "hinge", "alpha": 0.5}, r"alpha belongs to sigmoid losses, hinge does not take it; got 0.5"),
+        ({"loss": "sigmoid_focal_star", "gamma": 0.0}, r"gamma must be above 0 for sigmoid_focal_star.*got 0.0"),
+        ({"loss": "sigmoid_focal", "background": 1}, r"background of sigmoid_focal must be class 0.*got 1"),
+        (
+            {"hard_fraction": 0.5, "hard_threshold": 1.0},
+            r"config.objective.hard_fraction and .*hard_threshold cannot be combined",
+        ),
+        ({"normalizer": "positives"}, r"normalizer = 'positives' counts the pixels that are not background: set"),
+        ({"negatives_per_positive": 3.0}, r"negatives_per_positive = 3.0 counts the pixels that are not background"),
+    ],
+)
+def test_validate_contradictions(fields, message):
+    wrong = leaves(defaults()) | {f"objective.{key}": value for key, value in fields.items()}
+    with pytest.raises(ConfigError, match=message):
+        validate(from_leaves(wrong))
+
+
+@pytest.mark.parametrize("field", [{"normalizer": "positives"}, {"negatives_per_positive": 3.0}])
+@pytest.mark.parametrize("known", [{"background": 0}, {"void": "class"}, {"loss": "hinge"}])
+def test_validate_positives_with_a_background(field, known):
+    validate(from_leaves(leaves(defaults()) | {f"objective.{key}": value for key, value in (field | known).items()}))
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_check_known_old_name_names_the_new_one(old, new):
+    for check in (lambda: check_known(old, 3), lambda: from_leaves({old: 3})):
+        with pytest.raises(ConfigError, match=rf"config.{old} was renamed; use config.{new}"):
+            check()
+
+
+# Networks.
+
+
+@pytest.fixture
+def deeplab(tiny):
+    tiny.model.name, tiny.model.width, tiny.model.depth, tiny.model.hidden = "deeplab_v3_plus", 2, 4, 4
+    tiny.model.padding = "reflect"
+    return tiny
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A torchvision file of the encoder above, and its stem's kernel as ours."""
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    shapes = jax.eval_shape(lambda: ResNet(18, 2).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))
+    state = {}
+    for place, leaf in jax.tree.leaves_with_path(shapes):
+        value = rng.uniform(0.1, 0.2, leaf.shape).astype(np.float32)
+        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+        state[torch_name(tuple(key.key for key in place[1:]))] = np.ascontiguousarray(value)
+    save_file(state, path)
+    return path, state["conv1.weight"].transpose(2, 3, 1, 0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_make_model_every_network(name):
+    config = defaults()
+    config.model.name, config.model.norm, config.model.dropout_rate = name, "group", 0.375
+    network, fields = NETWORKS[name]
+    assert set(fields) <= set(inspect.signature(network).parameters)
+    model = make_model(config, 11, "devices")
+    assert issubclass(network, type(model))  # a U-Net without packing is the base class
+    assert (model.num_classes, model.norm, model.rate, model.axis_name) == (11, "group", 0.375, "devices")
+    assert model.width == config.model.width
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_make_model_passes_every_field(name):
+    other = {
+        "width": 8,
+        "depth": 3,
+        "padding": "zeros",
+        "downsample": "stride",
+        "upsample": "nearest",
+        "pack": 2,
+        "strips": 2,
+        "encoder_depth": 34,
+        "output_stride": 16,
+        "hidden": 3,
+        "aspp_dilations": (2, 5),
+    }
+    for argument, field in NETWORKS[name][1].items():
+        config = defaults()
+        config.model.name, config.model[field] = name, other[field]
+        assert getattr(make_model(config, 3), argument) == config.model[field]
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "message"),
+    [
+        (
+            "segnet",
+            "depth",
+            3,
+            r"config.model.depth belongs to unet, patch; segnet does not have it: leave it at 4; got 3",
+        ),
+        (
+            "unet",
+            "hidden",
+            9,
+            r"config.model.hidden belongs to fcn, .*; unet does not have it: leave it at None; got 9",
+        ),
+        (
+            "fcn",
+            "pretrained",
+            "a.pth",
+            r"pretrained is for networks with an encoder; fcn does not have one; got 'a.pth'",
+        ),
+        ("unet", "upsample", "pixels", r"config.model.upsample must be one of nearest, .*max_unpool.*; got 'pixels'"),
+        ("deeplab_v2", "encoder_depth", 19, r"config.model.encoder_depth must be one of 18, 34, 50, 101; got 19"),
+    ],
+)
+def test_validate_field_of_another_network(name, field, value, message):
+    config = defaults()
+    config.model.name, config.model[field] = name, value
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_make_model_error_of_the_network():
+    config = defaults()
+    config.model.name, config.model.output_stride = "fcn", 4
+    with pytest.raises(ConfigError, match=r"config.model of fcn: stride of an FCN must be 8, 16 or 32; got 4"):
+        make_model(config, 11)
+
+
+def test_init_state_pretrained_encoder(deeplab, weights):
+    path, stem = weights
+    model = make_model(deeplab, 2)
+    plain = init_state(deeplab, model)
+    deeplab.model.pretrained = str(path)
+    validate(deeplab)
+    begun = init_state(deeplab, model, pretrained=True)
+    np.testing.assert_array_equal(begun.params["encoder"]["conv1"]["kernel"], stem)
+    np.testing.assert_array_equal(begun.params["low"]["conv"]["kernel"], plain.params["low"]["conv"]["kernel"])
+    assert jax.tree.map(np.shape, begun) == jax.tree.map(np.shape, plain)
+    deeplab.model.pretrained = "elsewhere.safetensors"
+    restored = init_state(deeplab, model).params["encoder"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(restored, plain.params["encoder"]["conv1"]["kernel"])
+
+
+def test_init_state_pretrained_file_missing_or_unfit(deeplab, weights):
+    deeplab.model.pretrained = "nowhere.safetensors"
+    model = make_model(deeplab, 2)
+    with pytest.raises(
+        ConfigError,
+        match=r"config.model.pretrained: nowhere.safetensors: the file .* does not exist",
+    ):
+        init_state(deeplab, model, pretrained=True)
+    deeplab.model.pretrained, deeplab.model.width = str(weights[0]), 4
+    with pytest.raises(ConfigError, match=r"config.model.pretrained: .*resnet18.safetensors: .*must have shape"):
+        init_state(deeplab, make_model(deeplab, 2), pretrained=True)
+
+
+# Fields that nothing reads.
+
+
+def test_every_field_is_read(trained, tmp_path, record_reads):
+    """The shared run counts the fields that it reads; data of a folder and the other networks read the rest."""
+    folder = defaults()
+    folder.data.name, folder.data.manual_dir = "folder", str(tmp_path)
+    folder.data.class_names = ("a", "b")
+    for sub in ("images", "masks"):
+        (tmp_path / sub).mkdir()
+        for i in range(4):
+            pixels = np.zeros((8, 8) if sub == "masks" else (8, 8, 3), np.uint8)
+            assert cv2.imwrite(str(tmp_path / sub / f"{i}.png"), pixels)
+    with record_reads() as others:
+        open_split(folder.data, "train")
+        for folder.model.name in NETWORKS:
+            make_model(folder, 2)
+    assert {name.rsplit(".")[-1] for name in leaves(defaults())} - trained.fields_read - others == set()

@@ -1,24 +1,29 @@
-import io
+"""`train`: its files, how it carries on, and its failures. A fake step stands in where training is not the subject."""
+
+import contextlib
 import json
 import os
 import shutil
 import signal
+import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-import rich.console
 
+from segjax import metrics
 from segjax.data import DataError, open_split
-from segjax.trained_run import fingerprint, load_run
-from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, train
+from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, loop, train
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.evaluation import evaluate
-from segjax.training.train_step import init_state, make_model, make_train_step
+from segjax.training.loop import EvaluationAborted, Preemption
+from segjax.training.train_step import init_state, make_model
+
+VITAL = ("loss", "grad_norm", "param_norm")
 
 
-def quiet():
-    return rich.console.Console(file=io.StringIO(), width=160)
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def final_state(config, workdir):
@@ -26,157 +31,262 @@ def final_state(config, workdir):
         return checkpoints.restore(init_state(config, make_model(config, 2)), config.training.steps)
 
 
-@pytest.fixture
-def tiny(tiny):
-    """All that makes one step differ from the next: phases, dropout, a running mean."""
-    tiny.training.phases = ((0.6, 1, 2e-3), (0.75, 2, 2e-3), (1.0, 1, 1e-3))
-    tiny.training.ema_decay, tiny.training.gradient_budget = 0.9, True
-    tiny.model.dropout, tiny.model.dropout_mask = "sampled", "channel"
-    tiny.objective.uncertainty_weight, tiny.objective.background = 1.0, 0
-    return tiny
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Where the undisturbed run of four steps lies, once a test has made it."""
-    return tmp_path_factory.mktemp("runs") / "whole"
-
-
-@pytest.fixture(scope="module")
-def traces():
-    """One entry each time that the step of the undisturbed run was traced."""
-    return []
+def saved_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
 
 
 @pytest.fixture
-def done(tiny, whole, traces, monkeypatch):
-    def counting(*arguments):
-        step = make_train_step(*arguments)
-
-        def counted(*operands):
-            traces.append(operands)
-            return step(*operands)
-
-        return counted
-
-    if not whole.exists():
-        monkeypatch.setattr("segjax.training.loop.make_train_step", counting)
-        train(tiny, whole, console=quiet())
-        monkeypatch.undo()
-    return whole
+def full(run_config):
+    """Returns a copy of the config of `trained`."""
+    return run_config.copy_and_resolve_references()
 
 
-def test_a_run_leaves_config_metrics_events_checkpoints_and_scores(done, tiny):
-    assert {p.name for p in done.iterdir()} == {
-        "config.json",
-        "metrics.jsonl",
-        "tensorboard",
-        "checkpoints",
-        "scores.json",
-    }
-    lines = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture
+def fake(tiny, monkeypatch):
+    """Returns `fake(**bad)`: the tiny config, for a loop whose step counts and whose evaluation is a constant.
+
+    `bad` has the steps at which a vital number is NaN; such a step is counted as skipped if steps may be skipped.
+    """
+    scores = {"classes": ["background", "debris"], "images": 6}
+    scores |= {k: np.asarray(v).tolist() for k, v in metrics.segmentation_scores(np.array([[5, 1], [1, 2]])).items()}
+    monkeypatch.setattr(loop, "evaluate", lambda *arguments: dict(scores))
+    monkeypatch.setattr(loop, "contact_sheet", lambda *arguments: np.zeros((2, 2, 3), np.uint8))
+    tiny.model.width, tiny.model.depth = 2, 1
+
+    def make(**bad):
+        def make_train_step(*arguments):
+            def step(state, batch, hparams):
+                now = state.step + 1
+                measured = {
+                    name: jnp.where(jnp.isin(now, jnp.array(bad.get(name, ()))), jnp.nan, now) for name in VITAL
+                }
+                if state.skipped is not None:
+                    state = state.replace(skipped=state.skipped + jnp.isnan(sum(measured.values())))
+                return state.replace(step=now), measured
+
+            return step
+
+        monkeypatch.setattr(loop, "make_train_step", make_train_step)
+        return tiny
+
+    return make
+
+
+# One real run.
+
+
+def test_train_leaves_config_metrics_events_checkpoints_and_scores(trained, full):
+    names = {path.name for path in trained.workdir.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "scores.json"}
+    lines = lines_of(trained.workdir)
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
     evaluated = [line for line in lines if "eval/mean_iou" in line]
     assert [line["step"] for line in evaluated] == [2, 4]
     assert {"eval/iou/debris", "eval/recall/debris"} <= set(evaluated[0])
     assert {"train/pixel_loss", "train/penalty"} <= set(lines[0])
-    scores = json.loads((done / "scores.json").read_text())
-    assert scores["images"] == tiny.data.val_examples
+    scores = json.loads((trained.workdir / "scores.json").read_text())
+    assert scores["images"] == full.data.val_examples
     assert scores["provenance"]["versions"]["jax"] == jax.__version__
 
 
-def test_the_phases_of_a_curriculum_share_one_compilation(done, traces):
-    rates = [json.loads(line).get("train/learning_rate") for line in (done / "metrics.jsonl").read_text().splitlines()]
-    assert len({rate for rate in rates if rate}) > 1
-    assert len(traces) == 1
+def test_train_phases_share_one_compilation(trained):
+    assert len({line["train/learning_rate"] for line in lines_of(trained.workdir) if "train/loss" in line}) > 1
+    assert len(trained.traces) == 1
 
 
-def test_the_gradient_budget_is_logged_by_class(done):
-    line = json.loads((done / "metrics.jsonl").read_text().splitlines()[0])
-    shares = {key: value for key, value in line.items() if key.startswith("budget/")}
+def test_train_logs_the_gradient_budget_by_class(trained):
+    shares = {key: value for key, value in lines_of(trained.workdir)[0].items() if key.startswith("budget/")}
     assert set(shares) == {f"budget/{name}/{kind}" for name in ("background", "debris") for kind in ("easy", "hard")}
     assert sum(shares.values()) == pytest.approx(1.0)
 
 
-def test_every_labelled_pixel_of_the_split_is_scored_once(done, tiny):
-    source = open_split(tiny.data, "val")
+def test_train_scores_every_labelled_pixel_of_the_split_once(trained, full):
+    source = open_split(full.data, "val")
     labelled = sum(int((source[i]["label"] != 255).sum()) for i in range(len(source)))
-    scores = json.loads((done / "scores.json").read_text())
-    assert np.sum(scores["confusion"]) == labelled
+    assert np.sum(json.loads((trained.workdir / "scores.json").read_text())["confusion"]) == labelled
 
 
-def test_a_run_that_was_cut_ends_as_if_it_had_not_been(done, tiny, tmp_path):
+def test_train_killed_and_resumed_ends_bit_for_bit_like_an_undisturbed_run(trained, full, tmp_path, quiet):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segjax.training.loop.evaluate", _cut)  # at step 2, after the checkpoint of step 1
+        patch.setattr(loop, "evaluate", killed)  # at step 2, after the checkpoint of step 1
         with pytest.raises(KeyboardInterrupt):
-            train(tiny, tmp_path, console=quiet())
+            train(full, tmp_path, console=quiet())
     console = quiet()
-    train(tiny, tmp_path, console=console)
+    train(full, tmp_path, console=console)
     assert "resumed at step 1 of 4" in console.file.getvalue()
-    (resumed, resumed_position), (whole, position) = final_state(tiny, tmp_path), final_state(tiny, done)
+    (resumed, resumed_position), (whole, position) = (final_state(full, run) for run in (tmp_path, trained.workdir))
     assert resumed_position == position
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
-    jax.tree.map(np.testing.assert_array_equal, resumed.opt_state, whole.opt_state)
-    jax.tree.map(np.testing.assert_array_equal, resumed.ema, whole.ema)
-    assert (tmp_path / "metrics.jsonl").read_text() == (done / "metrics.jsonl").read_text()
+    for name in ("params", "opt_state", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(resumed, name), getattr(whole, name))
+    assert (tmp_path / "metrics.jsonl").read_text() == (trained.workdir / "metrics.jsonl").read_text()
 
 
-def _cut(*args):
-    raise KeyboardInterrupt
-
-
-def test_a_finished_run_is_scored_again_and_not_trained(done, tiny, tmp_path):
-    again = tmp_path / "again"
-    shutil.copytree(done, again)
-    scores = train(tiny, again, console=quiet())
-    before = json.loads((done / "scores.json").read_text())
-    assert scores["confusion"] == before["confusion"]
-    assert (again / "metrics.jsonl").read_text() == (done / "metrics.jsonl").read_text()
-
-
-def test_a_changed_config_is_said_on_resume(done, tiny, tmp_path):
-    again = tmp_path / "again"
-    shutil.copytree(done, again)
-    tiny.objective.gamma = 1.0
-    console = quiet()
-    train(tiny, again, console=console)
+def test_train_finished_run_is_scored_again_and_prints_the_changed_config(trained, full, tmp_path, quiet):
+    again, console = tmp_path / "again", quiet()
+    shutil.copytree(trained.workdir, again)
+    full.objective.gamma = 1.0
+    scores = train(full, again, console=console)
     assert "config.objective.gamma is now 1.0; the run was started with 2.0" in console.file.getvalue()
+    assert scores["confusion"] == json.loads((trained.workdir / "scores.json").read_text())["confusion"]
+    assert (again / "metrics.jsonl").read_text() == (trained.workdir / "metrics.jsonl").read_text()
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_files_and_checkpoint(tiny, tmp_path):
-    tiny.training.phases, tiny.optimizer.learning_rate = (), 1e30
-    tiny.optimizer.name, tiny.optimizer.clip_norm = "sgd", 0.0
-    with pytest.raises(
-        NonFiniteLoss, match=r"step \d: loss .*expected finite values. The batch was \S+, \S+, \S+, \S+\."
-    ):
-        train(tiny, tmp_path, console=quiet())
+def test_train_checkpoint_of_another_network_stops_and_keeps_the_config(trained, full, tmp_path, quiet):
+    again, console = tmp_path / "again", quiet()
+    shutil.copytree(trained.workdir, again)
+    full.model.width = 6
+    with pytest.raises(CheckpointError, match=r"is of another network or optimizer: params/down0/conv1/kernel is"):
+        train(full, again, console=console)
+    assert "config.model.width is now 6; the run was started with 4" in console.file.getvalue()
+    assert (again / "config.json").read_text() == (trained.workdir / "config.json").read_text()
 
 
-def test_a_run_is_opened_by_its_workdir_or_by_a_checkpoint(done, tiny):
-    latest = load_run(done / "checkpoints" / "latest")
-    assert int(latest.state.step) == 4
-    assert load_run(done).label_set.names == latest.label_set.names
-    assert load_run(done / "checkpoints" / "4").config.model.width == tiny.model.width
+# The order of events in a step.
 
 
-def test_a_network_is_known_by_its_numbers(done):
-    latest, first = (load_run(done / "checkpoints" / step) for step in ("latest", "2"))
-    assert fingerprint(load_run(done / "checkpoints" / "4")) == fingerprint(latest) != fingerprint(first)
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_train_places_batches_ahead_and_reads_each_step_while_the_next_one_runs(
+    fake, tmp_path, monkeypatch, quiet, prefetch
+):
+    config, events = fake(), []
+    config.training.prefetch, config.training.evaluate_every, config.training.checkpoint_every = prefetch, 4, 4
+
+    class Number:
+        def __init__(self, step):
+            self.step = step
+
+        def __float__(self):
+            if ("read", self.step) not in events:
+                events.append(("read", self.step))
+            return 1.0
+
+    def make_train_step(*arguments):
+        def step(state, batch, hparams):
+            now = int(state.step) + 1
+            events.append(("run", now))
+            return state.replace(step=jnp.int32(now)), {name: Number(now) for name in VITAL}
+
+        return step
+
+    def shard(batch, config, mesh):
+        events.append(("placed", 1 + sum(kind == "placed" for kind, _ in events)))
+        return batch
+
+    monkeypatch.setattr(loop, "make_train_step", make_train_step)
+    monkeypatch.setattr(loop.parallel, "map_step", lambda step, *arguments, **options: step)
+    monkeypatch.setattr(loop.parallel, "shard", shard)
+    train(config, tmp_path, console=quiet())
+    expected = [("placed", i + 1) for i in range(prefetch)]
+    for step in range(1, 5):
+        expected += [("placed", step + prefetch), ("run", step)] + [("read", step - 1)] * (step > 1)
+    assert events == [*expected, ("read", 4)]  # the last one before its evaluation
 
 
-def test_a_folder_that_is_no_run_says_what_was_expected(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is not a run: expected .*config.json"):
-        load_run(tmp_path)
+# Steps that are not finite.
 
 
-@pytest.mark.parametrize("text", ['{"model.width": 8', "[1, 2]", '{"learning_rate": 0.1}'])
-def test_a_config_that_is_damaged_or_another_programs_is_named(tmp_path, text):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config.json is not the config of a run, or is damaged \("):
-        load_run(tmp_path)
+@pytest.mark.parametrize("number", VITAL)
+def test_train_nonfinite_number_stops_with_step_files_and_last_good_checkpoint(fake, tmp_path, number, quiet):
+    config = fake(**{number: (3,)})
+    with contextlib.closing(loop.train_batches(config, open_split(config.data, "train"))) as batches:
+        files = [next(batches)["name"].tolist() for _ in range(3)][-1]
+    seen = ", ".join(f"{name} {'nan' if name == number else 3.0}" for name in VITAL)
+    with pytest.raises(NonFiniteLoss) as stopped:
+        train(config, tmp_path, console=quiet())
+    assert str(stopped.value) == (
+        f"step 3: {seen}; expected finite values. The batch was {', '.join(files)}. The last good checkpoint, step 2, "
+        "is kept."
+    )
+    assert saved_steps(tmp_path) == [1, 2]
 
 
-def test_bad_input_stops_before_training(tiny, tmp_path):
+def test_train_nonfinite_first_step_has_no_checkpoint(fake, tmp_path, quiet):
+    with pytest.raises(NonFiniteLoss, match=r"step 1: loss nan, .* No checkpoint was saved yet\.$"):
+        train(fake(loss=(1,)), tmp_path, console=quiet())
+
+
+def test_train_skips_nonfinite_steps_and_stops_at_too_many_in_a_row(fake, tmp_path, quiet):
+    config, console = fake(loss=(1, 3), grad_norm=(4,)), quiet()
+    config.training.skip_nonfinite = 2
+    with pytest.raises(NonFiniteLoss, match=r"step 4: .*It is the last of 2 skipped in a row\..*step 3, is kept"):
+        train(config, tmp_path / "stopped", console=console)
+    assert console.file.getvalue().count("The step was skipped.") == 2
+    config.training.skip_nonfinite = 3
+    assert train(config, tmp_path / "skipped", console=quiet())["skipped_steps"] == 3
+    assert [line["step"] for line in lines_of(tmp_path / "skipped") if "train/loss" in line] == [2, 4]
+
+
+# SIGTERM.
+
+
+def send_sigterm_and_evaluate(eval_step, *arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return eval_step(*arguments)
+
+
+def test_train_sigterm_in_an_evaluation_is_repeated_by_the_resumed_run(fake, tmp_path, monkeypatch, quiet):
+    config = fake()
+    train(config, tmp_path / "whole", console=quiet())
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", send_sigterm_and_evaluate)
+        with pytest.raises(
+            Terminated, match=r"stopped after step 2 of 4, which is saved in .*; the same command carries on"
+        ):
+            train(config, tmp_path / "run", console=quiet())
+    train(config, tmp_path / "run", console=quiet())
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
+    assert saved_steps(tmp_path / "run") == saved_steps(tmp_path / "whole")
+
+
+def test_train_sigterm_before_the_unscored_step_is_scored_does_not_save_it_again(fake, tmp_path, monkeypatch, quiet):
+    config = fake()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", send_sigterm_and_evaluate)
+        with pytest.raises(Terminated):
+            train(config, tmp_path, console=quiet())
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+        with pytest.raises(Terminated, match=r"stopped after step 2 of 4, which is saved"):
+            train(config, tmp_path, console=quiet())
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")} == before
+
+
+def test_preemption_watched_raises_after_sigterm():
+    with Preemption() as preemption:
+        work = preemption.watched(lambda x: x + 1)
+        assert work(1) == 2
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.stopping()
+        with pytest.raises(EvaluationAborted):
+            work(1)
+
+
+def test_preemption_restores_the_handler():
+    before = signal.getsignal(signal.SIGTERM)
+    with Preemption():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_preemption_in_a_thread_does_not_listen():
+    stopping = []
+
+    def run():
+        with Preemption() as preemption:
+            stopping.append(preemption.stopping())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert stopping == [False]
+
+
+# Input and files that are wrong.
+
+
+def test_train_bad_input_stops_before_anything_is_written(tiny, tmp_path, quiet):
     tiny.data.channels, tiny.data.mean = 1, (0.5,)
     with pytest.raises(ConfigError, match=r"config.data.channels = 1, but the images of road_debris have 3"):
         train(tiny, tmp_path / "grey", console=quiet())
@@ -186,53 +296,17 @@ def test_bad_input_stops_before_training(tiny, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_signal_within_an_evaluation_does_not_wait_for_it_and_nothing_is_missed(done, tiny, tmp_path, monkeypatch):
-    def heard(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(*arguments)
-
-    monkeypatch.setattr("segjax.training.loop.evaluate", heard)
-    with pytest.raises(
-        Terminated, match=r"stopped after step 2 of 4, which is saved in .*; the same command carries on"
-    ):
-        train(tiny, tmp_path, console=quiet())
-    monkeypatch.undo()
-    train(tiny, tmp_path, console=quiet())
-    assert (tmp_path / "metrics.jsonl").read_text() == (done / "metrics.jsonl").read_text()
-    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {p.name for p in (done / "checkpoints").iterdir()}
+def test_train_resume_with_an_old_field_name_gives_the_new_one(fake, tmp_path, quiet):
+    (tmp_path / "config.json").write_text('{"model.rate": 0.1}')
+    with pytest.raises(ConfigError, match=r"config.json: config.model.rate was renamed; use config.model.dropout_rate"):
+        train(fake(), tmp_path, console=quiet())
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_run_ends_as_if_it_had_not_been(done, tiny, tmp_path):
-    again = tmp_path / "again"
-    shutil.copytree(done, again)
-    (again / "checkpoints" / "4" / "state" / "_METADATA").write_bytes(b"{}")
-    console = quiet()
-    train(tiny, again, console=console)
+def test_train_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(fake, tmp_path, quiet):
+    config, console = fake(), quiet()
+    train(config, tmp_path, console=quiet())
+    (tmp_path / "checkpoints" / "4" / "state" / "_METADATA").write_bytes(b"{}")
+    train(config, tmp_path, console=console)
     assert "warning: checkpoint 4 is damaged" in console.file.getvalue()
     assert "resumed at step 3 of 4" in console.file.getvalue()
-    (resumed, _), (whole, _) = final_state(tiny, again), final_state(tiny, done)
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
-
-
-def test_a_checkpoint_of_another_network_stops_the_run_and_the_config_is_kept(done, tiny, tmp_path):
-    again = tmp_path / "again"
-    shutil.copytree(done, again)
-    tiny.model.width = 6
-    console = quiet()
-    with pytest.raises(CheckpointError, match=r"is of another network or optimizer: params/down0/conv1/kernel is"):
-        train(tiny, again, console=console)
-    assert "config.model.width is now 6; the run was started with 4" in console.file.getvalue()
-    assert (again / "config.json").read_text() == (done / "config.json").read_text()
-
-
-def test_steps_that_are_not_finite_are_left_out_counted_and_too_many_stop(tiny, tmp_path):
-    tiny.training.phases, tiny.optimizer.learning_rate = (), 1e30
-    tiny.optimizer.name, tiny.optimizer.clip_norm = "sgd", 0.0
-    tiny.training.skip_nonfinite = 2
-    console = quiet()
-    with pytest.raises(NonFiniteLoss, match=r"It is the last of 2 skipped in a row"):
-        train(tiny, tmp_path / "stopped", console=console)
-    assert console.file.getvalue().count("The step was skipped.") == 1
-    tiny.training.skip_nonfinite = 9
-    scores = train(tiny, tmp_path / "skipped", console=quiet())
-    assert 0 < scores["skipped_steps"] <= 4
+    assert final_state(config, tmp_path)[0].step == 4

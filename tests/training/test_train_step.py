@@ -1,52 +1,102 @@
+"""The network, the initial state, the training step, its optimizer and its microbatches."""
+
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from segjax.training import ConfigError
-from segjax.training.objective import hparams_from_config
-from segjax.training.train_step import init_state, make_model, make_train_step, moving_average
+from segjax.data.augment import augment, example_keys
+from segjax.models import Segmentation
+from segjax.training import ConfigError, parallel
+from segjax.training.objective import hparams_at, hparams_from_config, make_objective, phases
+from segjax.training.train_step import init_state, make_model, make_optimizer, make_train_step, schedule, split
+
+RNG = np.random.default_rng(0)
 
 
-def test_a_step_learns_and_counts(parts, batch):
-    config, model, state = parts
-    step = jax.jit(make_train_step(config, model, 2, None))
-    hparams, data = hparams_from_config(config)._replace(learning_rate=jnp.float32(0.02)), batch()
-    first = None
-    for _ in range(4):
-        state, measured = step(state, data, hparams)
-        first = first or measured
-    assert int(state.step) == 4
-    assert float(measured["loss"]) < float(first["loss"])
-    assert float(measured["grad_norm"]) > 0
+def compiled(config, axis_name=None):
+    """Returns a compiled step on one device, a fresh state and the hyperparameters."""
+    model = make_model(config, 2, axis_name)
+    return jax.jit(make_train_step(config, model, 2, axis_name)), init_state(config, model), hparams_from_config(config)
 
 
-def test_rematerialisation_gives_the_same_step(parts, batch):
-    config, _, state = parts
+@pytest.fixture(scope="module")
+def full_config(config):
+    """Dropout, a penalty, a moving average and skipped steps in one program."""
+    config = config.copy_and_resolve_references()
+    config.model.depth, config.optimizer.weight_decay = 1, 0.0
     config.model.dropout, config.objective.uncertainty_weight, config.model.deep_dropout = "sampled", 1.0, 1
-    steps = []
-    for config.model.remat in (False, True):
-        step = jax.jit(make_train_step(config, make_model(config, 2), 2, None))
-        steps.append(step(state, batch(), hparams_from_config(config)))
-    # Adam's moments are the gradients; the parameters would show the sign of those that are nothing but rounding.
-    plain, remat = (jax.tree.leaves((after.opt_state, after.batch_stats, measured)) for after, measured in steps)
-    for one, other in zip(plain, remat, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    config.training.skip_nonfinite, config.training.ema_decay = 3, 0.99
+    return config
 
 
-def test_a_batch_that_is_all_void_changes_no_parameter_but_the_decayed(parts, batch):
-    config, model, state = parts
-    config.optimizer.weight_decay = 0.0
+@pytest.fixture(scope="module")
+def full(full_config):
+    return compiled(full_config)
+
+
+def test_step_learns_and_counts(full, batch):
+    step, state, hparams = full
+    hparams, losses = hparams._replace(learning_rate=jnp.float32(0.02)), []
+    for _ in range(4):
+        state, measured = step(state, batch(), hparams)
+        losses.append(float(measured["loss"]))
+    assert int(state.step) == 4
+    assert losses[-1] < losses[0]
+    assert float(measured["grad_norm"]) > 0
+    assert int(measured["skipped"]) == 0
+
+
+def test_step_all_void_changes_no_parameter(full, batch):
+    step, state, hparams = full
     void = batch()
     void["label"][:] = 255
-    after, measured = jax.jit(make_train_step(config, model, 2, None))(state, void, hparams_from_config(config))
+    after, measured = step(state, void, hparams)
     assert float(measured["loss"]) == 0.0
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
 
 
-def test_the_state_is_a_pure_function_of_the_seed(parts):
+@pytest.mark.parametrize(("steps", "decay"), [(0, 2 / 11), (10**6, 0.99)])
+def test_step_moving_average_decay_forgets_the_start(full, batch, steps, decay):
+    step, state, hparams = full
+    averaged = jax.tree.map(lambda x: x + 1, state.ema)
+    after, _ = step(state.replace(step=jnp.int32(steps), ema=averaged), batch(), hparams)
+    for name in ("params", "batch_stats"):
+        expected = jax.tree.map(lambda new, old: decay * old + (1 - decay) * new, getattr(after, name), averaged[name])
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), after.ema[name], expected)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "number"), [("gamma", np.nan, "loss"), ("learning_rate", 3e38, "param_norm")]
+)
+def test_step_not_finite_changes_nothing_and_is_counted(full, batch, field, value, number):
+    step, before, hparams = full
+    after, measured = step(before, batch(), hparams._replace(**{field: jnp.float32(value)}))
+    assert not np.isfinite(measured[number])
+    for name in ("params", "batch_stats", "opt_state", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
+    assert (int(after.step), int(after.skipped), int(measured["skipped"])) == (1, 1, 1)
+    assert jax.random.key_data(after.key).tolist() == jax.random.key_data(before.key).tolist()
+
+
+@pytest.mark.parametrize("changes", [{"model.remat": True}, {"training.skip_nonfinite": 0, "training.ema_decay": None}])
+def test_step_remat_and_plain_give_the_same_update(full, full_config, batch, changes):
+    other = full_config.copy_and_resolve_references()
+    other.update_from_flattened_dict(changes)
+    runs = [step(state, batch(), hparams) for step, state, hparams in (full, compiled(other))]
+    # Adam's moments are the gradients; the parameters would show the sign of gradients that are rounding errors.
+    first, second = (
+        jax.tree.leaves((after.opt_state, after.batch_stats, measured["loss"], measured["penalty"]))
+        for after, measured in runs
+    )
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_init_state_is_a_pure_function_of_the_seed(parts):
     config, model, state = parts
     again = init_state(config, model)
     jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
@@ -55,85 +105,183 @@ def test_the_state_is_a_pure_function_of_the_seed(parts):
     assert not np.array_equal(*kernels)
 
 
-def test_a_sigmoid_loss_needs_two_classes(tiny):
-    with pytest.raises(ConfigError, match=r"sigmoid_focal.* needs a data set of 2 classes; road_debris has 5"):
-        make_model(tiny, 5)
-
-
-def test_a_prior_starts_every_pixel_at_its_probability(tiny):
+def test_init_state_prior_is_the_probability_of_every_pixel(tiny):
     tiny.model.prior, tiny.model.head_stddev = (0.01,), 0.01
     model = make_model(tiny, 2)
     state = init_state(tiny, model)
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32, 48, 3)), jnp.float32)
+    images = jnp.asarray(RNG.normal(size=(1, 32, 48, 3)), jnp.float32)
     output = model.apply({"params": state.params, "batch_stats": state.batch_stats}, images, train=False)
     assert float(jax.nn.sigmoid(output.logits).mean()) == pytest.approx(0.01, rel=0.1)
 
 
-def test_a_prior_of_the_wrong_length_is_refused(tiny):
-    tiny.model.prior = (0.9, 0.1)
-    with pytest.raises(ConfigError, match=r"config.model.prior needs 1 value\(s\) for sigmoid_focal; got \(0.9, 0.1\)"):
-        make_model(tiny, 2)
+@pytest.mark.parametrize(
+    ("fields", "classes", "message"),
+    [
+        ({}, 5, r"sigmoid_focal.* needs a data set of 2 classes; road_debris has 5"),
+        ({"model.prior": (0.9, 0.1)}, 2, r"config.model.prior needs 1 value\(s\) for sigmoid_focal; got \(0.9, 0.1\)"),
+        (
+            {
+                "objective.loss": "softmax_cross_entropy",
+                "objective.void": "class",
+                "objective.class_weights": (1.0, 2.0),
+            },
+            2,
+            r"class_weights needs 3 values, one per output of road_debris, void last",
+        ),
+        ({"objective.background": 2}, 2, r"config.objective.background must be a class of road_debris, 0 to 1; got 2"),
+    ],
+)
+def test_make_model_refuses_what_does_not_fit_the_classes(tiny, fields, classes, message):
+    tiny.update_from_flattened_dict(fields)
+    with pytest.raises(ConfigError, match=message):
+        make_model(tiny, classes)
 
 
-def test_class_weights_are_one_an_output(tiny):
-    tiny.objective.loss, tiny.objective.void, tiny.objective.class_weights = (
-        "softmax_cross_entropy",
-        "class",
-        (1.0, 2.0),
-    )
-    with pytest.raises(ConfigError, match=r"class_weights needs 3 values, one per output of road_debris, void last"):
-        make_model(tiny, 2)
+# Optimizer and learning rate.
 
 
-def test_a_background_that_is_no_class_is_refused(tiny):
-    tiny.objective.background = 2
-    with pytest.raises(ConfigError, match=r"config.objective.background must be a class of road_debris, 0 to 1; got 2"):
-        make_model(tiny, 2)
+def test_weight_decay_applies_to_kernels_only(tiny):
+    tiny.optimizer.name, tiny.optimizer.weight_decay = "sgd", 0.5
+    optimizer = make_optimizer(tiny)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.ones(2)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    direction, _ = optimizer.update(zero, optimizer.init(params), params)
+    assert jax.tree.map(lambda d: float(d.max()), direction) == {"kernel": 0.5, "bias": 0.0, "scale": 0.0}
 
 
-def test_the_running_mean_follows_with_its_decay_and_forgets_the_start(tiny):
-    state = init_state(tiny, make_model(tiny, 2))
-    mean = {"params": {"w": jnp.float32(1.0)}, "batch_stats": {"m": jnp.float32(0.0)}}
-    state = state.replace(params={"w": jnp.float32(3.0)}, batch_stats={"m": jnp.float32(2.0)}, ema=mean)
-    young = moving_average(state.replace(step=jnp.int32(1)), jnp.float32(0.99))  # decay 2 / 11
-    old = moving_average(state.replace(step=jnp.int32(10**6)), jnp.float32(0.99))
-    assert float(young["params"]["w"]) == pytest.approx(1 + 2 * 9 / 11)
-    assert float(old["params"]["w"]) == pytest.approx(1.02)
-    assert float(old["batch_stats"]["m"]) == pytest.approx(0.02)
+@pytest.mark.parametrize(
+    ("name", "peer"),
+    [
+        ("adamw", lambda mask: optax.adamw(0.1, weight_decay=0.01, mask=mask)),
+        ("adam", lambda mask: optax.chain(optax.add_decayed_weights(0.01, mask=mask), optax.adam(0.1))),
+        ("sgd", lambda mask: optax.chain(optax.add_decayed_weights(0.01, mask=mask), optax.sgd(0.1, momentum=0.9))),
+    ],
+)
+def test_directions_times_the_rate_equal_optax(tiny, name, peer):
+    tiny.optimizer.name, tiny.optimizer.weight_decay, tiny.optimizer.clip_norm = name, 0.01, 0.0
+    params = {"kernel": jnp.asarray(RNG.normal(size=(3, 3))), "bias": jnp.ones(3)}
+    ours, theirs = make_optimizer(tiny), peer({"kernel": True, "bias": False})
+    our_state, their_state = ours.init(params), theirs.init(params)
+    for seed in range(3):
+        gradients = jax.tree.map(lambda p, s=seed: jnp.sin(p + s), params)
+        direction, our_state = ours.update(gradients, our_state, params)
+        update, their_state = theirs.update(gradients, their_state, params)
+        jax.tree.map(lambda d, u: np.testing.assert_allclose(-0.1 * d, u, rtol=1e-5, atol=1e-7), direction, update)
 
 
-def not_finite(parts, batch):
-    """A step whose images are NaN, with leave to skip it: states before and after, and what was measured."""
+@pytest.mark.parametrize(
+    ("name", "middle", "end"), [("cosine", 0.5, 0.0), ("polynomial", 0.5**0.9, 0.0), ("constant", 1.0, 1.0)]
+)
+def test_schedule_warms_up_and_has_its_shape(tiny, name, middle, end):
+    tiny.training.steps, tiny.optimizer.warmup_fraction, tiny.optimizer.schedule = 110, 10 / 110, name
+    rate = schedule(tiny)
+    found = [float(rate(jnp.float32(2.0), jnp.int32(step))) for step in (0, 10, 60, 110)]
+    np.testing.assert_allclose(found, [0.2, 2.0, 2 * middle, 2 * end], atol=1e-6)
+
+
+# Microbatches.
+
+
+@pytest.fixture
+def careful(tiny):
+    """Boundary weights, a penalty and dropout, without batch norm, whose statistics are those of a microbatch."""
+    tiny.model.norm, tiny.model.dtype, tiny.model.depth = "group", "float64", 1
+    tiny.model.dropout, tiny.model.num_samples, tiny.model.dropout_mask = "sampled", 2, "channel"
+    tiny.objective.uncertainty_weight, tiny.objective.boundary_factor = 1.0, 3.0
+    tiny.augment.scale = (0.8, 1.2)
+    return tiny
+
+
+@pytest.fixture
+def uneven(batch):
+    """Eight examples: the first is all void, the second half, and the last has no rare pixel."""
+    data = batch(8, size=(24, 32))
+    data["label"][0], data["label"][1, :20], data["label"][-1] = 255, 255, 0
+    return data
+
+
+def step_in_float64(config, data, devices=1):
+    """Returns the measured values and the new parameters of a step."""
+    with jax.enable_x64(True):
+        mesh, axis_name = parallel.make_mesh(jax.devices()[:devices]), parallel.axis_name(config)
+        model = make_model(config, 2, axis_name)
+        fresh = jax.tree.map(lambda x: x.astype("float64") if x.dtype == np.float32 else x, init_state(config, model))
+        step = parallel.map_step(make_train_step(config, model, 2, axis_name), config, mesh, arguments=3)
+        state = parallel.replicate(fresh, config, mesh)
+        state, measured = step(state, parallel.shard(data, config, mesh), hparams_from_config(config))
+        return jax.device_get(measured), jax.device_get(state.params)
+
+
+@pytest.mark.parametrize(
+    ("loss", "normalizer", "mode", "devices"),
+    [
+        ("sigmoid_focal", "positives", "jit", 1),
+        ("softmax_cross_entropy", "valid", "shard_map", 4),
+        pytest.param("sigmoid_focal", "valid", "jit", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_microbatches_give_the_step_of_the_whole_batch(careful, uneven, loss, normalizer, mode, devices):
+    careful.objective.loss, careful.objective.normalizer = loss, normalizer
+    careful.objective.background = 0
+    whole = step_in_float64(careful, uneven)
+    careful.training.accumulate, careful.parallel = 8 // max(devices, 2), mode
+    microbatches = step_in_float64(careful, uneven, devices)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), microbatches, whole)
+
+
+def test_split_keeps_examples_on_their_device():
+    np.testing.assert_array_equal(split({"x": np.arange(8)}, 2)["x"], [[0, 2, 4, 6], [1, 3, 5, 7]])
+
+
+@pytest.mark.slow
+def test_microbatches_need_less_memory(careful, uneven):
+    def temporary_bytes():
+        step, state, hparams = compiled(careful)
+        return step.lower(state, uneven, hparams).compile().memory_analysis().temp_size_in_bytes
+
+    careful.model.dtype = "float32"
+    whole, careful.training.accumulate = temporary_bytes(), 8
+    assert temporary_bytes() < 0.6 * whole
+
+
+# Strict flags of JAX, the dtype flag limited to our own code.
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_make_train_step_rank_promotion_raise(parts, batch, accumulate):
     config, model, _ = parts
-    config.training.skip_nonfinite, config.training.ema_decay = 3, 0.9
-    config.data.mean = (float("nan"),)
-    before = init_state(config, model)
-    after, measured = jax.jit(make_train_step(config, model, 2, None))(before, batch(), hparams_from_config(config))
-    return before, after, measured
+    config.training.accumulate, config.training.ema_decay, config.training.skip_nonfinite = accumulate, 0.9, 2
+    config.training.gradient_budget = accumulate == 1
+    with jax.numpy_rank_promotion("raise"):
+        hparams = hparams_at(1, hparams_from_config(config), phases(config))
+        arguments = init_state(config, model), jax.tree.map(jnp.asarray, batch()), hparams
+        jax.eval_shape(make_train_step(config, model, 2, None), *arguments)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(parts, batch):
-    before, after, measured = not_finite(parts, batch)
-    assert not np.isfinite(measured["loss"])
-    for field in ("params", "batch_stats", "opt_state", "ema"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(after, field), getattr(before, field))
-    assert (int(after.step), int(after.skipped), int(measured["skipped"])) == (1, 1, 1)
+@pytest.mark.parametrize("loss", ["sigmoid_focal", "softmax_focal"])
+def test_augmentation_and_objective_dtype_promotion_strict(tiny, batch, loss):
+    tiny.objective.loss, tiny.objective.region, tiny.objective.boundary_factor = loss, "dice", 2.0
+    examples = jax.tree.map(jnp.asarray, batch())
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        images, labels = augment(
+            examples["image"],
+            examples["label"],
+            example_keys(jax.random.key(0), jnp.int32(0), examples["index"]),
+            crop_fraction=jnp.float32(0.5),
+            flip=True,
+            scale=(0.8, 1.2),
+            rotation=10.0,
+            brightness=0.1,
+            contrast=0.1,
+            size=(32, 48),
+            mean=(0.45,),
+            std=(0.25,),
+        )
+        logits = images[..., : 1 if loss == "sigmoid_focal" else 2]
+        objective, hparams = make_objective(tiny, 2), hparams_from_config(tiny)
 
+        def value(logits):
+            return objective(Segmentation(logits, None, None, logits), labels, hparams)[0]
 
-def test_a_sound_step_is_taken_as_if_none_might_be_skipped(parts, batch):
-    config, model, state = parts
-    plain, _ = jax.jit(make_train_step(config, model, 2, None))(state, batch(), hparams_from_config(config))
-    config.training.skip_nonfinite = 3
-    careful, measured = jax.jit(make_train_step(config, model, 2, None))(
-        init_state(config, model), batch(), hparams_from_config(config)
-    )
-    assert int(measured["skipped"]) == 0
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), careful.params, plain.params)
-
-
-def test_an_update_that_overflows_is_seen_before_it_is_saved(parts, batch):
-    config, model, state = parts
-    config.optimizer.learning_rate = 3e38
-    _, measured = jax.jit(make_train_step(config, model, 2, None))(state, batch(), hparams_from_config(config))
-    assert np.isfinite(measured["loss"])
-    assert not np.isfinite(measured["param_norm"])
+        assert jnp.isfinite(jax.grad(value)(logits)).all()
+        assert split(images, 2).shape == (2, 2, 32, 48, 3)
