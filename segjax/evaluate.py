@@ -1,7 +1,7 @@
 """Scores a trained run: `python -m segjax.evaluate --checkpoint=runs/camvid [--split=test]`."""
 
 import rich.console
-from absl import app, flags
+from absl import flags
 
 from segjax import cli
 from segjax.reporting import per_class_table, show, summary_line
@@ -12,8 +12,7 @@ from segjax.training.provenance import provenance
 
 def main(argv: list[str]) -> None:
     """Scores every image of a split once, prints the table and writes the JSON file."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    cli.refuse_arguments(argv)
     console, run = rich.console.Console(), load_run(flags.FLAGS.checkpoint)
     split, step = flags.FLAGS.split or run.config.data.eval_split, int(run.state.step)
     scores = score_run(run, split)
@@ -27,7 +26,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "Workdir of a run (its best checkpoint) or WORKDIR/checkpoints/STEP.")
-    flags.DEFINE_string("split", None, "Split to score; default the config's data.eval_split.")
-    flags.DEFINE_string("output", None, "The JSON file; default WORKDIR/scores_SPLIT_STEP.json.")
+    flags.DEFINE_string("checkpoint", None, "WORKDIR of a run (its best checkpoint) or WORKDIR/checkpoints/STEP.")
+    flags.DEFINE_string("split", None, "Split to score; default: data.eval_split of the config.")
+    flags.DEFINE_string("output", None, "JSON file for the scores; default: WORKDIR/scores_SPLIT_STEP.json.")
     cli.run(main, required=["checkpoint"])

@@ -1,42 +1,54 @@
-"""Exports a network: `python -m segjax.export --checkpoint=runs/camvid --output=exported`, to run without segjax."""
+"""Exports a network to run without segjax: `python -m segjax.export --checkpoint=runs/camvid --output=exported`."""
 
+import hashlib
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+import jax.numpy as jnp
+from absl import flags
+from jax import export as jax_export
+from jaxtyping import Array, Shaped
 
-from segjax import cli, inference
-from segjax.storage import nan_to_none, output_folder, read_json
+from segjax import cli
+from segjax.data.resize import resize
+from segjax.inference import Preprocessing, class_logits, classify, standalone_predict
+from segjax.storage import nan_to_none, output_folder, read_json, to_json, write_together
 from segjax.trained_run import TrainedRun, load_run
 from segjax.training import ConfigError
 from segjax.training.config import leaves
 from segjax.training.loop import SCORES_FILE
 from segjax.training.provenance import provenance
 
+MODEL_FILE, CARD_FILE, SCRIPT_FILE = "model.stablehlo", "card.json", "run.py"
+PLATFORMS = ("cpu", "cuda", "tpu")
+
 
 def main(argv: list[str]) -> None:
     """Writes model.stablehlo, card.json and run.py."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    cli.refuse_arguments(argv)
     run, output, size = load_run(flags.FLAGS.checkpoint), flags.FLAGS.output, flags.FLAGS.size
     card = export_run(run, output, variance=flags.FLAGS.uncertainty, size=size)
     images = "images of " + ("x".join(map(str, size)) if size else "any size")
-    megabytes = card["files"]["model.stablehlo"]["bytes"] / 1e6
+    megabytes = card["files"][MODEL_FILE]["bytes"] / 1e6
     print(f"{card['network']['name']} of step {card['checkpoint_step']}: {images}; {', '.join(card['platforms'])}")
-    print(f"wrote {output}: model.stablehlo ({megabytes:.1f} MB), card.json, run.py")
+    print(f"wrote {output}: {MODEL_FILE} ({megabytes:.1f} MB), {CARD_FILE}, {SCRIPT_FILE}")
 
 
 def export_run(
     run: TrainedRun, output: Any, *, variance: bool = False, size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """Writes a run's network and its card (`segjax.inference.write_export`), and returns the card.
+    """Writes `model.stablehlo`, `card.json` and `run.py`, all or none: a full disk leaves an earlier export complete.
 
     Args:
       run: the checkpoint.
       output: the folder, made if it does not exist.
       variance: export the variance of the logits under dropout of the head too.
       size: height and width of all images; None: any.
+
+    Returns:
+      The content of `card.json`.
 
     Raises:
       ConfigError: flatbuffers is not installed.
@@ -49,8 +61,56 @@ def export_run(
         )
     folder = output_folder(output)
     model = run.model.clone(axis_name=None)
-    exported = inference.lower_network(model, run.state.variables, run.preprocessing, variance=variance, size=size)
-    return inference.write_export(exported, model_card(run, variance=variance, size=size), folder)
+    exported = lower_network(model, run.state.variables, run.preprocessing, variance=variance, size=size)
+    data, script = bytes(exported.serialize()), Path(standalone_predict.__file__).read_bytes()
+    card = model_card(run, variance=variance, size=size) | {
+        "files": {MODEL_FILE: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
+        "platforms": list(exported.platforms),
+        "calling_convention_version": exported.calling_convention_version,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_together({folder / MODEL_FILE: data, folder / SCRIPT_FILE: script, folder / CARD_FILE: to_json(card)})
+    return card
+
+
+def lower_network(
+    model: Any,
+    variables: Any,
+    preprocessing: Preprocessing,
+    *,
+    variance: bool = False,
+    size: tuple[int, int] | None = None,
+) -> jax_export.Exported:
+    """Lowers the prediction of uint8 images `[b, H, W, channels]`, parameters included, for CPU, CUDA and TPU.
+
+    The program resizes and normalises as evaluation does, and returns a dictionary of "mask" uint8 `[b, H, W]`,
+    "probabilities" float32 `[b, H, W, C]`, and with `variance` "variance" float32 `[b, H, W]`: the variance of the
+    logits under dropout of the head in closed form, mean over the outputs.
+
+    Args:
+      model: the network.
+      variables: its parameters and statistics.
+      preprocessing: its input and classes.
+      variance: return the variance too.
+      size: height and width of all images; None: any.
+    """
+    model = model.clone(dropout="analytic" if variance else "none", remat=False)
+
+    def predict(images: Shaped[Array, "..."]) -> dict[str, jax.Array]:
+        output = model.apply(variables, preprocessing.network_input(images), train=False)
+        logits = class_logits(resize(output.logits, images.shape[1:3], antialias=False), preprocessing.num_classes)
+        found = {
+            "mask": classify(logits, preprocessing.num_classes).astype(jnp.uint8),
+            "probabilities": jax.nn.softmax(logits),
+        }
+        if variance:
+            mean = output.logit_variance.mean(axis=-1, keepdims=True)
+            found["variance"] = resize(mean, images.shape[1:3], antialias=False)[..., 0]
+        return found
+
+    shape = jax_export.symbolic_shape("b, h, w") if size is None else (*jax_export.symbolic_shape("b"), *size)
+    images = jax.ShapeDtypeStruct((*shape, preprocessing.channels), jnp.uint8)
+    return jax_export.export(jax.jit(predict), platforms=PLATFORMS)(images)
 
 
 def model_card(run: TrainedRun, *, variance: bool, size: tuple[int, int] | None) -> dict[str, Any]:
@@ -95,7 +155,7 @@ def model_card(run: TrainedRun, *, variance: bool, size: tuple[int, int] | None)
 
 
 def _scores(run: TrainedRun) -> dict[str, Any] | None:
-    """Returns the scores that `segjax.evaluate` wrote of this checkpoint, or those of the run's end; None: neither."""
+    """Returns the scores that `segjax.evaluate` wrote for this checkpoint, else those of the run's end, else None."""
     split, step = run.config.data.eval_split, int(run.state.step)
     for name in (f"scores_{split}_{step}.json", SCORES_FILE):
         file = run.workdir / name

@@ -1,4 +1,4 @@
-"""Prediction with trained networks: masks, uncertainties, tiles, files, pictures and exports.
+"""Prediction with trained networks: masks, uncertainties, tiles, files and pictures.
 
 A name loads its module when it is first used, because training needs only a few of them.
 """
@@ -14,7 +14,6 @@ with epy.lazy_api_imports(globals()):
         restored,
         transformed,
     )
-    from segjax.inference.export import lower_network, write_export
     from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds, predict_logits, probabilities
     from segjax.inference.monte_carlo import (
         SampleStatistics,
@@ -29,8 +28,14 @@ with epy.lazy_api_imports(globals()):
         uncertainty_of,
         whole_passes,
     )
-    from segjax.inference.options import AUGMENTATIONS, UNCERTAINTIES, PredictOptions, predict_options
-    from segjax.inference.predictor import Prediction, Predictor
+    from segjax.inference.predictor import (
+        AUGMENTATIONS,
+        UNCERTAINTIES,
+        Prediction,
+        PredictOptions,
+        Predictor,
+        predict_options,
+    )
     from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
     from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, thumbnail, tiles
     from segjax.inference.writer import OutputOptions, WriteSummary, is_prediction_file, png, write_predictions
@@ -62,7 +67,6 @@ __all__ = [
     "is_prediction_file",
     "legend",
     "log_odds",
-    "lower_network",
     "maps_to_statistics",
     "overlay",
     "png",
@@ -80,6 +84,5 @@ __all__ = [
     "transformed",
     "uncertainty_of",
     "whole_passes",
-    "write_export",
     "write_predictions",
 ]

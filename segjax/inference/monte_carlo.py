@@ -132,22 +132,15 @@ def predict_with_uncertainty(
         model: a network with one linear head, `head/linear` in its parameters, such as `segjax.models.UNet`.
         variables: its parameters and batch statistics.
         images: `[B, H, W, channels]`, as the network takes them.
-        key: PRNG key of the masks, typed or raw.
-        samples: K ≥ 2; static.
-        rate: p in [0, 1), a scalar, may be traced; None: the model's.
-        mask: "channel" (K = 30 takes less than a pass of a narrow U-Net on a CPU) or "element" (many passes); static.
-            None: the model's.
-        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1.
+        rate, mask: as in `head_uncertainty`; None: the model's. On a CPU, K = 30 masks per channel take less than a
+            pass of a narrow U-Net, and masks per element many passes.
+        key, samples, examples: as in `head_uncertainty`.
 
     Returns:
         The network's output without dropout, and the `Uncertainty` of the samples.
 
     Raises:
-        TypeError: as `head_uncertainty`.
-        ValueError: as `head_uncertainty`; no `head/linear` in the parameters.
-
-    References:
-        As `head_uncertainty`.
+        TypeError, ValueError: as `head_uncertainty`; no `head/linear` in the parameters.
 
     >>> from segjax.models import UNet
     >>> model, images = UNet(num_classes=3, width=4, depth=2), jnp.ones((1, 8, 12, 3))
@@ -185,16 +178,11 @@ def whole_passes(
 
     Args:
         model: a `segjax.models.UNet` with deep_dropout > 0 or dropout="sampled".
-        variables: its parameters and batch statistics.
-        images: `[B, H, W, channels]`, as the network takes them.
-        key: PRNG key of the masks, typed or raw.
-        samples: K ≥ 2; static.
-        rate: dropout rate of the head in [0, 1), a scalar, may be traced; None: the model's.
-        deep_rate: the same for the deep dropout.
-        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1.
+        rate, deep_rate: dropout rates of the head and of the deep places, in [0, 1); None: the model's.
+        variables, images, key, samples, examples: as in `predict_with_uncertainty`.
 
     Returns:
-        The network's output without dropout, and the `Uncertainty` of the samples, as in `head_uncertainty`.
+        The network's output without dropout, and the `Uncertainty` of the samples.
 
     Raises:
         ValueError: K < 2, a model with neither kind of dropout, or a rate outside [0, 1).
@@ -252,17 +240,14 @@ def analytic_uncertainty(
     softmax is not the softmax of the mean. The mutual information is None.
 
     Args:
-        features: x, `[B, H, W, F]`, any floating dtype.
-        kernel: W, `[F, C]`, C ≥ 2.
-        bias: b, `[C]`.
+        features, kernel, bias: x, W and b, as in `head_uncertainty`.
         rate: r in [0, 1), a scalar; not checked if traced.
 
     Returns:
         `Uncertainty`, at least float32.
 
     Raises:
-        TypeError: features are not floating point.
-        ValueError: C < 2, r outside [0, 1), or shapes that do not match.
+        TypeError, ValueError: as `head_uncertainty`.
 
     References:
         Wang and Manning, Fast dropout training, ICML 2013; Kendall and Gal, arXiv 1703.04977.
@@ -295,24 +280,18 @@ def head_uncertainty_maps(
 
     Args:
         variables: those of the network, with `head/linear` in their parameters.
-        features: `[B, H, W, F]`, any floating dtype, such as `Segmentation.features` of a clean pass.
-        examples: `[B]`, global indices of the images, which key their masks.
         num_classes: C, without void.
-        rate: dropout rate in [0, 1), a scalar; not checked if traced.
-        samples: K ≥ 2; static.
+        features, examples, rate, samples: as in `head_uncertainty`.
 
     Returns:
         "variance" in squared logits and "mutual information" in nats; both ≥ 0, at least float32.
 
     Raises:
-        TypeError: features are not floating point.
-        ValueError: no `head/linear`, K < 2, a rate outside [0, 1), or shapes that do not match.
+        TypeError, ValueError: as `head_uncertainty`; no `head/linear` in the parameters.
 
-    >>> linear = {"kernel": jnp.ones((4, 1)), "bias": jnp.zeros(1)}
-    >>> found = head_uncertainty_maps(
-    ...     {"params": {"head": {"linear": linear}}}, jnp.ones((1, 2, 3, 4)), jnp.arange(1), num_classes=2, rate=0.2
-    ... )
-    >>> found["mutual information"].shape, float(found["variance"][0, 0, 0])
+    >>> variables = {"params": {"head": {"linear": {"kernel": jnp.ones((4, 1)), "bias": jnp.zeros(1)}}}}
+    >>> maps = head_uncertainty_maps(variables, jnp.ones((1, 2, 3, 4)), jnp.arange(1), num_classes=2, rate=0.2)
+    >>> maps["mutual information"].shape, float(maps["variance"][0, 0, 0])
     ((1, 2, 3), 1.0)
     """
     kernel, bias = linear_head(variables)
@@ -362,14 +341,12 @@ def statistics_to_maps(statistics: SampleStatistics) -> Float[Array, "*pixels ma
     All maps are means over samples, so a blend of tiles with weights of sum 1 is the weighted mean over all samples of
     a pixel. Disagreement between tiles therefore counts as uncertainty.
 
-    >>> p = jnp.full((1, 1, 2, 3), 1 / 3)
-    >>> statistics_to_maps(SampleStatistics(p, jnp.zeros((1, 1, 2)), p, jnp.zeros((1, 1, 2)))).shape
-    (1, 1, 2, 8)
+    >>> statistics_to_maps(SampleStatistics(jnp.ones((5, 3)), jnp.zeros(5), jnp.ones((5, 3)), jnp.zeros(5))).shape
+    (5, 8)
     """
     squares = statistics.variance + jnp.mean(statistics.logits**2, axis=-1)
-    return jnp.concatenate(
-        [statistics.probabilities, statistics.entropy[..., None], statistics.logits, squares[..., None]], axis=-1
-    )
+    p, entropy, logits, _ = statistics
+    return jnp.concatenate([p, entropy[..., None], logits, squares[..., None]], axis=-1)
 
 
 def maps_to_statistics(maps: Float[ArrayLike, "*pixels maps"]) -> SampleStatistics:

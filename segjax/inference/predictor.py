@@ -1,10 +1,11 @@
 """Prediction of single images, whole or in tiles, with augmentation and dropout samples.
 
-The network is compiled for one input shape, `PredictOptions.tile`, whatever the images' sizes. Images and maps are
-resized in blocks of bounded size, so that maps larger than memory may lie in a file.
+The network is compiled for one input shape, `PredictOptions.tile`, for images of all sizes. Images and maps are resized
+in blocks of bounded size, so that maps larger than memory may lie in a file.
 """
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,17 +18,139 @@ from jaxtyping import Array, Float, Shaped, UInt8
 
 from segjax import metrics
 from segjax.data.resize import Axis, resize_window
-from segjax.inference.augmentation import augmented_statistics, dropout_head
+from segjax.inference.augmentation import SYMMETRIES, augmented_statistics, dropout_head
 from segjax.inference.forward import Preprocessing, class_logits
 from segjax.inference.monte_carlo import dropout_passes, maps_to_statistics, statistics_to_maps, uncertainty_of
-from segjax.inference.options import AUGMENTATIONS, PredictOptions
 from segjax.inference.tiling import predict_tiled
 from segjax.storage import scratch
+
+AUGMENTATIONS = {
+    "none": (SYMMETRIES["none"], (1.0,)),
+    "flip": (SYMMETRIES["mirror"], (1.0,)),
+    "d4": (SYMMETRIES["d4"], (1.0,)),
+    "scales": (SYMMETRIES["none"], (0.75, 1.0, 1.25)),
+}
+"""Test-time augmentations by name: the symmetries and the scale factors that an image is predicted under."""
+UNCERTAINTIES = ("entropy", "mutual_information", "variance")
+"""Uncertainties of a pixel. All but the entropy need at least two samples."""
 
 # Maps are resized and classified in blocks of this side, from windows of at most `_WINDOW` pixels per side. Sides of
 # windows are rounded up to `_STEP`, so that images of many sizes share a few compiled programs.
 _BLOCK, _WINDOW, _STEP = 256, 2048, 64
 _MIN_PROBABILITY = 1e-37  # its logarithm is finite in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Options of a prediction, as `segjax.predict` has flags for them.
+
+    Attributes:
+      tile: height and width of the network's input.
+      scale: None: resize the whole image to one tile. A number: resize the image by this factor and cut it into tiles.
+      overlap: pixels that neighbouring tiles share, at least.
+      batch: tiles of one image, or whole images, that pass the network together.
+      augment: a key of `AUGMENTATIONS`.
+      samples: K dropout masks of the head per augmentation, per channel and the same for all images and tiles. 0: none.
+      passes: K whole passes per augmentation with the network's own dropout on, instead of `samples`. Each tile draws
+        its own masks. 0: none.
+      rate: dropout rate of the head.
+      seed: seed of the dropout masks.
+      threshold: log odds from which a pixel is `positive`, whatever the other classes. None: the likeliest class.
+      positive: the class of the threshold.
+
+    Raises:
+      ValueError: an option out of its range, or options that exclude each other.
+    """
+
+    tile: tuple[int, int]
+    scale: float | None = None
+    overlap: int = 0
+    batch: int = 1
+    augment: str = "none"
+    samples: int = 0
+    passes: int = 0
+    rate: float = 0.2
+    seed: int = 0
+    threshold: float | None = None
+    positive: int = 1
+
+    def __post_init__(self):
+        if self.augment not in AUGMENTATIONS:
+            raise ValueError(f"augment must be one of {', '.join(AUGMENTATIONS)}; got {self.augment!r}")
+        if len(self.tile) != 2 or min(self.tile) < 1:
+            raise ValueError(f"tile must be a positive height and width; got {self.tile}")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1; got {self.batch}")
+        if self.scale is not None and not 0 <= self.overlap < min(self.tile):
+            raise ValueError(
+                f"overlap must be at least 0 and less than the tile's {min(self.tile)} pixels; got {self.overlap}"
+            )
+        if self.scale is not None and not 0 < self.scale < float("inf"):
+            raise ValueError(f"scale must be more than 0; got {self.scale:g}")
+        for name, count in (("samples", self.samples), ("passes", self.passes)):
+            if count < 0 or count == 1:
+                raise ValueError(
+                    f"{name} must be 0 (none) or at least 2, since one sample has no variance; got {count}"
+                )
+        if self.samples and self.passes:
+            raise ValueError(
+                f"samples and passes exclude each other; got samples {self.samples} and passes {self.passes}"
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples per pixel: augmentations times dropout masks. Tiles do not count."""
+        symmetries, scales = AUGMENTATIONS[self.augment]
+        return len(symmetries) * len(scales) * max(1, self.samples, self.passes)
+
+    @property
+    def uncertainties(self) -> tuple[str, ...]:
+        """The available `UNCERTAINTIES`: the entropy, and all of them from two samples on."""
+        return UNCERTAINTIES if self.num_samples > 1 else UNCERTAINTIES[:1]
+
+    def non_default(self) -> dict[str, Any]:
+        """Returns the options that change the mask and are not at their default, without the threshold, for JSON.
+
+        >>> PredictOptions((192, 256), scale=1.0, overlap=32).non_default()
+        {'scale': 1.0, 'overlap': 32, 'tile': [192, 256]}
+        """
+        is_sampled = self.samples or self.passes
+        ignored = {"batch", "threshold", "positive"} | (set() if is_sampled else {"rate", "seed"})
+        defaults = dataclasses.asdict(PredictOptions(self.tile))
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k] and k not in ignored}
+        if is_sampled:
+            fields["rate"] = self.rate
+        return fields if self.scale is None else {**fields, "tile": list(self.tile)}
+
+
+def predict_options(
+    size: tuple[int, int],
+    *,
+    tile: tuple[int, int] | None = None,
+    scale: float | None = None,
+    overlap: int | None = None,
+    **fields: Any,
+) -> PredictOptions:
+    """Returns `PredictOptions` with tiles if a tile, a scale or an overlap is given, and of whole images otherwise.
+
+    Args:
+      size: the size that the network was trained at: the default tile.
+      tile: height and width of the tiles.
+      scale: factor of the image before it is cut into tiles; default 1.
+      overlap: pixels that tiles share; default a quarter of the tile's shorter side.
+      fields: other fields of `PredictOptions`.
+
+    Raises:
+      ValueError: as `PredictOptions`.
+
+    >>> predict_options((192, 256), tile=(64, 96)).overlap
+    16
+    """
+    tile_or_size = tile or size
+    if (tile, scale, overlap) != (None, None, None):
+        fields["scale"] = 1.0 if scale is None else scale
+        fields["overlap"] = min(tile_or_size) // 4 if overlap is None else overlap
+    return PredictOptions(tile_or_size, **fields)
 
 
 class Prediction(NamedTuple):
@@ -36,7 +159,7 @@ class Prediction(NamedTuple):
     Attributes:
       mask: `[H, W]`, the class of each pixel.
       uncertainties: `[H, W]` each, by name: `PredictOptions.uncertainties`, in nats or, the variance, squared logits.
-      probabilities: `[H, W, C]`, sum 1; None unless the predictor was built with `probabilities`.
+      probabilities: `[H, W, C]`, sum 1; None unless the predictor was made with `probabilities`.
     """
 
     mask: UInt8[np.ndarray, "H W"]
@@ -47,21 +170,20 @@ class Prediction(NamedTuple):
 class Predictor:
     r"""A network ready to predict uint8 images `[H, W, channels]` of any size: `predictor(image) -> Prediction`.
 
-    The network gives maps of its tiles: class logits, or from two samples on the sample statistics
-    (`statistics_to_maps`). Maps of overlapping tiles are blended (`predict_tiled`), and statistics become the log of
-    the mean probabilities and the uncertainties. Resized bilinearly to the image's size, the maps give
+    The network's maps of a tile are class logits, or from two samples on the sample statistics (`statistics_to_maps`).
+    Maps of overlapping tiles are blended (`predict_tiled`), and statistics become the log of the mean probabilities and
+    the uncertainties. Resized bilinearly to the image's size, the maps give
 
     .. math:: p = softmax(\log \bar p), \qquad \text{mask} = \operatorname{argmax}_c p_c
 
-    and without samples the same from the logits. Masks of the default options are those that evaluation scores. The
+    and logits the same without the logarithm. Masks of the default options are those that evaluation scores. The
     entropy is that of p; mutual information and variance are resized as they are.
 
-    An image smaller than a tile is continued by reflection at the bottom and the right, as networks do themselves up to
-    a multiple of their own: a tile of that size gives the prediction of the whole image.
+    An image smaller than a tile is continued by reflection at the bottom and the right.
 
     Attributes:
-      preprocessing: of the network.
-      options: of the prediction.
+      preprocessing: input and classes of the network.
+      options: options of the prediction.
     """
 
     def __init__(
@@ -73,11 +195,11 @@ class Predictor:
         *,
         probabilities: bool = False,
     ):
-        """Prepares the programs; nothing is compiled yet.
+        """Prepares the programs without compiling them.
 
         Args:
           model: a network with one linear head, such as `segjax.models.UNet`.
-          variables: its parameters and statistics.
+          variables: its parameters and batch statistics.
           preprocessing: its input and classes.
           options: default `PredictOptions(preprocessing.size)`, as in evaluation.
           probabilities: return probabilities too, 4 C bytes per pixel.
@@ -92,7 +214,7 @@ class Predictor:
         self._summarise, self._conclude = _make_pixel_programs(self.options, preprocessing.num_classes)
 
     def with_variables(self, variables: Any) -> "Predictor":
-        """Returns the same predictor with other parameters; it shares the compiled programs."""
+        """Returns this predictor with other parameters; both share the compiled programs."""
         other = copy.copy(self)
         other._variables = variables
         return other
@@ -131,21 +253,23 @@ class Predictor:
         """Returns the prediction of `maps`, which are overwritten, at the image's own size."""
         options, classes = self.options, self.preprocessing.num_classes
         if options.num_samples > 1:
-            kept = classes + len(options.uncertainties) - 1
+            summary = classes + len(options.uncertainties) - 1
             for rows, columns, block in _blocks(maps, maps.shape[:2]):
-                maps[rows, columns, :kept] = _cropped(self._summarise(block), rows, columns)
-            maps = maps[..., :kept]
+                maps[rows, columns, :summary] = _cropped(self._summarise(block), rows, columns)
+            maps = maps[..., :summary]
         mask = np.empty(size, np.uint8)
         uncertainties = {name: np.empty(size, np.float32) for name in options.uncertainties}
-        likely = scratch((*size, classes)) if self._probabilities else None
+        probabilities = scratch((*size, classes)) if self._probabilities else None
         for rows, columns, block in _blocks(maps, size):
-            found = [_cropped(one, rows, columns) for one in self._conclude(block)]
-            mask[rows, columns] = found[0]
-            for name, values in zip(uncertainties, found[2:], strict=True):
+            block_mask, block_probabilities, *block_uncertainties = (
+                _cropped(values, rows, columns) for values in self._conclude(block)
+            )
+            mask[rows, columns] = block_mask
+            for name, values in zip(uncertainties, block_uncertainties, strict=True):
                 uncertainties[name][rows, columns] = values
-            if likely is not None:
-                likely[rows, columns] = found[1]
-        return Prediction(mask, uncertainties, likely)
+            if probabilities is not None:
+                probabilities[rows, columns] = block_probabilities
+        return Prediction(mask, uncertainties, probabilities)
 
 
 def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preprocessing) -> Callable:
@@ -171,8 +295,9 @@ def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preproce
             return logits_of(images, jnp.int32(0))
         encode, head = logits_of, None
         if options.samples:
-            kinds = {"rate": options.rate, "mask": "channel", "examples": examples, "class_logits": to_classes}
-            encode, head = dropout_head(model, variables, key, **kinds)
+            encode, head = dropout_head(
+                model, variables, key, rate=options.rate, mask="channel", examples=examples, class_logits=to_classes
+            )
         elif options.passes:
             pass_logits = dropout_passes(stochastic, variables, key, rate=options.rate, examples=examples)
 
@@ -188,17 +313,17 @@ def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preproce
 
 
 def _make_pixel_programs(options: PredictOptions, num_classes: int) -> tuple[Callable, Callable]:
-    """Builds `summarise(maps of statistics)` and `conclude(resized maps)`, both of blocks `[h, w, …]` of pixels."""
+    """Builds `summarise(maps of statistics)` and `conclude(resized maps)`, both for blocks `[h, w, …]` of pixels."""
 
     @jax.jit
-    def summarise(maps: Float[Array, "h w maps"]) -> Float[Array, "h w kept"]:
-        """Returns the log of the mean probabilities, and the uncertainties besides the entropy."""
+    def summarise(maps: Float[Array, "h w maps"]) -> Float[Array, "h w summary"]:
+        """Returns the log of the mean probabilities, and the uncertainties except the entropy."""
         found = uncertainty_of(maps_to_statistics(maps[None]), options.num_samples)
         others = [getattr(found, name)[0, ..., None] for name in options.uncertainties[1:]]
         return jnp.concatenate([jnp.log(jnp.maximum(found.probabilities[0], _MIN_PROBABILITY)), *others], axis=-1)
 
     @jax.jit
-    def conclude(maps: Float[Array, "h w kept"]) -> tuple[Array, ...]:
+    def conclude(maps: Float[Array, "h w summary"]) -> tuple[Array, ...]:
         """Returns the class, the probabilities, and the uncertainties."""
         logits = maps[..., :num_classes]
         mask = jnp.argmax(logits, axis=-1)
@@ -214,7 +339,7 @@ def _make_pixel_programs(options: PredictOptions, num_classes: int) -> tuple[Cal
 
 
 def _resized(image: UInt8[np.ndarray, "H W c"], size: tuple[int, int]) -> Shaped[np.ndarray, "h w c"]:
-    """Returns the image resized with antialiasing, float32; or itself where it has that size."""
+    """Returns the image resized with antialiasing, float32; the image itself if it has that size."""
     if image.shape[:2] == size:
         return image
     out = np.empty((*size, image.shape[-1]), np.float32)
@@ -264,7 +389,7 @@ def _windows(source: int, target: int, antialias: bool) -> list[_Window]:
         length = math.ceil((math.ceil(block * source / target) + 2 * reach + 2) / _STEP) * _STEP
     windows = []
     for start in range(0, target, block):
-        # The first pixel that may weigh: floor of the first position, less the reach of the kernel.
+        # The first pixel that may have a weight: floor of the first position, less the reach of the kernel.
         first = max(0, ((2 * start + 1) * source - target) // (2 * target) - reach) if source != target else start
         offset = (2 * start + 1) * source - (2 * first + 1) * target
         axis = Axis(*map(np.int32, (source, target, first, offset)))

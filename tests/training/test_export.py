@@ -17,7 +17,7 @@ from PIL import Image
 
 from segjax import export
 from segjax.data import label_set
-from segjax.inference import lower_network, standalone_predict
+from segjax.inference import standalone_predict
 from segjax.trained_run import TrainedRun
 from segjax.training.config import ConfigError
 from segjax.training.train_step import init_state, make_model
@@ -220,7 +220,7 @@ def test_the_script_names_the_size_that_an_export_is_for(script, tmp_path, monke
 
 
 def test_it_is_exported_for_one_size_and_any_batch(run):
-    fixed = lower_network(run.model, run.state.variables, run.preprocessing, size=(5, 7))
+    fixed = export.lower_network(run.model, run.state.variables, run.preprocessing, size=(5, 7))
     found = fixed.call(jnp.zeros((3, 5, 7, 3), jnp.uint8))["probabilities"]
     assert found.shape == (3, 5, 7, 2)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)

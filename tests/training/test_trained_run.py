@@ -8,7 +8,8 @@ from etils import epath
 
 from segjax.data import label_set
 from segjax.data.labels import LABEL_SETS, VOID
-from segjax.inference import PredictOptions, classify, lower_network, probabilities
+from segjax.export import lower_network
+from segjax.inference import PredictOptions, classify, probabilities
 from segjax.reporting import inspect_run
 from segjax.trained_run import TrainedRun, chosen_threshold, head_rate, score_run, threshold_of
 from segjax.training import defaults, open_split
