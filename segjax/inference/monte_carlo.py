@@ -132,9 +132,12 @@ def predict_with_uncertainty(
         model: a network with one linear head, `head/linear` in its parameters, such as `segjax.models.UNet`.
         variables: its parameters and batch statistics.
         images: `[B, H, W, channels]`, as the network takes them.
-        rate, mask: as in `head_uncertainty`; None: the model's. On a CPU, K = 30 masks per channel take less than a
-            pass of a narrow U-Net, and masks per element many passes.
-        key, samples, examples: as in `head_uncertainty`.
+        key: PRNG key of the masks, typed or raw.
+        samples: K ≥ 2; static.
+        rate: p in [0, 1), a scalar, may be traced; None: the model's.
+        mask: "channel" (on a CPU K = 30 take less than a pass of a narrow U-Net) or "element" (many passes); static.
+            None: the model's.
+        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1.
 
     Returns:
         The network's output without dropout, and the `Uncertainty` of the samples.
@@ -178,8 +181,13 @@ def whole_passes(
 
     Args:
         model: a `segjax.models.UNet` with deep_dropout > 0 or dropout="sampled".
-        rate, deep_rate: dropout rates of the head and of the deep places, in [0, 1); None: the model's.
-        variables, images, key, samples, examples: as in `predict_with_uncertainty`.
+        variables: its parameters and batch statistics.
+        images: `[B, H, W, channels]`, as the network takes them.
+        key: PRNG key of the masks, typed or raw.
+        samples: K ≥ 2; static.
+        rate: dropout rate of the head in [0, 1), a scalar, may be traced; None: the model's.
+        deep_rate: the same for the deep dropout.
+        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1.
 
     Returns:
         The network's output without dropout, and the `Uncertainty` of the samples.
@@ -240,7 +248,9 @@ def analytic_uncertainty(
     softmax is not the softmax of the mean. The mutual information is None.
 
     Args:
-        features, kernel, bias: x, W and b, as in `head_uncertainty`.
+        features: x, `[B, H, W, F]`, any floating dtype.
+        kernel: W, `[F, C]`, C ≥ 2.
+        bias: b, `[C]`.
         rate: r in [0, 1), a scalar; not checked if traced.
 
     Returns:
@@ -280,8 +290,11 @@ def head_uncertainty_maps(
 
     Args:
         variables: those of the network, with `head/linear` in their parameters.
+        features: `[B, H, W, F]`, any floating dtype, such as `Segmentation.features` of a clean pass.
+        examples: `[B]`, global indices of the images, which key their masks.
         num_classes: C, without void.
-        features, examples, rate, samples: as in `head_uncertainty`.
+        rate: dropout rate in [0, 1), a scalar; not checked if traced.
+        samples: K ≥ 2; static.
 
     Returns:
         "variance" in squared logits and "mutual information" in nats; both ≥ 0, at least float32.
