@@ -11,8 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # Folders and files that the rules of language cover; a package is added when its docstrings follow them.
 COVERED = (
     "docs",
+    "segjax/checks.py",
     "segjax/metrics",
+    "segjax/models",
     "segjax/reporting",
+    "tests/models",
     "tests/reporting",
     "tests/test_api_pages.py",
     "tests/test_docs.py",

@@ -44,8 +44,7 @@ from segjax.models.upsampling import (
     upsample_nearest_2x2,
 )
 
-Pass = ForwardContext  # the name that other programs may still import
-
+Pass = ForwardContext  # its old name
 __all__ = [
     "ASPP",
     "FCN",

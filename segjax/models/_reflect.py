@@ -13,10 +13,9 @@ def conv3x3_reflect(
 ) -> Float[Array, "b h w f"]:
     """Returns the 3×3 convolution of `x` padded by its reflection, at stride 1; the other arguments are `nn.Conv`'s.
 
-    Equal to `conv(jnp.pad(x, 1, mode="reflect"), kernel, "VALID")`. It is computed as the zero-padded convolution plus
-    the contributions of the reflected lines to the outermost rows and columns. Padding the whole array doubles a
-    U-Net's training step on a CPU with jax 0.10, adds a fifth with jax 0.12 (docs/speed.md), and moves a quarter more
-    bytes on a TPU. Reverse mode only (a custom VJP). A single row or column is repeated.
+    It is the zero-padded convolution plus the contributions of the reflected lines to the outermost rows and columns.
+    Padding the whole array doubles a U-Net's training step on a CPU with jax 0.10, adds a fifth with jax 0.12
+    (docs/speed.md), and moves a quarter more bytes on a TPU. Reverse mode only. A single row or column is repeated.
     """
 
     def conv(lines: Array, part: Array, padding: Any) -> Array:

@@ -7,22 +7,21 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from segjax import collectives
+from segjax import checks, collectives
 from segjax.models.layers import Block, Conv, ConvNorm, upsample_bilinear
 from segjax.models.network import ForwardContext, Network
-from segjax.models.resnet import check_encoder, encoder_of
+from segjax.models.resnet import OUTPUT_STRIDES, encoder_of
 
 
 class DeepLabV2(Network):
-    r"""A dilated ResNet and atrous spatial pyramid pooling (ASPP): 3×3 convolutions of several dilations, summed.
+    r"""DeepLab v2 (arXiv 1606.00915): a dilated ResNet and 3×3 convolutions of several dilations, summed (ASPP).
 
     .. math:: y = \sum_r W_r *_r x
 
-    with :math:`*_r` the convolution of dilation r. In the paper y are the scores of the classes, upsampled by 8. Here y
-    are the features of the linear head; since only linear maps follow x, both represent the same functions.
-
-    ResNet-101, width 64, 3 channels, batch norm: 42.5 M parameters in the encoder, and rates · 9 · 2048 · C. The
-    paper's three image scales and its conditional random field are not part of the network.
+    with :math:`*_r` the convolution of dilation r. In the paper y are the scores of the classes; here they are the
+    features of the linear head, which represents the same functions. The paper's three image scales and its conditional
+    random field are not part of the network. ResNet-101, width 64, 3 channels, batch norm: 42.5 M parameters in the
+    encoder.
 
     Attributes: those of `Network`, and
         encoder_depth: 18 | 34 | 50 | 101.
@@ -33,9 +32,6 @@ class DeepLabV2(Network):
         aspp: number of channels of y; None: `num_classes`.
 
     `deep_dropout` = 1 applies dropout before ASPP, as in the paper's VGG. (The dropout heads come after it.)
-
-    References:
-        Chen et al., arXiv 1606.00915.
     """
 
     num_classes: int
@@ -53,9 +49,8 @@ class DeepLabV2(Network):
         return self.output_stride
 
     def check(self) -> None:
-        """Raises a ValueError if the encoder is unknown or a rate is out of range."""
-        check_encoder(self.encoder_depth, self.output_stride)
-        _check_rates(self.rates)
+        """Raises a ValueError if the output stride or a rate is out of range."""
+        _check(self.output_stride, self.rates)
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b H W f"], int]:
         """Maps `[B, H, W, channels]`, multiples of `multiple`, to `[B, H/n, W/n, aspp]`, n the output stride."""
@@ -73,10 +68,8 @@ class ASPP(Block):
     """Atrous spatial pyramid pooling of DeepLab v3+: several dilations and the image's mean side by side.
 
     A 1×1 convolution, a separable 3×3 one per rate, and the image's mean through a 1×1 convolution, each with norm and
-    ReLU, are concatenated and followed by a 1×1 convolution with norm and ReLU.
-
-    Batch norm of the image's mean has one value per image and channel. From a single image it would give 0 for every
-    image and a running variance of 0; in training that is an error. `axis_name` counts the images of all devices.
+    ReLU, are concatenated and followed by a 1×1 convolution with norm and ReLU. Batch norm of the image's mean has one
+    value per image and channel, so training it on a single image (of all devices) is an error.
 
     Attributes: those of `Block`, and
         features: number of channels of every branch and of the output.
@@ -93,10 +86,8 @@ class ASPP(Block):
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
         """Maps `[B, H, W, C]` to `[B, H, W, features]`; a ValueError if batch norm is trained on a single image."""
         if train and self.norm == "batch" and x.shape[0] * collectives.psum(1, self.axis_name) < 2:
-            raise ValueError(
-                "the image pooling of DeepLabV3Plus takes batch statistics over images and needs at least 2 of them in "
-                'training; got a batch of 1: use a larger one, or norm="group"'
-            )
+            needs = "the image pooling of DeepLabV3Plus takes batch statistics over at least 2 images in training"
+            raise ValueError(f'{needs}; got a batch of 1: use a larger one, or norm="group"')
         common = {"norm": self.norm, "axis_name": self.axis_name, **self.dtypes}
 
         def block(x: Array, name: str, **fields: Any) -> Array:
@@ -110,13 +101,12 @@ class ASPP(Block):
 
 
 class DeepLabV3Plus(Network):
-    r"""A dilated ResNet, ASPP with image pooling, and a decoder that joins the features of stride 4.
+    r"""DeepLab v3+ (arXiv 1802.02611): a dilated ResNet, ASPP with image pooling, a decoder with features of stride 4.
 
     .. math:: f = D([\,\text{up}(S(\text{ASPP}(x_{16}))),\ P(x_4)\,])
 
     S and D are separable 3×3 convolutions and P is a 1×1 convolution to few channels, so that the many fine features do
-    not outweigh the coarse ones; each has norm and ReLU. The logits are computed at stride 4 and upsampled. Training
-    with batch norm needs at least two images, see `ASPP`.
+    not outweigh the coarse ones; each has norm and ReLU. Training with batch norm needs at least two images.
 
     ResNet-50, width 64, 3 channels, batch norm, 12 classes: 26.68 M parameters, as many as
     segmentation-models-pytorch's `DeepLabV3Plus("resnet50")`, which also has S and a single D; the paper has two D and
@@ -132,14 +122,6 @@ class DeepLabV3Plus(Network):
         low: number of output channels of P; None: 3/16 of the features of stride 4, the paper's 48 of 256.
 
     `deep_dropout` = 1 applies dropout after ASPP, as in segmentation-models-pytorch, 2 after the decoder too.
-
-    References:
-        Chen et al., arXiv 1802.02611. Batch norm: Ioffe and Szegedy, arXiv 1502.03167.
-
-    >>> import jax
-    >>> model, images = DeepLabV3Plus(5, encoder_depth=18, width=4, channels=8), jnp.zeros((1, 33, 50, 3))
-    >>> jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0].logits).shape
-    (1, 33, 50, 5)
     """
 
     num_classes: int
@@ -158,19 +140,15 @@ class DeepLabV3Plus(Network):
         return self.output_stride
 
     def check(self) -> None:
-        """Raises a ValueError if the encoder is unknown or a rate is out of range."""
-        check_encoder(self.encoder_depth, self.output_stride)
-        _check_rates(self._rates())
-
-    def _rates(self) -> tuple[int, ...]:
-        first = 96 // self.output_stride
-        return (first, 2 * first, 3 * first) if self.rates is None else tuple(self.rates)
+        """Raises a ValueError if the output stride or a rate is out of range."""
+        _check(self.output_stride, (1,) if self.rates is None else self.rates)
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b H W f"], int]:
         """Maps `[B, H, W, channels]`, multiples of `multiple`, to `[B, H/4, W/4, channels]`."""
         encoder = encoder_of(self, depth=self.encoder_depth, width=self.width, output_stride=self.output_stride)
         _, fine, *_, coarse = encoder(x, ctx.train)
-        coarse = self.block(ASPP, self.channels, self._rates(), name="aspp")(coarse, ctx.train)
+        rates = [96 // self.output_stride * i for i in (1, 2, 3)] if self.rates is None else self.rates
+        coarse = self.block(ASPP, self.channels, tuple(rates), name="aspp")(coarse, ctx.train)
         coarse = ctx.drop(coarse, 1) if self.deep_dropout >= 1 else coarse
         coarse = self.block(ConvNorm, self.channels, separable=True, name="after_aspp")(coarse, ctx.train)
         coarse = upsample_bilinear(coarse, self.output_stride // 4)
@@ -181,6 +159,7 @@ class DeepLabV3Plus(Network):
         return ctx.drop(x, 2) if self.deep_dropout >= 2 else x, 4
 
 
-def _check_rates(rates: Sequence[int]) -> None:
+def _check(output_stride: int, rates: Sequence[int]) -> None:
+    checks.choice("output_stride", output_stride, OUTPUT_STRIDES)
     if not rates or min(rates) < 1 or len(set(rates)) < len(rates):
         raise ValueError(f"rates must be one or more different dilations of at least 1; got {tuple(rates)}")

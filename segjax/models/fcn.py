@@ -21,10 +21,10 @@ class FCN(Network):
     finer network starts as the coarser one. The last upsampling, by `stride`, stays bilinear, as in the paper.
 
     Differences from the authors' network: convolutions keep height and width by zero padding, where the authors pad the
-    image by 100 pixels and crop. The linear head of every network here follows the sum of the scores; being linear, it
-    adds no expressive power. Dropout heads drop scores; choose `score` above `num_classes` to give them more channels.
+    image by 100 pixels and crop. The linear head of every network here follows the sum of the scores, which dropout
+    heads drop; choose `score` above `num_classes` to give them more channels.
 
-    Width 64, hidden 4096, 3 channels, 21 classes, norm "none": 134.4 M parameters, 120 M of them in fc6 and fc7.
+    Width 64, hidden 4096, 3 channels, 21 classes, norm "none": 134.4 M parameters.
 
     Attributes: those of `Network`, and
         width: number of channels of the first block.
@@ -36,11 +36,6 @@ class FCN(Network):
 
     References:
         Long et al., arXiv 1411.4038; Shelhamer et al., arXiv 1605.06211. VGG: Simonyan and Zisserman, arXiv 1409.1556.
-
-    >>> import jax
-    >>> model, images = FCN(num_classes=5, width=2, hidden=4), jax.numpy.zeros((1, 13, 40, 3))
-    >>> jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0].logits).shape
-    (1, 13, 40, 5)
     """
 
     num_classes: int

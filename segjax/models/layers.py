@@ -1,7 +1,6 @@
 """Layers that the networks share: convolutions, norms, max pooling, bilinear upsampling and padding.
 
-The convolutions and norms are flax's. Max pooling, depthwise convolution and the initial kernels are written out
-because XLA's CPU compiler is several times slower with the usual form.
+Max pooling, depthwise convolution and initial kernels are written out: XLA is several times slower with flax's on CPUs.
 """
 
 import math
@@ -33,11 +32,8 @@ def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1)
      [0. 1. 2. 1.]]
     """
     # In integers, so that `jax.export` sees that a symbolic multiple of `multiple` needs no padding.
-    grown = [max(n, minimum) for n in x.shape[1:3]]
-    missing = [big + -big % multiple - n for big, n in zip(grown, x.shape[1:3], strict=True)]
-    if not any(missing):
-        return x
-    return jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="reflect")
+    missing = [max(n, minimum) - n + -max(n, minimum) % multiple for n in x.shape[1:3]]
+    return jnp.pad(x, ((0, 0), *((0, n) for n in missing), (0, 0)), mode="reflect") if any(missing) else x
 
 
 def upsample_bilinear(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b {scale}*h {scale}*w c"]:
@@ -53,9 +49,8 @@ def upsample_bilinear(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b
 def fan_in_normal(gain: float, fan_in: int | None = None) -> nn.initializers.Initializer:
     """Returns a truncated normal initializer of variance `gain / fan_in`, cut at 2σ: He's at gain 2, LeCun's at 1.
 
-    `fan_in` is by default the product of all axes but the last. The numbers equal those of
-    `nn.initializers.variance_scaling`, drawn as one vector and reshaped: XLA's CPU compiler takes ten times as long to
-    compile a draw with four axes.
+    `fan_in` is by default the product of all axes but the last. The numbers are those of
+    `nn.initializers.variance_scaling`, drawn as one vector, which compiles ten times as fast on a CPU.
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -113,11 +108,12 @@ class Norm(Layer):
 
 
 class Block(Layer, kw_only=True):
-    """Base class of the blocks of convolutions and norms. Convolutions have a bias only if norm is "none".
+    """Base class of blocks of convolutions and norms, and of networks. Convolutions have a bias only if norm is "none".
 
     Attributes: those of `Layer`, and
         norm: "batch" | "group" | "none".
-        axis_name: mapped axis of synchronized batch norm.
+        axis_name: mapped axis (`pmap`, `shard_map`, `vmap`) over which batch statistics are averaged. If set, training
+            works only inside that axis; leave it None under plain `jit`.
     """
 
     norm: str = "batch"
@@ -133,45 +129,38 @@ class Block(Layer, kw_only=True):
         return Norm(self.norm, self.axis_name, name=name, **self.dtypes)(x, train)
 
 
-def Conv3x3(features: int, padding: str = "reflect", **fields: Any) -> nn.Conv:
-    """Returns a 3×3 `nn.Conv` with stride 1 that keeps height and width, with He-normal kernel (arXiv 1502.01852).
-
-    Args:
-        features: number of output channels.
-        padding: "reflect" | "zeros".
-        fields: other fields of `nn.Conv`; `use_bias` is False by default, because a norm would cancel the bias.
-
-    Raises:
-        ValueError: `padding` is unknown.
-    """
-    checks.choice("padding", padding, tuple(_PAD_MODES))
-    conv = conv3x3_reflect if padding == "reflect" else None
-    fields = {"use_bias": False, "dtype": jnp.float32, **fields}
-    init = fan_in_normal(2.0)
-    return nn.Conv(features, (3, 3), padding="SAME", conv_general_dilated=conv, kernel_init=init, **fields)
-
-
 def Conv(
     features: int, size: int = 3, stride: int = 1, dilation: int = 1, *, gain: float = 2.0, **fields: Any
 ) -> nn.Conv:
     """Returns a k×k `nn.Conv` with PyTorch's padding: dilation · (k - 1) / 2 zeros on every side.
 
-    With stride s the outputs lie at pixels 0, s, 2s, …, so H pixels become ceil(H / s). (XLA's "SAME" starts at another
-    pixel if H is even.)
+    With stride s the outputs lie at pixels 0, s, 2s, …, so H pixels become ceil(H / s).
 
     Args:
         features: number of output channels.
         size: k, odd.
         stride: distance between the output pixels.
-        dilation: distance between the taps of the kernel in pixels.
+        dilation: distance between the taps in pixels.
         gain: the initial kernel has variance gain / fan-in; He's 2 is for the ReLU that follows.
-        fields: other fields of `nn.Conv`; `use_bias` is False by default, because a norm would cancel the bias.
+        fields: other fields of `nn.Conv`; `use_bias` is False by default.
     """
     fields = {"use_bias": False, "dtype": jnp.float32, **fields}
     padding, init = dilation * (size // 2), fan_in_normal(gain)
     return nn.Conv(
         features, (size, size), stride, padding=padding, kernel_dilation=dilation, kernel_init=init, **fields
     )
+
+
+def Conv3x3(features: int, padding: str = "reflect", **fields: Any) -> nn.Conv:
+    """Returns a 3×3 `nn.Conv` with stride 1 that keeps height and width, with He-normal kernel (arXiv 1502.01852).
+
+    Args:
+        features: number of output channels.
+        padding: "reflect" | "zeros".
+        fields: other fields of `nn.Conv`; `use_bias` is False by default.
+    """
+    checks.choice("padding", padding, tuple(_PAD_MODES))
+    return Conv(features, conv_general_dilated=conv3x3_reflect if padding == "reflect" else None, **fields)
 
 
 class SeparableConv3x3(Layer):
@@ -182,7 +171,7 @@ class SeparableConv3x3(Layer):
     Attributes: those of `Layer`, and
         features: number of output channels.
         dilation: distance between the taps of the depthwise convolution in pixels.
-        use_bias: whether the 1×1 convolution has a bias; False before a norm.
+        use_bias: whether the 1×1 convolution has a bias.
     """
 
     features: int
@@ -200,33 +189,35 @@ class SeparableConv3x3(Layer):
 
 
 class ConvNorm(Block):
-    """A convolution, full or separable, norm, ReLU.
+    """A convolution, norm, ReLU.
 
     Attributes: those of `Block`, and
         features: number of output channels.
         size: k of a full convolution; a separable one is 3×3.
         dilation: distance between the taps in pixels.
         separable: whether to use `SeparableConv3x3` instead of `Conv`.
+        relu: whether a ReLU follows.
     """
 
     features: int
     size: int = 3
     dilation: int = 1
     separable: bool = False
+    relu: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
         """Maps `[B, H, W, C]` to `[B, H, W, features]`."""
         fields = {"dilation": self.dilation, "name": "conv", **self.conv_fields}
         conv = SeparableConv3x3(self.features, **fields) if self.separable else Conv(self.features, self.size, **fields)
-        return nn.relu(self.normalize(conv(x), train))
+        x = self.normalize(conv(x), train)
+        return nn.relu(x) if self.relu else x
 
 
 class StridedConv3x3(Block):
     """A 3×3 convolution with stride 2, norm, ReLU: a learned pooling.
 
-    The kernel is centred on every even row and column, with one line of padding above and to the left: PyTorch's
-    `Conv2d(C, F, 3, stride=2, padding=1)` for even sizes.
+    For even sizes it is PyTorch's `Conv2d(C, F, 3, stride=2, padding=1)`.
 
     Attributes: those of `Block`, and
         features: number of output channels.
@@ -238,11 +229,7 @@ class StridedConv3x3(Block):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h/2 w/2 f"]:
-        """Maps `[B, H, W, C]`, H and W even, to `[B, H/2, W/2, features]`.
-
-        Raises:
-            ValueError: H or W is odd, or `padding` is unknown.
-        """
+        """Maps `[B, H, W, C]`, H and W even (otherwise a ValueError), to `[B, H/2, W/2, features]`."""
         h, w = x.shape[1:3]
         if h % 2 or w % 2:
             raise ValueError(f"StridedConv3x3 needs an even height and width; got {h}x{w}")
@@ -289,14 +276,8 @@ class ConvBlock(ConvStack):
 def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
     """Returns the maximum of each 2×2 window, stride 2: `nn.max_pool(x, (2, 2), (2, 2))` in value and gradient.
 
-    Among equal maxima the first receives the gradient. The gradient of `jnp.max` would divide by the number of values
-    equal to the maximum, which is 0 where the compiler recomputes x with another rounding.
-
-    Args:
-        x: `[B, H, W, C]`, H and W even, otherwise a ValueError.
-
-    Returns:
-        `[B, H/2, W/2, C]`, x's dtype.
+    H and W must be even. Among equal maxima the first receives the gradient. The gradient of `jnp.max` would divide by
+    the number of values equal to the maximum, which is 0 where the compiler recomputes x with another rounding.
 
     >>> print(max_pool_2x2(jnp.arange(8.0).reshape(1, 2, 4, 1))[0, :, :, 0])
     [[5. 7.]]
@@ -310,15 +291,8 @@ def max_pool_2x2_positions(
 ) -> tuple[Float[Array, "b h/2 w/2 c"], UInt8[Array, "b h/2 w/2 c"]]:
     """Returns `max_pool_2x2` and the position of each maximum in its window, as SegNet stores it (arXiv 1511.00561).
 
-    A position is 2 · row + column within the window. It does not depend on the image's size; PyTorch's int64 index into
-    the H × W plane is (2i + p // 2) · W + 2j + p % 2. Among equal maxima, which are common after a ReLU, the first
-    counts, as in PyTorch.
-
-    Args:
-        x: `[B, H, W, C]`, H and W even, otherwise a ValueError.
-
-    Returns:
-        The maxima, `[B, H/2, W/2, C]`, x's dtype, and their positions, same shape, uint8, without a gradient.
+    A position is 2 · row + column within the window, uint8, without a gradient. PyTorch's int64 index into the H × W
+    plane is (2i + p // 2) · W + 2j + p % 2. Among equal maxima the first counts, as in PyTorch.
 
     >>> pooled, positions = max_pool_2x2_positions(jnp.array([[1.0, 2, 6, 3], [3, 5, 2, 1]])[None, :, :, None])
     >>> print(pooled[0, :, :, 0], positions[0, :, :, 0])
@@ -342,14 +316,8 @@ def _windows_2x2(x: Array) -> list[tuple[Array, Array]]:
 def max_pool_2x2_dense(x: Float[Array, "b h w c"], dilation: int) -> Float[Array, "b H W c"]:
     """Returns the maximum of the 2×2 pixels that lie `dilation` apart, at every pixel: `max_pool_2x2` at all offsets.
 
-    `[:, i::2, j::2]` at dilation 1 equals `max_pool_2x2` of `x[:, i:, j:]`, in the gradient of ties too.
-
-    Args:
-        x: `[B, H, W, C]`, H and W greater than `dilation`.
-        dilation: at least 1.
-
-    Returns:
-        `[B, H - dilation, W - dilation, C]`, x's dtype.
+    Maps `[B, H, W, C]` to `[B, H - dilation, W - dilation, C]`. At dilation 1, `[:, i::2, j::2]` equals `max_pool_2x2`
+    of `x[:, i:, j:]`, in the gradient of ties too.
 
     >>> print(max_pool_2x2_dense(jnp.array([[3.0, 1, 2, 0], [0, 0, 0, 4]]).reshape(1, 2, 4, 1), 1)[0, :, :, 0])
     [[3. 2. 4.]]
@@ -361,14 +329,8 @@ def max_pool_2x2_dense(x: Float[Array, "b h w c"], dilation: int) -> Float[Array
 def max_pool_3x3(x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
     """Returns the maximum of each 3×3 window, stride 2, padding 1: PyTorch's `MaxPool2d(3, 2, padding=1)`.
 
-    Equals `nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))` in value and gradient; on a CPU the gradient takes a
-    seventeenth of the time. Among equal maxima the first receives the gradient.
-
-    Args:
-        x: `[B, H, W, C]`.
-
-    Returns:
-        `[B, ceil(H / 2), ceil(W / 2), C]`, x's dtype.
+    H becomes ceil(H / 2). Equals `nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))` in value and gradient; on a CPU the
+    gradient takes a seventeenth of the time.
 
     >>> print(max_pool_3x3(jnp.arange(8.0).reshape(1, 2, 4, 1))[0, :, :, 0])
     [[5. 7.]]
@@ -385,11 +347,11 @@ def _max_of_three(x: Array, axis: int) -> Array:
     x = jnp.pad(x, padding, constant_values=-jnp.inf)
     pairs = x.reshape(*x.shape[:axis], out + 1, 2, *x.shape[axis + 1 :])
 
-    def every(first: int, of_pair: int) -> Array:
-        chosen = lax.slice_in_dim(pairs, first, first + out, axis=axis)
-        return lax.index_in_dim(chosen, of_pair, axis + 1, keepdims=False)
+    def line(pair: int, side: int) -> Array:
+        chosen = lax.slice_in_dim(pairs, pair, pair + out, axis=axis)
+        return lax.index_in_dim(chosen, side, axis + 1, keepdims=False)
 
-    return larger(larger(every(0, 0), every(0, 1)), every(1, 0))
+    return larger(larger(line(0, 0), line(0, 1)), line(1, 0))
 
 
 def first_is_larger(a: Array, b: Array) -> Array:
@@ -418,8 +380,8 @@ def depthwise3x3(
         return sum(x[:, i * dilation :, j * dilation :][:, :height, :width] * tap for i, j, tap in taps)
 
     def grouped(x: Array, kernel: Array) -> Array:
-        fields = {"rhs_dilation": (dilation, dilation), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-        kernel = kernel[:, :, None]
-        return lax.conv_general_dilated(x, kernel, (1, 1), padding, feature_group_count=channels, **fields)
+        fields = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": channels}
+        dilations = (dilation, dilation)
+        return lax.conv_general_dilated(x, kernel[:, :, None], (1, 1), padding, rhs_dilation=dilations, **fields)
 
     return lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)

@@ -1,8 +1,4 @@
-"""Base class of the networks: fields, input sizes, dropout keys, and the linear head with its dropout.
-
-Every dropout mask is keyed by the example's own PRNG key, so it depends neither on the device nor on the position in
-the batch.
-"""
+"""Base class of the networks: fields, input sizes, and the linear head with its dropout, keyed by the example."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer, Key, Real, Shaped
 
 from segjax import checks
-from segjax.models.layers import Layer, pad_to_multiple, upsample_bilinear
+from segjax.models.layers import Block, pad_to_multiple, upsample_bilinear
 
 DROPOUTS = ("none", "sampled", "analytic")
 MASKS = ("element", "channel")
@@ -56,7 +52,7 @@ class ForwardContext(NamedTuple):
         return x if self.keys is None else dropout(x, self.deep_rate, _fold_in(self.keys, place))
 
 
-class Network(Layer, kw_only=True):
+class Network(Block, kw_only=True):
     r"""Base class of the networks, from images to `Segmentation`. A subclass defines the part between padding and head:
 
     - `multiple`: height and width of the input of its body are multiples of it;
@@ -64,24 +60,19 @@ class Network(Layer, kw_only=True):
       and bilinear upsampling are linear, the logits are computed at the features' size and upsampled by n.
 
     `init(key, images, train=False)` and `apply(variables, images, train=…, mutable=["batch_stats"])` are pure.
-    Any input size works, including one pixel: images are padded by reflection at the bottom and the right to a multiple
-    of the network's own, and logits are cropped back.
+    Any input size works, including one pixel: images are padded by reflection, and logits are cropped back.
 
     `rngs={"dropout": key}` enables dropout, in evaluation too: such a pass is one Monte Carlo sample of the deep
-    dropout and K samples of the head. All heads see the features of `logits`, so K samples cost K small products and
-    not K networks; "analytic" is their variance at K = ∞, without a key and without noise. Masks depend only on (key,
-    example index). Parameters do not depend on dropout.
+    dropout and K samples of the head. All heads see the features of `logits`, so K samples cost K small products.
+    Masks depend only on (key, example index). Parameters do not depend on dropout.
 
-    Attributes: those of `Layer`, and
+    Attributes: those of `Block`, and
         num_classes: C, number of channels of the logits (1 for a sigmoid).
-        norm: "batch" | "group" | "none".
-        axis_name: mapped axis (`pmap`, `shard_map`, `vmap`) over which batch statistics are averaged. If set,
-            `apply(…, train=True)` works only inside that axis; leave it None under plain `jit`.
         remat: recompute the blocks in the backward pass instead of keeping their activations.
         head_bias: initial bias of the logits, one value per class, such as `losses.prior_bias(π)`; None: 0.
         head_kernel_stddev: standard deviation of the head's initial kernel; None: the usual fan-in scale.
         dropout: dropout of the features before the head: "none" | "sampled": `mc_logits` of K masks, if there is a key
-            | "analytic": `logit_variance`, always.
+            | "analytic": `logit_variance`, the variance at K = ∞, without a key.
         heads: K, number of masks of "sampled".
         rate: p of these masks, in [0, 1).
         mask: "element" | "channel" for "sampled", see `head_samples`.
@@ -89,13 +80,10 @@ class Network(Layer, kw_only=True):
         deep_rate: p of these, in [0, 1).
 
     References:
-        Dropout: Gal and Ghahramani, arXiv 1506.02142; Kendall et al., Bayesian SegNet, arXiv 1511.02680; Kendall and
-        Gal, arXiv 1703.04977.
+        Dropout: Gal and Ghahramani, arXiv 1506.02142; Kendall and Gal, arXiv 1703.04977.
     """
 
     num_classes: int
-    norm: str = "batch"
-    axis_name: str | None = None
     remat: bool = False
     head_bias: Sequence[float] | None = None
     head_kernel_stddev: float | None = None
@@ -133,13 +121,12 @@ class Network(Layer, kw_only=True):
             train: whether to use and update batch statistics; with dropout, training needs a key.
             rate: replaces the field `rate`; not checked if traced.
             deep_rate: replaces the field `deep_rate`; not checked if traced.
-            examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1. Pass them under a
-                mapped device axis: otherwise images on different devices share masks.
+            examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1. Without them, images
+                on different devices of a mapped axis share masks.
 
         Raises:
             TypeError: the images are integers.
-            ValueError: the images have another rank or no pixels; a field or an argument is out of range; training
-                needs a "dropout" key.
+            ValueError: a shape, a field or an argument is out of range; training needs a "dropout" key.
         """
         check_images(images)
         self._check_fields()
@@ -148,11 +135,27 @@ class Network(Layer, kw_only=True):
         keys = self._dropout_keys(images.shape[0], train, examples)
         padded = pad_to_multiple(images, self.multiple, minimum=self.minimum)
         features, scale = self.body(padded, ForwardContext(train, keys, deep_rate))
+
+        def full_size(x: Array) -> Array:
+            return upsample_bilinear(x, scale)[..., : images.shape[1], : images.shape[2], :]
+
+        # The head and the upsampling are linear, so logits and samples with masks per channel are computed before it.
+        # Masks per element and the analytic variance need the upsampled features themselves.
         initial = {"bias_init": self.head_bias, "kernel_stddev": self.head_kernel_stddev}
         head = LinearHead(self.num_classes, **initial, param_dtype=self.param_dtype, name="head")
-        keys = None if keys is None else _fold_in(keys, 0)
-        options = {"dropout": self.dropout, "heads": self.heads, "rate": rate, "mask": self.mask, "keys": keys}
-        return head.segment(features, scale=scale, size=images.shape[1:3], **options)
+        upsampled = full_size(features)
+        logits = head(upsampled) if scale == 1 else full_size(head(features))
+        linear = head.variables["params"]["linear"]
+        samples = variance = None
+        if self.dropout == "sampled" and keys is not None:
+            options = {"heads": self.heads, "rate": rate, "mask": self.mask}
+            late = scale > 1 and self.mask == "channel"
+            x, keys = features if late else upsampled, _fold_in(keys, 0)
+            samples = head_samples(x, linear["kernel"], linear["bias"], keys, **options)
+            samples = jax.vmap(full_size)(samples) if late else samples
+        if self.dropout == "analytic":
+            variance = logit_variance(upsampled, linear["kernel"], rate)
+        return Segmentation(logits, samples, variance, upsampled)
 
     def block(self, kind: type[nn.Module], *arguments: Any, **fields: Any) -> Callable:
         """Returns `kind(…)` with the network's norm and dtypes, rematerialized if `remat`; call it with (x, train)."""
@@ -162,35 +165,27 @@ class Network(Layer, kw_only=True):
     def _check_fields(self) -> None:
         checks.choice("dropout", self.dropout, DROPOUTS)
         checks.choice("mask", self.mask, MASKS)
-        checked_rate("rate", self.rate)
-        checked_rate("deep_rate", self.deep_rate)
         if self.heads < 1:
             raise ValueError(f"heads must be at least 1; got {self.heads}")
         self.check()
         if not 0 <= self.deep_dropout <= self.deep_places:
-            raise ValueError(
-                f"deep_dropout of this {type(self).__name__} must be between 0 and {self.deep_places}; "
-                f"got {self.deep_dropout}"
-            )
+            valid = f"deep_dropout of this {type(self).__name__} must be between 0 and {self.deep_places}"
+            raise ValueError(f"{valid}; got {self.deep_dropout}")
 
     def _dropout_keys(self, batch: int, train: bool, examples: ArrayLike | None) -> Key[Array, "b"] | None:
         """Returns one key per example, or None for a pass without dropout."""
         samples = [f"dropout={self.dropout!r}"] * (self.dropout == "sampled")
         samples += [f"deep_dropout={self.deep_dropout}"] * (self.deep_dropout > 0)
-        if not samples or self.is_initializing():
+        if not samples or self.is_initializing() or not (train or self.has_rng("dropout")):
             return None
-        if self.has_rng("dropout"):
-            examples = jnp.arange(batch) if examples is None else examples
-            keys = example_dropout_keys(self.make_rng("dropout"), examples)
-            if keys.shape != (batch,):
-                raise ValueError(f"examples must be one index per image, shape ({batch},); got {keys.shape}")
-            return keys
-        if train:
-            raise ValueError(
-                f'train=True with {" and ".join(samples)} draws masks; pass rngs={{"dropout": key}} to apply, '
-                "with a new key each step"
-            )
-        return None
+        if not self.has_rng("dropout"):
+            masks = f"train=True with {' and '.join(samples)} draws masks"
+            raise ValueError(f'{masks}; pass rngs={{"dropout": key}} to apply, with a new key each step')
+        examples = jnp.arange(batch) if examples is None else examples
+        keys = example_dropout_keys(self.make_rng("dropout"), examples)
+        if keys.shape != (batch,):
+            raise ValueError(f"examples must be one index per image, shape ({batch},); got {keys.shape}")
+        return keys
 
 
 def rematerialized(kind: type[nn.Module]) -> type[nn.Module]:
@@ -213,17 +208,15 @@ def check_images(images: Array) -> None:
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"images must be [batch, height, width, channels] with pixels; got shape {images.shape}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(
-            f"images must be floating point and normalized, as by segjax.data.augment.prepare; got {images.dtype}"
-        )
+        expected = "floating point and normalized, as by segjax.data.augment.prepare"
+        raise TypeError(f"images must be {expected}; got {images.dtype}")
 
 
 class LinearHead(nn.Module):
     """A 1×1 convolution to logits, computed in at least float32 for features of any dtype.
 
     With `bias_init` = `losses.prior_bias(π)` and a small `kernel_stddev` the network starts by predicting the prior
-    (focal loss paper, arXiv 1708.02002, section 4.1, which uses 0.01). A norm must not follow: it would cancel the
-    prior.
+    (focal loss paper, arXiv 1708.02002, section 4.1, which uses 0.01).
 
     Attributes:
         num_classes: C.
@@ -243,62 +236,13 @@ class LinearHead(nn.Module):
         bias = np.zeros(self.num_classes) if self.bias_init is None else np.asarray(self.bias_init)
         if bias.shape != (self.num_classes,):
             raise ValueError(f"the head's bias needs one value per class, {self.num_classes}; got {self.bias_init}")
-        init = nn.initializers
-        return nn.Dense(
-            self.num_classes,
-            kernel_init=init.lecun_normal() if self.kernel_stddev is None else init.normal(self.kernel_stddev),
-            bias_init=lambda key, shape, dtype: jnp.asarray(bias, dtype),
-            dtype=jnp.promote_types(features.dtype, jnp.float32),
-            param_dtype=self.param_dtype,
-            name="linear",
-        )(features)
-
-    def segment(
-        self,
-        features: Float[Array, "b h w f"],
-        *,
-        scale: int = 1,
-        size: tuple[int, int] | None = None,
-        dropout: str = "none",
-        heads: int = 3,
-        rate: Real[ArrayLike, ""] = 0.2,
-        mask: str = "element",
-        keys: Key[Array, "b"] | None = None,
-    ) -> Segmentation:
-        """Returns the logits of `features`, without dropout and under dropout, all with the same parameters.
-
-        With `scale` > 1 every result is that of the bilinearly upsampled features. The logits, and samples with masks
-        per channel, are computed before the upsampling, which is equivalent because both maps are linear. Masks per
-        element and the analytic variance need the upsampled features themselves, H · W · F numbers.
-
-        Args:
-            features: `[B, h, w, F]`.
-            scale: ratio of the resolution of the logits to that of the features.
-            size: height and width to crop to; None: `scale` times those of the features.
-            dropout: "none" | "sampled": `mc_logits` (`head_samples`) if there are keys | "analytic": `logit_variance`.
-            heads: K of "sampled".
-            rate: dropout rate in [0, 1); may be traced.
-            mask: "element" | "channel", for "sampled".
-            keys: `[B]`, PRNG keys of the examples; None: no samples.
-        """
-        checks.choice("dropout", dropout, DROPOUTS)
-        height, width = size or (scale * features.shape[1], scale * features.shape[2])
-
-        def fine(x: Array) -> Array:
-            return upsample_bilinear(x, scale)[..., :height, :width, :]
-
-        whole = fine(features)
-        logits = self(whole) if scale == 1 else fine(self(features))
-        samples = variance = None
-        linear = self.variables["params"]["linear"]
-        if dropout == "sampled" and keys is not None:
-            late = scale > 1 and mask == "channel"
-            parameters, options = (linear["kernel"], linear["bias"]), {"heads": heads, "rate": rate, "mask": mask}
-            samples = head_samples(features if late else whole, *parameters, keys, **options)
-            samples = jax.vmap(fine)(samples) if late else samples
-        if dropout == "analytic":
-            variance = logit_variance(whole, linear["kernel"], rate)
-        return Segmentation(logits, samples, variance, whole)
+        init, stddev = nn.initializers, self.kernel_stddev
+        fields = {
+            "kernel_init": init.lecun_normal() if stddev is None else init.normal(stddev),
+            "bias_init": lambda key, shape, dtype: jnp.asarray(bias, dtype),
+            "dtype": jnp.promote_types(features.dtype, jnp.float32),
+        }
+        return nn.Dense(self.num_classes, param_dtype=self.param_dtype, name="linear", **fields)(features)
 
 
 def head_samples(
@@ -315,9 +259,8 @@ def head_samples(
 
     .. math:: z_k = W^\top x'_k + b, \qquad x'_k = \text{dropout}(x, p, \text{fold\_in}(\text{key}, k))
 
-    The masks of head k do not depend on K. The heads are computed one after another, so that K copies of the features
-    never exist, not even in the backward pass. `segjax.inference.head_uncertainty` is for large K: it does not hold K
-    sets of logits.
+    The masks of head k do not depend on K. The heads are computed one after another, without K copies of the features,
+    in the backward pass too. `segjax.inference.head_uncertainty` is for large K: it does not hold K sets of logits.
 
     Args:
         features: x, `[B, H, W, F]`, any floating dtype; the product is computed in at least float32.
@@ -326,8 +269,8 @@ def head_samples(
         keys: `[B]`, PRNG keys of the examples (`example_dropout_keys`).
         heads: K ≥ 1; static. An unbiased variance needs at least 2.
         rate: p in [0, 1), a scalar; not checked if traced.
-        mask: "element" | "channel"; static. Both give the same variance at every pixel. Masks per channel need F · K
-            random numbers per image; masks per element need H · W times as many, which take most of the time.
+        mask: "element" | "channel"; static. Both give the same variance at every pixel. Masks per element need H · W
+            times as many random numbers, which take most of the time.
 
     Returns:
         `[K, B, H, W, C]`, at least float32. At p = 0 each equals the logits without dropout.
@@ -336,8 +279,7 @@ def head_samples(
         ValueError: K < 1, p is not in [0, 1), `mask` is unknown, or the number of keys is not that of the images.
 
     References:
-        Gal and Ghahramani, arXiv 1506.02142; Kendall et al., Bayesian SegNet, arXiv 1511.02680; Kendall and Gal, What
-        Uncertainties Do We Need in Bayesian Deep Learning for Computer Vision?, arXiv 1703.04977.
+        Gal and Ghahramani, arXiv 1506.02142; Kendall et al., Bayesian SegNet, arXiv 1511.02680.
 
     >>> keys, x = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 5, 6, 4))
     >>> head_samples(x, jnp.ones((4, 3)), jnp.zeros(3), keys, heads=8, rate=0.2, mask="channel").shape
@@ -374,13 +316,10 @@ def logit_variance(
     Args:
         features: x, `[B, H, W, F]`, any floating dtype; computed in at least float32.
         kernel: w, `[F, C]`.
-        rate: p in [0, 1), a scalar; not checked if traced.
+        rate: p in [0, 1), a scalar, otherwise a ValueError; not checked if traced.
 
     Returns:
         `[B, H, W, C]` ≥ 0, in squared logits, at least float32; 0 at p = 0.
-
-    Raises:
-        ValueError: p is not in [0, 1).
 
     References:
         Wang and Manning, Fast dropout training, ICML 2013 (the closed form); Kendall and Gal, arXiv 1703.04977.
@@ -400,18 +339,11 @@ def _widened(features: Array, *parameters: Array) -> tuple[Array, ...]:
 
 
 def example_dropout_keys(key: Shaped[Array, "..."], examples: Integer[ArrayLike, "b"]) -> Key[Array, "b"]:
-    """Returns one PRNG key per example, from (key, global example index), independent of the device.
+    """Returns one typed PRNG key per example, from (key, global example index), independent of the device.
 
     Args:
         key: dropout key of a step or a pass, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).
-        examples: `[B]`, indices of the examples in the data set or in the global batch.
-
-    Returns:
-        `[B]` typed keys.
-
-    Raises:
-        TypeError: `examples` are not integers.
-        ValueError: `examples` is not of rank 1.
+        examples: `[B]`, integer indices of the examples in the data set or in the global batch.
 
     >>> key = jax.random.key(0)
     >>> bool(example_dropout_keys(key, jnp.array([7, 8]))[1] == example_dropout_keys(key, jnp.array([8]))[0])
@@ -434,27 +366,10 @@ def dropout(
         \operatorname{E} x' = x, \quad \operatorname{Var} x'_i = \frac{p}{1 - p} x_i^2
 
     A random number has 16 bits: 1 - p is rounded to a positive multiple of 2^-16, and values are divided by the rounded
-    one, so the mean is exact. `nn.Dropout` needs a Python float as its rate; this p may be traced.
+    one, so the mean is exact. `nn.Dropout` needs a Python float as its rate; this p may be traced. Scaled in at least
+    float32; the result has x's dtype and equals x at p = 0. Arguments and errors are those of `head_samples`.
 
-    Args:
-        x: `[B, H, W, F]`, any floating dtype; scaled in float32 at least.
-        rate: p in [0, 1), a scalar; not checked if traced.
-        keys: `[B]`, PRNG keys of the examples (`example_dropout_keys`).
-        mask: "element", `[B, H, W, F]`, or "channel", `[B, 1, 1, F]`; static. "element" draws H · W times as many
-            random numbers, which on a CPU take most of the time.
-
-    Returns:
-        `[B, H, W, F]` of x's dtype; equal to x at p = 0.
-
-    Raises:
-        ValueError: p is not in [0, 1), `mask` is unknown, or the number of keys is not that of the images.
-
-    References:
-        Srivastava et al., JMLR 15 (2014); Gal and Ghahramani, arXiv 1506.02142; of whole channels: Tompson et al.,
-        arXiv 1411.4280.
-
-    >>> keys = example_dropout_keys(jax.random.key(0), jnp.arange(1))
-    >>> print(dropout(jnp.ones((1, 1, 2, 4)), 0.5, keys, mask="channel")[0, 0])
+    >>> print(dropout(jnp.ones((1, 1, 2, 4)), 0.5, jax.random.split(jax.random.key(0), 1), mask="channel")[0, 0])
     [[0. 2. 0. 2.]
      [0. 2. 0. 2.]]
     """
@@ -465,7 +380,7 @@ def dropout(
 
 
 def checked_rate(name: str, rate: Real[ArrayLike, ""]) -> Float[Array, ""]:
-    """Returns `rate` as a float32 scalar; raises a ValueError that names it if its value is not in [0, 1)."""
+    """Returns `rate` as a float32 scalar; raises a ValueError if its value is not in [0, 1)."""
     given = checks.finite(name, rate, jnp.float32)
     # `rate` and not `given`, because under jit the array of a Python number is traced.
     if not isinstance(rate, jax.core.Tracer) and not 0 <= np.float32(rate) < 1:

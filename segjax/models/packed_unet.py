@@ -1,12 +1,10 @@
 """U-Net with its arrays laid out for a TPU: neighbouring columns side by side in the channels, strips in the batch.
 
-A TPU stores arrays in tiles of 8 × 128 (for a convolution: examples × channels) and pads what does not fill them. 64
-channels at full size fill half of the 128 lanes, and two images per chip a quarter of the 8 sublanes. XLA therefore
-cuts so few images into strips before each convolution and joins them after it, which is most of the memory traffic of
-such a step. Here both happen once, at the two ends of the network: with columns packed by k and S strips, `[B, H, W,
-C]` becomes `[SB, H/S, W/k, kC]`. The layers here compute on such arrays with the parameters and the numbers of the
-plain layers. A convolution of packed columns multiplies k times as much, mostly by zeros, and moves 1/k of the bytes;
-the first and the last row of a strip see the strips above and below.
+A TPU stores arrays in tiles of 8 × 128 (for a convolution: examples × channels). 64 channels fill half of the 128
+lanes, and two images per chip a quarter of the 8 sublanes. XLA therefore cuts so few images into strips before each
+convolution and joins them after it. Here both happen once, at the two ends of the network: with k packed columns and S
+strips, `[B, H, W, C]` becomes `[SB, H/S, W/k, kC]`. A convolution of packed columns multiplies k times as much, mostly
+by zeros, and moves 1/k of the bytes.
 """
 
 import functools
@@ -39,32 +37,20 @@ class Layout(NamedTuple):
         columns: k, number of neighbouring columns side by side in the channels.
         strips: S, number of strips of rows into which each image is cut; they follow one another in the batch.
 
-    >>> layout, x = Layout(columns=2, strips=2), jnp.arange(8.0).reshape(1, 2, 4, 1)
-    >>> print(layout.lay(x)[:, 0])
-    [[[0. 1.]
-      [2. 3.]]
-    <BLANKLINE>
-     [[4. 5.]
-      [6. 7.]]]
-    >>> bool((layout.flat(layout.lay(x)) == x).all())
-    True
+    >>> print(Layout(columns=2, strips=2).lay(jnp.arange(8.0).reshape(1, 2, 4, 1))[0, 0])
+    [[0. 1.]
+     [2. 3.]]
     """
 
     columns: int = 1
     strips: int = 1
 
     def lay(self, x: Float[Array, "b h w c"]) -> Float[Array, "_ _ _ _"]:
-        """Reshapes `[B, H, W, C]` to `[SB, H/S, W/k, kC]`: the same numbers in the same order.
-
-        Raises:
-            ValueError: k does not divide W, or S does not divide H.
-        """
+        """Reshapes `[B, H, W, C]` to `[SB, H/S, W/k, kC]`; a ValueError unless k divides W and S divides H."""
         b, h, w, c = x.shape
         if w % self.columns or h % self.strips:
-            raise ValueError(
-                f"{h}×{w} pixels cannot be laid out in {self.strips} strips and packed by {self.columns} columns; "
-                "expected multiples of them"
-            )
+            layout = f"laid out in {self.strips} strips and packed by {self.columns} columns"
+            raise ValueError(f"{h}×{w} pixels cannot be {layout}; expected multiples of them")
         return x.reshape(b * self.strips, h // self.strips, w // self.columns, self.columns * c)
 
     def flat(self, x: Float[Array, "b h w c"]) -> Float[Array, "_ _ _ _"]:
@@ -79,17 +65,8 @@ class PackedUNet(UNet):
     Attributes: those of `UNet`, and
         pack: number of columns of the first level that lie side by side in the channels, a power of two up to 2^depth;
             half as many on each level below. On a TPU 128 / width moves the fewest bytes; every device multiplies more.
-        strips: number of strips of rows into which each image is cut from end to end of the network, if its padded
-            height is a multiple of strips · 2^depth and at least twice that. With few images per chip, 16 / images
-            moves a third of the bytes on a TPU.
-
-    References:
-        Ronneberger et al., arXiv 1505.04597.
-
-    >>> model, images = PackedUNet(num_classes=5, width=4, depth=2, pack=2, strips=2), jnp.zeros((1, 16, 18, 3))
-    >>> output = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0])
-    >>> output.logits.shape
-    (1, 16, 18, 5)
+        strips: number of strips of rows into which each image is cut, if its padded height is a multiple of strips ·
+            2^depth and at least twice that. With few images per chip, 16 / images moves a third of the bytes on a TPU.
     """
 
     pack: int = 1
@@ -105,7 +82,9 @@ class PackedUNet(UNet):
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:
         """Maps `[B, H, W, channels]`, H and W multiples of `multiple`, to `[B, H, W, width]`."""
-        strips = self._number_of_strips(x.shape[1])
+        # One strip if the height is symbolic or does not leave two rows per strip at the lowest level.
+        height, lowest = x.shape[1], self.strips * 2**self.depth
+        strips = self.strips if isinstance(height, int) and height % lowest == 0 and height >= 2 * lowest else 1
         layouts = [Layout(max(1, self.pack >> level), strips) for level in range(self.depth + 1)]
 
         def conv_block(x: Array | list[Array], side: str, level: int) -> Array:
@@ -137,11 +116,6 @@ class PackedUNet(UNet):
             # As a list, because the concatenation and its gradient would be written to memory.
             x = conv_block([skips[level], upsample(x, level, positions[level])], "up", level)
         return layouts[0].flat(x), 1
-
-    def _number_of_strips(self, height: int) -> int:
-        # 1 if the height is symbolic or does not leave two rows per strip at the lowest level.
-        lowest = self.strips * 2**self.depth
-        return self.strips if isinstance(height, int) and height % lowest == 0 and height >= 2 * lowest else 1
 
 
 class PackedConvBlock(Block):
@@ -264,9 +238,8 @@ def conv3x3_laid_out(
 ) -> Float[Array, "b h w lanes_out"]:
     """Returns the padded 3×3 convolution of arrays with a layout: one convolution with a kernel of k × k blocks.
 
-    It is padded by zeros; the contributions of neighbouring strips and of reflected lines are added to the lines at the
-    edges, so that no padded copy of `x` is made. With padding="reflect" x has at least two rows and columns. Reverse
-    mode only.
+    Neighbouring strips and reflected lines are added to the lines at the edges, without a padded copy of `x`. With
+    padding="reflect" x has at least two rows and columns. Reverse mode only.
     """
     columns, reflect = layout.columns, padding == "reflect"
 
@@ -285,15 +258,12 @@ def conv3x3_laid_out(
         y = y.at[:, :, :1].add(convolve(before, rows, first, above, 0))
         return y.at[:, :, -1:].add(convolve(after, rows, last, above, 0))
 
-    def mirrored_columns(x: Array) -> tuple[Array, Array]:
-        first, last = _at_the_edge(columns)
-        return x[:, :, first], x[:, :, last]
-
     x, (above, below, before, after) = _with_lines(x, layout, reflect)
     y = convolve_rows(x, before, after, slice(None), 1)
     if reflect or layout.strips > 1:
-        y = y.at[:, :1].add(convolve_rows(above, *mirrored_columns(above), slice(0, 1), 0))
-        y = y.at[:, -1:].add(convolve_rows(below, *mirrored_columns(below), slice(2, 3), 0))
+        first, last = _at_the_edge(columns)
+        y = y.at[:, :1].add(convolve_rows(above, above[:, :, first], above[:, :, last], slice(0, 1), 0))
+        y = y.at[:, -1:].add(convolve_rows(below, below[:, :, first], below[:, :, last], slice(2, 3), 0))
     return y
 
 
@@ -349,13 +319,11 @@ def _mirrored_taps(columns: int) -> tuple[np.ndarray, np.ndarray]:
 def max_pool_2x2_packed(x: Float[Array, "b h w lanes"], columns: int) -> Float[Array, "b h//2 w lanes//2"]:
     """Returns `max_pool_2x2` of columns packed by an even k, packed by k / 2. Reverse mode only.
 
-    The backward pass recomputes the positions of the maxima from the input, which a U-Net keeps for its skip
-    connection.
+    The backward pass recomputes the positions of the maxima from the input, which a U-Net keeps for its skips.
     """
-    rows = _pairs_of_rows(x)
-    left, right = (_select_columns(rows, columns, range(side, columns, 2)) for side in (0, 1))
-    pooled = larger(left, right)
-    return larger(pooled[:, :, 0], pooled[:, :, 1])
+    rows, left, right = _pairs_of_rows(x), range(0, columns, 2), range(1, columns, 2)
+    a, b, c, d = (_select_columns(rows[:, :, i], columns, side) for i in (0, 1) for side in (left, right))
+    return larger(larger(a, b), larger(c, d))
 
 
 def _pairs_of_rows(x: Array) -> Array:

@@ -16,7 +16,7 @@ class ValidBlock(Block):
         features: number of output channels.
         size: side of the kernels.
         convolutions: number of convolutions; each removes dilation · (size - 1) pixels from height and width.
-        dilation: distance between the taps of the kernel; parameters do not depend on it.
+        dilation: distance between the taps.
     """
 
     features: int
@@ -44,19 +44,15 @@ class PatchClassifier(Network):
     .. math:: P = 2^{depth} (k + 4) - 4, \qquad
         52 \to 50, 48 \to 24 \to 22, 20 \to 10 \to 8, 6 \to 3 \to 1 \quad (depth\ 3, k = 3)
 
-    The image is padded by reflection, P/2 pixels at the top and the left and P/2 - 1 at the bottom and the right, so
-    that each pixel is the centre of a patch (the lower right one of its four central pixels).
+    The image is padded by reflection, so that each pixel is the centre of a patch (the lower right one of its four
+    central pixels).
 
     Neighbouring patches share all but one line. The same weights therefore also run fully convolutionally, which gives
     the features of all patches in one pass: every stride becomes the dilation of all later layers. After l poolings the
     taps of a convolution lie 2^l pixels apart, and a pooling takes the maximum of pixels 2^l apart at every pixel.
-    `sliding` selects the slow form in evaluation; the result is the same. Training always takes one pass.
-
-    - Batch norm in evaluation is a fixed affine map; with it and with norm "none" both forms agree to rounding.
-    - Batch norm in training takes its statistics over the pixels of the pass, each counted once. A batch of all patches
-      would count a pixel once for each patch that contains it.
-    - Group norm takes statistics over a patch or over the image, which are two different networks: with `sliding` it is
-      an error.
+    `sliding` selects the slow form in evaluation; the result is the same to rounding. Training always takes one pass,
+    and batch statistics count each of its pixels once. Statistics of group norm over a patch differ from those over the
+    image: with `sliding` it is an error.
 
     Width 32, depth 3, 3 channels, batch norm: 0.58 M parameters.
 
@@ -67,9 +63,8 @@ class PatchClassifier(Network):
         sliding: evaluate each patch separately, one row of patches at a time, with the memory of B · W patches.
 
     References:
-        Ciresan et al., Deep Neural Networks Segment Neuronal Membranes in Electron Microscopy Images, NIPS 2012;
-        Sermanet et al., OverFeat, arXiv 1312.6229; Giusti et al., Fast image scanning with deep max-pooling
-        convolutional neural networks, arXiv 1302.1700.
+        Ciresan et al., NIPS 2012; Sermanet et al., OverFeat, arXiv 1312.6229; Giusti et al., Fast image scanning with
+        deep max-pooling convolutional neural networks, arXiv 1302.1700.
 
     >>> model, images = PatchClassifier(num_classes=5, width=2, depth=1), jnp.zeros((1, 4, 9, 3))
     >>> variables = model.init(jax.random.key(0), images, train=False)
@@ -94,16 +89,12 @@ class PatchClassifier(Network):
         """Raises a ValueError if the poolings do not divide the patch, or `sliding` would be another network."""
         stride = 2**self.depth
         if (self.patch + 4) % stride or self.patch + 4 < 5 * stride:
-            first, second, third = (stride * (4 + k) - 4 for k in (1, 2, 3))
-            raise ValueError(
-                f"patch_size of a PatchClassifier with {self.depth} poolings must be {first}, {second}, {third}, …, "
-                f"which leave k = 1, 2, 3, … whole pixels; got {self.patch}"
-            )
+            sizes = ", ".join(str(stride * (4 + k) - 4) for k in (1, 2, 3))
+            expected = f"patch_size of a PatchClassifier with {self.depth} poolings must be {sizes}, …"
+            raise ValueError(f"{expected}, which leave k = 1, 2, 3, … whole pixels; got {self.patch}")
         if self.sliding and self.norm == "group":
-            raise ValueError(
-                "sliding=True with norm='group' would be another network, because each patch has its own statistics; "
-                "use norm='batch' or 'none'"
-            )
+            problem = "sliding=True with norm='group' would be another network with statistics per patch"
+            raise ValueError(f"{problem}; use norm='batch' or 'none'")
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:
         """Maps `[B, H, W, channels]` to `[B, H, W, width · 2^depth]`."""

@@ -2,29 +2,26 @@
 
 import re
 from collections.abc import Collection, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from segjax.models.resnet import STAGES, ResNet
 
 Variables = Mapping[str, Any]
 _OF_TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_SHOWN = 3
 
 
 def load_torch_state(path: str | Path) -> dict[str, np.ndarray]:
     """Loads the arrays of a PyTorch state dict by name; floating-point arrays become float32.
 
-    Nothing is unpickled: `.pth` and `.pt` are read by `torch.load(weights_only=True)` and need PyTorch (the extra
-    `torch`), `.safetensors` needs the small package `safetensors` (the extra `pretrained`).
-
-    Args:
-        path: file named `.safetensors`, `.pth` or `.pt`.
+    `.pth` and `.pt` are read by `torch.load(weights_only=True)` without unpickling, and need PyTorch (the extra
+    `torch`); `.safetensors` needs the small package `safetensors` (the extra `pretrained`).
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -50,7 +47,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         state = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or damaged: {error}") from error
-    return {name: _widened(value) for name, value in state.items()}
+    wide = {name: value for name, value in state.items() if jnp.issubdtype(value.dtype, jnp.floating)}
+    return state | {name: value.astype(np.float32) for name, value in wide.items()}
 
 
 def _read_pth(path: Path) -> dict[str, np.ndarray]:
@@ -62,10 +60,8 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     # PyTorch raises many kinds of error here, and one of them recommends unpickling the file.
     except Exception as error:
-        kind = type(error).__name__
-        raise ValueError(
-            f"{path}: the file contains more than weights and is not read, or it is damaged ({kind})"
-        ) from error
+        problem = f"the file contains more than weights and is not read, or it is damaged ({type(error).__name__})"
+        raise ValueError(f"{path}: {problem}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         found = f"a dict of {_some(state)}" if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path}: expected tensors by name, from `torch.save(model.state_dict(), …)`; got {found}")
@@ -78,10 +74,6 @@ def _missing(path: Path, package: str, extra: str) -> ModuleNotFoundError:
     return ModuleNotFoundError(
         f"{path}: reading a {path.suffix} file needs {package}: pip install 'segjax[{extra}]'{other}", name=package
     )
-
-
-def _widened(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
 
 def torch_name(path: tuple[str, ...]) -> str:
@@ -98,7 +90,7 @@ def torch_name(path: tuple[str, ...]) -> str:
 
 
 def resnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = None) -> dict[str, Any]:
-    """Converts a torchvision ResNet's state dict to `{"params", "batch_stats"}` of `ResNet` with batch norm.
+    """Converts a torchvision ResNet's state dict to `{"params", "batch_stats"}`, NumPy arrays, of `ResNet`.
 
     Depth and width are inferred from the state. Its classifier `fc` and `num_batches_tracked` are left out.
 
@@ -106,9 +98,6 @@ def resnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = 
         state: arrays by torchvision's names, from `load_torch_state`.
         channels: number of channels of the images; None: that of the state. 1 sums the stem's kernel over its input
             channels, so that a grey image gives the features of the image with that grey in all channels.
-
-    Returns:
-        NumPy arrays.
 
     Raises:
         ValueError: the state is not that of a ResNet-18, 34, 50 or 101, or `channels` is neither 1 nor the state's.
@@ -119,25 +108,22 @@ def resnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = 
     if stem is None or stem.ndim != 4:
         raise ValueError(f"a torchvision ResNet has a conv1.weight of 4 axes; got {_some(state)}")
     (width, given), depth = stem.shape[:2], _depth(state)
-    flat, structure = jax.tree_util.tree_flatten_with_path(_expected(depth, width, given))
-    names = [torch_name(tuple(key.key for key in path[1:])) for path, _ in flat]
-    if differ := _differences(names, state, "lacks", "has unknown arrays"):
+    images = jax.ShapeDtypeStruct((1, 32, 32, given), jnp.float32)
+    expected = jax.eval_shape(partial(ResNet(depth, width).init, train=False), jax.random.key(0), images)
+    names = {path: torch_name(path[1:]) for path in flatten_dict(expected)}
+    if differ := _differences(names.values(), state, "lacks", "has unknown arrays"):
         raise ValueError(f"the state of a ResNet-{depth} {differ}")
-    leaves = []
-    for name, (_, leaf) in zip(names, flat, strict=True):
-        value = np.asarray(state[name])
-        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
-        if value.shape != leaf.shape:
-            ours = leaf.shape if value.ndim != 4 else tuple(leaf.shape[i] for i in (3, 2, 0, 1))
-            raise ValueError(f"{name} of a ResNet-{depth} must have shape {ours}; got {state[name].shape}")
-        leaves.append(value)
-    variables = jax.tree_util.tree_unflatten(structure, leaves)
+    arrays = {path: np.asarray(state[name]) for path, name in names.items()}
+    for path, leaf in flatten_dict(expected).items():
+        shape = tuple(leaf.shape[i] for i in (3, 2, 0, 1)) if len(leaf.shape) == 4 else leaf.shape
+        if arrays[path].shape != shape:
+            raise ValueError(f"{names[path]} of a ResNet-{depth} must have shape {shape}; got {arrays[path].shape}")
+    arrays = {path: value.transpose(2, 3, 1, 0) if value.ndim == 4 else value for path, value in arrays.items()}
     if channels not in (None, given):
         if channels != 1:
             raise ValueError(f"channels must be those of the weights, {given}, or 1; got {channels}")
-        conv1 = variables["params"]["conv1"]
-        conv1["kernel"] = conv1["kernel"].sum(axis=2, keepdims=True)
-    return variables
+        arrays["params", "conv1", "kernel"] = arrays["params", "conv1", "kernel"].sum(axis=2, keepdims=True)
+    return unflatten_dict(arrays)
 
 
 def _depth(state: Mapping[str, np.ndarray]) -> int:
@@ -148,17 +134,8 @@ def _depth(state: Mapping[str, np.ndarray]) -> int:
     for depth, stages in STAGES.items():
         if stages == (blocks, bottleneck):
             return depth
-    raise ValueError(
-        f"the state must be that of a ResNet-{', '.join(map(str, STAGES))}; got stages of "
-        f"{', '.join(map(str, blocks))} {'bottlenecks' if bottleneck else 'blocks'}"
-    )
-
-
-@cache
-def _expected(depth: int, width: int, channels: int) -> Variables:
-    """Returns the shapes of the variables of `ResNet`."""
-    images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
-    return jax.eval_shape(partial(ResNet(depth, width).init, train=False), jax.random.key(0), images)
+    got = f"{', '.join(map(str, blocks))} {'bottlenecks' if bottleneck else 'blocks'}"
+    raise ValueError(f"the state must be that of a ResNet-{', '.join(map(str, STAGES))}; got stages of {got}")
 
 
 def _differences(expected: Collection[str], found: Collection[str], lack: str, have: str) -> str:
@@ -167,21 +144,17 @@ def _differences(expected: Collection[str], found: Collection[str], lack: str, h
     return " and ".join(f"{verb} {_some(sorted(names))}" for verb, names in kinds if names)
 
 
-def _some(names: Any) -> str:
-    names = list(map(str, names))
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (", ".join(names[:_SHOWN]) or "nothing") + more
+def _some(names: Collection[Any]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (", ".join(map(str, list(names)[:3])) or "nothing") + more
 
 
 def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
-    """Returns the variables of a network with its encoder replaced; head and decoder stay.
+    """Returns the variables of a network with its encoder replaced by arrays of the same dtypes, as a new dict.
 
     Args:
         variables: variables of a network with an encoder: `DeepLabV2`, `DeepLabV3Plus`, `ResNetUNet`.
         encoder: `{"params", "batch_stats"}`, from `resnet_variables`.
-
-    Returns:
-        A new dict; arrays have the dtypes of the arrays they replace.
 
     Raises:
         ValueError: the network has no encoder, or its depth, width, norm or number of input channels differs.
@@ -189,24 +162,19 @@ def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
     if "encoder" not in variables["params"]:
         raise ValueError(f"the network has no encoder to load weights into; it has {_some(variables['params'])}")
     for kind in sorted({*variables, *encoder}):
-        here, there = (_by_path(tree) for tree in (variables.get(kind, {}).get("encoder", {}), encoder.get(kind, {})))
+        trees = variables.get(kind, {}).get("encoder", {}), encoder.get(kind, {})
+        here, there = (flatten_dict(tree, sep="/") for tree in trees)
         if differ := _differences(here, there, "lack", "also have"):
             raise ValueError(f"the weights do not fit the network's encoder: of its {kind} they {differ}")
         for path, value in here.items():
-            if value.shape != there[path].shape:
-                raise ValueError(
-                    f"{kind} {path} of the network's encoder must have shape {value.shape}; "
-                    f"the weights have {there[path].shape}"
-                )
+            if value.shape != (given := there[path].shape):
+                expected = f"{kind} {path} of the network's encoder must have shape {value.shape}"
+                raise ValueError(f"{expected}; the weights have {given}")
     loaded = {kind: dict(tree) for kind, tree in variables.items()}
     for kind, tree in encoder.items():
         old = loaded[kind]["encoder"]
         loaded[kind]["encoder"] = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), old, tree)
     return loaded
-
-
-def _by_path(tree: Variables) -> dict[str, Any]:
-    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def load_encoder(path: str | Path, variables: Variables) -> dict[str, Any]:
@@ -216,10 +184,7 @@ def load_encoder(path: str | Path, variables: Variables) -> dict[str, Any]:
 
     Args:
         path: state dict of a torchvision ResNet, `.safetensors`, `.pth` or `.pt`.
-        variables: variables of a network with an encoder.
-
-    Returns:
-        A new dict of the same structure, shapes and dtypes.
+        variables: variables of a network with an encoder; they are not changed.
 
     Raises:
         FileNotFoundError, ModuleNotFoundError: those of `load_torch_state`.

@@ -60,21 +60,16 @@ class ResidualBlock(Block):
 class ResNet(Block):
     r"""ResNet-18, 34, 50 or 101 without its classifier: maps images to the features of its stem and four stages.
 
-    Structure, padding and names are torchvision's: `layer2.0.conv1.weight` is `layer2_0/conv1/kernel`, `bn1` is
-    `norm1`, `downsample.0` and `downsample.1` are `downsample_conv` and `downsample_norm` (`segjax.models.pretrained`
-    converts them). Width 64, 3 channels, batch norm: 11.18, 21.28, 23.51 and 42.50 M parameters.
+    Structure, padding and names are torchvision's; `segjax.models.pretrained` converts the names. Width 64, 3 channels,
+    batch norm: 11.18, 21.28, 23.51 and 42.50 M parameters. It is not a `Network`: it has neither head nor padding.
 
     With an output stride of 16 or 8 the last one or two stages dilate instead of striding, as torchvision's
     `replace_stride_with_dilation`: the parameters stay the same, and every second or fourth pixel has the features of
-    output stride 32. (segmentation-models-pytorch also dilates the first convolution of such a stage, which gives other
-    features.)
-
-    It is not a `Network`: it has neither head nor padding.
+    output stride 32. (segmentation-models-pytorch gives other features.)
 
     Attributes: those of `Block`, and
         depth: 18 | 34, with two 3×3 convolutions per block, or 50 | 101, with bottlenecks.
-        width: number of channels of the stem; the stages have 1, 2, 4 and 8 times as many, bottlenecks four times
-            these.
+        width: number of channels of the stem; the stages have 1, 2, 4 and 8 times as many, bottlenecks 4 to 32 times.
         output_stride: stride of the last features, 8 | 16 | 32.
         remat: recompute the blocks in the backward pass instead of keeping their activations.
 
@@ -97,21 +92,15 @@ class ResNet(Block):
     def __call__(self, images: Shaped[Array, "..."], train: bool) -> tuple[Float[Array, "_ _ _ _"], ...]:
         """Maps `[B, H, W, channels]` to five features `[B, ceil(H / s), ceil(W / s), F]`, s = 2, 4, 8, 16, 32.
 
-        s is at most the output stride. F is the width, then the channels of the stages.
-
-        Raises:
-            TypeError: the images are integers.
-            ValueError: an unknown depth or output stride; images of another rank or smaller than the output stride.
+        s is at most the output stride, and so are, at least, H and W. F is the width, then the channels of the stages.
         """
         checks.choice("depth", self.depth, tuple(STAGES))
         checks.choice("output_stride", self.output_stride, OUTPUT_STRIDES)
         check_images(images)
-        # One by one, because symbolic sizes cannot be compared with each other.
-        if any(n < self.output_stride for n in images.shape[1:3]):
-            raise ValueError(
-                f"images must be at least {self.output_stride}x{self.output_stride}, the output stride of this "
-                f"ResNet-{self.depth}; got {images.shape[1]}x{images.shape[2]}"
-            )
+        s, height, width = self.output_stride, *images.shape[1:3]
+        if height < s or width < s:
+            expected = f"at least {s}x{s}, the output stride of this ResNet-{self.depth}"
+            raise ValueError(f"images must be {expected}; got {height}x{width}")
         x = Conv(self.width, 7, 2, name="conv1", **self.conv_fields)(images)
         x = nn.relu(self.normalize(x, train, "norm1"))
         features = [x]
@@ -136,11 +125,6 @@ class ResNet(Block):
 
 def encoder_of(network: Network, *, depth: int, width: int, output_stride: int) -> ResNet:
     """Returns the ResNet "encoder" of a network's body, with the network's norm, dtypes and rematerialization."""
+    checks.choice("encoder_depth", depth, tuple(STAGES))
     common = {"norm": network.norm, "axis_name": network.axis_name, "remat": network.remat}
     return ResNet(depth, width, output_stride, name="encoder", **common, **network.dtypes)
-
-
-def check_encoder(depth: int, output_stride: int) -> None:
-    """Raises a ValueError unless `ResNet` has this depth and output stride."""
-    checks.choice("encoder_depth", depth, tuple(STAGES))
-    checks.choice("output_stride", output_stride, OUTPUT_STRIDES)

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-import flax.linen as nn
 from jaxtyping import Array, Float
 
-from segjax.models.layers import VGG16, Block, ConvStack, fan_in_normal, max_pool_2x2_positions
+from segjax.models.layers import VGG16, ConvNorm, ConvStack, max_pool_2x2_positions
 from segjax.models.network import ForwardContext, Network
 from segjax.models.upsampling import max_unpool_2x2
 
@@ -17,9 +16,8 @@ class SegNet(Network):
     make it dense. The encoder passes only positions across, one byte each, and not features. Level l of the encoder is
     `down{l}` and its mirror `up{l}`, whose last convolution already has the channels of the level above.
 
-    Width 64, 3 channels, 11 classes, batch norm: 29.44 M parameters, 14.72 M of them in the encoder (published: 14.7
-    M). The authors' network has 29.45 M: biases before the norms, and a 3×3 convolution to the classes where our head
-    is 1×1.
+    Width 64, 3 channels, 11 classes, batch norm: 29.44 M parameters, 14.72 M of them in the encoder. The authors'
+    network has 29.45 M: biases before the norms, and a 3×3 convolution to the classes where our head is 1×1.
 
     Attributes: those of `Network`, and
         width: number of channels of the first level; the levels have 1, 2, 4, 8 and 8 times as many.
@@ -29,11 +27,6 @@ class SegNet(Network):
 
     References:
         Badrinarayanan et al., arXiv 1511.00561; Kendall et al., Bayesian SegNet, arXiv 1511.02680.
-
-    >>> import jax
-    >>> model, images = SegNet(num_classes=5, width=4), jax.numpy.zeros((1, 33, 18, 3))
-    >>> jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0].logits).shape
-    (1, 33, 18, 5)
     """
 
     num_classes: int
@@ -48,11 +41,9 @@ class SegNet(Network):
             return self.block(ConvStack, factor * self.width, count, last * self.width, padding="zeros", name=name)
 
         down = [stack(f"down{level}", factor, count, factor) for level, (factor, count) in enumerate(VGG16)]
-        up = []
-        for level, (factor, count) in enumerate(VGG16):
-            # The mirror of the first convolution is the head.
-            count, last = (count, VGG16[level - 1][0]) if level else (count - 1, factor)
-            up.append(stack(f"up{level}", factor, count, last))
+        (_, first), *deeper = VGG16
+        up = [stack("up0", 1, first - 1, 1)]  # the mirror of the first convolution is the head
+        up += [stack(f"up{i}", factor, count, VGG16[i - 1][0]) for i, (factor, count) in enumerate(deeper, 1)]
         return _pool_and_unpool(x, ctx, down, up, self.deep_dropout), 1
 
 
@@ -60,11 +51,9 @@ class SegNetBasic(Network):
     """SegNet-Basic: four 7×7 convolutions with pooling, four with unpooling, all of one width.
 
     A norm follows every convolution, and a ReLU only in the encoder, as in the paper. A pixel of the lowest level sees
-    106×106 pixels of the image. (The authors' Caffe version begins with local response normalization; here the images
-    are already normalized.)
+    106×106 pixels of the image. The authors' Caffe version begins with local response normalization, which is left out.
 
-    Width 64, 3 channels, 11 classes, batch norm: 1.416 M parameters. Published: 1.425 M, in a table of multiples of
-    0.025 M.
+    Width 64, 3 channels, 11 classes, batch norm: 1.416 M parameters (published: 1.425 M).
 
     Attributes: those of `Network`, and
         width: number of channels of every level.
@@ -89,23 +78,10 @@ class SegNetBasic(Network):
         return _pool_and_unpool(x, ctx, down, up, self.deep_dropout), 1
 
 
-class Conv7x7Block(Block):
-    """7×7 convolution padded by zeros, norm, and optionally ReLU.
+class Conv7x7Block(ConvNorm):
+    """SegNet-Basic's block: a 7×7 `ConvNorm`."""
 
-    Attributes: those of `Block`, and
-        features: number of output channels.
-        relu: whether a ReLU follows.
-    """
-
-    features: int
-    relu: bool = True
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
-        """Maps `[B, H, W, C]` to `[B, H, W, features]`."""
-        x = nn.Conv(self.features, (7, 7), kernel_init=fan_in_normal(2.0), name="conv", **self.conv_fields)(x)
-        x = self.normalize(x, train)
-        return nn.relu(x) if self.relu else x
+    size: int = 7
 
 
 def _pool_and_unpool(

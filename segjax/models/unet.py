@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from segjax import checks
 from segjax.models.layers import ConvBlock, StridedConv3x3, max_pool_2x2, max_pool_2x2_positions
 from segjax.models.network import ForwardContext, Network
-from segjax.models.resnet import check_encoder, encoder_of
+from segjax.models.resnet import encoder_of
 from segjax.models.upsampling import UPSAMPLINGS, upsample_nearest_2x2
 
 DOWNSAMPLINGS = ("max", "stride")
@@ -73,17 +73,16 @@ class UNet(Network):
         checks.choice("downsample", self.downsample, DOWNSAMPLINGS)
         checks.choice("upsample", self.upsample, tuple(UPSAMPLINGS))
         if self.upsample == "max_unpool" and self.downsample != "max":
-            raise ValueError(
-                "upsample='max_unpool' uses the positions of the maxima and needs downsample='max'; "
-                f"got {self.downsample!r}"
-            )
+            reason = "upsample='max_unpool' uses the positions of the maxima and needs downsample='max'"
+            raise ValueError(f"{reason}; got {self.downsample!r}")
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:
         """Maps `[B, H, W, channels]`, H and W multiples of `multiple`, to `[B, H, W, width]`."""
         skips, positions = [], []
         for level in range(self.depth):
-            skips.append(self._conv_block(x, "down", level, ctx))
-            x, where = self._downsample(skips[-1], level, ctx)
+            x = self._conv_block(x, "down", level, ctx)
+            skips.append(x)
+            x, where = self._downsample(x, level, ctx)
             positions.append(where)
         x = self._conv_block(x, "down", self.depth, ctx)
         for level in reversed(range(self.depth)):
@@ -113,13 +112,12 @@ class UNet(Network):
 
 
 class ResNetUNet(Network):
-    r"""U-Net with a ResNet encoder (arXiv 1512.03385): its features of stride 32, upsampled five times by 2.
+    r"""U-Net (arXiv 1505.04597) with a ResNet encoder (1512.03385): its features of stride 32, upsampled five times.
 
     .. math:: y_5 = x_{32}, \qquad y_l = B_l([\,\text{nearest}(y_{l+1}),\ x_{2^l}\,]), \qquad l = 4 \ldots 0
 
     B is two 3×3 convolutions, each with norm and ReLU. At full size, l = 0, there are no encoder features to join. The
     structure is that of segmentation-models-pytorch's `Unet`, except for its head, a 3×3 convolution where ours is 1×1.
-
     ResNet-18, width 64, 3 channels, batch norm: 14.3 M parameters; ResNet-34: 24.4 M.
 
     Attributes: those of `Network`, and
@@ -128,9 +126,6 @@ class ResNetUNet(Network):
         decoder: number of channels of the five decoder steps, coarsest first; None: 4, 2, 1, 1/2 and 1/4 widths.
 
     `deep_dropout` = n applies dropout after the encoder and after the first n - 1 decoder steps; 0 to 5.
-
-    References:
-        Ronneberger et al., arXiv 1505.04597; He et al., arXiv 1512.03385.
     """
 
     num_classes: int
@@ -143,8 +138,7 @@ class ResNetUNet(Network):
     deep_places = RESNET_LEVELS
 
     def check(self) -> None:
-        """Raises a ValueError if the encoder is unknown or `decoder` has not one width per step."""
-        check_encoder(self.encoder_depth, self.multiple)
+        """Raises a ValueError if `decoder` has not one width per step."""
         if len(self._decoder) != RESNET_LEVELS or min(self._decoder) < 1:
             raise ValueError(f"decoder must have {RESNET_LEVELS} positive widths, one per step; got {self._decoder}")
 

@@ -39,15 +39,8 @@ def bed_of_nails_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 def max_unpool_2x2(x: Float[Array, "b h w c"], positions: UInt8[Array, "..."]) -> Float[Array, "b 2*h 2*w c"]:
     """Puts each value at the position of its window's maximum, zeros elsewhere: PyTorch's `max_unpool2d(…, 2)`.
 
-    Args:
-        x: `[B, H, W, C]`.
-        positions: `[B, H, W, C]`, 0 to 3, from `max_pool_2x2_positions`; another shape is a ValueError.
-
-    Returns:
-        `[B, 2H, 2W, C]`, x's dtype. Its gradient takes the values at the positions.
-
-    References:
-        Zeiler et al., ICCV 2011; Badrinarayanan et al., SegNet, arXiv 1511.00561.
+    The positions, 0 to 3, are those of `max_pool_2x2_positions`; a shape other than that of x is a ValueError (Zeiler
+    et al., ICCV 2011; Badrinarayanan et al., SegNet, arXiv 1511.00561).
 
     >>> positions = jnp.array([[3, 0]], jnp.uint8)[None, :, :, None]
     >>> print(max_unpool_2x2(jnp.array([[1.0, 2]])[None, :, :, None], positions)[0, :, :, 0])
@@ -65,14 +58,8 @@ def max_unpool_2x2(x: Float[Array, "b h w c"], positions: UInt8[Array, "..."]) -
 def depth_to_space_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c//4"]:
     """Rearranges four groups of F channels into a 2×2 block: top left, top right, bottom left, bottom right.
 
-    Args:
-        x: `[B, H, W, 4F]`; another number of channels is a ValueError.
-
-    Returns:
-        `[B, 2H, 2W, F]`, x's dtype.
-
-    References:
-        Shi et al., arXiv 1609.05158. They group the four channels of one output together instead.
+    Maps `[B, H, W, 4F]` to `[B, 2H, 2W, F]`; another number of channels is a ValueError. Shi et al., arXiv 1609.05158,
+    group the four channels of one output together instead.
 
     >>> print(depth_to_space_2x2(jnp.arange(8.0).reshape(1, 1, 2, 4))[0, :, :, 0])
     [[0. 1. 4. 5.]
@@ -87,8 +74,7 @@ def depth_to_space_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c/
 class FixedUpsampling2x2(Layer):
     """A 1×1 convolution with bias followed by an upsampling without parameters.
 
-    In this order the convolution costs a quarter. The result is the same in either order for nearest and bilinear, and
-    differs only in the bias for a bed of nails; max unpooling needs as many channels as its positions have.
+    In this order the convolution costs a quarter; max unpooling needs as many channels as its positions have.
 
     Attributes: those of `Layer`, and
         features: number of output channels.
@@ -99,12 +85,10 @@ class FixedUpsampling2x2(Layer):
     upsample: Callable[..., Array]
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], positions: UInt8[Array, "b h w f"] | None = None
-    ) -> Float[Array, "b 2*h 2*w f"]:
+    def __call__(self, x: Float[Array, "b h w c"], *positions: UInt8[Array, "b h w f"]) -> Float[Array, "b 2*h 2*w f"]:
         """Maps `[B, H, W, C]` to `[B, 2H, 2W, features]`."""
         x = nn.Dense(self.features, kernel_init=fan_in_normal(1.0), name="reduce", **self.dtypes)(x)
-        return self.upsample(x) if positions is None else self.upsample(x, positions)
+        return self.upsample(x, *positions)
 
 
 class Upsampling2x2(Layer):
@@ -127,7 +111,7 @@ class ConvTranspose2x2(Upsampling2x2):
     """A 2×2 transposed convolution with stride 2: `nn.ConvTranspose(features, (2, 2), (2, 2))`, same parameters.
 
     The windows do not overlap, so each input pixel yields its own 2×2 block: one 1×1 product to 4 · features channels,
-    then depth to space. The initial kernel has variance 1/C, because one input pixel contributes to an output pixel.
+    then depth to space. The initial kernel has variance 1/C.
 
     Attributes: those of `Layer`, and
         features: number of output channels, F.
@@ -146,9 +130,9 @@ class ConvTranspose2x2(Upsampling2x2):
 class ConvTransposeOverlapping(Upsampling2x2):
     """Transposed convolution with stride 2 and a 3×3 or 4×4 kernel, whose windows overlap.
 
-    PyTorch's `ConvTranspose2d(C, F, k, 2, padding=1, output_padding=4 - k)`. With k = 3 the overlaps are uneven: in a
-    2×2 block one pixel receives one input pixel, two receive two and one receives four, so even constant inputs give a
-    checkerboard. With k = 4 every pixel receives four (Odena et al., Distill 2016).
+    PyTorch's `ConvTranspose2d(C, F, k, 2, padding=1, output_padding=4 - k)`. With k = 3 the pixels of a 2×2 block
+    receive one, two, two and four input pixels, so constant inputs give a checkerboard. With k = 4 every pixel receives
+    four (Odena et al., Distill 2016).
 
     It is computed as one 3×3 convolution to 4 · features channels, whose kernel holds the taps among zeros, then depth
     to space. The initial kernel has variance 4 / (k² C): k² / 4 input pixels contribute to an output pixel on average.
@@ -179,9 +163,8 @@ class ConvTransposeOverlapping(Upsampling2x2):
 class PixelShuffle2x2(Upsampling2x2):
     """Upsampling by 2: a 1×1 convolution with bias to 4·features channels, ReLU, depth to space (arXiv 1609.05158).
 
-    The initial kernel is He-normal with ICNR (Aitken et al., Checkerboard artifact free sub-pixel convolution, arXiv
-    1707.02937): the four groups of channels start equal, so the layer starts as the nearest-neighbour upsampling of a
-    1×1 convolution and ReLU, without a checkerboard. It is fastai's `PixelShuffle_ICNR` without the blur.
+    The initial kernel is He-normal with ICNR (Aitken et al., arXiv 1707.02937): the four groups of channels start
+    equal, so the layer starts as a nearest-neighbour upsampling, without a checkerboard.
 
     Attributes: those of `Layer`, and
         features: number of output channels, F.
@@ -209,9 +192,8 @@ class ConvTransposeBilinear(Layer):
     `ConvTranspose2d(C, C, 2 * s, s, padding=s // 2, groups=C, bias=False)`. Beyond the edges x is continued by its edge
     pixels and not by zeros: a new layer equals `upsample_bilinear` everywhere.
 
-    It is computed as one product of matrices per channel: each of the (H+1)·(W+1) blocks of s×s outputs between four
-    pixels is the sum of the four, each times a quarter of the kernel. XLA's convolution takes a thousand times as long
-    on a CPU.
+    Each of the (H+1)·(W+1) blocks of s×s outputs between four pixels is the sum of the four, each times a quarter of
+    the kernel: one product of matrices per channel. XLA's convolution takes a thousand times as long on a CPU.
 
     Attributes: those of `Layer`, and
         stride: s, even; otherwise a ValueError.

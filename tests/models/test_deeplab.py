@@ -28,32 +28,32 @@ def count(model) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes(model)["params"]))
 
 
-def test_parameter_count_of_v3_plus_is_segmentation_models_pytorchs():
+def test_v3_plus_parameter_count():
     # smp.DeepLabV3Plus("resnet50", encoder_weights=None, classes=12), version 0.6.0:
     # sum(p.numel() for p in model.parameters()).
     assert count(DeepLabV3Plus(12)) == 26_680_412
 
 
-def test_parameter_count_of_v2_is_the_encoder_and_a_convolution_a_rate():
-    # Of torchvision's ResNet-18; with ResNet-101 it is 42,500,160 and 2048 channels.
+def test_v2_parameter_count():
+    # The encoder is torchvision's ResNet-18.
     encoder, channels, classes = 11_176_512, 512, 21
     aspp = 4 * 9 * channels * classes
     assert count(DeepLabV2(classes, encoder_depth=18)) == encoder + aspp + classes * classes + classes
 
 
 @pytest.mark.parametrize(("stride", "rates"), [(8, (12, 24, 36)), (16, (6, 12, 18)), (32, (3, 6, 9))])
-def test_v3_plus_own_dilations_follow_the_output_stride(stride, rates):
+def test_v3_plus_default_rates_follow_the_output_stride(stride, rates):
     names = shapes(V3.clone(output_stride=stride))["params"]["aspp"]
     assert {name for name in names if name.startswith("rate")} == {f"rate{rate}" for rate in rates}
 
 
-def test_v3_plus_own_share_of_the_early_features_is_the_papers():
+def test_v3_plus_default_low_is_the_papers_share():
     for width, depth, low in ((64, 50, 48), (64, 18, 12), (4, 18, 1)):
         model = DeepLabV3Plus(3, encoder_depth=depth, width=width, channels=8)
         assert shapes(model)["params"]["low"]["conv"]["kernel"].shape[-1] == low
 
 
-def test_the_logits_of_v2_do_not_start_larger_for_more_dilations():
+def test_v2_initial_features_have_the_same_scale_for_more_rates():
     def spread_of(rates):
         model = V2.clone(aspp=32, rates=rates)
         images = jax.random.normal(KEY, (1, 64, 64, 3))
@@ -62,11 +62,11 @@ def test_the_logits_of_v2_do_not_start_larger_for_more_dilations():
     assert spread_of((1, 2, 3, 4)) == pytest.approx(spread_of((1,)), rel=0.3)
 
 
-def test_aspp_of_v2_is_the_sum_of_its_dilated_convolutions():
+def test_v2_aspp_is_the_sum_of_its_dilated_convolutions():
     model = V2.clone(aspp=6, rates=(1, 5, 2))
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.standard_normal((1, 40, 56, 3)), jnp.float32)
-    # Statistics have to be positive, and nothing else has.
+    # Batch statistics have to be positive.
     low = {"params": -0.3, "batch_stats": 0.1}
     variables = {
         kind: jax.tree.map(lambda leaf, low=low[kind]: rng.uniform(low, 0.5, leaf.shape).astype(np.float32), tree)
@@ -92,12 +92,12 @@ def test_aspp_of_v2_is_the_sum_of_its_dilated_convolutions():
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_aspp_of_v3_plus_is_segmentation_models_pytorchs():
+def test_aspp_equals_segmentation_models_pytorch():
     expected = np.load(GOLDEN / "resnets.npz")["aspp"]
     image = DRAWN["image"]()
     x = jnp.asarray(np.concatenate([image, image[::-1]], axis=-1)[:, :9, :11])
     model = ASPP(4, (2, 3, 5))
-    # Their names: branch, convolution or norm; a separable convolution is two, and pooling comes before the last one's.
+    # Names of the convolution and the norm of each branch in segmentation-models-pytorch.
     theirs = {
         "point": ("convs.0.0.weight", "convs.0.1"),
         "rate2": ("convs.1.0.1.weight", "convs.1.1"),
@@ -125,7 +125,7 @@ def test_aspp_of_v3_plus_is_segmentation_models_pytorchs():
 
 
 @pytest.mark.parametrize("output_stride", [8, 32])
-def test_v3_plus_answers_at_stride_four_whatever_the_encoders(output_stride):
+def test_v3_plus_logits_are_computed_at_stride_4(output_stride):
     model = V3.clone(output_stride=output_stride)
     images = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.float32)
     output, seen = jax.eval_shape(
@@ -137,13 +137,13 @@ def test_v3_plus_answers_at_stride_four_whatever_the_encoders(output_stride):
     assert output.logits.shape == (1, 64, 96, 3)
 
 
-def test_training_on_one_image_says_why_not():
+def test_v3_plus_rejects_training_on_one_image():
     with pytest.raises(ValueError, match=r"image pooling of DeepLabV3Plus .* at least 2 .*got a batch of 1.*group"):
         jax.eval_shape(partial(V3.apply, train=True, mutable=["batch_stats"]), shapes(V3), ONE_IMAGE)
 
 
-@pytest.mark.parametrize("fields", [{"axis_name": "devices"}, {"norm": "group"}], ids=["synchronised", "group"])
-def test_one_image_a_device_is_enough_where_statistics_are_not_of_it_alone(fields):
+@pytest.mark.parametrize("fields", [{"axis_name": "devices"}, {"norm": "group"}], ids=["synchronized", "group"])
+def test_v3_plus_trains_on_one_image_per_device_with_shared_statistics(fields):
     model = V3.clone(**fields)
 
     def step(variables, images):
@@ -159,7 +159,7 @@ def test_one_image_a_device_is_enough_where_statistics_are_not_of_it_alone(field
     [(V2.clone(deep_dropout=1), [32]), (V3.clone(deep_dropout=1), [8]), (V3.clone(deep_dropout=2), [8, 8])],
     ids=["v2", "v3+ 1", "v3+ 2"],
 )
-def test_deep_dropout_is_at_aspp_and_after_the_decoder(model, widths, monkeypatch):
+def test_deep_dropout_places(model, widths, monkeypatch):
     seen = []
     monkeypatch.setattr(network, "dropout", lambda x, rate, keys: seen.append(x.shape[-1]) or x)
     variables = shapes(model.clone(deep_dropout=0))
@@ -178,6 +178,6 @@ def test_deep_dropout_is_at_aspp_and_after_the_decoder(model, widths, monkeypatc
         ({"rates": (6, 6)}, r"rates must be one or more different .* got \(6, 6\)"),
     ],
 )
-def test_wrong_fields_are_named(model, fields, message):
+def test_invalid_fields_are_rejected(model, fields, message):
     with pytest.raises(ValueError, match=message):
         model.clone(**fields).init(KEY, jnp.zeros((1, 32, 32, 3)), train=False)

@@ -24,7 +24,7 @@ from segjax.models import (
     network,
 )
 
-# Small, and with every place where something can go wrong once.
+# Small; each kind of layer occurs once.
 NETWORKS = {
     "patch classifier": PatchClassifier(3, width=4, depth=1),
     "fcn": FCN(3, width=4, hidden=8),
@@ -44,16 +44,16 @@ SIZE = (45, 67)
 every_network = pytest.mark.parametrize("model", NETWORKS.values(), ids=NETWORKS)
 
 
-def pictures(*shape: int) -> jax.Array:
+def random_images(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(7).standard_normal(shape), jnp.float32)
 
 
-IMAGES = pictures(2, *SIZE, 3)
+IMAGES = random_images(2, *SIZE, 3)
 
 
 @cache
 def start(model):
-    """Variables as after `init`, whose compilation takes longer than all that is asked of them."""
+    """Returns variables like those of `init`, drawn by NumPy because compiling `init` takes longer than the tests."""
     rng = np.random.default_rng(0)
 
     def drawn(path, leaf):
@@ -74,7 +74,7 @@ def evaluate(model, variables, images):
 
 @cache
 def gradients(model):
-    variables, target = start(model.clone(remat=False)), pictures(*IMAGES.shape[:3], 3)
+    variables, target = start(model.clone(remat=False)), random_images(*IMAGES.shape[:3], 3)
 
     def loss(params):
         output, _ = model.apply({**variables, "params": params}, IMAGES, train=True, mutable=["batch_stats"])
@@ -84,8 +84,8 @@ def gradients(model):
 
 
 def shapes(model, images=IMAGES, **arguments):
-    """What a pass gives, as shapes and dtypes: nothing is compiled or computed."""
-    # Parameters know neither of dropout nor of the images' size.
+    """Returns the shapes and dtypes of a pass, without compiling it."""
+    # Parameters depend neither on dropout nor on the size of the images.
     variables = parameters(model.clone(dropout="none", heads=3, mask="element", deep_dropout=0))
     return jax.eval_shape(partial(model.apply, train=False, **arguments), variables, images)
 
@@ -100,7 +100,7 @@ def paths(tree):
 
 
 @every_network
-def test_an_odd_size_gives_logits_of_that_size(model):
+def test_logits_have_the_size_of_images_of_odd_size(model):
     output = evaluate(model, start(model), IMAGES)
     assert output.logits.shape == (*IMAGES.shape[:3], 3)
     assert output.features.shape[:3] == IMAGES.shape[:3]
@@ -109,13 +109,13 @@ def test_an_odd_size_gives_logits_of_that_size(model):
 
 
 @every_network
-@pytest.mark.parametrize("size", [(1, 1), (3, 70), (97, 131)])
-def test_every_size_is_taken(model, size):
-    assert shapes(model, pictures(1, *size, 3)).logits.shape == (1, *size, 3)
+@pytest.mark.parametrize("size", [(1, 1), (3, 70)])
+def test_logits_have_the_size_of_tiny_images(model, size):
+    assert shapes(model, random_images(1, *size, 3)).logits.shape == (1, *size, 3)
 
 
 @every_network
-def test_init_apply_and_gradient_pass_under_strict_promotion(model):
+def test_init_apply_and_gradient_under_strict_promotion(model):
     model = model.clone(dropout="sampled", deep_dropout=model.deep_places)
 
     def everything(images):
@@ -149,7 +149,7 @@ def test_symbolic_sizes_are_valid_from_the_minimum(model, monkeypatch):
 
 
 @every_network
-def test_the_logits_are_the_head_of_the_features(model):
+def test_logits_are_the_head_of_the_features(model):
     output = evaluate(model, start(model), IMAGES)
     linear = start(model)["params"]["head"]["linear"]
     expected = output.features @ linear["kernel"] + linear["bias"]
@@ -157,7 +157,7 @@ def test_the_logits_are_the_head_of_the_features(model):
 
 
 @every_network
-def test_nothing_after_the_head_cancels_the_prior(model):
+def test_head_bias_alone_gives_the_prior(model):
     variables = start(model)
     prior = jnp.array([-4.0, 0.5, 2.0])
     linear = {"kernel": jnp.zeros_like(variables["params"]["head"]["linear"]["kernel"]), "bias": prior}
@@ -180,51 +180,41 @@ def test_gradient_reaches_every_parameter(model):
 
 
 @every_network
-def test_rematerialisation_changes_no_parameter_and_computes_blocks_again(model):
-    remat = model.clone(remat=True)
-    assert parameters(remat) == parameters(model)
-
-    def again(model):
-        variables = parameters(model)
-        forward = partial(model.apply, train=True, mutable=["batch_stats"])
-        return str(jax.make_jaxpr(forward)(variables, IMAGES)).count("remat")
-
-    assert again(remat) > again(model) == 0
+def test_remat_dropout_dtype_and_axis_name_do_not_change_the_parameters(model):
+    fields = {"remat": True, "axis_name": "devices", "dtype": jnp.bfloat16}
+    other = model.clone(dropout="sampled", heads=5, deep_dropout=model.deep_places, **fields)
+    assert parameters(other) == parameters(model)
 
 
 @every_network
-def test_bfloat16_computes_in_bfloat16_and_keeps_and_answers_float32(model):
-    half = model.clone(dtype=jnp.bfloat16)
-    assert parameters(half) == parameters(model)
-    output = shapes(half)
+def test_remat_computes_blocks_again(model):
+    forward = partial(model.clone(remat=True).apply, train=True, mutable=["batch_stats"])
+    assert "remat" in str(jax.make_jaxpr(forward)(parameters(model), IMAGES))
+
+
+@every_network
+def test_bfloat16_network_has_float32_logits(model):
+    output = shapes(model.clone(dtype=jnp.bfloat16))
     assert output.features.dtype == jnp.bfloat16
     assert output.logits.dtype == jnp.float32
 
 
 @every_network
-def test_parameters_know_nothing_of_dropout_or_devices(model):
-    other = model.clone(axis_name="devices", dropout="sampled", heads=5, deep_dropout=model.deep_places)
-    assert parameters(other) == parameters(model)
-
-
-@every_network
-@pytest.mark.parametrize("norm", ["group", "none"])
-def test_other_norms_have_no_batch_statistics(model, norm):
+def test_only_batch_norm_has_batch_statistics(model):
     assert set(parameters(model)) == {"params", "batch_stats"}
-    assert set(parameters(model.clone(norm=norm))) == {"params"}
+    assert set(parameters(model.clone(norm="group"))) == {"params"}
 
 
 @every_network
-def test_the_heads_are_of_the_images_size(model):
+def test_samples_and_variance_have_the_size_of_the_images(model):
     size = IMAGES.shape[:3]
-    for mask in ("element", "channel"):
-        sampled = shapes(model.clone(dropout="sampled", heads=5, mask=mask), rngs={"dropout": KEY})
-        assert sampled.mc_logits.shape == (5, *size, 3)
+    sampled = shapes(model.clone(dropout="sampled", heads=5, mask="channel"), rngs={"dropout": KEY})
+    assert sampled.mc_logits.shape == (5, *size, 3)
     assert shapes(model.clone(dropout="analytic")).logit_variance.shape == (*size, 3)
 
 
 @every_network
-def test_each_deep_place_has_dropout_of_its_own(model, monkeypatch):
+def test_deep_dropout_adds_dropout_at_each_place(model, monkeypatch):
     keys = []
 
     def spy(x, rate, keys_of_place):
@@ -242,7 +232,7 @@ def test_each_deep_place_has_dropout_of_its_own(model, monkeypatch):
 
 
 @every_network
-def test_names_of_parameters_are_readable(model):
+def test_parameter_names_are_readable(model):
     # Linen's own names are Conv_0, Dense_1.
     assert [path for path in paths(parameters(model)) if re.search(r"(^|/)[A-Z]\w*_\d+(/|$)", path)] == []
     for section in ("head/linear/kernel", "head/linear/bias"):

@@ -23,19 +23,19 @@ def shapes(model: FCN):
 
 @cache
 def start():
-    """The parameters of all three: the coarser ones' are among the finest one's."""
+    """Returns the parameters of FCN-8s, which contain those of the coarser networks."""
     return jax.jit(partial(SMALL.init, train=False))(jax.random.key(0), IMAGES)
 
 
 @partial(jax.jit, static_argnums=0)
 def evaluate(model: FCN, variables, images):
-    """What it answers, and what its layers did."""
+    """Returns the output of the network and of its layers."""
     output, kept = model.apply(variables, images, train=False, mutable=["intermediates"], capture_intermediates=True)
     return output, {name: layer["__call__"][0] for name, layer in kept["intermediates"].items() if "__call__" in layer}
 
 
 @pytest.mark.parametrize(("stride", "skips"), [(32, ()), (16, (512,)), (8, (512, 256))])
-def test_parameter_count_is_the_papers_134_million(stride, skips):
+def test_fcn_parameter_count(stride, skips):
     widths = [3, 64, 64, 128, 128, 256, 256, 256, *[512] * 6]
     vgg16 = sum(9 * i * o + o for i, o in pairwise(widths))
     assert vgg16 == 14_714_688  # as torchvision.models.vgg16().features
@@ -49,12 +49,12 @@ def test_parameter_count_is_the_papers_134_million(stride, skips):
 
 
 @pytest.mark.parametrize("stride", [16, 32])
-def test_the_finest_network_starts_as_the_coarser_ones(stride):
+def test_fcn_8s_starts_as_the_coarser_networks(stride):
     finest, _ = evaluate(SMALL, start(), IMAGES)
     coarser, layers = evaluate(SMALL.clone(stride=stride), start(), IMAGES)
     linear = start()["params"]["head"]["linear"]
     scores = layers["score_fr"] if stride == 32 else layers["upscore2"]
-    # Interpolated in several steps, where the coarser one takes one.
+    # Upsampled in several steps, where the coarser network takes one.
     for step in (*[2] * (stride // 16), 8):
         scores = upsample_bilinear(scores, step)
     expected = scores[:, :45, :70] @ linear["kernel"] + linear["bias"]
@@ -62,7 +62,7 @@ def test_the_finest_network_starts_as_the_coarser_ones(stride):
     assert np.abs(finest.logits - coarser.logits).mean() < 0.1 * coarser.logits.std()
 
 
-def test_scores_are_upsampled_and_summed_from_coarse_to_fine():
+def test_fcn_scores_are_upsampled_and_summed_from_coarse_to_fine():
     rng = np.random.default_rng(1)
     params = dict(start()["params"])
     for name in SCORES[1:]:
@@ -77,9 +77,9 @@ def test_scores_are_upsampled_and_summed_from_coarse_to_fine():
     np.testing.assert_allclose(output.features, upsample_bilinear(summed, 8)[:, :45, :70], atol=1e-5)
 
 
-def test_the_logits_are_those_of_torchvisions_vgg16_made_an_fcn_8s():
+def test_fcn_8s_logits_equal_torchvision_vgg16():
     def drawn(path, leaf):
-        """As in golden/fcn.py."""
+        """Draws an array as golden/fcn.py does."""
         name, shape = "/".join(key.key for key in path), leaf.shape
         scale = np.sqrt(2 / np.prod(shape[:-1])) if len(shape) > 1 else 0.1
         return (np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape) * scale).astype(np.float32)
@@ -91,15 +91,15 @@ def test_the_logits_are_those_of_torchvisions_vgg16_made_an_fcn_8s():
     np.testing.assert_allclose(output.logits, expected, atol=1e-5)
 
 
-def test_a_score_sees_the_404_pixels_of_vgg16s_layers():
-    # Positive kernels, no biases, and an image that is 0 but for a bright line: what sees it is more than 0.
+def test_fcn_score_has_a_receptive_field_of_404_pixels():
+    # With positive kernels, no biases and one bright line, only the scores that see the line are positive.
     model = FCN(1, width=1, hidden=1, stride=32, norm="none")
     params = jax.tree.map(lambda x: jnp.full(x.shape, 0.2 * (x.ndim > 1)), shapes(model)["params"])
     lines = (300, 301, 330, 512)
     images = jnp.zeros((len(lines), 704, 32, 1)).at[jnp.arange(len(lines)), jnp.asarray(lines)].set(1.0)
     params["block1"]["conv1"]["kernel"] = params["block1"]["conv1"]["kernel"][:, :, :1]
     _, layers = evaluate(model, {"params": params}, images)
-    # Of each layer its kernel, stride and padding: where what an output sees begins and how much that is.
+    # (kernel, stride, padding) of each layer give the beginning and the size of the receptive field.
     begin, size, jump = 0, 1, 1
     block = [(3, 1, 1), (2, 2, 0)]
     for kernel, stride, padding in [*block[:1], *block] * 2 + [*block[:1] * 2, *block] * 3 + [(7, 1, 3), (1, 1, 0)]:
@@ -118,7 +118,7 @@ def test_a_score_sees_the_404_pixels_of_vgg16s_layers():
         (2, ["fc6", "dropout", "fc7", "dropout", "score_fr"]),
     ],
 )
-def test_deep_dropout_follows_the_fully_connected_layers(deep_dropout, order, monkeypatch):
+def test_fcn_deep_dropout_follows_the_fully_connected_layers(deep_dropout, order, monkeypatch):
     seen = []
 
     def spy(x, rate, keys):
@@ -138,13 +138,13 @@ def test_deep_dropout_follows_the_fully_connected_layers(deep_dropout, order, mo
     assert seen == order
 
 
-def test_more_scores_than_classes_are_the_heads_features():
+def test_fcn_score_sets_the_features_of_the_head():
     params = shapes(SMALL.clone(score=7))["params"]
     assert {params[name]["kernel"].shape[-1] for name in SCORES} == {7}
     assert params["upscore2"]["kernel"].shape == params["upscore_pool4"]["kernel"].shape == (4, 4, 1, 7)
     assert params["head"]["linear"]["kernel"].shape == (7, 3)
 
 
-def test_another_stride_is_named():
+def test_fcn_rejects_stride_4():
     with pytest.raises(ValueError, match="stride of an FCN must be 8, 16 or 32; got 4"):
         shapes(SMALL.clone(stride=4))

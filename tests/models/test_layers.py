@@ -36,26 +36,26 @@ def assert_close(actual, expected, atol=1e-5):
 
 
 def value_and_gradients(function, *args):
-    """The output, and the gradients of a generic scalar of it with respect to every argument."""
+    """Returns the output, and the gradients of a random projection of it with respect to every argument."""
     output, pull_back = jax.vjp(function, *args)
     return output, pull_back(normal(99, *output.shape))
 
 
-def test_zero_padded_convolution_is_linens():
+def test_conv3x3_zeros_equals_nn_conv():
     x = normal(0, 1, 4, 5, 2)
     variables = {"params": {"kernel": normal(1, 3, 3, 2, 3), "bias": normal(2, 3)}}
     module = Conv3x3(3, padding="zeros", use_bias=True)
     assert_close(module.apply(variables, x), nn.Conv(3, (3, 3)).apply(variables, x))
 
 
-def test_conv3x3_reflect_is_the_convolution_of_the_reflected_image():
+def test_conv3x3_reflect_equals_the_convolution_of_the_reflected_image():
     x, variables = normal(0, 2, 3, 6, 2), {"params": {"kernel": normal(1, 3, 3, 2, 3)}}
     reflected = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     plain = nn.Conv(3, (3, 3), padding="VALID", use_bias=False).apply(variables, reflected)
     assert_close(Conv3x3(3).apply(variables, x), plain)
 
 
-def test_unknown_padding_is_named():
+def test_unknown_padding_is_rejected():
     with pytest.raises(ValueError, match="padding must be one of 'reflect', 'zeros'; got 'circular'"):
         Conv3x3(2, padding="circular").init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
     with pytest.raises(ValueError, match="padding must be one of 'reflect', 'zeros'; got 'circular'"):
@@ -63,8 +63,8 @@ def test_unknown_padding_is_named():
 
 
 @pytest.mark.parametrize("padding", ["reflect", "zeros"])
-def test_a_strided_convolution_is_every_second_pixel_of_one_with_stride_1(padding):
-    # Even rows and columns; a plain 3×3 convolution is then right at the bottom and the right too.
+def test_strided_conv3x3_is_every_second_pixel_of_conv3x3(padding):
+    # Of even size, so that the padding at the bottom and the right does not matter.
     x = normal(0, 2, 6, 8, 3)
     strided = StridedConv3x3(4, norm="none", padding=padding)
     y, variables = strided.init_with_output(jax.random.key(0), x, False)
@@ -72,18 +72,18 @@ def test_a_strided_convolution_is_every_second_pixel_of_one_with_stride_1(paddin
     assert_close(y, nn.relu(plain[:, ::2, ::2]))
 
 
-def test_a_strided_convolution_refuses_odd_sizes():
+def test_strided_conv3x3_rejects_odd_sizes():
     with pytest.raises(ValueError, match="even height and width; got 3x4"):
         StridedConv3x3(2).init(jax.random.key(0), jnp.zeros((1, 3, 4, 1)), False)
 
 
 @pytest.mark.parametrize(("norm", "biased"), [("batch", False), ("group", False), ("none", True)])
-def test_convolutions_have_a_bias_only_without_a_norm(norm, biased):
+def test_conv_block_has_a_bias_only_without_a_norm(norm, biased):
     params = ConvBlock(4, norm=norm).init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)), False)["params"]
     assert ("bias" in params["conv1"], "bias" in params["conv2"]) == (biased, biased)
 
 
-def test_a_stack_is_its_convolutions_one_after_another():
+def test_conv_stack_equals_its_convolutions_in_sequence():
     x = normal(0, 1, 4, 6, 3)
     stack, block = ConvStack(8, 3, last=4, norm="none"), ConvBlock(8, norm="none")
     y, variables = stack.init_with_output(jax.random.key(0), x, False)
@@ -97,23 +97,23 @@ def test_a_stack_is_its_convolutions_one_after_another():
     assert_close(y, nn.relu(Conv3x3(4, use_bias=True).apply({"params": params["conv3"]}, two)))
 
 
-def test_an_empty_stack_is_refused():
+def test_conv_stack_rejects_count_0():
     with pytest.raises(ValueError, match="count of ConvStack must be at least 1; got 0"):
         ConvStack(4, 0).init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), False)
 
 
-def test_initial_convolutions_keep_the_scale_under_relu():
+def test_initial_conv3x3_keeps_the_scale_under_relu():
     x = jnp.abs(normal(0, 1, 32, 32, 64))
     y, _ = Conv3x3(64).init_with_output(jax.random.key(1), x)
     np.testing.assert_allclose((y**2).mean(), 2 * (x**2).mean(), rtol=0.15)
 
 
-def test_initial_kernels_are_linens():
+def test_fan_in_normal_equals_he_normal():
     key, shape = jax.random.key(3), (3, 3, 4, 5)
     assert_close(fan_in_normal(2.0, 36)(key, shape), nn.initializers.he_normal()(key, shape))
 
 
-def test_padding_to_a_multiple_keeps_the_image_in_the_corner():
+def test_pad_to_multiple_keeps_the_image_in_the_corner():
     x = normal(0, 1, 5, 8, 2)
     padded = pad_to_multiple(x, 4, minimum=12)
     assert padded.shape == (1, 12, 12, 2)
@@ -131,12 +131,12 @@ def test_batch_norm_of_half_precision_keeps_its_statistics_in_float32():
     np.testing.assert_allclose(updated["batch_stats"]["batch"]["mean"], 0.1 * (1 + 2**-8), rtol=1e-6)
 
 
-def test_unknown_norm_is_named():
+def test_unknown_norm_is_rejected():
     with pytest.raises(ValueError, match="'batch', 'group' or 'none'; got 'layer'"):
         Norm("layer").init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), train=True)
 
 
-def test_batch_norm_normalises_channels_far_from_zero():
+def test_batch_norm_normalizes_channels_far_from_zero():
     # E[x²] - E[x]² in float32 would leave nothing of this variance.
     x = 3e4 + normal(0, 4, 8, 8, 3)
     y, _ = Norm("batch").init_with_output(jax.random.key(0), x, train=True)
@@ -152,21 +152,21 @@ def test_batch_norm_statistics_move_by_a_tenth():
     assert_close(statistics["var"], 0.9 + 0.1 * x.var((0, 1, 2)))
 
 
-def test_group_norm_takes_each_example_alone():
+def test_group_norm_normalizes_examples_separately():
     x = normal(0, 2, 4, 4, 12)
     variables = Norm("group").init(jax.random.key(0), x, train=True)
     both, alone = (Norm("group").apply(variables, a, train=True) for a in (x, x[:1]))
     assert_close(both[:1], alone)
 
 
-def test_max_pool_equals_linens_in_value_and_gradient():
+def test_max_pool_2x2_equals_nn_max_pool():
     x = normal(0, 2, 6, 8, 3)
     actual = jax.jit(lambda x: value_and_gradients(max_pool_2x2, x))(x)
     expected = jax.jit(lambda x: value_and_gradients(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x))(x)
     assert_close(actual, expected, atol=0)
 
 
-def test_max_pool_gives_the_gradient_of_a_tie_to_the_first_as_linens():
+def test_max_pool_2x2_gives_the_gradient_of_a_tie_to_the_first():
     tied = jnp.array([[5.0, 5.0, 1.0, 2.0], [5.0, 0.0, 2.0, 2.0]]).reshape(1, 2, 4, 1)
     ours = jax.grad(lambda x: max_pool_2x2(x).sum())(tied)
     np.testing.assert_array_equal(ours.ravel(), [1, 0, 0, 1, 0, 0, 0, 0])
@@ -174,24 +174,24 @@ def test_max_pool_gives_the_gradient_of_a_tie_to_the_first_as_linens():
 
 
 @pytest.mark.parametrize("place", range(4))
-def test_max_pool_hides_no_nan(place):
+def test_max_pool_2x2_propagates_nan(place):
     window = jnp.arange(4.0).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
     assert jnp.isnan(max_pool_2x2(window)).all()
 
 
 @pytest.mark.parametrize("pool", [max_pool_2x2, max_pool_2x2_positions])
-def test_max_pool_refuses_odd_sizes(pool):
+def test_max_pool_2x2_rejects_odd_sizes(pool):
     with pytest.raises(ValueError, match="even height and width; got 3x4"):
         pool(jnp.zeros((1, 3, 4, 1)))
 
 
 @pytest.mark.parametrize("dilation", [1, 4])
-def test_dense_max_pool_is_that_of_every_offset_in_value_and_gradient(dilation):
-    # Of few values, so that windows have ties.
+def test_max_pool_2x2_dense_equals_max_pool_at_all_offsets(dilation):
+    # Few values, so that windows have ties.
     x = jnp.round(normal(0, 2, 4 * dilation, 5 * dilation, 3))
 
     def of_every_offset(x):
-        # Pixels `dilation` apart are neighbours of a map of their own; its windows begin at every place.
+        # Pixels `dilation` apart are neighbours in a tile.
         tiles = [[x[:, i::dilation, j::dilation] for j in range(dilation)] for i in range(dilation)]
         pooled = [[nn.max_pool(tile, (2, 2), (1, 1)) for tile in row] for row in tiles]
         y = jnp.stack([jnp.stack(row, axis=3) for row in pooled], axis=2)
@@ -202,12 +202,12 @@ def test_dense_max_pool_is_that_of_every_offset_in_value_and_gradient(dilation):
     assert_close(actual, expected, atol=0)
 
 
-# Of few different values, so that every kind of tie comes up.
+# Few different values, so that every kind of tie occurs.
 WINDOWS = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=48, max_size=48)
 
 
 @given(WINDOWS)
-def test_positions_are_the_first_maxima_as_numpy_finds_them(values):
+def test_max_pool_2x2_positions_equal_numpy_argmax(values):
     x = np.asarray(values, np.float32).reshape(1, 4, 6, 2)
     windows = x.reshape(1, 2, 2, 3, 2, 2).transpose(0, 1, 3, 5, 2, 4).reshape(1, 2, 3, 2, 4)
     pooled, positions = _pool(x)
@@ -220,8 +220,8 @@ _pool = jax.jit(max_pool_2x2_positions)
 
 
 @pytest.mark.parametrize("size", [(6, 8), (7, 9), (1, 2)])
-def test_overlapping_max_pool_equals_linens_in_value_and_gradient(size):
-    # Few different numbers: nearly every window has ties.
+def test_max_pool_3x3_equals_nn_max_pool(size):
+    # Few different values: nearly every window has ties.
     x = jnp.round(normal(0, 2, *size, 3))
 
     def linens(x):
@@ -234,7 +234,7 @@ def test_overlapping_max_pool_equals_linens_in_value_and_gradient(size):
 @pytest.mark.parametrize(
     ("size", "stride", "dilation"), [(1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 4), (7, 2, 1)]
 )
-def test_convolutions_take_every_stride_th_pixel_and_see_zeros_beyond_the_edge(size, stride, dilation):
+def test_conv_equals_numpy_with_zero_padding(size, stride, dilation):
     x, kernel, bias = normal(0, 1, 9, 6, 2), normal(1, size, size, 2, 3), normal(2, 3)
     conv = Conv(3, size, stride, dilation, use_bias=True)
     actual = conv.apply({"params": {"kernel": kernel, "bias": bias}}, x)
@@ -246,7 +246,7 @@ def test_convolutions_take_every_stride_th_pixel_and_see_zeros_beyond_the_edge(s
     np.testing.assert_allclose(actual, np.einsum("bhiwjc,ijcf->bhwf", windows, kernel) + bias, atol=1e-5, rtol=1e-5)
 
 
-def test_a_separable_convolution_is_the_full_one_of_the_kernels_product():
+def test_separable_conv3x3_equals_conv_of_the_product_kernel():
     x, depthwise, pointwise = normal(0, 2, 6, 7, 4), normal(1, 3, 3, 4), normal(2, 1, 1, 4, 5)
     conv = SeparableConv3x3(5, dilation=2)
     shapes = jax.tree.map(jnp.shape, conv.init(jax.random.key(0), x)["params"])
@@ -257,14 +257,14 @@ def test_a_separable_convolution_is_the_full_one_of_the_kernels_product():
 
 
 @pytest.mark.parametrize("conv", [Conv(64), SeparableConv3x3(64)], ids=["full", "separable"])
-def test_initial_kernels_of_full_and_separable_convolutions_keep_the_scale_under_relu(conv):
+def test_initial_conv_and_separable_conv_keep_the_scale_under_relu(conv):
     x = normal(0, 1, 24, 24, 32)
     y, _ = jax.jit(conv.init_with_output)(jax.random.key(1), x)
     np.testing.assert_allclose((y**2).mean(), 2 * (x**2).mean(), rtol=0.3)
 
 
 @pytest.mark.parametrize(("norm", "biased"), [("group", False), ("none", True)])
-def test_there_is_a_bias_only_without_a_norm(norm, biased):
+def test_conv_norm_has_a_bias_only_without_a_norm(norm, biased):
     for separable in (False, True):
         block = ConvNorm(4, separable=separable, norm=norm)
         params = jax.eval_shape(partial(block.init, train=False), jax.random.key(0), jnp.zeros((1, 4, 4, 2)))["params"]
@@ -272,7 +272,7 @@ def test_there_is_a_bias_only_without_a_norm(norm, biased):
 
 
 @pytest.mark.parametrize(("dilation", "size"), [(1, (5, 6)), (3, (7, 4)), (6, (3, 3))])
-def test_depthwise_convolution_and_its_gradients_are_xlas(dilation, size):
+def test_depthwise3x3_equals_grouped_convolution(dilation, size):
     x, kernel = normal(0, 2, *size, 5), normal(1, 3, 3, 5)
 
     def grouped(x, kernel):

@@ -1,3 +1,5 @@
+"""The linear head, dropout, and the upsampling of coarse features in `Network`."""
+
 import inspect
 from functools import cache, partial
 
@@ -8,7 +10,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from segjax.models import LinearHead, Segmentation, example_dropout_keys, head_samples, logit_variance
+from segjax.models import LinearHead, Network, Segmentation, example_dropout_keys, head_samples, logit_variance
 from segjax.models.layers import upsample_bilinear
 from segjax.models.network import dropout
 
@@ -27,7 +29,7 @@ def samples_of(features, kernel, bias, keys, rate, heads=3, mask="element"):
     return head_samples(features, kernel, bias, keys, heads=heads, rate=rate, mask=mask)
 
 
-def test_bias_and_kernel_start_as_asked():
+def test_linear_head_initial_bias_and_kernel_stddev():
     features = jnp.ones((1, 4, 4, 64))
     params = LinearHead(64, bias_init=tuple(map(float, range(64))), kernel_stddev=0.01).init(
         jax.random.key(1), features
@@ -37,18 +39,18 @@ def test_bias_and_kernel_start_as_asked():
     np.testing.assert_allclose(linear["kernel"].std(), 0.01, rtol=0.1)
 
 
-def test_bfloat16_features_give_float32_logits():
+def test_linear_head_of_bfloat16_features_returns_float32():
     logits, variables = LinearHead(3).init_with_output(jax.random.key(0), jnp.ones((1, 2, 2, 4), jnp.bfloat16))
     assert logits.dtype == jnp.float32
     assert variables["params"]["linear"]["kernel"].dtype == jnp.float32
 
 
-def test_a_bias_of_the_wrong_length_is_an_error():
+def test_linear_head_rejects_bias_of_wrong_length():
     with pytest.raises(ValueError, match=r"one value per class, 3; got \(1.0, 2.0\)"):
         LinearHead(3, bias_init=(1.0, 2.0)).init(jax.random.key(0), jnp.ones((1, 2, 2, 4)))
 
 
-def test_a_segmentation_is_a_pytree():
+def test_segmentation_is_a_pytree():
     output = Segmentation(jnp.ones((1, 2, 2, 3)), None, None, jnp.ones((1, 2, 2, 4)))
     doubled = jax.tree.map(lambda x: 2 * x, output)
     assert isinstance(doubled, Segmentation)
@@ -62,7 +64,7 @@ def many(mask):
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_sampled_variance_tends_to_the_analytic_as_one_over_root_k(mask):
+def test_sampled_variance_converges_to_logit_variance_as_one_over_root_k(mask):
     exact = np.asarray(logit_variance(FEATURES, KERNEL, 0.3))
     sizes, errors = (32, 128, 512, 2048), []
     for size in sizes:
@@ -74,19 +76,19 @@ def test_sampled_variance_tends_to_the_analytic_as_one_over_root_k(mask):
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_the_mean_of_the_samples_is_the_clean_head(mask):
+def test_head_samples_mean_is_head_without_dropout(mask):
     np.testing.assert_allclose(many(mask).mean(0), CLEAN, atol=0.12)
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_pixels_are_thinned_alike_by_a_channel_mask_only(mask):
+def test_only_channel_masks_are_the_same_for_all_pixels(mask):
     alike = jnp.broadcast_to(FEATURES[:, :1, :1], FEATURES.shape)
     spread = np.ptp(samples_of(alike, KERNEL, BIAS, KEYS, 0.3, mask=mask), axis=(2, 3)).max()
     assert (spread > 0.1) == (mask == "element")
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_heads_are_explicit_dropout_passes_through_the_shared_head(mask):
+def test_head_samples_equal_dropout_followed_by_the_head(mask):
     actual = samples_of(FEATURES, KERNEL, BIAS, KEYS, 0.3, mask=mask)
     for k in range(3):
         keys = jax.vmap(lambda key, k=k: jax.random.fold_in(key, k))(KEYS)
@@ -94,7 +96,7 @@ def test_heads_are_explicit_dropout_passes_through_the_shared_head(mask):
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_masks_depend_on_the_example_and_not_on_batch_heads_or_mapping(mask):
+def test_head_samples_depend_on_the_example_and_not_on_batch_heads_or_mapping(mask):
     whole = np.asarray(samples_of(FEATURES, KERNEL, BIAS, KEYS, 0.3, mask=mask))
     order = jnp.array([3, 0, 7])
     some = samples_of(FEATURES[order], KERNEL, BIAS, KEYS[order], 0.3, mask=mask)
@@ -117,7 +119,7 @@ def variance_and_gradients(features, kernel, keys, rate, mask):
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_devices_of_a_checked_shard_map_compute_what_one_device_computes(mask):
+def test_head_samples_gradients_in_shard_map_equal_those_of_one_device(mask):
     def step(features, keys):
         value, (to_features, to_kernel) = variance_and_gradients(features, KERNEL, keys, 0.3, mask)
         return jax.lax.psum(value, "devices"), to_features, to_kernel
@@ -133,7 +135,7 @@ def test_devices_of_a_checked_shard_map_compute_what_one_device_computes(mask):
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.999])
 @pytest.mark.parametrize("mask", MASKS)
-def test_gradients_are_finite_and_reach_features_and_kernel(rate, mask):
+def test_head_samples_gradients_are_finite_and_not_zero(rate, mask):
     value, (to_features, to_kernel) = variance_and_gradients(FEATURES, KERNEL, KEYS, rate, mask)
     assert np.isfinite(value)
     assert np.isfinite(to_features).all()
@@ -143,14 +145,14 @@ def test_gradients_are_finite_and_reach_features_and_kernel(rate, mask):
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_without_dropout_every_sample_is_the_clean_head_and_the_variance_0(mask):
+def test_head_samples_and_logit_variance_at_rate_0(mask):
     samples = samples_of(FEATURES, KERNEL, BIAS, KEYS, 0.0, mask=mask)
     np.testing.assert_array_equal(samples, jnp.broadcast_to(samples[0], samples.shape))
     np.testing.assert_allclose(samples[0], CLEAN, atol=1e-6)
     np.testing.assert_array_equal(logit_variance(FEATURES, KERNEL, 0), 0)
 
 
-def test_the_analytic_variance_has_the_gradient_of_its_formula():
+def test_logit_variance_gradient_equals_its_formula():
     p, x, w = 0.25, np.asarray(FEATURES), np.asarray(KERNEL)
     to_x, to_w, to_p = jax.grad(lambda x, w, p: logit_variance(x, w, p).sum(), (0, 1, 2))(FEATURES, KERNEL, p)
     np.testing.assert_allclose(to_x, 2 / 3 * x * (w**2).sum(-1), rtol=1e-5)
@@ -159,7 +161,7 @@ def test_the_analytic_variance_has_the_gradient_of_its_formula():
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_no_copy_of_the_features_a_head_is_kept_for_the_backward_pass(mask):
+def test_head_samples_keeps_no_copy_of_the_features_per_head(mask):
     heads = 7
     _, backward = jax.vjp(
         lambda x, w: head_samples(x, w, BIAS, KEYS, heads=heads, rate=0.3, mask=mask), FEATURES, KERNEL
@@ -169,7 +171,7 @@ def test_no_copy_of_the_features_a_head_is_kept_for_the_backward_pass(mask):
     assert sum(leaf.size for leaf in kept) < 3 * FEATURES.size
 
 
-def test_one_compilation_serves_every_rate():
+def test_head_samples_and_logit_variance_compile_once_for_all_rates():
     traces = []
 
     @jax.jit
@@ -183,7 +185,7 @@ def test_one_compilation_serves_every_rate():
     assert len(traces) == 1
 
 
-def test_bfloat16_features_are_computed_in_float32():
+def test_head_samples_and_logit_variance_compute_in_float32():
     narrow = FEATURES.astype(jnp.bfloat16)
     samples, variance = samples_of(narrow, KERNEL, BIAS, KEYS, 0.3), logit_variance(narrow, KERNEL, 0.3)
     assert (samples.dtype, variance.dtype) == (jnp.float32, jnp.float32)
@@ -201,53 +203,165 @@ def test_bfloat16_features_are_computed_in_float32():
         ({"keys": KEYS[:2]}, r"one PRNG key per image, shape \(8,\); got \(2,\)"),
     ],
 )
-def test_broken_arguments_are_named(changed, message):
+def test_head_samples_rejects_invalid_arguments(changed, message):
     arguments = {"features": FEATURES, "kernel": KERNEL, "bias": BIAS, "keys": KEYS, "heads": 2, "rate": 0.5}
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(head_samples)(**arguments | changed)
 
 
-def test_the_rate_of_the_analytic_variance_is_checked():
+def test_logit_variance_rejects_rate_1():
     with pytest.raises(ValueError, match="rate must be at least 0 and less than 1; got 1"):
         logit_variance(FEATURES, KERNEL, 1.0)
 
 
-def test_segment_uses_the_heads_own_parameters():
-    head = LinearHead(3, bias_init=(1.0, 2.0, 3.0))
-    variables = head.init(jax.random.key(0), FEATURES)
-    linear = variables["params"]["linear"]
-    segment = partial(head.apply, variables, FEATURES, rate=0.3, method="segment")
-    sampled, analytic = segment(dropout="sampled", keys=KEYS), segment(dropout="analytic")
-    expected = samples_of(FEATURES, linear["kernel"], linear["bias"], KEYS, 0.3)
-    np.testing.assert_allclose(sampled.mc_logits, expected, atol=1e-6)
-    np.testing.assert_allclose(analytic.logit_variance, logit_variance(FEATURES, linear["kernel"], 0.3), rtol=1e-6)
-    np.testing.assert_array_equal(sampled.logits, head.apply(variables, FEATURES))
-    assert (sampled.logit_variance, analytic.mc_logits) == (None, None)
+class Coarse(Network):
+    """Every fourth pixel of four channels as features, upsampled after the body or, if `early`, in it."""
+
+    num_classes: int
+    early: bool = False
+
+    multiple = 4
+
+    def body(self, x, ctx):
+        x = x[:, ::4, ::4, :4]
+        return (upsample_bilinear(x, 4), 1) if self.early else (x, 4)
+
+
+IMAGES = jnp.asarray(RNG.standard_normal((2, 7, 11, 5)), jnp.float32)
 
 
 @pytest.mark.parametrize(
-    "fields", [{"dropout": "sampled"}, {"dropout": "sampled", "mask": "channel"}, {"dropout": "analytic"}]
+    "fields", [{"dropout": "sampled"}, {"dropout": "sampled", "mask": "channel"}, {"dropout": "analytic"}], ids=str
 )
-def test_coarse_features_give_what_the_head_says_of_upsampled_ones(fields):
-    head, size = LinearHead(3, bias_init=(-1.0, 0.0, 2.0)), (7, 11)
-    variables = head.init(jax.random.key(1), FEATURES)
-    segment = partial(
-        jax.jit(head.apply, static_argnames=("method", "scale", "size", *fields)), variables, method="segment"
+def test_coarse_features_give_the_output_of_upsampled_features(fields):
+    variables = Coarse(3).init(jax.random.key(1), IMAGES, train=False)
+    late, early = (
+        Coarse(3, early=early, rate=0.3, **fields).apply(
+            variables, IMAGES, train=False, rngs={"dropout": jax.random.key(2)}
+        )
+        for early in (False, True)
     )
-    coarse = segment(FEATURES, scale=4, size=size, rate=0.3, keys=KEYS, **fields)
-    fine = segment(upsample_bilinear(FEATURES, 4)[:, :7, :11], rate=0.3, keys=KEYS, **fields)
-    assert coarse.logits.shape == (8, *size, 3)
-    for actual, expected in zip(jax.tree.leaves(coarse), jax.tree.leaves(fine), strict=True):
-        np.testing.assert_allclose(actual, expected, atol=1e-5)
+    assert late.logits.shape == (2, 7, 11, 3)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), late, early)
 
 
-def test_the_features_of_a_coarse_head_are_made_only_where_somebody_wants_them():
-    head = LinearHead(3)
-    variables = head.init(jax.random.key(1), FEATURES)
+def test_coarse_features_are_upsampled_only_if_they_are_used():
+    variables = Coarse(3).init(jax.random.key(1), IMAGES, train=False)
 
-    def made(wanted):
-        program = jax.jit(lambda x: wanted(head.apply(variables, x, scale=4, method="segment")))
-        return "[8,8,12,5]" in program.lower(FEATURES).compile().as_text()
+    def is_upsampled(select):
+        program = jax.jit(lambda x: select(Coarse(3).apply(variables, x, train=False)))
+        return "[2,8,12,4]" in program.lower(IMAGES).compile().as_text()
 
-    assert made(lambda output: output.features)
-    assert not made(lambda output: output.logits)
+    assert is_upsampled(lambda output: output.features)
+    assert not is_upsampled(lambda output: output.logits)
+
+
+KEY, FEW_EXAMPLES = jax.random.key(5), jnp.array([11, 3, 7])
+FEW_KEYS = example_dropout_keys(KEY, FEW_EXAMPLES)
+X = jnp.asarray(np.random.default_rng(1).standard_normal((3, 40, 30, 5)), jnp.float32)  # an odd number of channels
+
+
+@pytest.mark.parametrize(("rate", "tolerance"), [(0.2, 0.01), (0.5, 0.01), (0.999, 0.25)])
+def test_dropout_drops_the_rate_and_keeps_the_mean(rate, tolerance):
+    keys = example_dropout_keys(KEY, jnp.arange(4))
+    dropped = np.asarray(dropout(jnp.ones((4, 100, 100, 5)), rate, keys))
+    np.testing.assert_allclose((dropped == 0).mean(), rate, rtol=0.01)
+    np.testing.assert_allclose(dropped.mean(), 1, atol=tolerance)
+    np.testing.assert_allclose(dropped.max(), 1 / (1 - rate), rtol=1e-4 if rate < 0.9 else 0.01)
+
+
+def test_dropout_masks_of_neighbours_are_independent():
+    kept = np.asarray(dropout(jnp.ones((1, 128, 128, 6)), 0.5, FEW_KEYS[:1])[0]) > 0
+    for pair in ((kept[1:], kept[:-1]), (kept[:, 1:], kept[:, :-1]), *((kept[..., :1], kept[..., i:]) for i in (1, 3))):
+        np.testing.assert_allclose((pair[0] == pair[1]).mean(), 0.5, atol=0.02)
+
+
+def test_dropout_channel_mask_drops_whole_channels_of_an_image():
+    kept = np.asarray(dropout(jnp.ones((3, 4, 5, 64)), 0.5, FEW_KEYS, mask="channel")) > 0
+    assert (kept == kept[:, :1, :1]).all()
+    assert (kept[0] != kept[1]).any()
+    np.testing.assert_allclose(kept.mean(), 0.5, atol=0.1)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_dropout_rate_0_is_the_identity(mask):
+    np.testing.assert_array_equal(dropout(X, 0, FEW_KEYS, mask=mask), X)
+
+
+def test_dropout_gradient_is_the_mask():
+    dropped, gradient = dropout(X, 0.25, FEW_KEYS), jax.grad(lambda x: dropout(x, 0.25, FEW_KEYS).sum())(X)
+    np.testing.assert_allclose(gradient, np.where(np.asarray(dropped) == 0, 0, 4 / 3), rtol=1e-5)
+
+
+def test_dropout_of_infinity_gives_zero_and_not_nan():
+    dropped = dropout(jnp.full((1, 8, 8, 4), jnp.inf), 0.5, FEW_KEYS[:1])
+    assert set(np.unique(dropped)) == {0, np.inf}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_dropout_mask_depends_only_on_key_and_example_index(mask):
+    whole = dropout(X, 0.5, FEW_KEYS, mask=mask)
+    order = jnp.array([2, 0, 1])
+    permuted = dropout(X[order], 0.5, example_dropout_keys(KEY, FEW_EXAMPLES[order]), mask=mask)
+    np.testing.assert_array_equal(permuted, whole[order])
+    alone = dropout(X[1:2], 0.5, example_dropout_keys(KEY, FEW_EXAMPLES[1:2]), mask=mask)
+    np.testing.assert_array_equal(alone, whole[1:2])
+
+    def one(x, example):
+        return dropout(x[None], 0.5, example_dropout_keys(KEY, example[None]), mask=mask)[0]
+
+    np.testing.assert_array_equal(jax.jit(jax.vmap(one))(X, FEW_EXAMPLES), whole)
+    other = dropout(X, 0.5, example_dropout_keys(jax.random.key(6), FEW_EXAMPLES), mask=mask)
+    assert (np.asarray(other) != np.asarray(whole)).any()
+
+
+def test_dropout_compiles_once_for_all_rates():
+    traces = []
+
+    @jax.jit
+    def zeros(rate):
+        traces.append(rate)
+        return (dropout(X, rate, FEW_KEYS) == 0).mean()
+
+    rates = (0.0, 0.3, 0.999)
+    np.testing.assert_allclose([zeros(rate) for rate in rates], rates, atol=0.02)
+    assert len(traces) == 1
+
+
+def test_dropout_of_bfloat16_is_scaled_in_float32():
+    dropped = dropout(X.astype(jnp.bfloat16), 0.3, FEW_KEYS)
+    assert dropped.dtype == jnp.bfloat16
+    exact = dropout(X.astype(jnp.bfloat16).astype(jnp.float32), 0.3, FEW_KEYS)
+    np.testing.assert_array_equal(dropped, exact.astype(jnp.bfloat16))
+
+
+def test_example_dropout_keys_of_raw_and_typed_keys_are_equal():
+    np.testing.assert_array_equal(
+        jax.random.key_data(example_dropout_keys(jax.random.PRNGKey(5), FEW_EXAMPLES)), jax.random.key_data(FEW_KEYS)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rate": 1.0}, "rate must be at least 0 and less than 1; got 1"),
+        ({"rate": -0.1}, "rate must be at least 0 and less than 1; got -0.1"),
+        ({"rate": jnp.nan}, "rate must be finite; got nan"),
+        ({"mask": "pixel"}, "mask must be one of 'element', 'channel'; got 'pixel'"),
+        ({"keys": FEW_KEYS[:2]}, r"one PRNG key per image, shape \(3,\); got \(2,\)"),
+    ],
+)
+def test_dropout_rejects_invalid_arguments(changed, message):
+    arguments = {"x": X, "rate": 0.5, "keys": FEW_KEYS, "mask": "element"} | changed
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(dropout)(**arguments)
+
+
+def test_dropout_checks_known_rate_under_jit():
+    with pytest.raises(ValueError, match=r"less than 1; got 1\.5"):
+        jax.jit(lambda x: dropout(x, 1.5, FEW_KEYS))(X)
+
+
+def test_example_dropout_keys_rejects_rank_2():
+    with pytest.raises(ValueError, match=r"one index per image; got shape \(1, 3\)"):
+        inspect.unwrap(example_dropout_keys)(KEY, FEW_EXAMPLES[None])

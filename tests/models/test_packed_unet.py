@@ -22,7 +22,7 @@ def drawn(*shape):
 
 
 def value_and_gradients(function, *arguments):
-    """`function`'s value, and the gradients of a fixed sum of it."""
+    """Returns the value of `function`, and the gradients of a fixed projection of it."""
     y = function(*arguments)
     return y, jax.grad(lambda *a: (function(*a) * drawn(*y.shape)).sum(), argnums=tuple(range(len(arguments))))(
         *arguments
@@ -98,7 +98,7 @@ def test_max_pool_2x2_packed_equals_max_pool_2x2_in_ties_too(columns):
     def packed(x):
         return Layout(columns // 2).flat(max_pool_2x2_packed(Layout(columns).lay(x), columns))
 
-    x = jnp.round(drawn(2, 4, 8, 3))  # with many equal ones
+    x = jnp.round(drawn(2, 4, 8, 3))  # with many ties
     assert_close(value_and_gradients(packed, x), value_and_gradients(max_pool_2x2, x), atol=0)
 
 
@@ -148,7 +148,7 @@ def test_packed_unet_rejects_wrong_fields(fields, message):
         PackedUNet(3, width=4, depth=2, **fields).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
 
 
-# Columns, strips, other fields.
+# (columns, strips) and other fields.
 UNETS = {
     "two levels packed, reflected": ((4, 1), {"depth": 2}),
     "strips": ((1, 2), {"depth": 2}),
@@ -159,7 +159,7 @@ UNETS = {
     "strided, pixel shuffle": ((2, 2), {"downsample": "stride", "upsample": "pixel_shuffle"}),
     "max unpooling": ((2, 2), {"upsample": "max_unpool"}),
     "group norm": ((2, 2), {"norm": "group"}),
-    "no norm, rematerialised": ((2, 2), {"norm": "none", "remat": True}),
+    "no norm, rematerialized": ((2, 2), {"norm": "none", "remat": True}),
     "too low for strips": ((2, 16), {}),
 }
 

@@ -14,19 +14,19 @@ SMALL = PatchClassifier(num_classes=3, width=4, depth=2)
 TINY = SMALL.clone(depth=1, norm="none")
 
 
-def pictures(*shape: int) -> jax.Array:
+def random_images(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(7).standard_normal(shape), jnp.float32)
 
 
 def shapes(model: PatchClassifier):
-    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), pictures(1, 4, 5, 3))
+    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), random_images(1, 4, 5, 3))
 
 
 @cache
 def start(model: PatchClassifier):
-    """Running statistics that are not those of a new network."""
-    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), pictures(1, 4, 5, 3))
-    statistics = jax.tree.map(lambda x: x + 0.5 * jnp.abs(pictures(*x.shape)), variables.get("batch_stats", {}))
+    """Returns initial variables with other running statistics."""
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), random_images(1, 4, 5, 3))
+    statistics = jax.tree.map(lambda x: x + 0.5 * jnp.abs(random_images(*x.shape)), variables.get("batch_stats", {}))
     return {**variables, "batch_stats": statistics}
 
 
@@ -43,8 +43,8 @@ def train(model: PatchClassifier, variables, images):
 
 
 @pytest.mark.parametrize(("size", "norm"), [((7, 29), "batch"), ((3, 1), "none")])
-def test_patches_one_by_one_and_all_in_one_pass_give_the_same_of_every_pixel(size, norm):
-    model, images = SMALL.clone(norm=norm, dropout="sampled", heads=2), pictures(2, *size, 3)
+def test_sliding_equals_one_pass(size, norm):
+    model, images = SMALL.clone(norm=norm, dropout="sampled", heads=2), random_images(2, *size, 3)
     dense, slow = (evaluate(model.clone(sliding=sliding), start(model), images) for sliding in (False, True))
     assert dense.logits.shape == (2, *size, 3)
     assert np.ptp(dense.logits) > 0.01
@@ -53,7 +53,7 @@ def test_patches_one_by_one_and_all_in_one_pass_give_the_same_of_every_pixel(siz
 
 
 def of_one_patch(params, patches):
-    """The classifier as its docstring has it, with Linen's functions: `[N, 10, 10, 3]` to logits `[N, 3]`."""
+    """Maps patches `[N, 10, 10, 3]` to logits `[N, 3]` as in the docstring of `PatchClassifier`."""
 
     def convolution(x, layer):
         y = jax.lax.conv_general_dilated(
@@ -66,8 +66,8 @@ def of_one_patch(params, patches):
     return x[:, 0, 0] @ params["head"]["linear"]["kernel"] + params["head"]["linear"]["bias"]
 
 
-def test_a_pixels_logits_are_those_of_the_patch_around_it():
-    image, variables = pictures(1, 6, 13, 3), start(TINY)
+def test_logits_of_a_pixel_are_those_of_its_patch():
+    image, variables = random_images(1, 6, 13, 3), start(TINY)
     logits = evaluate(TINY, variables, image).logits[0]
     reflected = np.pad(image[0], ((5, 4), (5, 4), (0, 0)), mode="reflect")
     pixels = [(0, 0), (5, 12), (2, 7)]
@@ -76,9 +76,9 @@ def test_a_pixels_logits_are_those_of_the_patch_around_it():
     np.testing.assert_allclose(jnp.stack([logits[pixel] for pixel in pixels]), expected, atol=1e-5)
 
 
-def test_a_pixel_is_seen_by_the_patches_that_hold_it_and_no_others():
-    # Where all parameters are positive what grows somewhere grows all that sees it.
-    image = jnp.abs(pictures(1, 24, 25, 3))
+def test_only_patches_that_contain_a_pixel_depend_on_it():
+    # With positive parameters, a larger pixel increases the logits of all patches that contain it.
+    image = jnp.abs(random_images(1, 24, 25, 3))
     variables = jax.tree.map(lambda x: jnp.abs(x) + 0.01, start(TINY))
     before, after = (evaluate(TINY, variables, x).logits for x in (image, image.at[0, 12, 13].add(9.0)))
     seen = np.argwhere(np.any(after - before > 1e-3, axis=(0, 3)))
@@ -87,14 +87,14 @@ def test_a_pixel_is_seen_by_the_patches_that_hold_it_and_no_others():
 
 
 @pytest.mark.parametrize(("depth", "patch_size", "patch", "left"), [(2, None, 24, 3), (2, 16, 16, 1), (3, 60, 60, 4)])
-def test_the_fully_connected_layer_sees_what_the_poolings_leave_of_a_patch(depth, patch_size, patch, left):
+def test_fully_connected_kernel_has_the_size_after_the_poolings(depth, patch_size, patch, left):
     model = PatchClassifier(3, width=4, depth=depth, patch_size=patch_size)
     kernel = shapes(model)["params"]["fully_connected"]["conv1"]["kernel"]
     assert model.patch == patch
     assert kernel.shape == (left, left, 4 * 2 ** (depth - 1), 4 * 2**depth)
 
 
-def test_parameter_count_is_the_formulas():
+def test_parameter_count():
     widths = [3, 32, 64, 128]
     levels = sum(9 * i * o + 9 * o * o + 4 * o for i, o in pairwise(widths))
     top = 9 * 128 * 256 + 2 * 256
@@ -103,31 +103,31 @@ def test_parameter_count_is_the_formulas():
     assert round(count / 1e6, 2) == 0.58
 
 
-def test_parameters_do_not_depend_on_the_way():
+def test_parameters_do_not_depend_on_sliding():
     slow = SMALL.clone(sliding=True)
     assert shapes(slow) == shapes(SMALL)
     assert set(shapes(slow)["params"]) == {"level0", "level1", "fully_connected", "head"}
 
 
-def test_training_takes_one_pass_and_counts_every_position_once():
-    model, images = TINY.clone(norm="batch", sliding=True), pictures(2, 5, 7, 3)
+def test_training_takes_one_pass_and_counts_every_pixel_once():
+    model, images = TINY.clone(norm="batch", sliding=True), random_images(2, 5, 7, 3)
     output, updated = train(model, start(model), images)
     seen = updated["intermediates"]["level0"]["conv1"]["__call__"][0]
-    # The padded image is 14×16, and no patch is 10 wide of its own.
+    # The padded image is 14×16; separate patches would be 10×10.
     assert seen.shape == (2, 12, 14, 4)
     before, after = (
         x["level0"]["norm1"]["batch"]["mean"] for x in (start(model)["batch_stats"], updated["batch_stats"])
     )
     np.testing.assert_allclose(after, 0.9 * before + 0.1 * seen.mean((0, 1, 2)), atol=1e-5)
-    # In the batch of all patches a position counts once for each of the 8×8 outputs that it may be.
+    # A batch of all patches would count a pixel once for each of the 8×8 outputs that contain it.
     patches = np.lib.stride_tricks.sliding_window_view(seen, (8, 8), axis=(1, 2))
     assert np.abs(seen.mean((0, 1, 2)) - patches.mean((0, 1, 2, 4, 5))).max() > 0.01
-    # The last layer has one vector a patch.
+    # The last layer has one vector per patch.
     assert updated["intermediates"]["fully_connected"]["conv1"]["__call__"][0].shape == (2, 5, 7, 8)
     assert output.logits.shape == (2, 5, 7, 3)
 
 
-def test_one_by_one_needs_the_memory_of_a_row_of_patches():
+def test_sliding_needs_the_memory_of_one_row_of_patches():
     def temporary(height: int) -> int:
         images = jax.ShapeDtypeStruct((1, height, 32, 3), jnp.float32)
         slow = jax.jit(partial(TINY.clone(sliding=True).apply, train=False))
@@ -148,6 +148,6 @@ def test_one_by_one_needs_the_memory_of_a_row_of_patches():
         ({"sliding": True, "norm": "group"}, "sliding=True with norm='group' would be another network"),
     ],
 )
-def test_wrong_fields_are_named(fields, message):
+def test_invalid_fields_are_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         shapes(SMALL.clone(**fields))

@@ -17,14 +17,14 @@ DRAWN = runpy.run_path(str(GOLDEN / "drawn.py"))
 
 @cache
 def torchvision_state(depth: int) -> dict[str, np.ndarray]:
-    """A torchvision ResNet's state dict, classifier and all: names and shapes from torchvision, values by rule."""
+    """Returns a state dict with torchvision's names and shapes and the values of `golden/drawn.py`."""
     lines = str(np.load(GOLDEN / "resnets.npz")[f"{depth}/state"]).splitlines()
     shapes = {name: tuple(map(int, sizes)) for name, *sizes in map(str.split, lines)}
     return {name: DRAWN["drawn"](name, shape) for name, shape in shapes.items()}
 
 
 @pytest.mark.parametrize(("depth", "output_stride"), [(18, 32), (18, 16), (50, 32), (50, 16)])
-def test_features_are_torchvisions(depth, output_stride):
+def test_features_equal_torchvision(depth, output_stride):
     golden = np.load(GOLDEN / "resnets.npz")
     model = ResNet(depth, output_stride=output_stride)
     variables = resnet_variables(torchvision_state(depth))
@@ -48,7 +48,7 @@ def start(model, channels: int = 3):
 
 
 def tiny_state() -> dict[str, np.ndarray]:
-    """A ResNet-18's state of width 2: of every axis of channels the first in 32."""
+    """Returns the state of a ResNet-18 of width 2: the first 1/32 of every axis of channels."""
 
     def few(value: np.ndarray) -> np.ndarray:
         axes = (slice(-(-n // 32) if n in (64, 128, 256, 512) else n) for n in value.shape)
@@ -64,7 +64,7 @@ def tiny_file(tmp_path):
     return path
 
 
-def test_a_file_becomes_a_networks_encoder_and_all_else_stays(tiny_file):
+def test_load_encoder_replaces_only_the_encoder(tiny_file):
     variables = start(TINY)
     loaded = load_encoder(tiny_file, variables)
     assert jax.tree.map(jnp.shape, loaded) == jax.tree.map(jnp.shape, variables)
@@ -76,12 +76,12 @@ def test_a_file_becomes_a_networks_encoder_and_all_else_stays(tiny_file):
     assert all(loaded["params"][name] is variables["params"][name] for name in variables["params"] if name != "encoder")
 
 
-def test_grey_images_see_the_stem_summed_over_its_channels(tiny_file):
+def test_load_encoder_sums_the_stem_for_grey_images(tiny_file):
     kernel = load_encoder(tiny_file, start(TINY, channels=1))["params"]["encoder"]["conv1"]["kernel"]
     np.testing.assert_allclose(kernel[:, :, 0], tiny_state()["conv1.weight"].sum(1).transpose(1, 2, 0), rtol=1e-6)
 
 
-def test_half_precision_is_widened_and_parameters_keep_their_dtype(tmp_path):
+def test_float16_files_are_widened_and_parameters_keep_their_dtype(tmp_path):
     path = tmp_path / "half.safetensors"
     save_file({"a": np.ones(2, np.float16), "n": np.array(3)}, path)
     assert {name: value.dtype.name for name, value in load_torch_state(path).items()} == {"a": "float32", "n": "int64"}
@@ -94,7 +94,7 @@ def test_half_precision_is_widened_and_parameters_keep_their_dtype(tmp_path):
     ("name", "package", "extra"),
     [("resnet.pth", "torch", "torch"), ("resnet.safetensors", "safetensors", "pretrained")],
 )
-def test_without_its_package_the_error_says_what_to_install(name, package, extra, tmp_path, monkeypatch):
+def test_missing_package_error_names_the_extra(name, package, extra, tmp_path, monkeypatch):
     path = tmp_path / name
     path.touch()
     monkeypatch.setitem(sys.modules, package, None)
@@ -114,7 +114,7 @@ def test_without_its_package_the_error_says_what_to_install(name, package, extra
         ("damaged.safetensors", ValueError, "damaged.safetensors: not a safetensors file, or damaged"),
     ],
 )
-def test_what_is_no_file_of_weights_is_named(name, error, message, tmp_path):
+def test_load_torch_state_rejects_other_files(name, error, message, tmp_path):
     (tmp_path / "damaged.safetensors").write_bytes(b"\x08")
     with pytest.raises(error, match=message):
         load_torch_state(tmp_path / name)
@@ -140,7 +140,7 @@ def without(*names: str):
         ),
     ],
 )
-def test_a_state_of_something_else_is_named(change, message):
+def test_resnet_variables_rejects_other_states(change, message):
     with pytest.raises(ValueError, match=message):
         resnet_variables(change(tiny_state()))
 
@@ -156,6 +156,6 @@ def test_a_state_of_something_else_is_named(change, message):
     ],
     ids=["no encoder", "norm", "depth", "width", "channels"],
 )
-def test_a_file_that_does_not_fit_the_network_is_named(model, channels, message, tiny_file):
+def test_load_encoder_rejects_a_file_that_does_not_fit(model, channels, message, tiny_file):
     with pytest.raises(ValueError, match=f"^{tiny_file}: .*{message}"):
         load_encoder(tiny_file, start(model, channels))

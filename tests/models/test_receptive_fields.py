@@ -1,4 +1,4 @@
-"""Which rows of an image a logit sees, of the networks whose last layers are on the image's own grid."""
+"""Receptive fields of the networks whose last layers have the size of the image."""
 
 from functools import partial
 
@@ -11,55 +11,55 @@ from segjax.models import DeepLabV2, DeepLabV3Plus, ResNetUNet, UNet
 
 KEY = jax.random.key(0)
 PLAIN = {"width": 4, "norm": "none"}
-RESNET18 = 217  # rows that a feature of its last stage sees above its own and below it, at every output stride
+RESNET18 = 217  # rows above and below its own in the receptive field of a feature of the last stage
 
 
-def coarse(rows, factor):
-    """The rows of a map 1/`factor` as high from which bilinear interpolation takes these rows."""
+def coarse_rows(rows, factor):
+    """Returns the rows of a map of 1/`factor` of the height that bilinear interpolation reads for these rows."""
     first, last = ((row + 0.5) / factor - 0.5 for row in rows)
     return int(np.floor(first)), int(np.floor(last)) + 1
 
 
-def wider(rows, by):
+def widened(rows, by):
     return rows[0] - by, rows[1] + by
 
 
-def of_unet(row):
-    # Two 3×3 convolutions, the nearest row of half the size, two 3×3 there, the two rows of a pooling, two 3×3.
-    first, last = (around // 2 for around in wider((row, row), 2))
-    first, last = wider((first, last), 2)
-    return wider((2 * first, 2 * last + 1), 2)
+def unet_rows(row):
+    # Two 3×3 convolutions, nearest upsampling, two 3×3 at half the size, a pooling of two rows, two 3×3.
+    first, last = (around // 2 for around in widened((row, row), 2))
+    first, last = widened((first, last), 2)
+    return widened((2 * first, 2 * last + 1), 2)
 
 
-def of_resnet_unet(row):
+def resnet_unet_rows(row):
     rows = (row, row)
     for _ in range(5):
-        first, last = wider(rows, 2)
+        first, last = widened(rows, 2)
         rows = first // 2, last // 2
-    return wider((32 * rows[0], 32 * rows[1]), RESNET18)
+    return widened((32 * rows[0], 32 * rows[1]), RESNET18)
 
 
-def of_deeplab_v2(row):
-    first, last = wider(coarse((row, row), 8), 5)
-    return wider((8 * first, 8 * last), RESNET18)
+def deeplab_v2_rows(row):
+    first, last = widened(coarse_rows((row, row), 8), 5)
+    return widened((8 * first, 8 * last), RESNET18)
 
 
-def of_deeplab_v3_plus(row):
-    decoder = wider(coarse((row, row), 4), 1)
-    aspp = wider(coarse(decoder, 4), 1 + 4)
-    return wider((16 * aspp[0], 16 * aspp[1]), RESNET18)
+def deeplab_v3_plus_rows(row):
+    decoder = widened(coarse_rows((row, row), 4), 1)
+    aspp = widened(coarse_rows(decoder, 4), 1 + 4)
+    return widened((16 * aspp[0], 16 * aspp[1]), RESNET18)
 
 
 NETWORKS = {
-    "unet": (UNet(2, depth=1, padding="zeros", upsample="nearest", **PLAIN), of_unet),
-    "resnet unet": (ResNetUNet(2, **PLAIN), of_resnet_unet),
-    "deeplab v2": (DeepLabV2(2, encoder_depth=18, rates=(5, 2), **PLAIN), of_deeplab_v2),
-    "deeplab v3+": (DeepLabV3Plus(2, encoder_depth=18, rates=(1, 4), channels=4, **PLAIN), of_deeplab_v3_plus),
+    "unet": (UNet(2, depth=1, padding="zeros", upsample="nearest", **PLAIN), unet_rows),
+    "resnet unet": (ResNetUNet(2, **PLAIN), resnet_unet_rows),
+    "deeplab v2": (DeepLabV2(2, encoder_depth=18, rates=(5, 2), **PLAIN), deeplab_v2_rows),
+    "deeplab v3+": (DeepLabV3Plus(2, encoder_depth=18, rates=(1, 4), channels=4, **PLAIN), deeplab_v3_plus_rows),
 }
 
 
-def sees(model, row, rows, *, image_pooling=False):
-    """Of each of `rows`, whether a logit of `row` sees it: with positive kernels and no biases nothing else lights."""
+def depends_on(model, row, rows, *, image_pooling=False):
+    """Returns for each of `rows` whether the logits of `row` depend on it, by positive kernels without biases."""
     height = 2 * (rows[2] // 32 + 2) * 32
     images = jnp.zeros((4, height, model.multiple, 3)).at[np.arange(4), np.array(rows)].set(1.0)
     shapes = jax.eval_shape(partial(model.init, train=False), KEY, images)["params"]
@@ -74,14 +74,14 @@ def sees(model, row, rows, *, image_pooling=False):
 
 
 @pytest.mark.parametrize(("model", "field"), NETWORKS.values(), ids=NETWORKS)
-def test_a_logit_sees_its_receptive_field_and_no_more(model, field):
+def test_logit_depends_on_exactly_its_receptive_field(model, field):
     row = next(row for row in range(0, 10_000, 37) if field(row)[0] > 0)
     first, last = field(row)
-    assert sees(model, row, (first - 1, first, last, last + 1)) == [False, True, True, False]
+    assert depends_on(model, row, (first - 1, first, last, last + 1)) == [False, True, True, False]
 
 
-def test_image_pooling_sees_the_whole_image():
+def test_image_pooling_depends_on_the_whole_image():
     model, field = NETWORKS["deeplab v3+"]
     row = next(row for row in range(0, 10_000, 37) if field(row)[0] > 0)
     first, last = field(row)
-    assert sees(model, row, (first - 1, first, last, last + 1), image_pooling=True) == [True] * 4
+    assert depends_on(model, row, (first - 1, first, last, last + 1), image_pooling=True) == [True] * 4

@@ -17,7 +17,7 @@ def shapes(model: ResNet):
 
 @cache
 def start():
-    """Drawn by NumPy: compiling the draws of `init` takes longer than all else here."""
+    """Returns initial variables drawn by NumPy, because compiling `init` takes longer than the tests."""
     rng = np.random.default_rng(3)
 
     def drawn(path, leaf):
@@ -33,13 +33,13 @@ def evaluate(model: ResNet, variables, images):
     return model.apply(variables, images, train=False)
 
 
-# Of `torchvision.models.resnet18()` and so on, without `fc`.
+# `torchvision.models.resnet18()` and so on, without `fc`.
 @pytest.mark.parametrize(("depth", "count"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)])
-def test_parameter_counts_are_torchvisions(depth, count):
+def test_parameter_counts_equal_torchvision(depth, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(ResNet(depth))["params"])) == count
 
 
-def test_a_dilated_network_says_at_more_pixels_what_the_strided_one_says():
+def test_dilated_features_contain_the_strided_features():
     images = np.random.default_rng(4).standard_normal(IMAGES.shape).astype(np.float32)
     coarse, fine = (evaluate(SMALL.clone(output_stride=stride), start(), images) for stride in (32, 8))
     assert [feature.shape for feature in fine] == [
@@ -54,13 +54,13 @@ def test_a_dilated_network_says_at_more_pixels_what_the_strided_one_says():
 
 
 @pytest.mark.parametrize("output_stride", [32, 8])
-def test_the_receptive_field_is_435_pixels_strided_or_dilated(output_stride):
-    # Stem 7, pool 2·2, then 2·stride a convolution: four at 4, one at 4 and three at 8, one at 8 and three at 16 …
+def test_receptive_field_is_435_pixels_strided_or_dilated(output_stride):
+    # Stem 7, pool 2·2, then 2·stride per convolution: four at 4, one at 4 and three at 8, one at 8 and three at 16 …
     reach = (7 + 4 + 32 + (8 + 48) + (16 + 96) + (32 + 192)) // 2
     assert 2 * reach + 1 == 435
     centre = 224
     places = np.array([centre - reach - 1, centre - reach, centre + reach, centre + reach + 1])
-    # Positive weights and one pixel alight: what it reaches, and nothing else, is not 0.
+    # With positive weights and one bright pixel, only the features that see the pixel are positive.
     images = np.zeros(IMAGES.shape, np.float32)
     images[np.arange(4), 0, places] = 1
     last = evaluate(SMALL.clone(output_stride=output_stride), jax.tree.map(np.abs, start()), images)[-1]
@@ -77,6 +77,6 @@ def test_the_receptive_field_is_435_pixels_strided_or_dilated(output_stride):
         ({"output_stride": 4}, (64, 64), "output_stride must be one of 8, 16, 32; got 4"),
     ],
 )
-def test_what_makes_no_sense_is_named(fields, size, message):
+def test_invalid_fields_and_sizes_are_rejected(fields, size, message):
     with pytest.raises(ValueError, match=message):
         ResNet(**{"width": 4, **fields}).init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)

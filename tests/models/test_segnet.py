@@ -24,34 +24,34 @@ def count(tree) -> int:
 
 
 def kernels(blocks) -> list[tuple[int, int]]:
-    """Inputs and outputs of the convolutions, in the order of computation."""
+    """Returns the numbers of input and output channels of the convolutions, in the order of computation."""
     return [block[name]["kernel"].shape[2:] for block in blocks for name in sorted(block) if "conv" in name]
 
 
-def test_segnet_is_vgg16_and_its_mirror():
+def test_segnet_kernels_are_those_of_vgg16_and_its_mirror():
     params = parameters(SegNet(11))
     outputs = [64 * factor for level in VGG16 for factor in level]
     there = list(zip([3, *outputs], outputs, strict=False))
     assert kernels([params[f"down{level}"] for level in range(5)]) == there
-    # The mirror of the first convolution, to the classes, is the head's.
+    # The mirror of the first convolution is the head.
     assert kernels([params[f"up{level}"] for level in reversed(range(5))]) == [(o, i) for i, o in there[:0:-1]]
     assert params["head"]["linear"]["kernel"].shape == (64, 11)
 
 
-def test_segnets_parameter_counts():
+def test_segnet_parameter_counts():
     params = parameters(SegNet(11))
     encoder = count([params[f"down{level}"] for level in range(5)])
     assert encoder == 14_710_464 + 2 * 4_224  # VGG16's kernels, and scale and bias of a norm after each
     assert round(encoder / 1e6, 1) == 14.7  # published, arXiv 1511.00561
     assert count(params) == 29_435_787
-    # With a bias before every norm, and 3×3 kernels to the classes, it is the authors' of 29.45 M.
+    # The authors' 29.45 M include a bias before every norm and 3×3 kernels to the classes.
     norms = sum(
         leaves["batch"]["bias"].size for block in params.values() for leaves in block.values() if "batch" in leaves
     )
     assert round((count(params) + norms + 8 * 64 * 11) / 1e6, 2) == 29.45
 
 
-def test_segnet_basics_parameter_count_is_the_published_one_to_its_table_steps():
+def test_segnet_basic_parameter_count():
     total = count(parameters(SegNetBasic(11)))
     assert total == 49 * 64 * (3 + 7 * 64) + 2 * 8 * 64 + 64 * 11 + 11 == 1_416_075
     assert round(total / 25_000) * 0.025 == pytest.approx(1.425)
@@ -61,8 +61,8 @@ def test_segnet_basics_parameter_count_is_the_published_one_to_its_table_steps()
     ("model", "stride", "field"),
     [(SegNet(2, width=1, norm="none"), 32, 212), (SegNetBasic(2, width=1, norm="none"), 16, 106)],
 )
-def test_a_pixel_of_the_lowest_level_sees_its_receptive_field_and_no_more(model, stride, field):
-    # With positive kernels and no biases a lit row lights all that sees it, and nothing else is lit.
+def test_lowest_level_receptive_field(model, stride, field):
+    # With positive kernels, no biases and one bright row, only the pixels that see the row are positive.
     depth, pixel = model.deep_places, field // 2 // stride + 1
     first, last = pixel * stride - (field - stride) // 2, (pixel + 1) * stride - 1 + (field - stride) // 2
     rows = np.array([first - 1, first, last, last + 1])
@@ -76,7 +76,7 @@ def test_a_pixel_of_the_lowest_level_sees_its_receptive_field_and_no_more(model,
     np.testing.assert_array_equal((lowest[:, pixel] > 0).any(axis=(1, 2)), [False, True, True, False])
 
 
-def test_the_decoder_of_segnet_basic_has_no_relu_and_the_encoder_has():
+def test_segnet_basic_has_relu_only_in_the_encoder():
     model = SegNetBasic(2, width=4)
     images = jax.random.normal(KEY, (2, 32, 32, 3))
     variables = jax.jit(partial(model.init, train=False))(KEY, images)
@@ -88,11 +88,11 @@ def test_the_decoder_of_segnet_basic_has_no_relu_and_the_encoder_has():
     assert {name for name, value in lowest.items() if value < 0} == {f"up{level}" for level in range(4)}
 
 
-def test_only_the_positions_of_a_level_cross_to_the_decoder():
+def test_decoder_receives_only_positions():
     model = SegNetBasic(2, width=4, norm="none")
     images = jax.random.normal(KEY, (1, 32, 32, 3))
     params = jax.jit(partial(model.init, train=False))(KEY, images)["params"]
-    # A level twice as large, and the next half: only by a way around the next could the decoder tell.
+    # One level is doubled and the next halved; only a skip connection would change the features.
     factors = {"down0": 2, "down1": 0.5}
     scaled = params | {n: jax.tree.map(lambda leaf, f=f: f * leaf, params[n]) for n, f in factors.items()}
     run = jax.jit(partial(model.apply, train=False))
@@ -104,7 +104,7 @@ def test_only_the_positions_of_a_level_cross_to_the_decoder():
 @pytest.mark.parametrize(
     ("model", "deep_dropout", "shapes"),
     [
-        # Bayesian SegNet's central six units, and Bayesian SegNet-Basic's central four.
+        # The central six units of Bayesian SegNet, and the central four of Bayesian SegNet-Basic.
         (SegNet(2, width=4), 3, [(8, 16), (4, 32), (2, 32), (4, 32), (8, 16), (16, 8)]),
         (SegNetBasic(2, width=4), 2, [(8, 4), (4, 4), (8, 4), (16, 4)]),
         (SegNet(2, width=4), 0, []),
@@ -119,7 +119,7 @@ def test_deep_dropout_follows_the_central_units(model, deep_dropout, shapes, mon
 
     monkeypatch.setattr(network, "dropout", spy)
     images = jnp.zeros((1, 64, 64, 3))
-    # A head that samples too, so that there is always a use for the key.
+    # The head samples too, so that the key is always used.
     model = model.clone(deep_dropout=deep_dropout, dropout="sampled")
     variables = jax.eval_shape(partial(model.init, train=False), KEY, images)
     jax.eval_shape(partial(model.apply, train=False, rngs={"dropout": KEY}), variables, images)
@@ -127,7 +127,7 @@ def test_deep_dropout_follows_the_central_units(model, deep_dropout, shapes, mon
 
 
 @pytest.mark.parametrize(("model", "most"), [(SegNet(2, deep_dropout=6), 5), (SegNetBasic(2, deep_dropout=5), 4)])
-def test_more_places_for_dropout_than_levels_are_refused(model, most):
+def test_deep_dropout_beyond_the_levels_is_rejected(model, most):
     with pytest.raises(
         ValueError, match=rf"deep_dropout of this SegNet\w* must be between 0 and {most}; got {most + 1}"
     ):

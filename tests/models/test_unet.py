@@ -1,3 +1,5 @@
+"""U-Net: parameters, sizes, statistics, rematerialization, dropout and errors; and the U-Net with a ResNet encoder."""
+
 from functools import cache, partial
 
 import jax
@@ -7,16 +9,16 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from segjax.models import UNet, network
+from segjax.models import ResNetUNet, UNet, network
 
 SMALL = {"num_classes": 3, "width": 4, "depth": 2}
 
 
-def pictures(*shape: int) -> jax.Array:
+def random_images(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(7).standard_normal(shape), jnp.float32)
 
 
-IMAGES = pictures(4, 16, 24, 3)
+IMAGES = random_images(4, 16, 24, 3)
 
 
 @cache
@@ -40,7 +42,7 @@ def assert_trees_close(actual, expected, atol=1e-5):
 
 
 def parameters_by_formula(width: int, depth: int, channels: int, classes: int) -> int:
-    """The U-Net with batch norm and transposed convolutions, as milesial/Pytorch-UNet(3, n, bilinear=False)."""
+    """Counts parameters with batch norm and transposed convolutions, as milesial/Pytorch-UNet(3, n, bilinear=False)."""
 
     def block(inputs: int, outputs: int) -> int:
         return 9 * inputs * outputs + 9 * outputs * outputs + 2 * 2 * outputs  # no bias; scale and bias of two norms
@@ -51,7 +53,7 @@ def parameters_by_formula(width: int, depth: int, channels: int, classes: int) -
     return down + up + width * classes + classes
 
 
-def test_parameter_count_is_the_standard_unets():
+def test_unet_parameter_count():
     for width in (16, 64):
         shapes = jax.eval_shape(partial(UNet(2, width=width).init, train=False), jax.random.key(0), IMAGES[:1])
         count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
@@ -64,7 +66,7 @@ def parameter_shapes(model: UNet):
     return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), IMAGES[:1])["params"]
 
 
-def test_strided_convolutions_add_their_parameters_and_rename_none():
+def test_unet_stride_adds_its_parameters_and_renames_none():
     plain, strided = (parameter_shapes(UNet(2, downsample=kind)) for kind in ("max", "stride"))
     added = {name: strided.pop(name) for name in sorted(set(strided) - set(plain))}
     assert list(added) == [f"down{level}_stride" for level in range(4)]
@@ -74,7 +76,7 @@ def test_strided_convolutions_add_their_parameters_and_rename_none():
 
 
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear", "bed_of_nails", "max_unpool"])
-def test_a_fixed_upsampling_has_one_product_a_level_for_its_parameters(upsample):
+def test_unet_fixed_upsampling_has_one_kernel_per_level(upsample):
     plain, fixed = (parameter_shapes(UNet(**SMALL, upsample=kind)) for kind in ("transpose", upsample))
     ups = {name: fixed.pop(name) for name in sorted(set(fixed) - set(plain))}
     assert jax.tree.map(jnp.shape, ups) == {
@@ -84,7 +86,7 @@ def test_a_fixed_upsampling_has_one_product_a_level_for_its_parameters(upsample)
     assert fixed == {name: leaves for name, leaves in plain.items() if "_transpose" not in name}
 
 
-def test_max_unpooling_goes_to_where_the_maxima_lay_at_its_own_level():
+def test_unet_max_unpool_uses_the_positions_of_its_own_level():
     model = UNet(**SMALL, upsample="max_unpool", norm="none")
     seen = jax.jit(partial(model.apply, train=False, capture_intermediates=True, mutable=["intermediates"]))
     _, state = seen(start(model), IMAGES)
@@ -102,25 +104,24 @@ def test_max_unpooling_goes_to_where_the_maxima_lay_at_its_own_level():
         np.testing.assert_array_equal((unpooled != 0).argmax(axis=-1)[filled], skipped.argmax(axis=-1)[filled])
 
 
-@pytest.mark.parametrize("padding", ["reflect", "zeros"])
-@pytest.mark.parametrize("size", [(37, 51), (32, 48), (5, 3), (1, 1)])
-def test_logits_have_the_inputs_size(size, padding):
+@pytest.mark.parametrize(("size", "padding"), [((37, 51), "reflect"), ((1, 1), "reflect"), ((5, 3), "zeros")])
+def test_unet_logits_have_the_size_of_the_images(size, padding):
     model = UNet(**SMALL, padding=padding)
-    output = evaluate(model, start(model), pictures(2, *size, 3))
+    output = evaluate(model, start(model), random_images(2, *size, 3))
     assert output.logits.shape == (2, *size, 3)
     assert output.features.shape == (2, *size, 4)
     assert np.isfinite(output.logits).all()
 
 
-def test_padding_to_size_is_the_reflection():
+def test_unet_pads_by_reflection():
     model = UNet(**SMALL)
-    image = pictures(1, 13, 18, 3)
+    image = random_images(1, 13, 18, 3)
     reflected = np.pad(image, ((0, 0), (0, 3), (0, 2), (0, 0)), mode="reflect")
     outputs = [evaluate(model, start(model), jnp.asarray(x)).logits for x in (image, reflected)]
     np.testing.assert_allclose(outputs[0], outputs[1][:, :13, :18], atol=1e-5)
 
 
-def test_batch_statistics_change_in_training_only():
+def test_unet_batch_statistics_change_only_in_training():
     model = UNet(**SMALL)
     variables = start(model)
     _, kept = model.apply(variables, IMAGES, train=False, mutable=["batch_stats"])
@@ -131,7 +132,7 @@ def test_batch_statistics_change_in_training_only():
 
 
 def mapped(mapping: str, function):
-    """`function(shard)` on four shards of a batch of four, results stacked along the batch."""
+    """Maps `function(shard)` over four shards of a batch of four; results are stacked along the batch."""
     if mapping == "shard_map":
         mesh = Mesh(np.array(jax.devices()[:4]), ("devices",))
         return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=P("devices"), out_specs=(P("devices"), P())))
@@ -145,7 +146,7 @@ def mapped(mapping: str, function):
 
 
 @pytest.mark.parametrize("mapping", ["pmap", "shard_map", "vmap"])
-def test_synchronised_statistics_are_those_of_the_big_batch(mapping):
+def test_unet_synchronized_statistics_equal_those_of_the_whole_batch(mapping):
     model = UNet(**SMALL)
     variables = start(model)
 
@@ -159,49 +160,49 @@ def test_synchronised_statistics_are_those_of_the_big_batch(mapping):
 
 @cache
 def gradients(model: UNet):
-    # From the plain model's start: the parameters do not know of rematerialisation.
+    # The variables of the plain model: they do not depend on rematerialization.
     variables = start(model.clone(remat=False))
 
     def loss(params):
         output, _ = train(model, {**variables, "params": params}, IMAGES)
-        return (output.logits * pictures(*output.logits.shape)).mean()
+        return (output.logits * random_images(*output.logits.shape)).mean()
 
     return jax.jit(jax.grad(loss))(variables["params"])
 
 
 @pytest.mark.parametrize("fields", [{"norm": "group"}, {"norm": "none"}, {"upsample": "pixel_shuffle"}], ids=str)
-def test_gradient_reaches_every_parameter(fields):
+def test_unet_gradient_is_not_zero(fields):
     model = UNet(**SMALL, **fields)
     reached = jax.tree.map(lambda g: bool(jnp.isfinite(g).all() & (g != 0).any()), gradients(model))
     assert all(jax.tree.leaves(reached)), reached
 
 
-def test_rematerialisation_changes_neither_parameters_nor_gradients():
+def test_unet_remat_has_the_same_parameters_and_gradients():
     plain, remat = UNet(**SMALL), UNet(**SMALL, remat=True)
     assert_trees_close(start(remat), start(plain), atol=0)
     assert_trees_close(gradients(remat), gradients(plain))
 
 
-def with_every_mask(model: UNet, params):
-    """A loss that sees the clean pass and the samples, and the new batch statistics."""
+def loss_with_masks(model: UNet, params):
+    """Returns a loss of the logits and the samples, and the new batch statistics."""
     variables = {**start(UNet(**SMALL)), "params": params}
     rngs = {"dropout": jax.random.key(4)}
     output, updated = model.apply(variables, IMAGES, train=True, rngs=rngs, mutable=["batch_stats"])
     return (output.logits**2).mean() + output.mc_logits.var(axis=0, ddof=1).mean(), updated
 
 
-def test_rematerialisation_draws_the_same_masks_and_counts_statistics_once():
+def test_unet_remat_draws_the_same_masks_and_updates_statistics_once():
     plain = UNet(**SMALL, dropout="sampled", heads=2, deep_dropout=1)
-    step = jax.jit(jax.value_and_grad(with_every_mask, argnums=1, has_aux=True), static_argnums=0)
+    step = jax.jit(jax.value_and_grad(loss_with_masks, argnums=1, has_aux=True), static_argnums=0)
     params = start(UNet(**SMALL))["params"]
     assert_trees_close(step(plain.clone(remat=True), params), step(plain, params), atol=1e-6)
 
 
-def test_rematerialisation_keeps_less_for_the_backward_pass():
+def test_unet_remat_keeps_less_for_the_backward_pass():
     def kept(remat: bool) -> int:
         model = UNet(**SMALL, remat=remat, dropout="sampled", heads=2)
         backward = jax.eval_shape(
-            lambda params: jax.vjp(partial(with_every_mask, model), params, has_aux=True)[1],
+            lambda params: jax.vjp(partial(loss_with_masks, model), params, has_aux=True)[1],
             start(UNet(**SMALL))["params"],
         )
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
@@ -209,7 +210,7 @@ def test_rematerialisation_keeps_less_for_the_backward_pass():
     assert kept(remat=True) < 0.5 * kept(remat=False)
 
 
-def test_rematerialisation_sends_no_statistics_twice():
+def test_unet_remat_sends_statistics_once():
     def reductions(remat: bool) -> int:
         model = UNet(**SMALL, axis_name="devices", remat=remat)
 
@@ -225,7 +226,7 @@ def test_rematerialisation_sends_no_statistics_twice():
     assert reductions(remat=True) == reductions(remat=False) > 0
 
 
-def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
+def test_unet_bfloat16_has_float32_logits_and_statistics():
     model = UNet(**SMALL, dtype=jnp.bfloat16)
     variables = start(model)
     output, updated = train(model, variables, IMAGES)
@@ -236,7 +237,7 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
     assert np.abs(output.logits - expected.logits).mean() < 0.05 * np.abs(expected.logits).mean()
 
 
-def test_head_bias_makes_the_first_prediction_the_prior():
+def test_unet_head_bias_sets_the_first_prediction():
     prior = 0.01
     model = UNet(1, width=4, depth=2, head_bias=(float(np.log(prior / (1 - prior))),), head_kernel_stddev=0.001)
     output, _ = train(model, start(model), IMAGES)
@@ -254,14 +255,14 @@ DEEP = TINY.clone(dropout="sampled", heads=2, deep_dropout=1)
 KEY = jax.random.key(4)
 
 
-def test_parameters_do_not_depend_on_dropout():
+def test_unet_parameters_do_not_depend_on_dropout():
     assert_trees_close(start(DEEP), start(TINY), atol=0)
     assert_trees_close(start(TINY.clone(dropout="analytic", heads=9)), start(TINY), atol=0)
     trained = jax.eval_shape(partial(DEEP.init, train=True), jax.random.key(0), IMAGES)
     assert jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, start(TINY))
 
 
-def test_the_samples_are_of_the_features_that_the_clean_logits_see():
+def test_unet_samples_are_of_the_features_of_the_logits():
     output = stochastic(DEEP, start(TINY), IMAGES, KEY, rate=0.0)
     assert output.mc_logits.shape == (2, *output.logits.shape)
     np.testing.assert_allclose(output.mc_logits, jnp.broadcast_to(output.logits, output.mc_logits.shape), atol=1e-5)
@@ -269,7 +270,7 @@ def test_the_samples_are_of_the_features_that_the_clean_logits_see():
     np.testing.assert_allclose(output.features @ linear["kernel"] + linear["bias"], output.logits, atol=1e-5)
 
 
-def test_two_keys_give_two_passes_and_no_key_the_clean_one():
+def test_unet_dropout_key_selects_the_pass():
     one, other, off = (
         stochastic(DEEP, start(TINY), IMAGES, jax.random.key(seed), rate=0.2, deep_rate=deep_rate)
         for seed, deep_rate in ((4, 0.5), (5, 0.5), (4, 0.0))
@@ -278,12 +279,12 @@ def test_two_keys_give_two_passes_and_no_key_the_clean_one():
     clean = evaluate(DEEP, start(TINY), IMAGES)
     assert clean.mc_logits is None
     np.testing.assert_array_equal(clean.logits, evaluate(TINY, start(TINY), IMAGES).logits)
-    # The heads alone leave the clean pass clean.
+    # Dropout of the heads alone does not change the logits.
     np.testing.assert_allclose(off.logits, clean.logits, atol=1e-5)
     assert np.ptp(off.mc_logits, axis=0).max() > 1e-3
 
 
-def test_one_compilation_serves_every_rate_and_the_field_is_its_default():
+def test_unet_compiles_once_for_all_rates():
     traces = []
 
     @jax.jit
@@ -299,7 +300,7 @@ def test_one_compilation_serves_every_rate_and_the_field_is_its_default():
     assert len(traces) == 1
 
 
-def test_masks_follow_the_global_example_and_not_the_place_in_the_batch():
+def test_unet_masks_depend_on_examples_and_not_on_batch_order():
     examples, order = jnp.array([5, 0, 9, 2]), jnp.array([2, 3, 1, 0])
     whole = stochastic(DEEP, start(TINY), IMAGES, KEY, examples=examples)
     permuted = stochastic(DEEP, start(TINY), IMAGES[order], KEY, examples=examples[order])
@@ -307,7 +308,7 @@ def test_masks_follow_the_global_example_and_not_the_place_in_the_batch():
     np.testing.assert_allclose(permuted.logits, whole.logits[order], atol=1e-5)
 
 
-def test_an_analytic_variance_needs_no_key_and_flows_back_through_the_network():
+def test_unet_logit_variance_needs_no_key_and_has_gradients():
     model, variables = TINY.clone(dropout="analytic"), start(TINY)
     output = evaluate(model, variables, IMAGES)
     w = variables["params"]["head"]["linear"]["kernel"]
@@ -322,7 +323,7 @@ def test_an_analytic_variance_needs_no_key_and_flows_back_through_the_network():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-def test_the_samples_variance_trains_every_kernel():
+def test_unet_sample_variance_has_gradients_for_every_kernel():
     def loss(params):
         output = stochastic(DEEP, {"params": params}, IMAGES, KEY, train=True)
         return output.mc_logits.var(axis=0, ddof=1).mean()
@@ -330,12 +331,12 @@ def test_the_samples_variance_trains_every_kernel():
     gradient = jax.jit(jax.grad(loss))(start(TINY)["params"])
     paths = jax.tree_util.tree_leaves_with_path(gradient)
     dead = [jax.tree_util.keystr(path) for path, leaf in paths if not (np.isfinite(leaf).all() and np.any(leaf))]
-    # A variance does not know of a shift.
+    # A variance does not depend on the bias.
     assert dead == ["['head']['linear']['bias']"]
 
 
 @pytest.mark.parametrize(("deep_dropout", "widths"), [(1, [16, 8]), (2, [8, 16, 8, 4])])
-def test_deep_dropout_follows_the_deepest_blocks(deep_dropout, widths, monkeypatch):
+def test_unet_deep_dropout_follows_the_deepest_blocks(deep_dropout, widths, monkeypatch):
     # Widths 4, 8, 16 down, then 8 and 4 up, in the order of computation.
     seen = []
 
@@ -353,7 +354,7 @@ def test_deep_dropout_follows_the_deepest_blocks(deep_dropout, widths, monkeypat
 @pytest.mark.parametrize(
     "fields", [{"dropout": "sampled"}, {"deep_dropout": 1}, {"dropout": "sampled", "deep_dropout": 1}]
 )
-def test_training_with_masks_and_without_a_key_says_what_to_pass(fields):
+def test_unet_training_with_dropout_needs_a_key(fields):
     model = UNet(**SMALL, **fields)
     with pytest.raises(
         ValueError, match=r'train=True with (dropout=\'sampled\'|deep_dropout=1).*rngs={"dropout": key}'
@@ -375,7 +376,7 @@ def test_training_with_masks_and_without_a_key_says_what_to_pass(fields):
         ({"deep_dropout": 3}, "deep_dropout of this UNet must be between 0 and 2; got 3"),
     ],
 )
-def test_wrong_fields_are_named(fields, message):
+def test_unet_rejects_invalid_fields(fields, message):
     with pytest.raises(ValueError, match=message):
         UNet(**SMALL, **fields).init(jax.random.key(0), IMAGES, train=False)
 
@@ -388,7 +389,7 @@ def test_wrong_fields_are_named(fields, message):
         ({"examples": jnp.arange(3)}, r"examples must be one index per image, shape \(4,\); got \(3,\)"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, message):
+def test_unet_rejects_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         DEEP.apply(start(TINY), IMAGES, train=False, rngs={"dropout": KEY}, **arguments)
 
@@ -401,12 +402,59 @@ def test_wrong_arguments_are_named(arguments, message):
         (jnp.zeros((1, 8, 8, 3), jnp.uint8), TypeError, "floating point and normalized.* got uint8"),
     ],
 )
-def test_wrong_images_are_named(images, error, message):
+def test_unet_rejects_invalid_images(images, error, message):
     with pytest.raises(error, match=message):
         UNet(**SMALL).init(jax.random.key(0), images, train=False)
 
 
-def test_layers_have_readable_names():
+def test_unet_layers_have_readable_names():
     table = UNet(**SMALL).tabulate(jax.random.key(0), IMAGES[:1], train=False, console_kwargs={"width": 240})
     names = ("down0/conv1", "down2/norm2", "up1_transpose", "up0/conv2", "head/linear")
     assert [name for name in names if name not in table] == []
+
+
+RESNET_SMALL = {"num_classes": 3, "width": 4, "decoder": (16, 12, 8, 6, 4)}
+RESNET_IMAGES = jax.ShapeDtypeStruct((1, 64, 32, 3), jnp.float32)
+
+
+@cache
+def resnet_shapes(model):
+    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), RESNET_IMAGES)
+
+
+def test_resnet_unet_parameter_count():
+    # sum(p.numel() for p in smp.Unet("resnet34", encoder_weights=None, classes=12).parameters()), version 0.6.0.
+    theirs = 24_437_964
+    ours = sum(leaf.size for leaf in jax.tree.leaves(resnet_shapes(ResNetUNet(12, encoder_depth=34))["params"]))
+    # Their head is a 3×3 convolution of the 16 channels, ours 1×1.
+    assert ours + 8 * 16 * 12 == theirs
+
+
+def test_resnet_unet_joins_features_of_the_same_size():
+    params = resnet_shapes(ResNetUNet(**RESNET_SMALL))["params"]
+    inputs = [params[f"up{level}"]["conv1"]["kernel"].shape[2] for level in (4, 3, 2, 1, 0)]
+    assert inputs == [32 + 16, 16 + 8, 12 + 4, 8 + 4, 6]
+    assert params["head"]["linear"]["kernel"].shape == (4, 3)
+
+
+@pytest.mark.parametrize(("deep_dropout", "widths"), [(1, [32]), (5, [32, 16, 12, 8, 6])])
+def test_resnet_unet_deep_dropout_follows_encoder_and_first_decoder_steps(deep_dropout, widths, monkeypatch):
+    seen = []
+    monkeypatch.setattr(network, "dropout", lambda x, rate, keys: seen.append(x.shape[-1]) or x)
+    model, key = ResNetUNet(**RESNET_SMALL, deep_dropout=deep_dropout), jax.random.key(0)
+    variables = resnet_shapes(ResNetUNet(**RESNET_SMALL))
+    jax.eval_shape(partial(model.apply, train=False, rngs={"dropout": key}), variables, RESNET_IMAGES)
+    assert seen == widths
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"decoder": (8, 4)}, r"decoder must have 5 positive widths, one per step; got \(8, 4\)"),
+        ({"encoder_depth": 19}, "encoder_depth must be one of 18, 34, 50, 101; got 19"),
+        ({"deep_dropout": 6}, "deep_dropout of this ResNetUNet must be between 0 and 5; got 6"),
+    ],
+)
+def test_resnet_unet_rejects_invalid_fields(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ResNetUNet(**RESNET_SMALL | fields).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)

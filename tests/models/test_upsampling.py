@@ -31,18 +31,18 @@ def assert_close(actual, expected, atol=1e-5):
 
 
 def value_and_gradients(function, *args):
-    """The output, and the gradients of a generic scalar of it with respect to every argument."""
+    """Returns the output, and the gradients of a random projection of it with respect to every argument."""
     output, pull_back = jax.vjp(function, *args)
     return output, pull_back(normal(99, *output.shape))
 
 
 def reduced(params, x):
-    """What a `FixedUpsampling2x2` enlarges."""
+    """Returns the 1×1 convolution of a `FixedUpsampling2x2`."""
     return x @ params["reduce"]["kernel"] + params["reduce"]["bias"]
 
 
 @pytest.mark.parametrize("upsample", UPSAMPLINGS)
-def test_every_way_up_doubles_height_and_width_and_computes_in_its_dtype(upsample):
+def test_upsamplings_double_the_size_in_their_dtype(upsample):
     x = normal(0, 2, 3, 5, 8)
     positions = [jnp.zeros((2, 3, 5, 4), jnp.uint8)] * (upsample == "max_unpool")
     layer = UPSAMPLINGS[upsample](4, dtype=jnp.bfloat16)
@@ -60,22 +60,22 @@ def test_every_way_up_doubles_height_and_width_and_computes_in_its_dtype(upsampl
         ("bed_of_nails", lambda x: jnp.zeros((1, 6, 10, 2)).at[:, ::2, ::2].set(x)),
     ],
 )
-def test_fixed_upsamplings_are_a_product_and_then_what_they_are_called(upsample, expected):
+def test_fixed_upsampling_equals_its_definition(upsample, expected):
     x = normal(0, 1, 3, 5, 4)
     y, variables = UPSAMPLINGS[upsample](2).init_with_output(jax.random.key(0), x)
     assert_close(y, expected(reduced(variables["params"], x)))
 
 
 @pytest.mark.parametrize("upsample", [upsample_nearest_2x2, bed_of_nails_2x2])
-def test_a_fixed_upsampling_is_the_transpose_of_a_sum_or_of_a_selection(upsample):
-    # <up(x), y> = <x, down(y)>: nearest's is the sum of each block, the nails' is the pixel under the nail.
+def test_fixed_upsampling_is_the_transpose_of_a_sum_or_a_selection(upsample):
+    # <up(x), y> = <x, down(y)>: down sums each block for nearest, and selects the pixel under the nail.
     x, y = normal(0, 1, 3, 2, 2), normal(1, 1, 6, 4, 2)
     blocks = y.reshape(1, 3, 2, 2, 2, 2)
     down = blocks.sum((2, 4)) if upsample is upsample_nearest_2x2 else blocks[:, :, 0, :, 0]
     np.testing.assert_allclose((upsample(x) * y).sum(), (x * down).sum(), rtol=1e-5)
 
 
-def test_the_lectures_grids():
+def test_max_unpool_2x2_of_the_lectures_grid():
     grid = jnp.array([[1.0, 2, 6, 3], [3, 5, 2, 1], [1, 2, 2, 1], [7, 3, 4, 8]])[None, :, :, None]
     pooled, positions = max_pool_2x2_positions(grid)
     np.testing.assert_array_equal(pooled[0, :, :, 0], [[5, 6], [7, 8]])
@@ -91,24 +91,24 @@ def unpooled_by_numpy(x, positions):
     return y
 
 
-def test_max_unpooling_puts_every_value_where_numpy_does():
+def test_max_unpool_2x2_equals_numpy():
     x, positions = normal(0, 2, 3, 4, 3), jnp.asarray(np.random.default_rng(1).integers(0, 4, (2, 3, 4, 3)), jnp.uint8)
     np.testing.assert_array_equal(max_unpool_2x2(x, positions), unpooled_by_numpy(x, positions))
 
 
-def test_positions_and_unpooling_are_pytorchs_to_the_index():
+def test_positions_and_max_unpool_2x2_equal_pytorch():
     with np.load(Path(__file__).parent / "golden" / "unpooling.npz") as stored:
         x, values, pooled, indices, unpooled = (stored[n] for n in ("x", "values", "pooled", "indices", "unpooled"))
     ours, positions = max_pool_2x2_positions(jnp.asarray(x))
     np.testing.assert_array_equal(ours, pooled)
-    # PyTorch counts in the plane: row · 10 + column.
+    # PyTorch's index into the plane is row · 10 + column.
     i, j = np.indices((4, 5))[:, :, :, None]
     rows, columns = np.divmod(np.asarray(positions, np.int64), 2)
     np.testing.assert_array_equal((2 * i + rows) * 10 + 2 * j + columns, indices)
     np.testing.assert_array_equal(max_unpool_2x2(jnp.asarray(values), positions), unpooled)
 
 
-def test_max_unpooling_of_the_maxima_gives_back_what_the_gradient_of_pooling_reaches():
+def test_max_unpool_2x2_of_the_maxima_restores_them():
     x = normal(0, 2, 6, 4, 3)
 
     def there_and_back(x):
@@ -117,17 +117,17 @@ def test_max_unpooling_of_the_maxima_gives_back_what_the_gradient_of_pooling_rea
 
     y, (gradient,) = jax.jit(partial(value_and_gradients, there_and_back))(x)
     np.testing.assert_array_equal(y, jnp.where(y != 0, x, 0))
-    # Linear where the positions stay: what arrives at a maximum goes back to it, all else nowhere.
+    # The gradient at a maximum goes back to it; all other gradients are zero.
     np.testing.assert_array_equal(gradient, jnp.where(y != 0, normal(99, *y.shape), 0))
     assert (y != 0).mean() == 0.25
 
 
-def test_max_unpooling_wants_a_position_for_every_value():
+def test_max_unpool_2x2_rejects_positions_of_another_shape():
     with pytest.raises(ValueError, match=r"shape of the pooled values, \(1, 2, 2, 3\); got \(1, 2, 2, 4\)"):
         max_unpool_2x2(jnp.zeros((1, 2, 2, 3)), jnp.zeros((1, 2, 2, 4), jnp.uint8))
 
 
-def test_transposed_convolution_is_linens_with_linens_parameters():
+def test_conv_transpose_2x2_equals_nn_conv_transpose():
     x = normal(0, 2, 3, 5, 4)
     ours, linens = ConvTranspose2x2(6), nn.ConvTranspose(6, (2, 2), (2, 2))
     params = {"kernel": normal(1, 2, 2, 4, 6), "bias": normal(2, 6)}
@@ -143,10 +143,10 @@ def test_transposed_convolution_is_linens_with_linens_parameters():
     assert_close(actual, expected)
 
 
-def test_transposed_convolution_is_the_transpose_of_the_convolutions_matrix():
+def test_conv_transpose_2x2_is_the_transpose_of_a_convolution():
     x, kernel = normal(0, 1, 2, 3, 2), normal(1, 2, 2, 2, 5)
 
-    def convolution(y):  # from F = 5 back to C = 2 channels; Linen's kernel is stored turned by 180 degrees
+    def convolution(y):  # from F = 5 back to C = 2 channels; Linen's kernel is rotated by 180 degrees
         back = kernel[::-1, ::-1].swapaxes(2, 3)
         return lax.conv_general_dilated(y, back, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
@@ -156,7 +156,7 @@ def test_transposed_convolution_is_the_transpose_of_the_convolutions_matrix():
 
 
 @pytest.mark.parametrize("size", [3, 4])
-def test_overlapping_transposed_convolution_is_the_transpose_of_the_convolutions_matrix(size):
+def test_conv_transpose_overlapping_is_the_transpose_of_a_convolution(size):
     x, kernel = normal(0, 1, 2, 3, 2), normal(1, size, size, 2, 5)
     padding = ((1, size - 3), (1, size - 3))
 
@@ -169,7 +169,7 @@ def test_overlapping_transposed_convolution_is_the_transpose_of_the_convolutions
     assert_close(y.ravel(), matrix.T @ x.ravel())
 
 
-def test_uneven_overlaps_make_a_checkerboard_of_a_constant_and_even_ones_do_not():
+def test_conv_transpose_overlapping_of_a_constant():
     x, by_size = jnp.ones((1, 4, 4, 1)), {}
     for size in (3, 4):
         params = {"kernel": jnp.ones((size, size, 1, 1)), "bias": jnp.zeros(1)}
@@ -178,19 +178,19 @@ def test_uneven_overlaps_make_a_checkerboard_of_a_constant_and_even_ones_do_not(
     assert by_size == {3: [[1, 2], [2, 4]], 4: [[4, 4], [4, 4]]}
 
 
-def test_another_size_of_overlapping_windows_is_refused():
+def test_conv_transpose_overlapping_rejects_size_5():
     with pytest.raises(ValueError, match="size of ConvTransposeOverlapping must be 3 or 4; got 5"):
         ConvTransposeOverlapping(1, 5).init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
 
 
 @pytest.mark.parametrize("upsample", ["transpose", "transpose3", "transpose4"])
-def test_transposed_convolution_keeps_the_variance_of_its_input(upsample):
+def test_initial_transposed_convolutions_keep_the_variance(upsample):
     x = normal(0, 4, 8, 8, 64)
     y, _ = jax.jit(UPSAMPLINGS[upsample](64).init_with_output)(jax.random.key(1), x)
     np.testing.assert_allclose(y[:, 1:-1, 1:-1].var(), 1.0, rtol=0.1)
 
 
-def test_depth_to_space_lays_the_groups_out_as_a_block():
+def test_depth_to_space_2x2_puts_the_groups_into_a_block():
     x = normal(0, 2, 3, 5, 8)
     y = depth_to_space_2x2(x)
     for group in range(4):
@@ -198,12 +198,12 @@ def test_depth_to_space_lays_the_groups_out_as_a_block():
         np.testing.assert_array_equal(y[:, row::2, column::2], x[..., 2 * group : 2 * group + 2])
 
 
-def test_depth_to_space_needs_four_groups():
+def test_depth_to_space_2x2_rejects_6_channels():
     with pytest.raises(ValueError, match="multiple of 4 channels; got 6"):
         depth_to_space_2x2(jnp.zeros((1, 2, 2, 6)))
 
 
-def test_pixel_shuffle_starts_as_the_nearest_neighbour_upsampling_of_a_convolution():
+def test_pixel_shuffle_2x2_starts_as_nearest_neighbour_upsampling():
     x = normal(0, 2, 3, 5, 4)
     y, variables = PixelShuffle2x2(6).init_with_output(jax.random.key(1), x)
     kernel = variables["params"]["kernel"]
@@ -213,27 +213,21 @@ def test_pixel_shuffle_starts_as_the_nearest_neighbour_upsampling_of_a_convoluti
     assert np.unique(kernel).size == 4 * 6
 
 
-def test_pixel_shuffle_keeps_the_scale_under_its_relu():
+def test_initial_pixel_shuffle_2x2_keeps_the_scale():
     x = normal(0, 4, 8, 8, 64)
     y, _ = PixelShuffle2x2(64).init_with_output(jax.random.key(1), x)
     np.testing.assert_allclose((y**2).mean(), (x**2).mean(), rtol=0.15)
 
 
-def test_pixel_shuffle_computes_in_its_dtype():
-    y, variables = PixelShuffle2x2(3, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), normal(0, 1, 2, 2, 4))
-    assert y.dtype == jnp.bfloat16
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-
-
 @pytest.mark.parametrize("stride", [2, 8])
-def test_a_new_bilinear_transposed_convolution_is_bilinear_upsampling_edges_included(stride):
+def test_initial_conv_transpose_bilinear_equals_upsample_bilinear(stride):
     x = normal(0, 2, 3, 5, 4)
     y, _ = jax.jit(ConvTransposeBilinear(stride).init_with_output)(jax.random.key(0), x)
     assert_close(y, upsample_bilinear(x, stride))
 
 
-def test_bilinear_transposed_convolution_is_the_transpose_of_the_convolutions_matrix():
-    # Of each channel alone, on the image with its edges repeated; the convolution has the kernel's stride and size.
+def test_conv_transpose_bilinear_is_the_transpose_of_a_convolution():
+    # Each channel separately, on the image with its edges repeated; the convolution has the same stride and size.
     x, kernel, s = normal(0, 1, 3, 4, 2), normal(1, 8, 8, 1, 2), 4
 
     def convolution(y, one):
@@ -258,6 +252,6 @@ def test_bilinear_transposed_convolution_is_the_transpose_of_the_convolutions_ma
 
 
 @pytest.mark.parametrize("stride", [3, 0])
-def test_bilinear_transposed_convolution_needs_an_even_stride(stride):
+def test_conv_transpose_bilinear_rejects_odd_strides(stride):
     with pytest.raises(ValueError, match=f"even and at least 2; got {stride}"):
         ConvTransposeBilinear(stride).init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))

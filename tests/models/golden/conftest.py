@@ -1,3 +1,3 @@
-"""pytest looks for doctests in every module; this one needs PyTorch, which no test installs."""
+"""Files without doctests: importing them needs PyTorch, which the tests do not install."""
 
 collect_ignore = ["resnets.py"]

@@ -1,4 +1,4 @@
-"""The weights and images of `resnets.npz`, by a rule: what PyTorch drew them with is what segjax draws them with."""
+"""Weights and images of `resnets.npz`, drawn in the same way for PyTorch and for segjax."""
 
 import zlib
 
@@ -9,7 +9,7 @@ PROJECTIONS = 4
 
 
 def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The array of that name, float32: a kernel keeps the scale of its input, statistics are like those of training."""
+    """Draws the float32 array of this name: kernels keep the scale of their input, statistics are like trained ones."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if name.endswith("num_batches_tracked"):
         return np.array(1)
@@ -21,12 +21,12 @@ def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def image() -> np.ndarray:
-    """`[2, 45, 61, 3]`, an odd size."""
+    """Draws images `[2, 45, 61, 3]`, of odd size."""
     return np.random.default_rng(0).standard_normal(IMAGE).astype(np.float32)
 
 
 def projected(feature: np.ndarray) -> np.ndarray:
-    """`[B, H, W, C]` to a few mixtures of all its channels, of the same scale: what the file has room for."""
+    """Maps `[B, H, W, C]` to four random mixtures of its channels, of the same scale, to keep the file small."""
     channels = feature.shape[-1]
     mixtures = np.random.default_rng(channels).standard_normal((channels, PROJECTIONS)) / np.sqrt(channels)
     return feature.astype(np.float64) @ mixtures

@@ -1,9 +1,9 @@
-"""FCN-8s by torchvision's VGG16 and PyTorch: `fcn.npz`, read by `test_fcn.py`.
+"""Logits of FCN-8s by torchvision's VGG16 and PyTorch: `fcn.npz`, read by `test_fcn.py`.
 
     python tests/models/golden/fcn.py
 
 needs PyTorch and torchvision, which segjax does not depend on; last used: torch 2.14.1, torchvision 0.29.1, NumPy
-2.4.6. The weights are drawn on both sides, by `drawn`: an array has the numbers that its path in our tree gives.
+2.4.6. Both sides draw the weights by `drawn`: the path of an array in segjax's tree is the seed.
 """
 
 import zlib
@@ -15,7 +15,7 @@ WIDTH, HIDDEN, CLASSES = 2, 8, 3
 
 
 def drawn(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Of a layer, laid out as ours: He's scale for kernels, small biases."""
+    """Draws the array of this path, with segjax's axes: He's scale for kernels, small biases."""
     scale = np.sqrt(2 / np.prod(shape[:-1])) if len(shape) > 1 else 0.1
     return (np.random.default_rng(zlib.crc32(path.encode())).standard_normal(shape) * scale).astype(np.float32)
 
@@ -37,7 +37,7 @@ def main() -> None:
 
     def up(x: torch.Tensor, path: str) -> torch.Tensor:
         kernel = torch.from_numpy(drawn(f"{path}/kernel", (4, 4, 1, CLASSES))).permute(3, 2, 0, 1)
-        # As if x went on as its outermost pixels: one more all round, and its own outputs cropped.
+        # x is continued by its edge pixels; the outputs beyond it are cropped.
         around = functional.pad(x, (1, 1, 1, 1), mode="replicate")
         return functional.conv_transpose2d(around, kernel, stride=2, padding=1, groups=CLASSES)[..., 2:-2, 2:-2]
 

@@ -1,15 +1,15 @@
-"""What torchvision's ResNets make of an image: `resnets.npz`, read by `test_pretrained.py` and `test_deeplab.py`.
+"""Features of an image by torchvision's ResNets: `resnets.npz`, read by `test_pretrained.py` and `test_deeplab.py`.
 
     python tests/models/golden/resnets.py
 
 needs PyTorch 2.14.1, torchvision 0.29.1, segmentation-models-pytorch 0.6.0 and NumPy 2.4.6, with which the file was
 made; the same versions write the same bytes. Weights, images and mixtures are drawn by `drawn.py`, here and in the
-tests, and not stored. For every depth the file has the names and shapes of the state dict; for every depth and output
-stride the features of the stem and of the four stages, mixed; those that stride 32 has too are not stored again. And
-what the ASPP of segmentation-models-pytorch makes of six channels of noise.
+tests, and not stored. For every depth the file contains the names and shapes of the state dict; for every depth and
+output stride the mixed features of the stem and of the four stages, without those that equal the features of stride 32;
+and the output of the ASPP of segmentation-models-pytorch for six channels of noise.
 
-With segjax in the same environment it also reads a `.pth` file with `load_torch_state`, and one that would run code
-when unpickled: the tests have no PyTorch to do it with.
+With segjax in the same environment it also checks that `load_torch_state` reads a `.pth` file, and rejects one that
+would run code when unpickled: the tests do not install PyTorch.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ CASES = ((18, 32), (18, 16), (50, 32), (50, 16))
 
 
 def resnet(depth: int, output_stride: int) -> torch.nn.Module:
-    """torchvision's, with drawn weights, in float64: what the float32 of either side is compared with."""
+    """Returns torchvision's ResNet with drawn weights, in float64."""
     build = getattr(torchvision.models, f"resnet{depth}")
     model = build(replace_stride_with_dilation=DILATED[output_stride] if depth >= 50 else None)
     if depth < 50 and output_stride == 16:
@@ -39,7 +39,7 @@ def resnet(depth: int, output_stride: int) -> torch.nn.Module:
 
 
 def _dilate_last_stage(model: torch.nn.Module) -> None:
-    """What torchvision does for bottlenecks and refuses for these blocks: no stride, and dilation behind it."""
+    """Replaces the stride of the last stage by dilation, which torchvision supports only for bottlenecks."""
     first, *rest = model.layer4
     first.conv1.stride = first.downsample[0].stride = (1, 1)
     for conv in (first.conv2, *(conv for block in rest for conv in (block.conv1, block.conv2))):
@@ -47,7 +47,7 @@ def _dilate_last_stage(model: torch.nn.Module) -> None:
 
 
 def features(model: torch.nn.Module, x: np.ndarray) -> list[np.ndarray]:
-    """`[B, H, W, C]` of the stem and the four stages."""
+    """Returns the features `[B, H, W, C]` of the stem and the four stages."""
     with torch.no_grad():
         y = model.relu(model.bn1(model.conv1(torch.from_numpy(x).double().permute(0, 3, 1, 2))))
         found, y = [y], model.maxpool(y)
@@ -58,7 +58,7 @@ def features(model: torch.nn.Module, x: np.ndarray) -> list[np.ndarray]:
 
 
 def aspp() -> np.ndarray:
-    """`[2, 9, 11, 4]`: what an ASPP of rates 2, 3 and 5 makes of a corner of both images, side by side as channels."""
+    """Returns the output `[2, 9, 11, 4]` of an ASPP of rates 2, 3 and 5 for a corner of both images as channels."""
     model = ASPP(6, 4, (2, 3, 5), separable=True, dropout=0.5)
     model.load_state_dict({k: torch.from_numpy(drawn(k, tuple(v.shape))) for k, v in model.state_dict().items()})
     x = np.concatenate([image(), image()[::-1]], axis=-1)[:, :9, :11]
@@ -72,7 +72,7 @@ class Evil:
 
 
 def check_pth(model: torch.nn.Module) -> None:
-    """segjax reads what `torch.save` wrote, and refuses what is more than weights, without running it."""
+    """Checks that segjax reads a `.pth` file of weights, and rejects other content without running it."""
     from segjax.models import load_torch_state
 
     state = model.state_dict()
@@ -110,7 +110,7 @@ def main() -> None:
     if importlib.util.find_spec("segjax"):
         check_pth(torchvision.models.resnet18())
     else:
-        print("segjax is not here: no .pth file was read")
+        print("segjax is not installed: no .pth file was read")
 
 
 if __name__ == "__main__":

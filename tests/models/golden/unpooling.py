@@ -11,12 +11,12 @@ import numpy as np
 
 
 def main() -> None:
-    """Writes the inputs and what PyTorch makes of them, NHWC, beside this file."""
+    """Writes the inputs and PyTorch's results, NHWC, beside this file."""
     import torch
     from torch.nn import functional
 
     rng = np.random.default_rng(1511)
-    # Few different values and many zeros: ties, as after a ReLU.
+    # Few different values and many zeros, so that windows have ties, as after a ReLU.
     x = np.maximum(rng.integers(-3, 4, (2, 8, 10, 3)), 0).astype(np.float32)
     values = rng.standard_normal((2, 4, 5, 3)).astype(np.float32)
     nchw = [torch.from_numpy(a).permute(0, 3, 1, 2) for a in (x, values)]
