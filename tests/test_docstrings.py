@@ -15,6 +15,7 @@ COVERED = (
     "segjax/metrics",
     "segjax/models",
     "segjax/reporting",
+    "tests/metrics",
     "tests/models",
     "tests/reporting",
     "tests/test_api_pages.py",

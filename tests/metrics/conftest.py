@@ -1,4 +1,4 @@
-"""Metrics must work in the strictest project that imports them: no implicit promotion of dtypes or of ranks."""
+"""Strict promotion: metrics must work in a project that forbids implicit promotion of dtypes and ranks."""
 
 import inspect
 from types import SimpleNamespace
@@ -17,6 +17,6 @@ def strict_promotion():
 
 @pytest.fixture(scope="session")
 def raw():
-    """The public functions without the tests' import hook, as a user has them."""
+    """Returns the public functions without the import hook of the tests, as a user calls them."""
     functions = {name: getattr(metrics, name) for name in metrics.__all__}
     return SimpleNamespace(**{name: inspect.unwrap(f) for name, f in functions.items() if inspect.isfunction(f)})

@@ -5,7 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segjax.metrics import CheckerboardSums, checkerboard_energy, checkerboard_sums
+from segjax import metrics
+from segjax.metrics import CheckerboardSums, checkerboard_energy
+
+checkerboard_sums = jax.jit(metrics.checkerboard_sums, static_argnames=("stride", "window", "axis_name"))
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:
@@ -17,7 +20,7 @@ def energy(maps, **arguments) -> float:
 
 
 def by_fourier(maps: np.ndarray, stride: int) -> np.ndarray:
-    """The two energies of a `[B, H, W, C]` whose sides are multiples of the stride, by NumPy's FFT in float64."""
+    """Returns both energies of a `[B, H, W, C]` whose sides are multiples of the stride, by NumPy's FFT in float64."""
     h, w = maps.shape[1:3]
     power = np.abs(np.fft.fft2(maps.astype(np.float64), axes=(1, 2))) ** 2 / (h * w)
     power[:, 0, 0] = 0
@@ -129,4 +132,4 @@ def test_checkerboard_energy_refuses_traced_sums():
 )
 def test_checkerboard_sums_broken_input(shape, arguments, message):
     with pytest.raises(ValueError, match=message):
-        checkerboard_sums(np.zeros(shape, np.float32), **arguments)
+        metrics.checkerboard_sums(np.zeros(shape, np.float32), **arguments)

@@ -87,7 +87,7 @@ def test_confusion_matrix_class_out_of_range(where_wrong, wrong):
     arrays[where_wrong][0, 0, 0] = wrong
     matrix = metrics.confusion_matrix(**arrays, num_classes=4)
     np.testing.assert_array_equal(matrix, np.full((4, 4), INVALID))
-    # It is still seen after a whole run of good batches has been added to it.
+    # The sum still shows it after a whole run of good batches.
     run = np.asarray(matrix, np.int64) + np.full((4, 4), 10**9)
     with pytest.raises(ValueError, match=r"confusion has a negative count, -\d+: a label or prediction outside"):
         metrics.segmentation_scores(run)
@@ -137,7 +137,7 @@ def test_segmentation_scores_scikit_learn():
         assert isinstance(scores[name], np.ndarray if name.endswith("_per_class") else float)
 
 
-# Class 1 is never the truth and once predicted, class 2 is nowhere, class 3 is the truth and never predicted.
+# Class 1 is predicted but not labelled, class 2 is absent, class 3 is labelled but not predicted.
 HOLES = np.array([[6, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [3, 0, 0, 0]])
 
 
@@ -181,7 +181,7 @@ def test_segmentation_scores_perfect_single_class():
 def test_segmentation_scores_matthews_scikit_learn(pixels):
     y, p = np.array(pixels).T
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn's, of a single class
+        warnings.simplefilter("ignore")  # scikit-learn warns of a single class
         expected = sklearn_metrics.matthews_corrcoef(y, p)
     matrix = np.zeros((4, 4), np.int64)
     np.add.at(matrix, (y, p), 1)
@@ -199,7 +199,7 @@ def test_segmentation_scores_matthews_scikit_learn(pixels):
         ([[2**40, 0], [0, 1]], 1.0),
         ([[0, 2**40], [2**40, 0]], -1.0),
         ([[2**40, 2**40], [3, 3]], 0.0),
-        # 3 of 4 rare pixels found, 1 false alarm: √(3/4 · 3/4) but for 2^-40. In float64 N² - Σ t² would lose it.
+        # 3 of 4 rare pixels found, 1 false alarm: √(3/4 · 3/4) up to 2^-40. N² - Σ t² cancels in float64.
         ([[2**40, 1], [1, 3]], 0.75),
     ],
 )
@@ -218,12 +218,12 @@ def test_confusion_matrix_stream_beyond_int32():
     np.testing.assert_array_equal(exact, [[2**31 + 999, 1], [0, 0]])
     assert metrics.segmentation_scores(exact)["pixel_accuracy"] == (2**31 + 999) / (2**31 + 1000)
     assert single.astype(np.float64).sum() != 2**31 + 1000
-    # The loop that counts one pixel after the other in float32 stops long before.
+    # A float32 counter that adds one pixel at a time stops at 2^24.
     assert np.float32(2**24) + np.float32(1) == np.float32(2**24)
 
 
 def test_segmentation_scores_counts_beyond_float32():
-    # 2^31 + 1000 pixels, one of them wrong: float32 has no such number.
+    # 2^31 + 1000 pixels, one of them wrong: float32 cannot hold this number.
     scores = metrics.segmentation_scores(np.array([[2**31 + 999, 1], [0, 0]]))
     assert 1 - scores["pixel_accuracy"] == pytest.approx(1 / (2**31 + 1000), rel=1e-6)
     assert np.float32(2**31) + np.float32(1) == np.float32(2**31)
@@ -298,7 +298,7 @@ def test_per_image_scores_scikit_learn():
         assert isinstance(scores[name], np.ndarray if "_per_class" in name else float)
 
 
-# One image of 1,000 pixels without a fault, three of 10 in which the rare class is missed or seen where it is not.
+# One image of 1,000 pixels without an error, and three of 10 pixels with a missed or false pixel of the rare class.
 APART = np.array([[[950, 0], [0, 50]], [[9, 0], [1, 0]], [[9, 1], [0, 0]], [[9, 0], [1, 0]]])
 
 
@@ -336,7 +336,7 @@ def test_per_image_sums_void_image():
     ("absent", "mean_iou", "images_of_class_1"), [("exclude", 0.25, 0), ("zero", 0.5 / 3, 1), ("one", 0.5, 1)]
 )
 def test_per_image_sums_absent_policy(absent, mean_iou, images_of_class_1):
-    # IoU 1/2, none and 0.
+    # IoU 1/2, 0 / 0 and 0.
     sums = metrics.per_image_sums(np.array([[[3, 0, 3], [0, 0, 0], [0, 0, 0]]]), absent=absent)
     assert sums["iou_per_class_per_image"][1].tolist() == [1, images_of_class_1, 1]
     assert metrics.per_image_scores(sums)["mean_iou_per_image"] == pytest.approx(mean_iou)
@@ -358,7 +358,7 @@ def test_per_image_sums_single_matrix():
 
 
 def test_recipe_jaccard_mean_accuracy_with_void():
-    # Void (class 3 here) is counted: 20 labels that the recipe trained on and scored.
+    # Void (class 3 here) is counted, as the recipe did.
     void = RNG.uniform(size=LABELS.shape) < 0.3
     labels, predictions = np.where(void, 3, LABELS % 3), np.where(void, 3, PREDICTIONS % 3)
     matrices = metrics.confusion_matrix_per_image(labels, predictions, 4)

@@ -1,4 +1,4 @@
-"""Counts that cannot be true: every score names the cause, an overflow of int32 or an invalid pixel."""
+"""Negative counts: the error of every score names the cause, an overflow of int32 or an invalid pixel."""
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def test_scores_int32_overflow(score):
 def test_segmentation_scores_overflow_is_not_an_invalid_pixel():
     with pytest.raises(ValueError, match=r"^confusion has a negative count, -2147483648: a sum overflowed int32"):
         metrics.segmentation_scores(LARGE + LARGE)
-    # One invalid image among several is not an overflow only.
+    # With one invalid image among several, the error names both causes.
     images = jnp.stack([jnp.full((2, 2), -(2**31)), jnp.eye(2, dtype=int)])
     with pytest.raises(ValueError, match=r"a label or prediction outside .* was counted"):
         metrics.per_image_sums(images)

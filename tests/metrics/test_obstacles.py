@@ -28,7 +28,7 @@ def test_obstacle_targets_average_precision_and_fpr95():
     rng = np.random.default_rng(0)
     labels = rng.choice(3, p=[0.5, 0.48, 0.02], size=(2, 100, 200))
     logits = (rng.normal(size=labels.shape) + 3 * (labels == 2) - 4).astype(np.float32)
-    logits[labels == 0] = np.where(rng.uniform(size=(labels == 0).sum()) < 0.5, np.nan, 9)  # sky, and loud
+    logits[labels == 0] = np.where(rng.uniform(size=(labels == 0).sum()) < 0.5, np.nan, 9)  # the sky has high scores
     targets, where = jax.jit(metrics.obstacle_targets)(labels)
     histogram = metrics.score_histogram(logits, targets, where=where)
     inside = labels > 0
@@ -96,7 +96,7 @@ def test_component_counts_minimum_sizes():
     targets = picture("##...... ##....#. ........")
     on_the_small_one = picture("........ ......#. ........")
     assert metrics.component_counts(targets, on_the_small_one, min_size=2).tolist() == [[0, 1, 0]]
-    # Two pixels of it on the road, and one on what does not exist.
+    # Two of its pixels are on the road, and one is on the target that is too small to count.
     around = picture("........ .....### ........")
     assert metrics.component_counts(targets, around, min_size=2).tolist() == [[0, 1, 1]]
     assert metrics.component_counts(targets, around, min_size=2, min_detection_size=4).tolist() == [[0, 1, 0]]
@@ -122,7 +122,7 @@ def test_component_counts_no_pixels(shape):
 
 
 def _mean_f1_of_masks(images):
-    """The definition of SegmentMeIfYouCan, component by component, as sets of pixels."""
+    """Returns the mean F1 by the definition of SegmentMeIfYouCan, component by component."""
     f1 = []
     for level in F1_STAR["thresholds"]:
         found = missed = false = 0
@@ -180,7 +180,7 @@ BROKEN = {
         TypeError,
         r"detections must be boolean; got float64 of shape \(3, 8\)",
     ),
-    "a row": (
+    "one axis": (
         lambda f: f.component_counts(TWO[0], TWO[0]),
         ValueError,
         r"targets must be \[..., height, width\]; got shape \(8,\)",

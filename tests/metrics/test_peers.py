@@ -1,13 +1,14 @@
-"""Other libraries' metrics against ours: equal, or different as their conventions say.
+"""Metrics of other libraries against ours: equal, or different by their conventions.
 
-What torchmetrics, segmentation-models-pytorch (smp), MONAI and mmsegmentation return is stored: `golden/make.py` says
-how it was made, `golden/versions.json` from what. They divide in float32, so scores are compared to six digits,
-and counts exactly. scikit-learn is called live, in the tests of the metrics that it has.
+The results of torchmetrics, segmentation-models-pytorch (smp), MONAI and mmsegmentation are stored. `golden/make.py`
+makes them, and `golden/versions.json` lists the versions. These libraries divide in float32, so scores are compared to
+six digits, and counts exactly. The tests of the single metrics compare them with scikit-learn.
 """
 
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,17 +34,17 @@ WHOLE = per_image(LABELS, PREDICTIONS)
 
 
 def of_set(confusions=VOIDED, absent="exclude"):
-    """Scores of the whole set."""
+    """Returns the scores of the whole set."""
     return metrics.segmentation_scores(confusions.sum(axis=0), absent=absent)
 
 
 def of_images(confusions=WHOLE, absent="exclude"):
-    """Means over the images."""
+    """Returns the means over the images."""
     return metrics.per_image_scores(metrics.per_image_sums(confusions, absent=absent))
 
 
 def iou_of_each(confusions, name="iou_per_class"):
-    """`[images, classes]`, NaN where a class is in neither."""
+    """Returns `[images, classes]`, NaN where a class is neither labelled nor predicted."""
     return np.stack([metrics.segmentation_scores(matrix)[name] for matrix in confusions])
 
 
@@ -51,7 +52,7 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
 
 
-# Peer -> the same number of ours.
+# Result of another library -> the same number of ours.
 
 EQUAL = {
     "torchmetrics/jaccard, macro": lambda: of_set()["mean_iou"],
@@ -143,7 +144,7 @@ def test_mean_iou_per_image_torchmetrics_functional():
 
 @pytest.mark.parametrize("name", ["torchmetrics/jaccard, micro", "smp/iou_score, micro"])
 def test_pixel_accuracy_micro_iou(name):
-    """Σ TP over Σ union: every error is in two unions, so it is a / (2 - a), and says nothing new."""
+    """Micro IoU is Σ TP / Σ union. Every error is in two unions, so it is a / (2 - a) for the pixel accuracy a."""
     accuracy = of_set()["pixel_accuracy"]
     assert_close(accuracy / (2 - accuracy), GOLDEN[name])
 
@@ -154,11 +155,11 @@ def test_pixel_accuracy_smp_micro():
     assert_close(1 - 2 * (1 - accuracy) / CLASSES, GOLDEN["smp/accuracy, micro"])
 
 
-# What a class counts that is absent.
+# Absent classes.
 
 
 def test_per_image_scores_monai_unlabelled_class():
-    """Class 3 is predicted in the second image and labelled nowhere in it: 0 for us, not asked for in MONAI."""
+    """Class 3 is predicted but not labelled in the second image: 0 here, NaN in MONAI."""
     for name in ("iou", "dice"):
         ours, theirs = iou_of_each(WHOLE, f"{name}_per_class"), GOLDEN[f"monai/{name}, none"]
         unlabelled = WHOLE.sum(axis=2) == 0
@@ -183,7 +184,7 @@ def test_iou_per_class_smp_absent_class():
 
 
 def test_mean_accuracy_torchmetrics_only_predicted_class():
-    """Class 4 has no label, so no recall: left out of ours. torchmetrics counts a 0, for it has false alarms."""
+    """Class 4 has no label, so our mean leaves it out. torchmetrics counts 0, because it is predicted."""
     scores = of_set(per_image(LABELS, UNSEEN, KEEP))
     assert np.isnan(scores["accuracy_per_class"][4])
     for name in ("accuracy", "recall"):
@@ -197,7 +198,7 @@ def test_precision_per_class_torchmetrics_never_predicted_class():
 
 
 def test_mean_dice_mmseg_never_found_class():
-    """Precision is 0/0 where nothing is predicted, and F takes its NaN along, out of mFscore; Dice is 0, and counts."""
+    """Without predictions, precision and so mmseg's F are NaN, which mFscore leaves out; Dice is 0 and counts."""
     scores = of_set(per_image(LABELS, UNSEEN, KEEP))
     missed = [2, 4]
     assert_close(scores["dice_per_class"], GOLDEN["mmseg/Dice, unseen"])
@@ -271,13 +272,15 @@ def test_fpr_at_tpr_torchmetrics(histogram):
 
 # Calibration.
 
+calibration_bins = jax.jit(metrics.calibration_bins, static_argnames="num_bins")
+
 
 @pytest.mark.parametrize(
     ("norm", "score"),
     [("l1", metrics.expected_calibration_error), ("max", metrics.maximum_calibration_error)],
 )
 def test_calibration_errors_torchmetrics(norm, score):
-    bins = metrics.calibration_bins(GOLDEN["logits"], GOLDEN["classes"].astype(np.int32), num_bins=15)
+    bins = calibration_bins(GOLDEN["logits"], GOLDEN["classes"].astype(np.int32), num_bins=15)
     assert_close(score(bins), GOLDEN[f"torchmetrics/calibration_error, {norm}"])
 
 
@@ -285,19 +288,19 @@ def ours_and_theirs(name, labels, num_bins):
     # The logit of a probability of 0 is -inf, which rules the class out.
     with np.errstate(divide="ignore"):
         logits = np.log(GOLDEN[name])
-    bins = metrics.calibration_bins(logits, np.array(labels, np.int32), num_bins=num_bins)
+    bins = calibration_bins(logits, np.array(labels, np.int32), num_bins=num_bins)
     return metrics.expected_calibration_error(bins), float(GOLDEN[f"torchmetrics/calibration_error, {name}"])
 
 
 def test_calibration_bins_torchmetrics_confidence_on_an_edge():
-    """1/2 and right, 3/4 and wrong, two bins: apart, or together and nearly cancelled."""
+    """Confidence 1/2 (right) is in the first of two bins here, but in torchmetrics in the second, with 3/4 (wrong)."""
     ours, theirs = ours_and_theirs("halves", [0, 1], 2)
     assert ours == pytest.approx((0.5 + 0.75) / 2)
     assert theirs == pytest.approx((0.75 - 0.5) / 2)
 
 
 def test_calibration_bins_torchmetrics_confidence_of_one():
-    """1 and wrong, 0.6 and right, one bin: together and cancelled in part, or apart."""
+    """Confidence 1 (wrong) and 0.6 (right) share the only bin here; torchmetrics separates them."""
     ours, theirs = ours_and_theirs("certain", [1, 0], 1)
     assert ours == pytest.approx((1 - 0.4) / 2)
     assert theirs == pytest.approx((1 + 0.4) / 2)
@@ -321,7 +324,7 @@ def boundary(image):
 
 
 def test_boundary_counts_monai_surface_dice():
-    """The matched pixels of both boundaries over all of both, where F1 is the harmonic mean of the two shares."""
+    """Surface Dice pools the matched pixels of both boundaries; F1 is the harmonic mean of the two shares."""
     assert_close(surface_dice(boundary(0)), GOLDEN["monai/surface_dice"][0, 0])
 
 
@@ -329,7 +332,7 @@ def test_boundary_counts_monai_image_edge():
     assert abs(surface_dice(boundary(1)) - GOLDEN["monai/surface_dice"][1, 0]) > 0.05
 
 
-# The table in the docs that these tests hold.
+# The table of the docs.
 
 DOCS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 

@@ -1,14 +1,14 @@
-"""What other libraries' metrics return on stored inputs: `peers.npz`, read by `test_peers.py`.
+"""Results of the metrics of other libraries on stored inputs: `peers.npz`, read by `test_peers.py`.
 
     pip download --no-deps mmsegmentation==1.2.2 && unzip mmsegmentation-1.2.2-*.whl
     python tests/metrics/golden/make.py --mmseg mmseg/evaluation/metrics/iou_metric.py
 
-needs PyTorch, torchmetrics, segmentation-models-pytorch, MONAI and SciPy, none of which but SciPy segjax depends on
-(the versions last used stand in `versions.json`, which this writes too). mmsegmentation itself is not installed, for it
-wants a build of mmcv: the two functions of its `IoUMetric` that do the arithmetic are run from the file, and need torch
-and NumPy only. The same versions write the same bytes.
+These commands need PyTorch, torchmetrics, segmentation-models-pytorch, MONAI and SciPy; segjax itself depends on SciPy
+only. `versions.json`, also written here, lists the versions. mmsegmentation is not installed, because it needs a build
+of mmcv: the two functions of its `IoUMetric` that do the arithmetic need only torch and NumPy and are run from the
+file. The same versions write the same bytes.
 
-Each case is a name, `LIBRARY/METRIC, OPTIONS`, and an array of whatever shape, type and NaN the library returned.
+Each case is a name, `LIBRARY/METRIC, OPTIONS`, and the array that the library returned.
 """
 
 import argparse
@@ -36,10 +36,10 @@ MMSEG_FUNCTIONS = ("intersect_and_union", "total_area_to_metrics")
 
 
 def inputs():
-    """The arguments of all cases.
+    """Returns the arguments of all cases.
 
-    Class 4 is nowhere. Class 3 is in the labels of the first image only: in the second it is a false alarm, in the
-    third it is not at all. `unseen` are predictions that never say 2, and say 4, which no label is.
+    Class 4 is absent. Class 3 is labelled in the first image only, is a false alarm in the second, and is absent from
+    the third. `unseen` are predictions that replace class 2 by class 4, which is not labelled.
     """
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, (3, 8, 10))
@@ -47,12 +47,12 @@ def inputs():
     predictions = np.where(rng.uniform(size=labels.shape) < 0.7, labels, rng.integers(0, 3, labels.shape))
     predictions[1, 2, 3:6] = 3
     unseen = np.where(predictions == 2, 4, predictions)
-    # Two images of 100 pixels: a half of the first is class 1, and found; 2 pixels of the second are, and missed.
+    # Two images of 100 pixels: half of the first is class 1 and found; 2 pixels of the second are class 1 and missed.
     toy = np.zeros((2, 10, 10), np.int64)
     toy[0, :5] = 1
     toy_predictions = toy.copy()
     toy[1, 0, :2] = 1
-    # A rare class, and scores near 0 as those of rare classes are.
+    # A rare class, with scores near 0.
     targets = (np.arange(5000) < 50).astype(np.int64)
     blob, found = np.zeros((2, 2, 24, 24), np.int64)
     blob[0, 5:14, 6:17], found[0, 6:16, 5:15] = 1, 1
@@ -69,18 +69,18 @@ def inputs():
         "scores": (rng.normal(size=targets.shape) * 1.5 - 7 + 3 * targets).astype(np.float32),
         "logits": (rng.normal(size=(400, CLASSES)) * 2).astype(np.float32),
         "classes": rng.integers(0, CLASSES, 400),
-        # Confidences of 1/2, right; 3/4, wrong: on either side of an edge of two bins, or not.
+        # Confidences 1/2 (right) and 3/4 (wrong): two bins separate them only if they are closed at the right.
         "halves": np.array([[0.5, 0.5, 0.0], [0.75, 0.125, 0.125]], np.float32),
-        # 1, wrong, and 0.6, right.
+        # Confidences 1 (wrong) and 0.6 (right).
         "certain": np.array([[1.0, 0.0, 0.0], [0.6, 0.2, 0.2]], np.float32),
-        # An object inside the first image, one at the edge of the second.
+        # An object inside the first image, and one at the edge of the second.
         "blob": blob,
         "found": found,
     }
 
 
 def torchmetrics_confusion(x):
-    """From the confusion matrix: with void, over two updates."""
+    """Computes the scores of the confusion matrix: with void, over two updates."""
     labels = x["labels"].masked_fill(x["void"], VOID)
 
     def over_updates(metric, predictions=x["predictions"]):
@@ -111,7 +111,7 @@ def torchmetrics_confusion(x):
 
 
 def torchmetrics_segmentation(x):
-    """`torchmetrics.segmentation`, which has no void."""
+    """Calls `torchmetrics.segmentation`, which does not support void."""
     pairs = {"": (x["predictions"], x["labels"]), ", toy": (x["toy predictions"], x["toy"])}
     for name, (predictions, labels) in pairs.items():
         options = {"num_classes": int(labels.max()) + 1 if name else CLASSES, "input_format": "index"}
@@ -133,7 +133,7 @@ def torchmetrics_segmentation(x):
 
 
 def torchmetrics_ranking(x):
-    """Average precision, AUROC, the specificity at a sensitivity of 95 %."""
+    """Computes average precision, AUROC and the specificity at a sensitivity of 95 %."""
     probabilities, targets = x["scores"].sigmoid(), x["targets"]
     yield "torchmetrics/average_precision", classification.BinaryAveragePrecision()(probabilities, targets)
     yield (
@@ -146,7 +146,7 @@ def torchmetrics_ranking(x):
 
 
 def torchmetrics_calibration(x):
-    """The calibration error: of all pixels, and where a confidence lies on an edge."""
+    """Computes the calibration error, also with a confidence on the edge of a bin."""
     first = torch.zeros(2, dtype=torch.int64)
     second = torch.ones(2, dtype=torch.int64)
     for norm in ("l1", "max"):
@@ -160,7 +160,7 @@ def torchmetrics_calibration(x):
 
 
 def monai_cases(x):
-    """MONAI's IoU, Dice, accuracy and surface Dice of one-hot masks, per image and class and reduced."""
+    """Calls MONAI's IoU, Dice, accuracy and surface Dice of one-hot masks, per image and class and reduced."""
     predictions, labels = (first(functional.one_hot(x[name], CLASSES)) for name in ("predictions", "labels"))
     for ignore_empty in (True, False):
         name = "" if ignore_empty else ", empty kept"
@@ -177,7 +177,7 @@ def monai_cases(x):
 
 
 def smp_cases(x):
-    """segmentation-models-pytorch's counts with void, and the scores of them."""
+    """Calls segmentation-models-pytorch: its counts with void, and their scores."""
     labels = x["labels"].masked_fill(x["void"], VOID)
     stats = smp.get_stats(x["predictions"], labels, "multiclass", ignore_index=VOID, num_classes=CLASSES)
     yield "smp/stats", torch.stack(stats)
@@ -189,7 +189,7 @@ def smp_cases(x):
 
 
 def mmseg_cases(x, intersect_and_union, total_area_to_metrics):
-    """mmsegmentation's metrics, summed over the images as its `compute_metrics` sums them."""
+    """Calls mmsegmentation's metrics, summed over the images as in its `compute_metrics`."""
     labels = x["labels"].masked_fill(x["void"], VOID)
     names = ["mIoU", "mDice", "mFscore"]
 
@@ -207,12 +207,12 @@ def mmseg_cases(x, intersect_and_union, total_area_to_metrics):
 
 
 def first(one_hot):
-    """Class axis second, as PyTorch wants it."""
+    """Moves the class axis to the second place, as in PyTorch."""
     return one_hot.movedim(-1, 1).contiguous()
 
 
 def mmseg_functions(path):
-    """The static methods of `IoUMetric` named above, without the imports of the file."""
+    """Loads the static methods of `IoUMetric` named above, without the imports of the file."""
     (metric,) = (
         node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef) and node.name == "IoUMetric"
     )
@@ -225,7 +225,7 @@ def mmseg_functions(path):
 
 
 def main():
-    """Write `peers.npz` and `versions.json` beside this file."""
+    """Writes `peers.npz` and `versions.json` beside this file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--mmseg", type=Path, required=True, help="mmsegmentation's evaluation/metrics/iou_metric.py")
     mmseg_file = parser.parse_args().mmseg
