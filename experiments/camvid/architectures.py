@@ -7,8 +7,7 @@ and written once; kill the command and rerun it, or run it twice to share the ro
 
 import json
 import math
-import statistics
-import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,15 +19,17 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from configs import camvid_unet_weighted
+from experiments.benchmarks.timing import Case, milliseconds
 from experiments.camvid.uncertainty_ladder import TOLERANCE
 from experiments.sweep import table_rows
 from experiments.sweep.grid import Changes
+from experiments.sweep.results_io import publish
 from experiments.sweep.table_rows import Rows
 from segjax import cli, metrics
 from segjax.data.labels import VOID
 from segjax.data.resize import resize
 from segjax.inference import classify, predict_logits, whole_passes
-from segjax.reporting import Report, Section, Table, show, spread, write_report
+from segjax.reporting import Report, Section, Table
 from segjax.storage import local_path, read_json, write_json
 from segjax.training.config import from_leaves, leaves
 from segjax.training.evaluation import preprocessing_of
@@ -142,15 +143,8 @@ def segnet_boundary_f1_sums(counts: Int[Array, "images classes 4"]) -> Float[Arr
 
 def scores(counts: dict[str, Any], images: int) -> dict[str, Any]:
     """Returns the columns of a cell, and its IoU per class."""
-    segmentation = metrics.segmentation_scores(counts["confusion"])
-    return {
-        "images": images,
-        "mean_iou": float(segmentation["mean_iou"]),
-        "pixel_accuracy": float(segmentation["pixel_accuracy"]),
-        "boundary_f1": float(metrics.boundary_f1(counts["boundary"])["mean_boundary_f1"]),
-        "segnets_boundary_f1": float(np.divide(*counts["segnet_boundary_f1"])),
-        "iou_per_class": [float(value) for value in segmentation["iou_per_class"]],
-    }
+    columns = table_rows.segmentation_columns(counts["confusion"], counts["boundary"])
+    return {"images": images, **columns, "segnets_boundary_f1": float(np.divide(*counts["segnet_boundary_f1"]))}
 
 
 def costs(rows: Rows, rounds: int) -> dict[str, Any]:
@@ -159,7 +153,7 @@ def costs(rows: Rows, rounds: int) -> dict[str, Any]:
     Times are medians of `rounds` interleaved passes over a batch of 8 images of noise. The compiler does not count
     products with padding, so its count for a dilated network is lower than one by hand.
     """
-    found, prepared, rng = {}, [], np.random.default_rng(0)
+    found, cases, rng = {}, [], np.random.default_rng(0)
     for name, row in rows.items():
         config = from_leaves(leaves(base_config()) | row)
         model, images = make_model(config, CLASSES), rng.standard_normal((8, *config.data.size, 3)).astype(np.float32)
@@ -168,17 +162,9 @@ def costs(rows: Rows, rounds: int) -> dict[str, Any]:
         cost = forward.lower(variables, images[:1]).compile().cost_analysis()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
         found[name] = {"parameters": parameters, "flops": cost["flops"]}
-        if rounds:
-            jax.block_until_ready(forward(variables, images))
-            prepared.append((name, forward, (variables, images)))
-    seconds: dict[str, list[float]] = {name: [] for name, *_ in prepared}
-    for _ in range(rounds):
-        for name, forward, operands in (prepared[i] for i in rng.permutation(len(prepared))):
-            begun = time.perf_counter()
-            jax.block_until_ready(forward(*operands))
-            seconds[name].append(time.perf_counter() - begun)
-    for name, values in seconds.items():
-        found[name]["images_a_second"] = 8 / statistics.median(values)
+        cases.append(Case(name, partial(forward, variables, images)))
+    for name, value in milliseconds(cases, rounds).items() if rounds else ():
+        found[name]["images_a_second"] = 8000 / value
     return {"rows": found, "rounds": rounds, "of": json.loads(json.dumps(rows)), "provenance": provenance()}
 
 
@@ -199,8 +185,8 @@ def table(measured: list[dict[str, Any]], cost: dict[str, Any]) -> Table:
     """Returns one row per architecture with a finished cell: its cost, its scores and those of its paper."""
     lines = []
     for name in {**ROWS, **PUBLISHED}:
-        cells, paper = [cell for cell in measured if cell["row"] == name], PUBLISHED.get(name)
-        if name in ROWS and not cells:
+        paper = PUBLISHED.get(name)
+        if name in ROWS and all(cell["row"] != name for cell in measured):
             continue
         price = cost["rows"].get(name, {})
         rate = price.get("images_a_second")
@@ -210,7 +196,7 @@ def table(measured: list[dict[str, Any]], cost: dict[str, Any]) -> Table:
                 f"{price['parameters'] / 1e6:.2f}" if price else None,
                 f"{price['flops'] / 1e9:.2f}" if price else None,
                 None if rate is None else f"{rate:.1f}",
-                *(spread([cell[key] for cell in cells]) for key in SCORED.values()),
+                *table_rows.over_seeds(measured, name, SCORED.values()),
                 *(None if one is None else f"{one / 100:.3f}" for one in (paper[:3] if paper else ())),
                 *([] if paper else [None] * 3),
             )
@@ -223,7 +209,6 @@ def table(measured: list[dict[str, Any]], cost: dict[str, Any]) -> Table:
 def report(measured: list[dict[str, Any]], cost: dict[str, Any]) -> Report:
     """Returns the report of all finished cells, with their provenance."""
     config, reach = base_config(), SEGNET_TOLERANCE * math.hypot(360, 480)
-    seconds = sum(cell["provenance"]["wall_seconds"] for cell in measured)
     facts = {
         "data": "CamVid, validation, scored at 360×480",
         "recipe": f"configs/camvid_unet_weighted.py, {measured[0]['steps'] if measured else config.training.steps} "
@@ -234,16 +219,11 @@ def report(measured: list[dict[str, Any]], cost: dict[str, Any]) -> Report:
         "boundary F1": f"over all images together, within {TOLERANCE:g} pixels",
         "SegNet's BF": f"mean over images, within {reach:.2g} pixels, as in its paper",
         BAYESIAN: f"mean of {PASSES} passes with dropout",
-        "time": f"{seconds / 3600:.1f} hours, the sum over the cells, each since its last start",
         "images/s": f"medians of {cost['rounds']} interleaved passes over 8 images of the network's input size, "
         "float32, without resizing"
         if cost["rounds"]
         else "not timed",
-        "command": provenance()["command"],
-        "commit of the cells": sorted({cell["provenance"]["commit"] for cell in measured}),
-        "device": cost["provenance"]["device"],
-        "CPU threads": cost["provenance"]["cpu_threads"],
-        "versions": cost["provenance"]["versions"],
+        **table_rows.facts(measured, cost["provenance"]),
     }
     return Report("From patches to DeepLab", QUESTION, (Section("All networks", "", (table(measured, cost),)),), facts)
 
@@ -260,10 +240,7 @@ def main(argv: list[str]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(cost_file, costs(ROWS, rounds=9 if options.time else 0))
     cost, measured = read_json(cost_file), table_rows.finished_cells(workdir, ROWS)
-    whole = report(measured, cost)
-    show(whole.sections[0].tables[0], console)
-    written = write_report(whole, workdir, "architectures", {"cells": measured, "cost": cost})
-    console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX and JSON in the same folder")
+    publish(report(measured, cost), workdir, "architectures", {"cells": measured, "cost": cost}, console)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import rich.console
 from absl import flags
 
 from experiments.camvid.crf import dense_crf
+from experiments.sweep.table_rows import segmentation_columns
 from segjax import cli, metrics
 from segjax.data.labels import VOID
 from segjax.inference import predict_logits, probabilities
@@ -137,13 +138,8 @@ def stored(run: TrainedRun, source: Any, indices: Sequence[int], setting: Settin
 
 def scored(result: dict[str, Any]) -> dict[str, float]:
     """Returns the columns of one setting."""
-    segmentation = metrics.segmentation_scores(np.array(result["confusion"]))
-    return {
-        "mean_iou": float(segmentation["mean_iou"]),
-        "boundary_f1": float(metrics.boundary_f1(np.array(result["boundary"]))["mean_boundary_f1"]),
-        "pixel_accuracy": float(segmentation["pixel_accuracy"]),
-        "crf_over_network": result["seconds"]["crf"] / result["seconds"]["network"],
-    }
+    columns = segmentation_columns(np.array(result["confusion"]), np.array(result["boundary"]))
+    return {**columns, "crf_over_network": result["seconds"]["crf"] / result["seconds"]["network"]}
 
 
 def report(run: TrainedRun, results: list[dict[str, Any]]) -> Report:
@@ -157,8 +153,7 @@ def report(run: TrainedRun, results: list[dict[str, Any]]) -> Report:
         scores = (score[key] for key in ("mean_iou", "boundary_f1", "pixel_accuracy"))
         ratio = f"{score['crf_over_network']:.1f}" if setting.radius else "–"
         rows.append((setting.name, *kernels, *scores, ratio))
-        iou = metrics.segmentation_scores(np.array(one["confusion"]))["iou_per_class"]
-        per_class.append((setting.name, *map(float, iou)))
+        per_class.append((setting.name, *score["iou_per_class"]))
     best = ("mean IoU", "boundary F1", "pixel accuracy")
     columns = ("", "w₁", "w₂", "radius = θ_α", "iterations", *best, "time ÷ forward pass")
     text = (

@@ -9,8 +9,8 @@ for heads trained without dropout too, because a head is linear.
 """
 
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import camvid_unet_recipe
+from experiments.benchmarks.timing import Case, milliseconds
 from experiments.sweep import table_rows
+from experiments.sweep.results_io import publish
 from experiments.sweep.table_rows import Rows
 from segjax import cli, metrics
 from segjax.data.labels import VOID
 from segjax.data.resize import resize
 from segjax.inference import classify
-from segjax.reporting import Report, Section, Table, show, spread, write_report
+from segjax.reporting import Report, Section, Table
 from segjax.storage import local_path, read_json, write_json
 from segjax.training.config import from_leaves, leaves
 from segjax.training.evaluation import preprocessing_of
@@ -149,16 +151,11 @@ def make_counts(config: ConfigDict, model: Any, num_classes: int) -> Callable:
 
 def scores(counts: dict[str, Any], images: int) -> dict[str, Any]:
     """Returns the columns, and IoU per class, from the summed counts."""
-    segmentation = metrics.segmentation_scores(counts["confusion"])
     return {
-        "mean_iou": float(segmentation["mean_iou"]),
-        "mean_accuracy": float(segmentation["mean_accuracy"]),
-        "pixel_accuracy": float(segmentation["pixel_accuracy"]),
-        "boundary_f1": float(metrics.boundary_f1(counts["boundary"])["mean_boundary_f1"]),
+        **table_rows.segmentation_columns(counts["confusion"], counts["boundary"]),
         "expected_calibration_error": float(metrics.expected_calibration_error(counts["calibration"])),
         "void_or_wrong_average_precision": float(metrics.average_precision(counts["void_or_wrong"])),
         "recipe_jaccard": float(counts["accuracy_with_void"]) / images,
-        "iou_per_class": [float(value) for value in segmentation["iou_per_class"]],
     }
 
 
@@ -168,7 +165,7 @@ def time_rows(workdir: Path, rounds: int = 9) -> None:
     Nothing else should run on the machine.
     """
     rng = np.random.default_rng(0)
-    prepared = []
+    cases = []
     for name, changes in LADDER.items():
         config = from_leaves(leaves(base_config()) | changes)
         batch, classes = config.training.global_batch, len(SHARES)
@@ -180,33 +177,24 @@ def time_rows(workdir: Path, rounds: int = 9) -> None:
             "index": np.arange(batch, dtype=np.int32),
         }
         operands = (init_state(config, model), data, hparams_at(1, hparams_from_config(config), phases(config)))
-        jax.block_until_ready(step(*operands))
-        prepared.append((name, step, operands))
-    seconds: dict[str, list[float]] = {name: [] for name, *_ in prepared}
-    for _ in range(rounds):
-        for name, step, operands in prepared:
-            begun = time.perf_counter()
-            jax.block_until_ready(step(*operands))
-            seconds[name].append(time.perf_counter() - begun)
-    medians = {name: round(1000 * statistics.median(values), 1) for name, values in seconds.items()}
+        cases.append(Case(name, partial(step, *operands)))
+    medians = {name: round(value, 1) for name, value in milliseconds(cases, rounds).items()}
     write_json(workdir / TIMES_FILE, {"milliseconds": medians, "rounds": rounds, "provenance": provenance()})
 
 
-def table(
-    measured: list[dict[str, Any]], rows: Rows, title: str, milliseconds: dict[str, float] | None = None
-) -> Table:
+def table(measured: list[dict[str, Any]], rows: Rows, title: str, times: dict[str, float] | None = None) -> Table:
     """Returns mean ± standard deviation over the seeds, one line per row that has a finished cell.
 
-    With `milliseconds` (of `time_rows`) the last column is the time per step as a multiple of that of the first row.
+    With `times` (of `time_rows`) the last column is the time per step as a multiple of that of the first row.
     """
     lines = []
     for row in rows:
-        cells = [cell for cell in measured if cell["row"] == row]
-        if cells:
-            values = [spread([cell[key] for cell in cells]) for key in COLUMNS.values()]
-            ratio = (f"{milliseconds[row] / milliseconds[next(iter(rows))]:.2f}",) if milliseconds else ()
-            lines.append((row, str(len(cells)), *values, *ratio))
-    columns = ("row", "seeds", *COLUMNS, *(("time per step",) if milliseconds else ()))
+        seeds = sum(cell["row"] == row for cell in measured)
+        if seeds:
+            values = table_rows.over_seeds(measured, row, COLUMNS.values())
+            ratio = (f"{times[row] / times[next(iter(rows))]:.2f}",) if times else ()
+            lines.append((row, str(seeds), *values, *ratio))
+    columns = ("row", "seeds", *COLUMNS, *(("time per step",) if times else ()))
     return Table(title, columns, lines, tuple(name for name in COLUMNS if name != "ECE"), ("ECE",))
 
 
@@ -217,18 +205,11 @@ def report(measured: list[dict[str, Any]], timed: dict[str, Any] | None) -> Repo
         table(measured, FACTORS, "Other factors than C = 1 and k = 2"),
         table(measured, TRAP, "Focal loss, γ = 2, without the recipe"),
     )
-    about = measured[0]["provenance"] if measured else provenance()
-    seconds = sum(cell["provenance"]["wall_seconds"] for cell in measured)
     facts = {
         "data": "CamVid, validation, scored at 360×480",
         "cells": f"{len(measured)} of {2 * len(LADDER) + len(FACTORS) + len(TRAP)} finished",
         "run": f"{base_config().training.steps} steps, 192×256 pixels, U-Net of width 16 and depth 4",
-        "time": f"{seconds / 3600:.1f} hours, the sum over the cells",
-        "command": provenance()["command"],
-        "commit of the cells": sorted({cell["provenance"]["commit"] for cell in measured}),
-        "device": about["device"],
-        "CPU threads per process": about["cpu_threads"],
-        "versions": about["versions"],
+        **table_rows.facts(measured),
     }
     section = Section("Contribution of each step", "", tuple(one for one in tables if one.rows))
     return Report("The uncertainty U-Net's recipe on CamVid", _QUESTION, (section,), facts)
@@ -244,12 +225,8 @@ def main(argv: list[str]) -> None:
         time_rows(workdir)
     times, measured = workdir / TIMES_FILE, table_rows.finished_cells(workdir, ROWS)
     timed = read_json(times) if times.exists() else None
-    whole = report(measured, timed)
-    for one in whole.sections[0].tables:
-        show(one, console)
     data = {"cells": measured, "times": timed}
-    written = write_report(whole, workdir, "uncertainty_ladder", data)
-    console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX and JSON in the same folder")
+    publish(report(measured, timed), workdir, "uncertainty_ladder", data, console)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 
 from configs import crackforest_unet, rare_class
 from experiments.sweep import grid
+from experiments.sweep.results_io import publish
 from segjax import cli
-from segjax.reporting import Picture, Report, Section, Table, cell, png, show, spread, write_report
+from segjax.reporting import Picture, Report, Section, Table, cell, png, spread
 from segjax.storage import local_path
 from segjax.training import open_split, read_log
 from segjax.training.provenance import provenance
@@ -272,11 +273,7 @@ def main(argv: list[str]) -> None:
         about = {"rare share of the training pixels": rare_share, "steps": runs[0].config.training.steps}
         about["seeds"] = options.seed
         about["seconds"] = sum(run["seconds"] for of_loss in results.values() for run in of_loss)
-        whole = report(data, results, about)
-        for table in whole.sections[0].tables:
-            show(table, console)
-        written = write_report(whole, folder, f"background_trap_{data}", results)
-        console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG in the same folder")
+        publish(report(data, results, about), folder, f"background_trap_{data}", results, console)
 
 
 if __name__ == "__main__":

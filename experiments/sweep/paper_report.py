@@ -14,7 +14,7 @@ from absl import app, flags
 from experiments.sweep import grid, results_io
 from experiments.sweep.grid import Cell, Changes
 from segjax import cli
-from segjax.reporting import Picture, Report, Section, Spread, curves, png, show, spread, write_report
+from segjax.reporting import Picture, Report, Section, Spread, curves, png, spread
 from segjax.storage import local_path
 from segjax.training.provenance import provenance
 
@@ -211,12 +211,8 @@ def _main(paper: PaperReport, config: ModuleType, argv: list[str]) -> None:
             grid.run(cells, workdir, console)
     results = SweepResults(cells, workdir)
     report = build_report(paper, results, options.data, options.preset)
-    for section in report.sections:
-        for table in section.tables:
-            show(table, console)
     data = results_io.cells_as_json(cells, results.by_cell)
-    written = write_report(report, folder, f"{paper.name}_{options.data}", data)
-    console.print(f"Wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG in the same folder")
+    results_io.publish(report, folder, f"{paper.name}_{options.data}", data, console)
 
 
 def given_flags(values: flags.FlagValues) -> list[str]:

@@ -1,4 +1,4 @@
-"""Results of cells in the JSON of a sweep's report, and their import into another workdir.
+"""Output of reports, results of cells in their JSON, and their import into another workdir.
 
 `--measured=REPORT.json` imports the cells of an earlier report, so that seeds can run on several machines and a lost
 workdir is no loss of results. Checkpoints are not part of the report.
@@ -9,12 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import rich.console
+
 from experiments.sweep.grid import Cell, check_same, result_of
 from experiments.sweep.parallel_cells import RESULT_FILE
+from segjax.reporting import Report, show, write_report
 from segjax.storage import write_json
 from segjax.training import DataError
 from segjax.training.config import leaves
 from segjax.training.loop import CONFIG_FILE
+
+
+def publish(report: Report, folder: Path, name: str, data: Any, console: rich.console.Console) -> None:
+    """Prints the text and tables of a report, and writes it to `folder` in every format, with `data` in the JSON."""
+    for section in report.sections:
+        console.print(f"\n{section.title}\n{section.text}".rstrip(), highlight=False, markup=False)
+        for table in section.tables:
+            show(table, console)
+    written = write_report(report, folder, name, data)
+    formats = "Markdown, CSV, LaTeX and JSON" + (" and PNG" if any(part.pictures for part in report.sections) else "")
+    console.print(f"Wrote {written[0]}, and the same as {formats} in the same folder", soft_wrap=True)
 
 
 def cells_as_json(cells: Sequence[Cell], results: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Tables whose rows are named networks or recipes: one cell per row and seed, scored by columns of the table's own."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rich.console
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -11,11 +12,14 @@ from ml_collections import ConfigDict
 from experiments.sweep import grid
 from experiments.sweep.grid import Cell, Changes
 from experiments.sweep.parallel_cells import RESULT_FILE
+from segjax import metrics
+from segjax.reporting import Spread, spread
 from segjax.storage import read_json
 from segjax.trained_run import load_run
 from segjax.training import open_split, parallel
 from segjax.training.checkpoint import FOLDER
 from segjax.training.evaluation import counter, sum_counts
+from segjax.training.provenance import provenance
 
 Rows = Mapping[str, Changes]
 # `make_counts(config, model, num_classes)` builds the step over the evaluation split whose counts are added up, and
@@ -100,3 +104,34 @@ def finished_cells(workdir: Path, rows: Iterable[str]) -> list[dict[str, Any]]:
         if result.get("row") in order
     ]
     return sorted(cells, key=lambda cell: (order[cell["row"]], cell["seed"]))
+
+
+def segmentation_columns(confusion: np.ndarray, boundary: np.ndarray) -> dict[str, Any]:
+    """Returns the columns of a confusion matrix and of the counts of boundary F1, and IoU per class."""
+    scores = metrics.segmentation_scores(confusion)
+    return {
+        "mean_iou": float(scores["mean_iou"]),
+        "mean_accuracy": float(scores["mean_accuracy"]),
+        "pixel_accuracy": float(scores["pixel_accuracy"]),
+        "boundary_f1": float(metrics.boundary_f1(boundary)["mean_boundary_f1"]),
+        "iou_per_class": [float(value) for value in scores["iou_per_class"]],
+    }
+
+
+def over_seeds(cells: Sequence[dict[str, Any]], row: str, columns: Iterable[str]) -> list[Spread]:
+    """Returns the columns of a row over its finished cells."""
+    return [spread([cell[column] for cell in cells if cell["row"] == row]) for column in columns]
+
+
+def facts(cells: Sequence[dict[str, Any]], measured: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Returns time, command, commit, device and versions of the cells; the last two from `measured`, if given."""
+    about = measured or (cells[0]["provenance"] if cells else provenance())
+    seconds = sum(cell["provenance"]["wall_seconds"] for cell in cells)
+    return {
+        "time": f"{seconds / 3600:.1f} hours, the sum over the cells (wall time of each since its last start)",
+        "command": provenance()["command"],
+        "commit of the cells": sorted({cell["provenance"]["commit"] for cell in cells}),
+        "device": about["device"],
+        "CPU threads per process": about["cpu_threads"],
+        "versions": about["versions"],
+    }

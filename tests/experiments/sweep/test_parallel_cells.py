@@ -126,7 +126,7 @@ def test_cell_equals_train_of_its_config(trained_sweep, tmp_path, quiet):
     alone = train(cells[1].config, tmp_path, console=quiet)
     result = grid.result_of(cells[1], workdir)
     for key in ("average_precision", "pixel_accuracy", "auroc"):
-        assert result["scores"][key] == pytest.approx(alone[key], rel=1e-4)
+        assert result["scores"][key] == pytest.approx(alone[key], rel=1e-3)
 
 
 @pytest.mark.slow
