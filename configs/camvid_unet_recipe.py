@@ -1,11 +1,11 @@
-"""The Cityscapes recipe at CamVid's size: what `experiments/camvid/uncertainty_ladder.py` takes apart, step by step.
+"""The Cityscapes recipe at CamVid's size; `experiments/camvid/uncertainty_ladder.py` adds its parts one by one.
 
 Source: configs/cityscapes_unet_recipe.py; k = 2, C = 1 (the recipe's notebook), K = 3 heads with p = 0.2, void as a
-  twelfth class, crops of 60 %, 75 % and the whole image for a third of the steps each.
+  twelfth class, crops of 60 %, 75 % and 100 % for one third of the steps each.
 COMMAND: python -m segjax.train --config=configs/camvid_unet_recipe.py --workdir=runs/camvid_recipe
 SCORE: mean IoU 0.429 (cross entropy alone: 0.440), accuracy with void 0.868, the mean of two seeds; it is the row
   "+ sampled variance" of experiments/results/uncertainty_ladder.md.
-TIME: 26 to 34 minutes on one core of two busy ones.
+TIME: 26 to 34 minutes on one of two busy CPU cores.
 """
 
 from configs.camvid_unet import get_config as cross_entropy
@@ -14,7 +14,7 @@ STEPS = 2202  # 12 epochs of 367 images in batches of 2
 
 
 def get_config():
-    """The whole recipe; the ladder switches its parts on one by one."""
+    """Returns the whole recipe; the ladder adds its parts one by one."""
     config = cross_entropy()
     config.model.dropout, config.model.num_samples, config.model.dropout_rate = "sampled", 3, 0.2
     config.objective.void = "class"

@@ -1,14 +1,14 @@
 """The Cityscapes U-Net recipe in full: crop curriculum, boundary weight, three dropout heads and their variance.
 
 Source: the recipe's write-up and its code (Regressionist/Semantic-Segmentation-UNet), which differ: the crops are
-  60 %, 75 % and the whole image as written, 62.5 %, 75 % and 87.5 % as coded. Kept: 19 classes and void as a
-  twentieth that is trained on, 512×1024 of 1024×2048 pixels, width 64 with reflect padding, k = 2 on outer boundaries,
-  p = 0.2, C = 100, Adam 1e-3 held constant. Changed: bfloat16, a batch of 16 for eight devices where one GPU had 2.
+  60 %, 75 % and the whole image as written, 62.5 %, 75 % and 87.5 % as coded. Same: 19 classes and void as a
+  twentieth, which is learned, 512×1024 of 1024×2048 pixels, width 64 with reflect padding, k = 2 on outer boundaries,
+  p = 0.2, C = 100, constant Adam 1e-3. Different: bfloat16, and a batch of 16 on eight devices instead of 2 on one GPU.
 COMMAND: SEGJAX_CITYSCAPES_DIR=… python -m segjax.train --config=configs/cityscapes_unet_recipe.py --workdir=runs/recipe
   and --config=configs/cityscapes_unet_recipe.py:as_coded for the other crops; the same command on every host of a pod.
-SCORE: not run by us. Published: 0.8354, called IoU, which is pixel accuracy with void as a class; a fully trained
+SCORE: not run by us. Published: 0.8354 "IoU", which is pixel accuracy with void as a class; a fully trained
   U-Net reaches mean IoU 0.691 in 160k iterations of 512×1024 crops (mmsegmentation, UNet-S5-D16).
-TIME: not measured by us; the recipe's three days were on one GPU.
+TIME: not measured by us; three days on one GPU in the recipe.
 """
 
 from segjax.training import defaults
@@ -17,7 +17,7 @@ CROPS = {"as_written": (0.6, 0.75, 1.0), "as_coded": (0.625, 0.75, 0.875)}
 
 
 def get_config(crops: str = "as_written"):
-    """Three phases of 40 epochs each; 186 steps of batch 16 are an epoch of the 2975 images."""
+    """Returns three phases of 40 epochs; 186 steps of batch 16 are one epoch of the 2975 images."""
     config = defaults()
     config.parallel = "shard_map"
     config.data.name = "cityscapes"

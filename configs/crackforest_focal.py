@@ -11,7 +11,7 @@ from configs.crackforest_unet import get_config as cross_entropy
 
 
 def get_config():
-    """The same run as with cross entropy, but for the loss."""
+    """Returns `crackforest_unet.py` with another loss."""
     config = cross_entropy()
     config.objective.loss = "sigmoid_focal"
     config.objective.gamma = 2.0

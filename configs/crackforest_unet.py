@@ -10,7 +10,7 @@ from segjax.training import defaults
 
 
 def get_config():
-    """20 epochs of 79 images; `crackforest_focal.py` changes the loss and nothing else."""
+    """Returns 20 epochs of 79 images; `crackforest_focal.py` changes only the loss."""
     config = defaults()
     config.data.name = "crackforest"
     config.data.eval_split = "test"

@@ -1,12 +1,12 @@
-"""Tables 1a and 1b of the focal loss paper: α at γ = 0, and the best α of each γ, out of the whole γ × α grid.
+"""Tables 1a and 1b of the focal loss paper: α at γ = 0, and the best α for each γ in the whole γ × α grid.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), section 5.1, with its prior bias π = 0.01 at the head.
 COMMAND: python -m experiments.focal_paper.focal_ablation --preset=cpu --processes=2 --workdir=runs/focal_ablation
 SCORE: cpu and smoke: experiments/results/focal_ablation_road_debris.md, focal_ablation_crackforest.md and
   focal_ablation_smoke.md
-TIME: smoke (5 cells) 3.3 minutes on two CPU cores. cpu: 60 cells a seed, 3 seeds on road_debris (a cell took 75 to
-  95 s of one core that little else disturbed: 1.4 core hours a seed) and 2 on CrackForest (54 to 85 s with huge
-  pages: 1.2 core hours a seed). full: 5 seeds, for accelerators; not timed.
+TIME: smoke (5 cells) 3.3 minutes on two CPU cores. cpu: 60 cells per seed, 3 seeds on road_debris (75 to 95 s per
+  cell on one quiet core: 1.4 core hours per seed) and 2 on CrackForest (54 to 85 s with huge pages: 1.2 core hours
+  per seed). full: 5 seeds, for accelerators; not timed.
 """
 
 from configs.rare_class import DATA, NO_PRIOR, PRESETS, PRIOR, get_config, get_seeds
@@ -15,7 +15,7 @@ __all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
 
 GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 ALPHAS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)
-# Below, where the best α of a high γ may lie; the paper searched from 0.01 too.
+# The best α for a high γ may be below ALPHAS; the paper searched from 0.01 too.
 LOW_ALPHAS, LOW_FROM = (0.01, 0.05), 0.5
 
 
@@ -24,7 +24,7 @@ def _cells(prior, pairs):
 
 
 def get_grids(preset="cpu", data="road_debris"):
-    """Products of axes; an axis is a tuple of changes to the config. γ = 0, α = ½ is cross entropy."""
+    """Returns products of axes; an axis is a tuple of changes to the config. γ = 0, α = ½ is cross entropy."""
     trap = _cells(NO_PRIOR, ((0.0, 0.5), (0.0, 0.95), (2.0, 0.75)))
     if preset == "smoke":
         return (trap, _cells(PRIOR, ((0.0, 0.5), (2.0, 0.75))))

@@ -3,8 +3,8 @@
 Source: Lin et al. 2017 (arXiv 1708.02002), appendix A, table 3.
 COMMAND: python -m experiments.focal_paper.focal_star --preset=cpu --processes=2 --workdir=runs/focal_star
 SCORE: cpu: experiments/results/focal_star_road_debris.md and focal_star_crackforest.md
-TIME: a cell took 75 to 95 s of one CPU core that little else disturbed. smoke has 4 cells; cpu 4 (0.1
-  core hours) a seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
+TIME: 75 to 95 s per cell on one quiet CPU core. smoke has 4 cells; cpu 4 (0.1
+  core hours) per seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
 """
 
 from configs.rare_class import DATA, PRESETS, get_config, get_seeds
@@ -13,7 +13,7 @@ __all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
 
 
 def get_grids(preset="cpu", data="road_debris"):
-    """The rows of the paper's table, all with α = ½, so that the losses differ in their form alone."""
+    """Returns the rows of the paper's table, all with α = ½, so that only the form of the loss differs."""
     rows = (
         {"objective.loss": "sigmoid_focal", "objective.gamma": 0.0},
         {"objective.loss": "sigmoid_focal", "objective.gamma": 2.0},

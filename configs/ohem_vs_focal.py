@@ -3,7 +3,7 @@
 Source: Lin et al. 2017 (arXiv 1708.02002), table 1d and section 5.1; Shrivastava et al. 2016 (arXiv 1604.03540).
 COMMAND: python -m experiments.focal_paper.ohem_vs_focal --preset=cpu --processes=2 --workdir=runs/ohem_vs_focal
 SCORE: cpu: experiments/results/ohem_vs_focal_road_debris.md and ohem_vs_focal_crackforest.md
-TIME: a cell took 75 to 95 s of one CPU core that little else disturbed. smoke has 4 cells; cpu 13 (0.3 core hours) a
+TIME: 75 to 95 s per cell on one quiet CPU core. smoke has 4 cells; cpu 13 (0.3 core hours) per
   seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
 """
 
@@ -15,9 +15,9 @@ __all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
 
 CE = {"objective.loss": "sigmoid_cross_entropy", "objective.alpha": None}
 FRACTIONS = (0.25, 0.0625, 0.015625)
-# A pixel counts where p_t is below these.
+# A pixel contributes if its p_t is below these.
 PROBABILITIES = (0.95, 0.7)
-# Per pixel of the rare class, as of the paper's OHEM 1:3.
+# Per pixel of the rare class, as in the paper's OHEM 1:3.
 NEGATIVES = (1.0, 3.0, 10.0)
 FOCAL = tuple(
     {"objective.loss": "sigmoid_focal", "objective.gamma": 2.0, "objective.alpha": alpha} for alpha in (0.25, 0.5, 0.75)
@@ -25,7 +25,7 @@ FOCAL = tuple(
 
 
 def get_grids(preset="cpu", data="road_debris"):
-    """One axis: cross entropy, the minings of it, hinge, and focal loss. All start from the prior π = 0.01."""
+    """Returns one axis: cross entropy, with mining, hinge and focal loss. All start from the prior π = 0.01."""
     if preset == "smoke":
         mined = ({"objective.hard_fraction": 0.0625}, {"objective.negatives_per_positive": 3.0})
         return (((CE, *(CE | one for one in mined), FOCAL[1]),),)

@@ -1,10 +1,10 @@
-"""The prior-probability bias of the head: what it does to the first step, to the way out of the trap, and to the end.
+"""The prior-probability bias of the head and its effect on the first step, the background trap and the final score.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), sections 3.3, 4.1 ("Initialization") and 5.1.
 COMMAND: python -m experiments.focal_paper.prior_init --preset=cpu --processes=2 --workdir=runs/prior_init
 SCORE: cpu: experiments/results/prior_init_road_debris.md and prior_init_crackforest.md
-TIME: a cell took 75 to 95 s of one CPU core that little else disturbed. smoke has 4 cells; cpu 30 (0.7
-  core hours) a seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
+TIME: 75 to 95 s per cell on one quiet CPU core. smoke has 4 cells; cpu 30 (0.7
+  core hours) per seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
 """
 
 from configs.rare_class import DATA, NO_PRIOR, PRESETS, get_config, get_seeds
@@ -12,7 +12,7 @@ from configs.rare_class import DATA, NO_PRIOR, PRESETS, get_config, get_seeds
 __all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
 
 PRIORS = (0.5, 0.1, 0.01, 0.001)
-# α = ¼ as in the paper; of a softmax it is the weight of the rare class, 1 - α that of the background.
+# α = ¼ as in the paper; with a softmax α is the weight of the rare class and 1 - α that of the background.
 SIGMOID = (
     {"objective.loss": "sigmoid_cross_entropy", "objective.alpha": None},
     {"objective.loss": "sigmoid_focal", "objective.alpha": 0.25},
@@ -28,7 +28,7 @@ def _priors(values, frequencies):
 
 
 def get_grids(preset="cpu", data="road_debris"):
-    """Sigmoid: π × loss × normaliser. Softmax over two classes: π × loss. No prior is the head's usual start."""
+    """Returns π × loss × normaliser for sigmoid, π × loss for softmax; without a prior the head starts as usual."""
     if preset == "smoke":
         return ((_priors((0.01,), lambda pi: (pi,)), SIGMOID),)
     normalizers = ({"objective.normalizer": "valid"}, {"objective.normalizer": "positives"})

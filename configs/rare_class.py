@@ -1,8 +1,8 @@
-"""What the sweeps share: a small U-Net on a rare class, at three sizes, on drawn road scenes or on CrackForest.
+"""The config of the sweeps: a small U-Net on a rare class, in three sizes, on drawn road scenes or on CrackForest.
 
-Source: Lin et al. 2017 (arXiv 1708.02002), asked of segmentation.
+Source: Lin et al. 2017 (arXiv 1708.02002), for segmentation.
 COMMAND: python -m segjax.train --config=configs/rare_class.py --workdir=runs/rare_class
-TIME: of one CPU core, two runs at once: `smoke` 50 to 70 seconds, `cpu` 75 to 95; `full` not measured.
+TIME: on one CPU core: `smoke` 50 to 70 seconds, `cpu` 75 to 95 with two runs at once; `full` not measured.
 """
 
 from segjax.training import defaults
@@ -14,7 +14,7 @@ NO_PRIOR = {"model.prior": (), "model.head_stddev": None}
 
 
 def get_config(preset="cpu", data="road_debris"):
-    """Focal loss with the paper's γ, α and prior bias; the sweeps change these and the loss, and nothing else."""
+    """Returns focal loss with the paper's γ, α and prior bias; the sweeps change only these and the loss."""
     config = defaults()
     config.data.name, config.data.workers = data, 0
     config.objective.loss, config.objective.gamma, config.objective.alpha = "sigmoid_focal", 2.0, 0.25
@@ -32,7 +32,7 @@ def get_config(preset="cpu", data="road_debris"):
         config.data.scene_size = config.data.size = (height, height * 4 // 3)
         config.data.train_examples, config.data.val_examples = scenes, max(64, scenes // 8)
     else:
-        # There is no validation split: nothing may be chosen by these numbers.
+        # The data set has no validation split: do not choose anything by these scores.
         config.data.eval_split = "test"
         config.data.size = (320, 480) if preset == "full" else (128, 192)
         config.augment.scale = (1.0, 1.5)
@@ -45,5 +45,5 @@ def get_config(preset="cpu", data="road_debris"):
 
 
 def get_seeds(preset="cpu", data="road_debris"):
-    """Of the parameters, the order of the images and their augmentation."""
+    """Returns the seeds of the parameters, the order of the images and their augmentation."""
     return {"smoke": (0,), "cpu": (0, 1, 2) if data == "road_debris" else (0, 1), "full": (0, 1, 2, 3, 4)}[preset]

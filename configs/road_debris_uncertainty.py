@@ -1,9 +1,9 @@
-"""Debris and how sure the network is of it: dropout heads and their variance on the embedded road scenes.
+"""Uncertainty about debris: dropout heads and their variance on the embedded road scenes.
 
 Source: the Cityscapes recipe (configs/cityscapes_unet_recipe.py) on two classes; the road is the background.
 COMMAND: python -m segjax.train --config=configs/road_debris_uncertainty.py --workdir=runs/debris_uncertainty
-SCORE: average precision 0.756 of debris, AUROC 0.995, recall 0.42 and precision 0.88 at p > 1/2, seed 0. With π = 0.01,
-  twice debris' frequency, the same seed has 0.32 and recall 0: see below.
+SCORE: debris: average precision 0.756, AUROC 0.995, recall 0.42 and precision 0.88 at p > 1/2, seed 0; with π = 0.01,
+  twice the frequency of debris, the same seed has 0.32 and recall 0: see below.
 TIME: 2 minutes on 2 CPU cores.
 """
 
@@ -11,10 +11,10 @@ from configs.rare_class import get_config as rare_class
 
 
 def get_config():
-    """The sweeps' network with two softmax outputs, the prior bias, and dropout heads with channel masks."""
+    """Returns the sweeps' network with two softmax outputs, the prior bias, and dropout heads with channel masks."""
     config = rare_class()
-    # The frequencies of the training split. With more debris than there is, 0.01, the first steps push all weights of
-    # the head below 0, and in seed 0 they stay there: no feature can then say debris.
+    # The frequencies of the training split. With 0.01, more than the frequency of debris, the first steps push all
+    # weights of the head below 0, and with seed 0 they stay there.
     config.model.prior, config.model.head_stddev = (0.9945, 0.0055), 0.01
     config.model.dropout, config.model.dropout_mask = "sampled", "channel"
     config.objective.loss, config.objective.alpha = "softmax_cross_entropy", None

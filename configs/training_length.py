@@ -1,9 +1,9 @@
-"""Four times the steps: five cells of the other sweeps, among them two that end theirs without a rare pixel found.
+"""Four times the steps for five cells of the other sweeps; two of them ended without a rare pixel found.
 
 Source: Lin et al. 2017 (arXiv 1708.02002) train each of their rows for 90k steps; the sweeps here have 300.
 COMMAND: python -m experiments.focal_paper.training_length --preset=cpu --processes=2 --workdir=runs/training_length
 SCORE: road_debris, cpu, seed 0 of 3: experiments/results/training_length_road_debris.md
-TIME: cpu, road_debris: a cell took 311 to 366 s of one CPU core, which other work disturbed: half a core hour a seed of
+TIME: cpu, road_debris: 311 to 366 s per cell on one CPU core that other work shared: half a core hour per seed of
   5 cells; 3 seeds, and 2 on CrackForest. smoke (2 cells) and full (5 seeds) not timed.
 """
 
@@ -16,7 +16,7 @@ TIMES = 4
 
 
 def get_config(preset="cpu", data="road_debris"):
-    """The sweeps' config with four times the steps."""
+    """Returns the sweeps' config with four times the steps."""
     config = rare_class.get_config(preset, data)
     config.training.steps *= TIMES
     config.training.evaluate_every = config.training.checkpoint_every = config.training.steps // 24
@@ -24,7 +24,7 @@ def get_config(preset="cpu", data="road_debris"):
 
 
 def get_grids(preset="cpu", data="road_debris"):
-    """Cross entropy, two that wait in the trap, and focal loss at γ = 2; all with the prior π = 0.01."""
+    """Returns cross entropy, two cells in the background trap, and focal loss at γ = 2, all with the prior π = 0.01."""
     sigmoid = [
         {"objective.loss": "sigmoid_focal", "objective.gamma": gamma, "objective.alpha": alpha}
         for gamma, alpha in ((0.0, 0.25), (0.0, 0.5), (2.0, 0.1), (2.0, 0.25))

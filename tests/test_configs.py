@@ -1,4 +1,4 @@
-"""Every config in configs/ builds, is valid, and says how it is run; of a sweep, every cell of every preset."""
+"""Every config in configs/ builds, is valid and has a command; so does every cell of every preset of a sweep."""
 
 import importlib
 import pkgutil
@@ -20,20 +20,20 @@ SWEEPS = [
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_a_config_is_valid_and_its_header_says_how_to_run_it(module):
+def test_config_is_valid_and_its_header_has_a_command(module):
     validate(module.get_config())
     assert "COMMAND: " in module.__doc__
 
 
 @pytest.mark.parametrize(("module", "preset", "data"), SWEEPS, ids=lambda one: getattr(one, "__name__", one))
-def test_every_cell_of_a_sweep_is_valid_and_has_a_name_of_its_own(module, preset, data):
+def test_sweep_cells_are_valid_and_have_unique_names(module, preset, data):
     seeds = module.get_seeds(preset, data)
-    cells = paper_report.make_cells(module, preset, data)  # raises where a config or a name is wrong
+    cells = paper_report.make_cells(module, preset, data)  # raises for an invalid config or a repeated name
     assert len(cells) % len(seeds) == 0
-    assert preset in module.__doc__.partition("TIME: ")[2]  # what it costs
+    assert preset in module.__doc__.partition("TIME: ")[2]  # the cost
 
 
-def test_there_are_configs():
+def test_configs_are_found():
     names = {module.__name__ for module in MODULES}
     assert {"configs.camvid_unet", "configs.focal_ablation", "configs.prior_init"} <= names
     assert len({module for module, *_ in SWEEPS}) >= 4

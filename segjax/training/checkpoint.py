@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from segjax.storage import bucket_errors, in_bucket, path_of, to_json, write_bytes
+from segjax.storage import bucket_errors, in_bucket, path_of, read_json, to_json, write_bytes
 from segjax.training.train_step import TrainState
 
 FOLDER = "checkpoints"
@@ -157,7 +157,7 @@ class Checkpoints:
         if not steps:
             raise FileNotFoundError(f"{self._folder} holds no finished checkpoint")
         if which == "best":
-            return max(steps, key=lambda step: (_rank(self._metrics(step)), step))
+            return max(steps, key=lambda step: (_rank(read_json(self._folder / str(step) / _METRICS / _METRICS)), step))
         if which == "latest":
             return steps[-1]
         if which not in map(str, steps):
@@ -167,9 +167,6 @@ class Checkpoints:
                 f"latest or one of {', '.join(map(str, steps))}"
             )
         return int(which)
-
-    def _metrics(self, step: int) -> dict[str, float | None]:
-        return json.loads((self._folder / str(step) / _METRICS / _METRICS).read_bytes())
 
     def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """Returns the state of `step`, with `like`'s structure, types and placement, and the loader's position.

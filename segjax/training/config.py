@@ -41,35 +41,20 @@ NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
     "resnet_unet": (models.ResNetUNet, _own("width", "encoder_depth")),
 }
 # Constructor arguments that every network has.
-SHARED_ARGUMENTS = _own(
-    *("norm", "remat", "dropout", "deep_dropout"),
-    heads="num_samples",
-    rate="dropout_rate",
-    mask="dropout_mask",
-    deep_rate="deep_dropout_rate",
-)
+SHARED_ARGUMENTS = _own("norm", "remat", "dropout", "deep_dropout", deep_rate="deep_dropout_rate", heads="num_samples")
+SHARED_ARGUMENTS |= {"rate": "dropout_rate", "mask": "dropout_mask"}
 
 
 class Field(NamedTuple):
-    """One config field.
+    """One config field."""
 
-    Attributes:
-      default: the value in `defaults()`.
-      meaning: one line for a reader.
-      choices: the valid values, if they are a short list.
-      range: the valid numbers, as an interval such as "[0, 1)". An optional field may also be None.
-      optional: the type of a field whose default is None.
-      traced: an argument of every step. Changing its value does not recompile; setting it at all may.
-      initial: changes the initial state only, never the program.
-    """
-
-    default: Any
-    meaning: str
-    choices: tuple[Any, ...] = ()
-    range: str = ""
-    optional: type | None = None
-    traced: bool = False
-    initial: bool = False
+    default: Any  # the value in `defaults()`
+    meaning: str  # one line for a reader
+    choices: tuple[Any, ...] = ()  # the valid values, if they are a short list
+    range: str = ""  # the valid numbers, as an interval such as "[0, 1)"; an optional field may also be None
+    optional: type | None = None  # the type of a field whose default is None
+    traced: bool = False  # an argument of every step: a new value does not recompile; setting it at all may
+    initial: bool = False  # changes the initial state only, never the program
 
 
 POSITIVE, NONNEGATIVE, FRACTION, PROBABILITY = "(0, inf)", "[0, inf)", "(0, 1]", "[0, 1)"
@@ -201,12 +186,8 @@ def defaults() -> ConfigDict:
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, object]:
     """Returns the config's fields by their dotted names."""
     flat = {}
-    for key in config:
-        value = config[key]
-        if isinstance(value, ConfigDict):
-            flat |= leaves(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+    for key, value in config.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {f"{prefix}{key}": value}
     return flat
 
 
@@ -222,11 +203,7 @@ def changed(config: ConfigDict) -> list[tuple[str, object, object]]:
 
 
 def from_leaves(values: dict[str, object]) -> ConfigDict:
-    """Returns the complete config of `leaves`' dictionary. JSON's lists become tuples again.
-
-    Raises:
-      ConfigError: a field is unknown or has its old name; the message has the new one.
-    """
+    """Returns the complete config of a dictionary of `leaves`; raises ConfigError for an unknown or renamed field."""
     config = defaults()
     for key, value in values.items():
         check_known(key, value)
@@ -239,11 +216,7 @@ def from_leaves(values: dict[str, object]) -> ConfigDict:
 
 
 def read_config(file: epath.Path) -> ConfigDict:
-    """Returns the config in a workdir's file.
-
-    Raises:
-      ConfigError: the file is damaged or not a config, or a field has its old name.
-    """
+    """Returns the config in a workdir's file; raises ConfigError naming the file and the fault."""
     try:
         return from_leaves(read_json(file))
     except ConfigError as error:
@@ -253,7 +226,7 @@ def read_config(file: epath.Path) -> ConfigDict:
         raise ConfigError(f"{file} is not the config of a run, or is damaged ({reason})") from error
 
 
-def _tuples(value: object) -> object:
+def _tuples(value: object) -> object:  # JSON has lists only
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
@@ -306,7 +279,7 @@ def _inside(value: int | float, interval: str) -> bool:
 
 def _contradictions(config: ConfigDict) -> Iterator[str]:
     """Yields a message per value that is invalid for its length or because of another field."""
-    data, model, objective = config.data, config.model, config.objective
+    data, model, objective, background = config.data, config.model, config.objective, config.objective.background
     for key in ("mean", "std"):
         if len(data[key]) not in (1, data.channels):
             yield f"config.data.{key} needs 1 or config.data.channels = {data.channels} values; got {data[key]!r}"
@@ -326,16 +299,11 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
             f"got {config.training.accumulate!r}"
         )
     if objective.uncertainty_weight is not None and model.dropout == "none":
-        yield (
-            "config.objective.uncertainty_weight needs a variance: set config.model.dropout to 'sampled' or 'analytic'"
-        )
+        yield "config.objective.uncertainty_weight needs a variance: set config.model.dropout to sampled or analytic"
     if objective.uncertainty_weight is not None and model.dropout == "sampled" and model.num_samples < 2:
         yield f"config.model.num_samples must be at least 2 for a variance; got {model.num_samples}"
-    if objective.void == "class" and objective.background is not None:
-        yield (
-            "config.objective.background must be None if void is a class, which then is the background; got "
-            f"{objective.background!r}"
-        )
+    if objective.void == "class" and background is not None:
+        yield f"config.objective.background must be None if void is a class, the background; got {background!r}"
     yield from (_binary_problems if objective.loss in BINARY_LOSSES else _softmax_problems)(objective)
 
 
@@ -383,7 +351,7 @@ def _phase_problems(config: ConfigDict) -> Iterator[str]:
 
 
 def _binary_problems(objective: ConfigDict) -> Iterator[str]:
-    loss, alpha = objective.loss, objective.alpha
+    loss, alpha, gamma = objective.loss, objective.alpha, objective.gamma
     if objective.void == "class":
         yield f"config.objective.void = 'class' belongs to softmax losses; got {loss}"
     if objective.background not in (None, 0):
@@ -394,18 +362,14 @@ def _binary_problems(objective: ConfigDict) -> Iterator[str]:
         yield f"config.objective.alpha belongs to sigmoid losses, hinge does not take it; got {alpha!r}"
     if alpha is not None and not 0 <= alpha <= 1:
         yield f"config.objective.alpha must lie in [0, 1]; got {alpha!r}"
-    if loss == "sigmoid_focal_star" and not objective.gamma > 0:
-        yield (
-            f"config.objective.gamma must be above 0 for sigmoid_focal_star, which divides by it; "
-            f"got {objective.gamma!r}"
-        )
+    if loss == "sigmoid_focal_star" and not gamma > 0:
+        yield f"config.objective.gamma must be above 0 for sigmoid_focal_star, which divides by it; got {gamma!r}"
 
 
 def _softmax_problems(objective: ConfigDict) -> Iterator[str]:
+    loss = objective.loss
     if objective.alpha is not None:
-        yield (
-            f"config.objective.alpha belongs to sigmoid losses; {objective.loss} takes config.objective.class_weights"
-        )
+        yield f"config.objective.alpha belongs to sigmoid losses; {loss} takes config.objective.class_weights"
     if objective.background is None and objective.void != "class":
         for field, value in (("normalizer", "positives"), ("negatives_per_positive", objective.negatives_per_positive)):
             if value is not None and objective[field] == value:

@@ -149,14 +149,7 @@ def scores(counts: dict[str, Any]) -> dict[str, Any]:
 def contact_sheet(predictors: Sequence[Callable], source: Source, indices: Iterable[int], gap: int = 4) -> np.ndarray:
     """Draws one row per image of `source`: image, truth, and the mask of each `segjax.inference.Predictor`.
 
-    Args:
-      predictors: the predictors.
-      source: the split.
-      indices: of the images.
-      gap: white pixels at the right of and below each panel.
-
-    Returns:
-      uint8 RGB `[height, width, 3]`; void is black.
+    Panels have `gap` white pixels at the right and below. Returns uint8 RGB `[height, width, 3]`; void is black.
     """
     rows, palette = [], source.label_set.palette
     for index in indices:

@@ -144,7 +144,8 @@ def train(
                 finite = all(math.isfinite(values[key]) for key in _VITAL)
                 nonfinite_in_a_row = 0 if finite else nonfinite_in_a_row + 1
                 if not finite:
-                    message = _nonfinite_message(checked_step, values, files)
+                    seen = ", ".join(f"{key} {values[key]}" for key in _VITAL)
+                    message = f"step {checked_step}: {seen}; expected finite values. The batch was {', '.join(files)}."
                     if nonfinite_in_a_row >= config.training.skip_nonfinite:
                         checkpoints.wait()
                         raise NonFiniteLoss(message + _nonfinite_outcome(config, checkpoints.latest_step()))
@@ -188,11 +189,6 @@ def train(
     if parallel.is_first_host():
         write_json(workdir / SCORES_FILE, scores)
     return scores
-
-
-def _nonfinite_message(step: int, values: dict[str, float], files: list[str]) -> str:
-    seen = ", ".join(f"{key} {values[key]}" for key in _VITAL)
-    return f"step {step}: {seen}; expected finite values. The batch was {', '.join(files)}."
 
 
 def _nonfinite_outcome(config: ConfigDict, last_good: int | None) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -167,7 +168,7 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         share: dict[str, Float[Array, ""]] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         labels, where = targets(labels, num_classes, void)
-        share = share or {"pixel_loss": 1, "penalty": 1}
+        share, mean = share or {"pixel_loss": 1, "penalty": 1}, partial(losses.mean, axis_name=axis_name)
         pixels = per_pixel(output.logits, labels, where, hparams)
         weights, counted, positives = None, where, None if background is None else labels != background
         if hparams.boundary_factor is not None:
@@ -179,26 +180,18 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
             counted = losses.hard_pixels(pixels, where=where, axis_name=axis_name, **hard)
         if normalizer == "positives":  # N counts easy positives too, else it would jump as they become easy
             pixels, counted = jnp.where(counted, pixels, 0), where
-        loss = share["pixel_loss"] * losses.mean(
-            pixels,
-            where=counted,
-            weights=weights,
-            positives=positives,
-            normalizer=normalizer,
-            axis_name=axis_name,
+        loss = share["pixel_loss"] * mean(
+            pixels, where=counted, weights=weights, positives=positives, normalizer=normalizer
         )
         parts = {"pixel_loss": loss}
-
         logits = output.logits
         if binary:  # the same model as two classes
             logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
         if hparams.uncertainty_weight is not None:
-            if output.logit_variance is not None:
-                variance = output.logit_variance.mean(-1)
-            else:
-                variance = losses.mc_variance(output.mc_logits, where=where)
+            analytic, sampled = output.logit_variance, output.mc_logits
+            variance = losses.mc_variance(sampled, where=where) if analytic is None else analytic.mean(-1)
             penalties = losses.uncertainty_penalty(variance, logits, background, where=where)
-            parts["penalty"] = share["penalty"] * losses.mean(penalties, where=where, axis_name=axis_name)
+            parts["penalty"] = share["penalty"] * mean(penalties, where=where)
             loss += hparams.uncertainty_weight * parts["penalty"]
         if hparams.region_weight is not None:
             kept = where & (labels < num_classes)

@@ -17,15 +17,7 @@ from segjax import losses, models
 from segjax.collectives import pmean, psum
 from segjax.data.augment import augment, example_keys
 from segjax.training.config import NETWORKS, SHARED_ARGUMENTS, ConfigError
-from segjax.training.objective import (
-    BINARY_LOSSES,
-    Hyperparams,
-    background_of,
-    gradient_budget,
-    make_objective,
-    num_outputs,
-    targets,
-)
+from segjax.training.objective import Hyperparams, background_of, gradient_budget, make_objective, num_outputs, targets
 
 # Folded into the run's key where augmentation folds in the step, which never gets this large.
 _DROPOUT = np.uint32(2**32 - 1)
@@ -37,32 +29,29 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
     Raises:
       ConfigError: a binary loss on a data set without exactly two classes, or a prior of the wrong length.
     """
-    loss, prior = config.objective.loss, tuple(config.model.prior)
-    if loss in BINARY_LOSSES and num_classes != 2:
+    loss, prior, outputs = config.objective.loss, tuple(config.model.prior), num_outputs(config, num_classes)
+    binary, data = outputs == 1, config.data.name
+    if binary and num_classes != 2:
         raise ConfigError(
             f"config.objective.loss = {loss!r} separates one rare class from the rest and needs a data set of 2 "
-            f"classes; {config.data.name} has {num_classes}"
+            f"classes; {data} has {num_classes}"
         )
-    outputs = num_outputs(config, num_classes)
     if prior and len(prior) != outputs:
         raise ConfigError(f"config.model.prior needs {outputs} value(s) for {loss}; got {prior}")
-    weights = tuple(config.objective.class_weights)
+    weights, background = tuple(config.objective.class_weights), config.objective.background
     if weights and len(weights) != outputs:
+        void = ", void last" if config.objective.void == "class" else ""
         raise ConfigError(
-            f"config.objective.class_weights needs {outputs} values, one per output of {config.data.name}"
-            f"{', void last' * (config.objective.void == 'class')}; got {weights}"
+            f"config.objective.class_weights needs {outputs} values, one per output of {data}{void}; got {weights}"
         )
-    background = config.objective.background
     if background is not None and not 0 <= background < num_classes:
         raise ConfigError(
-            f"config.objective.background must be a class of {config.data.name}, 0 to {num_classes - 1}; "
-            f"got {background}"
+            f"config.objective.background must be a class of {data}, 0 to {num_classes - 1}; got {background}"
         )
     head_bias = None
-    if prior:
-        bias_of = losses.prior_bias if loss in BINARY_LOSSES else losses.prior_bias_softmax
-        # In float64, where 1 - π of a rare class with π = 1e-8 is not rounded to 1.
-        head_bias = tuple(float(b) for b in bias_of(np.asarray(prior, np.float64)))
+    if prior:  # in float64, where 1 - π of a rare class with π = 1e-8 is not rounded to 1
+        bias = (losses.prior_bias if binary else losses.prior_bias_softmax)(np.asarray(prior, np.float64))
+        head_bias = tuple(map(float, bias))
     network, fields = NETWORKS[config.model.name]
     own = {argument: config.model[field] for argument, field in fields.items()}
     if network is models.PackedUNet and own["pack"] == own["strips"] == 1:
@@ -85,25 +74,15 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
 
 @flax.struct.dataclass
 class TrainState:
-    """State of a run between two steps (the loader's position is saved beside it).
+    """State of a run between two steps; the loader's position is saved beside it."""
 
-    Attributes:
-      step: int32 scalar, the number of steps taken.
-      params: the model's parameters, float32.
-      batch_stats: running statistics of batch norm; empty for other norms.
-      opt_state: optax's state.
-      ema: moving averages of `params` and `batch_stats`, by these names, which evaluation then uses; or None.
-      skipped: int32 scalar, the number of steps skipped as not finite; None if steps may not be skipped.
-      key: the run's PRNG key; never changes, every use folds in (step, global example index).
-    """
-
-    step: Any
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-    ema: Any
-    skipped: Any
-    key: Any
+    step: Any  # int32 scalar, the number of steps taken
+    params: Any  # the model's parameters, float32
+    batch_stats: Any  # running statistics of batch norm; empty for other norms
+    opt_state: Any  # optax's state
+    ema: Any  # moving averages of `params` and `batch_stats`, by these names, for evaluation; or None
+    skipped: Any  # int32 scalar, the number of steps skipped as not finite; None if steps may not be skipped
+    key: Any  # the run's PRNG key, which never changes: every use folds in (step, global example index)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -185,16 +164,10 @@ def microbatch_shares(
 
 
 def accumulated(loss_and_gradients: Callable, params: Any, batch_stats: Any, microbatches: Any) -> tuple[Any, ...]:
-    """Sums losses and gradients over the microbatches, one after another through one compiled body.
+    """Returns loss, parts, batch_stats and gradients, summed over the microbatches through one compiled body.
 
-    Args:
-      loss_and_gradients: `f(params, batch_stats, *microbatch) -> ((loss, (_, parts, batch_stats)), gradients)`.
-      params: the parameters.
-      batch_stats: running statistics, which each microbatch passes on to the next.
-      microbatches: a tuple of arrays with a leading axis of microbatches.
-
-    Returns:
-      loss, parts, batch_stats, gradients.
+    `loss_and_gradients(params, batch_stats, *microbatch)` returns ((loss, (_, parts, batch_stats)), gradients). Each
+    microbatch passes its `batch_stats` on to the next; `microbatches` is a tuple of arrays with that leading axis.
     """
 
     def add(carry, microbatch):

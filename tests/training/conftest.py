@@ -23,7 +23,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def config(data_dir):
-    """A network of width 4 on 32×48 pixels, four steps. Tests change the copy `tiny`."""
+    """Returns the config of a network of width 4 on 32×48 pixels, four steps. Tests change the copy `tiny`."""
     config = defaults()
     config.data.data_dir = str(data_dir)
     config.data.scene_size = (64, 96)

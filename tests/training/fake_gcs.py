@@ -1,7 +1,7 @@
-"""A bucket on this machine: as much of Cloud Storage's JSON API as gcsfs, tensorstore and google-cloud-storage ask for.
+"""A bucket on this machine: the part of Cloud Storage's JSON API that gcsfs, tensorstore and google-cloud-storage use.
 
-Objects have generations, writes and deletes keep their preconditions, lists have prefixes, offsets and pages; nothing
-can be renamed as a folder or appended to. Objects live in memory; the order of the writes is kept.
+Objects are in memory and have generations; writes and deletes check preconditions; lists have prefixes, offsets and
+pages; folders cannot be renamed and objects cannot be appended to.
 """
 
 import email
@@ -13,18 +13,18 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-PAGE = 7  # few, so that lists have more than one page
+PAGE = 7  # small, so that lists have more than one page
 LIST = {"kind": "storage#objects"}
 
 
 class FakeBucket(ThreadingHTTPServer):
-    """Serves one bucket of the name "bucket" on a free port, from a thread; use as a context.
+    """A server of one bucket named "bucket" on a free port, in a thread; use as a context.
 
     Attributes:
       objects: (content, generation) by name.
-      written: the name of each write, in their order.
-      before_write: called with an object's name before it is written; a status to answer in place of writing, or None.
-      closed: whether every read is forbidden.
+      written: the name of each write, in order.
+      before_write: called with an object's name before each write; returns a status that replaces the write, or None.
+      closed: True forbids every read.
     """
 
     daemon_threads = True
@@ -36,18 +36,18 @@ class FakeBucket(ThreadingHTTPServer):
         self.written: list[str] = []
         self.before_write: Callable[[str], int | None] = lambda name: None
         self.lock = threading.Lock()
-        self.uploads: dict[str, tuple[str, bytes]] = {}  # resumable: name and what has come of it
+        self.uploads: dict[str, tuple[str, bytes]] = {}  # resumable: name and received bytes
         self._generation = 0
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes the three libraries take this for the cloud."""
+        """Variables that direct the three libraries to this server."""
         url = f"http://localhost:{self.server_port}"
         return {
             "STORAGE_EMULATOR_HOST": url,  # gcsfs and google-cloud-storage
             "TENSORSTORE_GCS_HTTP_URL": url,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # tensorstore looks for credentials elsewhere
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # gcsfs asks for a bucket's type by gRPC, from the cloud
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # gcsfs would query the bucket's type by gRPC in the cloud
         }
 
     def __enter__(self):
@@ -59,12 +59,12 @@ class FakeBucket(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request, client_address):
-        """A client that was killed is no error of the server's."""
+        """Ignores clients that were killed."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
     def put(self, name: str, content: bytes, expected: str | None = None) -> dict | None:
-        """Writes an object; None if its generation is not the `expected` ("0": none)."""
+        """Writes an object; returns None if its generation is not `expected` ("0": the object must not exist)."""
         with self.lock:
             if not self.matches(name, expected):
                 return None
@@ -74,11 +74,11 @@ class FakeBucket(ThreadingHTTPServer):
             return self.resource(name)
 
     def matches(self, name: str, expected: str | None) -> bool:
-        """Whether the object has the generation that a precondition wants."""
+        """Returns True if the object has the generation of a precondition."""
         return expected is None or int(expected) == self.objects.get(name, (b"", 0))[1]
 
     def resource(self, name: str) -> dict:
-        """An object's description."""
+        """Returns an object's metadata."""
         content, generation = self.objects[name]
         described = {"kind": "storage#object", "bucket": "bucket", "name": name, "size": str(len(content))}
         return described | {"generation": str(generation), "metageneration": "1", "updated": "2026-01-01T00:00:00.000Z"}
@@ -86,7 +86,7 @@ class FakeBucket(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer in one packet: in two it waits 40 ms for the first to be acknowledged
+    wbufsize = -1  # one packet per answer: a second one waits 40 ms for an acknowledgement
     server: FakeBucket
 
     def log_message(self, *unused):
@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     @property
     def raw(self) -> str | None:
-        """What follows the bucket: None for the bucket itself, "" for its list, else an object, quoted."""
+        """The path after the bucket: None for the bucket itself, "" for its list, else an object, quoted."""
         found = re.fullmatch(r"(?:/upload|/download)?/storage/v1/b/bucket(?:/o(?:/(.*))?)?", urlsplit(self.path).path)
         if found is None:
             return "no such bucket"

@@ -1,6 +1,6 @@
-"""One run, whatever the devices: `tests/training/test_same_run.py` calls it, and starts it as a program on two hosts.
+"""One run on any devices, which `tests/training/test_same_run.py` calls and starts as a program on two hosts.
 
-As a program: `python same_run.py HOST PORT OUTPUT MODE...`, host HOST of two with two devices each.
+Program: `python same_run.py HOST PORT OUTPUT MODE...` is host HOST of two with two devices each.
 """
 
 import os
@@ -15,12 +15,12 @@ from segjax.training.objective import hparams_from_config
 from segjax.training.train_step import init_state, make_model, make_train_step
 
 STEPS, EXAMPLES = 20, 4
-# Adam divides by the root of a mean of squares, which makes much of rounding: it is compared in float64.
+# Adam divides by small numbers, which amplifies rounding: it is compared in float64.
 KINDS = {"float64": "adam", "float32": "sgd"}
 
 
 def config_of(mode, dtype):
-    """Synchronised batch norm, augmentation keyed by the example, and no dropout."""
+    """Returns a config with synchronised batch norm and augmentation keyed by the example, without dropout."""
     config = defaults()
     config.parallel, config.model.dtype, config.optimizer.name = mode, dtype, KINDS[dtype]
     config.data.size = (16, 24)
@@ -32,7 +32,7 @@ def config_of(mode, dtype):
 
 
 def batch_of(step):
-    """A global batch of noise; the first example is all void, the second half."""
+    """Returns a global batch of noise; the first example is all void, the second half void."""
     rng = np.random.default_rng(step)
     labels = rng.integers(0, 2, (EXAMPLES, 20, 28)).astype(np.uint8)
     labels[0], labels[1, :10] = 255, 255
@@ -41,7 +41,7 @@ def batch_of(step):
 
 
 def run(mode, dtype, devices=None):
-    """Losses `[STEPS]`, the final parameters and statistics in one vector, and the counts of an evaluation."""
+    """Returns losses `[STEPS]`, the final parameters and statistics in one vector, and the counts of an evaluation."""
     with jax.enable_x64(dtype == "float64"):
         config, mesh = config_of(mode, dtype), parallel.make_mesh(devices)
         axis_name = parallel.axis_name(config)
@@ -67,13 +67,13 @@ def run(mode, dtype, devices=None):
 
 
 def share(batch):
-    """This host's part of a global batch, as the loader gives it."""
+    """Returns this host's part of a global batch, as the loader does."""
     part = EXAMPLES // jax.process_count()
     return {key: value[jax.process_index() * part :][:part] for key, value in batch.items()}
 
 
 def main(host, port, output, *modes):
-    """Runs every mode in both types and writes the results, as every host has them."""
+    """Runs every mode in both types and writes this host's results."""
     parallel.join_hosts(f"localhost:{port}", 2, int(host))
     results = {}
     for mode in modes:

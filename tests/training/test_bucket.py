@@ -1,4 +1,4 @@
-"""A workdir in a bucket: the real libraries speak to a server on this machine, and a real process is killed."""
+"""A workdir in a bucket: the real libraries use a server on this machine, and a real process is killed."""
 
 import importlib.util
 import io
@@ -21,6 +21,8 @@ from segjax.training.checkpoint import CheckpointError, Checkpoints
 from segjax.training.config import leaves
 from segjax.training.train_step import init_state, make_model
 
+pytestmark = pytest.mark.slow  # starts processes and a server
+
 ROOT = Path(__file__).parents[2]
 TRAIN = """
 import json, sys
@@ -32,7 +34,7 @@ train(from_leaves(json.loads(sys.argv[1])), sys.argv[2])
 
 @pytest.fixture(scope="module")
 def bucket():
-    """An empty bucket, which this process and its children take for the cloud's."""
+    """Returns an empty bucket, which this process and its children use as if it were in the cloud."""
     spec = importlib.util.spec_from_file_location("fake_gcs", Path(__file__).parent / "fake_gcs.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -44,7 +46,7 @@ def bucket():
 
 @pytest.fixture(scope="module")
 def disk(config, tmp_path_factory):
-    """The undisturbed run, in a folder."""
+    """Returns the folder of the undisturbed run."""
     folder = tmp_path_factory.mktemp("disk") / "run"
     train(config, folder, console=quiet())
     return folder
@@ -52,14 +54,14 @@ def disk(config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(bucket, config):
-    """What the same run leaves in the bucket, killed as it says that checkpoint 3 is whole."""
+    """Returns the objects that the same run leaves when it is killed as it commits checkpoint 3."""
     reached, over = threading.Event(), threading.Event()
 
     def stop(name):
         if name == "run/checkpoints/3/commit_success.txt":
             reached.set()
             over.wait(60)
-            return 503  # to nobody
+            return 503  # not received
         return None
 
     bucket.before_write = stop
@@ -80,7 +82,7 @@ def killed(bucket, config):
 
 @pytest.fixture(scope="module")
 def resumed(killed, config):
-    """What the second start of the killed run printed."""
+    """Returns the output of the second start of the killed run."""
     console = quiet()
     train(config, "gs://bucket/run", console=console)
     return console.file.getvalue()
@@ -96,7 +98,7 @@ def quiet():
 
 
 def saved(workdir, like, step):
-    """The state and the loader's position of a checkpoint."""
+    """Returns the state and the loader's position of a checkpoint."""
     with Checkpoints(workdir, read_only=True) as checkpoints:
         return checkpoints.restore(like, step)
 
@@ -108,12 +110,12 @@ def under(objects, folder):
 
 
 def copy(bucket, source, target):
-    """A workdir for a test to change."""
+    """Copies a workdir, which a test can change."""
     for name, content in under(bucket.objects, source).items():
         bucket.put(f"{target}/{name}", content)
 
 
-def test_when_a_run_is_killed_the_bucket_has_its_lines_and_events_up_to_the_last_checkpoint(killed):
+def test_killed_run_leaves_lines_and_events_up_to_the_last_checkpoint(killed):
     lines = [json.loads(line) for line in under(killed, "run")["metrics.jsonl"].splitlines()]
     # Step 4 is logged or not: it runs while checkpoint 3 is written.
     assert [line["step"] for line in lines if "train/loss" in line][:3] == [1, 2, 3]
@@ -123,7 +125,7 @@ def test_when_a_run_is_killed_the_bucket_has_its_lines_and_events_up_to_the_last
     assert b"\x89PNG" in events
 
 
-def test_a_save_without_its_last_file_is_no_checkpoint_and_its_step_is_saved_again(killed, resumed, bucket):
+def test_save_without_its_last_file_is_not_a_checkpoint_and_is_repeated(killed, resumed, bucket):
     left = under(killed, "run/checkpoints/3")
     assert "sha256.json" in left
     assert "commit_success.txt" not in left
@@ -137,7 +139,7 @@ def test_a_save_without_its_last_file_is_no_checkpoint_and_its_step_is_saved_aga
     }
 
 
-def test_the_killed_run_ends_with_the_parameters_of_an_undisturbed_one_on_disk(resumed, disk, fresh):
+def test_resumed_run_has_the_parameters_of_an_undisturbed_one_on_disk(resumed, disk, fresh):
     there, here = (saved(workdir, fresh, 4) for workdir in ("gs://bucket/run", disk))
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -147,7 +149,7 @@ def test_the_killed_run_ends_with_the_parameters_of_an_undisturbed_one_on_disk(r
     assert there[1] == here[1]
 
 
-def test_the_killed_run_ends_with_the_lines_and_the_scores_of_an_undisturbed_one_on_disk(resumed, disk, bucket):
+def test_resumed_run_has_the_lines_and_scores_of_an_undisturbed_one_on_disk(resumed, disk, bucket):
     objects = under(bucket.objects, "run")
     assert objects["metrics.jsonl"] == (disk / "metrics.jsonl").read_bytes()
     there, here = json.loads(objects["scores.json"]), json.loads((disk / "scores.json").read_bytes())
@@ -156,9 +158,7 @@ def test_the_killed_run_ends_with_the_lines_and_the_scores_of_an_undisturbed_one
     assert objects["config.json"] == (disk / "config.json").read_bytes()
 
 
-def test_evaluation_opens_the_best_of_the_bucket_and_writes_its_scores_there(
-    resumed, bucket, python, process_environment, monkeypatch
-):
+def test_evaluate_scores_the_best_checkpoint_of_the_bucket(resumed, bucket, python, process_environment, monkeypatch):
     for name, value in bucket.environment.items():
         monkeypatch.setitem(process_environment, name, value)
     done = python("-m", "segjax.evaluate", "--checkpoint=gs://bucket/run")
@@ -170,7 +170,7 @@ def test_evaluation_opens_the_best_of_the_bucket_and_writes_its_scores_there(
     assert json.loads(objects["scores_val_2.json"])["mean_iou"] == at_best["eval/mean_iou"]
 
 
-def test_a_report_of_the_bucket_is_a_page_in_it(resumed, bucket, python, process_environment, monkeypatch, browser):
+def test_report_writes_its_page_to_the_bucket(resumed, bucket, python, process_environment, monkeypatch, browser):
     for name, value in bucket.environment.items():
         monkeypatch.setitem(process_environment, name, value)
     done = python("-m", "segjax.report", "gs://bucket/run", "--images=1")
@@ -184,19 +184,19 @@ def test_a_report_of_the_bucket_is_a_page_in_it(resumed, bucket, python, process
         assert (all(seen["images"]), seen["wide"]) == (True, False), width
 
 
-def test_every_object_of_a_checkpoint_is_in_its_list_of_sums(resumed, bucket):
+def test_every_object_of_a_checkpoint_has_a_checksum(resumed, bucket):
     for step in (2, 3, 4):
         objects = under(bucket.objects, f"run/checkpoints/{step}")
         late = {name for name in objects if name.endswith(("commit_success.txt", "_CHECKPOINT_METADATA"))}
         assert set(json.loads(objects["sha256.json"])) == set(objects) - late - {"sha256.json"}
 
 
-def test_events_are_objects_that_are_written_once(resumed, bucket):
+def test_events_are_written_once(resumed, bucket):
     written = [name for name in bucket.written if name.startswith("run/tensorboard/")]
     assert len(written) == len(set(written)) > 3
 
 
-def test_a_damaged_checkpoint_is_set_aside_with_all_its_objects(resumed, bucket, fresh):
+def test_damaged_checkpoint_is_set_aside_with_all_its_objects(resumed, bucket, fresh):
     copy(bucket, "run", "damaged")
     name = "damaged/checkpoints/4/state/manifest.ocdbt"
     content = bytearray(bucket.objects[name][0])
@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_is_set_aside_with_all_its_objects(resumed, bucket,
     assert saved("gs://bucket/damaged", fresh, 4)[1] == {"position": 17}
 
 
-def test_an_unfinished_save_is_cleared_away(resumed, bucket):
+def test_unfinished_save_is_removed(resumed, bucket):
     copy(bucket, "run", "unfinished")
     for name in ("commit_success.txt", "sha256.json", "state/manifest.ocdbt"):
         del bucket.objects[f"unfinished/checkpoints/4/{name}"]
@@ -223,9 +223,9 @@ def test_an_unfinished_save_is_cleared_away(resumed, bucket):
     assert not under(bucket.objects, "unfinished/checkpoints/4")
 
 
-def test_a_bucket_that_takes_no_checkpoint_is_named_and_what_was_saved_is_kept(resumed, bucket, fresh, monkeypatch):
+def test_failed_save_names_the_bucket_and_keeps_older_checkpoints(resumed, bucket, fresh, monkeypatch):
     copy(bucket, "run", "full")
-    # One object that is waited for: of others tensorstore goes on telling when orbax has long given up.
+    # tensorstore waits for this object; it would report others after orbax has given up.
     monkeypatch.setattr(bucket, "before_write", lambda name: 403 if name.endswith("5/state/manifest.ocdbt") else None)
     with (
         pytest.raises(
@@ -237,7 +237,7 @@ def test_a_bucket_that_takes_no_checkpoint_is_named_and_what_was_saved_is_kept(r
     assert len(under(bucket.objects, "full/checkpoints/4")) > 8
 
 
-def test_what_another_host_or_library_writes_is_seen_at_once(bucket):
+def test_path_of_lists_objects_of_other_writers_at_once(bucket):
     bucket.put("shared/checkpoints/a", b"")
     folder = path_of("gs://bucket/shared/checkpoints")
     assert [path.name for path in folder.iterdir()] == ["a"]
@@ -245,12 +245,12 @@ def test_what_another_host_or_library_writes_is_seen_at_once(bucket):
     assert [path.name for path in folder.iterdir()] == ["a", "b"]
 
 
-def test_a_bucket_that_is_not_there_is_not_made(bucket):
+def test_path_of_missing_bucket_does_not_create_it(bucket):
     with pytest.raises(StorageError, match=r"^gs://bucked/run: there is no bucket bucked. Make it first, or correct"):
         path_of("gs://bucked/run")
 
 
-def test_a_bucket_that_may_not_be_read_is_one_line(bucket, config, monkeypatch):
+def test_train_in_an_unreadable_bucket_is_one_line(bucket, config, monkeypatch):
     monkeypatch.setattr(bucket, "closed", True)
     expected = r"^gs://bucket/run: the bucket cannot be read or written: OSError Forbidden: .*$"
     with pytest.raises(StorageError, match=expected):

@@ -1,3 +1,5 @@
+"""Checkpoints: what they restore, which are kept, and damage to any file."""
+
 import os
 import shutil
 
@@ -9,14 +11,8 @@ from segjax.training.checkpoint import CheckpointError, Checkpoints
 from segjax.training.train_step import init_state, make_model
 
 
-@pytest.fixture
-def state(tiny):
-    return init_state(tiny, make_model(tiny, 2))
-
-
 @pytest.fixture(scope="module")
-def state_once(config):
-    """The same for all tests of the module."""
+def state(config):
     return init_state(config, make_model(config, 2))
 
 
@@ -24,7 +20,7 @@ def at(state, step):
     return state.replace(step=state.step + step)
 
 
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path, state, tiny):
+def test_restore_gives_the_saved_state_bit_for_bit(tmp_path, state, tiny):
     tiny.seed = 1
     like = init_state(tiny, make_model(tiny, 2))
     with Checkpoints(tmp_path) as checkpoints:
@@ -38,7 +34,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, state, tiny):
     np.testing.assert_array_equal(jax.random.key_data(restored.key), jax.random.key_data(state.key))
 
 
-def test_the_latest_and_the_best_are_kept(tmp_path, state):
+def test_save_keeps_the_last_two_and_the_best(tmp_path, state):
     with Checkpoints(tmp_path) as checkpoints:
         for step, score in [(1, 0.2), (2, 0.9), (3, None), (4, 0.5), (5, None)]:
             checkpoints.save(at(state, step), {}, score)
@@ -50,14 +46,14 @@ def test_the_latest_and_the_best_are_kept(tmp_path, state):
             checkpoints.step_named("3")
 
 
-def test_without_a_score_the_best_is_the_latest(tmp_path, state):
+def test_step_named_best_without_a_score_is_the_latest(tmp_path, state):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at(state, 1), {})
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.step_named("best") == 1
 
 
-def test_a_folder_without_checkpoints_says_so(tmp_path):
+def test_checkpoints_folder_without_checkpoints(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoints: expected a folder .*checkpoints"):
         Checkpoints(tmp_path, read_only=True)
     with Checkpoints(tmp_path) as checkpoints:
@@ -70,17 +66,17 @@ def test_a_folder_without_checkpoints_says_so(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory, state_once):
-    """A workdir with checkpoints of steps 1 and 2."""
+def saved(tmp_path_factory, state):
+    """Returns a workdir with checkpoints of steps 1 and 2."""
     folder = tmp_path_factory.mktemp("saved")
     with Checkpoints(folder) as checkpoints:
         for step in (1, 2):
-            checkpoints.save(at(state_once, step), {"position": step}, 0.5)
+            checkpoints.save(at(state, step), {"position": step}, 0.5)
     return folder
 
 
 def data_files(checkpoint):
-    """All that a restore reads."""
+    """Returns the files that a restore reads."""
     late = ("commit_success.txt", "_CHECKPOINT_METADATA")
     return sorted(p.relative_to(checkpoint) for p in checkpoint.rglob("*") if p.is_file() and p.name not in late)
 
@@ -96,7 +92,7 @@ def truncate(file):
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, os.remove], ids=["flipped", "cut", "missing"])
-def test_any_damage_to_any_file_is_named_and_the_checkpoint_before_it_is_used(saved, tmp_path, damage):
+def test_checkpoints_name_any_damage_to_any_file_and_use_the_one_before(saved, tmp_path, damage):
     files = data_files(saved / "checkpoints" / "2")
     assert len(files) > 8
     for i, file in enumerate(files):
@@ -106,23 +102,23 @@ def test_any_damage_to_any_file_is_named_and_the_checkpoint_before_it_is_used(sa
         with Checkpoints(copy, read_only=True) as checkpoints:
             assert checkpoints.latest_step() == checkpoints.step_named("best") == 1
         (line,) = checkpoints.damaged
-        named = file if file.name in line else "sha256.json"  # a damaged list of sums accuses any file
+        named = file if file.name in line else "sha256.json"  # a damaged list of checksums can name any file
         assert line.startswith("checkpoint 2 is damaged: ")
         assert str(named) in line or damage is flip
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_its_step_saved_again(saved, tmp_path, state_once):
+def test_save_after_damage_sets_the_checkpoint_aside(saved, tmp_path, state):
     shutil.copytree(saved, tmp_path / "run")
     flip(tmp_path / "run" / "checkpoints" / "2" / "state" / "_METADATA")
     with Checkpoints(tmp_path / "run") as checkpoints:
-        checkpoints.save(at(state_once, 2), {"position": 17})
+        checkpoints.save(at(state, 2), {"position": 17})
     names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {"1", "2", "2.damaged"}
     with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
-        assert checkpoints.restore(state_once, 2)[1] == {"position": 17}
+        assert checkpoints.restore(state, 2)[1] == {"position": 17}
 
 
-def test_if_all_are_damaged_nothing_is_changed(saved, tmp_path):
+def test_checkpoints_all_damaged_changes_nothing(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     for step in "12":
         (tmp_path / "run" / "checkpoints" / step / "sha256.json").unlink()
@@ -143,9 +139,7 @@ def test_if_all_are_damaged_nothing_is_changed(saved, tmp_path):
         ("optimizer.name", "sgd", r"opt_state/.* is .*; this config expects no such array"),
     ],
 )
-def test_a_checkpoint_of_another_network_is_refused_by_the_first_parameter_that_differs(
-    saved, tiny, field, value, message
-):
+def test_restore_of_another_network_names_the_first_difference(saved, tiny, field, value, message):
     tiny.update_from_flattened_dict({field: value})
     with (
         Checkpoints(saved, read_only=True) as checkpoints,
@@ -154,7 +148,7 @@ def test_a_checkpoint_of_another_network_is_refused_by_the_first_parameter_that_
         checkpoints.restore(init_state(tiny, make_model(tiny, 2)), 2)
 
 
-def test_another_number_of_classes_is_another_network(saved, tiny):
+def test_restore_of_another_number_of_classes(saved, tiny):
     tiny.objective.loss = "softmax_focal"
     with (
         Checkpoints(saved, read_only=True) as checkpoints,
@@ -165,9 +159,9 @@ def test_another_number_of_classes_is_another_network(saved, tiny):
         checkpoints.restore(init_state(tiny, make_model(tiny, 3)), 2)
 
 
-def test_a_save_of_the_same_step_replaces_it(tmp_path, state_once):
+def test_save_of_the_same_step_replaces_it(tmp_path, state):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(at(state_once, 1), {"unscored": True})
-        checkpoints.save(at(state_once, 1), {"unscored": False}, 0.5)
+        checkpoints.save(at(state, 1), {"unscored": True})
+        checkpoints.save(at(state, 1), {"unscored": False}, 0.5)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.restore(state_once, 1)[1] == {"unscored": False}
+        assert checkpoints.restore(state, 1)[1] == {"unscored": False}

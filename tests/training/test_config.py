@@ -246,9 +246,9 @@ def deeplab(tiny):
     return tiny
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A torchvision file of the encoder above, and its stem's kernel as ours."""
+    """Returns a torchvision file of the encoder of `deeplab`, and the kernel of its first layer in our layout."""
     rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
     shapes = jax.eval_shape(lambda: ResNet(18, 2).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))
     state = {}

@@ -1,4 +1,4 @@
-"""A disk that fills up: a small tmpfs, in a mount namespace that ends with the test."""
+"""A full disk: a small tmpfs in a mount namespace that ends with the test."""
 
 import json
 import subprocess
@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow  # starts processes
+
 ROOT = Path(__file__).parents[2]
-# In the namespace: two steps, a disk full but for a few kilobytes, four steps more; room again, and the same command.
+# In the namespace: two steps; a disk with a few free kilobytes, and four steps; free space, and the same command.
 SCRIPT = """
 set -e
 mkdir -p "$WORKDIR" "$DISK"
@@ -34,14 +36,12 @@ def namespaces(tmp_path_factory):
     try:
         probe = unshare("mount", "-t", "tmpfs", "tmpfs", folder)
     except FileNotFoundError:
-        pytest.skip("unshare is not here: a full disk cannot be made")
+        pytest.skip("unshare is not installed")
     if probe.returncode:
-        pytest.skip(f"a tmpfs may not be mounted here: a full disk cannot be made ({probe.stderr.strip()})")
+        pytest.skip(f"mounting a tmpfs is not permitted ({probe.stderr.strip()})")
 
 
-def test_the_run_stops_with_one_line_and_goes_on_when_there_is_room(
-    namespaces, tmp_path, process_environment, tiny_flags
-):
+def test_training_on_a_full_disk_stops_with_one_line_and_resumes(namespaces, tmp_path, process_environment, tiny_flags):
     overrides = " ".join(f"'{flag}'" for flag in tiny_flags(model__width=8, training__checkpoint_every=1))
     command = (
         f"{sys.executable} -m segjax.train --config=configs/rare_class.py --workdir=$WORKDIR "
@@ -66,7 +66,7 @@ def test_the_run_stops_with_one_line_and_goes_on_when_there_is_room(
     assert "No space left on device" in errors[0] or "RESOURCE_EXHAUSTED" in errors[0]
 
 
-# In the namespace: each command on a disk with some room, and none left of it; what it left there is copied away.
+# In the namespace: a command on a disk with too little space, whose files are then copied away.
 OUTPUTS = """
 set -e
 mkdir -p "$DISK" "$LEFT"
@@ -78,7 +78,7 @@ cp -r "$DISK/." "$LEFT"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_flags, python):
-    """A run of one step, and a folder of images of which the disk below holds the masks and overlays of a few."""
+    """Returns a run of one step, and a folder of images; the disk below has space for the masks of a few."""
     folder = tmp_path_factory.mktemp("trained")
     flags = [f"--config.data.data_dir={folder / 'data'}", "--config.training.steps=1", *tiny_flags(model__width=4)]
     done = python("-m", "segjax.train", "--config=configs/rare_class.py", f"--workdir={folder / 'run'}", *flags)
@@ -102,7 +102,7 @@ OUTPUT = "--output=$DISK"
     ],
     ids=["predict", "report", "export"],
 )
-def test_what_is_written_of_a_run_is_whole_or_absent(namespaces, trained, tmp_path, process_environment, command, room):
+def test_outputs_on_a_full_disk_are_whole_or_absent(namespaces, trained, tmp_path, process_environment, command, room):
     places = {
         "RUN": trained / "run",
         "IMAGES": trained / "images",

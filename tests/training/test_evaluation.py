@@ -1,4 +1,4 @@
-"""Scores from counts, by hand."""
+"""Scores from counts."""
 
 import numpy as np
 import pytest
@@ -15,10 +15,10 @@ def counted(logits, labels):
     }
 
 
-def test_the_best_iou_is_that_of_the_best_threshold():
+def test_scores_best_iou_and_its_threshold():
     rng = np.random.default_rng(0)
     labels = (rng.random(4000) < 0.1).astype(np.int32)
-    # Right in order, wrong in place: nearly every positive lies below 0.
+    # Nearly every positive is below 0, so that 0 is a bad threshold.
     logits = (2 * labels + rng.normal(-3, 1, labels.shape)).astype(np.float32)
     found = scores(counted(logits, labels))
 
@@ -32,11 +32,11 @@ def test_the_best_iou_is_that_of_the_best_threshold():
     assert found["best_iou"] == pytest.approx(iou(logit), rel=1e-3)
 
 
-def test_without_a_positive_there_is_no_best_threshold():
+def test_scores_without_a_positive_are_nan():
     found = scores(counted(np.full(5, -1.0, np.float32), np.zeros(5, np.int32)))
     assert np.isnan([found["best_iou"], found["best_threshold"], found["average_precision"]]).all()
 
 
-def test_more_than_two_classes_have_no_ranking():
+def test_scores_of_three_classes_have_no_ranking():
     confusion = np.asarray(metrics.confusion_matrix(np.array([0, 1, 2]), np.array([0, 1, 1]), 3), np.int64)
     assert {"best_iou", "average_precision", "auroc"} & scores({"confusion": confusion}).keys() == set()

@@ -1,3 +1,5 @@
+"""The log of a run: its lines, events and progress bar."""
+
 import io
 import json
 
@@ -9,7 +11,7 @@ from segjax.training import ConfigError
 from segjax.training.metrics_writer import METRICS_FILE, MetricsWriter, drop_after, read_log
 
 
-def track(workdir, start=0, steps=4, console=None):
+def writer_of(workdir, start=0, steps=4, console=None):
     return MetricsWriter(workdir, start=start, steps=steps, examples_per_step=8, console=console)
 
 
@@ -17,61 +19,61 @@ def quiet():
     return rich.console.Console(file=io.StringIO(), width=120, force_terminal=True)
 
 
-def test_json_lines_hold_every_value_in_order(tmp_path):
-    with track(tmp_path, console=quiet()) as tracker:
-        tracker.scalars(1, {"train/loss": 0.5})
-        tracker.scalars(2, {"eval/mean_iou": 0.25})
+def test_metrics_file_has_every_value_in_order(tmp_path):
+    with writer_of(tmp_path, console=quiet()) as writer:
+        writer.scalars(1, {"train/loss": 0.5})
+        writer.scalars(2, {"eval/mean_iou": 0.25})
     lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
     assert lines == [{"step": 1, "train/loss": 0.5}, {"step": 2, "eval/mean_iou": 0.25}]
 
 
-def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
-    with track(tmp_path, console=quiet()) as tracker:
+def test_resumed_writer_drops_lines_after_its_checkpoint(tmp_path):
+    with writer_of(tmp_path, console=quiet()) as writer:
         for step in (1, 2, 3):
-            tracker.scalars(step, {"train/loss": float(step)})
-    with track(tmp_path, start=2, console=quiet()) as tracker:
-        tracker.scalars(3, {"train/loss": 30.0})
+            writer.scalars(step, {"train/loss": float(step)})
+    with writer_of(tmp_path, start=2, console=quiet()) as writer:
+        writer.scalars(3, {"train/loss": 30.0})
     lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
     assert [(line["step"], line["train/loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
-def test_a_half_written_last_line_is_dropped(tmp_path):
+def test_drop_after_removes_a_half_written_line(tmp_path):
     path = tmp_path / METRICS_FILE
     path.write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "tra')
     drop_after(path, 5)
     assert path.read_text() == '{"step": 1, "train/loss": 1.0}\n'
 
 
-def test_tensorboard_events_hold_scalars_and_pictures(tmp_path):
-    picture = np.zeros((4, 6, 3), np.uint8)
-    with track(tmp_path, console=quiet()) as tracker:
-        tracker.scalars(1, {"train/loss": 0.5})
-        tracker.image(1, "eval/picture", picture)
+def test_tensorboard_events_have_scalars_and_images(tmp_path):
+    image = np.zeros((4, 6, 3), np.uint8)
+    with writer_of(tmp_path, console=quiet()) as writer:
+        writer.scalars(1, {"train/loss": 0.5})
+        writer.image(1, "eval/image", image)
     (events,) = (tmp_path / "tensorboard").iterdir()
     written = events.read_bytes()
     assert b"train/loss" in written
-    assert b"eval/picture" in written
+    assert b"eval/image" in written
     assert b"\x89PNG" in written
 
 
-def test_the_bar_shows_steps_rate_loss_and_time_left(tmp_path):
+def test_progress_bar_shows_steps_rate_loss_and_time_left(tmp_path):
     console = quiet()
-    with track(tmp_path, console=console) as tracker:
-        tracker.scalars(2, {"train/loss": 0.5})
-        tracker.scalars(2, {"eval/mean_iou": 0.25})
+    with writer_of(tmp_path, console=console) as writer:
+        writer.scalars(2, {"train/loss": 0.5})
+        writer.scalars(2, {"eval/mean_iou": 0.25})
     shown = console.file.getvalue()
     for part in ("2/4", "images/s", "loss 0.5000", "mIoU 0.250", "eta"):
         assert part in shown
 
 
-def test_other_hosts_write_nothing(tmp_path):
-    with track(None, console=quiet()) as tracker:
-        tracker.scalars(1, {"train/loss": 0.5})
-        tracker.image(1, "eval/picture", np.zeros((4, 6, 3), np.uint8))
+def test_writer_of_another_host_writes_nothing(tmp_path):
+    with writer_of(None, console=quiet()) as writer:
+        writer.scalars(1, {"train/loss": 0.5})
+        writer.image(1, "eval/image", np.zeros((4, 6, 3), np.uint8))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_log_is_read_without_a_half_written_last_line(tmp_path):
+def test_read_log_leaves_out_a_half_written_line(tmp_path):
     (tmp_path / METRICS_FILE).write_text(
         '{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/loss": NaN}\n{"step": 3, "tr'
     )
@@ -81,7 +83,7 @@ def test_a_log_is_read_without_a_half_written_last_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, "expected the log of a training, one line per step; there is none yet"),
         ("", "there is none yet"),
@@ -90,8 +92,8 @@ def test_a_log_is_read_without_a_half_written_last_line(tmp_path):
         ("\x00\n", "line 1: expected a step"),
     ],
 )
-def test_what_is_no_log_is_one_line_that_names_the_file(tmp_path, text, said):
+def test_read_log_of_another_file_names_it(tmp_path, text, message):
     if text is not None:
         (tmp_path / METRICS_FILE).write_text(text)
-    with pytest.raises(ConfigError, match=f"{METRICS_FILE}.*{said}"):
+    with pytest.raises(ConfigError, match=f"{METRICS_FILE}.*{message}"):
         read_log(tmp_path)

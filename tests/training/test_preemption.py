@@ -1,20 +1,18 @@
 """SIGTERM to real processes: alone, in the middle of an evaluation, and to one of two hosts."""
 
 import json
-import os
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from segjax.training.loop import EvaluationAborted, Preemption
+pytestmark = pytest.mark.slow  # starts processes
 
 ROOT = Path(__file__).parents[2]
 NEVER = 100_000
@@ -22,7 +20,7 @@ NEVER = 100_000
 
 @pytest.fixture
 def start(tiny_flags, process_environment):
-    """`start(workdir, *flags)`: a real training that ends when it is told to."""
+    """Returns `start(workdir, *flags)`, which starts a training that does not end by itself."""
     steps = {f"training__{name}": NEVER for name in ("steps", "evaluate_every", "checkpoint_every")}
     return partial(_start, process_environment, tiny_flags(model__width=4, **steps))
 
@@ -40,7 +38,7 @@ def _start(environment, overrides, workdir, *flags, exported=None):
 
 
 def wait_for_steps(workdir, count, process):
-    """Until the log has so many lines."""
+    """Waits until the log has `count` lines."""
     deadline = time.monotonic() + 300
     log = workdir / "metrics.jsonl"
     while not log.exists() or log.read_text().count("\n") < count:
@@ -49,7 +47,7 @@ def wait_for_steps(workdir, count, process):
         time.sleep(0.05)
 
 
-def test_a_run_saves_says_so_and_ends_with_status_0(tmp_path, start, rehearsal):
+def test_sigterm_saves_prints_the_step_and_ends_with_status_0(tmp_path, start, rehearsal):
     process = start(tmp_path / "run", exported=rehearsal)
     wait_for_steps(tmp_path / "run", 3, process)
     process.send_signal(signal.SIGTERM)
@@ -65,7 +63,7 @@ HOWTO = "howto/tpu_vm.md"
 
 @pytest.fixture
 def rehearsal(page):
-    """What docs/howto/tpu_vm.md exports before the command that `start` runs: four devices."""
+    """Returns the environment that docs/howto/tpu_vm.md exports before the command of `start`: four devices."""
     export, command = (shlex.split(line) for line in page(HOWTO)[0][1].splitlines())
     assert command == ["python", "-m", "segjax.train", "--config=configs/rare_class.py", "--workdir=runs/rehearsal"]
     return dict(setting.split("=", 1) for setting in export[1:])
@@ -73,28 +71,28 @@ def rehearsal(page):
 
 @pytest.fixture
 def two_hosts(start, page):
-    """`two_hosts(workdir, *flags)`: one training in two processes, with the command of docs/howto/tpu_vm.md."""
+    """Returns `two_hosts(workdir, *flags)`, which starts the command of docs/howto/tpu_vm.md as two processes."""
     command = shlex.split(page(HOWTO)[1][1])
     assert command[:3] == ["python", "-m", "segjax.train"]
-    given = [flag for flag in command[3:] if not flag.startswith(("--config=", "--workdir="))]
+    other_flags = [flag for flag in command[3:] if not flag.startswith(("--config=", "--workdir="))]
 
     def begin(workdir, *flags):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             here = {"--coordinator": f"localhost:{free.getsockname()[1]}", "--hosts": "2"}
-        return [start(workdir, *_with(given, {**here, "--host": str(host)}), *flags) for host in range(2)]
+        return [start(workdir, *_with(other_flags, {**here, "--host": str(host)}), *flags) for host in range(2)]
 
     return begin
 
 
 def _with(flags, values):
-    """The flags with other values; each of them has to be there."""
+    """Returns the flags with other values; each of them has to be present."""
     names = [flag.partition("=")[0] for flag in flags]
     assert set(values) <= set(names)
     return [f"{name}={values[name]}" if name in values else flag for name, flag in zip(names, flags, strict=True)]
 
 
-def test_one_of_two_hosts_is_enough_and_what_they_trained_is_a_report_of_one(tmp_path, two_hosts, python, browser):
+def test_sigterm_to_one_of_two_hosts_saves_a_run_that_one_process_reports(tmp_path, two_hosts, python, browser):
     hosts = two_hosts(tmp_path / "run")
     wait_for_steps(tmp_path / "run", 3, hosts[0])
     hosts[1].send_signal(signal.SIGTERM)
@@ -102,8 +100,8 @@ def test_one_of_two_hosts_is_enough_and_what_they_trained_is_a_report_of_one(tmp
     assert [host.returncode for host in hosts] == [0, 0], printed
     (step,) = (int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert all(f"stopped after step {step} of 100000, which is saved" in output for output, _ in printed)
-    told = python("-m", "segjax.report", tmp_path / "run", "--images=1")
-    assert told.returncode == 0, told.stderr
+    reported = python("-m", "segjax.report", tmp_path / "run", "--images=1")
+    assert reported.returncode == 0, reported.stderr
     report = tmp_path / "run" / "report"
     facts = json.loads((report / "report.json").read_text())["facts"]
     assert facts["checkpoint"] == f"{tmp_path}/run/checkpoints/{step}"
@@ -111,7 +109,7 @@ def test_one_of_two_hosts_is_enough_and_what_they_trained_is_a_report_of_one(tmp
         assert (all(seen["images"]), seen["wide"]) == (True, False), width
 
 
-def test_two_hosts_do_not_wait_for_their_evaluation(tmp_path, two_hosts):
+def test_sigterm_to_one_of_two_hosts_aborts_the_evaluation(tmp_path, two_hosts):
     long = ("--config.training.evaluate_every=1", "--config.data.val_examples=400")
     hosts = two_hosts(tmp_path / "run", *long)
     wait_for_steps(tmp_path / "run", 1, hosts[0])  # written before the first step is scored
@@ -120,33 +118,3 @@ def test_two_hosts_do_not_wait_for_their_evaluation(tmp_path, two_hosts):
     assert [host.returncode for host in hosts] == [0, 0], printed
     assert all("stopped after step 1 of 100000, which is saved" in output for output, _ in printed)
     assert "eval/" not in (tmp_path / "run" / "metrics.jsonl").read_text()
-
-
-def test_what_can_be_done_again_is_cut():
-    with Preemption() as termination:
-        work = termination.watched(lambda x: x + 1)
-        assert work(1) == 2
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert termination.stopping()
-        with pytest.raises(EvaluationAborted):
-            work(1)
-
-
-def test_the_signal_goes_back_to_whoever_had_it():
-    before = signal.getsignal(signal.SIGTERM)
-    with Preemption():
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_thread_of_a_notebook_trains_without_listening():
-    seen = []
-
-    def run():
-        with Preemption() as termination:
-            seen.append(termination.stopping())
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert seen == [False]

@@ -1,3 +1,5 @@
+"""The provenance of a result."""
+
 import os
 
 import pytest
@@ -6,12 +8,12 @@ from segjax.training.provenance import provenance
 
 
 @pytest.fixture(autouse=True)
-def nothing_asked(monkeypatch):
+def no_settings(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("GLIBC_TUNABLES", "MALLOC_", "OMP_"))]:
         monkeypatch.delenv(name)
 
 
-def test_what_is_asked_of_the_system_stands_before_the_command(monkeypatch):
+def test_provenance_puts_system_settings_before_the_command(monkeypatch):
     plain = provenance()["command"]
     assert plain.startswith("python")
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")

@@ -1,4 +1,4 @@
-"""One device, four devices of one process, two processes of two devices each: the same run, in every mapping."""
+"""The same run on one device, on four devices, and on two processes with two devices each, in every mapping."""
 
 import importlib.util
 import socket
@@ -10,9 +10,11 @@ import jax
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow  # starts processes
+
 PROGRAM = Path(__file__).parent / "same_run.py"
 MODES = ("jit", "pmap", "shard_map")
-# float32: both ways round differently at every step, and 20 steps carry that on.
+# In float32 both runs round differently at every step, and 20 steps accumulate the difference.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 
 
@@ -31,7 +33,7 @@ def alone(same_run):
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory, process_environment):
-    """What each of two processes has, which found each other over TCP."""
+    """Returns the results of each of two processes, connected over TCP."""
     folder = tmp_path_factory.mktemp("hosts")
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -54,7 +56,7 @@ def hosts(tmp_path_factory, process_environment):
 
 def assert_equal_runs(run, expected, tolerance):
     losses, parameters, confusion = run
-    assert np.ptp(expected[0]) > 0.01  # it learns: equal runs are not equal for standing still
+    assert np.ptp(expected[0]) > 0.01  # the run learns
     np.testing.assert_allclose(losses, expected[0], rtol=tolerance)
     np.testing.assert_allclose(parameters, expected[1], atol=tolerance, rtol=tolerance)
     np.testing.assert_array_equal(confusion, expected[2])
@@ -62,13 +64,13 @@ def assert_equal_runs(run, expected, tolerance):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("mode", MODES)
-def test_four_devices_make_the_run_of_one(same_run, alone, mode, dtype):
+def test_four_devices_equal_one(same_run, alone, mode, dtype):
     assert_equal_runs(same_run.run(mode, dtype), alone[dtype], TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("mode", MODES)
-def test_two_hosts_make_the_run_of_one_device(hosts, alone, mode, dtype):
+def test_two_hosts_equal_one_device(hosts, alone, mode, dtype):
     for host in hosts:
         run = [host[f"{mode}/{dtype}/{part}"] for part in range(3)]
         assert_equal_runs(run, alone[dtype], TOLERANCE[dtype])

@@ -25,7 +25,7 @@ def compiled(config, axis_name=None):
 
 @pytest.fixture(scope="module")
 def full_config(config):
-    """Dropout, a penalty, a moving average and skipped steps in one program."""
+    """Returns a config with dropout, a penalty, a moving average and skipped steps in one program."""
     config = config.copy_and_resolve_references()
     config.model.depth, config.optimizer.weight_decay = 1, 0.0
     config.model.dropout, config.objective.uncertainty_weight, config.model.deep_dropout = "sampled", 1.0, 1
@@ -184,7 +184,7 @@ def test_schedule_warms_up_and_has_its_shape(tiny, name, middle, end):
 
 @pytest.fixture
 def careful(tiny):
-    """Boundary weights, a penalty and dropout, without batch norm, whose statistics are those of a microbatch."""
+    """Returns a config with all that microbatches have to share, but no batch norm, which has other statistics."""
     tiny.model.norm, tiny.model.dtype, tiny.model.depth = "group", "float64", 1
     tiny.model.dropout, tiny.model.num_samples, tiny.model.dropout_mask = "sampled", 2, "channel"
     tiny.objective.uncertainty_weight, tiny.objective.boundary_factor = 1.0, 3.0
@@ -194,7 +194,7 @@ def careful(tiny):
 
 @pytest.fixture
 def uneven(batch):
-    """Eight examples: the first is all void, the second half, and the last has no rare pixel."""
+    """Returns eight examples: the first is all void, the second half void, and the last has no rare pixel."""
     data = batch(8, size=(24, 32))
     data["label"][0], data["label"][1, :20], data["label"][-1] = 255, 255, 0
     return data
