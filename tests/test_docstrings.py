@@ -10,20 +10,24 @@ from segjax import losses, metrics
 ROOT = Path(__file__).resolve().parents[1]
 # Folders and files that the rules of language cover; a package is added when its docstrings follow them.
 COVERED = (
+    "configs",
     "docs",
     "segjax/checks.py",
     "segjax/metrics",
     "segjax/models",
     "segjax/reporting",
+    "segjax/training",
     "tests/metrics",
     "tests/models",
     "tests/reporting",
     "tests/test_api_pages.py",
+    "tests/test_configs.py",
     "tests/test_docs.py",
     "tests/test_docstrings.py",
     "tests/test_howto.py",
     "tests/test_imports.py",
     "tests/test_readme.py",
+    "tests/training",
 )
 FILES = sorted(
     path for top in COVERED for path in ([ROOT / top] if top.endswith(".py") else (ROOT / top).rglob("*.py"))

@@ -38,7 +38,7 @@ np.savez({found!r}, **{{f"{{key}} {{name}}": y for key, outputs in found.items()
 
 @pytest.fixture(scope="module", autouse=True)
 def symbolic_sizes_may_stand_for_numbers():
-    """A symbolic size is no `int`, which the annotations promise of every size."""
+    """Disables jaxtyping, because a symbolic size is not an `int`."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -46,7 +46,7 @@ def symbolic_sizes_may_stand_for_numbers():
 
 @pytest.fixture(scope="module")
 def run(config, tmp_path_factory):
-    """A run of one output whose network was not trained, with the scores that a training leaves."""
+    """Returns a run with one output that was not trained, with the scores file of a training."""
     workdir = epath.Path(tmp_path_factory.mktemp("run"))
     (workdir / "scores.json").write_text(
         json.dumps({"steps": 7, "mean_iou": 0.5, "iou_per_class": [0.5, float("nan")]})
@@ -68,7 +68,7 @@ def images():
 
 
 def requirements(*names):
-    """The distributions that `pip install NAMES` brings, extras left out."""
+    """Returns the distributions that `pip install NAMES` installs, without extras."""
     found, wanted = set(), list(names)
     while wanted:
         name = wanted.pop()
@@ -81,7 +81,7 @@ def requirements(*names):
 
 @pytest.fixture(scope="module")
 def bare_site(tmp_path_factory):
-    """A site folder that holds what `pip install jax flatbuffers` brings: links, since installing takes a minute."""
+    """Returns a site folder with links to the files of `pip install jax flatbuffers`, which takes a minute."""
     site = tmp_path_factory.mktemp("site")
     for name in requirements("jax", "flatbuffers"):
         distribution = importlib.metadata.distribution(name)
@@ -158,7 +158,7 @@ def test_a_damaged_artifact_is_refused(exported, tmp_path):
 
 @pytest.fixture
 def script(monkeypatch):
-    """`run.py`'s `main` with a network that sees in the first channel which class it is."""
+    """Returns the `main` of `run.py` with a network whose class is in the first channel."""
     card = {"input": {"size": None, "channels": 1}}
 
     def predict(network, images):

@@ -11,7 +11,7 @@ from segjax.data.labels import LABEL_SETS, VOID
 from segjax.export import lower_network
 from segjax.inference import PredictOptions, classify, probabilities
 from segjax.reporting import inspect_run
-from segjax.trained_run import TrainedRun, chosen_threshold, head_rate, score_run, threshold_of
+from segjax.trained_run import TrainedRun, chosen_threshold, fingerprint, head_rate, load_run, score_run, threshold_of
 from segjax.training import defaults, open_split
 from segjax.training.config import ConfigError
 from segjax.training.evaluation import make_eval_step
@@ -71,7 +71,7 @@ def test_probabilities_of_a_network_that_learned_void_are_of_what_is_not_void():
 
 
 def test_predictor_gives_the_masks_that_evaluation_scores(tiny, tmp_path):
-    """Of scenes twice as large as the network's input, resized on the device there and on the host here."""
+    """The scenes are twice as large as the network's input: resized on the device there and on the host here."""
     tiny.model.prior = ()
     model = make_model(tiny, 2)
     run = TrainedRun(epath.Path(tmp_path), tiny, model, init_state(tiny, model), label_set(tiny.data))
@@ -178,3 +178,23 @@ def test_evaluate_predict_report_and_export_give_the_same_mask(names, tmp_path):
     for one in examples:
         np.testing.assert_array_equal(shown[one["name"]], masks[one["name"]])
         np.testing.assert_array_equal(exported.call(one["image"][None])["mask"][0], masks[one["name"]])
+
+
+def test_load_run_opens_a_workdir_or_a_checkpoint(trained, run_config):
+    latest = load_run(trained.workdir / "checkpoints" / "latest")
+    assert int(latest.state.step) == 4
+    assert load_run(trained.workdir).label_set.names == latest.label_set.names
+    assert load_run(trained.workdir / "checkpoints" / "4").config.model.width == run_config.model.width
+
+
+def test_fingerprint_depends_on_the_parameters_and_not_on_the_path(trained):
+    latest, number, earlier = (load_run(trained.workdir / "checkpoints" / step) for step in ("latest", "4", "2"))
+    assert fingerprint(number) == fingerprint(latest) != fingerprint(earlier)
+
+
+def test_load_run_of_another_folder_or_a_damaged_config(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is not a run: expected .*config.json"):
+        load_run(tmp_path)
+    (tmp_path / "config.json").write_text("[1, 2]")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config.json is not the config of a run, or is damaged"):
+        load_run(tmp_path)
