@@ -1,14 +1,14 @@
 """Files of a prediction: masks, pictures and arrays of each image, and one contact sheet of many.
 
-A mask names the image file that it was made from, and `predicted_by.json` the network and the options of a folder. So a
-second call keeps what is complete, and nothing is overwritten that is not its own.
+A mask stores the path and hash of its image, and `predicted_by.json` the network and the options of a folder. So a
+second call keeps complete predictions, and no other file is overwritten.
 """
 
 import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ ORIGIN_FILE, SHEET_FILE = "predicted_by.json", "contact_sheet.png"
 _SHEET_ROWS = 24
 _LISTED = 20  # skipped files that are listed by name
 _PNG_KEY = "segjax"  # keyword of the PNG text chunk that names the source of a picture
-_BAND = 2**20  # pixels that are painted at a time
+_BAND = 2**20  # pixels painted at a time, because painting takes several times their memory
 _UNITS = {"entropy": "nats", "mutual_information": "nats", "variance": "squared logits"}
 
 
@@ -42,7 +42,8 @@ class OutputOptions(NamedTuple):
       only: the one class that overlays show; None: all.
       uncertainty: NAME_uncertainty.png, from 0, black, to `maximum`, pale yellow.
       measure: the uncertainty that it shows, one of `PredictOptions.uncertainties`.
-      maximum: end of the colour scale for all images; None: `default_maximum`.
+      maximum: end of the colour scale for all images. None: log C for the entropy, a quarter of that for the mutual
+        information, 5 squared logits for the variance.
       probabilities: NAME_probabilities.npz: "probabilities" float32 `[H, W, C]`, each uncertainty under its own name,
         float32 `[H, W]`, and "classes".
       palette: store the classes' colours in NAME_mask.png as a palette; the pixels stay class indices.
@@ -60,7 +61,7 @@ class OutputOptions(NamedTuple):
 
     @property
     def suffixes(self) -> list[str]:
-        """Endings of one image's file names. The mask is written last, so that it stands for a complete set."""
+        """Suffixes of an image's file names. The mask is written last, so that it marks a complete set."""
         chosen = {
             "_overlay.png": self.overlay,
             "_uncertainty.png": self.uncertainty,
@@ -70,19 +71,13 @@ class OutputOptions(NamedTuple):
 
     def scale_maximum(self, label_set: LabelSet) -> float:
         """Returns the uncertainty that has the lightest colour."""
-        return default_maximum(self.measure, label_set.num_classes) if self.maximum is None else self.maximum
+        log_c = math.log(label_set.num_classes)
+        defaults = {"entropy": log_c, "mutual_information": log_c / 4, "variance": 5.0}
+        return defaults[self.measure] if self.maximum is None else self.maximum
 
     def scale(self, label_set: LabelSet) -> str:
         """Returns the meaning of the uncertainty's colours, such as "entropy, 0 to 2.4 nats"."""
         return f"{self.measure.replace('_', ' ')}, 0 to {self.scale_maximum(label_set):.3g} {_UNITS[self.measure]}"
-
-
-def default_maximum(measure: str, num_classes: int) -> float:
-    """Returns the default end of the colour scale, the same for all images and all networks of so many classes.
-
-    For the entropy its maximum, log C; for the mutual information a quarter of that; for the variance 5 squared logits.
-    """
-    return {"entropy": math.log(num_classes), "mutual_information": math.log(num_classes) / 4, "variance": 5.0}[measure]
 
 
 class WriteSummary(NamedTuple):
@@ -111,7 +106,14 @@ class WriteSummary(NamedTuple):
 
 
 class ForeignFileError(DataError):
-    """A file that would have to be overwritten was not written by segjax.predict, or belongs to another image."""
+    """A file that would have to be overwritten and is not a prediction of the same image by segjax.predict."""
+
+    def __init__(self, file: Any, reason: str = ""):
+        super().__init__(
+            f"{file}: {reason}. Choose another --output"
+            if reason
+            else f"{file}: exists, and segjax.predict did not write it. Choose another --output, or move the file"
+        )
 
 
 class _Source(NamedTuple):
@@ -122,7 +124,7 @@ class _Source(NamedTuple):
 
 
 class _Predicted(NamedTuple):
-    """One predicted image."""
+    """An image, its prediction and its file."""
 
     image: UInt8[np.ndarray, "H W c"]
     prediction: Prediction
@@ -140,41 +142,47 @@ def write_predictions(
     on_error: str = "raise",
     console: rich.console.Console | None = None,
 ) -> WriteSummary:
-    """Predicts the images whose files are not all there yet, and writes them, each file whole or not at all.
+    """Predicts the images whose files do not all exist yet, and writes them, each file atomically.
 
     Args:
-      predictor: built with `probabilities` where `options` has them.
+      predictor: made with `probabilities` if `options` has them.
       files: the images by name; a name with slashes is written into folders of `output`.
       output: the folder, a `Path` or epath's; made if it does not exist.
       options: the files to write.
       label_set: names and colours of the classes.
       origin: network and options that the masks depend on, ready for JSON. It is stored in `predicted_by.json`, so that
-        a folder is never completed with masks of another network or threshold; "checkpoint" is not compared.
+        a folder never mixes masks of several networks or thresholds; "checkpoint" is not compared.
       on_error: "raise", or "skip" images that cannot be read.
       console: of the progress bar; default standard output.
 
     Raises:
       DataError: the folder contains predictions of another origin, or a file that would be overwritten and is not a
         prediction of the same image file; an image cannot be read and `on_error` is "raise".
-      OSError: a file cannot be written. The files before it are complete, and a second call carries on.
+      OSError: a file cannot be written. The files before it are complete, and a second call resumes.
     """
     output.mkdir(parents=True, exist_ok=True)
     if not _has_origin(output / ORIGIN_FILE, dict(origin)):
-        _refuse_foreign_files(list(files), output, options)
+        targets = [output / f"{name}{suffix}" for name in files for suffix in options.suffixes]
+        for target in (*targets, *[output / SHEET_FILE] * options.sheet):
+            if target.exists():
+                raise ForeignFileError(target)
         write_json(output / ORIGIN_FILE, dict(origin))
-    sheet, kept, skipped = _Sheet(list(files) if options.sheet else [], options, label_set), 0, []
-    waiting: list[tuple[str, np.ndarray, _Source]] = []
-    channels = predictor.preprocessing.channels
+    on_sheet = _evenly_chosen(list(files)) if options.sheet else []
+    sources: dict[str, _Source] = {}
+    rows: dict[str, list[np.ndarray]] = {}
+    waiting: list[tuple[str, np.ndarray]] = []
+    kept, skipped, channels = 0, [], predictor.preprocessing.channels
     batch = predictor.options.batch if predictor.options.scale is None else 1
 
     def write_waiting() -> None:
-        predictions = predictor.predict_batch([image for _, image, _ in waiting])
-        for (name, image, source), prediction in zip(waiting, predictions, strict=True):
-            predicted = _Predicted(image, prediction, source)
+        predictions = predictor.predict_batch([image for _, image in waiting])
+        for (name, image), prediction in zip(waiting, predictions, strict=True):
+            predicted = _Predicted(image, prediction, sources[name])
             (output / name).parent.mkdir(parents=True, exist_ok=True)
             for suffix in options.suffixes:
                 write_bytes(output / f"{name}{suffix}", _encode(suffix, predicted, options, label_set))
-            sheet.add(name, predicted)
+            if name in on_sheet:
+                rows[name] = _sheet_row(predicted, options, label_set)
         waiting.clear()
 
     with _progress_bar(console) as bar:
@@ -184,9 +192,9 @@ def write_predictions(
                 source = _Source(str(Path(file.path).resolve()), hashlib.sha256(data).hexdigest())
                 if _is_complete(output, name, source, options):
                     kept += 1
-                    sheet.add_kept(name, source)
-                    continue
-                waiting.append((name, decode_image(data, channels, file.path), source))
+                else:
+                    waiting.append((name, decode_image(data, channels, file.path)))
+                sources[name] = source
             except DataError as error:
                 if on_error == "raise" or isinstance(error, ForeignFileError):
                     write_waiting()
@@ -195,18 +203,20 @@ def write_predictions(
             if len(waiting) == batch:
                 write_waiting()
         write_waiting()
-        if sheet.source_hashes() and _png_text(output / SHEET_FILE) != sheet.source_hashes():
-            # Small pictures of images that an earlier call predicted: these are predicted again.
-            again = list(sheet.kept.items())
-            for name, source in bar.track(again, description="contact sheet") if again else ():
+        hashes = {name: sources[name].sha256 for name in on_sheet if name in sources}
+        if hashes and _png_text(output / SHEET_FILE) != hashes:
+            # Small pictures of images that an earlier call predicted need another prediction.
+            again = [name for name in hashes if name not in rows]
+            for name in bar.track(again, description="contact sheet") if again else ():
                 image = decode_image(read_bytes(files[name]), channels, files[name].path)
-                sheet.add(name, _Predicted(image, predictor(image), source))
-            write_bytes(output / SHEET_FILE, sheet.png())
+                rows[name] = _sheet_row(_Predicted(image, predictor(image), sources[name]), options, label_set)
+            sheet = _paint_sheet({name: rows[name] for name in hashes}, options, label_set)
+            write_bytes(output / SHEET_FILE, _png_with_text(sheet, hashes))
     return WriteSummary(len(files) - kept - len(skipped), kept, tuple(skipped))
 
 
 def is_prediction_file(path: str, output: Any) -> bool:
-    """Returns whether an image file was left in `output` by an earlier prediction, and is not an image to predict."""
+    """Returns True if an earlier prediction left an image file in `output`, so that it is not an image to predict."""
     if not (output / ORIGIN_FILE).exists() or not Path(path).resolve().is_relative_to(Path(output).resolve()):
         return False
     return Path(path).name.endswith(("_mask.png", "_overlay.png", "_uncertainty.png", SHEET_FILE))
@@ -230,7 +240,7 @@ def _progress_bar(console: rich.console.Console | None) -> rich.progress.Progres
 
 
 def _has_origin(file: Any, origin: dict[str, Any]) -> bool:
-    """Returns whether the folder contains predictions of this origin; raises DataError for another origin."""
+    """Returns True if the folder contains predictions of this origin; raises DataError for another origin."""
     if not file.exists():
         return False
     try:
@@ -247,33 +257,18 @@ def _has_origin(file: Any, origin: dict[str, Any]) -> bool:
     return True
 
 
-def _refuse_foreign_files(names: Sequence[str], output: Any, options: OutputOptions) -> None:
-    targets = [output / f"{name}{suffix}" for name in names for suffix in options.suffixes]
-    for target in (*targets, *[output / SHEET_FILE] * options.sheet):
-        if target.exists():
-            raise _foreign(target)
-
-
-def _foreign(file: Any) -> ForeignFileError:
-    return ForeignFileError(
-        f"{file}: exists, and segjax.predict did not write it. Choose another --output, or move the file"
-    )
-
-
 def _is_complete(output: Any, name: str, source: _Source, options: OutputOptions) -> bool:
-    """Returns whether all files of an image exist and were made from the same bytes."""
+    """Returns True if all files of an image exist and were made from the same bytes."""
     mask = output / f"{name}_mask.png"
     if not mask.exists():
         return False
     before = _png_text(mask)
     if before is None or set(before) != set(_Source._fields):
-        raise _foreign(mask)
+        raise ForeignFileError(mask)
     if before["sha256"] == source.sha256:
         return all((output / f"{name}{suffix}").exists() for suffix in options.suffixes)
     if before["path"] != source.path:
-        raise ForeignFileError(
-            f"{mask}: is the mask of {before['path']}; {source.path} would overwrite it. Choose another --output"
-        )
+        raise ForeignFileError(mask, f"is the mask of {before['path']}; {source.path} would overwrite it")
     return False
 
 
@@ -292,70 +287,49 @@ def _encode(suffix: str, predicted: _Predicted, options: OutputOptions, label_se
     return _png_with_text(mask, predicted.source._asdict(), palette)
 
 
-def _bands(mask: np.ndarray) -> Iterator[slice]:
-    """Yields bands of rows: painting takes several times their memory."""
-    rows = max(1, _BAND // mask.shape[1])
-    return (slice(top, top + rows) for top in range(0, mask.shape[0], rows))
+def _paint(shape: tuple[int, int], paint_rows: Callable[[slice], np.ndarray]) -> UInt8[np.ndarray, "H W 3"]:
+    painted = np.empty((*shape, 3), np.uint8)
+    rows = max(1, _BAND // shape[1])
+    for top in range(0, shape[0], rows):
+        painted[top : top + rows] = paint_rows(slice(top, top + rows))
+    return painted
 
 
 def _paint_overlay(predicted: _Predicted, options: OutputOptions, label_set: LabelSet) -> UInt8[np.ndarray, "H W 3"]:
     mask = predicted.prediction.mask
-    painted = np.empty((*mask.shape, 3), np.uint8)
-    for band in _bands(mask):
-        colours = colorize(mask[band], label_set.palette)
+
+    def paint_rows(rows: slice) -> np.ndarray:
+        colours = colorize(mask[rows], label_set.palette)
         if options.only is not None:
-            colours *= (mask[band] == options.only)[..., None]
-        painted[band] = overlay(predicted.image[band], colours)
-    return painted
+            colours *= (mask[rows] == options.only)[..., None]
+        return overlay(predicted.image[rows], colours)
+
+    return _paint(mask.shape, paint_rows)
 
 
 def _paint_uncertainty(
     prediction: Prediction, options: OutputOptions, label_set: LabelSet
 ) -> UInt8[np.ndarray, "H W 3"]:
     values, maximum = prediction.uncertainties[options.measure], options.scale_maximum(label_set)
-    painted = np.empty((*values.shape, 3), np.uint8)
-    for band in _bands(values):
-        painted[band] = heatmap(values[band], maximum)
-    return painted
+    return _paint(values.shape, lambda rows: heatmap(values[rows], maximum))
 
 
-class _Sheet:
-    """Rows of a contact sheet, stored small, of some of the images, evenly chosen."""
+def _evenly_chosen(names: list[str]) -> list[str]:
+    indices = np.linspace(0, len(names) - 1, min(len(names), _SHEET_ROWS)).round().astype(int)
+    return [names[index] for index in dict.fromkeys(indices.tolist())]
 
-    def __init__(self, names: Sequence[str], options: OutputOptions, label_set: LabelSet):
-        indices = np.linspace(0, len(names) - 1, min(len(names), _SHEET_ROWS)).round().astype(int)
-        self._chosen = [names[index] for index in dict.fromkeys(indices.tolist())]
-        self._options, self._label_set = options, label_set
-        self._rows: dict[str, list[np.ndarray]] = {}
-        self._sources: dict[str, _Source] = {}
-        self.kept: dict[str, _Source] = {}  # chosen images that an earlier call predicted
 
-    def add(self, name: str, predicted: _Predicted) -> None:
-        """Adds the small pictures of an image if it is one of those chosen."""
-        if name not in self._chosen:
-            return
-        image = np.broadcast_to(predicted.image, (*predicted.prediction.mask.shape, 3))
-        colours = _paint_overlay(predicted, self._options, self._label_set)
-        uncertainty = _paint_uncertainty(predicted.prediction, self._options, self._label_set)
-        self._rows[name] = [thumbnail(picture) for picture in (image, colours, uncertainty)]
-        self._sources[name] = predicted.source
+def _sheet_row(predicted: _Predicted, options: OutputOptions, label_set: LabelSet) -> list[np.ndarray]:
+    image = np.broadcast_to(predicted.image, (*predicted.prediction.mask.shape, 3))
+    colours = _paint_overlay(predicted, options, label_set)
+    uncertainty = _paint_uncertainty(predicted.prediction, options, label_set)
+    return [thumbnail(picture) for picture in (image, colours, uncertainty)]
 
-    def add_kept(self, name: str, source: _Source) -> None:
-        """Adds an image that an earlier call predicted, if it is one of those chosen."""
-        if name in self._chosen:
-            self.kept[name] = source
 
-    def source_hashes(self) -> dict[str, str]:
-        """Returns the SHA-256 of each image of the sheet."""
-        sources = self.kept | self._sources
-        return {name: sources[name].sha256 for name in self._chosen if name in sources}
-
-    def png(self) -> bytes:
-        """Returns the sheet's file."""
-        only, label_set = self._options.only, self._label_set
-        titles = ("image", "prediction" if only is None else label_set.names[only], self._options.scale(label_set))
-        rows = {name: self._rows[name] for name in self._chosen if name in self._rows}
-        return _png_with_text(contact_sheet(rows, titles, label_set if only is None else None), self.source_hashes())
+def _paint_sheet(rows: dict[str, list[np.ndarray]], options: OutputOptions, label_set: LabelSet) -> np.ndarray:
+    classes = "prediction" if options.only is None else label_set.names[options.only]
+    titles = ("image", classes, options.scale(label_set))
+    return contact_sheet(rows, titles, label_set if options.only is None else None)
 
 
 def _png_text(file: Any) -> dict[str, Any] | None:

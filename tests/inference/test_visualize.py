@@ -82,7 +82,7 @@ def test_a_contact_sheet_explains_every_colour_of_the_classes():
 
 @pytest.mark.parametrize("rows", [{}, {"a": [GREEN]}])
 def test_a_contact_sheet_needs_rows_of_a_picture_a_title(rows):
-    with pytest.raises(ValueError, match="a contact sheet needs rows of 2 pictures, one a title"):
+    with pytest.raises(ValueError, match="a contact sheet needs rows of 2 pictures, one per title"):
         contact_sheet(rows, ("image", "prediction"))
 
 

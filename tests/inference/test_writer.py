@@ -276,7 +276,7 @@ def test_the_mask_comes_last_so_that_it_vouches_for_the_rest(tmp_path, monkeypat
         patch.setattr(writer, "write_bytes", full)
         with pytest.raises(OSError, match="No space left"):
             write(["a", "bb"], Predict(), tmp_path)
-    assert order == ["predicted_by.json", "a_overlay.png", "a_mask.png", "bb_overlay.png", "bb_mask.png"]
+    assert order == ["a_overlay.png", "a_mask.png", "bb_overlay.png", "bb_mask.png"]
     assert write(["a", "bb"], Predict(), tmp_path) == WriteSummary(1, 1, ())
 
 
