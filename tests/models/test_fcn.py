@@ -23,8 +23,20 @@ def shapes(model: FCN):
 
 @cache
 def start():
-    """Returns the parameters of FCN-8s, which contain those of the coarser networks."""
-    return jax.jit(partial(SMALL.init, train=False))(jax.random.key(0), IMAGES)
+    """Returns parameters of FCN-8s, which contain those of the coarser networks; the scores are those of `init`."""
+    rng = np.random.default_rng(0)
+
+    def drawn(leaf):
+        return jnp.asarray(rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1])), jnp.float32)
+
+    def scores():
+        params = SMALL.init(jax.random.key(0), IMAGES, train=False)["params"]
+        return {name: params[name] for name in params if "score" in name}
+
+    variables = shapes(SMALL)
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variables["batch_stats"])
+    params = jax.tree.map(drawn, variables["params"])
+    return {"params": {**params, **jax.jit(scores)()}, "batch_stats": ones}
 
 
 @partial(jax.jit, static_argnums=0)
