@@ -185,7 +185,8 @@ def write_predictions(
                 rows[name] = _sheet_row(predicted, options, label_set)
         waiting.clear()
 
-    with _progress_bar(console) as bar:
+    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
+    with rich.progress.Progress(*columns, console=console) as bar:
         for name, file in bar.track(files.items(), description="predict"):
             try:
                 data = read_bytes(file)
@@ -225,18 +226,6 @@ def is_prediction_file(path: str, output: Any) -> bool:
 def png(pixels: UInt8[np.ndarray, "..."]) -> bytes:
     """Returns the PNG of a grey `[H, W]` or RGB `[H, W, 3]` picture."""
     return cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1].tobytes()
-
-
-def _progress_bar(console: rich.console.Console | None) -> rich.progress.Progress:
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(bar_width=24),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("eta"),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def _has_origin(file: Any, origin: dict[str, Any]) -> bool:

@@ -31,9 +31,7 @@ def test_weights_are_a_partition_of_unity(data):
     tile = data.draw(st.integers(1, 20), "tile")
     length = tile + data.draw(st.integers(0, 40), "more")
     overlap = data.draw(st.integers(0, tile - 1), "overlap")
-    margin = data.draw(st.integers(0, overlap // 2), "margin")
-    sigma = data.draw(st.sampled_from([0.01, 0.125, 3.0]), "sigma")
-    starts, weights = tiles_along(length, tile, overlap, sigma=sigma, margin=margin)
+    starts, weights = tiles_along(length, tile, overlap)
     total = np.zeros(length)
     for start, one in zip(starts, weights, strict=True):
         total[start : start + tile] += one
@@ -51,11 +49,6 @@ def test_weights_are_the_importance_map_of_nnunet_normalised():
     np.testing.assert_array_equal(weights[1, 4:], 1)
 
 
-def test_a_margin_weighs_nothing_inside_the_image_alone():
-    _, weights = tiles_along(12, 8, 4, margin=2)
-    assert (weights == 0).astype(int).tolist() == [[0] * 6 + [1] * 2, [1] * 2 + [0] * 6]
-
-
 @pytest.mark.parametrize("size", [(9, 13), (8, 8), (3, 21), (1, 2)], ids=str)
 def test_constant_in_constant_out(size):
     found = predict_tiled(np.full((*size, 2), 0.3, np.float32), doubled, tile=(8, 6), overlap=3, batch=2)
@@ -64,12 +57,7 @@ def test_constant_in_constant_out(size):
     np.testing.assert_allclose(found, 0.6, rtol=3e-7)
 
 
-def test_tiles_whose_margin_is_the_receptive_field_are_the_whole_image():
-    found = predict_tiled(IMAGE, network, tile=(36, 40), overlap=2 * REACH, batch=2, margin=REACH)
-    np.testing.assert_allclose(found, network(IMAGE[None])[0], atol=2e-6)
-
-
-def test_without_a_margin_that_holds_in_the_interiors():
+def test_tiles_give_the_prediction_of_the_whole_image_where_they_hold_the_receptive_field():
     found = predict_tiled(IMAGE, network, tile=(36, 40), overlap=2 * REACH, batch=2)
     wrong = np.abs(found - network(IMAGE[None])[0]).max(axis=-1) > 2e-6
     starts = [tiles_along(side, tile, 2 * REACH).starts for side, tile in zip(IMAGE.shape, (36, 40), strict=False)]
@@ -119,9 +107,9 @@ def test_a_nan_reaches_as_far_as_its_tile_weighs():
     def spread(tiles):
         return tiles + 0 * tiles.sum(axis=(1, 2, 3), keepdims=True)
 
-    found = predict_tiled(image, spread, tile=(8, 8), overlap=4, margin=2)
-    assert np.isnan(found[:, 6:]).all()
-    np.testing.assert_array_equal(found[:, :6], 1)
+    found = predict_tiled(image, spread, tile=(8, 8), overlap=4)
+    assert np.isnan(found[:, 4:]).all()
+    np.testing.assert_array_equal(found[:, :4], 1)
 
 
 # Without the tests' import hook, as a user has it.
@@ -137,9 +125,7 @@ BROKEN = {
     ),
     "tile": (lambda: TILED(tile=(20, 0)), r"tile must be a positive height and width .*got \(20, 0\) and 1"),
     "batch": (lambda: TILED(batch=0), r"batch at least 1; got \(20, 30\) and 0"),
-    "overlap": (lambda: TILED(overlap=20), r"less than the tile of 20 pixels; got overlap 20 and margin 0"),
-    "margin": (lambda: TILED(margin=4), r"at least twice the margin .*got overlap 7 and margin 4"),
-    "sigma": (lambda: TILED(sigma=0.0), r"sigma must be more than 0; got 0.0"),
+    "overlap": (lambda: TILED(overlap=20), r"less than the tile of 20 pixels; got 20"),
     "long tile": (lambda: tiles_along(4, 5, 0), r"between 1 and 4 pixels, as many as the image; got 5"),
     "out's dtype": (
         lambda: TILED(out=np.zeros(IMAGE.shape, np.float16)),
