@@ -1,4 +1,4 @@
-"""The kinds of flag that the commands share."""
+"""Kinds of flag that the commands share."""
 
 import pytest
 from absl import flags
@@ -8,7 +8,7 @@ from segjax import cli
 
 @pytest.fixture
 def parsed():
-    """`parsed(*arguments)`: the values of `--size` and `--measure`, which are defined for the test only."""
+    """Returns `parsed(*arguments)`, the values of `--size` and `--measure`, which only this test defines."""
 
     def parse(*arguments):
         values = flags.FlagValues()
@@ -20,24 +20,24 @@ def parsed():
     return parse
 
 
-def test_a_flag_that_may_stand_bare_takes_nothing_from_what_follows(parsed):
+def test_flag_without_a_value_leaves_the_next_argument(parsed):
     assert parsed("--measure", "street.jpg") == (None, "entropy", ["street.jpg"])
     assert parsed("--measure=variance", "street.jpg") == (None, "variance", ["street.jpg"])
     assert parsed("--nomeasure")[1] is parsed()[1] is None
 
 
-def test_a_size_is_two_positive_integers(parsed):
+def test_size_is_two_positive_integers(parsed):
     assert parsed("--size=32,48")[0] == (32, 48)
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("--size=32", "flag --size=32: expected HEIGHT,WIDTH in pixels"),
         ("--size=0,4", "flag --size=0,4: expected HEIGHT,WIDTH in pixels"),
         ("--measure=entropie", "flag --measure=entropie: expected one of entropy, variance"),
     ],
 )
-def test_what_is_none_is_refused_with_what_is_expected(parsed, argument, said):
-    with pytest.raises(flags.IllegalFlagValueError, match=said):
+def test_invalid_value_names_what_is_expected(parsed, argument, message):
+    with pytest.raises(flags.IllegalFlagValueError, match=message):
         parsed(argument)

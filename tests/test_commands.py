@@ -1,4 +1,4 @@
-"""The command lines as a person types them: real processes, a tiny run, its scores, its predictions, its mistakes."""
+"""Command lines as a user types them: real processes that train, score, predict, export and report a tiny run."""
 
 import json
 
@@ -37,13 +37,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder, python):
-    """A trained workdir, and what training printed."""
+    """Returns a trained workdir, and the output of training."""
     done = train(python, folder / "run", f"data.data_dir={folder / 'prepared'}", "data.workers=1")
     assert done.returncode == 0, done.stderr
     return folder / "run", done.stdout
 
 
-def test_training_shows_the_plan_a_bar_and_the_table(run):
+def test_train_prints_summary_progress_and_table(run):
     _, printed = run
     for part in (
         "8 training and 4 evaluation images",
@@ -56,7 +56,7 @@ def test_training_shows_the_plan_a_bar_and_the_table(run):
         assert part in printed
 
 
-def test_evaluation_gives_the_scores_that_training_ended_with(run, python):
+def test_evaluate_gives_the_scores_at_the_end_of_training(run, python):
     workdir, _ = run
     done = python("-m", "segjax.evaluate", f"--checkpoint={workdir}/checkpoints/latest")
     assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def test_evaluation_gives_the_scores_that_training_ended_with(run, python):
     assert scores["provenance"]["command"].startswith("python -m segjax.evaluate --checkpoint=")
 
 
-def test_prediction_writes_a_mask_and_an_overlay_of_the_images_own_size(run, tmp_path, python):
+def test_predict_writes_a_mask_and_an_overlay_of_the_images_own_size(run, tmp_path, python):
     image = tmp_path / "strada bagnata è.png"
     assert cv2.imwrite(str(image), np.full((50, 70, 3), 120, np.uint8))
     done = python("-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", image)
@@ -78,7 +78,8 @@ def test_prediction_writes_a_mask_and_an_overlay_of_the_images_own_size(run, tmp
     assert overlay.shape == (50, 70, 3)
 
 
-def test_a_file_that_is_no_image_is_named_in_one_line(run, tmp_path, python):
+@pytest.mark.slow
+def test_predict_names_a_file_that_is_not_an_image(run, tmp_path, python):
     text = tmp_path / "notes.png"
     text.write_text("not an image")
     done = python("-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", text)
@@ -89,7 +90,7 @@ def test_a_file_that_is_no_image_is_named_in_one_line(run, tmp_path, python):
 
 @pytest.fixture
 def street(tmp_path):
-    """A folder with an image in a folder of it, and a file that is none."""
+    """Returns a folder with an image in a subfolder, and a file that is not an image."""
     (tmp_path / "street" / "è").mkdir(parents=True)
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)
     assert cv2.imwrite(str(tmp_path / "street" / "è" / "one.png"), image)
@@ -97,7 +98,8 @@ def street(tmp_path):
     return tmp_path / "street"
 
 
-def test_prediction_of_a_folder_writes_all_that_is_asked_for_and_carries_on(run, street, tmp_path, python):
+@pytest.mark.slow
+def test_predict_of_a_folder_writes_all_files_and_resumes(run, street, tmp_path, python):
     command = ["-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", "--on_error=skip"]
     command += ["--probabilities", "--palette", "--contact_sheet", "--class=debris", "--threshold=0.3"]
     command += ["--uncertainty=mutual_information", "--augment=flip", "--samples=2", "--rate=0.1", "--tile=32,48"]
@@ -119,7 +121,8 @@ def test_prediction_of_a_folder_writes_all_that_is_asked_for_and_carries_on(run,
     assert "predicted 0 image(s); kept 1 that had been predicted before" in again.stdout
 
 
-def test_the_threshold_of_a_precision_is_said_with_its_recall(run, street, tmp_path, python):
+@pytest.mark.slow
+def test_predict_prints_the_threshold_of_a_precision_and_its_recall(run, street, tmp_path, python):
     # Debris is half a percent: even calling every pixel debris is more precise than this.
     arguments = (f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", "--at_precision=0.0001", street / "è")
     done = python("-m", "segjax.predict", *arguments)
@@ -128,18 +131,20 @@ def test_the_threshold_of_a_precision_is_said_with_its_recall(run, street, tmp_p
     assert "its recall 1.000" in done.stdout
 
 
-def test_a_precision_out_of_reach_is_one_line_with_the_highest(run, street, tmp_path, python):
+@pytest.mark.slow
+def test_predict_names_the_highest_precision_if_none_reaches_at_precision(run, street, tmp_path, python):
     arguments = (f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", "--at_precision=1", street / "è")
     done = python("-m", "segjax.predict", *arguments)
     assert done.returncode == 1
-    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1, done.stderr
-    assert f"no threshold of {run[0]} reaches it for debris on val; the highest precision is 0." in said[0]
+    message = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(message) == 1, done.stderr
+    assert f"no threshold of {run[0]} reaches it for debris on val; the highest precision is 0." in message[0]
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--class=dust"], "--class: expected one of background, debris; got 'dust'"),
         (["--uncertainty=variance"], "--uncertainty=variance needs several samples; add --samples=30 or --passes=30"),
@@ -147,14 +152,14 @@ def test_a_precision_out_of_reach_is_one_line_with_the_highest(run, street, tmp_
         (["--threshold=0.5", "--at_precision=0.9"], "At most one of (threshold, at_precision) must have a value"),
     ],
 )
-def test_a_flag_of_prediction_that_makes_no_sense_is_refused(run, street, tmp_path, python, flags, said):
+def test_predict_refuses_invalid_flags(run, street, tmp_path, python, flags, message):
     done = python("-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", *flags, street)
     assert done.returncode == 1
-    assert said in done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_an_exported_network_predicts_an_image_by_its_own_script(run, street, tmp_path, python):
+def test_exported_script_predicts_an_image(run, street, tmp_path, python):
     folder = tmp_path / "exported"
     done = python("-m", "segjax.export", f"--checkpoint={run[0]}", f"--output={folder}")
     assert done.returncode == 0, done.stderr
@@ -166,12 +171,18 @@ def test_an_exported_network_predicts_an_image_by_its_own_script(run, street, tm
     assert set(np.unique(mask)) <= {0, 1}
 
 
-def test_a_report_is_one_page_with_the_scores_that_training_ended_with(run, python, browser):
-    workdir, _ = run
-    done = python("-m", "segjax.report", f"{workdir}/checkpoints/latest", "--images=1")
+@pytest.fixture(scope="module")
+def report(run, python):
+    """Returns the folder of the report of the run."""
+    done = python("-m", "segjax.report", f"{run[0]}/checkpoints/latest", "--images=1")
     assert done.returncode == 0, done.stderr
-    assert f"wrote {workdir}/report/report.html" in done.stdout
-    found = json.loads((workdir / "report" / "report.json").read_text())
+    assert f"wrote {run[0]}/report/report.html" in done.stdout
+    return run[0] / "report"
+
+
+def test_report_contains_the_scores_at_the_end_of_training(run, report):
+    workdir, _ = run
+    found = json.loads((report / "report.json").read_text())
     scores = json.loads((workdir / "scores.json").read_text())
     assert found["data"]["scores"]["confusion"] == scores["confusion"]
     assert found["data"]["scores"]["average_precision"] == pytest.approx(scores["average_precision"], abs=1e-6)
@@ -179,28 +190,34 @@ def test_a_report_is_one_page_with_the_scores_that_training_ended_with(run, pyth
     assert facts["training command"] == scores["provenance"]["command"]
     assert facts["this page's command"].startswith("python -m segjax.report ")
     assert facts["checkpoint"] == f"{workdir}/checkpoints/2"
-    page = (workdir / "report" / "report.html").read_text()
-    assert "http" not in page.replace("http-equiv", "")
-    for width, seen in browser(page).items():
+    assert "http" not in (report / "report.html").read_text().replace("http-equiv", "")
+
+
+@pytest.mark.slow
+def test_report_shows_all_its_pictures_in_a_browser(report, browser):
+    for width, seen in browser((report / "report.html").read_text()).items():
         assert (seen["images"], seen["wide"]) == ([True] * 11, False), width
 
 
-def test_what_is_no_run_is_one_line_and_leaves_nothing(run, tmp_path, python):
+@pytest.mark.slow
+def test_report_of_another_folder_prints_one_line_and_writes_nothing(run, tmp_path, python):
     done = python("-m", "segjax.report", tmp_path, f"--output={tmp_path / 'out'}")
     assert done.returncode == 1
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert said.startswith(f"error: {tmp_path} is not a run: expected {tmp_path}/config.json")
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert message.startswith(f"error: {tmp_path} is not a run: expected {tmp_path}/config.json")
     assert not (tmp_path / "out").exists()
 
 
-def test_two_images_of_one_name_are_refused_before_either_is_written(run, tmp_path, python):
+@pytest.mark.slow
+def test_predict_refuses_two_images_of_one_name(run, tmp_path, python):
     done = python("-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path}", "a/x.png", "b/x.jpg")
     assert done.returncode == 1
     assert "a/x.png and b/x.jpg would both be written as x_mask.png" in done.stdout + done.stderr
     assert not any(tmp_path.iterdir())
 
 
-def test_a_misspelt_key_is_refused_with_the_right_one(folder, python):
+@pytest.mark.slow
+def test_train_suggests_the_right_config_key(folder, python):
     done = train(python, folder / "never", "objective.gama=2")
     assert done.returncode == 1
     expected = "error: unknown config key config.objective.gama = '2'; did you mean config.objective.gamma?"
@@ -223,7 +240,7 @@ def train_folder(python, root, workdir, *overrides):
 
 @pytest.fixture
 def own_images(tmp_path):
-    """Six images in `train` and two in `val`, under a name of many letters; one mask of each has a strange label."""
+    """Returns a folder of six `train` and two `val` images; one mask of each split has an unknown label."""
     root = tmp_path / "strade d'inverno è [1]"
     for split, count in (("train", 6), ("val", 2)):
         for part in ("images", "masks"):
@@ -236,7 +253,8 @@ def own_images(tmp_path):
     return root
 
 
-def test_bad_data_is_one_line_before_anything_is_written(own_images, tmp_path, python):
+@pytest.mark.slow
+def test_bad_data_prints_one_line_before_anything_is_written(own_images, tmp_path, python):
     done = train_folder(python, own_images, tmp_path / "run")
     assert done.returncode == 1
     mask = own_images / "train" / "masks" / "via 1.png"
@@ -245,7 +263,8 @@ def test_bad_data_is_one_line_before_anything_is_written(own_images, tmp_path, p
     assert not (tmp_path / "run").exists()
 
 
-def test_skip_trains_on_the_rest_says_what_it_skipped_and_counts_it(own_images, tmp_path, python):
+@pytest.mark.slow
+def test_on_error_skip_trains_on_the_rest_and_counts_skipped_pairs(own_images, tmp_path, python):
     done = train_folder(python, own_images, tmp_path / "run", "data.on_error=skip")
     assert done.returncode == 0, done.stderr
     for split in ("train", "val"):
@@ -256,8 +275,9 @@ def test_skip_trains_on_the_rest_says_what_it_skipped_and_counts_it(own_images, 
     assert (scores["images"], scores["skipped"], scores["skipped_in_training"]) == (1, 1, 1)
 
 
-def test_training_works_where_nobody_parsed_absl_flags(folder, python):
-    """As in a notebook: no file behind `__main__`, no absl app, and worker processes all the same."""
+@pytest.mark.slow
+def test_train_without_absl_flags(folder, python):
+    """Trains as in a notebook: without a file behind `__main__` and without absl, but with worker processes."""
     program = (
         "from configs.rare_class import get_config\n"
         "from segjax.training import train\n"
@@ -274,14 +294,16 @@ def test_training_works_where_nobody_parsed_absl_flags(folder, python):
     assert "images 4" in done.stdout
 
 
-def test_a_path_that_cannot_be_is_one_line(python):
+@pytest.mark.slow
+def test_invalid_path_prints_one_line(python):
     named = "def main(argv): open('x' * 300)"
     done = python("-c", f"from segjax import cli\n{named}\ncli.run(main, [])")
     assert done.returncode == 1
     assert done.stderr.strip() == f"error: [Errno 36] File name too long: '{'x' * 300}'"
 
 
-def test_a_disk_without_room_is_one_line_wherever_it_is_noticed(python):
+@pytest.mark.slow
+def test_full_disk_prints_one_line(python):
     full = "def main(argv): raise OSError(28, 'No space left on device', 'runs/a/metrics.jsonl')"
     done = python("-c", f"from segjax import cli\n{full}\ncli.run(main, [])")
     assert done.returncode == 1

@@ -23,25 +23,25 @@ from segjax.storage import (
 )
 
 
-def test_a_path_of_this_machine_is_left_as_it_is(tmp_path):
+def test_path_of_returns_a_local_path_unchanged(tmp_path):
     assert str(path_of("runs/a")) == str(path_of(Path("runs/a"))) == "runs/a"
     assert path_of(tmp_path) == epath.Path(tmp_path)
     assert not in_bucket(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/run", "https://storage/bucket/run", Path("gs://bucket/run")])
-def test_an_address_of_another_kind_is_refused(path):
+def test_path_of_refuses_an_address_of_another_kind(path):
     with pytest.raises(StorageError, match=r"run: expected a path of this machine, or gs://BUCKET/PATH as a str"):
         path_of(path)
 
 
 @pytest.mark.parametrize("path", ["gs://", "gs://bucket", "gs://bucket/", "gs:///run"])
-def test_a_bucket_without_a_folder_is_refused(path):
+def test_path_of_refuses_a_bucket_without_a_folder(path):
     with pytest.raises(StorageError, match=f"^{path}: expected a path in a bucket, gs://BUCKET/PATH$"):
         path_of(path)
 
 
-def test_without_gcsfs_the_extra_is_named(monkeypatch):
+def test_path_of_names_the_extra_that_installs_gcsfs(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "gcsfs" else found(name, *rest)
@@ -52,7 +52,7 @@ def test_without_gcsfs_the_extra_is_named(monkeypatch):
         path_of("gs://b/run")
 
 
-def test_what_several_processes_share_stays_on_this_machine(tmp_path):
+def test_local_path_refuses_a_bucket(tmp_path):
     assert local_path(str(tmp_path)) == tmp_path
     with pytest.raises(StorageError, match=r"^gs://bucket/grid: expected a folder of this machine"):
         local_path("gs://bucket/grid")
@@ -72,7 +72,7 @@ def test_nan_to_none_replaces_numbers_that_are_not_finite_at_any_depth():
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
-def test_on_a_full_disk_the_old_file_stays_and_half_a_new_one_does_not(tmp_path):
+def test_full_disk_keeps_the_old_file_and_removes_the_partial_one(tmp_path):
     write_bytes(tmp_path / "a.png", b"old")
     (tmp_path / "a.png.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: '.*/a\.png'$"):
@@ -81,7 +81,7 @@ def test_on_a_full_disk_the_old_file_stays_and_half_a_new_one_does_not(tmp_path)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
-def test_files_that_belong_together_are_all_old_where_one_finds_no_room(tmp_path):
+def test_write_together_on_a_full_disk_keeps_all_old_files(tmp_path):
     names = ("model", "card", "script")
     for name in names:
         write_bytes(tmp_path / name, b"old")
@@ -91,14 +91,14 @@ def test_files_that_belong_together_are_all_old_where_one_finds_no_room(tmp_path
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == dict.fromkeys(names, b"old")
 
 
-def test_a_folder_to_write_into_is_no_file(tmp_path):
+def test_output_folder_refuses_a_file(tmp_path):
     (tmp_path / "notes").write_text("mine")
     assert output_folder(tmp_path / "new") == tmp_path / "new"
     with pytest.raises(StorageError, match=r"/notes: expected a folder to write into; it is a file$"):
         output_folder(tmp_path / "notes")
 
 
-def test_a_large_array_to_work_in_is_a_file_without_a_name(tmp_path, monkeypatch):
+def test_large_scratch_array_is_an_unnamed_file(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     small, large = scratch((5, 5), np.float32, most=100), scratch((5, 6), np.float32, most=100)
     assert not isinstance(small, np.memmap)
@@ -108,7 +108,7 @@ def test_a_large_array_to_work_in_is_a_file_without_a_name(tmp_path, monkeypatch
     assert not any(tmp_path.iterdir())
 
 
-def test_an_array_for_which_the_disk_has_no_room_is_refused_before_it_is_used(tmp_path, monkeypatch):
+def test_scratch_array_on_a_full_disk_is_refused_at_once(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 

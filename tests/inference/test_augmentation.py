@@ -53,12 +53,12 @@ def clean(images, a):
 
 
 @partial(jax.jit, static_argnames=("samples", "symmetries", "scales"))
-def kept_of(images, *, samples=2, symmetries=D4, scales=(1.0,)):
+def statistics_of(images, *, samples=2, symmetries=D4, scales=(1.0,)):
     return augmented_statistics(images, encode, head, samples=samples, symmetries=symmetries, scales=scales)
 
 
 def turned(x, symmetry):
-    """By NumPy alone."""
+    """Applies a symmetry with NumPy."""
     x = np.asarray(x)
     x = x[:, ::-1] if symmetry.rows else x
     x = x[:, :, ::-1] if symmetry.columns else x
@@ -76,7 +76,7 @@ def resized(x, size):
 
 
 def samples_one_by_one(images, *, samples, symmetries, scales=(1.0,)):
-    """`[N, B, H, W, C]`: the logits of all pairs of an augmentation and a sample, kept all at once."""
+    """Returns the logits of all pairs of an augmentation and a sample, `[N, B, H, W, C]`."""
     size, found = images.shape[1:3], []
     for scale in scales:
         for symmetry in symmetries:
@@ -88,20 +88,20 @@ def samples_one_by_one(images, *, samples, symmetries, scales=(1.0,)):
 
 @pytest.mark.parametrize("symmetry", D4, ids=str)
 @pytest.mark.parametrize("size", [(5, 7), (4, 4)], ids=str)
-def test_a_symmetry_is_numpys_and_is_undone(symmetry, size):
+def test_transformed_equals_numpy_and_restored_inverts_it(symmetry, size):
     x = jnp.arange(2 * size[0] * size[1]).reshape(2, *size, 1)
     np.testing.assert_array_equal(transformed(x, symmetry), turned(x, symmetry))
     np.testing.assert_array_equal(restored(transformed(x, symmetry), symmetry), x)
 
 
-def test_d4_is_all_turns_and_their_mirror_images():
+def test_d4_contains_all_rotations_and_reflections():
     x = np.arange(9).reshape(1, 3, 3, 1)
     turns = {np.rot90(y, k, (1, 2)).tobytes() for y in (x, x[:, ::-1]) for k in range(4)}
     assert {np.asarray(transformed(jnp.asarray(x), s), np.int64).tobytes() for s in D4} == turns
     assert len(turns) == len(D4) == 8
 
 
-def test_what_no_symmetry_changes_is_changed_by_none():
+def test_symmetries_of_a_pointwise_network_all_agree():
     # Pixel by pixel, so that all eight agree.
     found = jax.jit(lambda x: augmented_statistics(x, lambda x, a: 5 * x, symmetries=D4))(IMAGES)
     np.testing.assert_allclose(found.logits, 5 * IMAGES, rtol=1e-5)
@@ -111,7 +111,7 @@ def test_what_no_symmetry_changes_is_changed_by_none():
     np.testing.assert_allclose(unsure.variance, 0, atol=1e-10)
 
 
-def test_averaged_over_the_group_a_network_is_equivariant():
+def test_mean_over_d4_is_equivariant():
     mean = jax.jit(lambda x: augmented_statistics(x, clean, symmetries=D4).probabilities)
     expected = mean(SQUARES)
     assert np.abs(transformed(jax.nn.softmax(clean(SQUARES, 0)), D4[5]) - expected).max() > 0.01
@@ -133,11 +133,11 @@ def test_a_constant_stays_constant_at_any_scale():
 @pytest.mark.parametrize(
     ("images", "symmetries", "scales"), [(IMAGES, D4[3:5], (1.0, 1.5)), (SQUARES, D4, (1.0,))], ids=["oblong", "square"]
 )
-def test_all_at_once_is_the_slow_loop_over_augmentations_and_samples(images, symmetries, scales):
+def test_augmented_statistics_equals_a_loop_over_augmentations_and_samples(images, symmetries, scales):
     kinds = {"samples": 3, "symmetries": symmetries, "scales": scales}
     z = samples_one_by_one(images, **kinds)
     p = softmax(z, axis=-1)
-    found = uncertainty_of(kept_of(images, **kinds), len(z))
+    found = uncertainty_of(statistics_of(images, **kinds), len(z))
     entropy = entr(p.mean(axis=0)).sum(axis=-1)
     assert len(z) == 3 * len(symmetries) * len(scales)
     np.testing.assert_allclose(found.probabilities, p.mean(axis=0), atol=1e-6)
@@ -157,7 +157,7 @@ def test_logits_far_from_zero_keep_their_variance():
     assert jnp.isfinite(found.predictive_entropy).all()
 
 
-def test_a_network_without_augmentation_has_the_samples_of_its_head():
+def test_without_augmentation_dropout_head_equals_head_uncertainty():
     model = UNet(CLASSES, width=4, depth=1, rate=0.3, mask="channel")
     # Positive numbers for all variables, variances among them: compiling `init` takes longer than all else here.
     shapes = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)
@@ -175,7 +175,7 @@ def test_a_network_without_augmentation_has_the_samples_of_its_head():
 
 
 @pytest.mark.parametrize(("mask", "wide"), [("channel", 4), ("channel", 40), ("element", 4)])
-def test_a_linear_heads_samples_are_those_of_their_numbers(mask, wide):
+def test_dropout_head_draws_the_samples_with_the_given_indices(mask, wide):
     features, numbers, rate = jax.random.normal(KEY, (2, 5, 7, wide)), jnp.array([4, 2, 9]), 0.3
     kernel = jax.random.normal(jax.random.key(3), (wide, CLASSES))
     variables = {"params": {"head": {"linear": {"kernel": kernel, "bias": jnp.arange(3.0)}}}}
@@ -191,9 +191,9 @@ def test_a_linear_heads_samples_are_those_of_their_numbers(mask, wide):
     np.testing.assert_allclose(found.variance, z.var(axis=0).mean(axis=-1), rtol=1e-4, atol=1e-6)
 
 
-def test_tiles_augmentations_and_samples_together_are_one_weighted_mean():
+def test_tiles_augmentations_and_samples_form_one_weighted_mean():
     image, tile, overlap = np.asarray(IMAGES[0]), (6, 6), 3
-    tile_maps = jax.jit(lambda tiles: statistics_to_maps(kept_of(tiles)))
+    tile_maps = jax.jit(lambda tiles: statistics_to_maps(statistics_of(tiles)))
     maps = predict_tiled(image, tile_maps, tile=tile, overlap=overlap, batch=1)
     found = uncertainty_of(maps_to_statistics(maps[None]), 16)
 
@@ -212,7 +212,7 @@ def test_tiles_augmentations_and_samples_together_are_one_weighted_mean():
     np.testing.assert_allclose(found.variance[0], 16 / 15 * (s - m**2).mean(axis=-1), rtol=1e-4, atol=1e-4)
 
 
-def test_all_symmetries_of_a_square_are_one_network_in_the_program():
+def test_all_symmetries_of_a_square_share_one_network_in_the_program():
     seen = []
 
     def counted(images, a):
@@ -223,7 +223,7 @@ def test_all_symmetries_of_a_square_are_one_network_in_the_program():
     assert len(seen) == 2  # once only to ask for the number of classes
 
 
-def test_memory_does_not_grow_with_the_samples():
+def test_memory_is_independent_of_the_number_of_samples():
     def bytes_of(samples):
         compiled = (
             jax.jit(partial(augmented_statistics, encode=encode, head=head, samples=samples)).lower(IMAGES).compile()
@@ -234,7 +234,7 @@ def test_memory_does_not_grow_with_the_samples():
     assert bytes_of(64) - bytes_of(3) < stack / 4
 
 
-def test_the_number_of_an_augmentation_is_its_place_scale_by_scale():
+def test_augmentations_are_numbered_scale_by_scale():
     def numbered(images, a):
         return jnp.ones((*images.shape[:3], 2)) * jnp.where(a == jnp.array([3, 4]), 12.0, 0)
 
@@ -244,10 +244,10 @@ def test_the_number_of_an_augmentation_is_its_place_scale_by_scale():
     np.testing.assert_allclose(found.logits, 2.0, rtol=1e-6)
 
 
-def test_images_may_be_shared_out_over_devices():
+def test_augmented_statistics_under_shard_map():
     mesh, by_image = jax.sharding.Mesh(jax.devices()[:2], ("devices",)), jax.P("devices")
-    mapped = jax.jit(jax.shard_map(kept_of, mesh=mesh, in_specs=by_image, out_specs=by_image))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), mapped(IMAGES), kept_of(IMAGES))
+    mapped = jax.jit(jax.shard_map(statistics_of, mesh=mesh, in_specs=by_image, out_specs=by_image))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), mapped(IMAGES), statistics_of(IMAGES))
 
 
 # Without the tests' import hook, as a user has it.
@@ -267,7 +267,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(case):
+def test_augmented_statistics_invalid_arguments(case):
     call, message = BROKEN[case]
     with pytest.raises(ValueError, match=message):
         call()

@@ -24,7 +24,7 @@ from segjax.inference import (
 from segjax.models import UNet, example_dropout_keys, head_samples, logit_variance
 
 CLASSES, FEATURES, KEY, RATE = 5, 7, jax.random.key(3), 0.3
-X = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, 13, 45, FEATURES)))  # two tiles and a part of a third
+X = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, 13, 45, FEATURES)))  # two blocks and a part of a third
 KERNEL = jax.random.normal(jax.random.key(1), (FEATURES, CLASSES))
 BIAS = jnp.linspace(-1, 1, CLASSES)
 EXAMPLES = jnp.array([4, 9])
@@ -45,7 +45,7 @@ def stacked(x, rate=RATE, *, samples=3, mask="channel"):
 
 @both_masks
 @pytest.mark.parametrize("samples", [2, 7])
-def test_the_stream_is_what_the_metrics_say_of_the_stack(mask, samples):
+def test_head_uncertainty_equals_the_metrics_of_stacked_samples(mask, samples):
     found, mc_logits = unsure_of(X, samples=samples, mask=mask), stacked(X, samples=samples, mask=mask)
     np.testing.assert_allclose(found.probabilities, jnp.exp(metrics.log_mean_softmax(mc_logits)), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(found.predictive_entropy, metrics.predictive_entropy(mc_logits), rtol=1e-5, atol=1e-6)
@@ -55,7 +55,7 @@ def test_the_stream_is_what_the_metrics_say_of_the_stack(mask, samples):
 
 @both_masks
 @pytest.mark.parametrize("scale", [0.01, 1, 10])
-def test_information_is_right_to_its_rounding_of_the_float64_oracle(mask, scale):
+def test_mutual_information_equals_float64_oracle(mask, scale):
     p = softmax(np.asarray(stacked(X * scale, samples=7, mask=mask), np.float64), axis=-1)
     mean = p.mean(axis=0)
     found = unsure_of(X * scale, samples=7, mask=mask)
@@ -65,7 +65,7 @@ def test_information_is_right_to_its_rounding_of_the_float64_oracle(mask, scale)
 
 
 @both_masks
-def test_logits_far_out_of_the_range_of_exp_are_right(mask):
+def test_head_uncertainty_of_logits_beyond_the_range_of_exp(mask):
     found = unsure_of(X * 1000, mask=mask)
     mc_logits = stacked(X * 1000, mask=mask)
     assert jnp.abs(mc_logits).max() > 2000
@@ -74,7 +74,7 @@ def test_logits_far_out_of_the_range_of_exp_are_right(mask):
 
 
 @both_masks
-def test_samples_that_agree_have_no_information_and_no_variance(mask):
+def test_equal_samples_have_zero_information_and_variance(mask):
     found = unsure_of(X, 0.0, mask=mask)
     np.testing.assert_array_equal(found.mutual_information, 0)
     np.testing.assert_array_equal(found.variance, 0)
@@ -82,14 +82,14 @@ def test_samples_that_agree_have_no_information_and_no_variance(mask):
 
 
 @both_masks
-def test_information_is_never_negative(mask):
+def test_mutual_information_is_never_negative(mask):
     found = unsure_of(X * jnp.logspace(-6, 3, 45)[:, None], 0.01, mask=mask)
     assert (found.mutual_information >= 0).all()
     assert (found.predictive_entropy >= found.mutual_information).all()
 
 
 @both_masks
-def test_masks_know_the_example_and_not_its_place_or_the_device(mask):
+def test_masks_depend_on_the_example_and_not_on_its_position_or_device(mask):
     both = unsure_of(X, mask=mask)
     swapped = unsure_of(X[::-1], RATE, EXAMPLES[::-1], mask=mask)
     jax.tree.map(
@@ -104,13 +104,13 @@ def test_masks_know_the_example_and_not_its_place_or_the_device(mask):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), both, mapped(X, EXAMPLES))
 
 
-def test_it_may_be_vmapped_over_the_rate():
+def test_head_uncertainty_vmaps_over_the_rate():
     rates = jnp.array([0.1, RATE])
     found = jax.vmap(lambda rate: unsure_of(X, rate))(rates)
     np.testing.assert_allclose(found.mutual_information[1], unsure_of(X).mutual_information, rtol=1e-4, atol=2e-6)
 
 
-def test_blocks_of_pixels_change_nothing(monkeypatch):
+def test_head_uncertainty_is_independent_of_the_block_size(monkeypatch):
     whole = unsure_of(X)
     monkeypatch.setattr(monte_carlo, "_BLOCK_CPU", 200)  # of 585 pixels an image
     blocks = jax.jit(lambda x: head_uncertainty(x, KERNEL, BIAS, KEY, samples=3, rate=RATE, examples=EXAMPLES))(X)
@@ -127,21 +127,21 @@ def test_bfloat16_features_are_computed_in_float32_and_float64_stays():
     np.testing.assert_allclose(wide.variance, unsure_of(X, samples=2).variance, rtol=1e-4, atol=1e-6)
 
 
-def test_a_nan_feature_gives_nan_there_and_nowhere_else():
+def test_a_nan_feature_gives_nan_at_its_pixel_only():
     found = unsure_of(X.at[0, 2, 3, 1].set(jnp.nan))
     for values in (found.predictive_entropy, found.mutual_information, found.variance):
         assert np.argwhere(np.isnan(values)).tolist() == [[0, 2, 3]]
 
 
 @both_masks
-def test_the_sampled_variance_tends_to_the_analytic_one(mask):
+def test_sampled_variance_converges_to_the_analytic_one(mask):
     exact = analytic_uncertainty(X, KERNEL, BIAS, rate=RATE).variance
     found = unsure_of(X, samples=2000, mask=mask).variance
     np.testing.assert_allclose(found, exact, rtol=0.25, atol=1e-3)
     np.testing.assert_allclose(found.mean(), exact.mean(), rtol=0.03)
 
 
-def test_the_analytic_form_is_the_clean_softmax_without_information():
+def test_analytic_uncertainty_is_the_clean_softmax_without_information():
     found = analytic_uncertainty(X, KERNEL, BIAS, rate=RATE)
     p = softmax(np.asarray(X @ KERNEL + BIAS, np.float64), axis=-1)
     np.testing.assert_allclose(found.probabilities, p, rtol=1e-5, atol=1e-7)
@@ -149,7 +149,7 @@ def test_the_analytic_form_is_the_clean_softmax_without_information():
     assert found.mutual_information is None
 
 
-def test_prediction_is_the_clean_pass_and_its_heads_samples():
+def test_predict_with_uncertainty_equals_clean_pass_and_head_uncertainty():
     @partial(jax.jit, static_argnames="mask")
     def predict(mask):
         return predict_with_uncertainty(MODEL, VARIABLES, IMAGES, KEY, samples=3, rate=0.1, mask=mask)
@@ -163,7 +163,7 @@ def test_prediction_is_the_clean_pass_and_its_heads_samples():
     assert not np.allclose(found.variance, predict("element")[1].variance)
 
 
-def test_rate_and_mask_are_the_models_unless_given():
+def test_rate_and_mask_default_to_those_of_the_model():
     model = MODEL.clone(rate=0.1, mask="channel")
     _, by_field = jax.jit(lambda: predict_with_uncertainty(model, VARIABLES, IMAGES, KEY, samples=2))()
     _, given = jax.jit(
@@ -173,7 +173,7 @@ def test_rate_and_mask_are_the_models_unless_given():
 
 
 @pytest.mark.parametrize("fields", [{"deep_dropout": 1}, {"dropout": "sampled"}], ids=str)
-def test_whole_passes_are_those_of_their_keys(fields):
+def test_whole_passes_equal_single_passes_with_folded_keys(fields):
     model, samples = MODEL.clone(**fields), 3
     output, found = jax.jit(lambda: whole_passes(model, VARIABLES, IMAGES, KEY, samples=samples, examples=EXAMPLES))()
 
@@ -256,7 +256,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(case):
+def test_invalid_arguments(case):
     call, error, message = BROKEN[case]
     with pytest.raises(error, match=message):
         call()
@@ -272,7 +272,7 @@ def features():
     return jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
 
 
-def test_the_variance_is_exact_and_the_information_that_of_the_heads(features):
+def test_head_uncertainty_maps_exact_variance_and_sampled_information(features):
     variables, kernel, bias = linear_head(3)
     found = head_uncertainty_maps(variables, features, jnp.arange(2), num_classes=3, rate=0.2)
     np.testing.assert_allclose(found["variance"], logit_variance(features, kernel, 0.2).mean(-1), rtol=1e-6)
@@ -280,7 +280,7 @@ def test_the_variance_is_exact_and_the_information_that_of_the_heads(features):
     np.testing.assert_allclose(found["mutual information"], sampled.mutual_information, rtol=1e-6)
 
 
-def test_masks_belong_to_the_image_and_not_to_its_place_in_a_batch(features):
+def test_head_uncertainty_maps_depend_on_the_example_and_not_on_its_position(features):
     variables, *_ = linear_head(3)
     both = head_uncertainty_maps(variables, features, jnp.array([7, 8]), num_classes=3, rate=0.2)
     second = head_uncertainty_maps(variables, features[1:], jnp.array([8]), num_classes=3, rate=0.2)
@@ -288,7 +288,7 @@ def test_masks_belong_to_the_image_and_not_to_its_place_in_a_batch(features):
         np.testing.assert_allclose(values[1:], second[name], rtol=1e-4, atol=1e-6)
 
 
-def test_one_logit_is_the_second_of_two_classes(features):
+def test_head_uncertainty_maps_of_one_logit_equal_those_of_two_classes(features):
     variables, kernel, bias = linear_head(1)
     found = head_uncertainty_maps(variables, features, jnp.arange(2), num_classes=2, rate=0.2)
     two = jnp.pad(kernel, ((0, 0), (1, 0))), jnp.pad(bias, (1, 0))
@@ -297,7 +297,7 @@ def test_one_logit_is_the_second_of_two_classes(features):
     np.testing.assert_allclose(found["variance"], logit_variance(features, kernel, 0.2)[..., 0], rtol=1e-6)
 
 
-def test_void_that_was_learned_as_a_class_is_left_out(features):
+def test_head_uncertainty_maps_leave_out_the_void_output(features):
     variables, kernel, _ = linear_head(4)
     found = head_uncertainty_maps(variables, features, jnp.arange(2), num_classes=3, rate=0.2)
     np.testing.assert_allclose(found["variance"], logit_variance(features, kernel[:, :3], 0.2).mean(-1), rtol=1e-6)
@@ -307,18 +307,18 @@ def test_void_that_was_learned_as_a_class_is_left_out(features):
 Z = np.random.default_rng(0).normal(size=(4, 2, 3, 5, 3), scale=3)
 
 
-def moments_of(z):
+def statistics_of(z):
     p = softmax(z, axis=-1)
     fields = p.mean(axis=0), entr(p).sum(axis=-1).mean(axis=0), z.mean(axis=0), z.var(axis=0).mean(axis=-1)
     return SampleStatistics(*(np.asarray(field, np.float32) for field in fields))
 
 
-def as_moments(maps):
+def from_maps(maps):
     return maps_to_statistics(np.asarray(maps, np.float32))
 
 
-def test_they_are_the_uncertainty_of_their_samples():
-    found, p = uncertainty_of(as_moments(statistics_to_maps(moments_of(Z))), len(Z)), softmax(Z, axis=-1)
+def test_uncertainty_of_maps_equals_that_of_the_samples():
+    found, p = uncertainty_of(from_maps(statistics_to_maps(statistics_of(Z))), len(Z)), softmax(Z, axis=-1)
     entropy = entr(p.mean(axis=0)).sum(axis=-1)
     np.testing.assert_allclose(found.probabilities, p.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(found.predictive_entropy, entropy, atol=1e-6)
@@ -326,31 +326,31 @@ def test_they_are_the_uncertainty_of_their_samples():
     np.testing.assert_allclose(found.variance, Z.var(axis=0, ddof=1).mean(axis=-1), rtol=1e-4)
 
 
-def test_packing_is_undone():
-    kept = moments_of(Z)
-    for name, again in as_moments(statistics_to_maps(kept))._asdict().items():
+def test_maps_to_statistics_inverts_statistics_to_maps():
+    kept = statistics_of(Z)
+    for name, again in from_maps(statistics_to_maps(kept))._asdict().items():
         np.testing.assert_allclose(again, getattr(kept, name), rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_a_blend_of_maps_is_the_moments_of_all_samples():
+def test_a_blend_of_maps_has_the_statistics_of_all_samples():
     # The first sample alone weighs a quarter, the other three the rest.
-    blend = 0.25 * statistics_to_maps(moments_of(Z[:1])) + 0.75 * statistics_to_maps(moments_of(Z[1:]))
-    for name, found in as_moments(blend)._asdict().items():
-        np.testing.assert_allclose(found, getattr(moments_of(Z), name), rtol=1e-4, atol=1e-5, err_msg=name)
+    blend = 0.25 * statistics_to_maps(statistics_of(Z[:1])) + 0.75 * statistics_to_maps(statistics_of(Z[1:]))
+    for name, found in from_maps(blend)._asdict().items():
+        np.testing.assert_allclose(found, getattr(statistics_of(Z), name), rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_rounding_is_no_variance_below_0():
+def test_rounding_never_makes_the_variance_negative():
     alike = np.broadcast_to(Z[:1] + 100, Z.shape)
-    found = uncertainty_of(as_moments(statistics_to_maps(moments_of(alike))), len(Z))
+    found = uncertainty_of(from_maps(statistics_to_maps(statistics_of(alike))), len(Z))
     assert (found.variance >= 0).all()
     np.testing.assert_allclose(found.variance, 0, atol=1e-2)  # 1e-6 of the logits' squares
 
 
-def test_one_sample_has_no_variance():
+def test_uncertainty_of_one_sample_is_refused():
     with pytest.raises(ValueError, match=r"samples must be at least 2, since .* got 1"):
-        uncertainty_of(as_moments(statistics_to_maps(moments_of(Z))), 1)
+        uncertainty_of(from_maps(statistics_to_maps(statistics_of(Z))), 1)
 
 
-def test_maps_of_another_number_are_named():
+def test_maps_to_statistics_refuses_an_odd_number_of_maps():
     with pytest.raises(ValueError, match=r"maps must be 2C \+ 2 of at least 2 classes; got 7 of shape \(4, 7\)"):
         maps_to_statistics(np.ones((4, 7)))

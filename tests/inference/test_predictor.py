@@ -52,7 +52,7 @@ def normalise(pixels):
 
 @pytest.fixture(scope="module")
 def predictor_of(variables):
-    """`predictor_of(options)`, each made and compiled once for all tests."""
+    """Returns `predictor_of(options)`, which makes and compiles each predictor once for all tests."""
     made = {}
 
     def make(options, *, preprocessing=PREPROCESSING, probabilities=True, model=MODEL):
@@ -66,7 +66,7 @@ def predictor_of(variables):
 
 @pytest.fixture(scope="module")
 def logits_of(variables):
-    """The network's logits of one image `[h, w, 3]` at its own size."""
+    """Returns a function from an image `[h, w, 3]` to the network's logits at its own size."""
     clean = jax.jit(lambda x: MODEL.apply(variables, normalise(x[None]), train=False).logits[0])
     return lambda image: np.asarray(clean(jnp.asarray(image, jnp.float32)))
 
@@ -79,7 +79,7 @@ def by_jax(x, size, antialias):
 
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("size", [(7, 9), (50, 31), (20, 40), (900, 3)], ids=str)
-def test_blocks_of_any_size_are_a_resize(monkeypatch, size, antialias):
+def test_blocks_of_any_size_equal_jax_image_resize(monkeypatch, size, antialias):
     monkeypatch.setattr(predictor, "_BLOCK", 11)
     monkeypatch.setattr(predictor, "_WINDOW", 8)
     monkeypatch.setattr(predictor, "_STEP", 4)
@@ -90,7 +90,7 @@ def test_blocks_of_any_size_are_a_resize(monkeypatch, size, antialias):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_plain_way_is_the_resized_image_and_the_resized_logits(predictor_of, logits_of, size):
+def test_default_prediction_resizes_the_image_and_the_logits(predictor_of, logits_of, size):
     image = np.resize(IMAGE, (*size, 3))
     expected = by_jax(logits_of(by_jax(image, WHOLE.tile, True)), size, False)
     found = predictor_of(WHOLE)(image)
@@ -108,7 +108,7 @@ def test_the_plain_way_is_the_resized_image_and_the_resized_logits(predictor_of,
     [WHOLE, TILES, replace(TILES, samples=3, augment="flip", scale=0.7)],
     ids=["whole", "tiles", "samples in resized tiles"],
 )
-def test_all_sizes_are_one_compilation(variables, options):
+def test_images_of_all_sizes_share_one_compilation(variables, options):
     traced = []
 
     class Counted(UNet):
@@ -125,7 +125,7 @@ def test_all_sizes_are_one_compilation(variables, options):
 
 
 @pytest.mark.parametrize("options", [WHOLE, TILES], ids=["whole", "tiles"])
-def test_images_that_pass_the_network_together_are_as_alone(predictor_of, options):
+def test_predict_batch_equals_single_predictions(predictor_of, options):
     images = [np.resize(IMAGE, (*size, 3)) for size in SIZES]
     together = predictor_of(replace(options, batch=2))
     for image, found in zip(images, together.predict_batch(images), strict=True):
@@ -134,26 +134,26 @@ def test_images_that_pass_the_network_together_are_as_alone(predictor_of, option
         np.testing.assert_array_equal(found.uncertainties.keys(), expected.uncertainties.keys())
 
 
-def test_one_tile_of_the_whole_image_is_the_whole_image(predictor_of, logits_of):
+def test_one_tile_of_the_whole_image_equals_the_whole_image(predictor_of, logits_of):
     image = IMAGE[:19, :27]  # which the network itself pads to 20×28
     found = predictor_of(PredictOptions((20, 28), scale=1.0))(image)
     np.testing.assert_allclose(found.probabilities, softmax(logits_of(image), axis=-1), atol=1e-5)
 
 
-def test_a_larger_tile_is_the_image_continued_by_reflection(predictor_of, logits_of):
+def test_a_tile_larger_than_the_image_is_filled_by_reflection(predictor_of, logits_of):
     continued = np.pad(IMAGE[:13, :20], ((0, 3), (0, 4), (0, 0)), mode="reflect")
     found = predictor_of(TILES)(IMAGE[:13, :20])
     np.testing.assert_allclose(found.probabilities, softmax(logits_of(continued), axis=-1)[:13, :20], atol=1e-5)
 
 
-def test_tiles_of_a_clean_pass_blend_its_logits(predictor_of, logits_of):
+def test_tiles_without_samples_blend_logits(predictor_of, logits_of):
     blended = predict_tiled(
         IMAGE, lambda tiles: np.stack([logits_of(tile) for tile in tiles]), tile=TILES.tile, overlap=TILES.overlap
     )
     np.testing.assert_allclose(predictor_of(TILES)(IMAGE).probabilities, softmax(blended, axis=-1), atol=1e-5)
 
 
-def test_samples_of_one_tile_are_those_of_the_head(predictor_of, variables):
+def test_samples_of_one_tile_equal_head_uncertainty(predictor_of, variables):
     options = PredictOptions((20, 28), scale=1.0, samples=4, rate=0.3, seed=5)
     features = jax.jit(lambda x: MODEL.apply(variables, normalise(x[None]), train=False).features)(IMAGE)
     head = variables["params"]["head"]["linear"]
@@ -169,7 +169,7 @@ def test_samples_of_one_tile_are_those_of_the_head(predictor_of, variables):
         assert values.mean() > 0.005
 
 
-def test_passes_are_whole_ones_with_the_networks_own_dropout(predictor_of, variables):
+def test_passes_equal_whole_passes(predictor_of, variables):
     deep = MODEL.clone(deep_dropout=1, deep_rate=0.4)
     options, key = PredictOptions((20, 28), scale=1.0, passes=3, seed=5), jax.random.key(5)
     found = predictor_of(options, model=deep)(IMAGE)
@@ -181,21 +181,21 @@ def test_passes_are_whole_ones_with_the_networks_own_dropout(predictor_of, varia
     assert information.mean() > 1e-3
 
 
-def test_the_mean_over_flips_is_flipped_with_the_image(predictor_of):
+def test_flip_augmentation_is_equivariant_to_flips(predictor_of):
     predict = predictor_of(replace(WHOLE, augment="flip"))
     mirrored = predict(IMAGE[:, ::-1]).probabilities[:, ::-1]
     np.testing.assert_allclose(predict(IMAGE).probabilities, mirrored, atol=1e-4)
     assert np.abs(predictor_of(WHOLE)(IMAGE).probabilities - mirrored).max() > 0.01
 
 
-def test_a_threshold_is_of_the_log_odds_of_the_second_class(predictor_of):
+def test_threshold_applies_to_the_log_odds_of_the_positive_class(predictor_of):
     two = {"preprocessing": TWO}
     p = predictor_of(WHOLE, **two)(IMAGE).probabilities.astype(float)
     odds = float(np.median(np.log(p[..., 1] / p[..., 0])))
     assert predictor_of(replace(WHOLE, threshold=odds), **two)(IMAGE).mask.mean() == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_threshold_of_one_of_many_classes_leaves_the_others_to_the_likeliest(predictor_of):
+def test_threshold_of_one_of_many_classes_leaves_the_likeliest_of_the_others(predictor_of):
     p = predictor_of(WHOLE)(IMAGE).probabilities.astype(float)
     odds = np.log(p[..., 2] / p[..., :2].sum(-1))
     middle = float(np.median(odds))
@@ -205,7 +205,7 @@ def test_a_threshold_of_one_of_many_classes_leaves_the_others_to_the_likeliest(p
     assert clear.mean() > 0.9
 
 
-def test_maps_in_a_file_change_nothing_without_probabilities(predictor_of, tmp_path, monkeypatch):
+def test_maps_in_a_file_give_the_same_prediction(predictor_of, tmp_path, monkeypatch):
     predict = predictor_of(replace(TILES, augment="flip"), probabilities=False)
     expected, shapes = predict(IMAGE), []
 
@@ -254,7 +254,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_predict_options_out_of_range_are_named(case):
+def test_predict_options_out_of_range(case):
     fields, message = BROKEN[case]
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(predict_options)((16, 24), **fields)

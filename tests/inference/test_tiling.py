@@ -27,7 +27,7 @@ def doubled(tiles):
 
 
 @given(st.data())
-def test_weights_are_a_partition_of_unity(data):
+def test_tile_weights_are_a_partition_of_unity(data):
     tile = data.draw(st.integers(1, 20), "tile")
     length = tile + data.draw(st.integers(0, 40), "more")
     overlap = data.draw(st.integers(0, tile - 1), "overlap")
@@ -41,7 +41,7 @@ def test_weights_are_a_partition_of_unity(data):
     assert (starts[0], starts[-1]) == (0, length - tile)
 
 
-def test_weights_are_the_importance_map_of_nnunet_normalised():
+def test_tile_weights_equal_the_normalized_importance_map_of_nnunet():
     # Gaussian of an eighth of the tile, of two tiles that share half: weights of the second over those of the first.
     _, weights = tiles_along(12, 8, 4)
     bell = np.exp(-((np.arange(8) - 3.5) ** 2) / 2)
@@ -50,7 +50,7 @@ def test_weights_are_the_importance_map_of_nnunet_normalised():
 
 
 @pytest.mark.parametrize("size", [(9, 13), (8, 8), (3, 21), (1, 2)], ids=str)
-def test_constant_in_constant_out(size):
+def test_predict_tiled_of_a_constant_is_constant(size):
     found = predict_tiled(np.full((*size, 2), 0.3, np.float32), doubled, tile=(8, 6), overlap=3, batch=2)
     assert found.shape == (*size, 2)
     assert found.dtype == np.float32
@@ -69,7 +69,7 @@ def test_tiles_give_the_prediction_of_the_whole_image_where_they_hold_the_recept
     assert not wrong[~near[0]][:, ~near[1]].any()
 
 
-def test_one_shape_and_so_one_compilation_for_all_sizes():
+def test_predict_tiled_compiles_once_for_all_sizes():
     shapes = []
 
     @jax.jit
@@ -84,13 +84,13 @@ def test_one_shape_and_so_one_compilation_for_all_sizes():
     assert shapes == [(3, 16, 16, 3)]
 
 
-def test_the_batch_changes_nothing():
+def test_predict_tiled_is_independent_of_the_batch():
     one, many = (predict_tiled(IMAGE, doubled, tile=(20, 30), overlap=7, batch=batch) for batch in (1, 5))
     np.testing.assert_array_equal(one, many)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_image_and_result_may_be_files(tmp_path, dtype):
+def test_predict_tiled_with_memory_mapped_image_and_result(tmp_path, dtype):
     np.save(tmp_path / "image.npy", IMAGE)
     image = np.load(tmp_path / "image.npy", mmap_mode="r")
     out = np.memmap(tmp_path / "maps", dtype, "w+", shape=IMAGE.shape)
@@ -100,7 +100,7 @@ def test_image_and_result_may_be_files(tmp_path, dtype):
     np.testing.assert_allclose(np.memmap(tmp_path / "maps", dtype, "r", shape=IMAGE.shape), 2 * IMAGE, rtol=1e-6)
 
 
-def test_a_nan_reaches_as_far_as_its_tile_weighs():
+def test_a_nan_of_a_tile_stays_in_the_tile():
     image = np.ones((8, 12, 1), np.float32)
     image[0, 11] = np.nan
 
@@ -140,7 +140,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(case):
+def test_invalid_arguments(case):
     call, message = BROKEN[case]
     with pytest.raises(ValueError, match=message):
         call()

@@ -13,11 +13,11 @@ PREDICTION = np.tile(np.array([1, 0, 0]), (40, 20))
 UNSURE = np.linspace(0, 2, 40 * 60).reshape(40, 60)
 
 
-def test_black_leaves_the_image_as_it_is():
+def test_overlay_of_black_leaves_the_image():
     np.testing.assert_array_equal(overlay(IMAGE, np.zeros((2, 3, 3), np.uint8)), IMAGE)
 
 
-def test_opacity_mixes_image_and_colour():
+def test_overlay_opacity_mixes_image_and_colour():
     colours = np.zeros((2, 3, 3), np.uint8)
     colours[0, 0] = (200, 0, 0)
     mixed = overlay(IMAGE, colours, opacity=0.25)
@@ -25,17 +25,17 @@ def test_opacity_mixes_image_and_colour():
     assert mixed[1, 2].tolist() == [100, 100, 100]
 
 
-def test_a_grey_image_becomes_a_colour_picture():
+def test_overlay_of_a_grey_image_is_rgb():
     colours = np.full((2, 3, 3), (0, 0, 250), np.uint8)
     assert overlay(IMAGE[..., :1], colours, opacity=1.0)[1, 1].tolist() == [0, 0, 250]
 
 
-def test_an_opacity_outside_its_range_is_refused():
+def test_overlay_opacity_out_of_range():
     with pytest.raises(ValueError, match=r"opacity must lie in \[0, 1\]; got 2.0"):
         overlay(IMAGE, IMAGE, opacity=2.0)
 
 
-def test_a_larger_value_is_lighter():
+def test_heatmap_lightness_grows_with_the_value():
     colours = heatmap(np.linspace(0, 3, 256), maximum=3.0)
     lightness = cv2.cvtColor(colours[None], cv2.COLOR_RGB2Lab)[0, :, 0].astype(int)
     assert (np.diff(lightness) >= 0).all()
@@ -45,7 +45,7 @@ def test_a_larger_value_is_lighter():
     assert steps.max() < 3 * steps.min()
 
 
-def test_values_outside_the_scale_have_its_end_and_nan_no_colour_of_it():
+def test_heatmap_clips_values_and_paints_nan_grey():
     colours = heatmap(np.array([-1, 0, 2, 5, np.inf, np.nan]), maximum=2.0)
     np.testing.assert_array_equal(colours[0], colours[1])
     np.testing.assert_array_equal(colours[3:5], colours[[2, 2]])
@@ -53,7 +53,7 @@ def test_values_outside_the_scale_have_its_end_and_nan_no_colour_of_it():
 
 
 @pytest.mark.parametrize("maximum", [0.0, -1.0, np.inf, np.nan])
-def test_a_scale_without_extent_is_refused(maximum):
+def test_heatmap_maximum_out_of_range(maximum):
     with pytest.raises(ValueError, match=r"maximum must be finite and more than 0; got"):
         heatmap(UNSURE, maximum)
 
@@ -61,19 +61,19 @@ def test_a_scale_without_extent_is_refused(maximum):
 GREEN = np.full((30, 40, 3), (0, 200, 0), np.uint8)
 
 
-def test_a_contact_sheet_has_a_row_an_image_and_a_column_a_title():
+def test_contact_sheet_has_one_row_per_image_and_one_column_per_title():
     sheet = contact_sheet({"a": [GREEN, GREEN], "b": [GREEN[:15], GREEN[:15]]}, ("image", "prediction"), width=80)
     assert sheet.shape == (20 + (20 + 60) + (20 + 30), 4 + 2 * 84, 3)
     assert (sheet == (0, 200, 0)).all(-1).sum() == 2 * 80 * (60 + 30)
 
 
-def test_a_contact_sheet_writes_names_in_letters_beyond_english():
+def test_contact_sheet_draws_names_with_accents_and_cyrillic():
     drawn = {name: contact_sheet({name: [GREEN]}, ("image",)) for name in ("è", "é", "ж")}
     assert not np.array_equal(drawn["è"], drawn["é"])
     assert all((sheet[20:40] < 128).any() for sheet in drawn.values())
 
 
-def test_a_contact_sheet_explains_every_colour_of_the_classes():
+def test_contact_sheet_explains_every_class_colour():
     labels = numbered_classes(tuple(f"a long name of class {i}" for i in range(9)))
     sheet = contact_sheet({"a": [GREEN]}, ("image",), labels)
     legend = sheet[contact_sheet({"a": [GREEN]}, ("image",)).shape[0] :]
@@ -81,12 +81,12 @@ def test_a_contact_sheet_explains_every_colour_of_the_classes():
 
 
 @pytest.mark.parametrize("rows", [{}, {"a": [GREEN]}])
-def test_a_contact_sheet_needs_rows_of_a_picture_a_title(rows):
+def test_contact_sheet_needs_one_picture_per_title(rows):
     with pytest.raises(ValueError, match="a contact sheet needs rows of 2 pictures, one per title"):
         contact_sheet(rows, ("image", "prediction"))
 
 
-def test_tiles_are_two_in_a_row_and_keep_each_pictures_shape():
+def test_tiles_are_two_per_row_and_keep_the_aspect_ratio():
     sheet = tiles({"image": PHOTO, "truth": PHOTO, "prediction": PHOTO}, width=120)
     assert sheet.shape == (2 * (20 + 80) + 4, 2 * 120 + 4, 3)
     np.testing.assert_array_equal(sheet[20:100, :120], PHOTO.repeat(2, 0).repeat(2, 1))  # enlarged, and not blurred
@@ -94,12 +94,12 @@ def test_tiles_are_two_in_a_row_and_keep_each_pictures_shape():
     assert (sheet[:20] < 128).any()  # its title
 
 
-def test_tiles_of_nothing_are_refused():
+def test_tiles_need_a_picture():
     with pytest.raises(ValueError, match="at least one picture; got none"):
         tiles({})
 
 
-def test_an_examples_tiles_are_its_image_truth_prediction_and_uncertainties():
+def test_example_tiles_show_image_truth_prediction_and_uncertainties():
     sheet = example_tiles(
         PHOTO,
         TRUTH,
@@ -120,7 +120,7 @@ def test_an_examples_tiles_are_its_image_truth_prediction_and_uncertainties():
         np.testing.assert_array_equal(sheet[top + 20 : top + 220 : 5, left : left + 300 : 5], picture)
 
 
-def test_a_legend_has_the_width_asked_for_and_every_colour():
+def test_legend_has_the_given_width_and_every_colour():
     labels = numbered_classes(tuple(f"class {i}" for i in range(8)), ())
     picture = legend(labels, width=200)
     assert picture.shape[1] == 200

@@ -1,4 +1,4 @@
-"""The files of a prediction: what each holds, and that a half-done folder is completed and never mixed."""
+"""Files of a prediction: their contents, and completion of an interrupted folder without mixing origins."""
 
 import io
 import math
@@ -36,7 +36,7 @@ def image_of(name):
     return np.random.default_rng(list(name.encode())).integers(0, 256, (6, 8, 3)).astype(np.uint8)
 
 
-def said_of(image):
+def prediction_of(image):
     rng = np.random.default_rng(int(image.sum()))
     probabilities = rng.dirichlet(np.ones(5), (6, 8)).astype(np.float32)
     mask = probabilities.argmax(-1).astype(np.uint8)
@@ -46,7 +46,7 @@ def said_of(image):
 
 
 class Predict(Predictor):
-    """A predictor that returns `said_of` its images; `asked` are the names of the images that it predicted."""
+    """A predictor that returns `prediction_of` its images; `asked` are the names of the images that it predicted."""
 
     def __init__(self, batch=1):
         self.preprocessing = Preprocessing((6, 8), 3, (0.5,), (0.5,), 5)
@@ -55,10 +55,10 @@ class Predict(Predictor):
     def predict_batch(self, images):
         self.groups.append(len(images))
         self.asked += [self._names[image.tobytes()] for image in images]
-        return map(said_of, images)
+        return map(prediction_of, images)
 
     def files(self, names, bad=(), **changed):
-        """The images by name; `changed` are those with other bytes or, given a string, at another path."""
+        """Returns the images by name; `changed` are those with other bytes or, given a string, at another path."""
         files = {}
         for name in names:
             image, path = image_of(name), f"/images/{name}.png"
@@ -85,10 +85,10 @@ def picture(path):
     return cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
 
 
-def test_every_file_holds_what_it_says(tmp_path):
+def test_files_contain_mask_probabilities_uncertainty_and_overlay(tmp_path):
     assert write(["sub/a"], Predict(), tmp_path, ALL) == WriteSummary(1, 0, ())
     image = image_of("sub/a")
-    expected = said_of(image)
+    expected = prediction_of(image)
     with Image.open(tmp_path / "sub" / "a_mask.png") as mask:
         assert np.array_equal(np.asarray(mask), expected.mask)
         assert np.array_equal(np.asarray(mask.convert("RGB")), LABELS.palette[expected.mask])
@@ -104,28 +104,30 @@ def test_every_file_holds_what_it_says(tmp_path):
     assert picture(tmp_path / "contact_sheet.png").shape[1] == 4 + 3 * 244
 
 
-def test_a_mask_without_a_palette_is_grey_indices(tmp_path):
+def test_mask_without_palette_is_grey_indices(tmp_path):
     write(["a"], Predict(), tmp_path, OutputOptions(overlay=False))
-    assert np.array_equal(cv2.imread(str(tmp_path / "a_mask.png"), cv2.IMREAD_UNCHANGED), said_of(image_of("a")).mask)
+    assert np.array_equal(
+        cv2.imread(str(tmp_path / "a_mask.png"), cv2.IMREAD_UNCHANGED), prediction_of(image_of("a")).mask
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a_mask.png", "predicted_by.json"]
 
 
-def test_an_overlay_of_one_class_leaves_the_others_pixels_alone(tmp_path):
+def test_overlay_of_one_class_leaves_other_pixels_unchanged(tmp_path):
     write(["a"], Predict(), tmp_path, OutputOptions(only=2))
     changed = (picture(tmp_path / "a_overlay.png") != image_of("a")).any(-1)
-    assert np.array_equal(changed, said_of(image_of("a")).mask == 2)
+    assert np.array_equal(changed, prediction_of(image_of("a")).mask == 2)
 
 
-def test_the_scale_of_the_uncertainty_is_the_one_that_is_told(tmp_path):
+def test_uncertainty_picture_uses_the_given_scale(tmp_path):
     wanted = OutputOptions(uncertainty=True, measure="variance", maximum=3.0)
     write(["a"], Predict(), tmp_path, wanted)
     shown = picture(tmp_path / "a_uncertainty.png")
-    assert np.array_equal(shown, heatmap(said_of(image_of("a")).uncertainties["variance"], 3.0))
+    assert np.array_equal(shown, heatmap(prediction_of(image_of("a")).uncertainties["variance"], 3.0))
     assert wanted.scale(LABELS) == "variance, 0 to 3 squared logits"
     assert OutputOptions().scale(LABELS) == "entropy, 0 to 1.61 nats"
 
 
-def test_a_half_done_folder_is_completed(tmp_path):
+def test_incomplete_folder_is_completed(tmp_path):
     write(["a", "bb"], Predict(), tmp_path)
     (tmp_path / "a_mask.png").unlink()
     predict = Predict()
@@ -133,12 +135,12 @@ def test_a_half_done_folder_is_completed(tmp_path):
     assert predict.asked == ["a", "ccc"]
 
 
-def test_images_are_predicted_together_and_a_bad_one_stops_none_before_it(tmp_path):
+def test_images_are_predicted_in_batches_and_written_before_a_bad_one(tmp_path):
     predict, names = Predict(batch=2), ["a", "bb", "ccc", "dddd", "eeeee"]
     assert write(names, predict, tmp_path / "all") == WriteSummary(5, 0, ())
     assert predict.groups == [2, 2, 1]
     for name in names:
-        expected = LABELS.palette[said_of(image_of(name)).mask].astype(float)
+        expected = LABELS.palette[prediction_of(image_of(name)).mask].astype(float)
         mixed = picture(tmp_path / "all" / f"{name}_overlay.png") - (image_of(name) + expected) / 2
         assert np.abs(mixed).max() <= 0.5
     with pytest.raises(DataError, match="cannot be decoded"):
@@ -146,7 +148,7 @@ def test_images_are_predicted_together_and_a_bad_one_stops_none_before_it(tmp_pa
     assert {path.name for path in (tmp_path / "half").glob("*_mask.png")} == {f"{n}_mask.png" for n in names[:3]}
 
 
-def test_a_folder_of_another_checkpoint_is_not_completed(tmp_path):
+def test_folder_of_another_checkpoint_is_refused(tmp_path):
     write(["a"], Predict(), tmp_path)
     expected = (
         f"{tmp_path}: contains predictions made with step = 3; now step is 4. Choose another --output, or remove them"
@@ -155,12 +157,12 @@ def test_a_folder_of_another_checkpoint_is_not_completed(tmp_path):
         write(["a", "bb"], Predict(), tmp_path, origin=ORIGIN | {"step": 4})
 
 
-def test_a_folder_may_be_told_of_its_checkpoint_in_other_words(tmp_path):
+def test_folder_is_completed_if_only_the_checkpoint_path_differs(tmp_path):
     write(["a"], Predict(), tmp_path)
     assert write(["a"], Predict(), tmp_path, origin=ORIGIN | {"checkpoint": "./run"}) == WriteSummary(0, 1, ())
 
 
-def test_an_image_that_has_changed_is_predicted_anew(tmp_path):
+def test_changed_image_is_predicted_again(tmp_path):
     write(["a", "bb"], Predict(), tmp_path)
     predict = Predict()
     changed = {"changed": {"a": image_of("other")}}
@@ -169,13 +171,13 @@ def test_an_image_that_has_changed_is_predicted_anew(tmp_path):
     assert write(["a", "bb"], Predict(), tmp_path, **changed) == WriteSummary(0, 2, ())
 
 
-def test_an_image_that_has_moved_is_kept(tmp_path):
+def test_moved_image_keeps_its_prediction(tmp_path):
     write(["a"], Predict(), tmp_path)
     assert write(["a"], Predict(), tmp_path, changed={"a": "/moved/a.png"}) == WriteSummary(0, 1, ())
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_another_image_of_the_same_name_is_neither_kept_nor_overwritten(tmp_path, on_error):
+def test_another_image_of_the_same_name_is_refused(tmp_path, on_error):
     write(["a"], Predict(), tmp_path)
     expected = (
         f"{tmp_path}/a_mask.png: is the mask of /images/a.png; /others/a.png would overwrite it. "
@@ -194,7 +196,7 @@ def test_another_image_of_the_same_name_is_neither_kept_nor_overwritten(tmp_path
 
 
 @pytest.mark.parametrize(("file", "before"), [("a_mask.png", ["bb"]), ("a_mask.png", []), ("a_overlay.png", [])])
-def test_a_persons_own_file_is_never_taken_for_a_prediction(tmp_path, file, before):
+def test_file_of_the_user_is_never_overwritten(tmp_path, file, before):
     if before:
         write(before, Predict(), tmp_path)
     assert cv2.imwrite(str(tmp_path / file), np.zeros((6, 8), np.uint8))
@@ -204,20 +206,20 @@ def test_a_persons_own_file_is_never_taken_for_a_prediction(tmp_path, file, befo
     assert (tmp_path / file).read_bytes() == own
 
 
-def test_a_mask_too_large_for_pillow_is_known_all_the_same(tmp_path, monkeypatch):
+def test_mask_above_pillows_pixel_limit_is_recognized(tmp_path, monkeypatch):
     write(["a"], Predict(), tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)  # of 48: more than twice as many are an error
     assert write(["a"], Predict(), tmp_path) == WriteSummary(0, 1, ())
 
 
-def test_predictions_are_no_images_to_predict(tmp_path):
+def test_is_prediction_file(tmp_path):
     write(["a"], Predict(), tmp_path / "out")
     names = ("out/a_mask.png", "out/sub/b_overlay.png", "out/contact_sheet.png", "out/a.png", "a_mask.png")
     assert [is_prediction_file(str(tmp_path / name), tmp_path / "out") for name in names] == [True] * 3 + [False] * 2
     assert not is_prediction_file(str(tmp_path / "a_mask.png"), tmp_path)
 
 
-def test_the_contact_sheet_predicts_nothing_twice(tmp_path):
+def test_contact_sheet_predicts_no_image_twice(tmp_path):
     predict, names = Predict(), [f"{i:02}" for i in range(30)]
     assert write(names, predict, tmp_path, OutputOptions(sheet=True)) == WriteSummary(30, 0, ())
     assert predict.asked == names
@@ -226,7 +228,7 @@ def test_the_contact_sheet_predicts_nothing_twice(tmp_path):
     assert again.asked == []
 
 
-def test_a_contact_sheet_that_was_not_reached_or_is_of_other_images_is_made(tmp_path):
+def test_contact_sheet_is_made_again_if_missing_or_of_other_images(tmp_path):
     write(["a", "bb"], Predict(), tmp_path, OutputOptions(sheet=True))
     two = picture(tmp_path / "contact_sheet.png")
     write(["a", "bb", "ccc"], Predict(), tmp_path)
@@ -240,7 +242,7 @@ def test_a_contact_sheet_that_was_not_reached_or_is_of_other_images_is_made(tmp_
     assert picture(tmp_path / "contact_sheet.png").shape[0] > three.shape[0]
 
 
-def test_a_large_picture_is_painted_in_bands(tmp_path, monkeypatch):
+def test_painting_in_bands_equals_painting_at_once(tmp_path, monkeypatch):
     write(["a"], Predict(), tmp_path / "whole", ALL)
     monkeypatch.setattr(writer, "_BAND", 16)  # two rows of eight pixels
     write(["a"], Predict(), tmp_path / "bands", ALL)
@@ -248,14 +250,14 @@ def test_a_large_picture_is_painted_in_bands(tmp_path, monkeypatch):
         assert np.array_equal(picture(tmp_path / "whole" / file), picture(tmp_path / "bands" / file))
 
 
-def test_a_bad_image_stops_it_and_leaves_those_before_it(tmp_path):
+def test_bad_image_raises_and_earlier_predictions_stay(tmp_path):
     with pytest.raises(DataError, match=r"^/images/bb\.png: cannot be decoded"):
         write(["a", "bb", "ccc"], Predict(), tmp_path, bad=["bb"])
     assert (tmp_path / "a_mask.png").exists()
     assert not (tmp_path / "ccc_mask.png").exists()
 
 
-def test_a_bad_image_is_skipped_and_named(tmp_path):
+def test_bad_image_is_skipped_and_named(tmp_path):
     done = write(["a", "bb", "ccc"], Predict(), tmp_path, bad=["bb"], on_error="skip")
     assert done[:2] == (2, 0)
     first, second, third = done.lines()
@@ -263,7 +265,7 @@ def test_a_bad_image_is_skipped_and_named(tmp_path):
     assert third.startswith("  /images/bb.png: cannot be decoded")
 
 
-def test_the_mask_comes_last_so_that_it_vouches_for_the_rest(tmp_path, monkeypatch):
+def test_mask_is_written_last(tmp_path, monkeypatch):
     order = []
 
     def full(path, data):
@@ -280,5 +282,5 @@ def test_the_mask_comes_last_so_that_it_vouches_for_the_rest(tmp_path, monkeypat
     assert write(["a", "bb"], Predict(), tmp_path) == WriteSummary(1, 1, ())
 
 
-def test_what_was_there_before_is_said():
+def test_summary_counts_kept_images():
     assert WriteSummary(1, 2, ()).lines() == ["predicted 1 image(s); kept 2 that had been predicted before"]
