@@ -1,28 +1,20 @@
-r"""Numerics of the losses: argument checks, masks, log-odds, and sums whose gradient keeps few arrays. Private.
+r"""Private numerics of the losses: argument checks, masks, log odds, and sums whose gradient keeps few arrays.
 
-**Log-odds.** The usual focal loss, `(1 - exp(-ce)) ** gamma * ce`, has NaN gradients at confident pixels: `exp(-ce)`
-rounds to 1, and the derivative of `0 ** gamma` is NaN for gamma = 0 and infinite for gamma < 1. So the probability is
-never formed. With x the log-odds of the label against all other classes,
+**Log odds.** The usual `(1 - exp(-ce)) ** gamma * ce` has NaN gradients at confident pixels: `exp(-ce)` rounds to 1,
+and the derivative of `0 ** gamma` is NaN or infinite for gamma < 1. The losses therefore use the log odds x of the
+label against all other classes, whose terms are smooth, finite and accurate for every x:
 
 .. math::
     x = z_y - \log \sum_{j \ne y} e^{z_j}, \qquad \log p_y = \log σ(x), \qquad \log (1 - p_y) = \log σ(-x), \qquad
     (1 - p_y)^γ = e^{γ \log σ(-x)}
 
-are smooth, finite and accurate for any x: a tiny loss stays tiny instead of rounding to 0.
+**Masks.** `where` acts twice: it replaces masked logits and labels before they reach a gradient (0 · NaN is NaN), and
+it sets the loss of the masked pixels to 0.
 
-**Masks.** `where` acts twice. A masked logit or label is replaced before it can reach a gradient (0 · NaN is NaN), and
-the loss of the replaced pixel is set to 0 afterwards.
-
-**Rules of differentiation.** The plain forms are a few lines of `jax.numpy`: `tests/losses/test_log_odds.py` holds each
-rule to its plain form, in value and derivatives. Differentiated as they are, they keep 2 to 8 arrays as large as the
-logits; the rules keep a few numbers per pixel:
-
-- `softmax_log_odds` keeps the largest other logit and the log-sum; the gradient recomputes the exponentials.
-- `rematerialized` losses, one per logit, keep their arguments only.
-- `pixel_sums` of the region losses keeps what `softmax_log_odds` keeps.
-
-XLA's CPU compiler hands a sum or maximum of one array to a library and first writes that array to memory. A reduction
-of two arrays at once is one loop on every device: that is why sums come in pairs here.
+**Derivative rules.** JAX's own derivatives of the plain forms keep 2 to 8 arrays as large as the logits. The rules here
+keep the arguments and a few numbers per pixel, and recompute the rest. `tests/losses/test_log_odds.py` holds them to
+the plain forms. XLA's CPU compiler writes the operand of a sum over one array to memory, but not that of a sum over two
+arrays at once: hence the sums in pairs.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,13 +29,11 @@ from jaxtyping import Array, Bool, Float, Int, Real, Shaped
 
 from segjax import checks
 
-# Arguments and masks
-
 
 def softmax_inputs(
     logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> tuple[Float[Array, "*pixels classes"], Int[Array, "*pixels"], Bool[Array, "*pixels"] | None]:
-    """Returns checked arguments: logits widened, labels 0 where masked. Masked logits are left to the caller."""
+    """Returns checked arguments: logits widened (masked ones unchanged), and labels 0 where masked."""
     logits = checks.floating("logits", logits)
     labels = checks.integers("labels", labels)
     if logits.ndim == 0 or logits.shape[-1] < 2:
@@ -59,7 +49,7 @@ def softmax_inputs(
 def sigmoid_inputs(
     logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None
 ) -> tuple[Float[Array, "*pixels"], Real[Array, "*pixels"], Bool[Array, "*pixels"] | None]:
-    """Returns checked arguments, masked later by `rematerialized`; targets are constants, integers or (soft) floats."""
+    """Returns checked arguments; targets are constants, integers or (soft) floats. `rematerialized` masks them."""
     logits = checks.floating_as_given("logits", logits)
     targets = checks.array("targets", targets)
     checks.same_shape("targets", targets.shape, "logits", logits.shape)
@@ -74,45 +64,34 @@ def mask_to_zero(values: Shaped[Array, "*pixels"], where: Bool[Array, "*pixels"]
 
 
 def mask_classes(where: Bool[Array, "*pixels"], num_classes: int) -> Bool[Array, "*pixels {num_classes}"]:
-    """Returns `where` for every class, computed by a comparison per class.
-
-    XLA's CPU compiler turns a condition shared by all classes of a pixel into a branch around the loop over them, which
-    is then not vectorised: a masked loss took three times as long.
-    """
+    """Returns `where` for every class, compared per class: the CPU compiler does not vectorise a shared condition."""
     classes = lax.broadcasted_iota(jnp.int32, (*where.shape, num_classes), where.ndim)
     return classes < jnp.where(where, num_classes, 0)[..., None]
 
 
 def is_label(labels: Int[Array, "*pixels"], num_classes: int) -> Bool[Array, "*pixels {num_classes}"]:
-    """Returns the one-hot labels; comparing needs neither gather nor scatter, which a TPU does one pixel at a time."""
+    """Returns one-hot labels by comparison: a TPU gathers and scatters one pixel at a time."""
     classes = lax.broadcasted_iota(labels.dtype, (*labels.shape, num_classes), labels.ndim)
     return labels[..., None] == classes
 
 
 def nan_unless(valid: Bool[Array, "*pixels"], dtype: jnp.dtype) -> Float[Array, "*pixels"]:
-    """Returns 0 where `valid`, else NaN: added to a value, it makes the value and its gradient NaN."""
+    """Returns 0 where `valid`, else NaN, which makes a sum with it and the sum's gradient NaN."""
     return jnp.where(valid, 0.0, jnp.nan).astype(dtype)
 
 
 def varying_like(values: Shaped[Array, "*pixels"], floats: Float[Array, "*pixels"]) -> Shaped[Array, "*pixels"]:
-    """Returns integers or booleans typed as varying over the mapped axes of `floats`.
-
-    In a checked `shard_map` a constant has another type than per-device data, and a reduction of two arrays needs one
-    type for both. The compiler removes the addition of 0.
-    """
+    """Returns integers or booleans that vary over the mapped axes of `floats`, as reductions of both require."""
     zero = jnp.isnan(floats) & False
     return values | zero if values.dtype == jnp.bool_ else values + zero.astype(values.dtype)
-
-
-# Softmax
 
 
 def softmax_log_odds(
     logits: Float[Array, "*pixels classes"], labels: Int[Array, "*pixels"], where: Bool[Array, "*pixels"] | None = None
 ) -> Float[Array, "*pixels"]:
-    """Returns x = z_y - log Σ_{j≠y} exp z_j; 0 where masked, NaN (as is its gradient) if the label is not a class."""
+    """Returns x = z_y - log Σ_{j≠y} exp z_j, 0 where masked; value and gradient are NaN if the label is not a class."""
     own, largest, log_sum, flaw = own_and_others(logits, varying_like(labels, logits[..., 0]), where)
-    # The largest is subtracted first: an offset that all logits share would round the small logarithm away.
+    # In this order a large offset that all logits share does not round the small logarithm away.
     return mask_to_zero((own - largest) - log_sum + flaw, where)
 
 
@@ -120,10 +99,7 @@ def softmax_log_odds(
 def own_and_others(
     logits: Float[Array, "*pixels classes"], labels: Int[Array, "*pixels"], where: Bool[Array, "*pixels"] | None
 ) -> tuple[Float[Array, "*pixels"], Float[Array, "*pixels"], Float[Array, "*pixels"], Float[Array, "*pixels"]]:
-    """Returns z_y, the largest other logit m, log Σ_{j≠y} exp(z_j - m), and 0 (NaN if the label is not a class).
-
-    m has the derivative 0, since the log-sum adds back what m subtracts.
-    """
+    """Returns z_y, the largest other logit m (a constant), log Σ_{j≠y} exp(z_j - m), and 0 or NaN (not a class)."""
     own = is_label(labels, logits.shape[-1])
     zero, lowest, last = logits.dtype.type(0), logits.dtype.type(-jnp.inf), (logits.ndim - 1,)
     largest, own_logit = lax.reduce(
@@ -151,7 +127,7 @@ def _own_and_others_jvp(primals, tangents):
 def _shares(logits, largest, log_sum, other, where):
     """Returns p_j / (1 - p_y) of every other class j, 0 elsewhere."""
     other = other if where is None else other & mask_classes(where, logits.shape[-1])
-    # Selected before exp: the label's own exp overflows, and its derivative would be 0 · ∞.
+    # Selected before exp: the exp of the label's own logit may overflow, with the derivative 0 · ∞.
     return jnp.exp(jnp.where(other, (logits - largest[..., None]) - log_sum[..., None], -jnp.inf))
 
 
@@ -163,20 +139,17 @@ def weight_of_label(weights: Float[Array, "classes"], labels: Int[Array, "*pixel
     return weight + nan_unless(count > 0, weights.dtype)
 
 
-# Sums
-
-
 def sum_and_count(
     values: Float[Array, "*pixels last"], counted: Bool[Array, "*pixels last"], *, per_row: bool = False
 ) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
-    """Returns the sum and the number of counted values, in one loop; `per_row`: over the last axis only."""
+    """Returns the sum of values and the number of `counted`, in one loop; `per_row`: over the last axis only."""
     total, high, low = _sum_and_halves(values, varying_like(counted, values), per_row)
     return total, (high.astype(jnp.int32) << 16) + low.astype(jnp.int32)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _sum_and_halves(values, counted, per_row):
-    """Returns the sum, and the halves of the count as floats: an integer's tangent has no type under `shard_map`."""
+    """Returns the sum and the halves of the count as floats, since `shard_map` has no tangents of integers."""
     zeros = values.dtype.type(0), np.int32(0)
     terms = values, counted.astype(jnp.int32)
     total, count = lax.reduce(terms, zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), (values.ndim - 1,))
@@ -192,9 +165,6 @@ def _sum_and_halves_jvp(per_row, primals, tangents):
     return (total, high, low), (total_dot, jnp.zeros_like(high), jnp.zeros_like(low))
 
 
-# Sigmoid: one loss per logit
-
-
 def sigmoid_log_odds(logits: Float[Array, "*pixels"], targets: Real[Array, "*pixels"]) -> Float[Array, "*pixels"]:
     """Returns x = z where the target is 1, -z where it is 0, NaN elsewhere."""
     x = jnp.where(targets == 1, logits, -logits)
@@ -202,25 +172,21 @@ def sigmoid_log_odds(logits: Float[Array, "*pixels"], targets: Real[Array, "*pix
 
 
 def hinge(x: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
-    """Returns max(0, 1 - x), with the slope 0 at x = 1; if x is NaN, so are the value and the gradient."""
-    # A constant has the gradient 0 even if x is NaN; the factor carries the NaN into the gradient.
-    x = x * (1 + nan_unless(~jnp.isnan(x), x.dtype))
+    """Returns max(0, 1 - x) with slope 0 at x = 1; value and gradient are NaN if x is NaN."""
+    x = x * (1 + nan_unless(~jnp.isnan(x), x.dtype))  # the factor carries the NaN into the gradient
     return jnp.where(x >= 1, 0, 1 - x)
 
 
 def soft_targets(targets: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
-    """Returns the targets as constants (log t has no derivative at 0), NaN where they are outside [0, 1]."""
+    """Returns the targets as constants, since log t has no derivative at 0; NaN where they are outside [0, 1]."""
     return lax.stop_gradient(targets + nan_unless((targets >= 0) & (targets <= 1), targets.dtype))
 
 
 def binary_terms(
     logits: Float[Array, "*pixels"], targets: Real[Array, "*pixels"]
 ) -> tuple[Float[Array, "*pixels"], Float[Array, "*pixels"]]:
-    """Returns the cross entropy -t log p - (1-t) log(1-p), and log(1 - p_t) = log(t (1-p) + (1-t) p).
-
-    Integer targets take the form with half of the exponentials; it equals the other to the last bit at t = 0 and 1.
-    """
-    if jnp.issubdtype(targets.dtype, jnp.integer):
+    """Returns the cross entropy -t log p - (1-t) log(1-p), and log(1 - p_t) = log(t (1-p) + (1-t) p)."""
+    if jnp.issubdtype(targets.dtype, jnp.integer):  # same bits as below with half of the exponentials
         x = sigmoid_log_odds(logits, targets)
         return -jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)
     t = soft_targets(targets)
@@ -244,12 +210,10 @@ def rematerialized(
     arrays: Sequence[Real[Array, "*pixels"]],
     parameters: Sequence[Float[Array, ""] | None] = (),
 ) -> Float[Array, "*pixels"]:
-    """Returns `formula(*arrays, *parameters)`, masked, whose gradient keeps the arguments and recomputes the rest.
+    """Returns `formula(*arrays, *parameters)`, widened to `dtype` and masked; its derivatives keep the arguments only.
 
-    Every exp and log of such a loss is as large as its logits; computing it again costs less than storing it. Floating
-    arrays are widened to `dtype` and all are masked inside, behind the barrier that separates the two computations, so
-    that it holds only what is in memory anyway. `jax.checkpoint` also puts a barrier around the cotangent, and from jax
-    0.12 on whatever a barrier holds is written to memory.
+    The barrier separates the two computations. It holds only arrays that are in memory anyway, whereas
+    `jax.checkpoint` also puts the cotangent behind it, which jax 0.12 then writes to memory.
     """
 
     def masked(where, arrays, parameters):
@@ -265,9 +229,6 @@ def rematerialized(
     return run(where, tuple(arrays), tuple(parameters))
 
 
-# Regions
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def pixel_sums(
     logits: Float[Array, "images *pixels classes"],
@@ -275,10 +236,10 @@ def pixel_sums(
     where: Bool[Array, "images *pixels"],
     squared: bool,
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """Returns Σ p t, Σ_{t=1} (1-p), Σ_{t=0} p or (squared) Σ (p-t)², and Σ t, `[images, classes]`; and a NaN alarm.
+    """Returns Σ p t, Σ_{t=1} (1-p), Σ_{t=0} p or (squared) Σ (p-t)², and Σ t, `[images, classes]`; and an alarm.
 
-    The alarm is 0, or NaN if a label that `where` keeps is not a class. Pixels are counted as integers, since float32
-    stops counting at 2^24, and added over images as floats, since int32 ends at 2^31.
+    The alarm is 0, or NaN if an unmasked label is not a class. The pixels of an image are counted as integers (float32
+    stops counting at 2^24) and added over images as floats (int32 ends at 2^31).
     """
     own, probability, missed, share, flaw = _softmax_parts(logits, labels, where)
     other = share * missed[..., None]
@@ -298,20 +259,20 @@ def pixel_sums(
 
 @pixel_sums.defjvp
 def _pixel_sums_jvp(squared, primals, tangents):
-    """The derivative in a form whose transpose, the gradient, is one sum over the classes and one loop."""
+    """Returns the derivatives in a form whose transpose is one sum over the classes and one loop."""
     _, labels, where = primals
     own, probability, missed, share, flaw = _softmax_parts(*primals)
     share_dot = jnp.sum(share * tangents[0], axis=-1)
     x_dot = jnp.sum(jnp.where(own, tangents[0], 0), axis=-1) - share_dot
     hit_dot = mask_to_zero(probability * missed * x_dot, where)
-    # d log p_j of every other class j is the tangent of its own logit minus this.
+    # The derivative of log p_j, for every other class j, is the tangent of its logit minus this.
     common = share_dot + probability * x_dot
     other = share * missed[..., None]
     other_dot = other * (tangents[0] - common[..., None])
     pixel_axes = tuple(range(1, labels.ndim))
 
     def by_label(values):
-        # A scatter, whose transpose is a gather from C numbers: the transpose of a masked sum is one array more.
+        # A scatter: its transpose gathers from C numbers, whereas that of a masked sum needs one more array.
         zeros = jnp.zeros(own.shape[-1], values.dtype)
         return jax.vmap(lambda y, v: zeros.at[y.ravel()].add(v.ravel()))(labels, values)
 

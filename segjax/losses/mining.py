@@ -11,8 +11,6 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Real, UInt
 from segjax import checks
 from segjax.collectives import psum
 
-_INT32_MAX = np.iinfo(np.int32).max
-
 
 def hard_pixels(
     per_pixel: Float[ArrayLike, "*pixels"],
@@ -94,11 +92,11 @@ def hard_pixels(
         taken = checks.mask("positives", positives, loss.shape) & keep
         ratio = checks.scalar("negatives_per_positive", negatives_per_positive, jnp.float32, 0.0, infinite=True)
         num_taken, negatives = _count(taken, axis_name), keep & ~taken
-        wanted = jnp.maximum(_multiple(ratio, num_taken), least - num_taken)
+        wanted = jnp.maximum(_ceil_product(ratio, num_taken), least - num_taken)
         return taken | (negatives & (keys >= _kth_largest(keys, negatives, wanted, axis_name)))
     if fraction is not None:
         share = checks.scalar("fraction", fraction, jnp.float32, 0.0, 1.0)
-        least = jnp.maximum(least, _share(share, _count(keep, axis_name)))
+        least = jnp.maximum(least, _ceil_product(share, _count(keep, axis_name)))
     return keep & (keys >= _kth_largest(keys, keep, least, axis_name))
 
 
@@ -139,37 +137,18 @@ def _kth_largest(
     return jax.lax.fori_loop(1, num_bits, step, first)
 
 
-def _share(x: Float[Array, ""], count: Int[Array, ""]) -> Int[Array, ""]:
-    """Returns ⌈x · count⌉ for x in [0, 1], in integers: float32 has too few digits for a count above 2^24.
+def _ceil_product(x: Float[Array, ""], count: Int[Array, ""]) -> Int[Array, ""]:
+    """Returns ⌈x · count⌉ for a float32 x ≥ 0, at most 2^31 - 1, in integers: float32 counts to 2^24 only.
 
-    x is replaced by the smallest number that rounds to it, so that 0.1 of 10 is 1 and not ⌈0.100000001 · 10⌉ = 2. An x
-    of at most twelve binary digits (0.25, 1) stays.
+    An x of more than twelve binary digits is replaced by the smallest number that rounds to it, so that 0.1 of 10 is 1
+    and not ⌈0.100000001 · 10⌉ = 2.
     """
-    one = 1 << 30
-    scaled = (x * one).astype(jnp.uint32)
-    short = scaled % (1 << 18) == 0
-    low_end = jnp.where(short, scaled, scaled - jnp.minimum(scaled, (scaled >> 24) + 1))
-    # low_end · count / 2^30, rounded up, in halves of 15 bits, because the product has 61 bits.
-    count_high, count_low = jnp.divmod(count.astype(jnp.uint32), 1 << 15)
-    high, low = jnp.divmod(low_end, 1 << 15)
-    carry, rest = jnp.divmod(low * count_low, 1 << 15)
-    whole, part = jnp.divmod(high * count_low + low * count_high + carry, 1 << 15)
-    rounded = high * count_high + whole + ((part > 0) | (rest > 0)).astype(jnp.uint32)
-    # A positive x below 2^-30 still selects one pixel.
-    return jnp.where((x > 0) & (count > 0), jnp.maximum(rounded, 1), rounded).astype(jnp.int32)
-
-
-def _multiple(x: Float[Array, ""], count: Int[Array, ""]) -> Int[Array, ""]:
-    """Returns ⌈x · count⌉ for any x ≥ 0, at most 2^31 - 1, as the share x / 2^n of the count · 2^n.
-
-    If that count has 32 bits, the last doubling applies to the share, which may then be one too small.
-    """
-    mantissa, exponent = jnp.frexp(x)
-    doublings = jnp.clip(exponent, 0, 31)
-    before_last = jnp.maximum(doublings - 1, 0)
-    fits = (x < 1 << 30) & (count <= (_INT32_MAX >> doublings))
-    half_fits = (x < 2.0**31) & (count <= (_INT32_MAX >> before_last))
-    doubled = jnp.where(fits, count << doublings, jnp.where(half_fits, count << before_last, 0))
-    share = _share(jnp.where(exponent > 0, mantissa, x), doubled)
-    twice = jnp.where(half_fits & (share <= 1 << 30), 2 * (share - 1) + 1, _INT32_MAX)
-    return jnp.where(fits, share, jnp.where(count > 0, twice, 0))
+    mantissa, exponent = jnp.frexp(jnp.minimum(x, 2.0**31))  # x = mantissa · 2^exponent
+    with jax.enable_x64(True):
+        digits = (mantissa * (1 << 25)).astype(jnp.uint64)
+        digits = jnp.where(digits % (1 << 13) == 0, digits, digits - np.uint64(1))
+        product = digits * count.astype(jnp.uint64)  # below 2^56, in units of 2^(exponent - 25)
+        down = jnp.clip(25 - exponent, 0, 60).astype(jnp.uint64)
+        up = jnp.clip(exponent - 25, 0, 7).astype(jnp.uint64)
+        rounded = ((product + (np.uint64(1) << down) - np.uint64(1)) >> down) << up
+        return jnp.minimum(rounded, np.uint64(np.iinfo(np.int32).max)).astype(jnp.int32)

@@ -1,23 +1,17 @@
 """Region losses: Tversky and its special cases Dice and Jaccard, and generalised Dice.
 
-They share these rules. The sums run over the unmasked pixels of each image, or with `over_batch=True` over those of all
-images on all devices; the result is the mean over the counted (image, class) pairs of all devices. There is no
-smoothing constant: it would pull the losses of small objects towards 0 and make the loss depend on the resolution.
+They share these conventions. Sums run over the unmasked pixels of each image, or with `over_batch=True` over those of
+all images on all devices. The loss is the mean over the counted (image, class) pairs of all devices, 0 if there is
+none. An image without unmasked pixels is not counted. There is no smoothing constant, which would bias small objects.
 
-A class is *absent* if it labels no unmasked pixel of the image (`over_batch=True`: of any image). `absent` selects the
-loss of such a pair: "exclude": the pair is not counted; "zero": it counts as 0; "one": it counts as 1, which is also
-the formula's value, whose numerator is 0. None of the three has a gradient: predicting an absent class costs only where
-the sums include a present one (`over_batch=True`), or through another loss. An image without an unmasked pixel does not
-exist and none of its pairs is counted, so that a batch may be padded with void images. If nothing is counted the loss
-is 0.
+A class that labels no unmasked pixel of the image (or batch) is *absent*. `absent` sets the loss of such a pair:
+"exclude" (not counted), "zero" or "one". It is a constant: a false positive costs through the classes that are present.
 
-`classes` selects the classes that count: `classes=(1, 2)` leaves out the background 0 (`include_background=False`
-elsewhere). A single sigmoid logit z is the two-class softmax of (0, z), of which class 1 counts:
+A single sigmoid logit z is the two-class softmax of (0, z), of which class 1 counts:
 `dice_loss(jnp.stack([jnp.zeros_like(z), z], axis=-1), labels, classes=(1,))`.
 
-1 - TI is never formed by a subtraction. With N = α Σ_{t=0} p + β Σ_{t=1} (1 - p), or for squared sums
-N = α Σ (p - t)² + (β - α) Σ_{t=1} (1 - p), it is N / (I + N). Every term is accurate (1 - p of the label's class comes
-from the log-odds, see `_log_odds.py`) and none is negative, so that a nearly perfect prediction keeps its tiny loss.
+1 - TI is N / (I + N) with N = α Σ_{t=0} p + β Σ_{t=1} (1 - p), or squared N = α Σ (p - t)² + (β - α) Σ_{t=1} (1 - p).
+No term is negative or a difference of close numbers, so a nearly perfect prediction keeps its tiny loss.
 """
 
 from collections.abc import Hashable, Sequence
@@ -45,41 +39,37 @@ def dice_loss(
     classes: Sequence[int] | None = None,
     axis_name: Hashable | None = None,
 ) -> Float[Array, ""]:
-    r"""Dice loss of integer labels: the Tversky loss of α = β = 1/2.
+    r"""Computes the Dice loss of integer labels: the Tversky loss of α = β = 1/2.
 
     .. math::
         L = \operatorname{mean}_{b,c} \left(1 - \frac{2 I_{bc}}{P_{bc} + T_{bc}}\right), \qquad
         I = \sum_i p_i t_i, \quad P = \sum_i p_i, \; T = \sum_i t_i \text{ or, squared, } \sum_i p_i^2, \sum_i t_i^2
 
-    with p = softmax(logits), t the one-hot labels, pixels i of image b, and classes c.
+    with p = softmax(logits), one-hot labels t, pixels i of image b, and classes c.
 
     Args:
-        logits: z, `[B, ..., C]`: the batch, at least one axis of pixels, C ≥ 2 classes last.
-        labels: integers in [0, C), `[B, ...]`. One that is no class and that `where` keeps gives NaN.
-        where: boolean `[B, ...]`, broadcastable; False: no such pixel.
-        squared: static; False: plain sums in the denominator; True: squared, V-Net's.
-        over_batch: static; False: one Dice for each image; True: one over the whole batch on all devices.
-        absent: "exclude", "zero" or "one": what a class without a kept label pixel is worth (see the module).
-        classes: the indices of the classes that count, None for all; static. For a single sigmoid logit too: (1,).
-        axis_name: the mapped device axis, or None under `jit`. Inside a map every device gets the same *global* loss;
-            `pmean` the gradients.
+        logits: z, `[B, ..., C]`: batch, at least one pixel axis, C ≥ 2 classes last.
+        labels: integers in [0, C), `[B, ...]`. Another unmasked label gives NaN.
+        where: boolean, broadcastable to `[B, ...]`; False removes the pixel.
+        squared: static; True: squared sums in the denominator (V-Net).
+        over_batch: static; True: one Dice over the batch on all devices instead of one per image.
+        absent: "exclude", "zero" or "one": the loss of an absent class.
+        classes: static; indices of the classes that count, for instance (1, 2) without background. None: all.
+        axis_name: mapped device axis, or None. Every device gets the same global loss; `pmean` the gradients.
 
     Returns:
-        A scalar in [0, 1], at least float32. Gradients are finite for |logit| ≤ 1e4, second derivatives too.
+        A scalar in [0, 1], at least float32. Its first two derivatives are finite for |logit| ≤ 1e4.
 
     Raises:
-        TypeError: logits are not floating, labels not integers, or `where` not boolean.
-        ValueError: shapes do not fit, no axis of pixels, C < 2, unknown `absent`, or `classes` not distinct classes.
+        TypeError: logits are not floating point, labels not integers, or `where` not boolean.
+        ValueError: shapes do not fit, no pixel axis, C < 2, unknown `absent`, or `classes` are not distinct classes.
 
     References:
         Milletari et al., V-Net, arXiv 1606.04797 (squared).
 
     >>> import jax.numpy as jnp
-    >>> p = jnp.array([[0.9, 0.8, 0.2, 0.1]])  # of class 1, one image of four pixels
-    >>> logits = jnp.log(jnp.stack([1 - p, p], axis=-1))
-    >>> labels = jnp.array([[1, 1, 0, 255]])
-    >>> loss = dice_loss(logits, labels, where=labels != 255, classes=(1,))
-    >>> print(f"{loss:.4f}")  # 1 - 2 · 1.7 / (1.9 + 2)
+    >>> logits = jnp.log(jnp.array([[[0.1, 0.9], [0.2, 0.8], [0.8, 0.2]]]))  # one image of three pixels
+    >>> print(f"{dice_loss(logits, jnp.array([[1, 1, 0]]), classes=(1,)):.4f}")  # 1 - 2 · 1.7 / (1.9 + 2)
     0.1282
     """
     sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, axis_name)
@@ -98,14 +88,14 @@ def jaccard_loss(
     classes: Sequence[int] | None = None,
     axis_name: Hashable | None = None,
 ) -> Float[Array, ""]:
-    r"""Jaccard (soft IoU) loss of integer labels: the Tversky loss of α = β = 1.
+    r"""Computes the Jaccard (soft IoU) loss of integer labels: the Tversky loss of α = β = 1.
 
     .. math:: L = \operatorname{mean}_{b,c} \left(1 - \frac{I_{bc}}{P_{bc} + T_{bc} - I_{bc}}\right)
 
-    with I, P and T as in `dice_loss`. For each pair, J = 2D / (1 + D) of the Dice loss D.
+    with I, P and T as in `dice_loss`.
 
     Args:
-        logits: as in `dice_loss`.
+        logits: as in `dice_loss`, and so are the other arguments.
         labels: as in `dice_loss`.
         where: as in `dice_loss`.
         squared: as in `dice_loss`.
@@ -118,17 +108,14 @@ def jaccard_loss(
         As `dice_loss`.
 
     Raises:
-        TypeError: as `dice_loss`.
-        ValueError: as `dice_loss`.
+        TypeError, ValueError: as `dice_loss`.
 
     References:
         Rahman and Wang, Optimizing Intersection-Over-Union in Deep Neural Networks for Image Segmentation, ISVC 2016.
 
     >>> import jax.numpy as jnp
-    >>> p = jnp.array([[0.9, 0.8, 0.2]])
-    >>> logits = jnp.log(jnp.stack([1 - p, p], axis=-1))
-    >>> loss = jaccard_loss(logits, jnp.array([[1, 1, 0]]), classes=(1,))
-    >>> print(f"{loss:.4f}")  # 1 - 1.7 / (1.9 + 2 - 1.7)
+    >>> logits = jnp.log(jnp.array([[[0.1, 0.9], [0.2, 0.8], [0.8, 0.2]]]))
+    >>> print(f"{jaccard_loss(logits, jnp.array([[1, 1, 0]]), classes=(1,)):.4f}")  # 1 - 1.7 / (1.9 + 2 - 1.7)
     0.2273
     """
     sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, axis_name)
@@ -150,22 +137,20 @@ def tversky_loss(
     classes: Sequence[int] | None = None,
     axis_name: Hashable | None = None,
 ) -> Float[Array, ""]:
-    r"""Tversky loss of integer labels; with γ > 1 focal Tversky loss.
+    r"""Computes the Tversky loss of integer labels; γ > 1 gives the focal Tversky loss.
 
     .. math::
         L = \operatorname{mean}_{b,c} (1 - TI_{bc})^γ, \qquad TI = \frac{I}{I + α (P - I) + β (T - I)}
 
-    with I, P and T as in `dice_loss`: α weighs the false positives, β the false negatives. α = β = 1/2 is Dice,
-    α = β = 1 Jaccard. A class of which nothing at all is predicted, where β = 0 forgives that, has the loss 0.
+    with I, P and T as in `dice_loss`: α weights the false positives, β the false negatives.
 
     Args:
         logits: as in `dice_loss`.
         labels: as in `dice_loss`.
-        alpha: α ≥ 0, a scalar; may be traced, as may β and γ.
-        beta: β ≥ 0, a scalar. Squared sums need β ≥ α, or TI passes 1 at a p below 1; traced, the loss is cut off at 0.
-        gamma: γ ≥ 1, a scalar: above 1 the badly segmented images and classes weigh more. The paper writes 1/γ for the
-            exponent, with the weights swapped (its α is of false negatives), and takes its γ = 4/3. That is an exponent
-            of 0.75, excluded here: below 1 the gradient is infinite at a perfect prediction.
+        alpha: α ≥ 0, a scalar; may be traced, like β and γ.
+        beta: β ≥ 0, a scalar. Squared sums need β ≥ α, or TI exceeds 1; if they are traced, the loss is cut off at 0.
+        gamma: γ ≥ 1, a scalar. Abraham and Khan's γ = 4/3 is 1/γ here, 0.75, and excluded: below 1 the gradient is
+            infinite at a perfect prediction. Their α weights false negatives.
         where: as in `dice_loss`.
         squared: as in `dice_loss`.
         over_batch: as in `dice_loss`.
@@ -178,15 +163,14 @@ def tversky_loss(
 
     Raises:
         TypeError: as `dice_loss`.
-        ValueError: as `dice_loss`; α < 0, β < 0, γ < 1, squared and α > β (where they have values: not when traced).
+        ValueError: as `dice_loss`, or α < 0, β < 0, γ < 1, or squared with α > β (not checked when traced).
 
     References:
         Salehi et al., Tversky loss function for image segmentation, arXiv 1706.05721;
         Abraham and Khan, A Novel Focal Tversky Loss Function, arXiv 1810.07842.
 
     >>> import jax.numpy as jnp
-    >>> p = jnp.array([[0.9, 0.8, 0.2]])
-    >>> logits = jnp.log(jnp.stack([1 - p, p], axis=-1))
+    >>> logits = jnp.log(jnp.array([[[0.1, 0.9], [0.2, 0.8], [0.8, 0.2]]]))
     >>> loss = tversky_loss(logits, jnp.array([[1, 1, 0]]), alpha=0.3, beta=0.7, classes=(1,))
     >>> print(f"{loss:.4f}")  # 1 - 1.7 / (1.7 + 0.3 · 0.2 + 0.7 · 0.3)
     0.1371
@@ -215,13 +199,13 @@ def generalized_dice_loss(
     classes: Sequence[int] | None = None,
     axis_name: Hashable | None = None,
 ) -> Float[Array, ""]:
-    r"""Generalised Dice loss of integer labels: one Dice of all classes, a rare one weighs like a frequent one.
+    r"""Computes the generalised Dice loss of integer labels: one Dice of all classes, weighted against their size.
 
     .. math::
         L = \operatorname{mean}_b \left(1 - \frac{2 \sum_c w_{bc} I_{bc}}{\sum_c w_{bc} (P_{bc} + T_{bc})}\right),
         \qquad w_{bc} = \left(\sum_i t_{bci}\right)^{-2}
 
-    with I, P and T as in `dice_loss`. The mean is over images; `over_batch=True` has only one value.
+    with I, P and T as in `dice_loss`.
 
     Args:
         logits: as in `dice_loss`.
@@ -229,33 +213,29 @@ def generalized_dice_loss(
         where: as in `dice_loss`.
         squared: as in `dice_loss`.
         over_batch: as in `dice_loss`.
-        absent: the weight of an absent class, whose formula is infinite. "exclude" and "zero": 0, which is the same
-            here, for there is no mean over classes in which a zero could be counted. "one": the largest weight of the
-            classes present, as MONAI has it, and so its false positives cost, with a gradient. An image in which *all*
-            of `classes` are absent is one pair: not counted, counted as 0, or counted as 1.
-        classes: as in `dice_loss`: the classes in the two sums.
+        absent: weight of an absent class: "exclude" and "zero": 0; "one": the largest weight of the present classes, as
+            in MONAI, so that its false positives cost. An image in which all `classes` are absent is one pair: not
+            counted, 0, or 1.
+        classes: as in `dice_loss`.
         axis_name: as in `dice_loss`.
 
     Returns:
         As `dice_loss`.
 
     Raises:
-        TypeError: as `dice_loss`.
-        ValueError: as `dice_loss`.
+        TypeError, ValueError: as `dice_loss`.
 
     References:
         Sudre et al., Generalised Dice overlap as a deep learning loss function, arXiv 1707.03237.
 
     >>> import jax.numpy as jnp
-    >>> p = jnp.array([[0.1, 0.2, 0.2, 0.9]])
-    >>> logits = jnp.log(jnp.stack([1 - p, p], axis=-1))
-    >>> loss = generalized_dice_loss(logits, jnp.array([[0, 0, 0, 1]]))
-    >>> print(f"{loss:.4f}")  # 1 - 2 (2.5 / 9 + 0.9) / (5.6 / 9 + 2.4)
+    >>> logits = jnp.log(jnp.array([[[0.9, 0.1], [0.8, 0.2], [0.8, 0.2], [0.1, 0.9]]]))
+    >>> print(f"{generalized_dice_loss(logits, jnp.array([[0, 0, 0, 1]])):.4f}")  # 1 - 2 (2.5/9 + 0.9) / (5.6/9 + 2.4)
     0.2206
     """
     sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, axis_name)
     present = sums.truth > 0
-    # Relative to the rarest class: 1e9 pixels squared would leave float32's range of a weight with any digits.
+    # Relative to the rarest class, because 1 / (1e9 pixels)² underflows.
     rarest = jnp.min(jnp.where(present, sums.truth, jnp.inf), axis=-1, keepdims=True)
     weights = jnp.where(present, rarest / jnp.where(present, sums.truth, 1), 1 if absent == "one" else 0) ** 2
     any_present = jnp.any(present, axis=-1, keepdims=True)
@@ -275,16 +255,8 @@ class _Sums(NamedTuple):
     pixels: Array  # Σ 1
 
 
-def _sums(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    where: ArrayLike | None,
-    squared: bool,
-    over_batch: bool,
-    classes: Any,
-    axis_name: Hashable | None,
-) -> tuple[_Sums, Float[Array, ""]]:
-    """Returns the sums of all devices, and 0: NaN, in value and gradient, if an unmasked label is not a class."""
+def _sums(logits, labels, where, squared, over_batch, classes, axis_name) -> tuple[_Sums, Float[Array, ""]]:
+    """Returns the sums of all devices, and 0, or NaN with a NaN gradient if an unmasked label is not a class."""
     shape = jnp.shape(logits)
     if len(shape) < 3 or shape[-1] < 2:
         raise ValueError(
@@ -306,23 +278,17 @@ def _sums(
 
 
 def _class_indices(classes: Any, num_classes: int) -> np.ndarray:
+    """Returns distinct class indices."""
     indices = checks.host("classes", classes)
-    if (
-        indices.ndim != 1
-        or indices.size == 0
-        or not np.issubdtype(indices.dtype, np.integer)
-        or ((indices < 0) | (indices >= num_classes)).any()
-        or np.unique(indices).size != indices.size
-    ):
-        raise ValueError(
-            f"classes must be None or a sequence of distinct class indices in [0, {num_classes}), at least one; "
-            f"got {classes!r}"
-        )
+    integers = indices.ndim == 1 and indices.size > 0 and np.issubdtype(indices.dtype, np.integer)
+    if not integers or not np.isin(indices, range(num_classes)).all() or np.unique(indices).size != indices.size:
+        expected = f"None or a sequence of distinct class indices in [0, {num_classes}), at least one"
+        raise ValueError(f"classes must be {expected}; got {classes!r}")
     return indices
 
 
 def _cost(sums: _Sums, alpha: Any, beta: Any, squared: bool) -> Float[Array, "images classes"]:
-    """Returns N, the term beside I in the denominator of TI, from sums that are accurate and not negative."""
+    """Returns N of 1 - TI = N / (I + N)."""
     if not squared:
         return alpha * sums.error + beta * sums.miss
     cost = alpha * sums.error + (beta - alpha) * sums.miss
@@ -333,14 +299,14 @@ def _ratio(cost: Float[Array, "images classes"], hit: Float[Array, "images class
     """Returns 1 - TI = N / (I + N), and 0 where both are 0."""
     whole = jax.lax.stop_gradient(hit + cost)
     nothing = whole < jnp.finfo(whole.dtype).tiny
-    # Scaled by a constant that cancels: the derivatives of a quotient have squares of I + N, which is tiny if β is 0.
+    # Scaled by a constant that cancels, because derivatives of the quotient have squares of a possibly tiny I + N.
     scale = 1 / jnp.where(nothing, 1, whole)
     cost, hit = cost * scale, hit * scale
     return jnp.where(nothing, 0, cost / jnp.where(nothing, 1, hit + cost))
 
 
 def _power(base: Float[Array, "images classes"], gamma: Float[Array, ""]) -> Float[Array, "images classes"]:
-    """Returns base^γ for γ ≥ 1, with the right derivatives at 0, where the formula's are 0 · ∞."""
+    """Returns base^γ for γ ≥ 1, with finite derivatives at 0, where the formula has 0 · ∞."""
     positive = base >= jnp.finfo(base.dtype).tiny
     return jnp.where(positive, jnp.where(positive, base, 1) ** gamma, jnp.where(gamma == 1, base, 0))
 
@@ -353,7 +319,7 @@ def _mean_over_pairs(
     over_batch: bool,
     axis_name: Hashable | None,
 ) -> Float[Array, ""]:
-    """Returns the mean over the pairs that `absent` counts, on all devices (over the batch, each has all sums)."""
+    """Returns the mean over the counted pairs of all devices (`over_batch`: the sums already are of all devices)."""
     checks.choice("absent", absent, ("exclude", "zero", "one"))
     counted = jnp.broadcast_to(sums.pixels > 0, present.shape)
     counted = counted & present if absent == "exclude" else counted
