@@ -29,10 +29,15 @@ from jaxtyping import Array, Bool, Float, Int, Real, Shaped
 
 from segjax import checks
 
+Logits = Float[Array, "*pixels classes"]
+PerClass = Bool[Array, "*pixels classes"]
+Floats = Float[Array, "*pixels"]
+Labels = Int[Array, "*pixels"]
+Mask = Bool[Array, "*pixels"]
+Targets = Real[Array, "*pixels"]
 
-def softmax_inputs(
-    logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
-) -> tuple[Float[Array, "*pixels classes"], Int[Array, "*pixels"], Bool[Array, "*pixels"] | None]:
+
+def softmax_inputs(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> tuple[Logits, Labels, Mask | None]:
     """Returns checked arguments: logits widened (masked ones unchanged), and labels 0 where masked."""
     logits = checks.floating("logits", logits)
     labels = checks.integers("labels", labels)
@@ -48,7 +53,7 @@ def softmax_inputs(
 
 def sigmoid_inputs(
     logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None
-) -> tuple[Float[Array, "*pixels"], Real[Array, "*pixels"], Bool[Array, "*pixels"] | None]:
+) -> tuple[Floats, Targets, Mask | None]:
     """Returns checked arguments; targets are constants, integers or (soft) floats. `rematerialized` masks them."""
     logits = checks.floating_as_given("logits", logits)
     targets = checks.array("targets", targets)
@@ -58,37 +63,35 @@ def sigmoid_inputs(
     return logits, targets, None if where is None else checks.mask("where", where, logits.shape)
 
 
-def mask_to_zero(values: Shaped[Array, "*pixels"], where: Bool[Array, "*pixels"] | None) -> Shaped[Array, "*pixels"]:
+def mask_to_zero(values: Shaped[Array, "*pixels"], where: Mask | None) -> Shaped[Array, "*pixels"]:
     """Returns `values`, and 0 (False) where `where` is False."""
     return values if where is None else jnp.where(where, values, jnp.zeros_like(values))
 
 
-def mask_classes(where: Bool[Array, "*pixels"], num_classes: int) -> Bool[Array, "*pixels {num_classes}"]:
+def mask_classes(where: Mask, num_classes: int) -> PerClass:
     """Returns `where` for every class, compared per class: the CPU compiler does not vectorise a shared condition."""
     classes = lax.broadcasted_iota(jnp.int32, (*where.shape, num_classes), where.ndim)
     return classes < jnp.where(where, num_classes, 0)[..., None]
 
 
-def is_label(labels: Int[Array, "*pixels"], num_classes: int) -> Bool[Array, "*pixels {num_classes}"]:
+def is_label(labels: Labels, num_classes: int) -> PerClass:
     """Returns one-hot labels by comparison: a TPU gathers and scatters one pixel at a time."""
     classes = lax.broadcasted_iota(labels.dtype, (*labels.shape, num_classes), labels.ndim)
     return labels[..., None] == classes
 
 
-def nan_unless(valid: Bool[Array, "*pixels"], dtype: jnp.dtype) -> Float[Array, "*pixels"]:
+def nan_unless(valid: Mask, dtype: jnp.dtype) -> Floats:
     """Returns 0 where `valid`, else NaN, which makes a sum with it and the sum's gradient NaN."""
     return jnp.where(valid, 0.0, jnp.nan).astype(dtype)
 
 
-def varying_like(values: Shaped[Array, "*pixels"], floats: Float[Array, "*pixels"]) -> Shaped[Array, "*pixels"]:
+def varying_like(values: Shaped[Array, "*pixels"], floats: Floats) -> Shaped[Array, "*pixels"]:
     """Returns integers or booleans that vary over the mapped axes of `floats`, as reductions of both require."""
     zero = jnp.isnan(floats) & False
     return values | zero if values.dtype == jnp.bool_ else values + zero.astype(values.dtype)
 
 
-def softmax_log_odds(
-    logits: Float[Array, "*pixels classes"], labels: Int[Array, "*pixels"], where: Bool[Array, "*pixels"] | None = None
-) -> Float[Array, "*pixels"]:
+def softmax_log_odds(logits: Logits, labels: Labels, where: Mask | None = None) -> Floats:
     """Returns x = z_y - log Σ_{j≠y} exp z_j, 0 where masked; value and gradient are NaN if the label is not a class."""
     own, largest, log_sum, flaw = own_and_others(logits, varying_like(labels, logits[..., 0]), where)
     # In this order a large offset that all logits share does not round the small logarithm away.
@@ -96,18 +99,12 @@ def softmax_log_odds(
 
 
 @jax.custom_jvp
-def own_and_others(
-    logits: Float[Array, "*pixels classes"], labels: Int[Array, "*pixels"], where: Bool[Array, "*pixels"] | None
-) -> tuple[Float[Array, "*pixels"], Float[Array, "*pixels"], Float[Array, "*pixels"], Float[Array, "*pixels"]]:
+def own_and_others(logits: Logits, labels: Labels, where: Mask | None) -> tuple[Floats, Floats, Floats, Floats]:
     """Returns z_y, the largest other logit m (a constant), log Σ_{j≠y} exp(z_j - m), and 0 or NaN (not a class)."""
     own = is_label(labels, logits.shape[-1])
     zero, lowest, last = logits.dtype.type(0), logits.dtype.type(-jnp.inf), (logits.ndim - 1,)
-    largest, own_logit = lax.reduce(
-        (jnp.where(own, lowest, logits), jnp.where(own, logits, zero)),
-        (lowest, zero),
-        lambda a, b: (lax.max(a[0], b[0]), a[1] + b[1]),
-        last,
-    )
+    candidates = jnp.where(own, lowest, logits), jnp.where(own, logits, zero)
+    largest, own_logit = lax.reduce(candidates, (lowest, zero), lambda a, b: (lax.max(a[0], b[0]), a[1] + b[1]), last)
     exps = jnp.where(own, zero, jnp.exp(logits - largest[..., None]))
     total, found = lax.reduce((exps, own), (zero, np.bool_(False)), lambda a, b: (a[0] + b[0], a[1] | b[1]), last)
     return own_logit, largest, jnp.log(total), nan_unless(found, logits.dtype)
@@ -131,7 +128,7 @@ def _shares(logits, largest, log_sum, other, where):
     return jnp.exp(jnp.where(other, (logits - largest[..., None]) - log_sum[..., None], -jnp.inf))
 
 
-def weight_of_label(weights: Float[Array, "classes"], labels: Int[Array, "*pixels"]) -> Float[Array, "*pixels"]:
+def weight_of_label(weights: Float[Array, "classes"], labels: Labels) -> Floats:
     """Returns the weight of each pixel's class, NaN if the label is not a class."""
     own = is_label(labels, weights.shape[0])
     own = varying_like(own, jnp.broadcast_to(weights, own.shape))
@@ -140,7 +137,7 @@ def weight_of_label(weights: Float[Array, "classes"], labels: Int[Array, "*pixel
 
 
 def sum_and_count(
-    values: Float[Array, "*pixels last"], counted: Bool[Array, "*pixels last"], *, per_row: bool = False
+    values: Floats, counted: Mask, *, per_row: bool = False
 ) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
     """Returns the sum of values and the number of `counted`, in one loop; `per_row`: over the last axis only."""
     total, high, low = _sum_and_halves(values, varying_like(counted, values), per_row)
@@ -165,26 +162,24 @@ def _sum_and_halves_jvp(per_row, primals, tangents):
     return (total, high, low), (total_dot, jnp.zeros_like(high), jnp.zeros_like(low))
 
 
-def sigmoid_log_odds(logits: Float[Array, "*pixels"], targets: Real[Array, "*pixels"]) -> Float[Array, "*pixels"]:
+def sigmoid_log_odds(logits: Floats, targets: Targets) -> Floats:
     """Returns x = z where the target is 1, -z where it is 0, NaN elsewhere."""
     x = jnp.where(targets == 1, logits, -logits)
     return x + nan_unless((targets == 0) | (targets == 1), x.dtype)
 
 
-def hinge(x: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
+def hinge(x: Floats) -> Floats:
     """Returns max(0, 1 - x) with slope 0 at x = 1; value and gradient are NaN if x is NaN."""
     x = x * (1 + nan_unless(~jnp.isnan(x), x.dtype))  # the factor carries the NaN into the gradient
     return jnp.where(x >= 1, 0, 1 - x)
 
 
-def soft_targets(targets: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
+def soft_targets(targets: Floats) -> Floats:
     """Returns the targets as constants, since log t has no derivative at 0; NaN where they are outside [0, 1]."""
     return lax.stop_gradient(targets + nan_unless((targets >= 0) & (targets <= 1), targets.dtype))
 
 
-def binary_terms(
-    logits: Float[Array, "*pixels"], targets: Real[Array, "*pixels"]
-) -> tuple[Float[Array, "*pixels"], Float[Array, "*pixels"]]:
+def binary_terms(logits: Floats, targets: Targets) -> tuple[Floats, Floats]:
     """Returns the cross entropy -t log p - (1-t) log(1-p), and log(1 - p_t) = log(t (1-p) + (1-t) p)."""
     if jnp.issubdtype(targets.dtype, jnp.integer):  # same bits as below with half of the exponentials
         x = sigmoid_log_odds(logits, targets)
@@ -194,7 +189,7 @@ def binary_terms(
     return -(t * log_p + (1 - t) * log_not_p), jnp.logaddexp(jnp.log(t) + log_not_p, jnp.log1p(-t) + log_p)
 
 
-def balance(alpha: Float[Array, ""] | None, targets: Real[Array, "*pixels"]) -> Float[Array, "*pixels"] | float:
+def balance(alpha: Float[Array, ""] | None, targets: Targets) -> Floats | float:
     """Returns α_t = α t + (1 - α)(1 - t), or 1 without α."""
     if alpha is None:
         return 1.0
@@ -204,12 +199,12 @@ def balance(alpha: Float[Array, ""] | None, targets: Real[Array, "*pixels"]) -> 
 
 
 def rematerialized(
-    formula: Callable[..., Float[Array, "*pixels"]],
+    formula: Callable[..., Floats],
     dtype: jnp.dtype,
-    where: Bool[Array, "*pixels"] | None,
-    arrays: Sequence[Real[Array, "*pixels"]],
+    where: Mask | None,
+    arrays: Sequence[Targets],
     parameters: Sequence[Float[Array, ""] | None] = (),
-) -> Float[Array, "*pixels"]:
+) -> Floats:
     """Returns `formula(*arrays, *parameters)`, widened to `dtype` and masked; its derivatives keep the arguments only.
 
     The barrier separates the two computations. It holds only arrays that are in memory anyway, whereas
@@ -246,13 +241,9 @@ def pixel_sums(
     miss = jnp.where(own, missed[..., None], 0)
     hit = jnp.where(own, probability[..., None], 0)
     error = other * other + miss * miss if squared else other
-    zero = logits.dtype.type(0)
-    rows = lax.reduce(
-        (hit, miss, error, own.astype(jnp.int32)),
-        (zero, zero, zero, np.int32(0)),
-        lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
-        (labels.ndim - 1,),
-    )
+    terms = hit, miss, error, own.astype(jnp.int32)
+    zeros = tuple(x.dtype.type(0) for x in terms)
+    rows = lax.reduce(terms, zeros, lambda a, b: tuple(map(lax.add, a, b)), (labels.ndim - 1,))
     sums = (jnp.sum(row, axis=tuple(range(1, row.ndim - 1)), dtype=row.dtype) for row in rows)
     return *(total.astype(logits.dtype) for total in sums), jnp.sum(flaw)
 
@@ -269,24 +260,22 @@ def _pixel_sums_jvp(squared, primals, tangents):
     common = share_dot + probability * x_dot
     other = share * missed[..., None]
     other_dot = other * (tangents[0] - common[..., None])
-    pixel_axes = tuple(range(1, labels.ndim))
 
     def by_label(values):
         # A scatter: its transpose gathers from C numbers, whereas that of a masked sum needs one more array.
         zeros = jnp.zeros(own.shape[-1], values.dtype)
         return jax.vmap(lambda y, v: zeros.at[y.ravel()].add(v.ravel()))(labels, values)
 
-    error_dot = jnp.sum(2 * other * other_dot if squared else other_dot, axis=pixel_axes)
+    error_dot = jnp.sum(2 * other * other_dot if squared else other_dot, axis=tuple(range(1, labels.ndim)))
     if squared:
         error_dot = error_dot - by_label(2 * missed * hit_dot)
-    sums = pixel_sums(*primals, squared)
+    sums, hits_dot = pixel_sums(*primals, squared), by_label(hit_dot)
     alarm_dot = -jnp.sum(jnp.where(jnp.isnan(flaw), hit_dot, 0))
-    hits_dot = by_label(hit_dot)
     return sums, (hits_dot, -hits_dot, error_dot, jnp.zeros_like(sums[3]), alarm_dot)
 
 
 def _softmax_parts(logits, labels, where):
-    """Returns the kept one-hot labels, p_y, 1 - p_y, p_j / (1 - p_y) of the other classes, and the NaN flaw."""
+    """Returns the unmasked one-hot labels, p_y, 1 - p_y, p_j / (1 - p_y) of the other classes, and the NaN flaw."""
     own_logit, largest, log_sum, flaw = own_and_others(logits, labels, where)
     x = mask_to_zero((own_logit - largest) - log_sum + flaw, where)
     own = is_label(jnp.where(where, labels, -1), logits.shape[-1])

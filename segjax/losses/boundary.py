@@ -56,7 +56,6 @@ def boundary_mask(
     References:
         van der Walt et al., scikit-image, arXiv 1407.6245: `skimage.segmentation.find_boundaries`.
 
-    >>> import jax.numpy as jnp
     >>> labels = jnp.array([[0, 0, 5, 5, 1, 1, 255]])
     >>> print(boundary_mask(labels, mode="outer", where=labels != 255).astype(int))
     [[0 1 0 1 1 0 0]]
@@ -121,7 +120,6 @@ def boundary_weights(
     References:
         van der Walt et al., scikit-image, arXiv 1407.6245: `skimage.segmentation.find_boundaries`.
 
-    >>> import jax.numpy as jnp
     >>> print(boundary_weights(jnp.array([[0, 0, 0, 1, 1, 2, 2]]), 2.0))
     [[1. 1. 2. 1. 2. 2. 1.]]
     """

@@ -13,21 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer, Real
 
 from segjax import checks
-from segjax.losses._log_odds import (
-    balance,
-    binary_terms,
-    hinge,
-    is_label,
-    mask_classes,
-    mask_to_zero,
-    rematerialized,
-    sigmoid_inputs,
-    sigmoid_log_odds,
-    soft_targets,
-    softmax_inputs,
-    softmax_log_odds,
-    weight_of_label,
-)
+from segjax.losses import _log_odds as numerics
 
 _WHY_NO_SCALAR_ALPHA = (
     "RetinaNet's scalar alpha balances positives against negatives, and softmax classes are neither: "
@@ -68,27 +54,26 @@ def softmax_cross_entropy(
     References:
         Szegedy et al., Rethinking the Inception Architecture for Computer Vision, arXiv 1512.00567 (label smoothing).
 
-    >>> import jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
     >>> print(softmax_cross_entropy(logits, jnp.array([0, 255]), where=jnp.array([True, False])))
     [0.6931472 0.       ]
     """
-    logits, labels, where = softmax_inputs(logits, labels, where)
+    logits, labels, where = numerics.softmax_inputs(logits, labels, where)
     num_classes, dtype = logits.shape[-1], logits.dtype
     smoothing = checks.scalar("label_smoothing", label_smoothing, dtype, 0.0, 1.0)
     weights = None if class_weights is None else checks.per_class("class_weights", class_weights, num_classes, dtype)
 
-    x = softmax_log_odds(logits, labels, where)
+    x = numerics.softmax_log_odds(logits, labels, where)
     own = -log_sigmoid(x)  # -log p_y
-    loss = own if weights is None else weight_of_label(weights, labels) * own
+    loss = own if weights is None else numerics.weight_of_label(weights, labels) * own
     if isinstance(label_smoothing, jax.Array) or label_smoothing != 0:
-        logits = logits if where is None else jnp.where(mask_classes(where, num_classes), logits, 0)
-        own_logit = jnp.sum(jnp.where(is_label(labels, num_classes), logits, 0), axis=-1)
+        logits = logits if where is None else jnp.where(numerics.mask_classes(where, num_classes), logits, 0)
+        own_logit = jnp.sum(jnp.where(numerics.is_label(labels, num_classes), logits, 0), axis=-1)
         every = own[..., None] + (own_logit[..., None] - logits)  # -log p_j
         if weights is not None:  # selected, since a class of weight 0 may have the logit -inf, and 0 · inf is NaN
             every = jnp.where(weights == 0, 0, every) * jnp.broadcast_to(weights, every.shape)
         loss = jnp.where(smoothing == 0, loss, (1 - smoothing) * loss + smoothing * jnp.mean(every, axis=-1))
-    return mask_to_zero(loss, where)
+    return numerics.mask_to_zero(loss, where)
 
 
 def softmax_focal_loss(
@@ -122,21 +107,20 @@ def softmax_focal_loss(
     References:
         Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002.
 
-    >>> import jax.numpy as jnp
     >>> logits, labels = jnp.log(jnp.array([[0.9, 0.05, 0.05], [0.25, 0.5, 0.25]])), jnp.array([0, 1])
     >>> [round(float(x)) for x in softmax_cross_entropy(logits, labels) / softmax_focal_loss(logits, labels)]
     [100, 4]
     """
-    logits, labels, where = softmax_inputs(logits, labels, where)
+    logits, labels, where = numerics.softmax_inputs(logits, labels, where)
     num_classes, dtype = logits.shape[-1], logits.dtype
     gamma = checks.scalar("gamma", gamma, dtype, 0.0)
     alpha = None if alpha is None else checks.per_class("alpha", alpha, num_classes, dtype, _WHY_NO_SCALAR_ALPHA)
 
-    x = softmax_log_odds(logits, labels, where)
+    x = numerics.softmax_log_odds(logits, labels, where)
     loss = jnp.exp(gamma * log_sigmoid(-x)) * -log_sigmoid(x)  # (1 - p_y)^γ · -log p_y
     if alpha is not None:
-        loss = weight_of_label(alpha, labels) * loss
-    return mask_to_zero(loss, where)
+        loss = numerics.weight_of_label(alpha, labels) * loss
+    return numerics.mask_to_zero(loss, where)
 
 
 def sigmoid_cross_entropy(
@@ -169,19 +153,18 @@ def sigmoid_cross_entropy(
     References:
         Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 3.1.
 
-    >>> import jax.numpy as jnp
     >>> print(sigmoid_cross_entropy(jnp.zeros(3), jnp.array([1, 0, 255]), where=jnp.array([True, True, False])))
     [0.6931472 0.6931472 0.       ]
     """
-    logits, targets, where = sigmoid_inputs(logits, targets, where)
+    logits, targets, where = numerics.sigmoid_inputs(logits, targets, where)
     dtype = checks.widened(logits.dtype)
     alpha = None if alpha is None else checks.scalar("alpha", alpha, dtype, 0.0, 1.0)
 
     def formula(z, t, alpha):
-        cross_entropy, _ = binary_terms(z, t)
-        return balance(alpha, t) * cross_entropy
+        cross_entropy, _ = numerics.binary_terms(z, t)
+        return numerics.balance(alpha, t) * cross_entropy
 
-    return rematerialized(formula, dtype, where, (logits, targets), (alpha,))
+    return numerics.rematerialized(formula, dtype, where, (logits, targets), (alpha,))
 
 
 def sigmoid_focal_loss(
@@ -218,21 +201,20 @@ def sigmoid_focal_loss(
     References:
         Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002.
 
-    >>> import jax.numpy as jnp
     >>> logits, targets = jnp.array([2.1972246, 0.0]), jnp.array([1, 1])  # p = 0.9 and p = 0.5
     >>> [round(float(x)) for x in sigmoid_cross_entropy(logits, targets) / sigmoid_focal_loss(logits, targets)]
     [100, 4]
     """
-    logits, targets, where = sigmoid_inputs(logits, targets, where)
+    logits, targets, where = numerics.sigmoid_inputs(logits, targets, where)
     dtype = checks.widened(logits.dtype)
     gamma = checks.scalar("gamma", gamma, dtype, 0.0)
     alpha = None if alpha is None else checks.scalar("alpha", alpha, dtype, 0.0, 1.0)
 
     def formula(z, t, gamma, alpha):
-        cross_entropy, log_one_minus_pt = binary_terms(z, t)
-        return balance(alpha, t) * (jnp.exp(gamma * log_one_minus_pt) * cross_entropy)
+        cross_entropy, log_one_minus_pt = numerics.binary_terms(z, t)
+        return numerics.balance(alpha, t) * (jnp.exp(gamma * log_one_minus_pt) * cross_entropy)
 
-    return rematerialized(formula, dtype, where, (logits, targets), (gamma, alpha))
+    return numerics.rematerialized(formula, dtype, where, (logits, targets), (gamma, alpha))
 
 
 def sigmoid_focal_star_loss(
@@ -269,11 +251,10 @@ def sigmoid_focal_star_loss(
     References:
         Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, appendices A and B.
 
-    >>> import jax.numpy as jnp
     >>> print(sigmoid_focal_star_loss(jnp.array([0.0, -3.0]), jnp.array([1, 1])).round(2))
     [0.16 2.5 ]
     """
-    logits, targets, where = sigmoid_inputs(logits, targets, where)
+    logits, targets, where = numerics.sigmoid_inputs(logits, targets, where)
     dtype = checks.widened(logits.dtype)
     gamma = checks.finite("gamma", gamma, dtype, above=0.0)
     beta = checks.finite("beta", beta, dtype)
@@ -284,13 +265,13 @@ def sigmoid_focal_star_loss(
 
     def formula(z, t, gamma, beta, alpha):
         if jnp.issubdtype(t.dtype, jnp.integer):
-            loss = star(sigmoid_log_odds(z, t), gamma, beta)
+            loss = star(numerics.sigmoid_log_odds(z, t), gamma, beta)
         else:
-            t = soft_targets(t)
+            t = numerics.soft_targets(t)
             loss = t * star(z, gamma, beta) + (1 - t) * star(-z, gamma, beta)
-        return balance(alpha, t) * loss
+        return numerics.balance(alpha, t) * loss
 
-    return rematerialized(formula, dtype, where, (logits, targets), (gamma, beta, alpha))
+    return numerics.rematerialized(formula, dtype, where, (logits, targets), (gamma, beta, alpha))
 
 
 def hinge_loss(
@@ -321,16 +302,15 @@ def hinge_loss(
     References:
         Cortes and Vapnik, Support-Vector Networks, Machine Learning 20, 1995.
 
-    >>> import jax.numpy as jnp
     >>> print(hinge_loss(jnp.array([0.25, 0.25, 3.0, jnp.nan]), jnp.array([1, 0, 1, 255]), where=jnp.arange(4) < 3))
     [0.75 1.25 0.   0.  ]
     """
-    logits, targets, where = sigmoid_inputs(logits, targets, where)
+    logits, targets, where = numerics.sigmoid_inputs(logits, targets, where)
 
     def formula(z, t):
-        return hinge(sigmoid_log_odds(z, t))
+        return numerics.hinge(numerics.sigmoid_log_odds(z, t))
 
-    return rematerialized(formula, checks.widened(logits.dtype), where, (logits, targets))
+    return numerics.rematerialized(formula, checks.widened(logits.dtype), where, (logits, targets))
 
 
 def huber_loss(
@@ -365,7 +345,6 @@ def huber_loss(
         Huber, Robust Estimation of a Location Parameter, Annals of Mathematical Statistics 35, 1964;
         Girshick, Fast R-CNN, arXiv 1504.08083 (smooth L1).
 
-    >>> import jax.numpy as jnp
     >>> print(huber_loss(jnp.array([0.5, -3.0]), jnp.zeros(2), delta=2.0))
     [0.125 4.   ]
     """
@@ -383,4 +362,4 @@ def huber_loss(
         # Selected before the square, which overflows for large errors, with the derivative 0 · ∞.
         return jnp.where(small, jnp.where(small, error, 0) ** 2 / 2, delta * (jnp.abs(error) - delta / 2))
 
-    return rematerialized(formula, dtype, where, (predictions, targets), (delta,))
+    return numerics.rematerialized(formula, dtype, where, (predictions, targets), (delta,))

@@ -15,16 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Real, UInt
 
 from segjax import checks
 from segjax.collectives import psum
-from segjax.losses._log_odds import (
-    hinge,
-    is_label,
-    mask_classes,
-    mask_to_zero,
-    nan_unless,
-    sigmoid_inputs,
-    sigmoid_log_odds,
-    softmax_inputs,
-)
+from segjax.losses import _log_odds as numerics
 from segjax.losses.reduction import mean
 
 # The loss of an absent class; None: it is not counted.
@@ -71,24 +62,23 @@ def lovasz_softmax_loss(
     References:
         Berman et al., The Lovász-Softmax loss, arXiv 1705.08790.
 
-    >>> import jax.numpy as jnp
     >>> hard = 1e4 * jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # IoU 2/3 and 1/2
     >>> print(1 - lovasz_softmax_loss(hard, jnp.array([0, 0, 0, 1])).round(6))
     0.583333
     """
     checks.choice("absent", absent, tuple(_ABSENT))
-    logits, labels, keep = softmax_inputs(logits, labels, where)
+    logits, labels, keep = numerics.softmax_inputs(logits, labels, where)
     num_classes = logits.shape[-1]
     if labels.ndim < (1 if over_batch else 2):
         expected = "[pixels, ..., classes]" if over_batch else "[batch, pixels, ..., classes] for over_batch=False"
         raise ValueError(f"logits must be {expected}; got shape {logits.shape}")
 
     if keep is not None:
-        logits = jnp.where(mask_classes(keep, num_classes), logits, 0)
+        logits = jnp.where(numerics.mask_classes(keep, num_classes), logits, 0)
     valid = (labels >= 0) & (labels < num_classes)
     # Added to the logits, so that the gradient of an invalid label is NaN too.
-    p = jax.nn.softmax(logits + nan_unless(valid, logits.dtype)[..., None])
-    own = is_label(labels, num_classes)
+    p = jax.nn.softmax(logits + numerics.nan_unless(valid, logits.dtype)[..., None])
+    own = numerics.is_label(labels, num_classes)
     # 1 - p of the own class as the sum of the others keeps the digits of a confident pixel.
     missed = jnp.sum(jnp.where(own, 0, p), axis=-1, keepdims=True)
     errors = jnp.where(own, missed, p)  # |[y = c] - p_c|
@@ -137,17 +127,19 @@ def lovasz_hinge_loss(
     References:
         Yu and Blaschko, Learning Submodular Losses with the Lovász Hinge, arXiv 1512.07797.
 
-    >>> import jax.numpy as jnp
     >>> print(lovasz_hinge_loss(jnp.array([1.0, -1.0, 1.0, -1.0]), jnp.array([1, 1, 0, 0])) / 2)  # IoU 1/3
     0.6666667
     """
-    logits, targets, keep = sigmoid_inputs(logits, targets, where)
+    logits, targets, keep = numerics.sigmoid_inputs(logits, targets, where)
     if logits.ndim < (1 if over_batch else 2):
         expected = "[pixels, ...]" if over_batch else "[batch, pixels, ...] for over_batch=False"
         raise ValueError(f"logits must be {expected}; got shape {logits.shape}")
 
-    logits, targets = mask_to_zero(logits.astype(checks.widened(logits.dtype)), keep), mask_to_zero(targets, keep)
-    errors = hinge(sigmoid_log_odds(logits, targets))
+    logits, targets = (
+        numerics.mask_to_zero(logits.astype(checks.widened(logits.dtype)), keep),
+        numerics.mask_to_zero(targets, keep),
+    )
+    errors = numerics.hinge(numerics.sigmoid_log_odds(logits, targets))
 
     within, across = (axis_name, None) if over_batch else (None, axis_name)
     loss, _, exists = _set_losses(errors[..., None], (targets == 1)[..., None], keep, over_batch, within)

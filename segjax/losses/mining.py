@@ -65,7 +65,6 @@ def hard_pixels(
         Shrivastava et al., Training Region-based Object Detectors with Online Hard Example Mining, arXiv 1604.03540;
         Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 5 (OHEM 1:3).
 
-    >>> import jax.numpy as jnp
     >>> loss = jnp.array([0.1, 2.0, 0.3, 0.7, 9.0])
     >>> print(hard_pixels(loss, where=loss < 9, fraction=0.5))
     [False  True False  True False]

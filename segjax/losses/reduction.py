@@ -50,7 +50,6 @@ def mean(
     References:
         Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 4.1 (positives).
 
-    >>> import jax.numpy as jnp
     >>> loss = jnp.array([[1.0, 2.0], [3.0, jnp.nan]])
     >>> where = jnp.array([[True, True], [True, False]])
     >>> print(mean(loss, where=where), mean(loss, where=where, positives=loss > 2.5, normalizer="positives"))

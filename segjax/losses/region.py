@@ -67,7 +67,6 @@ def dice_loss(
     References:
         Milletari et al., V-Net, arXiv 1606.04797 (squared).
 
-    >>> import jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[[0.1, 0.9], [0.2, 0.8], [0.8, 0.2]]]))  # one image of three pixels
     >>> print(f"{dice_loss(logits, jnp.array([[1, 1, 0]]), classes=(1,)):.4f}")  # 1 - 2 · 1.7 / (1.9 + 2)
     0.1282
@@ -113,7 +112,6 @@ def jaccard_loss(
     References:
         Rahman and Wang, Optimizing Intersection-Over-Union in Deep Neural Networks for Image Segmentation, ISVC 2016.
 
-    >>> import jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[[0.1, 0.9], [0.2, 0.8], [0.8, 0.2]]]))
     >>> print(f"{jaccard_loss(logits, jnp.array([[1, 1, 0]]), classes=(1,)):.4f}")  # 1 - 1.7 / (1.9 + 2 - 1.7)
     0.2273
@@ -169,7 +167,6 @@ def tversky_loss(
         Salehi et al., Tversky loss function for image segmentation, arXiv 1706.05721;
         Abraham and Khan, A Novel Focal Tversky Loss Function, arXiv 1810.07842.
 
-    >>> import jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[[0.1, 0.9], [0.2, 0.8], [0.8, 0.2]]]))
     >>> loss = tversky_loss(logits, jnp.array([[1, 1, 0]]), alpha=0.3, beta=0.7, classes=(1,))
     >>> print(f"{loss:.4f}")  # 1 - 1.7 / (1.7 + 0.3 · 0.2 + 0.7 · 0.3)
@@ -228,7 +225,6 @@ def generalized_dice_loss(
     References:
         Sudre et al., Generalised Dice overlap as a deep learning loss function, arXiv 1707.03237.
 
-    >>> import jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[[0.9, 0.1], [0.8, 0.2], [0.8, 0.2], [0.1, 0.9]]]))
     >>> print(f"{generalized_dice_loss(logits, jnp.array([[0, 0, 0, 1]])):.4f}")  # 1 - 2 (2.5/9 + 0.9) / (5.6/9 + 2.4)
     0.2206

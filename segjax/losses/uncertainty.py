@@ -44,7 +44,6 @@ def mc_variance(
         Gal and Ghahramani, Dropout as a Bayesian Approximation, arXiv 1506.02142;
         Kendall and Gal, What Uncertainties Do We Need in Bayesian Deep Learning for Computer Vision?, arXiv 1703.04977.
 
-    >>> import jax.numpy as jnp
     >>> print(mc_variance(jnp.array([[[1.0, 0.0]], [[2.0, 0.0]], [[3.0, 3.0]]])))  # class variances 1 and 3
     [2.]
     """
@@ -100,7 +99,6 @@ def uncertainty_penalty(
         The Cityscapes U-Net recipe (Regressionist/Semantic-Segmentation-UNet);
         Kendall and Gal, What Uncertainties Do We Need in Bayesian Deep Learning for Computer Vision?, arXiv 1703.04977.
 
-    >>> import jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.5, 0.5]]))
     >>> print(uncertainty_penalty(jnp.array([2.0, 2.0]), logits, background=0).round(4))
     [0.5 1. ]

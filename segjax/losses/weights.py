@@ -47,7 +47,6 @@ def class_weights(
         Eigen and Fergus, arXiv 1411.4734 (median frequency); Paszke et al., ENet, arXiv 1606.02147 (log);
         Cui et al., Class-Balanced Loss Based on Effective Number of Samples, arXiv 1901.05555.
 
-    >>> import numpy as np
     >>> print(class_weights(np.array([900, 100, 0]), "inverse"))
     [0.5555556 5.        0.       ]
     """
@@ -129,7 +128,6 @@ def prior_bias_softmax(frequencies: Real[ArrayLike, "classes"]) -> Float[Array, 
     References:
         Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 4.1 (for two classes).
 
-    >>> import numpy as np
     >>> print(prior_bias_softmax(np.array([0.9, 0.1])))
     [-0.10536052 -2.3025851 ]
     """
