@@ -36,6 +36,7 @@ def test_every_page_is_in_the_table_of_contents():
     assert pages - {"index"} <= listed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
 def test_notebook_runs_and_prints_its_saved_output(notebook, capsys, monkeypatch):
     """All cells share one namespace, as in a kernel."""

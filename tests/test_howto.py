@@ -67,7 +67,8 @@ def run_command(line):
     sys.argv = [str(file), *tiny(arguments)]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("default")  # as outside pytest: ml_collections uses `load_module`
+            # ml_collections loads config files this way.
+            warnings.filterwarnings("ignore", r"the load_module\(\) method is deprecated", DeprecationWarning)
             runpy.run_path(str(file), run_name="__main__")
     except SystemExit as end:
         if end.code:
@@ -159,6 +160,7 @@ def test_howto_your_own_folder(own_folder_run, folder):
     assert sum(names["fraction"].values()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_howto_uncertainty(own_folder_run, folder, page, monkeypatch):
     monkeypatch.chdir(ROOT)
     names = run_page(page("howto/uncertainty.md"), own_folder_run[1] | {"=unsure": f"={folder / 'unsure'}"})
@@ -180,6 +182,7 @@ def test_howto_uncertainty(own_folder_run, folder, page, monkeypatch):
     assert float(sampled.variance.mean()) == pytest.approx(float(exact.mean()), rel=0.3)
 
 
+@pytest.mark.slow
 def test_getting_started_commands(tmp_path, monkeypatch, page, python):
     rng, raw = np.random.default_rng(0), tmp_path / "camvid"
     for split, count in (("train", 4), ("val", 2)):

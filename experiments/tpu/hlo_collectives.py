@@ -1,4 +1,4 @@
-"""What a compiled program says to other devices, read from its HLO text."""
+"""Collectives of a compiled program, counted in its HLO text."""
 
 import re
 from typing import NamedTuple
@@ -14,7 +14,7 @@ _ARRAY = re.compile(r"\b(?P<kind>[a-z]+)(?P<bits>\d*)\w*\[(?P<shape>[\d,]*)\]")
 
 
 class Traffic(NamedTuple):
-    """How many collectives of a kind there are, and the bytes of their results on one device."""
+    """Number of collectives of a kind, and the bytes of their results on one device."""
 
     count: int
     bytes: int
@@ -23,12 +23,9 @@ class Traffic(NamedTuple):
 def collectives(hlo: str) -> dict[str, Traffic]:
     """Counts the collectives of an HLO module, as `jax.stages.Compiled.as_text` gives it.
 
-    An asynchronous pair, `-start` and `-done`, is one collective. What stands in the body of a loop is counted once,
-    however often it runs. Bytes are those of the result on each device, which for an all-reduce are those of its
-    operand; what the wires carry depends on the algorithm (of a ring of n devices, 2 (n - 1) / n of it a device).
-
-    Args:
-        hlo: the text of the module.
+    An asynchronous pair, `-start` and `-done`, is one collective. The body of a loop is counted once. The bytes are
+    those of the result on each device. A ring of n devices sends 2 (n - 1) / n times as many bytes per device for an
+    all-reduce.
 
     Returns:
         The traffic of each kind that occurs.
@@ -44,7 +41,7 @@ def collectives(hlo: str) -> dict[str, Traffic]:
         if match is None:
             continue
         kind, shape = match["kind"], match["shape"]
-        if match["start"] and kind != "all-reduce":  # (operand, result, ...); an all-reduce's is the result alone
+        if match["start"] and kind != "all-reduce":  # (operand, result, ...); all-reduce: the result only
             shape = _elements(shape)[1]
         before = found.get(kind, Traffic(0, 0))
         found[kind] = Traffic(before.count + 1, before.bytes + shape_bytes(shape))
@@ -52,7 +49,7 @@ def collectives(hlo: str) -> dict[str, Traffic]:
 
 
 def shape_bytes(shape: str) -> int:
-    """The bytes of all arrays in an HLO shape without layouts, such as `(f32[3], bf16[2,4])`; padding is not counted.
+    """Returns the bytes of all arrays in an HLO shape without layouts and padding, such as `(f32[3], bf16[2,4])`.
 
     >>> shape_bytes("(f32[3], bf16[2,4], pred[])")
     29
@@ -61,14 +58,14 @@ def shape_bytes(shape: str) -> int:
 
 
 def _array_bytes(array: re.Match) -> int:
-    bits = int(array["bits"] or 8)  # pred has no number, and takes a byte
+    bits = int(array["bits"] or 8)  # pred has no number and takes one byte
     for size in filter(None, array["shape"].split(",")):
         bits *= int(size)
     return -(-bits // 8)
 
 
 def _elements(shape: str) -> list[str]:
-    """The elements of a tuple, which may be tuples."""
+    """Returns the elements of a tuple, which may be tuples."""
     elements, depth = [""], 0
     for character in shape.strip()[1:-1]:
         depth += (character in "([") - (character in ")]")

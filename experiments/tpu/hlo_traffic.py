@@ -1,7 +1,7 @@
-"""How many bytes a compiled TPU program moves through its HBM, and how long it may take, read from its HLO text.
+"""Bytes that a compiled TPU program moves through its HBM, and its estimated cycles, read from its HLO text.
 
-XLA's own "bytes accessed" adds up what every instruction reads and writes, wherever it lies. A TPU keeps what fits in
-its VMEM, 128 MiB on a v5e chip, and that traffic costs next to nothing: layouts say which arrays these are, S(1).
+XLA's own "bytes accessed" adds up the bytes of every instruction in any memory. A TPU keeps arrays that fit in its VMEM
+(128 MiB on a v5e chip), where traffic is almost free. The layout of such an array contains S(1).
 """
 
 import functools
@@ -15,9 +15,9 @@ _HEAD = re.compile(r"^(?P<entry>ENTRY )?%(?P<name>[\w.-]+) \(.*\{$", re.MULTILIN
 _CALLED = re.compile(r"(?:body|to_apply|true_computation|false_computation|branch_computations)=(%[\w.-]+|\{[^}]*\})")
 _CALLS = re.compile(r"calls=%([\w.-]+)")
 _CONTROL = ("while", "conditional", "call")
-# Nothing is moved: a name for a part or for a place; and the end of what was counted where it began.
+# These move nothing. The end of an asynchronous pair is counted at its start.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id")
-# Room for what a loop will write, and slices that already lie one after the other.
+# Memory that a loop will write, and slices that are already adjacent.
 _FREE_CALLS = ('custom_call_target="AllocateBuffer"', 'custom_call_target="ConcatBitcast"')
 _SLICES = ("slice", "dynamic-slice")
 _UPDATE = "dynamic-update-slice"
@@ -34,7 +34,7 @@ class Instruction(NamedTuple):
 
     @property
     def operands(self) -> list[str]:
-        """Their names."""
+        """Returns the names of the operands."""
         return re.findall(r"%([\w.-]+)", self.arguments)
 
 
@@ -42,17 +42,11 @@ Computation = dict[str, Instruction]
 
 
 def hbm_traffic(hlo: str) -> int:
-    """Bytes that one run through the program reads from and writes to HBM, as `jax.stages.Compiled.as_text` has it.
+    """Returns the bytes that one run of an optimised module (`Compiled.as_text`) reads from and writes to HBM.
 
-    Each instruction reads its operands once and writes its result, padded to the tiles of their layouts; of an operand
-    that it takes slices of, the slices; of an array that it updates in place, the update. What a convolution reads
-    again for another window is not counted. The body of a loop is counted once, and every branch.
-
-    Args:
-        hlo: the text of an optimised module.
-
-    Returns:
-        Bytes.
+    Each instruction reads its operands once and writes its result, padded to the tiles of their layouts. Of a sliced
+    operand only the slices count, and of an array that is updated in place only the update. Repeated reads by the
+    windows of a convolution are not counted. The body of a loop and every branch count once.
 
     >>> hbm_traffic('''ENTRY %main (x: f32[3]) -> f32[3] {
     ...   %x = f32[3]{0:T(128)} parameter(0)
@@ -66,10 +60,9 @@ def hbm_traffic(hlo: str) -> int:
 
 
 def estimated_cycles(hlo: str) -> int | None:
-    """The compiler's own guess of how long one run through the program takes; None where it wrote down none.
+    """Returns the compiler's estimate of the cycles of one run, or None if the module contains no estimate.
 
-    Cycles of the chip's cores, which is what XLA for TPUs chooses between its ways by. As in `hbm_traffic` the body of
-    a loop is counted once, and every branch.
+    XLA for TPUs chooses between implementations by this estimate. The body of a loop and every branch count once.
 
     >>> estimated_cycles('''ENTRY %main (x: f32[3]) -> f32[3] {
     ...   %x = f32[3]{0} parameter(0)
@@ -92,7 +85,7 @@ def estimated_cycles(hlo: str) -> int | None:
 
 
 def array_bytes(shape: str, *, anywhere: bool = False) -> int:
-    """Bytes in HBM, or of any memory, of all arrays of an HLO shape, which may be a tuple.
+    """Returns the bytes in HBM (or, `anywhere`, in any memory) of all arrays of an HLO shape, which may be a tuple.
 
     >>> array_bytes("(f32[3,200]{1,0:T(8,128)}, bf16[2,5,64]{2,0,1:T(2,128)(2,1)}, pred[9]{0:T(128)S(1)})")
     10752
@@ -136,7 +129,7 @@ def _instruction(line: str) -> tuple[str, Instruction] | None:
 
 
 def _until_closed(text: str) -> tuple[str, str]:
-    """Splits after the first word, or after the parenthesis that closes the one it begins with."""
+    """Splits after the first word, or after the parenthesis that closes a leading one."""
     if not text.startswith("("):
         word, _, rest = text.partition(" ")
         return word, rest
@@ -163,10 +156,10 @@ def _of_instruction(computations: dict[str, Computation], body: Computation, one
         return _of_fusion(computations, computations[_CALLS.search(one.rest)[1]], one.shape, shapes)
     if one.kind in _SLICES:
         return array_bytes(one.shape) + _part_of(shapes[0], one.shape)
-    if one.kind == "slice-start":  # ((what is sliced), the slice, a context)
+    if one.kind == "slice-start":  # ((operand), slice, context)
         part = _ARRAY.search(_until_closed(one.shape[1:])[1])[0]
         return array_bytes(part) + _part_of(shapes[0], part)
-    if one.kind == "copy-start":  # (the copy, what is copied, a context)
+    if one.kind == "copy-start":  # (copy, operand, context)
         return array_bytes(one.shape)
     if one.kind == _UPDATE:
         return array_bytes(shapes[1]) + _part_of(one.shape, shapes[1])
@@ -174,12 +167,12 @@ def _of_instruction(computations: dict[str, Computation], body: Computation, one
 
 
 def _called_by(one: Instruction) -> list[str]:
-    """The computations of a loop, of the branches of a condition, or of a call."""
+    """Returns the computations of a loop, of the branches of a conditional, or of a call."""
     return re.findall(r"%([\w.-]+)", " ".join(_CALLED.findall(one.rest)))
 
 
 def _part_of(whole: str, part: str) -> int:
-    """What is moved of an array of which only a part is taken, or set: nothing where it does not lie in HBM."""
+    """Returns the bytes moved where only a part of an array is read or written: 0 if the array is not in HBM."""
     return array_bytes(part, anywhere=True) if array_bytes(whole) else 0
 
 
@@ -187,7 +180,7 @@ def _of_fusion(computations: dict[str, Computation], fused: Computation, shape: 
     root = _root(fused)
     results = [fused[name] for name in fused[root].operands] if fused[root].kind == "tuple" else [fused[root]]
     arrays = [array[0] for array in _ARRAY.finditer(shape)]
-    if len(results) != len(arrays):  # one instruction gives several arrays, as a reduction of pairs does
+    if len(results) != len(arrays):  # one instruction returns several arrays, such as a reduction of pairs
         results = [fused[root]] * len(arrays)
     moved = 0
     for result, array in zip(results, arrays, strict=True):
@@ -200,7 +193,7 @@ def _of_fusion(computations: dict[str, Computation], fused: Computation, shape: 
 
 
 def _share_of(computations: dict[str, Computation], fused: Computation) -> Callable[[str], float]:
-    """A function that says how much of a value of a fused computation is read, between 0 and 1, for all it gives."""
+    """Builds `share(name)`, the fraction of a value of a fused computation that its results read."""
     root, users = _root(fused), {name: [] for name in fused}
     for user, one in fused.items():
         for name in dict.fromkeys(one.operands):
@@ -216,7 +209,7 @@ def _share_of(computations: dict[str, Computation], fused: Computation) -> Calla
             of, all_of = (array_bytes(fused[key].shape, anywhere=True) for key in (user, name))
             return of / all_of
         if one.kind == _UPDATE and one.operands[0] == name:
-            # In place where it is what the fusion gives.
+            # The update is in place if it is a result of the fusion.
             return 0.0 if user == root or (fused[root].kind == "tuple" and user in fused[root].operands) else 1.0
         if one.kind == "convolution" and one.operands[0] == name:
             return _seen_by(one, fused[name].shape)
@@ -231,7 +224,7 @@ def _share_of(computations: dict[str, Computation], fused: Computation) -> Calla
 
 
 def _seen_by(convolution: Instruction, image: str) -> float:
-    """The share of its image that a convolution sees: negative padding cuts lines off."""
+    """Returns the fraction of its image that a convolution reads: negative padding removes rows and columns."""
     window = dict(re.findall(r"(\w+)=([\w-]+)", re.search(r"window=\{([^}]*)\}", convolution.rest + "window={}")[1]))
     labels = re.search(r"dim_labels=(\w+)_", convolution.rest)
     if "pad" not in window or labels is None:

@@ -1,17 +1,16 @@
 """Cost of a training step on a TPU slice, by its compiler: `python -m experiments.tpu.tpu_compile --config=…`.
 
-The step of any config is compiled ahead of time for a named slice, `--topology=v5e:2x4`, by the compiler that a TPU VM
-has (`pip install '.[tpu]'`), on a machine without a TPU, in minutes at full size. Of the program for one chip it says
-FLOPs, bytes accessed, the memory it needs, its collectives, and the time that the chip's published figures allow. A
-program that does not fit the chip's memory is a row that says so.
+The training step of any config is compiled ahead of time for a named slice, such as `--topology=v5e:2x4`, by the
+compiler of a TPU VM (`pip install '.[tpu]'`). It needs no TPU and takes minutes at full size. A row contains FLOPs,
+bytes accessed, memory, collectives, and the least time by the chip's published figures, all for one chip. A program
+that does not fit the chip's memory is a row without these.
 
-Each row is written as it is done, and one that `--output` holds already is not compiled again: what was cut carries
-on, and several commands (`--config.model.remat=True`, another topology) fill one table. `--topology=cpu` compiles for
-the devices of this machine.
+Each row is written once compiled, and rows in `--output` are not compiled again. An interrupted program resumes, and
+several commands (`--config.model.remat=True`, another topology) fill one table. `--topology=cpu` compiles for the
+devices of this machine.
 """
 
 import copy
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -21,23 +20,32 @@ from typing import Any
 import jax
 import numpy as np
 import rich.console
-from absl import app, flags
+from absl import flags
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict, config_flags
 
 from experiments.tpu.hlo_collectives import collectives
-from experiments.tpu.hlo_traffic import estimated_cycles, hbm_traffic
-from experiments.tpu.tpu_slices import CHIPS, CPU, Chip, chip_of, compiler_provenance, devices_of, roofline
+from experiments.tpu.tpu_slices import (
+    CHIPS,
+    Chip,
+    add_row,
+    chip_of,
+    compile_only,
+    devices_of,
+    origin,
+    read_rows,
+    roofline,
+    traffic_and_cycles,
+)
 from segjax import cli
 from segjax.data.labels import LABEL_SETS
-from segjax.reporting import Report, Section, Table, as_markdown, show
-from segjax.storage import write_json
+from segjax.reporting import Report, Section, Table, show
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.objective import Hyperparams, hparams_at, hparams_from_config, phases
 from segjax.training.train_step import init_state, make_model, make_train_step
 
-# Height and width as the loader hands the images over; of the sets that are not here they follow from the config.
+# Height and width of the loader's images; data sets that are not listed have their size in the config.
 NATIVE_SIZES = {
     "camvid": (360, 480),
     "crackforest": (320, 480),
@@ -48,15 +56,15 @@ GB = 1e9
 
 
 def lower(config: ConfigDict, devices: Sequence[Any], hparams: Hyperparams) -> jax.stages.Lowered:
-    """The training step of `config` on `devices`, lowered from shapes alone: nothing is read, nothing computed.
+    """Lowers the training step of `config` on `devices` from shapes only, without data or computation.
 
     Raises:
-      ConfigError: the config makes no sense, or is mapped by `pmap`.
+      ConfigError: the config is invalid, or mapped by `pmap`.
     """
     validate(config)
     if config.parallel == "pmap":
         raise ConfigError(
-            "config.parallel must be jit or shard_map, since pmap compiles for devices that are here; got 'pmap'"
+            "config.parallel must be jit or shard_map, because pmap compiles for local devices only; got 'pmap'"
         )
     mesh = parallel.make_mesh(devices)
     parallel.check_batch(config, mesh)
@@ -80,34 +88,33 @@ def lower(config: ConfigDict, devices: Sequence[Any], hparams: Hyperparams) -> j
 
 
 def num_classes(config: ConfigDict) -> int:
-    """The classes of the config's data set, without void."""
+    """Returns the number of classes of the config's data set, without void."""
     return len(config.data.class_names) if config.data.name == "folder" else LABEL_SETS[config.data.name].num_classes
 
 
 def native_size(config: ConfigDict) -> tuple[int, int]:
-    """Height and width of the images that the step is given."""
+    """Returns height and width of the images that the step receives."""
     if config.data.name.startswith("road_debris"):
         return tuple(config.data.scene_size)
     return NATIVE_SIZES.get(config.data.name, tuple(config.data.size))
 
 
-def hypers(config: ConfigDict) -> list[Hyperparams]:
-    """The traced hyperparameters of each phase of a run; one compilation serves them all."""
+def phase_hparams(config: ConfigDict) -> list[Hyperparams]:
+    """Returns the traced hyperparameters of each phase of a run; one compilation serves all phases."""
     return [hparams_at(phase.end, hparams_from_config(config), phases(config)) for phase in phases(config)]
 
 
 def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str, Any]:
-    """Compiles the step of `config` for `topology`, and says what it costs one chip.
+    """Compiles the step of `config` for `topology` and returns its cost on one chip.
 
     Returns:
-      "flops", "bytes_accessed", "hbm_bytes", "memory" (bytes by what they hold), "peak_bytes", "collectives" (by kind,
-      how many and their bytes), "loops", "seconds" (the roofline) and its "bound"; with "fits" False "peak_bytes"
-      alone, None where the compiler does not say. "compile_seconds" is the wall time.
+      "chips", "fits", "peak_bytes", "compile_seconds" of wall time, and the entries of `costs` if the program fits.
+      "peak_bytes" is None if the compiler refuses the program without a number.
     """
     devices = devices_of(topology)
     config = copy.deepcopy(config)
     config.training.global_batch = batch_per_chip * len(devices)
-    lowered = lower(config, devices, hypers(config)[0])
+    lowered = lower(config, devices, phase_hparams(config)[0])
     begun = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -121,7 +128,7 @@ def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str,
 
 
 def needed(message: str) -> float | None:
-    """The bytes that a program needs which the compiler refused, from its message; None where it does not say.
+    """Returns the bytes needed by a program that the compiler refused, from its message; None without a number.
 
     >>> needed("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.") / 2**30
     20.5
@@ -131,7 +138,11 @@ def needed(message: str) -> float | None:
 
 
 def costs(compiled: jax.stages.Compiled, chip: Chip | None) -> dict[str, Any]:
-    """What the compiler says of a program for one device, and the roofline of `chip`."""
+    """Returns the compiler's analyses of a program for one device, and its roofline on `chip`.
+
+    "memory" contains the bytes by use, "collectives" number and bytes by kind, "loops" the number of loops, and
+    "seconds" and "bound" the roofline.
+    """
     cost, memory, hlo = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
     parts = {
         name: getattr(memory, f"{name}_size_in_bytes")
@@ -141,10 +152,9 @@ def costs(compiled: jax.stages.Compiled, chip: Chip | None) -> dict[str, Any]:
     return {
         "flops": cost["flops"],
         "bytes_accessed": cost["bytes accessed"],
-        "hbm_bytes": hbm_traffic(hlo),
-        "cycles": estimated_cycles(hlo),
+        **traffic_and_cycles(compiled),
         "memory": parts,
-        # The new state is written where the old one was.
+        # The new state overwrites the old one.
         "peak_bytes": sum(parts.values()) - 2 * parts["alias"],
         "collectives": {kind: traffic._asdict() for kind, traffic in collectives(hlo).items()},
         "loops": len(re.findall(r" while\(", hlo)),
@@ -153,11 +163,11 @@ def costs(compiled: jax.stages.Compiled, chip: Chip | None) -> dict[str, Any]:
     }
 
 
-def what(config_file: str, config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str, Any]:
-    """What a row is of, and what tells it from the others."""
+def row_key(config_file: str, config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str, Any]:
+    """Returns the entries of a row that identify it."""
     return {
         "config": Path(config_file.partition(":")[0]).stem,
-        "crops": [float(hparams.crop_fraction) for hparams in hypers(config)],
+        "crops": [float(hparams.crop_fraction) for hparams in phase_hparams(config)],
         "size": list(config.data.size),
         "width": config.model.width,
         "topology": topology,
@@ -171,7 +181,7 @@ def what(config_file: str, config: ConfigDict, topology: str, batch_per_chip: in
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> tuple[Table, ...]:
-    """The rows for people, a table a network: 1e12 FLOPs and 1e9 bytes, of one chip and step."""
+    """Builds one table per network, in 1e12 FLOPs and 1e9 bytes per chip and step."""
     columns = (
         "slice",
         "mapped",
@@ -179,7 +189,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> tuple[Table, ...]:
         "remat",
         "packed",
         "strips",
-        "a chip",
+        "batch per chip",
         "TFLOP",
         "GB accessed",
         "GB through HBM",
@@ -215,56 +225,40 @@ def tables(rows: Sequence[dict[str, Any]]) -> tuple[Table, ...]:
 
 
 def network(row: dict[str, Any]) -> str:
-    """What a row is of: the config, the network's width and input, and the crops of its phases."""
+    """Returns the heading of a table: the config, the width and input of the network, and the crops of its phases."""
     crops = ", ".join(f"{100 * crop:.3g} %" for crop in row["crops"])
     return f"{row['config']}, width {row['width']}, {row['size'][0]}×{row['size'][1]} pixels, crops of {crops}"
 
 
 def report(rows: Sequence[dict[str, Any]]) -> Report:
-    """What was compiled, how to read it, and where it comes from."""
+    """Builds the report: the tables, how to read them, and their provenance."""
     text = (
-        "Of the program for one chip and one step, as XLA's cost and memory analysis have it; GB are 1e9 bytes. The "
-        "bytes accessed are XLA's, of every instruction and wherever they lie; through the HBM go those that are not "
-        "kept in the chip's VMEM, read from the program's text (a row of before that was read has none), as are the "
-        "cycles that the compiler itself expects its instructions to take, one after the other. The least "
-        "time is max(FLOPs / peak, bytes accessed / bandwidth) of the chip's published figures, and which of the two "
-        "it is: nothing was run. The crop is traced, so one program, and its memory, serves all phases of a run. The "
-        "body of a loop is counted once: of K dropout heads, one. An all-reduce's bytes are those of its result."
+        "Costs of the program for one chip and one step by XLA's cost and memory analysis; GB are 1e9 bytes. Bytes "
+        "accessed are XLA's, of every instruction and in any memory. Bytes through HBM leave out arrays that stay in "
+        "the chip's VMEM. They are read from the program's text (older rows have none), like the cycles that the "
+        "compiler expects its instructions to take in sequence. The least time is max(FLOPs / peak, bytes accessed / "
+        "bandwidth) of the chip's published figures, with the larger of the two named; nothing was run. The crop is "
+        "traced, so that one program and its memory serve all phases of a run. The body of a loop is counted once: one "
+        "of K dropout heads. The bytes of an all-reduce are those of its result."
     )
     facts = {
         f"chip {name}": f"{chip.flops / 1e12:g} TFLOP/s, {chip.memory / GB:.3g} GB, {chip.bandwidth / GB:g} GB/s"
         for name, chip in CHIPS.items()
     }
-    for key in ("command", "commit", "python", "versions"):
-        values = [json.dumps(row["provenance"][key]).strip('"') for row in rows]
-        facts[key] = "; ".join(dict.fromkeys(values))
-    return Report("Compiled for TPUs", text, (Section("The training step", "", tables(rows)),), facts)
+    return Report("Compiled for TPUs", text, (Section("The training step", "", tables(rows)),), facts | origin(rows))
 
 
 def run(config_file: str, config: ConfigDict, topology: str, batch_per_chip: int, output: Path) -> list[dict[str, Any]]:
-    """Adds a row to `output`, and to the Markdown beside it, unless it is there.
-
-    Returns:
-      All rows.
-    """
-    rows = json.loads(output.read_text(encoding="utf-8")) if output.exists() else []
-    wanted = what(config_file, config, topology, batch_per_chip)
-    if not any(wanted == {key: row[key] for key in wanted} for row in rows):
-        new = {**wanted, **measure(config, topology, batch_per_chip), "provenance": compiler_provenance()}
-        # Another process may have added one meanwhile.
-        rows = [*(json.loads(output.read_text(encoding="utf-8")) if output.exists() else []), new]
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(output, rows)
-        output.with_suffix(".md").write_text(as_markdown(report(rows), output.stem), encoding="utf-8")
-    return rows
+    """Compiles the program of a row unless `output` contains the row; returns all rows."""
+    rows, key = read_rows(output), row_key(config_file, config, topology, batch_per_chip)
+    if any(key == {name: row[name] for name in key} for row in rows):
+        return rows
+    return add_row(output, key | measure(config, topology, batch_per_chip), report)
 
 
 def main(argv: list[str]) -> None:
-    """Compiles what is missing, and prints the table."""
-    if argv[1:]:
-        raise app.UsageError(f"unexpected {' '.join(argv[1:])}")
-    # Nothing is run here, and with libtpu installed JAX would look for a TPU.
-    jax.config.update("jax_platforms", CPU)
+    """Compiles the missing rows and prints the tables."""
+    compile_only(argv)
     options, console = flags.FLAGS, rich.console.Console()
     rows: list[dict[str, Any]] = []
     for topology in options.topology:
@@ -274,12 +268,12 @@ def main(argv: list[str]) -> None:
             rows = run(flags.FLAGS["config"].config_filename, options.config, topology, batch, Path(options.output))
     for table in tables(rows):
         show(table, console)
-    console.print(f"In {options.output}, and as Markdown beside it")
+    console.print(f"wrote {options.output}, and the same as Markdown beside it")
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "The experiment; --config.model.remat=True changes a field.")
-    flags.DEFINE_list("topology", ["v5e:2x4"], "Slices, such as v5e:2x4,v5e:16x16; or cpu.")
-    flags.DEFINE_multi_integer("batch_per_chip", [2], "Images a chip; may be given again.", lower_bound=1)
-    flags.DEFINE_string("output", "runs/tpu_compile.json", "Where the rows go.")
+    config_flags.DEFINE_config_file("config", None, "Config file; --config.model.remat=True changes a field.")
+    flags.DEFINE_list("topology", ["v5e:2x4"], "Slices to compile for, such as v5e:2x4,v5e:16x16, or cpu.")
+    flags.DEFINE_multi_integer("batch_per_chip", [2], "Images per chip; may be repeated.", lower_bound=1)
+    flags.DEFINE_string("output", "runs/tpu_compile.json", "JSON file of the rows.")
     cli.run(main, required=["config"])

@@ -6,7 +6,6 @@ of cost. The compiler does not estimate gathers and scatters of single elements,
 written once measured; an interrupted program resumes with the missing rows.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,15 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import rich.console
-from absl import app, flags
+from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.benchmarks import benchmarks_losses, benchmarks_metrics
-from experiments.tpu.hlo_traffic import estimated_cycles, hbm_traffic
-from experiments.tpu.tpu_slices import CPU, compiler_provenance, devices_of
+from experiments.tpu.tpu_slices import add_row, compile_only, devices_of, origin, read_rows, traffic_and_cycles
 from segjax import cli, metrics
-from segjax.reporting import Report, Section, Table, as_markdown, show
-from segjax.storage import write_json
+from segjax.reporting import Report, Section, Table, show
 from segjax.training import ConfigError
 
 COPY = benchmarks_losses.COPY
@@ -41,9 +38,9 @@ METRICS: dict[str, Callable[..., Any]] = benchmarks_metrics.COUNTS | {
 
 
 def programs(shape: tuple[int, int, int], classes: int) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """By name a function and the shapes of its operands; the first is the copy."""
+    """Returns functions and the shapes of their operands by name; the first is the copy."""
     logits, labels = benchmarks_losses.operands("", shape, classes)
-    # Negated, for a plain copy could be handed back uncopied.
+    # Negated, because XLA may return an unchanged array without a copy.
     found: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {COPY: (jnp.negative, (logits,))}
     for name, loss in benchmarks_losses.LOSSES.items():
         found[name] = jax.value_and_grad(loss), benchmarks_losses.operands(name, shape, classes)
@@ -53,21 +50,20 @@ def programs(shape: tuple[int, int, int], classes: int) -> dict[str, tuple[Calla
 
 
 def costs(function: Callable[..., Any], operands: Sequence[Any], device: Any) -> dict[str, Any]:
-    """What the compiler says of the function's program for one device."""
+    """Compiles the function for one device and returns its cost by the compiler."""
     here = NamedSharding(Mesh([device], ("devices",)), PartitionSpec())
-    given = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for x in operands]
-    compiled = jax.jit(function).lower(*given).compile()
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for x in operands]
+    compiled = jax.jit(function).lower(*shapes).compile()
     hlo, memory = compiled.as_text(), compiled.memory_analysis()
     return {
-        "hbm_bytes": hbm_traffic(hlo),
-        "cycles": estimated_cycles(hlo),
+        **traffic_and_cycles(compiled),
         "extra_bytes": memory.temp_size_in_bytes,
         **{kind: len(re.findall(rf" {kind}\(", hlo)) for kind in ("gather", "scatter", "sort")},
     }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Each program beside the copy: cycles, bytes through the HBM, and memory beside arguments and results."""
+    """Builds the table of cycles, bytes through HBM and temporary memory, with their ratios to the copy."""
     copy = next(row for row in rows if row["of"] == COPY)
 
     def over(row: dict[str, Any], key: str) -> float | None:
@@ -86,70 +82,62 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         )
         for row in rows
     ]
-    columns = ("", "Mcycles", "/ copy", "GB through HBM", "/ copy's", "MB beside", "gathers, scatters", "sorts")
+    columns = ("", "Mcycles", "/ copy", "GB through HBM", "/ copy's", "temporary MB", "gathers, scatters", "sorts")
     first = rows[0]
     size = "×".join(map(str, (*first["shape"], first["classes"])))
     return Table(f"One chip of {first['topology']}, float32 logits of {size}", columns, lines)
 
 
 def report(rows: Sequence[dict[str, Any]]) -> Report:
-    """The table, how to read it, and where it comes from."""
+    """Builds the report: the table, how to read it, and its provenance."""
     text = (
-        "Compiled ahead of time, not run. Cycles are those that the compiler itself expects, of all instructions one "
-        "after the other, and it expects none of a gather, a scatter or a sort; bytes are those that go through the "
-        "chip's HBM, read from the program's text, padded as they lie there; MB beside the arguments and results."
+        "Compiled ahead of time, not run. Cycles are the compiler's estimate for all instructions in sequence; it has "
+        "no estimate for gathers, scatters and sorts. Bytes are those through the chip's HBM, read from the program's "
+        "text and padded to its tiles. Temporary memory is without arguments and results."
     )
-    origin = rows[0]["provenance"]
-    facts = {key: json.dumps(origin[key]).strip('"') for key in ("command", "commit", "python", "versions")}
-    return Report("Losses and metrics, compiled for a TPU", text, (Section("Programs", "", (table(rows),)),), facts)
+    return Report(
+        "Losses and metrics, compiled for a TPU", text, (Section("Programs", "", (table(rows),)),), origin(rows[:1])
+    )
 
 
 def run(
     topology: str, shape: tuple[int, int, int], classes: int, output: Path, only: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Adds to `output`, and to the Markdown beside it, the rows it lacks; of those named `only`, and of the copy.
+    """Compiles the programs that `output` lacks (those whose name contains a part in `only`, and the copy).
 
     Returns:
       All rows.
 
     Raises:
-      ConfigError: there is no such topology, or `output` has rows of another one or of another size.
+      ConfigError: the topology is unknown, or `output` has rows of another topology or size.
     """
-    rows = json.loads(output.read_text(encoding="utf-8")) if output.exists() else []
-    setting = {"topology": topology, "shape": list(shape), "classes": classes}
+    rows, setting = read_rows(output), {"topology": topology, "shape": list(shape), "classes": classes}
     for row in rows:
         if not setting.items() <= row.items():
-            held = {key: row[key] for key in setting}
-            raise ConfigError(f"{output} has rows of {held}, and this run has {setting}: take another --output")
+            found = {key: row[key] for key in setting}
+            raise ConfigError(f"{output} has rows of {found}, and this run has {setting}; choose another --output")
     device = devices_of(topology)[0]
     for name, (function, operands) in programs(shape, classes).items():
-        there = any(row["of"] == name for row in rows)
-        if there or (only and name != COPY and not any(part in name for part in only)):
-            continue
-        rows.append({"of": name, **setting, **costs(function, operands, device), "provenance": compiler_provenance()})
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(output, rows)
-        output.with_suffix(".md").write_text(as_markdown(report(rows), output.stem), encoding="utf-8")
+        chosen = not only or name == COPY or any(part in name for part in only)
+        if chosen and not any(row["of"] == name for row in rows):
+            rows = add_row(output, {"of": name, **setting, **costs(function, operands, device)}, report)
     return rows
 
 
 def main(argv: list[str]) -> None:
-    """Compiles what is missing, and prints the table."""
-    if argv[1:]:
-        raise app.UsageError(f"unexpected {' '.join(argv[1:])}")
-    # Nothing is run here, and with libtpu installed JAX would look for a TPU.
-    jax.config.update("jax_platforms", CPU)
+    """Compiles the missing rows and prints the table."""
+    compile_only(argv)
     options = flags.FLAGS
     shape = tuple(int(size) for size in options.shape)
     rows = run(options.topology, shape, options.classes, Path(options.output), options.only)
     show(table(rows), rich.console.Console())
-    print(f"In {options.output}, and as Markdown beside it")
+    print(f"wrote {options.output}, and the same as Markdown beside it")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("topology", "v5e:2x2", "A slice, of which one chip is compiled for; or cpu.")
+    flags.DEFINE_string("topology", "v5e:2x2", "Slice that contains the chip to compile for, or cpu.")
     flags.DEFINE_list("shape", ["2", "512", "1024"], "Images, height and width of the logits.")
     flags.DEFINE_integer("classes", 19, "Classes of the logits.", lower_bound=2)
-    flags.DEFINE_list("only", [], "Parts of the names of programs; all if none is given.")
-    flags.DEFINE_string("output", "runs/tpu_programs.json", "Where the rows go.")
+    flags.DEFINE_list("only", [], "Parts of the names of programs; default all.")
+    flags.DEFINE_string("output", "runs/tpu_programs.json", "JSON file of the rows.")
     cli.run(main, required=[])

@@ -1,4 +1,4 @@
-"""Bytes through HBM, of programs small enough to count by hand: f32[8,128] is 4096 bytes."""
+"""Bytes through HBM of programs small enough to count by hand: f32[8,128] is 4096 bytes."""
 
 import jax
 import jax.numpy as jnp
@@ -27,18 +27,18 @@ def program(body: str, *computations: str) -> str:
         ("bf16[]", 2),
     ],
 )
-def test_an_array_is_padded_to_its_tiles_and_counts_where_it_lies(shape, expected):
+def test_array_bytes_pads_to_tiles_and_leaves_out_vmem(shape, expected):
     assert array_bytes(shape) == expected
 
 
-def test_operands_are_read_and_results_written_unless_they_are_in_vmem():
+def test_hbm_traffic_reads_operands_and_writes_results_outside_vmem():
     hlo = program(
         f"  %x = {A} parameter(0)\n  %y = {V} negate(%x)\n  %z = {A} add(%y, %x)\n  ROOT %t = ({A}) tuple(%z)"
     )
     assert hbm_traffic(hlo) == (1 + 0) * BLOCK + (1 + 1) * BLOCK
 
 
-def test_room_that_is_set_aside_and_slices_joined_where_they_lie_move_nothing():
+def test_hbm_traffic_of_allocations_and_adjacent_slices_is_zero():
     hlo = program(
         f'  %x = {A} custom-call(), custom_call_target="AllocateBuffer"\n'
         f'  ROOT %y = {A} custom-call(%x, %x), custom_call_target="ConcatBitcast"'
@@ -46,14 +46,14 @@ def test_room_that_is_set_aside_and_slices_joined_where_they_lie_move_nothing():
     assert hbm_traffic(hlo) == 0
 
 
-def test_an_asynchronous_copy_counts_once():
+def test_hbm_traffic_asynchronous_copy_counts_once():
     hlo = program(
         f"  %x = {A} parameter(0)\n  %c = ({V}, {A}, u32[]{{:S(2)}}) copy-start(%x)\n  ROOT %d = {V} copy-done(%c)"
     )
     assert hbm_traffic(hlo) == BLOCK
 
 
-def test_of_what_is_sliced_the_slice_is_read():
+def test_hbm_traffic_reads_only_the_slice():
     part = "f32[1,128]{1,0:T(1,128)S(1)}"
     hlo = program(
         f"  %x = {A} parameter(0)\n"
@@ -64,7 +64,7 @@ def test_of_what_is_sliced_the_slice_is_read():
     assert hbm_traffic(hlo) == 2 * 128 * 4
 
 
-def test_a_fusion_reads_slices_and_updates_in_place():
+def test_hbm_traffic_fusion_reads_slices_and_updates_in_place():
     fused = (
         f"%f (p: f32[8,128], q: f32[8,128]) -> f32[8,128] {{\n"
         f"  %p = {A} parameter(0)\n"
@@ -80,7 +80,7 @@ def test_a_fusion_reads_slices_and_updates_in_place():
     assert hbm_traffic(hlo) == (2 + 2) * 128 * 4
 
 
-def test_a_fused_value_that_is_used_whole_and_in_part_is_read_once():
+def test_hbm_traffic_fused_value_is_read_once():
     fused = (
         f"%f (p: f32[8,128]) -> f32[8,128] {{\n"
         f"  %p = {A} parameter(0)\n"
@@ -91,7 +91,7 @@ def test_a_fused_value_that_is_used_whole_and_in_part_is_read_once():
     assert hbm_traffic(program(f"  %x = {A} parameter(0)\n  ROOT %r = {A} fusion(%x), calls=%f", fused)) == 2 * BLOCK
 
 
-def test_negative_padding_cuts_off_what_a_convolution_reads_through_a_nested_fusion():
+def test_hbm_traffic_negative_padding_of_a_convolution_in_a_nested_fusion():
     image = "f32[1,8,16,128]{3,2,1,0:T(8,128)}"
     inner = (
         f"%g (p: f32[1,8,16,128]) -> f32[1,8,16,128] {{\n"
@@ -116,7 +116,7 @@ def test_negative_padding_cuts_off_what_a_convolution_reads_through_a_nested_fus
     assert hbm_traffic(hlo) == 8 * 16 * 128 * 4 // 16 + 8 * 128 * 4
 
 
-def test_the_body_of_a_loop_and_each_branch_count_once():
+def test_hbm_traffic_loop_body_and_branches_count_once():
     body = f"%b (p: f32[8,128]) -> f32[8,128] {{\n  %p = {A} parameter(0)\n  ROOT %n = {A} negate(%p)\n}}"
     other = body.replace("%b ", "%e ")
     hlo = program(
@@ -130,7 +130,7 @@ def test_the_body_of_a_loop_and_each_branch_count_once():
     assert hbm_traffic(hlo) == 3 * 2 * BLOCK
 
 
-def test_cycles_are_those_of_the_entry_and_of_what_it_calls_not_of_what_is_fused():
+def test_estimated_cycles_leave_out_fused_instructions():
     cycles = ', backend_config={"estimated_cycles":"7"}'
     fused = f"%fused (x: f32[8,128]) -> f32[8,128] {{\n  %x = {A} parameter(0)\n  ROOT %y = {A} negate(%x){cycles}\n}}"
     body = fused.replace("%fused", "%body")
@@ -143,7 +143,7 @@ def test_cycles_are_those_of_the_entry_and_of_what_it_calls_not_of_what_is_fused
     assert estimated_cycles(program(f"  ROOT %x = {A} parameter(0)")) is None
 
 
-def test_a_fusion_may_give_several_arrays_by_one_instruction():
+def test_hbm_traffic_fusion_with_several_results():
     fused = (
         f"%f (p: f32[8,128]) -> (f32[128], f32[128]) {{\n"
         f"  %p = {A} parameter(0)\n"
@@ -155,7 +155,7 @@ def test_a_fusion_may_give_several_arrays_by_one_instruction():
     assert hbm_traffic(hlo) == BLOCK + 128 * 4
 
 
-def test_a_real_program_of_this_machine_moves_what_it_reads_and_writes():
+def test_hbm_traffic_of_a_cpu_program():
     x = jnp.ones((64, 1024))
     hlo = jax.jit(lambda x: jnp.sin(x) + 1).lower(x).compile().as_text()
     assert hbm_traffic(hlo) == 2 * x.nbytes

@@ -1,3 +1,5 @@
+"""Cost of a training step by the compiler, on this machine and in the committed results."""
+
 import json
 from pathlib import Path
 
@@ -23,7 +25,7 @@ TINY = {
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The full recipe, its images and its network at the size of tests."""
+    """Returns the full recipe with small images and a small network."""
     monkeypatch.setitem(tpu_compile.NATIVE_SIZES, "cityscapes", (32, 64))
     config = cityscapes_unet_recipe.get_config()
     config.update_from_flattened_dict(TINY)
@@ -33,7 +35,7 @@ def tiny(monkeypatch):
 
 @pytest.fixture
 def row():
-    """A made-up row of a program that fits."""
+    """Returns an invented row of a program that fits."""
     return {
         "config": "recipe",
         "crops": [0.6, 1.0],
@@ -65,32 +67,34 @@ def shown(row) -> dict:
     return dict(zip(table.columns, table.rows[0], strict=True))
 
 
-def test_a_step_is_compiled_for_four_devices_and_measured(tiny):
+@pytest.mark.slow
+def test_measure_costs_of_a_step_on_four_devices(tiny):
     row = tpu_compile.measure(tiny, "cpu", 2)
     assert row["chips"] == len(jax.devices()) == 4
     assert row["fits"]
     assert row["flops"] > 1e6
     assert row["bytes_accessed"] > row["peak_bytes"] > row["memory"]["argument"] > 0
-    # Less than XLA says, which counts the whole of what is sliced; and every parameter is read, and written.
+    # XLA counts the whole of a sliced array; every parameter is read and written.
     assert 2 * row["memory"]["argument"] < row["hbm_bytes"] < 1.5 * row["bytes_accessed"]
-    # The gradients and the statistics of five blocks with two norms each go to everybody.
+    # Gradients, and the statistics of five blocks with two norms each.
     assert row["collectives"]["all-reduce"]["count"] >= 5 * 2
     network = init_state(tiny, make_model(tiny, len(label_set(tiny.data).names)))
     gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(network.params))
-    # Once: what `pmean` sends must not have been added up before.
+    # Each gradient is reduced once.
     assert gradients < row["collectives"]["all-reduce"]["bytes"] < 1.2 * gradients
     assert (row["seconds"], row["bound"]) == (None, None)
     assert tiny.training.global_batch == 4  # the caller's config is not touched
 
 
-def test_every_phase_of_a_run_is_the_same_program(tiny):
-    hypers = tpu_compile.hypers(tiny)
-    assert [round(float(hparams.crop_fraction), 6) for hparams in hypers] == [0.6, 0.75, 1.0]
-    programs = {tpu_compile.lower(tiny, jax.devices(), hparams).as_text() for hparams in hypers}
+@pytest.mark.slow
+def test_lower_gives_one_program_for_all_phases(tiny):
+    hparams_of_phases = tpu_compile.phase_hparams(tiny)
+    assert [round(float(hparams.crop_fraction), 6) for hparams in hparams_of_phases] == [0.6, 0.75, 1.0]
+    programs = {tpu_compile.lower(tiny, jax.devices(), hparams).as_text() for hparams in hparams_of_phases}
     assert len(programs) == 1
 
 
-def test_a_row_is_written_with_its_origin_and_not_compiled_twice(tiny, tmp_path, monkeypatch):
+def test_run_writes_a_row_with_its_provenance_and_compiles_it_once(tiny, tmp_path, monkeypatch):
     output, compiled = tmp_path / "new" / "rows.json", []
 
     def measure(config, topology, batch_per_chip):
@@ -108,7 +112,7 @@ def test_a_row_is_written_with_its_origin_and_not_compiled_twice(tiny, tmp_path,
     assert "| cpu | shard_map | float32 | no | 1 | 1 | 2 |" in output.with_suffix(".md").read_text()
 
 
-def test_the_table_is_in_tera_giga_and_milliseconds(row):
+def test_tables_units(row):
     cells = shown(row)
     assert cells["TFLOP"] == "4.80"
     assert cells["GB accessed"] == "107.0"
@@ -120,14 +124,14 @@ def test_the_table_is_in_tera_giga_and_milliseconds(row):
 
 
 @pytest.mark.parametrize(("peak", "needs"), [(20.5e9, "20.5, does not fit"), (None, "does not fit")])
-def test_a_program_that_does_not_fit_is_a_row_that_says_so(row, peak, needs):
+def test_tables_program_that_does_not_fit(row, peak, needs):
     measured = ("flops", "bytes_accessed", "hbm_bytes", "collectives", "seconds", "bound")
     cells = shown({k: v for k, v in row.items() if k not in measured} | {"fits": False, "peak_bytes": peak})
     assert cells["GB needed"] == needs
     assert cells["TFLOP"] is cells["collectives"] is cells["least ms"] is None
 
 
-def test_what_the_compiler_refuses_for_lack_of_memory_is_no_failure(tiny, monkeypatch):
+def test_measure_program_that_the_compiler_refuses_for_memory(tiny, monkeypatch):
     class Refused:
         def compile(self):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory. Used 20.00G of 15.75G hbm.")
@@ -138,13 +142,14 @@ def test_what_the_compiler_refuses_for_lack_of_memory_is_no_failure(tiny, monkey
     assert row["peak_bytes"] == 20 * 2**30
 
 
-def test_pmap_is_refused(tiny):
+def test_measure_refuses_pmap(tiny):
     tiny.parallel = "pmap"
     with pytest.raises(ConfigError, match=r"config.parallel must be jit or shard_map.*got 'pmap'"):
         tpu_compile.measure(tiny, "cpu", 1)
 
 
-def test_the_program_compiles_prints_and_carries_on(tmp_path, python):
+@pytest.mark.slow
+def test_command_resumes(tmp_path, python):
     command = (
         "-m",
         "experiments.tpu.tpu_compile",
@@ -161,7 +166,8 @@ def test_the_program_compiles_prints_and_carries_on(tmp_path, python):
     assert "rare_class, width 4, 16×32 pixels" in first.stdout
 
 
-def test_a_mistake_is_one_line(tmp_path, python):
+@pytest.mark.slow
+def test_command_error_is_one_line(tmp_path, python):
     done = python(
         "-m",
         "experiments.tpu.tpu_compile",
@@ -173,7 +179,8 @@ def test_a_mistake_is_one_line(tmp_path, python):
     assert done.stderr.splitlines()[-1].startswith("error: --topology must be a chip, one of v4, v5e,")
 
 
-def test_a_real_compilation_for_a_v5e_slice(tiny):
+@pytest.mark.slow
+def test_measure_on_a_v5e_slice(tiny):
     pytest.importorskip("libtpu", reason="libtpu is not installed: pip install '.[tpu]'")
     tiny.model.dtype = "bfloat16"
     row = tpu_compile.measure(tiny, "v5e:2x4", 1)
@@ -184,21 +191,21 @@ def test_a_real_compilation_for_a_v5e_slice(tiny):
 
 @pytest.fixture(scope="module")
 def compiled():
-    """The full recipe by slice and images a chip: by `shard_map`, not rematerialised, not packed."""
+    """Returns the rows of the full recipe without rematerialization and packing, by slice and batch per chip."""
     rows = [row for row in json.loads(RESULT.read_text()) if row["config"] == "cityscapes_unet_recipe"]
     rows = [row for row in rows if row["parallel"] == "shard_map" and not row["remat"] and row["pack"] == 1]
     return {(row["topology"], row["batch_per_chip"]): row for row in rows}
 
 
 @pytest.mark.parametrize("batch", [2, 4])
-def test_the_full_recipe_fits_a_v5e_chip_in_all_phases(compiled, batch):
+def test_result_full_recipe_fits_a_v5e_chip(compiled, batch):
     row = compiled["v5e:2x4", batch]
     assert row["crops"] == pytest.approx([0.6, 0.75, 1.0])
     assert row["fits"]
     assert row["peak_bytes"] < CHIPS["v5e"].memory
 
 
-def test_the_full_recipe_sends_as_often_on_256_chips_as_on_8(compiled):
+def test_result_full_recipe_has_as_many_collectives_on_256_chips_as_on_8(compiled):
     small, large = compiled["v5e:2x4", 2], compiled["v5e:16x16", 2]
     assert (small["chips"], large["chips"]) == (8, 256)
     assert {kind: one["count"] for kind, one in large["collectives"].items()} == {
@@ -206,7 +213,7 @@ def test_the_full_recipe_sends_as_often_on_256_chips_as_on_8(compiled):
     }
 
 
-def test_the_full_recipe_laid_out_for_tpus_keeps_a_third_less_and_moves_half(compiled):
+def test_result_packed_layout_needs_a_third_less_memory_and_half_the_traffic(compiled):
     rows = {(row["pack"], row["strips"]): row for row in json.loads(RESULT.read_text()) if row["pack"] > 1}
     plain, packed, in_strips = compiled["v5e:2x4", 2], rows[2, 1], rows[2, 8]
     assert packed["hbm_bytes"] < 0.75 * plain["hbm_bytes"]

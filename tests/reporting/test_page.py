@@ -116,6 +116,7 @@ def test_write_report_prints_nested_facts(report, written):
         assert "jax 1" in (folder / name).read_text()
 
 
+@pytest.mark.slow
 def test_html_in_a_browser_has_no_error_and_fits_the_window(report, browser):
     wide = Table(
         "a" * 200, ("name", *(f"column {i}" for i in range(30))), [("b" * 200, *range(30))], text=("column 3",)
