@@ -1,4 +1,4 @@
-"""Tiny data sets in the layouts of the real ones, made where a test asks for them."""
+"""Tiny data sets in the layouts of the real ones."""
 
 import io
 import zipfile
@@ -56,7 +56,7 @@ def crackforest(root, numbers=range(1, 7)):
 
 
 def by_city(root, images, masks, splits, suffix, classes):
-    """The official archives: images and masks as `zip name`, and their `top folder`."""
+    """Writes archives in the layout of Cityscapes; `images` and `masks` are (ZIP file, top folder)."""
     root.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(root / images[0], "w") as left, zipfile.ZipFile(root / masks[0], "w") as truth:
         left.writestr("license.txt", "words")
@@ -82,7 +82,7 @@ def lost_and_found(root):
 
 
 def folder(root, count=10, size=None, channels=3, sub=""):
-    """Images of different sizes unless one is given, half of them JPEG, with palette masks."""
+    """Writes images, half of them JPEG and of different sizes unless `size` is given, with palette masks."""
     for i in range(count):
         shape = size or (10 + i % 3, 14 + i % 2)
         kind = ("PNG", "JPEG")[i % 2]
@@ -94,14 +94,14 @@ def folder(root, count=10, size=None, channels=3, sub=""):
 
 @pytest.fixture(scope="session")
 def make():
-    """The functions above, for test modules, which pytest imports without a package."""
+    """Returns the functions above, because pytest imports test modules without a package."""
     names = (image, ids, encoded, put, camvid, crackforest, cityscapes, lost_and_found, folder)
     return SimpleNamespace(SIZE=SIZE, **{function.__name__: function for function in names})
 
 
 @pytest.fixture(scope="session")
 def config():
-    """`config(name, data_dir, manual_dir, ...)`: the data section of a config."""
+    """Returns a function that builds the data section of a config."""
 
     def build(name, data_dir="", manual_dir="", **more):
         return SimpleNamespace(name=name, data_dir=str(data_dir), manual_dir=str(manual_dir), **more)

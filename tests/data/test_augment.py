@@ -32,7 +32,7 @@ def keys(count: int, seed: int = 0) -> jax.Array:
 
 
 def scene(batch: int = 4, height: int = 45, width: int = 61, channels: int = 3) -> tuple[jax.Array, jax.Array]:
-    """Noise, and labels in large blocks of 0 to 3."""
+    """Returns images of noise, and labels in large blocks of 0 to 3."""
     rng = np.random.default_rng(0)
     blocks = np.kron(rng.integers(0, 4, (batch, 3, 4)), np.ones((1, -(-height // 3), -(-width // 4))))
     images = rng.integers(0, 256, (batch, height, width, channels), np.uint8)
@@ -43,7 +43,7 @@ def run(images, labels, example=None, **settings):
     return jitted(images, labels, keys(len(images)) if example is None else example, **{**NEUTRAL, **settings})
 
 
-def test_keys_depend_on_seed_step_and_index_alone():
+def test_example_keys_depend_only_on_seed_step_and_index():
     def bits(seed, step, *index):
         return jax.random.key_data(example_keys(jax.random.key(seed), step, jnp.array(index))).tolist()
 
@@ -64,7 +64,7 @@ def test_augment_and_prepare_under_strict_promotion():
 
 
 @pytest.mark.parametrize("size", [(24, 32), (45, 61), (90, 50)])
-def test_neutral_settings_are_a_plain_resize(size):
+def test_augment_neutral_settings_equal_prepare(size):
     images, labels = scene()
     actual, actual_labels = run(images, labels, size=size)
     np.testing.assert_allclose(actual, prepare(images, size=size, mean=(0.4,), std=(0.2,)), atol=2e-4)
@@ -73,7 +73,7 @@ def test_neutral_settings_are_a_plain_resize(size):
     assert (actual.dtype, actual_labels.dtype) == (jnp.float32, jnp.int32)
 
 
-def test_prepare_is_an_antialiased_resize_of_normalised_pixels():
+def test_prepare_resizes_with_antialiasing_and_normalises():
     images, _ = scene()
     mean, std = np.array([0.3, 0.4, 0.5]), np.array([0.1, 0.2, 0.3])
     resized = jax.image.resize(images / 255, (4, 20, 30, 3), "linear", antialias=True)
@@ -81,13 +81,13 @@ def test_prepare_is_an_antialiased_resize_of_normalised_pixels():
     np.testing.assert_allclose(actual, (resized - mean) / std, atol=1e-4)
 
 
-def test_one_channel_images_keep_one_channel():
+def test_augment_and_prepare_keep_one_channel():
     images, labels = scene(channels=1)
     assert run(images, labels)[0].shape == (4, 24, 32, 1)
     assert prepare(images, size=(24, 32), mean=(0.5,), std=(0.2,)).shape == (4, 24, 32, 1)
 
 
-# The label painted into the image as a grey value must come out where the label does, whatever the geometry.
+# A label painted into the image as a grey value must appear where the label does.
 @pytest.mark.parametrize(
     "settings",
     [
@@ -100,7 +100,7 @@ def test_one_channel_images_keep_one_channel():
     ],
     ids=["crop", "flip", "shrink", "enlarge", "rotation", "all"],
 )
-def test_images_and_labels_share_their_geometry(settings):
+def test_augment_images_and_labels_share_their_geometry(settings):
     _, labels = scene(batch=8)
     painted = jnp.repeat((labels * 60)[..., None], 3, axis=-1)
     images, actual = run(painted, labels, size=(48, 64), mean=(0.5,), std=(0.25,), **settings)
@@ -115,14 +115,14 @@ def test_images_and_labels_share_their_geometry(settings):
 
 
 def far_from_edges(labels: np.ndarray, reach: int = 2) -> np.ndarray:
-    """Pixels whose neighbourhood all has their label and is in the picture."""
+    """Masks pixels whose whole neighbourhood has their label and lies in the image."""
     height, width = labels.shape[1:]
     padded = np.pad(labels, ((0, 0), (reach, reach), (reach, reach)), constant_values=-1)
     shifts = range(2 * reach + 1)
     return np.all([padded[:, i : i + height, j : j + width] == labels for i in shifts for j in shifts], axis=0)
 
 
-def test_outside_the_source_is_the_mean_and_void():
+def test_augment_outside_the_source_is_mean_and_void():
     images = jnp.full((4, 20, 30, 3), 255, jnp.uint8)
     labels = jnp.zeros((4, 20, 30), jnp.uint8)
     actual, actual_labels = run(images, labels, scale=(0.5, 0.5), brightness=0.3, contrast=0.3)
@@ -131,7 +131,7 @@ def test_outside_the_source_is_the_mean_and_void():
     np.testing.assert_allclose(outside.mean(), 0.75, atol=0.02)
 
 
-def test_rotation_shows_the_source_beyond_the_window():
+def test_augment_rotation_shows_the_source_beyond_the_window():
     images, labels = scene(height=90, width=120)
     _, actual = run(images, labels, crop_fraction=0.4, rotation=20.0)
     centred = run(images, labels, jnp.broadcast_to(middle_key(), (4,)), crop_fraction=0.4, rotation=20.0)[1]
@@ -140,13 +140,13 @@ def test_rotation_shows_the_source_beyond_the_window():
 
 
 def middle_key() -> jax.Array:
-    """A key that puts the window near the middle of the source."""
+    """Returns a key that puts the window near the centre of the source."""
     candidates = keys(64, seed=1)
     drawn = jax.vmap(lambda key: jax.random.uniform(key, (7,)))(candidates)
     return candidates[jnp.argmin(jnp.abs(drawn[:, :2] - 0.5).max(axis=1))]
 
 
-def test_a_flip_mirrors_about_half_of_the_examples():
+def test_augment_flips_about_half_of_the_examples():
     images, labels = scene(batch=64, height=24, width=32)
     actual, actual_labels = run(images, labels, flip=True)
     plain, _ = run(images, labels)
@@ -157,8 +157,8 @@ def test_a_flip_mirrors_about_half_of_the_examples():
     np.testing.assert_array_equal(actual_labels, np.where(flipped[:, None, None], labels[..., ::-1], labels))
 
 
-def test_crop_windows_are_uniform_over_the_image():
-    # Every pixel's own coordinate as its value: the first output pixel tells the window's corner.
+def test_augment_crop_position_is_uniform():
+    # Pixel values are coordinates, so the first output pixel gives the window's corner.
     height = width = 100
     rows = np.broadcast_to(np.arange(height)[:, None, None], (height, width, 1))
     columns = np.broadcast_to(np.arange(width)[None, :, None], (height, width, 1))
@@ -173,14 +173,14 @@ def test_crop_windows_are_uniform_over_the_image():
     assert np.abs(place - uniform[:, None]).max() < 1.63 / np.sqrt(count)  # Kolmogorov-Smirnov at 1 %
 
 
-def test_labels_are_never_mixed():
+def test_augment_never_mixes_labels():
     images, labels = scene()
     strange = jnp.array([0, 7, 200, 254], jnp.uint8)[labels]
     _, actual = run(images, strange, crop_fraction=0.5, flip=True, scale=(0.5, 2.0), rotation=45.0)
     assert set(np.unique(actual)) <= {0, 7, 200, 254, VOID}
 
 
-def test_brightness_and_contrast_shift_and_stretch_about_the_mean():
+def test_augment_brightness_and_contrast():
     images, labels = scene(batch=16)
     plain, _ = run(images, labels)
     brighter, _ = run(images, labels, brightness=0.2)
@@ -193,7 +193,7 @@ def test_brightness_and_contrast_shift_and_stretch_about_the_mean():
     assert 0.5 <= factors.min() < 0.8 < 1.2 < factors.max() <= 1.5
 
 
-def test_an_example_comes_out_the_same_at_any_place_of_any_batch():
+def test_augment_is_independent_of_batch_and_device():
     images, labels = scene()
     busy = {"crop_fraction": 0.7, "flip": True, "scale": (0.8, 1.2), "rotation": 10.0, "brightness": 0.1}
     together = run(images, labels, **busy)
@@ -207,7 +207,7 @@ def test_an_example_comes_out_the_same_at_any_place_of_any_batch():
         np.testing.assert_array_equal(labels, np.asarray(together[1])[places])
 
 
-def test_all_crop_fractions_share_one_trace():
+def test_augment_traces_once_for_all_crop_fractions():
     images, labels = scene()
 
     def cropped(fraction):
@@ -219,7 +219,7 @@ def test_all_crop_fractions_share_one_trace():
     assert not np.allclose(outputs[0], outputs[2])
 
 
-def test_no_rotation_costs_no_gather_of_the_image():
+def test_augment_without_rotation_gathers_no_image():
     images, labels = scene()
 
     def gathers(rotation):
@@ -230,7 +230,7 @@ def test_no_rotation_costs_no_gather_of_the_image():
     assert gathers(10.0) > 1
 
 
-def test_a_tpu_gathers_nothing_and_finds_the_same_labels(monkeypatch):
+def test_augment_on_tpu_has_no_gather_and_the_same_labels(monkeypatch):
     images, labels = scene()
     labels = jnp.where(labels == 3, jnp.uint8(VOID), labels)
     settings = {**NEUTRAL, "scale": (0.5, 2.0), "flip": True}
@@ -262,7 +262,7 @@ def test_a_tpu_gathers_nothing_and_finds_the_same_labels(monkeypatch):
         ({"contrast": -0.1}, ValueError, "must not be negative; got 0.0 and -0.1"),
     ],
 )
-def test_wrong_arguments_are_named(change, error, message):
+def test_augment_invalid_arguments(change, error, message):
     arrays = {"images": jnp.zeros((1, 4, 4, 3), jnp.uint8), "labels": jnp.zeros((1, 4, 4), jnp.uint8)}
     with pytest.raises(error, match=message):
         augment(**{**arrays, "keys": keys(1), **NEUTRAL, **change})

@@ -1,4 +1,4 @@
-"""Raw files and prepared sets that are bad, change, or are cut off: named, and nothing half made is used."""
+"""Errors for raw files and prepared sets that are damaged, incomplete or changed."""
 
 import os
 import zipfile
@@ -40,17 +40,17 @@ def damage_split(make, root):
         (damage_split, r"raw: an empty split; expected at least one image with its mask, found 0 images"),
     ],
 )
-def test_bad_input_fails_before_anything_is_prepared(make, config, tmp_path, damage, message):
+def test_open_split_fails_before_preparing_bad_files(make, config, tmp_path, damage, message):
     root = make.camvid(tmp_path / "raw")
     damage(make, root)
     data = config("camvid", tmp_path / "prepared", root)
-    for _ in range(2):  # the second run must not take the remains of the first for the data
+    for _ in range(2):  # the second run must not use the remains of the first
         with pytest.raises(ValueError, match=message):
             open_split(data, "train")
     assert [path.name for path in (tmp_path / "prepared" / "camvid").iterdir()] == [".1.0.0.lock"]
 
 
-def test_skip_prepares_a_set_of_its_own_without_the_bad_pairs(make, config, tmp_path):
+def test_open_split_skip_prepares_another_set_without_bad_pairs(make, config, tmp_path):
     root = make.camvid(tmp_path / "raw")
     whole = config("camvid", tmp_path / "prepared", root)
     assert len(open_split(whole, "val")) == 3
@@ -63,11 +63,11 @@ def test_skip_prepares_a_set_of_its_own_without_the_bad_pairs(make, config, tmp_
         assert "train/9999.png: an image without a mask; expected a mask named '9999'" in train.skipped[0]
         assert "val/0001.png: cannot be decoded" in val.skipped[0]
     assert [val[i]["name"] for i in range(2)] == ["0000", "0002"]
-    with pytest.raises(DataError, match="was prepared from other files"):  # and what was whole is not it
+    with pytest.raises(DataError, match="was prepared from other files"):  # the whole set is out of date
         open_split(whole, "val")
 
 
-def test_skip_notices_that_a_file_was_repaired(make, config, tmp_path):
+def test_open_split_skip_detects_a_repaired_file(make, config, tmp_path):
     root = make.camvid(tmp_path / "raw")
     damage_pair(make, root)
     data = config("camvid", tmp_path / "prepared", root, on_error="skip")
@@ -77,7 +77,7 @@ def test_skip_notices_that_a_file_was_repaired(make, config, tmp_path):
         open_split(data, "val")
 
 
-def test_skip_of_a_set_with_configs_keeps_the_split(make, config, tmp_path):
+def test_open_split_skip_keeps_the_split_of_archives(make, config, tmp_path):
     root = make.cityscapes(tmp_path / "raw")
     with zipfile.ZipFile(root / "gtFine_trainvaltest.zip", "a") as archive:
         archive.writestr("gtFine/val/lindau/lindau_000009_000019_gtFine_labelIds.png", make.encoded(make.ids()))
@@ -87,7 +87,7 @@ def test_skip_of_a_set_with_configs_keeps_the_split(make, config, tmp_path):
     assert "lindau_000009_000019_gtFine_labelIds.png: a mask without an image" in val.skipped[0]
 
 
-def test_crackforest_skips_ground_truth_that_cannot_be_read(make, config, tmp_path):
+def test_open_split_skip_leaves_out_damaged_matlab_file(make, config, tmp_path):
     root = make.crackforest(tmp_path / "raw")
     make.put(root / "groundTruth" / "002.mat", b"words" * 100)
     with pytest.raises(DataError, match=r"002.mat: expected a MATLAB file with groundTruth.Segmentation"):
@@ -97,7 +97,7 @@ def test_crackforest_skips_ground_truth_that_cannot_be_read(make, config, tmp_pa
     assert "002.mat: expected a MATLAB file" in train.skipped[0]
 
 
-def test_a_file_that_turns_bad_between_verifying_and_preparing_leaves_nothing(make, config, tmp_path, monkeypatch):
+def test_open_split_file_damaged_while_preparing_leaves_no_set(make, config, tmp_path, monkeypatch):
     root = make.camvid(tmp_path / "raw")
     verify = builders.verify
 
@@ -136,7 +136,7 @@ def flip(file):
         ("features.json", lambda file: file.unlink()),
     ],
 )
-def test_a_prepared_set_that_is_damaged_is_named(make, config, tmp_path, name, damage):
+def test_open_split_damaged_prepared_set(make, config, tmp_path, name, damage):
     data = config("camvid", tmp_path / "prepared", make.camvid(tmp_path / "raw"))
     open_split(data, "train")
     damage(tmp_path / "prepared" / "camvid" / "1.0.0" / name)
@@ -144,7 +144,8 @@ def test_a_prepared_set_that_is_damaged_is_named(make, config, tmp_path, name, d
         open_split(data, "train")
 
 
-def test_a_prepared_file_that_vanishes_while_training_is_named_by_a_worker(make, config, tmp_path):
+@pytest.mark.slow
+def test_worker_reports_a_deleted_prepared_file(make, config, tmp_path):
     source = open_split(config("camvid", tmp_path / "prepared", make.camvid(tmp_path / "raw")), "train")
     (tmp_path / "prepared" / "camvid" / "1.0.0" / "camvid-train.array_record-00000-of-00001").unlink()
     loader = train_loader(source, global_batch_size=2, seed=0, size=None, workers=1)
@@ -153,7 +154,7 @@ def test_a_prepared_file_that_vanishes_while_training_is_named_by_a_worker(make,
     loader.close()
 
 
-def test_after_a_failure_or_a_kill_the_next_run_prepares(make, config, tmp_path):
+def test_open_split_prepares_after_a_failure_or_a_kill(make, config, tmp_path):
     root = make.camvid(tmp_path / "raw")
     data, home = config("camvid", tmp_path / "prepared", root), tmp_path / "prepared" / "camvid"
     damage_image(make, root)
@@ -165,7 +166,7 @@ def test_after_a_failure_or_a_kill_the_next_run_prepares(make, config, tmp_path)
     assert sorted(path.name for path in home.iterdir()) == [".1.0.0.lock", "1.0.0"]
 
 
-def test_files_that_changed_since_are_refused(make, config, tmp_path, monkeypatch):
+def test_open_split_refuses_changed_raw_files(make, config, tmp_path, monkeypatch):
     root = make.camvid(tmp_path / "raw")
     data = config("camvid", tmp_path / "prepared", root)
     open_split(data, "train")

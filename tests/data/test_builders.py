@@ -11,20 +11,20 @@ def counts(splits):
     return {split: len(pairs) for split, pairs in splits.items()}
 
 
-def test_camvid_has_a_test_split_where_its_folders_exist(make, tmp_path):
+def test_camvid_lists_test_split_if_its_folders_exist(make, tmp_path):
     root = make.camvid(tmp_path)
     assert counts(CamVid.list_files(root)) == {"train": 5, "validation": 3}
     make.camvid(root, splits=[("test", 2)])
     assert counts(CamVid.list_files(root)) == {"train": 5, "validation": 3, "test": 2}
 
 
-def test_crackforest_is_split_by_its_numbers(make, tmp_path):
+def test_crackforest_splits_by_image_number(make, tmp_path):
     splits = CrackForest.list_files(make.crackforest(tmp_path))
     assert [pair.name for pair in splits["train"]] == ["001", "002", "004", "005"]
     assert [pair.name for pair in splits["test"]] == ["003", "006"]
 
 
-def test_crackforest_with_an_empty_split_or_a_strange_name_is_refused(make, tmp_path):
+def test_crackforest_empty_split_or_invalid_name(make, tmp_path):
     root = make.crackforest(tmp_path, (3,))
     with pytest.raises(DataError, match=r"the split 'train' is empty; found only the images \['003'\]"):
         CrackForest.list_files(root)
@@ -34,7 +34,7 @@ def test_crackforest_with_an_empty_split_or_a_strange_name_is_refused(make, tmp_
         CrackForest.list_files(root)
 
 
-def test_archives_and_extracted_folders_are_one(make, tmp_path):
+def test_cityscapes_archives_equal_extracted_folders(make, tmp_path):
     packed, extracted = make.cityscapes(tmp_path / "packed"), tmp_path / "extracted"
     for archive in packed.iterdir():
         with zipfile.ZipFile(archive) as file:
@@ -46,19 +46,19 @@ def test_archives_and_extracted_folders_are_one(make, tmp_path):
         ]
 
 
-def test_lost_and_found_names_keep_their_scene(make, tmp_path):
+def test_lost_and_found_names_contain_the_scene(make, tmp_path):
     splits = LostAndFound.list_files(make.lost_and_found(tmp_path))
     assert counts(splits) == {"train": 2, "test": 4}
     assert splits["train"][0].name == "01_Hanns_Klemm_Str_45_000000_000019"
 
 
-def test_a_missing_archive_is_named(make, tmp_path):
+def test_lost_and_found_missing_archive(make, tmp_path):
     (make.lost_and_found(tmp_path) / "gtCoarse.zip").unlink()
     with pytest.raises(DataError, match=r"expected the archive gtCoarse.zip or its extracted folder gtCoarse; found"):
         LostAndFound.list_files(tmp_path)
 
 
-def test_a_split_that_the_archive_lacks_is_named(make, tmp_path):
+def test_lost_and_found_missing_split(make, tmp_path):
     archive = make.lost_and_found(tmp_path) / "gtCoarse.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("readme.txt", "words")

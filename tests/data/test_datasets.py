@@ -17,7 +17,7 @@ from segjax.data.road_debris import scene
 
 @pytest.fixture(scope="module")
 def prepared(make, config, tmp_path_factory):
-    """Every data set of files, prepared once: name → its config."""
+    """Prepares every data set of files once; returns its config by name."""
     root = tmp_path_factory.mktemp("sets")
     return {
         name: config(name, root / "prepared", getattr(make, name)(root / name))
@@ -34,7 +34,7 @@ def prepared(make, config, tmp_path_factory):
         ("lost_and_found", {"train": 2, "test": 4}),
     ],
 )
-def test_every_split_is_read_in_order(make, prepared, name, splits):
+def test_open_split_reads_every_split_in_order(make, prepared, name, splits):
     for split, count in splits.items():
         source = open_split(prepared[name], split)
         assert isinstance(source, Source)
@@ -45,20 +45,20 @@ def test_every_split_is_read_in_order(make, prepared, name, splits):
         assert [source[i]["name"] for i in range(count)] == names
 
 
-def test_images_and_labels_are_those_of_the_files(make, prepared):
+def test_open_split_returns_the_pixels_of_the_files(make, prepared):
     example = open_split(prepared["camvid"], "train")[2]
     np.testing.assert_array_equal(example["image"], make.image(2))
     raw = make.ids(2, classes=12)
     np.testing.assert_array_equal(example["label"], np.where(raw == 11, VOID, raw))
 
 
-def test_ground_truth_in_matlab_files_is_read(make, prepared):
+def test_open_split_reads_matlab_ground_truth(make, prepared):
     example = open_split(prepared["crackforest"], "train")[0]
     raw = make.ids(1, make.SIZE, 4) + 1
     np.testing.assert_array_equal(example["label"], np.select([raw == 1, raw == 2], [0, 1], VOID))
 
 
-def test_archives_are_stored_with_the_catalogues_features_and_bytes(make, prepared):
+def test_prepared_cityscapes_has_the_catalogue_features_and_original_bytes(make, prepared):
     builder = tfds.builder("cityscapes", data_dir=prepared["cityscapes"].data_dir, try_gcs=False)
     assert builder.info.full_name == "cityscapes/semantic_segmentation/1.0.0"
     assert set(builder.info.features) == {"image_id", "image_left", "segmentation_label"}
@@ -67,28 +67,28 @@ def test_archives_are_stored_with_the_catalogues_features_and_bytes(make, prepar
     np.testing.assert_array_equal(raw[0]["segmentation_label"][..., 0], make.ids(0, make.SIZE, 34))
 
 
-def test_slices_of_a_split_and_a_folder_of_one_set_are_opened(prepared, config):
+def test_open_split_slices_and_folder_of_one_set(prepared, config):
     data = prepared["camvid"]
     assert [len(open_split(data, s)) for s in ("train[:2]", "val[1:]", "validation", "train+val")] == [2, 2, 3, 8]
     direct = config("camvid", f"{data.data_dir}/camvid/1.0.0")
     assert len(open_split(direct, "val")) == 3
 
 
-def test_sources_are_picklable(prepared):
+def test_prepared_source_pickles(prepared):
     source = open_split(prepared["camvid"], "val")
     again = pickle.loads(pickle.dumps(source))
     assert (again.native_size, len(again)) == (source.native_size, len(source))
     np.testing.assert_array_equal(again[1]["image"], source[1]["image"])
 
 
-def test_an_unknown_split_is_named(prepared):
+def test_open_split_unknown_or_empty_split(prepared):
     with pytest.raises(DataError, match=r"camvid/1.0.0: no split 'test'; prepared are train, validation\. If its raw"):
         open_split(prepared["camvid"], "test")
     with pytest.raises(DataError, match=r"the split 'train\[:0\]' is empty"):
         open_split(prepared["camvid"], "train[:0]")
 
 
-def test_different_sizes_and_grey_images_are_described(make, config, tmp_path):
+def test_open_split_different_sizes_and_grey_images(make, config, tmp_path):
     root = tmp_path / "raw"
     for split in ("train", "val"):
         for i, shape in enumerate([(12, 16), (20, 10)]):
@@ -99,7 +99,7 @@ def test_different_sizes_and_grey_images_are_described(make, config, tmp_path):
     assert source[1]["image"].shape == (20, 10, 1)
 
 
-def test_road_debris_is_drawn_and_read_as_scene_or_binary(config, tmp_path):
+def test_open_split_road_debris_scene_and_binary_labels(config, tmp_path):
     data = ConfigDict({"name": "road_debris", "data_dir": str(tmp_path), "manual_dir": "", "scene_seed": 3})
     data.update(scene_size=(64, 96), train_examples=3, val_examples=2)
     assert [len(open_split(data, split)) for split in ("train", "val")] == [3, 2]
@@ -117,19 +117,19 @@ def binary_config(data):
     return RoadDebrisConfig(height=64, width=96, seed=data.scene_seed, train_examples=3, val_examples=2).name
 
 
-def test_another_drawing_is_another_set(monkeypatch, tmp_path):
+def test_road_debris_edition_is_part_of_the_folder(monkeypatch, tmp_path):
     before = RoadDebris(data_dir=tmp_path).data_dir
     monkeypatch.setattr("segjax.data.builders.edition", lambda: "changed")
     assert RoadDebris(data_dir=tmp_path).data_dir == before.rsplit("_", 1)[0] + "_changed/1.0.0"
 
 
-def test_a_set_of_no_scenes_is_refused(config, tmp_path):
+def test_road_debris_config_without_scenes(config, tmp_path):
     with pytest.raises(ValueError, match="road_debris: val_examples must be at least 1; got 0"):
         open_split(config("road_debris", tmp_path, val_examples=0), "train")
 
 
 class FromTheCatalogue(cityscapes_dataset_builder.Builder, skip_registration=True):
-    """The catalogue's features, version and names; only its listing of files, which needs TensorFlow, is replaced."""
+    """The catalogue's builder, without its listing of files, which needs TensorFlow."""
 
     name = "cityscapes"
     url_infos = None
@@ -143,7 +143,7 @@ class FromTheCatalogue(cityscapes_dataset_builder.Builder, skip_registration=Tru
             yield f"x_{i}", {"image_id": f"x_{i}", "image_left": image, "segmentation_label": mask}
 
 
-def test_what_the_catalogues_builder_prepared_is_read(make, config, tmp_path):
+def test_open_split_reads_a_set_prepared_by_the_catalogue(make, config, tmp_path):
     image, mask = np.full((1024, 2048, 3), 7, np.uint8), np.full((1024, 2048), 26, np.uint8)
     builder = FromTheCatalogue(data_dir=tmp_path, config="semantic_segmentation", file_format="array_record")
     builder.images = ((make.encoded(image), make.encoded(mask)),)
@@ -156,7 +156,7 @@ def test_what_the_catalogues_builder_prepared_is_read(make, config, tmp_path):
     assert (example["label"] == source.label_set.names.index("car")).all()
 
 
-def test_a_set_without_random_access_says_how_to_get_it(make, config, tmp_path):
+def test_open_split_set_without_random_access(make, config, tmp_path):
     data = config("camvid", tmp_path / "prepared", make.camvid(tmp_path / "raw"))
     open_split(data, "train")
     info = tmp_path / "prepared" / "camvid" / "1.0.0" / "dataset_info.json"
@@ -165,13 +165,13 @@ def test_a_set_without_random_access_says_how_to_get_it(make, config, tmp_path):
         open_split(config("camvid", info.parent), "train")
 
 
-def test_features_of_another_task_are_named(config, tmp_path, monkeypatch, make):
+def test_open_split_features_of_another_task(config, tmp_path, monkeypatch, make):
     monkeypatch.setattr(CamVid, "IMAGE", "picture")
     with pytest.raises(DataError, match=r"expected the features image or image_left, segm.*; got .*picture"):
         open_split(config("camvid", tmp_path / "prepared", make.camvid(tmp_path / "raw")), "train")
 
 
-def test_raw_files_are_found_by_the_environment_or_tfds(make, config, tmp_path, monkeypatch):
+def test_open_split_finds_raw_files_by_environment_or_tfds_folder(make, config, tmp_path, monkeypatch):
     monkeypatch.delenv("SEGJAX_CAMVID_DIR", raising=False)
     make.camvid(tmp_path / "a" / "downloads" / "manual" / "camvid")
     assert len(open_split(config("camvid", tmp_path / "a"), "val")) == 3
@@ -179,7 +179,7 @@ def test_raw_files_are_found_by_the_environment_or_tfds(make, config, tmp_path, 
     assert len(open_split(config("camvid", tmp_path / "b"), "val")) == 3
 
 
-def test_raw_files_that_are_nowhere_say_what_to_set(config, tmp_path, monkeypatch):
+def test_open_split_missing_raw_files(config, tmp_path, monkeypatch):
     monkeypatch.delenv("SEGJAX_LOST_AND_FOUND_DIR", raising=False)
     with pytest.raises(
         DataError,
@@ -188,12 +188,12 @@ def test_raw_files_that_are_nowhere_say_what_to_set(config, tmp_path, monkeypatc
         open_split(config("lost_and_found", tmp_path), "train")
 
 
-def test_an_unknown_name_lists_the_known_ones(config):
+def test_open_split_unknown_name(config):
     with pytest.raises(ValueError, match=r"config.data.name must be one of road_debris, .*, folder; got 'kitti'"):
         open_split(config("kitti"), "train")
 
 
-def test_every_data_set_has_classes(config):
+def test_label_set_of_every_data_set(config):
     for name in DATASETS.keys() - {"folder"}:
         assert label_set(config(name)).num_classes >= 2
 
@@ -211,7 +211,7 @@ print(batch["image"].shape, read, "tensorflow" in sys.modules)
 
 
 @pytest.mark.slow
-def test_two_processes_prepare_once_and_never_import_tensorflow(make, tmp_path):
+def test_two_processes_prepare_once_without_tensorflow(make, tmp_path):
     command = [sys.executable, "-c", TWO_AT_ONCE, tmp_path / "prepared", make.camvid(tmp_path / "raw")]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     results = [process.communicate(timeout=120) for process in processes]
@@ -237,11 +237,12 @@ print(unpickled)
 """
 
 
-def test_no_file_is_unpickled(make, tmp_path, python):
+@pytest.mark.slow
+def test_opening_data_sets_unpickles_no_file(make, tmp_path, python):
     for name in ("camvid", "crackforest", "cityscapes"):
         getattr(make, name)(tmp_path / name)
     done = python("-c", READ_EVERYTHING, tmp_path)
     *read, before, after = done.stdout.splitlines()
     assert read == ["camvid 3", "crackforest 4", "cityscapes 2"], done.stderr
     assert before == "[]"
-    assert after == "['pickle.find_class']"  # so the hook does hear it
+    assert after == "['pickle.find_class']"  # the hook does detect unpickling

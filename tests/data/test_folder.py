@@ -21,7 +21,7 @@ def names(source):
     return {source.name(i) for i in range(len(source))}
 
 
-def test_palette_masks_and_different_sizes_are_read(make, tmp_path):
+def test_open_folder_palette_masks_and_different_sizes(make, tmp_path):
     source = open_folder(make.folder(tmp_path), "train", CLASSES)
     assert isinstance(source, Source)
     assert (source.native_size, source.largest_size, source.channels) == (None, (12, 15), 3)
@@ -35,7 +35,7 @@ def test_palette_masks_and_different_sizes_are_read(make, tmp_path):
             np.testing.assert_array_equal(example["image"], make.image(number, shape))
 
 
-def test_the_split_by_fraction_is_fixed_and_whole(make, tmp_path):
+def test_open_folder_split_by_fraction_is_deterministic_and_complete(make, tmp_path):
     root = make.folder(tmp_path)
     train, val = (names(open_folder(root, split, CLASSES, val_fraction=0.25)) for split in ("train", "val"))
     assert not train & val
@@ -44,39 +44,39 @@ def test_the_split_by_fraction_is_fixed_and_whole(make, tmp_path):
     assert names(open_folder(root, "val", CLASSES, val_fraction=0.6)) > val
 
 
-def test_the_share_held_out_is_about_the_fraction(make, tmp_path):
+def test_list_splits_holds_out_about_the_fraction(make, tmp_path):
     for i in range(400):
         for part in ("images", "masks"):
             make.put(tmp_path / part / f"{i}.png", b"")
     assert 20 <= len(list_splits(tmp_path, 0.1)["val"]) <= 60
 
 
-def test_neither_split_is_empty(make, tmp_path):
+def test_open_folder_neither_split_is_empty(make, tmp_path):
     root = make.folder(tmp_path, 2)
     for fraction in (0.001, 0.999):
         assert [len(open_folder(root, split, CLASSES, val_fraction=fraction)) for split in ("train", "val")] == [1, 1]
 
 
-def test_folders_for_the_splits_are_used_where_they_exist(make, tmp_path):
+def test_open_folder_uses_the_folders_of_splits(make, tmp_path):
     for sub, count in (("train", 4), ("val", 2), ("test", 1)):
         make.folder(tmp_path, count, sub=sub)
     assert [len(open_folder(tmp_path, split, CLASSES)) for split in ("train", "val", "test")] == [4, 2, 1]
 
 
-def test_grey_images_have_one_channel_and_a_shared_size(make, tmp_path):
+def test_open_folder_grey_images(make, tmp_path):
     root = make.folder(tmp_path, 4, (9, 7), channels=1)
     source = open_folder(root, "train", CLASSES)
     assert (source.native_size, source.channels) == ((9, 7), 1)
     assert source[0]["image"].shape == (9, 7, 1)
 
 
-def test_both_splits_have_the_channels_of_either(make, tmp_path):
+def test_open_folder_splits_share_channels(make, tmp_path):
     make.folder(tmp_path, 2, channels=1, sub="train")
     make.folder(tmp_path, 2, channels=3, sub="val")
     assert [open_folder(tmp_path, split, CLASSES)[0]["image"].shape[-1] for split in ("train", "val")] == [3, 3]
 
 
-def test_it_opens_from_a_config_with_masks_of_0_and_255(make, config, tmp_path, monkeypatch):
+def test_open_split_folder_with_masks_of_0_and_255(make, config, tmp_path, monkeypatch):
     for i in range(2):
         make.put(tmp_path / "images" / f"{i}.png", make.encoded(make.image(i)))
         make.put(tmp_path / "masks" / f"{i}.png", make.encoded(make.ids(i, classes=2) * np.uint8(255)))
@@ -87,20 +87,20 @@ def test_it_opens_from_a_config_with_masks_of_0_and_255(make, config, tmp_path, 
     assert set(np.unique(source[0]["label"])) == {0, 1}
 
 
-def test_it_is_picklable(make, tmp_path):
+def test_folder_source_pickles(make, tmp_path):
     source = open_folder(make.folder(tmp_path), "train", CLASSES)
     again = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(again[1]["image"], source[1]["image"])
 
 
-def test_everything_is_verified_when_it_is_opened(make, tmp_path):
+def test_open_folder_verifies_every_pair(make, tmp_path):
     root = make.folder(tmp_path, 3)
     make.put(root / "masks" / "road_01.png", make.encoded(np.full((11, 15), 200, np.uint8)))
     with pytest.raises(ValueError, match=r"masks/road_01.png: label id 200 is outside the 3 classes"):
         [open_folder(root, split, CLASSES) for split in ("train", "val")]
 
 
-def test_what_is_missing_or_double_is_named(make, tmp_path):
+def test_open_folder_missing_split_double_stem_missing_folder(make, tmp_path):
     root = make.folder(tmp_path, 3)
     with pytest.raises(DataError, match=r"no split 'test'; found train, val"):
         open_folder(root, "test", CLASSES)
@@ -111,17 +111,17 @@ def test_what_is_missing_or_double_is_named(make, tmp_path):
         open_folder(root / "nowhere", "train", CLASSES)
 
 
-def test_one_image_cannot_be_split(make, tmp_path):
+def test_open_folder_one_image(make, tmp_path):
     with pytest.raises(DataError, match=r"expected at least 2 images to split into train and val; found 1"):
         open_folder(make.folder(tmp_path, 1), "train", CLASSES)
 
 
-def test_a_fraction_outside_0_and_1_is_refused(make, tmp_path):
+def test_open_folder_fraction_out_of_range(make, tmp_path):
     with pytest.raises(ValueError, match=r"val_fraction must lie in \(0, 1\); got 1.5"):
         open_folder(tmp_path, "train", CLASSES, val_fraction=1.5)
 
 
-def test_a_config_without_a_place_or_names_says_so(config, monkeypatch):
+def test_open_split_folder_without_path_or_class_names(config, monkeypatch):
     monkeypatch.delenv("SEGJAX_FOLDER_DIR", raising=False)
     with pytest.raises(DataError, match=r"folder: set config.data.manual_dir or \$SEGJAX_FOLDER_DIR"):
         open_split(config("folder", class_names=NAMES), "train")
@@ -175,14 +175,14 @@ BAD = [
 
 @pytest.fixture
 def ten(make, config, tmp_path):
-    """The config of a folder of ten, the name of an image of its training split."""
+    """Returns the config of a folder of ten images, its path, and the name of a training image."""
     root = make.folder(tmp_path / "set")
     data = config("folder", manual_dir=root, class_names=NAMES, val_fraction=0.25)
     return data, root, "road_00"
 
 
 @pytest.mark.parametrize(("damage", "message"), BAD, ids=[damage.__name__ for damage, _ in BAD])
-def test_a_bad_pair_stops_before_training(make, ten, damage, message):
+def test_open_split_bad_pair(make, ten, damage, message):
     data, root, name = ten
     damage(make, root, name)
     with pytest.raises(DataError, match=message.replace("{}", name)):
@@ -190,7 +190,7 @@ def test_a_bad_pair_stops_before_training(make, ten, damage, message):
 
 
 @pytest.mark.parametrize(("damage", "message"), BAD, ids=[damage.__name__ for damage, _ in BAD])
-def test_skip_leaves_a_bad_pair_out_and_nothing_else(make, ten, damage, message):
+def test_open_split_skip_leaves_out_only_the_bad_pair(make, ten, damage, message):
     data, root, name = ten
     before = {split: names(open_split(data, split)) for split in ("train", "val")}
     damage(make, root, name)
@@ -201,7 +201,7 @@ def test_skip_leaves_a_bad_pair_out_and_nothing_else(make, ten, damage, message)
     assert re.search(message.replace("{}", name), train.skipped[0])
 
 
-def test_removing_a_file_moves_no_other_between_the_splits(make, ten):
+def test_open_split_removed_file_moves_no_other_file(make, ten):
     data, root, _ = ten
     before = {split: names(open_split(data, split)) for split in ("train", "val")}
     for gone in ("road_01", "road_00"):  # one of each split
@@ -211,7 +211,7 @@ def test_removing_a_file_moves_no_other_between_the_splits(make, ten):
     assert after == {split: before[split] - {"road_00", "road_01"} for split in before}
 
 
-def test_skipping_everything_is_an_error(make, ten):
+def test_open_split_skip_without_a_good_pair(make, ten):
     data, root, _ = ten
     for mask in (root / "masks").iterdir():
         mask.write_bytes(b"words")
@@ -220,14 +220,14 @@ def test_skipping_everything_is_an_error(make, ten):
         open_split(data, "train")
 
 
-def test_another_word_for_on_error_is_refused(ten):
+def test_open_split_invalid_on_error(ten):
     data, _, _ = ten
     data.on_error = "ignore"
     with pytest.raises(DataError, match=r"config.data.on_error must be one of raise, skip; got 'ignore'"):
         open_split(data, "train")
 
 
-def test_names_with_spaces_and_letters_of_any_script_are_read(make, config, tmp_path):
+def test_open_split_names_with_spaces_and_non_ascii_letters(make, config, tmp_path):
     for name in ("strada bagnata è", "дорога", "道路 [1]"):
         make.put(tmp_path / "images" / "giorno 1" / f"{name}.png", make.encoded(make.image()))
         make.put(tmp_path / "masks" / "giorno 1" / f"{name}.png", make.encoded(make.ids()))
@@ -244,7 +244,7 @@ from types import SimpleNamespace
 from segjax.data import DataError, open_split
 
 data = SimpleNamespace(name="folder", data_dir="", manual_dir=sys.argv[1], class_names=("a", "b", "c"))
-if os.getuid() == 0:  # whom no permission stops
+if os.getuid() == 0:  # root ignores permissions
     os.setgid(65534)
     os.setuid(65534)
 for data.on_error in ("raise", "skip"):
@@ -257,13 +257,14 @@ for data.on_error in ("raise", "skip"):
 
 @pytest.fixture
 def readable():
-    """A folder that everybody may enter, as pytest's own may not be, so that what is within decides."""
+    """Yields a folder that every user may enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder) / "set"
 
 
-def test_a_file_without_permission_is_named(make, readable, python):
+@pytest.mark.slow
+def test_open_split_file_without_permission(make, readable, python):
     (make.folder(readable, 4) / "masks" / "road_02.png").chmod(0)
     done = python("-c", AS_ANOTHER_USER, readable)
     mask = f"{readable}/masks/road_02.png"
@@ -271,7 +272,8 @@ def test_a_file_without_permission_is_named(make, readable, python):
     assert done.stdout.splitlines() == [expected] * 2, done.stderr
 
 
-def test_a_folder_without_permission_is_named(make, readable, python):
+@pytest.mark.slow
+def test_open_split_folder_without_permission(make, readable, python):
     (make.folder(readable, 4) / "masks").chmod(0)
     done = python("-c", AS_ANOTHER_USER, readable)
     assert done.stdout.splitlines() == [f"{readable}/masks: a folder that cannot be read (Permission denied)"] * 2

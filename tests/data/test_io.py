@@ -1,20 +1,31 @@
-"""What lies in a folder or an archive: listed, read, and nothing from outside."""
-
 import os
+import re
 import zipfile
+import zlib
 
+import cv2
+import numpy as np
 import pytest
 
-from segjax.data.io import DataError, by_stem, list_folder, list_zip, read_bytes
+from segjax.data.io import (
+    DataError,
+    by_stem,
+    decode_image,
+    decode_mask,
+    list_folder,
+    list_zip,
+    named_images,
+    read_bytes,
+)
 
 
-def test_hidden_files_and_other_kinds_are_not_taken_for_images(make, tmp_path):
+def test_list_folder_ignores_hidden_files_and_other_suffixes(make, tmp_path):
     for name in ("a.png", ".b.png", "Thumbs.db", "deep/c.JPG"):
         make.put(tmp_path / name, b"")
     assert list(list_folder(tmp_path)) == ["a.png", "deep/c.JPG"]
 
 
-def test_hidden_folders_are_not_looked_into(make, tmp_path):
+def test_list_folder_ignores_hidden_folders(make, tmp_path):
     for name in ("a.png", ".ipynb_checkpoints/b.png"):
         make.put(tmp_path / name, b"")
     assert list(list_folder(tmp_path)) == ["a.png"]
@@ -22,28 +33,28 @@ def test_hidden_folders_are_not_looked_into(make, tmp_path):
 
 @pytest.fixture
 def archive(make, tmp_path):
-    """A ZIP archive of one PNG, and the PNG's bytes."""
+    """Returns a ZIP archive of one PNG, and the bytes of the PNG."""
     path, data = tmp_path / "a.zip", make.encoded(make.image())
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("top/x.png", data)
     return path, data
 
 
-def test_an_archive_is_read_in_place(archive):
+def test_list_zip_reads_in_place(archive):
     path, data = archive
     listed = list_zip(path)
     assert {name: read_bytes(file) for name, file in listed.items()} == {"top/x.png": data}
     assert listed["top/x.png"].size == len(data)
 
 
-def test_a_member_whose_checksum_does_not_fit_is_named(archive):
+def test_read_bytes_wrong_checksum_in_archive(archive):
     path, data = archive
     path.write_bytes(path.read_bytes().replace(data[-40:-20], b"?" * 20))
     with pytest.raises(DataError, match=r"a.zip:top/x.png: cannot be read \(Bad CRC-32"):
         read_bytes(list_zip(path)["top/x.png"])
 
 
-def test_an_archive_that_is_cut_short_is_named(archive):
+def test_list_zip_truncated_archive(archive):
     path, _ = archive
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataError, match=r"a.zip: expected a whole ZIP archive"):
@@ -51,14 +62,14 @@ def test_an_archive_that_is_cut_short_is_named(archive):
 
 
 @pytest.mark.parametrize("name", ["../x.png", "top/../../x.png", "/x.png"])
-def test_an_archive_whose_member_leads_out_of_it_is_refused(tmp_path, name):
+def test_list_zip_member_outside_the_archive(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr(name, b"")
     with pytest.raises(DataError, match=r"a.zip: its member '.*x.png' leads out of the archive"):
         list_zip(tmp_path / "a.zip")
 
 
-def test_a_link_out_of_the_data_set_is_never_read(make, tmp_path):
+def test_read_bytes_link_out_of_the_data_set(make, tmp_path):
     make.put(tmp_path / "secret.png", make.encoded(make.image()))
     (tmp_path / "set" / "images").mkdir(parents=True)
     (tmp_path / "set" / "images" / "0.png").symlink_to(tmp_path / "secret.png")
@@ -67,7 +78,7 @@ def test_a_link_out_of_the_data_set_is_never_read(make, tmp_path):
         read_bytes(listed)
 
 
-def test_a_linked_folder_cannot_lead_out_either(make, tmp_path):
+def test_read_bytes_linked_folder_out_of_the_data_set(make, tmp_path):
     make.put(tmp_path / "elsewhere" / "0.png", make.encoded(make.image()))
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "images").symlink_to(tmp_path / "elsewhere")
@@ -75,7 +86,7 @@ def test_a_linked_folder_cannot_lead_out_either(make, tmp_path):
         read_bytes(list_folder(tmp_path / "set" / "images", root=tmp_path / "set")["0.png"])
 
 
-def test_links_within_the_data_set_and_to_all_of_it_are_read(make, tmp_path):
+def test_list_folder_links_within_the_data_set(make, tmp_path):
     make.put(tmp_path / "set" / "images" / "0.png", b"picture")
     (tmp_path / "set" / "images" / "1.png").symlink_to("0.png")
     (tmp_path / "link").symlink_to(tmp_path / "set")
@@ -83,7 +94,7 @@ def test_links_within_the_data_set_and_to_all_of_it_are_read(make, tmp_path):
     assert [read_bytes(file) for file in listed.values()] == [b"picture"] * 2
 
 
-def test_a_folder_behind_a_link_is_not_left_out_without_a_word(make, tmp_path):
+def test_list_folder_refuses_a_linked_subfolder(make, tmp_path):
     make.put(tmp_path / "elsewhere" / "0.png", b"")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "day").symlink_to(tmp_path / "elsewhere")
@@ -91,19 +102,19 @@ def test_a_folder_behind_a_link_is_not_left_out_without_a_word(make, tmp_path):
         list_folder(tmp_path / "images")
 
 
-def test_a_link_to_nothing_is_named(tmp_path):
+def test_read_bytes_broken_link(tmp_path):
     (tmp_path / "0.png").symlink_to("gone.png")
     with pytest.raises(DataError, match=r"0.png: cannot be read \(.*No such file or directory"):
         read_bytes(list_folder(tmp_path)["0.png"])
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_read_bytes_pipe(tmp_path):
     os.mkfifo(tmp_path / "0.png")
     with pytest.raises(DataError, match=r"0.png: expected a regular file; got prw"):
         read_bytes(list_folder(tmp_path)["0.png"])
 
 
-def test_a_name_that_is_no_text_is_named(tmp_path):
+def test_read_bytes_name_not_utf8(tmp_path):
     with open(os.fsencode(tmp_path) + b"/stra\xdfe.png", "wb"):
         pass
     (listed,) = list_folder(tmp_path).values()
@@ -111,15 +122,133 @@ def test_a_name_that_is_no_text_is_named(tmp_path):
         read_bytes(listed)
 
 
-def test_a_file_that_changed_since_it_was_verified_is_named(tmp_path):
+def test_read_bytes_changed_file(tmp_path):
     (tmp_path / "0.png").write_bytes(b"12345")
     listed = list_folder(tmp_path)["0.png"]
     with pytest.raises(DataError, match=r"0.png: has changed since it was verified; expected the 5 bytes of then, got"):
         read_bytes(listed._replace(checksum=0))
 
 
-def test_two_files_of_one_stem_are_named(make, tmp_path):
+def test_by_stem_duplicate(make, tmp_path):
     for name in ("0.jpg", "0.png"):
         make.put(tmp_path / name, b"")
     with pytest.raises(DataError, match=r"0.png: another file has the same stem, .*0.jpg; expected one file named '0'"):
         by_stem(list_folder(tmp_path))
+
+
+def test_decode_image_rgb_and_grey(make):
+    colour, grey = make.image(0), make.image(1, channels=1)
+    np.testing.assert_array_equal(decode_image(make.encoded(colour), 3, "x"), colour)
+    np.testing.assert_array_equal(decode_image(make.encoded(grey), 1, "x"), grey[..., None])
+    np.testing.assert_array_equal(decode_image(make.encoded(grey), 3, "x"), np.repeat(grey[..., None], 3, -1))
+
+
+def test_decode_image_alpha_and_sixteen_bits(make):
+    colour = make.image(0)
+    np.testing.assert_array_equal(decode_image(make.encoded(colour, mode="RGBA"), 3, "x"), colour)
+    deep = make.image(1, channels=1).astype(np.uint16) * 257
+    np.testing.assert_array_equal(decode_image(cv2.imencode(".png", deep)[1].tobytes(), 1, "x")[..., 0], deep // 257)
+
+
+def test_decode_image_too_many_pixels(make):
+    one = make.encoded(make.image(0))
+    header = b"IHDR" + (40_000).to_bytes(4) * 2 + one[24:29]
+    huge = one[:12] + header + zlib.crc32(header).to_bytes(4) + one[33:]
+    with pytest.raises(DataError, match=r"x.png: cannot be decoded; expected at most 2\^30 pixels, .*[^\n]$"):
+        decode_image(huge, 3, "x.png")
+
+
+def test_decode_mask_palette_indices(make):
+    ids = make.ids(0)
+    np.testing.assert_array_equal(decode_mask(make.encoded(ids), "x"), ids)
+    np.testing.assert_array_equal(decode_mask(make.encoded(ids, palette=[9, 8, 7] * 3, mode="P"), "x"), ids)
+    np.testing.assert_array_equal(decode_mask(make.encoded(ids > 0), "x"), ids > 0)
+
+
+def test_decode_mask_other_formats(make):
+    with pytest.raises(DataError, match=r"m.png: expected a mask .* got a PNG in mode RGB"):
+        decode_mask(make.encoded(make.image()), "m.png")
+    with pytest.raises(DataError, match="got a JPEG in mode L"):
+        decode_mask(make.encoded(make.ids(), "JPEG"), "m.jpg")
+    with pytest.raises(DataError, match=r"m.png: cannot be decoded; expected a PNG mask, got 5 bytes"):
+        decode_mask(b"words", "m.png")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_decode_mask_with_alpha(make, mode):
+    with pytest.raises(DataError, match=rf"m.png: expected a mask .* grey or palette; got a PNG in mode {mode}"):
+        decode_mask(make.encoded(make.image(), mode=mode), "m.png")
+
+
+def test_decode_mask_sixteen_bits(make):
+    deep = cv2.imencode(".png", make.ids().astype(np.uint16))[1].tobytes()
+    with pytest.raises(DataError, match=r"m.png: expected a mask .* 8 bits per pixel, .* got a PNG in mode I;16"):
+        decode_mask(deep, "m.png")
+
+
+def test_decode_mask_four_bits(make):
+    whole = bytearray(make.encoded(make.ids()))
+    whole[24] = 4
+    whole[29:33] = zlib.crc32(whole[12:29]).to_bytes(4, "big")
+    with pytest.raises(DataError, match=r"m.png: a grey mask of 4 bits per pixel, whose ids are stretched to 0..255"):
+        decode_mask(bytes(whole), "m.png")
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in ("a.png", "b.JPG", "sub/a.png", "sub/deep/è [1].jpeg", "sub/notes.txt", ".hidden/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    return tmp_path
+
+
+def test_named_images_of_a_folder(root):
+    found = named_images([str(root)])
+    assert list(found) == ["a", "b", "sub/a", "sub/deep/è [1]"]
+    assert found["sub/a"].read() == b"sub/a.png"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.png", ["a"]),
+        ("*/*.png", ["sub/a"]),
+        ("sub/**/*", ["a", "deep/è [1]"]),
+        ("**/*.[jJ]*", ["b", "sub/deep/è [1]"]),
+        ("sub/deep/è [1].jpeg", ["è [1]"]),  # an existing file is not a pattern
+    ],
+)
+def test_named_images_of_a_pattern(root, pattern, names):
+    assert list(named_images([str(root / pattern)])) == names
+
+
+def test_named_images_lists_a_repeated_image_once(root):
+    assert list(named_images([str(root / "sub"), str(root / "sub" / "a.png")])) == ["a", "deep/è [1]"]
+
+
+def test_named_images_follows_links(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "x.png"
+    elsewhere.write_bytes(b"far")
+    os.symlink(elsewhere, root / "sub" / "link.png")
+    assert named_images([str(root / "sub")])["link"].problem == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a.png", "sub/a.png"], "{root}/a.png and {root}/sub/a.png would both be written as a_mask.png"),
+        (["nothing.png"], "{root}/nothing.png: expected an image, a folder of images or a pattern; it does not exist"),
+        (["*.tif"], "{root}/*.tif: no image matches this pattern; expected one of .png, .jpg, .jpeg"),
+        (["empty"], "{root}/empty: no image in this folder or in those within it; expected one of .png, .jpg, .jpeg"),
+    ],
+)
+def test_named_images_invalid_arguments(root, arguments, said):
+    (root / "empty").mkdir()
+    with pytest.raises(DataError, match=f"^{re.escape(said.format(root=root))}$"):
+        named_images([str(root / argument) for argument in arguments])
+
+
+def test_named_images_duplicate_stem(root):
+    (root / "a.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.jpg and .*a\.png would both be written as a_mask\.png"):
+        named_images([str(root)])

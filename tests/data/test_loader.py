@@ -58,7 +58,7 @@ def equal(one, other):
         np.testing.assert_array_equal(one[key], other[key])
 
 
-def test_every_image_comes_once_an_epoch_in_a_new_order(ten):
+def test_train_loader_every_image_once_per_epoch_in_a_new_order(ten):
     batches = take(train_loader(ten, global_batch_size=4, seed=0, size=None), 15)  # six epochs; 4 does not divide 10
     names = [name for batch in batches for name in batch["name"]]
     epochs = [tuple(names[start : start + 10]) for start in range(0, 60, 10)]
@@ -66,7 +66,7 @@ def test_every_image_comes_once_an_epoch_in_a_new_order(ten):
     assert len(set(epochs)) == 6
 
 
-def test_a_batch_keeps_image_label_and_name_together(ten):
+def test_train_loader_batch_fields_match(ten):
     batch = next(train_loader(ten, global_batch_size=4, seed=0, size=None))
     numbers = [int(name.split()[1]) for name in batch["name"]]
     assert batch["image"].dtype == batch["label"].dtype == np.uint8
@@ -75,13 +75,13 @@ def test_a_batch_keeps_image_label_and_name_together(ten):
     assert batch["label"][:, 0, 0].tolist() == [number % 2 for number in numbers]
 
 
-def test_the_index_is_the_position_in_the_stream(ten):
+def test_train_loader_index_is_the_position_in_the_stream(ten):
     batches = take(train_loader(ten, global_batch_size=4, seed=0, size=None), 5)
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(20))
     assert batches[0]["index"].dtype == np.uint32
 
 
-def test_the_seed_decides_and_neighbours_are_strangers(ten):
+def test_train_loader_seed(ten):
     def epochs(seed):
         loader = train_loader(ten, global_batch_size=10, seed=seed, size=None)
         return [tuple(batch["name"]) for batch in take(loader, 4)]
@@ -91,7 +91,7 @@ def test_the_seed_decides_and_neighbours_are_strangers(ten):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_share_the_global_batch(ten, hosts):
+def test_train_loader_hosts_share_the_global_batch(ten, hosts):
     whole = take(train_loader(ten, global_batch_size=4, seed=0, size=None), 6)
     parts = [
         take(train_loader(ten, global_batch_size=4, seed=0, size=None, process_index=i, process_count=hosts), 6)
@@ -102,7 +102,7 @@ def test_hosts_share_the_global_batch(ten, hosts):
 
 
 @pytest.mark.parametrize("taken", [0, 1, 4])
-def test_a_restored_position_goes_on_with_the_next_batch(ten, taken):
+def test_train_loader_restored_position(ten, taken):
     loader = train_loader(ten, global_batch_size=4, seed=0, size=None)
     take(loader, taken)
     state = json.loads(json.dumps(loader.get_state()))
@@ -114,7 +114,7 @@ def test_a_restored_position_goes_on_with_the_next_batch(ten, taken):
         equal(one, other)
 
 
-def test_a_position_is_restored_under_other_hosts_and_batches(ten):
+def test_train_loader_restored_position_with_other_hosts_and_batches(ten):
     loader = train_loader(ten, global_batch_size=4, seed=0, size=None)
     take(loader, 3)
     state, batch = loader.get_state(), next(loader)
@@ -125,7 +125,7 @@ def test_a_position_is_restored_under_other_hosts_and_batches(ten):
     assert batch["index"].tolist() == [12, 13, 14, 15]
 
 
-def test_a_position_of_another_stream_is_refused(ten):
+def test_train_loader_refuses_the_position_of_another_stream(ten):
     state = train_loader(ten, global_batch_size=4, seed=0, size=None).get_state()
     with pytest.raises(ValueError, match="of another stream: its seed is 0, this loader's is 1"):
         train_loader(ten, global_batch_size=4, seed=1, size=None).set_state(state)
@@ -133,12 +133,12 @@ def test_a_position_of_another_stream_is_refused(ten):
         train_loader(Memory([(2, 2)] * 3), global_batch_size=1, seed=0, size=None).set_state(state)
 
 
-def test_only_the_path_of_the_list_of_files_goes_through_the_pipe(make, tmp_path):
+def test_folder_source_pickle_is_small(make, tmp_path):
     source = open_folder(make.folder(tmp_path, 40, (8, 10)), "train", CLASSES)
     assert len(pickle.dumps(source)) < 5_000
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", ["images", "masks"])
 @pytest.mark.parametrize(
     ("damage", "message"),
@@ -148,7 +148,7 @@ def test_only_the_path_of_the_list_of_files_goes_through_the_pipe(make, tmp_path
     ],
     ids=["deleted", "truncated"],
 )
-def test_a_file_that_turns_bad_while_training_is_named(make, tmp_path, workers, part, damage, message):
+def test_train_loader_file_damaged_while_training(make, tmp_path, workers, part, damage, message):
     source = open_folder(make.folder(tmp_path, 4, (8, 10)), "train", CLASSES)
     (file,) = (tmp_path / part).glob(f"{source.name(1)}.*")
     damage(file)
@@ -160,8 +160,8 @@ def test_a_file_that_turns_bad_while_training_is_named(make, tmp_path, workers, 
     loader.close()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_turns_bad_before_evaluation_is_named(make, tmp_path, workers):
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_eval_batches_damaged_file(make, tmp_path, workers):
     source = open_folder(make.folder(tmp_path, 4, (8, 10)), "train", CLASSES)
     os.truncate(tmp_path / "masks" / f"{source.name(1)}.png", 40)
     with pytest.raises(DataError, match=rf"masks/{source.name(1)}.png: has changed since it was verified"):
@@ -169,7 +169,7 @@ def test_a_file_that_turns_bad_before_evaluation_is_named(make, tmp_path, worker
 
 
 @pytest.mark.slow
-def test_ended_readers_leave_no_semaphores_to_new_ones(make, tmp_path):
+def test_ended_loaders_free_their_semaphores(make, tmp_path):
     source = open_folder(make.folder(tmp_path, 4, (8, 10)), "train", CLASSES)
     os.truncate(tmp_path / "masks" / f"{source.name(1)}.png", 40)
 
@@ -182,7 +182,7 @@ def test_ended_readers_leave_no_semaphores_to_new_ones(make, tmp_path):
         return sum(isinstance(one, SemLock) for one in gc.get_objects())
 
     gc.collect()
-    gc.disable()  # when it comes by itself, it is too late
+    gc.disable()  # an automatic collection comes too late
     try:
         first = semaphores_after_an_error()
         assert semaphores_after_an_error() <= first
@@ -192,7 +192,7 @@ def test_ended_readers_leave_no_semaphores_to_new_ones(make, tmp_path):
         gc.enable()
 
 
-def test_training_resizes_by_area_and_labels_by_nearest_neighbour(make, tmp_path):
+def test_train_loader_resizes_images_by_area_and_labels_by_nearest_neighbour(make, tmp_path):
     source = open_folder(make.folder(tmp_path), "train", CLASSES)
     batch = next(train_loader(source, global_batch_size=8, seed=0, size=(5, 7)))
     assert batch["image"].shape == (8, 5, 7, 3)
@@ -203,13 +203,13 @@ def test_training_resizes_by_area_and_labels_by_nearest_neighbour(make, tmp_path
         np.testing.assert_array_equal(label, cv2.resize(whole["label"], (7, 5), interpolation=cv2.INTER_NEAREST))
 
 
-def test_sizes_that_differ_need_one_to_resize_to():
+def test_train_loader_different_sizes_without_size():
     source = Memory([(4, 6), (5, 6)])
     with pytest.raises(ValueError, match="have different sizes; expected a size to resize them to, got None"):
         train_loader(source, global_batch_size=1, seed=0, size=None)
 
 
-def test_hosts_that_do_not_divide_the_batch_are_refused(ten):
+def test_loaders_invalid_hosts(ten):
     with pytest.raises(ValueError, match="3 hosts cannot share a global batch of 4 evenly"):
         train_loader(ten, global_batch_size=4, seed=0, size=None, process_count=3)
     with pytest.raises(ValueError, match=r"expected a process_index in 0..1; got 2"):
@@ -220,7 +220,7 @@ def evaluate(source, batch, **more):
     return list(eval_batches(source, global_batch_size=batch, **more))
 
 
-def test_the_last_batch_is_filled_up_and_says_so(ten):
+def test_eval_batches_fills_the_last_batch(ten):
     batches = evaluate(ten, 4)
     assert [batch["where"].tolist() for batch in batches] == [[True] * 4, [True] * 4, [True, True, False, False]]
     assert {batch["image"].shape for batch in batches} == {(4, 4, 6, 1)}
@@ -229,7 +229,7 @@ def test_the_last_batch_is_filled_up_and_says_so(ten):
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_every_image_counts_once_over_all_hosts(ten, hosts):
+def test_eval_batches_every_image_once_over_all_hosts(ten, hosts):
     shards = [evaluate(ten, 8, process_index=i, process_count=hosts) for i in range(hosts)]
     assert {len(shard) for shard in shards} == {2}
     names = [name for shard in shards for batch in shard for name in batch["name"][batch["where"]]]

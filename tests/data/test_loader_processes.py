@@ -1,4 +1,4 @@
-"""Loader processes: they die, they outlive, they read what has changed; and they read what one process reads."""
+"""Worker processes of the loader: same batches as without them, errors when they die, end with their parent."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ CLASSES = numbered_classes(("a", "b", "c"))
 
 @pytest.fixture(scope="module")
 def on_disk(make, tmp_path_factory):
-    """Twelve images of one size that a worker process can read."""
+    """Opens twelve images of one size that a worker process can read."""
     return open_folder(make.folder(tmp_path_factory.mktemp("folder"), 14, (8, 10)), "train", CLASSES)
 
 
@@ -37,7 +37,7 @@ def equal(one, other):
         np.testing.assert_array_equal(one[key], other[key])
 
 
-def test_worker_processes_go_on_where_this_process_was(on_disk):
+def test_train_loader_position_is_independent_of_workers(on_disk):
     here = train_loader(on_disk, global_batch_size=5, seed=0, size=None)
     take(here, 3)
     there = train_loader(on_disk, global_batch_size=5, seed=0, size=None, workers=2)
@@ -57,7 +57,7 @@ def started(loader):
 
 
 def died_of(loader, number):
-    """Takes batches, of which a dead worker may have left some, until it is noticed: soon, and with its exit code."""
+    """Asserts that the loader soon raises the exit code of its dead worker, after batches that are left."""
     start = time.monotonic()
     with pytest.raises(LoaderDied, match=rf"a loader process died with exit code {number} \(-9: killed, as when"):
         take(loader, 10)
@@ -65,10 +65,10 @@ def died_of(loader, number):
 
 
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSEGV])
-def test_an_idle_worker_that_dies_is_an_error_soon_and_the_loader_can_go_on(on_disk, death):
+def test_dead_idle_worker_raises_and_the_loader_can_continue(on_disk, death):
     loader = train_loader(on_disk, global_batch_size=5, seed=0, size=None, workers=1, prefetch=1)
     worker = started(loader)
-    time.sleep(0.5)  # its one batch of advance is read, and it waits for room
+    time.sleep(0.5)  # it has read its one batch in advance and waits for room
     os.kill(worker.pid, death)
     died_of(loader, -death)
     state = loader.get_state()
@@ -78,11 +78,11 @@ def test_an_idle_worker_that_dies_is_an_error_soon_and_the_loader_can_go_on(on_d
 
 
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_worker_that_dies_in_the_middle_of_a_batch_is_an_error_soon(make, tmp_path, death):
+def test_dead_reading_worker_raises(make, tmp_path, death):
     source = open_folder(make.folder(tmp_path, 4, (8, 10)), "train", CLASSES)
     pipe = next((tmp_path / "images").glob(f"{source.name(0)}.*"))
     pipe.unlink()
-    os.mkfifo(pipe)  # who reads it waits
+    os.mkfifo(pipe)  # reading it blocks
     loader = train_loader(source, global_batch_size=len(source), seed=0, size=None, workers=1)
 
     def kill_while_it_reads():
@@ -109,8 +109,8 @@ next(train_loader(source, global_batch_size=5, seed=0, size=None, workers=1))
 """
 
 
-def test_a_worker_that_dies_before_it_has_begun_is_an_error_soon(make, tmp_path, process_environment):
-    """Of a set whose list of files is longer than a pipe holds, by a script without its `if __name__` guard."""
+def test_worker_dead_at_start_raises(make, tmp_path, process_environment):
+    """Covers a list of files longer than a pipe buffer, in a script without an `if __name__` guard."""
     for i in range(700):
         for part in ("images", "masks"):
             make.put(tmp_path / "set" / part / f"{'a_long_name' * 5}_{i}.png", make.encoded(make.ids(i, (2, 2))))
@@ -123,7 +123,7 @@ def test_a_worker_that_dies_before_it_has_begun_is_an_error_soon(make, tmp_path,
     assert "a loader process died with exit code 1 " in done.stderr.splitlines()[-1]
 
 
-READS_FOR_EVER = """
+READS_FOREVER = """
 import multiprocessing, sys, time
 from segjax.data.pairs import open_folder
 from segjax.data.labels import numbered_classes
@@ -137,9 +137,9 @@ if __name__ == "__main__":
 """
 
 
-def test_a_worker_ends_with_the_process_that_it_reads_for(make, tmp_path, process_environment):
+def test_worker_ends_with_its_parent(make, tmp_path, process_environment):
     script = tmp_path / "script.py"
-    script.write_text(READS_FOR_EVER)
+    script.write_text(READS_FOREVER)
     environment = process_environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, script, make.folder(tmp_path / "set", 4)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as reader:
@@ -154,7 +154,7 @@ def test_a_worker_ends_with_the_process_that_it_reads_for(make, tmp_path, proces
         time.sleep(0.1)
 
 
-def test_a_worker_process_evaluates_the_same(on_disk):
+def test_eval_batches_are_independent_of_workers(on_disk):
     here, there = (list(eval_batches(on_disk, global_batch_size=5, workers=n)) for n in (0, 1))
     for one, other in zip(here, there, strict=True):
         equal(one, other)

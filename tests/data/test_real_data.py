@@ -1,4 +1,4 @@
-"""The real CamVid and CrackForest, where $SEGJAX_CAMVID_DIR and $SEGJAX_CRACKFOREST_DIR say they are."""
+"""The real CamVid and CrackForest, in the folders $SEGJAX_CAMVID_DIR and $SEGJAX_CRACKFOREST_DIR."""
 
 import os
 
@@ -29,7 +29,7 @@ def real(config, tmp_path):
     return build
 
 
-def test_camvid(real):
+def test_real_camvid(real):
     data = real("camvid")
     train, val = open_split(data, "train"), open_split(data, "val")
     assert (len(train), len(val)) == (367, 101)
@@ -37,7 +37,7 @@ def test_camvid(real):
     np.testing.assert_allclose(shares([train], 11), CAMVID_SHARES, atol=0.1)
 
 
-def test_crackforest(real):
+def test_real_crackforest(real):
     data = real("crackforest")
     sources = [open_split(data, "train"), open_split(data, "test")]
     assert [len(source) for source in sources] == [79, 39]
