@@ -35,6 +35,11 @@ def assert_close(actual, expected, atol=1e-5):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=atol, rtol=1e-5), actual, expected)
 
 
+def initialized(module, *args):
+    """Returns the output and the initial variables of a module, by one compiled program."""
+    return jax.jit(lambda: module.init_with_output(jax.random.key(0), *args))()
+
+
 def value_and_gradients(function, *args):
     """Returns the output, and the gradients of a random projection of it with respect to every argument."""
     output, pull_back = jax.vjp(function, *args)
@@ -67,7 +72,7 @@ def test_strided_conv3x3_is_every_second_pixel_of_conv3x3(padding):
     # Of even size, so that the padding at the bottom and the right does not matter.
     x = normal(0, 2, 6, 8, 3)
     strided = StridedConv3x3(4, norm="none", padding=padding)
-    y, variables = strided.init_with_output(jax.random.key(0), x, False)
+    y, variables = initialized(strided, x, False)
     plain = Conv3x3(4, padding, use_bias=True).apply({"params": variables["params"]["conv"]}, x)
     assert_close(y, nn.relu(plain[:, ::2, ::2]))
 
@@ -79,22 +84,28 @@ def test_strided_conv3x3_rejects_odd_sizes():
 
 @pytest.mark.parametrize(("norm", "biased"), [("batch", False), ("group", False), ("none", True)])
 def test_conv_block_has_a_bias_only_without_a_norm(norm, biased):
-    params = ConvBlock(4, norm=norm).init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)), False)["params"]
+    init = partial(ConvBlock(4, norm=norm).init, train=False)
+    params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 4, 4, 2)))["params"]
     assert ("bias" in params["conv1"], "bias" in params["conv2"]) == (biased, biased)
 
 
 def test_conv_stack_equals_its_convolutions_in_sequence():
     x = normal(0, 1, 4, 6, 3)
     stack, block = ConvStack(8, 3, last=4, norm="none"), ConvBlock(8, norm="none")
-    y, variables = stack.init_with_output(jax.random.key(0), x, False)
+    y, variables = initialized(stack, x, False)
     params = variables["params"]
     assert {name: leaves["kernel"].shape[2:] for name, leaves in params.items()} == {
         "conv1": (3, 8),
         "conv2": (8, 8),
         "conv3": (8, 4),
     }
-    two = block.apply({"params": {name: params[name] for name in ("conv1", "conv2")}}, x, False)
-    assert_close(y, nn.relu(Conv3x3(4, use_bias=True).apply({"params": params["conv3"]}, two)))
+
+    @jax.jit
+    def in_sequence(params):
+        two = block.apply({"params": {name: params[name] for name in ("conv1", "conv2")}}, x, False)
+        return nn.relu(Conv3x3(4, use_bias=True).apply({"params": params["conv3"]}, two))
+
+    assert_close(y, in_sequence(params))
 
 
 def test_conv_stack_rejects_count_0():
@@ -104,7 +115,7 @@ def test_conv_stack_rejects_count_0():
 
 def test_initial_conv3x3_keeps_the_scale_under_relu():
     x = jnp.abs(normal(0, 1, 32, 32, 64))
-    y, _ = Conv3x3(64).init_with_output(jax.random.key(1), x)
+    y, _ = initialized(Conv3x3(64), x)
     np.testing.assert_allclose((y**2).mean(), 2 * (x**2).mean(), rtol=0.15)
 
 
@@ -122,11 +133,15 @@ def test_pad_to_multiple_keeps_the_image_in_the_corner():
     assert pad_to_multiple(x, 1) is x
 
 
+@partial(jax.jit, static_argnums=0)
+def updated_batch_norm(norm, x):
+    """Returns the output of a training step of a new batch norm, and its new statistics."""
+    return norm.apply(norm.init(jax.random.key(0), x, False), x, True, mutable=["batch_stats"])
+
+
 def test_batch_norm_of_half_precision_keeps_its_statistics_in_float32():
     images = jnp.full((2, 16, 32, 1), 1.0, jnp.bfloat16).at[:, :, ::2].set(1.0 + 2**-7)
-    norm = Norm("batch", dtype=jnp.bfloat16)
-    variables = norm.init(jax.random.key(0), images, False)
-    y, updated = norm.apply(variables, images, True, mutable=["batch_stats"])
+    y, updated = updated_batch_norm(Norm("batch", dtype=jnp.bfloat16), images)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(updated["batch_stats"]["batch"]["mean"], 0.1 * (1 + 2**-8), rtol=1e-6)
 
@@ -138,24 +153,20 @@ def test_unknown_norm_is_rejected():
 
 def test_batch_norm_normalizes_channels_far_from_zero():
     # E[x²] - E[x]² in float32 would leave nothing of this variance.
-    x = 3e4 + normal(0, 4, 8, 8, 3)
-    y, _ = Norm("batch").init_with_output(jax.random.key(0), x, train=True)
+    y, _ = updated_batch_norm(Norm("batch"), 3e4 + normal(0, 4, 8, 8, 3))
     np.testing.assert_allclose(y.var(axis=(0, 1, 2)), 1.0, rtol=1e-2)
 
 
 def test_batch_norm_statistics_move_by_a_tenth():
     x = 2 + normal(0, 4, 8, 8, 3)
-    variables = Norm("batch").init(jax.random.key(0), x, train=False)
-    _, updated = Norm("batch").apply(variables, x, train=True, mutable=["batch_stats"])
-    statistics = updated["batch_stats"]["batch"]
+    statistics = updated_batch_norm(Norm("batch"), x)[1]["batch_stats"]["batch"]
     assert_close(statistics["mean"], 0.1 * x.mean((0, 1, 2)))
     assert_close(statistics["var"], 0.9 + 0.1 * x.var((0, 1, 2)))
 
 
 def test_group_norm_normalizes_examples_separately():
     x = normal(0, 2, 4, 4, 12)
-    variables = Norm("group").init(jax.random.key(0), x, train=True)
-    both, alone = (Norm("group").apply(variables, a, train=True) for a in (x, x[:1]))
+    both, alone = (initialized(Norm("group"), a, True)[0] for a in (x, x[:1]))
     assert_close(both[:1], alone)
 
 

@@ -234,22 +234,19 @@ IMAGES = jnp.asarray(RNG.standard_normal((2, 7, 11, 5)), jnp.float32)
     "fields", [{"dropout": "sampled"}, {"dropout": "sampled", "mask": "channel"}, {"dropout": "analytic"}], ids=str
 )
 def test_coarse_features_give_the_output_of_upsampled_features(fields):
-    variables = Coarse(3).init(jax.random.key(1), IMAGES, train=False)
-    late, early = (
-        Coarse(3, early=early, rate=0.3, **fields).apply(
-            variables, IMAGES, train=False, rngs={"dropout": jax.random.key(2)}
-        )
-        for early in (False, True)
-    )
+    @partial(jax.jit, static_argnums=0)
+    def output(model):
+        variables = Coarse(3).init(jax.random.key(1), IMAGES, train=False)
+        return model.apply(variables, IMAGES, train=False, rngs={"dropout": jax.random.key(2)})
+
+    late, early = (output(Coarse(3, early=early, rate=0.3, **fields)) for early in (False, True))
     assert late.logits.shape == (2, 7, 11, 3)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), late, early)
 
 
 def test_coarse_features_are_upsampled_only_if_they_are_used():
-    variables = Coarse(3).init(jax.random.key(1), IMAGES, train=False)
-
     def is_upsampled(select):
-        program = jax.jit(lambda x: select(Coarse(3).apply(variables, x, train=False)))
+        program = jax.jit(lambda x: select(Coarse(3).init_with_output(KEYS[0], x, train=False)[0]))
         return "[2,8,12,4]" in program.lower(IMAGES).compile().as_text()
 
     assert is_upsampled(lambda output: output.features)

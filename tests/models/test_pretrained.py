@@ -23,7 +23,10 @@ def torchvision_state(depth: int) -> dict[str, np.ndarray]:
     return {name: DRAWN["drawn"](name, shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize(("depth", "output_stride"), [(18, 32), (18, 16), (50, 32), (50, 16)])
+@pytest.mark.parametrize(
+    ("depth", "output_stride"),
+    [(18, 32), (50, 16), pytest.param(18, 16, marks=pytest.mark.slow), pytest.param(50, 32, marks=pytest.mark.slow)],
+)
 def test_features_equal_torchvision(depth, output_stride):
     golden = np.load(GOLDEN / "resnets.npz")
     model = ResNet(depth, output_stride=output_stride)

@@ -116,7 +116,7 @@ def test_unet_max_unpool_uses_the_positions_of_its_own_level():
 
 @pytest.mark.parametrize(("size", "padding"), [((1, 1), "reflect"), ((5, 3), "zeros")])
 def test_unet_logits_have_the_size_of_the_images(size, padding):
-    model = UNet(**SMALL, padding=padding)
+    model = UNet(**SHALLOW, padding=padding)
     output = evaluate(model, start(model), random_images(2, *size, 3))
     assert output.logits.shape == (2, *size, 3)
     assert output.features.shape == (2, *size, 4)
@@ -124,9 +124,9 @@ def test_unet_logits_have_the_size_of_the_images(size, padding):
 
 
 def test_unet_pads_by_reflection():
-    model = UNet(**SMALL)
+    model = UNet(**SHALLOW)
     image = random_images(1, 13, 18, 3)
-    reflected = np.pad(image, ((0, 0), (0, 3), (0, 2), (0, 0)), mode="reflect")
+    reflected = np.pad(image, ((0, 0), (0, 1), (0, 0), (0, 0)), mode="reflect")
     outputs = [evaluate(model, start(model), jnp.asarray(x)).logits for x in (image, reflected)]
     np.testing.assert_allclose(outputs[0], outputs[1][:, :13, :18], atol=1e-5)
 
@@ -168,7 +168,7 @@ def test_unet_synchronized_statistics_equal_those_of_the_whole_batch(mapping):
 
 
 def test_unet_group_norm_and_pixel_shuffle_have_gradients():
-    model = UNet(**SHALLOW, norm="group", upsample="pixel_shuffle")
+    model = UNet(**SHALLOW, padding="zeros", norm="group", upsample="pixel_shuffle")
 
     def loss(params):
         output, _ = train(model, {"params": params}, IMAGES)
@@ -188,7 +188,7 @@ def loss_with_masks(model: UNet, params):
 
 
 def test_unet_remat_has_the_same_masks_gradients_and_statistics():
-    plain = UNet(**SHALLOW, dropout="sampled", heads=2, deep_dropout=1)
+    plain = UNet(**SHALLOW, padding="zeros", dropout="sampled", heads=2, deep_dropout=1)
     step = jax.jit(jax.value_and_grad(loss_with_masks, argnums=1, has_aux=True), static_argnums=0)
     params = start(UNet(**SHALLOW))["params"]
     assert_trees_close(step(plain.clone(remat=True), params), step(plain, params), atol=1e-6)
@@ -235,7 +235,8 @@ def test_unet_bfloat16_has_float32_logits_and_statistics():
 
 def test_unet_head_bias_sets_the_first_prediction():
     prior = 0.01
-    model = UNet(1, width=4, depth=1, head_bias=(float(np.log(prior / (1 - prior))),), head_kernel_stddev=0.001)
+    head = {"head_bias": (float(np.log(prior / (1 - prior))),), "head_kernel_stddev": 0.001}
+    model = UNet(1, width=4, depth=1, norm="none", padding="zeros", **head)
     output, _ = jax.jit(partial(model.init_with_output, train=False))(KEY, IMAGES)
     np.testing.assert_allclose(jax.nn.sigmoid(output.logits.mean()), prior, rtol=0.02)
 
