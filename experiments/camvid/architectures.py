@@ -23,7 +23,7 @@ from experiments.benchmarks.timing import Case, milliseconds
 from experiments.camvid.uncertainty_ladder import TOLERANCE
 from experiments.sweep import table_rows
 from experiments.sweep.grid import Changes
-from experiments.sweep.results_io import publish
+from experiments.sweep.results_io import provenance_facts, publish
 from experiments.sweep.table_rows import Rows
 from segjax import cli, metrics
 from segjax.data.labels import VOID
@@ -223,7 +223,7 @@ def report(measured: list[dict[str, Any]], cost: dict[str, Any]) -> Report:
         "float32, without resizing"
         if cost["rounds"]
         else "not timed",
-        **table_rows.facts(measured, cost["provenance"]),
+        **provenance_facts(measured),
     }
     return Report("From patches to DeepLab", QUESTION, (Section("All networks", "", (table(measured, cost),)),), facts)
 

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from configs import camvid_unet_recipe
 from experiments.benchmarks.timing import Case, milliseconds
 from experiments.sweep import table_rows
-from experiments.sweep.results_io import publish
+from experiments.sweep.results_io import provenance_facts, publish
 from experiments.sweep.table_rows import Rows
 from segjax import cli, metrics
 from segjax.data.labels import VOID
@@ -209,7 +209,7 @@ def report(measured: list[dict[str, Any]], timed: dict[str, Any] | None) -> Repo
         "data": "CamVid, validation, scored at 360×480",
         "cells": f"{len(measured)} of {2 * len(LADDER) + len(FACTORS) + len(TRAP)} finished",
         "run": f"{base_config().training.steps} steps, 192×256 pixels, U-Net of width 16 and depth 4",
-        **table_rows.facts(measured),
+        **provenance_facts(measured),
     }
     section = Section("Contribution of each step", "", tuple(one for one in tables if one.rows))
     return Report("The uncertainty U-Net's recipe on CamVid", _QUESTION, (section,), facts)

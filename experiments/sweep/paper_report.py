@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,6 @@ from experiments.sweep.grid import Cell, Changes
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Spread, curves, png, spread
 from segjax.storage import local_path
-from segjax.training.provenance import provenance
 
 # `--help` lists the flags of the module that is run; `main_of` defines them for it.
 flags.disclaim_key_flags()
@@ -127,16 +125,6 @@ class PaperReport(NamedTuple):
 def build_report(paper: PaperReport, results: SweepResults, data: str, preset: str) -> Report:
     """Returns the report of the finished cells, with their number and provenance."""
     first, done = results.cells[0].config, list(results.by_cell.values())
-    origins = [result["provenance"] for result in done] or [provenance()]
-    # Results from before each cell had its own time have the mean over their report.
-    averaged = sum("wall_seconds_of" in result["provenance"] for result in done)
-    note = f"; for {averaged} cells the mean of an earlier report" if averaged else ""
-    seconds = sum(result["provenance"]["wall_seconds"] for result in done)
-
-    def distinct(key: str) -> list[Any]:
-        values = [origin[key] for origin in origins]
-        return [value for i, value in enumerate(values) if value not in values[:i]]
-
     facts = {
         "data": DATA[data],
         "preset": preset,
@@ -145,13 +133,7 @@ def build_report(paper: PaperReport, results: SweepResults, data: str, preset: s
         "seeds": sorted({cell.changes["seed"] for cell in results.cells}),
         "run": f"{first.training.steps} steps of batch {first.training.global_batch}, {first.data.size[0]}×"
         f"{first.data.size[1]} pixels, U-Net of width {first.model.width} and depth {first.model.depth}",
-        "time": f"{seconds / 3600:.1f} hours, the sum over the cells (wall time of each since its last start{note})",
-        "command": sorted({re.sub(r" --parent=\d+", "", origin["command"]) for origin in origins}),
-        "commit": distinct("commit"),
-        "device": distinct("device"),
-        "CPU threads per process": distinct("cpu_threads"),
-        "python": distinct("python"),
-        "versions": distinct("versions"),
+        **results_io.provenance_facts(done),
     }
     text = f"{paper.question}\n\nData: {DATA[data]}."
     return Report(f"{paper.title}: {data}", text, paper.sections(results), facts)

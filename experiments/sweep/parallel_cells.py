@@ -91,7 +91,7 @@ def train_together(
       configs: configs of one program and one seed, at most one per device.
       folders: their folders, whose newest checkpoints are of one step.
       sweep: `compile_sweep` of any of the configs.
-      before_step: called before each step; what it raises ends the training.
+      before_step: called before each step; an exception that it raises ends the training.
 
     Returns:
       The result of each run, ready for JSON: "status" ("done" or "diverged"), "diverged_at" (the step, or None),

@@ -1,10 +1,11 @@
-"""Output of reports, results of cells in their JSON, and their import into another workdir.
+"""Output and provenance of reports, results of cells in their JSON, and their import into another workdir.
 
-`--measured=REPORT.json` imports the cells of an earlier report, so that seeds can run on several machines and a lost
-workdir is no loss of results. Checkpoints are not part of the report.
+`--measured=REPORT.json` imports the cells of an earlier report, from another machine or a lost workdir. Checkpoints are
+not part of the report.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,42 @@ from segjax.storage import write_json
 from segjax.training import DataError
 from segjax.training.config import leaves
 from segjax.training.loop import CONFIG_FILE
+from segjax.training.provenance import provenance
 
 
 def publish(report: Report, folder: Path, name: str, data: Any, console: rich.console.Console) -> None:
     """Prints the text and tables of a report, and writes it to `folder` in every format, with `data` in the JSON."""
     for section in report.sections:
-        console.print(f"\n{section.title}\n{section.text}".rstrip(), highlight=False, markup=False)
+        console.print("\n".join(["", section.title, section.text, ""]), highlight=False, markup=False)
         for table in section.tables:
             show(table, console)
     written = write_report(report, folder, name, data)
-    formats = "Markdown, CSV, LaTeX and JSON" + (" and PNG" if any(part.pictures for part in report.sections) else "")
-    console.print(f"Wrote {written[0]}, and the same as {formats} in the same folder", soft_wrap=True)
+    formats = sorted({file.suffix.removeprefix(".").upper() for file in written[1:]})
+    console.print(f"Wrote {written[0]} and, in the same folder, {', '.join(formats)}", soft_wrap=True)
+
+
+def provenance_facts(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the facts of a report that are derived from the provenance of the results of its cells."""
+    origins = [result["provenance"] for result in results] or [provenance()]
+    seconds = sum(origin.get("wall_seconds", 0) for origin in origins)
+    time = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
+    # Some committed results have the mean time of their report.
+    averaged = sum("wall_seconds_of" in origin for origin in origins)
+    note = f"; for {averaged} cells the mean of an earlier report" if averaged else ""
+
+    def distinct(key: str) -> list[Any]:
+        values = [origin[key] for origin in origins]
+        return [value for i, value in enumerate(values) if value not in values[:i]]
+
+    return {
+        "time": f"{time}, the sum over the cells (wall time of each since its last start{note})",
+        "command": sorted({re.sub(r" --parent=\d+", "", origin["command"]) for origin in origins}),
+        "commit": distinct("commit"),
+        "device": distinct("device"),
+        "CPU threads per process": distinct("cpu_threads"),
+        "python": distinct("python"),
+        "versions": distinct("versions"),
+    }
 
 
 def cells_as_json(cells: Sequence[Cell], results: dict[str, dict[str, Any]]) -> dict[str, Any]:

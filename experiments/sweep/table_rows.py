@@ -19,7 +19,6 @@ from segjax.trained_run import load_run
 from segjax.training import open_split, parallel
 from segjax.training.checkpoint import FOLDER
 from segjax.training.evaluation import counter, sum_counts
-from segjax.training.provenance import provenance
 
 Rows = Mapping[str, Changes]
 # `make_counts(config, model, num_classes)` builds the step over the evaluation split whose counts are added up, and
@@ -121,17 +120,3 @@ def segmentation_columns(confusion: np.ndarray, boundary: np.ndarray) -> dict[st
 def over_seeds(cells: Sequence[dict[str, Any]], row: str, columns: Iterable[str]) -> list[Spread]:
     """Returns the columns of a row over its finished cells."""
     return [spread([cell[column] for cell in cells if cell["row"] == row]) for column in columns]
-
-
-def facts(cells: Sequence[dict[str, Any]], measured: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Returns time, command, commit, device and versions of the cells; the last two from `measured`, if given."""
-    about = measured or (cells[0]["provenance"] if cells else provenance())
-    seconds = sum(cell["provenance"]["wall_seconds"] for cell in cells)
-    return {
-        "time": f"{seconds / 3600:.1f} hours, the sum over the cells (wall time of each since its last start)",
-        "command": provenance()["command"],
-        "commit of the cells": sorted({cell["provenance"]["commit"] for cell in cells}),
-        "device": about["device"],
-        "CPU threads per process": about["cpu_threads"],
-        "versions": about["versions"],
-    }

@@ -17,7 +17,7 @@ SIZE = (24, 32)
 
 @pytest.fixture
 def tiny_recipe(tmp_path, monkeypatch):
-    """`camvid_unet_recipe.get_config` for a width-4 net on four training and three validation images; the config."""
+    """Makes `camvid_unet_recipe.get_config` return a width-4 net on seven tiny images; returns that config."""
     rng, root = np.random.default_rng(0), tmp_path / "raw"
     for split, count in (("train", 4), ("val", 3)):
         for folder, shape, values in ((split, (*SIZE, 3), 256), (f"{split}annot", SIZE, 12)):
@@ -41,7 +41,7 @@ def tiny_recipe(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny_scenes(tmp_path_factory):
-    """The base config of the sweeps for a width-4 net on eight small scenes, four steps; locked."""
+    """Returns the base config of the sweeps for a width-4 net on eight small scenes, four steps; locked."""
     config = rare_class.get_config("smoke")
     config.data.data_dir = str(tmp_path_factory.mktemp("prepared"))
     config.data.scene_size, config.data.size = (64, 96), (32, 48)
@@ -55,13 +55,13 @@ def tiny_scenes(tmp_path_factory):
 
 @pytest.fixture
 def quiet():
-    """A console that prints to a string, `quiet.file.getvalue()`."""
+    """Returns a console that prints to a string, `quiet.file.getvalue()`."""
     return rich.console.Console(file=io.StringIO(), width=200)
 
 
 @pytest.fixture(scope="session")
 def trained_sweep(tiny_scenes, tmp_path_factory):
-    """A sweep that was trained: its cells, γ = 0 and γ = 2 and one that diverges; its folder; what it printed."""
+    """Returns a trained sweep: its cells (γ = 0, γ = 2, and one that diverges), its folder and its output."""
     rows = [
         {"objective.gamma": 0.0, "objective.alpha": 0.25},
         {"objective.gamma": 2.0, "objective.alpha": 0.25},
@@ -75,9 +75,9 @@ def trained_sweep(tiny_scenes, tmp_path_factory):
 
 @pytest.fixture
 def made_up(tmp_path):
-    """`made_up(config, precision_of)`: results of a config's cpu preset, seeds 0 and 1, nothing trained.
+    """Returns `made_up(config, precision_of)`: untrained results of a config's cpu preset with seeds 0 and 1.
 
-    `precision_of(cell)` is the average precision; None: the cell diverged at step 1.
+    `precision_of(cell)` is the average precision of a cell; None makes it diverge at step 1.
     """
 
     def results(config, precision_of):

@@ -106,7 +106,8 @@ def test_costs():
 
 def test_report_has_our_scores_beside_those_of_the_papers():
     scores = {"mean_iou": 0.5, "pixel_accuracy": 0.9, "boundary_f1": 0.4, "segnets_boundary_f1": 0.3, "steps": 9}
-    origin = {"commit": "abc", "wall_seconds": 3600, "device": "cpu", "cpu_threads": 1, "versions": {}}
+    origin = dict.fromkeys(("command", "commit", "device", "cpu_threads", "python", "versions"), "x")
+    origin["wall_seconds"] = 3600
     cells = [{"row": "SegNet-Basic", "seed": seed, **scores, "provenance": origin} for seed in (0, 1)]
     price = {"parameters": 1.4e6, "flops": 2.5e9}
     cost = {"rows": dict.fromkeys(architectures.ROWS, price), "rounds": 0, "provenance": origin}

@@ -30,7 +30,7 @@ def crf_of(p, images, where=None, scales=SCALES, *, radius=6, iterations=4, symm
 
 
 def all_pairs(p, image, *, symmetric, iterations=4, appearance_weight, smoothness_weight, **thetas):
-    """The mean field of one image over all pairs of pixels, in float64."""
+    """Computes the mean field of one image over all pairs of pixels, in float64."""
     colours = image.reshape(-1, image.shape[-1]).astype(np.float64)
     places = np.stack(np.meshgrid(*map(np.arange, image.shape[:2]), indexing="ij"), axis=-1).reshape(-1, 2)
     far = ((places[:, None] - places) ** 2).sum(axis=-1)

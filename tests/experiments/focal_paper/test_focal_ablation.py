@@ -17,7 +17,7 @@ GAMMA, ALPHA = focal_ablation.GAMMA, focal_ablation.ALPHA
 
 @pytest.fixture
 def results(made_up, monkeypatch):
-    """AP is highest at α = 0.9 for γ = 0, and at a lower α for a higher γ."""
+    """Returns results whose AP is highest at α = 0.9 for γ = 0, and at a lower α for a higher γ."""
     places = {gamma: (0.9, 0.75, 0.75, 0.5, 0.5, 0.25, 0.1)[i] for i, gamma in enumerate(config.GAMMAS)}
 
     def precision_of(cell):

@@ -14,7 +14,7 @@ from segjax.training.train_step import init_state, make_model
 
 @pytest.fixture
 def sections(made_up):
-    """The worst start, cross entropy without a prior, diverges in seed 1."""
+    """Returns the sections of results in which cross entropy without a prior diverges with seed 1."""
 
     def precision_of(cell):
         plain = cell.config.objective.loss == "sigmoid_cross_entropy" and not cell.config.model.prior

@@ -1,4 +1,4 @@
-"""Cells, and which of them a process claims and runs; the training itself is replaced, but for the killed sweep."""
+"""Cells, and their distribution over processes; training is replaced except for the killed sweep."""
 
 import fcntl
 import json

@@ -18,7 +18,7 @@ EMPTY = PAPER_REPORT._replace(sections=lambda _: ())
 
 @pytest.fixture
 def results(made_up):
-    """γ = 5 diverges; the average precision of the others is 0.25, and 0.75 with seed 1."""
+    """Returns results in which γ = 5 diverges; the others have average precision 0.25, with seed 1 0.75."""
     return made_up(config, lambda cell: None if cell.config.objective.gamma == 5 else 0.25 + 0.5 * cell.config.seed)
 
 

@@ -13,7 +13,7 @@ from segjax.training import parallel, read_log, train
 
 @pytest.fixture(scope="module")
 def compiled(tiny_scenes):
-    """The compiled sweep, and a list with one entry per trace of its training step."""
+    """Returns the compiled sweep, and a list with one entry per trace of its training step."""
     traces = []
     with pytest.MonkeyPatch.context() as patch:
         make = parallel_cells.make_train_step

@@ -18,7 +18,7 @@ def cells():
 
 @pytest.fixture
 def report(cells, tmp_path):
-    """The JSON of a report in which the first row was measured with seed 0, and the second with seed 1."""
+    """Writes the JSON of a report in which the first row has seed 0, and the second has seed 1 and diverged."""
     results = {cells[0].name: RESULT, cells[3].name: RESULT | {"status": "diverged"}}
     file = tmp_path / "report.json"
     file.write_text(json.dumps({"facts": {}, "data": results_io.cells_as_json(cells, results)}))

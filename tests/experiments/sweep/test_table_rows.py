@@ -15,7 +15,7 @@ ROWS = {"plain": {}, "with more": {"model.width": 8}}
 
 @pytest.fixture
 def selected(monkeypatch, tmp_path):
-    """`selected(**options)`: (row, seed, width) of the cells that `run_cells` runs."""
+    """Returns `selected(**options)`: (row, seed, width) of the cells that `run_cells` runs."""
     ran = []
     monkeypatch.setattr(table_rows.grid, "run", lambda cells, *_, **__: ran.extend(cells))
 
