@@ -166,8 +166,8 @@ def _scores(run: TrainedRun) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "Workdir of a run (its best checkpoint) or WORKDIR/checkpoints/STEP.")
+    flags.DEFINE_string("checkpoint", None, "WORKDIR of a run (its best checkpoint) or WORKDIR/checkpoints/STEP.")
     flags.DEFINE_string("output", "exported", "Folder for model.stablehlo, card.json and run.py.")
     cli.define_size("size", "Export for images of this size only; default: any size.")
-    flags.DEFINE_bool("uncertainty", False, "Export the variance of the logits under dropout too.")
+    flags.DEFINE_bool("uncertainty", False, "Export the variance of the logits under dropout of the head too.")
     cli.run(main, required=["checkpoint"])

@@ -15,14 +15,10 @@ def main(argv: list[str]) -> None:
     if not argv[1:]:
         raise app.UsageError("name at least one image, folder or pattern")
     output = output_folder(FLAGS.output)
-    files = {
-        name: file
-        for name, file in named_images(argv[1:]).items()
-        if not inference.is_prediction_file(file.path, output)
-    }
+    files = named_images(argv[1:])
+    files = {name: file for name, file in files.items() if not inference.is_prediction_file(file.path, output)}
     run = load_run(FLAGS.checkpoint)
-    only, threshold = class_index(run, FLAGS["class"].value), {}
-    options = _predict_options(run)
+    only, options = class_index(run, FLAGS["class"].value), _predict_options(run)
     if FLAGS.at_precision is not None and options.non_default():
         raise app.UsageError(
             f"--at_precision is measured with the default options; remove {options.non_default()}, or use --threshold"
@@ -30,29 +26,23 @@ def main(argv: list[str]) -> None:
     threshold, line = chosen_threshold(run, FLAGS.threshold, FLAGS.at_precision, only)
     print(line, end="\n" * bool(line), flush=True)
     options = _predict_options(run, **threshold)
-    output_options = _output_options(only, options)
+    outputs = _output_options(only, options)
+    predictor, origin = run.predictor(options, probabilities=FLAGS.probabilities), _origin(run, options, outputs)
     done = inference.write_predictions(
-        run.predictor(options, probabilities=FLAGS.probabilities),
-        files,
-        output,
-        output_options,
-        run.label_set,
-        _origin(run, options, output_options),
-        on_error=FLAGS.on_error,
+        predictor, files, output, outputs, run.label_set, origin, on_error=FLAGS.on_error
     )
     print("\n".join(done.lines()))
-    print(f"in {output}: " + ", ".join(f"NAME{suffix}" for suffix in output_options.suffixes))
-    if output_options.uncertainty:
-        print(f"NAME_uncertainty.png, black to pale yellow: {output_options.scale(run.label_set)}")
+    print(f"in {output}: " + ", ".join(f"NAME{suffix}" for suffix in outputs.suffixes))
+    if outputs.uncertainty:
+        print(f"NAME_uncertainty.png, black to pale yellow: {outputs.scale(run.label_set)}")
 
 
 def _predict_options(run: TrainedRun, **threshold) -> inference.PredictOptions:
     rate = head_rate(run, FLAGS.rate, FLAGS.samples, FLAGS.passes)
     names = ("tile", "scale", "overlap", "batch", "augment", "samples", "passes", "seed")
+    fields = {name: FLAGS[name].value for name in names} | threshold
     try:
-        return inference.predict_options(
-            tuple(run.config.data.size), **{name: FLAGS[name].value for name in names}, rate=rate, **threshold
-        )
+        return inference.predict_options(tuple(run.config.data.size), rate=rate, **fields)
     except ValueError as error:
         raise app.UsageError(f"--{error}") from error  # its first word is the option
 
@@ -62,18 +52,16 @@ def _output_options(only: int | None, options: inference.PredictOptions) -> infe
     if measure not in options.uncertainties:
         raise app.UsageError(f"--uncertainty={measure} needs several samples; add --samples=30 or --passes=30")
     return inference.OutputOptions(
-        overlay=FLAGS.overlay,
         only=only,
         uncertainty=FLAGS.uncertainty is not None,
         measure=measure,
         maximum=FLAGS.uncertainty_max,
-        probabilities=FLAGS.probabilities,
-        palette=FLAGS.palette,
         sheet=FLAGS.contact_sheet,
+        **{name: FLAGS[name].value for name in ("overlay", "probabilities", "palette")},
     )
 
 
-def _origin(run: TrainedRun, options: inference.PredictOptions, output_options: inference.OutputOptions) -> dict:
+def _origin(run: TrainedRun, options: inference.PredictOptions, outputs: inference.OutputOptions) -> dict:
     """Returns what the files depend on: the network, the threshold, the colours and the options."""
     return {
         "checkpoint": str(run.workdir),
@@ -82,35 +70,35 @@ def _origin(run: TrainedRun, options: inference.PredictOptions, output_options: 
         "threshold_log_odds": options.threshold,
         "class": FLAGS["class"].value,
         "palette": FLAGS.palette,
-        "uncertainty": output_options.measure,
+        "uncertainty": outputs.measure,
         "uncertainty_max": FLAGS.uncertainty_max,
     } | options.non_default()
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "Workdir of a run (its best checkpoint) or WORKDIR/checkpoints/STEP.")
+    flags.DEFINE_string("checkpoint", None, "WORKDIR of a run (its best checkpoint) or WORKDIR/checkpoints/STEP.")
     flags.DEFINE_string("output", "predictions", "Folder for NAME_mask.png (class indices) and the pictures.")
     flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under the colours of its classes.")
     flags.DEFINE_string("class", None, "Class of the threshold, and the only one that overlays show.")
-    cli.define_bare_or_one_of("uncertainty", inference.UNCERTAINTIES, "Write NAME_uncertainty.png.")
+    cli.define_bare_or_one_of("uncertainty", inference.UNCERTAINTIES, "Write NAME_uncertainty.png of this uncertainty.")
     flags.DEFINE_float("uncertainty_max", None, "Uncertainty with the lightest colour; printed at the end.", 1e-9)
-    flags.DEFINE_bool("probabilities", False, "Write NAME_probabilities.npz: float32 [H, W, C], and uncertainties.")
-    flags.DEFINE_bool("palette", False, "Store the classes' colours in the masks as a palette; the indices stay.")
-    flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, up to 24 of the images in small.")
-    flags.DEFINE_float("threshold", None, "Probability from which a pixel is --class, of two classes the second.")
+    flags.DEFINE_bool("probabilities", False, "Write NAME_probabilities.npz: float32 [H, W, C], and the uncertainties.")
+    flags.DEFINE_bool("palette", False, "Store the colours of the classes as a palette of the masks.")
+    flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, small pictures of up to 24 of the images.")
+    flags.DEFINE_float("threshold", None, "Probability from which a pixel is --class (default of two: the second).")
     flags.DEFINE_float("at_precision", None, "Use the threshold at which --class reached this precision in evaluation.")
-    flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a file that is not an image, or skip it.")
+    flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "At a file that is not an image: stop, or skip it.")
     flags.DEFINE_enum(
         "augment", "none", list(inference.AUGMENTATIONS), "Average over mirrored, turned or resized images."
     )
-    flags.DEFINE_integer("samples", 0, "Average over this many dropout masks of the head; 0: no dropout.")
-    flags.DEFINE_integer("passes", 0, "Average over this many whole passes with the network's own dropout on; 0: none.")
-    flags.DEFINE_float("rate", None, "Dropout rate of the head; default: that of training.", 0, 0.99)
+    flags.DEFINE_integer("samples", 0, "Average over this many dropout masks of the head; 0: none.")
+    flags.DEFINE_integer("passes", 0, "Average over this many whole passes with dropout as in training; 0: none.")
+    flags.DEFINE_float("rate", None, "Dropout rate of the head; default: the rate of training.", 0, 0.99)
     flags.DEFINE_integer("seed", 0, "Seed of the dropout masks.")
     cli.define_size("tile", "Predict in tiles of this size, at --scale; default: the whole image, resized.")
-    flags.DEFINE_float("scale", None, "Factor that images are resized by before they are cut into tiles; default 1.")
-    flags.DEFINE_integer("overlap", None, "Pixels that tiles share; default a quarter of the shorter side.")
-    flags.DEFINE_integer("batch", 1, "Tiles, or whole images, that pass the network together.", lower_bound=1)
+    flags.DEFINE_float("scale", None, "Factor to resize images by before cutting them into tiles; default: 1.")
+    flags.DEFINE_integer("overlap", None, "Pixels that tiles share; default: a quarter of the shorter side.")
+    flags.DEFINE_integer("batch", 1, "Number of tiles, or of whole images, per pass of the network.", lower_bound=1)
     flags.register_validator("threshold", lambda p: p is None or 0 < p < 1, "expected a probability in (0, 1)")
     flags.mark_flags_as_mutual_exclusive(["threshold", "at_precision"])
     cli.run(main, required=["checkpoint"])

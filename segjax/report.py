@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("split", None, "Split to inspect; default the config's data.eval_split.")
-    flags.DEFINE_string("output", None, "Folder for report.html and its other files; default WORKDIR/report.")
+    flags.DEFINE_string("split", None, "Split to inspect; default: data.eval_split of the config.")
+    flags.DEFINE_string("output", None, "Folder for report.html and its other files; default: WORKDIR/report.")
     flags.DEFINE_integer("images", 4, "Number of best images to show, and of worst images.", lower_bound=0)
     cli.run(main, required=[])

@@ -29,9 +29,9 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     # Flags are defined here because commands share names of flags, and importing two of them must work.
     config_flags.DEFINE_config_file("config", None, "Config file; --config.objective.gamma=2 changes a field.")
-    flags.DEFINE_string("workdir", None, "Folder of the run; the same command again resumes the run.")
+    flags.DEFINE_string("workdir", None, "Folder of the run; repeat the command to resume the run.")
     flags.DEFINE_bool("distributed", False, "Join the other hosts, which run the same command.")
-    flags.DEFINE_string("coordinator", None, "ADDRESS:PORT of the first host; set it only where the cluster does not.")
-    flags.DEFINE_integer("hosts", None, "Number of processes; set it only where the cluster does not.")
-    flags.DEFINE_integer("host", None, "Index of this process, from 0; set it only where the cluster does not.")
+    flags.DEFINE_string("coordinator", None, "ADDRESS:PORT of the first host, where the cluster does not set it.")
+    flags.DEFINE_integer("hosts", None, "Number of processes, where the cluster does not set it.")
+    flags.DEFINE_integer("host", None, "Index of this process, from 0, where the cluster does not set it.")
     cli.run(main, required=["config", "workdir"])

@@ -1,4 +1,4 @@
-"""A finished or running run, opened from its workdir: what evaluation, prediction, report and export start from."""
+"""A finished or running run, opened from its workdir for evaluation, prediction, report and export."""
 
 import hashlib
 import math
@@ -32,15 +32,7 @@ from segjax.training.provenance import provenance
 from segjax.training.train_step import TrainState, init_state, make_model
 
 # Entries of `provenance` that a report shows.
-_ORIGIN = {
-    "command": "command",
-    "commit": "commit",
-    "date": "date",
-    "device": "device",
-    "CPU threads": "cpu_threads",
-    "Python": "python",
-    "versions": "versions",
-}
+_ORIGIN = ("command", "commit", "date", "device", "cpu_threads", "python", "versions")
 
 
 class TrainedRun(NamedTuple):
@@ -69,23 +61,18 @@ class TrainedRun(NamedTuple):
         """Returns a predictor of uint8 images `[H, W, channels]`; by default of the masks that evaluation scores.
 
         Args:
-          options: see `segjax.inference.predict_options`.
+          options: such as those of `segjax.inference.predict_options`.
           probabilities: return probabilities too.
 
         Raises:
           ValueError: as `Predictor`.
         """
-        return Predictor(
-            self.model.clone(axis_name=None),
-            self.state.variables,
-            self.preprocessing,
-            options,
-            probabilities=probabilities,
-        )
+        model = self.model.clone(axis_name=None)
+        return Predictor(model, self.state.variables, self.preprocessing, options, probabilities=probabilities)
 
 
 def load_run(path: str | os.PathLike) -> TrainedRun:
-    """Opens `WORKDIR` (its best checkpoint) or `WORKDIR/checkpoints/STEP` (or `…/best`, `…/latest`).
+    """Opens `WORKDIR` (its best checkpoint) or `WORKDIR/checkpoints/STEP` (or `…/best` or `…/latest`).
 
     Raises:
       StorageError: the bucket cannot be read, or gcsfs is not installed.
@@ -108,11 +95,7 @@ def load_run(path: str | os.PathLike) -> TrainedRun:
 
 
 def model_of(config: ConfigDict) -> Any:
-    """Returns the network of `config` for the classes of its data set; nothing is read.
-
-    Raises:
-      ConfigError: as `make_model`.
-    """
+    """Returns the network of `config` for the classes of its data set, reading no file; raises as `make_model`."""
     return make_model(config, len(label_set(config.data).names), parallel.axis_name(config))
 
 
@@ -146,9 +129,13 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
     else:
         since = f", from step {origin['wall_seconds_from_step']} on" if origin["wall_seconds_from_step"] else ""
         facts["training time"] = f"{origin['wall_seconds'] / 60:.1f} minutes{since}"
-        facts |= {f"training {name}": origin[key] for name, key in _ORIGIN.items()}
+        facts |= {f"training {_label(key)}": origin[key] for key in _ORIGIN}
     here = provenance()
-    return facts | {f"this page's {name}": here[key] for name, key in _ORIGIN.items()}
+    return facts | {f"this page's {_label(key)}": here[key] for key in _ORIGIN}
+
+
+def _label(key: str) -> str:
+    return {"cpu_threads": "CPU threads", "python": "Python"}.get(key, key)
 
 
 def score_run(run: TrainedRun, split: str) -> dict[str, Any]:
@@ -162,7 +149,7 @@ def on_all_devices(run: TrainedRun, step: Callable) -> tuple[Callable, TrainStat
     """Returns the mapped `step(state, batch)`, the replicated state, and the devices.
 
     Raises:
-      ConfigError: the run's batch cannot be divided over the devices.
+      ConfigError: the devices cannot divide the run's batch.
     """
     mesh = parallel.make_mesh()
     parallel.check_batch(run.config, mesh)
@@ -226,8 +213,7 @@ def head_rate(run: TrainedRun, rate: float | None, samples: int, passes: int = 0
     """Returns the dropout rate of the head: `rate`, or by default the one that the network was trained with.
 
     Raises:
-      ConfigError: samples without a rate, of a network trained without dropout of the head; passes, of a network
-        trained without any dropout that they could draw.
+      ConfigError: samples without a rate, or passes, of a network that was trained without the dropout they need.
     """
     model = run.config.model
     if passes and model.dropout != "sampled" and not model.deep_dropout:
@@ -244,11 +230,7 @@ def head_rate(run: TrainedRun, rate: float | None, samples: int, passes: int = 0
 
 
 def class_index(run: TrainedRun, name: str | None) -> int | None:
-    """Returns the index of a class, None for None.
-
-    Raises:
-      ConfigError: no class has that name.
-    """
+    """Returns the index of a class, None for None; raises ConfigError if no class has that name."""
     classes = run.label_set.names
     if name is not None and name not in classes:
         raise ConfigError(f"--class: expected one of {', '.join(classes)}; got {name!r}")

@@ -12,13 +12,13 @@ from segjax.data.resize import resize
 
 
 class Preprocessing(NamedTuple):
-    """Facts about a trained network's input and classes.
+    """Input and classes of a trained network.
 
     Attributes:
       size: height and width that whole images are resized to.
-      channels: of the images: 1, or 3 in the order RGB.
-      mean: of the pixels in 0..1, one value or one per channel.
-      std: likewise.
+      channels: 1, or 3 in the order RGB.
+      mean: mean of the pixels in 0..1, one value or one per channel.
+      std: standard deviation of the pixels, as `mean`.
       num_classes: C, without void.
     """
 

@@ -195,9 +195,6 @@ def whole_passes(
     Raises:
         ValueError: K < 2, a model with neither kind of dropout, or a rate outside [0, 1).
 
-    References:
-        Gal and Ghahramani, arXiv 1506.02142; Kendall et al., Bayesian SegNet, arXiv 1511.02680.
-
     >>> from segjax.models import UNet
     >>> model, images = UNet(num_classes=3, width=4, depth=2, deep_dropout=1), jnp.ones((1, 8, 12, 3))
     >>> variables = model.init(jax.random.key(0), images, train=False)
@@ -453,9 +450,8 @@ def linear_head(variables: Any) -> tuple[Array, Array]:
         linear = variables["params"]["head"]["linear"]
         return linear["kernel"], linear["bias"]
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            'variables must hold a linear head, ["params"]["head"]["linear"] with kernel and bias'
-        ) from error
+        message = 'variables must hold a linear head, ["params"]["head"]["linear"] with kernel and bias'
+        raise ValueError(message) from error
 
 
 def _check_samples(samples: int) -> None:
