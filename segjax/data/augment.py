@@ -23,10 +23,7 @@ def example_keys(
     Args:
         seed_key: key of the run, `jax.random.key(seed)`.
         step: training step.
-        index: index of each example in the whole data set, `[B]`.
-
-    Returns:
-        `[B]` keys.
+        index: `[B]`, position of each example in the stream.
 
     >>> keys = example_keys(jax.random.key(0), 3, jnp.array([7, 8]))
     >>> bool(keys[1] == example_keys(jax.random.key(0), 3, jnp.array([8]))[0])
@@ -50,15 +47,14 @@ def prepare(
         images: uint8 `[B, H, W, C]`.
         size: (h, w) of the result; static.
         mean: mean of the pixels in [0, 1], one value or one per channel.
-        std: standard deviation of the pixels, like `mean`.
+        std: standard deviation, like `mean`.
         sizes: (height, width) of each image in the top left corner of its array, `[B, 2]`; None: all of the array.
 
     Returns:
         float32 `[B, h, w, C]`.
 
     Raises:
-        TypeError: images are not uint8.
-        ValueError: wrong rank, a size that is not positive, or `mean` and `std` that do not fit the channels.
+        TypeError or ValueError: an argument that does not fit, see `augment`.
 
     >>> print(prepare(jnp.full((1, 4, 6, 3), 255, jnp.uint8), size=(2, 3), mean=(0.5,), std=(0.25,))[0, 0, 0].round(4))
     [2. 2. 2.]
@@ -104,7 +100,7 @@ def augment(
         brightness: an offset uniform in [-brightness, brightness] on pixels in [0, 1], shared by all channels.
         contrast: a factor uniform in [1 - contrast, 1 + contrast] on the distance from `mean`. Nothing is clipped.
         mean: mean of the pixels in [0, 1], one value or one per channel.
-        std: standard deviation of the pixels, like `mean`.
+        std: standard deviation, like `mean`.
 
     Returns:
         Images float32 `[B, h, w, C]` and labels int32 `[B, h, w]`.

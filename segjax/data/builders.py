@@ -30,7 +30,7 @@ class SkipConfig(tfds.core.BuilderConfig):
 
 
 class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Builder for images and masks in files, which the subclass lists.
+    """Builder for images and masks in files; the subclass's `list_files` returns the pairs of each split.
 
     Images and grey PNG masks are stored byte for byte, masks with their raw ids. The metadata has the sizes of each
     split, so that opening it reads no image, and the pairs that `SkipConfig` left out.
@@ -39,11 +39,6 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     url_infos = None  # no downloads, no checksums: TFDS would import importlib_resources, which it does not require
     VERSION = tfds.core.Version("1.0.0")
     IMAGE: ClassVar[str] = "image"
-
-    @classmethod
-    def list_files(cls, root: Path) -> dict[str, list[Pair]]:
-        """Lists the pairs of each split below `root`."""
-        raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {

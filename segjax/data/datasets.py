@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from segjax.data import builders
 from segjax.data.io import DataError, RawFile, as_data_error
 from segjax.data.labels import LABEL_SETS, LabelSet, numbered_classes
-from segjax.data.pairs import Example, Sizes, Source, fingerprint, image_header, make_example, open_folder, summarize
+from segjax.data.pairs import Example, Source, fingerprint, image_header, make_example, open_folder, summarize
 
 DATASETS = {
     "road_debris": builders.RoadDebris,
@@ -87,7 +87,10 @@ def _prepared_folder(data_config: Any) -> Path:
     name = data_config.name
     options = {"data_dir": data_config.data_dir or None, "file_format": "array_record"}
     if DATASETS[name] is builders.RoadDebris:
-        options["config"] = _road_debris_config(data_config)
+        fields = {"seed": "scene_seed", "train_examples": "train_examples", "val_examples": "val_examples"}
+        given = {field: getattr(data_config, key) for field, key in fields.items() if hasattr(data_config, key)}
+        given |= zip(("height", "width"), getattr(data_config, "scene_size", ()), strict=False)
+        options["config"] = builders.RoadDebrisConfig(**given)
     elif _on_error(data_config) == "skip":
         options["config"] = builders.SkipConfig()
     with _damage_named(Path(data_config.data_dir, name)):  # the builder reads a set that is already prepared
@@ -102,19 +105,11 @@ def _prepared_folder(data_config: Any) -> Path:
         if not manual_dir.is_dir():
             raise DataError(
                 f"{name}: not prepared in {builder.data_dir}, and no raw files in {manual_dir}. Set "
-                f"config.data.manual_dir or ${_variable(name)} to: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+                f"config.data.manual_dir or $SEGJAX_{name.upper()}_DIR to: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
             )
     folder = _prepare(builder, manual_dir)
     _check_unchanged(builder, manual_dir)
     return folder
-
-
-def _road_debris_config(data_config: Any) -> builders.RoadDebrisConfig:
-    names = {"seed": "scene_seed", "train_examples": "train_examples", "val_examples": "val_examples"}
-    given = {ours: getattr(data_config, name) for ours, name in names.items() if hasattr(data_config, name)}
-    if hasattr(data_config, "scene_size"):
-        given["height"], given["width"] = data_config.scene_size
-    return builders.RoadDebrisConfig(**given)
 
 
 def _on_error(data_config: Any) -> str:
@@ -124,12 +119,8 @@ def _on_error(data_config: Any) -> str:
     return on_error
 
 
-def _variable(name: str) -> str:
-    return f"SEGJAX_{name.upper()}_DIR"
-
-
 def _manual_dir(data_config: Any) -> Path | None:
-    given = data_config.manual_dir or os.environ.get(_variable(data_config.name), "")
+    given = data_config.manual_dir or os.environ.get(f"SEGJAX_{data_config.name.upper()}_DIR", "")
     return Path(given).expanduser() if given else None
 
 
@@ -207,34 +198,27 @@ class PreparedSource:
         if not info.splits[split].num_examples:
             raise DataError(f"{folder}: the split {split!r} is empty; expected at least one image")
         with _damage_named(folder):
-            self._records = self._open(builder)
+            raw = {key: tfds.decode.SkipDecoding() for key in (self._image, "segmentation_label")}
+            try:
+                self._records = builder.as_data_source(split, decoders=raw)
+            except NotImplementedError as error:
+                raise DataError(
+                    f"{folder}: prepared as {info.file_format.value}, which has no random access; "
+                    f"prepare it with file_format='array_record'"
+                ) from error
             for index in {0, len(self._records) - 1}:  # detects damage before training; files are opened when read
                 self._records[index]
         self.skipped = tuple(message for part in parts for message in metadata.get("skipped", {}).get(part, ()))
-        height, width, channels = info.features[self._image].shape
         if "splits" in metadata:  # ours
-            described = [metadata["splits"][part] for part in parts]
-            natives = {part["native_size"] and tuple(part["native_size"]) for part in described}
-            self.native_size = natives.pop() if len(natives) == 1 else None
-            self.largest_size = tuple(max(part["largest_size"][axis] for part in described) for axis in (0, 1))
-            self.channels = metadata["channels"]
-            return
-        if height and width:  # the catalogue's, whose features have a fixed shape
-            sizes = Sizes((height, width), (height, width), channels)
-        else:
-            read = (RawFile(self.name(i), 0, lambda i=i: self._records[i][self._image]) for i in range(len(self)))
-            sizes = summarize(map(image_header, read))
-        self.native_size, self.largest_size, self.channels = sizes
-
-    def _open(self, builder: tfds.core.DatasetBuilder):
-        raw = {key: tfds.decode.SkipDecoding() for key in (self._image, "segmentation_label")}
-        try:
-            return builder.as_data_source(self._split, decoders=raw)
-        except NotImplementedError as error:
-            raise DataError(
-                f"{self._folder}: prepared as {builder.info.file_format.value}, which has no random access; "
-                f"prepare it with file_format='array_record'"
-            ) from error
+            described, self.channels = [metadata["splits"][part] for part in parts], metadata["channels"]
+        else:  # the catalogue's, whose features usually have a fixed shape
+            shape = info.features[self._image].shape
+            files = (RawFile(self.name(i), 0, lambda i=i: self._records[i][self._image]) for i in range(len(self)))
+            sizes = summarize(map(image_header, files) if None in shape[:2] else [shape])
+            described, self.channels = [sizes._asdict()], sizes.channels
+        natives = {part["native_size"] and tuple(part["native_size"]) for part in described}
+        self.native_size = natives.pop() if len(natives) == 1 else None
+        self.largest_size = tuple(max(part["largest_size"][axis] for part in described) for axis in (0, 1))
 
     def __reduce__(self):
         # A worker process opens the files itself.
@@ -246,7 +230,7 @@ class PreparedSource:
     def __getitem__(self, index: int) -> Example:
         with _damage_named(self._folder):
             record = self._records[index]
-            name = _text(record["image_id"])
+            name = record["image_id"].decode()
         files = (f"image of {name} in {self._folder}", f"mask of {name} in {self._folder}")
         image, mask = record[self._image], record["segmentation_label"]
         return make_example(image, mask, name, self.channels, self.label_set, files)
@@ -254,8 +238,4 @@ class PreparedSource:
     def name(self, index: int) -> str:
         """Returns the `image_id` of example `index`."""
         with _damage_named(self._folder):
-            return _text(self._records[index]["image_id"])
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+            return self._records[index]["image_id"].decode()

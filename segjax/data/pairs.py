@@ -322,17 +322,12 @@ def list_splits(root: Path, val_fraction: float = 0.1) -> dict[str, list[Pair]]:
         pairs = splits["train"]
         if len(pairs) < 2:
             raise DataError(f"{root}: expected at least 2 images to split into train and val; found {len(pairs)}")
-        held_out = _held_out([pair.name for pair in pairs], val_fraction)
-        splits["train"] = [pair for pair in pairs if pair.name not in held_out]
-        splits["val"] = [pair for pair in pairs if pair.name in held_out]
+        position = {
+            pair: int.from_bytes(hashlib.sha256(pair.name.encode(errors="surrogateescape")).digest()[:6], "big") / 2**48
+            for pair in pairs
+        }
+        count = sum(place < val_fraction for place in position.values())
+        held_out = set(sorted(pairs, key=position.get)[: min(max(count, 1), len(pairs) - 1)])
+        splits["train"] = [pair for pair in pairs if pair not in held_out]
+        splits["val"] = [pair for pair in pairs if pair in held_out]
     return splits
-
-
-def _held_out(names: list[str], fraction: float) -> set[str]:
-    """Returns the names of the validation split."""
-
-    def position(name: str) -> float:
-        return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:6], "big") / 2**48
-
-    count = sum(position(name) < fraction for name in names)
-    return set(sorted(names, key=position)[: min(max(count, 1), len(names) - 1)])

@@ -171,12 +171,12 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
     Args:
         seed: number of the sequence, in [0, 2**63).
         index: number of the scene, in [0, 2**63).
-        height: rows of the image, at least 64.
+        height: rows, at least 64.
         width: columns, at least 96. The scene is 4:3; another ratio stretches it.
 
     Returns:
-        `image`, uint8 RGB `[height, width, 3]`, and `label`, uint8 `[height, width]`: an index into `SCENE_CLASSES`, or
-        `VOID` (255) where the edge is ambiguous.
+        Image, uint8 RGB `[height, width, 3]`, and label, uint8 `[height, width]`: the index of the class in
+        `SCENE_CLASSES`, or `VOID` (255) where the edge is ambiguous.
 
     Raises:
         ValueError: a negative or too large seed or index, or a size below 64x96.
