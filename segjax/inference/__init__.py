@@ -6,14 +6,7 @@ A name loads its module when it is first used, because training needs only a few
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from segjax.inference.augmentation import (
-        SYMMETRIES,
-        Symmetry,
-        augmented_statistics,
-        dropout_head,
-        restored,
-        transformed,
-    )
+    from segjax.inference.augmentation import SYMMETRIES, Symmetry, augmented_statistics, dropout_head
     from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds, predict_logits, probabilities
     from segjax.inference.monte_carlo import (
         SampleStatistics,
@@ -36,8 +29,8 @@ with epy.lazy_api_imports(globals()):
         Predictor,
         predict_options,
     )
-    from segjax.inference.tiling import Tiles, predict_tiled, tiles_along
-    from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, thumbnail, tiles
+    from segjax.inference.tiling import predict_tiled
+    from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, tiles
     from segjax.inference.writer import OutputOptions, WriteSummary, is_prediction_file, png, write_predictions
 
 __all__ = [
@@ -51,7 +44,6 @@ __all__ = [
     "Preprocessing",
     "SampleStatistics",
     "Symmetry",
-    "Tiles",
     "Uncertainty",
     "WriteSummary",
     "analytic_uncertainty",
@@ -75,13 +67,9 @@ __all__ = [
     "predict_tiled",
     "predict_with_uncertainty",
     "probabilities",
-    "restored",
     "sample_statistics",
     "statistics_to_maps",
-    "thumbnail",
     "tiles",
-    "tiles_along",
-    "transformed",
     "uncertainty_of",
     "whole_passes",
     "write_predictions",

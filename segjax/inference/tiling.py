@@ -7,51 +7,23 @@ normalized before anything is predicted, and the blended map is a plain sum, the
 import math
 from collections.abc import Callable
 from itertools import chain, pairwise, product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer, Shaped
 
 
-class Tiles(NamedTuple):
-    """Starts and weights of the tiles along one axis of an image.
-
-    Attributes:
-        starts: `[n]`, first pixel of each tile.
-        weights: `[n, tile]`, float64; at every pixel of the axis the weights of its tiles add up to 1.
-    """
-
-    starts: Integer[np.ndarray, "n"]
-    weights: Float[np.ndarray, "n tile"]
-
-
-def tiles_along(length: int, tile: int, overlap: int) -> Tiles:
-    r"""Lays tiles along one axis: a step of `tile - overlap` pixels, the last one shifted back to end with the axis.
+def tiles_along(length: int, tile: int, overlap: int) -> tuple[Integer[np.ndarray, "n"], Float[np.ndarray, "n {tile}"]]:
+    r"""Returns starts `[n]` and float64 weights `[n, T]` of tiles along one axis, the last one ending with the axis.
 
     .. math:: w_t(x) = \frac{g(x - s_t)}{\sum_u g(x - s_u)}, \qquad g(i) = \exp \frac{-(i - (T - 1) / 2)^2}{2 (T / 8)^2}
 
-    This is one axis of nnU-Net's importance map: near the edges of a tile, where the network lacks context, the weight
-    falls to e^-8 of that of the middle.
+    This is one axis of nnU-Net's importance map (Isensee et al., Nature Methods 18, 2021): near the edges of a tile,
+    where the network lacks context, the weight is small. A pixel that only one tile holds has the weight 1, exactly.
 
-    Args:
-        length: pixels of the axis, at least `tile`.
-        tile: T, pixels.
-        overlap: pixels that a tile shares with the one before, less than T.
-
-    Returns:
-        `Tiles`. A pixel that only one tile holds has the weight 1, exactly.
-
-    Raises:
-        ValueError: `tile` is not in 1 to `length`, or `overlap` not in 0 to `tile` - 1.
-
-    References:
-        Isensee et al., nnU-Net, Nature Methods 18 (2021), https://github.com/MIC-DKFZ/nnUNet.
-
-    >>> tiles_along(10, 4, 1).starts
-    array([0, 3, 6])
-    >>> tiles_along(6, 4, 2).weights[:, :2].round(3)
-    array([[1.   , 1.   ],
-           [0.018, 0.982]])
+    >>> starts, weights = tiles_along(6, 4, 2)
+    >>> print(starts, weights[:, :2].round(3).tolist())
+    [0 2] [[1.0, 1.0], [0.018, 0.982]]
     """
     if not 1 <= tile <= length:
         raise ValueError(f"a tile must have between 1 and {length} pixels, as many as the image; got {tile}")
@@ -64,7 +36,7 @@ def tiles_along(length: int, tile: int, overlap: int) -> Tiles:
     total = np.zeros(length)
     for start in starts:
         total[start : start + tile] += bell
-    return Tiles(starts, bell / total[starts[:, None] + indices])
+    return starts, bell / total[starts[:, None] + indices]
 
 
 def predict_tiled(
@@ -118,7 +90,7 @@ def predict_tiled(
     size = image.shape[:2]
     axes = [tiles_along(max(length, side), side, overlap) for length, side in zip(size, tile, strict=True)]
     # Pairs of (start, weights), one for the row and one for the column of the grid.
-    corners = list(product(*(zip(axis.starts, axis.weights, strict=True) for axis in axes)))
+    corners = list(product(*(zip(*axis, strict=True) for axis in axes)))
     groups = [corners[start : start + batch] for start in range(0, len(corners), batch)]
 
     def predict_group(group: list) -> Any:

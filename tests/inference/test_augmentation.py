@@ -14,13 +14,12 @@ from segjax.inference import (
     head_uncertainty,
     maps_to_statistics,
     predict_tiled,
-    restored,
     sample_statistics,
     statistics_to_maps,
-    tiles_along,
-    transformed,
     uncertainty_of,
 )
+from segjax.inference.augmentation import restored, transformed
+from segjax.inference.tiling import tiles_along
 from segjax.models import UNet, example_dropout_keys, head_samples
 from segjax.models.network import dropout
 
@@ -199,7 +198,7 @@ def test_tiles_augmentations_and_samples_form_one_weighted_mean():
 
     axis = tiles_along(9, 6, overlap)  # the columns; of rows there is one tile
     p, h, m, s = np.zeros((6, 9, CLASSES)), np.zeros((6, 9)), np.zeros((6, 9, CLASSES)), np.zeros((6, 9, CLASSES))
-    for left, weights in zip(axis.starts, axis.weights, strict=True):
+    for left, weights in zip(*axis, strict=True):
         here = slice(left, left + 6)
         for z in samples_one_by_one(image[None, :, here], samples=2, symmetries=D4)[:, 0]:
             part = weights[:, None] / 16

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segjax.inference import predict_tiled, tiles_along
+from segjax.inference import predict_tiled
+from segjax.inference.tiling import tiles_along
 from segjax.models import UNet
 
 MODEL = UNet(3, width=4, depth=1)  # statistics of training, zeros beyond the edges
@@ -60,7 +61,7 @@ def test_predict_tiled_of_a_constant_is_constant(size):
 def test_tiles_give_the_prediction_of_the_whole_image_where_they_hold_the_receptive_field():
     found = predict_tiled(IMAGE, network, tile=(36, 40), overlap=2 * REACH, batch=2)
     wrong = np.abs(found - network(IMAGE[None])[0]).max(axis=-1) > 2e-6
-    starts = [tiles_along(side, tile, 2 * REACH).starts for side, tile in zip(IMAGE.shape, (36, 40), strict=False)]
+    starts = [tiles_along(side, tile, 2 * REACH)[0] for side, tile in zip(IMAGE.shape, (36, 40), strict=False)]
     near = []
     for side, tile, first in zip(IMAGE.shape, (36, 40), starts, strict=False):
         edges = np.concatenate([first[1:], first[:-1] + tile])
