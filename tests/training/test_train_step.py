@@ -261,12 +261,9 @@ def test_make_train_step_rank_promotion_raise(parts, batch, accumulate):
 @pytest.mark.parametrize("loss", ["sigmoid_focal", "softmax_focal"])
 def test_augmentation_and_objective_dtype_promotion_strict(tiny, batch, loss):
     tiny.objective.loss, tiny.objective.region, tiny.objective.boundary_factor = loss, "dice", 2.0
-    objective, hparams, ranges = (
-        make_objective(tiny, 2),
-        hparams_from_config(tiny),
-        {"rotation": 10.0, "brightness": 0.1},
-    )
-    ranges |= {"contrast": 0.1, "scale": (0.8, 1.2), "flip": True, "size": (32, 48), "mean": (0.45,), "std": (0.25,)}
+    objective, hparams = make_objective(tiny, 2), hparams_from_config(tiny)
+    options = {"rotation": 10.0, "brightness": 0.1, "contrast": 0.1, "scale": (0.8, 1.2), "flip": True}
+    options |= {"size": (32, 48), "mean": (0.45,), "std": (0.25,)}
 
     def gradient(examples):
         keys = example_keys(jax.random.key(0), jnp.int32(0), examples["index"])
