@@ -16,17 +16,9 @@ from segjax.data import LabelSet, label_set, open_split
 from segjax.inference import PredictOptions, Predictor, Preprocessing
 from segjax.metrics.ranking import ThresholdAtPrecision
 from segjax.storage import path_of, read_json
-from segjax.training import parallel
+from segjax.training import evaluation, parallel
 from segjax.training.checkpoint import FOLDER, Checkpoints
 from segjax.training.config import ConfigError, read_config
-from segjax.training.evaluation import (
-    counter,
-    evaluate,
-    make_eval_step,
-    make_ranking_step,
-    preprocessing_of,
-    sum_counts,
-)
 from segjax.training.loop import CONFIG_FILE, SCORES_FILE
 from segjax.training.provenance import provenance
 from segjax.training.train_step import TrainState, init_state, make_model
@@ -55,7 +47,7 @@ class TrainedRun(NamedTuple):
     @property
     def preprocessing(self) -> Preprocessing:
         """Input size, normalisation and classes of the network."""
-        return preprocessing_of(self.config, self.label_set.num_classes)
+        return evaluation.preprocessing_of(self.config, self.label_set.num_classes)
 
     def predictor(self, options: PredictOptions | None = None, *, probabilities: bool = False) -> Predictor:
         """Returns a predictor of uint8 images `[H, W, channels]`; by default of the masks that evaluation scores.
@@ -140,9 +132,9 @@ def _label(key: str) -> str:
 
 def score_run(run: TrainedRun, split: str) -> dict[str, Any]:
     """Returns the scores of `run` on a split of its data set, on all devices: the dictionary of `evaluate`."""
-    step = make_eval_step(run.config, run.model, run.label_set.num_classes, parallel.axis_name(run.config))
+    step = evaluation.make_eval_step(run.config, run.model, run.label_set.num_classes, parallel.axis_name(run.config))
     step, state, mesh = on_all_devices(run, step)
-    return evaluate(step, state, open_split(run.config.data, split), run.config, mesh)
+    return evaluation.evaluate(step, state, open_split(run.config.data, split), run.config, mesh)
 
 
 def on_all_devices(run: TrainedRun, step: Callable) -> tuple[Callable, TrainState, Any]:
@@ -166,9 +158,10 @@ def threshold_of(run: TrainedRun, precision: float, number: int) -> ThresholdAtP
     split, classes = run.config.data.eval_split, run.label_set.names
     if not 0 < precision <= 1:
         raise ConfigError(f"--at_precision must be above 0 and at most 1; got {precision:g}")
-    step = make_ranking_step(run.config, run.model, len(classes), number, parallel.axis_name(run.config))
+    step = evaluation.make_ranking_step(run.config, run.model, len(classes), number, parallel.axis_name(run.config))
     step, state, mesh = on_all_devices(run, step)
-    counts = sum_counts(counter(step, state, run.config, mesh), open_split(run.config.data, split), run.config)
+    count = evaluation.counter(step, state, run.config, mesh)
+    counts = evaluation.sum_counts(count, open_split(run.config.data, split), run.config)
     found = metrics.threshold_at_precision(counts["scores"], precision)
     if np.isnan(found.precision):
         raise ConfigError(f"--at_precision: {split} has no pixel of {classes[number]}")

@@ -65,12 +65,9 @@ def augmented_statistics(
         \bar p = \frac{1}{AK} \sum_{ak} softmax(z_{ak}), \quad \bar h = \frac{1}{AK} \sum_{ak} H[softmax(z_{ak})], \\
         \bar z = \frac{1}{AK} \sum_{ak} z_{ak}, \quad v = \frac{1}{AKC} \sum_{akc} (z_{akc} - \bar z_c)^2
 
-    T_a resizes (linearly, antialiased) and then mirrors or turns. Its inverse is applied to the result of `encode`,
-    before the head: logits, or features of a linear head, are interpolated, but never probabilities, whose blurred
-    edges would count as a disagreement of samples.
-
-    Call it under `jax.jit`. `encode` is compiled once per shape of T_a x: once for all symmetries of a square. Samples
-    are added up one after another.
+    T_a resizes (linearly, antialiased) and then mirrors or turns. Its inverse is applied before the head, to logits or
+    features, because interpolated probabilities would count blurred edges as a disagreement of samples. Call it under
+    `jax.jit`; `encode` is compiled once per shape of T_a x.
 
     Args:
         images: `[B, H, W, channels]`, as the network takes them.
@@ -80,19 +77,17 @@ def augmented_statistics(
             indices, such as that of `dropout_head`. None: `encode` returns logits.
         samples: K ≥ 1, samples of the head per augmentation; static.
         symmetries: at least one, such as those of `SYMMETRIES`; static. Repeat each K times for K passes.
-        scales: at least one, each > 0; static. Sides are rounded to pixels, at least one.
+        scales: at least one, each > 0; static.
 
     Returns:
-        `SampleStatistics` of N = A · K samples, A = scales times symmetries, at least float32. Finite for |z| ≤ 1e4;
-        NaN where a sample is NaN.
+        `SampleStatistics` of scales · symmetries · K samples, at least float32. Finite for |z| ≤ 1e4.
 
     Raises:
-        ValueError: no symmetry or no scale, a scale that is not positive, K < 1, more than one sample without a head,
-            fewer than 2 classes, or a result of `encode` with another height or width.
+        ValueError: no symmetry, no scale or a scale ≤ 0, K < 1, K > 1 without a head, fewer than 2 classes, or a
+            result of `encode` with another height or width.
 
     References:
-        Cohen and Welling, Group equivariant convolutional networks, arXiv 1602.07576 (the groups); Wang et al.,
-        Aleatoric uncertainty estimation with test-time augmentation, arXiv 1807.07356.
+        Cohen and Welling, arXiv 1602.07576 (groups); Wang et al., arXiv 1807.07356 (test-time augmentation).
 
     >>> images = jax.random.normal(jax.random.key(0), (1, 6, 8, 3))
     >>> found = augmented_statistics(images, lambda x, a: x * x, symmetries=SYMMETRIES["d4"])
@@ -166,8 +161,8 @@ def dropout_head(
         key: PRNG key of the masks, typed or raw.
         rate: p in [0, 1), a scalar, may be traced; None: the model's.
         mask: "channel" or "element"; static. None: the model's.
-        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1. Give all tiles of an image
-            one index: with masks per channel a sample is then one network for the whole image, without seams.
+        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1. Tiles of one image need
+            one index, so that masks per channel leave no seams.
         class_logits: a linear map of the head's outputs `[..., O]` to one logit per class, `[..., C]`; None: identity.
 
     Raises:

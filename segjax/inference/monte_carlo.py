@@ -96,8 +96,7 @@ def head_uncertainty(
         ValueError: K < 2, C < 2, p outside [0, 1), an unknown `mask`, or shapes that do not match.
 
     References:
-        Gal and Ghahramani, arXiv 1506.02142; Houlsby et al. (BALD), arXiv 1112.5745; Kendall et al., Bayesian SegNet,
-        arXiv 1511.02680; Kendall and Gal, arXiv 1703.04977.
+        Gal and Ghahramani, arXiv 1506.02142; Houlsby et al., arXiv 1112.5745 (mutual information).
 
     >>> x, kernel, bias = jnp.ones((1, 4, 6, 8)), jnp.eye(8, 3), jnp.zeros(3)
     >>> unsure = head_uncertainty(x, kernel, bias, jax.random.key(0), samples=30, rate=0.2)
@@ -176,8 +175,8 @@ def whole_passes(
 
     .. math:: z_k = f(x; m_k), \quad m_k \text{ drawn with } \text{fold\_in}(\text{key}, k)
 
-    Each sample draws all masks of the model: the deep ones, and one of the head if dropout="sampled". It takes at most
-    K + 1 times as long as the clean pass, and the memory of one pass.
+    Each sample draws all masks of the model: the deep ones, and one of the head if dropout="sampled". All passes
+    together take the memory of one.
 
     Args:
         model: a `segjax.models.UNet` with deep_dropout > 0 or dropout="sampled".
@@ -241,8 +240,7 @@ def analytic_uncertainty(
         p = softmax(W^\top x + b), \quad H = -\sum_c p_c \log p_c, \quad
         v = \frac{1}{C} \sum_c \frac{r}{1 - r} \sum_i w_{ic}^2 x_i^2
 
-    v is the limit of that of `head_uncertainty` for K → ∞, for both masks. p and H are not limits: the mean of a
-    softmax is not the softmax of the mean. The mutual information is None.
+    v is the limit of that of `head_uncertainty` for K → ∞; p and H are not limits. The mutual information is None.
 
     Args:
         features: x, `[B, H, W, F]`, any floating dtype.

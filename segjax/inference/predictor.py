@@ -179,8 +179,6 @@ class Predictor:
     and logits the same without the logarithm. Masks of the default options are those that evaluation scores. The
     entropy is that of p; mutual information and variance are resized as they are.
 
-    An image smaller than a tile is continued by reflection at the bottom and the right.
-
     Attributes:
       preprocessing: input and classes of the network.
       options: options of the prediction.

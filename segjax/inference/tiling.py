@@ -52,22 +52,19 @@ def predict_tiled(
 
     .. math:: y(i, j) = \sum_t w_t(i, j) \, f(\text{tile}_t)(i, j), \qquad \sum_t w_t(i, j) = 1
 
-    The weights are products of those of `tiles_along` for both axes. `predict` sees one shape for all images and is
-    compiled once: the last batch is filled up, and an image smaller than a tile is continued by reflection at the
-    bottom and the right. Two batches of tiles are on the device at a time, so that it need not wait for the host.
+    Weights are products of `tiles_along` for both axes. `predict` sees one shape and is compiled once: the last batch
+    is filled up, and a smaller image is continued by reflection at the bottom and the right.
 
     Blend means only, such as probabilities or `statistics_to_maps`; compute a variance or an entropy from the blended
-    means (`uncertainty_of`).
-
-    A pixel whose tiles all hold its receptive field, and start at multiples of the network's stride, gets the
-    prediction of one pass over the whole image. Global pooling and group norm see the tile instead of the image.
+    means (`uncertainty_of`). A pixel whose tiles all hold its receptive field, and start at multiples of the network's
+    stride, gets the prediction of the whole image; global pooling and group norm see the tile instead.
 
     Args:
         image: `[H, W, channels]`, any dtype; may be memory-mapped, only tiles of it are read.
         predict: jitted function from tiles `[batch, th, tw, channels]` to maps `[batch, th, tw, k]`.
         tile: th and tw.
-        overlap: pixels that neighbouring tiles share, at least, in both directions. Half a tile, as in nnU-Net, costs
-            four times the work; a quarter less than twice.
+        overlap: pixels that neighbouring tiles share, at least. Half a tile, as in nnU-Net, costs four times the work,
+            a quarter less than twice.
         batch: tiles at a time.
         out: float32 or float64 array for the result, such as a `np.memmap`; None: a new float32 array.
 
