@@ -1,1 +1,1 @@
-"""Measurements of time and memory, beside other libraries."""
+"""Measurements of time and memory in comparison with other libraries."""

@@ -1,10 +1,10 @@
-"""Speed beside other libraries: `python -m experiments.benchmarks` (`make benchmark`).
+"""Speed in comparison with other libraries: `python -m experiments.benchmarks` (`make benchmark`).
 
-Every figure is a ratio in one run: medians of interleaved rounds of ours, of the peers that are installed (the extra
-`bench` brings all) and of a limit, on the same arrays and as many threads. Before a row is timed its ways must agree.
-A row is written as it is done: the same command carries on with what is missing, `--only=losses,metrics` takes some.
-It wants the environment that `make benchmark` sets, and says so. A machine that others use too:
-`taskset -c 0 python -m experiments.benchmarks --clock=cpu`, one thread, CPU time.
+Every number is a ratio within one run: medians of interleaved rounds of segjax, the installed baselines (the extra
+`bench` installs all) and a limit, on the same arrays and threads. Before a row is timed, its results must agree. Each
+row is written once measured, and the same command resumes with the missing rows; `--only=losses,metrics` selects
+sections. Times depend on the environment that `make benchmark` sets; the program warns if it differs. On a shared
+machine use one thread and CPU time: `taskset -c 0 python -m experiments.benchmarks --clock=cpu`.
 """
 
 import os
@@ -49,16 +49,18 @@ SECTIONS = {
 
 
 def run(names: Sequence[str], setting: Setting, workdir: Path, console: rich.console.Console) -> dict[str, Any]:
-    """Measures the rows of these sections that the workdir does not hold yet; of all sections what it holds then.
+    """Measures the rows of these sections that the workdir lacks; returns the rows of all sections.
 
     Raises:
-      ConfigError: there is no such section, or the workdir holds rows of another setting.
+      ConfigError: a section is unknown, or the workdir has rows of another setting.
     """
     if unknown := set(names) - set(SECTIONS):
-        raise ConfigError(f"--only must be of {', '.join(SECTIONS)}; got {', '.join(sorted(unknown))}")
-    # With huge pages a loss may take half the time, and beside threads that spin one and a half of it.
+        raise ConfigError(f"--only must contain sections of {', '.join(SECTIONS)}; got {', '.join(sorted(unknown))}")
+    # Huge pages may halve the time of a loss, and spinning threads may add half.
     system = {name: os.environ.get(name) for name in ENVIRONMENT}
-    facts = setting._asdict() | {"threads": threads(), "device": provenance()["device"], "peers": versions()} | system
+    facts = (
+        setting._asdict() | {"threads": threads(), "device": provenance()["device"], "baselines": versions()} | system
+    )
     measured = results(workdir, SECTIONS, facts)
     for name in names:
         for row, measure in SECTIONS[name].rows(setting).items():
@@ -66,7 +68,7 @@ def run(names: Sequence[str], setting: Setting, workdir: Path, console: rich.con
                 console.print(f"{name}: {row} …")
                 measured[name][row] = measure() | {"provenance": provenance()}
                 store(workdir, name, facts, measured[name])
-                # A benchmark's programs and arrays are large, and the next row needs none of them.
+                # The programs and arrays of a benchmark are large.
                 jax.clear_caches()
     return measured
 
@@ -79,20 +81,24 @@ def main(argv: list[str]) -> None:
     setting = Setting(shape, options.classes, options.rounds, options.clock, options.compiled)
     for name, value in ENVIRONMENT.items():
         if os.environ.get(name) != value:
-            console.print(f"{name}={value} is not in the environment: `make benchmark` sets it, and times depend on it")
+            console.print(f"warning: {name}={value} is not set, which changes times; use `make benchmark`")
     workdir = Path(options.workdir)
     measured = run(options.only or list(SECTIONS), setting, workdir, console)
     report = show_all(SECTIONS, measured, setting, console)
     written = write_report(report, workdir, "benchmarks", measured)
-    console.print(f"Wrote {written[0]}")
+    console.print(f"wrote {written[0]}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("only", [], f"Sections, all if none is named: {', '.join(SECTIONS)}.")
-    flags.DEFINE_list("shape", ["2", "512", "1024"], "Images, height and width of the logits; other sections derive.")
+    flags.DEFINE_list("only", [], f"Sections; default all: {', '.join(SECTIONS)}.")
+    flags.DEFINE_list(
+        "shape",
+        ["2", "512", "1024"],
+        "Images, height and width of the logits; other sections derive their sizes from it.",
+    )
     flags.DEFINE_integer("classes", 19, "Classes of the logits.", lower_bound=2)
-    flags.DEFINE_integer("rounds", 11, "How often each way is timed.", lower_bound=1)
-    flags.DEFINE_enum("clock", "wall", tuple(CLOCKS), "The time that passes, or the CPU's; cpu: of one thread only.")
-    flags.DEFINE_bool("compiled", True, "Also torch.compile, which first compiles C++ for a while.")
-    flags.DEFINE_string("workdir", "runs/benchmarks", "Where rows are kept while it runs, and the report goes.")
+    flags.DEFINE_integer("rounds", 11, "Number of timed rounds.", lower_bound=1)
+    flags.DEFINE_enum("clock", "wall", tuple(CLOCKS), "Wall time, or CPU time of a single thread.")
+    flags.DEFINE_bool("compiled", True, "Also time torch.compile, which compiles C++ for half a minute.")
+    flags.DEFINE_string("workdir", "runs/benchmarks", "Folder for the rows and the report.")
     cli.run(main, required=[])

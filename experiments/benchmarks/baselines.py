@@ -1,7 +1,7 @@
-"""What people would use instead of segjax, as far as it is installed: the extra `bench` brings all of it.
+"""Other libraries that compute the same, as far as they are installed: the extra `bench` installs all of them.
 
-A benchmark's row is one piece of work, and its columns the ways to do it: ours first, then the peers, then limits (a
-copy of the same arrays). A peer that is not installed is a column that says so, never an error.
+A row of a benchmark is one task, and its columns are implementations of it: segjax first, then the baselines, then
+limits (a copy of the same arrays). The column of a baseline that is not installed contains "not installed".
 """
 
 import importlib.metadata
@@ -16,11 +16,11 @@ from experiments.benchmarks.timing import Case, agree, milliseconds, threads
 from experiments.sweep.grid import HUGE_PAGES
 
 OURS = "segjax"
-# What the environment has to say when the process starts: that PyTorch's threads, when they wait, leave the CPUs to the
-# others (it reads that as it is imported, which TensorBoard's writer does before anybody here could), and huge pages.
+# Variables to set before the process starts: waiting threads of PyTorch release their CPU (PyTorch reads the variable
+# when it is imported, which TensorBoard's writer does early), and the allocator uses huge pages.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **HUGE_PAGES}
-# How a column is called, the module to import, and the package that brings it.
-PEERS = {
+# Label of the column: module and package.
+BASELINES = {
     "PyTorch": ("torch", "torch"),
     "PyTorch, channels last": ("torch", "torch"),
     "torch.compile": ("torch", "torch"),
@@ -35,18 +35,18 @@ PEERS = {
     "NumPy": ("numpy", "numpy"),
     "optax": ("optax", "optax"),
 }
-# Libraries that run one operation after another, as most people use them.
+# Libraries in their usual eager mode.
 EAGER = ("PyTorch", "torchvision", "kornia", "MONAI", "SMP")
 NOT_INSTALLED = "not installed"
 
 
 class Setting(NamedTuple):
-    """What all rows of a run share.
+    """Setting of all rows of a run.
 
     Attributes:
       shape: images, height and width.
       classes: C.
-      rounds: how often each way is timed.
+      rounds: number of timed rounds.
       clock: "wall" or "cpu" (`timing.milliseconds`).
       compiled: also time `torch.compile`, which compiles C++ for half a minute.
     """
@@ -58,23 +58,23 @@ class Setting(NamedTuple):
     compiled: bool = True
 
 
-class Way(NamedTuple):
-    """One way to do a row's work: `make` imports what it needs and returns a `Case`'s `run`."""
+class Candidate(NamedTuple):
+    """Candidate of a row's task: `make` imports its library and returns the `run` of a `Case`."""
 
-    who: str
+    label: str
     make: Callable[[], Callable[[], Any]]
-    answer: Callable[[Any], Any] | None = None
+    outputs: Callable[[Any], Any] | None = None
 
 
 class Target(NamedTuple):
-    """What a ratio is to be.
+    """Target of a ratio.
 
     Attributes:
-      number: of the target in the plan, 1 to 8.
-      of: what is divided by what.
-      ratio: as measured; None where a peer it needs is not installed.
-      limit: the most, or with `least` the least.
-      least: whether `limit` is the least.
+      number: number of the target, 1 to 8.
+      of: description of the ratio.
+      ratio: measured ratio; None if a baseline is not installed.
+      limit: largest acceptable ratio, or with `least` the smallest.
+      least: `limit` is a lower limit.
     """
 
     number: int
@@ -85,56 +85,57 @@ class Target(NamedTuple):
 
     @property
     def met(self) -> bool | None:
-        """None where nothing was measured."""
+        """Returns True if the target is met, and None without a measurement."""
         if self.ratio is None:
             return None
         return self.ratio >= self.limit if self.least else self.ratio <= self.limit
 
 
-def installed(who: str) -> bool:
-    """Whether that column can be measured; ours and the limits always can."""
-    return who not in PEERS or importlib.util.find_spec(PEERS[who][0]) is not None
+def installed(label: str) -> bool:
+    """Returns True if a column can be measured; segjax and the limits always can."""
+    return label not in BASELINES or importlib.util.find_spec(BASELINES[label][0]) is not None
 
 
 def versions() -> dict[str, str]:
-    """Of the packages of all peers, or that they are not installed."""
+    """Returns the version of each baseline's package, or "not installed"."""
     found = {}
-    for module, package in PEERS.values():
+    for module, package in BASELINES.values():
         here = importlib.util.find_spec(module) is not None
         found[package] = importlib.metadata.version(package) if here else NOT_INSTALLED
     return found
 
 
-def measure(ways: list[Way], setting: Setting, tolerance: float = 0.0) -> dict[str, Any]:
-    """One row: who takes how long, who is not installed, and how far their answers are from each other.
+def measure(candidates: list[Candidate], setting: Setting, tolerance: float = 0.0) -> dict[str, Any]:
+    """Measures a row: times, labels that are not installed, and differences of the outputs.
 
     Raises:
-      ValueError: two ways do not find the same.
+      ValueError: the outputs of two implementations differ by more than `tolerance`.
     """
-    here = [way for way in ways if installed(way.who) and (setting.compiled or way.who != "torch.compile")]
-    cases = [Case(way.who, way.make(), way.answer) for way in here]
+    available = [one for one in candidates if installed(one.label)]
+    chosen = [one for one in available if setting.compiled or one.label != "torch.compile"]
+    cases = [Case(one.label, one.make(), one.outputs) for one in chosen]
     load = os.getloadavg()[0]
     differs = agree(cases, tolerance)
     return {
         "ms": milliseconds(cases, setting.rounds, setting.clock),
-        "not_installed": [way.who for way in ways if not installed(way.who)],
+        "not_installed": [one.label for one in candidates if not installed(one.label)],
         "differs": differs,
         "load_average": load,
     }
 
 
 def fastest(row: dict[str, Any], among: tuple[str, ...]) -> float | None:
-    """The shortest time of those peers in the row; None where none of them was measured."""
-    return min((taken for who, taken in row["ms"].items() if who in among), default=None)
+    """Returns the shortest time of some labels in a row; None if none of them was measured."""
+    return min((taken for label, taken in row["ms"].items() if label in among), default=None)
 
 
 def quotient(numerator: float | None, denominator: float | None) -> float | None:
-    """Their ratio; None where one of them was not measured."""
+    """Returns a ratio; None if one of its terms was not measured."""
     return None if numerator is None or denominator is None else numerator / denominator
 
 
 def torch_here() -> Any:
-    """PyTorch, with as many threads as JAX has."""
+    """Imports PyTorch with as many threads as JAX."""
     import torch
 
     torch.set_num_threads(threads())
@@ -142,7 +143,7 @@ def torch_here() -> Any:
 
 
 def copy_of(arrays: Any) -> Callable[[], Any]:
-    """Reads and writes the arrays once: no work on them is faster."""
-    # Negated, for a plain copy could be handed back uncopied.
+    """Returns a function that reads and writes the arrays once: a lower limit for any function of them."""
+    # Negated, because XLA may return an unchanged array without a copy.
     copy = jax.jit(lambda arrays: jax.tree.map(lambda x: -x, arrays))
     return lambda: copy(arrays)

@@ -1,9 +1,9 @@
-"""How a training step and a sweep grow with devices and cells: 1, 2 and 4 of them.
+"""Growth of a training step and of a sweep with devices and cells: 1, 2 and 4 of them.
 
-One batch split over devices is the same work in smaller pieces; a cell a device, and cells in turn on one device, are
-as much more work as there are cells, by one compiled program. Where the machine has CPUs only, a process of four
-devices takes the measurements: they share its cores, and no more than those can be gained. The memory is one device's:
-the program's arguments and what it needs beside them.
+One batch over several devices is the same work in smaller parts. n cells, one per device or in sequence on one device,
+are n times the work, by one compiled program. On a CPU-only machine a process with four devices takes the measurements;
+the devices share its cores, which limits the gain. The memory is that of one device: arguments and temporary memory of
+the program.
 """
 
 import json
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from configs import rare_class
 from experiments.benchmarks import benchmarks_growth
-from experiments.benchmarks.baselines import Setting, Target, Way, measure
+from experiments.benchmarks.baselines import Candidate, Setting, Target, measure
 from segjax.reporting import Picture, Table
 from segjax.training import parallel
 from segjax.training.objective import Hyperparams, hparams_at, hparams_from_config, phases
@@ -35,7 +35,7 @@ _CHILD = "import sys; from experiments.benchmarks import benchmarks_devices; ben
 
 
 class _Work(NamedTuple):
-    """What is timed: a compiled program, its operands, and how often it is called."""
+    """Compiled program, its operands, and the number of calls."""
 
     program: Any
     operands: tuple[Any, ...]
@@ -43,7 +43,7 @@ class _Work(NamedTuple):
 
 
 def rows(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
-    """A row a way to grow; its columns are the counts."""
+    """Returns one row per kind of growth; its columns are the counts."""
     return {name: partial(_row, name, setting) for name in _ROWS}
 
 
@@ -55,10 +55,10 @@ def _row(name: str, setting: Setting) -> dict[str, Any]:
 
 
 def measured_in_process(name: str, setting: Setting, environment: Mapping[str, str]) -> dict[str, Any]:
-    """One row, on as many of the devices of a process with this environment as there are counts for.
+    """Measures a row in a process with this environment, on the counts that its devices allow.
 
     Raises:
-      RuntimeError: the process ended with an error, whose text the message has.
+      RuntimeError: the process failed; the message contains the end of its stderr.
     """
     command = [sys.executable, "-c", _CHILD, name, json.dumps(setting)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -68,20 +68,20 @@ def measured_in_process(name: str, setting: Setting, environment: Mapping[str, s
 
 
 def child(name: str, setting: str) -> None:
-    """Prints one row as JSON: of a process that was given its devices."""
+    """Prints one row as JSON, in the process that `measured_in_process` starts."""
     print(json.dumps(measured_here(name, Setting(*json.loads(setting)))))
 
 
 def measured_here(name: str, setting: Setting, config: ConfigDict | None = None) -> dict[str, Any]:
-    """One row, on as many of this process's devices as there are counts for."""
+    """Measures a row on the counts that the devices of this process allow."""
     config = config or _config()
-    ways, extra = [], {}
+    candidates, extra = [], {}
     for count in (count for count in COUNTS if count <= len(jax.devices())):
         work = _ROWS[name].make(config, count)
         memory = work.program.memory_analysis()
         extra[str(count)] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        ways.append(Way(str(count), lambda work=work: partial(_run, work)))
-    return measure(ways, setting) | {"extra_bytes": extra}
+        candidates.append(Candidate(str(count), lambda work=work: partial(_run, work)))
+    return measure(candidates, setting) | {"extra_bytes": extra}
 
 
 def _run(work: _Work) -> Any:
@@ -89,21 +89,24 @@ def _run(work: _Work) -> Any:
 
 
 def _config() -> ConfigDict:
-    """The sweeps' small U-Net, whose batch of eight every count divides."""
+    """Returns the config of the sweeps' small U-Net, whose batch of eight every count divides."""
     config = rare_class.get_config("cpu")
     config.parallel = "shard_map"
     return config
 
 
-def _operands(config: ConfigDict) -> tuple[TrainState, dict[str, np.ndarray], Hyperparams]:
-    batch, (height, width) = config.training.global_batch, config.data.size
+def step_operands(
+    config: ConfigDict, classes: int, size: tuple[int, int]
+) -> tuple[TrainState, dict[str, np.ndarray], Hyperparams]:
+    """Returns the state, a random batch of images of `size`, and the hyperparameters of a training step."""
+    batch, (height, width) = config.training.global_batch, size
     rng = np.random.default_rng(0)
     data = {
         "image": rng.integers(0, 256, (batch, height, width, config.data.channels), np.uint8),
-        "label": rng.integers(0, CLASSES, (batch, height, width), np.uint8),
+        "label": rng.integers(0, classes, (batch, height, width), np.uint8),
         "index": np.arange(batch, dtype=np.int32),
     }
-    state = init_state(config, make_model(config, CLASSES))
+    state = init_state(config, make_model(config, classes))
     return state, data, hparams_at(1, hparams_from_config(config), phases(config))
 
 
@@ -112,14 +115,14 @@ def _mesh(count: int) -> Mesh:
 
 
 def _split(config: ConfigDict, count: int) -> _Work:
-    mesh, (state, data, hparams) = _mesh(count), _operands(config)
+    mesh, (state, data, hparams) = _mesh(count), step_operands(config, CLASSES, tuple(config.data.size))
     step = make_train_step(config, make_model(config, CLASSES), CLASSES, parallel.axis_name(config))
     operands = parallel.replicate(state, config, mesh), parallel.shard(data, config, mesh), hparams
     return _Work(parallel.map_step(step, config, mesh, arguments=3).lower(*operands).compile(), operands)
 
 
 def _cells(config: ConfigDict, devices: int, cells: int) -> _Work:
-    mesh, (state, data, hparams) = _mesh(devices), _operands(config)
+    mesh, (state, data, hparams) = _mesh(devices), step_operands(config, CLASSES, tuple(config.data.size))
     step = make_train_step(config, make_model(config, CLASSES), CLASSES, None)
     stack = partial(jax.tree.map, lambda x: jnp.stack([x] * devices))
     operands = stack(state), data, stack(hparams)
@@ -129,7 +132,7 @@ def _cells(config: ConfigDict, devices: int, cells: int) -> _Work:
 
 
 class _Growth(NamedTuple):
-    """What is doubled, and the most that the exponents may be, of the time and of a device's memory."""
+    """Function of a row, and the largest acceptable exponents of the time and of a device's memory."""
 
     make: Callable[[ConfigDict, int], _Work]
     time: float
@@ -139,16 +142,16 @@ class _Growth(NamedTuple):
 STEP = "training step, one batch over devices"
 _ROWS = {
     STEP: _Growth(_split, 0.1, -0.8),
-    "sweep, a cell a device": _Growth(lambda config, count: _cells(config, count, count), 1.1, 0.1),
-    "sweep, cells in turn on one device": _Growth(lambda config, count: _cells(config, 1, count), 1.1, 0.1),
+    "sweep, one cell per device": _Growth(lambda config, count: _cells(config, count, count), 1.1, 0.1),
+    "sweep, cells in sequence on one device": _Growth(lambda config, count: _cells(config, 1, count), 1.1, 0.1),
 }
 
 
 def targets(measured: dict[str, Any]) -> list[Target]:
-    """Target 8."""
+    """Returns target 8."""
     found = []
     for name, row in measured.items():
-        pairs = ("time", row["ms"], _ROWS[name].time), ("memory a device", row["extra_bytes"], _ROWS[name].memory)
+        pairs = ("time", row["ms"], _ROWS[name].time), ("memory per device", row["extra_bytes"], _ROWS[name].memory)
         for what, values, limit in pairs:
             if len(values) > 1:
                 exponent = benchmarks_growth.exponent(values)
@@ -157,10 +160,10 @@ def targets(measured: dict[str, Any]) -> list[Target]:
 
 
 def tables(measured: dict[str, Any]) -> list[Table]:
-    """Time and a device's memory at each count, as multiples of those at 1."""
-    return benchmarks_growth.tables(measured, "memory of a device, arguments too")
+    """Builds the tables of time and memory per device at each count, as multiples of those at 1."""
+    return benchmarks_growth.tables(measured, "memory per device, with arguments")
 
 
 def pictures(measured: dict[str, Any]) -> tuple[Picture, ...]:
-    """The times, each divided by its count."""
+    """Draws the time divided by the count."""
     return benchmarks_growth.pictures(measured, "growth_devices")

@@ -1,7 +1,7 @@
-"""How time and memory grow with pixels, classes and heads: each row doubles one of them four times.
+"""Growth of time and memory with pixels, classes and heads: each row doubles one of them four times.
 
-Where the work is linear, twice as much takes twice as long: the exponent between the smallest and the largest size is
-1. Below 1 a constant part still shows, above 1 something grows that should not (or a cache has become too small).
+Linear work has an exponent of 1 between the smallest and the largest size. Below 1 a constant part remains; above 1
+something grows that should not, or the data no longer fits a cache.
 """
 
 import math
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import benchmarks_losses
-from experiments.benchmarks.baselines import Setting, Target, Way, measure
+from experiments.benchmarks.baselines import Candidate, Setting, Target, measure
 from segjax import losses, metrics, training
 from segjax.inference import head_uncertainty
 from segjax.reporting import Picture, Table
@@ -27,23 +27,25 @@ FEATURES = 16
 
 
 def rows(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
-    """A row a quantity that grows; its columns are the sizes."""
+    """Returns one row per growing quantity; its columns are the sizes."""
     return {name: partial(_row, make, setting) for name, make in _ROWS.items()}
 
 
 def _row(make: Callable[[Setting, int], Callable[..., Any]], setting: Setting) -> dict[str, Any]:
-    ways, extra = [], {}
+    candidates, extra = [], {}
     for doubling in range(DOUBLINGS + 1):
         function, arguments = make(setting, 2**doubling)
-        # One cold compilation serves both the memory and the time.
+        # One compilation serves both memory and time.
         program = jax.jit(function).lower(*arguments).compile()
         extra[str(2**doubling)] = program.memory_analysis().temp_size_in_bytes
-        ways.append(Way(str(2**doubling), lambda program=program, arguments=arguments: partial(program, *arguments)))
-    return measure(ways, setting) | {"extra_bytes": extra}
+        candidates.append(
+            Candidate(str(2**doubling), lambda program=program, arguments=arguments: partial(program, *arguments))
+        )
+    return measure(candidates, setting) | {"extra_bytes": extra}
 
 
 def _logits(setting: Setting, share: int, classes: int) -> tuple[jax.Array, jax.Array]:
-    """Of one image, the smallest 1/16 of the setting's pixels."""
+    """Returns logits and labels of one image with `share`/16 of the setting's pixels."""
     shape = 1, setting.shape[1] // 4 * max(share // 4, 1), setting.shape[2] // 4 * min(share, 4)
     logits, labels = benchmarks_losses.scene(shape, classes)
     return jnp.asarray(logits), jnp.asarray(labels)
@@ -88,7 +90,7 @@ def _heads(setting: Setting, times: int) -> Any:
     )
 
 
-# Of a row the name says what 1 is.
+# The name of a row gives the unit of its sizes.
 _ROWS = {
     "focal loss, pixels": _pixels_loss,
     "focal loss, pairs of classes": _classes_loss,
@@ -99,18 +101,18 @@ _ROWS = {
 
 
 def exponent(values: dict[str, float]) -> float:
-    """Of the power law through the first and the last."""
+    """Returns the exponent of the power law through the first and the last value."""
     (low, first), *_, (high, last) = values.items()
     return math.log(last / first) / math.log(int(high) / int(low))
 
 
 def targets(measured: dict[str, Any]) -> list[Target]:
-    """Target 8."""
+    """Returns target 8."""
     return [Target(8, f"{name}: exponent of the time", exponent(row["ms"]), 1.1) for name, row in measured.items()]
 
 
-def tables(measured: dict[str, Any], memory: str = "memory beside arguments and results") -> list[Table]:
-    """Time and extra memory at each size, as multiples of the smallest."""
+def tables(measured: dict[str, Any], memory: str = "temporary memory") -> list[Table]:
+    """Builds the tables of time and memory at each size, as multiples of the smallest."""
     sizes = tuple(next(iter(measured.values()))["ms"])
     found = []
     for what, unit in (("ms", "time"), ("extra_bytes", memory)):
@@ -123,11 +125,11 @@ def tables(measured: dict[str, Any], memory: str = "memory beside arguments and 
 
 
 def pictures(measured: dict[str, Any], name: str = "growth") -> tuple[Picture, ...]:
-    """The times, each divided by its size: a level line is linear."""
+    """Draws the time divided by the size: a horizontal line is linear growth."""
     series = {
         label: ([int(size) for size in row["ms"]], [[ms / row["ms"]["1"] / int(n) for n, ms in row["ms"].items()]])
         for label, row in measured.items()
     }
     drawn = curves(series, title="Time divided by size", x="size", y="relative to the smallest", y_range=(0, None))
     drawn.axes[0].set_xscale("log", base=2)
-    return (Picture(name, "A level line is linear growth", png(drawn)),)
+    return (Picture(name, "A horizontal line is linear growth.", png(drawn)),)

@@ -1,9 +1,8 @@
-"""The loader beside the step that it feeds, and the augmentation as a part of that step.
+"""Time of the loader and of the augmentation relative to the training step.
 
-One worker process reads, decodes and batches CamVid where it is (the environment's SEGJAX_CAMVID_DIR), and else the
-drawn road scenes; many batches one after another, so that what the worker has ready does not count. The step is that
-of the small U-Net of `configs/camvid_unet.py`, with all of the augmentation: crop, zoom, flip, rotation and brightness.
-All times are of one batch, and by the wall: the worker is another process.
+One worker process reads, decodes and batches CamVid if SEGJAX_CAMVID_DIR names it, and otherwise drawn road scenes. It
+delivers many batches in a row, so that prefetched ones do not matter. The step is that of the small U-Net of
+`configs/camvid_unet.py` with crop, zoom, flip, rotation and brightness. Times are wall times per batch.
 """
 
 import contextlib
@@ -25,14 +24,14 @@ from segjax.training.loop import DEVICE_KEYS, train_batches
 from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.train_step import init_state, make_model, make_train_step
 
-TITLE = "Input: the loader and the augmentation beside the step"
+TITLE = "Input: loader and augmentation relative to the step"
 LOADER, AUGMENTATION = "loader, 1 worker", "augmentation"
 COLUMNS = (LOADER, AUGMENTATION)
 DRAWN = 64
 
 
 def rows(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
-    """One row; `OURS` is the step."""
+    """Returns one row; `OURS` is the step."""
     return {"U-Net, width 16, 192×256, batch 2": partial(_row, setting, camvid_unet.get_config())}
 
 
@@ -42,7 +41,7 @@ def _row(setting: Setting, config: ConfigDict) -> dict[str, Any]:
     config.augment.brightness, config.augment.contrast = 0.2, 0.2
     try:
         source = open_split(config.data, config.data.train_split)
-    except DataError:  # not on this machine
+    except DataError:  # CamVid is not on this machine
         config.data.name = "road_debris"
         source = open_split(config.data, config.data.train_split)
     classes = len(source.label_set.names)
@@ -68,7 +67,7 @@ def _row(setting: Setting, config: ConfigDict) -> dict[str, Any]:
 
 
 def _augmented(config: ConfigDict, state: Any, batch: dict[str, jax.Array], crop_fraction: jax.Array) -> Any:
-    """What the step does first."""
+    """Augments a batch as the step does."""
     options, keys = config.augment, example_keys(state.key, state.step, batch["index"])
     names = ("flip", "rotation", "brightness", "contrast")
     return augment(
@@ -85,7 +84,7 @@ def _augmented(config: ConfigDict, state: Any, batch: dict[str, jax.Array], crop
 
 
 def targets(measured: dict[str, Any]) -> list[Target]:
-    """Target 6."""
+    """Returns target 6."""
     found = []
     for name, row in measured.items():
         ms = row["ms"]
@@ -95,5 +94,5 @@ def targets(measured: dict[str, Any]) -> list[Target]:
 
 
 def tables(measured: dict[str, Any]) -> list[Table]:
-    """What was read."""
-    return [Table("What was read", ("", "data"), [(name, row["data"]) for name, row in measured.items()])]
+    """Builds the table of the data that was read."""
+    return [Table("Data", ("", "data"), [(name, row["data"]) for name, row in measured.items()])]

@@ -1,8 +1,8 @@
-"""Every loss, value and gradient, beside what people would use instead, and a copy of its logits as the limit.
+"""Value and gradient of every loss, in comparison with other libraries, and with a copy of its logits as the limit.
 
-Each library gets the logits as it wants them, PyTorch's class second. A row is one definition: peers whose mean is
-another one by a constant factor are multiplied by it in the comparison of the answers, and what is another definition
-altogether (segmentation-models-pytorch's focal loss of several classes is a sum of sigmoid ones) stands where it fits.
+Each library gets the logits in its own layout. A row is one definition. The mean of a baseline may differ by a constant
+factor, which the comparison of the outputs corrects. The focal loss of several classes in segmentation-models-pytorch
+is a sum of sigmoid focal losses and stands in their row.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ import numpy as np
 from experiments.benchmarks.baselines import (
     EAGER,
     OURS,
+    Candidate,
     Setting,
     Target,
-    Way,
     copy_of,
     fastest,
     measure,
@@ -32,7 +32,7 @@ COPY = "copy of the logits"
 PLAIN = "plain JAX"
 GAMMA, ALPHA = 2.0, 0.25
 TVERSKY = 0.3, 0.7
-# Of the value and of the largest gradient. The usual formulas lose digits that ours keep, so this is about the peers.
+# Fraction of the value and of the largest gradient; the usual formulas of the baselines lose digits.
 TOLERANCE = 2e-3
 FOCAL = ("softmax focal", "sigmoid focal")
 COLUMNS = (PLAIN, "optax", *EAGER, "torch.compile", COPY)
@@ -40,7 +40,7 @@ TITLE = "Losses: value and gradient"
 
 
 def scene(shape: tuple[int, int, int], classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits `[..., C]` float32, and labels in blocks of 32 pixels (fewer in small images) that hold every class."""
+    """Returns float32 logits `[..., C]`, and labels in blocks of 32 pixels (fewer in small images) of every class."""
     rng, side = np.random.default_rng(0), min(32, *(n // 8 for n in shape[1:]))
     coarse = np.arange(np.prod([-(-n // side) for n in shape[1:]])) % classes
     coarse = np.stack([rng.permutation(coarse) for _ in range(shape[0])]).reshape(shape[0], -(-shape[1] // side), -1)
@@ -49,12 +49,12 @@ def scene(shape: tuple[int, int, int], classes: int) -> tuple[np.ndarray, np.nda
 
 
 def rows(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What measures each row, by its name."""
+    """Returns a function that measures each row, by name."""
     return {name: partial(_row, name, setting) for name in LOSSES}
 
 
 def operands(name: str, shape: tuple[int, int, int], classes: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Float32 logits and int32 labels or targets, as that row's loss takes them."""
+    """Returns the shapes of the float32 logits and the int32 labels or targets of a row."""
     each = (*shape, classes)
     logits = shape if name in _OF_ONE_LOGIT else each
     targets = each if name in _OF_TARGETS else shape
@@ -69,32 +69,36 @@ def _row(name: str, setting: Setting) -> dict[str, Any]:
         logits, targets = logits[..., 0].copy(), np.asarray(labels % 2, np.int32)
     z, y = jnp.asarray(logits), jnp.asarray(targets)
     compared = 1 if name in _BY_VALUE else 2
-    ways = [Way(OURS, partial(_jax_way, LOSSES[name], z, y), partial(_jax_answer, compared))]
-    for who, loss in _JAX.get(name, {}).items():
-        ways.append(Way(who, partial(_jax_way, loss, z, y), partial(_jax_answer, compared)))
-    for who, (make, scale) in _TORCH.get(name, {}).items():
+    candidates = [Candidate(OURS, partial(_jax_run, LOSSES[name], z, y), partial(_jax_outputs, compared))]
+    for label, loss in _JAX.get(name, {}).items():
+        candidates.append(Candidate(label, partial(_jax_run, loss, z, y), partial(_jax_outputs, compared)))
+    for label, (make, scale) in _TORCH.get(name, {}).items():
         scale = setting.classes if scale == "classes" else scale
-        ways.append(Way(who, partial(_torch_way, make, who, logits, targets), partial(_torch_answer, scale, compared)))
-    ways.append(Way(COPY, partial(copy_of, z)))
-    measured = measure(ways, setting, TOLERANCE)
+        candidates.append(
+            Candidate(
+                label, partial(_torch_run, make, label, logits, targets), partial(_torch_outputs, scale, compared)
+            )
+        )
+    candidates.append(Candidate(COPY, partial(copy_of, z)))
+    measured = measure(candidates, setting, TOLERANCE)
     return measured | {"extra_memory": {str(t): extra_memory(LOSSES[name], z, y, t) for t in ("float32", "bfloat16")}}
 
 
 def extra_memory(loss: Callable[..., jax.Array], logits: jax.Array, targets: jax.Array, dtype: str) -> float:
-    """What the program for value and gradient needs beside its arguments and results, as a share of the logits."""
-    given = jax.ShapeDtypeStruct(logits.shape, dtype)
-    program = jax.jit(jax.value_and_grad(loss)).lower(given, targets).compile()
-    return program.memory_analysis().temp_size_in_bytes / (logits.size * given.dtype.itemsize)
+    """Returns the temporary memory of the program for value and gradient, as a fraction of the logits."""
+    shape = jax.ShapeDtypeStruct(logits.shape, dtype)
+    program = jax.jit(jax.value_and_grad(loss)).lower(shape, targets).compile()
+    return program.memory_analysis().temp_size_in_bytes / (logits.size * shape.dtype.itemsize)
 
 
 def targets(measured: dict[str, Any]) -> list[Target]:
-    """Target 1 of each row."""
+    """Returns target 1 of each row."""
     found = []
     for name, row in measured.items():
         ours = row["ms"][OURS]
         copies = 2.0 if name in FOCAL else 2.5
         found += [
-            Target(1, f"{name} / the fastest eager peer", quotient(ours, fastest(row, EAGER)), 1.0),
+            Target(1, f"{name} / the fastest eager baseline", quotient(ours, fastest(row, EAGER)), 1.0),
             Target(1, f"{name} / a copy of its logits", quotient(ours, row["ms"][COPY]), copies),
             *(
                 Target(1, f"{name}, {dtype}: extra memory / logits", share, 1.5)
@@ -105,29 +109,29 @@ def targets(measured: dict[str, Any]) -> list[Target]:
 
 
 def tables(measured: dict[str, Any]) -> list[Table]:
-    """The memory; the times are told the same way for all sections."""
-    share = [(name, *row["extra_memory"].values()) for name, row in measured.items()]
-    return [Table("Memory of value and gradient beside arguments and results, in logits", _MEMORY, share)]
+    """Builds the table of temporary memory."""
+    rows = [(name, *row["extra_memory"].values()) for name, row in measured.items()]
+    return [Table("Temporary memory of value and gradient, in sizes of the logits", _MEMORY, rows)]
 
 
 _MEMORY = ("segjax", "float32", "bfloat16")
 
 
-def _jax_way(loss: Callable[..., jax.Array], logits: jax.Array, targets: jax.Array) -> Callable[[], Any]:
+def _jax_run(loss: Callable[..., jax.Array], logits: jax.Array, targets: jax.Array) -> Callable[[], Any]:
     return partial(jax.jit(jax.value_and_grad(loss)), logits, targets)
 
 
-def _jax_answer(compared: int, result: tuple[jax.Array, jax.Array]) -> list[np.ndarray]:
+def _jax_outputs(compared: int, result: tuple[jax.Array, jax.Array]) -> list[np.ndarray]:
     return [np.asarray(array) for array in result[:compared]]
 
 
-def _torch_way(make: Callable[[], Any], who: str, logits: np.ndarray, targets: np.ndarray) -> Callable[[], Any]:
+def _torch_run(make: Callable[[], Any], label: str, logits: np.ndarray, targets: np.ndarray) -> Callable[[], Any]:
     torch, loss = torch_here(), make()
     z = torch.from_numpy(np.moveaxis(logits, -1, 1) if logits.ndim == 4 else logits[:, None])
     z = z.contiguous().requires_grad_()
     y = torch.from_numpy(np.ascontiguousarray(np.moveaxis(targets, -1, 1)) if targets.ndim == 4 else targets).long()
     y = y[:, None] if logits.ndim == 3 else y
-    if who == "torch.compile":
+    if label == "torch.compile":
         loss = torch.compile(loss)
 
     def run() -> tuple[Any, Any]:
@@ -139,7 +143,7 @@ def _torch_way(make: Callable[[], Any], who: str, logits: np.ndarray, targets: n
     return run
 
 
-def _torch_answer(scale: float, compared: int, result: tuple[Any, Any]) -> list[np.ndarray]:
+def _torch_outputs(scale: float, compared: int, result: tuple[Any, Any]) -> list[np.ndarray]:
     value, gradient = (scale * x.numpy() for x in result)
     gradient = np.moveaxis(gradient, 1, -1) if gradient.shape[1] > 1 else gradient[:, 0]
     return [np.asarray(value, np.float32), gradient][:compared]
@@ -161,11 +165,11 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
     "Lovász softmax": losses.lovasz_softmax_loss,
     "Lovász hinge, each image": partial(losses.lovasz_hinge_loss, over_batch=False),
 }
-# Rows whose targets are one-hot, `[..., C]`, and rows of one logit a pixel.
+# Rows whose targets are one-hot `[..., C]`, and rows with one logit per pixel.
 _OF_TARGETS = ("sigmoid cross entropy", "sigmoid focal", "focal star", "hinge", "Huber")
 _OF_ONE_LOGIT = ("Lovász hinge, each image",)
-# The peers subtract Jaccard losses near 1, and of many pixels such a difference has no digits left: only the value is
-# compared. `tests/losses/test_peers.py` compares the gradients, of small images.
+# The baselines subtract Jaccard losses near 1, which leaves no digits with many pixels. Only the value is compared
+# here, and the gradient of small images in tests/losses.
 _BY_VALUE = ("Lovász softmax", "Lovász hinge, each image")
 
 
@@ -260,7 +264,7 @@ def _monai(name: str, **options: Any) -> Any:
     def make() -> Any:
         import monai
 
-        if "Focal" not in name:  # one class of them has no such argument
+        if "Focal" not in name:  # FocalLoss does not have these arguments
             options.update(softmax=True, smooth_nr=0.0, smooth_dr=1e-7)
         loss = getattr(monai.losses, name)(**options)
         return lambda z, y: loss(z, y[:, None] if options.get("to_onehot_y") else y)
@@ -273,13 +277,13 @@ def _smp(name: str, mode: str = "multiclass", **options: Any) -> Any:
         import segmentation_models_pytorch as smp
 
         loss = getattr(smp.losses, name)(mode=mode, **options)
-        # Its focal loss of several classes wants labels; in this row they are one-hot.
+        # Its focal loss of several classes takes labels.
         return lambda z, y: loss(z, y.argmax(1)) if name == "FocalLoss" else loss(z, y)
 
     return make
 
 
-# What makes the loss, and what its mean has to be multiplied by.
+# Factory of the loss, and the factor that makes its mean equal to ours.
 _TORCH: dict[str, dict[str, tuple[Callable[[], Any], float | str]]] = {
     "softmax cross entropy": {"PyTorch": (_torch_cross_entropy, 1), "torch.compile": (_torch_cross_entropy, 1)},
     "softmax focal": {

@@ -1,8 +1,8 @@
-"""Counting for the metrics, beside other libraries: confusion matrix, boundaries, ranking and calibration.
+"""Counts of the metrics in comparison with other libraries: confusion matrix, boundaries, ranking and calibration.
 
-The labels lie in blocks of 32 pixels, as the things in a street do, within a rim of class 0 (MONAI counts the edge of
-the image as a boundary, ours does not), and 5 % of the pixels are predicted wrongly. Each library gets them as it wants
-them: NumPy and PyTorch int64 on the host, ours on the device. A row's work ends with the number that is asked for.
+The labels are blocks of 32 pixels within a border of class 0, because MONAI counts the edge of the image as a boundary
+and segjax does not; 5 % of the pixels are predicted wrongly. NumPy and PyTorch get int64 arrays on the host, segjax
+arrays on the device. Each row includes the final score.
 """
 
 from collections.abc import Callable
@@ -14,22 +14,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import benchmarks_losses
-from experiments.benchmarks.baselines import OURS, Setting, Target, Way, copy_of, fastest, measure, quotient, torch_here
+from experiments.benchmarks.baselines import (
+    OURS,
+    Candidate,
+    Setting,
+    Target,
+    copy_of,
+    fastest,
+    measure,
+    quotient,
+    torch_here,
+)
 from segjax import metrics
-from segjax.reporting import Table
 
-TITLE = "Metrics: what is counted"
+TITLE = "Metrics: counts"
 COPY = benchmarks_losses.COPY
 PLAIN, NARROW, MASKED = "jax.numpy.bincount", "segjax, uint8", "segjax, where"
 UNCHECKED = "torchmetrics, unchecked"
 COLUMNS = (NARROW, MASKED, PLAIN, "NumPy", "SciPy", "scikit-learn", "torchmetrics", UNCHECKED, "SMP", "MONAI", COPY)
-PEERS = ("SciPy", "scikit-learn", "torchmetrics", "SMP", "MONAI")
-# SegNet's, of 360 × 480 pixels.
+BASELINES = ("SciPy", "scikit-learn", "torchmetrics", "SMP", "MONAI")
+# SegNet's tolerance for 360 × 480 pixels.
 TOLERANCE = 4.5
 
 
 def scene(shape: tuple[int, int, int], classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, predictions, int64, and logits float32 that mostly agree with the labels."""
+    """Returns int64 labels and predictions, and float32 logits that mostly agree with the labels."""
     logits, labels = benchmarks_losses.scene(shape, classes)
     rng, labels = np.random.default_rng(1), labels.astype(np.int64)
     labels[:, [0, -1]] = labels[:, :, [0, -1]] = 0
@@ -40,41 +49,37 @@ def scene(shape: tuple[int, int, int], classes: int) -> tuple[np.ndarray, np.nda
 
 
 def rows(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What measures each row, by its name."""
-    return {name: partial(_row, ways, setting) for name, ways in _WAYS.items()}
+    """Returns a function that measures each row, by name."""
+    return {name: partial(_row, make, setting) for name, make in _CANDIDATES.items()}
 
 
-def _row(ways: Callable[..., tuple[list[Way], float]], setting: Setting) -> dict[str, Any]:
-    found, tolerance = ways(*scene(setting.shape, setting.classes), setting.classes)
-    return measure(found, setting, tolerance)
+def _row(make: Callable[..., tuple[list[Candidate], float]], setting: Setting) -> dict[str, Any]:
+    candidates, tolerance = make(*scene(setting.shape, setting.classes), setting.classes)
+    return measure(candidates, setting, tolerance)
 
 
 def targets(measured: dict[str, Any]) -> list[Target]:
-    """Target 2."""
+    """Returns target 2."""
     found = []
     if "confusion matrix" in measured:
         times = measured["confusion matrix"]["ms"]
         found.append(Target(2, "torchmetrics / confusion matrix", _over(times, "torchmetrics"), 10.0, True))
     for name in ("boundary F1", "average precision", "calibration error"):
         if name in measured:
-            peer = fastest(measured[name], PEERS)
-            found.append(Target(2, f"the fastest peer / {name}", quotient(peer, measured[name]["ms"][OURS]), 5.0, True))
+            baseline = fastest(measured[name], BASELINES)
+            found.append(
+                Target(2, f"the fastest baseline / {name}", quotient(baseline, measured[name]["ms"][OURS]), 5.0, True)
+            )
     return found
 
 
-def tables(measured: dict[str, Any]) -> list[Table]:
-    """None beside the times."""
-    del measured
-    return []
-
-
-def _over(times: dict[str, float], who: str) -> float | None:
-    return quotient(times.get(who), times[OURS])
+def _over(times: dict[str, float], label: str) -> float | None:
+    return quotient(times.get(label), times[OURS])
 
 
 def _confusion(
     labels: np.ndarray, predictions: np.ndarray, logits: np.ndarray, classes: int
-) -> tuple[list[Way], float]:
+) -> tuple[list[Candidate], float]:
     del logits
     count = jax.jit(lambda labels, predictions: metrics.confusion_matrix(labels, predictions, classes))
     count_kept = jax.jit(lambda labels, predictions, w: metrics.confusion_matrix(labels, predictions, classes, where=w))
@@ -116,20 +121,22 @@ def _confusion(
         return update
 
     return [
-        Way(OURS, lambda: partial(count, *wide), square),
-        Way(NARROW, lambda: partial(count, *narrow), square),
-        Way(MASKED, lambda: partial(count_kept, void, wide[1], void != 255)),
-        Way(PLAIN, lambda: partial(bincount, wide[0] * classes + wide[1]), square),
-        Way("NumPy", lambda: host, square),
-        Way("scikit-learn", sklearn, square),
-        Way("torchmetrics", partial(torchmetrics, True), square),
-        Way(UNCHECKED, partial(torchmetrics, False), square),
-        Way("SMP", smp, lambda stats: stats[0].sum(0).numpy()),
+        Candidate(OURS, lambda: partial(count, *wide), square),
+        Candidate(NARROW, lambda: partial(count, *narrow), square),
+        Candidate(MASKED, lambda: partial(count_kept, void, wide[1], void != 255)),
+        Candidate(PLAIN, lambda: partial(bincount, wide[0] * classes + wide[1]), square),
+        Candidate("NumPy", lambda: host, square),
+        Candidate("scikit-learn", sklearn, square),
+        Candidate("torchmetrics", partial(torchmetrics, True), square),
+        Candidate(UNCHECKED, partial(torchmetrics, False), square),
+        Candidate("SMP", smp, lambda stats: stats[0].sum(0).numpy()),
     ], 0.0
 
 
-def _boundary(labels: np.ndarray, predictions: np.ndarray, logits: np.ndarray, classes: int) -> tuple[list[Way], float]:
-    """Of each image and class but the rim's the share of all boundary pixels that are matched."""
+def _boundary(
+    labels: np.ndarray, predictions: np.ndarray, logits: np.ndarray, classes: int
+) -> tuple[list[Candidate], float]:
+    """Compares the fraction of matched boundary pixels of each image and class except the border's."""
     del logits
     count = partial(metrics.boundary_counts_per_image, num_classes=classes, tolerance=TOLERANCE)
     ours = jax.jit(lambda labels, predictions: count(labels, predictions))
@@ -173,14 +180,16 @@ def _boundary(labels: np.ndarray, predictions: np.ndarray, logits: np.ndarray, c
         return surface_dice
 
     return [
-        Way(OURS, lambda: partial(ours, *wide), share),
-        Way("SciPy", scipy, share),
-        Way("MONAI", monai, lambda found: found.numpy()),
+        Candidate(OURS, lambda: partial(ours, *wide), share),
+        Candidate("SciPy", scipy, share),
+        Candidate("MONAI", monai, lambda found: found.numpy()),
     ], 1e-6
 
 
-def _ranking(labels: np.ndarray, predictions: np.ndarray, logits: np.ndarray, classes: int) -> tuple[list[Way], float]:
-    """Class 1 against the rest, by its logit."""
+def _ranking(
+    labels: np.ndarray, predictions: np.ndarray, logits: np.ndarray, classes: int
+) -> tuple[list[Candidate], float]:
+    """Compares the average precision of class 1 by its logit."""
     del predictions, classes
     scores, positive = np.ascontiguousarray(logits[..., 1]), labels == 1
     histogram, arrays = jax.jit(metrics.score_histogram), (jnp.asarray(scores), jnp.asarray(positive))
@@ -198,16 +207,16 @@ def _ranking(labels: np.ndarray, predictions: np.ndarray, logits: np.ndarray, cl
         return lambda: binary_average_precision(*pair, thresholds=None)
 
     return [
-        Way(OURS, lambda: lambda: metrics.average_precision(histogram(*arrays)), np.asarray),
-        Way("scikit-learn", sklearn, np.asarray),
-        Way("torchmetrics", torchmetrics, lambda found: found.numpy()),
+        Candidate(OURS, lambda: lambda: metrics.average_precision(histogram(*arrays)), np.asarray),
+        Candidate("scikit-learn", sklearn, np.asarray),
+        Candidate("torchmetrics", torchmetrics, lambda found: found.numpy()),
     ], 1e-3
 
 
 def _calibration(
     labels: np.ndarray, predictions: np.ndarray, logits: np.ndarray, classes: int
-) -> tuple[list[Way], float]:
-    """Of the top label, 15 bins."""
+) -> tuple[list[Candidate], float]:
+    """Compares the calibration error of the top label with 15 bins."""
     del predictions
     bins, arrays = jax.jit(metrics.calibration_bins), (jnp.asarray(logits), jnp.asarray(labels, jnp.int32))
 
@@ -219,32 +228,37 @@ def _calibration(
         return lambda: multiclass_calibration_error(*pair, num_classes=classes, n_bins=15, norm="l1")
 
     return [
-        Way(OURS, lambda: lambda: metrics.expected_calibration_error(bins(*arrays)), np.asarray),
-        Way("torchmetrics", torchmetrics, lambda found: found.numpy()),
-        Way(COPY, partial(copy_of, arrays[0])),
+        Candidate(OURS, lambda: lambda: metrics.expected_calibration_error(bins(*arrays)), np.asarray),
+        Candidate("torchmetrics", torchmetrics, lambda found: found.numpy()),
+        Candidate(COPY, partial(copy_of, arrays[0])),
     ], 1e-3
 
 
-def _of_logits(count: Callable[..., Any]) -> Callable[..., tuple[list[Way], float]]:
-    """What no peer counts: beside a copy of the logits."""
+def _of_logits(count: Callable[..., Any]) -> Callable[..., tuple[list[Candidate], float]]:
+    """Builds the row of counts without a baseline: segjax and a copy of the logits."""
 
-    def ways(labels: np.ndarray, predictions: np.ndarray, logits: np.ndarray, classes: int) -> tuple[list[Way], float]:
+    def make(
+        labels: np.ndarray, predictions: np.ndarray, logits: np.ndarray, classes: int
+    ) -> tuple[list[Candidate], float]:
         del predictions
-        # Arguments and not closures: XLA would compute with constants while it compiles.
+        # Arguments instead of closures, because XLA would fold constants while it compiles.
         arrays = jnp.asarray(logits), jnp.asarray(labels, jnp.int32)
         counted = jax.jit(lambda logits, labels: count(logits, labels, classes))
-        return [Way(OURS, lambda: partial(counted, *arrays)), Way(COPY, partial(copy_of, arrays[0]))], 0.0
+        return [
+            Candidate(OURS, lambda: partial(counted, *arrays)),
+            Candidate(COPY, partial(copy_of, arrays[0])),
+        ], 0.0
 
-    return ways
+    return make
 
 
-# Of logits, labels and the number of classes.
+# Functions of logits, labels and the number of classes.
 COUNTS: dict[str, Callable[..., Any]] = {
     "confusion matrix of logits": lambda z, y, classes: metrics.confusion_matrix(y, z, classes),
     "classwise calibration bins": lambda z, y, classes: metrics.classwise_calibration_bins(z, y),
     "proper scores": lambda z, y, classes: metrics.proper_score_sums(z, y),
 }
-_WAYS = {
+_CANDIDATES = {
     "confusion matrix": _confusion,
     "boundary F1": _boundary,
     "average precision": _ranking,

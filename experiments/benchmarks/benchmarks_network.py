@@ -1,9 +1,9 @@
-"""A U-Net's training step and its convolutions, beside the same in PyTorch with the same weights and batch.
+"""Training step of a U-Net and its convolutions, in comparison with PyTorch with the same weights and batch.
 
-Forward and backward pass, batch norm in training, cross entropy and Adam, in float32. PyTorch runs it in its default
-layout and in channels last, one operation after another. Padding is by zeros, which both have. What is compared before
-it is timed is the first step's loss and its gradient of the first and the last kernel. A convolution's row is the
-3×3 convolution of a level, with the gradients of its image and of its kernel: most of a step is made of these.
+The step has forward and backward pass, batch norm in training mode, cross entropy and Adam, in float32, with zero
+padding. PyTorch runs it eagerly, in its default layout and in channels last. Before timing, the loss of the first step
+and the gradients of the first and the last kernel are compared. A row of a convolution is the 3×3 convolution of a
+level with both gradients, which take most of a step.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.benchmarks.baselines import OURS, Setting, Target, Way, measure, quotient, torch_here
+from experiments.benchmarks.baselines import OURS, Candidate, Setting, Target, measure, quotient, torch_here
 from segjax import losses
 from segjax.models import UNet
-from segjax.reporting import Table
 
 TITLE = "Network: a training step, and its convolutions"
 STEP = "U-Net step"
@@ -26,14 +25,14 @@ LAST = "PyTorch, channels last"
 COLUMNS = ("PyTorch", LAST)
 WIDTHS = (16,)
 CLASSES, DEPTH, RATE = 12, 4, 1e-3
-# The first kernel's gradient is a sum of 200 000 terms that nearly cancel: at 4×192×256 both networks are 5e-3 to 8e-3
-# of the largest value from what they find in float64, where they are 6e-14 from each other.
+# The gradient of the first kernel is a sum of 200 000 terms that nearly cancel. At 4×192×256 both networks differ from
+# their float64 results by 5e-3 to 8e-3 of the largest value; in float64 they differ from each other by 6e-14.
 TOLERANCE, CONVOLUTIONS_TOLERANCE = 3e-2, 1e-4
 
 
 def rows(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
-    """A row a width: twice the setting's images, of about three eighths of its height and a quarter of its width."""
-    # Multiples that pool: PyTorch's network does not pad.
+    """Returns one row per width and convolution: twice the images, 3/8 of the height and 1/4 of the width."""
+    # Sizes that pooling divides, because PyTorch's network does not pad.
     height, width = (max(size // 2**DEPTH, 1) * 2**DEPTH for size in (3 * setting.shape[1] // 8, setting.shape[2] // 4))
     shape = 2 * setting.shape[0], height, width
     found = {f"{STEP}, width {w}": partial(_row, w, shape, setting) for w in WIDTHS}
@@ -49,23 +48,31 @@ def _row(width: int, shape: tuple[int, int, int], setting: Setting) -> dict[str,
     labels = rng.integers(0, CLASSES, shape)
     model = UNet(CLASSES, width=width, depth=DEPTH, padding="zeros")
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
-    ways = [Way(OURS, partial(_ours, model, variables, images, labels), lambda found: found)]
-    for who in COLUMNS:
-        ways.append(Way(who, partial(_torch, who == LAST, width, variables, images, labels), lambda found: found))
-    return measure(ways, setting, TOLERANCE)
+    candidates = [Candidate(OURS, partial(_our_step, model, variables, images, labels), lambda result: result)]
+    for label in COLUMNS:
+        candidates.append(
+            Candidate(
+                label, partial(_torch_step, label == LAST, width, variables, images, labels), lambda result: result
+            )
+        )
+    return measure(candidates, setting, TOLERANCE)
 
 
 def _convolution(shape: tuple[int, ...], setting: Setting) -> dict[str, Any]:
     rng, channels = np.random.default_rng(0), shape[-1]
-    image, toward = (rng.standard_normal(shape, np.float32) for _ in range(2))
+    image, cotangent = (rng.standard_normal(shape, np.float32) for _ in range(2))
     kernel = rng.standard_normal((3, 3, channels, channels), np.float32)
-    ways = [Way(OURS, partial(_our_convolution, image, kernel, toward), lambda found: found)]
-    for who in COLUMNS:
-        ways.append(Way(who, partial(_torch_convolution, who == LAST, image, kernel, toward), lambda found: found))
-    return measure(ways, setting, CONVOLUTIONS_TOLERANCE)
+    candidates = [Candidate(OURS, partial(_our_convolution, image, kernel, cotangent), lambda result: result)]
+    for label in COLUMNS:
+        candidates.append(
+            Candidate(
+                label, partial(_torch_convolution, label == LAST, image, kernel, cotangent), lambda result: result
+            )
+        )
+    return measure(candidates, setting, CONVOLUTIONS_TOLERANCE)
 
 
-def _our_convolution(image: np.ndarray, kernel: np.ndarray, toward: np.ndarray) -> Callable[[], Any]:
+def _our_convolution(image: np.ndarray, kernel: np.ndarray, cotangent: np.ndarray) -> Callable[[], Any]:
     convolution = partial(
         jax.lax.conv_general_dilated,
         window_strides=(1, 1),
@@ -74,23 +81,25 @@ def _our_convolution(image: np.ndarray, kernel: np.ndarray, toward: np.ndarray) 
     )
 
     @jax.jit
-    def run(image, kernel, toward):
+    def run(image, kernel, cotangent):
         made, gradients = jax.vjp(convolution, image, kernel)
-        return made, gradients(toward)
+        return made, gradients(cotangent)
 
-    return partial(run, *map(jnp.asarray, (image, kernel, toward)))
+    return partial(run, *map(jnp.asarray, (image, kernel, cotangent)))
 
 
-def _torch_convolution(last: bool, image: np.ndarray, kernel: np.ndarray, toward: np.ndarray) -> Callable[[], Any]:
+def _torch_convolution(last: bool, image: np.ndarray, kernel: np.ndarray, cotangent: np.ndarray) -> Callable[[], Any]:
     torch = torch_here()
     layout = torch.channels_last if last else torch.contiguous_format
-    x, toward = (torch.from_numpy(a).permute(0, 3, 1, 2).contiguous(memory_format=layout) for a in (image, toward))
+    x, cotangent = (
+        torch.from_numpy(a).permute(0, 3, 1, 2).contiguous(memory_format=layout) for a in (image, cotangent)
+    )
     k = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).contiguous(memory_format=layout)
     x, k = x.requires_grad_(), k.requires_grad_()
 
     def run() -> Any:
         made = torch.nn.functional.conv2d(x, k, padding=1)
-        of_x, of_k = torch.autograd.grad(made, (x, k), toward)
+        of_x, of_k = torch.autograd.grad(made, (x, k), cotangent)
         return (
             made.detach().permute(0, 2, 3, 1).numpy(),
             (of_x.permute(0, 2, 3, 1).numpy(), of_k.permute(2, 3, 1, 0).numpy()),
@@ -100,22 +109,16 @@ def _torch_convolution(last: bool, image: np.ndarray, kernel: np.ndarray, toward
 
 
 def targets(measured: dict[str, Any]) -> list[Target]:
-    """Target 3, of the steps."""
+    """Returns target 3, for the steps."""
     return [
-        Target(3, f"{name} / {who}", quotient(row["ms"][OURS], row["ms"].get(who)), 1.0)
+        Target(3, f"{name} / {label}", quotient(row["ms"][OURS], row["ms"].get(label)), 1.0)
         for name, row in measured.items()
         if name.startswith(STEP)
-        for who in COLUMNS
+        for label in COLUMNS
     ]
 
 
-def tables(measured: dict[str, Any]) -> list[Table]:
-    """None beside the times."""
-    del measured
-    return []
-
-
-def _ours(model: UNet, variables: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], Any]:
+def _our_step(model: UNet, variables: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], Any]:
     optimizer = optax.adam(RATE)
 
     def loss(params, stats, images, labels):
@@ -129,7 +132,7 @@ def _ours(model: UNet, variables: Any, images: np.ndarray, labels: np.ndarray) -
         updates, moments = optimizer.update(gradient, moments)
         return (optax.apply_updates(params, updates), stats, moments), (value, _compared(gradient))
 
-    # A copy, since a donated state is gone after a step, and the next way starts from the same.
+    # A copy, because the donated state is gone after a step and PyTorch starts from the same variables.
     params = jax.tree.map(jnp.copy, variables["params"])
     stats = {name: jax.tree.map(jnp.copy, tree) for name, tree in variables.items() if name != "params"}
     state = [(params, stats, optimizer.init(params))]
@@ -146,7 +149,7 @@ def _compared(gradient: Any) -> tuple[Any, Any]:
     return gradient["down0"]["conv1"]["kernel"], gradient["head"]["linear"]["kernel"]
 
 
-def _torch(last: bool, width: int, variables: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], Any]:
+def _torch_step(last: bool, width: int, variables: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], Any]:
     torch = torch_here()
     network = torch_unet(torch, width, jax.device_get(variables["params"]))
     layout = torch.channels_last if last else torch.contiguous_format
@@ -168,7 +171,7 @@ def _torch(last: bool, width: int, variables: Any, images: np.ndarray, labels: n
 
 
 def torch_unet(torch: Any, width: int, params: Any) -> Any:
-    """The same U-Net as a `torch.nn.Module`, with our weights."""
+    """Builds the same U-Net as a `torch.nn.Module` with our weights."""
     nn = torch.nn
 
     def block(channels: int, features: int) -> Any:
@@ -203,7 +206,7 @@ def torch_unet(torch: Any, width: int, params: Any) -> Any:
                 layers[3 * i - 3].weight.copy_(torch.tensor(params[name][f"conv{i}"]["kernel"].transpose(3, 2, 0, 1)))
         for level, up in zip(reversed(range(DEPTH)), network.ups, strict=True):
             of_up = params[f"up{level}_transpose"]
-            # Linen's kernel is turned by 180 degrees.
+            # The kernel of flax is rotated by 180 degrees.
             up.weight.copy_(torch.tensor(of_up["kernel"][::-1, ::-1].transpose(2, 3, 0, 1).copy()))
             up.bias.copy_(torch.tensor(of_up["bias"]))
         linear = params["head"]["linear"]

@@ -1,9 +1,9 @@
-"""What uncertainty costs over one clean pass of the network.
+"""Cost of uncertainty relative to one clean pass of the network.
 
-A U-Net predicts one image: without dropout; with K = 30 dropout heads, masks per channel and per element; with the
-variance in closed form; and by 5 whole passes with dropout deep in it, beside the clean one. All are jitted and give
-mean probabilities, entropy and variance (the samples mutual information too), the clean pass its logits. Whole passes
-cost less than one each: what lies before the first dropout is the same for all, and computed once.
+A U-Net predicts one image without dropout; with K = 30 dropout heads, masks per channel and per element; with the
+variance in closed form; and with 5 whole passes under dropout deep in it. All are jitted and return mean probabilities,
+entropy and variance (sampled ones also the mutual information), the clean pass its logits. A whole pass costs less than
+a clean one, because the layers before the first dropout run once.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,9 @@ from typing import Any
 
 import jax
 
-from experiments.benchmarks.baselines import OURS, Setting, Target, Way, measure, quotient
+from experiments.benchmarks.baselines import OURS, Candidate, Setting, Target, measure, quotient
 from segjax import training
 from segjax.inference import analytic_uncertainty, predict_with_uncertainty, whole_passes
-from segjax.reporting import Table
 from segjax.training.train_step import make_model
 
 TITLE = "Prediction: uncertainty over one clean pass"
@@ -28,15 +27,12 @@ WIDTHS = (16, 64)
 
 
 def rows(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
-    """A row a width; `OURS` is the clean pass."""
-    return {f"width {width}": lambda width=width: measure(ways(width, setting), setting) for width in WIDTHS}
+    """Returns one row per width; `OURS` is the clean pass."""
+    return {f"width {width}": lambda width=width: measure(candidates(width, setting), setting) for width in WIDTHS}
 
 
-def ways(width: int, setting: Setting) -> list[Way]:
-    """One network, predicting one image in five ways, at three eighths of the setting's height and a quarter's width.
-
-    So 192×256 of 512×1024 pixels: the size at which the CPU's recipes train.
-    """
+def candidates(width: int, setting: Setting) -> list[Candidate]:
+    """Returns five predictions of one image by one network, at 3/8 of the setting's height and 1/4 of its width."""
     size = 3 * setting.shape[1] // 8, setting.shape[2] // 4
     config = training.defaults()
     config.model.width, config.model.deep_dropout = width, 2
@@ -69,20 +65,17 @@ def ways(width: int, setting: Setting) -> list[Way]:
         WHOLE: passes,
     }
     arguments = variables, images, jax.random.key(2)
-    return [Way(name, lambda way=way: partial(jax.jit(way), *arguments)) for name, way in found.items()]
-
-
-def targets(measured: dict[str, Any]) -> list[Target]:
-    """Target 5."""
-    limits = {CHANNEL: 1.5, ELEMENT: 1.5, ANALYTIC: 1.1}
     return [
-        Target(5, f"{name}: {way[2:]} / a clean pass", quotient(row["ms"][way], row["ms"][OURS]), limit)
-        for name, row in measured.items()
-        for way, limit in limits.items()
+        Candidate(name, lambda function=function: partial(jax.jit(function), *arguments))
+        for name, function in found.items()
     ]
 
 
-def tables(measured: dict[str, Any]) -> list[Table]:
-    """None beside the times."""
-    del measured
-    return []
+def targets(measured: dict[str, Any]) -> list[Target]:
+    """Returns target 5."""
+    limits = {CHANNEL: 1.5, ELEMENT: 1.5, ANALYTIC: 1.1}
+    return [
+        Target(5, f"{name}: {label[2:]} / a clean pass", quotient(row["ms"][label], row["ms"][OURS]), limit)
+        for name, row in measured.items()
+        for label, limit in limits.items()
+    ]

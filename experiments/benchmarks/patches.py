@@ -1,10 +1,9 @@
-"""Classifying every patch beside one convolutional pass: `python -m experiments.benchmarks.patches`.
+"""Cost of classifying every patch relative to one convolutional pass: `python -m experiments.benchmarks.patches`.
 
-The sliding-window classifier (`segjax.models.PatchClassifier`) predicts images in both of its ways, for several depths
-and so sizes of patch: FLOPs as XLA's cost analysis has them, and time. The compiler counts the body of a loop once;
-that of all patches is the program of an image of one pixel, which has one patch, times the pixels. The rounds are
-interleaved, each case once a round and each round in another order, so that whatever else the machine does falls on all
-alike; of each case the median is taken. Before that, both ways must have given the same logits.
+The sliding-window classifier (`segjax.models.PatchClassifier`) predicts images patch by patch and in one pass, for
+several depths and so patch sizes. FLOPs are from XLA's cost analysis, which counts the body of a loop once; FLOPs of
+all patches are the FLOPs of an image of one pixel times the pixels. Times are medians of interleaved rounds. Both
+kinds of prediction must give the same logits.
 """
 
 import os
@@ -24,47 +23,46 @@ from segjax.reporting import Report, Section, Table, show, write_report
 from segjax.training.provenance import provenance
 
 CLASSES = 12
-PATCHES, ONE_PASS = "every patch of its own", "one pass"
-# Of float32 logits of order 1.
-TOLERANCE = 1e-4
+PATCHES, ONE_PASS = "every patch separately", "one pass"
+TOLERANCE = 1e-4  # for float32 logits of order 1
 
 
 def flops(model: PatchClassifier, variables: Any, shape: tuple[int, int, int]) -> dict[str, float]:
-    """What the compiler counts for a batch of `shape` = (images, height, width), in either way."""
+    """Returns the compiler's FLOPs for a batch of `shape` = (images, height, width) by kind of prediction."""
 
-    def of(model: PatchClassifier, *size: int) -> float:
+    def count(model: PatchClassifier, *size: int) -> float:
         images = jax.ShapeDtypeStruct((*size, 3), np.float32)
         program = jax.jit(lambda variables, images: model.apply(variables, images, train=False).logits)
         return program.lower(variables, images).compile().cost_analysis()["flops"]
 
-    return {PATCHES: np.prod(shape).item() * of(model.clone(sliding=True), 1, 1, 1), ONE_PASS: of(model, *shape)}
+    return {PATCHES: np.prod(shape).item() * count(model.clone(sliding=True), 1, 1, 1), ONE_PASS: count(model, *shape)}
 
 
 def cases(model: PatchClassifier, variables: Any, images: jax.Array) -> list[Case]:
-    """Both ways, compiled at their first call."""
+    """Returns both kinds of prediction, which compile at their first call."""
 
     def program(model: PatchClassifier) -> Any:
         return jax.jit(lambda variables, images: model.apply(variables, images, train=False).logits)
 
-    ways = {PATCHES: model.clone(sliding=True), ONE_PASS: model}
-    return [Case(name, partial(program(way), variables, images), None) for name, way in ways.items()]
+    models = {PATCHES: model.clone(sliding=True), ONE_PASS: model}
+    return [Case(name, partial(program(one), variables, images)) for name, one in models.items()]
 
 
 def difference(pair: list[Case]) -> float:
-    """The largest one between the two ways' logits.
+    """Returns the largest difference of the logits of both cases.
 
     Raises:
-        ValueError: it is more than rounding.
+        ValueError: the difference exceeds `TOLERANCE`.
     """
     slow, fast = (np.asarray(case.run()) for case in pair)
     largest = float(np.abs(slow - fast).max())
     if not largest <= TOLERANCE:
-        raise ValueError(f"the two ways must give the same logits to {TOLERANCE}; they differ by {largest:.3g}")
+        raise ValueError(f"patches and one pass must give the same logits to {TOLERANCE}; they differ by {largest:.3g}")
     return largest
 
 
 def measure(shape: tuple[int, int, int], width: int, depth: int, rounds: int) -> dict[str, Any]:
-    """One network in both ways: its patch in pixels, "flops", "ms", and the ratios of each."""
+    """Measures one network in both kinds of prediction: "patch" in pixels, "flops", "ms", and their ratios."""
     model = PatchClassifier(CLASSES, width=width, depth=depth)
     images = jax.random.normal(jax.random.key(0), (*shape, 3))
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(1), images[:1, :1, :1])
@@ -83,14 +81,14 @@ def measure(shape: tuple[int, int, int], width: int, depth: int, rounds: int) ->
 
 
 def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> Report:
-    """The table, a row a depth."""
+    """Builds the report: a table with one row per depth."""
     columns = ("patch", *(f"{what} {of}" for what in ("GFLOP,", "ms,") for of in ("patches", "pass", "ratio")))
     shown = [
         (
             f"{row['patch']}×{row['patch']}",
-            *(f"{row['flops'][way] / 1e9:.2f}" for way in (PATCHES, ONE_PASS)),
+            *(f"{row['flops'][kind] / 1e9:.2f}" for kind in (PATCHES, ONE_PASS)),
             f"{row['flops_ratio']:.1f}",
-            *(f"{row['ms'][way]:.1f}" for way in (PATCHES, ONE_PASS)),
+            *(f"{row['ms'][kind]:.1f}" for kind in (PATCHES, ONE_PASS)),
             f"{row['ms_ratio']:.1f}",
         )
         for row in rows
@@ -98,10 +96,10 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> Report:
     size = "×".join(map(str, facts["images, height, width"]))
     table = Table(f"{size} pixels, width {facts['width']}, {CLASSES} classes", columns, shown)
     text = (
-        "The sliding-window classifier computes for every pixel's patch what the neighbours' patches have computed "
-        "too. With strides turned into dilations the same weights give the same logits in one pass."
+        "The sliding-window classifier repeats for every pixel's patch the computation of overlapping patches. With "
+        "dilations instead of strides the same weights give the same logits in one pass."
     )
-    return Report("A patch a pixel, or one pass", text, (Section("What both cost", "", (table,)),), facts)
+    return Report("One patch per pixel, or one pass", text, (Section("Cost", "", (table,)),), facts)
 
 
 def main(argv: list[str]) -> None:
@@ -123,13 +121,13 @@ def main(argv: list[str]) -> None:
     for table in whole.sections[0].tables:
         show(table, console)
     written = write_report(whole, Path(options.workdir), "patches", rows)
-    console.print(f"Wrote {written[0]}")
+    console.print(f"wrote {written[0]}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_list("shape", ["1", "96", "128"], "Images, height and width.")
     flags.DEFINE_integer("width", 16, "Channels of the first level.", lower_bound=1)
     flags.DEFINE_list("depths", ["1", "2", "3"], "Poolings; the patches are 10, 24, 52, … pixels wide.")
-    flags.DEFINE_integer("rounds", 5, "How often each case is timed.", lower_bound=1)
-    flags.DEFINE_string("workdir", "runs/patches", "Where the report goes.")
+    flags.DEFINE_integer("rounds", 5, "Number of timed rounds.", lower_bound=1)
+    flags.DEFINE_string("workdir", "runs/patches", "Folder for the report.")
     cli.run(main, required=[])

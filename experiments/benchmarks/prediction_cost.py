@@ -1,12 +1,9 @@
-"""Costs of the ways to predict, beside one clean pass: `python -m experiments.benchmarks.prediction_cost`.
+"""Cost of prediction options relative to one clean pass: `python -m experiments.benchmarks.prediction_cost`.
 
-One U-Net, not trained, predicts an image at its own scale on the CPU, through `segjax.inference.Predictor` as
-`segjax.predict` does, to a mask and an uncertainty a pixel: whole; in tiles without overlap and with a quarter;
-mirrored; under the eight symmetries of the square; with 3 and 30 dropout masks of the head; all of these together.
-Beside them the network alone, without what the host does around it; K whole passes with dropout deep in it, and the
-clean one; and a dense CRF after the whole clean pass. The rounds are interleaved, every case once a round and each
-round in another order, so that whatever else the machine does falls on all alike; of each case the median is taken, and
-its ratio to the whole clean pass.
+An untrained U-Net predicts the mask and the uncertainty of an image at its own scale on the CPU through
+`segjax.inference.Predictor`: whole, in tiles, mirrored, under the eight symmetries of the square, and with 3 and 30
+dropout masks of the head. For comparison: the network alone, K whole passes with dropout deep in the network, and a
+dense CRF after the clean pass. Times are medians of interleaved rounds, and ratios to the whole clean pass.
 """
 
 import os
@@ -32,8 +29,8 @@ from segjax.training.train_step import make_model
 CLASSES, PASSES = 11, 3
 WHOLE = "whole, clean"
 CRF = {"radius": 3, "iterations": 5, "theta_alpha": 3.0}
-# The ways, but for the tile of those without one, which is the image.
-WAYS = {
+# Options by case; without "tiled" the tile is the image.
+OPTIONS = {
     WHOLE: {},
     "tiles, no overlap": {"tiled": 0},
     "tiles, a quarter of overlap": {"tiled": 4},
@@ -45,8 +42,8 @@ WAYS = {
 }
 
 
-def way_of(size: tuple[int, int], tile: tuple[int, int], fields: dict) -> PredictOptions:
-    """Returns the options of one of `WAYS`; "tiled" is the share of the shorter side that tiles overlap, 0: none."""
+def options_of(size: tuple[int, int], tile: tuple[int, int], fields: dict) -> PredictOptions:
+    """Returns the options of a case; tiles overlap by 1/"tiled" of their shorter side, or not at all for 0."""
     others = {key: value for key, value in fields.items() if key != "tiled"}
     share = fields.get("tiled")
     if share is None:
@@ -55,7 +52,7 @@ def way_of(size: tuple[int, int], tile: tuple[int, int], fields: dict) -> Predic
 
 
 def cases(width: int, size: tuple[int, int], tile: tuple[int, int]) -> list[Case]:
-    """One network, predicting in every way."""
+    """Returns the cases: predictions of one image by one network."""
     config = training.defaults()
     config.model.width, config.model.deep_dropout = width, 2
     model = make_model(config, CLASSES)
@@ -64,27 +61,27 @@ def cases(width: int, size: tuple[int, int], tile: tuple[int, int]) -> list[Case
     preprocessing = Preprocessing(size, 3, (0.5,), (0.5,), CLASSES)
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(1), jnp.zeros((1, *size, 3)))
     parts = (model, variables, preprocessing)
-    engines = {name: Predictor(*parts, way_of(size, tile, fields)) for name, fields in WAYS.items()}
-    ready = Predictor(*parts, way_of(size, tile, {}), probabilities=True)
+    predictors = {name: Predictor(*parts, options_of(size, tile, fields)) for name, fields in OPTIONS.items()}
+    clean = Predictor(*parts, options_of(size, tile, {}), probabilities=True)
     network = jax.jit(lambda variables, x: model.apply(variables, preprocessing.normalise(x), train=False).logits)
     passes = jax.jit(
         lambda variables, x, key: whole_passes(model, variables, preprocessing.normalise(x), key, samples=PASSES)
     )
 
     def crf() -> jax.Array:
-        return dense_crf(ready(image).probabilities[None], image[None], **CRF).argmax(-1)
+        return dense_crf(clean(image).probabilities[None], image[None], **CRF).argmax(-1)
 
-    runs: dict[str, Callable] = {name: partial(predict, image) for name, predict in engines.items()}
+    runs: dict[str, Callable] = {name: partial(predict, image) for name, predict in predictors.items()}
     runs |= {
         "the network alone": lambda: network(variables, image[None]),
         f"{PASSES} whole passes": lambda: passes(variables, image[None], jax.random.key(2)),
         f"CRF, radius {CRF['radius']}": crf,
     }
-    return [Case(name, run, None) for name, run in runs.items()]
+    return [Case(name, run) for name, run in runs.items()]
 
 
 def measure(width: int, size: tuple[int, int], tile: tuple[int, int], rounds: int) -> dict[str, dict[str, float]]:
-    """The median seconds a megapixel of each case, and their ratios to the whole clean pass."""
+    """Returns the median seconds per megapixel of each case, and their ratios to the whole clean pass."""
     taken = milliseconds(cases(width, size, tile), rounds)
     megapixels = size[0] * size[1] / 1e6
     return {
@@ -94,7 +91,7 @@ def measure(width: int, size: tuple[int, int], tile: tuple[int, int], rounds: in
 
 
 def main(argv: list[str]) -> None:
-    """Times all cases, prints a table and writes it as JSON."""
+    """Times all cases, prints the table and writes it as JSON."""
     del argv
     options, load = flags.FLAGS, os.getloadavg()[0]
     with jax.default_device(jax.devices("cpu")[0]):
@@ -102,7 +99,7 @@ def main(argv: list[str]) -> None:
     rows = [(name, value, measured["ratios"][name]) for name, value in measured["seconds_per_megapixel"].items()]
     size, tile = ("×".join(map(str, sides)) for sides in (options.size, options.tile))
     title = f"U-Net of width {options.width}, image {size}, tiles {tile}, {CLASSES} classes"
-    show(Table(title, ("", "s a megapixel", "ratio"), rows), rich.console.Console())
+    show(Table(title, ("", "s per megapixel", "ratio"), rows), rich.console.Console())
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     about = {"size": options.size, "tile": options.tile, "width": options.width, "classes": CLASSES}
@@ -111,9 +108,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.define_size("size", "Of the image.", (720, 960))
-    cli.define_size("tile", "Of the tiles.", (192, 256))
-    flags.DEFINE_integer("width", 16, "Of the first level's channels.", lower_bound=1)
-    flags.DEFINE_integer("rounds", 11, "How often each case is timed.", lower_bound=1)
-    flags.DEFINE_string("output", "runs/prediction_cost.json", "Where the result goes.")
+    cli.define_size("size", "Height and width of the image in pixels.", (720, 960))
+    cli.define_size("tile", "Height and width of the tiles in pixels.", (192, 256))
+    flags.DEFINE_integer("width", 16, "Channels of the first level.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 11, "Number of timed rounds.", lower_bound=1)
+    flags.DEFINE_string("output", "runs/prediction_cost.json", "JSON file of the result.")
     cli.run(main, required=[])

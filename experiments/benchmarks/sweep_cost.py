@@ -1,8 +1,8 @@
-"""Cost of a sweep beside separate runs: `python -m experiments.benchmarks.sweep_cost --workdir=…`.
+"""Cost of a sweep relative to separate runs: `python -m experiments.benchmarks.sweep_cost --workdir=…`.
 
-The five cells of `focal_ablation --preset=smoke`, each way from nothing and in real processes: a process a cell, one
-after another, that calls `segjax.training.train`; the sweep in one process, which starts and compiles once; and the
-sweep in a process a core. A round takes each way once, and of the rounds the median is taken.
+The five cells of `focal_ablation --preset=smoke` run in new processes: one process per cell in sequence, each calling
+`segjax.training.train`; the sweep in one process, which starts and compiles once; and the sweep in one process per
+core. Each round runs all three; the result is the median over rounds.
 """
 
 import os
@@ -37,7 +37,7 @@ def _run(*arguments: str) -> None:
 
 
 def separately(workdir: Path, steps: int) -> None:
-    """A process a cell, one after another."""
+    """Trains the cells in sequence, one process per cell."""
     workdir.mkdir(parents=True)
     for cell in paper_report.make_cells(focal_ablation, "smoke", "road_debris", steps=steps):
         given = workdir / f"{cell.name}.json"
@@ -46,13 +46,13 @@ def separately(workdir: Path, steps: int) -> None:
 
 
 def as_a_grid(workdir: Path, steps: int, processes: int) -> None:
-    """The sweep, with its report."""
+    """Runs the sweep with its report."""
     arguments = ("--preset=smoke", f"--steps={steps}", f"--workdir={workdir}", f"--processes={processes}")
     _run("-m", "experiments.focal_paper.focal_ablation", *arguments)
 
 
-def ways(processes: int) -> dict[str, Callable[[Path, int], None]]:
-    """What is compared, by name."""
+def variants(processes: int) -> dict[str, Callable[[Path, int], None]]:
+    """Returns the compared variants by name."""
     return {
         SEPARATE: separately,
         GRID: lambda workdir, steps: as_a_grid(workdir, steps, 1),
@@ -61,12 +61,12 @@ def ways(processes: int) -> dict[str, Callable[[Path, int], None]]:
 
 
 def seconds(workdir: Path, steps: int, rounds: int, processes: int) -> dict[str, list[float]]:
-    """Of each way the seconds a round; the rounds take the ways in turn, and leave nothing behind."""
-    measured: dict[str, list[float]] = {name: [] for name in ways(processes)}
+    """Returns the seconds of each variant per round; rounds leave no files."""
+    measured: dict[str, list[float]] = {name: [] for name in variants(processes)}
     for _ in range(rounds):
-        for name, way in ways(processes).items():
+        for name, run in variants(processes).items():
             begun = time.perf_counter()
-            way(workdir / "round", steps)
+            run(workdir / "round", steps)
             measured[name].append(round(time.perf_counter() - begun, 1))
             shutil.rmtree(workdir / "round")
     return measured
@@ -90,8 +90,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "runs/sweep_cost", "Where the runs live while they run, and the result goes.")
-    flags.DEFINE_integer("steps", 200, "Steps a cell.", lower_bound=1)
-    flags.DEFINE_integer("rounds", 3, "Rounds.", lower_bound=1)
-    flags.DEFINE_integer("processes", os.cpu_count() or 1, "Processes of the last way.", lower_bound=2)
+    flags.DEFINE_string("workdir", "runs/sweep_cost", "Folder for the runs, which are removed, and the result.")
+    flags.DEFINE_integer("steps", 200, "Steps per cell.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 3, "Number of rounds.", lower_bound=1)
+    flags.DEFINE_integer("processes", os.cpu_count() or 1, "Processes of the last variant.", lower_bound=2)
     cli.run(main, required=[])

@@ -1,8 +1,8 @@
-"""Times that can be compared: several ways of doing one thing, timed in interleaved rounds, and the median of each.
+"""Comparable times: medians of interleaved rounds.
 
-Every way runs once a round and each round in another order, so that whatever else the machine does falls on all alike.
-All ways run in one process: processes that take turns would be seconds apart, and a busy neighbour comes and goes
-faster. The price is one pool of threads beside another, and so OpenMP's are told not to spin while they wait.
+Every case runs once per round, in another order each round, so that other load on the machine affects all cases alike.
+All cases run in one process: processes would be seconds apart, and other load changes faster. OpenMP's threads must not
+spin while they wait, because several thread pools share the process.
 """
 
 import os
@@ -14,63 +14,61 @@ import jax
 import numpy as np
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-# OpenMP's threads may go on spinning for a while after the work is done, and would slow whoever is next.
+# OpenMP's threads may spin for a while after their work, which would slow the next case.
 PAUSE = 0.02
 
 
 class Case(NamedTuple):
-    """What is timed.
+    """Timed case.
 
     Attributes:
-      name: of the way.
-      run: does it once, from arrays that are there already.
-      answer: of what `run` returned, the arrays that all ways must agree in; None: nothing is compared.
+      name: name of the case.
+      run: runs it once, on existing arrays.
+      outputs: maps the result of `run` to the arrays that must be equal in all cases; None: no comparison.
     """
 
     name: str
     run: Callable[[], Any]
-    answer: Callable[[Any], Any] | None = None
+    outputs: Callable[[Any], Any] | None = None
 
 
 def agree(cases: Sequence[Case], tolerance: float = 0.0) -> dict[str, float]:
-    """How far each way's answer is from that of the first that has one, as a share of its largest value.
+    """Returns the largest difference of each case's outputs from the first case's, as a fraction of the largest value.
 
     Raises:
-      ValueError: further than `tolerance`: then the ways do not do the same work.
+      ValueError: a difference exceeds `tolerance`, so that the cases are not comparable.
     """
-    answers = {case.name: jax.tree.leaves(case.answer(case.run())) for case in cases if case.answer}
+    outputs = {case.name: jax.tree.leaves(case.outputs(case.run())) for case in cases if case.outputs}
     differs: dict[str, float] = {}
-    for name, arrays in answers.items():
-        first, reference = next(iter(answers.items()))
-        shares = [_share(*map(np.asarray, pair), names=(name, first)) for pair in zip(arrays, reference, strict=True)]
-        differs[name] = max(shares)
+    for name, arrays in outputs.items():
+        first, reference = next(iter(outputs.items()))
+        pairs = zip(arrays, reference, strict=True)
+        differs[name] = max(_difference(*map(np.asarray, pair), names=(name, first)) for pair in pairs)
         if not differs[name] <= tolerance:
             raise ValueError(
-                f"{name} and {first} must find the same, to {tolerance:g} of the largest value; "
+                f"{name} and {first} must agree to {tolerance:g} of the largest value; "
                 f"they differ by {differs[name]:.3g}"
             )
     return differs
 
 
-def _share(found: np.ndarray, expected: np.ndarray, names: tuple[str, str]) -> float:
+def _difference(found: np.ndarray, expected: np.ndarray, names: tuple[str, str]) -> float:
     if found.shape != expected.shape:
-        raise ValueError(f"{names[0]} finds an array of shape {found.shape}, {names[1]} one of {expected.shape}")
-    # In place, since gradients of full size are large.
+        raise ValueError(f"{names[0]} returns an array of shape {found.shape}, {names[1]} one of {expected.shape}")
     distance = np.abs(np.subtract(found, expected, dtype=np.float64))
     return float(distance.max(initial=0.0) / max(float(np.abs(expected).max(initial=0)), np.finfo(np.float32).tiny))
 
 
 def milliseconds(cases: Sequence[Case], rounds: int, clock: str = "wall") -> dict[str, float]:
-    """The median time of each case. The first call of each, which compiles and warms up, is not counted.
+    """Returns the median time of each case, without the first call, which compiles.
 
     Args:
-      cases: the ways.
-      rounds: how often each is timed.
-      clock: "wall", or "cpu": the time that the process had a CPU. That one is right for one thread only, and then
-        says something on a machine that others use too.
+      cases: the timed cases.
+      rounds: number of timed rounds.
+      clock: "wall", or "cpu", the CPU time of the process, which other processes do not affect.
 
     Raises:
-      ValueError: clock="cpu" with more than one CPU: time of threads that only wait would count.
+      ValueError: clock="cpu" with more than one CPU, where the time of waiting threads would count.
     """
     if clock == "cpu" and threads() > 1:
         raise ValueError(f'clock="cpu" needs a process with one CPU (taskset -c 0 …); this one has {threads()}')
@@ -87,5 +85,5 @@ def milliseconds(cases: Sequence[Case], rounds: int, clock: str = "wall") -> dic
 
 
 def threads() -> int:
-    """The CPUs this process may use, and so the threads that JAX and PyTorch are given."""
+    """Returns the number of CPUs of this process, which is the number of threads of JAX and PyTorch."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

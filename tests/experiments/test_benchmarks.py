@@ -1,6 +1,6 @@
-"""The benchmark at the size of tests: nothing is timed for its time, but all ways of a row must find the same.
+"""The benchmarks at the size of tests: times are not tested, but all candidates of a row must agree.
 
-The peers that tests have are optax, SciPy, scikit-learn and NumPy; where the extra `bench` is installed, all of them.
+The test environment has optax, SciPy, scikit-learn and NumPy; with the extra `bench` all baselines are compared.
 """
 
 import json
@@ -27,12 +27,13 @@ from experiments.benchmarks import (
     benchmarks_start,
     timing,
 )
-from experiments.benchmarks.baselines import NOT_INSTALLED, OURS, Setting, Target, Way
+from experiments.benchmarks.baselines import NOT_INSTALLED, OURS, Candidate, Setting, Target
 from segjax.training import ConfigError
 
+pytestmark = pytest.mark.slow
 TINY = Setting(shape=(1, 32, 48), classes=3, rounds=1, compiled=False)
-WITH_JAX_PEERS = [name for name in benchmarks_losses.LOSSES if name in benchmarks_losses._JAX]
-WITH_PEERS = ["confusion matrix", "boundary F1", "average precision"]
+WITH_JAX_BASELINES = [name for name in benchmarks_losses.LOSSES if name in benchmarks_losses._JAX]
+WITH_BASELINES = ["confusion matrix", "boundary F1", "average precision"]
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +46,8 @@ def quiet():
     return rich.console.Console(quiet=True)
 
 
-@pytest.mark.parametrize("name", WITH_JAX_PEERS)
-def test_losses_of_all_libraries_are_equal_on_the_benchmarks_data(name):
+@pytest.mark.parametrize("name", WITH_JAX_BASELINES)
+def test_losses_rows_agree(name):
     row = benchmarks_losses.rows(TINY)[name]()
     assert set(row["differs"]) >= {OURS, *benchmarks_losses._JAX[name]}
     assert max(row["differs"].values()) < 1e-4
@@ -54,28 +55,28 @@ def test_losses_of_all_libraries_are_equal_on_the_benchmarks_data(name):
     assert set(row["extra_memory"]) == {"float32", "bfloat16"}
 
 
-@pytest.mark.parametrize("name", WITH_PEERS)
-def test_metrics_of_all_libraries_are_equal_on_the_benchmarks_data(name):
+@pytest.mark.parametrize("name", WITH_BASELINES)
+def test_metrics_rows_agree(name):
     row = benchmarks_metrics.rows(TINY)[name]()
     assert {OURS, "SciPy" if name == "boundary F1" else "scikit-learn"} <= set(row["differs"])
     assert max(row["differs"].values()) < 1e-4
 
 
-def test_the_scene_holds_every_class_in_every_image():
+def test_losses_scene_has_every_class_in_every_image():
     _, labels = benchmarks_losses.scene((2, 64, 96), 19)
     assert all(set(image.ravel()) == set(range(19)) for image in labels)
 
 
-def test_every_row_of_a_torch_library_names_a_known_peer():
-    named = {who for rows in benchmarks_losses._TORCH.values() for who in rows}
-    assert named <= set(baselines.PEERS)
+def test_losses_torch_rows_have_known_baselines():
+    named = {label for rows in benchmarks_losses._TORCH.values() for label in rows}
+    assert named <= set(baselines.BASELINES)
     assert set(benchmarks_losses._TORCH) <= set(benchmarks_losses.LOSSES)
 
 
 @pytest.fixture
 def without_torch(monkeypatch):
-    for who in [who for who, (module, _) in baselines.PEERS.items() if module == "torch"]:
-        monkeypatch.setitem(baselines.PEERS, who, ("torch_that_is_not_there", "torch"))
+    for label in [label for label, (module, _) in baselines.BASELINES.items() if module == "torch"]:
+        monkeypatch.setitem(baselines.BASELINES, label, ("torch_that_is_not_there", "torch"))
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def tiny_network(monkeypatch, without_torch):
     return benchmarks_network.rows(TINY)["U-Net step, width 2"]()
 
 
-def test_a_peer_that_is_not_installed_is_a_column_that_says_so(tiny_network):
+def test_times_baseline_that_is_not_installed(tiny_network):
     assert tiny_network["not_installed"] == ["PyTorch", "PyTorch, channels last"]
     table = benchmarks_report.times(benchmarks_network, {"a step": tiny_network})
     assert table.columns == ("", "segjax, ms", "PyTorch", "PyTorch, channels last")
@@ -95,7 +96,7 @@ def test_a_peer_that_is_not_installed_is_a_column_that_says_so(tiny_network):
     assert {row[-1] for row in benchmarks_report.target_table(found).rows} == {NOT_INSTALLED}
 
 
-def test_convolutions_of_every_level_are_measured_and_no_target(tiny_network):
+def test_network_measures_convolutions_without_targets(tiny_network):
     rows = benchmarks_network.rows(TINY)
     convolutions = {name: measure for name, measure in rows.items() if not name.startswith(benchmarks_network.STEP)}
     height, width = 3 * TINY.shape[1] // 16 * 2, TINY.shape[2] // 8 * 2
@@ -109,19 +110,19 @@ def test_convolutions_of_every_level_are_measured_and_no_target(tiny_network):
     assert benchmarks_network.targets(measured) == []
 
 
-def test_targets_are_met_on_their_side_of_the_limit():
+def test_target_met():
     met = [Target(1, "", ratio, 2.0, least).met for ratio in (1.9, 2.1) for least in (False, True)]
     assert met == [True, False, False, True]
 
 
-def test_prediction_is_measured_in_all_of_its_ways(monkeypatch):
+def test_prediction_measures_all_candidates(monkeypatch):
     monkeypatch.setattr(benchmarks_prediction, "WIDTHS", (2,))
     row = benchmarks_prediction.rows(TINY)["width 2"]()
     assert list(row["ms"]) == [OURS, *benchmarks_prediction.COLUMNS]
     assert [target.number for target in benchmarks_prediction.targets({"width 2": row})] == [5, 5, 5]
 
 
-def test_growth_tells_time_and_memory_of_every_size(monkeypatch):
+def test_growth_measures_time_and_memory_of_every_size(monkeypatch):
     monkeypatch.setattr(benchmarks_growth, "DOUBLINGS", 1)
     monkeypatch.setattr(benchmarks_growth, "FEATURES", 2)
     rows = {name: measure() for name, measure in benchmarks_growth.rows(TINY).items() if name != "dropout heads, fours"}
@@ -132,7 +133,7 @@ def test_growth_tells_time_and_memory_of_every_size(monkeypatch):
     assert benchmarks_growth.pictures(rows)[0].png.startswith(b"\x89PNG")
 
 
-def test_a_device_of_more_holds_less_of_a_batch_and_a_cell_each(small, monkeypatch):
+def test_devices_memory_per_device(small, monkeypatch):
     small.parallel, small.training.global_batch = "shard_map", 4
     monkeypatch.setattr(benchmarks_devices, "COUNTS", (1, 4))
     rows = {name: benchmarks_devices.measured_here(name, TINY, small) for name in benchmarks_devices.rows(TINY)}
@@ -144,7 +145,7 @@ def test_a_device_of_more_holds_less_of_a_batch_and_a_cell_each(small, monkeypat
     assert [target.limit for target in benchmarks_devices.targets(rows)] == [0.1, -0.8, 1.1, 0.1, 1.1, 0.1]
 
 
-def test_a_machine_of_cpus_measures_in_a_process_of_four_devices(monkeypatch):
+def test_devices_on_cpu_measure_in_a_process_with_four_devices(monkeypatch):
     monkeypatch.setattr(
         benchmarks_devices, "_CHILD", "import jax, json; print('…'); print(json.dumps(jax.device_count()))"
     )
@@ -152,7 +153,7 @@ def test_a_machine_of_cpus_measures_in_a_process_of_four_devices(monkeypatch):
     assert first() == 4
 
 
-def test_huge_pages_are_asked_for_in_every_other_process(monkeypatch):
+def test_pages_requests_huge_pages_in_every_second_process(monkeypatch):
     milliseconds = iter([5.0, 3.0, 7.0, 2.0, 6.0, 4.0])
     asked = []
 
@@ -169,24 +170,24 @@ def test_huge_pages_are_asked_for_in_every_other_process(monkeypatch):
     assert line == ("a step", 6.0, 0.5)
 
 
-def test_what_ended_the_process_that_measures_is_said(monkeypatch):
+def test_devices_error_of_the_measuring_process(monkeypatch):
     monkeypatch.setattr(benchmarks_devices, "_CHILD", "raise SystemExit('no such device')")
     (first, *_) = benchmarks_devices.rows(TINY).values()
     with pytest.raises(RuntimeError, match="'training step, one batch over devices' ended with 1: no such device"):
         first()
 
 
-def test_a_row_of_a_child_is_its_last_line(small, monkeypatch, capsys):
+def test_devices_child_prints_its_row(small, monkeypatch, capsys):
     small.parallel, small.training.global_batch = "shard_map", 4
     monkeypatch.setattr(benchmarks_devices, "COUNTS", (1,))
     monkeypatch.setattr(benchmarks_devices, "_config", lambda: small)
-    benchmarks_devices.child("sweep, a cell a device", json.dumps(TINY))
+    benchmarks_devices.child("sweep, one cell per device", json.dumps(TINY))
     assert set(json.loads(capsys.readouterr().out)["ms"]) == {"1"}
 
 
 @pytest.fixture
 def small(tmp_path):
-    """A config for a step that compiles fast."""
+    """Returns a config whose step compiles fast."""
     config = rare_class.get_config()
     config.data.data_dir, config.data.train_examples, config.data.val_examples = str(tmp_path), 8, 4
     config.data.scene_size, config.data.size = (64, 96), (32, 48)
@@ -195,7 +196,7 @@ def small(tmp_path):
     return config
 
 
-def test_the_loader_and_the_augmentation_are_measured_by_the_batch(small, monkeypatch):
+def test_input_measures_per_batch(small, monkeypatch):
     monkeypatch.setattr(benchmarks_input, "DRAWN", 2)
     row = benchmarks_input._row(TINY, small)
     assert set(row["ms"]) == {OURS, *benchmarks_input.COLUMNS}
@@ -203,7 +204,7 @@ def test_the_loader_and_the_augmentation_are_measured_by_the_batch(small, monkey
     assert [target.number for target in benchmarks_input.targets({"a": row})] == [6, 6]
 
 
-def test_a_start_lasts_until_there_is_a_step_and_one_that_fails_says_why(small, monkeypatch, tmp_path):
+def test_start_first_step_and_error(small, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmarks_start.rare_class, "get_config", lambda: small)
     assert benchmarks_start.compilation() > 0
     leaves = {"data.data_dir": tmp_path, "data.train_examples": 8, "data.val_examples": 4, "data.scene_size": (64, 96)}
@@ -211,11 +212,11 @@ def test_a_start_lasts_until_there_is_a_step_and_one_that_fails_says_why(small, 
     flags = (*benchmarks_start.OVERRIDES, *(f"--config.{key}={value}" for key, value in leaves.items()))
     assert benchmarks_start.first_step(tmp_path / "run", flags, {}) > 0
     assert (tmp_path / "run" / "config.json").exists()
-    with pytest.raises(RuntimeError, match=r"segjax\.train .*: took no step: error: config.training.steps"):
+    with pytest.raises(RuntimeError, match=r"segjax\.train .*: no step was taken: error: config.training.steps"):
         benchmarks_start.first_step(tmp_path / "other", ("--config.training.steps=-1",), {})
 
 
-def test_targets_of_a_start_are_shares_of_the_first():
+def test_start_targets_are_ratios():
     row = {"ms": {OURS: 9000.0, benchmarks_start.AGAIN: 4500.0, benchmarks_start.COMPILATION: 6000.0}}
     assert [(target.ratio, target.met) for target in benchmarks_start.targets({"a": row})] == [
         (1.5, True),
@@ -223,15 +224,15 @@ def test_targets_of_a_start_are_shares_of_the_first():
     ]
 
 
-def test_the_exponent_of_a_power_law_is_found():
+def test_growth_exponent():
     assert benchmarks_growth.exponent({"1": 3.0, "4": 48.0}) == pytest.approx(2)
 
 
 class Counted:
-    """A section of two rows that counts how often it measures."""
+    """Section of two rows that records its measurements."""
 
     TITLE, COLUMNS = "Counted", ("twice", "SMP")
-    __doc__ = "What is counted."
+    __doc__ = "Counted rows."
 
     def __init__(self):
         self.calls = []
@@ -241,14 +242,11 @@ class Counted:
 
     def _row(self, name, setting):
         self.calls.append(name)
-        ways = [Way(who, lambda: lambda: jax.numpy.zeros(())) for who in (OURS, "twice")]
-        return baselines.measure(ways, setting)
+        candidates = [Candidate(label, lambda: lambda: jax.numpy.zeros(())) for label in (OURS, "twice")]
+        return baselines.measure(candidates, setting)
 
     def targets(self, rows):
         return [Target(1, name, 1.0, 2.0) for name in rows]
-
-    def tables(self, rows):
-        return []
 
 
 @pytest.fixture
@@ -258,26 +256,26 @@ def counted(monkeypatch):
     return section
 
 
-def test_what_was_cut_carries_on_with_the_missing_row(tmp_path, counted, quiet):
+def test_run_resumes_with_the_missing_row(tmp_path, counted, quiet):
     benchmarks.run(["counted"], TINY, tmp_path, quiet)
     file = tmp_path / "rows_counted.json"
-    held = json.loads(file.read_text())
-    del held["rows"]["first"]
-    file.write_text(json.dumps(held))
+    stored = json.loads(file.read_text())
+    del stored["rows"]["first"]
+    file.write_text(json.dumps(stored))
     found = benchmarks.run(["counted"], TINY, tmp_path, quiet)["counted"]
     assert counted.calls == ["first", "second", "first"]
     assert set(found) == {"first", "second"}
     assert found["first"]["provenance"]["commit"]
 
 
-def test_rows_of_another_setting_are_not_mixed_with_these(tmp_path, counted, quiet):
+def test_run_refuses_rows_of_another_setting(tmp_path, counted, quiet):
     benchmarks.run(["counted"], TINY, tmp_path, quiet)
     with pytest.raises(ConfigError, match=r"rows_counted\.json was measured with rounds = 1, and this run has 2"):
         benchmarks.run(["counted"], TINY._replace(rounds=2), tmp_path, quiet)
 
 
 @pytest.mark.parametrize(("name", "value"), baselines.ENVIRONMENT.items())
-def test_rows_of_another_environment_are_not_mixed_with_these(name, value, tmp_path, counted, quiet, monkeypatch):
+def test_run_refuses_rows_of_another_environment(name, value, tmp_path, counted, quiet, monkeypatch):
     monkeypatch.delenv(name, raising=False)
     benchmarks.run(["counted"], TINY, tmp_path, quiet)
     monkeypatch.setenv(name, value)
@@ -285,12 +283,12 @@ def test_rows_of_another_environment_are_not_mixed_with_these(name, value, tmp_p
         benchmarks.run(["counted"], TINY, tmp_path, quiet)
 
 
-def test_a_section_that_is_none_is_named(tmp_path, counted, quiet):
-    with pytest.raises(ConfigError, match=r"--only must be of counted; got memory"):
+def test_run_unknown_section(tmp_path, counted, quiet):
+    with pytest.raises(ConfigError, match=r"--only must contain sections of counted; got memory"):
         benchmarks.run(["memory"], TINY, tmp_path, quiet)
 
 
-def test_the_report_has_times_and_targets(tmp_path, counted, quiet):
+def test_show_all_has_times_and_targets(tmp_path, counted, quiet):
     measured = benchmarks.run(["counted"], TINY, tmp_path, quiet)
     report = benchmarks_report.show_all({"counted": counted}, measured, TINY, quiet)
     targets, times = (section.tables[0] for section in report.sections)

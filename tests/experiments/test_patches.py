@@ -1,3 +1,5 @@
+"""Patch by patch and in one pass: FLOPs, equal logits and the report."""
+
 import json
 
 import jax
@@ -10,7 +12,8 @@ from experiments.benchmarks.timing import Case
 from segjax.models import PatchClassifier
 
 
-def test_a_small_run_prints_a_table_and_writes_every_depth(tmp_path, python):
+@pytest.mark.slow
+def test_command_writes_every_depth(tmp_path, python):
     done = python(
         "-m",
         "experiments.benchmarks.patches",
@@ -31,21 +34,21 @@ def test_a_small_run_prints_a_table_and_writes_every_depth(tmp_path, python):
     assert "10×10" in done.stdout
 
 
-def test_flops_are_those_of_all_patches_and_of_one_pass():
-    # 10 → 8, 6 → 3 → 1, of 3, 4, 4, 8 channels; two a multiplication and addition.
+def test_flops_of_all_patches_and_one_pass():
+    # Sides 10 → 8 → 6 → 3 → 1 with 3, 4, 4, 8 channels; two FLOPs per multiplication and addition.
     model, shape = PatchClassifier(patches.CLASSES, width=4, depth=1, norm="none"), (2, 5, 30)
     variables = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, 1, 1, 3)), train=False), jax.random.key(0))
-    of_a_patch = 64 * 9 * 3 * 4 + 36 * 9 * 4 * 4 + 9 * 4 * 8 + 8 * 12
-    # The same taps over the padded image, 14×39.
-    of_one_pass = 2 * (12 * 37 * 9 * 3 * 4 + 10 * 35 * 9 * 4 * 4 + 5 * 30 * (9 * 4 * 8 + 8 * 12))
+    per_patch = 64 * 9 * 3 * 4 + 36 * 9 * 4 * 4 + 9 * 4 * 8 + 8 * 12
+    # The same kernels over the padded image of 14×39.
+    one_pass = 2 * (12 * 37 * 9 * 3 * 4 + 10 * 35 * 9 * 4 * 4 + 5 * 30 * (9 * 4 * 8 + 8 * 12))
     counted = patches.flops(model, variables, shape)
-    # The compiler counts biases, ReLUs and poolings too.
-    assert 2 * 300 * of_a_patch < counted[PATCHES] < 1.1 * 2 * 300 * of_a_patch
-    assert 2 * of_one_pass < counted[ONE_PASS] < 1.1 * 2 * of_one_pass
+    # The compiler also counts biases, ReLUs and poolings.
+    assert 2 * 300 * per_patch < counted[PATCHES] < 1.1 * 2 * 300 * per_patch
+    assert 2 * one_pass < counted[ONE_PASS] < 1.1 * 2 * one_pass
 
 
 @pytest.mark.parametrize("other", [2.001, float("nan")])
-def test_two_ways_that_differ_are_an_error(other):
-    pair = [Case(PATCHES, lambda: jnp.array([1.0, 2.0]), None), Case(ONE_PASS, lambda: jnp.array([1.0, other]), None)]
+def test_difference_above_the_tolerance(other):
+    pair = [Case(PATCHES, lambda: jnp.array([1.0, 2.0])), Case(ONE_PASS, lambda: jnp.array([1.0, other]))]
     with pytest.raises(ValueError, match=r"must give the same logits to 0\.0001; they differ by (0\.001|nan)"):
         patches.difference(pair)

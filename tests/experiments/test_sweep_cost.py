@@ -1,4 +1,4 @@
-"""Each way of running the cells is taken once a round; what is timed is not looked at."""
+"""Every variant of running the cells runs once per round; times are not tested."""
 
 import json
 from pathlib import Path
@@ -11,24 +11,24 @@ from experiments.sweep import paper_report
 from segjax.training.config import from_leaves, leaves
 
 
-def test_rounds_take_every_way_and_leave_nothing(tmp_path, monkeypatch):
+def test_seconds_of_every_variant_and_no_files(tmp_path, monkeypatch):
     taken = []
 
-    def way(name):
+    def variant(name):
         def run(workdir, steps):
             workdir.mkdir(parents=True)
             taken.append((name, steps))
 
         return run
 
-    monkeypatch.setattr(sweep_cost, "ways", lambda processes: {name: way(name) for name in ("a", "b")})
+    monkeypatch.setattr(sweep_cost, "variants", lambda processes: {name: variant(name) for name in ("a", "b")})
     measured = sweep_cost.seconds(tmp_path, steps=7, rounds=2, processes=2)
     assert taken == [("a", 7), ("b", 7)] * 2
     assert {name: len(values) for name, values in measured.items()} == {"a": 2, "b": 2}
     assert list(tmp_path.iterdir()) == []
 
 
-def test_separate_runs_are_of_the_grids_configs(tmp_path, monkeypatch):
+def test_separately_runs_the_configs_of_the_grid(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(sweep_cost, "_run", lambda *arguments: commands.append(arguments))
     sweep_cost.separately(tmp_path / "runs", steps=8)
@@ -38,7 +38,7 @@ def test_separate_runs_are_of_the_grids_configs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_grid_is_the_smoke_presets(tmp_path, monkeypatch, processes):
+def test_as_a_grid_runs_the_smoke_preset(tmp_path, monkeypatch, processes):
     commands = []
     monkeypatch.setattr(sweep_cost, "_run", lambda *arguments: commands.append(arguments))
     sweep_cost.as_a_grid(tmp_path, 8, processes)

@@ -1,3 +1,5 @@
+"""Interleaved rounds, and the comparison of outputs before them."""
+
 from functools import partial
 
 import numpy as np
@@ -7,7 +9,7 @@ from experiments.benchmarks import timing
 from experiments.benchmarks.timing import Case
 
 
-def test_rounds_are_interleaved_in_changing_order_and_the_first_is_not_counted(monkeypatch):
+def test_milliseconds_interleaves_rounds_and_leaves_out_the_first(monkeypatch):
     now, order, seconds = [0], [], {"a": [99, 1, 2, 9], "b": [99, 5, 6, 7], "c": [0, 0, 0, 0]}
 
     def run(name):
@@ -23,33 +25,33 @@ def test_rounds_are_interleaved_in_changing_order_and_the_first_is_not_counted(m
     assert len(set(rounds)) > 1
 
 
-def test_cpu_time_of_several_threads_is_refused(monkeypatch):
+def test_milliseconds_refuses_cpu_time_of_several_threads(monkeypatch):
     monkeypatch.setattr(timing, "threads", lambda: 2)
     with pytest.raises(ValueError, match=r'clock="cpu" needs a process with one CPU .* this one has 2'):
         timing.milliseconds([], 1, "cpu")
 
 
-def cases(*answers):
-    return [Case(f"way {i}", lambda answer=answer: answer, lambda found: found) for i, answer in enumerate(answers)]
+def cases(*outputs):
+    return [Case(f"case {i}", lambda arrays=arrays: arrays, lambda result: result) for i, arrays in enumerate(outputs)]
 
 
-def test_what_ways_differ_by_is_a_share_of_the_largest_value():
+def test_agree_returns_fractions_of_the_largest_value():
     found = timing.agree(cases([np.array([4.0, 0])], [np.array([4.0, 0.5])]), tolerance=0.2)
-    assert found == {"way 0": 0, "way 1": 0.125}
+    assert found == {"case 0": 0, "case 1": 0.125}
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("output", "message"),
     [
-        (np.array([4.0, 1]), "way 1 and way 0 must find the same, to 0.2 of the largest value; they differ by 0.25"),
+        (np.array([4.0, 1]), "case 1 and case 0 must agree to 0.2 of the largest value; they differ by 0.25"),
         (np.array([np.nan, 0]), "they differ by nan"),
-        (np.zeros(3), r"way 1 finds an array of shape \(3,\), way 0 one of \(2,\)"),
+        (np.zeros(3), r"case 1 returns an array of shape \(3,\), case 0 one of \(2,\)"),
     ],
 )
-def test_ways_that_find_something_else_are_an_error(answer, message):
+def test_agree_different_outputs(output, message):
     with pytest.raises(ValueError, match=message):
-        timing.agree(cases(np.array([4.0, 0]), answer), tolerance=0.2)
+        timing.agree(cases(np.array([4.0, 0]), output), tolerance=0.2)
 
 
-def test_a_way_without_an_answer_is_not_compared():
+def test_agree_ignores_cases_without_outputs():
     assert timing.agree([Case("only timed", lambda: 1 / 0)]) == {}
