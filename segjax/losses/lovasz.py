@@ -135,10 +135,8 @@ def lovasz_hinge_loss(
         expected = "[pixels, ...]" if over_batch else "[batch, pixels, ...] for over_batch=False"
         raise ValueError(f"logits must be {expected}; got shape {logits.shape}")
 
-    logits, targets = (
-        numerics.mask_to_zero(logits.astype(checks.widened(logits.dtype)), keep),
-        numerics.mask_to_zero(targets, keep),
-    )
+    logits = numerics.mask_to_zero(logits.astype(checks.widened(logits.dtype)), keep)
+    targets = numerics.mask_to_zero(targets, keep)
     errors = numerics.hinge(numerics.sigmoid_log_odds(logits, targets))
 
     within, across = (axis_name, None) if over_batch else (None, axis_name)

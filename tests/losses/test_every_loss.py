@@ -238,6 +238,16 @@ def test_nothing_that_is_masked_matters(clean, void, garbage):
         assert not np.any(np.asarray(gradient)[~WHERE]), name
 
 
+def test_masked_nan_logits_raise_nothing_under_debug_nans(clean):
+    """Compiled: eager operations raise on the NaN of the argument itself, whatever they do with it."""
+    batch = jax.device_put((np.where(WHERE[..., None], LOGITS, np.nan).astype(np.float32), LABELS, WHERE))
+    with jax.debug_nans(True):
+        results = EVERYTHING(*batch)
+    for name, (value, gradient) in results.items():
+        np.testing.assert_array_equal(value, clean[name][0], err_msg=name)
+        np.testing.assert_array_equal(gradient, clean[name][1], err_msg=name)
+
+
 def test_nothing_kept_is_zero_with_a_gradient_of_zero():
     for name, (value, gradient) in EVERYTHING(np.full_like(LOGITS, np.nan), LABELS, np.zeros_like(WHERE)).items():
         assert value == 0, name

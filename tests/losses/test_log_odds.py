@@ -1,5 +1,6 @@
-"""The private rules of differentiation against the plain `jax.numpy` forms; derivatives of every order; memory."""
+"""The private derivative rules against the plain `jax.numpy` forms; derivatives of every order; memory."""
 
+import functools
 import math
 
 import jax
@@ -62,9 +63,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_rules_equal_the_plain_forms(name):
-    """Value, gradient, forward derivative and a product with the Hessian."""
-
+def test_rules_equal_the_plain_forms_up_to_a_hessian_product(name):
     def derivatives(loss):
         direction = jnp.cos(LOGITS)
         slope, curvature = jax.jvp(jax.grad(loss), (LOGITS,), (direction,))
@@ -85,14 +84,26 @@ def test_losses_scatter_and_gather_nothing(name):
 
 
 SHAPE = (2, 64, 128, 19)
-PER_PIXEL = {"cross entropy": losses.softmax_cross_entropy, "focal": losses.softmax_focal_loss}
-REGION = {"dice": losses.dice_loss, "tversky": losses.tversky_loss, "generalized": losses.generalized_dice_loss}
+WEIGHTS = np.linspace(0.5, 2, 19, dtype=np.float32)
+PER_PIXEL = {
+    "cross entropy": losses.softmax_cross_entropy,
+    "weighted cross entropy": functools.partial(losses.softmax_cross_entropy, class_weights=WEIGHTS),
+    "focal": losses.softmax_focal_loss,
+}
+REGION = {
+    "dice": losses.dice_loss,
+    "squared dice": functools.partial(losses.dice_loss, squared=True),
+    "jaccard": losses.jaccard_loss,
+    "tversky": losses.tversky_loss,
+    "generalized dice": losses.generalized_dice_loss,
+}
 
 
 @pytest.mark.parametrize("name", [*PER_PIXEL, *REGION])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_memory_of_a_gradient_in_logits(name, dtype):
-    # The target of 1.5 is missed there: XLA's CPU compiler writes two float32 arrays (docs/speed.md).
+def test_temporary_memory_of_value_and_gradient_in_units_of_the_logits(name, dtype):
+    # Region losses in bfloat16: XLA's CPU compiler writes two float32 arrays of 2 units each (docs/speed.md), the
+    # probabilities shared by value and gradient, and the operand of the gradient's sum over the classes.
     limit = 5 if name in REGION and dtype == jnp.bfloat16 else 1.5
 
     def loss(logits, labels, where):
@@ -119,7 +130,7 @@ TARGETS = {
 }
 
 
-def _of_sigmoid_losses(z, t, gamma):
+def _sigmoid_losses(z, t, gamma):
     return jnp.stack(
         [
             losses.sigmoid_cross_entropy(z, t, alpha=0.25),
@@ -134,7 +145,7 @@ def _of_sigmoid_losses(z, t, gamma):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_second_derivatives_of_sigmoid_losses_are_finite(order, dtype):
-    second = ORDERS[order](_of_sigmoid_losses)
+    second = ORDERS[order](_sigmoid_losses)
     every = jax.vmap(jax.vmap(jax.vmap(second, (0, None, None)), (None, 0, None)), (None, None, 0))
     points, gammas = jnp.asarray(POINTS, dtype), jnp.array(GAMMAS)
     found = jax.jit(lambda z, g: {name: every(z, t, g) for name, t in TARGETS.items()})(points, gammas)
@@ -163,15 +174,13 @@ def test_second_derivatives_of_softmax_losses_are_finite(order, dtype):
 @pytest.mark.parametrize("target", [0.0, 1.0])
 def test_sigmoid_focal_loss_hessian_of_float_targets(target):
     z = jnp.linspace(-5, 5, 11)
-    float_targets, integers = jnp.full(11, target), jnp.full(11, int(target), jnp.int32)
-    ours, expected = (
-        jax.hessian(lambda z, t=t: losses.sigmoid_focal_loss(z, t).sum())(z) for t in (float_targets, integers)
-    )
+    hessian = jax.jit(jax.hessian(lambda z, t: losses.sigmoid_focal_loss(z, t).sum()))
+    ours, expected = hessian(z, jnp.full(11, target)), hessian(z, jnp.full(11, int(target), jnp.int32))
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_negative_weights_are_refused(transform):
+def test_negative_weights_raise(transform):
     weights = np.array([1.0, -1.0, 1.0, 1.0], np.float32)
     with pytest.raises(ValueError, match=r"class_weights must be at least 0; got -1 at index \(1,\)"):
         transform(lambda z: losses.softmax_cross_entropy(z, LABELS, class_weights=weights))(LOGITS)
@@ -179,7 +188,7 @@ def test_negative_weights_are_refused(transform):
         transform(lambda z: losses.softmax_focal_loss(z, LABELS, alpha=weights))(LOGITS)
     with pytest.raises(ValueError, match=r"weights must be at least 0; got -1 at index \(1,\)"):
         transform(lambda x: losses.mean(x, weights=weights))(np.ones(4, np.float32))
-    # A masked weight does not exist.
+    # A masked weight may be negative.
     assert transform(lambda x: losses.mean(x, weights=weights, where=weights > 0))(np.ones(4, np.float32)) == 1
 
 

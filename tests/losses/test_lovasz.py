@@ -1,5 +1,6 @@
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ EVERY = np.ones_like(KEEP)
 
 
 def jaccard_differences(errors, positive):
-    """Algorithm 1 of the paper, in float64: Jaccard losses of the sorted errors, then their differences."""
+    """Returns the loss of Algorithm 1 of the paper in float64: differences of the Jaccard losses of sorted errors."""
     order = np.argsort(-errors, kind="stable")
     positive = positive[order].astype(np.float64)
     intersection = positive.sum() - positive.cumsum()
@@ -115,6 +116,50 @@ def test_a_confident_pixels_tiny_error_keeps_its_digits():
     # 1 - p is 3.8e-9, which float32 cannot see as 1 minus something.
     loss = losses.lovasz_softmax_loss(jnp.array([[19.4, 0.0]]), jnp.array([0]))
     np.testing.assert_allclose(loss, 1 / (1 + np.exp(19.4)), rtol=1e-5)
+
+
+# The plain form in jax.numpy, as in the paper, with JAX's own derivatives
+
+
+def plain_set_loss(errors, positive):
+    """Returns the loss of one set: sorted errors times the differences of the Jaccard losses (Algorithm 1)."""
+    order = jnp.argsort(-errors, stable=True)
+    errors, positive = errors[order], positive[order].astype(errors.dtype)
+    intersection = positive.sum() - jnp.cumsum(positive)
+    union = positive.sum() + jnp.cumsum(1 - positive)
+    return errors @ jnp.diff(1 - intersection / union, prepend=jnp.zeros(1, errors.dtype))
+
+
+def plain_softmax(logits, labels):
+    """Returns the mean over the classes in the labels, without a mask, over the batch."""
+    p = jax.nn.softmax(logits).reshape(-1, CLASSES)
+    own = jnp.asarray(np.eye(CLASSES, dtype=bool)[labels.ravel()])
+    return (
+        sum(plain_set_loss(jnp.abs(own[:, c].astype(p.dtype) - p[:, c]), own[:, c]) for c in range(CLASSES)) / CLASSES
+    )
+
+
+def plain_hinge(logits, targets):
+    """Returns the loss of one logit per pixel, without a mask, over the batch."""
+    signs = (2 * targets - 1).astype(logits.dtype)
+    return plain_set_loss(jax.nn.relu(1 - logits * signs).ravel(), jnp.asarray(targets.ravel() == 1))
+
+
+@pytest.mark.parametrize("x64", [False, True], ids=["keys of 32 bits", "keys of 64 bits"])
+def test_the_sort_of_packed_keys_equals_the_plain_form_in_value_and_gradient(x64):
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(2, 31, 17, CLASSES)) * 3
+    labels = rng.integers(0, CLASSES, size=(2, 31, 17)).astype(np.int32)
+    with jax.enable_x64(x64):
+        logits = logits.astype(np.float64 if x64 else np.float32)
+        softmax = jax.jit(
+            lambda z: [jax.value_and_grad(f)(z, labels) for f in (losses.lovasz_softmax_loss, plain_softmax)]
+        )
+        hinge = jax.jit(
+            lambda z: [jax.value_and_grad(f)(z, labels % 2) for f in (losses.lovasz_hinge_loss, plain_hinge)]
+        )
+        for ours, plain in (softmax(logits), hinge(logits[..., 0])):
+            chex.assert_trees_all_close(ours, plain, rtol=1e-10 if x64 else 2e-5, atol=1e-12 if x64 else 1e-7)
 
 
 # Hard predictions: the surrogate is the score itself

@@ -508,7 +508,7 @@ def test_the_authors_hinge_counts_a_void_image_as_a_perfect_one():
     assert_close(our_gradient / 2, gradient, 1e-5)
 
 
-# optax, installed here: cross entropy and focal loss are in test_pixel.py, hinge and Huber in test_relatives.py.
+# optax: the other per-pixel losses are in test_classification.py.
 
 
 def test_sigmoid_cross_entropy_equals_optax():
