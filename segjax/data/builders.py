@@ -22,18 +22,15 @@ _TFDS_NAMES = {"val": "validation"}
 _FIRST_VALIDATION_SCENE = 1_000_000  # far enough that validation stays the same when the training set grows
 
 
-@dataclass
-class SkipConfig(tfds.core.BuilderConfig):
-    """Configuration that leaves out bad pairs; its name gives the prepared set a folder of its own."""
-
-    name: str = "skip"
+SKIP = tfds.core.BuilderConfig(name="skip")
+"""Configuration that leaves out bad pairs; its name gives the prepared set a folder of its own."""
 
 
 class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Builder for images and masks in files; the subclass's `list_files` returns the pairs of each split.
 
     Images and grey PNG masks are stored byte for byte, masks with their raw ids. The metadata has the sizes of each
-    split, so that opening it reads no image, and the pairs that `SkipConfig` left out.
+    split, so that opening it reads no image, and the pairs that `SKIP` left out.
     """
 
     url_infos = None  # no downloads, no checksums: TFDS would import importlib_resources, which it does not require
@@ -59,7 +56,7 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         splits = self.list_files(Path(dl_manager.manual_dir))
-        on_error = "skip" if isinstance(self.builder_config, SkipConfig) else "raise"
+        on_error = "skip" if self.builder_config is SKIP else "raise"
         if on_error == "raise":
             refuse_problems(pair for pairs in splits.values() for pair in pairs)
         found = {split: verify(pairs, LABEL_SETS[self.name], on_error) for split, pairs in splits.items()}

@@ -30,14 +30,7 @@ DATASETS = {
 
 
 def label_set(data_config: Any) -> LabelSet:
-    """Returns the classes of a config's data set.
-
-    Args:
-      data_config: has `name`, a key of `DATASETS`; for "folder" also `class_names` and optionally `mask_values`.
-
-    Raises:
-      DataError: an unknown name, or a folder without class names.
-    """
+    """Returns the classes of a config's data set, see `open_split`; raises `DataError` for an unknown name."""
     name = data_config.name
     if name not in DATASETS:
         raise DataError(f"config.data.name must be one of {', '.join(DATASETS)}; got {name!r}")
@@ -92,7 +85,7 @@ def _prepared_folder(data_config: Any) -> Path:
         given |= zip(("height", "width"), getattr(data_config, "scene_size", ()), strict=False)
         options["config"] = builders.RoadDebrisConfig(**given)
     elif _on_error(data_config) == "skip":
-        options["config"] = builders.SkipConfig()
+        options["config"] = builders.SKIP
     with _damage_named(Path(data_config.data_dir, name)):  # the builder reads a set that is already prepared
         builder = DATASETS[name](**options)
     if DATASETS[name] is builders.RoadDebris:
@@ -108,7 +101,15 @@ def _prepared_folder(data_config: Any) -> Path:
                 f"config.data.manual_dir or $SEGJAX_{name.upper()}_DIR to: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
             )
     folder = _prepare(builder, manual_dir)
-    _check_unchanged(builder, manual_dir)
+    prepared_from = now = (builder.info.metadata or {}).get("fingerprint")
+    if prepared_from and manual_dir:
+        with contextlib.suppress(DataError):  # raw files may be deleted after preparing
+            now = fingerprint(builder.list_files(manual_dir))
+    if now != prepared_from:
+        raise DataError(
+            f"{folder}: was prepared from other files than {manual_dir} now contains. Delete it to prepare "
+            f"again, or set config.data.data_dir to another folder"
+        )
     return folder
 
 
@@ -122,22 +123,6 @@ def _on_error(data_config: Any) -> str:
 def _manual_dir(data_config: Any) -> Path | None:
     given = data_config.manual_dir or os.environ.get(f"SEGJAX_{data_config.name.upper()}_DIR", "")
     return Path(given).expanduser() if given else None
-
-
-def _check_unchanged(builder, manual_dir: Path | None) -> None:
-    """Raises `DataError` if the set was prepared from other files than `manual_dir` now contains."""
-    prepared = (builder.info.metadata or {}).get("fingerprint")
-    if not prepared or manual_dir is None:
-        return
-    try:
-        now = fingerprint(builder.list_files(manual_dir))
-    except DataError:  # raw files may be deleted after preparing
-        return
-    if now != prepared:
-        raise DataError(
-            f"{builder.data_dir}: was prepared from other files than {manual_dir} holds now. Delete it to prepare "
-            f"again, or set config.data.data_dir to another folder"
-        )
 
 
 def _prepare(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) -> Path:

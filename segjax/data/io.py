@@ -142,13 +142,9 @@ def by_name(files: Iterable[tuple[str, RawFile]]) -> dict[str, RawFile]:
 def named_images(arguments: Sequence[str]) -> dict[str, RawFile]:
     """Lists the images that a command line names, in the order of the arguments, then by name; reads none.
 
-    Args:
-      arguments: files of any suffix, folders (searched at any depth), and patterns with `*`, `?`, `[…]` and `**`.
-        An existing file or folder of exactly that name takes precedence over the pattern.
-
-    Returns:
-      The files by name without suffix. The name is the file's own for a file, the path within the folder for a folder,
-      and the path within the part before the first wildcard for a pattern: `a/b.png` in a folder is "a/b".
+    Arguments are files of any suffix, folders (searched at any depth), and patterns with `*`, `?`, `[…]` and `**`. An
+    existing path takes precedence over a pattern. Names have no suffix: the path within the folder, or within the part
+    of a pattern before its first wildcard, so `a/b.png` in a folder is "a/b".
 
     Raises:
       DataError: a path does not exist, a folder or pattern matches no image, or two images have one name.

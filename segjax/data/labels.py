@@ -86,15 +86,12 @@ def colorize(
 
 
 def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> LabelSet:
-    """Returns the label set of your own masks, in which pixel value `values[i]` is class i.
+    """Returns the label set of your own masks, in the colours of the PASCAL VOC devkit.
 
     Args:
       names: the classes.
       values: pixel value of each class; default 0, 1, ..., C - 1. 255 is void unless it is given here, as for masks
         that are painted 0 and 255.
-
-    Returns:
-      The label set. Class i has colour i + 1 of the PASCAL VOC devkit, whose colour 0 is black.
 
     Raises:
       DataError: no names, more than 253, or values that do not pair with them one to one.
@@ -110,7 +107,7 @@ def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> La
             f"config.data.mask_values: expected {len(names)} different mask values in 0..255, "
             f"one per class; got {values}"
         )
-    # The devkit's colour map: the bits of the id, three at a time, become the high bits of red, green and blue.
+    # The bits of the id (from 1; 0 is black), three at a time, become the high bits of red, green and blue.
     ids = np.arange(1, len(names) + 1)
     bits = [[(ids >> (3 * place + channel)) & 1 for channel in range(3)] for place in range(3)]
     palette = sum(np.stack(bits[place], axis=-1) << (7 - place) for place in range(3))
@@ -209,14 +206,11 @@ def border_weights(
         w(x) = w_0 \exp\left(-\frac{(d_1(x) + d_2(x))^2}{2σ^2}\right)
 
     on the background, 0 on instances. d₁ and d₂ are the Euclidean distances, in pixels between pixel centres, to the
-    nearest and second nearest instance. The paper's whole weight adds the class weight:
-    `class_weights[labels] + border_weights(instances)`. Instances that touch have no gap to weigh; the paper opens
-    one first, by morphology.
+    nearest and second nearest instance. The whole weight is `class_weights[labels] + border_weights(instances)`.
 
     Args:
-        instances: instance map; 0 is background, every other value one instance, connected or not. Set void regions
-            to 0 and leave them out by the losses' `where`.
-        w0: w₀ ≥ 0, the weight at a gap of width 0.
+        instances: 0 is background, every other value one instance. Set void regions to 0 and use the losses' `where`.
+        w0: w₀ ≥ 0, the weight at a gap of width 0. Instances that touch need a gap, by morphology.
         sigma: σ > 0 in pixels; the weight is 0.6 w₀ at d₁ + d₂ = σ and 0.01 w₀ at 3σ.
 
     Returns:
@@ -224,7 +218,7 @@ def border_weights(
 
     Raises:
         TypeError: instances are not integers.
-        ValueError: instances of another rank, w₀ negative or not finite, or σ not positive and finite.
+        ValueError: instances of another rank, or w₀ or σ out of range.
 
     References:
         Ronneberger et al., U-Net, arXiv 1505.04597, section 3.

@@ -50,17 +50,12 @@ class TrainLoader:
         return {"position": self._position, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from a saved position; the number of hosts and workers and the batch size may differ.
-
-        Raises:
-          DataError: the state belongs to another seed or to a split of another size.
-        """
+        """Continues from a saved position, under any hosts, workers and batch size; else raises `DataError`."""
         for key, value in self._identity.items():
             if state.get(key) != value:
                 raise DataError(
-                    f"the saved loader position is of another stream: its {key} is {state.get(key)!r}, "
-                    f"this loader's is {value!r}. A run started with other data or another seed cannot continue; start "
-                    "in another workdir"
+                    f"the saved loader position is of another stream: its {key} is {state.get(key)!r}, this loader's "
+                    f"is {value!r}. A run with other data or another seed cannot continue; start in another workdir"
                 )
         self.close()
         self._position = int(state["position"])
@@ -101,9 +96,8 @@ def train_loader(
 
     Returns:
       An iterator over dicts of "image" uint8 `[b, H, W, C]`, "label" uint8 `[b, H, W]`, "name" `[b]`, and "index"
-      uint32 `[b]`, the example's position in the stream (modulo 2^32), the key of its augmentation. b = G / n. Its
-      `get_state()` and `set_state(state)` save and restore the position. It raises `DataError` for a file that can no
-      longer be read and `LoaderDied` for a worker that was killed or crashed.
+      uint32 `[b]`, the example's position in the stream (modulo 2^32), for b = G / n. It raises `DataError` for a file
+      that can no longer be read and `LoaderDied` for a worker that was killed or crashed.
 
     Raises:
       ValueError: n does not divide G, or a split of different sizes without `size`.

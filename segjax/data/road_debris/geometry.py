@@ -37,10 +37,6 @@ class Stream:
         """Returns True with the given probability."""
         return self.uniform() < probability
 
-    def sign(self) -> float:
-        """Returns -1.0 or 1.0."""
-        return 1.0 if self.chance(0.5) else -1.0
-
     def colour(self, spread: float) -> Float[np.ndarray, "3"]:
         """Returns three factors in [1 - spread, 1 + spread)."""
         return self.uniform(1.0 - spread, 1.0 + spread, 3)
@@ -99,7 +95,7 @@ class Road:
         self.horizon = random.uniform(0.27, 0.43)  # v of the horizon at u = 0
         self.roll = random.uniform(-0.035, 0.035)  # dv/du of the horizon
         self.heading = random.uniform(-0.05, 0.05)
-        self.curvature = random.sign() * random.uniform(0.0, 1.0) ** 2 / 200.0
+        self.curvature = (1.0 if random.chance(0.5) else -1.0) * random.uniform(0.0, 1.0) ** 2 / 200.0
         self.left = self.first_line - random.uniform(0.25, 1.0)  # s of the left road edge
         self.right = self.first_line + self.lanes * self.lane_width + random.uniform(0.25, 1.0)
 

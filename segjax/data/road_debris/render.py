@@ -202,7 +202,7 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
     )
     road = Road(place)
     kind = tuple(scenery.SKIES)[weather.integer(0, len(scenery.SKIES) - 1)]
-    sun, sun_side = (0.0 if kind == "overcast" else weather.uniform(0.4, 1.0)), weather.sign()
+    sun, sun_side = (0.0 if kind == "overcast" else weather.uniform(0.4, 1.0)), 1.0 if weather.chance(0.5) else -1.0
     whole = View(road, noise.table(), height, width)
     below = slice(int(np.argmax((whole.drop > -whole.pixel).any(axis=1))), None)
     above = slice(0, int(np.count_nonzero((whole.drop < whole.pixel).any(axis=1))))

@@ -111,7 +111,7 @@ def shade(random: Stream, scene: View, sun: float) -> Float[np.ndarray, "h w"]:
         across = np.abs(scene.z - random.uniform(3.0, 30.0) - slope * scene.s) - random.uniform(0.1, 0.5)
         light = np.minimum(light, 1.0 - depth * coverage(across, soft + 0.25))
     if random.chance(0.55):  # crowns: a dappled mass from one side
-        start, length, side = random.uniform(3.0, 25.0), random.uniform(3.0, 12.0), random.sign()
+        start, length, side = random.uniform(3.0, 25.0), random.uniform(3.0, 12.0), 1.0 if random.chance(0.5) else -1.0
         reach = random.uniform(-1.5, 2.5)
         leaves = scene.grain(0.5, 1.5, 66.6) + 0.9 * scene.grain(1.8, 1.5, 77.7)
         inside = np.minimum(reach - side * scene.s, length - np.abs(scene.z - start - slope * scene.s)) / 2.0
