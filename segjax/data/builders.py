@@ -18,10 +18,9 @@ from segjax.data.pairs import Pair, Sizes, fingerprint, mask_png, match, refuse_
 
 with epy.lazy_imports():  # loaded when scenes are drawn
     from segjax.data import road_debris
+
 _TFDS_NAMES = {"val": "validation"}
 _FIRST_VALIDATION_SCENE = 1_000_000  # far enough that validation stays the same when the training set grows
-
-
 SKIP = tfds.core.BuilderConfig(name="skip")
 """Configuration that leaves out bad pairs; its name gives the prepared set a folder of its own."""
 

@@ -171,9 +171,7 @@ def test_open_split_refuses_changed_raw_files(make, config, tmp_path, monkeypatc
     data = config("camvid", tmp_path / "prepared", root)
     open_split(data, "train")
     make.camvid(root, splits=[("test", 2)])
-    with pytest.raises(
-        DataError, match=r"camvid/1.0.0: was prepared from other files than .*raw now contains\. Del"
-    ):
+    with pytest.raises(DataError, match=r"camvid/1.0.0: was prepared from other files than .*raw now contains\. Del"):
         open_split(data, "train")
     assert len(open_split(config("camvid", tmp_path / "prepared", tmp_path), "train")) == 5  # raw files tidied away
     monkeypatch.delenv("SEGJAX_CAMVID_DIR", raising=False)
