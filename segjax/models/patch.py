@@ -35,7 +35,7 @@ class ValidBlock(Block):
 
 
 class PatchClassifier(Network):
-    r"""Classifies the centre pixel of every P × P patch of an image, the patches one by one or all in one pass.
+    r"""Classifier of the centre pixel of every P × P patch of an image, patch by patch or all patches in one pass.
 
     The classifier of one patch has no padding anywhere. `depth` levels of two 3×3 convolutions and a 2×2 max pooling,
     width · 2^level channels, leave k × k pixels; a k × k convolution, its fully connected layer, leaves one vector of

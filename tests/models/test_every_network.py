@@ -41,6 +41,12 @@ NETWORKS = {
 KEY = jax.random.key(4)
 SIZE = (45, 67)
 every_network = pytest.mark.parametrize("model", NETWORKS.values(), ids=NETWORKS)
+# Networks that take long to compile, or that the tests of their own modules run too.
+SLOW = ("fcn", "segnet", "unet", "unet, reflected", "unet, packed", "resnet unet", "deeplab v3+")
+compiled_network = pytest.mark.parametrize(
+    "model",
+    [pytest.param(model, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, model in NETWORKS.items()],
+)
 
 
 def random_images(*shape: int) -> jax.Array:
@@ -98,7 +104,7 @@ def paths(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(tree)}
 
 
-@every_network
+@compiled_network
 def test_logits_have_the_size_of_images_of_odd_size(model):
     output = evaluate(model, start(model), IMAGES)
     assert output.logits.shape == (*IMAGES.shape[:3], 3)
@@ -146,7 +152,7 @@ def test_symbolic_sizes_are_valid_from_the_minimum(model, monkeypatch):
     assert traced.logits.shape == (b, height, width, 3)
 
 
-@every_network
+@compiled_network
 def test_logits_are_the_head_of_the_features(model):
     output = evaluate(model, start(model), IMAGES)
     linear = start(model)["params"]["head"]["linear"]
@@ -154,7 +160,7 @@ def test_logits_are_the_head_of_the_features(model):
     np.testing.assert_allclose(output.logits, expected, atol=1e-5 * np.abs(expected).max() + 1e-6)
 
 
-@every_network
+@compiled_network
 def test_head_bias_alone_gives_the_prior(model):
     variables = start(model)
     prior = jnp.array([-4.0, 0.5, 2.0])
@@ -164,22 +170,15 @@ def test_head_bias_alone_gives_the_prior(model):
     np.testing.assert_allclose(logits, np.broadcast_to(prior, logits.shape), rtol=1e-6)
 
 
-@every_network
+@compiled_network
 def test_examples_are_independent_in_evaluation(model):
     swapped = evaluate(model, start(model), IMAGES[::-1]).logits
     logits = evaluate(model, start(model), IMAGES).logits
     np.testing.assert_allclose(swapped[::-1], logits, atol=1e-5 * np.abs(logits).max())
 
 
-# Many layers, of kinds that the other networks and the tests of the U-Net cover too.
-COVERED = ("fcn", "segnet", "unet", "unet, reflected", "unet, packed", "resnet unet", "deeplab v3+")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in COVERED else name for name in NETWORKS]
-)
-def test_gradient_reaches_every_parameter(name):
-    model = NETWORKS[name]
+@compiled_network
+def test_gradient_reaches_every_parameter(model):
     found = {path: bool(np.isfinite(g).all() and np.any(g)) for path, g in paths(gradients(model)).items()}
     assert [path for path, reached in found.items() if not reached] == []
 

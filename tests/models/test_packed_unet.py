@@ -158,7 +158,7 @@ def test_packed_unet_rejects_wrong_fields(fields, message):
 
 # (columns, strips) and other fields.
 UNETS = {
-    "reflection, dropout in every block": ((2, 4), {"deep_dropout": 1, "dropout": "sampled", "heads": 2}),
+    "reflection, dropout in every block": ((2, 4), {"deep_dropout": 1}),
     "strided, pixel shuffle, group norm": (
         (2, 2),
         {"downsample": "stride", "upsample": "pixel_shuffle", "norm": "group", "padding": "zeros"},

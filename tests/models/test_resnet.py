@@ -33,8 +33,11 @@ def evaluate(model: ResNet, variables, images):
     return model.apply(variables, images, train=False)
 
 
+DEEP = pytest.param(101, 42_500_160, marks=pytest.mark.slow)
+
+
 # `torchvision.models.resnet18()` and so on, without `fc`.
-@pytest.mark.parametrize(("depth", "count"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)])
+@pytest.mark.parametrize(("depth", "count"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), DEEP])
 def test_parameter_counts_equal_torchvision(depth, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(ResNet(depth))["params"])) == count
 
