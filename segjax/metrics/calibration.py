@@ -81,7 +81,7 @@ def calibration_bins(
     # gradient that a NaN could reach. Both together would take four times as long on a CPU.
     confidence = 1 / jnp.sum(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)), axis=-1)
     correct = jnp.argmax(logits, axis=-1).astype(jnp.int32) == labels
-    return _binned(confidence, correct, jnp.zeros_like(labels), valid, keep, (_at_least_one(num_bins),), axis_name)
+    return _binned(confidence, correct, jnp.zeros_like(labels), valid, keep, (num_bins,), axis_name)
 
 
 def classwise_calibration_bins(
@@ -116,7 +116,7 @@ def classwise_calibration_bins(
     logits, labels, valid, keep = _softmax_inputs(logits, labels, where)
     classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, labels.ndim)
     valid, keep = (mask if mask is None else jnp.broadcast_to(mask[..., None], logits.shape) for mask in (valid, keep))
-    shape = (logits.shape[-1], _at_least_one(num_bins))
+    shape = (logits.shape[-1], num_bins)
     return _binned(jax.nn.softmax(logits), classes == labels[..., None], classes, valid, keep, shape, axis_name)
 
 
@@ -357,15 +357,11 @@ def _softmax_inputs(logits, labels, where):
     return logits, labels.astype(jnp.int32), valid, keep
 
 
-def _at_least_one(num_bins: int) -> int:
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1; got {num_bins}")
-    return num_bins
-
-
 def _binned(confidence, correct, group, valid, keep, shape: tuple[int, ...], axis_name) -> CalibrationBins:
     """Returns bins of `shape`: the last axis by confidence, the first of two by group; a group has each pixel once."""
     num_bins, num_places = shape[-1], math.prod(shape)
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1; got {num_bins}")
     # Edges rounded down to the dtype: a value is above one of them if it is above the float64 edge.
     exact = np.linspace(0.0, 1.0, num_bins + 1)[1:-1]
     edges = exact.astype(confidence.dtype)

@@ -256,13 +256,7 @@ def fpr_at_tpr(histogram: Counts, tpr: float = 0.95) -> float:
     >>> fpr_at_tpr(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
     0.5
     """
-    ranked = _ranked_counts(histogram)
-    reached = _reached(ranked, tpr)
-    if reached is None:
-        return float("nan")
-    last, needed = reached
-    share = (needed - ranked.positives_above[last]) / (ranked.positives[last] + 1)
-    return float((ranked.negatives_above[last] + share * ranked.negatives[last]) / ranked.negatives.sum())
+    return _fpr_at_tpr(histogram, tpr)[1]
 
 
 def fpr_at_tpr_bounds(histogram: Counts, tpr: float = 0.95) -> tuple[float, float]:
@@ -290,12 +284,8 @@ def fpr_at_tpr_bounds(histogram: Counts, tpr: float = 0.95) -> tuple[float, floa
     >>> print([round(bound, 3) for bound in fpr_at_tpr_bounds(histogram)])
     [0.333, 0.667]
     """
-    ranked = _ranked_counts(histogram)
-    reached = _reached(ranked, tpr)
-    if reached is None:
-        return float("nan"), float("nan")
-    above, total = ranked.negatives_above[reached[0]], ranked.negatives.sum()
-    return float(above / total) - ROUNDING, float((above + ranked.negatives[reached[0]]) / total) + ROUNDING
+    low, _, high = _fpr_at_tpr(histogram, tpr)
+    return low - ROUNDING, high + ROUNDING
 
 
 def best_f1(histogram: Counts) -> BestF1:
@@ -469,15 +459,20 @@ def _auroc_with_ties(histogram: ArrayLike, win: float) -> float:
     return float(ratio(wins, ranked.positives.sum() * ranked.negatives.sum()))
 
 
-def _reached(ranked: _Ranked, tpr: float) -> tuple[int, float] | None:
-    """Returns the bin in which the true positive rate is reached, and the number of positives that it takes."""
+def _fpr_at_tpr(histogram: ArrayLike, tpr: float) -> tuple[float, float, float]:
+    """Returns lowest, estimated and highest FPR, if no, some or all negatives of the last bin pass the threshold."""
+    ranked = _ranked_counts(histogram)
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr must be above 0 and at most 1; got {tpr:g}")
     if not ranked.positives.any() or not ranked.negatives.any():
-        return None
+        return float("nan"), float("nan"), float("nan")
     # Reduced by a rounding: 0.7 · 10 is 7.000000000000001 in floating point, and 7 positives are enough.
     needed = max(float(np.ceil(tpr * ranked.positives.sum() * (1 - ROUNDING))), 1.0)
-    return int(np.searchsorted(ranked.positives_above + ranked.positives, needed)), needed
+    last = int(np.searchsorted(ranked.positives_above + ranked.positives, needed))
+    mixed = (needed - ranked.positives_above[last]) / (ranked.positives[last] + 1)
+    passing = ranked.negatives_above[last] + np.array([0.0, mixed, 1.0]) * ranked.negatives[last]
+    low, estimate, high = (passing / ranked.negatives.sum()).tolist()
+    return low, estimate, high
 
 
 def _f1(ranked: _Ranked, false_positives: np.ndarray) -> np.ndarray:
