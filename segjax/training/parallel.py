@@ -19,7 +19,7 @@ AXIS = "data"
 
 
 def join_hosts(coordinator: str | None = None, hosts: int | None = None, host: int | None = None) -> None:
-    """Makes this process one of several, before anything asks for devices; `jax.devices()` are then those of all hosts.
+    """Makes this process one of several, before the first use of devices; `jax.devices()` are then those of all hosts.
 
     TPU pods, Slurm and Open MPI need no arguments.
 

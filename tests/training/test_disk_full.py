@@ -113,9 +113,9 @@ def test_outputs_on_a_full_disk_are_whole_or_absent(namespaces, trained, tmp_pat
     environment = process_environment | {name: str(path) for name, path in places.items()}
     done = unshare("sh", "-c", script, cwd=ROOT, env=environment)
     assert done.stdout.endswith("status 1\n"), done.stderr[-3000:]
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "No space left on device" in said
-    assert str(places["DISK"]) in said
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "No space left on device" in message
+    assert str(places["DISK"]) in message
     left = [path for path in places["LEFT"].rglob("*") if path.is_file()]
     assert not [path.name for path in left if path.name.endswith(".partial")]
     for path in left:
