@@ -21,6 +21,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from experiments.sweep.table_rows import counts_over_split
 from segjax import cli, metrics
 from segjax.data.labels import VOID
 from segjax.data.resize import resize
@@ -29,8 +30,7 @@ from segjax.reporting import Table, markdown, show
 from segjax.reporting.run_page import LOG_SPAN, error_histogram, log_of
 from segjax.storage import write_json
 from segjax.trained_run import load_run
-from segjax.training import open_split, parallel
-from segjax.training.evaluation import counter, preprocessing_of, sum_counts
+from segjax.training.evaluation import preprocessing_of
 from segjax.training.provenance import provenance
 
 RATE = 0.2
@@ -169,14 +169,10 @@ def main(argv: list[str]) -> None:
     """Counts over the split once, then writes the table and the figure."""
     del argv
     options, console = flags.FLAGS, rich.console.Console()
-    run, mesh = load_run(options.checkpoint), parallel.make_mesh()
+    run = load_run(options.checkpoint)
     num_classes = len(run.label_set.names)
     step = make_counts(run.config, run.model, num_classes, jax.random.key(options.seed))
-    step = parallel.map_step(step, run.config, mesh, arguments=2)
-    source = open_split(run.config.data, run.config.data.eval_split)
-    counts = sum_counts(
-        counter(step, parallel.replicate(run.state, run.config, mesh), run.config, mesh), source, run.config
-    )
+    counts, images = counts_over_split(run, step)
     measured = scores(counts)
     show(table(measured), console)
     output = Path(options.output)
@@ -184,7 +180,7 @@ def main(argv: list[str]) -> None:
     (output / "uncertainty_quality.md").write_text(markdown(table(measured)) + "\n", encoding="utf-8")
     write_json(
         output / "uncertainty_quality.json",
-        {"images": len(source), "rate": RATE, "uncertainties": measured, "provenance": provenance()},
+        {"images": images, "rate": RATE, "uncertainties": measured, "provenance": provenance()},
     )
     figure(counts, output / "uncertainty_quality.png")
     console.print(f"Wrote uncertainty_quality.md, .json and .png to {output}/")

@@ -4,7 +4,6 @@ Figures 1, 5 and 6 of the paper show the losses and their gradients. Figure 4 sh
 with γ = 2, how the loss is distributed over them under several γ.
 """
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from experiments.sweep.paper_report import PaperReport, SweepResults, main_of
@@ -61,7 +59,7 @@ def focal(logits: np.ndarray, rare: bool, gamma: float) -> np.ndarray:
 
 def pixels_of(folder: Path) -> Pixels:
     """Returns the logits of a cell's network for every labelled pixel of its evaluation split, at native resolution."""
-    run = load_run(folder / "checkpoints" / "latest")
+    run = load_run(folder / FOLDER / "latest")
     predict = jax.jit(partial(predict_logits, run.model, preprocessing=run.preprocessing))
     source, rare, background = open_split(run.config.data, run.config.data.eval_split), [], []
     for i in range(len(source)):
@@ -73,34 +71,25 @@ def pixels_of(folder: Path) -> Pixels:
     return Pixels(np.concatenate(rare), np.concatenate(background))
 
 
-def _lines(
-    axes, x: np.ndarray, functions: dict[str, Callable[[Float[Array, "n"]], Float[Array, "n"]]], *, over: np.ndarray
-) -> None:
-    for i, (label, function) in enumerate(functions.items()):
-        axes.plot(over, function(x), ("-", "--")[label.startswith("FL*")], color=COLORS[i], lw=1.8, label=label)
-
-
 def shapes() -> Figure:
     """Draws figures 1, 5 and 6: loss over p_t, loss over x_t, and |gradient| over x_t, of a positive."""
     drawn = Figure(figsize=(15, 4.4), layout="constrained", dpi=100)
     by_probability, by_logit, by_gradient = drawn.subplots(1, 3)
     x = jnp.linspace(-6.0, 6.0, 400)
-    targets = jnp.ones(x.shape, jnp.int32)
-    of_focal = {
-        "CE" if not gamma else f"FL, γ = {gamma:g}": partial(losses.sigmoid_focal_loss, targets=targets, gamma=gamma)
-        for gamma in FOCAL
-    }
-    of_star = {
-        f"FL*, γ = {gamma:g}, β = {beta:g}": partial(
-            losses.sigmoid_focal_star_loss, targets=targets, gamma=gamma, beta=beta
-        )
-        for gamma, beta in STAR
-    }
-    both = of_focal | of_star
-    slopes = {label: jax.grad(lambda z, f=f: f(z).sum()) for label, f in both.items()}
-    _lines(by_probability, x, of_focal, over=jax.nn.sigmoid(x))
-    _lines(by_logit, x, both, over=x)
-    _lines(by_gradient, x, {label: lambda z, f=f: abs(f(z)) for label, f in slopes.items()}, over=x)
+    one = jnp.ones(x.shape, jnp.int32)
+    lines = {}
+    for gamma in FOCAL:
+        name = f"FL, γ = {gamma:g}" if gamma else "CE"
+        lines[name] = partial(losses.sigmoid_focal_loss, targets=one, gamma=gamma)
+    for gamma, beta in STAR:
+        name = f"FL*, γ = {gamma:g}, β = {beta:g}"
+        lines[name] = partial(losses.sigmoid_focal_star_loss, targets=one, gamma=gamma, beta=beta)
+    for color, (name, loss) in zip(COLORS, lines.items(), strict=False):
+        look = {"color": color, "lw": 1.8, "label": name, "linestyle": "--" if name.startswith("FL*") else "-"}
+        if not name.startswith("FL*"):
+            by_probability.plot(jax.nn.sigmoid(x), loss(x), **look)
+        by_logit.plot(x, loss(x), **look)
+        by_gradient.plot(x, abs(jax.grad(lambda z, loss=loss: loss(z).sum())(x)), **look)
     by_probability.set(title="Figure 1", xlabel="p_t", ylabel="loss", ylim=(0, 5), xlim=(0, 1))
     by_logit.set(title="Figure 5", xlabel="x_t", ylabel="loss", ylim=(0, 5))
     by_gradient.set(title="Figure 6", xlabel="x_t", ylabel="|d loss / d x|")
@@ -113,13 +102,10 @@ def shapes() -> Figure:
 def distributions(pixels: Pixels) -> Figure:
     """Draws figure 4: the CDF of the normalised loss of each class, one line per γ."""
     drawn = Figure(figsize=(11, 4.4), layout="constrained", dpi=110)
-    for axes, (title, logits, rare) in zip(
-        drawn.subplots(1, 2),
-        (("Rare class", pixels.rare, True), ("Background", pixels.background, False)),
-        strict=True,
-    ):
+    for axes, title, logits in zip(drawn.subplots(1, 2), ("Rare class", "Background"), pixels, strict=True):
         for color, gamma in zip(COLORS, GAMMAS, strict=False):
-            axes.plot(*cumulative(focal(logits, rare, gamma)), color=color, lw=1.8, label=f"γ = {gamma:g}")
+            loss = focal(logits, title == "Rare class", gamma)
+            axes.plot(*cumulative(loss), color=color, lw=1.8, label=f"γ = {gamma:g}")
         axes.axvline(1 - HARDEST, color="0.6", lw=1, ls=":")
         axes.set(title=title, xlabel="share of the pixels, easiest first", ylabel="share of the loss", xlim=(0, 1))
         axes.grid(alpha=0.25)
@@ -140,12 +126,10 @@ def sections(results: SweepResults) -> tuple[Section, ...]:
         (f"{gamma:g}", *(spread([one["held"][kind][f"{gamma:g}"] for one in known]) for kind in Pixels._fields))
         for gamma in GAMMAS
     ]
-    table = Table(
-        f"Share of the loss from the hardest {100 * HARDEST:.0f} % of the pixels",
-        ("γ", "rare class", "background"),
-        rows,
-    )
-    here = [results.workdir / name for name, found in shares.items() if found and _network(results.workdir / name)]
+    title = f"Share of the loss from the hardest {100 * HARDEST:.0f} % of the pixels"
+    table = Table(title, ("γ", "rare class", "background"), rows)
+    here = [results.workdir / name for name, found in shares.items() if found]
+    here = [folder for folder in here if (folder / FOLDER).exists()]
     caption = "The CDF of the normalised loss, first seed."
     pictures = (Picture("cdf", caption, png(distributions(pixels_of(here[0])))),) if here else ()
     text = (
@@ -164,7 +148,7 @@ def shares_of(name: str, results: SweepResults) -> dict[str, Any] | None:
     result = results.by_cell.get(name, {})
     if result.get("status") != "done":
         return None
-    if "hardest" not in result and _network(results.workdir / name):
+    if "hardest" not in result and (results.workdir / name / FOLDER).exists():
         pixels = pixels_of(results.workdir / name)._asdict()
         held = {
             kind: {f"{gamma:g}": held_by_hardest(focal(logits, kind == "rare", gamma)) for gamma in GAMMAS}
@@ -173,10 +157,6 @@ def shares_of(name: str, results: SweepResults) -> dict[str, Any] | None:
         result["hardest"] = {"pixels": {kind: len(logits) for kind, logits in pixels.items()}, "held": held}
         write_json(results.workdir / name / RESULT_FILE, result)
     return result.get("hardest")
-
-
-def _network(folder: Path) -> bool:
-    return (folder / FOLDER).exists()
 
 
 PAPER_REPORT = PaperReport(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import rich.console
 from absl import app, flags
@@ -15,7 +16,7 @@ from experiments.sweep.parallel_cells import RESULT_FILE
 from segjax import metrics
 from segjax.reporting import Spread, spread
 from segjax.storage import read_json
-from segjax.trained_run import load_run
+from segjax.trained_run import TrainedRun, load_run
 from segjax.training import open_split, parallel
 from segjax.training.checkpoint import FOLDER
 from segjax.training.evaluation import counter, sum_counts
@@ -80,13 +81,19 @@ def run_cells(
 
 def columns_of(folder: Path, make_counts: MakeCounts, scores: Scores) -> dict[str, Any]:
     """Returns the columns of a trained cell, and the names of its classes."""
-    run, mesh = load_run(folder / FOLDER / "latest"), parallel.make_mesh()
+    run = load_run(folder / FOLDER / "latest")
     classes = list(run.label_set.names)
+    counts, images = counts_over_split(run, make_counts(run.config, run.model, len(classes)))
+    return {"columns": scores(counts, images), "classes": classes}
+
+
+def counts_over_split(run: TrainedRun, step: Callable) -> tuple[dict[str, Any], int]:
+    """Returns the sum of `step(state, batch)` over the evaluation split of a run, and its number of images."""
     source = open_split(run.config.data, run.config.data.eval_split)
-    step = parallel.map_step(make_counts(run.config, run.model, len(classes)), run.config, mesh, arguments=2)
+    mesh = parallel.make_mesh(jax.devices()[:1])  # the batch of a recipe may be smaller than the number of devices
+    mapped = parallel.map_step(step, run.config, mesh, arguments=2)
     state = parallel.replicate(run.state, run.config, mesh)
-    counts = sum_counts(counter(step, state, run.config, mesh), source, run.config)
-    return {"columns": scores(counts, len(source)), "classes": classes}
+    return sum_counts(counter(mapped, state, run.config, mesh), source, run.config), len(source)
 
 
 def finished_cells(workdir: Path, rows: Iterable[str]) -> list[dict[str, Any]]:
