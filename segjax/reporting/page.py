@@ -50,11 +50,7 @@ class Report(NamedTuple):
 def write_report(report: Report, folder: str | os.PathLike, name: str, data: Any = None) -> list[epath.Path]:
     """Writes a report as NAME.html, NAME.md, NAME.tex, NAME.json, one CSV per table and one PNG per picture.
 
-    Args:
-      report: the report.
-      folder: output folder, local or in a bucket; it is made if needed.
-      name: name of the files.
-      data: measurements for NAME.json, ready for JSON; the facts of the report are stored beside them.
+    `folder` is local or in a bucket and is made if needed. NAME.json contains the facts of the report and `data`.
 
     Returns:
       The paths of the files, NAME.html first.
@@ -104,9 +100,7 @@ def html(report: Report) -> str:
     return environment.get_template("page.html").render(
         report=report,
         format_rows=format_rows,
-        grouped=lambda pictures: [
-            (half, list(group)) for half, group in itertools.groupby(pictures, lambda picture: picture.half)
-        ],
+        grouped=lambda pictures: [(half, list(group)) for half, group in itertools.groupby(pictures, lambda p: p.half)],
         encoded=lambda picture: base64.b64encode(picture.png).decode(),
         facts={key: _text(value) for key, value in report.facts.items()},
     )

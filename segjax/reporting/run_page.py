@@ -142,9 +142,8 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
 def make_inspection_step(config: ConfigDict, model: Any, num_classes: int, axis_name: str | None) -> Callable:
     """Builds `step(state, batch) -> counts`, which add over batches except for "per_image".
 
-    `batch` is one of `eval_batches`, with "index" `[b]`, the images' indices in the split. The counts are those of
-    `score_counts`, "calibration", "errors" by uncertainty, for more than two classes "rankings" `[C, 2, bins]`, and
-    "per_image", the confusion matrices of the global batch in its order.
+    `batch` is one of `eval_batches`, with "index", the images' indices in the split. "rankings" `[C, 2, bins]` exist
+    for more than two classes. "per_image" are the confusion matrices of the global batch in its order.
     """
     maps_of = _make_maps(config, model, num_classes)
 
@@ -155,9 +154,8 @@ def make_inspection_step(config: ConfigDict, model: Any, num_classes: int, axis_
         options = {"where": where, "axis_name": axis_name}
         counts = evaluation.score_counts(outputs, labels, num_classes, **options)
         counts["calibration"] = metrics.calibration_bins(logits, labels, **options)
-        counts["errors"] = {
-            name: error_histogram(values, predicted == labels, **options) for name, values in log_uncertainties.items()
-        }
+        correct = predicted == labels
+        counts["errors"] = {name: error_histogram(u, correct, **options) for name, u in log_uncertainties.items()}
         if num_classes > 2:
             odds = jnp.moveaxis(metrics.class_log_odds(logits), -1, 0)
             counts["rankings"] = jax.lax.map(
@@ -191,10 +189,7 @@ def log_of(uncertainty: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
 
 
 def _make_maps(config: ConfigDict, model: Any, num_classes: int) -> Callable:
-    """Builds `maps(variables, batch)`: outputs, and logs of uncertainties by name, at the labels' resolution.
-
-    The uncertainties are the entropy, and for a network trained with dropout heads those of its samples.
-    """
+    """Builds `maps(variables, batch)`: outputs and logs of uncertainties by name, at the labels' resolution."""
     preprocessing, model = evaluation.preprocessing_of(config, num_classes), model.clone(dropout="none", remat=False)
 
     def maps(variables: Any, batch: dict[str, jax.Array]) -> tuple[Array, dict[str, Array]]:

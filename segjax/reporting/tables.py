@@ -170,17 +170,16 @@ def to_csv(table: Table) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     two = [any(isinstance(row[i], Spread) for row in table.rows) for i in range(len(table.columns))]
-    names = zip(table.columns, two, strict=True)
-    writer.writerow([name for column, is_two in names for name in ([column, f"{column} std"] if is_two else [column])])
-    for row in table.rows:
-        values: list[Any] = []
-        for value, is_two in zip(row, two, strict=True):
-            if isinstance(value, Spread):
-                values += [None if math.isnan(number) else number for number in (value.mean, value.std)]
-            else:
-                values += [value, None] if is_two else [value]
-        writer.writerow(values)
+    names = [((name, f"{name} std"), is_two) for name, is_two in zip(table.columns, two, strict=True)]
+    rows = [[(_mean_and_std(value), is_two) for value, is_two in zip(row, two, strict=True)] for row in table.rows]
+    writer.writerows([value for pair, is_two in row for value in pair[: 1 + is_two]] for row in [names, *rows])
     return text.getvalue()
+
+
+def _mean_and_std(value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, Spread):
+        return value, None
+    return tuple(None if math.isnan(number) else number for number in (value.mean, value.std))
 
 
 _MARKDOWN = str.maketrans({"\\": "\\\\", "|": "\\|", "*": "\\*", "<": "&lt;"})
