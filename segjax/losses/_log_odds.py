@@ -261,10 +261,17 @@ def _pixel_sums_jvp(squared, primals, tangents):
     other = share * missed[..., None]
     other_dot = other * (tangents[0] - common[..., None])
 
-    def by_label(values):
-        # A scatter: its transpose gathers from C numbers, whereas that of a masked sum needs one more array.
+    def scattered(values):
+        # Its transpose gathers from C numbers, whereas that of a masked sum needs one more array on a CPU.
         zeros = jnp.zeros(own.shape[-1], values.dtype)
         return jax.vmap(lambda y, v: zeros.at[y.ravel()].add(v.ravel()))(labels, values)
+
+    def masked(values):
+        return jnp.sum(jnp.where(own, values[..., None], 0), axis=tuple(range(1, labels.ndim)))
+
+    def by_label(values):
+        # A TPU scatters and gathers one number after another: six times the bytes of the masked sum.
+        return lax.platform_dependent(values, tpu=masked, default=scattered)
 
     error_dot = jnp.sum(2 * other * other_dot if squared else other_dot, axis=tuple(range(1, labels.ndim)))
     if squared:

@@ -193,10 +193,14 @@ def _jaccard_steps(
     steps = jnp.where(positive, 1 / union, intersection / (union * jnp.maximum(union - 1, 1)))
     steps = jnp.where((positives == 0) & (k == 1), 1, steps)  # without positives the first error makes the IoU 0
 
-    def unsort(order, steps):
+    def scattered(order, steps):
         return jnp.zeros_like(steps).at[order].set(steps, unique_indices=True, mode="promise_in_bounds")
 
-    steps = jax.vmap(unsort)(order, steps)
+    def sorted_back(order, steps):
+        return lax.sort((order, steps), num_keys=1)[1]
+
+    # A TPU scatters one number after another, but sorts whole vectors.
+    steps = lax.platform_dependent(order, steps, tpu=sorted_back, default=jax.vmap(scattered))
     if axis_name is None:
         return steps
     pixels = errors.shape[1]
@@ -204,16 +208,17 @@ def _jaccard_steps(
 
 
 def _argsort(keys: UInt[Array, "sets pixels"]) -> tuple[UInt[Array, "sets pixels"], Int[Array, "sets pixels"]]:
-    """Returns the keys in ascending order and their previous indices.
+    """Returns the keys in ascending order and their previous indices."""
 
-    Keys of 32 bits are sorted together with their indices as words of 64 bits: XLA's CPU compiler sorts those five
-    times as fast as pairs, and several parts in parallel.
-    """
-    if keys.dtype == jnp.uint64:
-        return lax.sort((keys, lax.broadcasted_iota(jnp.int32, keys.shape, 1)), num_keys=1)
-    half = np.uint64(32)
-    with jax.enable_x64(True):
-        words = (keys.astype(jnp.uint64) << half) | lax.broadcasted_iota(jnp.uint64, keys.shape, 1)
-        parts = [lax.sort(part) for part in jnp.array_split(words, max(min(len(words), 8), 1))]
-        words = jnp.concatenate(parts)
-        return (words >> half).astype(jnp.uint32), words.astype(jnp.uint32).astype(jnp.int32)
+    def as_pairs(keys):
+        return tuple(lax.sort((keys, lax.broadcasted_iota(jnp.int32, keys.shape, 1)), num_keys=1))
+
+    def as_words(keys):
+        with jax.enable_x64(True):
+            words = (keys.astype(jnp.uint64) << np.uint64(32)) | lax.broadcasted_iota(jnp.uint64, keys.shape, 1)
+            parts = [lax.sort(part) for part in jnp.array_split(words, max(min(len(words), 8), 1))]
+            words = jnp.concatenate(parts)
+            return (words >> np.uint64(32)).astype(jnp.uint32), words.astype(jnp.uint32).astype(jnp.int32)
+
+    # XLA's CPU compiler sorts words of 64 bits five times as fast as pairs of 32, and several parts in parallel.
+    return as_pairs(keys) if keys.dtype == jnp.uint64 else lax.platform_dependent(keys, cpu=as_words, default=as_pairs)
