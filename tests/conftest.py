@@ -1,4 +1,4 @@
-"""Four host devices, no accelerator, shapes checked at run time: set before anything imports jax or segjax."""
+"""Four host devices, no accelerator, shapes checked at run time: set before the first import of jax or segjax."""
 
 import json
 import os
@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Four devices on two busy cores may wait for each other longer than the 40 s after which XLA ends the process.
+# On two busy cores a collective of four devices may take longer than the 40 s after which XLA ends the process.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
-# As many threads as wait for each other, and some more: a device that waits holds one, and XLA has one a device.
+# A waiting device holds a thread, and XLA's pool would have one thread per device only.
 os.environ.setdefault("NPROC", "12")
-# Nearly all of the suite's time is compilation: what one process or an earlier run has compiled is not compiled again.
+# Most of the suite's time is compilation, which all processes and later runs share.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
@@ -27,25 +27,25 @@ from jaxtyping import install_import_hook
 
 install_import_hook("segjax", "beartype.beartype")
 
-# The same examples on every run and machine; a compilation in the first example is no reason to fail.
+# The same examples in every run; no deadline, because the first example compiles.
 hypothesis.settings.register_profile("segjax", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("segjax")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compilation_effort(request):
-    """The formulas are tested as their users compile them; all else has to compile fast, and no more."""
+    """Compiles the tests of formulas and devices with optimizations, and all others fast."""
     optimized = request.path.stem in ("test_classification", "test_devices")
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()  # hundreds of programs a module: a worker would grow to 4 GB
+    jax.clear_caches()  # with hundreds of programs per module a worker would grow to 4 GB
 
 
 @pytest.fixture(scope="session")
 def page():
-    """`page(name)`: what runs on a page of docs/, (language, text) of each of its blocks; a command is one line."""
+    """Returns `page(name)`, the (language, text) of each code block of a page in docs/, one command per line."""
 
     def blocks(name):
         text = (Path(__file__).parent.parent / "docs" / name).read_text(encoding="utf-8").replace("\\\n  ", "")
@@ -56,14 +56,14 @@ def page():
 
 @pytest.fixture(scope="session")
 def process_environment():
-    """The environment of a real process: one device, and compilation that is fast and no more."""
+    """Returns the environment of a child process with one device and fast compilation."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return environment | {"COLUMNS": "120", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 @pytest.fixture(scope="session")
 def python(process_environment):
-    """`python(*arguments)`: a real process in the checkout, run to its end."""
+    """Returns `python(*arguments)`, which runs a child process in the checkout to its end."""
 
     def run(*arguments):
         return subprocess.run(
@@ -80,16 +80,16 @@ def python(process_environment):
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    """`browser(page)`: what a real browser says of an HTML page, at a desk and on a telephone 390 pixels wide.
+    """Returns `browser(page)`, which renders an HTML page 1280 and 390 pixels wide.
 
-    By width, a dictionary: "images", whether each one is there; "cells", of its tables; "wide", whether the page itself
-    scrolls sideways. A message on the browser's console fails.
+    Its result has a dictionary per width: "images", True for each loaded image; "cells", the number of table cells;
+    "wide", True if the page scrolls sideways. A message on the browser's console fails the test.
     """
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
-        pytest.skip("no Chromium here: Debian's package is called chromium")
+        pytest.skip("Chromium is not installed; Debian's package is chromium")
 
-    def look(page):
+    def render(page):
         folder = tmp_path_factory.mktemp("browser")
         tell = (
             "<script>addEventListener('load', () => parent.postMessage({width: innerWidth, seen: {"
@@ -109,6 +109,6 @@ def browser(tmp_path_factory):
         assert "CONSOLE" not in shown.stderr
         seen = json.loads(re.search("<title>(.*?)</title>", shown.stdout)[1])
         assert set(seen) == {"1280", "390"}
-        return {int(width): of for width, of in seen.items()}
+        return {int(width): result for width, result in seen.items()}
 
-    return look
+    return render
