@@ -40,7 +40,7 @@ def docstring_of(package: ModuleType, name: str) -> list[str]:
     analyzer.analyze()
     if ("", name) in analyzer.attr_docs:
         return analyzer.attr_docs["", name]
-    for line in ast.parse(analyzer.code).body:
+    for line in ast.walk(ast.parse(analyzer.code)):
         if isinstance(line, ast.ImportFrom) and name in [one.name for one in line.names]:
             return docstring_of(importlib.import_module(line.module), name)
     raise ValueError(f"{package.__name__}.{name} has no docstring below it")
