@@ -85,12 +85,14 @@ def import_results(cells: Sequence[Cell], workdir: Path, file: Path) -> int:
         changes = [entry.pop("changes") for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: expected the JSON of a sweep's report ({type(error).__name__}: {error})") from error
+    # Reports of earlier versions lack a field that only some of their cells change.
+    unknown = {key for fields in changes for key in fields} - config.keys()
     imported = 0
     for cell in cells:
         wanted = json.loads(json.dumps(dict(cell.changes)))
         if wanted not in changes or result_of(cell, workdir) is not None:
             continue
-        check_same(file, config, cell.config, ignore=wanted)
+        check_same(file, config, cell.config, ignore=wanted.keys() | unknown)
         folder = workdir / cell.name
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG_FILE, leaves(cell.config))  # `result_of` compares it, as for a cell that ran here

@@ -62,6 +62,22 @@ def test_import_results_from_before_a_field_existed(cells, report, tmp_path):
     assert results_io.import_results(cells, tmp_path / "other", report) == 2
 
 
+def test_import_results_with_a_field_that_only_some_cells_change(tmp_path):
+    base = defaults()
+    base.optimizer.learning_rate = 0.5
+    cells = grid.make_cells(base, [{"model.width": 8}, {"model.width": 8, "optimizer.learning_rate": 0.1}], (0,))
+    data = results_io.cells_as_json(cells, {cell.name: RESULT for cell in cells})
+    assert data["config"]["optimizer.learning_rate"] == 0.5
+    file = tmp_path / "report.json"
+    for version in ("new", "old"):
+        file.write_text(json.dumps({"data": data}))
+        assert results_io.import_results(cells, tmp_path / version, file) == 2
+        data["config"].pop("optimizer.learning_rate", None)  # as in earlier reports
+    file.write_text(json.dumps({"data": data | {"config": data["config"] | {"optimizer.learning_rate": 0.4}}}))
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate = 0\.4; expected 0\.5"):
+        results_io.import_results(cells, tmp_path / "other", file)
+
+
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"data": []}', '{"data": {"config": {}, "cells": [{}]}}'])
 def test_import_results_names_a_file_that_is_not_a_report(content, cells, tmp_path):
     file = tmp_path / "strange.json"
