@@ -81,7 +81,7 @@ def test_cells_of_one_program_compile_once_whatever_their_number(compiled, train
     (alone,) = parallel_cells.train_together(configs[1:], [tmp_path / "alone"], sweep)
     assert len(traces) == 1
     assert both[1]["scores"] == alone["scores"]
-    # Beside the cell that diverged the scores are the same.
+    # The diverged cell of the sweep did not change the scores of the others.
     assert both[0]["scores"] == grid.result_of(cells[0], workdir)["scores"]
 
 
