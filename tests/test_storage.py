@@ -71,7 +71,7 @@ def test_nan_to_none_replaces_numbers_that_are_not_finite_at_any_depth():
     assert nan_to_none(value) == {"a": [1.0, None, [None, "NaN", None]], "b": 2}
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system does not have /dev/full")
 def test_full_disk_keeps_the_old_file_and_removes_the_partial_one(tmp_path):
     write_bytes(tmp_path / "a.png", b"old")
     (tmp_path / "a.png.partial").symlink_to("/dev/full")
@@ -80,7 +80,7 @@ def test_full_disk_keeps_the_old_file_and_removes_the_partial_one(tmp_path):
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.png", b"old")]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system does not have /dev/full")
 def test_write_together_on_a_full_disk_keeps_all_old_files(tmp_path):
     names = ("model", "card", "script")
     for name in names:

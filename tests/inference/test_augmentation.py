@@ -101,7 +101,7 @@ def test_d4_contains_all_rotations_and_reflections():
 
 
 def test_symmetries_of_a_pointwise_network_all_agree():
-    # Pixel by pixel, so that all eight agree.
+    # A pointwise network, so that all eight agree.
     found = jax.jit(lambda x: augmented_statistics(x, lambda x, a: 5 * x, symmetries=D4))(IMAGES)
     np.testing.assert_allclose(found.logits, 5 * IMAGES, rtol=1e-5)
     np.testing.assert_allclose(found.probabilities, jax.nn.softmax(5 * IMAGES), rtol=1e-5, atol=1e-7)
@@ -158,7 +158,7 @@ def test_logits_far_from_zero_keep_their_variance():
 
 def test_without_augmentation_dropout_head_equals_head_uncertainty():
     model = UNet(CLASSES, width=4, depth=1, rate=0.3, mask="channel")
-    # Positive numbers for all variables, variances among them: compiling `init` takes longer than all else here.
+    # Positive numbers for all variables, variances among them: compiling `init` would take longer than the test.
     shapes = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)
     random = np.random.default_rng(0)
     variables = jax.tree.map(lambda one: jnp.asarray(random.uniform(0.1, 0.2, one.shape), jnp.float32), shapes)
@@ -196,7 +196,7 @@ def test_tiles_augmentations_and_samples_form_one_weighted_mean():
     maps = predict_tiled(image, tile_maps, tile=tile, overlap=overlap, batch=1)
     found = uncertainty_of(maps_to_statistics(maps[None]), 16)
 
-    axis = tiles_along(9, 6, overlap)  # the columns; of rows there is one tile
+    axis = tiles_along(9, 6, overlap)  # the columns; one tile holds all rows
     p, h, m, s = np.zeros((6, 9, CLASSES)), np.zeros((6, 9)), np.zeros((6, 9, CLASSES)), np.zeros((6, 9, CLASSES))
     for left, weights in zip(*axis, strict=True):
         here = slice(left, left + 6)
@@ -219,7 +219,7 @@ def test_all_symmetries_of_a_square_share_one_network_in_the_program():
         return clean(images, a)
 
     jax.make_jaxpr(lambda x: augmented_statistics(x, counted, symmetries=D4))(SQUARES)
-    assert len(seen) == 2  # once only to ask for the number of classes
+    assert len(seen) == 2  # one of them is the evaluation of shapes
 
 
 def test_memory_is_independent_of_the_number_of_samples():
@@ -249,7 +249,7 @@ def test_augmented_statistics_under_shard_map():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), mapped(IMAGES), statistics_of(IMAGES))
 
 
-# Without the tests' import hook, as a user has it.
+# Unwrapped from the tests' type checks.
 MOMENTS = partial(inspect.unwrap(augmented_statistics), IMAGES)
 BROKEN = {
     "no symmetry": (lambda: MOMENTS(clean, symmetries=()), r"at least one symmetry.*got 0 symmetries"),

@@ -24,7 +24,7 @@ from segjax.inference import (
 from segjax.models import UNet, example_dropout_keys, head_samples, logit_variance
 
 CLASSES, FEATURES, KEY, RATE = 5, 7, jax.random.key(3), 0.3
-X = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, 13, 45, FEATURES)))  # two blocks and a part of a third
+X = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, 13, 45, FEATURES)))  # 585 pixels
 KERNEL = jax.random.normal(jax.random.key(1), (FEATURES, CLASSES))
 BIAS = jnp.linspace(-1, 1, CLASSES)
 EXAMPLES = jnp.array([4, 9])
@@ -112,7 +112,7 @@ def test_head_uncertainty_vmaps_over_the_rate():
 
 def test_head_uncertainty_is_independent_of_the_block_size(monkeypatch):
     whole = unsure_of(X)
-    monkeypatch.setattr(monte_carlo, "_BLOCK_CPU", 200)  # of 585 pixels an image
+    monkeypatch.setattr(monte_carlo, "_BLOCK_CPU", 200)  # of 585 pixels per image
     blocks = jax.jit(lambda x: head_uncertainty(x, KERNEL, BIAS, KEY, samples=3, rate=RATE, examples=EXAMPLES))(X)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), whole, blocks)
 
@@ -193,7 +193,7 @@ def test_whole_passes_equal_single_passes_with_folded_keys(fields):
     np.testing.assert_allclose(output.logits, clean.logits, rtol=1e-4, atol=1e-5)
 
 
-# Without the tests' import hook, as a user has them.
+# Unwrapped from the tests' type checks.
 RAW = {f.__name__: inspect.unwrap(f) for f in (head_uncertainty, predict_with_uncertainty, whole_passes)}
 HEAD = partial(RAW["head_uncertainty"], key=KEY)
 BROKEN = {
@@ -333,7 +333,7 @@ def test_maps_to_statistics_inverts_statistics_to_maps():
 
 
 def test_a_blend_of_maps_has_the_statistics_of_all_samples():
-    # The first sample alone weighs a quarter, the other three the rest.
+    # The first sample has a weight of a quarter, the other three of the rest.
     blend = 0.25 * statistics_to_maps(statistics_of(Z[:1])) + 0.75 * statistics_to_maps(statistics_of(Z[1:]))
     for name, found in from_maps(blend)._asdict().items():
         np.testing.assert_allclose(found, getattr(statistics_of(Z), name), rtol=1e-4, atol=1e-5, err_msg=name)

@@ -27,14 +27,14 @@ RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (20, 28, 3)).astype(np.uint8)
 SIZES = ((20, 28), (9, 40), (33, 17))
 PREPROCESSING = Preprocessing((16, 24), 3, (0.5,), (0.5,), CLASSES)
-TWO = PREPROCESSING._replace(num_classes=2)  # the third output is void's
+TWO = PREPROCESSING._replace(num_classes=2)  # the third output is void
 WHOLE, TILES = PredictOptions((16, 24)), PredictOptions((16, 24), scale=1.0, overlap=6, batch=2)
 replace = dataclasses.replace
 
 
 @pytest.fixture(scope="module")
 def variables():
-    # Compiling `init` takes longer than all else here.
+    # Compiling `init` would take longer than the tests.
     shapes = jax.eval_shape(partial(MODEL.init, train=False), jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
     def draw(path, one):
@@ -135,7 +135,7 @@ def test_predict_batch_equals_single_predictions(predictor_of, options):
 
 
 def test_one_tile_of_the_whole_image_equals_the_whole_image(predictor_of, logits_of):
-    image = IMAGE[:19, :27]  # which the network itself pads to 20×28
+    image = IMAGE[:19, :27]  # the network pads it to 20×28
     found = predictor_of(PredictOptions((20, 28), scale=1.0))(image)
     np.testing.assert_allclose(found.probabilities, softmax(logits_of(image), axis=-1), atol=1e-5)
 

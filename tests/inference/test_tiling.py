@@ -12,8 +12,8 @@ from segjax.inference import predict_tiled
 from segjax.inference.tiling import tiles_along
 from segjax.models import UNet
 
-MODEL = UNet(3, width=4, depth=1)  # statistics of training, zeros beyond the edges
-REACH = 10  # pixels, at most, that a prediction of MODEL sees to each side
+MODEL = UNet(3, width=4, depth=1)  # initial batch statistics, zero padding
+REACH = 10  # upper bound of MODEL's receptive field to each side
 IMAGE = np.random.default_rng(0).normal(size=(52, 70, 3)).astype(np.float32)
 VARIABLES = jax.jit(partial(MODEL.init, train=False))(jax.random.key(0), IMAGE[None])
 
@@ -43,7 +43,7 @@ def test_tile_weights_are_a_partition_of_unity(data):
 
 
 def test_tile_weights_equal_the_normalized_importance_map_of_nnunet():
-    # Gaussian of an eighth of the tile, of two tiles that share half: weights of the second over those of the first.
+    # A Gaussian of an eighth of the tile, for two tiles that share half.
     _, weights = tiles_along(12, 8, 4)
     bell = np.exp(-((np.arange(8) - 3.5) ** 2) / 2)
     np.testing.assert_allclose(weights[1, :4], bell[:4] / (bell[:4] + bell[4:]), rtol=1e-12)
@@ -95,7 +95,7 @@ def test_predict_tiled_with_memory_mapped_image_and_result(tmp_path, dtype):
     np.save(tmp_path / "image.npy", IMAGE)
     image = np.load(tmp_path / "image.npy", mmap_mode="r")
     out = np.memmap(tmp_path / "maps", dtype, "w+", shape=IMAGE.shape)
-    out[:] = 7  # of an earlier use
+    out[:] = 7  # left by an earlier use
     found = predict_tiled(image, doubled, tile=(20, 30), overlap=7, out=out)
     assert found is out
     np.testing.assert_allclose(np.memmap(tmp_path / "maps", dtype, "r", shape=IMAGE.shape), 2 * IMAGE, rtol=1e-6)
@@ -113,7 +113,7 @@ def test_a_nan_of_a_tile_stays_in_the_tile():
     np.testing.assert_array_equal(found[:, :4], 1)
 
 
-# Without the tests' import hook, as a user has it.
+# Unwrapped from the tests' type checks.
 TILED = partial(inspect.unwrap(predict_tiled), IMAGE, doubled, tile=(20, 30), overlap=7)
 BROKEN = {
     "grey image": (

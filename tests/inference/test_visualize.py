@@ -90,7 +90,7 @@ def test_tiles_are_two_per_row_and_keep_the_aspect_ratio():
     sheet = tiles({"image": PHOTO, "truth": PHOTO, "prediction": PHOTO}, width=120)
     assert sheet.shape == (2 * (20 + 80) + 4, 2 * 120 + 4, 3)
     np.testing.assert_array_equal(sheet[20:100, :120], PHOTO.repeat(2, 0).repeat(2, 1))  # enlarged, and not blurred
-    assert (sheet[124:, 124:] == 255).all()  # there is no fourth
+    assert (sheet[124:, 124:] == 255).all()  # the fourth place is empty
     assert (sheet[:20] < 128).any()  # its title
 
 
