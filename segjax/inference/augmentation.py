@@ -169,8 +169,8 @@ def dropout_head(
         ValueError: no `head/linear` in the parameters, p is not in [0, 1), or `mask` is unknown.
 
     >>> from segjax.models import UNet
-    >>> model, images = UNet(num_classes=3, width=4, depth=2), jnp.ones((1, 8, 12, 3))
-    >>> variables = model.init(jax.random.key(0), images, train=False)
+    >>> model, images = UNet(num_classes=3, width=4, depth=1), jnp.ones((1, 8, 12, 3))
+    >>> variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), images, train=False)
     >>> encode, head = dropout_head(model, variables, jax.random.key(1), mask="channel")
     >>> predict = jax.jit(lambda x: augmented_statistics(x, encode, head, samples=4, symmetries=SYMMETRIES["mirror"]))
     >>> predict(images).probabilities.shape

@@ -99,7 +99,8 @@ def head_uncertainty(
         Gal and Ghahramani, arXiv 1506.02142; Houlsby et al., arXiv 1112.5745 (mutual information).
 
     >>> x, kernel, bias = jnp.ones((1, 4, 6, 8)), jnp.eye(8, 3), jnp.zeros(3)
-    >>> unsure = head_uncertainty(x, kernel, bias, jax.random.key(0), samples=30, rate=0.2)
+    >>> head = jax.jit(head_uncertainty, static_argnames="samples")
+    >>> unsure = head(x, kernel, bias, jax.random.key(0), samples=30, rate=0.2)
     >>> unsure.probabilities.shape, bool((unsure.mutual_information > 0).all())
     ((1, 4, 6, 3), True)
     """
@@ -145,8 +146,8 @@ def predict_with_uncertainty(
         TypeError, ValueError: as `head_uncertainty`; no `head/linear` in the parameters.
 
     >>> from segjax.models import UNet
-    >>> model, images = UNet(num_classes=3, width=4, depth=2), jnp.ones((1, 8, 12, 3))
-    >>> variables = model.init(jax.random.key(0), images, train=False)
+    >>> model, images = UNet(num_classes=3, width=4, depth=1), jnp.ones((1, 8, 12, 3))
+    >>> variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), images, train=False)
     >>> predict = jax.jit(lambda *inputs: predict_with_uncertainty(model, *inputs, samples=5, mask="channel"))
     >>> clean, unsure = predict(variables, images, jax.random.key(1))
     >>> clean.logits.shape, unsure.variance.shape
@@ -195,8 +196,8 @@ def whole_passes(
         ValueError: K < 2, a model with neither kind of dropout, or a rate outside [0, 1).
 
     >>> from segjax.models import UNet
-    >>> model, images = UNet(num_classes=3, width=4, depth=2, deep_dropout=1), jnp.ones((1, 8, 12, 3))
-    >>> variables = model.init(jax.random.key(0), images, train=False)
+    >>> model, images = UNet(num_classes=3, width=4, depth=1, deep_dropout=1), jnp.ones((1, 8, 12, 3))
+    >>> variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), images, train=False)
     >>> predict = jax.jit(lambda *inputs: whole_passes(model, *inputs, samples=5))
     >>> predict(variables, images, jax.random.key(1))[1].mutual_information.shape
     (1, 8, 12)
@@ -298,7 +299,8 @@ def head_uncertainty_maps(
         TypeError, ValueError: as `head_uncertainty`; no `head/linear` in the parameters.
 
     >>> variables = {"params": {"head": {"linear": {"kernel": jnp.ones((4, 1)), "bias": jnp.zeros(1)}}}}
-    >>> maps = head_uncertainty_maps(variables, jnp.ones((1, 2, 3, 4)), jnp.arange(1), num_classes=2, rate=0.2)
+    >>> head = jax.jit(head_uncertainty_maps, static_argnames="num_classes")
+    >>> maps = head(variables, jnp.ones((1, 2, 3, 4)), jnp.arange(1), num_classes=2, rate=0.2)
     >>> maps["mutual information"].shape, float(maps["variance"][0, 0, 0])
     ((1, 2, 3), 1.0)
     """

@@ -173,10 +173,10 @@ def test_without_augmentation_dropout_head_equals_head_uncertainty():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-6), found, expected)
 
 
-@pytest.mark.parametrize(("mask", "wide"), [("channel", 4), ("channel", 40), ("element", 4)])
-def test_dropout_head_draws_the_samples_with_the_given_indices(mask, wide):
-    features, numbers, rate = jax.random.normal(KEY, (2, 5, 7, wide)), jnp.array([4, 2, 9]), 0.3
-    kernel = jax.random.normal(jax.random.key(3), (wide, CLASSES))
+@pytest.mark.parametrize("mask", ["channel", "element"])
+def test_dropout_head_draws_the_samples_with_the_given_indices(mask):
+    features, numbers, rate = jax.random.normal(KEY, (2, 5, 7, 4)), jnp.array([4, 2, 9]), 0.3
+    kernel = jax.random.normal(jax.random.key(3), (4, CLASSES))
     variables = {"params": {"head": {"linear": {"kernel": kernel, "bias": jnp.arange(3.0)}}}}
     kinds = {"rate": rate, "mask": mask, "class_logits": lambda outputs: outputs[..., :2]}
     found = jax.jit(dropout_head(UNet(CLASSES), variables, KEY, **kinds)[1])(features, numbers)

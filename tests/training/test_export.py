@@ -90,7 +90,8 @@ def bare_site(tmp_path_factory):
     return site
 
 
-def test_it_runs_without_segjax_at_any_batch_and_size_as_the_network_does(
+@pytest.mark.slow
+def test_export_runs_without_segjax_and_equals_the_predictor(
     run, exported, images, bare_site, tmp_path, process_environment
 ):
     np.savez(tmp_path / "images.npz", **images)
@@ -120,7 +121,7 @@ def test_it_runs_without_segjax_at_any_batch_and_size_as_the_network_does(
             np.testing.assert_allclose(found[f"{key} probabilities"][i], expected.probabilities, rtol=1e-4, atol=1e-5)
 
 
-def test_the_card_says_what_goes_in_what_comes_out_and_how_good_it_is(run, exported):
+def test_card_describes_input_output_and_scores(run, exported):
     folder, card = exported
 
     def no_constant(name):
@@ -140,13 +141,13 @@ def test_the_card_says_what_goes_in_what_comes_out_and_how_good_it_is(run, expor
     assert card["exported_by"]["commit"]
 
 
-def test_scores_of_the_very_checkpoint_come_before_those_of_the_end(run, tmp_path):
+def test_card_prefers_the_scores_of_its_checkpoint(run, tmp_path):
     (tmp_path / "scores_val_0.json").write_text(json.dumps({"step": 0, "mean_iou": 0.25}))
     card = export.model_card(run._replace(workdir=epath.Path(tmp_path)), variance=False, size=None)
     assert card["scores"] == {"file": "scores_val_0.json", "of_step": 0, "step": 0, "mean_iou": 0.25}
 
 
-def test_a_damaged_artifact_is_refused(exported, tmp_path):
+def test_load_refuses_a_damaged_network(exported, tmp_path):
     folder, _ = exported
     data = bytearray((folder / "model.stablehlo").read_bytes())
     data[len(data) // 2] ^= 1
@@ -170,7 +171,7 @@ def script(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_the_script_predicts_images_of_8_and_of_16_bits(script, tmp_path, dtype):
+def test_script_predicts_images_of_8_and_of_16_bits(script, tmp_path, dtype):
     pixels = np.zeros((8, 12), dtype)
     pixels[:, 6:] = np.iinfo(dtype).max
     pixels[:, :6] = 3000 if dtype == np.uint16 else 11  # which 8 bits make of it
@@ -181,7 +182,7 @@ def test_the_script_predicts_images_of_8_and_of_16_bits(script, tmp_path, dtype)
     assert np.array_equal(mask[:, [0, 4, 7, 11]], np.tile([0, 0, 1, 1], (8, 1)))
 
 
-def test_the_script_overwrites_nothing_of_a_persons(script, tmp_path):
+def test_script_overwrites_no_file_of_the_user(script, tmp_path):
     for name in ("a.png", "a_mask.png"):
         Image.fromarray(np.zeros((8, 12), np.uint8)).save(tmp_path / name)
     own = (tmp_path / "a_mask.png").read_bytes()
@@ -200,7 +201,7 @@ def test_the_script_overwrites_nothing_of_a_persons(script, tmp_path):
         (("a.png", "a.jpg"), r"a\.png and .*a\.jpg would both be written as .*a_mask\.png$"),
     ],
 )
-def test_the_script_names_what_it_cannot_predict(script, tmp_path, names, said):
+def test_script_names_files_that_it_cannot_predict(script, tmp_path, names, said):
     (tmp_path / "notes.png").write_text("no image")
     for name in ("a.png", "a.jpg"):
         Image.fromarray(np.zeros((8, 12), np.uint8)).save(tmp_path / name)
@@ -209,7 +210,7 @@ def test_the_script_names_what_it_cannot_predict(script, tmp_path, names, said):
     assert not (tmp_path / "a_mask.png").exists()
 
 
-def test_the_script_names_the_size_that_an_export_is_for(script, tmp_path, monkeypatch):
+def test_script_names_the_only_size_of_an_export(script, tmp_path, monkeypatch):
     card = {"input": {"size": [4, 6], "channels": 1}}
     monkeypatch.setattr(standalone_predict, "load", lambda folder: (None, card))
     Image.fromarray(np.zeros((8, 12), np.uint8)).save(tmp_path / "a.png")
@@ -219,14 +220,14 @@ def test_the_script_names_the_size_that_an_export_is_for(script, tmp_path, monke
         script(tmp_path / "a.png")
 
 
-def test_it_is_exported_for_one_size_and_any_batch(run):
+def test_lower_network_for_one_size_and_any_batch(run):
     fixed = export.lower_network(run.model, run.state.variables, run.preprocessing, size=(5, 7))
     found = fixed.call(jnp.zeros((3, 5, 7, 3), jnp.uint8))["probabilities"]
     assert found.shape == (3, 5, 7, 2)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
 
 
-def test_without_flatbuffers_it_says_what_to_install(run, tmp_path, monkeypatch):
+def test_export_names_the_extra_that_installs_flatbuffers(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(ConfigError, match=r"flatbuffers, which is not installed: pip install .*export\]"):
         export.export_run(run, tmp_path)

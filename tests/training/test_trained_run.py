@@ -18,7 +18,7 @@ from segjax.training.evaluation import make_eval_step
 from segjax.training.train_step import init_state, make_model
 
 
-def test_the_evaluation_step_counts_every_labelled_pixel_at_native_resolution(parts, batch):
+def test_eval_step_counts_every_labelled_pixel_at_native_resolution(parts, batch):
     config, model, state = parts
     data = batch(examples=3)
     sizes = np.array([[40, 56], [30, 56], [40, 20]], np.int32)
@@ -34,13 +34,13 @@ def test_the_evaluation_step_counts_every_labelled_pixel_at_native_resolution(pa
     assert counts["confusion"][1].sum() == (data["label"][shown] == 1).sum()
 
 
-def test_class_of_one_logit_is_its_sign_and_of_many_the_largest():
+def test_classify_one_logit_and_many():
     assert classify(jnp.array([[[-1.0], [2.0]]]), 2).tolist() == [[0, 1]]
     assert classify(jnp.array([[[0.0, 3.0, 1.0]]]), 3).tolist() == [[1]]
     assert classify(jnp.array([[[0.0, 3.0, 9.0]]]), 2).tolist() == [[1]]  # the last is void
 
 
-def test_a_network_that_learned_void_never_predicts_it(tiny, batch):
+def test_predictor_never_predicts_void(tiny, batch):
     tiny.objective.loss, tiny.objective.void = "softmax_cross_entropy", "class"
     tiny.model.prior = (0.01, 0.01, 0.98)  # void is by far the likeliest
     model = make_model(tiny, 2)
@@ -49,7 +49,7 @@ def test_a_network_that_learned_void_never_predicts_it(tiny, batch):
     assert set(np.unique(mask)) <= {0, 1}
 
 
-def test_evaluation_uses_the_running_mean_where_there_is_one(tiny):
+def test_variables_are_the_exponential_moving_average_if_there_is_one(tiny):
     tiny.training.ema_decay = 0.9
     model = make_model(tiny, 2)
     state = init_state(tiny, model)
@@ -58,14 +58,14 @@ def test_evaluation_uses_the_running_mean_where_there_is_one(tiny):
     assert state.replace(params=other).variables["params"] is state.ema["params"]
 
 
-def test_probabilities_of_one_logit_are_its_sigmoid_and_what_that_leaves():
+def test_probabilities_of_one_logit_are_sigmoid_and_complement():
     logit = np.array([-80.0, -1, 0, 2], np.float32)
     p = np.asarray(probabilities(jnp.asarray(logit).reshape(1, 1, 4, 1), 2))[0, 0]
     np.testing.assert_allclose(p[:, 1], 1 / (1 + np.exp(-logit.astype(float))), rtol=1e-6)
     np.testing.assert_allclose(p.sum(-1), 1, rtol=1e-6)
 
 
-def test_probabilities_of_a_network_that_learned_void_are_of_what_is_not_void():
+def test_probabilities_leave_out_the_void_output():
     p = probabilities(jnp.log(jnp.array([0.1, 0.3, 0.6])).reshape(1, 1, 1, 3), 2)
     np.testing.assert_allclose(p[0, 0, 0], [0.25, 0.75], rtol=1e-6)
 
@@ -85,11 +85,11 @@ def test_predictor_gives_the_masks_that_evaluation_scores(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "share"), [(0, 0.997), (1, 0.006)])
-def test_the_threshold_of_a_class_reaches_the_precision_that_is_said(tiny, tmp_path, number, share):
+def test_chosen_threshold_reaches_the_precision(tiny, tmp_path, number, share):
     tiny.model.prior = ()
     model = make_model(tiny, 2)
     run = TrainedRun(epath.Path(tmp_path), tiny, model, init_state(tiny, model), label_set(tiny.data))
-    fields, said = chosen_threshold(run, None, share, number)
+    fields, line = chosen_threshold(run, None, share, number)
     predict = run.predictor(PredictOptions(tuple(tiny.data.size), **fields))
     source, found, right, there = open_split(tiny.data, "val"), 0, 0, 0
     for example in (source[i] for i in range(len(source))):
@@ -98,11 +98,11 @@ def test_the_threshold_of_a_class_reaches_the_precision_that_is_said(tiny, tmp_p
         there += (label == number).sum()
     expected = threshold_of(run, share, number)
     assert (right / found, right / there) == pytest.approx((expected.precision, expected.recall), rel=1e-3)
-    assert said.startswith(run.label_set.names[number])
+    assert line.startswith(run.label_set.names[number])
     assert expected.precision >= share
 
 
-def test_a_threshold_is_of_a_class_that_is_named(tiny):
+def test_chosen_threshold_of_many_classes_needs_a_class(tiny):
     run = TrainedRun(epath.Path("runs/a"), tiny, None, None, LABEL_SETS["road_debris_scene"])
     with pytest.raises(
         ConfigError,
@@ -117,7 +117,7 @@ def test_a_threshold_is_of_a_class_that_is_named(tiny):
 @pytest.mark.parametrize(
     ("dropout", "rate", "expected"), [("sampled", None, 0.15), ("none", 0.3, 0.3), ("none", None, None)]
 )
-def test_the_head_is_sampled_as_it_was_trained_or_as_is_asked(tiny, dropout, rate, expected):
+def test_head_rate_is_that_of_training_or_the_given_one(tiny, dropout, rate, expected):
     tiny.model.dropout, tiny.model.dropout_rate = dropout, 0.15
     run = TrainedRun(epath.Path("runs/a"), tiny, None, None, label_set(tiny.data))
     if expected is not None:
@@ -127,7 +127,7 @@ def test_the_head_is_sampled_as_it_was_trained_or_as_is_asked(tiny, dropout, rat
             head_rate(run, rate, 3)
 
 
-def test_passes_need_dropout_that_they_draw(tiny):
+def test_head_rate_refuses_passes_without_dropout(tiny):
     run = TrainedRun(epath.Path("runs/a"), tiny, None, None, label_set(tiny.data))
     with pytest.raises(
         ConfigError, match=r"--passes=3: runs/a was trained without dropout deep in the network .*--samples"
