@@ -54,7 +54,8 @@ def prepare(
         float32 `[B, h, w, C]`.
 
     Raises:
-        TypeError or ValueError: an argument that does not fit, see `augment`.
+        TypeError: images are not uint8.
+        ValueError: an argument of a wrong shape or range.
 
     >>> print(prepare(jnp.full((1, 4, 6, 3), 255, jnp.uint8), size=(2, 3), mean=(0.5,), std=(0.25,))[0, 0, 0].round(4))
     [2. 2. 2.]

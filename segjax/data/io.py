@@ -24,7 +24,7 @@ class DataError(ValueError):
 
 @contextlib.contextmanager
 def as_data_error(message: str) -> Iterator[None]:
-    """Turns every exception, which readers and decoders have many of, into a `DataError` of the message and reason."""
+    """Turns any exception of a reader or decoder into a `DataError` with the message and the reason."""
     try:
         yield
     except DataError:

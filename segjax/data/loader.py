@@ -50,7 +50,7 @@ class TrainLoader:
         return {"position": self._position, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from a saved position, under any hosts, workers and batch size; else raises `DataError`."""
+        """Continues from a saved position; raises `DataError` if it belongs to another seed or data set."""
         for key, value in self._identity.items():
             if state.get(key) != value:
                 raise DataError(

@@ -19,8 +19,7 @@ _RING = (0.15 * _PIXEL, 0.65 * _PIXEL)  # reach of the void ring into a piece of
 _BAND = 0.5 * _PIXEL  # half width of the void bands along the road's edges and the skyline
 _DOUBTFUL_ROAD = (110.0, 160.0)  # metres; the road between is void, and farther road is verge
 _WITHOUT_DEBRIS = 0.15  # fraction of the scenes
-_DEBRIS_SHARE = (0.0025, 0.0100)  # of the pixels of a scene with debris
-_MARK_SHARE = (0.003, 0.016)
+_DEBRIS_SHARE, _MARK_SHARE = (0.0025, 0.0100), (0.003, 0.016)  # fractions of the pixels of a scene that has them
 _LEAST_AREA = 4.0 * _PIXEL**2  # of a fragment without its void ring
 _RADII = (0.012, 0.055)  # smallest and largest half width, image heights
 
