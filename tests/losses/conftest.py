@@ -1,4 +1,4 @@
-"""Losses must work in the strictest project that imports them: no implicit promotion of dtypes or of ranks."""
+"""Runs the loss tests without implicit promotion of dtypes or ranks, as the strictest project may."""
 
 import jax
 import pytest

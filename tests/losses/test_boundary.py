@@ -31,8 +31,8 @@ def blobs(shape, values=VALUES, dtype=np.int32, seed=0):
     return np.where(rng.uniform(size=shape) < 0.1, rng.choice(values, size=shape), labels).astype(dtype)
 
 
-def in_words(labels, where, mode, connectivity):
-    """The modes as the docstring says them, pixel by pixel; 0 is the background and the smallest label."""
+def by_definition(labels, where, mode, connectivity):
+    """Returns the mask by the definition of the modes, pixel by pixel; 0 is the background and the smallest label."""
     marked = np.zeros(labels.shape, bool)
     for i, j in zip(*np.nonzero(where), strict=True):
         around = {
@@ -94,7 +94,7 @@ def test_each_image_is_marked_by_itself(mode):
 
 @pytest.mark.parametrize("connectivity", [1, 2])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_mask_cuts_the_image_into_parts_that_know_nothing_of_each_other(mode, connectivity):
+def test_boundary_mask_treats_parts_cut_by_where_as_separate_images(mode, connectivity):
     labels = blobs((13, 16))
     where = np.ones(labels.shape, bool)
     where[6] = where[:, 9:11] = False
@@ -112,9 +112,9 @@ def test_a_mask_cuts_the_image_into_parts_that_know_nothing_of_each_other(mode, 
     where=arrays(bool, (5, 6)),
     void=arrays(np.int32, (5, 6), elements=st.sampled_from([-(2**31), -1, 0, 1, 255, 2**31 - 1])),
 )
-def test_holes_of_any_shape_and_label_are_no_pixels(mode, connectivity, labels, where, void):
+def test_boundary_mask_ignores_masked_pixels_of_any_shape_and_label(mode, connectivity, labels, where, void):
     marked = compiled(mode, connectivity)(np.where(where, labels, void), where=where)
-    np.testing.assert_array_equal(marked, in_words(labels, where, mode, connectivity))
+    np.testing.assert_array_equal(marked, by_definition(labels, where, mode, connectivity))
 
 
 def test_a_mask_may_be_the_same_for_all_images_or_rows():
@@ -131,7 +131,7 @@ def test_without_a_mask_void_is_a_label_like_any_other():
     assert not losses.boundary_mask(labels, where=labels != 255).any()
 
 
-def test_nothing_kept_marks_nothing():
+def test_boundary_mask_of_an_empty_mask_is_false():
     labels = blobs((4, 5))
     assert not compiled("thick")(labels, where=np.zeros((4, 5), bool)).any()
 
@@ -227,14 +227,14 @@ BROKEN = {
 
 
 class Raw:
-    """The functions without the tests' import hook, as a user has them."""
+    """The functions without the import hook of the tests, as a user calls them."""
 
     boundary_mask = staticmethod(inspect.unwrap(losses.boundary_mask))
     boundary_weights = staticmethod(inspect.unwrap(losses.boundary_weights))
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(case):
+def test_invalid_arguments_are_named(case):
     call, error, message = BROKEN[case]
     with pytest.raises(error, match=message):
         call(Raw)

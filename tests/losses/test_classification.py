@@ -84,7 +84,7 @@ def test_class_weights_weight_each_class_of_the_smoothed_sum():
     np.testing.assert_allclose(ours, 0.9 * own + 0.1 * each.mean(-1), rtol=2e-5, atol=1e-6)
 
 
-def test_traced_label_smoothing_of_zero_is_no_smoothing():
+def test_traced_label_smoothing_of_zero_equals_none():
     traced = jax.jit(lambda s: losses.softmax_cross_entropy(LOGITS, LABELS, label_smoothing=s))(0.0)
     np.testing.assert_array_equal(traced, jax.jit(lambda: losses.softmax_cross_entropy(LOGITS, LABELS))())
 

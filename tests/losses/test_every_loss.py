@@ -1,4 +1,4 @@
-"""What holds for every loss, through the public names. A new loss is a new line of LOSSES.
+"""Properties of every loss, tested through the public names. A new loss is a new line of LOSSES.
 
 Each entry is `loss(logits, labels, where, axis_name) -> global scalar`. On devices the step is the one of the training
 loop: per-device code, whose gradients are always averaged. All losses go into one program each time, which compiles in
@@ -21,12 +21,12 @@ WEIGHTS = np.array([1.0, 2.0, 3.0], np.float32)
 
 
 def _mean(per_pixel, **options):
-    """A loss of `per_pixel(logits, labels, where)`, reduced by `losses.mean`."""
+    """Returns the loss `per_pixel(logits, labels, where)`, reduced by `losses.mean`."""
     return lambda z, y, k, axis: losses.mean(per_pixel(z, y, k), where=k, axis_name=axis, **options)
 
 
 def _mined(per_pixel, **criterion):
-    """The mean over the hard pixels of all devices."""
+    """Returns the mean loss over the hard pixels of all devices."""
 
     def loss(z, y, k, axis):
         loss_of_each = per_pixel(z, y, k)
@@ -57,7 +57,7 @@ def _region(loss, **options):
     return lambda z, y, k, axis: loss(z, y, where=k, axis_name=axis, **options)
 
 
-OF_LABELS = {
+LABEL_LOSSES = {
     "softmax_cross_entropy": _mean(_cross_entropy),
     "softmax_cross_entropy, weighted and smoothed": lambda z, y, k, axis: losses.mean(
         losses.softmax_cross_entropy(z, y, where=k, class_weights=WEIGHTS, label_smoothing=0.1),
@@ -85,7 +85,7 @@ OF_LABELS = {
         + 0.1 * _mean(_penalty)(z, y, k, axis)
     ),
 }
-OF_BINARY_TARGETS = {
+BINARY_LOSSES = {
     "sigmoid_cross_entropy": _mean(
         lambda z, y, k: losses.sigmoid_cross_entropy(z[..., 0], y == 1, where=k, alpha=0.75)
     ),
@@ -111,7 +111,7 @@ OF_BINARY_TARGETS = {
     "OHEM 1:3": _ohem_one_to_three,
     "uncertainty_penalty": _mean(_penalty),
 }
-LOSSES = OF_LABELS | OF_BINARY_TARGETS
+LOSSES = LABEL_LOSSES | BINARY_LOSSES
 
 
 def _batch():
@@ -135,7 +135,7 @@ LOGITS = np.where(WHERE[..., None], FEATURES, 0) @ PARAMETERS
 
 
 def _values_and_gradients(axis_name):
-    """The step of all losses: `{name: (global loss, global gradient)}`."""
+    """Returns the step of all losses: `{name: (global loss, global gradient)}`."""
 
     def step(parameters, features, labels, where):
         def value(parameters, loss):
@@ -195,7 +195,7 @@ def mapped(request):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_compiled_equals_eager_which_makes_no_nan_on_the_way(name, expected):
+def test_compiled_equals_eager_under_debug_nans(name, expected):
     def value(parameters):
         return LOSSES[name](np.where(WHERE[..., None], FEATURES, 0) @ parameters, LABELS, WHERE, None)
 
@@ -213,7 +213,7 @@ def test_value_and_gradient_are_the_same_in_every_mapping(name, mapped, expected
     np.testing.assert_allclose(gradient, expected[name][1], rtol=1e-4, atol=1e-6)
 
 
-# Pixels that do not exist, and labels that are no class
+# Masks and invalid labels
 
 
 def _everything(logits, labels, where):
@@ -230,7 +230,7 @@ def clean():
 
 @pytest.mark.parametrize("void", [255, -1, 2])
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -1e4])
-def test_nothing_that_is_masked_matters(clean, void, garbage):
+def test_masked_labels_and_logits_change_no_bit(clean, void, garbage):
     logits = np.where(WHERE[..., None], LOGITS, garbage).astype(np.float32)
     for name, (value, gradient) in EVERYTHING(logits, np.where(WHERE, LABELS, void).astype(np.int32), WHERE).items():
         np.testing.assert_array_equal(value, clean[name][0], err_msg=name)
@@ -248,18 +248,18 @@ def test_masked_nan_logits_raise_nothing_under_debug_nans(clean):
         np.testing.assert_array_equal(gradient, clean[name][1], err_msg=name)
 
 
-def test_nothing_kept_is_zero_with_a_gradient_of_zero():
+def test_an_empty_mask_gives_zero_and_a_zero_gradient():
     for name, (value, gradient) in EVERYTHING(np.full_like(LOGITS, np.nan), LABELS, np.zeros_like(WHERE)).items():
         assert value == 0, name
         assert not np.any(np.asarray(gradient)), name
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 255])
-def test_a_kept_label_that_is_no_class_is_loud(label):
+def test_unmasked_invalid_labels_give_nan(label):
     labels = np.where(WHERE, LABELS, 0).astype(np.int32)
     labels[1, 2, 3] = label
     results = EVERYTHING(LOGITS, labels, WHERE)
-    for name in OF_LABELS:
+    for name in LABEL_LOSSES:
         assert np.isnan(results[name][0]), name
         assert np.isnan(results[name][1]).any(), name
 
@@ -295,7 +295,7 @@ def test_float64_stays():
             assert shape.dtype == jnp.float64, name
 
 
-def test_vmap_scan_and_checkpoint_change_nothing(clean):
+def test_vmap_scan_and_checkpoint_give_the_same_gradient(clean):
     labels = np.where(WHERE, LABELS, 0)
     batches = [np.stack([x, np.roll(x, 1, axis=1)]) for x in (LOGITS, labels, WHERE)]
 
@@ -317,7 +317,7 @@ def test_vmap_scan_and_checkpoint_change_nothing(clean):
 
 
 def test_vmap_of_numpy_arrays_under_jit():
-    # Nothing of them is JAX's then before a loss's own rule of differentiation meets them, which JAX by itself refuses.
+    # A custom derivative would then meet NumPy arrays, which JAX refuses: see `checks.array`.
     labels = np.where(WHERE, LABELS, 0)
     batches = [np.stack([x, np.roll(x, 1, axis=1)]) for x in (LOGITS, labels)]
     alone = jax.jit(lambda *batch: {name: loss(*batch, None, None) for name, loss in LOSSES.items()})
@@ -328,7 +328,7 @@ def test_vmap_of_numpy_arrays_under_jit():
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5)])
-def test_nothing_at_all_is_zero(shape):
+def test_an_empty_batch_or_image_gives_zero(shape):
     empty = np.zeros((*shape, CLASSES), np.float32), np.zeros(shape, np.int32), np.ones(shape, bool)
     values = jax.jit(lambda *batch: {name: loss(*batch, None) for name, loss in LOSSES.items()})(*empty)
     assert values == dict.fromkeys(LOSSES, 0)

@@ -252,13 +252,13 @@ def test_where_errors_are_equal_the_gradient_is_a_subgradient():
         assert HINGE[True](logits, TARGETS, KEEP) >= value + np.sum(gradient * logits) - 1e-5
 
 
-# Pixels that do not exist, and labels that are no class
+# Masks and invalid labels
 
 
 @BOTH
 @pytest.mark.parametrize("void", [255, -1, 0])
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e4])
-def test_what_is_masked_changes_nothing(over_batch, void, garbage):
+def test_masked_labels_and_logits_change_no_bit(over_batch, void, garbage):
     def masked(logits, labels, gradient_of):
         dirty = np.where(np.expand_dims(KEEP, tuple(range(3, logits.ndim))), logits, garbage).astype(np.float32)
         value, gradient = gradient_of[over_batch](dirty, np.where(KEEP, labels, void), KEEP)
@@ -273,7 +273,7 @@ def test_what_is_masked_changes_nothing(over_batch, void, garbage):
 
 @BOTH
 @pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
-def test_nothing_kept_is_zero(over_batch, absent):
+def test_an_empty_mask_gives_zero(over_batch, absent):
     loss = jax.value_and_grad(SOFTMAX[over_batch, absent])
     value, gradient = loss(np.full_like(LOGITS, np.nan), LABELS, NONE)
     assert value == 0
@@ -286,7 +286,7 @@ def test_nothing_kept_is_zero(over_batch, absent):
 @BOTH
 @pytest.mark.parametrize("label", [-1, CLASSES, 255])
 @pytest.mark.parametrize("only", [False, True])
-def test_a_kept_label_that_is_no_class_gives_nan_loudly(over_batch, label, only):
+def test_unmasked_invalid_labels_give_nan(over_batch, label, only):
     at = (1, 2, 3)
     keep = NONE.copy() if only else EVERY.copy()
     keep[at] = True
@@ -318,7 +318,7 @@ def test_hard_targets_of_every_dtype(dtype):
     np.testing.assert_array_equal(HINGE[True](LOGITS[..., 0], TARGETS.astype(dtype), KEEP), expected)
 
 
-def test_soft_targets_are_not_taken_for_hard_ones():
+def test_lovasz_hinge_loss_soft_targets_give_nan():
     assert jnp.isnan(losses.lovasz_hinge_loss(jnp.zeros(2), jnp.array([1.0, 0.9])))
 
 
@@ -357,7 +357,7 @@ def test_the_order_of_the_pixels_does_not_matter(order):
     np.testing.assert_allclose(moved_gradient, shuffled(np.asarray(gradient)), rtol=1e-4, atol=1e-7)
 
 
-# Broken input: the raw functions, since a user has no import hook and must be told all the same
+# Errors of the undecorated functions: a user has no import hook
 
 BROKEN = {
     "lovasz_softmax_loss": {
@@ -396,7 +396,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("name", "case"), [(name, case) for name in BROKEN for case in BROKEN[name]])
-def test_broken_input_is_named(name, case):
+def test_invalid_arguments_are_named(name, case):
     arguments, error, message = BROKEN[name][case]
     loss = inspect.unwrap(getattr(losses, name))
     good = {"lovasz_softmax_loss": {"logits": LOGITS, "labels": LABELS}}

@@ -19,7 +19,7 @@ ALL = np.ones(LOSS.shape, bool)
 
 
 def hardest(loss, among, k):
-    """The k largest of `among`, and what equals the last of them, by a plain sort. NaN is larger than infinity."""
+    """Returns the k largest of `among` and those equal to the last, by a plain sort; NaN is larger than infinity."""
     levels = np.clip(np.asarray(loss, np.float64), -1e300, 1e300)
     levels = np.where(np.isnan(levels), np.inf, levels)
     if k == 0 or not among.any():
@@ -103,7 +103,7 @@ def test_zero_and_minus_zero_are_equal():
     np.testing.assert_array_equal(losses.hard_pixels(jnp.array([0.0, -0.0]), min_kept=1), [True, True])
 
 
-def test_without_positives_only_min_kept_teaches():
+def test_without_positives_only_min_kept_selects_pixels():
     none = np.zeros_like(ALL)
     alone = losses.hard_pixels(LOSS, positives=none, negatives_per_positive=3.0)
     assert not alone.any()
@@ -127,7 +127,7 @@ def test_a_ratio_beyond_all_pixels_takes_all_if_there_is_a_positive(ratio):
 @given(st.integers(0, 4096), st.integers(0, 2**31 - 1))
 @example(4096, 2**31 - 1)
 @example(1, 2**31 - 1)
-def test_a_share_of_twelve_binary_digits_is_exact_at_any_count(numerator, count):
+def test_ceil_product_of_twelve_binary_digits_is_exact_at_any_count(numerator, count):
     share = mining._ceil_product(jnp.float32(numerator / 4096), jnp.int32(count))
     assert share == math.ceil(Fraction(numerator, 4096) * count)
 
@@ -138,8 +138,8 @@ def test_a_share_of_twelve_binary_digits_is_exact_at_any_count(numerator, count)
 @example(Fraction(2, 3), 3 << 20)
 @example(Fraction(64), 1 << 24)
 @example(Fraction(999, 10), 1 << 24)
-def test_a_multiple_is_never_too_large_and_short_by_rounding_alone(ratio, count):
-    # Not `count * ratio`: what the float32 nearest to it says. Above the whole number it must not be.
+def test_ceil_product_is_never_too_large_and_short_by_rounding_alone(ratio, count):
+    # The product is of the float32 nearest to the ratio, but must not exceed the exact ceiling.
     multiple = int(mining._ceil_product(jnp.float32(float(ratio)), jnp.int32(count)))
     product = ratio * count
     assert multiple <= math.ceil(product)
@@ -148,11 +148,11 @@ def test_a_multiple_is_never_too_large_and_short_by_rounding_alone(ratio, count)
         assert multiple == product
 
 
-# Pixels that do not exist
+# Masks
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
-def test_what_is_masked_is_never_hard_and_is_not_counted(garbage):
+def test_masked_pixels_are_never_selected_and_not_counted(garbage):
     where = np.array([[True, False, True, True], [True, True, False, True]])
     dirty = np.where(where, LOSS, garbage).astype(np.float32)
     positives = np.asarray(LOSS) == 7.0  # a positive that is masked
@@ -166,13 +166,13 @@ def test_what_is_masked_is_never_hard_and_is_not_counted(garbage):
         np.testing.assert_array_equal(mask, expected)
 
 
-def test_nothing_kept_is_nothing_hard():
+def test_an_empty_mask_selects_nothing():
     mask = losses.hard_pixels(LOSS, where=jnp.array(False), fraction=1.0, min_kept=3)
     assert not mask.any()
     assert losses.mean(LOSS, where=mask) == 0
 
 
-def test_a_kept_nan_is_the_hardest_so_that_the_loss_says_so():
+def test_an_unmasked_nan_is_the_hardest_pixel():
     loss = LOSS.at[0, 0].set(-jnp.nan)
     np.testing.assert_array_equal(losses.hard_pixels(loss, min_kept=1), jnp.isnan(loss))
     assert losses.hard_pixels(loss, threshold=100.0)[0, 0]
@@ -194,7 +194,7 @@ def test_narrow_losses(dtype):
     np.testing.assert_array_equal(losses.hard_pixels(LOSS.astype(dtype), fraction=0.5), LOSS >= 2.0)
 
 
-def test_float64_is_told_apart_to_its_last_bit():
+def test_float64_losses_are_compared_to_the_last_bit():
     with jax.enable_x64(True):
         loss = np.array([1.0, np.nextafter(1.0, 2.0), -np.inf, np.nan, -1.0])
         for k, expected in ((1, [3]), (2, [1, 3]), (3, [0, 1, 3]), (4, [0, 1, 3, 4])):
@@ -206,7 +206,7 @@ def test_works_on_a_scalar_loss():
     assert losses.hard_pixels(jnp.float32(2.0), fraction=0.5)
 
 
-def test_the_mask_carries_no_gradient():
+def test_the_mask_has_no_gradient():
     def hard_loss(loss):
         return losses.mean(loss, where=losses.hard_pixels(loss, fraction=0.25))
 
@@ -293,7 +293,7 @@ def test_without_an_axis_name_each_device_mines_for_itself():
         np.testing.assert_array_equal(mask, np.concatenate(expected))
 
 
-# Broken input: the raw function, since a user has no import hook and must be told all the same
+# Errors of the undecorated function: a user has no import hook
 
 BROKEN = {
     "no criterion": (
@@ -352,7 +352,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(case):
+def test_invalid_arguments_are_named(case):
     arguments, error, message = BROKEN[case]
     hard_pixels = inspect.unwrap(losses.hard_pixels)
     with pytest.raises(error, match=message):

@@ -1,8 +1,8 @@
 """Other libraries' losses against ours: values and gradients, equal or different as their conventions say.
 
-What PyTorch, torchvision, segmentation-models-pytorch (smp), MONAI, fvcore and the Lovász authors' file return is
-stored: `golden/make.py` says how it was made, `golden/versions.json` from what. Everything is compared in float64 to
-nine digits, unless the peer knows only float32 (the case's name ends so): then to five. Ours have no smoothing
+The results of PyTorch, torchvision, segmentation-models-pytorch (smp), MONAI, fvcore and the Lovász authors' file are
+stored; `golden/make.py` made them with `golden/versions.json`. Everything is compared in float64 to
+nine digits, unless the peer supports only float32 (the case's name ends so): then to five. Ours have no smoothing
 constant, and neither have the peers where they can do without.
 """
 
@@ -33,12 +33,12 @@ FAR_MARGIN = np.where(FAR_TARGETS == 1, FAR_SCORES, -FAR_SCORES)
 
 
 def peer(name):
-    """What the peer returned, and the gradient of its sum by the logits, class last."""
+    """Returns the value of the peer, and the gradient of its sum by the logits, class last."""
     return GOLDEN[name], GOLDEN[f"{name}/gradient"]
 
 
 def with_gradient(loss):
-    """A function of the logits: what the loss returns, and the gradient of its sum."""
+    """Returns a function of the logits that returns the loss and the gradient of its sum."""
 
     def total(z):
         value = loss(z)
@@ -48,7 +48,7 @@ def with_gradient(loss):
 
 
 def ours(loss, logits, *, x64=True):
-    """What our loss returns, and the gradient of its sum by the logits."""
+    """Returns our loss and the gradient of its sum by the logits."""
     with jax.enable_x64(x64):
         return jax.device_get(jax.jit(with_gradient(loss))(logits.astype(np.float64 if x64 else np.float32)))
 
@@ -69,17 +69,17 @@ def assert_equals_peer(result, name):
 
 
 def assert_equal(name, loss, logits):
-    """Value and gradient are the peer's."""
+    """Asserts that value and gradient are the peer's."""
     assert_equals_peer(ours(loss, logits, x64=is_exact(name)), name)
 
 
 def focal_truth(margin, gamma):
-    """The focal loss of p_t = σ(margin), in float64, by a form that rounds nothing away."""
+    """Returns the focal loss of p_t = σ(margin) in float64, by a form without cancellation."""
     return np.exp(-gamma * np.logaddexp(0, margin)) * np.logaddexp(0, -margin)
 
 
 def sums():
-    """Of each image and class, in float64: true positives, false positives and false negatives of the softmax."""
+    """Returns soft true positives, false positives and false negatives per image and class, in float64."""
     p = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=-1, keepdims=True)
     return tuple(x.sum(axis=(1, 2)) for x in (p * ONE_HOT, p * (1 - ONE_HOT), (1 - p) * ONE_HOT))
 

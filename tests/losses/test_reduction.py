@@ -39,7 +39,7 @@ def test_a_weight_or_mask_may_be_the_same_along_an_axis_and_counts_each_time():
 
 
 @pytest.mark.parametrize("normalizer", ["valid", "weights", "positives"])
-def test_nothing_kept_gives_zero_and_a_zero_gradient(normalizer):
+def test_an_empty_mask_gives_zero_and_a_zero_gradient(normalizer):
     def loss(x, w):
         return losses.mean(
             x,
@@ -67,7 +67,7 @@ def test_a_masked_nan_stays_out_of_every_gradient():
     np.testing.assert_allclose(gradients[1], np.where(WHERE, (np.nan_to_num(LOSS) - 3) / 5, 0.0), atol=1e-6)
 
 
-def test_a_kept_nan_is_not_hidden():
+def test_an_unmasked_nan_gives_nan():
     assert jnp.isnan(losses.mean(LOSS))
 
 
@@ -84,13 +84,13 @@ def test_float64_stays():
         assert losses.mean(jnp.ones(3, jnp.float64), weights=jnp.ones(3, jnp.float32)).dtype == jnp.float64
 
 
-def test_works_on_a_scalar_loss():
+def test_mean_of_a_scalar_loss():
     assert losses.mean(jnp.float32(2.0), where=jnp.array(True)) == 2.0
 
 
 @settings(max_examples=25)
 @given(st.permutations(range(12)), st.lists(st.booleans(), min_size=12, max_size=12))
-def test_is_blind_to_the_order_of_pixels_and_to_what_is_masked(order, kept):
+def test_mean_is_independent_of_pixel_order_and_masked_values(order, kept):
     rng = np.random.default_rng(0)
     loss, kept, order = rng.uniform(size=12).astype(np.float32), np.array(kept), np.array(order)
     noise = np.where(kept, loss, rng.normal(size=12).astype(np.float32) * 1e6)
@@ -131,8 +131,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(case):
-    # Unwrapped: a user has no import hook, and must be told all the same.
+def test_invalid_arguments_are_named(case):
+    # The undecorated function: a user has no import hook.
     arguments, error, message = BROKEN[case]
     mean = inspect.unwrap(losses.mean)
     with pytest.raises(error, match=message):

@@ -33,7 +33,7 @@ GAMMAS = (1.0, 1.5, 2.0, 5.0)
 
 
 def reference(name, logits, labels, where=None, squared=False, over_batch=False, absent="exclude", classes=None):
-    """The textbook's formulas, in float64, image by image."""
+    """Returns the textbook's formulas in float64, image by image."""
     logits = np.asarray(logits, np.float64)
     keep = np.ones(labels.shape, bool) if where is None else np.broadcast_to(where, labels.shape)
     p = np.exp(logits - logits.max(-1, keepdims=True))
@@ -82,7 +82,7 @@ def test_equals_the_textbook(name, squared, over_batch, absent, where):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
 @pytest.mark.parametrize("classes", [(2,), (3, 1), range(1, 4)])
-def test_only_the_named_classes_count(name, absent, classes):
+def test_classes_selects_the_classes_that_count(name, absent, classes):
     # Class 2 is in neither image 1 nor 2: images with no class at all.
     options = {"where": KEEP, "absent": absent, "classes": classes}
     expected = reference(name, LOGITS, LABELS, **options)
@@ -256,7 +256,7 @@ def test_traced_alpha_above_beta_is_cut_off_at_zero_for_squared_sums():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_billion_pixels_cost_what_their_sample_costs(name):
+def test_loss_of_a_billion_pixels_equals_the_loss_of_their_sample(name):
     # As a reduction over a million copies of the batch; a rare class has a million pixels, a frequent one 2e9.
     logits, labels = np.tile(LOGITS, (1, 12, 12, 1)), np.zeros((4, 36, 60), np.int32)
     labels[0, 0, :3] = 1, 2, 3
@@ -276,13 +276,13 @@ def test_narrow_floats_are_computed_in_float32_and_float64_stays():
         assert losses.tversky_loss(LOGITS.astype(np.float64), LABELS, gamma=2).dtype == jnp.float64
 
 
-# Pixels and classes that are not there
+# Masks, absent classes and invalid labels
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("over_batch", [False, True])
 @pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
-def test_what_is_masked_has_no_value_and_no_gradient(name, over_batch, absent):
+def test_masked_pixels_have_no_value_and_no_gradient(name, over_batch, absent):
     loss = jax.value_and_grad(lambda z, y, k: LOSSES[name](z, y, where=k, over_batch=over_batch, absent=absent))
     expected = loss(LOGITS, LABELS, KEEP)
     noise = np.where(KEEP[..., None], LOGITS, np.nan).astype(np.float32)
@@ -302,7 +302,7 @@ def test_an_absent_class_has_no_gradient_of_its_own(absent):
     assert not np.any(np.asarray(gradient))
 
 
-def test_generalized_dice_charges_an_absent_class_for_its_false_positives_only_if_asked_to():
+def test_generalized_dice_loss_counts_false_positives_of_an_absent_class_only_with_one():
     def slope(absent):
         gradient = jax.grad(lambda z: losses.generalized_dice_loss(z, LABELS[2:3], classes=(1, 3), absent=absent))
         return np.asarray(gradient(LOGITS[2:3]))[..., 1].sum()
@@ -323,7 +323,7 @@ def test_an_image_of_absent_classes_is_one_pair_of_generalized_dice():
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("label", [-1, CLASSES, 255])
-def test_a_kept_label_that_is_no_class_is_loud(name, label):
+def test_unmasked_invalid_labels_give_nan(name, label):
     # In an image of which no class is present, and so no pair is counted.
     labels = np.full_like(LABELS, label)
     value, gradient = jax.value_and_grad(lambda z: LOSSES[name](z, labels, classes=(1,)))(LOGITS)
@@ -371,7 +371,7 @@ def test_a_sweep_over_alpha_beta_and_gamma_compiles_once():
 
 @settings(max_examples=15)
 @given(st.sampled_from(sorted(LOSSES)), st.booleans(), st.sampled_from(ABSENT), st.integers(0, 2**31))
-def test_sees_a_set_of_pixels_and_nothing_else(name, squared, absent, seed):
+def test_losses_are_independent_of_order_and_void_pixels(name, squared, absent, seed):
     rng = np.random.default_rng(seed)
     scale = rng.choice([0.1, 3, 100])
     logits = (rng.normal(size=LOGITS.shape) * scale).astype(np.float32)
@@ -401,7 +401,7 @@ def test_falls_as_the_truth_gains(name, squared):
     assert np.all(np.diff(curve) < 0)
 
 
-# Broken input: the raw functions, since a user has no import hook and must be told all the same
+# Errors of the undecorated functions: a user has no import hook
 
 FUNCTIONS = ("dice_loss", "jaccard_loss", "tversky_loss", "generalized_dice_loss")
 BROKEN = {
@@ -439,7 +439,7 @@ BROKEN_TVERSKY = {
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(function, case):
+def test_invalid_arguments_are_named(function, case):
     arguments, error, message = BROKEN[case]
     loss = inspect.unwrap(getattr(losses, function))
     with pytest.raises(error, match=message):
@@ -447,7 +447,7 @@ def test_broken_input_is_named(function, case):
 
 
 @pytest.mark.parametrize("case", BROKEN_TVERSKY)
-def test_broken_weights_are_named(case):
+def test_invalid_tversky_weights_are_named(case):
     arguments, message = BROKEN_TVERSKY[case]
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(losses.tversky_loss)(LOGITS, LABELS, **arguments)

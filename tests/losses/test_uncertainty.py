@@ -85,7 +85,7 @@ def test_a_tiny_foreground_keeps_its_value():
     np.testing.assert_allclose(ours, foreground_reference(logits, 0), rtol=1e-5)
 
 
-def test_no_background_is_the_variance_and_reads_no_logit():
+def test_penalty_without_background_is_the_variance_and_ignores_the_logits():
     nothing = np.full_like(LOGITS, np.nan)
     np.testing.assert_array_equal(losses.uncertainty_penalty(VARIANCE, nothing, None), VARIANCE)
     total = jax.grad(lambda v, z: losses.uncertainty_penalty(v, z, None).sum(), argnums=(0, 1))
@@ -100,7 +100,7 @@ def test_one_logit_per_pixel_is_enough_without_background():
 
 
 def test_the_analytic_variance_is_averaged_over_the_classes_first():
-    # What a network with analytic dropout returns, one variance a class, and many heads drawn with just that variance.
+    # The analytic variance per class, and many heads drawn with that variance.
     per_class = np.random.default_rng(2).uniform(0.5, 2, size=(4, 7)).astype(np.float32)
     noise = np.random.default_rng(3).normal(size=(4000, 4, 7)).astype(np.float32)
     analytic = losses.uncertainty_penalty(per_class.mean(-1), LOGITS[0, 0, :4], BACKGROUND)
@@ -187,12 +187,12 @@ def test_derivatives_agree_with_central_differences(argument):
         np.testing.assert_allclose(at[i], (above[i - 1] - below[i - 1]) / (2 * step), rtol=1e-6, atol=1e-6)
 
 
-# Pixels that do not exist
+# Masks
 
 
 @pytest.mark.parametrize("background", [BACKGROUND, None])
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf])
-def test_what_is_masked_gives_no_loss_and_no_gradient(background, garbage):
+def test_masked_pixels_have_no_loss_and_no_gradient(background, garbage):
     dirty_heads = np.where(KEEP[None, ..., None], MC_LOGITS, garbage).astype(np.float32)
     dirty_logits = np.where(KEEP[..., None], LOGITS, garbage).astype(np.float32)
     dirty = term(dirty_heads, dirty_logits, KEEP, background=background)
@@ -213,14 +213,14 @@ def test_a_masked_variance_may_be_nan(background):
 
 
 @pytest.mark.parametrize("background", [BACKGROUND, None])
-def test_nothing_kept_is_zero(background):
+def test_an_empty_mask_gives_zero(background):
     nothing = np.full_like(MC_LOGITS, np.nan)
     value, gradients = term(nothing, nothing[0], np.zeros_like(KEEP), background=background)
     assert value == 0
     assert not any(np.asarray(gradient).any() for gradient in gradients)
 
 
-def test_a_kept_nan_is_not_hidden():
+def test_an_unmasked_nan_gives_nan():
     heads, logits, variance = MC_LOGITS.copy(), LOGITS.copy(), VARIANCE.copy()
     heads[1, 0, 1, 2, 3] = logits[1, 2, 3, 4] = variance[0, 0, 0] = np.nan
     assert np.isnan(MC_VARIANCE(heads)[0, 1, 2])
@@ -258,7 +258,7 @@ LOGIT = st.floats(-100, 100, width=32)
 
 @settings(max_examples=60)
 @given(st.lists(LOGIT, min_size=6, max_size=6), LOGIT, st.permutations(range(3)))
-def test_variance_knows_no_order_no_origin_and_no_sign(values, offset, order):
+def test_mc_variance_is_invariant_to_order_offset_and_sign(values, offset, order):
     heads = np.array(values, np.float32).reshape(3, 1, 2)
     variance = MC_VARIANCE(heads)[0]
     assert variance >= 0
@@ -277,7 +277,7 @@ def test_penalty_is_at_most_the_variance_and_falls_as_background_gains(variance,
     assert 0 <= less <= penalty <= variance
 
 
-# Broken input: the raw functions, since a user has no import hook and must be told all the same
+# Errors of the undecorated functions: a user has no import hook
 
 BROKEN_VARIANCE = {
     "one head": (

@@ -71,7 +71,7 @@ def test_effective_number_of_a_beta_near_one_is_inverse_frequency():
 
 
 @pytest.mark.parametrize("scheme", ["inverse", "median-frequency", "log", "effective-number"])
-def test_a_class_without_pixels_weighs_nothing_and_changes_nothing(scheme):
+def test_class_weights_of_a_class_without_pixels_are_zero_and_change_no_other(scheme):
     with_absent = losses.class_weights(np.insert(COUNTS, 1, 0), scheme, beta=0.999)
     alone = losses.class_weights(COUNTS, scheme, beta=0.999)
     np.testing.assert_array_equal(with_absent, np.insert(np.asarray(alone), 1, 0))
@@ -159,12 +159,12 @@ def _pixels():
 
 
 LOGITS, LABELS, WHERE = _pixels()
-OF_CLASS = np.array([0.5, 2.0, 7.0], np.float32)
+CLASS_WEIGHTS = np.array([0.5, 2.0, 7.0], np.float32)
 PIXEL_WEIGHTS = {
-    "class": lambda: OF_CLASS[np.where(WHERE, LABELS, 0)],
+    "class": lambda: CLASS_WEIGHTS[np.where(WHERE, LABELS, 0)],
     "boundary": lambda: np.asarray(losses.boundary_weights(LABELS, 2.0, where=WHERE)),
     "border": lambda: 1 + np.stack([border_weights(image) for image in np.where(WHERE, LABELS, 0)]),
-    "void is garbage": lambda: np.where(WHERE, OF_CLASS[LABELS % 3], np.nan),
+    "void is garbage": lambda: np.where(WHERE, CLASS_WEIGHTS[LABELS % 3], np.nan),
     "of an image": lambda: np.array([0.25, 3.0], np.float32).reshape(2, 1, 1),
 }
 
@@ -206,8 +206,8 @@ def test_any_weight_composes_with_any_per_pixel_loss(name, weight):
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "softmax_focal_loss"])
 def test_a_class_weight_in_the_loss_is_the_same_weight_in_the_mean(name):
     inside = {
-        "softmax_cross_entropy": losses.softmax_cross_entropy(LOGITS, LABELS, where=WHERE, class_weights=OF_CLASS),
-        "softmax_focal_loss": losses.softmax_focal_loss(LOGITS, LABELS, gamma=0.5, alpha=OF_CLASS, where=WHERE),
+        "softmax_cross_entropy": losses.softmax_cross_entropy(LOGITS, LABELS, where=WHERE, class_weights=CLASS_WEIGHTS),
+        "softmax_focal_loss": losses.softmax_focal_loss(LOGITS, LABELS, gamma=0.5, alpha=CLASS_WEIGHTS, where=WHERE),
     }
     outside = losses.mean(PER_PIXEL[name](LOGITS, LABELS, WHERE), where=WHERE, weights=PIXEL_WEIGHTS["class"]())
     np.testing.assert_allclose(losses.mean(inside[name], where=WHERE), outside, rtol=1e-6)
@@ -259,7 +259,7 @@ BROKEN = {
 
 
 class Raw:
-    """The functions without the tests' import hook, as a user has them."""
+    """The functions without the import hook of the tests, as a user calls them."""
 
     class_weights = staticmethod(inspect.unwrap(losses.class_weights))
     prior_bias = staticmethod(inspect.unwrap(losses.prior_bias))
@@ -267,7 +267,7 @@ class Raw:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_input_is_named(case):
+def test_invalid_arguments_are_named(case):
     call, error, message = BROKEN[case]
     with pytest.raises(error, match=message):
         call(Raw)
