@@ -24,7 +24,7 @@ def compiled(mode, connectivity=1, background=0):
 
 
 def blobs(shape, values=VALUES, dtype=np.int32, seed=0):
-    """Random labels with regions of one pixel and of many."""
+    """Returns random labels with regions of one pixel and of many."""
     rng = np.random.default_rng(seed)
     coarse = rng.choice(values, size=tuple(-(-size // 3) for size in shape))
     labels = coarse.repeat(3, 0).repeat(3, 1)[: shape[0], : shape[1]]

@@ -54,7 +54,7 @@ def ours(loss, logits, *, x64=True):
 
 
 def assert_close(actual, expected, rtol):
-    """Every element to `rtol`; one that cancelled to almost nothing, to a tenth of `rtol` of the largest."""
+    """Asserts every element to `rtol`; one that cancelled to almost nothing, to a tenth of `rtol` of the largest."""
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol * 0.1 * np.abs(expected).max())
 
 

@@ -25,7 +25,7 @@ def variance_reference(mc_logits):
 
 
 def foreground_reference(logits, background):
-    """1 - softmax(logits)[background], as the sum of the other classes' probabilities."""
+    """Returns 1 - softmax(logits)[background], as the sum of the other classes' probabilities."""
     logits = np.asarray(logits, np.float64)
     p = np.exp(logits - logits.max(-1, keepdims=True))
     return np.delete(p, background, axis=-1).sum(-1) / p.sum(-1)
@@ -159,7 +159,7 @@ def _one_pixel(shift, head, logit):
 
 @functools.cache
 def derivatives(argument):
-    """(value, first and second derivative by one of the three arguments) of one pixel's whole term, compiled."""
+    """Returns (value, first and second derivative by one of the three arguments) of one pixel's term, compiled."""
     first = jax.grad(_one_pixel, argnums=argument)
     functions = _one_pixel, first, jax.grad(first, argnums=argument)
     return jax.jit(jax.vmap(jax.vmap(lambda *x: [f(*x) for f in functions], (None, 0, None)), (None, None, 0)))

@@ -150,7 +150,7 @@ PER_PIXEL = {
 
 
 def _pixels():
-    """Two images of three classes with void in them: label 255, and logits that are NaN there."""
+    """Returns two images of three classes with void: label 255 and NaN logits."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, (2, 2, 3), dtype=np.int32).repeat(3, 1).repeat(3, 2)
     where = rng.uniform(size=labels.shape) < 0.8

@@ -1,4 +1,4 @@
-"""What other libraries' losses return, and their gradients, on stored inputs: `peers.npz`, read by `test_peers.py`.
+"""Losses of other libraries and their gradients on stored inputs: `peers.npz`, read by `test_peers.py`.
 
     python tests/losses/golden/make.py --lovasz path/to/lovasz_losses.py
 
@@ -36,7 +36,7 @@ PACKAGES = ("fvcore", "monai", "numpy", "segmentation-models-pytorch", "torch", 
 
 
 def inputs():
-    """The arguments of all cases. `sparse`: class 2 is only in the first image, class 3 in none."""
+    """Returns the arguments of all cases. `sparse`: class 2 is only in the first image, class 3 in none."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, 4, 5, CLASSES)) * 2
     labels = rng.integers(0, CLASSES, size=logits.shape[:-1])
@@ -63,7 +63,7 @@ def inputs():
 
 
 def torch_cases(x):
-    """PyTorch itself."""
+    """Yields the cases of PyTorch itself."""
     logits, labels, weights = x["logits"], x["labels"], x["weights"]
     void = labels.masked_fill(x["void"], VOID)
     scores, targets = x["scores"], x["targets"]
@@ -107,7 +107,7 @@ def torch_cases(x):
 
 
 def focal_cases(x):
-    """Sigmoid and softmax focal losses per pixel: torchvision, fvcore, segmentation-models-pytorch, MONAI."""
+    """Yields sigmoid and softmax focal losses per pixel: torchvision, fvcore, segmentation-models-pytorch, MONAI."""
     scores, targets, soft = x["scores"], x["targets"], x["soft"]
     logits, labels = x["logits"], x["labels"]
     far, far_targets, far_labels = x["extreme scores"].float(), x["extreme targets"], x["extreme labels"]
@@ -189,7 +189,7 @@ def focal_cases(x):
 
 
 def region_cases(x):
-    """Dice, Jaccard, Tversky and generalised Dice of segmentation-models-pytorch and MONAI, without smoothing."""
+    """Yields region losses of segmentation-models-pytorch and MONAI, without smoothing."""
     logits, labels, sparse = x["logits"], x["labels"], x["sparse"]
     void = sparse.masked_fill(x["void"], VOID)
     poisoned = logits.masked_fill(x["void"][..., None], float("nan"))
@@ -237,7 +237,7 @@ def region_cases(x):
 
 
 def smoothing_cases(x):
-    """SoftCrossEntropyLoss of segmentation-models-pytorch."""
+    """Yields SoftCrossEntropyLoss of segmentation-models-pytorch."""
     void = x["labels"].masked_fill(x["void"], VOID)
     yield (
         "smp/soft cross entropy",
@@ -252,7 +252,7 @@ def smoothing_cases(x):
 
 
 def lovasz_cases(x, authors):
-    """The Lovász authors' file and segmentation-models-pytorch's copy. Only float32: their dot refuses others."""
+    """Yields the Lovász authors' file and smp's copy, in float32 only, since their dot refuses other dtypes."""
     logits, scores = x["logits"].float(), x["scores"].float()
     void = x["sparse"].masked_fill(x["void"], VOID)
     targets = x["targets"].masked_fill(x["void"], VOID)
@@ -300,12 +300,12 @@ def lovasz_cases(x, authors):
 
 
 def first(logits):
-    """Class axis second, as PyTorch wants it."""
+    """Returns the logits with the class axis second, as in PyTorch."""
     return logits.movedim(-1, 1).contiguous()
 
 
 def evaluated(logits, loss):
-    """Value, and gradient of its sum by the logits."""
+    """Returns the value, and the gradient of its sum by the logits."""
     logits = logits.clone().requires_grad_()
     value = loss(logits)
     value.sum().backward()
@@ -313,7 +313,7 @@ def evaluated(logits, loss):
 
 
 def main():
-    """Write `peers.npz` and `versions.json` beside this file."""
+    """Writes `peers.npz` and `versions.json` beside this file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--lovasz", type=Path, required=True, help="the Lovász authors' lovasz_losses.py (PyTorch)")
     lovasz_file = parser.parse_args().lovasz
