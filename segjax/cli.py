@@ -42,7 +42,9 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
                 sys.exit(f"error: {error}")
             if error.errno not in _DISK_ERRORS:
                 raise
-            sys.exit(f"error: {error}. With room again, the same command carries on")
+            sys.exit(
+                f"error: {error}. Run the same command again when the disk is writable and has free space; it resumes"
+            )
 
     app.run(guarded, flags_parser=_parsed)
 

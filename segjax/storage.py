@@ -66,7 +66,7 @@ def local_path(path: str | os.PathLike) -> Path:
       StorageError: the path is in a bucket, or an address of another kind.
     """
     if "://" in os.fspath(path):
-        raise StorageError(f"{os.fspath(path)}: expected a folder of this machine; only single runs go to a bucket")
+        raise StorageError(f"{os.fspath(path)}: expected a local folder; only a single run may be in a bucket")
     return Path(path)
 
 
@@ -167,5 +167,5 @@ def scratch(shape: tuple[int, ...], dtype: Any = np.float32, *, most: int = 2**2
             else:  # macOS
                 os.ftruncate(file.fileno(), size)
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror} ({size} bytes to work in)", tempfile.gettempdir()) from error
+            raise OSError(error.errno, f"{error.strerror} ({size} bytes needed)", tempfile.gettempdir()) from error
         return np.memmap(file, dtype, "r+", shape=shape)

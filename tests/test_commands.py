@@ -308,6 +308,6 @@ def test_full_disk_prints_one_line(python):
     done = python("-c", f"from segjax import cli\n{full}\ncli.run(main, [])")
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "error: [Errno 28] No space left on device: 'runs/a/metrics.jsonl'. With room again, the same command carries "
-        "on"
+        "error: [Errno 28] No space left on device: 'runs/a/metrics.jsonl'. Run the same command again when "
+        "the disk is writable and has free space; it resumes"
     )

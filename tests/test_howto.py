@@ -193,7 +193,7 @@ def test_getting_started_commands(tmp_path, monkeypatch, page, python):
                 assert cv2.imwrite(str(raw / kind / f"{split}_{i}.png"), drawn)
     places = {"runs/camvid": tmp_path / "run", "night/ 'day/*.png'": f"{raw / 'val'} '{raw / 'train'}/*.png'"}
     places |= dict.fromkeys(("street.jpg", "aerial.png"), raw / "train" / "train_0.png")
-    places |= {f"output={name}": f"output={tmp_path / name}" for name in ("predictions", "night", "large", "exported")}
+    places |= {f"output={name}": f"output={tmp_path / name}" for name in ("predictions", "unsure", "large", "exported")}
     monkeypatch.setenv("SEGJAX_CAMVID_DIR", str(raw))
     monkeypatch.setitem(TINY, "configs/camvid_unet.py", SIZE | PLAIN | STEPS | {"data.data_dir": tmp_path / "prepared"})
     monkeypatch.chdir(ROOT)
@@ -209,7 +209,7 @@ def test_getting_started_commands(tmp_path, monkeypatch, page, python):
     assert json.loads((tmp_path / "run" / "scores.json").read_text())["images"] == 2
     assert (tmp_path / "run" / "report" / "report.html").exists()
     assert (tmp_path / "predictions" / "train_0_overlay.png").exists()
-    assert (tmp_path / "night" / "contact_sheet.png").exists()
+    assert (tmp_path / "unsure" / "contact_sheet.png").exists()
     assert cv2.imread(str(tmp_path / "large" / "train_0_mask.png")).shape == (24, 32, 3)
     assert {"card.json", "run.py"} <= {path.name for path in (tmp_path / "exported").iterdir()}
 

@@ -114,5 +114,5 @@ def test_scratch_array_on_a_full_disk_is_refused_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match=re.escape(f"No space left on device (120 bytes to work in): '{tmp_path}'")):
+    with pytest.raises(OSError, match=re.escape(f"No space left on device (120 bytes needed): '{tmp_path}'")):
         scratch((5, 6), np.float32, most=100)

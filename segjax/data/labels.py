@@ -28,10 +28,12 @@ class LabelSet:
 
     def __post_init__(self):
         if len(self.names) != len(self.palette):
-            raise ValueError(f"{len(self.names)} class names need as many colours; got {len(self.palette)}")
+            raise ValueError(f"palette must have {len(self.names)} colours, one per class; got {len(self.palette)}")
         known = self.lut[(self.lut != VOID) & (self.lut != UNKNOWN)]
         if known.size and known.max() >= len(self.names):
-            raise ValueError(f"the lookup table names train id {known.max()}, but there are {len(self.names)} classes")
+            raise ValueError(
+                f"the lookup table contains train id {known.max()}, but there are {len(self.names)} classes"
+            )
 
     @property
     def num_classes(self) -> int:

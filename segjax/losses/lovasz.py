@@ -108,11 +108,11 @@ def lovasz_hinge_loss(
         e_i = \max(0, 1 - x_i), \qquad x_i = (2 t_i - 1) z_i
 
     with logit z, target t, and the sorted errors e and J of `lovasz_softmax_loss`. At logits ±1 it is twice the Jaccard
-    loss. A set without positives costs its largest error, as in the authors' code.
+    loss. Without positives, the loss is the largest error, as in the authors' code.
 
     Args:
         logits: z, at least one axis.
-        targets: t, that shape: boolean, or numbers that are 0 or 1. Another unmasked target gives NaN.
+        targets: t, that shape: boolean, or numbers that are 0 or 1. Any other unmasked target gives NaN.
         where: boolean, broadcastable to that shape; False removes the pixel.
         over_batch: as in `lovasz_softmax_loss`; False needs `[B, ...]`.
         axis_name: as in `lovasz_softmax_loss`.

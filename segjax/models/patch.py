@@ -86,7 +86,7 @@ class PatchClassifier(Network):
         return 7 * 2**self.depth - 4 if self.patch_size is None else self.patch_size
 
     def check(self) -> None:
-        """Raises a ValueError if the poolings do not divide the patch, or `sliding` would be another network."""
+        """Raises a ValueError if the poolings do not divide the patch, or `sliding` would change the output."""
         stride = 2**self.depth
         if (self.patch + 4) % stride or self.patch + 4 < 5 * stride:
             sizes = ", ".join(str(stride * (4 + k) - 4) for k in (1, 2, 3))

@@ -60,8 +60,8 @@ class Checkpoints:
         self.damaged = [f"checkpoint {step} is damaged: {problem}" for step, problem in damaged.items()]
         if damaged and len(damaged) == len(steps):
             raise CheckpointError(
-                f"no checkpoint in {folder} is whole. {'; '.join(self.damaged)}. Nothing was changed; to begin anew, "
-                "move the folder away"
+                f"all checkpoints in {folder} are damaged: {'; '.join(self.damaged)}. Nothing was changed; to start "
+                "from step 0, move the folder away"
             )
         if not read_only:
             # All hosts have read before the first one renames, which it has done before orbax reads.

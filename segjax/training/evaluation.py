@@ -149,7 +149,8 @@ def scores(counts: dict[str, Any]) -> dict[str, Any]:
 def contact_sheet(predictors: Sequence[Callable], source: Source, indices: Iterable[int], gap: int = 4) -> np.ndarray:
     """Draws one row per image of `source`: image, truth, and the mask of each `segjax.inference.Predictor`.
 
-    Panels have `gap` white pixels at the right and below. Returns uint8 RGB `[height, width, 3]`; void is black.
+    Panels have `gap` white pixels on the right and at the bottom; void is black. Returns uint8 RGB
+    `[height, width, 3]`.
     """
     rows, palette = [], source.label_set.palette
     for index in indices:

@@ -162,7 +162,7 @@ def read_log(workdir: str | os.PathLike) -> list[dict[str, float | int]]:
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}, line {number}: expected a step and the values logged there as JSON") from error
     if not rows:
-        raise ConfigError(f"{path}: expected the log of a training, one line per step; there is none yet")
+        raise ConfigError(f"{path}: nothing has been logged yet; expected one JSON line per logged step")
     return rows
 
 

@@ -75,9 +75,9 @@ def test_numbered_classes_invalid_values(values):
 
 def test_label_set_inconsistent_fields():
     palette, lut = np.zeros((2, 3), np.uint8), np.full(256, 5, np.uint8)
-    with pytest.raises(ValueError, match="1 class names need as many colours; got 2"):
+    with pytest.raises(ValueError, match="palette must have 1 colours, one per class; got 2"):
         LabelSet(("a",), palette, lut)
-    with pytest.raises(ValueError, match="names train id 5, but there are 2 classes"):
+    with pytest.raises(ValueError, match="lut contains train id 5, but there are 2 classes"):
         LabelSet(("a", "b"), palette, lut)
 
 

@@ -145,7 +145,7 @@ def test_sliding_needs_the_memory_of_one_row_of_patches():
         ({"patch_size": 8}, "with 2 poolings must be 16, 20, 24, …, which .* k = 1, 2, 3, … whole pixels; got 8"),
         ({"patch_size": 25}, "must be 16, 20, 24, …, .*; got 25"),
         ({"depth": 4, "patch_size": 48}, "with 4 poolings must be 76, 92, 108, …, .*; got 48"),
-        ({"sliding": True, "norm": "group"}, "sliding=True with norm='group' would be another network"),
+        ({"sliding": True, "norm": "group"}, "sliding=True with norm='group' would change the output"),
     ],
 )
 def test_invalid_fields_are_rejected(fields, message):

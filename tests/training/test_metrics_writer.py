@@ -85,7 +85,7 @@ def test_read_log_leaves_out_a_half_written_line(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "expected the log of a training, one line per step; there is none yet"),
+        (None, "nothing has been logged yet; expected one JSON line per logged step"),
         ("", "there is none yet"),
         ('{"step": 1}\n{"loss": 2}\n', "line 2: expected a step and the values logged there as JSON"),
         ("[1]\n", "line 1: expected a step"),
