@@ -54,7 +54,7 @@ def test_path_of_names_the_extra_that_installs_gcsfs(monkeypatch):
 
 def test_local_path_refuses_a_bucket(tmp_path):
     assert local_path(str(tmp_path)) == tmp_path
-    with pytest.raises(StorageError, match=r"^gs://bucket/grid: expected a folder of this machine"):
+    with pytest.raises(StorageError, match=r"^gs://bucket/grid: expected a local folder"):
         local_path("gs://bucket/grid")
 
 

@@ -93,7 +93,7 @@ class PatchClassifier(Network):
             expected = f"patch_size of a PatchClassifier with {self.depth} poolings must be {sizes}, …"
             raise ValueError(f"{expected}, which leave k = 1, 2, 3, … whole pixels; got {self.patch}")
         if self.sliding and self.norm == "group":
-            problem = "sliding=True with norm='group' would be another network with statistics per patch"
+            problem = "sliding=True with norm='group' would change the output with statistics per patch"
             raise ValueError(f"{problem}; use norm='batch' or 'none'")
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:

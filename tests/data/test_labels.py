@@ -77,7 +77,7 @@ def test_label_set_inconsistent_fields():
     palette, lut = np.zeros((2, 3), np.uint8), np.full(256, 5, np.uint8)
     with pytest.raises(ValueError, match="palette must have 1 colours, one per class; got 2"):
         LabelSet(("a",), palette, lut)
-    with pytest.raises(ValueError, match="lut contains train id 5, but there are 2 classes"):
+    with pytest.raises(ValueError, match="the lookup table contains train id 5, but there are 2 classes"):
         LabelSet(("a", "b"), palette, lut)
 
 

@@ -86,7 +86,7 @@ def test_read_log_leaves_out_a_half_written_line(tmp_path):
     ("text", "message"),
     [
         (None, "nothing has been logged yet; expected one JSON line per logged step"),
-        ("", "there is none yet"),
+        ("", "nothing has been logged yet"),
         ('{"step": 1}\n{"loss": 2}\n', "line 2: expected a step and the values logged there as JSON"),
         ("[1]\n", "line 1: expected a step"),
         ("\x00\n", "line 1: expected a step"),
