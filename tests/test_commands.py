@@ -210,10 +210,14 @@ def test_report_of_another_folder_prints_one_line_and_writes_nothing(run, tmp_pa
 
 @pytest.mark.slow
 def test_predict_refuses_two_images_of_one_name(run, tmp_path, python):
-    done = python("-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path}", "a/x.png", "b/x.jpg")
+    images = tmp_path / "a" / "x.png", tmp_path / "b" / "x.jpg"
+    for image in images:
+        image.parent.mkdir()
+        assert cv2.imwrite(str(image), np.zeros((8, 8, 3), np.uint8))
+    done = python("-m", "segjax.predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", *images)
     assert done.returncode == 1
-    assert "a/x.png and b/x.jpg would both be written as x_mask.png" in done.stdout + done.stderr
-    assert not any(tmp_path.iterdir())
+    assert f"{images[0]} and {images[1]} would both be written as x_mask.png" in done.stdout + done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
