@@ -230,6 +230,7 @@ def test_augment_without_rotation_gathers_no_image():
     assert gathers(10.0) > 1
 
 
+@pytest.mark.slow
 def test_augment_on_tpu_has_no_gather_and_the_same_labels(monkeypatch):
     images, labels = scene()
     labels = jnp.where(labels == 3, jnp.uint8(VOID), labels)

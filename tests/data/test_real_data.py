@@ -7,6 +7,8 @@ import pytest
 
 from segjax.data import VOID, open_split
 
+pytestmark = pytest.mark.slow
+
 # Per cent of the training pixels of CamVid, void last.
 CAMVID_SHARES = (16.9, 23.3, 1.0, 31.7, 4.5, 9.7, 1.2, 1.1, 5.9, 0.6, 0.3, 4.0)
 

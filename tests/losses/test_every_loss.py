@@ -6,6 +6,7 @@ a fraction of the time that they take one by one.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -194,9 +195,9 @@ def mapped(request):
     return MAPPINGS[request.param]()
 
 
-# Eager programs compile each operation alone: the variants of a loss are left to the slow tier.
+# Eager programs compile each operation alone: all but one loss are left to the slow tier.
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if "," in name or "OHEM" in name else name for name in LOSSES]
+    "name", [name if name == "softmax_focal_loss" else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES]
 )
 def test_compiled_equals_eager_under_debug_nans(name, expected):
     def value(parameters):
@@ -298,6 +299,17 @@ def test_float64_stays():
             assert shape.dtype == jnp.float64, name
 
 
+def test_tpu_programs_neither_scatter_nor_gather():
+    """A TPU scatters and gathers one element after another."""
+    names = ("softmax_cross_entropy", "softmax_focal_loss", "dice_loss", "lovasz_softmax_loss", "lovasz_hinge_loss")
+    for name in names:
+        gradient = jax.jit(jax.value_and_grad(lambda z, name=name: LOSSES[name](z, LABELS, WHERE, None)))
+        program = gradient.trace(LOGITS).lower(lowering_platforms=("tpu",)).as_text()
+        assert "sort" in program or "lovasz" not in name
+        assert re.findall(r"stablehlo\.(?:dynamic_)?(?:scatter|gather)", program) == [], name
+
+
+@pytest.mark.slow
 def test_vmap_scan_and_checkpoint_give_the_same_gradient(clean):
     labels = np.where(WHERE, LABELS, 0)
     batches = [np.stack([x, np.roll(x, 1, axis=1)]) for x in (LOGITS, labels, WHERE)]

@@ -123,6 +123,7 @@ def test_counts_every_mapping(mapping, expected):
     _assert_equal(MAPPINGS[mapping](), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_counts_tpu_program(expected, monkeypatch):
     def on_tpu(*operands, default, **platforms):
         return platforms.get("tpu", default)(*operands)

@@ -176,8 +176,11 @@ def test_packed_unet_too_low_for_strips_is_not_cut():
     assert output.logits.shape == (2, 16, 22, 3)
 
 
-@pytest.mark.parametrize(("layout", "fields"), UNETS.values(), ids=UNETS)
-def test_packed_unet_equals_unet_in_parameters_statistics_values_and_gradients(layout, fields):
+@pytest.mark.parametrize(
+    "name", [name if "reflection" in name else pytest.param(name, marks=pytest.mark.slow) for name in UNETS]
+)
+def test_packed_unet_equals_unet_in_parameters_statistics_values_and_gradients(name):
+    layout, fields = UNETS[name]
     fields, images = {"num_classes": 3, "width": 4, "depth": 1, **fields}, drawn(2, 16, 22, 3)
     model, laid_out = UNet(**fields), PackedUNet(pack=layout[0], strips=layout[1], **fields)
     rngs = {"dropout": jax.random.key(5)}

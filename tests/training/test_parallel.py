@@ -55,7 +55,11 @@ def one_device(config):
 
 @pytest.mark.parametrize(
     ("mode", "devices"),
-    [("jit", 4), ("pmap", 4), ("shard_map", 4), pytest.param("shard_map", 1, marks=pytest.mark.slow)],
+    [
+        ("pmap", 4),
+        ("shard_map", 4),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("jit", 4), ("shard_map", 1))),
+    ],
 )
 def test_map_step_equals_one_device(config, one_device, mode, devices):
     losses, state, counts = run(config, mode, devices)

@@ -39,6 +39,7 @@ def test_shapes_has_one_line_per_loss():
     assert focal[-1] < 0.5 * ce[-1]
 
 
+@pytest.mark.slow
 def test_sections_of_a_trained_network(trained_sweep, tmp_path):
     cells, workdir, _ = trained_sweep
     cells = cells[1:2]

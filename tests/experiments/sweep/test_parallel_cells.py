@@ -73,6 +73,7 @@ def test_cell_folder_is_a_run(trained_sweep):
     assert opened.config.to_json() == cells[0].config.to_json()
 
 
+@pytest.mark.slow
 def test_cells_of_one_program_compile_once_whatever_their_number(compiled, trained_sweep, tiny_scenes, tmp_path):
     sweep, traces = compiled
     cells, workdir, _ = trained_sweep
