@@ -179,13 +179,27 @@ def soft_targets(targets: Floats) -> Floats:
     return lax.stop_gradient(targets + nan_unless((targets >= 0) & (targets <= 1), targets.dtype))
 
 
+@jax.custom_jvp
+def log_probabilities(x: Floats) -> tuple[Floats, Floats]:
+    """Returns log σ(x) and log σ(-x) with one exp and one log for both, half the time of two `log_sigmoid`."""
+    tail = jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return jnp.minimum(x, 0) - tail, jnp.minimum(-x, 0) - tail
+
+
+@log_probabilities.defjvp
+def _log_probabilities_jvp(primals, tangents):
+    """Returns the derivatives; those of the formula have a kink at 0, where |x| has one."""
+    (x,), (x_dot,) = primals, tangents
+    return log_probabilities(x), (jax.nn.sigmoid(-x) * x_dot, -jax.nn.sigmoid(x) * x_dot)
+
+
 def binary_terms(logits: Floats, targets: Targets) -> tuple[Floats, Floats]:
     """Returns the cross entropy -t log p - (1-t) log(1-p), and log(1 - p_t) = log(t (1-p) + (1-t) p)."""
-    if jnp.issubdtype(targets.dtype, jnp.integer):  # same bits as below with half of the exponentials
-        x = sigmoid_log_odds(logits, targets)
-        return -jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)
+    if jnp.issubdtype(targets.dtype, jnp.integer):  # same bits as below with half of the work
+        log_pt, log_one_minus_pt = log_probabilities(sigmoid_log_odds(logits, targets))
+        return -log_pt, log_one_minus_pt
     t = soft_targets(targets)
-    log_p, log_not_p = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    log_p, log_not_p = log_probabilities(logits)
     return -(t * log_p + (1 - t) * log_not_p), jnp.logaddexp(jnp.log(t) + log_not_p, jnp.log1p(-t) + log_p)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from segjax import losses
+from segjax.losses._log_odds import log_probabilities
 
 GAMMAS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 POINTS = np.array([-1e4, -300.0, -90.0, -17.0, -1.0, 0.0, 1e-3, 17.0, 90.0, 1e4], np.float32)
@@ -205,3 +206,12 @@ def test_big_endian_arrays_and_boolean_labels():
         losses.softmax_cross_entropy(LOGITS, binary), losses.softmax_cross_entropy(LOGITS, binary.astype(np.int32))
     )
     np.testing.assert_array_equal(losses.boundary_mask(binary), losses.boundary_mask(binary.astype(">i4")))
+
+
+def test_log_probabilities_equals_log_sigmoid_with_two_derivatives():
+    x = jnp.array([0.0, -0.0, 1e-3, -1e-3, 1.5, -1.5, 30.0, -30.0, 1e4, -1e4])
+    for sign, i in ((1, 0), (-1, 1)):
+        plain, ours = (lambda x, sign=sign: jax.nn.log_sigmoid(sign * x)), (lambda x, i=i: log_probabilities(x)[i])
+        for _ in range(3):
+            np.testing.assert_allclose(jax.vmap(ours)(x), jax.vmap(plain)(x), rtol=1e-6, atol=1e-12)
+            plain, ours = jax.grad(plain), jax.grad(ours)
