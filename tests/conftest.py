@@ -31,15 +31,17 @@ install_import_hook("segjax", "beartype.beartype")
 hypothesis.settings.register_profile("segjax", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("segjax")
 
+# Set here and not in a fixture, because session fixtures are set up before those of a module.
+jax.config.update("jax_disable_most_optimizations", True)
+
 
 @pytest.fixture(autouse=True, scope="module")
 def compilation_effort(request):
     """Compiles the tests of formulas and devices with optimizations, and all others fast."""
     optimized = request.path.stem in ("test_classification", "test_devices")
-    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()  # with hundreds of programs per module a worker would grow to 4 GB
 
 

@@ -261,7 +261,8 @@ def sigmoid_focal_star_loss(
     alpha = None if alpha is None else checks.scalar("alpha", alpha, dtype, 0.0, 1.0)
 
     def star(x, gamma, beta):
-        return -log_sigmoid(gamma * x + beta) / gamma
+        log_p, _ = numerics.log_probabilities(gamma * x + beta)
+        return -log_p / gamma
 
     def formula(z, t, gamma, beta, alpha):
         if jnp.issubdtype(t.dtype, jnp.integer):

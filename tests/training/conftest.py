@@ -5,7 +5,6 @@ import io
 import sys
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 import rich.console
@@ -101,12 +100,9 @@ def trained(run_config, tmp_path_factory, record_reads, quiet):
 
         return counted
 
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)  # as in the modules, which are set up later
     with pytest.MonkeyPatch.context() as patch, record_reads() as fields_read:
         patch.setattr("segjax.training.loop.make_train_step", counting)
         train(run_config.copy_and_resolve_references(), workdir, console=quiet())
-    jax.config.update("jax_disable_most_optimizations", before)
     return SimpleNamespace(workdir=workdir, traces=traces, fields_read=fields_read)
 
 
