@@ -756,7 +756,7 @@ BROKEN = {
         "mask shape": MASK_SHAPE,
         "delta 0": ({"delta": 0}, ValueError, r"delta must be finite and more than 0; got 0$"),
         "negative delta": ({"delta": -1.0}, ValueError, r"delta must be finite and more than 0; got -1"),
-        "delta a pixel": ({"delta": np.ones(5)}, ValueError, r"delta must be a scalar; got shape \(5,\)"),
+        "delta per pixel": ({"delta": np.ones(5)}, ValueError, r"delta must be a scalar; got shape \(5,\)"),
     },
 }
 

@@ -125,7 +125,7 @@ def test_card_describes_input_output_and_scores(run, exported):
     folder, card = exported
 
     def no_constant(name):
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     assert json.loads((folder / "card.json").read_text(), parse_constant=no_constant) == json.loads(json.dumps(card))
     data = (folder / "model.stablehlo").read_bytes()
