@@ -2,8 +2,9 @@
 
 Source: the Cityscapes recipe (configs/cityscapes_unet_recipe.py) on two classes; the road is the background.
 COMMAND: python -m segjax.train --config=configs/road_debris_uncertainty.py --workdir=runs/debris_uncertainty
-SCORE: debris: average precision 0.717, AUROC 0.995, recall 0.43 and precision 0.84 at p > 1/2, seed 0, commit 2143520a3ce4.
-  Earlier code had 0.756; with π = 0.01, twice the frequency of debris, it had 0.32 and recall 0 with this seed: see below.
+SCORE: debris: average precision 0.717, AUROC 0.995, recall 0.43 and precision 0.84 at p > 1/2, seed 0 (commit
+  2143520a3ce4). Earlier code had 0.756, and with π = 0.01, twice the frequency of debris, 0.32 and recall 0 with this
+  seed: see below.
 TIME: 50 seconds on 2 CPU cores (commit 2143520a3ce4).
 """
 
