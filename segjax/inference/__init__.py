@@ -28,8 +28,8 @@ with epy.lazy_api_imports(globals()):
         PredictOptions,
         Predictor,
         predict_options,
+        predict_tiled,
     )
-    from segjax.inference.tiling import predict_tiled
     from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, tiles
     from segjax.inference.writer import OutputOptions, WriteSummary, is_prediction_file, png, write_predictions
 

@@ -65,9 +65,8 @@ def augmented_statistics(
         \bar p = \frac{1}{AK} \sum_{ak} softmax(z_{ak}), \quad \bar h = \frac{1}{AK} \sum_{ak} H[softmax(z_{ak})], \\
         \bar z = \frac{1}{AK} \sum_{ak} z_{ak}, \quad v = \frac{1}{AKC} \sum_{akc} (z_{akc} - \bar z_c)^2
 
-    T_a resizes (linearly, antialiased) and then mirrors or turns. Its inverse is applied before the head, to logits or
-    features, because interpolated probabilities would count blurred edges as a disagreement of samples. Call it under
-    `jax.jit`; `encode` is compiled once per shape of T_a x.
+    T_a resizes (linearly, antialiased) and then mirrors or turns. Its inverse is applied to features or logits, because
+    interpolated probabilities would count blurred edges as a disagreement of samples. Call it under `jax.jit`.
 
     Args:
         images: `[B, H, W, channels]`, as the network takes them.
@@ -75,9 +74,9 @@ def augmented_statistics(
             of the augmentation, scale by scale; fold it into the key of dropout deep in the network.
         head: `(features [B, H, W, F], indices [K]) -> SampleStatistics [B, H, W]` of the samples with these traced
             indices, such as that of `dropout_head`. None: `encode` returns logits.
-        samples: K ≥ 1, samples of the head per augmentation; static.
-        symmetries: at least one, such as those of `SYMMETRIES`; static. Repeat each K times for K passes.
-        scales: at least one, each > 0; static.
+        samples: K ≥ 1, samples of the head per augmentation.
+        symmetries: at least one, such as those of `SYMMETRIES`. Repeat each K times for K passes.
+        scales: at least one, each > 0.
 
     Returns:
         `SampleStatistics` of scales · symmetries · K samples, at least float32. Finite for |z| ≤ 1e4.
@@ -159,21 +158,19 @@ def dropout_head(
         model: a network with one linear head, `head/linear` in its parameters, such as `segjax.models.UNet`.
         variables: its parameters and batch statistics.
         key: PRNG key of the masks, typed or raw.
-        rate: p in [0, 1), a scalar, may be traced; None: the model's.
-        mask: "channel" or "element"; static. None: the model's.
-        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1. Tiles of one image need
-            one index, so that masks per channel leave no seams.
+        rate: p in [0, 1), may be traced; None: the model's.
+        mask: "channel" or "element"; None: the model's.
+        examples: `[B]`, indices that key the masks; None: 0 to B-1. Tiles of one image need one index, so that masks
+            per channel leave no seams.
         class_logits: a linear map of the head's outputs `[..., O]` to one logit per class, `[..., C]`; None: identity.
 
     Raises:
         ValueError: no `head/linear` in the parameters, p is not in [0, 1), or `mask` is unknown.
 
     >>> from segjax.models import UNet
-    >>> model, images = UNet(num_classes=3, width=4, depth=1), jnp.ones((1, 8, 12, 3))
-    >>> variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), images, train=False)
-    >>> encode, head = dropout_head(model, variables, jax.random.key(1), mask="channel")
-    >>> predict = jax.jit(lambda x: augmented_statistics(x, encode, head, samples=4, symmetries=SYMMETRIES["mirror"]))
-    >>> predict(images).probabilities.shape
+    >>> variables = {"params": {"head": {"linear": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}}}}
+    >>> encode, head = dropout_head(UNet(num_classes=3), variables, jax.random.key(1), mask="channel")
+    >>> head(jnp.ones((1, 8, 12, 4)), jnp.arange(30)).probabilities.shape
     (1, 8, 12, 3)
     """
     kernel, bias = map(class_logits or (lambda outputs: outputs), linear_head(variables))
@@ -203,16 +200,11 @@ def _groups(
 
 
 def _flipped(x: Array, symmetry: Symmetry) -> Array:
-    x = _where(symmetry.rows, jnp.flip(x, 1), x)
-    return _where(symmetry.columns, jnp.flip(x, 2), x)
+    x = jnp.where(symmetry.rows, jnp.flip(x, 1), x)
+    return jnp.where(symmetry.columns, jnp.flip(x, 2), x)
 
 
 def _transposed(x: Array, flag: bool | Array) -> Array:
-    return _where(flag, jnp.swapaxes(x, 1, 2), x)
-
-
-def _where(flag: bool | Array, yes: Array, no: Array) -> Array:
-    """Selects one of two arrays, which may differ in shape if the flag is a Python bool."""
-    if isinstance(flag, bool):
-        return yes if flag else no
-    return jnp.where(flag, yes, no)
+    """Swaps height and width if `flag`, which is a Python bool where they differ."""
+    turned = jnp.swapaxes(x, 1, 2)
+    return (turned if flag else x) if isinstance(flag, bool) else jnp.where(flag, turned, x)

@@ -2,6 +2,10 @@
 
 A network with one linear head needs one pass and K small products for K samples. Samples are added up one after
 another, so K = 30 takes the memory of one. `segjax.metrics` computes the same numbers from a stack of K logits.
+
+Conventions of this module: `variables` are a network's parameters and batch statistics; `key` is typed or raw; dropout
+rates are scalars in [0, 1), checked unless traced; `examples` `[B]` are the global indices of the images, which key
+their masks, by default 0 to B - 1; numbers of samples and kinds of masks are static.
 """
 
 import math
@@ -82,10 +86,10 @@ def head_uncertainty(
         kernel: W, `[F, C]`, C ≥ 2.
         bias: b, `[C]`.
         key: PRNG key of the masks, typed or raw.
-        samples: K ≥ 2; static.
-        rate: p in [0, 1), a scalar; not checked if traced.
-        mask: "channel", F · K random numbers per image, or "element", H · W times as many; static.
-        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1.
+        samples: K ≥ 2.
+        rate: dropout rate.
+        mask: "channel", F · K random numbers per image, or "element", H · W times as many.
+        examples: `[B]`, indices of the images.
 
     Returns:
         `Uncertainty`, at least float32. I has an error of about 1e-6 nats, and values below 2e-6 become 0 (float32).
@@ -93,7 +97,7 @@ def head_uncertainty(
 
     Raises:
         TypeError: features are not floating point, or examples not integers.
-        ValueError: K < 2, C < 2, p outside [0, 1), an unknown `mask`, or shapes that do not match.
+        ValueError: K < 2, C < 2, a rate outside [0, 1), an unknown `mask`, or shapes that do not match.
 
     References:
         Gal and Ghahramani, arXiv 1506.02142; Houlsby et al., arXiv 1112.5745 (mutual information).
@@ -133,11 +137,11 @@ def predict_with_uncertainty(
         variables: its parameters and batch statistics.
         images: `[B, H, W, channels]`, as the network takes them.
         key: PRNG key of the masks, typed or raw.
-        samples: K ≥ 2; static.
-        rate: p in [0, 1), a scalar, may be traced; None: the model's.
-        mask: "channel" (on a CPU K = 30 take less than a pass of a narrow U-Net) or "element" (many passes); static.
-            None: the model's.
-        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1.
+        samples: K ≥ 2.
+        rate: dropout rate; None: the model's.
+        mask: "channel" (on a CPU K = 30 take less than a pass of a narrow U-Net) or "element" (many passes); None: the
+            model's.
+        examples: `[B]`, indices of the images.
 
     Returns:
         The network's output without dropout, and the `Uncertainty` of the samples.
@@ -184,13 +188,10 @@ def whole_passes(
         variables: its parameters and batch statistics.
         images: `[B, H, W, channels]`, as the network takes them.
         key: PRNG key of the masks, typed or raw.
-        samples: K ≥ 2; static.
-        rate: dropout rate of the head in [0, 1), a scalar, may be traced; None: the model's.
+        samples: K ≥ 2.
+        rate: dropout rate of the head; None: the model's.
         deep_rate: the same for the deep dropout.
-        examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1.
-
-    Returns:
-        The network's output without dropout, and the `Uncertainty` of the samples.
+        examples: `[B]`, indices of the images.
 
     Raises:
         ValueError: K < 2, a model with neither kind of dropout, or a rate outside [0, 1).
@@ -209,10 +210,9 @@ def whole_passes(
 
 
 def dropout_passes(model: Any, variables: Any, key: Shaped[Array, "..."], **options: Any) -> Callable:
-    """Builds `logits(images, k)` of pass k with the model's dropout on; `options` of a call of the model.
+    """Builds `logits(images, k)` of pass k with the model's dropout on; raises ValueError for a model without.
 
-    Raises:
-        ValueError: the model has no dropout.
+    `options` are those of a call of the model.
     """
     if model.deep_dropout == 0 and model.dropout != "sampled":
         raise ValueError(
@@ -242,18 +242,7 @@ def analytic_uncertainty(
         v = \frac{1}{C} \sum_c \frac{r}{1 - r} \sum_i w_{ic}^2 x_i^2
 
     v is the limit of that of `head_uncertainty` for K → ∞; p and H are not limits. The mutual information is None.
-
-    Args:
-        features: x, `[B, H, W, F]`, any floating dtype.
-        kernel: W, `[F, C]`, C ≥ 2.
-        bias: b, `[C]`.
-        rate: r in [0, 1), a scalar; not checked if traced.
-
-    Returns:
-        `Uncertainty`, at least float32.
-
-    Raises:
-        TypeError, ValueError: as `head_uncertainty`.
+    Arguments and errors are those of `head_uncertainty`, r is the dropout rate.
 
     References:
         Wang and Manning, Fast dropout training, ICML 2013; Kendall and Gal, arXiv 1703.04977.
@@ -287,10 +276,10 @@ def head_uncertainty_maps(
     Args:
         variables: those of the network, with `head/linear` in their parameters.
         features: `[B, H, W, F]`, any floating dtype, such as `Segmentation.features` of a clean pass.
-        examples: `[B]`, global indices of the images, which key their masks.
+        examples: `[B]`, indices of the images.
         num_classes: C, without void.
-        rate: dropout rate in [0, 1), a scalar; not checked if traced.
-        samples: K ≥ 2; static.
+        rate: dropout rate.
+        samples: K ≥ 2.
 
     Returns:
         "variance" in squared logits and "mutual information" in nats; both ≥ 0, at least float32.
@@ -325,9 +314,6 @@ def uncertainty_of(statistics: SampleStatistics, samples: int) -> Uncertainty:
     Returns:
         `Uncertainty`. Information below 2e-6 nats (float32) is rounding and becomes 0.
 
-    Raises:
-        ValueError: N < 2.
-
     >>> p = jnp.array([0.5, 0.5]).reshape(1, 1, 1, 2)  # two certain samples that disagree
     >>> found = uncertainty_of(SampleStatistics(p, jnp.zeros((1, 1, 1)), 0 * p, jnp.ones((1, 1, 1))), samples=2)
     >>> print(found.predictive_entropy[0, 0].round(3), found.mutual_information[0, 0].round(3), found.variance[0, 0])
@@ -348,26 +334,23 @@ def statistics_to_maps(statistics: SampleStatistics) -> Float[Array, "*pixels ma
 
     .. math:: \bar p, \quad \bar h, \quad \bar z, \quad s = v + \frac{1}{C} \sum_c \bar z_c^2
 
-    All maps are means over samples, so a blend of tiles with weights of sum 1 is the weighted mean over all samples of
-    a pixel. Disagreement between tiles therefore counts as uncertainty.
+    All maps are means over samples, and so is a blend of tiles with weights of sum 1. Disagreement between tiles
+    therefore counts as uncertainty.
 
     >>> statistics_to_maps(SampleStatistics(jnp.ones((5, 3)), jnp.zeros(5), jnp.ones((5, 3)), jnp.zeros(5))).shape
     (5, 8)
     """
-    squares = statistics.variance + jnp.mean(statistics.logits**2, axis=-1)
-    p, entropy, logits, _ = statistics
+    p, entropy, logits, variance = statistics
+    squares = variance + jnp.mean(logits**2, axis=-1)
     return jnp.concatenate([p, entropy[..., None], logits, squares[..., None]], axis=-1)
 
 
 def maps_to_statistics(maps: Float[ArrayLike, "*pixels maps"]) -> SampleStatistics:
-    r"""Returns the statistics of blended maps `[..., 2C + 2]`: the inverse of `statistics_to_maps`.
+    r"""Returns the statistics of blended maps `[..., 2C + 2]`, C ≥ 2: the inverse of `statistics_to_maps`.
 
     .. math:: v = s - \frac{1}{C} \sum_c \bar z_c^2
 
     The difference of squares has an error of about 1e-6 of the larger: 1e-4 in the variance of logits of 10.
-
-    Raises:
-        ValueError: the last axis is not 2C + 2 with C ≥ 2.
 
     >>> statistics = maps_to_statistics(jnp.array([0.0, 1.0, 2.0, 3.0, 4.0, 10.0]))
     >>> print(statistics.probabilities, statistics.entropy, statistics.logits, statistics.variance)

@@ -1,7 +1,7 @@
-"""Prediction of single images, whole or in tiles, with augmentation and dropout samples.
+"""Prediction of images of any size, whole or in blended tiles, with augmentation and dropout samples.
 
 The network is compiled for one input shape, `PredictOptions.tile`, for images of all sizes. Images and maps are resized
-in blocks of bounded size, so that maps larger than memory may lie in a file.
+in blocks of bounded size, so that maps larger than memory may be stored in a file.
 """
 
 import copy
@@ -9,19 +9,19 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain, pairwise, product
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped, UInt8
+from jaxtyping import Array, Float, Integer, Shaped, UInt8
 
 from segjax import metrics
 from segjax.data.resize import Axis, resize_window
 from segjax.inference.augmentation import SYMMETRIES, augmented_statistics, dropout_head
 from segjax.inference.forward import Preprocessing, class_logits
 from segjax.inference.monte_carlo import dropout_passes, maps_to_statistics, statistics_to_maps, uncertainty_of
-from segjax.inference.tiling import predict_tiled
 from segjax.storage import scratch
 
 AUGMENTATIONS = {
@@ -82,20 +82,16 @@ class PredictOptions:
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1; got {self.batch}")
         if self.scale is not None and not 0 <= self.overlap < min(self.tile):
-            raise ValueError(
-                f"overlap must be at least 0 and less than the tile's {min(self.tile)} pixels; got {self.overlap}"
-            )
+            limit = min(self.tile)
+            raise ValueError(f"overlap must be at least 0 and less than the tile's {limit} pixels; got {self.overlap}")
         if self.scale is not None and not 0 < self.scale < float("inf"):
             raise ValueError(f"scale must be more than 0; got {self.scale:g}")
-        for name, count in (("samples", self.samples), ("passes", self.passes)):
-            if count < 0 or count == 1:
-                raise ValueError(
-                    f"{name} must be 0 (none) or at least 2, since one sample has no variance; got {count}"
-                )
+        for name, n in (("samples", self.samples), ("passes", self.passes)):
+            if n < 0 or n == 1:
+                raise ValueError(f"{name} must be 0 (none) or at least 2, since one sample has no variance; got {n}")
         if self.samples and self.passes:
-            raise ValueError(
-                f"samples and passes exclude each other; got samples {self.samples} and passes {self.passes}"
-            )
+            both = f"samples {self.samples} and passes {self.passes}"
+            raise ValueError(f"samples and passes exclude each other; got {both}")
 
     @property
     def num_samples(self) -> int:
@@ -178,10 +174,6 @@ class Predictor:
 
     and logits the same without the logarithm. Masks of the default options are those that evaluation scores. The
     entropy is that of p; mutual information and variance are resized as they are.
-
-    Attributes:
-      preprocessing: input and classes of the network.
-      options: options of the prediction.
     """
 
     def __init__(
@@ -398,3 +390,107 @@ def _windows(source: int, target: int, antialias: bool) -> list[_Window]:
 
 def _cropped(block: Shaped[Any, "..."], rows: slice, columns: slice) -> Shaped[np.ndarray, "..."]:
     return np.asarray(block)[: rows.stop - rows.start, : columns.stop - columns.start]
+
+
+def tiles_along(length: int, tile: int, overlap: int) -> tuple[Integer[np.ndarray, "n"], Float[np.ndarray, "n {tile}"]]:
+    r"""Returns starts `[n]` and float64 weights `[n, T]` of tiles along one axis, the last one ending with the axis.
+
+    .. math:: w_t(x) = \frac{g(x - s_t)}{\sum_u g(x - s_u)}, \qquad g(i) = \exp \frac{-(i - (T - 1) / 2)^2}{2 (T / 8)^2}
+
+    This is one axis of nnU-Net's importance map (Isensee et al., Nature Methods 18, 2021): near the edges of a tile,
+    where the network lacks context, the weight is small. The weight is exactly 1 where only one tile has the pixel.
+
+    >>> starts, weights = tiles_along(6, 4, 2)
+    >>> print(starts, weights[:, :2].round(3).tolist())
+    [0 2] [[1.0, 1.0], [0.018, 0.982]]
+    """
+    if not 0 <= overlap < tile:
+        raise ValueError(f"overlap must be at least 0 and less than the tile of {tile} pixels; got {overlap}")
+    count = 1 + math.ceil((length - tile) / (tile - overlap))
+    starts = np.minimum(np.arange(count) * (tile - overlap), length - tile)
+    indices = np.arange(tile)
+    bell = np.exp(-(((indices - (tile - 1) / 2) / (tile / 8)) ** 2) / 2)
+    total = np.zeros(length)
+    for start in starts:
+        total[start : start + tile] += bell
+    return starts, bell / total[starts[:, None] + indices]
+
+
+def predict_tiled(
+    image: Shaped[np.ndarray, "H W channels"],
+    predict: Callable,
+    *,
+    tile: tuple[int, int],
+    overlap: int,
+    batch: int = 1,
+    out: Float[np.ndarray, "H W maps"] | None = None,
+) -> Float[np.ndarray, "H W maps"]:
+    r"""Returns the blended predictions of an image's overlapping tiles.
+
+    .. math:: y(i, j) = \sum_t w_t(i, j) \, f(\text{tile}_t)(i, j), \qquad \sum_t w_t(i, j) = 1
+
+    Weights are Gaussian (`tiles_along` for each axis) and normalised before anything is predicted, so the sum is the
+    only array of the image's size. `predict` is compiled for one shape: the last batch is filled up, and a smaller
+    image is continued by reflection at the bottom and the right.
+
+    Blend means only, such as probabilities or `statistics_to_maps`; compute a variance or an entropy from the blended
+    means (`uncertainty_of`). Where all tiles of a pixel contain its receptive field, and start at multiples of the
+    network's stride, the result is that of the whole image, unless the network has global pooling or group norm.
+
+    Args:
+        image: `[H, W, channels]`, any dtype; may be memory-mapped, only tiles of it are read.
+        predict: jitted function from tiles `[batch, th, tw, channels]` to maps `[batch, th, tw, k]`.
+        tile: th and tw.
+        overlap: least number of pixels that neighbouring tiles share. Half a tile, as in nnU-Net, costs four times the
+            work, a quarter less than twice.
+        batch: tiles at a time.
+        out: float32 or float64 array for the result, such as a `np.memmap`; None: a new float32 array.
+
+    Returns:
+        `[H, W, k]`, `out` if it is given. A NaN of a tile is a NaN of the result.
+
+    Raises:
+        ValueError: an image of another rank or without pixels; a tile, an overlap or a batch out of range; a result of
+            `predict` that is not `[batch, th, tw, k]`; `out` of another shape or dtype.
+
+    >>> image = np.arange(35.0).reshape(5, 7, 1)
+    >>> doubled = predict_tiled(image, lambda tiles: 2 * tiles, tile=(4, 4), overlap=2, batch=2)
+    >>> doubled.shape, bool(np.allclose(doubled, 2 * image))
+    ((5, 7, 1), True)
+    """
+    if image.ndim != 3 or 0 in image.shape:
+        raise ValueError(f"the image must be [height, width, channels] with pixels; got shape {image.shape}")
+    if len(tile) != 2 or min(tile) < 1 or batch < 1:
+        raise ValueError(f"tile must be a positive height and width and batch at least 1; got {tile} and {batch}")
+    size = image.shape[:2]
+    axes = [tiles_along(max(length, side), side, overlap) for length, side in zip(size, tile, strict=True)]
+    # Pairs of (start, weights), one for the row and one for the column of the grid.
+    corners = list(product(*(zip(*axis, strict=True) for axis in axes)))
+    groups = [corners[start : start + batch] for start in range(0, len(corners), batch)]
+
+    def predict_group(group: list) -> Any:
+        tiles = [_cut(image, int(top), int(left), tile) for (top, _), (left, _) in group]
+        return predict(np.stack(tiles + tiles[-1:] * (batch - len(tiles))))
+
+    results = ((group, predict_group(group)) for group in groups)
+    for (group, maps), _ in pairwise(chain(results, [None])):  # the next batch is on the device before this one is read
+        if maps.ndim != 4 or maps.shape[:3] != (batch, *tile):
+            raise ValueError(f"predict must give maps [{batch}, {tile[0]}, {tile[1]}, k]; got shape {maps.shape}")
+        if group is groups[0]:
+            shape = (*size, maps.shape[-1])
+            out = np.empty(shape, np.float32) if out is None else out
+            if out.shape != shape or out.dtype not in (np.float32, np.float64):
+                raise ValueError(f"out must be float32 or float64 of shape {shape}; got {out.dtype} of {out.shape}")
+            out[...] = 0
+        for ((top, rows), (left, columns)), one in zip(group, np.asarray(maps), strict=False):
+            target = out[top : top + tile[0], left : left + tile[1]]  # smaller than the tile if the image is
+            height, width = target.shape[:2]
+            weights = (rows[:height, None] * columns[:width]).astype(out.dtype)
+            target += weights[..., None] * one[:height, :width]
+    return out
+
+
+def _cut(image: np.ndarray, top: int, left: int, tile: tuple[int, int]) -> np.ndarray:
+    part = np.asarray(image[top : top + tile[0], left : left + tile[1]])
+    missing = [(0, side - have) for side, have in zip(tile, part.shape[:2], strict=True)]
+    return np.pad(part, [*missing, (0, 0)], mode="reflect") if np.any(missing) else part

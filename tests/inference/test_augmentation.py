@@ -19,7 +19,7 @@ from segjax.inference import (
     uncertainty_of,
 )
 from segjax.inference.augmentation import restored, transformed
-from segjax.inference.tiling import tiles_along
+from segjax.inference.predictor import tiles_along
 from segjax.models import UNet, example_dropout_keys, head_samples
 from segjax.models.network import dropout
 
