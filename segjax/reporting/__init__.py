@@ -4,13 +4,16 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from segjax.reporting.figures import curves, heatmap, png
-    from segjax.reporting.page import Picture, Report, Section, as_markdown, html, write_report
-    from segjax.reporting.run_page import inspect_run, run_report
-    from segjax.reporting.tables import (
+    from segjax.reporting.report import (
+        Picture,
+        Report,
+        Section,
         Spread,
         Table,
+        as_markdown,
         cell,
         format_rows,
+        html,
         latex,
         markdown,
         per_class_table,
@@ -18,7 +21,9 @@ with epy.lazy_api_imports(globals()):
         spread,
         summary_line,
         to_csv,
+        write_report,
     )
+    from segjax.reporting.run_page import inspect_run, run_report
 
 __all__ = [
     "Picture",

@@ -22,8 +22,7 @@ from segjax.data.labels import LabelSet
 from segjax.data.resize import resize
 from segjax.reporting import figures
 from segjax.reporting.figures import Line, png
-from segjax.reporting.page import Picture, Report, Section
-from segjax.reporting.tables import Table, per_class_table
+from segjax.reporting.report import Picture, Report, Section, Table, per_class_table
 from segjax.trained_run import TrainedRun, facts_of, on_all_devices
 from segjax.training import changed, evaluation, parallel
 from segjax.training.train_step import TrainState

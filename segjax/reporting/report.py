@@ -1,18 +1,25 @@
-"""Tables of numbers: on a terminal, as Markdown, CSV and LaTeX, and formatted cells for HTML."""
+"""Reports of tables and pictures: on a terminal, and as HTML, Markdown, CSV, LaTeX, JSON and PNG files."""
 
+import base64
 import csv
 import io
+import itertools
 import math
+import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jinja2
 import rich.box
 import rich.console
 import rich.measure
 import rich.table
 import rich.text
+from etils import epath
+
+from segjax.storage import to_json, write_bytes
 
 
 class Spread(NamedTuple):
@@ -58,6 +65,40 @@ class Table(NamedTuple):
     highest: tuple[str, ...] = ()
     lowest: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
+
+
+class Picture(NamedTuple):
+    """A PNG file with a caption; its file is named REPORT_NAME.png.
+
+    Two pictures with `half` stand side by side on a wide page.
+    """
+
+    name: str
+    caption: str
+    png: bytes
+    half: bool = False
+
+
+class Section(NamedTuple):
+    """A heading with a few sentences, tables and pictures."""
+
+    title: str
+    text: str = ""
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+class Report(NamedTuple):
+    """A question, the measurements that answer it, and their provenance.
+
+    `text` gives the question and the method in a few sentences, `facts` the provenance by name, such as command, commit
+    and versions; its values may be mappings.
+    """
+
+    title: str
+    text: str
+    sections: tuple[Section, ...]
+    facts: Mapping[str, Any]
 
 
 def cell(value: Any) -> str:
@@ -167,12 +208,15 @@ def to_csv(table: Table) -> str:
     class,IoU,IoU std
     "road, wet",0.5,0.3535533905932738
     """
+    has_std = [any(isinstance(row[i], Spread) for row in table.rows) for i in range(len(table.columns))]
+    pairs = [
+        [(name, f"{name} std") for name in table.columns],
+        *([_mean_and_std(v) for v in row] for row in table.rows),
+    ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    two = [any(isinstance(row[i], Spread) for row in table.rows) for i in range(len(table.columns))]
-    names = [((name, f"{name} std"), is_two) for name, is_two in zip(table.columns, two, strict=True)]
-    rows = [[(_mean_and_std(value), is_two) for value, is_two in zip(row, two, strict=True)] for row in table.rows]
-    writer.writerows([value for pair, is_two in row for value in pair[: 1 + is_two]] for row in [names, *rows])
+    for row in pairs:
+        writer.writerow([cell for pair, two in zip(row, has_std, strict=True) for cell in pair[: 1 + two]])
     return text.getvalue()
 
 
@@ -239,3 +283,63 @@ def summary_line(scores: dict[str, Any]) -> str:
     """Returns the main scores of a run in one line."""
     keys = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "average_precision", "auroc")
     return "  ".join(f"{key} {cell(scores[key])}" for key in keys if key in scores)
+
+
+def write_report(report: Report, folder: str | os.PathLike, name: str, data: Any = None) -> list[epath.Path]:
+    """Writes a report as NAME.html, NAME.md, NAME.tex, NAME.json, one CSV per table and one PNG per picture.
+
+    NAME.json contains the facts of the report and `data`. Returns the paths, NAME.html first. If a file cannot be
+    written, the OSError names it, and the files before it are complete.
+    """
+    folder = epath.Path(folder)
+    tables = [table for section in report.sections for table in section.tables]
+    files: dict[str, bytes] = {
+        f"{name}.html": html(report).encode(),
+        f"{name}.md": as_markdown(report, name).encode(),
+        f"{name}.tex": ("\n\n".join(map(latex, tables)) + "\n").encode(),
+        f"{name}.json": to_json({"facts": dict(report.facts), "data": data}),
+    }
+    for i, table in enumerate(tables):
+        files[f"{name}.csv" if len(tables) == 1 else f"{name}_{i + 1}.csv"] = to_csv(table).encode()
+    for section in report.sections:
+        files |= {f"{name}_{picture.name}.png": picture.png for picture in section.pictures}
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        write_bytes(folder / file, content)
+    return [folder / file for file in files]
+
+
+def as_markdown(report: Report, name: str) -> str:
+    """Returns the report as Markdown, with links to the picture files that `write_report` writes beside it."""
+    parts = [f"# {report.title}", report.text]
+    for section in report.sections:
+        parts += [f"## {section.title}", section.text]
+        for table in section.tables:
+            parts += [table.title, markdown(table)]
+        parts += [f"![{picture.caption}]({name}_{picture.name}.png)" for picture in section.pictures]
+    facts = [f"- {key}: {_text(value)}" for key, value in report.facts.items()]
+    return "\n\n".join(filter(None, [*parts, "## Provenance", "\n".join(facts)])) + "\n"
+
+
+def html(report: Report) -> str:
+    """Returns the report as one HTML page that contains its style and pictures, runs no script and loads no file."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("segjax", "reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        report=report,
+        format_rows=format_rows,
+        grouped=lambda pictures: [(half, list(group)) for half, group in itertools.groupby(pictures, lambda p: p.half)],
+        encoded=lambda picture: base64.b64encode(picture.png).decode(),
+        facts={key: _text(value) for key, value in report.facts.items()},
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)

@@ -148,7 +148,7 @@ def test_write_report_stops_at_the_first_file_that_cannot_be_written(report, tmp
             raise OSError(28, "No space left on device", str(path))
         path.write_bytes(content)
 
-    monkeypatch.setattr("segjax.reporting.page.write_bytes", disk_full)
+    monkeypatch.setattr("segjax.reporting.report.write_bytes", disk_full)
     with pytest.raises(OSError, match=r"No space left on device: '.*focal\.tex'"):
         write_report(report, tmp_path, "focal")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["focal.html", "focal.md"]
