@@ -13,6 +13,7 @@ html_title = f"segjax {version}"
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["segjax.css"]
+html_js_files = ["copy.js"]
 html_copy_source = html_show_sphinx = html_show_copyright = False
 html_theme_options = {"top_of_page_buttons": []}
 exclude_patterns = ["extensions", "static"]
@@ -21,12 +22,15 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "myst_parser",
+    "config_fields",
     "docstrings",
     "entries",
     "mathml",
     "names",
     "notebook",
+    "reports",
     "signatures",
+    "width",
 ]
 suppress_warnings = ["config.cache"]  # Sphinx cannot pickle the extensions of this folder
 html_math_renderer = "mathml"

@@ -82,7 +82,7 @@ def python(process_environment):
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    """Returns `browser(page)`, which renders an HTML page 1280 and 390 pixels wide.
+    """Returns `browser(page)`, which renders an HTML page, a text or a file, 1280 and 390 pixels wide.
 
     Its result has a dictionary per width: "images", True for each loaded image; "cells", the number of table cells;
     "wide", True if the page scrolls sideways. A message on the browser's console fails the test.
@@ -92,19 +92,21 @@ def browser(tmp_path_factory):
         pytest.skip("Chromium is not installed; Debian's package is chromium")
 
     def render(page):
-        folder = tmp_path_factory.mktemp("browser")
+        folder = page.parent if isinstance(page, Path) else tmp_path_factory.mktemp("browser")
+        page = page.read_text("utf-8") if isinstance(page, Path) else page
         tell = (
             "<script>addEventListener('load', () => parent.postMessage({width: innerWidth, seen: {"
             "images: [...document.images].map(i => i.complete && i.naturalWidth > 1),"
             "cells: document.querySelectorAll('td').length,"
             "wide: document.documentElement.scrollWidth > document.documentElement.clientWidth}}, '*'));</script>"
         )
-        (folder / "page.html").write_text(page.replace("</body>", f"{tell}</body>"), encoding="utf-8")
+        (folder / "shown.html").write_text(page.replace("</body>", f"{tell}</body>"), encoding="utf-8")
         listen = "<script>let all = {}; addEventListener('message', e => { all[e.data.width] = e.data.seen; "
-        frames = "".join(f'<iframe src="page.html" style="width:{w}px;border:0"></iframe>' for w in (1280, 390))
+        frames = "".join(f'<iframe src="shown.html" style="width:{w}px;border:0"></iframe>' for w in (1280, 390))
         (folder / "desk.html").write_text(f"{listen}document.title = JSON.stringify(all); }});</script>{frames}")
         command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-        command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
+        profile = tmp_path_factory.mktemp("profile")
+        command += [f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--dump-dom"]
         command.append((folder / "desk.html").as_uri())
         shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert shown.returncode == 0, shown.stderr

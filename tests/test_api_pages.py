@@ -33,7 +33,8 @@ def test_every_page_is_in_the_table_of_contents():
         re.findall(r"^(?:.* <)?(\w+(?:/\w+)*)>?$", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
     )
     pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*") if path.suffix in SUFFIXES}
-    assert pages - {"index"} <= listed
+    generated = {page for page in pages if re.match(r"api/\w+/|reports/", page)}
+    assert pages - generated - {"index"} <= listed
 
 
 @pytest.mark.slow

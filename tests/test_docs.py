@@ -1,14 +1,21 @@
-"""The files, modules and networks that the pages of docs/ name exist."""
+"""The pages of docs/: what they name exists, and the built site contains every config field and fits a phone."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 
+import pytest
+
 from segjax import models
-from segjax.training.config import NETWORKS
+from segjax.training.config import FIELDS, NETWORKS
 
 ROOT = Path(__file__).parent.parent
-PAGES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "docs").rglob("*.md"))
+    if path.parent.name != "reports"  # generated
+}
 
 
 def test_linked_files_exist():
@@ -40,3 +47,43 @@ def test_architectures_page_lists_every_network_with_its_class_and_file():
     for _, row, file in table:
         for name in re.findall(r"`(\w+)`", row):
             assert Path(inspect.getfile(getattr(models, name))).name == file
+
+
+def test_config_page_has_every_group_of_fields():
+    groups = re.findall(r"^```{config-fields} ?(\w*)$", PAGES[ROOT / "docs" / "config.md"], re.MULTILINE)
+    assert groups == list(dict.fromkeys(key.rpartition(".")[0] for key in FIELDS))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, python):
+    """Returns the folder of the site, built with warnings as errors."""
+    for library in ("sphinx", "furo", "myst_parser"):
+        pytest.importorskip(library)
+    folder = tmp_path_factory.mktemp("site")
+    built = python("-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-d", folder / "trees", "docs", folder / "html")
+    assert built.returncode == 0, built.stderr
+    return folder / "html"
+
+
+@pytest.mark.slow
+def test_config_page_describes_every_field_and_names_its_readers(site):
+    page = (site / "config.html").read_text(encoding="utf-8")
+    entries = dict(re.findall(r'<dt id="([\w-]+)">.*?</dt>(.*?)</dd>', page, re.DOTALL))
+    assert list(entries) == [re.sub(r"[._]", "-", key) for key in FIELDS]
+    assert [key for key, entry in entries.items() if "Used in <code" not in entry] == []
+
+
+@pytest.mark.slow
+def test_search_for_mean_iou_finds_segmentation_scores(site):
+    index = json.loads((site / "searchindex.js").read_text("utf-8").removeprefix("Search.setIndex(").removesuffix(")"))
+    page = index["docnames"].index("api/metrics/mean_iou_accuracy_and_dice")
+    for word in ("mean", "iou"):
+        assert page in [index["titleterms"][word]] or page in index["titleterms"][word]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["index", "api/losses/focal_loss", "config", "howto/uncertainty", "results"])
+def test_page_fits_a_phone_and_loads_its_pictures(page, site, browser):
+    seen = browser(site / f"{page}.html")
+    assert [width for width, view in seen.items() if view["wide"]] == []
+    assert all(all(view["images"]) for view in seen.values())

@@ -39,6 +39,7 @@ COMMANDS = sorted(
         re.sub(r" [\[(].*", "", command.replace("\\\n", " ")).rstrip('". ')
         for pattern in ("README.md", "docs/**/*.md", "configs/*.py", "segjax/*.py", "experiments/**/*.py")
         for path in ROOT.glob(pattern)
+        if path.parent.name != "reports"  # generated
         for command in re.findall(
             r"python (-m (?!experiments\S*fault_child)(?:segjax|experiments)\.[a-z](?:[^\n`\\]|\\\n)*)",
             path.read_text("utf-8"),

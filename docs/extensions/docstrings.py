@@ -1,12 +1,9 @@
 """Adapts the conventions of our docstrings to napoleon and docutils."""
 
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.domains.python._object import PyObject
 from sphinx.transforms import SphinxTransform
@@ -44,20 +41,6 @@ class Dashes(SphinxTransform):
                 text.parent.replace(text, nodes.Text(" – "))
 
 
-class Files(SphinxTransform):
-    """Turns links to files of the repository that are not pages, such as reports, into downloads."""
-
-    default_priority = 200
-
-    def apply(self, **_: Any) -> None:
-        """Replaces each such link by a download."""
-        for link in list(self.document.findall(addnodes.pending_xref)):
-            if link.get("refdomain") == "doc" and link["reftarget"].startswith("/"):
-                path = os.path.relpath(f"{link['reftarget']}.md", Path(self.env.doc2path(self.env.docname)).parent)
-                file = addnodes.download_reference("", "", *link.children, reftarget=path)
-                link.replace_self(file)
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the extension."""
     for field in PyObject.doc_field_types:
@@ -66,5 +49,4 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", split_attributes, priority=400)
     app.add_transform(Bars)
     app.add_transform(Dashes)
-    app.add_transform(Files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

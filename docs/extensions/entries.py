@@ -1,14 +1,22 @@
-"""The directive `entries`: a table of public names of a package, then each name with its docstring.
+"""The directive `entries`: a table of public names of a package, whose docstrings are on a page of their own.
+
+The page is api/PACKAGE/HEADING, one for each heading of api/PACKAGE.rst with this directive. git ignores these pages.
+
+Per pixel
+---------
 
 .. entries:: segjax.losses
 
    softmax_focal_loss
-   mean
+   hinge_loss
 """
 
 import ast
 import importlib
 import inspect
+import re
+import unicodedata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +25,8 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
+
+GROUP = re.compile(r"^(.+)\n-+\n(?:(?!^-).*\n)*?\.\. entries:: (\S+)\n\n((?:   \w+\n?)+)", re.MULTILINE)
 
 
 def directive_of(thing: Any) -> str:
@@ -53,6 +63,44 @@ def home_of(package: ModuleType, name: str) -> str:
     return home if name in getattr(importlib.import_module(home), "__all__", ()) else package.__name__
 
 
+def own_names(package: ModuleType, names: list[str]) -> list[str]:
+    """Returns the names whose docstrings belong to the pages of `package`."""
+    return [name for name in names if home_of(package, name) == package.__name__]
+
+
+def documented(package: ModuleType, name: str) -> list[str]:
+    """Returns the reStructuredText of the entry of a name."""
+    thing = getattr(package, name)
+    kind = directive_of(thing)
+    if kind == "data":
+        return ["", f".. data:: {name}", "", *(f"   {line}" for line in docstring_of(package, name))]
+    members = kind != "function" and not is_linen(thing)
+    return ["", f".. auto{kind}:: {name}", *(["   :members:"] if members else [])]
+
+
+def page_of(package: str, heading: str) -> str:
+    """Returns the page of a group, such as "losses/per_pixel"."""
+    ascii_only = unicodedata.normalize("NFKD", heading.lower()).encode("ascii", "ignore").decode()
+    return f"{package.rpartition('.')[2]}/{re.sub(r'[^a-z0-9]+', '_', ascii_only).strip('_')}"
+
+
+def write_pages(app: Sphinx) -> None:
+    """Writes one page per group of names."""
+    folder = Path(app.srcdir, "api")
+    for stale in folder.glob("*/*.rst"):
+        stale.unlink()
+    for source in folder.glob("*.rst"):
+        for heading, full, names in GROUP.findall(source.read_text("utf-8")):
+            package = importlib.import_module(full)
+            own = own_names(package, names.split())
+            if own:
+                page = (folder / page_of(full, heading)).with_suffix(".rst")
+                page.parent.mkdir(exist_ok=True)
+                lines = [heading, "=" * len(heading), "", f".. currentmodule:: {full}"]
+                lines += [line for name in own for line in documented(package, name)]
+                page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 class Entries(SphinxDirective):
     """The directive; its argument is the package."""
 
@@ -60,7 +108,7 @@ class Entries(SphinxDirective):
     has_content = True
 
     def run(self) -> list[nodes.Node]:
-        """Returns the nodes of the table and of every entry."""
+        """Returns the nodes of the table, and of a hidden table of contents with the page of the names."""
         package = importlib.import_module(self.arguments[0])
         names = [line.strip() for line in self.content if line.strip()]
         unknown = [name for name in names if name not in package.__all__]
@@ -70,16 +118,9 @@ class Entries(SphinxDirective):
         for name in names:
             link = f":py:obj:`{name} <{home_of(package, name)}.{name}>`"
             lines += [f"   * - {link}", f"     - {docstring_of(package, name)[0]}"]
-        for name in names:
-            thing = getattr(package, name)
-            kind = directive_of(thing)
-            if home_of(package, name) != package.__name__:
-                continue
-            if kind == "data":
-                lines += ["", f".. data:: {name}", "", *(f"   {line}" for line in docstring_of(package, name))]
-            else:
-                members = kind != "function" and not is_linen(thing)
-                lines += ["", f".. auto{kind}:: {name}", *(["   :members:"] if members else [])]
+        if own_names(package, names):
+            heading = self.state.parent.next_node(nodes.title).astext()
+            lines += ["", ".. toctree::", "   :hidden:", "", f"   {page_of(package.__name__, heading)}"]
         return self.parse_text_to_nodes(StringList(lines, self.get_source_info()[0]))
 
 
@@ -91,5 +132,6 @@ def skip(app: Sphinx, what: str, name: str, thing: Any, *_: Any) -> bool | None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the extension."""
     app.add_directive("entries", Entries)
+    app.connect("builder-inited", write_pages)
     app.connect("autodoc-skip-member", skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

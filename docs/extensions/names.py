@@ -1,14 +1,16 @@
 """Links public names in code style to their entries, on every page and in every docstring.
 
 `softmax_focal_loss`, `losses.mean` and `segjax.training.train(config, workdir)` are linked: a name of the package that
-the text belongs to, a name with its package, or a name that only one package has. A `segjax.something`
-that does not exist is a warning, and so an error.
+the text belongs to, a name with its package, or a name that only one package has. Config fields such as `data.size`
+and `training.steps=300` are linked to the config reference. A `segjax.something` that does not exist is a warning, and
+so an error.
 """
 
 import importlib.util
 import re
 from typing import Any
 
+from config_fields import anchor
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
@@ -16,8 +18,10 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
+from segjax.training.config import FIELDS
+
 LOGGER = logging.getLogger(__name__)
-NAME = re.compile(r"[A-Za-z_][\w.]*")
+NAME = re.compile(r"(?:--)?[A-Za-z_][\w.]*")
 
 
 def entry_of(text: str, package: str | None, entries: dict[str, Any]) -> str | None:
@@ -59,7 +63,14 @@ class Names(SphinxPostTransform):
             if not match or _inside(literal, (nodes.reference, nodes.title, addnodes.desc_signature)):
                 continue
             text = match[0].rstrip(".")
-            if literal.astext()[len(text) :][:1] not in ("", "("):  # `labels != 255`, `a/b.py`
+            rest = literal.astext()[len(text) :][:1]
+            field = text.removeprefix("--").removeprefix("config.")
+            if "." in field and field in FIELDS and rest in ("", "="):
+                literal.replace_self(
+                    _field_link(self.app, self.env.current_document.docname, field, literal.deepcopy())
+                )
+                continue
+            if rest not in ("", "("):  # `labels != 255`, `a/b.py`
                 continue
             here = _inside(literal, (addnodes.desc,))
             signature = here[0] if here else {}
@@ -81,6 +92,10 @@ def _inside(node: nodes.Node, kinds: tuple[type, ...]) -> Any:
 def _link(app: Sphinx, page: str, full: str, content: nodes.Node) -> nodes.reference:
     entry = app.env.domains["py"].objects[full]
     return make_refnode(app.builder, page, entry.docname, entry.node_id, content, full)
+
+
+def _field_link(app: Sphinx, page: str, field: str, content: nodes.Node) -> nodes.reference:
+    return make_refnode(app.builder, page, "config", anchor(field), content, FIELDS[field].meaning)
 
 
 def link_annotation(app: Sphinx, env: Any, node: Any, content: nodes.Node) -> nodes.Node | None:

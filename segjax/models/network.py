@@ -53,7 +53,7 @@ class ForwardContext(NamedTuple):
 
 
 class Network(Block, kw_only=True):
-    r"""Base class of the networks, from images to `Segmentation`. A subclass defines the part between padding and head:
+    r"""Base class of the networks, from images to `Segmentation`. A subclass defines the part between padding and head.
 
     - `multiple`: height and width of the input of its body are multiples of it;
     - `body(x, ctx) -> (features, n)`: maps padded images and the `ForwardContext` to `[B, H/n, W/n, F]`. Since the head

@@ -305,7 +305,7 @@ def test_smps_multiclass_focal_loss_is_one_sigmoid_against_the_rest_for_each_cla
 
 
 def test_monais_scalar_alpha_of_a_softmax_weighs_class_0_against_all_others():
-    """Ours refuses a scalar: of the C classes none is "the negative". As weights, it is 1 - α, α, α, …"""
+    """Ours refuses a scalar: of the C classes none is "the negative". As weights, it is 1 - α, α, α and so on."""
     value, gradient = peer("monai/focal, softmax, scalar α, float32")
     weights = np.array([0.75, 0.25, 0.25, 0.25])
     our_value, our_gradient = compiled(softmax_focal, LOGITS, LABELS, 2.0, weights, x64=False)
