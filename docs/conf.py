@@ -13,7 +13,7 @@ html_title = f"segjax {version}"
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["segjax.css"]
-html_js_files = ["copy.js"]
+html_js_files = ["segjax.js"]
 html_copy_source = html_show_sphinx = html_show_copyright = False
 html_theme_options = {"top_of_page_buttons": []}
 exclude_patterns = ["extensions", "static"]

@@ -1,5 +1,9 @@
-// A button on each block of code that copies it; of a doctest, the statements without their prompts and output.
+// A click on a picture opens it at its full size. A button on each block of code copies it; of a doctest it copies the
+// statements without their prompts and output.
 addEventListener("DOMContentLoaded", () => {
+  for (const image of document.querySelectorAll("article img")) {
+    image.addEventListener("click", () => open(image.src));
+  }
   for (const block of document.querySelectorAll("article div.highlight")) {
     const button = document.createElement("button");
     button.className = "copy";
