@@ -1,18 +1,19 @@
-"""Pictures of a prediction."""
+"""Pictures of a prediction: overlays, heat maps, contact sheets and legends, RGB uint8 arrays."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import matplotlib
 import numpy as np
-from jaxtyping import Float, Integer, Shaped, UInt8
+from jaxtyping import Float, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from segjax.data.labels import LabelSet, colorize
+from segjax.data.labels import VOID, LabelSet, colorize
 
 _GAP, _LINE = 4, 20  # pixels between columns; height of a line of text
+_RARE = 0.02  # fraction of an image's pixels below which a class is outlined
 _INK, _NO_VALUE = (32, 32, 32), (128, 128, 128)
 # matplotlib's inferno from OpenCV, black over red to pale yellow: its lightness grows evenly.
 _COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1].copy()
@@ -28,18 +29,54 @@ def overlay(
       colours: uint8 `[H, W, 3]`, such as a colourized mask; black leaves the image as it is.
       opacity: in [0, 1].
 
-    Raises:
-      ValueError: `opacity` outside [0, 1].
-
     >>> overlay(np.full((1, 1, 1), 100, np.uint8), np.array([[[200, 0, 0]]], np.uint8))
     array([[[150,  50,  50]]], dtype=uint8)
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must lie in [0, 1]; got {opacity!r}")
     share = np.float32(opacity)
-    grey_or_rgb: Shaped[np.ndarray, "H W 3"] = np.broadcast_to(image, colours.shape)
-    mixed = np.round((1 - share) * grey_or_rgb + share * colours).astype(np.uint8)
-    return np.where(colours.any(axis=-1, keepdims=True), mixed, grey_or_rgb)
+    image = np.broadcast_to(image, colours.shape)
+    mixed = np.round((1 - share) * image + share * colours).astype(np.uint8)
+    return np.where(colours.any(axis=-1, keepdims=True), mixed, image)
+
+
+def overlay_palette(label_set: LabelSet, only: int | None = None) -> UInt8[np.ndarray, "classes 3"]:
+    """Returns the palette with black for the classes that an overlay does not tint.
+
+    These are all but the class `only`; without it, a class named "background", or else the first of two classes.
+    """
+    names, palette = label_set.names, label_set.palette.copy()
+    if only is not None:
+        palette[np.arange(len(names)) != only] = 0
+    elif "background" in names or len(names) == 2:
+        palette[names.index("background") if "background" in names else 0] = 0
+    return palette
+
+
+def rare_outlines(
+    mask: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "classes 3"]
+) -> UInt8[np.ndarray, "H W"]:
+    """Returns a mask of outlines around each class that covers less than 2 % of the image, `VOID` elsewhere.
+
+    Outlines are outside of the class, at least one pixel wide, and 1/200 of the shorter side. Classes whose colour is
+    black have none.
+
+    >>> mask = np.zeros((10, 10), np.uint8)
+    >>> mask[5, 5] = 1
+    >>> rare_outlines(mask, np.array([[0, 0, 0], [255, 0, 0]], np.uint8))[3:7, 3:7]
+    array([[255, 255, 255, 255],
+           [255,   1,   1,   1],
+           [255,   1, 255,   1],
+           [255,   1,   1,   1]], dtype=uint8)
+    """
+    outlines = np.full(mask.shape, VOID, np.uint8)
+    pixels = np.bincount(mask.ravel(), minlength=len(palette))[: len(palette)]
+    square = np.ones(2 * (2 * max(1, round(min(mask.shape) / 200)) + 1,), np.uint8)
+    for index in np.argsort(-pixels, kind="stable"):  # the rarest is drawn last, over the others
+        if 0 < pixels[index] < _RARE * mask.size and palette[index].any():
+            inside = (mask == index).astype(np.uint8)
+            outlines[cv2.dilate(inside, square) > inside] = index
+    return outlines
 
 
 def heatmap(values: Float[np.ndarray, "*shape"], maximum: float) -> UInt8[np.ndarray, "*shape 3"]:
@@ -48,9 +85,6 @@ def heatmap(values: Float[np.ndarray, "*shape"], maximum: float) -> UInt8[np.nda
     Args:
       values: floating; values outside [0, maximum] are clipped, NaN is grey.
       maximum: finite and more than 0; the same for all pictures that are compared.
-
-    Raises:
-      ValueError: `maximum` is not finite, or not more than 0.
 
     >>> heatmap(np.array([0.0, 0.5, 1.0, np.nan]), maximum=1.0).tolist()
     [[0, 0, 4], [188, 55, 84], [252, 255, 164], [128, 128, 128]]
@@ -66,19 +100,18 @@ def contact_sheet(
     rows: Mapping[str, Sequence[UInt8[np.ndarray, "..."]]],
     titles: Sequence[str],
     label_set: LabelSet | None = None,
+    ids: Sequence[int] | None = None,
     *,
     width: int = 240,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Returns small pictures of many images, one row per image under its name, and the classes' colours, on white.
 
     Args:
-      rows: by name the pictures of an image, uint8 RGB `[H, W, 3]` of one size.
+      rows: by name the pictures of an image, uint8 RGB `[H, W, 3]` of one size, one per title.
       titles: titles of the columns.
       label_set: classes whose colours are explained at the bottom; None: none.
+      ids: these classes only.
       width: of each picture, in pixels (`thumbnail`).
-
-    Raises:
-      ValueError: no rows, or a row that does not have one picture per title.
 
     >>> black = np.zeros((30, 40, 3), np.uint8)
     >>> contact_sheet({"a": [black, black]}, ("image", "prediction"), width=80).shape
@@ -96,7 +129,7 @@ def contact_sheet(
             row[:, left : left + picture.shape[1]] = picture
         parts += [_text([name], total, total), row]
     if label_set is not None:
-        parts.append(legend(label_set, width=total))
+        parts.append(legend(label_set, ids, width=total))
     return np.concatenate(parts)
 
 
@@ -117,9 +150,6 @@ def tiles(pictures: Mapping[str, UInt8[np.ndarray, "..."]], *, width: int = 300)
     Args:
       pictures: by title, uint8 RGB `[H, W, 3]` of one size, at least one.
       width: of each, in pixels; heights follow, up to four times that.
-
-    Raises:
-      ValueError: `pictures` is empty.
 
     >>> black = np.zeros((30, 40, 3), np.uint8)
     >>> tiles({"image": black, "truth": black, "prediction": black}, width=80).shape
@@ -147,9 +177,9 @@ def example_tiles(
     prediction: Integer[np.ndarray, "H W"],
     uncertainties: Mapping[str, Float[np.ndarray, "H W"]],
     maxima: Mapping[str, float],
-    palette: UInt8[np.ndarray, "classes 3"],
+    label_set: LabelSet,
 ) -> UInt8[np.ndarray, "height total 3"]:
-    """Returns `tiles` of an image, its truth, its prediction and its uncertainties.
+    """Returns `tiles` of an image, its truth, its prediction and its uncertainties, above a legend of its classes.
 
     Args:
       image: C = 3 (RGB) or 1 (grey).
@@ -157,38 +187,36 @@ def example_tiles(
       prediction: train ids.
       uncertainties: by name, ≥ 0.
       maxima: by name, the uncertainty that has the lightest colour.
-      palette: RGB, one row per class.
-
-    Raises:
-      ValueError: an id without a colour, or a maximum that is not finite and more than 0.
+      label_set: names and colours of the classes.
     """
     shown = {
         "image": np.broadcast_to(image, (*truth.shape, 3)),
-        "truth": colorize(truth, palette),
-        "prediction": colorize(prediction, palette),
+        "truth": colorize(truth, label_set.palette),
+        "prediction": colorize(prediction, label_set.palette),
     }
     heatmaps = {f"{name}, 0 to {maxima[name]:.2g}": heatmap(y, maxima[name]) for name, y in uncertainties.items()}
-    return tiles(shown | heatmaps)
+    sheet = tiles(shown | heatmaps)
+    ids = np.union1d(truth, prediction)
+    return np.concatenate([sheet, legend(label_set, ids.tolist(), width=sheet.shape[1])])
 
 
-def legend(label_set: LabelSet, *, width: int = 360) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns the colours of the classes with their names, as a picture `width` pixels wide."""
-    return np.concatenate(list(_legend_lines(label_set, width)))
-
-
-def _legend_lines(label_set: LabelSet, total: int) -> Iterator[np.ndarray]:
-    font, line, left = _font(12), None, total
-    for name, colour in zip(label_set.names, label_set.palette, strict=True):
-        needed = 18 + math.ceil(font.getlength(name)) + 10
-        if left + needed > total:
-            if line is not None:
-                yield np.asarray(line)
-            line, left = Image.new("RGB", (total, _LINE), "white"), _GAP
-        draw = ImageDraw.Draw(line)
-        draw.rectangle((left, 4, left + 12, 16), fill=tuple(int(c) for c in colour))
-        draw.text((left + 18, 3), name, fill=_INK, font=font)
+def legend(
+    label_set: LabelSet, ids: Sequence[int] | None = None, *, width: int = 360
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns the colours and names of the classes `ids`, by default of all; 255 is void. `width` is in pixels."""
+    names = {**dict(enumerate(label_set.names)), VOID: "void"}
+    font, lines, left = _font(12), [], width
+    for index in range(label_set.num_classes) if ids is None else ids:
+        needed = 18 + math.ceil(font.getlength(names[index])) + 10
+        if left + needed > width:
+            lines.append(Image.new("RGB", (width, _LINE), "white"))
+            left = _GAP
+        draw = ImageDraw.Draw(lines[-1])
+        colour = colorize(np.array(index), label_set.palette)
+        draw.rectangle((left, 4, left + 12, 16), fill=tuple(colour.tolist()))
+        draw.text((left + 18, 3), names[index], fill=_INK, font=font)
         left += needed
-    yield np.asarray(line)
+    return np.concatenate([np.asarray(line) for line in lines])
 
 
 def _text(texts: Sequence[str], step: int, total: int, *, left: int = _GAP, size: int = 12) -> np.ndarray:

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +23,14 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from segjax.data.io import DataError, RawFile, decode_image, read_bytes
 from segjax.data.labels import LabelSet, colorize
 from segjax.inference.predictor import Prediction, Predictor
-from segjax.inference.visualize import contact_sheet, heatmap, overlay, thumbnail
+from segjax.inference.visualize import contact_sheet, heatmap, overlay, overlay_palette, rare_outlines, thumbnail
 from segjax.storage import read_json, write_bytes, write_json
 
 ORIGIN_FILE, SHEET_FILE = "predicted_by.json", "contact_sheet.png"
 _SHEET_ROWS = 24
 _LISTED = 20  # skipped files that are listed by name
 _PNG_KEY = "segjax"  # keyword of the PNG text chunk that names the source of a picture
-_BAND = 2**20  # pixels painted at a time, because painting takes several times their memory
+_BAND = 2**20  # pixels painted at a time
 _UNITS = {"entropy": "nats", "mutual_information": "nats", "variance": "squared logits"}
 
 
@@ -38,7 +38,8 @@ class OutputOptions(NamedTuple):
     """Files to write for each image besides its mask of class indices, NAME_mask.png.
 
     Attributes:
-      overlay: NAME_overlay.png, the image under the colours of its classes.
+      overlay: NAME_overlay.png, the image under the colours of its classes, with the background left as it is and an
+        outline around each rare class (`overlay_palette`, `rare_outlines`).
       only: the one class that overlays show; None: all.
       uncertainty: NAME_uncertainty.png, from 0, black, to `maximum`, pale yellow.
       measure: the uncertainty that it shows, one of `PredictOptions.uncertainties`.
@@ -108,12 +109,8 @@ class WriteSummary(NamedTuple):
 class ForeignFileError(DataError):
     """A file that would have to be overwritten and is not a prediction of the same image by segjax.predict."""
 
-    def __init__(self, file: Any, reason: str = ""):
-        super().__init__(
-            f"{file}: {reason}. Choose another --output"
-            if reason
-            else f"{file}: exists, and segjax.predict did not write it. Choose another --output, or move the file"
-        )
+    def __init__(self, file: Any, reason: str = "exists, and segjax.predict did not write it"):
+        super().__init__(f"{file}: {reason}. Choose another --output, or move the file")
 
 
 class _Source(NamedTuple):
@@ -276,31 +273,29 @@ def _encode(suffix: str, predicted: _Predicted, options: OutputOptions, label_se
     return _png_with_text(mask, predicted.source._asdict(), palette)
 
 
-def _paint(shape: tuple[int, int], paint_rows: Callable[[slice], np.ndarray]) -> UInt8[np.ndarray, "H W 3"]:
-    painted = np.empty((*shape, 3), np.uint8)
+def _bands(shape: tuple[int, int]) -> list[slice]:
+    """Returns bands of rows to paint one after another, because painting takes several times their memory."""
     rows = max(1, _BAND // shape[1])
-    for top in range(0, shape[0], rows):
-        painted[top : top + rows] = paint_rows(slice(top, top + rows))
-    return painted
+    return [slice(top, top + rows) for top in range(0, shape[0], rows)]
 
 
 def _paint_overlay(predicted: _Predicted, options: OutputOptions, label_set: LabelSet) -> UInt8[np.ndarray, "H W 3"]:
-    mask = predicted.prediction.mask
-
-    def paint_rows(rows: slice) -> np.ndarray:
-        colours = colorize(mask[rows], label_set.palette)
-        if options.only is not None:
-            colours *= (mask[rows] == options.only)[..., None]
-        return overlay(predicted.image[rows], colours)
-
-    return _paint(mask.shape, paint_rows)
+    mask, palette = predicted.prediction.mask, overlay_palette(label_set, options.only)
+    outlines, painted = rare_outlines(mask, palette), np.empty((*mask.shape, 3), np.uint8)
+    for rows in _bands(mask.shape):
+        tinted = overlay(predicted.image[rows], colorize(mask[rows], palette))
+        painted[rows] = overlay(tinted, colorize(outlines[rows], palette), opacity=1.0)
+    return painted
 
 
 def _paint_uncertainty(
     prediction: Prediction, options: OutputOptions, label_set: LabelSet
 ) -> UInt8[np.ndarray, "H W 3"]:
     values, maximum = prediction.uncertainties[options.measure], options.scale_maximum(label_set)
-    return _paint(values.shape, lambda rows: heatmap(values[rows], maximum))
+    painted = np.empty((*values.shape, 3), np.uint8)
+    for rows in _bands(values.shape):
+        painted[rows] = heatmap(values[rows], maximum)
+    return painted
 
 
 def _evenly_chosen(names: list[str]) -> list[str]:
@@ -316,9 +311,8 @@ def _sheet_row(predicted: _Predicted, options: OutputOptions, label_set: LabelSe
 
 
 def _paint_sheet(rows: dict[str, list[np.ndarray]], options: OutputOptions, label_set: LabelSet) -> np.ndarray:
-    classes = "prediction" if options.only is None else label_set.names[options.only]
-    titles = ("image", classes, options.scale(label_set))
-    return contact_sheet(rows, titles, label_set if options.only is None else None)
+    tinted = np.flatnonzero(overlay_palette(label_set, options.only).any(axis=-1))
+    return contact_sheet(rows, ("image", "prediction", options.scale(label_set)), label_set, tinted.tolist())
 
 
 def _png_text(file: Any) -> dict[str, Any] | None:

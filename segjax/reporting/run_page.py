@@ -389,7 +389,7 @@ def _image_sections(inspection: Inspection, labels: LabelSet) -> list[Section]:
     maxima[ENTROPY] = math.log(labels.num_classes)
 
     def pictures(kind: str, images: Sequence[ShownImage]) -> tuple[Picture, ...]:
-        made = [inference.example_tiles(*one[2:], maxima, labels.palette) for one in images]
+        made = [inference.example_tiles(*one[2:], maxima, labels) for one in images]
         captions = [f"{one.name}: mean IoU {one.mean_iou:.3f}" for one in images]
         pairs = enumerate(zip(captions, made, strict=True), 1)
         return tuple(Picture(f"{kind}_{i}", caption, inference.png(tiles), half=True) for i, (caption, tiles) in pairs)
@@ -398,8 +398,7 @@ def _image_sections(inspection: Inspection, labels: LabelSet) -> list[Section]:
         "Ranked by the mean IoU of each image, over the classes that it contains. Void is black in the ground truth. "
         "Uncertainty goes from black (certain) to pale yellow (uncertain), on one scale for all images."
     )
-    colours = Picture("colours", "The classes and their colours.", inference.png(inference.legend(labels)))
-    sections = [Section("Worst images", text, (), (colours, *pictures("worst", inspection.worst)))]
+    sections = [Section("Worst images", text, (), pictures("worst", inspection.worst))]
     if inspection.best:
         sections.append(Section("Best images", "", (), pictures("best", inspection.best)))
     return sections

@@ -2,8 +2,17 @@ import cv2
 import numpy as np
 import pytest
 
-from segjax.data.labels import colorize, numbered_classes
-from segjax.inference import contact_sheet, example_tiles, heatmap, legend, overlay, tiles
+from segjax.data.labels import LABEL_SETS, LabelSet, colorize, numbered_classes
+from segjax.inference import (
+    contact_sheet,
+    example_tiles,
+    heatmap,
+    legend,
+    overlay,
+    overlay_palette,
+    rare_outlines,
+    tiles,
+)
 
 IMAGE = np.full((2, 3, 3), 100, np.uint8)
 PALETTE = np.array([[200, 0, 0], [0, 150, 0]], np.uint8)
@@ -33,6 +42,33 @@ def test_overlay_of_a_grey_image_is_rgb():
 def test_overlay_opacity_out_of_range():
     with pytest.raises(ValueError, match=r"opacity must lie in \[0, 1\]; got 2.0"):
         overlay(IMAGE, IMAGE, opacity=2.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "only", "tinted"),
+    [
+        (("road", "crack"), None, [1]),
+        (("cat", "background", "dog"), None, [0, 2]),
+        (("a", "b", "c"), None, [0, 1, 2]),
+        (("a", "b", "c"), 1, [1]),
+    ],
+)
+def test_overlay_palette_leaves_the_background_black(names, only, tinted):
+    labels = numbered_classes(names)
+    palette = overlay_palette(labels, only)
+    assert np.flatnonzero(palette.any(-1)).tolist() == tinted
+    np.testing.assert_array_equal(palette[tinted], labels.palette[tinted])
+
+
+def test_rare_outlines_surround_classes_below_two_percent():
+    mask = np.zeros((400, 500), np.uint8)
+    mask[:100] = 1  # a quarter
+    mask[200:210, 300:310] = 2  # 100 of 200 000 pixels
+    outlines = rare_outlines(mask, LABEL_SETS["camvid"].palette)
+    ring = np.zeros((400, 500), bool)
+    ring[198:212, 298:312] = True  # two pixels wide in an image of 400
+    ring[200:210, 300:310] = False
+    np.testing.assert_array_equal(outlines, np.where(ring, 2, 255))
 
 
 def test_heatmap_lightness_grows_with_the_value():
@@ -99,14 +135,15 @@ def test_tiles_need_a_picture():
         tiles({})
 
 
-def test_example_tiles_show_image_truth_prediction_and_uncertainties():
+def test_example_tiles_show_image_truth_prediction_uncertainties_and_a_legend():
+    labels = LabelSet(("a", "b"), PALETTE, np.full(256, 255, np.uint8))
     sheet = example_tiles(
         PHOTO,
         TRUTH,
         PREDICTION,
         {"entropy": UNSURE, "variance": 0 * UNSURE},
         {"entropy": 2.0, "variance": 1.0},
-        PALETTE,
+        labels,
     )
     places = [(0, 0), (0, 304), (224, 0), (224, 304), (448, 0)]
     expected = [
@@ -118,6 +155,7 @@ def test_example_tiles_show_image_truth_prediction_and_uncertainties():
     ]
     for (top, left), picture in zip(places, expected, strict=True):
         np.testing.assert_array_equal(sheet[top + 20 : top + 220 : 5, left : left + 300 : 5], picture)
+    np.testing.assert_array_equal(sheet[668:], legend(labels, [0, 1, 255], width=604))
 
 
 def test_legend_has_the_given_width_and_every_colour():
@@ -126,3 +164,6 @@ def test_legend_has_the_given_width_and_every_colour():
     assert picture.shape[1] == 200
     seen = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
     assert {tuple(colour) for colour in labels.palette.tolist()} <= seen
+    some = legend(labels, [2, 255], width=200)
+    colours = [*labels.palette, (0, 0, 0)]
+    assert [(some == colour).all(-1).sum() > 100 for colour in colours] == [i in (2, 8) for i in range(9)]

@@ -181,7 +181,7 @@ def test_another_image_of_the_same_name_is_refused(tmp_path, on_error):
     write(["a"], Predict(), tmp_path)
     expected = (
         f"{tmp_path}/a_mask.png: is the mask of /images/a.png; /others/a.png would overwrite it. "
-        "Choose another --output"
+        "Choose another --output, or move the file"
     )
     with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
         write_predictions(

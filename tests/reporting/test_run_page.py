@@ -64,7 +64,7 @@ def made():
 def test_run_report_pictures_and_tables(classes, made):
     made = made if classes == 2 else report(classes)
     expected = ["loss", "scores", "iou", "learning_rate", "confusion", "precision_recall", "reliability"]
-    assert names_of(made) == [*expected, "risk_coverage", "colours", "worst_1", "best_1"]
+    assert names_of(made) == [*expected, "risk_coverage", "worst_1", "best_1"]
     pictures = [picture for section in made.sections for picture in section.pictures]
     assert all(cv2.imdecode(np.frombuffer(one.png, np.uint8), 1).std() > 5 for one in pictures[:8])
     (by_class,) = made.sections[2].tables
