@@ -133,20 +133,20 @@ def _label(key: str) -> str:
 def score_run(run: TrainedRun, split: str) -> dict[str, Any]:
     """Returns the scores of `run` on a split of its data set, on all devices: the dictionary of `evaluate`."""
     step = evaluation.make_eval_step(run.config, run.model, run.label_set.num_classes, parallel.axis_name(run.config))
-    step, state, mesh = on_all_devices(run, step)
-    return evaluation.evaluate(step, state, open_split(run.config.data, split), run.config, mesh)
+    step, state, mapping = on_all_devices(run, step, arguments=3)
+    return evaluation.evaluate(step, state, open_split(run.config.data, split), run.config, mapping)
 
 
-def on_all_devices(run: TrainedRun, step: Callable) -> tuple[Callable, TrainState, Any]:
-    """Returns the mapped `step(state, batch)`, the replicated state, and the devices.
+def on_all_devices(
+    run: TrainedRun, step: Callable, arguments: int = 2
+) -> tuple[Callable, TrainState, parallel.DeviceMapping]:
+    """Returns the mapped `step(state, batch, ...)`, the replicated state, and the devices.
 
     Raises:
       ConfigError: the devices cannot divide the run's batch.
     """
-    mesh = parallel.make_mesh()
-    parallel.check_batch(run.config, mesh)
-    mapped = parallel.map_step(step, run.config, mesh, arguments=2)
-    return mapped, parallel.replicate(run.state, run.config, mesh), mesh
+    mapping = parallel.device_mapping(run.config)
+    return mapping.map_step(step, arguments=arguments), mapping.replicate(run.state), mapping
 
 
 def threshold_of(run: TrainedRun, precision: float, number: int) -> ThresholdAtPrecision:
@@ -159,8 +159,7 @@ def threshold_of(run: TrainedRun, precision: float, number: int) -> ThresholdAtP
     if not 0 < precision <= 1:
         raise ConfigError(f"--at_precision must be above 0 and at most 1; got {precision:g}")
     step = evaluation.make_ranking_step(run.config, run.model, len(classes), number, parallel.axis_name(run.config))
-    step, state, mesh = on_all_devices(run, step)
-    count = evaluation.counter(step, state, run.config, mesh)
+    count = evaluation.counter(*on_all_devices(run, step))
     counts = evaluation.sum_counts(count, open_split(run.config.data, split), run.config)
     found = metrics.threshold_at_precision(counts["scores"], precision)
     if np.isnan(found.precision):

@@ -115,10 +115,11 @@ def _mesh(count: int) -> Mesh:
 
 
 def _split(config: ConfigDict, count: int) -> _Work:
-    mesh, (state, data, hparams) = _mesh(count), step_operands(config, CLASSES, tuple(config.data.size))
+    mapping = parallel.device_mapping(config, jax.devices()[:count])
+    state, data, hparams = step_operands(config, CLASSES, tuple(config.data.size))
     step = make_train_step(config, make_model(config, CLASSES), CLASSES, parallel.axis_name(config))
-    operands = parallel.replicate(state, config, mesh), parallel.shard(data, config, mesh), hparams
-    return _Work(parallel.map_step(step, config, mesh, arguments=3).lower(*operands).compile(), operands)
+    operands = mapping.replicate(state), mapping.shard(data), hparams
+    return _Work(mapping.map_step(step, arguments=3).lower(*operands).compile(), operands)
 
 
 def _cells(config: ConfigDict, devices: int, cells: int) -> _Work:

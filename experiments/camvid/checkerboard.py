@@ -60,11 +60,11 @@ def make_sums(config: ConfigDict, maps_of: Callable) -> Callable:
 
 def shares(config: ConfigDict, maps_of: Callable, states: Iterable[TrainState]) -> list[dict[str, float]]:
     """Returns percentages of the energy over the validation split, one dictionary per state."""
-    mesh, source = parallel.make_mesh(), open_split(config.data, config.data.eval_split)
-    step = parallel.map_step(make_sums(config, maps_of), config, mesh, arguments=2)
+    mapping, source = parallel.device_mapping(config), open_split(config.data, config.data.eval_split)
+    step = mapping.map_step(make_sums(config, maps_of), arguments=2)
     found = []
     for state in states:
-        sums = sum_counts(counter(step, parallel.replicate(state, config, mesh), config, mesh), source, config)
+        sums = sum_counts(counter(step, mapping.replicate(state), mapping), source, config)
         by_window = {
             name: CheckerboardSums(*(sums[f"{name}, {field}"] for field in CheckerboardSums._fields))
             for name in WINDOWS

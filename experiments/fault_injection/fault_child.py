@@ -70,14 +70,14 @@ def _at_call(target: str, when: str, count: int) -> None:
 
 
 def _at_dispatch(count: int) -> None:
-    map_step = parallel.map_step
+    map_step = parallel.DeviceMapping.map_step
 
     def counted(*arguments, **options):
         mapped = map_step(*arguments, **options)
-        is_train_step = options["arguments"] == 3
+        is_train_step = "donate" in options
         return _kill_at(mapped, "after", count) if is_train_step else mapped
 
-    parallel.map_step = counted
+    parallel.DeviceMapping.map_step = counted
 
 
 def _kill_at(function: Callable, when: str, count: int) -> Callable:

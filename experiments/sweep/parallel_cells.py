@@ -15,23 +15,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from segjax.storage import nan_to_none, write_json
+from segjax.storage import nan_to_none
 from segjax.training import open_split, parallel, skipped_lines
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.config import leaves
-from segjax.training.evaluation import make_eval_step, scores, split_facts, sum_counts
-from segjax.training.loop import (
-    CONFIG_FILE,
-    DEVICE_KEYS,
-    check_channels,
-    eval_scalars,
-    headline,
-    train_batches,
-)
+from segjax.training.config import write_config
+from segjax.training.evaluation import eval_scalars, headline, make_eval_step, scores, split_facts, sum_counts
+from segjax.training.loop import CONFIG_FILE, DEVICE_KEYS, train_batches
 from segjax.training.metrics_writer import METRICS_FILE, append, drop_after
 from segjax.training.objective import GradientBudget, budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
@@ -60,7 +54,6 @@ def compile_sweep(config: ConfigDict, mesh: Mesh) -> CompiledSweep:
     splits = (config.data.train_split, config.data.eval_split)
     sources = [open_split(config.data, split) for split in splits]
     for split, source in zip(splits, sources, strict=True):
-        check_channels(config, source)
         for line in skipped_lines(source, split):
             print(line, file=sys.stderr, flush=True)
     classes = len(sources[0].label_set.names)
@@ -70,7 +63,7 @@ def compile_sweep(config: ConfigDict, mesh: Mesh) -> CompiledSweep:
         *sources,
         mesh,
         parallel.map_cells(train_step, mesh, shared=(False, True, False), donate=True),
-        parallel.map_cells(eval_step, mesh, shared=(False, True)),
+        parallel.map_cells(eval_step, mesh, shared=(False, True, False)),
         provenance(),  # now, because the checkout may change before the sweep ends
     )
 
@@ -142,8 +135,7 @@ class _Run:
         self.config, self.folder, self.label_names = config, folder, label_names
         self.diverged_at: int | None = None
         self.scores: dict[str, Any] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / CONFIG_FILE, leaves(config))
+        write_config(epath.Path(folder) / CONFIG_FILE, config)
         self.checkpoints = stack.enter_context(Checkpoints(folder))
         self.start = self.checkpoints.latest_step() or 0
         drop_after(folder / METRICS_FILE, self.start)
@@ -193,8 +185,9 @@ def _evaluate(runs: Sequence[_Run], states: TrainState, sweep: CompiledSweep, st
     """Scores the states and logs the scores of the runs that have not diverged."""
 
     def count(batch: dict[str, np.ndarray]) -> Any:
-        return sweep.eval_step(states, _replicate(batch, tuple(batch), sweep.mesh))
+        return sweep.eval_step(states, _replicate(batch, tuple(batch), sweep.mesh), hparams)
 
+    hparams = _stack([hparams_from_config(run.config) for run in runs], sweep.mesh)
     counts = sum_counts(count, sweep.eval_source, runs[0].config)
     for i, run in enumerate(runs):
         counts_of_run = jax.tree.map(lambda x, i=i: x[i], counts)

@@ -90,10 +90,10 @@ def columns_of(folder: Path, make_counts: MakeCounts, scores: Scores) -> dict[st
 def counts_over_split(run: TrainedRun, step: Callable) -> tuple[dict[str, Any], int]:
     """Returns the sum of `step(state, batch)` over the evaluation split of a run, and its number of images."""
     source = open_split(run.config.data, run.config.data.eval_split)
-    mesh = parallel.make_mesh(jax.devices()[:1])  # the batch of a recipe may be smaller than the number of devices
-    mapped = parallel.map_step(step, run.config, mesh, arguments=2)
-    state = parallel.replicate(run.state, run.config, mesh)
-    return sum_counts(counter(mapped, state, run.config, mesh), source, run.config), len(source)
+    # One device, because the batch of a recipe may be smaller than the number of devices.
+    mapping = parallel.device_mapping(run.config, jax.devices()[:1])
+    count = counter(mapping.map_step(step, arguments=2), mapping.replicate(run.state), mapping)
+    return sum_counts(count, source, run.config), len(source)
 
 
 def finished_cells(workdir: Path, rows: Iterable[str]) -> list[dict[str, Any]]:

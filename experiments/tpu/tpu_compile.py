@@ -66,14 +66,13 @@ def lower(config: ConfigDict, devices: Sequence[Any], hparams: Hyperparams) -> j
         raise ConfigError(
             "config.parallel must be jit or shard_map, because pmap compiles for local devices only; got 'pmap'"
         )
-    mesh = parallel.make_mesh(devices)
-    parallel.check_batch(config, mesh)
+    mapping = parallel.device_mapping(config, devices)
     axis_name, classes = parallel.axis_name(config), num_classes(config)
     model = make_model(config, classes, axis_name)
     batch, (height, width) = config.training.global_batch, native_size(config)
 
     def arrays(spec: P, tree: Any) -> Any:
-        sharding = NamedSharding(mesh, spec)
+        sharding = NamedSharding(mapping.mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
     images = {
@@ -83,7 +82,7 @@ def lower(config: ConfigDict, devices: Sequence[Any], hparams: Hyperparams) -> j
     }
     step = make_train_step(config, model, classes, axis_name)
     state = jax.eval_shape(lambda: init_state(config, model))
-    mapped = parallel.map_step(step, config, mesh, arguments=3, donate=True)
+    mapped = mapping.map_step(step, arguments=3, donate=True)
     return mapped.lower(arrays(P(), state), arrays(P(parallel.AXIS), images), arrays(P(), hparams))
 
 

@@ -54,6 +54,7 @@ def open_split(data_config: Any, split: str) -> Source:
         - `manual_dir`: the raw files, or the folder's ROOT; "" for $SEGJAX_<NAME>_DIR, else TFDS's manual folder.
         - road_debris, optional: `scene_size` (height, width), `scene_seed`, `train_examples`, `val_examples`.
         - folder: `class_names`; optional: `mask_values`, `val_fraction`.
+        - `channels`, optional: the number that the images must have.
         - `on_error`, optional: "raise", or "skip" to leave bad pairs of image and mask out and list the reasons in
           the split's `skipped`. "skip" prepares the data set in a folder of its own.
       split: "train", "val" (or "validation"), "test", or a TFDS slice of one ("train[:10%]").
@@ -62,7 +63,16 @@ def open_split(data_config: Any, split: str) -> Source:
       DataError: the raw files are missing, incomplete or damaged, or contain a label id outside the classes; the split
         or name does not exist; or the prepared set was made from other files than the raw folder now contains.
     """
-    classes = label_set(data_config)
+    source = _open(data_config, split, label_set(data_config))
+    channels = getattr(data_config, "channels", source.channels)
+    if source.channels != channels:
+        raise DataError(
+            f"config.data.channels = {channels}, but the images of {data_config.name} have {source.channels} channel(s)"
+        )
+    return source
+
+
+def _open(data_config: Any, split: str, classes: LabelSet) -> Source:
     if data_config.name != "folder":
         return PreparedSource(str(_prepared_folder(data_config)), re.sub(r"\bval\b", "validation", split), classes)
     root, fraction = _manual_dir(data_config), getattr(data_config, "val_fraction", 0.1)

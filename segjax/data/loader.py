@@ -1,13 +1,13 @@
 """Batches from an open split, by grain: worker processes, one shard per host, a position that can be saved."""
 
+import functools
 import gc
 import hashlib
-import multiprocessing
+import multiprocessing.spawn
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import cv2
@@ -109,7 +109,7 @@ def train_loader(
     digest = hashlib.sha256(f"segjax:{seed}".encode()).digest()
     stream = grain.MapDataset.source(source).shuffle(seed=int.from_bytes(digest[:4], "big"))
     stream = stream.repeat(2**48 // len(source) + 1)  # an endless repeat overflows grain's lengths
-    stream = stream.map_with_index(partial(_train_example, size=size))
+    stream = stream.map_with_index(functools.partial(_train_example, size=size))
 
     def batches_from(position: int) -> Iterator[Batch]:
         shard = stream[position:].batch(share)[process_index::process_count]
@@ -201,12 +201,31 @@ def _iterate(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.Da
     if not workers:
         threads = min(prefetch, 2)
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+    _skip_the_script()
     if not flags.FLAGS.is_parsed():  # as in a notebook; grain's workers read absl's flags
         flags.FLAGS.mark_as_parsed()
     gc.collect()  # frees the semaphores of ended iterators, see `eval_batches`
     read = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1))
     return iter(read.mp_prefetch(options, worker_init_fn=_end_with_parent))
+
+
+@functools.cache
+def _skip_the_script() -> None:
+    """Keeps grain's workers from running the program's script once more, as Python does in spawned processes.
+
+    A script without `if __name__ == "__main__"`, or one from standard input, would start workers without end. grain
+    does not need the script: it pickles by value what was defined there.
+    """
+    preparation_data = multiprocessing.spawn.get_preparation_data
+
+    def without_script(name: str) -> dict[str, Any]:
+        data = preparation_data(name)
+        if name.startswith("grain-process-prefetch"):
+            data = {key: value for key, value in data.items() if not key.startswith("init_main")}
+        return data
+
+    multiprocessing.spawn.get_preparation_data = without_script
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
@@ -230,6 +249,6 @@ def _next(batches: Iterator[Batch]) -> Batch:
             raise
         raise LoaderDied(
             f"a loader process died with exit code {died[1]} (-9: killed, as when memory runs out; -7: shared memory, "
-            "/dev/shm, ran out; -11: a crash; 1: a script that starts workers needs its work under `if __name__ == "
-            "'__main__':`). The same command again carries on; config.data.workers = 0 reads without such processes"
+            "/dev/shm, ran out; -11: a crash). The same command again carries on; config.data.workers = 0 reads without "
+            "such processes"
         ) from error

@@ -98,8 +98,7 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
     """
     config, names = run.config, run.label_set.names
     step = make_inspection_step(config, run.model, len(names), parallel.axis_name(config))
-    step, state, mesh = on_all_devices(run, step)
-    count = evaluation.counter(step, state, config, mesh)
+    count = evaluation.counter(*on_all_devices(run, step))
     begun, host, sums = 0, jax.process_index(), None
     ranked: list[_ImageScore] = []
 

@@ -15,7 +15,7 @@ from segjax.data import DATASETS
 from segjax.models.resnet import STAGES as RESNETS
 from segjax.models.unet import DOWNSAMPLINGS
 from segjax.models.upsampling import UPSAMPLINGS
-from segjax.storage import read_json
+from segjax.storage import read_json, write_json
 from segjax.training.objective import BINARY_LOSSES, PIXEL_LOSSES, REGION_LOSSES
 
 
@@ -224,6 +224,21 @@ def read_config(file: epath.Path) -> ConfigDict:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         raise ConfigError(f"{file} is not the config of a run, or is damaged ({reason})") from error
+
+
+def write_config(file: epath.Path, config: ConfigDict) -> None:
+    """Writes a config, for `read_config`, into a folder that is made if it does not exist."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, leaves(config))
+
+
+def changes_since(file: epath.Path, config: ConfigDict) -> list[str]:
+    """Returns one line per field that differs from the config in a workdir's file; none if there is no file."""
+    if not file.exists():
+        return []
+    now, before = leaves(from_leaves(leaves(config))), leaves(read_config(file))
+    changes = ((key, now[key], before[key]) for key in sorted(now) if now[key] != before[key])
+    return [f"config.{key} is now {new!r}; the run was started with {old!r}" for key, new, old in changes]
 
 
 def _tuples(value: object) -> object:  # JSON has lists only

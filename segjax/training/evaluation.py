@@ -10,10 +10,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from segjax import metrics
+from segjax import losses, metrics
+from segjax.collectives import psum
 from segjax.data import VOID, Source, colorize, eval_batches
 from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds, predict_logits
-from segjax.training import parallel
+from segjax.training.objective import PIXEL_LOSSES, Hyperparams, background_of, hparams_from_config
+from segjax.training.parallel import DeviceMapping
 from segjax.training.train_step import TrainState
 
 _DEVICE_KEYS = ("image", "label", "size", "where")  # file names stay on the host
@@ -25,20 +27,22 @@ def preprocessing_of(config: ConfigDict, num_classes: int) -> Preprocessing:
     return Preprocessing(tuple(data.size), data.channels, tuple(data.mean), tuple(data.std), num_classes)
 
 
-def evaluate(eval_step: Callable, state: TrainState, source: Source, config: ConfigDict, mesh) -> dict[str, Any]:
+def evaluate(
+    eval_step: Callable, state: TrainState, source: Source, config: ConfigDict, mapping: DeviceMapping
+) -> dict[str, Any]:
     """Scores every image of `source` once, against labels at their own resolution.
 
     Args:
-      eval_step: function of `make_eval_step`, mapped by `parallel.map_step`.
+      eval_step: function of `make_eval_step`, mapped by `mapping.map_step`.
       state: the replicated state.
       source: the split.
       config: the run's config.
-      mesh: the devices.
+      mapping: the devices.
 
     Returns:
       `split_facts` and `scores`, ready for JSON.
     """
-    totals = sum_counts(counter(eval_step, state, config, mesh), source, config)
+    totals = sum_counts(counter(eval_step, state, mapping, hparams_from_config(config)), source, config)
     return split_facts(source) | scores(totals)
 
 
@@ -48,10 +52,22 @@ def split_facts(source: Source) -> dict[str, Any]:
 
 
 def make_eval_step(config: ConfigDict, model: Any, num_classes: int, axis_name: str | None) -> Callable:
-    """Builds `step(state, batch) -> counts`, which add over batches: those of `score_counts`."""
+    """Builds `step(state, batch, hparams) -> counts`, which add over batches.
 
-    def count(logits: Array, labels: Array, where: Array) -> dict[str, Array]:
-        return score_counts(logits, labels, num_classes, where=where, axis_name=axis_name)
+    They are those of `score_counts`, and "loss_sum" and "loss_pixels": numerator and denominator of the pixel loss over
+    the labelled pixels, without boundary weights and OHEM.
+    """
+    per_pixel, background = PIXEL_LOSSES[config.objective.loss], background_of(config, num_classes)
+    counts_positives = config.objective.normalizer == "positives"
+
+    def count(logits: Array, labels: Array, where: Array, hparams: Hyperparams) -> dict[str, Array]:
+        counts = score_counts(logits, labels, num_classes, where=where, axis_name=axis_name)
+        pixels = psum(where.sum(dtype=jnp.int32), axis_name)
+        mean = losses.mean(per_pixel(logits, labels, where, hparams), where=where, axis_name=axis_name)
+        counts |= {"loss_sum": mean * pixels, "loss_pixels": pixels}
+        if counts_positives:
+            counts["loss_pixels"] = psum((where & (labels != background)).sum(dtype=jnp.int32), axis_name)
+        return counts
 
     return _counting_step(config, model, num_classes, count)
 
@@ -69,9 +85,9 @@ def make_ranking_step(config: ConfigDict, model: Any, num_classes: int, number: 
 def _counting_step(config: ConfigDict, model: Any, num_classes: int, count: Callable) -> Callable:
     preprocessing = preprocessing_of(config, num_classes)
 
-    def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
+    def step(state: TrainState, batch: dict[str, jax.Array], *hparams: Hyperparams) -> dict[str, Any]:
         logits = predict_logits(model, state.variables, batch["image"], batch["size"], preprocessing)
-        return count(logits, *kept_labels(batch))
+        return count(logits, *kept_labels(batch), *hparams)
 
     return step
 
@@ -98,11 +114,11 @@ def score_counts(
     return counts
 
 
-def counter(step: Callable, state: TrainState, config: ConfigDict, mesh) -> Callable:
-    """Returns `count(batch)` for `sum_counts`: a mapped `step(state, batch)` of a replicated state."""
+def counter(step: Callable, state: TrainState, mapping: DeviceMapping, *hparams: Hyperparams) -> Callable:
+    """Returns `count(batch)` for `sum_counts`: a mapped `step(state, batch, *hparams)` of a replicated state."""
 
     def count(batch: dict[str, np.ndarray]) -> Any:
-        return parallel.unreplicate(step(state, parallel.shard(batch, config, mesh)), config)
+        return mapping.unreplicate(step(state, mapping.shard(batch), *hparams))
 
     return count
 
@@ -132,10 +148,12 @@ def scores(counts: dict[str, Any]) -> dict[str, Any]:
 
     These are "confusion" (int64 rows), the entries of `segjax.metrics.segmentation_scores`, and for two classes
     "average_precision", "average_precision_bounds", "auroc", "best_iou" of class 1 and its "best_threshold", a
-    probability.
+    probability. With "loss_sum" they have "pixel_loss".
     """
     result = {"confusion": counts["confusion"].tolist()}
     result |= {k: np.asarray(v).tolist() for k, v in metrics.segmentation_scores(counts["confusion"]).items()}
+    if "loss_sum" in counts:
+        result["pixel_loss"] = float(counts["loss_sum"]) / max(1, int(counts["loss_pixels"]))
     if "scores" in counts:
         result["average_precision"] = float(metrics.average_precision(counts["scores"]))
         result["average_precision_bounds"] = list(map(float, metrics.average_precision_bounds(counts["scores"])))
@@ -144,6 +162,21 @@ def scores(counts: dict[str, Any]) -> dict[str, Any]:
         # IoU = F1 / (2 - F1) grows with F1, so both are best at the same threshold.
         result["best_iou"], result["best_threshold"] = f1 / (2 - f1), 1 / (1 + math.exp(-logit))
     return result
+
+
+def eval_scalars(scores: dict[str, Any]) -> dict[str, float]:
+    """Returns the finite scalars among the scores, and IoU and recall per class, for TensorBoard."""
+    scalars = {f"eval/{key}": value for key, value in scores.items() if isinstance(value, float)}
+    for key in ("iou", "recall"):
+        named = zip(scores["classes"], scores[f"{key}_per_class"], strict=True)
+        scalars |= {f"eval/{key}/{name}": value for name, value in named}
+    return {key: value for key, value in scalars.items() if not math.isnan(value)}
+
+
+def headline(scores: dict[str, Any]) -> float:
+    """Returns the score that selects the best checkpoint: average precision for two classes, else mean IoU."""
+    value = scores.get("average_precision", scores["mean_iou"])
+    return value if math.isfinite(value) else -1.0
 
 
 def contact_sheet(predictors: Sequence[Callable], source: Source, indices: Iterable[int], gap: int = 4) -> np.ndarray:

@@ -11,9 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import rich.console
-from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -22,12 +20,12 @@ from segjax.data import Source, TrainLoader, open_split, skipped_lines, train_lo
 from segjax.storage import path_of, write_json
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.config import ConfigError, from_leaves, leaves, read_config, validate
-from segjax.training.evaluation import contact_sheet, evaluate, make_eval_step, preprocessing_of
+from segjax.training.config import changes_since, validate, write_config
+from segjax.training.evaluation import contact_sheet, eval_scalars, evaluate, headline, make_eval_step, preprocessing_of
 from segjax.training.metrics_writer import MetricsWriter
 from segjax.training.objective import budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
-from segjax.training.train_step import TrainState, init_state, make_model, make_train_step
+from segjax.training.train_step import init_state, make_model, make_train_step
 
 CONFIG_FILE = "config.json"
 SCORES_FILE = "scores.json"
@@ -78,20 +76,18 @@ def train(
     validate(config)
     console = console or rich.console.Console(quiet=not parallel.is_first_host())
     origin = provenance()  # now, because the checkout may change before the run ends
-    mesh = parallel.make_mesh()
-    parallel.check_batch(config, mesh)
+    mapping = parallel.device_mapping(config)
     train_source = open_split(config.data, config.data.train_split)
     eval_source = open_split(config.data, config.data.eval_split)
     for source, split in ((train_source, config.data.train_split), (eval_source, config.data.eval_split)):
-        check_channels(config, source)
         for line in skipped_lines(source, split):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     names, axis_name = train_source.label_set.names, parallel.axis_name(config)
     model = make_model(config, len(names), axis_name)
     train_step = make_train_step(config, model, len(names), axis_name)
-    train_step = parallel.map_step(train_step, config, mesh, arguments=3, donate=config.training.donate)
-    eval_step = parallel.map_step(make_eval_step(config, model, len(names), axis_name), config, mesh, arguments=2)
+    train_step = mapping.map_step(train_step, arguments=3, donate=config.training.donate)
+    eval_step = mapping.map_step(make_eval_step(config, model, len(names), axis_name), arguments=3)
     predictor = inference.Predictor(model.clone(axis_name=None), None, preprocessing_of(config, len(names)))
     hparams, plan, steps = hparams_from_config(config), phases(config), config.training.steps
 
@@ -100,21 +96,26 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir))
         for line in checkpoints.damaged:
             console.print(f"warning: {line}. It is set aside.", markup=False)
-        _print_changes(config, workdir / CONFIG_FILE, console)
+        for line in changes_since(workdir / CONFIG_FILE, config):
+            console.print(line)
         batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
         start = checkpoints.latest_step() or 0
-        state = parallel.everywhere(init_state(config, model, pretrained=not start), mesh)
+        state = mapping.everywhere(init_state(config, model, pretrained=not start))
         position: dict[str, Any] = {}
         if start:
             state, position = checkpoints.restore(state, start)
             batches.set_state(position)
             console.print(f"resumed at step {start} of {steps}")
         if parallel.is_first_host():
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_json(workdir / CONFIG_FILE, leaves(config))
-        console.print(_summary(config, train_source, eval_source, state, mesh))
-        state = parallel.replicate(state, config, mesh)
-        log_folder, batch_size = workdir if parallel.is_first_host() else None, config.training.global_batch
+            write_config(workdir / CONFIG_FILE, config)
+        parameters, batch_size = sum(p.size for p in jax.tree.leaves(state.params)), config.training.global_batch
+        console.print(
+            f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images; "
+            f"{config.model.name} with {parameters / 1e6:.2f} M parameters; {steps} steps = "
+            f"{steps * batch_size / len(train_source):.1f} epochs of batch {batch_size} on {mapping}"
+        )
+        state = mapping.replicate(state)
+        log_folder = workdir if parallel.is_first_host() else None
         writer = MetricsWriter(log_folder, start=start, steps=steps, examples_per_step=batch_size, console=console)
         writer = stack.enter_context(writer)
 
@@ -126,11 +127,12 @@ def train(
             if step > start:
                 while len(prefetched) <= config.training.prefetch:
                     batch = next(batches)
-                    placed = parallel.shard({key: batch[key] for key in DEVICE_KEYS}, config, mesh)
+                    placed = mapping.shard({key: batch[key] for key in DEVICE_KEYS})
                     prefetched.append((placed, batch["name"].tolist(), batches.get_state()))
                 placed, files, position = prefetched.popleft()
                 state, measured = train_step(state, placed, hparams_at(step, hparams, plan))
-                unchecked.append((step, parallel.unreplicate(measured, config), files))
+                unchecked.append((step, mapping.unreplicate(measured), files))
+                writer.advance(step)
             stopping = preemption.stopping()
             evaluating = step in (start, steps) or step % config.training.evaluate_every == 0
             saving = evaluating or stopping or step % config.training.checkpoint_every == 0
@@ -148,7 +150,14 @@ def train(
                     message = f"step {checked_step}: {seen}; expected finite values. The batch was {', '.join(files)}."
                     if nonfinite_in_a_row >= config.training.skip_nonfinite:
                         checkpoints.wait()
-                        raise NonFiniteLoss(message + _nonfinite_outcome(config, checkpoints.latest_step()))
+                        allowed, good = config.training.skip_nonfinite, checkpoints.latest_step()
+                        limit = f" It is the last of {allowed} skipped in a row." if allowed else ""
+                        kept = (
+                            f"The last good checkpoint, step {good}, is kept."
+                            if good
+                            else "No checkpoint was saved yet."
+                        )
+                        raise NonFiniteLoss(f"{message}{limit} {kept}")
                     writer.note(f"warning: {message} The step was skipped.")
                 if not finite or checked_step % config.training.log_every == 0 or checked_step == steps:
                     logged = {f"train/{key}": value for key, value in values.items() if math.isfinite(value)}
@@ -160,28 +169,29 @@ def train(
 
             scores = None
             if evaluating and not stopping:
+                writer.describe("scoring")
                 try:
-                    scores = evaluate(preemption.watched(eval_step), state, eval_source, config, mesh)
+                    scores = evaluate(preemption.watched(eval_step), state, eval_source, config, mapping)
                 except EvaluationAborted:
                     stopping = True
                 else:
-                    writer.scalars(step, eval_scalars(scores))
-                    variables = parallel.local(parallel.unreplicate(state, config)).variables
+                    variables = parallel.local(mapping.unreplicate(state)).variables
                     shown = range(min(4, len(eval_source)))
                     sheet = contact_sheet([predictor.with_variables(variables)], eval_source, shown)
+                    writer.scalars(step, eval_scalars(scores))
                     writer.image(step, "eval/image_truth_prediction", sheet)
             if step > start or scores is not None:  # else the checkpoint that was restored is this one
                 writer.publish()  # the log of a checkpoint is written before the checkpoint
                 position = {**position, _UNSCORED: evaluating and scores is None}
-                checkpoints.save(parallel.collect(state, config, mesh), position, headline(scores) if scores else None)
+                checkpoints.save(mapping.collect(state), position, headline(scores) if scores else None)
             if stopping:
                 raise Terminated(
                     f"SIGTERM: stopped after step {step} of {steps}, which is saved in {workdir}; the same command "
                     "carries on from there"
                 )
         if scores is None:  # the run had already ended
-            scores = evaluate(eval_step, state, eval_source, config, mesh)
-        skipped = parallel.unreplicate(state, config).skipped
+            scores = evaluate(eval_step, state, eval_source, config, mapping)
+        skipped = mapping.unreplicate(state).skipped
     wall = {"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start}
     scores = {"steps": steps, "skipped_in_training": len(train_source.skipped), **scores, "provenance": origin | wall}
     if skipped is not None:
@@ -189,13 +199,6 @@ def train(
     if parallel.is_first_host():
         write_json(workdir / SCORES_FILE, scores)
     return scores
-
-
-def _nonfinite_outcome(config: ConfigDict, last_good: int | None) -> str:
-    allowed = config.training.skip_nonfinite  # a state with NaN parameters cannot recover
-    return (f" It is the last of {allowed} skipped in a row." if allowed else "") + (
-        f" The last good checkpoint, step {last_good}, is kept." if last_good else " No checkpoint was saved yet."
-    )
 
 
 def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
@@ -209,50 +212,6 @@ def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=config.data.workers,
-    )
-
-
-def eval_scalars(scores: dict[str, Any]) -> dict[str, float]:
-    """Returns the finite scalars among the scores, and IoU and recall per class, for TensorBoard."""
-    scalars = {f"eval/{key}": value for key, value in scores.items() if isinstance(value, float)}
-    for key in ("iou", "recall"):
-        named = zip(scores["classes"], scores[f"{key}_per_class"], strict=True)
-        scalars |= {f"eval/{key}/{name}": value for name, value in named}
-    return {key: value for key, value in scalars.items() if not math.isnan(value)}
-
-
-def headline(scores: dict[str, Any]) -> float:
-    """Returns the score that selects the best checkpoint: average precision for two classes, else mean IoU."""
-    value = scores.get("average_precision", scores["mean_iou"])
-    return value if np.isfinite(value) else -1.0
-
-
-def check_channels(config: ConfigDict, source: Source) -> None:
-    """Raises `ConfigError` if the images of `source` do not have `config.data.channels` channels."""
-    if source.channels != config.data.channels:
-        raise ConfigError(
-            f"config.data.channels = {config.data.channels}, but the images of {config.data.name} have "
-            f"{source.channels} channel(s)"
-        )
-
-
-def _print_changes(config: ConfigDict, started_with: epath.Path, console: rich.console.Console) -> None:
-    """Prints the fields that differ from the config that the run was started with."""
-    if started_with.exists():
-        now, before = leaves(from_leaves(leaves(config))), leaves(read_config(started_with))
-        for key in sorted(now):
-            if before[key] != now[key]:
-                console.print(f"config.{key} is now {now[key]!r}; the run was started with {before[key]!r}")
-
-
-def _summary(config: ConfigDict, train_source: Source, eval_source: Source, state: TrainState, mesh) -> str:
-    parameters = sum(p.size for p in jax.tree.leaves(state.params))
-    steps, batch = config.training.steps, config.training.global_batch
-    return (
-        f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images; "
-        f"{config.model.name} with {parameters / 1e6:.2f} M parameters; {steps} steps "
-        f"= {steps * batch / len(train_source):.1f} epochs of batch {batch} on {mesh.size} "
-        f"{mesh.devices.flat[0].platform} device(s), {config.parallel}"
     )
 
 

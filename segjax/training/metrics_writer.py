@@ -1,6 +1,8 @@
 """The log of a run: JSON lines, TensorBoard events and a progress bar."""
 
+import importlib.util
 import json
+import math
 import os
 import tempfile
 import time
@@ -52,15 +54,20 @@ class MetricsWriter:
             if not self._in_bucket:
                 self._workdir.mkdir(parents=True, exist_ok=True)
             drop_after(self._lines, start)
-            if self._in_bucket and self._lines.exists():
-                self._text = self._lines.read_text(encoding="utf-8")
+            text = self._lines.read_text(encoding="utf-8") if self._lines.exists() else ""
+        if self._in_bucket:
+            self._text = text
+        scored = [row for row in map(json.loads, text.splitlines()) if "eval/mean_iou" in row]
+        self._loss, self._best = "", max((row[_selecting_score(row)] for row in scored), default=-math.inf)
         self._temporary = tempfile.TemporaryDirectory(prefix="segjax-events-") if self._in_bucket else None
         self._event_folder = self._temporary.name if self._in_bucket else str(self._workdir / "tensorboard")
         self._events = self._open_events(start + 1 if start else None)
         self._examples_per_step = examples_per_step
         self._started = (time.monotonic(), start)
+        # In a notebook rich needs ipywidgets for a bar, and would warn at every refresh.
+        bar_is_possible = not self.console.is_jupyter or importlib.util.find_spec("ipywidgets") is not None
         self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description:<10}"),
             progress.BarColumn(bar_width=24),
             progress.MofNCompleteColumn(),
             progress.TimeElapsedColumn(),
@@ -68,8 +75,9 @@ class MetricsWriter:
             progress.TimeRemainingColumn(compact=True, elapsed_when_finished=False),
             progress.TextColumn("{task.fields[rate]}  {task.fields[loss]}  {task.fields[score]}"),
             console=self.console,
+            disable=not bar_is_possible,
         )
-        self._task = self._bar.add_task("train", total=steps, completed=start, rate="", loss="", score="")
+        self._task = self._bar.add_task("compiling…", total=steps, completed=start, rate="", loss="", score="")
 
     def _open_events(self, purge_step: int | None = None) -> SummaryWriter:
         # Files are read in the order of their names, and two of one second must differ.
@@ -78,6 +86,8 @@ class MetricsWriter:
     def __enter__(self) -> "MetricsWriter":
         if self._active:
             self._bar.start()
+            if not self.console.is_terminal:  # a log file and a notebook have lines in place of the bar
+                self.console.print("compiling…")
         return self
 
     def __exit__(self, error_type, *unused) -> None:
@@ -121,12 +131,30 @@ class MetricsWriter:
         if "train/loss" in values:
             seconds = time.monotonic() - self._started[0]
             rate = f"{(step - self._started[1]) * self._examples_per_step / max(seconds, 1e-9):.1f} images/s"
-            self._bar.update(self._task, completed=step, rate=rate, loss=f"loss {values['train/loss']:.4f}")
+            self._loss = f"loss {values['train/loss']:.4f}"
+            self._bar.update(self._task, rate=rate, loss=self._loss)
         if "eval/mean_iou" in values:
-            score = f"mIoU {values['eval/mean_iou']:.3f}"
+            score = self._score(values)
             self._bar.update(self._task, score=score)
-            if not self.console.is_terminal:  # a log file has no bar
-                self.console.print(f"step {step}: {score}")
+            if not self.console.is_terminal:
+                self.console.print(f"step {step}: {self._loss}  {score}")
+
+    def _score(self, values: dict[str, float]) -> str:
+        """Returns the score that selects the best checkpoint, with the best so far, and mean IoU."""
+        key = _selecting_score(values)
+        self._best = max(self._best, values[key])
+        best = f"{values[key]:.3f} (best {self._best:.3f})"
+        return f"mIoU {best}" if key == "eval/mean_iou" else f"AP {best}  mIoU {values['eval/mean_iou']:.3f}"
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step`, which has been dispatched to the devices."""
+        if self._active:
+            self._bar.update(self._task, completed=step, description="training")
+
+    def describe(self, activity: str) -> None:
+        """Shows beside the bar what the run is doing, until the next step."""
+        if self._active:
+            self._bar.update(self._task, description=activity)
 
     def note(self, line: str) -> None:
         """Prints a line above the bar."""
@@ -137,6 +165,10 @@ class MetricsWriter:
         """Logs a uint8 `[H, W, 3]` image to TensorBoard."""
         if self._active:
             self._events.add_image(name, image, step, dataformats="HWC")
+
+
+def _selecting_score(values: dict[str, float]) -> str:
+    return "eval/average_precision" if "eval/average_precision" in values else "eval/mean_iou"
 
 
 def append(path: Path | epath.Path, step: int, values: dict[str, float]) -> None:

@@ -202,6 +202,28 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     return objective
 
 
+def microbatch_shares(
+    labels: Int[Array, "k b H W"], config: ConfigDict, num_classes: int, axis_name: str | None
+) -> dict[str, Float[Array, " k"]]:
+    """Returns the weight of each microbatch's mean in the mean over the whole batch.
+
+    The parts of the objective, times their shares and summed over the microbatches, equal those of the whole batch,
+    however unevenly the labelled pixels are distributed.
+    """
+
+    def count(pixels: jax.Array) -> Float[Array, " k"]:
+        return psum(pixels.sum(axis=(1, 2, 3), dtype=jnp.float32), axis_name)
+
+    labels, where = targets(labels, num_classes, config.objective.void)
+    kept = count(where)
+    shares = dict.fromkeys(("pixel_loss", "penalty"), kept / jnp.maximum(kept.sum(), 1))
+    if config.objective.normalizer == "positives":
+        positives = count((labels != background_of(config, num_classes)) & where)
+        # `losses.mean` divides by no less than 1.
+        shares["pixel_loss"] = jnp.maximum(positives, 1) / jnp.maximum(positives.sum(), 1)
+    return shares
+
+
 class GradientBudget(NamedTuple):
     """Sums of `gradient_budget`; budgets of several batches add.
 

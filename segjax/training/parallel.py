@@ -5,7 +5,7 @@ and the result are the same on every device.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -60,45 +60,77 @@ def axis_name(config: ConfigDict) -> str | None:
     return None if config.parallel == "jit" else AXIS
 
 
-def check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises `ConfigError` if the global batch cannot be split evenly over the devices and their microbatches."""
-    count = config.training.accumulate
+def device_mapping(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> "DeviceMapping":
+    """Returns the mapping of `config.parallel` over `devices` (default: all).
+
+    Raises:
+      ConfigError: the global batch cannot be split evenly over the devices and their microbatches.
+    """
+    mesh, count = make_mesh(devices), config.training.accumulate
     if config.training.global_batch % (mesh.size * count):
         raise ConfigError(
             f"config.training.global_batch = {config.training.global_batch} does not divide evenly over {mesh.size} "
             f"devices{f' with {count} microbatches each' * (count > 1)}; choose a multiple of {mesh.size * count}"
         )
+    return DeviceMapping(config.parallel, mesh)
 
 
-def everywhere(tree: Any, mesh: Mesh) -> Any:
-    """Returns a global copy of `tree`, the same on every device of all hosts: the form of checkpoints."""
-    sharding = NamedSharding(mesh, P())
+class DeviceMapping(NamedTuple):
+    """One way of running per-device code on the devices of a mesh, with the matching placement of its arguments.
 
-    def place(x: Any) -> jax.Array:
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # JAX places typed keys on this host's devices only
-            return jax.random.wrap_key_data(place(jax.random.key_data(x)))
-        # Through the host, because not every platform can send from one device to those of another host.
-        return jax.device_put(np.asarray(x), sharding)
+    Attributes:
+      mode: "jit", "pmap" or "shard_map".
+      mesh: the devices, those of all hosts.
+    """
 
-    return jax.tree.map(place, tree)
+    mode: str
+    mesh: Mesh
 
+    def __str__(self) -> str:
+        return f"{self.mesh.size} {self.mesh.devices.flat[0].platform} device(s), {self.mode}"
 
-def collect(tree: Any, config: ConfigDict, mesh: Mesh) -> Any:
-    """Returns a replicated `tree` in the form of `everywhere`."""
-    return everywhere(unreplicate(tree, config), mesh) if config.parallel == "pmap" else tree
+    def map_step(self, step: Callable, *, arguments: int, donate: bool = False) -> Callable:
+        """Compiles `step(state, batch, ...)`, of `arguments` arguments in all.
 
+        With `donate` the state's buffers are reused: the old state must not be used again.
+        """
+        specs = (P(), P(AXIS)) + (P(),) * (arguments - 2)
+        return _mapped(step, self.mode, self.mesh, specs, P(), donate)
 
-def replicate(tree: Any, config: ConfigDict, mesh: Mesh) -> Any:
-    """Returns copies of `tree` on every device, in the form that the functions of `map_step` take."""
-    if config.parallel != "pmap":
-        return everywhere(tree, mesh)
-    count, sharding = len(mesh.local_devices), _of_this_host(mesh)
-    return jax.tree.map(lambda x: jax.device_put(jax.numpy.stack([x] * count), sharding), local(tree))
+    def shard(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Splits a host's batch over its devices along the first axis; the hosts' batches follow each other."""
+        if self.mode == "pmap":
+            count, sharding = len(self.mesh.local_devices), _of_this_host(self.mesh)
+            return jax.device_put({k: v.reshape(count, -1, *v.shape[1:]) for k, v in batch.items()}, sharding)
+        sharding = NamedSharding(self.mesh, P(AXIS))
+        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
+    def everywhere(self, tree: Any) -> Any:
+        """Returns a global copy of `tree`, the same on every device of all hosts: the form of checkpoints."""
+        sharding = NamedSharding(self.mesh, P())
 
-def unreplicate(tree: Any, config: ConfigDict) -> Any:
-    """Returns this host's single copy of a replicated `tree`."""
-    return jax.tree.map(lambda x: x.addressable_data(0)[0], tree) if config.parallel == "pmap" else tree
+        def place(x: Any) -> jax.Array:
+            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # JAX places typed keys on this host's devices only
+                return jax.random.wrap_key_data(place(jax.random.key_data(x)))
+            # Through the host, because not every platform can send from one device to those of another host.
+            return jax.device_put(np.asarray(x), sharding)
+
+        return jax.tree.map(place, tree)
+
+    def replicate(self, tree: Any) -> Any:
+        """Returns copies of `tree` on every device, in the form that the functions of `map_step` take."""
+        if self.mode != "pmap":
+            return self.everywhere(tree)
+        count, sharding = len(self.mesh.local_devices), _of_this_host(self.mesh)
+        return jax.tree.map(lambda x: jax.device_put(jax.numpy.stack([x] * count), sharding), local(tree))
+
+    def unreplicate(self, tree: Any) -> Any:
+        """Returns this host's single copy of a replicated `tree`."""
+        return jax.tree.map(lambda x: x.addressable_data(0)[0], tree) if self.mode == "pmap" else tree
+
+    def collect(self, tree: Any) -> Any:
+        """Returns a replicated `tree` in the form of `everywhere`."""
+        return self.everywhere(self.unreplicate(tree)) if self.mode == "pmap" else tree
 
 
 def local(tree: Any) -> Any:
@@ -106,27 +138,9 @@ def local(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
-def shard(batch: dict[str, np.ndarray], config: ConfigDict, mesh: Mesh) -> dict[str, jax.Array]:
-    """Splits a host's batch over its devices along the first axis; the hosts' batches follow each other."""
-    if config.parallel == "pmap":
-        count = len(mesh.local_devices)
-        return jax.device_put({k: v.reshape(count, -1, *v.shape[1:]) for k, v in batch.items()}, _of_this_host(mesh))
-    sharding = NamedSharding(mesh, P(AXIS))
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
-
-
 def _of_this_host(mesh: Mesh) -> NamedSharding:
     """Returns the sharding that `pmap` takes: the first axis over the devices of this host alone."""
     return NamedSharding(make_mesh(mesh.local_devices), P(AXIS))
-
-
-def map_step(step: Callable, config: ConfigDict, mesh: Mesh, *, arguments: int, donate: bool = False) -> Callable:
-    """Compiles `step(state, batch, ...)`, of `arguments` arguments in all, for the devices of `mesh`.
-
-    With `donate` the state's buffers are reused: the old state must not be used again.
-    """
-    specs = (P(), P(AXIS)) + (P(),) * (arguments - 2)
-    return _mapped(step, config.parallel, mesh, specs, P(), donate)
 
 
 def map_cells(step: Callable, mesh: Mesh, *, shared: Sequence[bool], donate: bool = False) -> Callable:

@@ -10,14 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from segjax import losses, models
-from segjax.collectives import pmean, psum
+from segjax.collectives import pmean
 from segjax.data.augment import augment, example_keys
 from segjax.training.config import NETWORKS, SHARED_ARGUMENTS, ConfigError
-from segjax.training.objective import Hyperparams, background_of, gradient_budget, make_objective, num_outputs, targets
+from segjax.training.objective import (
+    Hyperparams,
+    gradient_budget,
+    make_objective,
+    microbatch_shares,
+    num_outputs,
+    targets,
+)
 
 # Folded into the run's key where augmentation folds in the step, which never gets this large.
 _DROPOUT = np.uint32(2**32 - 1)
@@ -139,28 +145,6 @@ def split(batch: Any, count: int) -> Any:
     Example i goes to microbatch i modulo `count`, so each device splits its own part of a batch.
     """
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
-
-
-def microbatch_shares(
-    labels: Int[Array, "k b H W"], config: ConfigDict, num_classes: int, axis_name: str | None
-) -> dict[str, Float[Array, " k"]]:
-    """Returns the weight of each microbatch's mean in the mean over the whole batch.
-
-    The parts of the objective, times their shares and summed over the microbatches, equal those of the whole batch,
-    however unevenly the labelled pixels are distributed.
-    """
-
-    def count(pixels: jax.Array) -> Float[Array, " k"]:
-        return psum(pixels.sum(axis=(1, 2, 3), dtype=jnp.float32), axis_name)
-
-    labels, where = targets(labels, num_classes, config.objective.void)
-    kept = count(where)
-    shares = dict.fromkeys(("pixel_loss", "penalty"), kept / jnp.maximum(kept.sum(), 1))
-    if config.objective.normalizer == "positives":
-        positives = count((labels != background_of(config, num_classes)) & where)
-        # `losses.mean` divides by no less than 1.
-        shares["pixel_loss"] = jnp.maximum(positives, 1) / jnp.maximum(positives.sum(), 1)
-    return shares
 
 
 def accumulated(loss_and_gradients: Callable, params: Any, batch_stats: Any, microbatches: Any) -> tuple[Any, ...]:

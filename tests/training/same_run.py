@@ -43,25 +43,23 @@ def batch_of(step):
 def run(mode, dtype, devices=None):
     """Returns losses `[STEPS]`, the final parameters and statistics in one vector, and the counts of an evaluation."""
     with jax.enable_x64(dtype == "float64"):
-        config, mesh = config_of(mode, dtype), parallel.make_mesh(devices)
-        axis_name = parallel.axis_name(config)
+        config = config_of(mode, dtype)
+        mapping, axis_name = parallel.device_mapping(config, devices), parallel.axis_name(config)
         model = make_model(config, 2, axis_name)
         fresh = init_state(config, model)
-        state = parallel.replicate(
-            jax.tree.map(lambda x: x.astype(dtype) if x.dtype == np.float32 else x, fresh), config, mesh
-        )
-        train = parallel.map_step(make_train_step(config, model, 2, axis_name), config, mesh, arguments=3, donate=True)
-        score = parallel.map_step(make_eval_step(config, model, 2, axis_name), config, mesh, arguments=2)
+        state = mapping.replicate(jax.tree.map(lambda x: x.astype(dtype) if x.dtype == np.float32 else x, fresh))
+        train = mapping.map_step(make_train_step(config, model, 2, axis_name), arguments=3, donate=True)
+        score = mapping.map_step(make_eval_step(config, model, 2, axis_name), arguments=3)
         hparams = jax.tree.map(lambda x: x.astype(dtype), hparams_from_config(config))
         losses = []
         for step in range(STEPS):
-            state, measured = train(state, parallel.shard(share(batch_of(step)), config, mesh), hparams)
-            losses.append(float(parallel.unreplicate(measured, config)["loss"]))
+            state, measured = train(state, mapping.shard(share(batch_of(step))), hparams)
+            losses.append(float(mapping.unreplicate(measured)["loss"]))
         batch = batch_of(STEPS)
         batch |= {"size": np.tile(np.int32([20, 28]), (EXAMPLES, 1)), "where": np.arange(EXAMPLES) < EXAMPLES - 1}
         del batch["index"]
-        counts = parallel.unreplicate(score(state, parallel.shard(share(batch), config, mesh)), config)
-        end = parallel.unreplicate(state, config)
+        counts = mapping.unreplicate(score(state, mapping.shard(share(batch)), hparams))
+        end = mapping.unreplicate(state)
         leaves = [np.ravel(x) for x in jax.tree.leaves((end.params, end.batch_stats, end.ema))]
         return np.array(losses), np.concatenate(leaves), np.asarray(counts["confusion"])
 

@@ -171,13 +171,13 @@ def test_train_places_batches_ahead_and_reads_each_step_while_the_next_one_runs(
 
         return step
 
-    def shard(batch, config, mesh):
+    def shard(mapping, batch):
         events.append(("placed", 1 + sum(kind == "placed" for kind, _ in events)))
         return batch
 
     monkeypatch.setattr(loop, "make_train_step", make_train_step)
-    monkeypatch.setattr(loop.parallel, "map_step", lambda step, *arguments, **options: step)
-    monkeypatch.setattr(loop.parallel, "shard", shard)
+    monkeypatch.setattr(loop.parallel.DeviceMapping, "map_step", lambda mapping, step, **options: step)
+    monkeypatch.setattr(loop.parallel.DeviceMapping, "shard", shard)
     train(config, tmp_path, console=quiet())
     expected = [("placed", i + 1) for i in range(prefetch)]
     for step in range(1, 5):
@@ -288,7 +288,7 @@ def test_preemption_in_a_thread_does_not_listen():
 
 def test_train_bad_input_stops_before_anything_is_written(tiny, tmp_path, quiet):
     tiny.data.channels, tiny.data.mean = 1, (0.5,)
-    with pytest.raises(ConfigError, match=r"config.data.channels = 1, but the images of road_debris have 3"):
+    with pytest.raises(DataError, match=r"config.data.channels = 1, but the images of road_debris have 3"):
         train(tiny, tmp_path / "grey", console=quiet())
     tiny.data.channels, tiny.data.eval_split = 3, "tset"
     with pytest.raises(DataError, match="tset"):

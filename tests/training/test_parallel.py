@@ -31,20 +31,20 @@ def run(config, mode, devices):
     config.objective.uncertainty_weight, config.objective.region = 1.0, "dice"
     config.model.dropout, config.model.num_samples, config.model.deep_dropout = "sampled", 2, 1
     config.training.ema_decay, config.training.gradient_budget = 0.9, True
-    mesh, axis_name = parallel.make_mesh(jax.devices()[:devices]), parallel.axis_name(config)
+    mapping, axis_name = parallel.device_mapping(config, jax.devices()[:devices]), parallel.axis_name(config)
     model = make_model(config, 2, axis_name)
-    state = parallel.replicate(init_state(config, model), config, mesh)
-    train = parallel.map_step(make_train_step(config, model, 2, axis_name), config, mesh, arguments=3, donate=True)
-    score = parallel.map_step(make_eval_step(config, model, 2, axis_name), config, mesh, arguments=2)
+    state = mapping.replicate(init_state(config, model))
+    train = mapping.map_step(make_train_step(config, model, 2, axis_name), arguments=3, donate=True)
+    score = mapping.map_step(make_eval_step(config, model, 2, axis_name), arguments=3)
     losses = []
     for _ in range(3):
-        state, measured = train(state, parallel.shard(BATCH, config, mesh), hparams_from_config(config))
-        measured = parallel.unreplicate(measured, config)
+        state, measured = train(state, mapping.shard(BATCH), hparams_from_config(config))
+        measured = mapping.unreplicate(measured)
         # The budget's scale depends on the reduction, its fractions do not.
         fractions = measured["budget"].gradient / measured["budget"].gradient.sum()
         losses.append([float(measured[k]) for k in ("loss", "penalty", "region_loss")] + fractions.ravel().tolist())
-    counts = parallel.unreplicate(score(state, parallel.shard(EVAL_BATCH, config, mesh)), config)
-    return losses, jax.device_get(parallel.unreplicate(state, config)), jax.device_get(counts)
+    counts = mapping.unreplicate(score(state, mapping.shard(EVAL_BATCH), hparams_from_config(config)))
+    return losses, jax.device_get(mapping.unreplicate(state)), jax.device_get(counts)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +78,10 @@ def test_map_step_equals_one_device(config, one_device, mode, devices):
 
 @pytest.mark.parametrize("donate", [True, False])
 def test_map_step_deletes_a_donated_state_only(tiny, donate):
-    mesh = parallel.make_mesh(jax.devices()[:1])
-    step = parallel.map_step(lambda state, batch: state + batch["x"].sum(), tiny, mesh, arguments=2, donate=donate)
-    state = parallel.replicate(jnp.zeros(3), tiny, mesh)
-    assert step(state, parallel.shard({"x": np.arange(4.0)}, tiny, mesh)).tolist() == [6, 6, 6]
+    mapping = parallel.device_mapping(tiny, jax.devices()[:1])
+    step = mapping.map_step(lambda state, batch: state + batch["x"].sum(), arguments=2, donate=donate)
+    state = mapping.replicate(jnp.zeros(3))
+    assert step(state, mapping.shard({"x": np.arange(4.0)})).tolist() == [6, 6, 6]
     assert state.is_deleted() == donate
 
 
@@ -99,10 +99,10 @@ def test_map_cells_runs_one_cell_per_device():
         (3, r"global_batch = 6 does not .* over 4 devices with 3 microbatches each; choose a multiple of 12"),
     ],
 )
-def test_check_batch_names_a_multiple(tiny, accumulate, message):
+def test_device_mapping_names_a_multiple(tiny, accumulate, message):
     tiny.training.global_batch, tiny.training.accumulate = 6, accumulate
     with pytest.raises(ConfigError, match=message):
-        parallel.check_batch(tiny, parallel.make_mesh())
+        parallel.device_mapping(tiny)
 
 
 def test_join_hosts_needs_all_of_its_arguments_or_none():

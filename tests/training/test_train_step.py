@@ -203,12 +203,12 @@ def uneven(batch):
 def step_in_float64(config, data, devices=1):
     """Returns the measured values and the new parameters of a step."""
     with jax.enable_x64(True):
-        mesh, axis_name = parallel.make_mesh(jax.devices()[:devices]), parallel.axis_name(config)
+        mapping, axis_name = parallel.device_mapping(config, jax.devices()[:devices]), parallel.axis_name(config)
         model = make_model(config, 2, axis_name)
         fresh = jax.tree.map(lambda x: x.astype("float64") if x.dtype == np.float32 else x, init_state(config, model))
-        step = parallel.map_step(make_train_step(config, model, 2, axis_name), config, mesh, arguments=3)
-        state = parallel.replicate(fresh, config, mesh)
-        state, measured = step(state, parallel.shard(data, config, mesh), hparams_from_config(config))
+        step = mapping.map_step(make_train_step(config, model, 2, axis_name), arguments=3)
+        state = mapping.replicate(fresh)
+        state, measured = step(state, mapping.shard(data), hparams_from_config(config))
         return jax.device_get(measured), jax.device_get(state.params)
 
 

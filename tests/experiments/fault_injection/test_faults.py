@@ -62,10 +62,11 @@ def test_arm_unknown_moment(tmp_path):
 def test_arm_dispatch_counts_train_steps_only(monkeypatch, tmp_path):
     killed = []
     monkeypatch.setattr(fault_child, "kill", lambda: killed.append(True))
-    monkeypatch.setattr(fault_child.parallel, "map_step", lambda step, *, arguments: step)
+    monkeypatch.setattr(fault_child.parallel.DeviceMapping, "map_step", lambda mapping, step, **options: step)
     fault_child.arm(fault_child.DISPATCH, 2, tmp_path)
-    train_step = fault_child.parallel.map_step(lambda: "trained", arguments=3)
-    eval_step = fault_child.parallel.map_step(lambda: "scored", arguments=2)
+    mapping = fault_child.parallel.DeviceMapping("jit", None)
+    train_step = mapping.map_step(lambda: "trained", arguments=3, donate=True)
+    eval_step = mapping.map_step(lambda: "scored", arguments=3)
     for step, kills in ((train_step, 0), (eval_step, 0), (train_step, 1)):
         step()
         assert len(killed) == kills
