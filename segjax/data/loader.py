@@ -249,6 +249,6 @@ def _next(batches: Iterator[Batch]) -> Batch:
             raise
         raise LoaderDied(
             f"a loader process died with exit code {died[1]} (-9: killed, as when memory runs out; -7: shared memory, "
-            "/dev/shm, ran out; -11: a crash). The same command again carries on; config.data.workers = 0 reads without "
-            "such processes"
+            "/dev/shm, ran out; -11: a crash). The same command again carries on; config.data.workers = 0 reads without"
+            " such processes"
         ) from error

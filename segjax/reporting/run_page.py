@@ -25,6 +25,7 @@ from segjax.reporting.figures import Line, png
 from segjax.reporting.report import Picture, Report, Section, Table, per_class_table
 from segjax.trained_run import TrainedRun, facts_of, on_all_devices
 from segjax.training import changed, evaluation, parallel
+from segjax.training.objective import hparams_from_config
 from segjax.training.train_step import TrainState
 
 Log = Sequence[Mapping[str, float | int]]
@@ -143,14 +144,15 @@ def make_inspection_step(config: ConfigDict, model: Any, num_classes: int, axis_
     `batch` is one of `eval_batches`, with "index", the images' indices in the split. "rankings" `[C, 2, bins]` exist
     for more than two classes. "per_image" are the confusion matrices of the global batch in its order.
     """
-    maps_of = _make_maps(config, model, num_classes)
+    maps_of, hparams = _make_maps(config, model, num_classes), hparams_from_config(config)
+    count = evaluation.make_score_counts(config, num_classes, axis_name)
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
         labels, where = evaluation.kept_labels(batch)
         outputs, log_uncertainties = maps_of(state.variables, batch)
         logits, predicted = inference.class_logits(outputs, num_classes), inference.classify(outputs, num_classes)
         options = {"where": where, "axis_name": axis_name}
-        counts = evaluation.score_counts(outputs, labels, num_classes, **options)
+        counts = count(outputs, labels, where, hparams)
         counts["calibration"] = metrics.calibration_bins(logits, labels, **options)
         correct = predicted == labels
         counts["errors"] = {name: error_histogram(u, correct, **options) for name, u in log_uncertainties.items()}

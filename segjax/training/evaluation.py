@@ -52,24 +52,8 @@ def split_facts(source: Source) -> dict[str, Any]:
 
 
 def make_eval_step(config: ConfigDict, model: Any, num_classes: int, axis_name: str | None) -> Callable:
-    """Builds `step(state, batch, hparams) -> counts`, which add over batches.
-
-    They are those of `score_counts`, and "loss_sum" and "loss_pixels": numerator and denominator of the pixel loss over
-    the labelled pixels, without boundary weights and OHEM.
-    """
-    per_pixel, background = PIXEL_LOSSES[config.objective.loss], background_of(config, num_classes)
-    counts_positives = config.objective.normalizer == "positives"
-
-    def count(logits: Array, labels: Array, where: Array, hparams: Hyperparams) -> dict[str, Array]:
-        counts = score_counts(logits, labels, num_classes, where=where, axis_name=axis_name)
-        pixels = psum(where.sum(dtype=jnp.int32), axis_name)
-        mean = losses.mean(per_pixel(logits, labels, where, hparams), where=where, axis_name=axis_name)
-        counts |= {"loss_sum": mean * pixels, "loss_pixels": pixels}
-        if counts_positives:
-            counts["loss_pixels"] = psum((where & (labels != background)).sum(dtype=jnp.int32), axis_name)
-        return counts
-
-    return _counting_step(config, model, num_classes, count)
+    """Builds `step(state, batch, hparams) -> counts`, which add over batches: those of `make_score_counts`."""
+    return _counting_step(config, model, num_classes, make_score_counts(config, num_classes, axis_name))
 
 
 def make_ranking_step(config: ConfigDict, model: Any, num_classes: int, number: int, axis_name: str | None) -> Callable:
@@ -98,20 +82,32 @@ def kept_labels(batch: dict[str, jax.Array]) -> tuple[Int[Array, "b H W"], Bool[
     return labels, (labels != VOID) & batch["where"][:, None, None]
 
 
-def score_counts(
-    outputs: Float[Array, "b H W outputs"],
-    labels: Int[Array, "b H W"],
-    num_classes: int,
-    *,
-    where: Bool[Array, "b H W"],
-    axis_name: str | None,
-) -> dict[str, Array]:
-    """Returns "confusion", and for two classes "scores", the score histogram of class 1: the counts of `scores`."""
-    predictions = classify(outputs, num_classes)
-    counts = {"confusion": metrics.confusion_matrix(labels, predictions, num_classes, where=where, axis_name=axis_name)}
-    if num_classes == 2:
-        counts["scores"] = metrics.score_histogram(log_odds(outputs), labels == 1, where=where, axis_name=axis_name)
-    return counts
+def make_score_counts(config: ConfigDict, num_classes: int, axis_name: str | None) -> Callable:
+    """Builds `count(outputs, labels, where, hparams)`, which returns the counts of `scores`.
+
+    These are "confusion"; "loss_sum" and "loss_pixels", numerator and denominator of the pixel loss without boundary
+    weights and OHEM; and for two classes "scores", the score histogram of class 1.
+    """
+    per_pixel, background = PIXEL_LOSSES[config.objective.loss], background_of(config, num_classes)
+    counts_positives = config.objective.normalizer == "positives"
+
+    def count(
+        outputs: Float[Array, "b H W outputs"], labels: Int[Array, "b H W"], where: Bool[Array, "b H W"], hparams: Any
+    ) -> dict[str, Array]:
+        shared = {"where": where, "axis_name": axis_name}
+        pixels = psum(where.sum(dtype=jnp.int32), axis_name)
+        loss = losses.mean(per_pixel(outputs, labels, where, hparams), **shared)
+        counted = where & (labels != background) if counts_positives else where
+        counts = {
+            "confusion": metrics.confusion_matrix(labels, classify(outputs, num_classes), num_classes, **shared),
+            "loss_sum": loss * pixels.astype(loss.dtype),
+            "loss_pixels": psum(counted.sum(dtype=jnp.int32), axis_name),
+        }
+        if num_classes == 2:
+            counts["scores"] = metrics.score_histogram(log_odds(outputs), labels == 1, **shared)
+        return counts
+
+    return count
 
 
 def counter(step: Callable, state: TrainState, mapping: DeviceMapping, *hparams: Hyperparams) -> Callable:
@@ -146,13 +142,13 @@ def sum_counts(count: Callable, source: Source, config: ConfigDict) -> dict[str,
 def scores(counts: dict[str, Any]) -> dict[str, Any]:
     """Returns the scores for the summed counts of an evaluation step.
 
-    These are "confusion" (int64 rows), the entries of `segjax.metrics.segmentation_scores`, and for two classes
-    "average_precision", "average_precision_bounds", "auroc", "best_iou" of class 1 and its "best_threshold", a
-    probability. With "loss_sum" they have "pixel_loss".
+    These are "confusion" (int64 rows), "pixel_loss", the entries of `segjax.metrics.segmentation_scores`, and for two
+    classes "average_precision", "average_precision_bounds", "auroc", "best_iou" of class 1 and its "best_threshold",
+    a probability.
     """
     result = {"confusion": counts["confusion"].tolist()}
     result |= {k: np.asarray(v).tolist() for k, v in metrics.segmentation_scores(counts["confusion"]).items()}
-    if "loss_sum" in counts:
+    if "loss_sum" in counts:  # experiments may count the rest only
         result["pixel_loss"] = float(counts["loss_sum"]) / max(1, int(counts["loss_pixels"]))
     if "scores" in counts:
         result["average_precision"] = float(metrics.average_precision(counts["scores"]))

@@ -167,7 +167,7 @@ class MetricsWriter:
             self._events.add_image(name, image, step, dataformats="HWC")
 
 
-def _selecting_score(values: dict[str, float]) -> str:
+def _selecting_score(values: dict[str, float | int]) -> str:
     return "eval/average_precision" if "eval/average_precision" in values else "eval/mean_iou"
 
 

@@ -2,6 +2,8 @@ import gc
 import json
 import os
 import pickle
+import subprocess
+import sys
 import time
 from collections import Counter
 from multiprocessing.synchronize import SemLock
@@ -166,6 +168,27 @@ def test_eval_batches_damaged_file(make, tmp_path, workers):
     os.truncate(tmp_path / "masks" / f"{source.name(1)}.png", 40)
     with pytest.raises(DataError, match=rf"masks/{source.name(1)}.png: has changed since it was verified"):
         evaluate(source, 3, workers=workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("piped", [False, True], ids=["a script without a main guard", "standard input"])
+def test_train_loader_workers_of(make, tmp_path, process_environment, piped):
+    script, folder = tmp_path / "script.py", make.folder(tmp_path / "data", 4, (8, 10))
+    script.write_text(
+        "from segjax.data.pairs import open_folder\n"
+        "from segjax.data.loader import train_loader\n"
+        "from segjax.data.labels import numbered_classes\n"
+        f"source = open_folder({str(folder)!r}, 'train', numbered_classes(('a', 'b', 'c')))\n"
+        "loader = train_loader(source, global_batch_size=2, seed=0, size=None, workers=1)\n"
+        "print(next(loader)['image'].shape)\n"
+        "loader.close()\n"
+    )
+    command = [sys.executable] if piped else [sys.executable, script]
+    with script.open() as lines:
+        done = subprocess.run(
+            command, stdin=lines, env=process_environment, capture_output=True, text=True, timeout=100
+        )
+    assert (done.stdout, done.returncode) == ("(2, 8, 10, 3)\n", 0), done.stderr
 
 
 @pytest.mark.slow

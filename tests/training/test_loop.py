@@ -82,7 +82,7 @@ def test_train_leaves_config_metrics_events_checkpoints_and_scores(trained, full
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
     evaluated = [line for line in lines if "eval/mean_iou" in line]
     assert [line["step"] for line in evaluated] == [2, 4]
-    assert {"eval/iou/debris", "eval/recall/debris"} <= set(evaluated[0])
+    assert {"eval/iou/debris", "eval/recall/debris", "eval/pixel_loss"} <= set(evaluated[0])
     assert {"train/pixel_loss", "train/penalty"} <= set(lines[0])
     scores = json.loads((trained.workdir / "scores.json").read_text())
     assert scores["images"] == full.data.val_examples

@@ -59,11 +59,24 @@ def test_tensorboard_events_have_scalars_and_images(tmp_path):
 def test_progress_bar_shows_steps_rate_loss_and_time_left(tmp_path):
     console = quiet()
     with writer_of(tmp_path, console=console) as writer:
+        writer.advance(1)
+        writer.advance(2)
         writer.scalars(2, {"train/loss": 0.5})
         writer.scalars(2, {"eval/mean_iou": 0.25})
+        writer.scalars(4, {"eval/mean_iou": 0.2})
     shown = console.file.getvalue()
-    for part in ("2/4", "images/s", "loss 0.5000", "mIoU 0.250", "eta"):
+    for part in ("compiling", "training", "2/4", "images/s", "loss 0.5000", "mIoU 0.200 (best 0.250)", "eta"):
         assert part in shown
+
+
+def test_score_of_two_classes_is_average_precision_and_its_best_is_kept_by_a_resumed_run(tmp_path):
+    with writer_of(tmp_path, console=quiet()) as writer:
+        writer.scalars(1, {"eval/mean_iou": 0.5, "eval/average_precision": 0.75})
+    console = rich.console.Console(file=io.StringIO(), width=120)  # no terminal
+    with writer_of(tmp_path, start=1, console=console) as writer:
+        writer.scalars(2, {"train/loss": 0.5})
+        writer.scalars(2, {"eval/mean_iou": 0.6, "eval/average_precision": 0.7})
+    assert "step 2: loss 0.5000  AP 0.700 (best 0.750)  mIoU 0.600" in console.file.getvalue()
 
 
 def test_writer_of_another_host_writes_nothing(tmp_path):

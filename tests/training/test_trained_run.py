@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 from etils import epath
 
+from segjax import losses
 from segjax.data import label_set
 from segjax.data.labels import LABEL_SETS, VOID
 from segjax.export import lower_network
-from segjax.inference import PredictOptions, classify, probabilities
+from segjax.inference import PredictOptions, classify, predict_logits, probabilities
 from segjax.reporting import inspect_run
 from segjax.trained_run import TrainedRun, chosen_threshold, fingerprint, head_rate, load_run, score_run, threshold_of
 from segjax.training import defaults, open_split
 from segjax.training.config import ConfigError
-from segjax.training.evaluation import make_eval_step
+from segjax.training.evaluation import make_eval_step, preprocessing_of
+from segjax.training.evaluation import scores as evaluation_scores
+from segjax.training.objective import hparams_from_config
 from segjax.training.train_step import init_state, make_model
 
 
@@ -25,13 +28,29 @@ def test_eval_step_counts_every_labelled_pixel_at_native_resolution(parts, batch
     for label, (height, width) in zip(data["label"], sizes, strict=True):
         label[height:], label[:, width:] = 255, 255
     shown = np.array([True, True, False])
-    counts = jax.jit(make_eval_step(config, model, 2, None))(
-        state, {"image": data["image"], "label": data["label"], "size": sizes, "where": shown}
-    )
+    inputs = {"image": data["image"], "label": data["label"], "size": sizes, "where": shown}
+    counts = jax.jit(make_eval_step(config, model, 2, None))(state, inputs, hparams_from_config(config))
     labelled = int((data["label"][shown] != 255).sum())
     assert int(counts["confusion"].sum()) == labelled
     assert sum(int(c.sum()) for c in jax.tree.leaves(counts["scores"])) == labelled
     assert counts["confusion"][1].sum() == (data["label"][shown] == 1).sum()
+
+
+@pytest.mark.parametrize("normalizer", ["valid", "positives"])
+def test_eval_step_pixel_loss(parts, batch, normalizer):
+    config, model, state = parts
+    config.objective.normalizer = normalizer
+    data = batch(examples=2)
+    inputs = {"image": data["image"], "label": data["label"], "size": np.tile(np.int32([40, 56]), (2, 1))}
+    counts = jax.jit(make_eval_step(config, model, 2, None))(
+        state, inputs | {"where": np.array([True, True])}, hparams_from_config(config)
+    )
+    preprocessing = preprocessing_of(config, 2)
+    logits = predict_logits(model, state.variables, jnp.asarray(data["image"]), inputs["size"], preprocessing)[..., 0]
+    labels, where = data["label"].astype(np.int32), data["label"] != 255
+    loss = np.asarray(losses.sigmoid_focal_loss(logits, labels, gamma=config.objective.gamma, where=where))
+    denominator = (labels == 1).sum() if normalizer == "positives" else where.sum()
+    assert evaluation_scores(jax.device_get(counts))["pixel_loss"] == pytest.approx(loss.sum() / denominator, rel=1e-5)
 
 
 def test_classify_one_logit_and_many():
