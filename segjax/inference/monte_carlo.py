@@ -3,9 +3,8 @@
 A network with one linear head needs one pass and K small products for K samples. Samples are added up one after
 another, so K = 30 takes the memory of one. `segjax.metrics` computes the same numbers from a stack of K logits.
 
-Conventions of this module: `variables` are a network's parameters and batch statistics; `key` is typed or raw; dropout
-rates are scalars in [0, 1), checked unless traced; `examples` `[B]` are the global indices of the images, which key
-their masks, by default 0 to B - 1; numbers of samples and kinds of masks are static.
+PRNG keys are typed or raw. Dropout rates are scalars in [0, 1), not checked if traced; K and the kind of mask are
+static. `examples` `[B]` are the global indices of the images, which key their masks; None: 0 to B - 1.
 """
 
 import math
@@ -29,11 +28,8 @@ _ROUNDING = 16
 class SampleStatistics(NamedTuple):
     """Means over the samples of a batch of images (a pytree).
 
-    Attributes:
-        probabilities: `[..., C]`, mean of the samples' softmax.
-        entropy: `[...]` in nats, mean entropy of the samples' softmax: the uncertainty that is in the data.
-        logits: `[..., C]`, mean of the samples' logits.
-        variance: `[...]` in squared logits, biased variance of the logits over the samples, mean over the classes.
+    These are the means of the softmax, of its entropy (in nats, the uncertainty that is in the data) and of the logits,
+    and the biased variance of the logits over the samples, mean over the classes, in squared logits.
     """
 
     probabilities: Float[Array, "*pixels c"]
@@ -48,8 +44,7 @@ class Uncertainty(NamedTuple):
     Attributes:
         probabilities: `[B, H, W, C]`, mean of the samples' softmax.
         predictive_entropy: `[B, H, W]` in nats, in [0, log C]: entropy of `probabilities`, the total uncertainty.
-        mutual_information: `[B, H, W]` in nats, ≥ 0: the part on which samples disagree. None without samples: it has
-            no closed form.
+        mutual_information: `[B, H, W]` in nats, ≥ 0: the part on which samples disagree; None without samples.
         variance: `[B, H, W]` in squared logits: unbiased variance over the samples, mean over the classes.
     """
 
@@ -78,14 +73,14 @@ def head_uncertainty(
         I = H - \frac{1}{K} \sum_k H[p_k], \quad
         v = \frac{1}{C} \sum_c \frac{1}{K - 1} \sum_k (z_{kc} - \bar z_c)^2
 
-    The samples are those of `segjax.models.head_samples` with `example_dropout_keys(key, examples)`: the first 3 of 30
-    equal those of K = 3. Call it under `jax.jit`; a call outside compiles again.
+    The samples are those of `segjax.models.head_samples`: the first 3 of 30 equal those of K = 3. Call it under
+    `jax.jit`; a call outside compiles again.
 
     Args:
         features: x, `[B, H, W, F]`, any floating dtype, such as `Segmentation.features` of a clean pass.
         kernel: W, `[F, C]`, C ≥ 2.
         bias: b, `[C]`.
-        key: PRNG key of the masks, typed or raw.
+        key: PRNG key of the masks.
         samples: K ≥ 2.
         rate: dropout rate.
         mask: "channel", F · K random numbers per image, or "element", H · W times as many.
@@ -132,22 +127,9 @@ def predict_with_uncertainty(
 
     .. math:: z = W^\top x + b, \qquad z_k = W^\top x'_k + b, \quad k = 0 \ldots K-1
 
-    Args:
-        model: a network with one linear head, `head/linear` in its parameters, such as `segjax.models.UNet`.
-        variables: its parameters and batch statistics.
-        images: `[B, H, W, channels]`, as the network takes them.
-        key: PRNG key of the masks, typed or raw.
-        samples: K ≥ 2.
-        rate: dropout rate; None: the model's.
-        mask: "channel" (on a CPU K = 30 take less than a pass of a narrow U-Net) or "element" (many passes); None: the
-            model's.
-        examples: `[B]`, indices of the images.
-
-    Returns:
-        The network's output without dropout, and the `Uncertainty` of the samples.
-
-    Raises:
-        TypeError, ValueError: as `head_uncertainty`; no `head/linear` in the parameters.
+    `model` has one linear head, `head/linear` in its parameters, as `segjax.models.UNet`, and takes `images`
+    `[B, H, W, channels]`. The other arguments and the errors are those of `head_uncertainty`; None is the model's rate
+    and mask. On a CPU, 30 masks per channel take less than a pass of a narrow U-Net, masks per element many passes.
 
     >>> from segjax.models import UNet
     >>> model, images = UNet(num_classes=3, width=4, depth=1), jnp.ones((1, 8, 12, 3))
@@ -181,20 +163,11 @@ def whole_passes(
     .. math:: z_k = f(x; m_k), \quad m_k \text{ drawn with } \text{fold\_in}(\text{key}, k)
 
     Each sample draws all masks of the model: the deep ones, and one of the head if dropout="sampled". All passes
-    together take the memory of one.
-
-    Args:
-        model: a `segjax.models.UNet` with deep_dropout > 0 or dropout="sampled".
-        variables: its parameters and batch statistics.
-        images: `[B, H, W, channels]`, as the network takes them.
-        key: PRNG key of the masks, typed or raw.
-        samples: K ≥ 2.
-        rate: dropout rate of the head; None: the model's.
-        deep_rate: the same for the deep dropout.
-        examples: `[B]`, indices of the images.
+    together take the memory of one. The arguments are those of `predict_with_uncertainty`; None is the model's rate of
+    the head, and its rate of the deep dropout.
 
     Raises:
-        ValueError: K < 2, a model with neither kind of dropout, or a rate outside [0, 1).
+        ValueError: K < 2, a model without deep_dropout > 0 or dropout="sampled", or a rate outside [0, 1).
 
     >>> from segjax.models import UNet
     >>> model, images = UNet(num_classes=3, width=4, depth=1, deep_dropout=1), jnp.ones((1, 8, 12, 3))
@@ -210,10 +183,7 @@ def whole_passes(
 
 
 def dropout_passes(model: Any, variables: Any, key: Shaped[Array, "..."], **options: Any) -> Callable:
-    """Builds `logits(images, k)` of pass k with the model's dropout on; raises ValueError for a model without.
-
-    `options` are those of a call of the model.
-    """
+    """Builds `logits(images, k)` of pass k with the model's dropout on; raises ValueError for a model without."""
     if model.deep_dropout == 0 and model.dropout != "sampled":
         raise ValueError(
             'whole passes need a model with deep_dropout > 0 or dropout="sampled"; '
@@ -270,22 +240,11 @@ def head_uncertainty_maps(
 ) -> dict[str, Float[Array, "b h w"]]:
     """Returns the variance of `analytic_uncertainty` and the mutual information of `head_uncertainty`.
 
-    The mutual information is that of K masks per channel, the same in every call. A single logit z counts as the
-    logits 0 and z; the output of void, of a head that learned void as a class, is left out.
+    "variance" is in squared logits, "mutual information" in nats, both at least float32. The mutual information is that
+    of K masks per channel, the same in every call. A single logit z counts as the logits 0 and z; the output of void,
+    of a head that learned void as a class, is left out.
 
-    Args:
-        variables: those of the network, with `head/linear` in their parameters.
-        features: `[B, H, W, F]`, any floating dtype, such as `Segmentation.features` of a clean pass.
-        examples: `[B]`, indices of the images.
-        num_classes: C, without void.
-        rate: dropout rate.
-        samples: K ≥ 2.
-
-    Returns:
-        "variance" in squared logits and "mutual information" in nats; both ≥ 0, at least float32.
-
-    Raises:
-        TypeError, ValueError: as `head_uncertainty`; no `head/linear` in the parameters.
+    The arguments and the errors are those of `head_uncertainty`, and `num_classes` is C, without void.
 
     >>> variables = {"params": {"head": {"linear": {"kernel": jnp.ones((4, 1)), "bias": jnp.zeros(1)}}}}
     >>> head = jax.jit(head_uncertainty_maps, static_argnames="num_classes")
@@ -386,8 +345,7 @@ def sample_statistics(
     [1. 1.] 0.667 [0.5 0.5]
     """
     shape = jax.eval_shape(logits, numbers[0]).shape
-    maps = _mean_maps(lambda n: _pixels_last(logits(n)), numbers)
-    return _as_statistics(*(jnp.swapaxes(y, 1, 2).reshape(*shape[:3], -1) for y in maps))
+    return _to_images(_mean_maps(lambda n: _pixels_last(logits(n)), numbers), shape)
 
 
 def head_statistics(
@@ -423,8 +381,7 @@ def head_statistics(
 
     blocks = jnp.swapaxes(pixels.reshape(batch * steps, size, channels), 1, 2)
     maps = jax.lax.map(block, (jnp.repeat(jnp.arange(batch), steps), blocks))
-    maps = (jnp.swapaxes(y, 1, 2).reshape(batch, steps * size, -1)[:, : height * width] for y in maps)
-    return _as_statistics(*(y.reshape(batch, height, width, -1) for y in maps))
+    return _to_images(maps, features.shape)
 
 
 def linear_head(variables: Any) -> tuple[Array, Array]:
@@ -493,5 +450,9 @@ def _mean_maps(
     return p, entropy, mean, squares / mean.shape[-2]
 
 
-def _as_statistics(p: Array, entropy: Array, logits: Array, variance: Array) -> SampleStatistics:
+def _to_images(maps: tuple[Array, ...], shape: tuple[int, ...]) -> SampleStatistics:
+    """Returns the statistics as images of `shape`, from maps with the pixels last, in blocks or not."""
+    batch, height, width, _ = shape
+    pixels = [jnp.swapaxes(y, 1, 2).reshape(batch, -1, y.shape[1])[:, : height * width] for y in maps]
+    p, entropy, logits, variance = (y.reshape(batch, height, width, -1) for y in pixels)
     return SampleStatistics(p, entropy[..., 0], logits, variance[..., 0])

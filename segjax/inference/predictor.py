@@ -58,8 +58,7 @@ class PredictOptions:
       threshold: log odds from which a pixel is `positive`, whatever the other classes. None: the likeliest class.
       positive: the class of the threshold.
 
-    Raises:
-      ValueError: an option out of its range, or options that exclude each other.
+    An option out of its range, or options that exclude each other, raise a ValueError.
     """
 
     tile: tuple[int, int]
@@ -134,19 +133,15 @@ def predict_options(
       tile: height and width of the tiles.
       scale: factor of the image before it is cut into tiles; default 1.
       overlap: pixels that tiles share; default a quarter of the tile's shorter side.
-      fields: other fields of `PredictOptions`.
-
-    Raises:
-      ValueError: as `PredictOptions`.
+      fields: other fields of `PredictOptions`, with its errors.
 
     >>> predict_options((192, 256), tile=(64, 96)).overlap
     16
     """
-    tile_or_size = tile or size
     if (tile, scale, overlap) != (None, None, None):
         fields["scale"] = 1.0 if scale is None else scale
-        fields["overlap"] = min(tile_or_size) // 4 if overlap is None else overlap
-    return PredictOptions(tile_or_size, **fields)
+        fields["overlap"] = min(tile or size) // 4 if overlap is None else overlap
+    return PredictOptions(tile or size, **fields)
 
 
 class Prediction(NamedTuple):
@@ -193,15 +188,11 @@ class Predictor:
           preprocessing: its input and classes.
           options: default `PredictOptions(preprocessing.size)`, as in evaluation.
           probabilities: return probabilities too, 4 C bytes per pixel.
-
-        Raises:
-          ValueError: `options.passes` of a network without dropout.
         """
         self.preprocessing = preprocessing
         self.options = options or PredictOptions(preprocessing.size)
         self._variables, self._probabilities = variables, probabilities
         self._tile_maps = _make_tile_maps(model, self.options, preprocessing)
-        self._summarise, self._conclude = _make_pixel_programs(self.options, preprocessing.num_classes)
 
     def with_variables(self, variables: Any) -> "Predictor":
         """Returns this predictor with other parameters; both share the compiled programs."""
@@ -245,20 +236,16 @@ class Predictor:
         if options.num_samples > 1:
             summary = classes + len(options.uncertainties) - 1
             for rows, columns, block in _blocks(maps, maps.shape[:2]):
-                maps[rows, columns, :summary] = _cropped(self._summarise(block), rows, columns)
+                maps[rows, columns, :summary] = _cropped(_summarise(block, options), rows, columns)
             maps = maps[..., :summary]
         mask = np.empty(size, np.uint8)
         uncertainties = {name: np.empty(size, np.float32) for name in options.uncertainties}
         probabilities = scratch((*size, classes)) if self._probabilities else None
+        outputs = (mask, probabilities, *uncertainties.values())
         for rows, columns, block in _blocks(maps, size):
-            block_mask, block_probabilities, *block_uncertainties = (
-                _cropped(values, rows, columns) for values in self._conclude(block)
-            )
-            mask[rows, columns] = block_mask
-            for name, values in zip(uncertainties, block_uncertainties, strict=True):
-                uncertainties[name][rows, columns] = values
-            if probabilities is not None:
-                probabilities[rows, columns] = block_probabilities
+            for output, values in zip(outputs, _conclude(block, options, classes), strict=True):
+                if output is not None:
+                    output[rows, columns] = _cropped(values, rows, columns)
         return Prediction(mask, uncertainties, probabilities)
 
 
@@ -279,6 +266,9 @@ def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preproce
         examples = jnp.zeros(len(images), jnp.int32)
 
         def logits_of(images: Array, a: Array) -> Array:
+            if options.passes:
+                deep = dropout_passes(stochastic, variables, key, rate=options.rate, examples=examples)
+                return to_classes(deep(images, a))
             return to_classes(model.apply(variables, images, train=False).logits)
 
         if options.num_samples == 1:
@@ -288,12 +278,6 @@ def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preproce
             encode, head = dropout_head(
                 model, variables, key, rate=options.rate, mask="channel", examples=examples, class_logits=to_classes
             )
-        elif options.passes:
-            pass_logits = dropout_passes(stochastic, variables, key, rate=options.rate, examples=examples)
-
-            def encode(images: Array, a: Array) -> Array:
-                return to_classes(pass_logits(images, a))
-
         samples = max(1, options.samples)
         return statistics_to_maps(
             augmented_statistics(images, encode, head, samples=samples, symmetries=symmetries, scales=scales)
@@ -302,30 +286,26 @@ def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preproce
     return tile_maps
 
 
-def _make_pixel_programs(options: PredictOptions, num_classes: int) -> tuple[Callable, Callable]:
-    """Builds `summarise(maps of statistics)` and `conclude(resized maps)`, both for blocks `[h, w, …]` of pixels."""
+@partial(jax.jit, static_argnums=(1,))
+def _summarise(maps: Float[Array, "h w maps"], options: PredictOptions) -> Float[Array, "h w summary"]:
+    """Returns the log of the mean probabilities, and the uncertainties except the entropy, of maps of statistics."""
+    found = uncertainty_of(maps_to_statistics(maps[None]), options.num_samples)
+    others = [getattr(found, name)[0, ..., None] for name in options.uncertainties[1:]]
+    return jnp.concatenate([jnp.log(jnp.maximum(found.probabilities[0], _MIN_PROBABILITY)), *others], axis=-1)
 
-    @jax.jit
-    def summarise(maps: Float[Array, "h w maps"]) -> Float[Array, "h w summary"]:
-        """Returns the log of the mean probabilities, and the uncertainties except the entropy."""
-        found = uncertainty_of(maps_to_statistics(maps[None]), options.num_samples)
-        others = [getattr(found, name)[0, ..., None] for name in options.uncertainties[1:]]
-        return jnp.concatenate([jnp.log(jnp.maximum(found.probabilities[0], _MIN_PROBABILITY)), *others], axis=-1)
 
-    @jax.jit
-    def conclude(maps: Float[Array, "h w summary"]) -> tuple[Array, ...]:
-        """Returns the class, the probabilities, and the uncertainties."""
-        logits = maps[..., :num_classes]
-        mask = jnp.argmax(logits, axis=-1)
-        if options.threshold is not None:
-            positive = options.positive
-            others = jnp.where(jnp.arange(num_classes) == positive, -jnp.inf, logits)
-            is_positive = metrics.class_log_odds(logits)[..., positive] >= jnp.float32(options.threshold)
-            mask = jnp.where(is_positive, positive, jnp.argmax(others, axis=-1))
-        entropy = metrics.predictive_entropy(logits[None])
-        return mask.astype(jnp.uint8), jax.nn.softmax(logits), entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0)
-
-    return summarise, conclude
+@partial(jax.jit, static_argnums=(1, 2))
+def _conclude(maps: Float[Array, "h w summary"], options: PredictOptions, num_classes: int) -> tuple[Array, ...]:
+    """Returns the class, the probabilities and the uncertainties of logits, or of maps of `_summarise`."""
+    logits = maps[..., :num_classes]
+    mask = jnp.argmax(logits, axis=-1)
+    if options.threshold is not None:
+        positive = options.positive
+        others = jnp.where(jnp.arange(num_classes) == positive, -jnp.inf, logits)
+        is_positive = metrics.class_log_odds(logits)[..., positive] >= jnp.float32(options.threshold)
+        mask = jnp.where(is_positive, positive, jnp.argmax(others, axis=-1))
+    entropy = metrics.predictive_entropy(logits[None])
+    return mask.astype(jnp.uint8), jax.nn.softmax(logits), entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0)
 
 
 def _resized(image: UInt8[np.ndarray, "H W c"], size: tuple[int, int]) -> Shaped[np.ndarray, "h w c"]:
@@ -338,10 +318,9 @@ def _resized(image: UInt8[np.ndarray, "H W c"], size: tuple[int, int]) -> Shaped
     return out
 
 
-_resize_block = jax.jit(
-    lambda window, axes, shape, antialias: resize_window(window.astype(jnp.float32), axes, shape, antialias=antialias),
-    static_argnums=(2, 3),
-)
+@partial(jax.jit, static_argnums=(2, 3))
+def _resize_block(window: Array, axes: tuple[Axis, Axis], shape: tuple[int, int], antialias: bool) -> Array:
+    return resize_window(window.astype(jnp.float32), axes, shape, antialias=antialias)
 
 
 def _blocks(
