@@ -1,7 +1,8 @@
 """CamVid with a small U-Net and cross entropy only: the baseline.
 
 Source: the 11-class CamVid of the SegNet tutorial (367 training, 101 validation images of 360×480).
-COMMAND: python -m segjax.train --config=configs/camvid_unet.py --workdir=runs/camvid_unet
+DATA: camvid
+COMMAND: segjax train --config=camvid_unet --workdir=runs/camvid_unet
 SCORE: validation mean IoU 0.486, pixel accuracy 0.895 at the native 360×480, seed 0; 0.380, 0.415 and 0.456 after 5, 10
   and 15 epochs. Bicyclist is at 0.000, pole at 0.001: the background trap (experiments/results/camvid_unet.json).
   With batch 8 a plain PyTorch U-Net reaches 0.438, with five classes at exactly 0, and ours 0.432, with five at 0.02

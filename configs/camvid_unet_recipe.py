@@ -2,13 +2,14 @@
 
 Source: configs/cityscapes_unet_recipe.py; k = 2, C = 1 (the recipe's notebook), K = 3 heads with p = 0.2, void as a
   twelfth class, crops of 60 %, 75 % and 100 % for one third of the steps each.
-COMMAND: python -m segjax.train --config=configs/camvid_unet_recipe.py --workdir=runs/camvid_recipe
+DATA: camvid
+COMMAND: segjax train --config=camvid_unet_recipe --workdir=runs/camvid_recipe
 SCORE: mean IoU 0.429 (cross entropy alone: 0.440), accuracy with void 0.868, the mean of two seeds; it is the row
   "+ sampled variance" of experiments/results/uncertainty_ladder.md.
 TIME: 26 to 34 minutes on one of two busy CPU cores.
 """
 
-from configs.camvid_unet import get_config as cross_entropy
+from segjax.configs.camvid_unet import get_config as cross_entropy
 
 STEPS = 2202  # 12 epochs of 367 images in batches of 2
 

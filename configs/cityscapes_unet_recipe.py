@@ -4,8 +4,9 @@ Source: the recipe's write-up and its code (Regressionist/Semantic-Segmentation-
   60 %, 75 % and the whole image as written, 62.5 %, 75 % and 87.5 % as coded. Same: 19 classes and void as a
   twentieth, which is learned, 512×1024 of 1024×2048 pixels, width 64 with reflect padding, k = 2 on outer boundaries,
   p = 0.2, C = 100, constant Adam 1e-3. Different: bfloat16, and a batch of 16 on eight devices instead of 2 on one GPU.
-COMMAND: SEGJAX_CITYSCAPES_DIR=… python -m segjax.train --config=configs/cityscapes_unet_recipe.py --workdir=runs/recipe
-  and --config=configs/cityscapes_unet_recipe.py:as_coded for the other crops; the same command on every host of a pod.
+DATA: cityscapes
+COMMAND: SEGJAX_CITYSCAPES_DIR=… segjax train --config=cityscapes_unet_recipe --workdir=runs/recipe
+  and --config=cityscapes_unet_recipe:as_coded for the other crops; the same command on every host of a pod.
 SCORE: not run by us. Published: 0.8354 "IoU", which is pixel accuracy with void as a class; a fully trained
   U-Net reaches mean IoU 0.691 in 160k iterations of 512×1024 crops (mmsegmentation, UNet-S5-D16).
 TIME: not measured by us; three days on one GPU in the recipe.

@@ -1,6 +1,7 @@
 """CrackForest, cracks against road, cross entropy: the rare class on real photographs.
 
-COMMAND: python -m segjax.train --config=configs/crackforest_unet.py --workdir=runs/crack_ce
+DATA: crackforest
+COMMAND: segjax train --config=crackforest_unet --workdir=runs/crack_ce
 SCORE: crack IoU 0.264, average precision 0.465 on the 39 test images, seed 0
   (experiments/results/crackforest_unet.json).
 TIME: 25 minutes on one CPU core of a busy machine.

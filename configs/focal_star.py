@@ -1,13 +1,14 @@
 """FL*, the focal loss of the paper's appendix, beside focal loss and cross entropy.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), appendix A, table 3.
+DATA: road_debris, or crackforest
 COMMAND: python -m experiments.focal_paper.focal_star --preset=cpu --processes=2 --workdir=runs/focal_star
 SCORE: cpu: experiments/results/focal_star_road_debris.md and focal_star_crackforest.md
-TIME: 75 to 95 s per cell on one quiet CPU core. smoke has 4 cells; cpu 4 (0.1
-  core hours) per seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
+TIME: cpu: 0.1 core hours per seed. 75 to 95 s per cell on one quiet CPU core. smoke has 4 cells; cpu 4 per seed,
+  3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
 """
 
-from configs.rare_class import DATA, PRESETS, get_config, get_seeds
+from segjax.configs.rare_class import DATA, PRESETS, get_config, get_seeds
 
 __all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
 

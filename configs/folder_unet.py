@@ -1,7 +1,8 @@
 """Your own images and masks: `ROOT/images` and `ROOT/masks`, two classes to begin with.
 
 Source: none; a place to start from.
-COMMAND: python -m segjax.train --config=configs/folder_unet.py --config.data.manual_dir=ROOT --workdir=runs/mine
+DATA: folder
+COMMAND: segjax train --config=folder_unet --config.data.manual_dir=ROOT --workdir=runs/mine
 """
 
 from segjax.training import defaults

@@ -1,15 +1,16 @@
 """Mining hard pixels against focal loss: OHEM by fraction and by threshold, OHEM 1:3, hinge.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), table 1d and section 5.1; Shrivastava et al. 2016 (arXiv 1604.03540).
+DATA: road_debris, or crackforest
 COMMAND: python -m experiments.focal_paper.ohem_vs_focal --preset=cpu --processes=2 --workdir=runs/ohem_vs_focal
 SCORE: cpu: experiments/results/ohem_vs_focal_road_debris.md and ohem_vs_focal_crackforest.md
-TIME: 75 to 95 s per cell on one quiet CPU core. smoke has 4 cells; cpu 13 (0.3 core hours) per
-  seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
+TIME: cpu: 0.3 core hours per seed. 75 to 95 s per cell on one quiet CPU core. smoke has 4 cells; cpu 13 per seed,
+  3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
 """
 
 import math
 
-from configs.rare_class import DATA, PRESETS, get_config, get_seeds
+from segjax.configs.rare_class import DATA, PRESETS, get_config, get_seeds
 
 __all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
 

@@ -1,13 +1,14 @@
 """The prior-probability bias of the head and its effect on the first step, the background trap and the final score.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), sections 3.3, 4.1 ("Initialization") and 5.1.
+DATA: road_debris, or crackforest
 COMMAND: python -m experiments.focal_paper.prior_init --preset=cpu --processes=2 --workdir=runs/prior_init
 SCORE: cpu: experiments/results/prior_init_road_debris.md and prior_init_crackforest.md
-TIME: 75 to 95 s per cell on one quiet CPU core. smoke has 4 cells; cpu 30 (0.7
-  core hours) per seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
+TIME: cpu: 0.7 core hours per seed. 75 to 95 s per cell on one quiet CPU core. smoke has 4 cells; cpu 30 per seed,
+  3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
 """
 
-from configs.rare_class import DATA, NO_PRIOR, PRESETS, get_config, get_seeds
+from segjax.configs.rare_class import DATA, NO_PRIOR, PRESETS, get_config, get_seeds
 
 __all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
 

@@ -1,7 +1,8 @@
 """The config of the sweeps: a small U-Net on a rare class, in three sizes, on drawn road scenes or on CrackForest.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), for segmentation.
-COMMAND: python -m segjax.train --config=configs/rare_class.py --workdir=runs/rare_class
+DATA: road_debris, or crackforest
+COMMAND: segjax train --config=rare_class --workdir=runs/rare_class
 TIME: on one CPU core: `smoke` 50 to 70 seconds, `cpu` 75 to 95 with two runs at once; `full` not measured.
 """
 

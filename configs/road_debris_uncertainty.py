@@ -1,14 +1,15 @@
 """Uncertainty about debris: dropout heads and their variance on the embedded road scenes.
 
 Source: the Cityscapes recipe (configs/cityscapes_unet_recipe.py) on two classes; the road is the background.
-COMMAND: python -m segjax.train --config=configs/road_debris_uncertainty.py --workdir=runs/debris_uncertainty
+DATA: road_debris
+COMMAND: segjax train --config=road_debris_uncertainty --workdir=runs/debris_uncertainty
 SCORE: debris: average precision 0.717, AUROC 0.995, recall 0.43 and precision 0.84 at p > 1/2, seed 0 (commit
   2143520a3ce4). Earlier code had 0.756, and with π = 0.01, twice the frequency of debris, 0.32 and recall 0 with this
   seed: see below.
 TIME: 50 seconds on 2 CPU cores (commit 2143520a3ce4).
 """
 
-from configs.rare_class import get_config as rare_class
+from segjax.configs.rare_class import get_config as rare_class
 
 
 def get_config():

@@ -1,14 +1,15 @@
 """Four times the steps for five cells of the other sweeps; two of them ended without a rare pixel found.
 
 Source: Lin et al. 2017 (arXiv 1708.02002) train each of their rows for 90k steps; the sweeps here have 300.
+DATA: road_debris, or crackforest
 COMMAND: python -m experiments.focal_paper.training_length --preset=cpu --processes=2 --workdir=runs/training_length
 SCORE: road_debris, cpu, seed 0 of 3: experiments/results/training_length_road_debris.md
-TIME: cpu, road_debris: 311 to 366 s per cell on one CPU core that other work shared: half a core hour per seed of
-  5 cells; 3 seeds, and 2 on CrackForest. smoke (2 cells) and full (5 seeds) not timed.
+TIME: cpu: 0.5 core hours per seed. road_debris: 311 to 366 s per cell on one CPU core that other work shared, 5
+  cells per seed; 3 seeds, and 2 on CrackForest. smoke (2 cells) and full (5 seeds) not timed.
 """
 
-from configs import rare_class
-from configs.rare_class import DATA, PRESETS, get_seeds
+from segjax.configs import rare_class
+from segjax.configs.rare_class import DATA, PRESETS, get_seeds
 
 __all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
 

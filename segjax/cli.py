@@ -1,18 +1,27 @@
-"""Command lines: a user's mistake ends with one clear line, a bug with a traceback; and two kinds of flag."""
+"""Command lines: `--help`, configs by name, kinds of flag; a mistake ends with one line, a bug with a traceback."""
 
+import difflib
 import errno
 import logging as standard_logging
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
 
 from segjax.training import MISTAKES, ConfigError, Terminated
 from segjax.training.config import RENAMED, check_known
 
 flags.disclaim_key_flags()  # `--help` lists the flags of the command and not those of this module
 
+CONFIGS = Path(__file__).with_name("configs")
+_WIDTH = 100  # columns of a help text
+_FIELDS_HELP = "segjax configs show NAME prints every field of a config with its meaning and valid values."
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
 
@@ -24,7 +33,6 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
       main: takes the program's name and the arguments that are not flags.
       required: names of the flags that must be given.
     """
-    flags.mark_flags_as_required(list(required))
 
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:  # orbax and TFDS log every rename and every read-only open
@@ -35,6 +43,8 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
             main(argv)
         except Terminated as end:  # stopped on request, not a failure
             print(end, flush=True)
+        except app.UsageError as error:
+            _exit_with_usage(error)
         except MISTAKES as mistake:
             sys.exit(f"error: {mistake}")
         except OSError as error:
@@ -46,7 +56,7 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
                 f"error: {error}. Run the same command again when the disk is writable and has free space; it resumes"
             )
 
-    app.run(guarded, flags_parser=_parsed)
+    app.run(guarded, flags_parser=partial(_parsed, required=required))
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:
@@ -55,10 +65,15 @@ def refuse_arguments(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
 
 
-def _parsed(argv: list[str]) -> list[str]:
-    """Returns what is left of the command line after the flags."""
+def _parsed(argv: list[str], required: Sequence[str]) -> list[str]:
+    """Returns what is left of the command line after the flags; prints the help, and exits, if it asks for it."""
+    if not {"--help", "-help", "-h", "-?", "--helpshort"}.isdisjoint(argv[1:]):
+        print(_help(required))
+        sys.exit(0)
     try:
-        return app.parse_flags_with_usage(argv)
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        _exit_with_usage(str(error).removeprefix("flag "))
     except (AttributeError, KeyError, TypeError) as error:  # ml_collections: the config has no such field
         # A config file assigned it.
         found = re.search(r'Key "(\w+)" does not exist', str(error))
@@ -73,6 +88,57 @@ def _parsed(argv: list[str]) -> list[str]:
                 except ConfigError as mistake:
                     sys.exit(f"error: {mistake}")
         raise
+    if missing := [f"--{name}" for name in required if flags.FLAGS[name].value is None]:
+        _exit_with_usage(f"{' and '.join(missing)} must be given")
+    return rest
+
+
+def _program() -> str:
+    """Returns the command as a user types it: "segjax train", "python -m experiments.focal_paper.focal_star"."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    if module == "segjax.shipped_configs":
+        return "segjax configs"
+    return module.replace(".", " ") if module.startswith("segjax.") else f"python -m {module}"
+
+
+def _exit_with_usage(mistake: object) -> None:
+    sys.exit(f"error: {mistake}; {_program()} --help lists the options")
+
+
+def _help(required: Sequence[str]) -> str:
+    """Returns the docstring of the command, which ends with examples, a line per flag, and where the fields are."""
+    lines = []
+    for flag in flags.FLAGS.flags_by_module_dict().get(sys.argv[0], ()):
+        name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+        own = flag.parser.syntactic_help if isinstance(flag.parser, (_Size, _BareOrOneOf)) else ""
+        default = "" if flag.default in (None, False, "", []) else f"default {flag.default_as_str}".replace("'", "")
+        more = "; ".join(filter(None, ("required" * (flag.name in required), own, default)))
+        text = " ".join(f"{flag.help}{f' ({more})' * bool(more)}".split())
+        lines += textwrap.wrap(text, _WIDTH, initial_indent=f"  {name:20} ", subsequent_indent=" " * 23)
+    docstring = (sys.modules["__main__"].__doc__ or "").strip()
+    return "\n\n".join([docstring, *["\n".join(["options:", *lines])] * bool(lines), _FIELDS_HELP])
+
+
+def config_names() -> list[str]:
+    """Returns the names of the shipped configs."""
+    return sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+def config_path(config: str) -> str:
+    """Returns the path of a config, `NAME` or `PATH`, with what follows a colon: the argument of its `get_config`.
+
+    Raises:
+      ValueError: it is neither a file nor the name of a shipped config; the message has the nearest names.
+    """
+    path, colon, argument = config.partition(":")
+    if not Path(path).is_file():
+        name = Path(path).stem
+        if not (name == path and (CONFIGS / f"{name}.py").is_file()):
+            names = difflib.get_close_matches(name, config_names(), cutoff=0.5) or config_names()
+            raise ValueError(f"neither a file nor the name of a shipped config; the nearest are {', '.join(names)}")
+        path = CONFIGS / f"{name}.py"
+    return f"{path}{colon}{argument}"
 
 
 class _Size(flags.ArgumentParser):
@@ -118,3 +184,18 @@ def define_bare_or_one_of(
 ) -> None:
     """Defines a flag `--name`, which is the first of `values`, or `--name=VALUE`; default None."""
     flags.DEFINE(_BareOrOneOf(values), name, None, help_text, flag_values, boolean=True)
+
+
+class _Config(config_flags.ConfigFileFlagParser):
+    """A config file, or the name of a shipped one."""
+
+    def parse(self, path: str) -> ConfigDict:
+        """Returns the config."""
+        return super().parse(config_path(path))
+
+
+def define_config(name: str) -> None:
+    """Defines a flag for a config, `--NAME=SHIPPED` or `--NAME=PATH`; `--NAME.FIELD=VALUE` changes a field."""
+    help_text = "Name of a shipped config (segjax configs list), or a file; --config.objective.gamma=2 changes a field."
+    config_flags.DEFINE_config_file(name, None, help_text)
+    flags.FLAGS[name].parser = _Config(name)

@@ -1,4 +1,9 @@
-"""Scores a trained run: `python -m segjax.evaluate --checkpoint=runs/camvid [--split=test]`."""
+"""Scores a trained run on a split: prints the table and writes a JSON file.
+
+examples:
+  segjax evaluate --checkpoint=runs/debris
+  segjax evaluate --checkpoint=runs/camvid/checkpoints/latest --split=test
+"""
 
 import rich.console
 from absl import flags

@@ -1,7 +1,11 @@
-"""Exports a network to run without segjax: `python -m segjax.export --checkpoint=runs/camvid --output=exported`."""
+"""Exports a network as files that run without segjax, on CPU, CUDA and TPU.
+
+examples:
+  segjax export --checkpoint=runs/debris --output=exported --uncertainty
+  segjax export --checkpoint=runs/camvid --output=fixed --size=360,480
+"""
 
 import hashlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ from absl import flags
 from jax import export as jax_export
 from jaxtyping import Array, Shaped
 
-from segjax import cli
+from segjax import cli, missing_extra
 from segjax.data.resize import resize
 from segjax.inference import Preprocessing, class_logits, classify, standalone_predict
 from segjax.storage import nan_to_none, output_folder, read_json, to_json, write_together
@@ -54,11 +58,8 @@ def export_run(
       ConfigError: flatbuffers is not installed.
       StorageError, OSError: `output` cannot be written.
     """
-    if importlib.util.find_spec("flatbuffers") is None:
-        raise ConfigError(
-            "segjax.export needs flatbuffers, which is not installed: pip install --constraint constraints.txt "
-            "'.[train,export]'"
-        )
+    if message := missing_extra("export", "segjax export"):
+        raise ConfigError(message)
     folder = output_folder(output)
     model = run.model.clone(axis_name=None)
     exported = lower_network(model, run.state.variables, run.preprocessing, variance=variance, size=size)

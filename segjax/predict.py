@@ -1,4 +1,9 @@
-"""Predicts images: `python -m segjax.predict --checkpoint=runs/camvid --output=predictions IMAGE_FOLDER_OR_GLOB…`."""
+"""Writes masks, overlays and uncertainties of images: files, folders and patterns.
+
+examples:
+  segjax predict --checkpoint=runs/debris --output=predictions --uncertainty street.jpg
+  segjax predict --checkpoint=runs/camvid --tile=512,512 --augment=flip aerial/ 'day/*.png'
+"""
 
 from absl import app, flags
 

@@ -1,4 +1,9 @@
-"""Shows a trained run on one page: `python -m segjax.report runs/camvid [--split=test]`."""
+"""Shows a trained run on one page: curves, scores per class, calibration, best and worst images.
+
+examples:
+  segjax report runs/debris
+  segjax report runs/camvid/checkpoints/latest --split=test --output=page
+"""
 
 from absl import app, flags
 

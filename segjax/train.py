@@ -1,11 +1,14 @@
-"""Trains a network from a config: `python -m segjax.train --config=configs/camvid_unet.py --workdir=runs/camvid`.
+"""Trains a network from a config; the same command resumes a run.
 
-On several hosts the same command runs on each, with `--distributed`.
+On several hosts the same command runs on each, with --distributed.
+
+examples:
+  segjax train --config=road_debris_uncertainty --workdir=runs/debris
+  segjax train --config=camvid_unet --workdir=runs/camvid --config.objective.loss=softmax_focal
 """
 
 import rich.console
 from absl import flags
-from ml_collections import config_flags
 
 from segjax import cli, reporting
 from segjax.training import parallel, train
@@ -28,7 +31,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     # Flags are defined here because commands share names of flags, and importing two of them must work.
-    config_flags.DEFINE_config_file("config", None, "Config file; --config.objective.gamma=2 changes a field.")
+    cli.define_config("config")
     flags.DEFINE_string("workdir", None, "Folder of the run; repeat the command to resume the run.")
     flags.DEFINE_bool("distributed", False, "Join the other hosts, which run the same command.")
     flags.DEFINE_string("coordinator", None, "ADDRESS:PORT of the first host, where the cluster does not set it.")

@@ -283,7 +283,7 @@ def test_on_error_skip_trains_on_the_rest_and_counts_skipped_pairs(own_images, t
 def test_train_without_absl_flags(folder, python):
     """Trains as in a notebook: without a file behind `__main__` and without absl, but with worker processes."""
     program = (
-        "from configs.rare_class import get_config\n"
+        "from segjax.configs.rare_class import get_config\n"
         "from segjax.training import train\n"
         "config = get_config()\n"
         f"config.data.data_dir = {str(folder / 'prepared')!r}\n"

@@ -5,11 +5,11 @@ import pkgutil
 
 import pytest
 
-import configs
 from experiments.sweep import paper_report
+from segjax import configs
 from segjax.training import validate
 
-MODULES = [importlib.import_module(f"configs.{one.name}") for one in pkgutil.iter_modules(configs.__path__)]
+MODULES = [importlib.import_module(f"segjax.configs.{one.name}") for one in pkgutil.iter_modules(configs.__path__)]
 SWEEPS = [
     (module, preset, data)
     for module in MODULES
@@ -35,5 +35,5 @@ def test_sweep_cells_are_valid_and_have_unique_names(module, preset, data):
 
 def test_configs_are_found():
     names = {module.__name__ for module in MODULES}
-    assert {"configs.camvid_unet", "configs.focal_ablation", "configs.prior_init"} <= names
+    assert {"segjax.configs.camvid_unet", "segjax.configs.focal_ablation", "segjax.configs.prior_init"} <= names
     assert len({module for module, *_ in SWEEPS}) >= 4

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 SIZE = {"data.size": (32, 48), "data.workers": 0, "model.width": 4, "model.depth": 1, "model.padding": "zeros"}
 PLAIN = {"augment.scale": (1.0, 1.0), "augment.brightness": 0.0, "augment.contrast": 0.0}  # compiles faster
 STEPS = {"training.steps": 2, "training.global_batch": 4, "training.log_every": 1}
-TINY = {"configs/folder_unet.py": SIZE | PLAIN | STEPS | {"data.channels": 1}}
+TINY = {"folder_unet": SIZE | PLAIN | STEPS | {"data.channels": 1}}
 VAL = (33, 71)
 # `fault_child` is started by other programs only.
 COMMANDS = sorted(
@@ -41,7 +41,8 @@ COMMANDS = sorted(
         for path in ROOT.glob(pattern)
         if path.parent.name != "reports"  # generated
         for command in re.findall(
-            r"python (-m (?!experiments\S*fault_child)(?:segjax|experiments)\.[a-z](?:[^\n`\\]|\\\n)*)",
+            r"((?:python -m (?!experiments\S*fault_child)(?:segjax|experiments)\.[a-z]"
+            r"|\bsegjax (?:train|evaluate|predict|report|export) (?=\S*[-/]))(?:[^\n`\\]|\\\n)*)",
             path.read_text("utf-8"),
         )
     }
@@ -50,16 +51,15 @@ COMMANDS = sorted(
 
 def tiny(arguments):
     """Inserts the overrides of `TINY` before the overrides of the page."""
-    config = next((argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")), None)
+    config = next((one.removeprefix("--config=") for one in arguments if one.startswith("--config=")), "")
     given = [argument for argument in arguments if argument.startswith("--config.")]
-    overrides = [f"--config.{key}={value}" for key, value in TINY.get(config, {}).items()]
+    overrides = [f"--config.{key}={value}" for key, value in TINY.get(Path(config).stem, {}).items()]
     return [*(one for one in arguments if one not in given), *overrides, *given]
 
 
 def run_command(line):
-    """Runs `python -m MODULE ARGUMENTS` in this process and removes the flags that it defined."""
-    python, dash_m, module, *arguments = shlex.split(line)
-    assert (python, dash_m) == ("python", "-m")
+    """Runs `python -m MODULE …` or `segjax COMMAND …` in this process and removes the flags that it defined."""
+    module, *arguments = shlex.split(re.sub(r"^segjax ", "segjax.", line).removeprefix("python -m "))
     for library in ("absl.app", "segjax.training"):  # the flags that these define stay
         importlib.import_module(library)
     path = ROOT / module.replace(".", "/")
@@ -196,16 +196,14 @@ def test_getting_started_commands(tmp_path, monkeypatch, page, python):
     places |= dict.fromkeys(("street.jpg", "aerial.png"), raw / "train" / "train_0.png")
     places |= {f"output={name}": f"output={tmp_path / name}" for name in ("predictions", "unsure", "large", "exported")}
     monkeypatch.setenv("SEGJAX_CAMVID_DIR", str(raw))
-    monkeypatch.setitem(TINY, "configs/camvid_unet.py", SIZE | PLAIN | STEPS | {"data.data_dir": tmp_path / "prepared"})
+    monkeypatch.setitem(TINY, "camvid_unet", SIZE | PLAIN | STEPS | {"data.data_dir": tmp_path / "prepared"})
     monkeypatch.chdir(ROOT)
     ((_, block),) = page("getting_started.md")
     lines = block.splitlines()[1:]
-    assert [line.split()[2].removeprefix("segjax.") for line in lines] == (
-        ["train", "evaluate", "report", *["predict"] * 3, "export"]
-    )
+    assert [line.split()[1] for line in lines] == (["train", "evaluate", "report", *["predict"] * 3, "export"])
     run_page([("bash", "\n".join(lines[:-1]))], places)
     # In its own process: the shape checks of the tests refuse symbolic sizes, which are not ints.
-    exported = python(*shlex.split(replace_paths(lines[-1], places))[1:])
+    exported = python("-m", *shlex.split(replace_paths(lines[-1], places)))
     assert exported.returncode == 0, exported.stderr
     assert json.loads((tmp_path / "run" / "scores.json").read_text())["images"] == 2
     assert (tmp_path / "run" / "report" / "report.html").exists()
@@ -225,7 +223,7 @@ def test_documented_command_parses(command, monkeypatch):
 
     monkeypatch.setattr(cli, "run", parse)
     monkeypatch.chdir(ROOT)
-    run_command(f"python {command.replace('--config=…', '--config=configs/rare_class.py')}")
+    run_command(command.replace("--config=…", "--config=rare_class"))
     assert len(parsed) == 1
 
 

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FOUNDATION = ("collectives", "checks")
-ENTRY_POINTS = ("cli", "train", "evaluate", "predict", "report", "export")
+ENTRY_POINTS = ("cli", "train", "evaluate", "predict", "report", "export", "shipped_configs", "__main__")
 # Commands and experiments sit on top of everything else.
 EVERYTHING = (
     *(*FOUNDATION, "storage", "losses", "metrics", "models", "data"),
@@ -39,8 +39,9 @@ MAY_USE = {
     "training": (*FOUNDATION, "storage", "losses", "metrics", "models", "data", "inference"),
     "trained_run": (*FOUNDATION, "storage", "metrics", "models", "data", "inference", "training"),
     "reporting": (*FOUNDATION, "storage", "metrics", "models", "data", "inference", "training", "trained_run"),
-    **dict.fromkeys(ENTRY_POINTS, ("cli", *EVERYTHING)),
-    "experiments": (*ENTRY_POINTS, *EVERYTHING),
+    **dict.fromkeys(ENTRY_POINTS, ("cli", "missing_extra", "__version__", "__doc__", *EVERYTHING)),
+    "configs": (*EVERYTHING,),
+    "experiments": ("configs", *ENTRY_POINTS, *EVERYTHING),
 }
 
 # The only files that may import a library: patterns of paths, in which * takes in folders too.
@@ -69,9 +70,16 @@ def part_of(path: str) -> str:
 
 
 def imported_modules(path: str, source: str) -> Iterator[tuple[int, str]]:
-    """Yields (line, absolute name) of every import in a file, at any depth; `from a import b` gives a.b."""
-    package = list(Path(path).with_suffix("").parts)[:-1]
-    for node in ast.walk(ast.parse(source, path)):
+    """Yields (line, absolute name) of every import in a file, at any depth; `from a import b` gives a.b.
+
+    Imports for type checkers are left out.
+    """
+    package, tree = list(Path(path).with_suffix("").parts)[:-1], ast.parse(source, path)
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    unseen = {node for block in blocks for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if node in unseen:
+            continue
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -124,6 +132,7 @@ def test_imports_point_down_and_libraries_stay_at_home(path):
         ("segjax/losses/a.py", "def f():\n    import cv2", "a.py:2 imports cv2: the base install has chex, jax,"),
         ("segjax/losses/__init__.py", "from .a import b", None),
         ("segjax/__init__.py", "from segjax import losses", "segjax/__init__.py:1 imports segjax.losses"),
+        ("segjax/__init__.py", "if TYPE_CHECKING:\n    from segjax import losses", None),
         ("segjax/models/unet.py", "import flax.linen as nn\nimport segjax.models.layers", None),
         ("segjax/models/unet.py", "import segjax.losses", "unet.py:1 imports segjax.losses"),
         (

@@ -20,9 +20,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from configs import rare_class
 from experiments.benchmarks import benchmarks_growth
 from experiments.benchmarks.baselines import Candidate, Setting, Target, measure
+from segjax.configs import rare_class
 from segjax.reporting import Picture, Table
 from segjax.training import parallel
 from segjax.training.objective import Hyperparams, hparams_at, hparams_from_config, phases

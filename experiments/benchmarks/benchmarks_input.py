@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import camvid_unet
 from experiments.benchmarks.baselines import OURS, Setting, Target, quotient
 from experiments.benchmarks.timing import Case, milliseconds
+from segjax.configs import camvid_unet
 from segjax.data.augment import augment, example_keys
 from segjax.reporting import Table
 from segjax.training import DataError, open_split

@@ -18,9 +18,9 @@ from typing import Any
 
 import jax
 
-from configs import rare_class
 from experiments.benchmarks.baselines import OURS, Setting, Target, quotient
 from experiments.benchmarks.benchmarks_devices import step_operands
+from segjax.configs import rare_class
 from segjax.training import open_split
 from segjax.training.train_step import make_model, make_train_step
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import rich.console
 from absl import flags
 
-from configs import focal_ablation
 from experiments.sweep import paper_report
 from segjax import cli
+from segjax.configs import focal_ablation
 from segjax.reporting import Table, show
 from segjax.storage import write_json
 from segjax.training.config import leaves

@@ -18,7 +18,6 @@ from absl import flags
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from configs import camvid_unet_weighted
 from experiments.benchmarks.timing import Case, milliseconds
 from experiments.camvid.uncertainty_ladder import TOLERANCE
 from experiments.sweep import table_rows
@@ -26,6 +25,7 @@ from experiments.sweep.grid import Changes
 from experiments.sweep.results_io import provenance_facts, publish
 from experiments.sweep.table_rows import Rows
 from segjax import cli, metrics
+from segjax.configs import camvid_unet_weighted
 from segjax.data.labels import VOID
 from segjax.data.resize import resize
 from segjax.inference import classify, predict_logits, whole_passes

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import rich.console
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from segjax import cli, metrics
 from segjax.metrics import CheckerboardSums
@@ -140,9 +140,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file(
-        "config", None, "The network and its images; --config.model.depth=2 changes a field."
-    )
+    cli.define_config("config")
     flags.DEFINE_multi_string("checkpoint", [], "A trained run: its workdir (its best) or WORKDIR/checkpoints/STEP.")
     flags.DEFINE_multi_enum("upsampling", UPSAMPLINGS, UPSAMPLINGS, "An upsampling; may be repeated.")
     flags.DEFINE_integer("seeds", 5, "Number of new networks per upsampling.", lower_bound=1)

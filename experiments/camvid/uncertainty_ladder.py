@@ -21,12 +21,12 @@ import rich.console
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import camvid_unet_recipe
 from experiments.benchmarks.timing import Case, milliseconds
 from experiments.sweep import table_rows
 from experiments.sweep.results_io import provenance_facts, publish
 from experiments.sweep.table_rows import Rows
 from segjax import cli, metrics
+from segjax.configs import camvid_unet_recipe
 from segjax.data.labels import VOID
 from segjax.data.resize import resize
 from segjax.inference import classify

@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from configs.rare_class import NO_PRIOR, PRIOR
 from experiments.focal_paper.paper_numbers import TABLE_1A, TABLE_1B, percent
 from experiments.sweep.paper_report import SCORES, PaperReport, SweepResults, main_of, precision_curves
+from segjax.configs.rare_class import NO_PRIOR, PRIOR
 from segjax.reporting import Picture, Section, Spread, Table, heatmap, png
 from segjax.trained_run import load_run
 from segjax.training import open_split

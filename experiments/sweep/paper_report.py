@@ -153,7 +153,7 @@ def make_cells(
 
 def main_of(paper: PaperReport) -> None:
     """Runs the command line of a report."""
-    config = importlib.import_module(f"configs.{paper.name}")
+    config = importlib.import_module(f"segjax.configs.{paper.name}")
     flags.DEFINE_enum(
         "preset", "cpu", list(config.PRESETS), f"Size of the grid and its runs; see configs/{paper.name}.py."
     )

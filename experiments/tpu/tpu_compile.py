@@ -23,7 +23,7 @@ import rich.console
 from absl import flags
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from experiments.tpu.hlo_collectives import collectives
 from experiments.tpu.tpu_slices import (
@@ -271,7 +271,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Config file; --config.model.remat=True changes a field.")
+    cli.define_config("config")
     flags.DEFINE_list("topology", ["v5e:2x4"], "Slices to compile for, such as v5e:2x4,v5e:16x16, or cpu.")
     flags.DEFINE_multi_integer("batch_per_chip", [2], "Images per chip; may be repeated.", lower_bound=1)
     flags.DEFINE_string("output", "runs/tpu_compile.json", "JSON file of the rows.")

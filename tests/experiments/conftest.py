@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import rich.console
 
-from configs import camvid_unet_recipe, rare_class
 from experiments.sweep import grid, paper_report
 from experiments.sweep.parallel_cells import RESULT_FILE
+from segjax.configs import camvid_unet_recipe, rare_class
 
 SIZE = (24, 32)
 

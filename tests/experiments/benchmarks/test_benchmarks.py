@@ -9,7 +9,6 @@ import jax
 import pytest
 import rich.console
 
-from configs import rare_class
 from experiments.benchmarks import (
     __main__ as benchmarks,
 )
@@ -28,6 +27,7 @@ from experiments.benchmarks import (
     timing,
 )
 from experiments.benchmarks.baselines import NOT_INSTALLED, OURS, Candidate, Setting, Target
+from segjax.configs import rare_class
 from segjax.training import ConfigError
 
 pytestmark = pytest.mark.slow

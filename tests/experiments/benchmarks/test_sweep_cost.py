@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from configs import focal_ablation
 from experiments.benchmarks import sweep_cost
 from experiments.sweep import paper_report
+from segjax.configs import focal_ablation
 from segjax.training.config import from_leaves, leaves
 
 

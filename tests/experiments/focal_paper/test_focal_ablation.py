@@ -8,8 +8,8 @@ import shlex
 import cv2
 import pytest
 
-from configs import focal_ablation as config
 from experiments.focal_paper import focal_ablation
+from segjax.configs import focal_ablation as config
 
 HOWTO = "howto/reproduce_a_table.md"
 GAMMA, ALPHA = focal_ablation.GAMMA, focal_ablation.ALPHA

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import prior_init as config
 from experiments.focal_paper import prior_init
 from experiments.sweep import paper_report
+from segjax.configs import prior_init as config
 from segjax.data.augment import prepare
 from segjax.training.train_step import init_state, make_model
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from configs import focal_star as focal_star_config
-from configs import ohem_vs_focal as ohem_config
-from configs import sgd_focal as sgd_config
-from configs import training_length as length_config
 from experiments.focal_paper import focal_star, ohem_vs_focal, sgd_focal, training_length
 from experiments.sweep import paper_report
+from segjax.configs import focal_star as focal_star_config
+from segjax.configs import ohem_vs_focal as ohem_config
+from segjax.configs import sgd_focal as sgd_config
+from segjax.configs import training_length as length_config
 from segjax.reporting import cell
 
 OHEM_NAMES = [

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from configs import rare_class
 from experiments.sweep import grid
+from segjax.configs import rare_class
 from segjax.training import ConfigError
 from segjax.training.config import leaves
 
@@ -121,7 +121,7 @@ SWEEP = """
 import sys
 import rich.console
 from pathlib import Path
-from configs import rare_class
+from segjax.configs import rare_class
 from experiments.sweep import grid
 config = rare_class.get_config("smoke")
 config.data.data_dir = sys.argv[2]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from configs import focal_ablation as config
-from configs import rare_class
 from experiments.focal_paper.focal_ablation import PAPER_REPORT
 from experiments.sweep import paper_report, results_io
 from experiments.sweep.paper_report import SweepResults
+from segjax.configs import focal_ablation as config
+from segjax.configs import rare_class
 from segjax.reporting import write_report
 
 EMPTY = PAPER_REPORT._replace(sections=lambda _: ())

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from absl import app
 
-from configs import camvid_unet_recipe
 from experiments.sweep import table_rows
+from segjax.configs import camvid_unet_recipe
 from segjax.training import defaults
 
 ROWS = {"plain": {}, "with more": {"model.width": 8}}

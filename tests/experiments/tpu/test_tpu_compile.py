@@ -6,9 +6,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import cityscapes_unet_recipe
 from experiments.tpu import tpu_compile
 from experiments.tpu.tpu_slices import CHIPS
+from segjax.configs import cityscapes_unet_recipe
 from segjax.data import label_set
 from segjax.training import ConfigError
 from segjax.training.train_step import init_state, make_model
