@@ -21,13 +21,13 @@ COMMANDS = {
     "configs": "list the shipped configs, show one, or compare one with the defaults",
 }
 MODULES = {command: f"segjax.{command}" for command in COMMANDS} | {"configs": "segjax.shipped_configs"}
-USAGE = f"""usage: segjax COMMAND [OPTIONS]
+USAGE = f"""Usage: segjax COMMAND [OPTIONS]
 
 {(summary or "").splitlines()[0]}
 
 {{commands}}
 
-examples:
+Examples:
   segjax train --config=road_debris_uncertainty --workdir=runs/debris
   segjax predict --checkpoint=runs/debris --output=predictions --uncertainty street.jpg
 

@@ -117,7 +117,7 @@ def _help(required: Sequence[str]) -> str:
         text = " ".join(f"{flag.help}{f' ({more})' * bool(more)}".split())
         lines += textwrap.wrap(text, _WIDTH, initial_indent=f"  {name:20} ", subsequent_indent=" " * 23)
     docstring = (sys.modules["__main__"].__doc__ or "").strip()
-    return "\n\n".join([docstring, *["\n".join(["options:", *lines])] * bool(lines), _FIELDS_HELP])
+    return "\n\n".join([docstring, *["\n".join(["Options:", *lines])] * bool(lines), _FIELDS_HELP])
 
 
 def config_names() -> list[str]:

@@ -1,6 +1,6 @@
 """Scores a trained run on a split: prints the table and writes a JSON file.
 
-examples:
+Examples:
   segjax evaluate --checkpoint=runs/debris
   segjax evaluate --checkpoint=runs/camvid/checkpoints/latest --split=test
 """

@@ -1,6 +1,6 @@
 """Exports a network as files that run without segjax, on CPU, CUDA and TPU.
 
-examples:
+Examples:
   segjax export --checkpoint=runs/debris --output=exported --uncertainty
   segjax export --checkpoint=runs/camvid --output=fixed --size=360,480
 """

@@ -1,6 +1,6 @@
 """Writes masks, overlays and uncertainties of images: files, folders and patterns.
 
-examples:
+Examples:
   segjax predict --checkpoint=runs/debris --output=predictions --uncertainty street.jpg
   segjax predict --checkpoint=runs/camvid --tile=512,512 --augment=flip aerial/ 'day/*.png'
 """

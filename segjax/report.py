@@ -1,6 +1,6 @@
 """Shows a trained run on one page: curves, scores per class, calibration, best and worst images.
 
-examples:
+Examples:
   segjax report runs/debris
   segjax report runs/camvid/checkpoints/latest --split=test --output=page
 """

@@ -1,6 +1,6 @@
 """Lists the shipped configs, shows one with all its fields, or compares one with the defaults.
 
-examples:
+Examples:
   segjax configs list
   segjax configs show camvid_unet_weighted
   segjax configs diff camvid_unet_weighted

@@ -2,7 +2,7 @@
 
 On several hosts the same command runs on each, with --distributed.
 
-examples:
+Examples:
   segjax train --config=road_debris_uncertainty --workdir=runs/debris
   segjax train --config=camvid_unet --workdir=runs/camvid --config.objective.loss=softmax_focal
 """

@@ -229,5 +229,5 @@ def test_lower_network_for_one_size_and_any_batch(run):
 
 def test_export_names_the_extra_that_installs_flatbuffers(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    with pytest.raises(ConfigError, match=r"^segjax export needs the extra \"export\": pip install 'segjax\[export\]'$"):
+    with pytest.raises(ConfigError, match=r"^segjax export needs the extra .* 'segjax\[export\]'$"):
         export.export_run(run, tmp_path)
