@@ -8,22 +8,18 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Integer, Key, Shaped
 
 from segjax.data.labels import VOID
-from segjax.data.resize import resize, sample, zoom_window
+from segjax.data.resize import resize
 
 
 def example_keys(
     seed_key: Key[Array, ""], step: Integer[ArrayLike, ""], index: Integer[Array, "batch"]
 ) -> Key[Array, "batch"]:
-    """Derives one PRNG key per example from (seed, step, global example index), independent of the device.
-
-    Args:
-        seed_key: key of the run, `jax.random.key(seed)`.
-        step: training step.
-        index: `[B]`, position of each example in the stream.
+    """Derives one PRNG key per example from the run's key, the step and the example's position in the stream.
 
     >>> keys = example_keys(jax.random.key(0), 3, jnp.array([7, 8]))
     >>> bool(keys[1] == example_keys(jax.random.key(0), 3, jnp.array([8]))[0])
@@ -43,19 +39,8 @@ def prepare(
 ) -> Float[Array, "b h w c"]:
     """Resizes images to `size` with antialiasing, then normalises them. Nothing is random.
 
-    Args:
-        images: uint8 `[B, H, W, C]`.
-        size: (h, w) of the result; static.
-        mean: mean of the pixels in [0, 1], one value or one per channel.
-        std: standard deviation, like `mean`.
+    Args and errors are those of `augment`, and
         sizes: (height, width) of each image in the top left corner of its array, `[B, 2]`; None: all of the array.
-
-    Returns:
-        float32 `[B, h, w, C]`.
-
-    Raises:
-        TypeError: images are not uint8.
-        ValueError: an argument of a wrong shape or range.
 
     >>> print(prepare(jnp.full((1, 4, 6, 3), 255, jnp.uint8), size=(2, 3), mean=(0.5,), std=(0.25,))[0, 0, 0].round(4))
     [2. 2. 2.]
@@ -86,9 +71,6 @@ def augment(
     over all that lie in the source or, for a window larger than the source, over all that contain the source.
     With every setting neutral this is `prepare`. Outside the source the image is the mean (0) and the label `VOID`.
 
-    A rotation is a second bilinear resampling at output resolution, about the output's centre, from a margin around
-    the window that is wide enough for any angle. Labels are gathered once, through both mappings.
-
     Args:
         images: uint8 `[B, H, W, C]`, any C.
         labels: uint8 `[B, H, W]`; values are never mixed.
@@ -102,9 +84,6 @@ def augment(
         contrast: a factor uniform in [1 - contrast, 1 + contrast] on the distance from `mean`. Nothing is clipped.
         mean: mean of the pixels in [0, 1], one value or one per channel.
         std: standard deviation, like `mean`.
-
-    Returns:
-        Images float32 `[B, h, w, C]` and labels int32 `[B, h, w]`.
 
     Raises:
         TypeError: images or labels are not uint8.
@@ -132,8 +111,12 @@ def augment(
         source = jnp.asarray(label.shape, jnp.float32)
         corner = jnp.stack([top, left]) * source * (1 - side)
         zoom = jnp.asarray(size, jnp.float32) / (source * side)
-        # Normalised first (resampling is linear), so that the 0 outside the source is the mean.
-        image = zoom_window(normalise(image, mean, std), corner, zoom, size, margin)
+        # Normalised first (resampling is linear), so that the 0 outside the source is the mean. The margin around the
+        # window is wide enough for a second resampling that rotates by any angle.
+        shape = (size[0] + 2 * margin[0], size[1] + 2 * margin[1], image.shape[-1])
+        start = jnp.asarray(margin, jnp.float32) - corner * zoom
+        image = normalise(image, mean, std)
+        image = jax.image.scale_and_translate(image, shape, (0, 1), zoom, start, method="linear", antialias=True)
 
         # Centres of the output's pixels: in the output, then in the source.
         y, x = (jnp.arange(n, dtype=jnp.float32) + 0.5 for n in size)
@@ -145,7 +128,8 @@ def augment(
             dy, dx = y - size[0] / 2, x - size[1] / 2
             cos, sin = jnp.cos(radians), jnp.sin(radians)
             y, x = size[0] / 2 + cos * dy - sin * dx, size[1] / 2 + sin * dy + cos * dx
-            image = sample(image, y + margin[0], x + margin[1])
+            points = (y + margin[0] - 0.5, x + margin[1] - 0.5)
+            image = jax.vmap(lambda channel: map_coordinates(channel, points, order=1), in_axes=-1, out_axes=-1)(image)
         else:
             image = jnp.where(flips, image[:, ::-1], image)
         rows = jnp.floor(corner[0] + y / zoom[0]).astype(jnp.int32)

@@ -83,12 +83,11 @@ class CamVid(PairBuilder, skip_registration=True):
     @classmethod
     def list_files(cls, root: Path) -> dict[str, list[Pair]]:
         """Lists `train`, `trainannot`, `val`, `valannot` and, where they exist, `test`, `testannot`."""
-        names = ["train", "val"] + ["test"] * ((root / "test").is_dir() or (root / "testannot").is_dir())
-        images, masks = (
-            {name: by_stem(list_folder(root / f"{name}{suffix}", root=root)) for name in names}
-            for suffix in ("", "annot")
-        )
-        return {_TFDS_NAMES.get(name, name): match(images[name], masks[name], str(root)) for name in names}
+        splits = {}
+        for name in ["train", "val"] + ["test"] * ((root / "test").is_dir() or (root / "testannot").is_dir()):
+            images, masks = (by_stem(list_folder(root / f"{name}{kind}", root=root)) for kind in ("", "annot"))
+            splits[_TFDS_NAMES.get(name, name)] = match(images, masks, str(root))
+        return splits
 
 
 class CrackForest(PairBuilder, skip_registration=True):
@@ -136,21 +135,18 @@ class _ByCity(PairBuilder, skip_registration=True):
                 found = list_folder(root / folder, (".png",), root=root)
                 trees[folder] = {f"{folder}/{path}": file for path, file in found.items()}
             else:
-                raise DataError(
-                    f"{root}: expected the archive {archive} or its extracted folder {folder}; found neither"
-                )
+                expected = f"expected the archive {archive} or its extracted folder {folder}"
+                raise DataError(f"{root}: {expected}; found neither")
 
         def select(folder: str, split: str, suffix: str) -> dict[str, RawFile]:
             pattern = re.compile(rf"[^/]+/{split}/[^/]+/([^/]+)_{suffix}\.png")
             return by_name((m[1], file) for path, file in trees[folder].items() if (m := pattern.fullmatch(path)))
 
-        left, truth = cls.ARCHIVES
-        return {
-            _TFDS_NAMES.get(split, split): match(
-                select(left, split, left), select(truth, split, f"{truth}_labelIds"), f"{root}, split {split}"
-            )
-            for split in cls.SPLITS
-        }
+        (left, truth), splits = cls.ARCHIVES, {}
+        for split in cls.SPLITS:
+            images, masks = select(left, split, left), select(truth, split, f"{truth}_labelIds")
+            splits[_TFDS_NAMES.get(split, split)] = match(images, masks, f"{root}, split {split}")
+        return splits
 
 
 class Cityscapes(_ByCity, skip_registration=True):

@@ -60,8 +60,8 @@ def open_split(data_config: Any, split: str) -> Source:
       split: "train", "val" (or "validation"), "test", or a TFDS slice of one ("train[:10%]").
 
     Raises:
-      DataError: the raw files are missing, incomplete or damaged, or contain a label id outside the classes; the split
-        or name does not exist; or the prepared set was made from other files than the raw folder now contains.
+      DataError: the raw files are missing, damaged, or others than those that were prepared; they contain a label id
+        outside the classes; or the split or name does not exist.
     """
     source = _open(data_config, split, label_set(data_config))
     channels = getattr(data_config, "channels", source.channels)
@@ -116,10 +116,8 @@ def _prepared_folder(data_config: Any) -> Path:
         with contextlib.suppress(DataError):  # raw files may be deleted after preparing
             now = fingerprint(builder.list_files(manual_dir))
     if now != prepared_from:
-        raise DataError(
-            f"{folder}: was prepared from other files than {manual_dir} now contains. Delete it to prepare "
-            f"again, or set config.data.data_dir to another folder"
-        )
+        remedy = "Delete it to prepare again, or set config.data.data_dir to another folder"
+        raise DataError(f"{folder}: was prepared from other files than {manual_dir} now contains. {remedy}")
     return folder
 
 
@@ -138,8 +136,8 @@ def _manual_dir(data_config: Any) -> Path | None:
 def _prepare(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) -> Path:
     """Prepares a data set from its raw files in `manual_dir` unless it already is, and returns its folder.
 
-    TFDS writes to a temporary folder and renames it at the end, so after a failure or a kill nothing seems prepared.
-    If several processes start at once, one prepares and the others wait.
+    TFDS writes to a temporary folder and renames it at the end. If several processes start at once, one prepares and
+    the others wait.
     """
     target = Path(builder.data_dir)
     if target.exists():
@@ -179,17 +177,13 @@ class PreparedSource:
         info, metadata = builder.info, builder.info.metadata or {}
         self._image = next((key for key in ("image", "image_left") if key in info.features), None)
         if self._image is None or not {"segmentation_label", "image_id"} <= set(info.features):
-            raise DataError(
-                f"{folder}: expected the features image or image_left, segmentation_label and image_id; "
-                f"got {', '.join(info.features)}"
-            )
+            expected = "expected the features image or image_left, segmentation_label and image_id"
+            raise DataError(f"{folder}: {expected}; got {', '.join(info.features)}")
         parts = re.findall(r"[A-Za-z_]\w*", split)
         for part in parts:
             if part not in info.splits:
-                raise DataError(
-                    f"{folder}: no split {part!r}; prepared are {', '.join(info.splits)}. If its raw files "
-                    f"were added since, delete this folder and run again"
-                )
+                remedy = "If its raw files were added since, delete this folder and run again"
+                raise DataError(f"{folder}: no split {part!r}; prepared are {', '.join(info.splits)}. {remedy}")
         if not info.splits[split].num_examples:
             raise DataError(f"{folder}: the split {split!r} is empty; expected at least one image")
         with _damage_named(folder):
@@ -197,10 +191,8 @@ class PreparedSource:
             try:
                 self._records = builder.as_data_source(split, decoders=raw)
             except NotImplementedError as error:
-                raise DataError(
-                    f"{folder}: prepared as {info.file_format.value}, which has no random access; "
-                    f"prepare it with file_format='array_record'"
-                ) from error
+                found = f"prepared as {info.file_format.value}, which has no random access"
+                raise DataError(f"{folder}: {found}; prepare it with file_format='array_record'") from error
             for index in {0, len(self._records) - 1}:  # detects damage before training; files are opened when read
                 self._records[index]
         self.skipped = tuple(message for part in parts for message in metadata.get("skipped", {}).get(part, ()))

@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
 
 class DataError(ValueError):
     """Data that cannot be used; the message gives the file, what was expected and what was found."""
@@ -32,9 +34,6 @@ def as_data_error(message: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{message} ({reason})") from error
-
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class RawFile(NamedTuple):
@@ -54,10 +53,8 @@ def read_bytes(file: RawFile) -> bytes:
     with as_data_error(f"{file.path}: cannot be read"):
         data = file.read()
     if file.checksum is not None and zlib.crc32(data) != file.checksum:
-        raise DataError(
-            f"{file.path}: has changed since it was verified; expected the {file.size} bytes of then, "
-            f"got {len(data)} bytes that differ"
-        )
+        got = f"expected the {file.size} bytes of then, got {len(data)} bytes that differ"
+        raise DataError(f"{file.path}: has changed since it was verified; {got}")
     return data
 
 
@@ -66,8 +63,7 @@ def list_folder(
 ) -> dict[str, RawFile]:
     """Lists the files below a folder by their path within it, without hidden files and folders.
 
-    A link that leads out of `root` (default `folder`) has a problem. A folder that is missing, cannot be read or is a
-    link within `folder` raises `DataError`.
+    A link that leads out of `root` (default `folder`) has a problem. A bad folder raises `DataError`.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder; {'it is a file' if folder.exists() else 'it does not exist'}")
@@ -81,7 +77,6 @@ def list_folder(
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
             if os.path.islink(path := os.path.join(parent, name)):
-                # Not followed, because it may lead anywhere, and not ignored silently.
                 raise DataError(f"{path}: a link to a folder, which is not followed; expected a folder of files")
         for name in names:
             if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):
@@ -131,23 +126,18 @@ def by_name(files: Iterable[tuple[str, RawFile]]) -> dict[str, RawFile]:
     """Maps names to files; raises `DataError` if two files have the same name."""
     named: dict[str, RawFile] = {}
     for name, file in files:
-        if name in named:
-            raise DataError(
-                f"{file.path}: another file has the same stem, {named[name].path}; expected one file named {name!r}"
-            )
-        named[name] = file
+        if (other := named.setdefault(name, file)) is not file:
+            clash = f"another file has the same stem, {other.path}"
+            raise DataError(f"{file.path}: {clash}; expected one file named {name!r}")
     return named
 
 
 def named_images(arguments: Sequence[str]) -> dict[str, RawFile]:
     """Lists the images that a command line names, in the order of the arguments, then by name; reads none.
 
-    Arguments are files of any suffix, folders (searched at any depth), and patterns with `*`, `?`, `[…]` and `**`. An
-    existing path takes precedence over a pattern. Names have no suffix: the path within the folder, or within the part
-    of a pattern before its first wildcard, so `a/b.png` in a folder is "a/b".
-
-    Raises:
-      DataError: a path does not exist, a folder or pattern matches no image, or two images have one name.
+    Arguments are files of any suffix, folders (searched at any depth), and patterns with `*`, `?`, `[…]` and `**`.
+    Names have no suffix: the path within the folder, or within the part of a pattern before its first wildcard. A path
+    or pattern without images raises `DataError`, and so do two images of one name.
     """
     named: dict[str, RawFile] = {}
     for argument in arguments:
@@ -163,8 +153,7 @@ def _images_of(argument: str) -> dict[str, RawFile]:
     """Lists the images of one argument of `named_images`, by path."""
     path = Path(argument)
     if path.is_dir():
-        # The user's own folder may contain links that lead anywhere.
-        files = list_folder(path, root=Path(path.absolute().anchor))
+        files = list_folder(path, root=Path(path.absolute().anchor))  # links of the user's own folder are fine
         where = "in this folder or in those within it"
     elif path.exists():
         return {path.name: RawFile(str(path), 0, path.read_bytes)}
@@ -185,14 +174,12 @@ def _images_of(argument: str) -> dict[str, RawFile]:
 
 
 def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h w channels"]:
-    """Decodes a PNG or JPEG to grey (1 channel) or RGB (3); 16 bits become 8, and alpha is dropped.
+    """Decodes a PNG or JPEG to grey (1 channel) or RGB (3), or raises `DataError`.
 
-    Raises:
-      DataError: the bytes are not an image, or the image has too many pixels.
+    16 bits become 8, alpha is dropped, and EXIF orientation is ignored, because the mask beside an image has none.
     """
     if not data:
         raise DataError(f"{file}: cannot be decoded; the file is empty")
-    # Without EXIF orientation, because the mask beside an image has none.
     colour = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
     limit = "expected at most 2^30 pixels, or as many as $OPENCV_IO_MAX_IMAGE_PIXELS"
     with as_data_error(f"{file}: cannot be decoded; {limit}"):
@@ -203,24 +190,17 @@ def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h 
 
 
 def decode_mask(data: bytes, file: str) -> UInt8[np.ndarray, "h w"]:
-    """Decodes a PNG of one byte per pixel: grey values, or the indices (not the colours) of a palette.
-
-    Raises:
-      DataError: the bytes are not such a PNG.
-    """
+    """Decodes a PNG of one byte per pixel, grey values or the indices of a palette, or raises `DataError`."""
     # Pillow, because OpenCV converts the indices of a palette to colours.
     with as_data_error(f"{file}: cannot be decoded; expected a PNG mask, got {len(data)} bytes"):
         with Image.open(io.BytesIO(data)) as image:
             if image.format != "PNG" or image.mode not in ("L", "P", "1"):
-                raise DataError(
-                    f"{file}: expected a mask that is a PNG of class ids, 8 bits per pixel, grey or palette; "
-                    f"got a {image.format} in mode {image.mode}"
-                )
-            if image.mode == "L" and data[24] != 8:  # the bit depth in the PNG header
-                raise DataError(
-                    f"{file}: a grey mask of {data[24]} bits per pixel, whose ids are stretched to 0..255 when it is "
-                    "read; expected 8 bits"
-                )
+                expected = "expected a mask that is a PNG of class ids, 8 bits per pixel, grey or palette"
+                raise DataError(f"{file}: {expected}; got a {image.format} in mode {image.mode}")
+            bits = data[24]  # of the PNG header
+            if image.mode == "L" and bits != 8:
+                stretched = "whose ids are stretched to 0..255 when it is read"
+                raise DataError(f"{file}: a grey mask of {bits} bits per pixel, {stretched}; expected 8 bits")
             image.verify()  # the checksums, which decoding ignores
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image).astype(np.uint8)

@@ -30,10 +30,8 @@ class LabelSet:
         if len(self.names) != len(self.palette):
             raise ValueError(f"palette must have {len(self.names)} colours, one per class; got {len(self.palette)}")
         known = self.lut[(self.lut != VOID) & (self.lut != UNKNOWN)]
-        if known.size and known.max() >= len(self.names):
-            raise ValueError(
-                f"the lookup table contains train id {known.max()}, but there are {len(self.names)} classes"
-            )
+        if known.size and (largest := known.max()) >= len(self.names):
+            raise ValueError(f"the lookup table contains train id {largest}, but there are {len(self.names)} classes")
 
     @property
     def num_classes(self) -> int:
@@ -42,10 +40,7 @@ class LabelSet:
 
 
 def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: str) -> UInt8[np.ndarray, "*shape"]:
-    """Maps the raw ids of a file to train ids in [0, C) and `VOID`.
-
-    Raises:
-      DataError: an id that the data set does not define, in the file named `file`.
+    """Maps the raw ids of a file to train ids in [0, C) and `VOID`; `DataError` for an id outside the data set's.
 
     >>> to_train_ids(np.array([[0, 7, 33]], np.uint8), LABEL_SETS["cityscapes"], "street.png")
     array([[255,   0,  18]], dtype=uint8)
@@ -54,10 +49,8 @@ def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: st
     if (labels == UNKNOWN).any():
         unknown = np.unique(raw[labels == UNKNOWN]).tolist()
         ids = f"ids {_spans(unknown)} are" if len(unknown) > 1 else f"id {unknown[0]} is"
-        raise DataError(
-            f"{file}: label {ids} outside the {label_set.num_classes} classes; "
-            f"expected the ids {_spans(np.flatnonzero(label_set.lut != UNKNOWN))}"
-        )
+        expected = f"expected the ids {_spans(np.flatnonzero(label_set.lut != UNKNOWN))}"
+        raise DataError(f"{file}: label {ids} outside the {label_set.num_classes} classes; {expected}")
     return labels
 
 
@@ -71,10 +64,7 @@ def _spans(ids) -> str:
 def colorize(
     labels: Integer[np.ndarray, "*shape"], palette: UInt8[np.ndarray, "classes 3"]
 ) -> UInt8[np.ndarray, "*shape 3"]:
-    """Paints train ids in the RGB colours of their classes, void in black.
-
-    Raises:
-      ValueError: an id that is neither a class nor void.
+    """Paints train ids in the RGB colours of their classes, void in black; another id is a ValueError.
 
     >>> colorize(np.array([1, 255]), np.array([[9, 9, 9], [1, 2, 3]], np.uint8))
     array([[1, 2, 3],
@@ -90,13 +80,8 @@ def colorize(
 def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> LabelSet:
     """Returns the label set of your own masks, in the colours of the PASCAL VOC devkit.
 
-    Args:
-      names: the classes.
-      values: pixel value of each class; default 0, 1, ..., C - 1. 255 is void unless it is given here, as for masks
-        that are painted 0 and 255.
-
-    Raises:
-      DataError: no names, more than 253, or values that do not pair with them one to one.
+    `values` are the pixel values of the classes, 0, 1, ..., C - 1 by default. 255 is void unless it is one of them, as
+    for masks that are painted 0 and 255. `DataError`: no names, more than 253, or values that do not pair with them.
 
     >>> numbered_classes(("asphalt", "hole"), values=(0, 255)).lut[[0, 255]]
     array([0, 1], dtype=uint8)
@@ -105,10 +90,8 @@ def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> La
     if not 1 <= len(names) < UNKNOWN:
         raise DataError(f"config.data.class_names: expected 1 to {UNKNOWN - 1} class names; got {len(names)}")
     if len(values) != len(names) or len(set(values)) != len(values) or not all(0 <= v <= 255 for v in values):
-        raise DataError(
-            f"config.data.mask_values: expected {len(names)} different mask values in 0..255, "
-            f"one per class; got {values}"
-        )
+        expected = f"{len(names)} different mask values in 0..255, one per class"
+        raise DataError(f"config.data.mask_values: expected {expected}; got {values}")
     # The bits of the id (from 1; 0 is black), three at a time, become the high bits of red, green and blue.
     ids = np.arange(1, len(names) + 1)
     bits = [[(ids >> (3 * place + channel)) & 1 for channel in range(3)] for place in range(3)]
@@ -215,12 +198,8 @@ def border_weights(
         w0: w₀ ≥ 0, the weight at a gap of width 0. Instances that touch need a gap, by morphology.
         sigma: σ > 0 in pixels; the weight is 0.6 w₀ at d₁ + d₂ = σ and 0.01 w₀ at 3σ.
 
-    Returns:
-        float32 `[H, W]`; all 0 for fewer than two instances.
-
     Raises:
-        TypeError: instances are not integers.
-        ValueError: instances of another rank, or w₀ or σ out of range.
+        TypeError, ValueError: instances are not integers `[H, W]`, or w₀ or σ is out of range.
 
     References:
         Ronneberger et al., U-Net, arXiv 1505.04597, section 3.
@@ -230,11 +209,8 @@ def border_weights(
     """
     instances = np.asarray(instances)
     if not np.issubdtype(instances.dtype, np.integer):
-        is_mask = instances.dtype == bool
-        raise TypeError(
-            f"instances must be integers; got {instances.dtype} of shape {instances.shape}"
-            f"{'. A mask has no instances: number its parts, as scipy.ndimage.label does' if is_mask else ''}"
-        )
+        hint = "; number its parts, as scipy.ndimage.label does" if instances.dtype == bool else ""
+        raise TypeError(f"instances must be integers; got {instances.dtype} of shape {instances.shape}{hint}")
     if instances.ndim != 2:
         raise ValueError(f"instances must be [height, width]; got shape {instances.shape}")
     if not 0 <= w0 < math.inf:
@@ -245,8 +221,7 @@ def border_weights(
     numbers = numbers.reshape(instances.shape)
     # d1 + d2 ≥ d2, and at this distance the weight rounds to 0 in float32.
     reach = math.ceil(sigma * math.sqrt(2 * (104 + math.log(max(w0, 1)))))
-    nearest = np.full(instances.shape, np.inf)
-    second = np.full(instances.shape, np.inf)
+    nearest, second = np.full((2, *instances.shape), np.inf)
     # One instance at a time, in a window around it: a stack of n distance maps would take gigabytes.
     for number, box in enumerate(ndimage.find_objects(numbers + 1)):
         if ids[number] == 0:

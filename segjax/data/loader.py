@@ -98,9 +98,6 @@ def train_loader(
       An iterator over dicts of "image" uint8 `[b, H, W, C]`, "label" uint8 `[b, H, W]`, "name" `[b]`, and "index"
       uint32 `[b]`, the example's position in the stream (modulo 2^32), for b = G / n. It raises `DataError` for a file
       that can no longer be read and `LoaderDied` for a worker that was killed or crashed.
-
-    Raises:
-      ValueError: n does not divide G, or a split of different sizes without `size`.
     """
     share = _share(global_batch_size, process_index, process_count)
     if size is None and source.native_size is None:
@@ -129,16 +126,12 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yields every image of a split exactly once over all hosts, in order, in batches of one shape.
 
-    Every host yields ⌈N / G⌉ batches for N images. Examples that fill the last batch have "where" False. The arguments
-    are those of `train_loader`.
+    Every host yields ⌈N / G⌉ batches for N images. The arguments are those of `train_loader`.
 
     Yields:
       Dicts of "image" uint8 `[b, H, W, C]` and "label" uint8 `[b, H, W]`, at native resolution and padded at the
       bottom and the right, with 0 and void, to the largest size of the split; "size" int32 `[b, 2]`, (height, width)
-      of each image; "where" bool `[b]`; "name" `[b]`.
-
-    Raises:
-      ValueError: the number of hosts does not divide G.
+      of each image; "where" bool `[b]`, False for the examples that fill the last batch; "name" `[b]`.
     """
     share = _share(global_batch_size, process_index, process_count)
     count = -(-len(source) // global_batch_size)
@@ -185,15 +178,13 @@ class EvalExamples:
 
     def __call__(self, index: int) -> dict[str, Any]:
         """Returns example `index`, padded to the largest size of the split."""
-        size = tuple(self._source.largest_size)
-        image = np.zeros((*size, self._source.channels), np.uint8)
-        label = np.full(size, VOID, np.uint8)
-        is_example, name = index < len(self._source), ""
-        if is_example:
+        height, width = size = self._source.largest_size
+        image = np.zeros((height, width, self._source.channels), np.uint8)
+        label, name, where = np.full((height, width), VOID, np.uint8), "", np.bool_(index < len(self._source))
+        if where:
             example = self._source[index]
             name, size = example["name"], example["label"].shape
             image[: size[0], : size[1]], label[: size[0], : size[1]] = example["image"], example["label"]
-        where = np.bool_(is_example)
         return {"image": image, "label": label, "size": np.array(size, np.int32), "where": where, "name": name}
 
 

@@ -102,17 +102,16 @@ def match(images: dict[str, RawFile], masks: dict[str, RawFile], where: str, *, 
         for name in sorted(names)
     ]
     if not pairs:
-        raise DataError(
-            f"{where}: an empty split; expected at least one image with its mask, found {len(images)} images"
-        )
+        found = f"found {len(images)} images"
+        raise DataError(f"{where}: an empty split; expected at least one image with its mask, {found}")
     return pairs
 
 
 def fingerprint(splits: dict[str, list[Pair]]) -> str:
     """Returns a short hash of the names and sizes of all files, to detect another or a changed folder."""
-    lines = [
-        f"{split}/{pair.name}:{pair.image.size}:{pair.mask.size}" for split in sorted(splits) for pair in splits[split]
-    ]
+    lines = (
+        f"{split}/{name}:{image.size}:{mask.size}" for split in sorted(splits) for name, image, mask in splits[split]
+    )
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
@@ -128,27 +127,21 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> V
     A bad pair has a file that cannot be read or decoded, two sizes, or a label id outside the classes. Under "raise"
     it raises `DataError`; under "skip" it is left out, and only a split without a good pair raises.
     """
-    if on_error == "raise":
-        refuse_problems(pairs)  # at once, and not after an hour of decoding
-    good, sizes, skipped = [], [], []
-    with ThreadPoolExecutor(8) as threads:
-        tasks = [threads.submit(_verify_pair, pair, label_set) for pair in pairs]
+
+    def attempt(pair: Pair) -> tuple[Pair, tuple[int, int, int]] | str:
         try:
-            for task in tasks:
-                try:
-                    pair, size = task.result()
-                except DataError as error:
-                    if on_error == "raise":
-                        raise
-                    skipped.append(str(error))
-                else:
-                    good.append(pair)
-                    sizes.append(size)
-        finally:
-            threads.shutdown(cancel_futures=True)
+            return _verify_pair(pair, label_set)
+        except DataError as error:
+            if on_error == "raise":
+                raise
+            return str(error)
+
+    with ThreadPoolExecutor(8) as threads:  # an error cancels the pairs that are still waiting
+        found = list(threads.map(attempt, pairs))
+    good, skipped = ([each for each in found if isinstance(each, kind)] for kind in (tuple, str))
     if not good:
         raise DataError(f"none of the {len(pairs)} pairs of a split is good; expected at least one. {skipped[0]}")
-    return Verified(good, summarize(sizes), tuple(skipped))
+    return Verified([pair for pair, _ in good], summarize(size for _, size in good), tuple(skipped))
 
 
 def _verify_pair(pair: Pair, label_set: LabelSet) -> tuple[Pair, tuple[int, int, int]]:
@@ -190,7 +183,7 @@ def summarize(found: Iterable[tuple[int, int, int]]) -> Sizes:
 
 
 def _decode_ids(mask: RawFile, data: bytes) -> np.ndarray:
-    """Decodes the raw ids of a mask, uint8 `[H, W]`: a PNG, or a CrackForest `.mat` (groundTruth → Segmentation)."""
+    """Decodes the raw ids of a mask, uint8 `[H, W]`: a PNG, or a `.mat` of CrackForest."""
     if not mask.path.lower().endswith(".mat"):
         return decode_mask(data, mask.path)
     with as_data_error(f"{mask.path}: expected a MATLAB file with groundTruth.Segmentation"):
@@ -213,7 +206,7 @@ def mask_png(mask: RawFile) -> bytes:
 def make_example(
     image: bytes, mask: bytes, name: str, channels: int, label_set: LabelSet, files: tuple[str, str]
 ) -> Example:
-    """Decodes an image and its mask, and maps the raw ids to train ids; errors name `files`, the image and the mask."""
+    """Decodes an image and its mask, and maps the raw ids to train ids; errors name the two `files`."""
     pixels = decode_image(image, channels, files[0])
     ids = decode_mask(mask, files[1])
     _check_sizes(pixels.shape[:2], ids.shape, *files)
@@ -222,20 +215,16 @@ def make_example(
 
 def _check_sizes(image: tuple[int, ...], mask: tuple[int, ...], image_file: str, mask_file: str) -> None:
     if image != mask:
-        raise DataError(
-            f"{mask_file}: a mask of {mask[0]}×{mask[1]} for an image of {image[0]}×{image[1]} ({image_file}); "
-            "expected one size"
-        )
+        sizes = f"a mask of {mask[0]}×{mask[1]} for an image of {image[0]}×{image[1]}"
+        raise DataError(f"{mask_file}: {sizes} ({image_file}); expected one size")
 
 
 def skipped_lines(source: Source, split: str, shown: int = 20) -> list[str]:
     """Formats the skipped pairs of a split: their number, then the first `shown` reasons; no lines if there is none."""
     count = len(source.skipped)
-    if not count:
-        return []
-    lines = [f"{split}: skipped {count} bad pair(s) of image and mask (config.data.on_error = 'skip'):"]
-    lines += [f"  {message}" for message in source.skipped[:shown]]
-    return lines + [f"  and {count - shown} more"] * (count > shown)
+    head = f"{split}: skipped {count} bad pair(s) of image and mask (config.data.on_error = 'skip'):"
+    reasons = [f"  {message}" for message in source.skipped[:shown]]
+    return [head] * (count > 0) + reasons + [f"  and {count - shown} more"] * (count > shown)
 
 
 class FolderSource:
@@ -295,7 +284,7 @@ def open_folder(
         raise DataError(f"{root}: no split {split!r}; found {', '.join(splits)}")
     everything = [pair for part in splits.values() for pair in part]
     if on_error == "raise":
-        refuse_problems(everything)
+        refuse_problems(everything)  # at once, and not after an hour of decoding
     channels = []  # over all splits, so that a model trained on one can read the others
     for pair in everything:
         try:
@@ -322,12 +311,9 @@ def list_splits(root: Path, val_fraction: float = 0.1) -> dict[str, list[Pair]]:
         pairs = splits["train"]
         if len(pairs) < 2:
             raise DataError(f"{root}: expected at least 2 images to split into train and val; found {len(pairs)}")
-        position = {
-            pair: int.from_bytes(hashlib.sha256(pair.name.encode(errors="surrogateescape")).digest()[:6], "big") / 2**48
-            for pair in pairs
-        }
-        count = sum(place < val_fraction for place in position.values())
-        held_out = set(sorted(pairs, key=position.get)[: min(max(count, 1), len(pairs) - 1)])
-        splits["train"] = [pair for pair in pairs if pair not in held_out]
-        splits["val"] = [pair for pair in pairs if pair in held_out]
+        hashes = [hashlib.sha256(pair.name.encode(errors="surrogateescape")).digest()[:6] for pair in pairs]
+        count = sum(int.from_bytes(digest, "big") < val_fraction * 2**48 for digest in hashes)
+        last = sorted(hashes)[min(max(count, 1), len(pairs) - 1) - 1]
+        splits["train"] = [pair for pair, digest in zip(pairs, hashes, strict=True) if digest > last]
+        splits["val"] = [pair for pair, digest in zip(pairs, hashes, strict=True) if digest <= last]
     return splits

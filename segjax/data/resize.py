@@ -1,14 +1,11 @@
-"""Bilinear resampling, the only one of the package: augmentation, evaluation, prediction, report and export use it.
+"""Bilinear resizing, the only one of the package: evaluation, prediction, report and export use it.
 
 Sizes and offsets are traced values, so images of any size in a padded array share one compiled program.
 """
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
@@ -41,13 +38,10 @@ def resize(
 
     Args:
         images: `[B, h, w, C]`.
-        shape: (H, W) of the result; static.
+        shape: (H, W) of the result; static. It has the images' dtype and is 0 outside `to_sizes`.
         antialias: widens the kernel where the image shrinks.
         from_sizes: (height, width) of each image `[B, 2]`, at most (h, w); traced. None: (h, w).
         to_sizes: (height, width) to resize each image to `[B, 2]`, at most `shape`; traced. None: `shape`.
-
-    Returns:
-        `[B, H, W, C]` in the images' dtype; 0 outside `to_sizes`.
 
     >>> resize(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1), (1, 4), antialias=False)[0, 0, :, 0]
     Array([0., 1., 3., 4.], dtype=float32)
@@ -96,34 +90,3 @@ def _weights(axis: Axis, target_length: int, source_length: int, antialias: bool
 def _apply(weights: Float[Array, "b o i"], images: Float[Array, "b h w c"], axis: int) -> Float[Array, "b H W c"]:
     formula = ("boh,bhwc->bowc", "bow,bhwc->bhoc")[axis]
     return jnp.einsum(formula, weights.astype(images.dtype), images, precision="highest")
-
-
-def zoom_window(
-    image: Float[Array, "h w c"],
-    corner: Float[Array, "2"],
-    zoom: Float[Array, "2"],
-    shape: tuple[int, int],
-    margin: tuple[int, int],
-) -> Float[Array, "H W c"]:
-    """Resizes the window of an image that starts at `corner` by the factors `zoom`, with antialiasing.
-
-    Both are (row, column), real and traced. The result is `[H + 2 margin, W + 2 margin, C]`; 0 outside the image.
-    """
-    margin = np.asarray(margin, np.float32)
-    return jax.image.scale_and_translate(
-        image,
-        (*(n + 2 * int(m) for n, m in zip(shape, margin, strict=True)), image.shape[-1]),
-        spatial_dims=(0, 1),
-        scale=zoom,
-        translation=margin - corner * zoom,
-        method="linear",
-        antialias=True,
-    )
-
-
-def sample(
-    image: Float[Array, "h w c"], rows: Float[Array, "H W"], columns: Float[Array, "H W"]
-) -> Float[Array, "H W c"]:
-    """Samples an image bilinearly at any points, given in pixels from the image's corner; 0 outside the image."""
-    index = (rows - 0.5, columns - 0.5)
-    return jax.vmap(lambda channel: map_coordinates(channel, index, order=1), in_axes=-1, out_axes=-1)(image)

@@ -20,8 +20,7 @@ class DeepLabV2(Network):
 
     with :math:`*_r` the convolution of dilation r. In the paper y are the scores of the classes; here they are the
     features of the linear head, which represents the same functions. The paper's three image scales and its conditional
-    random field are not part of the network. ResNet-101, width 64, 3 channels, batch norm: 42.5 M parameters in the
-    encoder.
+    random field are not part of the network. ResNet-101 at width 64 has 42.5 M parameters.
 
     Attributes: those of `Network`, and
         encoder_depth: 18 | 34 | 50 | 101.
@@ -31,7 +30,7 @@ class DeepLabV2(Network):
             not larger than r the outer taps see only padding: choose smaller rates for small images.
         aspp: number of channels of y; None: `num_classes`.
 
-    `deep_dropout` = 1 applies dropout before ASPP, as in the paper's VGG. (The dropout heads come after it.)
+    `deep_dropout` = 1 applies dropout before ASPP, as in the paper's VGG.
     """
 
     num_classes: int
@@ -68,15 +67,12 @@ class ASPP(Block):
     """Atrous spatial pyramid pooling of DeepLab v3+: several dilations and the image's mean side by side.
 
     A 1×1 convolution, a separable 3×3 one per rate, and the image's mean through a 1×1 convolution, each with norm and
-    ReLU, are concatenated and followed by a 1×1 convolution with norm and ReLU. Batch norm of the image's mean has one
-    value per image and channel, so training it on a single image (of all devices) is an error.
+    ReLU, are concatenated and followed by a 1×1 convolution with norm and ReLU (Chen et al., arXiv 1706.05587). Batch
+    norm of the mean has one value per image and channel, so training on a single image (of all devices) is an error.
 
     Attributes: those of `Block`, and
         features: number of channels of every branch and of the output.
         rates: dilations of the separable convolutions.
-
-    References:
-        Chen et al., arXiv 1802.02611 and 1706.05587; image-level features: Liu et al., ParseNet, arXiv 1506.04579.
     """
 
     features: int
@@ -84,7 +80,7 @@ class ASPP(Block):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
-        """Maps `[B, H, W, C]` to `[B, H, W, features]`; a ValueError if batch norm is trained on a single image."""
+        """Maps `[B, H, W, C]` to `[B, H, W, features]`."""
         if train and self.norm == "batch" and x.shape[0] * collectives.psum(1, self.axis_name) < 2:
             needs = "the image pooling of DeepLabV3Plus takes batch statistics over at least 2 images in training"
             raise ValueError(f'{needs}; got a batch of 1: use a larger one, or norm="group"')
@@ -106,22 +102,21 @@ class DeepLabV3Plus(Network):
     .. math:: f = D([\,\text{up}(S(\text{ASPP}(x_{16}))),\ P(x_4)\,])
 
     S and D are separable 3×3 convolutions and P is a 1×1 convolution to few channels, so that the many fine features do
-    not outweigh the coarse ones; each has norm and ReLU. Training with batch norm needs at least two images.
+    not outweigh the coarse ones; each has norm and ReLU. The paper has two D and no S.
 
     ResNet-50, width 64, 3 channels, batch norm, 12 classes: 26.68 M parameters, as many as
-    segmentation-models-pytorch's `DeepLabV3Plus("resnet50")`, which also has S and a single D; the paper has two D and
-    no S. Both upsample with aligned corners, which we do not.
+    segmentation-models-pytorch's `DeepLabV3Plus("resnet50")`, which upsamples with aligned corners.
 
     Attributes: those of `Network`, and
         encoder_depth: 18 | 34 | 50 | 101.
         width: number of channels of the encoder's stem.
         output_stride: output stride of the encoder, 8 | 16 | 32.
         rates: dilations of ASPP; None: the paper's 6, 12, 18 at output stride 16, doubled at 8, for crops of 513
-            pixels. (segmentation-models-pytorch has 12, 24, 36 at 16.) Choose smaller rates for small images.
+            pixels. Choose smaller rates for small images.
         channels: number of channels of ASPP and the decoder.
         low: number of output channels of P; None: 3/16 of the features of stride 4, the paper's 48 of 256.
 
-    `deep_dropout` = 1 applies dropout after ASPP, as in segmentation-models-pytorch, 2 after the decoder too.
+    `deep_dropout` = 1 applies dropout after ASPP, 2 after the decoder too.
     """
 
     num_classes: int

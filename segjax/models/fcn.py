@@ -12,19 +12,16 @@ class FCN(Network):
     r"""FCN: VGG16 with its fully connected layers as convolutions, and scores of several depths upsampled and summed.
 
     Five blocks of convolutions and poolings lead to 1/32 of the size; `fc6`, a 7×7, and `fc7`, a 1×1 convolution, have
-    `hidden` channels; a linear 1×1 convolution gives the scores, one per class. FCN-32s upsamples them. The finer
-    networks add linear scores of earlier poolings, from coarse to fine:
+    `hidden` channels; a linear 1×1 convolution gives the scores. The finer networks add scores of earlier poolings:
 
     .. math:: s_{32} = S(fc7), \quad s_{16} = U(s_{32}) + S_4(pool4), \quad s_8 = U(s_{16}) + S_3(pool3)
 
     U is a learned transposed convolution by 2, initially bilinear interpolation. S_4 and S_3 are initially 0, so a
     finer network starts as the coarser one. The last upsampling, by `stride`, stays bilinear, as in the paper.
 
-    Differences from the authors' network: convolutions keep height and width by zero padding, where the authors pad the
-    image by 100 pixels and crop. The linear head of every network here follows the sum of the scores, which dropout
-    heads drop; choose `score` above `num_classes` to give them more channels.
-
-    Width 64, hidden 4096, 3 channels, 21 classes, norm "none": 134.4 M parameters.
+    Convolutions keep height and width by zero padding, where the authors pad the image by 100 pixels and crop. The
+    linear head follows the sum of the scores, which dropout heads drop; choose `score` above `num_classes` to give them
+    more channels. Width 64, hidden 4096, 3 channels, 21 classes, norm "none": 134.4 M parameters.
 
     Attributes: those of `Network`, and
         width: number of channels of the first block.
@@ -32,10 +29,7 @@ class FCN(Network):
         stride: stride of the finest scores, 8 | 16 | 32.
         score: number of channels of the scores; None: `num_classes`, as in the paper.
 
-    `deep_dropout` = 1 applies dropout after fc7, 2 after fc6 too, as in the paper and in VGG.
-
-    References:
-        Long et al., arXiv 1411.4038; Shelhamer et al., arXiv 1605.06211. VGG: Simonyan and Zisserman, arXiv 1409.1556.
+    `deep_dropout` = 1 applies dropout after fc7, 2 after fc6 too, as in the paper and in VGG (arXiv 1409.1556).
     """
 
     num_classes: int
@@ -62,8 +56,7 @@ class FCN(Network):
         x = ctx.drop(x, 2) if self.deep_dropout > 1 else x
         x = self.block(ConvNorm, self.hidden, size=1, name="fc7")(x, ctx.train)
         x = ctx.drop(x, 1) if self.deep_dropout > 0 else x
-        x = self._scores("score_fr", fan_in_normal(1.0, self.hidden))(x)
-        # The authors' names of the layers.
+        x = self._scores("score_fr", fan_in_normal(1.0, self.hidden))(x)  # the authors' names of the layers
         for stride, up, pool in ((16, "upscore2", 4), (8, "upscore_pool4", 3)):
             if self.stride <= stride:
                 skip = self._scores(f"score_pool{pool}", nn.initializers.zeros)(pools[pool - 1])

@@ -35,17 +35,11 @@ class Segmentation(NamedTuple):
 
 
 class ForwardContext(NamedTuple):
-    """Mode, dropout keys and dropout rate of one forward pass, for the body of a network.
+    """Mode, dropout keys and dropout rate of one forward pass, for the body of a network."""
 
-    Attributes:
-        train: whether to use and update batch statistics.
-        keys: `[B]`, one dropout key per image; None: no dropout in this pass.
-        deep_rate: rate of the dropout inside the network.
-    """
-
-    train: bool
-    keys: Key[Array, "b"] | None
-    deep_rate: Float[Array, ""]
+    train: bool  # use and update batch statistics
+    keys: Key[Array, "b"] | None  # one per image; None: no dropout in this pass
+    deep_rate: Float[Array, ""]  # rate of the dropout inside the network
 
     def drop(self, x: Float[Array, "b h w f"], place: int) -> Float[Array, "b h w f"]:
         """Returns dropout per element of x at place 1, 2, … of the network; x itself in a pass without dropout."""
@@ -59,12 +53,9 @@ class Network(Block, kw_only=True):
     - `body(x, ctx) -> (features, n)`: maps padded images and the `ForwardContext` to `[B, H/n, W/n, F]`. Since the head
       and bilinear upsampling are linear, the logits are computed at the features' size and upsampled by n.
 
-    `init(key, images, train=False)` and `apply(variables, images, train=…, mutable=["batch_stats"])` are pure.
     Any input size works, including one pixel: images are padded by reflection, and logits are cropped back.
-
     `rngs={"dropout": key}` enables dropout, in evaluation too: such a pass is one Monte Carlo sample of the deep
-    dropout and K samples of the head. All heads see the features of `logits`, so K samples cost K small products.
-    Masks depend only on (key, example index). Parameters do not depend on dropout.
+    dropout and K samples of the head. Masks depend only on (key, example index). Parameters do not depend on dropout.
 
     Attributes: those of `Block`, and
         num_classes: C, number of channels of the logits (1 for a sigmoid).
@@ -72,15 +63,12 @@ class Network(Block, kw_only=True):
         head_bias: initial bias of the logits, one value per class, such as `losses.prior_bias(π)`; None: 0.
         head_kernel_stddev: standard deviation of the head's initial kernel; None: the usual fan-in scale.
         dropout: dropout of the features before the head: "none" | "sampled": `mc_logits` of K masks, if there is a key
-            | "analytic": `logit_variance`, the variance at K = ∞, without a key.
+            | "analytic": `logit_variance`, the variance at K = ∞, without a key (Kendall and Gal, arXiv 1703.04977).
         heads: K, number of masks of "sampled".
         rate: p of these masks, in [0, 1).
         mask: "element" | "channel" for "sampled", see `head_samples`.
         deep_dropout: number of the network's own places, deepest first, with dropout per element; 0 to `deep_places`.
         deep_rate: p of these, in [0, 1).
-
-    References:
-        Dropout: Gal and Ghahramani, arXiv 1506.02142; Kendall and Gal, arXiv 1703.04977.
     """
 
     num_classes: int
@@ -114,11 +102,11 @@ class Network(Block, kw_only=True):
         deep_rate: Real[ArrayLike, ""] | None = None,
         examples: Integer[ArrayLike, "b"] | None = None,
     ) -> Segmentation:
-        """Maps images `[B, H, W, channels]`, floating and normalized, to logits `[B, H, W, C]`.
+        """Maps images `[B, H, W, channels]` to logits `[B, H, W, C]`.
 
         Args:
-            images: batch of images.
-            train: whether to use and update batch statistics; with dropout, training needs a key.
+            images: floating point and normalized.
+            train: whether to use and update batch statistics.
             rate: replaces the field `rate`; not checked if traced.
             deep_rate: replaces the field `deep_rate`; not checked if traced.
             examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1. Without them, images
@@ -126,7 +114,7 @@ class Network(Block, kw_only=True):
 
         Raises:
             TypeError: the images are integers.
-            ValueError: a shape, a field or an argument is out of range; training needs a "dropout" key.
+            ValueError: a shape, field or argument out of range; training with dropout but without a "dropout" key.
         """
         check_images(images)
         self._check_fields()
@@ -139,20 +127,18 @@ class Network(Block, kw_only=True):
         def full_size(x: Array) -> Array:
             return upsample_bilinear(x, scale)[..., : images.shape[1], : images.shape[2], :]
 
-        # The head and the upsampling are linear, so logits and samples with masks per channel are computed before it.
-        # Masks per element and the analytic variance need the upsampled features themselves.
-        initial = {"bias_init": self.head_bias, "kernel_stddev": self.head_kernel_stddev}
-        head = LinearHead(self.num_classes, **initial, param_dtype=self.param_dtype, name="head")
+        # Logits and samples with masks per channel are computed before the upsampling, which is linear too. Masks per
+        # element and the analytic variance need the upsampled features themselves.
+        head = LinearHead(self.num_classes, self.head_bias, self.head_kernel_stddev, self.param_dtype, name="head")
         upsampled = full_size(features)
         logits = head(upsampled) if scale == 1 else full_size(head(features))
         linear = head.variables["params"]["linear"]
         samples = variance = None
         if self.dropout == "sampled" and keys is not None:
-            options = {"heads": self.heads, "rate": rate, "mask": self.mask}
-            late = scale > 1 and self.mask == "channel"
-            x, keys = features if late else upsampled, _fold_in(keys, 0)
-            samples = head_samples(x, linear["kernel"], linear["bias"], keys, **options)
-            samples = jax.vmap(full_size)(samples) if late else samples
+            early = scale > 1 and self.mask == "channel"
+            x, options = features if early else upsampled, {"heads": self.heads, "rate": rate, "mask": self.mask}
+            samples = head_samples(x, linear["kernel"], linear["bias"], _fold_in(keys, 0), **options)
+            samples = jax.vmap(full_size)(samples) if early else samples
         if self.dropout == "analytic":
             variance = logit_variance(upsampled, linear["kernel"], rate)
         return Segmentation(logits, samples, variance, upsampled)
@@ -169,8 +155,8 @@ class Network(Block, kw_only=True):
             raise ValueError(f"heads must be at least 1; got {self.heads}")
         self.check()
         if not 0 <= self.deep_dropout <= self.deep_places:
-            valid = f"deep_dropout of this {type(self).__name__} must be between 0 and {self.deep_places}"
-            raise ValueError(f"{valid}; got {self.deep_dropout}")
+            valid = f"must be between 0 and {self.deep_places}; got {self.deep_dropout}"
+            raise ValueError(f"deep_dropout of this {type(self).__name__} {valid}")
 
     def _dropout_keys(self, batch: int, train: bool, examples: ArrayLike | None) -> Key[Array, "b"] | None:
         """Returns one key per example, or None for a pass without dropout."""
@@ -208,21 +194,14 @@ def check_images(images: Array) -> None:
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"images must be [batch, height, width, channels] with pixels; got shape {images.shape}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        expected = "floating point and normalized, as by segjax.data.augment.prepare"
-        raise TypeError(f"images must be {expected}; got {images.dtype}")
+        raise TypeError(f"images must be floating point and normalized, as by augment.prepare; got {images.dtype}")
 
 
 class LinearHead(nn.Module):
     """A 1×1 convolution to logits, computed in at least float32 for features of any dtype.
 
-    With `bias_init` = `losses.prior_bias(π)` and a small `kernel_stddev` the network starts by predicting the prior
-    (focal loss paper, arXiv 1708.02002, section 4.1, which uses 0.01).
-
-    Attributes:
-        num_classes: C.
-        bias_init: initial bias, one value per class; None: 0.
-        kernel_stddev: standard deviation of the normal initial kernel; None: sqrt(1 / fan-in) (LeCun).
-        param_dtype: dtype of the parameters.
+    With `bias_init` = `losses.prior_bias(π)`, one value per class (None: 0), and a small `kernel_stddev` (None: LeCun's
+    sqrt(1 / fan-in)) the network starts by predicting the prior (focal loss paper, arXiv 1708.02002, section 4.1).
     """
 
     num_classes: int
@@ -237,12 +216,14 @@ class LinearHead(nn.Module):
         if bias.shape != (self.num_classes,):
             raise ValueError(f"the head's bias needs one value per class, {self.num_classes}; got {self.bias_init}")
         init, stddev = nn.initializers, self.kernel_stddev
-        fields = {
-            "kernel_init": init.lecun_normal() if stddev is None else init.normal(stddev),
-            "bias_init": lambda key, shape, dtype: jnp.asarray(bias, dtype),
-            "dtype": jnp.promote_types(features.dtype, jnp.float32),
-        }
-        return nn.Dense(self.num_classes, param_dtype=self.param_dtype, name="linear", **fields)(features)
+        return nn.Dense(
+            self.num_classes,
+            kernel_init=init.lecun_normal() if stddev is None else init.normal(stddev),
+            bias_init=lambda key, shape, dtype: jnp.asarray(bias, dtype),
+            dtype=jnp.promote_types(features.dtype, jnp.float32),
+            param_dtype=self.param_dtype,
+            name="linear",
+        )(features)
 
 
 def head_samples(
@@ -263,23 +244,23 @@ def head_samples(
     in the backward pass too. `segjax.inference.head_uncertainty` is for large K: it does not hold K sets of logits.
 
     Args:
-        features: x, `[B, H, W, F]`, any floating dtype; the product is computed in at least float32.
+        features: x, `[B, H, W, F]`, any floating dtype.
         kernel: W, `[F, C]`.
         bias: b, `[C]`.
         keys: `[B]`, PRNG keys of the examples (`example_dropout_keys`).
-        heads: K ≥ 1; static. An unbiased variance needs at least 2.
+        heads: K ≥ 1; static.
         rate: p in [0, 1), a scalar; not checked if traced.
         mask: "element" | "channel"; static. Both give the same variance at every pixel. Masks per element need H · W
             times as many random numbers, which take most of the time.
 
     Returns:
-        `[K, B, H, W, C]`, at least float32. At p = 0 each equals the logits without dropout.
+        `[K, B, H, W, C]`, computed in at least float32.
 
     Raises:
         ValueError: K < 1, p is not in [0, 1), `mask` is unknown, or the number of keys is not that of the images.
 
     References:
-        Gal and Ghahramani, arXiv 1506.02142; Kendall et al., Bayesian SegNet, arXiv 1511.02680.
+        Gal and Ghahramani, arXiv 1506.02142; Kendall et al., arXiv 1511.02680.
 
     >>> keys, x = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 5, 6, 4))
     >>> head_samples(x, jnp.ones((4, 3)), jnp.zeros(3), keys, heads=8, rate=0.2, mask="channel").shape
@@ -310,16 +291,15 @@ def logit_variance(
     .. math:: \operatorname{Var} z_c = \operatorname{Var} \sum_i \frac{m_i}{1 - p} w_{ic} x_i
         = \frac{p}{1 - p} \sum_i w_{ic}^2 x_i^2
 
-    The masks of different features are independent, so the variances add. Masks per element and per channel have the
-    same variance; they differ only in the covariance between pixels. Gradients flow to the features, the kernel and p.
+    Masks per element and per channel have the same variance; they differ only in the covariance between pixels.
 
     Args:
-        features: x, `[B, H, W, F]`, any floating dtype; computed in at least float32.
+        features: x, `[B, H, W, F]`, any floating dtype.
         kernel: w, `[F, C]`.
         rate: p in [0, 1), a scalar, otherwise a ValueError; not checked if traced.
 
     Returns:
-        `[B, H, W, C]` ≥ 0, in squared logits, at least float32; 0 at p = 0.
+        `[B, H, W, C]` ≥ 0, in squared logits, computed in at least float32.
 
     References:
         Wang and Manning, Fast dropout training, ICML 2013 (the closed form); Kendall and Gal, arXiv 1703.04977.
@@ -339,11 +319,7 @@ def _widened(features: Array, *parameters: Array) -> tuple[Array, ...]:
 
 
 def example_dropout_keys(key: Shaped[Array, "..."], examples: Integer[ArrayLike, "b"]) -> Key[Array, "b"]:
-    """Returns one typed PRNG key per example, from (key, global example index), independent of the device.
-
-    Args:
-        key: dropout key of a step or a pass, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).
-        examples: `[B]`, integer indices of the examples in the data set or in the global batch.
+    """Returns one typed PRNG key per example, from a typed or raw key and the example's index in the global batch.
 
     >>> key = jax.random.key(0)
     >>> bool(example_dropout_keys(key, jnp.array([7, 8]))[1] == example_dropout_keys(key, jnp.array([8]))[0])
@@ -366,8 +342,8 @@ def dropout(
         \operatorname{E} x' = x, \quad \operatorname{Var} x'_i = \frac{p}{1 - p} x_i^2
 
     A random number has 16 bits: 1 - p is rounded to a positive multiple of 2^-16, and values are divided by the rounded
-    one, so the mean is exact. `nn.Dropout` needs a Python float as its rate; this p may be traced. Scaled in at least
-    float32; the result has x's dtype and equals x at p = 0. Arguments and errors are those of `head_samples`.
+    one, so the mean is exact. `nn.Dropout` needs a Python float as its rate; this p may be traced. The result has x's
+    dtype. Arguments and errors are those of `head_samples`.
 
     >>> print(dropout(jnp.ones((1, 1, 2, 4)), 0.5, jax.random.split(jax.random.key(0), 1), mask="channel")[0, 0])
     [[0. 2. 0. 2.]

@@ -1,10 +1,9 @@
 """U-Net with its arrays laid out for a TPU: neighbouring columns side by side in the channels, strips in the batch.
 
-A TPU stores arrays in tiles of 8 × 128 (for a convolution: examples × channels). 64 channels fill half of the 128
-lanes, and two images per chip a quarter of the 8 sublanes. XLA therefore cuts so few images into strips before each
-convolution and joins them after it. Here both happen once, at the two ends of the network: with k packed columns and S
-strips, `[B, H, W, C]` becomes `[SB, H/S, W/k, kC]`. A convolution of packed columns multiplies k times as much, mostly
-by zeros, and moves 1/k of the bytes.
+A TPU stores arrays in tiles of 8 × 128 (for a convolution: examples × channels). 64 channels fill half of the lanes,
+and two images per chip a quarter of the sublanes, so XLA cuts few images into strips before each convolution and joins
+them after it. Here this happens once, at the two ends of the network: with k packed columns and S strips,
+`[B, H, W, C]` becomes `[SB, H/S, W/k, kC]`. A packed convolution multiplies k times as much and moves 1/k of the bytes.
 """
 
 import functools
@@ -33,24 +32,20 @@ _EXACT = lax.Precision.HIGHEST
 class Layout(NamedTuple):
     """Layout of image arrays in memory; `Layout()` changes nothing.
 
-    Attributes:
-        columns: k, number of neighbouring columns side by side in the channels.
-        strips: S, number of strips of rows into which each image is cut; they follow one another in the batch.
-
     >>> print(Layout(columns=2, strips=2).lay(jnp.arange(8.0).reshape(1, 2, 4, 1))[0, 0])
     [[0. 1.]
      [2. 3.]]
     """
 
-    columns: int = 1
-    strips: int = 1
+    columns: int = 1  # k, side by side in the channels
+    strips: int = 1  # S per image, one after another in the batch
 
     def lay(self, x: Float[Array, "b h w c"]) -> Float[Array, "_ _ _ _"]:
         """Reshapes `[B, H, W, C]` to `[SB, H/S, W/k, kC]`; a ValueError unless k divides W and S divides H."""
         b, h, w, c = x.shape
         if w % self.columns or h % self.strips:
-            layout = f"laid out in {self.strips} strips and packed by {self.columns} columns"
-            raise ValueError(f"{h}×{w} pixels cannot be {layout}; expected multiples of them")
+            layout = f"{self.strips} strips and packed by {self.columns} columns"
+            raise ValueError(f"{h}×{w} pixels cannot be laid out in {layout}")
         return x.reshape(b * self.strips, h // self.strips, w // self.columns, self.columns * c)
 
     def flat(self, x: Float[Array, "b h w c"]) -> Float[Array, "_ _ _ _"]:
@@ -93,28 +88,26 @@ class PackedUNet(UNet):
             # Dropout masks are drawn for the pixels of the image, independent of the layout.
             return layouts[level].lay(self._deep_dropout(layouts[level].flat(x), side, level, ctx))
 
-        def downsample(x: Array, level: int) -> tuple[Array, Array | None]:
-            if self.downsample == "max" and self.upsample != "max_unpool":
+        def downsample(x: Array, level: int) -> Array:
+            if self.downsample == "max":
                 columns = layouts[level].columns
-                return (max_pool_2x2_packed(x, columns) if columns > 1 else max_pool_2x2(x)), None
-            x, where = self._downsample(layouts[level].flat(x), level, ctx)
-            return layouts[level + 1].lay(x), where
+                return max_pool_2x2_packed(x, columns) if columns > 1 else max_pool_2x2(x)
+            return layouts[level + 1].lay(self._downsample(layouts[level].flat(x), level, ctx))
 
-        def upsample(x: Array, level: int, positions: Array | None) -> Array:
+        def upsample(x: Array, level: int, skip: Array) -> Array:
             if self.upsample == "transpose" and layouts[level].columns > 1:
                 fields = {"columns": layouts[level + 1].columns, "name": f"up{level}_transpose", **self.dtypes}
                 return PackedConvTranspose2x2(self.width * 2**level, **fields)(x)
-            return layouts[level].lay(self._upsample(layouts[level + 1].flat(x), level, positions))
+            return layouts[level].lay(self._upsample(layouts[level + 1].flat(x), level, layouts[level].flat(skip)))
 
-        x, skips, positions = layouts[0].lay(x), [], []
+        x, skips = layouts[0].lay(x), []
         for level in range(self.depth):
             skips.append(conv_block(x, "down", level))
-            x, where = downsample(skips[-1], level)
-            positions.append(where)
+            x = downsample(skips[level], level)
         x = conv_block(x, "down", self.depth)
         for level in reversed(range(self.depth)):
             # As a list, because the concatenation and its gradient would be written to memory.
-            x = conv_block([skips[level], upsample(x, level, positions[level])], "up", level)
+            x = conv_block([skips[level], upsample(x, level, skips[level])], "up", level)
         return layouts[0].flat(x), 1
 
 
@@ -175,12 +168,7 @@ class PackedNorm(Norm):
 
 
 class BatchNorm(Layer):
-    """`nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_fast_variance=False)` of arrays with a layout.
-
-    Attributes: those of `Layer`, and
-        axis_name: mapped axis over which the statistics are averaged; None under plain `jit`.
-        layout: layout of input and output.
-    """
+    """`nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_fast_variance=False)` of arrays with a layout."""
 
     axis_name: str | None = None
     layout: Layout = Layout()
@@ -238,7 +226,7 @@ def conv3x3_laid_out(
 ) -> Float[Array, "b h w lanes_out"]:
     """Returns the padded 3×3 convolution of arrays with a layout: one convolution with a kernel of k × k blocks.
 
-    Neighbouring strips and reflected lines are added to the lines at the edges, without a padded copy of `x`. With
+    Neighbouring strips and reflected lines are added to the lines at the edges, as in `conv3x3_reflect`. With
     padding="reflect" x has at least two rows and columns. Reverse mode only.
     """
     columns, reflect = layout.columns, padding == "reflect"
@@ -284,7 +272,6 @@ def _slice_lines(x: Array, layout: Layout, reflect: bool) -> tuple[Array, tuple[
 
 
 def _add_lines(layout: Layout, reflect: bool, _: None, cotangents: Any) -> tuple[Array]:
-    # In place; JAX's gradient of the slices would pad each of them to the full size and add those.
     whole, (*rows, before, after) = cotangents
     first, last = _at_the_edge(layout.columns)
     strips = whole.reshape(-1, layout.strips, *whole.shape[1:])

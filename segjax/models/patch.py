@@ -10,14 +10,7 @@ from segjax.models.network import ForwardContext, Network
 
 
 class ValidBlock(Block):
-    """Unpadded convolution, norm, ReLU, `convolutions` times.
-
-    Attributes: those of `Block`, and
-        features: number of output channels.
-        size: side of the kernels.
-        convolutions: number of convolutions; each removes dilation · (size - 1) pixels from height and width.
-        dilation: distance between the taps.
-    """
+    """Unpadded size × size convolution, norm, ReLU, `convolutions` times."""
 
     features: int
     size: int = 3
@@ -45,26 +38,20 @@ class PatchClassifier(Network):
         52 \to 50, 48 \to 24 \to 22, 20 \to 10 \to 8, 6 \to 3 \to 1 \quad (depth\ 3, k = 3)
 
     The image is padded by reflection, so that each pixel is the centre of a patch (the lower right one of its four
-    central pixels).
-
-    Neighbouring patches share all but one line. The same weights therefore also run fully convolutionally, which gives
-    the features of all patches in one pass: every stride becomes the dilation of all later layers. After l poolings the
-    taps of a convolution lie 2^l pixels apart, and a pooling takes the maximum of pixels 2^l apart at every pixel.
-    `sliding` selects the slow form in evaluation; the result is the same to rounding. Training always takes one pass,
-    and batch statistics count each of its pixels once. Statistics of group norm over a patch differ from those over the
-    image: with `sliding` it is an error.
-
-    Width 32, depth 3, 3 channels, batch norm: 0.58 M parameters.
+    central pixels). The same weights also run fully convolutionally, which gives the features of all patches in one
+    pass: every stride becomes the dilation of all later layers. After l poolings the taps of a convolution lie 2^l
+    pixels apart, and a pooling takes the maximum of pixels 2^l apart at every pixel. `sliding` selects the slow form in
+    evaluation, equal to rounding; training always takes one pass. Width 32, depth 3, 3 channels, batch norm: 0.58 M
+    parameters.
 
     Attributes: those of `Network`, and
         width: number of channels of the first level.
         depth: number of 2×2 poolings.
-        patch_size: P; None: the P that leaves k = 3 pixels to the fully connected layer, 7 · 2^depth - 4.
+        patch_size: P; None: 7 · 2^depth - 4, which leaves k = 3 pixels to the fully connected layer.
         sliding: evaluate each patch separately, one row of patches at a time, with the memory of B · W patches.
 
     References:
-        Ciresan et al., NIPS 2012; Sermanet et al., OverFeat, arXiv 1312.6229; Giusti et al., Fast image scanning with
-        deep max-pooling convolutional neural networks, arXiv 1302.1700.
+        Ciresan et al., NIPS 2012; Sermanet et al., arXiv 1312.6229; Giusti et al., arXiv 1302.1700.
 
     >>> model, images = PatchClassifier(num_classes=5, width=2, depth=1), jnp.zeros((1, 4, 9, 3))
     >>> variables = model.init(jax.random.key(0), images, train=False)
@@ -98,8 +85,7 @@ class PatchClassifier(Network):
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:
         """Maps `[B, H, W, channels]` to `[B, H, W, width · 2^depth]`."""
-        before = self.patch // 2
-        around = (before, self.patch - 1 - before)
+        around = (self.patch // 2, (self.patch - 1) // 2)
         padded = jnp.pad(x, ((0, 0), around, around, (0, 0)), mode="reflect")
         if self.sliding and not ctx.train and not self.is_initializing():
             return self._patches_of_rows(padded), 1

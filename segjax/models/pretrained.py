@@ -20,12 +20,11 @@ _OF_TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "run
 def load_torch_state(path: str | Path) -> dict[str, np.ndarray]:
     """Loads the arrays of a PyTorch state dict by name; floating-point arrays become float32.
 
-    `.pth` and `.pt` are read by `torch.load(weights_only=True)` without unpickling, and need PyTorch (the extra
-    `torch`); `.safetensors` needs the small package `safetensors` (the extra `pretrained`).
+    `.pth` and `.pt` are read by `torch.load(weights_only=True)`, and need PyTorch (the extra `torch`); `.safetensors`
+    needs the small package `safetensors` (the extra `pretrained`).
 
     Raises:
-        FileNotFoundError: the file does not exist.
-        ModuleNotFoundError: the package that reads it is not installed.
+        FileNotFoundError, ModuleNotFoundError: the file, or the package that reads it, does not exist.
         ValueError: another suffix; a damaged file; a file that does not contain named arrays.
     """
     path = Path(path)
@@ -42,7 +41,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ModuleNotFoundError as error:
-        raise _missing(path, "safetensors", "pretrained") from error
+        raise _missing(path, "pip install 'segjax[pretrained]'", error.name) from error
     try:
         state = load_file(path)
     except SafetensorError as error:
@@ -55,7 +54,8 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ModuleNotFoundError as error:
-        raise _missing(path, "torch", "torch") from error
+        remedy = "pip install 'segjax[torch]'; or save the weights as .safetensors, which needs only safetensors"
+        raise _missing(path, remedy, error.name) from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     # PyTorch raises many kinds of error here, and one of them recommends unpickling the file.
@@ -69,11 +69,8 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
     return {name: value.detach().contiguous().numpy() for name, value in zip(state, wide, strict=True)}
 
 
-def _missing(path: Path, package: str, extra: str) -> ModuleNotFoundError:
-    other = "; or save the weights as .safetensors, which needs only safetensors" if extra == "torch" else ""
-    return ModuleNotFoundError(
-        f"{path}: reading a {path.suffix} file needs {package}: pip install 'segjax[{extra}]'{other}", name=package
-    )
+def _missing(path: Path, remedy: str, package: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(f"{path}: reading a {path.suffix} file needs {package}: {remedy}", name=package)
 
 
 def torch_name(path: tuple[str, ...]) -> str:
@@ -113,12 +110,13 @@ def resnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = 
     names = {path: torch_name(path[1:]) for path in flatten_dict(expected)}
     if differ := _differences(names.values(), state, "lacks", "has unknown arrays"):
         raise ValueError(f"the state of a ResNet-{depth} {differ}")
-    arrays = {path: np.asarray(state[name]) for path, name in names.items()}
+    arrays = {}
     for path, leaf in flatten_dict(expected).items():
+        value = np.asarray(state[names[path]])
         shape = tuple(leaf.shape[i] for i in (3, 2, 0, 1)) if len(leaf.shape) == 4 else leaf.shape
-        if arrays[path].shape != shape:
-            raise ValueError(f"{names[path]} of a ResNet-{depth} must have shape {shape}; got {arrays[path].shape}")
-    arrays = {path: value.transpose(2, 3, 1, 0) if value.ndim == 4 else value for path, value in arrays.items()}
+        if value.shape != shape:
+            raise ValueError(f"{names[path]} of a ResNet-{depth} must have shape {shape}; got {value.shape}")
+        arrays[path] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
     if channels not in (None, given):
         if channels != 1:
             raise ValueError(f"channels must be those of the weights, {given}, or 1; got {channels}")
@@ -139,7 +137,7 @@ def _depth(state: Mapping[str, np.ndarray]) -> int:
 
 
 def _differences(expected: Collection[str], found: Collection[str], lack: str, have: str) -> str:
-    """Returns the names that are in one of the two only, with the verb of each kind; "" if they are the same."""
+    """Returns the names that only one of the two has, each kind after its verb; "" if they are the same."""
     kinds = ((lack, set(expected) - set(found)), (have, set(found) - set(expected)))
     return " and ".join(f"{verb} {_some(sorted(names))}" for verb, names in kinds if names)
 
@@ -150,11 +148,7 @@ def _some(names: Collection[Any]) -> str:
 
 
 def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
-    """Returns the variables of a network with its encoder replaced by arrays of the same dtypes, as a new dict.
-
-    Args:
-        variables: variables of a network with an encoder: `DeepLabV2`, `DeepLabV3Plus`, `ResNetUNet`.
-        encoder: `{"params", "batch_stats"}`, from `resnet_variables`.
+    """Returns a copy of a network's variables with the encoder of `resnet_variables`, in the network's dtypes.
 
     Raises:
         ValueError: the network has no encoder, or its depth, width, norm or number of input channels differs.
@@ -178,13 +172,9 @@ def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
 
 
 def load_encoder(path: str | Path, variables: Variables) -> dict[str, Any]:
-    """Returns a network's initial variables with a ResNet loaded into its encoder, to start training from.
+    """Returns a network's initial variables with a torchvision ResNet loaded into its encoder.
 
     A network for 1-channel images receives the stem's kernel summed over its input channels.
-
-    Args:
-        path: state dict of a torchvision ResNet, `.safetensors`, `.pth` or `.pt`.
-        variables: variables of a network with an encoder; they are not changed.
 
     Raises:
         FileNotFoundError, ModuleNotFoundError: those of `load_torch_state`.

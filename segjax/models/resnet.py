@@ -61,20 +61,17 @@ class ResNet(Block):
     r"""ResNet-18, 34, 50 or 101 without its classifier: maps images to the features of its stem and four stages.
 
     Structure, padding and names are torchvision's; `segjax.models.pretrained` converts the names. Width 64, 3 channels,
-    batch norm: 11.18, 21.28, 23.51 and 42.50 M parameters. It is not a `Network`: it has neither head nor padding.
+    batch norm: 11.18, 21.28, 23.51 and 42.50 M parameters.
 
-    With an output stride of 16 or 8 the last one or two stages dilate instead of striding, as torchvision's
-    `replace_stride_with_dilation`: the parameters stay the same, and every second or fourth pixel has the features of
-    output stride 32. (segmentation-models-pytorch gives other features.)
+    With an output stride of 16 or 8 the last one or two stages dilate instead of striding (arXiv 1412.7062), just
+    as torchvision's `replace_stride_with_dilation`: the parameters stay the same, and every second or fourth pixel has
+    the features of output stride 32. (segmentation-models-pytorch gives other features.)
 
     Attributes: those of `Block`, and
         depth: 18 | 34, with two 3×3 convolutions per block, or 50 | 101, with bottlenecks.
         width: number of channels of the stem; the stages have 1, 2, 4 and 8 times as many, bottlenecks 4 to 32 times.
         output_stride: stride of the last features, 8 | 16 | 32.
         remat: recompute the blocks in the backward pass instead of keeping their activations.
-
-    References:
-        He et al., arXiv 1512.03385. Dilation: Chen et al., arXiv 1412.7062; Yu and Koltun, arXiv 1511.07122.
 
     >>> import jax
     >>> model, images = ResNet(18, width=4, output_stride=16), jax.numpy.zeros((1, 65, 33, 3))
@@ -92,7 +89,7 @@ class ResNet(Block):
     def __call__(self, images: Shaped[Array, "..."], train: bool) -> tuple[Float[Array, "_ _ _ _"], ...]:
         """Maps `[B, H, W, channels]` to five features `[B, ceil(H / s), ceil(W / s), F]`, s = 2, 4, 8, 16, 32.
 
-        s is at most the output stride, and so are, at least, H and W. F is the width, then the channels of the stages.
+        s is at most the output stride, and H and W are at least that. F is the width, then the channels of the stages.
         """
         checks.choice("depth", self.depth, tuple(STAGES))
         checks.choice("output_stride", self.output_stride, OUTPUT_STRIDES)
@@ -103,8 +100,7 @@ class ResNet(Block):
             raise ValueError(f"images must be {expected}; got {height}x{width}")
         x = Conv(self.width, 7, 2, name="conv1", **self.conv_fields)(images)
         x = nn.relu(self.normalize(x, train, "norm1"))
-        features = [x]
-        x = max_pool_3x3(x)
+        features, x = [x], max_pool_3x3(x)
         block = rematerialized(ResidualBlock) if self.remat else ResidualBlock
         common = {"norm": self.norm, "axis_name": self.axis_name, **self.dtypes}
         blocks, bottleneck = STAGES[self.depth]

@@ -13,20 +13,17 @@ class SegNet(Network):
     """SegNet: VGG16's 13 convolutions, five poolings that store the positions of the maxima, and a mirrored decoder.
 
     The decoder puts each value at the position of its maximum, zeros elsewhere (`max_unpool_2x2`), and convolutions
-    make it dense. The encoder passes only positions across, one byte each, and not features. Level l of the encoder is
+    make it dense: the encoder passes positions across, one byte each, and not features. Level l of the encoder is
     `down{l}` and its mirror `up{l}`, whose last convolution already has the channels of the level above.
 
-    Width 64, 3 channels, 11 classes, batch norm: 29.44 M parameters, 14.72 M of them in the encoder. The authors'
-    network has 29.45 M: biases before the norms, and a 3×3 convolution to the classes where our head is 1×1.
+    Width 64, 3 channels, 11 classes, batch norm: 29.44 M parameters. The authors' network has 29.45 M: biases before
+    the norms, and a 3×3 convolution to the classes where our head is 1×1.
 
     Attributes: those of `Network`, and
         width: number of channels of the first level; the levels have 1, 2, 4, 8 and 8 times as many.
 
-    `deep_dropout` = n applies dropout after the n deepest levels of the encoder, after the pooling, and of the decoder;
-    0 to 5. Bayesian SegNet's best variant, its central six units, is `deep_dropout=3` with `deep_rate=0.5`.
-
-    References:
-        Badrinarayanan et al., arXiv 1511.00561; Kendall et al., Bayesian SegNet, arXiv 1511.02680.
+    `deep_dropout` = n, 0 to 5, applies dropout after the n deepest levels of the encoder, after the pooling, and of the
+    decoder. Bayesian SegNet's best variant, its central six units, is `deep_dropout=3` with `deep_rate=0.5`.
     """
 
     num_classes: int
@@ -50,18 +47,15 @@ class SegNet(Network):
 class SegNetBasic(Network):
     """SegNet-Basic: four 7×7 convolutions with pooling, four with unpooling, all of one width.
 
-    A norm follows every convolution, and a ReLU only in the encoder, as in the paper. A pixel of the lowest level sees
-    106×106 pixels of the image. The authors' Caffe version begins with local response normalization, which is left out.
-
-    Width 64, 3 channels, 11 classes, batch norm: 1.416 M parameters (published: 1.425 M).
+    A norm follows every convolution, and a ReLU only in the encoder, as in the paper (sections 3.1 and 3.3). A pixel of
+    the lowest level sees 106×106 pixels of the image. The authors' Caffe version begins with local response
+    normalization, which is left out. Width 64, 3 channels, 11 classes, batch norm: 1.416 M parameters (published:
+    1.425 M).
 
     Attributes: those of `Network`, and
         width: number of channels of every level.
 
     `deep_dropout` is that of `SegNet`, 0 to 4. The central four units of Bayesian SegNet-Basic are `deep_dropout=2`.
-
-    References:
-        Badrinarayanan et al., arXiv 1511.00561, sections 3.1 and 3.3; Kendall et al., arXiv 1511.02680.
     """
 
     num_classes: int

@@ -18,8 +18,7 @@ RESNET_LEVELS = 5
 class UNet(Network):
     r"""U-Net with padded convolutions: `depth` poolings and as many upsamplings, width · 2^level channels.
 
-    Width 64, depth 4, 3 channels, batch norm: 31.0 M parameters; width 16: 1.94 M. `PackedUNet` computes the same
-    network with arrays laid out for a TPU.
+    Width 64, depth 4, 3 channels, batch norm: 31.0 M parameters; width 16: 1.94 M.
 
     Attributes: those of `Network`, and
         width: number of channels of the first level.
@@ -32,12 +31,8 @@ class UNet(Network):
             channels followed by "nearest", "bilinear", "bed_of_nails" (zeros between pixels) or "max_unpool" (each
             value at the position of the maximum in the pooling of that level; needs downsample="max").
 
-    `deep_dropout` = n applies dropout after the n deepest blocks of the encoder, the lowest level first, and the n
-    deepest of the decoder, like the central units of Bayesian SegNet; 0 to depth.
-
-    References:
-        Ronneberger et al., arXiv 1505.04597. Pixel shuffle: Shi et al., arXiv 1609.05158; Aitken et al., arXiv
-        1707.02937.
+    `deep_dropout` = n, 0 to depth, applies dropout after the n deepest blocks of the encoder, the lowest level first,
+    and the n deepest of the decoder, like the central units of Bayesian SegNet.
 
     >>> import jax
     >>> model, images = UNet(num_classes=5, width=4, depth=2), jnp.zeros((1, 13, 18, 3))
@@ -73,20 +68,18 @@ class UNet(Network):
         checks.choice("downsample", self.downsample, DOWNSAMPLINGS)
         checks.choice("upsample", self.upsample, tuple(UPSAMPLINGS))
         if self.upsample == "max_unpool" and self.downsample != "max":
-            reason = "upsample='max_unpool' uses the positions of the maxima and needs downsample='max'"
-            raise ValueError(f"{reason}; got {self.downsample!r}")
+            raise ValueError(f"upsample='max_unpool' needs downsample='max'; got {self.downsample!r}")
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:
         """Maps `[B, H, W, channels]`, H and W multiples of `multiple`, to `[B, H, W, width]`."""
-        skips, positions = [], []
+        skips = []
         for level in range(self.depth):
             x = self._conv_block(x, "down", level, ctx)
             skips.append(x)
-            x, where = self._downsample(x, level, ctx)
-            positions.append(where)
+            x = self._downsample(x, level, ctx)
         x = self._conv_block(x, "down", self.depth, ctx)
         for level in reversed(range(self.depth)):
-            x = self._upsample(x, level, positions[level])
+            x = self._upsample(x, level, skips[level])
             x = jnp.concatenate([skips[level], x], axis=-1)
             x = self._conv_block(x, "up", level, ctx)
         return x, 1
@@ -99,16 +92,14 @@ class UNet(Network):
         deep = level - (side == "down") >= self.depth - self.deep_dropout
         return ctx.drop(x, 1 + 2 * level + (side == "up")) if deep else x
 
-    def _downsample(self, x: Array, level: int, ctx: ForwardContext) -> tuple[Array, Array | None]:
-        """Returns half the size, and the positions of the maxima if the decoder uses them."""
-        if self.downsample == "stride":
-            conv = self.block(StridedConv3x3, x.shape[-1], padding=self.padding, name=f"down{level}_stride")
-            return conv(x, ctx.train), None
-        return max_pool_2x2_positions(x) if self.upsample == "max_unpool" else (max_pool_2x2(x), None)
+    def _downsample(self, x: Array, level: int, ctx: ForwardContext) -> Array:
+        if self.downsample == "max":
+            return max_pool_2x2(x)
+        return self.block(StridedConv3x3, x.shape[-1], self.padding, name=f"down{level}_stride")(x, ctx.train)
 
-    def _upsample(self, x: Array, level: int, positions: Array | None) -> Array:
+    def _upsample(self, x: Array, level: int, skip: Array) -> Array:
         layer = UPSAMPLINGS[self.upsample](self.width * 2**level, name=f"up{level}_{self.upsample}", **self.dtypes)
-        return layer(x) if positions is None else layer(x, positions)
+        return layer(x, max_pool_2x2_positions(skip)[1]) if self.upsample == "max_unpool" else layer(x)
 
 
 class ResNetUNet(Network):
@@ -116,8 +107,7 @@ class ResNetUNet(Network):
 
     .. math:: y_5 = x_{32}, \qquad y_l = B_l([\,\text{nearest}(y_{l+1}),\ x_{2^l}\,]), \qquad l = 4 \ldots 0
 
-    B is two 3×3 convolutions, each with norm and ReLU. At full size, l = 0, there are no encoder features to join. The
-    structure is that of segmentation-models-pytorch's `Unet`, except for its head, a 3×3 convolution where ours is 1×1.
+    B is a `ConvBlock`; there is no x₁. This is segmentation-models-pytorch's `Unet`, but its head is a 3×3 convolution.
     ResNet-18, width 64, 3 channels, batch norm: 14.3 M parameters; ResNet-34: 24.4 M.
 
     Attributes: those of `Network`, and
@@ -125,7 +115,7 @@ class ResNetUNet(Network):
         width: number of channels of the encoder's stem.
         decoder: number of channels of the five decoder steps, coarsest first; None: 4, 2, 1, 1/2 and 1/4 widths.
 
-    `deep_dropout` = n applies dropout after the encoder and after the first n - 1 decoder steps; 0 to 5.
+    `deep_dropout` = n, 0 to 5, applies dropout after the encoder and after the first n - 1 decoder steps.
     """
 
     num_classes: int
@@ -133,27 +123,24 @@ class ResNetUNet(Network):
     width: int = 64
     decoder: Sequence[int] | None = None
 
-    multiple = 2**RESNET_LEVELS
-    # The encoder and every decoder step but the last, which the head's own dropout follows.
-    deep_places = RESNET_LEVELS
+    multiple, deep_places = 2**RESNET_LEVELS, RESNET_LEVELS
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        default = [4 * self.width // 2**step for step in range(RESNET_LEVELS)]
+        return tuple(default if self.decoder is None else self.decoder)
 
     def check(self) -> None:
         """Raises a ValueError if `decoder` has not one width per step."""
-        if len(self._decoder) != RESNET_LEVELS or min(self._decoder) < 1:
-            raise ValueError(f"decoder must have {RESNET_LEVELS} positive widths, one per step; got {self._decoder}")
-
-    @property
-    def _decoder(self) -> tuple[int, ...]:
-        if self.decoder is None:
-            return tuple(4 * self.width // 2**step for step in range(RESNET_LEVELS))
-        return tuple(self.decoder)
+        if len(self._widths) != RESNET_LEVELS or min(self._widths) < 1:
+            raise ValueError(f"decoder must have {RESNET_LEVELS} positive widths, one per step; got {self._widths}")
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:
         """Maps `[B, H, W, channels]`, H and W multiples of 32, to `[B, H, W, F]`, F the last width of the decoder."""
         encoder = encoder_of(self, depth=self.encoder_depth, width=self.width, output_stride=self.multiple)
         *skips, x = encoder(x, ctx.train)
         x = ctx.drop(x, 1) if self.deep_dropout else x
-        for step, width in enumerate(self._decoder):
+        for step, width in enumerate(self._widths):
             x = upsample_nearest_2x2(x)
             x = jnp.concatenate([x, skips.pop()], axis=-1) if skips else x
             x = self.block(ConvBlock, width, padding="zeros", name=f"up{RESNET_LEVELS - 1 - step}")(x, ctx.train)

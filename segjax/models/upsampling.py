@@ -37,10 +37,9 @@ def bed_of_nails_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 
 
 def max_unpool_2x2(x: Float[Array, "b h w c"], positions: UInt8[Array, "..."]) -> Float[Array, "b 2*h 2*w c"]:
-    """Puts each value at the position of its window's maximum, zeros elsewhere: PyTorch's `max_unpool2d(…, 2)`.
+    """Puts each value at its position from `max_pool_2x2_positions`, zeros elsewhere: PyTorch's `max_unpool2d(…, 2)`.
 
-    The positions, 0 to 3, are those of `max_pool_2x2_positions`; a shape other than that of x is a ValueError (Zeiler
-    et al., ICCV 2011; Badrinarayanan et al., SegNet, arXiv 1511.00561).
+    Another shape of the positions than that of x is a ValueError. SegNet's (Badrinarayanan et al., arXiv 1511.00561).
 
     >>> positions = jnp.array([[3, 0]], jnp.uint8)[None, :, :, None]
     >>> print(max_unpool_2x2(jnp.array([[1.0, 2]])[None, :, :, None], positions)[0, :, :, 0])
@@ -58,8 +57,7 @@ def max_unpool_2x2(x: Float[Array, "b h w c"], positions: UInt8[Array, "..."]) -
 def depth_to_space_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c//4"]:
     """Rearranges four groups of F channels into a 2×2 block: top left, top right, bottom left, bottom right.
 
-    Maps `[B, H, W, 4F]` to `[B, 2H, 2W, F]`; another number of channels is a ValueError. Shi et al., arXiv 1609.05158,
-    group the four channels of one output together instead.
+    Another number of channels is a ValueError. Shi et al., arXiv 1609.05158, group the channels of one output instead.
 
     >>> print(depth_to_space_2x2(jnp.arange(8.0).reshape(1, 1, 2, 4))[0, :, :, 0])
     [[0. 1. 4. 5.]
@@ -72,13 +70,9 @@ def depth_to_space_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c/
 
 
 class FixedUpsampling2x2(Layer):
-    """A 1×1 convolution with bias followed by an upsampling without parameters.
+    """A 1×1 convolution with bias to `features` channels, then `upsample`, at a quarter of the cost of the other order.
 
-    In this order the convolution costs a quarter; max unpooling needs as many channels as its positions have.
-
-    Attributes: those of `Layer`, and
-        features: number of output channels.
-        upsample: the upsampling function; it is also given the positions if there are any.
+    Max unpooling needs this order: as many channels as its positions have.
     """
 
     features: int
@@ -92,11 +86,7 @@ class FixedUpsampling2x2(Layer):
 
 
 class Upsampling2x2(Layer):
-    """Base class of the learned upsamplings by 2, with a kernel and a bias.
-
-    Attributes: those of `Layer`, and
-        features: number of output channels, F.
-    """
+    """Base class of the learned upsamplings by 2 to `features` channels, with a kernel and a bias."""
 
     features: int
 
@@ -112,9 +102,6 @@ class ConvTranspose2x2(Upsampling2x2):
 
     The windows do not overlap, so each input pixel yields its own 2×2 block: one 1×1 product to 4 · features channels,
     then depth to space. The initial kernel has variance 1/C.
-
-    Attributes: those of `Layer`, and
-        features: number of output channels, F.
     """
 
     @nn.compact
@@ -128,25 +115,18 @@ class ConvTranspose2x2(Upsampling2x2):
 
 
 class ConvTransposeOverlapping(Upsampling2x2):
-    """Transposed convolution with stride 2 and a 3×3 or 4×4 kernel, whose windows overlap.
+    """Transposed convolution with stride 2 and a k×k kernel, k = `size` = 3 or 4, whose windows overlap.
 
     PyTorch's `ConvTranspose2d(C, F, k, 2, padding=1, output_padding=4 - k)`. With k = 3 the pixels of a 2×2 block
     receive one, two, two and four input pixels, so constant inputs give a checkerboard. With k = 4 every pixel receives
-    four (Odena et al., Distill 2016).
-
-    It is computed as one 3×3 convolution to 4 · features channels, whose kernel holds the taps among zeros, then depth
-    to space. The initial kernel has variance 4 / (k² C): k² / 4 input pixels contribute to an output pixel on average.
-
-    Attributes: those of `Layer`, and
-        features: number of output channels, F.
-        size: k, 3 or 4; any other is a ValueError.
+    four (Odena et al., Distill 2016). The initial kernel has variance 4 / (k² C).
     """
 
     size: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
-        """Maps `[B, H, W, C]` to `[B, 2H, 2W, features]`; the kernel is `[k, k, C, F]`, not rotated."""
+        """Maps `[B, H, W, C]` to `[B, 2H, 2W, features]` by one 3×3 convolution to 4F channels, then depth to space."""
         k, c, f = self.size, x.shape[-1], self.features
         if k not in (3, 4):
             raise ValueError(f"size of ConvTransposeOverlapping must be 3 or 4; got {k}")
@@ -165,9 +145,6 @@ class PixelShuffle2x2(Upsampling2x2):
 
     The initial kernel is He-normal with ICNR (Aitken et al., arXiv 1707.02937): the four groups of channels start
     equal, so the layer starts as a nearest-neighbour upsampling, without a checkerboard.
-
-    Attributes: those of `Layer`, and
-        features: number of output channels, F.
     """
 
     @nn.compact
@@ -188,15 +165,12 @@ class ConvTransposeBilinear(Layer):
     .. math:: y_{s i + t - s/2} \, {+}{=} \, x_i \, k_t, \quad 0 \le t < 2 s, \qquad
         k_t = 1 - \left| t + \tfrac12 - s \right| / s \text{ initially}
 
-    in rows and columns. Away from the edges it is the layer of FCN (Long et al., arXiv 1411.4038), PyTorch's
+    in rows and columns, for an even stride s. Away from the edges it is the layer of FCN (arXiv 1411.4038), PyTorch's
     `ConvTranspose2d(C, C, 2 * s, s, padding=s // 2, groups=C, bias=False)`. Beyond the edges x is continued by its edge
     pixels and not by zeros: a new layer equals `upsample_bilinear` everywhere.
 
     Each of the (H+1)·(W+1) blocks of s×s outputs between four pixels is the sum of the four, each times a quarter of
     the kernel: one product of matrices per channel. XLA's convolution takes a thousand times as long on a CPU.
-
-    Attributes: those of `Layer`, and
-        stride: s, even; otherwise a ValueError.
 
     >>> x = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1)
     >>> print(ConvTransposeBilinear(2).init_with_output(jax.random.key(0), x)[0][0, 0, :, 0])

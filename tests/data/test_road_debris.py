@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.tree import DecisionTreeClassifier
 
 from segjax.data.road_debris import SCENE_CLASSES, VOID, scene
-from segjax.data.road_debris.geometry import Road, Stream, View, value_noise
+from segjax.data.road_scenery import Road, Stream, View, value_noise
 
 ROAD, MARKING, VERGE, SKY, DEBRIS = (
     SCENE_CLASSES.index(name) for name in ("road", "marking", "verge", "sky", "debris")

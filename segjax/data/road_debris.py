@@ -6,8 +6,8 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from segjax.data.road_debris import scenery
-from segjax.data.road_debris.geometry import ASPECT, Road, Stream, View, blend, coverage
+from segjax.data import road_scenery as scenery
+from segjax.data.road_scenery import ASPECT, Road, Stream, View, blend, coverage
 
 SCENE_CLASSES = ("road", "marking", "verge", "sky", "debris")
 VOID = 255
