@@ -49,8 +49,7 @@ def open_split(data_config: Any, split: str) -> Source:
       data_config: has these attributes (an `ml_collections.ConfigDict`, a dataclass, ...):
 
         - `name`: a key of `DATASETS`.
-        - `data_dir`: folder of the prepared sets, "" for TFDS's default; or the folder of one prepared set, which
-          contains `dataset_info.json`.
+        - `data_dir`: folder of the prepared sets, "" for TFDS's default; or the folder of one prepared set.
         - `manual_dir`: the raw files, or the folder's ROOT; "" for $SEGJAX_<NAME>_DIR, else TFDS's manual folder.
         - road_debris, optional: `scene_size` (height, width), `scene_seed`, `train_examples`, `val_examples`.
         - folder: `class_names`; optional: `mask_values`, `val_fraction`.
@@ -63,23 +62,21 @@ def open_split(data_config: Any, split: str) -> Source:
       DataError: the raw files are missing, damaged, or others than those that were prepared; they contain a label id
         outside the classes; or the split or name does not exist.
     """
-    source = _open(data_config, split, label_set(data_config))
+    name, classes = data_config.name, label_set(data_config)
+    if name != "folder":
+        split = re.sub(r"\bval\b", "validation", split)
+        source = PreparedSource(str(_prepared_folder(data_config)), split, classes)
+    else:
+        root, fraction = _manual_dir(data_config), getattr(data_config, "val_fraction", 0.1)
+        if root is None:
+            raise DataError("folder: set config.data.manual_dir or $SEGJAX_FOLDER_DIR to its images and masks")
+        split, on_error = split.replace("validation", "val"), _on_error(data_config)
+        source = open_folder(root, split, classes, val_fraction=fraction, on_error=on_error)
     channels = getattr(data_config, "channels", source.channels)
     if source.channels != channels:
-        raise DataError(
-            f"config.data.channels = {channels}, but the images of {data_config.name} have {source.channels} channel(s)"
-        )
+        found = f"the images of {name} have {source.channels} channel(s)"
+        raise DataError(f"config.data.channels = {channels}, but {found}")
     return source
-
-
-def _open(data_config: Any, split: str, classes: LabelSet) -> Source:
-    if data_config.name != "folder":
-        return PreparedSource(str(_prepared_folder(data_config)), re.sub(r"\bval\b", "validation", split), classes)
-    root, fraction = _manual_dir(data_config), getattr(data_config, "val_fraction", 0.1)
-    if root is None:
-        raise DataError("folder: set config.data.manual_dir or $SEGJAX_FOLDER_DIR to the folder of images and masks")
-    split = split.replace("validation", "val")
-    return open_folder(root, split, classes, val_fraction=fraction, on_error=_on_error(data_config))
 
 
 def _prepared_folder(data_config: Any) -> Path:

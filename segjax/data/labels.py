@@ -1,19 +1,16 @@
 """Label sets: class names, colours, and the map from the ids in files to train ids."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Integer, UInt8
-from scipy import ndimage
+from jaxtyping import Integer, UInt8
 
 from segjax.data.io import DataError
 
 VOID = 255
 """Train id of void pixels, which no loss or metric counts."""
-
 UNKNOWN = 254
 """Entry of a lookup table for an id that the data set does not define; `to_train_ids` raises on it."""
 
@@ -180,55 +177,3 @@ LABEL_SETS = {
     ),
 }
 """The label set of each data set with fixed classes, by its name in a config."""
-
-
-def border_weights(
-    instances: Integer[np.ndarray, "height width"], *, w0: float | int = 10.0, sigma: float | int = 5.0
-) -> Float32[np.ndarray, "height width"]:
-    r"""Returns the distance term of the U-Net paper's pixel weights (its equation 2).
-
-    .. math::
-        w(x) = w_0 \exp\left(-\frac{(d_1(x) + d_2(x))^2}{2σ^2}\right)
-
-    on the background, 0 on instances. d₁ and d₂ are the Euclidean distances, in pixels between pixel centres, to the
-    nearest and second nearest instance. The whole weight is `class_weights[labels] + border_weights(instances)`.
-
-    Args:
-        instances: 0 is background, every other value one instance. Set void regions to 0 and use the losses' `where`.
-        w0: w₀ ≥ 0, the weight at a gap of width 0. Instances that touch need a gap, by morphology.
-        sigma: σ > 0 in pixels; the weight is 0.6 w₀ at d₁ + d₂ = σ and 0.01 w₀ at 3σ.
-
-    Raises:
-        TypeError, ValueError: instances are not integers `[H, W]`, or w₀ or σ is out of range.
-
-    References:
-        Ronneberger et al., U-Net, arXiv 1505.04597, section 3.
-
-    >>> print(border_weights(np.array([[1, 0, 0, 2, 2, 0, 0, 0]])).round(2))
-    [[0.   8.35 8.35 0.   0.   4.87 2.78 1.35]]
-    """
-    instances = np.asarray(instances)
-    if not np.issubdtype(instances.dtype, np.integer):
-        hint = "; number its parts, as scipy.ndimage.label does" if instances.dtype == bool else ""
-        raise TypeError(f"instances must be integers; got {instances.dtype} of shape {instances.shape}{hint}")
-    if instances.ndim != 2:
-        raise ValueError(f"instances must be [height, width]; got shape {instances.shape}")
-    if not 0 <= w0 < math.inf:
-        raise ValueError(f"w0 must be at least 0 and finite; got {w0}")
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"sigma must be positive and finite; got {sigma}")
-    ids, numbers = np.unique(instances, return_inverse=True)
-    numbers = numbers.reshape(instances.shape)
-    # d1 + d2 ≥ d2, and at this distance the weight rounds to 0 in float32.
-    reach = math.ceil(sigma * math.sqrt(2 * (104 + math.log(max(w0, 1)))))
-    nearest, second = np.full((2, *instances.shape), np.inf)
-    # One instance at a time, in a window around it: a stack of n distance maps would take gigabytes.
-    for number, box in enumerate(ndimage.find_objects(numbers + 1)):
-        if ids[number] == 0:
-            continue
-        window = tuple(slice(max(side.start - reach, 0), side.stop + reach) for side in box)
-        distance = ndimage.distance_transform_edt(numbers[window] != number)
-        second[window] = np.minimum(second[window], np.maximum(nearest[window], distance))
-        nearest[window] = np.minimum(nearest[window], distance)
-    weights = w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
-    return np.where(instances == 0, weights, 0).astype(np.float32)

@@ -53,10 +53,9 @@ class TrainLoader:
         """Continues from a saved position; raises `DataError` if it belongs to another seed or data set."""
         for key, value in self._identity.items():
             if state.get(key) != value:
-                raise DataError(
-                    f"the saved loader position is of another stream: its {key} is {state.get(key)!r}, this loader's "
-                    f"is {value!r}. A run with other data or another seed cannot continue; start in another workdir"
-                )
+                streams = f"another stream: its {key} is {state.get(key)!r}, this loader's is {value!r}"
+                remedy = "A run with other data or another seed cannot continue; start in another workdir"
+                raise DataError(f"the saved loader position is of {streams}. {remedy}")
         self.close()
         self._position = int(state["position"])
 
@@ -238,8 +237,6 @@ def _next(batches: Iterator[Batch]) -> Batch:
         died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
         if not died:
             raise
-        raise LoaderDied(
-            f"a loader process died with exit code {died[1]} (-9: killed, as when memory runs out; -7: shared memory, "
-            "/dev/shm, ran out; -11: a crash). The same command again carries on; config.data.workers = 0 reads without"
-            " such processes"
-        ) from error
+        causes = "-9: killed, as when memory runs out; -7: shared memory, /dev/shm, ran out; -11: a crash"
+        remedy = "The same command again carries on; config.data.workers = 0 reads without such processes"
+        raise LoaderDied(f"a loader process died with exit code {died[1]} ({causes}). {remedy}") from error

@@ -7,13 +7,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from segjax.data import road_scenery as scenery
+from segjax.data.labels import VOID
 from segjax.data.road_scenery import ASPECT, Road, Stream, View, blend, coverage
 
 SCENE_CLASSES = ("road", "marking", "verge", "sky", "debris")
-VOID = 255
 ROAD, MARKING, VERGE, SKY, DEBRIS = range(5)
 
-_SMALLEST = (64, 96)
 _PIXEL = 1.0 / 96.0  # the unit of the void bands: a pixel of a 96-row image
 _RING = (0.15 * _PIXEL, 0.65 * _PIXEL)  # reach of the void ring into a piece of debris and out of it
 _BAND = 0.5 * _PIXEL  # half width of the void bands along the road's edges and the skyline
@@ -158,14 +157,14 @@ def _paint_debris(random: Stream, scene: View, land: scenery.Ground, shape: Piec
 
 
 class Scene(NamedTuple):
-    """An image and its scene labels: an index into `SCENE_CLASSES`, or `VOID`."""
+    """An RGB image and the class of each pixel: an index into `SCENE_CLASSES`, or `VOID`."""
 
     image: UInt8[np.ndarray, "h w 3"]
     label: UInt8[np.ndarray, "h w"]
 
 
 def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width: int = 256) -> Scene:
-    """Draws scene number `index` of the endless sequence of `seed`.
+    """Draws scene number `index` of the endless sequence of `seed`; void where an edge is ambiguous.
 
     Args:
         seed: number of the sequence, in [0, 2**63).
@@ -173,13 +172,8 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
         height: rows, at least 64.
         width: columns, at least 96. The scene is 4:3; another ratio stretches it.
 
-    Returns:
-        Image, uint8 RGB `[height, width, 3]`, and label, uint8 `[height, width]`: the index of the class in
-        `SCENE_CLASSES`, or `VOID` (255) where the edge is ambiguous.
-
     Raises:
-        ValueError: a negative or too large seed or index, or a size below 64x96.
-        TypeError: a seed or an index that is not an integer.
+        TypeError, ValueError: a seed or an index that is not an integer in [0, 2**63), or a size below 64x96.
 
     >>> image, label = scene(0, 3, height=96, width=128)
     >>> image.shape, image.dtype, label.shape, label.dtype
@@ -191,11 +185,8 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
     for name, value in (("seed", seed), ("index", index)):
         if not 0 <= value < 2**63:
             raise ValueError(f"road_debris: {name} must be in [0, 2**63), got {value}")
-    if height < _SMALLEST[0] or width < _SMALLEST[1]:
-        raise ValueError(
-            f"road_debris: a scene needs at least {_SMALLEST[0]}x{_SMALLEST[1]} pixels (height x width), "
-            f"got {height}x{width}"
-        )
+    if height < 64 or width < 96:
+        raise ValueError(f"road_debris: a scene needs at least 64x96 pixels (height x width), got {height}x{width}")
     place, noise, weather, earth, shadows, flat, marks, solid, standing, camera = (
         Stream(seed, index, purpose) for purpose in range(10)
     )

@@ -19,13 +19,12 @@ class DeepLabV2(Network):
     .. math:: y = \sum_r W_r *_r x
 
     with :math:`*_r` the convolution of dilation r. In the paper y are the scores of the classes; here they are the
-    features of the linear head, which represents the same functions. The paper's three image scales and its conditional
-    random field are not part of the network. ResNet-101 at width 64 has 42.5 M parameters.
+    features of the linear head. The paper's three image scales and its conditional random field are left out.
 
     Attributes: those of `Network`, and
         encoder_depth: 18 | 34 | 50 | 101.
         width: number of channels of the encoder's stem.
-        output_stride: output stride of the encoder, 8 | 16 | 32; the logits are computed there and upsampled.
+        output_stride: output stride of the encoder, 8 | 16 | 32.
         rates: dilations r; the default is the paper's "ASPP-L", for output stride 8 and crops of 321 pixels. On a map
             not larger than r the outer taps see only padding: choose smaller rates for small images.
         aspp: number of channels of y; None: `num_classes`.
@@ -52,7 +51,7 @@ class DeepLabV2(Network):
         _check(self.output_stride, self.rates)
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b H W f"], int]:
-        """Maps `[B, H, W, channels]`, multiples of `multiple`, to `[B, H/n, W/n, aspp]`, n the output stride."""
+        """Maps `[B, H, W, channels]` to `[B, H/n, W/n, aspp]`, n the output stride."""
         encoder = encoder_of(self, depth=self.encoder_depth, width=self.width, output_stride=self.output_stride)
         x = encoder(x, ctx.train)[-1]
         x = ctx.drop(x, 1) if self.deep_dropout else x
@@ -69,10 +68,7 @@ class ASPP(Block):
     A 1×1 convolution, a separable 3×3 one per rate, and the image's mean through a 1×1 convolution, each with norm and
     ReLU, are concatenated and followed by a 1×1 convolution with norm and ReLU (Chen et al., arXiv 1706.05587). Batch
     norm of the mean has one value per image and channel, so training on a single image (of all devices) is an error.
-
-    Attributes: those of `Block`, and
-        features: number of channels of every branch and of the output.
-        rates: dilations of the separable convolutions.
+    `rates` are the dilations; every branch and the output have `features` channels.
     """
 
     features: int
@@ -101,10 +97,8 @@ class DeepLabV3Plus(Network):
 
     .. math:: f = D([\,\text{up}(S(\text{ASPP}(x_{16}))),\ P(x_4)\,])
 
-    S and D are separable 3×3 convolutions and P is a 1×1 convolution to few channels, so that the many fine features do
-    not outweigh the coarse ones; each has norm and ReLU. The paper has two D and no S.
-
-    ResNet-50, width 64, 3 channels, batch norm, 12 classes: 26.68 M parameters, as many as
+    S and D are separable 3×3 convolutions and P is a 1×1 convolution, each with norm and ReLU; the paper has two D and
+    no S. ResNet-50, width 64, 3 channels, batch norm, 12 classes: 26.68 M parameters, as many as
     segmentation-models-pytorch's `DeepLabV3Plus("resnet50")`, which upsamples with aligned corners.
 
     Attributes: those of `Network`, and

@@ -80,12 +80,8 @@ class Norm(Layer):
     """Batch norm, group norm or no norm, with PyTorch's constants: epsilon 1e-5, momentum 0.9 (PyTorch's 0.1).
 
     `nn.BatchNorm` keeps the biased running variance (1/N); PyTorch keeps N/(N-1) of it. The variance is the mean of
-    squared deviations: E[x²] - E[x]² would cancel for channels far from 0.
-
-    Attributes: those of `Layer`, and
-        kind: "batch" (Ioffe and Szegedy, arXiv 1502.03167) | "group" | "none".
-        axis_name: mapped axis over which batch statistics are averaged; None under plain `jit`.
-        groups: number of groups of group norm; the greatest common divisor with the channels is used.
+    squared deviations: E[x²] - E[x]² would cancel for channels far from 0. `kind` is "batch" (Ioffe and Szegedy, arXiv
+    1502.03167) | "group", with the greatest common divisor of `groups` and the channels | "none".
     """
 
     kind: str = "batch"
@@ -130,17 +126,17 @@ class Block(Layer, kw_only=True):
 def Conv(
     features: int, size: int = 3, stride: int = 1, dilation: int = 1, *, gain: float = 2.0, **fields: Any
 ) -> nn.Conv:
-    """Returns a k×k `nn.Conv` with PyTorch's padding: dilation · (k - 1) / 2 zeros on every side.
+    """Returns a k×k `nn.Conv` with PyTorch's padding, dilation · (k - 1) / 2 zeros on every side, and without bias.
 
     With stride s the outputs lie at pixels 0, s, 2s, …, so H pixels become ceil(H / s).
 
     Args:
         features: number of output channels.
         size: k, odd.
-        stride: distance between the output pixels.
+        stride: s.
         dilation: distance between the taps in pixels.
         gain: the initial kernel has variance gain / fan-in; He's 2 is for the ReLU that follows.
-        fields: other fields of `nn.Conv`; `use_bias` is False by default.
+        fields: other fields of `nn.Conv`.
     """
     fields = {"use_bias": False, "dtype": jnp.float32, "kernel_init": fan_in_normal(gain), **fields}
     padding = dilation * (size // 2)
@@ -196,13 +192,7 @@ _second_lines.defvjp(lambda x: (_slice_second_lines(x), None), _add_second_lines
 
 
 class SeparableConv3x3(Layer):
-    """A depthwise 3×3 convolution followed by a 1×1 convolution, without a norm between (Xception, arXiv 1610.02357).
-
-    Attributes: those of `Layer`, and
-        features: number of output channels.
-        dilation: distance between the taps of the depthwise convolution in pixels.
-        use_bias: whether the 1×1 convolution has a bias.
-    """
+    """A dilated depthwise 3×3 convolution, then a 1×1 convolution to `features` channels (arXiv 1610.02357)."""
 
     features: int
     dilation: int = 1
@@ -219,14 +209,9 @@ class SeparableConv3x3(Layer):
 
 
 class ConvNorm(Block):
-    """A convolution, norm, ReLU.
+    """A dilated convolution to `features` channels, norm, and ReLU if `relu`.
 
-    Attributes: those of `Block`, and
-        features: number of output channels.
-        size: k of a full convolution; a separable one is 3×3.
-        dilation: distance between the taps in pixels.
-        separable: whether to use `SeparableConv3x3` instead of `Conv`.
-        relu: whether a ReLU follows.
+    The convolution is a `Conv` of this `size`, or, if `separable`, a `SeparableConv3x3`.
     """
 
     features: int
@@ -247,9 +232,7 @@ class ConvNorm(Block):
 class StridedConv3x3(Block):
     """A 3×3 convolution with stride 2, norm, ReLU: a learned pooling, PyTorch's `Conv2d(C, F, 3, stride=2, padding=1)`.
 
-    Attributes: those of `Block`, and
-        features: number of output channels.
-        padding: "reflect" | "zeros".
+    `padding` is "reflect" | "zeros".
     """
 
     features: int
@@ -267,13 +250,9 @@ class StridedConv3x3(Block):
 
 
 class ConvStack(Block):
-    """3×3 convolution, norm, ReLU, `count` times, as in VGG.
+    """3×3 convolution to `features` channels, norm, ReLU, `count` times, as in VGG.
 
-    Attributes: those of `Block`, and
-        features: number of output channels of each convolution.
-        count: number of convolutions, at least 1.
-        last: number of output channels of the last convolution; None: `features`.
-        padding: "reflect" | "zeros".
+    The last convolution has `last` channels unless that is None. `padding` is "reflect" | "zeros".
     """
 
     features: int
@@ -283,7 +262,7 @@ class ConvStack(Block):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
-        """Maps `[B, H, W, C]` to `[B, H, W, features]`, or to `last` channels."""
+        """Maps `[B, H, W, C]` to `[B, H, W, features]`."""
         if self.count < 1:
             raise ValueError(f"count of ConvStack must be at least 1; got {self.count}")
         widths = [self.features] * (self.count - 1) + [self.features if self.last is None else self.last]
@@ -302,8 +281,8 @@ class ConvBlock(ConvStack):
 def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
     """Returns the maximum of each 2×2 window, stride 2: `nn.max_pool(x, (2, 2), (2, 2))` in value and gradient.
 
-    H and W must be even. Among equal maxima the first receives the gradient. The gradient of `jnp.max` would divide by
-    the number of values equal to the maximum, which is 0 where the compiler recomputes x with another rounding.
+    Among equal maxima the first receives the gradient. The gradient of `jnp.max` would divide by the number of values
+    equal to the maximum, which is 0 where the compiler recomputes x with another rounding.
 
     >>> print(max_pool_2x2(jnp.arange(8.0).reshape(1, 2, 4, 1))[0, :, :, 0])
     [[5. 7.]]
@@ -347,8 +326,7 @@ def _check_even(x: Array, layer: str) -> None:
 def max_pool_2x2_dense(x: Float[Array, "b h w c"], dilation: int) -> Float[Array, "b H W c"]:
     """Returns the maximum of the 2×2 pixels that lie `dilation` apart, at every pixel: `max_pool_2x2` at all offsets.
 
-    Maps `[B, H, W, C]` to `[B, H - dilation, W - dilation, C]`. At dilation 1, `[:, i::2, j::2]` equals `max_pool_2x2`
-    of `x[:, i:, j:]`, in the gradient of ties too.
+    At dilation 1, `[:, i::2, j::2]` equals `max_pool_2x2` of `x[:, i:, j:]`, in the gradient of ties too.
 
     >>> print(max_pool_2x2_dense(jnp.array([[3.0, 1, 2, 0], [0, 0, 0, 4]]).reshape(1, 2, 4, 1), 1)[0, :, :, 0])
     [[3. 2. 4.]]

@@ -22,10 +22,10 @@ class Segmentation(NamedTuple):
     """Output of a network for a batch of images (a pytree).
 
     Attributes:
-        logits: `[B, H, W, C]`, at least float32, of the head without dropout.
-        mc_logits: `[K, B, H, W, C]`, logits of each dropout mask, or None.
-        logit_variance: `[B, H, W, C]`, variance of the logits under dropout in closed form, or None.
-        features: `[B, H, W, F]`, input of the linear head, in the network's dtype.
+        logits: of the head without dropout, at least float32.
+        mc_logits: logits of each of K dropout masks, or None.
+        logit_variance: variance of the logits under dropout in closed form, or None.
+        features: input of the linear head, in the network's dtype.
     """
 
     logits: Float[Array, "b h w c"]
@@ -35,7 +35,7 @@ class Segmentation(NamedTuple):
 
 
 class ForwardContext(NamedTuple):
-    """Mode, dropout keys and dropout rate of one forward pass, for the body of a network."""
+    """Mode, dropout keys (one per image, or None) and deep dropout's rate of one forward pass, for a network's body."""
 
     train: bool  # use and update batch statistics
     keys: Key[Array, "b"] | None  # one per image; None: no dropout in this pass
@@ -236,7 +236,7 @@ def head_samples(
     rate: Real[ArrayLike, ""],
     mask: str = "element",
 ) -> Float[Array, "{heads} b h w c"]:
-    r"""Returns logits of K dropout masks over the features, through one shared linear head.
+    r"""Returns logits of K dropout masks over the features through one linear head, in at least float32.
 
     .. math:: z_k = W^\top x'_k + b, \qquad x'_k = \text{dropout}(x, p, \text{fold\_in}(\text{key}, k))
 
@@ -250,14 +250,10 @@ def head_samples(
         keys: `[B]`, PRNG keys of the examples (`example_dropout_keys`).
         heads: K ≥ 1; static.
         rate: p in [0, 1), a scalar; not checked if traced.
-        mask: "element" | "channel"; static. Both give the same variance at every pixel. Masks per element need H · W
-            times as many random numbers, which take most of the time.
-
-    Returns:
-        `[K, B, H, W, C]`, computed in at least float32.
+        mask: "element" | "channel"; static. Masks per element need H · W times as many random numbers.
 
     Raises:
-        ValueError: K < 1, p is not in [0, 1), `mask` is unknown, or the number of keys is not that of the images.
+        ValueError: an argument out of range, or another number of keys than of images.
 
     References:
         Gal and Ghahramani, arXiv 1506.02142; Kendall et al., arXiv 1511.02680.
@@ -286,7 +282,7 @@ def head_samples(
 def logit_variance(
     features: Float[Array, "b h w f"], kernel: Float[Array, "f c"], rate: Real[ArrayLike, ""]
 ) -> Float[Array, "b h w c"]:
-    r"""Returns the exact variance of a linear head's logits under dropout of its input: that of K = ∞ heads.
+    r"""Returns the exact variance of a linear head's logits under dropout: that of K = ∞ heads, in at least float32.
 
     .. math:: \operatorname{Var} z_c = \operatorname{Var} \sum_i \frac{m_i}{1 - p} w_{ic} x_i
         = \frac{p}{1 - p} \sum_i w_{ic}^2 x_i^2
@@ -297,9 +293,6 @@ def logit_variance(
         features: x, `[B, H, W, F]`, any floating dtype.
         kernel: w, `[F, C]`.
         rate: p in [0, 1), a scalar, otherwise a ValueError; not checked if traced.
-
-    Returns:
-        `[B, H, W, C]` ≥ 0, in squared logits, computed in at least float32.
 
     References:
         Wang and Manning, Fast dropout training, ICML 2013 (the closed form); Kendall and Gal, arXiv 1703.04977.

@@ -30,15 +30,15 @@ _EXACT = lax.Precision.HIGHEST
 
 
 class Layout(NamedTuple):
-    """Layout of image arrays in memory; `Layout()` changes nothing.
+    """Layout of images in memory: k `columns` side by side in the channels, S `strips` of rows in the batch.
 
     >>> print(Layout(columns=2, strips=2).lay(jnp.arange(8.0).reshape(1, 2, 4, 1))[0, 0])
     [[0. 1.]
      [2. 3.]]
     """
 
-    columns: int = 1  # k, side by side in the channels
-    strips: int = 1  # S per image, one after another in the batch
+    columns: int = 1
+    strips: int = 1
 
     def lay(self, x: Float[Array, "b h w c"]) -> Float[Array, "_ _ _ _"]:
         """Reshapes `[B, H, W, C]` to `[SB, H/S, W/k, kC]`; a ValueError unless k divides W and S divides H."""

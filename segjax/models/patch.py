@@ -30,25 +30,22 @@ class ValidBlock(Block):
 class PatchClassifier(Network):
     r"""Classifier of the centre pixel of every P × P patch of an image, patch by patch or all patches in one pass.
 
-    The classifier of one patch has no padding anywhere. `depth` levels of two 3×3 convolutions and a 2×2 max pooling,
-    width · 2^level channels, leave k × k pixels; a k × k convolution, its fully connected layer, leaves one vector of
-    width · 2^depth features, which the linear head classifies:
+    `depth` levels of two unpadded 3×3 convolutions and a 2×2 max pooling, width · 2^level channels, leave k × k pixels;
+    a k × k convolution, the fully connected layer, leaves one vector of width · 2^depth features per patch:
 
     .. math:: P = 2^{depth} (k + 4) - 4, \qquad
         52 \to 50, 48 \to 24 \to 22, 20 \to 10 \to 8, 6 \to 3 \to 1 \quad (depth\ 3, k = 3)
 
     The image is padded by reflection, so that each pixel is the centre of a patch (the lower right one of its four
-    central pixels). The same weights also run fully convolutionally, which gives the features of all patches in one
-    pass: every stride becomes the dilation of all later layers. After l poolings the taps of a convolution lie 2^l
-    pixels apart, and a pooling takes the maximum of pixels 2^l apart at every pixel. `sliding` selects the slow form in
-    evaluation, equal to rounding; training always takes one pass. Width 32, depth 3, 3 channels, batch norm: 0.58 M
-    parameters.
+    central pixels). Fully convolutionally the same weights give the features of all patches in one pass: every stride
+    becomes the dilation of all later layers. Training always takes one pass. Width 32, depth 3, 3 channels, batch norm:
+    0.58 M parameters.
 
     Attributes: those of `Network`, and
         width: number of channels of the first level.
         depth: number of 2×2 poolings.
         patch_size: P; None: 7 · 2^depth - 4, which leaves k = 3 pixels to the fully connected layer.
-        sliding: evaluate each patch separately, one row of patches at a time, with the memory of B · W patches.
+        sliding: evaluate each patch separately, one row of patches at a time; the result is the same to rounding.
 
     References:
         Ciresan et al., NIPS 2012; Sermanet et al., arXiv 1312.6229; Giusti et al., arXiv 1302.1700.

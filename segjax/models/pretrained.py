@@ -89,12 +89,8 @@ def torch_name(path: tuple[str, ...]) -> str:
 def resnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = None) -> dict[str, Any]:
     """Converts a torchvision ResNet's state dict to `{"params", "batch_stats"}`, NumPy arrays, of `ResNet`.
 
-    Depth and width are inferred from the state. Its classifier `fc` and `num_batches_tracked` are left out.
-
-    Args:
-        state: arrays by torchvision's names, from `load_torch_state`.
-        channels: number of channels of the images; None: that of the state. 1 sums the stem's kernel over its input
-            channels, so that a grey image gives the features of the image with that grey in all channels.
+    Depth and width are inferred from the state; its classifier `fc` is left out. `channels` = 1 sums the stem's kernel
+    over its input channels, so that a grey image gives the features of the image with that grey in all channels.
 
     Raises:
         ValueError: the state is not that of a ResNet-18, 34, 50 or 101, or `channels` is neither 1 nor the state's.

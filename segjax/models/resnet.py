@@ -18,16 +18,11 @@ OUTPUT_STRIDES = (8, 16, 32)
 
 
 class ResidualBlock(Block):
-    """ReLU of the input plus its map through two or three convolutions, each with a norm.
+    """ReLU of the input plus its map through convolutions with norms: 3×3, 3×3, or 1×1, 3×3, 1×1 if `bottleneck`.
 
-    Where size or channels change, the input passes through a 1×1 convolution with norm, `downsample`.
-
-    Attributes: those of `Block`, and
-        width: number of channels of the 3×3 convolution.
-        bottleneck: whether the convolutions are 1×1, 3×3, 1×1 to 4 · width channels instead of 3×3, 3×3.
-        stride: stride of the first 3×3 convolution (torchvision's "v1.5"; He et al. stride in the first 1×1).
-        dilation: dilation of the first 3×3 convolution.
-        next_dilation: dilation of the second.
+    The 3×3 convolutions have `width` channels, the last 1×1 four times as many. The first 3×3 has the stride (He et al.
+    stride in the first 1×1) and `dilation`, the second `next_dilation`. Where size or channels change, the input passes
+    through a 1×1 convolution with norm, `downsample`.
     """
 
     width: int
@@ -60,8 +55,8 @@ class ResidualBlock(Block):
 class ResNet(Block):
     r"""ResNet-18, 34, 50 or 101 without its classifier: maps images to the features of its stem and four stages.
 
-    Structure, padding and names are torchvision's; `segjax.models.pretrained` converts the names. Width 64, 3 channels,
-    batch norm: 11.18, 21.28, 23.51 and 42.50 M parameters.
+    Structure, padding and names are torchvision's. Width 64, 3 channels, batch norm: 11.18, 21.28, 23.51 and 42.50 M
+    parameters.
 
     With an output stride of 16 or 8 the last one or two stages dilate instead of striding (arXiv 1412.7062), just
     as torchvision's `replace_stride_with_dilation`: the parameters stay the same, and every second or fourth pixel has

@@ -17,10 +17,8 @@ class SegNet(Network):
     `down{l}` and its mirror `up{l}`, whose last convolution already has the channels of the level above.
 
     Width 64, 3 channels, 11 classes, batch norm: 29.44 M parameters. The authors' network has 29.45 M: biases before
-    the norms, and a 3×3 convolution to the classes where our head is 1×1.
-
-    Attributes: those of `Network`, and
-        width: number of channels of the first level; the levels have 1, 2, 4, 8 and 8 times as many.
+    the norms, and a 3×3 convolution to the classes where our head is 1×1. The levels have 1, 2, 4, 8 and 8 times
+    `width` channels.
 
     `deep_dropout` = n, 0 to 5, applies dropout after the n deepest levels of the encoder, after the pooling, and of the
     decoder. Bayesian SegNet's best variant, its central six units, is `deep_dropout=3` with `deep_rate=0.5`.
@@ -49,11 +47,8 @@ class SegNetBasic(Network):
 
     A norm follows every convolution, and a ReLU only in the encoder, as in the paper (sections 3.1 and 3.3). A pixel of
     the lowest level sees 106×106 pixels of the image. The authors' Caffe version begins with local response
-    normalization, which is left out. Width 64, 3 channels, 11 classes, batch norm: 1.416 M parameters (published:
-    1.425 M).
-
-    Attributes: those of `Network`, and
-        width: number of channels of every level.
+    normalization, which is left out. Every level has `width` channels. Width 64, 3 channels, 11 classes, batch norm:
+    1.416 M parameters (published: 1.425 M).
 
     `deep_dropout` is that of `SegNet`, 0 to 4. The central four units of Bayesian SegNet-Basic are `deep_dropout=2`.
     """

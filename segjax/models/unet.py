@@ -24,8 +24,7 @@ class UNet(Network):
         width: number of channels of the first level.
         depth: number of 2×2 poolings.
         padding: padding of the convolutions, "reflect" | "zeros".
-        downsample: "max": 2×2 max pooling | "stride": 3×3 convolution with stride 2, norm, ReLU, which keeps the number
-            of channels; at width 64 it adds 3.14 M parameters.
+        downsample: "max": 2×2 max pooling | "stride": `StridedConv3x3`, which adds 3.14 M parameters at width 64.
         upsample: "transpose": 2×2 transposed convolution; "transpose3", "transpose4": 3×3 and 4×4, whose windows
             overlap | "pixel_shuffle": 1×1 convolution, ReLU, depth to space | or a 1×1 convolution to the level's
             channels followed by "nearest", "bilinear", "bed_of_nails" (zeros between pixels) or "max_unpool" (each

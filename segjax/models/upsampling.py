@@ -18,9 +18,8 @@ from segjax.models.layers import Layer, fan_in_normal, upsample_bilinear
 def upsample_nearest_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """Repeats each pixel as a 2×2 block.
 
-    >>> print(upsample_nearest_2x2(jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1))[0, :, :, 0])
-    [[1. 1. 2. 2.]
-     [1. 1. 2. 2.]]
+    >>> print(upsample_nearest_2x2(jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1))[0, 0, :, 0])
+    [1. 1. 2. 2.]
     """
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
@@ -70,10 +69,7 @@ def depth_to_space_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c/
 
 
 class FixedUpsampling2x2(Layer):
-    """A 1×1 convolution with bias to `features` channels, then `upsample`, at a quarter of the cost of the other order.
-
-    Max unpooling needs this order: as many channels as its positions have.
-    """
+    """A 1×1 convolution with bias to `features` channels, then `upsample`: in this order at a quarter of the cost."""
 
     features: int
     upsample: Callable[..., Array]
@@ -170,7 +166,7 @@ class ConvTransposeBilinear(Layer):
     pixels and not by zeros: a new layer equals `upsample_bilinear` everywhere.
 
     Each of the (H+1)·(W+1) blocks of s×s outputs between four pixels is the sum of the four, each times a quarter of
-    the kernel: one product of matrices per channel. XLA's convolution takes a thousand times as long on a CPU.
+    the kernel. XLA's convolution takes a thousand times as long on a CPU.
 
     >>> x = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1)
     >>> print(ConvTransposeBilinear(2).init_with_output(jax.random.key(0), x)[0][0, 0, :, 0])
@@ -199,8 +195,7 @@ class ConvTransposeBilinear(Layer):
         quarters = kernel.reshape(2, s, 2, s, c).transpose(4, 0, 2, 1, 3).reshape(c, 4, s * s)
         y = jnp.einsum("bijcq,cqp->bijcp", jnp.stack(four, axis=-1), quarters).reshape(b, h + 1, w + 1, c, s, s)
         y = y.transpose(0, 1, 4, 2, 5, 3).reshape(b, (h + 1) * s, (w + 1) * s, c)
-        half = s // 2
-        return y[:, half:-half, half:-half]
+        return y[:, s // 2 : -(s // 2), s // 2 : -(s // 2)]
 
 
 # Called as layer(features, name=…, dtype=…, param_dtype=…)(x), and "max_unpool" with (x, positions).

@@ -98,31 +98,6 @@ def test_dead_reading_worker_raises(make, tmp_path, death):
     loader.close()
 
 
-WITHOUT_A_GUARD = """
-import sys
-from segjax.data.pairs import open_folder
-from segjax.data.labels import numbered_classes
-from segjax.data.loader import train_loader
-
-source = open_folder(sys.argv[1], "train", numbered_classes(("a", "b", "c")))
-next(train_loader(source, global_batch_size=5, seed=0, size=None, workers=1))
-"""
-
-
-def test_worker_dead_at_start_raises(make, tmp_path, process_environment):
-    """Covers a list of files longer than a pipe buffer, in a script without an `if __name__` guard."""
-    for i in range(700):
-        for part in ("images", "masks"):
-            make.put(tmp_path / "set" / part / f"{'a_long_name' * 5}_{i}.png", make.encoded(make.ids(i, (2, 2))))
-    script = tmp_path / "script.py"
-    script.write_text(WITHOUT_A_GUARD)
-    command = [sys.executable, script, tmp_path / "set"]
-    environment = process_environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "a loader process died with exit code 1 " in done.stderr.splitlines()[-1]
-
-
 READS_FOREVER = """
 import multiprocessing, sys, time
 from segjax.data.pairs import open_folder

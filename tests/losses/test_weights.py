@@ -8,7 +8,6 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from segjax import losses
-from segjax.data.labels import border_weights
 
 COUNTS = np.array([9000, 900, 100])
 
@@ -163,7 +162,6 @@ CLASS_WEIGHTS = np.array([0.5, 2.0, 7.0], np.float32)
 PIXEL_WEIGHTS = {
     "class": lambda: CLASS_WEIGHTS[np.where(WHERE, LABELS, 0)],
     "boundary": lambda: np.asarray(losses.boundary_weights(LABELS, 2.0, where=WHERE)),
-    "border": lambda: 1 + np.stack([border_weights(image) for image in np.where(WHERE, LABELS, 0)]),
     "void is garbage": lambda: np.where(WHERE, CLASS_WEIGHTS[LABELS % 3], np.nan),
     "of an image": lambda: np.array([0.25, 3.0], np.float32).reshape(2, 1, 1),
 }
