@@ -32,7 +32,9 @@ extensions = [
     "signatures",
     "width",
 ]
-suppress_warnings = ["config.cache"]  # Sphinx cannot pickle the extensions of this folder
+suppress_warnings = [
+    "config.cache"
+]  # Sphinx cannot pickle the extensions of this folder
 html_math_renderer = "mathml"
 myst_heading_anchors = 3
 

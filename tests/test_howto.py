@@ -47,6 +47,8 @@ COMMANDS = sorted(
         )
     }
 )
+# Pages with Python beside the how-tos; each runs by itself.
+EXAMPLES = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if "```python" in path.read_text("utf-8")]
 
 
 def tiny(arguments):
@@ -213,6 +215,11 @@ def test_getting_started_commands(tmp_path, monkeypatch, page, python):
     assert {"card.json", "run.py"} <= {path.name for path in (tmp_path / "exported").iterdir()}
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_python_of_other_pages_runs(name, page):
+    run_page([block for block in page(name) if block[0] == "python"], {})
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_documented_command_parses(command, monkeypatch):
     parsed = []
@@ -225,6 +232,16 @@ def test_documented_command_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     run_command(command.replace("--config=…", "--config=rare_class"))
     assert len(parsed) == 1
+
+
+def test_code_of_pages_has_88_columns():
+    long = []
+    for path in (ROOT / "docs").glob("**/*.md"):
+        excluded = path.parent.name == "reports" or path.stem in ("getting_started", "commands")
+        text = "" if excluded else path.read_text("utf-8")
+        for directive, block in re.findall(r"^```(\{?)[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            long += [f"{path.name}: {line}" for line in block.splitlines() if len(line) > 88 and not directive]
+    assert long == []
 
 
 def test_every_howto_is_run_by_a_test():

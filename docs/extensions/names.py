@@ -10,7 +10,6 @@ import importlib.util
 import re
 from typing import Any
 
-from config_fields import anchor
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
@@ -18,6 +17,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
+from config_fields import anchor
 from segjax.training.config import FIELDS
 
 LOGGER = logging.getLogger(__name__)
