@@ -149,6 +149,8 @@ class MetricsWriter:
     def advance(self, step: int) -> None:
         """Moves the bar to `step`, which has been dispatched to the devices."""
         if self._active:
+            if step == self._started[1] + 1:
+                self._started = (time.monotonic(), step)  # the rate does not count the compilation
             self._bar.update(self._task, completed=step, description="training")
 
     def describe(self, activity: str) -> None:
