@@ -15,7 +15,7 @@ from segjax.training import parallel, train
 
 
 def main(argv: list[str]) -> None:
-    """Trains, then prints the per-class table."""
+    """Trains, then prints the per-class table and the next command."""
     cli.refuse_arguments(argv)
     options = flags.FLAGS
     if options.distributed:
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
         console,
     )
     console.print(reporting.summary_line(scores))
+    console.print(f"The run is in {options.workdir}. Its report: segjax report {options.workdir}", soft_wrap=True)
 
 
 if __name__ == "__main__":

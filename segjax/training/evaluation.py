@@ -1,5 +1,6 @@
 """Scores of a state on a whole split: counts from the device are added on the host and become scores at the end."""
 
+import html
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -25,6 +26,19 @@ def preprocessing_of(config: ConfigDict, num_classes: int) -> Preprocessing:
     """Returns the input and classes of the network of `config`."""
     data = config.data
     return Preprocessing(tuple(data.size), data.channels, tuple(data.mean), tuple(data.std), num_classes)
+
+
+class Scores(dict[str, Any]):
+    """Scores of a split; a notebook shows those of the classes as a table."""
+
+    def _repr_html_(self) -> str:
+        columns = {"IoU": "iou", "Dice": "dice", "precision": "precision", "recall": "recall"}
+        rows = [["", *columns]]
+        for i, name in enumerate(self["classes"]):
+            rows.append([html.escape(name), *(f"{self[f'{key}_per_class'][i]:.3f}" for key in columns.values())])
+        table = "".join(f"<tr>{''.join(f'<td>{value}</td>' for value in row)}</tr>" for row in rows)
+        main = ", ".join(f"{key} {value:.3f}" for key, value in self.items() if isinstance(value, float))
+        return f"<table>{table}</table><p>{main}</p>"
 
 
 def evaluate(

@@ -21,7 +21,15 @@ from segjax.storage import path_of, write_json
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import changes_since, validate, write_config
-from segjax.training.evaluation import contact_sheet, eval_scalars, evaluate, headline, make_eval_step, preprocessing_of
+from segjax.training.evaluation import (
+    Scores,
+    contact_sheet,
+    eval_scalars,
+    evaluate,
+    headline,
+    make_eval_step,
+    preprocessing_of,
+)
 from segjax.training.metrics_writer import MetricsWriter
 from segjax.training.objective import budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
@@ -198,7 +206,7 @@ def train(
         scores["skipped_steps"] = int(skipped)
     if parallel.is_first_host():
         write_json(workdir / SCORES_FILE, scores)
-    return scores
+    return Scores(scores)
 
 
 def train_batches(config: ConfigDict, source: Source) -> TrainLoader:

@@ -63,9 +63,9 @@ class MetricsWriter:
         self._event_folder = self._temporary.name if self._in_bucket else str(self._workdir / "tensorboard")
         self._events = self._open_events(start + 1 if start else None)
         self._examples_per_step = examples_per_step
-        self._started = (time.monotonic(), start)
-        # In a notebook rich needs ipywidgets for a bar, and would warn at every refresh.
-        bar_is_possible = not self.console.is_jupyter or importlib.util.find_spec("ipywidgets") is not None
+        self._started: tuple[float, int] | None = None  # when the first step had been compiled, and its number
+        # A log file has lines in place of the bar; so has a notebook, which shows a bar too if it has ipywidgets.
+        has_widgets = self.console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
         self._bar = progress.Progress(
             progress.TextColumn("{task.description:<10}"),
             progress.BarColumn(bar_width=24),
@@ -75,7 +75,7 @@ class MetricsWriter:
             progress.TimeRemainingColumn(compact=True, elapsed_when_finished=False),
             progress.TextColumn("{task.fields[rate]}  {task.fields[loss]}  {task.fields[score]}"),
             console=self.console,
-            disable=not bar_is_possible,
+            disable=not (self.console.is_terminal or has_widgets),
         )
         self._task = self._bar.add_task("compiling…", total=steps, completed=start, rate="", loss="", score="")
 
@@ -86,7 +86,7 @@ class MetricsWriter:
     def __enter__(self) -> "MetricsWriter":
         if self._active:
             self._bar.start()
-            if not self.console.is_terminal:  # a log file and a notebook have lines in place of the bar
+            if not self.console.is_terminal:
                 self.console.print("compiling…")
         return self
 
@@ -129,15 +129,18 @@ class MetricsWriter:
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
         if "train/loss" in values:
-            seconds = time.monotonic() - self._started[0]
-            rate = f"{(step - self._started[1]) * self._examples_per_step / max(seconds, 1e-9):.1f} images/s"
             self._loss = f"loss {values['train/loss']:.4f}"
-            self._bar.update(self._task, rate=rate, loss=self._loss)
+            self._bar.update(self._task, rate=self._rate(step), loss=self._loss)
         if "eval/mean_iou" in values:
             score = self._score(values)
             self._bar.update(self._task, score=score)
             if not self.console.is_terminal:
                 self.console.print(f"step {step}: {self._loss}  {score}")
+
+    def _rate(self, step: int) -> str:
+        began, first = self._started or (0, step)
+        images = (step - first) * self._examples_per_step
+        return f"{images / (time.monotonic() - began):.1f} images/s" if images > 0 else ""
 
     def _score(self, values: dict[str, float]) -> str:
         """Returns the score that selects the best checkpoint, with the best so far, and mean IoU."""
@@ -149,7 +152,7 @@ class MetricsWriter:
     def advance(self, step: int) -> None:
         """Moves the bar to `step`, which has been dispatched to the devices."""
         if self._active:
-            if step == self._started[1] + 1:
+            if self._started is None:
                 self._started = (time.monotonic(), step)  # the rate does not count the compilation
             self._bar.update(self._task, completed=step, description="training")
 

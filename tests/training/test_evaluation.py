@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segjax import metrics
-from segjax.training.evaluation import scores
+from segjax.training.evaluation import Scores, scores
 
 
 def counted(logits, labels):
@@ -30,6 +30,13 @@ def test_scores_best_iou_and_its_threshold():
     assert found["best_iou"] > found["iou_per_class"][1] + 0.1
     logit = np.log(found["best_threshold"] / (1 - found["best_threshold"]))
     assert found["best_iou"] == pytest.approx(iou(logit), rel=1e-3)
+
+
+def test_scores_show_a_table_in_a_notebook():
+    found = scores(counted(np.array([1.0, -1.0], np.float32), np.array([1, 0], np.int32)))
+    table = Scores(found | {"classes": ["road", "<b>"]})._repr_html_()
+    assert "<td>&lt;b&gt;</td><td>1.000</td>" in table
+    assert "mean_iou 1.000" in table
 
 
 def test_scores_without_a_positive_are_nan():

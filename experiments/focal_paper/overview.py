@@ -1,0 +1,76 @@
+"""Draws the picture at the top of README: `python -m experiments.focal_paper.overview --workdir=runs/overview`.
+
+Trains `configs/road_debris_uncertainty.py` twice, with the usual initialisation of the head and with the prior as the
+config has it, and shows both on validation images. A finished run is not trained again.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from PIL import Image
+
+from segjax import cli, inference
+from segjax.configs import road_debris_uncertainty
+from segjax.inference.visualize import contact_sheet, heatmap
+from segjax.reporting import cell
+from segjax.storage import read_json
+from segjax.trained_run import TrainedRun, load_run
+from segjax.training import open_split, train
+from segjax.training.checkpoint import FOLDER
+from segjax.training.evaluation import rarest_first
+from segjax.training.loop import SCORES_FILE
+
+IMAGES, WIDTH = 3, 290
+MAXIMUM = float(np.log(2))  # nats, the largest entropy of two classes
+
+
+def configs() -> dict[str, ConfigDict]:
+    """Returns the configs of the two runs by the titles of their columns."""
+    plain, prior = road_debris_uncertainty.get_config(), road_debris_uncertainty.get_config()
+    plain.model.prior, plain.model.head_stddev = (), None
+    return {"cross entropy": plain, "with the prior": prior}
+
+
+def overview(runs: dict[str, TrainedRun]) -> np.ndarray:
+    """Returns a contact sheet of the validation images with the most debris, uint8 RGB `[height, width, 3]`.
+
+    Its columns are the image, the mask of each run over it, and the entropy of the last run's probabilities.
+    """
+    *_, last = runs.values()
+    source, palette = (
+        open_split(last.config.data, last.config.data.eval_split),
+        inference.overlay_palette(last.label_set),
+    )
+    predictors, rows = [run.predictor() for run in runs.values()], {}
+    for index in rarest_first(source, 1)[:IMAGES]:
+        image = source[index]["image"]
+        predictions = [predictor(image) for predictor in predictors]
+        overlays = [inference.overlay(image, palette[one.mask], opacity=0.8) for one in predictions]
+        entropy = heatmap(predictions[-1].uncertainties["entropy"], MAXIMUM)
+        rows[f"validation image {index}"] = [image, *overlays, entropy]
+    titles = [f"{name}: average precision {_precision(run)}" for name, run in runs.items()]
+    return contact_sheet(rows, ("image", *titles, "uncertainty: entropy"), last.label_set, [1], width=WIDTH)
+
+
+def _precision(run: TrainedRun) -> str:
+    return cell(read_json(run.workdir / SCORES_FILE)["average_precision"])
+
+
+def main(argv: list[str]) -> None:
+    """Trains and writes overview.png."""
+    cli.refuse_arguments(argv)
+    workdir, runs = Path(flags.FLAGS.workdir), {}
+    for name, config in configs().items():
+        folder = workdir / name.replace(" ", "_")
+        if not (folder / SCORES_FILE).exists():
+            train(config, folder)
+        runs[name] = load_run(folder / FOLDER / "latest")
+    Image.fromarray(overview(runs)).save(workdir / "overview.png", optimize=True)
+    print(f"wrote {workdir / 'overview.png'}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of the two runs and of overview.png.")
+    cli.run(main, required=["workdir"])
