@@ -144,7 +144,7 @@ def thumbnail(picture: UInt8[np.ndarray, "H W 3"], *, width: int = 240) -> UInt8
     return cv2.resize(picture, tuple(max(1, round(n * scale)) for n in (wide, height)), interpolation=cv2.INTER_AREA)
 
 
-def tiles(pictures: Mapping[str, UInt8[np.ndarray, "..."]], *, width: int = 300) -> UInt8[np.ndarray, "height total 3"]:
+def tiles(pictures: Mapping[str, UInt8[np.ndarray, "..."]], *, width: int = 240) -> UInt8[np.ndarray, "height total 3"]:
     """Returns pictures of one image, two per row, each under its title, on white: the width of a telephone.
 
     Args:

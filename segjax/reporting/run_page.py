@@ -6,12 +6,15 @@ the worst mean IoU, are read and predicted again at the end.
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rich
+import rich.progress
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
@@ -94,12 +97,16 @@ class Inspection(NamedTuple):
 def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
     """Inspects a run on every image of a split once, on all devices, and shows as many best and worst `images`.
 
+    A terminal shows the progress.
+
     Raises:
       ConfigError: the run's batch cannot be divided over the devices.
     """
     config, names = run.config, run.label_set.names
     step = make_inspection_step(config, run.model, len(names), parallel.axis_name(config))
     count = evaluation.counter(*on_all_devices(run, step))
+    bar = rich.progress.Progress(transient=True, disable=not rich.get_console().is_terminal)
+    task = bar.add_task("compiling…", total=len(source))
     begun, host, sums = 0, jax.process_index(), None
     ranked: list[_ImageScore] = []
 
@@ -112,9 +119,14 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
         sums = of_batch if sums is None else jax.tree.map(np.add, sums, of_batch)
         ranked.extend(_image_scores(matrices, begun))
         begun += size * jax.process_count()
+        bar.update(task, description="scoring", completed=min(begun, len(source)))
         return counts
 
-    totals = evaluation.sum_counts(count_batch, source, config)
+    with bar:
+        totals = evaluation.sum_counts(count_batch, source, config)
+        best, worst = best_and_worst(ranked, images)
+        shown = bar.track([*best, *worst], description="predicting the shown images")
+        shown = list(_read_and_predict(run, source, shown))
     histograms = {names[1]: totals["scores"]} if len(names) == 2 else dict(zip(names, totals["rankings"], strict=True))
     precisions = [metrics.average_precision(histogram) for histogram in histograms.values()]
     risks, calibration = totals["errors"], totals["calibration"]
@@ -126,8 +138,6 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
         "area_under_risk_coverage": {name: metrics.area_under_risk_coverage(risk) for name, risk in risks.items()},
         **_lists(metrics.per_image_scores(sums)),
     }
-    best, worst = best_and_worst(ranked, images)
-    shown = _read_and_predict(run, source, [*best, *worst])
     return Inspection(
         scores,
         _lists(metrics.reliability_diagram(calibration) | {"count": calibration.count}),
@@ -194,10 +204,7 @@ def _make_maps(config: ConfigDict, model: Any, num_classes: int) -> Callable:
 
     def maps(variables: Any, batch: dict[str, jax.Array]) -> tuple[Array, dict[str, Array]]:
         images, sizes = batch["image"], batch["size"]
-
-        def native(values: Array) -> Array:
-            return resize(values, images.shape[1:3], antialias=False, to_sizes=sizes)
-
+        native = partial(resize, shape=images.shape[1:3], antialias=False, to_sizes=sizes)
         output = model.apply(variables, preprocessing.network_input(images, sizes), train=False)
         outputs = native(output.logits)
         logs = {ENTROPY: log_of(metrics.predictive_entropy(inference.class_logits(outputs, num_classes)[None]))}
@@ -212,7 +219,7 @@ def _make_maps(config: ConfigDict, model: Any, num_classes: int) -> Callable:
     return maps
 
 
-def _read_and_predict(run: TrainedRun, source: Source, chosen: Sequence[_ImageScore]) -> list[ShownImage]:
+def _read_and_predict(run: TrainedRun, source: Source, chosen: Iterable[_ImageScore]) -> Iterator[ShownImage]:
     """Reads and predicts the chosen images again; one program serves all images."""
     num_classes, examples = run.label_set.num_classes, EvalExamples(source)
     maps_of = _make_maps(run.config, run.model.clone(axis_name=None), num_classes)
@@ -222,7 +229,6 @@ def _read_and_predict(run: TrainedRun, source: Source, chosen: Sequence[_ImageSc
         outputs, logs = maps_of(variables, batch)
         return inference.classify(outputs, num_classes), jax.tree.map(jnp.exp, logs)
 
-    shown = []
     for one in chosen:
         example = examples(one.index)
         batch = {key: example[key][None] for key in ("image", "size")} | {"index": np.array([one.index], np.int32)}
@@ -230,16 +236,17 @@ def _read_and_predict(run: TrainedRun, source: Source, chosen: Sequence[_ImageSc
         height, width = example["size"]
         cropped = {name: values[0, :height, :width] for name, values in uncertainties.items()}
         arrays = (example["image"], example["label"], prediction[0].astype(np.uint8))
-        shown.append(ShownImage(example["name"], one.mean_iou, *(x[:height, :width] for x in arrays), cropped))
-    return shown
+        yield ShownImage(example["name"], one.mean_iou, *(x[:height, :width] for x in arrays), cropped)
 
 
 def _image_scores(matrices: Int[np.ndarray, "images classes classes"], begun: int) -> list[_ImageScore]:
     """Returns the scores of the images from index `begun` on, without images that have no labels."""
-    labelled = [(index, matrix) for index, matrix in enumerate(matrices, begun) if matrix.any()]
-    one_class = [np.count_nonzero(matrix.sum(0) + matrix.sum(1)) == 1 for _, matrix in labelled]
-    means = [metrics.segmentation_scores(matrix)["mean_iou"] for _, matrix in labelled]
-    return [_ImageScore(mean, index, one) for mean, (index, _), one in zip(means, labelled, one_class, strict=True)]
+    scores = []
+    for index, matrix in enumerate(matrices, begun):
+        if matrix.any():
+            has_one_class = np.count_nonzero(matrix.sum(0) + matrix.sum(1)) == 1
+            scores.append(_ImageScore(metrics.segmentation_scores(matrix)["mean_iou"], index, has_one_class))
+    return scores
 
 
 def best_and_worst(images: Sequence[_ImageScore], count: int) -> tuple[list[_ImageScore], list[_ImageScore]]:
@@ -282,21 +289,16 @@ def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *,
         Section("Configuration", fields_text, (field_table,)),
     )
     checkpoint = f"{'its best checkpoint, ' if is_best else ''}step {step} of {config.training.steps}"
-    return Report(
-        f"{config.model.name} on {config.data.name}",
-        f"{run.workdir}, {checkpoint}, on the {scores['images']} images of {split}.",
-        sections,
-        facts_of(run, split, scores),
-    )
+    text = f"{run.workdir}, {checkpoint}, on the {scores['images']} images of {split}."
+    return Report(f"{config.model.name} on {config.data.name}", text, sections, facts_of(run, split, scores))
 
 
 def _training_section(log: Log, step: int, scores: Mapping[str, Any]) -> Section:
-    few = len(scores["classes"]) <= _MOST_LINES
     classes = {name: f"eval/iou/{name}" for name in _rarest(scores)}
     evaluated = _logged(log, {name: f"eval/{key}" for name, key, _ in _HEADLINES if key in _PLOTTED})
     rates = _logged(log, {"learning rate": "train/learning_rate"})
-    loss_caption = "Loss of the training batches, with its running mean on top where it is long."
-    iou_caption = "IoU per class." if few else "IoU of the rarest classes."
+    loss_caption = "Loss of the training batches, with its running mean on top where it is long, and in evaluation."
+    iou_caption = "IoU per class." if len(classes) == len(scores["classes"]) else "IoU of the rarest classes."
     plots = (
         ("loss", "Loss", loss_caption, loss_lines(log), (None, None)),
         ("scores", "Scores", "Scores of the evaluation split.", evaluated, (0, 1.02)),
@@ -314,9 +316,10 @@ def _training_section(log: Log, step: int, scores: Mapping[str, Any]) -> Section
 
 
 def loss_lines(log: Log) -> dict[str, Line]:
-    """Returns the lines of the loss and, if it has several parts, of its parts."""
+    """Returns the lines of the loss, of its parts if it has several, and of the loss in evaluation."""
     lines = _logged(log, _LOSSES)
-    return lines if len(lines) > 2 else {name: line for name, line in lines.items() if name == "loss"}
+    lines = lines if len(lines) > 2 else {name: line for name, line in lines.items() if name == "loss"}
+    return lines | _logged(log, {"pixel loss in evaluation": "eval/pixel_loss"})
 
 
 def _logged(log: Log, names: Mapping[str, str]) -> dict[str, Line]:
@@ -329,29 +332,28 @@ def _class_section(inspection: Inspection) -> Section:
     scores, curves = inspection.scores, inspection.precision_recall
     classes, pixels = scores["classes"], [sum(row) for row in scores["confusion"]]
     table = per_class_table(scores, "Each class against all others")
+    options = {"x": "recall", "y": "precision", "x_range": (0, 1), "y_range": (0, 1.02)}
     if len(classes) > 2:
-        average_precision = scores["average_precision_per_class"]
-        defined = [value for value in average_precision if not math.isnan(value)]
-        column = [*average_precision, statistics.mean(defined) if defined else None]
+        values = scores["average_precision_per_class"]
+        defined = [value for value in values if not math.isnan(value)]
+        column = [*values, statistics.mean(defined) if defined else None]
         rows = [(*row, value) for row, value in zip(table.rows, column, strict=True)]
         table = table._replace(columns=(*table.columns, "AP"), rows=rows)
+    else:
+        chance = pixels[1] / max(sum(pixels), 1)
+        options["reference"] = f"chance ({chance:.2g})", chance
     drawn = {name: (curve["recall"], curve["precision"]) for name, curve in curves.items() if name in _rarest(scores)}
     if len(drawn) < len(curves):
         subject = f"the {_MOST_LINES} rarest classes"
     else:
         subject = " and ".join(drawn) if len(drawn) < 3 else "each class against all others"
-    options = {"x": "recall", "y": "precision", "x_range": (0, 1), "y_range": (0, 1.02)}
-    if len(classes) == 2:
-        chance = pixels[1] / max(sum(pixels), 1)
-        options["reference"] = f"chance ({chance:.2g})", chance
     matrix_caption = "Confusion matrix in percent of each row: true classes in rows, predictions in columns."
     matrix = figures.confusion_figure(scores["confusion"], classes)
-    curve_caption = f"Precision over recall of {subject}, over all thresholds."
     curve = figures.line_figure(drawn, title="Precision and recall", **options)
     half = len(classes) <= _MOST_LINES
     pictures = (
         _picture("confusion", matrix_caption, matrix, half),
-        _picture("precision_recall", curve_caption, curve, half),
+        _picture("precision_recall", f"Precision over recall of {subject}, over all thresholds.", curve, half),
     )
     return Section("Classes", "", (table,), pictures)
 
@@ -360,7 +362,11 @@ def _uncertainty_section(inspection: Inspection) -> Section:
     scores, error_rate = inspection.scores, 1 - inspection.scores["pixel_accuracy"]
     lines = {name: (curve["coverage"], curve["risk"]) for name, curve in inspection.risk_coverage.items()}
     areas = sorted(scores["area_under_risk_coverage"].items(), key=lambda item: item[1])
-    rows = [(name, f"{area:.3g}") for name, area in areas]
+    table = Table(
+        "Error detection per uncertainty measure",
+        ("uncertainty", "AURC ↓"),
+        [(name, f"{area:.3g}") for name, area in areas],
+    )
     text = (
         "The curve of risk and coverage gives the error rate of the most certain pixels; the lower it is, the better "
         f"the uncertainty ranks the errors. AURC is the area under it; a random ranking has AURC {error_rate:.3g}, the "
@@ -372,12 +378,14 @@ def _uncertainty_section(inspection: Inspection) -> Section:
     x = "coverage, most certain pixels first"
     risks = figures.line_figure(lines, title="Risk and coverage", x=x, y="error rate", **limits)
     error = f"expected calibration error {scores['expected_calibration_error']:.4f}"
-    calibration_caption = f"Accuracy per confidence; {error}. Below: pixels per bin."
     pictures = (
-        _picture("reliability", calibration_caption, figures.reliability_figure(*bins)),
+        _picture(
+            "reliability",
+            f"Accuracy per confidence; {error}. Below: pixels per bin.",
+            figures.reliability_figure(*bins),
+        ),
         _picture("risk_coverage", "Error rate of the most certain pixels over their fraction.", risks),
     )
-    table = Table("Error detection per uncertainty measure", ("uncertainty", "AURC ↓"), rows)
     return Section("Uncertainty", text, (table,), pictures)
 
 
@@ -389,20 +397,19 @@ def _image_sections(inspection: Inspection, labels: LabelSet) -> list[Section]:
     maxima = {name: max(float(one.uncertainties[name].max()) for one in shown) for name in shown[0].uncertainties}
     maxima[ENTROPY] = math.log(labels.num_classes)
 
-    def pictures(kind: str, images: Sequence[ShownImage]) -> tuple[Picture, ...]:
-        made = [inference.example_tiles(*one[2:], maxima, labels) for one in images]
-        captions = [f"{one.name}: mean IoU {one.mean_iou:.3f}" for one in images]
-        pairs = enumerate(zip(captions, made, strict=True), 1)
-        return tuple(Picture(f"{kind}_{i}", caption, inference.png(tiles), half=True) for i, (caption, tiles) in pairs)
+    def section(kind: str, text: str, images: Sequence[ShownImage]) -> Section:
+        pictures = []
+        for i, one in enumerate(images, 1):
+            tiles = inference.png(inference.example_tiles(*one[2:], maxima, labels))
+            pictures.append(Picture(f"{kind}_{i}", f"{one.name}: mean IoU {one.mean_iou:.3f}", tiles, half=True))
+        return Section(f"{kind.capitalize()} images", text, (), tuple(pictures))
 
     text = (
         "Ranked by the mean IoU of each image, over the classes that it contains. Void is black in the ground truth. "
         "Uncertainty goes from black (certain) to pale yellow (uncertain), on one scale for all images."
     )
-    sections = [Section("Worst images", text, (), pictures("worst", inspection.worst))]
-    if inspection.best:
-        sections.append(Section("Best images", "", (), pictures("best", inspection.best)))
-    return sections
+    sections = [section("worst", text, inspection.worst), section("best", "", inspection.best)]
+    return [section for section in sections if section.pictures]
 
 
 def _picture(name: str, caption: str, figure: Figure, half: bool = True) -> Picture:

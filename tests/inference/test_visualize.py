@@ -145,7 +145,7 @@ def test_example_tiles_show_image_truth_prediction_uncertainties_and_a_legend():
         {"entropy": 2.0, "variance": 1.0},
         labels,
     )
-    places = [(0, 0), (0, 304), (224, 0), (224, 304), (448, 0)]
+    places = [(0, 0), (0, 244), (184, 0), (184, 244), (368, 0)]
     expected = [
         PHOTO,
         colorize(TRUTH, PALETTE),
@@ -154,8 +154,8 @@ def test_example_tiles_show_image_truth_prediction_uncertainties_and_a_legend():
         heatmap(0 * UNSURE, 1.0),
     ]
     for (top, left), picture in zip(places, expected, strict=True):
-        np.testing.assert_array_equal(sheet[top + 20 : top + 220 : 5, left : left + 300 : 5], picture)
-    np.testing.assert_array_equal(sheet[668:], legend(labels, [0, 1, 255], width=604))
+        np.testing.assert_array_equal(sheet[top + 20 : top + 180 : 4, left : left + 240 : 4], picture)
+    np.testing.assert_array_equal(sheet[548:], legend(labels, [0, 1, 255], width=484))
 
 
 def test_legend_has_the_given_width_and_every_colour():

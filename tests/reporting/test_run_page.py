@@ -95,6 +95,7 @@ def test_run_report_describes_run_checkpoint_and_split(made):
 
 def test_loss_lines_of_one_part_and_of_two():
     assert len(training_axes(LOG).lines) == 2  # and the checkpoint's
+    assert list(loss_lines([*LOG, {"step": 4, "eval/pixel_loss": 0.5}])) == ["loss", "pixel loss in evaluation"]
     parts = [row | {"train/region_loss": 0.5} for row in LOG]
     assert [line.get_label() for line in training_axes(parts).lines[:3]] == ["loss", "pixel loss", "region loss"]
 
