@@ -43,6 +43,7 @@ default_role = "literal"
 smartquotes = False  # code such as padding="reflect" must stay copyable
 napoleon_numpy_docstring = False
 napoleon_attr_annotations = False  # the signature contains the shapes
+napoleon_use_param = False  # one line may be about several arguments
 napoleon_use_ivar = True  # attributes are formatted like arguments
 python_maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"

@@ -1,17 +1,28 @@
-"""Argument checks: each function returns its argument as an array or raises an error of one line that names it.
+"""Argument types and checks. A check returns its argument as an array or raises an error of one line that names it.
 
-The jaxtyping annotations are checked only under jaxtyping's import hook. No error prints the contents of an array.
-Only the shape and the dtype of a traced value are checked.
+No error prints the contents of an array. Only the shape and the dtype of a traced value are checked.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Integer, Real
+
+# Arguments that many losses and metrics share. `*pixels` is any shape, the same in all arguments of one call.
+Logits = Float[ArrayLike, "*pixels classes"]
+PerPixel = Float[ArrayLike, "*pixels"]
+Labels = Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"]
+Targets = Real[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"]
+Where = Bool[ArrayLike, "*#pixels"] | None
+AxisName = Hashable | None
+Scalar = Real[ArrayLike, ""]
+ClassWeights = Real[ArrayLike, "classes"]
 
 
 def array(name: str, value: Any) -> jax.Array:
@@ -61,6 +72,30 @@ def integers(name: str, value: Any) -> jax.Array:
     return given.astype(jnp.int64 if given.dtype.itemsize == 8 else jnp.int32)
 
 
+def softmax_inputs(
+    logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns logits (widened, masked ones unchanged), integer labels (0 where masked), and the mask or None."""
+    logits = classes("logits", logits)
+    labels = integers("labels", labels)
+    same_shape("labels", labels.shape, "logits without their class axis", logits.shape[:-1])
+    if where is None:
+        return logits, labels, None
+    where = mask("where", where, labels.shape)
+    return logits, jnp.where(where, labels, jnp.zeros_like(labels)), where
+
+
+def classes(name: str, value: Any) -> jax.Array:
+    """Returns `value`, one number per class on its last axis, as `floating`."""
+    given = floating(name, value)
+    if given.ndim == 0 or given.shape[-1] < 2:
+        raise ValueError(
+            f"{name} must be [..., classes] with at least 2 classes, class last; got shape {given.shape}. "
+            "For one logit z per pixel use a sigmoid loss, or stack 0 and z"
+        )
+    return given
+
+
 def same_shape(name: str, shape: Sequence[int], expected_name: str, expected: Sequence[int]) -> None:
     """Raises a ValueError that names both arguments if their shapes differ."""
     if tuple(shape) != tuple(expected):
@@ -78,8 +113,8 @@ def spread(name: str, value: Any, shape: Sequence[int]) -> jax.Array:
 
 
 def mask(name: str, value: Any, shape: Sequence[int]) -> jax.Array:
-    """Returns `value` as a boolean array broadcast to `shape`."""
-    given = array(name, value)
+    """Returns `value` as a boolean array broadcast to `shape`; None is True everywhere."""
+    given = array(name, True if value is None else value)
     with _raising(TypeError, f"{name} must be boolean; got {given.dtype} of shape {given.shape}"):
         chex.assert_type(given, bool)
     return spread(name, given, shape)
@@ -89,8 +124,8 @@ def per_class(name: str, value: Any, num_classes: int, dtype: Any, scalar_hint: 
     """Returns `value`, one weight ≥ 0 per class, as a `[num_classes]` array of `dtype`."""
     given = array(name, value)
     hint = f". {scalar_hint}" if scalar_hint and given.ndim == 0 else ""
-    expected = f"one value per class, shape ({num_classes},)"
-    with _raising(ValueError, f"{name} must have {expected}; got {_shape_or_number(value)}{hint}"):
+    got = f"{_shape_or_number(value)}{hint}"
+    with _raising(ValueError, f"{name} must have one value per class, shape ({num_classes},); got {got}"):
         chex.assert_shape(given, (num_classes,))
     not_negative(name, value)
     return given.astype(dtype)
@@ -143,8 +178,8 @@ def choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 def host(name: str, value: Any) -> np.ndarray:
     """Returns `value` as a NumPy array in native byte order; a traced value is an error."""
     if isinstance(value, jax.core.Tracer):
-        shape = value.shape
-        raise TypeError(f"{name} must be known on the host; got a traced array of shape {shape}: call outside jit")
+        got = f"a traced array of shape {value.shape}"
+        raise TypeError(f"{name} must be known on the host; got {got}: call outside jit")
     return np.asarray(_native(value))
 
 

@@ -1,6 +1,5 @@
 """Losses for semantic segmentation: pure functions of logits, labels and a mask of the pixels that exist."""
 
-from segjax.losses.boundary import boundary_mask, boundary_weights
 from segjax.losses.classification import (
     hinge_loss,
     huber_loss,
@@ -11,11 +10,10 @@ from segjax.losses.classification import (
     softmax_focal_loss,
 )
 from segjax.losses.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
-from segjax.losses.mining import hard_pixels
-from segjax.losses.reduction import mean
+from segjax.losses.reduction import hard_pixels, mean
 from segjax.losses.region import dice_loss, generalized_dice_loss, jaccard_loss, tversky_loss
 from segjax.losses.uncertainty import mc_variance, uncertainty_penalty
-from segjax.losses.weights import class_weights, prior_bias, prior_bias_softmax
+from segjax.losses.weights import boundary_mask, boundary_weights, class_weights, prior_bias, prior_bias_softmax
 
 __all__ = [
     "boundary_mask",

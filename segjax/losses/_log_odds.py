@@ -1,4 +1,4 @@
-r"""Private numerics of the losses: argument checks, masks, log odds, and sums whose gradient keeps few arrays.
+r"""Private numerics of the losses: masks, log odds, and sums whose gradient keeps few arrays.
 
 **Log odds.** The usual `(1 - exp(-ce)) ** gamma * ce` has NaN gradients at confident pixels: `exp(-ce)` rounds to 1,
 and the derivative of `0 ** gamma` is NaN or infinite for gamma < 1. The losses therefore use the log odds x of the
@@ -8,17 +8,17 @@ label against all other classes, whose terms are smooth, finite and accurate for
     x = z_y - \log \sum_{j \ne y} e^{z_j}, \qquad \log p_y = \log σ(x), \qquad \log (1 - p_y) = \log σ(-x), \qquad
     (1 - p_y)^γ = e^{γ \log σ(-x)}
 
-**Masks.** `where` acts twice: it replaces masked logits and labels before they reach a gradient (0 · NaN is NaN), and
-it sets the loss of the masked pixels to 0.
+**Masks.** `where` replaces masked logits and labels before they reach a gradient (0 · NaN is NaN), and sets the loss
+of the masked pixels to 0.
 
 **Derivative rules.** JAX's own derivatives of the plain forms keep 2 to 8 arrays as large as the logits. The rules here
-keep the arguments and a few numbers per pixel, and recompute the rest. `tests/losses/test_log_odds.py` holds them to
-the plain forms. XLA's CPU compiler writes the operand of a sum over one array to memory, but not that of a sum over two
-arrays at once: hence the sums in pairs.
+keep the arguments and a few numbers per pixel, and recompute the rest; a test holds them to the plain forms. XLA's CPU
+compiler writes the operand of a sum over one array to memory, but not that of a sum over two: hence sums in pairs.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,23 +37,7 @@ Mask = Bool[Array, "*pixels"]
 Targets = Real[Array, "*pixels"]
 
 
-def softmax_inputs(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None) -> tuple[Logits, Labels, Mask | None]:
-    """Returns checked arguments: logits widened (masked ones unchanged), and labels 0 where masked."""
-    logits = checks.floating("logits", logits)
-    labels = checks.integers("labels", labels)
-    if logits.ndim == 0 or logits.shape[-1] < 2:
-        raise ValueError(
-            f"logits must be [..., classes] with at least 2 classes, class last; got shape {logits.shape}. "
-            "For one logit per pixel use the sigmoid losses"
-        )
-    checks.same_shape("labels", labels.shape, "logits without their class axis", logits.shape[:-1])
-    where = None if where is None else checks.mask("where", where, labels.shape)
-    return logits, mask_to_zero(labels, where), where
-
-
-def sigmoid_inputs(
-    logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None
-) -> tuple[Floats, Targets, Mask | None]:
+def sigmoid_inputs(logits: ArrayLike, targets: ArrayLike, where: Any) -> tuple[Floats, Targets, Mask | None]:
     """Returns checked arguments; targets are constants, integers or (soft) floats. `rematerialized` masks them."""
     logits = checks.floating_as_given("logits", logits)
     targets = checks.array("targets", targets)
@@ -136,9 +120,7 @@ def weight_of_label(weights: Float[Array, "classes"], labels: Labels) -> Floats:
     return weight + nan_unless(count > 0, weights.dtype)
 
 
-def sum_and_count(
-    values: Floats, counted: Mask, *, per_row: bool = False
-) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
+def sum_and_count(values: Floats, counted: Mask, *, per_row: bool = False) -> tuple[Array, Array]:
     """Returns the sum of values and the number of `counted`, in one loop; `per_row`: over the last axis only."""
     total, high, low = _sum_and_halves(values, varying_like(counted, values), per_row)
     return total, (high.astype(jnp.int32) << 16) + low.astype(jnp.int32)
@@ -188,7 +170,7 @@ def log_probabilities(x: Floats) -> tuple[Floats, Floats]:
 
 @log_probabilities.defjvp
 def _log_probabilities_jvp(primals, tangents):
-    """Returns the derivatives; those of the formula have a kink at 0, where |x| has one."""
+    # The derivatives of the formula have a kink at 0, where |x| has one.
     (x,), (x_dot,) = primals, tangents
     return log_probabilities(x), (jax.nn.sigmoid(-x) * x_dot, -jax.nn.sigmoid(x) * x_dot)
 
@@ -213,16 +195,12 @@ def balance(alpha: Float[Array, ""] | None, targets: Targets) -> Floats | float:
 
 
 def rematerialized(
-    formula: Callable[..., Floats],
-    dtype: jnp.dtype,
-    where: Mask | None,
-    arrays: Sequence[Targets],
-    parameters: Sequence[Float[Array, ""] | None] = (),
+    formula: Callable, dtype: jnp.dtype, where: Mask | None, arrays: Sequence[Targets], parameters: Sequence = ()
 ) -> Floats:
     """Returns `formula(*arrays, *parameters)`, widened to `dtype` and masked; its derivatives keep the arguments only.
 
-    The barrier separates the two computations. It holds only arrays that are in memory anyway, whereas
-    `jax.checkpoint` also puts the cotangent behind it, which jax 0.12 then writes to memory.
+    The barrier separates the two computations. It holds only arrays that are in memory anyway; `jax.checkpoint` also
+    puts the cotangent behind it, which jax 0.12 then writes to memory.
     """
 
     def masked(where, arrays, parameters):
@@ -239,12 +217,7 @@ def rematerialized(
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def pixel_sums(
-    logits: Float[Array, "images *pixels classes"],
-    labels: Int[Array, "images *pixels"],
-    where: Bool[Array, "images *pixels"],
-    squared: bool,
-) -> tuple[Array, Array, Array, Array, Array]:
+def pixel_sums(logits: Logits, labels: Labels, where: Mask, squared: bool) -> tuple[Array, Array, Array, Array, Array]:
     """Returns Σ p t, Σ_{t=1} (1-p), Σ_{t=0} p or (squared) Σ (p-t)², and Σ t, `[images, classes]`; and an alarm.
 
     The alarm is 0, or NaN if an unmasked label is not a class. The pixels of an image are counted as integers (float32

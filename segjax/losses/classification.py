@@ -1,18 +1,18 @@
 """Per-pixel classification losses: cross entropy, focal loss and related losses, softmax and sigmoid.
 
-They share these conventions. A pixel where `where` is False has loss 0 and gradient 0, whatever its label (255, -1) or
-logit (NaN). An unmasked label outside the classes gives NaN by design, in value and gradient. Narrow floats are widened
-to float32; float64 stays. Numbers (`gamma`, `alpha`, ...) may be traced, so that a sweep compiles once; their range is
-checked only if they are not. Derivatives of every order are finite for γ ≥ 0 and |logit| ≤ 1e4. `mean` reduces them.
+They share these conventions. A pixel where `where` (broadcastable to the pixels) is False has loss 0 and gradient 0,
+whatever its label (255, -1) or logit (NaN). An unmasked label outside the classes gives NaN by design, in value and
+gradient. Narrow floats are widened to float32; float64 stays. Numbers (`gamma`, `alpha`, ...) may be traced; their
+range is checked only if they are not. Derivatives of every order are finite for γ ≥ 0 and |logit| ≤ 1e4.
 """
 
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Integer, Real
+from jaxtyping import Array, Float
 
 from segjax import checks
+from segjax.checks import ClassWeights, Labels, Logits, PerPixel, Scalar, Targets, Where
 from segjax.losses import _log_odds as numerics
 
 _WHY_NO_SCALAR_ALPHA = (
@@ -22,43 +22,37 @@ _WHY_NO_SCALAR_ALPHA = (
 
 
 def softmax_cross_entropy(
-    logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
+    logits: Logits,
+    labels: Labels,
     *,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
-    class_weights: Real[ArrayLike, "classes"] | None = None,
-    label_smoothing: Real[ArrayLike, ""] = 0.0,
+    where: Where = None,
+    class_weights: ClassWeights | None = None,
+    label_smoothing: Scalar = 0.0,
 ) -> Float[Array, "*pixels"]:
     r"""Computes the cross entropy of integer labels per pixel.
 
     .. math::
         CE = -(1-ε) w_y \log p_y - \frac{ε}{C} \sum_j w_j \log p_j, \qquad p = softmax(z)
 
-    with logits z, label y, class weights w and label smoothing ε. As in PyTorch, each smoothed term has the weight of
-    its own class.
-
     Args:
-        logits: z, `[..., C]`, C ≥ 2, class last. -inf switches a class off, if one other than the label's is left.
+        logits: z, `[..., C]`, C ≥ 2. -inf switches a class off, if one other than the label's is left.
         labels: y, integers in [0, C), `[...]`.
-        where: boolean, broadcastable to `[...]`; False removes the pixel.
+        where: boolean `[...]`; False removes the pixel.
         class_weights: w ≥ 0, `[C]`; default 1. See `segjax.losses.class_weights`.
         label_smoothing: ε in [0, 1]. With ε > 0 a class switched off costs infinity, unless its weight is 0.
 
     Returns:
         `[...]`, in nats, at least float32.
 
-    Raises:
-        TypeError: logits are not floating point, labels not integers, or `where` not boolean.
-        ValueError: shapes do not fit, C < 2, a weight is negative, or ε is outside [0, 1].
+    Raises: TypeError or ValueError if a dtype or shape does not fit, a weight is negative, or ε is outside [0, 1].
 
-    References:
-        Szegedy et al., Rethinking the Inception Architecture for Computer Vision, arXiv 1512.00567 (label smoothing).
+    References: Szegedy et al., Rethinking the Inception Architecture for Computer Vision, arXiv 1512.00567.
 
     >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
     >>> print(softmax_cross_entropy(logits, jnp.array([0, 255]), where=jnp.array([True, False])))
     [0.6931472 0.       ]
     """
-    logits, labels, where = numerics.softmax_inputs(logits, labels, where)
+    logits, labels, where = checks.softmax_inputs(logits, labels, where)
     num_classes, dtype = logits.shape[-1], logits.dtype
     smoothing = checks.scalar("label_smoothing", label_smoothing, dtype, 0.0, 1.0)
     weights = None if class_weights is None else checks.per_class("class_weights", class_weights, num_classes, dtype)
@@ -77,41 +71,30 @@ def softmax_cross_entropy(
 
 
 def softmax_focal_loss(
-    logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
-    *,
-    gamma: Real[ArrayLike, ""] = 2.0,
-    alpha: Real[ArrayLike, "classes"] | None = None,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    logits: Logits, labels: Labels, *, gamma: Scalar = 2.0, alpha: ClassWeights | None = None, where: Where = None
 ) -> Float[Array, "*pixels"]:
     r"""Computes the focal loss of integer labels per pixel; it down-weights easy pixels.
 
     .. math:: FL = -α_y (1 - p_y)^γ \log p_y, \qquad p = softmax(z)
 
-    with logits z, label y, focusing parameter γ and class weights α. γ = 0 is `softmax_cross_entropy`.
-
     Args:
-        logits: z, `[..., C]`, C ≥ 2, class last. -inf switches a class off, if one other than the label's is left.
-        labels: y, integers in [0, C), `[...]`.
-        gamma: γ ≥ 0, a scalar.
+        logits, labels: z and y, as in `softmax_cross_entropy`.
+        gamma: focusing parameter γ ≥ 0; 0 is `softmax_cross_entropy`.
         alpha: α ≥ 0, `[C]`; default 1. A scalar is an error, since softmax classes are not positives and negatives.
-        where: boolean, broadcastable to `[...]`; False removes the pixel.
+        where: boolean `[...]`; False removes the pixel.
 
     Returns:
         `[...]`, in nats, at least float32.
 
-    Raises:
-        TypeError: logits are not floating point, labels not integers, or `where` not boolean.
-        ValueError: shapes do not fit, C < 2, `alpha` is a scalar or negative, or γ < 0.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, C < 2, `alpha` is a scalar or negative, or γ < 0.
 
-    References:
-        Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002.
+    References: Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002.
 
     >>> logits, labels = jnp.log(jnp.array([[0.9, 0.05, 0.05], [0.25, 0.5, 0.25]])), jnp.array([0, 1])
     >>> [round(float(x)) for x in softmax_cross_entropy(logits, labels) / softmax_focal_loss(logits, labels)]
     [100, 4]
     """
-    logits, labels, where = numerics.softmax_inputs(logits, labels, where)
+    logits, labels, where = checks.softmax_inputs(logits, labels, where)
     num_classes, dtype = logits.shape[-1], logits.dtype
     gamma = checks.scalar("gamma", gamma, dtype, 0.0)
     alpha = None if alpha is None else checks.per_class("alpha", alpha, num_classes, dtype, _WHY_NO_SCALAR_ALPHA)
@@ -124,34 +107,25 @@ def softmax_focal_loss(
 
 
 def sigmoid_cross_entropy(
-    logits: Float[ArrayLike, "*pixels"],
-    targets: Real[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
-    *,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
-    alpha: Real[ArrayLike, ""] | None = None,
+    logits: PerPixel, targets: Targets, *, where: Where = None, alpha: Scalar | None = None
 ) -> Float[Array, "*pixels"]:
     r"""Computes the binary cross entropy per logit, balanced by α if given.
 
     .. math::
         CE = -α_t \left(t \log p + (1 - t) \log(1 - p)\right), \qquad p = σ(z), \quad α_t = α t + (1 - α)(1 - t)
 
-    with logit z and target t; without α, α_t = 1.
-
     Args:
         logits: z, any shape; `[..., C]` for C independent labels per pixel.
         targets: t, that shape: boolean, 0 and 1, or floats in [0, 1] (soft). They have no gradient.
-        where: boolean, broadcastable to that shape; False removes the logit.
-        alpha: α in [0, 1], a scalar, or None.
+        where: boolean, that shape; False removes the logit.
+        alpha: α in [0, 1]. None: α_t = 1.
 
     Returns:
         The loss per logit, in nats, at least float32.
 
-    Raises:
-        TypeError: logits are not floating point, or `where` not boolean.
-        ValueError: shapes do not fit, or α is outside [0, 1].
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or α is outside [0, 1].
 
-    References:
-        Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 3.1.
+    References: Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 3.1.
 
     >>> print(sigmoid_cross_entropy(jnp.zeros(3), jnp.array([1, 0, 255]), where=jnp.array([True, True, False])))
     [0.6931472 0.6931472 0.       ]
@@ -168,38 +142,27 @@ def sigmoid_cross_entropy(
 
 
 def sigmoid_focal_loss(
-    logits: Float[ArrayLike, "*pixels"],
-    targets: Real[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
-    *,
-    gamma: Real[ArrayLike, ""] = 2.0,
-    alpha: Real[ArrayLike, ""] | None = None,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    logits: PerPixel, targets: Targets, *, gamma: Scalar = 2.0, alpha: Scalar | None = None, where: Where = None
 ) -> Float[Array, "*pixels"]:
     r"""Computes RetinaNet's focal loss of binary targets per logit.
 
     .. math::
         FL = -α_t (1 - p_t)^γ \left(t \log p + (1 - t) \log(1 - p)\right), \qquad p_t = t p + (1 - t)(1 - p)
 
-    with p = σ(z), logit z, target t, focusing parameter γ and α_t = α t + (1 - α)(1 - t) (1 without α). γ = 0 is
-    `sigmoid_cross_entropy`. The paper's best values are γ = 2 and α = 0.25; its reduction is
-    `mean(..., positives=targets == 1, normalizer="positives")`.
+    with p = σ(z) and α_t = α t + (1 - α)(1 - t). γ = 0 is `sigmoid_cross_entropy`. The paper's best values are γ = 2
+    and α = 0.25; its reduction is `mean(..., positives=targets == 1, normalizer="positives")`.
 
     Args:
-        logits: z, any shape; `[..., C]` for C independent labels per pixel.
-        targets: t, that shape: boolean, 0 and 1, or floats in [0, 1] (soft). They have no gradient.
-        gamma: γ ≥ 0, a scalar.
-        alpha: α in [0, 1], a scalar, or None.
-        where: boolean, broadcastable to that shape; False removes the logit.
+        logits, targets: z and t, as in `sigmoid_cross_entropy`.
+        gamma: focusing parameter γ ≥ 0.
+        alpha, where: as in `sigmoid_cross_entropy`.
 
     Returns:
         The loss per logit, in nats, at least float32.
 
-    Raises:
-        TypeError: logits are not floating point, or `where` not boolean.
-        ValueError: shapes do not fit, α is outside [0, 1], or γ < 0.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, α is outside [0, 1], or γ < 0.
 
-    References:
-        Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002.
+    References: Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002.
 
     >>> logits, targets = jnp.array([2.1972246, 0.0]), jnp.array([1, 1])  # p = 0.9 and p = 0.5
     >>> [round(float(x)) for x in sigmoid_cross_entropy(logits, targets) / sigmoid_focal_loss(logits, targets)]
@@ -218,38 +181,32 @@ def sigmoid_focal_loss(
 
 
 def sigmoid_focal_star_loss(
-    logits: Float[ArrayLike, "*pixels"],
-    targets: Real[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
+    logits: PerPixel,
+    targets: Targets,
     *,
-    gamma: Real[ArrayLike, ""] = 2.0,
-    beta: Real[ArrayLike, ""] = 1.0,
-    alpha: Real[ArrayLike, ""] | None = None,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    gamma: Scalar = 2.0,
+    beta: Scalar = 1.0,
+    alpha: Scalar | None = None,
+    where: Where = None,
 ) -> Float[Array, "*pixels"]:
     r"""Computes FL*, the focal loss paper's second form, per logit: cross entropy of a steeper and shifted logit.
 
     .. math:: FL^* = -\frac{α_t}{γ} \left(t \log σ(γ z + β) + (1 - t) \log σ(-γ z + β)\right)
 
-    with logit z, target t, steepness γ, shift β and α_t = α t + (1 - α)(1 - t) (1 without α). γ = 1, β = 0 is
-    `sigmoid_cross_entropy`. The paper's pairs are γ = 2, β = 1 and γ = 4, β = 0.
+    with α_t = α t + (1 - α)(1 - t). γ = 1, β = 0 is `sigmoid_cross_entropy`; the paper has (γ, β) = (2, 1) and (4, 0).
 
     Args:
-        logits: z, any shape; `[..., C]` for C independent labels per pixel.
-        targets: t, that shape: boolean, 0 and 1, or floats in [0, 1] (soft). They have no gradient.
-        gamma: γ > 0, a scalar.
-        beta: β, a scalar; a larger β makes a pixel easy at a smaller logit.
-        alpha: α in [0, 1], a scalar, or None.
-        where: boolean, broadcastable to that shape; False removes the logit.
+        logits, targets: z and t, as in `sigmoid_cross_entropy`.
+        gamma: steepness γ > 0.
+        beta: shift β; a larger β makes a pixel easy at a smaller logit.
+        alpha, where: as in `sigmoid_cross_entropy`.
 
     Returns:
         The loss per logit, in nats over γ, at least float32.
 
-    Raises:
-        TypeError: logits are not floating point, or `where` not boolean.
-        ValueError: shapes do not fit, γ ≤ 0, β is not finite, or α is outside [0, 1].
+    Raises: TypeError or ValueError if a dtype or shape does not fit, γ ≤ 0, β is not finite, or α is outside [0, 1].
 
-    References:
-        Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, appendices A and B.
+    References: Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, appendices A and B.
 
     >>> print(sigmoid_focal_star_loss(jnp.array([0.0, -3.0]), jnp.array([1, 1])).round(2))
     [0.16 2.5 ]
@@ -275,33 +232,22 @@ def sigmoid_focal_star_loss(
     return numerics.rematerialized(formula, dtype, where, (logits, targets), (gamma, beta, alpha))
 
 
-def hinge_loss(
-    logits: Float[ArrayLike, "*pixels"],
-    targets: Real[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
-    *,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
-) -> Float[Array, "*pixels"]:
+def hinge_loss(logits: PerPixel, targets: Targets, *, where: Where = None) -> Float[Array, "*pixels"]:
     r"""Computes the hinge loss of binary targets per logit.
 
     .. math:: H = \max(0, 1 - x), \qquad x = z \text{ if } t = 1, \; -z \text{ if } t = 0
 
-    with logit z and target t. The slope at x = 1 is 0.
-
     Args:
         logits: z, any shape.
-        targets: t, that shape: 0 and 1, boolean, integer or float. Every other unmasked value gives NaN in value and
-            gradient, also -1 and soft targets.
-        where: boolean, broadcastable to that shape; False removes the logit.
+        targets: t, that shape: boolean, or numbers that are 0 or 1. Any other unmasked target, -1 too, gives NaN.
+        where: boolean, that shape; False removes the logit.
 
     Returns:
         The loss per logit, in units of the logit, at least float32.
 
-    Raises:
-        TypeError: logits are not floating point, or `where` not boolean.
-        ValueError: shapes do not fit.
+    Raises: TypeError or ValueError if a dtype or shape does not fit.
 
-    References:
-        Cortes and Vapnik, Support-Vector Networks, Machine Learning 20, 1995.
+    References: Cortes and Vapnik, Support-Vector Networks, Machine Learning 20, 1995.
 
     >>> print(hinge_loss(jnp.array([0.25, 0.25, 3.0, jnp.nan]), jnp.array([1, 0, 1, 255]), where=jnp.arange(4) < 3))
     [0.75 1.25 0.   0.  ]
@@ -315,11 +261,7 @@ def hinge_loss(
 
 
 def huber_loss(
-    predictions: Float[ArrayLike, "*pixels"],
-    targets: Float[ArrayLike, "*pixels"],
-    *,
-    delta: Real[ArrayLike, ""] = 1.0,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    predictions: PerPixel, targets: PerPixel, *, delta: Scalar = 1.0, where: Where = None
 ) -> Float[Array, "*pixels"]:
     r"""Computes Huber's loss per value: squared for small errors, linear for large ones.
 
@@ -332,19 +274,15 @@ def huber_loss(
     Args:
         predictions: any shape.
         targets: that shape. Gradients flow to both.
-        delta: δ > 0, a scalar, in the unit of the values: the largest slope.
-        where: boolean, broadcastable to that shape; False removes the value.
+        delta: δ > 0, in the unit of the values: the largest slope.
+        where: boolean, that shape; False removes the value.
 
     Returns:
         The loss per value, in their unit squared, at least float32.
 
-    Raises:
-        TypeError: predictions or targets are not floating point, or `where` not boolean.
-        ValueError: shapes do not fit, or δ ≤ 0.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or δ ≤ 0.
 
-    References:
-        Huber, Robust Estimation of a Location Parameter, Annals of Mathematical Statistics 35, 1964;
-        Girshick, Fast R-CNN, arXiv 1504.08083 (smooth L1).
+    References: Huber, Robust Estimation of a Location Parameter, 1964; Girshick, Fast R-CNN, arXiv 1504.08083.
 
     >>> print(huber_loss(jnp.array([0.5, -3.0]), jnp.zeros(2), delta=2.0))
     [0.125 4.   ]
@@ -353,8 +291,7 @@ def huber_loss(
     targets = checks.floating_as_given("targets", targets)
     checks.same_shape("targets", targets.shape, "predictions", predictions.shape)
     where = None if where is None else checks.mask("where", where, predictions.shape)
-    dtypes = checks.widened(predictions.dtype), checks.widened(targets.dtype)
-    dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
+    dtype = checks.widened(max(predictions.dtype, targets.dtype, key=lambda dtype: dtype.itemsize))
     delta = checks.finite("delta", delta, dtype, above=0.0)
 
     def formula(predictions, targets, delta):

@@ -1,19 +1,15 @@
-"""The Lovász extension of the Jaccard loss: a convex surrogate of IoU that equals 1 - IoU on hard predictions.
-
-The pixels of one class form a set per image, or one set over the whole batch on all devices. Masked pixels are in none.
-"""
+"""The Lovász extension of the Jaccard loss: a convex surrogate of IoU that equals 1 - IoU on hard predictions."""
 
 import math
-from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Integer, Real, UInt
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from segjax import checks
+from segjax.checks import AxisName, Labels, Logits, PerPixel, Targets, Where
 from segjax.collectives import psum
 from segjax.losses import _log_odds as numerics
 from segjax.losses.reduction import mean
@@ -23,13 +19,13 @@ _ABSENT = {"exclude": None, "zero": 0.0, "one": 1.0}
 
 
 def lovasz_softmax_loss(
-    logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
+    logits: Logits,
+    labels: Labels,
     *,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    where: Where = None,
     over_batch: bool = True,
     absent: str = "exclude",
-    axis_name: Hashable | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the Lovász-softmax loss: a surrogate of 1 - mean IoU, from the errors of the softmax.
 
@@ -38,36 +34,31 @@ def lovasz_softmax_loss(
         e_i = |[y_i = c] - p_{ic}|, \qquad
         J_k = 1 - \frac{G - c_k}{G + k - c_k}
 
-    with the errors e of class c sorted from largest to smallest, the pixels :math:`c_k` of class c among the first k,
-    all G of them, :math:`J_0 = 0`, and the counted classes C. :math:`J_k` is the Jaccard loss if exactly the first k
-    pixels are wrong. Where errors are equal, the gradient is one of the subgradients.
+    with the errors e of class c in falling order, the pixels :math:`c_k` of class c among the first k, all G of them,
+    :math:`J_0 = 0`, and the counted classes C. :math:`J_k` is the Jaccard loss if exactly the first k pixels are wrong.
 
     Args:
-        logits: z, `[..., C]`, C ≥ 2, class last, at least one pixel axis.
+        logits: `[..., C]`, C ≥ 2, class last, at least one pixel axis; p = softmax(logits).
         labels: y, integers in [0, C), `[...]`. Another unmasked label gives NaN.
-        where: boolean, broadcastable to `[...]`; False removes the pixel.
+        where: boolean `[...]`, broadcastable; False removes the pixel.
         over_batch: static. True: one set per class over all images and devices; each device sorts the errors of the
             global batch. False: one set per class and image (`[B, ..., C]`), then the mean over images with a pixel.
-        absent: loss of a class that labels no pixel of the set: "exclude" (not counted, the authors'
-            `classes="present"`), "zero" or "one".
+        absent: loss of a class that labels no pixel of the set: "exclude" (not counted), "zero" or "one".
         axis_name: mapped device axis, or None. Every device gets the same global loss; `pmean` the gradients.
 
     Returns:
         A scalar in [0, 1], at least float32; 0 without an unmasked pixel.
 
-    Raises:
-        TypeError: logits are not floating point, labels not integers, or `where` not boolean.
-        ValueError: shapes do not fit, C < 2, a pixel axis is missing, or `absent` is unknown.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or `absent` is unknown.
 
-    References:
-        Berman et al., The Lovász-Softmax loss, arXiv 1705.08790.
+    References: Berman et al., The Lovász-Softmax loss, arXiv 1705.08790.
 
     >>> hard = 1e4 * jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # IoU 2/3 and 1/2
     >>> print(1 - lovasz_softmax_loss(hard, jnp.array([0, 0, 0, 1])).round(6))
     0.583333
     """
     checks.choice("absent", absent, tuple(_ABSENT))
-    logits, labels, keep = numerics.softmax_inputs(logits, labels, where)
+    logits, labels, keep = checks.softmax_inputs(logits, labels, where)
     num_classes = logits.shape[-1]
     if labels.ndim < (1 if over_batch else 2):
         expected = "[pixels, ..., classes]" if over_batch else "[batch, pixels, ..., classes] for over_batch=False"
@@ -75,57 +66,43 @@ def lovasz_softmax_loss(
 
     if keep is not None:
         logits = jnp.where(numerics.mask_classes(keep, num_classes), logits, 0)
-    valid = (labels >= 0) & (labels < num_classes)
     # Added to the logits, so that the gradient of an invalid label is NaN too.
+    valid = (labels >= 0) & (labels < num_classes)
     p = jax.nn.softmax(logits + numerics.nan_unless(valid, logits.dtype)[..., None])
     own = numerics.is_label(labels, num_classes)
     # 1 - p of the own class as the sum of the others keeps the digits of a confident pixel.
     missed = jnp.sum(jnp.where(own, 0, p), axis=-1, keepdims=True)
     errors = jnp.where(own, missed, p)  # |[y = c] - p_c|
 
-    within, across = (axis_name, None) if over_batch else (None, axis_name)
-    loss, positives, exists = _set_losses(errors, own, keep, over_batch, within)
+    loss, positives, exists = _set_losses(errors, own, keep, over_batch, axis_name)
     present, fill = positives > 0, _ABSENT[absent]
     # A NaN stays: with invalid labels only, no class is present.
     loss = jnp.where(present | jnp.isnan(loss), loss, 0.0 if fill is None else fill)
     count = jnp.sum(present, axis=-1) if fill is None else jnp.full(exists.shape, num_classes)
     per_image = jnp.sum(loss, axis=-1) / jnp.maximum(count, 1).astype(loss.dtype)
-    return mean(per_image, where=exists, axis_name=across)
+    return mean(per_image, where=exists, axis_name=None if over_batch else axis_name)
 
 
 def lovasz_hinge_loss(
-    logits: Float[ArrayLike, "*pixels"],
-    targets: Real[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
-    *,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
-    over_batch: bool = True,
-    axis_name: Hashable | None = None,
+    logits: PerPixel, targets: Targets, *, where: Where = None, over_batch: bool = True, axis_name: AxisName = None
 ) -> Float[Array, ""]:
     r"""Computes the Lovász hinge: a convex surrogate of the foreground's Jaccard loss, for one logit per pixel.
 
-    .. math::
-        L = \sum_k e_{(k)} \left(J_k - J_{k-1}\right), \qquad
-        e_i = \max(0, 1 - x_i), \qquad x_i = (2 t_i - 1) z_i
+    .. math:: L = \sum_k e_{(k)} (J_k - J_{k-1}), \qquad e_i = \max(0, 1 - x_i), \qquad x_i = (2 t_i - 1) z_i
 
-    with logit z, target t, and the sorted errors e and J of `lovasz_softmax_loss`. At logits ±1 it is twice the Jaccard
-    loss. Without positives, the loss is the largest error, as in the authors' code.
+    with the sorted errors e and J of `lovasz_softmax_loss`. At logits ±1 it is twice the Jaccard loss.
 
     Args:
         logits: z, at least one axis.
         targets: t, that shape: boolean, or numbers that are 0 or 1. Any other unmasked target gives NaN.
-        where: boolean, broadcastable to that shape; False removes the pixel.
-        over_batch: as in `lovasz_softmax_loss`; False needs `[B, ...]`.
-        axis_name: as in `lovasz_softmax_loss`.
+        where, over_batch, axis_name: as in `lovasz_softmax_loss`; `over_batch=False` needs `[B, ...]`.
 
     Returns:
         A scalar ≥ 0, at least float32; 0 without an unmasked pixel.
 
-    Raises:
-        TypeError: logits are not floating point, or `where` not boolean.
-        ValueError: shapes do not fit, or a pixel axis is missing.
+    Raises: TypeError or ValueError if a dtype or shape does not fit.
 
-    References:
-        Yu and Blaschko, Learning Submodular Losses with the Lovász Hinge, arXiv 1512.07797.
+    References: Yu and Blaschko, Learning Submodular Losses with the Lovász Hinge, arXiv 1512.07797.
 
     >>> print(lovasz_hinge_loss(jnp.array([1.0, -1.0, 1.0, -1.0]), jnp.array([1, 1, 0, 0])) / 2)  # IoU 1/3
     0.6666667
@@ -139,19 +116,15 @@ def lovasz_hinge_loss(
     targets = numerics.mask_to_zero(targets, keep)
     errors = numerics.hinge(numerics.sigmoid_log_odds(logits, targets))
 
-    within, across = (axis_name, None) if over_batch else (None, axis_name)
-    loss, _, exists = _set_losses(errors[..., None], (targets == 1)[..., None], keep, over_batch, within)
-    return mean(loss[:, 0], where=exists, axis_name=across)
+    loss, _, exists = _set_losses(errors[..., None], (targets == 1)[..., None], keep, over_batch, axis_name)
+    return mean(loss[:, 0], where=exists, axis_name=None if over_batch else axis_name)
 
 
 def _set_losses(
-    errors: Float[Array, "*pixels classes"],
-    positive: Bool[Array, "*pixels classes"],
-    keep: Bool[Array, "*pixels"] | None,
-    over_batch: bool,
-    axis_name: Hashable | None,
+    errors: Float[Array, "*pixels classes"], positive: Bool[Array, "*pixels classes"], keep, over_batch, axis_name
 ) -> tuple[Float[Array, "images classes"], Int[Array, "images classes"], Bool[Array, "images"]]:
-    """Returns loss and positives per set, and True per image with an unmasked pixel; sets span all of `axis_name`."""
+    """Returns loss and positives per set, and True per image with an unmasked pixel."""
+    axis_name = axis_name if over_batch else None  # the set of an image is on one device
     images, num_classes = 1 if over_batch else errors.shape[0], errors.shape[-1]
     pixels = math.prod(errors.shape[:-1] if over_batch else errors.shape[1:-1])
 
@@ -170,11 +143,7 @@ def _set_losses(
 
 
 def _jaccard_steps(
-    errors: Float[Array, "sets pixels"],
-    positive: Bool[Array, "sets pixels"],
-    keep: Bool[Array, "sets pixels"],
-    positives: Int[Array, "sets 1"],
-    axis_name: Hashable | None,
+    errors: Float[Array, "sets pixels"], positive, keep, positives: Int[Array, "sets 1"], axis_name: AxisName
 ) -> Float[Array, "sets pixels"]:
     """Returns J_k - J_{k-1} of each pixel, where k is its rank by error among the pixels of all devices."""
     # The bits of a float ≥ 0 are ordered like its value. The last bit of a key is 0 at positives; masked pixels get the

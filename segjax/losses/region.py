@@ -14,30 +14,32 @@ A single sigmoid logit z is the two-class softmax of (0, z), of which class 1 co
 No term is negative or a difference of close numbers, so a nearly perfect prediction keeps its tiny loss.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Integer, Real
+from jaxtyping import Array, Float
 
 from segjax import checks
+from segjax.checks import AxisName, Labels, Logits, Scalar, Where
 from segjax.collectives import psum
-from segjax.losses._log_odds import pixel_sums, softmax_inputs, varying_like
+from segjax.losses._log_odds import pixel_sums, varying_like
+
+PerClass = Float[Array, "images classes"]
 
 
 def dice_loss(
-    logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
+    logits: Logits,
+    labels: Labels,
     *,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    where: Where = None,
     squared: bool = False,
     over_batch: bool = False,
     absent: str = "exclude",
     classes: Sequence[int] | None = None,
-    axis_name: Hashable | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the Dice loss of integer labels: the Tversky loss of α = β = 1/2.
 
@@ -48,9 +50,9 @@ def dice_loss(
     with p = softmax(logits), one-hot labels t, pixels i of image b, and classes c.
 
     Args:
-        logits: z, `[B, ..., C]`: batch, at least one pixel axis, C ≥ 2 classes last.
+        logits: `[B, ..., C]`: batch, at least one pixel axis, C ≥ 2 classes last.
         labels: integers in [0, C), `[B, ...]`. Another unmasked label gives NaN.
-        where: boolean, broadcastable to `[B, ...]`; False removes the pixel.
+        where: boolean `[B, ...]`, broadcastable; False removes the pixel.
         squared: static; True: squared sums in the denominator (V-Net).
         over_batch: static; True: one Dice over the batch on all devices instead of one per image.
         absent: "exclude", "zero" or "one": the loss of an absent class.
@@ -60,12 +62,9 @@ def dice_loss(
     Returns:
         A scalar in [0, 1], at least float32. Its first two derivatives are finite for |logit| ≤ 1e4.
 
-    Raises:
-        TypeError: logits are not floating point, labels not integers, or `where` not boolean.
-        ValueError: shapes do not fit, no pixel axis, C < 2, unknown `absent`, or `classes` are not distinct classes.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or `absent` or `classes` is not valid.
 
-    References:
-        Milletari et al., V-Net, arXiv 1606.04797 (squared).
+    References: Milletari et al., V-Net, arXiv 1606.04797 (squared).
 
     >>> logits = jnp.log(jnp.array([[[0.1, 0.9], [0.2, 0.8], [0.8, 0.2]]]))  # one image of three pixels
     >>> print(f"{dice_loss(logits, jnp.array([[1, 1, 0]]), classes=(1,)):.4f}")  # 1 - 2 · 1.7 / (1.9 + 2)
@@ -77,40 +76,29 @@ def dice_loss(
 
 
 def jaccard_loss(
-    logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
+    logits: Logits,
+    labels: Labels,
     *,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    where: Where = None,
     squared: bool = False,
     over_batch: bool = False,
     absent: str = "exclude",
     classes: Sequence[int] | None = None,
-    axis_name: Hashable | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the Jaccard (soft IoU) loss of integer labels: the Tversky loss of α = β = 1.
 
     .. math:: L = \operatorname{mean}_{b,c} \left(1 - \frac{I_{bc}}{P_{bc} + T_{bc} - I_{bc}}\right)
 
-    with I, P and T as in `dice_loss`.
-
     Args:
-        logits: as in `dice_loss`, and so are the other arguments.
-        labels: as in `dice_loss`.
-        where: as in `dice_loss`.
-        squared: as in `dice_loss`.
-        over_batch: as in `dice_loss`.
-        absent: as in `dice_loss`.
-        classes: as in `dice_loss`.
-        axis_name: as in `dice_loss`.
+        logits, labels, where, squared, over_batch, absent, classes, axis_name: as in `dice_loss`, like I, P and T.
 
     Returns:
         As `dice_loss`.
 
-    Raises:
-        TypeError, ValueError: as `dice_loss`.
+    Raises: as `dice_loss`.
 
-    References:
-        Rahman and Wang, Optimizing Intersection-Over-Union in Deep Neural Networks for Image Segmentation, ISVC 2016.
+    References: Rahman and Wang, Optimizing Intersection-Over-Union in Deep Neural Networks, ISVC 2016.
 
     >>> logits = jnp.log(jnp.array([[[0.1, 0.9], [0.2, 0.8], [0.8, 0.2]]]))
     >>> print(f"{jaccard_loss(logits, jnp.array([[1, 1, 0]]), classes=(1,)):.4f}")  # 1 - 1.7 / (1.9 + 2 - 1.7)
@@ -122,50 +110,37 @@ def jaccard_loss(
 
 
 def tversky_loss(
-    logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
+    logits: Logits,
+    labels: Labels,
     *,
-    alpha: Real[ArrayLike, ""] = 0.5,
-    beta: Real[ArrayLike, ""] = 0.5,
-    gamma: Real[ArrayLike, ""] = 1.0,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    alpha: Scalar = 0.5,
+    beta: Scalar = 0.5,
+    gamma: Scalar = 1.0,
+    where: Where = None,
     squared: bool = False,
     over_batch: bool = False,
     absent: str = "exclude",
     classes: Sequence[int] | None = None,
-    axis_name: Hashable | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the Tversky loss of integer labels; γ > 1 gives the focal Tversky loss.
 
     .. math::
         L = \operatorname{mean}_{b,c} (1 - TI_{bc})^γ, \qquad TI = \frac{I}{I + α (P - I) + β (T - I)}
 
-    with I, P and T as in `dice_loss`: α weights the false positives, β the false negatives.
-
     Args:
-        logits: as in `dice_loss`.
-        labels: as in `dice_loss`.
-        alpha: α ≥ 0, a scalar; may be traced, like β and γ.
-        beta: β ≥ 0, a scalar. Squared sums need β ≥ α, or TI exceeds 1; if they are traced, the loss is cut off at 0.
-        gamma: γ ≥ 1, a scalar. Abraham and Khan's γ = 4/3 is 1/γ here, 0.75, and excluded: below 1 the gradient is
-            infinite at a perfect prediction. Their α weights false negatives.
-        where: as in `dice_loss`.
-        squared: as in `dice_loss`.
-        over_batch: as in `dice_loss`.
-        absent: as in `dice_loss`.
-        classes: as in `dice_loss`.
-        axis_name: as in `dice_loss`.
+        logits, labels: as in `dice_loss`, like I, P and T.
+        alpha: α ≥ 0, the weight of false positives; may be traced, like β and γ.
+        beta: β ≥ 0, that of false negatives. Squared sums need β ≥ α (traced: the loss is cut off at 0).
+        gamma: γ ≥ 1: below 1 the gradient is infinite at a perfect prediction. Abraham and Khan's γ is 1/γ here.
+        where, squared, over_batch, absent, classes, axis_name: as in `dice_loss`.
 
     Returns:
         As `dice_loss`.
 
-    Raises:
-        TypeError: as `dice_loss`.
-        ValueError: as `dice_loss`, or α < 0, β < 0, γ < 1, or squared with α > β (not checked when traced).
+    Raises: as `dice_loss`, or α < 0, β < 0, γ < 1, or squared with α > β (unless traced).
 
-    References:
-        Salehi et al., Tversky loss function for image segmentation, arXiv 1706.05721;
-        Abraham and Khan, A Novel Focal Tversky Loss Function, arXiv 1810.07842.
+    References: Salehi et al., Tversky loss, arXiv 1706.05721; Abraham and Khan, Focal Tversky loss, arXiv 1810.07842.
 
     >>> logits = jnp.log(jnp.array([[[0.1, 0.9], [0.2, 0.8], [0.8, 0.2]]]))
     >>> loss = tversky_loss(logits, jnp.array([[1, 1, 0]]), alpha=0.3, beta=0.7, classes=(1,))
@@ -186,15 +161,15 @@ def tversky_loss(
 
 
 def generalized_dice_loss(
-    logits: Float[ArrayLike, "*pixels classes"],
-    labels: Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"],
+    logits: Logits,
+    labels: Labels,
     *,
-    where: Bool[ArrayLike, "*#pixels"] | None = None,
+    where: Where = None,
     squared: bool = False,
     over_batch: bool = False,
     absent: str = "exclude",
     classes: Sequence[int] | None = None,
-    axis_name: Hashable | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the generalised Dice loss of integer labels: one Dice of all classes, weighted against their size.
 
@@ -202,28 +177,18 @@ def generalized_dice_loss(
         L = \operatorname{mean}_b \left(1 - \frac{2 \sum_c w_{bc} I_{bc}}{\sum_c w_{bc} (P_{bc} + T_{bc})}\right),
         \qquad w_{bc} = \left(\sum_i t_{bci}\right)^{-2}
 
-    with I, P and T as in `dice_loss`.
-
     Args:
-        logits: as in `dice_loss`.
-        labels: as in `dice_loss`.
-        where: as in `dice_loss`.
-        squared: as in `dice_loss`.
-        over_batch: as in `dice_loss`.
-        absent: weight of an absent class: "exclude" and "zero": 0; "one": the largest weight of the present classes, as
-            in MONAI, so that its false positives cost. An image in which all `classes` are absent is one pair: not
-            counted, 0, or 1.
-        classes: as in `dice_loss`.
-        axis_name: as in `dice_loss`.
+        logits, labels, where, squared, over_batch: as in `dice_loss`, like I, P and T.
+        absent: weight of an absent class: "exclude" and "zero": 0; "one": the largest weight of the present classes, so
+            that its false positives cost. For an image without any of the classes: as in `dice_loss`.
+        classes, axis_name: as in `dice_loss`.
 
     Returns:
         As `dice_loss`.
 
-    Raises:
-        TypeError, ValueError: as `dice_loss`.
+    Raises: as `dice_loss`.
 
-    References:
-        Sudre et al., Generalised Dice overlap as a deep learning loss function, arXiv 1707.03237.
+    References: Sudre et al., Generalised Dice overlap as a deep learning loss function, arXiv 1707.03237.
 
     >>> logits = jnp.log(jnp.array([[[0.9, 0.1], [0.8, 0.2], [0.8, 0.2], [0.1, 0.9]]]))
     >>> print(f"{generalized_dice_loss(logits, jnp.array([[0, 0, 0, 1]])):.4f}")  # 1 - 2 (2.5/9 + 0.9) / (5.6/9 + 2.4)
@@ -259,7 +224,7 @@ def _sums(logits, labels, where, squared, over_batch, classes, axis_name) -> tup
             "logits must be [batch, ..., classes] with at least one axis of pixels and 2 classes, class last; "
             f"got shape {shape}. A single sigmoid logit z is the two classes (0, z), with classes=(1,)"
         )
-    logits, labels, where = softmax_inputs(logits, labels, where)
+    logits, labels, where = checks.softmax_inputs(logits, labels, where)
     where = jnp.ones(labels.shape, bool) if where is None else where
     labels, where = varying_like(labels, logits[..., 0]), varying_like(where, logits[..., 0])
     *by_class, alarm = pixel_sums(logits, labels, where, squared)
@@ -274,7 +239,6 @@ def _sums(logits, labels, where, squared, over_batch, classes, axis_name) -> tup
 
 
 def _class_indices(classes: Any, num_classes: int) -> np.ndarray:
-    """Returns distinct class indices."""
     indices = checks.host("classes", classes)
     integers = indices.ndim == 1 and indices.size > 0 and np.issubdtype(indices.dtype, np.integer)
     if not integers or not np.isin(indices, range(num_classes)).all() or np.unique(indices).size != indices.size:
@@ -283,7 +247,7 @@ def _class_indices(classes: Any, num_classes: int) -> np.ndarray:
     return indices
 
 
-def _cost(sums: _Sums, alpha: Any, beta: Any, squared: bool) -> Float[Array, "images classes"]:
+def _cost(sums: _Sums, alpha: Any, beta: Any, squared: bool) -> PerClass:
     """Returns N of 1 - TI = N / (I + N)."""
     if not squared:
         return alpha * sums.error + beta * sums.miss
@@ -291,7 +255,7 @@ def _cost(sums: _Sums, alpha: Any, beta: Any, squared: bool) -> Float[Array, "im
     return jnp.where(cost < 0, 0, cost)
 
 
-def _ratio(cost: Float[Array, "images classes"], hit: Float[Array, "images classes"]) -> Float[Array, "images classes"]:
+def _ratio(cost: PerClass, hit: PerClass) -> PerClass:
     """Returns 1 - TI = N / (I + N), and 0 where both are 0."""
     whole = jax.lax.stop_gradient(hit + cost)
     nothing = whole < jnp.finfo(whole.dtype).tiny
@@ -301,20 +265,13 @@ def _ratio(cost: Float[Array, "images classes"], hit: Float[Array, "images class
     return jnp.where(nothing, 0, cost / jnp.where(nothing, 1, hit + cost))
 
 
-def _power(base: Float[Array, "images classes"], gamma: Float[Array, ""]) -> Float[Array, "images classes"]:
+def _power(base: PerClass, gamma: Float[Array, ""]) -> PerClass:
     """Returns base^γ for γ ≥ 1, with finite derivatives at 0, where the formula has 0 · ∞."""
     positive = base >= jnp.finfo(base.dtype).tiny
     return jnp.where(positive, jnp.where(positive, base, 1) ** gamma, jnp.where(gamma == 1, base, 0))
 
 
-def _mean_over_pairs(
-    loss: Float[Array, "images pairs"],
-    present: Bool[Array, "images pairs"],
-    sums: _Sums,
-    absent: str,
-    over_batch: bool,
-    axis_name: Hashable | None,
-) -> Float[Array, ""]:
+def _mean_over_pairs(loss, present, sums: _Sums, absent: str, over_batch: bool, axis_name) -> Float[Array, ""]:
     """Returns the mean over the counted pairs of all devices (`over_batch`: the sums already are of all devices)."""
     checks.choice("absent", absent, ("exclude", "zero", "one"))
     counted = jnp.broadcast_to(sums.pixels > 0, present.shape)

@@ -6,7 +6,6 @@ which the pixels are distributed; leave it out under `jit`. Counts are int32: ad
 call -2^31, and the scores refuse such a sum with a ValueError.
 """
 
-# One name per line would be 110 lines.
 from segjax.metrics.boundary import (
     boundary_counts,
     boundary_counts_per_image,

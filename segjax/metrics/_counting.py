@@ -1,12 +1,10 @@
 """Counting on the device, and checks of the counts on the host. Private.
 
 Integers have no NaN. If an unmasked pixel cannot be counted (a label outside [0, C), a NaN score), *every* count of
-that call becomes `INVALID`, -2^31, on all devices. An int64 sum with such a call stays negative until a cell has
-counted 2^31 pixels, and the scores refuse negative counts.
+that call becomes `INVALID`, -2^31, on all devices. The int64 sum stays negative, and the scores refuse it.
 """
 
 import math
-from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +20,11 @@ INVALID = int(np.iinfo(np.int32).min)
 ROUNDING = 1e-12
 _LANES = 128
 
-# Arguments that many functions share.
-Labels = Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"]
-Logits = Float[ArrayLike, "*pixels classes"]
-Where = Bool[ArrayLike, "*#pixels"] | None
 Counts = Integer[jax.Array | np.ndarray, "..."]
 
 
 def count(
-    places: Int[Array, "*pixels"],
-    valid: Bool[Array, "*pixels"],
-    keep: Bool[Array, "*pixels"] | None,
-    num_places: int,
-    axis_name: Hashable | None,
+    places: Int[Array, "*pixels"], valid: Bool[Array, "*pixels"], keep: Array | None, num_places: int, axis_name
 ) -> Int[Array, "places"]:
     """Counts the unmasked pixels per place, over all devices; all `INVALID` if one of them is not `valid`."""
     # Two extra places, dropped again, take the invalid and the masked pixels.

@@ -1,47 +1,42 @@
 """Boundary F1 (BF score) and boundary IoU from counts of boundary pixels.
 
-A pixel has one class, so one label map contains the boundaries of all classes, and no class is expanded to an image of
-its own. Matching handles eight classes per byte, in a time proportional to the tolerance.
+One label map contains the boundaries of all classes, so no class is expanded to an image of its own. Matching handles
+eight classes per byte, in a time proportional to the tolerance.
 """
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Integer, Real, UInt8
+from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 
 from segjax import checks
+from segjax.checks import AxisName, Labels, Scalar, Where
 from segjax.collectives import psum
-from segjax.metrics._counting import INVALID, Counts, Labels, Where, fill_of, host_counts, nanmean, ratio, sum_by_place
+from segjax.metrics._counting import INVALID, Counts, fill_of, host_counts, nanmean, ratio, sum_by_place
 
 _CAUSE = "a label or prediction outside [0, C) was counted in an unmasked pixel"
 
 
-def boundary_tolerance(height: int, width: int, share: Real[ArrayLike, ""] = 0.0075) -> float:
+def boundary_tolerance(height: int, width: int, share: Scalar = 0.0075) -> float:
     r"""Returns a share of the image's diagonal, in pixels.
 
     .. math:: θ = s \sqrt{H^2 + W^2}
 
-    SegNet's boundary F1 uses s = 0.0075 (4.5 pixels of its 360 × 480), DAVIS uses 0.008 and rounds up. The distance of
-    boundary IoU is `max(1, round(boundary_tolerance(height, width, 0.02)))`.
-
     Args:
-        height: H, in pixels.
-        width: W, in pixels.
-        share: s ≥ 0.
+        height, width: H and W, in pixels.
+        share: s ≥ 0; SegNet's is 0.0075. The distance of boundary IoU is that of 0.02, rounded, at least 1.
 
     Returns:
         θ in pixels, a Python float because `tolerance` is static.
 
-    Raises:
-        ValueError: the height or width is below 1, or the share is negative.
+    Raises: ValueError if the height or width is below 1, or the share is negative.
 
-    References:
-        Badrinarayanan et al., SegNet, arXiv 1511.00561. Perazzi et al., CVPR 2016 (DAVIS).
+    References: Badrinarayanan et al., SegNet, arXiv 1511.00561.
 
     >>> boundary_tolerance(600, 800)
     7.5
@@ -56,9 +51,9 @@ def boundary_counts(
     predictions: Labels,
     num_classes: int,
     *,
-    tolerance: Real[ArrayLike, ""],
+    tolerance: Scalar,
     where: Where = None,
-    axis_name: Hashable | None = None,
+    axis_name: AxisName = None,
 ) -> Int[Array, "{num_classes} 4"]:
     r"""Counts the boundary pixels of each class and the matched ones, over all images and devices.
 
@@ -68,27 +63,21 @@ def boundary_counts(
 
     B_c is the boundary of class c in the labels, \hat B_c in the predictions, d the Euclidean distance between pixel
     centres of one image. The boundary of a class is its pixels with a 4-neighbour of another class (scikit-image's
-    `find_boundaries(mask, mode="inner")`). The edges of the image and of void are not boundaries. (Csurka et al. match
-    where d < θ, which differs only for whole θ.)
+    `find_boundaries(mask, mode="inner")`). The edges of the image and of void are not boundaries.
 
     Args:
         labels: true classes in [0, C), `[..., H, W]`.
         predictions: predicted classes, in the labels' shape.
         num_classes: C ≥ 1, static.
         tolerance: θ ≥ 0 in pixels, static; see `boundary_tolerance`.
-        where: boolean `[..., H, W]`, broadcastable; False: the pixel does not exist.
-        axis_name: mapped device axis, or None.
+        where, axis_name: as in `confusion_matrix`.
 
     Returns:
-        int32 `[C, 4]`: matched predicted, predicted, matched true and true boundary pixels. Add batches in int64 on the
-        host. Every entry is -2^31 if an unmasked label or prediction is outside [0, C).
+        int32 `[C, 4]`: M. Every entry is -2^31 if an unmasked label or prediction is outside [0, C).
 
-    Raises:
-        TypeError: labels or predictions are not integers, `where` is not boolean, or the tolerance is traced.
-        ValueError: shapes do not fit or have fewer than two axes, C < 1, or the tolerance is negative.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, C < 1, or the tolerance is traced or negative.
 
-    References:
-        Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
+    References: Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
     >>> labels, predictions = jnp.array([[0, 0, 0, 1, 1, 1]]), jnp.array([[0, 0, 1, 1, 1, 1]])
     >>> [boundary_counts(labels, predictions, 2, tolerance=θ).tolist() for θ in (0, 1)]
@@ -100,29 +89,21 @@ def boundary_counts(
 
 
 def boundary_counts_per_image(
-    labels: Labels, predictions: Labels, num_classes: int, *, tolerance: Real[ArrayLike, ""], where: Where = None
+    labels: Labels, predictions: Labels, num_classes: int, *, tolerance: Scalar, where: Where = None
 ) -> Int[Array, "... {num_classes} 4"]:
     r"""Returns the `boundary_counts` M of each image, for `boundary_f1_per_image`.
 
     .. math:: \sum_n M_{nc} = M_c
 
-    Concatenate the counts of batches along the image axis. Each device of a mapped axis returns those of its images.
-
     Args:
-        labels: as in `boundary_counts`.
-        predictions: as in `boundary_counts`.
-        num_classes: C ≥ 1, static.
-        tolerance: in pixels, as in `boundary_counts`; static.
-        where: as in `boundary_counts`.
+        labels, predictions, num_classes, tolerance, where: as in `boundary_counts`.
 
     Returns:
-        int32 `[..., C, 4]`. An image with an unmasked label or prediction outside [0, C) has -2^31 in every entry.
+        int32 `[..., C, 4]`; concatenate batches. An image with an unmasked class outside [0, C) has only -2^31.
 
-    Raises:
-        TypeError, ValueError: as `boundary_counts`.
+    Raises: as `boundary_counts`.
 
-    References:
-        Badrinarayanan et al., SegNet, arXiv 1511.00561.
+    References: Badrinarayanan et al., SegNet, arXiv 1511.00561.
 
     >>> labels = jnp.array([[[0, 0, 1, 1]], [[0, 0, 0, 0]]])
     >>> boundary_counts_per_image(labels, labels, 2, tolerance=2)[:, 1].tolist()
@@ -139,25 +120,19 @@ def boundary_f1(counts: Counts, *, absent: str = "exclude") -> dict[str, float |
 
     .. math:: F_c = \frac{2 P_c R_c}{P_c + R_c}
 
-    P_c is the matched share of the class's predicted boundary pixels, R_c that of its true ones. The images are pooled,
-    so a long boundary has more weight; `boundary_f1_per_image` gives every image the same weight.
+    P_c is the matched share of the class's predicted boundary pixels, R_c that of its true ones. The images are pooled.
 
     Args:
         counts: integers `[C, 4]`, sums of `boundary_counts`.
-        absent: score of a class whose denominator is 0: "exclude" gives NaN, which the mean leaves out; "zero" and
-            "one" give that number.
+        absent: as in `segmentation_scores`.
 
     Returns:
-        `mean_boundary_f1` (float; NaN if no class remains) and float64 `[C]` arrays `boundary_f1_per_class`,
-        `boundary_precision_per_class` and `boundary_recall_per_class`, all in [0, 1]. F1 is 0 where only the truth or
-        only the prediction has a boundary.
+        `mean_boundary_f1` (float; NaN if no class remains) and float64 `[C]` arrays `boundary_f1_per_class` (0 if only
+        one side has a boundary), `boundary_precision_per_class` and `boundary_recall_per_class`, all in [0, 1].
 
-    Raises:
-        TypeError: the counts are traced or not integers.
-        ValueError: they are not `[C, 4]`, one is negative (invalid pixels or an overflow), or `absent` is unknown.
+    Raises: as `segmentation_scores`, with counts `[C, 4]`.
 
-    References:
-        Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
+    References: Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
     >>> scores = boundary_f1(np.array([[6, 8, 5, 10], [0, 3, 0, 0], [0, 0, 0, 0]]))
     >>> print(scores["boundary_f1_per_class"], scores["mean_boundary_f1"])
@@ -179,21 +154,17 @@ def boundary_f1_per_image(counts: Counts) -> dict[str, float | np.ndarray]:
 
     .. math:: BF = \frac{1}{|J|} \sum_{n \in J} \frac{1}{|K_n|} \sum_{c \in K_n} F_{nc}
 
-    K_n are the classes with a true boundary pixel in image n, and J the images that have such a class. Only
-    `boundary_f1` counts a class that is predicted but not labelled.
+    K_n are the classes with a true boundary pixel in image n, and J the images that have such a class.
 
     Args:
         counts: integers `[N, C, 4]`, concatenated from `boundary_counts_per_image`.
 
     Returns:
-        `mean_boundary_f1_per_image` (float; NaN if J is empty) and `boundary_f1_per_image` (float64 `[N]`; NaN for
-        images not in J), in [0, 1].
+        `mean_boundary_f1_per_image` (float) and `boundary_f1_per_image` (float64 `[N]`), in [0, 1]; NaN outside J.
 
-    Raises:
-        TypeError, ValueError: as `boundary_f1`, with counts `[N, C, 4]`.
+    Raises: as `segmentation_scores`, with counts `[N, C, 4]`.
 
-    References:
-        Badrinarayanan et al., SegNet, arXiv 1511.00561.
+    References: Badrinarayanan et al., SegNet, arXiv 1511.00561.
 
     >>> scores = boundary_f1_per_image(np.array([[[6, 8, 5, 10], [0, 3, 0, 0]], [[4, 4, 4, 4], [0, 0, 0, 2]]]))
     >>> print(scores["boundary_f1_per_image"], scores["mean_boundary_f1_per_image"])
@@ -213,7 +184,7 @@ def boundary_iou_counts(
     *,
     distance: Integer[ArrayLike, ""],
     where: Where = None,
-    axis_name: Hashable | None = None,
+    axis_name: AxisName = None,
 ) -> Int[Array, "{num_classes} 2"]:
     r"""Counts the intersection and union of each class's inner boundary regions, over all images and devices.
 
@@ -224,23 +195,16 @@ def boundary_iou_counts(
     `boundary_counts`, the edges of the image and of void are part of the contour.
 
     Args:
-        labels: as in `boundary_counts`.
-        predictions: as in `boundary_counts`.
-        num_classes: C ≥ 1, static.
-        distance: whole number of pixels, at least 1, static; the authors use 2 % of the diagonal (see
-            `boundary_tolerance`). A distance larger than every object gives the IoU of the masks.
-        where: as in `boundary_counts`.
-        axis_name: mapped device axis, or None.
+        labels, predictions, num_classes: as in `boundary_counts`.
+        distance: whole number of pixels, at least 1, static; the authors use 2 % of the diagonal.
+        where, axis_name: as in `boundary_counts`.
 
     Returns:
-        int32 `[C, 2]`: intersection, union. Add batches in int64 on the host. Every entry is -2^31 if an unmasked label
-        or prediction is outside [0, C).
+        int32 `[C, 2]`: intersection, union; all -2^31 if an unmasked label or prediction is outside [0, C).
 
-    Raises:
-        TypeError, ValueError: as `boundary_counts`, or the distance is traced, not an integer, or below 1.
+    Raises: as `boundary_counts`, or the distance is traced, not an integer, or below 1.
 
-    References:
-        Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, arXiv 2103.16562.
+    References: Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, arXiv 2103.16562.
 
     >>> labels = jnp.zeros((5, 5), int).at[:, 3:].set(1)
     >>> boundary_iou_counts(labels, jnp.zeros((5, 5), int), 2, distance=1).tolist()
@@ -261,20 +225,16 @@ def boundary_iou(counts: Counts, *, absent: str = "exclude") -> dict[str, float 
 
     .. math:: IoU_c = \frac{\#(G_c \cap P_c)}{\#(G_c \cup P_c)}
 
-    The images are pooled, as in `mean_iou`; the paper's boundary AP and PQ match instances.
-
     Args:
         counts: integers `[C, 2]`, sums of `boundary_iou_counts`.
-        absent: score of a class that is neither true nor predicted, as in `boundary_f1`.
+        absent: as in `segmentation_scores`.
 
     Returns:
         `mean_boundary_iou` (float; NaN if no class remains) and `boundary_iou_per_class` (float64 `[C]`), in [0, 1].
 
-    Raises:
-        TypeError, ValueError: as `boundary_f1`, with counts `[C, 2]`.
+    Raises: as `segmentation_scores`, with counts `[C, 2]`.
 
-    References:
-        Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, arXiv 2103.16562.
+    References: Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, arXiv 2103.16562.
 
     >>> scores = boundary_iou(np.array([[9, 12], [0, 4], [0, 0]]))
     >>> print(scores["boundary_iou_per_class"], scores["mean_boundary_iou"])
@@ -293,9 +253,8 @@ def _inputs(labels, predictions, num_classes, where):
     if labels.ndim < 2:
         raise ValueError(f"labels must be [..., height, width]; got shape {labels.shape}")
     checks.same_shape("predictions", predictions.shape, "labels", labels.shape)
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1; got {num_classes}")
-    keep = jnp.ones(labels.shape, bool) if where is None else checks.mask("where", where, labels.shape)
+    checks.scalar("num_classes", num_classes, jnp.int32, 1.0)
+    keep = checks.mask("where", where, labels.shape)
     images = (math.prod(labels.shape[:-2]), *labels.shape[-2:])
     return labels.reshape(images), predictions.reshape(images), keep.reshape(images)
 
@@ -307,12 +266,11 @@ def _non_negative(name: str, value: ArrayLike) -> float:
     return float(array)
 
 
-def _host(counts: jax.Array | np.ndarray, expected: str, ndim: int, columns: int) -> Float[np.ndarray, "..."]:
+def _host(counts: ArrayLike, expected: str, ndim: int, columns: int) -> Float[np.ndarray, "..."]:
     array = host_counts("counts", counts, _CAUSE)
     if array.ndim != ndim or array.shape[-1] != columns:
         raise ValueError(f"counts must be {expected}; got shape {array.shape}")
-    # float64 is exact to 2^53; the product of two counts could exceed int64.
-    return array.astype(np.float64)
+    return array.astype(np.float64)  # exact to 2^53; the product of two counts could exceed int64
 
 
 def _f1(counts: Float[np.ndarray, "*shape 4"], absent: float) -> Float[np.ndarray, "*shape"]:
@@ -419,17 +377,12 @@ def _quarter_circle(tolerance: float, height: int, width: int) -> list[tuple[int
 
 
 def _dilated(bits: UInt8[Array, "*images height width"], steps: list[tuple[int, int]]) -> UInt8[Array, "..."]:
-    """Returns the bitwise or over the disc around each pixel.
-
-    A row of the disc is a run to the left and right, longer near the centre. One run grows along the rim; each step
-    merges it from as many rows above and below.
-    """
+    """Returns the bitwise or over the disc around each pixel: of its rows, which grow step by step along the rim."""
     height, width = bits.shape[-2:]
     right, down = max((r for r, _ in steps), default=0), max((d for _, d in steps), default=0)
     other_axes = [(0, 0)] * (bits.ndim - 2)
     run = jnp.pad(bits, [*other_axes, (down, down), (0, 0)])
     wide = jnp.pad(run, [*other_axes, (0, 0), (right, right)])
-
     cut = jax.lax.dynamic_slice_in_dim
 
     def step(carry, offset):

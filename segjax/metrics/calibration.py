@@ -1,7 +1,6 @@
 """Calibration errors from binned confidences, and the proper scores (Brier score, negative log-likelihood)."""
 
 import math
-from collections.abc import Hashable
 from typing import NamedTuple
 
 import jax
@@ -10,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from segjax import checks
+from segjax.checks import AxisName, Labels, Logits, Where
 from segjax.collectives import psum
-from segjax.metrics._counting import INVALID, Counts, Labels, Logits, Where, count, host_counts, ratio, sum_by_place
+from segjax.metrics._counting import INVALID, Counts, count, host_counts, ratio, sum_by_place
 
 _CAUSE = "a label outside [0, C) or a NaN logit was counted in an unmasked pixel"
 # Spacing of float32 below 1: exact for a confidence above 1/2, and at most 3e-8 off for a smaller one.
@@ -21,8 +21,7 @@ _FRACTION_BITS = 24
 class CalibrationBins(NamedTuple):
     """Sums per confidence bin, `[bins]`, or `[classes, bins]` from `classwise_calibration_bins`.
 
-    Add batches with `jax.tree.map(np.add, a, b)`, from int64 and float64 zeros: int32 overflows at 2^31 pixels, and
-    float32 rounds at every addition.
+    Add batches with `jax.tree.map(np.add, a, b)`, from int64 and float64 zeros: int32 overflows and float32 rounds.
     """
 
     count: Counts
@@ -45,7 +44,7 @@ class ProperScoreSums(NamedTuple):
 
 
 def calibration_bins(
-    logits: Logits, labels: Labels, *, num_bins: int = 15, where: Where = None, axis_name: Hashable | None = None
+    logits: Logits, labels: Labels, *, num_bins: int = 15, where: Where = None, axis_name: AxisName = None
 ) -> CalibrationBins:
     r"""Bins the confidence of the top class, over all devices.
 
@@ -58,55 +57,44 @@ def calibration_bins(
         logits: z, `[..., C]`, C ≥ 2; -inf rules a class out.
         labels: integers in [0, C) or booleans, `[...]`.
         num_bins: B ≥ 1, static.
-        where: boolean, broadcastable to the labels; False: the pixel does not exist.
-        axis_name: mapped device axis, or None.
+        where, axis_name: as in `confusion_matrix`.
 
     Returns:
         `CalibrationBins` of `[num_bins]`. Every count is -2^31 and every sum NaN if an unmasked label is outside
         [0, C), or unmasked logits contain NaN or +inf (or only -inf).
 
-    Raises:
-        TypeError: logits are not floating, labels not integers, or `where` is not boolean.
-        ValueError: shapes do not fit, or num_bins < 1.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or num_bins < 1.
 
-    References:
-        Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599.
+    References: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599.
 
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625], [0.125, 0.875]]))
     >>> print(*calibration_bins(logits, jnp.array([0, 0, 1]), num_bins=5)[:2])
     [0 0 0 2 1] [0 0 0 1 1]
     """
     logits, labels, valid, keep = _softmax_inputs(logits, labels, where)
-    # No logarithm: a confidence does not need the digits that `log_softmax` keeps. No masked logits: counts have no
-    # gradient that a NaN could reach. Both together would take four times as long on a CPU.
+    # A confidence does not need the digits of `log_softmax`, and counts have no gradient that a masked NaN could
+    # reach. Both would take four times as long on a CPU.
     confidence = 1 / jnp.sum(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)), axis=-1)
     correct = jnp.argmax(logits, axis=-1).astype(jnp.int32) == labels
     return _binned(confidence, correct, jnp.zeros_like(labels), valid, keep, (num_bins,), axis_name)
 
 
 def classwise_calibration_bins(
-    logits: Logits, labels: Labels, *, num_bins: int = 15, where: Where = None, axis_name: Hashable | None = None
+    logits: Logits, labels: Labels, *, num_bins: int = 15, where: Where = None, axis_name: AxisName = None
 ) -> CalibrationBins:
     r"""Bins the probability of every class, over all devices: each pixel is counted once per class.
 
     .. math:: p_j = softmax(z)_j, \qquad p_j \in \left(\tfrac{b}{B}, \tfrac{b + 1}{B}\right] \text{ is in bin } (j, b)
 
     Args:
-        logits: z, as in `calibration_bins`; p = 0 is in the first bin.
-        labels: as in `calibration_bins`.
-        num_bins: B ≥ 1, static.
-        where: as in `calibration_bins`.
-        axis_name: as in `calibration_bins`.
+        logits, labels, num_bins, where, axis_name: as in `calibration_bins`; p = 0 is in the first bin.
 
     Returns:
-        `CalibrationBins` of `[C, num_bins]`: `correct` counts the pixels of class j, `confidence` sums p_j. Invalid
-        pixels: as in `calibration_bins`.
+        `CalibrationBins` of `[C, num_bins]`: `correct` counts the pixels of class j, `confidence` sums p_j.
 
-    Raises:
-        TypeError, ValueError: as `calibration_bins`.
+    Raises: as `calibration_bins`.
 
-    References:
-        Kull et al., Beyond temperature scaling, arXiv 1910.12656; Nixon et al., arXiv 1904.01685 (static calibration).
+    References: Kull et al., Beyond temperature scaling, arXiv 1910.12656; Nixon et al., arXiv 1904.01685.
 
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625]]))
     >>> bins = classwise_calibration_bins(logits, jnp.array([0, 0]), num_bins=2)
@@ -133,12 +121,9 @@ def expected_calibration_error(bins: CalibrationBins) -> float:
     Returns:
         ECE in [0, 1] (not percent), 0 is best; NaN if nothing was counted.
 
-    Raises:
-        TypeError: the bins are traced, or their counts are not integers.
-        ValueError: they are not `[bins]`, a count is negative (invalid pixels or an overflow), or a sum is NaN.
+    Raises: TypeError or ValueError if the bins are traced, not `[bins]`, or count an invalid pixel or an overflow.
 
-    References:
-        Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015; arXiv 1706.04599.
+    References: Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
 
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625]]))
     >>> round(expected_calibration_error(calibration_bins(logits, jnp.array([0, 0]))), 4)  # (1/4 + 5/8) / 2
@@ -153,19 +138,15 @@ def maximum_calibration_error(bins: CalibrationBins) -> float:
 
     .. math:: MCE = \max_{b:\, n_b > 0} \left|acc_b - conf_b\right|
 
-    Use it for large sets only: a bin with one pixel has the same weight as a bin with all others.
-
     Args:
         bins: `[bins]`, sums of `calibration_bins`.
 
     Returns:
-        MCE in [0, 1], 0 is best; NaN if nothing was counted.
+        MCE in [0, 1], 0 is best; NaN if nothing was counted. A single pixel in a bin may decide it.
 
-    Raises:
-        TypeError, ValueError: as `expected_calibration_error`.
+    Raises: as `expected_calibration_error`.
 
-    References:
-        Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
+    References: Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
 
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625]]))
     >>> round(maximum_calibration_error(calibration_bins(logits, jnp.array([0, 0]))), 4)
@@ -180,9 +161,8 @@ def classwise_calibration_error(bins: CalibrationBins) -> dict[str, float | np.n
 
     .. math:: ECE_j = \sum_b \frac{n_{jb}}{N} \left|freq_{jb} - p_{jb}\right|, \qquad cwECE = \frac{1}{C} \sum_j ECE_j
 
-    Of the n pixels of a bin, freq is the share of class j, and p the mean probability of class j. The mean includes
-    classes without a true pixel. A rare class has a small error whatever the model learned, because p is near 0 almost
-    everywhere: compare the error with the class's frequency.
+    Of the n pixels of a bin, freq is the share of class j, and p its mean probability. A rare class has a small error,
+    because p is near 0 almost everywhere: compare the error with the class's frequency.
 
     Args:
         bins: `[classes, bins]`, sums of `classwise_calibration_bins`.
@@ -190,11 +170,9 @@ def classwise_calibration_error(bins: CalibrationBins) -> dict[str, float | np.n
     Returns:
         `calibration_error_per_class` (float64 `[C]`) and `mean_calibration_error`, in [0, 1]; NaN without pixels.
 
-    Raises:
-        TypeError, ValueError: as `expected_calibration_error`, for `[classes, bins]`.
+    Raises: as `expected_calibration_error`, for `[classes, bins]`.
 
-    References:
-        Kull et al., Beyond temperature scaling, arXiv 1910.12656, equation 3; Nixon et al., arXiv 1904.01685.
+    References: Kull et al., Beyond temperature scaling, arXiv 1910.12656, equation 3; Nixon et al., arXiv 1904.01685.
 
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625]]))
     >>> errors = classwise_calibration_error(classwise_calibration_bins(logits, jnp.array([0, 0])))
@@ -217,14 +195,11 @@ def reliability_diagram(bins: CalibrationBins) -> dict[str, np.ndarray]:
         bins: `[bins]` or `[classes, bins]`, sums of `calibration_bins` or `classwise_calibration_bins`.
 
     Returns:
-        float64 arrays: `edges` `[bins + 1]`; in the shape of the bins, `confidence` (mean) and `accuracy`, NaN in empty
-        bins, and `share` of the pixels, NaN if nothing was counted.
+        float64: `edges` `[bins + 1]`; in the bins' shape, `confidence`, `accuracy` and `share`, NaN without pixels.
 
-    Raises:
-        TypeError, ValueError: as `expected_calibration_error`, or shapes differ.
+    Raises: as `expected_calibration_error`, or shapes differ.
 
-    References:
-        Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, figure 1.
+    References: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, figure 1.
 
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625]]))
     >>> diagram = reliability_diagram(calibration_bins(logits, jnp.array([0, 0]), num_bins=2))
@@ -241,7 +216,7 @@ def reliability_diagram(bins: CalibrationBins) -> dict[str, np.ndarray]:
 
 
 def proper_score_sums(
-    logits: Logits, labels: Labels, *, where: Where = None, axis_name: Hashable | None = None
+    logits: Logits, labels: Labels, *, where: Where = None, axis_name: AxisName = None
 ) -> ProperScoreSums:
     r"""Sums the Brier score and the negative log-likelihood over the pixels of all devices.
 
@@ -250,20 +225,14 @@ def proper_score_sums(
     The sums run over the N unmasked pixels i; t is 1 for the true class y_i and 0 for the others.
 
     Args:
-        logits: z, as in `calibration_bins`; 1 - p is never computed from p, so confident pixels keep their digits.
-        labels: as in `calibration_bins`.
-        where: as in `calibration_bins`.
-        axis_name: as in `calibration_bins`.
+        logits, labels, where, axis_name: as in `calibration_bins`.
 
     Returns:
-        `ProperScoreSums`, scalars. Invalid pixels: as in `calibration_bins`. A true class with a logit of -inf has an
-        infinite NLL.
+        `ProperScoreSums`, scalars. Invalid pixels: as in `calibration_bins`.
 
-    Raises:
-        TypeError, ValueError: as `calibration_bins`.
+    Raises: as `calibration_bins`.
 
-    References:
-        Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 102 (2007).
+    References: Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 102 (2007).
 
     >>> sums = proper_score_sums(jnp.zeros((3, 2)), jnp.array([0, 1, 255]), where=jnp.array([True, True, False]))
     >>> print(sums.count, sums.brier, round(float(sums.nll), 4))
@@ -296,12 +265,9 @@ def brier_score(sums: ProperScoreSums) -> float:
     Returns:
         The score in [0, 2], 0 is best; NaN if nothing was counted.
 
-    Raises:
-        TypeError: the sums are traced, or the count is not an integer.
-        ValueError: the sums are not scalars, the count is negative (invalid pixels or an overflow), or a sum is NaN.
+    Raises: as `expected_calibration_error`, for scalars.
 
-    References:
-        Brier, Verification of Forecasts Expressed in Terms of Probability, Monthly Weather Review 78 (1950).
+    References: Brier, Verification of Forecasts Expressed in Terms of Probability, Monthly Weather Review 78 (1950).
 
     >>> brier_score(proper_score_sums(jnp.zeros((3, 2)), jnp.array([0, 1, 1])))
     0.5
@@ -320,11 +286,9 @@ def negative_log_likelihood(sums: ProperScoreSums) -> float:
     Returns:
         NLL in nats, in [0, inf], 0 is best; NaN if nothing was counted.
 
-    Raises:
-        TypeError, ValueError: as `brier_score`.
+    Raises: as `brier_score`.
 
-    References:
-        Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 102 (2007).
+    References: Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 102 (2007).
 
     >>> round(negative_log_likelihood(proper_score_sums(jnp.zeros((3, 2)), jnp.array([0, 1, 1]))), 6)
     0.693147
@@ -342,17 +306,7 @@ def log_softmax(logits: Logits) -> Float[Array, "*pixels classes"]:
 
 def _softmax_inputs(logits, labels, where):
     """Returns logits and labels, checked, and the masks of valid and of unmasked pixels. A NaN stays in the logits."""
-    logits = checks.floating("logits", logits)
-    labels = checks.integers("labels", labels)
-    if logits.ndim == 0 or logits.shape[-1] < 2:
-        raise ValueError(
-            f"logits must be [..., classes] with at least 2 classes, class last; got shape {logits.shape}. "
-            "For one logit z per pixel stack 0 and z"
-        )
-    checks.same_shape("labels", labels.shape, "logits without their class axis", logits.shape[:-1])
-    keep = None if where is None else checks.mask("where", where, labels.shape)
-    if keep is not None:
-        labels = jnp.where(keep, labels, 0)
+    logits, labels, keep = checks.softmax_inputs(logits, labels, where)
     valid = (labels >= 0) & (labels < logits.shape[-1]) & jnp.isfinite(jnp.max(logits, axis=-1))
     return logits, labels.astype(jnp.int32), valid, keep
 
@@ -360,8 +314,7 @@ def _softmax_inputs(logits, labels, where):
 def _binned(confidence, correct, group, valid, keep, shape: tuple[int, ...], axis_name) -> CalibrationBins:
     """Returns bins of `shape`: the last axis by confidence, the first of two by group; a group has each pixel once."""
     num_bins, num_places = shape[-1], math.prod(shape)
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1; got {num_bins}")
+    checks.scalar("num_bins", num_bins, jnp.int32, 1.0)
     # Edges rounded down to the dtype: a value is above one of them if it is above the float64 edge.
     exact = np.linspace(0.0, 1.0, num_bins + 1)[1:-1]
     edges = exact.astype(confidence.dtype)
@@ -378,7 +331,7 @@ def _binned(confidence, correct, group, valid, keep, shape: tuple[int, ...], axi
 
 
 def _exact_sums(
-    places: Int[Array, "*items"], values: Float[Array, "*items"], num_places: int, most: int, axis_name: Hashable | None
+    places: Int[Array, "*items"], values: Float[Array, "*items"], num_places: int, most: int, axis_name: AxisName
 ) -> Float[Array, "places"]:
     """Sums values in [0, 1] by place over all devices, exact but for rounding each to fixed point.
 

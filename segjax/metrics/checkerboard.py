@@ -1,15 +1,15 @@
 """Checkerboard artefacts of upsampling: the share of a map's energy that repeats with the stride."""
 
-from collections.abc import Hashable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from segjax import checks
+from segjax.checks import AxisName, Where
 from segjax.collectives import psum
 from segjax.metrics._counting import Counts, ratio
 
@@ -30,8 +30,8 @@ def checkerboard_sums(
     *,
     stride: int = 2,
     window: int | None = None,
-    where: Bool[ArrayLike, "..."] | None = None,
-    axis_name: Hashable | None = None,
+    where: Where = None,
+    axis_name: AxisName = None,
 ) -> CheckerboardSums:
     r"""Sums the energy of maps at the frequencies of a stride, and the total, over the windows of all devices.
 
@@ -39,27 +39,21 @@ def checkerboard_sums(
         = \frac{HW}{s^2} \sum_{(k, l) \in [0, s)^2} (m_{kl} - \bar{m})^2, \qquad
         E = \frac{1}{HW} \sum_{(u, v) \ne (0, 0)} |X_{uv}|^2 = \sum_{ij} (x_{ij} - \bar{x})^2
 
-    X is the discrete Fourier transform, and m_kl the mean of the pixels (i, j) with i = k and j = l modulo s. Over a
-    whole map, a pattern counts only as far as it keeps its sign; windows also find one that varies.
+    X is the discrete Fourier transform, and m_kl the mean of the pixels (i, j) with i = k and j = l modulo s.
 
     Args:
         maps: x, `[..., H, W, C]`: logits, features or images.
         stride: s ≥ 2. The last of several upsamplings by 2 has stride 2, the one before it 4 (which includes 2).
-        window: side of the windows, a multiple of s from 2s on; None: each map is one window. Rows and columns at the
-            bottom and right that do not fill a window (for a whole map, a cell of s×s) are left out.
+        window: side of the windows, a multiple of s from 2s on; None: the map. Pixels that fill no window are left out.
         where: boolean, broadcastable to `[..., H, W]`; a window with a False pixel is left out.
         axis_name: mapped device axis, or None.
 
     Returns:
         `CheckerboardSums`, scalars, for `checkerboard_energy`. NaN if an unmasked window has a NaN.
 
-    Raises:
-        TypeError: maps are not floating, or `where` is not boolean.
-        ValueError: shapes do not fit, maps are smaller than 2s, or the stride or the window is out of range.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or the stride or the window is out of range.
 
-    References:
-        Odena et al., Deconvolution and Checkerboard Artifacts, Distill 2016; Durall et al., Watch your Up-Convolution,
-        arXiv 2003.01826.
+    References: Odena et al., Deconvolution and Checkerboard Artifacts, Distill 2016; Durall et al., arXiv 2003.01826.
 
     >>> board = (jnp.indices((4, 6)).sum(0) % 2).astype(jnp.float32)
     >>> print(*checkerboard_sums(board[..., None]))
@@ -92,9 +86,7 @@ def checkerboard_energy(sums: CheckerboardSums) -> float:
     .. math:: E_s / E
 
     White noise has (s² - 1) / (n - 1) in windows of n pixels, a pure pattern of period s has 1, and a smooth map about
-    0. In a small window a slope has the share of white noise, because it jumps where the window would repeat. The share
-    also falls where a map gains contrast elsewhere. So compare windows of one size, of maps with the same content, and
-    look at whole maps too.
+    0. The share falls where a map gains contrast elsewhere: compare windows of one size, of maps with the same content.
 
     Args:
         sums: sums of `checkerboard_sums`.
@@ -102,11 +94,9 @@ def checkerboard_energy(sums: CheckerboardSums) -> float:
     Returns:
         The share in [0, 1], 0 is best; NaN if no window was counted or none of them had any energy.
 
-    Raises:
-        TypeError, ValueError: the sums are traced, not scalars, or not finite.
+    Raises: TypeError or ValueError if the sums are traced, not scalars, or not finite.
 
-    References:
-        Odena et al., Deconvolution and Checkerboard Artifacts, Distill 2016.
+    References: Odena et al., Deconvolution and Checkerboard Artifacts, Distill 2016.
 
     >>> noise = jax.random.normal(jax.random.key(0), (100, 8, 8, 1))
     >>> round(checkerboard_energy(checkerboard_sums(noise)), 3), round(3 / 63, 3)
@@ -124,8 +114,7 @@ def _window_size(shape: tuple[int, ...], stride: int, window: int | None) -> tup
     """Returns height and width of the windows, or raises a ValueError."""
     if len(shape) < 3:
         raise ValueError(f"maps must be [..., height, width, channels]; got shape {shape}")
-    if stride < 2:
-        raise ValueError(f"stride must be at least 2; got {stride}")
+    checks.scalar("stride", stride, jnp.int32, 2.0)
     h, w = shape[-3:-1]
     if min(h, w) < 2 * stride:
         raise ValueError(f"maps must be at least twice the stride, {2 * stride}, high and wide; got {h}x{w}")

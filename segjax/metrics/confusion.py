@@ -1,7 +1,6 @@
 """Confusion matrices of a data set or of each image, and the scores that are functions of them."""
 
 import math
-from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
@@ -10,44 +9,34 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
 
 from segjax import checks
-from segjax.metrics._counting import Counts, Labels, Logits, Where, count, fill_of, host_counts, nanmean, ratio
+from segjax.checks import AxisName, Labels, Logits, Where
+from segjax.metrics._counting import Counts, count, fill_of, host_counts, nanmean, ratio
 
 _CAUSE = "a label or prediction outside [0, C), or a NaN logit, was counted in an unmasked pixel"
 _PER_IMAGE = ("mean_iou", "mean_dice", "pixel_accuracy", "mean_accuracy", "iou_per_class", "dice_per_class")
 
 
 def confusion_matrix(
-    labels: Labels,
-    predictions: Labels | Logits,
-    num_classes: int,
-    *,
-    where: Where = None,
-    axis_name: Hashable | None = None,
+    labels: Labels, predictions: Labels | Logits, num_classes: int, *, where: Where = None, axis_name: AxisName = None
 ) -> Int[Array, "{num_classes} {num_classes}"]:
     r"""Counts the pixels per true and predicted class, over all devices.
 
     .. math:: M_{ij} = \#\{\text{unmasked pixels with label } i \text{ and prediction } j\}
 
-    Add batches on the host in int64, `total += np.asarray(matrix, np.int64)`: int32 overflows at 2^31 pixels.
-
     Args:
         labels: true classes, integers in [0, C) or booleans, `[...]`.
-        predictions: predicted classes in the labels' shape, or floating logits (or probabilities) `[..., C]`, whose
-            argmax is the prediction (the lowest of equal classes).
+        predictions: predicted classes in the labels' shape, or floating logits `[..., C]`, of which the argmax counts.
         num_classes: C ≥ 1, static.
         where: boolean, broadcastable to the labels; False: the pixel does not exist.
         axis_name: mapped device axis, or None.
 
     Returns:
-        int32 `[C, C]`: rows are true classes, columns predictions. Every entry is -2^31 if an unmasked label or
-        prediction is outside [0, C) or an unmasked logit is NaN; `(matrix < 0).any()` finds the batch.
+        int32 `[C, C]`: rows are true classes, columns predictions. Add batches on the host in int64: int32 overflows.
+        Every entry is -2^31 if an unmasked label or prediction is outside [0, C) or an unmasked logit is NaN.
 
-    Raises:
-        TypeError: labels or predictions have another dtype, or `where` is not boolean.
-        ValueError: shapes do not fit, or C < 1.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or C < 1.
 
-    References:
-        Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, IJCV 88 (2010): IoU from pixel counts.
+    References: Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, IJCV 88 (2010).
 
     >>> labels = jnp.array([0, 0, 1, 255])
     >>> print(confusion_matrix(labels, jnp.array([0, 1, 1, 0]), 2, where=labels != 255))
@@ -73,26 +62,19 @@ def segmentation_scores(confusion: Counts, *, absent: str = "exclude") -> dict[s
     - `pixel_accuracy` = Σ TP / N;
     - `one_vs_rest_accuracy_per_class` = (TP + TN) / N: near 1 for every rare class, found or not;
     - `frequency_weighted_iou` = Σ (TP + FN) / N · IoU;
-    - `matthews_correlation` = (N Σ TP - Σ t p) / √((N² - Σ t²) (N² - Σ p²)), with t = TP + FN and p = TP + FP:
-      Gorodkin's R_K, the Matthews coefficient for two classes; 0 without skill.
+    - `matthews_correlation` = (N Σ TP - Σ t p) / √((N² - Σ t²) (N² - Σ p²)), with t = TP + FN and p = TP + FP.
 
     Args:
         confusion: integers `[C, C]`, rows are true classes: a sum of `confusion_matrix`.
-        absent: score of a class whose denominator is 0: "exclude" gives NaN, which the means leave out; "zero" and
-            "one" give that number.
+        absent: score of a class whose denominator is 0: "exclude" (NaN, which the means leave out), "zero" or "one".
 
     Returns:
-        The scores by name: floats, and float64 `[C]` for `_per_class`. All are in [0, 1], except for the Matthews
-        coefficient in [-1, 1]. Means without a class and scores with N = 0 are NaN. So is the Matthews coefficient if
-        all pixels have one true or one predicted class (scikit-learn returns 0).
+        The scores by name: floats, and float64 `[C]` for `_per_class`, in [0, 1]; the Matthews (Gorodkin's) coefficient
+        in [-1, 1]. NaN for 0 / 0: means without a class, N = 0, one true or one predicted class for Matthews.
 
-    Raises:
-        TypeError: `confusion` is traced, or not integers.
-        ValueError: it is not `[C, C]`, a count is negative (invalid pixels or an overflow), or `absent` is unknown.
+    Raises: TypeError or ValueError if the counts are traced, not integers, of another shape, or negative (invalid).
 
-    References:
-        Long et al., Fully Convolutional Networks for Semantic Segmentation, arXiv 1411.4038 (the four accuracies).
-        Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, CBAC 28 (2004).
+    References: Long et al., arXiv 1411.4038 (accuracies); Gorodkin, Computational Biology and Chemistry 28 (2004).
 
     >>> scores = segmentation_scores(np.array([[6, 2, 0], [0, 2, 0], [0, 0, 0]]))
     >>> print(scores["mean_iou"], scores["iou_per_class"], scores["pixel_accuracy"])
@@ -133,23 +115,15 @@ def confusion_matrix_per_image(
 
     .. math:: M_{nij} = \#\{\text{unmasked pixels of image } n \text{ with label } i \text{ and prediction } j\}
 
-    There is no `axis_name`: the matrices are sharded like the images.
-
     Args:
-        labels: true classes, `[N, ...]`, images first.
-        predictions: predicted classes, or floating logits `[N, ..., C]`, as in `confusion_matrix`.
-        num_classes: C ≥ 1, static.
-        where: boolean, broadcastable to the labels; False: the pixel does not exist.
+        labels, predictions, num_classes, where: as in `confusion_matrix`; N images first.
 
     Returns:
-        int32 `[N, C, C]`, rows are true classes; zeros for an image without unmasked pixels. An image with an invalid
-        unmasked pixel (see `confusion_matrix`) has -2^31 in every entry.
+        int32 `[N, C, C]`, rows are true classes. An image with an invalid unmasked pixel has -2^31 in every entry.
 
-    Raises:
-        TypeError, ValueError: as `confusion_matrix`, or labels are a scalar.
+    Raises: as `confusion_matrix`, or labels are a scalar.
 
-    References:
-        Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
+    References: Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
     >>> labels = jnp.array([[0, 0, 1], [1, 1, 255]])
     >>> confusion_matrix_per_image(labels, jnp.array([[0, 1, 1], [1, 1, 0]]), 2, where=labels != 255).tolist()
@@ -173,17 +147,14 @@ def per_image_sums(confusions: Counts, *, absent: str = "exclude") -> dict[str, 
 
     Args:
         confusions: integers `[N, C, C]` from `confusion_matrix_per_image`, or `[C, C]` for one image.
-        absent: as in `segmentation_scores`, within each image. "exclude" leaves the class out of the image's means, and
-            the image out of the class's mean.
+        absent: as in `segmentation_scores`; "exclude" also leaves the image out of the class's mean.
 
     Returns:
         The keys of `per_image_scores`, each float64 `[2, ...]`: sum of the score, and number of images.
 
-    Raises:
-        TypeError, ValueError: as `segmentation_scores`, for `[..., C, C]`.
+    Raises: as `segmentation_scores`, for `[..., C, C]`.
 
-    References:
-        Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
+    References: Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
     >>> sums = per_image_sums(np.array([[[3, 1], [0, 0]], [[0, 0], [0, 0]], [[2, 0], [0, 2]]]))
     >>> sums["pixel_accuracy_per_image"].tolist(), sums["iou_per_class_per_image"].tolist()
@@ -209,14 +180,12 @@ def per_image_scores(sums: dict[str, np.ndarray]) -> dict[str, float | np.ndarra
 
     .. math:: \bar{s} = \frac{1}{|J|} \sum_{n \in J} s_n
 
-    J are the images in which the score s_n of `segmentation_scores` is defined. Every image has the same weight, so
-    these are not the scores of the data set:
+    J are the images in which the score s_n of `segmentation_scores` is defined. Every image has the same weight:
 
     - `mean_iou_per_image`, `mean_dice_per_image`, `mean_accuracy_per_image`: mean over the classes counted in an image
       (IoU, Dice: TP + FP + FN > 0; accuracy: TP + FN > 0), then over the images;
     - `pixel_accuracy_per_image`: mean of the images' pixel accuracies;
     - `iou_per_class_per_image`, `dice_per_class_per_image`: `[C]`, per class the mean over the images that count it.
-      The mean of these over classes is not `mean_iou_per_image`.
 
     Args:
         sums: sums over all images, by name.
@@ -224,11 +193,9 @@ def per_image_scores(sums: dict[str, np.ndarray]) -> dict[str, float | np.ndarra
     Returns:
         The same names, float or float64 `[C]`, in [0, 1]; NaN where the score is defined in no image.
 
-    Raises:
-        ValueError: an entry is not `[2, ...]`, sum and number.
+    Raises: ValueError if an entry is not `[2, ...]`, sum and number.
 
-    References:
-        Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
+    References: Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
     >>> matrices = np.array([[[96, 1], [0, 0]], [[1, 0], [1, 1]]])  # a large image and a small one
     >>> per_image = per_image_scores(per_image_sums(matrices))["mean_iou_per_image"]
@@ -251,8 +218,7 @@ def recipe_jaccard(confusions: Counts) -> float:
     .. math:: \frac{1}{|\{n : N_n > 0\}|} \sum_{n} \frac{1}{N_n} \sum_k M_{nkk}
 
     It is not an IoU: the recipe's 0.8354 came from scikit-learn's old `jaccard_similarity_score`, which returned the
-    accuracy for several classes. To compare, count as the recipe did: void is class K - 1, and no pixel is masked. In a
-    stream it is `pixel_accuracy_per_image` of the added `per_image_sums`.
+    accuracy for several classes. To compare, count as the recipe did: void is class K - 1, and no pixel is masked.
 
     Args:
         confusions: integers `[N, K, K]` of `confusion_matrix_per_image` with void as a class; `[K, K]` for one image.
@@ -260,11 +226,9 @@ def recipe_jaccard(confusions: Counts) -> float:
     Returns:
         A number in [0, 1]; NaN without images.
 
-    Raises:
-        TypeError, ValueError: as `per_image_sums`.
+    Raises: as `per_image_sums`.
 
-    References:
-        scikit-learn 0.21, documentation of `sklearn.metrics.jaccard_similarity_score`.
+    References: scikit-learn 0.21, documentation of `sklearn.metrics.jaccard_similarity_score`.
 
     >>> recipe_jaccard(np.array([[[90, 0], [0, 10]], [[30, 20], [0, 50]]]))
     0.9
@@ -275,16 +239,13 @@ def recipe_jaccard(confusions: Counts) -> float:
 def _cells(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> tuple[Int[Array, "..."], Bool[Array, "..."]]:
     """Returns each pixel's cell of the flattened confusion matrix, and the mask of the valid pixels."""
     labels = checks.integers("labels", labels)
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1; got {num_classes}")
+    checks.scalar("num_classes", num_classes, jnp.int32, 1.0)
     valid = (labels >= 0) & (labels < num_classes)
     if jnp.issubdtype(getattr(predictions, "dtype", None) or jnp.asarray(predictions).dtype, jnp.floating):
         logits = checks.array("predictions", predictions)
         if logits.shape != (*labels.shape, num_classes):
-            raise ValueError(
-                f"predictions must be classes of shape {labels.shape} or logits of shape "
-                f"{(*labels.shape, num_classes)}; got {logits.dtype} of shape {logits.shape}"
-            )
+            expected = f"classes of shape {labels.shape} or logits of shape {(*labels.shape, num_classes)}"
+            raise ValueError(f"predictions must be {expected}; got {logits.dtype} of shape {logits.shape}")
         # argmax returns a NaN as the largest logit. max propagates it, at a third of the cost of isnan(...).any().
         valid &= ~jnp.isnan(jnp.max(logits, axis=-1))
         predictions = jnp.argmax(logits, axis=-1)

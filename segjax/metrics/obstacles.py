@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int, Integer
 
 from segjax import checks
-from segjax.metrics._counting import Counts, Labels, Where, host_counts, ratio
+from segjax.checks import Labels, Where
+from segjax.metrics._counting import Counts, host_counts, ratio
 
 
 class ObstacleTargets(NamedTuple):
@@ -28,21 +29,15 @@ def obstacle_targets(labels: Integer[ArrayLike, "*pixels"]) -> ObstacleTargets:
 
     .. math:: \text{target} = \text{label} - 1, \qquad \text{where} = (\text{label} \ne 0)
 
-    Pass them to `score_histogram(logits, targets, where=where)` for average precision and FPR95.
-
     Args:
         labels: integers 0, 1 and 2, any shape.
 
     Returns:
-        (targets, where): int32 and boolean. Any other label (also 255: map void to 0 first) becomes an unmasked target
-        of -1, which makes all counts invalid.
+        (targets, where) for `score_histogram`: int32 and boolean. Any other label (also void, 255) becomes -1, invalid.
 
-    Raises:
-        TypeError: labels are not integers.
+    Raises: TypeError if labels are not integers.
 
-    References:
-        Pinggera et al., Lost and Found: Detecting Small Road Hazards for Self-Driving Vehicles, arXiv 1609.04653.
-        Blum et al., The Fishyscapes Benchmark, arXiv 1904.03215.
+    References: Pinggera et al., Lost and Found: Detecting Small Road Hazards, arXiv 1609.04653.
 
     >>> print(*obstacle_targets(jnp.array([0, 1, 2, 7])))
     [-1  0  1 -1] [False  True  True  True]
@@ -72,8 +67,7 @@ def component_counts(
     T and D are all target and all detected pixels, k and d their components. The overlap o_k of k is
 
     - "coverage": |k ∩ D| / |k|. At τ = 0.5 an obstacle is found if at least half of its pixels are.
-    - "siou": |k ∩ D_k| / |k ∪ (D_k \ other targets)|, with D_k the detected components that touch k: the intersection
-      over union of SegmentMeIfYouCan, which allows one detection to cover two obstacles.
+    - "siou": |k ∩ D_k| / |k ∪ (D_k \ other targets)|, with D_k the detected components that touch k.
 
     SegmentMeIfYouCan's obstacle track is `overlap="siou", thresholds=np.linspace(0.25, 0.75, 11), min_size=10,
     min_detection_size=50`, with detections at the threshold of the best pixel F1 (`best_f1`).
@@ -81,7 +75,7 @@ def component_counts(
     Args:
         targets: 0 or 1 (or boolean), `[..., H, W]`, each image by itself.
         detections: boolean, the same shape: the score is above a threshold.
-        where: boolean, broadcastable to that shape; False: the pixel does not exist. It may cut a component in two.
+        where: boolean, that shape, broadcastable; False: the pixel does not exist. It may cut a component in two.
         overlap: "coverage" or "siou".
         thresholds: τ, each in (0, 1].
         min_size: the pixels of a smaller target component count neither as obstacle nor as road.
@@ -91,14 +85,9 @@ def component_counts(
     Returns:
         int64 `[thresholds, 3]`: found, missed, false. They add over images, batches and hosts.
 
-    Raises:
-        TypeError: an argument is traced, targets are neither boolean nor integers, detections or `where` not boolean.
-        ValueError: shapes do not fit, an unmasked target is neither 0 nor 1, or an option is out of range.
+    Raises: TypeError or ValueError if an argument is traced, or a dtype, shape, target or option is not valid.
 
-    References:
-        Pinggera et al., Lost and Found: Detecting Small Road Hazards for Self-Driving Vehicles, arXiv 1609.04653
-        (detection per obstacle, not per pixel).
-        Chan et al., SegmentMeIfYouCan: A Benchmark for Anomaly Segmentation, arXiv 2104.14812 (sIoU).
+    References: Pinggera et al., Lost and Found, arXiv 1609.04653; Chan et al., SegmentMeIfYouCan, arXiv 2104.14812.
 
     >>> targets = np.array([[1, 1, 0, 0, 1], [1, 1, 0, 0, 1]])
     >>> detections = np.array([[1, 1, 0, 0, 0], [0, 1, 0, 1, 0]], bool)
@@ -108,13 +97,12 @@ def component_counts(
     targets, detections = _checked(targets, detections, where)
     checks.choice("overlap", overlap, ("coverage", "siou"))
     if connectivity not in (1, 2):
-        raise ValueError(f"connectivity must be 1 (4 neighbours) or 2 (8 neighbours); got {connectivity}")
+        raise ValueError(f"connectivity must be 1 (4 neighbours) or 2 (8 neighbours); got {connectivity!r}")
     levels = np.asarray(thresholds, np.float64)
     if levels.ndim != 1 or not levels.size or not ((levels > 0) & (levels <= 1)).all():
         raise ValueError(f"thresholds must be one or more numbers above 0 and at most 1; got {thresholds}")
-    for name, size in (("min_size", min_size), ("min_detection_size", min_detection_size)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}")
+    checks.scalar("min_size", min_size, jnp.int32, 1.0)
+    checks.scalar("min_detection_size", min_detection_size, jnp.int32, 1.0)
     counts = np.zeros((len(levels), 3), np.int64)
     for image in zip(targets, detections, strict=True):
         pairs = _component_pairs(*image, min_size, min_detection_size, connectivity)
@@ -138,11 +126,9 @@ def component_scores(counts: Counts) -> dict[str, float | np.ndarray]:
         `component_recall` R and `component_f1` F_1, float64 `[thresholds]`, and the mean of F_1, `mean_component_f1`
         (SegmentMeIfYouCan's F1*); in [0, 1]. NaN for 0 / 0.
 
-    Raises:
-        TypeError, ValueError: counts are traced, not integers, not `[thresholds, 3]`, or negative.
+    Raises: TypeError or ValueError if counts are traced, not integers, not `[thresholds, 3]`, or negative.
 
-    References:
-        Chan et al., SegmentMeIfYouCan: A Benchmark for Anomaly Segmentation, arXiv 2104.14812.
+    References: Chan et al., SegmentMeIfYouCan: A Benchmark for Anomaly Segmentation, arXiv 2104.14812.
 
     >>> scores = component_scores(np.array([[3, 1, 2], [1, 3, 4]]))
     >>> print(scores["component_recall"], scores["component_f1"], round(scores["mean_component_f1"], 3))
@@ -166,7 +152,7 @@ def _checked(targets, detections, where) -> tuple[np.ndarray, np.ndarray]:
     if targets.ndim < 2:
         raise ValueError(f"targets must be [..., height, width]; got shape {targets.shape}")
     checks.same_shape("detections", detections.shape, "targets", targets.shape)
-    where = True if where is None else checks.host("where", where)
+    where = None if where is None else checks.host("where", where)
     kept = np.asarray(checks.mask("where", where, targets.shape))
     invalid = np.unique(targets[kept & (targets != 0) & (targets != 1)])
     if invalid.size:
@@ -175,9 +161,7 @@ def _checked(targets, detections, where) -> tuple[np.ndarray, np.ndarray]:
     return ((targets == 1) & kept).reshape(images), (detections & kept).reshape(images)
 
 
-def _component_pairs(
-    targets: np.ndarray, detections: np.ndarray, min_size: int, min_detection_size: int, connectivity: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _component_pairs(targets: np.ndarray, detections: np.ndarray, min_size, min_detection_size, connectivity):
     """Returns (target component, detected component, common pixels) of one image, 0 for none, without (0, 0)."""
     # SciPy comes with JAX, but takes longer to import than all of segjax.metrics.
     from scipy import ndimage

@@ -1,19 +1,18 @@
-"""Uncertainty per pixel from K stochastic passes `[K, ..., C]`, and how well an uncertainty predicts errors.
+"""Uncertainty per pixel from K stochastic passes `[K, ..., C]`, and scores of how well an uncertainty predicts errors.
 
-Uncertainties are computed on the device and not reduced. The variance over passes is `segjax.losses.mc_variance`.
-`uncertainty_histogram` counts any of them for wrong and right pixels; the scores of its sums are computed on the host.
+The variance over passes is `segjax.losses.mc_variance`. `uncertainty_histogram` counts any uncertainty for wrong and
+right pixels on the device; the scores of its sums are computed on the host.
 """
-
-from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Num, Real
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from segjax import checks
-from segjax.metrics._counting import ROUNDING, Counts, Logits, Where, count, host_histogram, ratio
+from segjax.checks import AxisName, Logits, PerPixel, Scalar, Where
+from segjax.metrics._counting import ROUNDING, Counts, count, host_histogram, ratio
 from segjax.metrics.calibration import log_softmax
 
 _CAUSE = "a NaN uncertainty was counted in an unmasked pixel"
@@ -26,60 +25,48 @@ McLogits = Float[ArrayLike, "samples *pixels classes"]
 
 
 def log_mean_softmax(mc_logits: McLogits, *, where: Where = None) -> Float[Array, "*pixels classes"]:
-    r"""Returns the log probabilities of the ensemble: the log of the mean of the samples' softmax.
+    r"""Returns the log of the mean of the samples' softmax: the ensemble's log probabilities, which are logits too.
 
     .. math:: \log \bar{p}, \qquad \bar{p} = \frac{1}{K} \sum_k softmax(z_k)
 
-    They are logits too: pass them to any function of logits, such as `calibration_bins`.
-
     Args:
         mc_logits: z, `[K, ..., C]`, K ≥ 1, C ≥ 2; -inf rules a class out.
-        where: boolean, broadcastable to `[...]`; False: the pixel does not exist, its result is 0.
+        where: boolean `[...]`, broadcastable; False: the pixel does not exist, its result is 0.
 
     Returns:
-        `[..., C]` in nats, at least float32, ≤ 0; finite (a class ruled out by all samples has about -1e38). NaN where
-        an unmasked logit is NaN or +inf.
+        `[..., C]` in nats, at least float32, finite (-inf is about -1e38); NaN where an unmasked logit is NaN or +inf.
 
-    Raises:
-        TypeError, ValueError: logits are not floating, `where` is not boolean, or shapes do not fit.
+    Raises: TypeError or ValueError if a dtype or shape does not fit.
 
-    References:
-        Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles, arXiv
-        1612.01474.
+    References: Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation, arXiv 1612.01474.
 
     >>> print(jnp.exp(log_mean_softmax(jnp.log(jnp.array([[0.5, 0.5], [0.75, 0.25]])))))
     [0.625 0.375]
     """
     log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
-    return _mask_to_zero(_log_mean(log_p), None if keep is None else keep[..., None])
+    return jnp.where(keep[..., None], _log_mean(log_p), 0)
 
 
 def predictive_entropy(mc_logits: McLogits, *, where: Where = None) -> Float[Array, "*pixels"]:
-    r"""Returns the entropy of the ensemble's prediction: the total uncertainty per pixel.
+    r"""Returns the entropy of the ensemble's prediction, the total uncertainty: aleatoric and epistemic.
 
     .. math:: H[\bar{p}] = -\sum_c \bar{p}_c \log \bar{p}_c, \qquad \bar{p} = \frac{1}{K} \sum_k softmax(z_k)
 
-    It is the sum of `expected_entropy` (of the data) and `mutual_information` (of the model).
-
     Args:
-        mc_logits: as in `log_mean_softmax`.
-        where: as in `log_mean_softmax`.
+        mc_logits, where: as in `log_mean_softmax`.
 
     Returns:
-        `[...]` in nats, in [0, log C], at least float32; NaN where an unmasked logit is NaN or +inf. Values and
-        gradients are finite for |z| ≤ 1e4.
+        `[...]` in nats, in [0, log C]; otherwise as `log_mean_softmax`. Gradients are finite for |z| ≤ 1e4.
 
-    Raises:
-        TypeError, ValueError: as `log_mean_softmax`.
+    Raises: as `log_mean_softmax`.
 
-    References:
-        Gal, Uncertainty in Deep Learning, PhD thesis, Cambridge 2016, section 3.3.
+    References: Gal, Uncertainty in Deep Learning, PhD thesis, Cambridge 2016, section 3.3.
 
     >>> print(predictive_entropy(jnp.array([[100.0, 0.0], [0.0, 100.0]])))  # sure but split: log 2
     0.6931472
     """
     log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
-    return _mask_to_zero(_entropy(_log_mean(log_p)), keep)
+    return jnp.where(keep, _entropy(_log_mean(log_p)), 0)
 
 
 def expected_entropy(mc_logits: McLogits, *, where: Where = None) -> Float[Array, "*pixels"]:
@@ -88,23 +75,20 @@ def expected_entropy(mc_logits: McLogits, *, where: Where = None) -> Float[Array
     .. math:: \frac{1}{K} \sum_k H[softmax(z_k)]
 
     Args:
-        mc_logits: as in `log_mean_softmax`.
-        where: as in `log_mean_softmax`.
+        mc_logits, where: as in `log_mean_softmax`.
 
     Returns:
         `[...]` in nats, in [0, log C]; otherwise as `predictive_entropy`.
 
-    Raises:
-        TypeError, ValueError: as `log_mean_softmax`.
+    Raises: as `log_mean_softmax`.
 
-    References:
-        Depeweg et al., Decomposition of Uncertainty in Bayesian Deep Learning, arXiv 1710.07283.
+    References: Depeweg et al., Decomposition of Uncertainty in Bayesian Deep Learning, arXiv 1710.07283.
 
     >>> print(expected_entropy(jnp.array([[100.0, 0.0], [0.0, 100.0]])).round(6))  # sure but split
     0.0
     """
     log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
-    return _mask_to_zero(jnp.mean(_entropy(log_p), axis=0), keep)
+    return jnp.where(keep, jnp.mean(_entropy(log_p), axis=0), 0)
 
 
 def mutual_information(mc_logits: McLogits, *, where: Where = None) -> Float[Array, "*pixels"]:
@@ -112,31 +96,24 @@ def mutual_information(mc_logits: McLogits, *, where: Where = None) -> Float[Arr
 
     .. math:: I = H[\bar{p}] - \frac{1}{K} \sum_k H[p_k] = \frac{1}{K} \sum_k KL(p_k \| \bar{p})
 
-    The difference of the entropies rounds to noise where the samples nearly agree. So the divergences are summed, from
-    terms that are never negative, and small results are accurate too.
-
     Args:
-        mc_logits: as in `log_mean_softmax`.
-        where: as in `log_mean_softmax`.
+        mc_logits, where: as in `log_mean_softmax`.
 
     Returns:
-        `[...]` in nats, in [0, min(log K, log C)], 0 for equal samples and for K = 1; otherwise as
-        `predictive_entropy`.
+        `[...]` in nats, in [0, min(log K, log C)], 0 for equal samples; otherwise as `predictive_entropy`.
 
-    Raises:
-        TypeError, ValueError: as `log_mean_softmax`.
+    Raises: as `log_mean_softmax`.
 
-    References:
-        Houlsby et al., Bayesian Active Learning for Classification and Preference Learning, arXiv 1112.5745.
+    References: Houlsby et al., Bayesian Active Learning for Classification and Preference Learning, arXiv 1112.5745.
 
     >>> sure_but_split, unsure = jnp.array([[100.0, 0.0], [0.0, 100.0]]), jnp.zeros((2, 2))
     >>> print(mutual_information(sure_but_split), mutual_information(unsure))
     0.6931472 0.0
     """
     log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
-    log_mean = _log_mean(log_p)
+    log_mean = _log_mean(log_p)  # the difference of the entropies rounds to noise where the samples nearly agree
     divergence = jnp.exp(log_mean)[None] * _divergence(log_p - log_mean[None])
-    return _mask_to_zero(jnp.mean(jnp.sum(divergence, axis=-1), axis=0), keep)
+    return jnp.where(keep, jnp.mean(jnp.sum(divergence, axis=-1), axis=0), 0)
 
 
 def max_probability(logits: Logits, *, where: Where = None) -> Float[Array, "*pixels"]:
@@ -151,17 +128,15 @@ def max_probability(logits: Logits, *, where: Where = None) -> Float[Array, "*pi
     Returns:
         `[...]` in [1/C, 1], at least float32; NaN where an unmasked logit is NaN or +inf.
 
-    Raises:
-        TypeError, ValueError: as `log_mean_softmax`.
+    Raises: as `log_mean_softmax`.
 
-    References:
-        Hendrycks and Gimpel, A Baseline for Detecting Misclassified and Out-of-Distribution Examples, arXiv 1610.02136.
+    References: Hendrycks and Gimpel, A Baseline for Detecting Misclassified Examples, arXiv 1610.02136.
 
     >>> print(max_probability(jnp.log(jnp.array([[0.75, 0.25], [0.5, 0.5]]))))
     [0.75 0.5 ]
     """
     log_p, keep = _log_probabilities("logits", logits, where, samples=False)
-    return _mask_to_zero(jnp.exp(jnp.max(log_p, axis=-1)), keep)
+    return jnp.where(keep, jnp.exp(jnp.max(log_p, axis=-1)), 0)
 
 
 def patch_means(
@@ -180,17 +155,14 @@ def patch_means(
     Args:
         values: `[..., H, W]`, numbers or booleans.
         patch: side of a patch in pixels, ≥ 1, static. The last patches are smaller if it does not divide H or W.
-        where: boolean, broadcastable to `[..., H, W]`; False: the pixel does not exist.
+        where: boolean `[..., H, W]`, broadcastable; False: the pixel does not exist.
 
     Returns:
-        Two arrays `[..., ceil(H / patch), ceil(W / patch)]`: the means, at least float32, and the mask of the patches
-        with an unmasked pixel (the mean of the others is 0).
+        `[..., ceil(H / patch), ceil(W / patch)]` twice: means (0 without pixels), and the mask of patches with pixels.
 
-    Raises:
-        TypeError, ValueError: `where` is not boolean, shapes do not fit, or patch < 1.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or patch < 1.
 
-    References:
-        Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
+    References: Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
 
     >>> print(*patch_means(jnp.array([[1.0, 3.0, 5.0], [2.0, 2.0, 7.0]]), 2))
     [[2. 6.]] [[ True  True]]
@@ -201,48 +173,42 @@ def patch_means(
     values = checks.floating("values", values)
     if values.ndim < 2:
         raise ValueError(f"values must be [..., height, width]; got shape {values.shape}")
-    if patch < 1:
-        raise ValueError(f"patch must be at least 1; got {patch}")
-    keep = jnp.ones(values.shape, bool) if where is None else checks.mask("where", where, values.shape)
+    checks.scalar("patch", patch, jnp.int32, 1.0)
+    keep = checks.mask("where", where, values.shape)
     sums = _patch_sums(jnp.where(keep, values, 0), patch)
     pixels = _patch_sums(keep.astype(values.dtype), patch)
     return sums / jnp.maximum(pixels, 1), pixels > 0
 
 
 def uncertainty_histogram(
-    uncertainty: Float[ArrayLike, "*pixels"],
+    uncertainty: PerPixel,
     correct: Bool[ArrayLike, "*pixels"],
     *,
-    maximum: Real[ArrayLike, ""],
+    maximum: Scalar,
     num_bins: int = 1024,
     where: Where = None,
-    axis_name: Hashable | None = None,
+    axis_name: AxisName = None,
 ) -> Int[Array, "2 {num_bins}"]:
     r"""Counts the uncertainties of the wrong and of the right pixels in bins, over all devices.
 
     .. math:: H_{tb} = \#\{\text{unmasked pixels, right if } t = 1, \text{ with } \lfloor B u / u_{max} \rfloor = b\}
 
-    The B bins of the uncertainty u are equal on [0, maximum]; the first and the last also contain the values outside.
-    If most pixels are near 0, pass the square root of u, which ranks alike.
+    The B bins are equal on [0, maximum]; the first and the last also contain the values outside. If most pixels are
+    near 0, pass the square root of u, which ranks alike.
 
     Args:
         uncertainty: u, any shape (of pixels, or of patches: see `patch_means`).
         correct: boolean, the same shape: True where the prediction is the label.
         maximum: end of the last bin, above 0, the same for all batches: log C for entropies in nats. May be traced.
         num_bins: B ≥ 1, static.
-        where: boolean, broadcastable to that shape; False: the pixel does not exist.
-        axis_name: mapped device axis, or None.
+        where, axis_name: as in `confusion_matrix`.
 
     Returns:
-        int32 `[2, num_bins]`: wrong pixels, right pixels. Add batches in int64 on the host. Every entry is -2^31 if an
-        unmasked uncertainty is NaN or a traced maximum is not above 0.
+        int32 `[2, num_bins]`: wrong pixels, right pixels. All -2^31 if an unmasked u is NaN or a traced maximum ≤ 0.
 
-    Raises:
-        TypeError: the uncertainty is not floating, or `correct` or `where` is not boolean.
-        ValueError: shapes do not fit, num_bins < 1, or the maximum is not above 0 and finite.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, num_bins < 1, or the maximum is out of range.
 
-    References:
-        Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
+    References: Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
 
     >>> u, correct = jnp.array([0.1, 0.2, 0.6, 0.9]), jnp.array([True, True, True, False])
     >>> uncertainty_histogram(u, correct, maximum=1.0, num_bins=4).tolist()
@@ -252,8 +218,7 @@ def uncertainty_histogram(
     checks.same_shape("correct", jnp.shape(correct), "uncertainty", uncertainty.shape)
     correct = checks.mask("correct", correct, uncertainty.shape)
     keep = None if where is None else checks.mask("where", where, uncertainty.shape)
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1; got {num_bins}")
+    checks.scalar("num_bins", num_bins, jnp.int32, 1.0)
     top = checks.finite("maximum", maximum, uncertainty.dtype, above=0.0)
     bins = jnp.clip(jnp.floor(uncertainty * (num_bins / top)), 0, num_bins - 1).astype(jnp.int32)
     valid = ~jnp.isnan(uncertainty) & (top > 0) & jnp.isfinite(top)
@@ -277,17 +242,15 @@ def accuracy_vs_uncertainty(
     Args:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
         maximum: the maximum that the histogram was counted with.
-        threshold: in [0, maximum], rounded to the nearest bin edge, where counts are exact. None: all edges.
+        threshold: in [0, maximum], rounded to the nearest bin edge. None: all edges.
 
     Returns:
         `threshold` (the edges), `accurate_given_certain`, `uncertain_given_inaccurate` and `pavpu`, in [0, 1], larger
         is better: float64 `[bins + 1]`, or floats for one threshold. NaN where nothing is certain, wrong or counted.
 
-    Raises:
-        TypeError, ValueError: as `risk_coverage`, or the maximum or the threshold is out of range.
+    Raises: as `risk_coverage`, or the maximum or the threshold is out of range.
 
-    References:
-        Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
+    References: Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
 
     >>> scores = accuracy_vs_uncertainty(np.array([[1, 0, 0, 3], [4, 0, 2, 0]]), 1.0, threshold=0.5)
     >>> scores["accurate_given_certain"], scores["uncertain_given_inaccurate"], scores["pavpu"]
@@ -323,15 +286,11 @@ def risk_coverage(histogram: Counts) -> dict[str, np.ndarray]:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
 
     Returns:
-        `coverage` and `risk`, float64 `[bins]`, at the upper edge of each bin; NaN where nothing is covered or counted.
-        At full coverage the risk is 1 - accuracy.
+        `coverage` and `risk`, float64 `[bins]`, at the upper edge of each bin; NaN where nothing is covered.
 
-    Raises:
-        TypeError: the histogram is traced, or not integers.
-        ValueError: it is not `[2, bins]`, or a count is negative (invalid pixels or an overflow).
+    Raises: TypeError or ValueError if the counts are traced, not integers, not `[2, bins]`, or negative (invalid).
 
-    References:
-        Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, arXiv 1705.08500.
+    References: Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, arXiv 1705.08500.
 
     >>> curve = risk_coverage(np.array([[0, 1, 2], [5, 1, 1]]))
     >>> print(curve["coverage"], curve["risk"])
@@ -355,19 +314,18 @@ def area_under_risk_coverage(histogram: Counts) -> float:
     Returns:
         AURC in [0, 1], smaller is better; NaN if nothing was counted. Without skill it is 1 - accuracy.
 
-    Raises:
-        TypeError, ValueError: as `risk_coverage`.
+    Raises: as `risk_coverage`.
 
-    References:
-        Geifman, Uziel and El-Yaniv, Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, arXiv 1805.08206.
+    References: Geifman et al., Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, arXiv 1805.08206.
 
     >>> round(area_under_risk_coverage(np.array([[0, 1, 0], [1, 0, 1]])), 4)  # (0/1 + 1/2 + 1/3) / 3
     0.2778
     """
     wrong, right = _host(histogram)
-    inside, before, wrong_before = _inside_and_before(wrong, right)
+    inside = wrong + right
+    before, wrong_before = np.cumsum(inside) - inside, np.cumsum(wrong) - wrong
     rate = wrong / np.maximum(inside, 1)
-    return _mean_risk(_sum_of_risks(before, inside, wrong_before, rate), inside)
+    return float(ratio(_sum_of_risks(before, inside, wrong_before, rate).sum(), inside.sum()))
 
 
 def area_under_risk_coverage_bounds(histogram: Counts) -> tuple[float, float]:
@@ -386,24 +344,23 @@ def area_under_risk_coverage_bounds(histogram: Counts) -> tuple[float, float]:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
 
     Returns:
-        (low, high), widened by 1e-12 for rounding; both NaN if nothing was counted. The AURC of the sorted pixels is
-        always between them, with ties in any order.
+        (low, high), widened by 1e-12 for rounding; both NaN if nothing was counted.
 
-    Raises:
-        TypeError, ValueError: as `risk_coverage`.
+    Raises: as `risk_coverage`.
 
-    References:
-        Geifman, Uziel and El-Yaniv, Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, arXiv 1805.08206.
+    References: Geifman et al., Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, arXiv 1805.08206.
 
     >>> low, high = area_under_risk_coverage_bounds(np.array([[1], [1]]))
     >>> round(low, 4), round(high, 4)  # (0/1 + 1/2) / 2 and (1/1 + 1/2) / 2
     (0.25, 0.75)
     """
     wrong, right = _host(histogram)
-    inside, before, wrong_before = _inside_and_before(wrong, right)
+    inside = wrong + right
+    before, wrong_before = np.cumsum(inside) - inside, np.cumsum(wrong) - wrong
     low = _sum_of_risks(before, right, wrong_before, 0) + _sum_of_risks(before + right, wrong, wrong_before, 1)
     high = _sum_of_risks(before, wrong, wrong_before, 1) + _sum_of_risks(before + wrong, right, wrong_before + wrong, 0)
-    return _mean_risk(low, inside) - ROUNDING, _mean_risk(high, inside) + ROUNDING
+    low, high = (float(ratio(risks.sum(), inside.sum())) for risks in (low, high))
+    return low - ROUNDING, high + ROUNDING
 
 
 def _log_probabilities(name, logits, where, *, samples):
@@ -414,16 +371,11 @@ def _log_probabilities(name, logits, where, *, samples):
         raise ValueError(
             f"{name} must be {wanted} with at least 2 classes{' and 1 sample' * samples}; got shape {logits.shape}"
         )
-    keep = None if where is None else checks.mask("where", where, logits.shape[samples:-1])
-    if keep is not None:
-        # Masked before the maths: a NaN of a masked pixel must not reach a gradient.
-        logits = jnp.where(keep[None, ..., None] if samples else keep[..., None], logits, 0)
+    keep = checks.mask("where", where, logits.shape[samples:-1])
+    # Masked before the maths: a NaN of a masked pixel must not reach a gradient.
+    logits = jnp.where(keep[None, ..., None] if samples else keep[..., None], logits, 0)
     # 0 · -inf is NaN, where p log p is 0.
     return jnp.maximum(log_softmax(logits), float(jnp.finfo(logits.dtype).min) / 4), keep
-
-
-def _mask_to_zero(values, keep):
-    return values if keep is None else jnp.where(keep, values, 0)
 
 
 def _log_mean(log_p: McLogits) -> Float[Array, "*pixels classes"]:
@@ -457,12 +409,6 @@ def _host(histogram: ArrayLike) -> Float[np.ndarray, "2 bins"]:
     return host_histogram(histogram, "wrong and right pixels", _CAUSE)
 
 
-def _inside_and_before(wrong: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns per bin its pixels, the pixels in the bins before, and the wrong ones among those."""
-    inside = wrong + right
-    return inside, np.cumsum(inside) - inside, np.cumsum(wrong) - wrong
-
-
 def _sum_of_risks(before: np.ndarray, pixels: np.ndarray, wrong_before: np.ndarray, rate: np.ndarray | int):
     """Sums (W + rate · j) / (M + j) over j = 1..pixels, with M pixels before and W of them wrong."""
     # Σ 1 / (M + j): a table up to 64, beyond it the asymptotic series, exact to 1e-13.
@@ -471,7 +417,3 @@ def _sum_of_risks(before: np.ndarray, pixels: np.ndarray, wrong_before: np.ndarr
     a, b = np.maximum(first, _TABLE), np.maximum(last, _TABLE)
     tail = np.log1p((b - a) / a) + (1 / b - 1 / a) / 2 - (1 / b**2 - 1 / a**2) / 12 + (1 / b**4 - 1 / a**4) / 120
     return rate * pixels + (wrong_before - rate * before) * (head + tail)
-
-
-def _mean_risk(risks: np.ndarray, inside: np.ndarray) -> float:
-    return float(ratio(risks.sum(), inside.sum()))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from segjax import losses
-from segjax.losses import mining
+from segjax.losses import reduction
 
 SIZE = 12
 LOSS = jnp.array([[0.5, 3.0, 1.0, 2.0], [2.0, 0.0, 7.0, 2.5]])
@@ -128,7 +128,7 @@ def test_a_ratio_beyond_all_pixels_takes_all_if_there_is_a_positive(ratio):
 @example(4096, 2**31 - 1)
 @example(1, 2**31 - 1)
 def test_ceil_product_of_twelve_binary_digits_is_exact_at_any_count(numerator, count):
-    share = mining._ceil_product(jnp.float32(numerator / 4096), jnp.int32(count))
+    share = reduction._ceil_product(jnp.float32(numerator / 4096), jnp.int32(count))
     assert share == math.ceil(Fraction(numerator, 4096) * count)
 
 
@@ -140,7 +140,7 @@ def test_ceil_product_of_twelve_binary_digits_is_exact_at_any_count(numerator, c
 @example(Fraction(999, 10), 1 << 24)
 def test_ceil_product_is_never_too_large_and_short_by_rounding_alone(ratio, count):
     # The product is of the float32 nearest to the ratio, but must not exceed the exact ceiling.
-    multiple = int(mining._ceil_product(jnp.float32(float(ratio)), jnp.int32(count)))
+    multiple = int(reduction._ceil_product(jnp.float32(float(ratio)), jnp.int32(count)))
     product = ratio * count
     assert multiple <= math.ceil(product)
     assert multiple >= product * (1 - Fraction(1, 2**22))

@@ -465,7 +465,7 @@ def test_class_log_odds_ruled_out_and_nan():
 
 
 def test_class_log_odds_single_class():
-    with pytest.raises(ValueError, match=r"at least 2 classes; got shape \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"at least 2 classes, class last; got shape \(3, 1\)"):
         metrics.class_log_odds(np.zeros((3, 1), np.float32))
 
 
