@@ -37,8 +37,8 @@ class Dashes(SphinxTransform):
     def apply(self, **_: Any) -> None:
         """Replaces each pair of hyphens."""
         for text in list(self.document.findall(nodes.Text)):
-            if text == " -- ":
-                text.parent.replace(text, nodes.Text(" – "))
+            if text.startswith(" -- "):
+                text.parent.replace(text, nodes.Text(text.replace(" -- ", " – ", 1)))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
