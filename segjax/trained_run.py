@@ -24,18 +24,14 @@ from segjax.training.provenance import provenance
 from segjax.training.train_step import TrainState, init_state, make_model
 
 # Entries of `provenance` that a report shows.
-_ORIGIN = ("command", "commit", "date", "device", "cpu_threads", "python", "versions")
+_ORIGIN = {key: key for key in ("command", "commit", "date", "device")}
+_ORIGIN |= {"cpu_threads": "CPU threads", "python": "Python", "versions": "versions"}
 
 
 class TrainedRun(NamedTuple):
     """One checkpoint of a run, with everything needed to use it.
 
-    Attributes:
-      workdir: the run's folder.
-      config: the config that it was trained with.
-      model: its network.
-      state: one copy of its state, not replicated.
-      label_set: class names and palette.
+    `state` is one copy, not replicated.
     """
 
     workdir: epath.Path
@@ -50,15 +46,7 @@ class TrainedRun(NamedTuple):
         return evaluation.preprocessing_of(self.config, self.label_set.num_classes)
 
     def predictor(self, options: PredictOptions | None = None, *, probabilities: bool = False) -> Predictor:
-        """Returns a predictor of uint8 images `[H, W, channels]`; by default of the masks that evaluation scores.
-
-        Args:
-          options: such as those of `segjax.inference.predict_options`.
-          probabilities: return probabilities too.
-
-        Raises:
-          ValueError: as `Predictor`.
-        """
+        """Returns a `Predictor` of the run's network; by default of the masks that evaluation scores."""
         model = self.model.clone(axis_name=None)
         return Predictor(model, self.state.variables, self.preprocessing, options, probabilities=probabilities)
 
@@ -67,7 +55,7 @@ def load_run(path: str | os.PathLike) -> TrainedRun:
     """Opens `WORKDIR` (its best checkpoint) or `WORKDIR/checkpoints/STEP` (or `…/best` or `…/latest`).
 
     Raises:
-      StorageError: the bucket cannot be read, or gcsfs is not installed.
+      StorageError: as `path_of`.
       FileNotFoundError: the folder is not a run's, or has no such checkpoint.
       ConfigError: its config is damaged.
     """
@@ -121,13 +109,9 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
     else:
         since = f", from step {origin['wall_seconds_from_step']} on" if origin["wall_seconds_from_step"] else ""
         facts["training time"] = f"{origin['wall_seconds'] / 60:.1f} minutes{since}"
-        facts |= {f"training {_label(key)}": origin[key] for key in _ORIGIN}
+        facts |= {f"training {label}": origin[key] for key, label in _ORIGIN.items()}
     here = provenance()
-    return facts | {f"this page's {_label(key)}": here[key] for key in _ORIGIN}
-
-
-def _label(key: str) -> str:
-    return {"cpu_threads": "CPU threads", "python": "Python"}.get(key, key)
+    return facts | {f"this page's {label}": here[key] for key, label in _ORIGIN.items()}
 
 
 def score_run(run: TrainedRun, split: str) -> dict[str, Any]:
@@ -140,11 +124,7 @@ def score_run(run: TrainedRun, split: str) -> dict[str, Any]:
 def on_all_devices(
     run: TrainedRun, step: Callable, arguments: int = 2
 ) -> tuple[Callable, TrainState, parallel.DeviceMapping]:
-    """Returns the mapped `step(state, batch, ...)`, the replicated state, and the devices.
-
-    Raises:
-      ConfigError: the devices cannot divide the run's batch.
-    """
+    """Returns the mapped `step(state, batch, ...)`, the replicated state, and the devices; raises ConfigError."""
     mapping = parallel.device_mapping(run.config)
     return mapping.map_step(step, arguments=arguments), mapping.replicate(run.state), mapping
 
@@ -152,8 +132,7 @@ def on_all_devices(
 def threshold_of(run: TrainedRun, precision: float, number: int) -> ThresholdAtPrecision:
     """Scores the evaluation split and returns the threshold at which class `number` reaches `precision`.
 
-    Raises:
-      ConfigError: no threshold reaches it, or `precision` is not in (0, 1].
+    It raises ConfigError if no threshold reaches it, or if `precision` is not in (0, 1].
     """
     split, classes = run.config.data.eval_split, run.label_set.names
     if not 0 < precision <= 1:
@@ -177,14 +156,8 @@ def chosen_threshold(
 ) -> tuple[dict[str, Any], str]:
     """Returns the fields of `PredictOptions` for a threshold, and a line of text for the user.
 
-    Args:
-      run: an opened checkpoint.
-      probability: the threshold itself.
-      precision: or the precision that it reached in evaluation (`threshold_of`, with its errors).
-      number: the class; None: the second of two.
-
-    Raises:
-      ConfigError: the data set has more than two classes, and `number` is None.
+    The threshold is the `probability`, or that of `threshold_of` a `precision`. Class `number` is by default the second
+    of two; with more than two classes, None raises ConfigError.
     """
     if probability is None and precision is None:
         return {}, ""
@@ -204,8 +177,7 @@ def chosen_threshold(
 def head_rate(run: TrainedRun, rate: float | None, samples: int, passes: int = 0) -> float:
     """Returns the dropout rate of the head: `rate`, or by default the one that the network was trained with.
 
-    Raises:
-      ConfigError: samples without a rate, or passes, of a network that was trained without the dropout they need.
+    It raises ConfigError for samples without a rate, or passes, if the network was trained without the dropout.
     """
     model = run.config.model
     if passes and model.dropout != "sampled" and not model.deep_dropout:

@@ -17,7 +17,7 @@ _STYLES = ("-", "--", ":")
 _SIZE, _DPI = (5.2, 3.9), 150
 
 Numbers = Sequence[float | int]
-Line = tuple[Numbers, Numbers]  # x and y values
+Series = tuple[Numbers, Sequence[Sequence[float | int | None]]]  # x values, and one sequence of y values per seed
 Range = tuple[float | int | None, float | int | None]
 
 
@@ -29,33 +29,57 @@ def png(figure: Figure) -> bytes:
 
 
 def curves(
-    series: Mapping[str, tuple[Numbers, Sequence[Sequence[float | None]]]],
+    series: Mapping[str, Series],
     *,
     title: str,
     x: str,
-    y: str,
+    y: str = "",
+    x_range: Range = (None, None),
     y_range: Range = (None, None),
+    smoothed: bool = False,
+    checkpoint_step: int | None = None,
+    reference: tuple[str, float | int] | None = None,
 ) -> Figure:
     """Draws the mean over seeds of each series, with a band from the lowest to the highest seed.
 
-    `series` maps names to the x values and one sequence of y values per seed. None and NaN leave a gap. A series
-    without seeds appears in the legend only. matplotlib chooses a limit of the y axis that is None.
+    Args:
+      series: by name the x values and one sequence of y values per seed. None and NaN leave a gap. A series without
+        seeds appears in the legend only.
+      title: title of the figure.
+      x: name of the x axis.
+      y: name of the y axis.
+      x_range: limits of the x axis; matplotlib chooses a limit that is None.
+      y_range: limits of the y axis.
+      smoothed: draw the values faintly, and on top their running mean over a twentieth of the line.
+      checkpoint_step: x of a dotted vertical line.
+      reference: name and y of a dashed horizontal line.
     """
-    many = len(series) > len(COLORS)  # such a legend would cover the lines
-    figure = Figure(figsize=(9.6 if many else 7.2, 4.4), layout="constrained", dpi=110)
+    figure = Figure(figsize=_SIZE, layout="constrained", dpi=_DPI)
     axes = figure.subplots()
-    for i, (name, (steps, seeds)) in enumerate(series.items()):
+    for i, (name, (xs, seeds)) in enumerate(series.items()):
+        color, style = COLORS[i % len(COLORS)], _STYLES[i // len(COLORS) % len(_STYLES)]
         values = np.ma.masked_invalid(np.array(seeds, float))
-        color, style = _color_and_style(i)
-        axes.plot(steps, values.mean(0) if len(values) else [], style, color=color, lw=1.8, label=name)
+        mean = values.mean(0) if len(values) else []
+        window = max(1, len(mean) // 20)
+        if smoothed and window > 1:
+            axes.plot(xs, mean, color=color, lw=0.8, alpha=0.3)
+            mean = _running_mean(mean, window)
+        marker = "o" if checkpoint_step is not None and len(mean) < 30 else None
+        axes.plot(xs if len(values) else [], mean, style, marker=marker, ms=3.5, color=color, lw=1.8, label=name)
         if len(values) > 1:
-            axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
-    axes.set(title=title, xlabel=x, ylabel=y, ylim=y_range)
-    axes.grid(alpha=0.25)
-    if many:
-        figure.legend(fontsize=9, loc="outside right upper")
-    elif series:
-        axes.legend(fontsize=9)
+            axes.fill_between(xs, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
+    if checkpoint_step is not None:
+        axes.axvline(checkpoint_step, color=_REFERENCE, lw=1, ls=":")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if reference is not None:
+        axes.axhline(reference[1], color=_REFERENCE, lw=1, ls="--", label=reference[0])
+    axes.set(title=title, xlabel=x, ylabel=y, xlim=x_range, ylim=y_range)
+    _style(axes)
+    if len(series) > 5:  # a legend inside would cover the lines
+        figure.set_size_inches(_SIZE[0] + 0.7 + 0.075 * max(map(len, series)), _SIZE[1])
+        figure.legend(fontsize=8, loc="outside right upper", handlelength=3.2)
+    elif len(series) > 1 or reference is not None:
+        axes.legend(fontsize=8)
     return figure
 
 
@@ -83,52 +107,10 @@ def heatmap(
     return figure
 
 
-def line_figure(
-    lines: Mapping[str, Line],
-    *,
-    title: str,
-    x: str,
-    y: str = "",
-    x_range: Range = (None, None),
-    y_range: Range = (None, None),
-    smoothed: bool = False,
-    checkpoint_step: int | None = None,
-    reference: tuple[str, float | int] | None = None,
-) -> Figure:
-    """Draws one line per name; many lines have their legend beside the plot.
-
-    `smoothed` draws the values faintly, and on top their running mean over a twentieth of the line. `checkpoint_step`
-    is a dotted vertical line, `reference` (its name and y) a dashed horizontal one.
-    """
-    figure = Figure(figsize=_SIZE, layout="constrained", dpi=_DPI)
-    axes = figure.subplots()
-    for i, (name, (xs, ys)) in enumerate(lines.items()):
-        color, style = _color_and_style(i)
-        window = max(1, len(ys) // 20)
-        if smoothed and window > 1:
-            axes.plot(xs, ys, color=color, lw=0.8, alpha=0.3)
-            ys = _running_mean(ys, window)
-        marker = "o" if checkpoint_step is not None and len(ys) < 30 else None
-        axes.plot(xs, ys, style, marker=marker, ms=3.5, color=color, lw=1.8, label=name)
-    if checkpoint_step is not None:
-        axes.axvline(checkpoint_step, color=_REFERENCE, lw=1, ls=":")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if reference is not None:
-        axes.axhline(reference[1], color=_REFERENCE, lw=1, ls="--", label=reference[0])
-    axes.set(title=title, xlabel=x, ylabel=y, xlim=x_range, ylim=y_range)
-    _style(axes)
-    if len(lines) > 5:
-        figure.set_size_inches(_SIZE[0] + 1.6, _SIZE[1])
-        figure.legend(fontsize=8, loc="outside right upper", handlelength=3.2)
-    elif len(lines) > 1 or reference is not None:
-        axes.legend(fontsize=8)
-    return figure
-
-
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
-    """Draws a confusion matrix, each row (a true class) as percentages of its pixels.
+    """Draws a confusion matrix in percent of the pixels of each true class, one per row.
 
-    The row of a class without true pixels is blank. With more than four classes, cells below 0.5 % are blank too.
+    The row of a class without true pixels is blank; with more than four classes, cells below 0.5 % are blank too.
     """
     counts = np.array(confusion, float)
     totals = counts.sum(axis=1, keepdims=True)
@@ -183,10 +165,6 @@ def reliability_figure(edges: Numbers, confidence: Numbers, accuracy: Numbers, c
     return figure
 
 
-def _color_and_style(i: int) -> tuple[str, str]:
-    return COLORS[i % len(COLORS)], _STYLES[i // len(COLORS) % len(_STYLES)]
-
-
 def _style(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
@@ -194,8 +172,7 @@ def _style(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _running_mean(values: Numbers, window: int) -> np.ndarray:
-    """Averages over `window` neighbours, fewer at both ends; NaN values are left out."""
-    values = np.array(values, float)
-    counts = np.convolve(~np.isnan(values), np.ones(window), "same")
-    return np.convolve(np.nan_to_num(values), np.ones(window), "same") / np.maximum(counts, 1)
+def _running_mean(values: np.ma.MaskedArray, window: int) -> np.ndarray:
+    """Averages over `window` neighbours, fewer at both ends; masked values are left out."""
+    counts = np.convolve(~np.ma.getmaskarray(values), np.ones(window), "same")
+    return np.convolve(values.filled(0), np.ones(window), "same") / np.maximum(counts, 1)

@@ -24,7 +24,7 @@ from segjax.data import EvalExamples, Source
 from segjax.data.labels import LabelSet
 from segjax.data.resize import resize
 from segjax.reporting import figures
-from segjax.reporting.figures import Line, png
+from segjax.reporting.figures import Series, png
 from segjax.reporting.report import Picture, Report, Section, Table, per_class_table
 from segjax.trained_run import TrainedRun, facts_of, on_all_devices
 from segjax.training import changed, evaluation, parallel
@@ -309,23 +309,27 @@ def _training_section(log: Log, step: int, scores: Mapping[str, Any]) -> Section
     for name, title, caption, lines, y_range in plots:
         if lines:
             options = {"smoothed": name == "loss", "checkpoint_step": step, "y_range": y_range}
-            pictures.append(_picture(name, caption, figures.line_figure(lines, title=title, x="step", **options)))
+            pictures.append(_picture(name, caption, figures.curves(lines, title=title, x="step", **options)))
     missing = "" if evaluated else " The run was not scored yet."
     text = f"The dotted line marks the checkpoint of this page, step {step}.{missing}"
     return Section("Training", text, (), tuple(pictures))
 
 
-def loss_lines(log: Log) -> dict[str, Line]:
+def loss_lines(log: Log) -> dict[str, Series]:
     """Returns the lines of the loss, of its parts if it has several, and of the loss in evaluation."""
     lines = _logged(log, _LOSSES)
     lines = lines if len(lines) > 2 else {name: line for name, line in lines.items() if name == "loss"}
     return lines | _logged(log, {"pixel loss in evaluation": "eval/pixel_loss"})
 
 
-def _logged(log: Log, names: Mapping[str, str]) -> dict[str, Line]:
+def _logged(log: Log, names: Mapping[str, str]) -> dict[str, Series]:
     """Returns steps and values by name, for the names whose key was logged."""
-    points = {name: [(row["step"], row[key]) for row in log if key in row] for name, key in names.items()}
-    return {name: tuple(map(list, zip(*pairs, strict=True))) for name, pairs in points.items() if pairs}
+    rows = {name: [row for row in log if key in row] for name, key in names.items()}
+    return {
+        name: ([row["step"] for row in logged], [[row[names[name]] for row in logged]])
+        for name, logged in rows.items()
+        if logged
+    }
 
 
 def _class_section(inspection: Inspection) -> Section:
@@ -342,14 +346,14 @@ def _class_section(inspection: Inspection) -> Section:
     else:
         chance = pixels[1] / max(sum(pixels), 1)
         options["reference"] = f"chance ({chance:.2g})", chance
-    drawn = {name: (curve["recall"], curve["precision"]) for name, curve in curves.items() if name in _rarest(scores)}
+    drawn = {name: (curve["recall"], [curve["precision"]]) for name, curve in curves.items() if name in _rarest(scores)}
     if len(drawn) < len(curves):
         subject = f"the {_MOST_LINES} rarest classes"
     else:
         subject = " and ".join(drawn) if len(drawn) < 3 else "each class against all others"
     matrix_caption = "Confusion matrix in percent of each row: true classes in rows, predictions in columns."
     matrix = figures.confusion_figure(scores["confusion"], classes)
-    curve = figures.line_figure(drawn, title="Precision and recall", **options)
+    curve = figures.curves(drawn, title="Precision and recall", **options)
     half = len(classes) <= _MOST_LINES
     pictures = (
         _picture("confusion", matrix_caption, matrix, half),
@@ -360,7 +364,7 @@ def _class_section(inspection: Inspection) -> Section:
 
 def _uncertainty_section(inspection: Inspection) -> Section:
     scores, error_rate = inspection.scores, 1 - inspection.scores["pixel_accuracy"]
-    lines = {name: (curve["coverage"], curve["risk"]) for name, curve in inspection.risk_coverage.items()}
+    lines = {name: (curve["coverage"], [curve["risk"]]) for name, curve in inspection.risk_coverage.items()}
     areas = sorted(scores["area_under_risk_coverage"].items(), key=lambda item: item[1])
     table = Table(
         "Error detection per uncertainty measure",
@@ -376,7 +380,7 @@ def _uncertainty_section(inspection: Inspection) -> Section:
     # The first few pixels may have any error rate; at full coverage all lines meet the reference.
     limits = {"x_range": (0, 1), "y_range": (0, 1.5 * error_rate or 1), "reference": ("random order", error_rate)}
     x = "coverage, most certain pixels first"
-    risks = figures.line_figure(lines, title="Risk and coverage", x=x, y="error rate", **limits)
+    risks = figures.curves(lines, title="Risk and coverage", x=x, y="error rate", **limits)
     error = f"expected calibration error {scores['expected_calibration_error']:.4f}"
     pictures = (
         _picture(

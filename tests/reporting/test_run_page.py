@@ -101,14 +101,14 @@ def test_loss_lines_of_one_part_and_of_two():
 
 
 def training_axes(log):
-    figure = figures.line_figure(loss_lines(log), title="Loss", x="step", checkpoint_step=4, smoothed=True)
+    figure = figures.curves(loss_lines(log), title="Loss", x="step", checkpoint_step=4, smoothed=True)
     return figure.axes[0]
 
 
-def test_line_figure_running_mean():
+def test_curves_running_mean():
     steps = list(range(200))
-    lines = {"loss": (steps, [float(i % 2) for i in steps])}
-    noisy, smooth = figures.line_figure(lines, title="t", x="step", smoothed=True).axes[0].lines
+    lines = {"loss": (steps, [[float(i % 2) for i in steps]])}
+    noisy, smooth = figures.curves(lines, title="t", x="step", smoothed=True).axes[0].lines
     assert np.ptp(noisy.get_ydata()) == 1
     np.testing.assert_allclose(smooth.get_ydata()[10:-10], 0.5)
     assert np.isfinite(smooth.get_ydata()).all()
@@ -140,11 +140,11 @@ def test_reliability_figure_empty_bin_has_no_bar():
 
 
 def test_uncertainty_figure_without_errors_has_a_y_range():
-    figure = figures.line_figure({"entropy": ([0.5, 1.0], [0.0, 0.0])}, title="t", x="x", y_range=(0, 1))
+    figure = figures.curves({"entropy": ([0.5, 1.0], [[0.0, 0.0]])}, title="t", x="x", y_range=(0, 1))
     assert figure.axes[0].get_ylim() == (0, 1)
 
 
-def test_line_figure_more_lines_than_colours():
-    lines = {f"class {i}": ([0, 1], [1, 0]) for i in range(12)}
-    drawn = figures.line_figure(lines, title="t", x="x").axes[0].lines
+def test_curves_more_lines_than_colours():
+    lines = {f"class {i}": ([0, 1], [[1, 0]]) for i in range(12)}
+    drawn = figures.curves(lines, title="t", x="x").axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 12
