@@ -40,7 +40,7 @@ class _ExtraCheck:
 
     @classmethod
     def find_spec(cls, name: str, path: object = None, target: object = None) -> None:
-        """Raises ImportError, or ends `python -m segjax.train` with one line, if `name` needs the extra."""
+        """Raises ImportError if `name` needs the extra; `python -m`, which looks for a command, ends with one line."""
         package, _, part = name.partition(".")
         if cls.passed or package != __name__ or part.split(".")[0] in ("", *_BASE):
             return

@@ -1,5 +1,6 @@
 """Four host devices, no accelerator, shapes checked at run time: set before the first import of jax or segjax."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import hypothesis
 import jax
 import pytest
 from jaxtyping import install_import_hook
+from packaging.requirements import Requirement
 
 install_import_hook("segjax", "beartype.beartype")
 
@@ -78,6 +80,27 @@ def python(process_environment):
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def linked_site(tmp_path_factory):
+    """Returns `linked_site(*names)`, a site folder with links to what `pip install NAMES` installs, without extras."""
+
+    def link(*names):
+        site, found, wanted = tmp_path_factory.mktemp("site"), set(), list(names)
+        while wanted:
+            name = wanted.pop()
+            if name not in found:
+                found.add(name)
+                needed = map(Requirement, importlib.metadata.requires(name) or ())
+                wanted += [n.name for n in needed if n.marker is None or n.marker.evaluate({"extra": ""})]
+        for name in found:
+            distribution = importlib.metadata.distribution(name)
+            for top in {file.parts[0] for file in distribution.files if file.parts[0] != ".."}:
+                (site / top).symlink_to(Path(distribution.locate_file(top)).resolve())
+        return site
+
+    return link
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,15 @@
 """An exported network: run by an interpreter that has jax, flatbuffers and nothing else, and described by its card."""
 
 import hashlib
-import importlib.metadata
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
 from etils import epath
-from packaging.requirements import Requirement
 from PIL import Image
 
 from segjax import export
@@ -67,36 +64,13 @@ def images():
     return {str(i): rng.integers(0, 256, shape).astype(np.uint8) for i, shape in enumerate(SHAPES)}
 
 
-def requirements(*names):
-    """Returns the distributions that `pip install NAMES` installs, without extras."""
-    found, wanted = set(), list(names)
-    while wanted:
-        name = wanted.pop()
-        if name not in found:
-            found.add(name)
-            needed = map(Requirement, importlib.metadata.requires(name) or ())
-            wanted += [n.name for n in needed if n.marker is None or n.marker.evaluate({"extra": ""})]
-    return found
-
-
-@pytest.fixture(scope="module")
-def bare_site(tmp_path_factory):
-    """Returns a site folder with links to the files of `pip install jax flatbuffers`, which takes a minute."""
-    site = tmp_path_factory.mktemp("site")
-    for name in requirements("jax", "flatbuffers"):
-        distribution = importlib.metadata.distribution(name)
-        for top in {file.parts[0] for file in distribution.files if file.parts[0] != ".."}:
-            (site / top).symlink_to(Path(distribution.locate_file(top)).resolve())
-    return site
-
-
 @pytest.mark.slow
 def test_export_runs_without_segjax_and_equals_the_predictor(
-    run, exported, images, bare_site, tmp_path, process_environment
+    run, exported, images, linked_site, tmp_path, process_environment
 ):
     np.savez(tmp_path / "images.npz", **images)
     names = {
-        "site": bare_site,
+        "site": linked_site("jax", "flatbuffers"),
         "folder": exported[0],
         "images": tmp_path / "images.npz",
         "found": tmp_path / "found.npz",
