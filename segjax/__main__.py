@@ -60,10 +60,10 @@ BASH = """_segjax() {{
   local current=${{COMP_LINE:0:COMP_POINT}} words=""
   current=${{current##* }}
   case $COMP_CWORD:${{COMP_WORDS[1]}}:$current in
-    1:*) words="{commands}" ;;
+    1:*) words="{commands} --help --version" ;;
     *:--config=*) words="{configs}" current=${{current#*=}} ;;
-    *:configs:*) words="list show diff {configs}" ;;
 {flags}
+    *:configs:*) words="list show diff {configs}" ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "$current"))
   [[ ${{COMPREPLY[0]}} == *= ]] && compopt -o nospace
@@ -72,10 +72,10 @@ complete -o default -F _segjax segjax"""
 BASH_FLAGS = '    *:{command}:-*) words="{flags}" ;;'
 ZSH = """_segjax() {{
   case $(( CURRENT - 1 )):$words[2]:$PREFIX in
-    1:*) compadd -- {commands} ;;
+    1:*) compadd -- {commands} --help --version ;;
     *:--config=*) compset -P '*='; compadd -- {configs} ;;
-    *:configs:*) compadd -- list show diff {configs} ;;
 {flags}
+    *:configs:*) compadd -- list show diff {configs} ;;
     *) compset -P '*='; _files ;;
   esac
 }}

@@ -17,8 +17,8 @@ from ml_collections.config_flags import config_flags
 from segjax.training import MISTAKES, ConfigError, Terminated
 from segjax.training.config import RENAMED, check_known
 
-flags.disclaim_key_flags()  # `--help` lists the flags of the command and not those of this module
-
+app.define_help_flags()
+_LIBRARY_FLAGS = frozenset(flags.FLAGS)  # of absl, grain and others: `--help` leaves them out
 CONFIGS = Path(__file__).with_name("configs")
 _WIDTH = 100  # columns of a help text
 _FIELDS_HELP = "segjax configs show NAME prints every field of a config with its meaning and valid values."
@@ -109,7 +109,7 @@ def _exit_with_usage(mistake: object) -> None:
 def _help(required: Sequence[str]) -> str:
     """Returns the docstring of the command, which ends with examples, a line per flag, and where the fields are."""
     lines = []
-    for flag in flags.FLAGS.flags_by_module_dict().get(sys.argv[0], ()):
+    for flag in (flags.FLAGS[name] for name in flags.FLAGS if name not in _LIBRARY_FLAGS):
         name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
         own = flag.parser.syntactic_help if isinstance(flag.parser, (_Size, _BareOrOneOf)) else ""
         default = "" if flag.default in (None, False, "", []) else f"default {flag.default_as_str}".replace("'", "")

@@ -2,11 +2,12 @@
 
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 
 from experiments.sweep import paper_report
-from segjax import configs
+from segjax import configs, shipped_configs
 from segjax.training import validate
 
 MODULES = [importlib.import_module(f"segjax.configs.{one.name}") for one in pkgutil.iter_modules(configs.__path__)]
@@ -20,9 +21,11 @@ SWEEPS = [
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_config_is_valid_and_its_header_has_a_command(module):
-    validate(module.get_config())
-    assert "COMMAND: " in module.__doc__
+def test_config_is_valid_and_its_header_has_data_and_command(module):
+    config, (_, fields) = module.get_config(), shipped_configs.header_fields(Path(module.__file__))
+    validate(config)
+    assert {"DATA", "COMMAND"} <= set(fields)
+    assert fields["DATA"].split(", or ") == list(getattr(module, "DATA", [config.data.name]))
 
 
 @pytest.mark.parametrize(("module", "preset", "data"), SWEEPS, ids=lambda one: getattr(one, "__name__", one))

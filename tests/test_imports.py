@@ -6,14 +6,19 @@ need nothing but jax, chex and jaxtyping, and TensorFlow is not imported at all.
 
 import ast
 import fnmatch
+import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import segjax
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -192,6 +197,19 @@ def test_losses_and_metrics_load_nothing_but_jax_chex_and_jaxtyping():
     assert "segjax.losses" in loaded
     assert [name for name in loaded if name.split(".")[0] != "segjax"] == []
     assert {name.split(".")[1] for name in loaded if "." in name} <= set(BASE_PARTS)
+
+
+def normalized(distribution):
+    return distribution.lower().replace("_", "-")
+
+
+def test_extra_train_installs_the_libraries_that_its_check_imports():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    declared = {re.match(r"[\w-]+", one)[0] for extra in segjax._EXTRAS for one in declared[extra]}
+    providers = importlib.metadata.packages_distributions()
+    checked = [{normalized(one) for one in providers[name]} for extra in segjax._EXTRAS.values() for name in extra]
+    assert {normalized(name) for name in declared} <= set().union(*checked)
+    assert len(declared) == len(checked)
 
 
 def test_every_file_is_looked_at():
