@@ -201,21 +201,16 @@ class RoadDebris(PairBuilder, skip_registration=True):
         return builder_config or RoadDebrisConfig()
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        config = self.builder_config
+        config, first = self.builder_config, _FIRST_VALIDATION_SCENE
         size = (config.height, config.width)
         self._describe(dict.fromkeys(("train", "validation"), Sizes(size, size, 3)))
-        first = _FIRST_VALIDATION_SCENE
-        return {
-            "train": self._generate_examples(range(config.train_examples)),
-            "validation": self._generate_examples(range(first, first + config.val_examples)),
-        }
+        scenes = {"train": range(config.train_examples), "validation": range(first, first + config.val_examples)}
+        return {split: self._generate_examples(numbers) for split, numbers in scenes.items()}
 
     def _generate_examples(self, scenes: range) -> Iterator[tuple[Any, dict[str, Any]]]:
         config = self.builder_config
         for index in scenes:
             drawn = road_debris.scene(config.seed, index, height=config.height, width=config.width)
-            image, mask = (
-                cv2.imencode(".png", pixels)[1].tobytes()
-                for pixels in (cv2.cvtColor(drawn.image, cv2.COLOR_RGB2BGR), drawn.label)
-            )
+            pixels = (cv2.cvtColor(drawn.image, cv2.COLOR_RGB2BGR), drawn.label)
+            image, mask = (cv2.imencode(".png", each)[1].tobytes() for each in pixels)
             yield index, {"image_id": f"scene_{index:07d}", "image": image, "segmentation_label": mask}

@@ -36,10 +36,7 @@ def label_set(data_config: Any) -> LabelSet:
         raise DataError(f"config.data.name must be one of {', '.join(DATASETS)}; got {name!r}")
     if name != "folder":
         return LABEL_SETS[name]
-    names = tuple(getattr(data_config, "class_names", ()))
-    if not names:
-        raise DataError('config.data.class_names must name the classes of the data set "folder"; got none')
-    return numbered_classes(names, tuple(getattr(data_config, "mask_values", ())))
+    return numbered_classes(getattr(data_config, "class_names", ()), getattr(data_config, "mask_values", ()))
 
 
 def open_split(data_config: Any, split: str) -> Source:

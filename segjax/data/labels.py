@@ -37,11 +37,7 @@ class LabelSet:
 
 
 def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: str) -> UInt8[np.ndarray, "*shape"]:
-    """Maps the raw ids of a file to train ids in [0, C) and `VOID`; `DataError` for an id outside the data set's.
-
-    >>> to_train_ids(np.array([[0, 7, 33]], np.uint8), LABEL_SETS["cityscapes"], "street.png")
-    array([[255,   0,  18]], dtype=uint8)
-    """
+    """Maps the raw ids of a file to train ids in [0, C) and `VOID`; `DataError` for an id outside the data set's."""
     labels = label_set.lut[raw]
     if (labels == UNKNOWN).any():
         unknown = np.unique(raw[labels == UNKNOWN]).tolist()
@@ -83,7 +79,7 @@ def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> La
     >>> numbered_classes(("asphalt", "hole"), values=(0, 255)).lut[[0, 255]]
     array([0, 1], dtype=uint8)
     """
-    values = tuple(values) or tuple(range(len(names)))
+    names, values = tuple(names), tuple(values) or tuple(range(len(names)))
     if not 1 <= len(names) < UNKNOWN:
         raise DataError(f"config.data.class_names: expected 1 to {UNKNOWN - 1} class names; got {len(names)}")
     if len(values) != len(names) or len(set(values)) != len(values) or not all(0 <= v <= 255 for v in values):
@@ -147,19 +143,16 @@ _CITYSCAPES = {
 }
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
-_ROAD, _DEBRIS = (110, 100, 110), (230, 60, 40)
-# The order is `road_debris.SCENE_CLASSES`.
-_ROAD_DEBRIS_SCENE = {
-    "road": _ROAD,
-    "marking": (245, 245, 235),
-    "verge": (90, 140, 60),
-    "sky": (110, 160, 210),
-    "debris": _DEBRIS,
-}
+SCENE_CLASSES = ("road", "marking", "verge", "sky", "debris")
+"""Classes of `road_debris_scene`."""
+_SCENE_COLOURS = ((110, 100, 110), (245, 245, 235), (90, 140, 60), (110, 160, 210), (230, 60, 40))
+_ROAD, *_, _DEBRIS = _SCENE_COLOURS
 
 LABEL_SETS = {
     "road_debris": _label_set([("background", _ROAD), ("debris", _DEBRIS)], {0: 0, 1: 0, 2: 0, 3: 0, 4: 1, VOID: VOID}),
-    "road_debris_scene": _label_set(_ROAD_DEBRIS_SCENE.items(), {i: i for i in range(5)} | {VOID: VOID}),
+    "road_debris_scene": _label_set(
+        zip(SCENE_CLASSES, _SCENE_COLOURS, strict=True), dict(enumerate(range(5))) | {VOID: VOID}
+    ),
     "camvid": _label_set(_CAMVID.items(), {i: i for i in range(11)} | {11: VOID}),
     # Shi et al., "Automatic road crack detection using random structured forests", IEEE T-ITS 17(12), 2016. The ids 3
     # (regions that cracks enclose) and 4 are ambiguous.

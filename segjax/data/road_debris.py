@@ -7,11 +7,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from segjax.data import road_scenery as scenery
-from segjax.data.labels import VOID
+from segjax.data.labels import SCENE_CLASSES, VOID
 from segjax.data.road_scenery import ASPECT, Road, Stream, View, blend, coverage
 
-SCENE_CLASSES = ("road", "marking", "verge", "sky", "debris")
-ROAD, MARKING, VERGE, SKY, DEBRIS = range(5)
+ROAD, MARKING, VERGE, SKY, DEBRIS = range(len(SCENE_CLASSES))
 
 _PIXEL = 1.0 / 96.0  # the unit of the void bands: a pixel of a 96-row image
 _RING = (0.15 * _PIXEL, 0.65 * _PIXEL)  # reach of the void ring into a piece of debris and out of it

@@ -33,8 +33,8 @@ SKIES = {
 class Stream:
     """Random numbers for one purpose of one scene: Philox keyed by (seed, index), with the purpose as its counter.
 
-    One stream per purpose keeps other parts of the scene unchanged when a part draws more numbers. Only
-    `Philox.random_raw` is used, because NumPy guarantees the bits of a bit generator but not `Generator`'s methods.
+    A part that draws more numbers leaves the others unchanged. Only `Philox.random_raw` is used, because NumPy
+    guarantees the bits of a bit generator but not `Generator`'s methods.
     """
 
     def __init__(self, seed: int, index: int, purpose: int):
@@ -58,7 +58,7 @@ class Stream:
         return self.uniform(1.0 - spread, 1.0 + spread, 3)
 
     def table(self) -> Float[np.ndarray, "65536"]:
-        """Returns the lattice of `value_noise`: uniform on [-1, 1] in steps of 2^-15."""
+        """Returns the lattice of `View.noise`: uniform on [-1, 1] in steps of 2^-15."""
         return self._quarters(1 << (2 * _TABLE_BITS - 2)).reshape(-1) * 2.0**-15 - 1.0
 
     def gaussian(self, count: int) -> Float[np.ndarray, "count"]:
@@ -69,23 +69,6 @@ class Stream:
         """Returns the 16-bit parts of `count` words as float64 [4, count], independent of the byte order."""
         words, mask = self._bits.random_raw(count), np.uint64(0xFFFF)
         return np.stack([(words >> np.uint64(shift)) & mask for shift in (0, 16, 32, 48)]).astype(np.float64)
-
-
-def value_noise(
-    table: Float[np.ndarray, "65536"], x: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]
-) -> Float[np.ndarray, "..."]:
-    """Returns smooth noise in [-1, 1] at the points (x, y), continuous in both, from one value per unit cell."""
-    mask = (1 << _TABLE_BITS) - 1
-    left, top = np.floor(x), np.floor(y)
-    across, down = x - left, y - top
-    across *= across * (3.0 - 2.0 * across)
-    down *= down * (3.0 - 2.0 * down)
-    column, row = left.astype(np.int64), top.astype(np.int64)
-    columns = column & mask, (column + 1) & mask
-    rows = (row & mask) << _TABLE_BITS, ((row + 1) & mask) << _TABLE_BITS
-    corners = [[table.take(r + c) for c in columns] for r in rows]
-    above, below = (first + (second - first) * across for first, second in corners)
-    return above + (below - above) * down
 
 
 def coverage(distance: Float[np.ndarray, "..."], softness: float | Float[np.ndarray, "..."]):
@@ -158,9 +141,19 @@ class View:
         columns = np.searchsorted(self.u[0], (u - reach_u, u + reach_u))
         return slice(int(rows[0]), int(rows[1])), slice(int(columns[0]), int(columns[1]))
 
-    def noise(self, x, y):
-        """Returns the scene's `value_noise` at (x, y)."""
-        return value_noise(self.table, x, y)
+    def noise(self, x: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """Returns smooth noise in [-1, 1] at the points (x, y), continuous in both, from one value per unit cell."""
+        mask = (1 << _TABLE_BITS) - 1
+        left, top = np.floor(x), np.floor(y)
+        across, down = x - left, y - top
+        across *= across * (3.0 - 2.0 * across)
+        down *= down * (3.0 - 2.0 * down)
+        column, row = left.astype(np.int64), top.astype(np.int64)
+        columns = column & mask, (column + 1) & mask
+        rows = (row & mask) << _TABLE_BITS, ((row + 1) & mask) << _TABLE_BITS
+        corners = [[self.table.take(r + c) for c in columns] for r in rows]
+        above, below = (first + (second - first) * across for first, second in corners)
+        return above + (below - above) * down
 
     def grain(self, cell: float, stretch: float, shift: float) -> Float[np.ndarray, "h w"]:
         """Returns noise on the ground in cells of `cell` m across and cell * stretch along, faded against aliasing."""
@@ -354,8 +347,7 @@ def _manhole(random, scene, colour, s, z):
 def sky(random: Stream, scene: View, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Paints the sky of one of the `SKIES` and the hills or woods under it.
 
-    Returns its colour `[h, w, 3]`, the colour `[3]` of haze, and the distance `[h, w]` to the skyline in image heights,
-    negative in the hills and below.
+    Returns its colour, the colour of haze, and the distance to the skyline in image heights, negative below it.
     """
     height = np.maximum(-scene.drop, 0.0)
     zenith, low = (np.array(colour) * random.colour(0.04) for colour in SKIES[kind])
@@ -380,11 +372,9 @@ def sky(random: Stream, scene: View, kind: str) -> tuple[np.ndarray, np.ndarray,
 
 
 def plants_and_posts(random: Stream, scene: View, colour: Float[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
-    """Paints bushes, trees and posts beside the road onto `colour`, far ones first, and returns their mask.
-
-    They never cover the near road, so all that lies on it stays visible.
-    """
+    """Paints bushes, trees and posts beside the road onto `colour`, far ones first, and returns their mask."""
     road, covered = scene.road, np.zeros(scene.z.shape, bool)
+    # They never cover the near road, so all that lies on it stays visible.
     free = (scene.drop < 0.0) | (scene.z > 60.0) | (scene.s < road.left) | (scene.s > road.right)
 
     def put(part, distance, tones):

@@ -1,7 +1,7 @@
 """DeepLab v2 (Chen et al. 2016, arXiv 1606.00915) and v3+ (Chen et al. 2018, arXiv 1802.02611)."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,9 +22,7 @@ class DeepLabV2(Network):
     features of the linear head. The paper's three image scales and its conditional random field are left out.
 
     Attributes: those of `Network`, and
-        encoder_depth: 18 | 34 | 50 | 101.
-        width: number of channels of the encoder's stem.
-        output_stride: output stride of the encoder, 8 | 16 | 32.
+        encoder_depth, width, output_stride: those of the `ResNet`.
         rates: dilations r; the default is the paper's "ASPP-L", for output stride 8 and crops of 321 pixels. On a map
             not larger than r the outer taps see only padding: choose smaller rates for small images.
         aspp: number of channels of y; None: `num_classes`.
@@ -80,16 +78,12 @@ class ASPP(Block):
         if train and self.norm == "batch" and x.shape[0] * collectives.psum(1, self.axis_name) < 2:
             needs = "the image pooling of DeepLabV3Plus takes batch statistics over at least 2 images in training"
             raise ValueError(f'{needs}; got a batch of 1: use a larger one, or norm="group"')
-        common = {"norm": self.norm, "axis_name": self.axis_name, **self.dtypes}
-
-        def block(x: Array, name: str, **fields: Any) -> Array:
-            return ConvNorm(self.features, name=name, **fields, **common)(x, train)
-
-        branches = [block(x, "point", size=1)]
-        branches += [block(x, f"rate{rate}", dilation=rate, separable=True) for rate in self.rates]
+        block = partial(ConvNorm, self.features, norm=self.norm, axis_name=self.axis_name, **self.dtypes)
+        branches = [block(size=1, name="point")(x, train)]
+        branches += [block(dilation=rate, separable=True, name=f"rate{rate}")(x, train) for rate in self.rates]
         pooled = x.mean((1, 2), keepdims=True, dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
-        branches.append(jnp.broadcast_to(block(pooled, "pool", size=1), branches[0].shape))
-        return block(jnp.concatenate(branches, axis=-1), "project", size=1)
+        branches.append(jnp.broadcast_to(block(size=1, name="pool")(pooled, train), branches[0].shape))
+        return block(size=1, name="project")(jnp.concatenate(branches, axis=-1), train)
 
 
 class DeepLabV3Plus(Network):
@@ -102,9 +96,7 @@ class DeepLabV3Plus(Network):
     segmentation-models-pytorch's `DeepLabV3Plus("resnet50")`, which upsamples with aligned corners.
 
     Attributes: those of `Network`, and
-        encoder_depth: 18 | 34 | 50 | 101.
-        width: number of channels of the encoder's stem.
-        output_stride: output stride of the encoder, 8 | 16 | 32.
+        encoder_depth, width, output_stride: those of the `ResNet`.
         rates: dilations of ASPP; None: the paper's 6, 12, 18 at output stride 16, doubled at 8, for crops of 513
             pixels. Choose smaller rates for small images.
         channels: number of channels of ASPP and the decoder.

@@ -19,9 +19,8 @@ class FCN(Network):
     U is a learned transposed convolution by 2, initially bilinear interpolation. S_4 and S_3 are initially 0, so a
     finer network starts as the coarser one. The last upsampling, by `stride`, stays bilinear, as in the paper.
 
-    Convolutions keep height and width by zero padding, where the authors pad the image by 100 pixels and crop. The
-    linear head follows the sum of the scores, which dropout heads drop; choose `score` above `num_classes` to give them
-    more channels. Width 64, hidden 4096, 3 channels, 21 classes, norm "none": 134.4 M parameters.
+    Convolutions keep height and width by zero padding, where the authors pad the image by 100 pixels and crop. Dropout
+    heads drop the scores: give them more than `num_classes`. Width 64, 21 classes, norm "none": 134.4 M parameters.
 
     Attributes: those of `Network`, and
         width: number of channels of the first block.

@@ -25,9 +25,8 @@ def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1)
 
     The new pixels are the reflection of the image without its edge pixel, repeated as in `np.pad` if it is too small.
 
-    >>> print(pad_to_multiple(jnp.arange(3.0).reshape(1, 1, 3, 1), 4)[0, :2, :, 0])
-    [[0. 1. 2. 1.]
-     [0. 1. 2. 1.]]
+    >>> print(pad_to_multiple(jnp.arange(3.0).reshape(1, 1, 3, 1), 4)[0, 0, :, 0])
+    [0. 1. 2. 1.]
     """
     # In integers, so that `jax.export` sees that a symbolic multiple of `multiple` needs no padding.
     missing = [max(n, minimum) - n + -max(n, minimum) % multiple for n in x.shape[1:3]]
@@ -35,11 +34,7 @@ def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1)
 
 
 def upsample_bilinear(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b {scale}*h {scale}*w c"]:
-    """Upsamples each side by `scale`, as PyTorch's `interpolate(mode="bilinear", align_corners=False)`, in x's dtype.
-
-    >>> print(upsample_bilinear(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1), 2)[0, :1, :, 0])
-    [[0. 1. 3. 4.]]
-    """
+    """Upsamples each side by `scale`, as PyTorch's `interpolate(mode="bilinear", align_corners=False)`."""
     b, h, w, c = x.shape
     return x if scale == 1 else jax.image.resize(x, (b, scale * h, scale * w, c), "linear")
 
@@ -60,14 +55,9 @@ def fan_in_normal(gain: float, fan_in: int | None = None) -> nn.initializers.Ini
 
 
 class Layer(nn.Module, kw_only=True):
-    """Base class of layers and networks.
+    """Base class of layers and networks."""
 
-    Attributes:
-        dtype: dtype of the computation; statistics and logits are at least float32.
-        param_dtype: dtype of the parameters.
-    """
-
-    dtype: Any = jnp.float32
+    dtype: Any = jnp.float32  # of the computation; statistics and logits are at least float32
     param_dtype: Any = jnp.float32
 
     @property
@@ -104,10 +94,8 @@ class Norm(Layer):
 class Block(Layer, kw_only=True):
     """Base class of blocks of convolutions and norms, and of networks. Convolutions have a bias only if norm is "none".
 
-    Attributes: those of `Layer`, and
-        norm: "batch" | "group" | "none".
-        axis_name: mapped axis (`pmap`, `shard_map`, `vmap`) over which batch statistics are averaged. If set, training
-            works only inside that axis; leave it None under plain `jit`.
+    `norm` is "batch" | "group" | "none". `axis_name` is the mapped axis (`pmap`, `shard_map`, `vmap`) over which batch
+    statistics are averaged. If set, training works only inside that axis; leave it None under plain `jit`.
     """
 
     norm: str = "batch"
@@ -138,9 +126,9 @@ def Conv(
         gain: the initial kernel has variance gain / fan-in; He's 2 is for the ReLU that follows.
         fields: other fields of `nn.Conv`.
     """
-    fields = {"use_bias": False, "dtype": jnp.float32, "kernel_init": fan_in_normal(gain), **fields}
-    padding = dilation * (size // 2)
-    return nn.Conv(features, (size, size), stride, padding=padding, kernel_dilation=dilation, **fields)
+    defaults = {"padding": dilation * (size // 2), "use_bias": False, "dtype": jnp.float32}
+    fields = {**defaults, "kernel_init": fan_in_normal(gain), "kernel_dilation": dilation, **fields}
+    return nn.Conv(features, (size, size), stride, **fields)
 
 
 def Conv3x3(features: int, padding: str = "reflect", **fields: Any) -> nn.Conv:
@@ -230,10 +218,7 @@ class ConvNorm(Block):
 
 
 class StridedConv3x3(Block):
-    """A 3×3 convolution with stride 2, norm, ReLU: a learned pooling, PyTorch's `Conv2d(C, F, 3, stride=2, padding=1)`.
-
-    `padding` is "reflect" | "zeros".
-    """
+    """A learned pooling: 3×3 convolution with stride 2 and a padding of "reflect" | "zeros", norm, ReLU."""
 
     features: int
     padding: str = "reflect"
@@ -244,16 +229,12 @@ class StridedConv3x3(Block):
         _check_even(x, "StridedConv3x3")
         checks.choice("padding", self.padding, tuple(_PAD_MODES))
         padded = jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)), mode=_PAD_MODES[self.padding])
-        fields = {"kernel_init": fan_in_normal(2.0), "name": "conv", **self.conv_fields}
-        y = nn.Conv(self.features, (3, 3), (2, 2), padding="VALID", **fields)(padded)
+        y = Conv(self.features, 3, 2, padding="VALID", name="conv", **self.conv_fields)(padded)
         return nn.relu(self.normalize(y, train))
 
 
 class ConvStack(Block):
-    """3×3 convolution to `features` channels, norm, ReLU, `count` times, as in VGG.
-
-    The last convolution has `last` channels unless that is None. `padding` is "reflect" | "zeros".
-    """
+    """`Conv3x3` to `features` channels, norm, ReLU, `count` times, as in VGG; the last has `last` channels if given."""
 
     features: int
     count: int

@@ -176,12 +176,8 @@ class Network(Block, kw_only=True):
 
 def rematerialized(kind: type[nn.Module]) -> type[nn.Module]:
     """Returns the module class `kind`, called with (x, train), recomputed in the backward pass."""
-
     # Synchronized batch statistics are kept, so that they are sent only once.
-    def is_collective(primitive: Any, *_: Any, **__: Any) -> bool:
-        return primitive.name.startswith("psum")
-
-    return nn.remat(kind, static_argnums=(2,), policy=is_collective)
+    return nn.remat(kind, static_argnums=(2,), policy=lambda primitive, *_, **__: primitive.name.startswith("psum"))
 
 
 def _fold_in(keys: Key[Array, "b"], place: int | Array) -> Key[Array, "b"]:
@@ -265,7 +261,8 @@ def head_samples(
     if heads < 1:
         raise ValueError(f"heads must be at least 1; got {heads}")
     shape, threshold, scale = _mask_parameters(features, rate, keys, mask)
-    x, kernel, bias = _widened(features, kernel, bias)
+    dtype = jnp.promote_types(features.dtype, jnp.float32)
+    x, kernel, bias = (array.astype(dtype) for array in (features, kernel, bias))
     kernel = kernel * scale.astype(kernel.dtype)
 
     # The backward pass applies the mask again, so that only the boolean mask of a head is kept for it.
@@ -301,14 +298,9 @@ def logit_variance(
     >>> print(logit_variance(x, kernel, 0.2)[0, 0, 0])  # 0.2 / 0.8 · (1 · 9 + 4 · 1)
     [3.25]
     """
-    x, kernel = _widened(features, kernel)
-    p = checked_rate("rate", rate).astype(x.dtype)
-    return (x**2 @ kernel**2) * (p / (1 - p))
-
-
-def _widened(features: Array, *parameters: Array) -> tuple[Array, ...]:
     dtype = jnp.promote_types(features.dtype, jnp.float32)
-    return tuple(array.astype(dtype) for array in (features, *parameters))
+    x, kernel, p = (array.astype(dtype) for array in (features, kernel, checked_rate("rate", rate)))
+    return (x**2 @ kernel**2) * (p / (1 - p))
 
 
 def example_dropout_keys(key: Shaped[Array, "..."], examples: Integer[ArrayLike, "b"]) -> Key[Array, "b"]:
@@ -334,13 +326,11 @@ def dropout(
     .. math:: x'_i = \frac{m_i}{1 - p} x_i, \quad m_i \sim \operatorname{Bernoulli}(1 - p), \quad
         \operatorname{E} x' = x, \quad \operatorname{Var} x'_i = \frac{p}{1 - p} x_i^2
 
-    A random number has 16 bits: 1 - p is rounded to a positive multiple of 2^-16, and values are divided by the rounded
-    one, so the mean is exact. `nn.Dropout` needs a Python float as its rate; this p may be traced. The result has x's
-    dtype. Arguments and errors are those of `head_samples`.
+    1 - p is rounded to a positive multiple of 2^-16, and values are divided by the rounded one, so the mean is exact.
+    `nn.Dropout` needs a Python float; this p may be traced. Arguments and errors are those of `head_samples`.
 
-    >>> print(dropout(jnp.ones((1, 1, 2, 4)), 0.5, jax.random.split(jax.random.key(0), 1), mask="channel")[0, 0])
-    [[0. 2. 0. 2.]
-     [0. 2. 0. 2.]]
+    >>> print(dropout(jnp.ones((1, 1, 2, 4)), 0.5, jax.random.split(jax.random.key(0), 1), mask="channel")[0, 0, 0])
+    [0. 2. 0. 2.]
     """
     shape, threshold, scale = _mask_parameters(x, rate, keys, mask)
     dtype = jnp.promote_types(x.dtype, jnp.float32)

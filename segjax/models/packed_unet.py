@@ -58,10 +58,10 @@ class PackedUNet(UNet):
     """`UNet` with packed columns and strips: same parameters, statistics, logits and gradients. Not for CPUs.
 
     Attributes: those of `UNet`, and
-        pack: number of columns of the first level that lie side by side in the channels, a power of two up to 2^depth;
-            half as many on each level below. On a TPU 128 / width moves the fewest bytes; every device multiplies more.
-        strips: number of strips of rows into which each image is cut, if its padded height is a multiple of strips ·
-            2^depth and at least twice that. With few images per chip, 16 / images moves a third of the bytes on a TPU.
+        pack: columns of the first level, a power of two up to 2^depth; half as many on each level below. On a TPU
+            128 / width moves the fewest bytes.
+        strips: strips per image, if its padded height is a multiple of strips · 2^depth and at least twice that. With
+            few images per chip, 16 / images moves a third of the bytes on a TPU.
     """
 
     pack: int = 1

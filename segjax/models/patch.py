@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from segjax.models.layers import Block, fan_in_normal, max_pool_2x2, max_pool_2x2_dense
+from segjax.models.layers import Block, Conv, max_pool_2x2, max_pool_2x2_dense
 from segjax.models.network import ForwardContext, Network
 
 
@@ -20,9 +20,9 @@ class ValidBlock(Block):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b H W f"]:
         """Maps `[B, H, W, C]` to `[B, H - n, W - n, features]`, n = convolutions · dilation · (size - 1)."""
-        fields = {"padding": "VALID", "kernel_dilation": self.dilation, "kernel_init": fan_in_normal(2.0)}
+        fields = {"dilation": self.dilation, "padding": "VALID", **self.conv_fields}
         for i in range(1, self.convolutions + 1):
-            conv = nn.Conv(self.features, (self.size, self.size), name=f"conv{i}", **fields, **self.conv_fields)
+            conv = Conv(self.features, self.size, name=f"conv{i}", **fields)
             x = nn.relu(self.normalize(conv(x), train, f"norm{i}"))
         return x
 

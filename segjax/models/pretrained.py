@@ -41,7 +41,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ModuleNotFoundError as error:
-        raise _missing(path, "pip install 'segjax[pretrained]'", error.name) from error
+        problem = f"reading a .safetensors file needs {error.name}: pip install 'segjax[pretrained]'"
+        raise ModuleNotFoundError(f"{path}: {problem}", name=error.name) from error
     try:
         state = load_file(path)
     except SafetensorError as error:
@@ -54,8 +55,9 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ModuleNotFoundError as error:
-        remedy = "pip install 'segjax[torch]'; or save the weights as .safetensors, which needs only safetensors"
-        raise _missing(path, remedy, error.name) from error
+        problem = f"reading a {path.suffix} file needs {error.name}: pip install 'segjax[torch]'"
+        remedy = "or save the weights as .safetensors, which needs only safetensors"
+        raise ModuleNotFoundError(f"{path}: {problem}; {remedy}", name=error.name) from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     # PyTorch raises many kinds of error here, and one of them recommends unpickling the file.
@@ -69,16 +71,8 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
     return {name: value.detach().contiguous().numpy() for name, value in zip(state, wide, strict=True)}
 
 
-def _missing(path: Path, remedy: str, package: str) -> ModuleNotFoundError:
-    return ModuleNotFoundError(f"{path}: reading a {path.suffix} file needs {package}: {remedy}", name=package)
-
-
 def torch_name(path: tuple[str, ...]) -> str:
-    """Returns torchvision's name of an array of `ResNet`, by its path in "params" or "batch_stats".
-
-    >>> torch_name(("layer2_0", "downsample_norm", "batch", "scale"))
-    'layer2.0.downsample.1.weight'
-    """
+    """Returns torchvision's name of an array of `ResNet`, by its path in "params" or "batch_stats"."""
     *modules, leaf = (name for name in path if name != "batch")
     name = ".".join([*modules, _OF_TORCH[leaf]])
     name = re.sub(r"^(layer\d)_(\d+)", r"\1.\2", name)
@@ -144,33 +138,24 @@ def _some(names: Collection[Any]) -> str:
 
 
 def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
-    """Returns a copy of a network's variables with the encoder of `resnet_variables`, in the network's dtypes.
-
-    Raises:
-        ValueError: the network has no encoder, or its depth, width, norm or number of input channels differs.
-    """
+    """Returns a copy of a network's variables with the encoder of `resnet_variables`; a ValueError unless it fits."""
     if "encoder" not in variables["params"]:
         raise ValueError(f"the network has no encoder to load weights into; it has {_some(variables['params'])}")
-    for kind in sorted({*variables, *encoder}):
-        trees = variables.get(kind, {}).get("encoder", {}), encoder.get(kind, {})
-        here, there = (flatten_dict(tree, sep="/") for tree in trees)
-        if differ := _differences(here, there, "lack", "also have"):
-            raise ValueError(f"the weights do not fit the network's encoder: of its {kind} they {differ}")
-        for path, value in here.items():
-            if value.shape != (given := there[path].shape):
-                expected = f"{kind} {path} of the network's encoder must have shape {value.shape}"
-                raise ValueError(f"{expected}; the weights have {given}")
-    loaded = {kind: dict(tree) for kind, tree in variables.items()}
-    for kind, tree in encoder.items():
-        old = loaded[kind]["encoder"]
-        loaded[kind]["encoder"] = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), old, tree)
-    return loaded
+    loaded, given = flatten_dict(variables), flatten_dict(encoder, sep="/")
+    paths = {"/".join((kind, *path)): (kind, part, *path) for kind, part, *path in loaded if part == "encoder"}
+    if differ := _differences(paths, given, "lack", "also have"):
+        raise ValueError(f"the weights do not fit the network's encoder: they {differ}")
+    for name, path in paths.items():
+        old, new = loaded[path], given[name]
+        if old.shape != new.shape:
+            expected = f"{name} of the network's encoder must have shape {old.shape}"
+            raise ValueError(f"{expected}; the weights have {new.shape}")
+        loaded[path] = jnp.asarray(new, old.dtype)
+    return unflatten_dict(loaded)
 
 
 def load_encoder(path: str | Path, variables: Variables) -> dict[str, Any]:
     """Returns a network's initial variables with a torchvision ResNet loaded into its encoder.
-
-    A network for 1-channel images receives the stem's kernel summed over its input channels.
 
     Raises:
         FileNotFoundError, ModuleNotFoundError: those of `load_torch_state`.

@@ -55,12 +55,10 @@ class ResidualBlock(Block):
 class ResNet(Block):
     r"""ResNet-18, 34, 50 or 101 without its classifier: maps images to the features of its stem and four stages.
 
-    Structure, padding and names are torchvision's. Width 64, 3 channels, batch norm: 11.18, 21.28, 23.51 and 42.50 M
-    parameters.
+    Structure and names are torchvision's. Width 64, 3 channels, batch norm: 11.18, 21.28, 23.51, 42.50 M parameters.
 
-    With an output stride of 16 or 8 the last one or two stages dilate instead of striding (arXiv 1412.7062), just
-    as torchvision's `replace_stride_with_dilation`: the parameters stay the same, and every second or fourth pixel has
-    the features of output stride 32. (segmentation-models-pytorch gives other features.)
+    With an output stride of 16 or 8 the last one or two stages dilate instead of striding (arXiv 1412.7062): the
+    parameters stay the same, and every second or fourth pixel has the features of output stride 32.
 
     Attributes: those of `Block`, and
         depth: 18 | 34, with two 3×3 convolutions per block, or 50 | 101, with bottlenecks.

@@ -72,12 +72,12 @@ class UNet(Network):
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:
         """Maps `[B, H, W, channels]`, H and W multiples of `multiple`, to `[B, H, W, width]`."""
         skips = []
-        for level in range(self.depth):
+        for level in range(self.depth):  # the contracting path
             x = self._conv_block(x, "down", level, ctx)
             skips.append(x)
             x = self._downsample(x, level, ctx)
         x = self._conv_block(x, "down", self.depth, ctx)
-        for level in reversed(range(self.depth)):
+        for level in reversed(range(self.depth)):  # the expansive path
             x = self._upsample(x, level, skips[level])
             x = jnp.concatenate([skips[level], x], axis=-1)
             x = self._conv_block(x, "up", level, ctx)
@@ -110,8 +110,7 @@ class ResNetUNet(Network):
     ResNet-18, width 64, 3 channels, batch norm: 14.3 M parameters; ResNet-34: 24.4 M.
 
     Attributes: those of `Network`, and
-        encoder_depth: 18 | 34 | 50 | 101.
-        width: number of channels of the encoder's stem.
+        encoder_depth, width: those of the `ResNet`.
         decoder: number of channels of the five decoder steps, coarsest first; None: 4, 2, 1, 1/2 and 1/4 widths.
 
     `deep_dropout` = n, 0 to 5, applies dropout after the encoder and after the first n - 1 decoder steps.

@@ -96,8 +96,7 @@ class Upsampling2x2(Layer):
 class ConvTranspose2x2(Upsampling2x2):
     """A 2×2 transposed convolution with stride 2: `nn.ConvTranspose(features, (2, 2), (2, 2))`, same parameters.
 
-    The windows do not overlap, so each input pixel yields its own 2×2 block: one 1×1 product to 4 · features channels,
-    then depth to space. The initial kernel has variance 1/C.
+    Each input pixel yields its own 2×2 block, by one 1×1 product and depth to space. The initial variance is 1/C.
     """
 
     @nn.compact

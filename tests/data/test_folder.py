@@ -125,7 +125,7 @@ def test_open_split_folder_without_path_or_class_names(config, monkeypatch):
     monkeypatch.delenv("SEGJAX_FOLDER_DIR", raising=False)
     with pytest.raises(DataError, match=r"folder: set config.data.manual_dir or \$SEGJAX_FOLDER_DIR"):
         open_split(config("folder", class_names=NAMES), "train")
-    with pytest.raises(ValueError, match=r"config.data.class_names must name the classes"):
+    with pytest.raises(ValueError, match=r"config.data.class_names: expected 1 to 253 class names; got 0"):
         open_split(config("folder"), "train")
 
 

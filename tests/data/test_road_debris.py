@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.tree import DecisionTreeClassifier
 
 from segjax.data.road_debris import SCENE_CLASSES, VOID, scene
-from segjax.data.road_scenery import Road, Stream, View, value_noise
+from segjax.data.road_scenery import Road, Stream, View
 
 ROAD, MARKING, VERGE, SKY, DEBRIS = (
     SCENE_CLASSES.index(name) for name in ("road", "marking", "verge", "sky", "debris")
@@ -172,12 +172,11 @@ def test_stream_table_and_gaussian_moments():
     assert gaussian.std() == pytest.approx(1.0, abs=0.03)
 
 
-def test_value_noise_is_continuous_across_cells():
+def test_view_noise_is_continuous_across_cells():
     table = Stream(0, 0, 0).table()
-    at = np.arange(-5.0, 300.0)
-    before, after = value_noise(table, at - 1e-9, at), value_noise(table, at + 1e-9, at - 1e-9)
-    np.testing.assert_allclose(before, after, atol=1e-7)
-    np.testing.assert_allclose(value_noise(table, np.array([3.0]), np.array([2.0])), table[[2 * 256 + 3]])
+    noise, at = View(Road(Stream(0, 0, 1)), table, 4, 4).noise, np.arange(-5.0, 300.0)
+    np.testing.assert_allclose(noise(at - 1e-9, at), noise(at + 1e-9, at - 1e-9), atol=1e-7)
+    np.testing.assert_allclose(noise(np.array([3.0]), np.array([2.0])), table[[2 * 256 + 3]])
 
 
 def test_road_project_inverts_view():

@@ -76,7 +76,8 @@ def test_load_encoder_replaces_only_the_encoder(tiny_file):
     np.testing.assert_array_equal(params["layer4_1"]["norm2"]["batch"]["scale"], state["layer4.1.bn2.weight"])
     downsample = statistics["layer2_0"]["downsample_norm"]["batch"]["var"]
     np.testing.assert_array_equal(downsample, state["layer2.0.downsample.1.running_var"])
-    assert all(loaded["params"][name] is variables["params"][name] for name in variables["params"] if name != "encoder")
+    rest = [{name: part for name, part in tree["params"].items() if name != "encoder"} for tree in (variables, loaded)]
+    assert all(jax.tree.leaves(jax.tree.map(lambda old, new: old is new, *rest)))
 
 
 def test_load_encoder_sums_the_stem_for_grey_images(tiny_file):
@@ -152,9 +153,9 @@ def test_resnet_variables_rejects_other_states(change, message):
     ("model", "channels", "message"),
     [
         (UNet(3, width=2, depth=1), 3, "the network has no encoder to load weights into; it has "),
-        (TINY.clone(norm="group"), 3, "do not fit the network's encoder: of its batch_stats they also have"),
-        (TINY.clone(encoder_depth=34), 3, "of its batch_stats they lack layer1_2/.* more$"),
-        (TINY.clone(width=4), 3, r"batch_stats layer1_0/.* must have shape \(4,\); the weights have \(2,\)"),
+        (TINY.clone(norm="group"), 3, "do not fit the network's encoder: they .* also have batch_stats"),
+        (TINY.clone(encoder_depth=34), 3, "they lack batch_stats/layer1_2/.* more$"),
+        (TINY.clone(width=4), 3, r"batch_stats/layer1_0/.* must have shape \(4,\); the weights have \(2,\)"),
         (TINY, 4, "channels must be those of the weights, 3, or 1; got 4"),
     ],
     ids=["no encoder", "norm", "depth", "width", "channels"],
