@@ -13,6 +13,7 @@ from PIL import Image
 
 from segjax import cli, inference
 from segjax.configs import road_debris_uncertainty
+from segjax.data import colorize
 from segjax.inference.visualize import contact_sheet, heatmap
 from segjax.reporting import cell
 from segjax.storage import read_json
@@ -22,7 +23,7 @@ from segjax.training.checkpoint import FOLDER
 from segjax.training.evaluation import rarest_first
 from segjax.training.loop import SCORES_FILE
 
-IMAGES, WIDTH = 3, 290
+IMAGES, WIDTH = 3, 240
 MAXIMUM = float(np.log(2))  # nats, the largest entropy of two classes
 
 
@@ -36,7 +37,8 @@ def configs() -> dict[str, ConfigDict]:
 def overview(runs: dict[str, TrainedRun]) -> np.ndarray:
     """Returns a contact sheet of the validation images with the most debris, uint8 RGB `[height, width, 3]`.
 
-    Its columns are the image, the mask of each run over it, and the entropy of the last run's probabilities.
+    Its columns are the image, the truth and the mask of each run over it, and the entropy of the last run's
+    probabilities.
     """
     *_, last = runs.values()
     source, palette = (
@@ -45,13 +47,14 @@ def overview(runs: dict[str, TrainedRun]) -> np.ndarray:
     )
     predictors, rows = [run.predictor() for run in runs.values()], {}
     for index in rarest_first(source, 1)[:IMAGES]:
-        image = source[index]["image"]
+        image, truth = source[index]["image"], source[index]["label"]
         predictions = [predictor(image) for predictor in predictors]
-        overlays = [inference.overlay(image, palette[one.mask], opacity=0.8) for one in predictions]
+        masks = [truth, *(one.mask for one in predictions)]
+        overlays = [inference.overlay(image, colorize(mask, palette), opacity=0.8) for mask in masks]
         entropy = heatmap(predictions[-1].uncertainties["entropy"], MAXIMUM)
         rows[f"validation image {index}"] = [image, *overlays, entropy]
-    titles = [f"{name}: average precision {_precision(run)}" for name, run in runs.items()]
-    return contact_sheet(rows, ("image", *titles, "uncertainty: entropy"), last.label_set, [1], width=WIDTH)
+    titles = [f"{name}, AP {_precision(run)}" for name, run in runs.items()]
+    return contact_sheet(rows, ("image", "truth", *titles, "uncertainty: entropy"), last.label_set, [1], width=WIDTH)
 
 
 def _precision(run: TrainedRun) -> str:
@@ -59,7 +62,7 @@ def _precision(run: TrainedRun) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Trains and writes overview.png."""
+    """Trains and writes overview.jpg."""
     cli.refuse_arguments(argv)
     workdir, runs = Path(flags.FLAGS.workdir), {}
     for name, config in configs().items():
@@ -67,10 +70,10 @@ def main(argv: list[str]) -> None:
         if not (folder / SCORES_FILE).exists():
             train(config, folder)
         runs[name] = load_run(folder / FOLDER / "latest")
-    Image.fromarray(overview(runs)).save(workdir / "overview.png", optimize=True)
-    print(f"wrote {workdir / 'overview.png'}")
+    Image.fromarray(overview(runs)).save(workdir / "overview.jpg", quality=88)
+    print(f"wrote {workdir / 'overview.jpg'}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of the two runs and of overview.png.")
+    flags.DEFINE_string("workdir", None, "Folder of the two runs and of overview.jpg.")
     cli.run(main, required=["workdir"])

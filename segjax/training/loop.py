@@ -120,7 +120,8 @@ def train(
         console.print(
             f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images; "
             f"{config.model.name} with {parameters / 1e6:.2f} M parameters; {steps} steps = "
-            f"{steps * batch_size / len(train_source):.1f} epochs of batch {batch_size} on {mapping}"
+            f"{steps * batch_size / len(train_source):.1f} epochs of batch {batch_size} on {mapping}",
+            soft_wrap=True,
         )
         state = mapping.replicate(state)
         log_folder = workdir if parallel.is_first_host() else None
