@@ -37,18 +37,15 @@ def path_of(path: str | os.PathLike) -> epath.Path:
     text = os.fspath(path)
     if not in_bucket(text):
         if "://" in text or text.startswith("gs:/"):
-            raise StorageError(
-                f"{text}: expected a path of this machine, or {BUCKET}BUCKET/PATH as a str (pathlib drops a slash)"
-            )
+            expected = f"a path of this machine, or {BUCKET}BUCKET/PATH as a str (pathlib drops a slash)"
+            raise StorageError(f"{text}: expected {expected}")
         return epath.Path(text)
     bucket, _, folder = text.removeprefix(BUCKET).partition("/")
     if not bucket or not folder.strip("/"):
         raise StorageError(f"{text}: expected a path in a bucket, {BUCKET}BUCKET/PATH")
     if importlib.util.find_spec("gcsfs") is None:
-        raise StorageError(
-            f"{text}: a bucket is read with gcsfs, which is not installed: pip install --constraint constraints.txt "
-            "'.[train,gcs]'"
-        )
+        command = "pip install --constraint constraints.txt '.[train,gcs]'"
+        raise StorageError(f"{text}: a bucket is read with gcsfs, which is not installed: {command}")
     import fsspec
 
     # tensorstore and other hosts write to the same folders, so that cached listings would be wrong.
@@ -60,22 +57,14 @@ def path_of(path: str | os.PathLike) -> epath.Path:
 
 
 def local_path(path: str | os.PathLike) -> Path:
-    """Returns a local path, for folders that several processes share by renaming and appending.
-
-    Raises:
-      StorageError: the path is in a bucket, or an address of another kind.
-    """
+    """Returns a local path; raises StorageError for a bucket, where several processes cannot rename and append."""
     if "://" in os.fspath(path):
         raise StorageError(f"{os.fspath(path)}: expected a local folder; only a single run may be in a bucket")
     return Path(path)
 
 
 def output_folder(path: str | os.PathLike) -> epath.Path:
-    """Returns `path_of` a folder to write into, which need not exist.
-
-    Raises:
-      StorageError: as `path_of`; the path is a file.
-    """
+    """Returns `path_of` a folder to write into, which need not exist; raises StorageError for a file."""
     folder = path_of(path)
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"{folder}: expected a folder to write into; it is a file")
@@ -151,11 +140,8 @@ def write_together(files: Mapping[str | os.PathLike, bytes]) -> None:
 def scratch(shape: tuple[int, ...], dtype: Any = np.float32, *, most: int = 2**28) -> np.ndarray:
     """Returns an uninitialised array: in memory up to `most` bytes, else in an unnamed file in `$TMPDIR`.
 
-    The file ends with the array. Its space is allocated at once, because a process that writes to a mapped file on a
-    full disk is killed.
-
-    Raises:
-      OSError: the disk has no space for it.
+    The file ends with the array. Its space is allocated at once, with an OSError if there is none, because a process
+    that writes to a mapped file on a full disk is killed.
     """
     size = np.dtype(dtype).itemsize * math.prod(shape)
     if size <= most:

@@ -60,13 +60,11 @@ def augmented_statistics(
 ) -> SampleStatistics:
     r"""Returns the statistics over all augmentations and dropout samples of a batch of images.
 
-    .. math::
-        z_{ak} = head(T_a^{-1} \, encode(T_a \, x), aK + k), \quad a = 0 \ldots A - 1, \; k = 0 \ldots K - 1, \\
-        \bar p = \frac{1}{AK} \sum_{ak} softmax(z_{ak}), \quad \bar h = \frac{1}{AK} \sum_{ak} H[softmax(z_{ak})], \\
-        \bar z = \frac{1}{AK} \sum_{ak} z_{ak}, \quad v = \frac{1}{AKC} \sum_{akc} (z_{akc} - \bar z_c)^2
+    .. math:: z_{ak} = head(T_a^{-1} \, encode(T_a \, x), aK + k), \quad a = 0 \ldots A - 1, \; k = 0 \ldots K - 1
 
-    T_a resizes (linearly, antialiased) and then mirrors or turns. Its inverse is applied to features or logits, because
-    interpolated probabilities would count blurred edges as a disagreement of samples. Call it under `jax.jit`.
+    The means and the variance over the AK samples z are those of `sample_statistics`. T_a resizes (linearly,
+    antialiased) and then mirrors or turns. Its inverse is applied to features or logits, because interpolated
+    probabilities would count blurred edges as a disagreement of samples. Call it under `jax.jit`.
 
     Args:
         images: `[B, H, W, channels]`, as the network takes them.
@@ -79,11 +77,11 @@ def augmented_statistics(
         scales: at least one, each > 0.
 
     Returns:
-        `SampleStatistics` of scales · symmetries · K samples, at least float32. Finite for |z| ≤ 1e4.
+        `SampleStatistics`, at least float32. Finite for |z| ≤ 1e4.
 
     Raises:
-        ValueError: no symmetry, no scale or a scale ≤ 0, K < 1, K > 1 without a head, fewer than 2 classes, or a
-            result of `encode` with another height or width.
+        ValueError: an argument out of range, K > 1 without a head, fewer than 2 classes, or a result of `encode` with
+            another height or width.
 
     References:
         Cohen and Welling, arXiv 1602.07576 (groups); Wang et al., arXiv 1807.07356 (test-time augmentation).
@@ -94,10 +92,8 @@ def augmented_statistics(
     ((1, 6, 8, 3), True)
     """
     if not symmetries or not scales or not all(0 < scale < float("inf") for scale in scales):
-        raise ValueError(
-            "expected at least one symmetry, at least one scale, and positive scales; "
-            f"got {len(symmetries)} symmetries and scales {tuple(scales)}"
-        )
+        found = f"{len(symmetries)} symmetries and scales {tuple(scales)}"
+        raise ValueError(f"expected at least one symmetry, at least one scale, and positive scales; got {found}")
     if samples < 1 or (head is None and samples > 1):
         raise ValueError(f"samples must be 1 without a head, and at least 1 with one; got {samples}")
     size = images.shape[1:3]
@@ -154,18 +150,12 @@ def dropout_head(
 
     The samples are those of `head_uncertainty`: A augmentations of K samples use the masks of A · K heads.
 
-    Args:
-        model: a network with one linear head, `head/linear` in its parameters, such as `segjax.models.UNet`.
-        variables: its parameters and batch statistics.
-        key: PRNG key of the masks, typed or raw.
-        rate: p in [0, 1), may be traced; None: the model's.
-        mask: "channel" or "element"; None: the model's.
-        examples: `[B]`, indices that key the masks; None: 0 to B-1. Tiles of one image need one index, so that masks
-            per channel leave no seams.
-        class_logits: a linear map of the head's outputs `[..., O]` to one logit per class, `[..., C]`; None: identity.
+    The arguments are those of `predict_with_uncertainty`. Tiles of one image need one index in `examples`, so that
+    masks per channel leave no seams. `class_logits` maps the head's outputs `[..., O]` linearly to one logit per class,
+    `[..., C]`; None: identity.
 
     Raises:
-        ValueError: no `head/linear` in the parameters, p is not in [0, 1), or `mask` is unknown.
+        ValueError: no `head/linear` in the parameters, a rate outside [0, 1), or an unknown `mask`.
 
     >>> from segjax.models import UNet
     >>> variables = {"params": {"head": {"linear": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}}}}

@@ -46,19 +46,10 @@ def predict_logits(
     sizes: Integer[ArrayLike, "b 2"],
     preprocessing: Preprocessing,
 ) -> Float[Array, "b H W outputs"]:
-    """Returns a network's outputs for images of any sizes, at each image's own resolution.
+    """Returns a network's outputs `[b, H, W, outputs]` at each image's own resolution, 0 outside each image.
 
-    The network sees each image resized to `preprocessing.size`; its outputs are resized back, both bilinearly.
-
-    Args:
-      model: the network.
-      variables: its parameters and statistics.
-      images: uint8 `[b, H, W, C]`, each in the top left corner of its array.
-      sizes: `[b, 2]`, height and width of each.
-      preprocessing: of the network.
-
-    Returns:
-      `[b, H, W, outputs]`, 0 outside each image.
+    The network sees each image resized to `preprocessing.size`; its outputs are resized back, both bilinearly. The
+    images are uint8 `[b, H, W, C]`, each in the top left corner of its array, and `sizes` are their height and width.
     """
     output = model.apply(variables, preprocessing.network_input(images, sizes), train=False)
     return resize(output.logits, images.shape[1:3], antialias=False, to_sizes=sizes)

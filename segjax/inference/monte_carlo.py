@@ -266,12 +266,8 @@ def uncertainty_of(statistics: SampleStatistics, samples: int) -> Uncertainty:
 
     .. math:: H = -\sum_c \bar p_c \log \bar p_c, \qquad I = H - \bar h, \qquad \text{variance} = \frac{N}{N - 1} v
 
-    Args:
-        statistics: of images `[B, H, W, ...]`, from `augmented_statistics`, or blended over tiles.
-        samples: N ≥ 2, augmentations times dropout samples per tile; the number of tiles does not count.
-
-    Returns:
-        `Uncertainty`. Information below 2e-6 nats (float32) is rounding and becomes 0.
+    `statistics` are those of images `[B, H, W, ...]`, from `augmented_statistics`, or blended over tiles. N ≥ 2 counts
+    augmentations times dropout samples, not tiles. Information below 2e-6 nats (float32) is rounding and becomes 0.
 
     >>> p = jnp.array([0.5, 0.5]).reshape(1, 1, 1, 2)  # two certain samples that disagree
     >>> found = uncertainty_of(SampleStatistics(p, jnp.zeros((1, 1, 1)), 0 * p, jnp.ones((1, 1, 1))), samples=2)
@@ -327,18 +323,13 @@ def maps_to_statistics(maps: Float[ArrayLike, "*pixels maps"]) -> SampleStatisti
 def sample_statistics(
     logits: Callable[[Integer[Array, ""]], Float[Array, "b h w c"]], numbers: Integer[Array, "k"]
 ) -> SampleStatistics:
-    r"""Returns the statistics of samples that a function returns one after another.
+    r"""Returns the statistics of K ≥ 1 samples, in their dtype. Finite for |z| ≤ 1e4.
 
     .. math::
         \bar p = \frac{1}{K} \sum_k softmax(z_k), \quad \bar h = \frac{1}{K} \sum_k H[softmax(z_k)], \quad
         \bar z = \frac{1}{K} \sum_k z_k, \quad v = \frac{1}{KC} \sum_{kc} (z_{kc} - \bar z_c)^2
 
-    Args:
-        logits: returns z_n, `[B, H, W, C]`, C ≥ 2, for a traced n.
-        numbers: `[K]`, the n of the samples, K ≥ 1.
-
-    Returns:
-        `SampleStatistics` in the dtype of the logits. Finite for |z| ≤ 1e4.
+    `logits` returns the sample z_n, `[B, H, W, C]`, C ≥ 2, for a traced n; `numbers` `[K]` are the n.
 
     >>> found = sample_statistics(lambda n: n * jnp.ones((1, 2, 3, 2)), jnp.arange(3))
     >>> print(found.logits[0, 0, 0], f"{found.variance[0, 0, 0]:.3f}", found.probabilities[0, 0, 0])

@@ -47,18 +47,15 @@ class PredictOptions:
     Attributes:
       tile: height and width of the network's input.
       scale: None: resize the whole image to one tile. A number: resize the image by this factor and cut it into tiles.
-      overlap: pixels that neighbouring tiles share, at least.
+      overlap: least number of pixels that neighbouring tiles share.
       batch: tiles of one image, or whole images, that pass the network together.
       augment: a key of `AUGMENTATIONS`.
       samples: K dropout masks of the head per augmentation, per channel and the same for all images and tiles. 0: none.
-      passes: K whole passes per augmentation with the network's own dropout on, instead of `samples`. Each tile draws
-        its own masks. 0: none.
+      passes: K whole passes per augmentation with the network's own dropout on, each tile with its own masks. 0: none.
       rate: dropout rate of the head.
       seed: seed of the dropout masks.
       threshold: log odds from which a pixel is `positive`, whatever the other classes. None: the likeliest class.
       positive: the class of the threshold.
-
-    An option out of its range, or options that exclude each other, raise a ValueError.
     """
 
     tile: tuple[int, int]
@@ -376,8 +373,8 @@ def tiles_along(length: int, tile: int, overlap: int) -> tuple[Integer[np.ndarra
 
     .. math:: w_t(x) = \frac{g(x - s_t)}{\sum_u g(x - s_u)}, \qquad g(i) = \exp \frac{-(i - (T - 1) / 2)^2}{2 (T / 8)^2}
 
-    This is one axis of nnU-Net's importance map (Isensee et al., Nature Methods 18, 2021): near the edges of a tile,
-    where the network lacks context, the weight is small. The weight is exactly 1 where only one tile has the pixel.
+    This is one axis of nnU-Net's importance map (Isensee et al., Nature Methods 18, 2021): small near the edges of a
+    tile, where the network lacks context, and exactly 1 where only one tile has the pixel.
 
     >>> starts, weights = tiles_along(6, 4, 2)
     >>> print(starts, weights[:, :2].round(3).tolist())
@@ -423,14 +420,10 @@ def predict_tiled(
         overlap: least number of pixels that neighbouring tiles share. Half a tile, as in nnU-Net, costs four times the
             work, a quarter less than twice.
         batch: tiles at a time.
-        out: float32 or float64 array for the result, such as a `np.memmap`; None: a new float32 array.
-
-    Returns:
-        `[H, W, k]`, `out` if it is given. A NaN of a tile is a NaN of the result.
+        out: float32 or float64 array `[H, W, k]` for the result, such as a `np.memmap`; None: a new float32 array.
 
     Raises:
-        ValueError: an image of another rank or without pixels; a tile, an overlap or a batch out of range; a result of
-            `predict` that is not `[batch, th, tw, k]`; `out` of another shape or dtype.
+        ValueError: an argument of another rank, shape or dtype or out of range, or such a result of `predict`.
 
     >>> image = np.arange(35.0).reshape(5, 7, 1)
     >>> doubled = predict_tiled(image, lambda tiles: 2 * tiles, tile=(4, 4), overlap=2, batch=2)

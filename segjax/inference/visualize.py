@@ -24,10 +24,7 @@ def overlay(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Lays `colours` over `image`: (1 - opacity) · image + opacity · colours, rounded.
 
-    Args:
-      image: uint8 `[H, W, C]`, C = 3 (RGB) or 1 (grey).
-      colours: uint8 `[H, W, 3]`, such as a colourized mask; black leaves the image as it is.
-      opacity: in [0, 1].
+    The image is RGB or grey. Where `colours`, such as a colourized mask, are black, it stays as it is.
 
     >>> overlay(np.full((1, 1, 1), 100, np.uint8), np.array([[[200, 0, 0]]], np.uint8))
     array([[[150,  50,  50]]], dtype=uint8)
@@ -82,9 +79,7 @@ def rare_outlines(
 def heatmap(values: Float[np.ndarray, "*shape"], maximum: float) -> UInt8[np.ndarray, "*shape 3"]:
     """Returns non-negative values, such as an uncertainty, as RGB from black (0) over red to pale yellow (`maximum`).
 
-    Args:
-      values: floating; values outside [0, maximum] are clipped, NaN is grey.
-      maximum: finite and more than 0; the same for all pictures that are compared.
+    Values above `maximum`, which is finite and more than 0, are clipped; NaN is grey. Compare pictures of one maximum.
 
     >>> heatmap(np.array([0.0, 0.5, 1.0, np.nan]), maximum=1.0).tolist()
     [[0, 0, 4], [188, 55, 84], [252, 255, 164], [128, 128, 128]]
@@ -107,7 +102,7 @@ def contact_sheet(
     """Returns small pictures of many images, one row per image under its name, and the classes' colours, on white.
 
     Args:
-      rows: by name the pictures of an image, uint8 RGB `[H, W, 3]` of one size, one per title.
+      rows: by name the RGB pictures of an image, of one size, one per title.
       titles: titles of the columns.
       label_set: classes whose colours are explained at the bottom; None: none.
       ids: these classes only.
@@ -145,11 +140,9 @@ def thumbnail(picture: UInt8[np.ndarray, "H W 3"], *, width: int = 240) -> UInt8
 
 
 def tiles(pictures: Mapping[str, UInt8[np.ndarray, "..."]], *, width: int = 240) -> UInt8[np.ndarray, "height total 3"]:
-    """Returns pictures of one image, two per row, each under its title, on white: the width of a telephone.
+    """Returns pictures of one image and size, two per row, each under its title, on white: the width of a telephone.
 
-    Args:
-      pictures: by title, uint8 RGB `[H, W, 3]` of one size, at least one.
-      width: of each, in pixels; heights follow, up to four times that.
+    Each is `width` pixels wide, and at most four times as high.
 
     >>> black = np.zeros((30, 40, 3), np.uint8)
     >>> tiles({"image": black, "truth": black, "prediction": black}, width=80).shape
@@ -181,13 +174,8 @@ def example_tiles(
 ) -> UInt8[np.ndarray, "height total 3"]:
     """Returns `tiles` of an image, its truth, its prediction and its uncertainties, above a legend of its classes.
 
-    Args:
-      image: C = 3 (RGB) or 1 (grey).
-      truth: train ids; void, 255, is black.
-      prediction: train ids.
-      uncertainties: by name, ≥ 0.
-      maxima: by name, the uncertainty that has the lightest colour.
-      label_set: names and colours of the classes.
+    The image is RGB or grey; truth and prediction are train ids, with void, 255, in black. `maxima` are the
+    uncertainties, by name, that have the lightest colour.
     """
     shown = {
         "image": np.broadcast_to(image, (*truth.shape, 3)),

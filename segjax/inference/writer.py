@@ -6,6 +6,7 @@ second call keeps complete predictions, and no other file is overwritten.
 
 import hashlib
 import io
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -63,12 +64,9 @@ class OutputOptions(NamedTuple):
     @property
     def suffixes(self) -> list[str]:
         """Suffixes of an image's file names. The mask is written last, so that it marks a complete set."""
-        chosen = {
-            "_overlay.png": self.overlay,
-            "_uncertainty.png": self.uncertainty,
-            "_probabilities.npz": self.probabilities,
-        }
-        return [*(suffix for suffix, is_chosen in chosen.items() if is_chosen), "_mask.png"]
+        suffixes = ("_overlay.png", "_uncertainty.png", "_probabilities.npz", "_mask.png")
+        chosen = (self.overlay, self.uncertainty, self.probabilities, True)
+        return list(itertools.compress(suffixes, chosen))
 
     def scale_maximum(self, label_set: LabelSet) -> float:
         """Returns the uncertainty that has the lightest colour."""
@@ -82,13 +80,7 @@ class OutputOptions(NamedTuple):
 
 
 class WriteSummary(NamedTuple):
-    """Counts of the images of a call of `write_predictions`.
-
-    Attributes:
-      written: images that were predicted.
-      kept: images that had all their files already, made from the same bytes.
-      skipped: one error message per image that could not be read.
-    """
+    """Numbers of images predicted and kept from before, and an error message per skipped image."""
 
     written: int
     kept: int
@@ -96,13 +88,12 @@ class WriteSummary(NamedTuple):
 
     def lines(self) -> list[str]:
         """Returns the summary as lines of text."""
-        lines = [f"predicted {self.written} image(s)"]
-        if self.kept:
-            lines[0] += f"; kept {self.kept} that had been predicted before"
+        kept = f"; kept {self.kept} that had been predicted before" if self.kept else ""
+        lines = [f"predicted {self.written} image(s){kept}"]
         if self.skipped:
-            lines.append(f"skipped {len(self.skipped)} bad image(s):")
-            lines += [f"  {message}" for message in self.skipped[:_LISTED]]
-            lines += [f"  and {len(self.skipped) - _LISTED} more"] * (len(self.skipped) > _LISTED)
+            lines += [f"skipped {len(self.skipped)} bad image(s):", *(f"  {one}" for one in self.skipped[:_LISTED])]
+        if len(self.skipped) > _LISTED:
+            lines.append(f"  and {len(self.skipped) - _LISTED} more")
         return lines
 
 
@@ -153,8 +144,8 @@ def write_predictions(
       console: of the progress bar; default standard output.
 
     Raises:
-      DataError: the folder contains predictions of another origin, or a file that would be overwritten and is not a
-        prediction of the same image file; an image cannot be read and `on_error` is "raise".
+      DataError: the folder contains predictions of another origin, or a file that is not a prediction of the same image
+        file and would be overwritten; an image cannot be read and `on_error` is "raise".
       OSError: a file cannot be written. The files before it are complete, and a second call resumes.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -164,7 +155,9 @@ def write_predictions(
             if target.exists():
                 raise ForeignFileError(target)
         write_json(output / ORIGIN_FILE, dict(origin))
-    on_sheet = _evenly_chosen(list(files)) if options.sheet else []
+    names = list(files)
+    chosen = np.linspace(0, len(names) - 1, min(len(names), _SHEET_ROWS)).round().astype(int)
+    on_sheet = [names[index] for index in chosen] if options.sheet else []
     sources: dict[str, _Source] = {}
     rows: dict[str, list[np.ndarray]] = {}
     waiting: list[tuple[str, np.ndarray]] = []
@@ -208,7 +201,9 @@ def write_predictions(
             for name in bar.track(again, description="contact sheet") if again else ():
                 image = decode_image(read_bytes(files[name]), channels, files[name].path)
                 rows[name] = _sheet_row(_Predicted(image, predictor(image), sources[name]), options, label_set)
-            sheet = _paint_sheet({name: rows[name] for name in hashes}, options, label_set)
+            shown, titles = {name: rows[name] for name in hashes}, ("image", "prediction", options.scale(label_set))
+            tinted = np.flatnonzero(overlay_palette(label_set, options.only).any(axis=-1))
+            sheet = contact_sheet(shown, titles, label_set, tinted.tolist())
             write_bytes(output / SHEET_FILE, _png_with_text(sheet, hashes))
     return WriteSummary(len(files) - kept - len(skipped), kept, tuple(skipped))
 
@@ -298,21 +293,11 @@ def _paint_uncertainty(
     return painted
 
 
-def _evenly_chosen(names: list[str]) -> list[str]:
-    indices = np.linspace(0, len(names) - 1, min(len(names), _SHEET_ROWS)).round().astype(int)
-    return [names[index] for index in dict.fromkeys(indices.tolist())]
-
-
 def _sheet_row(predicted: _Predicted, options: OutputOptions, label_set: LabelSet) -> list[np.ndarray]:
     image = np.broadcast_to(predicted.image, (*predicted.prediction.mask.shape, 3))
     colours = _paint_overlay(predicted, options, label_set)
     uncertainty = _paint_uncertainty(predicted.prediction, options, label_set)
     return [thumbnail(picture) for picture in (image, colours, uncertainty)]
-
-
-def _paint_sheet(rows: dict[str, list[np.ndarray]], options: OutputOptions, label_set: LabelSet) -> np.ndarray:
-    tinted = np.flatnonzero(overlay_palette(label_set, options.only).any(axis=-1))
-    return contact_sheet(rows, ("image", "prediction", options.scale(label_set)), label_set, tinted.tolist())
 
 
 def _png_text(file: Any) -> dict[str, Any] | None:

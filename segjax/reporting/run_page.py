@@ -347,10 +347,7 @@ def _class_section(inspection: Inspection) -> Section:
         chance = pixels[1] / max(sum(pixels), 1)
         options["reference"] = f"chance ({chance:.2g})", chance
     drawn = {name: (curve["recall"], [curve["precision"]]) for name, curve in curves.items() if name in _rarest(scores)}
-    if len(drawn) < len(curves):
-        subject = f"the {_MOST_LINES} rarest classes"
-    else:
-        subject = " and ".join(drawn) if len(drawn) < 3 else "each class against all others"
+    subject = f"the {_MOST_LINES} rarest classes" if len(drawn) < len(curves) else ", ".join(drawn)
     matrix_caption = "Confusion matrix in percent of each row: true classes in rows, predictions in columns."
     matrix = figures.confusion_figure(scores["confusion"], classes)
     curve = figures.curves(drawn, title="Precision and recall", **options)
@@ -366,11 +363,8 @@ def _uncertainty_section(inspection: Inspection) -> Section:
     scores, error_rate = inspection.scores, 1 - inspection.scores["pixel_accuracy"]
     lines = {name: (curve["coverage"], [curve["risk"]]) for name, curve in inspection.risk_coverage.items()}
     areas = sorted(scores["area_under_risk_coverage"].items(), key=lambda item: item[1])
-    table = Table(
-        "Error detection per uncertainty measure",
-        ("uncertainty", "AURC ↓"),
-        [(name, f"{area:.3g}") for name, area in areas],
-    )
+    rows = [(name, f"{area:.3g}") for name, area in areas]
+    table = Table("Error detection per uncertainty measure", ("uncertainty", "AURC ↓"), rows)
     text = (
         "The curve of risk and coverage gives the error rate of the most certain pixels; the lower it is, the better "
         f"the uncertainty ranks the errors. AURC is the area under it; a random ranking has AURC {error_rate:.3g}, the "
@@ -382,12 +376,9 @@ def _uncertainty_section(inspection: Inspection) -> Section:
     x = "coverage, most certain pixels first"
     risks = figures.curves(lines, title="Risk and coverage", x=x, y="error rate", **limits)
     error = f"expected calibration error {scores['expected_calibration_error']:.4f}"
+    reliability = figures.reliability_figure(*bins)
     pictures = (
-        _picture(
-            "reliability",
-            f"Accuracy per confidence; {error}. Below: pixels per bin.",
-            figures.reliability_figure(*bins),
-        ),
+        _picture("reliability", f"Accuracy per confidence; {error}. Below: pixels per bin.", reliability),
         _picture("risk_coverage", "Error rate of the most certain pixels over their fraction.", risks),
     )
     return Section("Uncertainty", text, (table,), pictures)
