@@ -57,8 +57,7 @@ def one_device(config):
     ("mode", "devices"),
     [
         ("pmap", 4),
-        ("shard_map", 4),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("jit", 4), ("shard_map", 1))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("jit", 4), ("shard_map", 1), ("shard_map", 4))),
     ],
 )
 def test_map_step_equals_one_device(config, one_device, mode, devices):

@@ -82,7 +82,13 @@ def test_step_not_finite_changes_nothing_and_is_counted(full, batch, field, valu
     assert jax.random.key_data(after.key).tolist() == jax.random.key_data(before.key).tolist()
 
 
-@pytest.mark.parametrize("changes", [{"model.remat": True}, {"training.skip_nonfinite": 0, "training.ema_decay": None}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.remat": True},
+        pytest.param({"training.skip_nonfinite": 0, "training.ema_decay": None}, marks=pytest.mark.slow),
+    ],
+)
 def test_step_remat_and_plain_give_the_same_update(full, full_config, batch, changes):
     other = full_config.copy_and_resolve_references()
     other.update_from_flattened_dict(changes)

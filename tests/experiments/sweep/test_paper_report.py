@@ -63,6 +63,7 @@ def test_build_report_facts(results, tmp_path):
     assert facts["cells"] == f"0 of {len(results.cells)} finished, 0 diverged"
 
 
+@pytest.mark.slow
 def test_report_of_a_trained_sweep(trained_sweep, tmp_path):
     cells, workdir, _ = trained_sweep
     results = SweepResults(cells, workdir)

@@ -37,6 +37,7 @@ def changed(config, **fields):
     return config
 
 
+@pytest.mark.slow
 def test_results_of_a_sweep(trained_sweep):
     cells, workdir, printed = trained_sweep
     for cell in cells[:2]:
@@ -52,6 +53,7 @@ def test_results_of_a_sweep(trained_sweep):
     assert "3/3" in printed
 
 
+@pytest.mark.slow
 def test_diverged_cell_of_a_sweep(trained_sweep):
     cells, workdir, printed = trained_sweep
     result = grid.result_of(cells[2], workdir)
@@ -60,12 +62,14 @@ def test_diverged_cell_of_a_sweep(trained_sweep):
     assert not any((workdir / cells[2].name / "checkpoints").glob("[0-9]*"))
 
 
+@pytest.mark.slow
 def test_result_is_json_without_nan(trained_sweep):
     cells, workdir, _ = trained_sweep
     for cell in cells:
         json.loads((workdir / cell.name / "cell.json").read_text(), parse_constant=pytest.fail)
 
 
+@pytest.mark.slow
 def test_cell_folder_is_a_run(trained_sweep):
     cells, workdir, _ = trained_sweep
     opened = load_run(workdir / cells[0].name / "checkpoints" / "latest")
@@ -86,6 +90,7 @@ def test_cells_of_one_program_compile_once_whatever_their_number(compiled, train
     assert both[0]["scores"] == grid.result_of(cells[0], workdir)["scores"]
 
 
+@pytest.mark.slow
 def test_resumed_cell(compiled, trained_sweep, tmp_path):
     cells, workdir, _ = trained_sweep
     before = grid.result_of(cells[1], workdir)
