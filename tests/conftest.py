@@ -39,8 +39,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 @pytest.fixture(autouse=True, scope="module")
 def compilation_effort(request):
-    """Compiles the tests of formulas and devices with optimizations, and all others fast."""
-    optimized = request.path.stem in ("test_classification", "test_devices")
+    """Compiles the tests of formulas, devices and notebooks with optimizations, and all others fast."""
+    optimized = request.path.stem in ("test_api_pages", "test_classification", "test_devices")
     jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -40,7 +40,7 @@ def test_every_page_is_in_the_table_of_contents():
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
 def test_notebook_runs_and_prints_its_saved_output(notebook, capsys, monkeypatch):
-    """All cells share one namespace, as in a kernel."""
+    """All cells share one namespace, as in a kernel. A cell with the tag "varies" prints times or scores."""
     matplotlib = pytest.importorskip("matplotlib")
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
     names, backend = {}, matplotlib.get_backend()
@@ -49,8 +49,12 @@ def test_notebook_runs_and_prints_its_saved_output(notebook, capsys, monkeypatch
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), names)
             saved = "".join("".join(part["text"]) for part in cell["outputs"] if part["output_type"] == "stream")
-            assert capsys.readouterr().out == saved
-    assert names["recall"][0, -1] < 0.1 < 0.3 < names["recall"][2, -1]  # recall without and with the prior bias
+            assert "varies" in cell["metadata"].get("tags", ()) or capsys.readouterr().out == saved
+            capsys.readouterr()
+    if notebook.stem == "losses_in_your_project":
+        assert names["recall"][0, -1] < 0.1 < 0.3 < names["recall"][2, -1]  # recall without and with the prior bias
+    else:
+        assert names["scores"]["mean_iou"] > 0.5
     matplotlib.pyplot.close("all")
     matplotlib.use(backend)
 
