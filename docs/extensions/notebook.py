@@ -20,6 +20,8 @@ def as_markdown(notebook: dict[str, Any]) -> str:
                 picture = "".join(data["image/png"]).replace("\n", "")
                 image = f'<img alt="Output of the cell" src="data:image/png;base64,{picture}">'
                 parts.append(f"```{{raw}} html\n{image}\n```")
+            elif "text/html" in data:
+                parts.append(f"```{{raw}} html\n{''.join(data['text/html'])}\n```")
             elif "text" in output or "text/plain" in data:
                 text = "".join(output.get("text") or data["text/plain"]).rstrip("\n")
                 parts.append(f"```text\n{text}\n```")
