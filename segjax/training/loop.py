@@ -176,7 +176,7 @@ def train(
             if not saving:
                 continue
 
-            scores = None
+            scores, rank = None, None
             if evaluating and not stopping:
                 writer.describe("scoring")
                 try:
@@ -187,12 +187,13 @@ def train(
                     variables = parallel.local(mapping.unreplicate(state)).variables
                     shown = range(min(4, len(eval_source)))
                     sheet = contact_sheet([predictor.with_variables(variables)], eval_source, shown)
-                    writer.scalars(step, eval_scalars(scores))
+                    logged, rank = eval_scalars(scores), headline(scores)
+                    writer.scalars(step, logged)
                     writer.image(step, "eval/image_truth_prediction", sheet)
             if step > start or scores is not None:  # else the checkpoint that was restored is this one
                 writer.publish()  # the log of a checkpoint is written before the checkpoint
                 position = {**position, _UNSCORED: evaluating and scores is None}
-                checkpoints.save(mapping.collect(state), position, headline(scores) if scores else None)
+                checkpoints.save(mapping.collect(state), position, rank)
             if stopping:
                 raise Terminated(
                     f"SIGTERM: stopped after step {step} of {steps}, which is saved in {workdir}; the same command "
