@@ -44,17 +44,9 @@ class Scores(dict[str, Any]):
 def evaluate(
     eval_step: Callable, state: TrainState, source: Source, config: ConfigDict, mapping: DeviceMapping
 ) -> dict[str, Any]:
-    """Scores every image of `source` once, against labels at their own resolution.
+    """Returns `split_facts` and `scores` of every image of `source`, against labels at their own resolution, for JSON.
 
-    Args:
-      eval_step: function of `make_eval_step`, mapped by `mapping.map_step`.
-      state: the replicated state.
-      source: the split.
-      config: the run's config.
-      mapping: the devices.
-
-    Returns:
-      `split_facts` and `scores`, ready for JSON.
+    `eval_step` is that of `make_eval_step`, mapped by `mapping.map_step`, and `state` the replicated state.
     """
     totals = sum_counts(counter(eval_step, state, mapping, hparams_from_config(config)), source, config)
     return split_facts(source) | scores(totals)

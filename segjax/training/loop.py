@@ -69,9 +69,8 @@ def train(
       console: where to print; default standard output.
 
     Returns:
-      The final scores of `evaluation.evaluate` on the evaluation split, with "steps", "skipped_in_training" (the
-      number of bad training images) and "provenance" (the wall time is that of this call, which began at step
-      "wall_seconds_from_step").
+      The final `Scores` on the evaluation split, with "steps", "skipped_in_training" (the number of bad training
+      images) and "provenance" (the wall time is that of this call, which began at step "wall_seconds_from_step").
 
     Raises:
       ConfigError, DataError: the config or the data are invalid; raised before the first step.

@@ -143,16 +143,9 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     region loss, and n the number of pixels that exist. N depends on `objective.normalizer`. With OHEM the first sum is
     over `losses.hard_pixels` and N is their number; with the normalizer "positives" N counts all positive pixels.
 
-    The gradient flows through v to the head and the features, and through p(b) to the logits, as in the recipe.
-
-    Args:
-      config: `config.objective` names the losses and the role of void.
-      num_classes: number of classes of the data set, without void.
-
-    Returns:
-      A pure function of a `Segmentation`, labels `[B, H, W]` (void 255) and `Hyperparams`, for a microbatch also of its
-      `microbatch_shares`. Its results are over the global batch if `axis_name` names the mapped axis. `parts` has
-      "pixel_loss" and, where used, "penalty" and "region_loss", without the factors C and r.
+    The gradient flows through v to the head and the features, and through p(b) to the logits. Labels `[B, H, W]` have
+    void 255, and a microbatch has its `microbatch_shares`. Results are over the global batch if `axis_name` names the
+    mapped axis. `parts` has "pixel_loss" and, where used, "penalty" and "region_loss", without the factors C and r.
     """
     options = config.objective
     per_pixel, region_loss = PIXEL_LOSSES[options.loss], REGION_LOSSES[options.region]
@@ -225,15 +218,10 @@ def microbatch_shares(
 
 
 class GradientBudget(NamedTuple):
-    """Sums of `gradient_budget`; budgets of several batches add.
+    """Sums of `gradient_budget` per class, hard pixels in column 0, easy ones in 1; budgets of several batches add."""
 
-    Attributes:
-      gradient: `[C, 2]`, the sum of |∂L/∂z| over the pixels of each class: hard ones in column 0, easy ones in 1.
-      pixels: int32 `[C, 2]`, the number of these pixels.
-    """
-
-    gradient: Float[jax.Array | np.ndarray, "classes 2"]
-    pixels: Int[jax.Array | np.ndarray, "classes 2"]
+    gradient: Float[jax.Array | np.ndarray, "classes 2"]  # the sum of |∂L/∂z| over the pixels
+    pixels: Int[jax.Array | np.ndarray, "classes 2"]  # int32, their number
 
 
 def gradient_budget(
@@ -251,18 +239,9 @@ def gradient_budget(
         G_{ce} = \sum_{i:\; y_i = c,\; [p_i > easy] = e} \sum_j \left| \frac{\partial L}{\partial z_{ij}} \right|
 
     p is the probability of the pixel's own class: softmax, or with one logit σ(z) for class 1 and σ(-z) for class 0.
-    Only fractions of the whole are meaningful (`budget_scalars`): the scale is that of the reduction.
-
-    Args:
-      gradient: ∂L/∂z, of any loss L.
-      logits: z, `[..., C]`, or `[..., 1]` for two classes.
-      labels: y, integers in [0, C).
-      where: boolean; a False pixel adds nothing, whatever its label, logits and gradient.
-      easy: a pixel is easy if its own class has a larger probability.
-      axis_name: the mapped axis, or None.
-
-    Returns:
-      The sums, at least float32, and the counts. An unmasked label outside [0, C) gives NaN and -2^31 by design.
+    Only fractions of the whole are meaningful (`budget_scalars`): the scale is that of the reduction. `gradient` is
+    ∂L/∂z of any loss L; a pixel with `where` False adds nothing. An unmasked label outside [0, C) gives NaN and -2^31
+    by design.
     """
     classes = max(logits.shape[-1], 2)
     cross_entropy = losses.softmax_cross_entropy if logits.shape[-1] > 1 else losses.sigmoid_cross_entropy

@@ -19,14 +19,9 @@ AXIS = "data"
 
 
 def join_hosts(coordinator: str | None = None, hosts: int | None = None, host: int | None = None) -> None:
-    """Makes this process one of several, before the first use of devices; `jax.devices()` are then those of all hosts.
+    """Makes this process number `host` of `hosts`, before the first use of devices; `jax.devices()` then has all.
 
-    TPU pods, Slurm and Open MPI need no arguments.
-
-    Args:
-      coordinator: "ADDRESS:PORT" of the first host, any free port.
-      hosts: number of processes.
-      host: index of this process.
+    `coordinator` is "ADDRESS:PORT" of the first host, any free port. TPU pods, Slurm and Open MPI need no arguments.
 
     Raises:
       ConfigError: only some of the three are given, or they are needed.
