@@ -142,21 +142,25 @@ def _whole_grid(results: SweepResults, grid: Sequence[dict[str, Any]]) -> Sectio
     def precision(gamma: float, alpha: float) -> Spread | None:
         return results.score(by_place[gamma, alpha], "average_precision") if (gamma, alpha) in by_place else None
 
-    values = [[found.mean if (found := precision(g, a)) else math.nan for a in alphas] for g in gammas]
+    cells = [[precision(gamma, alpha) for alpha in alphas] for gamma in gammas]
+    means = [[one.mean if one else math.nan for one in row] for row in cells]
+    spreads = [[one.std if one else math.nan for one in row] for row in cells]
+    seeds = max((len(one.values) for row in cells for one in row if one), default=0)
     table = Table(
         "Average precision",
         ("γ", *(f"α = {alpha:g}" for alpha in alphas)),
-        [(f"{g:g}", *(precision(g, a) for a in alphas)) for g in gammas],
+        [(f"{gamma:g}", *row) for gamma, row in zip(gammas, cells, strict=True)],
     )
     drawn = heatmap(
-        values,
+        means,
+        spreads,
         rows=[f"{gamma:g}" for gamma in gammas],
         columns=[f"{alpha:g}" for alpha in alphas],
-        title="Average precision, mean over the seeds",
+        title=f"Average precision, mean ± std of {seeds} seed(s)",
         x="α",
         y="γ",
     )
-    caption = "The best α of each γ is framed."
+    caption = "The best α of each γ is framed. Grey cells are not part of the grid."
     return Section("The whole grid", "", (table,), (Picture("grid", caption, png(drawn)),))
 
 

@@ -26,7 +26,7 @@ def sections(results: SweepResults) -> tuple[Section, ...]:
     rows = results.rows()
     lines = [(name(row), *results.scores(row), percent(TABLE_FL_STAR.get(form(row)))) for row in rows]
     table = Table("FL* and FL", ("loss", *SCORES, "paper: AP"), lines, highest=SCORES[:2])
-    picture = precision_curves(results, {name(row): row for row in rows}, "Average precision through training")
+    picture = precision_curves(results, {name(row): row for row in rows}, "Average precision")
     text = "The last column is the paper's best result per loss: α = ¾ for CE, ¼ for FL and FL*. Our rows have α = ½."
     return (Section("Appendix A: another form of the focal loss", text, (table,), (picture,)),)
 

@@ -39,7 +39,7 @@ def sections(results: SweepResults) -> tuple[Section, ...]:
     rows = results.rows()
     lines = [(name(row), *results.scores(row), percent(published(row))) for row in rows]
     table = Table("Mining and focal loss", ("loss", *SCORES, "paper: AP"), lines, highest=SCORES[:2])
-    picture = precision_curves(results, {name(row): row for row in rows}, "Average precision through training")
+    picture = precision_curves(results, {name(row): row for row in rows}, "Average precision")
     text = (
         "The paper's OHEM number is the best of several variants, which keep 128 to 512 boxes per image after "
         "non-maximum suppression. Pixels have no counterpart of this; the number stands beside the hardest 1/16."

@@ -54,8 +54,8 @@ def sections(results: SweepResults) -> tuple[Section, ...]:
     ]
     at = tuple(f"AP at step {math.floor(share * steps)}" for share in quarters)
     columns = ("loss", *at, "highest AP", "best IoU", "recall at p = 0.5")
-    table = Table("Average precision through a long training", columns, lines, highest=(*at, "highest AP", "best IoU"))
-    picture = precision_curves(results, {name(row): row for row in rows}, "Average precision through a long training")
+    table = Table("Average precision in a long training", columns, lines, highest=(*at, "highest AP", "best IoU"))
+    picture = precision_curves(results, {name(row): row for row in rows}, "Average precision in a long training")
     text = (
         "The learning rate falls over the whole training, so no column equals the end of a shorter training, which is "
         "in the tables of `focal_ablation` and `prior_init`. Best IoU and recall are those of the last step."

@@ -13,7 +13,7 @@ from absl import app, flags
 from experiments.sweep import grid, results_io
 from experiments.sweep.grid import Cell, Changes
 from segjax import cli
-from segjax.reporting import Picture, Report, Section, Spread, curves, png, spread
+from segjax.reporting import Picture, Report, Section, Spread, curves, dots, png, spread
 from segjax.storage import local_path
 
 # `--help` lists the flags of the module that is run; `main_of` defines them for it.
@@ -95,7 +95,11 @@ class SweepResults:
 
 
 def precision_curves(results: SweepResults, rows: Mapping[str, Changes], title: str, name: str = "curves") -> Picture:
-    """Returns a picture of average precision through training, with one named line per row."""
+    """Returns a picture of average precision: one line per row through training, or the end alone for many rows."""
+    if len(rows) > 6:  # lines would hide each other
+        ends = {label: results.score(row, "average_precision").values for label, row in rows.items()}
+        drawn = dots(ends, title=title, x="average precision at the end")
+        return Picture(name, f"{title} at the end: each seed, and larger their mean.", png(drawn))
     drawn = curves(
         {label: results.curves(row, "average_precision") for label, row in rows.items()},
         title=title,

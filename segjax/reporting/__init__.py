@@ -3,7 +3,7 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from segjax.reporting.figures import curves, heatmap, png
+    from segjax.reporting.figures import curves, dots, heatmap, png
     from segjax.reporting.report import (
         Picture,
         Report,
@@ -34,6 +34,7 @@ __all__ = [
     "as_markdown",
     "cell",
     "curves",
+    "dots",
     "format_rows",
     "heatmap",
     "html",

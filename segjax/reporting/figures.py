@@ -83,13 +83,40 @@ def curves(
     return figure
 
 
-def heatmap(
-    values: Sequence[Sequence[float]], *, rows: Sequence[str], columns: Sequence[str], title: str, x: str, y: str
-) -> Figure:
-    """Draws a grid of numbers as colours, with a frame around the highest of each row; NaN cells stay blank."""
-    grid = np.ma.masked_invalid(np.array(values, float))
-    figure = Figure(figsize=(1.6 + 0.85 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained", dpi=110)
+def dots(values: Mapping[str, Sequence[float]], *, title: str, x: str) -> Figure:
+    """Draws one row per name: a small dot per seed and a large one at their mean, the highest mean at the top."""
+    rows = sorted((row for row in values.items() if len(row[1])), key=lambda row: float(np.mean(row[1])))
+    size = (_SIZE[0] + 0.05 * max(map(len, values)), 1.1 + 0.27 * len(rows))
+    figure = Figure(figsize=size, layout="constrained", dpi=_DPI)
     axes = figure.subplots()
+    for height, (_, seeds) in enumerate(rows):
+        axes.plot([min(seeds), max(seeds)], [height] * 2, color=COLORS[0], lw=1.2, alpha=0.5)
+        axes.plot(seeds, [height] * len(seeds), "o", ms=4, color=COLORS[0], alpha=0.5)
+        axes.plot(np.mean(seeds), height, "o", ms=7, color=COLORS[1])
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set(title=title, xlabel=x)
+    _style(axes)
+    return figure
+
+
+def heatmap(
+    values: Sequence[Sequence[float]],
+    spreads: Sequence[Sequence[float]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    x: str,
+    y: str,
+) -> Figure:
+    """Draws a grid of numbers as colours, each with its spread, and a frame around the highest of each row.
+
+    A cell of value NaN is grey; a spread of NaN, as of one seed, is left out.
+    """
+    grid = np.ma.masked_invalid(np.array(values, float))
+    figure = Figure(figsize=(1.6 + 0.85 * len(columns), 1.4 + 0.6 * len(rows)), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    axes.set_facecolor("#d8dee4")
     image = axes.imshow(grid, cmap="viridis", aspect="auto")
     middle = (grid.max() + grid.min()) / 2 if grid.count() else 0.0
     for i, row in enumerate(grid):
@@ -97,7 +124,9 @@ def heatmap(
         for j, value in enumerate(row):
             if value is np.ma.masked:
                 continue
-            axes.text(j, i, f"{value:.3f}", ha="center", va="center", color="white" if value < middle else "black")
+            spread = "" if np.isnan(spreads[i][j]) else f"\n± {spreads[i][j]:.3f}"
+            color = "white" if value < middle else "black"
+            axes.text(j, i, f"{value:.3f}{spread}", ha="center", va="center", fontsize=8.5, color=color)
             if j == best:
                 axes.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, edgecolor=COLORS[1], lw=2.2))
     axes.set(title=title, xlabel=x, ylabel=y)

@@ -16,6 +16,7 @@ from segjax.reporting import (
     Spread,
     Table,
     curves,
+    dots,
     heatmap,
     html,
     latex,
@@ -34,7 +35,9 @@ def report():
         highest=("AP", "AP in the paper"),
     )
     line = curves({"γ = 2": ([1, 2, 3], [[0.1, 0.5, 0.6], [0.2, 0.4, None]])}, title="AP", x="step", y="AP")
-    grid = heatmap([[0.1, 0.2], [float("nan"), 0.4]], rows="ab", columns="cd", title="AP", x="α", y="γ")
+    grid = heatmap(
+        [[0.1, 0.2], [np.nan, 0.4]], [[0.01, np.nan], [np.nan] * 2], rows="ab", columns="cd", title="AP", x="α", y="γ"
+    )
     pictures = (Picture("ap", "AP through training", png(line)), Picture("grid", "AP by γ and α", png(grid)))
     sections = (Section("Table 1b", "Is γ = 2 best?", (table,), pictures),)
     return Report("Focal loss, again", "The question.\n\nHow.", sections, {"commit": "abc", "versions": {"jax": "1"}})
@@ -44,6 +47,21 @@ def report():
 def written(report, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "results"
     return folder, write_report(report, folder, "focal", data={"cells": [1, 2]})
+
+
+def test_heatmap_shows_spreads_and_leaves_nan_out():
+    grid = heatmap([[0.1, np.nan]], [[0.01, np.nan]], rows="a", columns="cd", title="AP", x="α", y="γ")
+    assert [text.get_text() for text in grid.axes[0].texts] == ["0.100\n± 0.010"]
+
+
+def test_dots_has_the_highest_mean_at_the_top_and_a_dot_per_seed():
+    figure = dots({"low": (0.1, 0.3), "none": (), "high": (0.5, 0.7)}, title="AP", x="AP")
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["low", "high"]
+    lines, seeds, means = axes.lines[3:]
+    assert (list(seeds.get_xdata()), seeds.get_ydata()[0]) == ([0.5, 0.7], 1)
+    assert means.get_xdata() == pytest.approx([0.6])
+    assert list(lines.get_xdata()) == [0.5, 0.7]
 
 
 def test_write_report_writes_every_format(written):
