@@ -34,7 +34,6 @@ from segjax.training.train_step import TrainState
 Log = Sequence[Mapping[str, float | int]]
 Curves = dict[str, dict[str, list]]
 
-ENTROPY = "entropy"
 # The histograms are of the logarithm of an uncertainty, which may have any scale: of values from e^-16 to e^16.
 # Values below the floor share a bin.
 _LOWEST, _FLOOR = -16.0, 1e-7
@@ -97,30 +96,25 @@ class Inspection(NamedTuple):
 def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
     """Inspects a run on every image of a split once, on all devices, and shows as many best and worst `images`.
 
-    A terminal shows the progress.
-
-    Raises:
-      ConfigError: the run's batch cannot be divided over the devices.
+    A terminal shows the progress. If the devices cannot divide the run's batch, it raises ConfigError.
     """
     config, names = run.config, run.label_set.names
     step = make_inspection_step(config, run.model, len(names), parallel.axis_name(config))
     count = evaluation.counter(*on_all_devices(run, step))
-    bar = rich.progress.Progress(transient=True, disable=not rich.get_console().is_terminal)
+    console = rich.get_console()
+    bar = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task("compiling…", total=len(source))
-    begun, host, sums = 0, jax.process_index(), None
-    ranked: list[_ImageScore] = []
+    begun, ranked = 0, []
 
     def count_batch(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        nonlocal begun, sums
+        nonlocal begun
         size = len(batch["where"])
-        counts = count(batch | {"index": np.arange(size, dtype=np.int32) + (begun + host * size)})
-        matrices = np.asarray(counts.pop("per_image"), np.int64)
-        of_batch = metrics.per_image_sums(matrices)
-        sums = of_batch if sums is None else jax.tree.map(np.add, sums, of_batch)
+        counts = count(batch | {"index": np.arange(size, dtype=np.int32) + (begun + jax.process_index() * size)})
+        matrices = np.asarray(counts["per_image"], np.int64)
         ranked.extend(_image_scores(matrices, begun))
         begun += size * jax.process_count()
         bar.update(task, description="scoring", completed=min(begun, len(source)))
-        return counts
+        return counts | {"per_image": metrics.per_image_sums(matrices)}
 
     with bar:
         totals = evaluation.sum_counts(count_batch, source, config)
@@ -136,7 +130,7 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
         "average_precision_per_class": [math.nan] * (len(names) - len(precisions)) + precisions,
         "expected_calibration_error": metrics.expected_calibration_error(calibration),
         "area_under_risk_coverage": {name: metrics.area_under_risk_coverage(risk) for name, risk in risks.items()},
-        **_lists(metrics.per_image_scores(sums)),
+        **_lists(metrics.per_image_scores(totals["per_image"])),
     }
     return Inspection(
         scores,
@@ -207,7 +201,7 @@ def _make_maps(config: ConfigDict, model: Any, num_classes: int) -> Callable:
         native = partial(resize, shape=images.shape[1:3], antialias=False, to_sizes=sizes)
         output = model.apply(variables, preprocessing.network_input(images, sizes), train=False)
         outputs = native(output.logits)
-        logs = {ENTROPY: log_of(metrics.predictive_entropy(inference.class_logits(outputs, num_classes)[None]))}
+        logs = {"entropy": log_of(metrics.predictive_entropy(inference.class_logits(outputs, num_classes)[None]))}
         if config.model.dropout != "none":
             found = inference.head_uncertainty_maps(
                 variables, output.features, batch["index"], num_classes=num_classes, rate=config.model.dropout_rate
@@ -390,7 +384,7 @@ def _image_sections(inspection: Inspection, labels: LabelSet) -> list[Section]:
         return []
     # One colour scale for all images: the largest value shown, and log C for the entropy.
     maxima = {name: max(float(one.uncertainties[name].max()) for one in shown) for name in shown[0].uncertainties}
-    maxima[ENTROPY] = math.log(labels.num_classes)
+    maxima["entropy"] = math.log(labels.num_classes)
 
     def section(kind: str, text: str, images: Sequence[ShownImage]) -> Section:
         pictures = []

@@ -1,8 +1,11 @@
 """One pass over a split: its scores are those of an evaluation, and it shows the best and the worst images."""
 
+import io
+
 import cv2
 import numpy as np
 import pytest
+import rich.console
 from sklearn.metrics import average_precision_score
 
 from segjax import metrics
@@ -40,7 +43,12 @@ def traced():
 
 
 @pytest.fixture(scope="module")
-def inspection(config, traced):
+def terminal():
+    return rich.console.Console(file=io.StringIO(), force_terminal=True, width=80)
+
+
+@pytest.fixture(scope="module")
+def inspection(config, traced, terminal):
     """Results of the pass, with one uncertainty replaced by 1 + the image's index."""
 
     def index_map(variables, features, examples, **kinds):
@@ -50,6 +58,7 @@ def inspection(config, traced):
     run = fresh_run(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_page.inference, "head_uncertainty_maps", index_map)
+        patch.setattr(rich, "get_console", lambda: terminal)
         return inspect_run(run, open_split(config.data, "val"), images=3)
 
 
@@ -72,6 +81,11 @@ def test_inspect_run_counts_are_equal_in_all_mappings(config, inspection, parall
 
 def test_inspect_run_compiles_one_program_for_batches_and_one_for_images(inspection, traced):
     assert [shape[0] for shape in traced] == [4, 1]
+
+
+def test_inspect_run_shows_its_progress_on_a_terminal(inspection, terminal):
+    printed = terminal.file.getvalue()
+    assert 0 < printed.find("compiling…") < printed.find("predicting the shown images")
 
 
 def test_inspect_run_counts_every_valid_pixel_once(inspection):
