@@ -18,9 +18,27 @@ PAGES = {
 }
 
 
-def test_linked_files_exist():
-    links = [(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(([^)#:]+)\)", text)]
-    assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+def anchors(text):
+    """Returns the anchors of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_linked_files_and_headings_exist():
+    pages = PAGES | {path: path.read_text(encoding="utf-8") for path in ROOT.glob("*.md")}
+    broken = []
+    for page, text in pages.items():
+        for link, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", text):
+            target = page.parent / link if link else page
+            if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+                broken.append(f"{page.name}: {link}#{anchor}")
+    assert broken == []
+
+
+def test_external_links_are_complete():
+    pages = [*PAGES.values(), *(path.read_text(encoding="utf-8") for path in ROOT.glob("*.md"))]
+    links = re.findall(r"\]\((\w+:[^)]*)\)", "".join(pages))
+    assert [link for link in links if not re.fullmatch(r"https?://[\w-]+(\.[\w-]+)+(/\S*)?", link)] == []
 
 
 def test_named_modules_and_configs_exist():
