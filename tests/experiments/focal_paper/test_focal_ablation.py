@@ -1,6 +1,7 @@
 """The tables of the γ × α grid from made-up results, and the command with two processes."""
 
 import csv
+import functools
 import io
 import json
 import shlex
@@ -76,8 +77,9 @@ def test_sections_trap_without_and_with_the_prior(results):
 
 @pytest.mark.slow
 def test_commands_of_the_howto_train_in_two_processes_and_write_the_report(tmp_path, python, page):
-    """Runs docs/howto/reproduce_a_table.md, with one step per cell."""
-    blocks = [(language, text.replace("runs/focal_ablation", str(tmp_path))) for language, text in page(HOWTO)]
+    """Runs docs/howto/reproduce_a_table.md, with the smallest preset and one step per cell."""
+    changes = (("runs/focal_ablation", str(tmp_path)), ("--preset=cpu", "--preset=smoke"))
+    blocks = [(language, functools.reduce(lambda t, c: t.replace(*c), changes, text)) for language, text in page(HOWTO)]
     (train, report), (read,) = ([text for one, text in blocks if one == language] for language in ("bash", "python"))
     done = python(*shlex.split(train)[1:], "--steps=1")
     assert done.returncode == 0, done.stderr
