@@ -30,16 +30,7 @@ with epy.lazy_api_imports(globals()):
         predict_options,
         predict_tiled,
     )
-    from segjax.inference.visualize import (
-        contact_sheet,
-        example_tiles,
-        heatmap,
-        legend,
-        overlay,
-        overlay_palette,
-        rare_outlines,
-        tiles,
-    )
+    from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, tiles
     from segjax.inference.writer import OutputOptions, WriteSummary, is_prediction_file, png, write_predictions
 
 __all__ = [
@@ -70,14 +61,12 @@ __all__ = [
     "log_odds",
     "maps_to_statistics",
     "overlay",
-    "overlay_palette",
     "png",
     "predict_logits",
     "predict_options",
     "predict_tiled",
     "predict_with_uncertainty",
     "probabilities",
-    "rare_outlines",
     "sample_statistics",
     "statistics_to_maps",
     "tiles",

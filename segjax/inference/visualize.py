@@ -55,20 +55,12 @@ def rare_outlines(
 ) -> UInt8[np.ndarray, "H W"]:
     """Returns a mask of outlines around each class that covers less than 2 % of the image, `VOID` elsewhere.
 
-    Outlines are outside of the class, at least one pixel wide, and 1/200 of the shorter side. Classes whose colour is
-    black have none.
-
-    >>> mask = np.zeros((10, 10), np.uint8)
-    >>> mask[5, 5] = 1
-    >>> rare_outlines(mask, np.array([[0, 0, 0], [255, 0, 0]], np.uint8))[3:7, 3:7]
-    array([[255, 255, 255, 255],
-           [255,   1,   1,   1],
-           [255,   1, 255,   1],
-           [255,   1,   1,   1]], dtype=uint8)
+    Outlines are outside of the class and 1/200 of the shorter side wide. Classes whose colour is black have none.
     """
     outlines = np.full(mask.shape, VOID, np.uint8)
     pixels = np.bincount(mask.ravel(), minlength=len(palette))[: len(palette)]
-    square = np.ones(2 * (2 * max(1, round(min(mask.shape) / 200)) + 1,), np.uint8)
+    width = max(1, round(min(mask.shape) / 200))
+    square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     for index in np.argsort(-pixels, kind="stable"):  # the rarest is drawn last, over the others
         if 0 < pixels[index] < _RARE * mask.size and palette[index].any():
             inside = (mask == index).astype(np.uint8)

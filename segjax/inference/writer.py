@@ -39,8 +39,8 @@ class OutputOptions(NamedTuple):
     """Files to write for each image besides its mask of class indices, NAME_mask.png.
 
     Attributes:
-      overlay: NAME_overlay.png, the image under the colours of its classes, with the background left as it is and an
-        outline around each rare class (`overlay_palette`, `rare_outlines`).
+      overlay: NAME_overlay.png, the image under the colours of its classes. The background, which is a class of this
+        name or the first of two, is not tinted, and classes of less than 2 % of the image are outlined.
       only: the one class that overlays show; None: all.
       uncertainty: NAME_uncertainty.png, from 0, black, to `maximum`, pale yellow.
       measure: the uncertainty that it shows, one of `PredictOptions.uncertainties`.

@@ -3,16 +3,8 @@ import numpy as np
 import pytest
 
 from segjax.data.labels import LABEL_SETS, LabelSet, colorize, numbered_classes
-from segjax.inference import (
-    contact_sheet,
-    example_tiles,
-    heatmap,
-    legend,
-    overlay,
-    overlay_palette,
-    rare_outlines,
-    tiles,
-)
+from segjax.inference import contact_sheet, example_tiles, heatmap, legend, overlay, tiles
+from segjax.inference.visualize import overlay_palette, rare_outlines
 
 IMAGE = np.full((2, 3, 3), 100, np.uint8)
 PALETTE = np.array([[200, 0, 0], [0, 150, 0]], np.uint8)
