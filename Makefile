@@ -19,7 +19,7 @@ help:
 	@echo "make test       the test suite without its slow part (PYTHON=python3.13 for another interpreter)"
 	@echo "make test-slow  the rest: processes, kills, a browser, a bucket, sweeps, the TPU compiler"
 	@echo "make docs       the documentation as a site, site/index.html; a broken link is an error"
-	@echo "make setup      $(VENV) with the pinned versions, and nothing more"
+	@echo "make setup      $(VENV) with the pinned versions; then source $(BIN)/activate, and segjax --help"
 	@echo "make lint       ruff, as pre-commit runs it"
 	@echo "make format     let ruff format and fix"
 	@echo "make clean      remove $(VENV) and caches"

@@ -3,6 +3,7 @@
 import difflib
 import errno
 import logging as standard_logging
+import os
 import re
 import sys
 import textwrap
@@ -47,6 +48,8 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
             _exit_with_usage(error)
         except MISTAKES as mistake:
             sys.exit(f"error: {mistake}")
+        except BrokenPipeError:  # `segjax configs list | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             if error.errno in _PATH_ERRORS and error.filename:
                 sys.exit(f"error: {error}")
@@ -125,20 +128,36 @@ def config_names() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("*.py"))
 
 
-def config_path(config: str) -> str:
-    """Returns the path of a config, `NAME` or `PATH`, with what follows a colon: the argument of its `get_config`.
+def find_config(name: str) -> Path:
+    """Returns the path of a config: a file, or the name of a shipped one; raises ValueError with the nearest names."""
+    if Path(name).is_file():
+        return Path(name)
+    if name in config_names():
+        return CONFIGS / f"{name}.py"
+    nearest = difflib.get_close_matches(Path(name).stem, config_names(), cutoff=0.5) or config_names()
+    raise ValueError(f"neither a file nor the name of a shipped config; the nearest are {', '.join(nearest)}")
 
-    Raises:
-      ValueError: it is neither a file nor the name of a shipped config; the message has the nearest names.
-    """
-    path, colon, argument = config.partition(":")
-    if not Path(path).is_file():
-        name = Path(path).stem
-        if not (name == path and (CONFIGS / f"{name}.py").is_file()):
-            names = difflib.get_close_matches(name, config_names(), cutoff=0.5) or config_names()
-            raise ValueError(f"neither a file nor the name of a shipped config; the nearest are {', '.join(names)}")
-        path = CONFIGS / f"{name}.py"
-    return f"{path}{colon}{argument}"
+
+class ConfigFile(config_flags.ConfigFileFlagParser):
+    """A config: its file or its name, and after a colon the argument of its `get_config`."""
+
+    def parse(self, config: str) -> ConfigDict:
+        """Returns the config; raises ValueError if it does not exist or does not accept the argument."""
+        name, colon, argument = config.partition(":")
+        path = find_config(name)
+        try:
+            return super().parse(f"{path}{colon}{argument}")
+        except KeyError as error:
+            if not colon:
+                raise
+            raise ValueError(f"{name} does not accept the argument {argument!r}") from error
+
+
+def define_config(name: str) -> None:
+    """Defines a flag for a config, `--NAME=SHIPPED` or `--NAME=PATH`; `--NAME.FIELD=VALUE` changes a field."""
+    help_text = "Name of a shipped config (segjax configs list), or a file; --config.objective.gamma=2 changes a field."
+    config_flags.DEFINE_config_file(name, None, help_text)
+    flags.FLAGS[name].parser = ConfigFile(name)
 
 
 class _Size(flags.ArgumentParser):
@@ -184,18 +203,3 @@ def define_bare_or_one_of(
 ) -> None:
     """Defines a flag `--name`, which is the first of `values`, or `--name=VALUE`; default None."""
     flags.DEFINE(_BareOrOneOf(values), name, None, help_text, flag_values, boolean=True)
-
-
-class _Config(config_flags.ConfigFileFlagParser):
-    """A config file, or the name of a shipped one."""
-
-    def parse(self, path: str) -> ConfigDict:
-        """Returns the config."""
-        return super().parse(config_path(path))
-
-
-def define_config(name: str) -> None:
-    """Defines a flag for a config, `--NAME=SHIPPED` or `--NAME=PATH`; `--NAME.FIELD=VALUE` changes a field."""
-    help_text = "Name of a shipped config (segjax configs list), or a file; --config.objective.gamma=2 changes a field."
-    config_flags.DEFINE_config_file(name, None, help_text)
-    flags.FLAGS[name].parser = _Config(name)

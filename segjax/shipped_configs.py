@@ -13,11 +13,10 @@ from pathlib import Path
 
 from absl import app
 from ml_collections import ConfigDict
-from ml_collections.config_flags import config_flags
 
 from segjax import cli
 from segjax.training import ConfigError, changed
-from segjax.training.config import FIELDS, Field, leaves
+from segjax.training.config import FIELDS, leaves
 
 
 def main(argv: list[str]) -> None:
@@ -27,7 +26,10 @@ def main(argv: list[str]) -> None:
             print("\n\n".join(map(summary, cli.config_names())))
         case ["show", name]:
             config, header = _load(name)
-            print(header, *(_line(key, value) for key, value in leaves(config).items()), sep="\n")
+            print(f"{header}\n")
+            for key, value in leaves(config).items():
+                valid = FIELDS[key].range or ", ".join(map(str, FIELDS[key].choices))
+                print(f"{key} = {value!r}  # {FIELDS[key].meaning}{f'; {valid}' * bool(valid)}")
         case ["diff", name]:
             for key, value, default in changed(_load(name)[0]):
                 print(f"{key} = {value!r}  # default {default!r}: {FIELDS[key].meaning}")
@@ -56,18 +58,11 @@ def summary(name: str) -> str:
 def _load(name: str) -> tuple[ConfigDict, str]:
     """Returns a config and its header."""
     try:
-        path = cli.config_path(name)
-        config = config_flags.ConfigFileFlagParser("config").parse(path)
+        config = cli.ConfigFile("config").parse(name)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{name}: {error}") from error
-    header = ast.get_docstring(ast.parse(Path(path.partition(":")[0]).read_text(encoding="utf-8")))
-    return config, f"{header or name}\n"
-
-
-def _line(key: str, value: object) -> str:
-    field: Field = FIELDS[key]
-    valid = field.range or (f"one of {', '.join(map(str, field.choices))}" if field.choices else "")
-    return f"{key} = {value!r}  # {field.meaning}{f'; {valid}' * bool(valid)}"
+    source = cli.find_config(name.partition(":")[0]).read_text(encoding="utf-8")
+    return config, ast.get_docstring(ast.parse(source)) or name
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ def test_help_of_a_command_fits_one_screen(run, command):
             "error: Unknown command line flag 'chekpoint'. Did you mean: checkpoint ?; segjax evaluate --help lists",
         ),
         ("report", "error: expected one WORKDIR or WORKDIR/checkpoints/STEP; got nothing; segjax report --help lists"),
+        ("configs diff rare_class:smok", "error: rare_class:smok: rare_class does not accept the argument 'smok'"),
         ("configs sow rare_class", "error: expected list, show NAME or diff NAME; got sow rare_class; segjax configs"),
         (
             "configs show rare_clas",
