@@ -229,7 +229,7 @@ def step_in_float64(config, data, devices=1):
 )
 def test_microbatches_give_the_step_of_the_whole_batch(careful, uneven, loss, normalizer, mode, devices):
     careful.objective.loss, careful.objective.normalizer = loss, normalizer
-    careful.objective.background = 0
+    careful.objective.background, careful.training.global_batch = 0, 8
     whole = step_in_float64(careful, uneven)
     careful.training.accumulate, careful.parallel = 8 // max(devices, 2), mode
     microbatches = step_in_float64(careful, uneven, devices)
