@@ -1,4 +1,4 @@
-"""The how-tos of docs/howto and the commands of "Getting started", run as written on tiny data.
+"""The how-tos of docs/howto and the commands of README and "Getting started", run as written on tiny data.
 
 All other commands on pages, in configs and in the docstrings of programs, many of them hours long, are parsed by their
 programs: flags, config and overrides.
@@ -183,6 +183,22 @@ def test_howto_uncertainty(own_folder_run, folder, page, monkeypatch):
     assert sampled.variance.shape == sampled.mutual_information.shape == (2, 48, 64)
     # Thirty samples estimate the closed form.
     assert float(sampled.variance.mean()) == pytest.approx(float(exact.mean()), rel=0.3)
+
+
+@pytest.mark.slow
+def test_readme_trains_reports_and_predicts(tmp_path, monkeypatch, page):
+    assert cv2.imwrite(str(tmp_path / "street.jpg"), np.zeros((24, 32, 3), np.uint8))
+    scenes = {"data.scene_size": (64, 96), "data.train_examples": 4, "data.val_examples": 2, "data.data_dir": tmp_path}
+    monkeypatch.setitem(TINY, "road_debris_uncertainty", SIZE | STEPS | scenes)
+    monkeypatch.chdir(ROOT)
+    lines = [line for _, block in page("../README.md") for line in block.splitlines() if "runs/debris" in line]
+    assert [line.split()[1] for line in lines] == ["train", "report", "predict"]
+    names = ("runs/debris", "predictions", "street.jpg")
+    run_page([("bash", "\n".join(lines))], {name: tmp_path / Path(name).name for name in names})
+    assert (tmp_path / "debris" / "report" / "report.html").exists()
+    assert {path.name for path in (tmp_path / "predictions").glob("street_*.png")} == (
+        {"street_mask.png", "street_overlay.png", "street_uncertainty.png"}
+    )
 
 
 @pytest.mark.slow
