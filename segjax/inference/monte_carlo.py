@@ -128,8 +128,8 @@ def predict_with_uncertainty(
     .. math:: z = W^\top x + b, \qquad z_k = W^\top x'_k + b, \quad k = 0 \ldots K-1
 
     `model` has one linear head, `head/linear` in its parameters, as `segjax.models.UNet`, and takes `images`
-    `[B, H, W, channels]`. The other arguments and the errors are those of `head_uncertainty`; None is the model's rate
-    and mask. On a CPU, 30 masks per channel take less than a pass of a narrow U-Net, masks per element many passes.
+    `[B, H, W, channels]`. The other arguments and the errors are those of `head_uncertainty`; rate and mask default to
+    the model's. On a CPU, 30 masks per channel take less than a pass of a narrow U-Net, masks per element many passes.
 
     >>> from segjax.models import UNet
     >>> model, images = UNet(num_classes=3, width=4, depth=1), jnp.ones((1, 8, 12, 3))
@@ -163,8 +163,8 @@ def whole_passes(
     .. math:: z_k = f(x; m_k), \quad m_k \text{ drawn with } \text{fold\_in}(\text{key}, k)
 
     Each sample draws all masks of the model: the deep ones, and one of the head if dropout="sampled". All passes
-    together take the memory of one. The arguments are those of `predict_with_uncertainty`; None is the model's rate of
-    the head, and its rate of the deep dropout.
+    together take the memory of one. The arguments are those of `predict_with_uncertainty`; `rate` of the head and
+    `deep_rate` of the deep dropout default to the model's.
 
     Raises:
         ValueError: K < 2, a model without deep_dropout > 0 or dropout="sampled", or a rate outside [0, 1).
