@@ -58,7 +58,7 @@ def rare_outlines(
     Outlines are outside of the class and 1/200 of the shorter side wide. Classes whose colour is black have none.
     """
     outlines = np.full(mask.shape, VOID, np.uint8)
-    pixels = np.bincount(mask.ravel(), minlength=len(palette))[: len(palette)]
+    pixels = sum(np.bincount(row, minlength=VOID + 1) for row in mask)[: len(palette)]  # a row needs little memory
     width = max(1, round(min(mask.shape) / 200))
     square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     for index in np.argsort(-pixels, kind="stable"):  # the rarest is drawn last, over the others
