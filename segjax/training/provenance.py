@@ -40,7 +40,10 @@ def provenance() -> dict[str, Any]:
 
 def _commit() -> str:
     """Returns the commit of the package's checkout, with `-dirty` if it was changed; "unknown" outside a checkout."""
-    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():  # an installed package may lie inside somebody else's repository
+        return "unknown"
+    command = ["git", "-C", checkout, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

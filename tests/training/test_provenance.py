@@ -1,6 +1,8 @@
 """The provenance of a result."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -23,3 +25,10 @@ def test_provenance_puts_system_settings_before_the_command(monkeypatch):
         provenance()["command"]
         == f"GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_ARENA_MAX=1 OMP_WAIT_POLICY=passive {plain}"
     )
+
+
+def test_provenance_of_a_package_inside_another_repository_has_no_commit(monkeypatch, tmp_path):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    installed = tmp_path / ".venv/lib/site-packages/segjax/training"
+    monkeypatch.setattr(sys.modules[provenance.__module__], "__file__", str(installed / "provenance.py"))
+    assert provenance()["commit"] == "unknown"
