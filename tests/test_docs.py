@@ -84,6 +84,14 @@ def site(tmp_path_factory, python):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("extension", ["config_fields", "width"])
+def test_doctests_of_extension(extension, python):
+    pytest.importorskip("sphinx")
+    run = python("-m", "doctest", f"docs/extensions/{extension}.py")
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+@pytest.mark.slow
 def test_config_page_describes_every_field_and_names_its_readers(site):
     page = (site / "config.html").read_text(encoding="utf-8")
     entries = dict(re.findall(r'<dt id="([\w-]+)">.*?</dt>(.*?)</dd>', page, re.DOTALL))

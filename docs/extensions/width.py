@@ -13,8 +13,8 @@ COLUMNS = 88
 def wrapped(source: str, columns: int) -> str:
     r"""Returns Python statements formatted by ruff.
 
-    >>> wrapped("print(one_argument, another_argument)\\n", 30)
-    'print(\\n    one_argument,\\n    another_argument,\\n)\\n'
+    >>> wrapped("print(one_argument, another_argument)\n", 30)
+    'print(\n    one_argument,\n    another_argument,\n)\n'
     """
     command = [sys.executable, "-m", "ruff", "format", "--isolated", f"--line-length={columns}", "-"]
     return subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
