@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from segjax.training import MISTAKES, ConfigError, Terminated
-from segjax.training.config import RENAMED, check_known
+from segjax.training.config import FIELDS, RENAMED, check_known
 
 app.define_help_flags()
 _LIBRARY_FLAGS = frozenset(flags.FLAGS)  # of absl, grain and others: `--help` leaves them out
@@ -73,8 +73,10 @@ def _parsed(argv: list[str], required: Sequence[str]) -> list[str]:
     if not {"--help", "-help", "-h", "-?", "--helpshort"}.isdisjoint(argv[1:]):
         print(_help(required))
         sys.exit(0)
+    # ml_collections takes no None for a number.
+    unset = {f"--config.{key}=None": key for key, field in FIELDS.items() if field.optional}
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS([argument for argument in argv if argument not in unset])
     except flags.Error as error:
         _exit_with_usage(str(error).removeprefix("flag "))
     except (AttributeError, KeyError, TypeError) as error:  # ml_collections: the config has no such field
@@ -93,6 +95,8 @@ def _parsed(argv: list[str], required: Sequence[str]) -> list[str]:
         raise
     if missing := [f"--{name}" for name in required if flags.FLAGS[name].value is None]:
         _exit_with_usage(f"{' and '.join(missing)} must be given")
+    if given := [unset[argument] for argument in argv if argument in unset]:
+        flags.FLAGS.config.update_from_flattened_dict(dict.fromkeys(given))
     return rest
 
 

@@ -38,7 +38,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder, python):
     """Returns a trained workdir, and the output of training."""
-    done = train(python, folder / "run", f"data.data_dir={folder / 'prepared'}", "data.workers=1")
+    changes = (f"data.data_dir={folder / 'prepared'}", "data.workers=1", "model.head_stddev=None")
+    done = train(python, folder / "run", *changes)
     assert done.returncode == 0, done.stderr
     return folder / "run", done.stdout
 
@@ -54,6 +55,10 @@ def test_train_prints_summary_progress_and_table(run):
         "average_precision",
     ):
         assert part in printed
+
+
+def test_train_takes_none_for_an_optional_number(run):
+    assert json.loads((run[0] / "config.json").read_text())["model.head_stddev"] is None
 
 
 def test_evaluate_gives_the_scores_at_the_end_of_training(run, python):
