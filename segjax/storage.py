@@ -10,7 +10,6 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,13 +53,6 @@ def path_of(path: str | os.PathLike) -> epath.Path:
         if not epath.Path(BUCKET + bucket).exists():  # gcsfs would create the bucket
             raise StorageError(f"{text}: there is no bucket {bucket}. Make it first, or correct the name")
     return epath.Path(text)
-
-
-def local_path(path: str | os.PathLike) -> Path:
-    """Returns a local path; raises StorageError for a bucket, where several processes cannot rename and append."""
-    if "://" in os.fspath(path):
-        raise StorageError(f"{os.fspath(path)}: expected a local folder; only a single run may be in a bucket")
-    return Path(path)
 
 
 def output_folder(path: str | os.PathLike) -> epath.Path:

@@ -11,7 +11,6 @@ from etils import epath
 from segjax.storage import (
     StorageError,
     in_bucket,
-    local_path,
     nan_to_none,
     output_folder,
     path_of,
@@ -50,12 +49,6 @@ def test_path_of_names_the_extra_that_installs_gcsfs(monkeypatch):
         StorageError, match=r"^gs://b/run: .* gcsfs, which is not installed: pip install .*'\.\[train,gcs\]'$"
     ):
         path_of("gs://b/run")
-
-
-def test_local_path_refuses_a_bucket(tmp_path):
-    assert local_path(str(tmp_path)) == tmp_path
-    with pytest.raises(StorageError, match=r"^gs://bucket/grid: expected a local folder"):
-        local_path("gs://bucket/grid")
 
 
 def test_write_json_replaces_the_file_and_leaves_nothing_else(tmp_path):

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from experiments.benchmarks import benchmarks_growth
 from experiments.benchmarks.baselines import Candidate, Setting, Target, measure
+from experiments.sweep.parallel_cells import map_cells
 from segjax.configs import rare_class
 from segjax.reporting import Picture, Table
 from segjax.training import parallel
@@ -127,7 +128,7 @@ def _cells(config: ConfigDict, devices: int, cells: int) -> _Work:
     step = make_train_step(config, make_model(config, CLASSES), CLASSES, None)
     stack = partial(jax.tree.map, lambda x: jnp.stack([x] * devices))
     operands = stack(state), data, stack(hparams)
-    mapped = parallel.map_cells(step, mesh, shared=(False, True, False))
+    mapped = map_cells(step, mesh, shared=(False, True, False))
     program = mapped.lower(*operands).compile()
     return _Work(program, jax.device_put(operands, program.input_shardings[0]), cells // devices)
 

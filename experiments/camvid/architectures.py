@@ -22,7 +22,7 @@ from experiments.benchmarks.timing import Case, milliseconds
 from experiments.camvid.uncertainty_ladder import TOLERANCE
 from experiments.sweep import table_rows
 from experiments.sweep.grid import Changes
-from experiments.sweep.results_io import provenance_facts, publish
+from experiments.sweep.results_io import local_path, provenance_facts, publish
 from experiments.sweep.table_rows import Rows
 from segjax import cli, metrics
 from segjax.configs import camvid_unet_weighted
@@ -30,7 +30,7 @@ from segjax.data.labels import VOID
 from segjax.data.resize import resize
 from segjax.inference import classify, predict_logits, whole_passes
 from segjax.reporting import Report, Section, Table
-from segjax.storage import local_path, read_json, write_json
+from segjax.storage import read_json, write_json
 from segjax.training.config import from_leaves, leaves
 from segjax.training.evaluation import preprocessing_of
 from segjax.training.provenance import provenance

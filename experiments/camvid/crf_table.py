@@ -24,12 +24,13 @@ import rich.console
 from absl import flags
 
 from experiments.camvid.crf import dense_crf
+from experiments.sweep.results_io import local_path
 from experiments.sweep.table_rows import segmentation_columns
 from segjax import cli, metrics
 from segjax.data.labels import VOID
 from segjax.inference import predict_logits, probabilities
 from segjax.reporting import Report, Section, Table, show, write_report
-from segjax.storage import local_path, read_json, write_json
+from segjax.storage import read_json, write_json
 from segjax.trained_run import TrainedRun, load_run
 from segjax.training import open_split
 from segjax.training.provenance import provenance

@@ -19,11 +19,10 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments.sweep import grid
-from experiments.sweep.results_io import publish
+from experiments.sweep.results_io import local_path, publish
 from segjax import cli
 from segjax.configs import crackforest_unet, rare_class
 from segjax.reporting import Picture, Report, Section, Table, cell, png, spread
-from segjax.storage import local_path
 from segjax.training import open_split, read_log
 from segjax.training.provenance import provenance
 

@@ -17,11 +17,12 @@ import numpy as np
 from experiments.focal_paper.paper_numbers import TABLE_1A, TABLE_1B, percent
 from experiments.sweep.paper_report import SCORES, PaperReport, SweepResults, main_of, precision_curves
 from segjax.configs.rare_class import NO_PRIOR, PRIOR
+from segjax.data import Source
 from segjax.reporting import Picture, Section, Spread, Table, heatmap, png
 from segjax.trained_run import load_run
 from segjax.training import open_split
 from segjax.training.checkpoint import FOLDER
-from segjax.training.evaluation import contact_sheet, rarest_first
+from segjax.training.evaluation import example_sheet
 
 GAMMA, ALPHA = "objective.gamma", "objective.alpha"
 
@@ -164,18 +165,18 @@ def _whole_grid(results: SweepResults, grid: Sequence[dict[str, Any]]) -> Sectio
     return Section("The whole grid", "", (table,), (Picture("grid", caption, png(drawn)),))
 
 
+def rarest_first(source: Source, label: int) -> list[int]:
+    """Returns the indices of the images of `source`, those with the most pixels of class `label` first."""
+    counts = [int((source[i]["label"] == label).sum()) for i in range(len(source))]
+    return sorted(range(len(source)), key=lambda i: -counts[i])
+
+
 def picture(folders: Sequence[Path], names: Sequence[str], count: int = 3) -> np.ndarray:
     """Draws one row per image with many rare pixels: image, truth and the mask of each network, with titles."""
     runs = [load_run(folder / FOLDER / "latest") for folder in folders]
     source = open_split(runs[0].config.data, runs[0].config.data.eval_split)
-    sheet = contact_sheet([run.predictor() for run in runs], source, rarest_first(source, 1)[:count])
-    sheet = sheet.repeat(2, axis=0).repeat(2, axis=1)
-    titles = np.full((28, sheet.shape[1], 3), 255, np.uint8)
-    panels = ["image", "truth", *names]
-    for i, title in enumerate(panels):
-        left = i * sheet.shape[1] // len(panels) + 4
-        cv2.putText(titles, title, (left, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.vstack([titles, sheet])
+    predictors = {name: run.predictor() for name, run in zip(names, runs, strict=True)}
+    return example_sheet(predictors, source, rarest_first(source, 1)[:count])
 
 
 def _examples(results: SweepResults, rows: Sequence[dict[str, Any]]) -> tuple[Picture, ...]:

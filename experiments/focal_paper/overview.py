@@ -11,16 +11,16 @@ from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
+from experiments.focal_paper.focal_ablation import rarest_first
 from segjax import cli, inference
 from segjax.configs import road_debris_uncertainty
 from segjax.data import colorize
-from segjax.inference.visualize import contact_sheet, heatmap
+from segjax.inference.visualize import contact_sheet, heatmap, overlay_palette
 from segjax.reporting import cell
 from segjax.storage import read_json
 from segjax.trained_run import TrainedRun, load_run
 from segjax.training import open_split, train
 from segjax.training.checkpoint import FOLDER
-from segjax.training.evaluation import rarest_first
 from segjax.training.loop import SCORES_FILE
 
 IMAGES, WIDTH = 3, 240
@@ -43,7 +43,7 @@ def overview(runs: dict[str, TrainedRun]) -> np.ndarray:
     *_, last = runs.values()
     source, palette = (
         open_split(last.config.data, last.config.data.eval_split),
-        inference.overlay_palette(last.label_set),
+        overlay_palette(last.label_set),
     )
     predictors, rows = [run.predictor() for run in runs.values()], {}
     for index in rarest_first(source, 1)[:IMAGES]:

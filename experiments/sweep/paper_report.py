@@ -14,7 +14,6 @@ from experiments.sweep import grid, results_io
 from experiments.sweep.grid import Cell, Changes
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Spread, curves, dots, png, spread
-from segjax.storage import local_path
 
 # `--help` lists the flags of the module that is run; `main_of` defines them for it.
 flags.disclaim_key_flags()
@@ -179,7 +178,7 @@ def _main(paper: PaperReport, config: ModuleType, argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"unexpected {' '.join(argv[1:])}")
     cells = make_cells(config, options.preset, options.data, steps=options.steps, seeds=options.seed)
-    folder = local_path(options.workdir)
+    folder = results_io.local_path(options.workdir)
     workdir = folder / options.data
     of_preset = make_cells(config, options.preset, options.data, steps=options.steps)
     for file in options.measured:

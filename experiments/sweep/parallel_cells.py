@@ -34,6 +34,26 @@ from segjax.training.train_step import TrainState, init_state, make_model, make_
 RESULT_FILE = "cell.json"
 
 
+def map_cells(step: Callable, mesh: Mesh, *, shared: Sequence[bool], donate: bool = False) -> Callable:
+    """Compiles `step` for one cell per device: independent runs of one program side by side.
+
+    Args:
+      step: code of one run on one device, without an axis name.
+      mesh: as many devices as cells.
+      shared: per argument, True if it is the same for all cells. The others, and the result, have a leading axis of
+        `mesh.size` cells.
+      donate: reuse the buffers of the first argument.
+    """
+
+    def cell(*arguments: Any) -> Any:
+        own = (x if same else jax.tree.map(lambda a: a[0], x) for x, same in zip(arguments, shared, strict=True))
+        return jax.tree.map(lambda a: a[None], step(*own))
+
+    specs, cells = tuple(P() if same else P(parallel.AXIS) for same in shared), P(parallel.AXIS)
+    mapped = jax.shard_map(cell, mesh=mesh, in_specs=specs, out_specs=cells, check_vma=False)
+    return jax.jit(mapped, donate_argnums=(0,) if donate else (), out_shardings=NamedSharding(mesh, cells))
+
+
 class CompiledSweep(NamedTuple):
     """The data, devices and compiled steps that the cells of one program share."""
 
@@ -62,8 +82,8 @@ def compile_sweep(config: ConfigDict, mesh: Mesh) -> CompiledSweep:
     return CompiledSweep(
         *sources,
         mesh,
-        parallel.map_cells(train_step, mesh, shared=(False, True, False), donate=True),
-        parallel.map_cells(eval_step, mesh, shared=(False, True, False)),
+        map_cells(train_step, mesh, shared=(False, True, False), donate=True),
+        map_cells(eval_step, mesh, shared=(False, True, False)),
         provenance(),  # now, because the checkout may change before the sweep ends
     )
 

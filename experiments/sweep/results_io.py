@@ -5,6 +5,7 @@ not part of the report.
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,18 @@ import rich.console
 from experiments.sweep.grid import Cell, check_same, result_of
 from experiments.sweep.parallel_cells import RESULT_FILE
 from segjax.reporting import Report, show, write_report
-from segjax.storage import write_json
+from segjax.storage import StorageError, write_json
 from segjax.training import DataError
 from segjax.training.config import leaves
 from segjax.training.loop import CONFIG_FILE
 from segjax.training.provenance import provenance
+
+
+def local_path(path: str | os.PathLike) -> Path:
+    """Returns a local path; raises StorageError for a bucket, where several processes cannot rename and append."""
+    if "://" in os.fspath(path):
+        raise StorageError(f"{os.fspath(path)}: expected a local folder; only a single run may be in a bucket")
+    return Path(path)
 
 
 def publish(report: Report, folder: Path, name: str, data: Any, console: rich.console.Console) -> None:

@@ -1,11 +1,11 @@
 """Pictures of a prediction: overlays, heat maps, contact sheets and legends, RGB uint8 arrays."""
 
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -209,4 +209,5 @@ def _text(texts: Sequence[str], step: int, total: int, *, left: int = _GAP, size
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     # The fonts of Pillow and OpenCV have English letters only, and file names have others.
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+    folder = Path(importlib.util.find_spec("matplotlib").origin).parent  # found, not imported: it is slow
+    return ImageFont.truetype(str(folder / "mpl-data/fonts/ttf/DejaVuSans.ttf"), size)

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from segjax import losses, metrics
+from segjax import inference, losses, metrics
 from segjax.collectives import psum
 from segjax.data import VOID, Source, colorize, eval_batches
 from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds, predict_logits
@@ -181,27 +181,12 @@ def headline(scores: dict[str, Any]) -> float:
     return value if math.isfinite(value) else -1.0
 
 
-def contact_sheet(predictors: Sequence[Callable], source: Source, indices: Iterable[int], gap: int = 4) -> np.ndarray:
-    """Draws one row per image of `source`: image, truth, and the mask of each `segjax.inference.Predictor`.
-
-    Panels have `gap` white pixels on the right and at the bottom; void is black. Returns uint8 RGB
-    `[height, width, 3]`.
-    """
-    rows, palette = [], source.label_set.palette
+def example_sheet(predictors: Mapping[str, Callable], source: Source, indices: Iterable[int]) -> np.ndarray:
+    """Draws a row per image, uint8 RGB `[height, width, 3]`: image, truth and the mask of each predictor, by name."""
+    rows, palette = {}, source.label_set.palette
     for index in indices:
         image, label = source[index]["image"], source[index]["label"]
-        masks = [label, *(predictor(image).mask for predictor in predictors)]
-        panels = [np.broadcast_to(image, (*label.shape, 3)), *(colorize(mask, palette) for mask in masks)]
-        rows.append(np.hstack([_padded(panel, gap, gap) for panel in panels]))
-    width = max(row.shape[1] for row in rows)
-    return np.vstack([_padded(row, 0, width - row.shape[1]) for row in rows])
-
-
-def _padded(image: np.ndarray, below: int, right: int) -> np.ndarray:
-    return np.pad(image, ((0, below), (0, right), (0, 0)), constant_values=255)
-
-
-def rarest_first(source: Source, label: int) -> list[int]:
-    """Returns the indices of the images of `source`, those with the most pixels of class `label` first."""
-    counts = [int((source[i]["label"] == label).sum()) for i in range(len(source))]
-    return sorted(range(len(source)), key=lambda i: -counts[i])
+        masks = [label, *(predictor(image).mask for predictor in predictors.values())]
+        pictures = [np.broadcast_to(image, (*label.shape, 3)), *(colorize(mask, palette) for mask in masks)]
+        rows[source.name(index)] = pictures
+    return inference.contact_sheet(rows, ("image", "truth", *predictors), source.label_set)

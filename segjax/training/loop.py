@@ -23,9 +23,9 @@ from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import changes_since, validate, write_config
 from segjax.training.evaluation import (
     Scores,
-    contact_sheet,
     eval_scalars,
     evaluate,
+    example_sheet,
     headline,
     make_eval_step,
     preprocessing_of,
@@ -185,7 +185,7 @@ def train(
                 else:
                     variables = parallel.local(mapping.unreplicate(state)).variables
                     shown = range(min(4, len(eval_source)))
-                    sheet = contact_sheet([predictor.with_variables(variables)], eval_source, shown)
+                    sheet = example_sheet({"prediction": predictor.with_variables(variables)}, eval_source, shown)
                     logged, rank = eval_scalars(scores), headline(scores)
                     writer.scalars(step, logged)
                     writer.image(step, "eval/image_truth_prediction", sheet)

@@ -89,8 +89,15 @@ class DeviceMapping(NamedTuple):
 
         With `donate` the state's buffers are reused: the old state must not be used again.
         """
-        specs = (P(), P(AXIS)) + (P(),) * (arguments - 2)
-        return _mapped(step, self.mode, self.mesh, specs, P(), donate)
+        donated = (0,) if donate else ()
+        if self.mode == "pmap":  # takes the state with an axis of devices, see `replicate`
+            axes, devices = (0, 0) + (None,) * (arguments - 2), self.mesh.devices.tolist()
+            return jax.pmap(step, AXIS, in_axes=axes, donate_argnums=donated, devices=devices)
+        if self.mode == "shard_map":
+            specs = (P(), P(AXIS)) + (P(),) * (arguments - 2)
+            # Unchecked: the checks of varying axes would add the gradients up over the devices, and then `pmean` does.
+            step = jax.shard_map(step, mesh=self.mesh, in_specs=specs, out_specs=P(), check_vma=False)
+        return jax.jit(step, donate_argnums=donated, out_shardings=NamedSharding(self.mesh, P()))
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Splits a host's batch over its devices along the first axis; the hosts' batches follow each other."""
@@ -136,32 +143,3 @@ def local(tree: Any) -> Any:
 def _of_this_host(mesh: Mesh) -> NamedSharding:
     """Returns the sharding that `pmap` takes: the first axis over the devices of this host alone."""
     return NamedSharding(make_mesh(mesh.local_devices), P(AXIS))
-
-
-def map_cells(step: Callable, mesh: Mesh, *, shared: Sequence[bool], donate: bool = False) -> Callable:
-    """Compiles `step` for one cell per device: independent runs of one program side by side.
-
-    Args:
-      step: code of one run on one device, without an axis name.
-      mesh: as many devices as cells.
-      shared: per argument, True if it is the same for all cells. The others, and the result, have a leading axis of
-        `mesh.size` cells.
-      donate: reuse the buffers of the first argument.
-    """
-
-    def cell(*arguments: Any) -> Any:
-        own = (x if same else jax.tree.map(lambda a: a[0], x) for x, same in zip(arguments, shared, strict=True))
-        return jax.tree.map(lambda a: a[None], step(*own))
-
-    return _mapped(cell, "shard_map", mesh, tuple(P() if same else P(AXIS) for same in shared), P(AXIS), donate)
-
-
-def _mapped(step: Callable, mode: str, mesh: Mesh, in_specs: tuple[P, ...], out_specs: P, donate: bool) -> Callable:
-    donated = (0,) if donate else ()
-    if mode == "pmap":  # takes the state with an axis of devices, see `replicate`
-        axes = (0, 0) + (None,) * (len(in_specs) - 2)
-        return jax.pmap(step, AXIS, in_axes=axes, donate_argnums=donated, devices=mesh.devices.tolist())
-    if mode == "shard_map":
-        # Unchecked: the checks of varying axes would add the gradients up over the devices, and then `pmean` does.
-        step = jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return jax.jit(step, donate_argnums=donated, out_shardings=NamedSharding(mesh, out_specs))

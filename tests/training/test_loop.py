@@ -50,7 +50,7 @@ def fake(tiny, monkeypatch):
     scores = {"classes": ["background", "debris"], "images": 6}
     scores |= {k: np.asarray(v).tolist() for k, v in metrics.segmentation_scores(np.array([[5, 1], [1, 2]])).items()}
     monkeypatch.setattr(loop, "evaluate", lambda *arguments: dict(scores))
-    monkeypatch.setattr(loop, "contact_sheet", lambda *arguments: np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(loop, "example_sheet", lambda *arguments: np.zeros((2, 2, 3), np.uint8))
     tiny.model.width, tiny.model.depth = 2, 1
 
     def make(**bad):

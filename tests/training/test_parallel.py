@@ -84,13 +84,6 @@ def test_map_step_deletes_a_donated_state_only(tiny, donate):
     assert state.is_deleted() == donate
 
 
-def test_map_cells_runs_one_cell_per_device():
-    mesh = parallel.make_mesh()
-    step = parallel.map_cells(lambda state, batch, factor: state + factor * batch, mesh, shared=(False, True, False))
-    found = step(jnp.arange(8.0).reshape(4, 2), jnp.ones(2), jnp.arange(4.0))
-    np.testing.assert_array_equal(found, np.arange(8.0).reshape(4, 2) + np.arange(4.0)[:, None])
-
-
 @pytest.mark.parametrize(
     ("accumulate", "message"),
     [

@@ -91,7 +91,7 @@ def test_commands_of_the_howto_train_in_two_processes_and_write_the_report(tmp_p
     assert all(0 <= float(row["pixel accuracy"]) <= 1 for row in rows)
     assert len(json.loads((tmp_path / f"{name}.json").read_text())["data"]["cells"]) == 5
     picture = cv2.imread(str(tmp_path / f"{name}_examples.png"))
-    assert picture.shape == (28 + 3 * 100 * 2, 7 * 132 * 2, 3)
+    assert picture.shape == (20 + 3 * 200 + 20, 4 + 7 * 244, 3)
     page = (tmp_path / f"{name}.html").read_text()
     assert page.count("<img") == 2
     again = python(*shlex.split(report)[1:], "--steps=1")

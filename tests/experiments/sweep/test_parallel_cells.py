@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -145,3 +146,12 @@ def test_gradient_budget_of_each_cell_is_logged(tiny_scenes, tmp_path):
     for row in (*logs[0], *logs[1]):
         assert sum(value for key, value in row.items() if key.startswith("budget/")) == pytest.approx(1, abs=1e-6)
     assert logs[0][0]["budget/debris/hard"] != logs[1][0]["budget/debris/hard"]
+
+
+def test_map_cells_runs_one_cell_per_device():
+    mesh = parallel.make_mesh()
+    step = parallel_cells.map_cells(
+        lambda state, batch, factor: state + factor * batch, mesh, shared=(False, True, False)
+    )
+    found = step(jnp.arange(8.0).reshape(4, 2), jnp.ones(2), jnp.arange(4.0))
+    np.testing.assert_array_equal(found, np.arange(8.0).reshape(4, 2) + np.arange(4.0)[:, None])

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from experiments.sweep import grid, results_io
+from segjax.storage import StorageError
 from segjax.training import ConfigError, DataError, defaults
 
 ROWS = [{"objective.gamma": 2.0, "model.prior": (0.9, 0.1)}, {"objective.gamma": 0.0, "model.prior": ()}]
@@ -85,3 +86,9 @@ def test_import_results_names_a_file_that_is_not_a_report(content, cells, tmp_pa
         file.write_text(content)
     with pytest.raises(DataError, match=r"strange\.json: expected the JSON of a sweep's report"):
         results_io.import_results(cells, tmp_path / "other", file)
+
+
+def test_local_path_refuses_a_bucket(tmp_path):
+    assert results_io.local_path(str(tmp_path)) == tmp_path
+    with pytest.raises(StorageError, match=r"^gs://bucket/grid: expected a local folder"):
+        results_io.local_path("gs://bucket/grid")
