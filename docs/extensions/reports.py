@@ -18,11 +18,16 @@ def write_pages(app: Sphinx) -> None:
     folder.mkdir(exist_ok=True)
     for stale in folder.glob("*.md"):
         stale.unlink()
-    for report in RESULTS.glob("*.md"):
+    titles: set[str] = set()
+    for report in sorted(RESULTS.glob("*.md")):
         text = re.sub(r"\]\((?!https?:)", f"]({os.path.relpath(RESULTS, folder)}/", report.read_text("utf-8"))
         if not text.startswith("# "):
             text = f"# {report.stem.replace('_', ' ').capitalize()}\n\n{text}"
-        (folder / report.name).write_text(text, encoding="utf-8")
+        title, _, rest = text.partition("\n")
+        if title in titles:  # the smoke preset of a study has the same title
+            title += f" ({report.stem.rpartition('_')[2]})"
+        titles.add(title)
+        (folder / report.name).write_text(f"{title}\n{rest}", encoding="utf-8")
 
 
 class Links(SphinxTransform):
