@@ -28,11 +28,9 @@ _PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, e
 
 
 def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
-    """Parses the flags and calls `main(argv)`; a mistake of the user ends the process with its message and status 1.
+    """Parses the flags, of which the `required` ones must be given, and calls `main` with all other arguments.
 
-    Args:
-      main: takes the program's name and the arguments that are not flags.
-      required: names of the flags that must be given.
+    A mistake of the user ends the process with its message and status 1.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -170,7 +168,6 @@ class _Size(flags.ArgumentParser):
     syntactic_help = "HEIGHT,WIDTH in pixels"
 
     def parse(self, argument: str | tuple[int, int]) -> tuple[int, int]:
-        """Returns the two sides."""
         if isinstance(argument, tuple):
             return argument
         sides = argument.split(",")
@@ -195,15 +192,11 @@ class _BareOrOneOf(flags.ArgumentParser):
         return argument
 
 
-def define_size(
-    name: str, help_text: str, default: tuple[int, int] | None = None, *, flag_values: flags.FlagValues = flags.FLAGS
-) -> None:
+def define_size(name: str, help_text: str, default: tuple[int, int] | None = None) -> None:
     """Defines a flag `--name=HEIGHT,WIDTH`, a tuple of two positive integers."""
-    flags.DEFINE(_Size(), name, default, help_text, flag_values)
+    flags.DEFINE(_Size(), name, default, help_text)
 
 
-def define_bare_or_one_of(
-    name: str, values: Sequence[str], help_text: str, *, flag_values: flags.FlagValues = flags.FLAGS
-) -> None:
+def define_bare_or_one_of(name: str, values: Sequence[str], help_text: str) -> None:
     """Defines a flag `--name`, which is the first of `values`, or `--name=VALUE`; default None."""
-    flags.DEFINE(_BareOrOneOf(values), name, None, help_text, flag_values, boolean=True)
+    flags.DEFINE(_BareOrOneOf(values), name, None, help_text, boolean=True)

@@ -43,16 +43,9 @@ def main(argv: list[str]) -> None:
 def export_run(
     run: TrainedRun, output: Any, *, variance: bool = False, size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """Writes `model.stablehlo`, `card.json` and `run.py`, all or none: a full disk leaves an earlier export complete.
+    """Writes `model.stablehlo`, `card.json` and `run.py` into the folder `output`, and returns the card.
 
-    Args:
-      run: the checkpoint.
-      output: the folder, made if it does not exist.
-      variance: export the variance of the logits under dropout of the head too.
-      size: height and width of all images; None: any.
-
-    Returns:
-      The content of `card.json`.
+    All are written or none: a full disk leaves an earlier export complete. The options are those of `lower_network`.
 
     Raises:
       ConfigError: flatbuffers is not installed.
@@ -61,8 +54,7 @@ def export_run(
     if message := missing_extra("export", "segjax export"):
         raise ConfigError(message)
     folder = output_folder(output)
-    model = run.model.clone(axis_name=None)
-    exported = lower_network(model, run.state.variables, run.preprocessing, variance=variance, size=size)
+    exported = lower_network(run.model, run.state.variables, run.preprocessing, variance=variance, size=size)
     data, script = bytes(exported.serialize()), Path(standalone_predict.__file__).read_bytes()
     card = model_card(run, variance=variance, size=size) | {
         "files": {MODEL_FILE: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
@@ -86,16 +78,10 @@ def lower_network(
 
     The program resizes and normalises as evaluation does, and returns a dictionary of "mask" uint8 `[b, H, W]`,
     "probabilities" float32 `[b, H, W, C]`, and with `variance` "variance" float32 `[b, H, W]`: the variance of the
-    logits under dropout of the head in closed form, mean over the outputs.
-
-    Args:
-      model: the network.
-      variables: its parameters and statistics.
-      preprocessing: its input and classes.
-      variance: return the variance too.
-      size: height and width of all images; None: any.
+    logits under dropout of the head in closed form, mean over the outputs. `size` is the height and width of all
+    images; None: any.
     """
-    model = model.clone(dropout="analytic" if variance else "none", remat=False)
+    model = model.clone(dropout="analytic" if variance else "none", remat=False, axis_name=None)
 
     def predict(images: Shaped[Array, "..."]) -> dict[str, jax.Array]:
         output = model.apply(variables, preprocessing.network_input(images), train=False)
@@ -129,10 +115,7 @@ def model_card(run: TrainedRun, *, variance: bool, size: tuple[int, int] | None)
         )
     return {
         "network": {"name": config.model.name, "parameters": sum(p.size for p in jax.tree.leaves(run.state.params))},
-        "classes": [
-            {"name": name, "colour": [int(c) for c in colour]}
-            for name, colour in zip(labels.names, labels.palette, strict=True)
-        ],
+        "classes": [{"name": n, "colour": c} for n, c in zip(labels.names, labels.palette.tolist(), strict=True)],
         "input": {
             "array": "uint8 [b, H, W, channels], any b; pixels 0..255, channels in the order RGB",
             "channels": config.data.channels,

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from segjax import metrics
 from segjax.data import LabelSet, label_set, open_split
 from segjax.inference import PredictOptions, Predictor, Preprocessing
-from segjax.metrics.ranking import ThresholdAtPrecision
 from segjax.storage import path_of, read_json
 from segjax.training import evaluation, parallel
 from segjax.training.checkpoint import FOLDER, Checkpoints
@@ -129,48 +128,41 @@ def on_all_devices(
     return mapping.map_step(step, arguments=arguments), mapping.replicate(run.state), mapping
 
 
-def threshold_of(run: TrainedRun, precision: float, number: int) -> ThresholdAtPrecision:
-    """Scores the evaluation split and returns the threshold at which class `number` reaches `precision`.
-
-    It raises ConfigError if no threshold reaches it, or if `precision` is not in (0, 1].
-    """
-    split, classes = run.config.data.eval_split, run.label_set.names
-    if not 0 < precision <= 1:
-        raise ConfigError(f"--at_precision must be above 0 and at most 1; got {precision:g}")
-    step = evaluation.make_ranking_step(run.config, run.model, len(classes), number, parallel.axis_name(run.config))
-    count = evaluation.counter(*on_all_devices(run, step))
-    counts = evaluation.sum_counts(count, open_split(run.config.data, split), run.config)
-    found = metrics.threshold_at_precision(counts["scores"], precision)
-    if np.isnan(found.precision):
-        raise ConfigError(f"--at_precision: {split} has no pixel of {classes[number]}")
-    if np.isnan(found.threshold_logit):
-        raise ConfigError(
-            f"--at_precision={precision:g}: no threshold of {run.workdir} reaches it for {classes[number]} on {split}; "
-            f"the highest precision is {found.precision:.3g}, with a recall of {found.recall:.3g}"
-        )
-    return found
-
-
 def chosen_threshold(
     run: TrainedRun, probability: float | None, precision: float | None, number: int | None
 ) -> tuple[dict[str, Any], str]:
     """Returns the fields of `PredictOptions` for a threshold, and a line of text for the user.
 
-    The threshold is the `probability`, or that of `threshold_of` a `precision`. Class `number` is by default the second
-    of two; with more than two classes, None raises ConfigError.
+    The threshold is the `probability`, or the one at which class `number` reaches the `precision` on the evaluation
+    split. The class is by default the second of two.
+
+    Raises:
+      ConfigError: no class out of more than two, a precision outside (0, 1], or one that no threshold reaches.
     """
     if probability is None and precision is None:
         return {}, ""
-    names = run.label_set.names
+    split, names = run.config.data.eval_split, run.label_set.names
     if number is None and len(names) != 2:
         raise ConfigError(f"--threshold and --at_precision need --class=NAME, one of {', '.join(names)}")
     number = 1 if number is None else number
     if probability is not None:
         return {"threshold": math.log(probability / (1 - probability)), "positive": number}, ""
-    found = threshold_of(run, precision, number)
+    if not 0 < precision <= 1:
+        raise ConfigError(f"--at_precision must be above 0 and at most 1; got {precision:g}")
+    step = evaluation.make_ranking_step(run.config, run.model, len(names), number, parallel.axis_name(run.config))
+    count = evaluation.counter(*on_all_devices(run, step))
+    counts = evaluation.sum_counts(count, open_split(run.config.data, split), run.config)
+    found = metrics.threshold_at_precision(counts["scores"], precision)
+    if np.isnan(found.precision):
+        raise ConfigError(f"--at_precision: {split} has no pixel of {names[number]}")
+    if np.isnan(found.threshold_logit):
+        raise ConfigError(
+            f"--at_precision={precision:g}: no threshold of {run.workdir} reaches it for {names[number]} on {split}; "
+            f"the highest precision is {found.precision:.3g}, with a recall of {found.recall:.3g}"
+        )
     return {"threshold": found.threshold_logit, "positive": number}, (
-        f"{names[number]} from a probability of {1 / (1 + math.exp(-found.threshold_logit)):.4g} on: on "
-        f"{run.config.data.eval_split} its precision is {found.precision:.3f}, its recall {found.recall:.3f}"
+        f"{names[number]} from a probability of {1 / (1 + math.exp(-found.threshold_logit)):.4g} on: on {split} its "
+        f"precision is {found.precision:.3f}, its recall {found.recall:.3f}"
     )
 
 

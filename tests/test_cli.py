@@ -8,14 +8,17 @@ from segjax import cli
 
 @pytest.fixture
 def parsed():
-    """Returns `parsed(*arguments)`, the values of `--size` and `--measure`, which only this test defines."""
+    """Returns `parsed(*arguments)`, the values of `--sides` and `--measure`, which only this test defines."""
 
     def parse(*arguments):
-        values = flags.FlagValues()
-        cli.define_size("size", "of it", flag_values=values)
-        cli.define_bare_or_one_of("measure", ("entropy", "variance"), "of it", flag_values=values)
-        rest = values(["program", *arguments])[1:]
-        return values.size, values.measure, rest
+        cli.define_size("sides", "of it")
+        cli.define_bare_or_one_of("measure", ("entropy", "variance"), "of it")
+        try:
+            rest = flags.FLAGS(["program", *arguments])[1:]
+            return flags.FLAGS.sides, flags.FLAGS.measure, rest
+        finally:
+            del flags.FLAGS.sides, flags.FLAGS.measure
+            flags.FLAGS.unparse_flags()
 
     return parse
 
@@ -27,14 +30,14 @@ def test_flag_without_a_value_leaves_the_next_argument(parsed):
 
 
 def test_size_is_two_positive_integers(parsed):
-    assert parsed("--size=32,48")[0] == (32, 48)
+    assert parsed("--sides=32,48")[0] == (32, 48)
 
 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--size=32", "flag --size=32: expected HEIGHT,WIDTH in pixels"),
-        ("--size=0,4", "flag --size=0,4: expected HEIGHT,WIDTH in pixels"),
+        ("--sides=32", "flag --sides=32: expected HEIGHT,WIDTH in pixels"),
+        ("--sides=0,4", "flag --sides=0,4: expected HEIGHT,WIDTH in pixels"),
         ("--measure=entropie", "flag --measure=entropie: expected one of entropy, variance"),
     ],
 )

@@ -41,12 +41,14 @@ SYMMETRIES = {
 
 def transformed(x: Num[Array, "b h w c"], symmetry: Symmetry) -> Num[Array, "b H W c"]:
     """Applies a symmetry, which may be traced except for `transpose` if `x` is not square."""
-    return _transposed(_flipped(x, symmetry), symmetry.transpose)
+    x = jnp.where(symmetry.rows, jnp.flip(x, 1), x)
+    x = jnp.where(symmetry.columns, jnp.flip(x, 2), x)
+    return _transposed(x, symmetry.transpose)
 
 
 def restored(y: Num[Array, "b h w c"], symmetry: Symmetry) -> Num[Array, "b H W c"]:
     """Applies the inverse of `transformed`."""
-    return _flipped(_transposed(y, symmetry.transpose), symmetry)
+    return transformed(_transposed(y, symmetry.transpose), symmetry._replace(transpose=False))
 
 
 def augmented_statistics(
@@ -187,11 +189,6 @@ def _groups(
         transpose = None if shape[0] == shape[1] else bool(symmetry.transpose)
         groups.setdefault((shape, transpose), []).append((index, symmetry))
     return groups
-
-
-def _flipped(x: Array, symmetry: Symmetry) -> Array:
-    x = jnp.where(symmetry.rows, jnp.flip(x, 1), x)
-    return jnp.where(symmetry.columns, jnp.flip(x, 2), x)
 
 
 def _transposed(x: Array, flag: bool | Array) -> Array:

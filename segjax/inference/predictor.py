@@ -125,12 +125,8 @@ def predict_options(
 ) -> PredictOptions:
     """Returns `PredictOptions` with tiles if a tile, a scale or an overlap is given, and of whole images otherwise.
 
-    Args:
-      size: the size that the network was trained at: the default tile.
-      tile: height and width of the tiles.
-      scale: factor of the image before it is cut into tiles; default 1.
-      overlap: pixels that tiles share; default a quarter of the tile's shorter side.
-      fields: other fields of `PredictOptions`, with its errors.
+    The tile is by default the `size` that the network was trained at, the scale 1, and the overlap a quarter of the
+    tile's shorter side. `fields` are the other ones; the errors are those of `PredictOptions`.
 
     >>> predict_options((192, 256), tile=(64, 96)).overlap
     16
@@ -324,17 +320,14 @@ def _blocks(
     values: Shaped[np.ndarray, "h w c"], size: tuple[int, int], *, antialias: bool = False
 ) -> Iterator[tuple[slice, slice, Shaped[Array, "..."]]]:
     """Yields (rows, columns, block) of `values` resized to `size`; a block is padded where it ends outside."""
-    rows, columns = (_windows(n, m, antialias) for n, m in zip(values.shape, size, strict=False))
-    for row in rows:
-        for column in columns:
-            window = values[row.read, column.read]
-            missing = [(0, one.length - n) for one, n in zip((row, column), window.shape, strict=False)]
-            window = np.pad(window, [*missing, (0, 0)])
-            if values.shape[:2] == size:
-                block = window
-            else:
-                block = _resize_block(window, (row.axis, column.axis), (row.block, column.block), antialias)
-            yield row.write, column.write, block
+    windows = (_windows(n, m, antialias) for n, m in zip(values.shape, size, strict=False))
+    for row, column in product(*windows):
+        block = values[row.read, column.read]
+        missing = [(0, one.length - n) for one, n in zip((row, column), block.shape, strict=False)]
+        block = np.pad(block, [*missing, (0, 0)])
+        if values.shape[:2] != size:
+            block = _resize_block(block, (row.axis, column.axis), (row.block, column.block), antialias)
+        yield row.write, column.write, block
 
 
 class _Window(NamedTuple):

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import rich.console
 import rich.progress
 from jaxtyping import UInt8
 from PIL import Image
@@ -104,19 +103,12 @@ class ForeignFileError(DataError):
         super().__init__(f"{file}: {reason}. Choose another --output, or move the file")
 
 
-class _Source(NamedTuple):
-    """Path and SHA-256 of an image file, as a mask's PNG stores them."""
-
-    path: str
-    sha256: str
-
-
 class _Predicted(NamedTuple):
-    """An image, its prediction and its file."""
+    """An image, its prediction, and "path" and "sha256" of its file, which the PNG of the mask stores."""
 
     image: UInt8[np.ndarray, "H W c"]
     prediction: Prediction
-    source: _Source
+    source: dict[str, str]
 
 
 def write_predictions(
@@ -128,7 +120,6 @@ def write_predictions(
     origin: Mapping[str, Any],
     *,
     on_error: str = "raise",
-    console: rich.console.Console | None = None,
 ) -> WriteSummary:
     """Predicts the images whose files do not all exist yet, and writes them, each file atomically.
 
@@ -141,7 +132,6 @@ def write_predictions(
       origin: network and options that the masks depend on, ready for JSON. It is stored in `predicted_by.json`, so that
         a folder never mixes masks of several networks or thresholds; "checkpoint" is not compared.
       on_error: "raise", or "skip" images that cannot be read.
-      console: of the progress bar; default standard output.
 
     Raises:
       DataError: the folder contains predictions of another origin, or a file that is not a prediction of the same image
@@ -158,7 +148,7 @@ def write_predictions(
     names = list(files)
     chosen = np.linspace(0, len(names) - 1, min(len(names), _SHEET_ROWS)).round().astype(int)
     on_sheet = [names[index] for index in chosen] if options.sheet else []
-    sources: dict[str, _Source] = {}
+    sources: dict[str, dict[str, str]] = {}
     rows: dict[str, list[np.ndarray]] = {}
     waiting: list[tuple[str, np.ndarray]] = []
     kept, skipped, channels = 0, [], predictor.preprocessing.channels
@@ -176,11 +166,11 @@ def write_predictions(
         waiting.clear()
 
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
-    with rich.progress.Progress(*columns, console=console) as bar:
+    with rich.progress.Progress(*columns) as bar:
         for name, file in bar.track(files.items(), description="predict"):
             try:
                 data = read_bytes(file)
-                source = _Source(str(Path(file.path).resolve()), hashlib.sha256(data).hexdigest())
+                source = {"path": str(Path(file.path).resolve()), "sha256": hashlib.sha256(data).hexdigest()}
                 if _is_complete(output, name, source, options):
                     kept += 1
                 else:
@@ -194,7 +184,7 @@ def write_predictions(
             if len(waiting) == batch:
                 write_waiting()
         write_waiting()
-        hashes = {name: sources[name].sha256 for name in on_sheet if name in sources}
+        hashes = {name: sources[name]["sha256"] for name in on_sheet if name in sources}
         if hashes and _png_text(output / SHEET_FILE) != hashes:
             # Small pictures of images that an earlier call predicted need another prediction.
             again = [name for name in hashes if name not in rows]
@@ -238,18 +228,18 @@ def _has_origin(file: Any, origin: dict[str, Any]) -> bool:
     return True
 
 
-def _is_complete(output: Any, name: str, source: _Source, options: OutputOptions) -> bool:
+def _is_complete(output: Any, name: str, source: dict[str, str], options: OutputOptions) -> bool:
     """Returns True if all files of an image exist and were made from the same bytes."""
     mask = output / f"{name}_mask.png"
     if not mask.exists():
         return False
     before = _png_text(mask)
-    if before is None or set(before) != set(_Source._fields):
+    if before is None or before.keys() != source.keys():
         raise ForeignFileError(mask)
-    if before["sha256"] == source.sha256:
+    if before["sha256"] == source["sha256"]:
         return all((output / f"{name}{suffix}").exists() for suffix in options.suffixes)
-    if before["path"] != source.path:
-        raise ForeignFileError(mask, f"is the mask of {before['path']}; {source.path} would overwrite it")
+    if before["path"] != source["path"]:
+        raise ForeignFileError(mask, f"is the mask of {before['path']}; {source['path']} would overwrite it")
     return False
 
 
@@ -265,7 +255,7 @@ def _encode(suffix: str, predicted: _Predicted, options: OutputOptions, label_se
     if suffix == "_overlay.png":
         return png(_paint_overlay(predicted, options, label_set))
     palette = label_set.palette.tobytes() if options.palette else None
-    return _png_with_text(mask, predicted.source._asdict(), palette)
+    return _png_with_text(mask, predicted.source, palette)
 
 
 def _bands(shape: tuple[int, int]) -> list[slice]:

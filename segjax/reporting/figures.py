@@ -42,17 +42,9 @@ def curves(
 ) -> Figure:
     """Draws the mean over seeds of each series, with a band from the lowest to the highest seed.
 
-    Args:
-      series: by name the x values and one sequence of y values per seed. None and NaN leave a gap. A series without
-        seeds appears in the legend only.
-      title: title of the figure.
-      x: name of the x axis.
-      y: name of the y axis.
-      x_range: limits of the x axis; matplotlib chooses a limit that is None.
-      y_range: limits of the y axis.
-      smoothed: draw the values faintly, and on top their running mean over a twentieth of the line.
-      checkpoint_step: x of a dotted vertical line.
-      reference: name and y of a dashed horizontal line.
+    None and NaN leave a gap, and a series without seeds appears in the legend only. matplotlib chooses a limit that is
+    None. `smoothed` draws the values faintly, and on top their running mean over a twentieth of the line;
+    `checkpoint_step` is the x of a dotted vertical line, `reference` the name and y of a dashed horizontal line.
     """
     figure = Figure(figsize=_SIZE, layout="constrained", dpi=_DPI)
     axes = figure.subplots()

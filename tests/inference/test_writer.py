@@ -1,13 +1,11 @@
 """Files of a prediction: their contents, and completion of an interrupted folder without mixing origins."""
 
-import io
 import math
 import re
 
 import cv2
 import numpy as np
 import pytest
-import rich.console
 from PIL import Image
 
 from segjax.data import DataError
@@ -76,7 +74,6 @@ MASK_AND_OVERLAY = OutputOptions()
 
 
 def write(names, predict, output, wanted=MASK_AND_OVERLAY, origin=ORIGIN, *, bad=(), changed=None, **options):
-    options = {"console": rich.console.Console(file=io.StringIO())} | options
     files = predict.files(names, bad, **(changed or {}))
     return write_predictions(predict, files, output, wanted, LABELS, origin, **options)
 
