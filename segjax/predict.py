@@ -32,10 +32,8 @@ def main(argv: list[str]) -> None:
     print(line, end="\n" * bool(line), flush=True)
     options = _predict_options(run, **threshold)
     outputs = _output_options(only, options)
-    predictor, origin = run.predictor(options, probabilities=FLAGS.probabilities), _origin(run, options, outputs)
-    done = inference.write_predictions(
-        predictor, files, output, outputs, run.label_set, origin, on_error=FLAGS.on_error
-    )
+    predict, origin = run.predictor(options, probabilities=FLAGS.probabilities), _origin(run, options, outputs)
+    done = inference.write_predictions(predict, files, output, outputs, run.label_set, origin, on_error=FLAGS.on_error)
     print("\n".join(done.lines()))
     print(f"in {output}: " + ", ".join(f"NAME{suffix}" for suffix in outputs.suffixes))
     if outputs.uncertainty:

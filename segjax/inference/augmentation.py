@@ -179,9 +179,7 @@ def dropout_head(
     return encode, head
 
 
-def _groups(
-    symmetries: Sequence[Symmetry], scales: Sequence[float], size: tuple[int, int]
-) -> dict[tuple[tuple[int, int], bool | None], list[tuple[int, Symmetry]]]:
+def _groups(symmetries: Sequence[Symmetry], scales: Sequence[float], size: tuple[int, int]) -> dict:
     """Groups augmentations, (index, symmetry) each, by (shape, transposition), which is None where it is traced."""
     groups: dict = {}
     for index, (scale, symmetry) in enumerate(itertools.product(scales, symmetries)):

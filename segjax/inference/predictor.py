@@ -266,15 +266,12 @@ def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preproce
 
         if options.num_samples == 1:
             return logits_of(images, jnp.int32(0))
-        encode, head = logits_of, None
+        parts, samples = (logits_of,), max(1, options.samples)
         if options.samples:
-            encode, head = dropout_head(
-                model, variables, key, rate=options.rate, mask="channel", examples=examples, class_logits=to_classes
-            )
-        samples = max(1, options.samples)
-        return statistics_to_maps(
-            augmented_statistics(images, encode, head, samples=samples, symmetries=symmetries, scales=scales)
-        )
+            fields = {"rate": options.rate, "mask": "channel", "examples": examples}
+            parts = dropout_head(model, variables, key, class_logits=to_classes, **fields)
+        found = augmented_statistics(images, *parts, samples=samples, symmetries=symmetries, scales=scales)
+        return statistics_to_maps(found)
 
     return tile_maps
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import rich.progress
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
@@ -251,7 +251,7 @@ def _encode(suffix: str, predicted: _Predicted, options: OutputOptions, label_se
         np.savez_compressed(buffer, probabilities=probabilities, **uncertainties, classes=classes)
         return buffer.getvalue()
     if suffix == "_uncertainty.png":
-        return png(_paint_uncertainty(predicted.prediction, options, label_set))
+        return png(_paint_uncertainty(uncertainties[options.measure], options.scale_maximum(label_set)))
     if suffix == "_overlay.png":
         return png(_paint_overlay(predicted, options, label_set))
     palette = label_set.palette.tobytes() if options.palette else None
@@ -273,10 +273,7 @@ def _paint_overlay(predicted: _Predicted, options: OutputOptions, label_set: Lab
     return painted
 
 
-def _paint_uncertainty(
-    prediction: Prediction, options: OutputOptions, label_set: LabelSet
-) -> UInt8[np.ndarray, "H W 3"]:
-    values, maximum = prediction.uncertainties[options.measure], options.scale_maximum(label_set)
+def _paint_uncertainty(values: Float[np.ndarray, "H W"], maximum: float) -> UInt8[np.ndarray, "H W 3"]:
     painted = np.empty((*values.shape, 3), np.uint8)
     for rows in _bands(values.shape):
         painted[rows] = heatmap(values[rows], maximum)
@@ -286,7 +283,8 @@ def _paint_uncertainty(
 def _sheet_row(predicted: _Predicted, options: OutputOptions, label_set: LabelSet) -> list[np.ndarray]:
     image = np.broadcast_to(predicted.image, (*predicted.prediction.mask.shape, 3))
     colours = _paint_overlay(predicted, options, label_set)
-    uncertainty = _paint_uncertainty(predicted.prediction, options, label_set)
+    values = predicted.prediction.uncertainties[options.measure]
+    uncertainty = _paint_uncertainty(values, options.scale_maximum(label_set))
     return [thumbnail(picture) for picture in (image, colours, uncertainty)]
 
 

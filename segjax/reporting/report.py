@@ -9,15 +9,16 @@ import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import rich.box
 import rich.console
 import rich.measure
 import rich.table
 import rich.text
 from etils import epath
+from jinja2 import StrictUndefined, Template
 
 from segjax.storage import to_json, write_bytes
 
@@ -323,14 +324,9 @@ def as_markdown(report: Report, name: str) -> str:
 
 def html(report: Report) -> str:
     """Returns the report as one HTML page that contains its style and pictures, runs no script and loads no file."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("segjax", "reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(
+    source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    page = Template(source, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return page.render(
         report=report,
         format_rows=format_rows,
         grouped=lambda pictures: [(half, list(group)) for half, group in itertools.groupby(pictures, lambda p: p.half)],

@@ -17,7 +17,6 @@ import rich
 import rich.progress
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict
 
 from segjax import inference, metrics
 from segjax.data import EvalExamples, Source
@@ -99,8 +98,7 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
     A terminal shows the progress. If the devices cannot divide the run's batch, it raises ConfigError.
     """
     config, names = run.config, run.label_set.names
-    step = make_inspection_step(config, run.model, len(names), parallel.axis_name(config))
-    count = evaluation.counter(*on_all_devices(run, step))
+    count = evaluation.counter(*on_all_devices(run, make_inspection_step(run)))
     console = rich.get_console()
     bar = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task("compiling…", total=len(source))
@@ -142,14 +140,15 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
     )
 
 
-def make_inspection_step(config: ConfigDict, model: Any, num_classes: int, axis_name: str | None) -> Callable:
+def make_inspection_step(run: TrainedRun) -> Callable:
     """Builds `step(state, batch) -> counts`, which add over batches except for "per_image".
 
     `batch` is one of `eval_batches`, with "index", the images' indices in the split. "rankings" `[C, 2, bins]` exist
     for more than two classes. "per_image" are the confusion matrices of the global batch in its order.
     """
-    maps_of, hparams = _make_maps(config, model, num_classes), hparams_from_config(config)
-    count = evaluation.make_score_counts(config, num_classes, axis_name)
+    num_classes, axis_name = run.label_set.num_classes, parallel.axis_name(run.config)
+    maps_of, hparams = _make_maps(run), hparams_from_config(run.config)
+    count = evaluation.make_score_counts(run.config, num_classes, axis_name)
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
         labels, where = evaluation.kept_labels(batch)
@@ -175,16 +174,11 @@ def make_inspection_step(config: ConfigDict, model: Any, num_classes: int, axis_
 
 
 def error_histogram(
-    log_uncertainty: Float[Array, "b H W"],
-    correct: Bool[Array, "b H W"],
-    *,
-    where: Bool[Array, "b H W"],
-    axis_name: str | None = None,
+    log_uncertainty: Float[Array, "b H W"], correct: Bool[Array, "b H W"], **options: Any
 ) -> Int[Array, "2 bins"]:
     """Returns `metrics.uncertainty_histogram` of the logarithm of an uncertainty of any scale (`log_of`)."""
-    return metrics.uncertainty_histogram(
-        log_uncertainty - _LOWEST, correct, maximum=LOG_SPAN, num_bins=LOG_BINS, where=where, axis_name=axis_name
-    )
+    values = log_uncertainty - _LOWEST
+    return metrics.uncertainty_histogram(values, correct, maximum=LOG_SPAN, num_bins=LOG_BINS, **options)
 
 
 def log_of(uncertainty: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
@@ -192,9 +186,10 @@ def log_of(uncertainty: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
     return jnp.log(jnp.maximum(uncertainty, _FLOOR))
 
 
-def _make_maps(config: ConfigDict, model: Any, num_classes: int) -> Callable:
+def _make_maps(run: TrainedRun) -> Callable:
     """Builds `maps(variables, batch)`: outputs and logs of uncertainties by name, at the labels' resolution."""
-    preprocessing, model = evaluation.preprocessing_of(config, num_classes), model.clone(dropout="none", remat=False)
+    config, preprocessing, num_classes = run.config.model, run.preprocessing, run.label_set.num_classes
+    model = run.model.clone(dropout="none", remat=False, axis_name=None)
 
     def maps(variables: Any, batch: dict[str, jax.Array]) -> tuple[Array, dict[str, Array]]:
         images, sizes = batch["image"], batch["size"]
@@ -202,10 +197,9 @@ def _make_maps(config: ConfigDict, model: Any, num_classes: int) -> Callable:
         output = model.apply(variables, preprocessing.network_input(images, sizes), train=False)
         outputs = native(output.logits)
         logs = {"entropy": log_of(metrics.predictive_entropy(inference.class_logits(outputs, num_classes)[None]))}
-        if config.model.dropout != "none":
-            found = inference.head_uncertainty_maps(
-                variables, output.features, batch["index"], num_classes=num_classes, rate=config.model.dropout_rate
-            )
+        if config.dropout != "none":
+            options = {"num_classes": num_classes, "rate": config.dropout_rate}
+            found = inference.head_uncertainty_maps(variables, output.features, batch["index"], **options)
             stacked = native(jnp.stack([log_of(values) for values in found.values()], axis=-1))
             logs |= {name: stacked[..., i] for i, name in enumerate(found)}
         return outputs, logs
@@ -215,8 +209,7 @@ def _make_maps(config: ConfigDict, model: Any, num_classes: int) -> Callable:
 
 def _read_and_predict(run: TrainedRun, source: Source, chosen: Iterable[_ImageScore]) -> Iterator[ShownImage]:
     """Reads and predicts the chosen images again; one program serves all images."""
-    num_classes, examples = run.label_set.num_classes, EvalExamples(source)
-    maps_of = _make_maps(run.config, run.model.clone(axis_name=None), num_classes)
+    num_classes, examples, maps_of = run.label_set.num_classes, EvalExamples(source), _make_maps(run)
 
     @jax.jit
     def predict(variables: Any, batch: dict[str, jax.Array]) -> tuple[Array, dict[str, Array]]:
