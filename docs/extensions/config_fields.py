@@ -72,7 +72,7 @@ def reads(tree: ast.Module) -> set[str]:
             computed |= group_of(node.value)
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
             computed |= group_of(node.args[0])
-    # `config.augment[name]`: the names are strings or annotated fields of the same module.
+    # `config.augment[name]`: the possible names are the strings and annotated fields of the module.
     names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     annotated = [node.target for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)]
     names |= {target.id for target in annotated if isinstance(target, ast.Name)}

@@ -112,7 +112,7 @@ class CrackForest(PairBuilder, skip_registration=True):
             splits["train" if int(pair.name) % 3 else "test"].append(pair)
         for split, pairs in splits.items():
             if not pairs:
-                raise DataError(f"{root}: the split {split!r} is empty; found only the images {list(masks)}")
+                raise DataError(f"{root}: the split {split!r} is empty; found {len(masks)} image(s)")
         return splits
 
 

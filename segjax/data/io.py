@@ -128,7 +128,7 @@ def by_name(files: Iterable[tuple[str, RawFile]]) -> dict[str, RawFile]:
     for name, file in files:
         if (other := named.setdefault(name, file)) is not file:
             clash = f"another file has the same stem, {other.path}"
-            raise DataError(f"{file.path}: {clash}; expected one file named {name!r}")
+            raise DataError(f"{file.path}: {clash}; expected one file named {name!r}: rename or remove one")
     return named
 
 

@@ -136,7 +136,7 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> V
         found = list(threads.map(attempt, pairs))
     good, skipped = ([each for each in found if isinstance(each, kind)] for kind in (tuple, str))
     if not good:
-        raise DataError(f"none of the {len(pairs)} pairs of a split is good; expected at least one. {skipped[0]}")
+        raise DataError(f"all {len(pairs)} pairs of a split are unusable; expected at least one good. {skipped[0]}")
     return Verified([pair for pair, _ in good], summarize(size for _, size in good), tuple(skipped))
 
 

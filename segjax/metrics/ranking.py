@@ -319,7 +319,7 @@ def best_f1_bounds(histogram: Counts) -> tuple[float, float]:
 
 
 def threshold_at_precision(histogram: Counts, precision: float) -> ThresholdAtPrecision:
-    r"""Returns the highest threshold of the best recall among those that reach a precision.
+    r"""Returns the threshold of highest recall that reaches `precision`; of equal ones, the highest.
 
     .. math::
         R = \max \{TP(τ) : TP(τ) \ge precision \cdot (TP(τ) + FP(τ)) > 0\}, \qquad \max \{τ : TP(τ) = R\}

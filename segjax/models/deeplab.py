@@ -91,8 +91,8 @@ class DeepLabV3Plus(Network):
 
     .. math:: f = D([\,\text{up}(S(\text{ASPP}(x_{16}))),\ P(x_4)\,])
 
-    S and D are separable 3×3 convolutions and P is a 1×1 convolution, each with norm and ReLU; the paper has two D and
-    no S. ResNet-50, width 64, 3 channels, batch norm, 12 classes: 26.68 M parameters, as many as
+    S and D are separable 3×3 convolutions and P is a 1×1 convolution, each with norm and ReLU; the paper applies
+    D twice and omits S. ResNet-50, width 64, 3 channels, batch norm, 12 classes: 26.68 M parameters, as many as
     segmentation-models-pytorch's `DeepLabV3Plus("resnet50")`, which upsamples with aligned corners.
 
     Attributes: those of `Network`, and

@@ -18,10 +18,10 @@ OUTPUT_STRIDES = (8, 16, 32)
 
 
 class ResidualBlock(Block):
-    """ReLU of the input plus its map through convolutions with norms: 3×3, 3×3, or 1×1, 3×3, 1×1 if `bottleneck`.
+    """Residual block: two 3×3 convolutions, or 1×1, 3×3 and 1×1 if `bottleneck`, each with norm; the input is added.
 
     The 3×3 convolutions have `width` channels, the last 1×1 four times as many. The first 3×3 has the stride (He et al.
-    stride in the first 1×1) and `dilation`, the second `next_dilation`. Where size or channels change, the input passes
+    put it in the first 1×1) and `dilation`, the second `next_dilation`. Where size or channels change, the input passes
     through a 1×1 convolution with norm, `downsample`.
     """
 

@@ -63,7 +63,7 @@ _traced = partial(Field, traced=True)
 
 FIELDS = {
     "seed": Field(0, "seed of the initial parameters, the shuffling, the augmentation and the dropout", initial=True),
-    "parallel": Field("jit", "how the step is mapped over all devices; same numbers", ("jit", "pmap", "shard_map")),
+    "parallel": Field("jit", "how the step is mapped over the devices; same results", ("jit", "pmap", "shard_map")),
     "data.name": Field("road_debris", "the data set", tuple(DATASETS)),
     "data.data_dir": Field("", "folder of the prepared data sets; '': TFDS's default"),
     "data.manual_dir": Field("", "folder of the raw files; '': $SEGJAX_<NAME>_DIR, or TFDS's manual folder"),
@@ -88,7 +88,7 @@ FIELDS = {
     "augment.rotation": Field(0.0, "largest rotation in degrees, in both directions"),
     "augment.brightness": Field(0.0, "largest change of brightness"),
     "augment.contrast": Field(0.0, "largest change of contrast"),
-    "model.name": Field("unet", "the network; NETWORKS lists the fields of each", tuple(NETWORKS)),
+    "model.name": Field("unet", "the network", tuple(NETWORKS)),
     "model.width": Field(16, "channels of the first level", range=POSITIVE),
     "model.depth": Field(4, "number of poolings", range=POSITIVE),
     "model.padding": Field("reflect", "padding of the convolutions", ("reflect", "zeros")),
@@ -127,8 +127,7 @@ FIELDS = {
     "objective.region": Field("none", "region loss to add", tuple(REGION_LOSSES)),
     "objective.region_weight": _traced(1.0, "factor of the region loss", range=NONNEGATIVE),
     "objective.uncertainty_weight": _number("factor C of the uncertainty penalty; None: off", traced=True),
-    # None: class 0 of a binary loss, void if it is a class, else no class.
-    "objective.background": Field(None, "class that is neither penalised nor positive; None: by the loss", (), "", int),
+    "objective.background": Field(None, "background; None: class 0 of a binary loss, a void class", (), "", int),
     "optimizer.name": Field("adamw", "optimizer", ("adamw", "adam", "sgd")),
     "optimizer.learning_rate": _traced(2e-3, "peak learning rate", range=POSITIVE),
     "optimizer.warmup_fraction": Field(0.1, "fraction of all steps with linear warm-up", range="[0, 1]"),
@@ -142,11 +141,11 @@ FIELDS = {
     "training.log_every": Field(10, "steps between two lines of the log", range=POSITIVE),
     "training.evaluate_every": Field(250, "steps between two evaluations", range=POSITIVE),
     "training.checkpoint_every": Field(250, "steps between two checkpoints", range=POSITIVE),
-    "training.phases": Field((), "(crop fraction, steps, peak learning rate) per phase; replaces these three fields"),
+    "training.phases": Field((), "(augment.crop_fraction, training.steps, optimizer.learning_rate) per phase"),
     "training.ema_decay": _number(
         "decay of averaged parameters, which are scored; None: off", range=PROBABILITY, traced=True
     ),
-    "training.skip_nonfinite": Field(0, "stop at this many non-finite steps in a row; 0: at one", range=NONNEGATIVE),
+    "training.skip_nonfinite": Field(0, "skip non-finite steps, up to so many in a row; 0: none", range=NONNEGATIVE),
     "training.donate": Field(True, "reuse the memory of the state before the step"),
     "training.prefetch": Field(1, "batches placed on the devices ahead of the current step", range=NONNEGATIVE),
     "training.gradient_budget": Field(False, "log the gradient by class and by easy and hard pixels"),
