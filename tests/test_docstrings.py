@@ -54,7 +54,7 @@ def test_public_losses_and_metrics_have_every_section():
 def test_public_losses_and_metrics_document_their_arguments_in_order():
     wrong = []
     for name, function in PUBLIC.items():
-        section = inspect.getdoc(function).split("Args:\n")[1].split("Returns:\n")[0]
+        section = inspect.getdoc(function).split("Args:\n")[1].split("\nReturns:")[0]
         lines = re.findall(r"^  (?:  )?(\w+(?:, \w+)*):", section, re.MULTILINE)
         documented = [argument for line in lines for argument in line.split(", ")]
         if documented != list(inspect.signature(function).parameters):

@@ -9,13 +9,16 @@ from sphinx.domains.python._object import PyObject
 from sphinx.transforms import SphinxTransform
 
 ATTRIBUTES = re.compile(r"Attributes: \w.*, and$")
+RETURNS = re.compile(r"Returns: (.+)")
 
 
-def split_attributes(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Splits "Attributes: those of `Network`, and" into a sentence and a section."""
+def split_sections(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Splits "Attributes: those of `Network`, and" into a sentence and a section, and makes "Returns: …" a section."""
     for i, line in reversed(list(enumerate(lines))):
         if ATTRIBUTES.match(line):
             lines[i : i + 1] = [f"{line} these:", "", "Attributes:"]
+        elif match := RETURNS.fullmatch(line):
+            lines[i : i + 1] = ["Returns:", f"    {match[1]}"]
 
 
 class Bars(SphinxTransform):
@@ -46,7 +49,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     for field in PyObject.doc_field_types:
         if field.name == "variable":
             field.label = "Attributes"
-    app.connect("autodoc-process-docstring", split_attributes, priority=400)
+    app.connect("autodoc-process-docstring", split_sections, priority=400)
     app.add_transform(Bars)
     app.add_transform(Dashes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

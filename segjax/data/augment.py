@@ -80,9 +80,7 @@ def augment(
         mean: mean of the pixels in [0, 1], one value or one per channel.
         std: standard deviation, like `mean`.
 
-    Raises:
-        TypeError: images or labels are not uint8.
-        ValueError: shapes that do not fit, or a setting out of its range.
+    Raises: TypeError unless images and labels are uint8; ValueError if a shape or a setting is out of range.
     """
     _check_images(images, size, mean, std)
     if labels.dtype != jnp.uint8:

@@ -103,10 +103,11 @@ class CrackForest(PairBuilder, skip_registration=True):
     @classmethod
     def list_files(cls, root: Path) -> dict[str, list[Pair]]:
         """Lists `image/NNN.jpg` with `groundTruth/NNN.mat`; images without ground truth are left out."""
-        images = by_stem(list_folder(root / "image", root=root))
         masks = by_stem(list_folder(root / "groundTruth", (".mat",), root=root))
+        images = by_stem(list_folder(root / "image", root=root))
+        labelled = {name: file for name, file in images.items() if name in masks}
         splits: dict[str, list[Pair]] = {"train": [], "test": []}
-        for pair in match(images, masks, str(root), unlabelled=True):
+        for pair in match(labelled, masks, str(root)):
             if not pair.name.isdecimal():
                 raise DataError(f"{pair.mask.path}: expected a number as its name")
             splits["train" if int(pair.name) % 3 else "test"].append(pair)

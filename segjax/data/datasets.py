@@ -55,9 +55,8 @@ def open_split(data_config: Any, split: str) -> Source:
           the split's `skipped`. "skip" prepares the data set in a folder of its own.
       split: "train", "val" (or "validation"), "test", or a TFDS slice of one ("train[:10%]").
 
-    Raises:
-      DataError: the raw files are missing, damaged, or others than those that were prepared; they contain a label id
-        outside the classes; or the split or name does not exist.
+    Raises: DataError if the raw files are missing, damaged, or others than those that were prepared, or contain a label
+    id outside the classes; or if the split or name does not exist.
     """
     name, classes = data_config.name, label_set(data_config)
     if name != "folder":
@@ -100,10 +99,9 @@ def _prepared_folder(data_config: Any) -> Path:
             manual_dir = Path(builder.data_dir_root) / "downloads" / "manual"
             manual_dir = manual_dir / name if (manual_dir / name).is_dir() else manual_dir
         if not manual_dir.is_dir():
-            raise DataError(
-                f"{name}: not prepared in {builder.data_dir}, and no raw files in {manual_dir}. Set "
-                f"config.data.manual_dir or $SEGJAX_{name.upper()}_DIR to: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
-            )
+            problem = f"{name}: not prepared in {builder.data_dir}, and no raw files in {manual_dir}"
+            remedy = f"Set config.data.manual_dir or $SEGJAX_{name.upper()}_DIR to"
+            raise DataError(f"{problem}. {remedy}: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
     folder = _prepare(builder, manual_dir)
     prepared_from = now = (builder.info.metadata or {}).get("fingerprint")
     if prepared_from and manual_dir:

@@ -150,9 +150,7 @@ _ROAD, *_, _DEBRIS = _SCENE_COLOURS
 
 LABEL_SETS = {
     "road_debris": _label_set([("background", _ROAD), ("debris", _DEBRIS)], {0: 0, 1: 0, 2: 0, 3: 0, 4: 1, VOID: VOID}),
-    "road_debris_scene": _label_set(
-        zip(SCENE_CLASSES, _SCENE_COLOURS, strict=True), dict(enumerate(range(5))) | {VOID: VOID}
-    ),
+    "road_debris_scene": _label_set(zip(SCENE_CLASSES, _SCENE_COLOURS, strict=True), {i: i for i in (*range(5), VOID)}),
     "camvid": _label_set(_CAMVID.items(), {i: i for i in range(11)} | {11: VOID}),
     # Shi et al., "Automatic road crack detection using random structured forests", IEEE T-ITS 17(12), 2016. The ids 3
     # (regions that cracks enclose) and 4 are ambiguous.

@@ -78,24 +78,23 @@ class Verified(NamedTuple):
     skipped: tuple[str, ...]
 
 
-def match(images: dict[str, RawFile], masks: dict[str, RawFile], where: str, *, unlabelled: bool = False) -> list[Pair]:
+def match(images: dict[str, RawFile], masks: dict[str, RawFile], where: str) -> list[Pair]:
     """Pairs images and masks of the same name, in the order of the names; raises `DataError` for an empty split.
 
     A file without a partner becomes a pair whose missing half has a problem, which `verify` raises or skips. Errors
-    name `where`, the folder or archive. With `unlabelled`, images without a mask are left out instead.
+    name `where`, the folder or archive.
     """
 
     def missing(partner: RawFile, expected: str, name: str) -> RawFile:
         return RawFile("", 0, bytes, partner.problem or f"{partner.path}: {expected} named {name!r} in {where}")
 
-    names = masks.keys() if unlabelled else masks.keys() | images.keys()
     pairs = [
         Pair(
             name,
             images.get(name) or missing(masks[name], "a mask without an image; expected an image", name),
             masks.get(name) or missing(images[name], "an image without a mask; expected a mask", name),
         )
-        for name in sorted(names)
+        for name in sorted(masks.keys() | images.keys())
     ]
     if not pairs:
         found = f"found {len(images)} images"

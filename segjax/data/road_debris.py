@@ -171,8 +171,7 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
         height: rows, at least 64.
         width: columns, at least 96. The scene is 4:3; another ratio stretches it.
 
-    Raises:
-        TypeError, ValueError: a seed or an index that is not an integer in [0, 2**63), or a size below 64x96.
+    Raises: TypeError or ValueError if a seed or an index is not an integer in [0, 2**63), or the size is below 64x96.
 
     >>> image, label = scene(0, 3, height=96, width=128)
     >>> image.shape, image.dtype, label.shape, label.dtype

@@ -31,8 +31,7 @@ def boundary_tolerance(height: int, width: int, share: Scalar = 0.0075) -> float
         height, width: H and W, in pixels.
         share: s ≥ 0; SegNet's is 0.0075. The distance of boundary IoU is that of 0.02, rounded, at least 1.
 
-    Returns:
-        θ in pixels, a Python float because `tolerance` is static.
+    Returns: θ in pixels, a Python float because `tolerance` is static.
 
     Raises: ValueError if the height or width is below 1, or the share is negative.
 
@@ -72,8 +71,7 @@ def boundary_counts(
         tolerance: θ ≥ 0 in pixels, static; see `boundary_tolerance`.
         where, axis_name: as in `confusion_matrix`.
 
-    Returns:
-        int32 `[C, 4]`: M. Every entry is -2^31 if an unmasked label or prediction is outside [0, C).
+    Returns: int32 `[C, 4]`: M. Every entry is -2^31 if an unmasked label or prediction is outside [0, C).
 
     Raises: TypeError or ValueError if a dtype or shape does not fit, C < 1, or the tolerance is traced or negative.
 
@@ -98,8 +96,7 @@ def boundary_counts_per_image(
     Args:
         labels, predictions, num_classes, tolerance, where: as in `boundary_counts`.
 
-    Returns:
-        int32 `[..., C, 4]`; concatenate batches. An image with an unmasked class outside [0, C) has only -2^31.
+    Returns: int32 `[..., C, 4]`; concatenate batches. An image with an unmasked class outside [0, C) has only -2^31.
 
     Raises: as `boundary_counts`.
 
@@ -159,8 +156,7 @@ def boundary_f1_per_image(counts: Counts) -> dict[str, float | np.ndarray]:
     Args:
         counts: integers `[N, C, 4]`, concatenated from `boundary_counts_per_image`.
 
-    Returns:
-        `mean_boundary_f1_per_image` (float) and `boundary_f1_per_image` (float64 `[N]`), in [0, 1]; NaN outside J.
+    Returns: `mean_boundary_f1_per_image` (float) and `boundary_f1_per_image` (float64 `[N]`), in [0, 1]; NaN outside J.
 
     Raises: as `segmentation_scores`, with counts `[N, C, 4]`.
 
@@ -199,8 +195,7 @@ def boundary_iou_counts(
         distance: whole number of pixels, at least 1, static; the authors use 2 % of the diagonal.
         where, axis_name: as in `boundary_counts`.
 
-    Returns:
-        int32 `[C, 2]`: intersection, union; all -2^31 if an unmasked label or prediction is outside [0, C).
+    Returns: int32 `[C, 2]`: intersection, union; all -2^31 if an unmasked label or prediction is outside [0, C).
 
     Raises: as `boundary_counts`, or the distance is traced, not an integer, or below 1.
 
@@ -212,10 +207,7 @@ def boundary_iou_counts(
     """
     images = _inputs(labels, predictions, num_classes, where)
     pixels = checks.host("distance", distance)
-    if not np.issubdtype(pixels.dtype, np.integer):
-        raise TypeError(f"distance must be a whole number of pixels; got {distance!r}")
-    if pixels.ndim != 0 or pixels < 1:
-        raise ValueError(f"distance must be at least 1; got {distance!r}")
+    checks.scalar("distance", pixels, jnp.int32, 1.0)
     counts, invalid = _count_regions(*images, num_classes, int(pixels))
     return _sum_over_images(counts, invalid, axis_name)
 

@@ -48,8 +48,7 @@ def checkerboard_sums(
         where: boolean, broadcastable to `[..., H, W]`; a window with a False pixel is left out.
         axis_name: mapped device axis, or None.
 
-    Returns:
-        `CheckerboardSums`, scalars, for `checkerboard_energy`. NaN if an unmasked window has a NaN.
+    Returns: `CheckerboardSums`, scalars, for `checkerboard_energy`. NaN if an unmasked window has a NaN.
 
     Raises: TypeError or ValueError if a dtype or shape does not fit, or the stride or the window is out of range.
 
@@ -91,8 +90,7 @@ def checkerboard_energy(sums: CheckerboardSums) -> float:
     Args:
         sums: sums of `checkerboard_sums`.
 
-    Returns:
-        The share in [0, 1], 0 is best; NaN if no window was counted or none of them had any energy.
+    Returns: The share in [0, 1], 0 is best; NaN if no window was counted or none of them had any energy.
 
     Raises: TypeError or ValueError if the sums are traced, not scalars, or not finite.
 
@@ -121,8 +119,6 @@ def _window_size(shape: tuple[int, ...], stride: int, window: int | None) -> tup
     if window is None:
         return h - h % stride, w - w % stride
     if window % stride or not 2 * stride <= window <= min(h, w):
-        raise ValueError(
-            f"window must be a multiple of the stride, {stride}, from {2 * stride} up to the side of the maps, "
-            f"{min(h, w)}; got {window}"
-        )
+        valid = f"a multiple of the stride, {stride}, from {2 * stride} up to the side of the maps, {min(h, w)}"
+        raise ValueError(f"window must be {valid}; got {window}")
     return window, window

@@ -5,8 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from segjax import checks
 from segjax.checks import AxisName, Labels, Logits, Where
@@ -43,8 +42,7 @@ def confusion_matrix(
     [[1 1]
      [0 1]]
     """
-    cells, valid = _cells(labels, predictions, num_classes)
-    keep = None if where is None else checks.mask("where", where, cells.shape)
+    cells, valid, keep = _cells(labels, predictions, num_classes, where)
     return count(cells, valid, keep, num_classes * num_classes, axis_name).reshape(num_classes, num_classes)
 
 
@@ -118,8 +116,7 @@ def confusion_matrix_per_image(
     Args:
         labels, predictions, num_classes, where: as in `confusion_matrix`; N images first.
 
-    Returns:
-        int32 `[N, C, C]`, rows are true classes. An image with an invalid unmasked pixel has -2^31 in every entry.
+    Returns: int32 `[N, C, C]`, rows are true classes. An image with an invalid unmasked pixel has -2^31 in every entry.
 
     Raises: as `confusion_matrix`, or labels are a scalar.
 
@@ -129,10 +126,9 @@ def confusion_matrix_per_image(
     >>> confusion_matrix_per_image(labels, jnp.array([[0, 1, 1], [1, 1, 0]]), 2, where=labels != 255).tolist()
     [[[1, 1], [0, 1]], [[0, 0], [0, 2]]]
     """
-    cells, valid = _cells(labels, predictions, num_classes)
+    cells, valid, keep = _cells(labels, predictions, num_classes, where)
     if cells.ndim == 0:
         raise ValueError("labels must have an axis of images; got a scalar")
-    keep = None if where is None else checks.mask("where", where, cells.shape)
     matrices = jax.vmap(lambda *image: count(*image, num_classes * num_classes, None))(cells, valid, keep)
     return matrices.reshape(-1, num_classes, num_classes)
 
@@ -149,8 +145,7 @@ def per_image_sums(confusions: Counts, *, absent: str = "exclude") -> dict[str, 
         confusions: integers `[N, C, C]` from `confusion_matrix_per_image`, or `[C, C]` for one image.
         absent: as in `segmentation_scores`; "exclude" also leaves the image out of the class's mean.
 
-    Returns:
-        The keys of `per_image_scores`, each float64 `[2, ...]`: sum of the score, and number of images.
+    Returns: The keys of `per_image_scores`, each float64 `[2, ...]`: sum of the score, and number of images.
 
     Raises: as `segmentation_scores`, for `[..., C, C]`.
 
@@ -190,8 +185,7 @@ def per_image_scores(sums: dict[str, np.ndarray]) -> dict[str, float | np.ndarra
     Args:
         sums: sums over all images, by name.
 
-    Returns:
-        The same names, float or float64 `[C]`, in [0, 1]; NaN where the score is defined in no image.
+    Returns: The same names, float or float64 `[C]`, in [0, 1]; NaN where the score is defined in no image.
 
     Raises: ValueError if an entry is not `[2, ...]`, sum and number.
 
@@ -223,8 +217,7 @@ def recipe_jaccard(confusions: Counts) -> float:
     Args:
         confusions: integers `[N, K, K]` of `confusion_matrix_per_image` with void as a class; `[K, K]` for one image.
 
-    Returns:
-        A number in [0, 1]; NaN without images.
+    Returns: A number in [0, 1]; NaN without images.
 
     Raises: as `per_image_sums`.
 
@@ -236,8 +229,8 @@ def recipe_jaccard(confusions: Counts) -> float:
     return per_image_scores(per_image_sums(confusions))["pixel_accuracy_per_image"]
 
 
-def _cells(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> tuple[Int[Array, "..."], Bool[Array, "..."]]:
-    """Returns each pixel's cell of the flattened confusion matrix, and the mask of the valid pixels."""
+def _cells(labels, predictions, num_classes, where):
+    """Returns each pixel's cell of the flattened matrix, and the masks of the valid and of the unmasked pixels."""
     labels = checks.integers("labels", labels)
     checks.scalar("num_classes", num_classes, jnp.int32, 1.0)
     valid = (labels >= 0) & (labels < num_classes)
@@ -253,7 +246,8 @@ def _cells(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> tuple
         predictions = checks.integers("predictions", predictions)
         checks.same_shape("predictions", predictions.shape, "labels", labels.shape)
         valid &= (predictions >= 0) & (predictions < num_classes)
-    return labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32), valid
+    keep = None if where is None else checks.mask("where", where, labels.shape)
+    return labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32), valid, keep
 
 
 def _matthews(true_positives: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> float:

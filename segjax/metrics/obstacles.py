@@ -82,8 +82,7 @@ def component_counts(
         min_detection_size: a smaller component of the detections is not a detection.
         connectivity: 1: pixels touch at their sides (4 neighbours); 2: also at their corners (8).
 
-    Returns:
-        int64 `[thresholds, 3]`: found, missed, false. They add over images, batches and hosts.
+    Returns: int64 `[thresholds, 3]`: found, missed, false. They add over images, batches and hosts.
 
     Raises: TypeError or ValueError if an argument is traced, or a dtype, shape, target or option is not valid.
 
@@ -96,8 +95,7 @@ def component_counts(
     """
     targets, detections = _checked(targets, detections, where)
     checks.choice("overlap", overlap, ("coverage", "siou"))
-    if connectivity not in (1, 2):
-        raise ValueError(f"connectivity must be 1 (4 neighbours) or 2 (8 neighbours); got {connectivity!r}")
+    checks.choice("connectivity", connectivity, (1, 2))
     levels = np.asarray(thresholds, np.float64)
     if levels.ndim != 1 or not levels.size or not ((levels > 0) & (levels <= 1)).all():
         raise ValueError(f"thresholds must be one or more numbers above 0 and at most 1; got {thresholds}")

@@ -56,8 +56,7 @@ def score_histogram(
         targets: boolean, or integers 0 and 1, in the shape of the logits.
         where, axis_name: as in `confusion_matrix`.
 
-    Returns:
-        int32 `[2, 4096]`: negatives, positives. All -2^31 if an unmasked logit is NaN or a target neither 0 nor 1.
+    Returns: int32 `[2, 4096]`: negatives, positives. All -2^31 if an unmasked logit is NaN or a target neither 0 nor 1.
 
     Raises: TypeError or ValueError if a dtype or shape does not fit.
 
@@ -86,8 +85,7 @@ def class_log_odds(logits: Logits) -> Float[Array, "*pixels classes"]:
     Args:
         logits: z, `[..., C]`, C ≥ 2; -inf rules a class out.
 
-    Returns:
-        `[..., C]`, at least float32, accurate also for p near 1; ±inf where a class or all others have p = 0.
+    Returns: `[..., C]`, at least float32, accurate also for p near 1; ±inf where a class or all others have p = 0.
 
     Raises: TypeError or ValueError if logits are not floating, or have fewer than 2 classes.
 
@@ -116,8 +114,7 @@ def average_precision(histogram: Counts) -> float:
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
-    Returns:
-        AP in [0, 1]; NaN without positives. The share of positives is the AP without skill.
+    Returns: AP in [0, 1]; NaN without positives. The share of positives is the AP without skill.
 
     Raises: TypeError or ValueError if the counts are traced, not integers, not `[2, bins]`, or negative (invalid).
 
@@ -147,8 +144,7 @@ def average_precision_bounds(histogram: Counts) -> tuple[float, float]:
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
-    Returns:
-        (low, high), within 1e-12 of [0, 1]; both NaN without positives.
+    Returns: (low, high), within 1e-12 of [0, 1]; both NaN without positives.
 
     Raises: as `average_precision`.
 
@@ -177,8 +173,7 @@ def auroc(histogram: Counts) -> float:
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
-    Returns:
-        AUROC in [0, 1], 0.5 without skill; NaN without positives or without negatives.
+    Returns: AUROC in [0, 1], 0.5 without skill; NaN without positives or without negatives.
 
     Raises: as `average_precision`.
 
@@ -223,8 +218,7 @@ def fpr_at_tpr(histogram: Counts, tpr: float = 0.95) -> float:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
         tpr: required true positive rate, in (0, 1]; 0.95 is FPR95 of the obstacle literature.
 
-    Returns:
-        FPR in [0, 1], smaller is better; NaN without positives or without negatives.
+    Returns: FPR in [0, 1], smaller is better; NaN without positives or without negatives.
 
     Raises: as `average_precision`, or `tpr` is out of range.
 
@@ -246,8 +240,7 @@ def fpr_at_tpr_bounds(histogram: Counts, tpr: float = 0.95) -> tuple[float, floa
     Args:
         histogram, tpr: as in `fpr_at_tpr`.
 
-    Returns:
-        (low, high), within 1e-12 of [0, 1]; both NaN without positives or without negatives.
+    Returns: (low, high), within 1e-12 of [0, 1]; both NaN without positives or without negatives.
 
     Raises: as `fpr_at_tpr`.
 
@@ -269,8 +262,7 @@ def best_f1(histogram: Counts) -> BestF1:
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]); τ is a lower edge.
 
-    Returns:
-        (f1, threshold_logit): the highest threshold with this F1 (-inf: all pixels); both NaN without positives.
+    Returns: (f1, threshold_logit): the highest threshold with this F1 (-inf: all pixels); both NaN without positives.
 
     Raises: as `average_precision`.
 
@@ -300,8 +292,7 @@ def best_f1_bounds(histogram: Counts) -> tuple[float, float]:
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
-    Returns:
-        (low, high), within 1e-12 of [0, 1]; both NaN without positives.
+    Returns: (low, high), within 1e-12 of [0, 1]; both NaN without positives.
 
     Raises: as `average_precision`.
 

@@ -43,7 +43,7 @@ def log_mean_softmax(mc_logits: McLogits, *, where: Where = None) -> Float[Array
     >>> print(jnp.exp(log_mean_softmax(jnp.log(jnp.array([[0.5, 0.5], [0.75, 0.25]])))))
     [0.625 0.375]
     """
-    log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
+    log_p, keep = _log_probabilities(mc_logits, where)
     return jnp.where(keep[..., None], _log_mean(log_p), 0)
 
 
@@ -55,8 +55,7 @@ def predictive_entropy(mc_logits: McLogits, *, where: Where = None) -> Float[Arr
     Args:
         mc_logits, where: as in `log_mean_softmax`.
 
-    Returns:
-        `[...]` in nats, in [0, log C]; otherwise as `log_mean_softmax`. Gradients are finite for |z| ≤ 1e4.
+    Returns: `[...]` in nats, in [0, log C]; otherwise as `log_mean_softmax`. Gradients are finite for |z| ≤ 1e4.
 
     Raises: as `log_mean_softmax`.
 
@@ -65,7 +64,7 @@ def predictive_entropy(mc_logits: McLogits, *, where: Where = None) -> Float[Arr
     >>> print(predictive_entropy(jnp.array([[100.0, 0.0], [0.0, 100.0]])))  # sure but split: log 2
     0.6931472
     """
-    log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
+    log_p, keep = _log_probabilities(mc_logits, where)
     return jnp.where(keep, _entropy(_log_mean(log_p)), 0)
 
 
@@ -77,8 +76,7 @@ def expected_entropy(mc_logits: McLogits, *, where: Where = None) -> Float[Array
     Args:
         mc_logits, where: as in `log_mean_softmax`.
 
-    Returns:
-        `[...]` in nats, in [0, log C]; otherwise as `predictive_entropy`.
+    Returns: `[...]` in nats, in [0, log C]; otherwise as `predictive_entropy`.
 
     Raises: as `log_mean_softmax`.
 
@@ -87,7 +85,7 @@ def expected_entropy(mc_logits: McLogits, *, where: Where = None) -> Float[Array
     >>> print(expected_entropy(jnp.array([[100.0, 0.0], [0.0, 100.0]])).round(6))  # sure but split
     0.0
     """
-    log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
+    log_p, keep = _log_probabilities(mc_logits, where)
     return jnp.where(keep, jnp.mean(_entropy(log_p), axis=0), 0)
 
 
@@ -99,8 +97,7 @@ def mutual_information(mc_logits: McLogits, *, where: Where = None) -> Float[Arr
     Args:
         mc_logits, where: as in `log_mean_softmax`.
 
-    Returns:
-        `[...]` in nats, in [0, min(log K, log C)], 0 for equal samples; otherwise as `predictive_entropy`.
+    Returns: `[...]` in nats, in [0, min(log K, log C)], 0 for equal samples; otherwise as `predictive_entropy`.
 
     Raises: as `log_mean_softmax`.
 
@@ -110,7 +107,7 @@ def mutual_information(mc_logits: McLogits, *, where: Where = None) -> Float[Arr
     >>> print(mutual_information(sure_but_split), mutual_information(unsure))
     0.6931472 0.0
     """
-    log_p, keep = _log_probabilities("mc_logits", mc_logits, where, samples=True)
+    log_p, keep = _log_probabilities(mc_logits, where)
     log_mean = _log_mean(log_p)  # the difference of the entropies rounds to noise where the samples nearly agree
     divergence = jnp.exp(log_mean)[None] * _divergence(log_p - log_mean[None])
     return jnp.where(keep, jnp.mean(jnp.sum(divergence, axis=-1), axis=0), 0)
@@ -125,8 +122,7 @@ def max_probability(logits: Logits, *, where: Where = None) -> Float[Array, "*pi
         logits: z, `[..., C]`, C ≥ 2; for an ensemble, `log_mean_softmax(mc_logits)`.
         where: as in `log_mean_softmax`.
 
-    Returns:
-        `[...]` in [1/C, 1], at least float32; NaN where an unmasked logit is NaN or +inf.
+    Returns: `[...]` in [1/C, 1], at least float32; NaN where an unmasked logit is NaN or +inf.
 
     Raises: as `log_mean_softmax`.
 
@@ -135,7 +131,9 @@ def max_probability(logits: Logits, *, where: Where = None) -> Float[Array, "*pi
     >>> print(max_probability(jnp.log(jnp.array([[0.75, 0.25], [0.5, 0.5]]))))
     [0.75 0.5 ]
     """
-    log_p, keep = _log_probabilities("logits", logits, where, samples=False)
+    logits = checks.classes("logits", logits)
+    keep = checks.mask("where", where, logits.shape[:-1])
+    log_p = log_softmax(jnp.where(keep[..., None], logits, 0))
     return jnp.where(keep, jnp.exp(jnp.max(log_p, axis=-1)), 0)
 
 
@@ -168,9 +166,8 @@ def patch_means(
     [[2. 6.]] [[ True  True]]
     """
     values = checks.array("values", values)
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        values = values.astype(jnp.float32)
-    values = checks.floating("values", values)
+    is_floating = jnp.issubdtype(values.dtype, jnp.floating)
+    values = checks.floating("values", values if is_floating else values.astype(jnp.float32))
     if values.ndim < 2:
         raise ValueError(f"values must be [..., height, width]; got shape {values.shape}")
     checks.scalar("patch", patch, jnp.int32, 1.0)
@@ -256,8 +253,7 @@ def accuracy_vs_uncertainty(
     >>> scores["accurate_given_certain"], scores["uncertain_given_inaccurate"], scores["pavpu"]
     (0.8, 0.75, 0.7)
     """
-    if not 0 < maximum < float("inf"):
-        raise ValueError(f"maximum must be above 0 and finite; got {maximum:g}")
+    checks.finite("maximum", maximum, jnp.float32, above=0.0)
     if threshold is not None and not 0 <= threshold <= maximum:
         raise ValueError(f"threshold must be between 0 and the maximum, {maximum:g}; got {threshold:g}")
     wrong, right = _host(histogram)
@@ -285,8 +281,7 @@ def risk_coverage(histogram: Counts) -> dict[str, np.ndarray]:
     Args:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
 
-    Returns:
-        `coverage` and `risk`, float64 `[bins]`, at the upper edge of each bin; NaN where nothing is covered.
+    Returns: `coverage` and `risk`, float64 `[bins]`, at the upper edge of each bin; NaN where nothing is covered.
 
     Raises: TypeError or ValueError if the counts are traced, not integers, not `[2, bins]`, or negative (invalid).
 
@@ -311,8 +306,7 @@ def area_under_risk_coverage(histogram: Counts) -> float:
     Args:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
 
-    Returns:
-        AURC in [0, 1], smaller is better; NaN if nothing was counted. Without skill it is 1 - accuracy.
+    Returns: AURC in [0, 1], smaller is better; NaN if nothing was counted. Without skill it is 1 - accuracy.
 
     Raises: as `risk_coverage`.
 
@@ -343,8 +337,7 @@ def area_under_risk_coverage_bounds(histogram: Counts) -> tuple[float, float]:
     Args:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
 
-    Returns:
-        (low, high), widened by 1e-12 for rounding; both NaN if nothing was counted.
+    Returns: (low, high), widened by 1e-12 for rounding; both NaN if nothing was counted.
 
     Raises: as `risk_coverage`.
 
@@ -363,17 +356,15 @@ def area_under_risk_coverage_bounds(histogram: Counts) -> tuple[float, float]:
     return low - ROUNDING, high + ROUNDING
 
 
-def _log_probabilities(name, logits, where, *, samples):
-    """Returns log softmax, `[K, ..., C]` or `[..., C]`, finite for classes ruled out, and the mask of the pixels."""
-    logits = checks.floating(name, logits)
-    wanted = "[samples, ..., classes]" if samples else "[..., classes]"
-    if logits.ndim < 1 + samples or logits.shape[-1] < 2 or 0 in logits.shape[:samples]:
-        raise ValueError(
-            f"{name} must be {wanted} with at least 2 classes{' and 1 sample' * samples}; got shape {logits.shape}"
-        )
-    keep = checks.mask("where", where, logits.shape[samples:-1])
+def _log_probabilities(mc_logits, where):
+    """Returns log softmax, finite for classes ruled out, and the mask of the pixels."""
+    logits = checks.floating("mc_logits", mc_logits)
+    if logits.ndim < 2 or logits.shape[-1] < 2 or not len(logits):
+        wanted = "[samples, ..., classes] with at least 2 classes and 1 sample"
+        raise ValueError(f"mc_logits must be {wanted}; got shape {logits.shape}")
+    keep = checks.mask("where", where, logits.shape[1:-1])
     # Masked before the maths: a NaN of a masked pixel must not reach a gradient.
-    logits = jnp.where(keep[None, ..., None] if samples else keep[..., None], logits, 0)
+    logits = jnp.where(keep[None, ..., None], logits, 0)
     # 0 · -inf is NaN, where p log p is 0.
     return jnp.maximum(log_softmax(logits), float(jnp.finfo(logits.dtype).min) / 4), keep
 

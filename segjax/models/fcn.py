@@ -3,6 +3,7 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from segjax import checks
 from segjax.models.layers import VGG16, ConvNorm, ConvStack, fan_in_normal, max_pool_2x2
 from segjax.models.network import ForwardContext, Network
 from segjax.models.upsampling import ConvTransposeBilinear
@@ -41,8 +42,7 @@ class FCN(Network):
 
     def check(self) -> None:
         """Raises a ValueError if `stride` is not 8, 16 or 32."""
-        if self.stride not in (8, 16, 32):
-            raise ValueError(f"stride of an FCN must be 8, 16 or 32; got {self.stride}")
+        checks.choice("stride", self.stride, (8, 16, 32))
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b H W f"], int]:
         """Maps `[B, H, W, channels]`, multiples of 32, to the sum of the scores, `[B, H/stride, W/stride, score]`."""

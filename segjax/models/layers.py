@@ -81,14 +81,13 @@ class Norm(Layer):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         """Normalizes by batch statistics, updating "batch_stats", if `train`, and by the running statistics if not."""
+        checks.choice("norm", self.kind, ("batch", "group", "none"))
         common = {"epsilon": 1e-5, "use_fast_variance": False, **self.dtypes}
         if self.kind == "batch":
             return nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name, name="batch", **common)(x)
         if self.kind == "group":
             return nn.GroupNorm(math.gcd(self.groups, x.shape[-1]), name="group", **common)(x)
-        if self.kind == "none":
-            return x
-        raise ValueError(f"norm must be 'batch', 'group' or 'none'; got {self.kind!r}")
+        return x
 
 
 class Block(Layer, kw_only=True):
@@ -116,15 +115,8 @@ def Conv(
 ) -> nn.Conv:
     """Returns a k×k `nn.Conv` with PyTorch's padding, dilation · (k - 1) / 2 zeros on every side, and without bias.
 
-    With stride s the outputs lie at pixels 0, s, 2s, …, so H pixels become ceil(H / s).
-
-    Args:
-        features: number of output channels.
-        size: k, odd.
-        stride: s.
-        dilation: distance between the taps in pixels.
-        gain: the initial kernel has variance gain / fan-in; He's 2 is for the ReLU that follows.
-        fields: other fields of `nn.Conv`.
+    `size` is an odd k, and `fields` are other fields of `nn.Conv`. With stride s the outputs lie at pixels 0, s, 2s, …,
+    so H pixels become ceil(H / s). The initial kernel has variance gain / fan-in; He's 2 is for the ReLU that follows.
     """
     defaults = {"padding": dilation * (size // 2), "use_bias": False, "dtype": jnp.float32}
     fields = {**defaults, "kernel_init": fan_in_normal(gain), "kernel_dilation": dilation, **fields}

@@ -112,9 +112,7 @@ class Network(Block, kw_only=True):
             examples: `[B]`, global indices of the images, which key their masks; None: 0 to B-1. Without them, images
                 on different devices of a mapped axis share masks.
 
-        Raises:
-            TypeError: the images are integers.
-            ValueError: a shape, field or argument out of range; training with dropout but without a "dropout" key.
+        Raises: TypeError or ValueError if an argument or field is not valid, or a "dropout" key is missing in training.
         """
         check_images(images)
         self._check_fields()
@@ -151,12 +149,10 @@ class Network(Block, kw_only=True):
     def _check_fields(self) -> None:
         checks.choice("dropout", self.dropout, DROPOUTS)
         checks.choice("mask", self.mask, MASKS)
-        if self.heads < 1:
-            raise ValueError(f"heads must be at least 1; got {self.heads}")
+        checks.scalar("heads", self.heads, jnp.int32, 1.0)
         self.check()
-        if not 0 <= self.deep_dropout <= self.deep_places:
-            valid = f"must be between 0 and {self.deep_places}; got {self.deep_dropout}"
-            raise ValueError(f"deep_dropout of this {type(self).__name__} {valid}")
+        name = f"deep_dropout of this {type(self).__name__}"
+        checks.scalar(name, self.deep_dropout, jnp.int32, 0.0, float(self.deep_places))
 
     def _dropout_keys(self, batch: int, train: bool, examples: ArrayLike | None) -> Key[Array, "b"] | None:
         """Returns one key per example, or None for a pass without dropout."""
@@ -240,26 +236,23 @@ def head_samples(
     in the backward pass too. `segjax.inference.head_uncertainty` is for large K: it does not hold K sets of logits.
 
     Args:
-        features: x, `[B, H, W, F]`, any floating dtype.
-        kernel: W, `[F, C]`.
-        bias: b, `[C]`.
-        keys: `[B]`, PRNG keys of the examples (`example_dropout_keys`).
+        features: x, any floating dtype.
+        kernel: W.
+        bias: b.
+        keys: PRNG keys of the examples (`example_dropout_keys`).
         heads: K ≥ 1; static.
         rate: p in [0, 1), a scalar; not checked if traced.
         mask: "element" | "channel"; static. Masks per element need H · W times as many random numbers.
 
-    Raises:
-        ValueError: an argument out of range, or another number of keys than of images.
+    Raises: ValueError if an argument is out of range, or there are not as many keys as images.
 
-    References:
-        Gal and Ghahramani, arXiv 1506.02142; Kendall et al., arXiv 1511.02680.
+    References: Gal and Ghahramani, arXiv 1506.02142; Kendall et al., arXiv 1511.02680.
 
     >>> keys, x = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 5, 6, 4))
     >>> head_samples(x, jnp.ones((4, 3)), jnp.zeros(3), keys, heads=8, rate=0.2, mask="channel").shape
     (8, 2, 5, 6, 3)
     """
-    if heads < 1:
-        raise ValueError(f"heads must be at least 1; got {heads}")
+    checks.scalar("heads", heads, jnp.int32, 1.0)
     shape, threshold, scale = _mask_parameters(features, rate, keys, mask)
     dtype = jnp.promote_types(features.dtype, jnp.float32)
     x, kernel, bias = (array.astype(dtype) for array in (features, kernel, bias))
@@ -286,13 +279,10 @@ def logit_variance(
 
     Masks per element and per channel have the same variance; they differ only in the covariance between pixels.
 
-    Args:
-        features: x, `[B, H, W, F]`, any floating dtype.
-        kernel: w, `[F, C]`.
-        rate: p in [0, 1), a scalar, otherwise a ValueError; not checked if traced.
+    x are the features, of any floating dtype, and w is the kernel. The rate p is a scalar in [0, 1), otherwise a
+    ValueError; it is not checked if traced.
 
-    References:
-        Wang and Manning, Fast dropout training, ICML 2013 (the closed form); Kendall and Gal, arXiv 1703.04977.
+    References: Wang and Manning, Fast dropout training, ICML 2013 (the closed form); Kendall and Gal, arXiv 1703.04977.
 
     >>> x, kernel = jnp.array([3.0, 1.0]).reshape(1, 1, 1, 2), jnp.array([[1.0], [2.0]])
     >>> print(logit_variance(x, kernel, 0.2)[0, 0, 0])  # 0.2 / 0.8 · (1 · 9 + 4 · 1)

@@ -19,7 +19,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jaxtyping import Array, Float
 
-from segjax import collectives
+from segjax import checks, collectives
 from segjax.models.layers import Block, Layer, Norm, fan_in_normal, first_is_larger, larger, max_pool_2x2
 from segjax.models.network import ForwardContext
 from segjax.models.unet import UNet
@@ -70,8 +70,7 @@ class PackedUNet(UNet):
     def check(self) -> None:
         """Raises a ValueError if a field of the U-Net, `pack` or `strips` is out of range."""
         super().check()
-        if self.strips < 1:
-            raise ValueError(f"strips must be at least 1; got {self.strips}")
+        checks.scalar("strips", self.strips, jnp.int32, 1.0)
         if self.pack not in [2**level for level in range(self.depth + 1)]:
             raise ValueError(f"pack must be a power of two, at most 2^depth = {2**self.depth}; got {self.pack}")
 

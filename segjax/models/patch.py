@@ -47,8 +47,7 @@ class PatchClassifier(Network):
         patch_size: P; None: 7 · 2^depth - 4, which leaves k = 3 pixels to the fully connected layer.
         sliding: evaluate each patch separately, one row of patches at a time; the result is the same to rounding.
 
-    References:
-        Ciresan et al., NIPS 2012; Sermanet et al., arXiv 1312.6229; Giusti et al., arXiv 1302.1700.
+    References: Ciresan et al., NIPS 2012; Sermanet et al., arXiv 1312.6229; Giusti et al., arXiv 1302.1700.
 
     >>> model, images = PatchClassifier(num_classes=5, width=2, depth=1), jnp.zeros((1, 4, 9, 3))
     >>> variables = model.init(jax.random.key(0), images, train=False)

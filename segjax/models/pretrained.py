@@ -23,26 +23,28 @@ def load_torch_state(path: str | Path) -> dict[str, np.ndarray]:
     `.pth` and `.pt` are read by `torch.load(weights_only=True)`, and need PyTorch (the extra `torch`); `.safetensors`
     needs the small package `safetensors` (the extra `pretrained`).
 
-    Raises:
-        FileNotFoundError, ModuleNotFoundError: the file, or the package that reads it, does not exist.
-        ValueError: another suffix; a damaged file; a file that does not contain named arrays.
+    Raises: FileNotFoundError or ModuleNotFoundError if the file, or the package that reads it, does not exist;
+    ValueError for another suffix, a damaged file, or a file that does not contain named arrays.
     """
     path = Path(path)
-    readers = {".safetensors": _read_safetensors, ".pth": _read_pth, ".pt": _read_pth}
+    torch = (_read_pth, "'segjax[torch]', or save the weights as .safetensors")
+    readers = {".safetensors": (_read_safetensors, "'segjax[pretrained]'"), ".pth": torch, ".pt": torch}
     if path.suffix not in readers:
         raise ValueError(f"{path}: pretrained weights must be a .safetensors, .pth or .pt file; got {path.suffix!r}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the file of pretrained weights does not exist")
-    return readers[path.suffix](path)
+    read, extra = readers[path.suffix]
+    try:
+        return read(path)
+    except ModuleNotFoundError as error:
+        problem = f"reading a {path.suffix} file needs {error.name}: pip install {extra}"
+        raise ModuleNotFoundError(f"{path}: {problem}", name=error.name) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ModuleNotFoundError as error:
-        problem = f"reading a .safetensors file needs {error.name}: pip install 'segjax[pretrained]'"
-        raise ModuleNotFoundError(f"{path}: {problem}", name=error.name) from error
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     try:
         state = load_file(path)
     except SafetensorError as error:
@@ -52,12 +54,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_pth(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        problem = f"reading a {path.suffix} file needs {error.name}: pip install 'segjax[torch]'"
-        remedy = "or save the weights as .safetensors, which needs only safetensors"
-        raise ModuleNotFoundError(f"{path}: {problem}; {remedy}", name=error.name) from error
+    import torch
+
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     # PyTorch raises many kinds of error here, and one of them recommends unpickling the file.
@@ -86,8 +84,7 @@ def resnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = 
     Depth and width are inferred from the state; its classifier `fc` is left out. `channels` = 1 sums the stem's kernel
     over its input channels, so that a grey image gives the features of the image with that grey in all channels.
 
-    Raises:
-        ValueError: the state is not that of a ResNet-18, 34, 50 or 101, or `channels` is neither 1 nor the state's.
+    Raises: ValueError unless the state is that of a ResNet-18, 34, 50 or 101, and `channels` is 1 or the state's.
     """
     unused = re.compile(r"fc\.|.*num_batches_tracked$")
     state = {name: value for name, value in state.items() if not unused.match(name)}
@@ -157,9 +154,7 @@ def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
 def load_encoder(path: str | Path, variables: Variables) -> dict[str, Any]:
     """Returns a network's initial variables with a torchvision ResNet loaded into its encoder.
 
-    Raises:
-        FileNotFoundError, ModuleNotFoundError: those of `load_torch_state`.
-        ValueError: the file is damaged, not a ResNet's, or does not fit the network; the message begins with the path.
+    Raises: as `load_torch_state`, or ValueError if the weights do not fit the network; messages begin with the path.
     """
     state = load_torch_state(path)
     stem = variables["params"].get("encoder", {}).get("conv1")

@@ -430,7 +430,7 @@ BROKEN = {
     "one class": (
         lambda f: f.max_probability(MC_LOGITS[..., :1]),
         ValueError,
-        r"logits must be \[\.\.\., classes\] with at least 2 classes; got shape \(5, 4, 7, 1\)",
+        r"logits must be \[\.\.\., classes\] with at least 2 classes, class last; got shape \(5, 4, 7, 1\)",
     ),
     "mask": (
         lambda f: f.log_mean_softmax(MC_LOGITS, where=np.ones(5, bool)),
@@ -476,7 +476,7 @@ BROKEN = {
     "maximum of the scores": (
         lambda f: f.accuracy_vs_uncertainty(np.ones((2, 4), int), float("inf")),
         ValueError,
-        r"maximum must be above 0 and finite; got inf",
+        r"maximum must be finite and more than 0; got inf",
     ),
     "threshold": (
         lambda f: f.accuracy_vs_uncertainty(np.ones((2, 4), int), 0.7, threshold=0.8),

@@ -158,5 +158,5 @@ def test_fcn_score_sets_the_features_of_the_head():
 
 
 def test_fcn_rejects_stride_4():
-    with pytest.raises(ValueError, match="stride of an FCN must be 8, 16 or 32; got 4"):
+    with pytest.raises(ValueError, match="stride must be one of 8, 16, 32; got 4"):
         shapes(SMALL.clone(stride=4))

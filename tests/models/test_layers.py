@@ -147,7 +147,7 @@ def test_batch_norm_of_half_precision_keeps_its_statistics_in_float32():
 
 
 def test_unknown_norm_is_rejected():
-    with pytest.raises(ValueError, match="'batch', 'group' or 'none'; got 'layer'"):
+    with pytest.raises(ValueError, match="'batch', 'group', 'none'; got 'layer'"):
         Norm("layer").init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), train=True)
 
 

@@ -328,7 +328,7 @@ def test_validate_field_of_another_network(name, field, value, message):
 def test_make_model_error_of_the_network():
     config = defaults()
     config.model.name, config.model.output_stride = "fcn", 4
-    with pytest.raises(ConfigError, match=r"config.model of fcn: stride of an FCN must be 8, 16 or 32; got 4"):
+    with pytest.raises(ConfigError, match=r"config.model of fcn: stride must be one of 8, 16, 32; got 4"):
         make_model(config, 11)
 
 
