@@ -9,16 +9,16 @@ from sphinx.domains.python._object import PyObject
 from sphinx.transforms import SphinxTransform
 
 ATTRIBUTES = re.compile(r"Attributes: \w.*, and$")
-RETURNS = re.compile(r"Returns: (.+)")
+ONE_LINE = re.compile(r"(Returns|Raises|References): (.+)")
 
 
 def split_sections(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Splits "Attributes: those of `Network`, and" into a sentence and a section, and makes "Returns: …" a section."""
+    """Splits "Attributes: those of `Network`, and" into a sentence and a section, and one-line sections from others."""
     for i, line in reversed(list(enumerate(lines))):
         if ATTRIBUTES.match(line):
             lines[i : i + 1] = [f"{line} these:", "", "Attributes:"]
-        elif match := RETURNS.fullmatch(line):
-            lines[i : i + 1] = ["Returns:", f"    {match[1]}"]
+        elif match := ONE_LINE.fullmatch(line):
+            lines[i : i + 1] = ["", "Returns:", f"    {match[2]}"] if match[1] == "Returns" else ["", line]
 
 
 class Bars(SphinxTransform):

@@ -32,9 +32,7 @@ def boundary_tolerance(height: int, width: int, share: Scalar = 0.0075) -> float
         share: s ≥ 0; SegNet's is 0.0075. The distance of boundary IoU is that of 0.02, rounded, at least 1.
 
     Returns: θ in pixels, a Python float because `tolerance` is static.
-
     Raises: ValueError if the height or width is below 1, or the share is negative.
-
     References: Badrinarayanan et al., SegNet, arXiv 1511.00561.
 
     >>> boundary_tolerance(600, 800)
@@ -72,9 +70,7 @@ def boundary_counts(
         where, axis_name: as in `confusion_matrix`.
 
     Returns: int32 `[C, 4]`: M. Every entry is -2^31 if an unmasked label or prediction is outside [0, C).
-
     Raises: TypeError or ValueError if a dtype or shape does not fit, C < 1, or the tolerance is traced or negative.
-
     References: Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
     >>> labels, predictions = jnp.array([[0, 0, 0, 1, 1, 1]]), jnp.array([[0, 0, 1, 1, 1, 1]])
@@ -97,9 +93,7 @@ def boundary_counts_per_image(
         labels, predictions, num_classes, tolerance, where: as in `boundary_counts`.
 
     Returns: int32 `[..., C, 4]`; concatenate batches. An image with an unmasked class outside [0, C) has only -2^31.
-
     Raises: as `boundary_counts`.
-
     References: Badrinarayanan et al., SegNet, arXiv 1511.00561.
 
     >>> labels = jnp.array([[[0, 0, 1, 1]], [[0, 0, 0, 0]]])
@@ -128,7 +122,6 @@ def boundary_f1(counts: Counts, *, absent: str = "exclude") -> dict[str, float |
         one side has a boundary), `boundary_precision_per_class` and `boundary_recall_per_class`, all in [0, 1].
 
     Raises: as `segmentation_scores`, with counts `[C, 4]`.
-
     References: Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
     >>> scores = boundary_f1(np.array([[6, 8, 5, 10], [0, 3, 0, 0], [0, 0, 0, 0]]))
@@ -157,9 +150,7 @@ def boundary_f1_per_image(counts: Counts) -> dict[str, float | np.ndarray]:
         counts: integers `[N, C, 4]`, concatenated from `boundary_counts_per_image`.
 
     Returns: `mean_boundary_f1_per_image` (float) and `boundary_f1_per_image` (float64 `[N]`), in [0, 1]; NaN outside J.
-
     Raises: as `segmentation_scores`, with counts `[N, C, 4]`.
-
     References: Badrinarayanan et al., SegNet, arXiv 1511.00561.
 
     >>> scores = boundary_f1_per_image(np.array([[[6, 8, 5, 10], [0, 3, 0, 0]], [[4, 4, 4, 4], [0, 0, 0, 2]]]))
@@ -196,9 +187,7 @@ def boundary_iou_counts(
         where, axis_name: as in `boundary_counts`.
 
     Returns: int32 `[C, 2]`: intersection, union; all -2^31 if an unmasked label or prediction is outside [0, C).
-
     Raises: as `boundary_counts`, or the distance is traced, not an integer, or below 1.
-
     References: Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, arXiv 2103.16562.
 
     >>> labels = jnp.zeros((5, 5), int).at[:, 3:].set(1)
@@ -225,7 +214,6 @@ def boundary_iou(counts: Counts, *, absent: str = "exclude") -> dict[str, float 
         `mean_boundary_iou` (float; NaN if no class remains) and `boundary_iou_per_class` (float64 `[C]`), in [0, 1].
 
     Raises: as `segmentation_scores`, with counts `[C, 2]`.
-
     References: Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, arXiv 2103.16562.
 
     >>> scores = boundary_iou(np.array([[9, 12], [0, 4], [0, 0]]))

@@ -64,7 +64,6 @@ def calibration_bins(
         [0, C), or unmasked logits contain NaN or +inf (or only -inf).
 
     Raises: TypeError or ValueError if a dtype or shape does not fit, or num_bins < 1.
-
     References: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599.
 
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625], [0.125, 0.875]]))
@@ -90,9 +89,7 @@ def classwise_calibration_bins(
         logits, labels, num_bins, where, axis_name: as in `calibration_bins`; p = 0 is in the first bin.
 
     Returns: `CalibrationBins` of `[C, num_bins]`: `correct` counts the pixels of class j, `confidence` sums p_j.
-
     Raises: as `calibration_bins`.
-
     References: Kull et al., Beyond temperature scaling, arXiv 1910.12656; Nixon et al., arXiv 1904.01685.
 
     >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.375, 0.625]]))
@@ -118,9 +115,7 @@ def expected_calibration_error(bins: CalibrationBins) -> float:
         bins: `[bins]`, sums of `calibration_bins`.
 
     Returns: ECE in [0, 1] (not percent), 0 is best; NaN if nothing was counted.
-
     Raises: TypeError or ValueError if the bins are traced, not `[bins]`, or count an invalid pixel or an overflow.
-
     References: Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
 
     >>> expected_calibration_error(CalibrationBins(np.array([0, 2]), np.array([0, 1]), np.array([0.0, 1.75])))
@@ -139,9 +134,7 @@ def maximum_calibration_error(bins: CalibrationBins) -> float:
         bins: `[bins]`, sums of `calibration_bins`.
 
     Returns: MCE in [0, 1], 0 is best; NaN if nothing was counted. A single pixel in a bin may decide it.
-
     Raises: as `expected_calibration_error`.
-
     References: Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
 
     >>> maximum_calibration_error(CalibrationBins(np.array([1, 9]), np.array([1, 9]), np.array([0.25, 9.0])))
@@ -163,9 +156,7 @@ def classwise_calibration_error(bins: CalibrationBins) -> dict[str, float | np.n
         bins: `[classes, bins]`, sums of `classwise_calibration_bins`.
 
     Returns: `calibration_error_per_class` (float64 `[C]`) and `mean_calibration_error`, in [0, 1]; NaN without pixels.
-
     Raises: as `expected_calibration_error`, for `[classes, bins]`.
-
     References: Kull et al., Beyond temperature scaling, arXiv 1910.12656, equation 3; Nixon et al., arXiv 1904.01685.
 
     >>> bins = CalibrationBins(np.array([[4], [4]]), np.array([[4], [0]]), np.array([[3.0], [1.0]]))
@@ -191,7 +182,6 @@ def reliability_diagram(bins: CalibrationBins) -> dict[str, np.ndarray]:
         float64: `edges` `[bins + 1]`; in the bins' shape, `confidence`, `accuracy` and `share`, NaN without pixels.
 
     Raises: as `expected_calibration_error`, or shapes differ.
-
     References: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, figure 1.
 
     >>> bins = CalibrationBins(np.array([1, 3]), np.array([1, 0]), np.array([0.25, 2.25]))
@@ -220,9 +210,7 @@ def proper_score_sums(
         logits, labels, where, axis_name: as in `calibration_bins`.
 
     Returns: `ProperScoreSums`, scalars. Invalid pixels: as in `calibration_bins`.
-
     Raises: as `calibration_bins`.
-
     References: Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 102 (2007).
 
     >>> sums = proper_score_sums(jnp.zeros((3, 2)), jnp.array([0, 1, 255]), where=jnp.array([True, True, False]))
@@ -254,9 +242,7 @@ def brier_score(sums: ProperScoreSums) -> float:
         sums: sums of `proper_score_sums`.
 
     Returns: The score in [0, 2], 0 is best; NaN if nothing was counted.
-
     Raises: as `expected_calibration_error`, for scalars.
-
     References: Brier, Verification of Forecasts Expressed in Terms of Probability, Monthly Weather Review 78 (1950).
 
     >>> brier_score(proper_score_sums(jnp.zeros((3, 2)), jnp.array([0, 1, 1])))
@@ -274,9 +260,7 @@ def negative_log_likelihood(sums: ProperScoreSums) -> float:
         sums: sums of `proper_score_sums`.
 
     Returns: NLL in nats, in [0, inf], 0 is best; NaN if nothing was counted.
-
     Raises: as `brier_score`.
-
     References: Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 102 (2007).
 
     >>> round(negative_log_likelihood(proper_score_sums(jnp.zeros((3, 2)), jnp.array([0, 1, 1]))), 6)

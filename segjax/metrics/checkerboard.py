@@ -49,9 +49,7 @@ def checkerboard_sums(
         axis_name: mapped device axis, or None.
 
     Returns: `CheckerboardSums`, scalars, for `checkerboard_energy`. NaN if an unmasked window has a NaN.
-
     Raises: TypeError or ValueError if a dtype or shape does not fit, or the stride or the window is out of range.
-
     References: Odena et al., Deconvolution and Checkerboard Artifacts, Distill 2016; Durall et al., arXiv 2003.01826.
 
     >>> board = (jnp.indices((4, 6)).sum(0) % 2).astype(jnp.float32)
@@ -91,9 +89,7 @@ def checkerboard_energy(sums: CheckerboardSums) -> float:
         sums: sums of `checkerboard_sums`.
 
     Returns: The share in [0, 1], 0 is best; NaN if no window was counted or none of them had any energy.
-
     Raises: TypeError or ValueError if the sums are traced, not scalars, or not finite.
-
     References: Odena et al., Deconvolution and Checkerboard Artifacts, Distill 2016.
 
     >>> noise = jax.random.normal(jax.random.key(0), (100, 8, 8, 1))

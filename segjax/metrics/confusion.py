@@ -34,7 +34,6 @@ def confusion_matrix(
         Every entry is -2^31 if an unmasked label or prediction is outside [0, C) or an unmasked logit is NaN.
 
     Raises: TypeError or ValueError if a dtype or shape does not fit, or C < 1.
-
     References: Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, IJCV 88 (2010).
 
     >>> labels = jnp.array([0, 0, 1, 255])
@@ -71,7 +70,6 @@ def segmentation_scores(confusion: Counts, *, absent: str = "exclude") -> dict[s
         in [-1, 1]. NaN for 0 / 0: means without a class, N = 0, one true or one predicted class for Matthews.
 
     Raises: TypeError or ValueError if the counts are traced, not integers, of another shape, or negative (invalid).
-
     References: Long et al., arXiv 1411.4038 (accuracies); Gorodkin, Computational Biology and Chemistry 28 (2004).
 
     >>> scores = segmentation_scores(np.array([[6, 2, 0], [0, 2, 0], [0, 0, 0]]))
@@ -117,9 +115,7 @@ def confusion_matrix_per_image(
         labels, predictions, num_classes, where: as in `confusion_matrix`; N images first.
 
     Returns: int32 `[N, C, C]`, rows are true classes. An image with an invalid unmasked pixel has -2^31 in every entry.
-
     Raises: as `confusion_matrix`, or labels are a scalar.
-
     References: Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
     >>> labels = jnp.array([[0, 0, 1], [1, 1, 255]])
@@ -146,9 +142,7 @@ def per_image_sums(confusions: Counts, *, absent: str = "exclude") -> dict[str, 
         absent: as in `segmentation_scores`; "exclude" also leaves the image out of the class's mean.
 
     Returns: The keys of `per_image_scores`, each float64 `[2, ...]`: sum of the score, and number of images.
-
     Raises: as `segmentation_scores`, for `[..., C, C]`.
-
     References: Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
     >>> sums = per_image_sums(np.array([[[3, 1], [0, 0]], [[0, 0], [0, 0]], [[2, 0], [0, 2]]]))
@@ -186,9 +180,7 @@ def per_image_scores(sums: dict[str, np.ndarray]) -> dict[str, float | np.ndarra
         sums: sums over all images, by name.
 
     Returns: The same names, float or float64 `[C]`, in [0, 1]; NaN where the score is defined in no image.
-
     Raises: ValueError if an entry is not `[2, ...]`, sum and number.
-
     References: Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
 
     >>> matrices = np.array([[[96, 1], [0, 0]], [[1, 0], [1, 1]]])  # a large image and a small one
@@ -218,9 +210,7 @@ def recipe_jaccard(confusions: Counts) -> float:
         confusions: integers `[N, K, K]` of `confusion_matrix_per_image` with void as a class; `[K, K]` for one image.
 
     Returns: A number in [0, 1]; NaN without images.
-
     Raises: as `per_image_sums`.
-
     References: scikit-learn 0.21, documentation of `sklearn.metrics.jaccard_similarity_score`.
 
     >>> recipe_jaccard(np.array([[[90, 0], [0, 10]], [[30, 20], [0, 50]]]))

@@ -36,7 +36,6 @@ def obstacle_targets(labels: Integer[ArrayLike, "*pixels"]) -> ObstacleTargets:
         (targets, where) for `score_histogram`: int32 and boolean. Any other label (also void, 255) becomes -1, invalid.
 
     Raises: TypeError if labels are not integers.
-
     References: Pinggera et al., Lost and Found: Detecting Small Road Hazards, arXiv 1609.04653.
 
     >>> print(*obstacle_targets(jnp.array([0, 1, 2, 7])))
@@ -83,9 +82,7 @@ def component_counts(
         connectivity: 1: pixels touch at their sides (4 neighbours); 2: also at their corners (8).
 
     Returns: int64 `[thresholds, 3]`: found, missed, false. They add over images, batches and hosts.
-
     Raises: TypeError or ValueError if an argument is traced, or a dtype, shape, target or option is not valid.
-
     References: Pinggera et al., Lost and Found, arXiv 1609.04653; Chan et al., SegmentMeIfYouCan, arXiv 2104.14812.
 
     >>> targets = np.array([[1, 1, 0, 0, 1], [1, 1, 0, 0, 1]])
@@ -125,7 +122,6 @@ def component_scores(counts: Counts) -> dict[str, float | np.ndarray]:
         (SegmentMeIfYouCan's F1*); in [0, 1]. NaN for 0 / 0.
 
     Raises: TypeError or ValueError if counts are traced, not integers, not `[thresholds, 3]`, or negative.
-
     References: Chan et al., SegmentMeIfYouCan: A Benchmark for Anomaly Segmentation, arXiv 2104.14812.
 
     >>> scores = component_scores(np.array([[3, 1, 2], [1, 3, 4]]))

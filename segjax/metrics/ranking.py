@@ -57,9 +57,7 @@ def score_histogram(
         where, axis_name: as in `confusion_matrix`.
 
     Returns: int32 `[2, 4096]`: negatives, positives. All -2^31 if an unmasked logit is NaN or a target neither 0 nor 1.
-
     Raises: TypeError or ValueError if a dtype or shape does not fit.
-
     References: Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27 (2006).
 
     >>> histogram = score_histogram(jnp.array([-20.0, 0.0, 3.0]), jnp.array([0, 0, 1]))
@@ -86,9 +84,7 @@ def class_log_odds(logits: Logits) -> Float[Array, "*pixels classes"]:
         logits: z, `[..., C]`, C ≥ 2; -inf rules a class out.
 
     Returns: `[..., C]`, at least float32, accurate also for p near 1; ±inf where a class or all others have p = 0.
-
     Raises: TypeError or ValueError if logits are not floating, or have fewer than 2 classes.
-
     References: Bishop, Pattern Recognition and Machine Learning, Springer 2006, section 4.2.
 
     >>> print(class_log_odds(jnp.log(jnp.array([0.5, 0.25, 0.25]))).round(4))
@@ -115,9 +111,7 @@ def average_precision(histogram: Counts) -> float:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
     Returns: AP in [0, 1]; NaN without positives. The share of positives is the AP without skill.
-
     Raises: TypeError or ValueError if the counts are traced, not integers, not `[2, bins]`, or negative (invalid).
-
     References: Su et al., A Relationship between the Average Precision and the Area Under the ROC Curve, ICTIR 2015.
 
     >>> histogram = score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0]))
@@ -145,9 +139,7 @@ def average_precision_bounds(histogram: Counts) -> tuple[float, float]:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
     Returns: (low, high), within 1e-12 of [0, 1]; both NaN without positives.
-
     Raises: as `average_precision`.
-
     References: Su et al., A Relationship between the Average Precision and the Area Under the ROC Curve, ICTIR 2015.
 
     >>> low, high = average_precision_bounds(score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1])))
@@ -174,9 +166,7 @@ def auroc(histogram: Counts) -> float:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
     Returns: AUROC in [0, 1], 0.5 without skill; NaN without positives or without negatives.
-
     Raises: as `average_precision`.
-
     References: Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27 (2006).
 
     >>> auroc(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
@@ -199,7 +189,6 @@ def auroc_bounds(histogram: Counts) -> tuple[float, float]:
         (low, high), within 1e-12 of [0, 1], `auroc` in the middle; both NaN without positives or without negatives.
 
     Raises: as `average_precision`.
-
     References: Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27 (2006).
 
     >>> bounds = auroc_bounds(score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1])))
@@ -219,9 +208,7 @@ def fpr_at_tpr(histogram: Counts, tpr: float = 0.95) -> float:
         tpr: required true positive rate, in (0, 1]; 0.95 is FPR95 of the obstacle literature.
 
     Returns: FPR in [0, 1], smaller is better; NaN without positives or without negatives.
-
     Raises: as `average_precision`, or `tpr` is out of range.
-
     References: Pinggera et al., Lost and Found, arXiv 1609.04653.
 
     >>> fpr_at_tpr(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
@@ -241,9 +228,7 @@ def fpr_at_tpr_bounds(histogram: Counts, tpr: float = 0.95) -> tuple[float, floa
         histogram, tpr: as in `fpr_at_tpr`.
 
     Returns: (low, high), within 1e-12 of [0, 1]; both NaN without positives or without negatives.
-
     Raises: as `fpr_at_tpr`.
-
     References: Pinggera et al., Lost and Found, arXiv 1609.04653.
 
     >>> histogram = score_histogram(jnp.array([3.0, 0.001, 0.002, -1.0]), jnp.array([0, 0, 1, 0]))
@@ -263,9 +248,7 @@ def best_f1(histogram: Counts) -> BestF1:
         histogram: integers `[2, bins]`, sums of `score_histogram` (equal bins on [-16, 16]); τ is a lower edge.
 
     Returns: (f1, threshold_logit): the highest threshold with this F1 (-inf: all pixels); both NaN without positives.
-
     Raises: as `average_precision`.
-
     References: van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
 
     >>> best_f1(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))
@@ -293,9 +276,7 @@ def best_f1_bounds(histogram: Counts) -> tuple[float, float]:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
     Returns: (low, high), within 1e-12 of [0, 1]; both NaN without positives.
-
     Raises: as `average_precision`.
-
     References: van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
 
     >>> bounds = best_f1_bounds(score_histogram(jnp.array([3.0, 0.001, 0.002]), jnp.array([1, 0, 1])))
@@ -324,7 +305,6 @@ def threshold_at_precision(histogram: Counts, precision: float) -> ThresholdAtPr
         precision and its recall. All NaN without positives.
 
     Raises: as `average_precision`, or `precision` is not in (0, 1].
-
     References: van Rijsbergen, Information Retrieval, 2nd edition, Butterworths 1979.
 
     >>> threshold_at_precision(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])), 0.6)
@@ -358,7 +338,6 @@ def precision_recall_curve(histogram: Counts) -> dict[str, np.ndarray]:
         float64 arrays: `threshold_logit` (falling, at most to -inf), `precision`, `recall` (NaN without positives).
 
     Raises: as `average_precision`.
-
     References: Davis and Goadrich, The relationship between Precision-Recall and ROC curves, ICML 2006.
 
     >>> curve = precision_recall_curve(score_histogram(jnp.array([3.0, 2.0, 1.0, 0.0]), jnp.array([1, 0, 1, 0])))

@@ -37,7 +37,6 @@ def log_mean_softmax(mc_logits: McLogits, *, where: Where = None) -> Float[Array
         `[..., C]` in nats, at least float32, finite (-inf is about -1e38); NaN where an unmasked logit is NaN or +inf.
 
     Raises: TypeError or ValueError if a dtype or shape does not fit.
-
     References: Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation, arXiv 1612.01474.
 
     >>> print(jnp.exp(log_mean_softmax(jnp.log(jnp.array([[0.5, 0.5], [0.75, 0.25]])))))
@@ -56,9 +55,7 @@ def predictive_entropy(mc_logits: McLogits, *, where: Where = None) -> Float[Arr
         mc_logits, where: as in `log_mean_softmax`.
 
     Returns: `[...]` in nats, in [0, log C]; otherwise as `log_mean_softmax`. Gradients are finite for |z| ≤ 1e4.
-
     Raises: as `log_mean_softmax`.
-
     References: Gal, Uncertainty in Deep Learning, PhD thesis, Cambridge 2016, section 3.3.
 
     >>> print(predictive_entropy(jnp.array([[100.0, 0.0], [0.0, 100.0]])))  # sure but split: log 2
@@ -77,9 +74,7 @@ def expected_entropy(mc_logits: McLogits, *, where: Where = None) -> Float[Array
         mc_logits, where: as in `log_mean_softmax`.
 
     Returns: `[...]` in nats, in [0, log C]; otherwise as `predictive_entropy`.
-
     Raises: as `log_mean_softmax`.
-
     References: Depeweg et al., Decomposition of Uncertainty in Bayesian Deep Learning, arXiv 1710.07283.
 
     >>> print(expected_entropy(jnp.array([[100.0, 0.0], [0.0, 100.0]])).round(6))  # sure but split
@@ -98,9 +93,7 @@ def mutual_information(mc_logits: McLogits, *, where: Where = None) -> Float[Arr
         mc_logits, where: as in `log_mean_softmax`.
 
     Returns: `[...]` in nats, in [0, min(log K, log C)], 0 for equal samples; otherwise as `predictive_entropy`.
-
     Raises: as `log_mean_softmax`.
-
     References: Houlsby et al., Bayesian Active Learning for Classification and Preference Learning, arXiv 1112.5745.
 
     >>> sure_but_split, unsure = jnp.array([[100.0, 0.0], [0.0, 100.0]]), jnp.zeros((2, 2))
@@ -123,9 +116,7 @@ def max_probability(logits: Logits, *, where: Where = None) -> Float[Array, "*pi
         where: as in `log_mean_softmax`.
 
     Returns: `[...]` in [1/C, 1], at least float32; NaN where an unmasked logit is NaN or +inf.
-
     Raises: as `log_mean_softmax`.
-
     References: Hendrycks and Gimpel, A Baseline for Detecting Misclassified Examples, arXiv 1610.02136.
 
     >>> print(max_probability(jnp.log(jnp.array([[0.75, 0.25], [0.5, 0.5]]))))
@@ -159,7 +150,6 @@ def patch_means(
         `[..., ceil(H / patch), ceil(W / patch)]` twice: means (0 without pixels), and the mask of patches with pixels.
 
     Raises: TypeError or ValueError if a dtype or shape does not fit, or patch < 1.
-
     References: Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
 
     >>> print(*patch_means(jnp.array([[1.0, 3.0, 5.0], [2.0, 2.0, 7.0]]), 2))
@@ -204,7 +194,6 @@ def uncertainty_histogram(
         int32 `[2, num_bins]`: wrong pixels, right pixels. All -2^31 if an unmasked u is NaN or a traced maximum ≤ 0.
 
     Raises: TypeError or ValueError if a dtype or shape does not fit, num_bins < 1, or the maximum is out of range.
-
     References: Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
 
     >>> u, correct = jnp.array([0.1, 0.2, 0.6, 0.9]), jnp.array([True, True, True, False])
@@ -246,7 +235,6 @@ def accuracy_vs_uncertainty(
         is better: float64 `[bins + 1]`, or floats for one threshold. NaN where nothing is certain, wrong or counted.
 
     Raises: as `risk_coverage`, or the maximum or the threshold is out of range.
-
     References: Mukhoti and Gal, Evaluating Bayesian Deep Learning Methods for Semantic Segmentation, arXiv 1811.12709.
 
     >>> scores = accuracy_vs_uncertainty(np.array([[1, 0, 0, 3], [4, 0, 2, 0]]), 1.0, threshold=0.5)
@@ -282,9 +270,7 @@ def risk_coverage(histogram: Counts) -> dict[str, np.ndarray]:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
 
     Returns: `coverage` and `risk`, float64 `[bins]`, at the upper edge of each bin; NaN where nothing is covered.
-
     Raises: TypeError or ValueError if the counts are traced, not integers, not `[2, bins]`, or negative (invalid).
-
     References: Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, arXiv 1705.08500.
 
     >>> curve = risk_coverage(np.array([[0, 1, 2], [5, 1, 1]]))
@@ -307,9 +293,7 @@ def area_under_risk_coverage(histogram: Counts) -> float:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
 
     Returns: AURC in [0, 1], smaller is better; NaN if nothing was counted. Without skill it is 1 - accuracy.
-
     Raises: as `risk_coverage`.
-
     References: Geifman et al., Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, arXiv 1805.08206.
 
     >>> round(area_under_risk_coverage(np.array([[0, 1, 0], [1, 0, 1]])), 4)  # (0/1 + 1/2 + 1/3) / 3
@@ -338,9 +322,7 @@ def area_under_risk_coverage_bounds(histogram: Counts) -> tuple[float, float]:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
 
     Returns: (low, high), widened by 1e-12 for rounding; both NaN if nothing was counted.
-
     Raises: as `risk_coverage`.
-
     References: Geifman et al., Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, arXiv 1805.08206.
 
     >>> low, high = area_under_risk_coverage_bounds(np.array([[1], [1]]))

@@ -245,7 +245,6 @@ def head_samples(
         mask: "element" | "channel"; static. Masks per element need H · W times as many random numbers.
 
     Raises: ValueError if an argument is out of range, or there are not as many keys as images.
-
     References: Gal and Ghahramani, arXiv 1506.02142; Kendall et al., arXiv 1511.02680.
 
     >>> keys, x = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 5, 6, 4))
