@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing.spawn
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -191,41 +192,50 @@ def _iterate(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.Da
     if not workers:
         threads = min(prefetch, 2)
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
-    _skip_the_script()
+    script = _skip_the_script()
     if not flags.FLAGS.is_parsed():  # as in a notebook; grain's workers read absl's flags
         flags.FLAGS.mark_as_parsed()
     gc.collect()  # frees the semaphores of ended iterators, see `eval_batches`
     read = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1))
-    return iter(read.mp_prefetch(options, worker_init_fn=_end_with_parent))
+    return iter(read.mp_prefetch(options, worker_init_fn=functools.partial(_start_worker, script)))
 
 
 @functools.cache
-def _skip_the_script() -> None:
-    """Keeps grain's workers from running the program's script once more, as Python does in spawned processes.
+def _skip_the_script() -> dict[str, Any]:
+    """Keeps grain's workers from running the program's script at their start, as Python does in spawned processes.
 
-    A script without `if __name__ == "__main__"`, or one from standard input, would start workers without end. grain
-    does not need the script: it pickles by value what was defined there.
+    A script without `if __name__ == "__main__"` would start workers without end, and one from standard input cannot be
+    read again. grain pickles by value what is defined in it, except functions with a cache: see `_start_worker`.
+    Returns the entries that tell Python where the script is.
     """
     preparation_data = multiprocessing.spawn.get_preparation_data
 
     def without_script(name: str) -> dict[str, Any]:
         data = preparation_data(name)
-        if name.startswith("grain-process-prefetch"):
-            data = {key: value for key, value in data.items() if not key.startswith("init_main")}
-        return data
+        return data if not name.startswith("grain-process-prefetch") else {k: data[k] for k in data if k not in script}
 
+    script = {key: value for key, value in preparation_data("").items() if key.startswith("init_main")}
     multiprocessing.spawn.get_preparation_data = without_script
+    return script
 
 
-def _end_with_parent(worker: int, workers: int) -> None:
-    """Ends this worker process when its parent dies: a killed parent cannot stop its workers."""
+def _start_worker(script: dict[str, Any], worker: int, workers: int) -> None:
+    """Ends this worker when its parent dies, since a killed parent cannot stop it; runs the script if it is needed."""
 
     def watch() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
+    def from_script(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        multiprocessing.spawn.prepare(script)
+        return getattr(sys.modules["__main__"], name)
+
     threading.Thread(target=watch, name="segjax-end-with-parent", daemon=True).start()
+    if script:
+        sys.modules["__main__"].__getattr__ = from_script
 
 
 def _next(batches: Iterator[Batch]) -> Batch:

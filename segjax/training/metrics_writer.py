@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import rich.console
+import rich.table
 from etils import epath
 from rich import progress
 from tensorboardX import SummaryWriter
@@ -73,7 +74,10 @@ class MetricsWriter:
             progress.TimeElapsedColumn(),
             progress.TextColumn("eta"),
             progress.TimeRemainingColumn(compact=True, elapsed_when_finished=False),
-            progress.TextColumn("{task.fields[rate]}  {task.fields[loss]}  {task.fields[score]}"),
+            # The only column that may wrap, so that a narrow terminal cuts none of the others.
+            progress.TextColumn(
+                "{task.fields[rate]}  {task.fields[loss]}  {task.fields[score]}", table_column=rich.table.Column()
+            ),
             console=self.console,
             disable=not (self.console.is_terminal or has_widgets),
         )
@@ -135,7 +139,7 @@ class MetricsWriter:
             score = self._score(values)
             self._bar.update(self._task, score=score)
             if not self.console.is_terminal:
-                self.console.print(f"step {step}: {self._loss}  {score}")
+                self.console.print(f"step {step}: {self._loss}{'  ' * bool(self._loss)}{score}", soft_wrap=True)
 
     def _rate(self, step: int) -> str:
         began, first = self._started or (0, step)

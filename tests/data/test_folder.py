@@ -216,7 +216,7 @@ def test_open_split_skip_without_a_good_pair(make, ten):
     for mask in (root / "masks").iterdir():
         mask.write_bytes(b"words")
     data.on_error = "skip"
-    with pytest.raises(DataError, match=r"none of the 8 pairs of a split is good; .* one\. .*road_00.png"):
+    with pytest.raises(DataError, match=r"all 8 pairs of a split are unusable; .* one good\. .*road_00.png"):
         open_split(data, "train")
 
 

@@ -186,6 +186,36 @@ def test_train_loader_workers_of(make, tmp_path, process_environment, piped):
 
 
 @pytest.mark.slow
+def test_train_loader_workers_with_a_cached_function_of_the_script(tmp_path, process_environment):
+    """Cached functions are pickled by name, so that a worker has to run the script, which needs a main guard."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import functools\n"
+        "import numpy as np\n"
+        "from segjax.data.labels import LABEL_SETS\n"
+        "from segjax.data.loader import train_loader\n\n\n"
+        "@functools.cache\n"
+        "def read(i):\n"
+        "    return np.full((8, 10, 1), i, np.uint8)\n\n\n"
+        "class Mine:\n"
+        "    label_set, channels, skipped = LABEL_SETS['road_debris'], 1, ()\n"
+        "    native_size = largest_size = (8, 10)\n"
+        "    def __len__(self):\n"
+        "        return 4\n"
+        "    def __getitem__(self, i):\n"
+        "        return {'image': read(int(i)), 'label': read(0)[..., 0], 'name': str(i)}\n\n\n"
+        "if __name__ == '__main__':\n"
+        "    loader = train_loader(Mine(), global_batch_size=4, seed=0, size=None, workers=1)\n"
+        "    print(sorted(next(loader)['image'][:, 0, 0, 0].tolist()))\n"
+        "    loader.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], env=process_environment, capture_output=True, text=True, timeout=100
+    )
+    assert (done.stdout, done.returncode) == ("[0, 1, 2, 3]\n", 0), done.stderr
+
+
+@pytest.mark.slow
 def test_ended_loaders_free_their_semaphores(make, tmp_path):
     source = open_folder(make.folder(tmp_path, 4, (8, 10)), "train", CLASSES)
     os.truncate(tmp_path / "masks" / f"{source.name(1)}.png", 40)
