@@ -17,7 +17,7 @@ from jaxtyping import Array, Shaped
 
 from segjax import cli, missing_extra
 from segjax.data.resize import resize
-from segjax.inference import Preprocessing, class_logits, classify, standalone_predict
+from segjax.inference import class_logits, classify, standalone_predict
 from segjax.storage import nan_to_none, output_folder, read_json, to_json, write_together
 from segjax.trained_run import TrainedRun, load_run
 from segjax.training import ConfigError
@@ -46,15 +46,12 @@ def export_run(
     """Writes `model.stablehlo`, `card.json` and `run.py` into the folder `output`, and returns the card.
 
     All are written or none: a full disk leaves an earlier export complete. The options are those of `lower_network`.
-
-    Raises:
-      ConfigError: flatbuffers is not installed.
-      StorageError, OSError: `output` cannot be written.
+    Without flatbuffers it raises ConfigError; if `output` cannot be written, StorageError or OSError.
     """
     if message := missing_extra("export", "segjax export"):
         raise ConfigError(message)
     folder = output_folder(output)
-    exported = lower_network(run.model, run.state.variables, run.preprocessing, variance=variance, size=size)
+    exported = lower_network(run, variance=variance, size=size)
     data, script = bytes(exported.serialize()), Path(standalone_predict.__file__).read_bytes()
     card = model_card(run, variance=variance, size=size) | {
         "files": {MODEL_FILE: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
@@ -67,12 +64,7 @@ def export_run(
 
 
 def lower_network(
-    model: Any,
-    variables: Any,
-    preprocessing: Preprocessing,
-    *,
-    variance: bool = False,
-    size: tuple[int, int] | None = None,
+    run: TrainedRun, *, variance: bool = False, size: tuple[int, int] | None = None
 ) -> jax_export.Exported:
     """Lowers the prediction of uint8 images `[b, H, W, channels]`, parameters included, for CPU, CUDA and TPU.
 
@@ -81,7 +73,8 @@ def lower_network(
     logits under dropout of the head in closed form, mean over the outputs. `size` is the height and width of all
     images; None: any.
     """
-    model = model.clone(dropout="analytic" if variance else "none", remat=False, axis_name=None)
+    variables, preprocessing = run.state.variables, run.preprocessing
+    model = run.model.clone(dropout="analytic" if variance else "none", remat=False, axis_name=None)
 
     def predict(images: Shaped[Array, "..."]) -> dict[str, jax.Array]:
         output = model.apply(variables, preprocessing.network_input(images), train=False)

@@ -28,10 +28,7 @@ _ORIGIN |= {"cpu_threads": "CPU threads", "python": "Python", "versions": "versi
 
 
 class TrainedRun(NamedTuple):
-    """One checkpoint of a run, with everything needed to use it.
-
-    `state` is one copy, not replicated.
-    """
+    """One checkpoint of a run, with everything needed to use it; `state` is one copy, not replicated."""
 
     workdir: epath.Path
     config: ConfigDict
@@ -134,10 +131,8 @@ def chosen_threshold(
     """Returns the fields of `PredictOptions` for a threshold, and a line of text for the user.
 
     The threshold is the `probability`, or the one at which class `number` reaches the `precision` on the evaluation
-    split. The class is by default the second of two.
-
-    Raises:
-      ConfigError: no class out of more than two, a precision outside (0, 1], or one that no threshold reaches.
+    split. The class is by default the second of two. It raises ConfigError for more classes without a number, for a
+    precision outside (0, 1], and for one that no threshold reaches.
     """
     if probability is None and precision is None:
         return {}, ""

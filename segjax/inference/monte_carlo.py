@@ -241,10 +241,8 @@ def head_uncertainty_maps(
     """Returns the variance of `analytic_uncertainty` and the mutual information of `head_uncertainty`.
 
     "variance" is in squared logits, "mutual information" in nats, both at least float32. The mutual information is that
-    of K masks per channel, the same in every call. A single logit z counts as the logits 0 and z; the output of void,
-    of a head that learned void as a class, is left out.
-
-    The arguments and the errors are those of `head_uncertainty`, and `num_classes` is C, without void.
+    of K masks per channel, the same in every call. A single logit z counts as the logits 0 and z, and outputs beyond
+    the `num_classes` classes are left out. Other arguments and the errors are those of `head_uncertainty`.
 
     >>> variables = {"params": {"head": {"linear": {"kernel": jnp.ones((4, 1)), "bias": jnp.zeros(1)}}}}
     >>> head = jax.jit(head_uncertainty_maps, static_argnames="num_classes")

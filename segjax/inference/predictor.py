@@ -162,6 +162,9 @@ class Predictor:
 
     and logits the same without the logarithm. Masks of the default options are those that evaluation scores. The
     entropy is that of p; mutual information and variance are resized as they are.
+
+    `model` has one linear head, as `segjax.models.UNet`. `variables` are its parameters and batch statistics, and the
+    default options are `PredictOptions(preprocessing.size)`. With `probabilities`, predictions have these too.
     """
 
     def __init__(
@@ -173,15 +176,7 @@ class Predictor:
         *,
         probabilities: bool = False,
     ):
-        """Prepares the programs without compiling them.
-
-        Args:
-          model: a network with one linear head, such as `segjax.models.UNet`.
-          variables: its parameters and batch statistics.
-          preprocessing: its input and classes.
-          options: default `PredictOptions(preprocessing.size)`, as in evaluation.
-          probabilities: return probabilities too, 4 C bytes per pixel.
-        """
+        """Prepares the programs without compiling them."""
         self.preprocessing = preprocessing
         self.options = options or PredictOptions(preprocessing.size)
         self._variables, self._probabilities = variables, probabilities

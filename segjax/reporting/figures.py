@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -65,8 +66,7 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if reference is not None:
         axes.axhline(reference[1], color=_REFERENCE, lw=1, ls="--", label=reference[0])
-    axes.set(title=title, xlabel=x, ylabel=y, xlim=x_range, ylim=y_range)
-    _style(axes)
+    _style(axes, title=title, xlabel=x, ylabel=y, xlim=x_range, ylim=y_range)
     if len(series) > 5:  # a legend inside would cover the lines
         figure.set_size_inches(_SIZE[0] + 0.7 + 0.075 * max(map(len, series)), _SIZE[1])
         figure.legend(fontsize=8, loc="outside right upper", handlelength=3.2)
@@ -86,8 +86,7 @@ def dots(values: Mapping[str, Sequence[float]], *, title: str, x: str) -> Figure
         axes.plot(seeds, [height] * len(seeds), "o", ms=4, color=COLORS[0], alpha=0.5)
         axes.plot(np.mean(seeds), height, "o", ms=7, color=COLORS[1])
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.set(title=title, xlabel=x)
-    _style(axes)
+    _style(axes, title=title, xlabel=x)
     return figure
 
 
@@ -172,21 +171,20 @@ def reliability_figure(edges: Numbers, confidence: Numbers, accuracy: Numbers, c
     axes.bar(left, accuracy, width, align="edge", color=COLORS[0], alpha=0.75, label="accuracy")
     gap = {"fill": False, "edgecolor": COLORS[1], "lw": 1, "hatch": "///"}
     axes.bar(left, accuracy - middle, width, bottom=middle, align="edge", label="gap to the confidence", **gap)
-    axes.set(title="Reliability", ylabel="accuracy", ylim=(0, 1), xlim=(0, 1))
+    _style(axes, title="Reliability", ylabel="accuracy", ylim=(0, 1), xlim=(0, 1))
     histogram.bar(left, count, width, align="edge", color=_FAINT, edgecolor="w", lw=0.5)
     if max(count) > 0:
         histogram.set_yscale("log", nonpositive="clip")
         histogram.set_ylim(bottom=0.5)
         histogram.set_yticks([10**power for power in range(0, len(str(max(count))), 2)])
         histogram.minorticks_off()
-    histogram.set(xlabel="confidence (largest probability)", ylabel="pixels")
+    _style(histogram, xlabel="confidence (largest probability)", ylabel="pixels")
     axes.legend(fontsize=8, loc="upper left")
-    _style(axes)
-    _style(histogram)
     return figure
 
 
-def _style(axes: Axes) -> None:
+def _style(axes: Axes, **properties: Any) -> None:
+    axes.set(**properties)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.title.set_fontsize(11)

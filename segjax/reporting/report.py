@@ -210,14 +210,11 @@ def to_csv(table: Table) -> str:
     "road, wet",0.5,0.3535533905932738
     """
     has_std = [any(isinstance(row[i], Spread) for row in table.rows) for i in range(len(table.columns))]
-    pairs = [
-        [(name, f"{name} std") for name in table.columns],
-        *([_mean_and_std(v) for v in row] for row in table.rows),
-    ]
+    head = [(name, f"{name} std") for name in table.columns]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    for row in pairs:
-        writer.writerow([cell for pair, two in zip(row, has_std, strict=True) for cell in pair[: 1 + two]])
+    for pairs in [head, *([_mean_and_std(value) for value in row] for row in table.rows)]:
+        writer.writerow([cell for pair, two in zip(pairs, has_std, strict=True) for cell in pair[: 1 + two]])
     return text.getvalue()
 
 

@@ -363,9 +363,9 @@ def _uncertainty_section(inspection: Inspection) -> Section:
     x = "coverage, most certain pixels first"
     risks = figures.curves(lines, title="Risk and coverage", x=x, y="error rate", **limits)
     error = f"expected calibration error {scores['expected_calibration_error']:.4f}"
-    reliability = figures.reliability_figure(*bins)
+    caption = f"Accuracy per confidence; {error}. Below: pixels per bin."
     pictures = (
-        _picture("reliability", f"Accuracy per confidence; {error}. Below: pixels per bin.", reliability),
+        _picture("reliability", caption, figures.reliability_figure(*bins)),
         _picture("risk_coverage", "Error rate of the most certain pixels over their fraction.", risks),
     )
     return Section("Uncertainty", text, (table,), pictures)

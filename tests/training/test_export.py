@@ -195,7 +195,7 @@ def test_script_names_the_only_size_of_an_export(script, tmp_path, monkeypatch):
 
 
 def test_lower_network_for_one_size_and_any_batch(run):
-    fixed = export.lower_network(run.model, run.state.variables, run.preprocessing, size=(5, 7))
+    fixed = export.lower_network(run, size=(5, 7))
     found = fixed.call(jnp.zeros((3, 5, 7, 3), jnp.uint8))["probabilities"]
     assert found.shape == (3, 5, 7, 2)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)

@@ -193,7 +193,7 @@ def test_evaluate_predict_report_and_export_give_the_same_mask(names, tmp_path):
     shown = {one.name: one.prediction for one in (*shown.best, *shown.worst)}
     jaxtyping.config.update("jaxtyping_disable", True)  # a symbolic size is not an `int`
     try:
-        exported = lower_network(model, run.state.variables, run.preprocessing)
+        exported = lower_network(run)
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
     for one in examples:
