@@ -26,7 +26,6 @@ from segjax.training.loop import SCORES_FILE
 from segjax.training.provenance import provenance
 
 MODEL_FILE, CARD_FILE, SCRIPT_FILE = "model.stablehlo", "card.json", "run.py"
-PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def main(argv: list[str]) -> None:
@@ -90,7 +89,7 @@ def lower_network(
 
     shape = jax_export.symbolic_shape("b, h, w") if size is None else (*jax_export.symbolic_shape("b"), *size)
     images = jax.ShapeDtypeStruct((*shape, preprocessing.channels), jnp.uint8)
-    return jax_export.export(jax.jit(predict), platforms=PLATFORMS)(images)
+    return jax_export.export(jax.jit(predict), platforms=("cpu", "cuda", "tpu"))(images)
 
 
 def model_card(run: TrainedRun, *, variance: bool, size: tuple[int, int] | None) -> dict[str, Any]:

@@ -113,16 +113,15 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
 def score_run(run: TrainedRun, split: str) -> dict[str, Any]:
     """Returns the scores of `run` on a split of its data set, on all devices: the dictionary of `evaluate`."""
     step = evaluation.make_eval_step(run.config, run.model, run.label_set.num_classes, parallel.axis_name(run.config))
-    step, state, mapping = on_all_devices(run, step, arguments=3)
+    mapping = parallel.device_mapping(run.config)
+    step, state = mapping.map_step(step, arguments=3), mapping.replicate(run.state)
     return evaluation.evaluate(step, state, open_split(run.config.data, split), run.config, mapping)
 
 
-def on_all_devices(
-    run: TrainedRun, step: Callable, arguments: int = 2
-) -> tuple[Callable, TrainState, parallel.DeviceMapping]:
-    """Returns the mapped `step(state, batch, ...)`, the replicated state, and the devices; raises ConfigError."""
+def counter_of(run: TrainedRun, step: Callable) -> Callable:
+    """Returns `evaluation.counter` of `step(state, batch)` on all devices; raises ConfigError as `device_mapping`."""
     mapping = parallel.device_mapping(run.config)
-    return mapping.map_step(step, arguments=arguments), mapping.replicate(run.state), mapping
+    return evaluation.counter(mapping.map_step(step, arguments=2), mapping.replicate(run.state), mapping)
 
 
 def chosen_threshold(
@@ -145,8 +144,7 @@ def chosen_threshold(
     if not 0 < precision <= 1:
         raise ConfigError(f"--at_precision must be above 0 and at most 1; got {precision:g}")
     step = evaluation.make_ranking_step(run.config, run.model, len(names), number, parallel.axis_name(run.config))
-    count = evaluation.counter(*on_all_devices(run, step))
-    counts = evaluation.sum_counts(count, open_split(run.config.data, split), run.config)
+    counts = evaluation.sum_counts(counter_of(run, step), open_split(run.config.data, split), run.config)
     found = metrics.threshold_at_precision(counts["scores"], precision)
     if np.isnan(found.precision):
         raise ConfigError(f"--at_precision: {split} has no pixel of {names[number]}")

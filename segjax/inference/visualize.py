@@ -93,12 +93,8 @@ def contact_sheet(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Returns small pictures of many images, one row per image under its name, and the classes' colours, on white.
 
-    Args:
-      rows: by name the RGB pictures of an image, of one size, one per title.
-      titles: titles of the columns.
-      label_set: classes whose colours are explained at the bottom; None: none.
-      ids: these classes only.
-      width: of each picture, in pixels (`thumbnail`).
+    `rows` are by name the RGB pictures of an image, of one size, one per column title; each is drawn `width` pixels
+    wide (`thumbnail`). The `legend` of the classes `ids` of a label set, by default of all, is at the bottom.
 
     >>> black = np.zeros((30, 40, 3), np.uint8)
     >>> contact_sheet({"a": [black, black]}, ("image", "prediction"), width=80).shape

@@ -63,9 +63,8 @@ class OutputOptions(NamedTuple):
     @property
     def suffixes(self) -> list[str]:
         """Suffixes of an image's file names. The mask is written last, so that it marks a complete set."""
-        suffixes = ("_overlay.png", "_uncertainty.png", "_probabilities.npz", "_mask.png")
         chosen = (self.overlay, self.uncertainty, self.probabilities, True)
-        return list(itertools.compress(suffixes, chosen))
+        return list(itertools.compress(("_overlay.png", "_uncertainty.png", "_probabilities.npz", "_mask.png"), chosen))
 
     def scale_maximum(self, label_set: LabelSet) -> float:
         """Returns the uncertainty that has the lightest colour."""

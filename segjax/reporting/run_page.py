@@ -25,7 +25,7 @@ from segjax.data.resize import resize
 from segjax.reporting import figures
 from segjax.reporting.figures import Series, png
 from segjax.reporting.report import Picture, Report, Section, Table, per_class_table
-from segjax.trained_run import TrainedRun, facts_of, on_all_devices
+from segjax.trained_run import TrainedRun, counter_of, facts_of
 from segjax.training import changed, evaluation, parallel
 from segjax.training.objective import hparams_from_config
 from segjax.training.train_step import TrainState
@@ -98,7 +98,7 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
     A terminal shows the progress. If the devices cannot divide the run's batch, it raises ConfigError.
     """
     config, names = run.config, run.label_set.names
-    count = evaluation.counter(*on_all_devices(run, make_inspection_step(run)))
+    count = counter_of(run, make_inspection_step(run))
     console = rich.get_console()
     bar = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task("compiling…", total=len(source))
@@ -152,13 +152,12 @@ def make_inspection_step(run: TrainedRun) -> Callable:
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
         labels, where = evaluation.kept_labels(batch)
-        outputs, log_uncertainties = maps_of(state.variables, batch)
+        outputs, logs = maps_of(state.variables, batch)
         logits, predicted = inference.class_logits(outputs, num_classes), inference.classify(outputs, num_classes)
         options = {"where": where, "axis_name": axis_name}
         counts = count(outputs, labels, where, hparams)
         counts["calibration"] = metrics.calibration_bins(logits, labels, **options)
-        correct = predicted == labels
-        counts["errors"] = {name: error_histogram(u, correct, **options) for name, u in log_uncertainties.items()}
+        counts["errors"] = {name: error_histogram(u, predicted == labels, **options) for name, u in logs.items()}
         if num_classes > 2:
             odds = jnp.moveaxis(metrics.class_log_odds(logits), -1, 0)
             counts["rankings"] = jax.lax.map(
