@@ -318,9 +318,7 @@ def maps_to_statistics(maps: Float[ArrayLike, "*pixels maps"]) -> SampleStatisti
     return SampleStatistics(maps[..., :classes], maps[..., classes], logits, variance)
 
 
-def sample_statistics(
-    logits: Callable[[Integer[Array, ""]], Float[Array, "b h w c"]], numbers: Integer[Array, "k"]
-) -> SampleStatistics:
+def sample_statistics(logits: Callable, numbers: Integer[Array, "k"]) -> SampleStatistics:
     r"""Returns the statistics of K ≥ 1 samples, in their dtype. Finite for |z| ≤ 1e4.
 
     .. math::
@@ -412,12 +410,8 @@ def _sum_classes(x: Float[Array, "... c p"]) -> Float[Array, "... 1 p"]:
     return jnp.matmul(jnp.ones((1, x.shape[-2]), x.dtype), x, precision="highest")
 
 
-def _mean_maps(
-    logits: Callable[[Array], Float[Array, "... c p"]],
-    numbers: Integer[Array, "k"],
-    mean: Float[Array, "... c p"] | None = None,
-) -> tuple[Array, ...]:
-    """Returns the fields of `SampleStatistics`, pixels last, of samples `numbers`; `mean` of their logits if known."""
+def _mean_maps(logits: Callable, numbers: Integer[Array, "k"], mean: Array | None = None) -> tuple[Array, ...]:
+    """Returns the fields of `SampleStatistics`, pixels last, of `logits(n)` `[..., C, P]`; `mean`: theirs, if known."""
     # Squares of the logits themselves would cancel.
     reference = logits(numbers[0]) if mean is None else mean
 

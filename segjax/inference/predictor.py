@@ -308,9 +308,7 @@ def _resize_block(window: Array, axes: tuple[Axis, Axis], shape: tuple[int, int]
     return resize_window(window.astype(jnp.float32), axes, shape, antialias=antialias)
 
 
-def _blocks(
-    values: Shaped[np.ndarray, "h w c"], size: tuple[int, int], *, antialias: bool = False
-) -> Iterator[tuple[slice, slice, Shaped[Array, "..."]]]:
+def _blocks(values: Shaped[np.ndarray, "h w c"], size: tuple[int, int], *, antialias: bool = False) -> Iterator[tuple]:
     """Yields (rows, columns, block) of `values` resized to `size`; a block is padded where it ends outside."""
     windows = (_windows(n, m, antialias) for n, m in zip(values.shape, size, strict=False))
     for row, column in product(*windows):
