@@ -1,7 +1,6 @@
 """Configs: every field with its default, valid values and meaning, and the checks before a run starts."""
 
 import difflib
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -51,51 +50,52 @@ class Field(NamedTuple):
     default: Any  # the value in `defaults()`
     meaning: str  # one line for a reader
     choices: tuple[Any, ...] = ()  # the valid values, if they are a short list
-    range: str = ""  # the valid numbers, as an interval such as "[0, 1)"; an optional field may also be None
+    range: str = ""  # an interval such as "[0, 1)" for a number, or for each of a tuple; None is valid if `optional`
     optional: type | None = None  # the type of a field whose default is None
     traced: bool = False  # an argument of every step: a new value does not recompile; setting it at all may
     initial: bool = False  # changes the initial state only, never the program
+    length: int | None = None  # of a tuple
 
 
-POSITIVE, NONNEGATIVE, FRACTION, PROBABILITY = "(0, inf)", "[0, inf)", "(0, 1]", "[0, 1)"
+POSITIVE, NONNEGATIVE, FRACTION, PROBABILITY, FINITE = "(0, inf)", "[0, inf)", "(0, 1]", "[0, 1)", "(-inf, inf)"
 _number = partial(Field, None, range=NONNEGATIVE, optional=float)  # an optional number
 _traced = partial(Field, traced=True)
 
 FIELDS = {
-    "seed": Field(0, "seed of the initial parameters, the shuffling, the augmentation and the dropout", initial=True),
+    "seed": Field(0, "seed of parameters, shuffling, augmentation and dropout", (), "[0, 4294967295]", initial=True),
     "parallel": Field("jit", "how the step is mapped over the devices; same results", ("jit", "pmap", "shard_map")),
     "data.name": Field("road_debris", "the data set", tuple(DATASETS)),
     "data.data_dir": Field("", "folder of the prepared data sets; '': TFDS's default"),
     "data.manual_dir": Field("", "folder of the raw files; '': $SEGJAX_<NAME>_DIR, or TFDS's manual folder"),
     "data.train_split": Field("train", "split that is trained on"),
     "data.eval_split": Field("val", "split that is scored"),
-    "data.scene_size": Field((192, 256), "road_debris: height and width of the drawn scenes"),
-    "data.scene_seed": Field(0, "road_debris: seed of the drawn scenes"),
-    "data.train_examples": Field(512, "road_debris: number of training images"),
-    "data.val_examples": Field(128, "road_debris: number of validation images"),
+    "data.scene_size": Field((192, 256), "road_debris: height and width of a drawn scene", (), "[64, inf)", length=2),
+    "data.scene_seed": Field(0, "road_debris: seed of the drawn scenes", range=NONNEGATIVE),
+    "data.train_examples": Field(512, "road_debris: number of training images", range=POSITIVE),
+    "data.val_examples": Field(128, "road_debris: number of validation images", range=POSITIVE),
     "data.class_names": Field((), "folder: class names in the order of their ids"),
-    "data.mask_values": Field((), "folder: mask value of each class; (): 0, 1, 2, …"),
-    "data.val_fraction": Field(0.1, "folder: fraction held out if there is no val folder"),
-    "data.channels": Field(3, "image channels, 3 or 1"),
-    "data.size": Field((192, 256), "height and width of the network's input"),
-    "data.mean": Field((0.45,), "mean of pixels in [0, 1], one value or one per channel"),
-    "data.std": Field((0.25,), "standard deviation of pixels in [0, 1], one value or one per channel"),
+    "data.mask_values": Field((), "folder: mask value of each class; (): 0, 1, 2, …", range="[0, 65535]"),
+    "data.val_fraction": Field(0.1, "folder: fraction held out if there is no val folder", range=PROBABILITY),
+    "data.channels": Field(3, "image channels", (3, 1)),
+    "data.size": Field((192, 256), "height and width of the network's input", range=POSITIVE, length=2),
+    "data.mean": Field((0.45,), "mean of pixels in [0, 1], one value or one per channel", range=FINITE),
+    "data.std": Field((0.25,), "standard deviation of pixels in [0, 1], one value or one per channel", range=POSITIVE),
     "data.on_error": Field("raise", "what to do at a bad image or mask, before training", ("raise", "skip")),
-    "data.workers": Field(1, "loader processes; 0: read in the training process"),
+    "data.workers": Field(1, "loader processes; 0: read in the training process", range=NONNEGATIVE),
     "augment.crop_fraction": _traced(1.0, "side of the random crop as a fraction of the image's side", range=FRACTION),
     "augment.flip": Field(True, "flip half of the images left to right"),
-    "augment.scale": Field((1.0, 1.0), "range of the random zoom"),
-    "augment.rotation": Field(0.0, "largest rotation in degrees, in both directions"),
-    "augment.brightness": Field(0.0, "largest change of brightness"),
-    "augment.contrast": Field(0.0, "largest change of contrast"),
+    "augment.scale": Field((1.0, 1.0), "lowest and highest factor of the random zoom", range=POSITIVE, length=2),
+    "augment.rotation": Field(0.0, "largest rotation in degrees, in both directions", range="[0, 180]"),
+    "augment.brightness": Field(0.0, "largest change of brightness", range=NONNEGATIVE),
+    "augment.contrast": Field(0.0, "largest change of contrast", range=NONNEGATIVE),
     "model.name": Field("unet", "the network", tuple(NETWORKS)),
     "model.width": Field(16, "channels of the first level", range=POSITIVE),
     "model.depth": Field(4, "number of poolings", range=POSITIVE),
     "model.padding": Field("reflect", "padding of the convolutions", ("reflect", "zeros")),
     "model.downsample": Field("max", "pooling, or a convolution with stride 2", DOWNSAMPLINGS),
     "model.upsample": Field("transpose", "upsampling of the decoder", tuple(UPSAMPLINGS)),
-    "model.strips": Field(1, "row strips per image, in the batch axis: 16 / images per chip on a TPU, 1 on a CPU"),
-    "model.pack": Field(1, "columns packed into the first level's channels: 128 / width on a TPU, 1 on a CPU"),
+    "model.strips": Field(1, "row strips per image, in the batch axis: 16 / images per chip on a TPU", range=POSITIVE),
+    "model.pack": Field(1, "columns packed into the first level's channels: 128 / width on a TPU", range=POSITIVE),
     "model.encoder_depth": Field(18, "layers of the ResNet encoder", tuple(RESNETS)),
     "model.output_stride": Field(None, "stride of the coarsest features; None: the network's own", (), "[1, inf)", int),
     "model.aspp_dilations": Field(None, "dilations of DeepLab's ASPP; None: the network's own", optional=tuple),
@@ -104,7 +104,9 @@ FIELDS = {
     "model.norm": Field("batch", "normalisation layers", ("batch", "group", "none")),
     "model.dtype": Field("float32", "dtype of the computation; parameters are float32", ("float32", "bfloat16")),
     "model.remat": Field(False, "recompute activations in the backward pass: less memory, more time"),
-    "model.prior": Field((), "prior bias: (π,) of a binary loss, else class frequencies; (): off", initial=True),
+    "model.prior": Field(
+        (), "prior: (π,) of a binary loss, else class frequencies; (): off", (), "(0, 1)", initial=True
+    ),
     "model.head_stddev": _number("σ of the head's initial kernel; None: by fan-in", range=POSITIVE, initial=True),
     "model.dropout": Field("none", "head: K dropout samples, or variance for K = ∞", ("none", "sampled", "analytic")),
     "model.num_samples": Field(3, "number K of dropout samples", range="[1, inf)"),
@@ -114,9 +116,11 @@ FIELDS = {
     "model.deep_dropout_rate": _traced(0.5, "dropout rate inside the network", range=PROBABILITY),
     "objective.loss": Field("softmax_cross_entropy", "the loss per pixel", tuple(PIXEL_LOSSES)),
     "objective.gamma": _traced(2.0, "focusing parameter γ of the focal losses", range=NONNEGATIVE),
-    "objective.beta": _traced(1.0, "shift β of FL*"),
-    "objective.alpha": _traced(None, "sigmoid losses: weight of class 1, 1 - α for class 0; None: off", optional=float),
-    "objective.class_weights": _traced((), "softmax losses: one weight per output; (): 1 each"),
+    "objective.beta": _traced(1.0, "shift β of FL*", range=FINITE),
+    "objective.alpha": _traced(
+        None, "sigmoid losses: weight of class 1, 1 - α for class 0; None: off", (), "[0, 1]", optional=float
+    ),
+    "objective.class_weights": _traced((), "softmax losses: one weight per output; (): 1 each", range=NONNEGATIVE),
     "objective.normalizer": Field("valid", "pixels whose number divides the sum of the loss", ("valid", "positives")),
     "objective.void": Field("ignore", "ignore void pixels, or learn them as the last class", ("ignore", "class")),
     "objective.boundary_factor": _number("weight of pixels on a boundary of the labels; None: off", traced=True),
@@ -132,9 +136,9 @@ FIELDS = {
     "optimizer.learning_rate": _traced(2e-3, "peak learning rate", range=POSITIVE),
     "optimizer.warmup_fraction": Field(0.1, "fraction of all steps with linear warm-up", range="[0, 1]"),
     "optimizer.schedule": Field("cosine", "learning rate after the warm-up", ("cosine", "polynomial", "constant")),
-    "optimizer.weight_decay": Field(1e-4, "weight decay of kernels; decoupled in AdamW"),
-    "optimizer.momentum": Field(0.9, "β₁ of Adam, momentum of SGD"),
-    "optimizer.clip_norm": Field(1.0, "largest global gradient norm; 0: no clipping"),
+    "optimizer.weight_decay": Field(1e-4, "weight decay of kernels; decoupled in AdamW", range=NONNEGATIVE),
+    "optimizer.momentum": Field(0.9, "β₁ of Adam, momentum of SGD", range=PROBABILITY),
+    "optimizer.clip_norm": Field(1.0, "largest global gradient norm; 0: no clipping", range=NONNEGATIVE),
     "training.steps": Field(1000, "number of steps", range=POSITIVE),
     "training.global_batch": Field(8, "images per step, over all devices and hosts", range=POSITIVE),
     "training.accumulate": Field(1, "microbatches per device and step: same gradients, less memory", range=POSITIVE),
@@ -278,15 +282,20 @@ def validate(config: ConfigDict) -> None:
         value = given[key]
         if field.choices and value not in field.choices:
             raise ConfigError(f"config.{key} must be one of {', '.join(map(str, field.choices))}; got {value!r}")
-        if field.range and not (value is None and field.optional) and not _inside(value, field.range):
+        numbers = value if isinstance(value, tuple) else () if value is None and field.optional else (value,)
+        count = "" if field.length is None else f"{field.length} numbers "
+        inside = not field.range or all(_inside(number, field.range) for number in numbers)
+        if not inside or (field.length is not None and len(numbers) != field.length):
             raise ConfigError(
-                f"config.{key} must be in {field.range}{' or None' * bool(field.optional)}; got {value!r}"
+                f"config.{key} must be {count}in {field.range}{' or None' * bool(field.optional)}; got {value!r}"
             )
     for problem in _contradictions(config):
         raise ConfigError(problem)
 
 
-def _inside(value: int | float, interval: str) -> bool:
+def _inside(value: object, interval: str) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
     low, high = map(float, interval[1:-1].split(","))
     return (low < value < high) or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
 
@@ -297,8 +306,14 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
     for key in ("mean", "std"):
         if len(data[key]) not in (1, data.channels):
             yield f"config.data.{key} needs 1 or config.data.channels = {data.channels} values; got {data[key]!r}"
-    if not all(std > 0 for std in data.std) or not all(map(math.isfinite, data.mean)):
-        yield f"config.data.std must be positive and config.data.mean finite; got {data.std!r} and {data.mean!r}"
+    low, high = config.augment.scale
+    if low > high:
+        yield f"config.augment.scale must be (lowest, highest); got {config.augment.scale!r}"
+    if data.name.startswith("road_debris") and data.scene_size[1] < 96:
+        yield f"config.data.scene_size must be at least 64 x 96; got {data.scene_size!r}"
+    for key in ("data.size", "data.scene_size", "data.mask_values"):
+        if not all(isinstance(number, int) for number in leaves(config)[key]):
+            yield f"config.{key} must be whole numbers; got {leaves(config)[key]!r}"
     yield from _foreign_fields(model)
     yield from _phase_problems(config)
     mining = ("hard_fraction", "hard_threshold", "negatives_per_positive")
@@ -342,7 +357,13 @@ def _foreign_fields(model: ConfigDict) -> Iterator[str]:
 def _phase_problems(config: ConfigDict) -> Iterator[str]:
     phases = config.training.phases
     for phase in phases:
-        if not (len(phase) == 3 and 0 < phase[0] <= 1 and int(phase[1]) == phase[1] > 0 and phase[2] > 0):
+        if not (
+            isinstance(phase, tuple)
+            and len(phase) == 3
+            and all(_inside(x, POSITIVE) for x in phase)
+            and phase[0] <= 1
+            and int(phase[1]) == phase[1]
+        ):
             yield (
                 "each of config.training.phases must be (crop fraction in (0, 1], steps, learning rate), the last two "
                 f"positive; got {phase!r}"
@@ -374,8 +395,6 @@ def _binary_problems(objective: ConfigDict) -> Iterator[str]:
         yield f"config.objective.class_weights belongs to softmax losses; {loss} takes config.objective.alpha"
     if alpha is not None and loss == "hinge":
         yield f"config.objective.alpha belongs to sigmoid losses, hinge does not take it; got {alpha!r}"
-    if alpha is not None and not 0 <= alpha <= 1:
-        yield f"config.objective.alpha must lie in [0, 1]; got {alpha!r}"
     if loss == "sigmoid_focal_star" and not gamma > 0:
         yield f"config.objective.gamma must be above 0 for sigmoid_focal_star, which divides by it; got {gamma!r}"
 

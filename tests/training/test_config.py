@@ -15,7 +15,17 @@ from segjax.data import open_split
 from segjax.models import ResNet
 from segjax.models.pretrained import torch_name
 from segjax.training import ConfigError, defaults, validate
-from segjax.training.config import NETWORKS, RENAMED, TRACED, check_known, from_leaves, leaves, program, read_config
+from segjax.training.config import (
+    FIELDS,
+    NETWORKS,
+    RENAMED,
+    TRACED,
+    check_known,
+    from_leaves,
+    leaves,
+    program,
+    read_config,
+)
 from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.train_step import init_state, make_model, make_train_step
 
@@ -144,6 +154,16 @@ def test_validate_missing_key():
         ("training.phases", ((0.6, 1000),), r"must be \(crop fraction in \(0, 1\], steps, learning rate\)"),
         ("training.ema_decay", 1.0, r"config.training.ema_decay must be in \[0, 1\) or None; got 1.0"),
         ("objective.alpha", 0.5, r"config.objective.alpha belongs to sigmoid losses"),
+        ("data.size", (32,), r"config.data.size must be 2 numbers in \(0, inf\); got \(32,\)"),
+        ("data.size", (0, 48), r"config.data.size must be 2 numbers in \(0, inf\); got \(0, 48\)"),
+        ("data.size", (8.5, 16), r"config.data.size must be whole numbers; got \(8.5, 16\)"),
+        ("data.scene_size", (64, 64), r"config.data.scene_size must be at least 64 x 96; got \(64, 64\)"),
+        ("data.scene_size", (64, 96, 64, 96), r"config.data.scene_size must be 2 numbers in .*got \(64, 96, 64, 96\)"),
+        ("data.workers", -1, r"config.data.workers must be in \[0, inf\); got -1"),
+        ("augment.scale", (2.0, 1.0), r"config.augment.scale must be \(lowest, highest\); got \(2.0, 1.0\)"),
+        ("objective.class_weights", (-1.0, 1.0), r"config.objective.class_weights must be in \[0, inf\); got"),
+        ("model.prior", (2.0, 3.0), r"config.model.prior must be in \(0, 1\); got \(2.0, 3.0\)"),
+        ("training.phases", (1,), r"must be \(crop fraction in \(0, 1\], steps, learning rate\)"),
         ("data.mean", (0.5, 0.5), r"config.data.mean needs 1 or config.data.channels = 3 values; got \(0.5, 0.5\)"),
     ],
 )
@@ -151,6 +171,24 @@ def test_validate_wrong_value(key, value, message):
     config = from_leaves(leaves(defaults()) | {key: value})
     with pytest.raises(ConfigError, match=message):
         validate(config)
+
+
+NUMBERS = [key for key, field in FIELDS.items() if isinstance(field.default, float) or field.optional is float]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_validate_refuses_numbers_that_are_not_finite(value):
+    for key in NUMBERS:
+        with pytest.raises(ConfigError, match=rf"config.{key} must be in .*; got {value}"):
+            validate(from_leaves(leaves(defaults()) | {key: value}))
+
+
+def test_every_number_has_a_range_or_choices():
+    numeric = (int, float)
+    tuples_of_numbers = {key for key, field in FIELDS.items() if field.length or key in ("data.mean", "data.std")}
+    keys = {key for key, field in FIELDS.items() if type(field.default) in numeric or field.optional in numeric}
+    open_ended = {key for key in keys | tuples_of_numbers if not (FIELDS[key].range or FIELDS[key].choices)}
+    assert open_ended == {"objective.background"}  # checked against the classes of the data set
 
 
 def test_validate_sigmoid_losses_take_alpha_not_class_weights():
@@ -163,7 +201,7 @@ def test_validate_sigmoid_losses_take_alpha_not_class_weights():
         validate(config)
     config.objective.class_weights = ()
     config.objective.alpha = 1.5
-    with pytest.raises(ConfigError, match=r"alpha must lie in \[0, 1\]; got 1.5"):
+    with pytest.raises(ConfigError, match=r"alpha must be in \[0, 1\] or None; got 1.5"):
         validate(config)
 
 
