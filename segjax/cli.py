@@ -136,8 +136,9 @@ def find_config(name: str) -> Path:
         return Path(name)
     if name in config_names():
         return CONFIGS / f"{name}.py"
-    nearest = difflib.get_close_matches(Path(name).stem, config_names(), cutoff=0.5) or config_names()
-    raise ValueError(f"neither a file nor the name of a shipped config; the nearest are {', '.join(nearest)}")
+    nearest = difflib.get_close_matches(Path(name).stem, config_names(), cutoff=0.5)
+    hint = f"the nearest are {', '.join(nearest)}" if nearest else "segjax configs list shows them"
+    raise ValueError(f"neither a file nor the name of a shipped config; {hint}")
 
 
 class ConfigFile(config_flags.ConfigFileFlagParser):

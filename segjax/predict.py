@@ -83,14 +83,16 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", "predictions", "Folder for NAME_mask.png (class indices) and the pictures.")
     flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under the colours of its classes.")
     flags.DEFINE_string("class", None, "Class of the threshold, and the only one that overlays show.")
-    cli.define_bare_or_one_of("uncertainty", inference.UNCERTAINTIES, "Write NAME_uncertainty.png of this uncertainty.")
+    cli.define_bare_or_one_of("uncertainty", inference.UNCERTAINTIES, "Write NAME_uncertainty.png of the uncertainty.")
     flags.DEFINE_float("uncertainty_max", None, "Uncertainty with the lightest colour; printed at the end.", 1e-9)
     flags.DEFINE_bool("probabilities", False, "Write NAME_probabilities.npz: float32 [H, W, C], and the uncertainties.")
     flags.DEFINE_bool("palette", False, "Store the colours of the classes as a palette of the masks.")
     flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, small pictures of up to 24 of the images.")
-    flags.DEFINE_float("threshold", None, "Probability from which a pixel is --class (default of two: the second).")
+    flags.DEFINE_float(
+        "threshold", None, "Probability from which a pixel is --class; default of two classes: the second."
+    )
     flags.DEFINE_float("at_precision", None, "Use the threshold at which --class reached this precision in evaluation.")
-    flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "At a file that is not an image: stop, or skip it.")
+    flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a file that is not an image, or skip it.")
     flags.DEFINE_enum(
         "augment", "none", list(inference.AUGMENTATIONS), "Average over mirrored, turned or resized images."
     )

@@ -129,7 +129,8 @@ def predict_with_uncertainty(
 
     `model` has one linear head, `head/linear` in its parameters, as `segjax.models.UNet`, and takes `images`
     `[B, H, W, channels]`. The other arguments and the errors are those of `head_uncertainty`; rate and mask default to
-    the model's. On a CPU, 30 masks per channel take less than a pass of a narrow U-Net, masks per element many passes.
+    the model's. On a CPU, 30 masks per channel take less than a pass of a narrow U-Net, masks per element take
+    as long as many passes.
 
     >>> from segjax.models import UNet
     >>> model, images = UNet(num_classes=3, width=4, depth=1), jnp.ones((1, 8, 12, 3))

@@ -154,14 +154,14 @@ class Prediction(NamedTuple):
 class Predictor:
     r"""A network ready to predict uint8 images `[H, W, channels]` of any size: `predictor(image) -> Prediction`.
 
-    The network's maps of a tile are class logits, or from two samples on the sample statistics (`statistics_to_maps`).
-    Maps of overlapping tiles are blended (`predict_tiled`), and statistics become the log of the mean probabilities and
-    the uncertainties. Resized bilinearly to the image's size, the maps give
+    For each tile the network returns class logits or, with two or more samples, sample statistics, which become the log
+    of the mean probabilities and the uncertainties (`statistics_to_maps`). Maps of overlapping tiles are blended
+    (`predict_tiled`). Resized bilinearly to the image's size, the maps give
 
     .. math:: p = softmax(\log \bar p), \qquad \text{mask} = \operatorname{argmax}_c p_c
 
-    and logits the same without the logarithm. Masks of the default options are those that evaluation scores. The
-    entropy is that of p; mutual information and variance are resized as they are.
+    Without samples, p is the softmax of the resized logits. Masks of the default options are those that evaluation
+    scores. The entropy is that of p; mutual information and variance are resized as they are.
 
     `model` has one linear head, as `segjax.models.UNet`. `variables` are its parameters and batch statistics, and the
     default options are `PredictOptions(preprocessing.size)`. With `probabilities`, predictions have these too.
