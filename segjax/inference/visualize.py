@@ -94,7 +94,8 @@ def contact_sheet(
     """Returns small pictures of many images, one row per image under its name, and the classes' colours, on white.
 
     `rows` maps the name of an image to its RGB pictures, one per column title, all of one size; each is drawn
-    `width` pixels wide (`thumbnail`). The `legend` of the classes `ids` of a label set, by default of all, is at the bottom.
+    `width` pixels wide (`thumbnail`). The `legend` of the classes `ids` of a label set, by default of all, is at the
+    bottom.
 
     >>> black = np.zeros((30, 40, 3), np.uint8)
     >>> contact_sheet({"a": [black, black]}, ("image", "prediction"), width=80).shape
