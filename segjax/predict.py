@@ -88,9 +88,7 @@ if __name__ == "__main__":
     flags.DEFINE_bool("probabilities", False, "Write NAME_probabilities.npz: float32 [H, W, C], and the uncertainties.")
     flags.DEFINE_bool("palette", False, "Store the colours of the classes as a palette of the masks.")
     flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, small pictures of up to 24 of the images.")
-    flags.DEFINE_float(
-        "threshold", None, "Probability from which a pixel is --class; of two classes the second."
-    )
+    flags.DEFINE_float("threshold", None, "Probability from which a pixel is --class; of two classes the second.")
     flags.DEFINE_float("at_precision", None, "Use the threshold at which --class reached this precision in evaluation.")
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a file that is not an image, or skip it.")
     flags.DEFINE_enum(
