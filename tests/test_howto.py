@@ -143,6 +143,7 @@ def test_howto_losses_in_your_project(page):
     assert (float(names["value"]), float(names["gradient"])) == pytest.approx((float(value), float(gradient)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_howto_training_step_learns(page):
     names = run_page(page("howto/losses_in_your_project.md")[:1], {})
     images, labels = names["images"], names["labels"]

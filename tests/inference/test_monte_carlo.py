@@ -171,7 +171,9 @@ def test_rate_and_mask_default_to_those_of_the_model():
     np.testing.assert_array_equal(by_field.variance, given.variance)
 
 
-@pytest.mark.parametrize("fields", [{"deep_dropout": 1}, {"dropout": "sampled"}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{"deep_dropout": 1}, pytest.param({"dropout": "sampled"}, marks=pytest.mark.slow)], ids=str
+)
 def test_whole_passes_equal_single_passes_with_folded_keys(fields):
     model, samples = MODEL.clone(**fields), 3
     output, found = jax.jit(lambda: whole_passes(model, VARIABLES, IMAGES, KEY, samples=samples, examples=EXAMPLES))()

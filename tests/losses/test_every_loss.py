@@ -335,6 +335,7 @@ def test_vmap_scan_and_checkpoint_give_the_same_gradient(clean):
             np.testing.assert_allclose(result[0], clean[name][1], rtol=1e-4, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.slow
 def test_vmap_of_numpy_arrays_under_jit():
     # A custom derivative would then meet NumPy arrays, which JAX refuses: see `checks.array`.
     labels = np.where(WHERE, LABELS, 0)

@@ -342,7 +342,9 @@ def test_a_mask_broadcasts_and_labels_come_in_every_integer_dtype():
         np.testing.assert_array_equal(losses.dice_loss(LOGITS, LABELS.astype(dtype), where=rows), expected)
 
 
-@pytest.mark.parametrize("shape", [(15,), (1, 3, 5), (3, 1, 5, 1)])
+@pytest.mark.parametrize(
+    "shape", [(15,), *(pytest.param(s, marks=pytest.mark.slow) for s in ((1, 3, 5), (3, 1, 5, 1)))]
+)
 def test_images_have_any_number_of_axes(shape):
     expected = losses.dice_loss(LOGITS, LABELS, where=KEEP)
     logits, labels, keep = (x.reshape(4, *shape, *x.shape[3:]) for x in (LOGITS, LABELS, KEEP))

@@ -67,7 +67,7 @@ def test_inspect_run_scores_are_those_of_an_evaluation(config, inspection):
     assert repr({key: inspection.scores[key] for key in reference}) == repr(reference)  # repr: NaN equals NaN
 
 
-@pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
+@pytest.mark.parametrize("parallel", [pytest.param("pmap", marks=pytest.mark.slow), "shard_map"])
 def test_inspect_run_counts_are_equal_in_all_mappings(config, inspection, parallel):
     config = config.copy_and_resolve_references()
     config.parallel = parallel

@@ -221,7 +221,7 @@ def step_in_float64(config, data, devices=1):
 @pytest.mark.parametrize(
     ("loss", "normalizer", "mode", "devices"),
     [
-        ("softmax_cross_entropy", "valid", "jit", 1),
+        pytest.param("softmax_cross_entropy", "valid", "jit", 1, marks=pytest.mark.slow),
         # The shares of the penalty are those of "valid".
         pytest.param("sigmoid_focal", "positives", "shard_map", 4, marks=pytest.mark.slow),
         pytest.param("sigmoid_focal", "valid", "jit", 4, marks=pytest.mark.slow),

@@ -158,7 +158,10 @@ def test_head_rate_refuses_passes_without_dropout(tiny):
     assert head_rate(run, None, 0, 3) == tiny.model.dropout_rate
 
 
-@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c")], ids=["2 classes", "3 classes"])
+@pytest.mark.parametrize(
+    "names",
+    [pytest.param(("a", "b"), id="2 classes"), pytest.param(("a", "b", "c"), id="3 classes", marks=pytest.mark.slow)],
+)
 def test_evaluate_predict_report_and_export_give_the_same_mask(names, tmp_path):
     rng = np.random.default_rng(0)
     for split, sizes in (("train", [(40, 50)]), ("val", [(40, 50), (61, 37), (20, 90), (32, 48)])):

@@ -13,6 +13,8 @@ from segjax.training.train_step import init_state, make_model
 
 CRF = Setting("both kernels", 1, 1, 10, 3)
 
+pytestmark = pytest.mark.slow  # trains nothing, but compiles a network for each table
+
 
 @pytest.fixture(scope="module")
 def run(tiny_scenes, tmp_path_factory):

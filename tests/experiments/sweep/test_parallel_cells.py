@@ -105,6 +105,7 @@ def test_resumed_cell(compiled, trained_sweep, tmp_path):
             assert after[key] == before[key]
 
 
+@pytest.mark.slow
 def test_before_step_ends_the_training(compiled, tiny_scenes, tmp_path):
     def stop():
         raise KeyboardInterrupt
@@ -113,6 +114,7 @@ def test_before_step_ends_the_training(compiled, tiny_scenes, tmp_path):
         parallel_cells.train_together([tiny_scenes], [tmp_path], compiled[0], before_step=stop)
 
 
+@pytest.mark.slow
 def test_nan_parameters_at_an_evaluated_step_are_a_divergence(compiled, tiny_scenes, tmp_path):
     config = changed(tiny_scenes, training__evaluate_every=1, optimizer__learning_rate=3e38)
     (result,) = parallel_cells.train_together([config], [tmp_path], compiled[0])
@@ -120,6 +122,7 @@ def test_nan_parameters_at_an_evaluated_step_are_a_divergence(compiled, tiny_sce
     assert result["curves"]["step"] == list(range(1, result["diverged_at"]))
 
 
+@pytest.mark.slow
 def test_best_checkpoint_is_one_that_was_scored(compiled, tiny_scenes, tmp_path):
     config = changed(tiny_scenes, training__evaluate_every=3, training__checkpoint_every=1)
     (result,) = parallel_cells.train_together([config], [tmp_path], compiled[0])
