@@ -94,6 +94,7 @@ def test_make_counts_at_the_resolution_of_the_labels():
     assert found["boundary_f1"] == pytest.approx(float(metrics.boundary_f1(boundary)["mean_boundary_f1"]))
 
 
+@pytest.mark.slow
 def test_costs():
     timed = architectures.costs({"tiny": TINY}, rounds=1)["rows"]["tiny"]
     untimed = architectures.costs({"twice": TINY | {"model.width": 8}}, rounds=0)["rows"]["twice"]

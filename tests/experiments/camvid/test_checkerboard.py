@@ -45,6 +45,7 @@ def test_command_prints_a_table_and_writes_every_seed(tmp_path, python):
     assert "| max_unpool |" in (tmp_path / "out" / "checkerboard.md").read_text()
 
 
+@pytest.mark.slow
 def test_trained_run_is_measured_with_its_own_upsampling(tiny_scenes, monkeypatch):
     config = tiny_scenes.copy_and_resolve_references().unlock()
     config.model.depth = 1

@@ -52,7 +52,7 @@ def test_sections_have_curves_of_every_loss(sections):
     assert len(names) == len(set(names)) == 6
 
 
-@pytest.mark.parametrize("loss", ["sigmoid_focal", "softmax_focal"])
+@pytest.mark.parametrize("loss", ["sigmoid_focal", pytest.param("softmax_focal", marks=pytest.mark.slow)])
 def test_new_head_predicts_its_prior_on_average(loss, tiny_scenes):
     cells = paper_report.make_cells(config, "cpu", "road_debris", seeds=(0,))
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8)
