@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import os
+import tempfile
+import weakref
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +27,7 @@ from segjax.data.io import (
     read_bytes,
 )
 from segjax.data.labels import LabelSet, to_train_ids
+from segjax.storage import read_json, write_json
 
 
 class Example(TypedDict):
@@ -226,9 +230,22 @@ class FolderSource:
     """A verified split of a folder; see `segjax.data.Source`."""
 
     def __init__(self, verified: Verified, label_set: LabelSet, channels: int):
-        self._pairs, sizes, self.skipped = verified
+        self._pairs, self._sizes, self.skipped = verified
         self.label_set, self.channels = label_set, channels
-        self.native_size, self.largest_size = sizes.native_size, sizes.largest_size
+        self.native_size, self.largest_size = self._sizes.native_size, self._sizes.largest_size
+        self._listing: Path | None = None
+
+    def __reduce__(self):
+        """Pickles the path of a temporary file with the list of files, deleted together with this source."""
+        # Python passes the arguments of a new process through a pipe of 64 KiB, and waits forever if that process dies
+        # before it has read more than that, as a worker does that is killed for its memory.
+        if self._listing is None:
+            handle, path = tempfile.mkstemp(prefix="segjax-", suffix=".json")
+            os.close(handle)
+            write_json(path, [(name, *(file._replace(read=None) for file in files)) for name, *files in self._pairs])
+            self._listing = Path(path)
+            weakref.finalize(self, self._listing.unlink, missing_ok=True)
+        return _from_listing, (self._listing, self._sizes, self.label_set, self.channels)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -241,6 +258,14 @@ class FolderSource:
     def name(self, index: int) -> str:
         """Returns the name of example `index`: its path under `images`, without its suffix."""
         return self._pairs[index].name
+
+
+def _from_listing(listing: Path, sizes: Sizes, label_set: LabelSet, channels: int) -> FolderSource:
+    pairs = [
+        Pair(name, *(RawFile(*file)._replace(read=Path(file[0]).read_bytes) for file in files))
+        for name, *files in read_json(listing)
+    ]
+    return FolderSource(Verified(pairs, sizes, ()), label_set, channels)
 
 
 def open_folder(

@@ -1,6 +1,7 @@
 import gc
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -132,6 +133,11 @@ def test_train_loader_refuses_the_position_of_another_stream(ten):
         train_loader(ten, global_batch_size=4, seed=1, size=None).set_state(state)
     with pytest.raises(ValueError, match="of another stream: its examples is 10, this loader's is 3"):
         train_loader(Memory([(2, 2)] * 3), global_batch_size=1, seed=0, size=None).set_state(state)
+
+
+def test_folder_source_pickle_is_small(make, tmp_path):
+    source = open_folder(make.folder(tmp_path, 40, (8, 10)), "train", CLASSES)
+    assert len(pickle.dumps(source)) < 5_000
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
