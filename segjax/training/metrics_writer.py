@@ -144,7 +144,7 @@ class MetricsWriter:
     def _rate(self, step: int) -> str:
         began, first = self._started or (0, step)
         images = (step - first) * self._examples_per_step
-        return f"{images / (time.monotonic() - began):.1f} images/s" if images > 0 else ""
+        return f"{images / max(time.monotonic() - began, 1e-9):.1f} images/s" if images > 0 else ""
 
     def _score(self, values: dict[str, float]) -> str:
         """Returns the score that selects the best checkpoint, with the best so far, and mean IoU."""
