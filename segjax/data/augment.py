@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Integer, Key, Shaped
 
 from segjax.data.labels import VOID
-from segjax.data.resize import resize
+from segjax.data.resize import nearest_pixels, resize
 
 
 def example_keys(
@@ -125,9 +125,13 @@ def augment(
             image = jax.vmap(lambda channel: map_coordinates(channel, points, order=1), in_axes=-1, out_axes=-1)(image)
         else:
             image = jnp.where(flips, image[:, ::-1], image)
-        rows = jnp.floor(corner[0] + y / zoom[0]).astype(jnp.int32)
-        columns = jnp.floor(corner[1] + x / zoom[1]).astype(jnp.int32)
         height, width = label.shape
+        rows, columns = corner[0] + y / zoom[0], corner[1] + x / zoom[1]
+        # Only the whole source has exact ties; in another window they are rounding errors, and either pixel is right.
+        rows, columns = (
+            jnp.where(side == 1, nearest_pixels(at, length), jnp.floor(at).astype(jnp.int32))
+            for at, length in ((rows, height), (columns, width))
+        )
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         rows, columns = jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)
         nearest = label[rows, columns] if rotation else _take_grid(label, rows[:, 0], columns[0])

@@ -19,6 +19,7 @@ from absl import flags
 from segjax.data.io import DataError
 from segjax.data.labels import VOID
 from segjax.data.pairs import Example, Source
+from segjax.data.resize import resize_nearest
 
 Batch = dict[str, np.ndarray]
 
@@ -87,8 +88,8 @@ def train_loader(
       source: the split.
       global_batch_size: G, over all hosts.
       seed: seed of the order.
-      size: (height, width) to resize to: images by area where they shrink, labels by nearest neighbour. None: the
-        native resolution, which all images must share.
+      size: (height, width) to resize to: images by area where they shrink and bilinearly where they grow, labels by
+        `resize_nearest`. None: the native resolution, which all images must share.
       process_index: h, this host.
       process_count: n, the number of hosts; must divide G.
       workers: number of reading processes; 0 reads in threads of this process.
@@ -163,10 +164,12 @@ def _share(global_batch_size: int, process_index: int, process_count: int) -> in
 def _train_example(position: int, example: Example, *, size: tuple[int, int] | None) -> dict[str, Any]:
     image, label = example["image"], example["label"]
     if size is not None and label.shape != tuple(size):
-        shrinks = size[0] * size[1] < label.size
-        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        # INTER_AREA is centred only if no axis grows, so the axes that grow follow in a second call.
+        shrunk = [min(lengths) for lengths in zip(size, label.shape, strict=True)]
+        image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
         image = image.reshape(*size, -1)  # OpenCV drops a single channel
-        label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+        label = resize_nearest(label, size)
     return {"image": image, "label": label, "index": np.uint32(position % 2**32), "name": example["name"]}
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from segjax.data.labels import VOID, LabelSet, colorize
+from segjax.data.resize import resize_nearest
 
 _GAP, _LINE = 4, 20  # pixels between columns; height of a line of text
 _RARE = 0.02  # fraction of an image's pixels below which a class is outlined
@@ -142,8 +143,10 @@ def tiles(pictures: Mapping[str, UInt8[np.ndarray, "..."]], *, width: int = 240)
     shown = []
     for title, picture in pictures.items():
         height = min(max(1, round(width * picture.shape[0] / picture.shape[1])), 4 * width)
-        interpolation = cv2.INTER_AREA if width < picture.shape[1] else cv2.INTER_NEAREST
-        resized = cv2.resize(picture, (width, height), interpolation=interpolation)
+        if width < picture.shape[1]:
+            resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+        else:
+            resized = resize_nearest(picture, (height, width))
         shown.append(np.concatenate([_text([title], width, width, left=0, size=14), resized]))
     shown += [np.full_like(shown[0], 255)] * (len(shown) % 2)
     rows = []

@@ -73,6 +73,15 @@ def test_augment_neutral_settings_equal_prepare(size):
     assert (actual.dtype, actual_labels.dtype) == (jnp.float32, jnp.int32)
 
 
+def test_augment_of_the_whole_mirrored_source():
+    images, labels = scene(height=48, width=64)
+    expected_images, expected = run(images, labels)  # 2 : 1, where every centre is between two pixels
+    for axis in (1, 2):
+        mirrored_images, mirrored = run(jnp.flip(images, axis), jnp.flip(labels, axis))
+        np.testing.assert_array_equal(jnp.flip(mirrored, axis), expected)
+        np.testing.assert_allclose(jnp.flip(mirrored_images, axis), expected_images, atol=1e-4)
+
+
 def test_prepare_resizes_with_antialiasing_and_normalises():
     images, _ = scene()
     mean, std = np.array([0.3, 0.4, 0.5]), np.array([0.1, 0.2, 0.3])

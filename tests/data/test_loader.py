@@ -16,6 +16,7 @@ from segjax.data.io import DataError
 from segjax.data.labels import LABEL_SETS, VOID, numbered_classes
 from segjax.data.loader import eval_batches, train_loader
 from segjax.data.pairs import open_folder
+from segjax.data.resize import resize_nearest
 
 CLASSES = numbered_classes(("a", "b", "c"))
 
@@ -245,7 +246,7 @@ def test_ended_loaders_free_their_semaphores(make, tmp_path):
         gc.enable()
 
 
-def test_train_loader_resizes_images_by_area_and_labels_by_nearest_neighbour(make, tmp_path):
+def test_train_loader_resizes_images_by_area_and_labels_by_resize_nearest(make, tmp_path):
     source = open_folder(make.folder(tmp_path), "train", CLASSES)
     batch = next(train_loader(source, global_batch_size=8, seed=0, size=(5, 7)))
     assert batch["image"].shape == (8, 5, 7, 3)
@@ -253,7 +254,25 @@ def test_train_loader_resizes_images_by_area_and_labels_by_nearest_neighbour(mak
     for image, label, name in zip(batch["image"], batch["label"], batch["name"], strict=True):
         whole = by_name[str(name)]
         np.testing.assert_array_equal(image, cv2.resize(whole["image"], (7, 5), interpolation=cv2.INTER_AREA))
-        np.testing.assert_array_equal(label, cv2.resize(whole["label"], (7, 5), interpolation=cv2.INTER_NEAREST))
+        np.testing.assert_array_equal(label, resize_nearest(whole["label"], (5, 7)))
+
+
+@pytest.mark.parametrize("native", [(90, 40), (40, 90), (96, 128), (17, 23)], ids=str)
+def test_train_loader_image_and_label_have_the_same_centre(native):
+    height, width = native
+    square = np.zeros(native, np.uint8)
+    square[height // 5 : height // 2, width // 4 : width * 4 // 5] = 1
+
+    class Painted(Memory):
+        def __getitem__(self, i):
+            return super().__getitem__(i) | {"image": square[..., None] * 255, "label": square}
+
+    batch = next(train_loader(Painted([native]), global_batch_size=1, seed=0, size=(30, 60)))
+    label, image = batch["label"][0].astype(float), batch["image"][0, ..., 0] / 255
+    for axis in (0, 1):
+        along = np.arange(label.shape[1 - axis])
+        centres = [(values.sum(axis) * along).sum() / values.sum() for values in (label, image)]
+        assert abs(centres[0] - centres[1]) < 0.3, axis
 
 
 def test_train_loader_different_sizes_without_size():
