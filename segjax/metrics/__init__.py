@@ -6,6 +6,19 @@ which the pixels are distributed; leave it out under `jit`. Counts are int32: ad
 call -2^31, and the scores refuse such a sum with a ValueError.
 """
 
+from segjax.metrics.anomaly import (
+    Gaussians,
+    GaussianSums,
+    energy_score,
+    fit_gaussians,
+    gaussian_density_score,
+    gaussian_sums,
+    mahalanobis_score,
+    margin_score,
+    max_logit_score,
+    relative_mahalanobis_score,
+    standardized_max_logit_score,
+)
 from segjax.metrics.boundary import (
     boundary_counts,
     boundary_counts_per_image,
@@ -29,6 +42,14 @@ from segjax.metrics.calibration import (
     reliability_diagram,
 )
 from segjax.metrics.checkerboard import CheckerboardSums, checkerboard_energy, checkerboard_sums
+from segjax.metrics.conformal import (
+    FalseNegativeRates,
+    adaptive_log_odds,
+    false_negative_rates,
+    prediction_set_counts,
+    prediction_set_scores,
+    risk_control,
+)
 from segjax.metrics.confusion import (
     confusion_matrix,
     confusion_matrix_per_image,
@@ -69,8 +90,12 @@ from segjax.metrics.uncertainty import (
 __all__ = [
     "CalibrationBins",
     "CheckerboardSums",
+    "FalseNegativeRates",
+    "GaussianSums",
+    "Gaussians",
     "ProperScoreSums",
     "accuracy_vs_uncertainty",
+    "adaptive_log_odds",
     "area_under_risk_coverage",
     "area_under_risk_coverage_bounds",
     "auroc",
@@ -97,11 +122,19 @@ __all__ = [
     "component_scores",
     "confusion_matrix",
     "confusion_matrix_per_image",
+    "energy_score",
     "expected_calibration_error",
     "expected_entropy",
+    "false_negative_rates",
+    "fit_gaussians",
     "fpr_at_tpr",
     "fpr_at_tpr_bounds",
+    "gaussian_density_score",
+    "gaussian_sums",
     "log_mean_softmax",
+    "mahalanobis_score",
+    "margin_score",
+    "max_logit_score",
     "max_probability",
     "maximum_calibration_error",
     "mutual_information",
@@ -111,13 +144,18 @@ __all__ = [
     "per_image_scores",
     "per_image_sums",
     "precision_recall_curve",
+    "prediction_set_counts",
+    "prediction_set_scores",
     "predictive_entropy",
     "proper_score_sums",
     "recipe_jaccard",
+    "relative_mahalanobis_score",
     "reliability_diagram",
+    "risk_control",
     "risk_coverage",
     "score_histogram",
     "segmentation_scores",
+    "standardized_max_logit_score",
     "threshold_at_precision",
     "uncertainty_histogram",
 ]

@@ -260,7 +260,7 @@ def best_f1(histogram: Counts) -> BestF1:
     f1 = _f1(ranked, ranked.false_positives)
     # Bins are in order of falling scores: the first maximum has the highest threshold.
     best = int(np.argmax(f1))
-    return BestF1(float(f1[best]), float(_thresholds(len(f1))[best]))
+    return BestF1(float(f1[best]), float(bin_thresholds(len(f1))[best]))
 
 
 def best_f1_bounds(histogram: Counts) -> tuple[float, float]:
@@ -322,7 +322,7 @@ def threshold_at_precision(histogram: Counts, precision: float) -> ThresholdAtPr
     last = int(reached[-1]) if reached.size else int(np.argmax(precisions))
     # The first bin with as many true positives has the highest threshold and no more false positives.
     last = int(np.searchsorted(found, found[last]))
-    threshold = float(_thresholds(len(found))[last]) if reached.size else float("nan")
+    threshold = float(bin_thresholds(len(found))[last]) if reached.size else float("nan")
     return ThresholdAtPrecision(threshold, float(precisions[last]), float(found[last] / ranked.positives.sum()))
 
 
@@ -348,7 +348,7 @@ def precision_recall_curve(histogram: Counts) -> dict[str, np.ndarray]:
     (at,) = np.nonzero(ranked.positives + ranked.negatives)
     found = ranked.true_positives[at]
     return {
-        "threshold_logit": _thresholds(ranked.positives.size)[at],
+        "threshold_logit": bin_thresholds(ranked.positives.size)[at],
         "precision": found / (found + ranked.false_positives[at]),
         "recall": ratio(found, ranked.positives.sum()),
     }
@@ -368,7 +368,7 @@ def _ranked_counts(histogram: ArrayLike) -> _Ranked:
     return _Ranked(positives, negatives, np.cumsum(positives), np.cumsum(negatives))
 
 
-def _thresholds(num_bins: int) -> np.ndarray:
+def bin_thresholds(num_bins: int) -> np.ndarray:
     """Returns the lower edges of equal bins on [-16, 16], falling; -inf for the last, which has no lower edge."""
     edges = MAX_LOGIT - 2 * MAX_LOGIT * np.arange(1, num_bins + 1) / num_bins
     return np.where(np.arange(num_bins) == num_bins - 1, -np.inf, edges)

@@ -47,6 +47,10 @@ COUNTS = {
         where=jnp.pad(k, [(0, 0), (1, 1), (0, 0)], "edge"),
         axis_name=axis,
     ),
+    "gaussian_sums": lambda z, y, k, axis: metrics.gaussian_sums(jnp.abs(z), y, CLASSES, where=k, axis_name=axis),
+    "prediction_set_counts": lambda z, y, k, axis: metrics.prediction_set_counts(
+        metrics.class_log_odds(z) >= -1, y, where=k, axis_name=axis
+    ),
     "uncertainty_histogram": lambda z, y, k, axis: metrics.uncertainty_histogram(
         metrics.max_probability(z, where=k), jnp.argmax(z, axis=-1) == y, maximum=1.0, where=k, axis_name=axis
     ),

@@ -1,0 +1,199 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import logsumexp, softmax
+from scipy.stats import multivariate_normal
+from sklearn.covariance import EmpiricalCovariance
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
+
+from segjax import metrics
+
+CLASSES, SIZE = 3, 4
+RNG = np.random.default_rng(0)
+LOGITS = (RNG.normal(size=(5, 7, CLASSES)) * 4).astype(np.float32)
+LABELS = RNG.integers(0, CLASSES, size=(40, 9)).astype(np.int32)
+# Correlated features with a mean per class, far from 0 beside their deviation.
+MIXING = RNG.normal(size=(SIZE, SIZE))
+FEATURES = (RNG.normal(size=(40, 9, SIZE)) @ MIXING + 3 * RNG.normal(size=(CLASSES, SIZE))[LABELS] + 20).astype("f4")
+CENTER = np.full(SIZE, 20, np.float32)
+SUMS = metrics.gaussian_sums(FEATURES, LABELS, CLASSES, center=CENTER)
+SCORES = {
+    "max_logit_score": metrics.max_logit_score,
+    "energy_score": metrics.energy_score,
+    "margin_score": metrics.margin_score,
+    "standardized_max_logit_score": lambda z, **options: metrics.standardized_max_logit_score(
+        z, metrics.Gaussians(np.ones((CLASSES, 1)), np.ones((CLASSES, 1, 1)), np.zeros(3), np.zeros(3)), **options
+    ),
+    "mahalanobis_score": lambda x, **options: metrics.mahalanobis_score(x, _standard(), **options),
+    "relative_mahalanobis_score": lambda x, **options: metrics.relative_mahalanobis_score(
+        x, _standard(), jax.tree.map(lambda leaf: 2 * leaf[:1], _standard()), **options
+    ),
+    "gaussian_density_score": lambda x, **options: metrics.gaussian_density_score(x, _standard(), **options),
+}
+each = pytest.mark.parametrize("name", SCORES)
+
+
+def _standard():
+    identity = np.eye(CLASSES, dtype=np.float32)
+    return metrics.Gaussians(identity, np.tile(identity, (CLASSES, 1, 1)), np.zeros(3, "f4"), np.full(3, -1, "f4"))
+
+
+def _fit(covariance="tied", **options):
+    return metrics.fit_gaussians(SUMS, center=CENTER, covariance=covariance, ridge=0.0, **options)
+
+
+def _of_class(c):
+    return FEATURES[c == LABELS].astype(np.float64)
+
+
+def _normals(covariance):
+    """Returns SciPy's Gaussian of each class, with the means and the covariances of scikit-learn."""
+    fits = [EmpiricalCovariance().fit(_of_class(c)) for c in range(CLASSES)]
+    shares = np.bincount(LABELS.ravel()) / LABELS.size
+    tied = sum(share * fit.covariance_ for share, fit in zip(shares, fits, strict=True))
+    return [
+        multivariate_normal(fit.location_, fit.covariance_ if covariance == "class" else tied) for fit in fits
+    ], shares
+
+
+def _distance(normal, x):
+    delta = x.astype(np.float64) - normal.mean
+    return np.einsum("...i,ij,...j", delta, np.linalg.inv(normal.cov), delta)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 10.0])
+def test_energy_score_equals_scipy(temperature):
+    expected = -temperature * logsumexp(LOGITS.astype(np.float64) / temperature, axis=-1)
+    np.testing.assert_allclose(metrics.energy_score(LOGITS, temperature=temperature), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_margin_score_and_max_logit_score_equal_numpy():
+    first_two = np.sort(softmax(LOGITS.astype(np.float64), axis=-1), axis=-1)[..., -2:]
+    np.testing.assert_allclose(metrics.margin_score(LOGITS), 1 - np.diff(first_two)[..., 0], atol=1e-6)
+    np.testing.assert_array_equal(metrics.max_logit_score(LOGITS), -LOGITS.max(axis=-1))
+
+
+def test_standardized_max_logit_score_has_mean_0_and_deviation_1_per_predicted_class():
+    logits = (RNG.normal(size=(2000, CLASSES)) * [1, 2, 3] + [3, 2, 1]).astype(np.float32)
+    predicted = logits.argmax(axis=-1)
+    sums = metrics.gaussian_sums(logits.max(axis=-1, keepdims=True), predicted, CLASSES)
+    score = metrics.standardized_max_logit_score(logits, metrics.fit_gaussians(sums, covariance="class", ridge=0.0))
+    for c in range(CLASSES):
+        assert abs(score[predicted == c].mean()) < 1e-4
+        assert score[predicted == c].std() == pytest.approx(1, abs=1e-4)
+
+
+def test_standardized_max_logit_score_of_a_class_never_predicted_is_infinite():
+    sums = metrics.gaussian_sums(jnp.array([[1.0], [2.0]]), jnp.array([0, 0]), 2)
+    score = metrics.standardized_max_logit_score(jnp.array([[0.0, 5.0]]), metrics.fit_gaussians(sums))
+    assert score.tolist() == [np.inf]
+
+
+@pytest.mark.parametrize("covariance", ["tied", "class"])
+def test_mahalanobis_score_and_density_equal_scikit_learn(covariance):
+    normals, shares = _normals(covariance)
+    gaussians, x = _fit(covariance), FEATURES[:3] + 1
+    distances = np.stack([_distance(normal, x) for normal in normals])
+    np.testing.assert_allclose(metrics.mahalanobis_score(x, gaussians), distances.min(axis=0), rtol=1e-3)
+    log_joint = np.stack([np.log(p) + n.logpdf(x.astype("f8")) for p, n in zip(shares, normals, strict=True)])
+    expected = -logsumexp(log_joint, axis=0)
+    np.testing.assert_allclose(metrics.gaussian_density_score(x, gaussians), expected, rtol=1e-3)
+
+
+def test_mahalanobis_score_of_class_covariances_ranks_as_quadratic_discriminant_analysis():
+    model = QuadraticDiscriminantAnalysis().fit(FEATURES.reshape(-1, SIZE).astype("f8"), LABELS.ravel())
+    decisions = model.decision_function(FEATURES[0].astype("f8"))
+    gaussians = _fit("class")
+    one = [jax.tree.map(lambda leaf, c=c: leaf[c : c + 1], gaussians) for c in range(CLASSES)]
+    joint = np.stack([-metrics.gaussian_density_score(FEATURES[0], g) for g in one], axis=-1)
+    np.testing.assert_array_equal(joint.argmax(axis=-1), decisions.argmax(axis=-1))
+
+
+def test_relative_mahalanobis_score_equals_the_difference():
+    background = metrics.fit_gaussians(
+        jax.tree.map(lambda leaf: np.asarray(leaf).sum(axis=0, keepdims=True), SUMS), center=CENTER, ridge=0.0
+    )
+    whole = EmpiricalCovariance().fit(FEATURES.reshape(-1, SIZE).astype("f8"))
+    normals, _ = _normals("tied")
+    nearest = np.min([_distance(normal, FEATURES[0]) for normal in normals], axis=0)
+    expected = nearest - whole.mahalanobis(FEATURES[0].astype("f8"))
+    score = metrics.relative_mahalanobis_score(FEATURES[0], _fit(), background)
+    np.testing.assert_allclose(score, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_gaussian_sums_add_and_the_center_does_not_change_the_fit():
+    halves = [metrics.gaussian_sums(FEATURES[i::2], LABELS[i::2], CLASSES, center=CENTER) for i in range(2)]
+    added = jax.tree.map(lambda a, b: np.asarray(a, np.float64) + np.asarray(b, np.float64), *halves)
+    for one, other in zip(added, SUMS, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-3)
+    plain = metrics.fit_gaussians(metrics.gaussian_sums(FEATURES, LABELS, CLASSES), ridge=0.0)
+    np.testing.assert_allclose(plain.mean, _fit().mean, rtol=1e-5)
+    np.testing.assert_allclose(plain.whitening, _fit().whitening, rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", ["label", "nan", "inf"])
+def test_gaussian_sums_of_an_invalid_pixel_are_invalid(bad):
+    features, labels = FEATURES.copy(), LABELS.copy()
+    if bad == "label":
+        labels[3, 4] = CLASSES
+    else:
+        features[3, 4, 1] = float(bad)
+    sums = metrics.gaussian_sums(features, labels, CLASSES)
+    assert (np.asarray(sums.count) == -(2**31)).all()
+    assert np.isnan(sums.total).all()
+    assert np.isnan(sums.outer).all()
+    with pytest.raises(ValueError, match=r"sums\.count has a negative count"):
+        metrics.fit_gaussians(sums)
+    where = np.ones(labels.shape, bool)
+    where[3, 4] = False
+    masked = metrics.gaussian_sums(features, labels, CLASSES, where=where)
+    assert int(np.sum(masked.count)) == labels.size - 1
+    assert np.isfinite(masked.outer).all()
+
+
+def test_fit_gaussians_class_without_pixels_is_never_the_nearest():
+    sums = metrics.gaussian_sums(FEATURES, np.minimum(LABELS, 1), CLASSES, center=CENTER)
+    gaussians = metrics.fit_gaussians(sums, center=CENTER)
+    assert gaussians.log_prior[2] == -np.inf
+    assert np.isfinite(metrics.mahalanobis_score(np.zeros((2, SIZE), np.float32), gaussians)).all()
+    assert np.isfinite(metrics.gaussian_density_score(FEATURES[0], gaussians)).all()
+
+
+def test_fit_gaussians_singular_covariance_is_an_error_that_the_ridge_mends():
+    constant = np.concatenate([FEATURES, np.ones_like(FEATURES[..., :1])], axis=-1)
+    sums = metrics.gaussian_sums(constant, LABELS, CLASSES)
+    with pytest.raises(ValueError, match=r"singular .* ridge=0, .* raise ridge"):
+        metrics.fit_gaussians(sums, ridge=0.0)
+    assert np.isfinite(metrics.mahalanobis_score(constant, metrics.fit_gaussians(sums, ridge=1e-4))).all()
+
+
+def test_fit_gaussians_without_a_pixel_is_an_error():
+    sums = metrics.gaussian_sums(FEATURES, LABELS, CLASSES, where=np.zeros(LABELS.shape, bool))
+    with pytest.raises(ValueError, match="at least one pixel"):
+        metrics.fit_gaussians(sums)
+
+
+@each
+def test_scores_masked_pixels_are_0_without_any_gradient(name):
+    values = LOGITS[0].copy()
+    values[2] = np.nan
+    where = np.arange(len(values)) != 2
+    score, gradient = jax.value_and_grad(lambda z: jnp.sum(SCORES[name](z, where=where)))(jnp.asarray(values))
+    assert np.isfinite(score)
+    assert np.isfinite(gradient).all()
+    assert not gradient[2].any()
+    assert np.isnan(SCORES[name](jnp.asarray(values))[2])
+
+
+@each
+def test_scores_widen_bfloat16_and_refuse_integers(name):
+    assert SCORES[name](jnp.asarray(LOGITS, jnp.bfloat16)).dtype == jnp.float32
+    with pytest.raises(TypeError):
+        SCORES[name](np.zeros((2, CLASSES), np.int32))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan, np.inf])
+def test_energy_score_temperature_must_be_positive(temperature):
+    with pytest.raises(ValueError, match="temperature must be finite and more than 0"):
+        metrics.energy_score(LOGITS, temperature=temperature)
