@@ -1,7 +1,7 @@
 r"""Anomaly scores per pixel, from logits or from features: high where the network has not seen the like.
 
-A score needs no training. Those on features compare a pixel with class-conditional Gaussians of the training pixels,
-whose sums add over batches and devices::
+All work on a trained network as it is. Those of features compare a pixel with a Gaussian per class of the training
+pixels, fitted from sums that add over batches and devices::
 
     sums = gaussian_sums(features, labels, num_classes, where=where)      # per batch; add them on the host
     score = mahalanobis_score(features, fit_gaussians(sums))

@@ -1,4 +1,4 @@
-"""Calibration errors from binned confidences, and the proper scores (Brier score, negative log-likelihood)."""
+"""Calibration errors from binned confidences, proper scores (Brier, log-likelihood), and scaling of the logits."""
 
 import math
 from typing import NamedTuple
@@ -6,12 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from segjax import checks
 from segjax.checks import AxisName, Labels, Logits, Where
 from segjax.collectives import psum
-from segjax.metrics._counting import INVALID, Counts, count, host_counts, ratio, sum_by_place
+from segjax.metrics._counting import INVALID, Counts, count, host_counts, host_histogram, ratio, sum_by_place
 
 _CAUSE = "a label outside [0, C) or a NaN logit was counted in an unmasked pixel"
 # Spacing of float32 below 1: exact for a confidence above 1/2, and at most 3e-8 off for a smaller one.
@@ -41,6 +42,15 @@ class ProperScoreSums(NamedTuple):
     """Sum of the pixels' Brier scores, at least float32."""
     nll: Float[jax.Array | np.ndarray, ""]
     """Sum of -log p of the true class in nats, at least float32."""
+
+
+class Scaling(NamedTuple):
+    """Affine map of the logits that calibrates their softmax (a pytree), from `fit_scaling`."""
+
+    scale: Float[ArrayLike, "classes"]
+    """One factor per class, more than 0; with kind="temperature", all 1/T."""
+    bias: Float[ArrayLike, "classes"]
+    """One summand per class; 0 but for kind="vector"."""
 
 
 def calibration_bins(
@@ -168,6 +178,42 @@ def classwise_calibration_error(bins: CalibrationBins) -> dict[str, float | np.n
     return {"mean_calibration_error": float(per_class.mean()), "calibration_error_per_class": per_class}
 
 
+def adaptive_calibration_error(histogram: Counts, *, num_bins: int = 15) -> float:
+    r"""Returns the calibration error of bins with equally many pixels.
+
+    .. math:: ACE = \sum_r \frac{n_r}{N} \left|acc_r - conf_r\right|, \qquad n_r \approx N / R
+
+    Equal-width bins put almost all pixels of a segmentation into the last one, and say little about it. Here the pixels
+    are counted in bins of the confidence's log odds, of which neighbours are joined::
+
+        log_odds = jnp.max(class_log_odds(logits), axis=-1)
+        histogram = score_histogram(log_odds, jnp.argmax(logits, axis=-1) == labels, where=where)
+
+    Args:
+        histogram: integers `[2, bins]`, wrong and right pixels, sums of `score_histogram`.
+        num_bins: R ≥ 1.
+
+    Returns: ACE in [0, 1], 0 is best; NaN if nothing was counted. The confidence of a pixel is rounded by up to 1e-3.
+    Raises: as `average_precision`, or num_bins < 1.
+    References: Nixon et al., Measuring Calibration in Deep Learning, arXiv 1904.01685.
+
+    >>> histogram = np.zeros((2, 4096), int)
+    >>> histogram[:, 2048 + 128] = 1, 3  # confidence sigmoid(1) = 0.73, accuracy 0.75
+    >>> round(adaptive_calibration_error(histogram), 2)
+    0.02
+    """
+    checks.scalar("num_bins", num_bins, jnp.int32, 1.0)
+    wrong, right = host_histogram(histogram, "wrong and right pixels", _CAUSE)
+    pixels = wrong + right
+    if not pixels.any():
+        return float("nan")
+    middles = (np.arange(pixels.size) + 0.5) / pixels.size * 32 - 16
+    surplus = pixels / (1 + np.exp(-middles)) - right
+    # A bin belongs to the group in which the middle of its pixels falls.
+    group = np.minimum(((np.cumsum(pixels) - pixels / 2) / pixels.sum() * num_bins).astype(int), num_bins - 1)
+    return float(np.abs(np.bincount(group, surplus)).sum() / pixels.sum())
+
+
 def reliability_diagram(bins: CalibrationBins) -> dict[str, np.ndarray]:
     r"""Returns the data of a reliability diagram: accuracy against mean confidence, per bin.
 
@@ -269,6 +315,81 @@ def negative_log_likelihood(sums: ProperScoreSums) -> float:
     return _mean_score(sums, "nll")
 
 
+def fit_scaling(logits: Logits, labels: Labels, *, kind: str = "temperature", where: Where = None) -> Scaling:
+    r"""Fits the scaling of the logits that minimises the negative log-likelihood, in float64 on the host.
+
+    .. math:: \min_{s, b}\; -\sum_i \log softmax(s \odot z_i + b)_{y_i}
+
+    The problem is convex; Newton's method solves it. A hundred thousand pixels are enough, drawn from all calibration
+    images: pixels that the network was trained on are too confident.
+
+    Args:
+        logits: z, `[..., C]`, C ≥ 2, finite.
+        labels: y, integers in [0, C) or booleans, `[...]`.
+        kind: "temperature" (s = 1/T for all classes, b = 0: the likeliest class stays the likeliest), "class" (one s
+            per class, b = 0), or "vector" (one s and one b per class).
+        where: as in `calibration_bins`.
+
+    Returns: `Scaling` in float32, for `scale_logits`.
+
+    Raises:
+        TypeError, ValueError: a dtype or shape does not fit; an unmasked label or logit is invalid; for "class" and
+            "vector", a class has no pixel; or there is no optimum, because no pixel (of a class) is predicted wrongly.
+
+    References: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599.
+
+    >>> logits = jnp.log(jnp.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]]))
+    >>> scaling = fit_scaling(logits, jnp.array([0, 0, 0, 1]))  # right three times in four
+    >>> print(jax.nn.softmax(scale_logits(logits, scaling))[0].round(4))
+    [0.75 0.25]
+    """
+    checks.choice("kind", kind, ("temperature", "class", "vector"))
+    z, y = _host_pixels(logits, labels, where)
+    classes = z.shape[1]
+    pixels = np.bincount(y, minlength=classes)
+    if kind != "temperature" and not pixels.all():
+        absent = np.flatnonzero(pixels == 0).tolist()
+        raise ValueError(f'kind="{kind}" needs pixels of all classes; {absent} have none: use kind="temperature"')
+    # Parameters x = (s, b); `basis` maps the free ones to them.
+    identity, zeros = np.eye(classes), np.zeros((classes, classes))
+    basis = {
+        "temperature": np.concatenate([np.ones((classes, 1)), np.zeros((classes, 1))]),
+        "class": np.concatenate([identity, zeros]),
+        # The softmax ignores a common summand: the last bias is that of the others, negative.
+        "vector": np.block([[identity, zeros[:, 1:]], [zeros, np.eye(classes, classes - 1) - np.eye(classes)[:, -1:]]]),
+    }[kind]
+    start = np.linalg.lstsq(basis, np.concatenate([np.ones(classes), np.zeros(classes)]), rcond=None)[0]
+    best = _newton(lambda free: _scaled_likelihood(z, y, basis @ free, basis), start)
+    scale, bias = np.split(basis @ best, 2)
+    if not (scale > 0).all():
+        raise ValueError(f'kind="{kind}" has no scaling with positive factors, the smallest is {scale.min():.3g}')
+    return Scaling(scale.astype(np.float32), bias.astype(np.float32))
+
+
+def scale_logits(logits: Logits, scaling: Scaling) -> Float[Array, "*pixels classes"]:
+    r"""Returns calibrated logits.
+
+    .. math:: z' = s \odot z + b
+
+    Args:
+        logits: z, `[..., C]`, C ≥ 2.
+        scaling: s and b, `[C]` each, from `fit_scaling`.
+
+    Returns: `[..., C]`, at least float32.
+    Raises: TypeError or ValueError if a dtype or shape does not fit.
+    References: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599.
+
+    >>> print(scale_logits(jnp.array([[2.0, 4.0]]), Scaling(jnp.array([0.5, 0.5]), jnp.zeros(2))))
+    [[1. 2.]]
+    """
+    logits = checks.classes("logits", logits)
+    scale, bias = (checks.array(f"scaling.{name}", getattr(scaling, name)) for name in ("scale", "bias"))
+    for name, value in (("scale", scale), ("bias", bias)):
+        checks.same_shape(f"scaling.{name}", value.shape, "one pixel's classes", logits.shape[-1:])
+    scale, bias = (jnp.broadcast_to(value.astype(logits.dtype), logits.shape) for value in (scale, bias))
+    return logits * scale + bias
+
+
 def log_softmax(logits: Logits) -> Float[Array, "*pixels classes"]:
     """Returns log probabilities that keep their digits near 0, where JAX's round to 0 below 1 - p = 6e-8. Private."""
     top = jnp.argmax(logits, axis=-1, keepdims=True).astype(jnp.int32)
@@ -351,3 +472,56 @@ def _mean_score(sums: ProperScoreSums, name: str) -> float:
     if np.isnan(total):
         raise ValueError(f"sums.{name} is NaN: {_CAUSE}")
     return float(ratio(total, counts))
+
+
+def _host_pixels(logits, labels, where) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the unmasked pixels on the host: logits float64 `[pixels, C]` and labels."""
+    logits, labels = checks.host("logits", logits), checks.host("labels", labels)
+    checks.classes("logits", logits)
+    checks.integers("labels", labels)
+    checks.same_shape("labels", labels.shape, "logits without their class axis", logits.shape[:-1])
+    keep = np.asarray(checks.mask("where", where, labels.shape))
+    z, y = logits[keep].astype(np.float64), labels[keep].astype(np.int64)
+    if not len(z):
+        raise ValueError("fit_scaling needs at least one unmasked pixel; got 0")
+    if not np.isfinite(z).all() or (y < 0).any() or (y >= z.shape[1]).any():
+        raise ValueError(f"fit_scaling needs finite logits and labels in [0, {z.shape[1]}) in all unmasked pixels")
+    return z, y
+
+
+def _scaled_likelihood(z, y, parameters, basis):
+    """Returns the mean of -log p of the scaled logits, its gradient and its Hessian, in the free parameters."""
+    scale, bias = np.split(parameters, 2)
+    scaled = z * scale + bias
+    shifted = scaled - scaled.max(axis=1, keepdims=True)
+    powers = np.exp(shifted)
+    sums = powers.sum(axis=1, keepdims=True)
+    p, n, rows = powers / sums, len(z), np.arange(len(z))
+    value = np.mean(np.log(sums[:, 0]) - shifted[rows, y])
+    surplus = p.copy()
+    surplus[rows, y] -= 1
+    gradient = np.concatenate([(surplus * z).sum(axis=0), surplus.sum(axis=0)]) / n
+    both = np.concatenate([p * z, p], axis=1)
+    squares, products, ones = (np.diag(x.sum(axis=0)) for x in (p * z * z, p * z, p))
+    own = np.block([[squares, products], [products, ones]])
+    return value, basis.T @ gradient, basis.T @ ((own - both.T @ both) / n) @ basis
+
+
+def _newton(function, x: np.ndarray) -> np.ndarray:
+    """Minimises a convex function of value, gradient and Hessian; raises a ValueError if it has no unique minimum."""
+    value, gradient, hessian = function(x)
+    curvature = np.linalg.eigvalsh(hessian)[-1]
+    for _ in range(100):
+        step = np.linalg.lstsq(hessian, gradient, rcond=None)[0]
+        decrease = gradient @ step
+        if decrease < 1e-15:
+            break
+        size = 1.0
+        while function(x - size * step)[0] > value - 1e-4 * size * decrease and size > 1e-8:
+            size /= 2
+        x = x - size * step
+        value, gradient, hessian = function(x)
+    # Where no pixel is wrong, the minimum is at infinity, and the function is flat on the way.
+    if np.linalg.eigvalsh(hessian)[0] < 1e-9 * curvature:
+        raise ValueError("fit_scaling has no optimum: no pixel, or none of some class, is predicted wrongly")
+    return x

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn import metrics as sklearn_metrics
 from sklearn.calibration import calibration_curve
@@ -407,3 +408,100 @@ def test_calibration_broken_input(case, raw):
     call, error, message = BROKEN[case]
     with pytest.raises(error, match=message):
         call(raw)
+
+
+# Scaling of the logits
+
+
+def _overconfident(pixels=3000, classes=4, seed=0):
+    """Returns logits three times too large for their labels, with a bias towards the last class."""
+    rng = np.random.default_rng(seed)
+    honest = rng.normal(size=(pixels, classes)) * 2
+    labels = (softmax(honest, axis=-1).cumsum(axis=-1) > rng.uniform(size=(pixels, 1))).argmax(axis=-1)
+    return (3 * honest + np.arange(classes)).astype(np.float32), labels
+
+
+def _likelihood(logits, labels):
+    return metrics.negative_log_likelihood(metrics.proper_score_sums(logits, labels))
+
+
+@pytest.mark.parametrize("kind", ["temperature", "class", "vector"])
+def test_fit_scaling_equals_scipys_optimum(kind):
+    logits, labels = _overconfident()
+    scaling = metrics.fit_scaling(logits, labels, kind=kind)
+    size = {"temperature": 1, "class": 4, "vector": 7}[kind]
+
+    def unpack(x):
+        scale = np.repeat(x[:1], 4) if kind == "temperature" else x[:4]
+        return scale, np.append(x[4:], -x[4:].sum()) if kind == "vector" else np.zeros(4)
+
+    def loss(x):
+        scale, bias = unpack(x)
+        return -log_softmax(logits.astype(np.float64) * scale + bias, axis=-1)[np.arange(len(labels)), labels].mean()
+
+    start = np.concatenate([np.ones(min(size, 4)), np.zeros(max(size - 4, 0))])
+    best = minimize(loss, start, method="BFGS", options={"gtol": 1e-9, "xrtol": 1e-12})
+    scale, bias = unpack(best.x)
+    np.testing.assert_allclose(scaling.scale, scale, rtol=1e-4)
+    np.testing.assert_allclose(scaling.bias, bias, atol=1e-4)
+    assert _likelihood(metrics.scale_logits(logits, scaling), labels) < _likelihood(logits, labels)
+
+
+def test_fit_scaling_temperature_recovers_the_factor_and_keeps_the_likeliest_class():
+    logits, labels = _overconfident(pixels=20_000)
+    logits = logits - np.arange(4, dtype=np.float32)
+    scaling = metrics.fit_scaling(logits, labels)
+    np.testing.assert_allclose(1 / scaling.scale, 3.0, rtol=0.05)
+    assert not scaling.bias.any()
+    np.testing.assert_array_equal(metrics.scale_logits(logits, scaling).argmax(-1), logits.argmax(-1))
+
+
+def test_fit_scaling_ignores_masked_pixels():
+    logits, labels = _overconfident()
+    where = np.arange(len(labels)) % 3 != 0
+    noise = np.where(where[:, None], logits, np.nan).astype(np.float32)
+    masked = metrics.fit_scaling(noise, np.where(where, labels, 255), where=where)
+    np.testing.assert_array_equal(masked.scale, metrics.fit_scaling(logits[where], labels[where]).scale)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda z, y: (z, z.argmax(-1), "temperature"), "no optimum"),
+        (lambda z, y: (z, np.minimum(y, 2), "vector"), r"pixels of all classes; \[3\] have none"),
+        (lambda z, y: (-z, y, "temperature"), "no scaling with positive factors"),
+        (lambda z, y: (z[:0], y[:0], "temperature"), "at least one unmasked pixel"),
+        (lambda z, y: (z * np.inf, y, "temperature"), "finite logits"),
+        (lambda z, y: (z, y + 1, "temperature"), "labels in"),
+        (lambda z, y: (z, y, "matrix"), "kind must be one of"),
+    ],
+)
+def test_fit_scaling_degenerate_calibration_set(change, message):
+    logits, labels, kind = change(*_overconfident(pixels=300))
+    with pytest.raises(ValueError, match=message):
+        metrics.fit_scaling(logits, labels, kind=kind)
+
+
+@pytest.mark.parametrize("num_bins", [1, 15])
+def test_adaptive_calibration_error_equals_sorted_groups(num_bins):
+    logits, labels = _overconfident(pixels=30_000)
+    log_odds = np.asarray(metrics.class_log_odds(logits)).max(axis=-1)
+    correct = logits.argmax(axis=-1) == labels
+    ours = metrics.adaptive_calibration_error(metrics.score_histogram(log_odds, correct), num_bins=num_bins)
+    order = np.argsort(log_odds)
+    confidence = 1 / (1 + np.exp(-log_odds.astype(np.float64)))
+    groups = [np.array_split(x[order], num_bins) for x in (confidence, correct)]
+    expected = np.mean([abs(c.mean() - a.mean()) for c, a in zip(*groups, strict=True)])
+    assert ours == pytest.approx(expected, abs=2e-3)
+    calibrated = metrics.scale_logits(logits, metrics.fit_scaling(logits, labels, kind="vector"))
+    odds = jnp.max(metrics.class_log_odds(calibrated), axis=-1)
+    assert (
+        metrics.adaptive_calibration_error(
+            metrics.score_histogram(odds, calibrated.argmax(-1) == labels), num_bins=num_bins
+        )
+        < 0.02
+    )
+
+
+def test_adaptive_calibration_error_without_pixels_is_nan():
+    assert np.isnan(metrics.adaptive_calibration_error(np.zeros((2, 4096), int)))
