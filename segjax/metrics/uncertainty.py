@@ -338,6 +338,104 @@ def area_under_risk_coverage_bounds(histogram: Counts) -> tuple[float, float]:
     return low - ROUNDING, high + ROUNDING
 
 
+def image_uncertainty(
+    uncertainty: PerPixel,
+    aggregation: str = "mean",
+    *,
+    patch: int = 10,
+    threshold: Scalar | None = None,
+    where: Where = None,
+) -> Float[Array, "*images"]:
+    r"""Returns one uncertainty per image, to find the images on which a network fails.
+
+    .. math::
+        u_{mean} = \frac{1}{n} \sum_i u_i, \qquad
+        u_{patch} = \max_Q \frac{1}{n_Q} \sum_{i \in Q} u_i, \qquad
+        u_{threshold} = \frac{\sum_i u_i [u_i > \tau]}{\#\{i : u_i > \tau\}}
+
+    Q runs over all squares of `patch` pixels a side inside the image. The mean grows with the length of the boundaries;
+    the other two do not.
+
+    Args:
+        uncertainty: u, `[..., H, W]`, such as `predictive_entropy`.
+        aggregation: "mean", "patch" or "threshold".
+        patch: side of Q in pixels, ≥ 1, static; at most the image.
+        threshold: τ, needed by "threshold"; may be traced.
+        where: boolean `[..., H, W]`, broadcastable; False: the pixel does not exist. A Q counts if it has a pixel.
+
+    Returns: `[...]`, at least float32; 0 without a pixel, or without one above the threshold.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or an argument is out of range or missing.
+    References: Kahl et al., ValUES: A Framework for Systematic Validation of Uncertainty Estimation, arXiv 2401.08501.
+
+    >>> u = jnp.zeros((4, 6)).at[:2, :2].set(0.5).at[3, 5].set(1.0)
+    >>> print(*(image_uncertainty(u, how, patch=2, threshold=0.2) for how in ("mean", "patch", "threshold")))
+    0.125 0.5 0.6
+    """
+    uncertainty = checks.floating("uncertainty", uncertainty)
+    if uncertainty.ndim < 2:
+        raise ValueError(f"uncertainty must be [..., height, width]; got shape {uncertainty.shape}")
+    checks.choice("aggregation", aggregation, ("mean", "patch", "threshold"))
+    checks.scalar("patch", patch, jnp.int32, 1.0)
+    keep = checks.mask("where", where, uncertainty.shape)
+    if aggregation == "threshold":
+        if threshold is None:
+            raise ValueError('aggregation="threshold" needs a threshold; got None')
+        keep &= uncertainty > checks.finite("threshold", threshold, uncertainty.dtype)
+    values, pixels = jnp.where(keep, uncertainty, 0), keep.astype(uncertainty.dtype)
+    if aggregation == "patch":
+        window = (1,) * (values.ndim - 2) + tuple(min(patch, size) for size in values.shape[-2:])
+        values, pixels = (
+            jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1,) * x.ndim, "VALID") for x in (values, pixels)
+        )
+        means = jnp.where(pixels > 0, values / jnp.maximum(pixels, 1), -jnp.inf)
+        return jnp.where(jnp.any(pixels > 0, axis=(-2, -1)), jnp.max(means, axis=(-2, -1)), 0)
+    return jnp.sum(values, axis=(-2, -1)) / jnp.maximum(jnp.sum(pixels, axis=(-2, -1)), 1)
+
+
+def failure_detection(risks: Float[ArrayLike, "images"], uncertainties: Float[ArrayLike, "images"]) -> dict[str, float]:
+    r"""Returns how well an uncertainty per image ranks the images by their risk.
+
+    .. math::
+        AURC = \frac{1}{n} \sum_{i=1}^{n} \frac{1}{i} \sum_{j \le i} r_j, \qquad
+        AUGRC = \frac{1}{n^2} \sum_{i=1}^{n} \left(\sum_{j \le i} r_j - \tfrac{1}{2} r_i\right)
+
+    The images are ordered by rising uncertainty. AUGRC is the expected risk of an image that is silently wrong; AURC
+    gives the first images much more weight. E-AURC is AURC less that of the best order.
+
+    Args:
+        risks: r ≥ 0, one per image: 1 - Dice, 1 - IoU, or 0 and 1 for a failure.
+        uncertainties: one per image, such as `image_uncertainty`. Equal ones count as all their orders, averaged.
+
+    Returns: `aurc`, `excess_aurc` and `augrc`, floats, smaller is better.
+    Raises: TypeError or ValueError if shapes differ, there is no image, or a value is NaN or a risk negative.
+    References: Geifman et al., arXiv 1805.08206; Traub et al., Overcoming Common Flaws in the Evaluation of Selective
+        Classification Systems, arXiv 2407.01032.
+
+    >>> failure_detection(np.array([0.0, 1.0]), np.array([0.1, 0.9]))
+    {'aurc': 0.25, 'excess_aurc': 0.0, 'augrc': 0.125}
+    """
+    risks, uncertainties = (
+        checks.host(name, value).astype(np.float64)
+        for name, value in (("risks", risks), ("uncertainties", uncertainties))
+    )
+    checks.same_shape("uncertainties", uncertainties.shape, "risks", risks.shape)
+    if risks.ndim != 1 or not risks.size:
+        raise ValueError(f"risks must be [images], at least one; got shape {risks.shape}")
+    if np.isnan(uncertainties).any() or not (risks >= 0).all():
+        raise ValueError("risks must be at least 0, and neither they nor uncertainties NaN")
+    _, group = np.unique(uncertainties, return_inverse=True)
+    ordered = (np.bincount(group, risks) / np.bincount(group))[np.sort(group)]
+
+    def aurc(values):
+        return float(np.mean(np.cumsum(values) / np.arange(1, values.size + 1)))
+
+    return {
+        "aurc": aurc(ordered),
+        "excess_aurc": aurc(ordered) - aurc(np.sort(risks)),
+        "augrc": float((np.cumsum(ordered) - ordered / 2).sum() / risks.size**2),
+    }
+
+
 def _log_probabilities(mc_logits, where):
     """Returns log softmax, finite for classes ruled out, and the mask of the pixels."""
     logits = checks.floating("mc_logits", mc_logits)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import entr, log_softmax, rel_entr, softmax
+from sklearn.metrics import roc_auc_score
 
 from segjax import metrics
 
@@ -506,3 +507,64 @@ def test_uncertainty_broken_input(case, raw):
     call, error, message = BROKEN[case]
     with pytest.raises(error, match=message):
         call(raw)
+
+
+# Whole images
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "patch", "threshold"])
+def test_image_uncertainty_equals_loops(aggregation):
+    u, where = RNG.uniform(size=(3, 8, 11)).astype(np.float32), RNG.uniform(size=(3, 8, 11)) < 0.4
+    where[1] = False
+    noise = np.where(where, u, np.nan)
+    values = metrics.image_uncertainty(noise, aggregation, patch=3, threshold=0.6, where=where)
+    expected = []
+    for image, keep in zip(u, where, strict=True):
+        patches = [(i, j) for i in range(6) for j in range(9)] if aggregation == "patch" else [(0, 0)]
+        height, width = (3, 3) if aggregation == "patch" else (8, 11)
+        means = []
+        for i, j in patches:
+            area = np.s_[i : i + height, j : j + width]
+            chosen = image[area][keep[area] & ((image[area] > 0.6) | (aggregation != "threshold"))]
+            means += [chosen.mean()] if chosen.size else []
+        expected.append(max(means, default=0))
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+def test_image_uncertainty_patch_larger_than_the_image_is_the_mean():
+    u = RNG.uniform(size=(4, 5)).astype(np.float32)
+    patch, mean = metrics.image_uncertainty(u, "patch", patch=50), metrics.image_uncertainty(u)
+    np.testing.assert_allclose(patch, mean, rtol=1e-6)
+
+
+def test_image_uncertainty_threshold_is_needed():
+    with pytest.raises(ValueError, match='aggregation="threshold" needs a threshold'):
+        metrics.image_uncertainty(np.ones((2, 2), np.float32), "threshold")
+
+
+def test_failure_detection_augrc_equals_its_closed_form():
+    # Traub et al., equation 6: (1 - AUROC) acc (1 - acc) + (1 - acc)² / 2.
+    rng = np.random.default_rng(0)
+    failed = rng.uniform(size=200) < 0.3
+    unsure = rng.normal(size=200) + failed
+    accuracy = 1 - failed.mean()
+    expected = (1 - roc_auc_score(failed, unsure)) * accuracy * (1 - accuracy) + (1 - accuracy) ** 2 / 2
+    assert metrics.failure_detection(failed.astype(float), unsure)["augrc"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_failure_detection_equals_the_mean_over_the_orders_of_ties():
+    risks, unsure = np.array([0.1, 0.9, 0.4, 0.0, 0.6]), np.array([1.0, 1.0, 0.0, 1.0, 2.0])
+    orders = []
+    for tied in itertools.permutations([0, 1, 3]):
+        r = risks[[2, *tied, 4]]
+        orders.append((np.cumsum(r) / np.arange(1, 6)).mean())
+    scores = metrics.failure_detection(risks, unsure)
+    assert scores["aurc"] == pytest.approx(np.mean(orders), rel=1e-12)
+    perfect = metrics.failure_detection(risks, risks)
+    assert perfect["excess_aurc"] == 0 < scores["excess_aurc"]
+
+
+@pytest.mark.parametrize(("risks", "unsure"), [([], []), ([-0.1], [0.0]), ([np.nan], [0.0]), ([0.1], [np.nan])])
+def test_failure_detection_broken_input(risks, unsure):
+    with pytest.raises(ValueError, match="risks must be"):
+        metrics.failure_detection(np.array(risks, float), np.array(unsure, float))
