@@ -15,7 +15,16 @@ import tensorflow_datasets as tfds
 from segjax.data import builders
 from segjax.data.io import DataError, RawFile, as_data_error
 from segjax.data.labels import LABEL_SETS, LabelSet, numbered_classes
-from segjax.data.pairs import Example, Source, fingerprint, image_header, make_example, open_folder, summarize
+from segjax.data.pairs import (
+    Example,
+    Source,
+    fingerprint,
+    image_header,
+    listing_fingerprint,
+    make_example,
+    open_folder,
+    summarize,
+)
 
 DATASETS = {
     "road_debris": builders.RoadDebris,
@@ -103,13 +112,18 @@ def _prepared_folder(data_config: Any) -> Path:
             remedy = f"Set config.data.manual_dir or $SEGJAX_{name.upper()}_DIR to"
             raise DataError(f"{problem}. {remedy}: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
     folder = _prepare(builder, manual_dir)
-    prepared_from = now = (builder.info.metadata or {}).get("fingerprint")
+    metadata = builder.info.metadata or {}
+    prepared_from = now = metadata.get("fingerprint")
     if prepared_from and manual_dir:
         with contextlib.suppress(DataError):  # raw files may be deleted after preparing
-            now = fingerprint(builder.list_files(manual_dir))
+            splits = builder.list_files(manual_dir)
+            if listing_fingerprint(splits) != metadata.get("listing"):
+                now = fingerprint(splits)
     if now != prepared_from:
         remedy = "Delete it to prepare again, or set config.data.data_dir to another folder"
-        raise DataError(f"{folder}: was prepared from other files than {manual_dir} now contains. {remedy}")
+        raise DataError(
+            f"{folder}: was prepared from other files than {manual_dir} now contains, or by an older segjax. {remedy}"
+        )
     return folder
 
 
@@ -187,6 +201,7 @@ class PreparedSource:
                 raise DataError(f"{folder}: {found}; prepare it with file_format='array_record'") from error
             for index in {0, len(self._records) - 1}:  # detects damage before training; files are opened when read
                 self._records[index]
+        self.digest = metadata.get("fingerprint", info.full_name)  # scenes and the catalogue's sets: by their names
         self.skipped = tuple(message for part in parts for message in metadata.get("skipped", {}).get(part, ()))
         if "splits" in metadata:  # ours
             described, self.channels = [metadata["splits"][part] for part in parts], metadata["channels"]

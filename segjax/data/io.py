@@ -43,7 +43,8 @@ class RawFile(NamedTuple):
     size: int  # in bytes
     read: Callable[[], bytes]  # used by `read_bytes` only
     problem: str = ""  # reason why it must not be read
-    checksum: int | None = None  # CRC-32 of the bytes when they were verified
+    checksum: int | None = None  # CRC-32 of the bytes when they were verified, or of a ZIP archive's directory
+    changed: int = 0  # time of the last change of a file on disk, in nanoseconds
 
 
 def read_bytes(file: RawFile) -> bytes:
@@ -86,7 +87,8 @@ def list_folder(
 
 
 def _on_disk(path: Path, home: str) -> RawFile:
-    shown, size, problem = str(path).encode(errors="backslashreplace").decode(), 0, ""
+    shown = str(path).encode(errors="backslashreplace").decode()
+    size, changed, problem = 0, 0, ""
     real = os.path.realpath(path)
     if os.path.commonpath([real, home]) != home:
         problem = f"{shown}: a link that leads out of the data set, to {real}; expected a file in {home}"
@@ -95,12 +97,12 @@ def _on_disk(path: Path, home: str) -> RawFile:
     else:
         try:
             status = path.stat()
-            size = status.st_size
+            size, changed = status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
             if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait forever
                 problem = f"{shown}: expected a regular file; got {stat.filemode(status.st_mode)}"
         except OSError as error:
             problem = f"{shown}: cannot be read ({error})"
-    return RawFile(shown, size, path.read_bytes, problem)
+    return RawFile(shown, size, path.read_bytes, problem, changed=changed)
 
 
 def list_zip(archive: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, RawFile]:
@@ -113,7 +115,8 @@ def list_zip(archive: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[
         if name.startswith("/") or ".." in name.split("/"):
             raise DataError(f"{archive}: its member {name!r} leads out of the archive; expected paths within it")
         if name.lower().endswith(suffixes):
-            files[name] = RawFile(f"{archive}:{name}", member.file_size, partial(opened.read, name))
+            read = partial(opened.read, name)
+            files[name] = RawFile(f"{archive}:{name}", member.file_size, read, checksum=member.CRC)
     return files
 
 

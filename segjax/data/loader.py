@@ -54,7 +54,7 @@ class TrainLoader:
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from a saved position; raises `DataError` if it belongs to another seed or data set."""
         for key, value in self._identity.items():
-            if state.get(key) != value:
+            if state.get(key, value if key == "data" else None) != value:  # older positions have no "data"
                 streams = f"another stream: its {key} is {state.get(key)!r}, this loader's is {value!r}"
                 remedy = "A run with other data or another seed cannot continue; start in another workdir"
                 raise DataError(f"the saved loader position is of {streams}. {remedy}")
@@ -113,7 +113,7 @@ def train_loader(
         shard = stream[position:].batch(share)[process_index::process_count]
         return _iterate(shard, workers, prefetch)
 
-    return TrainLoader(batches_from, global_batch_size, {"seed": seed, "examples": len(source)})
+    return TrainLoader(batches_from, global_batch_size, {"seed": seed, "examples": len(source), "data": source.digest})
 
 
 def eval_batches(

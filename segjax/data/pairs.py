@@ -47,6 +47,7 @@ class Source(Protocol):
     native_size: tuple[int, int] | None  # height and width that all images share; None if they differ
     largest_size: tuple[int, int]  # the greatest height and the greatest width
     skipped: tuple[str, ...]  # one message per pair of files left out by `on_error="skip"`
+    digest: str  # short hash of the names and contents of the files
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -107,10 +108,33 @@ def match(images: dict[str, RawFile], masks: dict[str, RawFile], where: str) -> 
 
 
 def fingerprint(splits: dict[str, list[Pair]]) -> str:
-    """Returns a short hash of the names and sizes of all files, to detect another or a changed folder."""
-    lines = (
-        f"{split}/{name}:{image.size}:{mask.size}" for split in sorted(splits) for name, image, mask in splits[split]
+    """Returns a short hash of the names and contents of all files; it reads those that have no checksum."""
+
+    def line(part: tuple[str, Pair]) -> str:
+        split, (name, *files) = part
+        return f"{split}/{name}:{':'.join(map(_checksum, files))}"
+
+    with ThreadPoolExecutor(8) as threads:
+        return _short_hash(threads.map(line, [(split, pair) for split in sorted(splits) for pair in splits[split]]))
+
+
+def listing_fingerprint(splits: dict[str, list[Pair]]) -> str:
+    """Returns a short hash of the names, sizes and times of all files. If it is equal, no file needs to be read."""
+    return _short_hash(
+        f"{split}/{name}:{[(file.size, file.changed, file.checksum) for file in files]}"
+        for split in sorted(splits)
+        for name, *files in splits[split]
     )
+
+
+def _checksum(file: RawFile) -> str:
+    try:
+        return str(zlib.crc32(read_bytes(file)) if file.checksum is None else file.checksum)
+    except DataError:  # "skip" leaves the pair out; once the file can be read, the hash is another
+        return "unreadable"
+
+
+def _short_hash(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
@@ -233,7 +257,7 @@ class FolderSource:
         self._pairs, self._sizes, self.skipped = verified
         self.label_set, self.channels = label_set, channels
         self.native_size, self.largest_size = self._sizes.native_size, self._sizes.largest_size
-        self._listing: Path | None = None
+        self.digest, self._listing = fingerprint({"": self._pairs}), None
 
     def __reduce__(self):
         """Pickles the path of a temporary file with the list of files, deleted together with this source."""

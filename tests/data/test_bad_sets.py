@@ -1,12 +1,15 @@
 """Errors for raw files and prepared sets that are damaged, incomplete or changed."""
 
 import os
+import shutil
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 
-from segjax.data import DataError, builders, open_split, train_loader
+from segjax.data import DataError, builders, datasets, open_split, train_loader
+from segjax.data.pairs import fingerprint
 
 
 def damage_image(make, root):
@@ -171,8 +174,52 @@ def test_open_split_refuses_changed_raw_files(make, config, tmp_path, monkeypatc
     data = config("camvid", tmp_path / "prepared", root)
     open_split(data, "train")
     make.camvid(root, splits=[("test", 2)])
-    with pytest.raises(DataError, match=r"camvid/1.0.0: was prepared from other files than .*raw now contains\. Del"):
+    with pytest.raises(
+        DataError, match=r"camvid/1.0.0: was prepared from other files than .*raw now contains, or .*Delete it"
+    ):
         open_split(data, "train")
     assert len(open_split(config("camvid", tmp_path / "prepared", tmp_path), "train")) == 5  # raw files tidied away
     monkeypatch.delenv("SEGJAX_CAMVID_DIR", raising=False)
     assert len(open_split(config("camvid", tmp_path / "prepared"), "train")) == 5
+
+
+def repaint(mask):
+    """Paints class 3 over the upper half of a mask; the size of the file stays the same."""
+    ids = cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)
+    ids[: len(ids) // 2] = 3
+    mask.write_bytes(stored_png(ids))
+
+
+def stored_png(ids):
+    return cv2.imencode(".png", ids, [cv2.IMWRITE_PNG_COMPRESSION, 0])[1].tobytes()
+
+
+def test_open_split_refuses_a_mask_repainted_at_the_same_size(make, config, tmp_path):
+    mask = make.camvid(tmp_path / "raw") / "trainannot" / "0001.png"
+    make.put(mask, stored_png(make.ids(1)))
+    data, before = config("camvid", tmp_path / "prepared", tmp_path / "raw"), mask.stat()
+    open_split(data, "train")
+    repaint(mask)
+    os.utime(mask, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert mask.stat().st_size == before.st_size
+    with pytest.raises(DataError, match=r"was prepared from other files than .*raw now contains, or .*Delete it"):
+        open_split(data, "train")
+
+
+def test_open_split_reads_raw_files_again_only_if_their_times_differ(make, config, tmp_path, monkeypatch):
+    root = make.camvid(tmp_path / "raw")
+    data = config("camvid", tmp_path / "prepared", root)
+    open_split(data, "train")
+    calls = []
+    monkeypatch.setattr(datasets, "fingerprint", lambda splits: calls.append(splits) or fingerprint(splits))
+    open_split(data, "train")
+    assert not calls
+    shutil.copytree(root, tmp_path / "copy")
+    assert len(open_split(config("camvid", tmp_path / "prepared", tmp_path / "copy"), "train")) == 5
+    assert len(calls) == 1
+
+
+def test_fingerprint_of_an_archive_reads_no_member(make, monkeypatch, tmp_path):
+    splits = builders.Cityscapes.list_files(make.cityscapes(tmp_path / "raw"))
+    monkeypatch.setattr("segjax.data.pairs.read_bytes", None)
+    assert len(fingerprint(splits)) == 16

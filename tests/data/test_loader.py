@@ -24,7 +24,7 @@ CLASSES = numbered_classes(("a", "b", "c"))
 class Memory:
     """A source in memory: image i is filled with i, its label with i modulo 2."""
 
-    label_set, channels, skipped = LABEL_SETS["road_debris"], 1, ()
+    label_set, channels, skipped, digest = LABEL_SETS["road_debris"], 1, (), "drawn"
 
     def __init__(self, sizes):
         self.sizes = sizes
@@ -134,6 +134,9 @@ def test_train_loader_refuses_the_position_of_another_stream(ten):
         train_loader(ten, global_batch_size=4, seed=1, size=None).set_state(state)
     with pytest.raises(ValueError, match="of another stream: its examples is 10, this loader's is 3"):
         train_loader(Memory([(2, 2)] * 3), global_batch_size=1, seed=0, size=None).set_state(state)
+    ten.digest = "repainted"
+    with pytest.raises(ValueError, match="of another stream: its data is 'drawn', this loader's is 'repainted'"):
+        train_loader(ten, global_batch_size=4, seed=0, size=None).set_state(state)
 
 
 def test_folder_source_pickle_is_small(make, tmp_path):
@@ -205,7 +208,7 @@ def test_train_loader_workers_with_a_cached_function_of_the_script(tmp_path, pro
         "def read(i):\n"
         "    return np.full((8, 10, 1), i, np.uint8)\n\n\n"
         "class Mine:\n"
-        "    label_set, channels, skipped = LABEL_SETS['road_debris'], 1, ()\n"
+        "    label_set, channels, skipped, digest = LABEL_SETS['road_debris'], 1, (), 'mine'\n"
         "    native_size = largest_size = (8, 10)\n"
         "    def __len__(self):\n"
         "        return 4\n"

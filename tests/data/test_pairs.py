@@ -106,17 +106,19 @@ def test_mask_png_grey_and_palette(make, pairs):
     np.testing.assert_array_equal(mask_png(pairs()[1].mask), np.frombuffer(recoded, np.uint8).tobytes())
 
 
-def test_fingerprint_changes_with_the_files(make, pairs):
-    before = fingerprint({"train": pairs()})
-    assert before == fingerprint({"train": pairs()})
-    after = pairs(make.encoded(make.image(1)), make.encoded(make.ids(1)))
-    assert before != fingerprint({"train": after})
+def test_fingerprint_depends_on_names_and_contents(make, pairs):
+    before, (one,) = fingerprint({"train": pairs()}), pairs()
+    assert before == fingerprint({"train": pairs()}) == fingerprint({"train": verify(pairs(), CLASSES).pairs})
+    changed = one.mask._replace(read=lambda: b"x" * one.mask.size)
+    unreadable = one.mask._replace(problem="unreadable")
+    for pair in (one._replace(name="z"), one._replace(mask=changed), one._replace(mask=unreadable)):
+        assert fingerprint({"train": [pair]}) != before
 
 
 class Skipping:
     """A source in which only `skipped` matters."""
 
-    label_set, channels, native_size, largest_size = CLASSES, 3, (1, 1), (1, 1)
+    label_set, channels, native_size, largest_size, digest = CLASSES, 3, (1, 1), (1, 1), ""
 
     def __init__(self, count):
         self.skipped = tuple(f"{i}.png: bad" for i in range(count))
