@@ -28,8 +28,7 @@ def main(argv: list[str]) -> None:
             config, header = _load(name)
             print(f"{header}\n")
             for key, value in leaves(config).items():
-                valid = FIELDS[key].range or ", ".join(map(str, FIELDS[key].choices))
-                print(f"{key} = {value!r}  # {FIELDS[key].meaning}{f'; {valid}' * bool(valid)}")
+                print(f"{key} = {value!r}  # {FIELDS[key].meaning}; {FIELDS[key].valid}")
         case ["diff", name]:
             for key, value, default in changed(_load(name)[0]):
                 print(f"{key} = {value!r}  # default {default!r}: {FIELDS[key].meaning}")

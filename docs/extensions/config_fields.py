@@ -31,12 +31,8 @@ def anchor(key: str) -> str:
 
 def type_of(field: Field) -> str:
     """Returns the type of a field's values, such as "float or None" and "tuple of int"."""
-    if field.optional:
-        return f"{field.optional.__name__} or None"
-    if field.default is None:
-        return "None"
-    members = {type(member).__name__ for member in field.default} if isinstance(field.default, tuple) else set()
-    return " of ".join([type(field.default).__name__, *members])
+    members = f" of {field.item.__name__}" if field.kind is tuple else ""
+    return f"{field.kind.__name__}{members}{' or None' if field.optional else ''}"
 
 
 def valid_values(field: Field) -> str:

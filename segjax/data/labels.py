@@ -82,6 +82,8 @@ def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> La
     names, values = tuple(names), tuple(values) or tuple(range(len(names)))
     if not 1 <= len(names) < UNKNOWN:
         raise DataError(f"config.data.class_names: expected 1 to {UNKNOWN - 1} class names; got {len(names)}")
+    if len(set(names)) != len(names) or "" in names:
+        raise DataError(f"config.data.class_names: expected different names, none of them empty; got {names}")
     if len(values) != len(names) or len(set(values)) != len(values) or not all(0 <= v <= 255 for v in values):
         expected = f"{len(names)} different mask values in 0..255, one per class"
         raise DataError(f"config.data.mask_values: expected {expected}; got {values}")

@@ -1,6 +1,7 @@
 """Configs: every field with its default, valid values and meaning, and the checks before a run starts."""
 
 import difflib
+import struct
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -50,38 +51,90 @@ class Field(NamedTuple):
     default: Any  # the value in `defaults()`
     meaning: str  # one line for a reader
     choices: tuple[Any, ...] = ()  # the valid values, if they are a short list
-    range: str = ""  # an interval such as "[0, 1)" for a number, or for each of a tuple; None is valid if `optional`
-    optional: type | None = None  # the type of a field whose default is None
+    range: str = ""  # an interval such as "[0, 1)" for a number, or for each of a tuple
+    optional: type | None = None  # the type of a field whose default is None, which is then valid
     traced: bool = False  # an argument of every step: a new value does not recompile; setting it at all may
     initial: bool = False  # changes the initial state only, never the program
     length: int | None = None  # of a tuple
+    item: type = float  # the type of a tuple's elements
+
+    @property
+    def kind(self) -> type:
+        """Type of the values."""
+        return self.optional or type(self.default)
+
+    @property
+    def valid(self) -> str:
+        """Description of the valid values.
+
+        >>> FIELDS["data.size"].valid, FIELDS["training.ema_decay"].valid
+        ('2 whole numbers in [1, 65536]', 'a float32 number in [0, 1) or None')
+        """
+        if self.choices:
+            return f"one of {', '.join(map(str, self.choices))}"
+        nouns = {int: "whole number", float: "float32 number", str: "text", tuple: "tuple"}
+        if self.kind is bool:
+            text = "True or False"
+        elif self.kind is tuple:
+            text = f"{self.length or ('one or more' if self.default else 'any number of')} {nouns[self.item]}s"
+        else:
+            text = f"a {nouns[self.kind]}" + " that is not empty" * (self.kind is str and self.default != "")
+        return text + f" in {self.range}" * bool(self.range) + " or None" * bool(self.optional)
+
+    def accepts(self, value: Any) -> bool:
+        """Returns True if `value` is valid: its type, length and range, or one of the choices."""
+        if value is None:
+            return self.optional is not None
+        if self.choices:
+            return type(value) is self.kind and value in self.choices
+        if self.kind is tuple:
+            fits = isinstance(value, tuple) and self.length in (None, len(value)) and (value or not self.default)
+            return bool(fits) and all(self._accepts_one(item, self.item) for item in value)
+        return self._accepts_one(value, self.kind) and (value != "" or self.default == "")
+
+    def _accepts_one(self, value: Any, kind: type) -> bool:
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, int | float if kind is float else kind):
+            return False
+        rounded = value
+        if kind is float:
+            # Steps compute in float32, where 1e39 is infinite and 0.99999999 is 1; the initial bias in float64.
+            size = "d" if self.initial else "f"
+            try:
+                rounded = struct.unpack(size, struct.pack(size, float(value)))[0]
+            except OverflowError:
+                return False
+        return not self.range or (_inside(value, self.range) and _inside(rounded, self.range))
 
 
+# Whole numbers are int32 on the devices, and NumPy's seeds are uint32.
+COUNT, COUNT_OR_ZERO, SEED, PIXELS = "[1, 2147483647]", "[0, 2147483647]", "[0, 4294967295]", "[1, 65536]"
 POSITIVE, NONNEGATIVE, FRACTION, PROBABILITY, FINITE = "(0, inf)", "[0, inf)", "(0, 1]", "[0, 1)", "(-inf, inf)"
 _number = partial(Field, None, range=NONNEGATIVE, optional=float)  # an optional number
 _traced = partial(Field, traced=True)
 
 FIELDS = {
-    "seed": Field(0, "seed of parameters, shuffling, augmentation and dropout", (), "[0, 4294967295]", initial=True),
+    "seed": Field(0, "seed of parameters, shuffling, augmentation and dropout", (), SEED, initial=True),
     "parallel": Field("jit", "how the step is mapped over the devices; same results", ("jit", "pmap", "shard_map")),
     "data.name": Field("road_debris", "the data set", tuple(DATASETS)),
     "data.data_dir": Field("", "folder of the prepared data sets; '': TFDS's default"),
     "data.manual_dir": Field("", "folder of the raw files; '': $SEGJAX_<NAME>_DIR, or TFDS's manual folder"),
     "data.train_split": Field("train", "split that is trained on"),
     "data.eval_split": Field("val", "split that is scored"),
-    "data.scene_size": Field((192, 256), "road_debris: height and width of a drawn scene", (), "[64, inf)", length=2),
-    "data.scene_seed": Field(0, "road_debris: seed of the drawn scenes", range=NONNEGATIVE),
-    "data.train_examples": Field(512, "road_debris: number of training images", range=POSITIVE),
-    "data.val_examples": Field(128, "road_debris: number of validation images", range=POSITIVE),
-    "data.class_names": Field((), "folder: class names in the order of their ids"),
-    "data.mask_values": Field((), "folder: mask value of each class; (): 0, 1, 2, …", range="[0, 65535]"),
+    "data.scene_size": Field(
+        (192, 256), "road_debris: height and width of a drawn scene", (), "[64, 8192]", length=2, item=int
+    ),
+    "data.scene_seed": Field(0, "road_debris: seed of the drawn scenes", range=SEED),
+    "data.train_examples": Field(512, "road_debris: number of training images", range=COUNT),
+    "data.val_examples": Field(128, "road_debris: number of validation images", range=COUNT),
+    "data.class_names": Field((), "folder: class names in the order of their ids", item=str),
+    "data.mask_values": Field((), "folder: mask value of each class; (): 0, 1, 2, …", range="[0, 255]", item=int),
     "data.val_fraction": Field(0.1, "folder: fraction held out if there is no val folder", range=PROBABILITY),
     "data.channels": Field(3, "image channels", (3, 1)),
-    "data.size": Field((192, 256), "height and width of the network's input", range=POSITIVE, length=2),
+    "data.size": Field((192, 256), "height and width of the network's input", range=PIXELS, length=2, item=int),
     "data.mean": Field((0.45,), "mean of pixels in [0, 1], one value or one per channel", range=FINITE),
     "data.std": Field((0.25,), "standard deviation of pixels in [0, 1], one value or one per channel", range=POSITIVE),
     "data.on_error": Field("raise", "what to do at a bad image or mask, before training", ("raise", "skip")),
-    "data.workers": Field(1, "loader processes; 0: read in the training process", range=NONNEGATIVE),
+    "data.workers": Field(1, "loader processes; 0: read in the training process", range="[0, 256]"),
     "augment.crop_fraction": _traced(1.0, "side of the random crop as a fraction of the image's side", range=FRACTION),
     "augment.flip": Field(True, "flip half of the images left to right"),
     "augment.scale": Field((1.0, 1.0), "lowest and highest factor of the random zoom", range=POSITIVE, length=2),
@@ -89,17 +142,19 @@ FIELDS = {
     "augment.brightness": Field(0.0, "largest change of brightness", range=NONNEGATIVE),
     "augment.contrast": Field(0.0, "largest change of contrast", range=NONNEGATIVE),
     "model.name": Field("unet", "the network", tuple(NETWORKS)),
-    "model.width": Field(16, "channels of the first level", range=POSITIVE),
-    "model.depth": Field(4, "number of poolings", range=POSITIVE),
+    "model.width": Field(16, "channels of the first level", range=COUNT),
+    "model.depth": Field(4, "number of poolings", range="[1, 16]"),
     "model.padding": Field("reflect", "padding of the convolutions", ("reflect", "zeros")),
     "model.downsample": Field("max", "pooling, or a convolution with stride 2", DOWNSAMPLINGS),
     "model.upsample": Field("transpose", "upsampling of the decoder", tuple(UPSAMPLINGS)),
-    "model.strips": Field(1, "row strips per image, in the batch axis: 16 / images per chip on a TPU", range=POSITIVE),
-    "model.pack": Field(1, "columns packed into the first level's channels: 128 / width on a TPU", range=POSITIVE),
+    "model.strips": Field(1, "row strips per image, in the batch axis: 16 / images per chip on a TPU", range=COUNT),
+    "model.pack": Field(1, "columns packed into the first level's channels: 128 / width on a TPU", range=COUNT),
     "model.encoder_depth": Field(18, "layers of the ResNet encoder", tuple(RESNETS)),
-    "model.output_stride": Field(None, "stride of the coarsest features; None: the network's own", (), "[1, inf)", int),
-    "model.aspp_dilations": Field(None, "dilations of DeepLab's ASPP; None: the network's own", optional=tuple),
-    "model.hidden": Field(None, "channels of fc6 and fc7, or of ASPP; None: the network's own", (), "[1, inf)", int),
+    "model.output_stride": Field(None, "stride of the coarsest features; None: the network's own", (), COUNT, int),
+    "model.aspp_dilations": Field(
+        None, "dilations of DeepLab's ASPP; None: the network's own", range=COUNT, optional=tuple, item=int
+    ),
+    "model.hidden": Field(None, "channels of fc6 and fc7, or of ASPP; None: the network's own", (), COUNT, int),
     "model.pretrained": Field("", "torchvision ResNet weights for the encoder; data.mean and data.std must be theirs"),
     "model.norm": Field("batch", "normalisation layers", ("batch", "group", "none")),
     "model.dtype": Field("float32", "dtype of the computation; parameters are float32", ("float32", "bfloat16")),
@@ -107,12 +162,12 @@ FIELDS = {
     "model.prior": Field(
         (), "prior: (π,) of a binary loss, else class frequencies; (): off", (), "(0, 1)", initial=True
     ),
-    "model.head_stddev": _number("σ of the head's initial kernel; None: by fan-in", range=POSITIVE, initial=True),
+    "model.head_stddev": _number("σ of the head's initial kernel; None: by fan-in", range="(0, 1000]", initial=True),
     "model.dropout": Field("none", "head: K dropout samples, or variance for K = ∞", ("none", "sampled", "analytic")),
-    "model.num_samples": Field(3, "number K of dropout samples", range="[1, inf)"),
+    "model.num_samples": Field(3, "number K of dropout samples", range=COUNT),
     "model.dropout_rate": _traced(0.2, "dropout rate of the head", range=PROBABILITY),
     "model.dropout_mask": Field("element", "one mask value per pixel, or per image (cheaper)", ("element", "channel")),
-    "model.deep_dropout": Field(0, "number of deepest blocks, on each side, followed by dropout", range=NONNEGATIVE),
+    "model.deep_dropout": Field(0, "number of deepest blocks, on each side, followed by dropout", range=COUNT_OR_ZERO),
     "model.deep_dropout_rate": _traced(0.5, "dropout rate inside the network", range=PROBABILITY),
     "objective.loss": Field("softmax_cross_entropy", "the loss per pixel", tuple(PIXEL_LOSSES)),
     "objective.gamma": _traced(2.0, "focusing parameter γ of the focal losses", range=NONNEGATIVE),
@@ -131,7 +186,9 @@ FIELDS = {
     "objective.region": Field("none", "region loss to add", tuple(REGION_LOSSES)),
     "objective.region_weight": _traced(1.0, "factor of the region loss", range=NONNEGATIVE),
     "objective.uncertainty_weight": _number("factor C of the uncertainty penalty; None: off", traced=True),
-    "objective.background": Field(None, "background; None: class 0 of a binary loss, a void class", (), "", int),
+    "objective.background": Field(
+        None, "background; None: class 0 of a binary loss, a void class", (), COUNT_OR_ZERO, int
+    ),
     "optimizer.name": Field("adamw", "optimizer", ("adamw", "adam", "sgd")),
     "optimizer.learning_rate": _traced(2e-3, "peak learning rate", range=POSITIVE),
     "optimizer.warmup_fraction": Field(0.1, "fraction of all steps with linear warm-up", range="[0, 1]"),
@@ -139,19 +196,21 @@ FIELDS = {
     "optimizer.weight_decay": Field(1e-4, "weight decay of kernels; decoupled in AdamW", range=NONNEGATIVE),
     "optimizer.momentum": Field(0.9, "β₁ of Adam, momentum of SGD", range=PROBABILITY),
     "optimizer.clip_norm": Field(1.0, "largest global gradient norm; 0: no clipping", range=NONNEGATIVE),
-    "training.steps": Field(1000, "number of steps", range=POSITIVE),
-    "training.global_batch": Field(8, "images per step, over all devices and hosts", range=POSITIVE),
-    "training.accumulate": Field(1, "microbatches per device and step: same gradients, less memory", range=POSITIVE),
-    "training.log_every": Field(10, "steps between two lines of the log", range=POSITIVE),
-    "training.evaluate_every": Field(250, "steps between two evaluations", range=POSITIVE),
-    "training.checkpoint_every": Field(250, "steps between two checkpoints", range=POSITIVE),
-    "training.phases": Field((), "(augment.crop_fraction, training.steps, optimizer.learning_rate) per phase"),
+    "training.steps": Field(1000, "number of steps", range=COUNT),
+    "training.global_batch": Field(8, "images per step, over all devices and hosts", range=COUNT),
+    "training.accumulate": Field(1, "microbatches per device and step: same gradients, less memory", range=COUNT),
+    "training.log_every": Field(10, "steps between two lines of the log", range=COUNT),
+    "training.evaluate_every": Field(250, "steps between two evaluations", range=COUNT),
+    "training.checkpoint_every": Field(250, "steps between two checkpoints", range=COUNT),
+    "training.phases": Field(
+        (), "(augment.crop_fraction, training.steps, optimizer.learning_rate) per phase", item=tuple
+    ),
     "training.ema_decay": _number(
         "decay of averaged parameters, which are scored; None: off", range=PROBABILITY, traced=True
     ),
-    "training.skip_nonfinite": Field(0, "skip non-finite steps, up to so many in a row; 0: none", range=NONNEGATIVE),
+    "training.skip_nonfinite": Field(0, "skip non-finite steps, up to so many in a row; 0: none", range=COUNT_OR_ZERO),
     "training.donate": Field(True, "reuse the memory of the state before the step"),
-    "training.prefetch": Field(1, "batches placed on the devices ahead of the current step", range=NONNEGATIVE),
+    "training.prefetch": Field(1, "batches placed on the devices ahead of the current step", range="[0, 64]"),
     "training.gradient_budget": Field(False, "log the gradient by class and by easy and hard pixels"),
 }
 # Fields that change values and never the program: sweep cells that differ only in these share one compilation.
@@ -267,7 +326,7 @@ def check_known(key: str, value: object) -> None:
     if key in RENAMED:
         raise ConfigError(f"config.{key} was renamed; use config.{RENAMED[key]}")
     close = difflib.get_close_matches(key, FIELDS, n=1)
-    hint = f"; did you mean config.{close[0]}?" if close else ""
+    hint = f"; did you mean config.{close[0]}?" if close else "; segjax configs show rare_class lists the fields"
     raise ConfigError(f"unknown config key config.{key} = {value!r}{hint}")
 
 
@@ -279,25 +338,15 @@ def validate(config: ConfigDict) -> None:
     for key, field in FIELDS.items():
         if key not in given:
             raise ConfigError(f"config.{key} is missing; start from segjax.training.defaults() to have every field")
-        value = given[key]
-        if field.choices and value not in field.choices:
-            raise ConfigError(f"config.{key} must be one of {', '.join(map(str, field.choices))}; got {value!r}")
-        numbers = value if isinstance(value, tuple) else () if value is None and field.optional else (value,)
-        count = "" if field.length is None else f"{field.length} numbers "
-        inside = not field.range or all(_inside(number, field.range) for number in numbers)
-        if not inside or (field.length is not None and len(numbers) != field.length):
-            raise ConfigError(
-                f"config.{key} must be {count}in {field.range}{' or None' * bool(field.optional)}; got {value!r}"
-            )
+        if not field.accepts(given[key]):
+            raise ConfigError(f"config.{key} must be {field.valid}; got {given[key]!r}")
     for problem in _contradictions(config):
         raise ConfigError(problem)
 
 
-def _inside(value: object, interval: str) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
+def _inside(number: int | float, interval: str) -> bool:
     low, high = map(float, interval[1:-1].split(","))
-    return (low < value < high) or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
+    return (low < number < high) or (number == low and interval[0] == "[") or (number == high and interval[-1] == "]")
 
 
 def _contradictions(config: ConfigDict) -> Iterator[str]:
@@ -311,9 +360,6 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         yield f"config.augment.scale must be (lowest, highest); got {config.augment.scale!r}"
     if data.name.startswith("road_debris") and data.scene_size[1] < 96:
         yield f"config.data.scene_size must be at least 64 x 96; got {data.scene_size!r}"
-    for key in ("data.size", "data.scene_size", "data.mask_values"):
-        if not all(isinstance(number, int) for number in leaves(config)[key]):
-            yield f"config.{key} must be whole numbers; got {leaves(config)[key]!r}"
     yield from _foreign_fields(model)
     yield from _phase_problems(config)
     mining = ("hard_fraction", "hard_threshold", "negatives_per_positive")
@@ -333,6 +379,8 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         yield f"config.model.num_samples must be at least 2 for a variance; got {model.num_samples}"
     if objective.void == "class" and background is not None:
         yield f"config.objective.background must be None if void is a class, the background; got {background!r}"
+    if objective.class_weights and not any(objective.class_weights):
+        yield f"config.objective.class_weights must not all be 0, or nothing is learnt; got {objective.class_weights!r}"
     yield from (_binary_problems if objective.loss in BINARY_LOSSES else _softmax_problems)(objective)
 
 
@@ -357,16 +405,12 @@ def _foreign_fields(model: ConfigDict) -> Iterator[str]:
 def _phase_problems(config: ConfigDict) -> Iterator[str]:
     phases = config.training.phases
     for phase in phases:
-        if not (
-            isinstance(phase, tuple)
-            and len(phase) == 3
-            and all(_inside(x, POSITIVE) for x in phase)
-            and phase[0] <= 1
-            and int(phase[1]) == phase[1]
-        ):
+        fields = [FIELDS[key] for key in ("augment.crop_fraction", "training.steps", "optimizer.learning_rate")]
+        if len(phase) != 3 or not all(field.accepts(value) for field, value in zip(fields, phase, strict=True)):
+            crop, steps, rate = (field.valid for field in fields)
             yield (
-                "each of config.training.phases must be (crop fraction in (0, 1], steps, learning rate), the last two "
-                f"positive; got {phase!r}"
+                f"each of config.training.phases must be (crop fraction, {crop}; steps, {steps}; learning rate, "
+                f"{rate}); got {phase!r}"
             )
     total = sum(phase[1] for phase in phases)
     if phases and total != config.training.steps:

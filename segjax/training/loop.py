@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from segjax import inference
-from segjax.data import Source, TrainLoader, open_split, skipped_lines, train_loader
+from segjax.data import Source, TrainLoader, label_set, open_split, skipped_lines, train_loader
 from segjax.storage import path_of, write_json
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
@@ -84,14 +84,15 @@ def train(
     console = console or rich.console.Console(quiet=not parallel.is_first_host())
     origin = provenance()  # now, because the checkout may change before the run ends
     mapping = parallel.device_mapping(config)
+    # Before the data set is opened, and perhaps prepared, because the model checks the config against the classes.
+    names, axis_name = label_set(config.data).names, parallel.axis_name(config)
+    model = make_model(config, len(names), axis_name)
     train_source = open_split(config.data, config.data.train_split)
     eval_source = open_split(config.data, config.data.eval_split)
     for source, split in ((train_source, config.data.train_split), (eval_source, config.data.eval_split)):
         for line in skipped_lines(source, split):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    names, axis_name = train_source.label_set.names, parallel.axis_name(config)
-    model = make_model(config, len(names), axis_name)
     train_step = make_train_step(config, model, len(names), axis_name)
     train_step = mapping.map_step(train_step, arguments=3, donate=config.training.donate)
     eval_step = mapping.map_step(make_eval_step(config, model, len(names), axis_name), arguments=3)
