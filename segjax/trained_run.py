@@ -144,7 +144,8 @@ def chosen_threshold(
     if not 0 < precision <= 1:
         raise ConfigError(f"--at_precision must be above 0 and at most 1; got {precision:g}")
     step = evaluation.make_ranking_step(run.config, run.model, len(names), number, parallel.axis_name(run.config))
-    counts = evaluation.sum_counts(counter_of(run, step), open_split(run.config.data, split), run.config)
+    source = open_split(run.config.data, split)
+    counts = evaluation.sum_counts(counter_of(run, step), source, run.config, devices=jax.device_count())
     found = metrics.threshold_at_precision(counts["scores"], precision)
     if np.isnan(found.precision):
         raise ConfigError(f"--at_precision: {split} has no pixel of {names[number]}")

@@ -64,7 +64,7 @@ def shares(config: ConfigDict, maps_of: Callable, states: Iterable[TrainState]) 
     step = mapping.map_step(make_sums(config, maps_of), arguments=2)
     found = []
     for state in states:
-        sums = sum_counts(counter(step, mapping.replicate(state), mapping), source, config)
+        sums = sum_counts(counter(step, mapping.replicate(state), mapping), source, config, devices=mapping.mesh.size)
         by_window = {
             name: CheckerboardSums(*(sums[f"{name}, {field}"] for field in CheckerboardSums._fields))
             for name in WINDOWS

@@ -208,7 +208,7 @@ def _evaluate(runs: Sequence[_Run], states: TrainState, sweep: CompiledSweep, st
         return sweep.eval_step(states, _replicate(batch, tuple(batch), sweep.mesh), hparams)
 
     hparams = _stack([hparams_from_config(run.config) for run in runs], sweep.mesh)
-    counts = sum_counts(count, sweep.eval_source, runs[0].config)
+    counts = sum_counts(count, sweep.eval_source, runs[0].config, devices=1)
     for i, run in enumerate(runs):
         counts_of_run = jax.tree.map(lambda x, i=i: x[i], counts)
         if any((array < 0).any() for array in counts_of_run.values()):  # counts of NaN logits are negative

@@ -93,7 +93,7 @@ def counts_over_split(run: TrainedRun, step: Callable) -> tuple[dict[str, Any], 
     # One device, because the batch of a recipe may be smaller than the number of devices.
     mapping = parallel.device_mapping(run.config, jax.devices()[:1])
     count = counter(mapping.map_step(step, arguments=2), mapping.replicate(run.state), mapping)
-    return sum_counts(count, source, run.config), len(source)
+    return sum_counts(count, source, run.config, devices=1), len(source)
 
 
 def finished_cells(workdir: Path, rows: Iterable[str]) -> list[dict[str, Any]]:

@@ -14,7 +14,17 @@ from etils import epy
 
 from segjax.data.io import DataError, RawFile, by_name, by_stem, list_folder, list_zip, read_bytes
 from segjax.data.labels import LABEL_SETS
-from segjax.data.pairs import Pair, Sizes, fingerprint, listing_fingerprint, mask_png, match, refuse_problems, verify
+from segjax.data.pairs import (
+    Pair,
+    Sizes,
+    fingerprint,
+    listing_fingerprint,
+    mask_png,
+    match,
+    refuse_problems,
+    summarize,
+    verify,
+)
 
 with epy.lazy_imports():  # loaded when scenes are drawn
     from segjax.data import road_debris
@@ -59,7 +69,7 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if on_error == "raise":
             refuse_problems(pair for pairs in splits.values() for pair in pairs)
         found = {split: verify(pairs, LABEL_SETS[self.name], on_error) for split, pairs in splits.items()}
-        self._describe({split: each.sizes for split, each in found.items()})
+        self._describe({split: summarize(each.shapes) for split, each in found.items()})
         self.info.metadata["listing"] = listing_fingerprint(splits)
         self.info.metadata["fingerprint"] = fingerprint(splits)
         self.info.metadata["skipped"] = {split: list(each.skipped) for split, each in found.items()}

@@ -203,16 +203,20 @@ class PreparedSource:
                 self._records[index]
         self.digest = metadata.get("fingerprint", info.full_name)  # scenes and the catalogue's sets: by their names
         self.skipped = tuple(message for part in parts for message in metadata.get("skipped", {}).get(part, ()))
-        if "splits" in metadata:  # ours
-            described, self.channels = [metadata["splits"][part] for part in parts], metadata["channels"]
-        else:  # the catalogue's, whose features usually have a fixed shape
-            shape = info.features[self._image].shape
+        # Sets of the catalogue are not described, but usually their features have a fixed shape.
+        described = metadata.get("splits", {})
+        natives = {tuple(described[part]["native_size"] or ()) for part in parts if part in described}
+        shape = info.features[self._image].shape
+        if len(natives) == 1 and () not in natives:
+            shape = (*natives.pop(), metadata["channels"])
+        if None in shape[:2]:
             files = (RawFile(self.name(i), 0, lambda i=i: self._records[i][self._image]) for i in range(len(self)))
-            sizes = summarize(map(image_header, files) if None in shape[:2] else [shape])
-            described, self.channels = [sizes._asdict()], sizes.channels
-        natives = {part["native_size"] and tuple(part["native_size"]) for part in described}
-        self.native_size = natives.pop() if len(natives) == 1 else None
-        self.largest_size = tuple(max(part["largest_size"][axis] for part in described) for axis in (0, 1))
+            shapes = [image_header(file) for file in files]
+        else:
+            shapes = [shape] * len(self)
+        self.native_size, _, channels = summarize(shapes)
+        self.channels = metadata.get("channels", channels)
+        self.sizes = [each[:2] for each in shapes]
 
     def __reduce__(self):
         # A worker process opens the files itself.

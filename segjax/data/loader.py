@@ -3,12 +3,13 @@
 import functools
 import gc
 import hashlib
+import math
 import multiprocessing.spawn
 import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -120,27 +121,38 @@ def eval_batches(
     source: Source,
     *,
     global_batch_size: int,
+    devices: int = 1,
+    max_pixels: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """Yields every image of a split exactly once over all hosts, in order, in batches of one shape.
+    """Yields every image of a split exactly once over all hosts, in batches of few shapes, the same on every host.
 
-    Every host yields ⌈N / G⌉ batches for N images. The arguments are those of `train_loader`.
+    Images are padded to one of `padded_sizes`, and those of one padded size share batches, in the order of the split.
+
+    Args:
+      source: the split.
+      global_batch_size: the most images per batch, over all hosts.
+      devices: number of devices of all hosts that share a batch; must divide `global_batch_size`.
+      max_pixels: the most pixels per device and batch, unless one image has more. None: no limit.
+      process_index: as in `train_loader`, like the rest.
+      process_count: the number of hosts.
+      workers: number of reading processes.
+      prefetch: batches to prepare in advance.
 
     Yields:
       Dicts of "image" uint8 `[b, H, W, C]` and "label" uint8 `[b, H, W]`, at native resolution and padded at the
-      bottom and the right, with 0 and void, to the largest size of the split; "size" int32 `[b, 2]`, (height, width)
-      of each image; "where" bool `[b]`, False for the examples that fill the last batch; "name" `[b]`.
+      bottom and the right, with 0 and void; "size" int32 `[b, 2]`, (height, width) of each image; "where" bool `[b]`,
+      False for the examples that fill a batch; "index" int32 `[b]`, the image's index in the split, and the number of
+      images for a filler; "name" `[b]`.
     """
-    share = _share(global_batch_size, process_index, process_count)
-    count = -(-len(source) // global_batch_size)
-    padded = grain.MapDataset.range(count * global_batch_size).map(EvalExamples(source))
-    shard = padded.batch(share)[process_index::process_count]
+    read = _EvalBatch(source, global_batch_size, devices, max_pixels, process_index, process_count)
+    count = len(read.plan)
 
     def batches() -> Iterator[Batch]:
-        iterator = _iterate(shard, min(workers, count), prefetch)
+        iterator = _iterate(grain.MapDataset.range(count).map(read), min(workers, count), prefetch)
         try:
             for _ in range(count):
                 yield _next(iterator)
@@ -151,6 +163,75 @@ def eval_batches(
                 gc.collect()  # frees the iterator's 25 semaphores; Python 3.13 may warn of a leak if it happens later
 
     return batches()
+
+
+def padded_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Returns the size that each image is padded to for an evaluation: powers of two, at most the greatest side.
+
+    So images of many sizes need few programs, and small images little more memory than their own.
+
+    >>> padded_sizes([(300, 400), (333, 500), (4000, 6000), (1, 5000)])
+    [(512, 512), (512, 512), (4000, 6000), (1, 6000)]
+    """
+    greatest = [max(lengths) for lengths in zip(*sizes, strict=True)]
+    return [tuple(min(1 << (n - 1).bit_length(), top) for n, top in zip(size, greatest, strict=True)) for size in sizes]
+
+
+def eval_rows(source: Source, indices: Sequence[int], shape: tuple[int, int], count: int) -> Batch:
+    """Returns the images `indices`, padded to `shape`, and fillers up to `count`, as a batch of `eval_batches`."""
+    batch = {
+        "image": np.zeros((count, *shape, source.channels), np.uint8),
+        "label": np.full((count, *shape), VOID, np.uint8),
+        "size": np.full((count, 2), shape, np.int32),
+        "where": np.arange(count) < len(indices),
+        "index": np.array([*indices, *[len(source)] * (count - len(indices))], np.int32),
+    }
+    names = [""] * count
+    for row, index in enumerate(indices):
+        example = source[index]
+        height, width = batch["size"][row] = example["label"].shape
+        batch["image"][row, :height, :width], batch["label"][row, :height, :width] = example["image"], example["label"]
+        names[row] = example["name"]
+    return batch | {"name": np.array(names)}
+
+
+class _EvalBatch:
+    """Reads this host's part of each batch of `eval_batches`, by the number of the batch."""
+
+    def __init__(self, source: Source, *arguments: Any):
+        self._source, self._arguments = source, arguments
+        self.plan = _eval_plan(source.sizes, *arguments)
+
+    def __reduce__(self):
+        # Worker processes plan again, because a long pickle can make Python wait forever, see `FolderSource`.
+        return _EvalBatch, (self._source, *self._arguments)
+
+    def __call__(self, number: int) -> Batch:
+        return eval_rows(self._source, *self.plan[number])
+
+
+def _eval_plan(
+    sizes: Sequence[tuple[int, int]],
+    global_batch_size: int,
+    devices: int,
+    max_pixels: int | None,
+    process_index: int,
+    process_count: int,
+) -> list[tuple[list[int], tuple[int, int], int]]:
+    """Returns the arguments of `eval_rows` for each batch of this host; every host has as many of the same shapes."""
+    _share(global_batch_size, process_index, process_count)
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for index, shape in enumerate(padded_sizes(sizes)):
+        by_shape.setdefault(shape, []).append(index)
+    plan = []
+    for shape, indices in sorted(by_shape.items()):
+        batch = global_batch_size
+        if max_pixels is not None:
+            batch = min(batch, devices * max(1, max_pixels // math.prod(shape)))
+        share = batch // process_count
+        firsts = range(process_index * share, len(indices) + process_index * share, batch)
+        plan += [(indices[first : first + share], shape, share) for first in firsts]
+    return plan
 
 
 def _share(global_batch_size: int, process_index: int, process_count: int) -> int:
@@ -171,24 +252,6 @@ def _train_example(position: int, example: Example, *, size: tuple[int, int] | N
         image = image.reshape(*size, -1)  # OpenCV drops a single channel
         label = resize_nearest(label, size)
     return {"image": image, "label": label, "index": np.uint32(position % 2**32), "name": example["name"]}
-
-
-class EvalExamples:
-    """Rows of `eval_batches`: example i of a split, or a filler beyond its end."""
-
-    def __init__(self, source: Source):
-        self._source = source
-
-    def __call__(self, index: int) -> dict[str, Any]:
-        """Returns example `index`, padded to the largest size of the split."""
-        height, width = size = self._source.largest_size
-        image = np.zeros((height, width, self._source.channels), np.uint8)
-        label, name, where = np.full((height, width), VOID, np.uint8), "", np.bool_(index < len(self._source))
-        if where:
-            example = self._source[index]
-            name, size = example["name"], example["label"].shape
-            image[: size[0], : size[1]], label[: size[0], : size[1]] = example["image"], example["label"]
-        return {"image": image, "label": label, "size": np.array(size, np.int32), "where": where, "name": name}
 
 
 def _iterate(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.DatasetIterator:

@@ -6,7 +6,7 @@ import os
 import tempfile
 import weakref
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
@@ -45,7 +45,7 @@ class Source(Protocol):
     label_set: LabelSet
     channels: int  # 1, or 3 in the order RGB, for every image
     native_size: tuple[int, int] | None  # height and width that all images share; None if they differ
-    largest_size: tuple[int, int]  # the greatest height and the greatest width
+    sizes: Sequence[tuple[int, int]]  # height and width of each image
     skipped: tuple[str, ...]  # one message per pair of files left out by `on_error="skip"`
     digest: str  # short hash of the names and contents of the files
 
@@ -76,10 +76,10 @@ class Sizes(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """A verified split: its good pairs, their sizes, and the reason for each skipped pair."""
+    """A verified split: its good pairs, height, width and channels of each, and the reason for each skipped pair."""
 
     pairs: list[Pair]
-    sizes: Sizes
+    shapes: list[tuple[int, int, int]]
     skipped: tuple[str, ...]
 
 
@@ -164,7 +164,7 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> V
     good, skipped = ([each for each in found if isinstance(each, kind)] for kind in (tuple, str))
     if not good:
         raise DataError(f"all {len(pairs)} pairs of a split are unusable; expected at least one good. {skipped[0]}")
-    return Verified([pair for pair, _ in good], summarize(size for _, size in good), tuple(skipped))
+    return Verified(*map(list, zip(*good, strict=True)), tuple(skipped))
 
 
 def _verify_pair(pair: Pair, label_set: LabelSet) -> tuple[Pair, tuple[int, int, int]]:
@@ -254,9 +254,9 @@ class FolderSource:
     """A verified split of a folder; see `segjax.data.Source`."""
 
     def __init__(self, verified: Verified, label_set: LabelSet, channels: int):
-        self._pairs, self._sizes, self.skipped = verified
+        self._pairs, self._shapes, self.skipped = verified
         self.label_set, self.channels = label_set, channels
-        self.native_size, self.largest_size = self._sizes.native_size, self._sizes.largest_size
+        self.native_size, self.sizes = summarize(self._shapes).native_size, [shape[:2] for shape in self._shapes]
         self.digest, self._listing = fingerprint({"": self._pairs}), None
 
     def __reduce__(self):
@@ -266,10 +266,11 @@ class FolderSource:
         if self._listing is None:
             handle, path = tempfile.mkstemp(prefix="segjax-", suffix=".json")
             os.close(handle)
-            write_json(path, [(name, *(file._replace(read=None) for file in files)) for name, *files in self._pairs])
+            pairs = [(name, *(file._replace(read=None) for file in files)) for name, *files in self._pairs]
+            write_json(path, {"pairs": pairs, "shapes": self._shapes})
             self._listing = Path(path)
             weakref.finalize(self, self._listing.unlink, missing_ok=True)
-        return _from_listing, (self._listing, self._sizes, self.label_set, self.channels)
+        return _from_listing, (self._listing, self.label_set, self.channels)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -284,12 +285,14 @@ class FolderSource:
         return self._pairs[index].name
 
 
-def _from_listing(listing: Path, sizes: Sizes, label_set: LabelSet, channels: int) -> FolderSource:
+def _from_listing(listing: Path, label_set: LabelSet, channels: int) -> FolderSource:
+    listed = read_json(listing)
     pairs = [
         Pair(name, *(RawFile(*file)._replace(read=Path(file[0]).read_bytes) for file in files))
-        for name, *files in read_json(listing)
+        for name, *files in listed["pairs"]
     ]
-    return FolderSource(Verified(pairs, sizes, ()), label_set, channels)
+    shapes = [tuple(shape) for shape in listed["shapes"]]
+    return FolderSource(Verified(pairs, shapes, ()), label_set, channels)
 
 
 def open_folder(

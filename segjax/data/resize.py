@@ -29,6 +29,7 @@ def resize(
     antialias: bool,
     from_sizes: Integer[ArrayLike, "b 2"] | None = None,
     to_sizes: Integer[ArrayLike, "b 2"] | None = None,
+    first_row: Integer[ArrayLike, ""] | int = 0,
 ) -> Float[Array, "b H W c"]:
     r"""Resizes images bilinearly with half-pixel centres, each in the top left corner of a padded array.
 
@@ -43,7 +44,8 @@ def resize(
         shape: (H, W) of the result; static. It has the images' dtype and is 0 outside `to_sizes`.
         antialias: widens the kernel where the image shrinks.
         from_sizes: (height, width) of each image `[B, 2]`, at most (h, w); traced. None: (h, w).
-        to_sizes: (height, width) to resize each image to `[B, 2]`, at most `shape`; traced. None: `shape`.
+        to_sizes: (height, width) to resize each image to `[B, 2]`; traced. None: `shape`.
+        first_row: row of the resized images with which the result begins, for strips of large ones; traced.
 
     >>> resize(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1), (1, 4), antialias=False)[0, 0, :, 0]
     Array([0., 1., 3., 4.], dtype=float32)
@@ -59,9 +61,10 @@ def resize(
     targets = full if to_sizes is None else jnp.asarray(to_sizes)
     for axis in (0, 1):
         source, target = sources[:, axis], targets[:, axis]
-        geometry = Axis(source, target, 0 * source, source - target)
+        first = first_row if axis == 0 else 0
+        geometry = Axis(source, target, 0 * source, (2 * first + 1) * source - target)
         weights = _weights(geometry, shape[axis], images.shape[1 + axis], antialias)
-        weights = jnp.where(jnp.arange(shape[axis])[None, :, None] < target[:, None, None], weights, 0)
+        weights = jnp.where((first + jnp.arange(shape[axis]))[None, :, None] < target[:, None, None], weights, 0)
         images = _apply(weights, images, axis)
     return images
 

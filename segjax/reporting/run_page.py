@@ -7,7 +7,6 @@ the worst mean IoU, are read and predicted again at the end.
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +18,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from matplotlib.figure import Figure
 
 from segjax import inference, metrics
-from segjax.data import EvalExamples, Source
+from segjax.data import Source
 from segjax.data.labels import LabelSet
+from segjax.data.loader import eval_rows, padded_sizes
 from segjax.data.resize import resize
 from segjax.reporting import figures
 from segjax.reporting.figures import Series, png
@@ -102,20 +102,17 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
     console = rich.get_console()
     bar = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task("compiling…", total=len(source))
-    begun, ranked = 0, []
+    ranked = []
 
     def count_batch(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        nonlocal begun
-        size = len(batch["where"])
-        counts = count(batch | {"index": np.arange(size, dtype=np.int32) + (begun + jax.process_index() * size)})
-        matrices = np.asarray(counts["per_image"], np.int64)
-        ranked.extend(_image_scores(matrices, begun))
-        begun += size * jax.process_count()
-        bar.update(task, description="scoring", completed=min(begun, len(source)))
+        counts = count(batch)
+        matrices, indices = np.asarray(counts["per_image"], np.int64), np.asarray(counts.pop("index"))
+        ranked.extend(_image_scores(matrices, indices))
+        bar.update(task, description="scoring", advance=int((indices < len(source)).sum()))
         return counts | {"per_image": metrics.per_image_sums(matrices)}
 
     with bar:
-        totals = evaluation.sum_counts(count_batch, source, config)
+        totals = evaluation.sum_counts(count_batch, source, config, devices=jax.device_count())
         best, worst = best_and_worst(ranked, images)
         shown = bar.track([*best, *worst], description="predicting the shown images")
         shown = list(_read_and_predict(run, source, shown))
@@ -143,16 +140,15 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
 def make_inspection_step(run: TrainedRun) -> Callable:
     """Builds `step(state, batch) -> counts`, which add over batches except for "per_image".
 
-    `batch` is one of `eval_batches`, with "index", the images' indices in the split. "rankings" `[C, 2, bins]` exist
-    for more than two classes. "per_image" are the confusion matrices of the global batch in its order.
+    `batch` is one of `eval_batches`. "rankings" `[C, 2, bins]` exist for more than two classes. "per_image" are the
+    confusion matrices of the images of the global batch, and "index" their indices in the split.
     """
     num_classes, axis_name = run.label_set.num_classes, parallel.axis_name(run.config)
     maps_of, hparams = _make_maps(run), hparams_from_config(run.config)
     count = evaluation.make_score_counts(run.config, num_classes, axis_name)
 
-    def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
-        labels, where = evaluation.kept_labels(batch)
-        outputs, logs = maps_of(state.variables, batch)
+    def count_strip(maps: dict[str, Array], labels: Int[Array, "b H W"], where: Bool[Array, "b H W"]) -> dict[str, Any]:
+        outputs, logs = _outputs_and_logs(maps, num_classes)
         logits, predicted = inference.class_logits(outputs, num_classes), inference.classify(outputs, num_classes)
         options = {"where": where, "axis_name": axis_name}
         counts = count(outputs, labels, where, hparams)
@@ -164,10 +160,15 @@ def make_inspection_step(run: TrainedRun) -> Callable:
                 lambda one: metrics.score_histogram(one[0], labels == one[1], **options),
                 (odds, jnp.arange(num_classes, dtype=jnp.int32)),
             )
-        per_image = metrics.confusion_matrix_per_image(labels, predicted, num_classes, where=where)
+        return counts | {"per_image": metrics.confusion_matrix_per_image(labels, predicted, num_classes, where=where)}
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        maps = maps_of(state.variables, batch)
+        counts = evaluation.sum_over_strips(count_strip, maps, batch, run.config.training.eval_pixels)
+        per_image = {"per_image": counts["per_image"], "index": batch["index"]}
         if axis_name is not None:
             per_image = jax.lax.all_gather(per_image, axis_name, tiled=True)
-        return counts | {"per_image": per_image}
+        return counts | per_image
 
     return step
 
@@ -186,49 +187,58 @@ def log_of(uncertainty: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
 
 
 def _make_maps(run: TrainedRun) -> Callable:
-    """Builds `maps(variables, batch)`: outputs and logs of uncertainties by name, at the labels' resolution."""
+    """Builds `maps(variables, batch)`: "outputs" and logs of the head's uncertainties by name, `[b, h, w, k]` each.
+
+    They have the network's resolution. `_outputs_and_logs` takes them, resized to that of the labels.
+    """
     config, preprocessing, num_classes = run.config.model, run.preprocessing, run.label_set.num_classes
     model = run.model.clone(dropout="none", remat=False, axis_name=None)
 
-    def maps(variables: Any, batch: dict[str, jax.Array]) -> tuple[Array, dict[str, Array]]:
-        images, sizes = batch["image"], batch["size"]
-        native = partial(resize, shape=images.shape[1:3], antialias=False, to_sizes=sizes)
-        output = model.apply(variables, preprocessing.network_input(images, sizes), train=False)
-        outputs = native(output.logits)
-        logs = {"entropy": log_of(metrics.predictive_entropy(inference.class_logits(outputs, num_classes)[None]))}
-        if config.dropout != "none":
-            options = {"num_classes": num_classes, "rate": config.dropout_rate}
-            found = inference.head_uncertainty_maps(variables, output.features, batch["index"], **options)
-            stacked = native(jnp.stack([log_of(values) for values in found.values()], axis=-1))
-            logs |= {name: stacked[..., i] for i, name in enumerate(found)}
-        return outputs, logs
+    def maps(variables: Any, batch: dict[str, jax.Array]) -> dict[str, Array]:
+        output = model.apply(variables, preprocessing.network_input(batch["image"], batch["size"]), train=False)
+        if config.dropout == "none":
+            return {"outputs": output.logits}
+        options = {"num_classes": num_classes, "rate": config.dropout_rate}
+        found = inference.head_uncertainty_maps(variables, output.features, batch["index"], **options)
+        return {"outputs": output.logits} | {name: log_of(values)[..., None] for name, values in found.items()}
 
     return maps
 
 
+def _outputs_and_logs(maps: dict[str, Array], num_classes: int) -> tuple[Array, dict[str, Array]]:
+    """Returns the outputs, and the logs of all uncertainties by name."""
+    outputs = maps["outputs"]
+    logs = {"entropy": log_of(metrics.predictive_entropy(inference.class_logits(outputs, num_classes)[None]))}
+    return outputs, logs | {name: values[..., 0] for name, values in maps.items() if name != "outputs"}
+
+
 def _read_and_predict(run: TrainedRun, source: Source, chosen: Iterable[_ImageScore]) -> Iterator[ShownImage]:
-    """Reads and predicts the chosen images again; one program serves all images."""
-    num_classes, examples, maps_of = run.label_set.num_classes, EvalExamples(source), _make_maps(run)
+    """Reads and predicts the chosen images again; one program serves all images of one padded size."""
+    num_classes, padded, maps_of = run.label_set.num_classes, padded_sizes(source.sizes), _make_maps(run)
 
     @jax.jit
     def predict(variables: Any, batch: dict[str, jax.Array]) -> tuple[Array, dict[str, Array]]:
-        outputs, logs = maps_of(variables, batch)
+        options = {"shape": batch["image"].shape[1:3], "antialias": False, "to_sizes": batch["size"]}
+        maps = jax.tree.map(lambda x: resize(x, **options), maps_of(variables, batch))
+        outputs, logs = _outputs_and_logs(maps, num_classes)
         return inference.classify(outputs, num_classes), jax.tree.map(jnp.exp, logs)
 
     for one in chosen:
-        example = examples(one.index)
-        batch = {key: example[key][None] for key in ("image", "size")} | {"index": np.array([one.index], np.int32)}
-        prediction, uncertainties = jax.device_get(predict(run.state.variables, batch))
-        height, width = example["size"]
+        batch = eval_rows(source, [one.index], padded[one.index], 1)
+        on_device = {key: batch[key] for key in ("image", "size", "index")}
+        prediction, uncertainties = jax.device_get(predict(run.state.variables, on_device))
+        height, width = batch["size"][0]
         cropped = {name: values[0, :height, :width] for name, values in uncertainties.items()}
-        arrays = (example["image"], example["label"], prediction[0].astype(np.uint8))
-        yield ShownImage(example["name"], one.mean_iou, *(x[:height, :width] for x in arrays), cropped)
+        arrays = (batch["image"], batch["label"], prediction.astype(np.uint8))
+        yield ShownImage(str(batch["name"][0]), one.mean_iou, *(x[0, :height, :width] for x in arrays), cropped)
 
 
-def _image_scores(matrices: Int[np.ndarray, "images classes classes"], begun: int) -> list[_ImageScore]:
-    """Returns the scores of the images from index `begun` on, without images that have no labels."""
+def _image_scores(
+    matrices: Int[np.ndarray, "images classes classes"], indices: Int[np.ndarray, "images"]
+) -> list[_ImageScore]:
+    """Returns the scores of the images of these indices, without images that have no labels."""
     scores = []
-    for index, matrix in enumerate(matrices, begun):
+    for index, matrix in zip(indices.tolist(), matrices, strict=True):
         if matrix.any():
             has_one_class = np.count_nonzero(matrix.sum(0) + matrix.sum(1)) == 1
             scores.append(_ImageScore(metrics.segmentation_scores(matrix)["mean_iou"], index, has_one_class))

@@ -198,6 +198,9 @@ FIELDS = {
     "optimizer.clip_norm": Field(1.0, "largest global gradient norm; 0: no clipping", range=NONNEGATIVE),
     "training.steps": Field(1000, "number of steps", range=COUNT),
     "training.global_batch": Field(8, "images per step, over all devices and hosts", range=COUNT),
+    "training.eval_pixels": Field(
+        2**22, "pixels per device that an evaluation scores at once; less needs less memory", range=COUNT
+    ),
     "training.accumulate": Field(1, "microbatches per device and step: same gradients, less memory", range=COUNT),
     "training.log_every": Field(10, "steps between two lines of the log", range=COUNT),
     "training.evaluate_every": Field(250, "steps between two evaluations", range=COUNT),

@@ -8,18 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 from ml_collections import ConfigDict
 
 from segjax import inference, losses, metrics
 from segjax.collectives import psum
 from segjax.data import VOID, Source, colorize, eval_batches
-from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds, predict_logits
+from segjax.data.resize import resize
+from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds
 from segjax.training.objective import PIXEL_LOSSES, Hyperparams, background_of, hparams_from_config
 from segjax.training.parallel import DeviceMapping
 from segjax.training.train_step import TrainState
 
-_DEVICE_KEYS = ("image", "label", "size", "where")  # file names stay on the host
+_DEVICE_KEYS = ("image", "label", "size", "where", "index")  # file names stay on the host
 
 
 def preprocessing_of(config: ConfigDict, num_classes: int) -> Preprocessing:
@@ -48,7 +49,8 @@ def evaluate(
 
     `eval_step` is that of `make_eval_step`, mapped by `mapping.map_step`, and `state` the replicated state.
     """
-    totals = sum_counts(counter(eval_step, state, mapping, hparams_from_config(config)), source, config)
+    count = counter(eval_step, state, mapping, hparams_from_config(config))
+    totals = sum_counts(count, source, config, devices=mapping.mesh.size)
     return split_facts(source) | scores(totals)
 
 
@@ -76,16 +78,37 @@ def _counting_step(config: ConfigDict, model: Any, num_classes: int, count: Call
     preprocessing = preprocessing_of(config, num_classes)
 
     def step(state: TrainState, batch: dict[str, jax.Array], *hparams: Hyperparams) -> dict[str, Any]:
-        logits = predict_logits(model, state.variables, batch["image"], batch["size"], preprocessing)
-        return count(logits, *kept_labels(batch), *hparams)
+        inputs = preprocessing.network_input(batch["image"], batch["size"])
+        logits = model.apply(state.variables, inputs, train=False).logits
+        return sum_over_strips(lambda *strip: count(*strip, *hparams), logits, batch, config.training.eval_pixels)
 
     return step
 
 
-def kept_labels(batch: dict[str, jax.Array]) -> tuple[Int[Array, "b H W"], Bool[Array, "b H W"]]:
-    """Returns the labels of a batch of `eval_batches`, and where they count: not void, and not a filler example."""
-    labels = batch["label"].astype(jnp.int32)
-    return labels, (labels != VOID) & batch["where"][:, None, None]
+def sum_over_strips(count: Callable, maps: Any, batch: dict[str, jax.Array], max_pixels: int) -> dict[str, Array]:
+    """Returns `count(maps, labels, where)` of a batch of `eval_batches`, with `maps` resized to the labels' resolution.
+
+    `maps` are arrays `[b, h, w, k]` of the network's resolution, and `where` excludes void and fillers. The counts of
+    images of more than `max_pixels` are added up over strips of rows, so that only one strip is in memory.
+    """
+    height, width = batch["label"].shape[1:]
+    strips = -(-height // max(1, max_pixels // width))
+    rows = -(-height // strips)
+
+    def count_strip(labels: Integer[Array, "b rows W"], first_row: Integer[Array, ""] | int) -> dict[str, Array]:
+        options = {"antialias": False, "to_sizes": batch["size"], "first_row": first_row}
+        resized = jax.tree.map(lambda x: resize(x, labels.shape[1:], **options), maps)
+        labels = labels.astype(jnp.int32)
+        return count(resized, labels, (labels != VOID) & batch["where"][:, None, None])
+
+    if strips == 1:
+        return count_strip(batch["label"], 0)
+    padding = [(0, 0), (0, strips * rows - height), (0, 0)]
+    labels = jnp.pad(batch["label"], padding, constant_values=VOID).reshape(-1, strips, rows, width)
+    firsts = rows * jnp.arange(strips, dtype=jnp.int32)
+    counts = jax.lax.map(lambda strip: count_strip(*strip), (jnp.moveaxis(labels, 1, 0), firsts))
+    # Invalid counts are negative, and two of them would wrap.
+    return jax.tree.map(lambda x: jnp.where((x < 0).any(0), x.min(0), x.sum(0, dtype=x.dtype)), counts)
 
 
 def make_score_counts(config: ConfigDict, num_classes: int, axis_name: str | None) -> Callable:
@@ -125,15 +148,18 @@ def counter(step: Callable, state: TrainState, mapping: DeviceMapping, *hparams:
     return count
 
 
-def sum_counts(count: Callable, source: Source, config: ConfigDict) -> dict[str, Any]:
+def sum_counts(count: Callable, source: Source, config: ConfigDict, *, devices: int) -> dict[str, Any]:
     """Returns the sum of `count(batch)` over every image of `source` once, for host batches of `eval_batches`.
 
-    Integers are added in int64 and floats in float64: int32 is exact for one batch, but not for all of Cityscapes.
+    `devices` is the number of devices that share a batch. Integers are added in int64 and floats in float64: int32 is
+    exact for one batch, but not for all of Cityscapes.
     """
     totals: dict[str, Any] | None = None
     batches = eval_batches(
         source,
         global_batch_size=config.training.global_batch,
+        devices=devices,
+        max_pixels=config.training.eval_pixels,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=config.data.workers,

@@ -38,7 +38,7 @@ def test_open_split_reads_every_split_in_order(make, prepared, name, splits):
     for split, count in splits.items():
         source = open_split(prepared[name], split)
         assert isinstance(source, Source)
-        assert (len(source), source.native_size, source.largest_size) == (count, make.SIZE, make.SIZE)
+        assert (len(source), source.native_size, source.sizes) == (count, make.SIZE, [make.SIZE] * count)
         assert source.label_set is LABEL_SETS[name]
         names = [source.name(i) for i in range(count)]
         assert names == sorted(names)
@@ -95,7 +95,7 @@ def test_open_split_different_sizes_and_grey_images(make, config, tmp_path):
             make.put(root / split / f"{i}.png", make.encoded(make.image(i, shape, 1)))
             make.put(root / f"{split}annot" / f"{i}.png", make.encoded(make.ids(i, shape)))
     source = open_split(config("camvid", tmp_path / "prepared", root), "train")
-    assert (source.native_size, source.largest_size, source.channels) == (None, (20, 16), 1)
+    assert (source.native_size, source.sizes, source.channels) == (None, [(12, 16), (20, 10)], 1)
     assert source[1]["image"].shape == (20, 10, 1)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from segjax.data.io import DataError
 from segjax.data.labels import LABEL_SETS, VOID, numbered_classes
-from segjax.data.loader import eval_batches, train_loader
+from segjax.data.loader import eval_batches, padded_sizes, train_loader
 from segjax.data.pairs import open_folder
 from segjax.data.resize import resize_nearest
 
@@ -29,7 +29,6 @@ class Memory:
     def __init__(self, sizes):
         self.sizes = sizes
         self.native_size = sizes[0] if len(set(sizes)) == 1 else None
-        self.largest_size = tuple(map(max, zip(*sizes, strict=True)))
 
     def __len__(self):
         return len(self.sizes)
@@ -209,7 +208,7 @@ def test_train_loader_workers_with_a_cached_function_of_the_script(tmp_path, pro
         "    return np.full((8, 10, 1), i, np.uint8)\n\n\n"
         "class Mine:\n"
         "    label_set, channels, skipped, digest = LABEL_SETS['road_debris'], 1, (), 'mine'\n"
-        "    native_size = largest_size = (8, 10)\n"
+        "    native_size = (8, 10)\n"
         "    def __len__(self):\n"
         "        return 4\n"
         "    def __getitem__(self, i):\n"
@@ -309,16 +308,46 @@ def test_eval_batches_every_image_once_over_all_hosts(ten, hosts):
 
 
 def test_eval_batches_pads_images_and_labels_of_different_sizes():
-    source = Memory([(4, 6), (5, 3), (2, 2)])
-    (batch,) = evaluate(source, 4)
-    assert batch["image"].shape == (4, 5, 6, 1)
-    assert batch["label"].shape == (4, 5, 6)
-    assert batch["size"].tolist() == [[4, 6], [5, 3], [2, 2], [5, 6]]
-    assert batch["size"].dtype == np.int32
-    for i, (height, width) in enumerate(source.sizes):
-        inside = np.zeros((5, 6), bool)
-        inside[:height, :width] = True
-        assert (batch["label"][i][inside] == i % 2).all()
-        assert (batch["label"][i][~inside] == VOID).all()
-        np.testing.assert_array_equal(batch["image"][i, :height, :width], source[i]["image"])
-        assert not batch["image"][i][~inside].any()
+    source = Memory([(4, 6), (5, 3), (2, 2), (3, 5)])
+    batches = evaluate(source, 2)
+    assert [batch["image"].shape for batch in batches] == [(2, 2, 2, 1), (2, 4, 6, 1), (2, 5, 4, 1)]
+    assert [batch["index"].tolist() for batch in batches] == [[2, 4], [0, 3], [1, 4]]
+    assert [batch["size"].tolist() for batch in batches] == [[[2, 2], [2, 2]], [[4, 6], [3, 5]], [[5, 3], [5, 4]]]
+    for batch in batches:
+        assert batch["label"].shape == batch["image"].shape[:3]
+        assert batch["where"].tolist() == [index < 4 for index in batch["index"]]
+        for row, index in enumerate(batch["index"]):
+            height, width = batch["size"][row]
+            inside = np.zeros(batch["label"].shape[1:], bool)
+            inside[:height, :width] = index < 4
+            np.testing.assert_array_equal(batch["image"][row, ..., 0], np.where(inside, index, 0))
+            np.testing.assert_array_equal(batch["label"][row], np.where(inside, index % 2, VOID))
+
+
+MIXED = Memory([(400, 600), *[(4, 6)] * 30, (300, 10), *[(30, 40)] * 5])
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_eval_batches_have_at_most_max_pixels_per_device_or_one_image(devices):
+    batches = evaluate(MIXED, 8, devices=devices, max_pixels=2**12)
+    shapes = {batch["label"].shape for batch in batches}
+    assert shapes == {(8, 4, 8), (min(8, 2 * devices), 32, 64), (devices, 400, 16), (devices, 400, 600)}
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_eval_batches_have_the_same_shapes_on_all_hosts(hosts):
+    options = {"devices": 4, "max_pixels": 2**12, "process_count": hosts}
+    shards = [evaluate(MIXED, 8, process_index=i, **options) for i in range(hosts)]
+    shapes = [[batch["label"].shape for batch in shard] for shard in shards]
+    assert all(shape == shapes[0] for shape in shapes)
+    indices = [index for shard in shards for batch in shard for index in batch["index"][batch["where"]]]
+    assert sorted(indices) == list(range(37))
+
+
+def test_padded_sizes_of_a_thousand_sizes_are_few():
+    rng = np.random.default_rng(0)
+    sizes = [tuple(size) for size in rng.integers(200, 2000, (1000, 2)).tolist()]
+    padded = padded_sizes(sizes)
+    assert len(set(padded)) <= 16
+    for size, to in zip(sizes, padded, strict=True):
+        assert all(n <= m < 2 * n for n, m in zip(size, to, strict=True))

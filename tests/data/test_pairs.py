@@ -3,7 +3,7 @@ import pytest
 
 from segjax.data.io import DataError, list_folder
 from segjax.data.labels import LABEL_SETS, numbered_classes
-from segjax.data.pairs import Sizes, fingerprint, make_example, mask_png, match, skipped_lines, verify
+from segjax.data.pairs import Sizes, fingerprint, make_example, mask_png, match, skipped_lines, summarize, verify
 
 CLASSES = numbered_classes(("a", "b", "c"))
 
@@ -25,10 +25,11 @@ def pairs(make, tmp_path):
 
 
 def test_verify_sizes_and_channels(make, pairs):
-    assert verify(pairs(), CLASSES).sizes == Sizes(make.SIZE, make.SIZE, 3)
+    assert summarize(verify(pairs(), CLASSES).shapes) == Sizes(make.SIZE, make.SIZE, 3)
     grey = make.image(1, (20, 8), channels=1)
     found = verify(pairs(make.encoded(grey), make.encoded(make.ids(1, (20, 8)))), CLASSES)
-    assert found.sizes == Sizes(None, (20, 16), 3)
+    assert found.shapes == [(*make.SIZE, 3), (20, 8, 1)]
+    assert summarize(found.shapes) == Sizes(None, (20, 16), 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -102,7 +103,7 @@ def test_mask_png_grey_and_palette(make, pairs):
     grey, recoded = (mask_png(pair.mask) for pair in pairs(make.encoded(make.image(1)), palette))
     assert grey == make.encoded(make.ids())
     assert recoded != palette
-    assert verify(pairs(mask=recoded), CLASSES).sizes.native_size == make.SIZE
+    assert verify(pairs(mask=recoded), CLASSES).shapes[0][:2] == make.SIZE
     np.testing.assert_array_equal(mask_png(pairs()[1].mask), np.frombuffer(recoded, np.uint8).tobytes())
 
 
@@ -118,7 +119,7 @@ def test_fingerprint_depends_on_names_and_contents(make, pairs):
 class Skipping:
     """A source in which only `skipped` matters."""
 
-    label_set, channels, native_size, largest_size, digest = CLASSES, 3, (1, 1), (1, 1), ""
+    label_set, channels, native_size, sizes, digest = CLASSES, 3, (1, 1), [(1, 1)] * 7, ""
 
     def __init__(self, count):
         self.skipped = tuple(f"{i}.png: bad" for i in range(count))

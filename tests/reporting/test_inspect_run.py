@@ -156,7 +156,7 @@ def test_inspect_run_average_precision_of_three_classes_and_two_image_sizes(fold
 
 
 def ranked(matrices):
-    return run_page._image_scores(np.array(matrices), 0)
+    return run_page._image_scores(np.array(matrices), np.arange(len(matrices)))
 
 
 def test_best_and_worst_leave_out_an_image_of_void():

@@ -1,10 +1,18 @@
-"""Scores from counts."""
+"""Scores from counts, and counts of images of any size."""
 
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from segjax import metrics
-from segjax.training.evaluation import Scores, scores
+from segjax.data import VOID
+from segjax.data.resize import resize
+from segjax.training.evaluation import Scores, make_eval_step, scores, sum_counts, sum_over_strips
+from segjax.training.objective import hparams_from_config
+from segjax.training.train_step import init_state, make_model
 
 
 def counted(logits, labels):
@@ -47,3 +55,73 @@ def test_scores_without_a_positive_are_nan():
 def test_scores_of_three_classes_have_no_ranking():
     confusion = np.asarray(metrics.confusion_matrix(np.array([0, 1, 2]), np.array([0, 1, 1]), 3), np.int64)
     assert {"best_iou", "average_precision", "auroc"} & scores({"confusion": confusion}).keys() == set()
+
+
+def count_confusion(logits, labels, where):
+    return {"confusion": metrics.confusion_matrix(labels, logits.argmax(-1), 3, where=where)}
+
+
+@pytest.fixture
+def batch():
+    """Returns two images of different sizes and a filler, labelled with three classes and void."""
+    labels = np.random.default_rng(0).choice([0, 1, 2, VOID], (3, 23, 13)).astype(np.uint8)
+    labels[1, 17:], labels[1, :, 5:] = VOID, VOID
+    return {"label": labels, "size": np.array([[23, 13], [17, 5], [23, 13]]), "where": np.array([True, True, False])}
+
+
+LOGITS = np.random.default_rng(1).normal(size=(3, 8, 6, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("max_pixels", [1, 40, 23 * 12])  # strips of one row, of three, and two strips
+def test_sum_over_strips_counts_of_the_whole(batch, max_pixels):
+    whole = resize(jnp.asarray(LOGITS), (23, 13), antialias=False, to_sizes=batch["size"])
+    where = (batch["label"] != VOID) & batch["where"][:, None, None]
+    expected = count_confusion(whole, batch["label"].astype(np.int32), where)["confusion"]
+    found = sum_over_strips(count_confusion, *jax.tree.map(jnp.asarray, (LOGITS, batch)), max_pixels)
+    np.testing.assert_array_equal(found["confusion"], expected)
+    assert expected.sum() == where.sum() > 100
+
+
+def test_sum_over_strips_invalid_labels_stay_negative(batch):
+    batch["label"][0, [2, 20]] = 7  # in two strips: the sum of two of the smallest int32 is 0
+    found = sum_over_strips(count_confusion, *jax.tree.map(jnp.asarray, (LOGITS, batch)), 100)
+    assert (np.asarray(found["confusion"]) < 0).all()
+
+
+def test_make_eval_step_memory_of_a_large_image(tiny):
+    """A photo of 24 megapixels takes 6.3 GB in a batch of 8 that is counted at once."""
+    model, shape = make_model(tiny, 2, None), (1, 4000, 6000)
+    state = jax.eval_shape(lambda: init_state(tiny, model))
+    batch = {"image": (*shape, 3), "label": shape, "size": (1, 2), "where": (1,), "index": (1,)}
+    dtypes = {"image": jnp.uint8, "label": jnp.uint8, "size": jnp.int32, "where": bool, "index": jnp.int32}
+    batch = {key: jax.ShapeDtypeStruct(batch[key], dtypes[key]) for key in batch}
+    step = jax.jit(make_eval_step(tiny, model, 2, None))
+    memory = step.lower(state, batch, hparams_from_config(tiny)).compile().memory_analysis()
+    assert memory.temp_size_in_bytes + memory.argument_size_in_bytes < 450e6
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_sum_counts_every_pixel_of_images_of_different_sizes_once(tiny, devices):
+    sizes = [(30, 40), (3, 4), (4, 3), (2, 2), (40, 30), (5, 5)]
+
+    class Ones(SimpleNamespace):
+        def __len__(self):
+            return len(sizes)
+
+        def __getitem__(self, i):
+            return {"image": np.zeros((*sizes[i], 1), np.uint8), "label": np.full(sizes[i], i, np.uint8), "name": ""}
+
+        def name(self, i):
+            return ""
+
+    shapes, tiny.training.eval_pixels = [], 100
+
+    def count(batch):
+        shapes.append(batch["label"].shape)
+        kept = batch["label"][batch["where"]]
+        return {"pixels": np.bincount(kept[kept != VOID], minlength=6)}
+
+    source = Ones(label_set=None, channels=1, native_size=None, sizes=sizes, skipped=(), digest="")
+    totals = sum_counts(count, source, tiny, devices=devices)
+    assert totals["pixels"].tolist() == [height * width for height, width in sizes]
+    assert max(np.prod(shape) for shape in shapes) == devices * 40 * 32
