@@ -201,3 +201,9 @@ def define_size(name: str, help_text: str, default: tuple[int, int] | None = Non
 def define_bare_or_one_of(name: str, values: Sequence[str], help_text: str) -> None:
     """Defines a flag `--name`, which is the first of `values`, or `--name=VALUE`; default None."""
     flags.DEFINE(_BareOrOneOf(values), name, None, help_text, boolean=True)
+
+
+def define_overwrite() -> None:
+    """Defines `--overwrite`, the `overwrite` of `storage.write_outputs`."""
+    help_text = "Replace files of these names too that segjax did not write, or that were changed since."
+    flags.DEFINE_bool("overwrite", False, help_text)

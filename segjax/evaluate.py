@@ -10,7 +10,7 @@ from absl import flags
 
 from segjax import cli
 from segjax.reporting import per_class_table, show, summary_line
-from segjax.storage import path_of, write_json
+from segjax.storage import check_outputs, path_of, to_json, write_outputs
 from segjax.trained_run import load_run, score_run
 from segjax.training.provenance import provenance
 
@@ -20,13 +20,15 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     console, run = rich.console.Console(), load_run(flags.FLAGS.checkpoint)
     split, step = flags.FLAGS.split or run.config.data.eval_split, int(run.state.step)
+    output = path_of(flags.FLAGS.output or run.workdir / f"scores_{split}_{step}.json")
+    check_outputs([output], overwrite=flags.FLAGS.overwrite)
     scores = score_run(run, split)
     show(per_class_table(scores, f"{run.config.data.name}, {split}, step {step}"), console)
     console.print(summary_line(scores))
     if scores["skipped"]:
         console.print(f"{scores['skipped']} bad pair(s) of image and mask were skipped")
-    output = path_of(flags.FLAGS.output or run.workdir / f"scores_{split}_{step}.json")
-    write_json(output, {"split": split, "step": step, **scores, "provenance": provenance()})
+    data = {"split": split, "step": step, **scores, "provenance": provenance()}
+    write_outputs({output: to_json(data)}, overwrite=flags.FLAGS.overwrite)
     console.print(f"wrote {output}")
 
 
@@ -34,4 +36,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "WORKDIR of a run (its best checkpoint) or WORKDIR/checkpoints/STEP.")
     flags.DEFINE_string("split", None, "Split to score; default: data.eval_split of the config.")
     flags.DEFINE_string("output", None, "JSON file for the scores; default: WORKDIR/scores_SPLIT_STEP.json.")
+    cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

@@ -18,7 +18,7 @@ from jaxtyping import Array, Shaped
 from segjax import cli, missing_extra
 from segjax.data.resize import resize
 from segjax.inference import class_logits, classify, standalone_predict
-from segjax.storage import nan_to_none, output_folder, read_json, to_json, write_together
+from segjax.storage import check_outputs, nan_to_none, output_folder, read_json, to_json, write_outputs
 from segjax.trained_run import TrainedRun, load_run
 from segjax.training import ConfigError
 from segjax.training.config import leaves
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     """Writes model.stablehlo, card.json and run.py."""
     cli.refuse_arguments(argv)
     run, output, size = load_run(flags.FLAGS.checkpoint), flags.FLAGS.output, flags.FLAGS.size
-    card = export_run(run, output, variance=flags.FLAGS.uncertainty, size=size)
+    card = export_run(run, output, variance=flags.FLAGS.uncertainty, size=size, overwrite=flags.FLAGS.overwrite)
     images = "images of " + ("x".join(map(str, size)) if size else "any size")
     megabytes = card["files"][MODEL_FILE]["bytes"] / 1e6
     print(f"{card['network']['name']} of step {card['checkpoint_step']}: {images}; {', '.join(card['platforms'])}")
@@ -40,16 +40,23 @@ def main(argv: list[str]) -> None:
 
 
 def export_run(
-    run: TrainedRun, output: Any, *, variance: bool = False, size: tuple[int, int] | None = None
+    run: TrainedRun,
+    output: Any,
+    *,
+    variance: bool = False,
+    size: tuple[int, int] | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes `model.stablehlo`, `card.json` and `run.py` into the folder `output`, and returns the card.
 
-    All are written or none: a full disk leaves an earlier export complete. The options are those of `lower_network`.
-    Without flatbuffers it raises ConfigError; if `output` cannot be written, StorageError or OSError.
+    All are written or none: a full disk leaves an earlier export complete. `variance` and `size` are those of
+    `lower_network`. Without flatbuffers it raises ConfigError; if `output` cannot be written, StorageError or OSError;
+    for a file of this name that is not an earlier export, without `overwrite`, ForeignFileError.
     """
     if message := missing_extra("export", "segjax export"):
         raise ConfigError(message)
     folder = output_folder(output)
+    check_outputs([folder / name for name in (MODEL_FILE, CARD_FILE, SCRIPT_FILE)], overwrite=overwrite)
     exported = lower_network(run, variance=variance, size=size)
     data, script = bytes(exported.serialize()), Path(standalone_predict.__file__).read_bytes()
     card = model_card(run, variance=variance, size=size) | {
@@ -57,8 +64,8 @@ def export_run(
         "platforms": list(exported.platforms),
         "calling_convention_version": exported.calling_convention_version,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_together({folder / MODEL_FILE: data, folder / SCRIPT_FILE: script, folder / CARD_FILE: to_json(card)})
+    files = {folder / MODEL_FILE: data, folder / SCRIPT_FILE: script, folder / CARD_FILE: to_json(card)}
+    write_outputs(files, overwrite=overwrite)
     return card
 
 
@@ -136,7 +143,7 @@ def _scores(run: TrainedRun) -> dict[str, Any] | None:
     for name in (f"scores_{split}_{step}.json", SCORES_FILE):
         file = run.workdir / name
         if file.exists():
-            scores = read_json(file)
+            scores = read_json(file, dict, "the scores of an evaluation")
             return {"file": name, "of_step": scores.get("step", scores.get("steps"))} | nan_to_none(scores)
     return None
 
@@ -146,4 +153,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", "exported", "Folder for model.stablehlo, card.json and run.py.")
     cli.define_size("size", "Export for images of this size only; default: any size.")
     flags.DEFINE_bool("uncertainty", False, "Export the variance of the logits under dropout of the head too.")
+    cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

@@ -33,7 +33,8 @@ def main(argv: list[str]) -> None:
     options = _predict_options(run, **threshold)
     outputs = _output_options(only, options)
     predict, origin = run.predictor(options, probabilities=FLAGS.probabilities), _origin(run, options, outputs)
-    done = inference.write_predictions(predict, files, output, outputs, run.label_set, origin, on_error=FLAGS.on_error)
+    choices = {"on_error": FLAGS.on_error, "overwrite": FLAGS.overwrite}
+    done = inference.write_predictions(predict, files, output, outputs, run.label_set, origin, **choices)
     print("\n".join(done.lines()))
     print(f"in {output}: " + ", ".join(f"NAME{suffix}" for suffix in outputs.suffixes))
     if outputs.uncertainty:
@@ -102,6 +103,7 @@ if __name__ == "__main__":
     flags.DEFINE_float("scale", None, "Factor to resize images by before cutting them into tiles; default: 1.")
     flags.DEFINE_integer("overlap", None, "Pixels that tiles share; default: a quarter of the shorter side.")
     flags.DEFINE_integer("batch", 1, "Number of tiles, or of whole images, per pass of the network.", lower_bound=1)
+    cli.define_overwrite()
     flags.register_validator("threshold", lambda p: p is None or 0 < p < 1, "expected a probability in (0, 1)")
     flags.mark_flags_as_mutual_exclusive(["threshold", "at_precision"])
     cli.run(main, required=["checkpoint"])

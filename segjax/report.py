@@ -9,7 +9,7 @@ from absl import app, flags
 
 from segjax import cli
 from segjax.data import open_split
-from segjax.reporting import inspect_run, run_report, summary_line, write_report
+from segjax.reporting import check_report, inspect_run, run_report, summary_line, write_report
 from segjax.storage import nan_to_none, output_folder, path_of
 from segjax.trained_run import load_run
 from segjax.training import read_log
@@ -23,12 +23,12 @@ def main(argv: list[str]) -> None:
     log, split = read_log(run.workdir), flags.FLAGS.split or run.config.data.eval_split
     output = output_folder(flags.FLAGS.output or run.workdir / "report")
     source = open_split(run.config.data, split)
-    output.mkdir(parents=True, exist_ok=True)
+    check_report(output, "report", overwrite=flags.FLAGS.overwrite)
     inspection = inspect_run(run, source, images=flags.FLAGS.images)
     report = run_report(run, log, split, inspection, is_best=path_of(argv[1]) == run.workdir)
     data = {"step": int(run.state.step), "split": split, **inspection._asdict()}
     data |= {key: [[one.name, one.mean_iou] for one in data[key]] for key in ("best", "worst")}
-    written = write_report(report, output, "report", nan_to_none(data))
+    written = write_report(report, output, "report", nan_to_none(data), overwrite=flags.FLAGS.overwrite)
     print(summary_line(inspection.scores))
     print(f"wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
 
@@ -37,4 +37,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("split", None, "Split to inspect; default: data.eval_split of the config.")
     flags.DEFINE_string("output", None, "Folder for report.html and its other files; default: WORKDIR/report.")
     flags.DEFINE_integer("images", 4, "Number of best images to show, and of worst images.", lower_bound=0)
+    cli.define_overwrite()
     cli.run(main, required=[])

@@ -4,22 +4,35 @@ A bucket is read and written with epath, which leaves `gs://` to gcsfs; orbax wr
 """
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 BUCKET = "gs://"
+WRITTEN_FILE = ".segjax.sha256"
+"""The SHA-256 of each output of a command in this folder, one per line; they survive the outputs."""
+_PARTIAL = ".segjax-{}.partial"  # name of a file while it is written
 
 
 class StorageError(ValueError):
-    """A path that cannot be reached or written; the message names it and the way out."""
+    """A path that cannot be reached, read or written; the message names it and the way out."""
+
+
+class ForeignFileError(StorageError):
+    """A file that would have to be replaced, and that segjax did not write or that was changed since."""
+
+    def __init__(self, file: Any, reason: str = "exists, and segjax did not write it, or it was changed since"):
+        super().__init__(f"{file}: {reason}. Choose another --output, move the file, or add --overwrite")
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
@@ -56,10 +69,17 @@ def path_of(path: str | os.PathLike) -> epath.Path:
 
 
 def output_folder(path: str | os.PathLike) -> epath.Path:
-    """Returns `path_of` a folder to write into, which need not exist; raises StorageError for a file."""
+    """Returns `path_of` a folder to write into, which need not exist; raises StorageError for a file.
+
+    Removes what processes that were killed while they wrote a file left there a day ago or earlier.
+    """
     folder = path_of(path)
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"{folder}: expected a folder to write into; it is a file")
+    for remains in () if in_bucket(folder) else folder.glob(_PARTIAL.format("*")):
+        with contextlib.suppress(OSError):
+            if remains.stat().mtime < time.time() - 24 * 3600:
+                remains.unlink()
     return folder
 
 
@@ -87,9 +107,62 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_bytes(path, to_json(value))
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """Returns the content of a JSON file; raises ValueError if it is damaged."""
-    return json.loads(epath.Path(path).read_text(encoding="utf-8"))
+def is_regular(path: epath.Path) -> bool:
+    """Returns True for a file, and False for a folder, a pipe or a device, or if there is nothing."""
+    return path.is_file() if in_bucket(path) else os.path.isfile(path)  # epath takes a pipe for a file
+
+
+def read_file(path: str | os.PathLike, expected: str, remedy: str = "") -> bytes:
+    """Returns the content of a regular file; raises StorageError, with what was expected and the way out."""
+    path = epath.Path(path)
+    try:
+        if is_regular(path):  # reading a pipe would wait forever
+            return path.read_bytes()
+        problem = "it is not a regular file" if path.exists() else "it does not exist"
+    except OSError as error:
+        problem = f"it cannot be read ({error.strerror or error})"
+    raise StorageError(f"{path}: expected {expected}; {problem}{remedy and '. '}{remedy}")
+
+
+def read_json(path: str | os.PathLike, form: Any = object, expected: str = "JSON", remedy: str = "") -> Any:
+    """Returns the content of a JSON file of a known form.
+
+    Args:
+      path: the file.
+      form: a type; a dictionary of the forms of required keys, which may have others beside them; or a list of the form
+        of all items.
+      expected: noun phrase for the error.
+      remedy: a sentence for the error, without its last dot.
+
+    Raises:
+      StorageError: the file cannot be read, is not JSON, or has another form.
+    """
+    try:
+        value = json.loads(read_file(path, expected, remedy))
+        problem = _difference(value, form)
+    except StorageError:
+        raise
+    except (ValueError, RecursionError) as error:
+        problem = f"it is not JSON ({' '.join(str(error).split())[:100]})"
+    if problem:
+        raise StorageError(f"{os.fspath(path)}: expected {expected}; {problem}{remedy and '. '}{remedy}")
+    return value
+
+
+def _difference(value: Any, form: Any, key: str = "") -> str:
+    """Returns the first difference between a JSON value and its form, or an empty string."""
+    kind, named = form if isinstance(form, type) else type(form), f"its {key}" if key else "it"
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind in (int, float)):
+        return f"{named} is {type(value).__name__} and not {kind.__name__}"
+    if isinstance(form, dict):
+        if missing := sorted(form.keys() - value.keys()):
+            return f"{named} has no {missing[0]}"
+        return next(filter(None, (_difference(value[name], form[name], f"{key} {name}".strip()) for name in form)), "")
+    if isinstance(form, list):
+        items = enumerate(value, 1)
+        return next(filter(None, (_difference(item, form[0], f"{key} item {i}".strip()) for i, item in items)), "")
+    return ""
 
 
 def nan_to_none(value: Any) -> Any:
@@ -101,6 +174,51 @@ def nan_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def check_outputs(files: Iterable[str | os.PathLike], *, overwrite: bool = False) -> None:
+    """Makes the folders of files that will be written, and raises ForeignFileError for one that must not be replaced.
+
+    A file is replaced only if `WRITTEN_FILE` lists its content, or with `overwrite`.
+    """
+    for file in map(epath.Path, files):
+        with bucket_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if overwrite or not file.exists():
+                continue
+            if not is_regular(file) or sha256(file) not in _listed(file.parent):
+                raise ForeignFileError(file)
+
+
+def write_outputs(files: Mapping[str | os.PathLike, bytes], *, overwrite: bool = False) -> None:
+    """Checks the files of one folder by `check_outputs`, lists their contents, and writes them by `write_together`."""
+    check_outputs(files, overwrite=overwrite)
+    folder = epath.Path(next(iter(files))).parent
+    # Listed before they have their names, so that a command that is killed between may replace them. The first newline
+    # ends a line that a full disk left unfinished.
+    lines = "".join(f"\n{hashlib.sha256(data).hexdigest()}\n" for data in files.values())
+    if in_bucket(folder):  # nothing can be appended
+        write_bytes(folder / WRITTEN_FILE, "\n".join([*_listed(folder), lines]).encode())
+    else:
+        try:
+            with (folder / WRITTEN_FILE).open("a") as listing:
+                listing.write(lines)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder / WRITTEN_FILE)) from error
+    write_together(files)
+
+
+def _listed(folder: epath.Path) -> set[str]:
+    try:
+        return set((folder / WRITTEN_FILE).read_bytes().decode(errors="replace").split())
+    except OSError:
+        return set()
+
+
+def sha256(file: epath.Path) -> str:
+    """Returns the SHA-256 of a file, read piece by piece."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Writes a file atomically: a reader finds the old content or the new one, never a part."""
     write_together({path: data})
@@ -110,6 +228,7 @@ def write_together(files: Mapping[str | os.PathLike, bytes]) -> None:
     """Writes the files of one folder that belong together: all, or none if the disk is full.
 
     In a bucket, or if the process is killed between two renames, the first files may be new and the last ones old.
+    Processes that write the same file at the same time do not disturb each other: the last one wins.
     """
     partials = {}
     try:
@@ -118,15 +237,15 @@ def write_together(files: Mapping[str | os.PathLike, bytes]) -> None:
                 with bucket_errors(path):
                     epath.Path(path).write_bytes(data)
                 continue
-            partials[path] = epath.Path(f"{os.fspath(path)}.partial")
+            partials[path] = epath.Path(path).with_name(_PARTIAL.format(uuid.uuid4().hex))
             partials[path].write_bytes(data)
         for path, partial in partials.items():
             os.replace(partial, path)
-    except OSError as error:  # a full disk needs the space of the partial files
+    except OSError as error:  # an error of writing, unlike one of opening, does not contain the file's name
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:  # a full disk needs the space of the partial files
         for partial in partials.values():
             partial.unlink(missing_ok=True)
-        # An error of writing, unlike one of opening, does not contain the file's name.
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def scratch(shape: tuple[int, ...], dtype: Any = np.float32, *, most: int = 2**28) -> np.ndarray:

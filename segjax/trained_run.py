@@ -25,6 +25,8 @@ from segjax.training.train_step import TrainState, init_state, make_model
 # Entries of `provenance` that a report shows.
 _ORIGIN = {key: key for key in ("command", "commit", "date", "device")}
 _ORIGIN |= {"cpu_threads": "CPU threads", "python": "Python", "versions": "versions"}
+# Form of the provenance in `scores.json`.
+_TRAINING = dict.fromkeys(_ORIGIN, object) | {"wall_seconds": float, "wall_seconds_from_step": int}
 
 
 class TrainedRun(NamedTuple):
@@ -99,7 +101,7 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
         "checkpoint": str(run.workdir / FOLDER / str(int(run.state.step))),
         "steps": f"{int(run.state.step)} of {config.training.steps}, of {config.training.global_batch} images each",
     }
-    origin = read_json(file).get("provenance") if file.exists() else None
+    origin = read_json(file, {"provenance": _TRAINING}, "the scores of a run")["provenance"] if file.exists() else None
     if origin is None:
         facts["training"] = f"has not ended: there is no {SCORES_FILE}"
     else:

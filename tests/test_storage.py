@@ -1,3 +1,4 @@
+import concurrent.futures
 import errno
 import importlib.util
 import os
@@ -8,16 +9,21 @@ import numpy as np
 import pytest
 from etils import epath
 
+from segjax import storage
 from segjax.storage import (
+    ForeignFileError,
     StorageError,
+    check_outputs,
     in_bucket,
     nan_to_none,
     output_folder,
     path_of,
+    read_file,
     read_json,
     scratch,
     write_bytes,
     write_json,
+    write_outputs,
     write_together,
 )
 
@@ -64,24 +70,119 @@ def test_nan_to_none_replaces_numbers_that_are_not_finite_at_any_depth():
     assert nan_to_none(value) == {"a": [1.0, None, [None, "NaN", None]], "b": 2}
 
 
+def partial_name(folder, monkeypatch):
+    """Makes the next partial file of `folder` a full device."""
+    monkeypatch.setattr(storage, "_PARTIAL", ".segjax-next.partial{:.0}")
+    (folder / ".segjax-next.partial").symlink_to("/dev/full")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system does not have /dev/full")
-def test_full_disk_keeps_the_old_file_and_removes_the_partial_one(tmp_path):
+def test_full_disk_keeps_the_old_file_and_removes_the_partial_one(tmp_path, monkeypatch):
     write_bytes(tmp_path / "a.png", b"old")
-    (tmp_path / "a.png.partial").symlink_to("/dev/full")
+    partial_name(tmp_path, monkeypatch)
     with pytest.raises(OSError, match=r"No space left on device: '.*/a\.png'$"):
         write_bytes(tmp_path / "a.png", b"new")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.png", b"old")]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system does not have /dev/full")
-def test_write_together_on_a_full_disk_keeps_all_old_files(tmp_path):
+def test_write_together_on_a_full_disk_keeps_all_old_files(tmp_path, monkeypatch):
     names = ("model", "card", "script")
     for name in names:
         write_bytes(tmp_path / name, b"old")
-    (tmp_path / "card.partial").symlink_to("/dev/full")
-    with pytest.raises(OSError, match=r"No space left on device: '.*/card'$"):
+    partial_name(tmp_path, monkeypatch)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/model'$"):
         write_together({tmp_path / name: b"new" for name in names})
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == dict.fromkeys(names, b"old")
+
+
+def test_write_bytes_of_one_file_from_two_threads_is_always_whole(tmp_path):
+    contents = [bytes([i]) * 2**16 for i in range(2)]
+    write_bytes(tmp_path / "a", contents[0])
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        writes = [pool.submit(write_bytes, tmp_path / "a", contents[i % 2]) for i in range(200)]
+        while not all(write.done() for write in writes):
+            assert (tmp_path / "a").read_bytes() in contents
+        for write in writes:
+            write.result()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_write_outputs_replaces_its_own_files_and_no_other(tmp_path):
+    file = tmp_path / "new" / "a.md"
+    for content in (b"one", b"two", b"one"):
+        write_outputs({file: content})
+        assert file.read_bytes() == content
+    file.write_bytes(b"edited")
+    for refuse in (lambda: check_outputs([file]), lambda: write_outputs({file: b"two"})):
+        with pytest.raises(ForeignFileError, match=r"a\.md: exists.*--output.*--overwrite"):
+            refuse()
+    assert file.read_bytes() == b"edited"
+    write_outputs({file: b"two"}, overwrite=True)
+    check_outputs([file])
+
+
+def test_write_outputs_of_several_files_writes_none_if_one_is_foreign(tmp_path):
+    (tmp_path / "b").write_bytes(b"mine")
+    with pytest.raises(ForeignFileError, match="/b: exists"):
+        write_outputs({tmp_path / "a": b"1", tmp_path / "b": b"2"})
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_file_of_a_killed_write_outputs_may_be_replaced(tmp_path, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(storage, "write_together", lambda files: None)
+        write_outputs({tmp_path / "a": b"new"})
+    (tmp_path / "a").write_bytes(b"new")  # killed after the rename, before anything else
+    with (tmp_path / storage.WRITTEN_FILE).open("a") as listing:
+        listing.write("\n0123")  # another process, on a full disk
+    write_outputs({tmp_path / "a": b"newer"})
+    write_outputs({tmp_path / "a": b"newest"})
+    assert (tmp_path / "a").read_bytes() == b"newest"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", "a".encode("utf-16"), b"[" * 100_000])
+def test_check_outputs_with_a_damaged_list_takes_no_file_for_its_own(tmp_path, content):
+    write_outputs({tmp_path / "a": b"ours"})
+    listing = tmp_path / storage.WRITTEN_FILE
+    listing.unlink()
+    listing.mkdir() if content is None else listing.write_bytes(content)
+    with pytest.raises(ForeignFileError):
+        check_outputs([tmp_path / "a"])
+
+
+def test_check_outputs_refuses_a_folder_in_the_place_of_a_file(tmp_path):
+    with pytest.raises(ForeignFileError):
+        check_outputs([tmp_path])
+
+
+def test_read_json_names_the_first_difference_from_its_form(tmp_path):
+    write_json(tmp_path / "a.json", {"step": 3, "cells": [{"name": "a"}, {"name": 1}], "loss": 1})
+    file = tmp_path / "a.json"
+    assert read_json(file, {"step": int, "loss": float, "cells": [dict]})["step"] == 3
+    for form, found in (
+        (list, "it is dict and not list"),
+        ({"stop": int}, "it has no stop"),
+        ({"step": str}, "its step is int and not str"),
+        ({"cells": [{"name": str}]}, "its cells item 2 name is int and not str"),
+    ):
+        with pytest.raises(StorageError, match=rf"a\.json: expected the cells of a sweep; {found}\. Delete it$"):
+            read_json(file, form, "the cells of a sweep", "Delete it")
+
+
+def test_read_file_refuses_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match=r"/pipe: expected a log; it is not a regular file"):
+        read_file(tmp_path / "pipe", "a log")
+
+
+def test_output_folder_removes_what_a_killed_process_left_long_ago(tmp_path):
+    old, new = (tmp_path / storage._PARTIAL.format(name) for name in ("old", "new"))
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (0, 0))
+    output_folder(tmp_path)
+    assert list(tmp_path.iterdir()) == [new]
 
 
 def test_output_folder_refuses_a_file(tmp_path):

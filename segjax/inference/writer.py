@@ -1,7 +1,7 @@
 """Files of a prediction: masks, pictures and arrays of each image, and one contact sheet of many.
 
 A mask stores the path and hash of its image, and `predicted_by.json` the network and the options of a folder. So a
-second call keeps complete predictions, and no other file is overwritten.
+second call keeps complete predictions; `storage.write_outputs` replaces no other file.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from segjax.data.io import DataError, RawFile, decode_image, read_bytes
 from segjax.data.labels import LabelSet, colorize
 from segjax.inference.predictor import Prediction, Predictor
 from segjax.inference.visualize import contact_sheet, heatmap, overlay, overlay_palette, rare_outlines, thumbnail
-from segjax.storage import read_json, write_bytes, write_json
+from segjax.storage import ForeignFileError, check_outputs, read_json, write_json, write_outputs
 
 ORIGIN_FILE, SHEET_FILE = "predicted_by.json", "contact_sheet.png"
 _SHEET_ROWS = 24
@@ -95,13 +95,6 @@ class WriteSummary(NamedTuple):
         return lines
 
 
-class ForeignFileError(DataError):
-    """A file that would have to be overwritten and is not a prediction of the same image by segjax.predict."""
-
-    def __init__(self, file: Any, reason: str = "exists, and segjax.predict did not write it"):
-        super().__init__(f"{file}: {reason}. Choose another --output, or move the file")
-
-
 class _Predicted(NamedTuple):
     """An image, its prediction, and "path" and "sha256" of its file, which the PNG of the mask stores."""
 
@@ -119,6 +112,7 @@ def write_predictions(
     origin: Mapping[str, Any],
     *,
     on_error: str = "raise",
+    overwrite: bool = False,
 ) -> WriteSummary:
     """Predicts the images whose files do not all exist yet, and writes them, each file atomically.
 
@@ -131,19 +125,21 @@ def write_predictions(
       origin: network and options that the masks depend on, ready for JSON. It is stored in `predicted_by.json`, so that
         a folder never mixes masks of several networks or thresholds; "checkpoint" is not compared.
       on_error: "raise", or "skip" images that cannot be read.
+      overwrite: predict all images again, and replace files of the same names, whoever wrote them.
 
     Raises:
-      DataError: the folder contains predictions of another origin, or a file that is not a prediction of the same image
-        file and would be overwritten; an image cannot be read and `on_error` is "raise".
+      DataError: the folder contains predictions of another origin; an image cannot be read and `on_error` is "raise".
+      ForeignFileError: a file would be replaced that is not a prediction of the same image, or was changed since.
       OSError: a file cannot be written. The files before it are complete, and a second call resumes.
     """
     output.mkdir(parents=True, exist_ok=True)
     if not _has_origin(output / ORIGIN_FILE, dict(origin)):
         targets = [output / f"{name}{suffix}" for name in files for suffix in options.suffixes]
         for target in (*targets, *[output / SHEET_FILE] * options.sheet):
-            if target.exists():
+            if target.exists() and not overwrite:
                 raise ForeignFileError(target)
         write_json(output / ORIGIN_FILE, dict(origin))
+    check_outputs([output / SHEET_FILE] * options.sheet, overwrite=overwrite)
     names = list(files)
     chosen = np.linspace(0, len(names) - 1, min(len(names), _SHEET_ROWS)).round().astype(int)
     on_sheet = [names[index] for index in chosen] if options.sheet else []
@@ -157,9 +153,9 @@ def write_predictions(
         predictions = predictor.predict_batch([image for _, image in waiting])
         for (name, image), prediction in zip(waiting, predictions, strict=True):
             predicted = _Predicted(image, prediction, sources[name])
-            (output / name).parent.mkdir(parents=True, exist_ok=True)
             for suffix in options.suffixes:
-                write_bytes(output / f"{name}{suffix}", _encode(suffix, predicted, options, label_set))
+                data = _encode(suffix, predicted, options, label_set)
+                write_outputs({output / f"{name}{suffix}": data}, overwrite=overwrite)
             if name in on_sheet:
                 rows[name] = _sheet_row(predicted, options, label_set)
         waiting.clear()
@@ -170,12 +166,12 @@ def write_predictions(
             try:
                 data = read_bytes(file)
                 source = {"path": str(Path(file.path).resolve()), "sha256": hashlib.sha256(data).hexdigest()}
-                if _is_complete(output, name, source, options):
+                if not overwrite and _is_complete(output, name, source, options):
                     kept += 1
                 else:
                     waiting.append((name, decode_image(data, channels, file.path)))
                 sources[name] = source
-            except DataError as error:
+            except (DataError, ForeignFileError) as error:
                 if on_error == "raise" or isinstance(error, ForeignFileError):
                     write_waiting()
                     raise
@@ -193,7 +189,7 @@ def write_predictions(
             shown, titles = {name: rows[name] for name in hashes}, ("image", "prediction", options.scale(label_set))
             tinted = np.flatnonzero(overlay_palette(label_set, options.only).any(axis=-1))
             sheet = contact_sheet(shown, titles, label_set, tinted.tolist())
-            write_bytes(output / SHEET_FILE, _png_with_text(sheet, hashes))
+            write_outputs({output / SHEET_FILE: _png_with_text(sheet, hashes)}, overwrite=overwrite)
     return WriteSummary(len(files) - kept - len(skipped), kept, tuple(skipped))
 
 
@@ -213,11 +209,8 @@ def _has_origin(file: Any, origin: dict[str, Any]) -> bool:
     """Returns True if the folder contains predictions of this origin; raises DataError for another origin."""
     if not file.exists():
         return False
-    try:
-        before = read_json(file)
-        differing = sorted(key for key in {*before, *origin} - {"checkpoint"} if before.get(key) != origin.get(key))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{file}: not the JSON of an earlier prediction ({error}); choose another --output") from error
+    before = read_json(file, dict, "the record of an earlier prediction", "Choose another --output")
+    differing = sorted(key for key in {*before, *origin} - {"checkpoint"} if before.get(key) != origin.get(key))
     if differing:
         key = differing[0]
         raise DataError(
@@ -228,17 +221,15 @@ def _has_origin(file: Any, origin: dict[str, Any]) -> bool:
 
 
 def _is_complete(output: Any, name: str, source: dict[str, str], options: OutputOptions) -> bool:
-    """Returns True if all files of an image exist and were made from the same bytes."""
-    mask = output / f"{name}_mask.png"
-    if not mask.exists():
-        return False
-    before = _png_text(mask)
-    if before is None or before.keys() != source.keys():
-        raise ForeignFileError(mask)
-    if before["sha256"] == source["sha256"]:
-        return all((output / f"{name}{suffix}").exists() for suffix in options.suffixes)
-    if before["path"] != source["path"]:
-        raise ForeignFileError(mask, f"is the mask of {before['path']}; {source['path']} would overwrite it")
+    """Returns True if all files of an image exist and were made from the same bytes; else they may all be replaced."""
+    mask, files = output / f"{name}_mask.png", [output / f"{name}{suffix}" for suffix in options.suffixes]
+    before = _png_text(mask) if mask.exists() else None
+    if before is not None and before.keys() == source.keys():
+        if before["sha256"] == source["sha256"] and all(file.exists() for file in files):
+            return True
+        if before["sha256"] != source["sha256"] and before["path"] != source["path"]:
+            raise ForeignFileError(mask, f"is the mask of {before['path']}; {source['path']} would overwrite it")
+    check_outputs(files)
     return False
 
 
@@ -294,7 +285,7 @@ def _png_text(file: Any) -> dict[str, Any] | None:
         with file.open("rb") as opened, PngImageFile(opened) as picture:
             text = json.loads(picture.info[_PNG_KEY])
             return text if isinstance(text, dict) else None
-    except (OSError, KeyError, ValueError, AttributeError, SyntaxError):
+    except (OSError, KeyError, ValueError, AttributeError, SyntaxError, RecursionError):
         return None
 
 

@@ -20,7 +20,7 @@ import rich.text
 from etils import epath
 from jinja2 import StrictUndefined, Template
 
-from segjax.storage import to_json, write_bytes
+from segjax.storage import check_outputs, to_json, write_outputs
 
 
 class Spread(NamedTuple):
@@ -283,11 +283,21 @@ def summary_line(scores: dict[str, Any]) -> str:
     return "  ".join(f"{key} {cell(scores[key])}" for key in keys if key in scores)
 
 
-def write_report(report: Report, folder: str | os.PathLike, name: str, data: Any = None) -> list[epath.Path]:
+def check_report(folder: str | os.PathLike, name: str, *, overwrite: bool = False) -> None:
+    """Raises ForeignFileError, before the work, for a file that `write_report` may have to replace and must not."""
+    folder = epath.Path(folder)
+    fixed = [folder / f"{name}.{suffix}" for suffix in ("html", "md", "tex", "json", "csv")]
+    check_outputs([*fixed, *folder.glob(f"{name}_*.csv"), *folder.glob(f"{name}_*.png")], overwrite=overwrite)
+
+
+def write_report(
+    report: Report, folder: str | os.PathLike, name: str, data: Any = None, *, overwrite: bool = False
+) -> list[epath.Path]:
     """Writes a report as NAME.html, NAME.md, NAME.tex, NAME.json, one CSV per table and one PNG per picture.
 
-    NAME.json contains the facts of the report and `data`. Returns the paths, NAME.html first. If a file cannot be
-    written, the OSError names it, and the files before it are complete.
+    NAME.json contains the facts of the report and `data`. Returns the paths, NAME.html first. A file that segjax did
+    not write, or that was changed since, is replaced only with `overwrite`; else it raises ForeignFileError and writes
+    nothing. If a file cannot be written, the OSError names it, and no file has changed.
     """
     folder = epath.Path(folder)
     tables = [table for section in report.sections for table in section.tables]
@@ -301,9 +311,7 @@ def write_report(report: Report, folder: str | os.PathLike, name: str, data: Any
         files[f"{name}.csv" if len(tables) == 1 else f"{name}_{i + 1}.csv"] = to_csv(table).encode()
     for section in report.sections:
         files |= {f"{name}_{picture.name}.png": picture.png for picture in section.pictures}
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, content in files.items():
-        write_bytes(folder / file, content)
+    write_outputs({folder / file: content for file, content in files.items()}, overwrite=overwrite)
     return [folder / file for file in files]
 
 

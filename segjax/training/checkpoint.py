@@ -4,10 +4,9 @@ Orbax restores a flipped byte silently, with wrong values. So the files of a sav
 its name, and compared before anything is restored.
 """
 
-import hashlib
-import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,13 +16,24 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from segjax.storage import bucket_errors, in_bucket, path_of, read_json, to_json, write_bytes
+from segjax.storage import (
+    StorageError,
+    bucket_errors,
+    in_bucket,
+    is_regular,
+    path_of,
+    read_json,
+    sha256,
+    to_json,
+    write_bytes,
+)
 from segjax.training.train_step import TrainState
 
 FOLDER = "checkpoints"
 CHECKSUMS = "sha256.json"
 _STATE, _POSITION, _METRICS = "state", "loader", "metrics"  # the last is orbax's name
 _COMMITTED = "commit_success.txt"
+_REMOVED = "removed"  # an old checkpoint is renamed into this folder first: half of one is never taken for a whole one
 _LATE = (CHECKSUMS, _COMMITTED, "_CHECKPOINT_METADATA")  # written after the sums; the last two hold times and no data
 
 
@@ -53,7 +63,7 @@ class Checkpoints:
             raise FileNotFoundError(
                 f"{workdir} holds no checkpoints: expected a folder {folder}, as segjax.train writes it"
             )
-        self._folder, self._saving = folder, None
+        self._folder, self._saving, self._read_only = folder, None, read_only
         with bucket_errors(folder):
             steps = _steps(folder)
             damaged = {step: damage for step in steps if (damage := _damage(folder / str(step)))}
@@ -69,6 +79,7 @@ class Checkpoints:
             for step in damaged if jax.process_index() == 0 else ():
                 with bucket_errors(folder):
                     _set_aside(folder / str(step))
+            self._empty_removed()
             multihost_utils.sync_global_devices("segjax:checkpoints_set_aside")
         self._left_out = set(damaged)
         with bucket_errors(folder):
@@ -83,6 +94,7 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            todelete_subdir=None if read_only else _REMOVED,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         handlers = {_STATE: ocp.StandardCheckpointHandler(), _POSITION: ocp.JsonCheckpointHandler()}
@@ -94,6 +106,8 @@ class Checkpoints:
     def __exit__(self, error_type, *unused):
         try:
             self._manager.close()
+            if not self._read_only:
+                self._empty_removed()
         except Exception as error:
             if error_type is None:  # else the user has to see that error
                 raise self._failure(error) from error
@@ -119,6 +133,7 @@ class Checkpoints:
         step = int(state.step)
         self.wait()
         try:
+            self._empty_removed()
             if step in self._manager.all_steps():
                 self._manager.delete(step)
             self._saving = step
@@ -126,6 +141,10 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items), metrics={"score": score}, force=True)
         except Exception as error:
             raise self._failure(error) from error
+
+    def _empty_removed(self) -> None:
+        if jax.process_index() == 0 and (self._folder / _REMOVED).exists():
+            shutil.rmtree(self._folder / _REMOVED)
 
     def _failure(self, error: Exception) -> CheckpointError:
         kept = self.latest_step()
@@ -138,7 +157,7 @@ class Checkpoints:
         """Hashes the files of the open save; orbax calls it on the first host, before the checkpoint has its name."""
         unfinished = [*self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"), self._folder / str(self._saving)]
         folder = next(path for path in unfinished if path.exists())  # a bucket has no temporary name
-        sums = {name: _sha256(folder / name) for name in _files(folder)}
+        sums = {name: sha256(folder / name) for name in _files(folder)}
         # Without a last newline, so that the loss of any byte is damage.
         write_bytes(folder / CHECKSUMS, to_json(sums).rstrip())
 
@@ -157,7 +176,7 @@ class Checkpoints:
         if not steps:
             raise FileNotFoundError(f"{self._folder} holds no finished checkpoint")
         if which == "best":
-            return max(steps, key=lambda step: (_rank(read_json(self._folder / str(step) / _METRICS / _METRICS)), step))
+            return max(steps, key=lambda step: (self._rank_of(step), step))
         if which == "latest":
             return steps[-1]
         if which not in map(str, steps):
@@ -167,6 +186,10 @@ class Checkpoints:
                 f"latest or one of {', '.join(map(str, steps))}"
             )
         return int(which)
+
+    def _rank_of(self, step: int) -> float:
+        file, remedy = self._folder / str(step) / _METRICS / _METRICS, "Name another checkpoint"
+        return _rank(read_json(file, {"score": object}, "the score of a checkpoint", remedy))
 
     def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """Returns the state of `step`, with `like`'s structure, types and placement, and the loader's position.
@@ -214,20 +237,22 @@ def _steps(folder: epath.Path) -> list[int]:
 
 def _damage(checkpoint: epath.Path) -> str | None:
     """Returns the first difference between a checkpoint and its checksums, or None."""
-    listed = checkpoint / CHECKSUMS
     try:
-        sums = dict(json.loads(listed.read_bytes()))
-    except FileNotFoundError:
-        return f"{listed} is missing"
-    except ValueError:  # also for bytes that are not text
-        return f"{listed} is not a list of checksums"
-    present = set(_files(checkpoint))
+        sums = read_json(checkpoint / CHECKSUMS, dict, "the SHA-256 of each file of a checkpoint")
+    except StorageError as error:
+        return str(error)
     for name, expected in sums.items():
-        if name not in present:
-            return f"{checkpoint / name} is missing"
-        if _sha256(checkpoint / name) != expected:
-            return f"{checkpoint / name} is not what was saved (its SHA-256 differs)"
-    return None
+        file = checkpoint / name
+        try:
+            if not is_regular(file):
+                return f"{file} is missing"
+            if sha256(file) != expected:
+                return f"{file} is not what was saved (its SHA-256 differs)"
+        except PermissionError:
+            raise
+        except OSError as error:
+            return f"{file} cannot be read ({error.strerror})"
+    return None if sums else f"{checkpoint / CHECKSUMS} is empty"
 
 
 def _files(folder: epath.Path) -> Iterator[str]:
@@ -237,11 +262,6 @@ def _files(folder: epath.Path) -> Iterator[str]:
             yield from (f"{path.name}/{name}" for name in _files(path))
         elif path.name not in _LATE:
             yield path.name
-
-
-def _sha256(file: epath.Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _set_aside(checkpoint: epath.Path) -> None:

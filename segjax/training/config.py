@@ -15,7 +15,7 @@ from segjax.data import DATASETS
 from segjax.models.resnet import STAGES as RESNETS
 from segjax.models.unet import DOWNSAMPLINGS
 from segjax.models.upsampling import UPSAMPLINGS
-from segjax.storage import read_json, write_json
+from segjax.storage import StorageError, read_json, write_json
 from segjax.training.objective import BINARY_LOSSES, PIXEL_LOSSES, REGION_LOSSES
 
 
@@ -281,9 +281,14 @@ def from_leaves(values: dict[str, object]) -> ConfigDict:
 
 
 def read_config(file: epath.Path) -> ConfigDict:
-    """Returns the config in a workdir's file; raises ConfigError naming the file and the fault."""
+    """Returns the valid config in a workdir's file; raises ConfigError naming the file and the fault."""
+    form = {"data.name": str, "model.name": str, "training.steps": int}  # the file of another program has none of these
     try:
-        return from_leaves(read_json(file))
+        config = from_leaves(read_json(file, form, "the config of a run", "Restore it, or name another workdir"))
+        validate(config)
+        return config
+    except StorageError as error:
+        raise ConfigError(str(error)) from error
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:

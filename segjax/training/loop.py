@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 
 from segjax import inference
 from segjax.data import Source, TrainLoader, label_set, open_split, skipped_lines, train_loader
-from segjax.storage import path_of, write_json
+from segjax.storage import output_folder, write_json
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.config import changes_since, validate, write_config
+from segjax.training.config import ConfigError, changes_since, validate, write_config
 from segjax.training.evaluation import (
     Scores,
     eval_scalars,
@@ -30,7 +30,7 @@ from segjax.training.evaluation import (
     make_eval_step,
     preprocessing_of,
 )
-from segjax.training.metrics_writer import MetricsWriter
+from segjax.training.metrics_writer import METRICS_FILE, MetricsWriter
 from segjax.training.objective import budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
 from segjax.training.train_step import init_state, make_model, make_train_step
@@ -73,14 +73,22 @@ def train(
       images) and "provenance" (the wall time is that of this call, which began at step "wall_seconds_from_step").
 
     Raises:
-      ConfigError, DataError: the config or the data are invalid; raised before the first step.
-      StorageError: the bucket cannot be read or written, or gcsfs is not installed.
+      ConfigError, DataError: the config or the data are invalid, or the workdir contains files of another program;
+        raised before the first step.
+      StorageError: the workdir is a file; the bucket cannot be read or written, or gcsfs is not installed.
       CheckpointError: every checkpoint is damaged, the newest one is of another network, or one cannot be written.
       NonFiniteLoss: a step is not finite.
       Terminated: SIGTERM came; the state is saved.
     """
-    workdir, begun = path_of(workdir), time.monotonic()
+    workdir, begun = output_folder(workdir), time.monotonic()
     validate(config)
+    changes = changes_since(workdir / CONFIG_FILE, config)
+    for file in (workdir / METRICS_FILE, workdir / SCORES_FILE):
+        if file.exists() and not (workdir / CONFIG_FILE).exists():
+            raise ConfigError(
+                f"{file}: exists, and {workdir} is not a run: it has no {CONFIG_FILE}. Choose another --workdir, or "
+                "move the file away"
+            )
     console = console or rich.console.Console(quiet=not parallel.is_first_host())
     origin = provenance()  # now, because the checkout may change before the run ends
     mapping = parallel.device_mapping(config)
@@ -104,7 +112,7 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir))
         for line in checkpoints.damaged:
             console.print(f"warning: {line}. It is set aside.", markup=False)
-        for line in changes_since(workdir / CONFIG_FILE, config):
+        for line in changes:
             console.print(line)
         batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
         start = checkpoints.latest_step() or 0

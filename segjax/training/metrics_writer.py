@@ -15,7 +15,7 @@ from etils import epath
 from rich import progress
 from tensorboardX import SummaryWriter
 
-from segjax.storage import StorageError, bucket_errors, in_bucket, path_of, write_bytes
+from segjax.storage import StorageError, bucket_errors, in_bucket, path_of, read_file, write_bytes
 from segjax.training.config import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
@@ -54,11 +54,12 @@ class MetricsWriter:
         with bucket_errors(workdir):
             if not self._in_bucket:
                 self._workdir.mkdir(parents=True, exist_ok=True)
-            drop_after(self._lines, start)
-            text = self._lines.read_text(encoding="utf-8") if self._lines.exists() else ""
-        if self._in_bucket:
-            self._text = text
-        scored = [row for row in map(json.loads, text.splitlines()) if "eval/mean_iou" in row]
+            rows, damaged = drop_after(self._lines, start)
+            if self._in_bucket:
+                self._text = self._lines.read_text(encoding="utf-8") if self._lines.exists() else ""
+        for number in damaged:
+            self.console.print(f"warning: {self._lines}, line {number} is damaged and is left out", markup=False)
+        scored = [row for row in rows if "eval/mean_iou" in row]
         self._loss, self._best = "", max((row[_selecting_score(row)] for row in scored), default=-math.inf)
         self._temporary = tempfile.TemporaryDirectory(prefix="segjax-events-") if self._in_bucket else None
         self._event_folder = self._temporary.name if self._in_bucket else str(self._workdir / "tensorboard")
@@ -190,37 +191,58 @@ def read_log(workdir: str | os.PathLike) -> list[dict[str, float | int]]:
     """Returns the lines of a run's `metrics.jsonl`: "step" and the values logged there, without a half-written line.
 
     Raises:
-      ConfigError: nothing was logged yet, or the file is not a log.
+      ConfigError: nothing was logged yet, or a line is damaged.
+      StorageError: the file cannot be read.
     """
     path = path_of(workdir) / METRICS_FILE
     with bucket_errors(workdir):
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-    rows, lines = [], text.split("\n")
-    for number, line in enumerate(lines[:-1], 1):
+        lines, damaged = _read_lines(path)
+    if damaged:
+        remedy = "Delete the line, or run the training command again, which leaves it out"
+        raise ConfigError(f"{path}, line {damaged[0]}: expected a step and the values logged there as JSON. {remedy}")
+    if not lines:
+        raise ConfigError(f"{path}: nothing has been logged yet; expected one JSON line per logged step")
+    return [row for _, row in lines]
+
+
+def _read_lines(path: Path | epath.Path) -> tuple[list[tuple[bytes, dict[str, float | int]]], list[int]]:
+    """Returns the lines of a log with their values, and the numbers of its damaged lines.
+
+    A last line without an end, as a kill leaves it, is in neither.
+    """
+    *lines, _ = read_file(path, "the log of a run").split(b"\n") if path.exists() else [b""]
+    good, damaged = [], []
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            rows.append({"step": row["step"], **row})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}, line {number}: expected a step and the values logged there as JSON") from error
-    if not rows:
-        raise ConfigError(f"{path}: nothing has been logged yet; expected one JSON line per logged step")
-    return rows
+            is_row = isinstance(row["step"], int) and all(isinstance(value, int | float) for value in row.values())
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            is_row = False
+        if is_row:
+            good.append((line, {"step": row["step"], **row}))
+        else:
+            damaged.append(number)
+    return good, damaged
 
 
 def _line(step: int, values: dict[str, float]) -> str:
     return json.dumps({"step": step, **values}) + "\n"
 
 
-def drop_after(path: Path | epath.Path, step: int) -> None:
-    """Removes the lines of a JSON-lines file that come after `step`, and a half-written last one; atomic."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except (json.JSONDecodeError, KeyError):
-            break
-        kept.append(line + "\n")
-    write_bytes(path, "".join(kept).encode())
+def drop_after(path: Path | epath.Path, step: int) -> tuple[list[dict[str, float | int]], list[int]]:
+    """Removes the lines of a log that come after `step`, and damaged ones; atomic.
+
+    Returns:
+      The values of the other lines, and the numbers of the damaged ones.
+
+    Raises:
+      ConfigError: every line is damaged, so that the file is not the log of a run; nothing was changed.
+      StorageError: the file cannot be read.
+    """
+    lines, damaged = _read_lines(path)
+    if damaged and not lines:
+        raise ConfigError(f"{path}: expected the log of a run, one JSON line per logged step. Move the file away")
+    kept = [(line, row) for line, row in lines if row["step"] <= step]
+    if path.exists():
+        write_bytes(path, b"".join(line + b"\n" for line, _ in kept))
+    return [row for _, row in kept], damaged

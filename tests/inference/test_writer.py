@@ -24,6 +24,7 @@ from segjax.inference import (
     write_predictions,
     writer,
 )
+from segjax.storage import ForeignFileError
 
 LABELS = LABEL_SETS["road_debris_scene"]
 ALL = OutputOptions(uncertainty=True, probabilities=True, palette=True, sheet=True)
@@ -106,7 +107,7 @@ def test_mask_without_palette_is_grey_indices(tmp_path):
     assert np.array_equal(
         cv2.imread(str(tmp_path / "a_mask.png"), cv2.IMREAD_UNCHANGED), prediction_of(image_of("a")).mask
     )
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a_mask.png", "predicted_by.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".segjax.sha256", "a_mask.png", "predicted_by.json"]
 
 
 def test_overlay_of_one_class_leaves_other_pixels_unchanged(tmp_path):
@@ -178,9 +179,9 @@ def test_another_image_of_the_same_name_is_refused(tmp_path, on_error):
     write(["a"], Predict(), tmp_path)
     expected = (
         f"{tmp_path}/a_mask.png: is the mask of /images/a.png; /others/a.png would overwrite it. "
-        "Choose another --output, or move the file"
+        "Choose another --output, move the file, or add --overwrite"
     )
-    with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
+    with pytest.raises(ForeignFileError, match=f"^{re.escape(expected)}$"):
         write_predictions(
             Predict(),
             {"a": RawFile("/others/a.png", 0, lambda: png(image_of("other")))},
@@ -192,15 +193,26 @@ def test_another_image_of_the_same_name_is_refused(tmp_path, on_error):
         )
 
 
-@pytest.mark.parametrize(("file", "before"), [("a_mask.png", ["bb"]), ("a_mask.png", []), ("a_overlay.png", [])])
+@pytest.mark.parametrize("file", ["a_mask.png", "a_overlay.png", "contact_sheet.png"])
+@pytest.mark.parametrize("before", [["bb"], []], ids=["others", "empty"])
 def test_file_of_the_user_is_never_overwritten(tmp_path, file, before):
     if before:
         write(before, Predict(), tmp_path)
+    wanted = OutputOptions(sheet=True)
     assert cv2.imwrite(str(tmp_path / file), np.zeros((6, 8), np.uint8))
     own = (tmp_path / file).read_bytes()
-    with pytest.raises(DataError, match=rf"/{file}: exists, and segjax.predict did not write it. Choose another"):
-        write(["a"], Predict(), tmp_path)
+    with pytest.raises(ForeignFileError, match=rf"/{file}: exists.*--output.*--overwrite"):
+        write(["a"], Predict(), tmp_path, wanted)
     assert (tmp_path / file).read_bytes() == own
+    assert write(["a"], Predict(), tmp_path, wanted, overwrite=True) == WriteSummary(1, 0, ())
+    assert (tmp_path / file).read_bytes() != own
+
+
+def test_prediction_that_the_user_changed_is_not_replaced(tmp_path):
+    write(["a"], Predict(), tmp_path)
+    assert cv2.imwrite(str(tmp_path / "a_overlay.png"), np.zeros((6, 8), np.uint8))
+    with pytest.raises(ForeignFileError, match=r"/a_overlay\.png: exists"):
+        write(["a"], Predict(), tmp_path, changed={"a": image_of("other")})
 
 
 def test_mask_above_pillows_pixel_limit_is_recognized(tmp_path, monkeypatch):
@@ -263,16 +275,17 @@ def test_bad_image_is_skipped_and_named(tmp_path):
 
 
 def test_mask_is_written_last(tmp_path, monkeypatch):
-    order = []
+    order, write_outputs = [], writer.write_outputs
 
-    def full(path, data):
+    def full(files, **options):
+        ((path, data),) = files.items()
         order.append(path.name)
         if path.name == "bb_mask.png":
             raise OSError(28, "No space left on device", str(path))
-        path.write_bytes(data)
+        write_outputs({path: data}, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "write_bytes", full)
+        patch.setattr(writer, "write_outputs", full)
         with pytest.raises(OSError, match="No space left"):
             write(["a", "bb"], Predict(), tmp_path)
     assert order == ["a_overlay.png", "a_mask.png", "bb_overlay.png", "bb_mask.png"]

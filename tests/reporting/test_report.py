@@ -15,6 +15,7 @@ from segjax.reporting import (
     Section,
     Spread,
     Table,
+    check_report,
     curves,
     dots,
     heatmap,
@@ -24,6 +25,7 @@ from segjax.reporting import (
     png,
     write_report,
 )
+from segjax.storage import ForeignFileError
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_write_report_writes_every_format(written):
     folder, paths = written
     names = ["focal.html", "focal.md", "focal.tex", "focal.json", "focal.csv", "focal_ap.png", "focal_grid.png"]
     assert [path.name for path in paths] == names
-    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([".segjax.sha256", *names])
 
 
 def test_write_report_numbers_agree_between_formats(written):
@@ -160,16 +162,24 @@ def test_text_columns_are_aligned_left_in_every_format():
     assert r"\begin{tabular}{lrl}" in latex(table)
 
 
-def test_write_report_stops_at_the_first_file_that_cannot_be_written(report, tmp_path, monkeypatch):
-    def disk_full(path, content):
-        if path.suffix == ".tex":
-            raise OSError(28, "No space left on device", str(path))
-        path.write_bytes(content)
+def test_write_report_replaces_its_own_files_and_no_other(report, tmp_path):
+    write_report(report, tmp_path, "focal")
+    write_report(report, tmp_path, "focal")
+    (tmp_path / "focal.tex").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for refuse in (check_report, lambda *where: write_report(report, *where)):
+        with pytest.raises(ForeignFileError, match=r"focal\.tex: exists"):
+            refuse(tmp_path, "focal")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    write_report(report, tmp_path, "focal", overwrite=True)
+    assert (tmp_path / "focal.tex").read_text() != "mine"
 
-    monkeypatch.setattr("segjax.reporting.report.write_bytes", disk_full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*focal\.tex'"):
-        write_report(report, tmp_path, "focal")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["focal.html", "focal.md"]
+
+@pytest.mark.parametrize("name", ["focal_2.csv", "focal_grid.png"])
+def test_check_report_names_a_foreign_table_or_picture_before_the_report_is_made(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ForeignFileError, match=re.escape(name)):
+        check_report(tmp_path, "focal")
 
 
 def test_curves_missing_value_leaves_a_gap():

@@ -124,7 +124,7 @@ def test_checkpoints_all_damaged_changes_nothing(saved, tmp_path):
         (tmp_path / "run" / "checkpoints" / step / "sha256.json").unlink()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(
-        CheckpointError, match=r"all checkpoints in .* are damaged: checkpoint 1 is damaged: .*sha256.json is"
+        CheckpointError, match=r"all checkpoints in .* are damaged: checkpoint 1 is damaged: .*1/sha256.json: expected"
     ):
         Checkpoints(tmp_path / "run")
     assert sorted(tmp_path.rglob("*")) == before

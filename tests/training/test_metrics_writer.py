@@ -37,11 +37,43 @@ def test_resumed_writer_drops_lines_after_its_checkpoint(tmp_path):
     assert [(line["step"], line["train/loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
+GOOD = [b'{"step": %d, "train/loss": 1.0}\n' % step for step in (1, 2, 3)]
+
+
+BAD = (b"", b'{"step": 2, "tra', b"null", b'{"loss": 2}', b'{"step": "2"}', b"\xff\xfe\x00", b"[" * 10**5)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_drop_after_leaves_out_a_damaged_line_and_keeps_the_others(tmp_path, bad):
+    path = tmp_path / METRICS_FILE
+    path.write_bytes(GOOD[0] + bad + b"\n" + GOOD[1] + GOOD[2])
+    rows, damaged = drop_after(path, 2)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert damaged == [2]
+    assert path.read_bytes() == GOOD[0] + GOOD[1]
+
+
 def test_drop_after_removes_a_half_written_line(tmp_path):
     path = tmp_path / METRICS_FILE
-    path.write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "tra')
-    drop_after(path, 5)
-    assert path.read_text() == '{"step": 1, "train/loss": 1.0}\n'
+    path.write_bytes(GOOD[0] + GOOD[1][:9])
+    assert drop_after(path, 5)[1] == []
+    assert path.read_bytes() == GOOD[0]
+
+
+def test_drop_after_of_another_file_changes_nothing(tmp_path):
+    path = tmp_path / METRICS_FILE
+    path.write_text("my notes\n")
+    with pytest.raises(ConfigError, match=rf"{METRICS_FILE}: expected the log of a run"):
+        drop_after(path, 0)
+    assert path.read_text() == "my notes\n"
+
+
+def test_resumed_writer_warns_of_a_damaged_line(tmp_path):
+    (tmp_path / METRICS_FILE).write_bytes(GOOD[0] + b"?\n" + GOOD[1])
+    console = rich.console.Console(file=io.StringIO(), width=400)
+    with writer_of(tmp_path, start=2, console=console):
+        pass
+    assert f"{METRICS_FILE}, line 2 is damaged" in console.file.getvalue()
 
 
 def test_tensorboard_events_have_scalars_and_images(tmp_path):
