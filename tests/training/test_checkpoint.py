@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -165,3 +166,43 @@ def test_save_of_the_same_step_replaces_it(tmp_path, state):
         checkpoints.save(at(state, 1), {"unscored": False}, 0.5)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.restore(state, 1)[1] == {"unscored": False}
+
+
+def test_old_checkpoint_that_a_kill_left_half_removed_is_not_damaged(saved, tmp_path, state, monkeypatch):
+    shutil.copytree(saved, tmp_path / "run")
+
+    def kill(folder, *unused, **options):
+        file = next(path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+        file.unlink()
+        raise KeyboardInterrupt  # nothing after this point runs, as after a kill
+
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(at(state, 3), {})
+    checkpoints.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr("segjax.training.checkpoint.shutil.rmtree", kill)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(at(state, 4), {})
+    with Checkpoints(tmp_path / "run") as again:
+        assert again.damaged == []
+        assert again.all_steps() == [2, 3]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_plain_file_named_like_a_checkpoint_is_set_aside(saved, tmp_path, state):
+    shutil.copytree(saved, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "7").write_text("mine")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.damaged[0].startswith("checkpoint 7 is damaged: ")
+        checkpoints.save(at(state, 7), {})
+    assert (tmp_path / "run" / "checkpoints" / "7.damaged").read_text() == "mine"
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        assert checkpoints.latest_step() == 7
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"{}", b'[["a", "b"]]', b"[" * 10**5, b'{"state/_METADATA": 1}'])
+def test_checksums_of_another_form_are_damage(saved, tmp_path, content):
+    shutil.copytree(saved, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "2" / "sha256.json").write_bytes(content)
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        assert checkpoints.all_steps() == [1]

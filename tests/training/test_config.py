@@ -40,19 +40,26 @@ def test_leaves_survive_json():
     assert leaves(from_leaves(json.loads(json.dumps(leaves(config))))) == leaves(config)
 
 
+@pytest.mark.parametrize("text", ['{"model.width": 8', "[1, 2]", "{}", '{"seed": 3}', '{"name": "mine"}'])
+def test_read_config_of_another_file_names_it(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config.json: expected the config of a run; .*workdir$"):
+        read_config(epath.Path(tmp_path) / "config.json")
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("changes", "message"),
     [
-        ('{"model.width": 8', r"is not the config of a run, or is damaged \(JSONDecodeError: .*\)$"),
-        ("[1, 2]", r"is not the config of a run, or is damaged \(.*\)$"),
-        ('{"model": 3}', r"is not the config of a run, or is damaged \(.*\)$"),
-        ('{"learning_rate": 0.1}', r"unknown config key config.learning_rate = 0.1; did you mean config.optimizer"),
-        ('{"model.rate": 0.1}', r"config.model.rate was renamed; use config.model.dropout_rate$"),
+        ({"model": 3}, r" is not the config of a run, or is damaged \(.*\)$"),
+        ({"model.width": "8"}, r" is not the config of a run, or is damaged \(.*\)$"),
+        ({"model.width": 0}, r": config.model.width must be in"),
+        ({"learning_rate": 0.1}, r": unknown config key config.learning_rate = 0.1; did you mean config.optimizer"),
+        ({"model.rate": 0.1}, r": config.model.rate was renamed; use config.model.dropout_rate$"),
     ],
 )
-def test_read_config_names_the_file_and_the_fault(tmp_path, text, message):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config.json:? {message}"):
+def test_read_config_names_the_file_and_the_fault(tmp_path, changes, message):
+    (tmp_path / "config.json").write_text(json.dumps(leaves(defaults()) | changes))
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config.json{message}"):
         read_config(epath.Path(tmp_path) / "config.json")
 
 

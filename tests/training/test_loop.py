@@ -310,3 +310,12 @@ def test_train_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(fak
     assert "warning: checkpoint 4 is damaged" in console.file.getvalue()
     assert "resumed at step 3 of 4" in console.file.getvalue()
     assert final_state(config, tmp_path)[0].step == 4
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "scores.json"])
+@pytest.mark.parametrize("content", ["{}", '{"step": 1, "loss": 2}\n'])
+def test_train_changes_nothing_in_a_folder_with_files_of_another_program(tmp_path, tiny, quiet, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=f"{name}.*workdir"):
+        train(tiny, tmp_path, console=quiet())
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]

@@ -220,5 +220,5 @@ def test_load_run_of_another_folder_or_a_damaged_config(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is not a run: expected .*config.json"):
         load_run(tmp_path)
     (tmp_path / "config.json").write_text("[1, 2]")
-    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config.json is not the config of a run, or is damaged"):
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config.json: expected the config of a run"):
         load_run(tmp_path)
