@@ -296,12 +296,6 @@ def test_train_bad_input_stops_before_anything_is_written(tiny, tmp_path, quiet)
     assert not any(tmp_path.iterdir())
 
 
-def test_train_resume_with_an_old_field_name_gives_the_new_one(fake, tmp_path, quiet):
-    (tmp_path / "config.json").write_text('{"model.rate": 0.1}')
-    with pytest.raises(ConfigError, match=r"config.json: config.model.rate was renamed; use config.model.dropout_rate"):
-        train(fake(), tmp_path, console=quiet())
-
-
 def test_train_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(fake, tmp_path, quiet):
     config, console = fake(), quiet()
     train(config, tmp_path, console=quiet())
