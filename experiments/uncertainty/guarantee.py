@@ -1,0 +1,267 @@
+"""Conformal guarantees of a trained run: `python -m experiments.uncertainty.guarantee --checkpoint=RUN --class=NAME`.
+
+The images of a split are divided at random, many times, into a half for calibration and a half for testing. On the
+first half `segjax.metrics.risk_control` selects the threshold of the rare class for each level; on the other half its
+false negative rate is measured, and what it costs in false positives. The same with prediction sets of all classes.
+
+The network is applied once per image; the divisions reuse its histograms.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments.sweep.results_io import local_path
+from segjax import cli, metrics
+from segjax.data import VOID
+from segjax.inference import predict_logits
+from segjax.inference.forward import class_logits
+from segjax.reporting import Picture, Report, Section, Table, show, write_report
+from segjax.reporting.figures import png
+from segjax.trained_run import TrainedRun, class_index, load_run
+from segjax.training import open_split
+from segjax.training.provenance import provenance
+
+LEVELS = (0.01, 0.05, 0.1)
+SETS = {"least ambiguous sets": metrics.class_log_odds, "adaptive sets": metrics.adaptive_log_odds}
+# The histograms' bin of a log odds of 0: a probability of 1/2.
+_EVEN = 2048
+
+
+class Histograms(NamedTuple):
+    """Counts of every image: of the rare class's log odds, and per kind of set of the conformity of label and classes.
+
+    `rare` is `[images, 2, bins]`, negatives and positives; `own` and `every` map a kind to `[images, bins]`.
+    """
+
+    rare: np.ndarray
+    own: dict[str, np.ndarray]
+    every: dict[str, np.ndarray]
+
+
+def histograms_of(run: TrainedRun, source: Any, number: int) -> Histograms:
+    """Returns the histograms of all images of `source`, at their own resolution, for the rare class `number`."""
+    classes = run.label_set.num_classes
+
+    @jax.jit
+    def count(state, image, label):
+        sizes = jnp.array([image.shape[:2]], jnp.int32)
+        outputs = predict_logits(run.model, state.variables, image[None], sizes, run.preprocessing)[0]
+        logits, where = class_logits(outputs, classes), label != VOID
+        rare = metrics.score_histogram(metrics.class_log_odds(logits)[..., number], label == number, where=where)
+        is_own = jax.nn.one_hot(label, classes, dtype=jnp.int32)
+        sets = {
+            name: metrics.score_histogram(conformity(logits), is_own, where=where[..., None])
+            for name, conformity in SETS.items()
+        }
+        return rare, sets
+
+    rare, own, every = [], {name: [] for name in SETS}, {name: [] for name in SETS}
+    for index in range(len(source)):
+        example = source[index]
+        one, sets = count(run.state, jnp.asarray(example["image"]), jnp.asarray(example["label"], jnp.int32))
+        rare.append(np.asarray(one))
+        for name, histogram in sets.items():
+            own[name].append(np.asarray(histogram)[1])
+            every[name].append(np.asarray(histogram).sum(axis=0))
+    return Histograms(np.stack(rare), *({name: np.stack(x) for name, x in kind.items()} for kind in (own, every)))
+
+
+def divisions(images: int, splits: int, seed: int) -> np.ndarray:
+    """Returns random divisions, boolean `[splits, images]`: True for the half of calibration."""
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.permutation(images) < images // 2 for _ in range(splits)])
+
+
+def control(positives: np.ndarray, calibration: np.ndarray, level: float) -> tuple[int | None, np.ndarray, str]:
+    """Returns the bin from which on a pixel is positive, the risks of the test images there, and the error if none is.
+
+    `positives` `[images, bins]` are the counts of what must not be missed; images without any have no risk.
+    """
+
+    def rates(rows: np.ndarray) -> np.ndarray:
+        return metrics.false_negative_rates(np.stack([np.zeros_like(rows), rows], axis=1)).rates
+
+    try:
+        chosen = metrics.risk_control(rates(positives[calibration]), level)
+    except ValueError as error:
+        return None, np.array([]), str(error)
+    return chosen, rates(positives[~calibration])[:, chosen], ""
+
+
+def rare_class_rows(counts: Histograms, halves: np.ndarray, levels: tuple[float, ...]) -> list[dict[str, Any]]:
+    """Returns per level the false negative rate of each division, and its false positives."""
+    rows = []
+    for level in levels:
+        row = {"level": level, "calibration_images": [], "risks": [], "false_positive_rate": [], "precision": []}
+        for half in halves:
+            chosen, risks, error = control(counts.rare[:, 1], half, level)
+            row["calibration_images"].append(int((counts.rare[half, 1].sum(axis=1) > 0).sum()))
+            if chosen is None:
+                row["infeasible"] = error
+                continue
+            negatives, positives = counts.rare[~half].sum(axis=0)
+            false, true = negatives[chosen:].sum(), positives[chosen:].sum()
+            row["risks"].append(float(risks.mean()))
+            row["false_positive_rate"].append(float(false / negatives.sum()))
+            row["precision"].append(float(true / max(false + true, 1)))
+        rows.append(row)
+    return rows
+
+
+def set_rows(counts: Histograms, halves: np.ndarray, levels: tuple[float, ...]) -> list[dict[str, Any]]:
+    """Returns per kind of set and level the share of labels that each division misses, and the mean size of a set."""
+    rows = []
+    for name in SETS:
+        for level in levels:
+            row = {"sets": name, "level": level, "risks": [], "mean_size": []}
+            for half in halves:
+                chosen, risks, error = control(counts.own[name], half, level)
+                if chosen is None:
+                    row["infeasible"] = error
+                    continue
+                row["risks"].append(float(risks.mean()))
+                members, pixels = counts.every[name][~half, chosen:].sum(), counts.own[name][~half].sum()
+                row["mean_size"].append(float(members / pixels))
+            rows.append(row)
+    return rows
+
+
+def band(risks: list[float]) -> str:
+    """Returns mean ± standard error over the divisions, and the range of nine tenths of them."""
+    if not risks:
+        return "not feasible"
+    error = np.std(risks) / np.sqrt(len(risks))
+    low, high = np.quantile(risks, [0.05, 0.95])
+    return f"{np.mean(risks):.4f} ± {error:.4f} ({low:.3f} to {high:.3f})"
+
+
+def mean(values: list[float], digits: int = 4) -> str:
+    """Returns the mean over the divisions, or a dash."""
+    return f"{np.mean(values):.{digits}f}" if values else "–"
+
+
+def finding(rare: list[dict[str, Any]], name: str) -> str:
+    """Returns the result in one sentence."""
+    done = [row for row in rare if row["risks"]]
+    held = [row for row in done if np.mean(row["risks"]) <= row["level"] + 2 * _standard_error(row["risks"])]
+    sentence = (
+        f"The guarantee holds at {len(held)} of the {len(done)} feasible levels: the share of the {name} of a test image "
+        "that is missed is on average at most the promised one"
+    )
+    costs = ", ".join(f"{np.mean(row['false_positive_rate']):.2%} at {row['level']:g}" for row in done)
+    return f"{sentence}. It costs false positives in these shares of the other pixels: {costs}." if done else sentence
+
+
+def _standard_error(risks: list[float]) -> float:
+    return float(np.std(risks) / np.sqrt(len(risks)))
+
+
+def own_threshold(counts: Histograms) -> dict[str, float]:
+    """Returns the same numbers for all images at a probability of 1/2."""
+    (negatives, positives), rates = counts.rare.sum(axis=0), metrics.false_negative_rates(counts.rare).rates
+    false, true = negatives[_EVEN:].sum(), positives[_EVEN:].sum()
+    return {
+        "risk": float(rates[:, _EVEN].mean()),
+        "false_positive_rate": float(false / negatives.sum()),
+        "precision": float(true / max(false + true, 1)),
+    }
+
+
+def figure(rare: list[dict[str, Any]], name: str) -> bytes:
+    """Draws one dot per division and level: its false negative rate, beside the level that is promised."""
+    drawn = Figure(figsize=(7, 1.4 + 0.6 * len(rare)), layout="constrained")
+    axes, rng = drawn.subplots(), np.random.default_rng(0)
+    for row, place in zip(rare, range(len(rare), 0, -1), strict=True):
+        height = place + rng.uniform(-0.2, 0.2, len(row["risks"]))
+        axes.plot(row["risks"], height, ".", color="tab:blue", alpha=0.35, markeredgewidth=0)
+        axes.plot([row["level"]] * 2, [place - 0.38, place + 0.38], color="black")
+        if row["risks"]:
+            axes.plot(np.mean(row["risks"]), place, "D", color="tab:blue", markersize=6)
+    labels = [f"level {row['level']:g}" + ("" if row["risks"] else "\n(not feasible)") for row in rare]
+    axes.set_yticks(range(len(rare), 0, -1), labels)
+    axes.set(
+        xlabel=f"share of the {name} that is missed: dot: one division; diamond: mean; line: promised",
+        xlim=(0, None),
+        ylim=(0.4, len(rare) + 0.6),
+    )
+    axes.grid(axis="x", alpha=0.25)
+    return png(drawn)
+
+
+def report(run: TrainedRun, split: str, name: str, rare: list, sets: list, plain: dict[str, float]) -> Report:
+    """Returns the report: both tables, the figure, and what they rest on."""
+    headings = ("level", "false negative rate", "false positive rate", "precision")
+    rows = [
+        (f"{row['level']:g}", band(row["risks"]), mean(row["false_positive_rate"]), mean(row["precision"], 3))
+        for row in rare
+    ]
+    rows.append(("p ≥ 1/2", f"{plain['risk']:.4f}", f"{plain['false_positive_rate']:.4f}", f"{plain['precision']:.3f}"))
+    infeasible = "".join(f"\n\nLevel {row['level']:g}: {row['infeasible']}." for row in rare if "infeasible" in row)
+    images = sorted(set(rare[0]["calibration_images"]))
+    span = f"{images[0]} to {images[-1]}" if len(images) > 1 else f"{images[0]}"
+    text = (
+        f"False negative rate: the share of the {name} of an image that is missed, mean over the test images that have "
+        f"{name}. The table contains its mean ± standard error over the divisions, and the range of nine tenths of them. "
+        f"Level: the promised bound of the mean. A calibration half has {span} images with {name}. False positive rate: "
+        f"share of the other pixels. The last row is the network's own threshold.{infeasible}"
+    )
+    set_table = [(row["sets"], f"{row['level']:g}", band(row["risks"]), mean(row["mean_size"], 3)) for row in sets]
+    set_headings = ("", "level", "missed labels", "mean size")
+    sections = (
+        Section(
+            f"Missed {name}",
+            text,
+            (Table("Thresholds by conformal risk control", headings, rows, text=headings[1:2]),),
+            (Picture("divisions", f"Missed {name} in each division", figure(rare, name)),),
+        ),
+        Section(
+            "Prediction sets",
+            "Each pixel gets a set of classes. Missed labels: the share of an image's pixels whose set does not have "
+            "their label.",
+            (
+                Table(
+                    "Sets of classes", ("", "level", "missed labels", "mean size"), set_table, text=("missed labels",)
+                ),
+            ),
+        ),
+    )
+    facts = {
+        "data": f"{run.config.data.name}, {split}",
+        "checkpoint": f"step {int(run.state.step)} of {run.config.training.steps}, seed {run.config.seed}",
+        "divisions": len(rare[0]["calibration_images"]),
+        **provenance(),
+    }
+    return Report("Guarantees by conformal risk control", finding(rare, name), sections, facts)
+
+
+def main(argv: list[str]) -> None:
+    """Counts every image once, measures all divisions, and writes the report."""
+    del argv
+    options, workdir = flags.FLAGS, local_path(flags.FLAGS.workdir)
+    run = load_run(options.checkpoint)
+    number, split = class_index(run, options["class"].value), options.split or run.config.data.eval_split
+    source = open_split(run.config.data, split)
+    counts = histograms_of(run, source, number)
+    halves = divisions(len(source), options.divisions, options.seed)
+    rare, sets = (measure(counts, halves, LEVELS) for measure in (rare_class_rows, set_rows))
+    workdir.mkdir(parents=True, exist_ok=True)
+    made = report(run, split, run.label_set.names[number], rare, sets, own_threshold(counts))
+    write_report(made, workdir, f"guarantee_{run.config.data.name}", {"rare_class": rare, "prediction_sets": sets})
+    for section in made.sections:
+        show(section.tables[0], rich.console.Console(width=140))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
+    flags.DEFINE_string("workdir", "runs/guarantee", "Folder of the report.")
+    flags.DEFINE_string("class", None, "Name of the rare class.")
+    flags.DEFINE_string("split", None, "Split of the data set that the training did not use. Default: the run's own.")
+    flags.DEFINE_integer("divisions", 100, "Number of random divisions of the split.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Seed of the divisions.")
+    cli.run(main, required=["checkpoint", "class"])
