@@ -151,8 +151,8 @@ def finding(rare: list[dict[str, Any]], name: str) -> str:
     done = [row for row in rare if row["risks"]]
     held = [row for row in done if np.mean(row["risks"]) <= row["level"] + 2 * _standard_error(row["risks"])]
     sentence = (
-        f"The guarantee holds at {len(held)} of the {len(done)} feasible levels: the share of the {name} of a test image "
-        "that is missed is on average at most the promised one"
+        f"The guarantee holds at {len(held)} of the {len(done)} feasible levels: the share of the {name} of a test "
+        "image that is missed is on average at most the promised one"
     )
     costs = ", ".join(f"{np.mean(row['false_positive_rate']):.2%} at {row['level']:g}" for row in done)
     return f"{sentence}. It costs false positives in these shares of the other pixels: {costs}." if done else sentence
@@ -206,10 +206,10 @@ def report(run: TrainedRun, split: str, name: str, rare: list, sets: list, plain
     images = sorted(set(rare[0]["calibration_images"]))
     span = f"{images[0]} to {images[-1]}" if len(images) > 1 else f"{images[0]}"
     text = (
-        f"False negative rate: the share of the {name} of an image that is missed, mean over the test images that have "
-        f"{name}. The table contains its mean ± standard error over the divisions, and the range of nine tenths of them. "
-        f"Level: the promised bound of the mean. A calibration half has {span} images with {name}. False positive rate: "
-        f"share of the other pixels. The last row is the network's own threshold.{infeasible}"
+        f"False negative rate: the share of the {name} of an image that is missed, mean over the test images that "
+        f"have {name}. The table contains its mean ± standard error over the divisions, and the range of nine tenths "
+        f"of them. Level: the promised bound of the mean. A calibration half has {span} images with {name}. False "
+        f"positive rate: share of the other pixels. The last row is the network's own threshold.{infeasible}"
     )
     set_table = [(row["sets"], f"{row['level']:g}", band(row["risks"]), mean(row["mean_size"], 3)) for row in sets]
     set_headings = ("", "level", "missed labels", "mean size")
@@ -224,11 +224,7 @@ def report(run: TrainedRun, split: str, name: str, rare: list, sets: list, plain
             "Prediction sets",
             "Each pixel gets a set of classes. Missed labels: the share of an image's pixels whose set does not have "
             "their label.",
-            (
-                Table(
-                    "Sets of classes", ("", "level", "missed labels", "mean size"), set_table, text=("missed labels",)
-                ),
-            ),
+            (Table("Sets of classes", set_headings, set_table, text=set_headings[2:3]),),
         ),
     )
     facts = {
