@@ -28,24 +28,23 @@ from segjax.training import open_split
 from segjax.training.provenance import provenance
 
 LEVELS = (0.01, 0.05, 0.1)
-SETS = {"least ambiguous sets": metrics.class_log_odds, "adaptive sets": metrics.adaptive_log_odds}
 # The histograms' bin of a log odds of 0: a probability of 1/2.
 _EVEN = 2048
 
 
 class Histograms(NamedTuple):
-    """Counts of every image: of the rare class's log odds, and per kind of set of the conformity of label and classes.
+    """Counts of every image, by the log odds of each class and by the conformity of adaptive sets.
 
-    `rare` is `[images, 2, bins]`, negatives and positives; `own` and `every` map a kind to `[images, bins]`.
+    In `classes`, `[images, C, 2, bins]`, the second row of a class are its own pixels; in `adaptive`,
+    `[images, 2, bins]`, it is the true class of every pixel, and the first row all other classes.
     """
 
-    rare: np.ndarray
-    own: dict[str, np.ndarray]
-    every: dict[str, np.ndarray]
+    classes: np.ndarray
+    adaptive: np.ndarray
 
 
-def histograms_of(run: TrainedRun, source: Any, number: int) -> Histograms:
-    """Returns the histograms of all images of `source`, at their own resolution, for the rare class `number`."""
+def histograms_of(run: TrainedRun, source: Any) -> Histograms:
+    """Returns the histograms of all images of `source`, at their own resolution."""
     classes = run.label_set.num_classes
 
     @jax.jit
@@ -53,23 +52,17 @@ def histograms_of(run: TrainedRun, source: Any, number: int) -> Histograms:
         sizes = jnp.array([image.shape[:2]], jnp.int32)
         outputs = predict_logits(run.model, state.variables, image[None], sizes, run.preprocessing)[0]
         logits, where = class_logits(outputs, classes), label != VOID
-        rare = metrics.score_histogram(metrics.class_log_odds(logits)[..., number], label == number, where=where)
         is_own = jax.nn.one_hot(label, classes, dtype=jnp.int32)
-        sets = {
-            name: metrics.score_histogram(conformity(logits), is_own, where=where[..., None])
-            for name, conformity in SETS.items()
-        }
-        return rare, sets
+        odds = metrics.class_log_odds(logits)
+        per_class = jax.vmap(lambda z, y: metrics.score_histogram(z, y, where=where), in_axes=-1)(odds, is_own)
+        return per_class, metrics.score_histogram(metrics.adaptive_log_odds(logits), is_own, where=where[..., None])
 
-    rare, own, every = [], {name: [] for name in SETS}, {name: [] for name in SETS}
+    counts = []
     for index in range(len(source)):
         example = source[index]
-        one, sets = count(run.state, jnp.asarray(example["image"]), jnp.asarray(example["label"], jnp.int32))
-        rare.append(np.asarray(one))
-        for name, histogram in sets.items():
-            own[name].append(np.asarray(histogram)[1])
-            every[name].append(np.asarray(histogram).sum(axis=0))
-    return Histograms(np.stack(rare), *({name: np.stack(x) for name, x in kind.items()} for kind in (own, every)))
+        image, label = jnp.asarray(example["image"]), jnp.asarray(example["label"], jnp.int32)
+        counts.append(jax.tree.map(np.asarray, count(run.state, image, label)))
+    return Histograms(*map(np.stack, zip(*counts, strict=True)))
 
 
 def divisions(images: int, splits: int, seed: int) -> np.ndarray:
@@ -94,18 +87,21 @@ def control(positives: np.ndarray, calibration: np.ndarray, level: float) -> tup
     return chosen, rates(positives[~calibration])[:, chosen], ""
 
 
-def rare_class_rows(counts: Histograms, halves: np.ndarray, levels: tuple[float, ...]) -> list[dict[str, Any]]:
-    """Returns per level the false negative rate of each division, and its false positives."""
+def rare_class_rows(rare: np.ndarray, halves: np.ndarray, levels: tuple[float, ...]) -> list[dict[str, Any]]:
+    """Returns per level the false negative rate of each division, and its false positives.
+
+    `rare` `[images, 2, bins]` are the histograms of the rare class.
+    """
     rows = []
     for level in levels:
         row = {"level": level, "calibration_images": [], "risks": [], "false_positive_rate": [], "precision": []}
         for half in halves:
-            chosen, risks, error = control(counts.rare[:, 1], half, level)
-            row["calibration_images"].append(int((counts.rare[half, 1].sum(axis=1) > 0).sum()))
+            chosen, risks, error = control(rare[:, 1], half, level)
+            row["calibration_images"].append(int((rare[half, 1].sum(axis=1) > 0).sum()))
             if chosen is None:
                 row["infeasible"] = error
                 continue
-            negatives, positives = counts.rare[~half].sum(axis=0)
+            negatives, positives = rare[~half].sum(axis=0)
             false, true = negatives[chosen:].sum(), positives[chosen:].sum()
             row["risks"].append(float(risks.mean()))
             row["false_positive_rate"].append(float(false / negatives.sum()))
@@ -116,18 +112,27 @@ def rare_class_rows(counts: Histograms, halves: np.ndarray, levels: tuple[float,
 
 def set_rows(counts: Histograms, halves: np.ndarray, levels: tuple[float, ...]) -> list[dict[str, Any]]:
     """Returns per kind of set and level the share of labels that each division misses, and the mean size of a set."""
+    # Per kind, the histograms that share a threshold.
+    kinds = {
+        "one threshold": [counts.classes.sum(axis=1)],
+        "a threshold per class": list(counts.classes.swapaxes(0, 1)),
+        "adaptive": [counts.adaptive],
+    }
     rows = []
-    for name in SETS:
+    for name, groups in kinds.items():
         for level in levels:
             row = {"sets": name, "level": level, "risks": [], "mean_size": []}
             for half in halves:
-                chosen, risks, error = control(counts.own[name], half, level)
-                if chosen is None:
-                    row["infeasible"] = error
+                controls = [control(group[:, 1], half, level) for group in groups]
+                errors = [error for _, _, error in controls if error]
+                if errors:
+                    row["infeasible"] = errors[0]
                     continue
-                row["risks"].append(float(risks.mean()))
-                members, pixels = counts.every[name][~half, chosen:].sum(), counts.own[name][~half].sum()
-                row["mean_size"].append(float(members / pixels))
+                members = sum(
+                    group[~half, :, chosen:].sum() for group, (chosen, *_) in zip(groups, controls, strict=True)
+                )
+                row["risks"].append(float(np.mean([risks.mean() for _, risks, _ in controls])))
+                row["mean_size"].append(float(members / counts.adaptive[~half, 1].sum()))
             rows.append(row)
     return rows
 
@@ -162,9 +167,9 @@ def _standard_error(risks: list[float]) -> float:
     return float(np.std(risks) / np.sqrt(len(risks)))
 
 
-def own_threshold(counts: Histograms) -> dict[str, float]:
+def own_threshold(rare: np.ndarray) -> dict[str, float]:
     """Returns the same numbers for all images at a probability of 1/2."""
-    (negatives, positives), rates = counts.rare.sum(axis=0), metrics.false_negative_rates(counts.rare).rates
+    (negatives, positives), rates = rare.sum(axis=0), metrics.false_negative_rates(rare).rates
     false, true = negatives[_EVEN:].sum(), positives[_EVEN:].sum()
     return {
         "risk": float(rates[:, _EVEN].mean()),
@@ -222,8 +227,10 @@ def report(run: TrainedRun, split: str, name: str, rare: list, sets: list, plain
         ),
         Section(
             "Prediction sets",
-            "Each pixel gets a set of classes. Missed labels: the share of an image's pixels whose set does not have "
-            "their label.",
+            "Each pixel gets a set of classes: those whose log odds reach a threshold, one for all classes (least "
+            "ambiguous sets) or one per class; or, adaptive, the likeliest classes up to a total probability, at least "
+            "one. Missed labels: the share of an image's pixels whose set does not have their label; with a threshold "
+            "per class, of the pixels of each class, mean over the classes.",
             (Table("Sets of classes", set_headings, set_table, text=set_headings[2:3]),),
         ),
     )
@@ -243,11 +250,11 @@ def main(argv: list[str]) -> None:
     run = load_run(options.checkpoint)
     number, split = class_index(run, options["class"].value), options.split or run.config.data.eval_split
     source = open_split(run.config.data, split)
-    counts = histograms_of(run, source, number)
-    halves = divisions(len(source), options.divisions, options.seed)
-    rare, sets = (measure(counts, halves, LEVELS) for measure in (rare_class_rows, set_rows))
+    counts = histograms_of(run, source)
+    halves, histograms = divisions(len(source), options.divisions, options.seed), counts.classes[:, number]
+    rare, sets = rare_class_rows(histograms, halves, LEVELS), set_rows(counts, halves, LEVELS)
     workdir.mkdir(parents=True, exist_ok=True)
-    made = report(run, split, run.label_set.names[number], rare, sets, own_threshold(counts))
+    made = report(run, split, run.label_set.names[number], rare, sets, own_threshold(histograms))
     write_report(made, workdir, f"guarantee_{run.config.data.name}", {"rare_class": rare, "prediction_sets": sets})
     for section in made.sections:
         show(section.tables[0], rich.console.Console(width=140))
