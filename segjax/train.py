@@ -11,7 +11,7 @@ import rich.console
 from absl import flags
 
 from segjax import cli, reporting
-from segjax.training import parallel, train
+from segjax.training import hosts, train
 
 
 def main(argv: list[str]) -> None:
@@ -19,8 +19,8 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     options = flags.FLAGS
     if options.distributed:
-        parallel.join_hosts(options.coordinator, options.hosts, options.host)
-    console, config = rich.console.Console(quiet=not parallel.is_first_host()), options.config
+        hosts.join_hosts(options.coordinator, options.hosts, options.host)
+    console, config = rich.console.Console(quiet=not hosts.is_first_host()), options.config
     scores = train(config, options.workdir, console=console)
     reporting.show(
         reporting.per_class_table(scores, f"{config.data.name}, {config.data.eval_split}, step {scores['steps']}"),

@@ -53,7 +53,7 @@ MAY_USE = {
 HOMES = {
     "tensorflow": (),
     "flax": ("segjax/models/*", "segjax/training/train_step.py"),
-    "orbax": ("segjax/training/checkpoint.py",),
+    "orbax": ("segjax/training/checkpoint.py", "segjax/training/hosts.py"),
     "tensorflow_datasets": ("segjax/data/builders.py", "segjax/data/datasets.py"),
     "grain": ("segjax/data/loader.py",),
     "tensorboardX": ("segjax/training/metrics_writer.py",),

@@ -4,6 +4,7 @@ from segjax.data import DataError, LoaderDied, open_split, skipped_lines
 from segjax.storage import StorageError
 from segjax.training.checkpoint import CheckpointError
 from segjax.training.config import ConfigError, changed, defaults, validate
+from segjax.training.hosts import HostError
 from segjax.training.loop import NonFiniteLoss, Terminated, train
 from segjax.training.metrics_writer import read_log
 
@@ -13,6 +14,7 @@ MISTAKES = (
     LoaderDied,
     NonFiniteLoss,
     CheckpointError,
+    HostError,
     StorageError,
     FileNotFoundError,
     PermissionError,

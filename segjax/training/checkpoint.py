@@ -104,6 +104,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, error_type, *unused):
+        if error_type is not None and issubclass(error_type, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            return  # an open save would wait for the host that was lost
         try:
             self._manager.close()
             if not self._read_only:

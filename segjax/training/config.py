@@ -256,6 +256,12 @@ def leaves(config: ConfigDict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
+def comparable(config: ConfigDict) -> dict[str, object]:
+    """Returns the fields that all hosts have to share, by their dotted names: all but paths and the reading of data."""
+    own = ("data.data_dir", "data.manual_dir", "data.workers")
+    return {f"config.{key}": value for key, value in leaves(config).items() if key not in own}
+
+
 def changed(config: ConfigDict) -> list[tuple[str, object, object]]:
     """Returns (field, value, default) of the fields that differ from `defaults`.
 
@@ -302,11 +308,9 @@ def write_config(file: epath.Path, config: ConfigDict) -> None:
     write_json(file, leaves(config))
 
 
-def changes_since(file: epath.Path, config: ConfigDict) -> list[str]:
-    """Returns one line per field that differs from the config in a workdir's file; none if there is no file."""
-    if not file.exists():
-        return []
-    now, before = leaves(from_leaves(leaves(config))), leaves(read_config(file))
+def changes_since(earlier: ConfigDict, config: ConfigDict) -> list[str]:
+    """Returns one line per field that differs from the config with which a run was started."""
+    now, before = leaves(from_leaves(leaves(config))), leaves(earlier)
     changes = ((key, now[key], before[key]) for key in sorted(now) if now[key] != before[key])
     return [f"config.{key} is now {new!r}; the run was started with {old!r}" for key, new, old in changes]
 

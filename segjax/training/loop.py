@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from segjax import inference
 from segjax.data import Source, TrainLoader, label_set, open_split, skipped_lines, train_loader
 from segjax.storage import output_folder, write_json
-from segjax.training import parallel
+from segjax.training import hosts, parallel
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.config import ConfigError, changes_since, validate, write_config
+from segjax.training.config import ConfigError, changes_since, comparable, read_config, validate, write_config
 from segjax.training.evaluation import (
     Scores,
     eval_scalars,
@@ -32,14 +32,15 @@ from segjax.training.evaluation import (
 )
 from segjax.training.metrics_writer import METRICS_FILE, MetricsWriter
 from segjax.training.objective import budget_scalars, hparams_at, hparams_from_config, phases
-from segjax.training.provenance import provenance
-from segjax.training.train_step import init_state, make_model, make_train_step
+from segjax.training.provenance import numerics, provenance
+from segjax.training.train_step import init_state, learning_rate_at, make_model, make_train_step
 
 CONFIG_FILE = "config.json"
 SCORES_FILE = "scores.json"
 # The arrays of a training batch that go to the device; file names stay on the host.
 DEVICE_KEYS = ("image", "label", "index")
-_UNSCORED = "unscored"  # saved beside the loader's position: the step still has to be scored
+# Saved beside the loader's position: the step still has to be scored; code, device, settings and data of its training.
+_UNSCORED, _MADE_BY = "unscored", "made_by"
 _VITAL = ("loss", "grad_norm", "param_norm")  # must be finite
 
 
@@ -55,6 +56,7 @@ class EvaluationAborted(Exception):
     """SIGTERM interrupted an evaluation, which the resumed run repeats."""
 
 
+@hosts.failures_end_all_hosts(unless=Terminated)
 def train(
     config: ConfigDict, workdir: str | os.PathLike, *, console: rich.console.Console | None = None
 ) -> dict[str, Any]:
@@ -82,14 +84,15 @@ def train(
     """
     workdir, begun = output_folder(workdir), time.monotonic()
     validate(config)
-    changes = changes_since(workdir / CONFIG_FILE, config)
+    config_file = workdir / CONFIG_FILE
+    earlier = read_config(config_file) if config_file.exists() else config
     for file in (workdir / METRICS_FILE, workdir / SCORES_FILE):
-        if file.exists() and not (workdir / CONFIG_FILE).exists():
+        if file.exists() and not config_file.exists():
             raise ConfigError(
                 f"{file}: exists, and {workdir} is not a run: it has no {CONFIG_FILE}. Choose another --workdir, or "
                 "move the file away"
             )
-    console = console or rich.console.Console(quiet=not parallel.is_first_host())
+    console = console or rich.console.Console(quiet=not hosts.is_first_host())
     origin = provenance()  # now, because the checkout may change before the run ends
     mapping = parallel.device_mapping(config)
     # Before the data set is opened, and perhaps prepared, because the model checks the config against the classes.
@@ -97,6 +100,9 @@ def train(
     model = make_model(config, len(names), axis_name)
     train_source = open_split(config.data, config.data.train_split)
     eval_source = open_split(config.data, config.data.eval_split)
+    made_by = numerics(origin) | {"training data": _facts(train_source), "evaluation data": _facts(eval_source)}
+    hosts.refuse_differences(comparable(config) | made_by | {"devices of a host": jax.local_device_count()})
+    hosts.refuse_separate_workdirs(workdir)
     for source, split in ((train_source, config.data.train_split), (eval_source, config.data.eval_split)):
         for line in skipped_lines(source, split):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -112,18 +118,29 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir))
         for line in checkpoints.damaged:
             console.print(f"warning: {line}. It is set aside.", markup=False)
-        for line in changes:
-            console.print(line)
-        batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
         start = checkpoints.latest_step() or 0
+        for line in changes_since(earlier, config):
+            console.print(line)
+        if start > steps:
+            raise ConfigError(
+                f"config.training.steps = {steps}, but {workdir} has been trained for {start} steps already; expected "
+                f"at least {start}, or another --workdir"
+            )
+        if line := _rate_change(start, earlier, config):
+            console.print(line, markup=False, soft_wrap=True)
+        batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
         state = mapping.everywhere(init_state(config, model, pretrained=not start))
         position: dict[str, Any] = {}
         if start:
             state, position = checkpoints.restore(state, start)
             batches.set_state(position)
+            before = position.get(_MADE_BY, made_by)
+            for key in (key for key in made_by if made_by[key] != before.get(key)):
+                line = f"{key} is now {made_by[key]!r}; step {start} was trained with {before.get(key)!r}"
+                console.print(line, markup=False, soft_wrap=True)
             console.print(f"resumed at step {start} of {steps}")
-        if parallel.is_first_host():
-            write_config(workdir / CONFIG_FILE, config)
+        if hosts.is_first_host():
+            write_config(config_file, config)
         parameters, batch_size = sum(p.size for p in jax.tree.leaves(state.params)), config.training.global_batch
         console.print(
             f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images; "
@@ -132,7 +149,7 @@ def train(
             soft_wrap=True,
         )
         state = mapping.replicate(state)
-        log_folder = workdir if parallel.is_first_host() else None
+        log_folder = workdir if hosts.is_first_host() else None
         writer = MetricsWriter(log_folder, start=start, steps=steps, examples_per_step=batch_size, console=console)
         writer = stack.enter_context(writer)
 
@@ -200,7 +217,7 @@ def train(
                     writer.image(step, "eval/image_truth_prediction", sheet)
             if step > start or scores is not None:  # else the checkpoint that was restored is this one
                 writer.publish()  # the log of a checkpoint is written before the checkpoint
-                position = {**position, _UNSCORED: evaluating and scores is None}
+                position = {**position, _UNSCORED: evaluating and scores is None, _MADE_BY: made_by}
                 checkpoints.save(mapping.collect(state), position, rank)
             if stopping:
                 raise Terminated(
@@ -214,9 +231,28 @@ def train(
     scores = {"steps": steps, "skipped_in_training": len(train_source.skipped), **scores, "provenance": origin | wall}
     if skipped is not None:
         scores["skipped_steps"] = int(skipped)
-    if parallel.is_first_host():
+    if hosts.is_first_host():
         write_json(workdir / SCORES_FILE, scores)
     return Scores(scores)
+
+
+def _facts(source: Source) -> str:
+    """Returns the number of images, and a hash of the names and contents, of a split."""
+    return f"{len(source)} images, {source.digest}"
+
+
+def _rate_change(start: int, earlier: ConfigDict, config: ConfigDict) -> str:
+    """Returns a warning if the learning rate leaps at a resumed step; "" if it does not."""
+    if not start:
+        return ""
+    old, new = (learning_rate_at(start, each) for each in (earlier, config))
+    if math.isclose(old, new, rel_tol=1e-3):
+        return ""
+    keep = "config.optimizer.schedule=constant --config.optimizer.warmup_fraction=0 --config.optimizer.learning_rate"
+    return (
+        f"warning: the learning rate of step {start} was {old:.3g}, and is {new:.3g} under the changed config. To "
+        f"carry on at the old rate: --{keep}={old:.3g}"
+    )
 
 
 def train_batches(config: ConfigDict, source: Source) -> TrainLoader:

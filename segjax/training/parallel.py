@@ -18,31 +18,6 @@ from segjax.training.config import ConfigError
 AXIS = "data"
 
 
-def join_hosts(coordinator: str | None = None, hosts: int | None = None, host: int | None = None) -> None:
-    """Makes this process number `host` of `hosts`, before the first use of devices; `jax.devices()` then has all.
-
-    `coordinator` is "ADDRESS:PORT" of the first host, any free port. TPU pods, Slurm and Open MPI need no arguments.
-
-    Raises:
-      ConfigError: only some of the three are given, or they are needed.
-    """
-    given = (coordinator, hosts, host)
-    if any(value is None for value in given) and any(value is not None for value in given):
-        raise ConfigError(
-            "give all of --coordinator, --hosts and --host, or none on a cluster that sets them; got "
-            f"{coordinator!r}, {hosts!r}, {host!r}"
-        )
-    try:
-        jax.distributed.initialize(coordinator, hosts, host)
-    except ValueError as error:  # JAX found no cluster
-        raise ConfigError(f"no cluster was found; give --coordinator, --hosts and --host ({error})") from error
-
-
-def is_first_host() -> bool:
-    """Returns True in the process that prints and writes logs for all."""
-    return jax.process_index() == 0
-
-
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh with the single axis `data` over `devices` (default: all)."""
     devices = list(devices or jax.devices())

@@ -1,5 +1,6 @@
 """Provenance of a result: the command, code, versions and device that made it."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -10,17 +11,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "segjax")
+# Settings of JAX and of its compilers on which numbers depend.
+_JAX = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")
+_COMPILERS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _SYSTEM = ("GLIBC_TUNABLES", "MALLOC_", "OMP_")  # settings of memory and threads, on which times depend
 
 
 def provenance() -> dict[str, Any]:
-    """Returns the command (after settings of the C library and OpenMP), commit, versions, device and time, for JSON.
+    """Returns command (after settings of the C library and OpenMP), code, versions, settings, device, time, for JSON.
 
     >>> sorted(provenance())
-    ['command', 'commit', 'cpu_threads', 'date', 'device', 'python', 'versions']
+    ['code', 'command', 'commit', 'cpu_threads', 'date', 'device', 'python', 'settings', 'versions']
     """
     settings = [f"{name}={shlex.quote(os.environ[name])}" for name in sorted(os.environ) if name.startswith(_SYSTEM)]
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
@@ -29,13 +34,27 @@ def provenance() -> dict[str, Any]:
     return {
         "command": " ".join([*settings, Path(sys.executable).stem, *map(shlex.quote, arguments)]),
         "commit": _commit(),
+        "code": _hash_of_code(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES} | {"opencv": cv2.__version__},
+        "settings": {name: getattr(jax.config, name) for name in _JAX}
+        | {name: os.environ.get(name, "") for name in _COMPILERS},
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         # Of this process: a container or `taskset` may have fewer than the machine.
         "cpu_threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     }
+
+
+def numerics(origin: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entries of `provenance` on which the numbers of a run depend, flat."""
+    return {"code": origin["code"], "device": origin["device"], **origin["versions"], **origin["settings"]}
+
+
+def _hash_of_code() -> str:
+    """Returns a hash of the package's source files, which a commit with changes does not identify."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def _commit() -> str:

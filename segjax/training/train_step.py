@@ -19,9 +19,12 @@ from segjax.training.config import NETWORKS, SHARED_ARGUMENTS, ConfigError
 from segjax.training.objective import (
     Hyperparams,
     gradient_budget,
+    hparams_at,
+    hparams_from_config,
     make_objective,
     microbatch_shares,
     num_outputs,
+    phases,
     targets,
 )
 
@@ -259,6 +262,13 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     }[options.name]
     clip = (optax.clip_by_global_norm(options.clip_norm),) if options.clip_norm else ()
     return optax.chain(*clip, *direction)
+
+
+def learning_rate_at(step: int, config: ConfigDict) -> float:
+    """Returns the learning rate of `step`, of which the first is 1; after the last step, that of the last."""
+    step = min(step, config.training.steps)
+    peak = hparams_at(step, hparams_from_config(config), phases(config)).learning_rate
+    return float(schedule(config)(peak, step - 1))
 
 
 def schedule(config: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 
-from segjax.training import defaults, parallel
+from segjax.training import defaults, hosts, parallel
 from segjax.training.evaluation import make_eval_step
 from segjax.training.objective import hparams_from_config
 from segjax.training.train_step import init_state, make_model, make_train_step
@@ -72,7 +72,7 @@ def share(batch):
 
 def main(host, port, output, *modes):
     """Runs every mode in both types and writes this host's results."""
-    parallel.join_hosts(f"localhost:{port}", 2, int(host))
+    hosts.join_hosts(f"localhost:{port}", 2, int(host))
     results = {}
     for mode in modes:
         for dtype in KINDS:

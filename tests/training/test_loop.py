@@ -17,7 +17,8 @@ from segjax.data import DataError, open_split
 from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, loop, train
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.loop import EvaluationAborted, Preemption
-from segjax.training.train_step import init_state, make_model
+from segjax.training.provenance import numerics
+from segjax.training.train_step import init_state, learning_rate_at, make_model
 
 VITAL = ("loss", "grad_norm", "param_norm")
 
@@ -124,12 +125,17 @@ def test_train_killed_and_resumed_ends_bit_for_bit_like_an_undisturbed_run(train
     assert (tmp_path / "metrics.jsonl").read_text() == (trained.workdir / "metrics.jsonl").read_text()
 
 
-def test_train_finished_run_is_scored_again_and_prints_the_changed_config(trained, full, tmp_path, quiet):
+def test_train_finished_run_is_scored_again_and_prints_what_changed(trained, full, tmp_path, quiet, monkeypatch):
     again, console = tmp_path / "again", quiet()
+    monkeypatch.setattr(loop, "numerics", lambda origin: {**numerics(origin), "jax": "9.9"})
     shutil.copytree(trained.workdir, again)
     full.objective.gamma = 1.0
     scores = train(full, again, console=console)
-    assert "config.objective.gamma is now 1.0; the run was started with 2.0" in console.file.getvalue()
+    changes = [line for line in console.file.getvalue().splitlines() if " is now " in line]
+    assert changes == [
+        "config.objective.gamma is now 1.0; the run was started with 2.0",
+        f"jax is now '9.9'; step 4 was trained with '{jax.__version__}'",
+    ]
     assert scores["confusion"] == json.loads((trained.workdir / "scores.json").read_text())["confusion"]
     assert (again / "metrics.jsonl").read_text() == (trained.workdir / "metrics.jsonl").read_text()
 
@@ -142,6 +148,28 @@ def test_train_checkpoint_of_another_network_stops_and_keeps_the_config(trained,
         train(full, again, console=console)
     assert "config.model.width is now 6; the run was started with 4" in console.file.getvalue()
     assert (again / "config.json").read_text() == (trained.workdir / "config.json").read_text()
+
+
+def test_train_resume_with_fewer_steps_than_done_is_refused(trained, full, tmp_path, quiet):
+    again = tmp_path / "again"
+    shutil.copytree(trained.workdir, again)
+    full.training.steps, full.training.phases = 3, ()
+    with pytest.raises(ConfigError, match=r"config.training.steps = 3, but .* for 4 steps already; expected at lea"):
+        train(full, again, console=quiet())
+    for name in ("config.json", "scores.json"):
+        assert (again / name).read_bytes() == (trained.workdir / name).read_bytes()
+
+
+def test_train_resume_with_more_steps_gives_both_learning_rates_and_the_way_back(fake, tmp_path, quiet):
+    config, console = fake(), quiet()
+    train(config, tmp_path, console=quiet())
+    old = f"{learning_rate_at(4, config):.3g}"
+    config.training.steps = 8
+    train(config, tmp_path, console=console)
+    new = f"{learning_rate_at(4, config):.3g}"
+    printed = console.file.getvalue()
+    assert f"warning: the learning rate of step 4 was {old}, and is {new} under the changed config" in printed
+    assert f"--config.optimizer.learning_rate={old}" in printed
 
 
 # The order of events in a step.

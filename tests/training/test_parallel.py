@@ -1,4 +1,4 @@
-"""The mappings over devices: the numbers of one device, donation, cells, and errors of batch and hosts."""
+"""The mappings over devices: the numbers of one device, donation, cells, and errors of the batch size."""
 
 import jax
 import jax.numpy as jnp
@@ -95,15 +95,3 @@ def test_device_mapping_names_a_multiple(tiny, accumulate, message):
     tiny.training.global_batch, tiny.training.accumulate = 6, accumulate
     with pytest.raises(ConfigError, match=message):
         parallel.device_mapping(tiny)
-
-
-def test_join_hosts_needs_all_of_its_arguments_or_none():
-    message = r"give all of --coordinator, --hosts and --host, or none .*'localhost:1', None"
-    with pytest.raises(ConfigError, match=message):
-        parallel.join_hosts("localhost:1")
-
-
-@pytest.mark.slow
-def test_join_hosts_without_a_cluster_names_the_flags(python):
-    done = python("-c", "from segjax.training import parallel; parallel.join_hosts()")
-    assert "ConfigError: no cluster was found; give --coordinator, --hosts and --host" in done.stderr

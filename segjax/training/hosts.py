@@ -1,0 +1,171 @@
+"""Several hosts: they join, compare what they are about to run, and end together when one of them fails."""
+
+import contextlib
+import faulthandler
+import json
+import os
+import re
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from etils import epath
+from orbax.checkpoint import multihost  # JAX has no public name for the client of its coordination service
+
+from segjax.training.config import ConfigError
+
+# Seconds: for all hosts to join; until a silent host counts as lost; for slow hosts to prepare their data; between two
+# looks at the other hosts; and that a failed host stays, so that the others see why.
+_JOIN, _HEARTBEAT, _PREPARE, _POLL, _LINGER = 300, 30, 3600, 0.5, 2.0
+_RECORD, _FAILURE = "segjax/record", "segjax/failure"  # keys of the coordination service
+_LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|[Cc]onnection|Socket closed")
+
+
+class HostError(RuntimeError):
+    """Another host was lost, or is about to run something else; the message names the difference."""
+
+
+def join_hosts(coordinator: str | None = None, hosts: int | None = None, host: int | None = None) -> None:
+    """Makes this process number `host` of `hosts`, before the first use of devices; `jax.devices()` then has all.
+
+    `coordinator` is "ADDRESS:PORT" of the first host, any free port. TPU pods, Slurm and Open MPI need no arguments.
+    The process ends with status 1 if not all hosts have joined within five minutes.
+
+    Raises:
+      ConfigError: only some of the three are given, or they are needed.
+    """
+    given = (coordinator, hosts, host)
+    if any(value is None for value in given) and any(value is not None for value in given):
+        raise ConfigError(
+            "give all of --coordinator, --hosts and --host, or none on a cluster that sets them; got "
+            f"{coordinator!r}, {hosts!r}, {host!r}"
+        )
+    where = f"at {coordinator}, host {host} of {hosts}" if coordinator else "of the cluster"
+    # JAX's own timeout would abort the process.
+    timers = [
+        threading.Timer(10, _print, [f"waiting for the other hosts {where}, for at most {_JOIN} s"]),
+        threading.Timer(_JOIN, _end, [f"not all hosts have joined {where}; start the same command on each of them"]),
+    ]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    # JAX aborts the other hosts when the first is lost; the stacks of all threads would bury its message.
+    faulthandler.disable()
+    try:
+        jax.distributed.initialize(
+            coordinator, hosts, host, initialization_timeout=2 * _JOIN, heartbeat_timeout_seconds=_HEARTBEAT
+        )
+    except ValueError as error:  # JAX found no cluster
+        raise ConfigError(f"no cluster was found; give --coordinator, --hosts and --host ({error})") from error
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+def is_first_host() -> bool:
+    """Returns True in the process that prints and writes logs for all."""
+    return jax.process_index() == 0
+
+
+def refuse_differences(record: dict[str, Any]) -> None:
+    """Waits for all hosts, and raises HostError on each host whose record, ready for JSON, is not the first host's."""
+    if jax.process_count() == 1:
+        return
+    client, host = multihost.get_jax_distributed_client(), jax.process_index()
+    if is_first_host():
+        client.key_value_set(_RECORD, json.dumps(record))
+    first = json.loads(client.blocking_key_value_get(_RECORD, _PREPARE * 1000))
+    record = json.loads(json.dumps(record))
+    differing = [key for key in {**first, **record} if first.get(key) != record.get(key)]
+    if differing:
+        named = "; ".join(f"{key} is {record.get(key)!r}, not {first.get(key)!r}" for key in differing)
+        raise HostError(f"host {host} differs from host 0: {named}. Start the same command, code and data on all hosts")
+    client.wait_at_barrier("segjax:records_are_equal", _PREPARE * 1000)
+
+
+def refuse_separate_workdirs(workdir: epath.Path) -> None:
+    """Raises HostError on each host whose `workdir` is not the first host's folder, which saving would wait for."""
+    if jax.process_count() == 1:
+        return
+    client, probe = multihost.get_jax_distributed_client(), workdir / ".host0"
+    if is_first_host():
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_text(token := uuid.uuid4().hex)
+        client.key_value_set(f"{_RECORD}/workdir", token)
+    token = client.blocking_key_value_get(f"{_RECORD}/workdir", _PREPARE * 1000)
+    deadline = time.monotonic() + _HEARTBEAT  # a network file system shows new files late
+    while not probe.exists() or probe.read_text() != token:
+        if time.monotonic() > deadline:
+            raise HostError(
+                f"host {jax.process_index()}: {workdir} is not the folder of host 0; expected one folder that all "
+                "hosts share, on a network file system or in a bucket"
+            )
+        time.sleep(_POLL)
+    client.wait_at_barrier("segjax:workdirs_are_one", _PREPARE * 1000)
+    if is_first_host():
+        probe.unlink()
+
+
+@contextlib.contextmanager
+def failures_end_all_hosts(unless: type[Exception]) -> Iterator[None]:
+    """Ends all hosts with status 1 and one line when an exception other than `unless` ends one of them.
+
+    Without it, the others wait in a collective for the host that failed, and that host waits for them at its exit.
+
+    Raises:
+      HostError: in place of JAX's error, when another host was lost.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    client, host = multihost.get_jax_distributed_client(), jax.process_index()
+    closed, ending = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not closed.wait(_POLL):
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has failed
+                failure = client.key_value_try_get(_FAILURE)
+                ending.set()
+                _print(f"error: {failure}")
+                _end_after_the_others()
+
+    watcher = threading.Thread(target=watch, name="segjax-hosts", daemon=True)
+    watcher.start()
+    try:
+        yield
+    except unless:
+        raise
+    except BaseException as error:
+        if ending.is_set():
+            watcher.join()  # it ends the process
+        closed.set()
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:1000]
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another host was first, or the first host is lost
+            client.key_value_set(_FAILURE, f"host {host} failed: {reason}")
+        threading.Thread(target=_end_after_the_others, daemon=True).start()
+        if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(reason):
+            raise HostError(
+                f"host {host}: another host was lost ({reason}). Start the same command on all hosts again; it resumes"
+            ) from error
+        raise
+    finally:
+        closed.set()
+
+
+def _end_after_the_others() -> None:
+    # The first host is the last to leave, because JAX aborts the others when it does.
+    time.sleep(_LINGER * (2 if is_first_host() else 1))
+    os._exit(1)
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _end(line: str) -> None:
+    _print(f"error: {line}")
+    os._exit(1)
