@@ -53,7 +53,11 @@ def main() -> None:
         sys.exit(f"error: {message}")
     else:
         sys.argv[1:] = rest
-        runpy.run_module(MODULES[command], run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(MODULES[command], run_name="__main__", alter_sys=True)
+        except KeyboardInterrupt:  # during the imports; `cli.run` catches it later
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
 
 
 BASH = """_segjax() {{
@@ -95,7 +99,7 @@ def completion(shell: str) -> str:
         source = folder.joinpath(f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8")
         found = re.findall(r"(?:flags\.DEFINE|cli\.define)_(\w+)\(\s*\"(\w+)\"", source)
         flags = [f"--{name}{'' if kind in ('bool', 'bare_or_one_of') else '='}" for kind, name in found]
-        lines.append(line.format(command=command, flags=" ".join([*flags, "--help"])))
+        lines.append(line.format(command=command, flags=" ".join([*flags, "--verbose", "--help"])))
     configs = " ".join(sorted(path.stem for path in folder.glob("configs/*.py")))
     return script.format(commands=" ".join(COMMANDS), configs=configs, flags="\n".join(lines))
 

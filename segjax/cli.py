@@ -1,15 +1,22 @@
-"""Command lines: `--help`, configs by name, kinds of flag; a mistake ends with one line, a bug with a traceback."""
+"""Command lines: `--help`, configs by name, kinds of flag; a mistake ends with one line, a bug with a traceback.
+
+A closed output does not end a command, and Ctrl-C ends it with one line.
+"""
 
 import difflib
 import errno
 import logging as standard_logging
 import os
 import re
+import signal
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, TextIO
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -20,17 +27,34 @@ from segjax.training.config import FIELDS, RENAMED, check_known
 
 app.define_help_flags()
 _LIBRARY_FLAGS = frozenset(flags.FLAGS)  # of absl, grain and others: `--help` leaves them out
+flags.DEFINE_bool("verbose", False, "Print the traceback of an error too.")
 CONFIGS = Path(__file__).with_name("configs")
 _WIDTH = 100  # columns of a help text
 _FIELDS_HELP = "segjax configs show NAME prints every field of a config with its meaning and valid values."
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
+# The way out of an error of the operating system; those of a path need no other than the path.
+_AGAIN = "run the same command again: it resumes"
+_ADVICE = dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), "")
+_ADVICE |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f". Free space, and {_AGAIN}")
+_ADVICE |= dict.fromkeys((errno.EMFILE, errno.ENFILE), f". Raise the limit (ulimit -n 4096), and {_AGAIN}")
+_ADVICE |= dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV), f". When the disk works again, {_AGAIN}")
+_ADVICE |= {
+    errno.EROFS: ". The file system is read-only: choose a folder that can be written",
+    errno.ENOMEM: f". Free memory, and {_AGAIN}",
+    errno.EADDRINUSE: ". Choose another port, or end the program that uses this one",
+}
+_SMALLER = (
+    "Use less: training takes a smaller config.training.global_batch or config.data.size, or a larger "
+    "config.training.accumulate; predict takes a smaller --tile or --batch"
+)
+INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
+_GRACE = 2  # seconds for an orderly end after the second Ctrl-C
 
 
 def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
     """Parses the flags, of which the `required` ones must be given, and calls `main` with all other arguments.
 
-    A mistake of the user ends the process with its message and status 1.
+    A mistake of the user, or an error of the operating system, ends the process with one line and status 1, after which
+    `--verbose` prints the traceback.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -38,26 +62,83 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
             logging.set_verbosity(logging.ERROR)
             # asyncio logs all arrays of a failed save; its error is printed once, below.
             standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
+        _exit_soon_after_two_interrupts()
         try:
             main(argv)
         except Terminated as end:  # stopped on request, not a failure
             print(end, flush=True)
-        except app.UsageError as error:
-            _exit_with_usage(error)
-        except MISTAKES as mistake:
-            sys.exit(f"error: {mistake}")
-        except BrokenPipeError:  # `segjax configs list | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
-            if error.errno in _PATH_ERRORS and error.filename:
-                sys.exit(f"error: {error}")
-            if error.errno not in _DISK_ERRORS:
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            sys.exit(INTERRUPTED)
+        except Exception as error:
+            line = error_line(error)
+            if line is None:
                 raise
-            sys.exit(
-                f"error: {error}. Run the same command again when the disk is writable and has free space; it resumes"
-            )
+            if flags.FLAGS.verbose:
+                print(line, file=sys.stderr, flush=True)
+                raise
+            sys.exit(line)
 
+    # A stream that was closed before the start is None.
+    sys.stdout, sys.stderr = (stream and _Output(stream) for stream in (sys.stdout, sys.stderr))
     app.run(guarded, flags_parser=partial(_parsed, required=required))
+
+
+def error_line(error: BaseException) -> str | None:
+    """Returns the line that describes a mistake, or an error of the operating system, and the way out; else None."""
+    if isinstance(error, app.UsageError):
+        return f"error: {error}; {_program()} --help lists the options"
+    if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
+        return f"error: out of memory: {' '.join(str(error).split())[:200]}. {_SMALLER}"
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "errno", None) not in _ADVICE:
+        cause = cause.__cause__
+    if isinstance(error, MISTAKES) or cause is not None:
+        return f"error: {error}{_ADVICE[cause.errno] if cause is not None else ''}"
+    return None
+
+
+def _exit_soon_after_two_interrupts() -> None:
+    """Ends the process after a second Ctrl-C, even while a compiler runs, when Python handles no signal."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    receiving, sending = os.pipe()
+    os.set_blocking(sending, False)
+    signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        interrupts = 0
+        while interrupts < 2:
+            interrupts += os.read(receiving, 1)[0] == signal.SIGINT
+        time.sleep(_GRACE)
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, name="segjax-second-interrupt", daemon=True).start()
+
+
+class _Output:
+    """A standard stream that drops its text once nobody reads it: after `| head`, or when the terminal was closed."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._or_nothing(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._or_nothing(self._stream.flush)
+
+    def _or_nothing(self, function: Callable, *arguments: str) -> Any:
+        try:
+            return function(*arguments)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            return function(*arguments)
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:
@@ -107,8 +188,8 @@ def _program() -> str:
     return module.replace(".", " ") if module.startswith("segjax.") else f"python -m {module}"
 
 
-def _exit_with_usage(mistake: object) -> None:
-    sys.exit(f"error: {mistake}; {_program()} --help lists the options")
+def _exit_with_usage(mistake: str) -> None:
+    sys.exit(error_line(app.UsageError(mistake)))
 
 
 def _help(required: Sequence[str]) -> str:

@@ -1,9 +1,13 @@
-"""Kinds of flag that the commands share."""
+"""Kinds of flag that the commands share, the line of an error, and streams that nobody reads."""
+
+import errno
+import os
 
 import pytest
 from absl import flags
 
 from segjax import cli
+from segjax.training import CheckpointError, ConfigError
 
 
 @pytest.fixture
@@ -44,3 +48,52 @@ def test_size_is_two_positive_integers(parsed):
 def test_invalid_value_names_what_is_expected(parsed, argument, message):
     with pytest.raises(flags.IllegalFlagValueError, match=message):
         parsed(argument)
+
+
+@pytest.mark.parametrize(
+    ("number", "way_out", "wrong"),
+    [
+        (errno.ENOSPC, "Free space", "ulimit"),
+        (errno.EDQUOT, "Free space", "ulimit"),
+        (errno.EROFS, "choose a folder", "space"),
+        (errno.EMFILE, "ulimit -n", "space"),
+        (errno.EADDRINUSE, "another port", "space"),
+        (errno.ENAMETOOLONG, "R/x", "space"),
+    ],
+)
+def test_error_line_of_the_system_has_the_file_and_the_way_out(number, way_out, wrong):
+    line = cli.error_line(OSError(number, os.strerror(number), "R/x"))
+    assert "R/x" in line
+    assert way_out in line
+    assert wrong not in line
+    assert "\n" not in line
+
+
+def test_error_line_of_a_mistake_has_the_way_out_of_its_cause():
+    error = CheckpointError("checkpoint 3 could not be written")
+    error.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    assert "checkpoint 3" in cli.error_line(error)
+    assert "ulimit -n" in cli.error_line(error)
+    assert cli.error_line(ConfigError("config.x: 1")) == "error: config.x: 1"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nfor 8 bytes")])
+def test_error_line_of_exhausted_memory_names_what_takes_less(error):
+    line = cli.error_line(error)
+    assert "config.training.global_batch" in line
+    assert "--tile" in line
+    assert "\n" not in line
+
+
+def test_error_line_of_a_bug_is_none():
+    assert cli.error_line(TypeError("no")) is None
+
+
+def test_output_that_nobody_reads_is_dropped():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        output = cli._Output(stream)
+        for _ in range(2):
+            output.write("x" * 100_000)
+            output.flush()

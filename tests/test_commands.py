@@ -1,6 +1,7 @@
 """Command lines as a user types them: real processes that train, score, predict, export and report a tiny run."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -304,19 +305,11 @@ def test_train_without_absl_flags(folder, python):
 
 
 @pytest.mark.slow
-def test_invalid_path_prints_one_line(python):
-    named = "def main(argv): open('x' * 300)"
-    done = python("-c", f"from segjax import cli\n{named}\ncli.run(main, [])")
-    assert done.returncode == 1
-    assert done.stderr.strip() == f"error: [Errno 36] File name too long: '{'x' * 300}'"
-
-
-@pytest.mark.slow
-def test_full_disk_prints_one_line(python):
+def test_error_of_the_system_prints_one_line_and_with_verbose_the_traceback(python):
     full = "def main(argv): raise OSError(28, 'No space left on device', 'runs/a/metrics.jsonl')"
-    done = python("-c", f"from segjax import cli\n{full}\ncli.run(main, [])")
-    assert done.returncode == 1
-    assert done.stderr.strip() == (
-        "error: [Errno 28] No space left on device: 'runs/a/metrics.jsonl'. Run the same command again when "
-        "the disk is writable and has free space; it resumes"
-    )
+    program = f"from segjax import cli\n{full}\ncli.run(main, [])"
+    plain, verbose = (python("-c", program, *options) for options in ((), ("--verbose",)))
+    assert (plain.returncode, verbose.returncode) == (1, 1)
+    assert re.fullmatch("error: .*No space left on device: 'runs/a/metrics.jsonl'.*", plain.stderr.strip())
+    assert verbose.stderr.startswith(plain.stderr)
+    assert "Traceback" in verbose.stderr

@@ -1,14 +1,18 @@
 """Batches from an open split, by grain: worker processes, one shard per host, a position that can be saved."""
 
+import atexit
 import functools
 import gc
 import hashlib
 import math
 import multiprocessing.spawn
 import os
+import pickle
 import re
+import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +27,8 @@ from segjax.data.pairs import Example, Source
 from segjax.data.resize import resize_nearest
 
 Batch = dict[str, np.ndarray]
+_FOR_THE_PARENT = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)  # signals that a worker leaves to its parent
+_OPEN = weakref.WeakSet()  # loaders to close at exit
 
 
 class LoaderDied(RuntimeError):
@@ -37,6 +43,7 @@ class TrainLoader:
     ):
         self._batches_from, self._global_batch_size, self._identity = batches_from, global_batch_size, identity
         self._position, self._batches = 0, None
+        _OPEN.add(self)
 
     def __iter__(self) -> "TrainLoader":
         return self
@@ -106,9 +113,9 @@ def train_loader(
         raise ValueError("the images of this split have different sizes; expected a size to resize them to, got None")
     # Hashed, because grain adds the epoch to the seed: seed 1 would repeat the second epoch of seed 0.
     digest = hashlib.sha256(f"segjax:{seed}".encode()).digest()
-    stream = grain.MapDataset.source(source).shuffle(seed=int.from_bytes(digest[:4], "big"))
+    stream = grain.MapDataset.range(len(source)).shuffle(seed=int.from_bytes(digest[:4], "big"))
     stream = stream.repeat(2**48 // len(source) + 1)  # an endless repeat overflows grain's lengths
-    stream = stream.map_with_index(functools.partial(_train_example, size=size))
+    stream = stream.map_with_index(functools.partial(_train_example, source=source, size=size))
 
     def batches_from(position: int) -> Iterator[Batch]:
         shard = stream[position:].batch(share)[process_index::process_count]
@@ -162,7 +169,8 @@ def eval_batches(
             if workers:
                 gc.collect()  # frees the iterator's 25 semaphores; Python 3.13 may warn of a leak if it happens later
 
-    return batches()
+    _OPEN.add(generator := batches())
+    return generator
 
 
 def padded_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -188,7 +196,7 @@ def eval_rows(source: Source, indices: Sequence[int], shape: tuple[int, int], co
     }
     names = [""] * count
     for row, index in enumerate(indices):
-        example = source[index]
+        example = _read(source, index)
         height, width = batch["size"][row] = example["label"].shape
         batch["image"][row, :height, :width], batch["label"][row, :height, :width] = example["image"], example["label"]
         names[row] = example["name"]
@@ -242,7 +250,8 @@ def _share(global_batch_size: int, process_index: int, process_count: int) -> in
     return global_batch_size // process_count
 
 
-def _train_example(position: int, example: Example, *, size: tuple[int, int] | None) -> dict[str, Any]:
+def _train_example(position: int, index: int, *, source: Source, size: tuple[int, int] | None) -> dict[str, Any]:
+    example = _read(source, index)
     image, label = example["image"], example["label"]
     if size is not None and label.shape != tuple(size):
         # INTER_AREA is centred only if no axis grows, so the axes that grow follow in a second call.
@@ -254,8 +263,20 @@ def _train_example(position: int, example: Example, *, size: tuple[int, int] | N
     return {"image": image, "label": label, "index": np.uint32(position % 2**32), "name": example["name"]}
 
 
+def _read(source: Source, index: int) -> Example:
+    """Returns an example. An exception that a worker cannot send, such as one of a script's class, is sent as text."""
+    try:
+        return source[index]
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # the parent would wait for ever
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise
+
+
 def _iterate(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.DatasetIterator:
-    if not workers:
+    if not workers or multiprocessing.current_process().daemon:  # as in a Pool, which may not start processes
         threads = min(prefetch, 2)
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
     script = _skip_the_script()
@@ -265,6 +286,14 @@ def _iterate(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.Da
     read = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1))
     return iter(read.mp_prefetch(options, worker_init_fn=functools.partial(_start_worker, script)))
+
+
+@atexit.register
+def _close_all() -> None:
+    """Ends open loaders, whose shared memory and threads Python can no longer free when it deletes modules."""
+    for loader in list(_OPEN):
+        loader.close()
+    gc.collect()
 
 
 @functools.cache
@@ -279,7 +308,11 @@ def _skip_the_script() -> dict[str, Any]:
 
     def without_script(name: str) -> dict[str, Any]:
         data = preparation_data(name)
-        return data if not name.startswith("grain-process-prefetch") else {k: data[k] for k in data if k not in script}
+        if not name.startswith("grain-process-prefetch"):
+            return data
+        # The worker inherits the mask of this thread of grain, so that no signal finds it before `_start_worker`.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_PARENT)
+        return {k: data[k] for k in data if k not in script}
 
     script = {key: value for key, value in preparation_data("").items() if key.startswith("init_main")}
     multiprocessing.spawn.get_preparation_data = without_script
@@ -287,7 +320,7 @@ def _skip_the_script() -> dict[str, Any]:
 
 
 def _start_worker(script: dict[str, Any], worker: int, workers: int) -> None:
-    """Ends this worker when its parent dies, since a killed parent cannot stop it; runs the script if it is needed."""
+    """Makes this worker end with its parent, even a killed one, and not before; runs the script if it is needed."""
 
     def watch() -> None:
         multiprocessing.parent_process().join()
@@ -299,6 +332,11 @@ def _start_worker(script: dict[str, Any], worker: int, workers: int) -> None:
         multiprocessing.spawn.prepare(script)
         return getattr(sys.modules["__main__"], name)
 
+    # A terminal or a cluster signals all processes at once, but the parent decides when its workers are done.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_PARENT)
     threading.Thread(target=watch, name="segjax-end-with-parent", daemon=True).start()
     if script:
         sys.modules["__main__"].__getattr__ = from_script

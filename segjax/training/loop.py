@@ -49,11 +49,11 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Terminated(Exception):
-    """SIGTERM ended the run, and its state is saved; the message names the step."""
+    """A signal ended the run, and its state is saved; the message names the step."""
 
 
 class EvaluationAborted(Exception):
-    """SIGTERM interrupted an evaluation, which the resumed run repeats."""
+    """A signal interrupted an evaluation, which the resumed run repeats."""
 
 
 @hosts.failures_end_all_hosts(unless=Terminated)
@@ -80,7 +80,8 @@ def train(
       StorageError: the workdir is a file; the bucket cannot be read or written, or gcsfs is not installed.
       CheckpointError: every checkpoint is damaged, the newest one is of another network, or one cannot be written.
       NonFiniteLoss: a step is not finite.
-      Terminated: SIGTERM came; the state is saved.
+      Terminated: SIGTERM, SIGHUP or Ctrl-C came; the state is saved.
+      KeyboardInterrupt: Ctrl-C came twice; the steps since the last checkpoint are lost.
     """
     workdir, begun = output_folder(workdir), time.monotonic()
     validate(config)
@@ -156,7 +157,7 @@ def train(
         prefetched = deque()  # (batch on the devices, file names, loader position after it)
         unchecked = deque()  # (step, its numbers, file names)
         nonfinite_in_a_row, scores = 0, None
-        unscored = position.get(_UNSCORED, False)  # SIGTERM came before the last step was scored: begin with that
+        unscored = position.get(_UNSCORED, False)  # stopped before the last step was scored: begin with that
         for step in range(start if unscored else start + 1, steps + 1):
             if step > start:
                 while len(prefetched) <= config.training.prefetch:
@@ -221,11 +222,14 @@ def train(
                 checkpoints.save(mapping.collect(state), position, rank)
             if stopping:
                 raise Terminated(
-                    f"SIGTERM: stopped after step {step} of {steps}, which is saved in {workdir}; the same command "
-                    "carries on from there"
+                    f"{preemption.reason}: stopped after step {step} of {steps}, which is saved in {workdir}; the same "
+                    "command carries on from there"
                 )
         if scores is None:  # the run had already ended
-            scores = evaluate(eval_step, state, eval_source, config, mapping)
+            try:
+                scores = evaluate(preemption.watched(eval_step), state, eval_source, config, mapping)
+            except EvaluationAborted as error:
+                raise Terminated(f"{preemption.reason}: the finished run in {workdir} was not scored again") from error
         skipped = mapping.unreplicate(state).skipped
     wall = {"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start}
     scores = {"steps": steps, "skipped_in_training": len(train_source.skipped), **scores, "provenance": origin | wall}
@@ -270,37 +274,52 @@ def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
 
 
 class Preemption:
-    """Listener for SIGTERM, which clusters send before they take a machine away. A context: it restores the handler.
+    """Listener for the signals that stop a run. A context: it restores the handlers.
 
-    On several hosts JAX's own service listens and passes the signal of one host on to all. `stopping` then becomes True
-    on all hosts at the same call, because all of them call it equally often: after every step and in `watched`.
+    These are SIGTERM, which clusters send before they take a machine away, Ctrl-C (SIGINT) and the end of a terminal
+    (SIGHUP). A signal that is ignored, as SIGHUP under nohup, stays so. A second Ctrl-C raises KeyboardInterrupt.
+
+    On several hosts JAX's own service listens for SIGTERM, to which the others are turned, and passes the signal of one
+    host on to all. `stopping` then becomes True on all hosts at the same call, because all of them call it equally
+    often: after every step and in `watched`.
     """
 
     def __init__(self):
-        self._received, self._calls, self._previous = False, 0, None
+        self._received, self._calls, self._previous = [], 0, {}
 
     def __enter__(self) -> "Preemption":
+        listened = (signal.SIGINT, signal.SIGHUP) + (signal.SIGTERM,) * (jax.process_count() == 1)
         # Only the main thread may install a signal handler.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._handle)
+        for number in listened if threading.current_thread() is threading.main_thread() else ():
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not a handler of Python
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *unused) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _handle(self, *unused) -> None:
-        self._received = True
+    def _handle(self, number: int, *unused) -> None:
+        if number == signal.SIGINT in self._received:
+            raise KeyboardInterrupt
+        self._received.append(number)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    @property
+    def reason(self) -> str:
+        """The name of the signal that stops the run."""
+        return signal.Signals(self._received[0]).name if self._received else "SIGTERM"
 
     def stopping(self) -> bool:
         """Returns True if the run has to stop here. All hosts must call it equally often."""
         self._calls += 1
         if jax.process_count() == 1:
-            return self._received
+            return bool(self._received)
         return multihost_utils.reached_preemption_sync_point(self._calls)
 
     def watched(self, function: Callable) -> Callable:
-        """Wraps repeatable work: it raises `EvaluationAborted` after SIGTERM. All hosts call it equally often."""
+        """Wraps repeatable work: it raises `EvaluationAborted` after a signal. All hosts call it equally often."""
 
         def checked(*arguments):
             if self.stopping():

@@ -1,19 +1,25 @@
 """The log of a run: JSON lines, TensorBoard events and a progress bar."""
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
+import socket
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rich.console
 import rich.table
 from etils import epath
 from rich import progress
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 
 from segjax.storage import StorageError, bucket_errors, in_bucket, path_of, read_file, write_bytes
 from segjax.training.config import ConfigError
@@ -63,7 +69,8 @@ class MetricsWriter:
         self._loss, self._best = "", max((row[_selecting_score(row)] for row in scored), default=-math.inf)
         self._temporary = tempfile.TemporaryDirectory(prefix="segjax-events-") if self._in_bucket else None
         self._event_folder = self._temporary.name if self._in_bucket else str(self._workdir / "tensorboard")
-        self._events = self._open_events(start + 1 if start else None)
+        self._events: RecordWriter | None = None
+        self._try_events(self._open_events, start)
         self._examples_per_step = examples_per_step
         self._started: tuple[float, int] | None = None  # when the first step had been compiled, and its number
         # A log file has lines in place of the bar; so has a notebook, which shows a bar too if it has ipywidgets.
@@ -84,9 +91,34 @@ class MetricsWriter:
         )
         self._task = self._bar.add_task("compiling…", total=steps, completed=start, rate="", loss="", score="")
 
-    def _open_events(self, purge_step: int | None = None) -> SummaryWriter:
+    def _open_events(self, start: int = 0) -> None:
+        os.makedirs(self._event_folder, exist_ok=True)
         # Files are read in the order of their names, and two of one second must differ.
-        return SummaryWriter(self._event_folder, purge_step=purge_step, filename_suffix=f".{self._uploads:06d}")
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{self._uploads:06d}"
+        self._events = RecordWriter(os.path.join(self._event_folder, name))
+        self._write_event(file_version="brain.Event:2")
+        if start:  # TensorBoard drops the points after the checkpoint
+            self._write_event(step=start + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _write_event(self, **fields: Any) -> None:
+        self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+    def _try_events(self, write: Callable, *arguments: Any, **fields: Any) -> None:
+        """Calls `write`, in this thread: tensorboardX's own thread would die of a full disk, and its queue would block.
+
+        After an error no more events are written, because only TensorBoard needs them.
+        """
+        try:
+            write(*arguments, **fields)
+        except OSError as error:
+            self.note(f"warning: {self._event_folder} cannot be written ({error}); {METRICS_FILE} has all values")
+            with contextlib.suppress(OSError, AttributeError):
+                self._events.close()
+            self._events = None
+
+    def _close_events(self) -> None:
+        if self._events is not None:
+            self._try_events(self._events.close)
 
     def __enter__(self) -> "MetricsWriter":
         if self._active:
@@ -100,7 +132,7 @@ class MetricsWriter:
             return
         self._bar.stop()
         try:
-            self._events.close()
+            self._close_events()
             if self._in_bucket:
                 with self._temporary:
                     self._upload()
@@ -111,9 +143,9 @@ class MetricsWriter:
     def publish(self) -> None:
         """Writes the new lines and events to a bucket; raises StorageError if that fails. A folder has them already."""
         if self._active and self._in_bucket:
-            self._events.close()
+            self._close_events()
             self._upload()
-            self._events = self._open_events()
+            self._try_events(self._open_events)
 
     def _upload(self) -> None:
         with bucket_errors(self._workdir):
@@ -132,7 +164,8 @@ class MetricsWriter:
         else:
             append(self._lines, step, values)
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            if self._events is not None:
+                self._try_events(self._write_event, step=step, summary=summary.scalar(name, value))
         if "train/loss" in values:
             self._loss = f"loss {values['train/loss']:.4f}"
             self._bar.update(self._task, rate=self._rate(step), loss=self._loss)
@@ -173,8 +206,8 @@ class MetricsWriter:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs a uint8 `[H, W, 3]` image to TensorBoard."""
-        if self._active:
-            self._events.add_image(name, image, step, dataformats="HWC")
+        if self._active and self._events is not None:
+            self._try_events(self._write_event, step=step, summary=summary.image(name, image, dataformats="HWC"))
 
 
 def _selecting_score(values: dict[str, float | int]) -> str:
@@ -183,8 +216,11 @@ def _selecting_score(values: dict[str, float | int]) -> str:
 
 def append(path: Path | epath.Path, step: int, values: dict[str, float]) -> None:
     """Adds a line to a JSON-lines file."""
-    with path.open("a", encoding="utf-8") as lines:
-        lines.write(_line(step, values))
+    try:
+        with path.open("a", encoding="utf-8") as lines:
+            lines.write(_line(step, values))
+    except OSError as error:  # an error of writing does not contain the file's name
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_log(workdir: str | os.PathLike) -> list[dict[str, float | int]]:

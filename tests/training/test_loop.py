@@ -247,7 +247,7 @@ def test_train_skips_nonfinite_steps_and_stops_at_too_many_in_a_row(fake, tmp_pa
     assert [line["step"] for line in lines_of(tmp_path / "skipped") if "train/loss" in line] == [2, 4]
 
 
-# SIGTERM.
+# Signals.
 
 
 def send_sigterm_and_evaluate(eval_step, *arguments):
@@ -281,21 +281,52 @@ def test_train_sigterm_before_the_unscored_step_is_scored_does_not_save_it_again
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")} == before
 
 
-def test_preemption_watched_raises_after_sigterm():
+def test_train_signal_while_a_finished_run_is_scored_ends_it(fake, tmp_path, monkeypatch, quiet):
+    config = fake()
+    train(config, tmp_path, console=quiet())
+    monkeypatch.setattr(loop, "evaluate", send_sigterm_and_evaluate)
+    with pytest.raises(Terminated, match=f"SIGTERM: the finished run in {tmp_path} was not scored again"):
+        train(config, tmp_path, console=quiet())
+
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_preemption_watched_raises_after_a_signal(number):
     with Preemption() as preemption:
         work = preemption.watched(lambda x: x + 1)
         assert work(1) == 2
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert preemption.stopping()
+        assert preemption.reason == number.name
         with pytest.raises(EvaluationAborted):
             work(1)
 
 
-def test_preemption_restores_the_handler():
-    before = signal.getsignal(signal.SIGTERM)
+def test_preemption_second_ctrl_c_interrupts():
+    with Preemption(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # the first one
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_preemption_ignored_signal_stays_ignored(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not preemption.stopping()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_preemption_restores_the_handlers():
+    before = [signal.getsignal(number) for number in STOPPING]
     with Preemption():
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
+        assert not set(before) & {signal.getsignal(number) for number in STOPPING}
+    assert [signal.getsignal(number) for number in STOPPING] == before
 
 
 def test_preemption_in_a_thread_does_not_listen():

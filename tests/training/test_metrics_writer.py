@@ -1,14 +1,17 @@
 """The log of a run: its lines, events and progress bar."""
 
+import contextlib
 import io
 import json
+import resource
 
 import numpy as np
 import pytest
 import rich.console
+from tensorboardX.proto.event_pb2 import SessionLog
 
 from segjax.training import ConfigError
-from segjax.training.metrics_writer import METRICS_FILE, MetricsWriter, drop_after, read_log
+from segjax.training.metrics_writer import METRICS_FILE, MetricsWriter, append, drop_after, read_log
 
 
 def writer_of(workdir, start=0, steps=4, console=None):
@@ -86,6 +89,48 @@ def test_tensorboard_events_have_scalars_and_images(tmp_path):
     assert b"train/loss" in written
     assert b"eval/image" in written
     assert b"\x89PNG" in written
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Makes the system refuse to write beyond `size` bytes of a file, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_events_that_cannot_be_written_are_dropped_with_one_warning(tmp_path):
+    console, image = quiet(), np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    with largest_file(4096), writer_of(tmp_path, console=console) as writer:
+        for step in range(1, 30):  # more than the ten events that tensorboardX's queue takes
+            writer.image(step, "eval/image", image)
+            writer.scalars(step, {"train/loss": 0.5})
+    assert console.file.getvalue().replace("\n", " ").count("cannot be written") == 1
+    assert len(read_log(tmp_path)) == 29
+
+
+def test_events_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "tensorboard").touch()
+    console = rich.console.Console(file=io.StringIO(), width=400)
+    with writer_of(tmp_path, console=console) as writer:
+        writer.scalars(1, {"train/loss": 0.5})
+    assert f"warning: {tmp_path}/tensorboard cannot be written" in console.file.getvalue()
+    assert len(read_log(tmp_path)) == 1
+
+
+def test_resumed_events_start_a_session_after_the_checkpoint(tmp_path):
+    with writer_of(tmp_path, start=7, console=quiet()):
+        pass
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert SessionLog(status=SessionLog.START).SerializeToString() in events.read_bytes()[-20:]
+
+
+def test_log_that_cannot_be_written_is_named(tmp_path):
+    with largest_file(10), pytest.raises(OSError, match=METRICS_FILE):
+        append(tmp_path / METRICS_FILE, 1, {"train/loss": 0.5})
 
 
 def test_progress_bar_shows_steps_rate_loss_and_time_left(tmp_path):
