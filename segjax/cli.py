@@ -3,6 +3,7 @@
 A closed output does not end a command, and Ctrl-C ends it with one line.
 """
 
+import contextlib
 import difflib
 import errno
 import logging as standard_logging
@@ -13,10 +14,10 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -27,7 +28,6 @@ from segjax.training.config import FIELDS, RENAMED, check_known
 
 app.define_help_flags()
 _LIBRARY_FLAGS = frozenset(flags.FLAGS)  # of absl, grain and others: `--help` leaves them out
-flags.DEFINE_bool("verbose", False, "Print the traceback of an error too.")
 CONFIGS = Path(__file__).with_name("configs")
 _WIDTH = 100  # columns of a help text
 _FIELDS_HELP = "segjax configs show NAME prints every field of a config with its meaning and valid values."
@@ -62,9 +62,9 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
             logging.set_verbosity(logging.ERROR)
             # asyncio logs all arrays of a failed save; its error is printed once, below.
             standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
-        _exit_soon_after_two_interrupts()
         try:
-            main(argv)
+            with _second_interrupt_ends():
+                main(argv)
         except Terminated as end:  # stopped on request, not a failure
             print(end, flush=True)
         except KeyboardInterrupt:
@@ -79,6 +79,7 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
                 raise
             sys.exit(line)
 
+    flags.DEFINE_bool("verbose", False, "Print the traceback of an error too.")
     # A stream that was closed before the start is None.
     sys.stdout, sys.stderr = (stream and _Output(stream) for stream in (sys.stdout, sys.stderr))
     app.run(guarded, flags_parser=partial(_parsed, required=required))
@@ -98,28 +99,34 @@ def error_line(error: BaseException) -> str | None:
     return None
 
 
-def _exit_soon_after_two_interrupts() -> None:
-    """Ends the process after a second Ctrl-C, even while a compiler runs, when Python handles no signal."""
-    if threading.current_thread() is not threading.main_thread():
-        return
+@contextlib.contextmanager
+def _second_interrupt_ends() -> Iterator[None]:
+    """Ends the process after a second Ctrl-C even while a compiler runs, during which Python handles no signal."""
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
-    signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
 
     def watch() -> None:
         interrupts = 0
-        while interrupts < 2:
-            interrupts += os.read(receiving, 1)[0] == signal.SIGINT
-        time.sleep(_GRACE)
-        os._exit(INTERRUPTED)
+        with open(receiving, "rb", buffering=0) as signals:
+            while interrupts < 2 and (number := signals.read(1)):
+                interrupts += number[0] == signal.SIGINT
+        if interrupts == 2:
+            time.sleep(_GRACE)
+            os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, name="segjax-second-interrupt", daemon=True).start()
+    previous = signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.close(sending)
 
 
 class _Output:
     """A standard stream that drops its text once nobody reads it: after `| head`, or when the terminal was closed."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
