@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from segjax.training import MISTAKES, ConfigError, Terminated
-from segjax.training.config import FIELDS, RENAMED, check_known
+from segjax.training.config import FIELDS, Field, check_known, unknown_field
 
 app.define_help_flags()
 _LIBRARY_FLAGS = frozenset(flags.FLAGS)  # of absl, grain and others: `--help` leaves them out
@@ -159,18 +160,18 @@ def _parsed(argv: list[str], required: Sequence[str]) -> list[str]:
     if not {"--help", "-help", "-h", "-?", "--helpshort"}.isdisjoint(argv[1:]):
         print(_help(required))
         sys.exit(0)
+    # Of a field that is given twice the last value counts; ml_collections would join two tuples.
+    last = {argument.partition("=")[0]: i for i, argument in enumerate(argv) if re.match(r"--config\..*=", argument)}
+    argv = [argument for i, argument in enumerate(argv) if last.get(argument.partition("=")[0], i) == i]
     # ml_collections takes no None for a number.
     unset = {f"--config.{key}=None": key for key, field in FIELDS.items() if field.optional}
     try:
         rest = flags.FLAGS([argument for argument in argv if argument not in unset])
     except flags.Error as error:
+        if isinstance(error.__context__, ConfigError):  # of a config file, whose message is complete
+            sys.exit(f"error: {error.__context__}")
         _exit_with_usage(str(error).removeprefix("flag "))
-    except (AttributeError, KeyError, TypeError) as error:  # ml_collections: the config has no such field
-        # A config file assigned it.
-        found = re.search(r'Key "(\w+)" does not exist', str(error))
-        for old, new in RENAMED.items() if found else ():
-            if old.endswith(f".{found[1]}"):
-                sys.exit(f"error: config.{old} was renamed; use config.{new}")
+    except (AttributeError, KeyError, TypeError):  # ml_collections: the config has no such field
         for argument in argv:
             name, _, value = argument.partition("=")
             if name.startswith("--config."):
@@ -233,15 +234,41 @@ class ConfigFile(config_flags.ConfigFileFlagParser):
     """A config: its file or its name, and after a colon the argument of its `get_config`."""
 
     def parse(self, config: str) -> ConfigDict:
-        """Returns the config; raises ValueError if it does not exist or does not accept the argument."""
+        """Returns the config.
+
+        Raises ValueError if there is no such config, and ConfigError with its file and line if it fails.
+        """
         name, colon, argument = config.partition(":")
         path = find_config(name)
+        variables = {"__name__": path.stem, "__file__": str(path)}
         try:
-            return super().parse(f"{path}{colon}{argument}")
-        except KeyError as error:
-            if not colon:
-                raise
-            raise ValueError(f"{name} does not accept the argument {argument!r}") from error
+            exec(compile(path.read_bytes(), str(path), "exec"), variables)
+            if "get_config" not in variables:
+                raise ConfigError("there is no get_config, a function that returns segjax.training.defaults(), changed")
+            found = variables["get_config"](*[argument] * bool(colon))
+            if not isinstance(found, ConfigDict):
+                raise ConfigError(f"get_config returned {found!r:.60}; expected segjax.training.defaults(), changed")
+        except (Exception, SystemExit) as error:
+            if colon and isinstance(error, KeyError):
+                raise ConfigError(f"{name} does not accept the argument {argument!r}") from error
+            raise ConfigError(_failure(path, error)) from error
+        return found.lock()
+
+
+def _failure(path: Path, error: BaseException) -> str:
+    """Returns file and line of an error in a config file, and its reason."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    line = next((line for frame, line in reversed(frames) if frame.f_code.co_filename == str(path)), None)
+    reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        line, reason = error.lineno, f"{type(error).__name__}: {error.msg}"
+    elif unknown := re.search(r'Key "(\w+)" does not exist', reason):
+        # The ConfigDict in which it is missing is told by its other fields.
+        of = [set(one) for frame, _ in frames if isinstance(one := frame.f_locals.get("self"), ConfigDict)]
+        for group in {key.partition(".")[0] for key in FIELDS if "." in key}:
+            if {key.partition(".")[2] for key in FIELDS if key.startswith(f"{group}.")} in of:
+                reason = unknown_field(f"{group}.{unknown[1]}")
+    return f"{path}{f', line {line}' if line else ''}: {' '.join(reason.split())[:300]}"
 
 
 def define_config(name: str) -> None:
@@ -259,10 +286,27 @@ class _Size(flags.ArgumentParser):
     def parse(self, argument: str | tuple[int, int]) -> tuple[int, int]:
         if isinstance(argument, tuple):
             return argument
-        sides = argument.split(",")
-        if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
-            raise ValueError("expected HEIGHT,WIDTH in pixels")
-        return int(sides[0]), int(sides[1])
+        sides = tuple(int(side) for side in argument.split(",") if re.fullmatch("[0-9]{1,9}", side))
+        if argument.count(",") != 1 or not FIELDS["data.size"].accepts(sides):
+            raise ValueError(f"expected HEIGHT,WIDTH in pixels, each in {FIELDS['data.size'].range}")
+        return sides
+
+
+class _Number(flags.ArgumentParser):
+    """A number that a config field of the same declaration would accept."""
+
+    def __init__(self, field: Field):
+        super().__init__()
+        self.field = field
+
+    def parse(self, argument: str | int | float) -> int | float:
+        try:
+            value = self.field.kind(argument) if isinstance(argument, str) else argument
+        except ValueError:
+            value = argument
+        if not self.field.accepts(value):
+            raise ValueError(f"expected {self.field.valid.removesuffix(' or None')}")
+        return value
 
 
 class _BareOrOneOf(flags.ArgumentParser):
@@ -284,6 +328,13 @@ class _BareOrOneOf(flags.ArgumentParser):
 def define_size(name: str, help_text: str, default: tuple[int, int] | None = None) -> None:
     """Defines a flag `--name=HEIGHT,WIDTH`, a tuple of two positive integers."""
     flags.DEFINE(_Size(), name, default, help_text)
+
+
+def define_number(name: str, default: int | float | type, interval: str, help_text: str) -> None:
+    """Defines a flag `--name=NUMBER` for a number in an interval; a `default` of type int or float means None."""
+    optional = default if isinstance(default, type) else None
+    field = Field(None if optional else default, help_text, range=interval, optional=optional)
+    flags.DEFINE(_Number(field), name, field.default, help_text)
 
 
 def define_bare_or_one_of(name: str, values: Sequence[str], help_text: str) -> None:

@@ -11,6 +11,7 @@ from segjax import cli, inference
 from segjax.data.io import named_images
 from segjax.storage import output_folder
 from segjax.trained_run import TrainedRun, chosen_threshold, class_index, fingerprint, head_rate, load_run
+from segjax.training.config import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SEED
 
 FLAGS = flags.FLAGS
 
@@ -85,25 +86,30 @@ if __name__ == "__main__":
     flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under the colours of its classes.")
     flags.DEFINE_string("class", None, "Class of the threshold, and the only one that overlays show.")
     cli.define_bare_or_one_of("uncertainty", inference.UNCERTAINTIES, "Write NAME_uncertainty.png of the uncertainty.")
-    flags.DEFINE_float("uncertainty_max", None, "Uncertainty with the lightest colour; printed at the end.", 1e-9)
+    cli.define_number("uncertainty_max", float, POSITIVE, "Uncertainty with the lightest colour; printed at the end.")
     flags.DEFINE_bool("probabilities", False, "Write NAME_probabilities.npz: float32 [H, W, C], and the uncertainties.")
     flags.DEFINE_bool("palette", False, "Store the colours of the classes as a palette of the masks.")
     flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, small pictures of up to 24 of the images.")
-    flags.DEFINE_float("threshold", None, "Probability from which a pixel is --class; of two classes the second.")
-    flags.DEFINE_float("at_precision", None, "Use the threshold at which --class reached this precision in evaluation.")
+    cli.define_number(
+        "threshold", float, "(0, 1)", "Probability from which a pixel is --class; of two classes the second."
+    )
+    cli.define_number(
+        "at_precision", float, FRACTION, "Use the threshold at which --class reached this precision in evaluation."
+    )
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a file that is not an image, or skip it.")
     flags.DEFINE_enum(
         "augment", "none", list(inference.AUGMENTATIONS), "Average over mirrored, turned or resized images."
     )
-    flags.DEFINE_integer("samples", 0, "Average over this many dropout masks of the head; 0: none.")
-    flags.DEFINE_integer("passes", 0, "Average over this many whole passes with dropout as in training; 0: none.")
-    flags.DEFINE_float("rate", None, "Dropout rate of the head; default: the rate of training.", 0, 0.99)
-    flags.DEFINE_integer("seed", 0, "Seed of the dropout masks.")
+    cli.define_number("samples", 0, COUNT_OR_ZERO, "Average over this many dropout masks of the head; 0: none.")
+    cli.define_number(
+        "passes", 0, COUNT_OR_ZERO, "Average over this many whole passes with dropout as in training; 0: none."
+    )
+    cli.define_number("rate", float, "[0, 0.99]", "Dropout rate of the head; default: the rate of training.")
+    cli.define_number("seed", 0, SEED, "Seed of the dropout masks.")
     cli.define_size("tile", "Predict in tiles of this size, at --scale; default: the whole image, resized.")
-    flags.DEFINE_float("scale", None, "Factor to resize images by before cutting them into tiles; default: 1.")
-    flags.DEFINE_integer("overlap", None, "Pixels that tiles share; default: a quarter of the shorter side.")
-    flags.DEFINE_integer("batch", 1, "Number of tiles, or of whole images, per pass of the network.", lower_bound=1)
+    cli.define_number("scale", float, POSITIVE, "Factor to resize images before cutting them into tiles; default: 1.")
+    cli.define_number("overlap", int, COUNT_OR_ZERO, "Pixels that tiles share; default: a quarter of the shorter side.")
+    cli.define_number("batch", 1, COUNT, "Number of tiles, or of whole images, per pass of the network.")
     cli.define_overwrite()
-    flags.register_validator("threshold", lambda p: p is None or 0 < p < 1, "expected a probability in (0, 1)")
     flags.mark_flags_as_mutual_exclusive(["threshold", "at_precision"])
     cli.run(main, required=["checkpoint"])

@@ -13,6 +13,7 @@ from segjax.reporting import check_report, inspect_run, run_report, summary_line
 from segjax.storage import nan_to_none, output_folder, path_of
 from segjax.trained_run import load_run
 from segjax.training import read_log
+from segjax.training.config import COUNT_OR_ZERO
 
 
 def main(argv: list[str]) -> None:
@@ -36,6 +37,6 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("split", None, "Split to inspect; default: data.eval_split of the config.")
     flags.DEFINE_string("output", None, "Folder for report.html and its other files; default: WORKDIR/report.")
-    flags.DEFINE_integer("images", 4, "Number of best images to show, and of worst images.", lower_bound=0)
+    cli.define_number("images", 4, COUNT_OR_ZERO, "Number of best images to show, and of worst images.")
     cli.define_overwrite()
     cli.run(main, required=[])

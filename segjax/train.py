@@ -12,6 +12,7 @@ from absl import flags
 
 from segjax import cli, reporting
 from segjax.training import hosts, train
+from segjax.training.config import COUNT, COUNT_OR_ZERO
 
 
 def main(argv: list[str]) -> None:
@@ -36,6 +37,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the run; repeat the command to resume the run.")
     flags.DEFINE_bool("distributed", False, "Join the other hosts, which run the same command.")
     flags.DEFINE_string("coordinator", None, "ADDRESS:PORT of the first host, where the cluster does not set it.")
-    flags.DEFINE_integer("hosts", None, "Number of processes, where the cluster does not set it.")
-    flags.DEFINE_integer("host", None, "Index of this process, from 0, where the cluster does not set it.")
+    cli.define_number("hosts", int, COUNT, "Number of processes, where the cluster does not set it.")
+    cli.define_number("host", int, COUNT_OR_ZERO, "Index of this process, from 0, where the cluster does not set it.")
     cli.run(main, required=["config", "workdir"])

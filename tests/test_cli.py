@@ -1,13 +1,16 @@
-"""Kinds of flag that the commands share, the line of an error, and streams that nobody reads."""
+"""Kinds of flag that the commands share, config files, the line of an error, and streams that nobody reads."""
 
 import errno
 import os
+import runpy
+import warnings
 
 import pytest
 from absl import flags
 
 from segjax import cli
-from segjax.training import CheckpointError, ConfigError
+from segjax.__main__ import MODULES
+from segjax.training import CheckpointError, ConfigError, defaults
 
 
 @pytest.fixture
@@ -97,3 +100,87 @@ def test_output_that_nobody_reads_is_dropped():
         for _ in range(2):
             output.write("x" * 100_000)
             output.flush()
+
+
+@pytest.fixture(params=MODULES)
+def command_flags(request, monkeypatch):
+    """Returns the flags that a command defines beside those of absl."""
+    before = set(flags.FLAGS)
+    monkeypatch.setattr(cli, "run", lambda *unused, **also: None)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'segjax.* found in sys.modules", RuntimeWarning)
+            runpy.run_module(MODULES[request.param], run_name="__main__")
+        yield [flags.FLAGS[name] for name in set(flags.FLAGS) - before]
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+
+
+def test_every_number_of_a_command_has_a_range_and_refuses_what_is_outside(command_flags):
+    assert [one.name for one in command_flags if isinstance(one.parser, flags.IntegerParser | flags.FloatParser)] == []
+    for flag in (one for one in command_flags if hasattr(one.parser, "field")):
+        low, high = map(float, flag.parser.field.range[1:-1].split(","))
+        for value in ("", "x", "nan", "inf", "-inf", "1e400", "9" * 400, f"{low - 1:.0f}", f"{high + 1:.0f}", "1,2"):
+            with pytest.raises(flags.IllegalFlagValueError, match=rf"^flag --{flag.name}=.*: expected .* in [\[(]"):
+                flag.parse(value)
+
+
+def test_number_keeps_its_default_and_takes_both_ends(parsed):
+    cli.define_number("share", float, "(0, 1]", "of it")
+    try:
+        assert (flags.FLAGS["share"].value, flags.FLAGS["share"].parser.parse("1")) == (None, 1.0)
+    finally:
+        del flags.FLAGS.share
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Returns `load(text)`, the config that a file of this text defines."""
+
+    def parse(text):
+        file = tmp_path / "mine.py"
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return cli.ConfigFile("config").parse(str(file))
+
+    return parse
+
+
+HEAD = "from segjax.training import defaults\ndef get_config():\n  c = defaults()\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            f"{HEAD}  c.augment.rate = 3\n  return c",
+            r"line 4: .*config.augment.rate; did you mean config\.aug",
+        ),
+        (
+            f"{HEAD}  m = c.model\n  m.rate = 3",
+            r"line 5: config.model.rate was renamed; .*dropout_rate$",
+        ),
+        (f"{HEAD}  c.objective.gama = 3", r"mine.py, line 4: .*config.objective.gama; did you mean .*gamma\?$"),
+        (f"{HEAD}  c.training.steps = 'ten'", r"mine.py, line 4: TypeError: .*steps"),
+        (f"{HEAD}  1 / 0", r"mine.py, line 4: ZeroDivisionError"),
+        (f"{HEAD}  raise SystemExit('no')", r"mine.py, line 4: SystemExit: no$"),
+        (f"{HEAD}  return dict(c)", r"mine.py: get_config returned {.*; expected segjax.training.defaults\(\)"),
+        (HEAD, r"mine.py: get_config returned None; expected segjax.training.defaults\(\)"),
+        ("def get_config(:\n", r"mine.py, line 1: SyntaxError"),
+        ("\n\n  x = 1\n", r"mine.py, line 3: IndentationError"),
+        ("import nothing_here\n", r"mine.py, line 1: ModuleNotFoundError: No module named 'nothing_here'$"),
+        ("get_config = 3\n", r"mine.py: TypeError: 'int' object is not callable$"),
+        ("def get_config(argument): pass\n", r"mine.py: TypeError: .*argument"),
+        ("", r"mine.py: there is no get_config"),
+        (b"\x00\xff\x00", r"mine.py.*: SyntaxError"),
+        (b"x = '\xff'", r"mine.py.*: SyntaxError"),
+    ],
+)
+def test_config_file_that_fails_gives_one_line_with_file_and_line(load, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_config_file_is_the_one_that_get_config_returns(load):
+    assert load(f"{HEAD}  c.seed = 3\n  return c").to_dict() == defaults().to_dict() | {"seed": 3}

@@ -136,7 +136,7 @@ def test_configs_list_names_every_config(run):
 def test_configs_show_and_diff(run):
     shown, changes = run("configs", "show", "rare_class:full")[1], run("configs", "diff", "rare_class:full")[1]
     assert "\nCOMMAND: segjax train --config=rare_class " in shown
-    assert "\nobjective.gamma = 2.0  # focusing parameter γ of the focal losses; [0, inf)\n" in shown
+    assert "\nobjective.gamma = 2.0  # focusing parameter γ of the focal losses; a float32 number in [0, inf)" in shown
     assert "training.steps = 4000  # default 1000: number of steps\n" in changes
     assert "objective.gamma" not in changes
 

@@ -333,13 +333,17 @@ def program(config: ConfigDict) -> tuple[tuple[str, object], ...]:
 
 def check_known(key: str, value: object) -> None:
     """Raises `ConfigError`, with the new or the nearest name, unless `key` is a field or a group of fields."""
-    if key in FIELDS or any(name.startswith(f"{key}.") for name in FIELDS):
-        return
+    if key not in FIELDS and not any(name.startswith(f"{key}.") for name in FIELDS):
+        raise ConfigError(unknown_field(key, f" = {value!r}"))
+
+
+def unknown_field(key: str, value: str = "") -> str:
+    """Returns the message for a field that does not exist, with its new or the nearest name."""
     if key in RENAMED:
-        raise ConfigError(f"config.{key} was renamed; use config.{RENAMED[key]}")
+        return f"config.{key} was renamed; use config.{RENAMED[key]}"
     close = difflib.get_close_matches(key, FIELDS, n=1)
-    hint = f"; did you mean config.{close[0]}?" if close else "; segjax configs show rare_class lists the fields"
-    raise ConfigError(f"unknown config key config.{key} = {value!r}{hint}")
+    hint = f"did you mean config.{close[0]}?" if close else "segjax configs show rare_class lists the fields"
+    return f"unknown config key config.{key}{value}; {hint}"
 
 
 def validate(config: ConfigDict) -> None:
