@@ -167,14 +167,7 @@ def start(tiny_flags, process_environment, tmp_path):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        command = [
-            sys.executable,
-            "-m",
-            "segjax.train",
-            "--config=rare_class",
-            f"--workdir={tmp_path / 'run'}",
-            *shared,
-        ]
+        command = [sys.executable, "-m", "segjax.train", "--config=rare_class", f"--workdir={tmp_path / 'run'}"]
         command += [*shared, "--distributed", f"--coordinator=localhost:{port}", "--hosts=2"]
         command += [f"--config.data.data_dir={tmp_path / 'data'}", "--config.data.workers=0"]
         options = {"env": process_environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
