@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from segjax.storage import nan_to_none
-from segjax.training import open_split, parallel, skipped_lines
+from segjax.training import check_split, open_split, parallel
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import write_config
 from segjax.training.evaluation import eval_scalars, headline, make_eval_step, scores, split_facts, sum_counts
@@ -74,7 +74,7 @@ def compile_sweep(config: ConfigDict, mesh: Mesh) -> CompiledSweep:
     splits = (config.data.train_split, config.data.eval_split)
     sources = [open_split(config.data, split) for split in splits]
     for split, source in zip(splits, sources, strict=True):
-        for line in skipped_lines(source, split):
+        for line in check_split(source, split):
             print(line, file=sys.stderr, flush=True)
     classes = len(sources[0].label_set.names)
     model = make_model(config, classes)
@@ -216,7 +216,8 @@ def _evaluate(runs: Sequence[_Run], states: TrainState, sweep: CompiledSweep, st
         if run.alive:
             run.scores = split_facts(sweep.eval_source) | scores(counts_of_run)
             if step > run.start:
-                append(run.folder / METRICS_FILE, step, eval_scalars(run.scores))
+                defined = {key: value for key, value in eval_scalars(run.scores).items() if not math.isnan(value)}
+                append(run.folder / METRICS_FILE, step, defined)
 
 
 def _log(runs: Sequence[_Run], step: int, measured: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from segjax.data.datasets import DATASETS, label_set, open_split
 from segjax.data.io import DataError
 from segjax.data.labels import VOID, LabelSet, colorize
 from segjax.data.loader import LoaderDied, TrainLoader, eval_batches, train_loader
-from segjax.data.pairs import Example, Source, skipped_lines
+from segjax.data.pairs import Example, Source, check_split
 
 __all__ = [
     "DATASETS",
@@ -15,10 +15,10 @@ __all__ = [
     "LoaderDied",
     "Source",
     "TrainLoader",
+    "check_split",
     "colorize",
     "eval_batches",
     "label_set",
     "open_split",
-    "skipped_lines",
     "train_loader",
 ]

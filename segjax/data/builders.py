@@ -72,6 +72,7 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._describe({split: summarize(each.shapes) for split, each in found.items()})
         self.info.metadata["listing"] = listing_fingerprint(splits)
         self.info.metadata["fingerprint"] = fingerprint(splits)
+        self.info.metadata["absent"] = {split: each.absent for split, each in found.items()}
         self.info.metadata["skipped"] = {split: list(each.skipped) for split, each in found.items()}
         return {split: self._generate_examples(each.pairs) for split, each in found.items()}
 

@@ -202,6 +202,8 @@ class PreparedSource:
             for index in {0, len(self._records) - 1}:  # detects damage before training; files are opened when read
                 self._records[index]
         self.digest = metadata.get("fingerprint", info.full_name)  # scenes and the catalogue's sets: by their names
+        absent = metadata.get("absent", {})
+        self.absent = [name for name in label_set.names if all(name in absent.get(part, ()) for part in parts)]
         self.skipped = tuple(message for part in parts for message in metadata.get("skipped", {}).get(part, ()))
         # Sets of the catalogue are not described, but usually their features have a fixed shape.
         described = metadata.get("splits", {})

@@ -47,6 +47,7 @@ class Source(Protocol):
     native_size: tuple[int, int] | None  # height and width that all images share; None if they differ
     sizes: Sequence[tuple[int, int]]  # height and width of each image
     skipped: tuple[str, ...]  # one message per pair of files left out by `on_error="skip"`
+    absent: Sequence[str]  # names of the classes without a pixel; () if that is unknown
     digest: str  # short hash of the names and contents of the files
 
     def __len__(self) -> int:
@@ -76,11 +77,12 @@ class Sizes(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """A verified split: its good pairs, height, width and channels of each, and the reason for each skipped pair."""
+    """A verified split: its good pairs, (height, width, channels) of each; see `Source` for the rest."""
 
     pairs: list[Pair]
     shapes: list[tuple[int, int, int]]
     skipped: tuple[str, ...]
+    absent: list[str]
 
 
 def match(images: dict[str, RawFile], masks: dict[str, RawFile], where: str) -> list[Pair]:
@@ -151,7 +153,7 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> V
     it raises `DataError`; under "skip" it is left out, and only a split without a good pair raises.
     """
 
-    def attempt(pair: Pair) -> tuple[Pair, tuple[int, int, int]] | str:
+    def attempt(pair: Pair) -> tuple[Pair, tuple[int, int, int], np.ndarray] | str:
         try:
             return _verify_pair(pair, label_set)
         except DataError as error:
@@ -164,17 +166,21 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> V
     good, skipped = ([each for each in found if isinstance(each, kind)] for kind in (tuple, str))
     if not good:
         raise DataError(f"all {len(pairs)} pairs of a split are unusable; expected at least one good. {skipped[0]}")
-    return Verified(*map(list, zip(*good, strict=True)), tuple(skipped))
+    pairs, shapes, counts = map(list, zip(*good, strict=True))
+    absent = [name for name, count in zip(label_set.names, np.sum(counts, axis=0), strict=False) if not count]
+    return Verified(pairs, shapes, tuple(skipped), absent)
 
 
-def _verify_pair(pair: Pair, label_set: LabelSet) -> tuple[Pair, tuple[int, int, int]]:
+def _verify_pair(pair: Pair, label_set: LabelSet) -> tuple[Pair, tuple[int, int, int], np.ndarray]:
+    """Returns the pair with checksums, (height, width, channels) and the number of pixels of each train id."""
     image, mask = read_bytes(pair.image), read_bytes(pair.mask)
     height, width, channels = _inspect_image(pair.image, image, whole=True)
     ids = _decode_ids(pair.mask, mask)
     _check_sizes((height, width), ids.shape, pair.image.path, pair.mask.path)
-    to_train_ids(ids, label_set, pair.mask.path)
+    labels = to_train_ids(ids, label_set, pair.mask.path)
+    counts = cv2.calcHist([labels], [0], None, [256], (0, 256)).ravel()
     files = (file._replace(checksum=zlib.crc32(data)) for file, data in ((pair.image, image), (pair.mask, mask)))
-    return Pair(pair.name, *files), (height, width, channels)
+    return Pair(pair.name, *files), (height, width, channels), counts
 
 
 def _inspect_image(image: RawFile, data: bytes, *, whole: bool) -> tuple[int, int, int]:
@@ -242,19 +248,28 @@ def _check_sizes(image: tuple[int, ...], mask: tuple[int, ...], image_file: str,
         raise DataError(f"{mask_file}: {sizes} ({image_file}); expected one size")
 
 
-def skipped_lines(source: Source, split: str, shown: int = 20) -> list[str]:
-    """Formats the skipped pairs of a split: their number, then the first `shown` reasons; no lines if there is none."""
-    count = len(source.skipped)
+def check_split(source: Source, split: str, shown: int = 20) -> list[str]:
+    """Returns what the user has to know of a split: classes without a pixel, and the first `shown` skipped pairs.
+
+    Raises `DataError` if not one pixel has a class.
+    """
+    count, hint = len(source.skipped), "If this is wrong, set config.data.mask_values to the values of the classes"
+    if len(source.absent) == source.label_set.num_classes:
+        first = f"{source.name(0)} and {len(source) - 1} more" if len(source) > 1 else source.name(0)
+        raise DataError(f"{split}: every pixel of its masks is void ({first}); expected pixels of a class. {hint}")
+    more = [f"{len(source.absent) - shown} more"] * (len(source.absent) > shown)
+    names = ", ".join([*source.absent[:shown], *more])
+    absent = [f"warning: {split} has no pixel of {names}. {hint}"] * bool(names)
     head = f"{split}: skipped {count} bad pair(s) of image and mask (config.data.on_error = 'skip'):"
     reasons = [f"  {message}" for message in source.skipped[:shown]]
-    return [head] * (count > 0) + reasons + [f"  and {count - shown} more"] * (count > shown)
+    return absent + [head] * (count > 0) + reasons + [f"  and {count - shown} more"] * (count > shown)
 
 
 class FolderSource:
     """A verified split of a folder; see `segjax.data.Source`."""
 
     def __init__(self, verified: Verified, label_set: LabelSet, channels: int):
-        self._pairs, self._shapes, self.skipped = verified
+        self._pairs, self._shapes, self.skipped, self.absent = verified
         self.label_set, self.channels = label_set, channels
         self.native_size, self.sizes = summarize(self._shapes).native_size, [shape[:2] for shape in self._shapes]
         self.digest, self._listing = fingerprint({"": self._pairs}), None
@@ -292,7 +307,7 @@ def _from_listing(listing: Path, label_set: LabelSet, channels: int) -> FolderSo
         for name, *files in listed["pairs"]
     ]
     shapes = [tuple(shape) for shape in listed["shapes"]]
-    return FolderSource(Verified(pairs, shapes, ()), label_set, channels)
+    return FolderSource(Verified(pairs, shapes, (), []), label_set, channels)
 
 
 def open_folder(
@@ -331,6 +346,8 @@ def list_splits(root: Path, val_fraction: float = 0.1) -> dict[str, list[Pair]]:
         return match(images, by_stem(list_folder(folder / "masks", (".png",), root=root)), str(folder))
 
     splits = {name: pairs_in(root / name) for name in ("train", "val", "test") if (root / name / "images").is_dir()}
+    if splits and "train" not in splits and not (root / "images").is_dir():
+        raise DataError(f"{root}: found {', '.join(splits)} only; expected training images in {root / 'train'}")
     if "train" not in splits:
         splits["train"] = pairs_in(root)
     if "val" not in splits:

@@ -1,6 +1,6 @@
 """Training and evaluation: `train(config, workdir)` and its parts."""
 
-from segjax.data import DataError, LoaderDied, open_split, skipped_lines
+from segjax.data import DataError, LoaderDied, check_split, open_split
 from segjax.storage import StorageError
 from segjax.training.checkpoint import CheckpointError
 from segjax.training.config import ConfigError, changed, defaults, validate
@@ -30,10 +30,10 @@ __all__ = [
     "StorageError",
     "Terminated",
     "changed",
+    "check_split",
     "defaults",
     "open_split",
     "read_log",
-    "skipped_lines",
     "train",
     "validate",
 ]

@@ -16,7 +16,7 @@ from segjax.collectives import psum
 from segjax.data import VOID, Source, colorize, eval_batches
 from segjax.data.resize import resize
 from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds
-from segjax.training.objective import PIXEL_LOSSES, Hyperparams, background_of, hparams_from_config
+from segjax.training.objective import PIXEL_LOSSES, Hyperparams, background_of, hparams_from_config, targets
 from segjax.training.parallel import DeviceMapping
 from segjax.training.train_step import TrainState
 
@@ -88,8 +88,9 @@ def _counting_step(config: ConfigDict, model: Any, num_classes: int, count: Call
 def sum_over_strips(count: Callable, maps: Any, batch: dict[str, jax.Array], max_pixels: int) -> dict[str, Array]:
     """Returns `count(maps, labels, where)` of a batch of `eval_batches`, with `maps` resized to the labels' resolution.
 
-    `maps` are arrays `[b, h, w, k]` of the network's resolution, and `where` excludes void and fillers. The counts of
-    images of more than `max_pixels` are added up over strips of rows, so that only one strip is in memory.
+    `maps` are arrays `[b, h, w, k]` of the network's resolution. `where` excludes void, and what is not of an image,
+    whose labels are -1. The counts of images of more than `max_pixels` are added up over strips of rows, so that only
+    one strip is in memory.
     """
     height, width = batch["label"].shape[1:]
     strips = -(-height // max(1, max_pixels // width))
@@ -98,8 +99,10 @@ def sum_over_strips(count: Callable, maps: Any, batch: dict[str, jax.Array], max
     def count_strip(labels: Integer[Array, "b rows W"], first_row: Integer[Array, ""] | int) -> dict[str, Array]:
         options = {"antialias": False, "to_sizes": batch["size"], "first_row": first_row}
         resized = jax.tree.map(lambda x: resize(x, labels.shape[1:], **options), maps)
-        labels = labels.astype(jnp.int32)
-        return count(resized, labels, (labels != VOID) & batch["where"][:, None, None])
+        row, column = (first_row + jnp.arange(rows))[:, None], jnp.arange(width)
+        heights, widths = batch["size"][:, :1, None], batch["size"][:, 1:, None]
+        exists = (row < heights) & (column < widths) & batch["where"][:, None, None]
+        return count(resized, jnp.where(exists, labels.astype(jnp.int32), -1), exists & (labels != VOID))
 
     if strips == 1:
         return count_strip(batch["label"], 0)
@@ -115,7 +118,8 @@ def make_score_counts(config: ConfigDict, num_classes: int, axis_name: str | Non
     """Builds `count(outputs, labels, where, hparams)`, which returns the counts of `scores`.
 
     These are "confusion"; "loss_sum" and "loss_pixels", numerator and denominator of the pixel loss without boundary
-    weights and OHEM; and for two classes "scores", the score histogram of class 1.
+    weights and OHEM, in which void counts if it is learned as a class; and for two classes "scores", the score
+    histogram of class 1. Labels outside an image are -1.
     """
     per_pixel, background = PIXEL_LOSSES[config.objective.loss], background_of(config, num_classes)
     counts_positives = config.objective.normalizer == "positives"
@@ -124,9 +128,11 @@ def make_score_counts(config: ConfigDict, num_classes: int, axis_name: str | Non
         outputs: Float[Array, "b H W outputs"], labels: Int[Array, "b H W"], where: Bool[Array, "b H W"], hparams: Any
     ) -> dict[str, Array]:
         shared = {"where": where, "axis_name": axis_name}
-        pixels = psum(where.sum(dtype=jnp.int32), axis_name)
-        loss = losses.mean(per_pixel(outputs, labels, where, hparams), **shared)
-        counted = where & (labels != background) if counts_positives else where
+        learned, exists = targets(labels, num_classes, config.objective.void)
+        exists = exists & (labels >= 0)
+        pixels = psum(exists.sum(dtype=jnp.int32), axis_name)
+        loss = losses.mean(per_pixel(outputs, learned, exists, hparams), where=exists, axis_name=axis_name)
+        counted = exists & (learned != background) if counts_positives else exists
         counts = {
             "confusion": metrics.confusion_matrix(labels, classify(outputs, num_classes), num_classes, **shared),
             "loss_sum": loss * pixels.astype(loss.dtype),
@@ -193,18 +199,18 @@ def scores(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def eval_scalars(scores: dict[str, Any]) -> dict[str, float]:
-    """Returns the finite scalars among the scores, and IoU and recall per class, for TensorBoard."""
+    """Returns the scalars among the scores, and IoU and recall per class; NaN where a score is undefined."""
     scalars = {f"eval/{key}": value for key, value in scores.items() if isinstance(value, float)}
     for key in ("iou", "recall"):
         named = zip(scores["classes"], scores[f"{key}_per_class"], strict=True)
         scalars |= {f"eval/{key}/{name}": value for name, value in named}
-    return {key: value for key, value in scalars.items() if not math.isnan(value)}
+    return scalars
 
 
 def headline(scores: dict[str, Any]) -> float:
-    """Returns the score that selects the best checkpoint: average precision for two classes, else mean IoU."""
-    value = scores.get("average_precision", scores["mean_iou"])
-    return value if math.isfinite(value) else -1.0
+    """Returns the score that selects the best checkpoint: average precision if it is defined, else mean IoU."""
+    defined = (score for score in (scores.get("average_precision", math.nan), scores["mean_iou"]) if score == score)
+    return next(defined, -1.0)
 
 
 def example_sheet(predictors: Mapping[str, Callable], source: Source, indices: Iterable[int]) -> np.ndarray:

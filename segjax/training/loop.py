@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from segjax import inference
-from segjax.data import Source, TrainLoader, label_set, open_split, skipped_lines, train_loader
+from segjax.data import Source, TrainLoader, check_split, label_set, open_split, train_loader
 from segjax.storage import output_folder, write_json
 from segjax.training import hosts, parallel
 from segjax.training.checkpoint import Checkpoints
@@ -105,7 +105,7 @@ def train(
     hosts.refuse_differences(comparable(config) | made_by | {"devices of a host": jax.local_device_count()})
     hosts.refuse_separate_workdirs(workdir)
     for source, split in ((train_source, config.data.train_split), (eval_source, config.data.eval_split)):
-        for line in skipped_lines(source, split):
+        for line in check_split(source, split):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     train_step = make_train_step(config, model, len(names), axis_name)

@@ -156,14 +156,15 @@ class MetricsWriter:
         self._uploads += 1
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Logs `values` (names like "train/loss") at `step`."""
+        """Logs `values` (names like "train/loss") at `step`. NaN, an undefined score, is shown only."""
         if not self._active:
             return
+        logged = {name: value for name, value in values.items() if not math.isnan(value)}
         if self._in_bucket:
-            self._text += _line(step, values)
+            self._text += _line(step, logged)
         else:
-            append(self._lines, step, values)
-        for name, value in values.items():
+            append(self._lines, step, logged)
+        for name, value in logged.items():
             if self._events is not None:
                 self._try_events(self._write_event, step=step, summary=summary.scalar(name, value))
         if "train/loss" in values:
@@ -181,11 +182,18 @@ class MetricsWriter:
         return f"{images / max(time.monotonic() - began, 1e-9):.1f} images/s" if images > 0 else ""
 
     def _score(self, values: dict[str, float]) -> str:
-        """Returns the score that selects the best checkpoint, with the best so far, and mean IoU."""
-        key = _selecting_score(values)
-        self._best = max(self._best, values[key])
-        best = f"{values[key]:.3f} (best {self._best:.3f})"
-        return f"mIoU {best}" if key == "eval/mean_iou" else f"AP {best}  mIoU {values['eval/mean_iou']:.3f}"
+        """Returns average precision, for two classes, and mean IoU; the one that selects also with the best so far."""
+        shown, selecting = [], _selecting_score(values)
+        for name, key in (("AP", "eval/average_precision"), ("mIoU", "eval/mean_iou")):
+            value = values.get(key)
+            if value is not None and math.isnan(value):
+                shown.append(f"{name} n/a")
+            elif value is not None and key == selecting:
+                self._best = max(self._best, value)
+                shown.append(f"{name} {value:.3f} (best {self._best:.3f})")
+            elif value is not None:
+                shown.append(f"{name} {value:.3f}")
+        return "  ".join(shown)
 
     def advance(self, step: int) -> None:
         """Moves the bar to `step`, which has been dispatched to the devices."""
@@ -211,7 +219,8 @@ class MetricsWriter:
 
 
 def _selecting_score(values: dict[str, float | int]) -> str:
-    return "eval/average_precision" if "eval/average_precision" in values else "eval/mean_iou"
+    is_defined = not math.isnan(values.get("eval/average_precision", math.nan))
+    return "eval/average_precision" if is_defined else "eval/mean_iou"
 
 
 def append(path: Path | epath.Path, step: int, values: dict[str, float]) -> None:

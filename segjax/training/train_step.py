@@ -36,10 +36,15 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
     """Returns the network of `config` for a data set of `num_classes` classes.
 
     Raises:
-      ConfigError: a binary loss on a data set without exactly two classes, or a prior of the wrong length.
+      ConfigError: a data set of one class, a binary loss on one of more than two, or a prior of the wrong length.
     """
     loss, prior, outputs = config.objective.loss, tuple(config.model.prior), num_outputs(config, num_classes)
     binary, data = outputs == 1, config.data.name
+    if num_classes < 2:
+        raise ConfigError(
+            f"{data} has {num_classes} class, which every pixel would be; expected at least 2: name the rest too, as "
+            "in config.data.class_names = ('background', 'object')"
+        )
     if binary and num_classes != 2:
         raise ConfigError(
             f"config.objective.loss = {loss!r} separates one rare class from the rest and needs a data set of 2 "

@@ -97,6 +97,8 @@ def test_open_split_different_sizes_and_grey_images(make, config, tmp_path):
     source = open_split(config("camvid", tmp_path / "prepared", root), "train")
     assert (source.native_size, source.sizes, source.channels) == (None, [(12, 16), (20, 10)], 1)
     assert source[1]["image"].shape == (20, 10, 1)
+    seen = np.unique([label for i in (0, 1) for label in np.unique(source[i]["label"])])
+    assert source.absent == [name for i, name in enumerate(source.label_set.names) if i not in seen] != []
 
 
 def test_open_split_road_debris_scene_and_binary_labels(config, tmp_path):

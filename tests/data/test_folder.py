@@ -100,6 +100,12 @@ def test_open_folder_verifies_every_pair(make, tmp_path):
         [open_folder(root, split, CLASSES) for split in ("train", "val")]
 
 
+def test_open_folder_without_training_images(make, tmp_path):
+    make.folder(tmp_path / "val", 2)
+    with pytest.raises(DataError, match=rf"{tmp_path}: found val only; expected training images in {tmp_path}/train"):
+        open_folder(tmp_path, "val", CLASSES)
+
+
 def test_open_folder_missing_split_double_stem_missing_folder(make, tmp_path):
     root = make.folder(tmp_path, 3)
     with pytest.raises(DataError, match=r"no split 'test'; found train, val"):

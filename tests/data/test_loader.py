@@ -24,7 +24,7 @@ CLASSES = numbered_classes(("a", "b", "c"))
 class Memory:
     """A source in memory: image i is filled with i, its label with i modulo 2."""
 
-    label_set, channels, skipped, digest = LABEL_SETS["road_debris"], 1, (), "drawn"
+    label_set, channels, skipped, absent, digest = LABEL_SETS["road_debris"], 1, (), (), "drawn"
 
     def __init__(self, sizes):
         self.sizes = sizes
@@ -207,7 +207,7 @@ def test_train_loader_workers_with_a_cached_function_of_the_script(tmp_path, pro
         "def read(i):\n"
         "    return np.full((8, 10, 1), i, np.uint8)\n\n\n"
         "class Mine:\n"
-        "    label_set, channels, skipped, digest = LABEL_SETS['road_debris'], 1, (), 'mine'\n"
+        "    label_set, channels, skipped, absent, digest = LABEL_SETS['road_debris'], 1, (), (), 'mine'\n"
         "    native_size = (8, 10)\n"
         "    def __len__(self):\n"
         "        return 4\n"

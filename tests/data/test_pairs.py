@@ -1,9 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 
 from segjax.data.io import DataError, list_folder
 from segjax.data.labels import LABEL_SETS, numbered_classes
-from segjax.data.pairs import Sizes, fingerprint, make_example, mask_png, match, skipped_lines, summarize, verify
+from segjax.data.pairs import Sizes, check_split, fingerprint, make_example, mask_png, match, summarize, verify
 
 CLASSES = numbered_classes(("a", "b", "c"))
 
@@ -119,7 +121,7 @@ def test_fingerprint_depends_on_names_and_contents(make, pairs):
 class Skipping:
     """A source in which only `skipped` matters."""
 
-    label_set, channels, native_size, sizes, digest = CLASSES, 3, (1, 1), [(1, 1)] * 7, ""
+    label_set, channels, native_size, sizes, absent, digest = CLASSES, 3, (1, 1), [(1, 1)] * 7, (), ""
 
     def __init__(self, count):
         self.skipped = tuple(f"{i}.png: bad" for i in range(count))
@@ -134,17 +136,41 @@ class Skipping:
         return str(index)
 
 
-def test_skipped_lines_few():
-    assert skipped_lines(Skipping(0), "train") == []
-    first, *rest = skipped_lines(Skipping(2), "train")
+def test_check_split_few():
+    assert check_split(Skipping(0), "train") == []
+    first, *rest = check_split(Skipping(2), "train")
     assert first == "train: skipped 2 bad pair(s) of image and mask (config.data.on_error = 'skip'):"
     assert rest == ["  0.png: bad", "  1.png: bad"]
 
 
-def test_skipped_lines_many():
-    lines = skipped_lines(Skipping(25), "val")
+def test_check_split_many():
+    lines = check_split(Skipping(25), "val")
     assert lines[0].startswith("val: skipped 25 ")
     assert lines[-2:] == ["  19.png: bad", "  and 5 more"]
+
+
+def test_verify_absent_classes(pairs, make):
+    ids = make.encoded(np.full(make.SIZE, 255, np.uint8))
+    found = verify(pairs(make.encoded(make.image()), ids)[1:], CLASSES)
+    assert found.absent == ["a", "b", "c"]
+    ids = np.full(make.SIZE, 255, np.uint8)
+    ids[0, 0] = 1  # one pixel is enough
+    assert verify(pairs(mask=make.encoded(ids))[1:], CLASSES).absent == ["a", "c"]
+
+
+def test_check_split_absent_classes():
+    source = Skipping(1)
+    source.absent = ["b", "c"]
+    warning, *rest = check_split(source, "val")
+    assert re.search(r"val has no pixel of b, c\. .*config.data.mask_values", warning)
+    assert rest == check_split(Skipping(1), "val")
+
+
+def test_check_split_of_void_alone():
+    source = Skipping(0)
+    source.absent = CLASSES.names
+    with pytest.raises(DataError, match=r"val: every pixel .* void \(0 and 6 more\); .*config.data.mask_values"):
+        check_split(source, "val")
 
 
 def test_make_example_invalid_parts(make):

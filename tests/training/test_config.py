@@ -392,6 +392,14 @@ def test_validate_field_of_another_network(name, field, value, message):
         validate(config)
 
 
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_focal"])
+def test_make_model_one_class(loss):
+    config = defaults()
+    config.objective.loss = loss
+    with pytest.raises(ConfigError, match=r"has 1 class.*config.data.class_names = \('background', 'object'\)"):
+        make_model(config, 1)
+
+
 def test_make_model_error_of_the_network():
     config = defaults()
     config.model.name, config.model.output_stride = "fcn", 4

@@ -10,8 +10,17 @@ import pytest
 from segjax import metrics
 from segjax.data import VOID
 from segjax.data.resize import resize
-from segjax.training.evaluation import Scores, make_eval_step, scores, sum_counts, sum_over_strips
-from segjax.training.objective import hparams_from_config
+from segjax.models import Segmentation
+from segjax.training.evaluation import (
+    Scores,
+    headline,
+    make_eval_step,
+    make_score_counts,
+    scores,
+    sum_counts,
+    sum_over_strips,
+)
+from segjax.training.objective import hparams_from_config, make_objective
 from segjax.training.train_step import init_state, make_model
 
 
@@ -57,6 +66,31 @@ def test_scores_of_three_classes_have_no_ranking():
     assert {"best_iou", "average_precision", "auroc"} & scores({"confusion": confusion}).keys() == set()
 
 
+def test_make_score_counts_pixel_loss_with_void_as_a_class_is_that_of_training(tiny):
+    tiny.objective.loss, tiny.objective.void = "softmax_cross_entropy", "class"
+    rng, hparams = np.random.default_rng(0), hparams_from_config(tiny)
+    outputs = jnp.asarray(rng.normal(size=(2, 5, 6, 3)), jnp.float32)
+    labels = jnp.asarray(rng.choice([0, 1, VOID], (2, 5, 6)), jnp.int32)
+    beside = ((0, 0), (0, 0), (0, 2))  # columns that are not of the images
+
+    @jax.jit
+    def losses_of(outputs, labels):
+        _, parts = make_objective(tiny, 2)(Segmentation(outputs, None, None, outputs), labels, hparams)
+        labels, outputs = jnp.pad(labels, beside, constant_values=-1), jnp.pad(outputs, (*beside, (0, 0)))
+        where = (labels >= 0) & (labels != VOID)
+        return parts["pixel_loss"], make_score_counts(tiny, 2, None)(outputs, labels, where, hparams)
+
+    expected, counts = jax.device_get(losses_of(outputs, labels))
+    assert scores(counts)["pixel_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_headline_without_a_positive_is_mean_iou():
+    found = scores(counted(np.full(5, -1.0, np.float32), np.zeros(5, np.int32)))
+    assert headline(found) == found["mean_iou"] == 1
+    nothing = scores({"confusion": np.zeros((3, 3), np.int64)})
+    assert headline(nothing) == -1
+
+
 def count_confusion(logits, labels, where):
     return {"confusion": metrics.confusion_matrix(labels, logits.argmax(-1), 3, where=where)}
 
@@ -90,6 +124,7 @@ def test_sum_over_strips_invalid_labels_stay_negative(batch):
 
 def test_make_eval_step_memory_of_a_large_image(tiny):
     """A photo of 24 megapixels takes 6.3 GB in a batch of 8 that is counted at once."""
+    tiny.model.depth = 1
     model, shape = make_model(tiny, 2, None), (1, 4000, 6000)
     state = jax.eval_shape(lambda: init_state(tiny, model))
     batch = {"image": (*shape, 3), "label": shape, "size": (1, 2), "where": (1,), "index": (1,)}
@@ -121,7 +156,7 @@ def test_sum_counts_every_pixel_of_images_of_different_sizes_once(tiny, devices)
         kept = batch["label"][batch["where"]]
         return {"pixels": np.bincount(kept[kept != VOID], minlength=6)}
 
-    source = Ones(label_set=None, channels=1, native_size=None, sizes=sizes, skipped=(), digest="")
+    source = Ones(label_set=None, channels=1, native_size=None, sizes=sizes, skipped=(), absent=(), digest="")
     totals = sum_counts(count, source, tiny, devices=devices)
     assert totals["pixels"].tolist() == [height * width for height, width in sizes]
     assert max(np.prod(shape) for shape in shapes) == devices * 40 * 32

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import resource
 
 import numpy as np
@@ -154,6 +155,16 @@ def test_score_of_two_classes_is_average_precision_and_its_best_is_kept_by_a_res
         writer.scalars(2, {"train/loss": 0.5})
         writer.scalars(2, {"eval/mean_iou": 0.6, "eval/average_precision": 0.7})
     assert "step 2: loss 0.5000  AP 0.700 (best 0.750)  mIoU 0.600" in console.file.getvalue()
+
+
+def test_score_that_is_undefined_is_shown_and_not_logged(tmp_path):
+    console = rich.console.Console(file=io.StringIO(), width=120)
+    with writer_of(tmp_path, console=console) as writer:
+        writer.scalars(1, {"eval/mean_iou": 0.5, "eval/average_precision": math.nan})
+        writer.scalars(2, {"eval/mean_iou": math.nan, "eval/pixel_loss": 0.0})
+    assert "step 1: AP n/a  mIoU 0.500 (best 0.500)" in console.file.getvalue()
+    assert "step 2: mIoU n/a" in console.file.getvalue()
+    assert read_log(tmp_path) == [{"step": 1, "eval/mean_iou": 0.5}, {"step": 2, "eval/pixel_loss": 0.0}]
 
 
 def test_writer_of_another_host_writes_nothing(tmp_path):
