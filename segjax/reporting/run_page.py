@@ -368,7 +368,11 @@ def _uncertainty_section(inspection: Inspection) -> Section:
     )
     bins = [inspection.reliability[key] for key in ("edges", "confidence", "accuracy", "count")]
     # The first few pixels may have any error rate; at full coverage all lines meet the reference.
-    limits = {"x_range": (0, 1), "y_range": (0, 1.5 * error_rate or 1), "reference": ("random order", error_rate)}
+    limits = {
+        "x_range": (0, 1),
+        "y_range": (0, 1.5 * error_rate if error_rate > 0 else 1),
+        "reference": ("random order", error_rate),
+    }
     x = "coverage, most certain pixels first"
     risks = figures.curves(lines, title="Risk and coverage", x=x, y="error rate", **limits)
     error = f"expected calibration error {scores['expected_calibration_error']:.4f}"

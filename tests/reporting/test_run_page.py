@@ -19,7 +19,7 @@ LOG = [{"step": i, "train/loss": 1 / i, "train/pixel_loss": 1 / i, "train/learni
 SCORED = [{"step": 4, "eval/mean_iou": 0.5} | {f"eval/iou/class {i}": 0.5 for i in range(32)}]
 
 
-def inspection(classes, images):
+def inspection(classes, images, pixel_accuracy):
     """Returns random results of a pass over a split, with as many best and worst images."""
     rng = np.random.default_rng(0)
     confusion = rng.integers(0, 100, (classes, classes)) + 1000 * np.eye(classes, dtype=int)
@@ -29,7 +29,8 @@ def inspection(classes, images):
     scores = {"classes": names, "confusion": confusion.tolist(), "expected_calibration_error": 0.0123}
     scores |= {f"{key}_per_class": rng.random(classes).tolist() for key in ("iou", "dice", "precision", "recall")}
     means = ("mean_iou", "mean_dice", "mean_accuracy", "pixel_accuracy", "mean_iou_per_image", "frequency_weighted_iou")
-    scores |= dict.fromkeys(means, 0.5) | {"area_under_risk_coverage": {"entropy": 0.25}, "images": 4, "skipped": 0}
+    scores |= dict.fromkeys(means, 0.5) | {"pixel_accuracy": pixel_accuracy}
+    scores |= {"area_under_risk_coverage": {"entropy": 0.25}, "images": 4, "skipped": 0}
     scores["average_precision_per_class"] = [float("nan")] * (classes - len(ranked)) + [0.5] * len(ranked)
     bins = {"edges": [0, 0.5, 1], "confidence": [float("nan"), 0.8], "accuracy": [float("nan"), 0.7], "count": [0, 90]}
     curve = {"recall": [0.5, 1.0], "precision": [1.0, 0.5]}
@@ -40,7 +41,7 @@ def inspection(classes, images):
     return Inspection(scores, bins, dict.fromkeys(ranked, curve), risk_coverage, (shown,) * images, (shown,) * images)
 
 
-def report(classes=2, log=(*LOG, *SCORED), images=1):
+def report(classes=2, log=(*LOG, *SCORED), images=1, pixel_accuracy=0.5):
     config = defaults()
     config.data.manual_dir, config.training.phases = "x", ((0.6, 10, 0.002),)
     palette = np.arange(3 * classes, dtype=np.uint8).reshape(classes, 3)
@@ -48,7 +49,7 @@ def report(classes=2, log=(*LOG, *SCORED), images=1):
     state = types.SimpleNamespace(step=4, params={})
     labels = LabelSet(names, palette, np.full(256, 255, np.uint8))
     run = TrainedRun(epath.Path("no_such_run"), config, None, state, labels)
-    return run_report(run, log, "val", inspection(classes, images), is_best=True)
+    return run_report(run, log, "val", inspection(classes, images, pixel_accuracy), is_best=True)
 
 
 def names_of(made):
@@ -75,8 +76,8 @@ def test_run_report_pictures_and_tables(classes, made):
     assert page.count("<div") == page.count("</div>")
 
 
-def test_run_report_before_the_first_evaluation_and_without_images():
-    young = report(log=LOG, images=0)
+def test_run_report_before_the_first_evaluation_and_of_a_split_of_void():
+    young = report(log=LOG, images=0, pixel_accuracy=float("nan"))
     assert names_of(young)[:2] == ["loss", "learning_rate"]
     assert "was not scored yet" in young.sections[1].text
     assert young.sections[-2].title == "Uncertainty"
