@@ -83,6 +83,76 @@ def python(process_environment):
 
 
 @pytest.fixture(scope="session")
+def misread():
+    """Returns `misread(file, read)`, which damages a JSON file or another one in many ways, and reads it.
+
+    Each time, `read()` must return, or raise an error that commands print as one line. The result is the set of
+    damages after which it returned. At the end the file is as before.
+    """
+    from segjax.training import MISTAKES
+
+    def contents(good):
+        yield from {"empty": b"", "half": good[: len(good) // 2], "cut": good.rstrip()[:-1]}.items()
+        values = (None, True, 1, "text", [], {}, [[1, 2]], {"a": None}, {"step": "1"}, [{}], [None])
+        yield from ((json.dumps(value), json.dumps(value).encode()) for value in values)
+        yield from {"lists": b"[" * 10**5, "dicts": b'{"a":' * 10**5, "balanced": b"[" * 10**5 + b"]" * 10**5}.items()
+        yield from {"binary": bytes(range(256)), "zeros": bytes(len(good)), "digits": b"1" * 5000}.items()
+        text = good.decode(errors="replace")
+        yield from ((code, text.encode(code, "replace")) for code in ("utf-16", "utf-32", "utf-8-sig"))
+        yield "latin-1", good[:-3] + "é".encode("latin-1") + good[-3:]
+        if good.lstrip().startswith(b"{"):
+            entries = json.loads(good.splitlines()[0] if good.count(b"\n{") else good)
+            for key in list(entries)[:: 1 + len(entries) // 10]:
+                yield f"without {key}", json.dumps({k: v for k, v in entries.items() if k != key}).encode()
+                for value in (None, [], {}, "text", -1):
+                    yield f"{key} {value}", json.dumps(entries | {key: value}).encode()
+
+    def places(file):
+        file.unlink()
+        yield "missing"
+        file.mkdir()
+        yield "folder"
+        file.rmdir()
+        os.mkfifo(file)
+        yield "pipe"
+        file.unlink()
+        file.symlink_to(file)
+        yield "loop"
+        file.unlink()
+
+    def run(file, read):
+        file, lines = Path(file), {}
+        good = file.read_bytes()
+
+        def attempt(damage):
+            try:
+                read()
+                lines[damage] = []
+            except MISTAKES as error:
+                lines[damage] = str(error).splitlines()
+            except BaseException as error:
+                error.add_note(f"after the damage {damage!r} to {file.name}")
+                raise
+
+        read()
+        try:
+            for damage, content in contents(good):
+                file.write_bytes(content)
+                attempt(damage)
+            for damage in places(file):
+                attempt(damage)
+        finally:
+            if file.is_symlink() or file.exists():
+                file.rmdir() if file.is_dir() else file.unlink()
+            file.write_bytes(good)
+        read()
+        assert not [damage for damage, message in lines.items() if len(message) > 1]
+        return {damage for damage, message in lines.items() if not message}
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def linked_site(tmp_path_factory):
     """Returns `linked_site(*names)`, a site folder with links to what `pip install NAMES` installs, without extras."""
 

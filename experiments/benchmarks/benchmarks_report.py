@@ -10,7 +10,7 @@ import rich.console
 from experiments.benchmarks.baselines import NOT_INSTALLED, OURS, Setting, Target, versions
 from experiments.benchmarks.timing import threads
 from segjax.reporting import Report, Section, Table, show
-from segjax.storage import write_json
+from segjax.storage import read_json, write_json
 from segjax.training import ConfigError
 from segjax.training.provenance import provenance
 
@@ -39,7 +39,7 @@ def results(workdir: Path, sections: Mapping[str, Any], facts: Mapping[str, Any]
         path = workdir / f"rows_{section}.json"
         found[section] = {}
         if path.is_file():
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path, {"facts": dict, "rows": dict}, "the rows of a benchmark", "Remove the file")
             for key, value in expected.items():
                 if stored["facts"].get(key) != value:
                     raise ConfigError(

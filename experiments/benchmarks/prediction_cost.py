@@ -22,7 +22,7 @@ from experiments.camvid.crf import dense_crf
 from segjax import cli, training
 from segjax.inference import PredictOptions, Predictor, Preprocessing, whole_passes
 from segjax.reporting import Table, show
-from segjax.storage import write_json
+from segjax.storage import check_outputs, to_json, write_outputs
 from segjax.training.provenance import provenance
 from segjax.training.train_step import make_model
 
@@ -93,18 +93,17 @@ def measure(width: int, size: tuple[int, int], tile: tuple[int, int], rounds: in
 def main(argv: list[str]) -> None:
     """Times all cases, prints the table and writes it as JSON."""
     del argv
-    options, load = flags.FLAGS, os.getloadavg()[0]
+    options, load, output = flags.FLAGS, os.getloadavg()[0], Path(flags.FLAGS.output)
+    check_outputs([output])
     with jax.default_device(jax.devices("cpu")[0]):
         measured = measure(options.width, options.size, options.tile, options.rounds)
     rows = [(name, value, measured["ratios"][name]) for name, value in measured["seconds_per_megapixel"].items()]
     size, tile = ("×".join(map(str, sides)) for sides in (options.size, options.tile))
     title = f"U-Net of width {options.width}, image {size}, tiles {tile}, {CLASSES} classes"
     show(Table(title, ("", "s per megapixel", "ratio"), rows), rich.console.Console())
-    output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     about = {"size": options.size, "tile": options.tile, "width": options.width, "classes": CLASSES}
     about |= {"rounds": options.rounds, "whole_passes": PASSES, "crf": CRF, "load_average": load}
-    write_json(output, {**about, **measured, "provenance": provenance()})
+    write_outputs({output: to_json({**about, **measured, "provenance": provenance()})})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from experiments.sweep import paper_report
 from segjax import cli
 from segjax.configs import focal_ablation
 from segjax.reporting import Table, show
-from segjax.storage import write_json
+from segjax.storage import to_json, write_json, write_outputs
 from segjax.training.config import leaves
 from segjax.training.provenance import provenance
 
@@ -83,10 +83,8 @@ def main(argv: list[str]) -> None:
     title = f"Five cells of {options.steps} steps, medians of {options.rounds} rounds"
     show(Table(title, ("", "seconds", "ratio"), rows), rich.console.Console())
     about = {"steps": options.steps, "rounds": options.rounds, "cells": 5}
-    write_json(
-        workdir / "sweep_cost.json",
-        about | {"seconds": measured, "ratios": ratios, "provenance": provenance()},
-    )
+    data = about | {"seconds": measured, "ratios": ratios, "provenance": provenance()}
+    write_outputs({workdir / "sweep_cost.json": to_json(data)})
 
 
 if __name__ == "__main__":

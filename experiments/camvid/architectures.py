@@ -30,7 +30,7 @@ from segjax.data.labels import VOID
 from segjax.data.resize import resize
 from segjax.inference import classify, predict_logits, whole_passes
 from segjax.reporting import Report, Section, Table
-from segjax.storage import read_json, write_json
+from segjax.storage import read_json, to_json, write_outputs
 from segjax.training.config import from_leaves, leaves
 from segjax.training.evaluation import preprocessing_of
 from segjax.training.provenance import provenance
@@ -235,11 +235,11 @@ def main(argv: list[str]) -> None:
     workdir = local_path(options.workdir)
     table_rows.run_cells(options, ROWS, base_config(options.steps), workdir, console, make_counts, scores)
     cost_file = workdir / COST_FILE
-    cost = read_json(cost_file) if cost_file.exists() else {}
+    cost = read_json(cost_file, dict, "the costs of the networks", "Remove the file") if cost_file.exists() else {}
     if options.time or cost.get("of") != json.loads(json.dumps(ROWS)):
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(cost_file, costs(ROWS, rounds=9 if options.time else 0))
-    cost, measured = read_json(cost_file), table_rows.finished_cells(workdir, ROWS)
+        cost = costs(ROWS, rounds=9 if options.time else 0)
+        write_outputs({cost_file: to_json(cost)})
+    measured = table_rows.finished_cells(workdir, ROWS)
     publish(report(measured, cost), workdir, "architectures", {"cells": measured, "cost": cost}, console)
 
 

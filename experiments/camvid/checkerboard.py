@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from segjax import cli, metrics
 from segjax.metrics import CheckerboardSums
 from segjax.reporting import Table, markdown, show, spread
-from segjax.storage import write_json
+from segjax.storage import to_json, write_outputs
 from segjax.trained_run import load_run, model_of
 from segjax.training import ConfigError, open_split, parallel
 from segjax.training.evaluation import counter, preprocessing_of, sum_counts
@@ -127,15 +127,15 @@ def main(argv: list[str]) -> None:
         measured[upsample] = {"new": new(config, upsample, options.seeds), "trained": after.get(upsample, [])}
     show(table(measured), console)
     output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "checkerboard.md").write_text(markdown(table(measured)) + "\n", encoding="utf-8")
     about = {
         "window": WINDOW,
         "seeds": options.seeds,
         "checkpoints": options.checkpoint,
         "size": list(config.data.size),
     }
-    write_json(output / "checkerboard.json", {**about, "percentages": measured, "provenance": provenance()})
+    data = {**about, "percentages": measured, "provenance": provenance()}
+    text = markdown(table(measured)) + "\n"
+    write_outputs({output / "checkerboard.md": text.encode(), output / "checkerboard.json": to_json(data)})
     console.print(f"Wrote checkerboard.md and .json to {output}/")
 
 

@@ -30,7 +30,7 @@ from segjax import cli, metrics
 from segjax.data.labels import VOID
 from segjax.inference import predict_logits, probabilities
 from segjax.reporting import Report, Section, Table, show, write_report
-from segjax.storage import read_json, write_json
+from segjax.storage import read_json, to_json, write_outputs
 from segjax.trained_run import TrainedRun, load_run
 from segjax.training import open_split
 from segjax.training.provenance import provenance
@@ -130,10 +130,10 @@ def stored(run: TrainedRun, source: Any, indices: Sequence[int], setting: Settin
     file = workdir / f"{setting.name.replace(' ', '_')}.json"
     asked = {"checkpoint": str(run.workdir), "step": int(run.state.step), "indices": list(indices)}
     asked["setting"] = setting._asdict()
-    found = read_json(file) if file.exists() else {}
+    found = read_json(file, dict, "the result of a CRF", "Remove the file") if file.exists() else {}
     if found.get("asked") != asked:
         found = {"asked": asked, **measure(run, source, indices, setting)}
-        write_json(file, found)
+        write_outputs({file: to_json(found)})
     return found
 
 

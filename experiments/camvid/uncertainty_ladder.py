@@ -31,7 +31,7 @@ from segjax.data.labels import VOID
 from segjax.data.resize import resize
 from segjax.inference import classify
 from segjax.reporting import Report, Section, Table
-from segjax.storage import read_json, write_json
+from segjax.storage import read_json, to_json, write_outputs
 from segjax.training.config import from_leaves, leaves
 from segjax.training.evaluation import preprocessing_of
 from segjax.training.objective import hparams_at, hparams_from_config, phases
@@ -179,7 +179,8 @@ def time_rows(workdir: Path, rounds: int = 9) -> None:
         operands = (init_state(config, model), data, hparams_at(1, hparams_from_config(config), phases(config)))
         cases.append(Case(name, partial(step, *operands)))
     medians = {name: round(value, 1) for name, value in milliseconds(cases, rounds).items()}
-    write_json(workdir / TIMES_FILE, {"milliseconds": medians, "rounds": rounds, "provenance": provenance()})
+    data = {"milliseconds": medians, "rounds": rounds, "provenance": provenance()}
+    write_outputs({workdir / TIMES_FILE: to_json(data)})
 
 
 def table(measured: list[dict[str, Any]], rows: Rows, title: str, times: dict[str, float] | None = None) -> Table:
@@ -234,7 +235,8 @@ def main(argv: list[str]) -> None:
     if options.time:
         time_rows(workdir)
     times, measured = workdir / TIMES_FILE, table_rows.finished_cells(workdir, ROWS)
-    timed = read_json(times) if times.exists() else None
+    form = {"milliseconds": dict, "rounds": int, "provenance": dict}
+    timed = read_json(times, form, "the times of the ladder", "Remove the file") if times.exists() else None
     data = {"cells": measured, "times": timed}
     publish(report(measured, timed), workdir, "uncertainty_ladder", data, console)
 

@@ -26,9 +26,9 @@ from segjax import cli, metrics
 from segjax.data.labels import VOID
 from segjax.data.resize import resize
 from segjax.inference import analytic_uncertainty, classify, head_uncertainty
-from segjax.reporting import Table, markdown, show
+from segjax.reporting import Table, markdown, png, show
 from segjax.reporting.run_page import LOG_SPAN, error_histogram, log_of
-from segjax.storage import write_json
+from segjax.storage import to_json, write_outputs
 from segjax.trained_run import load_run
 from segjax.training.evaluation import preprocessing_of
 from segjax.training.provenance import provenance
@@ -125,7 +125,7 @@ def table(measured: dict[str, dict[str, float]]) -> Table:
     return Table("Uncertainties of one network; certain: the 90 % most certain pixels", ("", *columns), rows)
 
 
-def figure(counts: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+def figure(counts: dict[str, dict[str, np.ndarray]]) -> Figure:
     """Draws risk over coverage, detected errors over coverage, and precision over recall of void, per uncertainty."""
     drawn = Figure(figsize=(16, 5), layout="constrained")
     axes = drawn.subplots(1, 3)
@@ -162,7 +162,7 @@ def figure(counts: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     # The risk of the first few pixels is noise; at full coverage it is the network's error for all measures.
     axes[0].set_ylim(0, 1.5 * curve["risk"][-1] or None)
     axes[0].legend(fontsize=8)
-    drawn.savefig(path, dpi=100)
+    return drawn
 
 
 def main(argv: list[str]) -> None:
@@ -176,13 +176,12 @@ def main(argv: list[str]) -> None:
     measured = scores(counts)
     show(table(measured), console)
     output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "uncertainty_quality.md").write_text(markdown(table(measured)) + "\n", encoding="utf-8")
-    write_json(
-        output / "uncertainty_quality.json",
-        {"images": images, "rate": RATE, "uncertainties": measured, "provenance": provenance()},
-    )
-    figure(counts, output / "uncertainty_quality.png")
+    files = {
+        "md": (markdown(table(measured)) + "\n").encode(),
+        "json": to_json({"images": images, "rate": RATE, "uncertainties": measured, "provenance": provenance()}),
+        "png": png(figure(counts)),
+    }
+    write_outputs({output / f"uncertainty_quality.{suffix}": data for suffix, data in files.items()})
     console.print(f"Wrote uncertainty_quality.md, .json and .png to {output}/")
 
 

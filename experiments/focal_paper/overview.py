@@ -4,6 +4,7 @@ Trains `configs/road_debris_uncertainty.py` twice, with the usual initialisation
 config has it, and shows both on validation images. A finished run is not trained again.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from segjax.configs import road_debris_uncertainty
 from segjax.data import colorize
 from segjax.inference.visualize import contact_sheet, heatmap, overlay_palette
 from segjax.reporting import cell
-from segjax.storage import read_json
+from segjax.storage import read_json, write_outputs
 from segjax.trained_run import TrainedRun, load_run
 from segjax.training import open_split, train
 from segjax.training.checkpoint import FOLDER
@@ -58,7 +59,7 @@ def overview(runs: dict[str, TrainedRun]) -> np.ndarray:
 
 
 def _precision(run: TrainedRun) -> str:
-    return cell(read_json(run.workdir / SCORES_FILE)["average_precision"])
+    return cell(read_json(run.workdir / SCORES_FILE, {"average_precision": float}, "scores")["average_precision"])
 
 
 def main(argv: list[str]) -> None:
@@ -70,7 +71,9 @@ def main(argv: list[str]) -> None:
         if not (folder / SCORES_FILE).exists():
             train(config, folder)
         runs[name] = load_run(folder / FOLDER / "latest")
-    Image.fromarray(overview(runs)).save(workdir / "overview.jpg", quality=88)
+    encoded = io.BytesIO()
+    Image.fromarray(overview(runs)).save(encoded, "JPEG", quality=88)
+    write_outputs({workdir / "overview.jpg": encoded.getvalue()})
     print(f"wrote {workdir / 'overview.jpg'}")
 
 

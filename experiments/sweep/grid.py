@@ -34,6 +34,7 @@ from segjax.training.metrics_writer import METRICS_FILE
 # Makes glibc request huge pages, which shortens a training step on CPU; see `benchmarks_pages`.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
+FORM = {"status": str, "provenance": dict}  # of a result
 Changes = Mapping[str, Any]
 
 
@@ -120,10 +121,10 @@ def result_of(cell: Cell, workdir: Path) -> dict[str, Any] | None:
     """
     folder = workdir / cell.name
     if (folder / CONFIG_FILE).exists():
-        saved = read_json(folder / CONFIG_FILE)
+        saved = read_json(folder / CONFIG_FILE, dict, "the config of a cell", "Remove this folder")
         check_same(folder, saved, cell.config, "; choose another --workdir, or remove this folder")
     path = folder / RESULT_FILE
-    return read_json(path) if path.exists() else None
+    return read_json(path, FORM, "the result of a cell", "Remove this file") if path.exists() else None
 
 
 def check_same(
@@ -214,7 +215,7 @@ def _progress(cells: Sequence[Cell], workdir: Path, done: Collection[str]) -> st
     for cell in cells:
         log = workdir / cell.name / METRICS_FILE
         if cell.name not in done and log.exists():
-            *_, last = log.read_text(encoding="utf-8").splitlines() or [""]
+            *_, last = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
             step = re.match(r'{"step": (\d+)', last)
             running.append(f"{cell.name} step {step[1] if step else 0} of {cell.config.training.steps}")
     return f"{len(done)}/{len(cells)} cells. {', '.join(running) or 'compiling'}"

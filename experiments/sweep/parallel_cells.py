@@ -4,7 +4,6 @@ Step, data, schedule, scores, log and checkpoints are those of `segjax.training.
 """
 
 import contextlib
-import json
 import math
 import sys
 import time
@@ -26,7 +25,7 @@ from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import write_config
 from segjax.training.evaluation import eval_scalars, headline, make_eval_step, scores, split_facts, sum_counts
 from segjax.training.loop import CONFIG_FILE, DEVICE_KEYS, train_batches
-from segjax.training.metrics_writer import METRICS_FILE, append, drop_after
+from segjax.training.metrics_writer import METRICS_FILE, append, drop_after, read_log
 from segjax.training.objective import GradientBudget, budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
 from segjax.training.train_step import TrainState, init_state, make_model, make_train_step
@@ -184,7 +183,7 @@ class _Run:
             self.checkpoints.save(state, position, headline(self.scores) if scored else None)
 
     def result(self, origin: dict[str, Any]) -> dict[str, Any]:
-        rows = [json.loads(line) for line in (self.folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+        rows = read_log(self.folder)
         evaluated = [row for row in rows if "eval/pixel_accuracy" in row]
         keys = sorted({key for row in evaluated for key in row} - {"step"})
         curves = {"step": [row["step"] for row in evaluated]}

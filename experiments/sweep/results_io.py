@@ -13,11 +13,10 @@ from typing import Any
 
 import rich.console
 
-from experiments.sweep.grid import Cell, check_same, result_of
+from experiments.sweep.grid import FORM, Cell, check_same, result_of
 from experiments.sweep.parallel_cells import RESULT_FILE
 from segjax.reporting import Report, show, write_report
-from segjax.storage import StorageError, write_json
-from segjax.training import DataError
+from segjax.storage import StorageError, read_json, write_json
 from segjax.training.config import leaves
 from segjax.training.loop import CONFIG_FILE
 from segjax.training.provenance import provenance
@@ -84,15 +83,13 @@ def import_results(cells: Sequence[Cell], workdir: Path, file: Path) -> int:
     """Writes to `workdir` the results of `cells` that `file` contains and `workdir` does not; returns their number.
 
     Raises:
-      DataError: the file does not exist, or is not the JSON of a sweep's report.
+      StorageError: the file does not exist, or is not the JSON of a sweep's report.
       ConfigError: its cells were run with another config.
     """
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))["data"]
-        config, entries = data["config"], [dict(entry) for entry in data["cells"]]
-        changes = [entry.pop("changes") for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: expected the JSON of a sweep's report ({type(error).__name__}: {error})") from error
+    form = {"data": {"config": dict, "cells": [{"changes": dict} | FORM]}}
+    data = read_json(file, form, "the JSON of a sweep's report")["data"]
+    config, entries = data["config"], data["cells"]
+    changes = [entry.pop("changes") for entry in entries]
     # Reports of earlier versions lack a field that only some of their cells change.
     unknown = {key for fields in changes for key in fields} - config.keys()
     imported = 0

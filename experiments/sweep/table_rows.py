@@ -99,7 +99,7 @@ def counts_over_split(run: TrainedRun, step: Callable) -> tuple[dict[str, Any], 
 def finished_cells(workdir: Path, rows: Iterable[str]) -> list[dict[str, Any]]:
     """Returns row, seed, steps, columns, classes and provenance of the finished cells of `rows`, in their order."""
     order = {name: i for i, name in enumerate(rows)}
-    found = [read_json(path) for path in workdir.glob(f"*/{RESULT_FILE}")]
+    found = [read_json(path, grid.FORM, "the result of a cell") for path in workdir.glob(f"*/{RESULT_FILE}")]
     cells = [
         {
             **{key: result[key] for key in ("row", "seed", "steps")},

@@ -14,7 +14,7 @@ from jax.experimental import topologies
 
 from experiments.tpu.hlo_traffic import estimated_cycles, hbm_traffic
 from segjax.reporting import Report, as_markdown
-from segjax.storage import read_json, write_json
+from segjax.storage import read_json, write_bytes, write_json
 from segjax.training import ConfigError
 from segjax.training.provenance import provenance
 
@@ -118,7 +118,7 @@ def traffic_and_cycles(compiled: jax.stages.Compiled) -> dict[str, Any]:
 
 def read_rows(output: Path) -> Rows:
     """Returns the rows of a table file; none if it does not exist."""
-    return read_json(output) if output.exists() else []
+    return read_json(output, [{"provenance": dict}], "the rows of a table", "Remove it") if output.exists() else []
 
 
 def add_row(output: Path, row: dict[str, Any], report: Callable[[Rows], Report]) -> Rows:
@@ -127,7 +127,7 @@ def add_row(output: Path, row: dict[str, Any], report: Callable[[Rows], Report])
     rows = [*read_rows(output), row | {"provenance": compiler_provenance()}]
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, rows)
-    output.with_suffix(".md").write_text(as_markdown(report(rows), output.stem), encoding="utf-8")
+    write_bytes(output.with_suffix(".md"), as_markdown(report(rows), output.stem).encode())
     return rows
 
 

@@ -7,6 +7,7 @@ image files also need Pillow. The masks are those of segjax.predict without flag
 import hashlib
 import json
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,14 @@ _MARK = ("made_by", "run.py")  # text in the PNG of a mask, which may then be ov
 
 
 def load(folder: str | Path) -> tuple[Any, dict[str, Any]]:
-    """Returns the network of a folder, for `predict`, and its card; raises ValueError if the file is damaged."""
-    data, card = Path(folder, "model.stablehlo").read_bytes(), json.loads(Path(folder, "card.json").read_text("utf-8"))
-    expected, found = card["files"]["model.stablehlo"]["sha256"], hashlib.sha256(data).hexdigest()
+    """Returns the network of a folder, for `predict`, and its card; raises ValueError if a file is damaged."""
+    try:
+        data, card = Path(folder, "model.stablehlo").read_bytes(), json.loads(Path(folder, "card.json").read_bytes())
+        expected, found = card["files"]["model.stablehlo"]["sha256"], hashlib.sha256(data).hexdigest()
+        card["input"]["channels"], card["input"]["size"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        problem = " ".join(str(error).split())[:100]
+        raise ValueError(f"{folder}: expected the files of an export, card.json is not whole ({problem})") from error
     if found != expected:
         raise ValueError(f"{folder}/model.stablehlo: damaged; expected SHA-256 {expected} of card.json, got {found}")
     return jax.jit(export.deserialize(bytearray(data)).call), card
@@ -41,7 +47,10 @@ def main(names: list[str]) -> None:
     if not names:
         sys.exit(__doc__)
     targets = _targets([Path(name) for name in names])
-    network, card = load(Path(__file__).parent)
+    try:
+        network, card = load(Path(__file__).parent)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     mark = PngImagePlugin.PngInfo()
     mark.add_text(*_MARK)
     for target, name in targets.items():
@@ -50,7 +59,9 @@ def main(names: list[str]) -> None:
         if size and list(pixels.shape[:2]) != size:
             sys.exit(f"error: {name}: {pixels.shape[:2]} pixels; this network was exported for images of {size} only")
         mask = predict(network, pixels.reshape(1, *pixels.shape[:2], -1))["mask"][0]
-        Image.fromarray(mask).save(target, pnginfo=mark)
+        partial = target.with_name(f".{uuid.uuid4().hex}.partial")  # a kill leaves no half of a mask
+        Image.fromarray(mask).save(partial, "PNG", pnginfo=mark)
+        partial.replace(target)
         print(f"{name} -> {target}")
 
 
@@ -75,7 +86,7 @@ def _is_marked(file: Path) -> bool:
     try:
         with Image.open(file) as picture:
             return picture.info.get(_MARK[0]) == _MARK[1]
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError, ValueError):
         return False
 
 

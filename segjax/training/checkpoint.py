@@ -32,9 +32,9 @@ from segjax.training.train_step import TrainState
 FOLDER = "checkpoints"
 CHECKSUMS = "sha256.json"
 _STATE, _POSITION, _METRICS = "state", "loader", "metrics"  # the last is orbax's name
-_COMMITTED = "commit_success.txt"
+_COMMITTED, _HANDLERS = "commit_success.txt", "_CHECKPOINT_METADATA"
 _REMOVED = "removed"  # an old checkpoint is renamed into this folder first: half of one is never taken for a whole one
-_LATE = (CHECKSUMS, _COMMITTED, "_CHECKPOINT_METADATA")  # written after the sums; the last two hold times and no data
+_LATE = (CHECKSUMS, _COMMITTED, _HANDLERS)  # written after the sums; the last two hold times and no data
 
 
 class CheckpointError(ValueError):
@@ -200,7 +200,12 @@ class Checkpoints:
           CheckpointError: the checkpoint is of another network or optimizer; names the first difference.
         """
         like = _storable(like)
-        saved, expected = _shapes(self._manager.item_metadata(step)[_STATE]), _shapes(like)
+        try:
+            saved = _shapes(self._manager.item_metadata(step)[_STATE])
+        except Exception as error:  # orbax's file of times and handlers has no checksum, and is not needed
+            file, reason = self._folder / str(step) / _HANDLERS, " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{file} is damaged ({type(error).__name__}: {reason}). Delete this file") from error
+        expected = _shapes(like)
         # Parameters first: a parameter that differs makes many other arrays differ.
         for name in sorted(saved.keys() | expected.keys(), key=lambda name: (not name.startswith("params/"), name)):
             if saved.get(name) != expected.get(name):
@@ -243,6 +248,8 @@ def _damage(checkpoint: epath.Path) -> str | None:
         sums = read_json(checkpoint / CHECKSUMS, dict, "the SHA-256 of each file of a checkpoint")
     except StorageError as error:
         return str(error)
+    if (handlers := checkpoint / _HANDLERS).exists() and not is_regular(handlers):
+        return f"{handlers} is not a regular file"
     for name, expected in sums.items():
         file = checkpoint / name
         try:

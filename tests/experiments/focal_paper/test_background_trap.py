@@ -56,7 +56,7 @@ def test_command_writes_tables_and_a_figure_and_reads_finished_runs(tmp_path, py
 def test_measured_refuses_a_diverged_run(tmp_path):
     (cell,) = trap.make_cells("road_debris", trap.LOSSES[:1], (0,), rare_share=0.005)
     (tmp_path / cell.name).mkdir()
-    (tmp_path / cell.name / "cell.json").write_text('{"status": "diverged", "diverged_at": 7}')
+    (tmp_path / cell.name / "cell.json").write_text('{"status": "diverged", "diverged_at": 7, "provenance": {}}')
     with pytest.raises(RuntimeError, match="CE,seed=0 diverged at step 7"):
         trap.measured(cell, tmp_path)
 

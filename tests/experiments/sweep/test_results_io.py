@@ -6,7 +6,7 @@ import pytest
 
 from experiments.sweep import grid, results_io
 from segjax.storage import StorageError
-from segjax.training import ConfigError, DataError, defaults
+from segjax.training import ConfigError, defaults
 
 ROWS = [{"objective.gamma": 2.0, "model.prior": (0.9, 0.1)}, {"objective.gamma": 0.0, "model.prior": ()}]
 RESULT = {"status": "done", "scores": {"mean_iou": 0.5}, "provenance": {"commit": "abc", "wall_seconds": 3}}
@@ -84,7 +84,7 @@ def test_import_results_names_a_file_that_is_not_a_report(content, cells, tmp_pa
     file = tmp_path / "strange.json"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(DataError, match=r"strange\.json: expected the JSON of a sweep's report"):
+    with pytest.raises(StorageError, match=r"strange\.json: expected the JSON of a sweep's report"):
         results_io.import_results(cells, tmp_path / "other", file)
 
 
