@@ -99,7 +99,10 @@ def counts_over_split(run: TrainedRun, step: Callable) -> tuple[dict[str, Any], 
 def finished_cells(workdir: Path, rows: Iterable[str]) -> list[dict[str, Any]]:
     """Returns row, seed, steps, columns, classes and provenance of the finished cells of `rows`, in their order."""
     order = {name: i for i, name in enumerate(rows)}
-    found = [read_json(path, grid.FORM, "the result of a cell") for path in workdir.glob(f"*/{RESULT_FILE}")]
+    paths = workdir.glob(f"*/{RESULT_FILE}")
+    paths = [path for path in paths if read_json(path, dict, "the result of a cell").get("row") in list(order)]
+    form = {"row": str, "seed": int, "steps": int, "columns": dict, "classes": list, "provenance": dict}
+    found = [read_json(path, form, "the result of a cell") for path in paths]
     cells = [
         {
             **{key: result[key] for key in ("row", "seed", "steps")},
@@ -107,7 +110,6 @@ def finished_cells(workdir: Path, rows: Iterable[str]) -> list[dict[str, Any]]:
             **{key: result[key] for key in ("classes", "provenance")},
         }
         for result in found
-        if result.get("row") in order
     ]
     return sorted(cells, key=lambda cell: (order[cell["row"]], cell["seed"]))
 

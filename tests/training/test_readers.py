@@ -67,7 +67,7 @@ def test_checkpoints_metadata_that_no_checksum_covers(copy, misread, parts):
 
     def restore():
         with contextlib.suppress(CheckpointError), Checkpoints(copy, read_only=True) as checkpoints:
-            checkpoints.restore(another, 4)
+            checkpoints.restore(another, checkpoints.step_named("4"))
 
     misread(copy / "checkpoints" / "4" / "_CHECKPOINT_METADATA", restore)
 

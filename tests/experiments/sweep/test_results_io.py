@@ -43,7 +43,7 @@ def test_import_results(cells, report, tmp_path):
 def test_import_results_keeps_those_that_exist(cells, report, tmp_path):
     own = tmp_path / "other" / cells[0].name / "cell.json"
     own.parent.mkdir(parents=True)
-    own.write_text('{"status": "own"}')
+    own.write_text('{"status": "own", "provenance": {}}')
     assert results_io.import_results(cells, tmp_path / "other", report) == 1
     assert statuses(cells, tmp_path / "other") == ["own", None, None, "diverged"]
 
