@@ -9,7 +9,7 @@ from etils import epath
 from segjax import export
 from segjax.trained_run import facts_of, load_run
 from segjax.training.checkpoint import CheckpointError, Checkpoints
-from segjax.training.config import changes_since, read_config
+from segjax.training.config import read_config
 from segjax.training.metrics_writer import drop_after, read_log
 
 # Same content, in an encoding that json detects.
@@ -38,10 +38,6 @@ def test_read_config(copy, misread):
     assert not {"empty", "half", "cut", "latin-1", "{}", "null", "lists"} & returned
 
 
-def test_changes_since(copy, misread, run_config):
-    assert "missing" in misread(copy / "config.json", lambda: changes_since(copy / "config.json", run_config))
-
-
 def test_read_log(copy, misread):
     returned = misread(copy / "metrics.jsonl", lambda: read_log(copy))
     assert not {"empty", "binary", "latin-1", "lists", "missing"} & returned
@@ -62,6 +58,7 @@ def test_checkpoints(copy, misread, file):
     misread(copy / "checkpoints" / "4" / file, restore)
 
 
+@pytest.mark.slow  # orbax reads the file 70 times
 def test_checkpoints_metadata_that_no_checksum_covers(copy, misread, parts):
     another = parts[2]  # which is refused before its arrays are read
 
