@@ -24,6 +24,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
+from segjax.storage import escape_what_cannot_be_encoded, printable, say
 from segjax.training import MISTAKES, ConfigError, Terminated
 from segjax.training.config import FIELDS, Field, check_known, unknown_field
 
@@ -67,7 +68,7 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
             with _second_interrupt_ends():
                 main(argv)
         except Terminated as end:  # stopped on request, not a failure
-            print(end, flush=True)
+            say(end)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             sys.exit(INTERRUPTED)
@@ -76,11 +77,12 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
             if line is None:
                 raise
             if flags.FLAGS.verbose:
-                print(line, file=sys.stderr, flush=True)
+                say(line, sys.stderr)
                 raise
             sys.exit(line)
 
     flags.DEFINE_bool("verbose", False, "Print the traceback of an error too.")
+    escape_what_cannot_be_encoded()
     # A stream that was closed before the start is None.
     sys.stdout, sys.stderr = (stream and _Output(stream) for stream in (sys.stdout, sys.stderr))
     app.run(guarded, flags_parser=partial(_parsed, required=required))
@@ -89,14 +91,14 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
 def error_line(error: BaseException) -> str | None:
     """Returns the line that describes a mistake, or an error of the operating system, and the way out; else None."""
     if isinstance(error, app.UsageError):
-        return f"error: {error}; {_program()} --help lists the options"
+        return printable(f"error: {error}; {_program()} --help lists the options")
     if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
         return f"error: out of memory: {' '.join(str(error).split())[:200]}. {_SMALLER}"
     cause: BaseException | None = error
     while cause is not None and getattr(cause, "errno", None) not in _ADVICE:
         cause = cause.__cause__
     if isinstance(error, MISTAKES) or cause is not None:
-        return f"error: {error}{_ADVICE[cause.errno] if cause is not None else ''}"
+        return printable(f"error: {error}{_ADVICE[cause.errno] if cause is not None else ''}")
     return None
 
 
@@ -169,7 +171,9 @@ def _parsed(argv: list[str], required: Sequence[str]) -> list[str]:
         rest = flags.FLAGS([argument for argument in argv if argument not in unset])
     except flags.Error as error:
         if isinstance(error.__context__, ConfigError):  # of a config file, whose message is complete
-            sys.exit(f"error: {error.__context__}")
+            if "--verbose" in argv:
+                traceback.print_exception(error.__context__.__cause__)
+            sys.exit(error_line(error.__context__))
         _exit_with_usage(str(error).removeprefix("flag "))
     except (AttributeError, KeyError, TypeError):  # ml_collections: the config has no such field
         for argument in argv:
@@ -178,7 +182,7 @@ def _parsed(argv: list[str], required: Sequence[str]) -> list[str]:
                 try:
                     check_known(name.removeprefix("--config."), value)
                 except ConfigError as mistake:
-                    sys.exit(f"error: {mistake}")
+                    sys.exit(error_line(mistake))
         raise
     if missing := [f"--{name}" for name in required if flags.FLAGS[name].value is None]:
         _exit_with_usage(f"{' and '.join(missing)} must be given")

@@ -10,7 +10,7 @@ from absl import flags
 
 from segjax import cli
 from segjax.reporting import per_class_table, show, summary_line
-from segjax.storage import check_outputs, path_of, to_json, write_outputs
+from segjax.storage import check_outputs, path_of, say, to_json, write_outputs
 from segjax.trained_run import load_run, score_run
 from segjax.training.provenance import provenance
 
@@ -24,12 +24,12 @@ def main(argv: list[str]) -> None:
     check_outputs([output], overwrite=flags.FLAGS.overwrite)
     scores = score_run(run, split)
     show(per_class_table(scores, f"{run.config.data.name}, {split}, step {step}"), console)
-    console.print(summary_line(scores))
+    say(summary_line(scores), console)
     if scores["skipped"]:
-        console.print(f"{scores['skipped']} bad pair(s) of image and mask were skipped")
+        say(f"{scores['skipped']} bad pair(s) of image and mask were skipped", console)
     data = {"split": split, "step": step, **scores, "provenance": provenance()}
     write_outputs({output: to_json(data)}, overwrite=flags.FLAGS.overwrite)
-    console.print(f"wrote {output}")
+    say(f"wrote {output}", console)
 
 
 if __name__ == "__main__":

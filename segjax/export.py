@@ -18,7 +18,7 @@ from jaxtyping import Array, Shaped
 from segjax import cli, missing_extra
 from segjax.data.resize import resize
 from segjax.inference import class_logits, classify, standalone_predict
-from segjax.storage import check_outputs, nan_to_none, output_folder, read_json, to_json, write_outputs
+from segjax.storage import check_outputs, nan_to_none, output_folder, read_json, say, to_json, write_outputs
 from segjax.trained_run import TrainedRun, load_run
 from segjax.training import ConfigError
 from segjax.training.config import leaves
@@ -35,8 +35,8 @@ def main(argv: list[str]) -> None:
     card = export_run(run, output, variance=flags.FLAGS.uncertainty, size=size, overwrite=flags.FLAGS.overwrite)
     images = "images of " + ("x".join(map(str, size)) if size else "any size")
     megabytes = card["files"][MODEL_FILE]["bytes"] / 1e6
-    print(f"{card['network']['name']} of step {card['checkpoint_step']}: {images}; {', '.join(card['platforms'])}")
-    print(f"wrote {output}: {MODEL_FILE} ({megabytes:.1f} MB), {CARD_FILE}, {SCRIPT_FILE}")
+    say(f"{card['network']['name']} of step {card['checkpoint_step']}: {images}; {', '.join(card['platforms'])}")
+    say(f"wrote {output}: {MODEL_FILE} ({megabytes:.1f} MB), {CARD_FILE}, {SCRIPT_FILE}")
 
 
 def export_run(

@@ -9,7 +9,7 @@ from absl import app, flags
 
 from segjax import cli, inference
 from segjax.data.io import named_images
-from segjax.storage import output_folder
+from segjax.storage import output_folder, say
 from segjax.trained_run import TrainedRun, chosen_threshold, class_index, fingerprint, head_rate, load_run
 from segjax.training.config import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SEED
 
@@ -30,16 +30,18 @@ def main(argv: list[str]) -> None:
             f"--at_precision is measured with the default options; remove {options.non_default()}, or use --threshold"
         )
     threshold, line = chosen_threshold(run, FLAGS.threshold, FLAGS.at_precision, only)
-    print(line, end="\n" * bool(line), flush=True)
+    if line:
+        say(line)
     options = _predict_options(run, **threshold)
     outputs = _output_options(only, options)
     predict, origin = run.predictor(options, probabilities=FLAGS.probabilities), _origin(run, options, outputs)
     choices = {"on_error": FLAGS.on_error, "overwrite": FLAGS.overwrite}
     done = inference.write_predictions(predict, files, output, outputs, run.label_set, origin, **choices)
-    print("\n".join(done.lines()))
-    print(f"in {output}: " + ", ".join(f"NAME{suffix}" for suffix in outputs.suffixes))
+    for line in done.lines():
+        say(line)
+    say(f"in {output}: " + ", ".join(f"NAME{suffix}" for suffix in outputs.suffixes))
     if outputs.uncertainty:
-        print(f"NAME_uncertainty.png, black to pale yellow: {outputs.scale(run.label_set)}")
+        say(f"NAME_uncertainty.png, black to pale yellow: {outputs.scale(run.label_set)}")
 
 
 def _predict_options(run: TrainedRun, **threshold) -> inference.PredictOptions:

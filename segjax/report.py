@@ -10,7 +10,7 @@ from absl import app, flags
 from segjax import cli
 from segjax.data import open_split
 from segjax.reporting import check_report, inspect_run, run_report, summary_line, write_report
-from segjax.storage import nan_to_none, output_folder, path_of
+from segjax.storage import nan_to_none, output_folder, path_of, say
 from segjax.trained_run import load_run
 from segjax.training import read_log
 from segjax.training.config import COUNT_OR_ZERO
@@ -30,8 +30,8 @@ def main(argv: list[str]) -> None:
     data = {"step": int(run.state.step), "split": split, **inspection._asdict()}
     data |= {key: [[one.name, one.mean_iou] for one in data[key]] for key in ("best", "worst")}
     written = write_report(report, output, "report", nan_to_none(data), overwrite=flags.FLAGS.overwrite)
-    print(summary_line(inspection.scores))
-    print(f"wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
+    say(summary_line(inspection.scores))
+    say(f"wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Paths and files of a workdir: on this machine, or in a bucket, which can neither rename nor append.
 
 A bucket is read and written with epath, which leaves `gs://` to gcsfs; orbax writes arrays with tensorstore's driver.
+`say` prints every line that contains a path or another text from outside.
 """
 
 import contextlib
@@ -9,13 +10,17 @@ import importlib.util
 import json
 import math
 import os
+import re
+import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
+import rich.console
+import rich.text
 from etils import epath
 
 BUCKET = "gs://"
@@ -266,3 +271,33 @@ def scratch(shape: tuple[int, ...], dtype: Any = np.float32, *, most: int = 2**2
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror} ({size} bytes needed)", tempfile.gettempdir()) from error
         return np.memmap(file, dtype, "r+", shape=shape)
+
+
+# Control characters, line and paragraph separators, marks that change the direction of writing, and the halves of
+# surrogate pairs, in which Python stores the bytes of a file name that is not UTF-8.
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Returns one line that any output can contain: control characters and the like as Python's escapes.
+
+    >>> print(printable("a\x1b[2Jb\nc"), printable("è, 日本"))
+    a\x1b[2Jb\nc è, 日本
+    """
+    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def say(line: object, to: rich.console.Console | TextIO | None = None) -> None:
+    """Prints a line as it is, without rich's markup and line breaks; by default on the standard output."""
+    text = printable(str(line))
+    if isinstance(to, rich.console.Console):
+        to.print(rich.text.Text(text), soft_wrap=True)
+    else:
+        print(text, file=to, flush=True)
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """Makes the standard streams print characters that their encoding lacks as escapes, as with LANG=C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

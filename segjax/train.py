@@ -11,6 +11,7 @@ import rich.console
 from absl import flags
 
 from segjax import cli, reporting
+from segjax.storage import say
 from segjax.training import hosts, train
 from segjax.training.config import COUNT, COUNT_OR_ZERO
 
@@ -27,8 +28,8 @@ def main(argv: list[str]) -> None:
         reporting.per_class_table(scores, f"{config.data.name}, {config.data.eval_split}, step {scores['steps']}"),
         console,
     )
-    console.print(reporting.summary_line(scores))
-    console.print(f"The run is in {options.workdir}. Its report: segjax report {options.workdir}", soft_wrap=True)
+    say(reporting.summary_line(scores), console)
+    say(f"The run is in {options.workdir}. Its report: segjax report {options.workdir}", console)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
+import ast
 import concurrent.futures
 import errno
 import importlib.util
+import io
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.console
 from etils import epath
 
 from segjax import storage
@@ -14,12 +18,15 @@ from segjax.storage import (
     ForeignFileError,
     StorageError,
     check_outputs,
+    escape_what_cannot_be_encoded,
     in_bucket,
     nan_to_none,
     output_folder,
     path_of,
+    printable,
     read_file,
     read_json,
+    say,
     scratch,
     write_bytes,
     write_json,
@@ -210,3 +217,48 @@ def test_scratch_array_on_a_full_disk_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match=re.escape(f"No space left on device (120 bytes needed): '{tmp_path}'")):
         scratch((5, 6), np.float32, most=100)
+
+
+# Lines on a terminal.
+
+HOSTILE = [
+    "[bold]x[/bold]",
+    "[/]",
+    "\x1b[2J",
+    "two\nlines",
+    "\x9b31m",
+    "\u202egnp.exe",
+    "\udcff",
+    "日本",
+    ":smile:",
+    "1.5 'a'",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("on_console", [True, False])
+def test_say_prints_one_plain_line_in_every_encoding(name, encoding, on_console, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    escape_what_cannot_be_encoded()
+    say(f"/runs/{name}" + "x" * 300, rich.console.Console(file=stream, force_terminal=True) if on_console else None)
+    stream.flush()
+    shown = f"/runs/{printable(name)}" + "x" * 300 + "\n"
+    assert stream.buffer.getvalue().decode(encoding) == shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def test_printable_keeps_letters_of_every_script_and_is_idempotent():
+    assert printable("è 日本 नी \u200d 👍 [x] \\ a\u3000b") == "è 日本 नी \u200d 👍 [x] \\ a\u3000b"
+    assert printable(printable("\x1b\n")) == printable("\x1b\n") == r"\x1b\n"
+
+
+def test_every_line_of_the_package_is_printed_by_say():
+    # These print tables, texts of our own (`segjax configs`, `--help`), and in the exported script.
+    own = {"storage.py", "cli.py", "__main__.py", "shipped_configs.py", "standalone_predict.py", "report.py"}
+    root, found = Path(__file__).parent.parent / "segjax", []
+    for file in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "print" and file.name not in own:
+                found.append(f"{file}:{node.lineno}")
+    assert found == []

@@ -25,6 +25,7 @@ from segjax.data.pairs import (
     open_folder,
     summarize,
 )
+from segjax.storage import say
 
 DATASETS = {
     "road_debris": builders.RoadDebris,
@@ -156,7 +157,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) -> Path
         for remains in target.parent.glob(f"incomplete.*_{target.name}"):  # of a process that was killed
             shutil.rmtree(remains)
         source = f" from {manual_dir}" if manual_dir else ""
-        print(f"segjax: preparing {builder.name}{source} in {target}, once", file=sys.stderr, flush=True)
+        say(f"segjax: preparing {builder.name}{source} in {target}, once", sys.stderr)
         tfds.disable_progress_bar()
         options = tfds.download.DownloadConfig(manual_dir=manual_dir and str(manual_dir), try_download_gcs=False)
         try:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from segjax.data.io import DataError
+from segjax.storage import printable
 
 VOID = 255
 """Train id of void pixels, which no loss or metric counts."""
@@ -74,7 +75,8 @@ def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> La
     """Returns the label set of your own masks, in the colours of the PASCAL VOC devkit.
 
     `values` are the pixel values of the classes, 0, 1, ..., C - 1 by default. 255 is void unless it is one of them, as
-    for masks that are painted 0 and 255. `DataError`: no names, more than 253, or values that do not pair with them.
+    for masks that are painted 0 and 255. `DataError`: no names, more than 253, equal, empty or
+    unprintable names, or values that do not pair with them.
 
     >>> numbered_classes(("asphalt", "hole"), values=(0, 255)).lut[[0, 255]]
     array([0, 1], dtype=uint8)
@@ -82,8 +84,9 @@ def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> La
     names, values = tuple(names), tuple(values) or tuple(range(len(names)))
     if not 1 <= len(names) < UNKNOWN:
         raise DataError(f"config.data.class_names: expected 1 to {UNKNOWN - 1} class names; got {len(names)}")
-    if len(set(names)) != len(names) or "" in names:
-        raise DataError(f"config.data.class_names: expected different names, none of them empty; got {names}")
+    if len(set(names)) != len(names) or "" in names or any(printable(name) != name for name in names):
+        expected = "different names, none of them empty or with a control character"
+        raise DataError(f"config.data.class_names: expected {expected}; got {names}")
     if len(values) != len(names) or len(set(values)) != len(values) or not all(0 <= v <= 255 for v in values):
         expected = f"{len(names)} different mask values in 0..255, one per class"
         raise DataError(f"config.data.mask_values: expected {expected}; got {values}")

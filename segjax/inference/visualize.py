@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from segjax.data.labels import VOID, LabelSet, colorize
 from segjax.data.resize import resize_nearest
+from segjax.storage import printable
 
 _GAP, _LINE = 4, 20  # pixels between columns; height of a line of text
 _RARE = 0.02  # fraction of an image's pixels below which a class is outlined
@@ -184,7 +185,7 @@ def legend(
     label_set: LabelSet, ids: Sequence[int] | None = None, *, width: int = 360
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Returns the colours and names of the classes `ids`, by default of all; 255 is void. `width` is in pixels."""
-    names = {**dict(enumerate(label_set.names)), VOID: "void"}
+    names = {**dict(enumerate(map(printable, label_set.names))), VOID: "void"}
     font, lines, left = _font(12), [], width
     for index in range(label_set.num_classes) if ids is None else ids:
         needed = 18 + math.ceil(font.getlength(names[index])) + 10
@@ -202,7 +203,7 @@ def legend(
 def _text(texts: Sequence[str], step: int, total: int, *, left: int = _GAP, size: int = 12) -> np.ndarray:
     """Returns a line of texts, `step` pixels apart."""
     picture = Image.new("RGB", (total, _LINE), "white")
-    for i, text in enumerate(texts):
+    for i, text in enumerate(map(printable, texts)):
         ImageDraw.Draw(picture).text((left + i * step, 3 if size == 12 else 2), text, fill=_INK, font=_font(size))
     return np.asarray(picture)
 

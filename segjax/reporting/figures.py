@@ -1,6 +1,7 @@
 """Figures of sweeps and of single runs, drawn with matplotlib and encoded as PNG."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 # The palette of Okabe and Ito, which readers with a colour vision deficiency can distinguish.
@@ -23,9 +25,14 @@ Range = tuple[float | int | None, float | int | None]
 
 
 def png(figure: Figure) -> bytes:
-    """Encodes a figure as a PNG file."""
+    """Encodes a figure as a PNG file; its texts are drawn as they are, with no formula between two dollar signs."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    with warnings.catch_warnings():
+        # A letter that the font lacks, as of Chinese, is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(file, format="png")
     return file.getvalue()
 
 

@@ -6,9 +6,10 @@ import io
 import itertools
 import math
 import os
+import re
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import rich.text
 from etils import epath
 from jinja2 import StrictUndefined, Template
 
-from segjax.storage import check_outputs, to_json, write_outputs
+from segjax.storage import check_outputs, printable, to_json, write_outputs
 
 
 class Spread(NamedTuple):
@@ -117,7 +118,7 @@ def cell(value: Any) -> str:
         return f"{value.mean:.3f}{deviation}" + (f" ({note})" if value.missing else "")
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else printable(str(value))
 
 
 def format_rows(table: Table) -> list[list[tuple[str, bool]]]:
@@ -137,9 +138,9 @@ def _aligned_left(table: Table) -> list[bool]:
     return [i == 0 or name in table.text for i, name in enumerate(table.columns)]
 
 
-def _marked(table: Table, escapes: dict[int, str], bold: str) -> list[list[str]]:
-    """Returns the cells of each row with special characters replaced and `bold`, a format, applied to the best."""
-    rows = [[(text.translate(escapes), best) for text, best in row] for row in format_rows(table)]
+def _marked(table: Table, escape: Callable[[str], str], bold: str) -> list[list[str]]:
+    """Returns the cells of each row, escaped, with `bold`, a format, applied to the best."""
+    rows = [[(escape(text), best) for text, best in row] for row in format_rows(table)]
     return [[bold.format(text) if best else text for text, best in row] for row in rows]
 
 
@@ -150,7 +151,7 @@ def _number(value: Any) -> float | int | None:
 
 def show(table: Table, console: rich.console.Console) -> None:
     """Prints a table on a terminal; on a narrow one, column names wrap, or the table is transposed in several parts."""
-    rows, names = format_rows(table), [(name, False) for name in table.columns]
+    rows, names = format_rows(table), [(printable(name), False) for name in table.columns]
     wrapped = _rich_table(table.title, [names, *rows], wrap_names=True)
     for column in wrapped.columns:  # spare room goes to the names, from the left
         while column.width < len(column.header) and _width(wrapped, console) < console.width:
@@ -159,7 +160,7 @@ def show(table: Table, console: rich.console.Console) -> None:
         if not rows or _width(whole, console) <= console.width:
             console.print(whole)
             return
-    console.print(rich.text.Text(table.title, "table.title"))  # it may be wider than the table
+    console.print(rich.text.Text(printable(table.title), "table.title"))  # it may be wider than the table
     while rows:
         for count in range(len(rows), 0, -1):
             transposed = _rich_table(None, list(zip(names, *rows[:count], strict=True)))
@@ -173,7 +174,8 @@ def _rich_table(
     title: str | None, lines: Sequence[Sequence[tuple[str, bool]]], *, wrap_names: bool = False
 ) -> rich.table.Table:
     """Builds rich's table from lines of (text, is_bold), of which the first is the head."""
-    table = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    shown = None if title is None else rich.text.Text(printable(title))  # a str would be read as markup
+    table = rich.table.Table(title=shown, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
     head, *body = ([rich.text.Text(text, "bold" if best else "") for text, best in line] for line in lines)
     for i, name in enumerate(head):
         width = max(map(len, [*name.plain.split(), *(line[i] for line in body)]), default=0) if wrap_names else None
@@ -197,20 +199,22 @@ def markdown(table: Table) -> str:
     | a\|b | **0.500** |
     | c | 0.250 |
     """
-    names = [name.translate(_MARKDOWN) for name in table.columns]
+    names = [_markdown(name) for name in table.columns]
     rule = [":--" if left else "--:" for left in _aligned_left(table)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [names, rule, *_marked(table, _MARKDOWN, "**{}**")])
+    return "\n".join(f"| {' | '.join(row)} |" for row in [names, rule, *_marked(table, _markdown, "**{}**")])
 
 
 def to_csv(table: Table) -> str:
     """Returns the table as CSV in full precision; a `Spread` fills two columns, mean and std, empty where NaN.
+
+    Texts stay as they are, also those that a spreadsheet would read as a formula, because the file is data.
 
     >>> print(to_csv(Table("scores", ("class", "IoU"), [("road, wet", Spread((0.25, 0.75)))])), end="")
     class,IoU,IoU std
     "road, wet",0.5,0.3535533905932738
     """
     has_std = [any(isinstance(row[i], Spread) for row in table.rows) for i in range(len(table.columns))]
-    head = [(name, f"{name} std") for name in table.columns]
+    head = [(printable(name), printable(f"{name} std")) for name in table.columns]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for pairs in [head, *([_mean_and_std(value) for value in row] for row in table.rows)]:
@@ -220,11 +224,33 @@ def to_csv(table: Table) -> str:
 
 def _mean_and_std(value: Any) -> tuple[Any, Any]:
     if not isinstance(value, Spread):
-        return value, None
+        return printable(value) if isinstance(value, str) else value, None
     return tuple(None if math.isnan(number) else number for number in (value.mean, value.std))
 
 
-_MARKDOWN = str.maketrans({"\\": "\\\\", "|": "\\|", "*": "\\*", "<": "&lt;"})
+def _markdown(text: str) -> str:
+    r"""Escapes a text within a line of GitHub Markdown; an underscore within a word has no meaning there.
+
+    >>> print(_markdown("a|b *c* $x_1$ _d_ <b>"))
+    a\|b \*c\* \$x_1\$ \_d\_ &lt;b>
+    """
+    text = re.sub(r"[\\|*`\[\]$~#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable(text))
+    return re.sub("&(?=[#\\w])", "&amp;", text).replace("<", "&lt;")
+
+
+def _markdown_paragraphs(text: str) -> str:
+    """Escapes paragraphs; their first characters must not begin a list, a quotation or a heading."""
+    return "\n\n".join(re.sub(r"^(\d*)([-+=>.)])", r"\1\\\2", _markdown(one)) for one in _paragraphs(text))
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+
+
+def _latex(text: str) -> str:
+    return printable(text).translate(_LATEX)
+
+
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "–": "--"}
@@ -248,13 +274,13 @@ def latex(table: Table) -> str:
       \end{tabular}
     \end{table}
     """
-    body = [" & ".join(row) for row in _marked(table, _LATEX, r"\textbf{{{}}}")]
+    body = [" & ".join(row) for row in _marked(table, _latex, r"\textbf{{{}}}")]
     lines = [
         "\\begin{table}",
-        f"  \\caption{{{table.title.translate(_LATEX)}}}",
+        f"  \\caption{{{_latex(table.title)}}}",
         f"  \\begin{{tabular}}{{{''.join('l' if left else 'r' for left in _aligned_left(table))}}}",
         "    \\toprule",
-        f"    {' & '.join(name.translate(_LATEX) for name in table.columns)} \\\\",
+        f"    {' & '.join(_latex(name) for name in table.columns)} \\\\",
         "    \\midrule",
         # {}: LaTeX would read a leading bracket as the optional argument of the \\ before it.
         *(f"    {'{}' * line.startswith('[')}{line} \\\\" for line in body),
@@ -317,23 +343,25 @@ def write_report(
 
 def as_markdown(report: Report, name: str) -> str:
     """Returns the report as Markdown, with links to the picture files that `write_report` writes beside it."""
-    parts = [f"# {report.title}", report.text]
+    parts = [f"# {_markdown(report.title)}", _markdown_paragraphs(report.text)]
     for section in report.sections:
-        parts += [f"## {section.title}", section.text]
+        parts += [f"## {_markdown(section.title)}", _markdown_paragraphs(section.text)]
         for table in section.tables:
-            parts += [table.title, markdown(table)]
-        parts += [f"![{picture.caption}]({name}_{picture.name}.png)" for picture in section.pictures]
-    facts = [f"- {key}: {_text(value)}" for key, value in report.facts.items()]
+            parts += [_markdown_paragraphs(table.title), markdown(table)]
+        parts += [f"![{_markdown(one.caption)}]({name}_{one.name}.png)" for one in section.pictures]
+    facts = [f"- {_markdown(key)}: {_markdown(_text(value))}" for key, value in report.facts.items()]
     return "\n\n".join(filter(None, [*parts, "## Provenance", "\n".join(facts)])) + "\n"
 
 
 def html(report: Report) -> str:
     """Returns the report as one HTML page that contains its style and pictures, runs no script and loads no file."""
     source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    page = Template(source, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    page = Template(source, finalize=lambda value: printable(value) if isinstance(value, str) else value, **options)
     return page.render(
         report=report,
         format_rows=format_rows,
+        paragraphs=_paragraphs,
         grouped=lambda pictures: [(half, list(group)) for half, group in itertools.groupby(pictures, lambda p: p.half)],
         encoded=lambda picture: base64.b64encode(picture.png).decode(),
         facts={key: _text(value) for key, value in report.facts.items()},

@@ -16,6 +16,7 @@ from segjax.collectives import psum
 from segjax.data import VOID, Source, colorize, eval_batches
 from segjax.data.resize import resize
 from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds
+from segjax.storage import printable
 from segjax.training.objective import PIXEL_LOSSES, Hyperparams, background_of, hparams_from_config, targets
 from segjax.training.parallel import DeviceMapping
 from segjax.training.train_step import TrainState
@@ -35,7 +36,7 @@ class Scores(dict[str, Any]):
     def _repr_html_(self) -> str:
         columns = {"IoU": "iou", "Dice": "dice", "precision": "precision", "recall": "recall"}
         rows = [["", *columns]]
-        for i, name in enumerate(self["classes"]):
+        for i, name in enumerate(map(printable, self["classes"])):
             rows.append([html.escape(name), *(f"{self[f'{key}_per_class'][i]:.3f}" for key in columns.values())])
         table = "".join(f"<tr>{''.join(f'<td>{value}</td>' for value in row)}</tr>" for row in rows)
         main = ", ".join(f"{key} {value:.3f}" for key, value in self.items() if isinstance(value, float))

@@ -16,6 +16,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import multihost  # JAX has no public name for the client of its coordination service
 
+from segjax.storage import say
 from segjax.training.config import ConfigError
 
 # Seconds: for all hosts to join; until a silent host counts as lost; for slow hosts to prepare their data; between two
@@ -163,7 +164,7 @@ def _end_after_the_others() -> None:
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(line, sys.stderr)
 
 
 def _end(line: str) -> None:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from segjax import inference
 from segjax.data import Source, TrainLoader, check_split, label_set, open_split, train_loader
-from segjax.storage import output_folder, write_json
+from segjax.storage import output_folder, say, write_json
 from segjax.training import hosts, parallel
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import ConfigError, changes_since, comparable, read_config, validate, write_config
@@ -106,7 +106,7 @@ def train(
     hosts.refuse_separate_workdirs(workdir)
     for source, split in ((train_source, config.data.train_split), (eval_source, config.data.eval_split)):
         for line in check_split(source, split):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(line, console)
 
     train_step = make_train_step(config, model, len(names), axis_name)
     train_step = mapping.map_step(train_step, arguments=3, donate=config.training.donate)
@@ -118,17 +118,17 @@ def train(
         preemption = stack.enter_context(Preemption())
         checkpoints = stack.enter_context(Checkpoints(workdir))
         for line in checkpoints.damaged:
-            console.print(f"warning: {line}. It is set aside.", markup=False)
+            say(f"warning: {line}. It is set aside.", console)
         start = checkpoints.latest_step() or 0
         for line in changes_since(earlier, config):
-            console.print(line)
+            say(line, console)
         if start > steps:
             raise ConfigError(
                 f"config.training.steps = {steps}, but {workdir} has been trained for {start} steps already; expected "
                 f"at least {start}, or another --workdir"
             )
         if line := _rate_change(start, earlier, config):
-            console.print(line, markup=False, soft_wrap=True)
+            say(line, console)
         batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
         state = mapping.everywhere(init_state(config, model, pretrained=not start))
         position: dict[str, Any] = {}
@@ -138,16 +138,16 @@ def train(
             before = position.get(_MADE_BY, made_by)
             for key in (key for key in made_by if made_by[key] != before.get(key)):
                 line = f"{key} is now {made_by[key]!r}; step {start} was trained with {before.get(key)!r}"
-                console.print(line, markup=False, soft_wrap=True)
-            console.print(f"resumed at step {start} of {steps}")
+                say(line, console)
+            say(f"resumed at step {start} of {steps}", console)
         if hosts.is_first_host():
             write_config(config_file, config)
         parameters, batch_size = sum(p.size for p in jax.tree.leaves(state.params)), config.training.global_batch
-        console.print(
+        say(
             f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images; "
             f"{config.model.name} with {parameters / 1e6:.2f} M parameters; {steps} steps = "
             f"{steps * batch_size / len(train_source):.1f} epochs of batch {batch_size} on {mapping}",
-            soft_wrap=True,
+            console,
         )
         state = mapping.replicate(state)
         log_folder = workdir if hosts.is_first_host() else None

@@ -21,7 +21,7 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from segjax.storage import StorageError, bucket_errors, in_bucket, path_of, read_file, write_bytes
+from segjax.storage import StorageError, bucket_errors, in_bucket, path_of, read_file, say, write_bytes
 from segjax.training.config import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
@@ -64,7 +64,7 @@ class MetricsWriter:
             if self._in_bucket:
                 self._text = self._lines.read_text(encoding="utf-8") if self._lines.exists() else ""
         for number in damaged:
-            self.console.print(f"warning: {self._lines}, line {number} is damaged and is left out", markup=False)
+            say(f"warning: {self._lines}, line {number} is damaged and is left out", self.console)
         scored = [row for row in rows if "eval/mean_iou" in row]
         self._loss, self._best = "", max((row[_selecting_score(row)] for row in scored), default=-math.inf)
         self._temporary = tempfile.TemporaryDirectory(prefix="segjax-events-") if self._in_bucket else None
@@ -124,7 +124,7 @@ class MetricsWriter:
         if self._active:
             self._bar.start()
             if not self.console.is_terminal:
-                self.console.print("compiling…")
+                say("compiling…", self.console)
         return self
 
     def __exit__(self, error_type, *unused) -> None:
@@ -174,7 +174,7 @@ class MetricsWriter:
             score = self._score(values)
             self._bar.update(self._task, score=score)
             if not self.console.is_terminal:
-                self.console.print(f"step {step}: {self._loss}{'  ' * bool(self._loss)}{score}", soft_wrap=True)
+                say(f"step {step}: {self._loss}{'  ' * bool(self._loss)}{score}", self.console)
 
     def _rate(self, step: int) -> str:
         began, first = self._started or (0, step)
@@ -210,7 +210,7 @@ class MetricsWriter:
     def note(self, line: str) -> None:
         """Prints a line above the bar."""
         if self._active:
-            self.console.print(line, markup=False)
+            say(line, self.console)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs a uint8 `[H, W, 3]` image to TensorBoard."""

@@ -1,6 +1,7 @@
 """Reports in every format, and the HTML page in a browser."""
 
 import csv
+import html.parser as html_parser
 import io
 import json
 import re
@@ -8,6 +9,8 @@ import re
 import cv2
 import numpy as np
 import pytest
+import rich.console
+from matplotlib.text import Text
 
 from segjax.reporting import (
     Picture,
@@ -23,9 +26,11 @@ from segjax.reporting import (
     latex,
     markdown,
     png,
+    show,
     write_report,
 )
-from segjax.storage import ForeignFileError
+from segjax.reporting.figures import confusion_figure
+from segjax.storage import ForeignFileError, printable
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +196,109 @@ def test_curves_missing_value_leaves_a_gap():
 def test_curves_series_without_seeds_is_in_the_legend():
     figure = curves({"a": ([], []), "b": ([1, 2], [[0.5, 0.6]])}, title="t", x="x", y="y")
     assert [text.get_text() for text in figure.axes[0].get_legend().texts] == ["a", "b"]
+
+
+# Text from outside.
+
+HOSTILE = (
+    *("[bold]x[/bold]", "[/]", "a|b", "`tick`", "*s* _u_ ~~t~~ <b>&amp;", "![x](y)", r"100 % $x_1$ {a} \cmd ~ ^ #"),
+    *("$x$", r"$\frac{$", r"\$", "\\", "1. one", "- x", "> q", "=1+1", 'q"uo,te', "</td><script>alert(1)</script>"),
+    *("\x1b[2J\x1b[31mred", "two\nlines", "\r", "\x00", "\u202egnp.exe", "\udcff", "\u2028", "日本 è", "  "),
+)
+# Names of classes are refused if they are not printable.
+PRINTABLE = [name for name in HOSTILE if printable(name) == name]
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """Returns a folder with a report in which every text is hostile, and its table."""
+    table = Table("\n".join(HOSTILE), (*HOSTILE, "AP"), [(*HOSTILE[i:], *HOSTILE[:i], 0.5) for i in (0, 1)], ("AP",))
+    sections = [Section(name, name, (table,), (Picture(f"p{i}", name, b"png"),)) for i, name in enumerate(HOSTILE)]
+    folder = tmp_path_factory.mktemp("hostile")
+    facts = {name: {name: [name]} for name in HOSTILE}
+    for one in sections[1:]:
+        assert html(Report(one.title, one.text, (one,), facts))
+    write_report(Report(HOSTILE[0], "\n\n".join(HOSTILE), tuple(sections[:1]), facts), folder, "r", {"names": HOSTILE})
+    return folder, table
+
+
+class Cells(html_parser.HTMLParser):
+    """Collects the tags and the texts of the cells of a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.cells = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data):
+        if self.cells and self.get_starttag_text().startswith(("<td", "<th", "<strong")):
+            self.cells[-1] += data.strip("\n") if data.strip() else ""
+
+
+def test_html_of_hostile_texts_has_its_own_tags_and_the_texts_in_its_cells(hostile):
+    page = (hostile[0] / "r.html").read_text(encoding="utf-8")
+    found = Cells()
+    found.feed(page)
+    assert "script" not in found.tags
+    assert found.tags.count("td") == 2 * found.tags.count("th") == 2 * (len(HOSTILE) + 1)
+    names = [printable(name).strip() for name in HOSTILE]
+    assert [cell.strip() for cell in found.cells[: len(HOSTILE)]] == names
+    assert [cell.strip() for cell in found.cells[len(HOSTILE) + 1 :][: len(HOSTILE)]] == names
+
+
+def test_csv_and_json_of_hostile_texts_are_read_back(hostile):
+    folder, _ = hostile
+    head, row, _ = csv.reader(io.StringIO((folder / "r.csv").read_text(encoding="utf-8")))
+    assert head[:-1] == row[:-1] == [printable(name) for name in HOSTILE]
+    found = json.loads((folder / "r.json").read_text(encoding="utf-8"))
+    assert found["data"]["names"] == list(HOSTILE)
+    assert list(found["facts"]) == list(HOSTILE)
+
+
+def test_markdown_of_hostile_texts_has_its_cells_and_no_markup_of_theirs(hostile):
+    text = (hostile[0] / "r.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [len(re.split(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows] == [len(HOSTILE) + 3] * 4
+    plain = re.sub(r"\\[^\w\s]", "", text)  # without what is escaped
+    assert not re.search(r"<b>|<script|`|~~|\$|&amp;(?!amp;)", plain.replace("\\\\", ""))
+    outside = [line for line in plain.splitlines() if not line.startswith(("| ", "#", "- ", "!["))]
+    assert not [line for line in outside if re.match(r"[-+=>]|\d+[.)]", line)]
+    assert [line for line in text.splitlines() if line.startswith("![")] == [f"![{markdown_of(HOSTILE[0])}](r_p0.png)"]
+
+
+def markdown_of(name):
+    return markdown(Table("", (name,), [])).splitlines()[0].removeprefix("| ").removesuffix(" |")
+
+
+def test_latex_of_hostile_texts_has_its_cells_and_no_command_of_theirs(hostile):
+    text = (hostile[0] / "r.tex").read_text(encoding="utf-8")
+    rows = [line.strip() for line in text.splitlines() if line.endswith("\\\\")]
+    assert [len(re.split(r"(?<!\\)&", row)) for row in rows] == [len(HOSTILE) + 1] * 3
+    own = r"\\(begin|end|caption|toprule|midrule|bottomrule|text\w+|uparrow|times)\b|\\\\$|\$[<>]\$"
+    rest = re.sub(own, "", re.sub(r"\\[&%$#_{}]", "", text), flags=re.MULTILINE)
+    assert not re.search(r"\\|[%$#^~]", rest)
+
+
+def test_show_prints_hostile_texts_without_markup_and_escapes(hostile):
+    console = rich.console.Console(file=io.StringIO(), width=20_000)
+    show(hostile[1]._replace(columns=(*HOSTILE, "AP")), console)
+    lines = console.file.getvalue().splitlines()
+    row = next(line for line in lines if "0.500" in line)
+    assert all(printable(name).strip() in row for name in HOSTILE)
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", console.file.getvalue())
+
+
+def test_figures_draw_hostile_names_as_they_are():
+    lines = {name: ([1, 2], [[0.1, 0.2]]) for name in PRINTABLE}
+    drawn = [
+        curves(lines, title=r"$\frac{$", x="$x$", reference=("$", 0.5)),
+        dots(dict.fromkeys(PRINTABLE, (0.1,)), title="t", x="x"),
+        confusion_figure(np.eye(len(PRINTABLE), dtype=int).tolist(), PRINTABLE),
+        heatmap([[0.1] * 2], [[0.1] * 2], rows=[r"$\frac{$"], columns=["$x$", "_"], title="t", x="x", y="y"),
+    ]
+    assert all(png(figure).startswith(b"\x89PNG") for figure in drawn)
+    assert not any(text.get_parse_math() for figure in drawn for text in figure.findobj(Text))
