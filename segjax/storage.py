@@ -5,12 +5,15 @@ A bucket is read and written with epath, which leaves `gs://` to gcsfs; orbax wr
 """
 
 import contextlib
+import datetime
+import fcntl
 import hashlib
 import importlib.util
 import json
 import math
 import os
 import re
+import socket
 import sys
 import tempfile
 import time
@@ -26,6 +29,7 @@ from etils import epath
 BUCKET = "gs://"
 WRITTEN_FILE = ".segjax.sha256"
 """The SHA-256 of each output of a command in this folder, one per line; they survive the outputs."""
+LOCK_FILE = ".segjax.lock"
 _PARTIAL = ".segjax-{}.partial"  # name of a file while it is written
 
 
@@ -301,3 +305,53 @@ def escape_what_cannot_be_encoded() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def reserve(folder: epath.Path) -> Iterator[None]:
+    """Reserves a folder, which is made if it does not exist, for this process; `LOCK_FILE` names the process.
+
+    On one machine the system's lock of the folder decides, because it ends with its process, even a killed one. Where
+    there is none, as in a bucket, the number of the process decides. The process of another machine counts as running.
+
+    Raises:
+      StorageError: another process has reserved the folder; names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file, host = folder / LOCK_FILE, socket.gethostname()
+    try:
+        owner = read_json(file, {"host": str, "pid": int, "since": str})
+    except StorageError:  # none, or damaged
+        owner = {"host": host, "pid": os.getpid(), "since": "now"}
+    in_use = owner["pid"] != os.getpid() and _is_running(owner["pid"])
+    with contextlib.ExitStack() as stack:
+        if not in_bucket(folder):
+            stack.callback(os.close, descriptor := os.open(folder, os.O_RDONLY))
+            with contextlib.suppress(OSError):  # a file system without locks
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    in_use = False
+                except BlockingIOError:
+                    in_use = True
+        if in_use or owner["host"] != host:
+            remedy = f"; if it has ended, delete {file}" if owner["host"] != host else ""
+            raise StorageError(
+                f"{folder}: in use by process {owner['pid']} on {owner['host']} since {owner['since']}. Wait for its "
+                f"end, or choose another folder{remedy}"
+            )
+        now = datetime.datetime.now().isoformat(" ", "seconds")
+        write_json(file, {"host": host, "pid": os.getpid(), "since": now})
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True

@@ -16,7 +16,7 @@ from segjax.data import LabelSet, label_set, open_split
 from segjax.inference import PredictOptions, Predictor, Preprocessing
 from segjax.storage import path_of, read_json
 from segjax.training import evaluation, parallel
-from segjax.training.checkpoint import FOLDER, Checkpoints
+from segjax.training.checkpoint import FOLDER, restore_newest
 from segjax.training.config import ConfigError, read_config
 from segjax.training.loop import CONFIG_FILE, SCORES_FILE
 from segjax.training.provenance import provenance
@@ -67,8 +67,7 @@ def load_run(path: str | os.PathLike) -> TrainedRun:
         )
     config = read_config(config_file)
     labels, model = label_set(config.data), model_of(config)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        state, _ = checkpoints.restore(init_state(config, model), checkpoints.step_named(which))
+    state = restore_newest(workdir, which, init_state(config, model))
     return TrainedRun(workdir, config, model, state, labels)
 
 

@@ -1,10 +1,13 @@
 import ast
 import concurrent.futures
 import errno
+import fcntl
 import importlib.util
 import io
+import json
 import os
 import re
+import socket
 import sys
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from etils import epath
 
 from segjax import storage
 from segjax.storage import (
+    LOCK_FILE,
     ForeignFileError,
     StorageError,
     check_outputs,
@@ -26,6 +30,7 @@ from segjax.storage import (
     printable,
     read_file,
     read_json,
+    reserve,
     say,
     scratch,
     write_bytes,
@@ -262,3 +267,54 @@ def test_every_line_of_the_package_is_printed_by_say():
             if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "print" and file.name not in own:
                 found.append(f"{file}:{node.lineno}")
     assert found == []
+
+
+def leave_lock(folder, **changes):
+    owner = {"host": socket.gethostname(), "pid": os.getppid(), "since": "2026-01-01 00:00:00"} | changes
+    (folder / LOCK_FILE).write_text(json.dumps(owner))
+
+
+def test_reserve_refuses_a_second_time_until_it_ends(tmp_path):
+    folder = epath.Path(tmp_path)
+    for _ in range(2):
+        with reserve(folder):
+            held = (tmp_path / LOCK_FILE).read_bytes()
+            named = f"{tmp_path}: in use by process {os.getpid()} on {socket.gethostname()} since"
+            with pytest.raises(StorageError, match=named), reserve(folder):
+                pass
+            assert (tmp_path / LOCK_FILE).read_bytes() == held
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_reserve_takes_the_folder_of_a_killed_process_although_its_number_was_given_to_another(tmp_path):
+    leave_lock(tmp_path)  # our parent is running, but does not hold the folder
+    with reserve(epath.Path(tmp_path)):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+
+
+def test_reserve_refuses_the_folder_of_another_machine_and_names_the_way_out(tmp_path):
+    leave_lock(tmp_path, host="far")
+    with pytest.raises(StorageError, match=rf"on far since 2026.*; if it has ended, delete {tmp_path / LOCK_FILE}"):
+        reserve(epath.Path(tmp_path)).__enter__()
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["host"] == "far"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"host": 1}', "\x00"])
+def test_reserve_replaces_a_damaged_lock(tmp_path, text):
+    (tmp_path / LOCK_FILE).write_text(text)
+    with reserve(epath.Path(tmp_path)):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+
+
+def test_reserve_without_locks_of_the_file_system_asks_for_the_process(tmp_path, monkeypatch):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    leave_lock(tmp_path)
+    with pytest.raises(StorageError, match=f"in use by process {os.getppid()}"):
+        reserve(epath.Path(tmp_path)).__enter__()
+    for ended in (2**22 + 1, os.getpid()):  # no process, and this one, as after the restart of a container
+        leave_lock(tmp_path, pid=ended)
+        with reserve(epath.Path(tmp_path)):
+            pass

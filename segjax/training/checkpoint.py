@@ -31,6 +31,7 @@ from segjax.training.train_step import TrainState
 
 FOLDER = "checkpoints"
 CHECKSUMS = "sha256.json"
+_ATTEMPTS = 10  # at reading a checkpoint of a run that is training
 _STATE, _POSITION, _METRICS = "state", "loader", "metrics"  # the last is orbax's name
 _COMMITTED, _HANDLERS = "commit_success.txt", "_CHECKPOINT_METADATA"
 _REMOVED = "removed"  # an old checkpoint is renamed into this folder first: half of one is never taken for a whole one
@@ -219,6 +220,28 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         state = restored[_STATE]
         return state.replace(key=jax.random.wrap_key_data(state.key)), restored[_POSITION]
+
+
+def restore_newest(workdir: epath.Path, which: str, like: TrainState) -> TrainState:
+    """Restores the checkpoint "best", "latest" or a step of a run that may be training.
+
+    If the training removes the checkpoint while it is read, the one that has taken its place is restored.
+
+    Raises:
+      CheckpointError, FileNotFoundError: as `Checkpoints`, its `step_named` and its `restore`.
+    """
+    folder = workdir / FOLDER
+    for _ in range(_ATTEMPTS):
+        before = set(_steps(folder))
+        try:
+            with Checkpoints(workdir, read_only=True) as checkpoints:
+                state, _ = checkpoints.restore(like, step := checkpoints.step_named(which))
+            if step in _steps(folder):  # else a part of it may have been missing
+                return state
+        except Exception:
+            if before <= set(_steps(folder)):
+                raise
+    raise CheckpointError(f"{folder}: training removes checkpoints faster than they can be read. Try again later")
 
 
 def _rank(metrics: dict[str, float | None]) -> float:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from segjax import inference
 from segjax.data import Source, TrainLoader, check_split, label_set, open_split, train_loader
-from segjax.storage import output_folder, say, write_json
+from segjax.storage import output_folder, reserve, say, write_json
 from segjax.training import hosts, parallel
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import ConfigError, changes_since, comparable, read_config, validate, write_config
@@ -77,7 +77,8 @@ def train(
     Raises:
       ConfigError, DataError: the config or the data are invalid, or the workdir contains files of another program;
         raised before the first step.
-      StorageError: the workdir is a file; the bucket cannot be read or written, or gcsfs is not installed.
+      StorageError: the workdir is a file, or in use by another training; the bucket cannot be read or written, or
+        gcsfs is not installed.
       CheckpointError: every checkpoint is damaged, the newest one is of another network, or one cannot be written.
       NonFiniteLoss: a step is not finite.
       Terminated: SIGTERM, SIGHUP or Ctrl-C came; the state is saved.
@@ -116,6 +117,8 @@ def train(
 
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
+        if hosts.is_first_host():
+            stack.enter_context(reserve(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir))
         for line in checkpoints.damaged:
             say(f"warning: {line}. It is set aside.", console)

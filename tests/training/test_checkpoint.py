@@ -1,14 +1,19 @@
 """Checkpoints: what they restore, which are kept, and damage to any file."""
 
+import concurrent.futures
+import itertools
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
-from segjax.training.checkpoint import CheckpointError, Checkpoints
+from segjax.training.checkpoint import CheckpointError, Checkpoints, restore_newest
 from segjax.training.train_step import init_state, make_model
 
 
@@ -206,3 +211,58 @@ def test_checksums_of_another_form_are_damage(saved, tmp_path, content):
     (tmp_path / "run" / "checkpoints" / "2" / "sha256.json").write_bytes(content)
     with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
         assert checkpoints.all_steps() == [1]
+
+
+def remove_while_read(monkeypatch, folder, steps):
+    """Lets a training remove each of `steps`, as it does, when its files are about to be read."""
+    restore = Checkpoints.restore
+
+    def removed_first(self, like, step):
+        if step in steps:
+            (folder / str(step)).rename(folder / f"removed-{step}")
+        return restore(self, like, step)
+
+    monkeypatch.setattr(Checkpoints, "restore", removed_first)
+
+
+def test_restore_newest_reads_the_next_checkpoint_if_training_removes_one(saved, tmp_path, state, monkeypatch):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    newest, *_ = sorted((int(path.name) for path in (tmp_path / "checkpoints").iterdir()), reverse=True)
+    remove_while_read(monkeypatch, tmp_path / "checkpoints", [newest])
+    assert int(restore_newest(epath.Path(tmp_path), "latest", state).step) < newest
+
+
+def test_restore_newest_of_a_step_that_training_removes_lists_the_others(saved, tmp_path, state, monkeypatch):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    first, *others = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    remove_while_read(monkeypatch, tmp_path / "checkpoints", [first])
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint '{first}'; expected .*{others[-1]}"):
+        restore_newest(epath.Path(tmp_path), str(first), state)
+
+
+@pytest.mark.slow
+def test_restore_newest_during_training_reads_whole_checkpoints(tmp_path, state):
+    """A thread saves states whose parameters all equal their step, and removes old ones all the time."""
+    first, done = threading.Event(), threading.Event()
+
+    def save():
+        with Checkpoints(tmp_path) as checkpoints:
+            for step in itertools.count(1):
+                params = jax.tree.map(lambda x: jnp.full_like(x, step), state.params)  # noqa: B023
+                checkpoints.save(at(state, step).replace(params=params), {})
+                if step > 1:
+                    first.set()
+                if done.is_set():
+                    return
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        saving = threads.submit(save)
+        try:
+            assert first.wait(60)
+            for _ in range(12):
+                restored = restore_newest(epath.Path(tmp_path), "latest", state)
+                values = {float(x) for leaf in jax.tree.leaves(restored.params) for x in np.unique(leaf)}
+                assert values == {float(restored.step)}
+        finally:
+            done.set()
+        saving.result(60)
