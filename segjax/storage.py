@@ -7,6 +7,7 @@ A bucket is read and written with epath, which leaves `gs://` to gcsfs; orbax wr
 import contextlib
 import datetime
 import fcntl
+import fnmatch
 import hashlib
 import importlib.util
 import json
@@ -77,6 +78,11 @@ def path_of(path: str | os.PathLike) -> epath.Path:
     return epath.Path(text)
 
 
+def named_like(folder: epath.Path, pattern: str) -> list[epath.Path]:
+    """Returns what is in a folder under a name that matches; `folder.glob` would read the folder's own brackets too."""
+    return [path for path in (folder.iterdir() if folder.exists() else ()) if fnmatch.fnmatchcase(path.name, pattern)]
+
+
 def output_folder(path: str | os.PathLike) -> epath.Path:
     """Returns `path_of` a folder to write into, which need not exist; raises StorageError for a file.
 
@@ -85,7 +91,7 @@ def output_folder(path: str | os.PathLike) -> epath.Path:
     folder = path_of(path)
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"{folder}: expected a folder to write into; it is a file")
-    for remains in () if in_bucket(folder) else folder.glob(_PARTIAL.format("*")):
+    for remains in () if in_bucket(folder) else named_like(folder, _PARTIAL.format("*")):
         with contextlib.suppress(OSError):
             if remains.stat().mtime < time.time() - 24 * 3600:
                 remains.unlink()

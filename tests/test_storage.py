@@ -224,6 +224,15 @@ def test_scratch_array_on_a_full_disk_is_refused_at_once(tmp_path, monkeypatch):
         scratch((5, 6), np.float32, most=100)
 
 
+def test_named_like_of_a_folder_whose_name_is_a_pattern(tmp_path):
+    folder = epath.Path(tmp_path) / "out [x] *"
+    assert storage.named_like(folder, "*") == []
+    folder.mkdir()
+    (folder / "a_1.csv").touch()
+    (folder / "b.csv").touch()
+    assert storage.named_like(folder, "a_*.csv") == [folder / "a_1.csv"]
+
+
 # Lines on a terminal.
 
 HOSTILE = [

@@ -21,7 +21,7 @@ import rich.text
 from etils import epath
 from jinja2 import StrictUndefined, Template
 
-from segjax.storage import check_outputs, printable, to_json, write_outputs
+from segjax.storage import check_outputs, named_like, printable, to_json, write_outputs
 
 
 class Spread(NamedTuple):
@@ -313,7 +313,8 @@ def check_report(folder: str | os.PathLike, name: str, *, overwrite: bool = Fals
     """Raises ForeignFileError, before the work, for a file that `write_report` may have to replace and must not."""
     folder = epath.Path(folder)
     fixed = [folder / f"{name}.{suffix}" for suffix in ("html", "md", "tex", "json", "csv")]
-    check_outputs([*fixed, *folder.glob(f"{name}_*.csv"), *folder.glob(f"{name}_*.png")], overwrite=overwrite)
+    more = [*named_like(folder, f"{name}_*.csv"), *named_like(folder, f"{name}_*.png")]
+    check_outputs([*fixed, *more], overwrite=overwrite)
 
 
 def write_report(

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from segjax import inference
 from segjax.data import Source, TrainLoader, check_split, label_set, open_split, train_loader
-from segjax.storage import output_folder, reserve, say, write_json
+from segjax.storage import StorageError, output_folder, reserve, say, write_json
 from segjax.training import hosts, parallel
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import ConfigError, changes_since, comparable, read_config, validate, write_config
@@ -85,6 +85,8 @@ def train(
       KeyboardInterrupt: Ctrl-C came twice; the steps since the last checkpoint are lost.
     """
     workdir, begun = output_folder(workdir), time.monotonic()
+    if not set("[]*?").isdisjoint(str(workdir)):
+        raise StorageError(f"{workdir}: orbax would read [, ], * and ? in its path as a pattern; rename the workdir")
     validate(config)
     config_file = workdir / CONFIG_FILE
     earlier = read_config(config_file) if config_file.exists() else config

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import re
 
 import cv2
 import jax
@@ -16,7 +17,7 @@ from safetensors.numpy import save_file
 from segjax.data import open_split
 from segjax.models import ResNet
 from segjax.models.pretrained import torch_name
-from segjax.training import ConfigError, defaults, train, validate
+from segjax.training import ConfigError, StorageError, defaults, train, validate
 from segjax.training.config import (
     FIELDS,
     NETWORKS,
@@ -204,6 +205,13 @@ def test_train_refuses_every_wrong_value_and_writes_nothing(key, tmp_path, monke
         assert FIELDS[key].valid in str(caught.value), value
         assert "\n" not in str(caught.value)
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize("name", ["run [1]", "run*", "run?"])
+def test_train_refuses_a_workdir_that_orbax_would_read_as_a_pattern(name, tmp_path):
+    with pytest.raises(StorageError, match=re.escape(f"{tmp_path / name}: ")):
+        train(defaults(), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_number_has_a_range_or_choices():
