@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+
+from segjax.storage import printable
 
 # The palette of Okabe and Ito, which readers with a colour vision deficiency can distinguish.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
@@ -25,15 +26,23 @@ Range = tuple[float | int | None, float | int | None]
 
 
 def png(figure: Figure) -> bytes:
-    """Encodes a figure as a PNG file; its texts are drawn as they are, with no formula between two dollar signs."""
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
+    """Encodes a figure as a PNG file."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         # A letter that the font lacks, as of Chinese, is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(file, format="png")
     return file.getvalue()
+
+
+def plain(name: str) -> str:
+    r"""Returns a name as matplotlib draws it unchanged: no formula between dollars, no label hidden by an underscore.
+
+    >>> print(plain("$x$"), plain("_a"), sep=";")
+    \$x\$; _a
+    """
+    text = printable(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def curves(
@@ -65,14 +74,14 @@ def curves(
             axes.plot(xs, mean, color=color, lw=0.8, alpha=0.3)
             mean = _running_mean(mean, window)
         marker = "o" if checkpoint_step is not None and len(mean) < 30 else None
-        axes.plot(xs if len(values) else [], mean, style, marker=marker, ms=3.5, color=color, lw=1.8, label=name)
+        axes.plot(xs if len(values) else [], mean, style, marker=marker, ms=3.5, color=color, lw=1.8, label=plain(name))
         if len(values) > 1:
             axes.fill_between(xs, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
     if checkpoint_step is not None:
         axes.axvline(checkpoint_step, color=_REFERENCE, lw=1, ls=":")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if reference is not None:
-        axes.axhline(reference[1], color=_REFERENCE, lw=1, ls="--", label=reference[0])
+        axes.axhline(reference[1], color=_REFERENCE, lw=1, ls="--", label=plain(reference[0]))
     _style(axes, title=title, xlabel=x, ylabel=y, xlim=x_range, ylim=y_range)
     if len(series) > 5:  # a legend inside would cover the lines
         figure.set_size_inches(_SIZE[0] + 0.7 + 0.075 * max(map(len, series)), _SIZE[1])
@@ -92,7 +101,7 @@ def dots(values: Mapping[str, Sequence[float]], *, title: str, x: str) -> Figure
         axes.plot([min(seeds), max(seeds)], [height] * 2, color=COLORS[0], lw=1.2, alpha=0.5)
         axes.plot(seeds, [height] * len(seeds), "o", ms=4, color=COLORS[0], alpha=0.5)
         axes.plot(np.mean(seeds), height, "o", ms=7, color=COLORS[1])
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_yticks(range(len(rows)), [plain(name) for name, _ in rows])
     _style(axes, title=title, xlabel=x)
     return figure
 
@@ -128,8 +137,8 @@ def heatmap(
             if j == best:
                 axes.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, edgecolor=COLORS[1], lw=2.2))
     axes.set(title=title, xlabel=x, ylabel=y)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), [plain(name) for name in columns])
+    axes.set_yticks(range(len(rows)), [plain(name) for name in rows])
     figure.colorbar(image)
     return figure
 
@@ -146,7 +155,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     cell_size = 1.1 if few else 0.36 if many else 0.42
     side = cell_size * len(classes) + 0.085 * max(map(len, classes))  # inches; the second term is for the class names
     figure = Figure(figsize=(side + 0.8, side + 0.5), layout="constrained", dpi=_DPI)
-    axes = figure.subplots()
+    axes, names = figure.subplots(), list(map(plain, classes))
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     for i, j in np.ndindex(fractions.shape):
         fraction = fractions[i, j]
@@ -156,8 +165,8 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
         color = "w" if fraction > 0.6 else "k"
         axes.text(j, i, text, ha="center", va="center", fontsize=7.5 if many else 9, color=color)
     axes.set(xlabel="predicted", ylabel="truth")
-    axes.set_xticks(range(len(classes)), classes, rotation=0 if few else 90, fontsize=9)
-    axes.set_yticks(range(len(classes)), classes, rotation=90 if few else 0, va="center", fontsize=9)
+    axes.set_xticks(range(len(classes)), names, rotation=0 if few else 90, fontsize=9)
+    axes.set_yticks(range(len(classes)), names, rotation=90 if few else 0, va="center", fontsize=9)
     axes.set_xticks(np.arange(len(classes) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="#e3e7ea", lw=0.6)

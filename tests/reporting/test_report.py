@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 import rich.console
-from matplotlib.text import Text
 
 from segjax.reporting import (
     Picture,
@@ -29,7 +28,7 @@ from segjax.reporting import (
     show,
     write_report,
 )
-from segjax.reporting.figures import confusion_figure
+from segjax.reporting.figures import confusion_figure, reliability_figure
 from segjax.storage import ForeignFileError, printable
 
 
@@ -205,8 +204,6 @@ HOSTILE = (
     *("$x$", r"$\frac{$", r"\$", "\\", "1. one", "- x", "> q", "=1+1", 'q"uo,te', "</td><script>alert(1)</script>"),
     *("\x1b[2J\x1b[31mred", "two\nlines", "\r", "\x00", "\u202egnp.exe", "\udcff", "\u2028", "日本 è", "  "),
 )
-# Names of classes are refused if they are not printable.
-PRINTABLE = [name for name in HOSTILE if printable(name) == name]
 
 
 @pytest.fixture(scope="module")
@@ -293,12 +290,28 @@ def test_show_prints_hostile_texts_without_markup_and_escapes(hostile):
 
 
 def test_figures_draw_hostile_names_as_they_are():
-    lines = {name: ([1, 2], [[0.1, 0.2]]) for name in PRINTABLE}
+    lines = {name: ([1, 2], [[0.1, 0.2]]) for name in HOSTILE}
     drawn = [
-        curves(lines, title=r"$\frac{$", x="$x$", reference=("$", 0.5)),
-        dots(dict.fromkeys(PRINTABLE, (0.1,)), title="t", x="x"),
-        confusion_figure(np.eye(len(PRINTABLE), dtype=int).tolist(), PRINTABLE),
+        curves(lines, title="t", x="x", reference=("$", 0.5)),
+        dots(dict.fromkeys(HOSTILE, (0.1,)), title="t", x="x"),
+        confusion_figure(np.eye(len(HOSTILE), dtype=int).tolist(), HOSTILE),
         heatmap([[0.1] * 2], [[0.1] * 2], rows=[r"$\frac{$"], columns=["$x$", "_"], title="t", x="x", y="y"),
     ]
     assert all(png(figure).startswith(b"\x89PNG") for figure in drawn)
-    assert not any(text.get_parse_math() for figure in drawn for text in figure.findobj(Text))
+    for text in [*drawn[0].legends[0].texts[:-1], *drawn[1].axes[0].get_yticklabels()]:
+        assert text._preprocess_math(text.get_text()) == (text.get_text().replace(r"\$", "$"), False)
+    shown = [text.get_text().replace(r"\$", "$").removeprefix(" ") for text in drawn[0].legends[0].texts[:-1]]
+    assert shown == [printable(name).removeprefix(" ") for name in HOSTILE]
+    assert "_only" in png_labels({"_only": ([1], [[0.5]]), "b": ([1], [[0.5]])})
+
+
+def png_labels(lines):
+    return [text.get_text().strip() for text in curves(lines, title="t", x="x").axes[0].get_legend().texts]
+
+
+def test_reliability_figure_keeps_the_powers_on_its_axis():
+    figure = reliability_figure([0, 0.5, 1], [0.2, 0.8], [0.1, 0.7], [1, 900])
+    png(figure)
+    labels = [label for label in figure.axes[1].get_yticklabels() if label.get_text()]
+    assert all(label._preprocess_math(label.get_text())[1] for label in labels)
+    assert labels
