@@ -191,7 +191,12 @@ class PreparedSource:
             if part not in info.splits:
                 remedy = "If its raw files were added since, delete this folder and run again"
                 raise DataError(f"{folder}: no split {part!r}; prepared are {', '.join(info.splits)}. {remedy}")
-        if not info.splits[split].num_examples:
+        try:
+            count = info.splits[split].num_examples
+        except ValueError as error:
+            expected = f"{', '.join(info.splits)}, or a slice such as train[:10%]"
+            raise DataError(f"{folder}: {split!r} is not a split; expected {expected}") from error
+        if not count:
             raise DataError(f"{folder}: the split {split!r} is empty; expected at least one image")
         with _damage_named(folder):
             raw = {key: tfds.decode.SkipDecoding() for key in (self._image, "segmentation_label")}

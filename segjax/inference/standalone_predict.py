@@ -9,7 +9,7 @@ import json
 import sys
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -50,19 +50,30 @@ def main(names: list[str]) -> None:
     try:
         network, card = load(Path(__file__).parent)
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        _stop(str(error))
     mark = PngImagePlugin.PngInfo()
     mark.add_text(*_MARK)
     for target, name in targets.items():
         pixels = np.asarray(_read(name).convert("L" if card["input"]["channels"] == 1 else "RGB"))
         size = card["input"]["size"]
         if size and list(pixels.shape[:2]) != size:
-            sys.exit(f"error: {name}: {pixels.shape[:2]} pixels; this network was exported for images of {size} only")
+            _stop(f"{name}: {pixels.shape[:2]} pixels; this network was exported for images of {size} only")
         mask = predict(network, pixels.reshape(1, *pixels.shape[:2], -1))["mask"][0]
         partial = target.with_name(f".{uuid.uuid4().hex}.partial")  # a kill leaves no half of a mask
         Image.fromarray(mask).save(partial, "PNG", pnginfo=mark)
         partial.replace(target)
-        print(f"{name} -> {target}")
+        print(_line(f"{name} -> {target}"))
+
+
+def _stop(problem: str) -> NoReturn:
+    sys.exit(_line(f"error: {problem}"))
+
+
+def _line(text: str) -> str:
+    """Returns a line that any terminal can print: other characters, such as control characters, are escaped."""
+    encoding = sys.stdout.encoding or "ascii"
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _targets(names: list[Path]) -> dict[Path, Path]:
@@ -71,11 +82,11 @@ def _targets(names: list[Path]) -> dict[Path, Path]:
     for name in names:
         target = name.with_name(f"{name.stem}_mask.png")
         if not name.is_file():
-            sys.exit(f"error: {name}: expected an image file; {'it is a folder' if name.is_dir() else 'nothing there'}")
+            _stop(f"{name}: expected an image file; {'it is a folder' if name.is_dir() else 'nothing there'}")
         if target in targets:
-            sys.exit(f"error: {targets[target]} and {name} would both be written as {target}")
+            _stop(f"{targets[target]} and {name} would both be written as {target}")
         if target.exists() and not _is_marked(target):
-            sys.exit(f"error: {target}: exists, and run.py did not write it; move it away")
+            _stop(f"{target}: exists, and run.py did not write it; move it away")
         targets[target] = name
     return targets
 
@@ -98,7 +109,7 @@ def _read(file: Path) -> Any:
         with Image.open(file) as picture:
             picture.load()
     except (OSError, SyntaxError) as error:
-        sys.exit(f"error: {file}: cannot be read as an image ({error})")
+        _stop(f"{file}: cannot be read as an image ({error})")
     if picture.mode.startswith("I"):  # 16 bits: Pillow would make every value above 255 white
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return picture

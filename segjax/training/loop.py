@@ -117,6 +117,8 @@ def train(
     predictor = inference.Predictor(model.clone(axis_name=None), None, preprocessing_of(config, len(names)))
     hparams, plan, steps = hparams_from_config(config), phases(config), config.training.steps
 
+    if config.model.pretrained and not workdir.exists():
+        init_state(config, model, pretrained=True)  # raises ConfigError, before anything is written, for a wrong file
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
         if hosts.is_first_host():

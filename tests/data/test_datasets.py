@@ -84,6 +84,9 @@ def test_prepared_source_pickles(prepared):
 def test_open_split_unknown_or_empty_split(prepared):
     with pytest.raises(DataError, match=r"camvid/1.0.0: no split 'test'; prepared are train, validation\. If its raw"):
         open_split(prepared["camvid"], "test")
+    for split in ("", "["):
+        with pytest.raises(DataError, match=r"is not a split; expected train, validation, or a slice such as train\["):
+            open_split(prepared["camvid"], split)
     with pytest.raises(DataError, match=r"the split 'train\[:0\]' is empty"):
         open_split(prepared["camvid"], "train[:0]")
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
+from rich.console import Console
 from safetensors.numpy import save_file
 
 from segjax.data import open_split
@@ -205,6 +206,13 @@ def test_train_refuses_every_wrong_value_and_writes_nothing(key, tmp_path, monke
         assert FIELDS[key].valid in str(caught.value), value
         assert "\n" not in str(caught.value)
     assert not workdir.exists()
+
+
+def test_train_names_a_missing_pretrained_file_before_it_writes(deeplab, tmp_path):
+    deeplab.model.pretrained = "nowhere.safetensors"
+    with pytest.raises(ConfigError, match=r"config.model.pretrained: nowhere.safetensors"):
+        train(deeplab, tmp_path / "run", console=Console(quiet=True))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["run [1]", "run*", "run?"])

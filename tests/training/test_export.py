@@ -171,6 +171,7 @@ def test_script_overwrites_no_file_of_the_user(script, tmp_path):
         ((), r"python run\.py IMAGE"),
         (("nothing.png",), r"error: .*nothing\.png: expected an image file; nothing there$"),
         (("",), r"expected an image file; it is a folder$"),
+        (("\x1b[2J\n\u202e.png",), r"/\\x1b\[2J\\n\\u202e\.png: expected an image file; nothing there$"),
         (("notes.png",), r"error: .*notes\.png: cannot be read as an image \("),
         (("a.png", "a.jpg"), r"a\.png and .*a\.jpg would both be written as .*a_mask\.png$"),
     ],
