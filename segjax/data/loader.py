@@ -138,16 +138,8 @@ def eval_batches(
     """Yields every image of a split exactly once over all hosts, in batches of few shapes, the same on every host.
 
     Images are padded to one of `padded_sizes`, and those of one padded size share batches, in the order of the split.
-
-    Args:
-      source: the split.
-      global_batch_size: the most images per batch, over all hosts.
-      devices: number of devices of all hosts that share a batch; must divide `global_batch_size`.
-      max_pixels: the most pixels per device and batch, unless one image has more. None: no limit.
-      process_index: as in `train_loader`, like the rest.
-      process_count: the number of hosts.
-      workers: number of reading processes.
-      prefetch: batches to prepare in advance.
+    A batch has `global_batch_size` images, or fewer where they would have more than `max_pixels` per device, but at
+    least one per device. `devices` of all hosts share a batch. The other arguments are those of `train_loader`.
 
     Yields:
       Dicts of "image" uint8 `[b, H, W, C]` and "label" uint8 `[b, H, W]`, at native resolution and padded at the

@@ -255,8 +255,7 @@ def check_split(source: Source, split: str, shown: int = 20) -> list[str]:
     """
     count, hint = len(source.skipped), "If this is wrong, set config.data.mask_values to the values of the classes"
     if len(source.absent) == source.label_set.num_classes:
-        first = f"{source.name(0)} and {len(source) - 1} more" if len(source) > 1 else source.name(0)
-        raise DataError(f"{split}: every pixel of its masks is void ({first}); expected pixels of a class. {hint}")
+        raise DataError(f"{split}: all pixels of the {len(source)} masks are void; expected some of a class. {hint}")
     more = [f"{len(source.absent) - shown} more"] * (len(source.absent) > shown)
     names = ", ".join([*source.absent[:shown], *more])
     absent = [f"warning: {split} has no pixel of {names}. {hint}"] * bool(names)
