@@ -9,6 +9,7 @@ import rich.console
 from absl import flags
 
 from segjax import cli
+from segjax.inference.predictor import fingerprint
 from segjax.reporting import per_class_table, show, summary_line
 from segjax.storage import check_outputs, path_of, say, to_json, write_outputs
 from segjax.trained_run import load_run, score_run
@@ -27,7 +28,8 @@ def main(argv: list[str]) -> None:
     say(summary_line(scores), console)
     if scores["skipped"]:
         say(f"{scores['skipped']} bad pair(s) of image and mask were skipped", console)
-    data = {"split": split, "step": step, **scores, "provenance": provenance()}
+    data = {"split": split, "step": step, "parameters": fingerprint(run.state.variables)}
+    data |= {**scores, "provenance": provenance()}
     write_outputs({output: to_json(data)}, overwrite=flags.FLAGS.overwrite)
     say(f"wrote {output}", console)
 

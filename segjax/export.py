@@ -18,6 +18,7 @@ from jaxtyping import Array, Shaped
 from segjax import cli, missing_extra
 from segjax.data.resize import resize
 from segjax.inference import class_logits, classify, standalone_predict
+from segjax.inference.predictor import fingerprint
 from segjax.storage import check_outputs, nan_to_none, output_folder, read_json, say, to_json, write_outputs
 from segjax.trained_run import TrainedRun, load_run
 from segjax.training import ConfigError
@@ -113,7 +114,11 @@ def model_card(run: TrainedRun, *, variance: bool, size: tuple[int, int] | None)
             f"dropout={config.model.dropout!r}"
         )
     return {
-        "network": {"name": config.model.name, "parameters": sum(p.size for p in jax.tree.leaves(run.state.params))},
+        "network": {
+            "name": config.model.name,
+            "parameters": sum(p.size for p in jax.tree.leaves(run.state.params)),
+            "fingerprint": fingerprint(run.state.variables),
+        },
         "classes": [{"name": n, "colour": c} for n, c in zip(labels.names, labels.palette.tolist(), strict=True)],
         "input": {
             "array": "uint8 [b, H, W, channels], any b; pixels 0..255, channels in the order RGB",
@@ -139,11 +144,12 @@ def model_card(run: TrainedRun, *, variance: bool, size: tuple[int, int] | None)
 
 def _scores(run: TrainedRun) -> dict[str, Any] | None:
     """Returns the scores that `segjax.evaluate` wrote for this checkpoint, else those of the run's end, else None."""
-    split, step = run.config.data.eval_split, int(run.state.step)
+    split, step, parameters = run.config.data.eval_split, int(run.state.step), fingerprint(run.state.variables)
     for name in (f"scores_{split}_{step}.json", SCORES_FILE):
         file = run.workdir / name
-        if file.exists():
-            scores = read_json(file, dict, "the scores of an evaluation")
+        scores = read_json(file, dict, "the scores of an evaluation") if file.exists() else None
+        # An earlier training in this folder may have left scores of the same step.
+        if scores and (name == SCORES_FILE or scores.get("parameters") == parameters):
             return {"file": name, "of_step": scores.get("step", scores.get("steps"))} | nan_to_none(scores)
     return None
 

@@ -7,11 +7,12 @@ Examples:
 
 from absl import app, flags
 
-from segjax import cli, inference
+from segjax import __version__, cli, inference
 from segjax.data.io import named_images
 from segjax.storage import output_folder, say
-from segjax.trained_run import TrainedRun, chosen_threshold, class_index, fingerprint, head_rate, load_run
+from segjax.trained_run import TrainedRun, chosen_threshold, class_index, head_rate, load_run
 from segjax.training.config import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SEED
+from segjax.training.provenance import numerics, provenance
 
 FLAGS = flags.FLAGS
 
@@ -34,7 +35,8 @@ def main(argv: list[str]) -> None:
         say(line)
     options = _predict_options(run, **threshold)
     outputs = _output_options(only, options)
-    predict, origin = run.predictor(options, probabilities=FLAGS.probabilities), _origin(run, options, outputs)
+    predict, made_by = run.predictor(options, probabilities=FLAGS.probabilities), numerics(provenance())
+    origin = {"checkpoint": str(run.workdir), "step": int(run.state.step), "segjax": __version__, "made_by": made_by}
     choices = {"on_error": FLAGS.on_error, "overwrite": FLAGS.overwrite}
     done = inference.write_predictions(predict, files, output, outputs, run.label_set, origin, **choices)
     for line in done.lines():
@@ -66,20 +68,6 @@ def _output_options(only: int | None, options: inference.PredictOptions) -> infe
         sheet=FLAGS.contact_sheet,
         **{name: FLAGS[name].value for name in ("overlay", "probabilities", "palette")},
     )
-
-
-def _origin(run: TrainedRun, options: inference.PredictOptions, outputs: inference.OutputOptions) -> dict:
-    """Returns what the files depend on: the network, the threshold, the colours and the options."""
-    return {
-        "checkpoint": str(run.workdir),
-        "step": int(run.state.step),
-        "network": fingerprint(run),
-        "threshold_log_odds": options.threshold,
-        "class": FLAGS["class"].value,
-        "palette": FLAGS.palette,
-        "uncertainty": outputs.measure,
-        "uncertainty_max": FLAGS.uncertainty_max,
-    } | options.non_default()
 
 
 if __name__ == "__main__":

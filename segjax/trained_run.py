@@ -1,6 +1,5 @@
 """A finished or running run, opened from its workdir for evaluation, prediction, report and export."""
 
-import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -74,15 +73,6 @@ def load_run(path: str | os.PathLike) -> TrainedRun:
 def model_of(config: ConfigDict) -> Any:
     """Returns the network of `config` for the classes of its data set, reading no file; raises as `make_model`."""
     return make_model(config, len(label_set(config.data).names), parallel.axis_name(config))
-
-
-def fingerprint(run: TrainedRun) -> str:
-    """Returns a hash of the parameters and batch statistics, independent of the path: 16 digits of their SHA-256."""
-    digest = hashlib.sha256()
-    for path, value in jax.tree_util.tree_leaves_with_path(run.state.variables):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, Any]:

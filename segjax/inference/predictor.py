@@ -6,6 +6,7 @@ in blocks of bounded size, so that maps larger than memory may be stored in a fi
 
 import copy
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -106,13 +107,22 @@ class PredictOptions:
         >>> PredictOptions((192, 256), scale=1.0, overlap=32).non_default()
         {'scale': 1.0, 'overlap': 32, 'tile': [192, 256]}
         """
-        is_sampled = self.samples or self.passes
-        ignored = {"batch", "threshold", "positive"} | (set() if is_sampled else {"rate", "seed"})
-        defaults = dataclasses.asdict(PredictOptions(self.tile))
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k] and k not in ignored}
-        if is_sampled:
-            fields["rate"] = self.rate
+        defaults = dataclasses.asdict(PredictOptions(self.tile)) | {"size": self.tile, "rate": None}
+        fields = {k: v for k, v in self.record().items() if v != defaults[k] and k not in ("threshold", "positive")}
         return fields if self.scale is None else {**fields, "tile": list(self.tile)}
+
+    def record(self) -> dict[str, Any]:
+        """Returns all options on which the mask depends.
+
+        >>> PredictOptions((192, 256), batch=8, samples=3).record() == PredictOptions((192, 256), samples=3).record()
+        True
+        """
+        # An option counts unless it is listed here.
+        ignored = {"batch"} | (set() if self.samples or self.passes else {"rate", "seed"})
+        ignored |= {"positive"} if self.threshold is None else set()
+        ignored |= {"overlap"} if self.scale is None else set()
+        fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in ignored}
+        return fields if self.scale is not None else {"size": fields.pop("tile"), **fields}
 
 
 def predict_options(
@@ -151,6 +161,15 @@ class Prediction(NamedTuple):
     probabilities: Float[np.ndarray, "H W C"] | None
 
 
+def fingerprint(variables: Any) -> str:
+    """Returns a hash of parameters and batch statistics: 16 digits of their SHA-256."""
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_leaves_with_path(variables):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()[:16]
+
+
 class Predictor:
     r"""A network ready to predict uint8 images `[H, W, channels]` of any size: `predictor(image) -> Prediction`.
 
@@ -179,7 +198,7 @@ class Predictor:
         """Prepares the programs without compiling them."""
         self.preprocessing = preprocessing
         self.options = options or PredictOptions(preprocessing.size)
-        self._variables, self._probabilities = variables, probabilities
+        self._model, self._variables, self._probabilities = model, variables, probabilities
         self._tile_maps = _make_tile_maps(model, self.options, preprocessing)
 
     def with_variables(self, variables: Any) -> "Predictor":
@@ -187,6 +206,26 @@ class Predictor:
         other = copy.copy(self)
         other._variables = variables
         return other
+
+    def record(self) -> dict[str, Any]:
+        """Returns all on which predictions depend: parameters, network, normalisation and options, for JSON."""
+        # A field counts unless it is listed here.
+        ignored = {"parent", "name", "axis_name", "remat", "param_dtype"}
+        ignored |= {"head_bias", "head_kernel_stddev"}  # of the initial parameters
+        if not self.options.passes:
+            ignored |= {"dropout", "heads", "rate", "mask", "deep_dropout", "deep_rate"}
+        names = {field.name for field in dataclasses.fields(self._model)} - ignored
+        fields = {f"network.{name}": getattr(self._model, name) for name in sorted(names)}
+        inputs = self.preprocessing._asdict()
+        del inputs["size"]  # the options contain the size of the network's input
+        return {
+            "parameters": fingerprint(self._variables),
+            "network": type(self._model).__name__,
+            **fields,
+            "network.dtype": jnp.dtype(self._model.dtype).name,
+            **inputs,
+            **self.options.record(),
+        }
 
     def __call__(self, image: UInt8[np.ndarray, "H W channels"]) -> Prediction:
         """Predicts one image."""

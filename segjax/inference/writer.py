@@ -24,9 +24,10 @@ from segjax.data.io import DataError, RawFile, decode_image, read_bytes
 from segjax.data.labels import LabelSet, colorize
 from segjax.inference.predictor import Prediction, Predictor
 from segjax.inference.visualize import contact_sheet, heatmap, overlay, overlay_palette, rare_outlines, thumbnail
-from segjax.storage import ForeignFileError, check_outputs, read_json, write_json, write_outputs
+from segjax.storage import ForeignFileError, check_outputs, read_json, to_json, write_json, write_outputs
 
 ORIGIN_FILE, SHEET_FILE = "predicted_by.json", "contact_sheet.png"
+_NOT_COMPARED = ("checkpoint", "made_by")  # a run may be moved, and another device rounds differently
 _SHEET_ROWS = 24
 _LISTED = 20  # skipped files that are listed by name
 _PNG_KEY = "segjax"  # keyword of the PNG text chunk that names the source of a picture
@@ -65,6 +66,13 @@ class OutputOptions(NamedTuple):
         """Suffixes of an image's file names. The mask is written last, so that it marks a complete set."""
         chosen = (self.overlay, self.uncertainty, self.probabilities, True)
         return list(itertools.compress(("_overlay.png", "_uncertainty.png", "_probabilities.npz", "_mask.png"), chosen))
+
+    def record(self) -> dict[str, Any]:
+        """Returns all options on which the contents of files depend."""
+        # An option counts unless it is listed here: these select the files.
+        return {
+            k: v for k, v in self._asdict().items() if k not in ("overlay", "uncertainty", "probabilities", "sheet")
+        }
 
     def scale_maximum(self, label_set: LabelSet) -> float:
         """Returns the uncertainty that has the lightest colour."""
@@ -122,8 +130,9 @@ def write_predictions(
       output: the folder, a `Path` or epath's; made if it does not exist.
       options: the files to write.
       label_set: names and colours of the classes.
-      origin: network and options that the masks depend on, ready for JSON. It is stored in `predicted_by.json`, so that
-        a folder never mixes masks of several networks or thresholds; "checkpoint" is not compared.
+      origin: the network's origin, ready for JSON. It is stored in `predicted_by.json` with the records of `predictor`
+        and `options`, so that a folder never mixes masks of several networks or options. "checkpoint" and "made_by" are
+        not compared.
       on_error: "raise", or "skip" images that cannot be read.
       overwrite: predict all images again, and replace files of the same names, whoever wrote them.
 
@@ -133,12 +142,13 @@ def write_predictions(
       OSError: a file cannot be written. The files before it are complete, and a second call resumes.
     """
     output.mkdir(parents=True, exist_ok=True)
-    if not _has_origin(output / ORIGIN_FILE, dict(origin)):
+    record = {**origin, **predictor.record(), **options.record(), "classes": label_set.names}
+    if not _has_origin(output / ORIGIN_FILE, record):
         targets = [output / f"{name}{suffix}" for name in files for suffix in options.suffixes]
         for target in (*targets, *[output / SHEET_FILE] * options.sheet):
             if target.exists() and not overwrite:
                 raise ForeignFileError(target)
-        write_json(output / ORIGIN_FILE, dict(origin))
+        write_json(output / ORIGIN_FILE, record)
     check_outputs([output / SHEET_FILE] * options.sheet, overwrite=overwrite)
     names = list(files)
     chosen = np.linspace(0, len(names) - 1, min(len(names), _SHEET_ROWS)).round().astype(int)
@@ -210,9 +220,9 @@ def _has_origin(file: Any, origin: dict[str, Any]) -> bool:
     if not file.exists():
         return False
     before = read_json(file, dict, "the record of an earlier prediction", "Choose another --output")
-    differing = sorted(key for key in {*before, *origin} - {"checkpoint"} if before.get(key) != origin.get(key))
-    if differing:
-        key = differing[0]
+    origin = json.loads(to_json(origin))  # with lists for tuples
+    differing = [key for key in {**origin, **before} if before.get(key) != origin.get(key) and key not in _NOT_COMPARED]
+    for key in differing[:1]:
         raise DataError(
             f"{file.parent}: contains predictions made with {key} = {before.get(key)!r}; now {key} is "
             f"{origin.get(key)!r}. Choose another --output, or remove them"

@@ -56,8 +56,9 @@ def evaluate(
 
 
 def split_facts(source: Source) -> dict[str, Any]:
-    """Returns "images", "skipped" (the number of bad images left out) and "classes" (the names)."""
-    return {"images": len(source), "skipped": len(source.skipped), "classes": list(source.label_set.names)}
+    """Returns "images", "skipped" (the number of bad images left out), "data" (the digest), "classes" (the names)."""
+    facts = {"images": len(source), "skipped": len(source.skipped), "data": source.digest}
+    return facts | {"classes": list(source.label_set.names)}
 
 
 def make_eval_step(config: ConfigDict, model: Any, num_classes: int, axis_name: str | None) -> Callable:

@@ -1,5 +1,6 @@
 """Files of a prediction: their contents, and completion of an interrupted folder without mixing origins."""
 
+import dataclasses
 import math
 import re
 
@@ -50,6 +51,9 @@ class Predict(Predictor):
     def __init__(self, batch=1):
         self.preprocessing = Preprocessing((6, 8), 3, (0.5,), (0.5,), 5)
         self.options, self.groups, self._names, self.asked = PredictOptions((6, 8), batch=batch), [], {}, []
+
+    def record(self):
+        return {"parameters": "a1", **self.options.record()}
 
     def predict_batch(self, images):
         self.groups.append(len(images))
@@ -157,7 +161,33 @@ def test_folder_of_another_checkpoint_is_refused(tmp_path):
 
 def test_folder_is_completed_if_only_the_checkpoint_path_differs(tmp_path):
     write(["a"], Predict(), tmp_path)
-    assert write(["a"], Predict(), tmp_path, origin=ORIGIN | {"checkpoint": "./run"}) == WriteSummary(0, 1, ())
+    moved = ORIGIN | {"checkpoint": "./run", "made_by": {"jax": "9.9"}}
+    assert write(["a"], Predict(), tmp_path, origin=moved) == WriteSummary(0, 1, ())
+
+
+@pytest.mark.parametrize(
+    "changed", [{"only": 2}, {"measure": "variance"}, {"maximum": 3.0}, {"palette": True}, {"threshold": 0.5}]
+)
+def test_folder_of_other_options_is_refused(tmp_path, changed):
+    write(["a"], Predict(), tmp_path)
+    predict, wanted = Predict(), OutputOptions()._replace(**{k: v for k, v in changed.items() if k != "threshold"})
+    predict.options = dataclasses.replace(predict.options, threshold=changed.get("threshold"))
+    ((key, value),) = changed.items()
+    with pytest.raises(DataError, match=rf"made with {key} = .*; now {key} is {value!r}\. Choose another --output"):
+        write(["a", "bb"], predict, tmp_path, wanted)
+
+
+def test_folder_is_completed_with_other_files_of_the_same_contents(tmp_path):
+    write(["a"], Predict(), tmp_path)
+    wanted = OutputOptions(uncertainty=True, probabilities=True, sheet=True)
+    assert write(["a"], Predict(batch=2), tmp_path, wanted) == WriteSummary(1, 0, ())
+
+
+def test_folder_of_another_class_list_is_refused(tmp_path):
+    write(["a"], Predict(), tmp_path)
+    other = dataclasses.replace(LABELS, names=LABELS.names[::-1])
+    with pytest.raises(DataError, match="made with classes = "):
+        write_predictions(Predict(), {}, tmp_path, MASK_AND_OVERLAY, other, ORIGIN)
 
 
 def test_changed_image_is_predicted_again(tmp_path):

@@ -15,6 +15,7 @@ from PIL import Image
 from segjax import export
 from segjax.data import label_set
 from segjax.inference import standalone_predict
+from segjax.inference.predictor import fingerprint
 from segjax.trained_run import TrainedRun
 from segjax.training.config import ConfigError
 from segjax.training.train_step import init_state, make_model
@@ -116,9 +117,13 @@ def test_card_describes_input_output_and_scores(run, exported):
 
 
 def test_card_prefers_the_scores_of_its_checkpoint(run, tmp_path):
-    (tmp_path / "scores_val_0.json").write_text(json.dumps({"step": 0, "mean_iou": 0.25}))
-    card = export.model_card(run._replace(workdir=epath.Path(tmp_path)), variance=False, size=None)
-    assert card["scores"] == {"file": "scores_val_0.json", "of_step": 0, "step": 0, "mean_iou": 0.25}
+    scores = {"step": 0, "mean_iou": 0.25, "parameters": fingerprint(run.state.variables)}
+    (tmp_path / "scores_val_0.json").write_text(json.dumps(scores))
+    run = run._replace(workdir=epath.Path(tmp_path))
+    card = export.model_card(run, variance=False, size=None)
+    assert card["scores"] == {"file": "scores_val_0.json", "of_step": 0, **scores}
+    (tmp_path / "scores_val_0.json").write_text(json.dumps(scores | {"parameters": "of an earlier training"}))
+    assert export.model_card(run, variance=False, size=None)["scores"] is None
 
 
 def test_load_refuses_a_damaged_network(exported, tmp_path):

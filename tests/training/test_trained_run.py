@@ -12,11 +12,11 @@ from segjax import losses
 from segjax.data import label_set
 from segjax.data.labels import LABEL_SETS, VOID
 from segjax.export import lower_network
-from segjax.inference import PredictOptions, classify, predict_logits, probabilities
+from segjax.inference import PredictOptions, Predictor, classify, predict_logits, probabilities
 from segjax.reporting import inspect_run
-from segjax.trained_run import TrainedRun, chosen_threshold, fingerprint, head_rate, load_run, score_run
+from segjax.trained_run import TrainedRun, chosen_threshold, head_rate, load_run, model_of, score_run
 from segjax.training import defaults, open_split
-from segjax.training.config import ConfigError
+from segjax.training.config import FIELDS, NETWORKS, ConfigError, from_leaves, leaves
 from segjax.training.evaluation import make_eval_step, preprocessing_of
 from segjax.training.evaluation import scores as evaluation_scores
 from segjax.training.objective import hparams_from_config
@@ -211,9 +211,64 @@ def test_load_run_opens_a_workdir_or_a_checkpoint(trained, run_config):
     assert load_run(trained.workdir / "checkpoints" / "4").config.model.width == run_config.model.width
 
 
-def test_fingerprint_depends_on_the_parameters_and_not_on_the_path(trained):
-    latest, number, earlier = (load_run(trained.workdir / "checkpoints" / step) for step in ("latest", "4", "2"))
-    assert fingerprint(number) == fingerprint(latest) != fingerprint(earlier)
+def test_predictor_record_depends_on_the_parameters_and_not_on_the_path(trained):
+    latest, number, earlier = (
+        load_run(trained.workdir / "checkpoints" / step).predictor().record() for step in ("latest", "4", "2")
+    )
+    assert number == latest
+    assert {key for key in latest if latest[key] != earlier[key]} == {"parameters"}
+
+
+def another(field):
+    """Returns a valid value of a config field that is not its default."""
+    if field.choices:
+        return next(choice for choice in field.choices if choice != field.default)
+    if field.kind is tuple:
+        return {str: ("b", "a"), int: (40, 60), float: (0.2, 0.3), tuple: ((1.0, 1000, 2e-3),)}[field.item][
+            : field.length or 2
+        ]
+    default = field.default or 0
+    return {bool: lambda: not default, int: lambda: default + 1, float: lambda: default / 2 + 0.1, str: lambda: "b"}[
+        field.kind
+    ]()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_predictor_record_changes_with_every_config_field_that_changes_the_mask(network):
+    """A new field of a network or of the preprocessing is recorded, unless `Predictor.record` lists it."""
+
+    def record(**changed):
+        config = from_leaves(leaves(base) | changed)
+        names = label_set(config.data).names
+        return Predictor(model_of(config), {}, preprocessing_of(config, len(names))).record() | {"classes": names}
+
+    base = defaults()
+    base.data.name, base.data.class_names, base.model.name = "folder", ("a", "b"), network
+    expected = {f"data.{name}" for name in ("name", "class_names", "channels", "size", "mean", "std")}
+    expected |= {f"model.{name}" for name in ("name", "norm", "dtype", *NETWORKS[network][1].values())}
+    expected |= {"objective.loss", "objective.void"}  # the number of outputs
+    fields = {key: another(field) for key, field in FIELDS.items()}
+    fields |= {"data.name": "camvid", "objective.loss": "sigmoid_focal", "objective.background": 1, "model.prior": ()}
+    fields |= {
+        "model.name": "unet" if network == "fcn" else "fcn",
+        "model.pack": 2,
+        "model.deep_dropout": 0,
+        "model.output_stride": 8 if "plus" in network else 16,
+    }
+    before = record()
+    assert {key for key, value in fields.items() if record(**{key: value}) != before} == expected
+
+
+def test_predictor_record_contains_dropout_if_the_mask_depends_on_it(tiny):
+    tiny.model.deep_dropout = 2
+    model, preprocessing = make_model(tiny, 2), preprocessing_of(tiny, 2)
+    options = {"whole": {}, "samples": {"samples": 2}, "passes": {"passes": 2}}
+    options = {name: PredictOptions((32, 48), **fields) for name, fields in options.items()}
+    records = {name: Predictor(model, {}, preprocessing, each).record() for name, each in options.items()}
+    assert "rate" not in records["whole"]
+    assert {"rate", "seed"} <= set(records["samples"]) - set(records["whole"])
+    assert records["passes"]["network.deep_rate"] == 0.5
+    assert "network.deep_rate" not in records["samples"]
 
 
 def test_load_run_of_another_folder_or_a_damaged_config(tmp_path):
