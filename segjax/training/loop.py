@@ -1,6 +1,7 @@
 """The training loop, `train(config, workdir)`, read top to bottom."""
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from segjax import inference
 from segjax.data import Source, TrainLoader, check_split, label_set, open_split, train_loader
-from segjax.storage import StorageError, output_folder, reserve, say, write_json
+from segjax.storage import StorageError, output_folder, reserve, say, to_json, write_json
 from segjax.training import hosts, parallel
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import ConfigError, changes_since, comparable, read_config, validate, write_config
@@ -39,8 +40,9 @@ CONFIG_FILE = "config.json"
 SCORES_FILE = "scores.json"
 # The arrays of a training batch that go to the device; file names stay on the host.
 DEVICE_KEYS = ("image", "label", "index")
-# Saved beside the loader's position: the step still has to be scored; code, device, settings and data of its training.
-_UNSCORED, _MADE_BY = "unscored", "made_by"
+# Saved beside the loader's position: the step still has to be scored; config, code, device and data of its training;
+# and where these changed during the run.
+_UNSCORED, _MADE_BY, _CHANGES = "unscored", "made_by", "changes"
 _VITAL = ("loss", "grad_norm", "param_norm")  # must be finite
 
 
@@ -72,7 +74,8 @@ def train(
 
     Returns:
       The final `Scores` on the evaluation split, with "steps", "skipped_in_training" (the number of bad training
-      images) and "provenance" (the wall time is that of this call, which began at step "wall_seconds_from_step").
+      images), "changes" (a line per change of config, code, device or data at a resume) and "provenance" (the wall time
+      is that of this call, which began at step "wall_seconds_from_step").
 
     Raises:
       ConfigError, DataError: the config or the data are invalid, or the workdir contains files of another program;
@@ -104,8 +107,10 @@ def train(
     model = make_model(config, len(names), axis_name)
     train_source = open_split(config.data, config.data.train_split)
     eval_source = open_split(config.data, config.data.eval_split)
-    made_by = numerics(origin) | {"training data": _facts(train_source), "evaluation data": _facts(eval_source)}
-    hosts.refuse_differences(comparable(config) | made_by | {"devices of a host": jax.local_device_count()})
+    made_by = comparable(config) | numerics(origin)
+    made_by |= {"training data": _facts(train_source), "evaluation data": _facts(eval_source)}
+    made_by = json.loads(to_json(made_by))  # as it is read from a checkpoint: lists for tuples
+    hosts.refuse_differences(made_by | {"devices of a host": jax.local_device_count()})
     hosts.refuse_separate_workdirs(workdir)
     for source, split in ((train_source, config.data.train_split), (eval_source, config.data.eval_split)):
         for line in check_split(source, split):
@@ -138,16 +143,20 @@ def train(
             say(line, console)
         batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
         state = mapping.everywhere(init_state(config, model, pretrained=not start))
-        position: dict[str, Any] = {}
+        position, changes = {}, []
         if start:
             state, position = checkpoints.restore(state, start)
             batches.set_state(position)
             before = position.get(_MADE_BY, made_by)
             for key in (key for key in made_by if made_by[key] != before.get(key)):
                 line = f"{key} is now {made_by[key]!r}; step {start} was trained with {before.get(key)!r}"
-                say(line, console)
+                changes.append(line)
+                if not key.startswith("config."):
+                    say(line, console)
             say(f"resumed at step {start} of {steps}", console)
-        if hosts.is_first_host():
+        changes = [*position.get(_CHANGES, ()), *changes]
+        # After the last step nothing is trained with another config, which would describe the network wrongly.
+        if hosts.is_first_host() and (start < steps or not config_file.exists()):
             write_config(config_file, config)
         parameters, batch_size = sum(p.size for p in jax.tree.leaves(state.params)), config.training.global_batch
         say(
@@ -225,7 +234,7 @@ def train(
                     writer.image(step, "eval/image_truth_prediction", sheet)
             if step > start or scores is not None:  # else the checkpoint that was restored is this one
                 writer.publish()  # the log of a checkpoint is written before the checkpoint
-                position = {**position, _UNSCORED: evaluating and scores is None, _MADE_BY: made_by}
+                position = {**position, _UNSCORED: evaluating and scores is None, _MADE_BY: made_by, _CHANGES: changes}
                 checkpoints.save(mapping.collect(state), position, rank)
             if stopping:
                 raise Terminated(
@@ -239,7 +248,8 @@ def train(
                 raise Terminated(f"{preemption.reason}: the finished run in {workdir} was not scored again") from error
         skipped = mapping.unreplicate(state).skipped
     wall = {"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start}
-    scores = {"steps": steps, "skipped_in_training": len(train_source.skipped), **scores, "provenance": origin | wall}
+    scores = {"steps": steps, "skipped_in_training": len(train_source.skipped), **scores}
+    scores |= {"changes": changes, "provenance": origin | wall}
     if skipped is not None:
         scores["skipped_steps"] = int(skipped)
     if hosts.is_first_host():

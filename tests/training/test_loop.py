@@ -131,11 +131,11 @@ def test_train_finished_run_is_scored_again_and_prints_what_changed(trained, ful
     shutil.copytree(trained.workdir, again)
     full.objective.gamma = 1.0
     scores = train(full, again, console=console)
-    changes = [line for line in console.file.getvalue().splitlines() if " is now " in line]
-    assert changes == [
-        "config.objective.gamma is now 1.0; the run was started with 2.0",
-        f"jax is now '9.9'; step 4 was trained with '{jax.__version__}'",
-    ]
+    other_jax = f"jax is now '9.9'; step 4 was trained with '{jax.__version__}'"
+    printed = [line for line in console.file.getvalue().splitlines() if " is now " in line]
+    assert printed == ["config.objective.gamma is now 1.0; the run was started with 2.0", other_jax]
+    assert scores["changes"] == ["config.objective.gamma is now 1.0; step 4 was trained with 2.0", other_jax]
+    assert (again / "config.json").read_text() == (trained.workdir / "config.json").read_text()
     assert scores["confusion"] == json.loads((trained.workdir / "scores.json").read_text())["confusion"]
     assert (again / "metrics.jsonl").read_text() == (trained.workdir / "metrics.jsonl").read_text()
 
@@ -170,6 +170,11 @@ def test_train_resume_with_more_steps_gives_both_learning_rates_and_the_way_back
     printed = console.file.getvalue()
     assert f"warning: the learning rate of step 4 was {old}, and is {new} under the changed config" in printed
     assert f"--config.optimizer.learning_rate={old}" in printed
+    assert json.loads((tmp_path / "scores.json").read_text())["changes"] == [
+        "config.training.steps is now 8; step 4 was trained with 4"
+    ]
+    train(config, tmp_path, console=quiet())
+    assert len(json.loads((tmp_path / "scores.json").read_text())["changes"]) == 1  # kept with the checkpoint
 
 
 # The order of events in a step.
