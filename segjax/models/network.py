@@ -115,7 +115,7 @@ class Network(Block, kw_only=True):
         Raises: TypeError or ValueError if an argument or field is not valid, or a "dropout" key is missing in training.
         """
         check_images(images)
-        self._check_fields()
+        self.check_fields()
         rate = checked_rate("rate", self.rate if rate is None else rate)
         deep_rate = checked_rate("deep_rate", self.deep_rate if deep_rate is None else deep_rate)
         keys = self._dropout_keys(images.shape[0], train, examples)
@@ -146,7 +146,8 @@ class Network(Block, kw_only=True):
         kind = rematerialized(kind) if self.remat else kind
         return kind(*arguments, norm=self.norm, axis_name=self.axis_name, **self.dtypes, **fields)
 
-    def _check_fields(self) -> None:
+    def check_fields(self) -> None:
+        """Raises a ValueError if a field is out of range."""
         checks.choice("dropout", self.dropout, DROPOUTS)
         checks.choice("mask", self.mask, MASKS)
         checks.scalar("heads", self.heads, jnp.int32, 1.0)

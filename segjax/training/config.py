@@ -107,7 +107,7 @@ class Field(NamedTuple):
 
 
 # Whole numbers are int32 on the devices, and NumPy's seeds are uint32.
-COUNT, COUNT_OR_ZERO, SEED, PIXELS = "[1, 2147483647]", "[0, 2147483647]", "[0, 4294967295]", "[1, 65536]"
+COUNT, COUNT_OR_ZERO, SEED, SIZE = "[1, 2147483647]", "[0, 2147483647]", "[0, 4294967295]", "[1, 65536]"
 POSITIVE, NONNEGATIVE, FRACTION, PROBABILITY, FINITE = "(0, inf)", "[0, inf)", "(0, 1]", "[0, 1)", "(-inf, inf)"
 _number = partial(Field, None, range=NONNEGATIVE, optional=float)  # an optional number
 _traced = partial(Field, traced=True)
@@ -130,7 +130,7 @@ FIELDS = {
     "data.mask_values": Field((), "folder: mask value of each class; (): 0, 1, 2, …", range="[0, 255]", item=int),
     "data.val_fraction": Field(0.1, "folder: fraction held out if there is no val folder", range=PROBABILITY),
     "data.channels": Field(3, "image channels", (3, 1)),
-    "data.size": Field((192, 256), "height and width of the network's input", range=PIXELS, length=2, item=int),
+    "data.size": Field((192, 256), "height and width of the network's input", range=SIZE, length=2, item=int),
     "data.mean": Field((0.45,), "mean of pixels in [0, 1], one value or one per channel", range=FINITE),
     "data.std": Field((0.25,), "standard deviation of pixels in [0, 1], one value or one per channel", range=POSITIVE),
     "data.on_error": Field("raise", "what to do at a bad image or mask, before training", ("raise", "skip")),
@@ -142,19 +142,19 @@ FIELDS = {
     "augment.brightness": Field(0.0, "largest change of brightness", range=NONNEGATIVE),
     "augment.contrast": Field(0.0, "largest change of contrast", range=NONNEGATIVE),
     "model.name": Field("unet", "the network", tuple(NETWORKS)),
-    "model.width": Field(16, "channels of the first level", range=COUNT),
+    "model.width": Field(16, "channels of the first level", range=SIZE),
     "model.depth": Field(4, "number of poolings", range="[1, 16]"),
     "model.padding": Field("reflect", "padding of the convolutions", ("reflect", "zeros")),
     "model.downsample": Field("max", "pooling, or a convolution with stride 2", DOWNSAMPLINGS),
     "model.upsample": Field("transpose", "upsampling of the decoder", tuple(UPSAMPLINGS)),
-    "model.strips": Field(1, "row strips per image, in the batch axis: 16 / images per chip on a TPU", range=COUNT),
-    "model.pack": Field(1, "columns packed into the first level's channels: 128 / width on a TPU", range=COUNT),
+    "model.strips": Field(1, "row strips per image, in the batch axis: 16 / images per chip on a TPU", range=SIZE),
+    "model.pack": Field(1, "columns packed into the first level's channels: 128 / width on a TPU", range=SIZE),
     "model.encoder_depth": Field(18, "layers of the ResNet encoder", tuple(RESNETS)),
-    "model.output_stride": Field(None, "stride of the coarsest features; None: the network's own", (), COUNT, int),
+    "model.output_stride": Field(None, "stride of the coarsest features; None: the network's own", (), SIZE, int),
     "model.aspp_dilations": Field(
-        None, "dilations of DeepLab's ASPP; None: the network's own", range=COUNT, optional=tuple, item=int
+        None, "dilations of DeepLab's ASPP; None: the network's own", range=SIZE, optional=tuple, item=int
     ),
-    "model.hidden": Field(None, "channels of fc6 and fc7, or of ASPP; None: the network's own", (), COUNT, int),
+    "model.hidden": Field(None, "channels of fc6 and fc7, or of ASPP; None: the network's own", (), SIZE, int),
     "model.pretrained": Field("", "torchvision ResNet weights for the encoder; data.mean and data.std must be theirs"),
     "model.norm": Field("batch", "normalisation layers", ("batch", "group", "none")),
     "model.dtype": Field("float32", "dtype of the computation; parameters are float32", ("float32", "bfloat16")),
@@ -164,7 +164,7 @@ FIELDS = {
     ),
     "model.head_stddev": _number("σ of the head's initial kernel; None: by fan-in", range="(0, 1000]", initial=True),
     "model.dropout": Field("none", "head: K dropout samples, or variance for K = ∞", ("none", "sampled", "analytic")),
-    "model.num_samples": Field(3, "number K of dropout samples", range=COUNT),
+    "model.num_samples": Field(3, "number K of dropout samples", range=SIZE),
     "model.dropout_rate": _traced(0.2, "dropout rate of the head", range=PROBABILITY),
     "model.dropout_mask": Field("element", "one mask value per pixel, or per image (cheaper)", ("element", "channel")),
     "model.deep_dropout": Field(0, "number of deepest blocks, on each side, followed by dropout", range=COUNT_OR_ZERO),
@@ -197,11 +197,11 @@ FIELDS = {
     "optimizer.momentum": Field(0.9, "β₁ of Adam, momentum of SGD", range=PROBABILITY),
     "optimizer.clip_norm": Field(1.0, "largest global gradient norm; 0: no clipping", range=NONNEGATIVE),
     "training.steps": Field(1000, "number of steps", range=COUNT),
-    "training.global_batch": Field(8, "images per step, over all devices and hosts", range=COUNT),
+    "training.global_batch": Field(8, "images per step, over all devices and hosts", range=SIZE),
     "training.eval_pixels": Field(
         2**22, "pixels per device that an evaluation scores at once; less needs less memory", range=COUNT
     ),
-    "training.accumulate": Field(1, "microbatches per device and step: same gradients, less memory", range=COUNT),
+    "training.accumulate": Field(1, "microbatches per device and step: same gradients, less memory", range=SIZE),
     "training.log_every": Field(10, "steps between two lines of the log", range=COUNT),
     "training.evaluate_every": Field(250, "steps between two evaluations", range=COUNT),
     "training.checkpoint_every": Field(250, "steps between two checkpoints", range=COUNT),

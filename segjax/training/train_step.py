@@ -80,7 +80,7 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
             **{argument: config.model[field] for argument, field in SHARED_ARGUMENTS.items()},
             **{argument: value for argument, value in own.items() if value is not None},
         )
-        model.check()
+        model.check_fields()
     except ValueError as error:
         raise ConfigError(f"config.model of {config.model.name}: {error}") from error
     return model

@@ -416,10 +416,17 @@ def test_make_model_one_class(loss):
         make_model(config, 1)
 
 
-def test_make_model_error_of_the_network():
+@pytest.mark.parametrize(
+    ("name", "field", "value", "message"),
+    [
+        ("fcn", "output_stride", 4, r"config.model of fcn: stride must be one of 8, 16, 32; got 4"),
+        ("unet", "deep_dropout", 9, r"config.model of unet: deep_dropout of this UNet must be between 0 and 4; got 9"),
+    ],
+)
+def test_make_model_error_of_the_network(name, field, value, message):
     config = defaults()
-    config.model.name, config.model.output_stride = "fcn", 4
-    with pytest.raises(ConfigError, match=r"config.model of fcn: stride must be one of 8, 16, 32; got 4"):
+    config.model.name, config.model[field] = name, value
+    with pytest.raises(ConfigError, match=message):
         make_model(config, 11)
 
 
