@@ -115,6 +115,8 @@ def train(
     for source, split in ((train_source, config.data.train_split), (eval_source, config.data.eval_split)):
         for line in check_split(source, split):
             say(line, console)
+    if config.data.eval_split == config.data.train_split:
+        say("warning: config.data.eval_split is the training split: its scores are of images that were seen", console)
 
     train_step = make_train_step(config, model, len(names), axis_name)
     train_step = mapping.map_step(train_step, arguments=3, donate=config.training.donate)

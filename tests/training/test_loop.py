@@ -90,6 +90,18 @@ def test_train_leaves_config_metrics_events_checkpoints_and_scores(trained, full
     assert scores["provenance"]["versions"]["jax"] == jax.__version__
 
 
+def test_train_warns_if_the_scored_split_is_the_training_split(full, tmp_path, monkeypatch, quiet):
+    def stop(*unused):
+        raise InterruptedError
+
+    monkeypatch.setattr("segjax.training.loop.make_train_step", stop)
+    full.data.eval_split, console = full.data.train_split, quiet()
+    with pytest.raises(InterruptedError):
+        train(full, tmp_path / "run", console=console)
+    assert "warning: config.data.eval_split is the training split" in console.file.getvalue()
+    assert not (tmp_path / "run").exists()
+
+
 def test_train_phases_share_one_compilation(trained):
     assert len({line["train/learning_rate"] for line in lines_of(trained.workdir) if "train/loss" in line}) > 1
     assert len(trained.traces) == 1
