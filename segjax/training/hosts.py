@@ -128,11 +128,15 @@ def failures_end_all_hosts(unless: type[Exception]) -> Iterator[None]:
 
     def watch() -> None:
         while not closed.wait(_POLL):
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has failed
+            try:
                 failure = client.key_value_try_get(_FAILURE)
+            except jax.errors.JaxRuntimeError:  # nobody has failed
+                continue
+            if not closed.is_set():  # else it is the failure of this host
                 ending.set()
                 _print(f"error: {failure}")
                 _end_after_the_others()
+            return
 
     watcher = threading.Thread(target=watch, name="segjax-hosts", daemon=True)
     watcher.start()
