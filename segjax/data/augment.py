@@ -127,9 +127,9 @@ def augment(
             image = jnp.where(flips, image[:, ::-1], image)
         height, width = label.shape
         rows, columns = corner[0] + y / zoom[0], corner[1] + x / zoom[1]
-        # Only the whole source has exact ties; in another window they are rounding errors, and either pixel is right.
+        # Only the whole, upright source has exact ties; elsewhere they are rounding errors, and either pixel is right.
         rows, columns = (
-            jnp.where(side == 1, nearest_pixels(at, length), jnp.floor(at).astype(jnp.int32))
+            jnp.where((side == 1) & (not rotation), nearest_pixels(at, length), jnp.floor(at).astype(jnp.int32))
             for at, length in ((rows, height), (columns, width))
         )
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
