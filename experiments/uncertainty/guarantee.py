@@ -156,10 +156,10 @@ def finding(rare: list[dict[str, Any]], name: str) -> str:
     done = [row for row in rare if row["risks"]]
     held = [row for row in done if np.mean(row["risks"]) <= row["level"] + 2 * _standard_error(row["risks"])]
     sentence = (
-        f"The guarantee holds at {len(held)} of the {len(done)} feasible levels: the share of the {name} of a test "
-        "image that is missed is on average at most the promised one"
+        f"The guarantee holds at {len(held)} of the {len(done)} feasible levels: the share of a test image's {name} "
+        "pixels that is missed is on average at most the promised one"
     )
-    costs = ", ".join(f"{np.mean(row['false_positive_rate']):.2%} at {row['level']:g}" for row in done)
+    costs = ", ".join(f"{100 * np.mean(row['false_positive_rate']):.2g} % at {row['level']:g}" for row in done)
     return f"{sentence}. It costs false positives in these shares of the other pixels: {costs}." if done else sentence
 
 
@@ -191,7 +191,7 @@ def figure(rare: list[dict[str, Any]], name: str) -> bytes:
     labels = [f"level {row['level']:g}" + ("" if row["risks"] else "\n(not feasible)") for row in rare]
     axes.set_yticks(range(len(rare), 0, -1), labels)
     axes.set(
-        xlabel=f"share of the {name} that is missed: dot: one division; diamond: mean; line: promised",
+        xlabel=f"share of the {name} pixels that is missed (dot: one division, diamond: mean, line: promised)",
         xlim=(0, None),
         ylim=(0.4, len(rare) + 0.6),
     )
@@ -211,8 +211,8 @@ def report(run: TrainedRun, split: str, name: str, rare: list, sets: list, plain
     images = sorted(set(rare[0]["calibration_images"]))
     span = f"{images[0]} to {images[-1]}" if len(images) > 1 else f"{images[0]}"
     text = (
-        f"False negative rate: the share of the {name} of an image that is missed, mean over the test images that "
-        f"have {name}. The table contains its mean ± standard error over the divisions, and the range of nine tenths "
+        f"False negative rate: the share of an image's {name} pixels that is missed, mean over the test images that "
+        f"have some. The table contains its mean ± standard error over the divisions, and the range of nine tenths "
         f"of them. Level: the promised bound of the mean. A calibration half has {span} images with {name}. False "
         f"positive rate: share of the other pixels. The last row is the network's own threshold.{infeasible}"
     )
@@ -220,10 +220,10 @@ def report(run: TrainedRun, split: str, name: str, rare: list, sets: list, plain
     set_headings = ("", "level", "missed labels", "mean size")
     sections = (
         Section(
-            f"Missed {name}",
+            f"Missed {name} pixels",
             text,
             (Table("Thresholds by conformal risk control", headings, rows, text=headings[1:2]),),
-            (Picture("divisions", f"Missed {name} in each division", figure(rare, name)),),
+            (Picture("divisions", f"Missed {name} pixels in each division", figure(rare, name)),),
         ),
         Section(
             "Prediction sets",
@@ -240,7 +240,9 @@ def report(run: TrainedRun, split: str, name: str, rare: list, sets: list, plain
         "divisions": len(rare[0]["calibration_images"]),
         **provenance(),
     }
-    return Report("Guarantees by conformal risk control", finding(rare, name), sections, facts)
+    return Report(
+        f"Guarantees by conformal risk control on {run.config.data.name}", finding(rare, name), sections, facts
+    )
 
 
 def main(argv: list[str]) -> None:

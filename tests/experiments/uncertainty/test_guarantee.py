@@ -72,5 +72,5 @@ def test_histograms_and_report_of_a_trained_run(tiny_scenes, tmp_path):
     halves, rare = guarantee.divisions(len(source), 3, seed=0), counts.classes[:, 1]
     rows = guarantee.rare_class_rows(rare, halves, (0.5, 0.9)), guarantee.set_rows(counts, halves, (0.5, 0.9))
     made = guarantee.report(run, "val", "debris", *rows, guarantee.own_threshold(rare))
-    assert [section.title for section in made.sections] == ["Missed debris", "Prediction sets"]
+    assert [section.title for section in made.sections] == ["Missed debris pixels", "Prediction sets"]
     assert len(made.sections[0].tables[0].rows) == 3
