@@ -32,6 +32,7 @@ from experiments.benchmarks.benchmarks_report import results, show_all, store
 from experiments.benchmarks.timing import CLOCKS, threads
 from segjax import cli
 from segjax.reporting import write_report
+from segjax.storage import say
 from segjax.training import ConfigError
 from segjax.training.provenance import provenance
 
@@ -65,7 +66,7 @@ def run(names: Sequence[str], setting: Setting, workdir: Path, console: rich.con
     for name in names:
         for row, measure in SECTIONS[name].rows(setting).items():
             if row not in measured[name]:
-                console.print(f"{name}: {row} …")
+                say(f"{name}: {row} …", console)
                 measured[name][row] = measure() | {"provenance": provenance()}
                 store(workdir, name, facts, measured[name])
                 # The programs and arrays of a benchmark are large.
@@ -81,12 +82,12 @@ def main(argv: list[str]) -> None:
     setting = Setting(shape, options.classes, options.rounds, options.clock, options.compiled)
     for name, value in ENVIRONMENT.items():
         if os.environ.get(name) != value:
-            console.print(f"warning: {name}={value} is not set, which changes times; use `make benchmark`")
+            say(f"warning: {name}={value} is not set, which changes times; use `make benchmark`", console)
     workdir = Path(options.workdir)
     measured = run(options.only or list(SECTIONS), setting, workdir, console)
     report = show_all(SECTIONS, measured, setting, console)
     written = write_report(report, workdir, "benchmarks", measured)
-    console.print(f"wrote {written[0]}")
+    say(f"wrote {written[0]}", console)
 
 
 if __name__ == "__main__":

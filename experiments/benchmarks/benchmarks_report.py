@@ -10,7 +10,7 @@ import rich.console
 from experiments.benchmarks.baselines import NOT_INSTALLED, OURS, Setting, Target, versions
 from experiments.benchmarks.timing import threads
 from segjax.reporting import Report, Section, Table, show
-from segjax.storage import read_json, write_json
+from segjax.storage import read_json, say, write_json
 from segjax.training import ConfigError
 from segjax.training.provenance import provenance
 
@@ -103,9 +103,9 @@ def show_all(
     for section in sections:
         for table in section.tables:
             show(table, console)
-    console.print(f"Targets: {summary}")
+    say(f"Targets: {summary}", console)
     missing = [package for package, version in versions().items() if version == NOT_INSTALLED]
     if missing:
-        console.print(f"Not installed and not timed: {', '.join(missing)}. The extra bench installs all of them.")
+        say(f"Not installed and not timed: {', '.join(missing)}. The extra bench installs all of them.", console)
     facts = {**setting._asdict(), "threads": threads(), "baselines": versions(), **provenance()}
     return Report("Speed in comparison with other libraries", _TEXT, tuple(sections), facts)

@@ -20,6 +20,7 @@ from experiments.benchmarks.timing import Case, milliseconds
 from segjax import cli
 from segjax.models import PatchClassifier
 from segjax.reporting import Report, Section, Table, show, write_report
+from segjax.storage import say
 from segjax.training.provenance import provenance
 
 CLASSES = 12
@@ -121,7 +122,7 @@ def main(argv: list[str]) -> None:
     for table in whole.sections[0].tables:
         show(table, console)
     written = write_report(whole, Path(options.workdir), "patches", rows)
-    console.print(f"wrote {written[0]}")
+    say(f"wrote {written[0]}", console)
 
 
 if __name__ == "__main__":

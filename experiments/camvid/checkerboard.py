@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from segjax import cli, metrics
 from segjax.metrics import CheckerboardSums
 from segjax.reporting import Table, markdown, show, spread
-from segjax.storage import to_json, write_outputs
+from segjax.storage import say, to_json, write_outputs
 from segjax.trained_run import load_run, model_of
 from segjax.training import ConfigError, open_split, parallel
 from segjax.training.evaluation import counter, preprocessing_of, sum_counts
@@ -136,7 +136,7 @@ def main(argv: list[str]) -> None:
     data = {**about, "percentages": measured, "provenance": provenance()}
     text = markdown(table(measured)) + "\n"
     write_outputs({output / "checkerboard.md": text.encode(), output / "checkerboard.json": to_json(data)})
-    console.print(f"Wrote checkerboard.md and .json to {output}/")
+    say(f"Wrote checkerboard.md and .json to {output}/", console)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from segjax.data.resize import resize
 from segjax.inference import analytic_uncertainty, classify, head_uncertainty
 from segjax.reporting import Table, markdown, png, show
 from segjax.reporting.run_page import LOG_SPAN, error_histogram, log_of
-from segjax.storage import to_json, write_outputs
+from segjax.storage import say, to_json, write_outputs
 from segjax.trained_run import load_run
 from segjax.training.evaluation import preprocessing_of
 from segjax.training.provenance import provenance
@@ -182,7 +182,7 @@ def main(argv: list[str]) -> None:
         "png": png(figure(counts)),
     }
     write_outputs({output / f"uncertainty_quality.{suffix}": data for suffix, data in files.items()})
-    console.print(f"Wrote uncertainty_quality.md, .json and .png to {output}/")
+    say(f"Wrote uncertainty_quality.md, .json and .png to {output}/", console)
 
 
 if __name__ == "__main__":

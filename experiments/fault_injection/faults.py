@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from experiments.fault_injection.fault_child import CALLS, DATA, DISPATCH, FILES
 from segjax import cli
 from segjax.reporting import Report, Section, Table, show, write_report
-from segjax.storage import write_json
+from segjax.storage import say, write_json
 from segjax.trained_run import load_run
 from segjax.training import defaults
 from segjax.training.config import leaves
@@ -181,7 +181,7 @@ def main(argv: list[str]) -> None:
     )
     show(table(outcomes), console)
     written = write_report(report, workdir, "faults", outcomes)
-    console.print(f"Wrote {written[0]}")
+    say(f"Wrote {written[0]}", console)
     if not all(map(lost_nothing, outcomes)):
         raise SystemExit(1)
 

@@ -21,6 +21,7 @@ from absl import flags
 
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Table, curves, png, show, write_report
+from segjax.storage import say
 from segjax.training.provenance import provenance
 
 OVERRIDES = {
@@ -168,7 +169,7 @@ def main(argv: list[str]) -> None:
     for table in report.sections[0].tables:
         show(table, console)
     written = write_report(report, workdir, "soak", [s._asdict() for s in samples])
-    console.print(f"Wrote {written[0]}")
+    say(f"Wrote {written[0]}", console)
 
 
 if __name__ == "__main__":

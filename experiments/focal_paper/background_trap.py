@@ -23,6 +23,7 @@ from experiments.sweep.results_io import local_path, publish
 from segjax import cli
 from segjax.configs import crackforest_unet, rare_class
 from segjax.reporting import Picture, Report, Section, Table, cell, png, spread
+from segjax.storage import say
 from segjax.training import open_split, read_log
 from segjax.training.provenance import provenance
 
@@ -266,7 +267,7 @@ def main(argv: list[str]) -> None:
     for data in options.data:
         rare_share, workdir = rare_pixels(DATA[data]()), folder / data
         runs = make_cells(data, chosen, options.seed, rare_share=rare_share, steps=options.steps)
-        console.print(f"background_trap: {len(runs)} runs on {data} in {workdir}/", soft_wrap=True)
+        say(f"background_trap: {len(runs)} runs on {data} in {workdir}/", console)
         grid.run(runs, workdir, console)
         results = {loss.name: [measured(run, workdir) for run in runs if run.row == loss.name] for loss in chosen}
         about = {"rare share of the training pixels": rare_share, "steps": runs[0].config.training.steps}

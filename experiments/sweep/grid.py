@@ -23,7 +23,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from experiments.sweep.parallel_cells import RESULT_FILE, compile_sweep, train_together
-from segjax.storage import read_json, write_json
+from segjax.storage import read_json, say, write_json
 from segjax.trained_run import model_of
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.checkpoint import FOLDER, Checkpoints
@@ -206,7 +206,7 @@ _pause = time.sleep
 
 
 def _print(console: rich.console.Console, line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    say(line, console)
 
 
 def _progress(cells: Sequence[Cell], workdir: Path, done: Collection[str]) -> str:

@@ -14,6 +14,7 @@ from experiments.sweep import grid, results_io
 from experiments.sweep.grid import Cell, Changes
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Spread, curves, dots, png, spread
+from segjax.storage import say
 
 # `--help` lists the flags of the module that is run; `main_of` defines them for it.
 flags.disclaim_key_flags()
@@ -183,14 +184,12 @@ def _main(paper: PaperReport, config: ModuleType, argv: list[str]) -> None:
     of_preset = make_cells(config, options.preset, options.data, steps=options.steps)
     for file in options.measured:
         imported = results_io.import_results([*of_preset, *cells], workdir, Path(file))
-        console.print(f"imported {imported} cells from {file}", soft_wrap=True)
+        say(f"imported {imported} cells from {file}", console)
     if options.parent:
         grid.run(cells, workdir, console, parent=options.parent)
         return
     if not options.only_report:
-        console.print(
-            f"{paper.name}, preset {options.preset}: {len(cells)} cells on {options.data} in {workdir}/", soft_wrap=True
-        )
+        say(f"{paper.name}, preset {options.preset}: {len(cells)} cells on {options.data} in {workdir}/", console)
         if options.processes > 1:
             command = ["-m", f"experiments.focal_paper.{paper.name}", *given_flags(flags.FLAGS)]
             grid.run_in_processes(cells, workdir, console, command, options.processes)

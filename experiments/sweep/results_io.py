@@ -16,7 +16,7 @@ import rich.console
 from experiments.sweep.grid import FORM, Cell, check_same, result_of
 from experiments.sweep.parallel_cells import RESULT_FILE
 from segjax.reporting import Report, show, write_report
-from segjax.storage import StorageError, read_json, write_json
+from segjax.storage import StorageError, read_json, say, write_json
 from segjax.training.config import leaves
 from segjax.training.loop import CONFIG_FILE
 from segjax.training.provenance import provenance
@@ -37,7 +37,7 @@ def publish(report: Report, folder: Path, name: str, data: Any, console: rich.co
             show(table, console)
     written = write_report(report, folder, name, data)
     formats = sorted({file.suffix.removeprefix(".").upper() for file in written[1:]})
-    console.print(f"Wrote {written[0]} and, in the same folder, {', '.join(formats)}", soft_wrap=True)
+    say(f"Wrote {written[0]} and, in the same folder, {', '.join(formats)}", console)
 
 
 def provenance_facts(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

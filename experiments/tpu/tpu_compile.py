@@ -41,6 +41,7 @@ from experiments.tpu.tpu_slices import (
 from segjax import cli
 from segjax.data.labels import LABEL_SETS
 from segjax.reporting import Report, Section, Table, show
+from segjax.storage import say
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.objective import Hyperparams, hparams_at, hparams_from_config, phases
 from segjax.training.train_step import init_state, make_model, make_train_step
@@ -267,7 +268,7 @@ def main(argv: list[str]) -> None:
             rows = run(flags.FLAGS["config"].config_filename, options.config, topology, batch, Path(options.output))
     for table in tables(rows):
         show(table, console)
-    console.print(f"wrote {options.output}, and the same as Markdown beside it")
+    say(f"wrote {options.output}, and the same as Markdown beside it", console)
 
 
 if __name__ == "__main__":
