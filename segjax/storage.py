@@ -122,9 +122,9 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_bytes(path, to_json(value))
 
 
-def is_regular(path: epath.Path) -> bool:
+def is_regular(path: str | os.PathLike) -> bool:
     """Returns True for a file, and False for a folder, a pipe or a device, or if there is nothing."""
-    return path.is_file() if in_bucket(path) else os.path.isfile(path)  # epath takes a pipe for a file
+    return epath.Path(path).is_file() if in_bucket(path) else os.path.isfile(path)  # epath takes a pipe for a file
 
 
 def read_file(path: str | os.PathLike, expected: str, remedy: str = "") -> bytes:

@@ -20,13 +20,16 @@ _MARK = ("made_by", "run.py")  # text in the PNG of a mask, which may then be ov
 
 def load(folder: str | Path) -> tuple[Any, dict[str, Any]]:
     """Returns the network of a folder, for `predict`, and its card; raises ValueError if a file is damaged."""
+    files = [Path(folder, name) for name in ("model.stablehlo", "card.json")]
+    if missing := [file for file in files if not file.is_file()]:  # a pipe would be read forever
+        raise ValueError(f"{missing[0]}: expected a file of an export")
     try:
-        data, card = Path(folder, "model.stablehlo").read_bytes(), json.loads(Path(folder, "card.json").read_bytes())
+        data, card = files[0].read_bytes(), json.loads(files[1].read_bytes())
         expected, found = card["files"]["model.stablehlo"]["sha256"], hashlib.sha256(data).hexdigest()
         card["input"]["channels"], card["input"]["size"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         problem = " ".join(str(error).split())[:100]
-        raise ValueError(f"{folder}: expected the files of an export, card.json is not whole ({problem})") from error
+        raise ValueError(f"{files[1]}: expected the card of an export; it is damaged ({problem})") from error
     if found != expected:
         raise ValueError(f"{folder}/model.stablehlo: damaged; expected SHA-256 {expected} of card.json, got {found}")
     return jax.jit(export.deserialize(bytearray(data)).call), card

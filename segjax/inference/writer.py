@@ -24,7 +24,7 @@ from segjax.data.io import DataError, RawFile, decode_image, read_bytes
 from segjax.data.labels import LabelSet, colorize
 from segjax.inference.predictor import Prediction, Predictor
 from segjax.inference.visualize import contact_sheet, heatmap, overlay, overlay_palette, rare_outlines, thumbnail
-from segjax.storage import ForeignFileError, check_outputs, read_json, to_json, write_json, write_outputs
+from segjax.storage import ForeignFileError, check_outputs, is_regular, read_json, to_json, write_json, write_outputs
 
 ORIGIN_FILE, SHEET_FILE = "predicted_by.json", "contact_sheet.png"
 _NOT_COMPARED = ("checkpoint", "made_by")  # a run may be moved, and another device rounds differently
@@ -233,7 +233,7 @@ def _has_origin(file: Any, origin: dict[str, Any]) -> bool:
 def _is_complete(output: Any, name: str, source: dict[str, str], options: OutputOptions) -> bool:
     """Returns True if all files of an image exist and were made from the same bytes; else they may all be replaced."""
     mask, files = output / f"{name}_mask.png", [output / f"{name}{suffix}" for suffix in options.suffixes]
-    before = _png_text(mask) if mask.exists() else None
+    before = _png_text(mask)
     if before is not None and before.keys() == source.keys():
         if before["sha256"] == source["sha256"] and all(file.exists() for file in files):
             return True
@@ -290,6 +290,8 @@ def _sheet_row(predicted: _Predicted, options: OutputOptions, label_set: LabelSe
 
 def _png_text(file: Any) -> dict[str, Any] | None:
     """Returns what `_png_with_text` stored in a PNG file; None for any other file."""
+    if not is_regular(file):
+        return None
     try:
         # `Image.open` would refuse a picture as large as a mask may be; no pixel is read here.
         with file.open("rb") as opened, PngImageFile(opened) as picture:

@@ -147,6 +147,15 @@ def test_open_split_damaged_prepared_set(make, config, tmp_path, name, damage):
         open_split(data, "train")
 
 
+@pytest.mark.slow  # TFDS reads the set a hundred times
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json"])
+def test_open_split_any_damage_to_the_json_of_a_prepared_set(make, config, tmp_path, misread, name):
+    data = config("camvid", tmp_path / "prepared", make.camvid(tmp_path / "raw"))
+    open_split(data, "train")
+    returned = misread(tmp_path / "prepared" / "camvid" / "1.0.0" / name, lambda: open_split(data, "train"), without=["pipe"])
+    assert not {"empty", "half", "lists", "binary"} & returned
+
+
 @pytest.mark.slow
 def test_worker_reports_a_deleted_prepared_file(make, config, tmp_path):
     source = open_split(config("camvid", tmp_path / "prepared", make.camvid(tmp_path / "raw")), "train")

@@ -324,3 +324,15 @@ def test_mask_is_written_last(tmp_path, monkeypatch):
 
 def test_summary_counts_kept_images():
     assert WriteSummary(1, 2, ()).lines() == ["predicted 1 image(s); kept 2 that had been predicted before"]
+
+
+def test_damaged_mark_of_a_mask_is_not_taken_for_a_prediction(tmp_path, misread):
+    write(["a"], Predict(), tmp_path)
+    returned = misread(tmp_path / "a_mask.png", lambda: write(["a"], Predict(), tmp_path))
+    assert returned <= {"missing", "loop", "cut", "latin-1"}  # the last two are damages behind the mark
+
+
+def test_damaged_record_of_a_folder_is_named(tmp_path, misread):
+    write(["a"], Predict(), tmp_path)
+    returned = misread(tmp_path / "predicted_by.json", lambda: write(["a"], Predict(), tmp_path))
+    assert not {"empty", "half", "cut", "{}", "null", "lists", "missing"} & returned

@@ -136,6 +136,18 @@ def test_load_refuses_a_damaged_network(exported, tmp_path):
         standalone_predict.load(tmp_path)
 
 
+def test_load_refuses_a_damaged_card(exported, misread):
+    folder, _ = exported
+
+    def load():
+        try:
+            standalone_predict.load(folder)
+        except ValueError as error:  # the only error of a script that does not import segjax
+            raise ConfigError(str(error)) from error
+
+    assert not {"half", "{}", "null", "latin-1", "missing"} & misread(folder / "card.json", load)
+
+
 @pytest.fixture
 def script(monkeypatch):
     """Returns the `main` of `run.py` with a network whose class is in the first channel."""

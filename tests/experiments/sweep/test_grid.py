@@ -13,7 +13,8 @@ import pytest
 
 from experiments.sweep import grid
 from segjax.configs import rare_class
-from segjax.training import ConfigError
+from segjax.storage import write_json
+from segjax.training import ConfigError, defaults
 from segjax.training.config import leaves
 
 ROOT = Path(__file__).parents[3]
@@ -161,3 +162,14 @@ def test_sweep_killed_three_times_equals_one_that_was_not(tiny_scenes, process_e
         assert process.wait(60) == -signal.SIGKILL  # it had not ended before
     assert start(broken).wait(300) == 0
     assert measured(broken) == measured(whole)
+
+
+def test_damaged_result_or_config_of_a_cell_is_named(tmp_path, misread):
+    (cell,) = grid.make_cells(defaults(), [{"objective.gamma": 1.0}], (0,))
+    folder = tmp_path / cell.name
+    folder.mkdir()
+    write_json(folder / "cell.json", {"status": "done", "scores": {}, "provenance": {}})
+    write_json(folder / "config.json", leaves(cell.config))
+    for name in ("cell.json", "config.json"):
+        returned = misread(folder / name, lambda: grid.result_of(cell, tmp_path))
+        assert not {"empty", "half", "null", "lists", "folder"} & returned

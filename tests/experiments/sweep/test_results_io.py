@@ -88,6 +88,11 @@ def test_import_results_names_a_file_that_is_not_a_report(content, cells, tmp_pa
         results_io.import_results(cells, tmp_path / "other", file)
 
 
+def test_import_results_names_a_damaged_report(cells, report, tmp_path, misread):
+    returned = misread(report, lambda: results_io.import_results(cells, tmp_path / "other", report))
+    assert not {"empty", "half", "null", "without data", "missing", "folder"} & returned
+
+
 def test_local_path_refuses_a_bucket(tmp_path):
     assert results_io.local_path(str(tmp_path)) == tmp_path
     with pytest.raises(StorageError, match=r"^gs://bucket/grid: expected a local folder"):

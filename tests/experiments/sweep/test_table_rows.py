@@ -63,3 +63,11 @@ def test_shortened_keeps_the_phases():
     assert config.training.checkpoint_every <= 7
     assert [length for _, length, _ in config.training.phases] == [2, 2, 3]
     assert table_rows.shortened(camvid_unet_recipe.get_config(), None) == camvid_unet_recipe.get_config()
+
+
+def test_damaged_cell_of_a_table_is_named(tmp_path, misread):
+    (tmp_path / "a").mkdir()
+    result = {"row": "plain", "seed": 0, "steps": 3, "columns": {}, "classes": ["a"], "provenance": {}}
+    (tmp_path / "a" / "cell.json").write_text(json.dumps(result))
+    returned = misread(tmp_path / "a" / "cell.json", lambda: table_rows.finished_cells(tmp_path, ROWS))
+    assert not {"empty", "half", "null", "without seed", "folder"} & returned
