@@ -181,7 +181,8 @@ def main(argv: list[str]) -> None:
         "json": to_json({"images": images, "rate": RATE, "uncertainties": measured, "provenance": provenance()}),
         "png": png(figure(counts)),
     }
-    write_outputs({output / f"uncertainty_quality.{suffix}": data for suffix, data in files.items()})
+    files = {output / f"uncertainty_quality.{suffix}": data for suffix, data in files.items()}
+    write_outputs(files, overwrite=options.overwrite)
     say(f"Wrote uncertainty_quality.md, .json and .png to {output}/", console)
 
 
@@ -189,4 +190,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A run's workdir (its best) or WORKDIR/checkpoints/STEP.")
     flags.DEFINE_string("output", "runs/uncertainty_quality", "Folder of the table and the figure.")
     flags.DEFINE_integer("seed", 0, "Seed of the dropout masks.")
+    cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

@@ -113,7 +113,8 @@ def _prepared_folder(data_config: Any) -> Path:
             remedy = f"Set config.data.manual_dir or $SEGJAX_{name.upper()}_DIR to"
             raise DataError(f"{problem}. {remedy}: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
     folder = _prepare(builder, manual_dir)
-    metadata = builder.info.metadata or {}
+    with _damage_named(folder):
+        metadata = dict(builder.info.metadata or {})
     prepared_from = now = metadata.get("fingerprint")
     if prepared_from and manual_dir:
         with contextlib.suppress(DataError):  # raw files may be deleted after preparing
@@ -181,7 +182,7 @@ class PreparedSource:
         self._folder, self._split, self.label_set = folder, split, label_set
         with _damage_named(folder):
             builder = tfds.builder_from_directory(folder)
-        info, metadata = builder.info, builder.info.metadata or {}
+            info, metadata = builder.info, dict(builder.info.metadata or {})
         self._image = next((key for key in ("image", "image_left") if key in info.features), None)
         if self._image is None or not {"segmentation_label", "image_id"} <= set(info.features):
             expected = "expected the features image or image_left, segmentation_label and image_id"
@@ -207,24 +208,25 @@ class PreparedSource:
                 raise DataError(f"{folder}: {found}; prepare it with file_format='array_record'") from error
             for index in {0, len(self._records) - 1}:  # detects damage before training; files are opened when read
                 self._records[index]
-        self.digest = metadata.get("fingerprint", info.full_name)  # scenes and the catalogue's sets: by their names
-        absent = metadata.get("absent", {})
-        self.absent = [name for name in label_set.names if all(name in absent.get(part, ()) for part in parts)]
-        self.skipped = tuple(message for part in parts for message in metadata.get("skipped", {}).get(part, ()))
-        # Sets of the catalogue are not described, but usually their features have a fixed shape.
-        described = metadata.get("splits", {})
-        natives = {tuple(described[part]["native_size"] or ()) for part in parts if part in described}
-        shape = info.features[self._image].shape
-        if len(natives) == 1 and () not in natives:
-            shape = (*natives.pop(), metadata["channels"])
-        if None in shape[:2]:
-            files = (RawFile(self.name(i), 0, lambda i=i: self._records[i][self._image]) for i in range(len(self)))
-            shapes = [image_header(file) for file in files]
-        else:
-            shapes = [shape] * len(self)
-        self.native_size, _, channels = summarize(shapes)
-        self.channels = metadata.get("channels", channels)
-        self.sizes = [each[:2] for each in shapes]
+        with _damage_named(folder):
+            self.digest = metadata.get("fingerprint", info.full_name)  # scenes and the catalogue's sets: by their names
+            absent = metadata.get("absent", {})
+            self.absent = [name for name in label_set.names if all(name in absent.get(part, ()) for part in parts)]
+            self.skipped = tuple(message for part in parts for message in metadata.get("skipped", {}).get(part, ()))
+            # Sets of the catalogue are not described, but usually their features have a fixed shape.
+            described = metadata.get("splits", {})
+            natives = {tuple(described[part]["native_size"] or ()) for part in parts if part in described}
+            shape = info.features[self._image].shape
+            if len(natives) == 1 and () not in natives:
+                shape = (*natives.pop(), metadata["channels"])
+            if None in shape[:2]:
+                files = (RawFile(self.name(i), 0, lambda i=i: self._records[i][self._image]) for i in range(len(self)))
+                shapes = [image_header(file) for file in files]
+            else:
+                shapes = [shape] * len(self)
+            self.native_size, _, channels = summarize(shapes)
+            self.channels = metadata.get("channels", channels)
+            self.sizes = [each[:2] for each in shapes]
 
     def __reduce__(self):
         # A worker process opens the files itself.

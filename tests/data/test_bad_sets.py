@@ -152,7 +152,9 @@ def test_open_split_damaged_prepared_set(make, config, tmp_path, name, damage):
 def test_open_split_any_damage_to_the_json_of_a_prepared_set(make, config, tmp_path, misread, name):
     data = config("camvid", tmp_path / "prepared", make.camvid(tmp_path / "raw"))
     open_split(data, "train")
-    returned = misread(tmp_path / "prepared" / "camvid" / "1.0.0" / name, lambda: open_split(data, "train"), without=["pipe"])
+    returned = misread(
+        tmp_path / "prepared" / "camvid" / "1.0.0" / name, lambda: open_split(data, "train"), without=["pipe"]
+    )
     assert not {"empty", "half", "lists", "binary"} & returned
 
 
