@@ -61,8 +61,9 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
 
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:  # orbax and TFDS log every rename and every read-only open
-            logging.set_verbosity(logging.ERROR)
-            # asyncio logs all arrays of a failed save; its error is printed once, below.
+            # They log the tracebacks of a failed save as errors; its error is printed once, below.
+            logging.set_verbosity(logging.ERROR if flags.FLAGS.verbose else logging.FATAL)
+            # asyncio logs all its arrays.
             standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
         try:
             with _second_interrupt_ends():
@@ -97,9 +98,12 @@ def error_line(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None and getattr(cause, "errno", None) not in _ADVICE:
         cause = cause.__cause__
-    if isinstance(error, MISTAKES) or cause is not None:
-        return printable(f"error: {error}{_ADVICE[cause.errno] if cause is not None else ''}")
-    return None
+    if not isinstance(error, MISTAKES) and cause is None:
+        return None
+    # tensorstore's errors have the text of the system's error, and not its number.
+    numbers = [cause.errno] if cause is not None else [n for n in _ADVICE if os.strerror(n) in str(error)]
+    advice = _ADVICE[numbers[0]] if numbers else ""
+    return printable(f"error: {str(error).rstrip('.') if advice else error}{advice}")
 
 
 @contextlib.contextmanager

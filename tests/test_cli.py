@@ -77,7 +77,9 @@ def test_error_line_of_a_mistake_has_the_way_out_of_its_cause():
     error.__cause__ = OSError(errno.EMFILE, "Too many open files")
     assert "checkpoint 3" in cli.error_line(error)
     assert "ulimit -n" in cli.error_line(error)
-    assert cli.error_line(ConfigError("config.x: 1")) == "error: config.x: 1"
+    stored = CheckpointError("checkpoint 3 could not be written: DATA_LOSS: No space left on device. Step 2 is kept.")
+    assert "Step 2 is kept. Free space" in cli.error_line(stored)  # from tensorstore, whose errors have no number
+    assert cli.error_line(ConfigError("config.x: 1.")) == "error: config.x: 1."
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nfor 8 bytes")])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import cv2
 import numpy as np
@@ -313,3 +314,32 @@ def test_error_of_the_system_prints_one_line_and_with_verbose_the_traceback(pyth
     assert re.fullmatch("error: .*No space left on device: 'runs/a/metrics.jsonl'.*", plain.stderr.strip())
     assert verbose.stderr.startswith(plain.stderr)
     assert "Traceback" in verbose.stderr
+
+
+NEVER_RETURNS = """
+import ctypes, os, signal, threading
+from segjax import cli
+
+def main(argv):
+    # Locked twice in C, where Python handles no signal, as during a compilation.
+    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+    lock(mutex)
+    for delay in (0.1, 0.2):
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+    lock(mutex)
+
+cli.run(main, [])
+"""
+
+
+@pytest.mark.slow
+def test_second_ctrl_c_ends_a_command_that_handles_no_signal(python):
+    done = python("-c", NEVER_RETURNS)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "", "")
+
+
+@pytest.mark.slow
+def test_ctrl_c_prints_one_line(python):
+    main = "def main(argv): os.kill(os.getpid(), signal.SIGINT)"
+    done = python("-c", f"import os, signal\nfrom segjax import cli\n{main}\ncli.run(main, [])")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "interrupted\n")

@@ -1,6 +1,7 @@
 """SIGTERM to real processes: alone, in the middle of an evaluation, and to one of two hosts."""
 
 import json
+import os
 import shlex
 import signal
 import socket
@@ -34,6 +35,7 @@ def _start(environment, overrides, workdir, *flags, exported=None):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a process group of its own
     )
 
 
@@ -56,6 +58,21 @@ def test_sigterm_saves_prints_the_step_and_ends_with_status_0(tmp_path, start, r
     (step,) = (int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert f"SIGTERM: stopped after step {step} of 100000, which is saved in {tmp_path / 'run'}; the same" in printed
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step
+
+
+def test_ctrl_c_in_a_terminal_whose_output_is_closed_saves_and_leaves_nothing(tmp_path, start):
+    process = start(tmp_path / "run", "--config.data.workers=1")
+    assert "training and 4 evaluation images" in process.stdout.readline()
+    process.stdout.close()  # as by `| head -1`
+    wait_for_steps(tmp_path / "run", 3, process)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal signals the worker process too
+    assert process.wait(100) == 0
+    with process.stderr as errors:
+        assert errors.read() == ""  # no traceback of a worker, no warning of leaked shared memory
+    (step,) = (int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 HOWTO = "howto/tpu_vm.md"
