@@ -68,6 +68,14 @@ def test_train_loader_every_image_once_per_epoch_in_a_new_order(ten):
     assert len(set(epochs)) == 6
 
 
+def test_loaders_of_a_batch_larger_than_the_split():
+    three = Memory([(4, 6)] * 3)
+    batch = next(train_loader(three, global_batch_size=7, seed=0, size=None))
+    assert sorted(Counter(batch["name"].tolist()).values()) == [2, 2, 3]
+    (batch,) = evaluate(three, 7)
+    assert batch["name"].tolist() == ["image 0", "image 1", "image 2", "", "", "", ""]
+
+
 def test_train_loader_batch_fields_match(ten):
     batch = next(train_loader(ten, global_batch_size=4, seed=0, size=None))
     numbers = [int(name.split()[1]) for name in batch["name"]]
