@@ -178,6 +178,10 @@ def _parsed(argv: list[str], required: Sequence[str]) -> list[str]:
             if "--verbose" in argv:
                 traceback.print_exception(error.__context__.__cause__)
             sys.exit(error_line(error.__context__))
+        found = re.match(r"flag --config\.([\w.]+)=", str(error))
+        if found and found[1] in FIELDS:
+            value = dict(argument.partition("=")[::2] for argument in argv).get(f"--config.{found[1]}")
+            sys.exit(error_line(ConfigError(f"config.{found[1]} must be {FIELDS[found[1]].valid}; got {value!r}")))
         _exit_with_usage(str(error).removeprefix("flag "))
     except (AttributeError, KeyError, TypeError):  # ml_collections: the config has no such field
         for argument in argv:

@@ -84,6 +84,26 @@ def test_help_of_a_command_fits_one_screen(run, command):
             "evaluate --chekpoint=runs/a",
             "error: Unknown command line flag 'chekpoint'. Did you mean: checkpoint ?; segjax evaluate --help lists",
         ),
+        (
+            "train --config=rare_class --workdir=runs/a --config.training.steps=ten",
+            "error: config.training.steps must be a whole number in [1, 2147483647]; got 'ten'",
+        ),
+        (
+            "train --config=rare_class --workdir=runs/a --config.data.size=(32,",
+            "error: config.data.size must be 2 whole numbers in [1, 65536]; got '(32,'",
+        ),
+        (
+            "train --config=rare_class --workdir=runs/a --config.data.size=(32,48) --config.data.size=(0,1)",
+            "error: config.data.size must be 2 whole numbers in [1, 65536]; got (0, 1)",  # the last one
+        ),
+        (
+            "train --config=rare_class --workdir=runs/a --config.nope=3",
+            "error: unknown config key config.nope = '3'; segjax configs show rare_class lists the fields",
+        ),
+        (
+            "train --config=\x1b[2J --workdir=runs/a",
+            r"error: --config=\x1b[2J: neither a file nor the name of a shipped config; segjax configs list shows",
+        ),
         ("report", "error: expected one WORKDIR or WORKDIR/checkpoints/STEP; got nothing; segjax report --help lists"),
         ("configs diff rare_class:smok", "error: rare_class:smok: rare_class does not accept the argument 'smok'"),
         ("configs sow rare_class", "error: expected list, show NAME or diff NAME; got sow rare_class; segjax configs"),

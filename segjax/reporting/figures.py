@@ -136,7 +136,7 @@ def heatmap(
             axes.text(j, i, f"{value:.3f}{spread}", ha="center", va="center", fontsize=8.5, color=color)
             if j == best:
                 axes.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, edgecolor=COLORS[1], lw=2.2))
-    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set(title=plain(title), xlabel=plain(x), ylabel=plain(y))
     axes.set_xticks(range(len(columns)), [plain(name) for name in columns])
     axes.set_yticks(range(len(rows)), [plain(name) for name in rows])
     figure.colorbar(image)
@@ -200,7 +200,7 @@ def reliability_figure(edges: Numbers, confidence: Numbers, accuracy: Numbers, c
 
 
 def _style(axes: Axes, **properties: Any) -> None:
-    axes.set(**properties)
+    axes.set(**{name: plain(value) if isinstance(value, str) else value for name, value in properties.items()})
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.title.set_fontsize(11)

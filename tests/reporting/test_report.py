@@ -290,18 +290,19 @@ def test_show_prints_hostile_texts_without_markup_and_escapes(hostile):
 
 
 def test_figures_draw_hostile_names_as_they_are():
-    lines = {name: ([1, 2], [[0.1, 0.2]]) for name in HOSTILE}
+    names = (r"100 % $x_1$", r"$\frac{$", "_a", "\x1b[2J", "\udcff", "日本")
+    lines = {name: ([1, 2], [[0.1, 0.2]]) for name in names}
     drawn = [
-        curves(lines, title="t", x="x", reference=("$", 0.5)),
-        dots(dict.fromkeys(HOSTILE, (0.1,)), title="t", x="x"),
-        confusion_figure(np.eye(len(HOSTILE), dtype=int).tolist(), HOSTILE),
-        heatmap([[0.1] * 2], [[0.1] * 2], rows=[r"$\frac{$"], columns=["$x$", "_"], title="t", x="x", y="y"),
+        curves(lines, title=r"$\frac{$", x="\udcff", reference=("$", 0.5)),
+        dots(dict.fromkeys(names, (0.1,)), title="$x$", x="x"),
+        confusion_figure(np.eye(len(names), dtype=int).tolist(), names),
+        heatmap([[0.1] * 2], [[0.1] * 2], rows=[r"$\frac{$"], columns=["$x$", "_"], title=r"$\frac{$", x="x", y="y"),
     ]
     assert all(png(figure).startswith(b"\x89PNG") for figure in drawn)
     for text in [*drawn[0].legends[0].texts[:-1], *drawn[1].axes[0].get_yticklabels()]:
         assert text._preprocess_math(text.get_text()) == (text.get_text().replace(r"\$", "$"), False)
     shown = [text.get_text().replace(r"\$", "$").removeprefix(" ") for text in drawn[0].legends[0].texts[:-1]]
-    assert shown == [printable(name).removeprefix(" ") for name in HOSTILE]
+    assert shown == [printable(name).removeprefix(" ") for name in names]
     assert "_only" in png_labels({"_only": ([1], [[0.5]]), "b": ([1], [[0.5]])})
 
 
