@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,8 @@ from segjax.training.config import ConfigError
 # Seconds: for all hosts to join; until a silent host counts as lost; for slow hosts to prepare their data; between two
 # looks at the other hosts; and that a failed host stays, so that the others see why.
 _JOIN, _HEARTBEAT, _PREPARE, _POLL, _LINGER = 300, 30, 3600, 0.5, 2.0
-_RECORD, _FAILURE = "segjax/record", "segjax/failure"  # keys of the coordination service
+_FAILURE = "segjax/failure"  # key of the coordination service
+_uses: Counter[tuple[int, str]] = Counter()  # see `_key`
 _LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|[Cc]onnection|Socket closed")
 
 
@@ -45,11 +47,11 @@ def join_hosts(coordinator: str | None = None, hosts: int | None = None, host: i
             "give all of --coordinator, --hosts and --host, or none on a cluster that sets them; got "
             f"{coordinator!r}, {hosts!r}, {host!r}"
         )
-    where = f"at {coordinator}, host {host} of {hosts}" if coordinator else "of the cluster"
+    where = f"--host={host} of --hosts={hosts} at {coordinator}" if coordinator else "a host of this cluster"
     # JAX's own timeout would abort the process.
     timers = [
-        threading.Timer(10, _print, [f"waiting for the other hosts {where}, for at most {_JOIN} s"]),
-        threading.Timer(_JOIN, _end, [f"not all hosts have joined {where}; start the same command on each of them"]),
+        threading.Timer(10, _print, [f"{where} waits for the others to join, for at most {_JOIN} s"]),
+        threading.Timer(_JOIN, _end, [f"{where}: the others have not joined within {_JOIN} s; start the same command"]),
     ]
     for timer in timers:
         timer.daemon = True
@@ -76,28 +78,28 @@ def refuse_differences(record: dict[str, Any]) -> None:
     """Waits for all hosts, and raises HostError on each host whose record, ready for JSON, is not the first host's."""
     if jax.process_count() == 1:
         return
-    client, host = multihost.get_jax_distributed_client(), jax.process_index()
+    client, host, key = multihost.get_jax_distributed_client(), jax.process_index(), _key("record")
     if is_first_host():
-        client.key_value_set(_RECORD, json.dumps(record))
-    first = json.loads(client.blocking_key_value_get(_RECORD, _PREPARE * 1000))
+        client.key_value_set(key, json.dumps(record))
+    first = json.loads(client.blocking_key_value_get(key, _PREPARE * 1000))
     record = json.loads(json.dumps(record))
     differing = [key for key in {**first, **record} if first.get(key) != record.get(key)]
     if differing:
         named = "; ".join(f"{key} is {record.get(key)!r}, not {first.get(key)!r}" for key in differing)
         raise HostError(f"host {host} differs from host 0: {named}. Start the same command, code and data on all hosts")
-    client.wait_at_barrier("segjax:records_are_equal", _PREPARE * 1000)
+    client.wait_at_barrier(key, _PREPARE * 1000)
 
 
 def refuse_separate_workdirs(workdir: epath.Path) -> None:
     """Raises HostError on each host whose `workdir` is not the first host's folder, which saving would wait for."""
     if jax.process_count() == 1:
         return
-    client, probe = multihost.get_jax_distributed_client(), workdir / ".host0"
+    client, key, probe = multihost.get_jax_distributed_client(), _key("workdir"), workdir / ".host0"
     if is_first_host():
         workdir.mkdir(parents=True, exist_ok=True)
         probe.write_text(token := uuid.uuid4().hex)
-        client.key_value_set(f"{_RECORD}/workdir", token)
-    token = client.blocking_key_value_get(f"{_RECORD}/workdir", _PREPARE * 1000)
+        client.key_value_set(key, token)
+    token = client.blocking_key_value_get(key, _PREPARE * 1000)
     deadline = time.monotonic() + _HEARTBEAT  # a network file system shows new files late
     while not probe.exists() or probe.read_text() != token:
         if time.monotonic() > deadline:
@@ -106,7 +108,7 @@ def refuse_separate_workdirs(workdir: epath.Path) -> None:
                 "hosts share, on a network file system or in a bucket"
             )
         time.sleep(_POLL)
-    client.wait_at_barrier("segjax:workdirs_are_one", _PREPARE * 1000)
+    client.wait_at_barrier(key, _PREPARE * 1000)
     if is_first_host():
         probe.unlink()
 
@@ -159,6 +161,12 @@ def failures_end_all_hosts(unless: type[Exception]) -> Iterator[None]:
         raise
     finally:
         closed.set()
+
+
+def _key(name: str) -> str:
+    """Returns a key of the coordination service for one use; all hosts call this equally often."""
+    _uses[jax.process_index(), name] += 1
+    return f"segjax/{name}/{_uses[jax.process_index(), name]}"
 
 
 def _end_after_the_others() -> None:

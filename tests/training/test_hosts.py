@@ -67,7 +67,12 @@ def on_hosts(monkeypatch):
 
 def test_refuse_differences_equal_records_pass(on_hosts):
     record = comparable(defaults()) | {"data": "12 images"}
-    assert on_hosts(*[lambda: hosts.refuse_differences(record)] * 2) == [None, None]
+
+    def twice():  # as by two calls of `train`
+        hosts.refuse_differences(record)
+        hosts.refuse_differences({**record, "data": "13 images"})
+
+    assert on_hosts(twice, twice) == [None, None]
 
 
 OTHER = {bool: lambda x: not x, int: lambda x: x + 1, float: lambda x: x + 0.5, str: lambda x: f"{x}2"}
@@ -150,6 +155,16 @@ def test_join_hosts_needs_all_of_its_arguments_or_none():
     message = r"give all of --coordinator, --hosts and --host, or none .*'localhost:1', None"
     with pytest.raises(ConfigError, match=message):
         hosts.join_hosts("localhost:1")
+
+
+def test_join_hosts_ends_the_process_if_the_others_do_not_join(monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(hosts, "_JOIN", 0.01)
+    monkeypatch.setattr(hosts.faulthandler, "disable", lambda: None)
+    monkeypatch.setattr(hosts, "_end", lambda line: ended.set())
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **options: ended.wait(10))
+    hosts.join_hosts("localhost:1", 2, 1)
+    assert ended.is_set()
 
 
 @pytest.mark.slow
