@@ -80,7 +80,7 @@ def open_split(data_config: Any, split: str) -> Source:
         source = open_folder(root, split, classes, val_fraction=fraction, on_error=on_error)
     channels = getattr(data_config, "channels", source.channels)
     if source.channels != channels:
-        found = f"the images of {name} have {source.channels} channel(s)"
+        found = f"the images of {name} have {source.channels} channel(s): set it to {source.channels}"
         raise DataError(f"config.data.channels = {channels}, but {found}")
     return source
 
