@@ -208,7 +208,8 @@ def test_train_refuses_every_wrong_value_and_writes_nothing(key, tmp_path, monke
     assert not workdir.exists()
 
 
-def test_train_names_a_missing_pretrained_file_before_it_writes(deeplab, tmp_path):
+def test_train_names_a_missing_pretrained_file_before_it_writes(deeplab, tmp_path, monkeypatch):
+    monkeypatch.setattr("segjax.training.train_step._initial_variables", lambda *unused: {})  # which take seconds
     deeplab.model.pretrained = "nowhere.safetensors"
     with pytest.raises(ConfigError, match=r"config.model.pretrained: nowhere.safetensors"):
         train(deeplab, tmp_path / "run", console=Console(quiet=True))
