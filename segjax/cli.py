@@ -275,7 +275,7 @@ def _failure(path: Path, error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename == str(path):
         line, reason = error.lineno, f"{type(error).__name__}: {error.msg}"
     elif unknown := re.search(r'Key "(\w+)" does not exist', reason):
-        # The ConfigDict in which it is missing is told by its other fields.
+        # The error has the name alone; the other fields of the ConfigDict that raised it identify the group.
         of = [set(one) for frame, _ in frames if isinstance(one := frame.f_locals.get("self"), ConfigDict)]
         for group in {key.partition(".")[0] for key in FIELDS if "." in key}:
             if {key.partition(".")[2] for key in FIELDS if key.startswith(f"{group}.")} in of:

@@ -158,9 +158,7 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> V
             return _verify_pair(pair, label_set)
         except DataError as error:
             if on_error == "raise":
-                raise DataError(
-                    f"{error}. Repair it, or leave such pairs out with config.data.on_error=skip"
-                ) from error
+                raise DataError(f"{error}. Repair it, or leave such pairs out: config.data.on_error=skip") from error
             return str(error)
 
     with ThreadPoolExecutor(8) as threads:  # an error cancels the pairs that are still waiting
