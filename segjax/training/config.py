@@ -128,7 +128,7 @@ FIELDS = {
     "data.val_examples": Field(128, "road_debris: number of validation images", range=COUNT),
     "data.class_names": Field((), "folder: class names in the order of their ids", item=str),
     "data.mask_values": Field((), "folder: mask value of each class; (): 0, 1, 2, …", range="[0, 255]", item=int),
-    "data.val_fraction": Field(0.1, "folder: fraction held out if there is no val folder", range=PROBABILITY),
+    "data.val_fraction": Field(0.1, "folder: fraction held out if there is no val folder", range="(0, 1)"),
     "data.channels": Field(3, "image channels", (3, 1)),
     "data.size": Field((192, 256), "height and width of the network's input", range=SIZE, length=2, item=int),
     "data.mean": Field((0.45,), "mean of pixels in [0, 1], one value or one per channel", range=FINITE),
