@@ -175,9 +175,10 @@ def _parsed(argv: list[str], required: Sequence[str]) -> list[str]:
         rest = flags.FLAGS([argument for argument in argv if argument not in unset])
     except flags.Error as error:
         if isinstance(error.__context__, ConfigError):  # of a config file, whose message is complete
-            if "--verbose" in argv:
-                traceback.print_exception(error.__context__.__cause__)
-            sys.exit(error_line(error.__context__))
+            if "--verbose" not in argv:
+                sys.exit(error_line(error.__context__))
+            say(error_line(error.__context__), sys.stderr)
+            raise error.__context__ from error.__context__.__cause__
         found = re.match(r"flag --config\.([\w.]+)=", str(error))
         if found and found[1] in FIELDS:
             value = dict(argument.partition("=")[::2] for argument in argv).get(f"--config.{found[1]}")

@@ -97,7 +97,7 @@ if __name__ == "__main__":
     cli.define_number("rate", float, "[0, 0.99]", "Dropout rate of the head; default: the rate of training.")
     cli.define_number("seed", 0, SEED, "Seed of the dropout masks.")
     cli.define_size("tile", "Predict in tiles of this size, at --scale; default: the whole image, resized.")
-    cli.define_number("scale", float, POSITIVE, "Factor to resize images before cutting them into tiles; default: 1.")
+    cli.define_number("scale", float, "(0, 64]", "Factor to resize images before cutting them into tiles; default: 1.")
     cli.define_number("overlap", int, COUNT_OR_ZERO, "Pixels that tiles share; default: a quarter of the shorter side.")
     cli.define_number("batch", 1, COUNT, "Number of tiles, or of whole images, per pass of the network.")
     cli.define_overwrite()
