@@ -3,6 +3,7 @@
 A closed output does not end a command, and Ctrl-C ends it with one line.
 """
 
+import atexit
 import contextlib
 import difflib
 import errno
@@ -38,7 +39,7 @@ _AGAIN = "run the same command again: it resumes"
 _ADVICE = dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), "")
 _ADVICE |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f". Free space, and {_AGAIN}")
 _ADVICE |= dict.fromkeys((errno.EMFILE, errno.ENFILE), f". Raise the limit (ulimit -n 4096), and {_AGAIN}")
-_ADVICE |= dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV), f". When the disk works again, {_AGAIN}")
+_ADVICE |= dict.fromkeys((errno.EIO, errno.ESTALE), f". When the disk works again, {_AGAIN}")
 _ADVICE |= {
     errno.EROFS: ". The file system is read-only: choose a folder that can be written",
     errno.ENOMEM: f". Free memory, and {_AGAIN}",
@@ -71,8 +72,10 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
         except Terminated as end:  # stopped on request, not a failure
             say(end)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr, flush=True)
-            sys.exit(INTERRUPTED)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            say("interrupted", sys.stderr)
+            atexit._run_exitfuncs()  # ends the worker processes
+            os._exit(INTERRUPTED)  # because Python crashes at its end while threads of orbax run
         except Exception as error:
             line = error_line(error)
             if line is None:
@@ -84,6 +87,7 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
 
     flags.DEFINE_bool("verbose", False, "Print the traceback of an error too.")
     escape_what_cannot_be_encoded()
+    sys.unraisablehook = _interrupt_again
     # A stream that was closed before the start is None.
     sys.stdout, sys.stderr = (stream and _Output(stream) for stream in (sys.stdout, sys.stderr))
     app.run(guarded, flags_parser=partial(_parsed, required=required))
@@ -104,6 +108,14 @@ def error_line(error: BaseException) -> str | None:
     numbers = [cause.errno] if cause is not None else [n for n in _ADVICE if os.strerror(n) in str(error)]
     advice = _ADVICE[numbers[0]] if numbers else ""
     return printable(f"error: {str(error).rstrip('.') if advice else error}{advice}")
+
+
+def _interrupt_again(unraisable: Any) -> None:
+    """Repeats a Ctrl-C that came in a callback of the garbage collector, which ignores exceptions; JAX has one."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        signal.raise_signal(signal.SIGINT)
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 import errno
 import os
 import runpy
+import signal
+import sys
 import warnings
 
 import pytest
@@ -186,3 +188,13 @@ def test_config_file_that_fails_gives_one_line_with_file_and_line(load, text, me
 
 def test_config_file_is_the_one_that_get_config_returns(load):
     assert load(f"{HEAD}  c.seed = 3\n  return c").to_dict() == defaults().to_dict() | {"seed": 3}
+
+
+def test_interrupt_again_repeats_a_ctrl_c_that_a_callback_has_lost(monkeypatch):
+    class Loses:
+        def __del__(self):  # Python ignores what is raised here
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "unraisablehook", cli._interrupt_again)
+    with pytest.raises(KeyboardInterrupt):
+        Loses()

@@ -159,12 +159,12 @@ def _images_of(argument: str) -> dict[str, RawFile]:
         files = list_folder(path, root=Path(path.absolute().anchor))  # links of the user's own folder are fine
         where = "in this folder or in those within it"
     elif path.exists():
-        return {path.name: RawFile(str(path), 0, path.read_bytes)}
+        return {path.name: _on_disk(path, path.absolute().anchor)}
     elif glob.has_magic(argument):
         folder = Path(*path.parts[: [glob.has_magic(part) for part in path.parts].index(True)])
         matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))
         files = {
-            match.relative_to(folder).as_posix(): RawFile(str(match), 0, match.read_bytes)
+            match.relative_to(folder).as_posix(): _on_disk(match, match.absolute().anchor)
             for match in matches
             if match.suffix.lower() in IMAGE_SUFFIXES and match.is_file()
         }
