@@ -113,7 +113,7 @@ def error_line(error: BaseException) -> str | None:
 def _interrupt_again(unraisable: Any) -> None:
     """Repeats a Ctrl-C that came in a callback of the garbage collector, which ignores exceptions; JAX has one."""
     if unraisable.exc_type is KeyboardInterrupt:
-        signal.raise_signal(signal.SIGINT)
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()  # after this hook, a callback too
     else:
         sys.__unraisablehook__(unraisable)
 

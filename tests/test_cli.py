@@ -5,6 +5,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 import warnings
 
 import pytest
@@ -196,5 +197,6 @@ def test_interrupt_again_repeats_a_ctrl_c_that_a_callback_has_lost(monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(sys, "unraisablehook", cli._interrupt_again)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
         Loses()
+        time.sleep(10)

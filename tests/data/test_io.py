@@ -114,14 +114,12 @@ def test_read_bytes_pipe(tmp_path):
         read_bytes(list_folder(tmp_path)["0.png"])
 
 
-@pytest.mark.parametrize("named", ["0.png", "*.png", "/dev/zero"])
+@pytest.mark.parametrize("named", ["0.png", "/dev/zero"])
 def test_named_images_reads_no_pipe_and_no_device(tmp_path, named):
-    (tmp_path / "1.png").write_bytes(b"")
     os.mkfifo(tmp_path / "0.png")
-    for file in named_images([str(tmp_path / named)]).values():
-        if Path(file.path).name != "1.png":
-            with pytest.raises(DataError, match=rf"{file.path}: expected a regular file; got [pc]rw"):
-                read_bytes(file)
+    (file,) = named_images([str(tmp_path / named)]).values()
+    with pytest.raises(DataError, match=rf"{file.path}: expected a regular file; got [pc]rw"):
+        read_bytes(file)
 
 
 def test_read_bytes_name_not_utf8(tmp_path):
