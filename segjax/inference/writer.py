@@ -163,6 +163,7 @@ def write_predictions(
         predictions = predictor.predict_batch([image for _, image in waiting])
         for (name, image), prediction in zip(waiting, predictions, strict=True):
             predicted = _Predicted(image, prediction, sources[name])
+            _has_origin(output / ORIGIN_FILE, record)  # another process may have begun at the same time
             for suffix in options.suffixes:
                 data = _encode(suffix, predicted, options, label_set)
                 write_outputs({output / f"{name}{suffix}": data}, overwrite=overwrite)

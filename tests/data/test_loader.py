@@ -1,5 +1,6 @@
 import gc
 import json
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -359,3 +360,29 @@ def test_padded_sizes_of_a_thousand_sizes_are_few():
     assert len(set(padded)) <= 16
     for size, to in zip(sizes, padded, strict=True):
         assert all(n <= m < 2 * n for n, m in zip(size, to, strict=True))
+
+
+def test_exception_that_cannot_be_sent_to_another_process_is_raised_as_text():
+    class Unsendable(Exception):  # of a class that only this function has, as those of a script
+        pass
+
+    class Fails(Memory):
+        def __getitem__(self, i):
+            raise Unsendable("boom")
+
+    loader = train_loader(Fails([(4, 6)] * 3), global_batch_size=2, seed=0, size=None)
+    with pytest.raises(RuntimeError, match="Unsendable: boom"):
+        next(loader)
+    loader.close()
+
+
+def test_train_loader_in_a_process_that_may_not_start_others_reads_by_itself(monkeypatch):
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # as in a Pool
+    here, there = (
+        train_loader(Memory([(4, 6)] * 3), global_batch_size=2, seed=0, size=None, workers=workers)
+        for workers in (0, 1)
+    )
+    assert next(here)["name"].tolist() == next(there)["name"].tolist()
+    assert multiprocessing.active_children() == []
+    here.close()
+    there.close()

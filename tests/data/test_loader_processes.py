@@ -133,3 +133,12 @@ def test_eval_batches_are_independent_of_workers(on_disk):
     here, there = (list(eval_batches(on_disk, global_batch_size=5, workers=n)) for n in (0, 1))
     for one, other in zip(here, there, strict=True):
         equal(one, other)
+
+
+def test_open_loader_ends_without_a_word(make, tmp_path, process_environment):
+    script = tmp_path / "script.py"
+    script.write_text(READS_FOREVER.replace("time.sleep(600)", "sys.kept = loader"))
+    environment = process_environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, script, make.folder(tmp_path / "set", 4)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")  # no leak of shared memory, no traceback of grain's destructors

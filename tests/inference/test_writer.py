@@ -1,6 +1,7 @@
 """Files of a prediction: their contents, and completion of an interrupted folder without mixing origins."""
 
 import dataclasses
+import json
 import math
 import re
 
@@ -157,6 +158,18 @@ def test_folder_of_another_checkpoint_is_refused(tmp_path):
     )
     with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
         write(["a", "bb"], Predict(), tmp_path, origin=ORIGIN | {"step": 4})
+
+
+def test_folder_that_another_process_begins_at_the_same_time_gets_no_file_of_the_first(tmp_path):
+    class Overtaken(Predict):
+        def predict_batch(self, images):
+            record = json.loads((tmp_path / "predicted_by.json").read_text())
+            (tmp_path / "predicted_by.json").write_text(json.dumps(record | {"step": 4}))
+            return super().predict_batch(images)
+
+    with pytest.raises(DataError, match="made with step = 4; now step is 3"):
+        write(["a"], Overtaken(), tmp_path)
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_folder_is_completed_if_only_the_checkpoint_path_differs(tmp_path):
