@@ -114,7 +114,7 @@ def test_predict_of_a_folder_writes_all_files_and_resumes(run, street, tmp_path,
     assert done.returncode == 0, done.stderr
     assert "predicted 1 image(s)\nskipped 1 bad image(s):\n" in done.stdout
     assert f"{street / 'notes.jpg'}: cannot be decoded" in done.stdout
-    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("[!.]*.*"))
     kinds = ("mask.png", "overlay.png", "probabilities.npz", "uncertainty.png")
     assert written == ["contact_sheet.png", "predicted_by.json", *(f"è/one_{kind}" for kind in kinds)]
     with np.load(tmp_path / "out" / "è" / "one_probabilities.npz") as arrays:
