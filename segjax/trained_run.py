@@ -90,10 +90,13 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
         "checkpoint": str(run.workdir / FOLDER / str(int(run.state.step))),
         "steps": f"{int(run.state.step)} of {config.training.steps}, of {config.training.global_batch} images each",
     }
-    origin = read_json(file, {"provenance": _TRAINING}, "the scores of a run")["provenance"] if file.exists() else None
-    if origin is None:
+    if not file.exists():
         facts["training"] = f"has not ended: there is no {SCORES_FILE}"
     else:
+        finished = read_json(file, {"provenance": _TRAINING}, "the scores of a run")
+        origin = finished["provenance"]
+        if isinstance(changes := finished.get("changes"), list) and changes:
+            facts["changed during training"] = "; ".join(map(str, changes))
         since = f", from step {origin['wall_seconds_from_step']} on" if origin["wall_seconds_from_step"] else ""
         facts["training time"] = f"{origin['wall_seconds'] / 60:.1f} minutes{since}"
         facts |= {f"training {label}": origin[key] for key, label in _ORIGIN.items()}

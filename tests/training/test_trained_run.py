@@ -1,3 +1,4 @@
+import json
 import re
 
 import cv2
@@ -14,7 +15,7 @@ from segjax.data.labels import LABEL_SETS, VOID
 from segjax.export import lower_network
 from segjax.inference import PredictOptions, Predictor, classify, predict_logits, probabilities
 from segjax.reporting import inspect_run
-from segjax.trained_run import TrainedRun, chosen_threshold, head_rate, load_run, model_of, score_run
+from segjax.trained_run import TrainedRun, chosen_threshold, facts_of, head_rate, load_run, model_of, score_run
 from segjax.training import defaults, open_split
 from segjax.training.config import FIELDS, NETWORKS, ConfigError, from_leaves, leaves
 from segjax.training.evaluation import make_eval_step, preprocessing_of
@@ -217,6 +218,15 @@ def test_predictor_record_depends_on_the_parameters_and_not_on_the_path(trained)
     )
     assert number == latest
     assert {key for key in latest if latest[key] != earlier[key]} == {"parameters"}
+
+
+def test_facts_of_contain_the_changes_during_training(trained, tmp_path):
+    run = load_run(trained.workdir)
+    scores = json.loads((trained.workdir / "scores.json").read_text())
+    change = "config.training.steps is now 8; step 4 was trained with 4"
+    (tmp_path / "scores.json").write_text(json.dumps(scores | {"changes": [change]}))
+    assert facts_of(run._replace(workdir=epath.Path(tmp_path)), "val", scores)["changed during training"] == change
+    assert "changed during training" not in facts_of(run, "val", scores)
 
 
 def another(field):
