@@ -75,3 +75,9 @@ def test_label_set_inconsistent_fields():
         LabelSet(("a",), palette, lut)
     with pytest.raises(ValueError, match="the lookup table contains train id 5, but there are 2 classes"):
         LabelSet(("a", "b"), palette, lut)
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", ""), ("a", "b\n"), ("a", "\x1b[2J"), ("a", "\udcff")])
+def test_numbered_classes_equal_empty_or_unprintable_names(names):
+    with pytest.raises(DataError, match=r"config.data.class_names: expected different names, .*; got \('a', "):
+        numbered_classes(names)
