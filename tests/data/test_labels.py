@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from segjax.data.io import DataError
 from segjax.data.labels import (
     LABEL_SETS,
     UNKNOWN,
