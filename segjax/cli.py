@@ -98,7 +98,8 @@ def error_line(error: BaseException) -> str | None:
     if isinstance(error, app.UsageError):
         return printable(f"error: {error}; {_program()} --help lists the options")
     if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
-        return f"error: out of memory: {' '.join(str(error).split())[:200]}. {_SMALLER}"
+        reason = " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200].rstrip(".")
+        return f"error: out of memory{': ' * bool(reason)}{reason}. {_SMALLER}"
     cause: BaseException | None = error
     while cause is not None and getattr(cause, "errno", None) not in _ADVICE:
         cause = cause.__cause__

@@ -64,6 +64,10 @@ def join_hosts(coordinator: str | None = None, hosts: int | None = None, host: i
         )
     except ValueError as error:  # JAX found no cluster
         raise ConfigError(f"no cluster was found; give --coordinator, --hosts and --host ({error})") from error
+    except jax.errors.JaxRuntimeError as error:
+        raise HostError(
+            f"the hosts cannot join {where} ({error}). If another program uses the port, choose another on all hosts"
+        ) from error
     finally:
         for timer in timers:
             timer.cancel()

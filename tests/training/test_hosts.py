@@ -219,3 +219,13 @@ def test_killed_host_ends_the_other_with_one_line(start, tmp_path):
     assert "another host was lost" in line
     assert json.loads(log.read_text().splitlines()[0])["step"] == 1
     second.communicate()
+
+
+def test_join_hosts_whose_port_is_in_use_names_it(monkeypatch):
+    def fail(*arguments, **options):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Failed to start RPC server")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setattr(hosts.faulthandler, "disable", lambda: None)
+    with pytest.raises(hosts.HostError, match=r"127\.0\.0\.1:45881.*choose another"):
+        hosts.join_hosts("127.0.0.1:45881", 2, 0)
