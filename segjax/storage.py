@@ -197,6 +197,8 @@ def check_outputs(files: Iterable[str | os.PathLike], *, overwrite: bool = False
     for file in map(epath.Path, files):
         with bucket_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
+            if not in_bucket(file) and not os.access(file.parent, os.W_OK):
+                raise StorageError(f"{file.parent}: expected a folder that can be written to")
             if overwrite or not file.exists():
                 continue
             if not is_regular(file) or sha256(file) not in _listed(file.parent):

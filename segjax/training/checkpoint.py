@@ -7,6 +7,7 @@ its name, and compared before anything is restored.
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from segjax.storage import (
     is_regular,
     path_of,
     read_json,
+    say,
     sha256,
     to_json,
     write_bytes,
@@ -237,6 +239,8 @@ def restore_newest(workdir: epath.Path, which: str, like: TrainState) -> TrainSt
             with Checkpoints(workdir, read_only=True) as checkpoints:
                 state, _ = checkpoints.restore(like, step := checkpoints.step_named(which))
             if step in _steps(folder):  # else a part of it may have been missing
+                for line in checkpoints.damaged:
+                    say(f"warning: {line}. It is not used.", sys.stderr)
                 return state
         except Exception:
             if before <= set(_steps(folder)):

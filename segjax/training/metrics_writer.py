@@ -259,7 +259,7 @@ def _read_lines(path: Path | epath.Path) -> tuple[list[tuple[bytes, dict[str, fl
     good, damaged = [], []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8-sig"))  # bytes may be taken for UTF-16
             is_row = isinstance(row["step"], int) and all(isinstance(value, int | float) for value in row.values())
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             is_row = False

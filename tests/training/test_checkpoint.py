@@ -266,3 +266,10 @@ def test_restore_newest_during_training_reads_whole_checkpoints(tmp_path, state)
         finally:
             done.set()
         saving.result(60)
+
+
+def test_restore_newest_warns_of_a_damaged_checkpoint(saved, tmp_path, state, capfd):
+    shutil.copytree(saved, tmp_path / "run")
+    truncate(tmp_path / "run" / "checkpoints" / "2" / "sha256.json")
+    assert int(restore_newest(epath.Path(tmp_path / "run"), "latest", state).step) == 1
+    assert "checkpoint 2 is damaged" in capfd.readouterr().err

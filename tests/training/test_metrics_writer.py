@@ -43,7 +43,7 @@ def test_resumed_writer_drops_lines_after_its_checkpoint(tmp_path):
 
 GOOD = [b'{"step": %d, "train/loss": 1.0}\n' % step for step in (1, 2, 3)]
 
-
+TEXT = b"".join(GOOD).decode()
 BAD = (b"", b'{"step": 2, "tra', b"null", b'{"loss": 2}', b'{"step": "2"}', b"\xff\xfe\x00", b"[" * 10**5)
 
 
@@ -64,12 +64,13 @@ def test_drop_after_removes_a_half_written_line(tmp_path):
     assert path.read_bytes() == GOOD[0]
 
 
-def test_drop_after_of_another_file_changes_nothing(tmp_path):
+@pytest.mark.parametrize("content", [b"my notes\n", TEXT.encode("utf-16"), TEXT.encode("utf-16-le")])
+def test_drop_after_of_another_file_changes_nothing(tmp_path, content):
     path = tmp_path / METRICS_FILE
-    path.write_text("my notes\n")
+    path.write_bytes(content)
     with pytest.raises(ConfigError, match=rf"{METRICS_FILE}: expected the log of a run"):
         drop_after(path, 0)
-    assert path.read_text() == "my notes\n"
+    assert path.read_bytes() == content
 
 
 def test_resumed_writer_warns_of_a_damaged_line(tmp_path):
