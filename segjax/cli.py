@@ -46,8 +46,8 @@ _ADVICE |= {
     errno.EADDRINUSE: ". Choose another port, or end the program that uses this one",
 }
 _SMALLER = (
-    "Use less: training takes a smaller config.training.global_batch or config.data.size, or a larger "
-    "config.training.accumulate; predict takes a smaller --tile or --batch"
+    "To use less memory: in training, lower config.training.global_batch or config.data.size, or raise "
+    "config.training.accumulate; in predict, lower --tile or --batch"
 )
 INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
 _GRACE = 2  # seconds for an orderly end after the second Ctrl-C
@@ -270,13 +270,17 @@ class ConfigFile(config_flags.ConfigFileFlagParser):
         try:
             exec(compile(path.read_bytes(), str(path), "exec"), variables)
             if "get_config" not in variables:
-                raise ConfigError("there is no get_config, a function that returns segjax.training.defaults(), changed")
+                raise ConfigError(
+                    "get_config is missing; define get_config(), which returns a modified segjax.training.defaults()"
+                )
             found = variables["get_config"](*[argument] * bool(colon))
             if not isinstance(found, ConfigDict):
-                raise ConfigError(f"get_config returned {found!r:.60}; expected segjax.training.defaults(), changed")
+                raise ConfigError(f"get_config returned {found!r:.60}; expected a modified segjax.training.defaults()")
         except (Exception, SystemExit) as error:
             if colon and isinstance(error, KeyError):
-                raise ConfigError(f"{name} does not accept the argument {argument!r}") from error
+                raise ConfigError(
+                    f"--config={name}:{argument}: {name} does not accept {argument!r}; see get_config in {path}"
+                ) from error
             raise ConfigError(_failure(path, error)) from error
         return found.lock()
 

@@ -29,7 +29,7 @@ from etils import epath
 
 BUCKET = "gs://"
 WRITTEN_FILE = ".segjax.sha256"
-"""The SHA-256 of each output of a command in this folder, one per line; they survive the outputs."""
+"""SHA-256 of every output written to this folder, one per line; kept after an output is deleted."""
 LOCK_FILE = ".segjax.lock"
 _PARTIAL = ".segjax-{}.partial"  # name of a file while it is written
 
@@ -79,14 +79,14 @@ def path_of(path: str | os.PathLike) -> epath.Path:
 
 
 def named_like(folder: epath.Path, pattern: str) -> list[epath.Path]:
-    """Returns what is in a folder under a name that matches; `folder.glob` would read the folder's own brackets too."""
+    """Returns the entries of a folder whose names match; `glob` would expand brackets in its path too."""
     return [path for path in (folder.iterdir() if folder.exists() else ()) if fnmatch.fnmatchcase(path.name, pattern)]
 
 
 def output_folder(path: str | os.PathLike) -> epath.Path:
     """Returns `path_of` a folder to write into, which need not exist; raises StorageError for a file.
 
-    Removes what processes that were killed while they wrote a file left there a day ago or earlier.
+    Deletes partial files that are at least a day old, left by processes that were killed while writing.
     """
     folder = path_of(path)
     if folder.exists() and not folder.is_dir():
@@ -144,10 +144,10 @@ def read_json(path: str | os.PathLike, form: Any = object, expected: str = "JSON
 
     Args:
       path: the file.
-      form: a type; a dictionary of the forms of required keys, which may have others beside them; or a list of the form
-        of all items.
-      expected: noun phrase for the error.
-      remedy: a sentence for the error, without its last dot.
+      form: the expected structure: a type; a dictionary from each required key to its form (other keys are allowed); or
+        a list of one form, which all items must have.
+      expected: noun phrase for the error message.
+      remedy: sentence for the error message, without the final full stop.
 
     Raises:
       StorageError: the file cannot be read, is not JSON, or has another form.
@@ -190,7 +190,7 @@ def nan_to_none(value: Any) -> Any:
 
 
 def check_outputs(files: Iterable[str | os.PathLike], *, overwrite: bool = False) -> None:
-    """Makes the folders of files that will be written, and raises ForeignFileError for one that must not be replaced.
+    """Creates the parent folders of `files`; raises ForeignFileError if an existing file must not be replaced.
 
     A file is replaced only if `WRITTEN_FILE` lists its content, or with `overwrite`.
     """
@@ -206,11 +206,11 @@ def check_outputs(files: Iterable[str | os.PathLike], *, overwrite: bool = False
 
 
 def write_outputs(files: Mapping[str | os.PathLike, bytes], *, overwrite: bool = False) -> None:
-    """Checks the files of one folder by `check_outputs`, lists their contents, and writes them by `write_together`."""
+    """Checks the files of one folder by `check_outputs`, lists their hashes, and writes them by `write_together`."""
     check_outputs(files, overwrite=overwrite)
     folder = epath.Path(next(iter(files))).parent
-    # Listed before they have their names, so that a command that is killed between may replace them. The first newline
-    # ends a line that a full disk left unfinished.
+    # The hashes are listed first, so that a rerun after a kill may replace the files. The leading newline ends a line
+    # that a full disk left unfinished.
     lines = "".join(f"\n{hashlib.sha256(data).hexdigest()}\n" for data in files.values())
     if in_bucket(folder):  # nothing can be appended
         write_bytes(folder / WRITTEN_FILE, "\n".join([*_listed(folder), lines]).encode())

@@ -176,7 +176,7 @@ HEAD = "from segjax.training import defaults\ndef get_config():\n  c = defaults(
         ("import nothing_here\n", r"mine.py, line 1: ModuleNotFoundError: No module named 'nothing_here'$"),
         ("get_config = 3\n", r"mine.py: TypeError: 'int' object is not callable$"),
         ("def get_config(argument): pass\n", r"mine.py: TypeError: .*argument"),
-        ("", r"mine.py: there is no get_config"),
+        ("", r"mine.py: expected a function get_config"),
         (b"\x00\xff\x00", r"mine.py.*: SyntaxError"),
         (b"x = '\xff'", r"mine.py.*: SyntaxError"),
     ],

@@ -86,15 +86,15 @@ def test_help_of_a_command_fits_one_screen(run, command):
         ),
         (
             "train --config=rare_class --workdir=runs/a --config.training.steps=ten",
-            "error: config.training.steps must be a whole number in [1, 2147483647]; got 'ten'",
+            "error: config.training.steps must be an integer in [1, 2147483647]; got 'ten'",
         ),
         (
             "train --config=rare_class --workdir=runs/a --config.data.size=(32,",
-            "error: config.data.size must be 2 whole numbers in [1, 65536]; got '(32,'",
+            "error: config.data.size must be 2 integers in [1, 65536]; got '(32,'",
         ),
         (
             "train --config=rare_class --workdir=runs/a --config.data.size=(32,48) --config.data.size=(0,1)",
-            "error: config.data.size must be 2 whole numbers in [1, 65536]; got (0, 1)",  # the last one
+            "error: config.data.size must be 2 integers in [1, 65536]; got (0, 1)",  # the last one
         ),
         (
             "train --config=rare_class --workdir=runs/a --config.nope=3",

@@ -152,15 +152,14 @@ def mean(values: list[float], digits: int = 4) -> str:
 
 
 def finding(rare: list[dict[str, Any]], name: str) -> str:
-    """Returns the result in one sentence."""
+    """Returns the result in two sentences."""
     done = [row for row in rare if row["risks"]]
     held = [row for row in done if np.mean(row["risks"]) <= row["level"] + 2 * _standard_error(row["risks"])]
-    sentence = (
-        f"The guarantee holds at {len(held)} of the {len(done)} feasible levels: the share of a test image's {name} "
-        "pixels that is missed is on average at most the promised one"
+    costs = ", ".join(f"{100 * np.mean(row['false_positive_rate']):.1f} % at level {row['level']:g}" for row in done)
+    return (
+        f"Of {len(done)} feasible levels, the mean share of missed {name} pixels is below the level, or above it by at "
+        f"most two standard errors, at {len(held)}. The false positive rates are {costs}."
     )
-    costs = ", ".join(f"{100 * np.mean(row['false_positive_rate']):.2g} % at {row['level']:g}" for row in done)
-    return f"{sentence}. It costs false positives in these shares of the other pixels: {costs}." if done else sentence
 
 
 def _standard_error(risks: list[float]) -> float:
@@ -201,20 +200,20 @@ def figure(rare: list[dict[str, Any]], name: str) -> bytes:
 
 def report(run: TrainedRun, split: str, name: str, rare: list, sets: list, plain: dict[str, float]) -> Report:
     """Returns the report: both tables, the figure, and what they rest on."""
-    headings = ("level", "false negative rate", "false positive rate", "precision")
+    headings = ("level, or threshold", "false negative rate", "false positive rate", "precision")
     rows = [
         (f"{row['level']:g}", band(row["risks"]), mean(row["false_positive_rate"]), mean(row["precision"], 3))
         for row in rare
     ]
     rows.append(("p ≥ 1/2", f"{plain['risk']:.4f}", f"{plain['false_positive_rate']:.4f}", f"{plain['precision']:.3f}"))
-    infeasible = "".join(f"\n\nLevel {row['level']:g}: {row['infeasible']}." for row in rare if "infeasible" in row)
+    infeasible = "".join(f"\n\nNot feasible: {row['infeasible']}." for row in rare if "infeasible" in row)
     images = sorted(set(rare[0]["calibration_images"]))
     span = f"{images[0]} to {images[-1]}" if len(images) > 1 else f"{images[0]}"
     text = (
-        f"False negative rate: the share of an image's {name} pixels that is missed, mean over the test images that "
-        f"have some. The table contains its mean ± standard error over the divisions, and the range of nine tenths "
-        f"of them. Level: the promised bound of the mean. A calibration half has {span} images with {name}. False "
-        f"positive rate: share of the other pixels. The last row is the network's own threshold.{infeasible}"
+        f"False negative rate: missed share of an image's {name} pixels, averaged over the test images with {name}. "
+        "The table gives mean ± standard error and the 5th to 95th percentile over the divisions. False positive rate: "
+        f"share of the other pixels that is marked. Each calibration half has {span} images with {name}. Last row: "
+        f"p ≥ 1/2, not calibrated.{infeasible}"
     )
     set_table = [(row["sets"], f"{row['level']:g}", band(row["risks"]), mean(row["mean_size"], 3)) for row in sets]
     set_headings = ("", "level", "missed labels", "mean size")
@@ -227,10 +226,10 @@ def report(run: TrainedRun, split: str, name: str, rare: list, sets: list, plain
         ),
         Section(
             "Prediction sets",
-            "Each pixel gets a set of classes: those whose log odds reach a threshold, one for all classes (least "
-            "ambiguous sets) or one per class; or, adaptive, the likeliest classes up to a total probability, at least "
-            "one. Missed labels: the share of an image's pixels whose set does not have their label; with a threshold "
-            "per class, of the pixels of each class, mean over the classes.",
+            "Each pixel gets a set of classes. Least ambiguous sets contain the classes whose log odds reach a "
+            "threshold, shared or per class. Adaptive sets contain the likeliest classes up to a total probability, at "
+            "least one. Missed labels: share of an image's pixels whose set lacks the label; with a threshold per "
+            "class, the mean over the classes.",
             (Table("Sets of classes", set_headings, set_table, text=set_headings[2:3]),),
         ),
     )

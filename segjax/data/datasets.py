@@ -124,7 +124,7 @@ def _prepared_folder(data_config: Any) -> Path:
     if now != prepared_from:
         remedy = "Delete it to prepare again, or set config.data.data_dir to another folder"
         raise DataError(
-            f"{folder}: was prepared from other files than {manual_dir} now contains, or by an older segjax. {remedy}"
+            f"{folder}: prepared from files that differ from those in {manual_dir}, or by an older segjax. {remedy}"
         )
     return folder
 

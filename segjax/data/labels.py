@@ -85,7 +85,7 @@ def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> La
     if not 1 <= len(names) < UNKNOWN:
         raise DataError(f"config.data.class_names: expected 1 to {UNKNOWN - 1} class names; got {len(names)}")
     if len(set(names)) != len(names) or "" in names or any(printable(name) != name for name in names):
-        expected = "different names, none of them empty or with a control character"
+        expected = "distinct names, each non-empty and without control characters"
         raise DataError(f"config.data.class_names: expected {expected}; got {names}")
     if len(values) != len(names) or len(set(values)) != len(values) or not all(0 <= v <= 255 for v in values):
         expected = f"{len(names)} different mask values in 0..255, one per class"

@@ -135,11 +135,11 @@ def eval_batches(
     workers: int = 0,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """Yields every image of a split exactly once over all hosts, in batches of few shapes, the same on every host.
+    """Yields each image of a split once over all hosts; all hosts get the same sequence of few batch shapes.
 
     Images are padded to one of `padded_sizes`, and those of one padded size share batches, in the order of the split.
     A batch has `global_batch_size` images, or fewer where they would have more than `max_pixels` per device, but at
-    least one per device. `devices` of all hosts share a batch. The other arguments are those of `train_loader`.
+    least one per device. `devices` is their number over all hosts. The other arguments are those of `train_loader`.
 
     Yields:
       Dicts of "image" uint8 `[b, H, W, C]` and "label" uint8 `[b, H, W]`, at native resolution and padded at the
@@ -166,9 +166,9 @@ def eval_batches(
 
 
 def padded_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Returns the size that each image is padded to for an evaluation: powers of two, at most the greatest side.
+    """Returns the padded size of each image for an evaluation: each side rounded up to a power of two.
 
-    So images of many sizes need few programs, and small images little more memory than their own.
+    No side exceeds the largest of its axis in the split. So few programs are compiled, and no side doubles.
 
     >>> padded_sizes([(300, 400), (333, 500), (4000, 6000), (1, 5000)])
     [(512, 512), (512, 512), (4000, 6000), (1, 6000)]

@@ -85,7 +85,7 @@ def resize_nearest(values: Shaped[np.ndarray, "h w *c"], shape: tuple[int, int])
 def nearest_pixels(positions: Float[np.ndarray | Array, "*n"], length: int) -> Integer[np.ndarray | Array, "*n"]:
     """Returns the pixel that contains each position along an axis, where pixel i covers [i, i + 1).
 
-    A position between two pixels is as near to both. It takes the one closer to the middle of the axis, so that a
+    A position between two pixels is equally near to both. It takes the one closer to the middle of the axis, so that a
     mirrored axis gives mirrored pixels, and features as wide as the step between two positions never vanish. The one
     exception to the mirroring is a position in the middle of an even length, which takes the pixel after it.
 

@@ -22,7 +22,7 @@ def load(folder: str | Path) -> tuple[Any, dict[str, Any]]:
     """Returns the network of a folder, for `predict`, and its card; raises ValueError if a file is damaged."""
     files = [Path(folder, name) for name in ("model.stablehlo", "card.json")]
     if missing := [file for file in files if not file.is_file()]:  # a pipe would be read forever
-        raise ValueError(f"{missing[0]}: expected a file of an export")
+        raise ValueError(f"{missing[0]}: not found; expected model.stablehlo and card.json of an export")
     try:
         data, card = files[0].read_bytes(), json.loads(files[1].read_bytes())
         expected, found = card["files"]["model.stablehlo"]["sha256"], hashlib.sha256(data).hexdigest()
@@ -31,7 +31,8 @@ def load(folder: str | Path) -> tuple[Any, dict[str, Any]]:
         problem = " ".join(str(error).split())[:100]
         raise ValueError(f"{files[1]}: expected the card of an export; it is damaged ({problem})") from error
     if found != expected:
-        raise ValueError(f"{folder}/model.stablehlo: damaged; expected SHA-256 {expected} of card.json, got {found}")
+        problem = f"damaged; expected SHA-256 {expected} of card.json, got {found}"
+        raise ValueError(f"{folder}/model.stablehlo: {problem}. Copy the export again")
     return jax.jit(export.deserialize(bytearray(data)).call), card
 
 

@@ -1,7 +1,7 @@
-r"""Anomaly scores per pixel, from logits or from features: high where the network has not seen the like.
+r"""Anomaly scores per pixel, from logits or from features: high for pixels unlike the training data.
 
-All work on a trained network as it is. Those of features compare a pixel with a Gaussian per class of the training
-pixels, fitted from sums that add over batches and devices::
+All apply to a trained network unchanged. Feature scores compare each pixel with one Gaussian per class, fitted to the
+training pixels from sums that add over batches and devices::
 
     sums = gaussian_sums(features, labels, num_classes, where=where)      # per batch; add them on the host
     score = mahalanobis_score(features, fit_gaussians(sums))
@@ -119,21 +119,21 @@ def margin_score(logits: Logits, *, where: Where = None) -> Float[Array, "*pixel
 def standardized_max_logit_score(
     logits: Logits, gaussians: Gaussians, *, where: Where = None
 ) -> Float[Array, "*pixels"]:
-    r"""Returns the negative largest logit, standardised with the mean and deviation of its predicted class.
+    r"""Returns the negative largest logit, standardised with the mean and standard deviation of its class.
 
     .. math:: s = -\frac{z_c - \mu_c}{\sigma_c}, \qquad c = \arg\max_j z_j
 
-    The Gaussians are of one feature, the largest logit, for each *predicted* class of the training pixels::
+    Fit one Gaussian per *predicted* class to the largest logit of the training pixels::
 
         sums = gaussian_sums(jnp.max(z, -1, keepdims=True), jnp.argmax(z, -1), num_classes)
         gaussians = fit_gaussians(sums, covariance="class")
 
     Args:
         logits: as in `max_logit_score`.
-        gaussians: of `[C, 1]`.
+        gaussians: of one feature per class: `mean` is `[C, 1]`.
         where: as in `max_logit_score`.
 
-    Returns: `[...]`, at least float32, higher for anomalies; inf where the training pixels had no such prediction.
+    Returns: `[...]`, at least float32, higher for anomalies; inf if no training pixel was predicted as the class.
     Raises: as `max_logit_score`, or the Gaussians are not of C classes and one feature.
     References: Jung et al., Standardized Max Logits, ICCV 2021, arXiv 2107.11264.
 
@@ -222,15 +222,15 @@ def fit_gaussians(
         \Sigma_c = \frac{1}{n_c} \sum_{y_i = c} (x_i - \mu_c)(x_i - \mu_c)^\top, \qquad
         \Sigma = \sum_c \frac{n_c}{N} \Sigma_c
 
-    The Gaussian of all pixels, for `relative_mahalanobis_score`, is that of one class::
+    Sum over the classes for the background of `relative_mahalanobis_score`::
 
         background = fit_gaussians(jax.tree.map(lambda x: x.sum(axis=0, keepdims=True), sums))
 
     Args:
         sums: sums of `gaussian_sums`.
-        center: that of `gaussian_sums`.
-        covariance: "tied", one Σ for all classes, or "class", one each, for which a class needs many pixels.
-        ridge: ρ ≥ 0: ρ times the mean variance is added to the diagonal, as constant features have no inverse.
+        center: the same as in `gaussian_sums`.
+        covariance: "tied" (one Σ for all classes) or "class" (one per class, which needs many pixels per class).
+        ridge: ρ ≥ 0; adds ρ times the mean variance to the diagonal, so that Σ stays invertible.
 
     Returns: `Gaussians` in float32.
 

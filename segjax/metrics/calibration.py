@@ -183,8 +183,8 @@ def adaptive_calibration_error(histogram: Counts, *, num_bins: int = 15) -> floa
 
     .. math:: ACE = \sum_r \frac{n_r}{N} \left|acc_r - conf_r\right|, \qquad n_r \approx N / R
 
-    Equal-width bins put almost all pixels of a segmentation into the last one, and say little about it. Here the pixels
-    are counted in bins of the confidence's log odds, of which neighbours are joined::
+    Equal-width bins put almost all pixels of a segmentation into the last bin. Here, fine bins of the confidence's log
+    odds are merged into groups of about N / R pixels::
 
         log_odds = jnp.max(class_log_odds(logits), axis=-1)
         histogram = score_histogram(log_odds, jnp.argmax(logits, axis=-1) == labels, where=where)
@@ -355,14 +355,17 @@ def fit_scaling(logits: Logits, labels: Labels, *, kind: str = "temperature", wh
     basis = {
         "temperature": np.concatenate([np.ones((classes, 1)), np.zeros((classes, 1))]),
         "class": np.concatenate([identity, zeros]),
-        # The softmax ignores a common summand: the last bias is that of the others, negative.
+        # The softmax ignores a common summand, so the last bias is minus the sum of the others.
         "vector": np.block([[identity, zeros[:, 1:]], [zeros, np.eye(classes, classes - 1) - np.eye(classes)[:, -1:]]]),
     }[kind]
     start = np.linalg.lstsq(basis, np.concatenate([np.ones(classes), np.zeros(classes)]), rcond=None)[0]
     best = _newton(lambda free: _scaled_likelihood(z, y, basis @ free, basis), start)
     scale, bias = np.split(basis @ best, 2)
     if not (scale > 0).all():
-        raise ValueError(f'kind="{kind}" has no scaling with positive factors, the smallest is {scale.min():.3g}')
+        raise ValueError(
+            f'the best scaling of kind="{kind}" has a factor of {scale.min():.3g}; expected all above 0: use '
+            'kind="temperature", or check that the labels are those of the logits'
+        )
     return Scaling(scale.astype(np.float32), bias.astype(np.float32))
 
 
@@ -485,7 +488,10 @@ def _host_pixels(logits, labels, where) -> tuple[np.ndarray, np.ndarray]:
     if not len(z):
         raise ValueError("fit_scaling needs at least one unmasked pixel; got 0")
     if not np.isfinite(z).all() or (y < 0).any() or (y >= z.shape[1]).any():
-        raise ValueError(f"fit_scaling needs finite logits and labels in [0, {z.shape[1]}) in all unmasked pixels")
+        raise ValueError(
+            f"fit_scaling needs finite logits and labels in [0, {z.shape[1]}) in all unmasked pixels; got labels from "
+            f"{y.min()} to {y.max()}, and {np.count_nonzero(~np.isfinite(z))} logits that are not finite"
+        )
     return z, y
 
 
@@ -523,5 +529,5 @@ def _newton(function, x: np.ndarray) -> np.ndarray:
         value, gradient, hessian = function(x)
     # Where no pixel is wrong, the minimum is at infinity, and the function is flat on the way.
     if np.linalg.eigvalsh(hessian)[0] < 1e-9 * curvature:
-        raise ValueError("fit_scaling has no optimum: no pixel, or none of some class, is predicted wrongly")
+        raise ValueError("fit_scaling has no optimum: all pixels (of some class) are predicted correctly; add images")
     return x

@@ -1,8 +1,8 @@
 r"""Conformal guarantees: thresholds that bound the expected risk on a new image, from a calibration split.
 
-The bound is exact for any network and any number of calibration images if those and the new image are exchangeable
-(drawn alike, in any order). Images are exchangeable, the pixels of one image are not: so a risk is a share of the
-pixels of one image. For the share of a rare class that is missed, on the host after counting per image::
+The bound holds for any network and any number of calibration images if these and the new image are exchangeable: their
+order does not matter. The pixels of one image are not, so the risk is computed per image. This bounds the share of a
+rare class that is missed; count on the device, and do the rest on the host::
 
     count = lambda z, y, k: score_histogram(class_log_odds(z)[..., c], y == c, where=k)
     histograms = jax.vmap(count)(logits, labels, where)
@@ -61,17 +61,17 @@ def false_negative_rates(histograms: Counts) -> FalseNegativeRates:
 
 
 def risk_control(risks: Float[ArrayLike, "images candidates"], level: float, *, bound: float = 1.0) -> int:
-    r"""Selects the boldest candidate whose expected risk on a new image is at most the level.
+    r"""Selects the least conservative candidate whose expected risk on a new image is at most the level.
 
     .. math::
         \hat t = \max\left\{t : \frac{1}{n + 1} \left(\sum_{i=1}^{n} L_i(t) + B\right) \le \alpha\right\}
         \quad\Rightarrow\quad \mathbb{E}[L_{n+1}(\hat t)] \le \alpha
 
-    The mean is over draws of the calibration images and the new one, exchangeable; for continuous risks it is also at
-    least α - 2B / (n + 1). A single calibration split may be above or below α.
+    The expectation is over the calibration images and the new image, so one calibration split may exceed α. For
+    continuous risks it is at least α - 2B / (n + 1).
 
     Args:
-        risks: L, `[n, candidates]` in [0, B], never falling along the candidates, which are ordered from the safest.
+        risks: L, `[n, candidates]` in [0, B], non-decreasing along the candidates: the safest comes first.
         level: α, in (0, B).
         bound: B > 0, the largest risk that an image can have.
 
@@ -97,7 +97,7 @@ def risk_control(risks: Float[ArrayLike, "images candidates"], level: float, *, 
     if not (values >= 0).all() or not (values <= bound).all():
         raise ValueError(f"risks must be in [0, {bound:g}]; got {values.min():g} to {values.max():g}")
     if (np.diff(values, axis=1) < 0).any():
-        raise ValueError("risks must not fall along the candidates: order them from the safest to the boldest")
+        raise ValueError("risks must not fall along the candidates: order them from low to high risk")
     if not 0 < level < bound:
         raise ValueError(f"level must be between 0 and {bound:g}; got {level:g}")
     # Rounding of the mean, 1e-15, must not exclude a candidate that reaches the level exactly.
@@ -105,19 +105,19 @@ def risk_control(risks: Float[ArrayLike, "images candidates"], level: float, *, 
     if not reached[0]:
         smallest = (values[:, 0].sum() + bound) / (images + 1)
         raise ValueError(
-            f"level {level:g} needs more calibration images than {images}; the smallest level that they allow is "
-            f"{smallest:.4g}"
+            f"no candidate reaches level {level:g} with {images} calibration images: raise the level to "
+            f"{np.ceil(smallest * 1e4) / 1e4:g} or more, or use more images"
         )
     return int(np.flatnonzero(reached)[-1])
 
 
 def adaptive_log_odds(logits: Logits) -> Float[Array, "*pixels classes"]:
-    r"""Returns the conformity of adaptive prediction sets: log odds that the label is not a likelier class.
+    r"""Returns scores for adaptive prediction sets: the log odds that no likelier class is the label.
 
     .. math:: x_c = \log \frac{1 - m_c}{m_c}, \qquad m_c = \sum_{j:\, p_j > p_c} p_j
 
-    The set of the classes with x_c ≥ t always has the likeliest class, and more classes where the network is less sure;
-    that of `class_log_odds` (least ambiguous sets) may be empty. Of equal logits, the first is the likelier.
+    The set of classes with x_c ≥ t always contains the likeliest class, and grows where the network is less sure. Sets
+    from `class_log_odds` (least ambiguous sets) may be empty. Among equal logits, the first ranks as likelier.
 
     Args:
         logits: z, `[..., C]`, C ≥ 2; -inf rules a class out.
@@ -143,7 +143,7 @@ def adaptive_log_odds(logits: Logits) -> Float[Array, "*pixels classes"]:
 def prediction_set_counts(
     sets: Bool[ArrayLike, "*pixels classes"], labels: Labels, *, where: Where = None, axis_name: AxisName = None
 ) -> Int[Array, "classes+1 2"]:
-    r"""Counts the pixels by the size of their prediction set and by whether it has the label, over all devices.
+    r"""Counts the pixels by the size of their prediction set and by whether it contains the label, over all devices.
 
     .. math:: n_{kb} = \#\{\text{unmasked } i : |S_i| = k,\; [y_i \in S_i] = b\}
 

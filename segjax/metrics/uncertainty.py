@@ -353,15 +353,15 @@ def image_uncertainty(
         u_{patch} = \max_Q \frac{1}{n_Q} \sum_{i \in Q} u_i, \qquad
         u_{threshold} = \frac{\sum_i u_i [u_i > \tau]}{\#\{i : u_i > \tau\}}
 
-    Q runs over all squares of `patch` pixels a side inside the image. The mean grows with the length of the boundaries;
+    Q runs over all squares of side `patch` inside the image. The mean grows with the length of the boundaries;
     the other two do not.
 
     Args:
         uncertainty: u, `[..., H, W]`, such as `predictive_entropy`.
         aggregation: "mean", "patch" or "threshold".
-        patch: side of Q in pixels, ≥ 1, static; at most the image.
+        patch: side of Q in pixels, ≥ 1, static; clipped to the image.
         threshold: τ, needed by "threshold"; may be traced.
-        where: boolean `[..., H, W]`, broadcastable; False: the pixel does not exist. A Q counts if it has a pixel.
+        where: boolean `[..., H, W]`, broadcastable; False: the pixel does not exist. A Q without pixels is ignored.
 
     Returns: `[...]`, at least float32; 0 without a pixel, or without one above the threshold.
     Raises: TypeError or ValueError if a dtype or shape does not fit, or an argument is out of range or missing.
@@ -399,12 +399,12 @@ def failure_detection(risks: Float[ArrayLike, "images"], uncertainties: Float[Ar
         AURC = \frac{1}{n} \sum_{i=1}^{n} \frac{1}{i} \sum_{j \le i} r_j, \qquad
         AUGRC = \frac{1}{n^2} \sum_{i=1}^{n} \left(\sum_{j \le i} r_j - \tfrac{1}{2} r_i\right)
 
-    The images are ordered by rising uncertainty. AUGRC is the expected risk of an image that is silently wrong; AURC
-    gives the first images much more weight. E-AURC is AURC less that of the best order.
+    The images are ordered by rising uncertainty. AUGRC is the average risk of undetected failures; AURC weights the
+    most certain images far more. E-AURC is AURC less that of the best order.
 
     Args:
         risks: r ≥ 0, one per image: 1 - Dice, 1 - IoU, or 0 and 1 for a failure.
-        uncertainties: one per image, such as `image_uncertainty`. Equal ones count as all their orders, averaged.
+        uncertainties: one per image, such as `image_uncertainty`. Ties are averaged over all orders.
 
     Returns: `aurc`, `excess_aurc` and `augrc`, floats, smaller is better.
     Raises: TypeError or ValueError if shapes differ, there is no image, or a value is NaN or a risk negative.
@@ -422,7 +422,7 @@ def failure_detection(risks: Float[ArrayLike, "images"], uncertainties: Float[Ar
     if risks.ndim != 1 or not risks.size:
         raise ValueError(f"risks must be [images], at least one; got shape {risks.shape}")
     if np.isnan(uncertainties).any() or not (risks >= 0).all():
-        raise ValueError("risks must be at least 0, and neither they nor uncertainties NaN")
+        raise ValueError("risks must be at least 0, and risks and uncertainties must not be NaN")
     _, group = np.unique(uncertainties, return_inverse=True)
     ordered = (np.bincount(group, risks) / np.bincount(group))[np.sort(group)]
 

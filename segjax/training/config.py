@@ -49,13 +49,13 @@ class Field(NamedTuple):
     """One config field."""
 
     default: Any  # the value in `defaults()`
-    meaning: str  # one line for a reader
+    meaning: str  # one-line description
     choices: tuple[Any, ...] = ()  # the valid values, if they are a short list
     range: str = ""  # an interval such as "[0, 1)" for a number, or for each of a tuple
-    optional: type | None = None  # the type of a field whose default is None, which is then valid
-    traced: bool = False  # an argument of every step: a new value does not recompile; setting it at all may
+    optional: type | None = None  # type of the value if None is valid too
+    traced: bool = False  # passed to each step: changing the value does not recompile, switching it on or off may
     initial: bool = False  # changes the initial state only, never the program
-    length: int | None = None  # of a tuple
+    length: int | None = None  # required length of a tuple
     item: type = float  # the type of a tuple's elements
 
     @property
@@ -68,17 +68,18 @@ class Field(NamedTuple):
         """Description of the valid values.
 
         >>> FIELDS["data.size"].valid, FIELDS["training.ema_decay"].valid
-        ('2 whole numbers in [1, 65536]', 'a float32 number in [0, 1) or None')
+        ('2 integers in [1, 65536]', 'a float32 number in [0, 1) or None')
         """
         if self.choices:
             return f"one of {', '.join(map(str, self.choices))}"
-        nouns = {int: "whole number", float: "float32 number", str: "text", tuple: "tuple"}
+        nouns = {int: "integer", float: "float32 number", str: "string", tuple: "tuple"}
         if self.kind is bool:
             text = "True or False"
         elif self.kind is tuple:
             text = f"{self.length or ('one or more' if self.default else 'any number of')} {nouns[self.item]}s"
         else:
-            text = f"a {nouns[self.kind]}" + " that is not empty" * (self.kind is str and self.default != "")
+            article = "an" if self.kind is int else "a non-empty" if self.kind is str and self.default != "" else "a"
+            text = f"{article} {nouns[self.kind]}"
         return text + f" in {self.range}" * bool(self.range) + " or None" * bool(self.optional)
 
     def accepts(self, value: Any) -> bool:
@@ -133,7 +134,7 @@ FIELDS = {
     "data.size": Field((192, 256), "height and width of the network's input", range=SIZE, length=2, item=int),
     "data.mean": Field((0.45,), "mean of pixels in [0, 1], one value or one per channel", range=FINITE),
     "data.std": Field((0.25,), "standard deviation of pixels in [0, 1], one value or one per channel", range=POSITIVE),
-    "data.on_error": Field("raise", "what to do at a bad image or mask, before training", ("raise", "skip")),
+    "data.on_error": Field("raise", "what to do with a bad image or mask, before training", ("raise", "skip")),
     "data.workers": Field(1, "loader processes; 0: read in the training process", range="[0, 256]"),
     "augment.crop_fraction": _traced(1.0, "side of the random crop as a fraction of the image's side", range=FRACTION),
     "augment.flip": Field(True, "flip half of the images left to right"),
@@ -176,7 +177,7 @@ FIELDS = {
         None, "sigmoid losses: weight of class 1, 1 - α for class 0; None: off", (), "[0, 1]", optional=float
     ),
     "objective.class_weights": _traced((), "softmax losses: one weight per output; (): 1 each", range=NONNEGATIVE),
-    "objective.normalizer": Field("valid", "pixels whose number divides the sum of the loss", ("valid", "positives")),
+    "objective.normalizer": Field("valid", "pixels whose number divides the summed loss", ("valid", "positives")),
     "objective.void": Field("ignore", "ignore void pixels, or learn them as the last class", ("ignore", "class")),
     "objective.boundary_factor": _number("weight of pixels on a boundary of the labels; None: off", traced=True),
     "objective.boundary_mode": Field("outer", "boundary pixels, as in scikit-image", ("outer", "inner", "thick")),
@@ -211,7 +212,7 @@ FIELDS = {
     "training.ema_decay": _number(
         "decay of averaged parameters, which are scored; None: off", range=PROBABILITY, traced=True
     ),
-    "training.skip_nonfinite": Field(0, "skip non-finite steps, up to so many in a row; 0: none", range=COUNT_OR_ZERO),
+    "training.skip_nonfinite": Field(0, "skip non-finite steps, at most so many in a row; 0: off", range=COUNT_OR_ZERO),
     "training.donate": Field(True, "reuse the memory of the state before the step"),
     "training.prefetch": Field(1, "batches placed on the devices ahead of the current step", range="[0, 64]"),
     "training.gradient_budget": Field(False, "log the gradient by class and by easy and hard pixels"),
@@ -413,7 +414,7 @@ def _foreign_fields(model: ConfigDict) -> Iterator[str]:
             )
     if model.pretrained and "encoder_depth" not in own:
         yield (
-            f"config.model.pretrained is for networks with an encoder; {model.name} does not have one; got "
+            f"config.model.pretrained needs a ResNet encoder, which {model.name} does not have: set it to ''; got "
             f"{model.pretrained!r}"
         )
 

@@ -90,9 +90,8 @@ def _counting_step(config: ConfigDict, model: Any, num_classes: int, count: Call
 def sum_over_strips(count: Callable, maps: Any, batch: dict[str, jax.Array], max_pixels: int) -> dict[str, Array]:
     """Returns `count(maps, labels, where)` of a batch of `eval_batches`, with `maps` resized to the labels' resolution.
 
-    `maps` are arrays `[b, h, w, k]` of the network's resolution. `where` excludes void, and what is not of an image,
-    whose labels are -1. The counts of images of more than `max_pixels` are added up over strips of rows, so that only
-    one strip is in memory.
+    `maps` are arrays `[b, h, w, k]` at the network's resolution. `where` is False for void, padding and fillers; the
+    last two have the label -1. Images of more than `max_pixels` are counted in strips of rows, to bound the memory.
     """
     height, width = batch["label"].shape[1:]
     strips = -(-height // max(1, max_pixels // width))

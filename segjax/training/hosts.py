@@ -20,8 +20,8 @@ from orbax.checkpoint import multihost  # JAX has no public name for the client 
 from segjax.storage import say
 from segjax.training.config import ConfigError
 
-# Seconds: for all hosts to join; until a silent host counts as lost; for slow hosts to prepare their data; between two
-# looks at the other hosts; and that a failed host stays, so that the others see why.
+# In seconds: limit for joining; silence after which a host counts as lost; limit for preparing data; interval between
+# checks of the other hosts; delay before a failed host exits, so that the others receive its error.
 _JOIN, _HEARTBEAT, _PREPARE, _POLL, _LINGER = 300, 30, 3600, 0.5, 2.0
 _FAILURE = "segjax/failure"  # key of the coordination service
 _uses: Counter[tuple[int, str]] = Counter()  # see `_key`
@@ -33,25 +33,25 @@ class HostError(RuntimeError):
 
 
 def join_hosts(coordinator: str | None = None, hosts: int | None = None, host: int | None = None) -> None:
-    """Makes this process number `host` of `hosts`, before the first use of devices; `jax.devices()` then has all.
+    """Joins this process to a run of several hosts, as `host` of `hosts`; call it before the first use of a device.
 
     `coordinator` is "ADDRESS:PORT" of the first host, any free port. TPU pods, Slurm and Open MPI need no arguments.
     The process ends with status 1 if not all hosts have joined within five minutes.
 
     Raises:
-      ConfigError: only some of the three are given, or they are needed.
+      ConfigError: some of the three are given and others not, or JAX found no cluster.
     """
     given = (coordinator, hosts, host)
     if any(value is None for value in given) and any(value is not None for value in given):
         raise ConfigError(
             "give all of --coordinator, --hosts and --host, or none on a cluster that sets them; got "
-            f"{coordinator!r}, {hosts!r}, {host!r}"
+            f"--coordinator={coordinator}, --hosts={hosts}, --host={host}"
         )
     where = f"--host={host} of --hosts={hosts} at {coordinator}" if coordinator else "a host of this cluster"
     # JAX's own timeout would abort the process.
     timers = [
         threading.Timer(10, _print, [f"{where} waits for the others to join, for at most {_JOIN} s"]),
-        threading.Timer(_JOIN, _end, [f"{where}: the others have not joined within {_JOIN} s; start the same command"]),
+        threading.Timer(_JOIN, _end, [f"{where}: not all hosts joined within {_JOIN} s; start them all"]),
     ]
     for timer in timers:
         timer.daemon = True
@@ -79,7 +79,7 @@ def is_first_host() -> bool:
 
 
 def refuse_differences(record: dict[str, Any]) -> None:
-    """Waits for all hosts, and raises HostError on each host whose record, ready for JSON, is not the first host's."""
+    """Waits for all hosts; raises HostError on each whose record (ready for JSON) differs from the first host's."""
     if jax.process_count() == 1:
         return
     client, host, key = multihost.get_jax_distributed_client(), jax.process_index(), _key("record")
@@ -95,7 +95,7 @@ def refuse_differences(record: dict[str, Any]) -> None:
 
 
 def refuse_separate_workdirs(workdir: epath.Path) -> None:
-    """Raises HostError on each host whose `workdir` is not the first host's folder, which saving would wait for."""
+    """Raises HostError on each host that does not share the first host's `workdir`; saving would otherwise hang."""
     if jax.process_count() == 1:
         return
     client, key, probe = multihost.get_jax_distributed_client(), _key("workdir"), workdir / ".host0"
@@ -168,7 +168,7 @@ def failures_end_all_hosts(unless: type[Exception]) -> Iterator[None]:
 
 
 def _key(name: str) -> str:
-    """Returns a key of the coordination service for one use; all hosts call this equally often."""
+    """Returns a key of the coordination service for one use; all hosts must call this the same number of times."""
     _uses[jax.process_index(), name] += 1
     return f"segjax/{name}/{_uses[jax.process_index(), name]}"
 

@@ -62,7 +62,7 @@ class EvaluationAborted(Exception):
 def train(
     config: ConfigDict, workdir: str | os.PathLike, *, console: rich.console.Console | None = None
 ) -> dict[str, Any]:
-    """Trains a network as `config` describes; called again, it carries on from the newest checkpoint.
+    """Trains a network as `config` describes; called again, it resumes from the newest checkpoint.
 
     Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` (the last two and the best by `headline`) and,
     at the end, `scores.json`.
@@ -83,9 +83,9 @@ def train(
       StorageError: the workdir is a file, or in use by another training; the bucket cannot be read or written, or
         gcsfs is not installed.
       CheckpointError: every checkpoint is damaged, the newest one is of another network, or one cannot be written.
-      NonFiniteLoss: a step is not finite.
-      Terminated: SIGTERM, SIGHUP or Ctrl-C came; the state is saved.
-      KeyboardInterrupt: Ctrl-C came twice; the steps since the last checkpoint are lost.
+      NonFiniteLoss: loss, gradient norm or parameter norm of a step is not finite.
+      Terminated: SIGTERM, SIGHUP or Ctrl-C was received; the state is saved.
+      KeyboardInterrupt: Ctrl-C was pressed twice; the steps since the last checkpoint are lost.
     """
     workdir, begun = output_folder(workdir), time.monotonic()
     if not set("[]*?").isdisjoint(str(workdir)):
@@ -116,7 +116,11 @@ def train(
         for line in check_split(source, split):
             say(line, console)
     if config.data.eval_split == config.data.train_split:
-        say("warning: config.data.eval_split is the training split: its scores are of images that were seen", console)
+        say(
+            f"warning: config.data.eval_split = {config.data.eval_split!r} is the training split, so its scores are "
+            "too optimistic; choose another split",
+            console,
+        )
 
     train_step = make_train_step(config, model, len(names), axis_name)
     train_step = mapping.map_step(train_step, arguments=3, donate=config.training.donate)
@@ -293,14 +297,15 @@ def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
 
 
 class Preemption:
-    """Listener for the signals that stop a run. A context: it restores the handlers.
+    """Context manager that listens for the signals that stop a run, and restores the handlers at its end.
 
     These are SIGTERM, which clusters send before they take a machine away, Ctrl-C (SIGINT) and the end of a terminal
-    (SIGHUP). A signal that is ignored, as SIGHUP under nohup, stays so. A second Ctrl-C raises KeyboardInterrupt.
+    (SIGHUP). Signals that were already ignored, as SIGHUP under nohup, stay ignored. A second Ctrl-C raises
+    KeyboardInterrupt.
 
-    On several hosts JAX's own service listens for SIGTERM, to which the others are turned, and passes the signal of one
-    host on to all. `stopping` then becomes True on all hosts at the same call, because all of them call it equally
-    often: after every step and in `watched`.
+    With several hosts, SIGINT and SIGHUP are forwarded as SIGTERM to JAX's preemption service, which notifies all
+    hosts. `stopping` then becomes True at the same call on all of them, because all call it equally often: after every
+    step and in `watched`.
     """
 
     def __init__(self):

@@ -42,8 +42,8 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
     binary, data = outputs == 1, config.data.name
     if num_classes < 2:
         raise ConfigError(
-            f"{data} has {num_classes} class, which every pixel would be; expected at least 2: name the rest too, as "
-            "in config.data.class_names = ('background', 'object')"
+            f"{data} has {num_classes} class; expected at least 2: name the background too, as in "
+            "config.data.class_names = ('background', 'object')"
         )
     if binary and num_classes != 2:
         raise ConfigError(

@@ -66,7 +66,7 @@ def test_open_split_skip_prepares_another_set_without_bad_pairs(make, config, tm
         assert "train/9999.png: an image without a mask; expected a mask named '9999'" in train.skipped[0]
         assert "val/0001.png: cannot be decoded" in val.skipped[0]
     assert [val[i]["name"] for i in range(2)] == ["0000", "0002"]
-    with pytest.raises(DataError, match="was prepared from other files"):  # the whole set is out of date
+    with pytest.raises(DataError, match="prepared from files that differ"):  # the whole set is out of date
         open_split(whole, "val")
 
 
@@ -76,7 +76,7 @@ def test_open_split_skip_detects_a_repaired_file(make, config, tmp_path):
     data = config("camvid", tmp_path / "prepared", root, on_error="skip")
     assert len(open_split(data, "val").skipped) == 1
     make.camvid(root)
-    with pytest.raises(DataError, match=r"camvid/skip/1.0.0: was prepared from other files than .*/raw now contains"):
+    with pytest.raises(DataError, match=r"camvid/skip/1.0.0: prepared from files that differ from those in .*/raw"):
         open_split(data, "val")
 
 
@@ -186,7 +186,7 @@ def test_open_split_refuses_changed_raw_files(make, config, tmp_path, monkeypatc
     open_split(data, "train")
     make.camvid(root, splits=[("test", 2)])
     with pytest.raises(
-        DataError, match=r"camvid/1.0.0: was prepared from other files than .*raw now contains, or .*Delete it"
+        DataError, match=r"camvid/1.0.0: prepared from files that differ from those in .*raw, or .*Delete it"
     ):
         open_split(data, "train")
     assert len(open_split(config("camvid", tmp_path / "prepared", tmp_path), "train")) == 5  # raw files tidied away
@@ -213,7 +213,7 @@ def test_open_split_refuses_a_mask_repainted_at_the_same_size(make, config, tmp_
     repaint(mask)
     os.utime(mask, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert mask.stat().st_size == before.st_size
-    with pytest.raises(DataError, match=r"was prepared from other files than .*raw now contains, .*Delete it"):
+    with pytest.raises(DataError, match=r"prepared from files that differ from those in .*raw, .*Delete it"):
         open_split(data, "train")
 
 

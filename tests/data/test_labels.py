@@ -80,5 +80,5 @@ def test_label_set_inconsistent_fields():
 
 @pytest.mark.parametrize("names", [("a", "a"), ("a", ""), ("a", "b\n"), ("a", "\x1b[2J"), ("a", "\udcff")])
 def test_numbered_classes_equal_empty_or_unprintable_names(names):
-    with pytest.raises(DataError, match=r"config.data.class_names: expected different names, .*; got \('a', "):
+    with pytest.raises(DataError, match=r"config.data.class_names: expected distinct names, .*; got \('a', "):
         numbered_classes(names)

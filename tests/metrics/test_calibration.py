@@ -469,7 +469,7 @@ def test_fit_scaling_ignores_masked_pixels():
     [
         (lambda z, y: (z, z.argmax(-1), "temperature"), "no optimum"),
         (lambda z, y: (z, np.minimum(y, 2), "vector"), r"pixels of all classes; \[3\] have none"),
-        (lambda z, y: (-z, y, "temperature"), "no scaling with positive factors"),
+        (lambda z, y: (-z, y, "temperature"), "expected all above 0"),
         (lambda z, y: (z[:0], y[:0], "temperature"), "at least one unmasked pixel"),
         (lambda z, y: (z * np.inf, y, "temperature"), "finite logits"),
         (lambda z, y: (z, y + 1, "temperature"), "labels in"),

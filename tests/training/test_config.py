@@ -396,7 +396,7 @@ def test_make_model_passes_every_field(name):
             "fcn",
             "pretrained",
             "a.pth",
-            r"pretrained is for networks with an encoder; fcn does not have one; got 'a.pth'",
+            r"pretrained needs a ResNet encoder, which fcn does not have: .*; got 'a.pth'",
         ),
         ("unet", "upsample", "pixels", r"config.model.upsample must be one of nearest, .*max_unpool.*; got 'pixels'"),
         ("deeplab_v2", "encoder_depth", 19, r"config.model.encoder_depth must be one of 18, 34, 50, 101; got 19"),

@@ -98,7 +98,7 @@ def test_train_warns_if_the_scored_split_is_the_training_split(full, tmp_path, m
     full.data.eval_split, console = full.data.train_split, quiet()
     with pytest.raises(InterruptedError):
         train(full, tmp_path / "run", console=console)
-    assert "warning: config.data.eval_split is the training split" in console.file.getvalue()
+    assert "is the training split" in console.file.getvalue()
     assert not (tmp_path / "run").exists()
 
 
