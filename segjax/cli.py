@@ -278,9 +278,7 @@ class ConfigFile(config_flags.ConfigFileFlagParser):
                 raise ConfigError(f"get_config returned {found!r:.60}; expected a modified segjax.training.defaults()")
         except (Exception, SystemExit) as error:
             if colon and isinstance(error, KeyError):
-                raise ConfigError(
-                    f"--config={name}:{argument}: {name} does not accept {argument!r}; see get_config in {path}"
-                ) from error
+                raise ConfigError(f"{name} does not accept the argument {argument!r}; see its get_config") from error
             raise ConfigError(_failure(path, error)) from error
         return found.lock()
 

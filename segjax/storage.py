@@ -17,6 +17,7 @@ import re
 import socket
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +32,8 @@ BUCKET = "gs://"
 WRITTEN_FILE = ".segjax.sha256"
 """SHA-256 of every output written to this folder, one per line; kept after an output is deleted."""
 LOCK_FILE = ".segjax.lock"
+# Seconds between two touches of a lock, and without any until it is taken over: NFS shows times up to 60 s late.
+_ALIVE, _SILENT = 15, 90
 _PARTIAL = ".segjax-{}.partial"  # name of a file while it is written
 
 
@@ -320,7 +323,8 @@ def reserve(folder: epath.Path) -> Iterator[None]:
     """Reserves a folder, which is made if it does not exist, for this process; `LOCK_FILE` names the process.
 
     On one machine the system's lock of the folder decides, because it ends with its process, even a killed one. Where
-    there is none, as in a bucket, the number of the process decides. The process of another machine counts as running.
+    there is none, as in a bucket, the number of the process decides. A process of another machine counts as running if
+    the time of its `LOCK_FILE` changes within `_SILENT` seconds, for which this call waits.
 
     Raises:
       StorageError: another process has reserved the folder; names it.
@@ -341,18 +345,42 @@ def reserve(folder: epath.Path) -> Iterator[None]:
                     in_use = False
                 except BlockingIOError:
                     in_use = True
-        if in_use or owner["host"] != host:
-            remedy = f"; if it has ended, delete {file}" if owner["host"] != host else ""
-            raise StorageError(
-                f"{folder}: in use by process {owner['pid']} on {owner['host']} since {owner['since']}. Wait for its "
-                f"end, or choose another folder{remedy}"
-            )
-        now = datetime.datetime.now().isoformat(" ", "seconds")
-        write_json(file, {"host": host, "pid": os.getpid(), "since": now})
+        named = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+        if owner["host"] != host and not in_use:
+            say(f"{folder}: was in use by {named}; waiting {_SILENT} s for a sign of life of it")
+            in_use = _is_touched(file)
+        if in_use:
+            raise StorageError(f"{folder}: in use by {named}. Wait for its end, or choose another folder")
+        lock = to_json({"host": host, "pid": os.getpid(), "since": datetime.datetime.now().isoformat(" ", "seconds")})
+        write_bytes(file, lock)
+        ended = threading.Event()
+        touching = threading.Thread(target=_keep_touching, args=(file, lock, ended), name="segjax-lock", daemon=True)
+        touching.start()
         try:
             yield
         finally:
+            ended.set()
+            touching.join()  # else it could write the lock again
             file.unlink(missing_ok=True)
+
+
+def _keep_touching(file: epath.Path, lock: bytes, ended: threading.Event) -> None:
+    while not ended.wait(_ALIVE):
+        with contextlib.suppress(OSError, StorageError):  # a full disk must not end the run
+            if in_bucket(file):
+                write_bytes(file, lock)
+            else:
+                os.utime(file)
+
+
+def _is_touched(file: epath.Path) -> bool:
+    """Returns True if the time of a file changes within `_SILENT` seconds."""
+    deadline, before = time.monotonic() + _SILENT, file.stat().mtime
+    while time.monotonic() < deadline and file.exists():
+        time.sleep(min(1, _SILENT))
+        if file.exists() and file.stat().mtime != before:
+            return True
+    return False
 
 
 def _is_running(pid: int) -> bool:

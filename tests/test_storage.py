@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -301,11 +302,28 @@ def test_reserve_takes_the_folder_of_a_killed_process_although_its_number_was_gi
         assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
 
 
-def test_reserve_refuses_the_folder_of_another_machine_and_names_the_way_out(tmp_path):
+def test_reserve_refuses_the_folder_of_another_machine_while_its_process_touches_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_SILENT", 30)
+    monkeypatch.setattr(storage, "_ALIVE", 0.01)
     leave_lock(tmp_path, host="far")
-    with pytest.raises(StorageError, match=rf"on far since 2026.*; if it has ended, delete {tmp_path / LOCK_FILE}"):
-        reserve(epath.Path(tmp_path)).__enter__()
+    ended = threading.Event()
+    alive = threading.Thread(target=storage._keep_touching, args=(epath.Path(tmp_path, LOCK_FILE), b"", ended))
+    alive.start()
+    try:
+        with pytest.raises(StorageError, match=r"in use by process \d+ on far since 2026"):
+            reserve(epath.Path(tmp_path)).__enter__()
+    finally:
+        ended.set()
+        alive.join()
     assert json.loads((tmp_path / LOCK_FILE).read_text())["host"] == "far"
+
+
+def test_reserve_takes_the_folder_of_another_machine_whose_process_is_silent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(storage, "_SILENT", 0.02)
+    leave_lock(tmp_path, host="far")
+    with reserve(epath.Path(tmp_path)):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+    assert "on far since 2026-01-01 00:00:00; waiting" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"host": 1}', "\x00"])

@@ -112,8 +112,11 @@ def margin_score(logits: Logits, *, where: Where = None) -> Float[Array, "*pixel
     [0.75 1.  ]
     """
     logits, keep = _logits(logits, where)
-    first, second = jnp.moveaxis(jax.lax.top_k(jax.nn.softmax(logits), 2)[0], -1, 0)
-    return jnp.where(keep, 1 - (first - second), 0)
+    top = jnp.argmax(logits, axis=-1, keepdims=True).astype(jnp.int32)
+    is_top = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == top
+    # 1 - p is the sum of the others: the difference would round to 0 for the confident pixels, most of an image.
+    others = jnp.where(is_top, 0, jax.nn.softmax(logits))
+    return jnp.where(keep, jnp.sum(others, axis=-1) + jnp.max(others, axis=-1), 0)
 
 
 def standardized_max_logit_score(
@@ -145,10 +148,10 @@ def standardized_max_logit_score(
     """
     logits, keep = _logits(logits, where)
     checks.same_shape("gaussians.mean", np.shape(gaussians.mean), "one feature per class", (logits.shape[-1], 1))
-    predicted = jnp.argmax(logits, axis=-1)
+    predicted, largest = jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
     mean, scale = (jnp.asarray(x, logits.dtype).reshape(-1)[predicted] for x in (gaussians.mean, gaussians.whitening))
     known = jnp.asarray(gaussians.log_prior)[predicted] > -jnp.inf
-    score = jnp.where(known, (mean - jnp.max(logits, axis=-1)) * scale, jnp.inf)
+    score = jnp.where(known | jnp.isnan(largest), (mean - largest) * scale, jnp.inf)
     return jnp.where(keep, score, 0)
 
 
@@ -263,12 +266,14 @@ def fit_gaussians(
         factors = np.linalg.cholesky(matrices)
     except np.linalg.LinAlgError:
         raise ValueError(
-            f"a covariance of the {size} features is singular (constant or dependent features, or too few pixels of a "
-            f'class); got ridge={ridge:g}, covariance="{covariance}": raise ridge, or use covariance="tied"'
+            f"a covariance of the {size} features is singular (constant or dependent features, too few pixels of a "
+            f'class, or a mean far from center); got ridge={ridge:g}, covariance="{covariance}": raise ridge, use '
+            'covariance="tied", or give gaussian_sums a center'
         ) from None
     with np.errstate(divide="ignore"):
         log_prior = np.log(counts / counts.sum())
-    shift = 0.0 if center is None else checks.host("center", center).astype(np.float64)
+    shift = np.zeros(size) if center is None else checks.host("center", center).astype(np.float64)
+    checks.same_shape("center", shift.shape, "one pixel's features", (size,))
     result = Gaussians(
         mean=np.where(present[:, None], mean + shift, 0.0),
         whitening=np.linalg.inv(factors),

@@ -358,9 +358,17 @@ def fit_scaling(logits: Logits, labels: Labels, *, kind: str = "temperature", wh
         # The softmax ignores a common summand, so the last bias is minus the sum of the others.
         "vector": np.block([[identity, zeros[:, 1:]], [zeros, np.eye(classes, classes - 1) - np.eye(classes)[:, -1:]]]),
     }[kind]
+    # In units of the logits' size: at a scale of 1, large logits have saturated probabilities, which are flat.
+    center = z.mean(axis=0) if kind == "vector" else np.zeros(classes)
+    z = z - center
+    unit = np.sqrt(np.mean(z**2, axis=None if kind == "temperature" else 0)) * np.ones(classes)
+    unit[unit == 0] = 1
     start = np.linalg.lstsq(basis, np.concatenate([np.ones(classes), np.zeros(classes)]), rcond=None)[0]
-    best = _newton(lambda free: _scaled_likelihood(z, y, basis @ free, basis), start)
+    best = _newton(lambda free: _scaled_likelihood(z / unit, y, basis @ free, basis), start)
     scale, bias = np.split(basis @ best, 2)
+    scale = scale / unit
+    bias = bias - scale * center
+    bias = bias - bias.mean()
     if not (scale > 0).all():
         raise ValueError(
             f'the best scaling of kind="{kind}" has a factor of {scale.min():.3g}; expected all above 0: use '
@@ -480,6 +488,7 @@ def _mean_score(sums: ProperScoreSums, name: str) -> float:
 def _host_pixels(logits, labels, where) -> tuple[np.ndarray, np.ndarray]:
     """Returns the unmasked pixels on the host: logits float64 `[pixels, C]` and labels."""
     logits, labels = checks.host("logits", logits), checks.host("labels", labels)
+    where = None if where is None else checks.host("where", where)
     checks.classes("logits", logits)
     checks.integers("labels", labels)
     checks.same_shape("labels", labels.shape, "logits without their class axis", logits.shape[:-1])
@@ -529,5 +538,8 @@ def _newton(function, x: np.ndarray) -> np.ndarray:
         value, gradient, hessian = function(x)
     # Where no pixel is wrong, the minimum is at infinity, and the function is flat on the way.
     if np.linalg.eigvalsh(hessian)[0] < 1e-9 * curvature:
-        raise ValueError("fit_scaling has no optimum: all pixels (of some class) are predicted correctly; add images")
+        raise ValueError(
+            "fit_scaling has no unique optimum: almost all pixels (of some class) are predicted correctly, or the "
+            'logits of a class are constant; add images, or use kind="temperature"'
+        )
     return x

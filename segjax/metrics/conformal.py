@@ -89,6 +89,8 @@ def risk_control(risks: Float[ArrayLike, "images candidates"], level: float, *, 
     """
     values = checks.host("risks", risks).astype(np.float64)
     checks.finite("bound", bound, jnp.float32, above=0.0)
+    checks.finite("level", level, jnp.float32)
+    bound, level = float(bound), float(level)
     if values.ndim != 2 or not values.shape[1]:
         raise ValueError(f"risks must be [images, candidates]; got shape {values.shape}")
     images = len(values)
@@ -122,7 +124,7 @@ def adaptive_log_odds(logits: Logits) -> Float[Array, "*pixels classes"]:
     Args:
         logits: z, `[..., C]`, C ≥ 2; -inf rules a class out.
 
-    Returns: `[..., C]`, at least float32; inf for the likeliest class.
+    Returns: `[..., C]`, at least float32; inf for the likeliest class; NaN if a logit is NaN or +inf, or all are -inf.
     Raises: TypeError or ValueError if logits are not floating, or have fewer than 2 classes.
     References: Romano et al., Classification with Valid and Adaptive Coverage, arXiv 2006.02544 (here without its
         randomisation); Sadinle et al., Least Ambiguous Set-Valued Classifiers, arXiv 1609.00451.
@@ -137,7 +139,9 @@ def adaptive_log_odds(logits: Logits) -> Float[Array, "*pixels classes"]:
     likelier = jax.lax.cumlogsumexp(falling, axis)[..., :-1]
     others = jax.lax.cumlogsumexp(falling, axis, reverse=True)[..., 1:]
     ranked = jnp.concatenate([jnp.full_like(falling[..., :1], jnp.inf), others - likelier], axis=-1)
-    return jnp.take_along_axis(ranked, jnp.argsort(order, axis=-1), axis=-1)
+    result = jnp.take_along_axis(ranked, jnp.argsort(order, axis=-1), axis=-1)
+    valid = jnp.isfinite(jnp.max(logits, axis=-1, keepdims=True))  # False for a NaN
+    return jnp.where(valid, result, jnp.nan)
 
 
 def prediction_set_counts(

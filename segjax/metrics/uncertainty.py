@@ -380,7 +380,7 @@ def image_uncertainty(
     if aggregation == "threshold":
         if threshold is None:
             raise ValueError('aggregation="threshold" needs a threshold; got None')
-        keep &= uncertainty > checks.finite("threshold", threshold, uncertainty.dtype)
+        keep &= ~(uncertainty <= checks.finite("threshold", threshold, uncertainty.dtype))  # a NaN stays
     values, pixels = jnp.where(keep, uncertainty, 0), keep.astype(uncertainty.dtype)
     if aggregation == "patch":
         window = (1,) * (values.ndim - 2) + tuple(min(patch, size) for size in values.shape[-2:])
@@ -407,7 +407,7 @@ def failure_detection(risks: Float[ArrayLike, "images"], uncertainties: Float[Ar
         uncertainties: one per image, such as `image_uncertainty`. Ties are averaged over all orders.
 
     Returns: `aurc`, `excess_aurc` and `augrc`, floats, smaller is better.
-    Raises: TypeError or ValueError if shapes differ, there is no image, or a value is NaN or a risk negative.
+    Raises: TypeError or ValueError if shapes differ, there is no image, an uncertainty is NaN, or a risk is not ≥ 0.
     References: Geifman et al., arXiv 1805.08206; Traub et al., Overcoming Common Flaws in the Evaluation of Selective
         Classification Systems, arXiv 2407.01032.
 
@@ -421,8 +421,8 @@ def failure_detection(risks: Float[ArrayLike, "images"], uncertainties: Float[Ar
     checks.same_shape("uncertainties", uncertainties.shape, "risks", risks.shape)
     if risks.ndim != 1 or not risks.size:
         raise ValueError(f"risks must be [images], at least one; got shape {risks.shape}")
-    if np.isnan(uncertainties).any() or not (risks >= 0).all():
-        raise ValueError("risks must be at least 0, and risks and uncertainties must not be NaN")
+    if np.isnan(uncertainties).any() or not ((risks >= 0) & np.isfinite(risks)).all():
+        raise ValueError("risks must be finite and at least 0, and uncertainties must not be NaN")
     _, group = np.unique(uncertainties, return_inverse=True)
     ordered = (np.bincount(group, risks) / np.bincount(group))[np.sort(group)]
 

@@ -197,3 +197,9 @@ def test_scores_widen_bfloat16_and_refuse_integers(name):
 def test_energy_score_temperature_must_be_positive(temperature):
     with pytest.raises(ValueError, match="temperature must be finite and more than 0"):
         metrics.energy_score(LOGITS, temperature=temperature)
+
+
+def test_margin_score_of_confident_pixels_is_not_rounded_to_0():
+    logits = np.array([[18.0, 0, 0], [25, 0, 0], [40, 0, 0]], np.float32)
+    p = softmax(logits.astype(np.float64), axis=-1)
+    np.testing.assert_allclose(metrics.margin_score(logits), 3 * p[:, 1], rtol=1e-5)

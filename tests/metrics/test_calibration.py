@@ -467,7 +467,7 @@ def test_fit_scaling_ignores_masked_pixels():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda z, y: (z, z.argmax(-1), "temperature"), "no optimum"),
+        (lambda z, y: (z, z.argmax(-1), "temperature"), "no unique optimum"),
         (lambda z, y: (z, np.minimum(y, 2), "vector"), r"pixels of all classes; \[3\] have none"),
         (lambda z, y: (-z, y, "temperature"), "expected all above 0"),
         (lambda z, y: (z[:0], y[:0], "temperature"), "at least one unmasked pixel"),
@@ -505,3 +505,12 @@ def test_adaptive_calibration_error_equals_sorted_groups(num_bins):
 
 def test_adaptive_calibration_error_without_pixels_is_nan():
     assert np.isnan(metrics.adaptive_calibration_error(np.zeros((2, 4096), int)))
+
+
+@pytest.mark.parametrize("kind", ["temperature", "class", "vector"])
+@pytest.mark.parametrize("factor", [1e-6, 1e4])
+def test_fit_scaling_has_no_unit(kind, factor):
+    logits, labels = _overconfident(pixels=500)
+    expected, scaled = (metrics.fit_scaling(z, labels, kind=kind) for z in (logits, logits * np.float32(factor)))
+    np.testing.assert_allclose(np.asarray(scaled.scale) * factor, expected.scale, rtol=1e-3)
+    np.testing.assert_allclose(scaled.bias, expected.bias, atol=1e-3)

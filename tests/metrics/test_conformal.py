@@ -144,3 +144,8 @@ def test_prediction_set_counts_equal_numpy():
     assert scores["coverage"] == pytest.approx(covered.mean())
     assert scores["mean_size"] == pytest.approx(size.mean())
     assert (np.asarray(metrics.prediction_set_counts(sets, labels + 1)) == -(2**31)).all()
+
+
+@pytest.mark.parametrize("logits", [[2.0, np.nan, 0.0], [2.0, np.inf, 0.0], [-np.inf] * 3])
+def test_adaptive_log_odds_of_invalid_logits_are_nan(logits):
+    assert np.isnan(metrics.adaptive_log_odds(jnp.array(logits))).all()

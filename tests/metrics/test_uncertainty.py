@@ -568,3 +568,10 @@ def test_failure_detection_equals_the_mean_over_the_orders_of_ties():
 def test_failure_detection_broken_input(risks, unsure):
     with pytest.raises(ValueError, match="risks must be"):
         metrics.failure_detection(np.array(risks, float), np.array(unsure, float))
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "patch", "threshold"])
+def test_image_uncertainty_of_an_unmasked_nan_is_nan(aggregation):
+    u = np.full((4, 4), 0.8, np.float32)
+    u[0, 0] = np.nan
+    assert np.isnan(metrics.image_uncertainty(u, aggregation, threshold=0.5))

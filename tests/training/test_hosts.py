@@ -152,7 +152,7 @@ def test_failures_end_all_hosts_leaves_sigterm_alone(on_hosts, ended):
 
 
 def test_join_hosts_needs_all_of_its_arguments_or_none():
-    message = r"give all of --coordinator, --hosts and --host, or none .*'localhost:1', None"
+    message = r"give all of --coordinator, --hosts and --host, or none .*--coordinator=localhost:1, --hosts=None"
     with pytest.raises(ConfigError, match=message):
         hosts.join_hosts("localhost:1")
 
