@@ -113,3 +113,15 @@ def test_page_fits_a_phone_and_loads_its_pictures(page, site, browser):
     seen = browser(site / f"{page}.html")
     assert [width for width, view in seen.items() if view["wide"]] == []
     assert all(all(view["images"]) for view in seen.values())
+
+
+def test_tests_that_the_failures_page_names_exist():
+    named = re.findall(r"`([\w/]+\.py)::(\w+)(…?)`", PAGES[ROOT / "docs" / "failures.md"])
+    assert named
+    missing = []
+    for file, name, shortened in named:
+        path = ROOT / "tests" / file
+        definition = f"def {name}{'' if shortened else '('}"
+        if not path.exists() or definition not in path.read_text(encoding="utf-8"):
+            missing.append(f"{file}::{name}")
+    assert missing == []

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from segjax import metrics
 from segjax.data import DataError, open_split
+from segjax.storage import StorageError, reserve
 from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, loop, train
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.loop import EvaluationAborted, Preemption
@@ -160,6 +162,14 @@ def test_train_checkpoint_of_another_network_stops_and_keeps_the_config(trained,
         train(full, again, console=console)
     assert "config.model.width is now 6; the run was started with 4" in console.file.getvalue()
     assert (again / "config.json").read_text() == (trained.workdir / "config.json").read_text()
+
+
+def test_train_in_a_workdir_in_use_stops_before_anything_is_changed(fake, tmp_path, quiet):
+    with reserve(epath.Path(tmp_path)):
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(StorageError, match=f"{tmp_path}: in use by process {os.getpid()}"):
+            train(fake(), tmp_path, console=quiet())
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_train_resume_with_fewer_steps_than_done_is_refused(trained, full, tmp_path, quiet):
