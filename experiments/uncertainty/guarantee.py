@@ -190,7 +190,7 @@ def figure(rare: list[dict[str, Any]], name: str) -> bytes:
     labels = [f"level {row['level']:g}" + ("" if row["risks"] else "\n(not feasible)") for row in rare]
     axes.set_yticks(range(len(rare), 0, -1), labels)
     axes.set(
-        xlabel=f"share of the {name} pixels that is missed (dot: one division, diamond: mean, line: promised)",
+        xlabel=f"missed share of the {name} pixels\ndot: one division, diamond: mean, line: level",
         xlim=(0, None),
         ylim=(0.4, len(rare) + 0.6),
     )
