@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,10 @@ from jaxtyping import install_import_hook
 from packaging.requirements import Requirement
 
 install_import_hook("segjax", "beartype.beartype")
+
+# A job in the background inherits ignored signals, and so would the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The same examples in every run; no deadline, because the first example compiles.
 hypothesis.settings.register_profile("segjax", derandomize=True, deadline=None)
