@@ -16,6 +16,7 @@ import textwrap
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -266,7 +267,9 @@ class ConfigFile(config_flags.ConfigFileFlagParser):
         """
         name, colon, argument = config.partition(":")
         path = find_config(name)
-        variables = {"__name__": path.stem, "__file__": str(path)}
+        module = types.ModuleType("segjax_config_file")
+        module.__file__, sys.modules[module.__name__] = str(path), module  # dataclasses look their module up
+        variables = vars(module)
         try:
             exec(compile(path.read_bytes(), str(path), "exec"), variables)
             if "get_config" not in variables:

@@ -203,3 +203,12 @@ def test_interrupt_again_repeats_a_ctrl_c_that_a_callback_has_lost(monkeypatch):
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012
         Loses()
         time.sleep(10)
+
+
+def test_config_file_with_a_dataclass_of_postponed_annotations_is_read(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nimport dataclasses\nfrom segjax.training import defaults\n"
+        "@dataclasses.dataclass\nclass Options:\n  steps: int = 7\n"
+        "def get_config():\n  c = defaults()\n  c.training.steps = Options().steps\n  return c\n"
+    )
+    assert cli.ConfigFile(name="config").parse(str(tmp_path / "mine.py")).training.steps == 7

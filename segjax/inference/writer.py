@@ -226,7 +226,7 @@ def _has_origin(file: Any, origin: dict[str, Any]) -> bool:
     for key in differing[:1]:
         raise DataError(
             f"{file.parent}: contains predictions made with {key} = {before.get(key)!r}; now {key} is "
-            f"{origin.get(key)!r}. Choose another --output, or remove them"
+            f"{origin.get(key)!r}. Choose another --output, or remove them and {file.name}"
         )
     return True
 

@@ -297,7 +297,7 @@ def read_config(file: epath.Path) -> ConfigDict:
     except StorageError as error:
         raise ConfigError(str(error)) from error
     except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
+        raise ConfigError(f"{file}: {error}. If an older segjax wrote it, correct the field in this file") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         raise ConfigError(f"{file} is not the config of a run, or is damaged ({reason})") from error

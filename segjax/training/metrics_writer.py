@@ -25,6 +25,7 @@ from segjax.storage import StorageError, bucket_errors, in_bucket, path_of, read
 from segjax.training.config import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
+_FLUSH_EVERY = 30  # seconds between two flushes of the TensorBoard events
 
 
 class MetricsWriter:
@@ -70,6 +71,7 @@ class MetricsWriter:
         self._temporary = tempfile.TemporaryDirectory(prefix="segjax-events-") if self._in_bucket else None
         self._event_folder = self._temporary.name if self._in_bucket else str(self._workdir / "tensorboard")
         self._events: RecordWriter | None = None
+        self._flushed = time.monotonic()
         self._try_events(self._open_events, start)
         self._examples_per_step = examples_per_step
         self._started: tuple[float, int] | None = None  # when the first step had been compiled, and its number
@@ -116,6 +118,11 @@ class MetricsWriter:
                 self._events.close()
             self._events = None
 
+    def _flush_events(self) -> None:
+        self._flushed = time.monotonic()
+        if self._events is not None:
+            self._try_events(self._events.flush)
+
     def _close_events(self) -> None:
         if self._events is not None:
             self._try_events(self._events.close)
@@ -141,11 +148,13 @@ class MetricsWriter:
                 raise
 
     def publish(self) -> None:
-        """Writes the new lines and events to a bucket; raises StorageError if that fails. A folder has them already."""
+        """Writes the new lines and events to a bucket, or the events to a folder; raises StorageError for a bucket."""
         if self._active and self._in_bucket:
             self._close_events()
             self._upload()
             self._try_events(self._open_events)
+        else:
+            self._flush_events()
 
     def _upload(self) -> None:
         with bucket_errors(self._workdir):
@@ -167,6 +176,8 @@ class MetricsWriter:
         for name, value in logged.items():
             if self._events is not None:
                 self._try_events(self._write_event, step=step, summary=summary.scalar(name, value))
+        if time.monotonic() - self._flushed > _FLUSH_EVERY:
+            self._flush_events()
         if "train/loss" in values:
             self._loss = f"loss {values['train/loss']:.4f}"
             self._bar.update(self._task, rate=self._rate(step), loss=self._loss)

@@ -154,7 +154,8 @@ def test_images_are_predicted_in_batches_and_written_before_a_bad_one(tmp_path):
 def test_folder_of_another_checkpoint_is_refused(tmp_path):
     write(["a"], Predict(), tmp_path)
     expected = (
-        f"{tmp_path}: contains predictions made with step = 3; now step is 4. Choose another --output, or remove them"
+        f"{tmp_path}: contains predictions made with step = 3; now step is 4. Choose another --output, or remove them "
+        "and predicted_by.json"
     )
     with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
         write(["a", "bb"], Predict(), tmp_path, origin=ORIGIN | {"step": 4})

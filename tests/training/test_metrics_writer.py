@@ -199,3 +199,12 @@ def test_read_log_of_another_file_names_it(tmp_path, text, message):
         (tmp_path / METRICS_FILE).write_text(text)
     with pytest.raises(ConfigError, match=f"{METRICS_FILE}.*{message}"):
         read_log(tmp_path)
+
+
+def test_events_of_a_folder_are_on_disk_when_a_checkpoint_is_published(tmp_path):
+    with writer_of(tmp_path) as writer:
+        writer.scalars(1, {"train/loss": 1.0})
+        (events,) = (tmp_path / "tensorboard").iterdir()
+        before = events.stat().st_size
+        writer.publish()
+        assert events.stat().st_size > before
