@@ -40,7 +40,7 @@ def test_rare_class_rows_keep_the_level_on_average():
 def test_rare_class_rows_level_that_too_few_images_allow_is_reported():
     (row,) = guarantee.rare_class_rows(RARE, HALVES[:2], (0.005,))
     assert row["risks"] == []
-    assert "smallest level" in row["infeasible"]
+    assert "raise the level to 0.01" in row["infeasible"]
     assert "not feasible" in guarantee.band(row["risks"])
 
 
