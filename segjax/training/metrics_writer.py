@@ -153,7 +153,7 @@ class MetricsWriter:
             self._close_events()
             self._upload()
             self._try_events(self._open_events)
-        else:
+        elif self._active:
             self._flush_events()
 
     def _upload(self) -> None:
