@@ -1,14 +1,10 @@
 """Checkpoints: what they restore, which are kept, and damage to any file."""
 
-import concurrent.futures
-import itertools
 import os
 import shutil
-import threading
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -238,34 +234,6 @@ def test_restore_newest_of_a_step_that_training_removes_lists_the_others(saved, 
     remove_while_read(monkeypatch, tmp_path / "checkpoints", [first])
     with pytest.raises(FileNotFoundError, match=f"no checkpoint '{first}'; expected .*{others[-1]}"):
         restore_newest(epath.Path(tmp_path), str(first), state)
-
-
-@pytest.mark.slow
-def test_restore_newest_during_training_reads_whole_checkpoints(tmp_path, state):
-    """A thread saves states whose parameters all equal their step, and removes old ones all the time."""
-    first, done = threading.Event(), threading.Event()
-
-    def save():
-        with Checkpoints(tmp_path) as checkpoints:
-            for step in itertools.count(1):
-                params = jax.tree.map(lambda x: jnp.full_like(x, step), state.params)  # noqa: B023
-                checkpoints.save(at(state, step).replace(params=params), {})
-                if step > 1:
-                    first.set()
-                if done.is_set():
-                    return
-
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        saving = threads.submit(save)
-        try:
-            assert first.wait(60)
-            for _ in range(12):
-                restored = restore_newest(epath.Path(tmp_path), "latest", state)
-                values = {float(x) for leaf in jax.tree.leaves(restored.params) for x in np.unique(leaf)}
-                assert values == {float(restored.step)}
-        finally:
-            done.set()
-        saving.result(60)
 
 
 def test_restore_newest_warns_of_a_damaged_checkpoint(saved, tmp_path, state, capfd):
