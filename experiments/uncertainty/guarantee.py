@@ -72,7 +72,7 @@ def divisions(images: int, splits: int, seed: int) -> np.ndarray:
 
 
 def control(positives: np.ndarray, calibration: np.ndarray, level: float) -> tuple[int | None, np.ndarray, str]:
-    """Returns the bin from which on a pixel is positive, the risks of the test images there, and the error if none is.
+    """Returns the lowest positive bin, the risks of the test images there, and an error if no bin reaches the level.
 
     `positives` `[images, bins]` are the counts of what must not be missed; images without any have no risk.
     """

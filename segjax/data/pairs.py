@@ -249,7 +249,7 @@ def _check_sizes(image: tuple[int, ...], mask: tuple[int, ...], image_file: str,
 
 
 def check_split(source: Source, split: str, shown: int = 20) -> list[str]:
-    """Returns what the user has to know of a split: classes without a pixel, and the first `shown` skipped pairs.
+    """Returns lines for the user about a split: classes without pixels, and the first `shown` skipped pairs.
 
     Raises `DataError` if not one pixel has a class.
     """
