@@ -45,7 +45,8 @@ class ForeignFileError(StorageError):
     """A file that would have to be replaced, and that segjax did not write or that was changed since."""
 
     def __init__(self, file: Any, reason: str = "exists, and segjax did not write it, or it was changed since"):
-        super().__init__(f"{file}: {reason}. Choose another --output, move the file, or add --overwrite")
+        remedy = "Choose another folder, or move the file; predict, evaluate, report and export have --overwrite"
+        super().__init__(f"{file}: {reason}. {remedy}")
 
 
 def in_bucket(path: str | os.PathLike) -> bool:

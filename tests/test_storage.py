@@ -128,7 +128,7 @@ def test_write_outputs_replaces_its_own_files_and_no_other(tmp_path):
         assert file.read_bytes() == content
     file.write_bytes(b"edited")
     for refuse in (lambda: check_outputs([file]), lambda: write_outputs({file: b"two"})):
-        with pytest.raises(ForeignFileError, match=r"a\.md: exists.*--output.*--overwrite"):
+        with pytest.raises(ForeignFileError, match=r"a\.md: exists.*another folder.*--overwrite"):
             refuse()
     assert file.read_bytes() == b"edited"
     write_outputs({file: b"two"}, overwrite=True)

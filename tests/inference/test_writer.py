@@ -223,7 +223,7 @@ def test_another_image_of_the_same_name_is_refused(tmp_path, on_error):
     write(["a"], Predict(), tmp_path)
     expected = (
         f"{tmp_path}/a_mask.png: is the mask of /images/a.png; /others/a.png would overwrite it. "
-        "Choose another --output, move the file, or add --overwrite"
+        "Choose another folder, or move the file; predict, evaluate, report and export have --overwrite"
     )
     with pytest.raises(ForeignFileError, match=f"^{re.escape(expected)}$"):
         write_predictions(
@@ -245,7 +245,7 @@ def test_file_of_the_user_is_never_overwritten(tmp_path, file, before):
     wanted = OutputOptions(sheet=True)
     assert cv2.imwrite(str(tmp_path / file), np.zeros((6, 8), np.uint8))
     own = (tmp_path / file).read_bytes()
-    with pytest.raises(ForeignFileError, match=rf"/{file}: exists.*--output.*--overwrite"):
+    with pytest.raises(ForeignFileError, match=rf"/{file}: exists.*another folder.*--overwrite"):
         write(["a"], Predict(), tmp_path, wanted)
     assert (tmp_path / file).read_bytes() == own
     assert write(["a"], Predict(), tmp_path, wanted, overwrite=True) == WriteSummary(1, 0, ())
