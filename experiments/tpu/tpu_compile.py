@@ -39,7 +39,7 @@ from experiments.tpu.tpu_slices import (
     traffic_and_cycles,
 )
 from segjax import cli
-from segjax.data.labels import LABEL_SETS
+from segjax.data import label_set
 from segjax.reporting import Report, Section, Table, show
 from segjax.storage import say
 from segjax.training import ConfigError, parallel, validate
@@ -68,7 +68,7 @@ def lower(config: ConfigDict, devices: Sequence[Any], hparams: Hyperparams) -> j
             "config.parallel must be jit or shard_map, because pmap compiles for local devices only; got 'pmap'"
         )
     mapping = parallel.device_mapping(config, devices)
-    axis_name, classes = parallel.axis_name(config), num_classes(config)
+    axis_name, classes = parallel.axis_name(config), label_set(config.data).num_classes
     model = make_model(config, classes, axis_name)
     batch, (height, width) = config.training.global_batch, native_size(config)
 
@@ -85,11 +85,6 @@ def lower(config: ConfigDict, devices: Sequence[Any], hparams: Hyperparams) -> j
     state = jax.eval_shape(lambda: init_state(config, model))
     mapped = mapping.map_step(step, arguments=3, donate=True)
     return mapped.lower(arrays(P(), state), arrays(P(parallel.AXIS), images), arrays(P(), hparams))
-
-
-def num_classes(config: ConfigDict) -> int:
-    """Returns the number of classes of the config's data set, without void."""
-    return len(config.data.class_names) if config.data.name == "folder" else LABEL_SETS[config.data.name].num_classes
 
 
 def native_size(config: ConfigDict) -> tuple[int, int]:

@@ -2,12 +2,13 @@
 
 from segjax.data.datasets import DATASETS, label_set, open_split
 from segjax.data.io import DataError
-from segjax.data.labels import VOID, LabelSet, colorize
+from segjax.data.labels import UNSEEN, VOID, LabelSet, colorize
 from segjax.data.loader import LoaderDied, TrainLoader, eval_batches, train_loader
 from segjax.data.pairs import Example, Source, check_split
 
 __all__ = [
     "DATASETS",
+    "UNSEEN",
     "VOID",
     "DataError",
     "Example",

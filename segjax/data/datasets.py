@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from segjax.data import builders
 from segjax.data.io import DataError, RawFile, as_data_error
-from segjax.data.labels import LABEL_SETS, LabelSet, numbered_classes
+from segjax.data.labels import LABEL_SETS, UNSEEN, VOID, LabelSet, hide_classes, numbered_classes
 from segjax.data.pairs import (
     Example,
     Source,
@@ -39,17 +39,35 @@ DATASETS = {
 """TFDS builder of each value of `config.data.name`; a folder is read without preparation."""
 
 
-def label_set(data_config: Any) -> LabelSet:
-    """Returns the classes of a config's data set, see `open_split`; raises `DataError` for an unknown name."""
-    name = data_config.name
+def label_set(data_config: Any, *, mark_unseen: bool = False) -> LabelSet:
+    """Returns the classes of a config's data set without the unseen ones, see `open_split`.
+
+    Raises: DataError for an unknown name of the data set or of an unseen class, or if fewer than two classes are left.
+    """
+    name, unseen = data_config.name, tuple(getattr(data_config, "unseen_classes", ()))
     if name not in DATASETS:
         raise DataError(f"config.data.name must be one of {', '.join(DATASETS)}; got {name!r}")
     if name != "folder":
-        return LABEL_SETS[name]
-    return numbered_classes(getattr(data_config, "class_names", ()), getattr(data_config, "mask_values", ()))
+        every_class = LABEL_SETS[name]
+    else:
+        names, values = getattr(data_config, "class_names", ()), getattr(data_config, "mask_values", ())
+        every_class = numbered_classes(names, values)
+    if not unseen:
+        return every_class
+    if not set(unseen) <= set(every_class.names):
+        raise DataError(
+            f"config.data.unseen_classes must be classes of {name}: {', '.join(every_class.names)}; got {unseen!r}"
+        )
+    seen = hide_classes(every_class, unseen, UNSEEN if mark_unseen else VOID)
+    if seen.num_classes < 2:
+        raise DataError(
+            f"config.data.unseen_classes must leave at least 2 of the {every_class.num_classes} classes of {name}; "
+            f"got {unseen!r}"
+        )
+    return seen
 
 
-def open_split(data_config: Any, split: str) -> Source:
+def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> Source:
     """Opens a split for random access; the first use of a data set prepares and verifies it.
 
     Args:
@@ -60,15 +78,21 @@ def open_split(data_config: Any, split: str) -> Source:
         - `manual_dir`: the raw files, or the folder's ROOT; "" for $SEGJAX_<NAME>_DIR, else TFDS's manual folder.
         - road_debris, optional: `scene_size` (height, width), `scene_seed`, `train_examples`, `val_examples`.
         - folder: `class_names`; optional: `mask_values`, `val_fraction`.
+        - `unseen_classes`, optional: names of classes that the run must not learn. Their pixels are void, and the
+          split's `label_set` has the other classes only, with train ids from 0 in their order.
         - `channels`, optional: the number that the images must have.
         - `on_error`, optional: "raise", or "skip" to leave bad pairs of image and mask out and list the reasons in
           the split's `skipped`. "skip" prepares the data set in a folder of its own.
       split: "train", "val" (or "validation"), "test", or a TFDS slice of one ("train[:10%]").
+      mark_unseen: give the pixels of unseen classes the train id `UNSEEN` (253) instead of `VOID`, to score how well
+        they are detected. Such labels are for counting, not for training. In a counting step of
+        `segjax.training.evaluation`, whose `where` leaves void out, the unknown pixels are `labels == UNSEEN` and the
+        known ones are `where & (labels != UNSEEN)`.
 
     Raises: DataError if the raw files are missing, damaged, or others than those that were prepared, or contain a label
     id outside the classes; or if the split or name does not exist.
     """
-    name, classes = data_config.name, label_set(data_config)
+    name, classes = data_config.name, label_set(data_config, mark_unseen=mark_unseen)
     if name != "folder":
         split = re.sub(r"\bval\b", "validation", split)
         source = PreparedSource(str(_prepared_folder(data_config)), split, classes)

@@ -14,6 +14,8 @@ VOID = 255
 """Train id of void pixels, which no loss or metric counts."""
 UNKNOWN = 254
 """Entry of a lookup table for an id that the data set does not define; `to_train_ids` raises on it."""
+UNSEEN = 253
+"""Train id of the pixels of unseen classes in a split opened with `open_split(..., mark_unseen=True)`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +24,12 @@ class LabelSet:
 
     names: tuple[str, ...]  # in the order of their train ids, 0 to C - 1
     palette: UInt8[np.ndarray, "classes 3"]  # RGB; void is painted black
-    lut: UInt8[np.ndarray, "256"]  # train id of each raw id in the files: 0 to C - 1, `VOID` or `UNKNOWN`
+    lut: UInt8[np.ndarray, "256"]  # train id of each raw id in the files: 0 to C - 1, `VOID`, `UNKNOWN` or `UNSEEN`
 
     def __post_init__(self):
         if len(self.names) != len(self.palette):
             raise ValueError(f"palette must have {len(self.names)} colours, one per class; got {len(self.palette)}")
-        known = self.lut[(self.lut != VOID) & (self.lut != UNKNOWN)]
+        known = self.lut[~np.isin(self.lut, (VOID, UNKNOWN, UNSEEN))]
         if known.size and (largest := known.max()) >= len(self.names):
             raise ValueError(f"the lookup table contains train id {largest}, but there are {len(self.names)} classes")
 
@@ -53,6 +55,19 @@ def _spans(ids) -> str:
     ids = np.asarray(ids, int)
     runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def hide_classes(label_set: LabelSet, names: tuple[str, ...], train_id: int = VOID) -> LabelSet:
+    """Returns the label set without some classes, whose pixels get `train_id`; the other classes keep their order.
+
+    >>> hide_classes(LABEL_SETS["road_debris_scene"], ("sky", "marking")).names
+    ('road', 'verge', 'debris')
+    """
+    keep = [i for i, name in enumerate(label_set.names) if name not in names]
+    new_ids = np.arange(256, dtype=np.uint8)
+    new_ids[: label_set.num_classes] = train_id
+    new_ids[keep] = np.arange(len(keep))
+    return LabelSet(tuple(label_set.names[i] for i in keep), label_set.palette[keep], new_ids[label_set.lut])
 
 
 def colorize(

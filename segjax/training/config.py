@@ -130,6 +130,7 @@ FIELDS = {
     "data.class_names": Field((), "folder: class names in the order of their ids", item=str),
     "data.mask_values": Field((), "folder: mask value of each class; (): 0, 1, 2, …", range="[0, 255]", item=int),
     "data.val_fraction": Field(0.1, "folder: fraction held out if there is no val folder", range="(0, 1)"),
+    "data.unseen_classes": Field((), "classes that the network must not learn: void in training and scores", item=str),
     "data.channels": Field(3, "image channels", (3, 1)),
     "data.size": Field((192, 256), "height and width of the network's input", range=SIZE, length=2, item=int),
     "data.mean": Field((0.45,), "mean of pixels in [0, 1], one value or one per channel", range=FINITE),
@@ -396,6 +397,11 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         yield f"config.model.num_samples must be at least 2 for a variance; got {model.num_samples}"
     if objective.void == "class" and background is not None:
         yield f"config.objective.background must be None if void is a class, the background; got {background!r}"
+    if objective.void == "class" and data.unseen_classes:
+        yield (
+            "config.objective.void must be 'ignore' with config.data.unseen_classes, whose void pixels would be "
+            f"learned; got {objective.void!r}"
+        )
     if objective.class_weights and not any(objective.class_weights):
         yield f"config.objective.class_weights must not all be 0, or nothing is learnt; got {objective.class_weights!r}"
     yield from (_binary_problems if objective.loss in BINARY_LOSSES else _softmax_problems)(objective)

@@ -2,6 +2,7 @@ import json
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder
 
-from segjax.data import DATASETS, VOID, DataError, Source, label_set, open_split
+from segjax.data import DATASETS, UNSEEN, VOID, DataError, Source, label_set, open_split
 from segjax.data.builders import CamVid, RoadDebris, RoadDebrisConfig
 from segjax.data.labels import LABEL_SETS
 from segjax.data.road_debris import scene
@@ -65,6 +66,29 @@ def test_prepared_cityscapes_has_the_catalogue_features_and_original_bytes(make,
     raw = builder.as_data_source("validation", decoders={"image_left": tfds.decode.SkipDecoding()})
     assert raw[0]["image_left"] == make.encoded(make.image(0))
     np.testing.assert_array_equal(raw[0]["segmentation_label"][..., 0], make.ids(0, make.SIZE, 34))
+
+
+def test_open_split_unseen_classes_are_void_and_marked_on_request(make, prepared):
+    data = SimpleNamespace(**vars(prepared["camvid"]), unseen_classes=("bicyclist", "road"))
+    raw, names = make.ids(2, classes=12), LABEL_SETS["camvid"].names
+    expected = np.where(np.isin(raw, (10, 3, 11)), VOID, raw - (raw > 3))
+    np.testing.assert_array_equal(open_split(data, "train")[2]["label"], expected)
+    marked = open_split(data, "train", mark_unseen=True)
+    np.testing.assert_array_equal(marked[2]["label"], np.where(np.isin(raw, (10, 3)), UNSEEN, expected))
+    assert marked.label_set.names == label_set(data).names == (*names[:3], *names[4:10])
+    np.testing.assert_array_equal(marked.label_set.palette[3], LABEL_SETS["camvid"].palette[4])
+
+
+@pytest.mark.parametrize(
+    ("name", "unseen", "message"),
+    [
+        ("camvid", ("road", "bike"), r"unseen_classes must be classes of camvid: sky, .*; got \('road', 'bike'\)"),
+        ("road_debris", ("debris",), r"unseen_classes must leave at least 2 of the 2 classes of road_debris; got \('d"),
+    ],
+)
+def test_label_set_unknown_or_too_many_unseen_classes(config, name, unseen, message):
+    with pytest.raises(DataError, match=f"^config.data.{message}"):
+        label_set(config(name, unseen_classes=unseen))
 
 
 def test_open_split_slices_and_folder_of_one_set(prepared, config):

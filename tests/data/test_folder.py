@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segjax.data import Source, open_split
+from segjax.data import UNSEEN, VOID, Source, open_split
 from segjax.data.io import DataError
 from segjax.data.labels import numbered_classes
 from segjax.data.pairs import list_splits, open_folder
@@ -85,6 +85,16 @@ def test_open_split_folder_with_masks_of_0_and_255(make, config, tmp_path, monke
     source = open_split(data, "val")
     assert source.label_set.names == ("road", "hole")
     assert set(np.unique(source[0]["label"])) == {0, 1}
+
+
+def test_open_split_folder_with_an_unseen_class(make, config, tmp_path):
+    make.folder(tmp_path, 3)
+    data = config("folder", "", tmp_path, class_names=CLASSES.names, unseen_classes=(CLASSES.names[0],))
+    every = open_folder(tmp_path, "train", CLASSES)[0]["label"].astype(int)
+    source = open_split(data, "train", mark_unseen=True)
+    label = pickle.loads(pickle.dumps(source))[0]["label"]
+    np.testing.assert_array_equal(label, np.select([every == VOID, every == 0], [VOID, UNSEEN], every - 1))
+    assert source.label_set.names == CLASSES.names[1:]
 
 
 def test_folder_source_pickles(make, tmp_path):

@@ -168,6 +168,12 @@ def test_validate_wrong_value(key, value, message):
         validate(config)
 
 
+def test_validate_unseen_classes_are_not_learned_as_void():
+    config = from_leaves(leaves(defaults()) | {"data.unseen_classes": ("debris",), "objective.void": "class"})
+    with pytest.raises(ConfigError, match=r"config.objective.void must be 'ignore' with config.data.unseen_classes"):
+        validate(config)
+
+
 def wrong_values(field):
     """Returns values of the wrong type, below and above the range, not finite, not among the choices, or too many."""
 

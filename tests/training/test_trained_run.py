@@ -264,9 +264,12 @@ def test_predictor_record_changes_with_every_config_field_that_changes_the_mask(
         "model.pack": 2,
         "model.deep_dropout": 0,
         "model.output_stride": 8 if "plus" in network else 16,
+        "data.unseen_classes": (),
     }
     before = record()
     assert {key for key, value in fields.items() if record(**{key: value}) != before} == expected
+    more = {"data.class_names": ("a", "b", "c")}
+    assert record(**more) != record(**more | {"data.unseen_classes": ("b",)})
 
 
 def test_predictor_record_contains_dropout_if_the_mask_depends_on_it(tiny):
