@@ -10,7 +10,7 @@ from absl import flags
 
 from segjax import cli
 from segjax.inference.predictor import fingerprint
-from segjax.reporting import per_class_table, show, summary_line
+from segjax.reporting import score_tables, show, summary_line
 from segjax.storage import check_outputs, path_of, say, to_json, write_outputs
 from segjax.trained_run import load_run, score_run
 from segjax.training.provenance import provenance
@@ -24,7 +24,8 @@ def main(argv: list[str]) -> None:
     output = path_of(flags.FLAGS.output or run.workdir / f"scores_{split}_{step}.json")
     check_outputs([output], overwrite=flags.FLAGS.overwrite)
     scores = score_run(run, split)
-    show(per_class_table(scores, f"{run.config.data.name}, {split}, step {step}"), console)
+    for table in score_tables(scores, f"{run.config.data.name}, {split}, step {step}"):
+        show(table, console)
     say(summary_line(scores), console)
     if scores["skipped"]:
         say(f"{scores['skipped']} bad pair(s) of image and mask were skipped", console)

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     run = load_run(argv[1])
     log, split = read_log(run.workdir), flags.FLAGS.split or run.config.data.eval_split
     output = output_folder(flags.FLAGS.output or run.workdir / "report")
-    source = open_split(run.config.data, split)
+    source = open_split(run.config.data, split, mark_unseen=True)
     check_report(output, "report", overwrite=flags.FLAGS.overwrite)
     inspection = inspect_run(run, source, images=flags.FLAGS.images)
     report = run_report(run, log, split, inspection, is_best=path_of(argv[1]) == run.workdir)

@@ -17,17 +17,16 @@ from segjax.training.config import COUNT, COUNT_OR_ZERO
 
 
 def main(argv: list[str]) -> None:
-    """Trains, then prints the per-class table and the next command."""
+    """Trains, then prints the tables of scores and the next command."""
     cli.refuse_arguments(argv)
     options = flags.FLAGS
     if options.distributed:
         hosts.join_hosts(options.coordinator, options.hosts, options.host)
     console, config = rich.console.Console(quiet=not hosts.is_first_host()), options.config
     scores = train(config, options.workdir, console=console)
-    reporting.show(
-        reporting.per_class_table(scores, f"{config.data.name}, {config.data.eval_split}, step {scores['steps']}"),
-        console,
-    )
+    title = f"{config.data.name}, {config.data.eval_split}, step {scores['steps']}"
+    for table in reporting.score_tables(scores, title):
+        reporting.show(table, console)
     say(reporting.summary_line(scores), console)
     say(f"The run is in {options.workdir}. Its report: segjax report {options.workdir}", console)
 

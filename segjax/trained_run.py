@@ -109,7 +109,8 @@ def score_run(run: TrainedRun, split: str) -> dict[str, Any]:
     step = evaluation.make_eval_step(run.config, run.model, run.label_set.num_classes, parallel.axis_name(run.config))
     mapping = parallel.device_mapping(run.config)
     step, state = mapping.map_step(step, arguments=3), mapping.replicate(run.state)
-    return evaluation.evaluate(step, state, open_split(run.config.data, split), run.config, mapping)
+    source = open_split(run.config.data, split, mark_unseen=True)
+    return evaluation.evaluate(step, state, source, run.config, mapping)
 
 
 def counter_of(run: TrainedRun, step: Callable) -> Callable:

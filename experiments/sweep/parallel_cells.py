@@ -71,7 +71,9 @@ def compile_sweep(config: ConfigDict, mesh: Mesh) -> CompiledSweep:
       ConfigError, DataError: the config or the data are invalid.
     """
     splits = (config.data.train_split, config.data.eval_split)
-    sources = [open_split(config.data, split) for split in splits]
+    sources = [
+        open_split(config.data, split, mark_unseen=mark) for split, mark in zip(splits, (False, True), strict=True)
+    ]
     for split, source in zip(splits, sources, strict=True):
         for line in check_split(source, split):
             print(line, file=sys.stderr, flush=True)

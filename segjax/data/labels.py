@@ -73,17 +73,18 @@ def hide_classes(label_set: LabelSet, names: tuple[str, ...], train_id: int = VO
 def colorize(
     labels: Integer[np.ndarray, "*shape"], palette: UInt8[np.ndarray, "classes 3"]
 ) -> UInt8[np.ndarray, "*shape 3"]:
-    """Paints train ids in the RGB colours of their classes, void in black; another id is a ValueError.
+    """Paints train ids in the RGB colours of their classes, void black, `UNSEEN` cyan; another id is a ValueError.
 
     >>> colorize(np.array([1, 255]), np.array([[9, 9, 9], [1, 2, 3]], np.uint8))
     array([[1, 2, 3],
            [0, 0, 0]], dtype=uint8)
     """
-    outside = (labels != VOID) & ((labels < 0) | (labels >= len(palette)))
+    void, unseen = labels == VOID, labels == UNSEEN
+    outside = ~(void | unseen) & ((labels < 0) | (labels >= len(palette)))
     if outside.any():
         raise ValueError(f"no colour for train id {labels[outside].flat[0]}; the palette has {len(palette)} classes")
-    colours = np.concatenate([palette, np.zeros((1, 3), np.uint8)])
-    return colours[np.where(labels == VOID, len(palette), labels)]
+    colours = np.concatenate([palette, np.array([(0, 0, 0), (0, 255, 255)], np.uint8)])
+    return colours[np.where(void, len(palette), np.where(unseen, len(palette) + 1, labels))]
 
 
 def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> LabelSet:

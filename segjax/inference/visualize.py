@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from segjax.data.labels import VOID, LabelSet, colorize
+from segjax.data.labels import UNSEEN, VOID, LabelSet, colorize
 from segjax.data.resize import resize_nearest
 from segjax.storage import printable
 
@@ -167,7 +167,7 @@ def example_tiles(
 ) -> UInt8[np.ndarray, "height total 3"]:
     """Returns `tiles` of an image, its truth, its prediction and its uncertainties, above a legend of its classes.
 
-    The image is RGB or grey; truth and prediction are train ids, with void, 255, in black. `maxima` are the
+    The image is RGB or grey; truth and prediction are train ids, with void black and unseen cyan. `maxima` are the
     uncertainties, by name, that have the lightest colour.
     """
     shown = {
@@ -184,8 +184,8 @@ def example_tiles(
 def legend(
     label_set: LabelSet, ids: Sequence[int] | None = None, *, width: int = 360
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns the colours and names of the classes `ids`, by default of all; 255 is void. `width` is in pixels."""
-    names = {**dict(enumerate(map(printable, label_set.names))), VOID: "void"}
+    """Returns the colours and names of the train ids `ids`, by default of all classes. `width` is in pixels."""
+    names = {**dict(enumerate(map(printable, label_set.names))), VOID: "void", UNSEEN: "unseen"}
     font, lines, left = _font(12), [], width
     for index in range(label_set.num_classes) if ids is None else ids:
         needed = 18 + math.ceil(font.getlength(names[index])) + 10

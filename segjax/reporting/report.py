@@ -303,6 +303,19 @@ def per_class_table(scores: dict[str, Any], title: str) -> Table:
     return Table(title, ("class", "share", "IoU", "Dice", "precision", "recall"), [*rows, mean])
 
 
+def unknown_table(scores: dict[str, Any]) -> Table:
+    """Builds the table of the detection of unseen classes per score of a pixel, from evaluation scores."""
+    unknown, keys = scores["unknown"], ("average_precision", "auroc", "fpr_at_95_tpr")
+    rows = [(name, *map(found.get, keys)) for name, found in unknown.items() if isinstance(found, dict)]
+    title = f"Detection of unseen classes, {unknown['share']:.2%} of the labelled pixels"
+    return Table(title, ("score", "AP ↑", "AUROC ↑", "FPR95 ↓"), rows, ("AP ↑", "AUROC ↑"), ("FPR95 ↓",))
+
+
+def score_tables(scores: dict[str, Any], title: str) -> list[Table]:
+    """Returns the tables that a command prints: `per_class_table`, and with unseen classes `unknown_table`."""
+    return [per_class_table(scores, title), *([unknown_table(scores)] if "unknown" in scores else [])]
+
+
 def summary_line(scores: dict[str, Any]) -> str:
     """Returns the main scores of a run in one line."""
     keys = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "average_precision", "auroc")

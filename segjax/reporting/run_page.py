@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 
 from segjax import inference, metrics
 from segjax.data import Source
-from segjax.data.labels import LabelSet
+from segjax.data.labels import UNSEEN, LabelSet
 from segjax.data.loader import eval_rows, padded_sizes
 from segjax.data.resize import resize
 from segjax.reporting import figures
 from segjax.reporting.figures import Series, png
-from segjax.reporting.report import Picture, Report, Section, Table, per_class_table
+from segjax.reporting.report import Picture, Report, Section, Table, per_class_table, unknown_table
 from segjax.trained_run import TrainedRun, counter_of, facts_of
 from segjax.training import changed, evaluation, parallel
 from segjax.training.objective import hparams_from_config
@@ -149,9 +149,11 @@ def make_inspection_step(run: TrainedRun) -> Callable:
 
     def count_strip(maps: dict[str, Array], labels: Int[Array, "b H W"], where: Bool[Array, "b H W"]) -> dict[str, Any]:
         outputs, logs = _outputs_and_logs(maps, num_classes)
+        counts = count(outputs, labels, where, hparams)
+        if run.config.data.unseen_classes:
+            where = where & (labels != UNSEEN)
         logits, predicted = inference.class_logits(outputs, num_classes), inference.classify(outputs, num_classes)
         options = {"where": where, "axis_name": axis_name}
-        counts = count(outputs, labels, where, hparams)
         counts["calibration"] = metrics.calibration_bins(logits, labels, **options)
         counts["errors"] = {name: error_histogram(u, predicted == labels, **options) for name, u in logs.items()}
         if num_classes > 2:
@@ -281,6 +283,7 @@ def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *,
         _training_section(log, step, scores),
         _class_section(inspection),
         _uncertainty_section(inspection),
+        *([_unknown_section(inspection)] if "unknown" in scores else []),
         *_image_sections(inspection, run.label_set),
         Section("Configuration", fields_text, (field_table,)),
     )
@@ -384,6 +387,15 @@ def _uncertainty_section(inspection: Inspection) -> Section:
     return Section("Uncertainty", text, (table,), pictures)
 
 
+def _unknown_section(inspection: Inspection) -> Section:
+    text = (
+        "The network was trained without these classes. A pixel of them is a positive, any other labelled pixel a "
+        "negative, ranked by scores from the logits of one pass. Void is left out. A ranking without skill has the "
+        "share of the positives as AP and an AUROC of 0.5."
+    )
+    return Section("Unseen classes", text, (unknown_table(inspection.scores),))
+
+
 def _image_sections(inspection: Inspection, labels: LabelSet) -> list[Section]:
     shown = (*inspection.best, *inspection.worst)
     if not shown:
@@ -400,8 +412,9 @@ def _image_sections(inspection: Inspection, labels: LabelSet) -> list[Section]:
         return Section(f"{kind.capitalize()} images", text, (), tuple(pictures))
 
     text = (
-        "Ranked by the mean IoU of each image, over the classes that it contains. Void is black in the ground truth. "
-        "Uncertainty goes from black (certain) to pale yellow (uncertain), on one scale for all images."
+        "Ranked by the mean IoU of each image, over the classes that it contains. In the ground truth void is black, "
+        "an unseen class cyan. Uncertainty goes from black (certain) to pale yellow (uncertain), on one scale for all "
+        "images."
     )
     sections = [section("worst", text, inspection.worst), section("best", "", inspection.best)]
     return [section for section in sections if section.pictures]

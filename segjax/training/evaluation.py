@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from segjax import inference, losses, metrics
 from segjax.collectives import psum
-from segjax.data import VOID, Source, colorize, eval_batches
+from segjax.data import UNSEEN, VOID, Source, colorize, eval_batches
 from segjax.data.resize import resize
 from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds
 from segjax.storage import printable
@@ -119,8 +119,9 @@ def make_score_counts(config: ConfigDict, num_classes: int, axis_name: str | Non
     """Builds `count(outputs, labels, where, hparams)`, which returns the counts of `scores`.
 
     These are "confusion"; "loss_sum" and "loss_pixels", numerator and denominator of the pixel loss without boundary
-    weights and OHEM, in which void counts if it is learned as a class; and for two classes "scores", the score
-    histogram of class 1. Labels outside an image are -1.
+    weights and OHEM, in which void counts if it is learned as a class; for two classes "scores", the score
+    histogram of class 1; and with unseen classes "unknown", a score histogram of the pixels labelled `UNSEEN` against
+    the known ones per entry of `unknown_scores`. Labels outside an image are -1.
     """
     per_pixel, background = PIXEL_LOSSES[config.objective.loss], background_of(config, num_classes)
     counts_positives = config.objective.normalizer == "positives"
@@ -128,6 +129,11 @@ def make_score_counts(config: ConfigDict, num_classes: int, axis_name: str | Non
     def count(
         outputs: Float[Array, "b H W outputs"], labels: Int[Array, "b H W"], where: Bool[Array, "b H W"], hparams: Any
     ) -> dict[str, Array]:
+        unknown = {}
+        if config.data.unseen_classes:
+            for name, score in unknown_scores(class_logits(outputs, num_classes)).items():
+                unknown[name] = metrics.score_histogram(score, labels == UNSEEN, where=where, axis_name=axis_name)
+            where, labels = where & (labels != UNSEEN), jnp.where(labels == UNSEEN, VOID, labels)
         shared = {"where": where, "axis_name": axis_name}
         learned, exists = targets(labels, num_classes, config.objective.void)
         exists = exists & (labels >= 0)
@@ -141,9 +147,26 @@ def make_score_counts(config: ConfigDict, num_classes: int, axis_name: str | Non
         }
         if num_classes == 2:
             counts["scores"] = metrics.score_histogram(log_odds(outputs), labels == 1, **shared)
-        return counts
+        return counts | ({"unknown": unknown} if unknown else {})
 
     return count
+
+
+def unknown_scores(logits: Float[Array, "*pixels classes"]) -> dict[str, Float[Array, "*pixels"]]:
+    """Returns scores that are high for unknown pixels, by name, on the scale of `metrics.score_histogram`.
+
+    "max_probability" is that of 1 - p. It, the "entropy" over log C and the "margin" are in [0, 1]; their log odds fill
+    the histogram's range. "max_logit" and "energy" are unbounded; 16 s / (16 + |s|) brings a score s into (-16, 16).
+    These maps rise strictly, so the ranking of the pixels does not change. C ≥ 2.
+    """
+    entropy = metrics.predictive_entropy(logits[None]) / math.log(logits.shape[-1])
+    unbounded = {"max_logit": metrics.max_logit_score(logits), "energy": metrics.energy_score(logits)}
+    return {
+        "max_probability": -metrics.class_log_odds(logits).max(axis=-1),
+        "entropy": jax.scipy.special.logit(jnp.minimum(entropy, 1)),  # not 1 + 1e-7, by rounding
+        "margin": jax.scipy.special.logit(jnp.minimum(metrics.margin_score(logits), 1)),
+        **{name: 16 * score / (16 + jnp.abs(score)) for name, score in unbounded.items()},
+    }
 
 
 def counter(step: Callable, state: TrainState, mapping: DeviceMapping, *hparams: Hyperparams) -> Callable:
@@ -181,9 +204,11 @@ def sum_counts(count: Callable, source: Source, config: ConfigDict, *, devices: 
 def scores(counts: dict[str, Any]) -> dict[str, Any]:
     """Returns the scores for the summed counts of an evaluation step.
 
-    These are "confusion" (int64 rows), "pixel_loss", the entries of `segjax.metrics.segmentation_scores`, and for two
+    These are "confusion" (int64 rows), "pixel_loss", the entries of `segjax.metrics.segmentation_scores`; for two
     classes "average_precision", "average_precision_bounds", "auroc", "best_iou" of class 1 and its "best_threshold",
-    a probability.
+    a probability; and with unseen classes "unknown": "pixels", their number, "share", their share of the labelled
+    pixels (the average precision without skill), and per name of `unknown_scores` "average_precision", "auroc" and
+    "fpr_at_95_tpr" of their detection, NaN without such pixels.
     """
     result = {"confusion": counts["confusion"].tolist()}
     result |= {k: np.asarray(v).tolist() for k, v in metrics.segmentation_scores(counts["confusion"]).items()}
@@ -196,16 +221,26 @@ def scores(counts: dict[str, Any]) -> dict[str, Any]:
         f1, logit = metrics.best_f1(counts["scores"])
         # IoU = F1 / (2 - F1) grows with F1, so both are best at the same threshold.
         result["best_iou"], result["best_threshold"] = f1 / (2 - f1), 1 / (1 + math.exp(-logit))
+    if "unknown" in counts:
+        known, unseen = next(iter(counts["unknown"].values())).sum(axis=1).tolist()
+        result["unknown"] = {"pixels": unseen, "share": unseen / max(1, known + unseen)}
+        for name, histogram in counts["unknown"].items():
+            result["unknown"][name] = {
+                "average_precision": float(metrics.average_precision(histogram)),
+                "auroc": float(metrics.auroc(histogram)),
+                "fpr_at_95_tpr": float(metrics.fpr_at_tpr(histogram, 0.95)),
+            }
     return result
 
 
 def eval_scalars(scores: dict[str, Any]) -> dict[str, float]:
-    """Returns the scalars among the scores, and IoU and recall per class; NaN where a score is undefined."""
+    """Returns the scalars among the scores, IoU and recall per class, and AUROC of the unknown; NaN if undefined."""
     scalars = {f"eval/{key}": value for key, value in scores.items() if isinstance(value, float)}
     for key in ("iou", "recall"):
         named = zip(scores["classes"], scores[f"{key}_per_class"], strict=True)
         scalars |= {f"eval/{key}/{name}": value for name, value in named}
-    return scalars
+    detected = {name: found for name, found in scores.get("unknown", {}).items() if isinstance(found, dict)}
+    return scalars | {f"eval/unknown_auroc/{name}": found["auroc"] for name, found in detected.items()}
 
 
 def headline(scores: dict[str, Any]) -> float:

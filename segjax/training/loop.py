@@ -106,7 +106,7 @@ def train(
     names, axis_name = label_set(config.data).names, parallel.axis_name(config)
     model = make_model(config, len(names), axis_name)
     train_source = open_split(config.data, config.data.train_split)
-    eval_source = open_split(config.data, config.data.eval_split)
+    eval_source = open_split(config.data, config.data.eval_split, mark_unseen=True)
     made_by = comparable(config) | numerics(origin)
     made_by |= {"training data": _facts(train_source), "evaluation data": _facts(eval_source)}
     made_by = json.loads(to_json(made_by))  # as it is read from a checkpoint: lists for tuples

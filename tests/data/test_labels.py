@@ -5,6 +5,7 @@ from segjax.data.io import DataError
 from segjax.data.labels import (
     LABEL_SETS,
     UNKNOWN,
+    UNSEEN,
     VOID,
     LabelSet,
     colorize,
@@ -50,10 +51,10 @@ def test_to_train_ids_unknown_id():
         to_train_ids(np.array([[1, 9], [5, 10]], np.uint8), LABEL_SETS["crackforest"], "a/mask.png")
 
 
-def test_colorize_void_and_unknown_id():
+def test_colorize_void_unseen_and_unknown_id():
     palette = LABEL_SETS["camvid"].palette
-    painted = colorize(np.array([[0, 10], [VOID, 3]]), palette)
-    assert painted.tolist() == [[[128, 128, 128], [0, 128, 192]], [[0, 0, 0], [128, 64, 128]]]
+    painted = colorize(np.array([[0, 10], [VOID, UNSEEN]]), palette)
+    assert painted.tolist() == [[[128, 128, 128], [0, 128, 192]], [[0, 0, 0], [0, 255, 255]]]
     with pytest.raises(ValueError, match="no colour for train id 11; the palette has 11 classes"):
         colorize(np.array([11]), palette)
 

@@ -9,7 +9,7 @@ import rich.console
 from sklearn.metrics import average_precision_score
 
 from segjax import metrics
-from segjax.data import label_set, open_split
+from segjax.data import UNSEEN, VOID, label_set, open_split
 from segjax.reporting import run_page
 from segjax.reporting.run_page import best_and_worst, inspect_run
 from segjax.trained_run import TrainedRun, score_run
@@ -121,38 +121,55 @@ def test_inspect_run_shows_each_image_with_its_own_pixels_and_uncertainties(conf
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Writes five images of two sizes with three classes and some void; returns their folder."""
+    """Writes five images of two sizes with four classes and some void; returns their folder."""
     rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("folder")
     for split in ("train", "val"):
         for i in range(5):
             size = (40, 50) if i % 2 else (30, 60)
             image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
-            mask = np.kron(rng.choice([0, 1, 2, 255], (size[0] // 10, size[1] // 10)), np.ones((10, 10)))
+            mask = np.kron(rng.choice([0, 1, 2, 3, 255], (size[0] // 10, size[1] // 10)), np.ones((10, 10)))
             for kind, pixels in (("images", image), ("masks", mask.astype(np.uint8))):
                 (root / split / kind).mkdir(parents=True, exist_ok=True)
                 assert cv2.imwrite(str(root / split / kind / f"{i}.png"), pixels)
     return root
 
 
-def test_inspect_run_average_precision_of_three_classes_and_two_image_sizes(folder):
+@pytest.fixture(scope="module")
+def of_folder(folder):
+    """Returns the pass over the folder, and the labels and probabilities of its pixels, void left out."""
     config = defaults()
-    config.data.name, config.data.manual_dir, config.data.class_names = "folder", str(folder), ("a", "b", "c")
+    config.data.name, config.data.manual_dir, config.data.class_names = "folder", str(folder), ("a", "b", "c", "d")
+    config.data.unseen_classes = ("d",)
     config.data.size, config.data.workers = (32, 48), 0
     config.model.width, config.model.depth, config.model.padding = 4, 1, "zeros"
     config.training.global_batch = 4
-    run, source = fresh_run(config), open_split(config.data, "val")
+    run, source = fresh_run(config), open_split(config.data, "val", mark_unseen=True)
     inspection = inspect_run(run, source, images=1)
-    assert inspection.best[0].truth.shape in ((40, 50), (30, 60))
-    assert list(inspection.precision_recall) == ["a", "b", "c"]
     predict, truth, scores = run.predictor(probabilities=True), [], []
     for example in (source[i] for i in range(5)):
         label = example["label"]
-        truth.append(label[label != 255])
-        scores.append(predict(example["image"]).probabilities[label != 255].astype(float))
-    truth, scores = np.concatenate(truth), np.concatenate(scores)
+        truth.append(label[label != VOID])
+        scores.append(predict(example["image"]).probabilities[label != VOID].astype(float))
+    return inspection, np.concatenate(truth), np.concatenate(scores)
+
+
+def test_inspect_run_average_precision_of_three_classes_and_two_image_sizes(of_folder):
+    inspection, truth, scores = of_folder
+    assert inspection.best[0].truth.shape in ((40, 50), (30, 60))
+    assert list(inspection.precision_recall) == ["a", "b", "c"]
+    known = truth != UNSEEN
     for c in range(3):
-        expected = average_precision_score(truth == c, scores[:, c])
+        expected = average_precision_score(truth[known] == c, scores[known, c])
         assert inspection.scores["average_precision_per_class"][c] == pytest.approx(expected, abs=2e-3)
+
+
+def test_inspect_run_detection_of_an_unseen_class(of_folder):
+    inspection, truth, scores = of_folder
+    unknown, found = truth == UNSEEN, inspection.scores["unknown"]
+    assert (found["pixels"], found["share"]) == (unknown.sum(), unknown.mean())
+    expected = average_precision_score(unknown, 1 - scores.max(axis=-1))
+    assert found["max_probability"]["average_precision"] == pytest.approx(expected, abs=2e-3)
+    assert np.sum(inspection.scores["confusion"]) == np.sum(inspection.reliability["count"]) == (~unknown).sum() > 0
 
 
 def ranked(matrices):

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from segjax.data import LabelSet
+from segjax.data import UNSEEN, LabelSet
 from segjax.reporting import figures, html
 from segjax.reporting.run_page import Inspection, ShownImage, loss_lines, run_report
 from segjax.trained_run import TrainedRun
@@ -35,8 +35,13 @@ def inspection(classes, images, pixel_accuracy):
     bins = {"edges": [0, 0.5, 1], "confidence": [float("nan"), 0.8], "accuracy": [float("nan"), 0.7], "count": [0, 90]}
     curve = {"recall": [0.5, 1.0], "precision": [1.0, 0.5]}
     labels = rng.integers(0, classes, (6, 8)).astype(np.uint8)
+    truth = labels
+    if classes > 2:
+        truth = np.where(np.arange(8) < 2, UNSEEN, labels).astype(np.uint8)
+        detection = {"average_precision": 0.5, "auroc": 0.5, "fpr_at_95_tpr": 0.5}
+        scores["unknown"] = {"pixels": 12, "share": 0.25, "energy": detection}
     image = rng.integers(0, 256, (6, 8, 3)).astype(np.uint8)
-    shown = ShownImage("street", 0.5, image, labels, labels, {"entropy": rng.random((6, 8))})
+    shown = ShownImage("street", 0.5, image, truth, labels, {"entropy": rng.random((6, 8))})
     risk_coverage = {"entropy": {"coverage": [0.5, 1.0], "risk": [0.0, 0.5]}}
     return Inspection(scores, bins, dict.fromkeys(ranked, curve), risk_coverage, (shown,) * images, (shown,) * images)
 
@@ -71,6 +76,7 @@ def test_run_report_pictures_and_tables(classes, made):
     (by_class,) = made.sections[2].tables
     assert len(by_class.rows) == classes + 1
     assert ("AP" in by_class.columns) == (classes > 2)
+    assert ("Unseen classes" in [section.title for section in made.sections]) == (classes > 2)
     page = html(made)
     assert page.count('<div class="halves">') == (5 if classes <= 12 else 4)
     assert page.count("<div") == page.count("</div>")

@@ -12,6 +12,7 @@ from segjax.reporting import (
     latex,
     markdown,
     per_class_table,
+    score_tables,
     show,
     summary_line,
     to_csv,
@@ -37,6 +38,13 @@ def test_per_class_table_rows():
     assert table.rows[0] == ("road", 1.0, 0.75, 0.8, 1.0, 0.75)
     assert [row[0] for row in table.rows] == ["road", "crack", "mean"]
     assert table.rows[2][2] == SCORES["mean_iou"]
+
+
+def test_score_tables_of_a_run_with_unseen_classes():
+    measured = {"average_precision": 0.5, "auroc": 0.75, "fpr_at_95_tpr": 0.25}
+    scores = SCORES | {"unknown": {"pixels": 3, "share": 0.1, "energy": measured}}
+    assert [len(score_tables(each, "scores")) for each in (SCORES, scores)] == [1, 2]
+    assert score_tables(scores, "scores")[1].rows == [("energy", 0.5, 0.75, 0.25)]
 
 
 def test_markdown_undefined_score_is_a_dash():

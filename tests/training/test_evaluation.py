@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
+from sklearn.metrics import roc_auc_score
 
 from segjax import metrics
-from segjax.data import VOID
+from segjax.data import UNSEEN, VOID
 from segjax.data.resize import resize
 from segjax.models import Segmentation
 from segjax.training.evaluation import (
@@ -19,6 +22,7 @@ from segjax.training.evaluation import (
     scores,
     sum_counts,
     sum_over_strips,
+    unknown_scores,
 )
 from segjax.training.objective import hparams_from_config, make_objective
 from segjax.training.train_step import init_state, make_model
@@ -82,6 +86,43 @@ def test_make_score_counts_pixel_loss_with_void_as_a_class_is_that_of_training(t
 
     expected, counts = jax.device_get(losses_of(outputs, labels))
     assert scores(counts)["pixel_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_unknown_scores_rank_as_their_formulas():
+    logits = 6 * np.random.default_rng(0).normal(size=(200, 4))
+    found = jax.device_get(jax.jit(unknown_scores)(jnp.asarray(logits, jnp.float32)))
+    p = scipy.special.softmax(logits, axis=-1)
+    top = np.sort(p, axis=-1)
+    expected = {
+        "max_probability": 1 - top[:, -1],
+        "entropy": scipy.special.entr(p).sum(-1),
+        "margin": 1 - (top[:, -1] - top[:, -2]),
+        "max_logit": -logits.max(-1),
+        "energy": -scipy.special.logsumexp(logits, axis=-1),
+    }
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert scipy.stats.spearmanr(found[name], values).statistic > 1 - 1e-6, name
+        assert (np.abs(found[name]) <= 16).mean() > 0.95, name
+
+
+def test_make_score_counts_unseen_pixels_against_known_ones(tiny):
+    tiny.data.name, tiny.data.unseen_classes = "road_debris_scene", ("debris",)
+    tiny.objective.loss = "softmax_cross_entropy"
+    rng, count, hparams = np.random.default_rng(0), make_score_counts(tiny, 4, None), hparams_from_config(tiny)
+    outputs = rng.normal(size=(2, 9, 8, 4)).astype(np.float32)
+    labels = rng.choice([0, 1, 2, 3, UNSEEN, VOID, -1], (2, 9, 8)).astype(np.int32)
+    where = (labels != VOID) & (labels >= 0)
+    unknown = labels == UNSEEN
+    count = jax.jit(count)
+    found = scores(jax.device_get(count(outputs, labels, where, hparams)))
+    energy = -scipy.special.logsumexp(outputs, axis=-1)[where]
+    assert found["unknown"]["energy"]["auroc"] == pytest.approx(roc_auc_score(unknown[where], energy), abs=3e-3)
+    assert found["unknown"]["share"] == unknown[where].mean()
+    without = scores(jax.device_get(count(outputs, np.where(unknown, VOID, labels), where & ~unknown, hparams)))
+    assert found["confusion"] == without["confusion"]
+    assert found["pixel_loss"] == without["pixel_loss"]
+    assert np.isnan(without["unknown"]["energy"]["auroc"])
 
 
 def test_headline_without_a_positive_is_mean_iou():
