@@ -116,7 +116,7 @@ def model_card(run: TrainedRun, *, variance: bool, size: tuple[int, int] | None)
     return {
         "network": {
             "name": config.model.name,
-            "parameters": sum(p.size for p in jax.tree.leaves(run.state.params)),
+            "parameters": run.state.num_parameters,
             "fingerprint": fingerprint(run.state.variables),
         },
         "classes": [{"name": n, "colour": c} for n, c in zip(labels.names, labels.palette.tolist(), strict=True)],

@@ -16,8 +16,8 @@ from segjax.inference import PredictOptions, Predictor, Preprocessing
 from segjax.storage import path_of, read_json
 from segjax.training import evaluation, parallel
 from segjax.training.checkpoint import FOLDER, restore_newest
-from segjax.training.config import ConfigError, read_config
-from segjax.training.loop import CONFIG_FILE, SCORES_FILE
+from segjax.training.config import CONFIG_FILE, ConfigError, read_config
+from segjax.training.loop import SCORES_FILE
 from segjax.training.provenance import provenance
 from segjax.training.train_step import TrainState, init_state, make_model
 
@@ -81,11 +81,10 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
     The training's part comes from `scores.json`, which exists once training has ended.
     """
     config, file = run.config, run.workdir / SCORES_FILE
-    parameters = sum(p.size for p in jax.tree.leaves(run.state.params))
     skipped = f"; {scores['skipped']} bad pair(s) of image and mask left out" if scores["skipped"] else ""
     facts = {
         "data": f"{config.data.name}, {split}: {scores['images']} images{skipped}",
-        "network": f"{config.model.name}, {parameters / 1e6:.3g} M parameters",
+        "network": f"{config.model.name}, {run.state.num_parameters / 1e6:.3g} M parameters",
         "input": " × ".join(map(str, (*config.data.size, config.data.channels))),
         "checkpoint": str(run.workdir / FOLDER / str(int(run.state.step))),
         "steps": f"{int(run.state.step)} of {config.training.steps}, of {config.training.global_batch} images each",

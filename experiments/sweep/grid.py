@@ -27,8 +27,7 @@ from segjax.storage import read_json, say, write_json
 from segjax.trained_run import model_of
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.checkpoint import FOLDER, Checkpoints
-from segjax.training.config import defaults, from_leaves, leaves, program
-from segjax.training.loop import CONFIG_FILE
+from segjax.training.config import CONFIG_FILE, defaults, from_leaves, leaves, program
 from segjax.training.metrics_writer import METRICS_FILE
 
 # Makes glibc request huge pages, which shortens a training step on CPU; see `benchmarks_pages`.

@@ -20,11 +20,11 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from segjax.storage import nan_to_none
-from segjax.training import check_split, open_split, parallel
+from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.config import write_config
+from segjax.training.config import CONFIG_FILE, write_config
 from segjax.training.evaluation import eval_scalars, headline, make_eval_step, scores, split_facts, sum_counts
-from segjax.training.loop import CONFIG_FILE, DEVICE_KEYS, train_batches
+from segjax.training.loop import DEVICE_KEYS, open_splits, train_batches
 from segjax.training.metrics_writer import METRICS_FILE, append, drop_after, read_log
 from segjax.training.objective import GradientBudget, budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
@@ -70,13 +70,9 @@ def compile_sweep(config: ConfigDict, mesh: Mesh) -> CompiledSweep:
     Raises:
       ConfigError, DataError: the config or the data are invalid.
     """
-    splits = (config.data.train_split, config.data.eval_split)
-    sources = [
-        open_split(config.data, split, mark_unseen=mark) for split, mark in zip(splits, (False, True), strict=True)
-    ]
-    for split, source in zip(splits, sources, strict=True):
-        for line in check_split(source, split):
-            print(line, file=sys.stderr, flush=True)
+    sources, lines = open_splits(config.data)
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
     classes = len(sources[0].label_set.names)
     model = make_model(config, classes)
     train_step, eval_step = (make(config, model, classes, None) for make in (make_train_step, make_eval_step))

@@ -17,8 +17,7 @@ from experiments.sweep.grid import FORM, Cell, check_same, result_of
 from experiments.sweep.parallel_cells import RESULT_FILE
 from segjax.reporting import Report, show, write_report
 from segjax.storage import StorageError, read_json, say, write_json
-from segjax.training.config import leaves
-from segjax.training.loop import CONFIG_FILE
+from segjax.training.config import CONFIG_FILE, leaves
 from segjax.training.provenance import provenance
 
 

@@ -4,8 +4,8 @@ from segjax.data import DataError, LoaderDied, check_split, open_split
 from segjax.storage import StorageError
 from segjax.training.checkpoint import CheckpointError
 from segjax.training.config import ConfigError, changed, defaults, validate
-from segjax.training.hosts import HostError
-from segjax.training.loop import NonFiniteLoss, Terminated, train
+from segjax.training.hosts import HostError, Terminated
+from segjax.training.loop import NonFiniteLoss, train
 from segjax.training.metrics_writer import read_log
 
 MISTAKES = (

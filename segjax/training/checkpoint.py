@@ -22,6 +22,7 @@ from segjax.storage import (
     bucket_errors,
     in_bucket,
     is_regular,
+    output_folder,
     path_of,
     read_json,
     say,
@@ -42,6 +43,20 @@ _LATE = (CHECKSUMS, _COMMITTED, _HANDLERS)  # written after the sums; the last t
 
 class CheckpointError(ValueError):
     """A checkpoint is damaged, does not fit, or could not be written; the message names the file or the parameter."""
+
+
+def run_folder(path: str | os.PathLike) -> epath.Path:
+    """Returns `output_folder` of the workdir of a run; raises StorageError for a path that orbax cannot use."""
+    folder = output_folder(path)
+    if not set("[]*?").isdisjoint(str(folder)):
+        raise StorageError(f"{folder}: orbax would read [, ], * and ? in its path as a pattern; rename the workdir")
+    return folder
+
+
+def has_checkpoints(workdir: epath.Path) -> bool:
+    """Returns True if a workdir has checkpoints; damaged ones count."""
+    with bucket_errors(workdir):
+        return bool(_steps(workdir / FOLDER))
 
 
 class Checkpoints:

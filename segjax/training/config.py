@@ -2,7 +2,7 @@
 
 import difflib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from segjax.models.unet import DOWNSAMPLINGS
 from segjax.models.upsampling import UPSAMPLINGS
 from segjax.storage import StorageError, read_json, write_json
 from segjax.training.objective import BINARY_LOSSES, PIXEL_LOSSES, REGION_LOSSES
+
+CONFIG_FILE = "config.json"
 
 
 class ConfigError(ValueError):
@@ -304,10 +306,29 @@ def read_config(file: epath.Path) -> ConfigDict:
         raise ConfigError(f"{file} is not the config of a run, or is damaged ({reason})") from error
 
 
+def earlier_config(workdir: epath.Path, config: ConfigDict, others: Sequence[str]) -> ConfigDict:
+    """Returns the config with which the run in `workdir` was started, and `config` for a new run.
+
+    Raises:
+      ConfigError: one of the two is invalid, or the folder has no config, but a file of `others`, as a run has them.
+    """
+    validate(config)
+    if (workdir / CONFIG_FILE).exists():
+        return read_config(workdir / CONFIG_FILE)
+    for file in (workdir / name for name in others):
+        if file.exists():
+            raise ConfigError(
+                f"{file}: exists, and {workdir} is not a run: it has no {CONFIG_FILE}. Choose another --workdir, or "
+                "move the file away"
+            )
+    return config
+
+
 def write_config(file: epath.Path, config: ConfigDict) -> None:
     """Writes a config, for `read_config`, into a folder that is made if it does not exist."""
+    values = leaves(config)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, leaves(config))
+    write_json(file, values)
 
 
 def changes_since(earlier: ConfigDict, config: ConfigDict) -> list[str]:

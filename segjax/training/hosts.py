@@ -1,20 +1,22 @@
-"""Several hosts: they join, compare what they are about to run, and end together when one of them fails."""
+"""Processes of a run: hosts join, compare what they are about to run, stop on a signal, and end together on failure."""
 
 import contextlib
 import faulthandler
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost  # JAX has no public name for the client of its coordination service
 
 from segjax.storage import say
@@ -30,6 +32,14 @@ _LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|[Cc]onnec
 
 class HostError(RuntimeError):
     """Another host was lost, or is about to run something else; the message names the difference."""
+
+
+class Terminated(Exception):
+    """A signal ended the run, and its state is saved; the message names the step."""
+
+
+class EvaluationAborted(Exception):
+    """A signal interrupted an evaluation, which the resumed run repeats."""
 
 
 def join_hosts(coordinator: str | None = None, hosts: int | None = None, host: int | None = None) -> None:
@@ -118,8 +128,8 @@ def refuse_separate_workdirs(workdir: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def failures_end_all_hosts(unless: type[Exception]) -> Iterator[None]:
-    """Ends all hosts with status 1 and one line when an exception other than `unless` ends one of them.
+def failures_end_all_hosts() -> Iterator[None]:
+    """Ends all hosts with status 1 and one line when an exception other than `Terminated` ends one of them.
 
     Without it, the others wait in a collective for the host that failed, and that host waits for them at its exit.
 
@@ -148,7 +158,7 @@ def failures_end_all_hosts(unless: type[Exception]) -> Iterator[None]:
     watcher.start()
     try:
         yield
-    except unless:
+    except Terminated:
         raise
     except BaseException as error:
         if ending.is_set():
@@ -165,6 +175,63 @@ def failures_end_all_hosts(unless: type[Exception]) -> Iterator[None]:
         raise
     finally:
         closed.set()
+
+
+class Preemption:
+    """Context manager that listens for the signals that stop a run, and restores the handlers at its end.
+
+    These are SIGTERM, which clusters send before they take a machine away, Ctrl-C (SIGINT) and the end of a terminal
+    (SIGHUP). Signals that were already ignored, as SIGHUP under nohup, stay ignored. A second Ctrl-C raises
+    KeyboardInterrupt.
+
+    With several hosts, SIGINT and SIGHUP are forwarded as SIGTERM to JAX's preemption service, which notifies all
+    hosts. `stopping` then becomes True at the same call on all of them, because all call it equally often: after every
+    step and in `watched`.
+    """
+
+    def __init__(self):
+        self._received, self._calls, self._previous = [], 0, {}
+
+    def __enter__(self) -> "Preemption":
+        listened = (signal.SIGINT, signal.SIGHUP) + (signal.SIGTERM,) * (jax.process_count() == 1)
+        # Only the main thread may install a signal handler.
+        for number in listened if threading.current_thread() is threading.main_thread() else ():
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not a handler of Python
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *unused) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, *unused) -> None:
+        if number == signal.SIGINT in self._received:
+            raise KeyboardInterrupt
+        self._received.append(number)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    @property
+    def reason(self) -> str:
+        """The name of the signal that stops the run."""
+        return signal.Signals(self._received[0]).name if self._received else "SIGTERM"
+
+    def stopping(self) -> bool:
+        """Returns True if the run has to stop here. All hosts must call it equally often."""
+        self._calls += 1
+        if jax.process_count() == 1:
+            return bool(self._received)
+        return multihost_utils.reached_preemption_sync_point(self._calls)
+
+    def watched(self, function: Callable) -> Callable:
+        """Wraps repeatable work: it raises `EvaluationAborted` after a signal. All hosts call it equally often."""
+
+        def checked(*arguments):
+            if self.stopping():
+                raise EvaluationAborted
+            return function(*arguments)
+
+        return checked
 
 
 def _key(name: str) -> str:

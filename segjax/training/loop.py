@@ -1,27 +1,22 @@
 """The training loop, `train(config, workdir)`, read top to bottom."""
 
 import contextlib
-import json
 import math
 import os
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import rich.console
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from segjax import inference
 from segjax.data import Source, TrainLoader, check_split, label_set, open_split, train_loader
-from segjax.storage import StorageError, output_folder, reserve, say, to_json, write_json
+from segjax.storage import reserve, say, write_json
 from segjax.training import hosts, parallel
-from segjax.training.checkpoint import Checkpoints
-from segjax.training.config import ConfigError, changes_since, comparable, read_config, validate, write_config
+from segjax.training.checkpoint import Checkpoints, has_checkpoints, run_folder
+from segjax.training.config import CONFIG_FILE, ConfigError, changes_since, comparable, earlier_config, write_config
 from segjax.training.evaluation import (
     Scores,
     eval_scalars,
@@ -33,10 +28,9 @@ from segjax.training.evaluation import (
 )
 from segjax.training.metrics_writer import METRICS_FILE, MetricsWriter
 from segjax.training.objective import budget_scalars, hparams_at, hparams_from_config, phases
-from segjax.training.provenance import numerics, provenance
-from segjax.training.train_step import init_state, learning_rate_at, make_model, make_train_step
+from segjax.training.provenance import differences, provenance, run_record
+from segjax.training.train_step import init_state, learning_rate_leap, make_model, make_train_step
 
-CONFIG_FILE = "config.json"
 SCORES_FILE = "scores.json"
 # The arrays of a training batch that go to the device; file names stay on the host.
 DEVICE_KEYS = ("image", "label", "index")
@@ -50,15 +44,7 @@ class NonFiniteLoss(RuntimeError):
     """A step was not finite; the message names the step, its numbers, the files and the last good checkpoint."""
 
 
-class Terminated(Exception):
-    """A signal ended the run, and its state is saved; the message names the step."""
-
-
-class EvaluationAborted(Exception):
-    """A signal interrupted an evaluation, which the resumed run repeats."""
-
-
-@hosts.failures_end_all_hosts(unless=Terminated)
+@hosts.failures_end_all_hosts()
 def train(
     config: ConfigDict, workdir: str | os.PathLike, *, console: rich.console.Console | None = None
 ) -> dict[str, Any]:
@@ -87,87 +73,66 @@ def train(
       Terminated: SIGTERM, SIGHUP or Ctrl-C was received; the state is saved.
       KeyboardInterrupt: Ctrl-C was pressed twice; the steps since the last checkpoint are lost.
     """
-    workdir, begun = output_folder(workdir), time.monotonic()
-    if not set("[]*?").isdisjoint(str(workdir)):
-        raise StorageError(f"{workdir}: orbax would read [, ], * and ? in its path as a pattern; rename the workdir")
-    validate(config)
-    config_file = workdir / CONFIG_FILE
-    earlier = read_config(config_file) if config_file.exists() else config
-    for file in (workdir / METRICS_FILE, workdir / SCORES_FILE):
-        if file.exists() and not config_file.exists():
-            raise ConfigError(
-                f"{file}: exists, and {workdir} is not a run: it has no {CONFIG_FILE}. Choose another --workdir, or "
-                "move the file away"
-            )
-    console = console or rich.console.Console(quiet=not hosts.is_first_host())
+    begun, workdir = time.monotonic(), run_folder(workdir)
+    earlier = earlier_config(workdir, config, others=(METRICS_FILE, SCORES_FILE))
+    settings, config_changes = comparable(config), changes_since(earlier, config)
     origin = provenance()  # now, because the checkout may change before the run ends
-    mapping = parallel.device_mapping(config)
+    console = console or rich.console.Console(quiet=not hosts.is_first_host())
+
+    mapping, axis_name = parallel.device_mapping(config), parallel.axis_name(config)
     # Before the data set is opened, and perhaps prepared, because the model checks the config against the classes.
-    names, axis_name = label_set(config.data).names, parallel.axis_name(config)
+    names = label_set(config.data).names
     model = make_model(config, len(names), axis_name)
-    train_source = open_split(config.data, config.data.train_split)
-    eval_source = open_split(config.data, config.data.eval_split, mark_unseen=True)
-    made_by = comparable(config) | numerics(origin)
-    made_by |= {"training data": _facts(train_source), "evaluation data": _facts(eval_source)}
-    made_by = json.loads(to_json(made_by))  # as it is read from a checkpoint: lists for tuples
+    (train_source, eval_source), lines = open_splits(config.data)
+    made_by = run_record(settings, origin, {"training data": train_source, "evaluation data": eval_source})
     hosts.refuse_differences(made_by | {"devices of a host": jax.local_device_count()})
     hosts.refuse_separate_workdirs(workdir)
-    for source, split in ((train_source, config.data.train_split), (eval_source, config.data.eval_split)):
-        for line in check_split(source, split):
-            say(line, console)
-    if config.data.eval_split == config.data.train_split:
-        say(
-            f"warning: config.data.eval_split = {config.data.eval_split!r} is the training split, so its scores are "
-            "too optimistic; choose another split",
-            console,
-        )
+    for line in lines:
+        say(line, console)
 
+    # Before anything is written, because the file of pretrained weights may be wrong.
+    state = init_state(config, model, pretrained=not has_checkpoints(workdir))
     train_step = make_train_step(config, model, len(names), axis_name)
     train_step = mapping.map_step(train_step, arguments=3, donate=config.training.donate)
-    eval_step = mapping.map_step(make_eval_step(config, model, len(names), axis_name), arguments=3)
-    predictor = inference.Predictor(model.clone(axis_name=None), None, preprocessing_of(config, len(names)))
     hparams, plan, steps = hparams_from_config(config), phases(config), config.training.steps
+    predictor = inference.Predictor(model.clone(axis_name=None), None, preprocessing_of(config, len(names)))
+    eval_step = mapping.map_step(make_eval_step(config, model, len(names), axis_name), arguments=3)
+    preemption = hosts.Preemption()
+    eval_step = preemption.watched(eval_step)
 
-    if config.model.pretrained and not workdir.exists():
-        init_state(config, model, pretrained=True)  # raises ConfigError, before anything is written, for a wrong file
     with contextlib.ExitStack() as stack:
-        preemption = stack.enter_context(Preemption())
+        stack.enter_context(preemption)
         if hosts.is_first_host():
             stack.enter_context(reserve(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir))
-        for line in checkpoints.damaged:
-            say(f"warning: {line}. It is set aside.", console)
         start = checkpoints.latest_step() or 0
-        for line in changes_since(earlier, config):
+        for line in [*(f"warning: {damage}. It is set aside." for damage in checkpoints.damaged), *config_changes]:
             say(line, console)
         if start > steps:
             raise ConfigError(
                 f"config.training.steps = {steps}, but {workdir} has been trained for {start} steps already; expected "
                 f"at least {start}, or another --workdir"
             )
-        if line := _rate_change(start, earlier, config):
-            say(line, console)
+        if leap := learning_rate_leap(start, earlier, config):
+            say(leap, console)
         batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
-        state = mapping.everywhere(init_state(config, model, pretrained=not start))
-        position, changes = {}, []
+        state, position, changes = mapping.everywhere(state), {}, []
         if start:
             state, position = checkpoints.restore(state, start)
             batches.set_state(position)
-            before = position.get(_MADE_BY, made_by)
-            for key in (key for key in made_by if made_by[key] != before.get(key)):
-                line = f"{key} is now {made_by[key]!r}; step {start} was trained with {before.get(key)!r}"
-                changes.append(line)
-                if not key.startswith("config."):
+            changes = differences(made_by, position.get(_MADE_BY, made_by), start)
+            for line in changes:
+                if not line.startswith("config."):  # printed already
                     say(line, console)
             say(f"resumed at step {start} of {steps}", console)
         changes = [*position.get(_CHANGES, ()), *changes]
         # After the last step nothing is trained with another config, which would describe the network wrongly.
-        if hosts.is_first_host() and (start < steps or not config_file.exists()):
-            write_config(config_file, config)
-        parameters, batch_size = sum(p.size for p in jax.tree.leaves(state.params)), config.training.global_batch
+        if hosts.is_first_host() and (start < steps or not (workdir / CONFIG_FILE).exists()):
+            write_config(workdir / CONFIG_FILE, config)
+        batch_size = config.training.global_batch
         say(
             f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images; "
-            f"{config.model.name} with {parameters / 1e6:.2f} M parameters; {steps} steps = "
+            f"{config.model.name} with {state.num_parameters / 1e6:.2f} M parameters; {steps} steps = "
             f"{steps * batch_size / len(train_source):.1f} epochs of batch {batch_size} on {mapping}",
             console,
         )
@@ -209,12 +174,8 @@ def train(
                         checkpoints.wait()
                         allowed, good = config.training.skip_nonfinite, checkpoints.latest_step()
                         limit = f" It is the last of {allowed} skipped in a row." if allowed else ""
-                        kept = (
-                            f"The last good checkpoint, step {good}, is kept."
-                            if good
-                            else "No checkpoint was saved yet."
-                        )
-                        raise NonFiniteLoss(f"{message}{limit} {kept}")
+                        kept = f"The last good checkpoint, step {good}, is kept." if good else ""
+                        raise NonFiniteLoss(f"{message}{limit} {kept or 'No checkpoint was saved yet.'}")
                     writer.note(f"warning: {message} The step was skipped.")
                 if not finite or checked_step % config.training.log_every == 0 or checked_step == steps:
                     logged = {f"train/{key}": value for key, value in values.items() if math.isfinite(value)}
@@ -228,8 +189,8 @@ def train(
             if evaluating and not stopping:
                 writer.describe("scoring")
                 try:
-                    scores = evaluate(preemption.watched(eval_step), state, eval_source, config, mapping)
-                except EvaluationAborted:
+                    scores = evaluate(eval_step, state, eval_source, config, mapping)
+                except hosts.EvaluationAborted:
                     stopping = True
                 else:
                     variables = parallel.local(mapping.unreplicate(state)).variables
@@ -243,15 +204,16 @@ def train(
                 position = {**position, _UNSCORED: evaluating and scores is None, _MADE_BY: made_by, _CHANGES: changes}
                 checkpoints.save(mapping.collect(state), position, rank)
             if stopping:
-                raise Terminated(
+                raise hosts.Terminated(
                     f"{preemption.reason}: stopped after step {step} of {steps}, which is saved in {workdir}; the same "
                     "command carries on from there"
                 )
         if scores is None:  # the run had already ended
             try:
-                scores = evaluate(preemption.watched(eval_step), state, eval_source, config, mapping)
-            except EvaluationAborted as error:
-                raise Terminated(f"{preemption.reason}: the finished run in {workdir} was not scored again") from error
+                scores = evaluate(eval_step, state, eval_source, config, mapping)
+            except hosts.EvaluationAborted as error:
+                reason = f"{preemption.reason}: the finished run in {workdir} was not scored again"
+                raise hosts.Terminated(reason) from error
         skipped = mapping.unreplicate(state).skipped
     wall = {"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start}
     scores = {"steps": steps, "skipped_in_training": len(train_source.skipped), **scores}
@@ -263,23 +225,17 @@ def train(
     return Scores(scores)
 
 
-def _facts(source: Source) -> str:
-    """Returns the number of images, and a hash of the names and contents, of a split."""
-    return f"{len(source)} images, {source.digest}"
-
-
-def _rate_change(start: int, earlier: ConfigDict, config: ConfigDict) -> str:
-    """Returns a warning if the learning rate leaps at a resumed step; "" if it does not."""
-    if not start:
-        return ""
-    old, new = (learning_rate_at(start, each) for each in (earlier, config))
-    if math.isclose(old, new, rel_tol=1e-3):
-        return ""
-    keep = "config.optimizer.schedule=constant --config.optimizer.warmup_fraction=0 --config.optimizer.learning_rate"
-    return (
-        f"warning: the learning rate of step {start} was {old:.3g}, and is {new:.3g} under the changed config. To "
-        f"carry on at the old rate: --{keep}={old:.3g}"
-    )
+def open_splits(data_config: ConfigDict) -> tuple[tuple[Source, Source], list[str]]:
+    """Returns the training and the evaluation split, and lines about them for the user; raises `DataError`."""
+    train_split, eval_split = data_config.train_split, data_config.eval_split
+    train, evaluation = open_split(data_config, train_split), open_split(data_config, eval_split, mark_unseen=True)
+    lines = [*check_split(train, train_split), *check_split(evaluation, eval_split)]
+    if eval_split == train_split:
+        lines.append(
+            f"warning: config.data.eval_split = {eval_split!r} is the training split, so its scores are too "
+            "optimistic; choose another split"
+        )
+    return (train, evaluation), lines
 
 
 def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
@@ -294,60 +250,3 @@ def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
         process_count=jax.process_count(),
         workers=config.data.workers,
     )
-
-
-class Preemption:
-    """Context manager that listens for the signals that stop a run, and restores the handlers at its end.
-
-    These are SIGTERM, which clusters send before they take a machine away, Ctrl-C (SIGINT) and the end of a terminal
-    (SIGHUP). Signals that were already ignored, as SIGHUP under nohup, stay ignored. A second Ctrl-C raises
-    KeyboardInterrupt.
-
-    With several hosts, SIGINT and SIGHUP are forwarded as SIGTERM to JAX's preemption service, which notifies all
-    hosts. `stopping` then becomes True at the same call on all of them, because all call it equally often: after every
-    step and in `watched`.
-    """
-
-    def __init__(self):
-        self._received, self._calls, self._previous = [], 0, {}
-
-    def __enter__(self) -> "Preemption":
-        listened = (signal.SIGINT, signal.SIGHUP) + (signal.SIGTERM,) * (jax.process_count() == 1)
-        # Only the main thread may install a signal handler.
-        for number in listened if threading.current_thread() is threading.main_thread() else ():
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not a handler of Python
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *unused) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, *unused) -> None:
-        if number == signal.SIGINT in self._received:
-            raise KeyboardInterrupt
-        self._received.append(number)
-        if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    @property
-    def reason(self) -> str:
-        """The name of the signal that stops the run."""
-        return signal.Signals(self._received[0]).name if self._received else "SIGTERM"
-
-    def stopping(self) -> bool:
-        """Returns True if the run has to stop here. All hosts must call it equally often."""
-        self._calls += 1
-        if jax.process_count() == 1:
-            return bool(self._received)
-        return multihost_utils.reached_preemption_sync_point(self._calls)
-
-    def watched(self, function: Callable) -> Callable:
-        """Wraps repeatable work: it raises `EvaluationAborted` after a signal. All hosts call it equally often."""
-
-        def checked(*arguments):
-            if self.stopping():
-                raise EvaluationAborted
-            return function(*arguments)
-
-        return checked

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
@@ -13,6 +14,9 @@ from typing import Any
 
 import cv2
 import jax
+
+from segjax.data import Source
+from segjax.storage import to_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "segjax")
 # Settings of JAX and of its compilers on which numbers depend.
@@ -49,6 +53,22 @@ def provenance() -> dict[str, Any]:
 def numerics(origin: dict[str, Any]) -> dict[str, Any]:
     """Returns the entries of `provenance` on which the numbers of a run depend, flat."""
     return {"code": origin["code"], "device": origin["device"], **origin["versions"], **origin["settings"]}
+
+
+def run_record(settings: dict[str, Any], origin: dict[str, Any], data: dict[str, Source]) -> dict[str, Any]:
+    """Returns everything on which the numbers of a run depend, flat and as JSON returns it.
+
+    These are `settings` (`config.comparable`), the `numerics` of `origin`, and the number of images of each split of
+    `data` with a hash of their names and contents.
+    """
+    images = {name: f"{len(source)} images, {source.digest}" for name, source in data.items()}
+    return json.loads(to_json(settings | numerics(origin) | images))
+
+
+def differences(now: dict[str, Any], before: dict[str, Any], step: int) -> list[str]:
+    """Returns one line per entry of a `run_record` that is not that of the training of `step`."""
+    changed = [key for key in now if now[key] != before.get(key)]
+    return [f"{key} is now {now[key]!r}; step {step} was trained with {before.get(key)!r}" for key in changed]
 
 
 def _hash_of_code() -> str:

@@ -1,5 +1,6 @@
 """The training step of one device, a pure function of (state, batch, hyperparameters) that `parallel` maps."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -103,6 +104,11 @@ class TrainState:
         """Variables for evaluation: the moving averages if there are any, else the current ones."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters of the network."""
+        return optax.tree.size(self.params)
+
 
 def init_state(config: ConfigDict, model: nn.Module, *, pretrained: bool = False) -> TrainState:
     """Returns the state before the first step, a pure function of `config.seed`.
@@ -183,7 +189,7 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
     `config.training.gradient_budget`; and "skipped", the number of steps skipped so far, with
     `config.training.skip_nonfinite`, which skips a step whose loss, grad_norm or param_norm is not finite.
     """
-    objective, optimizer, learning_rate = make_objective(config, num_classes), make_optimizer(config), schedule(config)
+    optimizer, learning_rate, objective = make_optimizer(config), schedule(config), make_objective(config, num_classes)
     data, num_microbatches, measures_budget = config.data, config.training.accumulate, config.training.gradient_budget
     augmentation = {name: config.augment[name] for name in ("flip", "rotation", "brightness", "contrast")}
     augmentation |= {"scale": tuple(config.augment.scale), "size": tuple(data.size)}
@@ -274,6 +280,18 @@ def learning_rate_at(step: int, config: ConfigDict) -> float:
     step = min(step, config.training.steps)
     peak = hparams_at(step, hparams_from_config(config), phases(config)).learning_rate
     return float(schedule(config)(peak, step - 1))
+
+
+def learning_rate_leap(step: int, earlier: ConfigDict, config: ConfigDict) -> str:
+    """Returns a warning if the learning rate leaps at `step`, from which a run is resumed; "" if it does not."""
+    old, new = (learning_rate_at(step, each) for each in (earlier, config)) if step else (0, 0)
+    if math.isclose(old, new, rel_tol=1e-3):
+        return ""
+    keep = "config.optimizer.schedule=constant --config.optimizer.warmup_fraction=0 --config.optimizer.learning_rate"
+    return (
+        f"warning: the learning rate of step {step} was {old:.3g}, and is {new:.3g} under the changed config. To "
+        f"carry on at the old rate: --{keep}={old:.3g}"
+    )
 
 
 def schedule(config: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:

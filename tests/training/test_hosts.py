@@ -1,6 +1,7 @@
 """Several hosts, as threads with a coordination service in memory, and as real processes."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -15,6 +16,7 @@ import pytest
 
 from segjax.training import ConfigError, Terminated, defaults, hosts
 from segjax.training.config import comparable, leaves
+from segjax.training.hosts import EvaluationAborted, Preemption
 
 
 class Service:
@@ -56,7 +58,7 @@ def on_hosts(monkeypatch):
             here.host = host
             try:
                 return function()
-            except (hosts.HostError, ValueError, threading.BrokenBarrierError) as error:
+            except (hosts.HostError, Terminated, ValueError, threading.BrokenBarrierError) as error:
                 return error
 
         with ThreadPoolExecutor(len(functions)) as threads:
@@ -106,6 +108,59 @@ def test_refuse_separate_workdirs_of_hosts(on_hosts, tmp_path, monkeypatch):
     assert re.search(f"host 1: {paths[1]} is not the folder of host 0; expected one folder", str(error))
 
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_preemption_watched_raises_after_a_signal(number):
+    with Preemption() as preemption:
+        work = preemption.watched(lambda x: x + 1)
+        assert work(1) == 2
+        os.kill(os.getpid(), number)
+        assert preemption.stopping()
+        assert preemption.reason == number.name
+        with pytest.raises(EvaluationAborted):
+            work(1)
+
+
+def test_preemption_second_ctrl_c_interrupts():
+    with Preemption(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # the first one
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_preemption_ignored_signal_stays_ignored(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not preemption.stopping()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_preemption_restores_the_handlers():
+    before = [signal.getsignal(number) for number in STOPPING]
+    with Preemption():
+        assert not set(before) & {signal.getsignal(number) for number in STOPPING}
+    assert [signal.getsignal(number) for number in STOPPING] == before
+
+
+def test_preemption_in_a_thread_does_not_listen():
+    stopping = []
+
+    def run():
+        with Preemption() as preemption:
+            stopping.append(preemption.stopping())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert stopping == [False]
+
+
 @pytest.fixture
 def ended(monkeypatch):
     """Returns the events of hosts that would have ended by `os._exit`: "host" and what was printed before it."""
@@ -120,11 +175,11 @@ def test_failures_end_all_hosts_ends_the_others_too(on_hosts, ended):
     waits = threading.Event()
 
     def failing():
-        with hosts.failures_end_all_hosts(unless=Terminated):
+        with hosts.failures_end_all_hosts():
             raise ValueError("a.png: cannot be decoded")
 
     def waiting():
-        with hosts.failures_end_all_hosts(unless=Terminated):
+        with hosts.failures_end_all_hosts():
             while ended.count("ends") < 2:
                 waits.wait(0.005)
 
@@ -133,7 +188,7 @@ def test_failures_end_all_hosts_ends_the_others_too(on_hosts, ended):
 
 
 def test_failures_end_all_hosts_names_a_lost_host(on_hosts, ended):
-    @hosts.failures_end_all_hosts(unless=Terminated)
+    @hosts.failures_end_all_hosts()
     def train():
         raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer\nframes")
 
@@ -143,9 +198,9 @@ def test_failures_end_all_hosts_names_a_lost_host(on_hosts, ended):
 
 
 def test_failures_end_all_hosts_leaves_sigterm_alone(on_hosts, ended):
-    @hosts.failures_end_all_hosts(unless=ValueError)
+    @hosts.failures_end_all_hosts()
     def train():
-        raise ValueError("SIGTERM: stopped after step 3")
+        raise Terminated("SIGTERM: stopped after step 3")
 
     on_hosts(train, train)
     assert ended == []

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,7 @@ from segjax.data import DataError, open_split
 from segjax.storage import StorageError, reserve
 from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, loop, train
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.loop import EvaluationAborted, Preemption
-from segjax.training.provenance import numerics
+from segjax.training.provenance import run_record
 from segjax.training.train_step import init_state, learning_rate_at, make_model
 
 VITAL = ("loss", "grad_norm", "param_norm")
@@ -141,7 +139,7 @@ def test_train_killed_and_resumed_ends_bit_for_bit_like_an_undisturbed_run(train
 
 def test_train_finished_run_is_scored_again_and_prints_what_changed(trained, full, tmp_path, quiet, monkeypatch):
     again, console = tmp_path / "again", quiet()
-    monkeypatch.setattr(loop, "numerics", lambda origin: {**numerics(origin), "jax": "9.9"})
+    monkeypatch.setattr(loop, "run_record", lambda *arguments: {**run_record(*arguments), "jax": "9.9"})
     shutil.copytree(trained.workdir, again)
     full.objective.gamma = 1.0
     scores = train(full, again, console=console)
@@ -314,59 +312,6 @@ def test_train_signal_while_a_finished_run_is_scored_ends_it(fake, tmp_path, mon
     monkeypatch.setattr(loop, "evaluate", send_sigterm_and_evaluate)
     with pytest.raises(Terminated, match=f"SIGTERM: the finished run in {tmp_path} was not scored again"):
         train(config, tmp_path, console=quiet())
-
-
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-@pytest.mark.parametrize("number", STOPPING)
-def test_preemption_watched_raises_after_a_signal(number):
-    with Preemption() as preemption:
-        work = preemption.watched(lambda x: x + 1)
-        assert work(1) == 2
-        os.kill(os.getpid(), number)
-        assert preemption.stopping()
-        assert preemption.reason == number.name
-        with pytest.raises(EvaluationAborted):
-            work(1)
-
-
-def test_preemption_second_ctrl_c_interrupts():
-    with Preemption(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)  # the first one
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_preemption_ignored_signal_stays_ignored(monkeypatch):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        with Preemption() as preemption:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert not preemption.stopping()
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def test_preemption_restores_the_handlers():
-    before = [signal.getsignal(number) for number in STOPPING]
-    with Preemption():
-        assert not set(before) & {signal.getsignal(number) for number in STOPPING}
-    assert [signal.getsignal(number) for number in STOPPING] == before
-
-
-def test_preemption_in_a_thread_does_not_listen():
-    stopping = []
-
-    def run():
-        with Preemption() as preemption:
-            stopping.append(preemption.stopping())
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert stopping == [False]
 
 
 # Input and files that are wrong.
