@@ -373,6 +373,12 @@ def define_bare_or_one_of(name: str, values: Sequence[str], help_text: str) -> N
     flags.DEFINE(_BareOrOneOf(values), name, None, help_text, boolean=True)
 
 
+def define_checkpoint() -> None:
+    """Defines `--checkpoint`, the path of `trained_run.load_run`."""
+    help_text = "WORKDIR of a run (its best checkpoint) or WORKDIR/checkpoints/STEP; several with commas: an ensemble."
+    flags.DEFINE_string("checkpoint", None, help_text)
+
+
 def define_overwrite() -> None:
     """Defines `--overwrite`, the `overwrite` of `storage.write_outputs`."""
     help_text = "Replace files of these names too that segjax did not write, or that were changed since."

@@ -15,7 +15,7 @@ from absl import flags
 from jax import export as jax_export
 from jaxtyping import Array, Shaped
 
-from segjax import cli, missing_extra
+from segjax import cli, metrics, missing_extra
 from segjax.data.resize import resize
 from segjax.inference import class_logits, classify, standalone_predict
 from segjax.inference.predictor import fingerprint
@@ -33,10 +33,11 @@ def main(argv: list[str]) -> None:
     """Writes model.stablehlo, card.json and run.py."""
     cli.refuse_arguments(argv)
     run, output, size = load_run(flags.FLAGS.checkpoint), flags.FLAGS.output, flags.FLAGS.size
-    card = export_run(run, output, variance=flags.FLAGS.uncertainty, size=size, overwrite=flags.FLAGS.overwrite)
+    card = export_run(run, output, uncertainty=flags.FLAGS.uncertainty, size=size, overwrite=flags.FLAGS.overwrite)
     images = "images of " + ("x".join(map(str, size)) if size else "any size")
     megabytes = card["files"][MODEL_FILE]["bytes"] / 1e6
-    say(f"{card['network']['name']} of step {card['checkpoint_step']}: {images}; {', '.join(card['platforms'])}")
+    network = f"{run.config.model.name} of " + (f"{len(run.runs)} runs" if run.runs else f"step {run.step}")
+    say(f"{network}: {images}; {', '.join(card['platforms'])}")
     say(f"wrote {output}: {MODEL_FILE} ({megabytes:.1f} MB), {CARD_FILE}, {SCRIPT_FILE}")
 
 
@@ -44,13 +45,13 @@ def export_run(
     run: TrainedRun,
     output: Any,
     *,
-    variance: bool = False,
+    uncertainty: bool = False,
     size: tuple[int, int] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes `model.stablehlo`, `card.json` and `run.py` into the folder `output`, and returns the card.
 
-    All are written or none: a full disk leaves an earlier export complete. `variance` and `size` are those of
+    All are written or none: a full disk leaves an earlier export complete. `uncertainty` and `size` are those of
     `lower_network`. Without flatbuffers it raises ConfigError; if `output` cannot be written, StorageError or OSError;
     for a file of this name that is not an earlier export, without `overwrite`, ForeignFileError.
     """
@@ -58,9 +59,9 @@ def export_run(
         raise ConfigError(message)
     folder = output_folder(output)
     check_outputs([folder / name for name in (MODEL_FILE, CARD_FILE, SCRIPT_FILE)], overwrite=overwrite)
-    exported = lower_network(run, variance=variance, size=size)
+    exported = lower_network(run, uncertainty=uncertainty, size=size)
     data, script = bytes(exported.serialize()), Path(standalone_predict.__file__).read_bytes()
-    card = model_card(run, variance=variance, size=size) | {
+    card = model_card(run, uncertainty=uncertainty, size=size) | {
         "files": {MODEL_FILE: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
         "platforms": list(exported.platforms),
         "calling_convention_version": exported.calling_convention_version,
@@ -71,17 +72,18 @@ def export_run(
 
 
 def lower_network(
-    run: TrainedRun, *, variance: bool = False, size: tuple[int, int] | None = None
+    run: TrainedRun, *, uncertainty: bool = False, size: tuple[int, int] | None = None
 ) -> jax_export.Exported:
     """Lowers the prediction of uint8 images `[b, H, W, channels]`, parameters included, for CPU, CUDA and TPU.
 
     The program resizes and normalises as evaluation does, and returns a dictionary of "mask" uint8 `[b, H, W]`,
-    "probabilities" float32 `[b, H, W, C]`, and with `variance` "variance" float32 `[b, H, W]`: the variance of the
-    logits under dropout of the head in closed form, mean over the outputs. `size` is the height and width of all
-    images; None: any.
+    "probabilities" float32 `[b, H, W, C]`, and with `uncertainty` one more, float32 `[b, H, W]`: of an ensemble the
+    "mutual_information" of its members, of a network the "variance" of the logits under dropout of the head in closed
+    form, mean over the outputs. `size` is the height and width of all images; None: any.
     """
     variables, preprocessing = run.state.variables, run.preprocessing
-    model = run.model.clone(dropout="analytic" if variance else "none", remat=False, axis_name=None)
+    analytic = uncertainty and run.members == 1
+    model = run.model.clone(dropout="analytic" if analytic else "none", remat=False, axis_name=None)
 
     def predict(images: Shaped[Array, "..."]) -> dict[str, jax.Array]:
         output = model.apply(variables, preprocessing.network_input(images), train=False)
@@ -90,9 +92,13 @@ def lower_network(
             "mask": classify(logits, preprocessing.num_classes).astype(jnp.uint8),
             "probabilities": jax.nn.softmax(logits),
         }
-        if variance:
-            mean = output.logit_variance.mean(axis=-1, keepdims=True)
-            found["variance"] = resize(mean, images.shape[1:3], antialias=False)[..., 0]
+        if uncertainty:
+            if run.members > 1:
+                members = class_logits(output.mc_logits, preprocessing.num_classes)
+                name, values = "mutual_information", metrics.mutual_information(members)
+            else:
+                name, values = "variance", output.logit_variance.mean(axis=-1)
+            found[name] = resize(values[..., None], images.shape[1:3], antialias=False)[..., 0]
         return found
 
     shape = jax_export.symbolic_shape("b, h, w") if size is None else (*jax_export.symbolic_shape("b"), *size)
@@ -100,14 +106,18 @@ def lower_network(
     return jax_export.export(jax.jit(predict), platforms=("cpu", "cuda", "tpu"))(images)
 
 
-def model_card(run: TrainedRun, *, variance: bool, size: tuple[int, int] | None) -> dict[str, Any]:
+def model_card(run: TrainedRun, *, uncertainty: bool, size: tuple[int, int] | None) -> dict[str, Any]:
     """Returns a description of the exported network for users and programs, ready for JSON."""
     config, labels = run.config, run.label_set
     output = {
         "mask": "uint8 [b, H, W], the index of the class",
         "probabilities": "float32 [b, H, W, C], C the classes in their order, sum 1",
     }
-    if variance:
+    if uncertainty and run.members > 1:
+        output["mutual_information"] = (
+            f"float32 [b, H, W], nats: mutual information of the class and the {run.members} members of the ensemble"
+        )
+    elif uncertainty:
         output["variance"] = (
             f"float32 [b, H, W], squared logits: variance of the logits under dropout of the head at rate "
             f"{config.model.dropout_rate}, in closed form, mean over the outputs; the network was trained with "
@@ -116,6 +126,7 @@ def model_card(run: TrainedRun, *, variance: bool, size: tuple[int, int] | None)
     return {
         "network": {
             "name": config.model.name,
+            "members": run.members,
             "parameters": run.state.num_parameters,
             "fingerprint": fingerprint(run.state.variables),
         },
@@ -134,7 +145,8 @@ def model_card(run: TrainedRun, *, variance: bool, size: tuple[int, int] | None)
         },
         "output": output,
         "data": {"name": config.data.name, "evaluated_on": config.data.eval_split},
-        "checkpoint_step": int(run.state.step),
+        "checkpoint_step": run.step,
+        "runs": run.record().get("runs", []),
         "scores": _scores(run),
         "config": leaves(config),
         "exported_by": provenance(),
@@ -144,8 +156,10 @@ def model_card(run: TrainedRun, *, variance: bool, size: tuple[int, int] | None)
 
 def _scores(run: TrainedRun) -> dict[str, Any] | None:
     """Returns the scores that `segjax.evaluate` wrote for this checkpoint, else those of the run's end, else None."""
-    split, step, parameters = run.config.data.eval_split, int(run.state.step), fingerprint(run.state.variables)
-    for name in (f"scores_{split}_{step}.json", SCORES_FILE):
+    if run.runs:  # their ensemble has no workdir
+        return None
+    split, parameters = run.config.data.eval_split, fingerprint(run.state.variables)
+    for name in (f"scores_{split}_{run.step}.json", SCORES_FILE):
         file = run.workdir / name
         scores = read_json(file, dict, "the scores of an evaluation") if file.exists() else None
         # An earlier training in this folder may have left scores of the same step.
@@ -155,9 +169,13 @@ def _scores(run: TrainedRun) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "WORKDIR of a run (its best checkpoint) or WORKDIR/checkpoints/STEP.")
+    cli.define_checkpoint()
     flags.DEFINE_string("output", "exported", "Folder for model.stablehlo, card.json and run.py.")
     cli.define_size("size", "Export for images of this size only; default: any size.")
-    flags.DEFINE_bool("uncertainty", False, "Export the variance of the logits under dropout of the head too.")
+    flags.DEFINE_bool(
+        "uncertainty",
+        False,
+        "Export the variance of the logits under dropout too; of an ensemble, its mutual information.",
+    )
     cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

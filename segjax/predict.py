@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     options = _predict_options(run, **threshold)
     outputs = _output_options(only, options)
     predict, made_by = run.predictor(options, probabilities=FLAGS.probabilities), numerics(provenance())
-    origin = {"checkpoint": str(run.workdir), "step": int(run.state.step), "segjax": __version__, "made_by": made_by}
+    origin = {"checkpoint": run.name, **run.record(), "segjax": __version__, "made_by": made_by}
     choices = {"on_error": FLAGS.on_error, "overwrite": FLAGS.overwrite}
     done = inference.write_predictions(predict, files, output, outputs, run.label_set, origin, **choices)
     for line in done.lines():
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
 def _predict_options(run: TrainedRun, **threshold) -> inference.PredictOptions:
     rate = head_rate(run, FLAGS.rate, FLAGS.samples, FLAGS.passes)
     names = ("tile", "scale", "overlap", "batch", "augment", "samples", "passes", "seed")
-    fields = {name: FLAGS[name].value for name in names} | threshold
+    fields = {name: FLAGS[name].value for name in names} | {"members": run.members} | threshold
     try:
         return inference.predict_options(tuple(run.config.data.size), rate=rate, **fields)
     except ValueError as error:
@@ -71,7 +71,7 @@ def _output_options(only: int | None, options: inference.PredictOptions) -> infe
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "WORKDIR of a run (its best checkpoint) or WORKDIR/checkpoints/STEP.")
+    cli.define_checkpoint()
     flags.DEFINE_string("output", "predictions", "Folder for NAME_mask.png (class indices) and the pictures.")
     flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under the colours of its classes.")
     flags.DEFINE_string("class", None, "Class of the threshold, and the only one that overlays show.")

@@ -21,13 +21,15 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise app.UsageError(f"expected one WORKDIR or WORKDIR/checkpoints/STEP; got {' '.join(argv[1:]) or 'nothing'}")
     run = load_run(argv[1])
-    log, split = read_log(run.workdir), flags.FLAGS.split or run.config.data.eval_split
-    output = output_folder(flags.FLAGS.output or run.workdir / "report")
+    split, output = flags.FLAGS.split or run.config.data.eval_split, flags.FLAGS.output
+    if run.runs and output is None:
+        raise app.UsageError("the report of several runs needs --output=FOLDER")
+    log, output = [] if run.runs else read_log(run.workdir), output_folder(output or run.workdir / "report")
     source = open_split(run.config.data, split, mark_unseen=True)
     check_report(output, "report", overwrite=flags.FLAGS.overwrite)
     inspection = inspect_run(run, source, images=flags.FLAGS.images)
     report = run_report(run, log, split, inspection, is_best=path_of(argv[1]) == run.workdir)
-    data = {"step": int(run.state.step), "split": split, **inspection._asdict()}
+    data = {"step": run.step, "split": split, **inspection._asdict()}
     data |= {key: [[one.name, one.mean_iou] for one in data[key]] for key in ("best", "worst")}
     written = write_report(report, output, "report", nan_to_none(data), overwrite=flags.FLAGS.overwrite)
     say(summary_line(inspection.scores))
@@ -36,7 +38,9 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("split", None, "Split to inspect; default: data.eval_split of the config.")
-    flags.DEFINE_string("output", None, "Folder for report.html and its other files; default: WORKDIR/report.")
+    flags.DEFINE_string(
+        "output", None, "Folder for report.html and its other files; default of one run: WORKDIR/report."
+    )
     cli.define_number("images", 4, COUNT_OR_ZERO, "Number of best images to show, and of worst images.")
     cli.define_overwrite()
     cli.run(main, required=[])

@@ -1,22 +1,24 @@
-"""A finished or running run, opened from its workdir for evaluation, prediction, report and export."""
+"""A finished or running run, or several as one ensemble, opened for evaluation, prediction, report and export."""
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from segjax import metrics
 from segjax.data import LabelSet, label_set, open_split
-from segjax.inference import PredictOptions, Predictor, Preprocessing
+from segjax.inference import Ensemble, PredictOptions, Predictor, Preprocessing
+from segjax.inference.predictor import fingerprint
 from segjax.storage import path_of, read_json
 from segjax.training import evaluation, parallel
 from segjax.training.checkpoint import FOLDER, restore_newest
-from segjax.training.config import CONFIG_FILE, ConfigError, read_config
+from segjax.training.config import CONFIG_FILE, INITIAL, ConfigError, read_config
 from segjax.training.loop import SCORES_FILE
 from segjax.training.provenance import provenance
 from segjax.training.train_step import TrainState, init_state, make_model
@@ -28,14 +30,48 @@ _ORIGIN |= {"cpu_threads": "CPU threads", "python": "Python", "versions": "versi
 _TRAINING = dict.fromkeys(_ORIGIN, object) | {"wall_seconds": float, "wall_seconds_from_step": int}
 
 
-class TrainedRun(NamedTuple):
-    """One checkpoint of a run, with everything needed to use it; `state` is one copy, not replicated."""
+# Fields of `model` that may differ between the members of an ensemble.
+_OWN = ("members", "pretrained", "remat", *(key.removeprefix("model.") for key in INITIAL if key.startswith("model.")))
 
-    workdir: epath.Path
+
+class TrainedRun(NamedTuple):
+    """One checkpoint of a run, with everything needed to use it, or the ensemble of several runs, see `combine`.
+
+    Attributes:
+      workdir: None for several runs.
+      config: of several runs, the first one's.
+      model: a network, or an `Ensemble` of them.
+      state: one copy, not replicated. Of several runs, only the variables.
+      label_set: names and colours of the classes.
+      runs: the runs of an ensemble; (): it is one run.
+    """
+
+    workdir: epath.Path | None
     config: ConfigDict
     model: Any
     state: TrainState
     label_set: LabelSet
+    runs: tuple["TrainedRun", ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The workdir, or those of several runs with commas."""
+        return ",".join(str(run.workdir) for run in self.runs or (self,))
+
+    @property
+    def step(self) -> int | list[int]:
+        """The step of the checkpoint, or those of several runs."""
+        return [run.step for run in self.runs] if self.runs else int(self.state.step)
+
+    @property
+    def members(self) -> int:
+        """Number of networks."""
+        return self.model.members if isinstance(self.model, Ensemble) else 1
+
+    def record(self) -> dict[str, Any]:
+        """Returns step and hash of the parameters, and of several runs those of each with its workdir, for JSON."""
+        own = {"step": self.step, "parameters": fingerprint(self.state.variables)}
+        return own | ({"runs": [{"checkpoint": run.name, **run.record()} for run in self.runs]} if self.runs else {})
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -51,12 +87,16 @@ class TrainedRun(NamedTuple):
 def load_run(path: str | os.PathLike) -> TrainedRun:
     """Opens `WORKDIR` (its best checkpoint) or `WORKDIR/checkpoints/STEP` (or `…/best` or `…/latest`).
 
+    Several of them, with commas, become one ensemble, see `combine`.
+
     Raises:
       StorageError: as `path_of`.
       FileNotFoundError: the folder is not a run's, or has no such checkpoint.
-      ConfigError: its config is damaged.
+      ConfigError: its config is damaged, or the runs cannot be combined.
     """
-    path = path_of(path)
+    several, path = os.fspath(path).split(","), path_of(path)
+    if len(several) > 1 and not path.exists():
+        return combine([load_run(one) for one in several])
     workdir, which = (path.parent.parent, path.name) if path.parent.name == FOLDER else (path, "best")
     config_file = workdir / CONFIG_FILE
     if not config_file.exists():
@@ -70,6 +110,46 @@ def load_run(path: str | os.PathLike) -> TrainedRun:
     return TrainedRun(workdir, config, model, state, labels)
 
 
+def combine(runs: Sequence[TrainedRun]) -> TrainedRun:
+    """Returns the ensemble of several runs of one network, which may differ in the seed, the loss and the steps.
+
+    Raises:
+      ConfigError: network, input or classes of two runs differ, or their parameters are the same.
+    """
+    first = runs[0]
+    functions, prints = [_function_of(run) for run in runs], [fingerprint(run.state.variables) for run in runs]
+    for i, run in enumerate(runs):
+        for key, value in functions[i].items():
+            if value != functions[0].get(key):
+                raise ConfigError(
+                    f"{run.name} and {first.name} cannot be combined: {key} is {value!r} and {functions[0].get(key)!r};"
+                    " name runs of one network, input size, normalisation and set of classes"
+                )
+        if prints[i] in prints[:i]:
+            same = runs[prints.index(prints[i])].name
+            raise ConfigError(
+                f"{run.name} and {same} have the same parameters; name different runs, such as those of several seeds"
+            )
+    stacked = [
+        run.state.variables if run.members > 1 else jax.tree.map(lambda x: x[None], run.state.variables) for run in runs
+    ]
+    variables = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *stacked)
+    network = first.model.network if first.members > 1 else first.model
+    model = Ensemble(network, sum(run.members for run in runs), first.label_set.num_classes)
+    config = first.config.copy_and_resolve_references()
+    state = first.state.replace(**variables, opt_state=(), ema=None, skipped=None)
+    return TrainedRun(None, config, model, state, first.label_set, tuple(runs))
+
+
+def _function_of(run: TrainedRun) -> dict[str, Any]:
+    """Returns all on which the meaning of a network's parameters depends, by the names of the config's fields."""
+    data = {f"config.data.{key}": run.config.data[key] for key in ("size", "channels", "mean", "std")}
+    model = {f"config.model.{key}": value for key, value in run.config.model.items() if key not in _OWN}
+    network = run.model.network if run.members > 1 else run.model
+    outputs = {"the number of outputs for config.objective.loss": network.num_classes}
+    return {"the classes": run.label_set.names} | data | model | outputs
+
+
 def model_of(config: ConfigDict) -> Any:
     """Returns the network of `config` for the classes of its data set, reading no file; raises as `make_model`."""
     return make_model(config, len(label_set(config.data).names), parallel.axis_name(config))
@@ -80,16 +160,21 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
 
     The training's part comes from `scores.json`, which exists once training has ended.
     """
-    config, file = run.config, run.workdir / SCORES_FILE
+    config, runs = run.config, run.runs or (run,)
     skipped = f"; {scores['skipped']} bad pair(s) of image and mask left out" if scores["skipped"] else ""
     facts = {
         "data": f"{config.data.name}, {split}: {scores['images']} images{skipped}",
-        "network": f"{config.model.name}, {run.state.num_parameters / 1e6:.3g} M parameters",
+        "network": f"{config.model.name}, {parameters_of(run)}",
         "input": " × ".join(map(str, (*config.data.size, config.data.channels))),
-        "checkpoint": str(run.workdir / FOLDER / str(int(run.state.step))),
-        "steps": f"{int(run.state.step)} of {config.training.steps}, of {config.training.global_batch} images each",
+        "checkpoint": ", ".join(str(one.workdir / FOLDER / str(one.step)) for one in runs),
+        "steps": "; ".join(
+            f"{one.step} of {one.config.training.steps}, of {one.config.training.global_batch} images each"
+            for one in runs
+        ),
     }
-    if not file.exists():
+    if run.runs:
+        facts["training"] = "in the reports of these runs"
+    elif not (file := run.workdir / SCORES_FILE).exists():
         facts["training"] = f"has not ended: there is no {SCORES_FILE}"
     else:
         finished = read_json(file, {"provenance": _TRAINING}, "the scores of a run")
@@ -101,6 +186,12 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
         facts |= {f"training {label}": origin[key] for key, label in _ORIGIN.items()}
     here = provenance()
     return facts | {f"this page's {label}": here[key] for key, label in _ORIGIN.items()}
+
+
+def parameters_of(run: TrainedRun) -> str:
+    """Returns the number of parameters as text, such as "5 members of 0.49 M parameters each"."""
+    count = f"{run.state.num_parameters / run.members / 1e6:.3g} M parameters"
+    return count if run.members == 1 else f"{run.members} members of {count} each"
 
 
 def score_run(run: TrainedRun, split: str) -> dict[str, Any]:
@@ -145,7 +236,7 @@ def chosen_threshold(
         raise ConfigError(f"--at_precision: {split} has no pixel of {names[number]}")
     if np.isnan(found.threshold_logit):
         raise ConfigError(
-            f"--at_precision={precision:g}: no threshold of {run.workdir} reaches it for {names[number]} on {split}; "
+            f"--at_precision={precision:g}: no threshold of {run.name} reaches it for {names[number]} on {split}; "
             f"the highest precision is {found.precision:.3g}, with a recall of {found.recall:.3g}"
         )
     return {"threshold": found.threshold_logit, "positive": number}, (
@@ -162,12 +253,12 @@ def head_rate(run: TrainedRun, rate: float | None, samples: int, passes: int = 0
     model = run.config.model
     if passes and model.dropout != "sampled" and not model.deep_dropout:
         raise ConfigError(
-            f"--passes={passes}: {run.workdir} was trained without dropout deep in the network (model.deep_dropout = "
+            f"--passes={passes}: {run.name} was trained without dropout deep in the network (model.deep_dropout = "
             "0) and without sampled heads, so all passes are alike; sample its head instead: --samples=30 --rate=0.2"
         )
     if samples and rate is None and model.dropout == "none":
         raise ConfigError(
-            f"--samples={samples}: {run.workdir} was trained without dropout of the head (config.model.dropout = "
+            f"--samples={samples}: {run.name} was trained without dropout of the head (config.model.dropout = "
             "'none'); add --rate=0.2 to sample it all the same, or train with 'sampled' or 'analytic'"
         )
     return model.dropout_rate if rate is None else rate

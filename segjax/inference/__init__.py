@@ -7,7 +7,16 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from segjax.inference.augmentation import SYMMETRIES, Symmetry, augmented_statistics, dropout_head
-    from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds, predict_logits, probabilities
+    from segjax.inference.forward import (
+        Ensemble,
+        Preprocessing,
+        class_logits,
+        classify,
+        log_odds,
+        mean_outputs,
+        predict_logits,
+        probabilities,
+    )
     from segjax.inference.monte_carlo import (
         SampleStatistics,
         Uncertainty,
@@ -37,6 +46,7 @@ __all__ = [
     "AUGMENTATIONS",
     "SYMMETRIES",
     "UNCERTAINTIES",
+    "Ensemble",
     "OutputOptions",
     "PredictOptions",
     "Prediction",
@@ -60,6 +70,7 @@ __all__ = [
     "legend",
     "log_odds",
     "maps_to_statistics",
+    "mean_outputs",
     "overlay",
     "png",
     "predict_logits",

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Integer, Shaped
 
+from segjax import metrics
 from segjax.data.augment import normalise, prepare
 from segjax.data.resize import resize
+from segjax.models import Segmentation
 
 
 class Preprocessing(NamedTuple):
@@ -37,6 +39,60 @@ class Preprocessing(NamedTuple):
     ) -> Float[Array, "b h w c"]:
         """Resizes uint8 images to `size` and normalises them; `sizes` are those of images in padded arrays."""
         return prepare(images, size=self.size, mean=self.mean, std=self.std, sizes=sizes)
+
+
+class Ensemble(NamedTuple):
+    """Networks of one kind, applied like one: its class probabilities are the means of its members'.
+
+    Their variables are stacked: each array has a leading axis of `members`.
+
+    Attributes:
+      network: the network of each member.
+      members: M, their number.
+      num_classes: C, without void.
+    """
+
+    network: Any
+    members: int
+    num_classes: int
+
+    def clone(self, **fields: Any) -> "Ensemble":
+        """Returns the ensemble with other fields of the network."""
+        return self._replace(network=self.network.clone(**fields))
+
+    def apply(self, variables: Any, images: Float[Array, "b h w c"], *, train: bool) -> Segmentation:
+        """Returns `mean_outputs` as `logits`, and each member's as `mc_logits`; `train` must be False."""
+        # Not `vmap`: convolutions with a kernel per member become grouped ones, which are many times slower.
+        outputs = jax.lax.map(lambda one: self.network.apply(one, images, train=train).logits, variables)
+        return Segmentation(mean_outputs(outputs, self.num_classes), outputs, None, None)
+
+
+def mean_outputs(outputs: Float[Array, "m *pixels outputs"], num_classes: int) -> Float[Array, "*pixels outputs"]:
+    r"""Returns the outputs whose class probabilities are the means over M networks.
+
+    .. math:: \bar z_c = \log \frac{1}{M} \sum_m softmax(z_m)_c, \qquad
+        \bar z = \log \frac{\sum_m \sigma(z_m)}{\sum_m \sigma(-z_m)} \quad \text{(a single output)}
+
+    Void, if learned as a class, has its mean probability too; the means of the classes are then those of their
+    probabilities given that the pixel is not void. M = 1 returns the network's own outputs. Finite for \|z\| ≤ 1e4.
+
+    >>> print(jax.nn.sigmoid(mean_outputs(jnp.array([[0.0], [100.0]]), 2)).round(4))
+    [0.75]
+    """
+    if len(outputs) == 1:
+        return outputs[0]
+
+    def mean_odds(odds: Array) -> Array:
+        log_p = metrics.log_mean_softmax(class_logits(odds, 2))
+        return log_p[..., 1:] - log_p[..., :1]
+
+    if outputs.shape[-1] == 1:
+        return mean_odds(outputs)
+    classes, void = outputs[..., :num_classes], outputs[..., num_classes:]
+    means = metrics.log_mean_softmax(classes)
+    if void.shape[-1] == 0:
+        return means
+    return jnp.concatenate([means, mean_odds(void - jax.nn.logsumexp(classes, axis=-1, keepdims=True))], axis=-1)
 
 
 def predict_logits(

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Integer, Shaped, UInt8
 from segjax import metrics
 from segjax.data.resize import Axis, resize_window
 from segjax.inference.augmentation import SYMMETRIES, augmented_statistics, dropout_head
-from segjax.inference.forward import Preprocessing, class_logits
+from segjax.inference.forward import Ensemble, Preprocessing, class_logits
 from segjax.inference.monte_carlo import dropout_passes, maps_to_statistics, statistics_to_maps, uncertainty_of
 from segjax.storage import scratch
 
@@ -57,6 +57,7 @@ class PredictOptions:
       seed: seed of the dropout masks.
       threshold: log odds from which a pixel is `positive`, whatever the other classes. None: the likeliest class.
       positive: the class of the threshold.
+      members: networks of the ensemble; a `Predictor` sets it.
     """
 
     tile: tuple[int, int]
@@ -70,6 +71,7 @@ class PredictOptions:
     seed: int = 0
     threshold: float | None = None
     positive: int = 1
+    members: int = 1
 
     def __post_init__(self):
         if self.augment not in AUGMENTATIONS:
@@ -92,9 +94,9 @@ class PredictOptions:
 
     @property
     def num_samples(self) -> int:
-        """Samples per pixel: augmentations times dropout masks. Tiles do not count."""
+        """Samples per pixel: members times augmentations times dropout masks. Tiles do not count."""
         symmetries, scales = AUGMENTATIONS[self.augment]
-        return len(symmetries) * len(scales) * max(1, self.samples, self.passes)
+        return self.members * len(symmetries) * len(scales) * max(1, self.samples, self.passes)
 
     @property
     def uncertainties(self) -> tuple[str, ...]:
@@ -117,8 +119,8 @@ class PredictOptions:
         >>> PredictOptions((192, 256), batch=8, samples=3).record() == PredictOptions((192, 256), samples=3).record()
         True
         """
-        # An option counts unless it is listed here.
-        ignored = {"batch"} | (set() if self.samples or self.passes else {"rate", "seed"})
+        # An option counts unless it is listed here; the members are the network's.
+        ignored = {"batch", "members"} | (set() if self.samples or self.passes else {"rate", "seed"})
         ignored |= {"positive"} if self.threshold is None else set()
         ignored |= {"overlap"} if self.scale is None else set()
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in ignored}
@@ -182,8 +184,9 @@ class Predictor:
     Without samples, p is the softmax of the resized logits. Masks of the default options are those that evaluation
     scores. The entropy is that of p; mutual information and variance are resized as they are.
 
-    `model` has one linear head, as `segjax.models.UNet`. `variables` are its parameters and batch statistics, and the
-    default options are `PredictOptions(preprocessing.size)`. With `probabilities`, predictions have these too.
+    `model` has one linear head, as `segjax.models.UNet`, or is an `Ensemble` of such networks, each of which adds its
+    own samples. `variables` are its parameters and batch statistics, and the default options are
+    `PredictOptions(preprocessing.size)`. With `probabilities`, predictions have these too.
     """
 
     def __init__(
@@ -197,9 +200,10 @@ class Predictor:
     ):
         """Prepares the programs without compiling them."""
         self.preprocessing = preprocessing
-        self.options = options or PredictOptions(preprocessing.size)
-        self._model, self._variables, self._probabilities = model, variables, probabilities
-        self._tile_maps = _make_tile_maps(model, self.options, preprocessing)
+        network, members = (model.network, model.members) if isinstance(model, Ensemble) else (model, 1)
+        self.options = dataclasses.replace(options or PredictOptions(preprocessing.size), members=members)
+        self._network, self._variables, self._probabilities = network, variables, probabilities
+        self._tile_maps = _make_tile_maps(network, self.options, preprocessing)
 
     def with_variables(self, variables: Any) -> "Predictor":
         """Returns this predictor with other parameters; both share the compiled programs."""
@@ -214,15 +218,16 @@ class Predictor:
         ignored |= {"head_bias", "head_kernel_stddev"}  # of the initial parameters
         if not self.options.passes:
             ignored |= {"dropout", "heads", "rate", "mask", "deep_dropout", "deep_rate"}
-        names = {field.name for field in dataclasses.fields(self._model)} - ignored
-        fields = {f"network.{name}": getattr(self._model, name) for name in sorted(names)}
+        names = {field.name for field in dataclasses.fields(self._network)} - ignored
+        fields = {f"network.{name}": getattr(self._network, name) for name in sorted(names)}
+        fields |= {"members": self.options.members} if self.options.members > 1 else {}
         inputs = self.preprocessing._asdict()
         del inputs["size"]  # the options contain the size of the network's input
         return {
             "parameters": fingerprint(self._variables),
-            "network": type(self._model).__name__,
+            "network": type(self._network).__name__,
             **fields,
-            "network.dtype": jnp.dtype(self._model.dtype).name,
+            "network.dtype": jnp.dtype(self._network.dtype).name,
             **inputs,
             **self.options.record(),
         }
@@ -277,7 +282,10 @@ class Predictor:
 
 
 def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preprocessing) -> Callable:
-    """Builds `tile_maps(variables, tiles)`: `[batch, th, tw, C]` logits, or the maps of the sample statistics."""
+    """Builds `tile_maps(variables, tiles)`: `[batch, th, tw, C]` logits, or the maps of the sample statistics.
+
+    The variables of an ensemble are stacked, and its maps are the means over its members.
+    """
     stochastic, model = model.clone(remat=False), model.clone(dropout="none", deep_dropout=0, remat=False)
     symmetries, scales = AUGMENTATIONS[options.augment]
     to_classes = partial(class_logits, num_classes=preprocessing.num_classes)
@@ -286,8 +294,7 @@ def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preproce
         dropout_passes(stochastic, {}, key)  # raises for a network without dropout
         symmetries = [symmetry for symmetry in symmetries for _ in range(options.passes)]
 
-    @jax.jit
-    def tile_maps(variables: Any, tiles: Shaped[Array, "b h w channels"]) -> Float[Array, "b h w maps"]:
+    def maps_of(variables: Any, tiles: Shaped[Array, "b h w channels"]) -> Float[Array, "b h w maps"]:
         images = preprocessing.normalise(tiles)
         # One index for all: a sample is one network for the whole image, and for all images.
         examples = jnp.zeros(len(images), jnp.int32)
@@ -306,6 +313,12 @@ def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preproce
             parts = dropout_head(model, variables, key, class_logits=to_classes, **fields)
         found = augmented_statistics(images, *parts, samples=samples, symmetries=symmetries, scales=scales)
         return statistics_to_maps(found)
+
+    @jax.jit
+    def tile_maps(variables: Any, tiles: Shaped[Array, "b h w channels"]) -> Float[Array, "b h w maps"]:
+        if options.members == 1:
+            return maps_of(variables, tiles)
+        return jax.lax.map(lambda one: maps_of(one, tiles), variables).mean(axis=0)
 
     return tile_maps
 

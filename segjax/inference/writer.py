@@ -27,7 +27,7 @@ from segjax.inference.visualize import contact_sheet, heatmap, overlay, overlay_
 from segjax.storage import ForeignFileError, check_outputs, is_regular, read_json, to_json, write_json, write_outputs
 
 ORIGIN_FILE, SHEET_FILE = "predicted_by.json", "contact_sheet.png"
-_NOT_COMPARED = ("checkpoint", "made_by")  # a run may be moved, and another device rounds differently
+_NOT_COMPARED = ("checkpoint", "runs", "made_by")  # a run may be moved, and another device rounds differently
 _SHEET_ROWS = 24
 _LISTED = 20  # skipped files that are listed by name
 _PNG_KEY = "segjax"  # keyword of the PNG text chunk that names the source of a picture
@@ -131,8 +131,8 @@ def write_predictions(
       options: the files to write.
       label_set: names and colours of the classes.
       origin: the network's origin, ready for JSON. It is stored in `predicted_by.json` with the records of `predictor`
-        and `options`, so that a folder never mixes masks of several networks or options. "checkpoint" and "made_by" are
-        not compared.
+        and `options`, so that a folder never mixes masks of several networks or options. "checkpoint", "runs" and
+        "made_by" are not compared.
       on_error: "raise", or "skip" images that cannot be read.
       overwrite: predict all images again, and replace files of the same names, whoever wrote them.
 

@@ -189,19 +189,24 @@ def log_of(uncertainty: Float[Array, "*pixels"]) -> Float[Array, "*pixels"]:
 
 
 def _make_maps(run: TrainedRun) -> Callable:
-    """Builds `maps(variables, batch)`: "outputs" and logs of the head's uncertainties by name, `[b, h, w, k]` each.
+    """Builds `maps(variables, batch)`: "outputs" and logs of uncertainties by name, `[b, h, w, k]` each.
 
-    They have the network's resolution. `_outputs_and_logs` takes them, resized to that of the labels.
+    The uncertainties are those of an ensemble's members, or of the head of a network with dropout. All have the
+    network's resolution. `_outputs_and_logs` takes them, resized to that of the labels.
     """
     config, preprocessing, num_classes = run.config.model, run.preprocessing, run.label_set.num_classes
     model = run.model.clone(dropout="none", remat=False, axis_name=None)
 
     def maps(variables: Any, batch: dict[str, jax.Array]) -> dict[str, Array]:
         output = model.apply(variables, preprocessing.network_input(batch["image"], batch["size"]), train=False)
-        if config.dropout == "none":
-            return {"outputs": output.logits}
-        options = {"num_classes": num_classes, "rate": config.dropout_rate}
-        found = inference.head_uncertainty_maps(variables, output.features, batch["index"], **options)
+        found = {}
+        if run.members > 1:
+            members = inference.class_logits(output.mc_logits, num_classes)
+            variance = jnp.var(members, axis=0, ddof=1).mean(axis=-1)
+            found = {"variance": variance, "mutual information": metrics.mutual_information(members)}
+        elif config.dropout != "none":
+            options = {"num_classes": num_classes, "rate": config.dropout_rate}
+            found = inference.head_uncertainty_maps(variables, output.features, batch["index"], **options)
         return {"outputs": output.logits} | {name: log_of(values)[..., None] for name, values in found.items()}
 
     return maps
@@ -269,8 +274,11 @@ def _lists(arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *, is_best: bool = False) -> Report:
-    """Builds the report of a checkpoint from the rows of `read_log` and the results of `inspect_run` on a split."""
-    scores, step, config = inspection.scores, int(run.state.step), run.config
+    """Builds the report of a checkpoint from the rows of `read_log` and the results of `inspect_run` on a split.
+
+    The report of several runs has no training curves; those are in their own reports.
+    """
+    scores, step, config = inspection.scores, run.step, run.config
     headlines = [(name, float(scores[key]), note) for name, key, note in _HEADLINES if key in scores]
     error = f"{scores['expected_calibration_error']:.4f}"
     headlines.append(("expected calibration error", error, "mean |confidence - accuracy|; 0 is best"))
@@ -278,9 +286,10 @@ def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *,
     fields = [(name, repr(value), repr(default)) for name, value, default in changed(config)]
     field_table = Table("Fields", ("field", "value", "default"), fields, text=("value", "default"))
     fields_text = "Fields that are not at their default; config.json in the workdir contains all fields."
+    fields_text += f" Here those of {run.runs[0].name}." if run.runs else ""
     sections = (
         Section("Scores", "", (main_scores,)),
-        _training_section(log, step, scores),
+        *(() if run.runs else (_training_section(log, step, scores),)),
         _class_section(inspection),
         _uncertainty_section(inspection),
         *([_unknown_section(inspection)] if "unknown" in scores else []),
@@ -288,8 +297,10 @@ def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *,
         Section("Configuration", fields_text, (field_table,)),
     )
     checkpoint = f"{'its best checkpoint, ' if is_best else ''}step {step} of {config.training.steps}"
-    text = f"{run.workdir}, {checkpoint}, on the {scores['images']} images of {split}."
-    return Report(f"{config.model.name} on {config.data.name}", text, sections, facts_of(run, split, scores))
+    checkpoint = f"the ensemble of {len(run.runs)} runs" if run.runs else checkpoint
+    text = f"{run.name}, {checkpoint}, on the {scores['images']} images of {split}."
+    network = f"{run.members} × {config.model.name}" if run.members > 1 else config.model.name
+    return Report(f"{network} on {config.data.name}", text, sections, facts_of(run, split, scores))
 
 
 def _training_section(log: Log, step: int, scores: Mapping[str, Any]) -> Section:

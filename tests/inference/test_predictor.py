@@ -10,6 +10,7 @@ from scipy.special import softmax, xlogy
 
 from segjax.inference import (
     UNCERTAINTIES,
+    Ensemble,
     PredictOptions,
     Predictor,
     Preprocessing,
@@ -44,6 +45,12 @@ def variables():
         return jnp.asarray(0.5 + 0.5 * abs(values), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def members(variables):
+    """Returns the variables of two networks."""
+    return variables, jax.tree.map(lambda x: x[..., ::-1], variables)
 
 
 def normalise(pixels):
@@ -179,6 +186,31 @@ def test_passes_equal_whole_passes(predictor_of, variables):
     information = found.uncertainties["mutual_information"]
     np.testing.assert_allclose(information, expected.mutual_information[0], rtol=1e-3, atol=1e-5)
     assert information.mean() > 1e-3
+
+
+ONE_TILE = PredictOptions((20, 28), scale=1.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [ONE_TILE, replace(TILES, augment="flip"), replace(ONE_TILE, samples=4, rate=0.3, seed=5)],
+    ids=["one tile", "augmented tiles", "dropout"],
+)
+def test_ensemble_averages_its_members(predictor_of, members, options):
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *members)
+    predict = Predictor(Ensemble(MODEL, 2, CLASSES), stacked, PREPROCESSING, options, probabilities=True)
+    found, *single = predict(IMAGE), *(predictor_of(options).with_variables(one)(IMAGE) for one in members)
+    np.testing.assert_allclose(found.probabilities, np.mean([one.probabilities for one in single], 0), atol=1e-5)
+    unsure = found.uncertainties
+    assert tuple(unsure) == UNCERTAINTIES
+    # The expected entropy is the mean of the members'; the rest of the entropy is mutual information.
+    expected = [one.uncertainties["entropy"] - one.uncertainties.get("mutual_information", 0) for one in single]
+    np.testing.assert_allclose(unsure["entropy"] - unsure["mutual_information"], np.mean(expected, 0), atol=3e-4)
+    assert unsure["mutual_information"].mean() > 0.01
+    if options is ONE_TILE:
+        clean = jax.jit(lambda one: MODEL.apply(one, normalise(jnp.float32(IMAGE[None])), train=False).logits[0])
+        variance = np.var([clean(one) for one in members], axis=0, ddof=1).mean(-1)
+        np.testing.assert_allclose(unsure["variance"], variance, rtol=1e-3, atol=1e-4)
 
 
 def test_flip_augmentation_is_equivariant_to_flips(predictor_of):

@@ -56,7 +56,7 @@ def run(config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    return folder, export.export_run(run, folder, variance=True)
+    return folder, export.export_run(run, folder, uncertainty=True)
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +120,10 @@ def test_card_prefers_the_scores_of_its_checkpoint(run, tmp_path):
     scores = {"step": 0, "mean_iou": 0.25, "parameters": fingerprint(run.state.variables)}
     (tmp_path / "scores_val_0.json").write_text(json.dumps(scores))
     run = run._replace(workdir=epath.Path(tmp_path))
-    card = export.model_card(run, variance=False, size=None)
+    card = export.model_card(run, uncertainty=False, size=None)
     assert card["scores"] == {"file": "scores_val_0.json", "of_step": 0, **scores}
     (tmp_path / "scores_val_0.json").write_text(json.dumps(scores | {"parameters": "of an earlier training"}))
-    assert export.model_card(run, variance=False, size=None)["scores"] is None
+    assert export.model_card(run, uncertainty=False, size=None)["scores"] is None
 
 
 def test_load_refuses_a_damaged_network(exported, tmp_path):

@@ -78,4 +78,4 @@ def test_facts_of(copy, misread, run):
 
 def test_model_card(copy, misread, run):
     run = run._replace(workdir=copy)
-    misread(copy / "scores.json", lambda: export.model_card(run, variance=False, size=None))
+    misread(copy / "scores.json", lambda: export.model_card(run, uncertainty=False, size=None))

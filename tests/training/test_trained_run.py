@@ -15,7 +15,7 @@ from segjax.data.labels import LABEL_SETS, VOID
 from segjax.export import lower_network
 from segjax.inference import PredictOptions, Predictor, classify, predict_logits, probabilities
 from segjax.reporting import inspect_run
-from segjax.trained_run import TrainedRun, chosen_threshold, facts_of, head_rate, load_run, model_of, score_run
+from segjax.trained_run import TrainedRun, chosen_threshold, combine, facts_of, head_rate, load_run, model_of, score_run
 from segjax.training import defaults, open_split
 from segjax.training.config import FIELDS, NETWORKS, ConfigError, from_leaves, leaves
 from segjax.training.evaluation import make_eval_step, preprocessing_of
@@ -160,10 +160,14 @@ def test_head_rate_refuses_passes_without_dropout(tiny):
 
 
 @pytest.mark.parametrize(
-    "names",
-    [pytest.param(("a", "b"), id="2 classes"), pytest.param(("a", "b", "c"), id="3 classes", marks=pytest.mark.slow)],
+    ("names", "seeds"),
+    [
+        pytest.param(("a", "b"), (0,), id="2 classes"),
+        pytest.param(("a", "b", "c"), (0,), id="3 classes", marks=pytest.mark.slow),
+        pytest.param(("a", "b"), (0, 1), id="ensemble", marks=pytest.mark.slow),
+    ],
 )
-def test_evaluate_predict_report_and_export_give_the_same_mask(names, tmp_path):
+def test_evaluate_predict_report_and_export_give_the_same_mask(names, seeds, tmp_path):
     rng = np.random.default_rng(0)
     for split, sizes in (("train", [(40, 50)]), ("val", [(40, 50), (61, 37), (20, 90), (32, 48)])):
         for part in ("images", "masks"):
@@ -179,7 +183,10 @@ def test_evaluate_predict_report_and_export_give_the_same_mask(names, tmp_path):
     config.model.width, config.model.depth, config.model.padding, config.model.prior = 4, 2, "zeros", ()
     labels = label_set(config.data)
     model = make_model(config, len(names), None)
-    run = TrainedRun(epath.Path(tmp_path), config, model, init_state(config, model), labels)
+    runs = []
+    for config.seed in seeds:
+        runs.append(TrainedRun(epath.Path(tmp_path), config, model, init_state(config, model), labels))
+    run = combine(runs) if len(runs) > 1 else runs[0]
     source, predict = open_split(config.data, "val"), run.predictor()
     examples = [source[i] for i in range(4)]
     masks = {one["name"]: predict(one["image"]).mask for one in examples}
@@ -227,6 +234,39 @@ def test_facts_of_contain_the_changes_during_training(trained, tmp_path):
     (tmp_path / "scores.json").write_text(json.dumps(scores | {"changes": [change]}))
     assert facts_of(run._replace(workdir=epath.Path(tmp_path)), "val", scores)["changed during training"] == change
     assert "changed during training" not in facts_of(run, "val", scores)
+
+
+def test_load_run_several_become_one_ensemble(trained, batch):
+    folder, image = trained.workdir / "checkpoints", batch(1)["image"][0]
+    run = load_run(f"{folder}/2,{folder}/4")
+    assert (run.members, run.step, run.workdir) == (2, [2, 4], None)
+    assert [one["parameters"] for one in run.record()["runs"]] == [
+        load_run(folder / step).predictor().record()["parameters"] for step in ("2", "4")
+    ]
+    image = cv2.resize(image, run.config.data.size[::-1])  # of the network's input: the maps are not resized
+    p, *members = (one.predictor(probabilities=True)(image).probabilities for one in (run, *run.runs))
+    np.testing.assert_allclose(p, np.mean(members, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.width", 8, r"runs/b and runs/a cannot be combined: config.model.width is 8 and 4; name runs"),
+        ("data.mean", (0.5,), r"config.data.mean is \(0.5,\) and \(0.45,\)"),
+        ("objective.loss", "softmax_focal", r"the number of outputs for config.objective.loss is 2 and 1"),
+        ("seed", 0, "runs/b and runs/a have the same parameters; name different runs"),
+    ],
+)
+def test_combine_refuses_runs_that_do_not_fit(parts, field, value, message):
+    config, model, state = parts
+    run, other = (
+        TrainedRun(epath.Path("runs/a"), config, model, state, label_set(config.data)),
+        from_leaves(leaves(config)),
+    )
+    other.update_from_flattened_dict({field: value})
+    second = run._replace(workdir=epath.Path("runs/b"), config=other, model=make_model(other, 2))
+    with pytest.raises(ConfigError, match=message):
+        combine([run, second])
 
 
 def another(field):
