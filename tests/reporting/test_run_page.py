@@ -51,7 +51,7 @@ def report(classes=2, log=(*LOG, *SCORED), images=1, pixel_accuracy=0.5):
     config.data.manual_dir, config.training.phases = "x", ((0.6, 10, 0.002),)
     palette = np.arange(3 * classes, dtype=np.uint8).reshape(classes, 3)
     names = tuple(f"class {i}" for i in range(classes))
-    state = types.SimpleNamespace(step=4, params={})
+    state = types.SimpleNamespace(step=4, num_parameters=0)
     labels = LabelSet(names, palette, np.full(256, 255, np.uint8))
     run = TrainedRun(epath.Path("no_such_run"), config, None, state, labels)
     return run_report(run, log, "val", inspection(classes, images, pixel_accuracy), is_best=True)
