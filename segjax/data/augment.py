@@ -8,12 +8,16 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Integer, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, Key, Shaped
 
 from segjax.data.labels import VOID
 from segjax.data.resize import nearest_pixels, resize
+
+# Folded into an example's key, for random numbers other than those of `augment`.
+_OUTLIERS = np.uint32(1)
 
 
 def example_keys(
@@ -142,6 +146,74 @@ def augment(
         return image, label
 
     return jax.vmap(augment_one)(images, labels, keys)
+
+
+def paste_outliers(
+    images: Float[Array, "b h w c"], labels: Int[Array, "b h w"], keys: Key[Array, "b"], count: int
+) -> tuple[Float[Array, "b h w c"], Int[Array, "b h w"], Bool[Array, "b h w"]]:
+    """Pastes drawn fragments into augmented images, for outlier exposure.
+
+    A fragment has a random place, outline, pattern and light, and its half width is between 1.5 and 12 % of the image's
+    height. Two random colours with the image's mean and deviation, and some texture of another place, fit it into the
+    scene. It imitates no class: it stands for any object that the labels do not name.
+
+    Args:
+        images: any scale, from `augment`.
+        labels: from `augment`.
+        keys: `[B]`, those of `augment`, whose random numbers stay the same.
+        count: number of fragments per image; static. A later one may cover an earlier one.
+
+    Returns: the images; the labels, `VOID` where a fragment covers a part of a pixel; and True where it covers half.
+    """
+
+    def paste_one(image: jax.Array, label: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def paste(pasted, key):
+            colours, cover = _draw_fragment(key, image)
+            blended = pasted[0] + (colours - pasted[0]) * cover[..., None]
+            return (blended, jnp.maximum(pasted[1], cover)), None
+
+        fragments = jax.random.split(jax.random.fold_in(key, _OUTLIERS), count)
+        (pasted, covered), _ = jax.lax.scan(paste, (image, jnp.zeros(label.shape, image.dtype)), fragments)
+        return pasted, jnp.where(covered > 0, VOID, label), covered >= 0.5
+
+    return jax.vmap(paste_one)(images, labels, keys)
+
+
+def _draw_fragment(
+    key: Key[Array, ""], image: Float[Array, "h w c"]
+) -> tuple[Float[Array, "h w c"], Float[Array, "h w"]]:
+    """Draws one fragment for an image; returns its colours and the share of each pixel that it covers."""
+    height, width, channels = image.shape
+    geometry, waves, paint, pattern, grain, elsewhere = jax.random.split(key, 6)
+    top, left, size, turn, stretch, corners, rough = jax.random.uniform(geometry, (7,))
+    # Coordinates along and across the fragment, in its half widths.
+    radius, turn, stretch = 0.015 * 8**size * height, 2 * jnp.pi * turn, jnp.exp(1.4 * stretch - 0.7)
+    dy = (jnp.arange(height, dtype=image.dtype) + 0.5 - height * top)[:, None]
+    dx = (jnp.arange(width, dtype=image.dtype) + 0.5 - width * left)[None, :]
+    along = (jnp.cos(turn) * dx + jnp.sin(turn) * dy) / (radius * stretch)
+    across = (jnp.cos(turn) * dy - jnp.sin(turn) * dx) * (stretch / radius)
+
+    # The outline is a regular polygon of 3 to 8 corners, roughened by waves; the edge is one pixel wide.
+    angle, sector = jnp.arctan2(across, along), 2 * jnp.pi / (3 + jnp.floor(6 * corners))
+    polygon = jnp.cos(sector / 2) / jnp.cos(jnp.mod(angle, sector) - sector / 2)
+    orders, waves = jnp.arange(1, 7, dtype=image.dtype)[None, None], jax.random.normal(waves, (2, 1, 1, 6))
+    bumps = (jnp.cos(angle[..., None] * orders + 2 * jnp.pi * waves[0]) * waves[1] / orders).sum(axis=-1)
+    outline = polygon * jnp.maximum(1 + 0.5 * rough * bumps, 0.3)
+    cover = jnp.clip(0.5 + (outline - jnp.hypot(along, across)) * radius, 0, 1)
+
+    frequency, phase, tilt, sharpness, light, noise, texture, colourful = jax.random.uniform(pattern, (8,))
+    tilt, light, phase = 2 * jnp.pi * tilt, 2 * jnp.pi * light, 2 * jnp.pi * phase
+    stripes = jnp.sin((1 + 7 * frequency) * (jnp.cos(tilt) * along + jnp.sin(tilt) * across) + phase)
+    mix = jax.nn.sigmoid(20 * sharpness**2 * stripes)[..., None]
+    one, other = jax.random.normal(paint, (2, 1, 1, 1)) + colourful * jax.random.normal(elsewhere, (2, 1, 1, channels))
+    shade = 0.3 * (jnp.cos(light) * along + jnp.sin(light) * across)
+    shade += 0.3 * noise * jax.random.normal(grain, (height, width))
+    mean, deviation = image.mean(axis=(0, 1), keepdims=True), image.std(axis=(0, 1), keepdims=True)
+    shift = jax.random.randint(elsewhere, (2,), 0, max(height, width))
+    detail = texture * (jnp.roll(image, shift, axis=(0, 1)) - mean)
+    colours = mean + deviation * (one * mix + other * (1 - mix) + shade[..., None]) + detail
+    low, high = (limit(axis=(0, 1), keepdims=True) for limit in (image.min, image.max))
+    return jnp.clip(colours, low, high), cover
 
 
 def normalise(images: Shaped[Array, "..."], mean: Sequence[float], std: Sequence[float]) -> Shaped[Array, "..."]:

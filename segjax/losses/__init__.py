@@ -12,7 +12,7 @@ from segjax.losses.classification import (
 from segjax.losses.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
 from segjax.losses.reduction import hard_pixels, mean
 from segjax.losses.region import dice_loss, generalized_dice_loss, jaccard_loss, tversky_loss
-from segjax.losses.uncertainty import mc_variance, uncertainty_penalty
+from segjax.losses.uncertainty import mc_variance, uncertainty_penalty, uniform_cross_entropy
 from segjax.losses.weights import boundary_mask, boundary_weights, class_weights, prior_bias, prior_bias_softmax
 
 __all__ = [
@@ -38,4 +38,5 @@ __all__ = [
     "softmax_focal_loss",
     "tversky_loss",
     "uncertainty_penalty",
+    "uniform_cross_entropy",
 ]

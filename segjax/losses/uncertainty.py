@@ -1,4 +1,4 @@
-"""The variance over Monte Carlo dropout heads, and a penalty on it outside the background.
+"""Uncertainty in the objective: the variance over dropout heads, its penalty, and the loss of outlier exposure.
 
 The Cityscapes U-Net recipe (Regressionist/Semantic-Segmentation-UNet) adds a multiple of the mean penalty to its loss.
 """
@@ -102,6 +102,31 @@ def uncertainty_penalty(
         return variance
     x = softmax_log_odds(logits, jnp.full(variance.shape, background, jnp.int32), keep)
     return mask_to_zero(variance * jax.nn.sigmoid(-x), keep)  # 1 - p_b = σ(-x)
+
+
+def uniform_cross_entropy(logits: Logits, *, where: Where = None) -> Float[Array, "*pixels"]:
+    r"""Returns the cross entropy from the uniform distribution to the prediction, the loss of outlier exposure.
+
+    .. math:: \ell = -\frac{1}{C} \sum_c \log p_c = \log \sum_c e^{z_c} - \frac{1}{C} \sum_c z_c, \qquad p = softmax(z)
+
+    On pixels of objects that belong to no class it teaches the network to be unsure. Its minimum, log C, is at equal
+    logits.
+
+    Args:
+        logits: z, `[..., C]`, class last, C ≥ 2.
+        where: boolean `[...]`, broadcastable; a pixel with False has loss 0 and gradient 0.
+
+    Returns: ℓ, `[...]`, in nats, at least float32; inf where an unmasked logit is -inf.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or C < 2.
+    References: Hendrycks et al., Deep Anomaly Detection with Outlier Exposure, arXiv 1812.04606.
+
+    >>> print(uniform_cross_entropy(jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]]))).round(4))
+    [0.6931 1.204 ]
+    """
+    logits = checks.classes("logits", logits)
+    keep = checks.mask("where", where, logits.shape[:-1])
+    logits = jnp.where(keep[..., None], logits, 0)
+    return jnp.where(keep, jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1), 0)
 
 
 def _class_index(background: Any, num_classes: int) -> int:

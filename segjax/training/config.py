@@ -145,6 +145,9 @@ FIELDS = {
     "augment.rotation": Field(0.0, "largest rotation in degrees, in both directions", range="[0, 180]"),
     "augment.brightness": Field(0.0, "largest change of brightness", range=NONNEGATIVE),
     "augment.contrast": Field(0.0, "largest change of contrast", range=NONNEGATIVE),
+    "augment.outliers": Field(
+        0, "drawn fragments pasted into each image, for outlier exposure; 0: off", range="[0, 64]"
+    ),
     "model.name": Field("unet", "the network", tuple(NETWORKS)),
     "model.width": Field(16, "channels of the first level", range=SIZE),
     "model.depth": Field(4, "number of poolings", range="[1, 16]"),
@@ -190,6 +193,9 @@ FIELDS = {
     "objective.region": Field("none", "region loss to add", tuple(REGION_LOSSES)),
     "objective.region_weight": _traced(1.0, "factor of the region loss", range=NONNEGATIVE),
     "objective.uncertainty_weight": _number("factor C of the uncertainty penalty; None: off", traced=True),
+    "objective.outlier_weight": _number(
+        "factor of the loss on pasted outliers (0.5 in the paper); None: off", traced=True
+    ),
     "objective.background": Field(
         None, "background; None: class 0 of a binary loss, a void class", (), COUNT_OR_ZERO, int
     ),
@@ -418,6 +424,16 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         yield f"config.model.num_samples must be at least 2 for a variance; got {model.num_samples}"
     if objective.void == "class" and background is not None:
         yield f"config.objective.background must be None if void is a class, the background; got {background!r}"
+    pasted = config.augment.outliers
+    if objective.outlier_weight is not None and not pasted:
+        yield "config.objective.outlier_weight needs pasted outliers: set config.augment.outliers, such as to 2"
+    if pasted and objective.outlier_weight is None:
+        yield (
+            f"config.augment.outliers = {pasted} needs config.objective.outlier_weight: set it, such as to 0.5, or to "
+            "0 for fragments without a loss"
+        )
+    if pasted and objective.void == "class":
+        yield f"config.augment.outliers = {pasted} needs config.objective.void = 'ignore', or the fragments are learned"
     if objective.void == "class" and data.unseen_classes:
         yield (
             "config.objective.void must be 'ignore' with config.data.unseen_classes, whose void pixels would be "

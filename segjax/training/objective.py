@@ -36,6 +36,7 @@ class Hyperparams(NamedTuple):
     negatives_per_positive: Float[Array, ""] | None  # number of hardest negatives per positive pixel
     region_weight: Float[Array, ""] | None  # factor r of the region loss
     uncertainty_weight: Float[Array, ""] | None  # factor C of the uncertainty penalty
+    outlier_weight: Float[Array, ""] | None  # factor λ of the loss on pasted outliers
     dropout_rate: Float[Array, ""]  # in [0, 1), of the dropout heads
     deep_dropout_rate: Float[Array, ""]  # in [0, 1), inside the network
     ema_decay: Float[Array, ""] | None  # in [0, 1), of the moving average of the parameters
@@ -132,20 +133,27 @@ def background_of(config: ConfigDict, num_classes: int) -> int | None:
     return 0 if options.loss in BINARY_LOSSES else num_classes if options.void == "class" else options.background
 
 
+# Parts of the objective that are means over pixels: each microbatch has a share in each.
+_SHARES = ("pixel_loss", "penalty", "outlier_loss")
+
+
 def make_objective(config: ConfigDict, num_classes: int) -> Callable:
-    r"""Builds `objective(output, labels, hparams, axis_name=None, share=None) -> (loss, parts)`.
+    r"""Builds `objective(output, labels, hparams, axis_name=None, share=None, outliers=None) -> (loss, parts)`.
 
     .. math::
         L = \frac{1}{N} \sum_i w_i \ell_i + \frac{C}{n} \sum_i v_i (1 - p_i(b)) + r R
+            + \frac{λ}{|O|} \sum_{i \in O} u_i
 
     ℓ is the pixel loss of the logits without dropout, p their probabilities, w the boundary weight (k on a boundary, 1
     elsewhere), v the variance of the logits under dropout (mean over the classes), b the background class, R the
-    region loss, and n the number of pixels that exist. N depends on `objective.normalizer`. With OHEM the first sum is
+    region loss, O the pixels of pasted `outliers` (void in the labels), u their `losses.uniform_cross_entropy`, and n
+    the number of pixels that exist. N depends on `objective.normalizer`. With OHEM the first sum is
     over `losses.hard_pixels` and N is their number; with the normalizer "positives" N counts all positive pixels.
 
     The gradient flows through v to the head and the features, and through p(b) to the logits. Labels `[B, H, W]` have
     void 255, and a microbatch has its `microbatch_shares`. Results are over the global batch if `axis_name` names the
-    mapped axis. `parts` has "pixel_loss" and, where used, "penalty" and "region_loss", without the factors C and r.
+    mapped axis. `parts` has "pixel_loss" and, where used, "penalty", "region_loss" and "outlier_loss", without the
+    factors C, r and λ.
     """
     options = config.objective
     per_pixel, region_loss = PIXEL_LOSSES[options.loss], REGION_LOSSES[options.region]
@@ -159,9 +167,10 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         hparams: Hyperparams,
         axis_name: str | None = None,
         share: dict[str, Float[Array, ""]] | None = None,
+        outliers: Bool[Array, "B H W"] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         labels, where = targets(labels, num_classes, void)
-        share, mean = share or {"pixel_loss": 1, "penalty": 1}, partial(losses.mean, axis_name=axis_name)
+        share, mean = share or dict.fromkeys(_SHARES, 1), partial(losses.mean, axis_name=axis_name)
         pixels = per_pixel(output.logits, labels, where, hparams)
         weights, counted, positives = None, where, None if background is None else labels != background
         if hparams.boundary_factor is not None:
@@ -190,13 +199,21 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
             kept = where & (labels < num_classes)
             parts["region_loss"] = region_loss(logits, labels, where=kept, classes=region_classes, axis_name=axis_name)
             loss += hparams.region_weight * parts["region_loss"]
+        if hparams.outlier_weight is not None:
+            unsure = losses.uniform_cross_entropy(logits, where=outliers)
+            parts["outlier_loss"] = share["outlier_loss"] * mean(unsure, where=outliers)
+            loss += hparams.outlier_weight * parts["outlier_loss"]
         return loss, parts
 
     return objective
 
 
 def microbatch_shares(
-    labels: Int[Array, "k b H W"], config: ConfigDict, num_classes: int, axis_name: str | None
+    labels: Int[Array, "k b H W"],
+    config: ConfigDict,
+    num_classes: int,
+    axis_name: str | None,
+    outliers: Bool[Array, "k b H W"] | None = None,
 ) -> dict[str, Float[Array, " k"]]:
     """Returns the weight of each microbatch's mean in the mean over the whole batch.
 
@@ -214,6 +231,9 @@ def microbatch_shares(
         positives = count((labels != background_of(config, num_classes)) & where)
         # `losses.mean` divides by no less than 1.
         shares["pixel_loss"] = jnp.maximum(positives, 1) / jnp.maximum(positives.sum(), 1)
+    if outliers is not None:
+        pasted = count(outliers)
+        shares["outlier_loss"] = pasted / jnp.maximum(pasted.sum(), 1)
     return shares
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from segjax import losses, models
 from segjax.collectives import pmean
-from segjax.data.augment import augment, example_keys
+from segjax.data.augment import augment, example_keys, paste_outliers
 from segjax.training.config import NETWORKS, SHARED_ARGUMENTS, ConfigError
 from segjax.training.objective import (
     Hyperparams,
@@ -200,9 +200,12 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
         images, labels = augment(
             batch["image"], batch["label"], keys, crop_fraction=hparams.crop_fraction, **augmentation
         )
+        outliers = None
+        if config.augment.outliers:
+            images, labels, outliers = paste_outliers(images, labels, keys, config.augment.outliers)
         dropout_key = jax.random.fold_in(jax.random.fold_in(state.key, _DROPOUT), state.step)
 
-        def loss_of(params, batch_stats, images, labels, examples, share=None):
+        def loss_of(params, batch_stats, images, labels, outliers, examples, share=None):
             output, updated = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 images,
@@ -213,14 +216,14 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
                 rngs={"dropout": dropout_key},
                 mutable=["batch_stats"],
             )
-            loss, parts = objective(output, labels, hparams, axis_name, share)
+            loss, parts = objective(output, labels, hparams, axis_name, share, outliers)
             return loss, (output, parts, updated.get("batch_stats", {}))
 
         loss_and_gradients = jax.value_and_grad(loss_of, has_aux=True)
-        examples, before = (images, labels, batch["index"]), (state.params, state.batch_stats)
+        examples, before = (images, labels, outliers, batch["index"]), (state.params, state.batch_stats)
         if num_microbatches > 1:
             microbatches = split(examples, num_microbatches)
-            shares = microbatch_shares(microbatches[1], config, num_classes, axis_name)
+            shares = microbatch_shares(microbatches[1], config, num_classes, axis_name, microbatches[2])
             loss, parts, batch_stats, gradients = accumulated(loss_and_gradients, *before, (*microbatches, shares))
         else:
             (loss, (output, parts, batch_stats)), gradients = loss_and_gradients(*before, *examples)
@@ -246,9 +249,9 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
             new_state = jax.tree.map(partial(jnp.where, finite), new_state, skip)
             measured["skipped"] = new_state.skipped
         if measures_budget:
-            gradient = jax.grad(lambda z: objective(output._replace(logits=z), labels, hparams, axis_name)[0])(
-                output.logits
-            )
+            gradient = jax.grad(
+                lambda z: objective(output._replace(logits=z), labels, hparams, axis_name, outliers=outliers)[0]
+            )(output.logits)
             labels, where = targets(labels, num_classes, config.objective.void)
             measured["budget"] = gradient_budget(gradient, output.logits, labels, where=where, axis_name=axis_name)
         return new_state, measured

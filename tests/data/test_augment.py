@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from segjax.data.augment import augment, example_keys, prepare
+from segjax.data.augment import augment, example_keys, paste_outliers, prepare
 from segjax.data.labels import VOID
 from segjax.data.resize import resize
 
@@ -276,3 +276,33 @@ def test_augment_invalid_arguments(change, error, message):
     arrays = {"images": jnp.zeros((1, 4, 4, 3), jnp.uint8), "labels": jnp.zeros((1, 4, 4), jnp.uint8)}
     with pytest.raises(error, match=message):
         augment(**{**arrays, "keys": keys(1), **NEUTRAL, **change})
+
+
+@pytest.fixture(scope="module")
+def pasted():
+    """Returns a batch with one channel, and the images, labels and outliers after three fragments were pasted."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(4, 48, 64, 1)).astype(np.float32)
+    labels = rng.integers(0, 3, (4, 48, 64)).astype(np.int32)
+    paste = jax.jit(lambda i, y, k: paste_outliers(i, y, k, 3))
+    return paste, images, labels, jax.device_get(paste(images, labels, keys(4)))
+
+
+def test_paste_outliers_changes_the_covered_pixels_only(pasted):
+    _, images, labels, (after, void, outliers) = pasted
+    same = (void == labels) & ~outliers
+    np.testing.assert_array_equal(after[same], images[same])
+    np.testing.assert_array_equal(void[~same], VOID)
+    assert 0.005 < outliers.mean() < 0.2
+    assert (~same & ~outliers).mean() < 0.1  # the edges
+    assert (after[outliers] != images[outliers]).mean() > 0.9
+    assert images.min() <= after.min() < after.max() <= images.max()
+
+
+def test_paste_outliers_depends_on_the_key_alone(pasted):
+    paste, images, labels, (after, _, outliers) = pasted
+    order = np.array([2, 0, 3, 1])
+    again = paste(images[order], labels[order], keys(4)[order])
+    np.testing.assert_array_equal(again[2], outliers[order])
+    np.testing.assert_allclose(again[0], after[order], rtol=1e-5, atol=1e-5)
+    assert not (outliers[0] == outliers[1]).all()

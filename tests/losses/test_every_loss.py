@@ -111,6 +111,7 @@ BINARY_LOSSES = {
     ),
     "OHEM 1:3": _ohem_one_to_three,
     "uncertainty_penalty": _mean(_penalty),
+    "uniform_cross_entropy": _mean(lambda z, y, k: losses.uniform_cross_entropy(z, where=k)),
 }
 LOSSES = LABEL_LOSSES | BINARY_LOSSES
 

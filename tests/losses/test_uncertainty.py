@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -347,3 +348,26 @@ def test_a_traced_background_is_named():
     penalty = inspect.unwrap(losses.uncertainty_penalty)
     with pytest.raises(TypeError, match="background must be a class index, an integer known at compile time"):
         jax.jit(penalty)(VARIANCE, LOGITS, BACKGROUND)
+
+
+# Outlier exposure
+
+
+def test_uniform_cross_entropy_equals_its_formula():
+    logits = np.asarray(30 * LOGITS, np.float64)
+    log_p = logits - scipy.special.logsumexp(logits, axis=-1, keepdims=True)
+    np.testing.assert_allclose(losses.uniform_cross_entropy(30 * LOGITS), -log_p.mean(-1), rtol=2e-6)
+
+
+def test_uniform_cross_entropy_is_least_and_flat_at_equal_logits():
+    logits = jnp.full((3, 5), 7.0)
+    loss, gradient = jax.value_and_grad(lambda z: losses.uniform_cross_entropy(z).sum())(logits)
+    np.testing.assert_allclose(loss, 3 * np.log(5), rtol=1e-6)
+    np.testing.assert_allclose(gradient, 0, atol=1e-7)
+
+
+@pytest.mark.parametrize("value", EXTREME)
+def test_uniform_cross_entropy_gradient_is_finite(value):
+    gradient = jax.grad(losses.uniform_cross_entropy)(jnp.array([value, 0.0, 1.0]))
+    p = scipy.special.softmax(np.array([value, 0.0, 1.0]))
+    np.testing.assert_allclose(gradient, p - 1 / 3, atol=1e-6)

@@ -89,8 +89,12 @@ GROUPS = [
         },
     ),
     (
-        {"objective.loss": "softmax_focal", "objective.background": 0},
-        {"objective.class_weights": ((1.0, 2.0), (2.0, 5.0)), "objective.negatives_per_positive": (1.0, 3.0)},
+        {"objective.loss": "softmax_focal", "objective.background": 0, "augment.outliers": 1},
+        {
+            "objective.class_weights": ((1.0, 2.0), (2.0, 5.0)),
+            "objective.negatives_per_positive": (1.0, 3.0),
+            "objective.outlier_weight": (0.5, 1.0),
+        },
     ),
     (
         {"objective.loss": "sigmoid_focal_star"},
@@ -166,6 +170,22 @@ def test_validate_wrong_value(key, value, message):
     config = from_leaves(leaves(defaults()) | {key: value})
     with pytest.raises(ConfigError, match=message):
         validate(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective.outlier_weight": 0.5}, r"outlier_weight needs pasted outliers: set config.augment.outliers"),
+        ({"augment.outliers": 2}, r"augment.outliers = 2 needs config.objective.outlier_weight"),
+        (
+            {"augment.outliers": 2, "objective.outlier_weight": 0.5, "objective.void": "class"},
+            r"augment.outliers = 2 needs config.objective.void = 'ignore'",
+        ),
+    ],
+)
+def test_validate_outliers(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(from_leaves(leaves(defaults()) | changes))
 
 
 def test_validate_unseen_classes_are_not_learned_as_void():

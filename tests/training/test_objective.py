@@ -125,6 +125,21 @@ def test_penalty_gradient_reaches_heads_and_background():
     np.testing.assert_allclose(by_heads.sum(0), 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_focal"])
+def test_outliers_add_the_cross_entropy_to_the_uniform_distribution(loss):
+    config = config_with(loss=loss, outlier_weight=0.5)
+    outliers, labels = LABELS == VOID, np.where(LABELS == VOID, VOID, LABELS % 2)
+    outliers[1] = False
+    logits = LOGITS[..., : num_outputs(config, 2)]
+    objective, hparams = make_objective(config, 2), hparams_from_config(config)
+    total, parts = objective(output_of(logits), jnp.asarray(labels), hparams, outliers=jnp.asarray(outliers))
+    both = logits if loss[:7] == "softmax" else np.concatenate([0 * logits, logits], axis=-1)
+    expected = -log_softmax(both.astype(np.float64), axis=-1)[outliers].mean()
+    assert float(parts["outlier_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(total) == pytest.approx(float(parts["pixel_loss"]) + 0.5 * expected, rel=1e-5)
+    assert float(parts["pixel_loss"]) == value(config_with(loss=loss), output_of(logits), labels, 2)[0]
+
+
 @pytest.mark.parametrize("name", PIXEL_LOSSES)
 def test_pixel_loss_ignores_void(name):
     two = 1 if name in BINARY_LOSSES else 2

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from segjax.data.augment import augment, example_keys
+from segjax.data.augment import augment, example_keys, paste_outliers
 from segjax.models import Segmentation
 from segjax.training import ConfigError, parallel
 from segjax.training.objective import hparams_at, hparams_from_config, make_objective, phases
@@ -194,7 +194,7 @@ def careful(tiny):
     tiny.model.norm, tiny.model.dtype, tiny.model.depth = "group", "float64", 1
     tiny.model.dropout, tiny.model.num_samples, tiny.model.dropout_mask = "sampled", 2, "channel"
     tiny.objective.uncertainty_weight, tiny.objective.boundary_factor = 1.0, 3.0
-    tiny.augment.scale = (0.8, 1.2)
+    tiny.augment.scale, tiny.augment.outliers, tiny.objective.outlier_weight = (0.8, 1.2), 2, 0.5
     return tiny
 
 
@@ -259,6 +259,7 @@ def test_make_train_step_rank_promotion_raise(parts, batch, accumulate):
     config, model, _ = parts
     config.training.accumulate, config.training.ema_decay, config.training.skip_nonfinite = accumulate, 0.9, 2
     config.training.gradient_budget = accumulate == 1
+    config.augment.outliers, config.objective.outlier_weight = 2, 0.5
     with jax.numpy_rank_promotion("raise"):
         hparams = hparams_at(1, hparams_from_config(config), phases(config))
         arguments = init_state(config, model), jax.tree.map(jnp.asarray, batch()), hparams
@@ -268,6 +269,7 @@ def test_make_train_step_rank_promotion_raise(parts, batch, accumulate):
 @pytest.mark.parametrize("loss", ["sigmoid_focal", "softmax_focal"])
 def test_augmentation_and_objective_dtype_promotion_strict(tiny, batch, loss):
     tiny.objective.loss, tiny.objective.region, tiny.objective.boundary_factor = loss, "dice", 2.0
+    tiny.objective.outlier_weight = 0.5
     objective, hparams = make_objective(tiny, 2), hparams_from_config(tiny)
     options = {"rotation": 10.0, "brightness": 0.1, "contrast": 0.1, "scale": (0.8, 1.2), "flip": True}
     options |= {"size": (32, 48), "mean": (0.45,), "std": (0.25,)}
@@ -275,10 +277,11 @@ def test_augmentation_and_objective_dtype_promotion_strict(tiny, batch, loss):
     def gradient(examples):
         keys = example_keys(jax.random.key(0), jnp.int32(0), examples["index"])
         images, labels = augment(examples["image"], examples["label"], keys, crop_fraction=jnp.float32(0.5), **options)
+        images, labels, outliers = paste_outliers(images, labels, keys, 2)
         logits = images[..., : 1 if loss == "sigmoid_focal" else 2]
 
         def value(logits):
-            return objective(Segmentation(logits, None, None, logits), labels, hparams)[0]
+            return objective(Segmentation(logits, None, None, logits), labels, hparams, outliers=outliers)[0]
 
         return jax.grad(value)(logits), split(images, 2)
 
