@@ -122,7 +122,10 @@ def _interrupt_again(unraisable: Any) -> None:
 
 @contextlib.contextmanager
 def _second_interrupt_ends() -> Iterator[None]:
-    """Ends the process after a second Ctrl-C even while a compiler runs, during which Python handles no signal."""
+    """Ends the process after a second Ctrl-C even while a compiler runs, during which Python handles no signal.
+
+    After the first one it prints that a training stops, because `hosts.Preemption` may not be able to for minutes.
+    """
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
 
@@ -131,8 +134,12 @@ def _second_interrupt_ends() -> Iterator[None]:
         with open(receiving, "rb", buffering=0) as signals:
             while interrupts < 2 and (number := signals.read(1)):
                 interrupts += number[0] == signal.SIGINT
+                handler = signal.getsignal(signal.SIGINT)
+                if interrupts == 1 and callable(handler) and handler is not signal.default_int_handler:
+                    say("stopping after this step; press Ctrl-C again to stop now", sys.stderr)
         if interrupts == 2:
             time.sleep(_GRACE)
+            say(f"interrupted, without an orderly end: it took longer than {_GRACE} s", sys.stderr)
             os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, name="segjax-second-interrupt", daemon=True).start()

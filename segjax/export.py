@@ -155,16 +155,16 @@ def model_card(run: TrainedRun, *, uncertainty: bool, size: tuple[int, int] | No
 
 
 def _scores(run: TrainedRun) -> dict[str, Any] | None:
-    """Returns the scores that `segjax.evaluate` wrote for this checkpoint, else those of the run's end, else None."""
+    """Returns the scores of this checkpoint: by `segjax.evaluate`, or of the run's end if it is the last; else None."""
     if run.runs:  # their ensemble has no workdir
         return None
-    split, parameters = run.config.data.eval_split, fingerprint(run.state.variables)
-    for name in (f"scores_{split}_{run.step}.json", SCORES_FILE):
+    # An earlier training in this folder may have left scores of the same step.
+    ours = {"parameters": fingerprint(run.state.variables)}, {"steps": run.step}
+    for name, same in zip((f"scores_{run.config.data.eval_split}_{run.step}.json", SCORES_FILE), ours, strict=True):
         file = run.workdir / name
-        scores = read_json(file, dict, "the scores of an evaluation") if file.exists() else None
-        # An earlier training in this folder may have left scores of the same step.
-        if scores and (name == SCORES_FILE or scores.get("parameters") == parameters):
-            return {"file": name, "of_step": scores.get("step", scores.get("steps"))} | nan_to_none(scores)
+        scores = read_json(file, dict, "the scores of an evaluation") if file.exists() else {}
+        if same.items() <= scores.items():
+            return {"file": name, "of_step": run.step} | nan_to_none(scores)
     return None
 
 

@@ -58,6 +58,8 @@ def _load(name: str) -> tuple[ConfigDict, str]:
     """Returns a config and its header."""
     try:
         config = cli.ConfigFile("config").parse(name)
+    except ConfigError:  # names the file
+        raise
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{name}: {error}") from error
     source = cli.find_config(name.partition(":")[0]).read_text(encoding="utf-8")

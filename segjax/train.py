@@ -2,6 +2,9 @@
 
 On several hosts the same command runs on each, with --distributed.
 
+Ctrl-C, SIGTERM and the end of the terminal stop the run after its current step: the state is saved,
+and the exit status is 0. A second Ctrl-C stops it at once, with status 130.
+
 Examples:
   segjax train --config=road_debris_uncertainty --workdir=runs/debris
   segjax train --config=camvid_unet --workdir=runs/camvid --config.objective.loss=softmax_focal

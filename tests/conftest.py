@@ -1,5 +1,6 @@
 """Four host devices, no accelerator, shapes checked at run time: set before the first import of jax or segjax."""
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,6 +27,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import hypothesis
 import jax
 import pytest
+from absl import flags
 from jaxtyping import install_import_hook
 from packaging.requirements import Requirement
 
@@ -83,6 +86,33 @@ def python(process_environment):
             text=True,
             timeout=400,
         )
+
+    return run
+
+
+@pytest.fixture
+def run_command(monkeypatch, capsys):
+    """Returns `run_command(*arguments)`: exit status, output and error line of `segjax ARGUMENTS` in this process."""
+    from segjax import __main__
+
+    importlib.import_module("segjax.cli")  # whose flags stay
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["segjax", *map(str, arguments)])
+        before, status, error = set(flags.FLAGS), 0, ""
+        try:
+            with warnings.catch_warnings():
+                # The command was imported by another test; ml_collections loads config files in the old way.
+                warnings.filterwarnings("ignore", "'segjax.* found in sys.modules", RuntimeWarning)
+                warnings.filterwarnings("ignore", r"the load_module\(\) method is deprecated", DeprecationWarning)
+                __main__.main()
+        except SystemExit as end:
+            status, error = (int(bool(end.code)), str(end.code or ""))
+        finally:
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+        return status, capsys.readouterr().out, error
 
     return run
 

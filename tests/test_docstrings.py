@@ -1,6 +1,7 @@
 """Docstrings: their opening word everywhere, and their sections for every public loss and metric."""
 
 import ast
+import functools
 import inspect
 import re
 from pathlib import Path
@@ -19,13 +20,16 @@ PUBLIC = {
 }
 
 
+@functools.cache
 def opening_words():
-    """Yields (definition, place, first word) of every docstring in `FILES`."""
+    """Returns (definition, place, first word) of every docstring in `FILES`."""
+    found = []
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (docstring := ast.get_docstring(node)):
                 place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
-                yield node, place, docstring.split()[0].strip(",.:;")
+                found.append((node, place, docstring.split()[0].strip(",.:;")))
+    return found
 
 
 def needs_verb(node):

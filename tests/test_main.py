@@ -5,11 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 import segjax
 from segjax import __main__, cli
@@ -19,29 +17,11 @@ ABSL = ("--alsologtostderr", "--verbosity", "--helpfull", "--pdb")
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Returns `run(*arguments)`, which gives the exit status of `segjax ARGUMENTS`, its output and its error line."""
+def run(run_command, monkeypatch, tmp_path):
+    """Returns `run_command`, run in an empty folder that has to stay so."""
     monkeypatch.chdir(tmp_path)
-
-    def main(*arguments):
-        monkeypatch.setattr(sys, "argv", ["segjax", *arguments])
-        before, status, error = set(flags.FLAGS), 0, ""
-        try:
-            with warnings.catch_warnings():
-                # The command was imported by another test; ml_collections loads config files in the old way.
-                warnings.filterwarnings("ignore", "'segjax.* found in sys.modules", RuntimeWarning)
-                warnings.filterwarnings("ignore", r"the load_module\(\) method is deprecated", DeprecationWarning)
-                __main__.main()
-        except SystemExit as end:
-            status, error = (int(bool(end.code)), str(end.code or ""))
-        finally:
-            for name in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, name)
-            flags.FLAGS.unparse_flags()
-        assert list(tmp_path.iterdir()) == []
-        return status, capsys.readouterr().out, error
-
-    return main
+    yield run_command
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_lists_the_commands(run):
@@ -78,7 +58,7 @@ def test_help_of_a_command_fits_one_screen(run, command):
         (
             "train --config=camvid_unt --workdir=runs/a",
             "error: --config=camvid_unt: neither a file nor the name of a shipped config; the nearest are camvid_unet, "
-            "camvid_unet_recipe, camvid_unet_weighted; segjax train --help lists the options",
+            "camvid_unseen, camvid_unet_recipe; segjax train --help lists the options",
         ),
         (
             "evaluate --chekpoint=runs/a",
@@ -101,11 +81,15 @@ def test_help_of_a_command_fits_one_screen(run, command):
             "error: unknown config key config.nope = '3'; segjax configs show rare_class lists the fields",
         ),
         (
+            "train --config=rare_class --workdir=runs/a --config.objective.gama=2",
+            "error: unknown config key config.objective.gama = '2'; did you mean config.objective.gamma?",
+        ),
+        (
             "train --config=\x1b[2J --workdir=runs/a",
             r"error: --config=\x1b[2J: neither a file nor the name of a shipped config; segjax configs list shows",
         ),
         ("report", "error: expected one WORKDIR or WORKDIR/checkpoints/STEP; got nothing; segjax report --help lists"),
-        ("configs diff rare_class:smok", "error: rare_class:smok: rare_class does not accept the argument 'smok'"),
+        ("configs diff rare_class:smok", "error: rare_class does not accept the argument 'smok'"),
         ("configs sow rare_class", "error: expected list, show NAME or diff NAME; got sow rare_class; segjax configs"),
         (
             "configs show rare_clas",
@@ -118,6 +102,13 @@ def test_mistake_gives_one_line_and_the_way_out(run, line, message):
     assert (status, shown) == (1, "")
     assert error.startswith(message)
     assert "\n" not in error
+
+
+def test_config_file_that_fails_is_named_once(run, tmp_path_factory):
+    file = tmp_path_factory.mktemp("configs") / "mine.py"
+    file.write_text("def get_config():\n    return 1 / 0\n")
+    status, _, error = run("configs", "show", file)
+    assert (status, error) == (1, f"error: {file}, line 2: ZeroDivisionError: division by zero")
 
 
 def test_missing_extra_is_named(run, monkeypatch):

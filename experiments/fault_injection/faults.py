@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from experiments.fault_injection.fault_child import CALLS, DATA, DISPATCH, FILES
 from segjax import cli
 from segjax.reporting import Report, Section, Table, show, write_report
-from segjax.storage import say, write_json
+from segjax.storage import StorageError, say, write_json
 from segjax.trained_run import load_run
 from segjax.training import defaults
 from segjax.training.config import leaves
@@ -164,7 +164,8 @@ def main(argv: list[str]) -> None:
     del argv
     options, console, origin = flags.FLAGS, rich.console.Console(), provenance()
     workdir = Path(options.workdir)
-    shutil.rmtree(workdir, ignore_errors=True)
+    if workdir.exists():
+        raise StorageError(f"--workdir={workdir} exists; delete it, or choose another folder")
     prepare(workdir)
     outcomes = []
     for kill in choose(options.kills, options.seed):
@@ -189,5 +190,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_integer("kills", 20, "Number of kills.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of the moments.")
-    flags.DEFINE_string("workdir", "runs/faults", "Folder for the runs and the report; emptied first.")
+    flags.DEFINE_string("workdir", "runs/faults", "New folder for the runs and the report.")
     cli.run(main, required=[])

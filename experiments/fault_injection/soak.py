@@ -6,7 +6,6 @@ and scores all the time. At the end it gets SIGTERM and must save and end with s
 
 import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -21,7 +20,7 @@ from absl import flags
 
 from segjax import cli
 from segjax.reporting import Picture, Report, Section, Table, curves, png, show, write_report
-from segjax.storage import say
+from segjax.storage import StorageError, say
 from segjax.training.provenance import provenance
 
 OVERRIDES = {
@@ -162,7 +161,8 @@ def main(argv: list[str]) -> None:
     del argv
     options, console, origin = flags.FLAGS, rich.console.Console(), provenance()
     workdir = Path(options.workdir)
-    shutil.rmtree(workdir, ignore_errors=True)
+    if workdir.exists():
+        raise StorageError(f"--workdir={workdir} exists; delete it, or choose another folder")
     workdir.mkdir(parents=True)
     samples, status, last_line = soak(workdir, options.minutes, options.interval)
     report = report_of(samples, status, last_line, origin)
@@ -175,5 +175,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_float("minutes", 30.0, "Minutes to train.", lower_bound=0.1)
     flags.DEFINE_float("interval", 10.0, "Seconds between two samples.", lower_bound=0.1)
-    flags.DEFINE_string("workdir", "runs/soak", "Folder for the run and the report; emptied first.")
+    flags.DEFINE_string("workdir", "runs/soak", "New folder for the run and the report.")
     cli.run(main, required=[])

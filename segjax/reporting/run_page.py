@@ -299,7 +299,7 @@ def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *,
     )
     checkpoint = f"{'its best checkpoint, ' if is_best else ''}step {step} of {config.training.steps}"
     checkpoint = f"the ensemble of {len(run.runs)} runs" if run.runs else checkpoint
-    text = f"{run.name}, {checkpoint}, on the {scores['images']} images of {split}."
+    text = f"{run.name}, {checkpoint}, on {scores['images']} image(s) of {split}."
     network = f"{run.members} × {config.model.name}" if run.members > 1 else config.model.name
     return Report(f"{network} on {config.data.name}", text, sections, facts_of(run, split, scores))
 

@@ -115,16 +115,16 @@ def refuse_separate_workdirs(workdir: epath.Path) -> None:
         client.key_value_set(key, token)
     token = client.blocking_key_value_get(key, _PREPARE * 1000)
     deadline = time.monotonic() + _HEARTBEAT  # a network file system shows new files late
-    while not probe.exists() or probe.read_text() != token:
-        if time.monotonic() > deadline:
-            raise HostError(
-                f"host {jax.process_index()}: {workdir} is not the folder of host 0; expected one folder that all "
-                "hosts share, on a network file system or in a bucket"
-            )
+    while not (shared := probe.exists() and probe.read_text() == token) and time.monotonic() < deadline:
         time.sleep(_POLL)
     client.wait_at_barrier(key, _PREPARE * 1000)
     if is_first_host():
         probe.unlink()
+    if not shared:
+        raise HostError(
+            f"host {jax.process_index()}: {workdir} is not the folder of host 0; expected one folder that all "
+            "hosts share, on a network file system or in a bucket"
+        )
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ def test_run_report_prints_fields_as_typed(made):
 
 def test_run_report_describes_run_checkpoint_and_split(made):
     steps = defaults().training.steps
-    assert made.text == f"no_such_run, its best checkpoint, step 4 of {steps}, on the 4 images of val."
+    assert made.text == f"no_such_run, its best checkpoint, step 4 of {steps}, on 4 image(s) of val."
     assert made.facts["data"] == "road_debris, val: 4 images"
 
 

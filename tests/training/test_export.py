@@ -47,7 +47,7 @@ def run(config, tmp_path_factory):
     """Returns a run with one output that was not trained, with the scores file of a training."""
     workdir = epath.Path(tmp_path_factory.mktemp("run"))
     (workdir / "scores.json").write_text(
-        json.dumps({"steps": 7, "mean_iou": 0.5, "iou_per_class": [0.5, float("nan")]})
+        json.dumps({"steps": 0, "mean_iou": 0.5, "iou_per_class": [0.5, float("nan")]})
     )
     model = make_model(config, 2)
     return TrainedRun(workdir, config, model, init_state(config, model), label_set(config.data))
@@ -110,7 +110,7 @@ def test_card_describes_input_output_and_scores(run, exported):
     assert card["input"]["size"] is None
     assert card["preprocessing"]["size"] == [32, 48]
     assert card["scores"] == {
-        "file": "scores.json", "of_step": 7, "steps": 7, "mean_iou": 0.5, "iou_per_class": [0.5, None]
+        "file": "scores.json", "of_step": 0, "steps": 0, "mean_iou": 0.5, "iou_per_class": [0.5, None]
     }  # fmt: skip
     assert set(card["output"]) == {"mask", "probabilities", "variance"}
     assert card["exported_by"]["commit"]
@@ -123,6 +123,7 @@ def test_card_prefers_the_scores_of_its_checkpoint(run, tmp_path):
     card = export.model_card(run, uncertainty=False, size=None)
     assert card["scores"] == {"file": "scores_val_0.json", "of_step": 0, **scores}
     (tmp_path / "scores_val_0.json").write_text(json.dumps(scores | {"parameters": "of an earlier training"}))
+    (tmp_path / "scores.json").write_text(json.dumps({"steps": 7, "mean_iou": 0.5}))  # the best step is not the last
     assert export.model_card(run, uncertainty=False, size=None)["scores"] is None
 
 

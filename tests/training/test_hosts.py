@@ -105,6 +105,7 @@ def test_refuse_separate_workdirs_of_hosts(on_hosts, tmp_path, monkeypatch):
     assert on_hosts(*[lambda: hosts.refuse_separate_workdirs(paths[0])] * 2) == [None, None]
     assert list(paths[0].iterdir()) == []
     _, error = on_hosts(*[lambda path=path: hosts.refuse_separate_workdirs(path) for path in paths])
+    assert list(paths[0].iterdir()) == []
     assert re.search(f"host 1: {paths[1]} is not the folder of host 0; expected one folder", str(error))
 
 

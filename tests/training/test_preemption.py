@@ -71,7 +71,7 @@ def test_ctrl_c_in_a_terminal_whose_output_is_closed_saves_and_leaves_nothing(tm
     assert process.wait(100) == 0
     with process.stderr as errors:
         # No traceback of a worker, no warning of leaked shared memory.
-        assert re.fullmatch("(segjax: preparing .*\n)?", errors.read())
+        assert re.fullmatch("(segjax: preparing .*\n)?stopping after this step; .*\n", errors.read())
     (step,) = (int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step
     deadline = time.monotonic() + 30
