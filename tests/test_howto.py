@@ -187,6 +187,20 @@ def test_howto_uncertainty(own_folder_run, folder, page, monkeypatch):
 
 
 @pytest.mark.slow
+def test_howto_unknown_objects(tmp_path, monkeypatch, page):
+    scenes = {"data.scene_size": (64, 96), "data.train_examples": 4, "data.val_examples": 2, "data.data_dir": tmp_path}
+    monkeypatch.setitem(TINY, "road_debris_unseen", SIZE | STEPS | scenes)
+    monkeypatch.chdir(ROOT)
+    names = run_page(page("howto/unknown_objects.md")[:2], {"runs/debris_unseen": tmp_path / "debris_unseen"})
+    scores = json.loads((tmp_path / "debris_unseen" / "scores.json").read_text())
+    assert scores["classes"] == ["road", "marking", "verge", "sky"]
+    found = scores["unknown"]["max_probability"]
+    assert found["average_precision"] == pytest.approx(names["precision"], rel=0.02)
+    assert found["auroc"] == pytest.approx(names["auroc"], abs=2e-3)
+    assert (tmp_path / "debris_unseen" / "report" / "report.html").exists()
+
+
+@pytest.mark.slow
 def test_readme_trains_reports_and_predicts(tmp_path, monkeypatch, page):
     assert cv2.imwrite(str(tmp_path / "street.jpg"), np.zeros((24, 32, 3), np.uint8))
     scenes = {"data.scene_size": (64, 96), "data.train_examples": 4, "data.val_examples": 2, "data.data_dir": tmp_path}
