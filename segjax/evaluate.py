@@ -2,13 +2,14 @@
 
 Examples:
   segjax evaluate --checkpoint=runs/debris
-  segjax evaluate --checkpoint=runs/camvid/checkpoints/latest --split=test
+  segjax evaluate --checkpoint=runs/camvid/checkpoints/latest --split=test --corruption=fog --severity=3
 """
 
 import rich.console
 from absl import app, flags
 
 from segjax import cli
+from segjax.data import CORRUPTIONS
 from segjax.reporting import score_tables, show, summary_line
 from segjax.storage import check_outputs, path_of, say, to_json, write_outputs
 from segjax.trained_run import load_run, score_run
@@ -18,27 +19,43 @@ from segjax.training.provenance import provenance
 def main(argv: list[str]) -> None:
     """Scores every image of a split once, prints the table and writes the JSON file."""
     cli.refuse_arguments(argv)
+    corruption = _corruption()
     console, run = rich.console.Console(), load_run(flags.FLAGS.checkpoint)
     split, output = flags.FLAGS.split or run.config.data.eval_split, flags.FLAGS.output
     if run.runs and output is None:
         raise app.UsageError("the scores of several runs need --output=FILE.json")
-    output = path_of(output or run.workdir / f"scores_{split}_{run.step}.json")
+    suffix = "_{}_{}".format(*corruption) if corruption else ""
+    output = path_of(output or run.workdir / f"scores_{split}_{run.step}{suffix}.json")
     check_outputs([output], overwrite=flags.FLAGS.overwrite)
-    scores = score_run(run, split)
+    scores = score_run(run, split, corruption)
     network = f"ensemble of {len(run.runs)} runs" if run.runs else f"step {run.step}"
-    for table in score_tables(scores, f"{run.config.data.name}, {split}, {network}"):
+    shift = ", {} of severity {}".format(*corruption) if corruption else ""
+    for table in score_tables(scores, f"{run.config.data.name}, {split}, {network}{shift}"):
         show(table, console)
     say(summary_line(scores), console)
     if scores["skipped"]:
         say(f"{scores['skipped']} bad pair(s) of image and mask were skipped", console)
-    data = {"split": split, **run.record(), **scores, "provenance": provenance()}
+    shifted = dict(zip(("corruption", "severity"), corruption or (), strict=False))
+    data = {"split": split, **shifted, **run.record(), **scores, "provenance": provenance()}
     write_outputs({output: to_json(data)}, overwrite=flags.FLAGS.overwrite)
     say(f"wrote {output}", console)
+
+
+def _corruption() -> tuple[str, int] | None:
+    kind, severity = flags.FLAGS.corruption, flags.FLAGS.severity
+    if kind is None and severity is not None:
+        raise app.UsageError(f"--severity={severity} needs --corruption=KIND, one of {', '.join(CORRUPTIONS)}")
+    if kind is not None and severity is None:
+        raise app.UsageError(f"--corruption={kind} needs --severity=1 to 5")
+    return None if kind is None else (kind, severity)
 
 
 if __name__ == "__main__":
     cli.define_checkpoint()
     flags.DEFINE_string("split", None, "Split to score; default: data.eval_split of the config.")
-    flags.DEFINE_string("output", None, "JSON file for the scores; default of one run: WORKDIR/scores_SPLIT_STEP.json.")
+    flags.DEFINE_enum("corruption", None, list(CORRUPTIONS), "Corrupt the images first, as in ImageNet-C.")
+    cli.define_number("severity", int, "[1, 5]", "Severity of --corruption.")
+    help_text = "JSON file for the scores; default of one run: WORKDIR/scores_SPLIT_STEP[_CORRUPTION_SEVERITY].json."
+    flags.DEFINE_string("output", None, help_text)
     cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

@@ -194,9 +194,13 @@ def parameters_of(run: TrainedRun) -> str:
     return count if run.members == 1 else f"{run.members} members of {count} each"
 
 
-def score_run(run: TrainedRun, split: str) -> dict[str, Any]:
-    """Returns the scores of `run` on a split of its data set, on all devices: the dictionary of `evaluate`."""
-    step = evaluation.make_eval_step(run.config, run.model, run.label_set.num_classes, parallel.axis_name(run.config))
+def score_run(run: TrainedRun, split: str, corruption: tuple[str, int] | None = None) -> dict[str, Any]:
+    """Returns the scores of `run` on a split of its data set, on all devices: the dictionary of `evaluate`.
+
+    With a `corruption`, (kind, severity) of `segjax.data.corrupt`, the images are corrupted first.
+    """
+    network = run.model, run.label_set.num_classes, parallel.axis_name(run.config)
+    step = evaluation.make_eval_step(run.config, *network, corruption)
     mapping = parallel.device_mapping(run.config)
     step, state = mapping.map_step(step, arguments=3), mapping.replicate(run.state)
     source = open_split(run.config.data, split, mark_unseen=True)

@@ -76,6 +76,13 @@ def test_evaluate_gives_the_scores_at_the_end_of_training(run, run_command):
     assert f" --checkpoint={workdir}/checkpoints/latest" in scores["provenance"]["command"]
 
 
+@pytest.mark.slow
+def test_evaluate_refuses_a_corruption_without_a_severity(run, python):
+    done = python("-m", "segjax.evaluate", f"--checkpoint={run[0]}", "--corruption=fog")
+    assert done.returncode == 1
+    assert "--corruption=fog needs --severity" in done.stderr
+
+
 def test_predict_writes_a_mask_and_an_overlay_of_the_images_own_size(run, tmp_path, python):
     image = tmp_path / "strada bagnata è.png"
     assert cv2.imwrite(str(image), np.full((50, 70, 3), 120, np.uint8))

@@ -170,6 +170,9 @@ def test_howto_uncertainty(own_folder_run, folder, page, monkeypatch):
     names = run_page(page("howto/uncertainty.md"), own_folder_run[1] | {"=unsure": f"={folder / 'unsure'}"})
     written = {path.name for path in (folder / "unsure").iterdir()}
     assert {"contact_sheet.png", "3_uncertainty.png", "3_probabilities.npz"} <= written
+    shifted = json.loads((folder / "mine" / "scores_val_2_fog_3.json").read_text())
+    assert (shifted["corruption"], shifted["severity"], shifted["images"]) == ("fog", 3, 4)
+    assert shifted["pixel_loss"] != json.loads((folder / "mine" / "scores.json").read_text())["pixel_loss"]
     unsure, total = names["unsure"], names["total"]
     assert unsure.probabilities.shape == (*VAL, 2)
     assert total.sum() == 4 * math.prod(VAL)

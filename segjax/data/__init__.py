@@ -1,12 +1,18 @@
 """Data: labels, sources, loaders."""
 
+from etils import epy
+
 from segjax.data.datasets import DATASETS, label_set, open_split
 from segjax.data.io import DataError
 from segjax.data.labels import UNSEEN, VOID, LabelSet, colorize
 from segjax.data.loader import LoaderDied, TrainLoader, eval_batches, train_loader
 from segjax.data.pairs import Example, Source, check_split
 
+with epy.lazy_api_imports(globals()):  # not for training
+    from segjax.data.corruptions import CORRUPTIONS, corrupt
+
 __all__ = [
+    "CORRUPTIONS",
     "DATASETS",
     "UNSEEN",
     "VOID",
@@ -18,6 +24,7 @@ __all__ = [
     "TrainLoader",
     "check_split",
     "colorize",
+    "corrupt",
     "eval_batches",
     "label_set",
     "open_split",

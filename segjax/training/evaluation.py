@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 from ml_collections import ConfigDict
 
-from segjax import inference, losses, metrics
+from segjax import data, inference, losses, metrics
 from segjax.collectives import psum
 from segjax.data import UNSEEN, VOID, Source, colorize, eval_batches
+from segjax.data.augment import example_keys
 from segjax.data.resize import resize
 from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds
 from segjax.storage import printable
@@ -61,9 +62,14 @@ def split_facts(source: Source) -> dict[str, Any]:
     return facts | {"classes": list(source.label_set.names)}
 
 
-def make_eval_step(config: ConfigDict, model: Any, num_classes: int, axis_name: str | None) -> Callable:
-    """Builds `step(state, batch, hparams) -> counts`, which add over batches: those of `make_score_counts`."""
-    return _counting_step(config, model, num_classes, make_score_counts(config, num_classes, axis_name))
+def make_eval_step(
+    config: ConfigDict, model: Any, num_classes: int, axis_name: str | None, corruption: tuple[str, int] | None = None
+) -> Callable:
+    """Builds `step(state, batch, hparams) -> counts`, which add over batches: those of `make_score_counts`.
+
+    With a `corruption`, (kind, severity) of `data.corrupt`, the images are corrupted first.
+    """
+    return _counting_step(config, model, num_classes, make_score_counts(config, num_classes, axis_name), corruption)
 
 
 def make_ranking_step(config: ConfigDict, model: Any, num_classes: int, number: int, axis_name: str | None) -> Callable:
@@ -76,11 +82,18 @@ def make_ranking_step(config: ConfigDict, model: Any, num_classes: int, number: 
     return _counting_step(config, model, num_classes, count)
 
 
-def _counting_step(config: ConfigDict, model: Any, num_classes: int, count: Callable) -> Callable:
+def _counting_step(
+    config: ConfigDict, model: Any, num_classes: int, count: Callable, corruption: tuple[str, int] | None = None
+) -> Callable:
     preprocessing = preprocessing_of(config, num_classes)
 
     def step(state: TrainState, batch: dict[str, jax.Array], *hparams: Hyperparams) -> dict[str, Any]:
-        inputs = preprocessing.network_input(batch["image"], batch["size"])
+        images = batch["image"]
+        if corruption is not None:
+            kind, severity = corruption
+            keys = example_keys(jax.random.key(0), 0, batch["index"])  # the same in every evaluation
+            images = data.corrupt(images, keys, kind=kind, severity=severity, sizes=batch["size"])
+        inputs = preprocessing.network_input(images, batch["size"])
         logits = model.apply(state.variables, inputs, train=False).logits
         return sum_over_strips(lambda *strip: count(*strip, *hparams), logits, batch, config.training.eval_pixels)
 

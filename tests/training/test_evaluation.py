@@ -11,7 +11,8 @@ import scipy.stats
 from sklearn.metrics import roc_auc_score
 
 from segjax import metrics
-from segjax.data import UNSEEN, VOID
+from segjax.data import UNSEEN, VOID, corrupt
+from segjax.data.augment import example_keys
 from segjax.data.resize import resize
 from segjax.models import Segmentation
 from segjax.training.evaluation import (
@@ -25,7 +26,7 @@ from segjax.training.evaluation import (
     unknown_scores,
 )
 from segjax.training.objective import hparams_from_config, make_objective
-from segjax.training.train_step import init_state, make_model
+from segjax.training.train_step import TrainState, init_state, make_model
 
 
 def counted(logits, labels):
@@ -174,6 +175,23 @@ def test_make_eval_step_memory_of_a_large_image(tiny):
     step = jax.jit(make_eval_step(tiny, model, 2, None))
     memory = step.lower(state, batch, hparams_from_config(tiny)).compile().memory_analysis()
     assert memory.temp_size_in_bytes + memory.argument_size_in_bytes < 450e6
+
+
+def test_make_eval_step_counts_corrupted_images(tiny, batch):
+    """The network returns its first channel."""
+    first = SimpleNamespace(apply=lambda variables, images, train: SimpleNamespace(logits=images[..., :1]))
+    state, hparams = TrainState(*[None] * 7), hparams_from_config(tiny)
+    images = np.random.default_rng(0).integers(0, 256, (3, 23, 13, 3)).astype(np.uint8)
+    inputs = jax.tree.map(jnp.asarray, batch | {"image": images, "index": np.int32([4, 2, 6])})
+    inputs["label"] = jnp.where(inputs["label"] == 2, VOID, inputs["label"])
+    keys = example_keys(jax.random.key(0), 0, inputs["index"])
+    sizes = inputs["size"]
+    shifted = inputs | {"image": corrupt(inputs["image"], keys, kind="impulse_noise", severity=5, sizes=sizes)}
+    step = make_eval_step(tiny, first, 2, None)
+    expected, unchanged = jax.jit(step)(state, shifted, hparams), jax.jit(step)(state, inputs, hparams)
+    found = jax.jit(make_eval_step(tiny, first, 2, None, ("impulse_noise", 5)))(state, inputs, hparams)
+    np.testing.assert_array_equal(found["confusion"], expected["confusion"])
+    assert (found["confusion"] != unchanged["confusion"]).any()
 
 
 @pytest.mark.parametrize("devices", [1, 4])
