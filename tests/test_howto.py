@@ -182,6 +182,8 @@ def test_howto_uncertainty(own_folder_run, folder, page, monkeypatch):
     assert answered >= 0.9 > answered - np.sum(total, axis=0)[names["last"]] / total.sum()
     assert names["curve"]["coverage"][-1] == risk_coverage(total)["coverage"][-1] == 1
     assert names["to_check"].shape == VAL
+    assert (names["variance"] > 0).all()
+    assert np.isfinite(names["bayesian"]).all()
     sampled, exact = names["sampled"], names["exact"]
     assert sampled.probabilities.shape == names["clean"].logits.shape == exact.shape == (2, 48, 64, 12)
     assert sampled.variance.shape == sampled.mutual_information.shape == (2, 48, 64)

@@ -31,7 +31,10 @@ SCORES = {
     ),
     "gaussian_density_score": lambda x, **options: metrics.gaussian_density_score(x, _standard(), **options),
 }
+SCORES["laplace_variance"] = lambda x, **options: metrics.laplace_variance(x, LAPLACE, **options).mean(axis=-1)
 each = pytest.mark.parametrize("name", SCORES)
+HEAD = RNG.normal(size=(SIZE, CLASSES)).astype(np.float32)
+LAPLACE = metrics.Laplace(*(np.eye(n, dtype=np.float32) for n in (CLASSES + 1, 2)), np.ones((CLASSES + 1, 2), "f4"))
 
 
 def _standard():
@@ -203,3 +206,78 @@ def test_margin_score_of_confident_pixels_is_not_rounded_to_0():
     logits = np.array([[18.0, 0, 0], [25, 0, 0], [40, 0, 0]], np.float32)
     p = softmax(logits.astype(np.float64), axis=-1)
     np.testing.assert_allclose(metrics.margin_score(logits), 3 * p[:, 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [CLASSES, 1])
+def test_laplace_variance_equals_the_inverse_hessian_of_a_head_of_equal_probabilities(classes):
+    """All pixels have p = 1 / C, where the factored curvature is exact; one logit z is the same as 0 and z."""
+    x, new, precision = FEATURES[0].astype(np.float64), FEATURES[1, :2], 0.7
+    inputs = np.concatenate([x, np.ones_like(x[:, :1])], axis=-1).astype(np.float32)
+
+    def loss(head):
+        logits = inputs @ head if classes > 1 else jnp.concatenate([0 * inputs[:, :1], inputs @ head], axis=-1)
+        return -jax.nn.log_softmax(logits)[:, 0].sum()
+
+    hessian = jax.jit(jax.hessian(loss))(jnp.zeros((SIZE + 1, classes))).reshape([(SIZE + 1) * classes] * 2)
+    covariance = np.linalg.inv(np.asarray(hessian, np.float64) + precision * np.eye(len(hessian)))
+    jacobian = np.kron(np.concatenate([new, np.ones_like(new[:, :1])], axis=-1), np.eye(classes))
+    expected = np.einsum("ni,ij,nj->n", jacobian, covariance, jacobian).reshape(2, classes)
+    sums = metrics.laplace_sums(FEATURES[0], np.zeros((len(x), classes), np.float32))
+    laplace = metrics.fit_laplace(sums, prior_precision=precision)
+    np.testing.assert_allclose(metrics.laplace_variance(new, laplace), expected, rtol=1e-3)
+
+
+def test_laplace_sums_equal_numpy_also_where_the_network_is_sure():
+    logits = 5 * (FEATURES - 20) @ HEAD
+    sums = metrics.laplace_sums(FEATURES, logits)
+    x = np.concatenate([FEATURES, np.ones_like(FEATURES[..., :1])], axis=-1).reshape(-1, SIZE + 1).astype("f8")
+    p = softmax(logits.reshape(-1, CLASSES).astype("f8"), axis=-1)
+    assert np.median(p.max(axis=-1)) > 1 - 1e-6
+    assert int(sums.count) == len(x)
+    np.testing.assert_allclose(sums.features, x.T @ x, rtol=1e-5)
+    np.testing.assert_allclose(sums.logits, np.diag(p.sum(axis=0)) - p.T @ p, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bad", ["features", "logits"])
+def test_laplace_sums_of_an_invalid_pixel_are_invalid(bad):
+    given = {"features": FEATURES.copy(), "logits": (FEATURES - 20) @ HEAD}
+    given[bad][3, 4, 1] = np.nan
+    sums = metrics.laplace_sums(**given)
+    assert np.isnan(sums.features).all()
+    assert np.isnan(sums.logits).all()
+    with pytest.raises(ValueError, match=r"sums\.count has a negative count"):
+        metrics.fit_laplace(sums)
+    where = np.ones(LABELS.shape, bool)
+    where[3, 4] = False
+    masked = metrics.laplace_sums(**given, where=where)
+    assert int(masked.count) == LABELS.size - 1
+    assert np.isfinite(metrics.fit_laplace(masked).variance).all()
+
+
+def test_laplace_variance_is_high_away_from_the_training_features():
+    sums = metrics.laplace_sums(FEATURES, (FEATURES - 20) @ HEAD)
+    laplace = metrics.fit_laplace(sums)
+    inside, outside = (metrics.laplace_variance(x, laplace).mean() for x in (FEATURES, 3 * FEATURES))
+    assert outside > 5 * inside
+
+
+def test_fit_laplace_shrinks_with_the_prior_precision_and_the_pixels():
+    sums = metrics.laplace_sums(FEATURES, (FEATURES - 20) @ HEAD)
+    double = jax.tree.map(lambda leaf: 2 * np.asarray(leaf), sums)
+    base = metrics.fit_laplace(sums, prior_precision=1.0).variance
+    assert (metrics.fit_laplace(sums, prior_precision=2.0).variance < base).all()
+    np.testing.assert_allclose(metrics.fit_laplace(double, prior_precision=2.0).variance, base / 2, rtol=1e-5)
+
+
+def test_fit_laplace_refuses_a_prior_precision_of_0_and_no_pixels():
+    with pytest.raises(ValueError, match="prior_precision must be finite and more than 0"):
+        metrics.fit_laplace(metrics.laplace_sums(FEATURES, FEATURES), prior_precision=0.0)
+    with pytest.raises(ValueError, match="at least one pixel"):
+        metrics.fit_laplace(metrics.laplace_sums(FEATURES, FEATURES, where=np.zeros(LABELS.shape, bool)))
+
+
+def test_probit_logits_approximate_the_mean_of_the_sigmoid():
+    mean, variance = np.float32([-3, 0, 0.5, 4]), np.float32([1, 9, 4, 25])
+    draws = mean + np.sqrt(variance) * np.random.default_rng(0).normal(size=(20_000, 4))
+    expected = (1 / (1 + np.exp(-draws))).mean(axis=0)
+    np.testing.assert_allclose(jax.nn.sigmoid(metrics.probit_logits(mean, variance)), expected, atol=0.02)

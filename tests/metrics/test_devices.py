@@ -48,6 +48,7 @@ COUNTS = {
         axis_name=axis,
     ),
     "gaussian_sums": lambda z, y, k, axis: metrics.gaussian_sums(jnp.abs(z), y, CLASSES, where=k, axis_name=axis),
+    "laplace_sums": lambda z, y, k, axis: metrics.laplace_sums(jnp.abs(z), z, where=k, axis_name=axis),
     "prediction_set_counts": lambda z, y, k, axis: metrics.prediction_set_counts(
         metrics.class_log_odds(z) >= -1, y, where=k, axis_name=axis
     ),
