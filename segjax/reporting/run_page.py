@@ -146,12 +146,14 @@ def make_inspection_step(run: TrainedRun) -> Callable:
     """
     num_classes, axis_name = run.label_set.num_classes, parallel.axis_name(run.config)
     maps_of, hparams = _make_maps(run), hparams_from_config(run.config)
-    count = evaluation.make_score_counts(run.config, num_classes, axis_name)
+    count = evaluation.make_score_counts(run.config, num_classes, axis_name, is_ensemble=run.members > 1)
 
     def count_strip(maps: dict[str, Array], labels: Int[Array, "b H W"], where: Bool[Array, "b H W"]) -> dict[str, Any]:
         outputs, logs = _outputs_and_logs(maps, num_classes)
         counts = count(outputs, labels, where, hparams)
         if run.config.data.unseen_classes:
+            options = {"where": where, "axis_name": axis_name}
+            counts["unknown"] = evaluation.score_histograms(logs, labels == UNSEEN, **options) | counts["unknown"]
             where = where & (labels != UNSEEN)
         logits, predicted = inference.class_logits(outputs, num_classes), inference.classify(outputs, num_classes)
         options = {"where": where, "axis_name": axis_name}
@@ -402,8 +404,7 @@ def _uncertainty_section(inspection: Inspection) -> Section:
 def _unknown_section(inspection: Inspection) -> Section:
     text = (
         "The network was trained without these classes. A pixel of them is a positive, any other labelled pixel a "
-        "negative, ranked by scores from the logits of one pass. Void is left out. A ranking without skill has the "
-        "share of the positives as AP and an AUROC of 0.5."
+        "negative. Void is left out. A ranking without skill has the share of the positives as AP and an AUROC of 0.5."
     )
     return Section("Unseen classes", text, (unknown_table(inspection.scores),))
 

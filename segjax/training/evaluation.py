@@ -16,7 +16,7 @@ from segjax.collectives import psum
 from segjax.data import UNSEEN, VOID, Source, colorize, eval_batches
 from segjax.data.augment import example_keys
 from segjax.data.resize import resize
-from segjax.inference.forward import Preprocessing, class_logits, classify, log_odds
+from segjax.inference.forward import Ensemble, Preprocessing, class_logits, classify, log_odds
 from segjax.storage import printable
 from segjax.training.objective import PIXEL_LOSSES, Hyperparams, background_of, hparams_from_config, targets
 from segjax.training.parallel import DeviceMapping
@@ -69,7 +69,8 @@ def make_eval_step(
 
     With a `corruption`, (kind, severity) of `data.corrupt`, the images are corrupted first.
     """
-    return _counting_step(config, model, num_classes, make_score_counts(config, num_classes, axis_name), corruption)
+    count = make_score_counts(config, num_classes, axis_name, is_ensemble=isinstance(model, Ensemble))
+    return _counting_step(config, model, num_classes, count, corruption)
 
 
 def make_ranking_step(config: ConfigDict, model: Any, num_classes: int, number: int, axis_name: str | None) -> Callable:
@@ -128,7 +129,9 @@ def sum_over_strips(count: Callable, maps: Any, batch: dict[str, jax.Array], max
     return jax.tree.map(lambda x: jnp.where((x < 0).any(0), x.min(0), x.sum(0, dtype=x.dtype)), counts)
 
 
-def make_score_counts(config: ConfigDict, num_classes: int, axis_name: str | None) -> Callable:
+def make_score_counts(
+    config: ConfigDict, num_classes: int, axis_name: str | None, *, is_ensemble: bool = False
+) -> Callable:
     """Builds `count(outputs, labels, where, hparams)`, which returns the counts of `scores`.
 
     These are "confusion"; "loss_sum" and "loss_pixels", numerator and denominator of the pixel loss without boundary
@@ -144,8 +147,8 @@ def make_score_counts(config: ConfigDict, num_classes: int, axis_name: str | Non
     ) -> dict[str, Array]:
         unknown = {}
         if config.data.unseen_classes:
-            for name, score in unknown_scores(class_logits(outputs, num_classes)).items():
-                unknown[name] = metrics.score_histogram(score, labels == UNSEEN, where=where, axis_name=axis_name)
+            unknown = unknown_scores(class_logits(outputs, num_classes), is_ensemble=is_ensemble)
+            unknown = score_histograms(unknown, labels == UNSEEN, where=where, axis_name=axis_name)
             where, labels = where & (labels != UNSEEN), jnp.where(labels == UNSEEN, VOID, labels)
         shared = {"where": where, "axis_name": axis_name}
         learned, exists = targets(labels, num_classes, config.objective.void)
@@ -165,21 +168,36 @@ def make_score_counts(config: ConfigDict, num_classes: int, axis_name: str | Non
     return count
 
 
-def unknown_scores(logits: Float[Array, "*pixels classes"]) -> dict[str, Float[Array, "*pixels"]]:
+def unknown_scores(
+    logits: Float[Array, "*pixels classes"], *, is_ensemble: bool = False
+) -> dict[str, Float[Array, "*pixels"]]:
     """Returns scores that are high for unknown pixels, by name, on the scale of `metrics.score_histogram`.
 
     "max_probability" is that of 1 - p. It, the "entropy" over log C and the "margin" are in [0, 1]; their log odds fill
     the histogram's range. "max_logit" and "energy" are unbounded; 16 s / (16 + |s|) brings a score s into (-16, 16).
-    These maps rise strictly, so the ranking of the pixels does not change. C ≥ 2.
+    These maps rise strictly, so the ranking of the pixels does not change. C ≥ 2. An ensemble has the first three only:
+    its logits are the logs of mean probabilities, whose energy is always 0.
     """
     entropy = metrics.predictive_entropy(logits[None]) / math.log(logits.shape[-1])
-    unbounded = {"max_logit": metrics.max_logit_score(logits), "energy": metrics.energy_score(logits)}
-    return {
+    found = {
         "max_probability": -metrics.class_log_odds(logits).max(axis=-1),
         "entropy": jax.scipy.special.logit(jnp.minimum(entropy, 1)),  # not 1 + 1e-7, by rounding
         "margin": jax.scipy.special.logit(jnp.minimum(metrics.margin_score(logits), 1)),
-        **{name: 16 * score / (16 + jnp.abs(score)) for name, score in unbounded.items()},
     }
+    if not is_ensemble:
+        for name, score in (("max_logit", metrics.max_logit_score), ("energy", metrics.energy_score)):
+            found[name] = 16 * score(logits) / (16 + jnp.abs(score(logits)))
+    return found
+
+
+def score_histograms(
+    scores: dict[str, Float[Array, "*pixels"]], targets: Bool[Array, "*pixels"], **options: Any
+) -> dict[str, Int[Array, "2 bins"]]:
+    """Returns `metrics.score_histogram` of several scores of the same pixels, through one compiled body."""
+    histograms = jax.lax.map(
+        lambda score: metrics.score_histogram(score, targets, **options), jnp.stack(list(scores.values()))
+    )
+    return dict(zip(scores, histograms, strict=True))
 
 
 def counter(step: Callable, state: TrainState, mapping: DeviceMapping, *hparams: Hyperparams) -> Callable:

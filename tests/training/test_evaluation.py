@@ -107,6 +107,11 @@ def test_unknown_scores_rank_as_their_formulas():
         assert (np.abs(found[name]) <= 16).mean() > 0.95, name
 
 
+def test_unknown_scores_of_an_ensemble_leave_out_those_of_the_evidence():
+    log_p = jnp.log(jnp.array([[0.7, 0.2, 0.1]]))
+    assert unknown_scores(log_p, is_ensemble=True).keys() == {"max_probability", "entropy", "margin"}
+
+
 def test_make_score_counts_unseen_pixels_against_known_ones(tiny):
     tiny.data.name, tiny.data.unseen_classes = "road_debris_scene", ("debris",)
     tiny.objective.loss = "softmax_cross_entropy"
