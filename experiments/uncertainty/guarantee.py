@@ -2,7 +2,8 @@
 
 The images of a split are divided at random, many times, into a half for calibration and a half for testing. On the
 first half `segjax.metrics.risk_control` selects the threshold of the rare class for each level; on the other half its
-false negative rate is measured, and what it costs in false positives. The same with prediction sets of all classes.
+false negative rate is measured, and what it costs in false positives. The same with a margin around the mask of
+p ≥ 1/2, and with prediction sets of all classes.
 
 The network is applied once per image; the divisions reuse its histograms.
 """
@@ -30,21 +31,25 @@ from segjax.training.provenance import provenance
 LEVELS = (0.01, 0.05, 0.1)
 # The histograms' bin of a log odds of 0: a probability of 1/2.
 _EVEN = 2048
+# Radii of the margins, in pixels.
+RADII = (*range(32), *range(32, 129, 4))
 
 
 class Histograms(NamedTuple):
-    """Counts of every image, by the log odds of each class and by the conformity of adaptive sets.
+    """Counts of every image, by the log odds of each class, the conformity of adaptive sets, and the distance.
 
     In `classes`, `[images, C, 2, bins]`, the second row of a class are its own pixels; in `adaptive`,
-    `[images, 2, bins]`, it is the true class of every pixel, and the first row all other classes.
+    `[images, 2, bins]`, it is the true class of every pixel, and the first row all other classes. `distances`,
+    `[images, 2, radii + 1]`, are the distances to the mask of the rare class, its own pixels in the second row.
     """
 
     classes: np.ndarray
     adaptive: np.ndarray
+    distances: np.ndarray
 
 
-def histograms_of(run: TrainedRun, source: Any) -> Histograms:
-    """Returns the histograms of all images of `source`, at their own resolution."""
+def histograms_of(run: TrainedRun, source: Any, number: int) -> Histograms:
+    """Returns the histograms of all images of `source`, at their own resolution; class `number` is the rare one."""
     classes = run.label_set.num_classes
 
     @jax.jit
@@ -55,13 +60,16 @@ def histograms_of(run: TrainedRun, source: Any) -> Histograms:
         is_own = jax.nn.one_hot(label, classes, dtype=jnp.int32)
         odds = metrics.class_log_odds(logits)
         per_class = jax.vmap(lambda z, y: metrics.score_histogram(z, y, where=where), in_axes=-1)(odds, is_own)
-        return per_class, metrics.score_histogram(metrics.adaptive_log_odds(logits), is_own, where=where[..., None])
+        adaptive = metrics.score_histogram(metrics.adaptive_log_odds(logits), is_own, where=where[..., None])
+        return per_class, adaptive, odds[..., number] >= 0
 
     counts = []
     for index in range(len(source)):
         example = source[index]
         image, label = jnp.asarray(example["image"]), jnp.asarray(example["label"], jnp.int32)
-        counts.append(jax.tree.map(np.asarray, count(run.state, image, label)))
+        per_class, adaptive, mask = jax.tree.map(np.asarray, count(run.state, image, label))
+        rare, where = example["label"] == number, example["label"] != VOID
+        counts.append((per_class, adaptive, metrics.distance_histogram(mask, rare, RADII, where=where)))
     return Histograms(*map(np.stack, zip(*counts, strict=True)))
 
 
@@ -90,7 +98,7 @@ def control(positives: np.ndarray, calibration: np.ndarray, level: float) -> tup
 def rare_class_rows(rare: np.ndarray, halves: np.ndarray, levels: tuple[float, ...]) -> list[dict[str, Any]]:
     """Returns per level the false negative rate of each division, and its false positives.
 
-    `rare` `[images, 2, bins]` are the histograms of the rare class.
+    `rare` `[images, 2, bins]` are the histograms of the rare class, by log odds or by distance.
     """
     rows = []
     for level in levels:
@@ -198,13 +206,20 @@ def figure(rare: list[dict[str, Any]], name: str) -> bytes:
     return png(drawn)
 
 
-def report(run: TrainedRun, split: str, name: str, rare: list, sets: list, plain: dict[str, float]) -> Report:
-    """Returns the report: both tables, the figure, and what they rest on."""
-    headings = ("level, or threshold", "false negative rate", "false positive rate", "precision")
-    rows = [
+def table_rows(rare: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Returns the rows of a table of `rare_class_rows`."""
+    return [
         (f"{row['level']:g}", band(row["risks"]), mean(row["false_positive_rate"]), mean(row["precision"], 3))
         for row in rare
     ]
+
+
+def report(
+    run: TrainedRun, split: str, name: str, rare: list, margins: list, sets: list, plain: dict[str, float]
+) -> Report:
+    """Returns the report: the tables, the figure, and what they rest on."""
+    headings = ("level, or threshold", "false negative rate", "false positive rate", "precision")
+    rows = table_rows(rare)
     rows.append(("p ≥ 1/2", f"{plain['risk']:.4f}", f"{plain['false_positive_rate']:.4f}", f"{plain['precision']:.3f}"))
     infeasible = "".join(f"\n\nNot feasible: {row['infeasible']}." for row in rare if "infeasible" in row)
     images = sorted(set(rare[0]["calibration_images"]))
@@ -223,6 +238,12 @@ def report(run: TrainedRun, split: str, name: str, rare: list, sets: list, plain
             text,
             (Table("Thresholds by conformal risk control", headings, rows, text=headings[1:2]),),
             (Picture("divisions", f"Missed {name} pixels in each division", figure(rare, name)),),
+        ),
+        Section(
+            "A margin around the mask",
+            f"The mask of p ≥ 1/2 grows by a radius of {RADII[0]} to {RADII[-1]} pixels, or to the whole image, which "
+            f"alone finds {name} in an image without a mask. Columns as above.",
+            (Table("Radii by conformal risk control", headings, table_rows(margins), text=headings[1:2]),),
         ),
         Section(
             "Prediction sets",
@@ -251,12 +272,14 @@ def main(argv: list[str]) -> None:
     run = load_run(options.checkpoint)
     number, split = class_index(run, options["class"].value), options.split or run.config.data.eval_split
     source = open_split(run.config.data, split)
-    counts = histograms_of(run, source)
+    counts = histograms_of(run, source, number)
     halves, histograms = divisions(len(source), options.divisions, options.seed), counts.classes[:, number]
-    rare, sets = rare_class_rows(histograms, halves, LEVELS), set_rows(counts, halves, LEVELS)
+    rare, margins = (rare_class_rows(each, halves, LEVELS) for each in (histograms, counts.distances))
+    sets = set_rows(counts, halves, LEVELS)
     workdir.mkdir(parents=True, exist_ok=True)
-    made = report(run, split, run.label_set.names[number], rare, sets, own_threshold(histograms))
-    write_report(made, workdir, f"guarantee_{run.config.data.name}", {"rare_class": rare, "prediction_sets": sets})
+    made = report(run, split, run.label_set.names[number], rare, margins, sets, own_threshold(histograms))
+    results = {"rare_class": rare, "margins": margins, "prediction_sets": sets}
+    write_report(made, workdir, f"guarantee_{run.config.data.name}", results)
     for section in made.sections:
         show(section.tables[0], rich.console.Console(width=140))
 

@@ -55,6 +55,7 @@ from segjax.metrics.checkerboard import CheckerboardSums, checkerboard_energy, c
 from segjax.metrics.conformal import (
     FalseNegativeRates,
     adaptive_log_odds,
+    distance_histogram,
     false_negative_rates,
     prediction_set_counts,
     prediction_set_scores,
@@ -138,6 +139,7 @@ __all__ = [
     "component_scores",
     "confusion_matrix",
     "confusion_matrix_per_image",
+    "distance_histogram",
     "energy_score",
     "expected_calibration_error",
     "expected_entropy",

@@ -130,6 +130,15 @@ def expected_calibration_error(bins: CalibrationBins) -> float:
 
     >>> expected_calibration_error(CalibrationBins(np.array([0, 2]), np.array([0, 1]), np.array([0.0, 1.75])))
     0.375
+
+    The error near the boundaries of the labels, where most errors are, is that of fewer pixels:
+
+    >>> from segjax.losses import boundary_mask
+    >>> labels, logits = jnp.array([[0, 0, 0, 1, 1, 255]]), jnp.log(jnp.full((1, 6, 2), jnp.array([0.75, 0.25])))
+    >>> where = labels != 255
+    >>> near = calibration_bins(logits, labels, where=where & boundary_mask(labels, where=where))
+    >>> [round(expected_calibration_error(b), 4) for b in (near, calibration_bins(logits, labels, where=where))]
+    [0.25, 0.15]
     """
     gap, share = _gaps(bins, 1)
     return float(np.nansum(gap * share)) if share.any() else float("nan")

@@ -8,8 +8,11 @@ rare class that is missed; count on the device, and do the rest on the host::
     histograms = jax.vmap(count)(logits, labels, where)
     rates, thresholds = false_negative_rates(histograms)
     threshold = thresholds[risk_control(rates, level=0.05)]       # positive: class_log_odds(z)[..., c] >= threshold
+
+The alternative to a lower threshold is a margin around the mask: `distance_histogram`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -39,7 +42,7 @@ def false_negative_rates(histograms: Counts) -> FalseNegativeRates:
     Images without positives have no such rate: they are left out, and the guarantee is for images that have some.
 
     Args:
-        histograms: integers `[images, 2, bins]`, one `score_histogram` per image.
+        histograms: integers `[images, 2, bins]`, one `score_histogram` or `distance_histogram` per image.
 
     Returns: `FalseNegativeRates` of the images with positives, over rising thresholds; the first, -inf, misses nothing.
     Raises: TypeError or ValueError if counts are traced, not integers, not `[images, 2, bins]`, or negative (invalid).
@@ -58,6 +61,61 @@ def false_negative_rates(histograms: Counts) -> FalseNegativeRates:
     return FalseNegativeRates(
         ratio(missed, positives.sum(axis=1, keepdims=True)), bin_thresholds(counts.shape[2])[::-1]
     )
+
+
+def distance_histogram(
+    mask: Bool[ArrayLike, "height width"],
+    targets: Bool[ArrayLike, "height width"],
+    radii: Sequence[int | float],
+    *,
+    where: Bool[ArrayLike, "..."] | None = None,
+) -> Int[np.ndarray, "2 bins"]:
+    r"""Counts the pixels of one image by their distance to a mask, from far to near, on the host.
+
+    .. math:: n_{t0} = \#\{d > r_R\}, \quad n_{tk} = \#\{r_{R-k} < d \le r_{R-k+1}\}, \quad n_{tR} = \#\{d \le r_1\}
+
+    d is the Euclidean distance from a pixel with target t to the nearest pixel of the mask, both at their centres: 0
+    inside. A margin of radius r adds the pixels with d ≤ r to the mask. This one misses at most 5 % of a class::
+
+        histograms = np.stack([distance_histogram(mask, y == c, radii, where=k) for mask, y, k in calibration])
+        radius = [np.inf, *radii[::-1]][risk_control(false_negative_rates(histograms).rates, level=0.05)]
+
+    The first candidate is the whole image, and the last one the mask with the smallest radius.
+
+    Args:
+        mask: boolean `[H, W]`, such as the pixels predicted as class c. It may be empty: then d is infinite.
+        targets: boolean `[H, W]`, the pixels of class c.
+        radii: r_1 < … < r_R, in pixels, at least 0.
+        where: boolean, broadcastable; False: the pixel is not counted. The mask stays: a new image has no labels.
+
+    Returns: int64 `[2, R + 1]`: the other pixels, and the targets.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or the radii do not rise.
+    References: Angelopoulos et al., arXiv 2208.02814; Mossina and Friedrich, Conformal Prediction for Image
+        Segmentation Using Morphological Prediction Sets, arXiv 2503.05618.
+
+    >>> mask, targets = np.array([[False, False, False, True]]), np.array([[True, False, True, True]])
+    >>> print(distance_histogram(mask, targets, [0, 1]))  # distances 3, 2, 1, 0
+    [[1 0 0]
+     [1 1 1]]
+    """
+    mask, targets = checks.host("mask", mask), checks.host("targets", targets)
+    if mask.ndim != 2:
+        raise ValueError(f"mask must be [height, width], of one image; got shape {mask.shape}")
+    checks.same_shape("targets", targets.shape, "mask", mask.shape)
+    for name, value in (("mask", mask), ("targets", targets)):
+        if value.dtype != bool:
+            raise TypeError(f"{name} must be boolean; got {value.dtype}")
+    keep = np.asarray(checks.mask("where", where, mask.shape))
+    edges = np.asarray(radii, np.float64)
+    if edges.ndim != 1 or not edges.size or not (edges >= 0).all() or not (np.diff(edges) > 0).all():
+        raise ValueError(f"radii must be rising numbers of at least 0; got {radii!r:.80}")
+    # SciPy comes with JAX, but takes longer to import than all of segjax.metrics.
+    from scipy import ndimage
+
+    distance = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
+    bins = len(edges) - np.searchsorted(edges, distance)
+    places = bins + targets * (len(edges) + 1)
+    return np.bincount(places[keep], minlength=2 * len(edges) + 2).reshape(2, -1)
 
 
 def risk_control(risks: Float[ArrayLike, "images candidates"], level: float, *, bound: float = 1.0) -> int:

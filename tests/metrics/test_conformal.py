@@ -149,3 +149,52 @@ def test_prediction_set_counts_equal_numpy():
 @pytest.mark.parametrize("logits", [[2.0, np.nan, 0.0], [2.0, np.inf, 0.0], [-np.inf] * 3])
 def test_adaptive_log_odds_of_invalid_logits_are_nan(logits):
     assert np.isnan(metrics.adaptive_log_odds(jnp.array(logits))).all()
+
+
+def test_distance_histogram_equals_distances_of_all_pairs():
+    rng, radii = np.random.default_rng(3), [0, 1, 1.5, 4]
+    mask, targets, where = (rng.random((7, 9)) < share for share in (0.05, 0.3, 0.8))
+    places = np.argwhere(np.ones_like(mask))
+    distance = np.linalg.norm(places[:, None] - np.argwhere(mask), axis=-1).min(axis=1).reshape(mask.shape)
+    within = np.array([[((distance <= r) & (targets == t) & where).sum() for r in (*radii, np.inf)] for t in (0, 1)])
+    expected = np.diff(within, prepend=0)[:, ::-1]
+    np.testing.assert_array_equal(metrics.distance_histogram(mask, targets, radii, where=where), expected)
+
+
+def test_distance_histogram_of_an_empty_mask_finds_targets_in_the_whole_image_only():
+    histogram = metrics.distance_histogram(np.zeros((4, 5), bool), np.eye(4, 5, dtype=bool), [0, 100])
+    assert histogram.tolist() == [[16, 0, 0], [4, 0, 0]]
+    assert metrics.false_negative_rates(histogram[None]).rates.tolist() == [[0, 1, 1]]
+
+
+def test_distance_histogram_margin_holds_for_new_images():
+    rng, radii, level = np.random.default_rng(4), range(12), 0.2
+
+    def image():
+        """Returns a histogram of a square and of a mask that misses a strip of random width on its right."""
+        targets, mask = np.zeros((2, 24, 24), bool)
+        targets[6:18, 4:20], mask[6:18, 4 : 20 - rng.integers(0, 13)] = True, True
+        return metrics.distance_histogram(mask, targets, radii)
+
+    rates = metrics.false_negative_rates(np.stack([image() for _ in range(300)])).rates
+    risks = []
+    for _ in range(200):
+        order = rng.permutation(300)
+        risks.append(rates[order[40:], metrics.risk_control(rates[order[:40]], level)].mean())
+    assert level - 2 / 41 - 0.05 < np.mean(risks) <= level + 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"radii": [1, 1]}, ValueError, "radii must be rising"),
+        ({"radii": [-1, 1]}, ValueError, "at least 0"),
+        ({"mask": np.zeros((2, 4, 4), bool)}, ValueError, "of one image"),
+        ({"targets": np.zeros((4, 3), bool)}, ValueError, "targets must have the shape of mask"),
+        ({"targets": np.zeros((4, 4), int)}, TypeError, "targets must be boolean; got int64"),
+    ],
+)
+def test_distance_histogram_broken_input(raw, changes, error, message):
+    arguments = {"mask": np.zeros((4, 4), bool), "targets": np.zeros((4, 4), bool), "radii": [0, 1]} | changes
+    with pytest.raises(error, match=message):
+        raw.distance_histogram(**arguments)

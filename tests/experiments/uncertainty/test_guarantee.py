@@ -17,7 +17,7 @@ def _counts(images=200, seed=0):
         label = np.repeat([0, 1], [360, 40])
         rows.append([metrics.score_histogram(x.astype(np.float32), y) for x, y in ((-odds, 1 - label), (odds, label))])
     classes = np.array(rows)
-    return guarantee.Histograms(classes, classes.sum(axis=1))
+    return guarantee.Histograms(classes, classes.sum(axis=1), classes[:, 1])
 
 
 COUNTS = _counts()
@@ -63,14 +63,22 @@ def test_histograms_and_report_of_a_trained_run(tiny_scenes, tmp_path):
     loop.train(tiny_scenes, tmp_path / "run")
     run = load_run(tmp_path / "run")
     source = open_split(run.config.data, "val")
-    counts = guarantee.histograms_of(run, source)
+    counts = guarantee.histograms_of(run, source, 1)
     labels = [source[i]["label"] for i in range(len(source))]
     pixels = [[(label == c).sum() for c in range(2)] for label in labels]
     np.testing.assert_array_equal(counts.classes[:, :, 1].sum(axis=-1), pixels)
     np.testing.assert_array_equal(counts.classes.sum(axis=(2, 3))[:, 0], [(label != VOID).sum() for label in labels])
     np.testing.assert_array_equal(counts.adaptive.sum(axis=-1), np.sum(pixels, axis=1)[:, None] * [1, 1])
+    np.testing.assert_array_equal(counts.distances.sum(axis=-1), pixels)
+    # Distance 0: in the mask.
+    np.testing.assert_array_equal(counts.distances[..., -1], counts.classes[:, 1, :, 2048:].sum(axis=-1))
     halves, rare = guarantee.divisions(len(source), 3, seed=0), counts.classes[:, 1]
-    rows = guarantee.rare_class_rows(rare, halves, (0.5, 0.9)), guarantee.set_rows(counts, halves, (0.5, 0.9))
+    rare_rows, margins = (guarantee.rare_class_rows(each, halves, (0.5, 0.9)) for each in (rare, counts.distances))
+    rows = rare_rows, margins, guarantee.set_rows(counts, halves, (0.5, 0.9))
     made = guarantee.report(run, "val", "debris", *rows, guarantee.own_threshold(rare))
-    assert [section.title for section in made.sections] == ["Missed debris pixels", "Prediction sets"]
+    assert [section.title for section in made.sections] == [
+        "Missed debris pixels",
+        "A margin around the mask",
+        "Prediction sets",
+    ]
     assert len(made.sections[0].tables[0].rows) == 3
