@@ -21,7 +21,7 @@ from segjax.training.checkpoint import FOLDER, restore_newest
 from segjax.training.config import CONFIG_FILE, INITIAL, ConfigError, read_config
 from segjax.training.loop import SCORES_FILE
 from segjax.training.provenance import provenance
-from segjax.training.train_step import TrainState, init_state, make_model
+from segjax.training.train_step import TrainState, init_state, make_model, network_size
 
 # Entries of `provenance` that a report shows.
 _ORIGIN = {key: key for key in ("command", "commit", "date", "device")}
@@ -137,6 +137,7 @@ def combine(runs: Sequence[TrainedRun]) -> TrainedRun:
     network = first.model.network if first.members > 1 else first.model
     model = Ensemble(network, sum(run.members for run in runs), first.label_set.num_classes)
     config = first.config.copy_and_resolve_references()
+    config.model.members = model.members
     state = first.state.replace(**variables, opt_state=(), ema=None, skipped=None)
     return TrainedRun(None, config, model, state, first.label_set, tuple(runs))
 
@@ -164,7 +165,7 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
     skipped = f"; {scores['skipped']} bad pair(s) of image and mask left out" if scores["skipped"] else ""
     facts = {
         "data": f"{config.data.name}, {split}: {scores['images']} images{skipped}",
-        "network": f"{config.model.name}, {parameters_of(run)}",
+        "network": f"{config.model.name}, {network_size(run.state, run.members)}",
         "input": " × ".join(map(str, (*config.data.size, config.data.channels))),
         "checkpoint": ", ".join(str(one.workdir / FOLDER / str(one.step)) for one in runs),
         "steps": "; ".join(
@@ -186,12 +187,6 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
         facts |= {f"training {label}": origin[key] for key, label in _ORIGIN.items()}
     here = provenance()
     return facts | {f"this page's {label}": here[key] for key, label in _ORIGIN.items()}
-
-
-def parameters_of(run: TrainedRun) -> str:
-    """Returns the number of parameters as text, such as "5 members of 0.49 M parameters each"."""
-    count = f"{run.state.num_parameters / run.members / 1e6:.3g} M parameters"
-    return count if run.members == 1 else f"{run.members} members of {count} each"
 
 
 def score_run(run: TrainedRun, split: str, corruption: tuple[str, int] | None = None) -> dict[str, Any]:

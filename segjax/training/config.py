@@ -149,6 +149,7 @@ FIELDS = {
         0, "drawn fragments pasted into each image, for outlier exposure; 0: off", range="[0, 64]"
     ),
     "model.name": Field("unet", "the network", tuple(NETWORKS)),
+    "model.members": Field(1, "ensemble: networks trained beside each other, at as many times the cost", range=SIZE),
     "model.width": Field(16, "channels of the first level", range=SIZE),
     "model.depth": Field(4, "number of poolings", range="[1, 16]"),
     "model.padding": Field("reflect", "padding of the convolutions", ("reflect", "zeros")),

@@ -29,7 +29,13 @@ from segjax.training.evaluation import (
 from segjax.training.metrics_writer import METRICS_FILE, MetricsWriter
 from segjax.training.objective import budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import differences, provenance, run_record
-from segjax.training.train_step import init_state, learning_rate_leap, make_model, make_train_step
+from segjax.training.train_step import (
+    init_state,
+    learning_rate_leap,
+    make_model,
+    make_train_step,
+    network_size,
+)
 
 SCORES_FILE = "scores.json"
 # The arrays of a training batch that go to the device; file names stay on the host.
@@ -132,7 +138,7 @@ def train(
         batch_size = config.training.global_batch
         say(
             f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images; "
-            f"{config.model.name} with {state.num_parameters / 1e6:.2f} M parameters; {steps} steps = "
+            f"{config.model.name} with {network_size(state, config.model.members)}; {steps} steps = "
             f"{steps * batch_size / len(train_source):.1f} epochs of batch {batch_size} on {mapping}",
             console,
         )

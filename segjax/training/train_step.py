@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from segjax import losses, models
 from segjax.collectives import pmean
 from segjax.data.augment import augment, example_keys, paste_outliers
+from segjax.inference import Ensemble
 from segjax.training.config import NETWORKS, SHARED_ARGUMENTS, ConfigError
 from segjax.training.objective import (
     Hyperparams,
@@ -33,8 +34,8 @@ from segjax.training.objective import (
 _DROPOUT = np.uint32(2**32 - 1)
 
 
-def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> models.Network:
-    """Returns the network of `config` for a data set of `num_classes` classes.
+def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> models.Network | Ensemble:
+    """Returns the network of `config`, or its ensemble, for a data set of `num_classes` classes.
 
     Raises:
       ConfigError: a data set of one class, a binary loss on one of more than two, or a prior of the wrong length.
@@ -84,19 +85,22 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
         model.check_fields()
     except ValueError as error:
         raise ConfigError(f"config.model of {config.model.name}: {error}") from error
-    return model
+    return model if config.model.members == 1 else Ensemble(model, config.model.members, num_classes)
 
 
 @flax.struct.dataclass
 class TrainState:
-    """State of a run between two steps; the loader's position is saved beside it."""
+    """State of a run between two steps; the loader's position is saved beside it.
+
+    All arrays of an ensemble but `step` and `skipped` have a leading axis of its members.
+    """
 
     step: Any  # int32 scalar, the number of steps taken
     params: Any  # the model's parameters, float32
     batch_stats: Any  # running statistics of batch norm; empty for other norms
     opt_state: Any  # optax's state
     ema: Any  # moving averages of `params` and `batch_stats`, by these names, for evaluation; or None
-    skipped: Any  # int32 scalar, the number of steps skipped as not finite; None if steps may not be skipped
+    skipped: Any  # int32 scalar, the number of steps skipped, by any member, as not finite; None if none may be skipped
     key: Any  # the run's PRNG key, which never changes: every use folds in (step, global example index)
 
     @property
@@ -106,12 +110,21 @@ class TrainState:
 
     @property
     def num_parameters(self) -> int:
-        """Number of parameters of the network."""
+        """Number of parameters of the network, or of all members."""
         return optax.tree.size(self.params)
 
 
-def init_state(config: ConfigDict, model: nn.Module, *, pretrained: bool = False) -> TrainState:
+def network_size(state: TrainState, members: int) -> str:
+    """Returns the number of parameters as text: "0.49 M parameters", "5 members of 0.49 M parameters each"."""
+    size = f"{state.num_parameters / members / 1e6:.3g} M parameters"
+    return size if members == 1 else f"{members} members of {size} each"
+
+
+def init_state(config: ConfigDict, model: nn.Module | Ensemble, *, pretrained: bool = False) -> TrainState:
     """Returns the state before the first step, a pure function of `config.seed`.
+
+    The members of an ensemble start, and draw their augmentation and dropout, from keys of their own; the key of the
+    first one is that of a single network.
 
     With `pretrained` the encoder is loaded from the file `config.model.pretrained`, if one is set. (A caller that
     restores a checkpoint into the state does not need the file.)
@@ -119,7 +132,17 @@ def init_state(config: ConfigDict, model: nn.Module, *, pretrained: bool = False
     Raises:
       ConfigError: the file does not exist, cannot be read, or is not of this encoder.
     """
-    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    if not isinstance(model, Ensemble):
+        return _init_network(config, model, key, pretrained)
+    keys = [key, *(jax.random.fold_in(key, member) for member in range(1, model.members))]
+    states = [_init_network(config, model.network, one, pretrained) for one in keys]
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
+    return stacked.replace(step=states[0].step, skipped=states[0].skipped)
+
+
+def _init_network(config: ConfigDict, model: nn.Module, key: jax.Array, pretrained: bool) -> TrainState:
+    init_key, run_key = jax.random.split(key)
     images = jnp.zeros((1, *config.data.size, config.data.channels))
     # The mapped axis exists only inside the mapped step, and parameters do not depend on it. The prior is left out so
     # that a sweep over π compiles one initialisation.
@@ -180,7 +203,9 @@ def accumulated(loss_and_gradients: Callable, params: Any, batch_stats: Any, mic
     return loss, parts, batch_stats, gradients
 
 
-def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis_name: str | None) -> Callable:
+def make_train_step(
+    config: ConfigDict, model: nn.Module | Ensemble, num_classes: int, axis_name: str | None
+) -> Callable:
     """Builds `step(state, batch, hparams) -> (state, measured)`.
 
     `batch` holds this device's uint8 "image" `[b, H, W, C]` and "label" `[b, H, W]` as the loader yields them, and
@@ -188,7 +213,12 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
     batch: loss and its parts, grad_norm, param_norm (of the new parameters), learning_rate; "budget" with
     `config.training.gradient_budget`; and "skipped", the number of steps skipped so far, with
     `config.training.skip_nonfinite`, which skips a step whose loss, grad_norm or param_norm is not finite.
+
+    The members of an ensemble take a step one after another, with the same batch; a member that is not finite skips the
+    step alone. `measured` then has the means over the members, the sum of their budgets, and "member_loss/0" etc.
     """
+    if isinstance(model, Ensemble):
+        return _member_steps(make_train_step(config, model.network, num_classes, axis_name), model.members)
     optimizer, learning_rate, objective = make_optimizer(config), schedule(config), make_objective(config, num_classes)
     data, num_microbatches, measures_budget = config.data, config.training.accumulate, config.training.gradient_budget
     augmentation = {name: config.augment[name] for name in ("flip", "rotation", "brightness", "contrast")}
@@ -257,6 +287,30 @@ def make_train_step(config: ConfigDict, model: nn.Module, num_classes: int, axis
         return new_state, measured
 
     return step
+
+
+def _member_steps(step: Callable, members: int) -> Callable:
+    """Builds the step of an ensemble from the step of a network."""
+
+    def step_members(state: TrainState, batch: dict[str, jax.Array], hparams: Hyperparams):
+        def step_member(_: None, member: TrainState):
+            return None, step(member.replace(step=state.step, skipped=state.skipped), batch, hparams)
+
+        # Not `vmap`: convolutions with a kernel per member become grouped ones, which are many times slower. Unrolled
+        # on a CPU, because XLA computes gradients of convolutions within loops a hundred times slower there.
+        unroll = members if jax.default_backend() == "cpu" else 1
+        own = state.replace(step=None, skipped=None)
+        _, (states, measured) = jax.lax.scan(step_member, None, own, unroll=unroll)
+        merged = {name: values.mean(axis=0) for name, values in measured.items() if name != "budget"}
+        merged |= {f"member_loss/{member}": measured["loss"][member] for member in range(members)}
+        if "budget" in measured:
+            merged["budget"] = jax.tree.map(lambda sums: sums.sum(axis=0), measured["budget"])
+        skipped = None
+        if state.skipped is not None:
+            skipped = merged["skipped"] = states.skipped.max()
+        return states.replace(step=state.step + 1, skipped=skipped), merged
+
+    return step_members
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -15,6 +15,7 @@ from etils import epath
 from segjax import metrics
 from segjax.data import DataError, open_split
 from segjax.storage import StorageError, reserve
+from segjax.trained_run import load_run, score_run
 from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, loop, train
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.provenance import run_record
@@ -135,6 +136,27 @@ def test_train_killed_and_resumed_ends_bit_for_bit_like_an_undisturbed_run(train
     for name in ("params", "opt_state", "ema"):
         jax.tree.map(np.testing.assert_array_equal, getattr(resumed, name), getattr(whole, name))
     assert (tmp_path / "metrics.jsonl").read_text() == (trained.workdir / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_train_ensemble_killed_and_resumed_is_one_run(tiny, tmp_path, quiet):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    tiny.model.members, tiny.model.depth, tiny.training.steps = 2, 1, 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "evaluate", killed)  # at step 2, after the checkpoint of step 1
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, tmp_path / "resumed", console=quiet())
+    scores, console = train(tiny, tmp_path / "resumed", console=quiet()), quiet()
+    train(tiny, tmp_path / "whole", console=console)
+    assert "unet with 2 members of" in console.file.getvalue()
+    (resumed, _), (whole, _) = (final_state(tiny, tmp_path / name) for name in ("resumed", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, resumed.replace(key=None), whole.replace(key=None))
+    assert {"train/loss", "train/member_loss/1"} <= set(lines_of(tmp_path / "whole")[0])
+    run = load_run(tmp_path / "whole")
+    assert run.members == 2
+    assert score_run(run, "val")["confusion"] == scores["confusion"]
 
 
 def test_train_finished_run_is_scored_again_and_prints_what_changed(trained, full, tmp_path, quiet, monkeypatch):

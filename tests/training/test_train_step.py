@@ -15,6 +15,7 @@ from segjax.training.objective import hparams_at, hparams_from_config, make_obje
 from segjax.training.train_step import init_state, make_model, make_optimizer, make_train_step, schedule, split
 
 RNG = np.random.default_rng(0)
+FIELDS_OF_MEMBERS = ("params", "batch_stats", "opt_state", "ema", "key")
 
 
 def compiled(config, axis_name=None):
@@ -185,6 +186,40 @@ def test_schedule_warms_up_and_has_its_shape(tiny, name, middle, end):
     np.testing.assert_allclose(found, [0.2, 2.0, 2 * middle, 2 * end], atol=1e-6)
 
 
+# Ensembles.
+
+
+def member(tree, index):
+    """Returns the part of one member of a stacked tree."""
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def test_init_state_first_member_is_the_single_network(parts):
+    config, _, state = parts
+    config.model.members = 3
+    stacked = init_state(config, make_model(config, 2))
+    jax.tree.map(np.testing.assert_array_equal, member(stacked.params, 0), state.params)
+    kernels, keys = stacked.params["head"]["linear"]["kernel"], jax.random.key_data(stacked.key)
+    assert len(np.unique(kernels, axis=0)) == len(np.unique(keys, axis=0)) == 3
+    np.testing.assert_array_equal(keys[0], jax.random.key_data(state.key))
+    assert stacked.step.shape == ()
+
+
+@pytest.mark.slow
+def test_make_train_step_member_not_finite_is_skipped_alone(tiny, batch):
+    tiny.model.members, tiny.model.depth, tiny.training.skip_nonfinite = 2, 1, 3
+    step, before, hparams = compiled(tiny)
+    kernels = before.params["head"]["linear"]["kernel"]
+    spoilt = jax.tree.map(lambda x: x, before.params)
+    spoilt["head"]["linear"]["kernel"] = kernels.at[1].set(np.nan)
+    after, measured = step(before.replace(params=spoilt), batch(), hparams)
+    assert not np.isfinite(measured["loss"])
+    assert np.isfinite(measured["member_loss/0"])
+    assert (int(after.skipped), int(measured["skipped"]), int(after.step)) == (1, 1, 1)
+    assert not np.array_equal(after.params["head"]["linear"]["kernel"][0], kernels[0])
+    jax.tree.map(np.testing.assert_array_equal, member(after.opt_state, 1), member(before.opt_state, 1))
+
+
 # Microbatches.
 
 
@@ -206,12 +241,15 @@ def uneven(batch):
     return data
 
 
-def step_in_float64(config, data, devices=1):
-    """Returns the measured values and the new parameters of a step."""
+def step_in_float64(config, data, devices=1, only=None):
+    """Returns the measured values and the new parameters of a step of all members, or of `only` one as a network."""
     with jax.enable_x64(True):
         mapping, axis_name = parallel.device_mapping(config, jax.devices()[:devices]), parallel.axis_name(config)
         model = make_model(config, 2, axis_name)
         fresh = jax.tree.map(lambda x: x.astype("float64") if x.dtype == np.float32 else x, init_state(config, model))
+        if only is not None:
+            model, own = model.network, {name: member(getattr(fresh, name), only) for name in FIELDS_OF_MEMBERS}
+            fresh = fresh.replace(**own)
         step = mapping.map_step(make_train_step(config, model, 2, axis_name), arguments=3)
         state = mapping.replicate(fresh)
         state, measured = step(state, mapping.shard(data), hparams_from_config(config))
@@ -234,6 +272,20 @@ def test_microbatches_give_the_step_of_the_whole_batch(careful, uneven, loss, no
     careful.training.accumulate, careful.parallel = 8 // max(devices, 2), mode
     microbatches = step_in_float64(careful, uneven, devices)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), microbatches, whole)
+
+
+@pytest.mark.slow
+def test_members_on_four_devices_equal_networks_in_turn_on_one(careful, uneven):
+    careful.model.members, careful.training.global_batch = 2, 8
+    networks = [step_in_float64(careful, uneven, only=m) for m in range(2)]
+    careful.parallel = "shard_map"
+    measured, params = step_in_float64(careful, uneven, devices=4)
+    for m, (alone, expected) in enumerate(networks):
+        close = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9)
+        jax.tree.map(close, member(params, m), expected)
+        close(measured[f"member_loss/{m}"], alone["loss"])
+    for name in alone:
+        close(measured[name], np.mean([one[name] for one, _ in networks]))
 
 
 def test_split_keeps_examples_on_their_device():

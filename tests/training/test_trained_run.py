@@ -295,7 +295,7 @@ def test_predictor_record_changes_with_every_config_field_that_changes_the_mask(
     base = defaults()
     base.data.name, base.data.class_names, base.model.name = "folder", ("a", "b"), network
     expected = {f"data.{name}" for name in ("name", "class_names", "channels", "size", "mean", "std")}
-    expected |= {f"model.{name}" for name in ("name", "norm", "dtype", *NETWORKS[network][1].values())}
+    expected |= {f"model.{name}" for name in ("name", "members", "norm", "dtype", *NETWORKS[network][1].values())}
     expected |= {"objective.loss", "objective.void"}  # the number of outputs
     fields = {key: another(field) for key, field in FIELDS.items()}
     fields |= {"data.name": "camvid", "objective.loss": "sigmoid_focal", "objective.background": 1, "model.prior": ()}
