@@ -206,6 +206,19 @@ def test_howto_unknown_objects(tmp_path, monkeypatch, page):
 
 
 @pytest.mark.slow
+def test_howto_ensembles(own_folder_run, folder, page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {"members=5": "members=2", "runs/ensemble": folder / "ensemble", "=unsure": f"={folder / 'ensemble_maps'}"}
+    names |= {"runs/seed0": folder / "mine", "runs/seed1": folder / "ensemble", "runs/both": folder / "both"}
+    found = run_page(page("howto/ensembles.md"), own_folder_run[1] | names)
+    assert found["run"].members == 2
+    assert found["expected"].min() > -1e-5
+    assert np.load(folder / "ensemble_maps" / "0_probabilities.npz")["mutual_information"].shape == VAL
+    runs = json.loads((folder / "both.json").read_text())["runs"]
+    assert [one["checkpoint"] for one in runs] == [str(folder / "mine"), str(folder / "ensemble")]
+
+
+@pytest.mark.slow
 def test_readme_trains_reports_and_predicts(tmp_path, monkeypatch, page):
     assert cv2.imwrite(str(tmp_path / "street.jpg"), np.zeros((24, 32, 3), np.uint8))
     scenes = {"data.scene_size": (64, 96), "data.train_examples": 4, "data.val_examples": 2, "data.data_dir": tmp_path}
