@@ -14,6 +14,7 @@ from segjax import __version__, missing_extra
 
 COMMANDS = {
     "train": "train a network from a config; the same command resumes a run",
+    "calibrate": "fit probabilities, and a threshold with a guarantee, to images not trained on",
     "evaluate": "score a trained run on a split",
     "predict": "write masks, overlays and uncertainties of images",
     "report": "show a trained run on one page",
@@ -98,7 +99,7 @@ def completion(shell: str) -> str:
     for command, module in MODULES.items():
         source = folder.joinpath(f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8")
         found = re.findall(r"(?:flags\.DEFINE|cli\.define)_(\w+)\((?:\s*\"(\w+)\")?", source)
-        bare = ("bool", "bare_or_one_of", "overwrite")  # kinds that need no value
+        bare = ("bool", "bare_or_one_of", "calibrated", "guarantee", "overwrite")  # kinds that need no value
         flags = [f"--{name or kind}{'' if kind in bare else '='}" for kind, name in found]
         lines.append(line.format(command=command, flags=" ".join([*flags, "--verbose", "--help"])))
     configs = " ".join(sorted(path.stem for path in folder.glob("configs/*.py")))

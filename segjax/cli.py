@@ -363,6 +363,16 @@ class _BareOrOneOf(flags.ArgumentParser):
         return argument
 
 
+class _BareOrNumber(_Number):
+    """A number of a config field, or nothing for a flag without a value, which is True."""
+
+    def parse(self, argument: str | float | bool) -> float | bool | None:
+        """Returns True for `--NAME`, and None for `--noNAME`."""
+        if argument in ("true", "false", True):
+            return None if argument == "false" else True
+        return super().parse(argument)
+
+
 def define_size(name: str, help_text: str, default: tuple[int, int] | None = None) -> None:
     """Defines a flag `--name=HEIGHT,WIDTH`, a tuple of two positive integers."""
     flags.DEFINE(_Size(), name, default, help_text)
@@ -384,6 +394,19 @@ def define_checkpoint() -> None:
     """Defines `--checkpoint`, the path of `trained_run.load_run`."""
     help_text = "WORKDIR of a run (its best checkpoint) or WORKDIR/checkpoints/STEP; several with commas: an ensemble."
     flags.DEFINE_string("checkpoint", None, help_text)
+
+
+def define_calibrated() -> None:
+    """Defines `--calibrated`, True by default: use the scaling of `trained_run.stored_scaling`."""
+    help_text = "Use the scaling of segjax calibrate for the probabilities."
+    flags.DEFINE_bool("calibrated", True, help_text)
+
+
+def define_guarantee() -> None:
+    """Defines `--guarantee`, True, or `--guarantee=LEVEL`, for `trained_run.guaranteed_threshold`; default None."""
+    help_text = "Use the threshold of segjax calibrate --risk=fnr; LEVEL: one of several."
+    parser = _BareOrNumber(Field(None, help_text, range="(0, 1)", optional=float))
+    flags.DEFINE(parser, "guarantee", None, help_text, boolean=True)
 
 
 def define_overwrite() -> None:

@@ -5,35 +5,49 @@ Examples:
   segjax export --checkpoint=runs/camvid --output=fixed --size=360,480
 """
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
+from absl import app, flags
 from jax import export as jax_export
 from jaxtyping import Array, Shaped
 
 from segjax import cli, metrics, missing_extra
 from segjax.data.resize import resize
-from segjax.inference import class_logits, classify, standalone_predict
-from segjax.inference.predictor import fingerprint
+from segjax.inference import PredictOptions, class_logits, standalone_predict
+from segjax.inference.predictor import fingerprint, mask_and_calibrated_logits
 from segjax.storage import check_outputs, nan_to_none, output_folder, read_json, say, to_json, write_outputs
-from segjax.trained_run import TrainedRun, load_run
+from segjax.trained_run import TrainedRun, class_index, guaranteed_threshold, load_run, stored_scaling
 from segjax.training import ConfigError
 from segjax.training.config import leaves
 from segjax.training.loop import SCORES_FILE
 from segjax.training.provenance import provenance
 
+FLAGS = flags.FLAGS
 MODEL_FILE, CARD_FILE, SCRIPT_FILE = "model.stablehlo", "card.json", "run.py"
 
 
 def main(argv: list[str]) -> None:
     """Writes model.stablehlo, card.json and run.py."""
     cli.refuse_arguments(argv)
-    run, output, size = load_run(flags.FLAGS.checkpoint), flags.FLAGS.output, flags.FLAGS.size
-    card = export_run(run, output, uncertainty=flags.FLAGS.uncertainty, size=size, overwrite=flags.FLAGS.overwrite)
+    run, output, size = load_run(FLAGS.checkpoint), FLAGS.output, FLAGS.size
+    options, guarantee = PredictOptions(run.preprocessing.size), None
+    scaling, scaled = stored_scaling(run, options) if FLAGS.calibrated else (None, "")
+    options = dataclasses.replace(options, scaling=scaling)
+    if FLAGS.guarantee is not None:
+        fields, guarantee, line = guaranteed_threshold(run, FLAGS.guarantee, class_index(run, FLAGS["class"].value))
+        options = dataclasses.replace(options, **fields)
+        say(line)
+    elif FLAGS["class"].value is not None:
+        raise app.UsageError("--class needs --guarantee")
+    if scaled:
+        say(scaled)
+    chosen = {"uncertainty": FLAGS.uncertainty, "size": size, "options": options, "guarantee": guarantee}
+    card = export_run(run, output, **chosen, overwrite=FLAGS.overwrite)
     images = "images of " + ("x".join(map(str, size)) if size else "any size")
     megabytes = card["files"][MODEL_FILE]["bytes"] / 1e6
     network = f"{run.config.model.name} of " + (f"{len(run.runs)} runs" if run.runs else f"step {run.step}")
@@ -47,21 +61,26 @@ def export_run(
     *,
     uncertainty: bool = False,
     size: tuple[int, int] | None = None,
+    options: PredictOptions | None = None,
+    guarantee: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes `model.stablehlo`, `card.json` and `run.py` into the folder `output`, and returns the card.
 
-    All are written or none: a full disk leaves an earlier export complete. `uncertainty` and `size` are those of
-    `lower_network`. Without flatbuffers it raises ConfigError; if `output` cannot be written, StorageError or OSError;
-    for a file of this name that is not an earlier export, without `overwrite`, ForeignFileError.
+    All are written or none: a full disk leaves an earlier export complete. `uncertainty`, `size` and `options` are
+    those of `lower_network`, and `guarantee` is that of the threshold. Without flatbuffers it raises ConfigError; if
+    `output` cannot be written, StorageError or OSError; for a file of this name that is not an earlier export, without
+    `overwrite`, ForeignFileError.
     """
     if message := missing_extra("export", "segjax export"):
         raise ConfigError(message)
     folder = output_folder(output)
     check_outputs([folder / name for name in (MODEL_FILE, CARD_FILE, SCRIPT_FILE)], overwrite=overwrite)
-    exported = lower_network(run, uncertainty=uncertainty, size=size)
+    exported = lower_network(run, uncertainty=uncertainty, size=size, options=options)
     data, script = bytes(exported.serialize()), Path(standalone_predict.__file__).read_bytes()
+    calibration = {"scaling": options.scaling if options else None, "guarantee": guarantee}
     card = model_card(run, uncertainty=uncertainty, size=size) | {
+        "calibration": calibration,
         "files": {MODEL_FILE: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
         "platforms": list(exported.platforms),
         "calling_convention_version": exported.calling_convention_version,
@@ -72,15 +91,21 @@ def export_run(
 
 
 def lower_network(
-    run: TrainedRun, *, uncertainty: bool = False, size: tuple[int, int] | None = None
+    run: TrainedRun,
+    *,
+    uncertainty: bool = False,
+    size: tuple[int, int] | None = None,
+    options: PredictOptions | None = None,
 ) -> jax_export.Exported:
     """Lowers the prediction of uint8 images `[b, H, W, channels]`, parameters included, for CPU, CUDA and TPU.
 
     The program resizes and normalises as evaluation does, and returns a dictionary of "mask" uint8 `[b, H, W]`,
     "probabilities" float32 `[b, H, W, C]`, and with `uncertainty` one more, float32 `[b, H, W]`: of an ensemble the
     "mutual_information" of its members, of a network the "variance" of the logits under dropout of the head in closed
-    form, mean over the outputs. `size` is the height and width of all images; None: any.
+    form, mean over the outputs. `size` is the height and width of all images; None: any. Of `options`, the scaling
+    and the threshold are used.
     """
+    options = options or PredictOptions(run.preprocessing.size)
     variables, preprocessing = run.state.variables, run.preprocessing
     analytic = uncertainty and run.members == 1
     model = run.model.clone(dropout="analytic" if analytic else "none", remat=False, axis_name=None)
@@ -88,10 +113,8 @@ def lower_network(
     def predict(images: Shaped[Array, "..."]) -> dict[str, jax.Array]:
         output = model.apply(variables, preprocessing.network_input(images), train=False)
         logits = class_logits(resize(output.logits, images.shape[1:3], antialias=False), preprocessing.num_classes)
-        found = {
-            "mask": classify(logits, preprocessing.num_classes).astype(jnp.uint8),
-            "probabilities": jax.nn.softmax(logits),
-        }
+        mask, calibrated = mask_and_calibrated_logits(logits, options)
+        found = {"mask": mask, "probabilities": jax.nn.softmax(calibrated)}
         if uncertainty:
             if run.members > 1:
                 members = class_logits(output.mc_logits, preprocessing.num_classes)
@@ -110,8 +133,8 @@ def model_card(run: TrainedRun, *, uncertainty: bool, size: tuple[int, int] | No
     """Returns a description of the exported network for users and programs, ready for JSON."""
     config, labels = run.config, run.label_set
     output = {
-        "mask": "uint8 [b, H, W], the index of the class",
-        "probabilities": "float32 [b, H, W, C], C the classes in their order, sum 1",
+        "mask": "uint8 [b, H, W], the index of the class: the likeliest, or that of `guarantee` from its threshold on",
+        "probabilities": "float32 [b, H, W, C], C the classes in their order, sum 1; after `scaling`, if there is one",
     }
     if uncertainty and run.members > 1:
         output["mutual_information"] = (
@@ -177,5 +200,8 @@ if __name__ == "__main__":
         False,
         "Export the variance of the logits under dropout too; of an ensemble, its mutual information.",
     )
+    cli.define_calibrated()
+    cli.define_guarantee()
+    flags.DEFINE_string("class", None, "Class of the guarantee, where several are stored.")
     cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

@@ -10,7 +10,15 @@ from absl import app, flags
 from segjax import __version__, cli, inference
 from segjax.data.io import named_images
 from segjax.storage import output_folder, say
-from segjax.trained_run import TrainedRun, chosen_threshold, class_index, head_rate, load_run
+from segjax.trained_run import (
+    TrainedRun,
+    chosen_threshold,
+    class_index,
+    guaranteed_threshold,
+    head_rate,
+    load_run,
+    stored_scaling,
+)
 from segjax.training.config import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SEED
 from segjax.training.provenance import numerics, provenance
 
@@ -26,17 +34,24 @@ def main(argv: list[str]) -> None:
     files = {name: file for name, file in files.items() if not inference.is_prediction_file(file.path, output)}
     run = load_run(FLAGS.checkpoint)
     only, options = class_index(run, FLAGS["class"].value), _predict_options(run)
-    if FLAGS.at_precision is not None and options.non_default():
-        raise app.UsageError(
-            f"--at_precision is measured with the default options; remove {options.non_default()}, or use --threshold"
-        )
-    threshold, line = chosen_threshold(run, FLAGS.threshold, FLAGS.at_precision, only)
-    if line:
-        say(line)
-    options = _predict_options(run, **threshold)
+    for name in ("at_precision", "guarantee"):
+        if FLAGS[name].value is not None and options.non_default():
+            raise app.UsageError(
+                f"--{name} is measured with the default options; remove {options.non_default()}, or use --threshold"
+            )
+    guarantee = None
+    if FLAGS.guarantee is not None:
+        threshold, guarantee, line = guaranteed_threshold(run, FLAGS.guarantee, only)
+    else:
+        threshold, line = chosen_threshold(run, FLAGS.threshold, FLAGS.at_precision, only)
+    scaling, scaled = stored_scaling(run, options) if FLAGS.calibrated else (None, "")
+    for text in filter(None, (line, scaled)):
+        say(text)
+    options = _predict_options(run, scaling=scaling, **threshold)
     outputs = _output_options(only, options)
     predict, made_by = run.predictor(options, probabilities=FLAGS.probabilities), numerics(provenance())
     origin = {"checkpoint": run.name, **run.record(), "segjax": __version__, "made_by": made_by}
+    origin |= {"guarantee": guarantee} if guarantee else {}
     choices = {"on_error": FLAGS.on_error, "overwrite": FLAGS.overwrite}
     done = inference.write_predictions(predict, files, output, outputs, run.label_set, origin, **choices)
     for line in done.lines():
@@ -46,10 +61,10 @@ def main(argv: list[str]) -> None:
         say(f"NAME_uncertainty.png, black to pale yellow: {outputs.scale(run.label_set)}")
 
 
-def _predict_options(run: TrainedRun, **threshold) -> inference.PredictOptions:
+def _predict_options(run: TrainedRun, **changes) -> inference.PredictOptions:
     rate = head_rate(run, FLAGS.rate, FLAGS.samples, FLAGS.passes)
     names = ("tile", "scale", "overlap", "batch", "augment", "samples", "passes", "seed")
-    fields = {name: FLAGS[name].value for name in names} | {"members": run.members} | threshold
+    fields = {name: FLAGS[name].value for name in names} | {"members": run.members} | changes
     try:
         return inference.predict_options(tuple(run.config.data.size), rate=rate, **fields)
     except ValueError as error:
@@ -72,8 +87,8 @@ def _output_options(only: int | None, options: inference.PredictOptions) -> infe
 
 if __name__ == "__main__":
     cli.define_checkpoint()
-    flags.DEFINE_string("output", "predictions", "Folder for NAME_mask.png (class indices) and the pictures.")
-    flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under the colours of its classes.")
+    flags.DEFINE_string("output", "predictions", "Folder for NAME_mask.png and the pictures.")
+    flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under its classes.")
     flags.DEFINE_string("class", None, "Class of the threshold, and the only one that overlays show.")
     cli.define_bare_or_one_of("uncertainty", inference.UNCERTAINTIES, "Write NAME_uncertainty.png of the uncertainty.")
     cli.define_number("uncertainty_max", float, POSITIVE, "Uncertainty with the lightest colour; printed at the end.")
@@ -86,7 +101,9 @@ if __name__ == "__main__":
     cli.define_number(
         "at_precision", float, FRACTION, "Use the threshold at which --class reached this precision in evaluation."
     )
-    flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a file that is not an image, or skip it.")
+    cli.define_guarantee()
+    cli.define_calibrated()
+    flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a bad image file, or skip it.")
     flags.DEFINE_enum(
         "augment", "none", list(inference.AUGMENTATIONS), "Average over mirrored, turned or resized images."
     )
@@ -101,5 +118,5 @@ if __name__ == "__main__":
     cli.define_number("overlap", int, COUNT_OR_ZERO, "Pixels that tiles share; default: a quarter of the shorter side.")
     cli.define_number("batch", 1, COUNT, "Number of tiles, or of whole images, per pass of the network.")
     cli.define_overwrite()
-    flags.mark_flags_as_mutual_exclusive(["threshold", "at_precision"])
+    flags.mark_flags_as_mutual_exclusive(["threshold", "at_precision", "guarantee"])
     cli.run(main, required=["checkpoint"])

@@ -45,7 +45,9 @@ class ForeignFileError(StorageError):
     """A file that would have to be replaced, and that segjax did not write or that was changed since."""
 
     def __init__(self, file: Any, reason: str = "exists, and segjax did not write it, or it was changed since"):
-        remedy = "Choose another folder, or move the file; predict, evaluate, report and export have --overwrite"
+        remedy = (
+            "Choose another folder, or move the file; calibrate, evaluate, export, predict and report have --overwrite"
+        )
         super().__init__(f"{file}: {reason}. {remedy}")
 
 

@@ -1,5 +1,6 @@
 """A finished or running run, or several as one ensemble, opened for evaluation, prediction, report and export."""
 
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -12,10 +13,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from segjax import metrics
-from segjax.data import LabelSet, label_set, open_split
+from segjax.data import LabelSet, Source, label_set, open_split
 from segjax.inference import Ensemble, PredictOptions, Predictor, Preprocessing
 from segjax.inference.predictor import fingerprint
-from segjax.storage import path_of, read_json
+from segjax.storage import path_of, read_json, to_json
 from segjax.training import evaluation, parallel
 from segjax.training.checkpoint import FOLDER, restore_newest
 from segjax.training.config import CONFIG_FILE, INITIAL, ConfigError, read_config
@@ -28,6 +29,17 @@ _ORIGIN = {key: key for key in ("command", "commit", "date", "device")}
 _ORIGIN |= {"cpu_threads": "CPU threads", "python": "Python", "versions": "versions"}
 # Form of the provenance in `scores.json`.
 _TRAINING = dict.fromkeys(_ORIGIN, object) | {"wall_seconds": float, "wall_seconds_from_step": int}
+CALIBRATION_FILE = "calibration.json"
+"""File of a workdir that `segjax calibrate` writes: scaling and guarantees of one checkpoint."""
+# Form of its parts.
+_CALIBRATED_ON = {"split": str, "images": int, "data": str}
+_CALIBRATION_SCORES = dict.fromkeys(
+    ("negative_log_likelihood", "expected_calibration_error", "adaptive_calibration_error"), float
+)
+_SCALING = {"kind": str, "scale": [float], "bias": [float], "pixels": int, **_CALIBRATED_ON}
+_SCALING |= {"before": _CALIBRATION_SCORES, "after": _CALIBRATION_SCORES}
+_GUARANTEE = {"risk": str, "level": float, "class": str, "threshold": float, "probability": float, **_CALIBRATED_ON}
+_GUARANTEE |= {"images_with_class": int, "miss_rate": float, "false_positive_rate": float, "smallest_level": float}
 
 
 # Fields of `model` that may differ between the members of an ensemble.
@@ -208,6 +220,20 @@ def counter_of(run: TrainedRun, step: Callable) -> Callable:
     return evaluation.counter(mapping.map_step(step, arguments=2), mapping.replicate(run.state), mapping)
 
 
+def image_counts(run: TrainedRun, source: Source, count: Callable) -> list[Any]:
+    """Returns `count(logits, labels, where, index)` of every image of `source` in order, see `make_image_step`.
+
+    Each result is a tree of arrays `[strips, …]`, in int64 and float64. It raises ConfigError as `device_mapping`.
+    """
+    axis_name = parallel.axis_name(run.config)
+    step = evaluation.make_image_step(run.config, run.model, run.label_set.num_classes, axis_name, count)
+    images = {}
+    for rows in evaluation.count_batches(counter_of(run, step), source, run.config, devices=jax.device_count()):
+        for row, index in enumerate(rows["index"].tolist()):  # that of a filler is the number of images
+            images[index] = jax.tree.map(lambda x, row=row: x[row], rows["counts"])
+    return [images[index] for index in range(len(source))]
+
+
 def chosen_threshold(
     run: TrainedRun, probability: float | None, precision: float | None, number: int | None
 ) -> tuple[dict[str, Any], str]:
@@ -220,10 +246,8 @@ def chosen_threshold(
     if probability is None and precision is None:
         return {}, ""
     split, names = run.config.data.eval_split, run.label_set.names
-    if number is None and len(names) != 2:
-        raise ConfigError(f"--threshold and --at_precision need --class=NAME, one of {', '.join(names)}")
-    number = 1 if number is None else number
-    if probability is not None:
+    number = positive_class(run, number, "--threshold and --at_precision")
+    if probability is not None:  # of the probabilities as they are written
         return {"threshold": math.log(probability / (1 - probability)), "positive": number}, ""
     if not 0 < precision <= 1:
         raise ConfigError(f"--at_precision must be above 0 and at most 1; got {precision:g}")
@@ -238,10 +262,87 @@ def chosen_threshold(
             f"--at_precision={precision:g}: no threshold of {run.name} reaches it for {names[number]} on {split}; "
             f"the highest precision is {found.precision:.3g}, with a recall of {found.recall:.3g}"
         )
-    return {"threshold": found.threshold_logit, "positive": number}, (
+    return {"threshold": found.threshold_logit, "positive": number, "scale_threshold": False}, (
         f"{names[number]} from a probability of {1 / (1 + math.exp(-found.threshold_logit)):.4g} on: on {split} its "
         f"precision is {found.precision:.3f}, its recall {found.recall:.3f}"
     )
+
+
+def positive_class(run: TrainedRun, number: int | None, flag: str) -> int:
+    """Returns the class `number`, by default the second of two; raises ConfigError, with the flag, for more classes."""
+    names = run.label_set.names
+    if number is None and len(names) != 2:
+        raise ConfigError(f"{flag}: add --class=NAME, one of {', '.join(names)}")
+    return 1 if number is None else number
+
+
+def calibration_of(run: TrainedRun) -> tuple[dict[str, Any] | None, str]:
+    """Returns the calibration that `segjax calibrate` stored for this checkpoint; None, and the reason, for another.
+
+    Without a `CALIBRATION_FILE`, as for several runs, it returns None and "". It raises StorageError for a damaged one.
+    """
+    if run.workdir is None or not (file := run.workdir / CALIBRATION_FILE).exists():
+        return None, ""
+    form: dict[str, Any] = {"step": int, "predictor": dict, "guarantees": [_GUARANTEE], "scaling": object}
+    options = {"expected": "the calibration of a run", "remedy": "Remove it, and run segjax calibrate again"}
+    calibration = read_json(file, form, **options)
+    if calibration["scaling"] is not None:
+        read_json(file, {"scaling": _SCALING}, **options)
+    before, now = calibration["predictor"], json.loads(to_json(run.predictor().record()))
+    if before.get("parameters") != now["parameters"]:
+        steps = f"step {calibration['step']}; this is step {run.step}"
+        return None, f"{file} is of another checkpoint, of {steps}"
+    for key in {**now, **before}:
+        if before.get(key) != now.get(key):
+            return None, f"{file} was made with {key} = {before.get(key)!r}; now it is {now.get(key)!r}"
+    return calibration, ""
+
+
+def stored_scaling(run: TrainedRun, options: PredictOptions) -> tuple[metrics.Scaling | None, str]:
+    """Returns the scaling that is stored for this checkpoint, and a line of text for the user: why there is none, too.
+
+    The line is empty if the run was never calibrated. A scaling is of the options with which it was fitted, the default
+    ones.
+    """
+    calibration, reason = calibration_of(run)
+    if reason or not calibration or not calibration["scaling"]:
+        return None, f"the probabilities are not calibrated: {reason}" if reason else ""
+    if other := options.non_default():
+        return None, f"the probabilities are not calibrated: the scaling is not of {other}"
+    stored = calibration["scaling"]
+    scaling = metrics.Scaling(tuple(stored["scale"]), tuple(stored["bias"]))
+    factor = f", {1 / stored['scale'][0]:.3g}," if stored["kind"] == "temperature" else ""
+    images = f"{stored['images']} images of {stored['split']}"
+    return scaling, f"the probabilities are calibrated: {stored['kind']} scaling{factor} fitted to {images}"
+
+
+def guaranteed_threshold(
+    run: TrainedRun, level: float | bool, number: int | None
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Returns the fields of `PredictOptions` for a stored guarantee, the guarantee, and a line of text for the user.
+
+    `level`, if it is not True, and `number`, the class, select one of several guarantees. It raises ConfigError if not
+    exactly one remains.
+    """
+    (calibration, reason), names = calibration_of(run), run.label_set.names
+    stored = calibration["guarantees"] if calibration else []
+    chosen = [one for one in stored if level in (True, one["level"]) and number in (None, names.index(one["class"]))]
+    if len(chosen) != 1:
+        found = ", ".join(f"--guarantee={one['level']:g} --class={one['class']}" for one in stored)
+        command = f"segjax calibrate --checkpoint={run.name} --risk=fnr --level={0.05 if level is True else level:g}"
+        command += f" --class={names[-1 if number is None else number]}"
+        if len(chosen) > 1:
+            raise ConfigError(f"--guarantee: several are stored; choose one of {found}")
+        found = f"stored are {found}" if found else reason or f"{run.name} was not calibrated for it"
+        raise ConfigError(f"--guarantee: {found}. To add it: {command}")
+    (one,) = chosen
+    fields = {"threshold": one["threshold"], "positive": names.index(one["class"]), "scale_threshold": False}
+    images = f"the {one['images_with_class']} images of {one['split']} with {one['class']}"
+    line = (
+        f"guarantee: at most {one['level']:.2%} of the {one['class']} pixels of an image are missed, on average over "
+        f"images exchangeable with {images}; {one['false_positive_rate']:.2%} of the other pixels there are marked"
+    )
+    return fields, one, line
 
 
 def head_rate(run: TrainedRun, rate: float | None, samples: int, passes: int = 0) -> float:

@@ -163,7 +163,7 @@ def test_predict_names_the_highest_precision_if_none_reaches_at_precision(run, s
         (["--class=dust"], "--class: expected one of background, debris; got 'dust'"),
         (["--uncertainty=variance"], "--uncertainty=variance needs several samples; add --samples=30 or --passes=30"),
         (["--samples=2", "--uncertainty"], "was trained without dropout of the head (config.model.dropout = 'none')"),
-        (["--threshold=0.5", "--at_precision=0.9"], "At most one of (threshold, at_precision) must have a value"),
+        (["--threshold=0.5", "--guarantee"], "At most one of (threshold, at_precision, guarantee) must have a value"),
     ],
 )
 def test_predict_refuses_invalid_flags(run, street, tmp_path, run_command, flags, message):
@@ -171,6 +171,27 @@ def test_predict_refuses_invalid_flags(run, street, tmp_path, run_command, flags
     assert status == 1
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_calibrate_and_predict_with_a_guarantee(run, street, tmp_path, python):
+    options = ("--split=val", "--risk=fnr", "--level=0.5", "--class=debris", "--scaling=none")
+    done = python("-m", "segjax.calibrate", f"--checkpoint={run[0]}", *options)
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {run[0]}/calibration.json" in done.stdout
+    (guarantee,) = json.loads((run[0] / "calibration.json").read_text())["guarantees"]
+    arguments = (f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", "--guarantee", street / "è")
+    done = python("-m", "segjax.predict", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "guarantee: at most 50.00% of the debris pixels" in done.stdout
+    origin = json.loads((tmp_path / "out" / "predicted_by.json").read_text())
+    assert (origin["threshold"], origin["guarantee"]) == (guarantee["threshold"], guarantee)
+    done = python(
+        "-m", "segjax.predict", *arguments[:1], f"--output={tmp_path / 'tiles'}", "--tile=32,48", *arguments[2:]
+    )
+    assert done.returncode == 1
+    assert "--guarantee is measured with the default options; remove " in done.stderr
+    (run[0] / "calibration.json").unlink()  # other tests predict without it
 
 
 def test_exported_script_predicts_an_image(run, street, tmp_path, python):

@@ -42,7 +42,7 @@ COMMANDS = sorted(
         if path.parent.name != "reports"  # generated
         for command in re.findall(
             r"((?:python -m (?!experiments\S*fault_child)(?:segjax|experiments)\.[a-z]"
-            r"|\bsegjax (?:train|evaluate|predict|report|export) (?=\S*[-/]))(?:[^\n`\\]|\\\n)*)",
+            r"|\bsegjax (?:train|evaluate|calibrate|predict|report|export) (?=\S*[-/]))(?:[^\n`\\]|\\\n)*)",
             path.read_text("utf-8"),
         )
     }

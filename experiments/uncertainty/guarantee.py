@@ -20,11 +20,9 @@ from matplotlib.figure import Figure
 from experiments.sweep.results_io import local_path
 from segjax import cli, metrics
 from segjax.data import VOID
-from segjax.inference import predict_logits
-from segjax.inference.forward import class_logits
 from segjax.reporting import Picture, Report, Section, Table, show, write_report
 from segjax.reporting.figures import png
-from segjax.trained_run import TrainedRun, class_index, load_run
+from segjax.trained_run import TrainedRun, class_index, image_counts, load_run
 from segjax.training import open_split
 from segjax.training.provenance import provenance
 
@@ -50,26 +48,21 @@ class Histograms(NamedTuple):
 
 def histograms_of(run: TrainedRun, source: Any, number: int) -> Histograms:
     """Returns the histograms of all images of `source`, at their own resolution; class `number` is the rare one."""
-    classes = run.label_set.num_classes
 
-    @jax.jit
-    def count(state, image, label):
-        sizes = jnp.array([image.shape[:2]], jnp.int32)
-        outputs = predict_logits(run.model, state.variables, image[None], sizes, run.preprocessing)[0]
-        logits, where = class_logits(outputs, classes), label != VOID
-        is_own = jax.nn.one_hot(label, classes, dtype=jnp.int32)
+    def count(logits, labels, where, index):
+        del index
+        is_own = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.int32)
         odds = metrics.class_log_odds(logits)
         per_class = jax.vmap(lambda z, y: metrics.score_histogram(z, y, where=where), in_axes=-1)(odds, is_own)
         adaptive = metrics.score_histogram(metrics.adaptive_log_odds(logits), is_own, where=where[..., None])
         return per_class, adaptive, odds[..., number] >= 0
 
     counts = []
-    for index in range(len(source)):
-        example = source[index]
-        image, label = jnp.asarray(example["image"]), jnp.asarray(example["label"], jnp.int32)
-        per_class, adaptive, mask = jax.tree.map(np.asarray, count(run.state, image, label))
-        rare, where = example["label"] == number, example["label"] != VOID
-        counts.append((per_class, adaptive, metrics.distance_histogram(mask, rare, RADII, where=where)))
+    for index, (per_class, adaptive, strips) in enumerate(image_counts(run, source, count)):
+        label = source[index]["label"]
+        mask = strips.reshape(-1, strips.shape[-1])[: label.shape[0], : label.shape[1]]
+        distances = metrics.distance_histogram(mask, label == number, RADII, where=label != VOID)
+        counts.append((per_class.sum(axis=0), adaptive.sum(axis=0), distances))
     return Histograms(*map(np.stack, zip(*counts, strict=True)))
 
 

@@ -58,6 +58,8 @@ class PredictOptions:
       threshold: log odds from which a pixel is `positive`, whatever the other classes. None: the likeliest class.
       positive: the class of the threshold.
       members: networks of the ensemble; a `Predictor` sets it.
+      scaling: applied to the logits before the probabilities and the entropy; never changes the likeliest class.
+      scale_threshold: the threshold is of the log odds with `scaling`; False: of those without it.
     """
 
     tile: tuple[int, int]
@@ -72,6 +74,8 @@ class PredictOptions:
     threshold: float | None = None
     positive: int = 1
     members: int = 1
+    scaling: metrics.Scaling | None = None
+    scale_threshold: bool = True
 
     def __post_init__(self):
         if self.augment not in AUGMENTATIONS:
@@ -104,17 +108,18 @@ class PredictOptions:
         return UNCERTAINTIES if self.num_samples > 1 else UNCERTAINTIES[:1]
 
     def non_default(self) -> dict[str, Any]:
-        """Returns the options that change the mask and are not at their default, without the threshold, for JSON.
+        """Returns the options that change the logits and are not at their default, for JSON.
 
         >>> PredictOptions((192, 256), scale=1.0, overlap=32).non_default()
         {'scale': 1.0, 'overlap': 32, 'tile': [192, 256]}
         """
         defaults = dataclasses.asdict(PredictOptions(self.tile)) | {"size": self.tile, "rate": None}
-        fields = {k: v for k, v in self.record().items() if v != defaults[k] and k not in ("threshold", "positive")}
+        after = ("threshold", "positive", "scaling", "scale_threshold")
+        fields = {k: v for k, v in self.record().items() if k not in after and v != defaults[k]}
         return fields if self.scale is None else {**fields, "tile": list(self.tile)}
 
     def record(self) -> dict[str, Any]:
-        """Returns all options on which the mask depends.
+        """Returns all options on which the mask and the probabilities depend.
 
         >>> PredictOptions((192, 256), batch=8, samples=3).record() == PredictOptions((192, 256), samples=3).record()
         True
@@ -122,6 +127,8 @@ class PredictOptions:
         # An option counts unless it is listed here; the members are the network's.
         ignored = {"batch", "members"} | (set() if self.samples or self.passes else {"rate", "seed"})
         ignored |= {"positive"} if self.threshold is None else set()
+        ignored |= {"scaling"} if self.scaling is None else set()
+        ignored |= {"scale_threshold"} if self.threshold is None or self.scaling is None else set()
         ignored |= {"overlap"} if self.scale is None else set()
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in ignored}
         return fields if self.scale is not None else {"size": fields.pop("tile"), **fields}
@@ -182,7 +189,8 @@ class Predictor:
     .. math:: p = softmax(\log \bar p), \qquad \text{mask} = \operatorname{argmax}_c p_c
 
     Without samples, p is the softmax of the resized logits. Masks of the default options are those that evaluation
-    scores. The entropy is that of p; mutual information and variance are resized as they are.
+    scores. The entropy is that of p; mutual information and variance are resized as they are. A scaling calibrates p
+    last, after averaging and resizing (Rahaman and Thiery, arXiv 2007.08792), and leaves the mask.
 
     `model` has one linear head, as `segjax.models.UNet`, or is an `Ensemble` of such networks, each of which adds its
     own samples. `variables` are its parameters and batch statistics, and the default options are
@@ -334,15 +342,24 @@ def _summarise(maps: Float[Array, "h w maps"], options: PredictOptions) -> Float
 @partial(jax.jit, static_argnums=(1, 2))
 def _conclude(maps: Float[Array, "h w summary"], options: PredictOptions, num_classes: int) -> tuple[Array, ...]:
     """Returns the class, the probabilities and the uncertainties of logits, or of maps of `_summarise`."""
-    logits = maps[..., :num_classes]
+    mask, logits = mask_and_calibrated_logits(maps[..., :num_classes], options)
+    entropy = metrics.predictive_entropy(logits[None])
+    return mask, jax.nn.softmax(logits), entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0)
+
+
+def mask_and_calibrated_logits(
+    logits: Float[Array, "*pixels classes"], options: PredictOptions
+) -> tuple[UInt8[Array, "*pixels"], Float[Array, "*pixels classes"]]:
+    """Returns the class per pixel, by the threshold of `options` if they have one, and the logits after scaling."""
+    calibrated = logits if options.scaling is None else metrics.scale_logits(logits, options.scaling)
     mask = jnp.argmax(logits, axis=-1)
     if options.threshold is not None:
         positive = options.positive
-        others = jnp.where(jnp.arange(num_classes) == positive, -jnp.inf, logits)
-        is_positive = metrics.class_log_odds(logits)[..., positive] >= jnp.float32(options.threshold)
+        others = jnp.where(jnp.arange(logits.shape[-1]) == positive, -jnp.inf, logits)
+        log_odds = metrics.class_log_odds(calibrated if options.scale_threshold else logits)[..., positive]
+        is_positive = log_odds >= jnp.float32(options.threshold)
         mask = jnp.where(is_positive, positive, jnp.argmax(others, axis=-1))
-    entropy = metrics.predictive_entropy(logits[None])
-    return mask.astype(jnp.uint8), jax.nn.softmax(logits), entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0)
+    return mask.astype(jnp.uint8), calibrated
 
 
 def _resized(image: UInt8[np.ndarray, "H W c"], size: tuple[int, int]) -> Shaped[np.ndarray, "h w c"]:

@@ -1,7 +1,8 @@
 """Predicts images with an exported network, without segjax: `python run.py IMAGE…` writes NAME_mask.png beside each.
 
 This file is run.py of an export, beside model.stablehlo and card.json. `load` and `predict` need jax and flatbuffers;
-image files also need Pillow. The masks are those of segjax.predict without flags.
+image files also need Pillow. The masks are those of segjax.predict without flags, or, if the
+card has a guarantee, with --guarantee.
 """
 
 import hashlib

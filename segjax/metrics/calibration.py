@@ -358,7 +358,7 @@ def fit_scaling(logits: Logits, labels: Labels, *, kind: str = "temperature", wh
     pixels = np.bincount(y, minlength=classes)
     if kind != "temperature" and not pixels.all():
         absent = np.flatnonzero(pixels == 0).tolist()
-        raise ValueError(f'kind="{kind}" needs pixels of all classes; {absent} have none: use kind="temperature"')
+        raise ValueError(f'kind="{kind}" needs pixels of all classes; {absent} have none: fit a temperature')
     # Parameters x = (s, b); `basis` maps the free ones to them.
     identity, zeros = np.eye(classes), np.zeros((classes, classes))
     basis = {
@@ -380,8 +380,8 @@ def fit_scaling(logits: Logits, labels: Labels, *, kind: str = "temperature", wh
     bias = bias - bias.mean()
     if not (scale > 0).all():
         raise ValueError(
-            f'the best scaling of kind="{kind}" has a factor of {scale.min():.3g}; expected all above 0: use '
-            'kind="temperature", or check that the labels are those of the logits'
+            f'the best scaling of kind="{kind}" has a factor of {scale.min():.3g}; expected all above 0: the logits '
+            "have no skill, or are not those of the labels; with several factors, fit a temperature"
         )
     return Scaling(scale.astype(np.float32), bias.astype(np.float32))
 
@@ -549,6 +549,6 @@ def _newton(function, x: np.ndarray) -> np.ndarray:
     if np.linalg.eigvalsh(hessian)[0] < 1e-9 * curvature:
         raise ValueError(
             "fit_scaling has no unique optimum: almost all pixels (of some class) are predicted correctly, or the "
-            'logits of a class are constant; add images, or use kind="temperature"'
+            "logits of a class are constant; add images, or fit a temperature"
         )
     return x

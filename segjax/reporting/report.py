@@ -316,6 +316,27 @@ def score_tables(scores: dict[str, Any], title: str) -> list[Table]:
     return [per_class_table(scores, title), *([unknown_table(scores)] if "unknown" in scores else [])]
 
 
+def calibration_tables(calibration: Mapping[str, Any]) -> list[Table]:
+    """Builds the tables of a stored calibration: scores before and after scaling, and guarantees."""
+    tables = []
+    if scaling := calibration["scaling"]:
+        factor = f"temperature {1 / scaling['scale'][0]:.3g}" if scaling["kind"] == "temperature" else scaling["kind"]
+        rows = [
+            (name.replace("_", " "), *(f"{scaling[when][name]:.4f}" for when in ("before", "after")))
+            for name in scaling["before"]
+        ]
+        tables.append(Table(f"Scaling on {scaling['split']}: {factor}", ("", "before", "after"), rows))
+    if guarantees := calibration["guarantees"]:
+        columns = ("class", "level", "smallest level", "threshold", "missed", "false positives", "images with it")
+        numbers = ("level", "smallest_level", "probability", "miss_rate", "false_positive_rate")
+        rows = [
+            (one["class"], *(f"{one[key]:.4g}" for key in numbers), f"{one['images_with_class']} of {one['split']}")
+            for one in sorted(guarantees, key=lambda one: (one["class"], one["level"]))
+        ]
+        tables.append(Table("Guarantees: expected missed share of the pixels of a class", columns, rows))
+    return tables
+
+
 def summary_line(scores: dict[str, Any]) -> str:
     """Returns the main scores of a run in one line."""
     keys = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "average_precision", "auroc")

@@ -24,8 +24,8 @@ from segjax.data.loader import eval_rows, padded_sizes
 from segjax.data.resize import resize
 from segjax.reporting import figures
 from segjax.reporting.figures import Series, png
-from segjax.reporting.report import Picture, Report, Section, Table, per_class_table, unknown_table
-from segjax.trained_run import TrainedRun, counter_of, facts_of
+from segjax.reporting.report import Picture, Report, Section, Table, calibration_tables, per_class_table, unknown_table
+from segjax.trained_run import TrainedRun, calibration_of, counter_of, facts_of
 from segjax.training import changed, evaluation, parallel
 from segjax.training.objective import hparams_from_config
 from segjax.training.train_step import TrainState
@@ -295,6 +295,7 @@ def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *,
         *(() if run.runs else (_training_section(log, step, scores),)),
         _class_section(inspection),
         _uncertainty_section(inspection),
+        *_calibration_sections(run),
         *([_unknown_section(inspection)] if "unknown" in scores else []),
         *_image_sections(inspection, run.label_set),
         Section("Configuration", fields_text, (field_table,)),
@@ -407,6 +408,20 @@ def _unknown_section(inspection: Inspection) -> Section:
         "negative. Void is left out. A ranking without skill has the share of the positives as AP and an AUROC of 0.5."
     )
     return Section("Unseen classes", text, (unknown_table(inspection.scores),))
+
+
+def _calibration_sections(run: TrainedRun) -> list[Section]:
+    """Returns a section about the calibration that is stored for this checkpoint, if there is one."""
+    calibration, _ = calibration_of(run)
+    if calibration is None:
+        return []
+    text = (
+        "From segjax calibrate. The scaling is applied to probabilities by segjax predict and export, and not to the "
+        "scores of this page; it is judged by the pixels that it was fitted to. A guarantee bounds the missed share of "
+        "a class, on average over images that contain it and are exchangeable with the calibration images. "
+        "Missed and false positives are mean shares on those images, from the threshold, a probability, on."
+    )
+    return [Section("Calibration after training", text, tuple(calibration_tables(calibration)))]
 
 
 def _image_sections(inspection: Inspection, labels: LabelSet) -> list[Section]:

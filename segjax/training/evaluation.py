@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from segjax.training.objective import PIXEL_LOSSES, Hyperparams, background_of, 
 from segjax.training.parallel import DeviceMapping
 from segjax.training.train_step import TrainState
 
+_ADDED_AS = {"i": np.int64, "u": np.int64, "f": np.float64}
 _DEVICE_KEYS = ("image", "label", "size", "where", "index")  # file names stay on the host
 
 
@@ -83,35 +84,77 @@ def make_ranking_step(config: ConfigDict, model: Any, num_classes: int, number: 
     return _counting_step(config, model, num_classes, count)
 
 
+def make_image_step(
+    config: ConfigDict, model: Any, num_classes: int, axis_name: str | None, count: Callable
+) -> Callable:
+    """Builds `step(state, batch) -> {"index": …, "counts": …}`, one row per image of the global batch.
+
+    `count(logits, labels, where, index)` gets the class logits `[rows, W, C]`, the labels and the mask of one image, or
+    of a strip of its rows (`count_strips`), and its index in the split. The counts are `[images, strips, …]`.
+    """
+    outputs_of = _make_outputs(config, model, num_classes)
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        def count_images(outputs: Array, labels: Array, where: Array) -> Any:
+            return jax.vmap(count)(class_logits(outputs, num_classes), labels, where, batch["index"])
+
+        counts = count_strips(count_images, outputs_of(state, batch), batch, config.training.eval_pixels)
+        rows = {"index": batch["index"], "counts": jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), counts)}
+        return rows if axis_name is None else jax.lax.all_gather(rows, axis_name, tiled=True)
+
+    return step
+
+
 def _counting_step(
     config: ConfigDict, model: Any, num_classes: int, count: Callable, corruption: tuple[str, int] | None = None
 ) -> Callable:
-    preprocessing = preprocessing_of(config, num_classes)
+    outputs_of = _make_outputs(config, model, num_classes, corruption)
 
     def step(state: TrainState, batch: dict[str, jax.Array], *hparams: Hyperparams) -> dict[str, Any]:
+        maps, max_pixels = outputs_of(state, batch), config.training.eval_pixels
+        return sum_over_strips(lambda *strip: count(*strip, *hparams), maps, batch, max_pixels)
+
+    return step
+
+
+def _make_outputs(
+    config: ConfigDict, model: Any, num_classes: int, corruption: tuple[str, int] | None = None
+) -> Callable:
+    """Builds `outputs(state, batch)`, the network's outputs `[b, h, w, outputs]` at its own resolution."""
+    preprocessing = preprocessing_of(config, num_classes)
+
+    def outputs(state: TrainState, batch: dict[str, jax.Array]) -> Float[Array, "b h w outputs"]:
         images = batch["image"]
         if corruption is not None:
             kind, severity = corruption
             keys = example_keys(jax.random.key(0), 0, batch["index"])  # the same in every evaluation
             images = data.corrupt(images, keys, kind=kind, severity=severity, sizes=batch["size"])
-        inputs = preprocessing.network_input(images, batch["size"])
-        logits = model.apply(state.variables, inputs, train=False).logits
-        return sum_over_strips(lambda *strip: count(*strip, *hparams), logits, batch, config.training.eval_pixels)
+        return model.apply(state.variables, preprocessing.network_input(images, batch["size"]), train=False).logits
 
-    return step
+    return outputs
 
 
-def sum_over_strips(count: Callable, maps: Any, batch: dict[str, jax.Array], max_pixels: int) -> dict[str, Array]:
-    """Returns `count(maps, labels, where)` of a batch of `eval_batches`, with `maps` resized to the labels' resolution.
+def sum_over_strips(count: Callable, maps: Any, batch: dict[str, jax.Array], max_pixels: int) -> dict[str, Any]:
+    """Returns the sum of the counts of `count_strips`."""
+    counts = count_strips(count, maps, batch, max_pixels)
+    # Invalid counts are negative, and two of them would wrap.
+    return jax.tree.map(
+        lambda x: x[0] if len(x) == 1 else jnp.where((x < 0).any(0), x.min(0), x.sum(0, dtype=x.dtype)), counts
+    )
 
-    `maps` are arrays `[b, h, w, k]` at the network's resolution. `where` is False for void, padding and fillers; the
-    last two have the label -1. Images of more than `max_pixels` are counted in strips of rows, to bound the memory.
+
+def count_strips(count: Callable, maps: Any, batch: dict[str, jax.Array], max_pixels: int) -> Any:
+    """Returns `count(maps, labels, where)` of a batch of `eval_batches`, `[strips, …]`: one strip, or one per few rows.
+
+    `maps` are arrays `[b, h, w, k]` at the network's resolution, and are resized to that of the labels. `where` is
+    False for void, padding and fillers; the last two have the label -1. Images of more than `max_pixels` are counted in
+    strips of rows, to bound the memory.
     """
     height, width = batch["label"].shape[1:]
     strips = -(-height // max(1, max_pixels // width))
     rows = -(-height // strips)
 
-    def count_strip(labels: Integer[Array, "b rows W"], first_row: Integer[Array, ""] | int) -> dict[str, Array]:
+    def count_strip(labels: Integer[Array, "b rows W"], first_row: Integer[Array, ""] | int) -> Any:
         options = {"antialias": False, "to_sizes": batch["size"], "first_row": first_row}
         resized = jax.tree.map(lambda x: resize(x, labels.shape[1:], **options), maps)
         row, column = (first_row + jnp.arange(rows))[:, None], jnp.arange(width)
@@ -120,13 +163,11 @@ def sum_over_strips(count: Callable, maps: Any, batch: dict[str, jax.Array], max
         return count(resized, jnp.where(exists, labels.astype(jnp.int32), -1), exists & (labels != VOID))
 
     if strips == 1:
-        return count_strip(batch["label"], 0)
+        return jax.tree.map(lambda x: x[None], count_strip(batch["label"], 0))
     padding = [(0, 0), (0, strips * rows - height), (0, 0)]
     labels = jnp.pad(batch["label"], padding, constant_values=VOID).reshape(-1, strips, rows, width)
     firsts = rows * jnp.arange(strips, dtype=jnp.int32)
-    counts = jax.lax.map(lambda strip: count_strip(*strip), (jnp.moveaxis(labels, 1, 0), firsts))
-    # Invalid counts are negative, and two of them would wrap.
-    return jax.tree.map(lambda x: jnp.where((x < 0).any(0), x.min(0), x.sum(0, dtype=x.dtype)), counts)
+    return jax.lax.map(lambda strip: count_strip(*strip), (jnp.moveaxis(labels, 1, 0), firsts))
 
 
 def make_score_counts(
@@ -201,7 +242,7 @@ def score_histograms(
 
 
 def counter(step: Callable, state: TrainState, mapping: DeviceMapping, *hparams: Hyperparams) -> Callable:
-    """Returns `count(batch)` for `sum_counts`: a mapped `step(state, batch, *hparams)` of a replicated state."""
+    """Returns `count(batch)` for `count_batches`: a mapped `step(state, batch, *hparams)` of a replicated state."""
 
     def count(batch: dict[str, np.ndarray]) -> Any:
         return mapping.unreplicate(step(state, mapping.shard(batch), *hparams))
@@ -210,12 +251,18 @@ def counter(step: Callable, state: TrainState, mapping: DeviceMapping, *hparams:
 
 
 def sum_counts(count: Callable, source: Source, config: ConfigDict, *, devices: int) -> dict[str, Any]:
-    """Returns the sum of `count(batch)` over every image of `source` once, for host batches of `eval_batches`.
-
-    `devices` is the number of devices that share a batch. Integers are added in int64 and floats in float64: int32 is
-    exact for one batch, but not for all of Cityscapes.
-    """
+    """Returns the sum of `count_batches`. int32 is exact for one batch, but not for all of Cityscapes."""
     totals: dict[str, Any] | None = None
+    for counts in count_batches(count, source, config, devices=devices):
+        totals = counts if totals is None else jax.tree.map(np.add, totals, counts)
+    return totals
+
+
+def count_batches(count: Callable, source: Source, config: ConfigDict, *, devices: int) -> Iterator[dict[str, Any]]:
+    """Yields `count(batch)` of host batches of `eval_batches`, every image of `source` once, in int64 and float64.
+
+    `devices` is the number of devices that share a batch.
+    """
     batches = eval_batches(
         source,
         global_batch_size=config.training.global_batch,
@@ -227,9 +274,7 @@ def sum_counts(count: Callable, source: Source, config: ConfigDict, *, devices: 
     )
     for batch in batches:
         counts = count({key: batch[key] for key in _DEVICE_KEYS})
-        counts = jax.tree.map(lambda x: np.asarray(x, np.float64 if x.dtype.kind == "f" else np.int64), counts)
-        totals = counts if totals is None else jax.tree.map(np.add, totals, counts)
-    return totals
+        yield jax.tree.map(lambda x: np.asarray(x, _ADDED_AS.get(x.dtype.kind)), counts)
 
 
 def scores(counts: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax, xlogy
 
+from segjax import metrics
 from segjax.inference import (
     UNCERTAINTIES,
     Ensemble,
@@ -20,6 +21,7 @@ from segjax.inference import (
     predictor,
     whole_passes,
 )
+from segjax.inference.predictor import mask_and_calibrated_logits
 from segjax.models import UNet
 
 CLASSES = 3
@@ -237,6 +239,44 @@ def test_threshold_of_one_of_many_classes_leaves_the_likeliest_of_the_others(pre
     assert clear.mean() > 0.9
 
 
+@pytest.fixture(scope="module")
+def logits():
+    """Returns class logits of a block, some of them equal in the two largest."""
+    z = RNG.normal(size=(30, 40, CLASSES)).astype(np.float32)
+    return np.where(RNG.random((30, 40, 1)) < 0.1, z[..., :1], z)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 7.0])
+def test_scaling_calibrates_probabilities_and_entropy_and_leaves_the_mask(logits, temperature):
+    scaling = metrics.Scaling((1 / temperature,) * CLASSES, (0.0,) * CLASSES)
+    plain = mask_and_calibrated_logits(jnp.asarray(logits), WHOLE)
+    mask, calibrated = mask_and_calibrated_logits(jnp.asarray(logits), replace(WHOLE, scaling=scaling))
+    np.testing.assert_array_equal(mask, plain[0])
+    np.testing.assert_array_equal(plain[1], logits)
+    np.testing.assert_allclose(calibrated, logits / temperature, rtol=1e-6)
+
+
+def test_predictor_with_a_scaling(predictor_of):
+    scaling = metrics.Scaling((0.5, 1.0, 2.0), (0.1, 0.0, -0.1))
+    plain, found = predictor_of(WHOLE)(IMAGE), predictor_of(replace(WHOLE, scaling=scaling))(IMAGE)
+    np.testing.assert_array_equal(found.mask, plain.mask)
+    assert (abs(found.probabilities - plain.probabilities) > 1e-3).mean() > 0.9
+    np.testing.assert_allclose(found.probabilities.sum(-1), 1, rtol=1e-6)
+    q = found.probabilities
+    np.testing.assert_allclose(found.uncertainties["entropy"], -xlogy(q, q).sum(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_threshold_with_a_scaling_is_of_the_log_odds_with_or_without_it(logits, scaled):
+    scaling = metrics.Scaling((0.5, 1.0, 2.0), (0.1, 0.0, -0.1))
+    options = replace(WHOLE, threshold=0.3, positive=2, scaling=scaling, scale_threshold=scaled)
+    z = logits.astype(float) * scaling.scale + scaling.bias if scaled else logits.astype(float)
+    p = softmax(z, axis=-1)
+    odds = np.log(p[..., 2] / p[..., :2].sum(-1))
+    mask, clear = np.asarray(mask_and_calibrated_logits(jnp.asarray(logits), options)[0]), abs(odds - 0.3) > 1e-4
+    np.testing.assert_array_equal(mask[clear], np.where(odds >= 0.3, 2, logits[..., :2].argmax(-1))[clear])
+
+
 def test_maps_in_a_file_give_the_same_prediction(predictor_of, tmp_path, monkeypatch):
     predict = predictor_of(replace(TILES, augment="flip"), probabilities=False)
     expected, shapes = predict(IMAGE), []
@@ -263,6 +303,8 @@ def test_with_variables_shares_the_programs(predictor_of, variables):
 
 def test_predict_options_non_default():
     assert predict_options((16, 24), batch=3, rate=0.1, seed=4).non_default() == {}
+    scaling = metrics.Scaling((0.5,), (0.0,))
+    assert predict_options((16, 24), threshold=0.1, scaling=scaling, scale_threshold=False).non_default() == {}
     assert predict_options((16, 24), overlap=2).non_default() == {"scale": 1.0, "overlap": 2, "tile": [16, 24]}
     assert predict_options((16, 24), tile=(8, 32)).overlap == 2
     sampled = predict_options((16, 24), samples=3, augment="d4")

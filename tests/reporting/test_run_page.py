@@ -10,7 +10,7 @@ from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from segjax.data import UNSEEN, LabelSet
-from segjax.reporting import figures, html
+from segjax.reporting import figures, html, run_page
 from segjax.reporting.run_page import Inspection, ShownImage, loss_lines, run_report
 from segjax.trained_run import TrainedRun
 from segjax.training import defaults
@@ -87,6 +87,30 @@ def test_run_report_before_the_first_evaluation_and_of_a_split_of_void():
     assert names_of(young)[:2] == ["loss", "learning_rate"]
     assert "was not scored yet" in young.sections[1].text
     assert young.sections[-2].title == "Uncertainty"
+
+
+def test_run_report_shows_the_stored_calibration(monkeypatch):
+    on = {"split": "val", "images": 4, "data": "x"}
+    scores = {"negative_log_likelihood": 0.5, "expected_calibration_error": 0.25, "adaptive_calibration_error": 0.125}
+    scaling = {
+        "kind": "temperature",
+        "scale": [0.5],
+        "bias": [0.0],
+        "pixels": 9,
+        "before": scores,
+        "after": scores,
+        **on,
+    }
+    one = {"class": "class 1", "level": 0.1, "smallest_level": 0.01, "probability": 0.25, "miss_rate": 0.0625}
+    one |= {"false_positive_rate": 0.03125, "images_with_class": 3, **on}
+    calibration = {"scaling": scaling, "guarantees": [one | {"level": 0.2}, one]}
+    monkeypatch.setattr(run_page, "calibration_of", lambda run: (calibration, ""))
+    section = report(log=LOG, images=0).sections[-2]
+    assert section.title == "Calibration after training"
+    assert section.tables[0].title == "Scaling on val: temperature 2"
+    assert [row[1] for row in section.tables[0].rows] == ["0.5000", "0.2500", "0.1250"]
+    assert [row[1] for row in section.tables[1].rows] == ["0.1", "0.2"]
+    assert section.tables[1].rows[0][3:] == ("0.25", "0.0625", "0.03125", "3 of val")
 
 
 def test_run_report_prints_fields_as_typed(made):

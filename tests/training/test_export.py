@@ -5,16 +5,15 @@ import json
 import subprocess
 import sys
 
-import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
 
-from segjax import export
+from segjax import export, metrics
 from segjax.data import label_set
-from segjax.inference import standalone_predict
+from segjax.inference import PredictOptions, standalone_predict
 from segjax.inference.predictor import fingerprint
 from segjax.trained_run import TrainedRun
 from segjax.training.config import ConfigError
@@ -213,11 +212,14 @@ def test_script_names_the_only_size_of_an_export(script, tmp_path, monkeypatch):
         script(tmp_path / "a.png")
 
 
-def test_lower_network_for_one_size_and_any_batch(run):
-    fixed = export.lower_network(run, size=(5, 7))
-    found = fixed.call(jnp.zeros((3, 5, 7, 3), jnp.uint8))["probabilities"]
-    assert found.shape == (3, 5, 7, 2)
-    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
+def test_lower_network_for_one_size_with_a_scaling_and_a_threshold_equals_the_predictor(run):
+    options = PredictOptions((32, 48), scaling=metrics.Scaling((2.0, 2.0), (0.0, 0.0)), threshold=-4.6)
+    fixed, images = export.lower_network(run, size=(5, 7), options=options), np.zeros((3, 5, 7, 3), np.uint8)
+    images[:, 2:] = 255
+    found, expected = fixed.call(images), run.predictor(options, probabilities=True)(images[0])
+    for i in range(3):
+        np.testing.assert_array_equal(found["mask"][i], expected.mask)
+        np.testing.assert_allclose(found["probabilities"][i], expected.probabilities, rtol=1e-4)
 
 
 def test_export_names_the_extra_that_installs_flatbuffers(run, tmp_path, monkeypatch):

@@ -128,7 +128,7 @@ def test_chosen_threshold_of_many_classes_needs_a_class(tiny):
     run = TrainedRun(epath.Path("runs/a"), tiny, None, None, LABEL_SETS["road_debris_scene"])
     with pytest.raises(
         ConfigError,
-        match=r"--threshold and --at_precision need --class=NAME, one of road, marking, verge, sky, debris$",
+        match=r"--threshold and --at_precision: add --class=NAME, one of road, marking, verge, sky, debris$",
     ):
         chosen_threshold(run, 0.3, None, None)
     fields, _ = chosen_threshold(run, 0.5, None, 3)
