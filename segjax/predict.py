@@ -65,6 +65,8 @@ def _predict_options(run: TrainedRun, **changes) -> inference.PredictOptions:
     rate = head_rate(run, FLAGS.rate, FLAGS.samples, FLAGS.passes)
     names = ("tile", "scale", "overlap", "batch", "augment", "samples", "passes", "seed")
     fields = {name: FLAGS[name].value for name in names} | {"members": run.members} | changes
+    if FLAGS.uncertainty in inference.LOGIT_SCORES:
+        fields["logit_score"] = FLAGS.uncertainty
     try:
         return inference.predict_options(tuple(run.config.data.size), rate=rate, **fields)
     except ValueError as error:
@@ -90,7 +92,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", "predictions", "Folder for NAME_mask.png and the pictures.")
     flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under its classes.")
     flags.DEFINE_string("class", None, "Class of the threshold, and the only one that overlays show.")
-    cli.define_bare_or_one_of("uncertainty", inference.UNCERTAINTIES, "Write NAME_uncertainty.png of the uncertainty.")
+    measures = (*inference.UNCERTAINTIES, *inference.LOGIT_SCORES)
+    cli.define_bare_or_one_of("uncertainty", measures, "Write NAME_uncertainty.png of the uncertainty.")
     cli.define_number("uncertainty_max", float, POSITIVE, "Uncertainty with the lightest colour; printed at the end.")
     flags.DEFINE_bool("probabilities", False, "Write NAME_probabilities.npz: float32 [H, W, C], and the uncertainties.")
     flags.DEFINE_bool("palette", False, "Store the colours of the classes as a palette of the masks.")

@@ -32,6 +32,7 @@ with epy.lazy_api_imports(globals()):
     )
     from segjax.inference.predictor import (
         AUGMENTATIONS,
+        LOGIT_SCORES,
         UNCERTAINTIES,
         Prediction,
         PredictOptions,
@@ -44,6 +45,7 @@ with epy.lazy_api_imports(globals()):
 
 __all__ = [
     "AUGMENTATIONS",
+    "LOGIT_SCORES",
     "SYMMETRIES",
     "UNCERTAINTIES",
     "Ensemble",

@@ -34,6 +34,8 @@ AUGMENTATIONS = {
 """Test-time augmentations by name: the symmetries and the scale factors that an image is predicted under."""
 UNCERTAINTIES = ("entropy", "mutual_information", "variance")
 """Uncertainties of a pixel. All but the entropy need at least two samples."""
+LOGIT_SCORES = {"margin": metrics.margin_score, "max_logit": metrics.max_logit_score, "energy": metrics.energy_score}
+"""Scores of the logits of one pass by name, high where the network is unsure or the pixel unknown."""
 
 # Maps are resized and classified in blocks of this side, from windows of at most `_WINDOW` pixels per side. Sides of
 # windows are rounded up to `_STEP`, so that images of many sizes share a few compiled programs.
@@ -60,6 +62,7 @@ class PredictOptions:
       members: networks of the ensemble; a `Predictor` sets it.
       scaling: applied to the logits before the probabilities and the entropy; never changes the likeliest class.
       scale_threshold: the threshold is of the log odds with `scaling`; False: of those without it.
+      logit_score: a key of `LOGIT_SCORES`, predicted beside the entropy; one sample only.
     """
 
     tile: tuple[int, int]
@@ -76,6 +79,7 @@ class PredictOptions:
     members: int = 1
     scaling: metrics.Scaling | None = None
     scale_threshold: bool = True
+    logit_score: str | None = None
 
     def __post_init__(self):
         if self.augment not in AUGMENTATIONS:
@@ -95,6 +99,13 @@ class PredictOptions:
         if self.samples and self.passes:
             both = f"samples {self.samples} and passes {self.passes}"
             raise ValueError(f"samples and passes exclude each other; got {both}")
+        if self.logit_score is not None and self.logit_score not in LOGIT_SCORES:
+            raise ValueError(f"logit_score must be one of {', '.join(LOGIT_SCORES)} or None; got {self.logit_score!r}")
+        if self.logit_score is not None and self.num_samples > 1:
+            raise ValueError(
+                f"uncertainty={self.logit_score} is a score of one pass of one network; got {self.num_samples} samples "
+                "per pixel: remove augment, samples and passes, or use the entropy"
+            )
 
     @property
     def num_samples(self) -> int:
@@ -104,8 +115,10 @@ class PredictOptions:
 
     @property
     def uncertainties(self) -> tuple[str, ...]:
-        """The available `UNCERTAINTIES`: the entropy, and all of them from two samples on."""
-        return UNCERTAINTIES if self.num_samples > 1 else UNCERTAINTIES[:1]
+        """The available `UNCERTAINTIES` (the entropy, and all of them from two samples on), and the `logit_score`."""
+        if self.num_samples > 1:
+            return UNCERTAINTIES
+        return UNCERTAINTIES[:1] if self.logit_score is None else (*UNCERTAINTIES[:1], self.logit_score)
 
     def non_default(self) -> dict[str, Any]:
         """Returns the options that change the logits and are not at their default, for JSON.
@@ -125,7 +138,7 @@ class PredictOptions:
         True
         """
         # An option counts unless it is listed here; the members are the network's.
-        ignored = {"batch", "members"} | (set() if self.samples or self.passes else {"rate", "seed"})
+        ignored = {"batch", "members", "logit_score"} | (set() if self.samples or self.passes else {"rate", "seed"})
         ignored |= {"positive"} if self.threshold is None else set()
         ignored |= {"scaling"} if self.scaling is None else set()
         ignored |= {"scale_threshold"} if self.threshold is None or self.scaling is None else set()
@@ -161,7 +174,7 @@ class Prediction(NamedTuple):
 
     Attributes:
       mask: `[H, W]`, the class of each pixel.
-      uncertainties: `[H, W]` each, by name: `PredictOptions.uncertainties`, in nats or, the variance, squared logits.
+      uncertainties: `[H, W]` each, by name: `PredictOptions.uncertainties`, in the units of `OutputOptions.scale`.
       probabilities: `[H, W, C]`, sum 1; None unless the predictor was made with `probabilities`.
     """
 
@@ -344,7 +357,8 @@ def _conclude(maps: Float[Array, "h w summary"], options: PredictOptions, num_cl
     """Returns the class, the probabilities and the uncertainties of logits, or of maps of `_summarise`."""
     mask, logits = mask_and_calibrated_logits(maps[..., :num_classes], options)
     entropy = metrics.predictive_entropy(logits[None])
-    return mask, jax.nn.softmax(logits), entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0)
+    scores = [] if options.logit_score is None else [LOGIT_SCORES[options.logit_score](logits)]
+    return mask, jax.nn.softmax(logits), entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0), *scores
 
 
 def mask_and_calibrated_logits(

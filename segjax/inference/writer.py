@@ -33,6 +33,7 @@ _LISTED = 20  # skipped files that are listed by name
 _PNG_KEY = "segjax"  # keyword of the PNG text chunk that names the source of a picture
 _BAND = 2**20  # pixels painted at a time
 _UNITS = {"entropy": "nats", "mutual_information": "nats", "variance": "squared logits"}
+_UNITS |= {"margin": "", "max_logit": "logits", "energy": "logits"}
 
 
 class OutputOptions(NamedTuple):
@@ -42,10 +43,11 @@ class OutputOptions(NamedTuple):
       overlay: NAME_overlay.png, the image under the colours of its classes. The background, which is a class of this
         name or the first of two, is not tinted, and classes of less than 2 % of the image are outlined.
       only: the one class that overlays show; None: all.
-      uncertainty: NAME_uncertainty.png, from 0, black, to `maximum`, pale yellow.
+      uncertainty: NAME_uncertainty.png, from 0, black, to `maximum`, pale yellow; the negative largest logit and the
+        energy from -`maximum` to 0.
       measure: the uncertainty that it shows, one of `PredictOptions.uncertainties`.
       maximum: end of the colour scale for all images. None: log C for the entropy, a quarter of that for the mutual
-        information, 5 squared logits for the variance.
+        information, 5 squared logits for the variance, 1 for the margin, 10 for largest logit and energy.
       probabilities: NAME_probabilities.npz: "probabilities" float32 `[H, W, C]`, each uncertainty under its own name,
         float32 `[H, W]`, and "classes".
       palette: store the classes' colours in NAME_mask.png as a palette; the pixels stay class indices.
@@ -74,15 +76,17 @@ class OutputOptions(NamedTuple):
             k: v for k, v in self._asdict().items() if k not in ("overlay", "uncertainty", "probabilities", "sheet")
         }
 
-    def scale_maximum(self, label_set: LabelSet) -> float:
-        """Returns the uncertainty that has the lightest colour."""
+    def scale_range(self, label_set: LabelSet) -> tuple[float, float]:
+        """Returns the uncertainties that are black and pale yellow."""
         log_c = math.log(label_set.num_classes)
-        defaults = {"entropy": log_c, "mutual_information": log_c / 4, "variance": 5.0}
-        return defaults[self.measure] if self.maximum is None else self.maximum
+        defaults = {"entropy": log_c, "mutual_information": log_c / 4, "variance": 5.0, "margin": 1.0}
+        span = defaults.get(self.measure, 10.0) if self.maximum is None else self.maximum
+        return (-span, 0.0) if self.measure in ("max_logit", "energy") else (0.0, span)
 
     def scale(self, label_set: LabelSet) -> str:
         """Returns the meaning of the uncertainty's colours, such as "entropy, 0 to 2.4 nats"."""
-        return f"{self.measure.replace('_', ' ')}, 0 to {self.scale_maximum(label_set):.3g} {_UNITS[self.measure]}"
+        low, high = self.scale_range(label_set)
+        return f"{self.measure.replace('_', ' ')}, {low:.3g} to {high:.3g} {_UNITS[self.measure]}".rstrip()
 
 
 class WriteSummary(NamedTuple):
@@ -252,7 +256,7 @@ def _encode(suffix: str, predicted: _Predicted, options: OutputOptions, label_se
         np.savez_compressed(buffer, probabilities=probabilities, **uncertainties, classes=classes)
         return buffer.getvalue()
     if suffix == "_uncertainty.png":
-        return png(_paint_uncertainty(uncertainties[options.measure], options.scale_maximum(label_set)))
+        return png(_paint_uncertainty(uncertainties[options.measure], *options.scale_range(label_set)))
     if suffix == "_overlay.png":
         return png(_paint_overlay(predicted, options, label_set))
     palette = label_set.palette.tobytes() if options.palette else None
@@ -274,10 +278,10 @@ def _paint_overlay(predicted: _Predicted, options: OutputOptions, label_set: Lab
     return painted
 
 
-def _paint_uncertainty(values: Float[np.ndarray, "H W"], maximum: float) -> UInt8[np.ndarray, "H W 3"]:
+def _paint_uncertainty(values: Float[np.ndarray, "H W"], low: float, high: float) -> UInt8[np.ndarray, "H W 3"]:
     painted = np.empty((*values.shape, 3), np.uint8)
     for rows in _bands(values.shape):
-        painted[rows] = heatmap(values[rows], maximum)
+        painted[rows] = heatmap(values[rows] - low, high - low)
     return painted
 
 
@@ -285,7 +289,7 @@ def _sheet_row(predicted: _Predicted, options: OutputOptions, label_set: LabelSe
     image = np.broadcast_to(predicted.image, (*predicted.prediction.mask.shape, 3))
     colours = _paint_overlay(predicted, options, label_set)
     values = predicted.prediction.uncertainties[options.measure]
-    uncertainty = _paint_uncertainty(values, options.scale_maximum(label_set))
+    uncertainty = _paint_uncertainty(values, *options.scale_range(label_set))
     return [thumbnail(picture) for picture in (image, colours, uncertainty)]
 
 

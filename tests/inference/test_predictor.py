@@ -10,6 +10,7 @@ from scipy.special import softmax, xlogy
 
 from segjax import metrics
 from segjax.inference import (
+    LOGIT_SCORES,
     UNCERTAINTIES,
     Ensemble,
     PredictOptions,
@@ -84,6 +85,20 @@ def by_jax(x, size, antialias):
     return np.asarray(
         jax.image.resize(jnp.asarray(x, jnp.float32), (*size, x.shape[-1]), "linear", antialias=antialias)
     )
+
+
+@pytest.mark.parametrize("name", LOGIT_SCORES)
+def test_logit_score_is_that_of_the_resized_logits(predictor_of, logits_of, name):
+    found = predictor_of(replace(WHOLE, logit_score=name))(IMAGE)
+    logits = by_jax(logits_of(by_jax(IMAGE, WHOLE.tile, True)), IMAGE.shape[:2], False)
+    assert list(found.uncertainties) == ["entropy", name]
+    np.testing.assert_allclose(found.uncertainties[name], LOGIT_SCORES[name](logits), atol=3e-4)
+
+
+@pytest.mark.parametrize("several", [{"samples": 2}, {"augment": "flip"}, {"members": 3}], ids=str)
+def test_logit_score_needs_one_pass(several):
+    with pytest.raises(ValueError, match=r"^uncertainty=energy is a score of one pass .*: remove augment, samples"):
+        replace(WHOLE, logit_score="energy", **several)
 
 
 @pytest.mark.parametrize("antialias", [True, False])

@@ -128,6 +128,8 @@ def test_uncertainty_picture_uses_the_given_scale(tmp_path):
     assert np.array_equal(shown, heatmap(prediction_of(image_of("a")).uncertainties["variance"], 3.0))
     assert wanted.scale(LABELS) == "variance, 0 to 3 squared logits"
     assert OutputOptions().scale(LABELS) == "entropy, 0 to 1.61 nats"
+    assert OutputOptions(measure="energy").scale(LABELS) == "energy, -10 to 0 logits"
+    assert OutputOptions(measure="margin").scale(LABELS) == "margin, 0 to 1"
 
 
 def test_incomplete_folder_is_completed(tmp_path):
