@@ -1,4 +1,4 @@
-"""Uncertainty in the objective: the variance over dropout heads, its penalty, and the loss of outlier exposure.
+"""Uncertainty in the objective: the variance over dropout heads, and penalties of uncertain and of too sure pixels.
 
 The Cityscapes U-Net recipe (Regressionist/Semantic-Segmentation-UNet) adds a multiple of the mean penalty to its loss.
 """
@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from segjax import checks
-from segjax.checks import Logits, PerPixel, Where
+from segjax.checks import Logits, PerPixel, Scalar, Where
 from segjax.losses._log_odds import mask_to_zero, softmax_log_odds
 
 
@@ -127,6 +127,35 @@ def uniform_cross_entropy(logits: Logits, *, where: Where = None) -> Float[Array
     keep = checks.mask("where", where, logits.shape[:-1])
     logits = jnp.where(keep[..., None], logits, 0)
     return jnp.where(keep, jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1), 0)
+
+
+def logit_margin_penalty(logits: Logits, *, margin: Scalar = 10.0, where: Where = None) -> Float[Array, "*pixels"]:
+    r"""Returns the penalty of logits that are farther than a margin below the largest, against overconfidence.
+
+    .. math:: \ell = \frac{1}{C} \sum_c \max(0,\; \max_k z_k - z_c - m)
+
+    Beside the cross entropy, it does what label smoothing does, but only to pixels that are too sure: within the
+    margin, it is 0.
+
+    Args:
+        logits: z, `[..., C]`, class last, C ≥ 2; a binary network's are 0 and z.
+        margin: m ≥ 0; may be traced. 10 allows a probability of 1 - 5e-5.
+        where: boolean `[...]`, broadcastable; a pixel with False has penalty 0 and gradient 0.
+
+    Returns: ℓ, `[...]`, at least float32; inf where an unmasked logit is -inf.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, C < 2, or the margin is negative.
+    References: Liu et al., The Devil is in the Margin: Margin-based Label Smoothing for Network Calibration, CVPR 2022,
+        arXiv 2111.15430.
+
+    >>> print(logit_margin_penalty(jnp.array([[14.0, 0.0], [6.0, 0.0]]), margin=10.0))
+    [2. 0.]
+    """
+    logits = checks.classes("logits", logits)
+    margin = checks.scalar("margin", margin, logits.dtype, 0.0)
+    keep = checks.mask("where", where, logits.shape[:-1])
+    logits = jnp.where(keep[..., None], logits, 0)
+    below = jnp.max(logits, axis=-1, keepdims=True) - logits
+    return jnp.where(keep, jnp.mean(jax.nn.relu(below - margin), axis=-1), 0)
 
 
 def _class_index(background: Any, num_classes: int) -> int:

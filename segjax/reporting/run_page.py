@@ -41,7 +41,7 @@ _CURVE_POINTS = 400
 # Plots show at most this many classes, the rarest; the table contains all.
 _MOST_LINES = 12
 _LOSSES = {"loss": "train/loss", "pixel loss": "train/pixel_loss", "region loss": "train/region_loss"}
-_LOSSES |= {"outlier loss": "train/outlier_loss"}
+_LOSSES |= {"outlier loss": "train/outlier_loss", "margin penalty": "train/margin_penalty"}
 # Name, key and meaning of the main scores.
 _HEADLINES = (
     ("mean IoU", "mean_iou", "over the pixels of the split, then the mean over classes"),

@@ -194,6 +194,11 @@ FIELDS = {
     "objective.region": Field("none", "region loss to add", tuple(REGION_LOSSES)),
     "objective.region_weight": _traced(1.0, "factor of the region loss", range=NONNEGATIVE),
     "objective.uncertainty_weight": _number("factor C of the uncertainty penalty; None: off", traced=True),
+    "objective.label_smoothing": _number(
+        "softmax_cross_entropy: ε of the label smoothing; None: off", range=PROBABILITY, traced=True
+    ),
+    "objective.logit_margin": _number("largest difference of logits without a penalty; None: off", traced=True),
+    "objective.logit_margin_weight": _traced(0.1, "factor of the penalty beyond the logit margin", range=NONNEGATIVE),
     "objective.outlier_weight": _number(
         "factor of the loss on pasted outliers (0.5 in the paper); None: off", traced=True
     ),
@@ -425,6 +430,11 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         yield f"config.model.num_samples must be at least 2 for a variance; got {model.num_samples}"
     if objective.void == "class" and background is not None:
         yield f"config.objective.background must be None if void is a class, the background; got {background!r}"
+    if objective.label_smoothing is not None and objective.loss != "softmax_cross_entropy":
+        yield (
+            f"config.objective.label_smoothing = {objective.label_smoothing!r} belongs to softmax_cross_entropy; "
+            f"{objective.loss} takes config.objective.logit_margin"
+        )
     pasted = config.augment.outliers
     if objective.outlier_weight is not None and not pasted:
         yield "config.objective.outlier_weight needs pasted outliers: set config.augment.outliers, such as to 2"

@@ -36,6 +36,9 @@ class Hyperparams(NamedTuple):
     negatives_per_positive: Float[Array, ""] | None  # number of hardest negatives per positive pixel
     region_weight: Float[Array, ""] | None  # factor r of the region loss
     uncertainty_weight: Float[Array, ""] | None  # factor C of the uncertainty penalty
+    label_smoothing: Float[Array, ""] | None  # ε in [0, 1), of the softmax cross entropy
+    logit_margin: Float[Array, ""] | None  # m ≥ 0, largest difference of logits without a penalty
+    logit_margin_weight: Float[Array, ""] | None  # factor of the penalty
     outlier_weight: Float[Array, ""] | None  # factor λ of the loss on pasted outliers
     dropout_rate: Float[Array, ""]  # in [0, 1), of the dropout heads
     deep_dropout_rate: Float[Array, ""]  # in [0, 1), inside the network
@@ -51,6 +54,7 @@ def hparams_from_config(config: ConfigDict) -> Hyperparams:
         "crop_fraction": config.augment.crop_fraction,
         "class_weights": objective.class_weights or None,
         "region_weight": None if objective.region == "none" else objective.region_weight,
+        "logit_margin_weight": None if objective.logit_margin is None else objective.logit_margin_weight,
         "dropout_rate": config.model.dropout_rate,
         "deep_dropout_rate": config.model.deep_dropout_rate,
         "ema_decay": config.training.ema_decay,
@@ -84,7 +88,11 @@ def hparams_at(step: int, hparams: Hyperparams, plan: tuple[Phase, ...]) -> Hype
 # Functions of logits z, labels y, the mask w of the pixels that exist, and the hyperparameters h.
 SOFTMAX_LOSSES: dict[str, Callable] = {
     "softmax_cross_entropy": lambda z, y, w, h: losses.softmax_cross_entropy(
-        z, y, where=w, class_weights=h.class_weights
+        z,
+        y,
+        where=w,
+        class_weights=h.class_weights,
+        label_smoothing=0.0 if h.label_smoothing is None else h.label_smoothing,
     ),
     "softmax_focal": lambda z, y, w, h: losses.softmax_focal_loss(z, y, gamma=h.gamma, alpha=h.class_weights, where=w),
 }
@@ -134,7 +142,7 @@ def background_of(config: ConfigDict, num_classes: int) -> int | None:
 
 
 # Parts of the objective that are means over pixels: each microbatch has a share in each.
-_SHARES = ("pixel_loss", "penalty", "outlier_loss")
+_SHARES = ("pixel_loss", "penalty", "margin_penalty", "outlier_loss")
 
 
 def make_objective(config: ConfigDict, num_classes: int) -> Callable:
@@ -142,18 +150,19 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
 
     .. math::
         L = \frac{1}{N} \sum_i w_i \ell_i + \frac{C}{n} \sum_i v_i (1 - p_i(b)) + r R
-            + \frac{λ}{|O|} \sum_{i \in O} u_i
+            + \frac{μ}{n} \sum_i m_i + \frac{λ}{|O|} \sum_{i \in O} u_i
 
     ℓ is the pixel loss of the logits without dropout, p their probabilities, w the boundary weight (k on a boundary, 1
     elsewhere), v the variance of the logits under dropout (mean over the classes), b the background class, R the
-    region loss, O the pixels of pasted `outliers` (void in the labels), u their `losses.uniform_cross_entropy`, and n
-    the number of pixels that exist. N depends on `objective.normalizer`. With OHEM the first sum is
-    over `losses.hard_pixels` and N is their number; with the normalizer "positives" N counts all positive pixels.
+    region loss, m the `losses.logit_margin_penalty`, O the pixels of pasted `outliers` (void in the labels), u their
+    `losses.uniform_cross_entropy`, and n the number of pixels that exist. N depends on `objective.normalizer`. With
+    OHEM the first sum is over `losses.hard_pixels` and N is their number; with the normalizer "positives" N counts all
+    positive pixels.
 
     The gradient flows through v to the head and the features, and through p(b) to the logits. Labels `[B, H, W]` have
     void 255, and a microbatch has its `microbatch_shares`. Results are over the global batch if `axis_name` names the
-    mapped axis. `parts` has "pixel_loss" and, where used, "penalty", "region_loss" and "outlier_loss", without the
-    factors C, r and λ.
+    mapped axis. `parts` has "pixel_loss" and, where used, "penalty", "region_loss", "margin_penalty" and
+    "outlier_loss", without the factors C, r, μ and λ.
     """
     options = config.objective
     per_pixel, region_loss = PIXEL_LOSSES[options.loss], REGION_LOSSES[options.region]
@@ -199,6 +208,10 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
             kept = where & (labels < num_classes)
             parts["region_loss"] = region_loss(logits, labels, where=kept, classes=region_classes, axis_name=axis_name)
             loss += hparams.region_weight * parts["region_loss"]
+        if hparams.logit_margin is not None:
+            penalties = losses.logit_margin_penalty(logits, margin=hparams.logit_margin, where=where)
+            parts["margin_penalty"] = share["margin_penalty"] * mean(penalties, where=where)
+            loss += hparams.logit_margin_weight * parts["margin_penalty"]
         if hparams.outlier_weight is not None:
             unsure = losses.uniform_cross_entropy(logits, where=outliers)
             parts["outlier_loss"] = share["outlier_loss"] * mean(unsure, where=outliers)
@@ -226,7 +239,7 @@ def microbatch_shares(
 
     labels, where = targets(labels, num_classes, config.objective.void)
     kept = count(where)
-    shares = dict.fromkeys(("pixel_loss", "penalty"), kept / jnp.maximum(kept.sum(), 1))
+    shares = dict.fromkeys(("pixel_loss", "penalty", "margin_penalty"), kept / jnp.maximum(kept.sum(), 1))
     if config.objective.normalizer == "positives":
         positives = count((labels != background_of(config, num_classes)) & where)
         # `losses.mean` divides by no less than 1.

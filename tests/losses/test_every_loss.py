@@ -111,6 +111,7 @@ BINARY_LOSSES = {
     ),
     "OHEM 1:3": _ohem_one_to_three,
     "uncertainty_penalty": _mean(_penalty),
+    "logit_margin_penalty": _mean(lambda z, y, k: losses.logit_margin_penalty(z, margin=1.0, where=k)),
     "uniform_cross_entropy": _mean(lambda z, y, k: losses.uniform_cross_entropy(z, where=k)),
 }
 LOSSES = LABEL_LOSSES | BINARY_LOSSES

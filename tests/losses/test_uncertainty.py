@@ -371,3 +371,21 @@ def test_uniform_cross_entropy_gradient_is_finite(value):
     gradient = jax.grad(losses.uniform_cross_entropy)(jnp.array([value, 0.0, 1.0]))
     p = scipy.special.softmax(np.array([value, 0.0, 1.0]))
     np.testing.assert_allclose(gradient, p - 1 / 3, atol=1e-6)
+
+
+@pytest.mark.parametrize("margin", [0.0, 2.5, 10.0])
+def test_logit_margin_penalty_equals_its_formula(margin):
+    logits = LOGITS.astype(np.float64)
+    expected = np.maximum(logits.max(-1, keepdims=True) - logits - margin, 0).mean(-1)
+    np.testing.assert_allclose(losses.logit_margin_penalty(LOGITS, margin=margin), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_logit_margin_penalty_is_0_and_flat_within_the_margin():
+    within, beyond = jnp.array([6.0, 0.0, -3.0]), jnp.array([6.0, 0.0, -7.0])
+    for logits, expected in ((within, [0, 0, 0]), (beyond, [1 / 3, 0, -1 / 3])):
+        np.testing.assert_allclose(jax.grad(losses.logit_margin_penalty)(logits), expected, rtol=1e-6)
+
+
+def test_logit_margin_penalty_refuses_a_negative_margin():
+    with pytest.raises(ValueError, match="margin must be at least 0; got -1"):
+        losses.logit_margin_penalty(LOGITS, margin=-1.0)

@@ -94,8 +94,11 @@ GROUPS = [
             "objective.class_weights": ((1.0, 2.0), (2.0, 5.0)),
             "objective.negatives_per_positive": (1.0, 3.0),
             "objective.outlier_weight": (0.5, 1.0),
+            "objective.logit_margin": (6.0, 10.0),
+            "objective.logit_margin_weight": (0.1, 0.2),
         },
     ),
+    ({"objective.loss": "softmax_cross_entropy"}, {"objective.label_smoothing": (0.05, 0.1)}),
     (
         {"objective.loss": "sigmoid_focal_star"},
         {"objective.beta": (0.0, 1.0), "objective.hard_threshold": (0.1, 0.5)},
@@ -186,6 +189,14 @@ def test_validate_wrong_value(key, value, message):
 def test_validate_outliers(changes, message):
     with pytest.raises(ConfigError, match=message):
         validate(from_leaves(leaves(defaults()) | changes))
+
+
+def test_validate_label_smoothing_of_another_loss():
+    config = from_leaves(leaves(defaults()) | {"objective.loss": "softmax_focal", "objective.label_smoothing": 0.1})
+    with pytest.raises(
+        ConfigError, match=r"label_smoothing = 0.1 .* softmax_focal takes config.objective.logit_margin"
+    ):
+        validate(config)
 
 
 def test_validate_unseen_classes_are_not_learned_as_void():

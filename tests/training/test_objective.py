@@ -140,6 +140,27 @@ def test_outliers_add_the_cross_entropy_to_the_uniform_distribution(loss):
     assert float(parts["pixel_loss"]) == value(config_with(loss=loss), output_of(logits), labels, 2)[0]
 
 
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_focal"])
+def test_logit_margin_adds_the_penalty_of_labelled_pixels(loss):
+    labels = np.where(LABELS == VOID, VOID, LABELS % 2)
+    logits = LOGITS[..., : num_outputs(config_with(loss=loss), 2)]
+    config = config_with(loss=loss, logit_margin=1.0, logit_margin_weight=0.3)
+    total, parts = value(config, output_of(logits), labels, 2)
+    both = logits if loss[:7] == "softmax" else np.concatenate([0 * logits, logits], axis=-1)
+    beyond = np.maximum(both.max(axis=-1, keepdims=True) - both.astype(np.float64) - 1, 0).mean(axis=-1)
+    expected = beyond[labels != VOID].mean()
+    assert parts["margin_penalty"] == pytest.approx(expected, rel=1e-5)
+    assert total == pytest.approx(parts["pixel_loss"] + 0.3 * expected, rel=1e-5)
+
+
+def test_label_smoothing_is_that_of_the_loss():
+    kept = LABELS != VOID
+    expected = losses.mean(losses.softmax_cross_entropy(LOGITS, LABELS, where=kept, label_smoothing=0.1), where=kept)
+    found, _ = value(config_with(label_smoothing=0.1), output_of(LOGITS))
+    assert found == pytest.approx(float(expected), rel=1e-6)
+    assert found != value(config_with(), output_of(LOGITS))[0]
+
+
 @pytest.mark.parametrize("name", PIXEL_LOSSES)
 def test_pixel_loss_ignores_void(name):
     two = 1 if name in BINARY_LOSSES else 2
