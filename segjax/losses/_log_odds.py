@@ -58,6 +58,19 @@ def mask_classes(where: Mask, num_classes: int) -> PerClass:
     return classes < jnp.where(where, num_classes, 0)[..., None]
 
 
+# Reductions of several arrays in one loop. A lambda in their place would be compiled at every call outside of jit.
+def _sums(a, b):
+    return tuple(map(lax.add, a, b))
+
+
+def _max_and_sum(a, b):
+    return lax.max(a[0], b[0]), a[1] + b[1]
+
+
+def _sum_and_any(a, b):
+    return a[0] + b[0], a[1] | b[1]
+
+
 def is_label(labels: Labels, num_classes: int) -> PerClass:
     """Returns one-hot labels by comparison: a TPU gathers and scatters one pixel at a time."""
     classes = lax.broadcasted_iota(labels.dtype, (*labels.shape, num_classes), labels.ndim)
@@ -88,9 +101,9 @@ def own_and_others(logits: Logits, labels: Labels, where: Mask | None) -> tuple[
     own = is_label(labels, logits.shape[-1])
     zero, lowest, last = logits.dtype.type(0), logits.dtype.type(-jnp.inf), (logits.ndim - 1,)
     candidates = jnp.where(own, lowest, logits), jnp.where(own, logits, zero)
-    largest, own_logit = lax.reduce(candidates, (lowest, zero), lambda a, b: (lax.max(a[0], b[0]), a[1] + b[1]), last)
+    largest, own_logit = lax.reduce(candidates, (lowest, zero), _max_and_sum, last)
     exps = jnp.where(own, zero, jnp.exp(logits - largest[..., None]))
-    total, found = lax.reduce((exps, own), (zero, np.bool_(False)), lambda a, b: (a[0] + b[0], a[1] | b[1]), last)
+    total, found = lax.reduce((exps, own), (zero, np.bool_(False)), _sum_and_any, last)
     return own_logit, largest, jnp.log(total), nan_unless(found, logits.dtype)
 
 
@@ -131,7 +144,7 @@ def _sum_and_halves(values, counted, per_row):
     """Returns the sum and the halves of the count as floats, since `shard_map` has no tangents of integers."""
     zeros = values.dtype.type(0), np.int32(0)
     terms = values, counted.astype(jnp.int32)
-    total, count = lax.reduce(terms, zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), (values.ndim - 1,))
+    total, count = lax.reduce(terms, zeros, _sums, (values.ndim - 1,))
     if not per_row:
         total, count = jnp.sum(total), jnp.sum(count, dtype=jnp.int32)
     return total, (count >> 16).astype(jnp.float32), (count & 0xFFFF).astype(jnp.float32)
@@ -230,7 +243,7 @@ def pixel_sums(logits: Logits, labels: Labels, where: Mask, squared: bool) -> tu
     error = other * other + miss * miss if squared else other
     terms = hit, miss, error, own.astype(jnp.int32)
     zeros = tuple(x.dtype.type(0) for x in terms)
-    rows = lax.reduce(terms, zeros, lambda a, b: tuple(map(lax.add, a, b)), (labels.ndim - 1,))
+    rows = lax.reduce(terms, zeros, _sums, (labels.ndim - 1,))
     sums = (jnp.sum(row, axis=tuple(range(1, row.ndim - 1)), dtype=row.dtype) for row in rows)
     return *(total.astype(logits.dtype) for total in sums), jnp.sum(flaw)
 

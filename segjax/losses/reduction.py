@@ -1,5 +1,7 @@
 """The mean of a per-pixel loss over the pixels of all devices, and the choice of the hardest pixels for it (OHEM)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,6 +166,7 @@ def _ordered(loss: Float[Array, "*pixels"]) -> UInt[Array, "*pixels"]:
     return jnp.where(negative, ~bits, size | sign)
 
 
+@partial(jax.jit, static_argnames="axis_name", inline=True)  # else a call outside of jit compiles the loop again
 def _kth_largest(
     keys: UInt[Array, "*pixels"], among: Bool[Array, "*pixels"], k: Int[Array, ""], axis_name: AxisName
 ) -> UInt[Array, ""]:

@@ -214,3 +214,17 @@ def test_log_probabilities_equals_log_sigmoid_with_two_derivatives():
         for _ in range(3):
             np.testing.assert_allclose(jax.vmap(ours)(x), jax.vmap(plain)(x), rtol=1e-6, atol=1e-12)
             plain, ours = jax.grad(plain), jax.grad(ours)
+
+
+def test_a_repeated_call_outside_of_jit_compiles_nothing(caplog):
+    labels, keep = np.zeros((2, 3), np.int32), np.array([[True, False, True], [True, True, False]])
+
+    def call():
+        per_pixel = losses.softmax_focal_loss(np.ones((2, 3, 4), np.float32), labels, gamma=2.0, where=keep)
+        hard = losses.hard_pixels(per_pixel, where=keep, fraction=0.5)
+        return losses.dice_loss(np.ones((2, 3, 4), np.float32), labels, where=keep), losses.mean(per_pixel, where=hard)
+
+    call()
+    with jax.log_compiles():
+        call()
+    assert [record.message for record in caplog.records if record.message.startswith("Compiling")] == []
