@@ -153,17 +153,19 @@ def paste_outliers(
 ) -> tuple[Float[Array, "b h w c"], Int[Array, "b h w"], Bool[Array, "b h w"]]:
     """Pastes drawn fragments into augmented images, for outlier exposure.
 
-    A fragment has a random place, outline, pattern and light, and its half width is between 1.5 and 12 % of the image's
-    height. Two random colours with the image's mean and deviation, and some texture of another place, fit it into the
-    scene. It imitates no class: it stands for any object that the labels do not name.
+    Each fragment is a rough polygon of random position, orientation and pattern. Its mean radius is about 1.5 to 12 %
+    of the image's height and its aspect ratio at most about 4. Its two random colours have the image's mean and
+    standard deviation, and it shows some texture of another position. Fragments represent objects outside the label
+    set.
 
     Args:
         images: any scale, from `augment`.
         labels: from `augment`.
-        keys: `[B]`, those of `augment`, whose random numbers stay the same.
+        keys: `[B]`, the keys of `augment`; pasting does not change its random numbers.
         count: number of fragments per image; static. A later one may cover an earlier one.
 
-    Returns: the images; the labels, `VOID` where a fragment covers a part of a pixel; and True where it covers half.
+    Returns: the images; the labels, `VOID` where a fragment touches a pixel; and True where it covers at least half of
+        it.
     """
 
     def paste_one(image: jax.Array, label: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -184,7 +186,7 @@ def _draw_fragment(
 ) -> tuple[Float[Array, "h w c"], Float[Array, "h w"]]:
     """Draws one fragment for an image; returns its colours and the share of each pixel that it covers."""
     height, width, channels = image.shape
-    geometry, waves, paint, pattern, grain, elsewhere = jax.random.split(key, 6)
+    geometry, waves, paint, tint, pattern, grain, elsewhere = jax.random.split(key, 7)
     top, left, size, turn, stretch, corners, rough = jax.random.uniform(geometry, (7,))
     # Coordinates along and across the fragment, in its half widths.
     radius, turn, stretch = 0.015 * 8**size * height, 2 * jnp.pi * turn, jnp.exp(1.4 * stretch - 0.7)
@@ -205,7 +207,7 @@ def _draw_fragment(
     tilt, light, phase = 2 * jnp.pi * tilt, 2 * jnp.pi * light, 2 * jnp.pi * phase
     stripes = jnp.sin((1 + 7 * frequency) * (jnp.cos(tilt) * along + jnp.sin(tilt) * across) + phase)
     mix = jax.nn.sigmoid(20 * sharpness**2 * stripes)[..., None]
-    one, other = jax.random.normal(paint, (2, 1, 1, 1)) + colourful * jax.random.normal(elsewhere, (2, 1, 1, channels))
+    one, other = jax.random.normal(paint, (2, 1, 1, 1)) + colourful * jax.random.normal(tint, (2, 1, 1, channels))
     shade = 0.3 * (jnp.cos(light) * along + jnp.sin(light) * across)
     shade += 0.3 * noise * jax.random.normal(grain, (height, width))
     mean, deviation = image.mean(axis=(0, 1), keepdims=True), image.std(axis=(0, 1), keepdims=True)

@@ -54,20 +54,20 @@ def corrupt(
 ) -> Shaped[Array, "b h w c"]:
     r"""Corrupts images: noise, blur, fog, brightness, contrast or compression, in five severities.
 
-    With pixels x in [0, 1], the result is clipped to [0, 1] and scaled back:
+    With pixels x in [0, 1], the result is clipped to [0, 1] and scaled back; c is the constant of the severity:
 
     ==================  ============================================================================================
     gaussian_noise      :math:`x + n, \; n \sim \mathcal{N}(0, c^2)`
     impulse_noise       a share c of the values becomes 0 or 1
-    gaussian_blur       a Gaussian of c pixels, cut off at 4c, over the pixels of the image
-    motion_blur         half a Gaussian along a line of a random angle in [-45°, 45°]; the edges are repeated
+    gaussian_blur       Gaussian of standard deviation c pixels, truncated at 4c and renormalised at the border
+    motion_blur         one-sided Gaussian (radius r, σ) along a line at a random angle in [-45°, 45°]; borders repeat
     fog                 :math:`(x + c f) \, m / (m + c), \; m = \max x`, f a random plasma fractal in [0, 1]
     brightness          adds c to the value of the HSV colour
     contrast            :math:`\bar x + c (x - \bar x)`, with the mean of each channel
     jpeg_compression    JPEG of quality c with the standard tables, without chroma subsampling
     ==================  ============================================================================================
 
-    An image's result depends on its own pixels and key: not on the padding, the other images or the device.
+    The result for an image depends only on its pixels and its key (up to rounding), not on padding or the other images.
 
     Args:
         images: `[B, H, W, C]`, uint8 or floating in [0, 255], C = 1 or 3 (RGB).

@@ -12,7 +12,7 @@ from segjax.storage import printable
 
 VOID = 255
 """Train id of void pixels, which no loss or metric counts."""
-UNKNOWN = 254
+UNDEFINED = 254
 """Entry of a lookup table for an id that the data set does not define; `to_train_ids` raises on it."""
 UNSEEN = 253
 """Train id of the pixels of unseen classes in a split opened with `open_split(..., mark_unseen=True)`."""
@@ -24,12 +24,12 @@ class LabelSet:
 
     names: tuple[str, ...]  # in the order of their train ids, 0 to C - 1
     palette: UInt8[np.ndarray, "classes 3"]  # RGB; void is painted black
-    lut: UInt8[np.ndarray, "256"]  # train id of each raw id in the files: 0 to C - 1, `VOID`, `UNKNOWN` or `UNSEEN`
+    lut: UInt8[np.ndarray, "256"]  # train id of each raw id in the files: 0 to C - 1, `VOID`, `UNDEFINED` or `UNSEEN`
 
     def __post_init__(self):
         if len(self.names) != len(self.palette):
             raise ValueError(f"palette must have {len(self.names)} colours, one per class; got {len(self.palette)}")
-        known = self.lut[~np.isin(self.lut, (VOID, UNKNOWN, UNSEEN))]
+        known = self.lut[~np.isin(self.lut, (VOID, UNDEFINED, UNSEEN))]
         if known.size and (largest := known.max()) >= len(self.names):
             raise ValueError(f"the lookup table contains train id {largest}, but there are {len(self.names)} classes")
 
@@ -40,12 +40,15 @@ class LabelSet:
 
 
 def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: str) -> UInt8[np.ndarray, "*shape"]:
-    """Maps the raw ids of a file to train ids in [0, C) and `VOID`; `DataError` for an id outside the data set's."""
+    """Maps the raw ids of a file to train ids: 0 to C - 1, `VOID` or `UNSEEN`.
+
+    Raises DataError for an undefined id.
+    """
     labels = label_set.lut[raw]
-    if (labels == UNKNOWN).any():
-        unknown = np.unique(raw[labels == UNKNOWN]).tolist()
-        ids = f"ids {_spans(unknown)} are" if len(unknown) > 1 else f"id {unknown[0]} is"
-        expected = f"expected the ids {_spans(np.flatnonzero(label_set.lut != UNKNOWN))}"
+    if (labels == UNDEFINED).any():
+        undefined = np.unique(raw[labels == UNDEFINED]).tolist()
+        ids = f"ids {_spans(undefined)} are" if len(undefined) > 1 else f"id {undefined[0]} is"
+        expected = f"expected the ids {_spans(np.flatnonzero(label_set.lut != UNDEFINED))}"
         raise DataError(f"{file}: label {ids} outside the {label_set.num_classes} classes; {expected}")
     return labels
 
@@ -98,8 +101,8 @@ def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> La
     array([0, 1], dtype=uint8)
     """
     names, values = tuple(names), tuple(values) or tuple(range(len(names)))
-    if not 1 <= len(names) < UNKNOWN:
-        raise DataError(f"config.data.class_names: expected 1 to {UNKNOWN - 1} class names; got {len(names)}")
+    if not 1 <= len(names) < UNDEFINED:
+        raise DataError(f"config.data.class_names: expected 1 to {UNDEFINED - 1} class names; got {len(names)}")
     if len(set(names)) != len(names) or "" in names or any(printable(name) != name for name in names):
         expected = "distinct names, each non-empty and without control characters"
         raise DataError(f"config.data.class_names: expected {expected}; got {names}")
@@ -117,7 +120,7 @@ def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> La
 def _label_set(classes: Iterable[tuple[str, Any]], train_id_of: dict[int, int]) -> LabelSet:
     """Builds a label set from (name, colour) pairs in the order of their train ids."""
     names, palette = zip(*classes, strict=True)
-    lut = np.full(256, UNKNOWN, np.uint8)
+    lut = np.full(256, UNDEFINED, np.uint8)
     for raw, train_id in train_id_of.items():
         lut[raw] = train_id
     return LabelSet(names, np.array(palette, np.uint8), lut)

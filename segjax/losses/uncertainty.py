@@ -109,8 +109,8 @@ def uniform_cross_entropy(logits: Logits, *, where: Where = None) -> Float[Array
 
     .. math:: \ell = -\frac{1}{C} \sum_c \log p_c = \log \sum_c e^{z_c} - \frac{1}{C} \sum_c z_c, \qquad p = softmax(z)
 
-    On pixels of objects that belong to no class it teaches the network to be unsure. Its minimum, log C, is at equal
-    logits.
+    Minimising it on pixels outside the label set drives the prediction towards equal probabilities. The minimum is
+    log C, at equal logits.
 
     Args:
         logits: z, `[..., C]`, class last, C ≥ 2.

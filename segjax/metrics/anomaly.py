@@ -23,6 +23,7 @@ from segjax.collectives import psum
 from segjax.metrics._counting import Counts, count, host_counts
 
 _CAUSE = "a label outside [0, C) or a non-finite feature was counted in an unmasked pixel"
+_LAPLACE_CAUSE = "a feature or logit that is not finite was counted in an unmasked pixel"
 
 Features = Float[ArrayLike, "*pixels features"]
 
@@ -392,7 +393,8 @@ def laplace_sums(
         n, \qquad A = \sum_i φ_i φ_i^\top, \qquad G = \sum_i \left(\mathrm{diag}(p_i) - p_i p_i^\top\right), \qquad
         φ = (x, 1), \quad p = softmax(z)
 
-    Sum over the training images. The labels are not needed: this is the Gauss-Newton matrix of the cross entropy.
+    Add the sums of all training images. Labels are not needed, because this is the generalised Gauss-Newton matrix of
+    the cross entropy.
 
     Args:
         features: x, `[..., F]`, floating: the head's input, such as `Segmentation.features`.
@@ -432,15 +434,15 @@ def fit_laplace(sums: LaplaceSums, *, prior_precision: float = 1.0) -> Laplace:
 
     .. math:: W \sim \mathcal{N}\left(\hat W,\; \left(\tfrac{1}{n} A \otimes G + τ I\right)^{-1}\right)
 
-    The factored curvature is exact if all pixels have the same p. The fit takes no time: choose τ by
-    `negative_log_likelihood` of `probit_logits` on a validation split, over powers of 10.
+    The factored curvature is exact if all pixels have the same p. Fitting is cheap: try powers of 10 for τ and keep the
+    one with the lowest `negative_log_likelihood` of `probit_logits` on a validation split.
 
     Args:
         sums: sums of `laplace_sums`.
         prior_precision: τ > 0, of the prior W ~ N(0, I / τ).
 
     Returns: `Laplace` in float32.
-    Raises: TypeError or ValueError if sums are traced, invalid, of shapes that do not match, or without a pixel; τ ≤ 0.
+    Raises: TypeError or ValueError if sums are traced, invalid or not square, no pixel was counted, or τ ≤ 0.
     References: Ritter et al., ICLR 2018; Daxberger et al., arXiv 2106.14806.
 
     >>> sums = laplace_sums(jnp.array([[2.0], [2.0]]), jnp.zeros((2, 1)))  # curvature 2 · [[4, 2], [2, 1]] / 4
@@ -448,13 +450,13 @@ def fit_laplace(sums: LaplaceSums, *, prior_precision: float = 1.0) -> Laplace:
     [2.    0.333]
     """
     checks.finite("prior_precision", prior_precision, jnp.float32, above=0.0)
-    counts = host_counts("sums.count", sums.count, _CAUSE)
+    counts = host_counts("sums.count", sums.count, _LAPLACE_CAUSE)
     factors = [checks.host(f"sums.{name}", getattr(sums, name)).astype(np.float64) for name in ("features", "logits")]
     for name, factor in zip(("features", "logits"), factors, strict=True):
         if factor.ndim != 2 or len(set(factor.shape)) != 1:
             raise ValueError(f"sums.{name} must be a square matrix; got shape {factor.shape}")
         if not np.isfinite(factor).all():
-            raise ValueError(f"sums.{name} is not finite: {_CAUSE}")
+            raise ValueError(f"sums.{name} is not finite: {_LAPLACE_CAUSE}")
     if counts.shape != () or not counts:
         raise ValueError(f"sums.count must be a scalar of at least one pixel; got {counts.tolist()}")
     (a, feature_basis), (g, class_basis) = map(np.linalg.eigh, factors)
@@ -468,8 +470,8 @@ def laplace_variance(features: Features, laplace: Laplace, *, where: Where = Non
 
     .. math:: v_c = \sum_j U_{cj}^2 \sum_i (V^\top φ)_i^2 \, s_{ij}, \qquad φ = (x, 1)
 
-    V and U are the bases of features and classes, s the variances. The mean over the classes is a score: it is high for
-    features unlike those of the training pixels, in the directions in which these vary little.
+    V and U are the bases of features and classes, s the variances. The mean over the classes is a score. It is high
+    where the features differ from the training features along directions of low training variance.
 
     Args:
         features: x, `[..., F]`, floating.
@@ -498,13 +500,14 @@ def probit_logits(
 ) -> Float[Array, "*pixels classes"]:
     r"""Returns logits whose softmax approximates the mean softmax of normally distributed logits.
 
-    .. math:: z'_c = \frac{z_c}{\sqrt{1 + π v_c / 8}}
+    .. math:: z'_c = \frac{z_c - \bar z}{\sqrt{1 + π v_c / 8}}, \qquad \bar z = \frac{1}{C} \sum_c z_c
 
     They go into every other metric and score. Uncertain pixels become less confident; a class may change places with
-    another one whose variance is smaller.
+    another one whose variance is smaller. Subtracting the mean makes the result independent of a constant that is added
+    to all logits, as the softmax is.
 
     Args:
-        logits: mean z, `[..., C]`; of one logit, C = 1, its sigmoid.
+        logits: mean z, `[..., C]`, finite; of one logit, C = 1, its sigmoid, with :math:`\bar z = 0`.
         variance: v ≥ 0, in the logits' shape: of `laplace_variance`, or the `logit_variance` of analytic dropout.
 
     Returns: `[..., C]`, at least float32.
@@ -512,11 +515,13 @@ def probit_logits(
     References: MacKay, The Evidence Framework Applied to Classification Networks, 1992; Kristiadi et al., Being
         Bayesian, Even Just a Bit, arXiv 2002.10118.
 
-    >>> print(probit_logits(jnp.array([3.0, 0.0]), jnp.array([0.0, 5.0])).tolist())
-    [3.0, 0.0]
+    >>> print(probit_logits(jnp.array([3.0, 0.0]), jnp.array([0.0, 5.0])).round(4))
+    [ 1.5    -0.8713]
     """
     logits, variance = checks.floating("logits", logits), checks.floating("variance", variance)
     checks.same_shape("variance", variance.shape, "logits", logits.shape)
+    if logits.shape[-1:] != (1,):
+        logits = logits - jnp.mean(logits, axis=-1, keepdims=True)
     return logits / jnp.sqrt(1 + float(np.pi / 8) * variance.astype(logits.dtype))
 
 

@@ -9,7 +9,7 @@ rare class that is missed; count on the device, and do the rest on the host::
     rates, thresholds = false_negative_rates(histograms)
     threshold = thresholds[risk_control(rates, level=0.05)]       # positive: class_log_odds(z)[..., c] >= threshold
 
-The alternative to a lower threshold is a margin around the mask: `distance_histogram`.
+The alternative to a lower threshold is to dilate the mask: `distance_histogram`.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,8 @@ def false_negative_rates(histograms: Counts) -> FalseNegativeRates:
     Images without positives have no such rate: they are left out, and the guarantee is for images that have some.
 
     Args:
-        histograms: integers `[images, 2, bins]`, one `score_histogram` or `distance_histogram` per image.
+        histograms: integers `[images, 2, bins]`, one `score_histogram` or `distance_histogram` per image. For a
+            `distance_histogram`, ignore `thresholds`: candidate k is the radius `[inf, *radii[::-1]][k]`.
 
     Returns: `FalseNegativeRates` of the images with positives, over rising thresholds; the first, -inf, misses nothing.
     Raises: TypeError or ValueError if counts are traced, not integers, not `[images, 2, bins]`, or negative (invalid).
@@ -74,8 +75,9 @@ def distance_histogram(
 
     .. math:: n_{t0} = \#\{d > r_R\}, \quad n_{tk} = \#\{r_{R-k} < d \le r_{R-k+1}\}, \quad n_{tR} = \#\{d \le r_1\}
 
-    d is the Euclidean distance from a pixel with target t to the nearest pixel of the mask, both at their centres: 0
-    inside. A margin of radius r adds the pixels with d ≤ r to the mask. This one misses at most 5 % of a class::
+    d is the Euclidean distance from a pixel with target t to the nearest pixel of the mask, measured between pixel
+    centres, and 0 inside the mask. Dilating the mask by r pixels adds every pixel with d ≤ r. The following radius
+    misses at most 5 % of a class in expectation over new images that contain it::
 
         histograms = np.stack([distance_histogram(mask, y == c, radii, where=k) for mask, y, k in calibration])
         radius = [np.inf, *radii[::-1]][risk_control(false_negative_rates(histograms).rates, level=0.05)]
@@ -86,9 +88,10 @@ def distance_histogram(
         mask: boolean `[H, W]`, such as the pixels predicted as class c. It may be empty: then d is infinite.
         targets: boolean `[H, W]`, the pixels of class c.
         radii: r_1 < … < r_R, in pixels, at least 0.
-        where: boolean, broadcastable; False: the pixel is not counted. The mask stays: a new image has no labels.
+        where: boolean, broadcastable; False: the pixel is not counted. `where` does not restrict the mask, since it is
+            unknown for a new image.
 
-    Returns: int64 `[2, R + 1]`: the other pixels, and the targets.
+    Returns: int64 `[2, R + 1]`: row 0 counts non-targets, row 1 targets.
     Raises: TypeError or ValueError if a dtype or shape does not fit, or the radii do not rise.
     References: Angelopoulos et al., arXiv 2208.02814; Mossina and Friedrich, Conformal Prediction for Image
         Segmentation Using Morphological Prediction Sets, arXiv 2503.05618.

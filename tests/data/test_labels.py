@@ -4,7 +4,7 @@ import pytest
 from segjax.data.io import DataError
 from segjax.data.labels import (
     LABEL_SETS,
-    UNKNOWN,
+    UNDEFINED,
     UNSEEN,
     VOID,
     LabelSet,
@@ -19,7 +19,7 @@ from segjax.data.road_debris import VOID as SCENE_VOID
 @pytest.mark.parametrize("name", LABEL_SETS)
 def test_label_sets_every_class_has_an_id_and_a_colour(name):
     labels = LABEL_SETS[name]
-    assert sorted(set(labels.lut.tolist()) - {VOID, UNKNOWN}) == list(range(labels.num_classes))
+    assert sorted(set(labels.lut.tolist()) - {VOID, UNDEFINED}) == list(range(labels.num_classes))
     assert len({tuple(colour) for colour in labels.palette.tolist()}) == labels.num_classes
 
 
@@ -60,8 +60,8 @@ def test_colorize_void_unseen_and_unknown_id():
 
 
 def test_numbered_classes_values_and_default():
-    assert numbered_classes(("a", "b", "c")).lut[[0, 1, 2, 3, 255]].tolist() == [0, 1, 2, UNKNOWN, VOID]
-    assert numbered_classes(("a", "b"), (0, 255)).lut[[0, 1, 255]].tolist() == [0, UNKNOWN, 1]
+    assert numbered_classes(("a", "b", "c")).lut[[0, 1, 2, 3, 255]].tolist() == [0, 1, 2, UNDEFINED, VOID]
+    assert numbered_classes(("a", "b"), (0, 255)).lut[[0, 1, 255]].tolist() == [0, UNDEFINED, 1]
     assert numbered_classes(("a", "b")).palette.tolist() == [[128, 0, 0], [0, 128, 0]]  # VOC's aeroplane and bicycle
 
 

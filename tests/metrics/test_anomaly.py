@@ -245,7 +245,7 @@ def test_laplace_sums_of_an_invalid_pixel_are_invalid(bad):
     sums = metrics.laplace_sums(**given)
     assert np.isnan(sums.features).all()
     assert np.isnan(sums.logits).all()
-    with pytest.raises(ValueError, match=r"sums\.count has a negative count"):
+    with pytest.raises(ValueError, match=r"sums\.count has a negative count.*feature or logit"):
         metrics.fit_laplace(sums)
     where = np.ones(LABELS.shape, bool)
     where[3, 4] = False
@@ -280,4 +280,11 @@ def test_probit_logits_approximate_the_mean_of_the_sigmoid():
     mean, variance = np.float32([-3, 0, 0.5, 4]), np.float32([1, 9, 4, 25])
     draws = mean + np.sqrt(variance) * np.random.default_rng(0).normal(size=(20_000, 4))
     expected = (1 / (1 + np.exp(-draws))).mean(axis=0)
-    np.testing.assert_allclose(jax.nn.sigmoid(metrics.probit_logits(mean, variance)), expected, atol=0.02)
+    logits = metrics.probit_logits(mean[:, None], variance[:, None])
+    np.testing.assert_allclose(jax.nn.sigmoid(logits)[:, 0], expected, atol=0.02)
+
+
+def test_probit_logits_do_not_depend_on_a_constant_added_to_all_logits():
+    logits, variance = np.float32([[3, 0, -1], [1, 1.5, 0]]), np.float32([[0, 5, 1], [4, 1, 0]])
+    expected = metrics.probit_logits(logits, variance)
+    np.testing.assert_allclose(metrics.probit_logits(logits + 100, variance), expected, atol=1e-4)

@@ -167,7 +167,7 @@ def test_distance_histogram_of_an_empty_mask_finds_targets_in_the_whole_image_on
     assert metrics.false_negative_rates(histogram[None]).rates.tolist() == [[0, 1, 1]]
 
 
-def test_distance_histogram_margin_holds_for_new_images():
+def test_distance_histogram_radius_holds_for_new_images():
     rng, radii, level = np.random.default_rng(4), range(12), 0.2
 
     def image():
