@@ -1,7 +1,7 @@
-"""CamVid without pedestrians and bicyclists, and with outlier exposure: drawn fragments teach the network to be unsure.
+"""CamVid without pedestrians and bicyclists, with outlier exposure to drawn fragments.
 
 Source: Hendrycks et al., "Deep Anomaly Detection with Outlier Exposure", ICLR 2019, arXiv 1812.04606, whose weight for
-  images is 0.5. Others paste objects of COCO; these fragments are drawn, and none looks like an unseen class.
+  images is 0.5. There, outliers come from other data sets; these fragments are drawn.
 DATA: camvid
 COMMAND: segjax train --config=camvid_outliers --workdir=runs/camvid_outliers
 """

@@ -1,4 +1,4 @@
-"""Drawn road scenes whose debris is never taught: the protocol of Lost and Found in miniature.
+"""Drawn road scenes whose debris is left out of the training: the protocol of Lost and Found in miniature.
 
 Source: Pinggera et al., "Lost and Found: detecting small road hazards for self-driving vehicles", IROS 2016, where the
   obstacles of the test images are of kinds that the training images do not label.
