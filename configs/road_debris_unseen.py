@@ -4,6 +4,8 @@ Source: Pinggera et al., "Lost and Found: detecting small road hazards for self-
   obstacles of the test images are of kinds that the training images do not label.
 DATA: road_debris_scene
 COMMAND: segjax train --config=road_debris_unseen --workdir=runs/debris_unseen
+SCORE: debris by the energy: AUROC 0.856, average precision 0.018, where chance is 0.005; seed 0 (commit 7fce9b0). Mean
+  IoU of the four classes 0.718: without class weights the markings are not learned (IoU 0).
 """
 
 from segjax.configs.rare_class import NO_PRIOR
