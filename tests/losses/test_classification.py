@@ -578,10 +578,18 @@ def test_vmap_over_numbers():
     gammas, betas = np.array(PAIRS, np.float32).T
     alphas = np.linspace(0, 1, len(PAIRS), dtype=np.float32)
     class_alphas = np.random.default_rng(1).uniform(size=(len(PAIRS), 7)).astype(np.float32)
-    sigmoid = jax.vmap(lambda g, a: losses.sigmoid_focal_loss(LOGITS, TARGETS, gamma=g, alpha=a))(gammas, alphas)
-    softmax = jax.vmap(lambda g, a: losses.softmax_focal_loss(LOGITS, LABELS, gamma=g, alpha=a))(gammas, class_alphas)
-    star = jax.vmap(lambda g, b: losses.sigmoid_focal_star_loss(LOGITS, TARGETS, gamma=g, beta=b))(gammas, betas)
-    huber = jax.vmap(lambda d: losses.huber_loss(LOGITS, SOFT, delta=d))(gammas)
+
+    @jax.jit
+    @jax.vmap
+    def each(g, b, a, class_a):
+        return (
+            losses.sigmoid_focal_loss(LOGITS, TARGETS, gamma=g, alpha=a),
+            losses.softmax_focal_loss(LOGITS, LABELS, gamma=g, alpha=class_a),
+            losses.sigmoid_focal_star_loss(LOGITS, TARGETS, gamma=g, beta=b),
+            losses.huber_loss(LOGITS, SOFT, delta=g),
+        )
+
+    sigmoid, softmax, star, huber = each(gammas, betas, alphas, class_alphas)
     for i, (gamma, beta) in enumerate(PAIRS):
         np.testing.assert_allclose(sigmoid[i], SIGMOID_FOCAL(LOGITS, TARGETS, gamma, alphas[i]), rtol=1e-5)
         np.testing.assert_allclose(softmax[i], SOFTMAX_FOCAL(LOGITS, LABELS, gamma, class_alphas[i]), rtol=1e-5)

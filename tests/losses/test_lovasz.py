@@ -114,7 +114,7 @@ def test_float32_keeps_its_digits_at_many_pixels_and_a_rare_class():
 
 def test_a_confident_pixels_tiny_error_keeps_its_digits():
     # 1 - p is 3.8e-9, which float32 cannot see as 1 minus something.
-    loss = losses.lovasz_softmax_loss(jnp.array([[19.4, 0.0]]), jnp.array([0]))
+    loss = jax.jit(losses.lovasz_softmax_loss)(jnp.array([[19.4, 0.0]]), jnp.array([0]))
     np.testing.assert_allclose(loss, 1 / (1 + np.exp(19.4)), rtol=1e-5)
 
 
@@ -213,7 +213,7 @@ def test_a_perfect_prediction_costs_nothing():
 
 def test_an_image_without_positives_costs_its_largest_hinge_error():
     logits = jnp.array([-3.0, 0.5, 0.25])
-    value, gradient = jax.value_and_grad(losses.lovasz_hinge_loss)(logits, jnp.zeros(3, jnp.int32))
+    value, gradient = jax.jit(jax.value_and_grad(losses.lovasz_hinge_loss))(logits, jnp.zeros(3, jnp.int32))
     assert value == 1.5
     np.testing.assert_array_equal(gradient, [0, 1, 0])
 

@@ -116,15 +116,18 @@ def test_the_lectures_grid(squared, power, total):
     # The slide prints 7.82 for the squared sum too.
     np.testing.assert_allclose([(LECTURE * target).sum(), (LECTURE**power).sum()], [7.41, total], rtol=1e-12)
     z = np.log(LECTURE / (1 - LECTURE)).astype(np.float32)[None]
-    loss = losses.dice_loss(np.stack([np.zeros_like(z), z], -1), target[None], squared=squared, classes=(1,))
+    loss = jax.jit(lambda z: losses.dice_loss(z, target[None], squared=squared, classes=(1,)))(
+        np.stack([np.zeros_like(z), z], -1)
+    )
     np.testing.assert_allclose(loss, 1 - 2 * 7.41 / (total + 8), rtol=2e-6)
 
 
 @pytest.mark.parametrize("squared", [False, True])
 def test_dice_and_jaccard_are_the_same_for_each_pair(squared):
     one = {"squared": squared, "classes": (0,), "where": KEEP[:1]}
-    dice = 1 - losses.dice_loss(LOGITS[:1], LABELS[:1], **one)
-    jaccard = 1 - losses.jaccard_loss(LOGITS[:1], LABELS[:1], **one)
+    dice, jaccard = jax.jit(
+        lambda: [1 - loss(LOGITS[:1], LABELS[:1], **one) for loss in (losses.dice_loss, losses.jaccard_loss)]
+    )()
     np.testing.assert_allclose(dice, 2 * jaccard / (1 + jaccard), rtol=1e-5)
 
 
@@ -142,6 +145,7 @@ def test_alpha_weighs_false_positives_and_beta_false_negatives():
         logits = np.stack([np.zeros_like(z), z], -1)[None]
         return losses.tversky_loss(logits, np.array([[1, 1, 0, 0]]), alpha=alpha, beta=beta, classes=(1,))
 
+    loss = jax.jit(loss, static_argnums=0)
     np.testing.assert_allclose(loss(True, 0.25, 0.75), 0.25 / 2.25, rtol=1e-6)
     np.testing.assert_allclose(loss(False, 0.25, 0.75), 0.75 / 1.75, rtol=1e-6)
 
@@ -166,7 +170,7 @@ def test_the_tiny_loss_of_a_confident_prediction_is_not_rounded_to_zero(name, sq
 @pytest.mark.parametrize("squared", [False, True])
 def test_a_perfect_prediction_costs_nothing(name, squared):
     logits = 1e4 * np.eye(CLASSES, dtype=np.float32)[LABELS]
-    value, gradient = jax.value_and_grad(lambda z: LOSSES[name](z, LABELS, squared=squared))(logits)
+    value, gradient = jax.jit(jax.value_and_grad(lambda z: LOSSES[name](z, LABELS, squared=squared)))(logits)
     assert value == 0
     assert not np.any(np.asarray(gradient))
 
@@ -265,7 +269,7 @@ def test_loss_of_a_billion_pixels_equals_the_loss_of_their_sample(name):
         return LOSSES[name](logits, labels, over_batch=True, axis_name=axis_name)
 
     copies = jax.vmap(lambda _: loss("copies"), in_axes=None, out_axes=None, axis_size=250_000, axis_name="copies")
-    np.testing.assert_allclose(copies(0.0), loss(), rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(copies)(0.0), jax.jit(loss)(), rtol=1e-5)
 
 
 def test_narrow_floats_are_computed_in_float32_and_float64_stays():
@@ -283,7 +287,11 @@ def test_narrow_floats_are_computed_in_float32_and_float64_stays():
 @pytest.mark.parametrize("over_batch", [False, True])
 @pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
 def test_masked_pixels_have_no_value_and_no_gradient(name, over_batch, absent):
-    loss = jax.value_and_grad(lambda z, y, k: LOSSES[name](z, y, where=k, over_batch=over_batch, absent=absent))
+    @jax.jit
+    @jax.value_and_grad
+    def loss(z, y, k):
+        return LOSSES[name](z, y, where=k, over_batch=over_batch, absent=absent)
+
     expected = loss(LOGITS, LABELS, KEEP)
     noise = np.where(KEEP[..., None], LOGITS, np.nan).astype(np.float32)
     value, gradient = loss(noise, np.where(KEEP, LABELS, 255).astype(np.int32), KEEP)
@@ -298,14 +306,15 @@ def test_masked_pixels_have_no_value_and_no_gradient(name, over_batch, absent):
 
 @pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
 def test_an_absent_class_has_no_gradient_of_its_own(absent):
-    gradient = jax.grad(lambda z: losses.dice_loss(z, LABELS[2:3], classes=(1,), absent=absent))(LOGITS[2:3])
+    gradient = jax.grad(lambda z: losses.dice_loss(z, LABELS[2:3], classes=(1,), absent=absent))
+    gradient = jax.jit(gradient)(LOGITS[2:3])
     assert not np.any(np.asarray(gradient))
 
 
 def test_generalized_dice_loss_counts_false_positives_of_an_absent_class_only_with_one():
     def slope(absent):
         gradient = jax.grad(lambda z: losses.generalized_dice_loss(z, LABELS[2:3], classes=(1, 3), absent=absent))
-        return np.asarray(gradient(LOGITS[2:3]))[..., 1].sum()
+        return np.asarray(jax.jit(gradient)(LOGITS[2:3]))[..., 1].sum()
 
     assert slope("exclude") == slope("zero")
     assert slope("one") > slope("zero")
@@ -315,10 +324,9 @@ def test_an_image_of_absent_classes_is_one_pair_of_generalized_dice():
     def loss(absent):
         return losses.generalized_dice_loss(LOGITS[1:3], LABELS[1:3], classes=(1,), absent=absent)
 
-    alone = losses.generalized_dice_loss(LOGITS[1:2], LABELS[1:2], classes=(1,))
-    np.testing.assert_allclose(
-        [loss("exclude"), loss("zero"), loss("one")], [alone, alone / 2, (alone + 1) / 2], rtol=1e-6
-    )
+    alone = jax.jit(lambda: losses.generalized_dice_loss(LOGITS[1:2], LABELS[1:2], classes=(1,)))()
+    policies = jax.jit(lambda: [loss("exclude"), loss("zero"), loss("one")])()
+    np.testing.assert_allclose(policies, [alone, alone / 2, (alone + 1) / 2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -348,7 +356,8 @@ def test_a_mask_broadcasts_and_labels_come_in_every_integer_dtype():
 def test_images_have_any_number_of_axes(shape):
     expected = losses.dice_loss(LOGITS, LABELS, where=KEEP)
     logits, labels, keep = (x.reshape(4, *shape, *x.shape[3:]) for x in (LOGITS, LABELS, KEEP))
-    np.testing.assert_allclose(losses.dice_loss(logits, labels, where=keep), expected, rtol=1e-6)
+    loss = jax.jit(lambda z, y, k: losses.dice_loss(z, y, where=k))(logits, labels, keep)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
 # Transforms and devices
@@ -397,9 +406,9 @@ def test_losses_are_independent_of_order_and_void_pixels(name, squared, absent, 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("squared", [False, True])
 def test_falls_as_the_truth_gains(name, squared):
-    z = jnp.linspace(-8, 40, 97)
+    z = np.linspace(-8, 40, 97, dtype=np.float32)
     confident = z.reshape(-1, 1, 1, 1, 1) * np.eye(CLASSES, dtype=np.float32)[LABELS][None]
-    curve = jax.vmap(lambda logits: LOSSES[name](logits, LABELS, squared=squared))(confident)
+    curve = jax.jit(jax.vmap(lambda logits: LOSSES[name](logits, LABELS, squared=squared)))(confident)
     assert np.all(np.diff(curve) < 0)
 
 
