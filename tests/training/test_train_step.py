@@ -277,6 +277,9 @@ def test_microbatches_give_the_step_of_the_whole_batch(careful, uneven, loss, no
 @pytest.mark.slow
 def test_members_on_four_devices_equal_networks_in_turn_on_one(careful, uneven):
     careful.model.members, careful.training.global_batch = 2, 8
+    # Less to compile; augmentation and deep dropout remain, whose keys are the member's own.
+    careful.objective.uncertainty_weight = careful.objective.boundary_factor = None
+    careful.model.dropout, careful.model.deep_dropout = "none", 1
     networks = [step_in_float64(careful, uneven, only=m) for m in range(2)]
     careful.parallel = "shard_map"
     measured, params = step_in_float64(careful, uneven, devices=4)
