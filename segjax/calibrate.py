@@ -47,8 +47,8 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"--checkpoint={run.name}: a calibration is stored in one WORKDIR; calibrate a single run")
     split, kind = FLAGS.split or run.config.data.eval_split, FLAGS.scaling
     number = _class_of_risk(run)
-    if kind == "none" and number is None:
-        raise app.UsageError("--scaling=none needs --risk=fnr, or there is nothing to calibrate")
+    if kind == "none" and FLAGS.risk is None:
+        raise app.UsageError("--scaling=none needs --risk, or there is nothing to calibrate")
     file = run.workdir / CALIBRATION_FILE
     stored, reason = calibration_of(run)
     if reason and not FLAGS.overwrite:
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     check_outputs([file], overwrite=FLAGS.overwrite)
     source = open_split(run.config.data, split)
     refuse_training_images(run, split, source)
-    found = calibrate(run, source, kind=kind, number=number, level=FLAGS.level)
+    found = calibrate(run, source, kind=kind, risk=FLAGS.risk, level=FLAGS.level, number=number)
     calibration = merge(stored, {"split": split, **found}) | {
         "step": run.step,
         "predictor": run.predictor().record(),
@@ -69,15 +69,19 @@ def main(argv: list[str]) -> None:
 
 
 def _class_of_risk(run: TrainedRun) -> int | None:
-    """Returns the class of `--risk`; None without a risk."""
+    """Returns the class of `--risk=fnr`; None for another risk, or without one."""
     name = FLAGS["class"].value
     if FLAGS.risk is None:
         for flag, value in (("level", FLAGS.level), ("class", name)):
             if value is not None:
-                raise app.UsageError(f"--{flag}={value} needs --risk=fnr")
+                raise app.UsageError(f"--{flag}={value} needs --risk")
         return None
     if FLAGS.level is None:
         raise app.UsageError(f"--risk={FLAGS.risk} needs --level, such as --level=0.05")
+    if FLAGS.risk == "miscoverage":
+        if name is not None:
+            raise app.UsageError(f"--risk=miscoverage is of all classes; remove --class={name}")
+        return None
     return positive_class(run, class_index(run, name), f"--risk={FLAGS.risk}")
 
 
@@ -100,7 +104,13 @@ def refuse_training_images(run: TrainedRun, split: str, source: Source) -> None:
 
 
 def calibrate(
-    run: TrainedRun, source: Source, *, kind: str = "temperature", number: int | None = None, level: float | None = None
+    run: TrainedRun,
+    source: Source,
+    *,
+    kind: str = "temperature",
+    risk: str | None = None,
+    level: float | None = None,
+    number: int | None = None,
 ) -> dict[str, Any]:
     """Returns the calibration of a run on a split, ready for JSON, from one pass over its images.
 
@@ -108,8 +118,10 @@ def calibrate(
       run: the run.
       source: images that the run was not trained on.
       kind: that of `metrics.fit_scaling`, or "none".
-      number: index of the class whose missed share is bounded; None: no guarantee.
-      level: bound of the expected share of the pixels of the class that is missed per image.
+      risk: share of an image's pixels, "fnr": of those of a class, that a threshold misses, or "miscoverage": of all,
+        whose set of classes lacks their own; None: no guarantee.
+      level: bound of the expected risk.
+      number: index of the class of "fnr".
 
     Returns:
       "images" and "data", the digest; "scaling", with the scores before and after, or None; "guarantee", or None.
@@ -117,16 +129,16 @@ def calibrate(
     Raises: ConfigError if the images do not determine the scaling, or do not allow the level.
     """
     share = 0.0 if kind == "none" else min(1.0, _PIXELS / sum(height * width for height, width in source.sizes))
-    counts = image_counts(run, source, partial(_count_image, share=share, number=number))
+    counts = image_counts(run, source, partial(_count_image, share=share, risk=risk, number=number))
     found: dict[str, Any] = {"images": len(source), "data": source.digest, "scaling": None, "guarantee": None}
     if kind != "none":
         strips = [strip for one in counts for strip in zip(*one["sample"], strict=True)]
         where = np.concatenate([keep for _, _, keep in strips])
         logits, labels = (np.concatenate([strip[i] for strip in strips])[where] for i in (0, 1))
         found["scaling"] = fit(logits.astype(np.float32), labels, kind)
-    if number is not None:
+    if risk:
         histograms = np.stack([one["histogram"].sum(axis=0) for one in counts])
-        found["guarantee"] = guarantee(histograms, level, run.label_set.names[number])
+        found["guarantee"] = guarantee(histograms, level, "" if number is None else run.label_set.names[number])
     return found
 
 
@@ -137,9 +149,10 @@ def _count_image(
     index: Int[Array, ""],
     *,
     share: float,
+    risk: str | None,
     number: int | None,
 ) -> dict[str, Any]:
-    """Returns a sample of a `share` of the pixels, and the histogram of the class `number`."""
+    """Returns a sample of a `share` of the pixels, and a histogram for the risk."""
     counts = {}
     if share:
         pixels, size = jnp.arange(labels.size), math.ceil(share * labels.size)
@@ -147,9 +160,12 @@ def _count_image(
             pixels = jax.random.randint(jax.random.fold_in(jax.random.key(0), index), (size,), 0, labels.size)
         flat = (logits.reshape(-1, logits.shape[-1]), labels.ravel(), where.ravel())
         counts["sample"] = tuple(values[pixels] for values in flat)
-    if number is not None:
-        odds = metrics.class_log_odds(logits)[..., number]
-        counts["histogram"] = metrics.score_histogram(odds, labels == number, where=where)
+    odds = metrics.class_log_odds(logits)
+    if risk == "fnr":
+        counts["histogram"] = metrics.score_histogram(odds[..., number], labels == number, where=where)
+    elif risk == "miscoverage":
+        own = jnp.arange(logits.shape[-1]) == labels[..., None]
+        counts["histogram"] = metrics.score_histogram(odds, own, where=where[..., None])
     return counts
 
 
@@ -188,7 +204,8 @@ def _calibration_counts(logits: Float[Array, "pixels C"], labels: Int[Array, "pi
 def guarantee(histograms: Int[np.ndarray, "images 2 bins"], level: float, name: str) -> dict[str, Any]:
     """Returns the threshold by conformal risk control for the missed share of a class, and what it costs.
 
-    `histograms` are the `metrics.score_histogram` of the class `name`, one per image.
+    `histograms` are the `metrics.score_histogram` of the class `name`, one per image, or with the name "" those of all
+    classes, whose positives are each pixel's own: sets of the classes that reach the threshold miss the same share.
     """
     rates, thresholds = metrics.false_negative_rates(histograms)
     if not len(rates):
@@ -197,22 +214,26 @@ def guarantee(histograms: Int[np.ndarray, "images 2 bins"], level: float, name: 
     rates, thresholds = rates[:, 1:], thresholds[1:]
     smallest = float(rates[:, 0].sum() + 1) / (len(rates) + 1)
     if level < smallest * (1 - 1e-12):
+        images = f"{len(rates)} image(s)" + f" with {name}" * bool(name)
         raise ConfigError(
-            f"--level={level:g}: {len(rates)} image(s) with {name} allow a level of {np.ceil(smallest * 1e4) / 1e4:g} "
-            "or more; raise --level, or calibrate on more images"
+            f"--level={level:g}: {images} allow a level of {np.ceil(smallest * 1e4) / 1e4:g} or more; raise --level, "
+            "or calibrate on more images"
         )
     at = metrics.risk_control(rates, level)
-    threshold, negatives = float(thresholds[at]), histograms[:, 0].sum(axis=0)
+    threshold, (negatives, positives) = float(thresholds[at]), histograms.sum(axis=0)
+    marked = negatives[at + 1 :].sum()
+    size = {} if name else {"mean_size": float((marked + positives[at + 1 :].sum()) / positives.sum())}
     return {
-        "risk": "fnr",
+        "risk": "fnr" if name else "miscoverage",
         "level": level,
         "class": name,
         "threshold": threshold,
         "probability": 1 / (1 + math.exp(-threshold)),
         "images_with_class": len(rates),
         "miss_rate": float(rates[:, at].mean()),
-        "false_positive_rate": float(negatives[at + 1 :].sum() / max(negatives.sum(), 1)),
+        "false_positive_rate": float(marked / max(negatives.sum(), 1)),
         "smallest_level": smallest,
+        **size,
     }
 
 
@@ -239,7 +260,12 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "scaling", SCALINGS[0], SCALINGS, "Scaling of the logits: one factor, one per class, or these and biases."
     )
-    flags.DEFINE_enum("risk", None, ["fnr"], "Bound this risk: the share of the pixels of --class that is missed.")
+    flags.DEFINE_enum(
+        "risk",
+        None,
+        ["fnr", "miscoverage"],
+        "Bound the share of an image's pixels of --class that is missed, or of all pixels whose set lacks their class.",
+    )
     cli.define_number("level", float, "(0, 1)", "Bound of the risk on a new image, in expectation.")
     flags.DEFINE_string("class", None, "Class of the risk; default: the second of two.")
     cli.define_overwrite()

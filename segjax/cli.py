@@ -402,11 +402,10 @@ def define_calibrated() -> None:
     flags.DEFINE_bool("calibrated", True, help_text)
 
 
-def define_guarantee() -> None:
-    """Defines `--guarantee`, True, or `--guarantee=LEVEL`, for `trained_run.guaranteed_threshold`; default None."""
-    help_text = "Use the threshold of segjax calibrate --risk=fnr; LEVEL: one of several."
+def define_guarantee(name: str, help_text: str) -> None:
+    """Defines a flag `--name`, which is True, or `--name=LEVEL`, in (0, 1); default None."""
     parser = _BareOrNumber(Field(None, help_text, range="(0, 1)", optional=float))
-    flags.DEFINE(parser, "guarantee", None, help_text, boolean=True)
+    flags.DEFINE(parser, name, None, help_text, boolean=True)
 
 
 def define_overwrite() -> None:

@@ -201,7 +201,7 @@ if __name__ == "__main__":
         "Export the variance of the logits under dropout too; of an ensemble, its mutual information.",
     )
     cli.define_calibrated()
-    cli.define_guarantee()
+    cli.define_guarantee("guarantee", "Use the threshold of segjax calibrate --risk=fnr; LEVEL: one of several.")
     flags.DEFINE_string("class", None, "Class of the guarantee, where several are stored.")
     cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

@@ -17,6 +17,7 @@ from segjax.trained_run import (
     guaranteed_threshold,
     head_rate,
     load_run,
+    prediction_sets,
     stored_scaling,
 )
 from segjax.training.config import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SEED
@@ -34,24 +35,27 @@ def main(argv: list[str]) -> None:
     files = {name: file for name, file in files.items() if not inference.is_prediction_file(file.path, output)}
     run = load_run(FLAGS.checkpoint)
     only, options = class_index(run, FLAGS["class"].value), _predict_options(run)
-    for name in ("at_precision", "guarantee"):
+    for name in ("at_precision", "guarantee", "sets"):
         if FLAGS[name].value is not None and options.non_default():
             raise app.UsageError(
                 f"--{name} is measured with the default options; remove {options.non_default()}, or use --threshold"
             )
-    guarantee = None
+    changes, line = chosen_threshold(run, FLAGS.threshold, FLAGS.at_precision, only)
+    changes["scaling"], scaled = stored_scaling(run, options) if FLAGS.calibrated else (None, "")
+    lines, guarantees = [line, scaled], {}
     if FLAGS.guarantee is not None:
-        threshold, guarantee, line = guaranteed_threshold(run, FLAGS.guarantee, only)
-    else:
-        threshold, line = chosen_threshold(run, FLAGS.threshold, FLAGS.at_precision, only)
-    scaling, scaled = stored_scaling(run, options) if FLAGS.calibrated else (None, "")
-    for text in filter(None, (line, scaled)):
-        say(text)
-    options = _predict_options(run, scaling=scaling, **threshold)
+        fields, guarantees["guarantee"], line = guaranteed_threshold(run, FLAGS.guarantee, only)
+        changes, lines = changes | fields, [*lines, line]
+    if FLAGS.sets is not None:
+        fields, guarantees["sets"], line = prediction_sets(run, FLAGS.sets)
+        changes, lines = changes | fields, [*lines, line]
+    for line in filter(None, lines):
+        say(line)
+    options = _predict_options(run, **changes)
     outputs = _output_options(only, options)
     predict, made_by = run.predictor(options, probabilities=FLAGS.probabilities), numerics(provenance())
     origin = {"checkpoint": run.name, **run.record(), "segjax": __version__, "made_by": made_by}
-    origin |= {"guarantee": guarantee} if guarantee else {}
+    origin |= guarantees
     choices = {"on_error": FLAGS.on_error, "overwrite": FLAGS.overwrite}
     done = inference.write_predictions(predict, files, output, outputs, run.label_set, origin, **choices)
     for line in done.lines():
@@ -80,6 +84,7 @@ def _output_options(only: int | None, options: inference.PredictOptions) -> infe
     return inference.OutputOptions(
         only=only,
         uncertainty=FLAGS.uncertainty is not None,
+        sets=FLAGS.sets is not None,
         measure=measure,
         maximum=FLAGS.uncertainty_max,
         sheet=FLAGS.contact_sheet,
@@ -104,7 +109,8 @@ if __name__ == "__main__":
     cli.define_number(
         "at_precision", float, FRACTION, "Use the threshold at which --class reached this precision in evaluation."
     )
-    cli.define_guarantee()
+    cli.define_guarantee("guarantee", "Use the threshold of segjax calibrate --risk=fnr; LEVEL: one of several.")
+    cli.define_guarantee("sets", "Write NAME_set.png: size of the set of segjax calibrate --risk=miscoverage.")
     cli.define_calibrated()
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a bad image file, or skip it.")
     flags.DEFINE_enum(

@@ -324,18 +324,8 @@ def guaranteed_threshold(
     `level`, if it is not True, and `number`, the class, select one of several guarantees. It raises ConfigError if not
     exactly one remains.
     """
-    (calibration, reason), names = calibration_of(run), run.label_set.names
-    stored = calibration["guarantees"] if calibration else []
-    chosen = [one for one in stored if level in (True, one["level"]) and number in (None, names.index(one["class"]))]
-    if len(chosen) != 1:
-        found = ", ".join(f"--guarantee={one['level']:g} --class={one['class']}" for one in stored)
-        command = f"segjax calibrate --checkpoint={run.name} --risk=fnr --level={0.05 if level is True else level:g}"
-        command += f" --class={names[-1 if number is None else number]}"
-        if len(chosen) > 1:
-            raise ConfigError(f"--guarantee: several are stored; choose one of {found}")
-        found = f"stored are {found}" if found else reason or f"{run.name} was not calibrated for it"
-        raise ConfigError(f"--guarantee: {found}. To add it: {command}")
-    (one,) = chosen
+    names = run.label_set.names
+    one = _stored_guarantee(run, "fnr", level, "" if number is None else names[number])
     fields = {"threshold": one["threshold"], "positive": names.index(one["class"]), "scale_threshold": False}
     images = f"the {one['images_with_class']} images of {one['split']} with {one['class']}"
     line = (
@@ -343,6 +333,34 @@ def guaranteed_threshold(
         f"images exchangeable with {images}; {one['false_positive_rate']:.2%} of the other pixels there are marked"
     )
     return fields, one, line
+
+
+def prediction_sets(run: TrainedRun, level: float | bool) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Returns the same as `guaranteed_threshold` for sets of classes."""
+    one = _stored_guarantee(run, "miscoverage", level, "")
+    line = (
+        f"sets: at most {one['level']:.2%} of the pixels of an image have a set without their class, on average over "
+        f"images exchangeable with the {one['images']} images of {one['split']}, where the mean size of a set is "
+        f"{one['mean_size']:.3f}"
+    )
+    return {"set_threshold": one["threshold"]}, one, line
+
+
+def _stored_guarantee(run: TrainedRun, risk: str, level: float | bool, name: str) -> dict[str, Any]:
+    """Returns the only guarantee of a risk, a level (True: any) and a class ("": any); else raises ConfigError."""
+    flag = {"fnr": "--guarantee", "miscoverage": "--sets"}[risk]
+    calibration, reason = calibration_of(run)
+    stored = [one for one in (calibration["guarantees"] if calibration else []) if one["risk"] == risk]
+    chosen = [one for one in stored if level in (True, one["level"]) and name in ("", one["class"])]
+    if len(chosen) == 1:
+        return chosen[0]
+    found = ", ".join(f"{flag}={one['level']:g}" + f" --class={one['class']}" * (risk == "fnr") for one in stored)
+    if chosen:
+        raise ConfigError(f"{flag}: several are stored; choose one of {found}")
+    found = f"stored are {found}" if found else reason or f"{run.name} was not calibrated for it"
+    command = f"segjax calibrate --checkpoint={run.name} --risk={risk} --level={0.05 if level is True else level:g}"
+    command += f" --class={name or run.label_set.names[-1]}" * (risk == "fnr")
+    raise ConfigError(f"{flag}: {found}. To add it: {command}")
 
 
 def head_rate(run: TrainedRun, rate: float | None, samples: int, passes: int = 0) -> float:

@@ -63,6 +63,7 @@ class PredictOptions:
       scaling: applied to the logits before the probabilities and the entropy; never changes the likeliest class.
       scale_threshold: the threshold is of the log odds with `scaling`; False: of those without it.
       logit_score: a key of `LOGIT_SCORES`, predicted beside the entropy; one sample only.
+      set_threshold: log odds, without `scaling`, from which a class is in the set of a pixel. None: no sets.
     """
 
     tile: tuple[int, int]
@@ -80,6 +81,7 @@ class PredictOptions:
     scaling: metrics.Scaling | None = None
     scale_threshold: bool = True
     logit_score: str | None = None
+    set_threshold: float | None = None
 
     def __post_init__(self):
         if self.augment not in AUGMENTATIONS:
@@ -127,7 +129,7 @@ class PredictOptions:
         {'scale': 1.0, 'overlap': 32, 'tile': [192, 256]}
         """
         defaults = dataclasses.asdict(PredictOptions(self.tile)) | {"size": self.tile, "rate": None}
-        after = ("threshold", "positive", "scaling", "scale_threshold")
+        after = ("threshold", "positive", "scaling", "scale_threshold", "set_threshold")
         fields = {k: v for k, v in self.record().items() if k not in after and v != defaults[k]}
         return fields if self.scale is None else {**fields, "tile": list(self.tile)}
 
@@ -140,7 +142,7 @@ class PredictOptions:
         # An option counts unless it is listed here; the members are the network's.
         ignored = {"batch", "members", "logit_score"} | (set() if self.samples or self.passes else {"rate", "seed"})
         ignored |= {"positive"} if self.threshold is None else set()
-        ignored |= {"scaling"} if self.scaling is None else set()
+        ignored |= {name for name in ("scaling", "set_threshold") if getattr(self, name) is None}
         ignored |= {"scale_threshold"} if self.threshold is None or self.scaling is None else set()
         ignored |= {"overlap"} if self.scale is None else set()
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in ignored}
@@ -176,11 +178,13 @@ class Prediction(NamedTuple):
       mask: `[H, W]`, the class of each pixel.
       uncertainties: `[H, W]` each, by name: `PredictOptions.uncertainties`, in the units of `OutputOptions.scale`.
       probabilities: `[H, W, C]`, sum 1; None unless the predictor was made with `probabilities`.
+      set_size: `[H, W]`, number of classes in the set of each pixel; None without `PredictOptions.set_threshold`.
     """
 
     mask: UInt8[np.ndarray, "H W"]
     uncertainties: dict[str, Float[np.ndarray, "H W"]]
     probabilities: Float[np.ndarray, "H W C"] | None
+    set_size: UInt8[np.ndarray, "H W"] | None = None
 
 
 def fingerprint(variables: Any) -> str:
@@ -294,12 +298,13 @@ class Predictor:
         mask = np.empty(size, np.uint8)
         uncertainties = {name: np.empty(size, np.float32) for name in options.uncertainties}
         probabilities = scratch((*size, classes)) if self._probabilities else None
-        outputs = (mask, probabilities, *uncertainties.values())
+        set_size = None if options.set_threshold is None else np.empty(size, np.uint8)
+        outputs = (mask, probabilities, set_size, *uncertainties.values())
         for rows, columns, block in _blocks(maps, size):
             for output, values in zip(outputs, _conclude(block, options, classes), strict=True):
                 if output is not None:
                     output[rows, columns] = _cropped(values, rows, columns)
-        return Prediction(mask, uncertainties, probabilities)
+        return Prediction(mask, uncertainties, probabilities, set_size)
 
 
 def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preprocessing) -> Callable:
@@ -353,12 +358,18 @@ def _summarise(maps: Float[Array, "h w maps"], options: PredictOptions) -> Float
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def _conclude(maps: Float[Array, "h w summary"], options: PredictOptions, num_classes: int) -> tuple[Array, ...]:
-    """Returns the class, the probabilities and the uncertainties of logits, or of maps of `_summarise`."""
-    mask, logits = mask_and_calibrated_logits(maps[..., :num_classes], options)
-    entropy = metrics.predictive_entropy(logits[None])
-    scores = [] if options.logit_score is None else [LOGIT_SCORES[options.logit_score](logits)]
-    return mask, jax.nn.softmax(logits), entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0), *scores
+def _conclude(maps: Float[Array, "h w summary"], options: PredictOptions, num_classes: int) -> tuple[Array | None, ...]:
+    """Returns the class, the probabilities, the size of the set and the uncertainties of logits or `_summarise`."""
+    logits = maps[..., :num_classes]
+    mask, calibrated = mask_and_calibrated_logits(logits, options)
+    set_size = None
+    if options.set_threshold is not None:
+        reached = metrics.class_log_odds(logits) >= jnp.float32(options.set_threshold)
+        set_size = jnp.sum(reached, axis=-1).astype(jnp.uint8)
+    entropy = metrics.predictive_entropy(calibrated[None])
+    scores = [] if options.logit_score is None else [LOGIT_SCORES[options.logit_score](calibrated)]
+    uncertainties = (entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0), *scores)
+    return mask, jax.nn.softmax(calibrated), set_size, *uncertainties
 
 
 def mask_and_calibrated_logits(

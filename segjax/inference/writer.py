@@ -50,6 +50,7 @@ class OutputOptions(NamedTuple):
         information, 5 squared logits for the variance, 1 for the margin, 10 for largest logit and energy.
       probabilities: NAME_probabilities.npz: "probabilities" float32 `[H, W, C]`, each uncertainty under its own name,
         float32 `[H, W]`, and "classes".
+      sets: NAME_set.png, the number of classes in the set of each pixel (`PredictOptions.set_threshold`).
       palette: store the classes' colours in NAME_mask.png as a palette; the pixels stay class indices.
       sheet: contact_sheet.png, a row of small pictures for each of up to 24 images, evenly chosen.
     """
@@ -60,21 +61,22 @@ class OutputOptions(NamedTuple):
     measure: str = "entropy"
     maximum: float | None = None
     probabilities: bool = False
+    sets: bool = False
     palette: bool = False
     sheet: bool = False
 
     @property
     def suffixes(self) -> list[str]:
         """Suffixes of an image's file names. The mask is written last, so that it marks a complete set."""
-        chosen = (self.overlay, self.uncertainty, self.probabilities, True)
-        return list(itertools.compress(("_overlay.png", "_uncertainty.png", "_probabilities.npz", "_mask.png"), chosen))
+        suffixes = ("_overlay.png", "_uncertainty.png", "_probabilities.npz", "_set.png", "_mask.png")
+        chosen = (self.overlay, self.uncertainty, self.probabilities, self.sets, True)
+        return list(itertools.compress(suffixes, chosen))
 
     def record(self) -> dict[str, Any]:
         """Returns all options on which the contents of files depend."""
         # An option counts unless it is listed here: these select the files.
-        return {
-            k: v for k, v in self._asdict().items() if k not in ("overlay", "uncertainty", "probabilities", "sheet")
-        }
+        ignored = ("overlay", "uncertainty", "probabilities", "sets", "sheet")
+        return {k: v for k, v in self._asdict().items() if k not in ignored}
 
     def scale_range(self, label_set: LabelSet) -> tuple[float, float]:
         """Returns the uncertainties that are black and pale yellow."""
@@ -212,7 +214,7 @@ def is_prediction_file(path: str, output: Any) -> bool:
     """Returns True if an earlier prediction left an image file in `output`, so that it is not an image to predict."""
     if not (output / ORIGIN_FILE).exists() or not Path(path).resolve().is_relative_to(Path(output).resolve()):
         return False
-    return Path(path).name.endswith(("_mask.png", "_overlay.png", "_uncertainty.png", SHEET_FILE))
+    return Path(path).name.endswith(("_mask.png", "_overlay.png", "_uncertainty.png", "_set.png", SHEET_FILE))
 
 
 def png(pixels: UInt8[np.ndarray, "..."]) -> bytes:
@@ -250,13 +252,15 @@ def _is_complete(output: Any, name: str, source: dict[str, str], options: Output
 
 def _encode(suffix: str, predicted: _Predicted, options: OutputOptions, label_set: LabelSet) -> bytes:
     """Returns the bytes of the file with this suffix."""
-    mask, uncertainties, probabilities = predicted.prediction
+    mask, uncertainties, probabilities, set_size = predicted.prediction
     if suffix == "_probabilities.npz":
         buffer, classes = io.BytesIO(), np.array(label_set.names)
         np.savez_compressed(buffer, probabilities=probabilities, **uncertainties, classes=classes)
         return buffer.getvalue()
     if suffix == "_uncertainty.png":
         return png(_paint_uncertainty(uncertainties[options.measure], *options.scale_range(label_set)))
+    if suffix == "_set.png":
+        return png(set_size)
     if suffix == "_overlay.png":
         return png(_paint_overlay(predicted, options, label_set))
     palette = label_set.palette.tobytes() if options.palette else None

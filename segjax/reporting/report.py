@@ -326,14 +326,24 @@ def calibration_tables(calibration: Mapping[str, Any]) -> list[Table]:
             for name in scaling["before"]
         ]
         tables.append(Table(f"Scaling on {scaling['split']}: {factor}", ("", "before", "after"), rows))
-    if guarantees := calibration["guarantees"]:
-        columns = ("class", "level", "smallest level", "threshold", "missed", "false positives", "images with it")
-        numbers = ("level", "smallest_level", "probability", "miss_rate", "false_positive_rate")
+    kinds = {
+        "fnr": ("Thresholds: expected missed share of the pixels of a class", "false positives", "false_positive_rate"),
+        "miscoverage": ("Sets: expected share of pixels whose set lacks their class", "classes per set", "mean_size"),
+    }
+    for risk, (title, cost, key) in kinds.items():
+        numbers = ("level", "smallest_level", "probability", "miss_rate", key)
         rows = [
-            (one["class"], *(f"{one[key]:.4g}" for key in numbers), f"{one['images_with_class']} of {one['split']}")
-            for one in sorted(guarantees, key=lambda one: (one["class"], one["level"]))
+            (
+                one["class"] or "all",
+                *(f"{one[k]:.4g}" for k in numbers),
+                f"{one['images_with_class']} of {one['split']}",
+            )
+            for one in sorted(calibration["guarantees"], key=lambda one: (one["class"], one["level"]))
+            if one["risk"] == risk
         ]
-        tables.append(Table("Guarantees: expected missed share of the pixels of a class", columns, rows))
+        if rows:
+            columns = ("class", "level", "smallest level", "threshold", "missed", cost, "images with it")
+            tables.append(Table(title, columns, rows))
     return tables
 
 

@@ -418,8 +418,9 @@ def _calibration_sections(run: TrainedRun) -> list[Section]:
     text = (
         "From segjax calibrate. The scaling is applied to probabilities by segjax predict and export, and not to the "
         "scores of this page; it is judged by the pixels that it was fitted to. A guarantee bounds the missed share of "
-        "a class, on average over images that contain it and are exchangeable with the calibration images. "
-        "Missed and false positives are mean shares on those images, from the threshold, a probability, on."
+        "a class, or the share of pixels whose set lacks their class, on average over images that contain the class "
+        "and are exchangeable with the calibration images. The last columns are mean shares on those images, from the "
+        "threshold, a probability, on."
     )
     return [Section("Calibration after training", text, tuple(calibration_tables(calibration)))]
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import softmax, xlogy
+from scipy.special import logit, softmax, xlogy
 
 from segjax import metrics
 from segjax.inference import (
@@ -290,6 +290,17 @@ def test_threshold_with_a_scaling_is_of_the_log_odds_with_or_without_it(logits, 
     odds = np.log(p[..., 2] / p[..., :2].sum(-1))
     mask, clear = np.asarray(mask_and_calibrated_logits(jnp.asarray(logits), options)[0]), abs(odds - 0.3) > 1e-4
     np.testing.assert_array_equal(mask[clear], np.where(odds >= 0.3, 2, logits[..., :2].argmax(-1))[clear])
+
+
+def test_set_size_counts_the_classes_that_reach_the_threshold_without_the_scaling(predictor_of):
+    scaling = metrics.Scaling((0.1,) * CLASSES, (0.0,) * CLASSES)
+    plain = predictor_of(WHOLE)(IMAGE)
+    found = predictor_of(replace(WHOLE, scaling=scaling, set_threshold=-1.0))(IMAGE)
+    assert plain.set_size is None
+    odds = logit(plain.probabilities.astype(float))
+    clear = (abs(odds + 1) > 1e-3).all(-1)
+    np.testing.assert_array_equal(found.set_size[clear], (odds >= -1).sum(-1)[clear])
+    assert len(np.unique(found.set_size)) > 1
 
 
 def test_maps_in_a_file_give_the_same_prediction(predictor_of, tmp_path, monkeypatch):

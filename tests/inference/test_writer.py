@@ -29,7 +29,7 @@ from segjax.inference import (
 from segjax.storage import ForeignFileError
 
 LABELS = LABEL_SETS["road_debris_scene"]
-ALL = OutputOptions(uncertainty=True, probabilities=True, palette=True, sheet=True)
+ALL = OutputOptions(uncertainty=True, probabilities=True, sets=True, palette=True, sheet=True)
 ORIGIN = {"checkpoint": "run", "step": 3}
 
 
@@ -43,7 +43,7 @@ def prediction_of(image):
     mask = probabilities.argmax(-1).astype(np.uint8)
     entropy = -(probabilities * np.log(probabilities)).sum(-1)
     unsure = {"entropy": entropy, "variance": 2 * entropy}
-    return Prediction(mask, unsure, probabilities)
+    return Prediction(mask, unsure, probabilities, (probabilities >= 0.2).sum(-1).astype(np.uint8))
 
 
 class Predict(Predictor):
@@ -104,6 +104,7 @@ def test_files_contain_mask_probabilities_uncertainty_and_overlay(tmp_path):
     assert np.array_equal(entropy, heatmap(expected.uncertainties["entropy"], math.log(5)))
     colours = LABELS.palette[expected.mask].astype(float)
     assert np.abs(picture(tmp_path / "sub" / "a_overlay.png") - (image + colours) / 2).max() <= 0.5
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "sub" / "a_set.png")), expected.set_size)
     assert picture(tmp_path / "contact_sheet.png").shape[1] == 4 + 3 * 244
 
 

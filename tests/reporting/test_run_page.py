@@ -101,9 +101,10 @@ def test_run_report_shows_the_stored_calibration(monkeypatch):
         "after": scores,
         **on,
     }
-    one = {"class": "class 1", "level": 0.1, "smallest_level": 0.01, "probability": 0.25, "miss_rate": 0.0625}
-    one |= {"false_positive_rate": 0.03125, "images_with_class": 3, **on}
+    one = {"risk": "fnr", "class": "class 1", "level": 0.1, "smallest_level": 0.01, "probability": 0.25}
+    one |= {"miss_rate": 0.0625} | {"false_positive_rate": 0.03125, "images_with_class": 3, **on}
     calibration = {"scaling": scaling, "guarantees": [one | {"level": 0.2}, one]}
+    calibration["guarantees"].append(one | {"risk": "miscoverage", "class": "", "mean_size": 1.5})
     monkeypatch.setattr(run_page, "calibration_of", lambda run: (calibration, ""))
     section = report(log=LOG, images=0).sections[-2]
     assert section.title == "Calibration after training"
@@ -111,6 +112,7 @@ def test_run_report_shows_the_stored_calibration(monkeypatch):
     assert [row[1] for row in section.tables[0].rows] == ["0.5000", "0.2500", "0.1250"]
     assert [row[1] for row in section.tables[1].rows] == ["0.1", "0.2"]
     assert section.tables[1].rows[0][3:] == ("0.25", "0.0625", "0.03125", "3 of val")
+    assert section.tables[2].rows == [("all", "0.1", "0.01", "0.25", "0.0625", "1.5", "3 of val")]
 
 
 def test_run_report_prints_fields_as_typed(made):

@@ -20,6 +20,7 @@ from segjax.trained_run import (
     guaranteed_threshold,
     image_counts,
     load_run,
+    prediction_sets,
     stored_scaling,
 )
 from segjax.training import ConfigError, open_split
@@ -59,7 +60,7 @@ def overconfident():
 @pytest.fixture(scope="module")
 def found(run, source, overconfident):
     """Returns a guarantee of the run, and the scaling of other logits: its own may have no skill after four steps."""
-    found = calibrate.calibrate(run, source, kind="none", number=1, level=0.5)
+    found = calibrate.calibrate(run, source, kind="none", risk="fnr", number=1, level=0.5)
     assert found["scaling"] is None
     return found | {"scaling": calibrate.fit(*overconfident, "temperature")}
 
@@ -76,7 +77,7 @@ def test_fit_scores_before_and_after(overconfident):
 
 def test_calibrate_fits_all_pixels_of_a_small_split(run, source, pixels, monkeypatch):
     monkeypatch.setattr(calibrate, "fit", lambda *arguments: arguments)
-    logits, labels, kind = calibrate.calibrate(run, source, kind="vector", number=1, level=0.5)["scaling"]
+    logits, labels, kind = calibrate.calibrate(run, source, kind="vector", risk="fnr", number=1, level=0.5)["scaling"]
     known = pixels[1] != 255
     np.testing.assert_array_equal(labels, pixels[1][known])
     np.testing.assert_allclose(logits, pixels[0][known], atol=1e-4)
@@ -109,7 +110,7 @@ def test_sample_is_of_its_image_and_differs_between_images():
     @jax.jit
     def sample(index):
         arrays = map(jnp.asarray, (logits, labels, labels < 500, index))
-        return calibrate._count_image(*arrays, share=0.1, number=None)["sample"]
+        return calibrate._count_image(*arrays, share=0.1, risk=None, number=None)["sample"]
 
     values, drawn, where = sample(0)
     np.testing.assert_array_equal(values, np.stack([drawn, -drawn], axis=-1))
@@ -162,6 +163,20 @@ def test_guarantee_of_a_degenerate_calibration_set(noise, images, level, message
     counts = histograms(*(x[images] for x in noise))
     with pytest.raises(ConfigError, match=message):
         calibrate.guarantee(counts, level, "debris")
+
+
+def test_guarantee_of_prediction_sets():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (25, 100))
+    logits = rng.normal(4 * np.eye(3)[labels]).astype(np.float32)
+    odds, own = np.asarray(metrics.class_log_odds(logits)), np.eye(3, dtype=np.int32)[labels]
+    found = calibrate.guarantee(histograms(odds, own), 0.1, "")
+    sets = odds >= found["threshold"]
+    missed = 1 - (sets & (own == 1)).any(-1).mean(-1)
+    assert (found["risk"], found["class"], found["images_with_class"]) == ("miscoverage", "", 25)
+    assert (missed.sum() + 1) / 26 <= 0.1 + 1e-9
+    assert found["miss_rate"] == pytest.approx(missed.mean())
+    assert found["mean_size"] == pytest.approx(sets.sum(-1).mean())
 
 
 def test_fit_without_an_optimum_names_the_flag(noise):
@@ -268,6 +283,18 @@ def test_guaranteed_threshold_that_is_not_stored_once(calibrated, levels, level,
     (run.workdir / CALIBRATION_FILE).write_text(json.dumps(stored))
     with pytest.raises(ConfigError, match=message):
         guaranteed_threshold(run, level, number)
+
+
+def test_prediction_sets_are_selected_by_their_level(calibrated):
+    run, stored = calibrated
+    stored["guarantees"].append(stored["guarantees"][0] | {"risk": "miscoverage", "class": "", "mean_size": 1.5})
+    (run.workdir / CALIBRATION_FILE).write_text(json.dumps(stored))
+    fields, one, line = prediction_sets(run, 0.5)
+    assert fields == {"set_threshold": one["threshold"]}
+    assert "the 6 images of val, where the mean size of a set is 1.500" in line
+    assert guaranteed_threshold(run, True, None)[1]["risk"] == "fnr"
+    with pytest.raises(ConfigError, match=r"--sets: stored are --sets=0\.5\. To .* --risk=miscoverage --level=0.1$"):
+        prediction_sets(run, 0.1)
 
 
 def test_calibration_of_a_damaged_file(calibrated, misread):
