@@ -113,9 +113,7 @@ if __name__ == "__main__":
     cli.define_guarantee("sets", "Write NAME_set.png: size of the set of segjax calibrate --risk=miscoverage.")
     cli.define_calibrated()
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a bad image file, or skip it.")
-    flags.DEFINE_enum(
-        "augment", "none", list(inference.AUGMENTATIONS), "Average over mirrored, turned or resized images."
-    )
+    flags.DEFINE_enum("augment", "none", list(inference.AUGMENTATIONS), "Average over turned or scaled images.")
     cli.define_number("samples", 0, COUNT_OR_ZERO, "Average over this many dropout masks of the head; 0: none.")
     cli.define_number(
         "passes", 0, COUNT_OR_ZERO, "Average over this many whole passes with dropout as in training; 0: none."
