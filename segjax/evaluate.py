@@ -2,7 +2,7 @@
 
 Examples:
   segjax evaluate --checkpoint=runs/debris
-  segjax evaluate --checkpoint=runs/camvid/checkpoints/latest --split=test --corruption=fog --severity=3
+  segjax evaluate --checkpoint=runs/camvid --split=test --corruption=fog --severity=3
 """
 
 import rich.console

@@ -177,7 +177,7 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
     skipped = f"; {scores['skipped']} bad pair(s) of image and mask left out" if scores["skipped"] else ""
     facts = {
         "data": f"{config.data.name}, {split}: {scores['images']} images{skipped}",
-        "network": f"{config.model.name}, {network_size(run.state, run.members)}",
+        "network": f"{config.model.name}, {network_size(run.state.num_parameters, run.members)}",
         "input": " × ".join(map(str, (*config.data.size, config.data.channels))),
         "checkpoint": ", ".join(str(one.workdir / FOLDER / str(one.step)) for one in runs),
         "steps": "; ".join(

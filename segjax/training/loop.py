@@ -138,7 +138,7 @@ def train(
         batch_size = config.training.global_batch
         say(
             f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images; "
-            f"{config.model.name} with {network_size(state, config.model.members)}; {steps} steps = "
+            f"{config.model.name} with {network_size(state.num_parameters, config.model.members)}; {steps} steps = "
             f"{steps * batch_size / len(train_source):.1f} epochs of batch {batch_size} on {mapping}",
             console,
         )

@@ -114,9 +114,9 @@ class TrainState:
         return optax.tree.size(self.params)
 
 
-def network_size(state: TrainState, members: int) -> str:
+def network_size(num_parameters: int, members: int) -> str:
     """Returns the number of parameters as text: "0.49 M parameters", "5 members of 0.49 M parameters each"."""
-    size = f"{state.num_parameters / members / 1e6:.3g} M parameters"
+    size = f"{num_parameters / members / 1e6:.3g} M parameters"
     return size if members == 1 else f"{members} members of {size} each"
 
 
