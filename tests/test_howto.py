@@ -45,6 +45,8 @@ COMMANDS = sorted(
             r"|\bsegjax (?:train|evaluate|calibrate|predict|report|export) (?=\S*[-/]))(?:[^\n`\\]|\\\n)*)",
             path.read_text("utf-8"),
         )
+        # Not the command in an f-string, and not one in a sentence about its flags.
+        if "{" not in command and re.search(r"^python|--(?:config|checkpoint)=|runs/", command)
     }
 )
 # Pages with Python beside the how-tos; each runs by itself.
