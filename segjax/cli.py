@@ -392,7 +392,9 @@ def define_bare_or_one_of(name: str, values: Sequence[str], help_text: str) -> N
 
 def define_checkpoint() -> None:
     """Defines `--checkpoint`, the path of `trained_run.load_run`."""
-    help_text = "WORKDIR of a run (its best checkpoint) or WORKDIR/checkpoints/STEP; several with commas: an ensemble."
+    help_text = (
+        "WORKDIR of a run (its best checkpoint) or WORKDIR/checkpoints/STEP; a comma-separated list is an ensemble."
+    )
     flags.DEFINE_string("checkpoint", None, help_text)
 
 
@@ -410,5 +412,5 @@ def define_guarantee(name: str, help_text: str) -> None:
 
 def define_overwrite() -> None:
     """Defines `--overwrite`, the `overwrite` of `storage.write_outputs`."""
-    help_text = "Replace files of these names too that segjax did not write, or that were changed since."
+    help_text = "Also replace files that segjax did not write or that have changed since."
     flags.DEFINE_bool("overwrite", False, help_text)

@@ -23,7 +23,9 @@ def main(argv: list[str]) -> None:
     console, run = rich.console.Console(), load_run(flags.FLAGS.checkpoint)
     split, output = flags.FLAGS.split or run.config.data.eval_split, flags.FLAGS.output
     if run.runs and output is None:
-        raise app.UsageError("the scores of several runs need --output=FILE.json")
+        raise app.UsageError(
+            f"--checkpoint names {len(run.runs)} runs, so the scores have no default file; add --output=FILE.json"
+        )
     suffix = "_{}_{}".format(*corruption) if corruption else ""
     output = path_of(output or run.workdir / f"scores_{split}_{run.step}{suffix}.json")
     check_outputs([output], overwrite=flags.FLAGS.overwrite)
@@ -46,14 +48,16 @@ def _corruption() -> tuple[str, int] | None:
     if kind is None and severity is not None:
         raise app.UsageError(f"--severity={severity} needs --corruption=KIND, one of {', '.join(CORRUPTIONS)}")
     if kind is not None and severity is None:
-        raise app.UsageError(f"--corruption={kind} needs --severity=1 to 5")
+        raise app.UsageError(f"--corruption={kind} needs a severity; add --severity=1 (weakest) to 5")
     return None if kind is None else (kind, severity)
 
 
 if __name__ == "__main__":
     cli.define_checkpoint()
     flags.DEFINE_string("split", None, "Split to score; default: data.eval_split of the config.")
-    flags.DEFINE_enum("corruption", None, list(CORRUPTIONS), "Corrupt the images first, as in ImageNet-C.")
+    flags.DEFINE_enum(
+        "corruption", None, list(CORRUPTIONS), "Corrupt the images first, with the severity constants of ImageNet-C."
+    )
     cli.define_number("severity", int, "[1, 5]", "Severity of --corruption.")
     help_text = "JSON file for the scores; default of one run: WORKDIR/scores_SPLIT_STEP[_CORRUPTION_SEVERITY].json."
     flags.DEFINE_string("output", None, help_text)

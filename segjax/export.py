@@ -198,7 +198,7 @@ if __name__ == "__main__":
     flags.DEFINE_bool(
         "uncertainty",
         False,
-        "Export the variance of the logits under dropout too; of an ensemble, its mutual information.",
+        "Also export an uncertainty: the dropout variance of the logits or, for an ensemble, the mutual information.",
     )
     cli.define_calibrated()
     cli.define_guarantee("guarantee", "Use the threshold of segjax calibrate --risk=fnr; LEVEL: one of several.")

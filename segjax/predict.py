@@ -80,7 +80,10 @@ def _predict_options(run: TrainedRun, **changes) -> inference.PredictOptions:
 def _output_options(only: int | None, options: inference.PredictOptions) -> inference.OutputOptions:
     measure = FLAGS.uncertainty or options.uncertainties[0]
     if measure not in options.uncertainties:
-        raise app.UsageError(f"--uncertainty={measure} needs several samples; add --samples=30 or --passes=30")
+        raise app.UsageError(
+            f"--uncertainty={measure} needs several samples; add --samples=30 or --passes=30, or give several runs in "
+            "--checkpoint"
+        )
     return inference.OutputOptions(
         only=only,
         uncertainty=FLAGS.uncertainty is not None,
@@ -98,13 +101,16 @@ if __name__ == "__main__":
     flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under its classes.")
     flags.DEFINE_string("class", None, "Class of the threshold, and the only one that overlays show.")
     measures = (*inference.UNCERTAINTIES, *inference.LOGIT_SCORES)
-    cli.define_bare_or_one_of("uncertainty", measures, "Write NAME_uncertainty.png of the uncertainty.")
+    cli.define_bare_or_one_of("uncertainty", measures, "Write the uncertainty of each pixel as NAME_uncertainty.png.")
     cli.define_number("uncertainty_max", float, POSITIVE, "Uncertainty with the lightest colour; printed at the end.")
     flags.DEFINE_bool("probabilities", False, "Write NAME_probabilities.npz: float32 [H, W, C], and the uncertainties.")
     flags.DEFINE_bool("palette", False, "Store the colours of the classes as a palette of the masks.")
-    flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, small pictures of up to 24 of the images.")
+    flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, thumbnails of up to 24 images.")
     cli.define_number(
-        "threshold", float, "(0, 1)", "Probability from which a pixel is --class; of two classes the second."
+        "threshold",
+        float,
+        "(0, 1)",
+        "Smallest probability at which a pixel gets --class (default with two classes: the second).",
     )
     cli.define_number(
         "at_precision", float, FRACTION, "Use the threshold at which --class reached this precision in evaluation."
@@ -113,17 +119,17 @@ if __name__ == "__main__":
     cli.define_guarantee("sets", "Write NAME_set.png: size of the set of segjax calibrate --risk=miscoverage.")
     cli.define_calibrated()
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a bad image file, or skip it.")
-    flags.DEFINE_enum("augment", "none", list(inference.AUGMENTATIONS), "Average over turned or scaled images.")
+    flags.DEFINE_enum("augment", "none", list(inference.AUGMENTATIONS), "Average over flipped or rescaled copies.")
     cli.define_number("samples", 0, COUNT_OR_ZERO, "Average over this many dropout masks of the head; 0: none.")
     cli.define_number(
-        "passes", 0, COUNT_OR_ZERO, "Average over this many whole passes with dropout as in training; 0: none."
+        "passes", 0, COUNT_OR_ZERO, "Average over this many forward passes with dropout as in training; 0: none."
     )
     cli.define_number("rate", float, "[0, 0.99]", "Dropout rate of the head; default: the rate of training.")
     cli.define_number("seed", 0, SEED, "Seed of the dropout masks.")
     cli.define_size("tile", "Predict in tiles of this size, at --scale; default: the whole image, resized.")
     cli.define_number("scale", float, "(0, 64]", "Factor to resize images before cutting them into tiles; default: 1.")
     cli.define_number("overlap", int, COUNT_OR_ZERO, "Pixels that tiles share; default: a quarter of the shorter side.")
-    cli.define_number("batch", 1, COUNT, "Number of tiles, or of whole images, per pass of the network.")
+    cli.define_number("batch", 1, COUNT, "Number of tiles, or of whole images, per forward pass.")
     cli.define_overwrite()
     flags.mark_flags_as_mutual_exclusive(["threshold", "at_precision", "guarantee"])
     cli.run(main, required=["checkpoint"])

@@ -23,7 +23,9 @@ def main(argv: list[str]) -> None:
     run = load_run(argv[1])
     split, output = flags.FLAGS.split or run.config.data.eval_split, flags.FLAGS.output
     if run.runs and output is None:
-        raise app.UsageError("the report of several runs needs --output=FOLDER")
+        raise app.UsageError(
+            f"{argv[1]} names {len(run.runs)} runs, so the report has no default folder; add --output=FOLDER"
+        )
     log, output = [] if run.runs else read_log(run.workdir), output_folder(output or run.workdir / "report")
     source = open_split(run.config.data, split, mark_unseen=True)
     check_report(output, "report", overwrite=flags.FLAGS.overwrite)

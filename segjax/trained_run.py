@@ -51,7 +51,7 @@ class TrainedRun(NamedTuple):
 
     Attributes:
       workdir: None for several runs.
-      config: of several runs, the first one's.
+      config: for an ensemble of runs, that of the first run.
       model: a network, or an `Ensemble` of them.
       state: one copy, not replicated. Of several runs, only the variables.
       label_set: names and colours of the classes.
@@ -81,7 +81,7 @@ class TrainedRun(NamedTuple):
         return self.model.members if isinstance(self.model, Ensemble) else 1
 
     def record(self) -> dict[str, Any]:
-        """Returns step and hash of the parameters, and of several runs those of each with its workdir, for JSON."""
+        """Returns the step and the parameter hash; for several runs also the step, hash and workdir of each."""
         own = {"step": self.step, "parameters": fingerprint(self.state.variables)}
         return own | ({"runs": [{"checkpoint": run.name, **run.record()} for run in self.runs]} if self.runs else {})
 
@@ -99,7 +99,7 @@ class TrainedRun(NamedTuple):
 def load_run(path: str | os.PathLike) -> TrainedRun:
     """Opens `WORKDIR` (its best checkpoint) or `WORKDIR/checkpoints/STEP` (or `…/best` or `…/latest`).
 
-    Several of them, with commas, become one ensemble, see `combine`.
+    A comma-separated list of them is an ensemble, see `combine`.
 
     Raises:
       StorageError: as `path_of`.
@@ -123,7 +123,9 @@ def load_run(path: str | os.PathLike) -> TrainedRun:
 
 
 def combine(runs: Sequence[TrainedRun]) -> TrainedRun:
-    """Returns the ensemble of several runs of one network, which may differ in the seed, the loss and the steps.
+    """Returns the ensemble of several runs of one network.
+
+    They may differ in seed, training data, steps and loss, if the losses have the same number of outputs.
 
     Raises:
       ConfigError: network, input or classes of two runs differ, or their parameters are the same.
@@ -155,7 +157,7 @@ def combine(runs: Sequence[TrainedRun]) -> TrainedRun:
 
 
 def _function_of(run: TrainedRun) -> dict[str, Any]:
-    """Returns all on which the meaning of a network's parameters depends, by the names of the config's fields."""
+    """Returns the config values that must agree for networks to be combined."""
     data = {f"config.data.{key}": run.config.data[key] for key in ("size", "channels", "mean", "std")}
     model = {f"config.model.{key}": value for key, value in run.config.model.items() if key not in _OWN}
     network = run.model.network if run.members > 1 else run.model

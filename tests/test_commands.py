@@ -80,7 +80,7 @@ def test_evaluate_gives_the_scores_at_the_end_of_training(run, run_command):
 def test_evaluate_refuses_a_corruption_without_a_severity(run, python):
     done = python("-m", "segjax.evaluate", f"--checkpoint={run[0]}", "--corruption=fog")
     assert done.returncode == 1
-    assert "--corruption=fog needs --severity" in done.stderr
+    assert "--corruption=fog needs a severity; add --severity=1" in done.stderr
 
 
 def test_predict_writes_a_mask_and_an_overlay_of_the_images_own_size(run, tmp_path, python):

@@ -78,7 +78,7 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         - `manual_dir`: the raw files, or the folder's ROOT; "" for $SEGJAX_<NAME>_DIR, else TFDS's manual folder.
         - road_debris, optional: `scene_size` (height, width), `scene_seed`, `train_examples`, `val_examples`.
         - folder: `class_names`; optional: `mask_values`, `val_fraction`.
-        - `unseen_classes`, optional: names of classes that the run must not learn. Their pixels are void, and the
+        - `unseen_classes`, optional: names of classes to leave out of the training. Their pixels are void, and the
           split's `label_set` has the other classes only, with train ids from 0 in their order.
         - `channels`, optional: the number that the images must have.
         - `on_error`, optional: "raise", or "skip" to leave bad pairs of image and mask out and list the reasons in

@@ -1,4 +1,4 @@
-"""Test-time augmentation: predictions of mirrored, turned and resized images, with or without Monte Carlo dropout.
+"""Test-time augmentation: predictions of flipped, rotated and rescaled copies, with or without Monte Carlo dropout.
 
 Each pair of an augmentation and a dropout sample is one sample of `SampleStatistics`.
 """

@@ -42,7 +42,7 @@ class Preprocessing(NamedTuple):
 
 
 class Ensemble(NamedTuple):
-    """Networks of one kind, applied like one: its class probabilities are the means of its members'.
+    """Ensemble of networks with the same architecture, which averages their class probabilities.
 
     Their variables are stacked: each array has a leading axis of `members`.
 
@@ -61,7 +61,10 @@ class Ensemble(NamedTuple):
         return self._replace(network=self.network.clone(**fields))
 
     def apply(self, variables: Any, images: Float[Array, "b h w c"], *, train: bool) -> Segmentation:
-        """Returns `mean_outputs` as `logits`, and each member's as `mc_logits`; `train` must be False."""
+        """Returns a `Segmentation` whose `logits` are `mean_outputs` and whose `mc_logits` are the members' outputs.
+
+        `train` must be False.
+        """
         # Not `vmap`: convolutions with a kernel per member become grouped ones, which are many times slower.
         outputs = jax.lax.map(lambda one: self.network.apply(one, images, train=train).logits, variables)
         return Segmentation(mean_outputs(outputs, self.num_classes), outputs, None, None)
@@ -73,8 +76,8 @@ def mean_outputs(outputs: Float[Array, "m *pixels outputs"], num_classes: int) -
     .. math:: \bar z_c = \log \frac{1}{M} \sum_m softmax(z_m)_c, \qquad
         \bar z = \log \frac{\sum_m \sigma(z_m)}{\sum_m \sigma(-z_m)} \quad \text{(a single output)}
 
-    Void, if learned as a class, has its mean probability too; the means of the classes are then those of their
-    probabilities given that the pixel is not void. M = 1 returns the network's own outputs. Finite for \|z\| ≤ 1e4.
+    If void is a class, its probability is averaged, and so are the class probabilities conditional on not-void. M = 1
+    returns the network's own outputs. Finite for \|z\| ≤ 1e4.
 
     >>> print(jax.nn.sigmoid(mean_outputs(jnp.array([[0.0], [100.0]]), 2)).round(4))
     [0.75]

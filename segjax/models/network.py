@@ -23,15 +23,15 @@ class Segmentation(NamedTuple):
 
     Attributes:
         logits: of the head without dropout, at least float32.
-        mc_logits: logits of each of K dropout masks, or None.
+        mc_logits: logits of each dropout mask or ensemble member, or None.
         logit_variance: variance of the logits under dropout in closed form, or None.
-        features: input of the linear head, in the network's dtype.
+        features: input of the linear head, in the network's dtype; None for an ensemble.
     """
 
     logits: Float[Array, "b h w c"]
     mc_logits: Float[Array, "k b h w c"] | None
     logit_variance: Float[Array, "b h w c"] | None
-    features: Float[Array, "b h w f"]
+    features: Float[Array, "b h w f"] | None
 
 
 class ForwardContext(NamedTuple):

@@ -132,7 +132,9 @@ FIELDS = {
     "data.class_names": Field((), "folder: class names in the order of their ids", item=str),
     "data.mask_values": Field((), "folder: mask value of each class; (): 0, 1, 2, …", range="[0, 255]", item=int),
     "data.val_fraction": Field(0.1, "folder: fraction held out if there is no val folder", range="(0, 1)"),
-    "data.unseen_classes": Field((), "classes that the network must not learn: void in training and scores", item=str),
+    "data.unseen_classes": Field(
+        (), "classes to leave out of training; void for losses and IoU, positives of the detection scores", item=str
+    ),
     "data.channels": Field(3, "image channels", (3, 1)),
     "data.size": Field((192, 256), "height and width of the network's input", range=SIZE, length=2, item=int),
     "data.mean": Field((0.45,), "mean of pixels in [0, 1], one value or one per channel", range=FINITE),
@@ -149,7 +151,9 @@ FIELDS = {
         0, "drawn fragments pasted into each image, for outlier exposure; 0: off", range="[0, 64]"
     ),
     "model.name": Field("unet", "the network", tuple(NETWORKS)),
-    "model.members": Field(1, "ensemble: networks trained beside each other, at as many times the cost", range=SIZE),
+    "model.members": Field(
+        1, "number of ensemble members trained in one run; the compute grows in proportion", range=SIZE
+    ),
     "model.width": Field(16, "channels of the first level", range=SIZE),
     "model.depth": Field(4, "number of poolings", range="[1, 16]"),
     "model.padding": Field("reflect", "padding of the convolutions", ("reflect", "zeros")),
@@ -200,7 +204,7 @@ FIELDS = {
     "objective.logit_margin": _number("largest difference of logits without a penalty; None: off", traced=True),
     "objective.logit_margin_weight": _traced(0.1, "factor of the penalty beyond the logit margin", range=NONNEGATIVE),
     "objective.outlier_weight": _number(
-        "factor of the loss on pasted outliers (0.5 in the paper); None: off", traced=True
+        "factor of the loss on pasted outliers (0.5 in Hendrycks et al. 2019); None: off", traced=True
     ),
     "objective.background": Field(
         None, "background; None: class 0 of a binary loss, a void class", (), COUNT_OR_ZERO, int
@@ -437,14 +441,20 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         )
     pasted = config.augment.outliers
     if objective.outlier_weight is not None and not pasted:
-        yield "config.objective.outlier_weight needs pasted outliers: set config.augment.outliers, such as to 2"
+        yield (
+            f"config.objective.outlier_weight = {objective.outlier_weight!r} needs pasted outliers; set "
+            "config.augment.outliers, for example to 2"
+        )
     if pasted and objective.outlier_weight is None:
         yield (
-            f"config.augment.outliers = {pasted} needs config.objective.outlier_weight: set it, such as to 0.5, or to "
-            "0 for fragments without a loss"
+            f"config.augment.outliers = {pasted} needs config.objective.outlier_weight; set it, for example to 0.5, or "
+            "to 0 for fragments without a loss"
         )
     if pasted and objective.void == "class":
-        yield f"config.augment.outliers = {pasted} needs config.objective.void = 'ignore', or the fragments are learned"
+        yield (
+            f"config.augment.outliers = {pasted} needs config.objective.void = 'ignore'; with 'class' the network "
+            "would learn the fragments as void"
+        )
     if objective.void == "class" and data.unseen_classes:
         yield (
             "config.objective.void must be 'ignore' with config.data.unseen_classes, whose void pixels would be "

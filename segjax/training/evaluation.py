@@ -175,10 +175,14 @@ def make_score_counts(
 ) -> Callable:
     """Builds `count(outputs, labels, where, hparams)`, which returns the counts of `scores`.
 
-    These are "confusion"; "loss_sum" and "loss_pixels", numerator and denominator of the pixel loss without boundary
-    weights and OHEM, in which void counts if it is learned as a class; for two classes "scores", the score
-    histogram of class 1; and with unseen classes "unknown", a score histogram of the pixels labelled `UNSEEN` against
-    the known ones per entry of `unknown_scores`. Labels outside an image are -1.
+    - "confusion": the confusion matrix of the classes;
+    - "loss_sum" and "loss_pixels": numerator and denominator of the pixel loss without boundary weights and OHEM, in
+      which void counts if it is learned as a class;
+    - "scores": for two classes, the score histogram of class 1;
+    - "unknown": with unseen classes, one score histogram per entry of `unknown_scores`, with pixels labelled `UNSEEN`
+      as positives and other labelled pixels as negatives.
+
+    Labels outside an image are -1.
     """
     per_pixel, background = PIXEL_LOSSES[config.objective.loss], background_of(config, num_classes)
     counts_positives = config.objective.normalizer == "positives"
@@ -214,10 +218,12 @@ def unknown_scores(
 ) -> dict[str, Float[Array, "*pixels"]]:
     """Returns scores that are high for unknown pixels, by name, on the scale of `metrics.score_histogram`.
 
-    "max_probability" is that of 1 - p. It, the "entropy" over log C and the "margin" are in [0, 1]; their log odds fill
-    the histogram's range. "max_logit" and "energy" are unbounded; 16 s / (16 + |s|) brings a score s into (-16, 16).
-    These maps rise strictly, so the ranking of the pixels does not change. C ≥ 2. An ensemble has the first three only:
-    its logits are the logs of mean probabilities, whose energy is always 0.
+    The probability score 1 - p ("max_probability"), the normalised "entropy" and the "margin" score are in [0, 1] and
+    are stored as log odds. "max_logit" and "energy" are unbounded; s -> 16 s / (16 + |s|) maps them to (-16, 16). Both
+    maps are increasing, so the ranking is unchanged. C ≥ 2.
+
+    Ensembles have only the first three: their class logits are log probabilities (or, for one output, log odds), which
+    contain no unnormalised evidence.
     """
     entropy = metrics.predictive_entropy(logits[None]) / math.log(logits.shape[-1])
     found = {
@@ -280,11 +286,16 @@ def count_batches(count: Callable, source: Source, config: ConfigDict, *, device
 def scores(counts: dict[str, Any]) -> dict[str, Any]:
     """Returns the scores for the summed counts of an evaluation step.
 
-    These are "confusion" (int64 rows), "pixel_loss", the entries of `segjax.metrics.segmentation_scores`; for two
-    classes "average_precision", "average_precision_bounds", "auroc", "best_iou" of class 1 and its "best_threshold",
-    a probability; and with unseen classes "unknown": "pixels", their number, "share", their share of the labelled
-    pixels (the average precision without skill), and per name of `unknown_scores` "average_precision", "auroc" and
-    "fpr_at_95_tpr" of their detection, NaN without such pixels.
+    - "confusion": int64 rows;
+    - "pixel_loss";
+    - the entries of `segjax.metrics.segmentation_scores`;
+    - for two classes "average_precision", "average_precision_bounds", "auroc" and "best_iou" of class 1, and
+      "best_threshold", the probability at that IoU;
+    - with unseen classes "unknown", a dictionary of
+
+      - "pixels": the number of unseen pixels;
+      - "share": their fraction of the labelled pixels, which is the average precision of a random ranking;
+      - each name of `unknown_scores`: "average_precision", "auroc" and "fpr_at_95_tpr", NaN without unseen pixels.
     """
     result = {"confusion": counts["confusion"].tolist()}
     result |= {k: np.asarray(v).tolist() for k, v in metrics.segmentation_scores(counts["confusion"]).items()}

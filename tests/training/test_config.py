@@ -178,7 +178,7 @@ def test_validate_wrong_value(key, value, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective.outlier_weight": 0.5}, r"outlier_weight needs pasted outliers: set config.augment.outliers"),
+        ({"objective.outlier_weight": 0.5}, r"outlier_weight = 0.5 needs pasted outliers; set config.augment.outliers"),
         ({"augment.outliers": 2}, r"augment.outliers = 2 needs config.objective.outlier_weight"),
         (
             {"augment.outliers": 2, "objective.outlier_weight": 0.5, "objective.void": "class"},
