@@ -107,10 +107,7 @@ if __name__ == "__main__":
     flags.DEFINE_bool("palette", False, "Store the colours of the classes as a palette of the masks.")
     flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, thumbnails of up to 24 images.")
     cli.define_number(
-        "threshold",
-        float,
-        "(0, 1)",
-        "Smallest probability at which a pixel gets --class (default with two classes: the second).",
+        "threshold", float, "(0, 1)", "Smallest probability at which a pixel gets --class, or the second of two."
     )
     cli.define_number(
         "at_precision", float, FRACTION, "Use the threshold at which --class reached this precision in evaluation."
@@ -119,7 +116,9 @@ if __name__ == "__main__":
     cli.define_guarantee("sets", "Write NAME_set.png: size of the set of segjax calibrate --risk=miscoverage.")
     cli.define_calibrated()
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a bad image file, or skip it.")
-    flags.DEFINE_enum("augment", "none", list(inference.AUGMENTATIONS), "Average over flipped or rescaled copies.")
+    flags.DEFINE_enum(
+        "augment", "none", list(inference.AUGMENTATIONS), "Average over flipped, rotated or rescaled copies."
+    )
     cli.define_number("samples", 0, COUNT_OR_ZERO, "Average over this many dropout masks of the head; 0: none.")
     cli.define_number(
         "passes", 0, COUNT_OR_ZERO, "Average over this many forward passes with dropout as in training; 0: none."
