@@ -231,3 +231,4 @@ CORRUPTIONS: dict[str, tuple[Callable, tuple]] = {
     "contrast": (_contrast, (0.4, 0.3, 0.2, 0.1, 0.05)),
     "jpeg_compression": (_jpeg_compression, (25, 18, 15, 10, 7)),
 }
+"""Function of each kind, and its constants at the severities 1 to 5."""
