@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from segjax import cli, metrics
 from segjax.data import Source, open_split
 from segjax.reporting import calibration_tables, show
-from segjax.storage import check_outputs, say, to_json, write_outputs
+from segjax.storage import StorageError, check_outputs, say, to_json, write_outputs
 from segjax.trained_run import (
     CALIBRATION_FILE,
     TrainedRun,
@@ -50,7 +50,12 @@ def main(argv: list[str]) -> None:
     if kind == "none" and FLAGS.risk is None:
         raise app.UsageError("--scaling=none needs --risk, or there is nothing to calibrate")
     file = run.workdir / CALIBRATION_FILE
-    stored, reason = calibration_of(run)
+    try:
+        stored, reason = calibration_of(run)
+    except StorageError:
+        if not FLAGS.overwrite:
+            raise
+        stored, reason = None, ""
     if reason and not FLAGS.overwrite:
         raise ConfigError(f"{reason}; add --overwrite to replace it")
     check_outputs([file], overwrite=FLAGS.overwrite)

@@ -16,7 +16,7 @@ from segjax import metrics
 from segjax.data import LabelSet, Source, label_set, open_split
 from segjax.inference import Ensemble, PredictOptions, Predictor, Preprocessing
 from segjax.inference.predictor import fingerprint
-from segjax.storage import path_of, read_json, to_json
+from segjax.storage import StorageError, path_of, read_json, to_json
 from segjax.training import evaluation, parallel
 from segjax.training.checkpoint import FOLDER, restore_newest
 from segjax.training.config import CONFIG_FILE, INITIAL, ConfigError, read_config
@@ -265,8 +265,8 @@ def chosen_threshold(
             f"the highest precision is {found.precision:.3g}, with a recall of {found.recall:.3g}"
         )
     return {"threshold": found.threshold_logit, "positive": number, "scale_threshold": False}, (
-        f"{names[number]} from a probability of {1 / (1 + math.exp(-found.threshold_logit)):.4g} on: on {split} its "
-        f"precision is {found.precision:.3f}, its recall {found.recall:.3f}"
+        f"{names[number]} from an uncalibrated probability of {1 / (1 + math.exp(-found.threshold_logit)):.4g} on: on "
+        f"{split} its precision is {found.precision:.3f}, its recall {found.recall:.3f}"
     )
 
 
@@ -278,15 +278,17 @@ def positive_class(run: TrainedRun, number: int | None, flag: str) -> int:
     return 1 if number is None else number
 
 
-def calibration_of(run: TrainedRun) -> tuple[dict[str, Any] | None, str]:
+def calibration_of(run: TrainedRun, remedy: str = "") -> tuple[dict[str, Any] | None, str]:
     """Returns the calibration that `segjax calibrate` stored for this checkpoint; None, and the reason, for another.
 
-    Without a `CALIBRATION_FILE`, as for several runs, it returns None and "". It raises StorageError for a damaged one.
+    Without a `CALIBRATION_FILE`, as for several runs, it returns None and "". It raises StorageError, with one more
+    `remedy`, for a damaged one.
     """
     if run.workdir is None or not (file := run.workdir / CALIBRATION_FILE).exists():
         return None, ""
     form: dict[str, Any] = {"step": int, "predictor": dict, "guarantees": [_GUARANTEE], "scaling": object}
-    options = {"expected": "the calibration of a run", "remedy": "Remove it, and run segjax calibrate again"}
+    remedy = f"Remove it and run segjax calibrate again, or replace it with segjax calibrate --overwrite{remedy}"
+    options = {"expected": "the calibration of a run", "remedy": remedy}
     calibration = read_json(file, form, **options)
     if calibration["scaling"] is not None:
         read_json(file, {"scaling": _SCALING}, **options)
@@ -297,7 +299,28 @@ def calibration_of(run: TrainedRun) -> tuple[dict[str, Any] | None, str]:
     for key in {**now, **before}:
         if before.get(key) != now.get(key):
             return None, f"{file} was made with {key} = {before.get(key)!r}; now it is {now.get(key)!r}"
+    if damage := _calibration_damage(calibration, run.label_set.names):
+        raise StorageError(f"{file}: expected the calibration of a run; {damage}. {remedy}")
     return calibration, ""
+
+
+def _calibration_damage(calibration: dict[str, Any], names: Sequence[str]) -> str:
+    """Returns the first value that `segjax calibrate` cannot have stored for these classes, or an empty string."""
+    if scaling := calibration["scaling"]:
+        scale, bias = scaling["scale"], scaling["bias"]
+        if not len(scale) == len(bias) == len(names):
+            return f"its scaling has {len(scale)} factors and {len(bias)} biases for {len(names)} classes"
+        if not (np.isfinite([*scale, *bias]).all() and min(scale) > 0):
+            return f"its scaling is {scale} with biases {bias}, which must be finite, and the factors above 0"
+    for i, one in enumerate(calibration["guarantees"], 1):
+        classes = {"fnr": names, "miscoverage": ("",)}.get(one["risk"])
+        if classes is None or one["class"] not in classes:
+            return f"its guarantees item {i} is of risk {one['risk']!r} and class {one['class']!r}"
+        numbers = ("level", "threshold", *(("mean_size",) if one["risk"] == "miscoverage" else ()))
+        for key in numbers:
+            if not isinstance(one.get(key), int | float) or not math.isfinite(one[key]):
+                return f"its guarantees item {i} has {key} = {one.get(key)}"
+    return ""
 
 
 def stored_scaling(run: TrainedRun, options: PredictOptions) -> tuple[metrics.Scaling | None, str]:
@@ -306,7 +329,7 @@ def stored_scaling(run: TrainedRun, options: PredictOptions) -> tuple[metrics.Sc
     The line is empty if the run was never calibrated. A scaling is of the options with which it was fitted, the default
     ones.
     """
-    calibration, reason = calibration_of(run)
+    calibration, reason = calibration_of(run, "; to go on without it, add --nocalibrated")
     if reason or not calibration or not calibration["scaling"]:
         return None, f"the probabilities are not calibrated: {reason}" if reason else ""
     if other := options.non_default():

@@ -143,7 +143,7 @@ def test_predict_prints_the_threshold_of_a_precision_and_its_recall(run, street,
     arguments = (f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", "--at_precision=0.0001", street / "è")
     status, printed, error = run_command("predict", *arguments)
     assert (status, error) == (0, "")
-    assert "debris from a probability of " in printed
+    assert "debris from an uncalibrated probability of " in printed
     assert "its recall 1.000" in printed
 
 

@@ -35,7 +35,7 @@ AUGMENTATIONS = {
 UNCERTAINTIES = ("entropy", "mutual_information", "variance")
 """Uncertainties of a pixel. All but the entropy need at least two samples."""
 LOGIT_SCORES = {"margin": metrics.margin_score, "max_logit": metrics.max_logit_score, "energy": metrics.energy_score}
-"""Scores of the logits of one pass by name, high where the network is unsure or the pixel unknown."""
+"""Scores of the unscaled logits of one pass by name, high where the network is unsure or the pixel unknown."""
 
 # Maps are resized and classified in blocks of this side, from windows of at most `_WINDOW` pixels per side. Sides of
 # windows are rounded up to `_STEP`, so that images of many sizes share a few compiled programs.
@@ -367,7 +367,7 @@ def _conclude(maps: Float[Array, "h w summary"], options: PredictOptions, num_cl
         reached = metrics.class_log_odds(logits) >= jnp.float32(options.set_threshold)
         set_size = jnp.sum(reached, axis=-1).astype(jnp.uint8)
     entropy = metrics.predictive_entropy(calibrated[None])
-    scores = [] if options.logit_score is None else [LOGIT_SCORES[options.logit_score](calibrated)]
+    scores = [] if options.logit_score is None else [LOGIT_SCORES[options.logit_score](logits)]
     uncertainties = (entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0), *scores)
     return mask, jax.nn.softmax(calibrated), set_size, *uncertainties
 

@@ -342,7 +342,15 @@ def calibration_tables(calibration: Mapping[str, Any]) -> list[Table]:
             if one["risk"] == risk
         ]
         if rows:
-            columns = ("class", "level", "smallest level", "threshold", "missed", cost, "images with it")
+            columns = (
+                "class",
+                "level",
+                "smallest level",
+                "threshold (uncalibrated p)",
+                "missed",
+                cost,
+                "images with it",
+            )
             tables.append(Table(title, columns, rows))
     return tables
 

@@ -420,7 +420,7 @@ def _calibration_sections(run: TrainedRun) -> list[Section]:
         "scores of this page; it is judged by the pixels that it was fitted to. A guarantee bounds the missed share of "
         "a class, or the share of pixels whose set lacks their class, on average over images that contain the class "
         "and are exchangeable with the calibration images. The last columns are mean shares on those images, from the "
-        "threshold, a probability, on."
+        "threshold, a probability before the scaling, on."
     )
     return [Section("Calibration after training", text, tuple(calibration_tables(calibration)))]
 

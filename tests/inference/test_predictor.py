@@ -281,6 +281,15 @@ def test_predictor_with_a_scaling(predictor_of):
     np.testing.assert_allclose(found.uncertainties["entropy"], -xlogy(q, q).sum(-1), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", LOGIT_SCORES)
+def test_logit_score_is_of_the_unscaled_logits(predictor_of, name):
+    options = replace(WHOLE, logit_score=name)
+    scaling = metrics.Scaling((0.5, 1.0, 2.0), (0.1, 0.0, -0.1))
+    plain, found = predictor_of(options)(IMAGE), predictor_of(replace(options, scaling=scaling))(IMAGE)
+    np.testing.assert_array_equal(found.uncertainties[name], plain.uncertainties[name])
+    assert (found.uncertainties["entropy"] != plain.uncertainties["entropy"]).any()
+
+
 @pytest.mark.parametrize("scaled", [True, False])
 def test_threshold_with_a_scaling_is_of_the_log_odds_with_or_without_it(logits, scaled):
     scaling = metrics.Scaling((0.5, 1.0, 2.0), (0.1, 0.0, -0.1))

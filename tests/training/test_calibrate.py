@@ -14,6 +14,7 @@ from scipy.special import log_softmax, softmax
 from segjax import calibrate, metrics
 from segjax.inference import PredictOptions, class_logits, predict_logits
 from segjax.reporting import calibration_tables
+from segjax.storage import StorageError
 from segjax.trained_run import (
     CALIBRATION_FILE,
     calibration_of,
@@ -295,6 +296,29 @@ def test_prediction_sets_are_selected_by_their_level(calibrated):
     assert guaranteed_threshold(run, True, None)[1]["risk"] == "fnr"
     with pytest.raises(ConfigError, match=r"--sets: stored are --sets=0\.5\. To .* --risk=miscoverage --level=0.1$"):
         prediction_sets(run, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "guarantee", "damage"),
+    [
+        ({"scale": [1.0, 1.0, 1.0]}, {}, "its scaling has 3 factors and 2 biases for 2 classes"),
+        ({"scale": []}, {}, "its scaling has 0 factors"),
+        ({"scale": [-1.0, 1.0]}, {}, r"its scaling is \[-1.0, 1.0\] with biases"),
+        ({"bias": [0.0, float("inf")]}, {}, "its scaling is .*inf"),
+        ({}, {"threshold": float("nan")}, "its guarantees item 1 has threshold = nan"),
+        ({}, {"class": "dog"}, "its guarantees item 1 is of risk 'fnr' and class 'dog'"),
+        ({}, {"risk": "miscoverage", "class": ""}, "its guarantees item 1 has mean_size = None"),
+        ({}, {"risk": "luck"}, "its guarantees item 1 is of risk 'luck'"),
+    ],
+)
+def test_calibration_of_invalid_values(calibrated, scaling, guarantee, damage):
+    run, stored = calibrated
+    stored = stored | {"scaling": stored["scaling"] | scaling, "guarantees": [stored["guarantees"][0] | guarantee]}
+    (run.workdir / CALIBRATION_FILE).write_text(json.dumps(stored))
+    with pytest.raises(StorageError, match=rf"{CALIBRATION_FILE}: .*{damage}.* Remove it .*--overwrite$"):
+        calibration_of(run)
+    with pytest.raises(StorageError, match=r"--overwrite; .* --nocalibrated$"):
+        stored_scaling(run, PredictOptions(tuple(run.config.data.size)))
 
 
 def test_calibration_of_a_damaged_file(calibrated, misread):
