@@ -411,9 +411,7 @@ def laplace_sums(
     2 [[20.0, 6.0], [6.0, 2.0]] [[0.5, -0.5], [-0.5, 0.5]]
     """
     x, given = _features(features, where)
-    z = checks.floating("logits", logits)
-    if z.ndim == 0:
-        raise ValueError("logits must be [..., classes]; got a scalar")
+    z = _head_logits(logits)
     checks.same_shape("logits", z.shape[:-1], "features without their last axis", x.shape[:-1])
     valid = jnp.all(jnp.isfinite(x), axis=-1) & jnp.all(jnp.isfinite(z), axis=-1)
     counts = count(jnp.zeros(valid.shape, jnp.int32), valid, given, 1, axis_name)[0]
@@ -442,7 +440,8 @@ def fit_laplace(sums: LaplaceSums, *, prior_precision: float = 1.0) -> Laplace:
         prior_precision: τ > 0, of the prior W ~ N(0, I / τ).
 
     Returns: `Laplace` in float32.
-    Raises: TypeError or ValueError if sums are traced, invalid or not square, no pixel was counted, or τ ≤ 0.
+    Raises: TypeError or ValueError if sums are traced or invalid, a factor is not symmetric or has negative eigenvalues
+        beyond rounding, no pixel was counted, or τ ≤ 0.
     References: Ritter et al., ICLR 2018; Daxberger et al., arXiv 2106.14806.
 
     >>> sums = laplace_sums(jnp.array([[2.0], [2.0]]), jnp.zeros((2, 1)))  # curvature 2 · [[4, 2], [2, 1]] / 4
@@ -457,9 +456,16 @@ def fit_laplace(sums: LaplaceSums, *, prior_precision: float = 1.0) -> Laplace:
             raise ValueError(f"sums.{name} must be a square matrix; got shape {factor.shape}")
         if not np.isfinite(factor).all():
             raise ValueError(f"sums.{name} is not finite: {_LAPLACE_CAUSE}")
+        if np.abs(factor - factor.T).max(initial=0) > 1e-3 * np.abs(factor).max(initial=0):
+            raise ValueError(f"sums.{name} must be a symmetric matrix: add sums of laplace_sums")
     if counts.shape != () or not counts:
         raise ValueError(f"sums.count must be a scalar of at least one pixel; got {counts.tolist()}")
     (a, feature_basis), (g, class_basis) = map(np.linalg.eigh, factors)
+    for name, eigenvalues in (("features", a), ("logits", g)):
+        if eigenvalues.min(initial=0) < -1e-3 * eigenvalues.max(initial=0):
+            raise ValueError(
+                f"sums.{name} must have no negative eigenvalues; got {eigenvalues.min():.3g}: add sums of laplace_sums"
+            )
     curvature = np.maximum(a, 0)[:, None] * np.maximum(g, 0) / counts
     result = Laplace(feature_basis, class_basis, 1 / (curvature + float(prior_precision)))
     return jax.tree.map(lambda x: np.asarray(x, np.float32), result)
@@ -489,6 +495,9 @@ def laplace_variance(features: Features, laplace: Laplace, *, where: Where = Non
     x, keep = _features(features, where)
     basis, classes, variance = (jnp.asarray(leaf, x.dtype) for leaf in laplace)
     checks.same_shape("laplace.feature_basis", basis.shape, "features and bias", (x.shape[-1] + 1,) * 2)
+    expected = (x.shape[-1] + 1, *classes.shape[1:])
+    checks.same_shape("laplace.variance", variance.shape, "features and bias, and laplace.class_basis", expected)
+    checks.same_shape("laplace.class_basis", classes.shape, "the classes of laplace.variance", variance.shape[-1:] * 2)
     inputs = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
     along = jnp.matmul(inputs, basis, precision="highest") ** 2
     result = jnp.matmul(jnp.matmul(along, variance, precision="highest"), classes.T**2, precision="highest")
@@ -500,29 +509,46 @@ def probit_logits(
 ) -> Float[Array, "*pixels classes"]:
     r"""Returns logits whose softmax approximates the mean softmax of normally distributed logits.
 
-    .. math:: z'_c = \frac{z_c - \bar z}{\sqrt{1 + π v_c / 8}}, \qquad \bar z = \frac{1}{C} \sum_c z_c
+    .. math:: z'_c = \frac{z_c - \bar z}{\sqrt{1 + π v_c / 8}}, \qquad \bar z = \mathrm{mean}_{z_c > -\infty}\, z_c
 
     They go into every other metric and score. Uncertain pixels become less confident; a class may change places with
     another one whose variance is smaller. Subtracting the mean makes the result independent of a constant that is added
     to all logits, as the softmax is.
 
     Args:
-        logits: mean z, `[..., C]`, finite; of one logit, C = 1, its sigmoid, with :math:`\bar z = 0`.
+        logits: mean z, `[..., C]`, finite, or -inf for an impossible class, which stays -inf; of one logit, C = 1, its
+            sigmoid, with :math:`\bar z = 0`.
         variance: v ≥ 0, in the logits' shape: of `laplace_variance`, or the `logit_variance` of analytic dropout.
 
-    Returns: `[..., C]`, at least float32.
-    Raises: TypeError or ValueError if a dtype or shape does not fit.
+    Returns: `[..., C]`, at least float32; NaN where v is NaN, or traced and negative.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or v is negative.
     References: MacKay, The Evidence Framework Applied to Classification Networks, 1992; Kristiadi et al., Being
         Bayesian, Even Just a Bit, arXiv 2002.10118.
 
     >>> print(probit_logits(jnp.array([3.0, 0.0]), jnp.array([0.0, 5.0])).round(4))
     [ 1.5    -0.8713]
     """
-    logits, variance = checks.floating("logits", logits), checks.floating("variance", variance)
-    checks.same_shape("variance", variance.shape, "logits", logits.shape)
-    if logits.shape[-1:] != (1,):
-        logits = logits - jnp.mean(logits, axis=-1, keepdims=True)
-    return logits / jnp.sqrt(1 + float(np.pi / 8) * variance.astype(logits.dtype))
+    z, v = _head_logits(logits), checks.floating("variance", variance)
+    checks.same_shape("variance", v.shape, "logits", z.shape)
+    checks.not_negative("variance", variance)
+    v = v.astype(z.dtype)
+    if z.shape[-1] > 1:
+        # Differences from the largest logit cannot overflow upwards, nor can their mean, divided before it is summed.
+        z = z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+    possible = z != -jnp.inf
+    z = jnp.where(possible, z, 0)
+    if z.shape[-1] > 1:
+        number = jnp.sum(possible, axis=-1, keepdims=True, dtype=z.dtype)
+        z = z - jnp.sum(z / number, axis=-1, keepdims=True)
+    scaled = jnp.where(possible, z / jnp.sqrt(1 + float(np.pi / 8) * v), -jnp.inf)
+    return jnp.where(v >= 0, scaled, jnp.nan)
+
+
+def _head_logits(logits):
+    z = checks.floating("logits", logits)
+    if z.ndim == 0 or not z.shape[-1]:
+        raise ValueError(f"logits must be [..., classes] with at least 1 class; got shape {z.shape}")
+    return z
 
 
 def _logits(logits, where):

@@ -343,7 +343,8 @@ def fit_scaling(logits: Logits, labels: Labels, *, kind: str = "temperature", wh
 
     Raises:
         TypeError, ValueError: a dtype or shape does not fit; an unmasked label or logit is invalid; for "class" and
-            "vector", a class has no pixel; or there is no optimum, because no pixel (of a class) is predicted wrongly.
+            "vector", a class has no pixel; or there is no optimum, because no pixel (of a class) is predicted wrongly,
+            or float32 cannot hold it.
 
     References: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599.
 
@@ -382,6 +383,12 @@ def fit_scaling(logits: Logits, labels: Labels, *, kind: str = "temperature", wh
         raise ValueError(
             f'the best scaling of kind="{kind}" has a factor of {scale.min():.3g}; expected all above 0: the logits '
             "have no skill, or are not those of the labels; with several factors, fit a temperature"
+        )
+    limits = np.finfo(np.float32)
+    if scale.min() < limits.tiny or max(scale.max(), np.abs(bias).max()) > limits.max:
+        raise ValueError(
+            f"the best scaling is not finite and above 0 in float32: factors from {scale.min():.3g} to "
+            f"{scale.max():.3g}; multiply the logits by a constant that brings them near 1"
         )
     return Scaling(scale.astype(np.float32), bias.astype(np.float32))
 

@@ -109,7 +109,10 @@ def distance_histogram(
         if value.dtype != bool:
             raise TypeError(f"{name} must be boolean; got {value.dtype}")
     keep = np.asarray(checks.mask("where", where, mask.shape))
-    edges = np.asarray(radii, np.float64)
+    given = checks.host("radii", radii)
+    if given.dtype.kind not in "iuf":
+        raise TypeError(f"radii must be real numbers, in pixels; got {given.dtype}")
+    edges = given.astype(np.float64)
     if edges.ndim != 1 or not edges.size or not (edges >= 0).all() or not (np.diff(edges) > 0).all():
         raise ValueError(f"radii must be rising numbers of at least 0; got {radii!r:.80}")
     # SciPy comes with JAX, but takes longer to import than all of segjax.metrics.

@@ -288,3 +288,54 @@ def test_probit_logits_do_not_depend_on_a_constant_added_to_all_logits():
     logits, variance = np.float32([[3, 0, -1], [1, 1.5, 0]]), np.float32([[0, 5, 1], [4, 1, 0]])
     expected = metrics.probit_logits(logits, variance)
     np.testing.assert_allclose(metrics.probit_logits(logits + 100, variance), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("logits", "expected"),
+    [([3.0, -np.inf, 0.0], [1.5, -np.inf, -1.5]), ([3e38, 3e38, -3e38], [0, 0, -np.inf]), ([1e38, 0], [5e37, -5e37])],
+)
+def test_probit_logits_of_impossible_and_of_huge_logits(logits, expected):
+    np.testing.assert_allclose(metrics.probit_logits(np.float32(logits), np.zeros(len(logits), "f4")), expected)
+
+
+def test_probit_logits_gradient_of_an_impossible_class_is_0():
+    def likelihood(z, v):
+        return jax.nn.log_softmax(metrics.probit_logits(z, v))[0]
+
+    gradients = jax.grad(likelihood, (0, 1))(jnp.array([3.0, -jnp.inf, 0.0]), jnp.ones(3))
+    assert np.isfinite(gradients).all()
+    assert [gradient[1] for gradient in gradients] == [0, 0]
+
+
+def test_probit_logits_negative_variance_is_an_error_and_if_traced_nan():
+    logits, variance = np.float32([1, 0]), np.float32([1, -1])
+    with pytest.raises(ValueError, match="variance must be at least 0; got -1"):
+        metrics.probit_logits(logits, variance)
+    assert np.isnan(jax.jit(metrics.probit_logits)(logits, variance)).tolist() == [False, True]
+
+
+def test_laplace_sums_and_probit_logits_need_a_class(raw):
+    with pytest.raises(ValueError, match=r"logits must be .* at least 1 class"):
+        raw.probit_logits(np.float32(1), np.float32(1))
+    with pytest.raises(ValueError, match=r"logits must be .* at least 1 class"):
+        raw.laplace_sums(np.zeros((4, 2), "f4"), np.zeros((4, 0), "f4"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": -np.eye(3)}, "sums.features must have no negative eigenvalues; got -1"),
+        ({"logits": np.diag([1.0, -0.1])}, "sums.logits must have no negative eigenvalues"),
+        ({"logits": np.array([[1.0, 0.5], [0.0, 1.0]])}, "sums.logits must be a symmetric"),
+    ],
+)
+def test_fit_laplace_factors_must_be_of_a_covariance(change, message):
+    sums = metrics.LaplaceSums(np.int32(1), np.eye(3), np.eye(2))
+    with pytest.raises(ValueError, match=message):
+        metrics.fit_laplace(sums._replace(**change))
+
+
+@pytest.mark.parametrize("change", [{"variance": np.ones((4, 3))}, {"variance": np.ones((3, 2))}])
+def test_laplace_variance_of_another_head_is_an_error(change):
+    with pytest.raises(ValueError, match=r"laplace\.variance must have the shape of"):
+        metrics.laplace_variance(np.zeros((5, CLASSES), "f4"), LAPLACE._replace(**change))

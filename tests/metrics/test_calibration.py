@@ -472,6 +472,7 @@ def test_fit_scaling_ignores_masked_pixels():
         (lambda z, y: (-z, y, "temperature"), "expected all above 0"),
         (lambda z, y: (z[:0], y[:0], "temperature"), "at least one unmasked pixel"),
         (lambda z, y: (z * np.inf, y, "temperature"), "finite logits"),
+        (lambda z, y: (z * np.float32(1e-40), y, "temperature"), "float32.*multiply the logits"),
         (lambda z, y: (z, y + 1, "temperature"), "labels in"),
         (lambda z, y: (z, y, "matrix"), "kind must be one of"),
     ],

@@ -189,6 +189,9 @@ def test_distance_histogram_radius_holds_for_new_images():
     [
         ({"radii": [1, 1]}, ValueError, "radii must be rising"),
         ({"radii": [-1, 1]}, ValueError, "at least 0"),
+        ({"radii": ["0", "1"]}, TypeError, "radii must be real numbers"),
+        ({"radii": [False, True]}, TypeError, "radii must be real numbers"),
+        ({"radii": [0j, 1]}, TypeError, "radii must be real numbers"),
         ({"mask": np.zeros((2, 4, 4), bool)}, ValueError, "of one image"),
         ({"targets": np.zeros((4, 3), bool)}, ValueError, "targets must have the shape of mask"),
         ({"targets": np.zeros((4, 4), int)}, TypeError, "targets must be boolean; got int64"),
