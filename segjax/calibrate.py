@@ -131,8 +131,13 @@ def calibrate(
     Returns:
       "images" and "data", the digest; "scaling", with the scores before and after, or None; "guarantee", or None.
 
-    Raises: ConfigError if the images do not determine the scaling, or do not allow the level.
+    Raises: ConfigError if the network or the images do not determine the scaling, or do not allow the level.
     """
+    if kind in ("class", "vector") and run.num_outputs == 1:
+        raise ConfigError(
+            f"--scaling={kind}: the network has one output, the log odds of {run.label_set.names[1]}, and one factor "
+            "scales it; use --scaling=temperature"
+        )
     share = 0.0 if kind == "none" else min(1.0, _PIXELS / sum(height * width for height, width in source.sizes))
     counts = image_counts(run, source, partial(_count_image, share=share, risk=risk, number=number))
     found: dict[str, Any] = {"images": len(source), "data": source.digest, "scaling": None, "guarantee": None}

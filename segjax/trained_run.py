@@ -86,6 +86,11 @@ class TrainedRun(NamedTuple):
         return own | ({"runs": [{"checkpoint": run.name, **run.record()} for run in self.runs]} if self.runs else {})
 
     @property
+    def num_outputs(self) -> int:
+        """Number of outputs per pixel of each network: 1 for a sigmoid, else that of the classes."""
+        return (self.model.network if isinstance(self.model, Ensemble) else self.model).num_classes
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """Input size, normalisation and classes of the network."""
         return evaluation.preprocessing_of(self.config, self.label_set.num_classes)
@@ -99,16 +104,18 @@ class TrainedRun(NamedTuple):
 def load_run(path: str | os.PathLike) -> TrainedRun:
     """Opens `WORKDIR` (its best checkpoint) or `WORKDIR/checkpoints/STEP` (or `…/best` or `…/latest`).
 
-    A comma-separated list of them is an ensemble, see `combine`.
+    A comma-separated list of them, with or without blanks, is an ensemble, see `combine`.
 
     Raises:
       StorageError: as `path_of`.
       FileNotFoundError: the folder is not a run's, or has no such checkpoint.
-      ConfigError: its config is damaged, or the runs cannot be combined.
+      ConfigError: its config is damaged, an entry of the list is empty, or the runs cannot be combined.
     """
-    several, path = os.fspath(path).split(","), path_of(path)
+    several, path = [one.strip() for one in os.fspath(path).split(",")], path_of(path)
     workdir, which = (path.parent.parent, path.name) if path.parent.name == FOLDER else (path, "best")
     if len(several) > 1 and not workdir.exists():  # a cell of a sweep has commas in its name
+        if "" in several:
+            raise ConfigError(f"{path}: entry {several.index('') + 1} of the list is empty; remove its comma")
         return combine([load_run(one) for one in several])
     config_file = workdir / CONFIG_FILE
     if not config_file.exists():
@@ -160,8 +167,7 @@ def _function_of(run: TrainedRun) -> dict[str, Any]:
     """Returns the config values that must agree for networks to be combined."""
     data = {f"config.data.{key}": run.config.data[key] for key in ("size", "channels", "mean", "std")}
     model = {f"config.model.{key}": value for key, value in run.config.model.items() if key not in _OWN}
-    network = run.model.network if run.members > 1 else run.model
-    outputs = {"the number of outputs for config.objective.loss": network.num_classes}
+    outputs = {"the number of outputs for config.objective.loss": run.num_outputs}
     return {"the classes": run.label_set.names} | data | model | outputs
 
 
@@ -306,19 +312,20 @@ def calibration_of(run: TrainedRun, remedy: str = "") -> tuple[dict[str, Any] | 
 
 def _calibration_damage(calibration: dict[str, Any], names: Sequence[str]) -> str:
     """Returns the first value that `segjax calibrate` cannot have stored for these classes, or an empty string."""
+    limit = float(np.finfo(np.float32).max)
     if scaling := calibration["scaling"]:
         scale, bias = scaling["scale"], scaling["bias"]
         if not len(scale) == len(bias) == len(names):
             return f"its scaling has {len(scale)} factors and {len(bias)} biases for {len(names)} classes"
-        if not (np.isfinite([*scale, *bias]).all() and min(scale) > 0):
-            return f"its scaling is {scale} with biases {bias}, which must be finite, and the factors above 0"
+        if wrong := [x for x in scale if not 0 < x < limit] + [x for x in bias if not abs(x) < limit]:
+            return f"its scaling has a factor or bias of {wrong[0]}"
     for i, one in enumerate(calibration["guarantees"], 1):
         classes = {"fnr": names, "miscoverage": ("",)}.get(one["risk"])
         if classes is None or one["class"] not in classes:
             return f"its guarantees item {i} is of risk {one['risk']!r} and class {one['class']!r}"
         numbers = ("level", "threshold", *(("mean_size",) if one["risk"] == "miscoverage" else ()))
         for key in numbers:
-            if not isinstance(one.get(key), int | float) or not math.isfinite(one[key]):
+            if not isinstance(one.get(key), int | float) or not abs(one[key]) < limit:
                 return f"its guarantees item {i} has {key} = {one.get(key)}"
     return ""
 
@@ -384,7 +391,7 @@ def _stored_guarantee(run: TrainedRun, risk: str, level: float | bool, name: str
         raise ConfigError(f"{flag}: several are stored; choose one of {found}")
     found = f"stored are {found}" if found else reason or f"{run.name} was not calibrated for it"
     command = f"segjax calibrate --checkpoint={run.name} --risk={risk} --level={0.05 if level is True else level:g}"
-    command += f" --class={name or run.label_set.names[-1]}" * (risk == "fnr")
+    command += f" --class={name or run.label_set.names[-1]}" * (risk == "fnr") + " --overwrite" * bool(reason)
     raise ConfigError(f"{flag}: {found}. To add it: {command}")
 
 
@@ -411,5 +418,7 @@ def class_index(run: TrainedRun, name: str | None) -> int | None:
     """Returns the index of a class, None for None; raises ConfigError if no class has that name."""
     classes = run.label_set.names
     if name is not None and name not in classes:
-        raise ConfigError(f"--class: expected one of {', '.join(classes)}; got {name!r}")
+        unseen = ", which the training left out (config.data.unseen_classes)"
+        reason = unseen if name in run.config.data.unseen_classes else ""
+        raise ConfigError(f"--class: expected one of {', '.join(classes)}; got {name!r}{reason}")
     return None if name is None else classes.index(name)

@@ -175,7 +175,8 @@ def test_predict_refuses_invalid_flags(run, street, tmp_path, run_command, flags
 
 @pytest.mark.slow
 def test_calibrate_and_predict_with_a_guarantee(run, street, tmp_path, python):
-    options = ("--split=val", "--risk=fnr", "--level=0.5", "--class=debris", "--scaling=none")
+    (run[0] / "calibration.json").write_text("{")  # damaged
+    options = ("--split=val", "--risk=fnr", "--level=0.5", "--class=debris", "--scaling=none", "--overwrite")
     done = python("-m", "segjax.calibrate", f"--checkpoint={run[0]}", *options)
     assert done.returncode == 0, done.stderr
     assert f"wrote {run[0]}/calibration.json" in done.stdout

@@ -81,6 +81,11 @@ def train(
     """
     begun, workdir = time.monotonic(), run_folder(workdir)
     earlier = earlier_config(workdir, config, others=(METRICS_FILE, SCORES_FILE))
+    if earlier.model.members != config.model.members and has_checkpoints(workdir):
+        raise ConfigError(
+            f"config.model.members = {config.model.members}, but {workdir} was started with {earlier.model.members}; "
+            "expected the same, or another --workdir"
+        )
     settings, config_changes = comparable(config), changes_since(earlier, config)
     origin = provenance()  # now, because the checkout may change before the run ends
     console = console or rich.console.Console(quiet=not hosts.is_first_host())

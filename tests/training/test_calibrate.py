@@ -78,11 +78,17 @@ def test_fit_scores_before_and_after(overconfident):
 
 def test_calibrate_fits_all_pixels_of_a_small_split(run, source, pixels, monkeypatch):
     monkeypatch.setattr(calibrate, "fit", lambda *arguments: arguments)
-    logits, labels, kind = calibrate.calibrate(run, source, kind="vector", risk="fnr", number=1, level=0.5)["scaling"]
+    logits, labels, kind = calibrate.calibrate(run, source, risk="fnr", number=1, level=0.5)["scaling"]
     known = pixels[1] != 255
     np.testing.assert_array_equal(labels, pixels[1][known])
     np.testing.assert_allclose(logits, pixels[0][known], atol=1e-4)
-    assert kind == "vector"
+    assert kind == "temperature"
+
+
+@pytest.mark.parametrize("kind", ["class", "vector"])
+def test_calibrate_several_factors_for_one_output(run, source, kind):
+    with pytest.raises(ConfigError, match=rf"--scaling={kind}: .* one output, .* debris.* --scaling=temperature$"):
+        calibrate.calibrate(run, source, kind=kind)
 
 
 def test_calibrate_guarantee_at_its_threshold(found, pixels):
@@ -255,6 +261,8 @@ def test_stored_scaling_of_this_checkpoint_and_the_default_options(calibrated, r
     scaling, line = stored_scaling(earlier, options)
     assert scaling is None
     assert re.match("the probabilities are not calibrated: .* is of another checkpoint", line)
+    with pytest.raises(ConfigError, match=r"--guarantee: .* is of another checkpoint.* --class=debris --overwrite$"):
+        guaranteed_threshold(earlier, 0.5, None)
 
 
 def test_guaranteed_threshold_gives_masks_of_its_miss_rate(calibrated, source):
@@ -303,8 +311,8 @@ def test_prediction_sets_are_selected_by_their_level(calibrated):
     [
         ({"scale": [1.0, 1.0, 1.0]}, {}, "its scaling has 3 factors and 2 biases for 2 classes"),
         ({"scale": []}, {}, "its scaling has 0 factors"),
-        ({"scale": [-1.0, 1.0]}, {}, r"its scaling is \[-1.0, 1.0\] with biases"),
-        ({"bias": [0.0, float("inf")]}, {}, "its scaling is .*inf"),
+        ({"scale": [-1.0, 1.0]}, {}, "its scaling has a factor or bias of -1.0"),
+        ({"bias": [0.0, float("inf")]}, {}, "its scaling has a factor or bias of inf"),
         ({}, {"threshold": float("nan")}, "its guarantees item 1 has threshold = nan"),
         ({}, {"class": "dog"}, "its guarantees item 1 is of risk 'fnr' and class 'dog'"),
         ({}, {"risk": "miscoverage", "class": ""}, "its guarantees item 1 has mean_size = None"),

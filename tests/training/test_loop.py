@@ -174,6 +174,12 @@ def test_train_finished_run_is_scored_again_and_prints_what_changed(trained, ful
     assert (again / "metrics.jsonl").read_text() == (trained.workdir / "metrics.jsonl").read_text()
 
 
+def test_train_refuses_to_resume_with_another_number_of_members(trained, full):
+    full.model.members = 2
+    with pytest.raises(ConfigError, match=r"^config.model.members = 2, but .* was started with 1; .*--workdir$"):
+        train(full, trained.workdir)
+
+
 def test_train_checkpoint_of_another_network_stops_and_keeps_the_config(trained, full, tmp_path, quiet):
     again, console = tmp_path / "again", quiet()
     shutil.copytree(trained.workdir, again)

@@ -15,7 +15,17 @@ from segjax.data.labels import LABEL_SETS, VOID
 from segjax.export import lower_network
 from segjax.inference import PredictOptions, Predictor, classify, predict_logits, probabilities
 from segjax.reporting import inspect_run
-from segjax.trained_run import TrainedRun, chosen_threshold, combine, facts_of, head_rate, load_run, model_of, score_run
+from segjax.trained_run import (
+    TrainedRun,
+    chosen_threshold,
+    class_index,
+    combine,
+    facts_of,
+    head_rate,
+    load_run,
+    model_of,
+    score_run,
+)
 from segjax.training import defaults, open_split
 from segjax.training.config import FIELDS, NETWORKS, ConfigError, from_leaves, leaves
 from segjax.training.evaluation import make_eval_step, preprocessing_of
@@ -122,6 +132,14 @@ def test_chosen_threshold_reaches_the_precision(tiny, tmp_path, number, share):
     assert (right / found, right / there) == pytest.approx([float(value) for value in printed.groups()], abs=6e-4)
     assert line.startswith(run.label_set.names[number])
     assert right / found >= share * (1 - 1e-3)
+
+
+def test_class_index_of_an_unseen_class(tiny):
+    tiny.data.name, tiny.data.unseen_classes = "road_debris_scene", ("debris",)
+    run = TrainedRun(epath.Path("runs/a"), tiny, None, None, label_set(tiny.data))
+    assert class_index(run, "sky") == 3
+    with pytest.raises(ConfigError, match=r"--class: expected one of road, .*; got 'debris', which the training left"):
+        class_index(run, "debris")
 
 
 def test_chosen_threshold_of_many_classes_needs_a_class(tiny):
@@ -244,7 +262,7 @@ def test_load_run_of_a_folder_with_a_comma(trained, tmp_path):
 
 def test_load_run_several_become_one_ensemble(trained, batch):
     folder, image = trained.workdir / "checkpoints", batch(1)["image"][0]
-    run = load_run(f"{folder}/2,{folder}/4")
+    run = load_run(f"{folder}/2, {folder}/4")
     assert (run.members, run.step, run.workdir) == (2, [2, 4], None)
     assert [one["parameters"] for one in run.record()["runs"]] == [
         load_run(folder / step).predictor().record()["parameters"] for step in ("2", "4")
@@ -252,6 +270,12 @@ def test_load_run_several_become_one_ensemble(trained, batch):
     image = cv2.resize(image, run.config.data.size[::-1])  # of the network's input: the maps are not resized
     p, *members = (one.predictor(probabilities=True)(image).probabilities for one in (run, *run.runs))
     np.testing.assert_allclose(p, np.mean(members, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize(("paths", "entry"), [("runs/a,", 2), (",runs/a", 1), ("runs/a, ,runs/b", 2)])
+def test_load_run_refuses_an_empty_entry(paths, entry):
+    with pytest.raises(ConfigError, match=rf"^{paths}: entry {entry} of the list is empty; remove its comma$"):
+        load_run(paths)
 
 
 @pytest.mark.parametrize(
