@@ -31,7 +31,7 @@ from segjax.reporting.figures import png
 from segjax.storage import read_json, write_json
 from segjax.trained_run import TrainedRun, load_run
 from segjax.training.checkpoint import FOLDER
-from segjax.training.config import leaves
+from segjax.training.config import from_leaves, leaves
 from segjax.training.provenance import provenance
 
 ALL, SOME, EXPOSED, FOCAL = "all classes", "unseen classes", "outlier exposure", "focal loss"
@@ -154,11 +154,10 @@ def pixel_table(found: Mapping[str, list[dict[str, Any]]]) -> Table:
             cells = [_over(found.get(row + suffix, ()), name, key, scale) for row, key, scale in columns.values()]
             lines.append((name, *cells))
     for name in _scores_of(found.get(EXPOSED, ())):
-        if ":" not in name:
-            cells = [
-                _over(found[EXPOSED], name, key, scale) if row == SOME else None for row, key, scale in columns.values()
-            ]
-            lines.append((f"{EXPOSED}: {name}", *cells))
+        cells = [
+            _over(found[EXPOSED], name, key, scale) if row == SOME else None for row, key, scale in columns.values()
+        ]
+        lines.append((f"{EXPOSED}: {name}", *cells))
     lowest = tuple(name for name in columns if "AURC" in name or "FPR" in name)
     highest = tuple(name for name in columns if name not in lowest)
     return Table("Scores per pixel", ("method", *columns), lines, highest, lowest)
@@ -236,41 +235,49 @@ def finding(found: Mapping[str, list[dict[str, Any]]]) -> str:
 
 
 def figure(found: Mapping[str, list[dict[str, Any]]]) -> Figure:
-    """Draws per method the AUROC for the unseen classes over the AURC of the errors, one dot per seed."""
-    drawn = Figure(figsize=(9, 6.5), layout="constrained")
-    axes = drawn.subplots()
-    table = {}
-    for suffix in ("", ", ensemble"):
-        for name in _scores_of(found.get(SOME + suffix, ())):
-            errors = [100 * one["pixels"][name]["aurc"] for one in found.get(ALL + suffix, ())]
-            unseen = [one["pixels"][name]["auroc"] for one in found[SOME + suffix]]
-            if errors:
-                table[name] = (errors, unseen)
-    colours = {"dropout": "tab:red", "augmentation": "tab:green", "ensemble": "tab:purple"}
-    for name, (errors, unseen) in table.items():
-        colour = colours.get(name.split(":")[0], "tab:blue")
-        pairs = min(len(errors), len(unseen))
-        axes.plot(errors[:pairs], unseen[:pairs], ".", color=colour, alpha=0.5, markeredgewidth=0)
-        axes.annotate(name, (np.mean(errors), np.mean(unseen)), fontsize=8, color=colour)
-    axes.set(
-        xlabel="AURC of the errors, % (left is better)",
-        ylabel="AUROC of the unseen classes (up is better)",
-        xscale="log",
+    """Draws one line per method, sorted by the AUROC of the unseen classes, with one dot per seed in each panel."""
+    panels = (
+        (SOME, "auroc", 1, "AUROC of the unseen classes"),
+        (SOME, "average_precision", 1, "average precision of the unseen classes"),
+        (ALL, "aurc", 100, "AURC of the errors, % (left is better)"),
     )
-    axes.grid(alpha=0.25)
+    values: dict[str, list[list[float]]] = {}
+    for row, prefix in ((SOME, ""), (f"{SOME}, ensemble", ""), (EXPOSED, f"{EXPOSED}: ")):
+        for name in _scores_of(found.get(row, ())):
+            values[prefix + name] = [
+                [scale * one["pixels"][name][key] for one in found.get(row.replace(SOME, source), ())]
+                for source, key, scale, _ in panels
+            ]
+            if row == EXPOSED:
+                values[prefix + name][-1] = []
+    order = sorted(values, key=lambda name: np.mean(values[name][0]))
+    colours = {"dropout": "tab:red", "augmentation": "tab:green", "ensemble": "tab:purple", EXPOSED: "tab:orange"}
+    drawn = Figure(figsize=(12, 1 + 0.24 * max(len(order), 3)), layout="constrained")
+    for i, (axes, (*_, title)) in enumerate(zip(drawn.subplots(1, len(panels), sharey=True), panels, strict=True)):
+        for line, name in enumerate(order):
+            dots = values[name][i]
+            axes.plot(dots, [line] * len(dots), "o", color=colours.get(name.split(":")[0], "tab:blue"), alpha=0.7)
+        axes.set(xlabel=title, yticks=range(len(order)), yticklabels=order, ylim=(-1, len(order)))
+        axes.grid(alpha=0.25)
+    axes.set_xscale("log")
     return drawn
 
 
 def pictures(data: str, workdir: Path) -> Figure:
-    """Draws the two images with most unknown pixels: image, unknown pixels, and the scores of several methods."""
+    """Draws image, unknown pixels and scores of several methods for two images with many unknown pixels."""
     base, rows = base_and_rows(data)
-    chosen = sorted(examples(from_leaves(leaves(base) | rows[SOME])), key=lambda one: -one[2].sum())[:2]
+    images = list(examples(from_leaves(leaves(base) | rows[SOME])))
+    # One of each half: neighbouring frames of a video are alike.
+    halves = images[: len(images) // 2], images[len(images) // 2 :]
+    chosen = [max(half, key=lambda one: one[2].sum()) for half in halves]
     single, exposed = (trained(data, workdir, row, 1)[0] for row in (SOME, EXPOSED))
     predictors = {
         ("entropy", BASELINE): scores.single_network(single),
-        ("ensemble: entropy", "ensemble: mutual information"): scores.ensemble(trained(data, workdir, SOME, MEMBERS)),
-        (f"{EXPOSED}: entropy",): scores.single_network(exposed),
+        (f"{EXPOSED}: entropy", f"{EXPOSED}: augmentation: entropy"): scores.single_network(exposed),
     }
+    if ensemble_file(workdir, SOME).exists():
+        networks = trained(data, workdir, SOME, MEMBERS)
+        predictors[("ensemble: entropy", "ensemble: mutual information")] = scores.ensemble(networks)
     panels: list[dict[str, np.ndarray]] = []
     for image, _, unknown in chosen:
         panel = {"image": image, "unknown": np.where(unknown[..., None], (0, 255, 255), image // 3)}
@@ -278,12 +285,12 @@ def pictures(data: str, workdir: Path) -> Figure:
             found = {name: values for family in jax.jit(maps)(image).values() for name, values in family.scores.items()}
             panel |= {name: np.asarray(found[name.removeprefix(f"{EXPOSED}: ")]) for name in names}
         panels.append(panel)
-    drawn = Figure(figsize=(2.4 * len(panels[0]), 4.2), layout="constrained")
+    drawn = Figure(figsize=(1.5 * len(panels[0]), 2.8), layout="constrained")
     for line, panel in zip(drawn.subplots(len(panels), len(panels[0])), panels, strict=True):
         for axes, (name, values) in zip(line, panel.items(), strict=True):
             high = np.quantile(values, 0.995) if values.ndim == 2 else None  # one bright pixel would darken the rest
             axes.imshow(values, cmap="inferno", vmin=0, vmax=high)
-            axes.set_title(name, fontsize=8)
+            axes.set_title(name.replace(": ", ":\n"), fontsize=6)
             axes.axis("off")
     return drawn
 
@@ -292,18 +299,18 @@ def report(found: Mapping[str, list[dict[str, Any]]], data: str, shown: bytes | 
     """Returns the report of all finished networks, with their provenance; `shown` is the PNG of `pictures`."""
     base, rows = base_and_rows(data)
     training = base.training
-    unseen = ", ".join(rows[SOME]["data.unseen_classes"])
+    unseen = " and ".join(rows[SOME]["data.unseen_classes"])
     counted = {row: len(results) for row, results in found.items()}
     sections = (
         Section(
             "Pixels",
-            "Errors and void: networks that were trained with all classes. Unseen: "
-            f"networks for which {unseen} was void in training, which have to find it among all other labelled "
-            "pixels. AURC: mean error rate of the most certain pixels over all coverages. A random order has an AUROC "
-            f"of 0.5, an FPR95 of 0.95 and as AP the share of the unknown pixels.",
+            "Errors and void: networks of all classes. Unseen: networks that were trained without "
+            f"{unseen} (void in training) have to find these pixels among all other labelled ones. AURC: mean error "
+            "rate of the most certain pixels over all coverages. A random order has an AUROC of 0.5, an FPR95 of 0.95 "
+            "and as AP the share of the unknown pixels.",
             (pixel_table(found),),
             (
-                Picture("tasks", "Errors and unseen classes, one dot per seed", png(figure(found))),
+                Picture("tasks", "One dot per seed; methods by their AUROC", png(figure(found))),
                 *(
                     [Picture("unknown", "Scores of unseen classes; each from black to its 99.5th percentile", shown)]
                     if shown
@@ -350,9 +357,9 @@ def main(argv: list[str]) -> None:
     if not options.only_table:
         run(options.data, rows, workdir, console)
     found = finished(options.data, workdir)
-    complete = {f"{SOME}, ensemble", EXPOSED} <= found.keys()
-    shown = png(pictures(options.data, workdir)) if complete else None
-    publish(report(found, options.data, shown), workdir, f"uncertainty_methods_{options.data}", found, console)
+    shown = png(pictures(options.data, workdir)) if {SOME, EXPOSED} <= found.keys() else None
+    data = {row: [{key: one[key] for key in RESULT_FORM} for one in results] for row, results in found.items()}
+    publish(report(found, options.data, shown), workdir, f"uncertainty_methods_{options.data}", data, console)
 
 
 if __name__ == "__main__":
