@@ -87,9 +87,9 @@ def columns_of(folder: Path, make_counts: MakeCounts, scores: Scores) -> dict[st
     return {"columns": scores(counts, images), "classes": classes}
 
 
-def counts_over_split(run: TrainedRun, step: Callable) -> tuple[dict[str, Any], int]:
-    """Returns the sum of `step(state, batch)` over the evaluation split of a run, and its number of images."""
-    source = open_split(run.config.data, run.config.data.eval_split)
+def counts_over_split(run: TrainedRun, step: Callable, split: str | None = None) -> tuple[dict[str, Any], int]:
+    """Returns the sum of `step(state, batch)` over a split, by default that of the evaluation, and its image count."""
+    source = open_split(run.config.data, split or run.config.data.eval_split)
     # One device, because the batch of a recipe may be smaller than the number of devices.
     mapping = parallel.device_mapping(run.config, jax.devices()[:1])
     count = counter(mapping.map_step(step, arguments=2), mapping.replicate(run.state), mapping)

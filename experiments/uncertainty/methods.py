@@ -1,0 +1,308 @@
+"""Uncertainty methods on five tasks: `python -m experiments.uncertainty.methods --data=camvid --workdir=…`.
+
+The tasks: find wrong pixels, find void, find pixels of classes that the network never saw, give calibrated
+probabilities, and find the images on which the network fails. The methods: scores of one pass, dropout of the head,
+test-time augmentation, ensembles of five, and outlier exposure.
+
+A row is one way to train; all have the same number of steps. Each network is trained and measured once; kill the
+command and rerun it, or run it twice to share the networks between processes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.console
+from absl import app, flags
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from experiments.sweep import grid
+from experiments.sweep.grid import Changes
+from experiments.sweep.results_io import local_path, provenance_facts, publish
+from experiments.uncertainty import scores
+from segjax import cli
+from segjax.configs import camvid_outliers, camvid_unet_weighted, camvid_unseen, road_debris_unseen
+from segjax.data import UNSEEN, VOID, open_split
+from segjax.reporting import Picture, Report, Section, Table, spread
+from segjax.reporting.figures import png
+from segjax.storage import read_json, write_json
+from segjax.trained_run import load_run
+from segjax.training.checkpoint import FOLDER
+from segjax.training.config import leaves
+from segjax.training.provenance import provenance
+
+ALL, SOME, EXPOSED, FOCAL = "all classes", "unseen classes", "outlier exposure", "focal loss"
+MEMBERS = 5
+# Seeds of each row. The first two rows have an ensemble of all their seeds.
+SEEDS = {ALL: MEMBERS, SOME: MEMBERS, EXPOSED: 3, FOCAL: 3}
+BASELINE = "dropout: mutual information"
+RESULT_FORM = {"row": str, "pixels": dict, "families": dict, "images": dict, "classes": list, "provenance": dict}
+
+
+def base_and_rows(data: str) -> tuple[ConfigDict, dict[str, Changes]]:
+    """Returns the config of all rows of a data set, and the fields that each row changes."""
+    if data == "camvid":
+        config, unseen, exposed = camvid_unet_weighted.get_config(), camvid_unseen, camvid_outliers
+        config.data.size = (144, 192)
+        third = 612  # steps: ten epochs in all
+        rate = config.optimizer.learning_rate
+        config.training.steps = 3 * third
+        config.training.phases = ((0.6, third, rate), (0.75, third, rate), (1.0, third, rate))
+        config.training.evaluate_every, config.training.checkpoint_every = third, third // 3
+    else:
+        config, unseen, exposed = road_debris_unseen.get_config(), road_debris_unseen, None
+        config.data.unseen_classes = ()
+    fields = ("data.unseen_classes", "objective.class_weights", "model.prior")
+    taught = {key: leaves(unseen.get_config())[key] for key in fields}
+    outliers = leaves((exposed or camvid_outliers).get_config())
+    exposure = {key: outliers[key] for key in ("augment.outliers", "objective.outlier_weight")}
+    return config, {
+        ALL: {},
+        SOME: taught,
+        EXPOSED: taught | exposure,
+        FOCAL: {"objective.loss": "softmax_focal", "objective.gamma": 2.0},
+    }
+
+
+def examples(config: ConfigDict) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields image, label and mask of the unknown pixels: those of unseen classes or, if there are none, void."""
+    source = open_split(config.data, config.data.eval_split, mark_unseen=True)
+    for index in range(len(source)):
+        example = source[index]
+        label = example["label"]
+        unknown = label == (UNSEEN if config.data.unseen_classes else VOID)
+        yield example["image"], np.where(unknown, VOID, label), unknown
+
+
+def measure(row: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """Returns the scores of one trained network, or of the ensemble of several."""
+    runs = [load_run(folder / FOLDER / "latest") for folder in folders]
+    maps = scores.single_network(runs[0]) if len(runs) == 1 else scores.ensemble(runs)
+    images = scores.count_images(maps, examples(runs[0].config), runs[0].label_set.num_classes)
+    return {
+        "row": row,
+        "pixels": scores.score_pixels(images),
+        "families": scores.score_families(images),
+        "images": scores.score_images(images),
+        "classes": list(runs[0].label_set.names),
+    }
+
+
+def run(data: str, rows: Sequence[str], workdir: Path, console: rich.console.Console) -> None:
+    """Trains and measures the networks of `rows` that have no result, and then the ensembles whose members exist."""
+    base, changes = base_and_rows(data)
+    for seed in range(MEMBERS):
+        now = {name: changes[name] for name in rows if seed < SEEDS[name]}
+        if now:
+            cells = grid.make_cells(base, now, [seed])
+            grid.run(cells, workdir, console, measure=lambda cell, folder: measure(cell.row, [folder]))
+    for name in rows:
+        if SEEDS[name] == MEMBERS and not ensemble_file(workdir, name).exists():
+            cells = grid.make_cells(base, {name: changes[name]}, range(MEMBERS))
+            result = measure(name, [workdir / cell.name for cell in cells]) | {"provenance": provenance()}
+            write_json(ensemble_file(workdir, name), result)
+
+
+def ensemble_file(workdir: Path, row: str) -> Path:
+    """Returns the file of the scores of a row's ensemble."""
+    return workdir / f"ensemble_{row.replace(' ', '_')}.json"
+
+
+def finished(data: str, workdir: Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns the results by row, of seeds in order and, as a row of its own, "ROW, ensemble"."""
+    base, rows = base_and_rows(data)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for cell in grid.make_cells(base, rows, range(MEMBERS)):
+        if (result := grid.result_of(cell, workdir)) is not None:
+            found.setdefault(cell.row, []).append(result)
+    for name in rows:
+        if (file := ensemble_file(workdir, name)).exists():
+            found[f"{name}, ensemble"] = [read_json(file, RESULT_FORM, "the scores of an ensemble")]
+    return found
+
+
+def pixel_table(found: Mapping[str, list[dict[str, Any]]], data: str) -> Table:
+    """Returns one row per method: errors and void of networks of all classes, and the unseen classes."""
+    columns = {
+        "errors: AURC, %": (ALL, "aurc", 100),
+        "void: AP": (ALL, "average_precision", 1),
+        "void: FPR95": (ALL, "fpr95", 1),
+        "unseen: AP": (SOME, "average_precision", 1),
+        "unseen: AUROC": (SOME, "auroc", 1),
+        "unseen: FPR95": (SOME, "fpr95", 1),
+    }
+    if data != "camvid":  # the scenes' void is a thin border around the debris, which the truth hides
+        columns = {name: column for name, column in columns.items() if not name.startswith("void")}
+    lines = []
+    for suffix in ("", ", ensemble"):
+        names = [name for row in (ALL, SOME) for one in found.get(row + suffix, ()) for name in one["pixels"]]
+        for name in dict.fromkeys(names):
+            cells = [_over(found.get(row + suffix, ()), name, key, scale) for row, key, scale in columns.values()]
+            lines.append((name, *cells))
+    for name in _scores_of(found.get(EXPOSED, ())):
+        if ":" not in name:
+            cells = [
+                _over(found[EXPOSED], name, key, scale) if row == SOME else None for row, key, scale in columns.values()
+            ]
+            lines.append((f"{EXPOSED}: {name}", *cells))
+    lowest = tuple(name for name in columns if "AURC" in name or "FPR" in name)
+    highest = tuple(name for name in columns if name not in lowest)
+    return Table("Scores per pixel", ("method", *columns), lines, highest, lowest)
+
+
+def _scores_of(results: Sequence[dict[str, Any]]) -> list[str]:
+    return list(results[0]["pixels"]) if results else []
+
+
+def _over(results: Sequence[dict[str, Any]], name: str, key: str, scale: float) -> Any:
+    values = [scale * one["pixels"][name][key] for one in results if name in one["pixels"]]
+    return spread(values) if values else None
+
+
+def family_table(found: Mapping[str, list[dict[str, Any]]]) -> Table:
+    """Returns one row per way to train and family: mean IoU, and the calibration before and after each scaling."""
+    lines = []
+    for row, results in found.items():
+        for family in results[0]["families"]:
+            entries = [one["families"][family] for one in results]
+            errors = [
+                spread([_percent(one["calibration"][kind][key]) for one in entries])
+                for kind in ("none", *scores.SCALINGS)
+                for key in (("ece", "ace") if kind in ("none", "temperature") else ("ece",))
+            ]
+            quality = spread([one["mean_iou"] for one in entries])
+            lines.append((row.removesuffix(", ensemble"), family, quality, *errors))
+    columns = ("trained on", "family", "mean IoU", "ECE, %", "ACE, %", "ECE, temperature", "ACE, temperature")
+    columns = (*columns, "ECE, per class", "ECE, vector")
+    return Table("Calibration", columns, lines, ("mean IoU",), columns[3:], text=("family",))
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def image_table(found: Mapping[str, list[dict[str, Any]]]) -> Table:
+    """Returns one row per score and aggregation: failure detection by networks of all classes."""
+    lines = []
+    results = [*found.get(ALL, ()), *found.get(f"{ALL}, ensemble", ())]
+    names = dict.fromkeys((name, how) for one in results for name in one["images"] for how in one["images"][name])
+    for name, how in names:
+        entries = [one["images"][name][how] for one in results if name in one["images"]]
+        lines.append((name, how, *(spread([one[key] for one in entries]) for key in ("aurc", "excess_aurc", "augrc"))))
+    columns = ("score", "over the image", "AURC", "E-AURC", "AUGRC")
+    return Table("Images on which the network fails", columns, lines, (), columns[2:], text=columns[1:2])
+
+
+def finding(found: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Returns the result in a few sentences, from the means over the seeds."""
+    means = {}
+    for row in (SOME, f"{SOME}, ensemble", EXPOSED):
+        prefix = f"{EXPOSED}: " if row == EXPOSED else ""
+        for name in _scores_of(found.get(row, ())):
+            means[prefix + name] = {
+                key: float(np.mean([one["pixels"][name][key] for one in found[row]]))
+                for key in ("auroc", "average_precision", "share")
+            }
+    if BASELINE not in means:
+        return "The networks with unseen classes have not been trained yet."
+    best = max(means, key=lambda name: means[name]["auroc"])
+    precise = max(means, key=lambda name: means[name]["average_precision"])
+    base, share = means[BASELINE], means[BASELINE]["share"]
+    return (
+        f"{best} finds the unseen classes best: AUROC {means[best]['auroc']:.3f}, against {base['auroc']:.3f} of the "
+        f"mutual information of dropout. The best average precision is {means[precise]['average_precision']:.3f}, of "
+        f"{precise}: {means[precise]['average_precision'] / share:.1f} times the {share:.4f} of chance."
+    )
+
+
+def figure(found: Mapping[str, list[dict[str, Any]]]) -> Figure:
+    """Draws per method the AUROC for the unseen classes over the AURC of the errors, one dot per seed."""
+    drawn = Figure(figsize=(9, 6.5), layout="constrained")
+    axes = drawn.subplots()
+    table = {}
+    for suffix in ("", ", ensemble"):
+        for name in _scores_of(found.get(SOME + suffix, ())):
+            errors = [100 * one["pixels"][name]["aurc"] for one in found.get(ALL + suffix, ())]
+            unseen = [one["pixels"][name]["auroc"] for one in found[SOME + suffix]]
+            if errors:
+                table[name] = (errors, unseen)
+    colours = {"dropout": "tab:red", "augmentation": "tab:green", "ensemble": "tab:purple"}
+    for name, (errors, unseen) in table.items():
+        colour = colours.get(name.split(":")[0], "tab:blue")
+        pairs = min(len(errors), len(unseen))
+        axes.plot(errors[:pairs], unseen[:pairs], ".", color=colour, alpha=0.5, markeredgewidth=0)
+        axes.annotate(name, (np.mean(errors), np.mean(unseen)), fontsize=8, color=colour)
+    axes.set(
+        xlabel="AURC of the errors, % (left is better)",
+        ylabel="AUROC of the unseen classes (up is better)",
+        xscale="log",
+    )
+    axes.grid(alpha=0.25)
+    return drawn
+
+
+def report(found: Mapping[str, list[dict[str, Any]]], data: str) -> Report:
+    """Returns the report of all finished networks, with their provenance."""
+    base, rows = base_and_rows(data)
+    training = base.training
+    unseen = ", ".join(rows[SOME]["data.unseen_classes"])
+    counted = {row: len(results) for row, results in found.items()}
+    sections = (
+        Section(
+            "Pixels",
+            f"Errors{' and void' if data == 'camvid' else ''}: networks that were trained with all classes. Unseen: "
+            f"networks for which {unseen} was void in training, which have to find it among all other labelled "
+            "pixels. AURC: mean error rate of the most certain pixels over all coverages. A random order has an AUROC "
+            f"of 0.5, an FPR95 of 0.95 and as AP the share of the unknown pixels.",
+            (pixel_table(found, data),),
+            (Picture("tasks", "Errors and unseen classes, one dot per seed", png(figure(found))),),
+        ),
+        Section(
+            "Probabilities",
+            "ECE has 15 bins of equal width, ACE 15 of equal mass. The scaling is fitted to 2000 random pixels of each "
+            "image of the first half of the split and scored on those of the other half.",
+            (family_table(found),),
+        ),
+        Section(
+            "Images",
+            "An image's score is the mean of its pixels' scores, or the mean over the 10×10 pixels where it is "
+            "largest. It ranks the images by 1 - mean IoU.",
+            (image_table(found),),
+        ),
+    )
+    facts = {
+        "data": f"{data}, {base.data.eval_split}, at its own resolution",
+        "training": f"{training.steps} steps of batch {training.global_batch}, "
+        f"{base.data.size[0]}×{base.data.size[1]} pixels, {base.model.name} of width {base.model.width}",
+        "rows": "; ".join(f"{name}: {grid.row_name(row) or 'the base config'}" for name, row in rows.items()),
+        "networks": "; ".join(f"{row}: {count}" for row, count in counted.items()),
+        "dropout": f"{scores.HEAD_SAMPLES} masks per channel, rate {scores.RATE}; trained without dropout",
+        "augmentation": f"mirrored or not, at the scales {', '.join(map(str, scores.SCALES))}",
+        "ensemble": f"{MEMBERS} seeds",
+        **provenance_facts([one for results in found.values() for one in results]),
+    }
+    return Report(f"Uncertainty methods on {data}", finding(found), sections, facts)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the selected networks that are missing, then prints and writes the report of all finished ones."""
+    del argv
+    options, console = flags.FLAGS, rich.console.Console(width=180)
+    workdir = local_path(options.workdir) / options.data
+    rows = options.row or list(SEEDS)
+    if unknown := [name for name in rows if name not in SEEDS]:
+        raise app.UsageError(f"--row={', '.join(unknown)} is not a row; the rows are {', '.join(SEEDS)}")
+    if not options.only_table:
+        run(options.data, rows, workdir, console)
+    found = finished(options.data, workdir)
+    publish(report(found, options.data), workdir, f"uncertainty_methods_{options.data}", found, console)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("data", "road_debris_scene", ["road_debris_scene", "camvid"], "The data set.")
+    flags.DEFINE_string("workdir", "runs/uncertainty", "Folder with one folder per data set.")
+    flags.DEFINE_multi_string("row", None, "Name of a row to run; may be repeated. Default: all rows.")
+    flags.DEFINE_bool("only_table", False, "Run nothing; print the report of the finished networks.")
+    cli.run(main, required=[])
