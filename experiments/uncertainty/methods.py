@@ -44,7 +44,7 @@ RESULT_FORM = {"row": str, "pixels": dict, "families": dict, "images": dict, "cl
 def base_and_rows(data: str) -> tuple[ConfigDict, dict[str, Changes]]:
     """Returns the config of all rows of a data set, and the fields that each row changes."""
     if data == "camvid":
-        config, unseen, exposed = camvid_unet_weighted.get_config(), camvid_unseen, camvid_outliers
+        config, unseen = camvid_unet_weighted.get_config(), camvid_unseen
         config.data.size = (144, 192)
         third = 612  # steps: ten epochs in all
         rate = config.optimizer.learning_rate
@@ -52,12 +52,14 @@ def base_and_rows(data: str) -> tuple[ConfigDict, dict[str, Changes]]:
         config.training.phases = ((0.6, third, rate), (0.75, third, rate), (1.0, third, rate))
         config.training.evaluate_every, config.training.checkpoint_every = third, third // 3
     else:
-        config, unseen, exposed = road_debris_unseen.get_config(), road_debris_unseen, None
+        config, unseen = road_debris_unseen.get_config(), road_debris_unseen
         config.data.unseen_classes = ()
-    fields = ("data.unseen_classes", "objective.class_weights", "model.prior")
-    taught = {key: leaves(unseen.get_config())[key] for key in fields}
-    outliers = leaves((exposed or camvid_outliers).get_config())
-    exposure = {key: outliers[key] for key in ("augment.outliers", "objective.outlier_weight")}
+        config.training.steps = 600
+        config.training.evaluate_every = config.training.checkpoint_every = 200
+    fields = leaves(unseen.get_config())
+    taught = {key: fields[key] for key in ("data.unseen_classes", "objective.class_weights")}
+    fields = leaves(camvid_outliers.get_config())
+    exposure = {key: fields[key] for key in ("augment.outliers", "objective.outlier_weight")}
     return config, {
         ALL: {},
         SOME: taught,
