@@ -28,12 +28,13 @@ from segjax.data import UNSEEN, VOID, open_split
 from segjax.reporting import Picture, Report, Section, Table, spread
 from segjax.reporting.figures import png
 from segjax.storage import read_json, write_json
-from segjax.trained_run import load_run
+from segjax.trained_run import TrainedRun, load_run
 from segjax.training.checkpoint import FOLDER
 from segjax.training.config import leaves
 from segjax.training.provenance import provenance
 
 ALL, SOME, EXPOSED, FOCAL = "all classes", "unseen classes", "outlier exposure", "focal loss"
+DATA = ("road_debris_scene", "camvid")
 MEMBERS = 5
 # Seeds of each row. The first two rows have an ensemble of all their seeds.
 SEEDS = {ALL: MEMBERS, SOME: MEMBERS, EXPOSED: 3, FOCAL: 3}
@@ -78,11 +79,18 @@ def examples(config: ConfigDict) -> Iterator[tuple[np.ndarray, np.ndarray, np.nd
         yield example["image"], np.where(unknown, VOID, label), unknown
 
 
-def measure(row: str, folders: Sequence[Path]) -> dict[str, Any]:
+def trained(data: str, workdir: Path, row: str, seeds: int) -> list[TrainedRun]:
+    """Returns the networks of a row that were trained with the first seeds."""
+    base, rows = base_and_rows(data)
+    cells = grid.make_cells(base, {row: rows[row]}, range(seeds))
+    return [load_run(workdir / cell.name / FOLDER / "latest") for cell in cells]
+
+
+def measure(row: str, runs: Sequence[TrainedRun]) -> dict[str, Any]:
     """Returns the scores of one trained network, or of the ensemble of several."""
-    runs = [load_run(folder / FOLDER / "latest") for folder in folders]
     maps = scores.single_network(runs[0]) if len(runs) == 1 else scores.ensemble(runs)
-    images = scores.count_images(maps, examples(runs[0].config), runs[0].label_set.num_classes)
+    count = scores.make_count(maps, runs[0].label_set.num_classes)
+    images = scores.count_images(count, examples(runs[0].config))
     return {
         "row": row,
         "pixels": scores.score_pixels(images),
@@ -99,12 +107,15 @@ def run(data: str, rows: Sequence[str], workdir: Path, console: rich.console.Con
         now = {name: changes[name] for name in rows if seed < SEEDS[name]}
         if now:
             cells = grid.make_cells(base, now, [seed])
-            grid.run(cells, workdir, console, measure=lambda cell, folder: measure(cell.row, [folder]))
+            grid.run(cells, workdir, console, measure=_measure_cell)
     for name in rows:
         if SEEDS[name] == MEMBERS and not ensemble_file(workdir, name).exists():
-            cells = grid.make_cells(base, {name: changes[name]}, range(MEMBERS))
-            result = measure(name, [workdir / cell.name for cell in cells]) | {"provenance": provenance()}
+            result = measure(name, trained(data, workdir, name, MEMBERS)) | {"provenance": provenance()}
             write_json(ensemble_file(workdir, name), result)
+
+
+def _measure_cell(cell: grid.Cell, folder: Path) -> dict[str, Any]:
+    return measure(cell.row, [load_run(folder / FOLDER / "latest")])
 
 
 def ensemble_file(workdir: Path, row: str) -> Path:
@@ -303,7 +314,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("data", "road_debris_scene", ["road_debris_scene", "camvid"], "The data set.")
+    flags.DEFINE_enum("data", DATA[0], DATA, "The data set.")
     flags.DEFINE_string("workdir", "runs/uncertainty", "Folder with one folder per data set.")
     flags.DEFINE_multi_string("row", None, "Name of a row to run; may be repeated. Default: all rows.")
     flags.DEFINE_bool("only_table", False, "Run nothing; print the report of the finished networks.")

@@ -183,21 +183,21 @@ def ranked(name: str, values: Float[Array, "H W"]) -> Float[Array, "H W"]:
     return jnp.arcsinh(32 * values) if name in SIGNED else jnp.log(jnp.maximum(values, 1.2e-7))
 
 
-def count_images(maps: Callable, examples: Iterable[tuple], num_classes: int) -> list[ImageCounts]:
-    """Returns the counts of every image: `examples` yields image, label and the boolean mask of unknown pixels.
+def make_count(maps: Callable, num_classes: int) -> Callable:
+    """Builds the jitted `count(image, label, unknown, at)`: the entries of `ImageCounts` of one image.
 
-    Known pixels are all others but void. The images have one size, or few, for which the counting is compiled.
+    `at` are the indices of the pixels for the calibration. Known pixels are all but the unknown ones and void.
     """
 
     @jax.jit
     def count(image: Array, label: Int[Array, "H W"], unknown: Bool[Array, "H W"], at: Int[Array, "n"]) -> dict:
         known = (label != VOID) & ~unknown
         counts: dict[str, dict] = {name: {} for name in ("errors", "unknown", "confusion", "pixels", "uncertainty")}
-        for family, (logits, scores) in maps(image).items():
+        for family, (logits, found) in maps(image).items():
             predicted = jnp.argmax(logits, axis=-1)
             counts["confusion"][family] = metrics.confusion_matrix(label, predicted, num_classes, where=known)
             counts["pixels"][family] = logits.reshape(-1, num_classes)[at]
-            for name, values in scores.items():
+            for name, values in found.items():
                 place = ranked(name, values)
                 counts["errors"][name] = metrics.score_histogram(place, predicted != label, where=known)
                 counts["unknown"][name] = metrics.score_histogram(place, unknown, where=known | unknown)
@@ -206,6 +206,11 @@ def count_images(maps: Callable, examples: Iterable[tuple], num_classes: int) ->
                 }
         return counts
 
+    return count
+
+
+def count_images(count: Callable, examples: Iterable[tuple]) -> list[ImageCounts]:
+    """Returns the counts of every image: `examples` yields image, label and the boolean mask of unknown pixels."""
     counted, rng = [], np.random.default_rng(0)
     for image, label, unknown in examples:
         at = rng.choice(np.flatnonzero((label != VOID) & ~unknown), PIXELS)
