@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import rich.console
 from absl import app, flags
@@ -23,7 +24,7 @@ from experiments.sweep.grid import Changes
 from experiments.sweep.results_io import local_path, provenance_facts, publish
 from experiments.uncertainty import scores
 from segjax import cli
-from segjax.configs import camvid_outliers, camvid_unet_weighted, camvid_unseen, road_debris_unseen
+from segjax.configs import camvid_unet_weighted, camvid_unseen, road_debris_unseen
 from segjax.data import UNSEEN, VOID, open_split
 from segjax.reporting import Picture, Report, Section, Table, spread
 from segjax.reporting.figures import png
@@ -136,7 +137,7 @@ def finished(data: str, workdir: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def pixel_table(found: Mapping[str, list[dict[str, Any]]], data: str) -> Table:
+def pixel_table(found: Mapping[str, list[dict[str, Any]]]) -> Table:
     """Returns one row per method: errors and void of networks of all classes, and the unseen classes."""
     columns = {
         "errors: AURC, %": (ALL, "aurc", 100),
@@ -146,8 +147,6 @@ def pixel_table(found: Mapping[str, list[dict[str, Any]]], data: str) -> Table:
         "unseen: AUROC": (SOME, "auroc", 1),
         "unseen: FPR95": (SOME, "fpr95", 1),
     }
-    if data != "camvid":  # the scenes' void is a thin border around the debris, which the truth hides
-        columns = {name: column for name, column in columns.items() if not name.startswith("void")}
     lines = []
     for suffix in ("", ", ensemble"):
         names = [name for row in (ALL, SOME) for one in found.get(row + suffix, ()) for name in one["pixels"]]
@@ -256,8 +255,35 @@ def figure(found: Mapping[str, list[dict[str, Any]]]) -> Figure:
     return drawn
 
 
-def report(found: Mapping[str, list[dict[str, Any]]], data: str) -> Report:
-    """Returns the report of all finished networks, with their provenance."""
+def pictures(data: str, workdir: Path) -> Figure:
+    """Draws the two images with most unknown pixels: image, unknown pixels, and the scores of several methods."""
+    base, rows = base_and_rows(data)
+    chosen = sorted(examples(from_leaves(leaves(base) | rows[SOME])), key=lambda one: -one[2].sum())[:2]
+    single, exposed = (trained(data, workdir, row, 1)[0] for row in (SOME, EXPOSED))
+    predictors = {
+        ("entropy", BASELINE): scores.single_network(single),
+        ("ensemble: entropy", "ensemble: mutual information"): scores.ensemble(trained(data, workdir, SOME, MEMBERS)),
+        (f"{EXPOSED}: entropy",): scores.single_network(exposed),
+    }
+    panels: list[dict[str, np.ndarray]] = []
+    for image, _, unknown in chosen:
+        panel = {"image": image, "unknown": np.where(unknown[..., None], (0, 255, 255), image // 3)}
+        for names, maps in predictors.items():
+            found = {name: values for family in jax.jit(maps)(image).values() for name, values in family.scores.items()}
+            panel |= {name: np.asarray(found[name.removeprefix(f"{EXPOSED}: ")]) for name in names}
+        panels.append(panel)
+    drawn = Figure(figsize=(2.4 * len(panels[0]), 4.2), layout="constrained")
+    for line, panel in zip(drawn.subplots(len(panels), len(panels[0])), panels, strict=True):
+        for axes, (name, values) in zip(line, panel.items(), strict=True):
+            high = np.quantile(values, 0.995) if values.ndim == 2 else None  # one bright pixel would darken the rest
+            axes.imshow(values, cmap="inferno", vmin=0, vmax=high)
+            axes.set_title(name, fontsize=8)
+            axes.axis("off")
+    return drawn
+
+
+def report(found: Mapping[str, list[dict[str, Any]]], data: str, shown: bytes | None) -> Report:
+    """Returns the report of all finished networks, with their provenance; `shown` is the PNG of `pictures`."""
     base, rows = base_and_rows(data)
     training = base.training
     unseen = ", ".join(rows[SOME]["data.unseen_classes"])
@@ -265,12 +291,19 @@ def report(found: Mapping[str, list[dict[str, Any]]], data: str) -> Report:
     sections = (
         Section(
             "Pixels",
-            f"Errors{' and void' if data == 'camvid' else ''}: networks that were trained with all classes. Unseen: "
+            "Errors and void: networks that were trained with all classes. Unseen: "
             f"networks for which {unseen} was void in training, which have to find it among all other labelled "
             "pixels. AURC: mean error rate of the most certain pixels over all coverages. A random order has an AUROC "
             f"of 0.5, an FPR95 of 0.95 and as AP the share of the unknown pixels.",
-            (pixel_table(found, data),),
-            (Picture("tasks", "Errors and unseen classes, one dot per seed", png(figure(found))),),
+            (pixel_table(found),),
+            (
+                Picture("tasks", "Errors and unseen classes, one dot per seed", png(figure(found))),
+                *(
+                    [Picture("unknown", "Scores of unseen classes; each from black to its 99.5th percentile", shown)]
+                    if shown
+                    else []
+                ),
+            ),
         ),
         Section(
             "Probabilities",
@@ -310,7 +343,9 @@ def main(argv: list[str]) -> None:
     if not options.only_table:
         run(options.data, rows, workdir, console)
     found = finished(options.data, workdir)
-    publish(report(found, options.data), workdir, f"uncertainty_methods_{options.data}", found, console)
+    complete = {f"{SOME}, ensemble", EXPOSED} <= found.keys()
+    shown = png(pictures(options.data, workdir)) if complete else None
+    publish(report(found, options.data, shown), workdir, f"uncertainty_methods_{options.data}", found, console)
 
 
 if __name__ == "__main__":

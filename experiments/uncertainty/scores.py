@@ -265,13 +265,19 @@ def score_families(images: Sequence[ImageCounts]) -> dict[str, dict[str, Any]]:
 
 def calibration_scores(logits: Float[Any, "*pixels C"], labels: Int[np.ndarray, "*pixels"]) -> dict[str, float]:
     """Returns the calibration errors of bins of equal width and of equal mass, and the mean log-likelihood."""
-    odds = jnp.max(metrics.class_log_odds(logits), axis=-1)
-    histogram = metrics.score_histogram(odds, jnp.argmax(logits, axis=-1) == labels)
+    bins, histogram, sums = _calibration_counts(logits, labels)
     return {
-        "ece": metrics.expected_calibration_error(metrics.calibration_bins(logits, labels)),
+        "ece": metrics.expected_calibration_error(bins),
         "ace": metrics.adaptive_calibration_error(histogram),
-        "nll": metrics.negative_log_likelihood(metrics.proper_score_sums(logits, labels)),
+        "nll": metrics.negative_log_likelihood(sums),
     }
+
+
+@jax.jit
+def _calibration_counts(logits: Array, labels: Array) -> tuple[Any, Array, Any]:
+    confident = jnp.max(metrics.class_log_odds(logits), axis=-1)
+    histogram = metrics.score_histogram(confident, jnp.argmax(logits, axis=-1) == labels)
+    return metrics.calibration_bins(logits, labels), histogram, metrics.proper_score_sums(logits, labels)
 
 
 def score_images(images: Sequence[ImageCounts]) -> dict[str, dict[str, dict[str, float]]]:

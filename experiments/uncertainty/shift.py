@@ -111,7 +111,7 @@ def shift_file(workdir: Path, row: str, ensemble: bool) -> Path:
 
 
 def combined(workdir: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns the columns by "KIND SEVERITY" and family: the unseen classes of their own networks, the rest of others."""
+    """Returns the columns by "KIND SEVERITY" and family; the AUROC is that of networks with unseen classes."""
     result: dict[str, dict[str, dict[str, float]]] = {}
     for row in (methods.ALL, methods.SOME):
         for ensemble in (False, True):
