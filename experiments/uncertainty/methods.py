@@ -24,7 +24,7 @@ from experiments.sweep.grid import Changes
 from experiments.sweep.results_io import local_path, provenance_facts, publish
 from experiments.uncertainty import scores
 from segjax import cli
-from segjax.configs import camvid_unet_weighted, camvid_unseen, road_debris_unseen
+from segjax.configs import camvid_outliers, camvid_unet_weighted, camvid_unseen, road_debris_unseen
 from segjax.data import UNSEEN, VOID, open_split
 from segjax.reporting import Picture, Report, Section, Table, spread
 from segjax.reporting.figures import png
