@@ -175,20 +175,26 @@ def _over(results: Sequence[dict[str, Any]], name: str, key: str, scale: float) 
 
 def family_table(found: Mapping[str, list[dict[str, Any]]]) -> Table:
     """Returns one row per way to train and family: mean IoU, and the calibration before and after each scaling."""
+    columns = {
+        "ECE, %": ("none", "ece"),
+        "ACE, %": ("none", "ace"),
+        "temperature: ECE": ("temperature", "ece"),
+        "ACE": ("temperature", "ace"),
+        "every other image: ECE": ("every other image", "ece"),
+        "per class: ECE": ("class", "ece"),
+        "vector: ECE": ("vector", "ece"),
+    }
     lines = []
     for row, results in found.items():
         for family in results[0]["families"]:
             entries = [one["families"][family] for one in results]
             errors = [
-                spread([_percent(one["calibration"][kind][key]) for one in entries])
-                for kind in ("none", *scores.SCALINGS)
-                for key in (("ece", "ace") if kind in ("none", "temperature") else ("ece",))
+                spread([_percent(one["calibration"][kind][key]) for one in entries]) for kind, key in columns.values()
             ]
             quality = spread([one["mean_iou"] for one in entries])
             lines.append((row.removesuffix(", ensemble"), family, quality, *errors))
-    columns = ("trained on", "family", "mean IoU", "ECE, %", "ACE, %", "ECE, temperature", "ACE, temperature")
-    columns = (*columns, "ECE, per class", "ECE, vector")
-    return Table("Calibration", columns, lines, ("mean IoU",), columns[3:], text=("family",))
+    names = ("trained on", "family", "mean IoU", *columns)
+    return Table("Calibration", names, lines, ("mean IoU",), tuple(columns), text=("family",))
 
 
 def _percent(value: float | None) -> float | None:
@@ -308,7 +314,8 @@ def report(found: Mapping[str, list[dict[str, Any]]], data: str, shown: bytes | 
         Section(
             "Probabilities",
             "ECE has 15 bins of equal width, ACE 15 of equal mass. The scaling is fitted to 2000 random pixels of each "
-            "image of the first half of the split and scored on those of the other half.",
+            "image of the first half of the split and scored on those of the other half; a second temperature is "
+            "fitted to every other image and scored on the rest.",
             (family_table(found),),
         ),
         Section(

@@ -238,29 +238,37 @@ def score_pixels(images: Sequence[ImageCounts]) -> dict[str, dict[str, float]]:
 def score_families(images: Sequence[ImageCounts]) -> dict[str, dict[str, Any]]:
     """Returns mean IoU and pixel accuracy of each family, and its calibration before and after each scaling.
 
-    A scaling is fitted to random pixels of the first half of the images; all calibration scores are those of random
-    pixels of the other half.
+    A scaling is fitted to random pixels of the first half of the images; the calibration scores are those of random
+    pixels of the other half. "every other image" is a temperature that was fitted to every other image and is scored on
+    the rest, which is easier where the images are frames of one video.
     """
     half, result = len(images) // 2, {}
     labels = np.stack([one.labels for one in images])
     for family in filter(images[0].confusion.__contains__, FAMILIES):
         scores = metrics.segmentation_scores(sum(np.asarray(one.confusion[family], np.int64) for one in images))
         logits = np.stack([one.pixels[family] for one in images])
-        calibration = {"none": calibration_scores(logits[half:], labels[half:])}
-        for kind in SCALINGS:
-            try:
-                scaling = metrics.fit_scaling(logits[:half], labels[:half], kind=kind)
-            except ValueError as error:  # a class without pixels, or without errors
-                calibration[kind] = dict.fromkeys(calibration["none"]) | {"error": str(error)}
-                continue
-            calibration[kind] = calibration_scores(metrics.scale_logits(logits[half:], scaling), labels[half:])
-            calibration[kind] |= {"scale": scaling.scale.tolist(), "bias": scaling.bias.tolist()}
+        first, last = (logits[:half], labels[:half]), (logits[half:], labels[half:])
+        calibration = {"none": calibration_scores(*last)}
+        calibration |= {kind: _after_scaling(first, last, kind) for kind in SCALINGS}
+        calibration["every other image"] = _after_scaling(
+            (logits[::2], labels[::2]), (logits[1::2], labels[1::2]), "temperature"
+        )
         result[family] = {
             "mean_iou": float(scores["mean_iou"]),
             "pixel_accuracy": float(scores["pixel_accuracy"]),
             "calibration": calibration,
         }
     return result
+
+
+def _after_scaling(fitted: tuple, scored: tuple, kind: str) -> dict[str, Any]:
+    """Returns the calibration scores and the scaling of logits and labels that were `scored`."""
+    try:
+        scaling = metrics.fit_scaling(*fitted, kind=kind)
+    except ValueError as error:  # a class without pixels, or without errors
+        return dict.fromkeys(("ece", "ace", "nll")) | {"error": str(error)}
+    found = calibration_scores(metrics.scale_logits(scored[0], scaling), scored[1])
+    return found | {"scale": scaling.scale.tolist(), "bias": scaling.bias.tolist()}
 
 
 def calibration_scores(logits: Float[Any, "*pixels C"], labels: Int[np.ndarray, "*pixels"]) -> dict[str, float]:
