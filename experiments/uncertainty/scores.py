@@ -19,7 +19,7 @@ from segjax.data.resize import resize
 from segjax.inference import augmented_statistics, class_logits, head_uncertainty
 from segjax.inference.augmentation import SYMMETRIES
 from segjax.inference.monte_carlo import Uncertainty, linear_head, uncertainty_of
-from segjax.metrics.anomaly import Gaussians
+from segjax.metrics.anomaly import Gaussians, Laplace
 from segjax.trained_run import TrainedRun
 from segjax.training.evaluation import sum_over_strips
 
@@ -39,6 +39,7 @@ NAMES = (
     *SIGNED[:3],
     "Mahalanobis",
     *SIGNED[3:],
+    "Laplace variance",
     *(f"{f}: {s}" for f in FAMILIES[1:] for s in ("1 - max p", "entropy", "mutual information", "variance")),
 )
 
@@ -51,12 +52,13 @@ class Maps(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """Gaussians of the training pixels, for the scores that compare with them."""
+    """Statistics of the training pixels, for the scores that compare with them."""
 
     tied: Gaussians
     per_class: Gaussians
     background: Gaussians
     max_logit: Gaussians
+    laplace: Laplace  # of the head, with a prior precision of 1
 
 
 class ImageCounts(NamedTuple):
@@ -71,7 +73,7 @@ class ImageCounts(NamedTuple):
 
 
 def fit(run: TrainedRun) -> Fitted:
-    """Fits the Gaussians to the features and the largest logits of the training split."""
+    """Fits Gaussians and the head's posterior to the features and logits of the training split."""
     classes, model = run.label_set.num_classes, run.model.clone(dropout="none", deep_dropout=0)
 
     def count(maps, labels, where):
@@ -80,6 +82,7 @@ def fit(run: TrainedRun) -> Fitted:
         return {
             "features": metrics.gaussian_sums(maps["features"], labels, classes, where=where),
             "max_logit": metrics.gaussian_sums(top, predicted, classes, where=where),
+            "laplace": metrics.laplace_sums(maps["features"], logits, where=where),
         }
 
     def step(state, batch):
@@ -95,6 +98,7 @@ def fit(run: TrainedRun) -> Fitted:
         metrics.fit_gaussians(features, covariance="class"),
         metrics.fit_gaussians(jax.tree.map(lambda x: x.sum(axis=0, keepdims=True), features)),
         metrics.fit_gaussians(sums["max_logit"], covariance="class"),
+        metrics.fit_laplace(sums["laplace"]),
     )
 
 
@@ -120,6 +124,7 @@ def single_network(run: TrainedRun) -> Callable:
             "Mahalanobis": metrics.mahalanobis_score(features, fitted.tied),
             "relative Mahalanobis": metrics.relative_mahalanobis_score(features, fitted.tied, fitted.background),
             "feature density": metrics.gaussian_density_score(features, fitted.per_class),
+            "Laplace variance": metrics.laplace_variance(features, fitted.laplace).mean(axis=-1),
         }
         dropout = head_uncertainty(
             output.features, kernel, bias, jax.random.key(0), samples=HEAD_SAMPLES, rate=RATE, mask="channel"
@@ -180,7 +185,7 @@ def _sampled(found: Uncertainty, size: tuple[int, int], family: str) -> Maps:
 
 def ranked(name: str, values: Float[Array, "H W"]) -> Float[Array, "H W"]:
     """Maps a score of any range into [-16, 16] without changing its order, for `metrics.score_histogram`."""
-    return jnp.arcsinh(32 * values) if name in SIGNED else jnp.log(jnp.maximum(values, 1.2e-7))
+    return jnp.arcsinh(32 * values) if name in SIGNED else 0.57 * jnp.log(jnp.maximum(values, 1e-12))
 
 
 def make_count(maps: Callable, num_classes: int) -> Callable:
