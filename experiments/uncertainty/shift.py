@@ -16,13 +16,13 @@ import rich.console
 from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
-from segjax.data.corruptions import CORRUPTIONS, corrupt
 
 from experiments.sweep.results_io import local_path, provenance_facts, publish
 from experiments.uncertainty import methods, scores
 from experiments.uncertainty.scores import ImageCounts
 from segjax import cli, metrics
 from segjax.data.augment import example_keys
+from segjax.data.corruptions import CORRUPTIONS, corrupt
 from segjax.reporting import Picture, Report, Section, Table
 from segjax.reporting.figures import png
 from segjax.storage import read_json, write_json

@@ -2,10 +2,10 @@ import math
 
 import numpy as np
 import pytest
-from segjax.data.corruptions import CORRUPTIONS
 
 from experiments.uncertainty import methods, scores, shift
 from segjax import metrics
+from segjax.data.corruptions import CORRUPTIONS
 from segjax.storage import write_json
 
 
