@@ -107,9 +107,9 @@ def load_run(path: str | os.PathLike) -> TrainedRun:
       ConfigError: its config is damaged, or the runs cannot be combined.
     """
     several, path = os.fspath(path).split(","), path_of(path)
-    if len(several) > 1 and not path.exists():
-        return combine([load_run(one) for one in several])
     workdir, which = (path.parent.parent, path.name) if path.parent.name == FOLDER else (path, "best")
+    if len(several) > 1 and not workdir.exists():  # a cell of a sweep has commas in its name
+        return combine([load_run(one) for one in several])
     config_file = workdir / CONFIG_FILE
     if not config_file.exists():
         raise FileNotFoundError(

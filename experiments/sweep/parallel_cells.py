@@ -208,7 +208,7 @@ def _evaluate(runs: Sequence[_Run], states: TrainState, sweep: CompiledSweep, st
     counts = sum_counts(count, sweep.eval_source, runs[0].config, devices=1)
     for i, run in enumerate(runs):
         counts_of_run = jax.tree.map(lambda x, i=i: x[i], counts)
-        if any((array < 0).any() for array in counts_of_run.values()):  # counts of NaN logits are negative
+        if any((array < 0).any() for array in jax.tree.leaves(counts_of_run)):  # counts of NaN logits are negative
             run.diverged_at = run.diverged_at or step
         if run.alive:
             run.scores = split_facts(sweep.eval_source) | scores(counts_of_run)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.console
 from absl import flags
@@ -51,7 +52,7 @@ def corrupted(config: ConfigDict, kind: str, severity: int, every: int) -> Itera
     seed = jax.random.key(0)
     for index, (image, label, unknown) in enumerate(islice(methods.examples(config), 0, None, every)):
         if severity:
-            key = example_keys(seed, 0, np.array([index]))
+            key = example_keys(seed, 0, jnp.array([index]))
             image = np.asarray(_corrupt(image[None], key, kind, severity)[0])
         yield image, label, unknown
 

@@ -236,6 +236,12 @@ def test_facts_of_contain_the_changes_during_training(trained, tmp_path):
     assert "changed during training" not in facts_of(run, "val", scores)
 
 
+def test_load_run_of_a_folder_with_a_comma(trained, tmp_path):
+    (tmp_path / "gamma=2,seed=0").symlink_to(trained.workdir)
+    run = load_run(tmp_path / "gamma=2,seed=0" / "checkpoints" / "latest")
+    assert (run.members, run.step) == (1, 4)
+
+
 def test_load_run_several_become_one_ensemble(trained, batch):
     folder, image = trained.workdir / "checkpoints", batch(1)["image"][0]
     run = load_run(f"{folder}/2,{folder}/4")

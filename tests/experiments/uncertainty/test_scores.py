@@ -3,11 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.sweep import parallel_cells
 from experiments.uncertainty import methods, scores
 from segjax import metrics
 from segjax.data import VOID
 from segjax.trained_run import load_run
-from segjax.training import loop
+from segjax.training import parallel
 
 RNG = np.random.default_rng(0)
 
@@ -95,12 +96,16 @@ def test_score_images_ranks_the_image_with_errors_last():
 
 
 @pytest.mark.slow
-def test_measure_of_one_network_and_of_its_ensemble_of_one(tiny_scenes, tmp_path):
+def test_measure_of_a_cell_and_of_its_ensemble_with_itself(tiny_scenes, tmp_path):
     config = tiny_scenes.copy_and_resolve_references().unlock()
     config.data.name, config.data.unseen_classes = "road_debris_scene", ("debris",)
     config.objective.loss, config.objective.alpha, config.model.prior = "softmax_cross_entropy", None, ()
-    loop.train(config, tmp_path / "run")
-    run = load_run(tmp_path / "run")
+    config.training.global_batch = 1
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    folder = tmp_path / "unseen_classes,seed=0"
+    (result,) = parallel_cells.train_together([config], [folder], parallel_cells.compile_sweep(config, mesh))
+    assert result["scores"]["unknown"]["entropy"]["auroc"] == result["curves"]["unknown_auroc/entropy"][-1]
+    run = load_run(folder / "checkpoints" / "latest")
     single, ensemble = methods.measure("unseen classes", [run]), methods.measure("unseen classes", [run, run])
     assert set(single["pixels"]) | set(ensemble["pixels"]) == set(scores.NAMES)
     same = (("entropy", "ensemble: entropy"), ("1 - max p", "ensemble: 1 - max p"))
