@@ -270,9 +270,10 @@ def main(argv: list[str]) -> None:
     rare, margins = (rare_class_rows(each, halves, LEVELS) for each in (histograms, counts.distances))
     sets = set_rows(counts, halves, LEVELS)
     workdir.mkdir(parents=True, exist_ok=True)
-    made = report(run, split, run.label_set.names[number], rare, margins, sets, own_threshold(histograms))
+    names, data = run.label_set.names, run.config.data.name
+    made = report(run, split, names[number], rare, margins, sets, own_threshold(histograms))
     results = {"rare_class": rare, "margins": margins, "prediction_sets": sets}
-    write_report(made, workdir, f"guarantee_{run.config.data.name}", results)
+    write_report(made, workdir, f"guarantee_{data}" + f"_{names[number]}" * (len(names) > 2), results)
     for section in made.sections:
         show(section.tables[0], rich.console.Console(width=140))
 
