@@ -203,7 +203,8 @@ def main(argv: list[str]) -> None:
     workdir = local_path(options.workdir) / options.data
     for row in (methods.ALL, methods.SOME):
         for ensemble in (False, True):
-            if not options.only_table:
+            complete = methods.ensemble_file(workdir, row).exists()  # all members are trained
+            if not options.only_table and (complete or not ensemble):
                 measure(options.data, workdir, row, ensemble, options.every, console)
     found = combined(workdir)
     files = [shift_file(workdir, row, ensemble) for row in (methods.ALL, methods.SOME) for ensemble in (False, True)]
