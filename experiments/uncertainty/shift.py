@@ -125,6 +125,11 @@ def combined(workdir: Path) -> dict[str, dict[str, dict[str, float]]]:
     return result
 
 
+def families_of(found: Mapping[str, Any]) -> list[str]:
+    """Returns the families that were measured, in the order of `scores.FAMILIES`."""
+    return [family for family in scores.FAMILIES if any(family in one for one in found.values())]
+
+
 def over_kinds(found: Mapping[str, Any], severity: int, family: str, key: str) -> float:
     """Returns the mean of a column over the kinds, NaN if none was measured."""
     names = [f"{kind} {severity}" for kind in (CORRUPTIONS if severity else (CLEAN,))]
@@ -136,7 +141,7 @@ def severity_table(found: Mapping[str, Any]) -> Table:
     """Returns one row per family and severity, means over the kinds."""
     rows = [
         (family, severity or CLEAN, *(over_kinds(found, severity, family, key) for key in COLUMNS.values()))
-        for family in scores.FAMILIES
+        for family in families_of(found)
         for severity in (0, *SEVERITIES)
     ]
     return Table("Means over the eight kinds", ("family", "severity", *COLUMNS), rows, text=("severity",))
@@ -156,7 +161,7 @@ def figure(found: Mapping[str, Any]) -> Figure:
     """Draws each column over the severity, one line per family."""
     drawn = Figure(figsize=(15, 3.2), layout="constrained")
     for axes, (title, key) in zip(drawn.subplots(1, len(COLUMNS)), COLUMNS.items(), strict=True):
-        for family in scores.FAMILIES:
+        for family in families_of(found):
             severities = (0, *SEVERITIES)
             axes.plot(severities, [over_kinds(found, s, family, key) for s in severities], ".-", label=family)
         axes.set(title=title, xlabel="severity", xticks=severities)
@@ -191,7 +196,7 @@ def report(found: Mapping[str, Any], data: str, facts: dict[str, Any]) -> Report
         Section(
             "Severity", text, (severity_table(found),), (Picture("severity", "Means over kinds", png(figure(found))),)
         ),
-        Section("Kinds", "", tuple(kind_table(found, family, 3) for family in ("softmax", "ensemble"))),
+        Section("Kinds", "", tuple(kind_table(found, family, 3) for family in families_of(found))),
     )
     return Report(f"Uncertainty under shift on {data}", finding(found), sections, facts)
 
