@@ -190,12 +190,13 @@ def fit(logits: Float[np.ndarray, "pixels C"], labels: Int[np.ndarray, "pixels"]
         "scale": np.asarray(scaling.scale).tolist(),
         "bias": np.asarray(scaling.bias).tolist(),
         "pixels": len(labels),
-        "before": _calibration_scores(jnp.asarray(logits), labels),
-        "after": _calibration_scores(metrics.scale_logits(logits, scaling), labels),
+        "before": calibration_scores(jnp.asarray(logits), labels),
+        "after": calibration_scores(metrics.scale_logits(logits, scaling), labels),
     }
 
 
-def _calibration_scores(logits: Float[Array, "pixels C"], labels: Int[np.ndarray, "pixels"]) -> dict[str, float]:
+def calibration_scores(logits: Float[Array, "*pixels C"], labels: Int[np.ndarray, "*pixels"]) -> dict[str, float]:
+    """Returns the mean negative log-likelihood and the calibration errors of bins of equal width and of equal mass."""
     bins, sums, histogram = _calibration_counts(logits, labels)
     return {
         "negative_log_likelihood": metrics.negative_log_likelihood(sums),
@@ -205,7 +206,7 @@ def _calibration_scores(logits: Float[Array, "pixels C"], labels: Int[np.ndarray
 
 
 @jax.jit
-def _calibration_counts(logits: Float[Array, "pixels C"], labels: Int[Array, "pixels"]) -> tuple[Any, ...]:
+def _calibration_counts(logits: Float[Array, "*pixels C"], labels: Int[Array, "*pixels"]) -> tuple[Any, ...]:
     odds, correct = jnp.max(metrics.class_log_odds(logits), axis=-1), jnp.argmax(logits, axis=-1) == labels
     counts = (metrics.calibration_bins(logits, labels), metrics.proper_score_sums(logits, labels))
     return *counts, metrics.score_histogram(odds, correct)

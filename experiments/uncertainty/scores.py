@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from experiments.sweep.table_rows import counts_over_split
-from segjax import metrics
+from segjax import calibrate, metrics
 from segjax.data import VOID
 from segjax.data.resize import resize
 from segjax.inference import augmented_statistics, class_logits, head_uncertainty
@@ -277,20 +277,13 @@ def _after_scaling(fitted: tuple, scored: tuple, kind: str) -> dict[str, Any]:
 
 
 def calibration_scores(logits: Float[Any, "*pixels C"], labels: Int[np.ndarray, "*pixels"]) -> dict[str, float]:
-    """Returns the calibration errors of bins of equal width and of equal mass, and the mean log-likelihood."""
-    bins, histogram, sums = _calibration_counts(logits, labels)
+    """Returns the scores of `segjax.calibrate` under short names."""
+    found = calibrate.calibration_scores(jnp.asarray(logits), labels)
     return {
-        "ece": metrics.expected_calibration_error(bins),
-        "ace": metrics.adaptive_calibration_error(histogram),
-        "nll": metrics.negative_log_likelihood(sums),
+        "ece": found["expected_calibration_error"],
+        "ace": found["adaptive_calibration_error"],
+        "nll": found["negative_log_likelihood"],
     }
-
-
-@jax.jit
-def _calibration_counts(logits: Array, labels: Array) -> tuple[Any, Array, Any]:
-    confident = jnp.max(metrics.class_log_odds(logits), axis=-1)
-    histogram = metrics.score_histogram(confident, jnp.argmax(logits, axis=-1) == labels)
-    return metrics.calibration_bins(logits, labels), histogram, metrics.proper_score_sums(logits, labels)
 
 
 def score_images(images: Sequence[ImageCounts]) -> dict[str, dict[str, dict[str, float]]]:

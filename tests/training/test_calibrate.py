@@ -103,7 +103,10 @@ def test_calibrate_guarantee_at_its_threshold(found, pixels):
 def test_image_counts_of_strips_in_the_order_of_the_split(run, source, pixels):
     config = run.config.copy_and_resolve_references()
     config.training.eval_pixels = 96 * 20  # strips of 16 rows
-    count = lambda logits, labels, where, index: {"labels": jnp.sum(labels * where), "index": index}  # noqa: E731
+
+    def count(logits, labels, where, index):
+        return {"labels": jnp.sum(labels * where), "index": index}
+
     counts = image_counts(run._replace(config=config), source, count)
     assert [one["index"].tolist() for one in counts] == [[i] * 4 for i in range(len(source))]
     expected = np.where(pixels[1] == 255, 0, pixels[1]).sum(axis=(1, 2))
