@@ -14,9 +14,11 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # On two busy cores a collective of four devices may take longer than the 40 s after which XLA ends the process.
+# XLA's scheduler for CPUs may run independent collectives in another order on each device, which then wait forever.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     " --xla_cpu_collective_call_terminate_timeout_seconds=300"
+    " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
 # A waiting device holds a thread, and XLA's pool would have one thread per device only.
 os.environ.setdefault("NPROC", "12")

@@ -87,9 +87,9 @@ HOWTO = "howto/tpu_vm.md"
 @pytest.fixture
 def rehearsal(page):
     """Returns the environment that docs/howto/tpu_vm.md exports before the command of `start`: four devices."""
-    export, command = (shlex.split(line) for line in page(HOWTO)[0][1].splitlines())
+    *exports, command = (shlex.split(line) for line in page(HOWTO)[0][1].splitlines())
     assert command == ["python", "-m", "segjax.train", "--config=configs/rare_class.py", "--workdir=runs/rehearsal"]
-    return dict(setting.split("=", 1) for setting in export[1:])
+    return dict(setting.split("=", 1) for _, setting in exports)
 
 
 @pytest.fixture

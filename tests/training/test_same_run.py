@@ -38,7 +38,8 @@ def hosts(tmp_path_factory, process_environment):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    two_devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    one_order = "--xla_cpu_enable_concurrency_optimized_scheduler=false"  # as in conftest.py
+    two_devices = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {one_order}"}
     running = [
         subprocess.Popen(
             [sys.executable, PROGRAM, str(host), str(port), folder / "host", *MODES],
