@@ -12,6 +12,7 @@ import cv2
 import tensorflow_datasets as tfds
 from etils import epy
 
+from segjax.data.decode import mask_png
 from segjax.data.io import DataError, RawFile, by_name, by_stem, list_folder, list_zip, read_bytes
 from segjax.data.labels import LABEL_SETS
 from segjax.data.pairs import (
@@ -19,7 +20,6 @@ from segjax.data.pairs import (
     Sizes,
     fingerprint,
     listing_fingerprint,
-    mask_png,
     match,
     refuse_problems,
     summarize,

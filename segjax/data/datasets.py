@@ -13,16 +13,16 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from segjax.data import builders
+from segjax.data.decode import image_header
+from segjax.data.folder import open_folder
 from segjax.data.io import DataError, RawFile, as_data_error
 from segjax.data.labels import LABEL_SETS, UNSEEN, VOID, LabelSet, hide_classes, numbered_classes
 from segjax.data.pairs import (
     Example,
     Source,
     fingerprint,
-    image_header,
     listing_fingerprint,
     make_example,
-    open_folder,
     summarize,
 )
 from segjax.storage import say

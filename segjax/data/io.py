@@ -1,8 +1,7 @@
-"""Raw files: listing of folders and archives, and decoding of images and masks."""
+"""Raw files: listing of folders and archives, reading, and names."""
 
 import contextlib
 import glob
-import io
 import os
 import stat
 import zipfile
@@ -11,11 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-import cv2
-import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -174,36 +168,3 @@ def _images_of(argument: str) -> dict[str, RawFile]:
     if not files:
         raise DataError(f"{argument}: no image {where}; expected one of {', '.join(IMAGE_SUFFIXES)}")
     return files
-
-
-def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h w channels"]:
-    """Decodes a PNG or JPEG to grey (1 channel) or RGB (3), or raises `DataError`.
-
-    16 bits become 8, alpha is dropped, and EXIF orientation is ignored, because the mask beside an image has none.
-    """
-    if not data:
-        raise DataError(f"{file}: cannot be decoded; the file is empty")
-    colour = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
-    limit = "expected at most 2^30 pixels, or as many as $OPENCV_IO_MAX_IMAGE_PIXELS"
-    with as_data_error(f"{file}: cannot be decoded; {limit}"):
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), colour | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:  # damaged
-        raise DataError(f"{file}: cannot be decoded; expected a PNG or JPEG image, got {len(data)} bytes")
-    return image[..., None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def decode_mask(data: bytes, file: str) -> UInt8[np.ndarray, "h w"]:
-    """Decodes a PNG of one byte per pixel, grey values or the indices of a palette, or raises `DataError`."""
-    # Pillow, because OpenCV converts the indices of a palette to colours.
-    with as_data_error(f"{file}: cannot be decoded; expected a PNG mask, got {len(data)} bytes"):
-        with Image.open(io.BytesIO(data)) as image:
-            if image.format != "PNG" or image.mode not in ("L", "P", "1"):
-                expected = "expected a mask that is a PNG of class ids, 8 bits per pixel, grey or palette"
-                raise DataError(f"{file}: {expected}; got a {image.format} in mode {image.mode}")
-            bits = data[24]  # of the PNG header
-            if image.mode == "L" and bits != 8:
-                stretched = "whose ids are stretched to 0..255 when it is read"
-                raise DataError(f"{file}: a grey mask of {bits} bits per pixel, {stretched}; expected 8 bits")
-            image.verify()  # the checksums, which decoding ignores
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image).astype(np.uint8)

@@ -1,33 +1,17 @@
-"""Images with their masks: matched by name, verified before training, decoded to examples; and folders of them."""
+"""Images with their masks: matched by name, verified before training, decoded to examples."""
 
 import hashlib
-import io
-import os
-import tempfile
-import weakref
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import cv2
 import numpy as np
-import scipy.io
-from PIL import Image
 
-from segjax.data.io import (
-    DataError,
-    RawFile,
-    as_data_error,
-    by_stem,
-    decode_image,
-    decode_mask,
-    list_folder,
-    read_bytes,
-)
+from segjax.data.decode import decode_ids, decode_image, decode_mask, inspect_image
+from segjax.data.io import DataError, RawFile, read_bytes
 from segjax.data.labels import LabelSet, to_train_ids
-from segjax.storage import read_json, write_json
 
 
 class Example(TypedDict):
@@ -174,8 +158,8 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> V
 def _verify_pair(pair: Pair, label_set: LabelSet) -> tuple[Pair, tuple[int, int, int], np.ndarray]:
     """Returns the pair with checksums, (height, width, channels) and the number of pixels of each train id."""
     image, mask = read_bytes(pair.image), read_bytes(pair.mask)
-    height, width, channels = _inspect_image(pair.image, image, whole=True)
-    ids = _decode_ids(pair.mask, mask)
+    height, width, channels = inspect_image(pair.image, image, whole=True)
+    ids = decode_ids(pair.mask, mask)
     _check_sizes((height, width), ids.shape, pair.image.path, pair.mask.path)
     labels = to_train_ids(ids, label_set, pair.mask.path)
     counts = cv2.calcHist([labels], [0], None, [256], (0, 256)).ravel()
@@ -183,53 +167,11 @@ def _verify_pair(pair: Pair, label_set: LabelSet) -> tuple[Pair, tuple[int, int,
     return Pair(pair.name, *files), (height, width, channels), counts
 
 
-def _inspect_image(image: RawFile, data: bytes, *, whole: bool) -> tuple[int, int, int]:
-    """Returns height, width and channels from the header; `whole` decodes the pixels too."""
-    # Pillow, because it refuses a file that is cut short, where some versions of OpenCV fill the rest with grey. Its
-    # `verify` tests the checksums of a PNG, its `load` the pixels; each finds damage that the other does not.
-    with as_data_error(f"{image.path}: cannot be decoded; expected a PNG or JPEG image, got {len(data)} bytes"):
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.format not in ("PNG", "JPEG", "MPO"):
-                raise DataError(f"{image.path}: expected a PNG or JPEG image; got {opened.format}")
-            if whole and opened.format == "PNG":
-                opened.verify()
-        with Image.open(io.BytesIO(data)) as opened:
-            if whole:
-                opened.load()
-            return opened.height, opened.width, 1 if opened.mode in ("1", "L", "LA", "I", "I;16") else 3
-
-
-def image_header(image: RawFile) -> tuple[int, int, int]:
-    """Reads height, width and channels of an image from its header."""
-    return _inspect_image(image, read_bytes(image), whole=False)
-
-
 def summarize(found: Iterable[tuple[int, int, int]]) -> Sizes:
     """Summarizes the (height, width, channels) of each image."""
     heights, widths, channels = map(set, zip(*found, strict=True))
     largest = (max(heights), max(widths))
     return Sizes(largest if len(heights) == len(widths) == 1 else None, largest, max(channels))
-
-
-def _decode_ids(mask: RawFile, data: bytes) -> np.ndarray:
-    """Decodes the raw ids of a mask, uint8 `[H, W]`: a PNG, or a `.mat` of CrackForest."""
-    if not mask.path.lower().endswith(".mat"):
-        return decode_mask(data, mask.path)
-    with as_data_error(f"{mask.path}: expected a MATLAB file with groundTruth.Segmentation"):
-        ids = scipy.io.loadmat(io.BytesIO(data))["groundTruth"]["Segmentation"][0, 0]
-    if ids.ndim != 2 or ids.dtype != np.uint8:
-        raise DataError(f"{mask.path}: expected a uint8 matrix of label ids; got {ids.dtype} of shape {ids.shape}")
-    return ids
-
-
-def mask_png(mask: RawFile) -> bytes:
-    """Returns the mask as a grey PNG of raw ids; the bytes of a mask that already is one do not change."""
-    data = read_bytes(mask)
-    if data.startswith(b"\x89PNG"):
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.mode == "L":
-                return data
-    return cv2.imencode(".png", _decode_ids(mask, data))[1].tobytes()
 
 
 def make_example(
@@ -262,100 +204,3 @@ def check_split(source: Source, split: str, shown: int = 20) -> list[str]:
     head = f"{split}: skipped {count} bad pair(s) of image and mask (config.data.on_error = 'skip'):"
     reasons = [f"  {message}" for message in source.skipped[:shown]]
     return absent + [head] * (count > 0) + reasons + [f"  and {count - shown} more"] * (count > shown)
-
-
-class FolderSource:
-    """A verified split of a folder; see `segjax.data.Source`."""
-
-    def __init__(self, verified: Verified, label_set: LabelSet, channels: int):
-        self._pairs, self._shapes, self.skipped, self.absent = verified
-        self.label_set, self.channels = label_set, channels
-        self.native_size, self.sizes = summarize(self._shapes).native_size, [shape[:2] for shape in self._shapes]
-        self.digest, self._listing = fingerprint({"": self._pairs}), None
-
-    def __reduce__(self):
-        """Pickles the path of a temporary file with the list of files, deleted together with this source."""
-        # Python passes the arguments of a new process through a pipe of 64 KiB, and waits forever if that process dies
-        # before it has read more than that, as a worker does that is killed for its memory.
-        if self._listing is None:
-            handle, path = tempfile.mkstemp(prefix="segjax-", suffix=".json")
-            os.close(handle)
-            pairs = [(name, *(file._replace(read=None) for file in files)) for name, *files in self._pairs]
-            write_json(path, {"pairs": pairs, "shapes": self._shapes})
-            self._listing = Path(path)
-            weakref.finalize(self, self._listing.unlink, missing_ok=True)
-        return _from_listing, (self._listing, self.label_set, self.channels)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, index: int) -> Example:
-        name, image, mask = self._pairs[index]
-        files = (image.path, mask.path)
-        return make_example(read_bytes(image), read_bytes(mask), name, self.channels, self.label_set, files)
-
-    def name(self, index: int) -> str:
-        """Returns the name of example `index`: its path under `images`, without its suffix."""
-        return self._pairs[index].name
-
-
-def _from_listing(listing: Path, label_set: LabelSet, channels: int) -> FolderSource:
-    listed = read_json(listing)
-    pairs = [
-        Pair(name, *(RawFile(*file)._replace(read=Path(file[0]).read_bytes) for file in files))
-        for name, *files in listed["pairs"]
-    ]
-    shapes = [tuple(shape) for shape in listed["shapes"]]
-    return FolderSource(Verified(pairs, shapes, (), []), label_set, channels)
-
-
-def open_folder(
-    root: Path, split: str, label_set: LabelSet, *, val_fraction: float = 0.1, on_error: str = "raise"
-) -> FolderSource:
-    """Opens and verifies a split of a folder of images (JPEG or PNG, any size) and masks (PNG, grey or palette).
-
-    ROOT contains `images` and `masks`, or `train` and optionally `val` and `test` with `images` and `masks` in each.
-    Files match by their path without suffix. Without `val`, the images whose name has a SHA-256, read as a number
-    in [0, 1), below `val_fraction` are "val", and the rest "train". So adding, removing or skipping a file moves no
-    other file. (An otherwise empty split gets the nearest image.) All images are RGB if any of any split has colour.
-    """
-    splits = list_splits(Path(root), val_fraction)
-    if split not in splits:
-        raise DataError(f"{root}: no split {split!r}; found {', '.join(splits)}")
-    everything = [pair for part in splits.values() for pair in part]
-    if on_error == "raise":
-        refuse_problems(everything)  # at once, and not after an hour of decoding
-    channels = []  # over all splits, so that a model trained on one can read the others
-    for pair in everything:
-        try:
-            channels.append(image_header(pair.image)[2])
-        except DataError:
-            if on_error == "raise":
-                raise
-    return FolderSource(verify(splits[split], label_set, on_error), label_set, max(channels, default=3))
-
-
-def list_splits(root: Path, val_fraction: float = 0.1) -> dict[str, list[Pair]]:
-    """Returns the pairs of each split of a folder; see `open_folder` for its layouts."""
-    if not 0 < val_fraction < 1:
-        raise DataError(f"config.data.val_fraction must lie in (0, 1); got {val_fraction}")
-
-    def pairs_in(folder: Path) -> list[Pair]:
-        images = by_stem(list_folder(folder / "images", root=root))
-        return match(images, by_stem(list_folder(folder / "masks", (".png",), root=root)), str(folder))
-
-    splits = {name: pairs_in(root / name) for name in ("train", "val", "test") if (root / name / "images").is_dir()}
-    if splits and "train" not in splits and not (root / "images").is_dir():
-        raise DataError(f"{root}: found {', '.join(splits)} only; expected training images in {root / 'train'}")
-    if "train" not in splits:
-        splits["train"] = pairs_in(root)
-    if "val" not in splits:
-        pairs = splits["train"]
-        if len(pairs) < 2:
-            raise DataError(f"{root}: expected at least 2 images to split into train and val; found {len(pairs)}")
-        hashes = [hashlib.sha256(pair.name.encode(errors="surrogateescape")).digest()[:6] for pair in pairs]
-        count = sum(int.from_bytes(digest, "big") < val_fraction * 2**48 for digest in hashes)
-        last = sorted(hashes)[min(max(count, 1), len(pairs) - 1) - 1]
-        splits["train"] = [pair for pair, digest in zip(pairs, hashes, strict=True) if digest > last]
-        splits["val"] = [pair for pair, digest in zip(pairs, hashes, strict=True) if digest <= last]
-    return splits

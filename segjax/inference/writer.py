@@ -20,7 +20,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from segjax.data.io import DataError, RawFile, decode_image, read_bytes
+from segjax.data.decode import decode_image
+from segjax.data.io import DataError, RawFile, read_bytes
 from segjax.data.labels import LabelSet, colorize
 from segjax.inference.predictor import Prediction, Predictor
 from segjax.inference.visualize import contact_sheet, heatmap, overlay, overlay_palette, rare_outlines, thumbnail

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from segjax.data import UNSEEN, VOID, Source, open_split
+from segjax.data.folder import list_splits, open_folder
 from segjax.data.io import DataError
 from segjax.data.labels import numbered_classes
-from segjax.data.pairs import list_splits, open_folder
 
 NAMES = ("asphalt", "gravel", "hole")
 CLASSES = numbered_classes(NAMES)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segjax.data.folder import open_folder
 from segjax.data.labels import numbered_classes
 from segjax.data.loader import LoaderDied, eval_batches, train_loader
-from segjax.data.pairs import open_folder
 
 pytestmark = pytest.mark.slow  # worker processes
 
@@ -100,7 +100,7 @@ def test_dead_reading_worker_raises(make, tmp_path, death):
 
 READS_FOREVER = """
 import multiprocessing, sys, time
-from segjax.data.pairs import open_folder
+from segjax.data.folder import open_folder
 from segjax.data.labels import numbered_classes
 from segjax.data.loader import train_loader
 

@@ -3,9 +3,10 @@ import re
 import numpy as np
 import pytest
 
+from segjax.data.decode import mask_png
 from segjax.data.io import DataError, list_folder
 from segjax.data.labels import LABEL_SETS, numbered_classes
-from segjax.data.pairs import Sizes, check_split, fingerprint, make_example, mask_png, match, summarize, verify
+from segjax.data.pairs import Sizes, check_split, fingerprint, make_example, match, summarize, verify
 
 CLASSES = numbered_classes(("a", "b", "c"))
 
