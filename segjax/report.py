@@ -2,7 +2,7 @@
 
 Examples:
   segjax report runs/debris
-  segjax report runs/camvid/checkpoints/latest --split=test --output=page
+  segjax report runs/camvid/checkpoints/latest --split=test --output=page --severity=3
 """
 
 from absl import app, flags
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     log, output = [] if run.runs else read_log(run.workdir), output_folder(output or run.workdir / "report")
     source = open_split(run.config.data, split, mark_unseen=True)
     check_report(output, "report", overwrite=flags.FLAGS.overwrite)
-    inspection = inspect_run(run, source, images=flags.FLAGS.images)
+    inspection = inspect_run(run, source, images=flags.FLAGS.images, severity=flags.FLAGS.severity)
     report = run_report(run, log, split, inspection, is_best=path_of(argv[1]) == run.workdir)
     data = {"step": run.step, "split": split, **inspection._asdict()}
     data |= {key: [[one.name, one.mean_iou] for one in data[key]] for key in ("best", "worst")}
@@ -44,5 +44,8 @@ if __name__ == "__main__":
         "output", None, "Folder for report.html and its other files; default of one run: WORKDIR/report."
     )
     cli.define_number("images", 4, COUNT_OR_ZERO, "Number of best images to show, and of worst images.")
+    cli.define_number(
+        "severity", int, "[1, 5]", "Also score the images under each of eight corruptions, at this severity."
+    )
     cli.define_overwrite()
     cli.run(main, required=[])

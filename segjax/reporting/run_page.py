@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from matplotlib.figure import Figure
 
 from segjax import inference, metrics
-from segjax.data import Source
+from segjax.data import CORRUPTIONS, Source
 from segjax.data.labels import UNSEEN, LabelSet
 from segjax.data.loader import eval_rows, padded_sizes
 from segjax.data.resize import resize
@@ -82,7 +82,8 @@ class Inspection(NamedTuple):
 
     The scores are those of `evaluation.evaluate` and `metrics.per_image_scores`, "average_precision_per_class",
     "expected_calibration_error" and "area_under_risk_coverage" by uncertainty. Of two classes, only the second has a
-    precision-recall curve. The best images come best first, the worst worst first.
+    precision-recall curve. The best images come best first, the worst worst first. `shift` contains scores by kind of
+    corruption, if a severity was given.
     """
 
     scores: dict[str, Any]
@@ -91,12 +92,15 @@ class Inspection(NamedTuple):
     risk_coverage: Curves
     best: tuple[ShownImage, ...]
     worst: tuple[ShownImage, ...]
+    severity: int | None = None
+    shift: dict[str, dict[str, Any]] | None = None
 
 
-def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
+def inspect_run(run: TrainedRun, source: Source, *, images: int, severity: int | None = None) -> Inspection:
     """Inspects a run on every image of a split once, on all devices, and shows as many best and worst `images`.
 
-    A terminal shows the progress. If the devices cannot divide the run's batch, it raises ConfigError.
+    With a `severity`, 1 to 5, it also scores the images under each kind of `segjax.data.corrupt`, one pass per kind. A
+    terminal shows the progress. If the devices cannot divide the run's batch, it raises ConfigError.
     """
     config, names = run.config, run.label_set.names
     count = counter_of(run, make_inspection_step(run))
@@ -122,10 +126,8 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
     risks, calibration = totals["errors"], totals["calibration"]
     scores = {
         **evaluation.split_facts(source),
-        **evaluation.scores(totals),
+        **_scores(totals),
         "average_precision_per_class": [math.nan] * (len(names) - len(precisions)) + precisions,
-        "expected_calibration_error": metrics.expected_calibration_error(calibration),
-        "area_under_risk_coverage": {name: metrics.area_under_risk_coverage(risk) for name, risk in risks.items()},
         **_lists(metrics.per_image_scores(totals["per_image"])),
     }
     return Inspection(
@@ -135,11 +137,34 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int) -> Inspection:
         {name: _subsample(metrics.risk_coverage(counts), "coverage") for name, counts in risks.items()},
         tuple(shown[: len(best)]),
         tuple(shown[len(best) :]),
+        severity,
+        None if severity is None else _shift_scores(run, source, severity),
     )
 
 
-def make_inspection_step(run: TrainedRun) -> Callable:
-    """Builds `step(state, batch) -> counts`, which add over batches except for "per_image".
+def _shift_scores(run: TrainedRun, source: Source, severity: int) -> dict[str, dict[str, Any]]:
+    """Returns `_scores` of the whole split under each kind of `data.corrupt`, by its name."""
+    found, shown = {}, {"console": rich.get_console(), "transient": True}
+    for kind in rich.progress.track(CORRUPTIONS, "scoring corrupted images", **shown):
+        count = counter_of(run, make_inspection_step(run, (kind, severity)))
+        found[kind] = _scores(evaluation.sum_counts(count, source, run.config, devices=jax.device_count()))
+    return found
+
+
+def _scores(totals: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **evaluation.scores(totals),
+        "expected_calibration_error": metrics.expected_calibration_error(totals["calibration"]),
+        "area_under_risk_coverage": {
+            name: metrics.area_under_risk_coverage(risk) for name, risk in totals["errors"].items()
+        },
+    }
+
+
+def make_inspection_step(run: TrainedRun, corruption: tuple[str, int] | None = None) -> Callable:
+    """Builds `step(state, batch) -> counts`, which add over batches except for "per_image" and "index".
+
+    With a `corruption`, (kind, severity) of `data.corrupt`, the images are corrupted first.
 
     `batch` is one of `eval_batches`. "rankings" `[C, 2, bins]` exist for more than two classes. "per_image" are the
     confusion matrices of the images of the global batch, and "index" their indices in the split.
@@ -168,7 +193,7 @@ def make_inspection_step(run: TrainedRun) -> Callable:
         return counts | {"per_image": metrics.confusion_matrix_per_image(labels, predicted, num_classes, where=where)}
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
-        maps = maps_of(state.variables, batch)
+        maps = maps_of(state.variables, batch | {"image": evaluation.images_of(batch, corruption)})
         counts = evaluation.sum_over_strips(count_strip, maps, batch, run.config.training.eval_pixels)
         per_image = {"per_image": counts["per_image"], "index": batch["index"]}
         if axis_name is not None:
@@ -297,6 +322,7 @@ def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *,
         _uncertainty_section(inspection),
         *_calibration_sections(run),
         *([_unknown_section(inspection)] if "unknown" in scores else []),
+        *([_shift_section(inspection)] if inspection.shift else []),
         *_image_sections(inspection, run.label_set),
         Section("Configuration", fields_text, (field_table,)),
     )
@@ -408,6 +434,24 @@ def _unknown_section(inspection: Inspection) -> Section:
         "negative. Void is left out. A ranking without skill has the share of the positives as AP and an AUROC of 0.5."
     )
     return Section("Unseen classes", text, (unknown_table(inspection.scores),))
+
+
+def _shift_section(inspection: Inspection) -> Section:
+    unknown = "unknown" in inspection.scores
+
+    def row(name: str, scores: Mapping[str, Any]) -> tuple[Any, ...]:
+        detection = (scores["unknown"]["entropy"]["auroc"],) if unknown else ()
+        errors = scores["area_under_risk_coverage"]["entropy"]
+        return (name, float(scores["mean_iou"]), float(scores["expected_calibration_error"]), float(errors), *detection)
+
+    columns = ("corruption", "mean IoU ↑", "calibration error ↓", "AURC of the entropy ↓")
+    columns += ("AUROC of unseen classes, entropy ↑",) if unknown else ()
+    rows = [row("none", inspection.scores), *(row(*one) for one in inspection.shift.items())]
+    text = (
+        "The same scores for corrupted images, with the severity constants of ImageNet-C. Neither a calibration nor a "
+        "guarantee holds for images that differ from those of the calibration."
+    )
+    return Section("Shift", text, (Table(f"Severity {inspection.severity} of 5", columns, rows),))
 
 
 def _calibration_sections(run: TrainedRun) -> list[Section]:

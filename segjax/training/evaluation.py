@@ -124,14 +124,19 @@ def _make_outputs(
     preprocessing = preprocessing_of(config, num_classes)
 
     def outputs(state: TrainState, batch: dict[str, jax.Array]) -> Float[Array, "b h w outputs"]:
-        images = batch["image"]
-        if corruption is not None:
-            kind, severity = corruption
-            keys = example_keys(jax.random.key(0), 0, batch["index"])  # the same in every evaluation
-            images = data.corrupt(images, keys, kind=kind, severity=severity, sizes=batch["size"])
+        images = images_of(batch, corruption)
         return model.apply(state.variables, preprocessing.network_input(images, batch["size"]), train=False).logits
 
     return outputs
+
+
+def images_of(batch: dict[str, jax.Array], corruption: tuple[str, int] | None = None) -> Array:
+    """Returns the images of a batch of `eval_batches`, with a `corruption` (kind, severity) those of `data.corrupt`."""
+    if corruption is None:
+        return batch["image"]
+    kind, severity = corruption
+    keys = example_keys(jax.random.key(0), 0, batch["index"])  # the same in every evaluation
+    return data.corrupt(batch["image"], keys, kind=kind, severity=severity, sizes=batch["size"])
 
 
 def sum_over_strips(count: Callable, maps: Any, batch: dict[str, jax.Array], max_pixels: int) -> dict[str, Any]:

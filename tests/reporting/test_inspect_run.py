@@ -119,6 +119,16 @@ def test_inspect_run_shows_each_image_with_its_own_pixels_and_uncertainties(conf
         np.testing.assert_allclose(one.uncertainties["index"], indices[one.name] + 1, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_inspect_run_shift_scores_are_those_of_an_evaluation_of_corrupted_images(config, monkeypatch):
+    monkeypatch.setattr(run_page, "CORRUPTIONS", ("contrast",))
+    run = fresh_run(config)
+    inspection = inspect_run(run, open_split(config.data, "val"), images=0, severity=5)
+    shifted, corrupted = inspection.shift["contrast"], score_run(run, "val", ("contrast", 5))
+    assert shifted["confusion"] == corrupted["confusion"] != inspection.scores["confusion"]
+    np.testing.assert_allclose(shifted["pixel_loss"], corrupted["pixel_loss"], rtol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Writes five images of two sizes with four classes and some void; returns their folder."""
