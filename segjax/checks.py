@@ -180,7 +180,10 @@ def host(name: str, value: Any) -> np.ndarray:
     if isinstance(value, jax.core.Tracer):
         got = f"a traced array of shape {value.shape}"
         raise TypeError(f"{name} must be known on the host; got {got}: call outside jit")
-    return np.asarray(_native(value))
+    try:
+        return np.asarray(_native(value))
+    except ValueError:  # NumPy's does not contain the name
+        raise ValueError(f"{name} must be an array; got rows of different lengths: {value!r:.80}") from None
 
 
 def _native(value: Any) -> Any:

@@ -33,6 +33,7 @@ from segjax.metrics.boundary import (
     boundary_iou,
     boundary_iou_counts,
     boundary_tolerance,
+    dilate,
 )
 from segjax.metrics.calibration import (
     CalibrationBins,
@@ -139,6 +140,7 @@ __all__ = [
     "component_scores",
     "confusion_matrix",
     "confusion_matrix_per_image",
+    "dilate",
     "distance_histogram",
     "energy_score",
     "expected_calibration_error",

@@ -9,7 +9,7 @@ rare class that is missed; count on the device, and do the rest on the host::
     rates, thresholds = false_negative_rates(histograms)
     threshold = thresholds[risk_control(rates, level=0.05)]       # positive: class_log_odds(z)[..., c] >= threshold
 
-The alternative to a lower threshold is to dilate the mask: `distance_histogram`.
+The alternative to a lower threshold is to dilate the mask: `distance_histogram` and `dilate`.
 """
 
 from collections.abc import Sequence

@@ -334,6 +334,14 @@ def test_boundary_tolerance_share_of_diagonal():
     assert isinstance(metrics.boundary_tolerance(1024, 2048), float)
 
 
+@pytest.mark.parametrize("radius", [0, 1, 1.5, 5, 40])
+def test_dilate_equals_distances(radius):
+    masks = np.random.default_rng(0).random((3, 17, 23)) < 0.02
+    masks[2] = False
+    expected = [ndimage.distance_transform_edt(~mask) <= radius if mask.any() else mask for mask in masks]
+    np.testing.assert_array_equal(jax.jit(lambda mask: metrics.dilate(mask, radius))(masks), expected)
+
+
 BROKEN = {
     "float labels": (
         lambda f: f.boundary_counts(LABELS * 1.0, PREDICTIONS, 3, tolerance=1),
@@ -434,6 +442,17 @@ BROKEN = {
         lambda f: f.boundary_f1(HOLES, absent="skip"),
         ValueError,
         r"absent must be one of 'exclude', 'zero', 'one'; got 'skip'",
+    ),
+    "dilate a class": (
+        lambda f: f.dilate(np.zeros((4, 4), int), 1),
+        TypeError,
+        r"mask must be boolean; got int",
+    ),
+    "dilate a row": (lambda f: f.dilate(np.zeros(4, bool), 1), ValueError, r"mask must be .*got shape \(4,\)"),
+    "dilate without end": (
+        lambda f: f.dilate(np.zeros((4, 4), bool), np.inf),
+        ValueError,
+        r"radius must be at least 0 and finite; got inf",
     ),
     "traced counts": (
         lambda f: jax.jit(f.boundary_iou)(np.ones((3, 2), int)),

@@ -189,6 +189,7 @@ def test_distance_histogram_radius_holds_for_new_images():
     [
         ({"radii": [1, 1]}, ValueError, "radii must be rising"),
         ({"radii": [-1, 1]}, ValueError, "at least 0"),
+        ({"radii": [[1], [1, 2]]}, ValueError, "radii must be an array; got rows of different lengths"),
         ({"radii": ["0", "1"]}, TypeError, "radii must be real numbers"),
         ({"radii": [False, True]}, TypeError, "radii must be real numbers"),
         ({"radii": [0j, 1]}, TypeError, "radii must be real numbers"),
