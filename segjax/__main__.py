@@ -13,6 +13,7 @@ from segjax import __doc__ as summary
 from segjax import __version__, missing_extra
 
 COMMANDS = {
+    "data": "turn annotations of labelling tools into masks",
     "train": "train a network from a config; the same command resumes a run",
     "calibrate": "fit probabilities, and a threshold with a guarantee, to images not trained on",
     "evaluate": "score a trained run on a split",
@@ -21,7 +22,8 @@ COMMANDS = {
     "export": "export a network as files that run without segjax, on CPU, CUDA and TPU",
     "configs": "list the shipped configs, show one, or compare one with the defaults",
 }
-MODULES = {command: f"segjax.{command}" for command in COMMANDS} | {"configs": "segjax.shipped_configs"}
+MODULES = {command: f"segjax.{command}" for command in COMMANDS}
+MODULES |= {"data": "segjax.data_commands", "configs": "segjax.shipped_configs"}
 USAGE = f"""Usage: segjax COMMAND [OPTIONS]
 
 {(summary or "").splitlines()[0]}
@@ -69,6 +71,7 @@ BASH = """_segjax() {{
     *:--config=*) words="{configs}" current=${{current#*=}} ;;
 {flags}
     *:configs:*) words="list show diff {configs}" ;;
+    2:data:*) words="masks" ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "$current"))
   [[ ${{COMPREPLY[0]}} == *= ]] && compopt -o nospace
@@ -81,6 +84,7 @@ ZSH = """_segjax() {{
     *:--config=*) compset -P '*='; compadd -- {configs} ;;
 {flags}
     *:configs:*) compadd -- list show diff {configs} ;;
+    2:data:*) compadd -- masks ;;
     *) compset -P '*='; _files ;;
   esac
 }}

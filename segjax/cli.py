@@ -225,8 +225,7 @@ def _program() -> str:
     """Returns the command as a user types it: "segjax train", "python -m experiments.focal_paper.focal_star"."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
-    if module == "segjax.shipped_configs":
-        return "segjax configs"
+    module = {"segjax.shipped_configs": "segjax.configs", "segjax.data_commands": "segjax.data"}.get(module, module)
     return module.replace(".", " ") if module.startswith("segjax.") else f"python -m {module}"
 
 

@@ -1,7 +1,8 @@
-"""Prepares your own data: turns annotations into masks, checks a folder, shows it on a page.
+"""Prepares your own data: turns annotations of COCO, labelme, CVAT and Pascal VOC into masks.
 
 Examples:
   segjax data masks annotations.json --output=ROOT
+  segjax data masks labelme/ --output=ROOT --overlap=small
 """
 
 import io
@@ -86,11 +87,9 @@ def write_masks(source: Path) -> None:
     title = f"{annotations.form}: {len(written)} images, {100 * void / total:.3g} % void"
     show(Table(title, ("class", "value", "objects", "images", "pixels"), rows), console)
     if shared:
-        gets = {"listed": "the last one listed has", "first": "the first one listed has", "small": "the smallest has"}
-        whose = gets.get(FLAGS.overlap, "none has")
-        say(
-            f"{shared} pixels ({100 * shared / total:.2g} %) are of objects of several classes; {whose} them (--overlap)"
-        )
+        winners = {"listed": "the last one listed", "first": "the first one listed", "small": "the smallest one"}
+        share, winner = f"{100 * shared / total:.2g} %", winners.get(FLAGS.overlap, "none of them")
+        say(f"{shared} pixels ({share}) are of objects of several classes; {winner} has them (--overlap)")
     if left_out:
         say(f"{left_out} objects are of classes that --classes leaves out")
     if others := len(found.files) - len(written):

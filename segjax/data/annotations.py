@@ -262,7 +262,7 @@ def _labelme_pixels(
         return fill_ellipse(points[0], (np.hypot(*(points[1] - points[0])),) * 2, 0.0, size)
     if kind == "mask":
         with as_data_error(f"{where}: expected a PNG in base64"), io.BytesIO(base64.b64decode(shape["mask"])) as data:
-            left, top = np.floor(points[0]).astype(int)
+            left, top = np.floor(points[0]).astype(int).tolist()
             return _clip(top, left, np.asarray(Image.open(data)).astype(bool), size)
     parts = points[:, None] if kind == "points" else [points]
     return _draw_lines(parts, size, line_width, where)
