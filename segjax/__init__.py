@@ -18,8 +18,20 @@ __all__ = ["data", "inference", "losses", "metrics", "models", "reporting", "tra
 # What each extra brings, by the names that are imported.
 _EXTRAS = {
     "train": (
-        *("absl", "array_record", "cv2", "flax", "grain", "jinja2", "matplotlib", "ml_collections", "optax", "orbax"),
-        *("PIL", "rich", "scipy", "tensorboardX", "tensorflow_datasets"),
+        *(
+            "absl",
+            "array_record",
+            "cv2",
+            "flax",
+            "grain",
+            "imagecodecs",
+            "jinja2",
+            "matplotlib",
+            "ml_collections",
+            "optax",
+            "orbax",
+        ),
+        *("PIL", "rich", "scipy", "tensorboardX", "tensorflow_datasets", "tifffile"),
     ),
     "export": ("flatbuffers",),
 }

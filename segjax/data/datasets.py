@@ -245,7 +245,7 @@ class PreparedSource:
                 shape = (*natives.pop(), metadata["channels"])
             if None in shape[:2]:
                 files = (RawFile(self.name(i), 0, lambda i=i: self._records[i][self._image]) for i in range(len(self)))
-                shapes = [image_header(file) for file in files]
+                shapes = [image_header(file)[:3] for file in files]
             else:
                 shapes = [shape] * len(self)
             self.native_size, _, channels = summarize(shapes)

@@ -1,72 +1,123 @@
 """Decoding of image and mask files."""
 
 import io
+import operator
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import scipy.io
-from jaxtyping import UInt8
-from PIL import Image
+import tifffile
+from jaxtyping import Num, UInt8, UInt16
+from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from segjax.data.io import DataError, RawFile, as_data_error, read_bytes
 
+FORMATS = "PNG, JPEG, TIFF, BMP, GIF, WebP, PPM, PGM or NPY"
+_TIFF, _NPY, _PPM = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x93NUMPY", (b"P5", b"P6")
+_ORIENTATION = 0x0112  # tag of EXIF and TIFF
 
-def inspect_image(image: RawFile, data: bytes, *, whole: bool) -> tuple[int, int, int]:
-    """Returns height, width and channels from the header; `whole` decodes the pixels too."""
+
+class ImageInfo(NamedTuple):
+    """Properties of an image; height and width are those of the picture as displayed."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: str  # of `read_image`: "uint8", "uint16" or "float32"
+    orientation: int  # EXIF: 1 to 8, 1 is upright
+
+
+def inspect_image(image: RawFile, data: bytes, *, whole: bool) -> ImageInfo:
+    """Returns the properties of an image from its header; `whole` decodes the pixels too, and so finds damage."""
+    if data.startswith((*_TIFF, _NPY, *_PPM)):
+        pixels, orientation = _read_stored(data, image.path)
+        height, width, channels = _turned(pixels, orientation).shape
+        return ImageInfo(height, width, channels, str(pixels.dtype), orientation)
     # Pillow, because it refuses a file that is cut short, where some versions of OpenCV fill the rest with grey. Its
     # `verify` tests the checksums of a PNG, its `load` the pixels; each finds damage that the other does not.
-    with as_data_error(f"{image.path}: cannot be decoded; expected a PNG or JPEG image, got {len(data)} bytes"):
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.format not in ("PNG", "JPEG", "MPO"):
-                raise DataError(f"{image.path}: expected a PNG or JPEG image; got {opened.format}")
-            if whole and opened.format == "PNG":
-                opened.verify()
-        with Image.open(io.BytesIO(data)) as opened:
+    with as_data_error(_unreadable(data, image.path)):
+        if whole and data.startswith(b"\x89PNG"):
+            _open(data, image.path).verify()
+        with _open(data, image.path) as opened:
             if whole:
                 opened.load()
-            return opened.height, opened.width, 1 if opened.mode in ("1", "L", "LA", "I", "I;16") else 3
+            orientation = _orientation(opened, data)
+            height, width = opened.size if orientation > 4 else opened.size[::-1]
+            channels = 1 if opened.mode in ("1", "L", "LA", "I;16") else 3
+            return ImageInfo(height, width, channels, "uint16" if _is_deep_png(data) else "uint8", orientation)
 
 
-def image_header(image: RawFile) -> tuple[int, int, int]:
-    """Reads height, width and channels of an image from its header."""
+def image_header(image: RawFile) -> ImageInfo:
+    """Reads the properties of an image from its header."""
     return inspect_image(image, read_bytes(image), whole=False)
 
 
-def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h w channels"]:
-    """Decodes a PNG or JPEG to grey (1 channel) or RGB (3), or raises `DataError`.
+def read_image(data: bytes, file: str) -> Num[np.ndarray, "h w channels"]:
+    """Decodes an image as it is displayed, turned by its EXIF orientation, or raises `DataError`.
 
-    16 bits become 8, alpha is dropped, and EXIF orientation is ignored, because the mask beside an image has none.
+    Values keep the range of the file: uint8, uint16, or float32 for all other numbers. Grey images have one channel,
+    colour images three (RGB); TIFF and NPY files have as many as they contain. A palette becomes its colours,
+    1 bit 0 and 255, and alpha is dropped. Of an animation the first frame is read; a TIFF of several pages is refused.
     """
-    if not data:
-        raise DataError(f"{file}: cannot be decoded; the file is empty")
-    colour = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
-    limit = "expected at most 2^30 pixels, or as many as $OPENCV_IO_MAX_IMAGE_PIXELS"
-    with as_data_error(f"{file}: cannot be decoded; {limit}"):
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), colour | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:  # damaged
-        raise DataError(f"{file}: cannot be decoded; expected a PNG or JPEG image, got {len(data)} bytes")
-    return image[..., None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return _turned(*_read_stored(data, file))
+
+
+def read_mask(
+    data: bytes, file: str
+) -> UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
+    """Decodes a mask as it is displayed to ids `[H, W]`, uint8 or uint16, or to RGB colours `[H, W, 3]`, uint8.
+
+    Ids are the indices of a palette, else grey values, with 0 and 1 for 1 bit. `DataError`: a damaged file, transparent
+    pixels, grey of 2 or 4 bits, a TIFF whose 0 is white, or numbers other than integers in 0..65535.
+    """
+    with as_data_error(_unreadable(data, file)):
+        if data.startswith(_NPY):
+            return _as_ids(np.load(io.BytesIO(data), allow_pickle=False), file)
+        if data.startswith(_TIFF):
+            samples, page = _tiff_samples(data, file)
+            if page.photometric == 0:
+                raise DataError(f"{file}: a mask whose 0 is white; expected a TIFF with the photometric MINISBLACK")
+            return _as_ids(_turned(samples, _tiff_orientation(page)), file)
+        if data.startswith(b"\x89PNG"):
+            with _open(data, file) as image:
+                if image.mode == "L" and (bits := data[24]) != 8:  # of the PNG header
+                    stretched = "whose ids are stretched to 0..255 when it is read"
+                    raise DataError(f"{file}: a grey mask of {bits} bits per pixel, {stretched}; expected 8 bits")
+                image.verify()  # the checksums, which decoding ignores
+        with _open(data, file) as image:
+            image.load()
+            orientation = _orientation(image, data)
+            if _is_deep_png(data) or data.startswith(_PPM):
+                return _as_ids(_turned(_by_opencv(data, file), orientation), file)
+            if image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255):
+                raise DataError(f"{file}: a mask with transparent pixels; expected one without alpha")
+            modes = {"1": "1", "L": "L", "LA": "L", "P": "P", "PA": "P"}  # palettes are kept for their indices
+            return _turned(np.array(image.convert(modes.get(image.mode, "RGB"))).astype(np.uint8), orientation)
+
+
+def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h w channels"]:
+    """Decodes an image as `read_image` to grey (1 channel) or RGB (3), where 16 bits become 8."""
+    image = read_image(data, file)
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    if channels == 1 and image.shape[-1] == 3:
+        return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+    return np.repeat(image, 3, axis=-1) if channels == 3 and image.shape[-1] == 1 else image
 
 
 def decode_mask(data: bytes, file: str) -> UInt8[np.ndarray, "h w"]:
-    """Decodes a PNG of one byte per pixel, grey values or the indices of a palette, or raises `DataError`."""
-    # Pillow, because OpenCV converts the indices of a palette to colours.
-    with as_data_error(f"{file}: cannot be decoded; expected a PNG mask, got {len(data)} bytes"):
-        with Image.open(io.BytesIO(data)) as image:
-            if image.format != "PNG" or image.mode not in ("L", "P", "1"):
-                expected = "expected a mask that is a PNG of class ids, 8 bits per pixel, grey or palette"
-                raise DataError(f"{file}: {expected}; got a {image.format} in mode {image.mode}")
-            bits = data[24]  # of the PNG header
-            if image.mode == "L" and bits != 8:
-                stretched = "whose ids are stretched to 0..255 when it is read"
-                raise DataError(f"{file}: a grey mask of {bits} bits per pixel, {stretched}; expected 8 bits")
-            image.verify()  # the checksums, which decoding ignores
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image).astype(np.uint8)
+    """Decodes a mask of class ids below 256 as `read_mask`."""
+    ids = read_mask(data, file)
+    if ids.ndim != 2 or ids.dtype != np.uint8:
+        raise DataError(f"{file}: expected a mask of class ids in 0..255; got {ids.dtype} of shape {list(ids.shape)}")
+    return ids
 
 
 def decode_ids(mask: RawFile, data: bytes) -> np.ndarray:
-    """Decodes the raw ids of a mask, uint8 `[H, W]`: a PNG, or a `.mat` of CrackForest."""
+    """Decodes the raw ids of a mask: a file for `read_mask`, or a `.mat` of CrackForest."""
     if not mask.path.lower().endswith(".mat"):
         return decode_mask(data, mask.path)
     with as_data_error(f"{mask.path}: expected a MATLAB file with groundTruth.Segmentation"):
@@ -84,3 +135,149 @@ def mask_png(mask: RawFile) -> bytes:
             if opened.mode == "L":
                 return data
     return cv2.imencode(".png", decode_ids(mask, data))[1].tobytes()
+
+
+def _read_stored(data: bytes, file: str) -> tuple[np.ndarray, int]:
+    """Returns the pixels `[H, W, channels]` as they are stored, and their orientation."""
+    with as_data_error(_unreadable(data, file)):
+        if data.startswith(_NPY):
+            return _as_image(np.load(io.BytesIO(data), allow_pickle=False), file), 1
+        if data.startswith(_TIFF):
+            samples, page = _tiff_samples(data, file)
+            return _as_image(_tiff_colours(samples, page, file), file), _tiff_orientation(page)
+        with _open(data, file) as opened:
+            orientation = _orientation(opened, data)
+            if data.startswith(_PPM):
+                opened.load()  # OpenCV reads a file that is cut short
+            if opened.format in ("PNG", "JPEG", "PPM"):  # Pillow reads 16-bit colours as 8-bit ones
+                pixels = _by_opencv(data, file)
+                pixels = pixels[..., :1] if opened.mode == "LA" else pixels
+            else:
+                pixels = np.array(opened.convert("L" if opened.mode in ("1", "L", "LA") else "RGB"))
+        return _as_image(pixels, file), orientation
+
+
+def _open(data: bytes, file: str) -> Image.Image:
+    """Opens an image of 8 bits, or of a format that OpenCV reads; no pixel is decoded."""
+    if not data:
+        raise ValueError("the file is empty")
+    # `Image.open` refuses pictures of more than 1.8e8 pixels, which OpenCV reads.
+    classes = {b"\x89PNG": PngImageFile, b"\xff\xd8": JpegImageFile}
+    open_it = next((kind for start, kind in classes.items() if data.startswith(start)), Image.open)
+    try:
+        opened = open_it(io.BytesIO(data))
+    except UnidentifiedImageError:  # names an address in memory
+        raise ValueError("not an image") from None
+    if opened.format not in ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "PPM"):
+        raise DataError(f"{file}: expected {FORMATS}; got {opened.format}")
+    return opened
+
+
+def _unreadable(data: bytes, file: str) -> str:
+    return f"{file}: cannot be decoded; expected {FORMATS}, got {len(data)} bytes"
+
+
+def _by_opencv(data: bytes, file: str) -> np.ndarray:
+    """Decodes grey `[H, W]` or RGB `[H, W, 3]` of 8 or 16 bits, without alpha."""
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    limit = "expected at most 2^30 pixels, or as many as $OPENCV_IO_MAX_IMAGE_PIXELS"
+    with as_data_error(f"{file}: cannot be decoded; {limit}"):
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if pixels is None:
+        raise ValueError("damaged pixels")
+    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _is_deep_png(data: bytes) -> bool:
+    return data.startswith(b"\x89PNG") and data[24] == 16  # bits per channel; Pillow's mode is RGB for 16 bits too
+
+
+def _orientation(opened: Image.Image, data: bytes) -> int:
+    # Pillow decodes a PNG to find EXIF behind its pixels.
+    if not (b"eXIf" in data if opened.format == "PNG" else "exif" in opened.info):
+        return 1
+    try:
+        orientation = opened.getexif().get(_ORIENTATION, 1)
+    except Exception:  # of damaged EXIF, whatever Pillow raises; the pixels may be whole
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _tiff_orientation(page: Any) -> int:
+    tag = page.tags.get(_ORIENTATION)
+    return int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns stored pixels to those that are displayed."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _as_image(pixels: np.ndarray, file: str) -> np.ndarray:
+    """Returns numbers `[H, W]` or `[H, W, channels]` in the shape and dtype of `read_image`."""
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or not pixels.size or pixels.shape[-1] > max(4, *pixels.shape[:2]):
+        raise DataError(f"{file}: expected an image [H, W] or [H, W, channels]; got the shape {list(pixels.shape)}")
+    if pixels.dtype == bool:
+        return pixels * np.uint8(255)
+    if pixels.dtype.kind not in "uif":
+        raise DataError(f"{file}: expected an image of integers or real numbers; got {pixels.dtype}")
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    pixels = pixels.astype(np.float32)
+    if not np.isfinite(pixels).all():
+        raise DataError(f"{file}: {np.sum(~np.isfinite(pixels))} values are NaN or infinite; expected finite ones")
+    return pixels
+
+
+def _as_ids(ids: np.ndarray, file: str) -> np.ndarray:
+    """Returns ids `[H, W]` as uint8 or uint16, and colours `[H, W, 3]` as they are."""
+    ids = ids[..., 0] if ids.ndim == 3 and ids.shape[-1] == 1 else ids
+    if ids.dtype == np.uint8 and ids.size and (ids.ndim == 2 or ids.shape[2:] == (3,)):
+        return ids
+    if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "buif":
+        expected = "expected a mask of integers [H, W], or of uint8 colours [H, W, 3]"
+        raise DataError(f"{file}: {expected}; got {ids.dtype} of shape {list(ids.shape)}")
+    with np.errstate(invalid="ignore"):  # of NaN
+        whole = ids.astype(np.uint16)
+    if (whole != ids).any():
+        raise DataError(f"{file}: expected a mask of integers in 0..65535; got {ids.min()} to {ids.max()}, {ids.dtype}")
+    return whole.astype(np.uint8) if whole.max() < 256 else whole
+
+
+def _tiff_samples(data: bytes, file: str) -> tuple[np.ndarray, Any]:
+    """Returns the samples of a TIFF, `[H, W]` or `[H, W, channels]` without alpha, and tifffile's page of them."""
+    with tifffile.TiffFile(io.BytesIO(data)) as opened:
+        largest, *others = opened.series
+        page, frames = largest.keyframe, (opened.imagej_metadata or {}).get("images", 1)
+        several = frames > 1 or any(series.shape == largest.shape for series in others)
+        if several or largest.axes not in ("YX", "YXS", "SYX"):
+            found = f"{' × '.join(map(str, largest.shape))} samples, axes {largest.axes}"
+            expected = "expected one image per file: save each page as a file, or bands as samples of one page"
+            raise DataError(f"{file}: a TIFF of several pages ({found}); {expected}")
+        if max(map(operator.add, page.dataoffsets, page.databytecounts)) > len(data):
+            raise ValueError("the file is cut short")
+        samples = largest.asarray()
+        samples = np.moveaxis(samples, 0, -1) if largest.axes == "SYX" else samples
+        is_alpha = [kind in (1, 2) for kind in page.extrasamples]  # of the last samples
+        if any(is_alpha):
+            samples = np.delete(samples, np.flatnonzero(is_alpha) - len(is_alpha), axis=-1)
+        return samples, page
+
+
+def _tiff_colours(samples: np.ndarray, page: Any, file: str) -> np.ndarray:
+    """Returns the colours or grey values of the samples of a TIFF as they are displayed."""
+    kind, jpeg = int(page.photometric), int(page.compression) in (6, 7)
+    if kind in (1, 2) or (kind == 6 and jpeg):  # grey, RGB, and the YCbCr that tifffile turns into RGB
+        return samples
+    if kind == 0 and samples.dtype.kind in "bu":  # 0 is white
+        return ~samples
+    if kind == 3:
+        return (page.colormap >> 8).astype(np.uint8)[:, samples].transpose(1, 2, 0)
+    raise DataError(f"{file}: a TIFF of {page.photometric.name} pixels; convert it to grey, RGB or a palette")

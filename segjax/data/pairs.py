@@ -158,7 +158,7 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> V
 def _verify_pair(pair: Pair, label_set: LabelSet) -> tuple[Pair, tuple[int, int, int], np.ndarray]:
     """Returns the pair with checksums, (height, width, channels) and the number of pixels of each train id."""
     image, mask = read_bytes(pair.image), read_bytes(pair.mask)
-    height, width, channels = inspect_image(pair.image, image, whole=True)
+    height, width, channels = inspect_image(pair.image, image, whole=True)[:3]
     ids = decode_ids(pair.mask, mask)
     _check_sizes((height, width), ids.shape, pair.image.path, pair.mask.path)
     labels = to_train_ids(ids, label_set, pair.mask.path)

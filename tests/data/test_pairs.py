@@ -40,7 +40,7 @@ def test_verify_sizes_and_channels(make, pairs):
 def test_verify_truncated_image(make, pairs, kind, lost):
     whole = make.encoded(make.image(1), kind)
     cut = whole[: -lost if lost > 1 else int(len(whole) * lost)]
-    with pytest.raises(DataError, match=rf"images/1.png: cannot be decoded; expected a PNG or JPEG .* {len(cut)} byte"):
+    with pytest.raises(DataError, match=rf"images/1.png: cannot be decoded; expected PNG, .* {len(cut)} byte"):
         verify(pairs(cut, make.encoded(make.ids(1))), CLASSES)
 
 
@@ -52,7 +52,7 @@ def test_verify_flipped_bit_in_png(make, pairs):
 
 
 def test_verify_truncated_mask(make, pairs):
-    with pytest.raises(DataError, match=r"masks/1.png: cannot be decoded; expected a PNG mask"):
+    with pytest.raises(DataError, match=r"masks/1.png: cannot be decoded; expected PNG, JPEG, "):
         verify(pairs(make.encoded(make.image(1)), make.encoded(make.ids(1))[:-20]), CLASSES)
 
 
@@ -69,8 +69,8 @@ def test_verify_label_outside_the_classes(make, pairs):
 
 
 def test_verify_other_format(make, pairs):
-    with pytest.raises(DataError, match=r"images/1.png: expected a PNG or JPEG image; got BMP"):
-        verify(pairs(make.encoded(make.image(1), "BMP"), make.encoded(make.ids(1))), CLASSES)
+    with pytest.raises(DataError, match=r"images/1.png: expected PNG, JPEG, .*; got ICO"):
+        verify(pairs(make.encoded(make.image(1), "ICO"), make.encoded(make.ids(1))), CLASSES)
 
 
 def test_verify_mask_without_image(make, pairs):
@@ -181,5 +181,5 @@ def test_make_example_invalid_parts(make):
         make_example(image, make.encoded(make.ids(size=(4, 5))), "a", 3, CLASSES, files)
     with pytest.raises(ValueError, match=r"mask.png: label id 7 is outside the 3 classes; expected the ids 0-2, 255"):
         make_example(image, make.encoded(np.full((4, 6), 7, np.uint8)), "a", 3, CLASSES, files)
-    with pytest.raises(DataError, match=r"image.png: cannot be decoded; expected a PNG or JPEG image, got 5 bytes"):
+    with pytest.raises(DataError, match=r"image.png: cannot be decoded; expected PNG, JPEG, .* got 5 bytes"):
         make_example(b"words", image, "a", 3, CLASSES, files)
