@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from segjax.data import builders
 from segjax.data.decode import image_header
-from segjax.data.folder import open_folder
+from segjax.data.folder import FolderOptions, open_folder
 from segjax.data.io import DataError, RawFile, as_data_error
 from segjax.data.labels import LABEL_SETS, UNSEEN, VOID, LabelSet, hide_classes, numbered_classes
 from segjax.data.pairs import (
@@ -77,7 +77,7 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         - `data_dir`: folder of the prepared sets, "" for TFDS's default; or the folder of one prepared set.
         - `manual_dir`: the raw files, or the folder's ROOT; "" for $SEGJAX_<NAME>_DIR, else TFDS's manual folder.
         - road_debris, optional: `scene_size` (height, width), `scene_seed`, `train_examples`, `val_examples`.
-        - folder: `class_names`; optional: `mask_values`, `val_fraction`.
+        - folder: `class_names`; optional: `mask_values`, and the fields of `folder.FolderOptions`.
         - `unseen_classes`, optional: names of classes to leave out of the training. Their pixels are void, and the
           split's `label_set` has the other classes only, with train ids from 0 in their order.
         - `channels`, optional: the number that the images must have.
@@ -97,16 +97,22 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         split = re.sub(r"\bval\b", "validation", split)
         source = PreparedSource(str(_prepared_folder(data_config)), split, classes)
     else:
-        root, fraction = _manual_dir(data_config), getattr(data_config, "val_fraction", 0.1)
+        root = _manual_dir(data_config)
         if root is None:
             raise DataError("folder: set config.data.manual_dir or $SEGJAX_FOLDER_DIR to its images and masks")
         split, on_error = split.replace("validation", "val"), _on_error(data_config)
-        source = open_folder(root, split, classes, val_fraction=fraction, on_error=on_error)
+        source = open_folder(root, split, classes, options=folder_options(data_config), on_error=on_error)
     channels = getattr(data_config, "channels", source.channels)
     if source.channels != channels:
         found = f"the images of {name} have {source.channels} channel(s): set it to {source.channels}"
         raise DataError(f"config.data.channels = {channels}, but {found}")
     return source
+
+
+def folder_options(data_config: Any) -> FolderOptions:
+    """Returns the fields of a config that `folder.find_layout` takes; missing ones have their default."""
+    fields = (field for field in FolderOptions._fields if hasattr(data_config, field))
+    return FolderOptions(**{field: getattr(data_config, field) for field in fields})
 
 
 def _prepared_folder(data_config: Any) -> Path:

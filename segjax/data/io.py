@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import io
 import os
 import stat
 import zipfile
@@ -11,7 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".npy")
+_JUNK = {
+    "@eadir",
+    "#recycle",
+    "@recycle",
+    "$recycle.bin",
+    "__macosx",
+    "thumbs",
+    "thumbnails",
+    "thumbs.db",
+    "desktop.ini",
+}
+"""Names, in small letters, that file systems and viewers of pictures leave."""
+LINKED_FOLDER = "links to folders; config.data.follow_links=True follows them"
+OTHER_FILE = "not images or masks by their suffix"
+"""Two of the reasons of `list_tree`."""
 
 
 class DataError(ValueError):
@@ -39,6 +55,7 @@ class RawFile(NamedTuple):
     problem: str = ""  # reason why it must not be read
     checksum: int | None = None  # CRC-32 of the bytes when they were verified, or of a ZIP archive's directory
     changed: int = 0  # time of the last change of a file on disk, in nanoseconds
+    page: int | None = None  # number of the page of a TIFF stack, from 0
 
 
 def read_bytes(file: RawFile) -> bytes:
@@ -60,24 +77,52 @@ def list_folder(
 
     A link that leads out of `root` (default `folder`) has a problem. A bad folder raises `DataError`.
     """
+    files, left_out = list_tree(folder, suffixes, root=root)
+    for path in left_out.get(LINKED_FOLDER, ()):
+        raise DataError(f"{folder / path}: a link to a folder, which is not followed; expected a folder of files")
+    return files
+
+
+def list_tree(
+    folder: Path, suffixes: tuple[str, ...], *, root: Path | None = None, follow_links: bool = False
+) -> tuple[dict[str, RawFile], dict[str, list[str]]]:
+    """Lists the files below a folder as `list_folder` does, and the paths that it leaves out by their reason.
+
+    With `follow_links`, links to folders are followed, and links may lead out of `root`.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder; {'it is a file' if folder.exists() else 'it does not exist'}")
 
     def refuse_folder(error: OSError) -> None:
         raise DataError(f"{error.filename}: a folder that cannot be read ({error.strerror})") from error
 
-    home = os.path.realpath(root or folder)
+    home = Path(folder).absolute().anchor if follow_links else os.path.realpath(root or folder)
     files: dict[str, RawFile] = {}
-    for parent, folders, names in os.walk(folder, onerror=refuse_folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in folders:
-            if os.path.islink(path := os.path.join(parent, name)):
-                raise DataError(f"{path}: a link to a folder, which is not followed; expected a folder of files")
-        for name in names:
-            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):
-                path = Path(parent, name)
-                files[path.relative_to(folder).as_posix()] = _on_disk(path, home)
-    return dict(sorted(files.items()))
+    left_out: dict[str, list[str]] = {}
+    for parent, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=follow_links):
+        inside = os.path.relpath(parent, folder)
+        ancestors = {os.path.realpath(parent), *map(str, Path(os.path.realpath(parent)).parents)}
+        walked = []
+        for name in [*folders, *names]:
+            path, is_folder = os.path.normpath(os.path.join(inside, name)), name in folders
+            linked = is_folder and os.path.islink(os.path.join(parent, name))
+            if name.startswith("."):
+                reason = "hidden"
+            elif name.lower() in _JUNK:
+                reason = "left by a file system or a viewer"
+            elif linked and (not follow_links or os.path.realpath(os.path.join(parent, name)) in ancestors):
+                reason = LINKED_FOLDER
+            elif is_folder:
+                walked.append(name)
+                continue
+            elif os.path.splitext(name)[1].lower() in suffixes:
+                files[Path(path).as_posix()] = _on_disk(Path(parent, name), home)
+                continue
+            else:
+                reason = OTHER_FILE
+            left_out.setdefault(reason, []).append(path + "/" * is_folder)
+        folders[:] = walked
+    return dict(sorted(files.items())), {reason: sorted(paths) for reason, paths in sorted(left_out.items())}
 
 
 def _on_disk(path: Path, home: str) -> RawFile:
@@ -97,6 +142,34 @@ def _on_disk(path: Path, home: str) -> RawFile:
         except OSError as error:
             problem = f"{shown}: cannot be read ({error})"
     return RawFile(shown, size, path.read_bytes, problem, changed=changed)
+
+
+def count_pages(file: RawFile) -> int:
+    """Returns the number of pages of a TIFF; 1 for a file of another suffix or with a problem."""
+    if file.problem or not file.path.lower().endswith((".tif", ".tiff")):
+        return 1
+    import tifffile
+
+    with as_data_error(f"{file.path}: cannot be decoded; expected a TIFF"), tifffile.TiffFile(file.path) as opened:
+        return sum(page.shape == opened.pages.first.shape for page in opened.pages)  # without previews
+
+
+def with_reader(file: RawFile) -> RawFile:
+    """Returns a file on disk, or its `page`, with the function that reads it."""
+    if file.page is None:
+        return file._replace(read=Path(file.path).read_bytes)
+    return file._replace(read=partial(_read_page, file.path, file.page))
+
+
+def _read_page(path: str, number: int) -> bytes:
+    """Returns one page of a TIFF stack as a TIFF of its own, with the same pixels."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as opened:
+        page, buffer = opened.pages[number], io.BytesIO()
+        kinds = {"RGB": "rgb", "MINISWHITE": "miniswhite"}
+        tifffile.imwrite(buffer, page.asarray(), photometric=kinds.get(page.photometric.name, "minisblack"))
+    return buffer.getvalue()
 
 
 def list_zip(archive: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, RawFile]:

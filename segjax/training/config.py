@@ -131,7 +131,17 @@ FIELDS = {
     "data.val_examples": Field(128, "road_debris: number of validation images", range=COUNT),
     "data.class_names": Field((), "folder: class names in the order of their ids", item=str),
     "data.mask_values": Field((), "folder: mask value of each class; (): 0, 1, 2, …", range="[0, 255]", item=int),
+    "data.images": Field("", "folder: pattern of the images, '{split}/{stem}_image'; '': by the usual names"),
+    "data.masks": Field("", "folder: pattern of the masks, '{stem}_mask', 'gt/*/{stem}.png'; '': by the usual names"),
+    "data.split_files": Field("", "folder: folder of train.txt and val.txt; '': find them, none: ignore them"),
+    "data.groups": Field("", "folder: pattern of image names, '{group}_*'; a group, such as a patient, is never split"),
     "data.val_fraction": Field(0.1, "folder: fraction held out if there is no val folder", range="(0, 1)"),
+    "data.folds": Field(
+        0, "folder: number of folds of a cross-validation of train and val; 0: off", range=COUNT_OR_ZERO
+    ),
+    "data.fold": Field(0, "folder: number of the fold that is val, from 0", range=COUNT_OR_ZERO),
+    "data.split_seed": Field(0, "folder: seed of the held-out images and the folds", range=SEED),
+    "data.follow_links": Field(False, "folder: follow links to folders, and links out of the data folder"),
     "data.unseen_classes": Field(
         (), "classes to leave out of training; void for losses and IoU, positives of the detection scores", item=str
     ),

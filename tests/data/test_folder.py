@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from segjax.data import UNSEEN, VOID, Source, open_split
-from segjax.data.folder import list_splits, open_folder
+from segjax.data.folder import FolderOptions, find_layout, open_folder
 from segjax.data.io import DataError
 from segjax.data.labels import numbered_classes
 
+# "" instead of image files; TIFFs are opened for their number of pages.
+ONE_PIXEL = cv2.imencode(".tif", np.zeros((1, 1), np.uint8))[1].tobytes()
 NAMES = ("asphalt", "gravel", "hole")
 CLASSES = numbered_classes(NAMES)
 
@@ -37,24 +39,29 @@ def test_open_folder_palette_masks_and_different_sizes(make, tmp_path):
 
 def test_open_folder_split_by_fraction_is_deterministic_and_complete(make, tmp_path):
     root = make.folder(tmp_path)
-    train, val = (names(open_folder(root, split, CLASSES, val_fraction=0.25)) for split in ("train", "val"))
+    train, val = (
+        names(open_folder(root, split, CLASSES, options=FolderOptions(val_fraction=0.25))) for split in ("train", "val")
+    )
     assert not train & val
     assert train | val == {f"road_{i:02d}" for i in range(10)}
     assert val == {"road_01", "road_06"}  # on every machine
-    assert names(open_folder(root, "val", CLASSES, val_fraction=0.6)) > val
+    assert names(open_folder(root, "val", CLASSES, options=FolderOptions(val_fraction=0.6))) > val
 
 
-def test_list_splits_holds_out_about_the_fraction(make, tmp_path):
+def test_find_layout_holds_out_about_the_fraction(make, tmp_path):
     for i in range(400):
         for part in ("images", "masks"):
             make.put(tmp_path / part / f"{i}.png", b"")
-    assert 20 <= len(list_splits(tmp_path, 0.1)["val"]) <= 60
+    assert 20 <= len(find_layout(tmp_path).splits["val"]) <= 60
 
 
 def test_open_folder_neither_split_is_empty(make, tmp_path):
     root = make.folder(tmp_path, 2)
     for fraction in (0.001, 0.999):
-        assert [len(open_folder(root, split, CLASSES, val_fraction=fraction)) for split in ("train", "val")] == [1, 1]
+        assert [
+            len(open_folder(root, split, CLASSES, options=FolderOptions(val_fraction=fraction)))
+            for split in ("train", "val")
+        ] == [1, 1]
 
 
 def test_open_folder_uses_the_folders_of_splits(make, tmp_path):
@@ -74,6 +81,102 @@ def test_open_folder_splits_share_channels(make, tmp_path):
     make.folder(tmp_path, 2, channels=1, sub="train")
     make.folder(tmp_path, 2, channels=3, sub="val")
     assert [open_folder(tmp_path, split, CLASSES)[0]["image"].shape[-1] for split in ("train", "val")] == [3, 3]
+
+
+def layout(root, files, **options):
+    """Writes files of the size 0, and TIFFs of one pixel, and returns their layout and the names of each split."""
+    for path in files.split():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(ONE_PIXEL if path.endswith(".tif") else b"")
+    found = find_layout(root, FolderOptions(**options))
+    return found, {split: [pair.name for pair in pairs] for split, pairs in found.splits.items()}
+
+
+LAYOUTS = {
+    "valid": ("train/images/0.png train/masks/0.png valid/images/1.png valid/masks/1.png", ["0"], ["1"]),
+    "validation": ("Training/imgs/0.png Training/gt/0.png validation/imgs/1.png validation/gt/1.png", ["0"], ["1"]),
+    "split below": ("images/train/0.png images/val/1.png masks/train/0.png masks/val/1.png", ["0"], ["1"]),
+    "ADE20K": (
+        "images/training/0.jpg images/validation/1.jpg annotations/training/0.png annotations/validation/1.png",
+        ["0"],
+        ["1"],
+    ),
+    "SegNet": ("train/0.png trainannot/0.png val/1.png valannot/1.png", ["0"], ["1"]),
+    "Carvana": ("train/0.jpg train_masks/0_mask.gif val/1.jpg val_masks/1_mask.gif", ["0"], ["1"]),
+    "one folder": (
+        "train/0.tif train/0_mask.tif val/1_2.tif val/1_2_mask.tif val/1.tif val/1_mask.tif",
+        ["0"],
+        ["1", "1_2"],
+    ),
+    "TrainDataset": ("TrainDataset/image/0.png TrainDataset/mask/0.png val/image/1.png val/mask/1.png", ["0"], ["1"]),
+    "Cityscapes": (
+        "leftImg8bit/train/ulm/ulm_0_1_leftImg8bit.png gtFine/train/ulm/ulm_0_1_gtFine_labelIds.png"
+        " gtFine/train/ulm/ulm_0_1_gtFine_color.png gtFine/train/ulm/ulm_0_1_gtFine_instanceIds.png"
+        " gtFine/train/ulm/ulm_0_1_gtFine_polygons.json"
+        " leftImg8bit/val/bonn/bonn_0_2_leftImg8bit.png gtFine/val/bonn/bonn_0_2_gtFine_labelIds.png",
+        ["ulm/ulm_0_1"],
+        ["bonn/bonn_0_2"],
+    ),
+    "folders of samples": (
+        "train/0_json/img.png train/0_json/label.png val/1_json/img.png val/1_json/label.png",
+        ["0_json"],
+        ["1_json"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_find_layout_of_usual_names(tmp_path, kind):
+    files, train, val = LAYOUTS[kind]
+    assert layout(tmp_path, files)[1] == {"train": train, "val": val}
+
+
+def test_find_layout_of_drive(tmp_path):
+    files = " ".join(
+        f"{part}/images/{n}_{name}.tif {part}/1st_manual/{n}_manual1.gif {part}/mask/{n}_{name}_mask.gif"
+        for part, n, name in [("training", 21, "training"), ("training", 22, "training"), ("test", "01", "test")]
+    )
+    found, names = layout(tmp_path, f"{files} test/2nd_manual/01_manual2.gif", val_fraction=0.5)
+    assert names == {"train": ["22"], "val": ["21"], "test": ["01"]}
+    assert {pair.mask.path.rpartition("_")[2] for pairs in found.splits.values() for pair in pairs} == {"manual1.gif"}
+    assert sorted(map(len, found.ignored.values())) == [1, 3]  # of the second annotator, of the field of view
+
+
+def test_find_layout_of_drive_second_annotator(tmp_path):
+    files = "test/images/01_test.tif test/1st_manual/01_manual1.gif test/2nd_manual/01_manual2.gif"
+    files += " training/images/21_training.tif training/1st_manual/21_manual1.gif"
+    found, names = layout(tmp_path, files, masks="2nd_manual/{stem}_manual2")
+    assert names == {"test": ["01"]}
+    assert list(found.unlabelled) == ["train"]
+
+
+def test_find_layout_of_chase(tmp_path):
+    files = " ".join(f"Image_{n}{end}" for n in ("01L", "01R") for end in (".jpg", "_1stHO.png", "_2ndHO.png"))
+    first, names = layout(tmp_path, files)
+    second, _ = layout(tmp_path, files, masks="{stem}_2ndHO")
+    assert names["train"] + names["val"] == ["Image_01L", "Image_01R"]
+    assert [pair.mask.path[-9:] for found in (first, second) for pair in found.splits["train"]] == [
+        "1stHO.png",
+        "2ndHO.png",
+    ]
+
+
+def test_find_layout_of_voc(tmp_path):
+    files = " ".join(f"VOC2012/JPEGImages/{n}.jpg" for n in range(6))
+    files += " ".join(f" VOC2012/Segmentation{kind}/{n}.png" for n in range(4) for kind in ("Class", "Object"))
+    lists = {
+        "Segmentation/train": "0\n1\n",
+        "Segmentation/val": "2\n3\n",
+        "Segmentation/trainval": "0\n",
+        "Main/train": "5\n",
+    }
+    for name, text in lists.items():
+        path = tmp_path / "VOC2012" / "ImageSets" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    found, names = layout(tmp_path, f"{files} VOC2012/Annotations/0.xml")
+    assert names == {"train": ["VOC2012/0", "VOC2012/1"], "val": ["VOC2012/2", "VOC2012/3"]}
+    assert found.ignored["not in a list of a split"] == ["VOC2012/JPEGImages/4.jpg", "VOC2012/JPEGImages/5.jpg"]
 
 
 def test_open_split_folder_with_masks_of_0_and_255(make, config, tmp_path, monkeypatch):
@@ -112,8 +215,13 @@ def test_open_folder_verifies_every_pair(make, tmp_path):
 
 def test_open_folder_without_training_images(make, tmp_path):
     make.folder(tmp_path / "val", 2)
-    with pytest.raises(DataError, match=rf"{tmp_path}: found val only; expected training images in {tmp_path}/train"):
-        open_folder(tmp_path, "val", CLASSES)
+    with pytest.raises(DataError, match=rf"no split 'train'; found val; expected training images in {tmp_path}/train"):
+        open_folder(tmp_path, "train", CLASSES)
+    assert len(open_folder(tmp_path, "val", CLASSES)) == 2
+
+
+def test_open_folder_all_splits(make, tmp_path):
+    assert len(open_folder(make.folder(tmp_path), "all", CLASSES)) == 10
 
 
 def test_open_folder_missing_split_double_stem_missing_folder(make, tmp_path):
@@ -123,7 +231,7 @@ def test_open_folder_missing_split_double_stem_missing_folder(make, tmp_path):
     make.put(root / "images" / "road_00.jpg", make.encoded(make.image(), "JPEG"))
     with pytest.raises(DataError, match=r"road_00.png: another file has the same stem, .*road_00.jpg"):
         open_folder(root, "train", CLASSES)
-    with pytest.raises(DataError, match=r"images: expected a folder; it does not exist"):
+    with pytest.raises(DataError, match=r"nowhere: expected a folder; it does not exist"):
         open_folder(root / "nowhere", "train", CLASSES)
 
 
@@ -134,7 +242,7 @@ def test_open_folder_one_image(make, tmp_path):
 
 def test_open_folder_fraction_out_of_range(make, tmp_path):
     with pytest.raises(ValueError, match=r"val_fraction must lie in \(0, 1\); got 1.5"):
-        open_folder(tmp_path, "train", CLASSES, val_fraction=1.5)
+        open_folder(tmp_path, "train", CLASSES, options=FolderOptions(val_fraction=1.5))
 
 
 def test_open_split_folder_without_path_or_class_names(config, monkeypatch):

@@ -5,6 +5,7 @@ import zipfile
 import pytest
 
 from segjax.data.io import (
+    IMAGE_SUFFIXES,
     DataError,
     by_stem,
     list_folder,
@@ -12,6 +13,8 @@ from segjax.data.io import (
     named_images,
     read_bytes,
 )
+
+SUFFIXES = ", ".join(IMAGE_SUFFIXES)
 
 
 def test_list_folder_ignores_hidden_files_and_other_suffixes(make, tmp_path):
@@ -183,8 +186,11 @@ def test_named_images_follows_links(root, tmp_path_factory):
     [
         (["a.png", "sub/a.png"], "{root}/a.png and {root}/sub/a.png would both be written as a_mask.png"),
         (["nothing.png"], "{root}/nothing.png: expected an image, a folder of images or a pattern; it does not exist"),
-        (["*.tif"], "{root}/*.tif: no image matches this pattern; expected one of .png, .jpg, .jpeg"),
-        (["empty"], "{root}/empty: no image in this folder or in those within it; expected one of .png, .jpg, .jpeg"),
+        (["*.xml"], f"{{root}}/*.xml: no image matches this pattern; expected one of {SUFFIXES}"),
+        (
+            ["empty"],
+            f"{{root}}/empty: no image in this folder or in those within it; expected one of {SUFFIXES}",
+        ),
     ],
 )
 def test_named_images_invalid_arguments(root, arguments, said):
