@@ -50,8 +50,9 @@ def label_set(data_config: Any, *, mark_unseen: bool = False) -> LabelSet:
     if name != "folder":
         every_class = LABEL_SETS[name]
     else:
-        names, values = getattr(data_config, "class_names", ()), getattr(data_config, "mask_values", ())
-        every_class = numbered_classes(names, values)
+        optional = ("mask_values", "void_values", "mask_colours", "void_colours", "mask_threshold")
+        given = {field: getattr(data_config, field) for field in optional if hasattr(data_config, field)}
+        every_class = numbered_classes(getattr(data_config, "class_names", ()), **given)
     if not unseen:
         return every_class
     if not set(unseen) <= set(every_class.names):
@@ -77,7 +78,7 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         - `data_dir`: folder of the prepared sets, "" for TFDS's default; or the folder of one prepared set.
         - `manual_dir`: the raw files, or the folder's ROOT; "" for $SEGJAX_<NAME>_DIR, else TFDS's manual folder.
         - road_debris, optional: `scene_size` (height, width), `scene_seed`, `train_examples`, `val_examples`.
-        - folder: `class_names`; optional: `mask_values`, and the fields of `folder.FolderOptions`.
+        - folder: `class_names`; optional: the fields of `labels.numbered_classes` and `folder.FolderOptions`.
         - `unseen_classes`, optional: names of classes to leave out of the training. Their pixels are void, and the
           split's `label_set` has the other classes only, with train ids from 0 in their order.
         - `channels`, optional: the number that the images must have.

@@ -1,13 +1,17 @@
-"""Label sets: class names, colours, and the map from the ids in files to train ids."""
+"""Label sets: class names, colours, and the map from the ids or colours in files to train ids."""
 
+import csv
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from segjax.data.io import DataError
+from segjax.data.io import DataError, as_data_error
 from segjax.storage import printable
 
 VOID = 255
@@ -24,7 +28,10 @@ class LabelSet:
 
     names: tuple[str, ...]  # in the order of their train ids, 0 to C - 1
     palette: UInt8[np.ndarray, "classes 3"]  # RGB; void is painted black
-    lut: UInt8[np.ndarray, "256"]  # train id of each raw id in the files: 0 to C - 1, `VOID`, `UNDEFINED` or `UNSEEN`
+    lut: UInt8[np.ndarray, "ids"]  # train id of each raw id in the files: 0 to C - 1, `VOID`, `UNDEFINED` or `UNSEEN`
+    mask_colours: UInt8[np.ndarray, "ids 3"] | None = None  # of each raw id, if the files contain colours
+    threshold: int | None = None  # smallest grey value of class 1 of 2; colours are converted to grey
+    remedy: str = ""  # way out for the user, added to the error for an undefined id
 
     def __post_init__(self):
         if len(self.names) != len(self.palette):
@@ -39,18 +46,64 @@ class LabelSet:
         return len(self.names)
 
 
-def to_train_ids(raw: UInt8[np.ndarray, "*shape"], label_set: LabelSet, file: str) -> UInt8[np.ndarray, "*shape"]:
-    """Maps the raw ids of a file to train ids: 0 to C - 1, `VOID` or `UNSEEN`.
+def to_train_ids(raw: Integer[np.ndarray, "*shape"], label_set: LabelSet, file: str) -> UInt8[np.ndarray, "..."]:
+    """Maps a mask of `read_mask`, `[H, W]` or colours `[H, W, 3]`, to train ids: 0 to C - 1, `VOID` or `UNSEEN`.
 
-    Raises DataError for an undefined id.
+    Raises DataError for an undefined id or colour.
     """
-    labels = label_set.lut[raw]
+    ids = to_raw_ids(raw, label_set, file)
+    lut = label_set.lut
+    if ids.dtype != np.uint8 and ids.size and (largest := int(ids.max())) >= len(lut):
+        lut = np.pad(lut, (0, largest + 1 - len(lut)), constant_values=UNDEFINED)
+    labels = lut[ids]
     if (labels == UNDEFINED).any():
-        undefined = np.unique(raw[labels == UNDEFINED]).tolist()
-        ids = f"ids {_spans(undefined)} are" if len(undefined) > 1 else f"id {undefined[0]} is"
+        undefined = np.unique(ids[labels == UNDEFINED]).tolist()
+        found = f"ids {_spans(undefined)} are" if len(undefined) > 1 else f"id {undefined[0]} is"
         expected = f"expected the ids {_spans(np.flatnonzero(label_set.lut != UNDEFINED))}"
-        raise DataError(f"{file}: label {ids} outside the {label_set.num_classes} classes; {expected}")
+        noise = len(undefined) > 2 and label_set.num_classes == 2
+        threshold = "; grey values around those of two classes are noise of a JPEG: set config.data.mask_threshold=128"
+        remedy = label_set.remedy and label_set.remedy + threshold * noise
+        raise DataError(f"{file}: label {found} outside the {label_set.num_classes} classes; {expected}{remedy}")
     return labels
+
+
+def to_raw_ids(raw: Integer[np.ndarray, "*shape"], label_set: LabelSet, file: str) -> Integer[np.ndarray, "..."]:
+    """Returns the index in `lut` of each pixel of a mask: its id, or the row of its colour in `mask_colours`.
+
+    Without `mask_colours`, colours of equal red, green and blue are ids. Others raise DataError, and so does a colour
+    that is not in `mask_colours`.
+    """
+    if label_set.mask_colours is None:
+        if raw.ndim < 3:
+            return raw
+        if (raw == raw[..., :1]).all():
+            return raw[..., 0]
+        if label_set.threshold is not None:
+            return cv2.cvtColor(raw, cv2.COLOR_RGB2GRAY)
+        expected = "expected ids, or the colour of each class in config.data.mask_colours"
+        raise DataError(f"{file}: a mask of the colours {_shares(raw)}; {expected}")
+    colours = raw if raw.ndim == 3 else np.repeat(raw[..., None], 3, axis=-1)
+    codes, known = (each.astype(np.int32) @ (65536, 256, 1) for each in (colours, label_set.mask_colours))
+    order = np.argsort(known)
+    places = np.minimum(np.searchsorted(known[order], codes), len(known) - 1)
+    ids = order[places]
+    if (undefined := known[ids] != codes).any():
+        expected = (
+            f"expected {', '.join(map(_hex, label_set.mask_colours))} (config.data.mask_colours and void_colours)"
+        )
+        raise DataError(f"{file}: the colours {_shares(colours[undefined])} are not those of a class; {expected}")
+    return ids
+
+
+def _shares(colours: Integer[np.ndarray, "*pixels 3"], shown: int = 8) -> str:
+    """Formats the commonest colours with their share: "#0000ff (75 %), #ff0000 (25 %)"."""
+    found, counts = np.unique(colours.reshape(-1, 3), axis=0, return_counts=True)
+    texts = [f"{_hex(found[i])} ({100 * counts[i] / counts.sum():.2g} %)" for i in np.argsort(-counts, kind="stable")]
+    return ", ".join([*texts[:shown], *[f"{len(texts) - shown} more"] * (len(texts) > shown)])
+
+
+def _hex(colour: Iterable[int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*map(int, colour))
 
 
 def _spans(ids) -> str:
@@ -70,7 +123,8 @@ def hide_classes(label_set: LabelSet, names: tuple[str, ...], train_id: int = VO
     new_ids = np.arange(256, dtype=np.uint8)
     new_ids[: label_set.num_classes] = train_id
     new_ids[keep] = np.arange(len(keep))
-    return LabelSet(tuple(label_set.names[i] for i in keep), label_set.palette[keep], new_ids[label_set.lut])
+    names = tuple(label_set.names[i] for i in keep)
+    return replace(label_set, names=names, palette=label_set.palette[keep], lut=new_ids[label_set.lut])
 
 
 def colorize(
@@ -90,37 +144,113 @@ def colorize(
     return colours[np.where(void, len(palette), np.where(unseen, len(palette) + 1, labels))]
 
 
-def numbered_classes(names: tuple[str, ...], values: tuple[int, ...] = ()) -> LabelSet:
-    """Returns the label set of your own masks, in the colours of the PASCAL VOC devkit.
+def numbered_classes(
+    class_names: tuple[str, ...],
+    mask_values: tuple[int, ...] = (),
+    *,
+    void_values: tuple[int, ...] = (),
+    mask_colours: tuple[str, ...] = (),
+    void_colours: tuple[str, ...] = (),
+    mask_threshold: int | None = None,
+) -> LabelSet:
+    """Returns the label set of your own masks, in the colours of the masks or else of the PASCAL VOC devkit.
 
-    `values` are the pixel values of the classes, 0, 1, ..., C - 1 by default. 255 is void unless it is one of them, as
-    for masks that are painted 0 and 255. `DataError`: no names, more than 253, equal, empty or
-    unprintable names, or values that do not pair with them.
+    `mask_values`, or `mask_colours`, are those of the classes in the order of their names, 0, 1, 2, … by default. A
+    name that is repeated gives several values to one class. `void_values` are not labelled, by default 255 unless it is
+    the value of a class, as for masks that are painted 0 and 255. With `mask_threshold`, grey values from it on are the
+    second of two classes, and lower ones the first.
 
-    >>> numbered_classes(("asphalt", "hole"), values=(0, 255)).lut[[0, 255]]
+    Raises: DataError for no names, more than 253, empty or unprintable ones, or values that do not pair with them.
+
+    >>> numbered_classes(("asphalt", "hole"), (0, 255)).lut[[0, 255]]
     array([0, 1], dtype=uint8)
+    >>> numbered_classes(("road", "car", "car"), (0, 1, 2), void_values=(9,)).lut[[0, 1, 2, 9]]
+    array([  0,   1,   1, 255], dtype=uint8)
     """
-    names, values = tuple(names), tuple(values) or tuple(range(len(names)))
+    rows, colours = tuple(class_names), tuple(mask_colours)
+    names, values = tuple(dict.fromkeys(rows)), tuple(mask_values) or tuple(range(len(rows)))
     if not 1 <= len(names) < UNDEFINED:
         raise DataError(f"config.data.class_names: expected 1 to {UNDEFINED - 1} class names; got {len(names)}")
-    if len(set(names)) != len(names) or "" in names or any(printable(name) != name for name in names):
+    repeated = len(names) < len(rows) and not (colours or mask_values)
+    if repeated or "" in names or any(printable(name) != name for name in names):
         expected = "distinct names, each non-empty and without control characters"
-        raise DataError(f"config.data.class_names: expected {expected}; got {names}")
-    if len(values) != len(names) or len(set(values)) != len(values) or not all(0 <= v <= 255 for v in values):
-        expected = f"{len(names)} different mask values in 0..255, one per class"
+        raise DataError(f"config.data.class_names: expected {expected}; got {rows}")
+    class_of, palette = [names.index(name) for name in rows], _voc_palette(len(names))
+    if colours and mask_threshold is not None:
+        raise DataError("config.data.mask_colours and config.data.mask_threshold cannot be combined; set one of them")
+    if void_colours and not colours:
+        raise DataError("config.data.void_colours needs config.data.mask_colours, the colours of the classes")
+    if colours:
+        table = np.array([_rgb(colour) for colour in (*colours, *void_colours)], np.uint8)
+        if len(colours) != len(rows) or len({tuple(row) for row in table.tolist()}) != len(table):
+            expected = f"{len(rows)} colours, one per class name, that differ from each other and from void_colours"
+            raise DataError(f"config.data.mask_colours: expected {expected}; got {colours}")
+        palette = table[[class_of.index(i) for i in range(len(names))]]
+        lut = np.array([*class_of, *[VOID] * len(void_colours)], np.uint8)
+        return LabelSet(names, palette, lut, mask_colours=table)
+    if mask_threshold is not None:
+        if len(rows) != 2 or len(names) != 2:
+            expected = "two class names, of the values below it and from it on"
+            raise DataError(f"config.data.mask_threshold: expected {expected}; got {rows}")
+        lut = (np.arange(256) >= mask_threshold).astype(np.uint8)
+        return LabelSet(names, palette, lut, threshold=mask_threshold)
+    if len(values) != len(rows) or len(set(values)) != len(values) or not all(0 <= v <= 65535 for v in values):
+        expected = f"{len(rows)} different mask values in 0..65535, one per class name"
         raise DataError(f"config.data.mask_values: expected {expected}; got {values}")
+    if both := sorted(set(void_values) & set(values)):
+        raise DataError(f"config.data.void_values = {void_values}: {both[0]} is the value of a class too")
+    train_id_of = dict.fromkeys(tuple(void_values) or (VOID,), VOID) | dict(zip(values, class_of, strict=True))
+    remedy = ". Set config.data.mask_values to the values of the classes, and config.data.void_values to those of none"
+    return replace(_label_set(zip(names, palette, strict=True), train_id_of), remedy=remedy)
+
+
+def _voc_palette(count: int) -> UInt8[np.ndarray, "count 3"]:
     # The bits of the id (from 1; 0 is black), three at a time, become the high bits of red, green and blue.
-    ids = np.arange(1, len(names) + 1)
+    ids = np.arange(1, count + 1)
     bits = [[(ids >> (3 * place + channel)) & 1 for channel in range(3)] for place in range(3)]
-    palette = sum(np.stack(bits[place], axis=-1) << (7 - place) for place in range(3))
-    train_id_of = {VOID: VOID} | {value: i for i, value in enumerate(values)}
-    return _label_set(zip(names, palette, strict=True), train_id_of)
+    return sum(np.stack(bits[place], axis=-1) << (7 - place) for place in range(3)).astype(np.uint8)
+
+
+def _rgb(colour: str) -> tuple[int, ...]:
+    if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
+        raise DataError(f"config.data.mask_colours: expected colours such as '#ff0000' (red); got {colour!r}")
+    return tuple(bytes.fromhex(colour[1:]))
+
+
+def read_class_file(path: Path) -> dict[str, tuple[Any, ...]]:
+    """Reads the config fields of `numbered_classes` from a file such as CamVid's `label_colors.txt`.
+
+    Each line has a name and three numbers, red, green and blue, or a name and an id, in any order; a first line of
+    titles is skipped. Lines named void, unlabelled or ignore are not classes. `DataError`: another line.
+    """
+    rows = []
+    with as_data_error(f"{path}: cannot be read"):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    for number, line in enumerate(lines, 1):
+        cells = next(csv.reader([line])) if "," in line else re.split(r"\t+", line) if "\t" in line else [line]
+        cells = [part for cell in cells for part in re.split(r"(?<=\d)\s+(?=\S)|\s+(?=\d+\s*$)", cell.strip())]
+        numbers = [int(cell) for cell in cells if cell.strip().isdecimal()]
+        names = [cell.strip() for cell in cells if cell.strip() and not cell.strip().isdecimal()]
+        if not line.strip() or line.lstrip().startswith("#") or (number == 1 and not numbers):
+            continue
+        if len(names) != 1 or len(numbers) not in (1, 3, 4) or (len(numbers) > 1 and max(numbers[-3:]) > 255):
+            expected = "expected a name with red, green and blue in 0..255, or with an id"
+            raise DataError(f"{path}, line {number}: {expected}; got {line.strip()!r}")
+        rows.append((names[0], _hex(numbers[-3:]) if len(numbers) > 1 else numbers[0]))
+    if len({type(value) for _, value in rows}) != 1:
+        raise DataError(f"{path}: expected names that all have colours, or that all have ids; got {len(rows)} lines")
+    void = [value for name, value in rows if re.fullmatch("void|unlabell?ed|ignored?|unknown", name.lower())]
+    classes = [(name, value) for name, value in rows if value not in void]
+    names, values = zip(*classes, strict=True) if classes else ((), ())
+    if isinstance(rows[0][1], str):
+        return {"class_names": names, "mask_colours": values, "void_colours": tuple(void)}
+    return {"class_names": names, "mask_values": values, "void_values": tuple(void)}
 
 
 def _label_set(classes: Iterable[tuple[str, Any]], train_id_of: dict[int, int]) -> LabelSet:
     """Builds a label set from (name, colour) pairs in the order of their train ids."""
     names, palette = zip(*classes, strict=True)
-    lut = np.full(256, UNDEFINED, np.uint8)
+    lut = np.full(max(256, *(raw + 1 for raw in train_id_of)), UNDEFINED, np.uint8)
     for raw, train_id in train_id_of.items():
         lut[raw] = train_id
     return LabelSet(names, np.array(palette, np.uint8), lut)

@@ -111,6 +111,7 @@ class Field(NamedTuple):
 
 # Whole numbers are int32 on the devices, and NumPy's seeds are uint32.
 COUNT, COUNT_OR_ZERO, SEED, SIZE = "[1, 2147483647]", "[0, 2147483647]", "[0, 4294967295]", "[1, 65536]"
+IDS = "[0, 65535]"  # of a mask of 8 or 16 bits
 POSITIVE, NONNEGATIVE, FRACTION, PROBABILITY, FINITE = "(0, inf)", "[0, inf)", "(0, 1]", "[0, 1)", "(-inf, inf)"
 _number = partial(Field, None, range=NONNEGATIVE, optional=float)  # an optional number
 _traced = partial(Field, traced=True)
@@ -130,7 +131,17 @@ FIELDS = {
     "data.train_examples": Field(512, "road_debris: number of training images", range=COUNT),
     "data.val_examples": Field(128, "road_debris: number of validation images", range=COUNT),
     "data.class_names": Field((), "folder: class names in the order of their ids", item=str),
-    "data.mask_values": Field((), "folder: mask value of each class; (): 0, 1, 2, …", range="[0, 255]", item=int),
+    "data.mask_values": Field(
+        (), "folder: mask value of each class name, where equal names are one class; (): 0, 1, 2, …", (), IDS, item=int
+    ),
+    "data.void_values": Field((), "folder: mask values that are void; (): 255 unless it is a class", (), IDS, item=int),
+    "data.mask_colours": Field(
+        (), "folder: colour of each class name in masks of colours, as '#ff0000'; replaces data.mask_values", item=str
+    ),
+    "data.void_colours": Field((), "folder: colours that are void", item=str),
+    "data.mask_threshold": Field(
+        None, "folder: smallest grey value of the second class of two; replaces data.mask_values", (), "[1, 255]", int
+    ),
     "data.images": Field("", "folder: pattern of the images, '{split}/{stem}_image'; '': by the usual names"),
     "data.masks": Field("", "folder: pattern of the masks, '{stem}_mask', 'gt/*/{stem}.png'; '': by the usual names"),
     "data.split_files": Field("", "folder: folder of train.txt and val.txt; '': find them, none: ignore them"),
