@@ -3,10 +3,12 @@
 Examples:
   segjax calibrate --checkpoint=runs/camvid --scaling=vector
   segjax calibrate --checkpoint=runs/debris --risk=fnr --level=0.05 --class=debris
+  segjax calibrate --checkpoint=runs/a,runs/b --risk=miscoverage --level=0.1 --family=class --output=both.json
 """
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,43 +17,50 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 from absl import app, flags
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from segjax import cli, metrics
-from segjax.data import Source, open_split
+from segjax.data import VOID, Source, open_split
+from segjax.inference import PredictOptions
+from segjax.inference.predictor import prediction_sets
 from segjax.reporting import calibration_tables, show
-from segjax.storage import StorageError, check_outputs, say, to_json, write_outputs
+from segjax.storage import StorageError, check_outputs, path_of, say, to_json, write_outputs
 from segjax.trained_run import (
-    CALIBRATION_FILE,
+    FAMILIES,
     TrainedRun,
     calibration_of,
     class_index,
     image_counts,
     load_run,
     positive_class,
+    set_fields,
 )
 from segjax.training import ConfigError
 from segjax.training.provenance import provenance
 
 FLAGS = flags.FLAGS
 SCALINGS = ("temperature", "class", "vector", "none")
+RADII = (*range(32), *range(32, 129, 4))
+"""Radii of a dilation to choose from, in pixels."""
 # Pixels that a scaling is fitted to and judged by, drawn from all images. A scaling has 2C parameters at most.
 _PIXELS = 2**17
 
 
 def main(argv: list[str]) -> None:
-    """Applies the network to every image of the split once, and writes the scaling and the threshold with the run."""
+    """Applies the network to every image of the split, and writes the scaling and the guarantee."""
     cli.refuse_arguments(argv)
     console, run = rich.console.Console(), load_run(FLAGS.checkpoint)
-    if run.runs:
-        raise ConfigError(f"--checkpoint={run.name}: a calibration is stored in one WORKDIR; calibrate a single run")
     split, kind = FLAGS.split or run.config.data.eval_split, FLAGS.scaling
     number = _class_of_risk(run)
     if kind == "none" and FLAGS.risk is None:
         raise app.UsageError("--scaling=none needs --risk, or there is nothing to calibrate")
-    file = run.workdir / CALIBRATION_FILE
+    if run.runs and FLAGS.output is None:
+        raise app.UsageError(
+            f"--checkpoint names {len(run.runs)} runs, so the calibration has no default file; add --output=FILE.json"
+        )
+    file = run.calibration_file if FLAGS.output is None else path_of(FLAGS.output)
     try:
-        stored, reason = calibration_of(run)
+        stored, reason = calibration_of(run._replace(calibration=file)) if file.exists() else (None, "")
     except StorageError:
         if not FLAGS.overwrite:
             raise
@@ -60,34 +69,39 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"{reason}; add --overwrite to replace it")
     check_outputs([file], overwrite=FLAGS.overwrite)
     source = open_split(run.config.data, split)
-    refuse_training_images(run, split, source)
-    found = calibrate(run, source, kind=kind, risk=FLAGS.risk, level=FLAGS.level, number=number)
+    for one in run.runs or (run,):
+        refuse_training_images(one, split, source)
+    risk = {"risk": FLAGS.risk, "family": FLAGS.family or "threshold", "level": FLAGS.level, "number": number}
+    found = calibrate(run, source, kind=kind, **risk)
     calibration = merge(stored, {"split": split, **found}) | {
-        "step": run.step,
+        "checkpoints": run.checkpoints,
         "predictor": run.predictor().record(),
         "provenance": provenance(),
     }
     write_outputs({file: to_json(calibration)}, overwrite=FLAGS.overwrite)
     for table in calibration_tables(calibration):
         show(table, console)
-    say(f"wrote {file}; segjax predict and segjax export use it", console)
+    used = "use it" if FLAGS.output is None else f"use it with --calibration={file}"
+    say(f"wrote {file}; segjax predict and segjax export {used}", console)
 
 
 def _class_of_risk(run: TrainedRun) -> int | None:
     """Returns the class of `--risk=fnr`; None for another risk, or without one."""
-    name = FLAGS["class"].value
-    if FLAGS.risk is None:
-        for flag, value in (("level", FLAGS.level), ("class", name)):
+    name, risk, family = FLAGS["class"].value, FLAGS.risk, FLAGS.family
+    if risk is None:
+        for flag, value in (("level", FLAGS.level), ("class", name), ("family", family)):
             if value is not None:
                 raise app.UsageError(f"--{flag}={value} needs --risk")
         return None
     if FLAGS.level is None:
-        raise app.UsageError(f"--risk={FLAGS.risk} needs --level, such as --level=0.05")
-    if FLAGS.risk == "miscoverage":
+        raise app.UsageError(f"--risk={risk} needs --level, such as --level=0.05")
+    if family is not None and family not in FAMILIES[risk]:
+        raise app.UsageError(f"--risk={risk} has --family={' or '.join(FAMILIES[risk])}; got {family}")
+    if risk == "miscoverage":
         if name is not None:
             raise app.UsageError(f"--risk=miscoverage is of all classes; remove --class={name}")
         return None
-    return positive_class(run, class_index(run, name), f"--risk={FLAGS.risk}")
+    return positive_class(run, class_index(run, name), f"--risk={risk}")
 
 
 def refuse_training_images(run: TrainedRun, split: str, source: Source) -> None:
@@ -114,17 +128,21 @@ def calibrate(
     *,
     kind: str = "temperature",
     risk: str | None = None,
+    family: str = "threshold",
     level: float | None = None,
     number: int | None = None,
 ) -> dict[str, Any]:
-    """Returns the calibration of a run on a split, ready for JSON, from one pass over its images.
+    """Returns the calibration of a run on a split, ready for JSON, from one pass over its images, of sets from two.
 
     Args:
-      run: the run.
-      source: images that the run was not trained on.
+      run: the run, or several.
+      source: images that no run was trained on.
       kind: that of `metrics.fit_scaling`, or "none".
-      risk: share of an image's pixels, "fnr": of those of a class, that a threshold misses, or "miscoverage": of all,
+      risk: share of an image's pixels, "fnr": of those of a class, that the mask misses, or "miscoverage": of all,
         whose set of classes lacks their own; None: no guarantee.
+      family: what is chosen. Of "fnr" "threshold", or "dilation": the radius that the predicted mask grows by. Of
+        "miscoverage" "threshold": one for all classes (least ambiguous sets), "class": one per class, each with the
+        risk of its own pixels, or "adaptive": one for `metrics.adaptive_log_odds`.
       level: bound of the expected risk.
       number: index of the class of "fnr".
 
@@ -139,16 +157,25 @@ def calibrate(
             "scales it; use --scaling=temperature"
         )
     share = 0.0 if kind == "none" else min(1.0, _PIXELS / sum(height * width for height, width in source.sizes))
-    counts = image_counts(run, source, partial(_count_image, share=share, risk=risk, number=number))
+    count = partial(_count_image, share=share, risk=risk, family=family, number=number)
+    counts, names = image_counts(run, source, count), run.label_set.names
     found: dict[str, Any] = {"images": len(source), "data": source.digest, "scaling": None, "guarantee": None}
     if kind != "none":
         strips = [strip for one in counts for strip in zip(*one["sample"], strict=True)]
         where = np.concatenate([keep for _, _, keep in strips])
         logits, labels = (np.concatenate([strip[i] for strip in strips])[where] for i in (0, 1))
         found["scaling"] = fit(logits.astype(np.float32), labels, kind)
-    if risk:
-        histograms = np.stack([one["histogram"].sum(axis=0) for one in counts])
-        found["guarantee"] = guarantee(histograms, level, "" if number is None else run.label_set.names[number])
+    if risk == "fnr":
+        if family == "dilation":
+            histograms = [distances(one["mask"], source[i]["label"], number) for i, one in enumerate(counts)]
+        else:
+            histograms = [one["histogram"].sum(axis=0) for one in counts]
+        found["guarantee"] = guarantee(np.stack(histograms), level, names[number], family)
+    elif risk == "miscoverage":
+        chosen = set_guarantee(np.stack([one["histogram"].sum(axis=0) for one in counts]), level, names, family)
+        options = PredictOptions(run.preprocessing.size, **set_fields(chosen))
+        sets = [one["sets"].sum(axis=0) for one in image_counts(run, source, partial(_count_sets, options=options))]
+        found["guarantee"] = with_set_scores(chosen, np.stack(sets))
     return found
 
 
@@ -160,9 +187,10 @@ def _count_image(
     *,
     share: float,
     risk: str | None,
+    family: str,
     number: int | None,
 ) -> dict[str, Any]:
-    """Returns a sample of a `share` of the pixels, and a histogram for the risk."""
+    """Returns a sample of a `share` of the pixels, and a histogram, or the mask, for the risk."""
     counts = {}
     if share:
         pixels, size = jnp.arange(labels.size), math.ceil(share * labels.size)
@@ -170,13 +198,55 @@ def _count_image(
             pixels = jax.random.randint(jax.random.fold_in(jax.random.key(0), index), (size,), 0, labels.size)
         flat = (logits.reshape(-1, logits.shape[-1]), labels.ravel(), where.ravel())
         counts["sample"] = tuple(values[pixels] for values in flat)
-    odds = metrics.class_log_odds(logits)
-    if risk == "fnr":
-        counts["histogram"] = metrics.score_histogram(odds[..., number], labels == number, where=where)
+    if family == "dilation":
+        counts["mask"] = jnp.argmax(logits, axis=-1) == number
+    elif risk == "fnr":
+        odds = metrics.class_log_odds(logits)[..., number]
+        counts["histogram"] = metrics.score_histogram(odds, labels == number, where=where)
     elif risk == "miscoverage":
-        own = jnp.arange(logits.shape[-1]) == labels[..., None]
-        counts["histogram"] = metrics.score_histogram(odds, own, where=where[..., None])
+        counts["histogram"] = own_class_histograms(logits, labels, where, family)
     return counts
+
+
+def own_class_histograms(
+    logits: Float[Array, "*pixels C"], labels: Int[Array, "*pixels"], where: Bool[Array, "*pixels"], family: str
+) -> Int[Array, "groups bins"]:
+    """Returns the `metrics.score_histogram` of each pixel's own class, by the log odds that sets of a family compare.
+
+    The family "class" has one group of pixels per class, the others one.
+    """
+    odds = metrics.adaptive_log_odds(logits) if family == "adaptive" else metrics.class_log_odds(logits)
+    own = jnp.take_along_axis(odds, jnp.where(where, labels, 0)[..., None], axis=-1)[..., 0]
+
+    def histogram(group: Bool[Array, "*pixels"]) -> Int[Array, "bins"]:
+        return metrics.score_histogram(own, group, where=where)[1]
+
+    if family != "class":
+        return histogram(where)[None]
+    return jax.lax.map(lambda number: histogram(labels == number), jnp.arange(logits.shape[-1]))
+
+
+def _count_sets(
+    logits: Float[Array, "rows W C"],
+    labels: Int[Array, "rows W"],
+    where: Bool[Array, "rows W"],
+    index: Int[Array, ""],
+    *,
+    options: PredictOptions,
+) -> dict[str, Any]:
+    """Returns `metrics.prediction_set_counts` `[C, C + 1, 2]` of the pixels of each class."""
+    del index
+    sets = prediction_sets(logits, options)
+    count = jax.vmap(lambda c: metrics.prediction_set_counts(sets, labels, where=where & (labels == c)))
+    return {"sets": count(jnp.arange(logits.shape[-1]))}
+
+
+def distances(
+    strips: Bool[np.ndarray, "strips rows padded"], label: Integer[np.ndarray, "H W"], number: int
+) -> Int[np.ndarray, "2 bins"]:
+    """Returns the `metrics.distance_histogram` of a class over `RADII`, for the mask of `image_counts`."""
+    mask = strips.reshape(-1, strips.shape[-1])[: label.shape[0], : label.shape[1]]
+    return metrics.distance_histogram(mask, label == number, RADII, where=label != VOID)
 
 
 def fit(logits: Float[np.ndarray, "pixels C"], labels: Int[np.ndarray, "pixels"], kind: str) -> dict[str, Any]:
@@ -212,40 +282,98 @@ def _calibration_counts(logits: Float[Array, "*pixels C"], labels: Int[Array, "*
     return *counts, metrics.score_histogram(odds, correct)
 
 
-def guarantee(histograms: Int[np.ndarray, "images 2 bins"], level: float, name: str) -> dict[str, Any]:
-    """Returns the threshold by conformal risk control for the missed share of a class, and what it costs.
+def control(
+    rates: Mapping[str, Float[np.ndarray, "images candidates"]], level: float, family: str
+) -> tuple[list[int], float]:
+    """Returns the candidate of `metrics.risk_control` per class, and the smallest level that all of them allow.
 
-    `histograms` are the `metrics.score_histogram` of the class `name`, one per image, or with the name "" those of all
-    classes, whose positives are each pixel's own: sets of the classes that reach the threshold miss the same share.
+    `rates` are those of `metrics.false_negative_rates` by class, or with the name "" those of all pixels. The first
+    candidate, which marks every pixel, is left out. It raises ConfigError for a class without images, and for a
+    smaller level.
+    """
+    other = ", or use --family=threshold" * (family in ("dilation", "class"))
+    if absent := [name for name, one in rates.items() if not len(one)]:
+        pixel = f"a pixel of {absent[0]}" if absent[0] else "a labelled pixel"
+        raise ConfigError(f"--split: no image has {pixel}; choose a split that has some{other}")
+    smallest = {name: (one[:, 1].sum() + 1) / (len(one) + 1) for name, one in rates.items()}
+    worst = max(smallest, key=smallest.get)
+    if level < smallest[worst] * (1 - 1e-12):
+        images = f"{len(rates[worst])} image(s)" + f" with {worst}" * bool(worst)
+        raise ConfigError(
+            f"--level={level:g}: {images} allow a level of {np.ceil(smallest[worst] * 1e4) / 1e4:g} or more; raise "
+            f"--level, or calibrate on more images{other}"
+        )
+    return [1 + metrics.risk_control(one[:, 1:], level) for one in rates.values()], float(smallest[worst])
+
+
+def guarantee(
+    histograms: Int[np.ndarray, "images 2 bins"], level: float, name: str, family: str = "threshold"
+) -> dict[str, Any]:
+    """Returns the threshold, or the radius, by conformal risk control for the missed share of a class, and its cost.
+
+    `histograms` are of the class `name`, one per image: `metrics.score_histogram`, or of a dilation those of
+    `distances`.
     """
     rates, thresholds = metrics.false_negative_rates(histograms)
-    if not len(rates):
-        raise ConfigError(f"--class={name}: no image of the split has a pixel of it; choose a --split that has some")
-    # The first threshold marks every pixel.
-    rates, thresholds = rates[:, 1:], thresholds[1:]
-    smallest = float(rates[:, 0].sum() + 1) / (len(rates) + 1)
-    if level < smallest * (1 - 1e-12):
-        images = f"{len(rates)} image(s)" + f" with {name}" * bool(name)
-        raise ConfigError(
-            f"--level={level:g}: {images} allow a level of {np.ceil(smallest * 1e4) / 1e4:g} or more; raise --level, "
-            "or calibrate on more images"
-        )
-    at = metrics.risk_control(rates, level)
-    threshold, (negatives, positives) = float(thresholds[at]), histograms.sum(axis=0)
-    marked = negatives[at + 1 :].sum()
-    size = {} if name else {"mean_size": float((marked + positives[at + 1 :].sum()) / positives.sum())}
+    (at,), smallest = control({name: rates}, level, family)
+    negatives = histograms[:, 0].sum(axis=0)
+    chosen = {"radius": RADII[-at]} if family == "dilation" else {"threshold": float(thresholds[at])}
     return {
-        "risk": "fnr" if name else "miscoverage",
+        "risk": "fnr",
+        "family": family,
         "level": level,
         "class": name,
-        "threshold": threshold,
-        "probability": 1 / (1 + math.exp(-threshold)),
+        **chosen,
         "images_with_class": len(rates),
         "miss_rate": float(rates[:, at].mean()),
-        "false_positive_rate": float(marked / max(negatives.sum(), 1)),
+        "false_positive_rate": float(negatives[at:].sum() / max(negatives.sum(), 1)),
         "smallest_level": smallest,
-        **size,
     }
+
+
+def set_guarantee(
+    histograms: Int[np.ndarray, "images groups bins"], level: float, names: Sequence[str], family: str = "threshold"
+) -> dict[str, Any]:
+    """Returns one threshold per class by conformal risk control for the share of pixels whose set lacks their class.
+
+    `histograms` are the `own_class_histograms` of each image. Each group has its own risk and its own threshold.
+    """
+    groups = names if family == "class" else [""]
+    rates = {
+        name: metrics.false_negative_rates(np.stack([np.zeros_like(own), own], axis=1))
+        for name, own in zip(groups, histograms.swapaxes(0, 1), strict=True)
+    }
+    chosen, smallest = control({name: one.rates for name, one in rates.items()}, level, family)
+    at = list(zip(rates.values(), chosen, strict=True))
+    thresholds = [float(one.thresholds[k]) for one, k in at]
+    thresholds = thresholds if family == "class" else thresholds * len(names)
+    return {
+        "risk": "miscoverage",
+        "family": family,
+        "level": level,
+        "class": "",
+        "classes": [{"class": name, "threshold": one} for name, one in zip(names, thresholds, strict=True)],
+        "images_with_class": min(len(one.rates) for one in rates.values()),
+        "miss_rate": float(np.mean([one.rates[:, k].mean() for one, k in at])),
+        "smallest_level": smallest,
+    }
+
+
+def with_set_scores(guarantee: dict[str, Any], counts: Int[np.ndarray, "images C sizes 2"]) -> dict[str, Any]:
+    """Adds coverage and mean size of the sets to a `set_guarantee`: of all pixels, and of those of each class.
+
+    `counts` are `metrics.prediction_set_counts` of the pixels of each class. "images" is the number of images with a
+    class; without any, its coverage and size are NaN.
+    """
+
+    def scores(rows: Int[np.ndarray, "sizes 2"]) -> dict[str, float]:
+        found = metrics.prediction_set_scores(rows)
+        return {key: found[key] for key in ("coverage", "mean_size")}
+
+    images, own = (counts.sum(axis=(2, 3)) > 0).sum(axis=0).tolist(), counts.sum(axis=0)
+    rows = zip(guarantee["classes"], images, own, strict=True)
+    classes = [one | {"images": with_it, **scores(counted)} for one, with_it, counted in rows]
+    return guarantee | scores(own.sum(axis=0)) | {"classes": classes}
 
 
 def merge(stored: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, Any]:
@@ -277,7 +405,15 @@ if __name__ == "__main__":
         ["fnr", "miscoverage"],
         "Bound the share of an image's pixels of --class that is missed, or of all pixels whose set lacks their class.",
     )
+    families = sorted({family for each in FAMILIES.values() for family in each})
+    flags.DEFINE_enum(
+        "family",
+        None,
+        families,
+        "Kind of mask or set: threshold (the default); --risk=fnr: dilation; --risk=miscoverage: class, adaptive.",
+    )
     cli.define_number("level", float, "(0, 1)", "Bound of the risk on a new image, in expectation.")
     flags.DEFINE_string("class", None, "Class of the risk; default: the second of two.")
+    flags.DEFINE_string("output", None, "JSON file; default of one run: WORKDIR/calibration.json.")
     cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

@@ -182,6 +182,13 @@ def refuse_arguments(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
 
 
+def refuse_together(*names: str) -> None:
+    """Raises UsageError if more than one of these flags is given."""
+    given = [f"--{name}" for name in names if flags.FLAGS[name].value is not None]
+    if len(given) > 1:
+        raise app.UsageError(f"{' and '.join(given)} exclude each other; remove all but one")
+
+
 def _parsed(argv: list[str], required: Sequence[str]) -> list[str]:
     """Returns what is left of the command line after the flags; prints the help, and exits, if it asks for it."""
     if not {"--help", "-help", "-h", "-?", "--helpshort"}.isdisjoint(argv[1:]):
@@ -401,6 +408,12 @@ def define_calibrated() -> None:
     """Defines `--calibrated`, True by default: use the scaling of `trained_run.stored_scaling`."""
     help_text = "Use the scaling of segjax calibrate for the probabilities."
     flags.DEFINE_bool("calibrated", True, help_text)
+
+
+def define_calibration() -> None:
+    """Defines `--calibration`, the `calibration` of `trained_run.load_run`."""
+    help_text = "File of segjax calibrate --output; default of one run: WORKDIR/calibration.json."
+    flags.DEFINE_string("calibration", None, help_text)
 
 
 def define_guarantee(name: str, help_text: str) -> None:

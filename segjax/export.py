@@ -7,6 +7,7 @@ Examples:
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,16 @@ from jaxtyping import Array, Shaped
 from segjax import cli, metrics, missing_extra
 from segjax.data.resize import resize
 from segjax.inference import PredictOptions, class_logits, standalone_predict
-from segjax.inference.predictor import fingerprint, mask_and_calibrated_logits
+from segjax.inference.predictor import fingerprint, mask_and_calibrated_logits, prediction_sets
 from segjax.storage import check_outputs, nan_to_none, output_folder, read_json, say, to_json, write_outputs
-from segjax.trained_run import TrainedRun, class_index, guaranteed_threshold, load_run, stored_scaling
+from segjax.trained_run import (
+    TrainedRun,
+    class_index,
+    guaranteed_mask,
+    guaranteed_sets,
+    load_run,
+    stored_scaling,
+)
 from segjax.training import ConfigError
 from segjax.training.config import leaves
 from segjax.training.loop import SCORES_FILE
@@ -34,19 +42,24 @@ MODEL_FILE, CARD_FILE, SCRIPT_FILE = "model.stablehlo", "card.json", "run.py"
 def main(argv: list[str]) -> None:
     """Writes model.stablehlo, card.json and run.py."""
     cli.refuse_arguments(argv)
-    run, output, size = load_run(FLAGS.checkpoint), FLAGS.output, FLAGS.size
-    options, guarantee = PredictOptions(run.preprocessing.size), None
+    run, output, size = load_run(FLAGS.checkpoint, FLAGS.calibration), FLAGS.output, FLAGS.size
+    options, guarantees = PredictOptions(run.preprocessing.size), {}
     scaling, scaled = stored_scaling(run, options) if FLAGS.calibrated else (None, "")
     options = dataclasses.replace(options, scaling=scaling)
     if FLAGS.guarantee is not None:
-        fields, guarantee, line = guaranteed_threshold(run, FLAGS.guarantee, class_index(run, FLAGS["class"].value))
+        number = class_index(run, FLAGS["class"].value)
+        fields, guarantees["guarantee"], line = guaranteed_mask(run, FLAGS.guarantee, number)
         options = dataclasses.replace(options, **fields)
         say(line)
     elif FLAGS["class"].value is not None:
         raise app.UsageError("--class needs --guarantee")
+    if FLAGS.sets is not None:
+        fields, guarantees["sets"], line = guaranteed_sets(run, FLAGS.sets)
+        options = dataclasses.replace(options, **fields)
+        say(line)
     if scaled:
         say(scaled)
-    chosen = {"uncertainty": FLAGS.uncertainty, "size": size, "options": options, "guarantee": guarantee}
+    chosen = {"uncertainty": FLAGS.uncertainty, "size": size, "options": options, "guarantees": guarantees}
     card = export_run(run, output, **chosen, overwrite=FLAGS.overwrite)
     images = "images of " + ("x".join(map(str, size)) if size else "any size")
     megabytes = card["files"][MODEL_FILE]["bytes"] / 1e6
@@ -62,15 +75,15 @@ def export_run(
     uncertainty: bool = False,
     size: tuple[int, int] | None = None,
     options: PredictOptions | None = None,
-    guarantee: dict[str, Any] | None = None,
+    guarantees: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes `model.stablehlo`, `card.json` and `run.py` into the folder `output`, and returns the card.
 
     All are written or none: a full disk leaves an earlier export complete. `uncertainty`, `size` and `options` are
-    those of `lower_network`, and `guarantee` is that of the threshold. Without flatbuffers it raises ConfigError; if
-    `output` cannot be written, StorageError or OSError; for a file of this name that is not an earlier export, without
-    `overwrite`, ForeignFileError.
+    those of `lower_network`, and `guarantees` those of the options: "guarantee" of the mask, and "sets". Without
+    flatbuffers it raises ConfigError; if `output` cannot be written, StorageError or OSError; for a file of this name
+    that is not an earlier export, without `overwrite`, ForeignFileError.
     """
     if message := missing_extra("export", "segjax export"):
         raise ConfigError(message)
@@ -78,8 +91,11 @@ def export_run(
     check_outputs([folder / name for name in (MODEL_FILE, CARD_FILE, SCRIPT_FILE)], overwrite=overwrite)
     exported = lower_network(run, uncertainty=uncertainty, size=size, options=options)
     data, script = bytes(exported.serialize()), Path(standalone_predict.__file__).read_bytes()
-    calibration = {"scaling": options.scaling if options else None, "guarantee": guarantee}
-    card = model_card(run, uncertainty=uncertainty, size=size) | {
+    calibration = {"scaling": options.scaling if options else None, "guarantee": None, **(guarantees or {})}
+    card = model_card(run, uncertainty=uncertainty, size=size)
+    if options and options.set_thresholds is not None:
+        card["output"]["sets"] = "bool [b, H, W, C], True for the classes in the set of a pixel, see `calibration`"
+    card |= {
         "calibration": calibration,
         "files": {MODEL_FILE: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
         "platforms": list(exported.platforms),
@@ -102,8 +118,8 @@ def lower_network(
     The program resizes and normalises as evaluation does, and returns a dictionary of "mask" uint8 `[b, H, W]`,
     "probabilities" float32 `[b, H, W, C]`, and with `uncertainty` one more, float32 `[b, H, W]`: of an ensemble the
     "mutual_information" of its members, of a network the "variance" of the logits under dropout of the head in closed
-    form, mean over the outputs. `size` is the height and width of all images; None: any. Of `options`, the scaling
-    and the threshold are used.
+    form, mean over the outputs. `size` is the height and width of all images; None: any. Of `options`, the scaling,
+    the threshold or radius, and the thresholds of sets are used; these add "sets", bool `[b, H, W, C]`.
     """
     options = options or PredictOptions(run.preprocessing.size)
     variables, preprocessing = run.state.variables, run.preprocessing
@@ -114,7 +130,12 @@ def lower_network(
         output = model.apply(variables, preprocessing.network_input(images), train=False)
         logits = class_logits(resize(output.logits, images.shape[1:3], antialias=False), preprocessing.num_classes)
         mask, calibrated = mask_and_calibrated_logits(logits, options)
+        if options.radius:
+            near = metrics.dilate(mask == options.positive, options.radius)
+            mask = jnp.where(near, jnp.uint8(options.positive), mask)
         found = {"mask": mask, "probabilities": jax.nn.softmax(calibrated)}
+        if options.set_thresholds is not None:
+            found["sets"] = prediction_sets(logits, options)
         if uncertainty:
             if run.members > 1:
                 members = class_logits(output.mc_logits, preprocessing.num_classes)
@@ -133,7 +154,7 @@ def model_card(run: TrainedRun, *, uncertainty: bool, size: tuple[int, int] | No
     """Returns a description of the exported network for users and programs, ready for JSON."""
     config, labels = run.config, run.label_set
     output = {
-        "mask": "uint8 [b, H, W], the index of the class: the likeliest, or that of `guarantee` from its threshold on",
+        "mask": "uint8 [b, H, W], the index of the class: the likeliest, or that of `guarantee` by its rule",
         "probabilities": "float32 [b, H, W, C], C the classes in their order, sum 1; after `scaling`, if there is one",
     }
     if uncertainty and run.members > 1:
@@ -201,7 +222,9 @@ if __name__ == "__main__":
         "Also export an uncertainty: the dropout variance of the logits or, for an ensemble, the mutual information.",
     )
     cli.define_calibrated()
-    cli.define_guarantee("guarantee", "Use the threshold of segjax calibrate --risk=fnr; LEVEL: one of several.")
+    cli.define_calibration()
+    cli.define_guarantee("guarantee", "Export the mask of segjax calibrate --risk=fnr; LEVEL: one of several.")
     flags.DEFINE_string("class", None, "Class of the guarantee, where several are stored.")
+    cli.define_guarantee("sets", "Export the sets of segjax calibrate --risk=miscoverage; LEVEL: one of several.")
     cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

@@ -14,10 +14,10 @@ from segjax.trained_run import (
     TrainedRun,
     chosen_threshold,
     class_index,
-    guaranteed_threshold,
+    guaranteed_mask,
+    guaranteed_sets,
     head_rate,
     load_run,
-    prediction_sets,
     stored_scaling,
 )
 from segjax.training.config import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SEED
@@ -30,24 +30,25 @@ def main(argv: list[str]) -> None:
     """Writes a mask, and the chosen pictures, of each image, at the image's own size."""
     if not argv[1:]:
         raise app.UsageError("name at least one image, folder or pattern")
+    cli.refuse_together("threshold", "at_precision", "guarantee")
     output = output_folder(FLAGS.output)
     files = named_images(argv[1:])
     files = {name: file for name, file in files.items() if not inference.is_prediction_file(file.path, output)}
-    run = load_run(FLAGS.checkpoint)
+    run = load_run(FLAGS.checkpoint, FLAGS.calibration)
     only, options = class_index(run, FLAGS["class"].value), _predict_options(run)
     for name in ("at_precision", "guarantee", "sets"):
-        if FLAGS[name].value is not None and options.non_default():
-            raise app.UsageError(
-                f"--{name} is measured with the default options; remove {options.non_default()}, or use --threshold"
-            )
+        if FLAGS[name].value is not None and (changed := options.non_default()):
+            given = [f"--{option}" for option in changed if FLAGS[option].present]
+            way_out = f"remove {' and '.join(given)}" + ", or use --threshold" * (name != "sets")
+            raise app.UsageError(f"--{name} is measured with the default options; {way_out}")
     changes, line = chosen_threshold(run, FLAGS.threshold, FLAGS.at_precision, only)
     changes["scaling"], scaled = stored_scaling(run, options) if FLAGS.calibrated else (None, "")
     lines, guarantees = [line, scaled], {}
     if FLAGS.guarantee is not None:
-        fields, guarantees["guarantee"], line = guaranteed_threshold(run, FLAGS.guarantee, only)
+        fields, guarantees["guarantee"], line = guaranteed_mask(run, FLAGS.guarantee, only)
         changes, lines = changes | fields, [*lines, line]
     if FLAGS.sets is not None:
-        fields, guarantees["sets"], line = prediction_sets(run, FLAGS.sets)
+        fields, guarantees["sets"], line = guaranteed_sets(run, FLAGS.sets)
         changes, lines = changes | fields, [*lines, line]
     for line in filter(None, lines):
         say(line)
@@ -112,9 +113,10 @@ if __name__ == "__main__":
     cli.define_number(
         "at_precision", float, FRACTION, "Use the threshold at which --class reached this precision in evaluation."
     )
-    cli.define_guarantee("guarantee", "Use the threshold of segjax calibrate --risk=fnr; LEVEL: one of several.")
+    cli.define_guarantee("guarantee", "Write the mask of segjax calibrate --risk=fnr; LEVEL: one of several.")
     cli.define_guarantee("sets", "Write NAME_set.png: size of the set of segjax calibrate --risk=miscoverage.")
     cli.define_calibrated()
+    cli.define_calibration()
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a bad image file, or skip it.")
     flags.DEFINE_enum(
         "augment", "none", list(inference.AUGMENTATIONS), "Average over flipped, rotated or rescaled copies."
@@ -130,5 +132,4 @@ if __name__ == "__main__":
     cli.define_number("overlap", int, COUNT_OR_ZERO, "Pixels that tiles share; default: a quarter of the shorter side.")
     cli.define_number("batch", 1, COUNT, "Number of tiles, or of whole images, per forward pass.")
     cli.define_overwrite()
-    flags.mark_flags_as_mutual_exclusive(["threshold", "at_precision", "guarantee"])
     cli.run(main, required=["checkpoint"])

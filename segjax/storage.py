@@ -160,7 +160,7 @@ def read_json(path: str | os.PathLike, form: Any = object, expected: str = "JSON
     """
     try:
         value = json.loads(read_file(path, expected, remedy))
-        problem = _difference(value, form)
+        problem = difference(value, form)
     except StorageError:
         raise
     except (ValueError, RecursionError) as error:
@@ -170,8 +170,8 @@ def read_json(path: str | os.PathLike, form: Any = object, expected: str = "JSON
     return value
 
 
-def _difference(value: Any, form: Any, key: str = "") -> str:
-    """Returns the first difference between a JSON value and its form, or an empty string."""
+def difference(value: Any, form: Any, key: str = "") -> str:
+    """Returns the first difference between a JSON value and its form as in `read_json`, or an empty string."""
     kind, named = form if isinstance(form, type) else type(form), f"its {key}" if key else "it"
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind in (int, float)):
@@ -179,10 +179,10 @@ def _difference(value: Any, form: Any, key: str = "") -> str:
     if isinstance(form, dict):
         if missing := sorted(form.keys() - value.keys()):
             return f"{named} has no {missing[0]}"
-        return next(filter(None, (_difference(value[name], form[name], f"{key} {name}".strip()) for name in form)), "")
+        return next(filter(None, (difference(value[name], form[name], f"{key} {name}".strip()) for name in form)), "")
     if isinstance(form, list):
         items = enumerate(value, 1)
-        return next(filter(None, (_difference(item, form[0], f"{key} item {i}".strip()) for i, item in items)), "")
+        return next(filter(None, (difference(item, form[0], f"{key} item {i}".strip()) for i, item in items)), "")
     return ""
 
 
@@ -195,6 +195,11 @@ def nan_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def is_foreign(file: epath.Path) -> bool:
+    """Returns True if a file exists that segjax did not write, or that was changed since."""
+    return file.exists() and (not is_regular(file) or sha256(file) not in _listed(file.parent))
+
+
 def check_outputs(files: Iterable[str | os.PathLike], *, overwrite: bool = False) -> None:
     """Creates the parent folders of `files`; raises ForeignFileError if an existing file must not be replaced.
 
@@ -205,9 +210,7 @@ def check_outputs(files: Iterable[str | os.PathLike], *, overwrite: bool = False
             file.parent.mkdir(parents=True, exist_ok=True)
             if not in_bucket(file) and not os.access(file.parent, os.W_OK):
                 raise StorageError(f"{file.parent}: expected a folder that can be written to")
-            if overwrite or not file.exists():
-                continue
-            if not is_regular(file) or sha256(file) not in _listed(file.parent):
+            if not overwrite and is_foreign(file):
                 raise ForeignFileError(file)
 
 

@@ -16,7 +16,7 @@ from segjax import metrics
 from segjax.data import LabelSet, Source, label_set, open_split
 from segjax.inference import Ensemble, PredictOptions, Predictor, Preprocessing
 from segjax.inference.predictor import fingerprint
-from segjax.storage import StorageError, path_of, read_json, to_json
+from segjax.storage import StorageError, difference, is_foreign, path_of, read_json, to_json
 from segjax.training import evaluation, parallel
 from segjax.training.checkpoint import FOLDER, restore_newest
 from segjax.training.config import CONFIG_FILE, INITIAL, ConfigError, read_config
@@ -38,8 +38,18 @@ _CALIBRATION_SCORES = dict.fromkeys(
 )
 _SCALING = {"kind": str, "scale": [float], "bias": [float], "pixels": int, **_CALIBRATED_ON}
 _SCALING |= {"before": _CALIBRATION_SCORES, "after": _CALIBRATION_SCORES}
-_GUARANTEE = {"risk": str, "level": float, "class": str, "threshold": float, "probability": float, **_CALIBRATED_ON}
-_GUARANTEE |= {"images_with_class": int, "miss_rate": float, "false_positive_rate": float, "smallest_level": float}
+_GUARANTEE = {"risk": str, "family": str, "level": float, "class": str, **_CALIBRATED_ON}
+_GUARANTEE |= {"images_with_class": int, "miss_rate": float, "smallest_level": float}
+_SETS: dict[str, Any] = {"coverage": float, "mean_size": float}
+_SETS |= {"classes": [{"class": str, "threshold": float, "images": int, **_SETS}]}
+FAMILIES = {
+    "fnr": {
+        "threshold": {"threshold": float, "false_positive_rate": float},
+        "dilation": {"radius": float, "false_positive_rate": float},
+    },
+    "miscoverage": {"threshold": _SETS, "class": _SETS, "adaptive": _SETS},
+}
+"""Kinds of mask or of sets per risk, and the form of their own entries of a guarantee."""
 
 
 # Fields of `model` that may differ between the members of an ensemble.
@@ -56,6 +66,7 @@ class TrainedRun(NamedTuple):
       state: one copy, not replicated. Of several runs, only the variables.
       label_set: names and colours of the classes.
       runs: the runs of an ensemble; (): it is one run.
+      calibration: another file than the workdir's `CALIBRATION_FILE`; None: that one.
     """
 
     workdir: epath.Path | None
@@ -64,11 +75,22 @@ class TrainedRun(NamedTuple):
     state: TrainState
     label_set: LabelSet
     runs: tuple["TrainedRun", ...] = ()
+    calibration: epath.Path | None = None
 
     @property
     def name(self) -> str:
         """The workdir, or those of several runs with commas."""
         return ",".join(str(run.workdir) for run in self.runs or (self,))
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """`WORKDIR/checkpoints/STEP` of this run, or of each of several runs."""
+        return [str(run.workdir / FOLDER / str(run.step)) for run in self.runs or (self,)]
+
+    @property
+    def calibration_file(self) -> epath.Path | None:
+        """File of the calibration, which need not exist; None for several runs without one."""
+        return self.calibration or (self.workdir and self.workdir / CALIBRATION_FILE)
 
     @property
     def step(self) -> int | list[int]:
@@ -101,22 +123,25 @@ class TrainedRun(NamedTuple):
         return Predictor(model, self.state.variables, self.preprocessing, options, probabilities=probabilities)
 
 
-def load_run(path: str | os.PathLike) -> TrainedRun:
+def load_run(path: str | os.PathLike, calibration: str | os.PathLike | None = None) -> TrainedRun:
     """Opens `WORKDIR` (its best checkpoint) or `WORKDIR/checkpoints/STEP` (or `…/best` or `…/latest`).
 
-    A comma-separated list of them, with or without blanks, is an ensemble, see `combine`.
+    A comma-separated list of them, with or without blanks, is an ensemble, see `combine`. `calibration` is the file of
+    the calibration; None: that of the workdir.
 
     Raises:
       StorageError: as `path_of`.
       FileNotFoundError: the folder is not a run's, or has no such checkpoint.
       ConfigError: its config is damaged, an entry of the list is empty, or the runs cannot be combined.
     """
-    several, path = [one.strip() for one in os.fspath(path).split(",")], path_of(path)
-    workdir, which = (path.parent.parent, path.name) if path.parent.name == FOLDER else (path, "best")
-    if len(several) > 1 and not workdir.exists():  # a cell of a sweep has commas in its name
+    calibration = None if calibration is None else path_of(calibration)
+    several = _split_list(os.fspath(path))
+    if len(several) > 1:
         if "" in several:
             raise ConfigError(f"{path}: entry {several.index('') + 1} of the list is empty; remove its comma")
-        return combine([load_run(one) for one in several])
+        return combine([load_run(one) for one in several])._replace(calibration=calibration)
+    path = path_of(path)
+    workdir, which = _workdir_and_checkpoint(path)
     config_file = workdir / CONFIG_FILE
     if not config_file.exists():
         raise FileNotFoundError(
@@ -126,7 +151,23 @@ def load_run(path: str | os.PathLike) -> TrainedRun:
     config = read_config(config_file)
     labels, model = label_set(config.data), model_of(config)
     state = restore_newest(workdir, which, init_state(config, model))
-    return TrainedRun(workdir, config, model, state, labels)
+    return TrainedRun(workdir, config, model, state, labels, calibration=calibration)
+
+
+def _workdir_and_checkpoint(path: epath.Path) -> tuple[epath.Path, str]:
+    return (path.parent.parent, path.name) if path.parent.name == FOLDER else (path, "best")
+
+
+def _split_list(text: str) -> list[str]:
+    """Splits a list at its commas, except those within the name of an existing run, such as a cell of a sweep."""
+    parts, runs = text.split(","), []
+    while parts:
+        ends = range(len(parts), 1, -1)
+        names = {end: ",".join(parts[:end]).strip() for end in ends}
+        end = next((end for end in ends if _workdir_and_checkpoint(path_of(names[end]))[0].exists()), 1)
+        runs.append(names.get(end, parts[0].strip()))
+        parts = parts[end:]
+    return runs
 
 
 def combine(runs: Sequence[TrainedRun]) -> TrainedRun:
@@ -187,7 +228,7 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
         "data": f"{config.data.name}, {split}: {scores['images']} images{skipped}",
         "network": f"{config.model.name}, {network_size(run.state.num_parameters, run.members)}",
         "input": " × ".join(map(str, (*config.data.size, config.data.channels))),
-        "checkpoint": ", ".join(str(one.workdir / FOLDER / str(one.step)) for one in runs),
+        "checkpoint": ", ".join(run.checkpoints),
         "steps": "; ".join(
             f"{one.step} of {one.config.training.steps}, of {one.config.training.global_batch} images each"
             for one in runs
@@ -287,12 +328,15 @@ def positive_class(run: TrainedRun, number: int | None, flag: str) -> int:
 def calibration_of(run: TrainedRun, remedy: str = "") -> tuple[dict[str, Any] | None, str]:
     """Returns the calibration that `segjax calibrate` stored for this checkpoint; None, and the reason, for another.
 
-    Without a `CALIBRATION_FILE`, as for several runs, it returns None and "". It raises StorageError, with one more
-    `remedy`, for a damaged one.
+    Without a `CALIBRATION_FILE` it returns None and "". It raises StorageError, with one more `remedy`, for a damaged
+    file, and if `run.calibration` does not exist.
     """
-    if run.workdir is None or not (file := run.workdir / CALIBRATION_FILE).exists():
+    file = run.calibration_file
+    if file is None or (run.calibration is None and not file.exists()):
         return None, ""
-    form: dict[str, Any] = {"step": int, "predictor": dict, "guarantees": [_GUARANTEE], "scaling": object}
+    if not file.exists():
+        raise StorageError(f"--calibration={file}: no such file; write it with segjax calibrate --output={file}")
+    form: dict[str, Any] = {"checkpoints": [str], "predictor": dict, "guarantees": [_GUARANTEE], "scaling": object}
     remedy = f"Remove it and run segjax calibrate again, or replace it with segjax calibrate --overwrite{remedy}"
     options = {"expected": "the calibration of a run", "remedy": remedy}
     calibration = read_json(file, form, **options)
@@ -300,8 +344,8 @@ def calibration_of(run: TrainedRun, remedy: str = "") -> tuple[dict[str, Any] | 
         read_json(file, {"scaling": _SCALING}, **options)
     before, now = calibration["predictor"], json.loads(to_json(run.predictor().record()))
     if before.get("parameters") != now["parameters"]:
-        steps = f"step {calibration['step']}; this is step {run.step}"
-        return None, f"{file} is of another checkpoint, of {steps}"
+        others = ", ".join(calibration["checkpoints"])
+        return None, f"{file} is of another checkpoint, {others}; this is {', '.join(run.checkpoints)}"
     for key in {**now, **before}:
         if before.get(key) != now.get(key):
             return None, f"{file} was made with {key} = {before.get(key)!r}; now it is {now.get(key)!r}"
@@ -320,13 +364,18 @@ def _calibration_damage(calibration: dict[str, Any], names: Sequence[str]) -> st
         if wrong := [x for x in scale if not 0 < x < limit] + [x for x in bias if not abs(x) < limit]:
             return f"its scaling has a factor or bias of {wrong[0]}"
     for i, one in enumerate(calibration["guarantees"], 1):
-        classes = {"fnr": names, "miscoverage": ("",)}.get(one["risk"])
-        if classes is None or one["class"] not in classes:
-            return f"its guarantees item {i} is of risk {one['risk']!r} and class {one['class']!r}"
-        numbers = ("level", "threshold", *(("mean_size",) if one["risk"] == "miscoverage" else ()))
-        for key in numbers:
-            if not isinstance(one.get(key), int | float) or not abs(one[key]) < limit:
-                return f"its guarantees item {i} has {key} = {one.get(key)}"
+        item, form = f"guarantees item {i}", FAMILIES.get(one["risk"], {}).get(one["family"])
+        if form is None or one["class"] not in (names if one["risk"] == "fnr" else ("",)):
+            return f"its {item} is of risk {one['risk']!r}, family {one['family']!r} and class {one['class']!r}"
+        if problem := difference(one, form, item):
+            return problem
+        classes = one["classes"] if one["risk"] == "miscoverage" else []
+        if one["risk"] == "miscoverage" and [own["class"] for own in classes] != list(names):
+            return f"its {item} has sets of {', '.join(own['class'] for own in classes)}"
+        numbers = [("level", one["level"]), *((key, one[key]) for key in ("threshold", "radius") if key in form)]
+        for key, value in (*numbers, *(("threshold", own["threshold"]) for own in classes)):
+            if not abs(value) < limit or (key == "radius" and value < 0):
+                return f"its {item} has {key} = {value}"
     return ""
 
 
@@ -340,7 +389,8 @@ def stored_scaling(run: TrainedRun, options: PredictOptions) -> tuple[metrics.Sc
     if reason or not calibration or not calibration["scaling"]:
         return None, f"the probabilities are not calibrated: {reason}" if reason else ""
     if other := options.non_default():
-        return None, f"the probabilities are not calibrated: the scaling is not of {other}"
+        flags = ", ".join(f"--{name}" for name in other)
+        return None, f"the probabilities are not calibrated: the scaling was fitted without {flags}"
     stored = calibration["scaling"]
     scaling = metrics.Scaling(tuple(stored["scale"]), tuple(stored["bias"]))
     factor = f", {1 / stored['scale'][0]:.3g}," if stored["kind"] == "temperature" else ""
@@ -348,7 +398,7 @@ def stored_scaling(run: TrainedRun, options: PredictOptions) -> tuple[metrics.Sc
     return scaling, f"the probabilities are calibrated: {stored['kind']} scaling{factor} fitted to {images}"
 
 
-def guaranteed_threshold(
+def guaranteed_mask(
     run: TrainedRun, level: float | bool, number: int | None
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Returns the fields of `PredictOptions` for a stored guarantee, the guarantee, and a line of text for the user.
@@ -358,24 +408,35 @@ def guaranteed_threshold(
     """
     names = run.label_set.names
     one = _stored_guarantee(run, "fnr", level, "" if number is None else names[number])
-    fields = {"threshold": one["threshold"], "positive": names.index(one["class"]), "scale_threshold": False}
+    fields, by = {"threshold": one.get("threshold"), "scale_threshold": False}, ""
+    if one["family"] == "dilation":
+        fields, by = {"radius": one["radius"]}, f" by dilating the mask by {one['radius']:g} pixels"
     images = f"the {one['images_with_class']} images of {one['split']} with {one['class']}"
     line = (
-        f"guarantee: at most {one['level']:.2%} of the {one['class']} pixels of an image are missed, on average over "
-        f"images exchangeable with {images}; {one['false_positive_rate']:.2%} of the other pixels there are marked"
+        f"guarantee{by}: at most {one['level']:.2%} of the {one['class']} pixels of an image are missed, on average "
+        f"over images exchangeable with {images}; {one['false_positive_rate']:.2%} of the other pixels there are marked"
     )
-    return fields, one, line
+    return fields | {"positive": names.index(one["class"])}, one, line
 
 
-def prediction_sets(run: TrainedRun, level: float | bool) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """Returns the same as `guaranteed_threshold` for sets of classes."""
+def guaranteed_sets(run: TrainedRun, level: float | bool) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Returns the same as `guaranteed_mask` for sets of classes."""
     one = _stored_guarantee(run, "miscoverage", level, "")
+    pixels = "pixels of each class in" if one["family"] == "class" else "pixels of"
+    rows = [own for own in one["classes"] if own["images"]]
+    classes = "; ".join(f"{own['class']} {own['coverage']:.3f}, {own['mean_size']:.3f}" for own in rows)
     line = (
-        f"sets: at most {one['level']:.2%} of the pixels of an image have a set without their class, on average over "
-        f"images exchangeable with the {one['images']} images of {one['split']}, where the mean size of a set is "
-        f"{one['mean_size']:.3f}"
+        f"sets: at most {one['level']:.2%} of the {pixels} an image have a set without their class, on average over "
+        f"images exchangeable with the {one['images']} images of {one['split']}; coverage and mean size there: all "
+        f"{one['coverage']:.3f}, {one['mean_size']:.3f}; {classes}"
     )
-    return {"set_threshold": one["threshold"]}, one, line
+    return set_fields(one), one, line
+
+
+def set_fields(guarantee: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of `PredictOptions` for the sets of a guarantee."""
+    thresholds = tuple(one["threshold"] for one in guarantee["classes"])
+    return {"set_thresholds": thresholds, "adaptive_sets": guarantee["family"] == "adaptive"}
 
 
 def _stored_guarantee(run: TrainedRun, risk: str, level: float | bool, name: str) -> dict[str, Any]:
@@ -390,8 +451,14 @@ def _stored_guarantee(run: TrainedRun, risk: str, level: float | bool, name: str
     if chosen:
         raise ConfigError(f"{flag}: several are stored; choose one of {found}")
     found = f"stored are {found}" if found else reason or f"{run.name} was not calibrated for it"
-    command = f"segjax calibrate --checkpoint={run.name} --risk={risk} --level={0.05 if level is True else level:g}"
-    command += f" --class={name or run.label_set.names[-1]}" * (risk == "fnr") + " --overwrite" * bool(reason)
+    command = f"segjax calibrate --checkpoint={','.join(run.checkpoints)} --risk={risk}"
+    command += f" --level={0.05 if level is True else level:g}"
+    command += f" --class={name or run.label_set.names[-1]}" * (risk == "fnr")
+    file = run.calibration_file
+    if run.calibration or not file:
+        command += f" --output={file or 'FILE.json'}"
+    command += " --overwrite" * bool(reason or (file and is_foreign(file)))
+    command += "; then add --calibration=FILE.json" * (not file)
     raise ConfigError(f"{flag}: {found}. To add it: {command}")
 
 

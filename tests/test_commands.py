@@ -163,7 +163,8 @@ def test_predict_names_the_highest_precision_if_none_reaches_at_precision(run, s
         (["--class=dust"], "--class: expected one of background, debris; got 'dust'"),
         (["--uncertainty=variance"], "--uncertainty=variance needs several samples; add --samples=30 or --passes=30"),
         (["--samples=2", "--uncertainty"], "was trained without dropout of the head (config.model.dropout = 'none')"),
-        (["--threshold=0.5", "--guarantee"], "At most one of (threshold, at_precision, guarantee) must have a value"),
+        (["--threshold=0.5", "--guarantee"], "--threshold and --guarantee exclude each other; remove all but one"),
+        (["--sets", "--augment=flip"], "--sets is measured with the default options; remove --augment; segjax"),
     ],
 )
 def test_predict_refuses_invalid_flags(run, street, tmp_path, run_command, flags, message):
@@ -191,7 +192,7 @@ def test_calibrate_and_predict_with_a_guarantee(run, street, tmp_path, python):
         "-m", "segjax.predict", *arguments[:1], f"--output={tmp_path / 'tiles'}", "--tile=32,48", *arguments[2:]
     )
     assert done.returncode == 1
-    assert "--guarantee is measured with the default options; remove " in done.stderr
+    assert "--guarantee is measured with the default options; remove --tile, or use --threshold" in done.stderr
     (run[0] / "calibration.json").unlink()  # other tests predict without it
 
 

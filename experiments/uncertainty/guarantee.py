@@ -2,8 +2,8 @@
 
 The images of a split are divided at random, many times, into a half for calibration and a half for testing. On the
 first half `segjax.metrics.risk_control` selects the threshold of the rare class for each level; on the other half its
-false negative rate is measured, and what it costs in false positives. The same with a margin around the mask of
-p ≥ 1/2, and with prediction sets of all classes.
+false negative rate is measured, and what it costs in false positives. The same with a dilation of the predicted mask,
+and with prediction sets of all classes.
 
 The network is applied once per image; the divisions reuse its histograms.
 """
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.sweep.results_io import local_path
 from segjax import cli, metrics
-from segjax.data import VOID
+from segjax.calibrate import RADII, distances
 from segjax.reporting import Picture, Report, Section, Table, show, write_report
 from segjax.reporting.figures import png
 from segjax.trained_run import TrainedRun, class_index, image_counts, load_run
@@ -29,8 +29,6 @@ from segjax.training.provenance import provenance
 LEVELS = (0.01, 0.05, 0.1)
 # The histograms' bin of a log odds of 0: a probability of 1/2.
 _EVEN = 2048
-# Radii of the margins, in pixels.
-RADII = (*range(32), *range(32, 129, 4))
 
 
 class Histograms(NamedTuple):
@@ -38,7 +36,7 @@ class Histograms(NamedTuple):
 
     In `classes`, `[images, C, 2, bins]`, the second row of a class are its own pixels; in `adaptive`,
     `[images, 2, bins]`, it is the true class of every pixel, and the first row all other classes. `distances`,
-    `[images, 2, radii + 1]`, are the distances to the mask of the rare class, its own pixels in the second row.
+    `[images, 2, radii + 1]`, are the distances to the predicted mask of the rare class, its pixels in the second row.
     """
 
     classes: np.ndarray
@@ -55,14 +53,12 @@ def histograms_of(run: TrainedRun, source: Any, number: int) -> Histograms:
         odds = metrics.class_log_odds(logits)
         per_class = jax.vmap(lambda z, y: metrics.score_histogram(z, y, where=where), in_axes=-1)(odds, is_own)
         adaptive = metrics.score_histogram(metrics.adaptive_log_odds(logits), is_own, where=where[..., None])
-        return per_class, adaptive, odds[..., number] >= 0
+        return per_class, adaptive, jnp.argmax(logits, axis=-1) == number
 
     counts = []
     for index, (per_class, adaptive, strips) in enumerate(image_counts(run, source, count)):
-        label = source[index]["label"]
-        mask = strips.reshape(-1, strips.shape[-1])[: label.shape[0], : label.shape[1]]
-        distances = metrics.distance_histogram(mask, label == number, RADII, where=label != VOID)
-        counts.append((per_class.sum(axis=0), adaptive.sum(axis=0), distances))
+        near = distances(strips, source[index]["label"], number)
+        counts.append((per_class.sum(axis=0), adaptive.sum(axis=0), near))
     return Histograms(*map(np.stack, zip(*counts, strict=True)))
 
 
@@ -208,7 +204,7 @@ def table_rows(rare: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def report(
-    run: TrainedRun, split: str, name: str, rare: list, margins: list, sets: list, plain: dict[str, float]
+    run: TrainedRun, split: str, name: str, rare: list, dilations: list, sets: list, plain: dict[str, float]
 ) -> Report:
     """Returns the report: the tables, the figure, and what they rest on."""
     headings = ("level, or threshold", "false negative rate", "false positive rate", "precision")
@@ -233,10 +229,10 @@ def report(
             (Picture("divisions", f"Missed {name} pixels in each division", figure(rare, name)),),
         ),
         Section(
-            "A margin around the mask",
-            f"The mask of p ≥ 1/2 grows by a radius of {RADII[0]} to {RADII[-1]} pixels, or to the whole image, which "
+            "Dilation of the mask",
+            f"The predicted mask grows by a radius of {RADII[0]} to {RADII[-1]} pixels, or to the whole image, which "
             f"alone finds {name} in an image without a mask. Columns as above.",
-            (Table("Radii by conformal risk control", headings, table_rows(margins), text=headings[1:2]),),
+            (Table("Radii by conformal risk control", headings, table_rows(dilations), text=headings[1:2]),),
         ),
         Section(
             "Prediction sets",
@@ -267,12 +263,12 @@ def main(argv: list[str]) -> None:
     source = open_split(run.config.data, split)
     counts = histograms_of(run, source, number)
     halves, histograms = divisions(len(source), options.divisions, options.seed), counts.classes[:, number]
-    rare, margins = (rare_class_rows(each, halves, LEVELS) for each in (histograms, counts.distances))
+    rare, dilations = (rare_class_rows(each, halves, LEVELS) for each in (histograms, counts.distances))
     sets = set_rows(counts, halves, LEVELS)
     workdir.mkdir(parents=True, exist_ok=True)
     names, data = run.label_set.names, run.config.data.name
-    made = report(run, split, names[number], rare, margins, sets, own_threshold(histograms))
-    results = {"rare_class": rare, "margins": margins, "prediction_sets": sets}
+    made = report(run, split, names[number], rare, dilations, sets, own_threshold(histograms))
+    results = {"rare_class": rare, "dilations": dilations, "prediction_sets": sets}
     write_report(made, workdir, f"guarantee_{data}" + f"_{names[number]}" * (len(names) > 2), results)
     for section in made.sections:
         show(section.tables[0], rich.console.Console(width=140))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt8
 
 from segjax import metrics
 from segjax.data.resize import Axis, resize_window
@@ -58,12 +58,16 @@ class PredictOptions:
       rate: dropout rate of the head.
       seed: seed of the dropout masks.
       threshold: log odds from which a pixel is `positive`, whatever the other classes. None: the likeliest class.
-      positive: the class of the threshold.
+      radius: distance in pixels of the image up to which pixels around the mask of `positive` become `positive` too.
+        None: 0.
+      positive: the class of the threshold or the radius.
       members: networks of the ensemble; a `Predictor` sets it.
       scaling: applied to the logits before the probabilities and the entropy; never changes the likeliest class.
       scale_threshold: the threshold is of the log odds with `scaling`; False: of those without it.
       logit_score: a key of `LOGIT_SCORES`, predicted beside the entropy; one sample only.
-      set_threshold: log odds, without `scaling`, from which a class is in the set of a pixel. None: no sets.
+      set_thresholds: log odds, without `scaling`, from which a class is in the set of a pixel, one per class. None: no
+        sets.
+      adaptive_sets: the log odds of sets are `metrics.adaptive_log_odds`; False: `metrics.class_log_odds`.
     """
 
     tile: tuple[int, int]
@@ -76,12 +80,14 @@ class PredictOptions:
     rate: float = 0.2
     seed: int = 0
     threshold: float | None = None
+    radius: float | None = None
     positive: int = 1
     members: int = 1
     scaling: metrics.Scaling | None = None
     scale_threshold: bool = True
     logit_score: str | None = None
-    set_threshold: float | None = None
+    set_thresholds: tuple[float, ...] | None = None
+    adaptive_sets: bool = False
 
     def __post_init__(self):
         if self.augment not in AUGMENTATIONS:
@@ -101,6 +107,8 @@ class PredictOptions:
         if self.samples and self.passes:
             both = f"samples {self.samples} and passes {self.passes}"
             raise ValueError(f"samples and passes exclude each other; got {both}")
+        if self.threshold is not None and self.radius is not None:
+            raise ValueError(f"threshold and radius exclude each other; got {self.threshold:g} and {self.radius:g}")
         if self.logit_score is not None and self.logit_score not in LOGIT_SCORES:
             raise ValueError(f"logit_score must be one of {', '.join(LOGIT_SCORES)} or None; got {self.logit_score!r}")
         if self.logit_score is not None and self.num_samples > 1:
@@ -129,7 +137,7 @@ class PredictOptions:
         {'scale': 1.0, 'overlap': 32, 'tile': [192, 256]}
         """
         defaults = dataclasses.asdict(PredictOptions(self.tile)) | {"size": self.tile, "rate": None}
-        after = ("threshold", "positive", "scaling", "scale_threshold", "set_threshold")
+        after = {"threshold", "radius", "positive", "scaling", "scale_threshold", "set_thresholds", "adaptive_sets"}
         fields = {k: v for k, v in self.record().items() if k not in after and v != defaults[k]}
         return fields if self.scale is None else {**fields, "tile": list(self.tile)}
 
@@ -141,8 +149,9 @@ class PredictOptions:
         """
         # An option counts unless it is listed here; the members are the network's.
         ignored = {"batch", "members", "logit_score"} | (set() if self.samples or self.passes else {"rate", "seed"})
-        ignored |= {"positive"} if self.threshold is None else set()
-        ignored |= {name for name in ("scaling", "set_threshold") if getattr(self, name) is None}
+        ignored |= {"positive"} if self.threshold is self.radius is None else set()
+        ignored |= {name for name in ("radius", "scaling", "set_thresholds") if getattr(self, name) is None}
+        ignored |= {"adaptive_sets"} if self.set_thresholds is None else set()
         ignored |= {"scale_threshold"} if self.threshold is None or self.scaling is None else set()
         ignored |= {"overlap"} if self.scale is None else set()
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in ignored}
@@ -178,13 +187,13 @@ class Prediction(NamedTuple):
       mask: `[H, W]`, the class of each pixel.
       uncertainties: `[H, W]` each, by name: `PredictOptions.uncertainties`, in the units of `OutputOptions.scale`.
       probabilities: `[H, W, C]`, sum 1; None unless the predictor was made with `probabilities`.
-      set_size: `[H, W]`, number of classes in the set of each pixel; None without `PredictOptions.set_threshold`.
+      sets: `[H, W, C]`, True for the classes in the set of a pixel; None without `PredictOptions.set_thresholds`.
     """
 
     mask: UInt8[np.ndarray, "H W"]
     uncertainties: dict[str, Float[np.ndarray, "H W"]]
     probabilities: Float[np.ndarray, "H W C"] | None
-    set_size: UInt8[np.ndarray, "H W"] | None = None
+    sets: Bool[np.ndarray, "H W C"] | None = None
 
 
 def fingerprint(variables: Any) -> str:
@@ -298,13 +307,15 @@ class Predictor:
         mask = np.empty(size, np.uint8)
         uncertainties = {name: np.empty(size, np.float32) for name in options.uncertainties}
         probabilities = scratch((*size, classes)) if self._probabilities else None
-        set_size = None if options.set_threshold is None else np.empty(size, np.uint8)
-        outputs = (mask, probabilities, set_size, *uncertainties.values())
+        sets = None if options.set_thresholds is None else scratch((*size, classes), np.bool_)
+        outputs = (mask, probabilities, sets, *uncertainties.values())
         for rows, columns, block in _blocks(maps, size):
             for output, values in zip(outputs, _conclude(block, options, classes), strict=True):
                 if output is not None:
                     output[rows, columns] = _cropped(values, rows, columns)
-        return Prediction(mask, uncertainties, probabilities, set_size)
+        if options.radius:
+            _dilate_class(mask, options.positive, options.radius)
+        return Prediction(mask, uncertainties, probabilities, sets)
 
 
 def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preprocessing) -> Callable:
@@ -359,23 +370,23 @@ def _summarise(maps: Float[Array, "h w maps"], options: PredictOptions) -> Float
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _conclude(maps: Float[Array, "h w summary"], options: PredictOptions, num_classes: int) -> tuple[Array | None, ...]:
-    """Returns the class, the probabilities, the size of the set and the uncertainties of logits or `_summarise`."""
+    """Returns the class before dilation, the probabilities, the set and the uncertainties of logits or `_summarise`."""
     logits = maps[..., :num_classes]
     mask, calibrated = mask_and_calibrated_logits(logits, options)
-    set_size = None
-    if options.set_threshold is not None:
-        reached = metrics.class_log_odds(logits) >= jnp.float32(options.set_threshold)
-        set_size = jnp.sum(reached, axis=-1).astype(jnp.uint8)
+    sets = None if options.set_thresholds is None else prediction_sets(logits, options)
     entropy = metrics.predictive_entropy(calibrated[None])
     scores = [] if options.logit_score is None else [LOGIT_SCORES[options.logit_score](logits)]
     uncertainties = (entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0), *scores)
-    return mask, jax.nn.softmax(calibrated), set_size, *uncertainties
+    return mask, jax.nn.softmax(calibrated), sets, *uncertainties
 
 
 def mask_and_calibrated_logits(
     logits: Float[Array, "*pixels classes"], options: PredictOptions
 ) -> tuple[UInt8[Array, "*pixels"], Float[Array, "*pixels classes"]]:
-    """Returns the class per pixel, by the threshold of `options` if they have one, and the logits after scaling."""
+    """Returns the class per pixel, by the threshold of `options` if they have one, and the logits after scaling.
+
+    The mask is not dilated: only whole images can be.
+    """
     calibrated = logits if options.scaling is None else metrics.scale_logits(logits, options.scaling)
     mask = jnp.argmax(logits, axis=-1)
     if options.threshold is not None:
@@ -385,6 +396,28 @@ def mask_and_calibrated_logits(
         is_positive = log_odds >= jnp.float32(options.threshold)
         mask = jnp.where(is_positive, positive, jnp.argmax(others, axis=-1))
     return mask.astype(jnp.uint8), calibrated
+
+
+def prediction_sets(logits: Float[Array, "*pixels classes"], options: PredictOptions) -> Bool[Array, "*pixels classes"]:
+    """Returns the set of classes of each pixel, by the thresholds of `options`, from the unscaled logits."""
+    odds = metrics.adaptive_log_odds(logits) if options.adaptive_sets else metrics.class_log_odds(logits)
+    return odds >= jnp.asarray(options.set_thresholds, jnp.float32)
+
+
+def _dilate_class(mask: UInt8[np.ndarray, "H W"], number: int, radius: float) -> None:
+    """Changes pixels within the radius of a class into that class, in place, block by block."""
+    reach = int(radius)
+    # Each block is read with a margin that contains all pixels within the radius.
+    found = np.pad(mask == number, [(reach, reach + -side % _BLOCK) for side in mask.shape])
+    for top, left in product(*(range(0, side, _BLOCK) for side in mask.shape)):
+        window = found[top : top + _BLOCK + 2 * reach, left : left + _BLOCK + 2 * reach]
+        target = mask[top : top + _BLOCK, left : left + _BLOCK]
+        height, width = target.shape
+        near = np.asarray(_dilate_block(window, radius))
+        target[near[reach : reach + height, reach : reach + width]] = number
+
+
+_dilate_block = partial(jax.jit, static_argnums=1)(metrics.dilate)
 
 
 def _resized(image: UInt8[np.ndarray, "H W c"], size: tuple[int, int]) -> Shaped[np.ndarray, "h w c"]:

@@ -40,7 +40,8 @@ def load(folder: str | Path) -> tuple[Any, dict[str, Any]]:
 def predict(network: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     """Predicts uint8 images `[b, H, W, channels]`; each size is compiled once.
 
-    Returns "mask" `[b, H, W]`, "probabilities" `[b, H, W, C]`, and the uncertainty `[b, H, W]` if it was exported.
+    Returns "mask" `[b, H, W]`, "probabilities" `[b, H, W, C]`, and, if they were exported, the uncertainty `[b, H, W]`
+    and "sets" `[b, H, W, C]`.
     """
     return {name: np.asarray(found) for name, found in network(images).items()}
 

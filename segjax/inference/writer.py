@@ -50,8 +50,8 @@ class OutputOptions(NamedTuple):
       maximum: end of the colour scale for all images. None: log C for the entropy, a quarter of that for the mutual
         information, 5 squared logits for the variance, 1 for the margin, 10 for largest logit and energy.
       probabilities: NAME_probabilities.npz: "probabilities" float32 `[H, W, C]`, each uncertainty under its own name,
-        float32 `[H, W]`, and "classes".
-      sets: NAME_set.png, the number of classes in the set of each pixel (`PredictOptions.set_threshold`).
+        float32 `[H, W]`, and "classes"; with `sets` also "sets", bool `[H, W, C]`.
+      sets: NAME_set.png, the number of classes in the set of each pixel (`PredictOptions.set_thresholds`).
       palette: store the classes' colours in NAME_mask.png as a palette; the pixels stay class indices.
       sheet: contact_sheet.png, a row of small pictures for each of up to 24 images, evenly chosen.
     """
@@ -253,15 +253,18 @@ def _is_complete(output: Any, name: str, source: dict[str, str], options: Output
 
 def _encode(suffix: str, predicted: _Predicted, options: OutputOptions, label_set: LabelSet) -> bytes:
     """Returns the bytes of the file with this suffix."""
-    mask, uncertainties, probabilities, set_size = predicted.prediction
+    mask, uncertainties, probabilities, sets = predicted.prediction
     if suffix == "_probabilities.npz":
-        buffer, classes = io.BytesIO(), np.array(label_set.names)
-        np.savez_compressed(buffer, probabilities=probabilities, **uncertainties, classes=classes)
+        buffer, arrays = (
+            io.BytesIO(),
+            {"classes": np.array(label_set.names), **({"sets": sets} if options.sets else {})},
+        )
+        np.savez_compressed(buffer, probabilities=probabilities, **uncertainties, **arrays)
         return buffer.getvalue()
     if suffix == "_uncertainty.png":
         return png(_paint_uncertainty(uncertainties[options.measure], *options.scale_range(label_set)))
     if suffix == "_set.png":
-        return png(set_size)
+        return png(sets.sum(axis=-1, dtype=np.uint8))
     if suffix == "_overlay.png":
         return png(_paint_overlay(predicted, options, label_set))
     palette = label_set.palette.tobytes() if options.palette else None

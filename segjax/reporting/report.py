@@ -326,33 +326,55 @@ def calibration_tables(calibration: Mapping[str, Any]) -> list[Table]:
             for name in scaling["before"]
         ]
         tables.append(Table(f"Scaling on {scaling['split']}: {factor}", ("", "before", "after"), rows))
-    kinds = {
-        "fnr": ("Thresholds: expected missed share of the pixels of a class", "false positives", "false_positive_rate"),
-        "miscoverage": ("Sets: expected share of pixels whose set lacks their class", "classes per set", "mean_size"),
-    }
-    for risk, (title, cost, key) in kinds.items():
-        numbers = ("level", "smallest_level", "probability", "miss_rate", key)
-        rows = [
-            (
-                one["class"] or "all",
-                *(f"{one[k]:.4g}" for k in numbers),
-                f"{one['images_with_class']} of {one['split']}",
-            )
-            for one in sorted(calibration["guarantees"], key=lambda one: (one["class"], one["level"]))
-            if one["risk"] == risk
-        ]
-        if rows:
-            columns = (
-                "class",
-                "level",
-                "smallest level",
-                "threshold (uncalibrated p)",
-                "missed",
-                cost,
-                "images with it",
-            )
-            tables.append(Table(title, columns, rows))
+    guarantees = sorted(calibration["guarantees"], key=lambda one: (one["class"], one["level"]))
+    masks = [
+        (
+            one["class"],
+            f"{one['level']:g}",
+            f"{one['smallest_level']:.4g}",
+            f"p ≥ {_probability(one['threshold'])}" if "threshold" in one else f"dilated by {one['radius']:g} pixels",
+            *(f"{one[key]:.4g}" for key in ("miss_rate", "false_positive_rate")),
+            f"{one['images_with_class']} of {one['split']}",
+        )
+        for one in guarantees
+        if one["risk"] == "fnr"
+    ]
+    sets = [
+        (
+            own["class"] or "all",
+            f"{one['level']:g}",
+            f"{one['smallest_level']:.4g}",
+            _set_rule(one["family"], own),
+            f"{own['coverage']:.4f}",
+            f"{own['mean_size']:.3f}",
+            f"{own['images']} of {one['split']}",
+        )
+        for one in guarantees
+        if one["risk"] == "miscoverage"
+        for own in (one, *one["classes"])
+        if own["images"]
+    ]
+    columns = ("class", "level", "smallest level", "uncalibrated p", "missed", "false positives", "images with it")
+    if masks:
+        tables.append(Table("Masks: expected missed share of the pixels of a class", columns, masks, text=columns[3:4]))
+    if sets:
+        columns = (*columns[:4], "covered", "classes per set", columns[-1])
+        title = "Sets of classes: expected share of pixels whose set lacks their class"
+        tables.append(Table(title, columns, sets, text=columns[3:4]))
     return tables
+
+
+def _set_rule(family: str, row: Mapping[str, Any]) -> str:
+    """Returns the rule by which a class belongs to a set: in the row of all classes, or in those of single ones."""
+    if row["class"]:
+        return f"p ≥ {_probability(row['threshold'])}" if family == "class" else ""
+    threshold = row["classes"][0]["threshold"]
+    rules = {"threshold": f"p ≥ {_probability(threshold)}", "adaptive": f"likelier ones ≤ {_probability(-threshold)}"}
+    return rules.get(family, "")
+
+
+def _probability(log_odds: float) -> str:
+    return f"{1 / (1 + math.exp(-log_odds)):.4g}"
 
 
 def summary_line(scores: dict[str, Any]) -> str:

@@ -463,8 +463,9 @@ def _calibration_sections(run: TrainedRun) -> list[Section]:
         "From segjax calibrate. The scaling is applied to probabilities by segjax predict and export, and not to the "
         "scores of this page; it is judged by the pixels that it was fitted to. A guarantee bounds the missed share of "
         "a class, or the share of pixels whose set lacks their class, on average over images that contain the class "
-        "and are exchangeable with the calibration images. The last columns are mean shares on those images, from the "
-        "threshold, a probability before the scaling, on."
+        "and are exchangeable with the calibration images. Shares and sizes are those on the calibration images. A "
+        "probability p is that before the scaling; an adaptive set contains a class if the likelier ones have at most "
+        "that probability together."
     )
     return [Section("Calibration after training", text, tuple(calibration_tables(calibration)))]
 

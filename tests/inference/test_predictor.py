@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 from scipy.special import logit, softmax, xlogy
 
 from segjax import metrics
@@ -301,15 +302,31 @@ def test_threshold_with_a_scaling_is_of_the_log_odds_with_or_without_it(logits, 
     np.testing.assert_array_equal(mask[clear], np.where(odds >= 0.3, 2, logits[..., :2].argmax(-1))[clear])
 
 
-def test_set_size_counts_the_classes_that_reach_the_threshold_without_the_scaling(predictor_of):
-    scaling = metrics.Scaling((0.1,) * CLASSES, (0.0,) * CLASSES)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_sets_contain_the_classes_that_reach_their_threshold_without_the_scaling(predictor_of, adaptive):
+    scaling, thresholds = metrics.Scaling((0.1,) * CLASSES, (0.0,) * CLASSES), (-1.0, -0.5, 0.0)
     plain = predictor_of(WHOLE)(IMAGE)
-    found = predictor_of(replace(WHOLE, scaling=scaling, set_threshold=-1.0))(IMAGE)
-    assert plain.set_size is None
-    odds = logit(plain.probabilities.astype(float))
-    clear = (abs(odds + 1) > 1e-3).all(-1)
-    np.testing.assert_array_equal(found.set_size[clear], (odds >= -1).sum(-1)[clear])
-    assert len(np.unique(found.set_size)) > 1
+    found = predictor_of(replace(WHOLE, scaling=scaling, set_thresholds=thresholds, adaptive_sets=adaptive))(IMAGE)
+    assert plain.sets is None
+    p = plain.probabilities.astype(float)
+    if adaptive:
+        likelier = p[..., None, :] * (p[..., None, :] > p[..., None])
+        p = 1 - likelier.sum(-1)
+        assert (found.sets.sum(-1) >= 1).all()
+    odds = logit(np.clip(p, 1e-9, 1 - 1e-9))
+    clear = (abs(odds - thresholds) > 1e-3).all(-1)
+    np.testing.assert_array_equal(found.sets[clear], (odds >= thresholds)[clear])
+    assert clear.mean() > 0.9
+    assert len(np.unique(found.sets.sum(-1))) > 1
+
+
+def test_radius_dilates_the_mask_of_the_positive_class(predictor_of, monkeypatch):
+    monkeypatch.setattr(predictor, "_BLOCK", 7)  # blocks with neighbours on all sides
+    mask = predictor_of(WHOLE)(IMAGE).mask
+    positive = int(np.bincount(mask.ravel())[1:].argmin()) + 1
+    expected = np.where(distance_transform_edt(mask != positive) <= 2, positive, mask)
+    np.testing.assert_array_equal(predictor_of(replace(WHOLE, radius=2.0, positive=positive))(IMAGE).mask, expected)
+    assert (mask != expected).any()
 
 
 def test_maps_in_a_file_give_the_same_prediction(predictor_of, tmp_path, monkeypatch):
@@ -352,6 +369,7 @@ def test_passes_of_a_network_without_dropout_are_refused(predictor_of):
 
 
 BROKEN = {
+    "two masks": ({"threshold": 0.5, "radius": 2.0}, r"threshold and radius exclude each other; got 0.5 and 2"),
     "one sample": ({"samples": 1}, r"samples must be 0 \(none\) or at least 2, .*got 1"),
     "both": ({"samples": 2, "passes": 3}, r"samples and passes exclude each other; got samples 2 and passes 3"),
     "one pass": ({"passes": 1}, r"passes must be 0 \(none\) or at least 2, .*got 1"),

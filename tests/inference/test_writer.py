@@ -43,7 +43,7 @@ def prediction_of(image):
     mask = probabilities.argmax(-1).astype(np.uint8)
     entropy = -(probabilities * np.log(probabilities)).sum(-1)
     unsure = {"entropy": entropy, "variance": 2 * entropy}
-    return Prediction(mask, unsure, probabilities, (probabilities >= 0.2).sum(-1).astype(np.uint8))
+    return Prediction(mask, unsure, probabilities, probabilities >= 0.2)
 
 
 class Predict(Predictor):
@@ -100,11 +100,12 @@ def test_files_contain_mask_probabilities_uncertainty_and_overlay(tmp_path):
         for name, values in expected.uncertainties.items():
             assert np.array_equal(arrays[name], values)
         assert tuple(arrays["classes"]) == LABELS.names
+        assert np.array_equal(arrays["sets"], expected.sets)
     entropy = picture(tmp_path / "sub" / "a_uncertainty.png")
     assert np.array_equal(entropy, heatmap(expected.uncertainties["entropy"], math.log(5)))
     colours = LABELS.palette[expected.mask].astype(float)
     assert np.abs(picture(tmp_path / "sub" / "a_overlay.png") - (image + colours) / 2).max() <= 0.5
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "sub" / "a_set.png")), expected.set_size)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "sub" / "a_set.png")), expected.sets.sum(-1))
     assert picture(tmp_path / "contact_sheet.png").shape[1] == 4 + 3 * 244
 
 

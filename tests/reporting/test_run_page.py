@@ -1,6 +1,7 @@
 """The report of a single run, from random scores of two and of many classes, and the figures in it."""
 
 import itertools
+import math
 import types
 
 import cv2
@@ -101,18 +102,26 @@ def test_run_report_shows_the_stored_calibration(monkeypatch):
         "after": scores,
         **on,
     }
-    one = {"risk": "fnr", "class": "class 1", "level": 0.1, "smallest_level": 0.01, "probability": 0.25}
-    one |= {"miss_rate": 0.0625} | {"false_positive_rate": 0.03125, "images_with_class": 3, **on}
-    calibration = {"scaling": scaling, "guarantees": [one | {"level": 0.2}, one]}
-    calibration["guarantees"].append(one | {"risk": "miscoverage", "class": "", "mean_size": 1.5})
+    one = {"risk": "fnr", "class": "class 1", "level": 0.1, "smallest_level": 0.01, "threshold": -math.log(3), **on}
+    one |= {"miss_rate": 0.0625, "false_positive_rate": 0.03125, "images_with_class": 3}
+    dilated = {key: value for key, value in one.items() if key != "threshold"} | {"level": 0.2, "radius": 4}
+    covered = {"coverage": 0.75, "mean_size": 1.5}
+    classes = [{"class": f"class {i}", "threshold": 0.0, "images": i, **covered} for i in range(3)]
+    sets = one | {"risk": "miscoverage", "class": "", "family": "adaptive", "classes": classes, **covered}
+    calibration = {"scaling": scaling, "guarantees": [dilated, one, sets, sets | {"level": 0.3, "family": "class"}]}
     monkeypatch.setattr(run_page, "calibration_of", lambda run: (calibration, ""))
     section = report(log=LOG, images=0).sections[-2]
     assert section.title == "Calibration after training"
     assert section.tables[0].title == "Scaling on val: temperature 2"
     assert [row[1] for row in section.tables[0].rows] == ["0.5000", "0.2500", "0.1250"]
     assert [row[1] for row in section.tables[1].rows] == ["0.1", "0.2"]
-    assert section.tables[1].rows[0][3:] == ("0.25", "0.0625", "0.03125", "3 of val")
-    assert section.tables[2].rows == [("all", "0.1", "0.01", "0.25", "0.0625", "1.5", "3 of val")]
+    assert section.tables[1].rows[0][3:] == ("p ≥ 0.25", "0.0625", "0.03125", "3 of val")
+    assert section.tables[1].rows[1][3] == "dilated by 4 pixels"
+    rows = section.tables[2].rows
+    assert rows[0] == ("all", "0.1", "0.01", "likelier ones ≤ 0.5", "0.7500", "1.500", "4 of val")
+    expected = ["class 1", "class 2", "all", "class 1", "class 2"]  # class 0 has no image
+    assert [row[0] for row in rows[1:]] == expected
+    assert [row[3] for row in rows[1:]] == ["", "", "", "p ≥ 0.5", "p ≥ 0.5"]
 
 
 def test_run_report_prints_fields_as_typed(made):

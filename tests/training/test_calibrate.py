@@ -9,19 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from scipy.ndimage import distance_transform_edt
 from scipy.special import log_softmax, softmax
+from scipy.special import logit as scipy_logit
 
 from segjax import calibrate, metrics
 from segjax.inference import PredictOptions, class_logits, predict_logits
 from segjax.reporting import calibration_tables
-from segjax.storage import StorageError
+from segjax.storage import StorageError, to_json, write_outputs
 from segjax.trained_run import (
     CALIBRATION_FILE,
     calibration_of,
-    guaranteed_threshold,
+    combine,
+    guaranteed_mask,
+    guaranteed_sets,
     image_counts,
     load_run,
-    prediction_sets,
     stored_scaling,
 )
 from segjax.training import ConfigError, open_split
@@ -91,13 +94,41 @@ def test_calibrate_several_factors_for_one_output(run, source, kind):
         calibrate.calibrate(run, source, kind=kind)
 
 
-def test_calibrate_guarantee_at_its_threshold(found, pixels):
+@pytest.mark.parametrize(("family", "level"), [("threshold", 0.5), ("dilation", 0.2)])
+def test_calibrate_guarantee_of_a_mask(run, source, pixels, family, level):
+    found = calibrate.calibrate(run, source, kind="none", risk="fnr", number=1, level=level, family=family)["guarantee"]
     logits, labels = pixels
-    chosen = logits[..., 1] - logits[..., 0] >= found["guarantee"]["threshold"]
+    chosen = logits[..., 1] - logits[..., 0] >= found.get("threshold", 0)
+    if family == "dilation":
+        assert found["radius"] > 0
+        chosen = np.stack([distance_transform_edt(~mask) <= found["radius"] for mask in chosen])
     missed = [1 - chosen[i][labels[i] == 1].mean() for i in range(len(labels)) if (labels[i] == 1).any()]
-    assert found["guarantee"]["miss_rate"] == pytest.approx(np.mean(missed), abs=1e-3)
-    assert found["guarantee"]["false_positive_rate"] == pytest.approx(chosen[labels == 0].mean(), abs=1e-3)
-    assert (np.sum(missed) + 1) / (len(missed) + 1) <= 0.5 + 1e-3
+    assert found["miss_rate"] == pytest.approx(np.mean(missed), abs=1e-3)
+    assert found["false_positive_rate"] == pytest.approx(chosen[labels == 0].mean(), abs=1e-3)
+    assert (np.sum(missed) + 1) / (len(missed) + 1) <= level + 1e-3
+
+
+def sets_of(logits, guarantee):
+    """Returns the sets of a guarantee by their definition in float64."""
+    p = softmax(logits.astype(float), axis=-1)
+    if guarantee["family"] == "adaptive":
+        p = 1 - (p[..., None, :] * (p[..., None, :] > p[..., None])).sum(-1)
+    with np.errstate(divide="ignore"):
+        return scipy_logit(p) >= [one["threshold"] for one in guarantee["classes"]]
+
+
+@pytest.mark.parametrize("family", ["threshold", "class", "adaptive"])
+def test_calibrate_coverage_and_size_of_sets_per_class(run, source, pixels, family):
+    options = {"kind": "none", "risk": "miscoverage", "level": 0.3, "family": family}
+    found, (logits, labels) = calibrate.calibrate(run, source, **options)["guarantee"], pixels
+    sets = sets_of(logits, found)
+    covered = np.where(labels == 1, sets[..., 1], sets[..., 0])
+    for where, one in ((labels != 255, found), *((labels == c, found["classes"][c]) for c in range(2))):
+        assert one["coverage"] == pytest.approx(covered[where].mean(), abs=1e-3)
+        assert one["mean_size"] == pytest.approx(sets.sum(-1)[where].mean(), abs=1e-3)
+    assert [one["images"] for one in found["classes"]] == [6, 5]
+    thresholds = {one["threshold"] for one in found["classes"]}
+    assert len(thresholds) == (2 if family == "class" else 1)
 
 
 def test_image_counts_of_strips_in_the_order_of_the_split(run, source, pixels):
@@ -120,7 +151,7 @@ def test_sample_is_of_its_image_and_differs_between_images():
     @jax.jit
     def sample(index):
         arrays = map(jnp.asarray, (logits, labels, labels < 500, index))
-        return calibrate._count_image(*arrays, share=0.1, risk=None, number=None)["sample"]
+        return calibrate._count_image(*arrays, share=0.1, risk=None, family="threshold", number=None)["sample"]
 
     values, drawn, where = sample(0)
     np.testing.assert_array_equal(values, np.stack([drawn, -drawn], axis=-1))
@@ -164,7 +195,7 @@ def test_guarantee_is_the_least_conservative_threshold_of_the_level(noise):
 @pytest.mark.parametrize(
     ("images", "level", "message"),
     [
-        (slice(25, 30), 0.1, "--class=debris: no image of the split has a pixel of it; choose a --split"),
+        (slice(25, 30), 0.1, "--split: no image has a pixel of debris; choose a split that has some"),
         (slice(1), 0.1, r"--level=0.1: 1 image\(s\) with debris allow a level of 0.5 or more; raise --level"),
         (slice(30), 0.01, r"--level=0.01: 25 image\(s\) with debris allow a level of 0.0385 or more"),
     ],
@@ -175,18 +206,57 @@ def test_guarantee_of_a_degenerate_calibration_set(noise, images, level, message
         calibrate.guarantee(counts, level, "debris")
 
 
-def test_guarantee_of_prediction_sets():
+@pytest.fixture(scope="module")
+def three_classes():
+    """Returns logits and labels of 25 images, the third class in 20 of them, and `own_class_histograms` by family."""
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, (25, 100))
-    logits = rng.normal(4 * np.eye(3)[labels]).astype(np.float32)
-    odds, own = np.asarray(metrics.class_log_odds(logits)), np.eye(3, dtype=np.int32)[labels]
-    found = calibrate.guarantee(histograms(odds, own), 0.1, "")
-    sets = odds >= found["threshold"]
-    missed = 1 - (sets & (own == 1)).any(-1).mean(-1)
-    assert (found["risk"], found["class"], found["images_with_class"]) == ("miscoverage", "", 25)
-    assert (missed.sum() + 1) / 26 <= 0.1 + 1e-9
-    assert found["miss_rate"] == pytest.approx(missed.mean())
-    assert found["mean_size"] == pytest.approx(sets.sum(-1).mean())
+    labels = rng.integers(0, 3, (25, 100)).astype(np.int32)
+    labels[20:] %= 2
+    logits = rng.normal(2 * np.eye(3)[labels]).astype(np.float32)
+
+    def histograms(family):
+        count = jax.vmap(lambda z, y: calibrate.own_class_histograms(z, y, jnp.ones(y.shape, bool), family))
+        return np.asarray(jax.jit(count)(logits, labels), np.int64)
+
+    return logits, labels, histograms
+
+
+@pytest.mark.parametrize("family", ["threshold", "class", "adaptive"])
+def test_set_guarantee_is_the_least_conservative_threshold_of_the_level(three_classes, family):
+    logits, labels, histograms = three_classes
+    found = calibrate.set_guarantee(histograms(family), 0.1, ("a", "b", "c"), family)
+    assert (found["class"], found["images_with_class"]) == ("", 20 if family == "class" else 25)
+    assert found["smallest_level"] == pytest.approx(1 / (1 + found["images_with_class"]))
+
+    def risks(shift):
+        """Returns the adjusted risk of each group of pixels, for thresholds that are shifted."""
+        shifted = found | {"classes": [one | {"threshold": one["threshold"] + shift} for one in found["classes"]]}
+        missed = 1 - np.take_along_axis(sets_of(logits, shifted), labels[..., None], axis=-1)[..., 0]
+        groups = [labels == c for c in range(3)] if family == "class" else [labels >= 0]
+        rates = [[row[own].mean() for row, own in zip(missed, group, strict=True) if own.any()] for group in groups]
+        return np.array([(sum(one) + 1) / (len(one) + 1) for one in rates])
+
+    assert (risks(0) <= 0.1 + 1e-9).all()
+    assert (risks(1 / 128) > 0.1).all()
+
+
+def test_set_guarantee_of_the_class_with_the_fewest_images(three_classes):
+    _, _, histograms = three_classes
+    with pytest.raises(
+        ConfigError, match=r"--level=0.04: 20 image\(s\) with c allow a level of 0.0477 or more; .*famil"
+    ):
+        calibrate.set_guarantee(histograms("class"), 0.04, ("a", "b", "c"), "class")
+    with pytest.raises(ConfigError, match=r"--split: no image has a pixel of c; .* or use --family=threshold"):
+        calibrate.set_guarantee(histograms("class")[20:], 0.2, ("a", "b", "c"), "class")
+
+
+def test_guarantee_of_a_dilation_that_no_radius_reaches():
+    far = np.zeros((9, 2, len(calibrate.RADII) + 1), int)
+    far[:, :, 0] = 1  # farther than the largest radius
+    with pytest.raises(
+        ConfigError, match=r"--level=0.5: 9 .* allow a level of 1 or more; .* or use --family=threshold"
+    ):
+        calibrate.guarantee(far, 0.5, "debris", "dilation")
 
 
 def test_fit_without_an_optimum_names_the_flag(noise):
@@ -225,11 +295,16 @@ def test_refuse_training_images_accepts_the_rest_of_a_split(run):
         calibrate.refuse_training_images(run._replace(config=config), split, open_split(config.data, split))
 
 
+def write(file, calibration):
+    write_outputs({epath.Path(file): to_json(calibration)}, overwrite=True)
+
+
 @pytest.fixture
 def calibrated(run, found, tmp_path):
     """Returns the run in a folder with its calibration, and the calibration."""
-    stored = calibrate.merge(None, {"split": "val", **found}) | {"step": 4, "predictor": run.predictor().record()}
-    (tmp_path / CALIBRATION_FILE).write_text(json.dumps(stored))
+    stored = calibrate.merge(None, {"split": "val", **found})
+    stored |= {"checkpoints": run.checkpoints, "predictor": run.predictor().record()}
+    write(tmp_path / CALIBRATION_FILE, stored)
     return run._replace(workdir=epath.Path(tmp_path)), json.loads(json.dumps(stored))
 
 
@@ -242,10 +317,9 @@ def test_calibration_of_the_same_checkpoint(calibrated, run):
 def test_calibration_of_another_checkpoint_or_other_options(calibrated, trained):
     run, _ = calibrated
     earlier = load_run(trained.workdir / "checkpoints" / "2")._replace(workdir=run.workdir)
-    assert calibration_of(earlier) == (
-        None,
-        f"{run.workdir / CALIBRATION_FILE} is of another checkpoint, of step 4; this is step 2",
-    )
+    calibration, reason = calibration_of(earlier)
+    assert calibration is None
+    assert re.search(r"is of another checkpoint, .*/checkpoints/4; this is .*/checkpoints/2$", reason)
     config = run.config.copy_and_resolve_references()
     config.data.mean = (0.0, 0.0, 0.0)
     assert calibration_of(run._replace(config=config))[1].endswith("now it is [0.0, 0.0, 0.0]")
@@ -259,18 +333,18 @@ def test_stored_scaling_of_this_checkpoint_and_the_default_options(calibrated, r
     assert here.predictor(dataclasses.replace(options, scaling=scaling)).record()["scaling"] == scaling
     assert stored_scaling(run, options) == (None, "")
     scaling, line = stored_scaling(here, dataclasses.replace(options, augment="flip"))
-    assert (scaling, line) == (None, "the probabilities are not calibrated: the scaling is not of {'augment': 'flip'}")
+    assert (scaling, line) == (None, "the probabilities are not calibrated: the scaling was fitted without --augment")
     earlier = load_run(trained.workdir / "checkpoints" / "2")._replace(workdir=here.workdir)
     scaling, line = stored_scaling(earlier, options)
     assert scaling is None
     assert re.match("the probabilities are not calibrated: .* is of another checkpoint", line)
     with pytest.raises(ConfigError, match=r"--guarantee: .* is of another checkpoint.* --class=debris --overwrite$"):
-        guaranteed_threshold(earlier, 0.5, None)
+        guaranteed_mask(earlier, 0.5, None)
 
 
-def test_guaranteed_threshold_gives_masks_of_its_miss_rate(calibrated, source):
+def test_guaranteed_mask_gives_masks_of_its_miss_rate(calibrated, source):
     run, stored = calibrated
-    fields, guarantee, line = guaranteed_threshold(run, True, None)
+    fields, guarantee, line = guaranteed_mask(run, True, None)
     assert guarantee == stored["guarantees"][0]
     assert f"the {guarantee['images_with_class']} images of val with debris" in line
     predict, missed = run.predictor(PredictOptions(tuple(run.config.data.size), **fields)), []
@@ -289,24 +363,71 @@ def test_guaranteed_threshold_gives_masks_of_its_miss_rate(calibrated, source):
         ((), True, None, "--guarantee: .* was not calibrated for it. To add it: segjax calibrate --checkpoint="),
     ],
 )
-def test_guaranteed_threshold_that_is_not_stored_once(calibrated, levels, level, number, message):
+def test_guaranteed_mask_that_is_not_stored_once(calibrated, levels, level, number, message):
     run, stored = calibrated
     stored["guarantees"] = [stored["guarantees"][0] | {"level": one} for one in levels]
-    (run.workdir / CALIBRATION_FILE).write_text(json.dumps(stored))
+    write(run.workdir / CALIBRATION_FILE, stored)
     with pytest.raises(ConfigError, match=message):
-        guaranteed_threshold(run, level, number)
+        guaranteed_mask(run, level, number)
 
 
-def test_prediction_sets_are_selected_by_their_level(calibrated):
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_guaranteed_mask_proposes_overwrite_for_a_file_that_was_changed(calibrated, by_hand):
     run, stored = calibrated
-    stored["guarantees"].append(stored["guarantees"][0] | {"risk": "miscoverage", "class": "", "mean_size": 1.5})
-    (run.workdir / CALIBRATION_FILE).write_text(json.dumps(stored))
-    fields, one, line = prediction_sets(run, 0.5)
-    assert fields == {"set_threshold": one["threshold"]}
-    assert "the 6 images of val, where the mean size of a set is 1.500" in line
-    assert guaranteed_threshold(run, True, None)[1]["risk"] == "fnr"
+    if by_hand:
+        (run.workdir / CALIBRATION_FILE).write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match=r"checkpoints/4 .* --level=0.1 ") as error:
+        guaranteed_mask(run, 0.1, None)
+    assert str(error.value).endswith("--overwrite") == by_hand
+
+
+@pytest.fixture(scope="module")
+def pair(trained):
+    """Returns the ensemble of two checkpoints."""
+    return combine([load_run(trained.workdir / "checkpoints" / step) for step in ("2", "latest")])
+
+
+def test_calibration_of_several_runs_is_of_the_same_members_only(pair, run, found, tmp_path):
+    file = epath.Path(tmp_path / "both.json")
+    stored = calibrate.merge(None, {"split": "val", **found})
+    write(file, stored | {"checkpoints": pair.checkpoints, "predictor": pair.predictor().record()})
+    assert calibration_of(pair) == (None, "")
+    calibration, reason = calibration_of(pair._replace(calibration=file))
+    assert (calibration["scaling"], reason) == (json.loads(json.dumps(stored["scaling"])), "")
+    calibration, reason = calibration_of(run._replace(calibration=file))
+    assert calibration is None
+    assert re.search(r"another checkpoint, .*/checkpoints/2, .*/checkpoints/4; this is .*/checkpoints/4$", reason)
+    with pytest.raises(StorageError, match=r"--calibration=.*: no such file; .* --output=.*none.json"):
+        calibration_of(pair._replace(calibration=epath.Path(tmp_path / "none.json")))
+
+
+def test_guaranteed_mask_of_several_runs_proposes_a_file(pair):
+    command = r"segjax calibrate --checkpoint=\S*/checkpoints/2,\S*/checkpoints/4 .* --output=FILE.json; .*"
+    with pytest.raises(ConfigError, match=rf"--guarantee: .* {command}--calibration=FILE.json$"):
+        guaranteed_mask(pair, True, None)
+
+
+@pytest.fixture
+def sets(found):
+    """Returns a guarantee of sets as it is stored."""
+    classes = [{"class": name, "threshold": -1.0 - i, "images": 6} for i, name in enumerate(("background", "debris"))]
+    classes = [one | {"coverage": 0.75, "mean_size": 1.25} for one in classes]
+    one = {key: value for key, value in found["guarantee"].items() if key not in ("threshold", "false_positive_rate")}
+    one |= {"risk": "miscoverage", "family": "class", "class": "", "coverage": 0.7, "mean_size": 1.5}
+    return one | {"classes": classes, "split": "val", "images": 6, "data": "x"}
+
+
+def test_guaranteed_sets_are_selected_by_their_level(calibrated, sets):
+    run, stored = calibrated
+    stored["guarantees"].append(sets)
+    write(run.workdir / CALIBRATION_FILE, stored)
+    fields, one, line = guaranteed_sets(run, 0.5)
+    assert fields == {"set_thresholds": (-1.0, -2.0), "adaptive_sets": False}
+    assert one == sets
+    assert re.search("the 6 images of val; .* all 0.700, 1.500; background 0.750, 1.250; debris 0.750, 1.250$", line)
+    assert guaranteed_mask(run, True, None)[1]["risk"] == "fnr"
     with pytest.raises(ConfigError, match=r"--sets: stored are --sets=0\.5\. To .* --risk=miscoverage --level=0.1$"):
-        prediction_sets(run, 0.1)
+        guaranteed_sets(run, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -317,15 +438,24 @@ def test_prediction_sets_are_selected_by_their_level(calibrated):
         ({"scale": [-1.0, 1.0]}, {}, "its scaling has a factor or bias of -1.0"),
         ({"bias": [0.0, float("inf")]}, {}, "its scaling has a factor or bias of inf"),
         ({}, {"threshold": float("nan")}, "its guarantees item 1 has threshold = nan"),
-        ({}, {"class": "dog"}, "its guarantees item 1 is of risk 'fnr' and class 'dog'"),
-        ({}, {"risk": "miscoverage", "class": ""}, "its guarantees item 1 has mean_size = None"),
+        ({}, {"class": "dog"}, "its guarantees item 1 is of risk 'fnr', family 'threshold' and class 'dog'"),
         ({}, {"risk": "luck"}, "its guarantees item 1 is of risk 'luck'"),
+        ({}, {"family": "adaptive"}, "its guarantees item 1 is of risk 'fnr', family 'adaptive'"),
+        ({}, {"family": "dilation"}, "its guarantees item 1 has no radius"),
+        ({}, {"family": "dilation", "radius": -1.0}, "its guarantees item 1 has radius = -1.0"),
+        ({}, {"risk": "miscoverage", "class": ""}, "its guarantees item 1 has no classes"),
+        ({}, "sets", "its guarantees item 1 has sets of background"),
+        ({}, "infinite", "its guarantees item 1 has threshold = inf"),
     ],
 )
-def test_calibration_of_invalid_values(calibrated, scaling, guarantee, damage):
+def test_calibration_of_invalid_values(calibrated, sets, scaling, guarantee, damage):
     run, stored = calibrated
+    if guarantee == "sets":
+        guarantee = sets | {"classes": sets["classes"][:1]}
+    elif guarantee == "infinite":
+        guarantee = sets | {"classes": [sets["classes"][0], sets["classes"][1] | {"threshold": float("inf")}]}
     stored = stored | {"scaling": stored["scaling"] | scaling, "guarantees": [stored["guarantees"][0] | guarantee]}
-    (run.workdir / CALIBRATION_FILE).write_text(json.dumps(stored))
+    write(run.workdir / CALIBRATION_FILE, stored)
     with pytest.raises(StorageError, match=rf"{CALIBRATION_FILE}: .*{damage}.* Remove it .*--overwrite$"):
         calibration_of(run)
     with pytest.raises(StorageError, match=r"--overwrite; .* --nocalibrated$"):
@@ -343,6 +473,6 @@ def test_calibration_of_a_damaged_file(calibrated, misread):
         "utf-32",
         "scaling None",
         "guarantees []",
-        "step -1",
+        "checkpoints []",
         "predictor {}",
     }

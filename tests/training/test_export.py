@@ -212,14 +212,26 @@ def test_script_names_the_only_size_of_an_export(script, tmp_path, monkeypatch):
         script(tmp_path / "a.png")
 
 
-def test_lower_network_for_one_size_with_a_scaling_and_a_threshold_equals_the_predictor(run):
-    options = PredictOptions((32, 48), scaling=metrics.Scaling((2.0, 2.0), (0.0, 0.0)), threshold=-4.6)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scaling": metrics.Scaling((2.0, 2.0), (0.0, 0.0)), "threshold": -0.5},
+        pytest.param({"radius": 1.0, "set_thresholds": (0.0, -0.5), "adaptive_sets": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_lower_network_for_one_size_with_a_calibration_equals_the_predictor(run, fields):
+    bias = run.state.params["head"]["linear"]["bias"]
+    params = {**run.state.params, "head": {"linear": {**run.state.params["head"]["linear"], "bias": 0 * bias}}}
+    run, options = run._replace(state=run.state.replace(params=params)), PredictOptions((32, 48), **fields)
     fixed, images = export.lower_network(run, size=(5, 7), options=options), np.zeros((3, 5, 7, 3), np.uint8)
     images[:, 2:] = 255
     found, expected = fixed.call(images), run.predictor(options, probabilities=True)(images[0])
+    assert 0 < expected.mask.mean() < 1
     for i in range(3):
         np.testing.assert_array_equal(found["mask"][i], expected.mask)
         np.testing.assert_allclose(found["probabilities"][i], expected.probabilities, rtol=1e-4)
+        if options.set_thresholds:
+            np.testing.assert_array_equal(found["sets"][i], expected.sets)
 
 
 def test_export_names_the_extra_that_installs_flatbuffers(run, tmp_path, monkeypatch):

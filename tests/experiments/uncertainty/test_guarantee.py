@@ -73,12 +73,12 @@ def test_histograms_and_report_of_a_trained_run(tiny_scenes, tmp_path):
     # Distance 0: in the mask.
     np.testing.assert_array_equal(counts.distances[..., -1], counts.classes[:, 1, :, 2048:].sum(axis=-1))
     halves, rare = guarantee.divisions(len(source), 3, seed=0), counts.classes[:, 1]
-    rare_rows, margins = (guarantee.rare_class_rows(each, halves, (0.5, 0.9)) for each in (rare, counts.distances))
-    rows = rare_rows, margins, guarantee.set_rows(counts, halves, (0.5, 0.9))
+    rare_rows, dilations = (guarantee.rare_class_rows(each, halves, (0.5, 0.9)) for each in (rare, counts.distances))
+    rows = rare_rows, dilations, guarantee.set_rows(counts, halves, (0.5, 0.9))
     made = guarantee.report(run, "val", "debris", *rows, guarantee.own_threshold(rare))
     assert [section.title for section in made.sections] == [
         "Missed debris pixels",
-        "A margin around the mask",
+        "Dilation of the mask",
         "Prediction sets",
     ]
     assert len(made.sections[0].tables[0].rows) == 3
