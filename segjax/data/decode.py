@@ -66,12 +66,13 @@ def read_image(data: bytes, file: str) -> Num[np.ndarray, "h w channels"]:
 
 
 def read_mask(
-    data: bytes, file: str
+    data: bytes, file: str, *, colours: bool = False
 ) -> UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
     """Decodes a mask as it is displayed to ids `[H, W]`, uint8 or uint16, or to RGB colours `[H, W, 3]`, uint8.
 
-    Ids are the indices of a palette, else grey values, with 0 and 1 for 1 bit. `DataError`: a damaged file, transparent
-    pixels, grey of 2 or 4 bits, a TIFF whose 0 is white, or numbers other than integers in 0..65535.
+    Ids are the indices of a palette, else grey values, with 0 and 1 for 1 bit. A palette becomes its colours with
+    `colours`, and the grey palette of a GIF its grey values. `DataError`: a damaged file, transparent pixels, grey of
+    2 or 4 bits, a TIFF whose 0 is white, or numbers other than integers in 0..65535.
     """
     with as_data_error(_unreadable(data, file)):
         if data.startswith(_NPY):
@@ -80,6 +81,7 @@ def read_mask(
             samples, page = _tiff_samples(data, file)
             if page.photometric == 0:
                 raise DataError(f"{file}: a mask whose 0 is white; expected a TIFF with the photometric MINISBLACK")
+            samples = _tiff_colours(samples, page, file) if colours and page.photometric == 3 else samples
             return _as_ids(_turned(samples, _tiff_orientation(page)), file)
         if data.startswith(b"\x89PNG"):
             with _open(data, file) as image:
@@ -94,8 +96,10 @@ def read_mask(
                 return _as_ids(_turned(_by_opencv(data, file), orientation), file)
             if image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255):
                 raise DataError(f"{file}: a mask with transparent pixels; expected one without alpha")
-            modes = {"1": "1", "L": "L", "LA": "L", "P": "P", "PA": "P"}  # palettes are kept for their indices
-            return _turned(np.array(image.convert(modes.get(image.mode, "RGB"))).astype(np.uint8), orientation)
+            mode = {"1": "1", "L": "L", "LA": "L", "P": "P", "PA": "P"}.get(image.mode, "RGB")
+            if mode == "P" and (colours or (image.format == "GIF" and _is_grey(image))):  # a GIF has no grey pixels
+                mode = "RGB" if colours else "L"
+            return _turned(np.array(image.convert(mode)).astype(np.uint8), orientation)
 
 
 def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h w channels"]:
@@ -108,23 +112,26 @@ def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h 
     return np.repeat(image, 3, axis=-1) if channels == 3 and image.shape[-1] == 1 else image
 
 
-def decode_mask(data: bytes, file: str) -> UInt8[np.ndarray, "h w"]:
-    """Decodes a mask of class ids below 256 as `read_mask`."""
-    ids = read_mask(data, file)
-    if ids.ndim != 2 or ids.dtype != np.uint8:
-        raise DataError(f"{file}: expected a mask of class ids in 0..255; got {ids.dtype} of shape {list(ids.shape)}")
-    return ids
-
-
-def decode_ids(mask: RawFile, data: bytes) -> np.ndarray:
-    """Decodes the raw ids of a mask: a file for `read_mask`, or a `.mat` of CrackForest."""
-    if not mask.path.lower().endswith(".mat"):
-        return decode_mask(data, mask.path)
-    with as_data_error(f"{mask.path}: expected a MATLAB file with groundTruth.Segmentation"):
+def decode_ids(data: bytes, file: str, *, colours: bool = False) -> np.ndarray:
+    """Decodes a mask as `read_mask` does, or the `.mat` of CrackForest, uint8 `[H, W]`."""
+    if not file.lower().endswith(".mat"):
+        return read_mask(data, file, colours=colours)
+    with as_data_error(f"{file}: expected a MATLAB file with groundTruth.Segmentation"):
         ids = scipy.io.loadmat(io.BytesIO(data))["groundTruth"]["Segmentation"][0, 0]
     if ids.ndim != 2 or ids.dtype != np.uint8:
-        raise DataError(f"{mask.path}: expected a uint8 matrix of label ids; got {ids.dtype} of shape {ids.shape}")
+        raise DataError(f"{file}: expected a uint8 matrix of label ids; got {ids.dtype} of shape {ids.shape}")
     return ids
+
+
+def used_palette(data: bytes, file: str) -> dict[int, tuple[int, ...]]:
+    """Returns the RGB colour of each index in the pixels of a mask with a palette; {} for another mask."""
+    if file.lower().endswith(".mat") or (data.startswith(b"\x89PNG") and data[25:26] != b"\x03"):  # colour type
+        return {}
+    ids, colours = read_mask(data, file), read_mask(data, file, colours=True)
+    if ids.ndim == colours.ndim:
+        return {}
+    found, places = np.unique(ids, return_index=True)
+    return dict(zip(found.tolist(), map(tuple, colours.reshape(-1, 3)[places].tolist()), strict=True))
 
 
 def mask_png(mask: RawFile) -> bytes:
@@ -134,7 +141,8 @@ def mask_png(mask: RawFile) -> bytes:
         with Image.open(io.BytesIO(data)) as opened:
             if opened.mode == "L":
                 return data
-    return cv2.imencode(".png", decode_ids(mask, data))[1].tobytes()
+    ids = decode_ids(data, mask.path)
+    return cv2.imencode(".png", ids if ids.ndim == 2 else ids[..., 0])[1].tobytes()  # of equal red, green and blue
 
 
 def _read_stored(data: bytes, file: str) -> tuple[np.ndarray, int]:
@@ -186,6 +194,11 @@ def _by_opencv(data: bytes, file: str) -> np.ndarray:
     if pixels is None:
         raise ValueError("damaged pixels")
     return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    pixels = np.array(image.convert("RGB"))
+    return bool((pixels == pixels[..., :1]).all())
 
 
 def _is_deep_png(data: bytes) -> bool:

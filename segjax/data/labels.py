@@ -88,9 +88,8 @@ def to_raw_ids(raw: Integer[np.ndarray, "*shape"], label_set: LabelSet, file: st
     places = np.minimum(np.searchsorted(known[order], codes), len(known) - 1)
     ids = order[places]
     if (undefined := known[ids] != codes).any():
-        expected = (
-            f"expected {', '.join(map(_hex, label_set.mask_colours))} (config.data.mask_colours and void_colours)"
-        )
+        known = ", ".join(map(_hex, label_set.mask_colours.tolist()))
+        expected = f"expected {known} (config.data.mask_colours and void_colours)"
         raise DataError(f"{file}: the colours {_shares(colours[undefined])} are not those of a class; {expected}")
     return ids
 
@@ -98,12 +97,15 @@ def to_raw_ids(raw: Integer[np.ndarray, "*shape"], label_set: LabelSet, file: st
 def _shares(colours: Integer[np.ndarray, "*pixels 3"], shown: int = 8) -> str:
     """Formats the commonest colours with their share: "#0000ff (75 %), #ff0000 (25 %)"."""
     found, counts = np.unique(colours.reshape(-1, 3), axis=0, return_counts=True)
-    texts = [f"{_hex(found[i])} ({100 * counts[i] / counts.sum():.2g} %)" for i in np.argsort(-counts, kind="stable")]
+    texts = [
+        f"{_hex(found[i].tolist())} ({100 * counts[i] / counts.sum():.2g} %)"
+        for i in np.argsort(-counts, kind="stable")
+    ]
     return ", ".join([*texts[:shown], *[f"{len(texts) - shown} more"] * (len(texts) > shown)])
 
 
 def _hex(colour: Iterable[int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*map(int, colour))
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def _spans(ids) -> str:

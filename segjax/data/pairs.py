@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 import cv2
 import numpy as np
 
-from segjax.data.decode import decode_ids, decode_image, decode_mask, inspect_image
+from segjax.data.decode import decode_ids, decode_image, inspect_image, used_palette
 from segjax.data.io import DataError, RawFile, read_bytes
 from segjax.data.labels import LabelSet, to_train_ids
 
@@ -130,6 +130,28 @@ def refuse_problems(pairs: Iterable[Pair]) -> None:
         raise DataError(problem)
 
 
+def refuse_palettes(pairs: Iterable[Pair]) -> None:
+    """Raises `DataError` if an index of the masks' palettes has two colours, and so may mean two classes."""
+
+    def palette(pair: Pair) -> dict[int, tuple[int, ...]]:
+        try:
+            return used_palette(read_bytes(pair.mask), pair.mask.path)
+        except DataError:  # left to `verify`
+            return {}
+
+    pairs, seen = list(pairs), {}
+    with ThreadPoolExecutor(8) as threads:
+        for pair, colours in zip(pairs, threads.map(palette, pairs), strict=True):
+            for index, colour in colours.items():
+                first, other = seen.setdefault(index, (pair.mask.path, colour))
+                if other != colour:
+                    raise DataError(
+                        f"{first} and {pair.mask.path}: index {index} of their palettes has the colours {other} and "
+                        f"{colour}, so it may mean two classes. Set config.data.mask_colours to the colour of each "
+                        "class, or save the masks without palettes"
+                    )
+
+
 def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> Verified:
     """Reads and decodes every image and mask of a split, in threads, and adds checksums that detect a later change.
 
@@ -159,8 +181,8 @@ def _verify_pair(pair: Pair, label_set: LabelSet) -> tuple[Pair, tuple[int, int,
     """Returns the pair with checksums, (height, width, channels) and the number of pixels of each train id."""
     image, mask = read_bytes(pair.image), read_bytes(pair.mask)
     height, width, channels = inspect_image(pair.image, image, whole=True)[:3]
-    ids = decode_ids(pair.mask, mask)
-    _check_sizes((height, width), ids.shape, pair.image.path, pair.mask.path)
+    ids = decode_ids(mask, pair.mask.path, colours=label_set.mask_colours is not None)
+    _check_sizes((height, width), ids.shape[:2], pair.image.path, pair.mask.path)
     labels = to_train_ids(ids, label_set, pair.mask.path)
     counts = cv2.calcHist([labels], [0], None, [256], (0, 256)).ravel()
     files = (file._replace(checksum=zlib.crc32(data)) for file, data in ((pair.image, image), (pair.mask, mask)))
@@ -179,8 +201,8 @@ def make_example(
 ) -> Example:
     """Decodes an image and its mask, and maps the raw ids to train ids; errors name the two `files`."""
     pixels = decode_image(image, channels, files[0])
-    ids = decode_mask(mask, files[1])
-    _check_sizes(pixels.shape[:2], ids.shape, *files)
+    ids = decode_ids(mask, files[1], colours=label_set.mask_colours is not None)
+    _check_sizes(pixels.shape[:2], ids.shape[:2], *files)
     return {"image": pixels, "label": to_train_ids(ids, label_set, files[1]), "name": name}
 
 

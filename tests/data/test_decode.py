@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from segjax.data.decode import decode_image, decode_mask, inspect_image, read_image, read_mask
+from segjax.data.decode import decode_image, inspect_image, read_image, read_mask, used_palette
 from segjax.data.io import DataError, RawFile
 
 BANDS = np.random.default_rng(0).integers(0, 60_000, (32, 48, 5), dtype=np.uint16)
@@ -245,6 +245,21 @@ def test_read_mask_four_bits(make):
         read_mask(bytes(whole), "m.png")
 
 
-def test_decode_mask_not_of_class_ids(make):
-    with pytest.raises(DataError, match=r"m.png: expected a mask of class ids in 0..255; got uint8 of shape"):
-        decode_mask(make.encoded(make.image()), "m.png")
+PALETTE = [0, 0, 0, 255, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_read_mask_palette_as_ids_or_colours(make, kind):
+    data = make.encoded(np.array([[0, 1]], np.uint8), kind, PALETTE, "P")
+    assert read_mask(data, "m").tolist() == [[0, 1]]
+    assert read_mask(data, "m", colours=True).tolist() == [[[0, 0, 0], [255, 0, 0]]]
+    assert used_palette(data, "m") == {0: (0, 0, 0), 1: (255, 0, 0)}
+
+
+def test_read_mask_grey_palette_of_a_gif(make):
+    data = make.encoded(np.array([[0, 1]], np.uint8), "GIF", [255, 255, 255, 0, 0, 0], "P")
+    assert read_mask(data, "m").tolist() == [[255, 0]]
+
+
+def test_used_palette_of_a_mask_without_one(make):
+    assert used_palette(make.encoded(make.ids()), "m") == {}

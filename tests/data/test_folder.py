@@ -268,7 +268,9 @@ def strange_label(make, root, name):
 
 
 def sixteen_bits(make, root, name):
-    make.put(root / "masks" / f"{name}.png", cv2.imencode(".png", make.ids() + np.uint16(300))[1].tobytes())
+    with Image.open(root / "masks" / f"{name}.png") as mask:
+        ids = np.full(mask.size[::-1], 9000, np.uint16)
+    make.put(root / "masks" / f"{name}.png", cv2.imencode(".png", ids)[1].tobytes())
 
 
 def no_mask(make, root, name):
@@ -290,7 +292,7 @@ BAD = [
     (cut_image, r"images/{}\.\w+: cannot be decoded; expected PNG, JPEG, .* got \d+ bytes"),
     (other_size, r"masks/{}\.png: a mask of 3×3 for an image of 10×14 \(.*images/{}\.\w+\); expected one size"),
     (strange_label, r"masks/{}\.png: label id 9 is outside the 3 classes; expected the ids 0-2, 255"),
-    (sixteen_bits, r"masks/{}\.png: expected a mask of class ids in 0..255; got uint16"),
+    (sixteen_bits, r"masks/{}\.png: label id 9000 is outside the 3 classes; expected the ids 0-2, 255"),
     (no_mask, r"images/{}\.\w+: an image without a mask; expected a mask named '{}' in "),
     (no_image, r"masks/{}\.png: a mask without an image; expected an image named '{}' in "),
     (leads_out, r"masks/{}\.png: a link that leads out of the data set, to .*outside.png"),
