@@ -253,6 +253,63 @@ def test_open_split_folder_without_path_or_class_names(config, monkeypatch):
         open_split(config("folder"), "train")
 
 
+# A grey scene with one red rectangle and its mask per image, of 48x64 pixels; the fields are those of folder_unet.
+CASES = Path(__file__).parent / "cases"
+DEFAULTS = {"class_names": ("background", "object"), "mask_values": (0, 255)}
+
+
+def overlap(example):
+    """Returns the IoU of class 1 with the red pixels."""
+    red = example["image"][..., 0].astype(int) - example["image"][..., 2] > 60
+    return (red & (example["label"] == 1)).sum() / (red | (example["label"] == 1)).sum()
+
+
+@pytest.mark.parametrize(
+    ("case", "fields", "train", "val"),
+    [
+        ("train_valid", {}, 6, 6),
+        ("train_validation", {}, 6, 6),
+        ("images_train_val", {}, 6, 6),
+        ("unlabelled_test", {}, 4, 4),
+        ("tif_only", {}, 3, 1),
+        ("gif_masks", {}, 3, 1),
+        ("jpeg_masks", {"mask_values": (), "mask_threshold": 128}, 3, 1),
+        ("noisy_grey_png", {"mask_threshold": 128}, 3, 1),
+        ("suffix_mask", {}, 3, 1),
+        ("suffix_mask", {"masks": "{stem}_mask"}, 3, 1),
+        ("rgb_black_white_mask", {}, 3, 1),
+        ("rgb_colour_mask", {"mask_colours": ("#0000ff", "#ff0000")}, 3, 1),
+        ("void_255_by_accident", {}, 3, 1),
+        ("zero_is_void", {"mask_values": (1, 2), "void_values": (0,)}, 3, 1),
+        ("synology_eaDir", {}, 3, 1),
+    ],
+)
+def test_open_split_made_case(config, case, fields, train, val):
+    data = config("folder", manual_dir=CASES / case, **DEFAULTS | fields)
+    sources = [open_split(data, split) for split in ("train", "val")]
+    assert [len(source) for source in sources] == [train, val]
+    for source in sources:
+        assert not source.absent
+        assert min(overlap(source[i]) for i in range(len(source))) > 0.8  # JPEG blurs red
+
+
+@pytest.mark.parametrize(
+    ("case", "fields", "message"),
+    [
+        ("unlabelled_test", {"split": "test"}, r"test has 1 image\(s\) without masks"),
+        ("jpeg_masks", {}, r"masks/\d.jpg: label ids .* config.data.mask_threshold=128"),
+        ("noisy_grey_png", {}, r"masks/\d.png: label ids 1-12, .* config.data.mask_threshold=128"),
+        ("rgb_colour_mask", {}, r"#0000ff \(\d+ %\), #ff0000 \(\d+ %\); .* config.data.mask_colours"),
+        ("zero_is_void", {"mask_values": (1, 2)}, r"label id 0 is outside .* config.data.void_values"),
+        ("suffix_mask", {"masks": "{stem}_label"}, r"0.jpg.*config.data.masks"),
+    ],
+)
+def test_open_split_made_case_refused(config, case, fields, message):
+    data = config("folder", manual_dir=CASES / case, **DEFAULTS | fields)
+    with pytest.raises(DataError, match=message):
+        open_split(data, fields.get("split", "train"))
+
+
 def cut_image(make, root, name):
     (image,) = (root / "images").glob(f"{name}.*")
     image.write_bytes(image.read_bytes()[:-40])
