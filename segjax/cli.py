@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from segjax.storage import escape_what_cannot_be_encoded, printable, say
-from segjax.training import MISTAKES, ConfigError, Terminated
+from segjax.training import MISTAKES, ConfigError, Terminated, defaults
 from segjax.training.config import FIELDS, Field, check_known, unknown_field
 
 app.define_help_flags()
@@ -394,6 +394,18 @@ def define_number(name: str, default: int | float | type, interval: str, help_te
 def define_bare_or_one_of(name: str, values: Sequence[str], help_text: str) -> None:
     """Defines a flag `--name`, which is the first of `values`, or `--name=VALUE`; default None."""
     flags.DEFINE(_BareOrOneOf(values), name, None, help_text, boolean=True)
+
+
+def define_data_fields() -> None:
+    """Defines `--config.data.FIELD=VALUE`, which changes how a run's data is read; see `data_fields`."""
+    help_text = "--config.data.manual_dir=ROOT scores the images in another folder; likewise other fields of data."
+    config_flags.DEFINE_config_dict("config", ConfigDict({"data": defaults().data}), help_text)
+
+
+def data_fields() -> dict[str, Any]:
+    """Returns the fields of `--config.data` on the command line, for `trained_run.load_run`."""
+    values = config_flags.get_override_values(flags.FLAGS["config"])
+    return {key.removeprefix("data."): value for key, value in values.items()}
 
 
 def define_checkpoint() -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from segjax.inference.predictor import fingerprint
 from segjax.storage import StorageError, difference, is_foreign, path_of, read_json, to_json
 from segjax.training import evaluation, parallel
 from segjax.training.checkpoint import FOLDER, restore_newest
-from segjax.training.config import CONFIG_FILE, INITIAL, ConfigError, read_config
+from segjax.training.config import CONFIG_FILE, INITIAL, ConfigError, read_config, validate
 from segjax.training.loop import SCORES_FILE
 from segjax.training.provenance import provenance
 from segjax.training.train_step import TrainState, init_state, make_model, network_size
@@ -123,11 +123,16 @@ class TrainedRun(NamedTuple):
         return Predictor(model, self.state.variables, self.preprocessing, options, probabilities=probabilities)
 
 
-def load_run(path: str | os.PathLike, calibration: str | os.PathLike | None = None) -> TrainedRun:
+def load_run(
+    path: str | os.PathLike,
+    calibration: str | os.PathLike | None = None,
+    data_fields: Mapping[str, Any] | None = None,
+) -> TrainedRun:
     """Opens `WORKDIR` (its best checkpoint) or `WORKDIR/checkpoints/STEP` (or `…/best` or `…/latest`).
 
     A comma-separated list of them, with or without blanks, is an ensemble, see `combine`. `calibration` is the file of
-    the calibration; None: that of the workdir.
+    the calibration; None: that of the workdir. `data_fields` are other values for fields of `config.data`, such as a
+    `manual_dir` to which the data has moved, or another data set with the same classes.
 
     Raises:
       StorageError: as `path_of`.
@@ -139,7 +144,7 @@ def load_run(path: str | os.PathLike, calibration: str | os.PathLike | None = No
     if len(several) > 1:
         if "" in several:
             raise ConfigError(f"{path}: entry {several.index('') + 1} of the list is empty; remove its comma")
-        return combine([load_run(one) for one in several])._replace(calibration=calibration)
+        return combine([load_run(one, None, data_fields) for one in several])._replace(calibration=calibration)
     path = path_of(path)
     workdir, which = _workdir_and_checkpoint(path)
     config_file = workdir / CONFIG_FILE
@@ -150,8 +155,24 @@ def load_run(path: str | os.PathLike, calibration: str | os.PathLike | None = No
         )
     config = read_config(config_file)
     labels, model = label_set(config.data), model_of(config)
+    if data_fields:
+        config = _with_data(config, data_fields, labels)
     state = restore_newest(workdir, which, init_state(config, model))
     return TrainedRun(workdir, config, model, state, labels, calibration=calibration)
+
+
+def _with_data(config: ConfigDict, fields: Mapping[str, Any], labels: LabelSet) -> ConfigDict:
+    """Returns the config with other fields of `data`; raises ConfigError if they give other classes than `labels`."""
+    config = config.copy_and_resolve_references()
+    if fields.get("name") == "folder" and config.data.name != "folder":
+        config.data.class_names, config.data.unseen_classes = labels.names, ()
+    with config.unlocked():
+        config.data.update(fields)
+    validate(config)
+    if (names := label_set(config.data).names) != labels.names:
+        found = f"got {', '.join(names)}"
+        raise ConfigError(f"config.data must give the classes of the run, {', '.join(labels.names)}; {found}")
+    return config
 
 
 def _workdir_and_checkpoint(path: epath.Path) -> tuple[epath.Path, str]:

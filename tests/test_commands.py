@@ -6,12 +6,14 @@ Training, the first prediction and the export run as processes of their own, the
 import json
 import re
 import signal
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+CASES = Path(__file__).parent / "data" / "cases"
 TINY = (
     "data.scene_size=(64, 96)",
     "data.train_examples=8",
@@ -77,6 +79,22 @@ def test_evaluate_gives_the_scores_at_the_end_of_training(run, run_command):
 
 
 @pytest.mark.slow
+def test_evaluate_on_a_labelled_folder(run, run_command, tmp_path):
+    fields = ("name=folder", f"manual_dir={CASES / 'train_valid'}", "mask_values=(0, 255)")
+    arguments = [f"--config.data.{field}" for field in fields]
+    file = tmp_path / "scores.json"
+    status, _, error = run_command("evaluate", f"--checkpoint={run[0]}", "--split=all", f"--output={file}", *arguments)
+    assert (status, error) == (0, ""), error
+    assert json.loads(file.read_text())["images"] == 12
+
+
+def test_evaluate_on_a_folder_of_other_classes(run, run_command):
+    fields = ("name=folder", f"manual_dir={CASES / 'train_valid'}", "class_names=('a', 'b')")
+    status, _, error = run_command("evaluate", f"--checkpoint={run[0]}", *(f"--config.data.{one}" for one in fields))
+    assert status == 1
+    assert "config.data must give the classes of the run, background, debris; got a, b" in error
+
+
 def test_evaluate_refuses_a_corruption_without_a_severity(run, python):
     done = python("-m", "segjax.evaluate", f"--checkpoint={run[0]}", "--corruption=fog")
     assert done.returncode == 1

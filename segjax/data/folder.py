@@ -479,6 +479,8 @@ def _endings(
 
 def _describe(files: list[_File], end: str) -> str:
     """Returns the commonest pattern of the files: "training/images/{stem}_training.tif"."""
+    if not files:
+        return "no file"
     paths = [PurePosixPath(each.path) for each in files]
     patterns = Counter(str(path.parent / f"{{stem}}{end}{path.suffix}") for path in paths).most_common()
     return f"{patterns[0][0]} and {len(patterns) - 1} like it" if len(patterns) > 1 else patterns[0][0]

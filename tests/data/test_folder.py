@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from segjax.data import UNSEEN, VOID, Source, open_split
@@ -161,6 +162,28 @@ def test_find_layout_of_chase(tmp_path):
     ]
 
 
+def test_open_folder_of_isbi_2012(tmp_path):
+    images, labels = np.random.default_rng(0).integers(0, 2, (2, 5, 8, 9), np.uint8) * np.uint8(255)
+    for name, stack in (("train-volume", images), ("train-labels", labels), ("test-volume", images)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", stack, photometric="minisblack")
+    source = open_folder(tmp_path, "all", numbered_classes(("cell", "membrane"), (0, 255)))
+    assert names(source) == {f"image/{i}" for i in range(5)}
+    for example in pickle.loads(pickle.dumps(source)):
+        i = int(example["name"][-1])
+        np.testing.assert_array_equal(example["image"][..., 0], images[i])
+        np.testing.assert_array_equal(example["label"] * 255, labels[i])
+    with pytest.raises(DataError, match=r"test has 1 image\(s\) without masks, such as .*test-volume.tif"):
+        open_folder(tmp_path, "test", CLASSES)
+
+
+def test_open_folder_stacks_of_different_lengths(make, tmp_path):
+    make.folder(tmp_path, 2)
+    for part, pages in (("images", 3), ("masks", 2)):
+        tifffile.imwrite(tmp_path / part / "a.tif", np.zeros((pages, 4, 4), np.uint8), photometric="minisblack")
+    with pytest.raises(DataError, match=r"masks/a.tif: 2 page\(s\) for an image of 3"):
+        open_folder(tmp_path, "all", CLASSES)
+
+
 def test_find_layout_of_voc(tmp_path):
     files = " ".join(f"VOC2012/JPEGImages/{n}.jpg" for n in range(6))
     files += " ".join(f" VOC2012/Segmentation{kind}/{n}.png" for n in range(4) for kind in ("Class", "Object"))
@@ -177,6 +200,132 @@ def test_find_layout_of_voc(tmp_path):
     found, names = layout(tmp_path, f"{files} VOC2012/Annotations/0.xml")
     assert names == {"train": ["VOC2012/0", "VOC2012/1"], "val": ["VOC2012/2", "VOC2012/3"]}
     assert found.ignored["not in a list of a split"] == ["VOC2012/JPEGImages/4.jpg", "VOC2012/JPEGImages/5.jpg"]
+
+
+def test_find_layout_patterns_with_folders(tmp_path):
+    files = "raw/train/cam1/7_rgb.png raw/valid/cam1/8_rgb.png truth/train/7-gt.png truth/valid/8-gt.png"
+    found, names = layout(
+        tmp_path, f"{files} other/7_rgb.png", images="raw/{split}/*/{stem}_rgb", masks="truth/{split}/{stem}-gt.png"
+    )
+    assert names == {"train": ["7"], "val": ["8"]}
+    assert list(found.ignored.values()) == [["other/7_rgb.png"]]
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        (
+            "images/0.png masks/0_a.png masks/0_b.png",
+            {},
+            r"config.data.masks = '\{stem\}_a' \(1 files\) or '\{stem\}_b'",
+        ),
+        ("images/0.png labels/0.png gt/0.png", {}, r"config.data.masks = 'gt/\{stem\}' or 'labels/\{stem\}'"),
+        ("images/0.png masks/1.png", {}, r"images/0.png and masks/1.png; give the pattern .*config.data.masks"),
+        ("images/0.png images/1.png", {}, r"2 image\(s\), such as images/0.png, and no mask; .*config.data.masks"),
+        ("images/0.png labels/0.json", {}, r"segjax data masks converts"),
+        ("train/images/0.png train/masks/0.png dev/images/1.png dev/masks/1.png", {}, r"dev/.*rename .* 'val'"),
+        ("images/0.png masks/0.png", {"masks": "mask"}, r"config.data.masks: .*\{stem\} once.* got 'mask'"),
+        ("images/0.png masks/0.png", {"folds": 1}, r"config.data.folds must be at least 2.* got 1"),
+        ("images/0.png masks/0.png", {"folds": 2, "fold": 2}, r"config.data.fold must be one of 0 to 1.* got 2"),
+        ("images/0.png masks/0.png", {"folds": 2}, r"at least 2 images for 2 folds; found 1"),
+        (
+            "images/0.png masks/0.png",
+            {"groups": "{group}_*"},
+            r"config.data.groups = '\{group\}_\*' .*'0'",
+        ),
+    ],
+)
+def test_find_layout_ambiguous_or_unknown(tmp_path, files, options, message):
+    with pytest.raises(DataError, match=message):
+        layout(tmp_path, files, **options)
+
+
+def test_find_layout_names_what_it_leaves_out(tmp_path):
+    files = (
+        "images/0.png images/1.png masks/0.png masks/1.png overview.png notes.txt images/.cache/0.png __MACOSX/x.png"
+    )
+    found, names = layout(tmp_path, f"{files} labels/0.png")
+    assert names == {"train": ["0"], "val": ["1"]}
+    assert sorted(path for paths in found.ignored.values() for path in paths) == [
+        "__MACOSX/",
+        "images/.cache/",
+        "labels/0.png",
+        "notes.txt",
+        "overview.png",
+    ]
+
+
+def test_find_layout_names_in_other_unicode_forms(tmp_path):
+    composed, decomposed = "\u00e8", "e\u0300"
+    _, names = layout(tmp_path, f"images/{decomposed}.png images/a.png masks/{composed}.png masks/a.png")
+    assert set(names["train"] + names["val"]) == {decomposed, "a"}
+
+
+def test_find_layout_links_to_folders(make, tmp_path):
+    make.folder(tmp_path / "elsewhere", 4)
+    (tmp_path / "root").mkdir()
+    for part in ("images", "masks"):
+        (tmp_path / "root" / part).symlink_to(tmp_path / "elsewhere" / part)
+    with pytest.raises(DataError, match=r"images: a link to a folder.*config.data.follow_links=True"):
+        find_layout(tmp_path / "root")
+    (tmp_path / "root" / "again").symlink_to(tmp_path / "root")  # a circle
+    source = open_folder(tmp_path / "root", "all", CLASSES, options=FolderOptions(follow_links=True))
+    assert len(source) == 4
+
+
+def test_find_layout_reads_lists_of_paths(tmp_path):
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("a.png\n\n/SegNet/CamVid/images/c.png /SegNet/CamVid/masks/c.png\n")
+    (tmp_path / "splits" / "val.txt").write_text("b 1\r\n")
+    files = [f"{part}/{name}.png" for part in ("images", "masks") for name in ("a", "b 1", "c", "d")]
+    for path in files:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    assert layout(tmp_path, "")[1] == {"train": ["a", "c"], "val": ["b 1"]}
+    assert len(layout(tmp_path, "", split_files="none")[1]["train"]) == 3
+    (tmp_path / "splits" / "val.txt").write_text("c\n")
+    with pytest.raises(DataError, match=r"val.txt, line 1: 'c' is in splits/train.txt too"):
+        layout(tmp_path, "")
+    (tmp_path / "splits" / "val.txt").write_text("b 1\nz\n")
+    with pytest.raises(DataError, match=r"val.txt, line 2: 'z' is not an image .*config.data.split_files=none"):
+        layout(tmp_path, "")
+
+
+def test_find_layout_folds_cover_every_image_once(tmp_path):
+    files = " ".join(f"{part}/{i}.png" for part in ("images", "masks") for i in range(10))
+    splits = [layout(tmp_path, files, folds=3, fold=fold, split_seed=7)[1] for fold in range(3)]
+    assert sorted(name for each in splits for name in each["val"]) == [str(i) for i in range(10)]
+    assert [len(each["val"]) for each in splits] == [4, 3, 3]
+    assert all(not {*each["train"]} & {*each["val"]} for each in splits)
+    assert layout(tmp_path, files, folds=3, split_seed=8)[1] != splits[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"folds": 2}], ids=["held out", "folds"])
+def test_find_layout_groups_are_not_split(tmp_path, options):
+    files = " ".join(f"{part}/p{p}_{i}.png" for part in ("images", "masks") for p in range(5) for i in range(3))
+    _, names = layout(tmp_path, files, groups="{group}_*", **options)
+    train, val = ({name[:2] for name in names[split]} for split in ("train", "val"))
+    assert train | val == {f"p{p}" for p in range(5)}
+    assert not train & val
+
+
+def test_find_layout_group_in_two_given_splits(tmp_path):
+    files = " ".join(
+        f"{split}/{part}/p_{i}.png" for i, split in enumerate(("train", "val")) for part in ("images", "masks")
+    )
+    with pytest.raises(DataError, match=r"the group 'p' of config.data.groups is in train and in val"):
+        layout(tmp_path, files, groups="{group}_*")
+
+
+def test_open_folder_palettes_that_differ(make, tmp_path):
+    root = make.folder(tmp_path, 3)
+    mask = make.encoded(make.ids(0, (10, 14)), palette=[0, 0, 255, 255, 0, 0, 0, 255, 0], mode="P")
+    make.put(root / "masks" / "road_00.png", mask)
+    with pytest.raises(DataError, match=r"road_00.png and .*index \d of their palettes .*config.data.mask_colours"):
+        open_folder(root, "train", CLASSES)
+    colours = numbered_classes(NAMES, mask_colours=("#ff0000", "#00ff00", "#0000ff"))
+    source = open_folder(root, "all", colours)
+    np.testing.assert_array_equal(source[0]["label"], np.array([2, 0, 1])[make.ids(0, (10, 14))])
 
 
 def test_open_split_folder_with_masks_of_0_and_255(make, config, tmp_path, monkeypatch):
@@ -299,7 +448,7 @@ def test_open_split_made_case(config, case, fields, train, val):
         ("unlabelled_test", {"split": "test"}, r"test has 1 image\(s\) without masks"),
         ("jpeg_masks", {}, r"masks/\d.jpg: label ids .* config.data.mask_threshold=128"),
         ("noisy_grey_png", {}, r"masks/\d.png: label ids 1-12, .* config.data.mask_threshold=128"),
-        ("rgb_colour_mask", {}, r"#0000ff \(\d+ %\), #ff0000 \(\d+ %\); .* config.data.mask_colours"),
+        ("rgb_colour_mask", {}, r"#0000ff .*, #ff0000 .* config.data.mask_colours"),
         ("zero_is_void", {"mask_values": (1, 2)}, r"label id 0 is outside .* config.data.void_values"),
         ("suffix_mask", {"masks": "{stem}_label"}, r"0.jpg.*config.data.masks"),
     ],
