@@ -130,7 +130,8 @@ def _on_disk(path: Path, home: str) -> RawFile:
     size, changed, problem = 0, 0, ""
     real = os.path.realpath(path)
     if os.path.commonpath([real, home]) != home:
-        problem = f"{shown}: a link that leads out of the data set, to {real}; expected a file in {home}"
+        expected = f"expected a file in {home}, or for data.name=folder config.data.follow_links=True"
+        problem = f"{shown}: a link that leads out of the data set, to {real}; {expected}"
     elif shown != str(path):
         problem = f"{shown}: the name is not UTF-8; expected one that can be written down"
     else:

@@ -245,7 +245,7 @@ def test_find_layout_names_what_it_leaves_out(tmp_path):
         "images/0.png images/1.png masks/0.png masks/1.png overview.png notes.txt images/.cache/0.png __MACOSX/x.png"
     )
     found, names = layout(tmp_path, f"{files} labels/0.png")
-    assert names == {"train": ["0"], "val": ["1"]}
+    assert names == {"train": ["1"], "val": ["0"]}
     assert sorted(path for paths in found.ignored.values() for path in paths) == [
         "__MACOSX/",
         "images/.cache/",
