@@ -28,7 +28,7 @@ from ml_collections.config_flags import config_flags
 
 from segjax.storage import escape_what_cannot_be_encoded, printable, say
 from segjax.training import MISTAKES, ConfigError, Terminated, defaults
-from segjax.training.config import FIELDS, Field, check_known, unknown_field
+from segjax.training.config import FIELDS, Field, changed, check_known, unknown_field
 
 app.define_help_flags()
 _LIBRARY_FLAGS = frozenset(flags.FLAGS)  # of absl, grain and others: `--help` leaves them out
@@ -315,11 +315,24 @@ def _failure(path: Path, error: BaseException) -> str:
     return f"{path}{f', line {line}' if line else ''}: {' '.join(reason.split())[:300]}"
 
 
-def define_config(name: str) -> None:
+def define_config(name: str, default: str | None = None) -> None:
     """Defines a flag for a config, `--NAME=SHIPPED` or `--NAME=PATH`; `--NAME.FIELD=VALUE` changes a field."""
     help_text = "Name of a shipped config (segjax configs list), or a file; --config.objective.gamma=2 changes a field."
     config_flags.DEFINE_config_file(name, None, help_text)
     flags.FLAGS[name].parser = ConfigFile(name)
+    flags.FLAGS.set_default(name, default)
+
+
+def given_fields(name: str) -> set[str]:
+    """Returns the fields that the command line decides: those it changes and, of a config it names, all others too.
+
+    The fields of a data set that such a config leaves at their default are not decided.
+    """
+    given = set(config_flags.get_override_values(flags.FLAGS[name]))
+    if flags.FLAGS[name].using_default_value:
+        return given
+    changed_ones = {key for key, _, _ in changed(flags.FLAGS[name].value)}
+    return given | changed_ones | {key for key in FIELDS if not key.startswith("data.")}
 
 
 class _Size(flags.ArgumentParser):

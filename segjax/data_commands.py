@@ -1,47 +1,263 @@
-"""Prepares your own data: turns annotations of COCO, labelme, CVAT and Pascal VOC into masks.
+"""Checks a folder of images and masks, shows it on a page, and turns annotations into masks.
+
+The annotations are those of COCO, labelme, CVAT and Pascal VOC.
 
 Examples:
+  segjax data check ROOT --output=mine.py
+  segjax data show ROOT --output=mine.html
   segjax data masks annotations.json --output=ROOT
-  segjax data masks labelme/ --output=ROOT --overlap=small
 """
 
 import io
+import math
 import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import rich.console
 import rich.progress
 from absl import app, flags
 from PIL import Image
 
-from segjax import cli
+from segjax import cli, inference
+from segjax.data import colorize
 from segjax.data.annotations import OVERLAPS, Images, class_values, open_annotations, paint
+from segjax.data.augment import augment, example_keys
 from segjax.data.decode import image_header
 from segjax.data.io import DataError, read_bytes
 from segjax.data.labels import VOID, numbered_classes
-from segjax.reporting import Table, show
-from segjax.storage import output_folder, say, write_outputs
-from segjax.training.config import POSITIVE
+from segjax.data.loader import resize_pair
+from segjax.data.pairs import make_example
+from segjax.inference.visualize import overlay_palette, rare_outlines
+from segjax.reporting import Picture, Report, Section, Table, html, show
+from segjax.storage import check_outputs, output_folder, path_of, printable, say, write_outputs
+from segjax.training import changed
+from segjax.training.config import COUNT, FIELDS, POSITIVE
+from segjax.training.survey import Findings, count_all_values, examine, values_of_classes
 
 FLAGS = flags.FLAGS
 # The options of each command beside --overwrite.
 _OPTIONS = {
+    "check": ("config", "output"),
+    "show": ("config", "output", "images_per_class"),
     "masks": ("output", "images", "split", "classes", "overlap", "crowd_is_void", "rest_is_void", "line_width"),
 }
+_SHOWN, _VALUES = 5, 20  # lines: reasons for a refusal, values of masks
 
 
 def main(argv: list[str]) -> None:
-    """Does what the first argument names, with the path in the second."""
-    if len(argv) != 3 or argv[1] not in _OPTIONS:
-        usage = "masks SOURCE"
-        raise app.UsageError(f"expected {usage}; got {' '.join(argv[1:]) or 'nothing'}")
-    command, path = argv[1], Path(argv[2])
-    for name in set().union(*_OPTIONS.values()) - set(_OPTIONS[command]):
+    """Runs the command that the first argument names on the path in the second."""
+    commands = {"check": check_folder, "show": show_folder, "masks": write_masks}
+    if len(argv) != 3 or argv[1] not in commands:
+        expected = "expected check ROOT, show ROOT or masks SOURCE"
+        raise app.UsageError(f"{expected}; got {' '.join(argv[1:]) or 'nothing'}")
+    for name in sorted(set().union(*_OPTIONS.values()) - set(_OPTIONS[argv[1]])):
         if FLAGS[name].present:
             owners = " and ".join(f"segjax data {one}" for one, options in _OPTIONS.items() if name in options)
-            raise app.UsageError(f"--{name} belongs to {owners}, not to segjax data {command}")
-    {"masks": write_masks}[command](path)
+            raise app.UsageError(f"--{name} belongs to {owners}, not to segjax data {argv[1]}")
+    commands[argv[1]](Path(argv[2]))
+
+
+def check_folder(root: Path) -> None:
+    """Prints what a folder contains, first the reasons for which training would refuse it; suggests a config."""
+    console, output = rich.console.Console(), FLAGS.output and path_of(FLAGS.output)
+    if output:
+        check_outputs([output], overwrite=FLAGS.overwrite)
+    found = examine(root, FLAGS.config, cli.given_fields("config"), console)
+    for line in _first("training would refuse this folder: ", found.refusals):
+        say(line, console)
+    for line in found.warnings:
+        say(f"warning: {line}", console)
+    say(f"layout: {found.layout.description}", console)
+    for reason, paths in found.layout.ignored.items():
+        say(f"{len(paths)} left out, {reason}: {', '.join(paths[:3])}{', …' * (len(paths) > 3)}", console)
+    for table in tables(found):
+        show(table, console)
+    if found.refusals:
+        say("no config is suggested before the folder can be read", console)
+        sys.exit(1)
+    for line in config_lines(found):
+        say(line, console)
+    if output:
+        write_outputs({output: config_file(found, root, str(output)).encode()}, overwrite=FLAGS.overwrite)
+        say(f"wrote {output}. Next: segjax train --config={output} --workdir=runs/{root.name}", console)
+    else:
+        say("--output=mine.py writes it as a config file; segjax train --data=ROOT trains with it", console)
+
+
+def _first(head: str, reasons: list[str]) -> list[str]:
+    """Returns a line per reason, and the number of those beyond the first few."""
+    more = [f"{head}{len(reasons) - _SHOWN} more of {len(reasons)} reasons"] * (len(reasons) > _SHOWN)
+    return [f"{head}{reason}" for reason in reasons[:_SHOWN]] + more
+
+
+def tables(found: Findings) -> list[Table]:
+    """Returns the tables of the splits, of the classes, and of the input sizes."""
+    rows = []
+    for split, pairs in found.layout.splits.items():
+        good = [pair for pair in found.pairs if pair.split == split]
+        sizes = sorted({pair.size for pair in good}, key=math.prod)
+        shown = [f"{height}×{width}" for height, width in (sizes[:1] + sizes[-1:] if len(sizes) > 1 else sizes)]
+        kinds = sorted({f"{pair.dtype}, {pair.channels}" for pair in good})
+        extremes = [pair.extremes for pair in good]
+        low, high = (min(one[0] for one in extremes), max(one[1] for one in extremes)) if good else (0, 0)
+        rows.append((split, len(pairs), " to ".join(shown), " and ".join(kinds), f"{low:g} to {high:g}"))
+    rows += [(split, f"{len(files)} without masks", "", "", "") for split, files in found.layout.unlabelled.items()]
+    columns = ("split", "images", "height×width", "type, channels", "values")
+    found_tables = [Table("Images", columns, rows, text=columns[2:])]
+    if found.label_set is None:
+        return [*found_tables, _value_table(found)]
+    return [*found_tables, _class_table(found), _size_table(found)]
+
+
+def _value_table(found: Findings) -> Table:
+    """Builds the table of the most frequent values of the masks, whatever they mean."""
+    values, images = count_all_values(found.pairs), Counter(value for pair in found.pairs for value in pair.values)
+    total = sum(values.values())
+    rows = [(str(value), f"{pixels / total:.3%}", images[value]) for value, pixels in values.most_common(_VALUES)]
+    more = f", the {_VALUES} most frequent of {len(values)}" * (len(values) > _VALUES)
+    return Table(f"Values of the masks{more}", ("value", "pixels", "images"), rows)
+
+
+def _class_table(found: Findings) -> Table:
+    """Builds the table of the pixels of each class and void: all, and in each split with the images that have any."""
+    values = values_of_classes(found)
+    total = sum(images.sum(axis=0) for images in found.images.values())
+    rows = []
+    for i in [*np.argsort(-total[:-1], kind="stable").tolist(), len(total) - 1]:
+        name = "void" if i == len(total) - 1 else found.label_set.names[i]
+        parts = [
+            f"{images[:, i].sum() / max(1, images.sum()):.3%}, {np.count_nonzero(images[:, i])}"
+            for images in found.images.values()
+        ]
+        shown = ", ".join(str(value) for value in values[i][:4]) + ", …" * (len(values[i]) > 4)
+        rows.append((name, shown, int(total[i]), *parts))
+    columns = ("class", "mask values", "pixels", *(f"{split}: share, images" for split in found.images))
+    return Table("Classes", columns, rows)
+
+
+def _size_table(found: Findings) -> Table:
+    """Builds the table of the IoU that labels keep at each size."""
+    median = np.median([pair.size for pair in found.pairs], axis=0)
+    rows = []
+    for scale, caps in found.caps.items():
+        worst = int(np.nanargmin(caps))
+        height, width = (round(float(scale * side)) for side in median)
+        rows.append((f"{height}×{width}", float(np.nanmean(caps)), float(caps[worst]), found.label_set.names[worst]))
+    return Table("Highest IoU at an input size", ("size", "mean", "lowest", "class"), rows)
+
+
+def config_lines(found: Findings) -> list[str]:
+    """Returns a line of Python for each field of a suggested config that differs from the defaults."""
+    lines = {key: f"config.{key} = {value!r}" for key, value, _ in changed(found.config)}
+    return [lines[key] for key in FIELDS if key in lines]
+
+
+def config_file(found: Findings, root: Path, path: str) -> str:
+    """Returns the suggested config as a config file, which will have this path."""
+    counts = ", ".join(f"{len(pairs)} images in {split}" for split, pairs in found.layout.splits.items())
+    lines = [
+        f'"""Images and masks of {printable(root.name)}, as segjax data check suggests to train on them.',
+        "",
+        f"DATA: folder, {counts}",
+        f"COMMAND: segjax train --config={printable(path)} --workdir=runs/{printable(root.name)}",
+        '"""',
+        "",
+        "from segjax.training import defaults",
+        "",
+        "",
+        "def get_config():",
+        '    """Returns the defaults with the fields that fit these images."""',
+        "    config = defaults()",
+        *(f"    {line}" for line in config_lines(found)),
+        "    return config",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def show_folder(root: Path) -> None:
+    """Writes a page with images of each class, the rarest first, under their masks and as the network sees them."""
+    console = rich.console.Console()
+    output = path_of(FLAGS.output or f"{root.name}.html")
+    check_outputs([output], overwrite=FLAGS.overwrite)
+    found = examine(root, FLAGS.config, cli.given_fields("config"), console)
+    if found.label_set is None:
+        raise DataError(f"{found.refusals[0]}. Try segjax data check {root}")
+    page = html(folder_report(found, root, images_per_class=FLAGS.images_per_class))
+    write_outputs({output: page.encode()}, overwrite=FLAGS.overwrite)
+    say(f"wrote {output}", console)
+
+
+def folder_report(found: Findings, root: Path, *, images_per_class: int) -> Report:
+    """Returns the page: tables, then the images of each class from its smallest share of an image to its largest.
+
+    An image is shown once, with the first of its classes.
+    """
+    names, total = found.label_set.names, sum(images.sum(axis=0) for images in found.images.values())
+    rows = [(split, i) for split, images in found.images.items() for i in range(len(images))]
+    shares = np.concatenate([images / images.sum(axis=1, keepdims=True) for images in found.images.values()])
+    sections, seen = [Section("Folder", "", tuple(tables(found)), (_legend(found),))], set()
+    augment_config, data = found.config.augment, found.config.data
+    options = {key: augment_config[key] for key in ("crop_fraction", "flip", "rotation", "brightness", "contrast")}
+    options |= {"scale": tuple(augment_config.scale), "size": tuple(data.size)}
+    augmented = jax.jit(partial(augment, mean=tuple(data.mean), std=tuple(data.std), **options))
+    for number in np.argsort(total[:-1], kind="stable").tolist():
+        order = [at for at in np.argsort(shares[:, number]).tolist() if shares[at, number] > 0 and at not in seen]
+        chosen = [order[i] for i in np.linspace(0, len(order) - 1, min(images_per_class, len(order))).astype(int)]
+        seen.update(chosen)
+        pictures = [_picture(found, *rows[at], f"{number}_{at}", float(shares[at, number]), augmented) for at in chosen]
+        count = np.count_nonzero(shares[:, number])
+        text = f"{total[number] / total.sum():.3%} of the pixels, in {count} of {len(rows)} images."
+        sections.append(Section(names[number], text, (), tuple(pictures)))
+    text = (
+        f"{root.name}: {found.layout.description}. Classes are in the order of their pixels, the rarest first. "
+        "Augmented images are those that a training with the suggested config would see; void is not tinted."
+    )
+    facts = {"folder": str(root.absolute()), "config": ", ".join(config_lines(found))}
+    return Report(f"{root.name}: images and masks", text, tuple(sections), facts)
+
+
+def _legend(found: Findings) -> Picture:
+    return Picture("legend", "Colours of the classes.", inference.png(inference.legend(found.label_set)))
+
+
+def _picture(
+    found: Findings, split: str, number: int, name: str, share: float, augmented: Callable[..., Any]
+) -> Picture:
+    """Returns an image of a split, and it under its mask: as it is, and as two results of `augmented`."""
+    surveyed, config = [pair for pair in found.pairs if pair.split == split][number], found.config
+    pair = next(pair for pair in found.layout.splits[split] if pair.name == surveyed.name)
+    data, files = (read_bytes(pair.image), read_bytes(pair.mask)), (pair.image.path, pair.mask.path)
+    example = make_example(*data, pair.name, config.data.channels, found.label_set, files)
+    image, label = example["image"], example["label"]
+    shown = {"image": _colours(image), "mask": _tinted(image, label, found)}
+    if len({one.size for one in found.pairs}) > 1:  # else the device crops from the original pixels
+        image, label = resize_pair(image, label, tuple(config.data.size))
+    keys = example_keys(jax.random.key(config.seed), 0, np.arange(2, dtype=np.uint32))
+    images, labels = augmented(*(np.stack([array] * 2) for array in (image, label)), keys)
+    images = 255 * (np.asarray(images) * np.array(config.data.std) + np.array(config.data.mean))
+    for i in range(2):
+        shown[f"augmented {i + 1}"] = _tinted(images[i], np.asarray(labels[i]).astype(np.uint8), found)
+    return Picture(name, f"{split}/{pair.name}: {share:.2%}", inference.png(inference.tiles(shown)), half=True)
+
+
+def _tinted(image: np.ndarray, label: np.ndarray, found: Findings) -> np.ndarray:
+    """Lays the colours of the classes over an image, with outlines around rare ones."""
+    palette = overlay_palette(found.label_set)
+    tinted = inference.overlay(_colours(image), colorize(label, palette))
+    return inference.overlay(tinted, colorize(rare_outlines(label, palette), palette), opacity=1.0)
+
+
+def _colours(image: np.ndarray) -> np.ndarray:
+    """Returns the first three channels, or the first one three times, of an image on the scale 0 to 255 as RGB."""
+    image = np.clip(np.round(image), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1))
 
 
 def write_masks(source: Path) -> None:
@@ -59,9 +275,9 @@ def write_masks(source: Path) -> None:
         annotations.images, "painting", annotations.count, console=console, disable=not console.is_terminal
     ):
         path, file = found.find(one)
-        *size, _ = image_header(file)
-        if tuple(size) != one.size:
-            sizes = f"the image is {size[0]}×{size[1]}, its annotations are for {one.size[0]}×{one.size[1]}"
+        height, width, *_, orientation = image_header(file)
+        if one.size not in [(height, width), (width, height)][: 1 + (orientation > 4)]:  # as displayed, or as stored
+            sizes = f"the image is {height}×{width}, its annotations are for {one.size[0]}×{one.size[1]}"
             raise DataError(f"{file.path}: {sizes} ({one.source}); expected one size")
         stem = path.rsplit(".", 1)[0]
         if other := written.get(stem):
@@ -108,7 +324,9 @@ def _palette_png(mask: np.ndarray, names: tuple[str, ...]) -> bytes:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", None, "masks: folder for images, masks and the names of the classes.")
+    cli.define_config("config", default="folder_unet")
+    flags.DEFINE_string("output", None, "check: config file; show: HTML file; masks: folder for images and masks.")
+    cli.define_number("images_per_class", 4, COUNT, "show: number of images for each class.")
     flags.DEFINE_string("images", None, "masks: folder of the images; default: that of the annotations.")
     flags.DEFINE_string("split", None, "masks: write into ROOT/SPLIT, such as train or val, one command for each.")
     flags.DEFINE_list("classes", [], "masks: classes to paint, in the order of their values; default: all.")

@@ -245,14 +245,20 @@ def _share(global_batch_size: int, process_index: int, process_count: int) -> in
 def _train_example(position: int, index: int, *, source: Source, size: tuple[int, int] | None) -> dict[str, Any]:
     example = _read(source, index)
     image, label = example["image"], example["label"]
-    if size is not None and label.shape != tuple(size):
-        # INTER_AREA is centred only if no axis grows, so the axes that grow follow in a second call.
-        shrunk = [min(lengths) for lengths in zip(size, label.shape, strict=True)]
-        image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
-        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-        image = image.reshape(*size, -1)  # OpenCV drops a single channel
-        label = resize_nearest(label, size)
+    if size is not None:
+        image, label = resize_pair(image, label, size)
     return {"image": image, "label": label, "index": np.uint32(position % 2**32), "name": example["name"]}
+
+
+def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Resizes an image and its labels as `train_loader` does."""
+    if label.shape == tuple(size):
+        return image, label
+    # INTER_AREA is centred only if no axis grows, so the axes that grow follow in a second call.
+    shrunk = [min(lengths) for lengths in zip(size, label.shape, strict=True)]
+    image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
+    image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return image.reshape(*size, -1), resize_nearest(label, size)  # OpenCV drops a single channel
 
 
 def _read(source: Source, index: int) -> Example:

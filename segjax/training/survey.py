@@ -5,6 +5,7 @@ number of pixels.
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,24 +13,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Num, UInt8, UInt16
+import rich.console
+import rich.progress
+from jaxtyping import UInt8, UInt16
 from ml_collections import ConfigDict
 
 from segjax import losses
+from segjax.data import label_set as label_set_of
 from segjax.data.decode import read_image, read_mask
-from segjax.data.folder import Layout
+from segjax.data.folder import Layout, find_layout
 from segjax.data.io import DataError, read_bytes
 from segjax.data.labels import VOID, LabelSet, to_train_ids
 from segjax.data.pairs import Pair
 from segjax.data.resize import resize_nearest
+from segjax.training.config import ConfigError, from_leaves, leaves, validate
 
 Value = int | tuple[int, ...]  # of a mask: an id, or a colour
 SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 _RESIZED = 200  # masks that are resized for `iou_caps`
-_MANY_VALUES = 64  # a mask with more is rather a photograph, or was saved as JPEG
 _RARE = 0.1  # share of the pixels below which a class gets a larger weight
 _ENOUGH = 0.9  # IoU that labels keep at the suggested size
 _LARGEST = 2**20  # pixels of the suggested size
+_EPOCHS, _MOST_STEPS = 10, 20_000  # of the suggested training
 
 
 class PairSurvey(NamedTuple):
@@ -48,19 +53,37 @@ class PairSurvey(NamedTuple):
     kept: dict[float, dict[Value, tuple[int, int]]]  # intersection and union per scale and value, see `iou_caps`
 
 
-class Survey(NamedTuple):
-    """Numbers of all pairs of a folder, and the reasons why others are bad."""
+class Findings(NamedTuple):
+    """Results of `assess`: a folder, its classes, and the config that it suggests."""
 
     layout: Layout
     pairs: list[PairSurvey]
-    bad: list[str]
+    label_set: LabelSet | None  # None if the classes do not fit the masks, and then the next two are empty
+    images: dict[str, np.ndarray]  # pixels per split of each class in each image, [images, C + 1]; the last is void
+    caps: dict[float, np.ndarray]  # see `iou_caps`
+    refusals: list[str]  # reasons for which training would refuse the folder
+    warnings: list[str]
+    config: ConfigDict
 
 
-def survey(layout: Layout, pairs: Iterable[PairSurvey | str]) -> Survey:
-    """Returns the survey of a layout from the results of `survey_pairs`."""
-    found = list(pairs)
-    bad = [one for one in found if isinstance(one, str)]
-    return Survey(layout, [one for one in found if not isinstance(one, str)], bad)
+def examine(root: Path, config: ConfigDict, keep: Iterable[str], console: rich.console.Console) -> Findings:
+    """Reads every image and mask of a folder, with a progress bar, and returns the findings; see `assess`.
+
+    Raises: DataError if the layout of the folder is not known.
+    """
+    config = _with(config, {"data.name": "folder", "data.manual_dir": str(root.absolute())}, set())
+    layout = find_layout(root, val_fraction=config.data.val_fraction)
+    bar = rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        total = sum(map(len, layout.splits.values()))
+        surveyed = list(bar.track(survey_pairs(layout), total=total, description="reading"))
+    return assess(layout, surveyed, config, keep)
 
 
 def survey_pairs(layout: Layout, *, threads: int = 8) -> Iterator[PairSurvey | str]:
@@ -145,33 +168,79 @@ def _unique(codes: np.ndarray) -> tuple[list[int], list[int]]:
     return values.tolist(), counts.tolist()
 
 
-class ClassCounts(NamedTuple):
-    """Pixels of each class, and the pairs with values that no class has."""
+def assess(layout: Layout, surveyed: Iterable[PairSurvey | str], config: ConfigDict, keep: Iterable[str]) -> Findings:
+    """Returns the findings about a folder from `survey_pairs`.
 
-    per_split: dict[str, np.ndarray]  # [images, C + 1], the last column is void
-    refused: list[str]  # one message per pair
+    Args:
+      layout: the folder.
+      surveyed: the result of `survey_pairs`.
+      config: fills what the folder does not suggest.
+      keep: fields of `config`, as "data.size", that are not changed.
+    """
+    surveyed, keep = list(surveyed), set(keep)
+    pairs = [one for one in surveyed if isinstance(one, PairSurvey)]
+    found = Findings(layout, pairs, None, {}, {}, [one for one in surveyed if isinstance(one, str)], [], config)
+    fields: dict[str, Any] = {}
+    if not keep & {"data.class_names", "data.mask_values"} and pairs:
+        names, values = find_classes(count_all_values(pairs))
+        fields = {"data.class_names": names, "data.mask_values": values}
+    found = found._replace(config=_with(config, fields, keep))
+    try:
+        classes = label_set_of(found.config.data)
+    except DataError as error:
+        return found._replace(refusals=[*found.refusals, str(error)])
+    if not pairs:
+        return found
+    images, refused = count_classes(found.pairs, classes)
+    if refused:
+        return found._replace(refusals=[*found.refusals, *refused])
+    found = found._replace(label_set=classes, images=images, caps=iou_caps(pairs, classes))
+    found = found._replace(warnings=_warnings(found))
+    suggested = _with(found.config, suggest(found), keep)
+    try:
+        validate(suggested)
+    except ConfigError as error:
+        found.refusals.append(str(error))
+    return found._replace(config=suggested)
 
-    @property
-    def train(self) -> np.ndarray:
-        """Pixels of the training split, [images, C]."""
-        return self.per_split["train"][:, :-1]
+
+def _with(config: ConfigDict, fields: Mapping[str, Any], keep: set[str]) -> ConfigDict:
+    """Returns a config with other values of those fields that are not in `keep`."""
+    return from_leaves(leaves(config) | {key: value for key, value in fields.items() if key not in keep})
 
 
-def count_classes(found: Survey, label_set: LabelSet) -> ClassCounts:
-    """Returns the pixels of each class in each image of each split."""
-    rows: dict[str, list[np.ndarray]] = {split: [] for split in found.layout.splits}
-    refused = []
-    for pair in found.pairs:
-        values, pixels = list(pair.values), list(pair.values.values())
+def count_classes(pairs: Sequence[PairSurvey], label_set: LabelSet) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns `Findings.images`, and one message per mask with values that are not of a class."""
+    rows: dict[str, list[np.ndarray]] = {pair.split: [] for pair in pairs}
+    refused, void = [], label_set.num_classes
+    for pair in pairs:
         try:
-            ids = to_train_ids(_as_pixels(values), label_set, pair.mask)
+            ids = to_train_ids(_as_pixels(list(pair.values)), label_set, pair.mask).ravel().astype(int)
         except DataError as error:
             refused.append(str(error))
             continue
-        ids = np.where(ids == VOID, label_set.num_classes, ids).ravel()
-        rows[pair.split].append(np.bincount(ids, pixels, label_set.num_classes + 1).astype(np.int64))
-    empty = np.zeros((0, label_set.num_classes + 1), np.int64)
-    return ClassCounts({split: np.array(part) if part else empty for split, part in rows.items()}, refused)
+        ids[ids == VOID] = void
+        rows[pair.split].append(np.bincount(ids, list(pair.values.values()), void + 1).astype(np.int64))
+    return {split: np.reshape(part, (len(part), void + 1)) for split, part in rows.items()}, refused
+
+
+def _warnings(found: Findings) -> list[str]:
+    """Returns lines about classes without pixels, void, and images that two splits share."""
+    lines, names = [], found.label_set.names
+    for split, images in found.images.items():
+        absent = [name for name, pixels in zip(names, images.sum(axis=0), strict=False) if not pixels]
+        if absent:
+            lines.append(f"{split} has no pixel of {', '.join(absent)}")
+    pixels = sum(images.sum(axis=0) for images in found.images.values())
+    if (void := pixels[-1]) > (total := pixels.sum()) / 2:
+        lines.append(f"{void / total:.1%} of all pixels are void")
+    groups = duplicates(found.pairs)
+    if groups:
+        lines.append(
+            f"{len(groups)} image(s) are in two splits with the same pixels, so that scores are too optimistic: "
+            f"{'; '.join(' = '.join(group) for group in groups[:3])}"
+        )
+    return lines
 
 
 def _as_pixels(values: list[Value]) -> np.ndarray:
@@ -181,10 +250,10 @@ def _as_pixels(values: list[Value]) -> np.ndarray:
     return np.array([values], np.uint8 if max(values) < 256 else np.uint16)
 
 
-def found_values(found: Survey) -> Counter[Value]:
+def count_all_values(pairs: Sequence[PairSurvey]) -> Counter[Value]:
     """Returns the number of pixels of each value of all masks."""
     total: Counter[Value] = Counter()
-    for pair in found.pairs:
+    for pair in pairs:
         total.update(pair.values)
     return total
 
@@ -205,81 +274,72 @@ def find_classes(values: Mapping[Value, int]) -> tuple[tuple[str, ...], tuple[in
     return tuple("background" if value == 0 else f"class {value}" for value in ids), tuple(ids)
 
 
-def iou_caps(found: Survey, label_set: LabelSet) -> dict[float, np.ndarray]:
+def iou_caps(pairs: Sequence[PairSurvey], label_set: LabelSet) -> dict[float, np.ndarray]:
     """Returns the IoU per class that labels keep when they are resized to a share of their size and back.
 
     It is the most that a network of this input size reaches with masks of one class per pixel. NaN: no pixels.
     """
-    caps = {}
-    for scale in SCALES:
-        sums = np.zeros((2, label_set.num_classes))
-        for pair in found.pairs:
-            if not (kept := pair.kept.get(scale)):
-                continue
+    sums = {scale: np.zeros((2, 256)) for scale in SCALES}
+    for pair in pairs:
+        for scale, kept in pair.kept.items():
             ids = to_train_ids(_as_pixels(list(kept)), label_set, pair.mask).ravel()
-            for train_id, counts in zip(ids, kept.values(), strict=True):
-                if train_id < label_set.num_classes:
-                    sums[:, train_id] += counts
-        caps[scale] = np.divide(*sums, out=np.full(sums.shape[1], np.nan), where=sums[1] > 0)
-    return caps
+            np.add.at(sums[scale].T, ids, list(kept.values()))
+    with np.errstate(invalid="ignore"):
+        return {scale: (counts[0] / counts[1])[: label_set.num_classes] for scale, counts in sums.items()}
 
 
-def duplicates(found: Survey) -> list[tuple[str, ...]]:
+def duplicates(pairs: Sequence[PairSurvey]) -> list[list[str]]:
     """Returns the groups of images, as "SPLIT/NAME", that are in more than one split with the same pixels."""
     groups: dict[str, list[PairSurvey]] = {}
-    for pair in found.pairs:
+    for pair in pairs:
         groups.setdefault(pair.content, []).append(pair)
-    return [
-        tuple(f"{pair.split}/{pair.name}" for pair in group)
-        for group in groups.values()
-        if len({pair.split for pair in group}) > 1
-    ]
+    shared = [group for group in groups.values() if len({pair.split for pair in group}) > 1]
+    return [[f"{pair.split}/{pair.name}" for pair in group] for group in shared]
 
 
-def suggest_size(found: Survey, caps: Mapping[float, np.ndarray]) -> tuple[int, int]:
+def suggest(found: Findings) -> dict[str, Any]:
+    """Returns the fields that a folder suggests.
+
+    Number of channels; mean and standard deviation of the training pixels; the size of `suggest_size`; steps for ten
+    epochs; and, if the rarest class has less than a tenth of the pixels, the class weights √(median frequency /
+    frequency), as in configs/camvid_unet_weighted.py, and the class frequencies as prior.
+    """
+    train = [pair for pair in found.pairs if pair.split == "train"]
+    first, second = sum(pair.sums for pair in train) / sum(pair.size[0] * pair.size[1] for pair in train)
+    std = np.sqrt(np.maximum(second - first**2, 1))
+    fields: dict[str, Any] = {
+        "data.channels": max(pair.channels for pair in found.pairs),
+        "data.size": suggest_size(found),
+        "data.mean": tuple(round(float(value) / 255, 4) for value in first),
+        "data.std": tuple(round(float(value) / 255, 4) for value in std),
+    }
+    pixels = found.images["train"][:, :-1]
+    shares = pixels.sum(axis=0) / max(1, pixels.sum())
+    if 0 < shares.min() < _RARE:
+        weights = np.sqrt(np.asarray(losses.class_weights(pixels, "median-frequency"), float))
+        fields["objective.class_weights"] = tuple(float(f"{weight:.3g}") for weight in weights)
+        fields["model.prior"] = tuple(float(f"{share:.3g}") for share in shares)
+    epochs = _EPOCHS * len(train) // found.config.training.global_batch
+    fields["training.steps"] = min(_MOST_STEPS, max(found.config.training.steps, epochs))
+    return fields
+
+
+def suggest_size(found: Findings) -> tuple[int, int]:
     """Returns the smallest input size at which every class keeps an IoU of 0.9 (`iou_caps`), at most 2^20 pixels.
 
-    It is a multiple of 16 with the median height and width of the images as its largest.
+    It is a multiple of 16, and at most the median height and width of the images.
     """
     median = np.median([pair.size for pair in found.pairs], axis=0)
-    scale = min((scale for scale, cap in caps.items() if np.nanmin(cap, initial=1) >= _ENOUGH), default=1.0)
-    scale = min(scale, (_LARGEST / np.prod(median)) ** 0.5)
-    height, width = (int(max(32, 16 * round(scale * side / 16))) for side in median)
+    enough = [scale for scale, caps in found.caps.items() if np.nanmin(caps) >= _ENOUGH]
+    scale = min(min(enough, default=1.0), math.sqrt(_LARGEST / math.prod(median)))
+    height, width = (max(32, 16 * round(float(scale * side) / 16)) for side in median)
     return height, width
 
 
-def suggest(found: Survey, config: ConfigDict, label_set: LabelSet, *, keep: Iterable[str] = ()) -> ConfigDict:
-    """Returns `config` with the fields that a folder suggests, but for those in `keep`.
-
-    Mean and standard deviation of the training pixels; the input size; and, if the rarest class has less than a tenth
-    of the pixels, class weights √(median frequency / frequency), as in configs/camvid_unet_weighted.py, and the class
-    frequencies as prior.
-    """
-    counts = count_classes(found, label_set)
-    mean, std = pixel_statistics(found)
-    fields: dict[str, Any] = {
-        "data.channels": found.pairs[0].channels,
-        "data.size": suggest_size(found, iou_caps(found, label_set)),
-        "data.mean": mean,
-        "data.std": std,
-    }
-    pixels = counts.train.sum(axis=0)
-    shares = pixels / max(1, pixels.sum())
-    if 0 < shares.min() < _RARE:
-        weights = np.sqrt(np.asarray(losses.class_weights(counts.train, "median-frequency"), float))
-        fields["objective.class_weights"] = tuple(float(f"{weight:.3g}") for weight in weights)
-        fields["model.prior"] = tuple(float(f"{share:.3g}") for share in shares)
-    images = len(counts.train)
-    fields["training.steps"] = min(20_000, max(config.training.steps, 10 * images // config.training.global_batch))
-    suggested = config.copy_and_resolve_references()
-    suggested.update_from_flattened_dict({key: value for key, value in fields.items() if key not in set(keep)})
-    return suggested.lock()
-
-
-def pixel_statistics(found: Survey) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation of the training pixels in [0, 1], per channel."""
-    train = [pair for pair in found.pairs if pair.split == "train"]
-    count = sum(pair.size[0] * pair.size[1] for pair in train)
-    first, second = sum(pair.sums for pair in train) / count
-    std = np.sqrt(np.maximum(second - first**2, 1e-4))
-    return tuple(tuple(round(float(value) / 255, 4) for value in values) for values in (first, std))
+def values_of_classes(found: Findings) -> list[list[Value]]:
+    """Returns the mask values of each class, and of void."""
+    values = sorted(count_all_values(found.pairs))
+    ids = to_train_ids(_as_pixels(values), found.label_set, str(found.layout.description)).ravel()
+    return [
+        [v for v, at in zip(values, ids, strict=True) if at == i] for i in [*range(found.label_set.num_classes), VOID]
+    ]
