@@ -23,6 +23,7 @@ import numpy as np
 import rich.console
 import rich.progress
 from absl import app, flags
+from ml_collections import ConfigDict
 from PIL import Image
 
 from segjax import cli, inference
@@ -37,9 +38,8 @@ from segjax.data.pairs import make_example
 from segjax.inference.visualize import overlay_palette, rare_outlines
 from segjax.reporting import Picture, Report, Section, Table, html, show
 from segjax.storage import check_outputs, output_folder, path_of, printable, say, write_outputs
-from segjax.training import changed
-from segjax.training.config import COUNT, FIELDS, POSITIVE
-from segjax.training.survey import Findings, count_all_values, examine, values_of_classes
+from segjax.training.config import COUNT, POSITIVE
+from segjax.training.survey import Findings, PairSurvey, count_all_values, examine, values_of_classes
 
 FLAGS = flags.FLAGS
 # The options of each command beside --overwrite.
@@ -48,7 +48,7 @@ _OPTIONS = {
     "show": ("config", "output", "images_per_class"),
     "masks": ("output", "images", "split", "classes", "overlap", "crowd_is_void", "rest_is_void", "line_width"),
 }
-_SHOWN, _VALUES = 5, 20  # lines: reasons for a refusal, values of masks
+_SHOWN, _VALUES, _CLASSES = 5, 20, 20  # most reasons for a refusal, values of masks, classes on a page
 
 
 def main(argv: list[str]) -> None:
@@ -82,7 +82,7 @@ def check_folder(root: Path) -> None:
     if found.refusals:
         say("no config is suggested before the folder can be read", console)
         sys.exit(1)
-    for line in config_lines(found):
+    for line in found.lines():
         say(line, console)
     if output:
         write_outputs({output: config_file(found, root, str(output)).encode()}, overwrite=FLAGS.overwrite)
@@ -130,7 +130,7 @@ def _class_table(found: Findings) -> Table:
     values = values_of_classes(found)
     total = sum(images.sum(axis=0) for images in found.images.values())
     rows = []
-    for i in [*np.argsort(-total[:-1], kind="stable").tolist(), len(total) - 1]:
+    for i in [*_rarest_first(found), len(total) - 1]:
         name = "void" if i == len(total) - 1 else found.label_set.names[i]
         parts = [
             f"{images[:, i].sum() / max(1, images.sum()):.3%}, {np.count_nonzero(images[:, i])}"
@@ -142,6 +142,11 @@ def _class_table(found: Findings) -> Table:
     return Table("Classes", columns, rows)
 
 
+def _rarest_first(found: Findings) -> list[int]:
+    total = sum(images.sum(axis=0) for images in found.images.values())
+    return np.argsort(total[:-1], kind="stable").tolist()
+
+
 def _size_table(found: Findings) -> Table:
     """Builds the table of the IoU that labels keep at each size."""
     median = np.median([pair.size for pair in found.pairs], axis=0)
@@ -151,12 +156,6 @@ def _size_table(found: Findings) -> Table:
         height, width = (round(float(scale * side)) for side in median)
         rows.append((f"{height}×{width}", float(np.nanmean(caps)), float(caps[worst]), found.label_set.names[worst]))
     return Table("Highest IoU at an input size", ("size", "mean", "lowest", "class"), rows)
-
-
-def config_lines(found: Findings) -> list[str]:
-    """Returns a line of Python for each field of a suggested config that differs from the defaults."""
-    lines = {key: f"config.{key} = {value!r}" for key, value, _ in changed(found.config)}
-    return [lines[key] for key in FIELDS if key in lines]
 
 
 def config_file(found: Findings, root: Path, path: str) -> str:
@@ -175,7 +174,7 @@ def config_file(found: Findings, root: Path, path: str) -> str:
         "def get_config():",
         '    """Returns the defaults with the fields that fit these images."""',
         "    config = defaults()",
-        *(f"    {line}" for line in config_lines(found)),
+        *(f"    {line}" for line in found.lines()),
         "    return config",
     ]
     return "\n".join(lines) + "\n"
@@ -200,51 +199,54 @@ def folder_report(found: Findings, root: Path, *, images_per_class: int) -> Repo
     An image is shown once, with the first of its classes.
     """
     names, total = found.label_set.names, sum(images.sum(axis=0) for images in found.images.values())
-    rows = [(split, i) for split, images in found.images.items() for i in range(len(images))]
+    pairs = [(pair, split) for split in found.images for pair in found.pairs if pair.split == split]
     shares = np.concatenate([images / images.sum(axis=1, keepdims=True) for images in found.images.values()])
-    sections, seen = [Section("Folder", "", tuple(tables(found)), (_legend(found),))], set()
-    augment_config, data = found.config.augment, found.config.data
-    options = {key: augment_config[key] for key in ("crop_fraction", "flip", "rotation", "brightness", "contrast")}
-    options |= {"scale": tuple(augment_config.scale), "size": tuple(data.size)}
-    augmented = jax.jit(partial(augment, mean=tuple(data.mean), std=tuple(data.std), **options))
-    for number in np.argsort(total[:-1], kind="stable").tolist():
+    augmented, sections, seen = jax.jit(_augmentation(found.config)), [], set()
+    for number in _rarest_first(found)[:_CLASSES]:
         order = [at for at in np.argsort(shares[:, number]).tolist() if shares[at, number] > 0 and at not in seen]
         chosen = [order[i] for i in np.linspace(0, len(order) - 1, min(images_per_class, len(order))).astype(int)]
         seen.update(chosen)
-        pictures = [_picture(found, *rows[at], f"{number}_{at}", float(shares[at, number]), augmented) for at in chosen]
+        pictures = []
+        for at in chosen:
+            pair, split = pairs[at]
+            tiles = _tiles(found, pair, augmented, example_keys(jax.random.key(0), at, np.arange(2, dtype=np.uint32)))
+            caption = f"{split}/{pair.name}: {shares[at, number]:.2%} {names[number]}"
+            pictures.append(Picture(f"{number}_{at}", caption, inference.png(tiles), half=True))
         count = np.count_nonzero(shares[:, number])
-        text = f"{total[number] / total.sum():.3%} of the pixels, in {count} of {len(rows)} images."
+        text = f"{total[number] / total.sum():.3%} of the pixels, in {count} of {len(pairs)} images."
         sections.append(Section(names[number], text, (), tuple(pictures)))
+    legend = Picture("legend", "Colours of the classes.", inference.png(inference.legend(found.label_set)))
+    more = f" Of {len(names)} classes the {_CLASSES} rarest are shown." * (len(names) > _CLASSES)
     text = (
-        f"{root.name}: {found.layout.description}. Classes are in the order of their pixels, the rarest first. "
-        "Augmented images are those that a training with the suggested config would see; void is not tinted."
+        f"{found.layout.description}.\n\nThe rarest classes come first.{more} Augmented images are those that a "
+        "training with the suggested config would see. Rare classes are outlined; void is not tinted."
     )
-    facts = {"folder": str(root.absolute()), "config": ", ".join(config_lines(found))}
-    return Report(f"{root.name}: images and masks", text, tuple(sections), facts)
+    facts = {"folder": str(root.absolute()), "suggested config": ", ".join(found.lines())}
+    return Report(root.name, text, (Section("Folder", "", tuple(tables(found)), (legend,)), *sections), facts)
 
 
-def _legend(found: Findings) -> Picture:
-    return Picture("legend", "Colours of the classes.", inference.png(inference.legend(found.label_set)))
+def _augmentation(config: ConfigDict) -> Callable[..., Any]:
+    """Returns `augment` with the settings of a config, as the training step calls it at its beginning."""
+    options = {key: config.augment[key] for key in ("flip", "rotation", "brightness", "contrast", "crop_fraction")}
+    options |= {"scale": tuple(config.augment.scale), "size": tuple(config.data.size)}
+    return partial(augment, mean=tuple(config.data.mean), std=tuple(config.data.std), **options)
 
 
-def _picture(
-    found: Findings, split: str, number: int, name: str, share: float, augmented: Callable[..., Any]
-) -> Picture:
-    """Returns an image of a split, and it under its mask: as it is, and as two results of `augmented`."""
-    surveyed, config = [pair for pair in found.pairs if pair.split == split][number], found.config
-    pair = next(pair for pair in found.layout.splits[split] if pair.name == surveyed.name)
-    data, files = (read_bytes(pair.image), read_bytes(pair.mask)), (pair.image.path, pair.mask.path)
-    example = make_example(*data, pair.name, config.data.channels, found.label_set, files)
+def _tiles(found: Findings, surveyed: PairSurvey, augmented: Callable[..., Any], keys: jax.Array) -> np.ndarray:
+    """Returns an image, and it under its mask: as it is, and as `augmented` by two keys."""
+    data = found.config.data
+    pair = next(pair for pair in found.layout.splits[surveyed.split] if pair.name == surveyed.name)
+    content, files = (read_bytes(pair.image), read_bytes(pair.mask)), (pair.image.path, pair.mask.path)
+    example = make_example(*content, pair.name, data.channels, found.label_set, files)
     image, label = example["image"], example["label"]
     shown = {"image": _colours(image), "mask": _tinted(image, label, found)}
     if len({one.size for one in found.pairs}) > 1:  # else the device crops from the original pixels
-        image, label = resize_pair(image, label, tuple(config.data.size))
-    keys = example_keys(jax.random.key(config.seed), 0, np.arange(2, dtype=np.uint32))
+        image, label = resize_pair(image, label, tuple(data.size))
     images, labels = augmented(*(np.stack([array] * 2) for array in (image, label)), keys)
-    images = 255 * (np.asarray(images) * np.array(config.data.std) + np.array(config.data.mean))
+    images = 255 * (np.asarray(images) * np.array(data.std) + np.array(data.mean))
     for i in range(2):
         shown[f"augmented {i + 1}"] = _tinted(images[i], np.asarray(labels[i]).astype(np.uint8), found)
-    return Picture(name, f"{split}/{pair.name}: {share:.2%}", inference.png(inference.tiles(shown)), half=True)
+    return inference.tiles(shown)
 
 
 def _tinted(image: np.ndarray, label: np.ndarray, found: Findings) -> np.ndarray:

@@ -8,15 +8,24 @@ and the exit status is 0. A second Ctrl-C stops it at once, with status 130.
 Examples:
   segjax train --config=road_debris_uncertainty --workdir=runs/debris
   segjax train --config=camvid_unet --workdir=runs/camvid --config.objective.loss=softmax_focal
+  segjax train --data=ROOT --workdir=runs/mine
 """
+
+import re
+import sys
+from pathlib import Path
 
 import rich.console
 from absl import flags
+from ml_collections import ConfigDict
 
 from segjax import cli, reporting
+from segjax.data import DataError
 from segjax.storage import say
 from segjax.training import hosts, train
-from segjax.training.config import COUNT, COUNT_OR_ZERO
+from segjax.training.checkpoint import run_folder
+from segjax.training.config import CONFIG_FILE, COUNT, COUNT_OR_ZERO, from_leaves, leaves, read_config
+from segjax.training.survey import examine
 
 
 def main(argv: list[str]) -> None:
@@ -25,7 +34,8 @@ def main(argv: list[str]) -> None:
     options = flags.FLAGS
     if options.distributed:
         hosts.join_hosts(options.coordinator, options.hosts, options.host)
-    console, config = rich.console.Console(quiet=not hosts.is_first_host()), options.config
+    console = rich.console.Console(quiet=not hosts.is_first_host())
+    config = options.config if options.data is None else config_for_folder(Path(options.data), console)
     scores = train(config, options.workdir, console=console)
     title = f"{config.data.name}, {config.data.eval_split}, step {scores['steps']}"
     for table in reporting.score_tables(scores, title):
@@ -34,9 +44,31 @@ def main(argv: list[str]) -> None:
     say(f"The run is in {options.workdir}. Its report: segjax report {options.workdir}", console)
 
 
+def config_for_folder(root: Path, console: rich.console.Console) -> ConfigDict:
+    """Returns the config that `segjax data check` suggests for a folder, or with which the workdir was started.
+
+    The command line decides the fields of `cli.given_fields`.
+    """
+    options, given = flags.FLAGS, cli.given_fields("config")
+    file = run_folder(options.workdir) / CONFIG_FILE
+    if file.exists():
+        values = {key: value for key, value in leaves(options.config).items() if key in given}
+        return from_leaves(leaves(read_config(file)) | values | {"data.manual_dir": str(root.absolute())})
+    found = examine(root, options.config, given, console)
+    if found.refusals:
+        more = f" (and {len(found.refusals) - 1} more)" * (len(found.refusals) > 1)
+        raise DataError(f"{found.refusals[0]}{more}. segjax data check {root} describes the folder")
+    say(f"config found from {root}, and kept in the workdir:", console)
+    for line in [*found.lines(), *(f"warning: {line}" for line in found.warnings)]:
+        say(f"  {line}", console)
+    return found.config
+
+
 if __name__ == "__main__":
     # Flags are defined here because commands share names of flags, and importing two of them must work.
-    cli.define_config("config")
+    with_data = any(re.match("--?data(=|$)", argument) for argument in sys.argv)
+    cli.define_config("config", "folder_unet" if with_data else None)
+    flags.DEFINE_string("data", None, "Your folder of images and masks; without --config all fields are found from it.")
     flags.DEFINE_string("workdir", None, "Folder of the run; repeat the command to resume the run.")
     flags.DEFINE_bool("distributed", False, "Join the other hosts, which run the same command.")
     flags.DEFINE_string("coordinator", None, "ADDRESS:PORT of the first host, where the cluster does not set it.")

@@ -19,14 +19,15 @@ from jaxtyping import UInt8, UInt16
 from ml_collections import ConfigDict
 
 from segjax import losses
-from segjax.data import label_set as label_set_of
+from segjax.data.datasets import folder_options
+from segjax.data.datasets import label_set as label_set_of
 from segjax.data.decode import read_image, read_mask
 from segjax.data.folder import Layout, find_layout
 from segjax.data.io import DataError, read_bytes
 from segjax.data.labels import VOID, LabelSet, to_train_ids
 from segjax.data.pairs import Pair
 from segjax.data.resize import resize_nearest
-from segjax.training.config import ConfigError, from_leaves, leaves, validate
+from segjax.training.config import FIELDS, ConfigError, changed, from_leaves, leaves, validate
 
 Value = int | tuple[int, ...]  # of a mask: an id, or a colour
 SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
@@ -65,6 +66,11 @@ class Findings(NamedTuple):
     warnings: list[str]
     config: ConfigDict
 
+    def lines(self) -> list[str]:
+        """Returns a line of Python per field of the config that differs from the defaults."""
+        lines = {key: f"config.{key} = {value!r}" for key, value, _ in changed(self.config)}
+        return [lines[key] for key in FIELDS if key in lines]
+
 
 def examine(root: Path, config: ConfigDict, keep: Iterable[str], console: rich.console.Console) -> Findings:
     """Reads every image and mask of a folder, with a progress bar, and returns the findings; see `assess`.
@@ -72,7 +78,7 @@ def examine(root: Path, config: ConfigDict, keep: Iterable[str], console: rich.c
     Raises: DataError if the layout of the folder is not known.
     """
     config = _with(config, {"data.name": "folder", "data.manual_dir": str(root.absolute())}, set())
-    layout = find_layout(root, val_fraction=config.data.val_fraction)
+    layout = find_layout(root, folder_options(config.data))
     bar = rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(),
         rich.progress.MofNCompleteColumn(),
