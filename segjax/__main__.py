@@ -13,7 +13,7 @@ from segjax import __doc__ as summary
 from segjax import __version__, missing_extra
 
 COMMANDS = {
-    "data": "turn annotations of labelling tools into masks",
+    "data": "check a folder of your own, show it on a page, turn annotations into masks",
     "train": "train a network from a config; the same command resumes a run",
     "calibrate": "fit probabilities, and a threshold with a guarantee, to images not trained on",
     "evaluate": "score a trained run on a split",
@@ -71,7 +71,7 @@ BASH = """_segjax() {{
     *:--config=*) words="{configs}" current=${{current#*=}} ;;
 {flags}
     *:configs:*) words="list show diff {configs}" ;;
-    2:data:*) words="masks" ;;
+    2:data:*) words="check show masks" ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "$current"))
   [[ ${{COMPREPLY[0]}} == *= ]] && compopt -o nospace
@@ -84,7 +84,7 @@ ZSH = """_segjax() {{
     *:--config=*) compset -P '*='; compadd -- {configs} ;;
 {flags}
     *:configs:*) compadd -- list show diff {configs} ;;
-    2:data:*) compadd -- masks ;;
+    2:data:*) compadd -- check show masks ;;
     *) compset -P '*='; _files ;;
   esac
 }}

@@ -1,0 +1,147 @@
+"""The survey of a folder and the config that it suggests, on tiny folders made here."""
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+import rich.console
+
+from segjax.training import defaults, survey
+from segjax.training.config import from_leaves, leaves
+
+SIZE = (32, 48)
+
+
+def write(root, split, name, mask, image=None):
+    """Writes an image, grey noise seeded by its path unless one is given, and its mask."""
+    noise = np.random.default_rng(list(f"{split}/{name}".encode())).integers(0, 256, (*mask.shape[:2], 3), np.uint8)
+    for folder, pixels in (("images", noise if image is None else image), ("masks", mask)):
+        file = root / split / folder / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), pixels if pixels.ndim == 2 else pixels[..., ::-1])
+
+
+def mask(value, *, column=1, size=SIZE):
+    """Returns a mask of 0 with every second column from `column` to 9 of a value."""
+    array = np.zeros(size, np.uint8)
+    array[:, column:10:2] = value
+    return array
+
+
+@pytest.fixture
+def root(tmp_path):
+    for split, names in {"train": "abc", "val": "d"}.items():
+        for name in names:
+            write(tmp_path, split, name, mask(255))
+    return tmp_path
+
+
+def examine(root, keep=(), **fields):
+    config = from_leaves(leaves(defaults()) | {f"data.{key}": value for key, value in fields.items()})
+    return survey.examine(root, config, {*keep, *(f"data.{key}" for key in fields)}, rich.console.Console(quiet=True))
+
+
+def test_examine_finds_classes_channels_and_pixel_statistics(root):
+    found = examine(root)
+    images = np.stack([cv2.imread(str(file))[..., ::-1] for file in sorted(root.glob("train/images/*"))]) / 255
+    data = found.config.data
+    assert (data.name, data.manual_dir, data.channels) == ("folder", str(root), 3)
+    assert (data.class_names, data.mask_values) == (("background", "object"), (0, 255))
+    np.testing.assert_allclose(data.mean, images.mean(axis=(0, 1, 2)), atol=1e-4)
+    np.testing.assert_allclose(data.std, images.std(axis=(0, 1, 2)), atol=1e-4)
+    assert (found.refusals, found.warnings) == ([], [])
+
+
+def test_examine_suggests_prior_and_weights_of_a_rare_class(root):
+    found = examine(root)
+    assert examine(root).config.model.prior == ()  # a share of 5 of 48 columns is not rare
+    write(root, "train", "e", mask(0))
+    found, share = examine(root), 0.75 * 5 / 48
+    np.testing.assert_allclose(found.config.model.prior, (1 - share, share), rtol=1e-2)
+    # Frequencies over the images with the class: 1 - share and share / 0.75, whose median is their mean.
+    frequencies = np.array([1 - share, share / 0.75])
+    np.testing.assert_allclose(
+        found.config.objective.class_weights, np.sqrt(np.median(frequencies) / frequencies), rtol=1e-2
+    )
+
+
+def test_examine_keeps_given_fields(root):
+    found = examine(
+        root, keep=["data.size", "objective.class_weights"], class_names=("sky", "wire"), mask_values=(0, 255)
+    )
+    assert found.config.data.class_names == ("sky", "wire")
+    assert found.config.data.size == defaults().data.size
+    assert found.label_set.names == ("sky", "wire")
+
+
+def test_examine_counts_pixels_per_image_and_split(root):
+    void = mask(255)
+    void[0] = 7
+    write(root, "val", "d", void)
+    found = examine(root, class_names=("a", "b"), mask_values=(0, 7))
+    assert found.images["train"].tolist() == [[32 * 43, 0, 32 * 5]] * 3  # 255 is void
+    assert found.images["val"].tolist() == [[31 * 43, 48, 31 * 5]]
+    assert found.warnings == ["train has no pixel of b"]
+
+
+def test_examine_refuses_values_that_no_class_has(root):
+    found = examine(root, class_names=("a", "b"), mask_values=(1, 255))
+    assert len(found.refusals) == 4
+    assert all(re.search(r"masks/.\.png: .*\b0\b.*\b1, 255", refusal) for refusal in found.refusals)
+    assert found.label_set is None
+
+
+def test_examine_refuses_a_mask_of_another_size(root):
+    write(root, "val", "d", mask(255)[:16], np.zeros((32, 48), np.uint8))
+    (refusal,) = examine(root).refusals
+    assert re.search(r"masks/d\.png: a mask of 16×48 for an image of 32×48", refusal)
+
+
+def test_examine_refuses_a_damaged_file(root):
+    (root / "train/images/a.png").write_bytes(b"no")
+    (refusal,) = examine(root).refusals
+    assert "images/a.png: cannot be decoded" in refusal
+
+
+def test_examine_names_images_in_two_splits(root):
+    write(root, "val", "d", mask(255), cv2.imread(str(root / "train/images/a.png"))[..., ::-1])
+    (warning,) = examine(root).warnings
+    assert "train/a = val/d" in warning
+
+
+def test_survey_of_a_folder_holds_no_pixels(root):
+    pairs = [*survey.survey_pairs(survey.find_layout(root))]
+    assert len(pairs) == 4
+    assert max(np.asarray(value).nbytes for pair in pairs for value in pair if isinstance(value, np.ndarray)) < 100
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.array([[0, 7], [7, 7]], np.uint8), {0: 1, 7: 3}),
+        (np.array([[300, 7]], np.uint16), {7: 1, 300: 1}),
+        (np.array([[(0, 0, 1), (9, 8, 7)], [(9, 8, 7), (0, 0, 1)]], np.uint8), {(0, 0, 1): 2, (9, 8, 7): 2}),
+    ],
+)
+def test_count_values(array, expected):
+    assert survey.count_values(array) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "expected"),
+    [
+        ([0, 255], ("background", "object"), (0, 255)),
+        ([0, 1, 255], ("background", "object"), (0, 1)),  # 255 is void
+        ([1, 2], ("background", "object"), (1, 2)),
+        ([0, 128, 255], ("background", "class 128", "class 255"), (0, 128, 255)),
+    ],
+)
+def test_find_classes(values, names, expected):
+    assert survey.find_classes(dict.fromkeys(values, 9)) == (names, expected)
+
+
+def test_iou_caps_of_thin_lines(root):
+    caps = examine(root).caps
+    assert list(caps[1.0]) == [1, 1]
+    assert caps[0.5][1] == 0.5  # half the size keeps the odd columns of the left half, and each comes back as two
