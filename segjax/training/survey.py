@@ -24,18 +24,24 @@ from segjax.data.datasets import label_set as label_set_of
 from segjax.data.decode import read_image, read_mask
 from segjax.data.folder import Layout, find_layout
 from segjax.data.io import DataError, read_bytes
-from segjax.data.labels import VOID, LabelSet, to_train_ids
+from segjax.data.labels import VOID, LabelSet, read_class_file, to_train_ids
 from segjax.data.pairs import Pair
 from segjax.data.resize import resize_nearest
 from segjax.training.config import FIELDS, ConfigError, changed, from_leaves, leaves, validate
 
 Value = int | tuple[int, ...]  # of a mask: an id, or a colour
 SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
+_MOST_CLASSES = 64  # that are found without their names
 _RESIZED = 200  # masks that are resized for `iou_caps`
 _RARE = 0.1  # share of the pixels below which a class gets a larger weight
 _ENOUGH = 0.9  # IoU that labels keep at the suggested size
 _LARGEST = 2**20  # pixels of the suggested size
 _EPOCHS, _MOST_STEPS = 10, 20_000  # of the suggested training
+# Fields that fix the classes, and their defaults.
+_CLASS_FIELDS = {
+    f"data.{name}": FIELDS[f"data.{name}"].default
+    for name in ("class_names", "mask_values", "void_values", "mask_colours", "void_colours", "mask_threshold")
+}
 
 
 class PairSurvey(NamedTuple):
@@ -116,6 +122,8 @@ def _survey_pair(split: str, pair: Pair, scales: Sequence[float]) -> PairSurvey:
         (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape[:2]
         sizes = f"a mask of {mask_height}×{mask_width} for an image of {height}×{width}"
         raise DataError(f"{pair.mask.path}: {sizes} ({pair.image.path}); expected one size")
+    if mask.ndim == 3 and (mask == mask[..., :1]).all():
+        mask = mask[..., 0]
     flat = image.reshape(-1, image.shape[-1])
     sums = np.stack([flat.sum(axis=0, dtype=np.float64), np.einsum("ij,ij->j", flat, flat, dtype=np.float64)])
     content = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16, key=str(image.shape).encode()).hexdigest()
@@ -186,28 +194,42 @@ def assess(layout: Layout, surveyed: Iterable[PairSurvey | str], config: ConfigD
     surveyed, keep = list(surveyed), set(keep)
     pairs = [one for one in surveyed if isinstance(one, PairSurvey)]
     found = Findings(layout, pairs, None, {}, {}, [one for one in surveyed if isinstance(one, str)], [], config)
-    fields: dict[str, Any] = {}
-    if not keep & {"data.class_names", "data.mask_values"} and pairs:
-        names, values = find_classes(count_all_values(pairs))
-        fields = {"data.class_names": names, "data.mask_values": values}
-    found = found._replace(config=_with(config, fields, keep))
+    if not pairs:
+        return found
     try:
+        found = _with_classes(found, keep)
         classes = label_set_of(found.config.data)
     except DataError as error:
         return found._replace(refusals=[*found.refusals, str(error)])
-    if not pairs:
-        return found
-    images, refused = count_classes(found.pairs, classes)
+    images, refused = count_classes(pairs, classes)
     if refused:
         return found._replace(refusals=[*found.refusals, *refused])
     found = found._replace(label_set=classes, images=images, caps=iou_caps(pairs, classes))
-    found = found._replace(warnings=_warnings(found))
+    found.warnings.extend(_warnings(found))
     suggested = _with(found.config, suggest(found), keep)
     try:
         validate(suggested)
     except ConfigError as error:
         found.refusals.append(str(error))
     return found._replace(config=suggested)
+
+
+def _with_classes(found: Findings, keep: set[str]) -> Findings:
+    """Returns the findings with the classes of the class file or, if they do not fit, of the values, in the config."""
+    if keep & {"data.class_names", "data.mask_values", "data.mask_colours", "data.mask_threshold"}:
+        return found
+    if file := found.layout.class_file:
+        config = _with(found.config, _CLASS_FIELDS | _data_fields(read_class_file(file)), keep)
+        refused = count_classes(found.pairs, label_set_of(config.data))[1]
+        if not refused:
+            return found._replace(config=config)
+        found.warnings.append(f"{file} does not fit the masks, and is not used: {refused[0]}")
+    fields = find_classes(count_all_values(found.pairs))
+    return found._replace(config=_with(found.config, _CLASS_FIELDS | _data_fields(fields), keep))
+
+
+def _data_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"data.{key}": value for key, value in fields.items()}
 
 
 def _with(config: ConfigDict, fields: Mapping[str, Any], keep: set[str]) -> ConfigDict:
@@ -257,27 +279,48 @@ def _as_pixels(values: list[Value]) -> np.ndarray:
 
 
 def count_all_values(pairs: Sequence[PairSurvey]) -> Counter[Value]:
-    """Returns the number of pixels of each value of all masks."""
+    """Returns the number of pixels of each value of all masks; of colours if one mask has any, else of ids."""
     total: Counter[Value] = Counter()
     for pair in pairs:
         total.update(pair.values)
+    if any(isinstance(value, tuple) for value in total):
+        colours: Counter[Value] = Counter()
+        for value, pixels in total.items():
+            colours[value if isinstance(value, tuple) else (value,) * 3] += pixels
+        return colours
     return total
 
 
-def find_classes(values: Mapping[Value, int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Returns class names and mask values for masks of which nothing else is known.
+def find_classes(values: Mapping[Value, int]) -> dict[str, tuple | int]:
+    """Returns the config fields of the classes for masks of which nothing is known but their values.
 
-    255 is void beside at least two other values, the largest of which is below 64; else it is a class.
+    255 is void beside at least two other ids, the largest of which is below 64; else it is a class. Of colours, black
+    or else the most frequent one is the background. More than 8 values of which 95 % are near black or white are noise
+    of two classes. Raises DataError for more than 64 values.
 
-    >>> find_classes({0: 90, 255: 10}), find_classes({0: 5, 1: 3, 2: 2, 255: 1})
-    ((('background', 'object'), (0, 255)), (('background', 'class 1', 'class 2'), (0, 1, 2)))
+    >>> find_classes({0: 90, 255: 10}), find_classes({(0, 0, 0): 9, (255, 0, 0): 1})["mask_colours"]
+    ({'class_names': ('background', 'object'), 'mask_values': (0, 255)}, ('#000000', '#ff0000'))
     """
+    near = sum(pixels for value, pixels in values.items() if not 32 < _grey(value) < 223)
+    if len(values) > 8 and max(map(_grey, values)) < 256 and near >= 0.95 * sum(values.values()):
+        return {"class_names": ("background", "object"), "mask_threshold": 128}
+    if len(values) > _MOST_CLASSES:
+        expected = f"expected at most {_MOST_CLASSES}, unless config.data.class_names and mask_values name them"
+        raise DataError(f"the masks have {len(values)} different values, as photographs have; {expected}")
+    if isinstance(next(iter(values)), tuple):
+        ordered = sorted(values, key=lambda value: (any(value), -values[value]))
+        colours = tuple("#{:02x}{:02x}{:02x}".format(*value) for value in ordered)
+        names = ("background", "object") if len(colours) == 2 else ("background", *colours[1:])
+        return {"class_names": names, "mask_colours": colours}
     ids = sorted(values)
     if ids[-1] == VOID and len(ids) > 2 and ids[-2] < 64:
         ids = ids[:-1]
-    if len(ids) == 2:
-        return ("background", "object"), tuple(ids)
-    return tuple("background" if value == 0 else f"class {value}" for value in ids), tuple(ids)
+    names = tuple("background" if value == 0 else f"class {value}" for value in ids)
+    return {"class_names": ("background", "object") if len(ids) == 2 else names, "mask_values": tuple(ids)}
+
+
+def _grey(value: Value) -> float:
+    return float(np.dot(value, (0.299, 0.587, 0.114))) if isinstance(value, tuple) else float(value)
 
 
 def iou_caps(pairs: Sequence[PairSurvey], label_set: LabelSet) -> dict[float, np.ndarray]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rich.console
 
+from segjax.data import DataError
 from segjax.training import defaults, survey
 from segjax.training.config import from_leaves, leaves
 
@@ -129,16 +130,49 @@ def test_count_values(array, expected):
 
 
 @pytest.mark.parametrize(
-    ("values", "names", "expected"),
+    ("values", "names", "fields"),
     [
-        ([0, 255], ("background", "object"), (0, 255)),
-        ([0, 1, 255], ("background", "object"), (0, 1)),  # 255 is void
-        ([1, 2], ("background", "object"), (1, 2)),
-        ([0, 128, 255], ("background", "class 128", "class 255"), (0, 128, 255)),
+        ([0, 255], ("background", "object"), {"mask_values": (0, 255)}),
+        ([0, 1, 255], ("background", "object"), {"mask_values": (0, 1)}),  # 255 is void
+        ([1, 2], ("background", "object"), {"mask_values": (1, 2)}),
+        ([0, 128, 255], ("background", "class 128", "class 255"), {"mask_values": (0, 128, 255)}),
+        ([0, 300], ("background", "object"), {"mask_values": (0, 300)}),
+        ([*range(9), *range(240, 256)], ("background", "object"), {"mask_threshold": 128}),
+        (
+            [(0, 0, 9), (0, 0, 0), (255, 0, 0)],
+            ("background", "#000009", "#ff0000"),
+            {"mask_colours": ("#000000", "#000009", "#ff0000")},
+        ),
     ],
 )
-def test_find_classes(values, names, expected):
-    assert survey.find_classes(dict.fromkeys(values, 9)) == (names, expected)
+def test_find_classes(values, names, fields):
+    assert survey.find_classes(dict.fromkeys(values, 9)) == {"class_names": names} | fields
+
+
+def test_find_classes_of_photographs():
+    with pytest.raises(DataError, match="256 different values"):
+        survey.find_classes(dict.fromkeys(range(256), 9))
+
+
+def test_examine_reads_the_class_file(root):
+    (root / "classes.csv").write_text("name,id\nsky,0\nwire,255\nbird,3\n")
+    found = examine(root)
+    assert (found.config.data.class_names, found.config.data.mask_values) == (("sky", "wire", "bird"), (0, 255, 3))
+    assert found.warnings == ["train has no pixel of bird", "val has no pixel of bird"]
+
+
+def test_examine_class_file_of_other_masks(root):
+    (root / "classes.csv").write_text("sky,0\nwire,1\nbird,2\n")
+    found = examine(root, void_values=(9,))
+    assert found.config.data.class_names == ("background", "object")
+    assert "classes.csv does not fit the masks" in found.warnings[0]
+
+
+def test_examine_joins_masks_of_grey_and_of_equal_colours(root):
+    write(root, "val", "d", np.repeat(mask(255)[..., None], 3, axis=2))
+    assert examine(root).config.data.mask_values == (0, 255)
+    write(root, "val", "d", np.stack([mask(255), mask(0), mask(0)], axis=2))
+    assert examine(root).config.data.mask_colours == ("#000000", "#ffffff", "#ff0000")
 
 
 def test_iou_caps_of_thin_lines(root):
