@@ -8,6 +8,7 @@ Examples:
   segjax data masks annotations.json --output=ROOT
 """
 
+import csv
 import io
 import math
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
@@ -37,9 +39,17 @@ from segjax.data.loader import resize_pair
 from segjax.data.pairs import make_example
 from segjax.inference.visualize import overlay_palette, rare_outlines
 from segjax.reporting import Picture, Report, Section, Table, html, show
-from segjax.storage import check_outputs, output_folder, path_of, printable, say, write_outputs
+from segjax.storage import WRITTEN_FILE, check_outputs, output_folder, path_of, printable, say, write_outputs
 from segjax.training.config import COUNT, POSITIVE
-from segjax.training.survey import Findings, PairSurvey, count_all_values, examine, values_of_classes
+from segjax.training.survey import (
+    Findings,
+    PairSurvey,
+    Value,
+    colour_name,
+    count_all_values,
+    examine,
+    values_of_classes,
+)
 
 FLAGS = flags.FLAGS
 # The options of each command beside --overwrite.
@@ -75,8 +85,12 @@ def check_folder(root: Path) -> None:
     for line in found.warnings:
         say(f"warning: {line}", console)
     say(f"layout: {found.layout.description}", console)
+    if file := found.layout.class_file:
+        say(f"file of classes: {file}", console)
     for reason, paths in found.layout.ignored.items():
-        say(f"{len(paths)} left out, {reason}: {', '.join(paths[:3])}{', …' * (len(paths) > 3)}", console)
+        paths = [path for path in paths if not path.endswith(WRITTEN_FILE) and root / path != file]
+        if paths:
+            say(f"{len(paths)} left out, {reason}: {', '.join(paths[:3])}{', …' * (len(paths) > 3)}", console)
     for table in tables(found):
         show(table, console)
     if found.refusals:
@@ -120,9 +134,13 @@ def _value_table(found: Findings) -> Table:
     """Builds the table of the most frequent values of the masks, whatever they mean."""
     values, images = count_all_values(found.pairs), Counter(value for pair in found.pairs for value in pair.values)
     total = sum(values.values())
-    rows = [(str(value), f"{pixels / total:.3%}", images[value]) for value, pixels in values.most_common(_VALUES)]
+    rows = [(_shown(value), f"{pixels / total:.3%}", images[value]) for value, pixels in values.most_common(_VALUES)]
     more = f", the {_VALUES} most frequent of {len(values)}" * (len(values) > _VALUES)
     return Table(f"Values of the masks{more}", ("value", "pixels", "images"), rows)
+
+
+def _shown(value: Value) -> str:
+    return str(value) if isinstance(value, int) else colour_name(value)
 
 
 def _class_table(found: Findings) -> Table:
@@ -136,7 +154,7 @@ def _class_table(found: Findings) -> Table:
             f"{images[:, i].sum() / max(1, images.sum()):.3%}, {np.count_nonzero(images[:, i])}"
             for images in found.images.values()
         ]
-        shown = ", ".join(str(value) for value in values[i][:4]) + ", …" * (len(values[i]) > 4)
+        shown = ", ".join(map(_shown, values[i][:4])) + ", …" * (len(values[i]) > 4)
         rows.append((name, shown, int(total[i]), *parts))
     columns = ("class", "mask values", "pixels", *(f"{split}: share, images" for split in found.images))
     return Table("Classes", columns, rows)
@@ -209,7 +227,7 @@ def folder_report(found: Findings, root: Path, *, images_per_class: int) -> Repo
         pictures = []
         for at in chosen:
             pair, split = pairs[at]
-            tiles = _tiles(found, pair, augmented, example_keys(jax.random.key(0), at, np.arange(2, dtype=np.uint32)))
+            tiles = _tiles(found, pair, augmented, example_keys(jax.random.key(0), at, jnp.arange(2)))
             caption = f"{split}/{pair.name}: {shares[at, number]:.2%} {names[number]}"
             pictures.append(Picture(f"{number}_{at}", caption, inference.png(tiles), half=True))
         count = np.count_nonzero(shares[:, number])
@@ -269,6 +287,10 @@ def write_masks(source: Path) -> None:
         raise app.UsageError("segjax data masks needs a folder to write into; add --output=ROOT")
     annotations = open_annotations(source, crowd_is_void=FLAGS.crowd_is_void, line_width=FLAGS.line_width)
     names, values, rest = class_values(annotations.names, FLAGS.classes, rest_is_void=FLAGS.rest_is_void)
+    class_file, content = Path(FLAGS.output, "classes.csv"), _class_file(names)
+    if class_file.exists() and class_file.read_bytes() != content and not FLAGS.overwrite:
+        remedy = "name them in their order, --classes=…, so that all splits have the same values, or add --overwrite"
+        raise DataError(f"{class_file}: has other classes than {', '.join(names)}; {remedy}")
     found, root = Images(Path(FLAGS.images) if FLAGS.images else annotations.folder), output_folder(FLAGS.output)
     base, overwrite = root / FLAGS.split if FLAGS.split else root, FLAGS.overwrite
     objects, images, pixels = (np.zeros(len(names), np.int64) for _ in range(3))
@@ -277,6 +299,7 @@ def write_masks(source: Path) -> None:
         annotations.images, "painting", annotations.count, console=console, disable=not console.is_terminal
     ):
         path, file = found.find(one)
+        path = path.removeprefix("images/")
         height, width, *_, orientation = image_header(file)
         if one.size not in [(height, width), (width, height)][: 1 + (orientation > 4)]:  # as displayed, or as stored
             sizes = f"the image is {height}×{width}, its annotations are for {one.size[0]}×{one.size[1]}"
@@ -298,6 +321,7 @@ def write_masks(source: Path) -> None:
         pixels += counts[: len(names)]
         images += counts[: len(names)] > 0
         void, shared = void + counts[VOID], shared + both
+    write_outputs({root / class_file.name: content}, overwrite=overwrite)
     total = max(1, int(pixels.sum() + void))
     rows = [
         (name, i, int(objects[i]), int(images[i]), f"{100 * pixels[i] / total:.3g} %") for i, name in enumerate(names)
@@ -312,7 +336,14 @@ def write_masks(source: Path) -> None:
         say(f"{left_out} objects are of classes that --classes leaves out")
     if others := len(found.files) - len(written):
         say(f"{others} images of {found.folder} have no annotations and were left out")
-    say(f"wrote {base / 'images'} and {base / 'masks'}. Next: segjax data check {root}")
+    say(f"wrote {base / 'images'}, {base / 'masks'} and {class_file}. Next: segjax data check {root}")
+
+
+def _class_file(names: tuple[str, ...]) -> bytes:
+    """Returns a file for `labels.read_class_file`: the name and the mask value of each class."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("name", "id"), *((name, i) for i, name in enumerate(names))])
+    return text.getvalue().encode()
 
 
 def _palette_png(mask: np.ndarray, names: tuple[str, ...]) -> bytes:

@@ -459,7 +459,9 @@ def class_values(
         own, names = "background", ("background", *names)
     ordered = ((own,) if own is not None else ()) + tuple(name for name in names if name != own)
     numbered_classes(ordered)  # refuses too many, and names that cannot be printed
-    return ordered, {name: i for i, name in enumerate(ordered)}, VOID if rest_is_void else 0
+    values = {name: i for i, name in enumerate(ordered)}
+    # A number alone is not a name in a file of classes.
+    return tuple(f"class {name}" if name.isdecimal() else name for name in ordered), values, VOID if rest_is_void else 0
 
 
 class Images:

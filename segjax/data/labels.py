@@ -229,8 +229,11 @@ def read_class_file(path: Path) -> dict[str, tuple[Any, ...]]:
     with as_data_error(f"{path}: cannot be read"):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     for number, line in enumerate(lines, 1):
-        cells = next(csv.reader([line])) if "," in line else re.split(r"\t+", line) if "\t" in line else [line]
-        cells = [part for cell in cells for part in re.split(r"(?<=\d)\s+(?=\S)|\s+(?=\d+\s*$)", cell.strip())]
+        if "," in line:
+            cells = next(csv.reader([line]))
+        else:
+            between = r"(?<=\d)\s+(?=\S)|\s+(?=\d+\s*$)"
+            cells = [part for cell in line.split("\t") for part in re.split(between, cell.strip())]
         numbers = [int(cell) for cell in cells if cell.strip().isdecimal()]
         names = [cell.strip() for cell in cells if cell.strip() and not cell.strip().isdecimal()]
         if not line.strip() or line.lstrip().startswith("#") or (number == 1 and not numbers):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import rich.console
 import rich.progress
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Int, UInt8, UInt16
 from ml_collections import ConfigDict
 
 from segjax import losses
@@ -31,6 +31,8 @@ from segjax.training.config import FIELDS, ConfigError, changed, from_leaves, le
 
 Value = int | tuple[int, ...]  # of a mask: an id, or a colour
 SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
+_PLACES = (1 << 16, 1 << 8, 1)  # a colour as one number
+_MOST_RESIZED = 256  # values of a mask that is resized for `iou_caps`
 _MOST_CLASSES = 64  # that are found without their names
 _RESIZED = 200  # masks that are resized for `iou_caps`
 _RARE = 0.1  # share of the pixels below which a class gets a larger weight
@@ -57,7 +59,7 @@ class PairSurvey(NamedTuple):
     sums: np.ndarray  # of the values and of their squares, [2, C]
     values: dict[Value, int]  # pixels of each value of the mask
     content: str  # hash of the image's pixels
-    kept: dict[float, dict[Value, tuple[int, int]]]  # intersection and union per scale and value, see `iou_caps`
+    resized: dict[float, Int[np.ndarray, "values values"]]  # see `_resize_there_and_back`; empty for most masks
 
 
 class Findings(NamedTuple):
@@ -126,6 +128,7 @@ def _survey_pair(split: str, pair: Pair, scales: Sequence[float]) -> PairSurvey:
         mask = mask[..., 0]
     flat = image.reshape(-1, image.shape[-1])
     sums = np.stack([flat.sum(axis=0, dtype=np.float64), np.einsum("ij,ij->j", flat, flat, dtype=np.float64)])
+    values = count_values(mask)
     content = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16, key=str(image.shape).encode()).hexdigest()
     return PairSurvey(
         split,
@@ -136,9 +139,9 @@ def _survey_pair(split: str, pair: Pair, scales: Sequence[float]) -> PairSurvey:
         str(image.dtype),
         (float(image.min()), float(image.max())),
         sums,
-        count_values(mask),
+        values,
         content,
-        {scale: _kept(mask, scale) for scale in scales},
+        {scale: _resize_there_and_back(mask, values, scale) for scale in scales if len(values) <= _MOST_RESIZED},
     )
 
 
@@ -160,26 +163,23 @@ def count_values(mask: UInt8[np.ndarray, "h w *rgb"] | UInt16[np.ndarray, "h w"]
 
 
 def _codes(mask: np.ndarray) -> np.ndarray:
-    return mask if mask.ndim == 2 else mask.astype(np.int32) @ np.array((1 << 16, 1 << 8, 1), np.int32)
+    return mask if mask.ndim == 2 else mask.astype(np.int32) @ np.array(_PLACES, np.int32)
 
 
 def _value(code: int) -> tuple[int, int, int]:
     return code >> 16, code >> 8 & 255, code & 255
 
 
-def _kept(mask: np.ndarray, scale: float) -> dict[Value, tuple[int, int]]:
-    """Returns intersection and union of each value with itself, resized by `scale` and back."""
-    size = tuple(max(1, round(scale * side)) for side in mask.shape[:2])
-    codes = _codes(mask)
-    back = resize_nearest(resize_nearest(codes, size), codes.shape)
-    before, after, both = (dict(zip(*_unique(part), strict=True)) for part in (codes, back, codes[codes == back]))
-    pairs = {code: (both.get(code, 0), before[code] + after.get(code, 0) - both.get(code, 0)) for code in before}
-    return {code if mask.ndim == 2 else _value(code): pair for code, pair in pairs.items()}
+def _resize_there_and_back(mask: np.ndarray, values: Iterable[Value], scale: float) -> Int[np.ndarray, "values values"]:
+    """Returns the number of pixels of each value (row) that have each value (column) after two resizings.
 
-
-def _unique(codes: np.ndarray) -> tuple[list[int], list[int]]:
-    values, counts = np.unique(codes, return_counts=True)
-    return values.tolist(), counts.tolist()
+    The mask is resized to `scale` of its height and width, and back to its own, to the nearest pixel.
+    """
+    codes = [value if isinstance(value, int) else int(np.dot(value, _PLACES)) for value in values]
+    before = np.searchsorted(codes, _codes(mask))
+    size = tuple(max(1, round(scale * side)) for side in before.shape)
+    after = resize_nearest(resize_nearest(before, size), before.shape)
+    return np.bincount((before * len(codes) + after).ravel(), minlength=len(codes) ** 2).reshape(len(codes), -1)
 
 
 def assess(layout: Layout, surveyed: Iterable[PairSurvey | str], config: ConfigDict, keep: Iterable[str]) -> Findings:
@@ -309,7 +309,7 @@ def find_classes(values: Mapping[Value, int]) -> dict[str, tuple | int]:
         raise DataError(f"the masks have {len(values)} different values, as photographs have; {expected}")
     if isinstance(next(iter(values)), tuple):
         ordered = sorted(values, key=lambda value: (any(value), -values[value]))
-        colours = tuple("#{:02x}{:02x}{:02x}".format(*value) for value in ordered)
+        colours = tuple(map(colour_name, ordered))
         names = ("background", "object") if len(colours) == 2 else ("background", *colours[1:])
         return {"class_names": names, "mask_colours": colours}
     ids = sorted(values)
@@ -317,6 +317,15 @@ def find_classes(values: Mapping[Value, int]) -> dict[str, tuple | int]:
         ids = ids[:-1]
     names = tuple("background" if value == 0 else f"class {value}" for value in ids)
     return {"class_names": ("background", "object") if len(ids) == 2 else names, "mask_values": tuple(ids)}
+
+
+def colour_name(colour: tuple[int, ...]) -> str:
+    """Returns a colour as config.data.mask_colours has it.
+
+    >>> colour_name((255, 0, 16))
+    '#ff0010'
+    """
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def _grey(value: Value) -> float:
@@ -328,13 +337,17 @@ def iou_caps(pairs: Sequence[PairSurvey], label_set: LabelSet) -> dict[float, np
 
     It is the most that a network of this input size reaches with masks of one class per pixel. NaN: no pixels.
     """
-    sums = {scale: np.zeros((2, 256)) for scale in SCALES}
+    confusions = {scale: np.zeros((256, 256)) for scale in SCALES}
     for pair in pairs:
-        for scale, kept in pair.kept.items():
-            ids = to_train_ids(_as_pixels(list(kept)), label_set, pair.mask).ravel()
-            np.add.at(sums[scale].T, ids, list(kept.values()))
-    with np.errstate(invalid="ignore"):
-        return {scale: (counts[0] / counts[1])[: label_set.num_classes] for scale, counts in sums.items()}
+        ids = to_train_ids(_as_pixels(list(pair.values)), label_set, pair.mask).ravel()
+        for scale, counts in pair.resized.items():
+            np.add.at(confusions[scale], (ids[:, None], ids[None, :]), counts)
+    caps = {}
+    for scale, confusion in confusions.items():
+        kept = np.diag(confusion)
+        with np.errstate(invalid="ignore"):
+            caps[scale] = (kept / (confusion.sum(axis=0) + confusion.sum(axis=1) - kept))[: label_set.num_classes]
+    return caps
 
 
 def duplicates(pairs: Sequence[PairSurvey]) -> list[list[str]]:

@@ -1,0 +1,123 @@
+"""`segjax data masks`, `check` and `show`, in this process, on a set of ten COCO objects made here."""
+
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from segjax.cli import ConfigFile
+from segjax.training import open_split
+
+SIZE = (32, 48)
+OBJECTS = [(i, "cat" if i % 2 else "dog", [i, 2, i + 9, 2, i + 9, 20, i, 20]) for i in range(9)]
+OBJECTS.append((0, "cat", [0, 10, 20, 10, 20, 30, 0, 30]))
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """Returns a COCO file beside its folder of ten images, of which the last has no object."""
+    root = tmp_path_factory.mktemp("coco")
+    (root / "images").mkdir()
+    for i in range(10):
+        noise = np.random.default_rng(i).integers(0, 256, (*SIZE, 3), np.uint8)
+        cv2.imwrite(str(root / f"images/{i}.png"), noise)
+    categories = {"dog": 5, "cat": 2}
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": SIZE[0], "width": SIZE[1]} for i in range(10)],
+        "categories": [{"id": number, "name": name} for name, number in categories.items()],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": categories[name], "segmentation": [points]}
+            for i, (image, name, points) in enumerate(OBJECTS)
+        ],
+    }
+    (root / "instances.json").write_text(json.dumps(content))
+    return root / "instances.json"
+
+
+@pytest.fixture
+def root(coco, tmp_path, run_command):
+    """Returns the folder that `segjax data masks` writes."""
+    status, _, error = run_command("data", "masks", coco, f"--output={tmp_path / 'mine'}")
+    assert (status, error) == (0, "")
+    return tmp_path / "mine"
+
+
+def test_masks_writes_images_indices_and_classes(coco, root):
+    expected = np.zeros(SIZE, np.uint8)
+    expected[2:20, :9], expected[10:30, :20] = 1, 2  # a dog, and over it a cat
+    np.testing.assert_array_equal(Image.open(root / "masks/0.png"), expected)
+    assert (root / "images/0.png").read_bytes() == (coco.parent / "images/0.png").read_bytes()
+    assert (root / "classes.csv").read_text() == "name,id\nbackground,0\ndog,1\ncat,2\n"
+
+
+def test_masks_names_shared_pixels_and_the_next_command(coco, tmp_path, run_command):
+    _, shown, _ = run_command("data", "masks", coco, f"--output={tmp_path / 'mine'}", "--overlap=small")
+    assert re.search(r"\n90 pixels .*the smallest one has them \(--overlap\)", shown)
+    assert f"Next: segjax data check {tmp_path / 'mine'}" in shown
+    assert run_command("data", "masks", coco, f"--output={tmp_path / 'mine'}")[0] == 0  # again, over its own files
+
+
+def test_masks_splits_share_their_classes(coco, root, run_command):
+    options = [coco, f"--output={root}", "--split=val"]
+    assert run_command("data", "masks", *options)[0] == 0
+    assert (root / "val/masks/0.png").read_bytes() == (root / "masks/0.png").read_bytes()
+    status, _, error = run_command("data", "masks", *options, "--classes=cat,dog")
+    assert (status, "classes.csv: has other classes than background, cat, dog" in error) == (1, True)
+
+
+def test_masks_size_of_another_image_is_refused(coco, tmp_path, run_command):
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images/0.png"), np.zeros((8, 8), np.uint8))
+    options = [f"--output={tmp_path / 'mine'}", f"--images={tmp_path / 'images'}"]
+    _, _, error = run_command("data", "masks", coco, *options)
+    assert re.search(r"images/0.png: the image is 8×8, its annotations are for 32×48 \(.*instances.json\)", error)
+
+
+def test_check_writes_a_config_that_opens_the_folder(root, run_command):
+    file = root / "mine.py"
+    status, shown, _ = run_command("data", "check", root, f"--output={file}", "--config.training.steps=7")
+    config = ConfigFile("config").parse(str(file))
+    assert status == 0
+    assert "config.training.steps = 7" in shown
+    assert config.training.steps == 7
+    assert config.data.class_names == ("background", "dog", "cat")
+    assert [len(open_split(config.data, split)) for split in ("train", "val")] == [9, 1]
+
+
+def test_check_keeps_a_file_of_the_user(root, run_command):
+    (root / "mine.py").write_text("mine = 1\n")
+    status, _, error = run_command("data", "check", root, f"--output={root / 'mine.py'}")
+    assert (status, "mine.py: exists, and segjax did not write it" in error) == (1, True)
+    assert (root / "mine.py").read_text() == "mine = 1\n"
+
+
+def test_check_begins_with_the_reasons_of_a_refusal(root, run_command):
+    (root / "images/3.png").write_bytes(b"")
+    status, shown, _ = run_command("data", "check", root, f"--output={root / 'mine.py'}")
+    assert status == 1
+    assert re.match("training would refuse this folder: .*images/3.png: cannot be decoded", shown)
+    assert not (root / "mine.py").exists()
+
+
+def test_check_of_wrong_fields_shows_the_values_of_the_masks(root, run_command):
+    status, shown, _ = run_command("data", "check", root, "--config.data.mask_values=(0,9)")
+    assert status == 1
+    assert re.search(r"Values of the masks.*\n 0 .*%.* 10 \n 2 .*%.* 5 \n 1 .*%.* 5 \n", shown, re.DOTALL)
+
+
+def test_options_of_another_command_are_refused(root, run_command):
+    status, _, error = run_command("data", "check", root, "--split=val")
+    assert status == 1
+    assert error.startswith("error: --split belongs to segjax data masks, not to segjax data check")
+
+
+def test_show_writes_one_page_with_the_rarest_class_first(root, run_command):
+    status, _, error = run_command("data", "show", root, f"--output={root / 'page.html'}", "--images_per_class=1")
+    page = (root / "page.html").read_text()
+    assert (status, error) == (0, "")
+    assert re.findall("<h2>(.*)</h2>", page) == ["Folder", "dog", "cat", "background", "Provenance"]
+    assert page.count("data:image/png;base64,") == 4
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
