@@ -300,8 +300,9 @@ def write_masks(source: Path) -> None:
     ):
         path, file = found.find(one)
         path = path.removeprefix("images/")
-        height, width, *_, orientation = image_header(file)
-        if one.size not in [(height, width), (width, height)][: 1 + (orientation > 4)]:  # as displayed, or as stored
+        info = image_header(file)
+        height, width = info[:2]
+        if one.size not in [(height, width), (width, height)][: 1 + (info.orientation > 4)]:  # as displayed or stored
             sizes = f"the image is {height}×{width}, its annotations are for {one.size[0]}×{one.size[1]}"
             raise DataError(f"{file.path}: {sizes} ({one.source}); expected one size")
         stem = path.rsplit(".", 1)[0]

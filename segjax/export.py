@@ -177,7 +177,7 @@ def model_card(run: TrainedRun, *, uncertainty: bool, size: tuple[int, int] | No
         "classes": [{"name": n, "colour": c} for n, c in zip(labels.names, labels.palette.tolist(), strict=True)],
         "input": {
             "array": "uint8 [b, H, W, channels], any b; pixels 0..255, channels in the order RGB",
-            "channels": config.data.channels,
+            "channels": run.preprocessing.channels,
             "size": None if size is None else list(size),
         },
         "preprocessing": {

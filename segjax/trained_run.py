@@ -19,7 +19,7 @@ from segjax.inference.predictor import fingerprint
 from segjax.storage import StorageError, difference, is_foreign, path_of, read_json, to_json
 from segjax.training import evaluation, parallel
 from segjax.training.checkpoint import FOLDER, restore_newest
-from segjax.training.config import CONFIG_FILE, INITIAL, ConfigError, read_config, validate
+from segjax.training.config import CONFIG_FILE, INITIAL, ConfigError, input_shape, read_config, validate
 from segjax.training.loop import SCORES_FILE
 from segjax.training.provenance import provenance
 from segjax.training.train_step import TrainState, init_state, make_model, network_size
@@ -227,7 +227,7 @@ def combine(runs: Sequence[TrainedRun]) -> TrainedRun:
 
 def _function_of(run: TrainedRun) -> dict[str, Any]:
     """Returns the config values that must agree for networks to be combined."""
-    data = {f"config.data.{key}": run.config.data[key] for key in ("size", "channels", "mean", "std")}
+    data = {f"config.data.{key}": run.config.data[key] for key in ("size", "channels", "range", "mean", "std")}
     model = {f"config.model.{key}": value for key, value in run.config.model.items() if key not in _OWN}
     outputs = {"the number of outputs for config.objective.loss": run.num_outputs}
     return {"the classes": run.label_set.names} | data | model | outputs
@@ -248,7 +248,7 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
     facts = {
         "data": f"{config.data.name}, {split}: {scores['images']} images{skipped}",
         "network": f"{config.model.name}, {network_size(run.state.num_parameters, run.members)}",
-        "input": " × ".join(map(str, (*config.data.size, config.data.channels))),
+        "input": " × ".join(map(str, input_shape(config))),
         "checkpoint": ", ".join(run.checkpoints),
         "steps": "; ".join(
             f"{one.step} of {one.config.training.steps}, of {one.config.training.global_batch} images each"

@@ -26,6 +26,7 @@ from experiments.sweep.parallel_cells import map_cells
 from segjax.configs import rare_class
 from segjax.reporting import Picture, Table
 from segjax.training import parallel
+from segjax.training.config import input_shape
 from segjax.training.objective import Hyperparams, hparams_at, hparams_from_config, phases
 from segjax.training.train_step import TrainState, init_state, make_model, make_train_step
 
@@ -101,9 +102,10 @@ def step_operands(
 ) -> tuple[TrainState, dict[str, np.ndarray], Hyperparams]:
     """Returns the state, a random batch of images of `size`, and the hyperparameters of a training step."""
     batch, (height, width) = config.training.global_batch, size
+    *_, channels = input_shape(config)
     rng = np.random.default_rng(0)
     data = {
-        "image": rng.integers(0, 256, (batch, height, width, config.data.channels), np.uint8),
+        "image": rng.integers(0, 256, (batch, height, width, channels), np.uint8),
         "label": rng.integers(0, classes, (batch, height, width), np.uint8),
         "index": np.arange(batch, dtype=np.int32),
     }

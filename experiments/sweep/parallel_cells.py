@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from segjax.storage import nan_to_none
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.config import CONFIG_FILE, write_config
+from segjax.training.config import CONFIG_FILE, with_found_data, write_config
 from segjax.training.evaluation import eval_scalars, headline, make_eval_step, scores, split_facts, sum_counts
 from segjax.training.loop import DEVICE_KEYS, open_splits, train_batches
 from segjax.training.metrics_writer import METRICS_FILE, append, drop_after, read_log
@@ -70,10 +70,10 @@ def compile_sweep(config: ConfigDict, mesh: Mesh) -> CompiledSweep:
     Raises:
       ConfigError, DataError: the config or the data are invalid.
     """
-    sources, lines = open_splits(config.data)
+    *sources, lines = open_splits(config)
     for line in lines:
         print(line, file=sys.stderr, flush=True)
-    classes = len(sources[0].label_set.names)
+    config, classes = with_found_data(config, sources[0]), len(sources[0].label_set.names)
     model = make_model(config, classes)
     train_step, eval_step = (make(config, model, classes, None) for make in (make_train_step, make_eval_step))
     return CompiledSweep(
@@ -107,6 +107,7 @@ def train_together(
       The result of each run, ready for JSON: "status" ("done" or "diverged"), "diverged_at" (the step, or None),
       "steps", "first_loss", "curves" (scores by evaluated step), "scores" (of the last evaluation) and "provenance".
     """
+    configs = [with_found_data(config, sweep.train_source) for config in configs]
     first, begun = configs[0].training, time.monotonic()
     plans, initial = [phases(config) for config in configs], [hparams_from_config(config) for config in configs]
     with contextlib.ExitStack() as stack:

@@ -43,6 +43,7 @@ from segjax.data import label_set
 from segjax.reporting import Report, Section, Table, show
 from segjax.storage import say
 from segjax.training import ConfigError, parallel, validate
+from segjax.training.config import input_shape
 from segjax.training.objective import Hyperparams, hparams_at, hparams_from_config, phases
 from segjax.training.train_step import init_state, make_model, make_train_step
 
@@ -71,13 +72,14 @@ def lower(config: ConfigDict, devices: Sequence[Any], hparams: Hyperparams) -> j
     axis_name, classes = parallel.axis_name(config), label_set(config.data).num_classes
     model = make_model(config, classes, axis_name)
     batch, (height, width) = config.training.global_batch, native_size(config)
+    *_, channels = input_shape(config)
 
     def arrays(spec: P, tree: Any) -> Any:
         sharding = NamedSharding(mapping.mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
     images = {
-        "image": jax.ShapeDtypeStruct((batch, height, width, config.data.channels), np.uint8),
+        "image": jax.ShapeDtypeStruct((batch, height, width, channels), np.uint8),
         "label": jax.ShapeDtypeStruct((batch, height, width), np.uint8),
         "index": jax.ShapeDtypeStruct((batch,), np.uint32),
     }

@@ -1,4 +1,4 @@
-"""Augmentation on the device, inside the jitted step: uint8 images in, normalised images and int32 labels out.
+"""Augmentation on the device, inside the jitted step: images of 0..255 in, normalised images and int32 labels out.
 
 Geometry uses continuous coordinates: pixel i covers [i, i + 1) and its centre is at i + 0.5.
 """
@@ -71,7 +71,7 @@ def augment(
     With every setting neutral this is `prepare`. Outside the source the image is the mean (0) and the label `VOID`.
 
     Args:
-        images: uint8 `[B, H, W, C]`, any C.
+        images: uint8 or float32 `[B, H, W, C]` in 0..255, any C.
         labels: uint8 `[B, H, W]`; values are never mixed.
         keys: `[B]`, from `example_keys`.
         size: (h, w) of the result; static.
@@ -84,7 +84,7 @@ def augment(
         mean: mean of the pixels in [0, 1], one value or one per channel.
         std: standard deviation, like `mean`.
 
-    Raises: TypeError unless images and labels are uint8; ValueError if a shape or a setting is out of range.
+    Raises: TypeError unless images and labels are as above; ValueError if a shape or a setting is out of range.
     """
     _check_images(images, size, mean, std)
     if labels.dtype != jnp.uint8:
@@ -219,7 +219,7 @@ def _draw_fragment(
 
 
 def normalise(images: Shaped[Array, "..."], mean: Sequence[float], std: Sequence[float]) -> Shaped[Array, "..."]:
-    """Normalises uint8 images, channels last: (x / 255 - mean) / std in float32."""
+    """Normalises images of 0..255, channels last: (x / 255 - mean) / std in float32."""
     per_channel = (1,) * (images.ndim - 1) + (-1,)
     mean, std = (jnp.asarray(values, jnp.float32).reshape(per_channel) for values in (mean, std))
     return (images / 255 - mean) / std
@@ -252,8 +252,8 @@ def _margin(size: tuple[int, int], rotation: float) -> tuple[int, int]:
 
 
 def _check_images(images: jax.Array, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
-    if images.dtype != jnp.uint8:
-        raise TypeError(f"images must be uint8, as decoded; got {images.dtype}")
+    if images.dtype not in (jnp.uint8, jnp.float32):
+        raise TypeError(f"images must be uint8 or float32, in 0..255; got {images.dtype}")
     if images.ndim != 4:
         raise ValueError(f"images must be [batch, height, width, channels]; got shape {images.shape}")
     if len(size) != 2 or min(size) < 1:

@@ -69,7 +69,7 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if on_error == "raise":
             refuse_problems(pair for pairs in splits.values() for pair in pairs)
         found = {split: verify(pairs, LABEL_SETS[self.name], on_error) for split, pairs in splits.items()}
-        self._describe({split: summarize(each.shapes) for split, each in found.items()})
+        self._describe({split: summarize(each.images) for split, each in found.items()})
         self.info.metadata["listing"] = listing_fingerprint(splits)
         self.info.metadata["fingerprint"] = fingerprint(splits)
         self.info.metadata["absent"] = {split: each.absent for split, each in found.items()}

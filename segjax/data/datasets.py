@@ -78,10 +78,11 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         - `data_dir`: folder of the prepared sets, "" for TFDS's default; or the folder of one prepared set.
         - `manual_dir`: the raw files, or the folder's ROOT; "" for $SEGJAX_<NAME>_DIR, else TFDS's manual folder.
         - road_debris, optional: `scene_size` (height, width), `scene_seed`, `train_examples`, `val_examples`.
-        - folder: `class_names`; optional: the fields of `labels.numbered_classes` and `folder.FolderOptions`.
+        - folder: `class_names`; optional: the fields of `labels.numbered_classes` and `folder.FolderOptions`; `range`,
+          `orientation` and `train_split`, see `open_folder`.
         - `unseen_classes`, optional: names of classes to leave out of the training. Their pixels are void, and the
           split's `label_set` has the other classes only, with train ids from 0 in their order.
-        - `channels`, optional: the number that the images must have.
+        - `channels`, optional: the number that the images must have; None: any.
         - `on_error`, optional: "raise", or "skip" to leave bad pairs of image and mask out and list the reasons in
           the split's `skipped`. "skip" prepares the data set in a folder of its own.
       split: "train", "val" (or "validation"), "test", or a TFDS slice of one ("train[:10%]").
@@ -102,8 +103,12 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         if root is None:
             raise DataError("folder: set config.data.manual_dir or $SEGJAX_FOLDER_DIR to its images and masks")
         split, on_error = split.replace("validation", "val"), _on_error(data_config)
-        source = open_folder(root, split, classes, options=folder_options(data_config), on_error=on_error)
-    channels = getattr(data_config, "channels", source.channels)
+        options = {"options": folder_options(data_config), "on_error": on_error}
+        options |= {"value_range": getattr(data_config, "range", "dtype")}
+        options |= {"drawn_on": getattr(data_config, "orientation", "displayed")}
+        options |= {"train_split": getattr(data_config, "train_split", "train")}
+        source = open_folder(root, split, classes, **options)
+    channels = getattr(data_config, "channels", None) or source.channels
     if source.channels != channels:
         found = f"the images of {name} have {source.channels} channel(s): set it to {source.channels}"
         raise DataError(f"config.data.channels = {channels}, but {found}")
@@ -256,6 +261,7 @@ class PreparedSource:
             else:
                 shapes = [shape] * len(self)
             self.native_size, _, channels = summarize(shapes)
+            self.value_range, self.unsure_turns = None, 0
             self.channels = metadata.get("channels", channels)
             self.sizes = [each[:2] for each in shapes]
 

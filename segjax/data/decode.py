@@ -17,6 +17,10 @@ from segjax.data.io import DataError, RawFile, as_data_error, read_bytes
 
 FORMATS = "PNG, JPEG, TIFF, BMP, GIF, WebP, PPM, PGM or NPY"
 _TIFF, _NPY, _PPM = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x93NUMPY", (b"P5", b"P6")
+DARK_UINT16 = 1 << 14
+"""Values of 16-bit images below this one leave the scale to 65535 unused, and come from a sensor of fewer bits."""
+ValueRange = tuple[float, float] | None
+"""Values that become 0 and 255; None: the images have 8 bits, which do not change."""
 _ORIENTATION = 0x0112  # tag of EXIF and TIFF
 
 
@@ -28,14 +32,15 @@ class ImageInfo(NamedTuple):
     channels: int
     dtype: str  # of `read_image`: "uint8", "uint16" or "float32"
     orientation: int  # EXIF: 1 to 8, 1 is upright
+    values: tuple[float, float] | None = None  # lowest and highest of a whole image that has not 8 bits
 
 
 def inspect_image(image: RawFile, data: bytes, *, whole: bool) -> ImageInfo:
     """Returns the properties of an image from its header; `whole` decodes the pixels too, and so finds damage."""
     if data.startswith((*_TIFF, _NPY, *_PPM)):
-        pixels, orientation = _read_stored(data, image.path)
-        height, width, channels = _turned(pixels, orientation).shape
-        return ImageInfo(height, width, channels, str(pixels.dtype), orientation)
+        pixels, orientation = read_turned(data, image.path)
+        height, width, channels = pixels.shape
+        return ImageInfo(height, width, channels, str(pixels.dtype), orientation, _extremes(pixels))
     # Pillow, because it refuses a file that is cut short, where some versions of OpenCV fill the rest with grey. Its
     # `verify` tests the checksums of a PNG, its `load` the pixels; each finds damage that the other does not.
     with as_data_error(_unreadable(data, image.path)):
@@ -47,7 +52,10 @@ def inspect_image(image: RawFile, data: bytes, *, whole: bool) -> ImageInfo:
             orientation = _orientation(opened, data)
             height, width = opened.size if orientation > 4 else opened.size[::-1]
             channels = 1 if opened.mode in ("1", "L", "LA", "I;16") else 3
-            return ImageInfo(height, width, channels, "uint16" if _is_deep_png(data) else "uint8", orientation)
+            info = ImageInfo(height, width, channels, "uint8", orientation)
+    if not _is_deep_png(data):
+        return info
+    return info._replace(dtype="uint16", values=_extremes(read_image(data, image.path)) if whole else None)
 
 
 def image_header(image: RawFile) -> ImageInfo:
@@ -62,7 +70,7 @@ def read_image(data: bytes, file: str) -> Num[np.ndarray, "h w channels"]:
     colour images three (RGB); TIFF and NPY files have as many as they contain. A palette becomes its colours,
     1 bit 0 and 255, and alpha is dropped. Of an animation the first frame is read; a TIFF of several pages is refused.
     """
-    return _turned(*_read_stored(data, file))
+    return read_turned(data, file)[0]
 
 
 def read_mask(
@@ -82,7 +90,7 @@ def read_mask(
             if page.photometric == 0:
                 raise DataError(f"{file}: a mask whose 0 is white; expected a TIFF with the photometric MINISBLACK")
             samples = _tiff_colours(samples, page, file) if colours and page.photometric == 3 else samples
-            return _as_ids(_turned(samples, _tiff_orientation(page)), file)
+            return _as_ids(turned(samples, _tiff_orientation(page)), file)
         if data.startswith(b"\x89PNG"):
             with _open(data, file) as image:
                 if image.mode == "L" and (bits := data[24]) != 8:  # of the PNG header
@@ -93,23 +101,63 @@ def read_mask(
             image.load()
             orientation = _orientation(image, data)
             if _is_deep_png(data) or data.startswith(_PPM):
-                return _as_ids(_turned(_by_opencv(data, file), orientation), file)
+                return _as_ids(turned(_by_opencv(data, file), orientation), file)
             if image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255):
                 raise DataError(f"{file}: a mask with transparent pixels; expected one without alpha")
             mode = {"1": "1", "L": "L", "LA": "L", "P": "P", "PA": "P"}.get(image.mode, "RGB")
             if mode == "P" and (colours or (image.format == "GIF" and _is_grey(image))):  # a GIF has no grey pixels
                 mode = "RGB" if colours else "L"
-            return _turned(np.array(image.convert(mode)).astype(np.uint8), orientation)
+            return turned(np.array(image.convert(mode)).astype(np.uint8), orientation)
 
 
-def decode_image(data: bytes, channels: int, file: str) -> UInt8[np.ndarray, "h w channels"]:
-    """Decodes an image as `read_image` to grey (1 channel) or RGB (3), where 16 bits become 8."""
-    image = read_image(data, file)
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    if channels == 1 and image.shape[-1] == 3:
-        return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-    return np.repeat(image, 3, axis=-1) if channels == 3 and image.shape[-1] == 1 else image
+def read_turned(data: bytes, file: str) -> tuple[Num[np.ndarray, "h w channels"], int]:
+    """Returns the image of `read_image`, and the EXIF orientation of the stored pixels."""
+    pixels, orientation = _read_stored(data, file)
+    return turned(pixels, orientation), orientation
+
+
+def decode_image(data: bytes, channels: int, value_range: ValueRange, file: str) -> np.ndarray:
+    """Decodes an image as `read_image` to the values of `scale_values`, `[H, W, channels]`."""
+    return scale_values(read_image(data, file), channels, value_range, file)
+
+
+def scale_values(pixels: np.ndarray, channels: int, value_range: ValueRange, file: str) -> np.ndarray:
+    """Returns the pixels of `read_image` on the scale 0..255, with as many channels as the other images.
+
+    With a range (low, high): clip(255 (x - low) / (high - low), 0, 255), float32. With None: uint8, where 16 bits are
+    rounded to 8, and numbers from 0 to 1 are multiplied by 255. Grey is repeated to 3 channels, and RGB is converted
+    to 1. `DataError`: other numbers of channels, or values that are not on the scale of the other images.
+    """
+    pixels = _with_channels(pixels, channels, file)
+    largest = pixels.max()
+    if value_range is not None:
+        low, high = value_range
+        if pixels.dtype == np.uint8 and high > 255:
+            expected = f"expected values from {low:g} to {high:g}, as the other images have (config.data.range)"
+            raise DataError(f"{file}: an image of 8 bits per channel; {expected}")
+        scale = np.float32(255 / (high - low))
+        return np.clip((pixels.astype(np.float32) - np.float32(low)) * scale, 0, 255)
+    if pixels.dtype == np.uint8:
+        return pixels
+    expected = "expected 8 bits per channel, as the other images have: convert it"
+    if pixels.dtype == np.uint16:
+        if 0 < largest < DARK_UINT16:
+            raise DataError(f"{file}: 16 bits per channel, of which values up to {largest} are used; {expected}")
+        return np.round(pixels / np.float32(257)).astype(np.uint8)
+    if pixels.min() < 0 or largest > 1:
+        raise DataError(f"{file}: {pixels.dtype} from {pixels.min():g} to {largest:g}; {expected}")
+    return np.round(pixels * np.float32(255)).astype(np.uint8)
+
+
+def _with_channels(pixels: np.ndarray, channels: int, file: str) -> np.ndarray:
+    found = pixels.shape[-1]
+    if found == channels:
+        return pixels
+    if (found, channels) == (1, 3):
+        return np.repeat(pixels, 3, axis=-1)
+    if (found, channels) == (3, 1):
+        return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+    raise DataError(f"{file}: an image of {found} channels; expected {channels}, as the other images have")
 
 
 def decode_ids(data: bytes, file: str, *, colours: bool = False) -> np.ndarray:
@@ -143,6 +191,10 @@ def mask_png(mask: RawFile) -> bytes:
                 return data
     ids = decode_ids(data, mask.path)
     return cv2.imencode(".png", ids if ids.ndim == 2 else ids[..., 0])[1].tobytes()  # of equal red, green and blue
+
+
+def _extremes(pixels: np.ndarray) -> tuple[float, float] | None:
+    return None if pixels.dtype == np.uint8 else (float(pixels.min()), float(pixels.max()))
 
 
 def _read_stored(data: bytes, file: str) -> tuple[np.ndarray, int]:
@@ -221,7 +273,7 @@ def _tiff_orientation(page: Any) -> int:
     return int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
 
 
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Turns stored pixels to those that are displayed."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
@@ -235,7 +287,7 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def _as_image(pixels: np.ndarray, file: str) -> np.ndarray:
     """Returns numbers `[H, W]` or `[H, W, channels]` in the shape and dtype of `read_image`."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if pixels.ndim != 3 or not pixels.size or pixels.shape[-1] > max(4, *pixels.shape[:2]):
+    if pixels.ndim != 3 or not pixels.size or pixels.shape[-1] > max(4, min(pixels.shape[:2])):
         raise DataError(f"{file}: expected an image [H, W] or [H, W, channels]; got the shape {list(pixels.shape)}")
     if pixels.dtype == bool:
         return pixels * np.uint8(255)

@@ -8,9 +8,9 @@ import unicodedata
 import weakref
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from segjax.data.decode import image_header
+from segjax.data.decode import ImageInfo, ValueRange, image_header
 from segjax.data.io import (
     IMAGE_SUFFIXES,
     LINKED_FOLDER,
@@ -28,6 +28,7 @@ from segjax.data.pairs import (
     Example,
     Pair,
     Verified,
+    find_range,
     fingerprint,
     make_example,
     match,
@@ -108,10 +109,21 @@ class _File(NamedTuple):
 class FolderSource:
     """A verified split of a folder; see `segjax.data.Source`."""
 
-    def __init__(self, verified: Verified, label_set: LabelSet, channels: int):
-        self._pairs, self._shapes, self.skipped, self.absent = verified
-        self.label_set, self.channels = label_set, channels
-        self.native_size, self.sizes = summarize(self._shapes).native_size, [shape[:2] for shape in self._shapes]
+    def __init__(
+        self,
+        verified: Verified,
+        label_set: LabelSet,
+        channels: int,
+        value_range: ValueRange = None,
+        drawn_on: str = "displayed",
+    ):
+        self._pairs, self._images, self.skipped, self.absent = verified
+        self.label_set, self.channels, self.value_range, self._drawn_on = label_set, channels, value_range, drawn_on
+        self.native_size, self.sizes = summarize(self._images).native_size, [image[:2] for image in self._images]
+        self.unsure_turns = sum(
+            image.orientation in (2, 3, 4) or (image.orientation > 4 and image.height == image.width)
+            for image in self._images
+        )
         self.digest, self._listing = fingerprint({"": self._pairs}), None
 
     def __reduce__(self):
@@ -122,10 +134,10 @@ class FolderSource:
             handle, path = tempfile.mkstemp(prefix="segjax-", suffix=".json")
             os.close(handle)
             pairs = [(name, *(file._replace(read=None) for file in files)) for name, *files in self._pairs]
-            write_json(path, {"pairs": pairs, "shapes": self._shapes})
+            write_json(path, {"pairs": pairs, "images": self._images})
             self._listing = Path(path)
             weakref.finalize(self, self._listing.unlink, missing_ok=True)
-        return _from_listing, (self._listing, self.label_set, self.channels)
+        return _from_listing, (self._listing, self.label_set, self.channels, self.value_range, self._drawn_on)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -133,18 +145,19 @@ class FolderSource:
     def __getitem__(self, index: int) -> Example:
         name, image, mask = self._pairs[index]
         files = (image.path, mask.path)
-        return make_example(read_bytes(image), read_bytes(mask), name, self.channels, self.label_set, files)
+        reading = (self.channels, self.label_set, files, self.value_range, self._drawn_on)
+        return make_example(read_bytes(image), read_bytes(mask), name, *reading)
 
     def name(self, index: int) -> str:
         """Returns the name of example `index`: its path under `images`, without its suffix."""
         return self._pairs[index].name
 
 
-def _from_listing(listing: Path, label_set: LabelSet, channels: int) -> FolderSource:
+def _from_listing(listing: Path, *reading: Any) -> FolderSource:
     listed = read_json(listing)
     pairs = [Pair(name, *(with_reader(RawFile(*file)) for file in files)) for name, *files in listed["pairs"]]
-    shapes = [tuple(shape) for shape in listed["shapes"]]
-    return FolderSource(Verified(pairs, shapes, (), []), label_set, channels)
+    images = [ImageInfo(*image) for image in listed["images"]]
+    return FolderSource(Verified(pairs, images, (), []), *reading)
 
 
 def open_folder(
@@ -154,10 +167,14 @@ def open_folder(
     *,
     options: FolderOptions = _DEFAULTS,
     on_error: str = "raise",
+    value_range: str | tuple[float, float] = "dtype",
+    drawn_on: str = "displayed",
+    train_split: str = "train",
 ) -> FolderSource:
     """Opens and verifies a split of a folder, or "all" of them; `find_layout` finds its files.
 
-    All images are RGB if any of any split has colour.
+    All images are RGB if any of any split has colour. `value_range` is that of `find_range` for the images of
+    `train_split`, and `drawn_on` that of `align_mask`.
     """
     layout = find_layout(Path(root), options)
     if split in layout.unlabelled:
@@ -177,11 +194,16 @@ def open_folder(
     channels = []  # over all splits, so that a model trained on one can read the others
     for pair in everything:
         try:
-            channels.append(image_header(pair.image)[2])
+            channels.append(image_header(pair.image).channels)
         except DataError:
             if on_error == "raise":
                 raise
-    return FolderSource(verify(pairs, label_set, on_error), label_set, max(channels, default=3))
+    if len(set(channels) - {1}) > 1 or (1 in channels and max(channels) not in (1, 3)):
+        found = " and ".join(map(str, sorted(set(channels))))
+        raise DataError(f"{root}: images of {found} channels; expected one number of channels, or grey and RGB")
+    verified = verify(pairs, label_set, on_error, drawn_on)
+    value_range = find_range(value_range, verified, layout.splits.get(train_split, ()), on_error)
+    return FolderSource(verified, label_set, max(channels, default=3), value_range, drawn_on)
 
 
 def find_layout(root: Path, options: FolderOptions = _DEFAULTS) -> Layout:

@@ -104,9 +104,9 @@ def train_loader(
       prefetch: batches to prepare in advance, per worker.
 
     Returns:
-      An iterator over dicts of "image" uint8 `[b, H, W, C]`, "label" uint8 `[b, H, W]`, "name" `[b]`, and "index"
-      uint32 `[b]`, the example's position in the stream (modulo 2^32), for b = G / n. It raises `DataError` for a file
-      that can no longer be read and `LoaderDied` for a worker that was killed or crashed.
+      An iterator over dicts of "image" `[b, H, W, C]`, see `Example`, "label" uint8 `[b, H, W]`, "name" `[b]`, and
+      "index" uint32 `[b]`, the example's position in the stream (modulo 2^32), for b = G / n. It raises `DataError` for
+      a file that can no longer be read and `LoaderDied` for a worker that was killed or crashed.
     """
     share = _share(global_batch_size, process_index, process_count)
     if size is None and source.native_size is None:
@@ -142,8 +142,8 @@ def eval_batches(
     least one per device. `devices` is their number over all hosts. The other arguments are those of `train_loader`.
 
     Yields:
-      Dicts of "image" uint8 `[b, H, W, C]` and "label" uint8 `[b, H, W]`, at native resolution and padded at the
-      bottom and the right, with 0 and void; "size" int32 `[b, 2]`, (height, width) of each image; "where" bool `[b]`,
+      Dicts of "image" `[b, H, W, C]`, see `Example`, and "label" uint8 `[b, H, W]`, at native resolution and padded at
+      the bottom and the right, with 0 and void; "size" int32 `[b, 2]`, (height, width) of each; "where" bool `[b]`,
       False for the examples that fill a batch; "index" int32 `[b]`, the image's index in the split, and the number of
       images for a filler; "name" `[b]`.
     """
@@ -180,7 +180,7 @@ def padded_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 def eval_rows(source: Source, indices: Sequence[int], shape: tuple[int, int], count: int) -> Batch:
     """Returns the images `indices`, padded to `shape`, and fillers up to `count`, as a batch of `eval_batches`."""
     batch = {
-        "image": np.zeros((count, *shape, source.channels), np.uint8),
+        "image": np.zeros((count, *shape, source.channels), np.uint8 if source.value_range is None else np.float32),
         "label": np.full((count, *shape), VOID, np.uint8),
         "size": np.full((count, 2), shape, np.int32),
         "where": np.arange(count) < len(indices),

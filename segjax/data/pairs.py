@@ -1,21 +1,36 @@
 """Images with their masks: matched by name, verified before training, decoded to examples."""
 
 import hashlib
+import itertools
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import cv2
 import numpy as np
 
-from segjax.data.decode import decode_ids, decode_image, inspect_image, used_palette
+from segjax.data.decode import (
+    DARK_UINT16,
+    ImageInfo,
+    ValueRange,
+    decode_ids,
+    inspect_image,
+    read_image,
+    read_turned,
+    scale_values,
+    turned,
+    used_palette,
+)
 from segjax.data.io import DataError, RawFile, read_bytes
 from segjax.data.labels import LabelSet, to_train_ids
 
 
 class Example(TypedDict):
-    """An image, uint8 `[H, W, C]`, its train ids, uint8 `[H, W]` with 255 for void, and its name."""
+    """An image `[H, W, C]` of values 0..255, its train ids, uint8 `[H, W]` with 255 for void, and its name.
+
+    The image is uint8 or, if the source has a `value_range`, float32.
+    """
 
     image: np.ndarray
     label: np.ndarray
@@ -27,9 +42,11 @@ class Source(Protocol):
     """A split, open for random access, and picklable for worker processes."""
 
     label_set: LabelSet
-    channels: int  # 1, or 3 in the order RGB, for every image
+    channels: int  # of every image; 3 in the order RGB
+    value_range: ValueRange  # values of the files that become 0 and 255; None: images of 8 bits, which are uint8
     native_size: tuple[int, int] | None  # height and width that all images share; None if they differ
     sizes: Sequence[tuple[int, int]]  # height and width of each image
+    unsure_turns: int  # number of images turned by EXIF whose mask has the same size either way, see `align_mask`
     skipped: tuple[str, ...]  # one message per pair of files left out by `on_error="skip"`
     absent: Sequence[str]  # names of the classes without a pixel; () if that is unknown
     digest: str  # short hash of the names and contents of the files
@@ -61,10 +78,10 @@ class Sizes(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """A verified split: its good pairs, (height, width, channels) of each; see `Source` for the rest."""
+    """A verified split: its good pairs and their images' properties; see `Source` for the rest."""
 
     pairs: list[Pair]
-    shapes: list[tuple[int, int, int]]
+    images: list[ImageInfo]
     skipped: tuple[str, ...]
     absent: list[str]
 
@@ -152,16 +169,17 @@ def refuse_palettes(pairs: Iterable[Pair]) -> None:
                     )
 
 
-def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> Verified:
+def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise", drawn_on: str = "displayed") -> Verified:
     """Reads and decodes every image and mask of a split, in threads, and adds checksums that detect a later change.
 
     A bad pair has a file that cannot be read or decoded, two sizes, or a label id outside the classes. Under "raise"
-    it raises `DataError`; under "skip" it is left out, and only a split without a good pair raises.
+    it raises `DataError`; under "skip" it is left out, and only a split without a good pair raises. `drawn_on` is that
+    of `align_mask`.
     """
 
-    def attempt(pair: Pair) -> tuple[Pair, tuple[int, int, int], np.ndarray] | str:
+    def attempt(pair: Pair) -> tuple[Pair, ImageInfo, np.ndarray] | str:
         try:
-            return _verify_pair(pair, label_set)
+            return _verify_pair(pair, label_set, drawn_on)
         except DataError as error:
             if on_error == "raise":
                 raise DataError(f"{error}. Repair it, or leave such pairs out: config.data.on_error=skip") from error
@@ -172,38 +190,139 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise") -> V
     good, skipped = ([each for each in found if isinstance(each, kind)] for kind in (tuple, str))
     if not good:
         raise DataError(f"all {len(pairs)} pairs of a split are unusable; expected at least one good. {skipped[0]}")
-    pairs, shapes, counts = map(list, zip(*good, strict=True))
+    pairs, images, counts = map(list, zip(*good, strict=True))
     absent = [name for name, count in zip(label_set.names, np.sum(counts, axis=0), strict=False) if not count]
-    return Verified(pairs, shapes, tuple(skipped), absent)
+    return Verified(pairs, images, tuple(skipped), absent)
 
 
-def _verify_pair(pair: Pair, label_set: LabelSet) -> tuple[Pair, tuple[int, int, int], np.ndarray]:
-    """Returns the pair with checksums, (height, width, channels) and the number of pixels of each train id."""
+def _verify_pair(pair: Pair, label_set: LabelSet, drawn_on: str) -> tuple[Pair, ImageInfo, np.ndarray]:
+    """Returns the pair with checksums, the properties of the image and the number of pixels of each train id."""
     image, mask = read_bytes(pair.image), read_bytes(pair.mask)
-    height, width, channels = inspect_image(pair.image, image, whole=True)[:3]
+    info = inspect_image(pair.image, image, whole=True)
+    size = (info.height, info.width)
     ids = decode_ids(mask, pair.mask.path, colours=label_set.mask_colours is not None)
-    _check_sizes((height, width), ids.shape[:2], pair.image.path, pair.mask.path)
+    ids = align_mask(ids, size, info.orientation, drawn_on)
+    _check_sizes(size, ids.shape[:2], pair.image.path, pair.mask.path)
     labels = to_train_ids(ids, label_set, pair.mask.path)
     counts = cv2.calcHist([labels], [0], None, [256], (0, 256)).ravel()
     files = (file._replace(checksum=zlib.crc32(data)) for file, data in ((pair.image, image), (pair.mask, mask)))
-    return Pair(pair.name, *files), (height, width, channels), counts
+    return Pair(pair.name, *files), info, counts
 
 
-def summarize(found: Iterable[tuple[int, int, int]]) -> Sizes:
-    """Summarizes the (height, width, channels) of each image."""
-    heights, widths, channels = map(set, zip(*found, strict=True))
+def summarize(found: Iterable[tuple]) -> Sizes:
+    """Summarizes the height, width and channels of each image, the first three of an `ImageInfo`."""
+    heights, widths, channels = map(set, zip(*(each[:3] for each in found), strict=True))
     largest = (max(heights), max(widths))
     return Sizes(largest if len(heights) == len(widths) == 1 else None, largest, max(channels))
 
 
 def make_example(
-    image: bytes, mask: bytes, name: str, channels: int, label_set: LabelSet, files: tuple[str, str]
+    image: bytes,
+    mask: bytes,
+    name: str,
+    channels: int,
+    label_set: LabelSet,
+    files: tuple[str, str],
+    value_range: ValueRange = None,
+    drawn_on: str = "displayed",
 ) -> Example:
     """Decodes an image and its mask, and maps the raw ids to train ids; errors name the two `files`."""
-    pixels = decode_image(image, channels, files[0])
+    pixels, orientation = read_turned(image, files[0])
     ids = decode_ids(mask, files[1], colours=label_set.mask_colours is not None)
+    ids = align_mask(ids, pixels.shape[:2], orientation, drawn_on)
     _check_sizes(pixels.shape[:2], ids.shape[:2], *files)
+    pixels = scale_values(pixels, channels, value_range, files[0])
     return {"image": pixels, "label": to_train_ids(ids, label_set, files[1]), "name": name}
+
+
+def align_mask(ids: np.ndarray, size: tuple[int, int], orientation: int, drawn_on: str) -> np.ndarray:
+    """Turns a mask that was drawn on the stored pixels of an image with an EXIF orientation, as the image is turned.
+
+    `size` is that of the displayed image. A mask of one size with the stored image only is turned, and one of the
+    displayed size only is not. Where both have one size, `drawn_on` decides, "displayed" or "stored".
+    """
+    stored = size[::-1] if orientation > 4 else size
+    return turned(ids, orientation) if ids.shape[:2] == stored and (stored != size or drawn_on == "stored") else ids
+
+
+def find_range(
+    option: str | tuple[float, float], verified: Verified, training: Sequence[Pair], on_error: str = "raise"
+) -> ValueRange:
+    """Returns the values that become 0 and 255 under `config.data.range`; None leaves 8 bits as they are.
+
+    "dtype" is 0 to 65535 for 16 bits, and 0 to 1 for other numbers. "percentile" is `percentile_range` of the
+    `training` images, of all pixels and channels together. `DataError`: images of several dtypes, or values that do
+    not suit the range: 16 bits of which the upper two are unused, numbers outside [0, 1], or no value between low and
+    high.
+    """
+    by_dtype = {info.dtype: pair.image.path for pair, info in zip(verified.pairs, verified.images, strict=True)}
+    if len(by_dtype) > 1:
+        found = " and ".join(f"{dtype} ({file})" for dtype, file in by_dtype.items())
+        raise DataError(f"the images have several dtypes, {found}; expected one: convert them")
+    (dtype,) = by_dtype
+    if option == "percentile":
+        return percentile_range([pair.image for pair in training], dtype, on_error)
+    lows, highs = zip(*(info.values or (0, 255) for info in verified.images), strict=True)
+    low, high = min(lows), max(highs)
+    seen = f"the {len(lows)} {dtype} images have values from {low:g} to {high:g}"
+    way_out = f"set it to percentile, or to the values that become black and white, such as {low:g},{high:g}"
+    if option == "dtype":
+        if dtype == "uint16" and high < DARK_UINT16:
+            raise DataError(f"config.data.range=dtype would scale by 65535, but {seen}; {way_out}")
+        if dtype == "float32" and (low < 0 or high > 1):
+            raise DataError(f"config.data.range=dtype expects values from 0 to 1, but {seen}; {way_out}")
+        return {"uint8": None, "uint16": (0.0, 65535.0), "float32": (0.0, 1.0)}[dtype]
+    if high <= option[0] or low >= option[1] or (dtype == "uint8" and option[1] > 255):
+        raise DataError(f"config.data.range={option[0]:g},{option[1]:g}, but {seen}; {way_out}")
+    return option
+
+
+def percentile_range(
+    files: Sequence[RawFile], dtype: str, on_error: str = "raise", percent: float = 0.1
+) -> tuple[float, float]:
+    """Returns the values below which `percent` and 100 - `percent` of all pixels and channels of the images lie.
+
+    They are exact to 1/1000 of their difference. The images are read one after another, several times if a few values
+    are far away from the others. With `on_error="skip"`, images that cannot be read are left out.
+    """
+    bins, passes = 1 << 14, 8
+
+    def over_images(measure: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
+        def attempt(file: RawFile) -> list[np.ndarray]:
+            try:
+                return [measure(read_image(read_bytes(file), file.path))]
+            except DataError:
+                if on_error == "raise":
+                    raise
+                return []
+
+        with ThreadPoolExecutor(8) as threads:
+            yield from itertools.chain.from_iterable(threads.map(attempt, files))
+
+    if dtype == "float32":
+        lows, highs = zip(*over_images(lambda x: np.array([x.min(), x.max()], np.float64)), strict=True)
+        low, high = min(lows), max(highs)
+    else:
+        low, high = 0.0, float(np.iinfo(dtype).max)
+    for _ in range(passes):
+        if not low < high:
+            break
+        width = (high - low) / bins
+
+        def histogram(x: np.ndarray, low: float = low, width: float = width) -> np.ndarray:
+            """Counts values below `low`, in each bin, and above `high`."""
+            places = np.clip(np.floor((x.astype(np.float64) - low) / width), -1, bins).astype(np.int32)
+            return np.bincount(places.ravel() + 1, minlength=bins + 2)
+
+        counts = np.cumsum(sum(over_images(histogram)))
+        first, last = np.searchsorted(counts, counts[-1] * np.array([percent, 100 - percent]) / 100)
+        span, low, high = high - low, max(low, low + (first - 1) * width), min(high, low + last * width)
+        if high - low >= span / 16:
+            return (float(low), float(high)) if dtype == "float32" else (float(round(low)), float(round(high)))
+    raise DataError(
+        f"config.data.range=percentile: {100 - 2 * percent:g} % of the pixels of the training images are equal; set it "
+        "to the values that become black and white, such as 0,255"
+    )
 
 
 def _check_sizes(image: tuple[int, ...], mask: tuple[int, ...], image_file: str, mask_file: str) -> None:
@@ -223,6 +342,10 @@ def check_split(source: Source, split: str, shown: int = 20) -> list[str]:
     more = [f"{len(source.absent) - shown} more"] * (len(source.absent) > shown)
     names = ", ".join([*source.absent[:shown], *more])
     absent = [f"warning: {split} has no pixel of {names}. {hint}"] * bool(names)
+    turned_by_exif = [
+        f"{split}: {source.unsure_turns} image(s) are turned by EXIF, and the sizes do not show which way their masks "
+        "were drawn: config.data.orientation decides, displayed or stored"
+    ] * bool(source.unsure_turns)
     head = f"{split}: skipped {count} bad pair(s) of image and mask (config.data.on_error = 'skip'):"
     reasons = [f"  {message}" for message in source.skipped[:shown]]
-    return absent + [head] * (count > 0) + reasons + [f"  and {count - shown} more"] * (count > shown)
+    return absent + turned_by_exif + [head] * (count > 0) + reasons + [f"  and {count - shown} more"] * (count > shown)

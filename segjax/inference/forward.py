@@ -1,4 +1,4 @@
-"""The path from uint8 images to class logits that evaluation, prediction, report and export share."""
+"""The path from images to class logits that evaluation, prediction, report and export share."""
 
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Integer, Shaped
 
 from segjax import metrics
 from segjax.data.augment import normalise, prepare
+from segjax.data.decode import ValueRange
 from segjax.data.resize import resize
 from segjax.models import Segmentation
 
@@ -18,10 +19,11 @@ class Preprocessing(NamedTuple):
 
     Attributes:
       size: height and width that whole images are resized to.
-      channels: 1, or 3 in the order RGB.
+      channels: number of channels of an image; 3 in the order RGB.
       mean: mean of the pixels in 0..1, one value or one per channel.
       std: standard deviation of the pixels, as `mean`.
       num_classes: C, without void.
+      value_range: values of image files that become 0 and 255; None: files of 8 bits per channel.
     """
 
     size: tuple[int, int]
@@ -29,6 +31,7 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
+    value_range: ValueRange = None
 
     def normalise(self, images: Shaped[Array, "..."]) -> Float[Array, "..."]:
         """Returns pixels 0..255 as the network takes them, (x / 255 - mean) / std; nothing is resized."""
@@ -37,7 +40,7 @@ class Preprocessing(NamedTuple):
     def network_input(
         self, images: Shaped[Array, "..."], sizes: Integer[ArrayLike, "b 2"] | None = None
     ) -> Float[Array, "b h w c"]:
-        """Resizes uint8 images to `size` and normalises them; `sizes` are those of images in padded arrays."""
+        """Resizes images of 0..255 to `size` and normalises them; `sizes` are those of images in padded arrays."""
         return prepare(images, size=self.size, mean=self.mean, std=self.std, sizes=sizes)
 
 

@@ -163,7 +163,7 @@ def write_predictions(
     sources: dict[str, dict[str, str]] = {}
     rows: dict[str, list[np.ndarray]] = {}
     waiting: list[tuple[str, np.ndarray]] = []
-    kept, skipped, channels = 0, [], predictor.preprocessing.channels
+    kept, skipped, inputs = 0, [], predictor.preprocessing
     batch = predictor.options.batch if predictor.options.scale is None else 1
 
     def write_waiting() -> None:
@@ -187,7 +187,7 @@ def write_predictions(
                 if not overwrite and _is_complete(output, name, source, options):
                     kept += 1
                 else:
-                    waiting.append((name, decode_image(data, channels, file.path)))
+                    waiting.append((name, decode_image(data, inputs.channels, inputs.value_range, file.path)))
                 sources[name] = source
             except (DataError, ForeignFileError) as error:
                 if on_error == "raise" or isinstance(error, ForeignFileError):
@@ -202,7 +202,8 @@ def write_predictions(
             # Small pictures of images that an earlier call predicted need another prediction.
             again = [name for name in hashes if name not in rows]
             for name in bar.track(again, description="contact sheet") if again else ():
-                image = decode_image(read_bytes(files[name]), channels, files[name].path)
+                data, path = read_bytes(files[name]), files[name].path
+                image = decode_image(data, inputs.channels, inputs.value_range, path)
                 rows[name] = _sheet_row(_Predicted(image, predictor(image), sources[name]), options, label_set)
             shown, titles = {name: rows[name] for name in hashes}, ("image", "prediction", options.scale(label_set))
             tinted = np.flatnonzero(overlay_palette(label_set, options.only).any(axis=-1))

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from etils import epath
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from segjax import models
-from segjax.data import DATASETS
+from segjax.data import DATASETS, Source
 from segjax.models.resnet import STAGES as RESNETS
 from segjax.models.unet import DOWNSAMPLINGS
 from segjax.models.upsampling import UPSAMPLINGS
@@ -59,6 +59,7 @@ class Field(NamedTuple):
     initial: bool = False  # changes the initial state only, never the program
     length: int | None = None  # required length of a tuple
     item: type = float  # the type of a tuple's elements
+    or_pair: bool = False  # two numbers, the lower one first, are valid too
 
     @property
     def kind(self) -> type:
@@ -73,7 +74,7 @@ class Field(NamedTuple):
         ('2 integers in [1, 65536]', 'a float32 number in [0, 1) or None')
         """
         if self.choices:
-            return f"one of {', '.join(map(str, self.choices))}"
+            return f"one of {', '.join(map(str, self.choices))}" + " or two numbers, LOW,HIGH" * self.or_pair
         nouns = {int: "integer", float: "float32 number", str: "string", tuple: "tuple"}
         if self.kind is bool:
             text = "True or False"
@@ -88,6 +89,8 @@ class Field(NamedTuple):
         """Returns True if `value` is valid: its type, length and range, or one of the choices."""
         if value is None:
             return self.optional is not None
+        if self.or_pair and isinstance(value, tuple):
+            return len(value) == 2 and all(self._accepts_one(x, float) for x in value) and value[0] < value[1]
         if self.choices:
             return type(value) is self.kind and value in self.choices
         if self.kind is tuple:
@@ -156,7 +159,18 @@ FIELDS = {
     "data.unseen_classes": Field(
         (), "classes to leave out of training; void for losses and IoU, positives of the detection scores", item=str
     ),
-    "data.channels": Field(3, "image channels", (3, 1)),
+    "data.channels": Field(None, "image channels; None: as found in the files", (), "[1, 1024]", int),
+    "data.range": Field(
+        "dtype",
+        "folder: values that become black and white: those of the dtype, of the percentiles 0.1 and 99.9, or LOW,HIGH",
+        ("dtype", "percentile"),
+        or_pair=True,
+    ),
+    "data.orientation": Field(
+        "displayed",
+        "folder: how masks of photos turned by EXIF were drawn, if sizes do not tell",
+        ("displayed", "stored"),
+    ),
     "data.size": Field((192, 256), "height and width of the network's input", range=SIZE, length=2, item=int),
     "data.mean": Field((0.45,), "mean of pixels in [0, 1], one value or one per channel", range=FINITE),
     "data.std": Field((0.25,), "standard deviation of pixels in [0, 1], one value or one per channel", range=POSITIVE),
@@ -285,8 +299,24 @@ def defaults() -> ConfigDict:
         group, _, name = key.rpartition(".")
         if group and group not in config:
             config[group] = ConfigDict()
-        (config[group] if group else config)[name] = placeholder(field.optional) if field.optional else field.default
+        value = placeholder(field.optional) if field.optional else field.default
+        if field.or_pair:
+            value = FieldReference(value, field_type=object)  # accepts a string and a tuple
+        (config[group] if group else config)[name] = value
     return config.lock()
+
+
+def input_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """Returns height, width and channels of the network's input: RGB if `data.channels` is still to be found."""
+    return (*config.data.size, config.data.channels or 3)
+
+
+def with_found_data(config: ConfigDict, source: Source) -> ConfigDict:
+    """Returns a config with the channels and the range of values of the training split; raises as `validate`."""
+    found = {"data.channels": source.channels, "data.range": source.value_range or "dtype"}
+    found = from_leaves(leaves(config) | found)
+    validate(found)
+    return found
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, object]:
@@ -429,8 +459,13 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
     """Yields a message per value that is invalid for its length or because of another field."""
     data, model, objective, background = config.data, config.model, config.objective, config.objective.background
     for key in ("mean", "std"):
-        if len(data[key]) not in (1, data.channels):
-            yield f"config.data.{key} needs 1 or config.data.channels = {data.channels} values; got {data[key]!r}"
+        known, channels = data.channels is not None or data.name != "folder", input_shape(config)[-1]
+        if known and len(data[key]) not in (1, channels):
+            yield f"config.data.{key} needs 1 or config.data.channels = {channels} values; got {data[key]!r}"
+    for key in ("range", "orientation"):
+        default = FIELDS[f"data.{key}"].default
+        if data.name != "folder" and data[key] != default:
+            yield f"config.data.{key} belongs to folder; {data.name} takes {default!r}; got {data[key]!r}"
     low, high = config.augment.scale
     if low > high:
         yield f"config.augment.scale must be (lowest, highest); got {config.augment.scale!r}"

@@ -18,6 +18,7 @@ from segjax.data.augment import example_keys
 from segjax.data.resize import resize
 from segjax.inference.forward import Ensemble, Preprocessing, class_logits, classify, log_odds
 from segjax.storage import printable
+from segjax.training.config import input_shape
 from segjax.training.objective import PIXEL_LOSSES, Hyperparams, background_of, hparams_from_config, targets
 from segjax.training.parallel import DeviceMapping
 from segjax.training.train_step import TrainState
@@ -28,8 +29,9 @@ _DEVICE_KEYS = ("image", "label", "size", "where", "index")  # file names stay o
 
 def preprocessing_of(config: ConfigDict, num_classes: int) -> Preprocessing:
     """Returns the input and classes of the network of `config`."""
-    data = config.data
-    return Preprocessing(tuple(data.size), data.channels, tuple(data.mean), tuple(data.std), num_classes)
+    data, (*size, channels) = config.data, input_shape(config)
+    value_range = None if isinstance(data.range, str) else tuple(data.range)
+    return Preprocessing(tuple(size), channels, tuple(data.mean), tuple(data.std), num_classes, value_range)
 
 
 class Scores(dict[str, Any]):

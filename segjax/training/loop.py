@@ -16,7 +16,15 @@ from segjax.data import Source, TrainLoader, check_split, label_set, open_split,
 from segjax.storage import reserve, say, write_json
 from segjax.training import hosts, parallel
 from segjax.training.checkpoint import Checkpoints, has_checkpoints, run_folder
-from segjax.training.config import CONFIG_FILE, ConfigError, changes_since, comparable, earlier_config, write_config
+from segjax.training.config import (
+    CONFIG_FILE,
+    ConfigError,
+    changes_since,
+    comparable,
+    earlier_config,
+    with_found_data,
+    write_config,
+)
 from segjax.training.evaluation import (
     Scores,
     eval_scalars,
@@ -86,7 +94,6 @@ def train(
             f"config.model.members = {config.model.members}, but {workdir} was started with {earlier.model.members}; "
             "expected the same, or another --workdir"
         )
-    settings, config_changes = comparable(config), changes_since(earlier, config)
     origin = provenance()  # now, because the checkout may change before the run ends
     console = console or rich.console.Console(quiet=not hosts.is_first_host())
 
@@ -94,7 +101,10 @@ def train(
     # Before the data set is opened, and perhaps prepared, because the model checks the config against the classes.
     names = label_set(config.data).names
     model = make_model(config, len(names), axis_name)
-    (train_source, eval_source), lines = open_splits(config.data)
+    train_source, eval_source, lines = open_splits(config)
+    found = with_found_data(config, train_source)
+    earlier, config = found if earlier is config else earlier, found
+    settings, config_changes = comparable(config), changes_since(earlier, config)
     made_by = run_record(settings, origin, {"training data": train_source, "evaluation data": eval_source})
     hosts.refuse_differences(made_by | {"devices of a host": jax.local_device_count()})
     hosts.refuse_separate_workdirs(workdir)
@@ -142,7 +152,8 @@ def train(
             write_config(workdir / CONFIG_FILE, config)
         batch_size = config.training.global_batch
         say(
-            f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images; "
+            f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images"
+            f"{_described_pixels(train_source)}; "
             f"{config.model.name} with {network_size(state.num_parameters, config.model.members)}; {steps} steps = "
             f"{steps * batch_size / len(train_source):.1f} epochs of batch {batch_size} on {mapping}",
             console,
@@ -236,17 +247,29 @@ def train(
     return Scores(scores)
 
 
-def open_splits(data_config: ConfigDict) -> tuple[tuple[Source, Source], list[str]]:
-    """Returns the training and the evaluation split, and lines about them for the user; raises `DataError`."""
-    train_split, eval_split = data_config.train_split, data_config.eval_split
-    train, evaluation = open_split(data_config, train_split), open_split(data_config, eval_split, mark_unseen=True)
+def open_splits(config: ConfigDict) -> tuple[Source, Source, list[str]]:
+    """Returns the training and the evaluation split, and lines about them for the user.
+
+    Raises: ConfigError, DataError as `open_split` and `with_found_data`.
+    """
+    train_split, eval_split = config.data.train_split, config.data.eval_split
+    train = open_split(config.data, train_split)
+    evaluation = open_split(with_found_data(config, train).data, eval_split, mark_unseen=True)
     lines = [*check_split(train, train_split), *check_split(evaluation, eval_split)]
     if eval_split == train_split:
         lines.append(
             f"warning: config.data.eval_split = {eval_split!r} is the training split, so its scores are too "
             "optimistic; choose another split"
         )
-    return (train, evaluation), lines
+    return train, evaluation, lines
+
+
+def _described_pixels(source: Source) -> str:
+    """Returns the number of channels and the range of values for the user; "" for RGB of 8 bits."""
+    if source.value_range is None:
+        return "" if source.channels == 3 else f" of {source.channels} channel(s)"
+    low, high = source.value_range
+    return f" of {source.channels} channel(s), values {low:g} to {high:g} scaled to 0 to 1"
 
 
 def train_batches(config: ConfigDict, source: Source) -> TrainLoader:

@@ -17,7 +17,7 @@ from segjax import losses, models
 from segjax.collectives import pmean
 from segjax.data.augment import augment, example_keys, paste_outliers
 from segjax.inference import Ensemble
-from segjax.training.config import NETWORKS, SHARED_ARGUMENTS, ConfigError
+from segjax.training.config import NETWORKS, SHARED_ARGUMENTS, ConfigError, input_shape
 from segjax.training.objective import (
     Hyperparams,
     gradient_budget,
@@ -143,7 +143,7 @@ def init_state(config: ConfigDict, model: nn.Module | Ensemble, *, pretrained: b
 
 def _init_network(config: ConfigDict, model: nn.Module, key: jax.Array, pretrained: bool) -> TrainState:
     init_key, run_key = jax.random.split(key)
-    images = jnp.zeros((1, *config.data.size, config.data.channels))
+    images = jnp.zeros((1, *input_shape(config)))
     # The mapped axis exists only inside the mapped step, and parameters do not depend on it. The prior is left out so
     # that a sweep over π compiles one initialisation.
     variables = _initial_variables(model.clone(axis_name=None, head_bias=None), init_key, images)
@@ -208,7 +208,7 @@ def make_train_step(
 ) -> Callable:
     """Builds `step(state, batch, hparams) -> (state, measured)`.
 
-    `batch` holds this device's uint8 "image" `[b, H, W, C]` and "label" `[b, H, W]` as the loader yields them, and
+    `batch` holds this device's "image" `[b, H, W, C]` and "label" `[b, H, W]` as the loader yields them, and
     "index" `[b]`, the global example index that keys augmentation and dropout. `measured` has scalars over the global
     batch: loss and its parts, grad_norm, param_norm (of the new parameters), learning_rate; "budget" with
     `config.training.gradient_budget`; and "skipped", the number of steps skipped so far, with

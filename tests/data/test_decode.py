@@ -87,7 +87,7 @@ def test_read_image_of_every_format(name):
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_inspect_image_of_every_format(name):
     data, expected = LOSSLESS[name]
-    assert info(data) == (*expected.shape, str(expected.dtype), 1)
+    assert info(data)[:5] == (*expected.shape, str(expected.dtype), 1)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP"])
@@ -118,7 +118,7 @@ def test_read_image_exif_orientation(kind, orientation):
     picture.getexif()[0x0112] = orientation
     expected = np.asarray(ImageOps.exif_transpose(picture))
     np.testing.assert_array_equal(read_image(data, "x"), expected)
-    assert info(data) == (*expected.shape, "uint8", orientation)
+    assert info(data)[:5] == (*expected.shape, "uint8", orientation)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's
@@ -171,9 +171,9 @@ def test_read_image_too_many_pixels(make):
 
 def test_decode_image_rgb_and_grey(make):
     colour, grey = make.image(0), make.image(1, channels=1)
-    np.testing.assert_array_equal(decode_image(make.encoded(colour), 3, "x"), colour)
-    np.testing.assert_array_equal(decode_image(make.encoded(grey), 1, "x"), grey[..., None])
-    np.testing.assert_array_equal(decode_image(make.encoded(grey), 3, "x"), np.repeat(grey[..., None], 3, -1))
+    np.testing.assert_array_equal(decode_image(make.encoded(colour), 3, None, "x"), colour)
+    np.testing.assert_array_equal(decode_image(make.encoded(grey), 1, None, "x"), grey[..., None])
+    np.testing.assert_array_equal(decode_image(make.encoded(grey), 3, None, "x"), np.repeat(grey[..., None], 3, -1))
 
 
 IDS = BYTES[..., 0] % 7

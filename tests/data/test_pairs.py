@@ -1,12 +1,24 @@
+import io
 import re
 
 import numpy as np
 import pytest
 
-from segjax.data.decode import mask_png
-from segjax.data.io import DataError, list_folder
+from segjax.data.decode import mask_png, turned
+from segjax.data.io import DataError, RawFile, by_stem, list_folder
 from segjax.data.labels import LABEL_SETS, numbered_classes
-from segjax.data.pairs import Sizes, check_split, fingerprint, make_example, match, summarize, verify
+from segjax.data.pairs import (
+    Sizes,
+    align_mask,
+    check_split,
+    find_range,
+    fingerprint,
+    make_example,
+    match,
+    percentile_range,
+    summarize,
+    verify,
+)
 
 CLASSES = numbered_classes(("a", "b", "c"))
 
@@ -28,11 +40,11 @@ def pairs(make, tmp_path):
 
 
 def test_verify_sizes_and_channels(make, pairs):
-    assert summarize(verify(pairs(), CLASSES).shapes) == Sizes(make.SIZE, make.SIZE, 3)
+    assert summarize(verify(pairs(), CLASSES).images) == Sizes(make.SIZE, make.SIZE, 3)
     grey = make.image(1, (20, 8), channels=1)
     found = verify(pairs(make.encoded(grey), make.encoded(make.ids(1, (20, 8)))), CLASSES)
-    assert found.shapes == [(*make.SIZE, 3), (20, 8, 1)]
-    assert summarize(found.shapes) == Sizes(None, (20, 16), 3)
+    assert [image[:3] for image in found.images] == [(*make.SIZE, 3), (20, 8, 1)]
+    assert summarize(found.images) == Sizes(None, (20, 16), 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -106,7 +118,7 @@ def test_mask_png_grey_and_palette(make, pairs):
     grey, recoded = (mask_png(pair.mask) for pair in pairs(make.encoded(make.image(1)), palette))
     assert grey == make.encoded(make.ids())
     assert recoded != palette
-    assert verify(pairs(mask=recoded), CLASSES).shapes[0][:2] == make.SIZE
+    assert verify(pairs(mask=recoded), CLASSES).images[0][:2] == make.SIZE
     np.testing.assert_array_equal(mask_png(pairs()[1].mask), np.frombuffer(recoded, np.uint8).tobytes())
 
 
@@ -123,6 +135,7 @@ class Skipping:
     """A source in which only `skipped` matters."""
 
     label_set, channels, native_size, sizes, absent, digest = CLASSES, 3, (1, 1), [(1, 1)] * 7, (), ""
+    value_range, unsure_turns = None, 0
 
     def __init__(self, count):
         self.skipped = tuple(f"{i}.png: bad" for i in range(count))
@@ -183,3 +196,104 @@ def test_make_example_invalid_parts(make):
         make_example(image, make.encoded(np.full((4, 6), 7, np.uint8)), "a", 3, CLASSES, files)
     with pytest.raises(DataError, match=r"image.png: cannot be decoded; expected PNG, JPEG, .* got 5 bytes"):
         make_example(b"words", image, "a", 3, CLASSES, files)
+
+
+def put_images(make, root, images, kind=".npy"):
+    """Writes images and masks of zeros, and returns the pairs."""
+    for i, pixels in enumerate(images):
+        buffer = io.BytesIO()
+        np.save(buffer, pixels)
+        make.put(root / "images" / f"{i}.npy", buffer.getvalue())
+        make.put(root / "masks" / f"{i}.png", make.encoded(np.zeros(pixels.shape[:2], np.uint8)))
+    files = (by_stem(list_folder(root / part, (".npy", ".png"))) for part in ("images", "masks"))
+    return match(*files, "")
+
+
+def found_range(make, root, images, option):
+    pairs = put_images(make, root, images)
+    return find_range(option, verify(pairs, CLASSES), pairs)
+
+
+DEEP = np.random.default_rng(0).integers(0, 65_536, (2, 30, 40, 2), dtype=np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("images", "option", "expected"),
+    [
+        (DEEP.astype(np.uint8), "dtype", None),
+        (DEEP, "dtype", (0, 65535)),
+        (DEEP / 65_535, "dtype", (0, 1)),
+        (DEEP, (100.0, 4000.0), (100, 4000)),
+        (DEEP.astype(np.uint8), (10.0, 200.0), (10, 200)),
+    ],
+)
+def test_find_range(make, tmp_path, images, option, expected):
+    assert found_range(make, tmp_path, images, option) == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "option", "reason"),
+    [
+        (
+            DEEP >> 4,
+            "dtype",
+            r"dtype would scale by 65535, but the 2 uint16 images have values from 0 to 409\d; .*409\d",
+        ),
+        (DEEP / 255, "dtype", r"dtype expects values from 0 to 1, but the 2 float32 images .*; set it to percentile"),
+        (-DEEP.astype(np.float32), "dtype", "dtype expects values from 0 to 1"),
+        (DEEP, (70_000.0, 80_000.0), "70000,80000, but the 2 uint16 images"),
+        (DEEP.astype(np.uint8), (0.0, 4095.0), "0,4095, but the 2 uint8 images"),
+        (np.full((1, 8, 8), 7, np.uint16), "percentile", "percentile: 99.8 % of the pixels .* are equal"),
+    ],
+)
+def test_find_range_refused(make, tmp_path, images, option, reason):
+    with pytest.raises(DataError, match=f"^config.data.range={reason}"):
+        found_range(make, tmp_path, images, option)
+
+
+def test_find_range_of_several_dtypes(make, tmp_path):
+    with pytest.raises(DataError, match=r"several dtypes, uint16 \(.*0.npy\) and uint8 \(.*1.npy\)"):
+        found_range(make, tmp_path, [DEEP[0], DEEP[1].astype(np.uint8)], "dtype")
+
+
+@pytest.mark.parametrize("far", [(), (1e9, -1e30)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_percentile_range(make, tmp_path, dtype, far):
+    values = np.random.default_rng(1).normal(100, 15, (3, 60, 70, 3))
+    values[0, 0, 0, : len(far)] = far if dtype == np.float32 else 0
+    images = values.astype(dtype)
+    pairs = put_images(make, tmp_path, images)
+    low, high = percentile_range([pair.image for pair in pairs], np.dtype(dtype).name)
+    tolerance = (high - low) / 100  # the tails are thin
+    np.testing.assert_allclose((low, high), np.percentile(images, (0.1, 99.9)), atol=tolerance)
+
+
+def test_percentile_range_skips_bad_files(make, tmp_path):
+    pairs = put_images(make, tmp_path, DEEP)
+    bad = RawFile("bad.npy", 0, lambda: b"words")
+    files = [pair.image for pair in pairs]
+    assert percentile_range([*files, bad], "uint16", on_error="skip") == percentile_range(files, "uint16")
+    with pytest.raises(DataError, match=r"bad\.npy"):
+        percentile_range([*files, bad], "uint16")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("drawn_on", ["displayed", "stored"])
+@pytest.mark.parametrize("mask_is", ["displayed", "stored"])
+def test_align_mask(orientation, drawn_on, mask_is):
+    """A mask drawn on the displayed picture stays, one drawn on the stored pixels is turned; of two sizes, always."""
+    stored = np.arange(12).reshape(3, 4)
+    displayed = turned(stored, orientation)
+    mask = displayed if mask_is == "displayed" else stored
+    if stored.shape != displayed.shape or drawn_on == mask_is:
+        np.testing.assert_array_equal(align_mask(mask, displayed.shape, orientation, drawn_on), displayed)
+
+
+def test_make_example_scales_deep_images(make):
+    buffer = io.BytesIO()
+    np.save(buffer, DEEP[0])
+    mask = make.encoded(np.zeros((30, 40), np.uint8))
+    example = make_example(buffer.getvalue(), mask, "a", 2, CLASSES, ("a", "b"), (1000.0, 50_000.0))
+    assert example["image"].dtype == np.float32
+    expected = np.clip((DEEP[0] - 1000.0) / 49_000 * 255, 0, 255)
+    np.testing.assert_allclose(example["image"], expected, atol=1e-4)
