@@ -261,7 +261,7 @@ class PreparedSource:
             else:
                 shapes = [shape] * len(self)
             self.native_size, _, channels = summarize(shapes)
-            self.value_range, self.unsure_turns = None, 0
+            self.value_range, self.unsure_turns, self.void, self.notes = None, 0, None, ()
             self.channels = metadata.get("channels", channels)
             self.sizes = [each[:2] for each in shapes]
 

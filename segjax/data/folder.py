@@ -7,6 +7,7 @@ import tempfile
 import unicodedata
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -90,6 +91,13 @@ class Layout(NamedTuple):
     ignored: dict[str, list[str]]  # paths below the root by the reason for which they are not read
     class_file: Path | None = None  # file of class names with their colours or ids, for `labels.read_class_file`
 
+    def notes(self, shown: int = 3) -> list[str]:
+        """Returns lines for the user: the layout, and the number and the first files left out for each reason."""
+        lines = [f"layout: {self.description}"]
+        for reason, paths in self.ignored.items():
+            lines.append(f"left out {len(paths)}, {reason}: {', '.join(paths[:shown])}{', …' * (len(paths) > shown)}")
+        return lines
+
 
 class _File(NamedTuple):
     """A path below the root, parsed into its split, its role and the name that pairs it."""
@@ -116,9 +124,11 @@ class FolderSource:
         channels: int,
         value_range: ValueRange = None,
         drawn_on: str = "displayed",
+        notes: Sequence[str] = (),
     ):
-        self._pairs, self._images, self.skipped, self.absent = verified
+        self._pairs, self._images, self.skipped, self.absent, self.void = verified
         self.label_set, self.channels, self.value_range, self._drawn_on = label_set, channels, value_range, drawn_on
+        self.notes = notes
         self.native_size, self.sizes = summarize(self._images).native_size, [image[:2] for image in self._images]
         self.unsure_turns = sum(
             image.orientation in (2, 3, 4) or (image.orientation > 4 and image.height == image.width)
@@ -157,7 +167,7 @@ def _from_listing(listing: Path, *reading: Any) -> FolderSource:
     listed = read_json(listing)
     pairs = [Pair(name, *(with_reader(RawFile(*file)) for file in files)) for name, *files in listed["pairs"]]
     images = [ImageInfo(*image) for image in listed["images"]]
-    return FolderSource(Verified(pairs, images, (), []), *reading)
+    return FolderSource(Verified(pairs, images, (), [], None), *reading)
 
 
 def open_folder(
@@ -203,7 +213,7 @@ def open_folder(
         raise DataError(f"{root}: images of {found} channels; expected one number of channels, or grey and RGB")
     verified = verify(pairs, label_set, on_error, drawn_on)
     value_range = find_range(value_range, verified, layout.splits.get(train_split, ()), on_error)
-    return FolderSource(verified, label_set, max(channels, default=3), value_range, drawn_on)
+    return FolderSource(verified, label_set, max(channels, default=3), value_range, drawn_on, layout.notes())
 
 
 def find_layout(root: Path, options: FolderOptions = _DEFAULTS) -> Layout:

@@ -94,6 +94,18 @@ def to_raw_ids(raw: Integer[np.ndarray, "*shape"], label_set: LabelSet, file: st
     return ids
 
 
+def values_of(label_set: LabelSet, name: str | None = None) -> str:
+    """Formats the ids, or the colours, that a class, or void, has in the files.
+
+    >>> values_of(LABEL_SETS["crackforest"], "crack"), values_of(LABEL_SETS["crackforest"])
+    ('2', '3-4')
+    """
+    ids = np.flatnonzero(label_set.lut == (VOID if name is None else label_set.names.index(name)))
+    if label_set.mask_colours is None:
+        return _spans(ids) if ids.size else "no value"
+    return ", ".join(map(_hex, label_set.mask_colours[ids].tolist()))
+
+
 def _shares(colours: Integer[np.ndarray, "*pixels 3"], shown: int = 8) -> str:
     """Formats the commonest colours with their share: "#0000ff (75 %), #ff0000 (25 %)"."""
     found, counts = np.unique(colours.reshape(-1, 3), axis=0, return_counts=True)

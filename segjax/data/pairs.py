@@ -23,7 +23,7 @@ from segjax.data.decode import (
     used_palette,
 )
 from segjax.data.io import DataError, RawFile, read_bytes
-from segjax.data.labels import LabelSet, to_train_ids
+from segjax.data.labels import VOID, LabelSet, to_train_ids, values_of
 
 
 class Example(TypedDict):
@@ -49,6 +49,8 @@ class Source(Protocol):
     unsure_turns: int  # number of images turned by EXIF whose mask has the same size either way, see `align_mask`
     skipped: tuple[str, ...]  # one message per pair of files left out by `on_error="skip"`
     absent: Sequence[str]  # names of the classes without a pixel; () if that is unknown
+    void: float | None  # fraction of void pixels; None if that is unknown
+    notes: Sequence[str]  # lines for the user: how the files were found, and which were left out
     digest: str  # short hash of the names and contents of the files
 
     def __len__(self) -> int:
@@ -84,6 +86,7 @@ class Verified(NamedTuple):
     images: list[ImageInfo]
     skipped: tuple[str, ...]
     absent: list[str]
+    void: float | None
 
 
 def match(images: dict[str, RawFile], masks: dict[str, RawFile], where: str) -> list[Pair]:
@@ -191,8 +194,9 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise", draw
     if not good:
         raise DataError(f"all {len(pairs)} pairs of a split are unusable; expected at least one good. {skipped[0]}")
     pairs, images, counts = map(list, zip(*good, strict=True))
-    absent = [name for name, count in zip(label_set.names, np.sum(counts, axis=0), strict=False) if not count]
-    return Verified(pairs, images, tuple(skipped), absent)
+    counts = np.sum(counts, axis=0, dtype=np.float64)
+    absent = [name for name, count in zip(label_set.names, counts, strict=False) if not count]
+    return Verified(pairs, images, tuple(skipped), absent, float(counts[VOID] / counts.sum()))
 
 
 def _verify_pair(pair: Pair, label_set: LabelSet, drawn_on: str) -> tuple[Pair, ImageInfo, np.ndarray]:
@@ -340,8 +344,9 @@ def check_split(source: Source, split: str, shown: int = 20) -> list[str]:
     if len(source.absent) == source.label_set.num_classes:
         raise DataError(f"{split}: all pixels of the {len(source)} masks are void; expected some of a class. {hint}")
     more = [f"{len(source.absent) - shown} more"] * (len(source.absent) > shown)
-    names = ", ".join([*source.absent[:shown], *more])
-    absent = [f"warning: {split} has no pixel of {names}. {hint}"] * bool(names)
+    classes = [f"{name} ({values_of(source.label_set, name)})" for name in source.absent[:shown]]
+    void = f", and {source.void:.1%} of its pixels are void ({values_of(source.label_set)})" if source.void else ""
+    absent = [f"warning: {split} has no pixel of {', '.join([*classes, *more])}{void}. {hint}"] * bool(classes)
     turned_by_exif = [
         f"{split}: {source.unsure_turns} image(s) are turned by EXIF, and the sizes do not show which way their masks "
         "were drawn: config.data.orientation decides, displayed or stored"

@@ -255,7 +255,7 @@ def open_splits(config: ConfigDict) -> tuple[Source, Source, list[str]]:
     train_split, eval_split = config.data.train_split, config.data.eval_split
     train = open_split(config.data, train_split)
     evaluation = open_split(with_found_data(config, train).data, eval_split, mark_unseen=True)
-    lines = [*check_split(train, train_split), *check_split(evaluation, eval_split)]
+    lines = [*train.notes, *check_split(train, train_split), *check_split(evaluation, eval_split)]
     if eval_split == train_split:
         lines.append(
             f"warning: config.data.eval_split = {eval_split!r} is the training split, so its scores are too "

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from segjax.data import UNSEEN, VOID, Source, open_split
+from segjax.data import UNSEEN, VOID, Source, check_split, open_split
 from segjax.data.folder import FolderOptions, find_layout, open_folder
 from segjax.data.io import DataError
 from segjax.data.labels import numbered_classes
@@ -457,6 +457,17 @@ def test_open_split_made_case_refused(config, case, fields, message):
     data = config("folder", manual_dir=CASES / case, **DEFAULTS | fields)
     with pytest.raises(DataError, match=message):
         open_split(data, fields.get("split", "train"))
+
+
+def test_check_split_of_made_case_void_by_accident(config):
+    data = config("folder", manual_dir=CASES / "void_255_by_accident", class_names=("background", "object"))
+    (warning,) = check_split(open_split(data, "train"), "train")
+    assert re.search(r"no pixel of object \(1\), and \d+\.\d% .* void \(255\)\. .*config.data.mask_values", warning)
+
+
+def test_layout_notes_count_and_name_what_is_left_out(config):
+    source = open_split(config("folder", manual_dir=CASES / "synology_eaDir", **DEFAULTS), "train")
+    assert any(re.search(r"left out 1, .*: images/@eaDir/$", line) for line in source.notes)
 
 
 def cut_image(make, root, name):

@@ -135,6 +135,7 @@ class Skipping:
     """A source in which only `skipped` matters."""
 
     label_set, channels, native_size, sizes, absent, digest = CLASSES, 3, (1, 1), [(1, 1)] * 7, (), ""
+    void, notes = None, ()
     value_range, unsure_turns = None, 0
 
     def __init__(self, count):
@@ -166,7 +167,7 @@ def test_check_split_many():
 def test_verify_absent_classes(pairs, make):
     ids = make.encoded(np.full(make.SIZE, 255, np.uint8))
     found = verify(pairs(make.encoded(make.image()), ids)[1:], CLASSES)
-    assert found.absent == ["a", "b", "c"]
+    assert (found.absent, found.void) == (["a", "b", "c"], 1.0)
     ids = np.full(make.SIZE, 255, np.uint8)
     ids[0, 0] = 1  # one pixel is enough
     assert verify(pairs(mask=make.encoded(ids))[1:], CLASSES).absent == ["a", "c"]
@@ -176,8 +177,17 @@ def test_check_split_absent_classes():
     source = Skipping(1)
     source.absent = ["b", "c"]
     warning, *rest = check_split(source, "val")
-    assert re.search(r"val has no pixel of b, c\. .*config.data.mask_values", warning)
+    assert re.search(r"val has no pixel of b \(1\), c \(2\)\. .*config.data.mask_values", warning)
     assert rest == check_split(Skipping(1), "val")
+
+
+def test_check_split_void_by_accident():
+    source = Skipping(0)
+    source.absent, source.void = ["b"], 0.25
+    (warning,) = check_split(source, "train")
+    assert re.search(
+        r"no pixel of b \(1\), and 25\.0% of its pixels are void \(255\)\. .*config.data.mask_values", warning
+    )
 
 
 def test_check_split_of_void_alone():
