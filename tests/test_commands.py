@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 CASES = Path(__file__).parent / "data" / "cases"
@@ -379,3 +380,101 @@ def test_ctrl_c_prints_one_line(python):
     main = "def main(argv): os.kill(os.getpid(), signal.SIGINT)"
     done = python("-c", f"import os, signal\nfrom segjax import cli\n{main}\ncli.run(main, [])")
     assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "interrupted\n")
+
+
+def scenes(count):
+    """Returns grey images of a bright rectangle on noise, and masks of 0 and 255: one program for all layouts."""
+    random = np.random.default_rng(0)
+    images, masks = random.integers(0, 90, (count, 32, 48), np.uint8), np.zeros((count, 32, 48), np.uint8)
+    images[:, 8:20, 10:30] += 120
+    masks[:, 8:20, 10:30] = 255
+    return images, masks
+
+
+def isbi(root, images, masks):
+    for name, stack in (("train-volume", images), ("train-labels", masks), ("test-volume", images)):
+        tifffile.imwrite(root / f"{name}.tif", stack, photometric="minisblack")
+
+
+def drive(root, images, masks):
+    for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        part, name = ("training", f"{21 + i}_training") if i < 4 else ("test", f"{i:02d}_test")
+        save(root / part / "images" / f"{name}.tif", image)
+        save(root / part / "mask" / f"{name}_mask.gif", np.full_like(mask, 255))
+        save(root / part / "1st_manual" / f"{name[:2]}_manual1.gif", mask)
+        if part == "test":
+            save(root / part / "2nd_manual" / f"{name[:2]}_manual2.gif", mask)
+
+
+def kvasir(root, images, masks):
+    for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        save(root / "images" / f"cju{i}.jpg", image)
+        save(root / "masks" / f"cju{i}.jpg", mask)
+
+
+def chase(root, images, masks):
+    for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        name = f"Image_{1 + i // 2:02d}{'LR'[i % 2]}"
+        save(root / f"{name}.jpg", image)
+        save(root / f"{name}_1stHO.png", mask > 0)  # 1 bit, as in the set
+        save(root / f"{name}_2ndHO.png", mask > 0)
+
+
+def cityscapes(root, images, masks):
+    for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        split, city = ("train", "ulm") if i < 4 else ("val", "bonn")
+        name = f"{city}_{i:06d}_000019"
+        save(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", image)
+        for kind, pixels in (("labelIds", mask // 10 + 1), ("color", image), ("instanceIds", mask)):
+            save(root / "gtFine" / split / city / f"{name}_gtFine_{kind}.png", pixels)
+
+
+def voc(root, images, masks):
+    root = root / "VOCdevkit" / "VOC2012"
+    for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        save(root / "JPEGImages" / f"2007_{i:06d}.jpg", image)
+        if i < 5:  # most images have no mask
+            for kind in ("SegmentationClass", "SegmentationObject"):
+                save(root / kind / f"2007_{i:06d}.png", mask // 255, palette=[0, 0, 0, 128, 0, 0])
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_000000\n2007_000001\n2007_000002\n2007_000003\n")
+    (lists / "val.txt").write_text("2007_000004\n")
+
+
+def save(path, pixels, palette=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    if palette:
+        image.putpalette(palette)
+    image.save(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "flag"),
+    [
+        (isbi, "data.workers=0"),  # no flag is needed
+        (drive, "data.workers=0"),
+        (kvasir, "data.mask_threshold=128"),
+        (chase, "data.mask_values=(0, 1)"),
+        (cityscapes, "data.mask_values=(1, 26)"),
+        (voc, "data.mask_values=(0, 1)"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_train_on_a_set_in_its_own_layout(run_command, tmp_path, layout, flag):
+    layout(tmp_path, *scenes(6))
+    tiny = ("data.size=(32, 48)", "model.width=4", "model.depth=1", "training.steps=10")
+    fields = (
+        f"data.manual_dir={tmp_path}",
+        "data.workers=0",
+        flag,
+        *tiny,
+        "training.global_batch=4",
+        "augment.scale=(1.0, 1.0)",
+    )
+    arguments = ("--config=folder_unet", f"--workdir={tmp_path / 'run'}", *(f"--config.{field}" for field in fields))
+    status, printed, error = run_command("train", *arguments)
+    assert (status, error) == (0, "")
+    assert "warning" not in printed

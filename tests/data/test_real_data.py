@@ -31,36 +31,41 @@ def real(config, tmp_path):
     return build
 
 
-def test_real_camvid(real):
-    data = real("camvid")
-    train, val = open_split(data, "train"), open_split(data, "val")
-    assert (len(train), len(val)) == (367, 101)
-    assert {train.native_size, val.native_size} == {(360, 480)}
-    np.testing.assert_allclose(shares([train], 11), CAMVID_SHARES, atol=0.1)
+@pytest.fixture
+def plain_folder(config):
+    """Returns a function that builds the config of the raw files as a folder, with the classes of a source."""
+
+    def build(name, source, **fields):
+        root = os.environ[f"SEGJAX_{name.upper()}_DIR"]
+        return config("folder", manual_dir=root, class_names=source.label_set.names, **fields)
+
+    return build
 
 
-def test_real_crackforest(real):
-    data = real("crackforest")
-    sources = [open_split(data, "train"), open_split(data, "test")]
-    assert [len(source) for source in sources] == [79, 39]
-    assert {source.native_size for source in sources} == {(320, 480)}
-    np.testing.assert_allclose(shares(sources, 2), (97.7, 1.6, 0.67), atol=0.1)
-
-
-@pytest.mark.parametrize(
-    ("name", "splits", "split", "fields"),
-    [
-        ("camvid", ("val",), "val", {"mask_values": tuple(range(11)), "void_values": (11,)}),
-        ("crackforest", ("train", "test"), "all", {"mask_values": (1, 2), "void_values": (3, 4), "on_error": "skip"}),
-    ],
-)
-def test_real_set_as_a_plain_folder_has_the_same_pixels(real, config, name, splits, split, fields):
-    sources = [open_split(real(name), part) for part in splits]
-    root, names = os.environ[f"SEGJAX_{name.upper()}_DIR"], sources[0].label_set.names
-    folder = open_split(config("folder", manual_dir=root, class_names=names, **fields), split)
+def assert_same_examples(folder, sources):
     places = {folder.name(i): i for i in range(len(folder))}
     assert len(places) == sum(map(len, sources))
     for example in (source[i] for source in sources for i in range(len(source))):
         same = folder[places[example["name"]]]
         np.testing.assert_array_equal(same["image"], example["image"])
         np.testing.assert_array_equal(same["label"], example["label"])
+
+
+def test_real_camvid(real, plain_folder):
+    data = real("camvid")
+    train, val = open_split(data, "train"), open_split(data, "val")
+    assert (len(train), len(val)) == (367, 101)
+    assert {train.native_size, val.native_size} == {(360, 480)}
+    np.testing.assert_allclose(shares([train], 11), CAMVID_SHARES, atol=0.1)
+    as_folder = plain_folder("camvid", val, mask_values=tuple(range(11)), void_values=(11,))
+    assert_same_examples(open_split(as_folder, "val"), [val])
+
+
+def test_real_crackforest(real, plain_folder):
+    data = real("crackforest")
+    sources = [open_split(data, "train"), open_split(data, "test")]
+    assert [len(source) for source in sources] == [79, 39]
+    assert {source.native_size for source in sources} == {(320, 480)}
+    np.testing.assert_allclose(shares(sources, 2), (97.7, 1.6, 0.67), atol=0.1)
+    as_folder = plain_folder("crackforest", sources[0], mask_values=(1, 2), void_values=(3, 4), on_error="skip")
+    assert_same_examples(open_split(as_folder, "all"), sources)
