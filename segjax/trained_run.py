@@ -472,9 +472,10 @@ def _stored_guarantee(run: TrainedRun, risk: str, level: float | bool, name: str
     if chosen:
         raise ConfigError(f"{flag}: several are stored; choose one of {found}")
     found = f"stored are {found}" if found else reason or f"{run.name} was not calibrated for it"
-    command = f"segjax calibrate --checkpoint={','.join(run.checkpoints)} --risk={risk}"
+    command = f"segjax calibrate --checkpoint={','.join(run.checkpoints)}{' --scaling=none' * bool(calibration)}"
+    command += f" --risk={risk}"
     command += f" --level={0.05 if level is True else level:g}"
-    command += f" --class={name or run.label_set.names[-1]}" * (risk == "fnr")
+    command += f" --class={name or (stored[0]['class'] if stored else run.label_set.names[-1])}" * (risk == "fnr")
     file = run.calibration_file
     if run.calibration or not file:
         command += f" --output={file or 'FILE.json'}"

@@ -237,6 +237,7 @@ def dilate(mask: Bool[ArrayLike, "*images height width"], radius: Scalar) -> Boo
         mask: M, boolean `[..., H, W]`.
         radius: r ≥ 0, in pixels, static. The time grows with r, the memory does not.
 
+    Returns: Boolean `[..., H, W]`.
     Raises: TypeError or ValueError if the mask is not boolean or has fewer than 2 axes, or the radius is traced,
         negative or infinite.
     References: Gonzalez and Woods, Digital Image Processing, chapter 9.

@@ -70,17 +70,28 @@ def make_eval_step(
 ) -> Callable:
     """Builds `step(state, batch, hparams) -> counts`, which add over batches: those of `make_score_counts`.
 
-    With a `corruption`, (kind, severity) of `data.corrupt`, the images are corrupted first.
+    For an ensemble with unseen classes, "unknown" also has the "mutual_information" of class and member. With a
+    `corruption`, (kind, severity) of `data.corrupt`, the images are corrupted first.
     """
     count = make_score_counts(config, num_classes, axis_name, is_ensemble=isinstance(model, Ensemble))
-    return _counting_step(config, model, num_classes, count, corruption)
+
+    def count_maps(maps: dict[str, Array], labels: Array, where: Array, hparams: Hyperparams) -> dict[str, Any]:
+        counts = count(maps["outputs"], labels, where, hparams)
+        if "mutual_information" in maps:
+            share = maps["mutual_information"][..., 0] / math.log(num_classes)
+            score, options = jax.scipy.special.logit(jnp.clip(share, 0, 1)), {"where": where, "axis_name": axis_name}
+            unknown = metrics.score_histogram(score, labels == UNSEEN, **options)
+            counts["unknown"] = counts["unknown"] | {"mutual_information": unknown}
+        return counts
+
+    return _counting_step(config, model, num_classes, count_maps, corruption)
 
 
 def make_ranking_step(config: ConfigDict, model: Any, num_classes: int, number: int, axis_name: str | None) -> Callable:
     """Builds `step(state, batch) -> counts`, which add over batches: "scores", a histogram of class `number`."""
 
-    def count(logits: Array, labels: Array, where: Array) -> dict[str, Array]:
-        odds = metrics.class_log_odds(class_logits(logits, num_classes))[..., number]
+    def count(maps: dict[str, Array], labels: Array, where: Array) -> dict[str, Array]:
+        odds = metrics.class_log_odds(class_logits(maps["outputs"], num_classes))[..., number]
         return {"scores": metrics.score_histogram(odds, labels == number, where=where, axis_name=axis_name)}
 
     return _counting_step(config, model, num_classes, count)
@@ -94,13 +105,14 @@ def make_image_step(
     `count(logits, labels, where, index)` gets the class logits `[rows, W, C]`, the labels and the mask of one image, or
     of a strip of its rows (`count_strips`), and its index in the split. The counts are `[images, strips, …]`.
     """
-    outputs_of = _make_outputs(config, model, num_classes)
+    maps_of = _make_maps(config, model, num_classes)
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
         def count_images(outputs: Array, labels: Array, where: Array) -> Any:
             return jax.vmap(count)(class_logits(outputs, num_classes), labels, where, batch["index"])
 
-        counts = count_strips(count_images, outputs_of(state, batch), batch, config.training.eval_pixels)
+        outputs = maps_of(state, batch)["outputs"]
+        counts = count_strips(count_images, outputs, batch, config.training.eval_pixels)
         rows = {"index": batch["index"], "counts": jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), counts)}
         return rows if axis_name is None else jax.lax.all_gather(rows, axis_name, tiled=True)
 
@@ -110,26 +122,32 @@ def make_image_step(
 def _counting_step(
     config: ConfigDict, model: Any, num_classes: int, count: Callable, corruption: tuple[str, int] | None = None
 ) -> Callable:
-    outputs_of = _make_outputs(config, model, num_classes, corruption)
+    maps_of = _make_maps(config, model, num_classes, corruption)
 
     def step(state: TrainState, batch: dict[str, jax.Array], *hparams: Hyperparams) -> dict[str, Any]:
-        maps, max_pixels = outputs_of(state, batch), config.training.eval_pixels
+        maps, max_pixels = maps_of(state, batch), config.training.eval_pixels
         return sum_over_strips(lambda *strip: count(*strip, *hparams), maps, batch, max_pixels)
 
     return step
 
 
-def _make_outputs(
-    config: ConfigDict, model: Any, num_classes: int, corruption: tuple[str, int] | None = None
-) -> Callable:
-    """Builds `outputs(state, batch)`, the network's outputs `[b, h, w, outputs]` at its own resolution."""
+def _make_maps(config: ConfigDict, model: Any, num_classes: int, corruption: tuple[str, int] | None = None) -> Callable:
+    """Builds `maps(state, batch)`, maps `[b, h, w, …]` at the network's own resolution: its "outputs".
+
+    For an ensemble with unseen classes there is also the "mutual_information" of class and member, in nats.
+    """
     preprocessing = preprocessing_of(config, num_classes)
 
-    def outputs(state: TrainState, batch: dict[str, jax.Array]) -> Float[Array, "b h w outputs"]:
-        images = images_of(batch, corruption)
-        return model.apply(state.variables, preprocessing.network_input(images, batch["size"]), train=False).logits
+    def maps(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Float[Array, "b h w _"]]:
+        images = preprocessing.network_input(images_of(batch, corruption), batch["size"])
+        output = model.apply(state.variables, images, train=False)
+        found = {"outputs": output.logits}
+        if isinstance(model, Ensemble) and config.data.unseen_classes:
+            members = class_logits(output.mc_logits, num_classes)
+            found["mutual_information"] = metrics.mutual_information(members)[..., None]
+        return found
 
-    return outputs
+    return maps
 
 
 def images_of(batch: dict[str, jax.Array], corruption: tuple[str, int] | None = None) -> Array:
@@ -302,7 +320,8 @@ def scores(counts: dict[str, Any]) -> dict[str, Any]:
 
       - "pixels": the number of unseen pixels;
       - "share": their fraction of the labelled pixels, which is the average precision of a random ranking;
-      - each name of `unknown_scores`: "average_precision", "auroc" and "fpr_at_95_tpr", NaN without unseen pixels.
+      - each name of `unknown_scores`, and of an ensemble "mutual_information": "average_precision", "auroc" and
+        "fpr_at_95_tpr", NaN without unseen pixels.
     """
     result = {"confusion": counts["confusion"].tolist()}
     result |= {k: np.asarray(v).tolist() for k, v in metrics.segmentation_scores(counts["confusion"]).items()}

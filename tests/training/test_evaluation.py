@@ -14,12 +14,14 @@ from segjax import metrics
 from segjax.data import UNSEEN, VOID, corrupt
 from segjax.data.augment import example_keys
 from segjax.data.resize import resize
+from segjax.inference import Ensemble
 from segjax.models import Segmentation
 from segjax.training.evaluation import (
     Scores,
     headline,
     make_eval_step,
     make_score_counts,
+    preprocessing_of,
     scores,
     sum_counts,
     sum_over_strips,
@@ -197,6 +199,27 @@ def test_make_eval_step_counts_corrupted_images(tiny, batch):
     found = jax.jit(make_eval_step(tiny, first, 2, None, ("impulse_noise", 5)))(state, inputs, hparams)
     np.testing.assert_array_equal(found["confusion"], expected["confusion"])
     assert (found["confusion"] != unchanged["confusion"]).any()
+
+
+def test_make_eval_step_ranks_unseen_pixels_by_the_disagreement_of_the_members(tiny):
+    """The network is linear in the pixels."""
+    tiny.data.name, tiny.data.unseen_classes, tiny.data.size = "road_debris_scene", ("debris",), (16, 24)
+    tiny.objective.loss = "softmax_cross_entropy"
+    linear = SimpleNamespace(apply=lambda variables, images, train: SimpleNamespace(logits=images @ variables["w"]))
+    rng, size = np.random.default_rng(0), np.int32([[16, 24]] * 2)
+    kernels = rng.normal(size=(3, 3, 4)).astype(np.float32)
+    labels = rng.choice([0, 1, 2, 3, UNSEEN, VOID], (2, 16, 24)).astype(np.uint8)
+    batch = {"image": rng.integers(0, 256, (2, 16, 24, 3)).astype(np.uint8), "label": labels, "size": size}
+    batch |= {"where": np.ones(2, bool), "index": np.arange(2, dtype=np.int32)}
+    state, step = TrainState(*[None] * 7), make_eval_step(tiny, Ensemble(linear, 3, 4), 4, None)
+    counts = jax.jit(step)(state.replace(ema={"w": kernels}), batch, hparams_from_config(tiny))
+    found = scores(jax.device_get(counts))
+    inputs = np.asarray(preprocessing_of(tiny, 4).normalise(jnp.asarray(batch["image"])))
+    p = scipy.special.softmax(inputs @ kernels[:, None, None], axis=-1)
+    disagreement = scipy.special.entr(p.mean(0)).sum(-1) - scipy.special.entr(p).sum(-1).mean(0)
+    where = labels != VOID
+    expected = roc_auc_score(labels[where] == UNSEEN, disagreement[where])
+    assert found["unknown"]["mutual_information"]["auroc"] == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.parametrize("devices", [1, 4])

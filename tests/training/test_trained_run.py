@@ -254,10 +254,13 @@ def test_facts_of_contain_the_changes_during_training(trained, tmp_path):
     assert "changed during training" not in facts_of(run, "val", scores)
 
 
-def test_load_run_of_a_folder_with_a_comma(trained, tmp_path):
+def test_load_run_of_a_folder_with_a_comma_alone_and_in_a_list(trained, tmp_path):
     (tmp_path / "gamma=2,seed=0").symlink_to(trained.workdir)
-    run = load_run(tmp_path / "gamma=2,seed=0" / "checkpoints" / "latest")
+    folder = tmp_path / "gamma=2,seed=0" / "checkpoints"
+    run = load_run(folder / "latest")
     assert (run.members, run.step) == (1, 4)
+    listed = load_run(f"{trained.workdir}/checkpoints/2,{folder / '3'}, {trained.workdir}/checkpoints/4")
+    assert listed.step == [2, 3, 4]
 
 
 def test_load_run_several_become_one_ensemble(trained, batch):
