@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import rich.console
 import rich.progress
-from jaxtyping import Int, UInt8, UInt16
+from jaxtyping import Float, Int, UInt8, UInt16
 from ml_collections import ConfigDict
 
 from segjax import losses
@@ -56,7 +57,7 @@ class PairSurvey(NamedTuple):
     channels: int
     dtype: str
     extremes: tuple[float, float]  # smallest and largest value of the image
-    sums: np.ndarray  # of the values and of their squares, [2, C]
+    moments: Float[np.ndarray, "2 channels"]  # means of the values and of their squares
     values: dict[Value, int]  # pixels of each value of the mask
     content: str  # hash of the image's pixels
     resized: dict[float, Int[np.ndarray, "values values"]]  # see `_resize_there_and_back`; empty for most masks
@@ -126,8 +127,9 @@ def _survey_pair(split: str, pair: Pair, scales: Sequence[float]) -> PairSurvey:
         raise DataError(f"{pair.mask.path}: {sizes} ({pair.image.path}); expected one size")
     if mask.ndim == 3 and (mask == mask[..., :1]).all():
         mask = mask[..., 0]
-    flat = image.reshape(-1, image.shape[-1])
-    sums = np.stack([flat.sum(axis=0, dtype=np.float64), np.einsum("ij,ij->j", flat, flat, dtype=np.float64)])
+    # OpenCV takes at most four channels at once, and reads each value once.
+    parts = [np.ascontiguousarray(part) for part in np.split(image, range(4, image.shape[2], 4), axis=2)]
+    mean, std = (np.concatenate(part).ravel() for part in zip(*map(cv2.meanStdDev, parts), strict=True))
     values = count_values(mask)
     content = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16, key=str(image.shape).encode()).hexdigest()
     return PairSurvey(
@@ -138,7 +140,7 @@ def _survey_pair(split: str, pair: Pair, scales: Sequence[float]) -> PairSurvey:
         image.shape[2],
         str(image.dtype),
         (float(image.min()), float(image.max())),
-        sums,
+        np.stack([mean, std**2 + mean**2]),
         values,
         content,
         {scale: _resize_there_and_back(mask, values, scale) for scale in scales if len(values) <= _MOST_RESIZED},
@@ -367,7 +369,8 @@ def suggest(found: Findings) -> dict[str, Any]:
     frequency), as in configs/camvid_unet_weighted.py, and the class frequencies as prior.
     """
     train = [pair for pair in found.pairs if pair.split == "train"]
-    first, second = sum(pair.sums for pair in train) / sum(pair.size[0] * pair.size[1] for pair in train)
+    weights = [math.prod(pair.size) for pair in train]
+    first, second = np.average([pair.moments for pair in train], axis=0, weights=weights)
     std = np.sqrt(np.maximum(second - first**2, 1))
     fields: dict[str, Any] = {
         "data.channels": max(pair.channels for pair in found.pairs),
