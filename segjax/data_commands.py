@@ -39,7 +39,7 @@ from segjax.data.loader import resize_pair
 from segjax.data.pairs import make_example
 from segjax.inference.visualize import overlay_palette, rare_outlines
 from segjax.reporting import Picture, Report, Section, Table, html, show
-from segjax.storage import WRITTEN_FILE, check_outputs, output_folder, path_of, printable, say, write_outputs
+from segjax.storage import check_outputs, output_folder, path_of, printable, say, write_outputs
 from segjax.training.config import COUNT, POSITIVE
 from segjax.training.survey import (
     Findings,
@@ -84,13 +84,10 @@ def check_folder(root: Path) -> None:
         say(line, console)
     for line in found.warnings:
         say(f"warning: {line}", console)
-    say(f"layout: {found.layout.description}", console)
+    for line in found.layout.notes():
+        say(line, console)
     if file := found.layout.class_file:
         say(f"file of classes: {file}", console)
-    for reason, paths in found.layout.ignored.items():
-        paths = [path for path in paths if not path.endswith(WRITTEN_FILE) and root / path != file]
-        if paths:
-            say(f"{len(paths)} left out, {reason}: {', '.join(paths[:3])}{', …' * (len(paths) > 3)}", console)
     for table in tables(found):
         show(table, console)
     if found.refusals:
@@ -118,8 +115,8 @@ def tables(found: Findings) -> list[Table]:
         good = [pair for pair in found.pairs if pair.split == split]
         sizes = sorted({pair.size for pair in good}, key=math.prod)
         shown = [f"{height}×{width}" for height, width in (sizes[:1] + sizes[-1:] if len(sizes) > 1 else sizes)]
-        kinds = sorted({f"{pair.dtype}, {pair.channels}" for pair in good})
-        extremes = [pair.extremes for pair in good]
+        kinds = sorted({f"{pair.image.dtype}, {pair.image.channels}" for pair in good})
+        extremes = [pair.image.values for pair in good]
         low, high = (min(one[0] for one in extremes), max(one[1] for one in extremes)) if good else (0, 0)
         rows.append((split, len(pairs), " to ".join(shown), " and ".join(kinds), f"{low:g} to {high:g}"))
     rows += [(split, f"{len(files)} without masks", "", "", "") for split, files in found.layout.unlabelled.items()]
@@ -228,7 +225,7 @@ def folder_report(found: Findings, root: Path, *, images_per_class: int) -> Repo
         for at in chosen:
             pair, split = pairs[at]
             tiles = _tiles(found, pair, augmented, example_keys(jax.random.key(0), at, jnp.arange(2)))
-            caption = f"{split}/{pair.name}: {shares[at, number]:.2%} {names[number]}"
+            caption = f"{split}/{pair.pair.name}: {shares[at, number]:.2%} {names[number]}"
             pictures.append(Picture(f"{number}_{at}", caption, inference.png(tiles), half=True))
         count = np.count_nonzero(shares[:, number])
         text = f"{total[number] / total.sum():.3%} of the pixels, in {count} of {len(pairs)} images."
@@ -253,9 +250,10 @@ def _augmentation(config: ConfigDict) -> Callable[..., Any]:
 def _tiles(found: Findings, surveyed: PairSurvey, augmented: Callable[..., Any], keys: jax.Array) -> np.ndarray:
     """Returns an image, and it under its mask: as it is, and as `augmented` by two keys."""
     data = found.config.data
-    pair = next(pair for pair in found.layout.splits[surveyed.split] if pair.name == surveyed.name)
+    pair = surveyed.pair
     content, files = (read_bytes(pair.image), read_bytes(pair.mask)), (pair.image.path, pair.mask.path)
-    example = make_example(*content, pair.name, data.channels, found.label_set, files)
+    options = (data.channels, found.label_set, files, found.value_range, data.orientation)
+    example = make_example(*content, pair.name, *options)
     image, label = example["image"], example["label"]
     shown = {"image": _colours(image), "mask": _tinted(image, label, found)}
     if len({one.size for one in found.pairs}) > 1:  # else the device crops from the original pixels

@@ -7,7 +7,7 @@ import tempfile
 import unicodedata
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -208,12 +208,19 @@ def open_folder(
         except DataError:
             if on_error == "raise":
                 raise
-    if len(set(channels) - {1}) > 1 or (1 in channels and max(channels) not in (1, 3)):
-        found = " and ".join(map(str, sorted(set(channels))))
-        raise DataError(f"{root}: images of {found} channels; expected one number of channels, or grey and RGB")
+    channels = common_channels(channels, root)
     verified = verify(pairs, label_set, on_error, drawn_on)
     value_range = find_range(value_range, verified, layout.splits.get(train_split, ()), on_error)
-    return FolderSource(verified, label_set, max(channels, default=3), value_range, drawn_on, layout.notes())
+    return FolderSource(verified, label_set, channels, value_range, drawn_on, layout.notes())
+
+
+def common_channels(channels: Iterable[int], root: Path) -> int:
+    """Returns the number of channels to which images of these numbers are converted; `DataError`: there is none."""
+    found = set(channels)
+    if len(found - {1}) > 1 or (1 in found and max(found) not in (1, 3)):
+        text = " and ".join(map(str, sorted(found)))
+        raise DataError(f"{root}: images of {text} channels; expected one number of channels, or grey and RGB")
+    return max(found, default=3)
 
 
 def find_layout(root: Path, options: FolderOptions = _DEFAULTS) -> Layout:
@@ -265,8 +272,11 @@ def find_layout(root: Path, options: FolderOptions = _DEFAULTS) -> Layout:
     if lists:
         words.append(f"splits of {', '.join(lists.values())}")
     splits = _hold_out(root, splits, options, words)
-    class_file = next((root / path for path in ignored.get(OTHER_FILE, ()) if _CLASS_FILE.search(path)), None)
-    return Layout("; ".join(words), splits, unlabelled, ignored, class_file)
+    others = ignored.pop(OTHER_FILE, [])
+    class_file = next((path for path in others if _CLASS_FILE.search(path)), None)
+    if others := [path for path in others if path != class_file]:
+        ignored[OTHER_FILE] = others
+    return Layout("; ".join(words), splits, unlabelled, ignored, class_file and root / class_file)
 
 
 def _check_options(options: FolderOptions) -> None:

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from segjax.storage import WRITTEN_FILE
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".npy")
 _JUNK = {
     "@eadir",
@@ -106,6 +108,8 @@ def list_tree(
         for name in [*folders, *names]:
             path, is_folder = os.path.normpath(os.path.join(inside, name)), name in folders
             linked = is_folder and os.path.islink(os.path.join(parent, name))
+            if name == WRITTEN_FILE:
+                continue
             if name.startswith("."):
                 reason = "hidden"
             elif name.lower() in _JUNK:

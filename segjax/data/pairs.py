@@ -231,12 +231,20 @@ def make_example(
     drawn_on: str = "displayed",
 ) -> Example:
     """Decodes an image and its mask, and maps the raw ids to train ids; errors name the two `files`."""
-    pixels, orientation = read_turned(image, files[0])
-    ids = decode_ids(mask, files[1], colours=label_set.mask_colours is not None)
-    ids = align_mask(ids, pixels.shape[:2], orientation, drawn_on)
-    _check_sizes(pixels.shape[:2], ids.shape[:2], *files)
+    colours = label_set.mask_colours is not None
+    pixels, ids = decode_pair(image, mask, files, colours=colours, drawn_on=drawn_on)
     pixels = scale_values(pixels, channels, value_range, files[0])
     return {"image": pixels, "label": to_train_ids(ids, label_set, files[1]), "name": name}
+
+
+def decode_pair(
+    image: bytes, mask: bytes, files: tuple[str, str], *, colours: bool = False, drawn_on: str = "displayed"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pixels of `read_image`, and the raw ids of `decode_ids` as they are aligned with them."""
+    pixels, orientation = read_turned(image, files[0])
+    ids = align_mask(decode_ids(mask, files[1], colours=colours), pixels.shape[:2], orientation, drawn_on)
+    _check_sizes(pixels.shape[:2], ids.shape[:2], *files)
+    return pixels, ids
 
 
 def align_mask(ids: np.ndarray, size: tuple[int, int], orientation: int, drawn_on: str) -> np.ndarray:

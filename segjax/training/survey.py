@@ -22,11 +22,11 @@ from ml_collections import ConfigDict
 from segjax import losses
 from segjax.data.datasets import folder_options
 from segjax.data.datasets import label_set as label_set_of
-from segjax.data.decode import read_image, read_mask
-from segjax.data.folder import Layout, find_layout
+from segjax.data.decode import ImageInfo, ValueRange, inspect_image
+from segjax.data.folder import Layout, common_channels, find_layout
 from segjax.data.io import DataError, read_bytes
 from segjax.data.labels import VOID, LabelSet, read_class_file, to_train_ids
-from segjax.data.pairs import Pair
+from segjax.data.pairs import Pair, Verified, decode_pair, find_range, refuse_palettes
 from segjax.data.resize import resize_nearest
 from segjax.training.config import FIELDS, ConfigError, changed, from_leaves, leaves, validate
 
@@ -47,20 +47,24 @@ _CLASS_FIELDS = {
 }
 
 
+_DECISIVE = {"data.class_names", "data.mask_values", "data.mask_colours", "data.mask_threshold"}  # if given
+
+
 class PairSurvey(NamedTuple):
     """Numbers of one image and its mask."""
 
     split: str
-    name: str
-    mask: str  # path
-    size: tuple[int, int]
-    channels: int
-    dtype: str
-    extremes: tuple[float, float]  # smallest and largest value of the image
-    moments: Float[np.ndarray, "2 channels"]  # means of the values and of their squares
+    pair: Pair
+    image: ImageInfo  # with the smallest and the largest value
+    moments: Float[np.ndarray, "2 channels"]  # means of the image's values and of their squares
     values: dict[Value, int]  # pixels of each value of the mask
     content: str  # hash of the image's pixels
     resized: dict[float, Int[np.ndarray, "values values"]]  # see `_resize_there_and_back`; empty for most masks
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.image[:2]
 
 
 class Findings(NamedTuple):
@@ -71,6 +75,7 @@ class Findings(NamedTuple):
     label_set: LabelSet | None  # None if the classes do not fit the masks, and then the next two are empty
     images: dict[str, np.ndarray]  # pixels per split of each class in each image, [images, C + 1]; the last is void
     caps: dict[float, np.ndarray]  # see `iou_caps`
+    value_range: ValueRange  # see `pairs.find_range`
     refusals: list[str]  # reasons for which training would refuse the folder
     warnings: list[str]
     config: ConfigDict
@@ -87,7 +92,9 @@ def examine(root: Path, config: ConfigDict, keep: Iterable[str], console: rich.c
     Raises: DataError if the layout of the folder is not known.
     """
     config = _with(config, {"data.name": "folder", "data.manual_dir": str(root.absolute())}, set())
-    layout = find_layout(root, folder_options(config.data))
+    layout, keep = find_layout(root, folder_options(config.data)), set(keep)
+    class_file = {} if keep & _DECISIVE or not layout.class_file else read_class_file(layout.class_file)
+    colours = bool(config.data.mask_colours or class_file.get("mask_colours"))
     bar = rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(),
         rich.progress.MofNCompleteColumn(),
@@ -95,20 +102,31 @@ def examine(root: Path, config: ConfigDict, keep: Iterable[str], console: rich.c
         transient=True,
         disable=not console.is_terminal,
     )
+    pairs = survey_pairs(layout, colours=colours, drawn_on=config.data.orientation)
     with bar:
-        total = sum(map(len, layout.splits.values()))
-        surveyed = list(bar.track(survey_pairs(layout), total=total, description="reading"))
-    return assess(layout, surveyed, config, keep)
+        surveyed = list(bar.track(pairs, total=sum(map(len, layout.splits.values())), description="reading"))
+    return assess(layout, surveyed, config, keep, {f"data.{key}": value for key, value in class_file.items()})
 
 
-def survey_pairs(layout: Layout, *, threads: int = 8) -> Iterator[PairSurvey | str]:
-    """Yields the survey of each pair of a layout, in its order, or the reason why it is bad."""
+def survey_pairs(
+    layout: Layout, *, colours: bool = False, drawn_on: str = "displayed", threads: int = 8
+) -> Iterator[PairSurvey | str]:
+    """Yields the survey of each pair of a layout, in its order, or the reason why it is bad.
+
+    `colours` and `drawn_on` are those of `pairs.decode_pair`.
+    """
     pairs = [(split, pair) for split, part in layout.splits.items() for pair in part]
     step = max(1, len(pairs) // _RESIZED)
 
     def attempt(index: int) -> PairSurvey | str:
+        (split, pair), scales = pairs[index], SCALES if index % step == 0 else ()
         try:
-            return _survey_pair(*pairs[index], scales=SCALES if index % step == 0 else ())
+            files = pair.image.path, pair.mask.path
+            image, mask = read_bytes(pair.image), read_bytes(pair.mask)
+            info = inspect_image(pair.image, image, whole=False)
+            return _survey_pair(
+                split, pair, info, *decode_pair(image, mask, files, colours=colours, drawn_on=drawn_on), scales
+            )
         except DataError as error:
             return str(error)
 
@@ -119,30 +137,22 @@ def survey_pairs(layout: Layout, *, threads: int = 8) -> Iterator[PairSurvey | s
             pool.shutdown(cancel_futures=True)
 
 
-def _survey_pair(split: str, pair: Pair, scales: Sequence[float]) -> PairSurvey:
-    image, mask = read_image(read_bytes(pair.image), pair.image.path), read_mask(read_bytes(pair.mask), pair.mask.path)
-    if image.shape[:2] != mask.shape[:2]:
-        (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape[:2]
-        sizes = f"a mask of {mask_height}×{mask_width} for an image of {height}×{width}"
-        raise DataError(f"{pair.mask.path}: {sizes} ({pair.image.path}); expected one size")
+def _survey_pair(
+    split: str, pair: Pair, info: ImageInfo, image: np.ndarray, mask: np.ndarray, scales: Sequence[float]
+) -> PairSurvey:
     if mask.ndim == 3 and (mask == mask[..., :1]).all():
         mask = mask[..., 0]
     # OpenCV takes at most four channels at once, and reads each value once.
     parts = [np.ascontiguousarray(part) for part in np.split(image, range(4, image.shape[2], 4), axis=2)]
     mean, std = (np.concatenate(part).ravel() for part in zip(*map(cv2.meanStdDev, parts), strict=True))
     values = count_values(mask)
-    content = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16, key=str(image.shape).encode()).hexdigest()
     return PairSurvey(
         split,
-        pair.name,
-        pair.mask.path,
-        image.shape[:2],
-        image.shape[2],
-        str(image.dtype),
-        (float(image.min()), float(image.max())),
+        pair,
+        info._replace(values=(float(image.min()), float(image.max()))),
         np.stack([mean, std**2 + mean**2]),
         values,
-        content,
+        hashlib.blake2b(np.ascontiguousarray(image), digest_size=16, key=str(image.shape).encode()).hexdigest(),
         {scale: _resize_there_and_back(mask, values, scale) for scale in scales if len(values) <= _MOST_RESIZED},
     )
 
@@ -184,7 +194,13 @@ def _resize_there_and_back(mask: np.ndarray, values: Iterable[Value], scale: flo
     return np.bincount((before * len(codes) + after).ravel(), minlength=len(codes) ** 2).reshape(len(codes), -1)
 
 
-def assess(layout: Layout, surveyed: Iterable[PairSurvey | str], config: ConfigDict, keep: Iterable[str]) -> Findings:
+def assess(
+    layout: Layout,
+    surveyed: Iterable[PairSurvey | str],
+    config: ConfigDict,
+    keep: Iterable[str] = (),
+    class_file: Mapping[str, Any] | None = None,
+) -> Findings:
     """Returns the findings about a folder from `survey_pairs`.
 
     Args:
@@ -192,15 +208,21 @@ def assess(layout: Layout, surveyed: Iterable[PairSurvey | str], config: ConfigD
       surveyed: the result of `survey_pairs`.
       config: fills what the folder does not suggest.
       keep: fields of `config`, as "data.size", that are not changed.
+      class_file: fields of the classes of `layout.class_file`, which are used if they fit the masks.
     """
     surveyed, keep = list(surveyed), set(keep)
-    pairs = [one for one in surveyed if isinstance(one, PairSurvey)]
-    found = Findings(layout, pairs, None, {}, {}, [one for one in surveyed if isinstance(one, str)], [], config)
+    pairs, bad = ([one for one in surveyed if isinstance(one, kind)] for kind in (PairSurvey, str))
+    skip = config.data.on_error == "skip" and bool(pairs)
+    found = Findings(
+        layout, pairs, None, {}, {}, None, [] if skip else bad, [f"skipped {one}" for one in bad * skip], config
+    )
     if not pairs:
         return found
     try:
-        found = _with_classes(found, keep)
+        found = _with_classes(found, keep, class_file or {})
         classes = label_set_of(found.config.data)
+        if classes.mask_colours is None:
+            refuse_palettes(one.pair for one in pairs)
     except DataError as error:
         return found._replace(refusals=[*found.refusals, str(error)])
     images, refused = count_classes(pairs, classes)
@@ -208,30 +230,27 @@ def assess(layout: Layout, surveyed: Iterable[PairSurvey | str], config: ConfigD
         return found._replace(refusals=[*found.refusals, *refused])
     found = found._replace(label_set=classes, images=images, caps=iou_caps(pairs, classes))
     found.warnings.extend(_warnings(found))
-    suggested = _with(found.config, suggest(found), keep)
     try:
-        validate(suggested)
-    except ConfigError as error:
+        found = _with_range(found, keep)
+        found = found._replace(config=_with(found.config, suggest(found), keep))
+        validate(found.config)
+    except (ConfigError, DataError) as error:
         found.refusals.append(str(error))
-    return found._replace(config=suggested)
+    return found
 
 
-def _with_classes(found: Findings, keep: set[str]) -> Findings:
+def _with_classes(found: Findings, keep: set[str], class_file: Mapping[str, Any]) -> Findings:
     """Returns the findings with the classes of the class file or, if they do not fit, of the values, in the config."""
-    if keep & {"data.class_names", "data.mask_values", "data.mask_colours", "data.mask_threshold"}:
+    if keep & _DECISIVE:
         return found
-    if file := found.layout.class_file:
-        config = _with(found.config, _CLASS_FIELDS | _data_fields(read_class_file(file)), keep)
+    if class_file:
+        config = _with(found.config, _CLASS_FIELDS | class_file, keep)
         refused = count_classes(found.pairs, label_set_of(config.data))[1]
         if not refused:
             return found._replace(config=config)
-        found.warnings.append(f"{file} does not fit the masks, and is not used: {refused[0]}")
-    fields = find_classes(count_all_values(found.pairs))
-    return found._replace(config=_with(found.config, _CLASS_FIELDS | _data_fields(fields), keep))
-
-
-def _data_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"data.{key}": value for key, value in fields.items()}
+        found.warnings.append(f"{found.layout.class_file} does not fit the masks, and is not used: {refused[0]}")
+    fields = {f"data.{key}": value for key, value in find_classes(count_all_values(found.pairs)).items()}
+    return found._replace(config=_with(found.config, _CLASS_FIELDS | fields, keep))
 
 
 def _with(config: ConfigDict, fields: Mapping[str, Any], keep: set[str]) -> ConfigDict:
@@ -245,7 +264,7 @@ def count_classes(pairs: Sequence[PairSurvey], label_set: LabelSet) -> tuple[dic
     refused, void = [], label_set.num_classes
     for pair in pairs:
         try:
-            ids = to_train_ids(_as_pixels(list(pair.values)), label_set, pair.mask).ravel().astype(int)
+            ids = to_train_ids(_as_pixels(list(pair.values)), label_set, pair.pair.mask.path).ravel().astype(int)
         except DataError as error:
             refused.append(str(error))
             continue
@@ -255,7 +274,7 @@ def count_classes(pairs: Sequence[PairSurvey], label_set: LabelSet) -> tuple[dic
 
 
 def _warnings(found: Findings) -> list[str]:
-    """Returns lines about classes without pixels, void, and images that two splits share."""
+    """Returns lines about classes without pixels, void, EXIF, and images that two splits share."""
     lines, names = [], found.label_set.names
     for split, images in found.images.items():
         absent = [name for name, pixels in zip(names, images.sum(axis=0), strict=False) if not pixels]
@@ -264,8 +283,13 @@ def _warnings(found: Findings) -> list[str]:
     pixels = sum(images.sum(axis=0) for images in found.images.values())
     if (void := pixels[-1]) > (total := pixels.sum()) / 2:
         lines.append(f"{void / total:.1%} of all pixels are void")
-    groups = duplicates(found.pairs)
-    if groups:
+    infos = [pair.image for pair in found.pairs]
+    if unsure := sum(one.orientation > 1 and (one.orientation < 5 or one.height == one.width) for one in infos):
+        lines.append(
+            f"{unsure} image(s) are turned by EXIF, and the sizes do not show which way their masks were drawn: "
+            f"config.data.orientation = {found.config.data.orientation!r} decides, displayed or stored"
+        )
+    if groups := duplicates(found.pairs):
         lines.append(
             f"{len(groups)} image(s) are in two splits with the same pixels, so that scores are too optimistic: "
             f"{'; '.join(' = '.join(group) for group in groups[:3])}"
@@ -341,7 +365,7 @@ def iou_caps(pairs: Sequence[PairSurvey], label_set: LabelSet) -> dict[float, np
     """
     confusions = {scale: np.zeros((256, 256)) for scale in SCALES}
     for pair in pairs:
-        ids = to_train_ids(_as_pixels(list(pair.values)), label_set, pair.mask).ravel()
+        ids = to_train_ids(_as_pixels(list(pair.values)), label_set, pair.pair.mask.path).ravel()
         for scale, counts in pair.resized.items():
             np.add.at(confusions[scale], (ids[:, None], ids[None, :]), counts)
     caps = {}
@@ -358,7 +382,21 @@ def duplicates(pairs: Sequence[PairSurvey]) -> list[list[str]]:
     for pair in pairs:
         groups.setdefault(pair.content, []).append(pair)
     shared = [group for group in groups.values() if len({pair.split for pair in group}) > 1]
-    return [[f"{pair.split}/{pair.name}" for pair in group] for group in shared]
+    return [[f"{pair.split}/{pair.pair.name}" for pair in group] for group in shared]
+
+
+def _with_range(found: Findings, keep: set[str]) -> Findings:
+    """Returns the findings with the range of values: that of the dtype or, if it does not fit, of the percentiles."""
+    pairs, infos = [one.pair for one in found.pairs], [one.image for one in found.pairs]
+    train = [one.pair for one in found.pairs if one.split == found.config.data.train_split]
+    verified = Verified(pairs, infos, (), [], None)
+    try:
+        return found._replace(value_range=find_range(found.config.data.range, verified, train))
+    except DataError:
+        if "data.range" in keep:
+            raise
+    value_range = find_range("percentile", verified, train)
+    return found._replace(value_range=value_range, config=_with(found.config, {"data.range": value_range}, keep))
 
 
 def suggest(found: Findings) -> dict[str, Any]:
@@ -368,17 +406,19 @@ def suggest(found: Findings) -> dict[str, Any]:
     epochs; and, if the rarest class has less than a tenth of the pixels, the class weights √(median frequency /
     frequency), as in configs/camvid_unet_weighted.py, and the class frequencies as prior.
     """
-    train = [pair for pair in found.pairs if pair.split == "train"]
-    weights = [math.prod(pair.size) for pair in train]
-    first, second = np.average([pair.moments for pair in train], axis=0, weights=weights)
-    std = np.sqrt(np.maximum(second - first**2, 1))
+    data, (low, high) = found.config.data, found.value_range or (0, 255)
+    train = [pair for pair in found.pairs if pair.split == data.train_split]
+    channels = common_channels((pair.image.channels for pair in found.pairs), Path(data.manual_dir))
+    moments = [np.broadcast_to(pair.moments, (2, channels)) for pair in train]
+    first, second = np.average(moments, axis=0, weights=[math.prod(pair.size) for pair in train])
+    std = np.sqrt(np.maximum(second - first**2, 0))
     fields: dict[str, Any] = {
-        "data.channels": max(pair.channels for pair in found.pairs),
+        "data.channels": channels,
         "data.size": suggest_size(found),
-        "data.mean": tuple(round(float(value) / 255, 4) for value in first),
-        "data.std": tuple(round(float(value) / 255, 4) for value in std),
+        "data.mean": tuple(round(float(value), 4) for value in (first - low) / (high - low)),
+        "data.std": tuple(round(max(float(value), 0.004), 4) for value in std / (high - low)),
     }
-    pixels = found.images["train"][:, :-1]
+    pixels = found.images[data.train_split][:, :-1]
     shares = pixels.sum(axis=0) / max(1, pixels.sum())
     if 0 < shares.min() < _RARE:
         weights = np.sqrt(np.asarray(losses.class_weights(pixels, "median-frequency"), float))

@@ -105,6 +105,18 @@ def test_examine_refuses_a_damaged_file(root):
     assert "images/a.png: cannot be decoded" in refusal
 
 
+def test_examine_suggests_the_range_of_deep_images(tmp_path):
+    image = np.linspace(1000, 3000, 32 * 48).reshape(SIZE).astype(np.uint16)
+    for split, name in (("train", "a"), ("val", "b")):
+        write(tmp_path, split, name, mask(255), image)
+    found, (low, high) = examine(tmp_path), np.percentile(image, [0.1, 99.9])
+    data, scaled = found.config.data, (image - low) / (high - low)
+    np.testing.assert_allclose(data.range, (low, high), atol=3)
+    np.testing.assert_allclose([*data.mean, *data.std], [scaled.mean(), scaled.std()], atol=2e-3)
+    assert (data.channels, found.refusals) == (1, [])
+    assert "config.data.range=dtype would scale by 65535" in examine(tmp_path, range="dtype").refusals[0]
+
+
 def test_examine_names_images_in_two_splits(root):
     write(root, "val", "d", mask(255), cv2.imread(str(root / "train/images/a.png"))[..., ::-1])
     (warning,) = examine(root).warnings
