@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from segjax.storage import escape_what_cannot_be_encoded, printable, say
-from segjax.training import MISTAKES, ConfigError, Terminated, defaults
+from segjax.training import MISTAKES, ConfigError, Terminated
 from segjax.training.config import FIELDS, Field, changed, check_known, unknown_field
 
 app.define_help_flags()
@@ -212,20 +212,29 @@ def _parsed(argv: list[str], required: Sequence[str]) -> list[str]:
             value = dict(argument.partition("=")[::2] for argument in argv).get(f"--config.{found[1]}")
             sys.exit(error_line(ConfigError(f"config.{found[1]} must be {FIELDS[found[1]].valid}; got {value!r}")))
         _exit_with_usage(str(error).removeprefix("flag "))
-    except (AttributeError, KeyError, TypeError):  # ml_collections: the config has no such field
-        for argument in argv:
-            name, _, value = argument.partition("=")
-            if name.startswith("--config."):
-                try:
-                    check_known(name.removeprefix("--config."), value)
-                except ConfigError as mistake:
-                    sys.exit(error_line(mistake))
+    except _UNKNOWN_FIELD:
+        _refuse_unknown_fields(argv)
         raise
     if missing := [f"--{name}" for name in required if flags.FLAGS[name].value is None]:
         _exit_with_usage(f"{' and '.join(missing)} must be given")
     if given := [unset[argument] for argument in argv if argument in unset]:
         flags.FLAGS.config.update_from_flattened_dict(dict.fromkeys(given))
     return rest
+
+
+# Errors of ml_collections for a field that the config does not have.
+_UNKNOWN_FIELD = (AttributeError, KeyError, TypeError)
+
+
+def _refuse_unknown_fields(argv: list[str]) -> None:
+    """Exits with the line about the first field of `--config` that does not exist, if there is one."""
+    for argument in argv:
+        name, _, value = argument.partition("=")
+        if name.startswith("--config."):
+            try:
+                check_known(name.removeprefix("--config."), value)
+            except ConfigError as mistake:
+                sys.exit(error_line(mistake))
 
 
 def _program() -> str:
@@ -320,7 +329,11 @@ def define_config(name: str, default: str | None = None) -> None:
     help_text = "Name of a shipped config (segjax configs list), or a file; --config.objective.gamma=2 changes a field."
     config_flags.DEFINE_config_file(name, None, help_text)
     flags.FLAGS[name].parser = ConfigFile(name)
-    flags.FLAGS.set_default(name, default)
+    try:
+        flags.FLAGS.set_default(name, default)
+    except _UNKNOWN_FIELD:
+        _refuse_unknown_fields(sys.argv)
+        raise
 
 
 def given_fields(name: str) -> set[str]:
@@ -411,13 +424,17 @@ def define_bare_or_one_of(name: str, values: Sequence[str], help_text: str) -> N
 
 def define_data_fields() -> None:
     """Defines `--config.data.FIELD=VALUE`, which changes how a run's data is read; see `data_fields`."""
-    help_text = "--config.data.manual_dir=ROOT scores the images in another folder; likewise other fields of data."
-    config_flags.DEFINE_config_dict("config", ConfigDict({"data": defaults().data}), help_text)
+    define_config("config", "folder_unet")  # whose other values do not count
+    help_text = "--config.data.manual_dir=ROOT reads the data in another folder; likewise other fields of config.data."
+    flags.FLAGS["config"].help = help_text
 
 
 def data_fields() -> dict[str, Any]:
     """Returns the fields of `--config.data` on the command line, for `trained_run.load_run`."""
     values = config_flags.get_override_values(flags.FLAGS["config"])
+    if not flags.FLAGS["config"].using_default_value or not all(key.startswith("data.") for key in values):
+        given = "--config=NAME" if not values else f"--config.{min(values)}"
+        raise app.UsageError(f"{given}: the run has its config; only --config.data.FIELD=VALUE can be changed")
     return {key.removeprefix("data."): value for key, value in values.items()}
 
 

@@ -96,6 +96,20 @@ def test_evaluate_on_a_folder_of_other_classes(run, run_command):
     assert "config.data must give the classes of the run, background, debris; got a, b" in error
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.data.manualdir=x", r"config.data.manualdir .*manual_dir"),
+        ("--config.model.width=3", r"--config.model.width: .*only --config.data.FIELD=VALUE"),
+        ("--config=rare_class", r"--config=NAME: .*only --config.data.FIELD=VALUE"),
+    ],
+)
+def test_evaluate_refuses_other_fields_than_those_of_data(run_command, argument, message):
+    status, _, error = run_command("evaluate", "--checkpoint=nowhere", argument)
+    assert status == 1
+    assert re.search(message, error), error
+
+
 def test_evaluate_refuses_a_corruption_without_a_severity(run, python):
     done = python("-m", "segjax.evaluate", f"--checkpoint={run[0]}", "--corruption=fog")
     assert done.returncode == 1
