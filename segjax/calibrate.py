@@ -49,7 +49,7 @@ _PIXELS = 2**17
 def main(argv: list[str]) -> None:
     """Applies the network to every image of the split, and writes the scaling and the guarantee."""
     cli.refuse_arguments(argv)
-    console, run = rich.console.Console(), load_run(FLAGS.checkpoint, data_fields=cli.data_fields())
+    console, run = rich.console.Console(), load_run(FLAGS.checkpoint, data_fields=cli.data_fields("config"))
     split, kind = FLAGS.split or run.config.data.eval_split, FLAGS.scaling
     number = _class_of_risk(run)
     if kind == "none" and FLAGS.risk is None:
@@ -393,7 +393,7 @@ def merge(stored: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, Any
 
 if __name__ == "__main__":
     cli.define_checkpoint()
-    cli.define_data_fields()
+    cli.define_data_fields("config")
     flags.DEFINE_string(
         "split", None, "Images to calibrate on, not those of training, such as 'val[:50%]'; default: data.eval_split."
     )

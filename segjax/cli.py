@@ -422,19 +422,19 @@ def define_bare_or_one_of(name: str, values: Sequence[str], help_text: str) -> N
     flags.DEFINE(_BareOrOneOf(values), name, None, help_text, boolean=True)
 
 
-def define_data_fields() -> None:
-    """Defines `--config.data.FIELD=VALUE`, which changes how a run's data is read; see `data_fields`."""
-    define_config("config", "folder_unet")  # whose other values do not count
+def define_data_fields(name: str) -> None:
+    """Defines flags `--NAME.data.FIELD=VALUE`, which change how a run's data is read; see `data_fields`."""
+    define_config(name, "folder_unet")  # whose other values do not count
     help_text = "--config.data.manual_dir=ROOT reads the data in another folder; likewise other fields of config.data."
-    flags.FLAGS["config"].help = help_text
+    flags.FLAGS[name].help = help_text
 
 
-def data_fields() -> dict[str, Any]:
-    """Returns the fields of `--config.data` on the command line, for `trained_run.load_run`."""
-    values = config_flags.get_override_values(flags.FLAGS["config"])
-    if not flags.FLAGS["config"].using_default_value or not all(key.startswith("data.") for key in values):
-        given = "--config=NAME" if not values else f"--config.{min(values)}"
-        raise app.UsageError(f"{given}: the run has its config; only --config.data.FIELD=VALUE can be changed")
+def data_fields(name: str) -> dict[str, Any]:
+    """Returns the fields of `--NAME.data` on the command line, for `trained_run.load_run`."""
+    values = config_flags.get_override_values(flags.FLAGS[name])
+    if not flags.FLAGS[name].using_default_value or not all(key.startswith("data.") for key in values):
+        given = f"--{name}.{min(values)}" if values else f"--{name}=NAME"
+        raise app.UsageError(f"{given}: the run has its config; only --{name}.data.FIELD=VALUE can be changed")
     return {key.removeprefix("data."): value for key, value in values.items()}
 
 

@@ -3,7 +3,7 @@
 Examples:
   segjax evaluate --checkpoint=runs/debris
   segjax evaluate --checkpoint=runs/camvid --split=test --corruption=fog --severity=3
-  segjax evaluate --checkpoint=runs/mine --split=all --config.data.manual_dir=ROOT --output=scores.json
+  segjax evaluate --checkpoint=runs/mine --split=all --config.data.manual_dir=ROOT
 """
 
 import rich.console
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     """Scores every image of a split once, prints the table and writes the JSON file."""
     cli.refuse_arguments(argv)
     corruption = _corruption()
-    console, run = rich.console.Console(), load_run(flags.FLAGS.checkpoint, data_fields=cli.data_fields())
+    console, run = rich.console.Console(), load_run(flags.FLAGS.checkpoint, data_fields=cli.data_fields("config"))
     split, output = flags.FLAGS.split or run.config.data.eval_split, flags.FLAGS.output
     if run.runs and output is None:
         raise app.UsageError(
@@ -55,7 +55,7 @@ def _corruption() -> tuple[str, int] | None:
 
 if __name__ == "__main__":
     cli.define_checkpoint()
-    cli.define_data_fields()
+    cli.define_data_fields("config")
     flags.DEFINE_string("split", None, "Split to score; default: data.eval_split of the config.")
     flags.DEFINE_enum(
         "corruption", None, list(CORRUPTIONS), "Corrupt the images first, with the severity constants of ImageNet-C."

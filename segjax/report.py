@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     """Scores every image of a split once, and writes the page, also as Markdown, CSV, LaTeX, JSON and PNG."""
     if len(argv) != 2:
         raise app.UsageError(f"expected one WORKDIR or WORKDIR/checkpoints/STEP; got {' '.join(argv[1:]) or 'nothing'}")
-    run = load_run(argv[1], flags.FLAGS.calibration, cli.data_fields())
+    run = load_run(argv[1], flags.FLAGS.calibration, cli.data_fields("config"))
     split, output = flags.FLAGS.split or run.config.data.eval_split, flags.FLAGS.output
     if run.runs and output is None:
         raise app.UsageError(
@@ -48,6 +48,6 @@ if __name__ == "__main__":
         "severity", int, "[1, 5]", "Also score the images under each of eight corruptions, at this severity."
     )
     cli.define_calibration()
-    cli.define_data_fields()
+    cli.define_data_fields("config")
     cli.define_overwrite()
     cli.run(main, required=[])

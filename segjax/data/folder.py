@@ -286,6 +286,8 @@ def _check_options(options: FolderOptions) -> None:
     if options.folds and not 0 <= options.fold < options.folds:
         valid = f"0 to {options.folds - 1}, as config.data.folds = {options.folds}"
         raise DataError(f"config.data.fold must be one of {valid}; got {options.fold}")
+    if options.fold and not options.folds:
+        raise DataError(f"config.data.fold = {options.fold} needs config.data.folds, the number of folds")
     if options.folds == 1:
         raise DataError("config.data.folds must be at least 2, or 0 for a single split; got 1")
 
@@ -394,12 +396,16 @@ def _named_by_role(each: _File) -> _File:
 
 
 def _beside(images: list[_File]) -> list[_File]:
-    """Returns the files whose name is that of another one and a word for masks: `a_mask.png` beside `a.png`."""
+    """Returns the masks beside images: `a_mask.png` of `a.png` by a word for masks, or else `a.png` of `a.jpg`."""
     names: dict[str | None, set[str]] = {}
     for each in images:
         names.setdefault(each.split, set()).add(each.name)
     ends = [(each, _ending(each.name, names[each.split])) for each in images]
-    return [each for each, end in ends if end and _words_of(end)[1] == "masks"]
+    masks = [each for each, end in ends if end and _words_of(end)[1] == "masks"]
+    jpegs = {(each.split, each.name) for each in images if each.path.lower().endswith((".jpg", ".jpeg"))}
+    pngs = [each for each in images if each.path.lower().endswith(".png")]
+    same = len(images) == 2 * len(pngs) and {(each.split, each.name) for each in pngs} == jpegs
+    return masks or (pngs if same else [])
 
 
 def _ending(name: str, names: set[str]) -> str:
@@ -514,8 +520,8 @@ def _endings(
         ends = " or ".join(f"'{{stem}}{end}' ({count} files)" for end, count in sorted(mask_ends.items()))
         raise DataError(f"{root}: {split} has masks of several endings; choose with config.data.masks = {ends}")
     raise DataError(
-        f"{root}: no image of {split} has a mask, for example {image} and {mask}; give the pattern of the masks as "
-        f"config.data.masks, such as 'masks/{{stem}}_mask', where {{stem}} is what an image and its mask share"
+        f"{root}: no image of {split} has a mask, for example {image} and {mask}; give the patterns config.data.images "
+        f"and config.data.masks, such as 'img_{{stem}}' and 'mask_{{stem}}', where {{stem}} is what the two share"
     )
 
 
