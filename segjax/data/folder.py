@@ -259,6 +259,7 @@ def find_layout(root: Path, options: FolderOptions = _DEFAULTS) -> Layout:
     for split, part in _by_split(root, images, masks, ignored).items():
         named_images, named_masks, text = _join(root, split, *part, options)
         words.append(text)
+        spelled = {name: image.name for name, image in named_images.items()}  # not in NFC, and it decides the split
         names = _read_lists(root, lists, named_images, ignored) if lists else {split: {*named_images, *named_masks}}
         for each, members in names.items():
             chosen = {name: files[image.path] for name, image in named_images.items() if name in members}
@@ -266,7 +267,6 @@ def find_layout(root: Path, options: FolderOptions = _DEFAULTS) -> Layout:
             if chosen and not labels:
                 unlabelled[each] = list(chosen.values())
                 continue
-            spelled = {name: image.name for name, image in named_images.items()}  # not in NFC, and it decides the split
             pairs = [pair._replace(name=spelled.get(pair.name, pair.name)) for pair in match(chosen, labels, str(root))]
             splits[each] = [page for pair in sorted(pairs, key=lambda pair: pair.name) for page in _pages(pair)]
     if lists:
@@ -359,10 +359,12 @@ def _select(paths: list[str], options: FolderOptions, ignored: dict[str, list[st
     images = [each for each in images if each.path not in taken]
     if not options.masks:
         way_out = "config.data.masks selects them"
-        masks = _without(_SECOND, masks, f"masks of a second annotator; {way_out}", ignored)
-        masks = _without(_NO_CLASSES, masks, f"colours or instances of masks; {way_out}", ignored)
+        exact = {each.name for each in images}
+        masks = _without(_SECOND, masks, exact, f"masks of a second annotator; {way_out}", ignored)
+        masks = _without(_NO_CLASSES, masks, exact, f"colours or instances of masks; {way_out}", ignored)
         if any("manual" in each.folder.lower() for each in masks):
-            masks = _without(_FIELD_OF_VIEW, masks, f"masks of the field of view beside 'manual'; {way_out}", ignored)
+            reason = f"masks of the field of view beside 'manual'; {way_out}"
+            masks = _without(_FIELD_OF_VIEW, masks, set(), reason, ignored)
         masks = _prefer("masks", masks, f"other folders of masks than 'masks'; {way_out}", ignored)
     if "/" not in options.images:
         in_images = {each.split for each in images if each.role}
@@ -370,15 +372,12 @@ def _select(paths: list[str], options: FolderOptions, ignored: dict[str, list[st
         reason = "other folders of images than 'images'; config.data.images selects them"
         images = _prefer("images", images, reason, ignored)
     if options.masks and not in_folders:  # `a_other.png` beside `a.png` and its `a_mask.png`
-        labelled = {each.name for each in masks}
-        shared = {PurePosixPath(each.path).parent for each in masks}
-        others = [each for each in images if PurePosixPath(each.path).parent in shared and _ending(each.name, labelled)]
-        images = [each for each in images if each not in others]
-        ignored |= (
-            {"beside images and masks; config.data.masks excludes them": [each.path for each in others]}
-            if others
-            else {}
-        )
+        labelled, shared = {each.name for each in masks}, {PurePosixPath(each.path).parent for each in masks}
+        beside = {each for each in images if PurePosixPath(each.path).parent in shared}
+        beside = {each for each in beside if _ending(each.name, labelled)}
+        images = [each for each in images if each not in beside]
+        if beside:
+            ignored["beside images and masks; config.data.masks excludes them"] = sorted(each.path for each in beside)
     named = {path for paths in ignored.values() for path in paths} | {each.path for each in images + masks}
     if others := [path for path in paths if path not in named]:
         ignored["neither an image nor a mask by folder and pattern"] = others
@@ -419,9 +418,11 @@ def _ending(name: str, names: set[str]) -> str:
     return next((name[i:] for i in cuts if name[:i] in names and re.search(r"[^\W\d_]", name[i:])), "")
 
 
-def _without(pattern: re.Pattern, masks: list[_File], reason: str, ignored: dict[str, list[str]]) -> list[_File]:
-    """Returns the masks whose "FOLDER/STEM" does not contain the pattern, if there are any; the others are ignored."""
-    left = [each for each in masks if not pattern.search(each.last_names)]
+def _without(
+    pattern: re.Pattern, masks: list[_File], exact: set[str], reason: str, ignored: dict[str, list[str]]
+) -> list[_File]:
+    """Returns the masks of an `exact` name or a "FOLDER/STEM" without the pattern, if any; the others are ignored."""
+    left = [each for each in masks if each.name in exact or not pattern.search(each.last_names)]
     if not left or len(left) == len(masks):
         return masks
     ignored[reason] = sorted({each.path for each in masks} - {each.path for each in left})

@@ -118,6 +118,11 @@ LAYOUTS = {
         ["ulm/ulm_0_1"],
         ["bonn/bonn_0_2"],
     ),
+    "names that end in words": (
+        "images/train/a_color.png images/val/b.png masks/train/a_color.png masks/val/b.png",
+        ["a_color"],
+        ["b"],
+    ),
     "suffixes": ("train/0.jpg train/0.png val/1.jpeg val/1.png", ["0"], ["1"]),
     "folders of samples": (
         "train/0_json/img.png train/0_json/label.png val/1_json/img.png val/1_json/label.png",
