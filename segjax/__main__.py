@@ -104,7 +104,8 @@ def completion(shell: str) -> str:
         source = folder.joinpath(f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8")
         found = re.findall(r"(?:flags\.DEFINE|cli\.define)_(\w+)\((?:\s*\"(\w+)\")?", source)
         bare = ("bool", "bare_or_one_of", "calibrated", "guarantee", "overwrite")  # kinds that need no value
-        flags = [f"--{name or kind}{'' if kind in bare else '='}" for kind, name in found]
+        named = {"data_fields": "config"}  # the flag that `cli.define_data_fields` defines
+        flags = [f"--{name or named.get(kind, kind)}{'' if kind in bare else '='}" for kind, name in found]
         lines.append(line.format(command=command, flags=" ".join([*flags, "--verbose", "--help"])))
     configs = " ".join(sorted(path.stem for path in folder.glob("configs/*.py")))
     return script.format(commands=" ".join(COMMANDS), configs=configs, flags="\n".join(lines))

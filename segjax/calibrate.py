@@ -3,7 +3,7 @@
 Examples:
   segjax calibrate --checkpoint=runs/camvid --scaling=vector
   segjax calibrate --checkpoint=runs/debris --risk=fnr --level=0.05 --class=debris
-  segjax calibrate --checkpoint=runs/a,runs/b --risk=miscoverage --level=0.1 --family=class --output=both.json
+  segjax calibrate --checkpoint=runs/a,runs/b --risk=miscoverage --level=0.1 --output=both.json
 """
 
 import math

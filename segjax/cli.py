@@ -454,7 +454,7 @@ def define_calibrated() -> None:
 
 def define_calibration() -> None:
     """Defines `--calibration`, the `calibration` of `trained_run.load_run`."""
-    help_text = "File of segjax calibrate --output; default of one run: WORKDIR/calibration.json."
+    help_text = "File of segjax calibrate --output; default of one run: its own."
     flags.DEFINE_string("calibration", None, help_text)
 
 

@@ -118,9 +118,7 @@ if __name__ == "__main__":
     cli.define_calibrated()
     cli.define_calibration()
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a bad image file, or skip it.")
-    flags.DEFINE_enum(
-        "augment", "none", list(inference.AUGMENTATIONS), "Average over flipped, rotated or rescaled copies."
-    )
+    flags.DEFINE_enum("augment", "none", list(inference.AUGMENTATIONS), "Average over copies of the image.")
     cli.define_number("samples", 0, COUNT_OR_ZERO, "Average over this many dropout masks of the head; 0: none.")
     cli.define_number(
         "passes", 0, COUNT_OR_ZERO, "Average over this many forward passes with dropout as in training; 0: none."
