@@ -187,7 +187,7 @@ FIELDS = {
     ),
     "model.name": Field("unet", "the network", tuple(NETWORKS)),
     "model.members": Field(
-        1, "number of ensemble members trained in one run; the compute grows in proportion", range=SIZE
+        1, "number of ensemble members trained in one run; compute, and on CPUs compile time, grow with it", range=SIZE
     ),
     "model.width": Field(16, "channels of the first level", range=SIZE),
     "model.depth": Field(4, "number of poolings", range="[1, 16]"),
@@ -256,7 +256,9 @@ FIELDS = {
     "training.eval_pixels": Field(
         2**22, "pixels per device that an evaluation scores at once; less needs less memory", range=COUNT
     ),
-    "training.accumulate": Field(1, "microbatches per device and step: same gradients, less memory", range=SIZE),
+    "training.accumulate": Field(
+        1, "microbatches per device and step: same gradients, less memory; slow on CPUs", range=SIZE
+    ),
     "training.log_every": Field(10, "steps between two lines of the log", range=COUNT),
     "training.evaluate_every": Field(250, "steps between two evaluations", range=COUNT),
     "training.checkpoint_every": Field(250, "steps between two checkpoints", range=COUNT),
