@@ -255,7 +255,7 @@ def _tiles(found: Findings, surveyed: PairSurvey, augmented: Callable[..., Any],
     options = (data.channels, found.label_set, files, found.value_range, data.orientation)
     example = make_example(*content, pair.name, *options)
     image, label = example["image"], example["label"]
-    shown = {"image": _colours(image), "mask": _tinted(image, label, found)}
+    shown = {"image": inference.as_rgb(image), "mask": _tinted(image, label, found)}
     if len({one.size for one in found.pairs}) > 1:  # else the device crops from the original pixels
         image, label = resize_pair(image, label, tuple(data.size))
     images, labels = augmented(*(np.stack([array] * 2) for array in (image, label)), keys)
@@ -268,14 +268,8 @@ def _tiles(found: Findings, surveyed: PairSurvey, augmented: Callable[..., Any],
 def _tinted(image: np.ndarray, label: np.ndarray, found: Findings) -> np.ndarray:
     """Lays the colours of the classes over an image, with outlines around rare ones."""
     palette = overlay_palette(found.label_set)
-    tinted = inference.overlay(_colours(image), colorize(label, palette))
+    tinted = inference.overlay(image, colorize(label, palette))
     return inference.overlay(tinted, colorize(rare_outlines(label, palette), palette), opacity=1.0)
-
-
-def _colours(image: np.ndarray) -> np.ndarray:
-    """Returns the first three channels, or the first one three times, of an image on the scale 0 to 255 as RGB."""
-    image = np.clip(np.round(image), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1))
 
 
 def write_masks(source: Path) -> None:

@@ -113,9 +113,10 @@ def lower_network(
     size: tuple[int, int] | None = None,
     options: PredictOptions | None = None,
 ) -> jax_export.Exported:
-    """Lowers the prediction of uint8 images `[b, H, W, channels]`, parameters included, for CPU, CUDA and TPU.
+    """Lowers the prediction of images `[b, H, W, channels]`, parameters included, for CPU, CUDA and TPU.
 
-    The program resizes and normalises as evaluation does, and returns a dictionary of "mask" uint8 `[b, H, W]`,
+    Images are uint8 or, if the run has a `value_range`, float32 with the values of the image files, which the program
+    scales. It resizes and normalises as evaluation does, and returns a dictionary of "mask" uint8 `[b, H, W]`,
     "probabilities" float32 `[b, H, W, C]`, and with `uncertainty` one more, float32 `[b, H, W]`: of an ensemble the
     "mutual_information" of its members, of a network the "variance" of the logits under dropout of the head in closed
     form, mean over the outputs. `size` is the height and width of all images; None: any. Of `options`, the scaling,
@@ -127,6 +128,9 @@ def lower_network(
     model = run.model.clone(dropout="analytic" if analytic else "none", remat=False, axis_name=None)
 
     def predict(images: Shaped[Array, "..."]) -> dict[str, jax.Array]:
+        if preprocessing.value_range is not None:
+            low, high = preprocessing.value_range
+            images = jnp.clip((images - low) * (255 / (high - low)), 0, 255)
         output = model.apply(variables, preprocessing.network_input(images), train=False)
         logits = class_logits(resize(output.logits, images.shape[1:3], antialias=False), preprocessing.num_classes)
         mask, calibrated = mask_and_calibrated_logits(logits, options)
@@ -146,13 +150,18 @@ def lower_network(
         return found
 
     shape = jax_export.symbolic_shape("b, h, w") if size is None else (*jax_export.symbolic_shape("b"), *size)
-    images = jax.ShapeDtypeStruct((*shape, preprocessing.channels), jnp.uint8)
+    dtype = jnp.uint8 if preprocessing.value_range is None else jnp.float32
+    images = jax.ShapeDtypeStruct((*shape, preprocessing.channels), dtype)
     return jax_export.export(jax.jit(predict), platforms=("cpu", "cuda", "tpu"))(images)
 
 
 def model_card(run: TrainedRun, *, uncertainty: bool, size: tuple[int, int] | None) -> dict[str, Any]:
     """Returns a description of the exported network for users and programs, ready for JSON."""
-    config, labels = run.config, run.label_set
+    config, labels, value_range = run.config, run.label_set, run.preprocessing.value_range
+    pixels = "uint8, 0..255"
+    if value_range is not None:
+        low, high = value_range
+        pixels = f"float32, the values of the image files, clipped to {low:g}..{high:g}"
     output = {
         "mask": "uint8 [b, H, W], the index of the class: the likeliest, or that of `guarantee` by its rule",
         "probabilities": "float32 [b, H, W, C], C the classes in their order, sum 1; after `scaling`, if there is one",
@@ -176,7 +185,8 @@ def model_card(run: TrainedRun, *, uncertainty: bool, size: tuple[int, int] | No
         },
         "classes": [{"name": n, "colour": c} for n, c in zip(labels.names, labels.palette.tolist(), strict=True)],
         "input": {
-            "array": "uint8 [b, H, W, channels], any b; pixels 0..255, channels in the order RGB",
+            "array": f"{pixels}, [b, H, W, channels], any b; three channels are in the order RGB",
+            "range": value_range,
             "channels": run.preprocessing.channels,
             "size": None if size is None else list(size),
         },

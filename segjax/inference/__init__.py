@@ -40,7 +40,7 @@ with epy.lazy_api_imports(globals()):
         predict_options,
         predict_tiled,
     )
-    from segjax.inference.visualize import contact_sheet, example_tiles, heatmap, legend, overlay, tiles
+    from segjax.inference.visualize import as_rgb, contact_sheet, example_tiles, heatmap, legend, overlay, tiles
     from segjax.inference.writer import OutputOptions, WriteSummary, is_prediction_file, png, write_predictions
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "Uncertainty",
     "WriteSummary",
     "analytic_uncertainty",
+    "as_rgb",
     "augmented_statistics",
     "class_logits",
     "classify",

@@ -111,7 +111,7 @@ def predict_logits(
     """Returns a network's outputs `[b, H, W, outputs]` at each image's own resolution, 0 outside each image.
 
     The network sees each image resized to `preprocessing.size`; its outputs are resized back, both bilinearly. The
-    images are uint8 `[b, H, W, C]`, each in the top left corner of its array, and `sizes` are their height and width.
+    images are `[b, H, W, C]`, 0..255, each in the top left corner of its array, and `sizes` are their height and width.
     """
     output = model.apply(variables, preprocessing.network_input(images, sizes), train=False)
     return resize(output.logits, images.shape[1:3], antialias=False, to_sizes=sizes)

@@ -206,7 +206,7 @@ def fingerprint(variables: Any) -> str:
 
 
 class Predictor:
-    r"""A network ready to predict uint8 images `[H, W, channels]` of any size: `predictor(image) -> Prediction`.
+    r"""A network ready to predict images `[H, W, channels]` of 0..255, of any size: `predictor(image) -> Prediction`.
 
     For each tile the network returns class logits or, with two or more samples, sample statistics, which become the log
     of the mean probabilities and the uncertainties (`statistics_to_maps`). Maps of overlapping tiles are blended
@@ -266,11 +266,11 @@ class Predictor:
             **self.options.record(),
         }
 
-    def __call__(self, image: UInt8[np.ndarray, "H W channels"]) -> Prediction:
+    def __call__(self, image: Shaped[np.ndarray, "H W channels"]) -> Prediction:
         """Predicts one image."""
         return next(self.predict_batch([image]))
 
-    def predict_batch(self, images: Sequence[UInt8[np.ndarray, "..."]]) -> Iterator[Prediction]:
+    def predict_batch(self, images: Sequence[Shaped[np.ndarray, "..."]]) -> Iterator[Prediction]:
         """Predicts images of any sizes, one after another; whole images pass the network `options.batch` at a time."""
         if self.options.scale is not None:
             yield from map(self._predict_tiles, images)
@@ -283,7 +283,7 @@ class Predictor:
             for image, one in zip(group, np.array(maps), strict=False):
                 yield self._at_size(one, image.shape[:2])
 
-    def _predict_tiles(self, image: UInt8[np.ndarray, "H W channels"]) -> Prediction:
+    def _predict_tiles(self, image: Shaped[np.ndarray, "H W channels"]) -> Prediction:
         options, classes, size = self.options, self.preprocessing.num_classes, image.shape[:2]
         scaled = tuple(max(1, round(side * options.scale)) for side in size)
         maps = predict_tiled(
@@ -420,7 +420,7 @@ def _dilate_class(mask: UInt8[np.ndarray, "H W"], number: int, radius: float) ->
 _dilate_block = partial(jax.jit, static_argnums=1)(metrics.dilate)
 
 
-def _resized(image: UInt8[np.ndarray, "H W c"], size: tuple[int, int]) -> Shaped[np.ndarray, "h w c"]:
+def _resized(image: Shaped[np.ndarray, "H W c"], size: tuple[int, int]) -> Shaped[np.ndarray, "h w c"]:
     """Returns the image resized with antialiasing, float32; the image itself if it has that size."""
     if image.shape[:2] == size:
         return image

@@ -1,8 +1,8 @@
 """Predicts images with an exported network, without segjax: `python run.py IMAGE…` writes NAME_mask.png beside each.
 
 This file is run.py of an export, beside model.stablehlo and card.json. `load` and `predict` need jax and flatbuffers;
-image files also need Pillow. The masks are those of segjax.predict without flags, or, if the
-card has a guarantee, with --guarantee.
+image files also need Pillow, and TIFF files of more than 8 bits or 3 channels tifffile. The masks are those of
+segjax.predict without flags, or, if the card has a guarantee, with --guarantee.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ def load(folder: str | Path) -> tuple[Any, dict[str, Any]]:
 
 
 def predict(network: Any, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Predicts uint8 images `[b, H, W, channels]`; each size is compiled once.
+    """Predicts images `[b, H, W, channels]`, uint8 or as the card's "input" states; each size is compiled once.
 
     Returns "mask" `[b, H, W]`, "probabilities" `[b, H, W, C]`, and, if they were exported, the uncertainty `[b, H, W]`
     and "sets" `[b, H, W, C]`.
@@ -60,11 +60,11 @@ def main(names: list[str]) -> None:
     mark = PngImagePlugin.PngInfo()
     mark.add_text(*_MARK)
     for target, name in targets.items():
-        pixels = np.asarray(_read(name).convert("L" if card["input"]["channels"] == 1 else "RGB"))
+        pixels = _read(name, card["input"]["channels"], card["input"].get("range"))
         size = card["input"]["size"]
         if size and list(pixels.shape[:2]) != size:
             _stop(f"{name}: {pixels.shape[:2]} pixels; this network was exported for images of {size} only")
-        mask = predict(network, pixels.reshape(1, *pixels.shape[:2], -1))["mask"][0]
+        mask = predict(network, pixels[None])["mask"][0]
         partial = target.with_name(f".{uuid.uuid4().hex}.partial")  # a kill leaves no half of a mask
         Image.fromarray(mask).save(partial, "PNG", pnginfo=mark)
         partial.replace(target)
@@ -107,18 +107,58 @@ def _is_marked(file: Path) -> bool:
         return False
 
 
-def _read(file: Path) -> Any:
-    """Returns an image of 8 bits per channel; ends the program if the file is not an image."""
+def _read(file: Path, channels: int, value_range: list[float] | None) -> np.ndarray:
+    """Returns the pixels of an image, `[H, W, channels]`; ends the program if the file is not such an image."""
     from PIL import Image
 
     try:
-        with Image.open(file) as picture:
-            picture.load()
-    except (OSError, SyntaxError) as error:
+        is_tiff = file.suffix.lower() in (".tif", ".tiff")
+        deep_tiff = is_tiff and (value_range is not None or channels not in (1, 3))
+        pixels = _tiff_samples(file) if deep_tiff else _pixels(file)
+    except (OSError, SyntaxError, ValueError, ImportError) as error:
         _stop(f"{file}: cannot be read as an image ({error})")
-    if picture.mode.startswith("I"):  # 16 bits: Pillow would make every value above 255 white
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return picture
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if (pixels.shape[-1], channels) == (1, 3):
+        pixels = np.repeat(pixels, 3, axis=-1)
+    elif (pixels.shape[-1], channels, pixels.dtype) == (3, 1, np.uint8):
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    if pixels.shape[-1] != channels:
+        _stop(f"{file}: an image of {pixels.shape[-1]} channels; expected {channels}")
+    if value_range is not None:
+        if pixels.dtype == np.uint8 and value_range[1] > 255:
+            _stop(f"{file}: an image of 8 bits per channel; expected values from {value_range[0]} to {value_range[1]}")
+        return pixels.astype(np.float32)
+    if pixels.dtype == np.uint16:
+        return np.round(pixels / np.float32(257)).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        _stop(f"{file}: an image of {pixels.dtype}; expected 8 bits per channel")
+    return pixels
+
+
+def _pixels(file: Path) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    if file.suffix.lower() == ".npy":
+        return np.load(file, allow_pickle=False)
+    with Image.open(file) as picture:
+        picture.load()
+        mode = picture.mode
+        if picture.format == "PNG" and file.read_bytes()[24] == 16 and not mode.startswith("I"):
+            raise ValueError("16 bits in colour, of which Pillow reads 8; save it as TIFF")
+        turned = ImageOps.exif_transpose(picture)
+    if mode.startswith(("I", "F")):  # more than 8 bits
+        return np.asarray(turned).astype(np.uint16 if mode.startswith("I") else np.float32)
+    return np.asarray(turned.convert("L" if mode in ("1", "L", "LA") else "RGB"))
+
+
+def _tiff_samples(file: Path) -> np.ndarray:
+    import tifffile
+
+    with tifffile.TiffFile(file) as opened:
+        samples, axes = opened.series[0].asarray(), opened.series[0].axes
+    if axes not in ("YX", "YXS", "SYX"):
+        raise ValueError(f"a TIFF of several pages, with the axes {axes}")
+    return np.moveaxis(samples, 0, -1) if axes == "SYX" else samples
 
 
 if __name__ == "__main__":

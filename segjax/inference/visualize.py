@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, Integer, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from segjax.data.labels import UNSEEN, VOID, LabelSet, colorize
@@ -21,12 +21,23 @@ _INK, _NO_VALUE = (32, 32, 32), (128, 128, 128)
 _COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1].copy()
 
 
+def as_rgb(image: Shaped[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the first three channels, or the first one three times, of an image of values 0..255.
+
+    >>> as_rgb(np.full((1, 1, 2), 99.6, np.float32)).tolist(), as_rgb(np.zeros((4, 6, 5))).shape
+    ([[[100, 100, 100]]], (4, 6, 3))
+    """
+    if image.dtype != np.uint8:
+        image = np.clip(np.round(image), 0, 255).astype(np.uint8)
+    return image[..., :3] if image.shape[-1] >= 3 else np.broadcast_to(image[..., :1], (*image.shape[:2], 3))
+
+
 def overlay(
-    image: UInt8[np.ndarray, "H W C"], colours: UInt8[np.ndarray, "H W 3"], *, opacity: float = 0.5
+    image: Shaped[np.ndarray, "H W C"], colours: UInt8[np.ndarray, "H W 3"], *, opacity: float = 0.5
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Lays `colours` over `image`: (1 - opacity) · image + opacity · colours, rounded.
 
-    The image is RGB or grey. Where `colours`, such as a colourized mask, are black, it stays as it is.
+    Of the image, `as_rgb` is shown. Where `colours`, such as a colourized mask, are black, it stays as it is.
 
     >>> overlay(np.full((1, 1, 1), 100, np.uint8), np.array([[[200, 0, 0]]], np.uint8))
     array([[[150,  50,  50]]], dtype=uint8)
@@ -34,7 +45,7 @@ def overlay(
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must lie in [0, 1]; got {opacity!r}")
     share = np.float32(opacity)
-    image = np.broadcast_to(image, colours.shape)
+    image = as_rgb(image)
     mixed = np.round((1 - share) * image + share * colours).astype(np.uint8)
     return np.where(colours.any(axis=-1, keepdims=True), mixed, image)
 
@@ -158,7 +169,7 @@ def tiles(pictures: Mapping[str, UInt8[np.ndarray, "..."]], *, width: int = 240)
 
 
 def example_tiles(
-    image: UInt8[np.ndarray, "H W C"],
+    image: Shaped[np.ndarray, "H W C"],
     truth: Integer[np.ndarray, "H W"],
     prediction: Integer[np.ndarray, "H W"],
     uncertainties: Mapping[str, Float[np.ndarray, "H W"]],
@@ -167,11 +178,11 @@ def example_tiles(
 ) -> UInt8[np.ndarray, "height total 3"]:
     """Returns `tiles` of an image, its truth, its prediction and its uncertainties, above a legend of its classes.
 
-    The image is RGB or grey; truth and prediction are train ids, with void black and unseen cyan. `maxima` are the
-    uncertainties, by name, that have the lightest colour.
+    Of the image, `as_rgb` is shown; truth and prediction are train ids, with void black and unseen cyan. `maxima` are
+    the uncertainties, by name, that have the lightest colour.
     """
     shown = {
-        "image": np.broadcast_to(image, (*truth.shape, 3)),
+        "image": as_rgb(image),
         "truth": colorize(truth, label_set.palette),
         "prediction": colorize(prediction, label_set.palette),
     }

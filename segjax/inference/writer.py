@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import rich.progress
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
@@ -24,7 +24,15 @@ from segjax.data.decode import decode_image
 from segjax.data.io import DataError, RawFile, read_bytes
 from segjax.data.labels import LabelSet, colorize
 from segjax.inference.predictor import Prediction, Predictor
-from segjax.inference.visualize import contact_sheet, heatmap, overlay, overlay_palette, rare_outlines, thumbnail
+from segjax.inference.visualize import (
+    as_rgb,
+    contact_sheet,
+    heatmap,
+    overlay,
+    overlay_palette,
+    rare_outlines,
+    thumbnail,
+)
 from segjax.storage import ForeignFileError, check_outputs, is_regular, read_json, to_json, write_json, write_outputs
 
 ORIGIN_FILE, SHEET_FILE = "predicted_by.json", "contact_sheet.png"
@@ -113,7 +121,7 @@ class WriteSummary(NamedTuple):
 class _Predicted(NamedTuple):
     """An image, its prediction, and "path" and "sha256" of its file, which the PNG of the mask stores."""
 
-    image: UInt8[np.ndarray, "H W c"]
+    image: Shaped[np.ndarray, "H W c"]
     prediction: Prediction
     source: dict[str, str]
 
@@ -295,11 +303,10 @@ def _paint_uncertainty(values: Float[np.ndarray, "H W"], low: float, high: float
 
 
 def _sheet_row(predicted: _Predicted, options: OutputOptions, label_set: LabelSet) -> list[np.ndarray]:
-    image = np.broadcast_to(predicted.image, (*predicted.prediction.mask.shape, 3))
     colours = _paint_overlay(predicted, options, label_set)
     values = predicted.prediction.uncertainties[options.measure]
     uncertainty = _paint_uncertainty(values, *options.scale_range(label_set))
-    return [thumbnail(picture) for picture in (image, colours, uncertainty)]
+    return [thumbnail(picture) for picture in (as_rgb(predicted.image), colours, uncertainty)]
 
 
 def _png_text(file: Any) -> dict[str, Any] | None:

@@ -368,6 +368,6 @@ def example_sheet(predictors: Mapping[str, Callable], source: Source, indices: I
     for index in indices:
         image, label = source[index]["image"], source[index]["label"]
         masks = [label, *(predictor(image).mask for predictor in predictors.values())]
-        pictures = [np.broadcast_to(image, (*label.shape, 3)), *(colorize(mask, palette) for mask in masks)]
+        pictures = [inference.as_rgb(image), *(colorize(mask, palette) for mask in masks)]
         rows[source.name(index)] = pictures
     return inference.contact_sheet(rows, ("image", "truth", *predictors), source.label_set)
