@@ -14,6 +14,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from segjax.inference import standalone_predict
+
 CASES = Path(__file__).parent / "data" / "cases"
 TINY = (
     "data.scene_size=(64, 96)",
@@ -492,3 +494,44 @@ def test_train_on_a_set_in_its_own_layout(run_command, tmp_path, layout, flag):
     status, printed, error = run_command("train", *arguments)
     assert (status, error) == (0, "")
     assert "warning" not in printed
+
+
+@pytest.mark.slow
+def test_commands_with_16_bit_images_of_five_bands(run_command, tmp_path):
+    """Trained, predicted, reported and exported; the export takes the values of the files."""
+    root, rng = tmp_path / "set", np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for i in range(6):
+        mask, bands = np.zeros((32, 48), np.uint8), rng.normal(1500, 100, (32, 48, 5))
+        mask[8:24, 4 * i : 4 * i + 16] = 255
+        bands[mask > 0, 3] += 1500
+        options = {"photometric": "minisblack", "planarconfig": "contig"}
+        tifffile.imwrite(root / "images" / f"{i}.tif", bands.astype(np.uint16), compression="lzw", **options)
+        assert cv2.imwrite(str(root / "masks" / f"{i}.png"), mask)
+    fields = [one for one in TINY if not one.startswith(("data.scene", "data.train_ex", "data.val_ex"))]
+    fields += [f"data.manual_dir={root}", "data.range=percentile", "data.workers=0", "model.depth=1"]
+    config, workdir = [f"--config.{field}" for field in fields], tmp_path / "run"
+    status, printed, error = run_command("train", "--config=folder_unet", f"--workdir={workdir}", *config)
+    assert (status, error) == (0, "")
+    values = json.loads((workdir / "config.json").read_text())
+    low, high = values["data.range"]
+    assert values["data.channels"] == 5
+    assert 1000 < low < 1500 < 2500 < high < 3500
+    assert "of 5 channels, values" in printed
+
+    out, checkpoint = tmp_path / "out", f"--checkpoint={workdir}"
+    for command in (
+        ("predict", checkpoint, f"--output={out}", "--contact_sheet", "--probabilities", root / "images"),
+        ("report", workdir),
+        ("export", checkpoint, f"--output={tmp_path / 'exported'}", "--size=32,48"),
+    ):
+        status, _, error = run_command(*command)
+        assert (status, error) == (0, ""), (command, error)
+    network, card = standalone_predict.load(tmp_path / "exported")
+    assert card["input"]["range"] == [low, high]
+    image = tifffile.imread(root / "images" / "0.tif").astype(np.float32)
+    found = standalone_predict.predict(network, image[None])
+    with np.load(out / "0_probabilities.npz") as written:
+        np.testing.assert_allclose(found["probabilities"][0], written["probabilities"], atol=1e-4)
+    np.testing.assert_array_equal(found["mask"][0], cv2.imread(str(out / "0_mask.png"), cv2.IMREAD_UNCHANGED))

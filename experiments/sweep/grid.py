@@ -27,7 +27,7 @@ from segjax.storage import read_json, say, write_json
 from segjax.trained_run import model_of
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.checkpoint import FOLDER, Checkpoints
-from segjax.training.config import CONFIG_FILE, defaults, from_leaves, leaves, program
+from segjax.training.config import CONFIG_FILE, FOUND, defaults, from_leaves, leaves, program
 from segjax.training.metrics_writer import METRICS_FILE
 
 # Makes glibc request huge pages, which shortens a training step on CPU; see `benchmarks_pages`.
@@ -131,11 +131,12 @@ def check_same(
 ) -> None:
     """Raises `ConfigError` if the fields `saved` in `path` differ from `config`, other than in `ignore`.
 
-    A field that did not exist when they were saved counts as having its default.
+    A field that did not exist when they were saved counts as having its default, and one of `FOUND` may have any value
+    if it is left open in `config`.
     """
     before, now = (json.loads(json.dumps(fields)) for fields in (leaves(defaults()) | saved, leaves(config)))
     for key in sorted(now.keys() - set(ignore)):
-        if before[key] != now[key]:
+        if before[key] != now[key] and not (key in FOUND and now[key] in FOUND[key]):
             raise ConfigError(f"{path} was run with config.{key} = {before[key]!r}; expected {now[key]!r}{remedy}")
 
 

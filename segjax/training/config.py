@@ -277,6 +277,9 @@ FIELDS = {
 INITIAL = tuple(key for key, field in FIELDS.items() if field.initial)
 TRACED = tuple(key for key, field in FIELDS.items() if field.traced)
 
+# Fields that a run finds in its data, with the values that leave them open; see `with_found_data`.
+FOUND = {"data.channels": (None,), "data.range": ("dtype", "percentile")}
+
 # Fields that were renamed: the old name and the new one.
 RENAMED = {
     "model.rates": "model.aspp_dilations",

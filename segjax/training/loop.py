@@ -266,10 +266,11 @@ def open_splits(config: ConfigDict) -> tuple[Source, Source, list[str]]:
 
 def _described_pixels(source: Source) -> str:
     """Returns the number of channels and the range of values for the user; "" for RGB of 8 bits."""
+    channels = f" of {source.channels} channel{'s' * (source.channels > 1)}"
     if source.value_range is None:
-        return "" if source.channels == 3 else f" of {source.channels} channel(s)"
+        return "" if source.channels == 3 else channels
     low, high = source.value_range
-    return f" of {source.channels} channel(s), values {low:g} to {high:g} scaled to 0 to 1"
+    return f"{channels}, values {low:g} to {high:g} scaled to 0 to 1"
 
 
 def train_batches(config: ConfigDict, source: Source) -> TrainLoader:

@@ -1,5 +1,6 @@
 import io
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -119,6 +120,15 @@ def test_read_image_exif_orientation(kind, orientation):
     expected = np.asarray(ImageOps.exif_transpose(picture))
     np.testing.assert_array_equal(read_image(data, "x"), expected)
     assert info(data)[:5] == (*expected.shape, "uint8", orientation)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parent / "cases" / "predict_folder").iterdir()), ids=lambda file: file.suffix
+)
+def test_read_image_made_case(file):
+    with Image.open(file) as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    np.testing.assert_array_equal(read_image(file.read_bytes(), file.name), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's

@@ -438,6 +438,8 @@ def overlap(example):
         ("void_255_by_accident", {}, 3, 1),
         ("zero_is_void", {"mask_values": (1, 2), "void_values": (0,)}, 3, 1),
         ("synology_eaDir", {}, 3, 1),
+        ("exif_3", {}, 3, 1),
+        ("exif_6_square", {}, 3, 1),
     ],
 )
 def test_open_split_made_case(config, case, fields, train, val):
@@ -458,6 +460,11 @@ def test_open_split_made_case(config, case, fields, train, val):
         ("rgb_colour_mask", {}, r"#0000ff .*, #ff0000 .* config.data.mask_colours"),
         ("zero_is_void", {"mask_values": (1, 2)}, r"label id 0 is outside .* config.data.void_values"),
         ("suffix_mask", {"masks": "{stem}_label"}, r"0.jpg.*config.data.masks"),
+        (
+            "uint16_12bit",
+            {},
+            r"config.data.range=dtype would scale by 65535, .* values from 960 to 3680; set it to perc",
+        ),
     ],
 )
 def test_open_split_made_case_refused(config, case, fields, message):
@@ -475,6 +482,75 @@ def test_check_split_of_made_case_void_by_accident(config):
 def test_layout_notes_count_and_name_what_is_left_out(config):
     source = open_split(config("folder", manual_dir=CASES / "synology_eaDir", **DEFAULTS), "train")
     assert any(re.search(r"left out 1, .*: images/@eaDir/$", line) for line in source.notes)
+
+
+@pytest.mark.parametrize(
+    ("range_", "expected"), [("percentile", (960, 3680)), ((0.0, 4095.0), (0, 4095)), ((960.0, 2000.0), (960, 2000))]
+)
+def test_open_split_made_case_of_twelve_bits(config, range_, expected):
+    data = config("folder", manual_dir=CASES / "uint16_12bit", range=range_, **DEFAULTS)
+    train, val = (open_split(data, split) for split in ("train", "val"))
+    assert train.value_range == val.value_range == expected
+    for source in (train, val):
+        with Image.open(CASES / "uint16_12bit" / "images" / f"{source.name(0)}.png") as opened:
+            stored = np.asarray(opened).astype(float)[..., None]
+        low, high = expected
+        scaled = 255 * np.clip((stored - low) / (high - low), 0, 1)
+        np.testing.assert_allclose(pickle.loads(pickle.dumps(source))[0]["image"], scaled, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", ["exif_3", "exif_6_square"])
+def test_open_split_masks_drawn_on_stored_pixels(config, case):
+    """The option turns the masks, which were drawn on the displayed pictures, away from them."""
+    data = config("folder", manual_dir=CASES / case, orientation="stored", **DEFAULTS)
+    source = open_split(data, "train")
+    assert max(overlap(source[i]) for i in range(3)) < 0.1
+    (line,) = check_split(source, "train")
+    assert re.match(r"train: 3 image\(s\) are turned by EXIF, .* config.data.orientation", line)
+
+
+def test_open_split_masks_whose_sizes_tell(make, config, tmp_path):
+    """Of two sizes, masks are turned like the image if they have its stored size, whatever the option."""
+    exif, stored = Image.Exif(), np.zeros((12, 20, 3), np.uint8)
+    exif[0x0112], stored[:4, :5, 0], ids = 6, 255, np.zeros((12, 20), np.uint8)
+    ids[:4, :5] = 255
+    for name, mask in (("a", ids), ("b", np.rot90(ids, -1))):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(stored).save(tmp_path / "images" / f"{name}.png", exif=exif)
+        make.put(tmp_path / "masks" / f"{name}.png", make.encoded(np.ascontiguousarray(mask)))
+    for drawn_on in ("displayed", "stored"):
+        source = open_split(config("folder", manual_dir=tmp_path, orientation=drawn_on, **DEFAULTS), "all")
+        assert (source.native_size, source.unsure_turns) == ((20, 12), 0)
+        assert [overlap(source[i]) for i in range(2)] == [1, 1]
+
+
+def test_open_split_bands(make, config, tmp_path):
+    bands = put_bands(make, tmp_path, 3)
+    data = config("folder", manual_dir=tmp_path, range=(0.0, 4000.0), **DEFAULTS)
+    source = open_split(data, "all")
+    assert (source.channels, source[1]["image"].dtype) == (5, np.float32)
+    np.testing.assert_allclose(source[1]["image"], bands[int(source.name(1))] / 4000 * 255, rtol=1e-5)
+    with pytest.raises(DataError, match=r"config.data.channels = 3, but the images of folder have 5 channel"):
+        open_split(config("folder", manual_dir=tmp_path, range=(0.0, 4000.0), channels=3, **DEFAULTS), "all")
+
+
+def put_bands(make, root, count):
+    """Writes 16-bit TIFF images of five bands, tiled or compressed, and masks."""
+    bands = np.random.default_rng(0).integers(0, 4000, (count, 32, 48, 5), dtype=np.uint16)
+    (root / "images").mkdir()
+    for i, one in enumerate(bands):
+        options = {"tile": (16, 16)} if i % 2 else {"compression": "lzw"}
+        tifffile.imwrite(root / "images" / f"{i}.tif", one, photometric="minisblack", planarconfig="contig", **options)
+        make.put(root / "masks" / f"{i}.png", make.encoded((one[..., 3] > 2000) * np.uint8(255)))
+    return bands
+
+
+def test_open_split_images_of_several_numbers_of_channels(make, config, tmp_path):
+    put_bands(make, tmp_path, 1)
+    make.put(tmp_path / "images" / "x.png", make.encoded(make.image()))
+    make.put(tmp_path / "masks" / "x.png", make.encoded(make.ids(classes=1)))
+    with pytest.raises(DataError, match=r"images of 3 and 5 channels; expected one number of channels"):
+        open_split(config("folder", manual_dir=tmp_path, range="percentile", **DEFAULTS), "train")
 
 
 def cut_image(make, root, name):

@@ -327,7 +327,7 @@ def test_predictor_record_changes_with_every_config_field_that_changes_the_mask(
 
     base = defaults()
     base.data.name, base.data.class_names, base.model.name = "folder", ("a", "b"), network
-    expected = {f"data.{name}" for name in ("name", "class_names", "channels", "size", "mean", "std")}
+    expected = {f"data.{name}" for name in ("name", "class_names", "channels", "range", "size", "mean", "std")}
     expected |= {f"model.{name}" for name in ("name", "members", "norm", "dtype", *NETWORKS[network][1].values())}
     expected |= {"objective.loss", "objective.void"}  # the number of outputs
     fields = {key: another(field) for key, field in FIELDS.items()}
@@ -338,6 +338,7 @@ def test_predictor_record_changes_with_every_config_field_that_changes_the_mask(
         "model.deep_dropout": 0,
         "model.output_stride": 8 if "plus" in network else 16,
         "data.unseen_classes": (),
+        "data.range": (0.0, 4.0),
     }
     before = record()
     assert {key for key, value in fields.items() if record(**{key: value}) != before} == expected
