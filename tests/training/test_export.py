@@ -8,6 +8,7 @@ import sys
 import jaxtyping
 import numpy as np
 import pytest
+import tifffile
 from etils import epath
 from PIL import Image
 
@@ -171,6 +172,53 @@ def test_script_predicts_images_of_8_and_of_16_bits(script, tmp_path, dtype):
     script(tmp_path / "a.png")  # its own mask it writes again
     mask = np.asarray(Image.open(tmp_path / "a_mask.png"))
     assert np.array_equal(mask[:, [0, 4, 7, 11]], np.tile([0, 0, 1, 1], (8, 1)))
+
+
+@pytest.mark.parametrize("kind", ["tif", "npy"])
+def test_script_reads_bands_of_16_bits(script, tmp_path, monkeypatch, kind):
+    card = {"input": {"size": None, "channels": 5, "range": [0.0, 4095.0]}}
+    bands, seen = np.random.default_rng(0).integers(0, 4096, (8, 12, 5), dtype=np.uint16), []
+
+    def predict(network, images):
+        seen.append(images)
+        return {"mask": np.zeros(images.shape[:3], np.uint8)}
+
+    monkeypatch.setattr(standalone_predict, "load", lambda folder: (None, card))
+    monkeypatch.setattr(standalone_predict, "predict", predict)
+    if kind == "npy":
+        np.save(tmp_path / "a.npy", bands)
+    else:
+        tifffile.imwrite(tmp_path / "a.tif", bands, photometric="minisblack", planarconfig="contig")
+    script(tmp_path / f"a.{kind}")
+    assert seen[0].dtype == np.float32
+    np.testing.assert_array_equal(seen[0][0], bands)
+
+
+def test_script_turns_photos_by_exif(script, tmp_path):
+    exif, stored = Image.Exif(), np.zeros((8, 12), np.uint8)
+    exif[0x0112], stored[:, :3] = 6, 255
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    script(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a_mask.png")), np.rot90(stored > 127, -1))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "fields", "said"),
+    [
+        (
+            np.zeros((8, 12), np.uint8),
+            {"range": [0.0, 4095.0]},
+            "an image of 8 bits per channel; expected",
+        ),
+        (np.zeros((8, 12), np.uint8), {"channels": 5}, "an image of 1 channels; expected 5"),
+    ],
+)
+def test_script_refuses_images_of_another_kind(script, tmp_path, monkeypatch, pixels, fields, said):
+    card = {"input": {"size": None, "channels": 1} | fields}
+    monkeypatch.setattr(standalone_predict, "load", lambda folder: (None, card))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit, match=rf"a\.png: {said}"):
+        script(tmp_path / "a.png")
 
 
 def test_script_overwrites_no_file_of_the_user(script, tmp_path):

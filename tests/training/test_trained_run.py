@@ -339,6 +339,8 @@ def test_predictor_record_changes_with_every_config_field_that_changes_the_mask(
         "model.output_stride": 8 if "plus" in network else 16,
         "data.unseen_classes": (),
         "data.range": (0.0, 4.0),
+        "data.mask_colours": (),
+        "data.void_colours": (),
     }
     before = record()
     assert {key for key, value in fields.items() if record(**{key: value}) != before} == expected
