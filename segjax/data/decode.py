@@ -78,9 +78,9 @@ def read_mask(
 ) -> UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
     """Decodes a mask as it is displayed to ids `[H, W]`, uint8 or uint16, or to RGB colours `[H, W, 3]`, uint8.
 
-    Ids are the indices of a palette, else grey values, with 0 and 1 for 1 bit. A palette becomes its colours with
-    `colours`, and the grey palette of a GIF its grey values. `DataError`: a damaged file, transparent pixels, grey of
-    2 or 4 bits, a TIFF whose 0 is white, or numbers other than integers in 0..65535.
+    Ids are the indices of a palette, else grey values, with 0 and 1 for 1 bit; the grey palette of a GIF counts as grey
+    values. With `colours`, palettes and single bits become the colours that they show. `DataError`: a damaged file,
+    transparent pixels, grey of 2 or 4 bits, a TIFF whose 0 is white, or numbers other than integers in 0..65535.
     """
     with as_data_error(_unreadable(data, file)):
         if data.startswith(_NPY):
@@ -105,8 +105,10 @@ def read_mask(
             if image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255):
                 raise DataError(f"{file}: a mask with transparent pixels; expected one without alpha")
             mode = {"1": "1", "L": "L", "LA": "L", "P": "P", "PA": "P"}.get(image.mode, "RGB")
-            if mode == "P" and (colours or (image.format == "GIF" and _is_grey(image))):  # a GIF has no grey pixels
-                mode = "RGB" if colours else "L"
+            if colours and mode in ("1", "P"):
+                mode = "RGB"
+            elif mode == "P" and image.format == "GIF" and _is_grey(image):  # a GIF has no grey pixels
+                mode = "L"
             return turned(np.array(image.convert(mode)).astype(np.uint8), orientation)
 
 

@@ -199,7 +199,7 @@ def open_folder(
         raise DataError(f"{root}: no split {split!r}; found {', '.join(layout.splits)}{remedy}")
     if on_error == "raise":
         refuse_problems(everything)  # at once, and not after an hour of decoding
-    if label_set.mask_colours is None:
+    if not label_set.by_colour:
         refuse_palettes(everything)
     channels = []  # over all splits, so that a model trained on one can read the others
     for pair in everything:

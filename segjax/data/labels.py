@@ -41,6 +41,11 @@ class LabelSet:
             raise ValueError(f"the lookup table contains train id {largest}, but there are {len(self.names)} classes")
 
     @property
+    def by_colour(self) -> bool:
+        """True if palettes and single bits in the files count as the colours that they show, not as ids."""
+        return self.mask_colours is not None or self.threshold is not None
+
+    @property
     def num_classes(self) -> int:
         """Returns C, the number of classes without void."""
         return len(self.names)

@@ -204,7 +204,7 @@ def _verify_pair(pair: Pair, label_set: LabelSet, drawn_on: str) -> tuple[Pair, 
     image, mask = read_bytes(pair.image), read_bytes(pair.mask)
     info = inspect_image(pair.image, image, whole=True)
     size = (info.height, info.width)
-    ids = decode_ids(mask, pair.mask.path, colours=label_set.mask_colours is not None)
+    ids = decode_ids(mask, pair.mask.path, colours=label_set.by_colour)
     ids = align_mask(ids, size, info.orientation, drawn_on)
     _check_sizes(size, ids.shape[:2], pair.image.path, pair.mask.path)
     labels = to_train_ids(ids, label_set, pair.mask.path)
@@ -231,8 +231,7 @@ def make_example(
     drawn_on: str = "displayed",
 ) -> Example:
     """Decodes an image and its mask, and maps the raw ids to train ids; errors name the two `files`."""
-    colours = label_set.mask_colours is not None
-    pixels, ids = decode_pair(image, mask, files, colours=colours, drawn_on=drawn_on)
+    pixels, ids = decode_pair(image, mask, files, colours=label_set.by_colour, drawn_on=drawn_on)
     pixels = scale_values(pixels, channels, value_range, files[0])
     return {"image": pixels, "label": to_train_ids(ids, label_set, files[1]), "name": name}
 

@@ -221,7 +221,7 @@ def assess(
     try:
         found = _with_classes(found, keep, class_file or {})
         classes = label_set_of(found.config.data)
-        if classes.mask_colours is None:
+        if not classes.by_colour:
             refuse_palettes(one.pair for one in pairs)
     except DataError as error:
         return found._replace(refusals=[*found.refusals, str(error)])

@@ -266,6 +266,12 @@ def test_read_mask_palette_as_ids_or_colours(make, kind):
     assert used_palette(data, "m") == {0: (0, 0, 0), 1: (255, 0, 0)}
 
 
+def test_read_mask_one_bit_as_ids_or_colours(make):
+    data = make.encoded(np.array([[False, True]]))
+    assert read_mask(data, "m").tolist() == [[0, 1]]
+    assert read_mask(data, "m", colours=True).tolist() == [[[0] * 3, [255] * 3]]
+
+
 def test_read_mask_grey_palette_of_a_gif(make):
     data = make.encoded(np.array([[0, 1]], np.uint8), "GIF", [255, 255, 255, 0, 0, 0], "P")
     assert read_mask(data, "m").tolist() == [[255, 0]]

@@ -324,6 +324,17 @@ def test_find_layout_group_in_two_given_splits(tmp_path):
         layout(tmp_path, files, groups="{group}_*")
 
 
+def test_open_folder_threshold_of_palettes(make, tmp_path):
+    for i, palette in enumerate(([0, 0, 0, 255, 255, 255], [255, 255, 255, 0, 0, 0])):
+        make.put(tmp_path / "images" / f"{i}.png", make.encoded(make.image()))
+        mask = make.encoded(make.ids(classes=2), palette=palette, mode="P")
+        make.put(tmp_path / "masks" / f"{i}.png", mask)
+    source = open_folder(tmp_path, "all", numbered_classes(("a", "b"), mask_threshold=128))
+    labels = {example["name"]: example["label"] for example in source}
+    np.testing.assert_array_equal(labels["0"], make.ids(classes=2))
+    np.testing.assert_array_equal(labels["1"], 1 - make.ids(classes=2))
+
+
 def test_open_folder_palettes_that_differ(make, tmp_path):
     root = make.folder(tmp_path, 3)
     mask = make.encoded(make.ids(0, (10, 14)), palette=[0, 0, 255, 255, 0, 0, 0, 255, 0], mode="P")
