@@ -38,9 +38,10 @@ class ImageInfo(NamedTuple):
 def inspect_image(image: RawFile, data: bytes, *, whole: bool) -> ImageInfo:
     """Returns the properties of an image from its header; `whole` decodes the pixels too, and so finds damage."""
     if data.startswith((*_TIFF, _NPY, *_PPM)):
-        pixels, orientation = read_turned(data, image.path)
-        height, width, channels = pixels.shape
-        return ImageInfo(height, width, channels, str(pixels.dtype), orientation, _extremes(pixels))
+        pixels, orientation = _read_stored(data, image.path, whole=whole)
+        height, width, channels = turned(pixels, orientation).shape
+        values = _extremes(pixels) if whole else None
+        return ImageInfo(height, width, channels, str(pixels.dtype), orientation, values)
     # Pillow, because it refuses a file that is cut short, where some versions of OpenCV fill the rest with grey. Its
     # `verify` tests the checksums of a PNG, its `load` the pixels; each finds damage that the other does not.
     with as_data_error(_unreadable(data, image.path)):
@@ -135,7 +136,7 @@ def scale_values(pixels: np.ndarray, channels: int, value_range: ValueRange, fil
     if value_range is not None:
         low, high = value_range
         if pixels.dtype == np.uint8 and high > 255:
-            expected = f"expected values from {low:g} to {high:g}, as the other images have (config.data.range)"
+            expected = f"expected values from {low:g} to {high:g}, as the other images have: config.data.range"
             raise DataError(f"{file}: an image of 8 bits per channel; {expected}")
         scale = np.float32(255 / (high - low))
         return np.clip((pixels.astype(np.float32) - np.float32(low)) * scale, 0, 255)
@@ -199,13 +200,13 @@ def _extremes(pixels: np.ndarray) -> tuple[float, float] | None:
     return None if pixels.dtype == np.uint8 else (float(pixels.min()), float(pixels.max()))
 
 
-def _read_stored(data: bytes, file: str) -> tuple[np.ndarray, int]:
-    """Returns the pixels `[H, W, channels]` as they are stored, and their orientation."""
+def _read_stored(data: bytes, file: str, *, whole: bool = True) -> tuple[np.ndarray, int]:
+    """Returns the pixels `[H, W, channels]` as they are stored, and their orientation; without `whole`, TIFFs are 0."""
     with as_data_error(_unreadable(data, file)):
         if data.startswith(_NPY):
             return _as_image(np.load(io.BytesIO(data), allow_pickle=False), file), 1
         if data.startswith(_TIFF):
-            samples, page = _tiff_samples(data, file)
+            samples, page = _tiff_samples(data, file, whole=whole)
             return _as_image(_tiff_colours(samples, page, file), file), _tiff_orientation(page)
         with _open(data, file) as opened:
             orientation = _orientation(opened, data)
@@ -318,8 +319,11 @@ def _as_ids(ids: np.ndarray, file: str) -> np.ndarray:
     return whole.astype(np.uint8) if whole.max() < 256 else whole
 
 
-def _tiff_samples(data: bytes, file: str) -> tuple[np.ndarray, Any]:
-    """Returns the samples of a TIFF, `[H, W]` or `[H, W, channels]` without alpha, and tifffile's page of them."""
+def _tiff_samples(data: bytes, file: str, *, whole: bool = True) -> tuple[np.ndarray, Any]:
+    """Returns the samples of a TIFF, `[H, W]` or `[H, W, channels]` without alpha, and tifffile's page of them.
+
+    Without `whole`, nothing is decoded, and the samples are 0.
+    """
     with tifffile.TiffFile(io.BytesIO(data)) as opened:
         largest, *others = opened.series
         page, frames = largest.keyframe, (opened.imagej_metadata or {}).get("images", 1)
@@ -330,7 +334,7 @@ def _tiff_samples(data: bytes, file: str) -> tuple[np.ndarray, Any]:
             raise DataError(f"{file}: a TIFF of several pages ({found}); {expected}")
         if max(map(operator.add, page.dataoffsets, page.databytecounts)) > len(data):
             raise ValueError("the file is cut short")
-        samples = largest.asarray()
+        samples = largest.asarray() if whole else np.zeros(largest.shape, largest.dtype)
         samples = np.moveaxis(samples, 0, -1) if largest.axes == "SYX" else samples
         is_alpha = [kind in (1, 2) for kind in page.extrasamples]  # of the last samples
         if any(is_alpha):

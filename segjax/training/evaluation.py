@@ -18,7 +18,7 @@ from segjax.data.augment import example_keys
 from segjax.data.resize import resize
 from segjax.inference.forward import Ensemble, Preprocessing, class_logits, classify, log_odds
 from segjax.storage import printable
-from segjax.training.config import input_shape
+from segjax.training.config import ConfigError, input_shape
 from segjax.training.objective import PIXEL_LOSSES, Hyperparams, background_of, hparams_from_config, targets
 from segjax.training.parallel import DeviceMapping
 from segjax.training.train_step import TrainState
@@ -155,6 +155,8 @@ def images_of(batch: dict[str, jax.Array], corruption: tuple[str, int] | None = 
     if corruption is None:
         return batch["image"]
     kind, severity = corruption
+    if (channels := batch["image"].shape[-1]) not in (1, 3):
+        raise ConfigError(f"corruptions are of grey and RGB images; these have {channels} channels: remove {kind!r}")
     keys = example_keys(jax.random.key(0), 0, batch["index"])  # the same in every evaluation
     return data.corrupt(batch["image"], keys, kind=kind, severity=severity, sizes=batch["size"])
 

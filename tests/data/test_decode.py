@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from segjax.data.decode import decode_image, inspect_image, read_image, read_mask, used_palette
+from segjax.data.decode import decode_image, inspect_image, read_image, read_mask, scale_values
 from segjax.data.io import DataError, RawFile
 
 BANDS = np.random.default_rng(0).integers(0, 60_000, (32, 48, 5), dtype=np.uint16)
@@ -88,7 +88,10 @@ def test_read_image_of_every_format(name):
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_inspect_image_of_every_format(name):
     data, expected = LOSSLESS[name]
-    assert info(data)[:5] == (*expected.shape, str(expected.dtype), 1)
+    extremes = None if expected.dtype == np.uint8 else (expected.min(), expected.max())
+    assert info(data) == (*expected.shape, str(expected.dtype), 1, extremes)
+    header = inspect_image(RawFile("x", len(data), lambda: data), data, whole=False)
+    assert header == (*expected.shape, str(expected.dtype), 1, None)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP"])
@@ -279,3 +282,41 @@ def test_read_mask_grey_palette_of_a_gif(make):
 
 def test_used_palette_of_a_mask_without_one(make):
     assert used_palette(make.encoded(make.ids()), "m") == {}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "value_range", "expected"),
+    [
+        ([0, 99, 255], None, [0, 99, 255]),
+        (np.uint16([0, 257 * 99, 65_535]), None, [0, 99, 255]),
+        ([0.0, 0.5, 1.0], None, [0, 128, 255]),
+        (np.uint16([0, 1000, 3000, 9000]), (1000.0, 5000.0), [0, 0, 127.5, 255]),
+        ([-4.0, 0.0, 6.0], (-4.0, 6.0), [0, 102, 255]),
+        ([0, 50, 255], (0.0, 100.0), [0, 127.5, 255]),
+    ],
+)
+def test_scale_values(pixels, value_range, expected):
+    pixels = np.array(pixels)
+    pixels = pixels.astype({"i": np.uint8, "f": np.float32, "u": np.uint16}[pixels.dtype.kind])[None, :, None]
+    found = scale_values(pixels, 1, value_range, "x")
+    assert found.dtype == (np.uint8 if value_range is None else np.float32)
+    np.testing.assert_allclose(found[0, :, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "value_range", "reason"),
+    [
+        (np.uint8([9]), (0.0, 4095.0), "8 bits per channel; expected values from 0 to 4095, .* config.data.range"),
+        (np.uint16([0, 4095]), None, "16 bits per channel, of which values up to 4095 are used; expected 8 bits"),
+        (np.float32([0, 2]), None, "float32 from 0 to 2; expected 8 bits per channel"),
+    ],
+)
+def test_scale_values_refused(pixels, value_range, reason):
+    with pytest.raises(DataError, match=f"^x: .*{reason}"):
+        scale_values(pixels[None, :, None], 1, value_range, "x")
+
+
+@pytest.mark.parametrize(("found", "expected"), [(5, 3), (3, 5), (1, 5), (2, 1)])
+def test_scale_values_other_number_of_channels(found, expected):
+    with pytest.raises(DataError, match=f"an image of {found} channels; expected {expected}"):
+        scale_values(np.zeros((4, 6, found), np.uint8), expected, None, "x")
