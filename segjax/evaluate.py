@@ -1,19 +1,24 @@
-"""Scores a trained run on a split: prints the table and writes a JSON file.
+"""Scores a trained run, or masks in files, on a split: prints the table and writes a JSON file.
 
 Examples:
   segjax evaluate --checkpoint=runs/debris
   segjax evaluate --checkpoint=runs/camvid --split=test --corruption=fog --severity=3
   segjax evaluate --checkpoint=runs/mine --split=all --config.data.manual_dir=ROOT
+  segjax evaluate --predictions=FOLDER --config.data.manual_dir=ROOT
 """
+
+from pathlib import Path
 
 import rich.console
 from absl import app, flags
 
 from segjax import cli
-from segjax.data import CORRUPTIONS
+from segjax.data import CORRUPTIONS, open_split
 from segjax.reporting import score_tables, show, summary_line
 from segjax.storage import check_outputs, path_of, say, to_json, write_outputs
 from segjax.trained_run import load_run, score_run
+from segjax.training import validate
+from segjax.training.evaluation import score_masks
 from segjax.training.provenance import provenance
 
 
@@ -21,6 +26,15 @@ def main(argv: list[str]) -> None:
     """Scores every image of a split once, prints the table and writes the JSON file."""
     cli.refuse_arguments(argv)
     corruption = _corruption()
+    if (flags.FLAGS.checkpoint is None) == (flags.FLAGS.predictions is None):
+        raise app.UsageError("expected --checkpoint=WORKDIR, or --predictions=FOLDER for masks in files")
+    if flags.FLAGS.predictions is not None:
+        if corruption:
+            raise app.UsageError(
+                f"--corruption={corruption[0]} needs --checkpoint; the masks of --predictions are made"
+            )
+        _score_predictions(Path(flags.FLAGS.predictions))
+        return
     console, run = rich.console.Console(), load_run(flags.FLAGS.checkpoint, data_fields=cli.data_fields("config"))
     split, output = flags.FLAGS.split or run.config.data.eval_split, flags.FLAGS.output
     if run.runs and output is None:
@@ -44,6 +58,22 @@ def main(argv: list[str]) -> None:
     say(f"wrote {output}", console)
 
 
+def _score_predictions(folder: Path) -> None:
+    """Scores the masks of a folder against the split of `--config`, prints the table and writes the JSON file."""
+    console, config = rich.console.Console(), flags.FLAGS.config
+    split = flags.FLAGS.split or ("all" if config.data.name == "folder" else config.data.eval_split)
+    output = path_of(flags.FLAGS.output or folder / f"scores_{split}.json")
+    check_outputs([output], overwrite=flags.FLAGS.overwrite)
+    validate(config)
+    scores = score_masks(open_split(config.data, split), folder)
+    for table in score_tables(scores, f"{config.data.name}, {split}, masks of {folder}"):
+        show(table, console)
+    say(summary_line(scores), console)
+    data = {"split": split, "predictions": str(folder), **scores, "provenance": provenance()}
+    write_outputs({output: to_json(data)}, overwrite=flags.FLAGS.overwrite)
+    say(f"wrote {output}", console)
+
+
 def _corruption() -> tuple[str, int] | None:
     kind, severity = flags.FLAGS.corruption, flags.FLAGS.severity
     if kind is None and severity is not None:
@@ -55,8 +85,9 @@ def _corruption() -> tuple[str, int] | None:
 
 if __name__ == "__main__":
     cli.define_checkpoint()
+    flags.DEFINE_string("predictions", None, "Score the masks of this folder: NAME_mask.png, or NAME as in the labels.")
     cli.define_data_fields("config")
-    flags.DEFINE_string("split", None, "Split to score; default: data.eval_split of the config.")
+    flags.DEFINE_string("split", None, "Split to score; default: data.eval_split, or all for --predictions.")
     flags.DEFINE_enum(
         "corruption", None, list(CORRUPTIONS), "Corrupt the images first, with the severity constants of ImageNet-C."
     )
@@ -64,4 +95,4 @@ if __name__ == "__main__":
     help_text = "JSON file for the scores; default of one run: WORKDIR/scores_SPLIT_STEP[_CORRUPTION_SEVERITY].json."
     flags.DEFINE_string("output", None, help_text)
     cli.define_overwrite()
-    cli.run(main, required=["checkpoint"])
+    cli.run(main, required=[])

@@ -91,6 +91,20 @@ def test_evaluate_on_a_labelled_folder(run, run_command, tmp_path):
     assert json.loads(file.read_text())["images"] == 12
 
 
+def test_evaluate_predictions(run_command, tmp_path):
+    root, file = CASES / "gif_masks", tmp_path / "scores.json"
+    fields = (f"--predictions={root / 'masks'}", f"--config.data.manual_dir={root}", f"--output={file}")
+    status, printed, error = run_command("evaluate", *fields)
+    assert (status, error) == (0, "")
+    assert (json.loads(file.read_text())["images"], "mean_iou 1.000" in printed) == (4, True)
+
+
+def test_evaluate_refuses_neither_a_checkpoint_nor_predictions(run_command):
+    status, _, error = run_command("evaluate")
+    assert status == 1
+    assert "--checkpoint=WORKDIR, or --predictions=FOLDER" in error
+
+
 def test_evaluate_on_a_folder_of_other_classes(run, run_command):
     fields = ("name=folder", f"manual_dir={CASES / 'train_valid'}", "class_names=('a', 'b')")
     status, _, error = run_command("evaluate", f"--checkpoint={run[0]}", *(f"--config.data.{one}" for one in fields))

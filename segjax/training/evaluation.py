@@ -3,6 +3,7 @@
 import html
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,9 @@ from segjax import data, inference, losses, metrics
 from segjax.collectives import psum
 from segjax.data import UNSEEN, VOID, Source, colorize, eval_batches
 from segjax.data.augment import example_keys
+from segjax.data.decode import decode_ids
+from segjax.data.io import DataError, by_stem, list_folder, read_bytes
+from segjax.data.labels import numbered_classes, to_train_ids
 from segjax.data.resize import resize
 from segjax.inference.forward import Ensemble, Preprocessing, class_logits, classify, log_odds
 from segjax.storage import printable
@@ -57,6 +61,33 @@ def evaluate(
     count = counter(eval_step, state, mapping, hparams_from_config(config))
     totals = sum_counts(count, source, config, devices=mapping.mesh.size)
     return split_facts(source) | scores(totals)
+
+
+def score_masks(source: Source, folder: Path) -> dict[str, Any]:
+    """Returns `split_facts` and `scores` of masks in files, against the labels of `source`; no network is needed.
+
+    The mask of image NAME is FOLDER/NAME_mask.png of class indices, as segjax predict writes it, or else FOLDER/NAME of
+    any format, with the values or colours of the labels. `DataError`: a mask is missing, or has another size, an
+    undefined value, or void where the label has a class.
+    """
+    classes, confusion = source.label_set, 0
+    number, indices, masks = classes.num_classes, numbered_classes(classes.names), by_stem(list_folder(folder))
+    for example in (source[i] for i in range(len(source))):
+        name, label = example["name"], example["label"]
+        written = masks.get(f"{name}_mask")
+        if (file := written or masks.get(name)) is None:
+            raise DataError(f"{folder}: no mask of the image {name}; expected {name}_mask.png or {name}.png")
+        its_classes = indices if written else classes
+        ids = decode_ids(read_bytes(file), file.path, colours=its_classes.by_colour)
+        mask, where = to_train_ids(ids, its_classes, file.path), label < number
+        if mask.shape != label.shape:
+            sizes = f"a mask of {mask.shape[0]}×{mask.shape[1]} for labels of {label.shape[0]}×{label.shape[1]}"
+            raise DataError(f"{file.path}: {sizes}; expected one size")
+        if void := int((mask[where] >= number).sum()):
+            raise DataError(f"{file.path}: {void} pixels are void where the label has a class; expected a class")
+        pairs = number * label[where].astype(np.int64) + mask[where]
+        confusion += np.bincount(pairs, minlength=number**2).reshape(number, number)
+    return split_facts(source) | scores({"confusion": confusion})
 
 
 def split_facts(source: Source) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Scores from counts, and counts of images of any size."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from segjax import metrics
-from segjax.data import UNSEEN, VOID, corrupt
+from segjax.data import UNSEEN, VOID, DataError, corrupt, open_split
 from segjax.data.augment import example_keys
 from segjax.data.resize import resize
 from segjax.inference import Ensemble
@@ -22,6 +24,7 @@ from segjax.training.evaluation import (
     make_eval_step,
     make_score_counts,
     preprocessing_of,
+    score_masks,
     scores,
     sum_counts,
     sum_over_strips,
@@ -248,3 +251,46 @@ def test_sum_counts_every_pixel_of_images_of_different_sizes_once(tiny, devices)
     totals = sum_counts(count, source, tiny, devices=devices)
     assert totals["pixels"].tolist() == [height * width for height, width in sizes]
     assert max(np.prod(shape) for shape in shapes) == devices * 40 * 32
+
+
+CASE = Path(__file__).parent.parent / "data" / "cases" / "train_valid"
+
+
+@pytest.fixture
+def labelled():
+    """Returns the six labelled images of a made folder, with masks of 0 and 255."""
+    data = {"manual_dir": str(CASE), "class_names": ("a", "b"), "mask_values": (0, 255)}
+    return open_split(SimpleNamespace(name="folder", data_dir="", **data), "train")
+
+
+def test_score_masks_of_the_labels_themselves(labelled):
+    result = score_masks(labelled, CASE / "train" / "masks")
+    assert (result["images"], result["mean_iou"], result["classes"]) == (6, 1.0, ["a", "b"])
+
+
+def test_score_masks_of_class_indices(labelled, tmp_path):
+    for i in range(6):
+        mask = labelled[i]["label"].copy()
+        mask[:, :10] = 1  # false positives
+        Image.fromarray(mask).save(tmp_path / f"{labelled.name(i)}_mask.png")
+    result = score_masks(labelled, tmp_path)
+    truth = np.stack([labelled[i]["label"] for i in range(6)])
+    wrong = int((truth[..., :10] == 0).sum())
+    assert result["confusion"] == [[int((truth == 0).sum()) - wrong, wrong], [0, int((truth == 1).sum())]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (None, "no mask of the image 0; expected 0_mask.png or 0.png"),
+        (np.zeros((3, 4), np.uint8), "a mask of 3×4 for labels of 48×64; expected one size"),
+        (np.full((48, 64), 255, np.uint8), "3072 pixels are void where the label has a class"),
+        (np.full((48, 64), 2, np.uint8), "label id 2 is outside the 2 classes"),
+    ],
+    ids=["missing", "size", "void", "value"],
+)
+def test_score_masks_invalid(labelled, tmp_path, mask, message):
+    if mask is not None:
+        Image.fromarray(mask).save(tmp_path / "0_mask.png")
+    with pytest.raises(DataError, match=message):
+        score_masks(labelled, tmp_path)
