@@ -74,4 +74,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("coordinator", None, "ADDRESS:PORT of the first host, where the cluster does not set it.")
     cli.define_number("hosts", int, COUNT, "Number of processes, where the cluster does not set it.")
     cli.define_number("host", int, COUNT_OR_ZERO, "Index of this process, from 0, where the cluster does not set it.")
-    cli.run(main, required=["config", "workdir"])
+    cli.run(main, required=["workdir"] if with_data else ["config", "workdir"])
