@@ -32,13 +32,14 @@ def anchor(key: str) -> str:
 def type_of(field: Field) -> str:
     """Returns the type of a field's values, such as "float or None" and "tuple of int"."""
     members = f" of {field.item.__name__}" if field.kind is tuple else ""
-    return f"{field.kind.__name__}{members}{' or None' if field.optional else ''}"
+    others = " or tuple of float" * field.or_pair + " or None" * bool(field.optional)
+    return f"{field.kind.__name__}{members}{others}"
 
 
 def valid_values(field: Field) -> str:
     """Returns the valid values as text; "" if the type is the only condition."""
     if field.choices:
-        return "one of " + ", ".join(map(repr, field.choices))
+        return "one of " + ", ".join(map(repr, field.choices)) + ", or (low, high)" * field.or_pair
     return f"in {field.range}" if field.range else ""
 
 

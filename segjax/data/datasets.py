@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from segjax.data import builders
 from segjax.data.decode import image_header
-from segjax.data.folder import FolderOptions, open_folder
+from segjax.data.folder import folder_options, open_folder
 from segjax.data.io import DataError, RawFile, as_data_error
 from segjax.data.labels import LABEL_SETS, UNSEEN, VOID, LabelSet, hide_classes, numbered_classes
 from segjax.data.pairs import (
@@ -113,12 +113,6 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         found = f"the images of {name} have {source.channels} channel(s): set it to {source.channels}"
         raise DataError(f"config.data.channels = {channels}, but {found}")
     return source
-
-
-def folder_options(data_config: Any) -> FolderOptions:
-    """Returns the fields of a config that `folder.find_layout` takes; missing ones have their default."""
-    fields = (field for field in FolderOptions._fields if hasattr(data_config, field))
-    return FolderOptions(**{field: getattr(data_config, field) for field in fields})
 
 
 def _prepared_folder(data_config: Any) -> Path:

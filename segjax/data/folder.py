@@ -79,6 +79,12 @@ class FolderOptions(NamedTuple):
     follow_links: bool = False
 
 
+def folder_options(data_config: Any) -> FolderOptions:
+    """Returns the fields of a config that `find_layout` takes; missing ones have their default."""
+    fields = (field for field in FolderOptions._fields if hasattr(data_config, field))
+    return FolderOptions(**{field: getattr(data_config, field) for field in fields})
+
+
 _DEFAULTS = FolderOptions()
 
 

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from segjax.data.decode import decode_image, inspect_image, read_image, read_mask, scale_values
+from segjax.data.decode import decode_image, inspect_image, read_image, read_mask, scale_values, used_palette
 from segjax.data.io import DataError, RawFile
 
 BANDS = np.random.default_rng(0).integers(0, 60_000, (32, 48, 5), dtype=np.uint16)
