@@ -117,7 +117,7 @@ def refuse_training_images(run: TrainedRun, split: str, source: Source) -> None:
     shared = sum(source.name(i) in names for i in range(len(source)))
     if shared:
         raise ConfigError(
-            f"--split={split}: the run was trained on {shared} of its {len(source)} images, and a network is too "
+            f"--split={split}: {run.name} was trained on {shared} of its {len(source)} images, and a network is too "
             f"confident on these; choose other images, such as --split={run.config.data.eval_split}"
         )
 
@@ -285,7 +285,7 @@ def _calibration_counts(logits: Float[Array, "*pixels C"], labels: Int[Array, "*
 def control(
     rates: Mapping[str, Float[np.ndarray, "images candidates"]], level: float, family: str
 ) -> tuple[list[int], float]:
-    """Returns the candidate of `metrics.risk_control` per class, and the smallest level that all of them allow.
+    """Returns the candidates of `metrics.risk_control`, one per class, and the smallest level that all of them allow.
 
     `rates` are those of `metrics.false_negative_rates` by class, or with the name "" those of all pixels. The first
     candidate, which marks every pixel, is left out. It raises ConfigError for a class without images, and for a
@@ -317,7 +317,7 @@ def guarantee(
     rates, thresholds = metrics.false_negative_rates(histograms)
     (at,), smallest = control({name: rates}, level, family)
     negatives = histograms[:, 0].sum(axis=0)
-    chosen = {"radius": RADII[-at]} if family == "dilation" else {"threshold": float(thresholds[at])}
+    chosen = {"radius": float(RADII[-at])} if family == "dilation" else {"threshold": float(thresholds[at])}
     return {
         "risk": "fnr",
         "family": family,

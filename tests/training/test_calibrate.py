@@ -94,14 +94,17 @@ def test_calibrate_several_factors_for_one_output(run, source, kind):
         calibrate.calibrate(run, source, kind=kind)
 
 
-@pytest.mark.parametrize(("family", "level"), [("threshold", 0.5), ("dilation", 0.2)])
-def test_calibrate_guarantee_of_a_mask(run, source, pixels, family, level):
+@pytest.mark.parametrize(("family", "field", "level"), [("threshold", "threshold", 0.5), ("dilation", "radius", 0.2)])
+def test_calibrate_guarantee_of_a_mask(run, source, pixels, family, field, level):
     found = calibrate.calibrate(run, source, kind="none", risk="fnr", number=1, level=level, family=family)["guarantee"]
     logits, labels = pixels
     chosen = logits[..., 1] - logits[..., 0] >= found.get("threshold", 0)
     if family == "dilation":
         assert found["radius"] > 0
         chosen = np.stack([distance_transform_edt(~mask) <= found["radius"] for mask in chosen])
+    predict = run.predictor(PredictOptions(tuple(run.config.data.size), **{field: found[field]}))
+    predicted = np.stack([predict(source[i]["image"]).mask == 1 for i in range(len(source))])
+    assert (predicted != chosen).mean() < 1e-3
     missed = [1 - chosen[i][labels[i] == 1].mean() for i in range(len(labels)) if (labels[i] == 1).any()]
     assert found["miss_rate"] == pytest.approx(np.mean(missed), abs=1e-3)
     assert found["false_positive_rate"] == pytest.approx(chosen[labels == 0].mean(), abs=1e-3)
