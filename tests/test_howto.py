@@ -24,6 +24,7 @@ import pytest
 from absl import flags
 
 from segjax import cli, losses
+from segjax.__main__ import MODULES
 from segjax.metrics import risk_coverage
 
 ROOT = Path(__file__).parent.parent
@@ -42,20 +43,22 @@ COMMANDS = sorted(
         if path.parent.name != "reports"  # generated
         for command in re.findall(
             r"((?:python -m (?!experiments\S*fault_child)(?:segjax|experiments)\.[a-z]"
-            r"|\bsegjax (?:train|evaluate|calibrate|predict|report|export) (?=\S*[-/]))(?:[^\n`\\]|\\\n)*)",
+            r"|\bsegjax (?:data \w+ (?=\S* --)|(?:train|evaluate|calibrate|predict|report|export) (?=\S*[-/])))"
+            r"(?:[^\n`\\]|\\\n)*)",
             path.read_text("utf-8"),
         )
         # Not the command in an f-string, and not one in a sentence about its flags.
-        if "{" not in command and re.search(r"^python|--(?:config|checkpoint)=|runs/", command)
+        if "{" not in command and re.search(r"^python|--(?:config|checkpoint|output)=|runs/", command)
     }
 )
 # Pages with Python beside the how-tos; each runs by itself.
 EXAMPLES = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if "```python" in path.read_text("utf-8")]
 
 
-def tiny(arguments):
+def tiny(module, arguments):
     """Inserts the overrides of `TINY` before the overrides of the page."""
-    config = next((one.removeprefix("--config=") for one in arguments if one.startswith("--config=")), "")
+    found = dict(argument.partition("=")[::2] for argument in arguments)
+    config = found.get("--config", "folder_unet" if module == "segjax.train" else "")
     given = [argument for argument in arguments if argument.startswith("--config.")]
     overrides = [f"--config.{key}={value}" for key, value in TINY.get(Path(config).stem, {}).items()]
     return [*(one for one in arguments if one not in given), *overrides, *given]
@@ -63,13 +66,15 @@ def tiny(arguments):
 
 def run_command(line):
     """Runs `python -m MODULE …` or `segjax COMMAND …` in this process and removes the flags that it defined."""
-    module, *arguments = shlex.split(re.sub(r"^segjax ", "segjax.", line).removeprefix("python -m "))
+    module, *arguments = shlex.split(line.removeprefix("python -m "))
+    if module == "segjax":
+        module, *arguments = MODULES[arguments[0]], *arguments[1:]
     for library in ("absl.app", "segjax.training"):  # the flags that these define stay
         importlib.import_module(library)
     path = ROOT / module.replace(".", "/")
     file = path.with_suffix(".py") if not path.is_dir() else path / "__main__.py"
     before, argv = set(flags.FLAGS), sys.argv
-    sys.argv = [str(file), *tiny(arguments)]
+    sys.argv = [str(file), *tiny(module, arguments)]
     try:
         with warnings.catch_warnings():
             # ml_collections loads config files this way.
@@ -123,7 +128,8 @@ def own_folder_run(folder, page):
             for kind, pixels in (("images", rng.integers(0, 256, size).astype(np.uint8)), ("masks", mask)):
                 (root / split / kind).mkdir(parents=True, exist_ok=True)
                 assert cv2.imwrite(str(root / split / kind / f"{i}.png"), pixels)
-    places = {"ROOT": root, "runs/mine": folder / "mine", "=predictions": f"={folder / 'predictions'}"}
+    places = {"ROOT": root, "runs/mine": folder / "mine"}
+    places |= {f"={name}": f"={folder / name}" for name in ("predictions", "my_config.py", "page.html")}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         return run_page(page("howto/your_own_folder.md"), places), places
@@ -156,6 +162,8 @@ def test_howto_training_step_learns(page):
 def test_howto_your_own_folder(own_folder_run, folder):
     names, _ = own_folder_run
     assert names["config"].data.mask_values == (0, 128, 200)
+    assert cli.ConfigFile("config").parse(str(folder / "my_config.py")).data.mask_values == (0, 255)
+    assert (folder / "page.html").exists()
     scores = json.loads((folder / "mine" / "scores.json").read_text())
     assert (scores["images"], scores["steps"], scores["classes"]) == (4, 2, ["background", "object"])
     written = {path.name for path in (folder / "predictions").iterdir()}
