@@ -521,7 +521,7 @@ def test_open_split_masks_drawn_on_stored_pixels(config, case):
 
 
 def test_open_split_masks_whose_sizes_tell(make, config, tmp_path):
-    """Of two sizes, masks are turned like the image if they have its stored size, whatever the option."""
+    """Masks of the stored size are turned like the image, those of the displayed size are not, whatever the option."""
     exif, stored = Image.Exif(), np.zeros((12, 20, 3), np.uint8)
     exif[0x0112], stored[:4, :5, 0], ids = 6, 255, np.zeros((12, 20), np.uint8)
     ids[:4, :5] = 255
