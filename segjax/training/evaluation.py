@@ -187,7 +187,9 @@ def images_of(batch: dict[str, jax.Array], corruption: tuple[str, int] | None = 
         return batch["image"]
     kind, severity = corruption
     if (channels := batch["image"].shape[-1]) not in (1, 3):
-        raise ConfigError(f"corruptions are of grey and RGB images; these have {channels} channels: remove {kind!r}")
+        raise ConfigError(
+            f"--corruption and --severity need images of 1 or 3 channels; these have {channels}: leave them out"
+        )
     keys = example_keys(jax.random.key(0), 0, batch["index"])  # the same in every evaluation
     return data.corrupt(batch["image"], keys, kind=kind, severity=severity, sizes=batch["size"])
 
