@@ -45,10 +45,8 @@ class ForeignFileError(StorageError):
     """A file that would have to be replaced, and that segjax did not write or that was changed since."""
 
     def __init__(self, file: Any, reason: str = "exists, and segjax did not write it, or it was changed since"):
-        remedy = (
-            "Choose another folder, or move the file; calibrate, evaluate, export, predict and report have --overwrite"
-        )
-        super().__init__(f"{file}: {reason}. {remedy}")
+        commands = "calibrate, data, evaluate, export, predict and report"
+        super().__init__(f"{file}: {reason}. Choose another folder, or move the file; {commands} have --overwrite")
 
 
 def in_bucket(path: str | os.PathLike) -> bool:

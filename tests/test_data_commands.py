@@ -102,6 +102,14 @@ def test_check_begins_with_the_reasons_of_a_refusal(root, run_command):
     assert not (root / "mine.py").exists()
 
 
+def test_train_on_a_folder_that_check_refuses(root, run_command):
+    (root / "images/3.png").write_bytes(b"")
+    status, _, error = run_command("train", f"--data={root}", f"--workdir={root / 'run'}")
+    assert status == 1
+    assert re.match(r"error: .*images/3.png: cannot be decoded.*\. segjax data check .* describes the folder", error)
+    assert not (root / "run").exists()
+
+
 def test_check_of_wrong_fields_shows_the_values_of_the_masks(root, run_command):
     status, shown, _ = run_command("data", "check", root, "--config.data.mask_values=(0,9)")
     assert status == 1
