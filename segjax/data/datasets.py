@@ -14,9 +14,10 @@ import tensorflow_datasets as tfds
 
 from segjax.data import builders
 from segjax.data.decode import image_header
-from segjax.data.folder import folder_options, open_folder
+from segjax.data.folder import open_folder
 from segjax.data.io import DataError, RawFile, as_data_error
 from segjax.data.labels import LABEL_SETS, UNSEEN, VOID, LabelSet, hide_classes, numbered_classes
+from segjax.data.layout import folder_options
 from segjax.data.pairs import (
     Example,
     Source,
@@ -78,7 +79,7 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         - `data_dir`: folder of the prepared sets, "" for TFDS's default; or the folder of one prepared set.
         - `manual_dir`: the raw files, or the folder's ROOT; "" for $SEGJAX_<NAME>_DIR, else TFDS's manual folder.
         - road_debris, optional: `scene_size` (height, width), `scene_seed`, `train_examples`, `val_examples`.
-        - folder: `class_names`; optional: the fields of `labels.numbered_classes` and `folder.FolderOptions`; `range`,
+        - folder: `class_names`; optional: the fields of `labels.numbered_classes` and `layout.FolderOptions`; `range`,
           `orientation` and `train_split`, see `open_folder`.
         - `unseen_classes`, optional: names of classes to leave out of the training. Their pixels are void, and the
           split's `label_set` has the other classes only, with train ids from 0 in their order.

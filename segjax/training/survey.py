@@ -22,9 +22,10 @@ from ml_collections import ConfigDict
 from segjax import losses
 from segjax.data.datasets import label_set as label_set_of
 from segjax.data.decode import ImageInfo, ValueRange, inspect_image
-from segjax.data.folder import Layout, common_channels, find_layout, folder_options
+from segjax.data.folder import common_channels
 from segjax.data.io import DataError, read_bytes
 from segjax.data.labels import VOID, LabelSet, read_class_file, to_train_ids
+from segjax.data.layout import Layout, find_layout, folder_options
 from segjax.data.pairs import Pair, Verified, decode_pair, find_range, refuse_palettes
 from segjax.data.resize import resize_nearest
 from segjax.training.config import FIELDS, ConfigError, changed, from_leaves, leaves, validate

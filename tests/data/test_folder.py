@@ -10,12 +10,11 @@ import tifffile
 from PIL import Image
 
 from segjax.data import UNSEEN, VOID, Source, check_split, open_split
-from segjax.data.folder import FolderOptions, find_layout, open_folder
+from segjax.data.folder import open_folder
 from segjax.data.io import DataError
 from segjax.data.labels import numbered_classes
+from segjax.data.layout import FolderOptions
 
-# "" instead of image files; TIFFs are opened for their number of pages.
-ONE_PIXEL = cv2.imencode(".tif", np.zeros((1, 1), np.uint8))[1].tobytes()
 NAMES = ("asphalt", "gravel", "hole")
 CLASSES = numbered_classes(NAMES)
 
@@ -49,13 +48,6 @@ def test_open_folder_split_by_fraction_is_deterministic_and_complete(make, tmp_p
     assert names(open_folder(root, "val", CLASSES, options=FolderOptions(val_fraction=0.6))) > val
 
 
-def test_find_layout_holds_out_about_the_fraction(make, tmp_path):
-    for i in range(400):
-        for part in ("images", "masks"):
-            make.put(tmp_path / part / f"{i}.png", b"")
-    assert 20 <= len(find_layout(tmp_path).splits["val"]) <= 60
-
-
 def test_open_folder_neither_split_is_empty(make, tmp_path):
     root = make.folder(tmp_path, 2)
     for fraction in (0.001, 0.999):
@@ -84,90 +76,6 @@ def test_open_folder_splits_share_channels(make, tmp_path):
     assert [open_folder(tmp_path, split, CLASSES)[0]["image"].shape[-1] for split in ("train", "val")] == [3, 3]
 
 
-def layout(root, files, **options):
-    """Writes files of the size 0, and TIFFs of one pixel, and returns their layout and the names of each split."""
-    for path in files.split():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(ONE_PIXEL if path.endswith(".tif") else b"")
-    found = find_layout(root, FolderOptions(**options))
-    return found, {split: [pair.name for pair in pairs] for split, pairs in found.splits.items()}
-
-
-LAYOUTS = {
-    "valid": ("train/images/0.png train/masks/0.png valid/images/1.png valid/masks/1.png", ["0"], ["1"]),
-    "validation": ("Training/imgs/0.png Training/gt/0.png validation/imgs/1.png validation/gt/1.png", ["0"], ["1"]),
-    "split below": ("images/train/0.png images/val/1.png masks/train/0.png masks/val/1.png", ["0"], ["1"]),
-    "ADE20K": (
-        "images/training/0.jpg images/validation/1.jpg annotations/training/0.png annotations/validation/1.png",
-        ["0"],
-        ["1"],
-    ),
-    "SegNet": ("train/0.png trainannot/0.png val/1.png valannot/1.png", ["0"], ["1"]),
-    "Carvana": ("train/0.jpg train_masks/0_mask.gif val/1.jpg val_masks/1_mask.gif", ["0"], ["1"]),
-    "one folder": (
-        "train/0.tif train/0_mask.tif val/1_2.tif val/1_2_mask.tif val/1.tif val/1_mask.tif",
-        ["0"],
-        ["1", "1_2"],
-    ),
-    "TrainDataset": ("TrainDataset/image/0.png TrainDataset/mask/0.png val/image/1.png val/mask/1.png", ["0"], ["1"]),
-    "Cityscapes": (
-        "leftImg8bit/train/ulm/ulm_0_1_leftImg8bit.png gtFine/train/ulm/ulm_0_1_gtFine_labelIds.png"
-        " gtFine/train/ulm/ulm_0_1_gtFine_color.png gtFine/train/ulm/ulm_0_1_gtFine_instanceIds.png"
-        " gtFine/train/ulm/ulm_0_1_gtFine_polygons.json"
-        " leftImg8bit/val/bonn/bonn_0_2_leftImg8bit.png gtFine/val/bonn/bonn_0_2_gtFine_labelIds.png",
-        ["ulm/ulm_0_1"],
-        ["bonn/bonn_0_2"],
-    ),
-    "names that end in words": (
-        "images/train/a_color.png images/val/b.png masks/train/a_color.png masks/val/b.png",
-        ["a_color"],
-        ["b"],
-    ),
-    "suffixes": ("train/0.jpg train/0.png val/1.jpeg val/1.png", ["0"], ["1"]),
-    "folders of samples": (
-        "train/0_json/img.png train/0_json/label.png val/1_json/img.png val/1_json/label.png",
-        ["0_json"],
-        ["1_json"],
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", LAYOUTS)
-def test_find_layout_of_usual_names(tmp_path, kind):
-    files, train, val = LAYOUTS[kind]
-    assert layout(tmp_path, files)[1] == {"train": train, "val": val}
-
-
-def test_find_layout_of_drive(tmp_path):
-    files = " ".join(
-        f"{part}/images/{n}_{name}.tif {part}/1st_manual/{n}_manual1.gif {part}/mask/{n}_{name}_mask.gif"
-        for part, n, name in [("training", 21, "training"), ("training", 22, "training"), ("test", "01", "test")]
-    )
-    found, names = layout(tmp_path, f"{files} test/2nd_manual/01_manual2.gif", val_fraction=0.5)
-    assert names == {"train": ["22"], "val": ["21"], "test": ["01"]}
-    assert {pair.mask.path.rpartition("_")[2] for pairs in found.splits.values() for pair in pairs} == {"manual1.gif"}
-    assert sorted(map(len, found.ignored.values())) == [1, 3]  # of the second annotator, of the field of view
-
-
-def test_find_layout_of_drive_second_annotator(tmp_path):
-    files = "test/images/01_test.tif test/1st_manual/01_manual1.gif test/2nd_manual/01_manual2.gif"
-    files += " training/images/21_training.tif training/1st_manual/21_manual1.gif"
-    found, names = layout(tmp_path, files, masks="2nd_manual/{stem}_manual2")
-    assert names == {"test": ["01"]}
-    assert list(found.unlabelled) == ["train"]
-
-
-def test_find_layout_of_chase(tmp_path):
-    files = " ".join(f"Image_{n}{end}" for n in ("01L", "01R") for end in (".jpg", "_1stHO.png", "_2ndHO.png"))
-    first, names = layout(tmp_path, files)
-    second, _ = layout(tmp_path, files, masks="{stem}_2ndHO")
-    assert names["train"] + names["val"] == ["Image_01L", "Image_01R"]
-    assert [pair.mask.path[-9:] for found in (first, second) for pair in found.splits["train"]] == [
-        "1stHO.png",
-        "2ndHO.png",
-    ]
-
-
 def test_open_folder_of_isbi_2012(tmp_path):
     images, labels = np.random.default_rng(0).integers(0, 2, (2, 5, 8, 9), np.uint8) * np.uint8(255)
     for name, stack in (("train-volume", images), ("train-labels", labels), ("test-volume", images)):
@@ -188,140 +96,6 @@ def test_open_folder_stacks_of_different_lengths(make, tmp_path):
         tifffile.imwrite(tmp_path / part / "a.tif", np.zeros((pages, 4, 4), np.uint8), photometric="minisblack")
     with pytest.raises(DataError, match=r"masks/a.tif: 2 page\(s\) for an image of 3"):
         open_folder(tmp_path, "all", CLASSES)
-
-
-def test_find_layout_of_voc(tmp_path):
-    files = " ".join(f"VOC2012/JPEGImages/{n}.jpg" for n in range(6))
-    files += " ".join(f" VOC2012/Segmentation{kind}/{n}.png" for n in range(4) for kind in ("Class", "Object"))
-    lists = {
-        "Segmentation/train": "0\n1\n",
-        "Segmentation/val": "2\n3\n",
-        "Segmentation/trainval": "0\n",
-        "Main/train": "5\n",
-    }
-    for name, text in lists.items():
-        path = tmp_path / "VOC2012" / "ImageSets" / f"{name}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    found, names = layout(tmp_path, f"{files} VOC2012/Annotations/0.xml")
-    assert names == {"train": ["VOC2012/0", "VOC2012/1"], "val": ["VOC2012/2", "VOC2012/3"]}
-    assert found.ignored["not in a list of a split"] == ["VOC2012/JPEGImages/4.jpg", "VOC2012/JPEGImages/5.jpg"]
-
-
-def test_find_layout_patterns_with_folders(tmp_path):
-    files = "raw/train/cam1/7_rgb.png raw/valid/cam1/8_rgb.png truth/train/7-gt.png truth/valid/8-gt.png"
-    found, names = layout(
-        tmp_path, f"{files} other/7_rgb.png", images="raw/{split}/*/{stem}_rgb", masks="truth/{split}/{stem}-gt.png"
-    )
-    assert names == {"train": ["7"], "val": ["8"]}
-    assert list(found.ignored.values()) == [["other/7_rgb.png"]]
-
-
-@pytest.mark.parametrize(
-    ("files", "options", "message"),
-    [
-        (
-            "images/0.png masks/0_a.png masks/0_b.png",
-            {},
-            r"config.data.masks = '\{stem\}_a' \(1 files\) or '\{stem\}_b'",
-        ),
-        ("images/0.png labels/0.png gt/0.png", {}, r"config.data.masks = 'gt/\{stem\}' or 'labels/\{stem\}'"),
-        ("images/0.png masks/1.png", {}, r"images/0.png and masks/1.png; give the patterns .*config.data.masks"),
-        ("images/0.png images/1.png", {}, r"2 image\(s\), such as images/0.png, and no mask; .*config.data.masks"),
-        ("images/0.png labels/0.json", {}, r"segjax data masks converts"),
-        ("train/images/0.png train/masks/0.png dev/images/1.png dev/masks/1.png", {}, r"dev/.*rename .* 'val'"),
-        ("images/0.png masks/0.png", {"masks": "mask"}, r"config.data.masks: .*\{stem\} once.* got 'mask'"),
-        ("images/0.png masks/0.png", {"fold": 1}, r"config.data.fold = 1 needs config.data.folds"),
-        ("images/0.png masks/0.png", {"folds": 1}, r"config.data.folds must be at least 2.* got 1"),
-        ("images/0.png masks/0.png", {"folds": 2, "fold": 2}, r"config.data.fold must be one of 0 to 1.* got 2"),
-        ("images/0.png masks/0.png", {"folds": 2}, r"at least 2 images for 2 folds; found 1"),
-        (
-            "images/0.png masks/0.png",
-            {"groups": "{group}_*"},
-            r"config.data.groups = '\{group\}_\*' .*'0'",
-        ),
-    ],
-)
-def test_find_layout_ambiguous_or_unknown(tmp_path, files, options, message):
-    with pytest.raises(DataError, match=message):
-        layout(tmp_path, files, **options)
-
-
-def test_find_layout_names_what_it_leaves_out(tmp_path):
-    files = (
-        "images/0.png images/1.png masks/0.png masks/1.png overview.png notes.txt images/.cache/0.png __MACOSX/x.png"
-    )
-    found, names = layout(tmp_path, f"{files} labels/0.png")
-    assert names == {"train": ["1"], "val": ["0"]}
-    assert sorted(path for paths in found.ignored.values() for path in paths) == [
-        "__MACOSX/",
-        "images/.cache/",
-        "labels/0.png",
-        "notes.txt",
-        "overview.png",
-    ]
-
-
-def test_find_layout_names_in_other_unicode_forms(tmp_path):
-    composed, decomposed = "\u00e8", "e\u0300"
-    _, names = layout(tmp_path, f"images/{decomposed}.png images/a.png masks/{composed}.png masks/a.png")
-    assert set(names["train"] + names["val"]) == {decomposed, "a"}
-
-
-def test_find_layout_links_to_folders(make, tmp_path):
-    make.folder(tmp_path / "elsewhere", 4)
-    (tmp_path / "root").mkdir()
-    for part in ("images", "masks"):
-        (tmp_path / "root" / part).symlink_to(tmp_path / "elsewhere" / part)
-    with pytest.raises(DataError, match=r"images: a link to a folder.*config.data.follow_links=True"):
-        find_layout(tmp_path / "root")
-    (tmp_path / "root" / "again").symlink_to(tmp_path / "root")  # a circle
-    source = open_folder(tmp_path / "root", "all", CLASSES, options=FolderOptions(follow_links=True))
-    assert len(source) == 4
-
-
-def test_find_layout_reads_lists_of_paths(tmp_path):
-    (tmp_path / "splits").mkdir()
-    (tmp_path / "splits" / "train.txt").write_text("a.png\n\n/SegNet/CamVid/images/c.png /SegNet/CamVid/masks/c.png\n")
-    (tmp_path / "splits" / "val.txt").write_text("b 1\r\n")
-    files = [f"{part}/{name}.png" for part in ("images", "masks") for name in ("a", "b 1", "c", "d")]
-    for path in files:
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_bytes(b"")
-    assert layout(tmp_path, "")[1] == {"train": ["a", "c"], "val": ["b 1"]}
-    assert len(layout(tmp_path, "", split_files="none")[1]["train"]) == 3
-    (tmp_path / "splits" / "val.txt").write_text("c\n")
-    with pytest.raises(DataError, match=r"val.txt, line 1: 'c' is in splits/train.txt too"):
-        layout(tmp_path, "")
-    (tmp_path / "splits" / "val.txt").write_text("b 1\nz\n")
-    with pytest.raises(DataError, match=r"val.txt, line 2: 'z' is not an image .*config.data.split_files=none"):
-        layout(tmp_path, "")
-
-
-def test_find_layout_folds_cover_every_image_once(tmp_path):
-    files = " ".join(f"{part}/{i}.png" for part in ("images", "masks") for i in range(10))
-    splits = [layout(tmp_path, files, folds=3, fold=fold, split_seed=7)[1] for fold in range(3)]
-    assert sorted(name for each in splits for name in each["val"]) == [str(i) for i in range(10)]
-    assert [len(each["val"]) for each in splits] == [4, 3, 3]
-    assert all(not {*each["train"]} & {*each["val"]} for each in splits)
-    assert layout(tmp_path, files, folds=3, split_seed=8)[1] != splits[0]
-
-
-@pytest.mark.parametrize("options", [{}, {"folds": 2}], ids=["held out", "folds"])
-def test_find_layout_groups_are_not_split(tmp_path, options):
-    files = " ".join(f"{part}/p{p}_{i}.png" for part in ("images", "masks") for p in range(5) for i in range(3))
-    _, names = layout(tmp_path, files, groups="{group}_*", **options)
-    train, val = ({name[:2] for name in names[split]} for split in ("train", "val"))
-    assert train | val == {f"p{p}" for p in range(5)}
-    assert not train & val
-
-
-def test_find_layout_group_in_two_given_splits(tmp_path):
-    files = " ".join(
-        f"{split}/{part}/p_{i}.png" for i, split in enumerate(("train", "val")) for part in ("images", "masks")
-    )
-    with pytest.raises(DataError, match=r"the group 'p' of config.data.groups is in train and in val"):
-        layout(tmp_path, files, groups="{group}_*")
 
 
 def test_open_folder_threshold_of_palettes(make, tmp_path):
@@ -407,11 +181,6 @@ def test_open_folder_one_image(make, tmp_path):
         open_folder(make.folder(tmp_path, 1), "train", CLASSES)
 
 
-def test_open_folder_fraction_out_of_range(make, tmp_path):
-    with pytest.raises(ValueError, match=r"val_fraction must lie in \(0, 1\); got 1.5"):
-        open_folder(tmp_path, "train", CLASSES, options=FolderOptions(val_fraction=1.5))
-
-
 def test_open_split_folder_without_path_or_class_names(config, monkeypatch):
     monkeypatch.delenv("SEGJAX_FOLDER_DIR", raising=False)
     with pytest.raises(DataError, match=r"folder: set config.data.manual_dir or \$SEGJAX_FOLDER_DIR"):
@@ -488,11 +257,6 @@ def test_check_split_of_made_case_void_by_accident(config):
     data = config("folder", manual_dir=CASES / "void_255_by_accident", class_names=("background", "object"))
     (warning,) = check_split(open_split(data, "train"), "train")
     assert re.search(r"no pixel of object \(1\), and \d+\.\d% .* void \(255\)\. .*config.data.mask_values", warning)
-
-
-def test_layout_notes_count_and_name_what_is_left_out(config):
-    source = open_split(config("folder", manual_dir=CASES / "synology_eaDir", **DEFAULTS), "train")
-    assert any(re.search(r"left out 1, .*: images/@eaDir/$", line) for line in source.notes)
 
 
 @pytest.mark.parametrize(
