@@ -97,7 +97,7 @@ def check_folder(root: Path) -> None:
         say(line, console)
     if output:
         write_outputs({output: config_file(found, root, str(output)).encode()}, overwrite=FLAGS.overwrite)
-        say(f"wrote {output}. Next: segjax train --config={output} --workdir=runs/{root.name}", console)
+        say(f"wrote {output}. Next: segjax train --config={output} --workdir=runs/{root.absolute().name}", console)
     else:
         say("--output=mine.py writes it as a config file; segjax train --data=ROOT trains with it", console)
 
@@ -177,10 +177,10 @@ def config_file(found: Findings, root: Path, path: str) -> str:
     """Returns the suggested config as a config file, which will have this path."""
     counts = ", ".join(f"{len(pairs)} images in {split}" for split, pairs in found.layout.splits.items())
     lines = [
-        f'"""Images and masks of {printable(root.name)}, as segjax data check suggests to train on them.',
+        f'"""Images and masks of {printable(root.absolute().name)}, as segjax data check suggests to train on them.',
         "",
         f"DATA: folder, {counts}",
-        f"COMMAND: segjax train --config={printable(path)} --workdir=runs/{printable(root.name)}",
+        f"COMMAND: segjax train --config={printable(path)} --workdir=runs/{printable(root.absolute().name)}",
         '"""',
         "",
         "from segjax.training import defaults",
@@ -198,7 +198,7 @@ def config_file(found: Findings, root: Path, path: str) -> str:
 def show_folder(root: Path) -> None:
     """Writes a page with images of each class, the rarest first, under their masks and as the network sees them."""
     console = rich.console.Console()
-    output = path_of(FLAGS.output or f"{root.name}.html")
+    output = path_of(FLAGS.output or f"{root.absolute().name}.html")
     check_outputs([output], overwrite=FLAGS.overwrite)
     found = examine(root, FLAGS.config, cli.given_fields("config"), console)
     if found.label_set is None:
@@ -237,7 +237,9 @@ def folder_report(found: Findings, root: Path, *, images_per_class: int) -> Repo
         "training with the suggested config would see. Rare classes are outlined; void is not tinted."
     )
     facts = {"folder": str(root.absolute()), "suggested config": ", ".join(found.lines())}
-    return Report(root.name, text, (Section("Folder", "", tuple(tables(found)), (legend,)), *sections), facts)
+    return Report(
+        root.absolute().name, text, (Section("Folder", "", tuple(tables(found)), (legend,)), *sections), facts
+    )
 
 
 def _augmentation(config: ConfigDict) -> Callable[..., Any]:

@@ -322,7 +322,7 @@ def find_classes(values: Mapping[Value, int]) -> dict[str, tuple | int]:
 
     255 is void beside at least two other ids, the largest of which is below 64; else it is a class. Of colours, black
     or else the most frequent one is the background. More than 8 values of which 95 % are near black or white are noise
-    of two classes. Raises DataError for more than 64 values.
+    of two classes. Raises DataError for one value, and for more than 64.
 
     >>> find_classes({0: 90, 255: 10}), find_classes({(0, 0, 0): 9, (255, 0, 0): 1})["mask_colours"]
     ({'class_names': ('background', 'object'), 'mask_values': (0, 255)}, ('#000000', '#ff0000'))
@@ -330,6 +330,9 @@ def find_classes(values: Mapping[Value, int]) -> dict[str, tuple | int]:
     near = sum(pixels for value, pixels in values.items() if not 32 < _grey(value) < 223)
     if len(values) > 8 and max(map(_grey, values)) < 256 and near >= 0.95 * sum(values.values()):
         return {"class_names": ("background", "object"), "mask_threshold": 128}
+    if len(values) < 2:
+        (only,) = values
+        raise DataError(f"all pixels of the masks have the value {only}; expected at least two classes")
     if len(values) > _MOST_CLASSES:
         expected = f"expected at most {_MOST_CLASSES}, unless config.data.class_names and mask_values name them"
         raise DataError(f"the masks have {len(values)} different values, as photographs have; {expected}")

@@ -161,9 +161,10 @@ def test_find_classes(values, names, fields):
     assert survey.find_classes(dict.fromkeys(values, 9)) == {"class_names": names} | fields
 
 
-def test_find_classes_of_photographs():
-    with pytest.raises(DataError, match="256 different values"):
-        survey.find_classes(dict.fromkeys(range(256), 9))
+@pytest.mark.parametrize(("count", "message"), [(1, "masks have the value 0"), (256, "have 256 different values")])
+def test_find_classes_of_too_few_or_too_many_values(count, message):
+    with pytest.raises(DataError, match=message):
+        survey.find_classes(dict.fromkeys(range(count), 9))
 
 
 def test_examine_reads_the_class_file(root):
