@@ -10,7 +10,7 @@ import io
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -335,7 +335,7 @@ def _open_voc(folder: Path) -> Annotations:
                     colour = (code >> 16, code >> 8 & 255, code & 255)
                     raise DataError(f"{file.path}: {colour} is not the colour of a class; expected those of {where}")
                 regions.append(Region(codes[code], 0, 0, colours == code))
-            yield Annotated(path, colours.shape, regions, Path(file.path))
+            yield Annotated(str(PurePosixPath(path).with_suffix("")), colours.shape, regions, Path(file.path))
 
     where = "labelmap.txt" if (folder / "labelmap.txt").is_file() else "Pascal VOC, or a labelmap.txt beside the folder"
     names = tuple(name for name in table if name is not None)
@@ -465,18 +465,19 @@ def class_values(
 
 
 class Images:
-    """The images of a folder, which annotations name by their path, or by their name where only one file has it."""
+    """The images of a folder, which annotations name by their path, or by a name or stem that only one file has."""
 
     def __init__(self, folder: Path):
         self.folder, self.files = folder, list_folder(folder)
         self._paths: dict[str, list[str]] = {}
         for path in self.files:
-            self._paths.setdefault(path.rsplit("/", 1)[-1], []).append(path)
+            for name in (PurePosixPath(path).name, PurePosixPath(path).stem):
+                self._paths.setdefault(name, []).append(path)
 
     def find(self, one: Annotated) -> tuple[str, RawFile]:
         """Returns the path of an annotated image within the folder, and its file; DataError: none, or several."""
         name = PureWindowsPath(one.file).as_posix()
-        paths = [name] if name in self.files else self._paths.get(name.rsplit("/", 1)[-1], [])
+        paths = [name] if name in self.files else self._paths.get(PurePosixPath(name).name, [])
         if len(paths) != 1:
             found = f"{len(paths)} files of this name, {' and '.join(paths[:2])}" if paths else "no file of this name"
             remedy = "--images=FOLDER names the folder of the images"

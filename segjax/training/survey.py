@@ -435,7 +435,7 @@ def suggest(found: Findings) -> dict[str, Any]:
 def suggest_size(found: Findings) -> tuple[int, int]:
     """Returns the smallest input size at which every class keeps an IoU of 0.9 (`iou_caps`), at most 2^20 pixels.
 
-    It is a multiple of 16, and at most the median height and width of the images.
+    It has the proportions of the images' median height and width, rounded to multiples of 16.
     """
     median = np.median([pair.size for pair in found.pairs], axis=0)
     enough = [scale for scale, caps in found.caps.items() if np.nanmin(caps) >= _ENOUGH]
