@@ -317,6 +317,9 @@ def write_masks(source: Path) -> None:
         images += counts[: len(names)] > 0
         void, shared = void + counts[VOID], shared + both
     write_outputs({root / class_file.name: content}, overwrite=overwrite)
+    for name in ("train.txt", "val.txt") if not FLAGS.split else ():  # of Pascal VOC
+        if (file := source / "ImageSets/Segmentation" / name).is_file():
+            write_outputs({root / "ImageSets/Segmentation" / name: file.read_bytes()}, overwrite=overwrite)
     total = max(1, int(pixels.sum() + void))
     rows = [
         (name, i, int(objects[i]), int(images[i]), f"{100 * pixels[i] / total:.3g} %") for i, name in enumerate(names)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from segjax.cli import ConfigFile
+from segjax.data.folder import find_layout
 from segjax.training import open_split
 
 SIZE = (32, 48)
@@ -74,6 +75,22 @@ def test_masks_size_of_another_image_is_refused(coco, tmp_path, run_command):
     options = [f"--output={tmp_path / 'mine'}", f"--images={tmp_path / 'images'}"]
     _, _, error = run_command("data", "masks", coco, *options)
     assert re.search(r"images/0.png: the image is 8×8, its annotations are for 32×48 \(.*instances.json\)", error)
+
+
+def test_masks_of_pascal_voc_keep_their_splits(tmp_path, run_command):
+    voc, root = tmp_path / "voc", tmp_path / "mine"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (voc / folder).mkdir(parents=True)
+    for i in range(3):
+        mask = np.zeros((*SIZE, 3), np.uint8)
+        mask[4:9] = (0, 0, 128)  # an aeroplane, in OpenCV's order of the colours
+        cv2.imwrite(str(voc / f"JPEGImages/{i}.jpg"), mask)
+        cv2.imwrite(str(voc / f"SegmentationClass/{i}.png"), mask)
+    (voc / "ImageSets/Segmentation/train.txt").write_text("0\n2\n")
+    (voc / "ImageSets/Segmentation/val.txt").write_text("1\n")
+    assert run_command("data", "masks", voc, f"--output={root}", "--classes=aeroplane")[0] == 0
+    names = {split: [pair.name for pair in pairs] for split, pairs in find_layout(root).splits.items()}
+    assert names == {"train": ["0", "2"], "val": ["1"]}
 
 
 def test_check_writes_a_config_that_opens_the_folder(root, run_command):
