@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 SIZE = {"data.size": (32, 48), "data.workers": 0, "model.width": 4, "model.depth": 1, "model.padding": "zeros"}
 PLAIN = {"augment.scale": (1.0, 1.0), "augment.brightness": 0.0, "augment.contrast": 0.0}  # compiles faster
 STEPS = {"training.steps": 2, "training.global_batch": 4, "training.log_every": 1}
-TINY = {"folder_unet": SIZE | PLAIN | STEPS | {"data.channels": 1}}
+TINY = {"folder_unet": SIZE | PLAIN | STEPS}
 VAL = (33, 71)
 # `fault_child` is started by other programs only.
 COMMANDS = sorted(
