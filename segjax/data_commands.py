@@ -119,7 +119,7 @@ def tables(found: Findings) -> list[Table]:
         extremes = [pair.image.values for pair in good]
         low, high = (min(one[0] for one in extremes), max(one[1] for one in extremes)) if good else (0, 0)
         rows.append((split, len(pairs), " to ".join(shown), " and ".join(kinds), f"{low:g} to {high:g}"))
-    rows += [(split, f"{len(files)} without masks", "", "", "") for split, files in found.layout.unlabelled.items()]
+    rows += [(split, f"{len(files)} without masks", "", "", "") for split, files in found.layout.without_masks.items()]
     columns = ("split", "images", "height×width", "type, channels", "values")
     found_tables = [Table("Images", columns, rows, text=columns[2:])]
     if found.label_set is None:

@@ -95,20 +95,21 @@ def open_folder(
 ) -> FolderSource:
     """Opens and verifies a split of a folder, or "all" of them; `find_layout` finds its files.
 
-    All images are RGB if any of any split has colour. `value_range` is that of `find_range` for the images of
-    `train_split`, and `drawn_on` that of `align_mask`.
+    Grey images are converted to RGB if any image of any split has colour. `find_range` applies the option `value_range`
+    to the images of `train_split`; `drawn_on` is passed to `align_mask`.
     """
     layout = find_layout(Path(root), options)
-    if split in layout.unlabelled:
-        count, first = len(layout.unlabelled[split]), layout.unlabelled[split][0].path
-        raise DataError(
-            f"{root}: {split} has {count} image(s) without masks, such as {first}; segjax predict reads them"
-        )
+    if split in layout.without_masks:
+        images = layout.without_masks[split]
+        count = f"{len(images)} image{'s' * (len(images) > 1)}, such as {images[0].path}"
+        way_out = "use segjax predict, or add masks"
+        raise DataError(f"{root}: no image of split {split!r} has a mask ({count}), so it cannot be scored; {way_out}")
     everything = [pair for part in layout.splits.values() for pair in part]
     pairs = everything if split == "all" else layout.splits.get(split)
     if pairs is None:
-        remedy = f"; expected training images in {root / 'train'}" if split == "train" else ", and all for all of them"
-        raise DataError(f"{root}: no split {split!r}; found {', '.join(layout.splits)}{remedy}")
+        valid = f"valid: {', '.join(layout.splits)}, or all (every split)"
+        expected = f"expected training images in {root / 'train'}"
+        raise DataError(f"{root}: split {split!r} does not exist; {expected if split == 'train' else valid}")
     if on_error == "raise":
         refuse_problems(everything)  # at once, and not after an hour of decoding
     if not label_set.by_colour:
@@ -127,9 +128,12 @@ def open_folder(
 
 
 def common_channels(channels: Iterable[int], root: Path) -> int:
-    """Returns the number of channels to which images of these numbers are converted; `DataError`: there is none."""
-    found = set(channels)
-    if len(found - {1}) > 1 or (1 in found and max(found) not in (1, 3)):
-        text = " and ".join(map(str, sorted(found)))
+    """Returns the number of channels to which images of these numbers are converted: 3 for grey and RGB.
+
+    Raises: DataError if other numbers are mixed.
+    """
+    numbers = set(channels)
+    if len(numbers - {1}) > 1 or (1 in numbers and max(numbers) not in (1, 3)):
+        text = " and ".join(map(str, sorted(numbers)))
         raise DataError(f"{root}: images of {text} channels; expected one number of channels, or grey and RGB")
-    return max(found, default=3)
+    return max(numbers, default=3)

@@ -4,6 +4,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -71,17 +72,18 @@ DEFAULT_OPTIONS = FolderOptions()
 class Layout(NamedTuple):
     """The images and masks of a folder, as `find_layout` found them; their pixels were not read."""
 
-    description: str  # for the user: "train: 20 of train/images/{stem}.png with train/masks/{stem}.png; …"
+    description: str  # for the user: "train: train/images/{stem}.png with train/masks/{stem}.png; …"
     splits: dict[str, list[Pair]]  # "train" and "val", and "test" if it has masks
-    unlabelled: dict[str, list[RawFile]]  # images of the splits without masks
+    without_masks: dict[str, list[RawFile]]  # images of each split that has no mask at all
     ignored: dict[str, list[str]]  # paths below the root by the reason for which they are not read
     class_file: Path | None = None  # file of class names with their colours or ids, for `labels.read_class_file`
 
-    def notes(self, shown: int = 3) -> list[str]:
-        """Returns lines for the user: the layout, and the number and the first files left out for each reason."""
+    def notes(self, examples: int = 3) -> list[str]:
+        """Returns lines for the user: the layout, and the number and the first paths left out for each reason."""
         lines = [f"layout: {self.description}"]
         for reason, paths in self.ignored.items():
-            lines.append(f"left out {len(paths)}, {reason}: {', '.join(paths[:shown])}{', …' * (len(paths) > shown)}")
+            count = f"{len(paths)} path{'s' * (len(paths) > 1)}"
+            lines.append(f"left out {count} ({reason}): {', '.join(paths[:examples])}{', …' * (len(paths) > examples)}")
         return lines
 
 
@@ -95,13 +97,18 @@ class _File(NamedTuple):
     name: str  # path without the folders of split and role, and without suffix
 
     @property
+    def folder_name(self) -> str:
+        """Last part of `folder`, "1st_manual"."""
+        return PurePosixPath(self.folder).name
+
+    @property
     def last_names(self) -> str:
         """Folder of the role and stem, "1st_manual/21_manual1"."""
-        return f"{PurePosixPath(self.folder).name}/{PurePosixPath(self.path).stem}"
+        return f"{self.folder_name}/{PurePosixPath(self.path).stem}"
 
 
 def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
-    """Finds the images, masks and splits of a folder by their names; of pixels it reads none.
+    """Finds the images, masks and splits of a folder by their names, without reading pixels.
 
     Folders of images are named `images`, `imgs`, `JPEGImages`, `leftImg8bit`, …, those of masks `masks`, `labels`,
     `annotations`, `SegmentationClass`, `gt`, `1st_manual`, …. The folders `train`, `val` (`valid`, `validation`) and
@@ -114,50 +121,69 @@ def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
     images whose name, or group, has a SHA-256, read as a number in [0, 1), below `val_fraction` are "val". So adding,
     removing or skipping a file moves no other file. (An otherwise empty split gets the nearest image.)
 
-    Raises: DataError for a layout that is ambiguous or unknown; the message gives the candidates and the field.
+    Raises: DataError if the layout is ambiguous or unknown; the message gives the candidates and the field.
     """
     _check_options(options)
-    files, ignored = list_tree(root, MASK_SUFFIXES, follow_links=options.follow_links)
-    for path in ignored.get(LINKED_FOLDER, ()):
+    files, skipped = list_tree(root, MASK_SUFFIXES, follow_links=options.follow_links)
+    other_files = skipped.pop(OTHER_FILE, [])
+    for path in skipped.get(LINKED_FOLDER, ()):
         if _parse(f"{path}x").role:
             expected = "expected a folder of files, or config.data.follow_links=True"
             raise DataError(f"{root / path}: a link to a folder, which is not followed; {expected}")
-    images, masks = _select(list(files), options, ignored)
-    lists = _find_lists(root, options, ignored, split_by_folders=any(each.split for each in images))
+    images, masks, unselected = _select(list(files), options)
+    lists = _find_lists(root, other_files, options, split_by_folders=any(each.split for each in images))
     if lists:
         images, masks = ([each._replace(split=None) for each in part] for part in (images, masks))
     if images and not masks:
-        found = f"{len(images)} image(s), such as {images[0].path}, and no mask"
+        count = f"{len(images)} image(s), such as {images[0].path}, and no mask"
         expected = "expected masks in a folder such as masks, named as the images, or config.data.masks = '{stem}_mask'"
-        if any(path.endswith((".json", ".xml")) for path in ignored.get(OTHER_FILE, ())):
+        if any(path.endswith((".json", ".xml")) for path in other_files):
             expected += "; segjax data masks converts annotations in JSON and XML files"
-        raise DataError(f"{root}: {found}; {expected}")
-    splits, unlabelled, words = {}, {}, []
-    for split, part in _by_split(root, images, masks, ignored).items():
-        named_images, named_masks, text = _join(root, split, *part, options)
-        words.append(text)
-        spelled = {name: image.name for name, image in named_images.items()}  # not in NFC, and it decides the split
-        names = _read_lists(root, lists, named_images, ignored) if lists else {split: {*named_images, *named_masks}}
-        for each, members in names.items():
-            chosen = {name: files[image.path] for name, image in named_images.items() if name in members}
-            labels = {name: files[mask.path] for name, mask in named_masks.items() if name in members}
-            if chosen and not labels:
-                unlabelled[each] = list(chosen.values())
+        raise DataError(f"{root}: {count}; {expected}")
+
+    splits: dict[str, list[Pair]] = {}
+    without_masks: dict[str, list[RawFile]] = {}
+    descriptions: list[str] = []
+    unlisted: list[str] = []
+    by_folders, outside = _by_split(root, images, masks)
+    for folder_split, (images, masks) in by_folders.items():
+        image_of, mask_of, description = _join(root, folder_split, images, masks, options)
+        descriptions.append(description)
+        names_of = {folder_split: {*image_of, *mask_of}}
+        if lists:
+            names_of, unlisted = _read_lists(root, lists, image_of)
+        for split, names in names_of.items():
+            image_files = {name: files[image.path] for name, image in image_of.items() if name in names}
+            mask_files = {name: files[mask.path] for name, mask in mask_of.items() if name in names}
+            if image_files and not mask_files:
+                without_masks[split] = list(image_files.values())
                 continue
-            pairs = [pair._replace(name=spelled.get(pair.name, pair.name)) for pair in match(chosen, labels, str(root))]
-            splits[each] = [page for pair in sorted(pairs, key=lambda pair: pair.name) for page in _pages(pair)]
+            spelling = {name: image.name for name, image in image_of.items()}  # not in NFC, and it decides the split
+            pairs = match(image_files, mask_files, str(root))
+            pairs = sorted(
+                (pair._replace(name=spelling.get(pair.name, pair.name)) for pair in pairs), key=lambda pair: pair.name
+            )
+            splits[split] = [page for pair in pairs for page in _pages(pair)]
     if lists:
-        words.append(f"splits of {', '.join(lists.values())}")
-    splits = _hold_out(root, splits, options, words)
-    others = ignored.pop(OTHER_FILE, [])
-    class_file = next((path for path in others if _CLASS_FILE.search(path)), None)
-    if others := [path for path in others if path != class_file]:
-        ignored[OTHER_FILE] = others
-    return Layout("; ".join(words), splits, unlabelled, ignored, class_file and root / class_file)
+        descriptions.append(f"splits of {', '.join(lists.values())}")
+    splits, description = _hold_out(root, splits, options)
+
+    class_file = next((path for path in other_files if _CLASS_FILE.search(path)), None)
+    ignored = skipped | unselected
+    ignored["outside the folders of the splits"] = outside
+    ignored["not in a list of a split"] = unlisted
+    ignored[OTHER_FILE] = [path for path in other_files if path not in (class_file, *lists.values())]
+    return Layout(
+        "; ".join([*descriptions, *[description] * bool(description)]),
+        splits,
+        without_masks,
+        {reason: paths for reason, paths in ignored.items() if paths},
+        class_file and root / class_file,
+    )
 
 
 def _check_options(options: FolderOptions) -> None:
-    """Raises DataError for a value that no folder has a use for."""
+    """Raises DataError if an option is invalid."""
     if not 0 < options.val_fraction < 1:
         raise DataError(f"config.data.val_fraction must lie in (0, 1); got {options.val_fraction}")
     if options.folds and not 0 <= options.fold < options.folds:
@@ -214,51 +240,104 @@ def _compile(text: str, field: str, key: str = "stem") -> re.Pattern | None:
         example = "{stem}_mask" if key == "stem" else "{group}_*"
         raise DataError(f"config.data.{field}: expected a pattern with {{{key}}} once, as {example!r}; got {text!r}")
     special = {f"{{{key}}}": f"(?P<{key}>[^/]+?)", "{split}": f"(?P<split>(?i:{_WORDS}))", "*": "[^/]*"}
-    pieces = re.split(r"(\{\w+\}|\*)", text.strip("/"))
-    return re.compile("(?:(?P<above>.*)/)?" + "".join(special.get(piece, re.escape(piece)) for piece in pieces))
+    parts = re.split(r"(\{\w+\}|\*)", text.strip("/"))
+    return re.compile("(?:(?P<above>.*)/)?" + "".join(special.get(part, re.escape(part)) for part in parts))
 
 
-def _select(paths: list[str], options: FolderOptions, ignored: dict[str, list[str]]) -> tuple[list[_File], list[_File]]:
-    """Returns the images and the masks among the paths, and adds the others to `ignored`."""
-    patterns = _compile(options.images, "images"), _compile(options.masks, "masks")
-    images, masks = ([each for path in paths if (each := _parse(path, pattern))] for pattern in patterns)
-    if not any(patterns) and not any(each.role for each in images):
-        images = masks = [_named_by_role(each) for each in images]
-    in_folders = [each for each in masks if each.role == "masks"]
-    if "/" not in options.masks and in_folders:
-        masks = in_folders
-    elif not options.masks:
-        masks = _beside(images)
+def _select(paths: list[str], options: FolderOptions) -> tuple[list[_File], list[_File], dict[str, list[str]]]:
+    """Returns the images, the masks, and the paths of all other files by the reason for which they are ignored.
+
+    Candidates are the files that fit the pattern of `options`, or all files without one. Masks are the candidates in
+    folders of masks. If there are no such folders, all candidates of a pattern are masks; without a pattern, masks are
+    found beside the images by `_masks_beside`. Images are the candidates that are not masks and are not in folders of
+    masks. A pattern that contains a folder ("2nd_manual/{stem}") overrides the folders: all its candidates count.
+
+    Then `_main_masks`, `_main_images` and `_variants_of_masks` leave out what the user did not choose by a pattern.
+    """
+    image_pattern, mask_pattern = _compile(options.images, "images"), _compile(options.masks, "masks")
+    image_candidates, mask_candidates = (
+        [each for path in paths if (each := _parse(path, pattern))] for pattern in (image_pattern, mask_pattern)
+    )
+    has_folders = any(each.role for each in image_candidates)
+    if not (image_pattern or mask_pattern or has_folders):
+        image_candidates = mask_candidates = [_named_by_role(each) for each in image_candidates]
+
+    in_mask_folders = [each for each in mask_candidates if each.role == "masks"]
+    if "/" in options.masks:
+        masks = mask_candidates
+    elif in_mask_folders:
+        masks = in_mask_folders
+    else:
+        masks = mask_candidates if options.masks else _masks_beside(image_candidates)
+
+    mask_paths = {each.path for each in masks}
+    images = [each for each in image_candidates if each.path not in mask_paths]
     images = [each for each in images if each.path.lower().endswith(IMAGE_SUFFIXES)]
     if "/" not in options.images:
         images = [each for each in images if each.role != "masks"]
-    taken = {each.path for each in masks}
-    images = [each for each in images if each.path not in taken]
+
+    ignored: dict[str, list[str]] = {}
     if not options.masks:
-        way_out = "config.data.masks selects them"
-        exact = {each.name for each in images}
-        masks = _without(_SECOND, masks, exact, f"masks of a second annotator; {way_out}", ignored)
-        masks = _without(_NO_CLASSES, masks, exact, f"colours or instances of masks; {way_out}", ignored)
-        if any("manual" in each.folder.lower() for each in masks):
-            reason = f"masks of the field of view beside 'manual'; {way_out}"
-            masks = _without(_FIELD_OF_VIEW, masks, set(), reason, ignored)
-        masks = _prefer("masks", masks, f"other folders of masks than 'masks'; {way_out}", ignored)
+        masks, second_masks = _main_masks(masks, {each.name for each in images})
+        ignored |= second_masks
     if "/" not in options.images:
-        in_images = {each.split for each in images if each.role}
-        images = [each for each in images if each.role or not in_images or each.split not in {None, *in_images}]
-        reason = "other folders of images than 'images'; config.data.images selects them"
-        images = _prefer("images", images, reason, ignored)
-    if options.masks and not in_folders:  # `a_other.png` beside `a.png` and its `a_mask.png`
-        labelled, shared = {each.name for each in masks}, {PurePosixPath(each.path).parent for each in masks}
-        beside = {each for each in images if PurePosixPath(each.path).parent in shared}
-        beside = {each for each in beside if _ending(each.name, labelled)}
-        images = [each for each in images if each not in beside]
-        if beside:
-            ignored["beside images and masks; config.data.masks excludes them"] = sorted(each.path for each in beside)
-    named = {path for paths in ignored.values() for path in paths} | {each.path for each in images + masks}
-    if others := [path for path in paths if path not in named]:
-        ignored["neither an image nor a mask by folder and pattern"] = others
-    return images, masks
+        images, second_images = _main_images(images)
+        ignored |= second_images
+    if options.masks and not in_mask_folders:
+        images, variants = _without(images, _variants_of_masks(images, masks))
+        ignored["beside images and masks; config.data.masks excludes them"] = variants
+    used = {each.path for each in images + masks}.union(*ignored.values())
+    ignored["matches neither the image nor the mask pattern"] = [path for path in paths if path not in used]
+    return images, masks, ignored
+
+
+def _without(files: list[_File], others: set[_File]) -> tuple[list[_File], list[str]]:
+    """Returns the files that are not among `others`, and the paths of `others`; all files if none would be left."""
+    rest = [each for each in files if each not in others]
+    return (rest, sorted(each.path for each in others)) if rest else (files, [])
+
+
+def _main_masks(masks: list[_File], image_names: set[str]) -> tuple[list[_File], dict[str, list[str]]]:
+    """Returns the masks of the classes, and the paths of other masks of the same images by their reason.
+
+    Names of folders and files decide. A mask that has the name of an image is a mask of the classes, even if the name
+    ends in a word such as "color".
+    """
+    named_as_image = {each for each in masks if each.name in image_names}
+    others: dict[str, list[str]] = {}
+    second = {each for each in masks if _SECOND.search(each.last_names)} - named_as_image
+    masks, others["masks of a second annotator"] = _without(masks, second)
+    colours = {each for each in masks if _NO_CLASSES.search(each.last_names)} - named_as_image
+    masks, others["colours or instances of masks"] = _without(masks, colours)
+    has_manual = any("manual" in each.folder.lower() for each in masks)
+    fields_of_view = {each for each in masks if has_manual and _FIELD_OF_VIEW.search(each.last_names)}
+    masks, others["masks of the field of view beside 'manual'"] = _without(masks, fields_of_view)
+    masks, others["other folders of masks than 'masks'"] = _without(masks, _in_other_folders(masks, "masks"))
+    return masks, {f"{reason}; to use them, set config.data.masks": paths for reason, paths in others.items()}
+
+
+def _main_images(images: list[_File]) -> tuple[list[_File], dict[str, list[str]]]:
+    """Returns the images in the folder `images`, or else in a folder of images, of each split that has one.
+
+    The result includes the paths of the images in other folders than `images`, by their reason.
+    """
+    splits = {each.split for each in images if each.role}
+    if splits:
+        images = [each for each in images if each.role or each.split not in {None, *splits}]
+    images, others = _without(images, _in_other_folders(images, "images"))
+    return images, {"other folders of images than 'images'; to use them, set config.data.images": others}
+
+
+def _in_other_folders(files: list[_File], name: str) -> set[_File]:
+    """Returns the files in other folders than `name`, of the splits that have a folder of this name."""
+    splits = {each.split for each in files if each.folder_name == name}
+    return {each for each in files if each.split in splits and each.folder_name != name}
+
+
+def _variants_of_masks(images: list[_File], masks: list[_File]) -> set[_File]:
+    """Returns the images beside masks whose name extends that of a mask, as `a_other.png` beside `a_mask.png`."""
+    names, folders = {each.name for each in masks}, {PurePosixPath(each.path).parent for each in masks}
+    return {each for each in images if PurePosixPath(each.path).parent in folders and _ending(each.name, names)}
 
 
 def _named_by_role(each: _File) -> _File:
@@ -271,156 +350,183 @@ def _named_by_role(each: _File) -> _File:
     return each._replace(split=each.split or split, role=role, name="image" if above == "." else above)
 
 
-def _beside(images: list[_File]) -> list[_File]:
+def _masks_beside(files: list[_File]) -> list[_File]:
     """Returns the masks beside images: `a_mask.png` of `a.png` by a word for masks, or else `a.png` of `a.jpg`."""
     names: dict[str | None, set[str]] = {}
-    for each in images:
+    for each in files:
         names.setdefault(each.split, set()).add(each.name)
-    ends = [(each, _ending(each.name, names[each.split])) for each in images]
-    masks = [each for each, end in ends if end and _words_of(end)[1] == "masks"]
-    jpegs = {(each.split, each.name) for each in images if each.path.lower().endswith((".jpg", ".jpeg"))}
-    pngs = [each for each in images if each.path.lower().endswith(".png")]
-    same = len(images) == 2 * len(pngs) and {(each.split, each.name) for each in pngs} == jpegs
-    return masks or (pngs if same else [])
+    endings = [(each, _ending(each.name, names[each.split])) for each in files]
+    masks = [each for each, ending in endings if ending and _words_of(ending)[1] == "masks"]
+    jpegs = {(each.split, each.name) for each in files if each.path.lower().endswith((".jpg", ".jpeg"))}
+    pngs = [each for each in files if each.path.lower().endswith(".png")]
+    in_pairs = len(files) == 2 * len(pngs) and {(each.split, each.name) for each in pngs} == jpegs
+    return masks or (pngs if in_pairs else [])
 
 
-def _ending(name: str, names: set[str]) -> str:
-    """Returns what follows the longest of `names` that begins `name`, from a separator on: "_mask"; else "".
+def _ending(name: str, names: set[str]) -> str | None:
+    """Returns what follows the longest of the shorter `names` that begins `name`, from a separator on; None without.
 
     >>> _ending("a/1_2_mask", {"a/1", "a/1_2"}), _ending("12", {"1"}), _ending("1_2", {"1"})
-    ('_mask', '', '')
+    ('_mask', None, None)
+    """
+    return next((end for end in _possible_endings(name)[::-1] if name.removesuffix(end) in names), None)
+
+
+def _possible_endings(name: str) -> list[str]:
+    """Returns the ends of a name from each separator on that contain a letter, the longest first.
+
+    >>> _possible_endings("a/ulm_1_gtFine_ids")
+    ['_1_gtFine_ids', '_gtFine_ids', '_ids']
     """
     # A number is not an ending, so that 1_2.png is not taken for a mask of 1.png.
-    cuts = [i for i in range(len(name) - 1, name.rfind("/") + 1, -1) if name[i] in "_-. "]
-    return next((name[i:] for i in cuts if name[:i] in names and re.search(r"[^\W\d_]", name[i:])), "")
-
-
-def _without(
-    pattern: re.Pattern, masks: list[_File], exact: set[str], reason: str, ignored: dict[str, list[str]]
-) -> list[_File]:
-    """Returns the masks of an `exact` name or a "FOLDER/STEM" without the pattern, if any; the others are ignored."""
-    left = [each for each in masks if each.name in exact or not pattern.search(each.last_names)]
-    if not left or len(left) == len(masks):
-        return masks
-    ignored[reason] = sorted({each.path for each in masks} - {each.path for each in left})
-    return left
-
-
-def _prefer(name: str, files: list[_File], reason: str, ignored: dict[str, list[str]]) -> list[_File]:
-    """Returns the files without those in other folders of a split that has a folder `name`, which are ignored."""
-    preferred = {each.split for each in files if PurePosixPath(each.folder).name == name}
-    left = [each for each in files if each.split not in preferred or PurePosixPath(each.folder).name == name]
-    if len(left) < len(files):
-        ignored[reason] = sorted({each.path for each in files} - {each.path for each in left})
-    return left
+    starts = [i for i in range(name.rfind("/") + 2, len(name)) if name[i] in "_-. "]
+    return [name[i:] for i in starts if re.search(r"[^\W\d_]", name[i:])]
 
 
 def _by_split(
-    root: Path, images: list[_File], masks: list[_File], ignored: dict[str, list[str]]
-) -> dict[str, tuple[list[_File], list[_File]]]:
-    """Returns the images and the masks of "train", and of "val" and "test" where they have any."""
-    found = {each.split for each in images + masks}
+    root: Path, images: list[_File], masks: list[_File]
+) -> tuple[dict[str, tuple[list[_File], list[_File]]], list[str]]:
+    """Returns the images and the masks of "train", and of "val" and "test" where they have any.
+
+    Files outside folders of splits are "train" if it has no folder; else their paths are returned too.
+    """
     parts = {
         split: tuple([each for each in part if each.split == split] for part in (images, masks))
         for split in [*_SPLITS, None]
-        if split in found
     }
-    outside = parts.pop(None, ([], []))
-    if "train" in parts:
-        if all(outside) and "val" not in parts:
-            folder = root / outside[0][0].path
-            raise DataError(
-                f"{folder}: images beside the folder 'train'; rename their folder to 'val', or move it away"
-            )
-        if any(outside):
-            ignored["outside the folders of the splits"] = [each.path for part in outside for each in part]
-        return parts
-    return parts if parts and not any(outside) else {"train": outside} | parts
+    outside_images, outside_masks = outside = parts.pop(None)
+    parts = {split: part for split, part in parts.items() if any(part)}
+    if "train" not in parts:
+        return {"train": outside} | parts if any(outside) or not parts else parts, []
+    if outside_images and outside_masks and "val" not in parts:
+        way_out = "rename its folder to 'val', or move it away"
+        raise DataError(f"{root / outside_images[0].path}: an image outside the folder 'train'; {way_out}")
+    return parts, [each.path for part in outside for each in part]
 
 
 def _join(
     root: Path, split: str, images: list[_File], masks: list[_File], options: FolderOptions
 ) -> tuple[dict[str, _File], dict[str, _File], str]:
-    """Returns the images and the masks of a split by the names that pair them, and their pattern in words."""
-    by_image, by_mask = (_named(root, files, field) for files, field in ((images, "images"), (masks, "masks")))
+    """Returns the images and the masks of a split by the names that pair them, and their patterns for the user."""
+    image_of, mask_of = _by_name(root, images, "images"), _by_name(root, masks, "masks")
     image_end = mask_end = ""
-    if by_image and by_mask and not by_image.keys() & by_mask.keys():
-        image_end, mask_end = _endings(root, split, by_image, by_mask, options)
-        by_image = {
-            _strip(name, image_end): each._replace(name=_strip(name, image_end)) for name, each in by_image.items()
-        }
-        by_mask = {_strip(name, mask_end): each for name, each in by_mask.items()}
-    pattern = f"{split}: {_describe(images, image_end)}"
-    return by_image, by_mask, f"{pattern} with {_describe(masks, mask_end)}" if masks else f"{pattern} without masks"
+    if image_of and mask_of and not image_of.keys() & mask_of.keys():
+        image_end, mask_end = _find_endings(root, split, image_of, mask_of, options)
+        stems = {name: name.removesuffix(image_end) for name in image_of}
+        image_of = {stems[name]: each._replace(name=stems[name]) for name, each in image_of.items()}
+        mask_of = {name.removesuffix(mask_end): each for name, each in mask_of.items()}
+    image_pattern = _common_pattern(images, image_end)
+    description = (
+        f"{image_pattern} with {_common_pattern(masks, mask_end)}" if masks else f"{image_pattern} without masks"
+    )
+    return image_of, mask_of, f"{split}: {description}"
 
 
-def _strip(name: str, end: str) -> str:
-    return name.removesuffix(end) if end else name
+def _by_name(root: Path, files: list[_File], field: str) -> dict[str, _File]:
+    """Returns the files by their names in NFC.
 
-
-def _named(root: Path, files: list[_File], field: str) -> dict[str, _File]:
-    """Returns the files by their names in NFC; raises DataError for two of one name."""
-    named: dict[str, _File] = {}
+    Raises: DataError if two files have one name.
+    """
+    by_name: dict[str, _File] = {}
     for each in files:
-        other = named.setdefault(unicodedata.normalize("NFC", each.name), each)
+        other = by_name.setdefault(unicodedata.normalize("NFC", each.name), each)
         if other is each:
             continue
         if other.folder != each.folder:
             choice = f"choose with config.data.{field} = '{other.folder}/{{stem}}' or '{each.folder}/{{stem}}'"
             raise DataError(f"{root}: {other.path} and {each.path} are {field} of one name; {choice}")
+        if other.name != each.name:
+            clash = "differ only in the form of their Unicode characters; remove one, or give it another name"
+            raise DataError(f"{root}: the names of {other.path} and {each.path} {clash}")
         clash = f"another file has the same stem, {root / other.path}"
-        remedy = (
-            f"rename or remove one, or choose with config.data.{field} = '{{stem}}{PurePosixPath(each.path).suffix}'"
-        )
-        raise DataError(f"{root / each.path}: {clash}; expected one file named {each.name!r}: {remedy}")
-    return named
+        suffix = PurePosixPath(each.path).suffix
+        way_out = f"rename or remove one, or choose with config.data.{field} = '{{stem}}{suffix}'"
+        raise DataError(f"{root / each.path}: {clash}; expected one file named {each.name!r}: {way_out}")
+    return by_name
 
 
-def _endings(
+def _find_endings(
     root: Path, split: str, images: dict[str, _File], masks: dict[str, _File], options: FolderOptions
 ) -> tuple[str, str]:
-    """Returns what follows the common part in the names of all images, and in those of the masks; raises DataError."""
-    first = next(iter(images))
-    parts = [first[i:] for i in range(first.rfind("/") + 2, len(first)) if first[i] in "_-. "]
-    shared = [end for end in parts if re.search(r"[^\W\d_]", end) and all(name.endswith(end) for name in images)]
-    found = {}
-    for image_end in ["", *shared[::-1] * (not options.images)]:  # at a tie, the shortest
-        stems = {_strip(name, image_end) for name in images}
-        if len(stems) == len(images):
-            ends = [("" if name in stems else _ending(name, stems), name) for name in masks]
-            found[image_end] = Counter(end for end, name in ends if end or name in stems)
-    image_end = max(found, key=lambda end: found[end].total())
-    mask_ends = found[image_end]
-    if len(mask_ends) == 1 and not (options.masks and "" not in mask_ends):
+    """Returns the endings of all image names and of all mask names, after the stem that an image and its mask share.
+
+    Endings of the images are "" and those that all their names have. The one that gives the most masks a stem is
+    chosen, the shortest of several. A pattern in `options` contains the ending of its files, so that here it is "".
+
+    Raises: DataError if no mask has a stem, or if the masks have several endings.
+    """
+    image_ends = ["", *([] if options.images else _shared_endings(list(images)))]
+    counts = {end: _count_endings(masks, {name.removesuffix(end) for name in images}) for end in image_ends}
+    image_end = max(image_ends, key=lambda end: counts[end].total())
+    mask_ends = counts[image_end]
+    if list(mask_ends) == [""] or (len(mask_ends) == 1 and not options.masks):
         return image_end, next(iter(mask_ends))
-    image, mask = next(iter(images.values())).path, next(iter(masks.values())).path
     if mask_ends:
-        ends = " or ".join(f"'{{stem}}{end}' ({count} files)" for end, count in sorted(mask_ends.items()))
-        raise DataError(f"{root}: {split} has masks of several endings; choose with config.data.masks = {ends}")
+        number = "several endings" if len(mask_ends) > 1 else "another ending"
+        choice = " or ".join(f"'{{stem}}{end}' ({count} files)" for end, count in sorted(mask_ends.items()))
+        raise DataError(f"{root}: {split} has masks of {number}; choose with config.data.masks = {choice}")
+    if same := _same_but_for_case(images, masks):
+        way_out = "rename one of each pair"
+        raise DataError(f"{root}: {same[0]} and {same[1]} differ in small and capital letters; {way_out}")
+    example = f"{next(iter(images.values())).path} and {next(iter(masks.values())).path}"
     raise DataError(
-        f"{root}: no image of {split} has a mask, for example {image} and {mask}; give the patterns config.data.images "
+        f"{root}: no image of {split} has a mask, for example {example}; give the patterns config.data.images "
         f"and config.data.masks, such as 'img_{{stem}}' and 'mask_{{stem}}', where {{stem}} is what the two share"
     )
 
 
-def _describe(files: list[_File], end: str) -> str:
-    """Returns the commonest pattern of the files: "training/images/{stem}_training.tif"."""
+def _shared_endings(names: list[str]) -> list[str]:
+    """Returns the endings that all names have, the shortest first.
+
+    >>> _shared_endings(["a_0_img_left", "b_1_img_left"])
+    ['_left', '_img_left']
+    """
+    return [end for end in _possible_endings(names[0])[::-1] if all(name.endswith(end) for name in names)]
+
+
+def _count_endings(names: Iterable[str], stems: set[str]) -> Counter[str]:
+    """Returns how many of the names have each ending after a stem; "" counts those that are a stem."""
+    endings = ["" if name in stems else _ending(name, stems) for name in names]
+    return Counter(ending for ending in endings if ending is not None)
+
+
+def _same_but_for_case(images: dict[str, _File], masks: dict[str, _File]) -> tuple[str, str] | None:
+    """Returns the paths of an image and of a mask whose names would fit if case did not count, or None."""
+    path_of = {name.casefold(): image.path for name, image in images.items()}
+    for name, mask in masks.items():
+        folded = name.casefold()
+        stem = folded if folded in path_of else folded.removesuffix(_ending(folded, set(path_of)) or "")
+        if stem in path_of:
+            return path_of[stem], mask.path
+    return None
+
+
+def _common_pattern(files: list[_File], ending: str) -> str:
+    """Returns the commonest pattern of the paths: "training/images/{stem}_training.tif"."""
     if not files:
         return "no file"
-    paths = [PurePosixPath(each.path) for each in files]
-    patterns = Counter(str(path.parent / f"{{stem}}{end}{path.suffix}") for path in paths).most_common()
+    patterns = Counter(_pattern(each, ending) for each in files).most_common()
     return f"{patterns[0][0]} and {len(patterns) - 1} like it" if len(patterns) > 1 else patterns[0][0]
 
 
+def _pattern(file: _File, ending: str) -> str:
+    """Returns the path of a file with "{stem}" in place of its name, if the path contains it."""
+    path, stem = PurePosixPath(file.path), PurePosixPath(file.name).name
+    if path.stem == stem:
+        return str(path.with_name(f"{{stem}}{ending}{path.suffix}"))
+    if path.parent.name == stem:  # of a folder per image, "a/img.png"
+        return str(path.parent.with_name("{stem}") / path.name)
+    return str(path)
+
+
 def _find_lists(
-    root: Path, options: FolderOptions, ignored: dict[str, list[str]], *, split_by_folders: bool
+    root: Path, other_files: list[str], options: FolderOptions, *, split_by_folders: bool
 ) -> dict[str, str]:
     """Returns the path below the root of the text file of each split; {} without such files."""
-    others = ignored.get(OTHER_FILE, [])
-    lists = [PurePosixPath(path) for path in others if path.endswith(".txt")]
-    lists = [path for path in lists if path.stem.lower() in _SPLIT_WORDS]
     if options.split_files == "none" or (not options.split_files and split_by_folders):
         return {}
+    lists = [PurePosixPath(path) for path in other_files if path.endswith(".txt")]
+    lists = [path for path in lists if path.stem.lower() in _SPLIT_WORDS]
     folders = sorted({str(path.parent) for path in lists})
     if options.split_files:
         folder = str(PurePosixPath(options.split_files))
@@ -434,33 +540,32 @@ def _find_lists(
         raise DataError(f"{root}: text files of splits in {', '.join(folders)}; choose with config.data.split_files")
     else:
         folder = folders[0] if folders else ""
-    found: dict[str, str] = {}
+    list_of: dict[str, str] = {}
     for path in (path for path in lists if str(path.parent) == folder):
         split = _SPLIT_WORDS[path.stem.lower()]
-        if split in found:
-            raise DataError(f"{root}: {found[split]} and {path} are lists of one split; remove or rename one")
-        found[split] = str(path)
-    if found and "train" not in found:
+        if split in list_of:
+            raise DataError(f"{root}: {list_of[split]} and {path} are lists of one split; remove or rename one")
+        list_of[split] = str(path)
+    if list_of and "train" not in list_of:
         expected = "expected train.txt too, or config.data.split_files=none"
-        raise DataError(f"{root}: found the lists {', '.join(found.values())} only; {expected}")
-    ignored[OTHER_FILE] = [path for path in others if path not in found.values()]
-    if not ignored[OTHER_FILE]:
-        ignored.pop(OTHER_FILE)
-    return {split: found[split] for split in _SPLITS if split in found}
+        raise DataError(f"{root}: found the lists {', '.join(list_of.values())} only; {expected}")
+    return {split: list_of[split] for split in _SPLITS if split in list_of}
 
 
-def _read_lists(
-    root: Path, lists: dict[str, str], images: dict[str, _File], ignored: dict[str, list[str]]
-) -> dict[str, set[str]]:
-    """Returns the names that the text file of each split lists, one image per line by name or path."""
-    known: dict[str, set[str]] = {}
+def _read_lists(root: Path, lists: dict[str, str], images: dict[str, _File]) -> tuple[dict[str, set[str]], list[str]]:
+    """Returns the names in the text file of each split, and the paths of images in none of them.
+
+    Each line is the name or the path of an image, or what is left of its path without its first folders.
+    """
+    names_of_end: dict[str, set[str]] = {}
     for name, each in images.items():
         path = unicodedata.normalize("NFC", each.path)
         for whole in (path, str(PurePosixPath(path).with_suffix("")), name):
-            parts = whole.split("/")
-            for start in range(len(parts)):
-                known.setdefault("/".join(parts[start:]), set()).add(name)
-    names, split_of = {split: set() for split in lists}, {}
+            for end in _path_ends(whole):
+                names_of_end.setdefault(end, set()).add(name)
+    ignore_lists = "ignore these lists with config.data.split_files=none"
+    names: dict[str, set[str]] = {split: set() for split in lists}
+    split_of: dict[str, str] = {}
     for split, path in lists.items():
         with as_data_error(f"{root / path}: cannot be read"):
             lines = (root / path).read_text(encoding="utf-8-sig").splitlines()
@@ -469,25 +574,29 @@ def _read_lists(
             if not whole:
                 continue
             where = f"{root / path}, line {number}: {line.strip()!r}"
-            found = next(
-                (known[end] for text in (whole, re.split(r"[\s,;]", whole)[0]) for end in _ends(text) if end in known),
-                (),
-            )
-            if len(found) != 1:
-                what = f"is the name of {len(found)} images" if found else "is not an image of this folder"
-                raise DataError(f"{where} {what}; mend it, or ignore these lists with config.data.split_files=none")
-            (name,) = found
+            ends = [end for text in (whole, re.split(r"[\s,;]", whole)[0]) for end in _path_ends(text.lstrip("/"))]
+            matching = next((names_of_end[end] for end in ends if end in names_of_end), set())
+            if not matching:
+                raise DataError(
+                    f"{where} is not an image of this folder; correct or delete the line, or {ignore_lists}"
+                )
+            if len(matching) > 1:
+                several = f"is the name of {len(matching)} images"
+                raise DataError(f"{where} {several}; write the path of one from the folder on, or {ignore_lists}")
+            (name,) = matching
             if split_of.setdefault(name, split) != split:
-                raise DataError(f"{where} is in {lists[split_of[name]]} too; an image belongs to one split")
+                raise DataError(f"{where} is in {lists[split_of[name]]} too; delete it from one of the two lists")
             names[split].add(name)
-    if unlisted := [each.path for name, each in images.items() if name not in split_of]:
-        ignored["not in a list of a split"] = unlisted
-    return names
+    return names, [each.path for name, each in images.items() if name not in split_of]
 
 
-def _ends(path: str) -> list[str]:
-    """Returns a path, and what is left of it without its first folders."""
-    parts = PurePosixPath(path.lstrip("/")).parts
+def _path_ends(path: str) -> list[str]:
+    """Returns a path, and what is left of it without its first folders.
+
+    >>> _path_ends("a/b/1.png")
+    ['a/b/1.png', 'b/1.png', '1.png']
+    """
+    parts = PurePosixPath(path).parts
     return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
@@ -509,53 +618,60 @@ def _pages(pair: Pair) -> list[Pair]:
     ]
 
 
-def _hold_out(
-    root: Path, splits: dict[str, list[Pair]], options: FolderOptions, words: list[str]
-) -> dict[str, list[Pair]]:
-    """Returns the splits with a "val" held out of "train" if it is missing, or for `folds`; adds this to `words`."""
-    groups = _groups(root, splits, options)
+def _hold_out(root: Path, splits: dict[str, list[Pair]], options: FolderOptions) -> tuple[dict[str, list[Pair]], str]:
+    """Returns the splits with a "val" held out of "train" if it is missing, or for `folds`; and a description of it."""
+    group_of = _groups(root, splits, options)
     if "train" not in splits or ("val" in splits and not options.folds):
-        return splits
+        return splits, ""
     pairs = sorted(splits["train"] + splits.get("val", []), key=lambda pair: pair.name)
     for name, count in Counter(pair.name for pair in pairs).items():
         if count > 1:
-            found = f"train and val both have an image {name!r}"
-            raise DataError(f"config.data.folds needs images of different names; in {root}, {found}")
-    sizes = Counter(groups[pair.name] for pair in pairs)
-    what, least = "groups" if options.groups else "images", options.folds or 2
+            clash = f"train and val both have an image {name!r}"
+            raise DataError(f"config.data.folds needs images of different names; in {root}, {clash}")
+    sizes = Counter(group_of[pair.name] for pair in pairs)
+    noun, least = "groups" if options.groups else "images", options.folds or 2
     if len(sizes) < least:
         aim = f"for {least} folds" if options.folds else "to split into train and val"
-        raise DataError(f"{root}: expected at least {least} {what} {aim}; found {len(sizes)}")
+        raise DataError(f"{root}: expected at least {least} {noun} {aim}; found {len(sizes)}")
     hashes = {group: _hash(group, options.split_seed) for group in sizes}
     ordered = sorted(hashes, key=hashes.get)
     if options.folds:
-        held, filled = set(), [0] * options.folds
-        for group in ordered:  # into the smallest fold
-            fold = filled.index(min(filled))
-            filled[fold] += sizes[group]
-            held |= {group} if fold == options.fold else set()
-        words.append(f"val is fold {options.fold} of the {options.folds} folds of {len(sizes)} {what}")
+        val_groups, fold_sizes = set(), [0] * options.folds
+        for group in ordered:
+            smallest = fold_sizes.index(min(fold_sizes))
+            fold_sizes[smallest] += sizes[group]
+            if smallest == options.fold:
+                val_groups.add(group)
+        description = f"val is fold {options.fold} of the {options.folds} folds of {len(sizes)} {noun}"
     else:
         count = sum(int.from_bytes(hashes[group], "big") < options.val_fraction * 2**48 for group in ordered)
-        held = set(ordered[: min(max(count, 1), len(ordered) - 1)])
-        words.append(f"val is {len(held)} of {len(sizes)} {what} of train, by the hash of their names")
-    train, val = ([pair for pair in pairs if (groups[pair.name] in held) == kept] for kept in (False, True))
-    return {"train": train, "val": val} | {split: splits[split] for split in splits if split == "test"}
+        val_groups = set(ordered[: min(max(count, 1), len(ordered) - 1)])
+        description = f"val is {len(val_groups)} of {len(sizes)} {noun} of train, by the hash of their names"
+    train = [pair for pair in pairs if group_of[pair.name] not in val_groups]
+    val = [pair for pair in pairs if group_of[pair.name] in val_groups]
+    return {"train": train, "val": val} | {split: splits[split] for split in splits if split == "test"}, description
 
 
 def _groups(root: Path, splits: dict[str, list[Pair]], options: FolderOptions) -> dict[str, str]:
-    """Returns the group of each name, by default the name; raises DataError for a group in two splits."""
+    """Returns the group of each image by its name; without `options.groups`, the name itself.
+
+    Raises: DataError if the pattern does not fit a name, or a group is in two splits.
+    """
     if not options.groups:
         return {pair.name: pair.name for pairs in splits.values() for pair in pairs}
     pattern = _compile(options.groups, "groups", "group")
     groups: dict[str, str] = {}
     split_of: dict[str, str] = {}
     for split, name in ((split, pair.name) for split, pairs in splits.items() for pair in pairs):
-        if not (found := pattern.fullmatch(name)):
-            raise DataError(f"config.data.groups = {options.groups!r} does not fit the image {name!r} of {root}")
-        groups[name], part = found["group"], "the folds" if options.folds and split != "test" else split
-        if (other := split_of.setdefault(found["group"], part)) != part:
-            raise DataError(f"{root}: the group {found['group']!r} of config.data.groups is in {other} and in {part}")
+        match_ = pattern.fullmatch(name)
+        if not match_:
+            way_out = "correct the pattern so that it fits the name of every image, or rename the file"
+            raise DataError(f"{root}: config.data.groups = {options.groups!r} does not fit {name!r}; {way_out}")
+        group, part = match_["group"], "the folds" if options.folds and split != "test" else split
+        if (other := split_of.setdefault(group, part)) != part:
+            way_out = "move its images into one of them, or change the pattern"
+            raise DataError(f"{root}: the group {group!r} of config.data.groups is in {other} and in {part}; {way_out}")
+        groups[name] = group
     return groups
 
 

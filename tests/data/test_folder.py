@@ -86,7 +86,7 @@ def test_open_folder_of_isbi_2012(tmp_path):
         i = int(example["name"][-1])
         np.testing.assert_array_equal(example["image"][..., 0], images[i])
         np.testing.assert_array_equal(example["label"] * 255, labels[i])
-    with pytest.raises(DataError, match=r"test has 1 image\(s\) without masks, such as .*test-volume.tif"):
+    with pytest.raises(DataError, match=r"no image of split 'test' has a mask \(1 image, such as .*test-volume.tif\)"):
         open_folder(tmp_path, "test", CLASSES)
 
 
@@ -156,7 +156,7 @@ def test_open_folder_verifies_every_pair(make, tmp_path):
 
 def test_open_folder_without_training_images(make, tmp_path):
     make.folder(tmp_path / "val", 2)
-    with pytest.raises(DataError, match=rf"no split 'train'; found val; expected training images in {tmp_path}/train"):
+    with pytest.raises(DataError, match=rf"split 'train' does not exist; expected training images in {tmp_path}/train"):
         open_folder(tmp_path, "train", CLASSES)
     assert len(open_folder(tmp_path, "val", CLASSES)) == 2
 
@@ -167,7 +167,7 @@ def test_open_folder_all_splits(make, tmp_path):
 
 def test_open_folder_missing_split_double_stem_missing_folder(make, tmp_path):
     root = make.folder(tmp_path, 3)
-    with pytest.raises(DataError, match=r"no split 'test'; found train, val"):
+    with pytest.raises(DataError, match=r"split 'test' does not exist; valid: train, val, or all"):
         open_folder(root, "test", CLASSES)
     make.put(root / "images" / "road_00.jpg", make.encoded(make.image(), "JPEG"))
     with pytest.raises(DataError, match=r"road_00.png: another file has the same stem, .*road_00.jpg"):
@@ -234,7 +234,7 @@ def test_open_split_made_case(config, case, fields, train, val):
 @pytest.mark.parametrize(
     ("case", "fields", "message"),
     [
-        ("unlabelled_test", {"split": "test"}, r"test has 1 image\(s\) without masks"),
+        ("unlabelled_test", {"split": "test"}, r"no image of split 'test' has a mask .*segjax predict"),
         ("jpeg_masks", {}, r"masks/\d.jpg: label ids .* config.data.mask_threshold=128"),
         ("noisy_grey_png", {}, r"masks/\d.png: label ids 1-12, .* config.data.mask_threshold=128"),
         ("rgb_colour_mask", {}, r"#0000ff .*, #ff0000 .* config.data.mask_colours"),

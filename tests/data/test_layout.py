@@ -91,7 +91,7 @@ def test_find_layout_of_drive_second_annotator(tmp_path):
     files += " training/images/21_training.tif training/1st_manual/21_manual1.gif"
     found, names = layout(tmp_path, files, masks="2nd_manual/{stem}_manual2")
     assert names == {"test": ["01"]}
-    assert list(found.unlabelled) == ["train"]
+    assert list(found.without_masks) == ["train"]
 
 
 def test_find_layout_of_chase(tmp_path):
@@ -145,6 +145,13 @@ def test_find_layout_patterns_with_folders(tmp_path):
         ("images/0.png images/1.png", {}, r"2 image\(s\), such as images/0.png, and no mask; .*config.data.masks"),
         ("images/0.png labels/0.json", {}, r"segjax data masks converts"),
         ("train/images/0.png train/masks/0.png dev/images/1.png dev/masks/1.png", {}, r"dev/.*rename .* 'val'"),
+        ("images/\u00e8.png images/e\u0300.png masks/\u00e8.png", {}, r"form of their Unicode characters; remove one"),
+        ("images/A_0.PNG masks/a_0_mask.png", {}, r"images/A_0.PNG and masks/a_0_mask.png .*letters; rename"),
+        (
+            "images/0_photo.png masks/0_a.png",
+            {"masks": "{stem}"},
+            r"another ending; .* config.data.masks = '\{stem\}_a'",
+        ),
         ("images/0.png masks/0.png", {"masks": "mask"}, r"config.data.masks: .*\{stem\} once.* got 'mask'"),
         ("images/0.png masks/0.png", {"fold": 1}, r"config.data.fold = 1 needs config.data.folds"),
         ("images/0.png masks/0.png", {"folds": 1}, r"config.data.folds must be at least 2.* got 1"),
@@ -246,4 +253,27 @@ def test_find_layout_fraction_out_of_range(tmp_path):
 
 def test_layout_notes_count_and_name_what_is_left_out():
     notes = find_layout(CASES / "synology_eaDir").notes()
-    assert any(re.search(r"left out 1, .*: images/@eaDir/$", line) for line in notes)
+    assert any(re.search(r"left out 1 path \(.*\): images/@eaDir/$", line) for line in notes)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (
+            "train-volume.tif train-labels.tif val-volume.tif val-labels.tif",
+            "train: train-volume.tif with train-labels.tif; val: val-volume.tif with val-labels.tif",
+        ),
+        (
+            "train/a/img.png train/a/label.png val/b/img.png val/b/label.png",
+            "train: train/{stem}/img.png with train/{stem}/label.png; "
+            "val: val/{stem}/img.png with val/{stem}/label.png",
+        ),
+    ],
+)
+def test_find_layout_description_of_names_that_are_roles(tmp_path, files, expected):
+    assert layout(tmp_path, files)[0].description == expected
+
+
+def test_find_layout_mask_pattern_beside_images_with_an_ending(tmp_path):
+    files = " ".join(f"{name}_{end}.png" for name in "ab" for end in ("photo", "mask"))
+    assert layout(tmp_path, files, masks="{stem}_mask")[0].splits["train"][0].image.path.endswith("_photo.png")
