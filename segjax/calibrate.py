@@ -50,9 +50,9 @@ def main(argv: list[str]) -> None:
     """Applies the network to every image of the split, and writes the scaling and the guarantee."""
     cli.refuse_arguments(argv)
     console, run = rich.console.Console(), load_run(FLAGS.checkpoint, data_fields=cli.data_fields("config"))
-    split, kind = FLAGS.split or run.config.data.eval_split, FLAGS.scaling
-    number = _class_of_risk(run)
-    if kind == "none" and FLAGS.risk is None:
+    split, scaling = FLAGS.split or run.config.data.eval_split, FLAGS.scaling
+    positive = _class_of_risk(run)
+    if scaling == "none" and FLAGS.risk is None:
         raise app.UsageError("--scaling=none needs --risk, or there is nothing to calibrate")
     if run.runs and FLAGS.output is None:
         raise app.UsageError(
@@ -71,8 +71,8 @@ def main(argv: list[str]) -> None:
     source = open_split(run.config.data, split)
     for one in run.runs or (run,):
         refuse_training_images(one, split, source)
-    risk = {"risk": FLAGS.risk, "family": FLAGS.family or "threshold", "level": FLAGS.level, "number": number}
-    found = calibrate(run, source, kind=kind, **risk)
+    risk = {"risk": FLAGS.risk, "family": FLAGS.family or "threshold", "level": FLAGS.level, "positive": positive}
+    found = calibrate(run, source, scaling=scaling, **risk)
     calibration = merge(stored, {"split": split, **found}) | {
         "checkpoints": run.checkpoints,
         "predictor": run.predictor().record(),
@@ -96,10 +96,10 @@ def _class_of_risk(run: TrainedRun) -> int | None:
     if FLAGS.level is None:
         raise app.UsageError(f"--risk={risk} needs --level, such as --level=0.05")
     if family is not None and family not in FAMILIES[risk]:
-        raise app.UsageError(f"--risk={risk} has --family={' or '.join(FAMILIES[risk])}; got {family}")
+        raise app.UsageError(f"--family={family} is not valid with --risk={risk}; use {' or '.join(FAMILIES[risk])}")
     if risk == "miscoverage":
         if name is not None:
-            raise app.UsageError(f"--risk=miscoverage is of all classes; remove --class={name}")
+            raise app.UsageError(f"--risk=miscoverage covers all classes; remove --class={name}")
         return None
     return positive_class(run, class_index(run, name), f"--risk={risk}")
 
@@ -117,8 +117,8 @@ def refuse_training_images(run: TrainedRun, split: str, source: Source) -> None:
     shared = sum(source.name(i) in names for i in range(len(source)))
     if shared:
         raise ConfigError(
-            f"--split={split}: {run.name} was trained on {shared} of its {len(source)} images, and a network is too "
-            f"confident on these; choose other images, such as --split={run.config.data.eval_split}"
+            f"--split={split}: {run.name} was trained on {shared} of its {len(source)} images, and a network is "
+            f"overconfident on its training images; choose other images, such as --split={run.config.data.eval_split}"
         )
 
 
@@ -126,51 +126,54 @@ def calibrate(
     run: TrainedRun,
     source: Source,
     *,
-    kind: str = "temperature",
+    scaling: str = "temperature",
     risk: str | None = None,
     family: str = "threshold",
     level: float | None = None,
-    number: int | None = None,
+    positive: int | None = None,
 ) -> dict[str, Any]:
-    """Returns the calibration of a run on a split, ready for JSON, from one pass over its images, of sets from two.
+    """Returns the calibration of a run on a split, ready for JSON.
+
+    It takes one pass of the network over the images, and for "miscoverage" a second one.
 
     Args:
       run: the run, or several.
       source: images that no run was trained on.
-      kind: that of `metrics.fit_scaling`, or "none".
-      risk: share of an image's pixels, "fnr": of those of a class, that the mask misses, or "miscoverage": of all,
-        whose set of classes lacks their own; None: no guarantee.
-      family: what is chosen. Of "fnr" "threshold", or "dilation": the radius that the predicted mask grows by. Of
-        "miscoverage" "threshold": one for all classes (least ambiguous sets), "class": one per class, each with the
-        risk of its own pixels, or "adaptive": one for `metrics.adaptive_log_odds`.
+      scaling: `kind` of `metrics.fit_scaling`, or "none".
+      risk: "fnr", the fraction of a class's pixels in an image that the mask misses; "miscoverage", the fraction of an
+        image's pixels whose set of classes lacks their own; None, no guarantee.
+      family: parameter that controls the risk. For "fnr": "threshold", or "dilation", the radius that the predicted
+        mask grows by. For "miscoverage": "threshold", one for all classes (least ambiguous sets); "class", one per
+        class, for the risk on its own pixels; or "adaptive", one for `metrics.adaptive_log_odds`.
       level: bound of the expected risk.
-      number: index of the class of "fnr".
+      positive: index of the class of "fnr".
 
     Returns:
-      "images" and "data", the digest; "scaling", with the scores before and after, or None; "guarantee", or None.
+      "images", their number; "data", their digest; "scaling", with the scores before and after, or None; "guarantee",
+      or None.
 
     Raises: ConfigError if the network or the images do not determine the scaling, or do not allow the level.
     """
-    if kind in ("class", "vector") and run.num_outputs == 1:
+    if scaling in ("class", "vector") and run.num_outputs == 1:
         raise ConfigError(
-            f"--scaling={kind}: the network has one output, the log odds of {run.label_set.names[1]}, and one factor "
-            "scales it; use --scaling=temperature"
+            f"--scaling={scaling}: the network has one output, the log odds of {run.label_set.names[1]}, which "
+            "one factor scales; use --scaling=temperature"
         )
-    share = 0.0 if kind == "none" else min(1.0, _PIXELS / sum(height * width for height, width in source.sizes))
-    count = partial(_count_image, share=share, risk=risk, family=family, number=number)
+    fraction = 0.0 if scaling == "none" else min(1.0, _PIXELS / sum(height * width for height, width in source.sizes))
+    count = partial(_count_image, fraction=fraction, risk=risk, family=family, positive=positive)
     counts, names = image_counts(run, source, count), run.label_set.names
     found: dict[str, Any] = {"images": len(source), "data": source.digest, "scaling": None, "guarantee": None}
-    if kind != "none":
+    if scaling != "none":
         strips = [strip for one in counts for strip in zip(*one["sample"], strict=True)]
         where = np.concatenate([keep for _, _, keep in strips])
         logits, labels = (np.concatenate([strip[i] for strip in strips])[where] for i in (0, 1))
-        found["scaling"] = fit(logits.astype(np.float32), labels, kind)
+        found["scaling"] = fit(logits.astype(np.float32), labels, scaling)
     if risk == "fnr":
         if family == "dilation":
-            histograms = [distances(one["mask"], source[i]["label"], number) for i, one in enumerate(counts)]
+            histograms = [distances(one["mask"], source[i]["label"], positive) for i, one in enumerate(counts)]
         else:
             histograms = [one["histogram"].sum(axis=0) for one in counts]
-        found["guarantee"] = guarantee(np.stack(histograms), level, names[number], family)
+        found["guarantee"] = guarantee(np.stack(histograms), level, names[positive], family)
     elif risk == "miscoverage":
         chosen = set_guarantee(np.stack([one["histogram"].sum(axis=0) for one in counts]), level, names, family)
         options = PredictOptions(run.preprocessing.size, **set_fields(chosen))
@@ -185,24 +188,24 @@ def _count_image(
     where: Bool[Array, "rows W"],
     index: Int[Array, ""],
     *,
-    share: float,
+    fraction: float,
     risk: str | None,
     family: str,
-    number: int | None,
+    positive: int | None,
 ) -> dict[str, Any]:
-    """Returns a sample of a `share` of the pixels, and a histogram, or the mask, for the risk."""
+    """Returns a sample of a `fraction` of the pixels, and a histogram, or the mask, for the risk."""
     counts = {}
-    if share:
-        pixels, size = jnp.arange(labels.size), math.ceil(share * labels.size)
-        if share < 1:
+    if fraction:
+        pixels, size = jnp.arange(labels.size), math.ceil(fraction * labels.size)
+        if fraction < 1:
             pixels = jax.random.randint(jax.random.fold_in(jax.random.key(0), index), (size,), 0, labels.size)
         flat = (logits.reshape(-1, logits.shape[-1]), labels.ravel(), where.ravel())
         counts["sample"] = tuple(values[pixels] for values in flat)
     if family == "dilation":
-        counts["mask"] = jnp.argmax(logits, axis=-1) == number
+        counts["mask"] = jnp.argmax(logits, axis=-1) == positive
     elif risk == "fnr":
-        odds = metrics.class_log_odds(logits)[..., number]
-        counts["histogram"] = metrics.score_histogram(odds, labels == number, where=where)
+        odds = metrics.class_log_odds(logits)[..., positive]
+        counts["histogram"] = metrics.score_histogram(odds, labels == positive, where=where)
     elif risk == "miscoverage":
         counts["histogram"] = own_class_histograms(logits, labels, where, family)
     return counts
@@ -211,9 +214,9 @@ def _count_image(
 def own_class_histograms(
     logits: Float[Array, "*pixels C"], labels: Int[Array, "*pixels"], where: Bool[Array, "*pixels"], family: str
 ) -> Int[Array, "groups bins"]:
-    """Returns the `metrics.score_histogram` of each pixel's own class, by the log odds that sets of a family compare.
+    """Returns the `metrics.score_histogram` of the log odds that sets of a family compare, of each pixel's own class.
 
-    The family "class" has one group of pixels per class, the others one.
+    For the family "class", a group is the pixels of one class; for the others, one group is all pixels.
     """
     odds = metrics.adaptive_log_odds(logits) if family == "adaptive" else metrics.class_log_odds(logits)
     own = jnp.take_along_axis(odds, jnp.where(where, labels, 0)[..., None], axis=-1)[..., 0]
@@ -223,7 +226,7 @@ def own_class_histograms(
 
     if family != "class":
         return histogram(where)[None]
-    return jax.lax.map(lambda number: histogram(labels == number), jnp.arange(logits.shape[-1]))
+    return jax.lax.map(lambda c: histogram(labels == c), jnp.arange(logits.shape[-1]))
 
 
 def _count_sets(
@@ -242,11 +245,11 @@ def _count_sets(
 
 
 def distances(
-    strips: Bool[np.ndarray, "strips rows padded"], label: Integer[np.ndarray, "H W"], number: int
+    strips: Bool[np.ndarray, "strips rows padded"], label: Integer[np.ndarray, "H W"], positive: int
 ) -> Int[np.ndarray, "2 bins"]:
     """Returns the `metrics.distance_histogram` of a class over `RADII`, for the mask of `image_counts`."""
     mask = strips.reshape(-1, strips.shape[-1])[: label.shape[0], : label.shape[1]]
-    return metrics.distance_histogram(mask, label == number, RADII, where=label != VOID)
+    return metrics.distance_histogram(mask, label == positive, RADII, where=label != VOID)
 
 
 def fit(logits: Float[np.ndarray, "pixels C"], labels: Int[np.ndarray, "pixels"], kind: str) -> dict[str, Any]:
@@ -309,10 +312,10 @@ def control(
 def guarantee(
     histograms: Int[np.ndarray, "images 2 bins"], level: float, name: str, family: str = "threshold"
 ) -> dict[str, Any]:
-    """Returns the threshold, or the radius, by conformal risk control for the missed share of a class, and its cost.
+    """Returns the threshold, or the radius, by conformal risk control for a class's miss rate.
 
-    `histograms` are of the class `name`, one per image: `metrics.score_histogram`, or of a dilation those of
-    `distances`.
+    `histograms` are those of the class `name`, one per image: `metrics.score_histogram`, or `distances` for a dilation.
+    The result includes the miss rate and the false positive rate on these images.
     """
     rates, thresholds = metrics.false_negative_rates(histograms)
     (at,), smallest = control({name: rates}, level, family)
@@ -334,9 +337,9 @@ def guarantee(
 def set_guarantee(
     histograms: Int[np.ndarray, "images groups bins"], level: float, names: Sequence[str], family: str = "threshold"
 ) -> dict[str, Any]:
-    """Returns one threshold per class by conformal risk control for the share of pixels whose set lacks their class.
+    """Returns one threshold per class by conformal risk control for the fraction of pixels whose set lacks their class.
 
-    `histograms` are the `own_class_histograms` of each image. Each group has its own risk and its own threshold.
+    `histograms` are the `own_class_histograms` of each image. Each group of pixels has its own risk and threshold.
     """
     groups = names if family == "class" else [""]
     rates = {
@@ -377,9 +380,9 @@ def with_set_scores(guarantee: dict[str, Any], counts: Int[np.ndarray, "images C
 
 
 def merge(stored: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, Any]:
-    """Returns "scaling" and "guarantees" of a checkpoint's stored calibration, with those of `calibrate` and a split.
+    """Returns a checkpoint's stored "scaling" and "guarantees" with the result of `calibrate` and its split.
 
-    A new scaling replaces the stored one, and a new guarantee that of the same class, risk and level.
+    A new scaling replaces the stored one; a new guarantee replaces that of the same class, risk and level.
     """
     origin = {key: found[key] for key in ("split", "images", "data")}
     scaling, guarantees = (stored["scaling"], stored["guarantees"]) if stored else (None, [])
@@ -398,13 +401,17 @@ if __name__ == "__main__":
         "split", None, "Images to calibrate on, not those of training, such as 'val[:50%]'; default: data.eval_split."
     )
     flags.DEFINE_enum(
-        "scaling", SCALINGS[0], SCALINGS, "Scaling of the logits: one factor, one per class, or these and biases."
+        "scaling",
+        SCALINGS[0],
+        SCALINGS,
+        "Scaling of the logits: one factor, one per class, or a factor and bias per class.",
     )
     flags.DEFINE_enum(
         "risk",
         None,
         ["fnr", "miscoverage"],
-        "Bound the share of an image's pixels of --class that is missed, or of all pixels whose set lacks their class.",
+        "fnr: bound the fraction of --class pixels that is missed. miscoverage: bound the fraction of pixels whose "
+        "prediction set lacks the true class.",
     )
     families = sorted({family for each in FAMILIES.values() for family in each})
     flags.DEFINE_enum(
@@ -414,7 +421,7 @@ if __name__ == "__main__":
         "Kind of mask or set: threshold (the default); --risk=fnr: dilation; --risk=miscoverage: class, adaptive.",
     )
     cli.define_number("level", float, "(0, 1)", "Bound of the risk on a new image, in expectation.")
-    flags.DEFINE_string("class", None, "Class of the risk; default: the second of two.")
+    flags.DEFINE_string("class", None, "Class for --risk=fnr; default: the second of two. Required if there are more.")
     flags.DEFINE_string("output", None, "JSON file; default of one run: WORKDIR/calibration.json.")
     cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

@@ -255,7 +255,8 @@ def _help(required: Sequence[str]) -> str:
     for flag in (flags.FLAGS[name] for name in flags.FLAGS if name not in _LIBRARY_FLAGS):
         name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
         own = flag.parser.syntactic_help if isinstance(flag.parser, (_Size, _BareOrOneOf)) else ""
-        default = "" if flag.default in (None, False, "", []) else f"default {flag.default_as_str}".replace("'", "")
+        shown = "" if flag.default in (None, False, "", []) else flag.default_as_str.replace("'", "")
+        default = f"default {shown}" * bool(shown)
         more = "; ".join(filter(None, ("required" * (flag.name in required), own, default)))
         text = " ".join(f"{flag.help}{f' ({more})' * bool(more)}".split())
         lines += textwrap.wrap(text, _WIDTH, initial_indent=f"  {name:20} ", subsequent_indent=" " * 23)
@@ -424,9 +425,10 @@ def define_bare_or_one_of(name: str, values: Sequence[str], help_text: str) -> N
 
 def define_data_fields(name: str) -> None:
     """Defines flags `--NAME.data.FIELD=VALUE`, which change how a run's data is read; see `data_fields`."""
-    define_config(name, "folder_unet")  # whose other values do not count
-    help_text = "--config.data.manual_dir=ROOT reads the data in another folder; likewise other fields of config.data."
-    flags.FLAGS[name].help = help_text
+    define_config(name, "folder_unet")  # whose other values do not count, so the help omits it
+    help_text = "--config.data.manual_dir=ROOT reads the data elsewhere; likewise other fields of config.data."
+    flags.FLAGS[name].help = f"{help_text} The rest of the config comes from the run."
+    flags.FLAGS[name].default_as_str = ""
 
 
 def data_fields(name: str) -> dict[str, Any]:

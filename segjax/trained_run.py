@@ -435,7 +435,7 @@ def guaranteed_mask(
     images = f"the {one['images_with_class']} images of {one['split']} with {one['class']}"
     line = (
         f"guarantee{by}: at most {one['level']:.2%} of the {one['class']} pixels of an image are missed, on average "
-        f"over images exchangeable with {images}; {one['false_positive_rate']:.2%} of the other pixels there are marked"
+        f"over images exchangeable with {images}; its false positive rate there is {one['false_positive_rate']:.2%}"
     )
     return fields | {"positive": names.index(one["class"])}, one, line
 

@@ -354,12 +354,12 @@ def calibration_tables(calibration: Mapping[str, Any]) -> list[Table]:
         for own in (one, *one["classes"])
         if own["images"]
     ]
-    columns = ("class", "level", "smallest level", "uncalibrated p", "missed", "false positives", "images with it")
+    columns = ("class", "level", "smallest level", "uncalibrated p", "miss rate", "false positive rate", "images")
     if masks:
-        tables.append(Table("Masks: expected missed share of the pixels of a class", columns, masks, text=columns[3:4]))
+        tables.append(Table("Masks: bound of a class's expected miss rate", columns, masks, text=columns[3:4]))
     if sets:
         columns = (*columns[:4], "covered", "classes per set", columns[-1])
-        title = "Sets of classes: expected share of pixels whose set lacks their class"
+        title = "Sets of classes: bound of the expected fraction of pixels whose set lacks their class"
         tables.append(Table(title, columns, sets, text=columns[3:4]))
     return tables
 

@@ -64,7 +64,7 @@ def overconfident():
 @pytest.fixture(scope="module")
 def found(run, source, overconfident):
     """Returns a guarantee of the run, and the scaling of other logits: its own may have no skill after four steps."""
-    found = calibrate.calibrate(run, source, kind="none", risk="fnr", number=1, level=0.5)
+    found = calibrate.calibrate(run, source, scaling="none", risk="fnr", positive=1, level=0.5)
     assert found["scaling"] is None
     return found | {"scaling": calibrate.fit(*overconfident, "temperature")}
 
@@ -81,7 +81,7 @@ def test_fit_scores_before_and_after(overconfident):
 
 def test_calibrate_fits_all_pixels_of_a_small_split(run, source, pixels, monkeypatch):
     monkeypatch.setattr(calibrate, "fit", lambda *arguments: arguments)
-    logits, labels, kind = calibrate.calibrate(run, source, risk="fnr", number=1, level=0.5)["scaling"]
+    logits, labels, kind = calibrate.calibrate(run, source, risk="fnr", positive=1, level=0.5)["scaling"]
     known = pixels[1] != 255
     np.testing.assert_array_equal(labels, pixels[1][known])
     np.testing.assert_allclose(logits, pixels[0][known], atol=1e-4)
@@ -91,12 +91,13 @@ def test_calibrate_fits_all_pixels_of_a_small_split(run, source, pixels, monkeyp
 @pytest.mark.parametrize("kind", ["class", "vector"])
 def test_calibrate_several_factors_for_one_output(run, source, kind):
     with pytest.raises(ConfigError, match=rf"--scaling={kind}: .* one output, .* debris.* --scaling=temperature$"):
-        calibrate.calibrate(run, source, kind=kind)
+        calibrate.calibrate(run, source, scaling=kind)
 
 
 @pytest.mark.parametrize(("family", "field", "level"), [("threshold", "threshold", 0.5), ("dilation", "radius", 0.2)])
 def test_calibrate_guarantee_of_a_mask(run, source, pixels, family, field, level):
-    found = calibrate.calibrate(run, source, kind="none", risk="fnr", number=1, level=level, family=family)["guarantee"]
+    options = {"scaling": "none", "risk": "fnr", "positive": 1, "level": level, "family": family}
+    found = calibrate.calibrate(run, source, **options)["guarantee"]
     logits, labels = pixels
     chosen = logits[..., 1] - logits[..., 0] >= found.get("threshold", 0)
     if family == "dilation":
@@ -122,7 +123,7 @@ def sets_of(logits, guarantee):
 
 @pytest.mark.parametrize("family", ["threshold", "class", "adaptive"])
 def test_calibrate_coverage_and_size_of_sets_per_class(run, source, pixels, family):
-    options = {"kind": "none", "risk": "miscoverage", "level": 0.3, "family": family}
+    options = {"scaling": "none", "risk": "miscoverage", "level": 0.3, "family": family}
     found, (logits, labels) = calibrate.calibrate(run, source, **options)["guarantee"], pixels
     sets = sets_of(logits, found)
     covered = np.where(labels == 1, sets[..., 1], sets[..., 0])
@@ -154,7 +155,7 @@ def test_sample_is_of_its_image_and_differs_between_images():
     @jax.jit
     def sample(index):
         arrays = map(jnp.asarray, (logits, labels, labels < 500, index))
-        return calibrate._count_image(*arrays, share=0.1, risk=None, family="threshold", number=None)["sample"]
+        return calibrate._count_image(*arrays, fraction=0.1, risk=None, family="threshold", positive=None)["sample"]
 
     values, drawn, where = sample(0)
     np.testing.assert_array_equal(values, np.stack([drawn, -drawn], axis=-1))
