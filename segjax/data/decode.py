@@ -20,7 +20,7 @@ _TIFF, _NPY, _PPM = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x93NUMPY", (b"P
 DARK_UINT16 = 1 << 14
 """Values of 16-bit images below this one leave the scale to 65535 unused, and come from a sensor of fewer bits."""
 ValueRange = tuple[float, float] | None
-"""Values that become 0 and 255; None: the images have 8 bits, which do not change."""
+"""Values that become 0 and 255; None: 8-bit images, whose values stay."""
 _ORIENTATION = 0x0112  # tag of EXIF and TIFF
 
 
@@ -32,7 +32,7 @@ class ImageInfo(NamedTuple):
     channels: int
     dtype: str  # of `read_image`: "uint8", "uint16" or "float32"
     orientation: int  # EXIF: 1 to 8, 1 is upright
-    values: tuple[float, float] | None = None  # lowest and highest of a whole image that has not 8 bits
+    values: tuple[float, float] | None = None  # minimum and maximum of a whole image that is not 8-bit
 
 
 def inspect_image(image: RawFile, data: bytes, *, whole: bool) -> ImageInfo:
@@ -68,8 +68,9 @@ def read_image(data: bytes, file: str) -> Num[np.ndarray, "h w channels"]:
     """Decodes an image as it is displayed, turned by its EXIF orientation, or raises `DataError`.
 
     Values keep the range of the file: uint8, uint16, or float32 for all other numbers. Grey images have one channel,
-    colour images three (RGB); TIFF and NPY files have as many as they contain. A palette becomes its colours,
-    1 bit 0 and 255, and alpha is dropped. Of an animation the first frame is read; a TIFF of several pages is refused.
+    colour images three (RGB); TIFF and NPY files have as many as they contain. A palette becomes its colours, a single
+    bit 0 or 255, and alpha is dropped. Only the first frame of an animation is read; a TIFF of several pages raises
+    `DataError`.
     """
     return read_turned(data, file)[0]
 
@@ -80,8 +81,10 @@ def read_mask(
     """Decodes a mask as it is displayed to ids `[H, W]`, uint8 or uint16, or to RGB colours `[H, W, 3]`, uint8.
 
     Ids are the indices of a palette, else grey values, with 0 and 1 for 1 bit; the grey palette of a GIF counts as grey
-    values. With `colours`, palettes and single bits become the colours that they show. `DataError`: a damaged file,
-    transparent pixels, grey of 2 or 4 bits, a TIFF whose 0 is white, or numbers other than integers in 0..65535.
+    values. With `colours`, palettes and single bits become the colours that they show.
+
+    Raises: DataError if the file is damaged, has transparent pixels or grey of 2 or 4 bits, is a TIFF whose 0 is white,
+    or contains numbers other than integers in 0..65535.
     """
     with as_data_error(_unreadable(data, file)):
         if data.startswith(_NPY):
@@ -129,7 +132,9 @@ def scale_values(pixels: np.ndarray, channels: int, value_range: ValueRange, fil
 
     With a range (low, high): clip(255 (x - low) / (high - low), 0, 255), float32. With None: uint8, where 16 bits are
     rounded to 8, and numbers from 0 to 1 are multiplied by 255. Grey is repeated to 3 channels, and RGB is converted
-    to 1. `DataError`: other numbers of channels, or values that are not on the scale of the other images.
+    to 1.
+
+    Raises: DataError if the number of channels is another one, or the values are not on the scale of the other images.
     """
     pixels = _with_channels(pixels, channels, file)
     largest = pixels.max()

@@ -54,7 +54,7 @@ class LabelSet:
 def to_train_ids(raw: Integer[np.ndarray, "*shape"], label_set: LabelSet, file: str) -> UInt8[np.ndarray, "..."]:
     """Maps a mask of `read_mask`, `[H, W]` or colours `[H, W, 3]`, to train ids: 0 to C - 1, `VOID` or `UNSEEN`.
 
-    Raises DataError for an undefined id or colour.
+    Raises: DataError if an id or a colour is undefined.
     """
     ids = to_raw_ids(raw, label_set, file)
     lut = label_set.lut
@@ -63,20 +63,21 @@ def to_train_ids(raw: Integer[np.ndarray, "*shape"], label_set: LabelSet, file: 
     labels = lut[ids]
     if (labels == UNDEFINED).any():
         undefined = np.unique(ids[labels == UNDEFINED]).tolist()
-        found = f"ids {_spans(undefined)} are" if len(undefined) > 1 else f"id {undefined[0]} is"
+        subject = f"ids {_spans(undefined)} are" if len(undefined) > 1 else f"id {undefined[0]} is"
         expected = f"expected the ids {_spans(np.flatnonzero(label_set.lut != UNDEFINED))}"
         noise = len(undefined) > 2 and label_set.num_classes == 2
         threshold = "; grey values around those of two classes are noise of a JPEG: set config.data.mask_threshold=128"
         remedy = label_set.remedy and label_set.remedy + threshold * noise
-        raise DataError(f"{file}: label {found} outside the {label_set.num_classes} classes; {expected}{remedy}")
+        raise DataError(f"{file}: label {subject} outside the {label_set.num_classes} classes; {expected}{remedy}")
     return labels
 
 
 def to_raw_ids(raw: Integer[np.ndarray, "*shape"], label_set: LabelSet, file: str) -> Integer[np.ndarray, "..."]:
     """Returns the index in `lut` of each pixel of a mask: its id, or the row of its colour in `mask_colours`.
 
-    Without `mask_colours`, colours of equal red, green and blue are ids. Others raise DataError, and so does a colour
-    that is not in `mask_colours`.
+    Without `mask_colours`, colours of equal red, green and blue are ids.
+
+    Raises: DataError if other colours occur, or a colour that is not in `mask_colours`.
     """
     if label_set.mask_colours is None:
         if raw.ndim < 3:
@@ -90,8 +91,7 @@ def to_raw_ids(raw: Integer[np.ndarray, "*shape"], label_set: LabelSet, file: st
     colours = raw if raw.ndim == 3 else np.repeat(raw[..., None], 3, axis=-1)
     codes, known = (each.astype(np.int32) @ (65536, 256, 1) for each in (colours, label_set.mask_colours))
     order = np.argsort(known)
-    places = np.minimum(np.searchsorted(known[order], codes), len(known) - 1)
-    ids = order[places]
+    ids = order[np.minimum(np.searchsorted(known[order], codes), len(known) - 1)]
     if (undefined := known[ids] != codes).any():
         known = ", ".join(map(_hex, label_set.mask_colours.tolist()))
         expected = f"expected {known} (config.data.mask_colours and void_colours)"
@@ -111,14 +111,14 @@ def values_of(label_set: LabelSet, name: str | None = None) -> str:
     return ", ".join(map(_hex, label_set.mask_colours[ids].tolist()))
 
 
-def _shares(colours: Integer[np.ndarray, "*pixels 3"], shown: int = 8) -> str:
+def _shares(colours: Integer[np.ndarray, "*pixels 3"], limit: int = 8) -> str:
     """Formats the commonest colours with their share: "#0000ff (75 %), #ff0000 (25 %)"."""
-    found, counts = np.unique(colours.reshape(-1, 3), axis=0, return_counts=True)
+    unique, counts = np.unique(colours.reshape(-1, 3), axis=0, return_counts=True)
     texts = [
-        f"{_hex(found[i].tolist())} ({100 * counts[i] / counts.sum():.2g} %)"
+        f"{_hex(unique[i].tolist())} ({100 * counts[i] / counts.sum():.2g} %)"
         for i in np.argsort(-counts, kind="stable")
     ]
-    return ", ".join([*texts[:shown], *[f"{len(texts) - shown} more"] * (len(texts) > shown)])
+    return ", ".join([*texts[:limit], *[f"{len(texts) - limit} more"] * (len(texts) > limit)])
 
 
 def _hex(colour: Iterable[int]) -> str:
@@ -138,12 +138,12 @@ def hide_classes(label_set: LabelSet, names: tuple[str, ...], train_id: int = VO
     >>> hide_classes(LABEL_SETS["road_debris_scene"], ("sky", "marking")).names
     ('road', 'verge', 'debris')
     """
-    keep = [i for i, name in enumerate(label_set.names) if name not in names]
+    visible = [i for i, name in enumerate(label_set.names) if name not in names]
     new_ids = np.arange(256, dtype=np.uint8)
     new_ids[: label_set.num_classes] = train_id
-    new_ids[keep] = np.arange(len(keep))
-    names = tuple(label_set.names[i] for i in keep)
-    return replace(label_set, names=names, palette=label_set.palette[keep], lut=new_ids[label_set.lut])
+    new_ids[visible] = np.arange(len(visible))
+    names = tuple(label_set.names[i] for i in visible)
+    return replace(label_set, names=names, palette=label_set.palette[visible], lut=new_ids[label_set.lut])
 
 
 def colorize(
@@ -174,12 +174,13 @@ def numbered_classes(
 ) -> LabelSet:
     """Returns the label set of your own masks, in the colours of the masks or else of the PASCAL VOC devkit.
 
-    `mask_values`, or `mask_colours`, are those of the classes in the order of their names, 0, 1, 2, … by default. A
-    name that is repeated gives several values to one class. `void_values` are not labelled, by default 255 unless it is
-    the value of a class, as for masks that are painted 0 and 255. With `mask_threshold`, grey values from it on are the
-    second of two classes, and lower ones the first.
+    `mask_values` are the ids, or `mask_colours` the colours, of the classes in the order of their names, 0, 1, 2, … by
+    default. A repeated name gives several ids to one class. `void_values` are the ids of void, by default 255 unless it
+    is the id of a class, as in masks of 0 and 255. With `mask_threshold`, grey values below it are the first of two
+    classes, and the others the second.
 
-    Raises: DataError for no names, more than 253, empty or unprintable ones, or values that do not pair with them.
+    Raises: DataError if there are no names or more than 253, if one is empty or unprintable, or if the ids or colours
+    do not fit them.
 
     >>> numbered_classes(("asphalt", "hole"), (0, 255)).lut[[0, 255]]
     array([0, 1], dtype=uint8)
@@ -190,17 +191,20 @@ def numbered_classes(
     names, values = tuple(dict.fromkeys(rows)), tuple(mask_values) or tuple(range(len(rows)))
     if not 1 <= len(names) < UNDEFINED:
         raise DataError(f"config.data.class_names: expected 1 to {UNDEFINED - 1} class names; got {len(names)}")
-    repeated = len(names) < len(rows) and not (colours or mask_values)
-    if repeated or "" in names or any(printable(name) != name for name in names):
-        expected = "distinct names, each non-empty and without control characters"
+    if "" in names or any(printable(name) != name for name in names):
+        expected = "names that are not empty and contain no control characters"
         raise DataError(f"config.data.class_names: expected {expected}; got {rows}")
+    if len(names) < len(rows) and not (colours or mask_values or mask_threshold is not None):
+        way_out = "set config.data.mask_values, one value per name, or remove the repetition"
+        raise DataError(f"config.data.class_names: a name is repeated in {rows}; {way_out}")
     class_of, palette = [names.index(name) for name in rows], _voc_palette(len(names))
     if colours and mask_threshold is not None:
         raise DataError("config.data.mask_colours and config.data.mask_threshold cannot be combined; set one of them")
     if void_colours and not colours:
         raise DataError("config.data.void_colours needs config.data.mask_colours, the colours of the classes")
     if colours:
-        table = np.array([_rgb(colour) for colour in (*colours, *void_colours)], np.uint8)
+        rgb = [_rgb(each, field) for field, part in (("mask", colours), ("void", void_colours)) for each in part]
+        table = np.array(rgb, np.uint8)
         if len(colours) != len(rows) or len({tuple(row) for row in table.tolist()}) != len(table):
             expected = f"{len(rows)} colours, one per class name, that differ from each other and from void_colours"
             raise DataError(f"config.data.mask_colours: expected {expected}; got {colours}")
@@ -209,17 +213,18 @@ def numbered_classes(
         return LabelSet(names, palette, lut, mask_colours=table)
     if mask_threshold is not None:
         if len(rows) != 2 or len(names) != 2:
-            expected = "two class names, of the values below it and from it on"
-            raise DataError(f"config.data.mask_threshold: expected {expected}; got {rows}")
+            expected = "exactly two class names, the first for values below the threshold"
+            raise DataError(f"config.data.mask_threshold needs {expected}; got {rows}")
         lut = (np.arange(256) >= mask_threshold).astype(np.uint8)
         return LabelSet(names, palette, lut, threshold=mask_threshold)
     if len(values) != len(rows) or len(set(values)) != len(values) or not all(0 <= v <= 65535 for v in values):
         expected = f"{len(rows)} different mask values in 0..65535, one per class name"
         raise DataError(f"config.data.mask_values: expected {expected}; got {values}")
     if both := sorted(set(void_values) & set(values)):
-        raise DataError(f"config.data.void_values = {void_values}: {both[0]} is the value of a class too")
+        way_out = "remove it from config.data.void_values or config.data.mask_values"
+        raise DataError(f"config.data.void_values = {void_values}: {both[0]} is the value of a class too; {way_out}")
     train_id_of = dict.fromkeys(tuple(void_values) or (VOID,), VOID) | dict(zip(values, class_of, strict=True))
-    remedy = ". Set config.data.mask_values to the values of the classes, and config.data.void_values to those of none"
+    remedy = ". Set config.data.mask_values to the ids of the classes, and config.data.void_values to the ids to ignore"
     return replace(_label_set(zip(names, palette, strict=True), train_id_of), remedy=remedy)
 
 
@@ -230,9 +235,9 @@ def _voc_palette(count: int) -> UInt8[np.ndarray, "count 3"]:
     return sum(np.stack(bits[place], axis=-1) << (7 - place) for place in range(3)).astype(np.uint8)
 
 
-def _rgb(colour: str) -> tuple[int, ...]:
+def _rgb(colour: str, field: str) -> tuple[int, ...]:
     if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
-        raise DataError(f"config.data.mask_colours: expected colours such as '#ff0000' (red); got {colour!r}")
+        raise DataError(f"config.data.{field}_colours: expected colours such as '#ff0000' (red); got {colour!r}")
     return tuple(bytes.fromhex(colour[1:]))
 
 
@@ -240,7 +245,9 @@ def read_class_file(path: Path) -> dict[str, tuple[Any, ...]]:
     """Reads the config fields of `numbered_classes` from a file such as CamVid's `label_colors.txt`.
 
     Each line has a name and three numbers, red, green and blue, or a name and an id, in any order; a first line of
-    titles is skipped. Lines named void, unlabelled or ignore are not classes. `DataError`: another line.
+    titles is skipped. Lines named void, unlabelled, ignore or unknown are not classes.
+
+    Raises: DataError if a line has another form, or if some names have colours and others ids.
     """
     rows = []
     with as_data_error(f"{path}: cannot be read"):

@@ -140,9 +140,16 @@ def test_to_train_ids_noise_of_a_jpeg_names_the_threshold():
         ({"mask_colours": ("#ff0000",)}, "config.data.mask_colours: expected 2 colours"),
         ({"mask_colours": ("#ff0000", "#ff0000")}, "config.data.mask_colours: expected 2 colours"),
         ({"mask_colours": ("red", "blue")}, "config.data.mask_colours: expected colours such as .* got 'red'"),
+        (
+            {"mask_colours": ("#ff0000", "#0000ff"), "void_colours": ("#black",)},
+            "config.data.void_colours: expected colours such as .* got '#black'",
+        ),
         ({"mask_colours": ("#ff0000", "#000000"), "mask_threshold": 9}, "mask_colours and config.data.mask_threshold"),
         ({"void_colours": ("#ff0000",)}, "config.data.void_colours needs config.data.mask_colours"),
-        ({"class_names": ("a", "b", "c"), "mask_threshold": 9}, "config.data.mask_threshold: expected two class names"),
+        (
+            {"class_names": ("a", "b", "c"), "mask_threshold": 9},
+            "config.data.mask_threshold needs exactly two class names",
+        ),
     ],
 )
 def test_numbered_classes_invalid_fields(fields, message):
@@ -190,7 +197,12 @@ def test_label_set_inconsistent_fields():
         LabelSet(("a", "b"), palette, lut)
 
 
-@pytest.mark.parametrize("names", [("a", "a"), ("a", ""), ("a", "b\n"), ("a", "\x1b[2J"), ("a", "\udcff")])
-def test_numbered_classes_equal_empty_or_unprintable_names(names):
-    with pytest.raises(DataError, match=r"config.data.class_names: expected distinct names, .*; got \('a', "):
+@pytest.mark.parametrize("names", [("a", ""), ("a", "b\n"), ("a", "\x1b[2J"), ("a", "\udcff")])
+def test_numbered_classes_empty_or_unprintable_names(names):
+    with pytest.raises(DataError, match=r"config.data.class_names: expected names that are not empty .*; got \('a', "):
         numbered_classes(names)
+
+
+def test_numbered_classes_repeated_name_without_values():
+    with pytest.raises(DataError, match=r"config.data.class_names: .* \('a', 'a'\); set config.data.mask_values"):
+        numbered_classes(("a", "a"))
