@@ -44,10 +44,9 @@ from segjax.training.config import COUNT, POSITIVE
 from segjax.training.survey import (
     Findings,
     PairSurvey,
-    Value,
-    colour_name,
     count_all_values,
     examine,
+    format_value,
     values_of_classes,
 )
 
@@ -131,13 +130,10 @@ def _value_table(found: Findings) -> Table:
     """Builds the table of the most frequent values of the masks, whatever they mean."""
     values, images = count_all_values(found.pairs), Counter(value for pair in found.pairs for value in pair.values)
     total = sum(values.values())
-    rows = [(_shown(value), f"{pixels / total:.3%}", images[value]) for value, pixels in values.most_common(_VALUES)]
+    most = values.most_common(_VALUES)
+    rows = [(format_value(value), f"{pixels / total:.3%}", images[value]) for value, pixels in most]
     more = f", the {_VALUES} most frequent of {len(values)}" * (len(values) > _VALUES)
     return Table(f"Values of the masks{more}", ("value", "pixels", "images"), rows)
-
-
-def _shown(value: Value) -> str:
-    return str(value) if isinstance(value, int) else colour_name(value)
 
 
 def _class_table(found: Findings) -> Table:
@@ -151,7 +147,7 @@ def _class_table(found: Findings) -> Table:
             f"{images[:, i].sum() / max(1, images.sum()):.3%}, {np.count_nonzero(images[:, i])}"
             for images in found.images.values()
         ]
-        shown = ", ".join(map(_shown, values[i][:4])) + ", …" * (len(values[i]) > 4)
+        shown = ", ".join(map(format_value, values[i][:4])) + ", …" * (len(values[i]) > 4)
         rows.append((name, shown, int(total[i]), *parts))
     columns = ("class", "mask values", "pixels", *(f"{split}: share, images" for split in found.images))
     return Table("Classes", columns, rows)

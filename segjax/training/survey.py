@@ -26,7 +26,7 @@ from segjax.data.folder import common_channels
 from segjax.data.io import DataError, read_bytes
 from segjax.data.labels import VOID, LabelSet, read_class_file, to_train_ids
 from segjax.data.layout import Layout, find_layout, folder_options
-from segjax.data.pairs import Pair, Verified, decode_pair, find_range, refuse_palettes
+from segjax.data.pairs import Pair, Verified, decode_pair, find_range, refuse_palettes, refuse_problems
 from segjax.data.resize import resize_nearest
 from segjax.training.config import FIELDS, ConfigError, changed, from_leaves, leaves, validate
 
@@ -121,6 +121,7 @@ def survey_pairs(
     def attempt(index: int) -> PairSurvey | str:
         (split, pair), scales = pairs[index], SCALES if index % step == 0 else ()
         try:
+            refuse_problems([pair])
             files = pair.image.path, pair.mask.path
             image, mask = read_bytes(pair.image), read_bytes(pair.mask)
             info = inspect_image(pair.image, image, whole=False)
@@ -249,7 +250,19 @@ def _with_classes(found: Findings, keep: set[str], class_file: Mapping[str, Any]
         if not refused:
             return found._replace(config=config)
         found.warnings.append(f"{found.layout.class_file} does not fit the masks, and is not used: {refused[0]}")
-    fields = {f"data.{key}": value for key, value in find_classes(count_all_values(found.pairs)).items()}
+    values = count_all_values(found.pairs)
+    trained = count_all_values([pair for pair in found.pairs if pair.split != "test"]) or values
+    fields = find_classes(trained)
+    # A class needs pixels to train on; the masks of a test split are often blank.
+    test_only = [value for value in sorted(values.keys() - trained.keys()) if type(value) is type(next(iter(trained)))]
+    if test_only and "mask_threshold" not in fields:
+        shown = ", ".join(map(format_value, test_only[:8])) + ", …" * (len(test_only) > 8)
+        found.warnings.append(f"only the masks of test have {shown}: void, and not a class")
+        if "mask_colours" in fields:
+            fields["void_colours"] = tuple(map(colour_name, test_only))
+        else:
+            fields["void_values"] = tuple(sorted({VOID, *test_only} - set(fields["mask_values"])))
+    fields = {f"data.{key}": value for key, value in fields.items()}
     return found._replace(config=_with(found.config, _CLASS_FIELDS | fields, keep))
 
 
@@ -357,6 +370,11 @@ def colour_name(colour: tuple[int, ...]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
+def format_value(value: Value) -> str:
+    """Returns a value of a mask for the user: an id, or a colour as "#ff0010"."""
+    return str(value) if isinstance(value, int) else colour_name(value)
+
+
 def _grey(value: Value) -> float:
     return float(np.dot(value, (0.299, 0.587, 0.114))) if isinstance(value, tuple) else float(value)
 
@@ -389,17 +407,35 @@ def duplicates(pairs: Sequence[PairSurvey]) -> list[list[str]]:
 
 
 def _with_range(found: Findings, keep: set[str]) -> Findings:
-    """Returns the findings with the range of values: that of the dtype or, if it does not fit, of the percentiles."""
-    pairs, infos = [one.pair for one in found.pairs], [one.image for one in found.pairs]
-    train = [one.pair for one in found.pairs if one.split == found.config.data.train_split]
-    verified = Verified(pairs, infos, (), [], None)
+    """Returns the findings with the range of the training images' values: that of their dtype, else of percentiles.
+
+    Raises DataError if it does not suit the images of training, or those of evaluation.
+    """
+    data, train = found.config.data, _pairs_of(found, found.config.data.train_split)
+    files = [one.pair for one in train]
+    if not train:
+        raise DataError(f"all pairs of split {data.train_split!r} are unusable; expected at least one good")
     try:
-        return found._replace(value_range=find_range(found.config.data.range, verified, train))
+        value_range = find_range(data.range, _as_verified(train), files)
     except DataError:
         if "data.range" in keep:
             raise
-    value_range = find_range("percentile", verified, train)
-    return found._replace(value_range=value_range, config=_with(found.config, {"data.range": value_range}, keep))
+        value_range = find_range("percentile", _as_verified(train), files)
+        found = found._replace(config=_with(found.config, {"data.range": value_range}, keep))
+    if evaluated := _pairs_of(found, data.eval_split):
+        find_range(value_range or "dtype", _as_verified(evaluated), files)
+    return found._replace(value_range=value_range)
+
+
+def _pairs_of(found: Findings, split: str) -> list[PairSurvey]:
+    """Returns the pairs of a split, or of "all"; raises DataError for a split that does not exist."""
+    if split not in (splits := found.layout.splits) and split != "all":
+        raise DataError(f"split {split!r} does not exist; valid: {', '.join(splits)}, or all (every split)")
+    return [pair for pair in found.pairs if split in (pair.split, "all")]
+
+
+def _as_verified(pairs: Sequence[PairSurvey]) -> Verified:
+    return Verified([one.pair for one in pairs], [one.image for one in pairs], (), [], None)
 
 
 def suggest(found: Findings) -> dict[str, Any]:
@@ -410,7 +446,7 @@ def suggest(found: Findings) -> dict[str, Any]:
     frequency), as in configs/camvid_unet_weighted.py, and the class frequencies as prior.
     """
     data, (low, high) = found.config.data, found.value_range or (0, 255)
-    train = [pair for pair in found.pairs if pair.split == data.train_split]
+    train = _pairs_of(found, data.train_split)
     channels = common_channels((pair.image.channels for pair in found.pairs), Path(data.manual_dir))
     moments = [np.broadcast_to(pair.moments, (2, channels)) for pair in train]
     first, second = np.average(moments, axis=0, weights=[math.prod(pair.size) for pair in train])
@@ -421,7 +457,7 @@ def suggest(found: Findings) -> dict[str, Any]:
         "data.mean": tuple(round(float(value), 4) for value in (first - low) / (high - low)),
         "data.std": tuple(round(max(float(value), 0.004), 4) for value in std / (high - low)),
     }
-    pixels = found.images[data.train_split][:, :-1]
+    pixels = np.concatenate([found.images[split] for split in dict.fromkeys(pair.split for pair in train)])[:, :-1]
     shares = pixels.sum(axis=0) / max(1, pixels.sum())
     if 0 < shares.min() < _RARE:
         weights = np.sqrt(np.asarray(losses.class_weights(pixels, "median-frequency"), float))

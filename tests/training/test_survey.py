@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import rich.console
+import tifffile
 
 from segjax.data import DataError
 from segjax.training import defaults, survey
@@ -192,3 +193,37 @@ def test_iou_caps_of_thin_lines(root):
     caps = examine(root).caps
     assert list(caps[1.0]) == [1, 1]
     assert caps[0.5][1] == 0.5  # half the size keeps the odd columns of the left half, and each comes back as two
+
+
+def test_examine_takes_no_class_from_the_masks_of_test(root):
+    write(root, "test", "e", mask(7))
+    found = examine(root)
+    assert (found.config.data.mask_values, found.config.data.void_values) == ((0, 255), (7,))
+    assert "only the masks of test have 7" in found.warnings[0]
+    assert found.images["test"].tolist() == [[32 * 43, 0, 32 * 5]]
+
+
+def test_examine_trains_on_all_splits(root):
+    found = examine(root, train_split="all")
+    assert found.refusals == []
+    assert "'x' does not exist; valid: train, val" in examine(root, train_split="x").refusals[0]
+
+
+def test_examine_refuses_the_range_of_the_training_images_alone(root):
+    dark, bright = (np.full((*SIZE, 3), value, np.uint16) for value in (9000, 60000))
+    dark[0], bright[0] = 5000, 100
+    for name in "abc":
+        write(root, "train", name, mask(255), dark)
+    write(root, "val", "d", mask(255), bright)
+    assert examine(root).config.data.range == (5000, 9000)
+    assert "config.data.range=dtype would scale by 65535" in examine(root, range="dtype").refusals[0]
+
+
+def test_examine_refuses_stacks_of_different_lengths(tmp_path):
+    for name, pages in (("images", 3), ("masks", 2)):
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "a.tif", np.zeros((pages, *SIZE), np.uint8), photometric="minisblack")
+    write(tmp_path / "x", "train", "b", mask(255))
+    for name in ("images", "masks"):
+        (tmp_path / f"x/train/{name}/b.png").rename(tmp_path / name / "b.png")
+    assert "a.tif: 2 page(s) for an image of 3" in examine(tmp_path).refusals[0]
