@@ -29,6 +29,7 @@ from segjax.data.layout import Layout, find_layout, folder_options
 from segjax.data.pairs import Pair, Verified, decode_pair, find_range, refuse_palettes, refuse_problems
 from segjax.data.resize import resize_nearest
 from segjax.training.config import FIELDS, ConfigError, changed, from_leaves, leaves, validate
+from segjax.training.train_step import make_model
 
 Value = int | tuple[int, ...]  # of a mask: an id, or a colour
 SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
@@ -235,6 +236,7 @@ def assess(
         found = _with_range(found, keep)
         found = found._replace(config=_with(found.config, suggest(found), keep))
         validate(found.config)
+        make_model(found.config, classes.num_classes)
     except (ConfigError, DataError) as error:
         found.refusals.append(str(error))
     return found

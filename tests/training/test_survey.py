@@ -227,3 +227,8 @@ def test_examine_refuses_stacks_of_different_lengths(tmp_path):
     for name in ("images", "masks"):
         (tmp_path / f"x/train/{name}/b.png").rename(tmp_path / name / "b.png")
     assert "a.tif: 2 page(s) for an image of 3" in examine(tmp_path).refusals[0]
+
+
+def test_examine_refuses_what_the_network_refuses(root):
+    (root / "classes.csv").write_text("name,id\nunlabelled,0\nwire,255\n")
+    assert "folder has 1 class; expected at least 2" in examine(root).refusals[0]
