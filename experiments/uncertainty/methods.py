@@ -17,6 +17,7 @@ import numpy as np
 import rich.console
 from absl import app, flags
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from ml_collections import ConfigDict
 
 from experiments.sweep import grid
@@ -260,6 +261,9 @@ def figure(found: Mapping[str, list[dict[str, Any]]]) -> Figure:
         axes.set(xlabel=title, yticks=range(len(order)), yticklabels=order, ylim=(-1, len(order)))
         axes.grid(alpha=0.25)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     return drawn
 
 
