@@ -258,7 +258,7 @@ def test_augment_on_tpu_has_no_gather_and_the_same_labels(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"images": jnp.zeros((1, 4, 4, 3))}, TypeError, "images must be uint8, as decoded; got float32"),
+        ({"images": jnp.zeros((1, 4, 4, 3), jnp.float16)}, TypeError, "images must be uint8 or float32.*got float16"),
         ({"images": jnp.zeros((4, 4, 3), jnp.uint8)}, ValueError, r"images must be \[batch.*got shape \(4, 4, 3\)"),
         ({"labels": jnp.zeros((1, 4, 4), jnp.int32)}, TypeError, "labels must be uint8 class indices; got int32"),
         ({"labels": jnp.zeros((1, 4, 5), jnp.uint8)}, ValueError, r"images' shape \(1, 4, 4\); got \(1, 4, 5\)"),
