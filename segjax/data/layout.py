@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from segjax.data.io import (
     IMAGE_SUFFIXES,
@@ -135,11 +135,7 @@ def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
     if lists:
         images, masks = ([each._replace(split=None) for each in part] for part in (images, masks))
     if images and not masks:
-        count = f"{len(images)} image(s), such as {images[0].path}, and no mask"
-        expected = "expected masks in a folder such as masks, named as the images, or config.data.masks = '{stem}_mask'"
-        if any(path.endswith((".json", ".xml")) for path in other_files):
-            expected += "; segjax data masks converts annotations in JSON and XML files"
-        raise DataError(f"{root}: {count}; {expected}")
+        _refuse_without_masks(root, images, other_files)
 
     splits: dict[str, list[Pair]] = {}
     without_masks: dict[str, list[RawFile]] = {}
@@ -153,17 +149,12 @@ def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
         if lists:
             names_of, unlisted = _read_lists(root, lists, image_of)
         for split, names in names_of.items():
-            image_files = {name: files[image.path] for name, image in image_of.items() if name in names}
-            mask_files = {name: files[mask.path] for name, mask in mask_of.items() if name in names}
-            if image_files and not mask_files:
-                without_masks[split] = list(image_files.values())
-                continue
-            spelling = {name: image.name for name, image in image_of.items()}  # not in NFC, and it decides the split
-            pairs = match(image_files, mask_files, str(root))
-            pairs = sorted(
-                (pair._replace(name=spelling.get(pair.name, pair.name)) for pair in pairs), key=lambda pair: pair.name
-            )
-            splits[split] = [page for pair in pairs for page in _pages(pair)]
+            split_images = {name: image for name, image in image_of.items() if name in names}
+            split_masks = {name: mask for name, mask in mask_of.items() if name in names}
+            if split_images and not split_masks:
+                without_masks[split] = [files[image.path] for image in split_images.values()]
+            else:
+                splits[split] = _pair(root, split_images, split_masks, files)
     if lists:
         descriptions.append(f"splits of {', '.join(lists.values())}")
     splits, description = _hold_out(root, splits, options)
@@ -174,7 +165,7 @@ def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
     ignored["not in a list of a split"] = unlisted
     ignored[OTHER_FILE] = [path for path in other_files if path not in (class_file, *lists.values())]
     return Layout(
-        "; ".join([*descriptions, *[description] * bool(description)]),
+        "; ".join(filter(None, [*descriptions, description])),
         splits,
         without_masks,
         {reason: paths for reason, paths in ignored.items() if paths},
@@ -195,17 +186,25 @@ def _check_options(options: FolderOptions) -> None:
         raise DataError("config.data.folds must be at least 2, or 0 for a single split; got 1")
 
 
+def _refuse_without_masks(root: Path, images: list[_File], other_files: list[str]) -> NoReturn:
+    count = f"{len(images)} image(s), such as {images[0].path}, and no mask"
+    expected = "expected masks in a folder such as masks, named as the images, or config.data.masks = '{stem}_mask'"
+    if any(path.endswith((".json", ".xml")) for path in other_files):
+        expected += "; segjax data masks converts annotations in JSON and XML files"
+    raise DataError(f"{root}: {count}; {expected}")
+
+
 def _parse(path: str, pattern: re.Pattern | None = None) -> _File | None:
     """Parses a path; returns None if it does not fit a pattern of `_compile`."""
     without_suffix = str(PurePosixPath(path).with_suffix(""))
     *folders, name = PurePosixPath(without_suffix).parts
     split = None
     if pattern is not None:
-        found = pattern.fullmatch(without_suffix) or pattern.fullmatch(path)
-        if not found:
+        fit = pattern.fullmatch(without_suffix) or pattern.fullmatch(path)
+        if not fit:
             return None
-        folders, name = PurePosixPath(found["above"] or "").parts, found["stem"]
-        split = _SPLIT_WORDS.get((found.groupdict().get("split") or "").lower())
+        folders, name = PurePosixPath(fit["above"] or "").parts, fit["stem"]
+        split = _SPLIT_WORDS.get((fit.groupdict().get("split") or "").lower())
     role, where, others = None, str(PurePosixPath(path).parent), []
     for depth, folder in enumerate(folders, 1):  # the outermost counts: `images/labels/1.png` is an image
         its_split, its_role = _words_of(folder)
@@ -224,11 +223,11 @@ def _words_of(name: str) -> tuple[str | None, str | None]:
     >>> _words_of("trainannot"), _words_of("JPEGImages"), _words_of("valid"), _words_of("day 1")
     (('train', 'masks'), (None, 'images'), ('val', None), (None, None))
     """
-    found = _FOLDER_NAME.fullmatch(re.sub("[ _-]", "", name).lower())
-    if not found or (found["before"] and found["after"]):
+    fit = _FOLDER_NAME.fullmatch(re.sub("[ _-]", "", name).lower())
+    if not fit or (fit["before"] and fit["after"]):
         return None, None
-    role = "images" if found["images"] else "masks" if found["masks"] else None
-    return _SPLIT_WORDS.get(found["before"] or found["after"]), role
+    role = "images" if fit["images"] else "masks" if fit["masks"] else None
+    return _SPLIT_WORDS.get(fit["before"] or fit["after"]), role
 
 
 def _compile(text: str, field: str, key: str = "stem") -> re.Pattern | None:
@@ -252,7 +251,7 @@ def _select(paths: list[str], options: FolderOptions) -> tuple[list[_File], list
     found beside the images by `_masks_beside`. Images are the candidates that are not masks and are not in folders of
     masks. A pattern that contains a folder ("2nd_manual/{stem}") overrides the folders: all its candidates count.
 
-    Then `_main_masks`, `_main_images` and `_variants_of_masks` leave out what the user did not choose by a pattern.
+    Last, `_main_masks` and `_main_images` choose between several folders or files of one name where no pattern does.
     """
     image_pattern, mask_pattern = _compile(options.images, "images"), _compile(options.masks, "masks")
     image_candidates, mask_candidates = (
@@ -285,9 +284,9 @@ def _select(paths: list[str], options: FolderOptions) -> tuple[list[_File], list
         ignored |= second_images
     if options.masks and not in_mask_folders:
         images, variants = _without(images, _variants_of_masks(images, masks))
-        ignored["beside images and masks; config.data.masks excludes them"] = variants
+        ignored["beside images and masks; config.data.masks does not select them"] = variants
     used = {each.path for each in images + masks}.union(*ignored.values())
-    ignored["matches neither the image nor the mask pattern"] = [path for path in paths if path not in used]
+    ignored["not an image or a mask by folder and name"] = [path for path in paths if path not in used]
     return images, masks, ignored
 
 
@@ -600,6 +599,15 @@ def _path_ends(path: str) -> list[str]:
     return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
+def _pair(root: Path, images: dict[str, _File], masks: dict[str, _File], files: dict[str, RawFile]) -> list[Pair]:
+    """Returns the pairs of a split in the order of their names; a TIFF stack gives one pair per page."""
+    image_files, mask_files = ({name: files[each.path] for name, each in part.items()} for part in (images, masks))
+    pairs = match(image_files, mask_files, str(root))
+    # The hash of the name that the file has, which may not be in NFC, decides which images are held out.
+    pairs = [pair._replace(name=images[pair.name].name) if pair.name in images else pair for pair in pairs]
+    return [page for pair in sorted(pairs, key=lambda pair: pair.name) for page in _pages(pair)]
+
+
 def _pages(pair: Pair) -> list[Pair]:
     """Returns the pair, or one pair per page of TIFF stacks."""
     image, mask = (count_pages(file) for file in (pair.image, pair.mask))
@@ -663,11 +671,11 @@ def _groups(root: Path, splits: dict[str, list[Pair]], options: FolderOptions) -
     groups: dict[str, str] = {}
     split_of: dict[str, str] = {}
     for split, name in ((split, pair.name) for split, pairs in splits.items() for pair in pairs):
-        match_ = pattern.fullmatch(name)
-        if not match_:
+        fit = pattern.fullmatch(name)
+        if not fit:
             way_out = "correct the pattern so that it fits the name of every image, or rename the file"
             raise DataError(f"{root}: config.data.groups = {options.groups!r} does not fit {name!r}; {way_out}")
-        group, part = match_["group"], "the folds" if options.folds and split != "test" else split
+        group, part = fit["group"], "the folds" if options.folds and split != "test" else split
         if (other := split_of.setdefault(group, part)) != part:
             way_out = "move its images into one of them, or change the pattern"
             raise DataError(f"{root}: the group {group!r} of config.data.groups is in {other} and in {part}; {way_out}")
