@@ -187,6 +187,7 @@ def model_card(run: TrainedRun, *, uncertainty: bool, size: tuple[int, int] | No
         "input": {
             "array": f"{pixels}, [b, H, W, channels], any b; three channels are in the order RGB",
             "range": value_range,
+            "dtype": run.preprocessing.dtype,
             "channels": run.preprocessing.channels,
             "size": None if size is None else list(size),
         },

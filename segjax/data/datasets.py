@@ -83,7 +83,7 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
           `orientation` and `train_split`, see `open_folder`.
         - `unseen_classes`, optional: names of classes to leave out of the training. Their pixels are void, and the
           split's `label_set` has the other classes only, with train ids from 0 in their order.
-        - `channels`, optional: the number that the images must have; None: any.
+        - `channels` and `dtype`, optional: those that the images must have; None: any.
         - `on_error`, optional: "raise", or "skip" to leave bad pairs of image and mask out and list the reasons in
           the split's `skipped`. "skip" prepares the data set in a folder of its own.
       split: "train", "val" (or "validation"), "test", or a TFDS slice of one ("train[:10%]").
@@ -113,6 +113,9 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
     if source.channels != channels:
         found = f"the images of {name} have {source.channels} channel(s): set it to {source.channels}"
         raise DataError(f"config.data.channels = {channels}, but {found}")
+    dtype = getattr(data_config, "dtype", None) or source.dtype
+    if source.dtype != dtype:
+        raise DataError(f"config.data.dtype = {dtype}, but the images of {name} are {source.dtype}: convert them")
     return source
 
 
@@ -256,6 +259,7 @@ class PreparedSource:
             else:
                 shapes = [shape] * len(self)
             self.native_size, _, channels = summarize(shapes)
+            self.dtype = "uint8"
             self.value_range, self.unsure_turns, self.void, self.notes = None, 0, None, ()
             self.channels = metadata.get("channels", channels)
             self.sizes = [each[:2] for each in shapes]

@@ -122,24 +122,32 @@ def read_turned(data: bytes, file: str) -> tuple[Num[np.ndarray, "h w channels"]
     return turned(pixels, orientation), orientation
 
 
-def decode_image(data: bytes, channels: int, value_range: ValueRange, file: str) -> np.ndarray:
+def decode_image(
+    data: bytes, channels: int, value_range: ValueRange, file: str, dtype: str | None = None
+) -> np.ndarray:
     """Decodes an image as `read_image` to the values of `scale_values`, `[H, W, channels]`."""
-    return scale_values(read_image(data, file), channels, value_range, file)
+    return scale_values(read_image(data, file), channels, value_range, file, dtype)
 
 
-def scale_values(pixels: np.ndarray, channels: int, value_range: ValueRange, file: str) -> np.ndarray:
+def scale_values(
+    pixels: np.ndarray, channels: int, value_range: ValueRange, file: str, dtype: str | None = None
+) -> np.ndarray:
     """Returns the pixels of `read_image` on the scale 0..255, with as many channels as the other images.
 
     With a range (low, high): clip(255 (x - low) / (high - low), 0, 255), float32. With None: uint8, where 16 bits are
     rounded to 8, and numbers from 0 to 1 are multiplied by 255. Grey is repeated to 3 channels, and RGB is converted
-    to 1.
+    to 1. `dtype` is that of the images in which a range was found; None: not known.
 
-    Raises: DataError if the number of channels is another one, or the values are not on the scale of the other images.
+    Raises: DataError if the dtype or the number of channels is another one, or the values are not on the scale of the
+    other images.
     """
     pixels = _with_channels(pixels, channels, file)
     largest = pixels.max()
     if value_range is not None:
         low, high = value_range
+        if dtype and pixels.dtype != dtype:
+            expected = f"expected {dtype}, as the images in which config.data.range was found, {low:g} to {high:g}"
+            raise DataError(f"{file}: an image of {pixels.dtype}; {expected}: convert it")
         if pixels.dtype == np.uint8 and high > 255:
             expected = f"expected values from {low:g} to {high:g}, as the other images have: config.data.range"
             raise DataError(f"{file}: an image of 8 bits per channel; {expected}")

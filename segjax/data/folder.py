@@ -40,7 +40,7 @@ class FolderSource:
     ):
         self._pairs, self._images, self.skipped, self.absent, self.void = verified
         self.label_set, self.channels, self.value_range, self._drawn_on = label_set, channels, value_range, drawn_on
-        self.notes = notes
+        self.notes, self.dtype = notes, self._images[0].dtype
         self.native_size, self.sizes = summarize(self._images).native_size, [image[:2] for image in self._images]
         self.unsure_turns = sum(
             image.orientation in (2, 3, 4) or (image.orientation > 4 and image.height == image.width)

@@ -44,6 +44,7 @@ class Source(Protocol):
     label_set: LabelSet
     channels: int  # of every image; 3 in the order RGB
     value_range: ValueRange  # values of the files that become 0 and 255; None: images of 8 bits, which are uint8
+    dtype: str  # of the image files
     native_size: tuple[int, int] | None  # height and width that all images share; None if they differ
     sizes: Sequence[tuple[int, int]]  # height and width of each image
     unsure_turns: int  # number of images turned by EXIF whose mask has the same size either way, see `align_mask`

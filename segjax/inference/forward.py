@@ -24,6 +24,7 @@ class Preprocessing(NamedTuple):
       std: standard deviation of the pixels, as `mean`.
       num_classes: C, without void.
       value_range: values of image files that become 0 and 255; None: files of 8 bits per channel.
+      dtype: dtype of the image files under `value_range`; None: any.
     """
 
     size: tuple[int, int]
@@ -32,6 +33,7 @@ class Preprocessing(NamedTuple):
     std: tuple[float, ...]
     num_classes: int
     value_range: ValueRange = None
+    dtype: str | None = None
 
     def normalise(self, images: Shaped[Array, "..."]) -> Float[Array, "..."]:
         """Returns pixels 0..255 as the network takes them, (x / 255 - mean) / std; nothing is resized."""

@@ -256,7 +256,7 @@ class Predictor:
         fields = {f"network.{name}": getattr(self._network, name) for name in sorted(names)}
         fields |= {"members": self.options.members} if self.options.members > 1 else {}
         inputs = self.preprocessing._asdict()
-        del inputs["size"]  # the options contain the size of the network's input
+        del inputs["size"], inputs["dtype"]  # the options contain the size; another dtype is refused
         return {
             "parameters": fingerprint(self._variables),
             "network": type(self._network).__name__,

@@ -60,7 +60,7 @@ def main(names: list[str]) -> None:
     mark = PngImagePlugin.PngInfo()
     mark.add_text(*_MARK)
     for target, name in targets.items():
-        pixels = _read(name, card["input"]["channels"], card["input"].get("range"))
+        pixels = _read(name, card["input"]["channels"], card["input"].get("range"), card["input"].get("dtype"))
         size = card["input"]["size"]
         if size and list(pixels.shape[:2]) != size:
             _stop(f"{name}: {pixels.shape[:2]} pixels; this network was exported for images of {size} only")
@@ -107,7 +107,7 @@ def _is_marked(file: Path) -> bool:
         return False
 
 
-def _read(file: Path, channels: int, value_range: list[float] | None) -> np.ndarray:
+def _read(file: Path, channels: int, value_range: list[float] | None, dtype: str | None) -> np.ndarray:
     """Returns the pixels of an image, `[H, W, channels]`; ends the program if the file is not such an image."""
     from PIL import Image
 
@@ -125,6 +125,9 @@ def _read(file: Path, channels: int, value_range: list[float] | None) -> np.ndar
     if pixels.shape[-1] != channels:
         _stop(f"{file}: an image of {pixels.shape[-1]} channels; expected {channels}")
     if value_range is not None:
+        found = pixels.dtype.name if pixels.dtype in (np.uint8, np.uint16) else "float32"
+        if dtype and found != dtype:
+            _stop(f"{file}: an image of {found}; expected {dtype}")
         if pixels.dtype == np.uint8 and value_range[1] > 255:
             _stop(f"{file}: an image of 8 bits per channel; expected values from {value_range[0]} to {value_range[1]}")
         return pixels.astype(np.float32)

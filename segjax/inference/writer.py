@@ -195,7 +195,8 @@ def write_predictions(
                 if not overwrite and _is_complete(output, name, source, options):
                     kept += 1
                 else:
-                    waiting.append((name, decode_image(data, inputs.channels, inputs.value_range, file.path)))
+                    image = decode_image(data, inputs.channels, inputs.value_range, file.path, inputs.dtype)
+                    waiting.append((name, image))
                 sources[name] = source
             except (DataError, ForeignFileError) as error:
                 if on_error == "raise" or isinstance(error, ForeignFileError):
@@ -211,7 +212,7 @@ def write_predictions(
             again = [name for name in hashes if name not in rows]
             for name in bar.track(again, description="contact sheet") if again else ():
                 data, path = read_bytes(files[name]), files[name].path
-                image = decode_image(data, inputs.channels, inputs.value_range, path)
+                image = decode_image(data, inputs.channels, inputs.value_range, path, inputs.dtype)
                 rows[name] = _sheet_row(_Predicted(image, predictor(image), sources[name]), options, label_set)
             shown, titles = {name: rows[name] for name in hashes}, ("image", "prediction", options.scale(label_set))
             tinted = np.flatnonzero(overlay_palette(label_set, options.only).any(axis=-1))

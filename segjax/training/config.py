@@ -166,6 +166,12 @@ FIELDS = {
         ("dtype", "percentile"),
         or_pair=True,
     ),
+    "data.dtype": Field(
+        None,
+        "folder: dtype of the images under data.range; None: as found",
+        ("uint8", "uint16", "float32"),
+        optional=str,
+    ),
     "data.orientation": Field(
         "displayed",
         "folder: how masks of photos turned by EXIF were drawn, if sizes do not tell",
@@ -278,7 +284,7 @@ INITIAL = tuple(key for key, field in FIELDS.items() if field.initial)
 TRACED = tuple(key for key, field in FIELDS.items() if field.traced)
 
 # Fields that a run finds in its data, with the values that leave them open; see `with_found_data`.
-FOUND = {"data.channels": (None,), "data.range": ("dtype", "percentile")}
+FOUND = {"data.channels": (None,), "data.range": ("dtype", "percentile"), "data.dtype": (None,)}
 
 # Fields that were renamed: the old name and the new one.
 RENAMED = {
@@ -317,8 +323,12 @@ def input_shape(config: ConfigDict) -> tuple[int, int, int]:
 
 
 def with_found_data(config: ConfigDict, source: Source) -> ConfigDict:
-    """Returns a config with the channels and the range of values of the training split; raises as `validate`."""
+    """Returns a config with the channels, the range of values and the dtype of the training split.
+
+    The dtype matters under a range only. Raises as `validate`.
+    """
     found = {"data.channels": source.channels, "data.range": source.value_range or "dtype"}
+    found["data.dtype"] = source.value_range and source.dtype
     found = from_leaves(leaves(config) | found)
     validate(found)
     return found

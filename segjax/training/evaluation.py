@@ -35,7 +35,8 @@ def preprocessing_of(config: ConfigDict, num_classes: int) -> Preprocessing:
     """Returns the input and classes of the network of `config`."""
     data, (*size, channels) = config.data, input_shape(config)
     value_range = None if isinstance(data.range, str) else tuple(data.range)
-    return Preprocessing(tuple(size), channels, tuple(data.mean), tuple(data.std), num_classes, value_range)
+    dtype = None if value_range is None else data.dtype
+    return Preprocessing(tuple(size), channels, tuple(data.mean), tuple(data.std), num_classes, value_range, dtype)
 
 
 class Scores(dict[str, Any]):

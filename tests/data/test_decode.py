@@ -316,6 +316,14 @@ def test_scale_values_refused(pixels, value_range, reason):
         scale_values(pixels[None, :, None], 1, value_range, "x")
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_scale_values_refuses_another_dtype_under_a_range(dtype):
+    for other in {"uint8", "uint16", "float32"} - {dtype}:
+        with pytest.raises(DataError, match=f"x: an image of {dtype}; expected {other}, .*42 to 219"):
+            scale_values(np.ones((1, 3, 1), dtype), 1, (42.0, 219.0), "x", other)
+    assert scale_values(np.full((1, 3, 1), 219, dtype), 1, (42.0, 219.0), "x", dtype).max() == 255
+
+
 @pytest.mark.parametrize(("found", "expected"), [(5, 3), (3, 5), (1, 5), (2, 1)])
 def test_scale_values_other_number_of_channels(found, expected):
     with pytest.raises(DataError, match=f"an image of {found} channels; expected {expected}"):

@@ -274,6 +274,12 @@ def test_open_split_made_case_of_twelve_bits(config, range_, expected):
         np.testing.assert_allclose(pickle.loads(pickle.dumps(source))[0]["image"], scaled, atol=1e-3)
 
 
+def test_open_split_of_another_dtype_than_in_training(config):
+    data = config("folder", manual_dir=CASES / "uint16_12bit", range=(42.0, 1219.0), dtype="uint8", **DEFAULTS)
+    with pytest.raises(DataError, match=r"config.data.dtype = uint8, but the images of folder are uint16: convert"):
+        open_split(data, "train")
+
+
 @pytest.mark.parametrize("case", ["exif_3", "exif_6_square"])
 def test_open_split_masks_drawn_on_stored_pixels(config, case):
     """The option turns the masks, which were drawn on the displayed pictures, away from them."""

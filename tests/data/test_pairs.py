@@ -136,7 +136,7 @@ class Skipping:
 
     label_set, channels, native_size, sizes, absent, digest = CLASSES, 3, (1, 1), [(1, 1)] * 7, (), ""
     void, notes = None, ()
-    value_range, unsure_turns = None, 0
+    value_range, dtype, unsure_turns = None, "uint8", 0
 
     def __init__(self, count):
         self.skipped = tuple(f"{i}.png: bad" for i in range(count))

@@ -246,7 +246,14 @@ def test_sum_counts_every_pixel_of_images_of_different_sizes_once(tiny, devices)
         kept = batch["label"][batch["where"]]
         return {"pixels": np.bincount(kept[kept != VOID], minlength=6)}
 
-    fields = {"label_set": None, "channels": 1, "value_range": None, "native_size": None, "digest": ""}
+    fields = {
+        "label_set": None,
+        "channels": 1,
+        "value_range": None,
+        "dtype": "uint8",
+        "native_size": None,
+        "digest": "",
+    }
     source = Ones(**fields, sizes=sizes, skipped=(), absent=(), unsure_turns=0, void=None, notes=())
     totals = sum_counts(count, source, tiny, devices=devices)
     assert totals["pixels"].tolist() == [height * width for height, width in sizes]

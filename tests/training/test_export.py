@@ -210,6 +210,7 @@ def test_script_turns_photos_by_exif(script, tmp_path):
             {"range": [0.0, 4095.0]},
             "an image of 8 bits per channel; expected",
         ),
+        (np.zeros((8, 12), np.uint8), {"range": [0.0, 1.0], "dtype": "float32"}, "an image of uint8; expected float32"),
         (np.zeros((8, 12), np.uint8), {"channels": 5}, "an image of 1 channels; expected 5"),
     ],
 )
