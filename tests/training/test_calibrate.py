@@ -121,7 +121,9 @@ def sets_of(logits, guarantee):
         return scipy_logit(p) >= [one["threshold"] for one in guarantee["classes"]]
 
 
-@pytest.mark.parametrize("family", ["threshold", "class", "adaptive"])
+@pytest.mark.parametrize(
+    "family", ["class", *(pytest.param(one, marks=pytest.mark.slow) for one in ("threshold", "adaptive"))]
+)
 def test_calibrate_coverage_and_size_of_sets_per_class(run, source, pixels, family):
     options = {"scaling": "none", "risk": "miscoverage", "level": 0.3, "family": family}
     found, (logits, labels) = calibrate.calibrate(run, source, **options)["guarantee"], pixels
@@ -167,7 +169,7 @@ def test_sample_is_of_its_image_and_differs_between_images():
 
 def histograms(scores, labels):
     """Returns the score histograms of images `[images, pixels]`."""
-    return np.stack([metrics.score_histogram(z, y) for z, y in zip(scores, labels, strict=True)]).astype(np.int64)
+    return np.asarray(jax.jit(jax.vmap(metrics.score_histogram))(scores, labels), np.int64)
 
 
 @pytest.fixture(scope="module")

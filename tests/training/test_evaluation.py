@@ -1,5 +1,6 @@
 """Scores from counts, and counts of images of any size."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,11 +36,12 @@ from segjax.training.train_step import TrainState, init_state, make_model
 
 
 def counted(logits, labels):
-    predictions = (logits > 0).astype(np.int32)
-    return {
-        "confusion": np.asarray(metrics.confusion_matrix(labels, predictions, 2), np.int64),
-        "scores": np.asarray(metrics.score_histogram(logits, labels == 1), np.int64),
-    }
+    @jax.jit
+    def count(logits, labels):
+        confusion = metrics.confusion_matrix(labels, (logits > 0).astype(jnp.int32), 2)
+        return {"confusion": confusion, "scores": metrics.score_histogram(logits, labels == 1)}
+
+    return {key: np.asarray(one, np.int64) for key, one in count(logits, labels).items()}
 
 
 def test_scores_best_iou_and_its_threshold():
@@ -113,8 +115,8 @@ def test_unknown_scores_rank_as_their_formulas():
 
 
 def test_unknown_scores_of_an_ensemble_leave_out_those_of_the_evidence():
-    log_p = jnp.log(jnp.array([[0.7, 0.2, 0.1]]))
-    assert unknown_scores(log_p, is_ensemble=True).keys() == {"max_probability", "entropy", "margin"}
+    found = jax.eval_shape(partial(unknown_scores, is_ensemble=True), jax.ShapeDtypeStruct((1, 3), jnp.float32))
+    assert found.keys() == {"max_probability", "entropy", "margin"}
 
 
 def test_make_score_counts_unseen_pixels_against_known_ones(tiny):
@@ -160,17 +162,22 @@ LOGITS = np.random.default_rng(1).normal(size=(3, 8, 6, 3)).astype(np.float32)
 
 @pytest.mark.parametrize("max_pixels", [1, 40, 23 * 12])  # strips of one row, of three, and two strips
 def test_sum_over_strips_counts_of_the_whole(batch, max_pixels):
-    whole = resize(jnp.asarray(LOGITS), (23, 13), antialias=False, to_sizes=batch["size"])
     where = (batch["label"] != VOID) & batch["where"][:, None, None]
-    expected = count_confusion(whole, batch["label"].astype(np.int32), where)["confusion"]
-    found = sum_over_strips(count_confusion, *jax.tree.map(jnp.asarray, (LOGITS, batch)), max_pixels)
-    np.testing.assert_array_equal(found["confusion"], expected)
+
+    @jax.jit
+    def found_and_expected(maps, batch):
+        whole = resize(maps, (23, 13), antialias=False, to_sizes=batch["size"])
+        expected = count_confusion(whole, batch["label"].astype(jnp.int32), where)
+        return sum_over_strips(count_confusion, maps, batch, max_pixels)["confusion"], expected["confusion"]
+
+    found, expected = found_and_expected(LOGITS, batch)
+    np.testing.assert_array_equal(found, expected)
     assert expected.sum() == where.sum() > 100
 
 
 def test_sum_over_strips_invalid_labels_stay_negative(batch):
     batch["label"][0, [2, 20]] = 7  # in two strips: the sum of two of the smallest int32 is 0
-    found = sum_over_strips(count_confusion, *jax.tree.map(jnp.asarray, (LOGITS, batch)), 100)
+    found = jax.jit(lambda maps, batch: sum_over_strips(count_confusion, maps, batch, 100))(LOGITS, batch)
     assert (np.asarray(found["confusion"]) < 0).all()
 
 
@@ -194,11 +201,15 @@ def test_make_eval_step_counts_corrupted_images(tiny, batch):
     images = np.random.default_rng(0).integers(0, 256, (3, 23, 13, 3)).astype(np.uint8)
     inputs = jax.tree.map(jnp.asarray, batch | {"image": images, "index": np.int32([4, 2, 6])})
     inputs["label"] = jnp.where(inputs["label"] == 2, VOID, inputs["label"])
-    keys = example_keys(jax.random.key(0), 0, inputs["index"])
-    sizes = inputs["size"]
-    shifted = inputs | {"image": corrupt(inputs["image"], keys, kind="impulse_noise", severity=5, sizes=sizes)}
-    step = make_eval_step(tiny, first, 2, None)
-    expected, unchanged = jax.jit(step)(state, shifted, hparams), jax.jit(step)(state, inputs, hparams)
+
+    @jax.jit
+    def corrupted(inputs):
+        keys = example_keys(jax.random.key(0), 0, inputs["index"])
+        return corrupt(inputs["image"], keys, kind="impulse_noise", severity=5, sizes=inputs["size"])
+
+    step = jax.jit(make_eval_step(tiny, first, 2, None))
+    expected = step(state, inputs | {"image": corrupted(inputs)}, hparams)
+    unchanged = step(state, inputs, hparams)
     found = jax.jit(make_eval_step(tiny, first, 2, None, ("impulse_noise", 5)))(state, inputs, hparams)
     np.testing.assert_array_equal(found["confusion"], expected["confusion"])
     assert (found["confusion"] != unchanged["confusion"]).any()
