@@ -42,11 +42,11 @@ from segjax.reporting import Picture, Report, Section, Table, html, show
 from segjax.storage import check_outputs, output_folder, path_of, printable, say, write_outputs
 from segjax.training.config import COUNT, POSITIVE
 from segjax.training.survey import (
-    Findings,
+    FolderSurvey,
     PairSurvey,
     count_all_values,
-    examine,
     format_value,
+    survey_folder,
     values_of_classes,
 )
 
@@ -78,7 +78,7 @@ def check_folder(root: Path) -> None:
     console, output = rich.console.Console(), FLAGS.output and path_of(FLAGS.output)
     if output:
         check_outputs([output], overwrite=FLAGS.overwrite)
-    found = examine(root, FLAGS.config, cli.given_fields("config"), console)
+    found = survey_folder(root, FLAGS.config, cli.given_fields("config"), console)
     for line in _first("training would refuse this folder: ", found.refusals):
         say(line, console)
     for line in found.warnings:
@@ -90,7 +90,7 @@ def check_folder(root: Path) -> None:
     for table in tables(found):
         show(table, console)
     if found.refusals:
-        say("no config is suggested before the folder can be read", console)
+        say("fix the problems above to get a suggested config", console)
         sys.exit(1)
     for line in found.lines():
         say(line, console)
@@ -98,7 +98,7 @@ def check_folder(root: Path) -> None:
         write_outputs({output: config_file(found, root, str(output)).encode()}, overwrite=FLAGS.overwrite)
         say(f"wrote {output}. Next: segjax train --config={output} --workdir=runs/{root.absolute().name}", console)
     else:
-        say("--output=mine.py writes it as a config file; segjax train --data=ROOT trains with it", console)
+        say("segjax train --data=ROOT trains with this config; --output=mine.py writes it to a file", console)
 
 
 def _first(head: str, reasons: list[str]) -> list[str]:
@@ -107,7 +107,7 @@ def _first(head: str, reasons: list[str]) -> list[str]:
     return [f"{head}{reason}" for reason in reasons[:_SHOWN]] + more
 
 
-def tables(found: Findings) -> list[Table]:
+def tables(found: FolderSurvey) -> list[Table]:
     """Returns the tables of the splits, of the classes, and of the input sizes."""
     rows = []
     for split, pairs in found.layout.splits.items():
@@ -126,7 +126,7 @@ def tables(found: Findings) -> list[Table]:
     return [*found_tables, _class_table(found), _size_table(found)]
 
 
-def _value_table(found: Findings) -> Table:
+def _value_table(found: FolderSurvey) -> Table:
     """Builds the table of the most frequent values of the masks, whatever they mean."""
     values, images = count_all_values(found.pairs), Counter(value for pair in found.pairs for value in pair.values)
     total = sum(values.values())
@@ -136,7 +136,7 @@ def _value_table(found: Findings) -> Table:
     return Table(f"Values of the masks{more}", ("value", "pixels", "images"), rows)
 
 
-def _class_table(found: Findings) -> Table:
+def _class_table(found: FolderSurvey) -> Table:
     """Builds the table of the pixels of each class and void: all, and in each split with the images that have any."""
     values = values_of_classes(found)
     total = sum(images.sum(axis=0) for images in found.images.values())
@@ -153,12 +153,12 @@ def _class_table(found: Findings) -> Table:
     return Table("Classes", columns, rows)
 
 
-def _rarest_first(found: Findings) -> list[int]:
+def _rarest_first(found: FolderSurvey) -> list[int]:
     total = sum(images.sum(axis=0) for images in found.images.values())
     return np.argsort(total[:-1], kind="stable").tolist()
 
 
-def _size_table(found: Findings) -> Table:
+def _size_table(found: FolderSurvey) -> Table:
     """Builds the table of the IoU that labels keep at each size."""
     median = np.median([pair.size for pair in found.pairs], axis=0)
     rows = []
@@ -169,7 +169,7 @@ def _size_table(found: Findings) -> Table:
     return Table("Highest IoU at an input size", ("size", "mean", "lowest", "class"), rows)
 
 
-def config_file(found: Findings, root: Path, path: str) -> str:
+def config_file(found: FolderSurvey, root: Path, path: str) -> str:
     """Returns the suggested config as a config file, which will have this path."""
     counts = ", ".join(f"{len(pairs)} images in {split}" for split, pairs in found.layout.splits.items())
     lines = [
@@ -196,7 +196,7 @@ def show_folder(root: Path) -> None:
     console = rich.console.Console()
     output = path_of(FLAGS.output or f"{root.absolute().name}.html")
     check_outputs([output], overwrite=FLAGS.overwrite)
-    found = examine(root, FLAGS.config, cli.given_fields("config"), console)
+    found = survey_folder(root, FLAGS.config, cli.given_fields("config"), console)
     if found.label_set is None:
         raise DataError(f"{found.refusals[0]}. Try segjax data check {root}")
     page = html(folder_report(found, root, images_per_class=FLAGS.images_per_class))
@@ -204,7 +204,7 @@ def show_folder(root: Path) -> None:
     say(f"wrote {output}", console)
 
 
-def folder_report(found: Findings, root: Path, *, images_per_class: int) -> Report:
+def folder_report(found: FolderSurvey, root: Path, *, images_per_class: int) -> Report:
     """Returns the page: tables, then the images of each class from its smallest share of an image to its largest.
 
     An image is shown once, with the first of its classes.
@@ -245,7 +245,7 @@ def _augmentation(config: ConfigDict) -> Callable[..., Any]:
     return partial(augment, mean=tuple(config.data.mean), std=tuple(config.data.std), **options)
 
 
-def _tiles(found: Findings, surveyed: PairSurvey, augmented: Callable[..., Any], keys: jax.Array) -> np.ndarray:
+def _tiles(found: FolderSurvey, surveyed: PairSurvey, augmented: Callable[..., Any], keys: jax.Array) -> np.ndarray:
     """Returns an image, and it under its mask: as it is, and as `augmented` by two keys."""
     data = found.config.data
     pair = surveyed.pair
@@ -263,7 +263,7 @@ def _tiles(found: Findings, surveyed: PairSurvey, augmented: Callable[..., Any],
     return inference.tiles(shown)
 
 
-def _tinted(image: np.ndarray, label: np.ndarray, found: Findings) -> np.ndarray:
+def _tinted(image: np.ndarray, label: np.ndarray, found: FolderSurvey) -> np.ndarray:
     """Lays the colours of the classes over an image, with outlines around rare ones."""
     palette = overlay_palette(found.label_set)
     tinted = inference.overlay(image, colorize(label, palette))
@@ -279,7 +279,10 @@ def write_masks(source: Path) -> None:
     names, values, rest = class_values(annotations.names, FLAGS.classes, rest_is_void=FLAGS.rest_is_void)
     class_file, content = Path(FLAGS.output, "classes.csv"), _class_file(names)
     if class_file.exists() and class_file.read_bytes() != content and not FLAGS.overwrite:
-        remedy = "name them in their order, --classes=…, so that all splits have the same values, or add --overwrite"
+        remedy = (
+            "repeat the classes of this file in its order with --classes=…, or add --overwrite (then write the other "
+            "splits again)"
+        )
         raise DataError(f"{class_file}: has other classes than {', '.join(names)}; {remedy}")
     found, root = Images(Path(FLAGS.images) if FLAGS.images else annotations.folder), output_folder(FLAGS.output)
     base, overwrite = root / FLAGS.split if FLAGS.split else root, FLAGS.overwrite
@@ -355,17 +358,19 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "check: config file; show: HTML file; masks: folder for images and masks.")
     cli.define_number("images_per_class", 4, COUNT, "show: number of images for each class.")
     flags.DEFINE_string("images", None, "masks: folder of the images; default: that of the annotations.")
-    flags.DEFINE_string("split", None, "masks: write into ROOT/SPLIT, such as train or val, one command for each.")
+    flags.DEFINE_string("split", None, "masks: write into ROOT/SPLIT, such as train or val; run once per split.")
     flags.DEFINE_list("classes", [], "masks: classes to paint, in the order of their values; default: all.")
     flags.DEFINE_enum(
         "overlap",
         OVERLAPS[0],
         OVERLAPS,
-        "masks: which object has the pixels of several: the last one listed (of the highest z_order), the first, the "
-        "one of the fewest pixels, or none, and they are void.",
+        "masks: object that wins where several overlap: the last one listed (of the highest z_order), the first, the "
+        "one of the fewest pixels, or none: void.",
     )
     flags.DEFINE_bool("crowd_is_void", False, "masks: COCO's crowds (iscrowd) are void, and not of their class.")
     flags.DEFINE_bool("rest_is_void", False, "masks: pixels without an object are void, and not background.")
-    cli.define_number("line_width", float, POSITIVE, "masks: width in pixels of lines and points; default: refused.")
+    cli.define_number(
+        "line_width", float, POSITIVE, "masks: width in pixels of lines and points; without it, they are an error."
+    )
     cli.define_overwrite()
     cli.run(main, required=[])

@@ -25,7 +25,7 @@ from segjax.storage import say
 from segjax.training import hosts, train
 from segjax.training.checkpoint import run_folder
 from segjax.training.config import CONFIG_FILE, COUNT, COUNT_OR_ZERO, from_leaves, leaves, read_config
-from segjax.training.survey import examine
+from segjax.training.survey import survey_folder
 
 
 def main(argv: list[str]) -> None:
@@ -54,7 +54,7 @@ def config_for_folder(root: Path, console: rich.console.Console) -> ConfigDict:
     if file.exists():
         values = {key: value for key, value in leaves(options.config).items() if key in given}
         return from_leaves(leaves(read_config(file)) | values | {"data.manual_dir": str(root.absolute())})
-    found = examine(root, options.config, given, console)
+    found = survey_folder(root, options.config, given, console)
     if found.refusals:
         more = f" (and {len(found.refusals) - 1} more)" * (len(found.refusals) > 1)
         raise DataError(f"{found.refusals[0]}{more}. segjax data check {root} describes the folder")
@@ -68,7 +68,12 @@ if __name__ == "__main__":
     # Flags are defined here because commands share names of flags, and importing two of them must work.
     with_data = any(re.match("--?data(=|$)", argument) for argument in sys.argv)
     cli.define_config("config", "folder_unet" if with_data else None)
-    flags.DEFINE_string("data", None, "Your folder of images and masks; without --config all fields are found from it.")
+    flags.DEFINE_string(
+        "data",
+        None,
+        "Folder of images and masks. Classes, input size, normalization, steps and class weights are inferred from it, "
+        "unless --config sets them.",
+    )
     flags.DEFINE_string("workdir", None, "Folder of the run; repeat the command to resume the run.")
     flags.DEFINE_bool("distributed", False, "Join the other hosts, which run the same command.")
     flags.DEFINE_string("coordinator", None, "ADDRESS:PORT of the first host, where the cluster does not set it.")

@@ -71,8 +71,8 @@ def open_annotations(source: Path, *, crowd_is_void: bool = False, line_width: f
       crowd_is_void: make the crowds of COCO (`iscrowd`) void; otherwise they are pixels of their class.
       line_width: width in pixels of lines and points, which have no area; None refuses them.
 
-    Raises: DataError if there is nothing of these forms, or only boxes; reading an image raises it for an object that
-    cannot be drawn.
+    Raises: DataError if there are no annotations in these forms, or only boxes; reading an image raises it for an
+    object that cannot be drawn.
     """
     if source.is_dir():
         if (source / "SegmentationClass").is_dir():
@@ -166,7 +166,7 @@ def _coco_pixels(segmentation: Any, size: tuple[int, int], where: str) -> tuple[
             counts = decompress(counts) if isinstance(counts, str) else counts
             return 0, 0, runs_to_mask(counts, size[::-1]).T
     if not segmentation:
-        raise DataError(f"{where}: a box without a segmentation, and a box is not a mask; give it one, or remove it")
+        raise DataError(f"{where} has no segmentation, only a box; add one, or delete it")
     with as_data_error(f"{where}: expected polygons of at least 3 points, [[x, y, x, y, …], …]"):
         polygons = [np.array(one, float).reshape(-1, 2) for one in segmentation]
         if min(map(len, polygons)) < 3:
@@ -198,7 +198,9 @@ def decompress(counts: str) -> list[int]:
 
 
 def runs_to_mask(lengths: Sequence[int], size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """Returns the mask of run lengths by rows, of which the first, third, … are outside; `ValueError`: another sum.
+    """Returns the mask of run lengths by rows, of which the first, third, … are outside.
+
+    Raises: ValueError if they do not add up to the number of pixels.
 
     >>> runs_to_mask([1, 2, 1], (2, 2)).tolist()
     [[False, True], [True, False]]
@@ -475,7 +477,10 @@ class Images:
                 self._paths.setdefault(name, []).append(path)
 
     def find(self, one: Annotated) -> tuple[str, RawFile]:
-        """Returns the path of an annotated image within the folder, and its file; DataError: none, or several."""
+        """Returns the path of an annotated image within the folder, and its file.
+
+        Raises: DataError if there is no such file, or several.
+        """
         name = PureWindowsPath(one.file).as_posix()
         paths = [name] if name in self.files else self._paths.get(PurePosixPath(name).name, [])
         if len(paths) != 1:

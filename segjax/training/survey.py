@@ -68,8 +68,8 @@ class PairSurvey(NamedTuple):
         return self.image[:2]
 
 
-class Findings(NamedTuple):
-    """Results of `assess`: a folder, its classes, and the config that it suggests."""
+class FolderSurvey(NamedTuple):
+    """A folder, its classes, and the config that it suggests; see `survey_from_pairs`."""
 
     layout: Layout
     pairs: list[PairSurvey]
@@ -87,8 +87,8 @@ class Findings(NamedTuple):
         return [lines[key] for key in FIELDS if key in lines]
 
 
-def examine(root: Path, config: ConfigDict, keep: Iterable[str], console: rich.console.Console) -> Findings:
-    """Reads every image and mask of a folder, with a progress bar, and returns the findings; see `assess`.
+def survey_folder(root: Path, config: ConfigDict, keep: Iterable[str], console: rich.console.Console) -> FolderSurvey:
+    """Reads every image and mask of a folder, with a progress bar, and returns the survey; see `survey_from_pairs`.
 
     Raises: DataError if the layout of the folder is not known.
     """
@@ -106,7 +106,9 @@ def examine(root: Path, config: ConfigDict, keep: Iterable[str], console: rich.c
     pairs = survey_pairs(layout, colours=colours, drawn_on=config.data.orientation)
     with bar:
         surveyed = list(bar.track(pairs, total=sum(map(len, layout.splits.values())), description="reading"))
-    return assess(layout, surveyed, config, keep, {f"data.{key}": value for key, value in class_file.items()})
+    return survey_from_pairs(
+        layout, surveyed, config, keep, {f"data.{key}": value for key, value in class_file.items()}
+    )
 
 
 def survey_pairs(
@@ -196,14 +198,14 @@ def _resize_there_and_back(mask: np.ndarray, values: Iterable[Value], scale: flo
     return np.bincount((before * len(codes) + after).ravel(), minlength=len(codes) ** 2).reshape(len(codes), -1)
 
 
-def assess(
+def survey_from_pairs(
     layout: Layout,
     surveyed: Iterable[PairSurvey | str],
     config: ConfigDict,
     keep: Iterable[str] = (),
     class_file: Mapping[str, Any] | None = None,
-) -> Findings:
-    """Returns the findings about a folder from `survey_pairs`.
+) -> FolderSurvey:
+    """Returns the survey of a folder from `survey_pairs`.
 
     Args:
       layout: the folder.
@@ -215,7 +217,7 @@ def assess(
     surveyed, keep = list(surveyed), set(keep)
     pairs, bad = ([one for one in surveyed if isinstance(one, kind)] for kind in (PairSurvey, str))
     skip = config.data.on_error == "skip" and bool(pairs)
-    found = Findings(
+    found = FolderSurvey(
         layout, pairs, None, {}, {}, None, [] if skip else bad, [f"skipped {one}" for one in bad * skip], config
     )
     if not pairs:
@@ -242,8 +244,8 @@ def assess(
     return found
 
 
-def _with_classes(found: Findings, keep: set[str], class_file: Mapping[str, Any]) -> Findings:
-    """Returns the findings with the classes of the class file or, if they do not fit, of the values, in the config."""
+def _with_classes(found: FolderSurvey, keep: set[str], class_file: Mapping[str, Any]) -> FolderSurvey:
+    """Returns the survey with the classes of the class file or, if they do not fit, of the values, in the config."""
     if keep & _DECISIVE:
         return found
     if class_file:
@@ -274,7 +276,7 @@ def _with(config: ConfigDict, fields: Mapping[str, Any], keep: set[str]) -> Conf
 
 
 def count_classes(pairs: Sequence[PairSurvey], label_set: LabelSet) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns `Findings.images`, and one message per mask with values that are not of a class."""
+    """Returns `FolderSurvey.images`, and one message per mask with values that are not of a class."""
     rows: dict[str, list[np.ndarray]] = {pair.split: [] for pair in pairs}
     refused, void = [], label_set.num_classes
     for pair in pairs:
@@ -288,7 +290,7 @@ def count_classes(pairs: Sequence[PairSurvey], label_set: LabelSet) -> tuple[dic
     return {split: np.reshape(part, (len(part), void + 1)) for split, part in rows.items()}, refused
 
 
-def _warnings(found: Findings) -> list[str]:
+def _warnings(found: FolderSurvey) -> list[str]:
     """Returns lines about classes without pixels, void, EXIF, and images that two splits share."""
     lines, names = [], found.label_set.names
     for split, images in found.images.items():
@@ -336,8 +338,8 @@ def find_classes(values: Mapping[Value, int]) -> dict[str, tuple | int]:
     """Returns the config fields of the classes for masks of which nothing is known but their values.
 
     255 is void beside at least two other ids, the largest of which is below 64; else it is a class. Of colours, black
-    or else the most frequent one is the background. More than 8 values of which 95 % are near black or white are noise
-    of two classes. Raises DataError for one value, and for more than 64.
+    or else the most frequent one is the background. More than 8 values are the noise of two classes if
+    95 % of the pixels are near black or white. Raises DataError for one value, and for more than 64.
 
     >>> find_classes({0: 90, 255: 10}), find_classes({(0, 0, 0): 9, (255, 0, 0): 1})["mask_colours"]
     ({'class_names': ('background', 'object'), 'mask_values': (0, 255)}, ('#000000', '#ff0000'))
@@ -382,7 +384,7 @@ def _grey(value: Value) -> float:
 
 
 def iou_caps(pairs: Sequence[PairSurvey], label_set: LabelSet) -> dict[float, np.ndarray]:
-    """Returns the IoU per class that labels keep when they are resized to a share of their size and back.
+    """Returns the IoU per class that labels keep when they are resized to a fraction of their size and back.
 
     It is the most that a network of this input size reaches with masks of one class per pixel. NaN: no pixels.
     """
@@ -408,8 +410,8 @@ def duplicates(pairs: Sequence[PairSurvey]) -> list[list[str]]:
     return [[f"{pair.split}/{pair.pair.name}" for pair in group] for group in shared]
 
 
-def _with_range(found: Findings, keep: set[str]) -> Findings:
-    """Returns the findings with the range of the training images' values: that of their dtype, else of percentiles.
+def _with_range(found: FolderSurvey, keep: set[str]) -> FolderSurvey:
+    """Returns the survey with the range of the training images' values: that of their dtype, else of percentiles.
 
     Raises DataError if it does not suit the images of training, or those of evaluation.
     """
@@ -429,7 +431,7 @@ def _with_range(found: Findings, keep: set[str]) -> Findings:
     return found._replace(value_range=value_range)
 
 
-def _pairs_of(found: Findings, split: str) -> list[PairSurvey]:
+def _pairs_of(found: FolderSurvey, split: str) -> list[PairSurvey]:
     """Returns the pairs of a split, or of "all"; raises DataError for a split that does not exist."""
     if split not in (splits := found.layout.splits) and split != "all":
         raise DataError(f"split {split!r} does not exist; valid: {', '.join(splits)}, or all (every split)")
@@ -440,11 +442,11 @@ def _as_verified(pairs: Sequence[PairSurvey]) -> Verified:
     return Verified([one.pair for one in pairs], [one.image for one in pairs], (), [], None)
 
 
-def suggest(found: Findings) -> dict[str, Any]:
+def suggest(found: FolderSurvey) -> dict[str, Any]:
     """Returns the fields that a folder suggests.
 
-    Number of channels; mean and standard deviation of the training pixels; the size of `suggest_size`; steps for ten
-    epochs; and, if the rarest class has less than a tenth of the pixels, the class weights √(median frequency /
+    Number of channels; mean and standard deviation of the training pixels; the size of `suggest_size`; the larger of
+    the config's steps and ten epochs, at most 20000; and, if the rarest class has less than a tenth of the pixels, the class weights √(median frequency /
     frequency), as in configs/camvid_unet_weighted.py, and the class frequencies as prior.
     """
     data, (low, high) = found.config.data, found.value_range or (0, 255)
@@ -470,10 +472,11 @@ def suggest(found: Findings) -> dict[str, Any]:
     return fields
 
 
-def suggest_size(found: Findings) -> tuple[int, int]:
-    """Returns the smallest input size at which every class keeps an IoU of 0.9 (`iou_caps`), at most 2^20 pixels.
+def suggest_size(found: FolderSurvey) -> tuple[int, int]:
+    """Returns the smallest input size at which every class keeps an IoU of 0.9 (`iou_caps`), about 2^20 pixels at most.
 
-    It has the proportions of the images' median height and width, rounded to multiples of 16.
+    It has the proportions of the images' median height and width. Each side is rounded to the nearest multiple of 16,
+    up or down, and is at least 32.
     """
     median = np.median([pair.size for pair in found.pairs], axis=0)
     enough = [scale for scale, caps in found.caps.items() if np.nanmin(caps) >= _ENOUGH]
@@ -482,7 +485,7 @@ def suggest_size(found: Findings) -> tuple[int, int]:
     return height, width
 
 
-def values_of_classes(found: Findings) -> list[list[Value]]:
+def values_of_classes(found: FolderSurvey) -> list[list[Value]]:
     """Returns the mask values of each class, and of void."""
     values = sorted(count_all_values(found.pairs))
     ids = to_train_ids(_as_pixels(values), found.label_set, str(found.layout.description)).ravel()

@@ -105,8 +105,8 @@ def test_coco_crowd_is_of_its_class_or_void(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"segmentation": []}, "annotation 1 of a.png: a box without a segmentation"),
-        ({}, "a box is not a mask"),
+        ({"segmentation": []}, "annotation 1 of a.png has no segmentation, only a box"),
+        ({}, "add one, or delete it"),
         ({"segmentation": [[1, 1, 3, 1]]}, r"at least 3 points.*\(2 point"),
         ({"segmentation": [[1, 1, 3]]}, "at least 3 points"),
         ({"segmentation": {"size": [8, 11], "counts": [88]}}, r"encoded for \(8, 11\); the image is \(8, 10\)"),
