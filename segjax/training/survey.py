@@ -445,9 +445,10 @@ def _as_verified(pairs: Sequence[PairSurvey]) -> Verified:
 def suggest(found: FolderSurvey) -> dict[str, Any]:
     """Returns the fields that a folder suggests.
 
-    Number of channels; mean and standard deviation of the training pixels; the size of `suggest_size`; the larger of
-    the config's steps and ten epochs, at most 20000; and, if the rarest class has less than a tenth of the pixels, the class weights √(median frequency /
-    frequency), as in configs/camvid_unet_weighted.py, and the class frequencies as prior.
+    Number of channels; mean and standard deviation of the training pixels; the size of `suggest_size`; and the larger
+    of the config's steps and ten epochs, at most 20000. If the rarest class has less than a tenth of the pixels, also
+    the class weights √(median frequency / frequency), as in configs/camvid_unet_weighted.py, and the class frequencies
+    as prior.
     """
     data, (low, high) = found.config.data, found.value_range or (0, 255)
     train = _pairs_of(found, data.train_split)
