@@ -265,7 +265,7 @@ def test_sum_counts_every_pixel_of_images_of_different_sizes_once(tiny, devices)
         "native_size": None,
         "digest": "",
     }
-    source = Ones(**fields, dtype="uint8", sizes=sizes, skipped=(), absent=(), unsure_turns=0, void=None, notes=())
+    source = Ones(**fields, sizes=sizes, skipped=(), absent=(), unsure_turns=0, void=None, notes=())
     totals = sum_counts(count, source, tiny, devices=devices)
     assert totals["pixels"].tolist() == [height * width for height, width in sizes]
     assert max(np.prod(shape) for shape in shapes) == devices * 40 * 32
