@@ -14,7 +14,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,10 @@ from PIL import Image
 
 from segjax import cli, inference
 from segjax.data import colorize
-from segjax.data.annotations import OVERLAPS, Images, class_values, open_annotations, paint
+from segjax.data.annotations import OVERLAPS, Annotated, Images, class_values, open_annotations, paint
 from segjax.data.augment import augment, example_keys
 from segjax.data.decode import image_header
-from segjax.data.io import DataError, read_bytes
+from segjax.data.io import DataError, RawFile, read_bytes
 from segjax.data.labels import VOID, numbered_classes
 from segjax.data.loader import resize_pair
 from segjax.data.pairs import make_example
@@ -284,56 +284,64 @@ def write_masks(source: Path) -> None:
             "splits again)"
         )
         raise DataError(f"{class_file}: has other classes than {', '.join(names)}; {remedy}")
-    found, root = Images(Path(FLAGS.images) if FLAGS.images else annotations.folder), output_folder(FLAGS.output)
+    available, root = Images(Path(FLAGS.images) if FLAGS.images else annotations.folder), output_folder(FLAGS.output)
     base, overwrite = root / FLAGS.split if FLAGS.split else root, FLAGS.overwrite
-    objects, images, pixels = (np.zeros(len(names), np.int64) for _ in range(3))
-    left_out, shared, void, written = 0, 0, 0, {}
+    pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)  # by mask value
+    labels, shared, written = Counter(), 0, {}
     for one in rich.progress.track(
         annotations.images, "painting", annotations.count, console=console, disable=not console.is_terminal
     ):
-        path, file = found.find(one)
+        path, file = available.find(one)
+        _check_size(one, file)
         path = path.removeprefix("images/")
-        info = image_header(file)
-        height, width = info[:2]
-        if one.size not in [(height, width), (width, height)][: 1 + (info.orientation > 4)]:  # as displayed or stored
-            sizes = f"the image is {height}×{width}, its annotations are for {one.size[0]}×{one.size[1]}"
-            raise DataError(f"{file.path}: {sizes} ({one.source}); expected one size")
         stem = path.rsplit(".", 1)[0]
         if other := written.get(stem):
             raise DataError(f"{file.path}: {other} has the same mask, {stem}.png; rename one")
         written[stem] = file.path
-        mask, both = paint(one.regions, one.size, values, rest=rest, overlap=FLAGS.overlap)
+        mask, shared_here = paint(one.regions, one.size, values, rest=rest, overlap=FLAGS.overlap)
         target = base / "images" / path
         if not (os.path.exists(target) and os.path.samefile(target, file.path)):
             write_outputs({target: read_bytes(file)}, overwrite=overwrite)
         write_outputs({base / "masks" / f"{stem}.png": _palette_png(mask, names)}, overwrite=overwrite)
-        for region in one.regions:
-            if region.label in values:
-                objects[values[region.label]] += 1
-            left_out += region.label is not None and region.label not in values
         counts = np.bincount(mask.ravel(), minlength=256)
-        pixels += counts[: len(names)]
-        images += counts[: len(names)] > 0
-        void, shared = void + counts[VOID], shared + both
+        pixels, images, shared = pixels + counts, images + (counts > 0), shared + shared_here
+        labels.update(region.label for region in one.regions if region.label is not None)
     write_outputs({root / class_file.name: content}, overwrite=overwrite)
     for name in ("train.txt", "val.txt") if not FLAGS.split else ():  # of Pascal VOC
         if (file := source / "ImageSets/Segmentation" / name).is_file():
             write_outputs({root / "ImageSets/Segmentation" / name: file.read_bytes()}, overwrite=overwrite)
-    total = max(1, int(pixels.sum() + void))
-    rows = [
-        (name, i, int(objects[i]), int(images[i]), f"{100 * pixels[i] / total:.3g} %") for i, name in enumerate(names)
-    ]
-    title = f"{annotations.form}: {len(written)} images, {100 * void / total:.3g} % void"
-    show(Table(title, ("class", "value", "objects", "images", "pixels"), rows), console)
+    objects = {value: labels[label] for label, value in values.items()}
+    title = f"{annotations.form}: {len(written)} images, {100 * pixels[VOID] / max(1, pixels.sum()):.3g} % void"
+    show(_mask_table(title, names, objects, images, pixels), console)
     if shared:
         winners = {"listed": "the last one listed", "first": "the first one listed", "small": "the smallest one"}
-        share, winner = f"{100 * shared / total:.2g} %", winners.get(FLAGS.overlap, "none of them")
+        share, winner = f"{100 * shared / pixels.sum():.2g} %", winners.get(FLAGS.overlap, "none of them")
         say(f"{shared} pixels ({share}) are of objects of several classes; {winner} has them (--overlap)")
-    if left_out:
+    if left_out := labels.total() - sum(objects.values()):
         say(f"{left_out} objects are of classes that --classes leaves out")
-    if others := len(found.files) - len(written):
-        say(f"{others} images of {found.folder} have no annotations and were left out")
+    if others := len(available.files) - len(written):
+        say(f"{others} images of {available.folder} have no annotations and were left out")
     say(f"wrote {base / 'images'}, {base / 'masks'} and {class_file}. Next: segjax data check {root}")
+
+
+def _check_size(one: Annotated, file: RawFile) -> None:
+    """Raises DataError for annotations of another size than the image's, as it is displayed or stored."""
+    info = image_header(file)
+    height, width = info[:2]
+    if one.size != (height, width) and not (info.orientation > 4 and one.size == (width, height)):
+        sizes = f"the image is {height}×{width}, its annotations are for {one.size[0]}×{one.size[1]}"
+        raise DataError(f"{file.path}: {sizes} ({one.source}); expected one size")
+
+
+def _mask_table(
+    title: str, names: tuple[str, ...], objects: Mapping[int, int], images: np.ndarray, pixels: np.ndarray
+) -> Table:
+    """Builds the table of the classes that were painted; `objects`, `images` and `pixels` are by mask value."""
+    rows = [
+        (name, i, objects.get(i, 0), int(images[i]), f"{100 * pixels[i] / max(1, pixels.sum()):.3g} %")
+        for i, name in enumerate(names)
+    ]
+    return Table(title, ("class", "value", "objects", "images", "pixels"), rows)
 
 
 def _class_file(names: tuple[str, ...]) -> bytes:
