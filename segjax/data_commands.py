@@ -98,7 +98,7 @@ def check_folder(root: Path) -> None:
         write_outputs({output: config_file(found, root, str(output)).encode()}, overwrite=FLAGS.overwrite)
         say(f"wrote {output}. Next: segjax train --config={output} --workdir=runs/{root.absolute().name}", console)
     else:
-        say("segjax train --data=ROOT trains with this config; --output=mine.py writes it to a file", console)
+        say(f"Next: segjax train --data={root} trains with this config; --output=mine.py writes it to a file", console)
 
 
 def _first(head: str, reasons: list[str]) -> list[str]:
