@@ -71,8 +71,8 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "data",
         None,
-        "Folder of images and masks. Classes, input size, normalization, steps and class weights are inferred from it, "
-        "unless --config sets them.",
+        "Folder of images and masks, in place of --config: classes, input size, normalization, steps and class weights "
+        "are inferred from it, unless a --config beside it sets them.",
     )
     flags.DEFINE_string("workdir", None, "Folder of the run; repeat the command to resume the run.")
     flags.DEFINE_bool("distributed", False, "Join the other hosts, which run the same command.")
