@@ -22,7 +22,7 @@ from segjax.data.labels import VOID, numbered_classes
 from segjax.storage import StorageError, read_json
 
 OVERLAPS = ("listed", "first", "small", "void")
-"""Which object gets the pixels of several; see `paint`."""
+"""Rules for pixels of several objects; see `paint`."""
 _BACKGROUND = ("background", "_background_", "__background__")
 _IGNORED = "__ignore__"  # labelme's name for void
 # Pascal VOC 2012, in the order of the palette's indices.
@@ -118,8 +118,9 @@ def _kind(file: Path) -> str:
         return "coco" if {"images", "annotations"} <= content.keys() else "labelme" if "shapes" in content else ""
     if file.suffix.lower() == ".xml":
         try:
-            for _, element in ElementTree.iterparse(file, ["start"]):
-                return {"annotations": "cvat", "annotation": "boxes"}.get(element.tag, "")
+            with file.open("rb") as opened:
+                _, root = next(ElementTree.iterparse(opened, ["start"]))
+            return {"annotations": "cvat", "annotation": "boxes"}.get(root.tag, "")
         except (OSError, ElementTree.ParseError):
             return ""
     return ""
