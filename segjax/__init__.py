@@ -1,7 +1,8 @@
 """Semantic segmentation in JAX where the interesting pixels are rare and the model must know when it does not know.
 
-`segjax.losses` and `segjax.metrics` are pure functions that need jax, chex and jaxtyping alone; everything else comes
-with the extra `segjax[train]`. Each part loads when it is first used: `import segjax` loads no library.
+`segjax.losses`, `segjax.metrics` and `segjax.boxes` are pure functions that need jax, chex and jaxtyping alone;
+everything else comes with the extra `segjax[train]`. Each part loads when it is first used: `import segjax` loads no
+library.
 """
 
 import importlib
@@ -10,10 +11,10 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from segjax import data, inference, losses, metrics, models, reporting, trained_run, training
+    from segjax import boxes, data, inference, losses, metrics, models, reporting, trained_run, training
 
 __version__ = "0.1.0"
-__all__ = ["data", "inference", "losses", "metrics", "models", "reporting", "trained_run", "training"]
+__all__ = ["boxes", "data", "inference", "losses", "metrics", "models", "reporting", "trained_run", "training"]
 
 # What each extra brings, by the names that are imported.
 _EXTRAS = {
@@ -35,7 +36,7 @@ _EXTRAS = {
     ),
     "export": ("flatbuffers",),
 }
-_BASE = ("__main__", "checks", "collectives", "losses", "metrics")  # the modules that need no extra
+_BASE = ("__main__", "boxes", "checks", "collectives", "losses", "metrics")  # the modules that need no extra
 
 
 def missing_extra(extra: str, user: str) -> str:

@@ -1,4 +1,4 @@
-"""Docstrings: their opening word everywhere, and their sections for every public loss and metric."""
+"""Docstrings: their opening word everywhere, and their sections for every public function of boxes, losses and metrics."""
 
 import ast
 import functools
@@ -6,7 +6,7 @@ import inspect
 import re
 from pathlib import Path
 
-from segjax import losses, metrics
+from segjax import boxes, losses, metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("configs", "docs", "experiments", "segjax", "tests")
@@ -14,7 +14,7 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 SECTIONS = (".. math::", "Args:", "Returns:", "Raises:", "References:", ">>> ")
 PUBLIC = {
     f"{package.__name__}.{name}": getattr(package, name)
-    for package in (losses, metrics)
+    for package in (boxes, losses, metrics)
     for name in package.__all__
     if inspect.isfunction(getattr(package, name))
 }
@@ -48,14 +48,14 @@ def test_function_docstrings_open_with_a_verb():
     assert [f"{place} {word}" for place, word in words if not re.fullmatch(r"[A-Z][a-z]+s", word)] == []
 
 
-def test_public_losses_and_metrics_have_every_section():
+def test_public_functions_have_every_section():
     missing = [
         f"{name}: {part}" for name, function in PUBLIC.items() for part in SECTIONS if part not in function.__doc__
     ]
     assert missing == []
 
 
-def test_public_losses_and_metrics_document_their_arguments_in_order():
+def test_public_functions_document_their_arguments_in_order():
     wrong = []
     for name, function in PUBLIC.items():
         section = inspect.getdoc(function).split("Args:\n")[1].split("\nReturns:")[0]

@@ -22,7 +22,7 @@ import segjax
 
 ROOT = Path(__file__).resolve().parents[1]
 
-FOUNDATION = ("collectives", "checks")
+FOUNDATION = ("collectives", "checks", "boxes")
 ENTRY_POINTS = ("cli", "train", "evaluate", "calibrate", "predict", "report", "export", "__main__")
 ENTRY_POINTS += ("shipped_configs", "data_commands")
 # Commands and experiments sit on top of everything else.
@@ -36,12 +36,13 @@ MAY_USE = {
     "": (),
     "checks": (),
     "collectives": (),
+    "boxes": ("checks",),
     "losses": FOUNDATION,
     "metrics": FOUNDATION,
     "models": FOUNDATION,
     "storage": (),
     "data": ("storage",),
-    "inference": ("storage", "models", "metrics", "data"),
+    "inference": ("boxes", "storage", "models", "metrics", "data"),
     "training": (*FOUNDATION, "storage", "losses", "metrics", "models", "data", "inference"),
     "trained_run": (*FOUNDATION, "storage", "metrics", "models", "data", "inference", "training"),
     "reporting": (*FOUNDATION, "storage", "metrics", "models", "data", "inference", "training", "trained_run"),
@@ -61,7 +62,7 @@ HOMES = {
 }
 
 # The parts that the base install carries, and all that it installs (numpy and scipy come with jax).
-BASE_PARTS = ("", "checks", "collectives", "losses", "metrics")
+BASE_PARTS = ("", "boxes", "checks", "collectives", "losses", "metrics")
 BASE_LIBRARIES = {"jax", "chex", "jaxtyping", "numpy", "scipy"}
 
 FILES = sorted(
@@ -162,7 +163,7 @@ def test_imports_point_down_and_libraries_stay_at_home(path):
         (
             "segjax/reporting/a.py",
             "from segjax import losses",
-            "a.py:1 imports segjax.losses: it may use reporting, collectives, checks, storage, metrics",
+            "a.py:1 imports segjax.losses: it may use reporting, collectives, checks, boxes, storage, metrics",
         ),
         ("experiments/sweep/grid.py", "import experiments.table\nfrom segjax import training", None),
         ("experiments/sweep/grid.py", "import flax", "grid.py:1 imports flax: only segjax/models"),
