@@ -1,4 +1,4 @@
-"""Docstrings: their opening word everywhere, and their sections for every public function of boxes, losses and metrics."""
+"""Docstrings: their opening word everywhere, and the sections of every public function of boxes, losses and metrics."""
 
 import ast
 import functools
