@@ -18,6 +18,7 @@ from jax import export as jax_export
 from jaxtyping import Array, Shaped
 
 from segjax import cli, metrics, missing_extra
+from segjax.data.labels import class_values
 from segjax.data.resize import resize
 from segjax.inference import PredictOptions, class_logits, standalone_predict
 from segjax.inference.predictor import fingerprint, mask_and_calibrated_logits, prediction_sets
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> None:
     if scaled:
         say(scaled)
     chosen = {"uncertainty": FLAGS.uncertainty, "size": size, "options": options, "guarantees": guarantees}
+    chosen["values"] = FLAGS["values"].value
     card = export_run(run, output, **chosen, overwrite=FLAGS.overwrite)
     images = "images of " + ("x".join(map(str, size)) if size else "any size")
     megabytes = card["files"][MODEL_FILE]["bytes"] / 1e6
@@ -76,12 +78,14 @@ def export_run(
     size: tuple[int, int] | None = None,
     options: PredictOptions | None = None,
     guarantees: Mapping[str, Any] | None = None,
+    values: str = "index",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes `model.stablehlo`, `card.json` and `run.py` into the folder `output`, and returns the card.
 
     All are written or none: a full disk leaves an earlier export complete. `uncertainty`, `size` and `options` are
-    those of `lower_network`, and `guarantees` those of the options: "guarantee" of the mask, and "sets". Without
+    those of `lower_network`, and `guarantees` those of the options: "guarantee" of the mask, and "sets". `values` is
+    that of `inference.OutputOptions`, for the files of `run.py`; the network itself returns class indices. Without
     flatbuffers it raises ConfigError; if `output` cannot be written, StorageError or OSError; for a file of this name
     that is not an earlier export, without `overwrite`, ForeignFileError.
     """
@@ -96,6 +100,7 @@ def export_run(
     if options and options.set_thresholds is not None:
         card["output"]["sets"] = "bool [b, H, W, C], True for the classes in the set of a pixel, see `calibration`"
     card |= {
+        "file_values": class_values(run.label_set).tolist() if values == "dataset" else None,
         "calibration": calibration,
         "files": {MODEL_FILE: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
         "platforms": list(exported.platforms),
@@ -232,6 +237,8 @@ if __name__ == "__main__":
         False,
         "Also export an uncertainty: the dropout variance of the logits or, for an ensemble, the mutual information.",
     )
+    help_text = "Pixels of the masks that run.py writes: class indices, or the ids or colours in the data set's masks."
+    flags.DEFINE_enum("values", "index", ["index", "dataset"], help_text)
     cli.define_calibrated()
     cli.define_calibration()
     cli.define_guarantee("guarantee", "Export the mask of segjax calibrate --risk=fnr; LEVEL: one of several.")

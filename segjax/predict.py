@@ -3,12 +3,14 @@
 Examples:
   segjax predict --checkpoint=runs/debris --output=predictions --uncertainty street.jpg
   segjax predict --checkpoint=runs/camvid --tile=512,512 --augment=flip aerial/ 'day/*.png'
+  segjax predict --checkpoint=runs/mine --values=dataset ROOT/test/images
 """
 
 from absl import app, flags
 
 from segjax import __version__, cli, inference
 from segjax.data.io import named_images
+from segjax.data.labels import LabelSet, class_values
 from segjax.storage import output_folder, say
 from segjax.trained_run import (
     TrainedRun,
@@ -53,7 +55,7 @@ def main(argv: list[str]) -> None:
     for line in filter(None, lines):
         say(line)
     options = _predict_options(run, **changes)
-    outputs = _output_options(only, options)
+    outputs = _output_options(only, options, run.label_set)
     predict, made_by = run.predictor(options, probabilities=FLAGS.probabilities), numerics(provenance())
     origin = {"checkpoint": run.name, **run.record(), "segjax": __version__, "made_by": made_by}
     origin |= guarantees
@@ -78,13 +80,23 @@ def _predict_options(run: TrainedRun, **changes) -> inference.PredictOptions:
         raise app.UsageError(f"--{error}") from error  # its first word is the option
 
 
-def _output_options(only: int | None, options: inference.PredictOptions) -> inference.OutputOptions:
+def _output_options(
+    only: int | None, options: inference.PredictOptions, label_set: LabelSet
+) -> inference.OutputOptions:
     measure = FLAGS.uncertainty or options.uncertainties[0]
     if measure not in options.uncertainties:
         raise app.UsageError(
             f"--uncertainty={measure} needs several samples; add --samples=30 or --passes=30, or give several runs in "
             "--checkpoint"
         )
+    if FLAGS.palette and FLAGS["values"].value == "dataset":
+        if label_set.threshold is not None:
+            raise app.UsageError(
+                "--palette would replace the grey values that config.data.mask_threshold compares; remove it, or "
+                "--values=dataset"
+            )
+        if class_values(label_set).max() > 255:
+            raise app.UsageError("--palette has 256 entries, and --values=dataset needs larger ids; remove one of them")
     return inference.OutputOptions(
         only=only,
         uncertainty=FLAGS.uncertainty is not None,
@@ -92,7 +104,7 @@ def _output_options(only: int | None, options: inference.PredictOptions) -> infe
         measure=measure,
         maximum=FLAGS.uncertainty_max,
         sheet=FLAGS.contact_sheet,
-        **{name: FLAGS[name].value for name in ("overlay", "probabilities", "palette")},
+        **{name: FLAGS[name].value for name in ("overlay", "probabilities", "values", "palette")},
     )
 
 
@@ -105,6 +117,8 @@ if __name__ == "__main__":
     cli.define_bare_or_one_of("uncertainty", measures, "Write the uncertainty of each pixel as NAME_uncertainty.png.")
     cli.define_number("uncertainty_max", float, POSITIVE, "Uncertainty with the lightest colour; printed at the end.")
     flags.DEFINE_bool("probabilities", False, "Write NAME_probabilities.npz: float32 [H, W, C], and the uncertainties.")
+    help_text = "Pixels of the masks: class indices, or the ids or colours of the classes in the data set's masks."
+    flags.DEFINE_enum("values", "index", ["index", "dataset"], help_text)
     flags.DEFINE_bool("palette", False, "Store the colours of the classes as a palette of the masks.")
     flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, thumbnails of up to 24 images.")
     cli.define_number(

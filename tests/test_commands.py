@@ -145,6 +145,20 @@ def test_predict_writes_a_mask_and_an_overlay_of_the_images_own_size(run, tmp_pa
 
 
 @pytest.mark.slow
+def test_predict_of_images_of_every_format_with_the_values_of_the_data_set(run, tmp_path, run_command):
+    files = sorted((CASES / "predict_folder").iterdir())
+    arguments = (f"--checkpoint={run[0]}", f"--output={tmp_path}", "--values=dataset", "--class=debris")
+    # The smallest threshold: every pixel is debris, whose id is 4.
+    status, printed, error = run_command("predict", *arguments, "--threshold=1e-30", CASES / "predict_folder")
+    assert (status, error) == (0, "")
+    assert f"predicted {len(files)} image(s)" in printed
+    for file in files:
+        mask = np.asarray(Image.open(tmp_path / f"{file.stem}_mask.png"))
+        assert mask.shape == (48, 64)  # of phone.jpg, too, which is stored as 64 × 48
+        assert set(np.unique(mask)) == {4}
+
+
+@pytest.mark.slow
 def test_predict_names_a_file_that_is_not_an_image(run, tmp_path, run_command):
     text = tmp_path / "notes.png"
     text.write_text("not an image")

@@ -21,6 +21,8 @@ DARK_UINT16 = 1 << 14
 """Values of 16-bit images below this one leave the scale to 65535 unused, and come from a sensor of fewer bits."""
 ValueRange = tuple[float, float] | None
 """Values that become 0 and 255; None: 8-bit images, whose values stay."""
+DATASET_VALUES = ("segjax_values", "dataset")
+"""Keyword and text in the PNG of a predicted mask whose pixels are values of the data set, and not class indices."""
 _ORIENTATION = 0x0112  # tag of EXIF and TIFF
 
 
@@ -185,6 +187,13 @@ def decode_ids(data: bytes, file: str, *, colours: bool = False) -> np.ndarray:
     if ids.ndim != 2 or ids.dtype != np.uint8:
         raise DataError(f"{file}: expected a uint8 matrix of label ids; got {ids.dtype} of shape {ids.shape}")
     return ids
+
+
+def has_dataset_values(data: bytes, file: str) -> bool:
+    """Returns True for a mask with the text `DATASET_VALUES`."""
+    keyword, text = DATASET_VALUES
+    with as_data_error(_unreadable(data, file)):
+        return data.startswith(b"\x89PNG") and _open(data, file).info.get(keyword) == text
 
 
 def used_palette(data: bytes, file: str) -> dict[int, tuple[int, ...]]:

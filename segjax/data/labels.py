@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer, UInt8, UInt16
 
 from segjax.data.io import DataError, as_data_error
 from segjax.storage import printable
@@ -109,6 +109,22 @@ def values_of(label_set: LabelSet, name: str | None = None) -> str:
     if label_set.mask_colours is None:
         return _spans(ids) if ids.size else "no value"
     return ", ".join(map(_hex, label_set.mask_colours[ids].tolist()))
+
+
+def class_values(label_set: LabelSet) -> UInt8[np.ndarray, "classes *rgb"] | UInt16[np.ndarray, "classes"]:
+    """Returns the id, or the RGB colour, of each class in masks of the data set, by which train ids become such a mask.
+
+    Of several it is the smallest id, or the first colour. Under a threshold it is 0 and 255.
+
+    >>> class_values(LABEL_SETS["crackforest"])
+    array([1, 2], dtype=uint8)
+    """
+    if label_set.threshold is not None:
+        return np.array([0, 255], np.uint8)
+    ids = np.array([np.flatnonzero(label_set.lut == i)[0] for i in range(label_set.num_classes)])
+    if label_set.mask_colours is not None:
+        return label_set.mask_colours[ids]
+    return ids.astype(np.uint8 if ids.max() < 256 else np.uint16)
 
 
 def _shares(colours: Integer[np.ndarray, "*pixels 3"], limit: int = 8) -> str:

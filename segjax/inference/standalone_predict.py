@@ -2,7 +2,7 @@
 
 This file is run.py of an export, beside model.stablehlo and card.json. `load` and `predict` need jax and flatbuffers;
 image files also need Pillow, and TIFF files of more than 8 bits or 3 channels tifffile. The masks are those of
-segjax.predict without flags, or, if the card has a guarantee, with --guarantee.
+segjax.predict without flags, or with --guarantee and --values=dataset if the card has a guarantee and file_values.
 """
 
 import hashlib
@@ -57,8 +57,11 @@ def main(names: list[str]) -> None:
         network, card = load(Path(__file__).parent)
     except ValueError as error:
         _stop(str(error))
-    mark = PngImagePlugin.PngInfo()
+    mark, values = PngImagePlugin.PngInfo(), card.get("file_values")
     mark.add_text(*_MARK)
+    if values:  # ids or colours of the classes, which segjax evaluate then expects
+        mark.add_text("segjax_values", "dataset")
+        values = np.array(values, np.uint8 if np.max(values) < 256 else np.uint16)
     for target, name in targets.items():
         pixels = _read(name, card["input"]["channels"], card["input"].get("range"), card["input"].get("dtype"))
         size = card["input"]["size"]
@@ -66,7 +69,7 @@ def main(names: list[str]) -> None:
             _stop(f"{name}: {pixels.shape[:2]} pixels; this network was exported for images of {size} only")
         mask = predict(network, pixels[None])["mask"][0]
         partial = target.with_name(f".{uuid.uuid4().hex}.partial")  # a kill leaves no half of a mask
-        Image.fromarray(mask).save(partial, "PNG", pnginfo=mark)
+        Image.fromarray(values[mask] if values is not None else mask).save(partial, "PNG", pnginfo=mark)
         partial.replace(target)
         print(_line(f"{name} -> {target}"))
 

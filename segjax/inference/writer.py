@@ -9,20 +9,20 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import rich.progress
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8, UInt16
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from segjax.data.decode import decode_image
+from segjax.data.decode import DATASET_VALUES, decode_image
 from segjax.data.io import DataError, RawFile, read_bytes
-from segjax.data.labels import LabelSet, colorize
+from segjax.data.labels import LabelSet, class_values, colorize
 from segjax.inference.predictor import Prediction, Predictor
 from segjax.inference.visualize import (
     as_rgb,
@@ -46,7 +46,7 @@ _UNITS |= {"margin": "", "max_logit": "logits", "energy": "logits"}
 
 
 class OutputOptions(NamedTuple):
-    """Files to write for each image besides its mask of class indices, NAME_mask.png.
+    """Files to write for each image besides its mask, NAME_mask.png.
 
     Attributes:
       overlay: NAME_overlay.png, the image under the colours of its classes. The background, which is a class of this
@@ -60,7 +60,10 @@ class OutputOptions(NamedTuple):
       probabilities: NAME_probabilities.npz: "probabilities" float32 `[H, W, C]`, each uncertainty under its own name,
         float32 `[H, W]`, and "classes"; with `sets` also "sets", bool `[H, W, C]`.
       sets: NAME_set.png, the number of classes in the set of each pixel (`PredictOptions.set_thresholds`).
-      palette: store the classes' colours in NAME_mask.png as a palette; the pixels stay class indices.
+      values: pixels of NAME_mask.png: "index", that of the class, or "dataset", its id or colour in the masks of the
+        data set (`labels.class_values`).
+      palette: store the classes' colours in NAME_mask.png as a palette. The pixels do not change, except for colours of
+        the data set, which become class indices with these colours.
       sheet: contact_sheet.png, a row of small pictures for each of up to 24 images, evenly chosen.
     """
 
@@ -71,6 +74,7 @@ class OutputOptions(NamedTuple):
     maximum: float | None = None
     probabilities: bool = False
     sets: bool = False
+    values: str = "index"
     palette: bool = False
     sheet: bool = False
 
@@ -84,7 +88,8 @@ class OutputOptions(NamedTuple):
     def record(self) -> dict[str, Any]:
         """Returns all options on which the contents of files depend."""
         # An option counts unless it is listed here: these select the files.
-        ignored = ("overlay", "uncertainty", "probabilities", "sets", "sheet")
+        ignored = {"overlay", "uncertainty", "probabilities", "sets", "sheet"}
+        ignored |= {"values"} if self.values == "index" else set()
         return {k: v for k, v in self._asdict().items() if k not in ignored}
 
     def scale_range(self, label_set: LabelSet) -> tuple[float, float]:
@@ -277,8 +282,15 @@ def _encode(suffix: str, predicted: _Predicted, options: OutputOptions, label_se
         return png(sets.sum(axis=-1, dtype=np.uint8))
     if suffix == "_overlay.png":
         return png(_paint_overlay(predicted, options, label_set))
-    palette = label_set.palette.tobytes() if options.palette else None
-    return _png_with_text(mask, predicted.source, palette)
+    pixels, palette, marks = mask, label_set.palette, ()
+    if options.values == "dataset":
+        values, marks = class_values(label_set), (DATASET_VALUES,)
+        if values.ndim == 1:  # ids, which a palette lists from 0
+            pixels, palette = values[mask], np.zeros((int(values.max()) + 1, 3), np.uint8)
+            palette[values] = label_set.palette
+        elif not options.palette:
+            pixels = values[mask]
+    return _png_with_text(pixels, predicted.source, marks, palette.tobytes() if options.palette else None)
 
 
 def _bands(shape: tuple[int, int]) -> list[slice]:
@@ -323,10 +335,17 @@ def _png_text(file: Any) -> dict[str, Any] | None:
         return None
 
 
-def _png_with_text(pixels: UInt8[np.ndarray, "..."], text: Any, palette: bytes | None = None) -> bytes:
-    """Returns the PNG of a picture with a JSON text chunk."""
+def _png_with_text(
+    pixels: UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."],
+    text: Any,
+    marks: Sequence[tuple[str, str]] = (),
+    palette: bytes | None = None,
+) -> bytes:
+    """Returns the PNG of a picture with a JSON text chunk, and more text chunks of keyword and text."""
     buffer, info, picture = io.BytesIO(), PngInfo(), Image.fromarray(pixels)
     info.add_itxt(_PNG_KEY, json.dumps(text))
+    for mark in marks:
+        info.add_text(*mark)
     if palette is not None:
         # Converting L to P keeps the indices, and PNG allows a palette of fewer than 256 colours.
         picture = picture.convert("P")

@@ -16,7 +16,7 @@ from segjax import data, inference, losses, metrics
 from segjax.collectives import psum
 from segjax.data import UNSEEN, VOID, Source, colorize, eval_batches
 from segjax.data.augment import example_keys
-from segjax.data.decode import decode_ids
+from segjax.data.decode import decode_ids, has_dataset_values
 from segjax.data.io import DataError, by_stem, list_folder, read_bytes
 from segjax.data.labels import numbered_classes, to_train_ids
 from segjax.data.resize import resize
@@ -67,9 +67,9 @@ def evaluate(
 def score_masks(source: Source, folder: Path) -> dict[str, Any]:
     """Returns `split_facts` and `scores` of masks in files, against the labels of `source`; no network is needed.
 
-    The mask of image NAME is FOLDER/NAME_mask.png of class indices, as segjax predict writes it, or else FOLDER/NAME of
-    any format, with the values or colours of the labels. `DataError`: a mask is missing, or has another size, an
-    undefined value, or void where the label has a class.
+    The mask of image NAME is FOLDER/NAME_mask.png as segjax predict writes it, of class indices or, under
+    `has_dataset_values`, of the labels' values or colours, or else FOLDER/NAME of any format, of the latter.
+    `DataError`: a mask is missing, or has another size, an undefined value, or void where the label has a class.
     """
     classes, confusion = source.label_set, 0
     number, indices, masks = classes.num_classes, numbered_classes(classes.names), by_stem(list_folder(folder))
@@ -78,8 +78,9 @@ def score_masks(source: Source, folder: Path) -> dict[str, Any]:
         written = masks.get(f"{name}_mask")
         if (file := written or masks.get(name)) is None:
             raise DataError(f"{folder}: no mask of the image {name}; expected {name}_mask.png or {name}.png")
-        its_classes = indices if written else classes
-        ids = decode_ids(read_bytes(file), file.path, colours=its_classes.by_colour)
+        pixels = read_bytes(file)
+        its_classes = indices if written and not has_dataset_values(pixels, file.path) else classes
+        ids = decode_ids(pixels, file.path, colours=its_classes.by_colour)
         mask, where = to_train_ids(ids, its_classes, file.path), label < number
         if mask.shape != label.shape:
             sizes = f"a mask of {mask.shape[0]}×{mask.shape[1]} for labels of {label.shape[0]}×{label.shape[1]}"

@@ -8,6 +8,7 @@ from segjax.data.labels import (
     UNSEEN,
     VOID,
     LabelSet,
+    class_values,
     colorize,
     numbered_classes,
     read_class_file,
@@ -39,6 +40,10 @@ def test_to_train_ids_known_sets(name, classes, raw, train_ids):
     labels = LABEL_SETS[name]
     assert labels.num_classes == classes
     assert to_train_ids(np.array(raw, np.uint8), labels, "file").tolist() == train_ids
+
+
+def test_class_values_under_a_threshold_are_black_and_white():
+    assert class_values(numbered_classes(("a", "b"), mask_threshold=9)).tolist() == [0, 255]
 
 
 def test_label_set_of_scenes_equals_scene_classes():

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from segjax.data import DataError
+from segjax.data.decode import has_dataset_values, read_mask
 from segjax.data.io import RawFile
-from segjax.data.labels import LABEL_SETS
+from segjax.data.labels import LABEL_SETS, numbered_classes, to_train_ids
 from segjax.inference import (
     OutputOptions,
     Prediction,
@@ -115,6 +116,47 @@ def test_mask_without_palette_is_grey_indices(tmp_path):
         cv2.imread(str(tmp_path / "a_mask.png"), cv2.IMREAD_UNCHANGED), prediction_of(image_of("a")).mask
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == [".segjax.sha256", "a_mask.png", "predicted_by.json"]
+
+
+NAMES = LABELS.names
+COLOURS = ("#102030", "#ff0000", "#00ff00", "#0000ff", "#102031")
+
+
+IDS = numbered_classes(NAMES, (9, 0, 255, 3, 7))
+BY_COLOUR = numbered_classes(NAMES, mask_colours=COLOURS, void_colours=("#ffffff",))
+
+
+@pytest.mark.parametrize(
+    ("labels", "palette", "mode"),
+    [
+        (IDS, False, "L"),
+        (IDS, True, "P"),
+        (BY_COLOUR, False, "RGB"),
+        (BY_COLOUR, True, "P"),
+        (numbered_classes((*NAMES, "road"), (0, 300, 2, 65535, 4, 1)), False, "I;16"),
+    ],
+    ids=["ids", "ids with a palette", "colours", "palette of colours", "16 bits"],
+)
+def test_mask_of_dataset_values_is_read_as_its_labels_are(tmp_path, labels, palette, mode):
+    wanted = OutputOptions(overlay=False, values="dataset", palette=palette)
+    predict = Predict()
+    write_predictions(predict, predict.files(["a"]), tmp_path, wanted, labels, ORIGIN)
+    file = tmp_path / "a_mask.png"
+    ids = read_mask(file.read_bytes(), "a", colours=labels.by_colour)
+    expected = prediction_of(image_of("a")).mask
+    assert np.array_equal(to_train_ids(ids, labels, "a"), expected)
+    assert has_dataset_values(file.read_bytes(), "a")
+    with Image.open(file) as opened:
+        assert opened.mode == mode
+        if palette:
+            assert np.array_equal(np.asarray(opened.convert("RGB")), labels.palette[expected])
+
+
+def test_folder_of_other_values_is_refused(tmp_path):
+    write(["a"], Predict(), tmp_path)
+    assert not has_dataset_values((tmp_path / "a_mask.png").read_bytes(), "a")
+    with pytest.raises(DataError, match=r"values is 'dataset'\. Choose another --output"):
+        write(["a"], Predict(), tmp_path, OutputOptions(values="dataset"))
 
 
 def test_overlay_of_one_class_leaves_other_pixels_unchanged(tmp_path):

@@ -11,11 +11,13 @@ import pytest
 import scipy.special
 import scipy.stats
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from sklearn.metrics import roc_auc_score
 
 from segjax import metrics
 from segjax.data import UNSEEN, VOID, DataError, corrupt, open_split
 from segjax.data.augment import example_keys
+from segjax.data.decode import DATASET_VALUES
 from segjax.data.resize import resize
 from segjax.inference import Ensemble
 from segjax.models import Segmentation
@@ -295,6 +297,14 @@ def test_score_masks_of_class_indices(labelled, tmp_path):
     truth = np.stack([labelled[i]["label"] for i in range(6)])
     wrong = int((truth[..., :10] == 0).sum())
     assert result["confusion"] == [[int((truth == 0).sum()) - wrong, wrong], [0, int((truth == 1).sum())]]
+
+
+def test_score_masks_of_dataset_values(labelled, tmp_path):
+    mark = PngInfo()
+    mark.add_text(*DATASET_VALUES)
+    for i in range(6):
+        Image.fromarray(labelled[i]["label"] * np.uint8(255)).save(tmp_path / f"{i}_mask.png", pnginfo=mark)
+    assert score_masks(labelled, tmp_path)["mean_iou"] == 1
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from segjax import export, metrics
 from segjax.data import label_set
+from segjax.data.decode import has_dataset_values
 from segjax.inference import PredictOptions, standalone_predict
 from segjax.inference.predictor import fingerprint
 from segjax.trained_run import TrainedRun
@@ -172,6 +173,17 @@ def test_script_predicts_images_of_8_and_of_16_bits(script, tmp_path, dtype):
     script(tmp_path / "a.png")  # its own mask it writes again
     mask = np.asarray(Image.open(tmp_path / "a_mask.png"))
     assert np.array_equal(mask[:, [0, 4, 7, 11]], np.tile([0, 0, 1, 1], (8, 1)))
+
+
+@pytest.mark.parametrize("values", [[9, 255], [7, 300], [[0, 0, 9], [255, 0, 0]]], ids=["ids", "16 bits", "colours"])
+def test_script_writes_values_of_the_data_set(script, tmp_path, monkeypatch, values):
+    card = {"input": {"size": None, "channels": 1}, "file_values": values}
+    monkeypatch.setattr(standalone_predict, "load", lambda folder: (None, card))
+    Image.fromarray(np.uint8([[0, 255, 0]])).save(tmp_path / "a.png")
+    script(tmp_path / "a.png")
+    script(tmp_path / "a.png")
+    assert np.asarray(Image.open(tmp_path / "a_mask.png")).tolist() == [[values[0], values[1], values[0]]]
+    assert has_dataset_values((tmp_path / "a_mask.png").read_bytes(), "a")
 
 
 @pytest.mark.parametrize("kind", ["tif", "npy"])
