@@ -28,8 +28,9 @@ from segjax.models.network import (
 )
 from segjax.models.packed_unet import BatchNorm, Layout, PackedUNet
 from segjax.models.patch import PatchClassifier, ValidBlock
-from segjax.models.pretrained import load_encoder, load_torch_state, resnet_variables, with_encoder
+from segjax.models.pretrained import load_encoder, load_retinanet, load_torch_state, resnet_variables, with_encoder
 from segjax.models.resnet import ResidualBlock, ResNet
+from segjax.models.retinanet import DetectorOutput, RetinaNet
 from segjax.models.segnet import Conv7x7Block, SegNet, SegNetBasic
 from segjax.models.unet import ResNetUNet, UNet
 from segjax.models.upsampling import (
@@ -60,6 +61,7 @@ __all__ = [
     "ConvTransposeOverlapping",
     "DeepLabV2",
     "DeepLabV3Plus",
+    "DetectorOutput",
     "FixedUpsampling2x2",
     "ForwardContext",
     "Layout",
@@ -72,6 +74,7 @@ __all__ = [
     "ResNet",
     "ResNetUNet",
     "ResidualBlock",
+    "RetinaNet",
     "SegNet",
     "SegNetBasic",
     "Segmentation",
@@ -84,6 +87,7 @@ __all__ = [
     "example_dropout_keys",
     "head_samples",
     "load_encoder",
+    "load_retinanet",
     "load_torch_state",
     "logit_variance",
     "max_pool_2x2",

@@ -20,17 +20,20 @@ VGG16 = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 _PAD_MODES = {"reflect": "reflect", "zeros": "constant"}
 
 
-def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int, minimum: int = 1) -> Float[Array, "b H W c"]:
+def pad_to_multiple(
+    x: Float[Array, "b h w c"], multiple: int, minimum: int = 1, mode: str = "reflect"
+) -> Float[Array, "b H W c"]:
     """Pads height and width, at the bottom and the right, to a multiple of `multiple` that is at least `minimum`.
 
-    The new pixels are the reflection of the image without its edge pixel, repeated as in `np.pad` if it is too small.
+    The new pixels are the reflection of the image without its edge pixel, repeated as in `np.pad` if it is too small,
+    or 0 with the mode "constant".
 
     >>> print(pad_to_multiple(jnp.arange(3.0).reshape(1, 1, 3, 1), 4)[0, 0, :, 0])
     [0. 1. 2. 1.]
     """
     # In integers, so that `jax.export` sees that a symbolic multiple of `multiple` needs no padding.
     missing = [max(n, minimum) - n + -max(n, minimum) % multiple for n in x.shape[1:3]]
-    return jnp.pad(x, ((0, 0), *((0, n) for n in missing), (0, 0)), mode="reflect") if any(missing) else x
+    return jnp.pad(x, ((0, 0), *((0, n) for n in missing), (0, 0)), mode=mode) if any(missing) else x
 
 
 def upsample_bilinear(x: Float[Array, "b h w c"], scale: int) -> Float[Array, "b {scale}*h {scale}*w c"]:

@@ -1,7 +1,7 @@
-"""Pretrained encoders: loads a torchvision ResNet, `.safetensors` or `.pth`, into the encoder of a network."""
+"""Pretrained weights, `.safetensors` or `.pth`: a torchvision ResNet for an encoder, or a whole RetinaNet."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from segjax.models.resnet import STAGES, ResNet
 
 Variables = Mapping[str, Any]
+# torchvision's names of two parts of a RetinaNet: its ResNet, and the last convolution of the classification head.
+_BODY, _CLASSIFIER = "backbone.body.", "head.classification_head.cls_logits"
 _OF_TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
@@ -94,21 +96,34 @@ def resnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = 
     (width, given), depth = stem.shape[:2], _depth(state)
     images = jax.ShapeDtypeStruct((1, 32, 32, given), jnp.float32)
     expected = jax.eval_shape(partial(ResNet(depth, width).init, train=False), jax.random.key(0), images)
-    names = {path: torch_name(path[1:]) for path in flatten_dict(expected)}
-    if differ := _differences(names.values(), state, "lacks", "has unknown arrays"):
-        raise ValueError(f"the state of a ResNet-{depth} {differ}")
-    arrays = {}
-    for path, leaf in flatten_dict(expected).items():
-        value = np.asarray(state[names[path]])
-        shape = tuple(leaf.shape[i] for i in (3, 2, 0, 1)) if len(leaf.shape) == 4 else leaf.shape
-        if value.shape != shape:
-            raise ValueError(f"{names[path]} of a ResNet-{depth} must have shape {shape}; got {value.shape}")
-        arrays[path] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+    arrays = _torch_arrays(state, expected, torch_name, f"ResNet-{depth}")
     if channels not in (None, given):
         if channels != 1:
             raise ValueError(f"channels must be those of the weights, {given}, or 1; got {channels}")
         arrays["params", "conv1", "kernel"] = arrays["params", "conv1", "kernel"].sum(axis=2, keepdims=True)
     return unflatten_dict(arrays)
+
+
+def _torch_arrays(
+    state: Mapping[str, np.ndarray], expected: Variables, name_of: Callable[[tuple[str, ...]], str], kind: str
+) -> dict[tuple[str, ...], np.ndarray]:
+    """Returns the arrays of a state dict by their paths in `expected`, in segjax's order of axes.
+
+    `name_of` maps a path in "params" or "batch_stats" to torchvision's name. It raises a ValueError unless the state
+    has exactly these names and shapes.
+    """
+    leaves = flatten_dict(expected)
+    names = {path: name_of(path[1:]) for path in leaves}
+    if differ := _differences(names.values(), state, "lacks", "has unknown arrays"):
+        raise ValueError(f"the state of a {kind} {differ}")
+    arrays = {}
+    for path, leaf in leaves.items():
+        value = np.asarray(state[names[path]])
+        shape = tuple(leaf.shape[i] for i in (3, 2, 0, 1)) if len(leaf.shape) == 4 else leaf.shape
+        if value.shape != shape:
+            raise ValueError(f"{names[path]} of a {kind} must have shape {shape}; got {value.shape}")
+        arrays[path] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+    return arrays
 
 
 def _depth(state: Mapping[str, np.ndarray]) -> int:
@@ -163,3 +178,61 @@ def load_encoder(path: str | Path, variables: Variables) -> dict[str, Any]:
         return with_encoder(variables, encoder)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def load_retinanet(path: str | Path, variables: Variables) -> dict[str, Any]:
+    """Returns a `RetinaNet`'s initial variables with torchvision's weights: of a RetinaNet, or of its ResNet alone.
+
+    The state of a RetinaNet is that of `retinanet_resnet50_fpn`, by the names of any version, or of another ResNet with
+    the same pyramid and heads. If it is for another number of classes, the last convolution of the classification head
+    is not loaded.
+
+    Raises: as `load_torch_state`, or ValueError if the weights do not fit the network; messages begin with the path.
+    """
+    state = load_torch_state(path)
+    if not any(name.startswith(_BODY) for name in state):
+        return load_encoder(path, variables)
+    try:
+        return _with_retinanet(state, variables)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _with_retinanet(state: Mapping[str, np.ndarray], variables: Variables) -> dict[str, Any]:
+    """Returns a copy of a `RetinaNet`'s variables with the arrays of torchvision's; a ValueError unless they fit."""
+    state = {_present_name(name): value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    first_level = min(int(name[-1]) for name in variables["params"]["pyramid"] if name.startswith("inner"))
+    stem, kept = f"{_BODY}conv1.weight", {}
+    if variables["params"]["encoder"]["conv1"]["kernel"].shape[2] == 1 and stem in state:
+        state[stem] = state[stem].sum(axis=1, keepdims=True)  # a grey image has that grey in all channels
+    linear = variables["params"]["classification"]["linear"]
+    if linear["bias"].shape != state.get(f"{_CLASSIFIER}.bias", linear["bias"]).shape:
+        kept = {("params", "classification", "linear", name): value for name, value in linear.items()}
+        state = {name: value for name, value in state.items() if not name.startswith(_CLASSIFIER)}
+    old = {path: value for path, value in flatten_dict(variables).items() if path not in kept}
+    found = _torch_arrays(state, unflatten_dict(old), partial(_retinanet_name, first_level=first_level), "RetinaNet")
+    return unflatten_dict({path: jnp.asarray(value, old[path].dtype) for path, value in found.items()} | kept)
+
+
+def _present_name(name: str) -> str:
+    """Returns the name of an array of a RetinaNet in today's torchvision, from its name in any version."""
+    name = re.sub(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", name)
+    old = re.match(r"^(head\.\w+\.conv)\.(\d)\.(weight|bias)$", name)  # convolutions counted together with their ReLUs
+    return f"{old[1]}.{int(old[2]) // 2}.0.{old[3]}" if old else name
+
+
+def _retinanet_name(path: tuple[str, ...], first_level: int) -> str:
+    """Returns torchvision's name of an array of `RetinaNet`, by its path in "params" or "batch_stats"."""
+    if path[0] == "encoder":
+        return _BODY + torch_name(path[1:])
+    part, module, leaf = path
+    kind, digit = re.fullmatch(r"([a-z]+)(\d?)", module).groups()
+    number = int(digit or 0)
+    names = {
+        "inner": f"backbone.fpn.inner_blocks.{number - first_level}.0",
+        "layer": f"backbone.fpn.layer_blocks.{number - first_level}.0",
+        "p": f"backbone.fpn.extra_blocks.p{number}",
+        "conv": f"head.{part}_head.conv.{number - 1}.0",
+        "linear": _CLASSIFIER if part == "classification" else "head.regression_head.bbox_reg",
+    }
+    return f"{names[kind]}.{_OF_TORCH[leaf]}"

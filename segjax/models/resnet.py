@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Shaped
 
 from segjax import checks
 from segjax.models.layers import Block, Conv, max_pool_3x3
-from segjax.models.network import Network, check_images, rematerialized
+from segjax.models.network import check_images, rematerialized
 
 # By depth: the number of blocks of each stage, and whether they are bottlenecks.
 STAGES = {
@@ -112,8 +112,8 @@ class ResNet(Block):
         return tuple(features)
 
 
-def encoder_of(network: Network, *, depth: int, width: int, output_stride: int) -> ResNet:
-    """Returns the ResNet "encoder" of a network's body, with the network's norm, dtypes and rematerialization."""
+def encoder_of(network: Block, *, depth: int, width: int, output_stride: int) -> ResNet:
+    """Returns the ResNet "encoder" of a network, with the network's norm, dtypes and rematerialization."""
     checks.choice("encoder_depth", depth, tuple(STAGES))
     common = {"norm": network.norm, "axis_name": network.axis_name, "remat": network.remat}
     return ResNet(depth, width, output_stride, name="encoder", **common, **network.dtypes)

@@ -1,4 +1,4 @@
-"""Weights and images of `resnets.npz`, drawn in the same way for PyTorch and for segjax."""
+"""Weights and images of `resnets.npz` and `retinanet.npz`, drawn in the same way for PyTorch and for segjax."""
 
 import zlib
 
@@ -20,9 +20,9 @@ def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return (0.1 * rng.standard_normal(shape)).astype(np.float32)
 
 
-def image() -> np.ndarray:
-    """Draws images `[2, 45, 61, 3]`, of odd size."""
-    return np.random.default_rng(0).standard_normal(IMAGE).astype(np.float32)
+def image(shape: tuple[int, ...] = IMAGE) -> np.ndarray:
+    """Draws images, by default `[2, 45, 61, 3]`, of odd size."""
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 def projected(feature: np.ndarray) -> np.ndarray:
