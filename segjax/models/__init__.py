@@ -1,7 +1,7 @@
 """Networks in Flax Linen: pure `init` and `apply`, any input size, float32 logits."""
 
 from segjax.models.deeplab import ASPP, DeepLabV2, DeepLabV3Plus
-from segjax.models.fcn import FCN
+from segjax.models.fcn import FCN, PatchClassifier, ValidBlock
 from segjax.models.layers import (
     Conv,
     Conv3x3,
@@ -27,7 +27,6 @@ from segjax.models.network import (
     logit_variance,
 )
 from segjax.models.packed_unet import BatchNorm, Layout, PackedUNet
-from segjax.models.patch import PatchClassifier, ValidBlock
 from segjax.models.pretrained import load_encoder, load_retinanet, load_torch_state, resnet_variables, with_encoder
 from segjax.models.resnet import ResidualBlock, ResNet
 from segjax.models.retinanet import DetectorOutput, RetinaNet
