@@ -45,20 +45,20 @@ def inspect_image(image: RawFile, data: bytes, *, whole: bool) -> ImageInfo:
         values = _extremes(pixels) if whole else None
         return ImageInfo(height, width, channels, str(pixels.dtype), orientation, values)
     # Pillow, because it refuses a file that is cut short, where some versions of OpenCV fill the rest with grey. Its
-    # `verify` tests the checksums of a PNG, its `load` the pixels; each finds damage that the other does not.
+    # `verify` tests the checksums of a PNG, its `load`, or OpenCV for 16 bits, the pixels; each finds damage that the
+    # other does not.
+    deep = _is_deep_png(data)
     with as_data_error(_unreadable(data, image.path)):
         if whole and data.startswith(b"\x89PNG"):
             _open(data, image.path).verify()
         with _open(data, image.path) as opened:
-            if whole:
+            if whole and not deep:
                 opened.load()
             orientation = _orientation(opened, data)
             height, width = opened.size if orientation > 4 else opened.size[::-1]
             channels = 1 if opened.mode in ("1", "L", "LA", "I;16") else 3
-            info = ImageInfo(height, width, channels, "uint8", orientation)
-    if not _is_deep_png(data):
-        return info
-    return info._replace(dtype="uint16", values=_extremes(read_image(data, image.path)) if whole else None)
+        values = _extremes(read_image(data, image.path)) if whole and deep else None
+        return ImageInfo(height, width, channels, "uint16" if deep else "uint8", orientation, values)
 
 
 def image_header(image: RawFile) -> ImageInfo:
@@ -196,15 +196,22 @@ def has_dataset_values(data: bytes, file: str) -> bool:
         return data.startswith(b"\x89PNG") and _open(data, file).info.get(keyword) == text
 
 
-def used_palette(data: bytes, file: str) -> dict[int, tuple[int, ...]]:
-    """Returns the RGB colour of each index in the pixels of a mask with a palette; {} for another mask."""
-    if file.lower().endswith(".mat") or (data.startswith(b"\x89PNG") and data[25:26] != b"\x03"):  # colour type
-        return {}
-    ids, colours = read_mask(data, file), read_mask(data, file, colours=True)
-    if ids.ndim == colours.ndim:
-        return {}
-    found, places = np.unique(ids, return_index=True)
-    return dict(zip(found.tolist(), map(tuple, colours.reshape(-1, 3)[places].tolist()), strict=True))
+def read_palette(data: bytes, file: str) -> UInt8[np.ndarray, "indices 3"]:
+    """Returns the RGB colour of each index of a mask from the file's header; none for a mask without a palette."""
+    none, is_png = np.zeros((0, 3), np.uint8), data.startswith(b"\x89PNG")
+    if file.lower().endswith(".mat") or data.startswith(_NPY) or (is_png and data[25:26] != b"\x03"):  # colour type
+        return none
+    with as_data_error(_unreadable(data, file)):
+        if data.startswith(_TIFF):
+            page = _tiff_samples(data, file, whole=False)[1]
+            return _tiff_palette(page) if page.photometric == 3 else none
+        with _open(data, file) as image:
+            if image.mode not in ("P", "PA") or (image.format == "GIF" and _is_grey(image)):
+                return none
+            mode, colours = image.palette.getdata()
+        single = Image.new("P", (1, 1))
+        single.putpalette(colours, mode)
+        return np.array(single.getpalette("RGB"), np.uint8).reshape(-1, 3)
 
 
 def mask_png(mask: RawFile) -> bytes:
@@ -372,5 +379,9 @@ def _tiff_colours(samples: np.ndarray, page: Any, file: str) -> np.ndarray:
     if kind == 0 and samples.dtype.kind in "bu":  # 0 is white
         return ~samples
     if kind == 3:
-        return (page.colormap >> 8).astype(np.uint8)[:, samples].transpose(1, 2, 0)
+        return _tiff_palette(page)[samples]
     raise DataError(f"{file}: a TIFF of {page.photometric.name} pixels; convert it to grey, RGB or a palette")
+
+
+def _tiff_palette(page: Any) -> UInt8[np.ndarray, "indices 3"]:
+    return (page.colormap >> 8).astype(np.uint8).T

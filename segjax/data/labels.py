@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Integer, UInt8, UInt16
+from jaxtyping import Int64, Integer, UInt8, UInt16
 
 from segjax.data.io import DataError, as_data_error
 from segjax.storage import printable
@@ -82,7 +82,7 @@ def to_raw_ids(raw: Integer[np.ndarray, "*shape"], label_set: LabelSet, file: st
     if label_set.mask_colours is None:
         if raw.ndim < 3:
             return raw
-        if (raw == raw[..., :1]).all():
+        if is_grey(raw):
             return raw[..., 0]
         if label_set.threshold is not None:
             return cv2.cvtColor(raw, cv2.COLOR_RGB2GRAY)
@@ -97,6 +97,24 @@ def to_raw_ids(raw: Integer[np.ndarray, "*shape"], label_set: LabelSet, file: st
         expected = f"expected {known} (config.data.mask_colours and void_colours)"
         raise DataError(f"{file}: the colours {_shares(colours[undefined])} are not those of a class; {expected}")
     return ids
+
+
+def is_grey(colours: UInt8[np.ndarray, "h w 3"]) -> bool:
+    """Returns True if red, green and blue are equal in every pixel."""
+    red, green, blue = cv2.split(colours)
+    return np.array_equal(red, green) and np.array_equal(green, blue)
+
+
+def count_ids(ids: UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"], bins: int) -> Int64[np.ndarray, "bins"]:
+    """Returns the number of pixels of each id below `bins`.
+
+    >>> count_ids(np.array([[0, 2, 2]], np.uint8), 4)
+    array([1, 0, 2, 0])
+    """
+    # OpenCV is five times as fast as np.bincount, and counts in float32, which is exact up to 2^24.
+    rows = max(1, 2**24 // ids.shape[1])
+    strips = (ids[start : start + rows] for start in range(0, len(ids), rows))
+    return sum(cv2.calcHist([strip], [0], None, [bins], (0, bins)).ravel().astype(np.int64) for strip in strips)
 
 
 def values_of(label_set: LabelSet, name: str | None = None) -> str:

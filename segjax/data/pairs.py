@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
-import cv2
 import numpy as np
 
 from segjax.data.decode import (
@@ -17,13 +16,13 @@ from segjax.data.decode import (
     decode_ids,
     inspect_image,
     read_image,
+    read_palette,
     read_turned,
     scale_values,
     turned,
-    used_palette,
 )
 from segjax.data.io import DataError, RawFile, read_bytes
-from segjax.data.labels import VOID, LabelSet, to_train_ids, values_of
+from segjax.data.labels import VOID, LabelSet, count_ids, to_train_ids, values_of
 
 
 class Example(TypedDict):
@@ -152,18 +151,33 @@ def refuse_problems(pairs: Iterable[Pair]) -> None:
 
 
 def refuse_palettes(pairs: Iterable[Pair]) -> None:
-    """Raises `DataError` if an index of the masks' palettes has two colours, and so may mean two classes."""
+    """Raises `DataError` if an index of the masks' palettes has two colours, and so may mean two classes.
 
-    def palette(pair: Pair) -> dict[int, tuple[int, ...]]:
+    Masks are decoded only if their palettes differ, to leave out indices without a pixel.
+    """
+
+    def palette(pair: Pair) -> np.ndarray:
         try:
-            return used_palette(read_bytes(pair.mask), pair.mask.path)
+            return read_palette(read_bytes(pair.mask), pair.mask.path)
         except DataError:  # left to `verify`
-            return {}
+            return np.zeros((0, 3), np.uint8)
+
+    def used_indices(pair: Pair) -> np.ndarray:
+        try:
+            return np.flatnonzero(count_ids(decode_ids(read_bytes(pair.mask), pair.mask.path), 256))
+        except DataError:
+            return np.zeros(0, int)
 
     pairs, seen = list(pairs), {}
     with ThreadPoolExecutor(8) as threads:
-        for pair, colours in zip(pairs, threads.map(palette, pairs), strict=True):
-            for index, colour in colours.items():
+        palettes = list(threads.map(palette, pairs))
+        longest = max(palettes, key=len, default=())
+        if all(np.array_equal(each, longest[: len(each)]) for each in palettes):
+            return
+        pairs, palettes = zip(*(each for each in zip(pairs, palettes, strict=True) if len(each[1])), strict=True)
+        for pair, colours, indices in zip(pairs, palettes, threads.map(used_indices, pairs), strict=True):
+            for index in indices[indices < len(colours)].tolist():
+                colour = tuple(colours[index].tolist())
                 first, other = seen.setdefault(index, (pair.mask.path, colour))
                 if other != colour:
                     raise DataError(
@@ -195,7 +209,7 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise", draw
     if not good:
         raise DataError(f"all {len(pairs)} pairs of a split are unusable; expected at least one good. {skipped[0]}")
     pairs, images, counts = map(list, zip(*good, strict=True))
-    counts = np.sum(counts, axis=0, dtype=np.float64)
+    counts = np.sum(counts, axis=0)
     absent = [name for name, count in zip(label_set.names, counts, strict=False) if not count]
     return Verified(pairs, images, tuple(skipped), absent, float(counts[VOID] / counts.sum()))
 
@@ -209,7 +223,7 @@ def _verify_pair(pair: Pair, label_set: LabelSet, drawn_on: str) -> tuple[Pair, 
     ids = align_mask(ids, size, info.orientation, drawn_on)
     _check_sizes(size, ids.shape[:2], pair.image.path, pair.mask.path)
     labels = to_train_ids(ids, label_set, pair.mask.path)
-    counts = cv2.calcHist([labels], [0], None, [256], (0, 256)).ravel()
+    counts = count_ids(labels, 256)
     files = (file._replace(checksum=zlib.crc32(data)) for file, data in ((pair.image, image), (pair.mask, mask)))
     return Pair(pair.name, *files), info, counts
 
@@ -232,19 +246,19 @@ def make_example(
     drawn_on: str = "displayed",
 ) -> Example:
     """Decodes an image and its mask, and maps the raw ids to train ids; errors name the two `files`."""
-    pixels, ids = decode_pair(image, mask, files, colours=label_set.by_colour, drawn_on=drawn_on)
+    pixels, ids, _ = decode_pair(image, mask, files, colours=label_set.by_colour, drawn_on=drawn_on)
     pixels = scale_values(pixels, channels, value_range, files[0])
     return {"image": pixels, "label": to_train_ids(ids, label_set, files[1]), "name": name}
 
 
 def decode_pair(
     image: bytes, mask: bytes, files: tuple[str, str], *, colours: bool = False, drawn_on: str = "displayed"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pixels of `read_image`, and the raw ids of `decode_ids` as they are aligned with them."""
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns the pixels of `read_image`, the raw ids aligned with them, and the image's EXIF orientation."""
     pixels, orientation = read_turned(image, files[0])
     ids = align_mask(decode_ids(mask, files[1], colours=colours), pixels.shape[:2], orientation, drawn_on)
     _check_sizes(pixels.shape[:2], ids.shape[:2], *files)
-    return pixels, ids
+    return pixels, ids, orientation
 
 
 def align_mask(ids: np.ndarray, size: tuple[int, int], orientation: int, drawn_on: str) -> np.ndarray:

@@ -4,8 +4,8 @@ Every file is read and decoded once, in threads, and only numbers are kept, so t
 number of pixels.
 """
 
-import hashlib
 import math
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +16,15 @@ import cv2
 import numpy as np
 import rich.console
 import rich.progress
-from jaxtyping import Float, Int, UInt8, UInt16
+from jaxtyping import Float, Int64, UInt8, UInt16
 from ml_collections import ConfigDict
 
 from segjax import losses
 from segjax.data.datasets import label_set as label_set_of
-from segjax.data.decode import ImageInfo, ValueRange, inspect_image
+from segjax.data.decode import ImageInfo, ValueRange
 from segjax.data.folder import common_channels
 from segjax.data.io import DataError, read_bytes
-from segjax.data.labels import VOID, LabelSet, read_class_file, to_train_ids
+from segjax.data.labels import VOID, LabelSet, count_ids, is_grey, read_class_file, to_train_ids
 from segjax.data.layout import Layout, find_layout, folder_options
 from segjax.data.pairs import Pair, Verified, decode_pair, find_range, refuse_palettes, refuse_problems
 from segjax.data.resize import resize_nearest
@@ -58,9 +58,9 @@ class PairSurvey(NamedTuple):
     pair: Pair
     image: ImageInfo  # with the smallest and the largest value
     moments: Float[np.ndarray, "2 channels"]  # means of the image's values and of their squares
+    checksum: int  # CRC-32 of the image's pixels
     values: dict[Value, int]  # pixels of each value of the mask
-    content: str  # hash of the image's pixels
-    resized: dict[float, Int[np.ndarray, "values values"]]  # see `_resize_there_and_back`; empty for most masks
+    resized: dict[float, Int64[np.ndarray, "values values"]]  # see `_resize_there_and_back`; empty for most masks
 
     @property
     def size(self) -> tuple[int, int]:
@@ -125,12 +125,9 @@ def survey_pairs(
         (split, pair), scales = pairs[index], SCALES if index % step == 0 else ()
         try:
             refuse_problems([pair])
-            files = pair.image.path, pair.mask.path
-            image, mask = read_bytes(pair.image), read_bytes(pair.mask)
-            info = inspect_image(pair.image, image, whole=False)
-            return _survey_pair(
-                split, pair, info, *decode_pair(image, mask, files, colours=colours, drawn_on=drawn_on), scales
-            )
+            content, files = (read_bytes(pair.image), read_bytes(pair.mask)), (pair.image.path, pair.mask.path)
+            decoded = decode_pair(*content, files, colours=colours, drawn_on=drawn_on)
+            return _survey_pair(split, pair, *decoded, scales)
         except DataError as error:
             return str(error)
 
@@ -142,22 +139,22 @@ def survey_pairs(
 
 
 def _survey_pair(
-    split: str, pair: Pair, info: ImageInfo, image: np.ndarray, mask: np.ndarray, scales: Sequence[float]
+    split: str, pair: Pair, image: np.ndarray, mask: np.ndarray, orientation: int, scales: Sequence[float]
 ) -> PairSurvey:
-    if mask.ndim == 3 and (mask == mask[..., :1]).all():
+    if mask.ndim == 3 and is_grey(mask):
         mask = mask[..., 0]
     # OpenCV takes at most four channels at once, and reads each value once.
-    parts = [np.ascontiguousarray(part) for part in np.split(image, range(4, image.shape[2], 4), axis=2)]
-    mean, std = (np.concatenate(part).ravel() for part in zip(*map(cv2.meanStdDev, parts), strict=True))
-    values = count_values(mask)
+    parts = [np.ascontiguousarray(image[..., start : start + 4]) for start in range(0, image.shape[2], 4)]
+    mean, std = np.concatenate([cv2.meanStdDev(part) for part in parts], axis=1)[..., 0]
+    values, extremes = count_values(mask), (float(image.min()), float(image.max()))
     return PairSurvey(
         split,
         pair,
-        info._replace(values=(float(image.min()), float(image.max()))),
-        np.stack([mean, std**2 + mean**2]),
+        ImageInfo(*image.shape, str(image.dtype), orientation, extremes),
+        np.array([mean, std**2 + mean**2]),
+        zlib.crc32(image),
         values,
-        hashlib.blake2b(np.ascontiguousarray(image), digest_size=16, key=str(image.shape).encode()).hexdigest(),
-        {scale: _resize_there_and_back(mask, values, scale) for scale in scales if len(values) <= _MOST_RESIZED},
+        _resize_there_and_back(mask, values, scales) if len(values) <= _MOST_RESIZED else {},
     )
 
 
@@ -167,35 +164,43 @@ def count_values(mask: UInt8[np.ndarray, "h w *rgb"] | UInt16[np.ndarray, "h w"]
     >>> count_values(np.array([[0, 7, 7]], np.uint8))
     {0: 1, 7: 2}
     """
-    codes = _codes(mask).ravel()
     if mask.ndim == 2:
-        counts = np.bincount(codes)
+        counts = count_ids(mask, np.iinfo(mask.dtype).max + 1)
         return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    codes = _codes(mask).ravel()
     # A mask has far fewer runs of one colour than pixels.
-    starts = np.flatnonzero(np.diff(codes, prepend=codes[0] + 1))
+    starts = np.append(0, np.flatnonzero(codes[1:] != codes[:-1]) + 1)
     values, inverse = np.unique(codes[starts], return_inverse=True)
     counts = np.bincount(inverse, np.diff(starts, append=codes.size))
     return {_value(code): int(count) for code, count in zip(values.tolist(), counts, strict=True)}
 
 
 def _codes(mask: np.ndarray) -> np.ndarray:
-    return mask if mask.ndim == 2 else mask.astype(np.int32) @ np.array(_PLACES, np.int32)
+    """Returns ids as they are, and colours as one number each, see `_PLACES`."""
+    return mask if mask.ndim == 2 else cv2.cvtColor(mask, cv2.COLOR_RGB2BGRA).view("<u4")[..., 0] & 0xFFFFFF
 
 
 def _value(code: int) -> tuple[int, int, int]:
     return code >> 16, code >> 8 & 255, code & 255
 
 
-def _resize_there_and_back(mask: np.ndarray, values: Iterable[Value], scale: float) -> Int[np.ndarray, "values values"]:
-    """Returns the number of pixels of each value (row) that have each value (column) after two resizings.
+def _resize_there_and_back(
+    mask: np.ndarray, values: Iterable[Value], scales: Sequence[float]
+) -> dict[float, Int64[np.ndarray, "values values"]]:
+    """Returns the number of pixels of each value (row) that have each value (column) after two resizings, by scale.
 
     The mask is resized to `scale` of its height and width, and back to its own, to the nearest pixel.
     """
-    codes = [value if isinstance(value, int) else int(np.dot(value, _PLACES)) for value in values]
-    before = np.searchsorted(codes, _codes(mask))
-    size = tuple(max(1, round(scale * side)) for side in before.shape)
-    after = resize_nearest(resize_nearest(before, size), before.shape)
-    return np.bincount((before * len(codes) + after).ravel(), minlength=len(codes) ** 2).reshape(len(codes), -1)
+    if not scales:
+        return {}
+    codes, confusions = _codes(mask), {}
+    known = np.array([value if isinstance(value, int) else np.dot(value, _PLACES) for value in values], codes.dtype)
+    before = np.searchsorted(known, codes).astype(np.uint16)
+    for scale in scales:
+        size = tuple(max(1, round(scale * side)) for side in before.shape)
+        after = resize_nearest(resize_nearest(before, size), before.shape)
+        confusions[scale] = count_ids(before * np.uint16(len(known)) + after, len(known) ** 2).reshape(len(known), -1)
+    return confusions
 
 
 def survey_from_pairs(
@@ -403,11 +408,11 @@ def iou_caps(pairs: Sequence[PairSurvey], label_set: LabelSet) -> dict[float, np
 
 def duplicates(pairs: Sequence[PairSurvey]) -> list[list[str]]:
     """Returns the groups of images, as "SPLIT/NAME", that are in more than one split with the same pixels."""
-    groups: dict[str, list[PairSurvey]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.content, []).append(pair)
-    shared = [group for group in groups.values() if len({pair.split for pair in group}) > 1]
-    return [[f"{pair.split}/{pair.pair.name}" for pair in group] for group in shared]
+    groups: dict[tuple, list[PairSurvey]] = {}
+    for one in pairs:
+        groups.setdefault((one.size, one.checksum, one.moments.tobytes()), []).append(one)
+    shared = [group for group in groups.values() if len({one.split for one in group}) > 1]
+    return [[f"{one.split}/{one.pair.name}" for one in group] for group in shared]
 
 
 def _with_range(found: FolderSurvey, keep: set[str]) -> FolderSurvey:

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from segjax.data.decode import decode_image, inspect_image, read_image, read_mask, scale_values, used_palette
+from segjax.data.decode import decode_image, inspect_image, read_image, read_mask, read_palette, scale_values
 from segjax.data.io import DataError, RawFile
 
 BANDS = np.random.default_rng(0).integers(0, 60_000, (32, 48, 5), dtype=np.uint16)
@@ -266,7 +266,7 @@ def test_read_mask_palette_as_ids_or_colours(make, kind):
     data = make.encoded(np.array([[0, 1]], np.uint8), kind, PALETTE, "P")
     assert read_mask(data, "m").tolist() == [[0, 1]]
     assert read_mask(data, "m", colours=True).tolist() == [[[0, 0, 0], [255, 0, 0]]]
-    assert used_palette(data, "m") == {0: (0, 0, 0), 1: (255, 0, 0)}
+    assert read_palette(data, "m")[:2].tolist() == [[0, 0, 0], [255, 0, 0]]
 
 
 def test_read_mask_one_bit_as_ids_or_colours(make):
@@ -280,8 +280,9 @@ def test_read_mask_grey_palette_of_a_gif(make):
     assert read_mask(data, "m").tolist() == [[255, 0]]
 
 
-def test_used_palette_of_a_mask_without_one(make):
-    assert used_palette(make.encoded(make.ids()), "m") == {}
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])
+def test_read_palette_of_a_mask_without_one(make, kind):
+    assert len(read_palette(make.encoded(make.ids(), kind), "m")) == 0
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,14 @@ def test_open_folder_palettes_that_differ(make, tmp_path):
     np.testing.assert_array_equal(source[0]["label"], np.array([2, 0, 1])[make.ids(0, (10, 14))])
 
 
+def test_open_folder_palettes_that_differ_in_unused_indices(make, tmp_path):
+    root = make.folder(tmp_path, 3)
+    for i, unused in enumerate([(0, 0, 255), (255, 0, 0), (0, 0, 0)]):
+        mask = make.encoded(np.zeros((10 + i, 14 + i % 2), np.uint8), palette=[9, 9, 9, *unused], mode="P")
+        make.put(root / "masks" / f"road_0{i}.png", mask)
+    assert len(open_folder(root, "all", CLASSES)) == 3
+
+
 def test_open_split_folder_with_masks_of_0_and_255(make, config, tmp_path, monkeypatch):
     for i in range(2):
         make.put(tmp_path / "images" / f"{i}.png", make.encoded(make.image(i)))

@@ -126,6 +126,11 @@ def test_survey_folder_names_images_in_two_splits(root):
     assert "train/a = val/d" in warning
 
 
+def test_survey_folder_does_not_take_a_mirrored_image_for_a_duplicate(root):
+    write(root, "val", "d", mask(255), cv2.imread(str(root / "train/images/a.png"))[:, ::-1, ::-1])
+    assert survey_folder(root).warnings == []
+
+
 def test_survey_of_a_folder_holds_no_pixels(root):
     pairs = [*survey.survey_pairs(survey.find_layout(root))]
     assert len(pairs) == 4
