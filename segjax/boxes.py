@@ -343,7 +343,7 @@ def nms(
 ) -> Int[Array, "{max_detections}"]:
     r"""Returns the indices of the boxes that non-maximum suppression keeps, by decreasing score.
 
-    .. math:: \text{keep } i \iff \nexists \text{ kept } j \text{ before } i: \;
+    .. math:: \text{keep } i \text{ unless a kept } j \text{ before it has } \;
         c_j = c_i \text{ and } \mathrm{IoU}(b_j, b_i) > \text{iou threshold}
 
     Boxes are visited by decreasing score; of equal scores, the lower index first.

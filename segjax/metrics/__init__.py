@@ -70,6 +70,7 @@ from segjax.metrics.confusion import (
     recipe_jaccard,
     segmentation_scores,
 )
+from segjax.metrics.detection import DetectionRecords, detection_records, detection_scores
 from segjax.metrics.obstacles import component_counts, component_scores, obstacle_targets
 from segjax.metrics.ranking import (
     auroc,
@@ -104,6 +105,7 @@ from segjax.metrics.uncertainty import (
 __all__ = [
     "CalibrationBins",
     "CheckerboardSums",
+    "DetectionRecords",
     "FalseNegativeRates",
     "GaussianSums",
     "Gaussians",
@@ -140,6 +142,8 @@ __all__ = [
     "component_scores",
     "confusion_matrix",
     "confusion_matrix_per_image",
+    "detection_records",
+    "detection_scores",
     "dilate",
     "distance_histogram",
     "energy_score",

@@ -344,11 +344,14 @@ def test_docs_metrics_example(capsys):
 
 def test_docs_metrics_names_exist():
     of_components = metrics.component_scores(np.array([[1, 0, 0]]))
+    no_box = np.zeros((1, 0, 4)), np.zeros((1, 0)), np.zeros((1, 0), int), np.zeros((1, 0), bool)
+    of_boxes = metrics.detection_scores(metrics.detection_records(no_box, no_box[0], no_box[2], 1))
     known = {
         *metrics.__all__,
         *of_set(),
         *of_images(),
         *of_components,
+        *of_boxes,
         "where",
         "jit",
         "pmap",
