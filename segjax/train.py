@@ -19,13 +19,12 @@ import rich.console
 from absl import flags
 from ml_collections import ConfigDict
 
-from segjax import cli, reporting
+from segjax import cli
 from segjax.data import DataError
 from segjax.storage import say
 from segjax.training import hosts, train
 from segjax.training.checkpoint import run_folder
 from segjax.training.config import CONFIG_FILE, COUNT, COUNT_OR_ZERO, from_leaves, leaves, read_config
-from segjax.training.survey import survey_folder
 
 
 def main(argv: list[str]) -> None:
@@ -37,6 +36,8 @@ def main(argv: list[str]) -> None:
     console = rich.console.Console(quiet=not hosts.is_first_host())
     config = options.config if options.data is None else config_for_folder(Path(options.data), console)
     scores = train(config, options.workdir, console=console)
+    from segjax import reporting  # after the training, which does not need it
+
     title = f"{config.data.name}, {config.data.eval_split}, step {scores['steps']}"
     for table in reporting.score_tables(scores, title):
         reporting.show(table, console)
@@ -54,6 +55,8 @@ def config_for_folder(root: Path, console: rich.console.Console) -> ConfigDict:
     if file.exists():
         values = {key: value for key, value in leaves(options.config).items() if key in given}
         return from_leaves(leaves(read_config(file)) | values | {"data.manual_dir": str(root.absolute())})
+    from segjax.training.survey import survey_folder  # with --data only
+
     found = survey_folder(root, options.config, given, console)
     if found.refusals:
         more = f" (and {len(found.refusals) - 1} more)" * (len(found.refusals) > 1)

@@ -9,6 +9,7 @@ from segjax.losses.classification import (
     softmax_cross_entropy,
     softmax_focal_loss,
 )
+from segjax.losses.detection import AnchorTargets, anchor_targets, box_loss
 from segjax.losses.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
 from segjax.losses.reduction import hard_pixels, mean
 from segjax.losses.region import dice_loss, generalized_dice_loss, jaccard_loss, tversky_loss
@@ -16,8 +17,11 @@ from segjax.losses.uncertainty import logit_margin_penalty, mc_variance, uncerta
 from segjax.losses.weights import boundary_mask, boundary_weights, class_weights, prior_bias, prior_bias_softmax
 
 __all__ = [
+    "AnchorTargets",
+    "anchor_targets",
     "boundary_mask",
     "boundary_weights",
+    "box_loss",
     "class_weights",
     "dice_loss",
     "generalized_dice_loss",

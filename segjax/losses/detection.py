@@ -1,0 +1,145 @@
+"""Losses of a dense detector: the targets of its anchors, and the loss of their boxes.
+
+The losses of their classes are those of pixels, with anchors in place of pixels, see `anchor_targets`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Integer
+
+from segjax import boxes as geometry
+from segjax import checks
+from segjax.checks import Scalar
+from segjax.losses.classification import huber_loss
+
+
+class AnchorTargets(NamedTuple):
+    """Values that a dense detector has to predict for every anchor.
+
+    Attributes:
+        classes: 1 for the class of the anchor's box, else 0; a class outside [0, C) gives -1 by design.
+        offsets: of the anchor's box from the anchor, `segjax.boxes.encode`; 0 without a box.
+        matched: True for an anchor with a box, a positive of the paper.
+        where: False for an ignored anchor, which is neither positive nor background.
+    """
+
+    classes: Int[Array, "b anchors c"]
+    offsets: Float[Array, "b anchors 4"]
+    matched: Bool[Array, "b anchors"]
+    where: Bool[Array, "b anchors"]
+
+
+def anchor_targets(
+    anchors: Float[ArrayLike, "anchors 4"],
+    boxes: Float[ArrayLike, "b boxes 4"],
+    classes: Integer[ArrayLike, "b boxes"],
+    num_classes: int,
+    *,
+    where: Bool[ArrayLike, "b boxes"] | None = None,
+    positive: float = 0.5,
+    negative: float = 0.4,
+    low_quality: bool = True,
+) -> AnchorTargets:
+    r"""Returns the targets of the anchors of a batch of images, from the boxes that `match_anchors` gives them.
+
+    .. math:: t_{ac} = [c = c_{m(a)}], \qquad o_a = \text{encode}(b_{m(a)}, a), \qquad
+        m = \text{match\_anchors}(a, b)
+
+    RetinaNet's loss of the output (logits, offsets) of a detector is then
+
+    >>> from segjax.losses import mean, sigmoid_focal_loss
+    >>> def retinanet_loss(logits, offsets, targets, axis_name=None):
+    ...     where, matched = targets.where[..., None], targets.matched
+    ...     classes = sigmoid_focal_loss(logits, targets.classes, gamma=2.0, alpha=0.25, where=where)
+    ...     boxes = box_loss(offsets, targets.offsets, where=matched)
+    ...     per_positive = {"normalizer": "positives", "axis_name": axis_name}
+    ...     classes = mean(classes, where=where, positives=targets.classes == 1, **per_positive)
+    ...     return classes + mean(boxes, where=matched, positives=matched, **per_positive)
+
+    and OHEM 1:3 selects `hard_pixels(..., where=where, positives=targets.classes == 1, negatives_per_positive=3)` of
+    the losses of the classes.
+
+    Args:
+        anchors: `[A, 4]`, see `segjax.boxes.anchors`.
+        boxes: `[B, N, 4]` in pixels; N may be 0.
+        classes: `[B, N]`, integers in [0, C).
+        num_classes: C, without the background; static.
+        where: `[B, N]`; False: the box does not exist. Nor does a box without area.
+        positive, negative, low_quality: as in `segjax.boxes.match_anchors`.
+
+    Returns: the targets; none of them has a gradient.
+    Raises: TypeError or ValueError if a dtype or a shape is not valid, or the thresholds are out of order.
+    References: Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 4.
+
+    >>> anchors = jnp.array([[0.0, 0.0, 4.0, 4.0], [8.0, 0.0, 12.0, 4.0]])
+    >>> targets = anchor_targets(anchors, jnp.array([[[0.0, 1.0, 4.0, 5.0]]]), jnp.array([[1]]), 2)
+    >>> print(targets.classes[0], targets.offsets[0, 0])
+    [[0 1]
+     [0 0]] [0.   0.25 0.   0.  ]
+    >>> round(float(retinanet_loss(jnp.full((1, 2, 2), -4.6), jnp.zeros((1, 2, 4)), targets)), 2)
+    1.32
+    """
+    boxes, classes = checks.floating("boxes", boxes), checks.integers("classes", classes)
+    if boxes.ndim != 3 or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes must be [batch, boxes, 4]; got shape {boxes.shape}")
+    checks.same_shape("classes", classes.shape, "boxes without their last axis", boxes.shape[:-1])
+    exists = checks.mask("where", where, classes.shape) & (geometry.areas(boxes) > 0)
+    anchors = checks.floating("anchors", anchors)
+    thresholds = {"positive": positive, "negative": negative, "low_quality": low_quality}
+
+    def of_image(boxes: Array, classes: Array, exists: Array) -> AnchorTargets:
+        match = geometry.match_anchors(anchors, boxes, where=exists, **thresholds)
+        matched, index = match >= 0, jnp.maximum(match, 0)
+        if not len(boxes):
+            boxes, classes = jnp.zeros((1, 4), boxes.dtype), jnp.zeros(1, classes.dtype)
+        own = classes[index]
+        one_hot = matched[:, None] & jax.nn.one_hot(own, num_classes, dtype=bool)
+        invalid = matched & ((own < 0) | (own >= num_classes))
+        return AnchorTargets(
+            jnp.where(invalid[:, None], -1, one_hot.astype(jnp.int32)),
+            geometry.encode(boxes[index], anchors, where=matched),
+            matched,
+            match != geometry.IGNORED,
+        )
+
+    return jax.tree.map(jax.lax.stop_gradient, jax.vmap(of_image)(boxes, classes, exists))
+
+
+def box_loss(
+    offsets: Float[ArrayLike, "*anchors 4"],
+    targets: Float[ArrayLike, "*anchors 4"],
+    *,
+    beta: Scalar = 1 / 9,
+    where: Bool[ArrayLike, "*#anchors"] | None = None,
+) -> Float[Array, "*anchors"]:
+    r"""Computes the smooth L1 loss of the four offsets of each anchor's box, summed.
+
+    .. math:: L = \frac{1}{β} \sum_{i = 1}^{4} H_β(o_i - t_i)
+
+    with Huber's loss :math:`H_β`, `huber_loss`. β → 0 is the absolute error, torchvision's default for RetinaNet.
+
+    Args:
+        offsets: o, `[..., 4]`, the output of a detector.
+        targets: t, that shape, see `anchor_targets`.
+        beta: β > 0, the error at which the loss becomes linear. Fast R-CNN has 1, Detectron's RetinaNet 1/9.
+        where: boolean `[...]`; False removes the anchor. Only anchors with a box have a box loss.
+
+    Returns:
+        `[...]`, at least float32.
+
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or β ≤ 0.
+
+    References: Girshick, Fast R-CNN, arXiv 1504.08083; Lin et al., arXiv 1708.02002, section 4.
+
+    >>> print(box_loss(jnp.array([[1.0, 0.0, 0.0, 0.5]]), jnp.zeros((1, 4)), beta=1.0))
+    [0.625]
+    """
+    offsets = checks.floating_as_given("offsets", offsets)
+    if offsets.ndim == 0 or offsets.shape[-1] != 4:
+        raise ValueError(f"offsets must be [..., 4], four numbers per anchor; got shape {offsets.shape}")
+    where = None if where is None else checks.mask("where", where, offsets.shape[:-1])[..., None]
+    loss = huber_loss(offsets, targets, delta=beta, where=where)
+    return loss.sum(axis=-1) / jnp.asarray(beta).astype(loss.dtype)

@@ -1,0 +1,217 @@
+"""Targets and losses of a detector: equal to torchvision's, the same on all devices, finite for every γ."""
+
+import inspect
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from segjax import boxes, losses
+from segjax.collectives import pmean
+
+GOLDEN = Path(__file__).parent / "golden"
+CASE = runpy.run_path(str(GOLDEN / "retinanet.py"))
+GIVEN, EXPECTED = CASE["drawn"](), json.loads((GOLDEN / "retinanet.json").read_text())
+ANCHORS, CLASSES = boxes.anchors(CASE["IMAGE"]), CASE["CLASSES"]
+TRUTH = [GIVEN[name] for name in ("boxes", "classes", "where")]
+UNIT = jnp.array([[0.0, 0.0, 8.0, 8.0], [20.0, 0.0, 28.0, 8.0], [2.0, 0.0, 10.0, 8.0]])  # IoU of first and last: 0.6
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def targets():
+    return jax.jit(lambda found, classes, where: losses.anchor_targets(ANCHORS, found, classes, CLASSES, where=where))(
+        *TRUTH
+    )
+
+
+def retinanet_loss(outputs, truth, axis_name=None, gamma=2.0, beta=1.0):
+    """Returns the losses of classes and boxes of `(logits, offsets)`, as in the docstring of `anchor_targets`."""
+    (logits, offsets), (found, classes, where) = outputs, truth
+    targets = losses.anchor_targets(ANCHORS, found, classes, CLASSES, where=where)
+    per_positive = {"normalizer": "positives", "axis_name": axis_name}
+    kept, positives = targets.where[..., None], targets.classes == 1
+    per_class = losses.sigmoid_focal_loss(logits, targets.classes, gamma=gamma, alpha=0.25, where=kept)
+    per_box = losses.box_loss(offsets, targets.offsets, beta=beta, where=targets.matched)
+    return (
+        losses.mean(per_class, where=kept, positives=positives, **per_positive),
+        losses.mean(per_box, where=targets.matched, positives=targets.matched, **per_positive),
+    )
+
+
+def with_gradients(outputs, truth, **options):
+    """Returns both losses, and the gradients of their sum by `outputs`."""
+
+    def total(outputs):
+        parts = retinanet_loss(outputs, truth, **options)
+        return sum(parts), parts
+
+    (_, parts), gradients = jax.value_and_grad(total, has_aux=True)(outputs)
+    return parts, gradients
+
+
+OUTPUTS = (GIVEN["logits"], GIVEN["offsets"])
+
+
+def test_losses_and_gradients_equal_torchvision_per_image():
+    images = jax.tree.map(lambda x: jnp.asarray(x)[:, None], (OUTPUTS, TRUTH))
+    (classes, offsets), gradients = jax.jit(jax.vmap(with_gradients))(*images)
+    norms = [jnp.sqrt((x**2).sum(axis=(1, 2, 3))) for x in gradients]
+    names = ("classification", "smooth_l1", "cls_logits gradient", "bbox_regression gradient")
+    for name, values in zip(names, (classes, offsets, *norms), strict=True):
+        np.testing.assert_allclose(values, [row[name] for row in EXPECTED], rtol=2e-5, err_msg=name)
+
+
+def test_anchor_targets_match_and_ignore_as_many_anchors_as_torchvision(targets):
+    assert targets.matched.sum(axis=1).tolist() == [row["matched"] for row in EXPECTED]
+    assert (~targets.where).sum(axis=1).tolist() == [row["ignored"] for row in EXPECTED]
+
+
+def test_box_loss_approaches_the_absolute_error_of_torchvision(targets):
+    per_box = losses.box_loss(OUTPUTS[1], targets.offsets, beta=1e-6, where=targets.matched)
+    expected = [row["l1"] * row["matched"] for row in EXPECTED]
+    np.testing.assert_allclose(per_box.sum(axis=1), expected, rtol=1e-5)
+
+
+def test_box_loss_masked_nan_has_gradient_0():
+    offsets = jnp.array([[jnp.nan, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]])
+    where = jnp.array([False, True])
+    gradient = jax.grad(lambda x: losses.box_loss(x, jnp.zeros((2, 4)), beta=0.5, where=where).sum())(offsets)
+    np.testing.assert_array_equal(gradient, [[0, 0, 0, 0], [1, 0, 0, 0]])
+
+
+def test_box_loss_bfloat16_is_widened():
+    offsets = jnp.full((2, 4), 300, jnp.bfloat16)
+    found = losses.box_loss(offsets, jnp.zeros((2, 4), jnp.bfloat16), beta=1.0)
+    assert found.dtype == jnp.float32
+    assert found.tolist() == [1198.0, 1198.0]  # 4 · (300 - 1 / 2)
+
+
+@jax.jit
+def for_every_gamma(outputs, gammas):
+    return jax.vmap(lambda gamma: with_gradients(outputs, TRUTH, gamma=gamma))(gammas)
+
+
+@pytest.mark.parametrize("value", [1e4, -1e4, 0.0])
+def test_losses_and_gradients_are_finite_for_every_gamma(value):
+    outputs = jax.tree.map(lambda x: jnp.full_like(x, value), OUTPUTS)
+    gammas = jnp.array([0.0, 0.1, 0.5, 1.0, 2.0, 5.0])
+    found = for_every_gamma(outputs, gammas)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+def test_anchor_targets_ignore_between_the_thresholds():
+    box = jnp.array([[[0.0, 0.0, 8.0, 8.0]]])
+    targets = losses.anchor_targets(UNIT, box, jnp.array([[1]]), 2, positive=0.7, negative=0.5)
+    assert targets.matched.tolist() == [[True, False, False]]
+    assert targets.where.tolist() == [[True, True, False]]
+    assert targets.classes.tolist() == [[[0, 1], [0, 0], [0, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("found", "where"),
+    [
+        (np.zeros((1, 0, 4), np.float32), None),
+        (np.array([[[0, 0, 8, 8]]], np.float32), np.array([[False]])),
+        (np.array([[[0, 0, np.nan, 8]]], np.float32), np.array([[False]])),
+        (np.array([[[0, 3, 8, 3]]], np.float32), None),
+    ],
+    ids=["none", "masked", "masked NaN", "without area"],
+)
+def test_anchor_targets_without_a_box_are_background(found, where):
+    classes = np.full(found.shape[:2], 9, np.int32)
+    targets = losses.anchor_targets(UNIT, found, classes, 2, where=where)
+    assert targets.where.all()
+    assert not targets.matched.any()
+    assert not targets.classes.any()
+    assert not targets.offsets.any()
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_anchor_targets_unmasked_class_outside_the_classes_gives_nan(label):
+    targets = losses.anchor_targets(UNIT, UNIT[None, :1], jnp.array([[label]]), 2)
+    assert np.isnan(losses.sigmoid_focal_loss(jnp.zeros((1, 3, 2)), targets.classes)[0, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (losses.anchor_targets, (UNIT, UNIT, jnp.zeros((1, 3), jnp.int32), 2), r"boxes must be \[batch, boxes, 4\]"),
+        (losses.anchor_targets, (UNIT, UNIT[None], jnp.zeros((1, 2), jnp.int32), 2), "classes must have the shape"),
+        (losses.box_loss, (jnp.zeros((2, 3)), jnp.zeros((2, 3))), r"offsets must be \[\.\.\., 4\]"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_rejected(function, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(function)(*arguments)
+
+
+# Devices: eight images, of which the last device has two without a box
+
+
+def _four_times():
+    outputs, truth = (tuple(np.concatenate([x] * 4) for x in arrays) for arrays in (OUTPUTS, TRUTH))
+    truth[2][6:] = False
+    return outputs, truth
+
+
+IMAGES = _four_times()
+
+
+def _step(axis_name):
+    """Returns the step of the training loop: global losses, and the gradients by parameters that all devices share."""
+
+    def step(scales, outputs, truth):
+        def total(scales):
+            parts = retinanet_loss([scale * x for scale, x in zip(scales, outputs, strict=True)], truth, axis_name)
+            return sum(parts), parts
+
+        (_, parts), gradients = jax.value_and_grad(total, has_aux=True)(scales)
+        return parts, pmean(gradients, axis_name)
+
+    return step
+
+
+SCALES = (jnp.float32(1), jnp.float32(0.5))
+
+
+def _mesh(names=("devices",), sizes=(4,)):
+    return jax.make_mesh(sizes, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
+
+
+def _jit():
+    return jax.jit(_step(None))(SCALES, *jax.device_put(IMAGES, NamedSharding(_mesh(), PartitionSpec("devices"))))
+
+
+def _pmap():
+    split = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), IMAGES)
+    found = jax.pmap(_step("devices"), axis_name="devices", in_axes=(None, 0, 0))(SCALES, *split)
+    return jax.tree.map(lambda x: x[0], found)
+
+
+def _shard_map():
+    names = ("hosts", "devices")
+    specs = (PartitionSpec(), PartitionSpec(names), PartitionSpec(names))
+    return jax.jit(jax.shard_map(_step(names), mesh=_mesh(names, (2, 2)), in_specs=specs, out_specs=PartitionSpec()))(
+        SCALES, *IMAGES
+    )
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return jax.jit(_step(None))(SCALES, *IMAGES)
+
+
+@pytest.mark.parametrize("mapped", [_jit, pytest.param(_pmap, marks=pytest.mark.slow), _shard_map])
+def test_losses_and_gradients_are_those_of_one_device(mapped, one_device):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), mapped(), one_device)
