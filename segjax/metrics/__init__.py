@@ -70,8 +70,14 @@ from segjax.metrics.confusion import (
     recipe_jaccard,
     segmentation_scores,
 )
-from segjax.metrics.detection import DetectionRecords, detection_records, detection_scores
-from segjax.metrics.obstacles import component_counts, component_scores, obstacle_targets
+from segjax.metrics.detection import (
+    DetectionRecords,
+    component_counts,
+    component_scores,
+    detection_records,
+    detection_scores,
+    obstacle_targets,
+)
 from segjax.metrics.ranking import (
     auroc,
     auroc_bounds,
