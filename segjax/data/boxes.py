@@ -1,0 +1,103 @@
+"""Boxes of objects from masks: the objects are the connected components of a class.
+
+On the host each component gets an id of its own, which takes the place of the class in the label map, so that loading
+and augmentation treat objects as they treat classes. On the device the boxes are those of the pixels of an id, and so
+they fit the objects after any crop, zoom or rotation.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
+
+from segjax.data.io import DataError
+from segjax.data.labels import VOID
+from segjax.data.pairs import Example, Source
+
+MAX_IDS = VOID - 1
+"""Largest number of objects in an image: ids are 1 to 254, 0 is the background and 255 is void."""
+
+
+class ImageBoxes(NamedTuple):
+    """Objects of a batch of images; N places per image, of which `where` marks those that are used."""
+
+    boxes: Float[Array, "b n 4"]  # (x_min, y_min, x_max, y_max) in pixels, of edges, see `segjax.boxes`; 0 if unused
+    classes: Int[Array, "b n"]
+    where: Bool[Array, "b n"]
+
+
+def object_ids(label: UInt8[np.ndarray, "h w"], classes: Sequence[int], max_boxes: int) -> UInt8[np.ndarray, "h w"]:
+    """Returns the id of the object of each pixel: 1 + n · max_boxes + i for component i of class n of `classes`.
+
+    Components are 8-connected. Void stays 255; all other pixels become 0.
+
+    Raises: DataError if a class has more than `max_boxes` components.
+
+    >>> print(object_ids(np.array([[3, 0, 1, 3], [0, 3, 255, 0]], np.uint8), classes=(1, 3), max_boxes=2))
+    [[  3   0   1   4]
+     [  0   3 255   0]]
+    """
+    ids = np.where(label == VOID, np.uint8(VOID), np.uint8(0))
+    for number, train_id in enumerate(classes):
+        count, components = cv2.connectedComponents((label == train_id).astype(np.uint8), connectivity=8)
+        if count - 1 > max_boxes:
+            raise DataError(f"{count - 1} objects of one class; config.data.max_boxes = {max_boxes}: raise it")
+        found = components > 0
+        ids[found] = components[found] + number * max_boxes
+    return ids
+
+
+def image_boxes(ids: Integer[Array, "b h w"], num_classes: int, max_boxes: int) -> ImageBoxes:
+    """Returns the boxes of the `object_ids` of a batch of images, on the device, N = num_classes · max_boxes.
+
+    An object that augmentation has moved out of the image has no pixel left, and no box.
+
+    >>> found = image_boxes(jnp.array([[[0, 2, 2], [0, 2, 0]]]), num_classes=1, max_boxes=2)
+    >>> print(found.boxes[0, 1], found.where)
+    [1. 0. 3. 2.] [[False  True]]
+    """
+    places = num_classes * max_boxes
+
+    def of_image(ids: Array) -> tuple[Array, Array]:
+        rows, columns = (jax.lax.broadcasted_iota(jnp.int32, ids.shape, axis).ravel() for axis in (0, 1))
+        place = jnp.where((ids > 0) & (ids <= places), ids.astype(jnp.int32) - 1, places).ravel()
+        low, high = (
+            [reduce(pixels, place, num_segments=places + 1)[:places] for pixels in (columns, rows)]
+            for reduce in (jax.ops.segment_min, jax.ops.segment_max)
+        )
+        exists = high[0] >= low[0]  # an empty segment has the largest and the smallest integer
+        boxes = jnp.stack([*low, *(edge + 1 for edge in high)], axis=-1).astype(jnp.float32)
+        return jnp.where(exists[:, None], boxes, 0), exists
+
+    boxes, where = jax.vmap(of_image)(ids)
+    classes = jnp.repeat(jnp.arange(num_classes, dtype=jnp.int32), max_boxes)
+    return ImageBoxes(boxes, jnp.broadcast_to(classes, where.shape), where)
+
+
+class ObjectSource:
+    """A split whose labels are the `object_ids` of some of its classes, by name; see `segjax.data.Source`."""
+
+    def __init__(self, source: Source, box_classes: Sequence[str], max_boxes: int):
+        self._source, self._box_classes, self._max_boxes = source, tuple(box_classes), max_boxes
+        self._train_ids = [source.label_set.names.index(name) for name in box_classes]
+
+    def __reduce__(self):
+        return ObjectSource, (self._source, self._box_classes, self._max_boxes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        try:
+            label = object_ids(example["label"], self._train_ids, self._max_boxes)
+        except DataError as error:
+            raise DataError(f"{example['name']}: {error}") from error
+        return {**example, "label": label}
