@@ -300,7 +300,7 @@ def write_masks(source: Path) -> None:
         written[stem] = file.path
         mask, shared_here = paint(one.regions, one.size, values, rest=rest, overlap=FLAGS.overlap)
         target = base / "images" / path
-        if not (os.path.exists(target) and os.path.samefile(target, file.path)):
+        if os.path.realpath(target) != os.path.realpath(file.path):
             write_outputs({target: read_bytes(file)}, overwrite=overwrite)
         write_outputs({base / "masks" / f"{stem}.png": _palette_png(mask, names)}, overwrite=overwrite)
         counts = np.bincount(mask.ravel(), minlength=256)
@@ -319,8 +319,8 @@ def write_masks(source: Path) -> None:
         say(f"{shared} pixels ({share}) are of objects of several classes; {winner} has them (--overlap)")
     if left_out := labels.total() - sum(objects.values()):
         say(f"{left_out} objects are of classes that --classes leaves out")
-    if others := len(available.files) - len(written):
-        say(f"{others} images of {available.folder} have no annotations and were left out")
+    if others := {file.path for file in available.files.values()} - set(written.values()):
+        say(f"{len(others)} images of {available.folder} have no annotations and were left out")
     say(f"wrote {base / 'images'}, {base / 'masks'} and {class_file}. Next: segjax data check {root}")
 
 

@@ -5,6 +5,7 @@ Training, the first prediction and the export run as processes of their own, the
 
 import json
 import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from experiments import own_folders
 from segjax.inference import standalone_predict
 
 CASES = Path(__file__).parent / "data" / "cases"
@@ -28,6 +30,7 @@ TINY = (
     "training.global_batch=4",
     "training.log_every=1",
 )
+PLAIN = ("augment.scale=(1.0, 1.0)", "augment.brightness=0.0", "augment.contrast=0.0")  # compiles faster
 
 
 def train(python, workdir, *overrides):
@@ -441,13 +444,7 @@ def isbi(root, images, masks):
 
 
 def drive(root, images, masks):
-    for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
-        part, name = ("training", f"{21 + i}_training") if i < 4 else ("test", f"{i:02d}_test")
-        save(root / part / "images" / f"{name}.tif", image)
-        save(root / part / "mask" / f"{name}_mask.gif", np.full_like(mask, 255))
-        save(root / part / "1st_manual" / f"{name[:2]}_manual1.gif", mask)
-        if part == "test":
-            save(root / part / "2nd_manual" / f"{name[:2]}_manual2.gif", mask)
+    own_folders.write_drive(root, images, masks, training=4)
 
 
 def kvasir(root, images, masks):
@@ -494,32 +491,35 @@ def save(path, pixels, palette=None):
     image.save(path)
 
 
+OUTLINE = own_folders.Object("object", np.array([(10, 8), (30, 8), (30, 20), (10, 20)]))
+
+
+def labelme(root, images, masks):
+    own_folders.write_labelme(root, images, [[OUTLINE]] * len(masks))
+
+
+def coco(root, images, masks):
+    own_folders.write_coco(root, images, [[OUTLINE]] * len(masks))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("layout", "flag"),
-    [
-        (isbi, "data.workers=0"),  # no flag is needed
-        (drive, "data.workers=0"),
-        (kvasir, "data.mask_threshold=128"),
-        (chase, "data.mask_values=(0, 1)"),
-        (cityscapes, "data.mask_values=(1, 26)"),
-        (voc, "data.mask_values=(0, 1)"),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_train_on_a_set_in_its_own_layout(run_command, tmp_path, layout, flag):
-    layout(tmp_path, *scenes(6))
-    tiny = ("data.size=(32, 48)", "model.width=4", "model.depth=1", "training.steps=10")
-    fields = (
-        f"data.manual_dir={tmp_path}",
-        "data.workers=0",
-        flag,
-        *tiny,
-        "training.global_batch=4",
-        "augment.scale=(1.0, 1.0)",
+@pytest.mark.parametrize("write", [isbi, drive, kvasir, chase, cityscapes, voc, labelme, coco])
+def test_train_on_a_set_in_its_own_layout(run_command, tmp_path, monkeypatch, write):
+    """Two flags are enough, --data and --workdir; the fields make a short training of one program for all layouts."""
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "set"
+    data.mkdir()
+    write(data, *scenes(6))
+    if write in (labelme, coco):
+        *_, error = run_command("train", f"--data={data}", "--workdir=run")
+        _, *convert = shlex.split(error.rpartition(": ")[2])  # the command that the error names
+        assert run_command(*convert)[0] == 0
+        data = tmp_path / "set_masks"
+    fields = ("data.mean=(0.3,)", "data.std=(0.2,)", "data.size=(32, 48)", "data.workers=0", "model.padding=zeros")
+    fields += ("model.width=4", "model.depth=1", "training.global_batch=4", "training.steps=10", *PLAIN)
+    status, printed, error = run_command(
+        "train", f"--data={data}", "--workdir=run", *(f"--config.{field}" for field in fields)
     )
-    arguments = ("--config=folder_unet", f"--workdir={tmp_path / 'run'}", *(f"--config.{field}" for field in fields))
-    status, printed, error = run_command("train", *arguments)
     assert (status, error) == (0, "")
     assert "warning" not in printed
 

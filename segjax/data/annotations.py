@@ -1,24 +1,25 @@
 """Annotations of labelling tools, read as pixels of objects and painted into index masks.
 
-COCO JSON, labelme JSON, CVAT XML for images, and the class masks of Pascal VOC. Coordinates are continuous: pixel i
-covers [i, i + 1), and it belongs to an outline if its centre is inside, so that two outlines with a common edge share
-no pixel and leave no gap.
+COCO JSON, labelme JSON, CVAT XML for images, and the class masks of Pascal VOC.
 """
 
 import base64
 import io
 import os
+import re
+import shlex
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from segjax.data.io import DataError, RawFile, as_data_error, list_folder, read_bytes
+from segjax.data.io import DataError, RawFile, as_data_error, list_folder, list_tree, read_bytes
 from segjax.data.labels import VOID, numbered_classes
+from segjax.data.shapes import box_corners, clip_window, decompress, draw_lines, fill, fill_ellipse, runs_to_mask
 from segjax.storage import StorageError, read_json
 
 OVERLAPS = ("listed", "first", "small", "void")
@@ -74,38 +75,63 @@ def open_annotations(source: Path, *, crowd_is_void: bool = False, line_width: f
     Raises: DataError if there are no annotations in these forms, or only boxes; reading an image raises it for an
     object that cannot be drawn.
     """
+    folder = source.parent
     if source.is_dir():
         if (source / "SegmentationClass").is_dir():
             return _open_voc(source)
-        files = [source / path for path in list_folder(source, (".json", ".xml"))]
-        kinds = {file: _kind(file) for file in files}
-        found = {kind: [file for file in files if kinds[file] == kind] for kind in ("coco", "cvat", "labelme", "boxes")}
-        if found["labelme"] and not found["coco"] and not found["cvat"]:
-            return _open_labelme(found["labelme"], source, line_width)
+        found = _files_by_kind(source)
         whole = found["coco"] + found["cvat"]
+        if found["labelme"] and not whole:
+            return _open_labelme(found["labelme"], source, line_width)
         if len(whole) > 1:
-            several = ", ".join(str(file.relative_to(source)) for file in whole[:5])
-            raise DataError(
-                f"{source}: {len(whole)} files of annotations ({several}); name one, and repeat the command with "
-                "--split=NAME for each"
-            )
+            raise DataError(f"{source}: {len(whole)} files of annotations; expected one: {conversion(source)}")
         if not whole:
             boxes = "; the XML files of Pascal VOC have boxes only, and boxes are not masks" * bool(found["boxes"])
             expected = "expected a COCO or labelme JSON file, a CVAT XML file, or the folder SegmentationClass"
             raise DataError(f"{source}: no annotations of objects with pixels; {expected}{boxes}")
-        source = whole[0]
+        source, folder = whole[0], _image_folder(whole[0], source)
     kind = _kind(source)
     if kind == "coco":
-        return _open_coco(source, crowd_is_void)
+        return _open_coco(source, folder, crowd_is_void)
     if kind == "cvat":
-        return _open_cvat(source, line_width)
+        return _open_cvat(source, folder, line_width)
     if kind == "labelme":
-        return _open_labelme([source], source.parent, line_width)
+        return _open_labelme([source], folder, line_width)
     if kind == "boxes":
         raise DataError(f"{source}: Pascal VOC's XML files have boxes only, and boxes are not masks; expected masks")
     if not source.exists():
         raise DataError(f"{source}: expected a file or folder of annotations; it does not exist")
     raise DataError(f"{source}: expected a COCO or labelme JSON file, or an XML file of CVAT for images")
+
+
+def conversion(root: Path) -> str:
+    """Returns the commands that turn the annotations below a folder into masks; "" if there are none.
+
+    Several files are one command each, for the split in the file's path, or else named like the file.
+    """
+    found, output = _files_by_kind(root), f"--output={shlex.quote(root.absolute().name + '_masks')}"
+    files = found["coco"] + found["cvat"]
+    if len(files) < 2:
+        return f"segjax data masks {shlex.quote(str(root))} {output}" if files or found["labelme"] else ""
+    commands = []
+    for file in files:
+        words, folder = re.findall("train|val|test", str(file.relative_to(root)).lower()), _image_folder(file, root)
+        options = [f"--split={words[-1] if words else file.stem}", f"--images={folder}"]
+        options = options if folder != file.parent else options[:1]
+        commands.append(f"segjax data masks {shlex.quote(str(file))} {output} {shlex.join(options)}")
+    return " && ".join(commands)
+
+
+def _image_folder(file: Path, root: Path) -> Path:
+    """Returns the folder of a file of annotations, or the whole `root` if that has no images."""
+    return file.parent if list_folder(file.parent) else root
+
+
+def _files_by_kind(root: Path) -> dict[str, list[Path]]:
+    """Returns the files of annotations below a folder by their form; see `_kind`."""
+    files = [root / path for path in list_tree(root, (".json", ".xml"))[0]]
+    kinds = {file: _kind(file) for file in files}
+    return {kind: [file for file in files if kinds[file] == kind] for kind in ("coco", "cvat", "labelme", "boxes")}
 
 
 def _kind(file: Path) -> str:
@@ -115,7 +141,9 @@ def _kind(file: Path) -> str:
             content = read_json(file, {})
         except StorageError:
             return ""
-        return "coco" if {"images", "annotations"} <= content.keys() else "labelme" if "shapes" in content else ""
+        if {"images", "annotations", "categories"} <= content.keys():
+            return "coco"
+        return "labelme" if "shapes" in content else ""
     if file.suffix.lower() == ".xml":
         try:
             with file.open("rb") as opened:
@@ -126,7 +154,7 @@ def _kind(file: Path) -> str:
     return ""
 
 
-def _open_coco(file: Path, crowd_is_void: bool) -> Annotations:
+def _open_coco(file: Path, folder: Path, crowd_is_void: bool) -> Annotations:
     size = {"width": float, "height": float}
     form = {
         "images": [{"id": object, "file_name": str} | size],
@@ -155,7 +183,7 @@ def _open_coco(file: Path, crowd_is_void: bool) -> Annotations:
                 regions.append(Region(label, *_coco_pixels(one.get("segmentation"), (height, width), where)))
             yield Annotated(image["file_name"], (height, width), regions, file)
 
-    return Annotations("COCO", tuple(names.values()), len(objects), read(), file.parent)
+    return Annotations("COCO", tuple(names.values()), len(objects), read(), folder)
 
 
 def _coco_pixels(segmentation: Any, size: tuple[int, int], where: str) -> tuple[int, int, np.ndarray]:
@@ -173,42 +201,6 @@ def _coco_pixels(segmentation: Any, size: tuple[int, int], where: str) -> tuple[
         if min(map(len, polygons)) < 3:
             raise ValueError(f"{min(map(len, polygons))} point(s)")
         return fill(polygons, size)
-
-
-def decompress(counts: str) -> list[int]:
-    """Returns the run lengths of COCO's compressed encoding, in which five bits and a flag make a character.
-
-    From the third on, each length is the difference to the last but one (pycocotools, `rleFrString`).
-
-    >>> decompress("52203")
-    [5, 2, 2, 2, 5]
-    """
-    lengths: list[int] = []
-    value = shift = 0
-    for character in counts:
-        bits = ord(character) - 48
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if bits & 0x20:  # more follow
-            continue
-        if bits & 0x10:  # negative
-            value -= 1 << shift
-        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-        value = shift = 0
-    return lengths
-
-
-def runs_to_mask(lengths: Sequence[int], size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """Returns the mask of run lengths by rows, of which the first, third, … are outside.
-
-    Raises: ValueError if they do not add up to the number of pixels.
-
-    >>> runs_to_mask([1, 2, 1], (2, 2)).tolist()
-    [[False, True], [True, False]]
-    """
-    if min(lengths, default=0) < 0 or sum(lengths) != size[0] * size[1]:
-        raise ValueError(f"run lengths add up to {sum(lengths)}; expected {size[0] * size[1]}")
-    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(size)
 
 
 def _open_labelme(files: list[Path], folder: Path, line_width: float | None) -> Annotations:
@@ -260,18 +252,18 @@ def _labelme_pixels(
     if kind in ("polygon", "oriented_rectangle"):
         return fill([points], size)
     if kind == "rectangle":
-        return fill([_box(*points[0], *points[1])], size)
+        return fill([box_corners(*points[0], *points[1])], size)
     if kind == "circle":
         return fill_ellipse(points[0], (np.hypot(*(points[1] - points[0])),) * 2, 0.0, size)
     if kind == "mask":
         with as_data_error(f"{where}: expected a PNG in base64"), io.BytesIO(base64.b64decode(shape["mask"])) as data:
             left, top = np.floor(points[0]).astype(int).tolist()
-            return _clip(top, left, np.asarray(Image.open(data)).astype(bool), size)
+            return clip_window(top, left, np.asarray(Image.open(data)).astype(bool), size)
     parts = points[:, None] if kind == "points" else [points]
-    return _draw_lines(parts, size, line_width, where)
+    return draw_lines(parts, size, line_width, where)
 
 
-def _open_cvat(file: Path, line_width: float | None) -> Annotations:
+def _open_cvat(file: Path, folder: Path, line_width: float | None) -> Annotations:
     with as_data_error(f"{file}: expected an XML file of CVAT for images"):
         root = ElementTree.parse(file).getroot()
     images = root.findall("image")
@@ -293,7 +285,7 @@ def _open_cvat(file: Path, line_width: float | None) -> Annotations:
                     regions.append(Region(shape.get("label", ""), *pixels, int(shape.get("z_order", 0))))
             yield Annotated(name, size, regions, file)
 
-    return Annotations("CVAT", tuple(labels), len(images), read(), file.parent)
+    return Annotations("CVAT", tuple(labels), len(images), read(), folder)
 
 
 def _cvat_pixels(
@@ -306,17 +298,17 @@ def _cvat_pixels(
         if shape.tag == "mask":
             left, top, width, height = (int(float(shape.attrib[key])) for key in ("left", "top", "width", "height"))
             lengths = [int(length) for length in shape.attrib["rle"].split(",")]
-            return _clip(top, left, runs_to_mask(lengths, (height, width)), size)
+            return clip_window(top, left, runs_to_mask(lengths, (height, width)), size)
         turn = np.deg2rad(float(shape.get("rotation", 0)))
         if shape.tag == "box":
-            return fill([_box(*(float(shape.attrib[key]) for key in ("xtl", "ytl", "xbr", "ybr")), turn)], size)
+            return fill([box_corners(*(float(shape.attrib[key]) for key in ("xtl", "ytl", "xbr", "ybr")), turn)], size)
         if shape.tag == "ellipse":
             x, y, *radii = (float(shape.attrib[key]) for key in ("cx", "cy", "rx", "ry"))
             return fill_ellipse(np.array((x, y)), tuple(radii), turn, size)
         points = np.array([point.split(",") for point in shape.attrib["points"].split(";")], float)
         if shape.tag == "polygon":
             return fill([points], size)
-    return _draw_lines(points[:, None] if shape.tag == "points" else [points], size, line_width, where)
+    return draw_lines(points[:, None] if shape.tag == "points" else [points], size, line_width, where)
 
 
 def _open_voc(folder: Path) -> Annotations:
@@ -358,84 +350,6 @@ def _voc_colours(file: Path) -> dict[str | None, tuple[int, ...]]:
                 red, green, blue = (int(part) for part in rest.split(":")[0].split(","))
             colours[name] = (red, green, blue)
     return colours
-
-
-def _box(left: float, top: float, right: float, bottom: float, turn: float = 0.0) -> Float[np.ndarray, "4 2"]:
-    """Returns the corners of a box that is turned clockwise about its centre by `turn` radians."""
-    corners, centre = (
-        np.array([(left, top), (right, top), (right, bottom), (left, bottom)]),
-        (left + right, top + bottom),
-    )
-    cos, sin = np.cos(turn), np.sin(turn)
-    return (corners - np.array(centre) / 2) @ np.array([(cos, sin), (-sin, cos)]) + np.array(centre) / 2
-
-
-def _window(low: np.ndarray, high: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Returns top, left, bottom and right of the pixels whose centres may lie between two points (x, y)."""
-    limits = np.clip(np.floor([low[::-1], high[::-1] + 1]), 0, size).astype(int)
-    return (*limits[0].tolist(), *np.maximum(*limits).tolist())
-
-
-def fill(polygons: Sequence[Float[np.ndarray, "points 2"]], size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
-    """Returns top, left and pixels of the union of polygons of points (x, y), each filled by the even-odd rule.
-
-    >>> fill([np.array([(1.0, 0.0), (3.0, 0.0), (3.0, 1.0), (1.0, 1.0)])], (2, 4))[2].astype(int).tolist()
-    [[1, 1, 0], [0, 0, 0]]
-    """
-    points = np.concatenate(polygons)
-    top, left, bottom, right = _window(points.min(axis=0), points.max(axis=0), size)
-    union = np.zeros((bottom - top, right - left), bool)
-    for polygon in polygons:
-        (x, y), (next_x, next_y) = polygon.T, np.roll(polygon, -1, axis=0).T
-        # One entry per edge and row whose centres it crosses. A pixel is inside if an odd number of these crossings is
-        # to the left of its centre.
-        first, last = (np.clip(np.ceil(f(y, next_y) - 0.5), top, bottom).astype(int) for f in (np.minimum, np.maximum))
-        lengths = last - first
-        edge = np.repeat(np.arange(len(x)), lengths)
-        row = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + first[edge]
-        at = x[edge] + (row + 0.5 - y[edge]) * (next_x - x)[edge] / (next_y - y)[edge]
-        column = np.clip(np.ceil(at - 0.5), left, right).astype(int) - left
-        crossings = np.zeros((union.shape[0], union.shape[1] + 1), np.int32)
-        np.add.at(crossings, (row - top, column), 1)
-        union |= np.cumsum(crossings, axis=1)[:, :-1] % 2 == 1
-    return top, left, union
-
-
-def fill_ellipse(
-    centre: Float[np.ndarray, "2"], radii: tuple[float, float], turn: float, size: tuple[int, int]
-) -> tuple[int, int, np.ndarray]:
-    """Returns top, left and pixels of an ellipse, turned clockwise by `turn` radians; see `fill`."""
-    reach = max(radii)
-    top, left, bottom, right = _window(centre - reach, centre + reach, size)
-    dy, dx = np.arange(top, bottom)[:, None] + 0.5 - centre[1], np.arange(left, right)[None] + 0.5 - centre[0]
-    along, across = np.cos(turn) * dx + np.sin(turn) * dy, np.cos(turn) * dy - np.sin(turn) * dx
-    return top, left, (along * radii[1]) ** 2 + (across * radii[0]) ** 2 < (radii[0] * radii[1]) ** 2
-
-
-def _draw_lines(
-    lines: Sequence[Float[np.ndarray, "points 2"]], size: tuple[int, int], width: float | None, where: str
-) -> tuple[int, int, np.ndarray]:
-    """Returns top, left and the pixels whose centres are at most width / 2 from one of the lines."""
-    if width is None:
-        raise DataError(f"{where}: a line or point has no area; --line_width=3 draws it 3 pixels wide")
-    points = np.concatenate(list(lines))
-    top, left, bottom, right = _window(points.min(axis=0) - width / 2, points.max(axis=0) + width / 2, size)
-    y, x = np.mgrid[top:bottom, left:right] + 0.5
-    drawn = np.zeros(x.shape, bool)
-    for line in lines:
-        for start, end in zip(line[: max(1, len(line) - 1)], line[min(1, len(line) - 1) :], strict=True):
-            step = end - start
-            along = ((x - start[0]) * step[0] + (y - start[1]) * step[1]) / max(step @ step, 1e-12)
-            along = np.clip(along, 0, 1)
-            drawn |= np.hypot(x - start[0] - along * step[0], y - start[1] - along * step[1]) <= width / 2
-    return top, left, drawn
-
-
-def _clip(top: int, left: int, inside: np.ndarray, size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
-    """Returns a window without what is outside of the image."""
-    first_row, first_column = max(0, -top), max(0, -left)
-    inside = inside[first_row : max(0, size[0] - top), first_column : max(0, size[1] - left)]
-    return top + first_row, left + first_column, inside
 
 
 def class_values(
@@ -484,6 +398,8 @@ class Images:
         """
         name = PureWindowsPath(one.file).as_posix()
         paths = [name] if name in self.files else self._paths.get(PurePosixPath(name).name, [])
+        if not paths and one.embedded:
+            return name, RawFile(f"{one.source} (imageData)", len(one.embedded), lambda: one.embedded)
         if len(paths) != 1:
             found = f"{len(paths)} files of this name, {' and '.join(paths[:2])}" if paths else "no file of this name"
             remedy = "--images=FOLDER names the folder of the images"

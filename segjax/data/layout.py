@@ -134,8 +134,8 @@ def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
     lists = _find_lists(root, other_files, options, split_by_folders=any(each.split for each in images))
     if lists:
         images, masks = ([each._replace(split=None) for each in part] for part in (images, masks))
-    if images and not masks:
-        _refuse_without_masks(root, images, other_files)
+    if not masks:
+        _refuse_without_masks(root, images)
 
     splits: dict[str, list[Pair]] = {}
     without_masks: dict[str, list[RawFile]] = {}
@@ -186,12 +186,14 @@ def _check_options(options: FolderOptions) -> None:
         raise DataError("config.data.folds must be at least 2, or 0 for a single split; got 1")
 
 
-def _refuse_without_masks(root: Path, images: list[_File], other_files: list[str]) -> NoReturn:
-    count = f"{len(images)} image(s), such as {images[0].path}, and no mask"
+def _refuse_without_masks(root: Path, images: list[_File]) -> NoReturn:
+    from segjax.data.annotations import conversion  # not for training
+
+    found = f"{len(images)} image(s), such as {images[0].path}," if images else "no image"
+    if command := conversion(root):
+        raise DataError(f"{root}: {found} and no mask, but annotations; convert them with: {command}")
     expected = "expected masks in a folder such as masks, named as the images, or config.data.masks = '{stem}_mask'"
-    if any(path.endswith((".json", ".xml")) for path in other_files):
-        expected += "; segjax data masks converts annotations in JSON and XML files"
-    raise DataError(f"{root}: {count}; {expected}")
+    raise DataError(f"{root}: {found} and no mask; {expected}")
 
 
 def _parse(path: str, pattern: re.Pattern | None = None) -> _File | None:

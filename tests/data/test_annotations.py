@@ -1,4 +1,4 @@
-"""Annotations: pixels of outlines against scikit-image, and tiny files of every form, made by hand."""
+"""Annotations: tiny files of every form, made by hand."""
 
 import base64
 import io
@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from skimage.draw import polygon as skimage_polygon
 
 from segjax.data import DataError
 from segjax.data import annotations as of
@@ -23,8 +22,8 @@ def full(pixels, size=SIZE):
     return mask
 
 
-def box(top, left, bottom, right, size=SIZE):
-    mask = np.zeros(size, bool)
+def box(top, left, bottom, right):
+    mask = np.zeros(SIZE, bool)
     mask[top:bottom, left:right] = True
     return mask
 
@@ -44,34 +43,6 @@ def masks(source, **options):
             mask = full((region.top, region.left, region.inside), one.size)
             images[one.file][region.label] = images[one.file].get(region.label, False) | mask
     return found.names, images
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_fill_equals_scikit_image(seed):
-    points = np.random.default_rng(seed).uniform(-4, 14, (7, 2))
-    mask = np.zeros(SIZE, bool)
-    mask[skimage_polygon(points[:, 1] - 0.5, points[:, 0] - 0.5, SIZE)] = True  # pixel centres are whole numbers there
-    np.testing.assert_array_equal(full(of.fill([points], SIZE)), mask)
-
-
-def test_fill_neighbours_share_no_pixel_and_leave_no_gap():
-    corners = np.array([(0, 0), (10, 0), (10, 8), (0, 8)], float)
-    centre = (4.5, 3.5)
-    edges = zip(corners, np.roll(corners, -1, axis=0), strict=True)
-    parts = [full(of.fill([np.array([start, end, centre])], SIZE)) for start, end in edges]
-    assert (np.sum(parts, axis=0) == 1).all()
-
-
-def test_fill_ellipse_of_equal_radii_is_a_disc():
-    y, x = np.mgrid[:8, :10] + 0.5
-    mask = full(of.fill_ellipse(np.array((4.0, 5.0)), (3.0, 3.0), 0.3, SIZE))
-    np.testing.assert_array_equal(mask, np.hypot(y - 5, x - 4) < 3)
-
-
-def test_decompress_equals_pycocotools():
-    mask = box(1, 2, 4, 6, (6, 7))
-    mask[2, 3], mask[5, 6] = False, True
-    np.testing.assert_array_equal(of.runs_to_mask(of.decompress("=33NN022004N"), (7, 6)).T, mask)
 
 
 COCO = {
@@ -236,11 +207,34 @@ def test_boxes_of_voc_are_refused(tmp_path):
             of.open_annotations(source)
 
 
-def test_several_files_of_a_folder_are_named(tmp_path):
-    coco(tmp_path / "train", {"segmentation": SQUARES})
-    coco(tmp_path / "val", {"segmentation": SQUARES})
-    with pytest.raises(DataError, match=r"train/instances.json, val/instances.json.*--split=NAME"):
-        of.open_annotations(tmp_path)
+def test_conversion_names_one_command_per_file(tmp_path):
+    for split in ("train", "valid"):
+        coco(tmp_path / "my set" / split, {"segmentation": SQUARES})
+    (tmp_path / "my set/train/a.png").touch()
+    root = f"'{tmp_path}/my set"
+    expected = (
+        f"segjax data masks {root}/train/instances.json' --output='my set_masks' --split=train && "
+        f"segjax data masks {root}/valid/instances.json' --output='my set_masks' --split=val '--images={root[1:]}'"
+    )
+    assert of.conversion(tmp_path / "my set") == expected
+    with pytest.raises(DataError, match=r"2 files of annotations; expected one: segjax data masks .*/valid/"):
+        of.open_annotations(tmp_path / "my set")
+
+
+def test_conversion_of_a_folder_and_of_none(tmp_path):
+    assert of.conversion(tmp_path) == ""
+    write(tmp_path / "package.json", {"name": "x"})
+    assert of.conversion(tmp_path) == ""
+    labelme(tmp_path, "a")
+    assert of.conversion(tmp_path) == f"segjax data masks {tmp_path} --output={tmp_path.name}_masks"
+
+
+def test_coco_file_in_a_folder_of_its_own_has_the_images_of_the_set(tmp_path):
+    coco(tmp_path / "annotations", {"segmentation": SQUARES})
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").touch()
+    assert of.open_annotations(tmp_path).folder == tmp_path
+    assert of.open_annotations(tmp_path / "annotations/instances.json").folder == tmp_path / "annotations"
 
 
 @pytest.mark.parametrize(
@@ -300,3 +294,5 @@ def test_images_are_found_by_path_or_by_a_name_that_one_file_has(tmp_path):
         images.find(one._replace(file="a.png"))
     with pytest.raises(DataError, match=r"'c.png': no file of this name"):
         images.find(one._replace(file="c.png"))
+    path, file = images.find(one._replace(file="c.png", embedded=b"pixels"))
+    assert (path, file.read()) == ("c.png", b"pixels")

@@ -142,8 +142,8 @@ def test_find_layout_patterns_with_folders(tmp_path):
         ),
         ("images/0.png labels/0.png gt/0.png", {}, r"config.data.masks = 'gt/\{stem\}' or 'labels/\{stem\}'"),
         ("images/0.png masks/1.png", {}, r"images/0.png and masks/1.png; give the patterns .*config.data.masks"),
+        ("", {}, r"no image and no mask; .*config.data.masks"),
         ("images/0.png images/1.png", {}, r"2 image\(s\), such as images/0.png, and no mask; .*config.data.masks"),
-        ("images/0.png labels/0.json", {}, r"segjax data masks converts"),
         ("train/images/0.png train/masks/0.png dev/images/1.png dev/masks/1.png", {}, r"dev/.*rename .* 'val'"),
         ("images/\u00e8.png images/e\u0300.png masks/\u00e8.png", {}, r"form of their Unicode characters; remove one"),
         ("images/A_0.PNG masks/a_0_mask.png", {}, r"images/A_0.PNG and masks/a_0_mask.png .*letters; rename"),
@@ -200,6 +200,15 @@ def test_find_layout_links_to_folders(make, tmp_path):
     (tmp_path / "root" / "again").symlink_to(tmp_path / "root")  # a circle
     splits = find_layout(tmp_path / "root", FolderOptions(follow_links=True)).splits
     assert sum(map(len, splits.values())) == 4
+
+
+def test_find_layout_of_annotations_gives_the_command_that_converts_them(tmp_path):
+    (tmp_path / "a.json").write_text('{"shapes": [], "imagePath": "a.jpg"}')
+    command = rf"segjax data masks {tmp_path} --output={tmp_path.name}_masks$"
+    with pytest.raises(DataError, match=rf"no image and no mask, but annotations; .*: {command}"):
+        layout(tmp_path, "")
+    with pytest.raises(DataError, match=rf"1 image\(s\), such as a.jpg, and no mask, .*: {command}"):
+        layout(tmp_path, "a.jpg")
 
 
 def test_find_layout_reads_lists_of_paths(tmp_path):
