@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import difflib
 import errno
+import inspect
 import logging as standard_logging
 import os
 import re
@@ -17,10 +18,10 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -54,8 +55,22 @@ INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
 _GRACE = 2  # seconds for an orderly end after the second Ctrl-C
 
 
-def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
+class Subcommand(NamedTuple):
+    """A command within a command, such as `segjax data check`."""
+
+    function: Callable[..., None]
+    flags: tuple[str, ...]  # without those that every subcommand has
+
+
+def run(
+    main: Callable[[list[str]], None],
+    required: Sequence[str | tuple[str, ...]],
+    subcommands: Mapping[str, Subcommand] | None = None,
+) -> None:
     """Parses the flags, of which the `required` ones must be given, and calls `main` with all other arguments.
+
+    Of a tuple in `required` one flag is enough. The first argument selects one of the `subcommands`, each of which has
+    its own help and refuses the flags of the others.
 
     A mistake of the user, or an error of the operating system, ends the process with one line and status 1, after which
     `--verbose` prints the traceback.
@@ -91,7 +106,8 @@ def run(main: Callable[[list[str]], None], required: Sequence[str]) -> None:
     sys.unraisablehook = _interrupt_again
     # A stream that was closed before the start is None.
     sys.stdout, sys.stderr = (stream and _Output(stream) for stream in (sys.stdout, sys.stderr))
-    app.run(guarded, flags_parser=partial(_parsed, required=required))
+    required = [(names,) if isinstance(names, str) else names for names in required]
+    app.run(guarded, flags_parser=partial(_parsed, required=required, subcommands=subcommands or {}))
 
 
 def error_line(error: BaseException) -> str | None:
@@ -189,10 +205,10 @@ def refuse_together(*names: str) -> None:
         raise app.UsageError(f"{' and '.join(given)} exclude each other; remove all but one")
 
 
-def _parsed(argv: list[str], required: Sequence[str]) -> list[str]:
+def _parsed(argv: list[str], required: Sequence[tuple[str, ...]], subcommands: Mapping[str, Subcommand]) -> list[str]:
     """Returns what is left of the command line after the flags; prints the help, and exits, if it asks for it."""
     if not {"--help", "-help", "-h", "-?", "--helpshort"}.isdisjoint(argv[1:]):
-        print(_help(required))
+        print(_help(required, subcommands, next((one for one in argv[1:] if one in subcommands), None)))
         sys.exit(0)
     # Of a field that is given twice the last value counts; ml_collections would join two tuples.
     last = {argument.partition("=")[0]: i for i, argument in enumerate(argv) if re.match(r"--config\..*=", argument)}
@@ -215,11 +231,22 @@ def _parsed(argv: list[str], required: Sequence[str]) -> list[str]:
     except _UNKNOWN_FIELD:
         _refuse_unknown_fields(argv)
         raise
-    if missing := [f"--{name}" for name in required if flags.FLAGS[name].value is None]:
-        _exit_with_usage(f"{' and '.join(missing)} must be given")
+    if missing := [names for names in required if all(flags.FLAGS[name].value is None for name in names)]:
+        shown = [f"--{name}" + "".join(f" (or --{other})" for other in others) for name, *others in missing]
+        _exit_with_usage(f"{' and '.join(shown)} must be given")
+    if len(rest) > 1 and rest[1] in subcommands:
+        _refuse_flags_of_others(rest[1], subcommands)
     if given := [unset[argument] for argument in argv if argument in unset]:
         flags.FLAGS.config.update_from_flattened_dict(dict.fromkeys(given))
     return rest
+
+
+def _refuse_flags_of_others(subcommand: str, subcommands: Mapping[str, Subcommand]) -> None:
+    """Exits with one line if a flag is given that other subcommands have, and not this one."""
+    for name in sorted({name for other in subcommands.values() for name in other.flags}):
+        owners = [f"{_program()} {one}" for one, other in subcommands.items() if name in other.flags]
+        if flags.FLAGS[name].present and name not in subcommands[subcommand].flags:
+            _exit_with_usage(f"--{name} belongs to {' and '.join(owners)}, not to {_program()} {subcommand}")
 
 
 # Errors of ml_collections for a field that the config does not have.
@@ -249,18 +276,32 @@ def _exit_with_usage(mistake: str) -> None:
     sys.exit(error_line(app.UsageError(mistake)))
 
 
-def _help(required: Sequence[str]) -> str:
-    """Returns the docstring of the command, which ends with examples, a line per flag, and where the fields are."""
+def _help(
+    required: Sequence[tuple[str, ...]], subcommands: Mapping[str, Subcommand], subcommand: str | None = None
+) -> str:
+    """Returns the docstring of the command, which ends with examples, a line per flag, and where the fields are.
+
+    The help of a subcommand has its own docstring, examples and flags only.
+    """
     lines = []
     for flag in (flags.FLAGS[name] for name in flags.FLAGS if name not in _LIBRARY_FLAGS):
+        owners = [one for one, each in subcommands.items() if flag.name in each.flags]
+        if subcommand and owners and subcommand not in owners:
+            continue
         name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
         own = flag.parser.syntactic_help if isinstance(flag.parser, (_Size, _BareOrOneOf)) else ""
         shown = "" if flag.default in (None, False, "", []) else flag.default_as_str.replace("'", "")
         default = f"default {shown}" * bool(shown)
-        more = "; ".join(filter(None, ("required" * (flag.name in required), own, default)))
-        text = " ".join(f"{flag.help}{f' ({more})' * bool(more)}".split())
+        others = [[one for one in names if one != flag.name] for names in required if flag.name in names]
+        needed = [" without ".join(["required", *(f"--{one}" for one in names)]) for names in others]
+        more = "; ".join(filter(None, (*needed, own, default)))
+        prefix = f"{', '.join(owners)}: " * (not subcommand and 0 < len(owners) < len(subcommands))
+        text = " ".join(f"{prefix}{flag.help}{f' ({more})' * bool(more)}".split())
         lines += textwrap.wrap(text, _WIDTH, initial_indent=f"  {name:20} ", subsequent_indent=" " * 23)
     docstring = (sys.modules["__main__"].__doc__ or "").strip()
+    if subcommand:
+        examples = re.findall(rf"^  .* {subcommand} .*$", docstring, re.MULTILINE)
+        docstring = "\n".join([inspect.getdoc(subcommands[subcommand].function), "", "Examples:", *examples])
     return "\n\n".join([docstring, *["\n".join(["Options:", *lines])] * bool(lines), _FIELDS_HELP])
 
 

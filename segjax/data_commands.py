@@ -51,30 +51,19 @@ from segjax.training.survey import (
 )
 
 FLAGS = flags.FLAGS
-# The options of each command beside --overwrite.
-_OPTIONS = {
-    "check": ("config", "output"),
-    "show": ("config", "output", "images_per_class"),
-    "masks": ("output", "images", "split", "classes", "overlap", "crowd_is_void", "rest_is_void", "line_width"),
-}
 _SHOWN, _VALUES, _CLASSES = 5, 20, 20  # most reasons for a refusal, values of masks, classes on a page
 
 
 def main(argv: list[str]) -> None:
     """Runs the command that the first argument names on the path in the second."""
-    commands = {"check": check_folder, "show": show_folder, "masks": write_masks}
-    if len(argv) != 3 or argv[1] not in commands:
+    if len(argv) != 3 or argv[1] not in _COMMANDS:
         expected = "expected check ROOT, show ROOT or masks SOURCE"
         raise app.UsageError(f"{expected}; got {' '.join(argv[1:]) or 'nothing'}")
-    for name in sorted(set().union(*_OPTIONS.values()) - set(_OPTIONS[argv[1]])):
-        if FLAGS[name].present:
-            owners = " and ".join(f"segjax data {one}" for one, options in _OPTIONS.items() if name in options)
-            raise app.UsageError(f"--{name} belongs to {owners}, not to segjax data {argv[1]}")
-    commands[argv[1]](Path(argv[2]))
+    _COMMANDS[argv[1]].function(Path(argv[2]))
 
 
 def check_folder(root: Path) -> None:
-    """Prints what a folder contains, first the reasons for which training would refuse it; suggests a config."""
+    """Prints what a folder contains, and first why training would refuse it; suggests a config."""
     console, output = rich.console.Console(), FLAGS.output and path_of(FLAGS.output)
     if output:
         check_outputs([output], overwrite=FLAGS.overwrite)
@@ -192,7 +181,7 @@ def config_file(found: FolderSurvey, root: Path, path: str) -> str:
 
 
 def show_folder(root: Path) -> None:
-    """Writes a page with images of each class, the rarest first, under their masks and as the network sees them."""
+    """Writes a page of images under their masks and as they are augmented, the rarest class first."""
     console = rich.console.Console()
     output = path_of(FLAGS.output or f"{root.absolute().name}.html")
     check_outputs([output], overwrite=FLAGS.overwrite)
@@ -271,7 +260,7 @@ def _tinted(image: np.ndarray, label: np.ndarray, found: FolderSurvey) -> np.nda
 
 
 def write_masks(source: Path) -> None:
-    """Writes the images of annotations, their index masks and the file of the classes, and prints a table of them."""
+    """Writes the images of annotations, their index masks and a file of the classes; prints a table."""
     console = rich.console.Console()
     if FLAGS.output is None:
         raise app.UsageError("segjax data masks needs a folder to write into; add --output=ROOT")
@@ -361,24 +350,33 @@ def _palette_png(mask: np.ndarray, names: tuple[str, ...]) -> bytes:
     return data.getvalue()
 
 
+_COMMANDS = {
+    "check": cli.Subcommand(check_folder, ("config", "output")),
+    "show": cli.Subcommand(show_folder, ("config", "output", "images_per_class")),
+    "masks": cli.Subcommand(
+        write_masks,
+        ("output", "images", "split", "classes", "overlap", "crowd_is_void", "rest_is_void", "line_width"),
+    ),
+}
+
 if __name__ == "__main__":
     cli.define_config("config", default="folder_unet")
-    flags.DEFINE_string("output", None, "check: config file; show: HTML file; masks: folder for images and masks.")
-    cli.define_number("images_per_class", 4, COUNT, "show: number of images for each class.")
-    flags.DEFINE_string("images", None, "masks: folder of the images; default: that of the annotations.")
-    flags.DEFINE_string("split", None, "masks: write into ROOT/SPLIT, such as train or val; run once per split.")
-    flags.DEFINE_list("classes", [], "masks: classes to paint, in the order of their values; default: all.")
+    flags.DEFINE_string("output", None, "Config file of check, page of show, or folder of images and masks.")
+    cli.define_number("images_per_class", 4, COUNT, "Number of images for each class.")
+    flags.DEFINE_string("images", None, "Folder of the images; default: that of the annotations.")
+    flags.DEFINE_string("split", None, "Write into ROOT/SPLIT, such as train or val; run once per split.")
+    flags.DEFINE_list("classes", [], "Classes to paint, in the order of their values; default: all.")
     flags.DEFINE_enum(
         "overlap",
         OVERLAPS[0],
         OVERLAPS,
-        "masks: object that wins where several overlap: the last one listed (of the highest z_order), the first, the "
+        "Object that wins where several overlap: the last one listed (of the highest z_order), the first, the "
         "one of the fewest pixels, or none: void.",
     )
-    flags.DEFINE_bool("crowd_is_void", False, "masks: COCO's crowds (iscrowd) are void, and not of their class.")
-    flags.DEFINE_bool("rest_is_void", False, "masks: pixels without an object are void, and not background.")
+    flags.DEFINE_bool("crowd_is_void", False, "COCO's crowds (iscrowd) are void, and not of their class.")
+    flags.DEFINE_bool("rest_is_void", False, "Pixels without an object are void, and not background.")
     cli.define_number(
-        "line_width", float, POSITIVE, "masks: width in pixels of lines and points; without it, they are an error."
+        "line_width", float, POSITIVE, "Width in pixels of lines and points; without it, they are an error."
     )
     cli.define_overwrite()
-    cli.run(main, required=[])
+    cli.run(main, required=[], subcommands=_COMMANDS)

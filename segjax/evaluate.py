@@ -26,8 +26,7 @@ def main(argv: list[str]) -> None:
     """Scores every image of a split once, prints the table and writes the JSON file."""
     cli.refuse_arguments(argv)
     corruption = _corruption()
-    if (flags.FLAGS.checkpoint is None) == (flags.FLAGS.predictions is None):
-        raise app.UsageError("expected --checkpoint=WORKDIR, or --predictions=FOLDER for masks in files")
+    cli.refuse_together("checkpoint", "predictions")
     if flags.FLAGS.predictions is not None:
         if corruption:
             raise app.UsageError(
@@ -96,4 +95,4 @@ if __name__ == "__main__":
     help_text = "JSON file for the scores; default of one run: WORKDIR/scores_SPLIT_STEP[_CORRUPTION_SEVERITY].json."
     flags.DEFINE_string("output", None, help_text)
     cli.define_overwrite()
-    cli.run(main, required=[])
+    cli.run(main, required=[("checkpoint", "predictions")])

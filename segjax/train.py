@@ -74,12 +74,12 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "data",
         None,
-        "Folder of images and masks, in place of --config: classes, input size, normalization, steps and class weights "
-        "are inferred from it, unless a --config beside it sets them.",
+        "Folder of images and masks. Classes, input size, normalization, steps and class weights are inferred from it, "
+        "unless --config sets them.",
     )
     flags.DEFINE_string("workdir", None, "Folder of the run; repeat the command to resume the run.")
     flags.DEFINE_bool("distributed", False, "Join the other hosts, which run the same command.")
     flags.DEFINE_string("coordinator", None, "ADDRESS:PORT of the first host, where the cluster does not set it.")
     cli.define_number("hosts", int, COUNT, "Number of processes, where the cluster does not set it.")
     cli.define_number("host", int, COUNT_OR_ZERO, "Index of this process, from 0, where the cluster does not set it.")
-    cli.run(main, required=["workdir"] if with_data else ["config", "workdir"])
+    cli.run(main, required=[("config", "data"), "workdir"])

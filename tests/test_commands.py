@@ -102,10 +102,10 @@ def test_evaluate_predictions(run_command, tmp_path):
     assert (json.loads(file.read_text())["images"], "mean_iou 1.000" in printed) == (4, True)
 
 
-def test_evaluate_refuses_neither_a_checkpoint_nor_predictions(run_command):
+def test_evaluate_needs_a_checkpoint_or_predictions(run_command):
     status, _, error = run_command("evaluate")
     assert status == 1
-    assert "--checkpoint=WORKDIR, or --predictions=FOLDER" in error
+    assert "--checkpoint (or --predictions) must be given" in error
 
 
 def test_evaluate_on_a_folder_of_other_classes(run, run_command):

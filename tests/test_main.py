@@ -50,11 +50,25 @@ def test_help_of_a_command_fits_one_screen(run, command):
 
 
 @pytest.mark.parametrize(
+    ("subcommand", "flags"), [("check", ["config", "output"]), ("show", ["config", "output", "images_per_class"])]
+)
+def test_help_of_a_subcommand_has_its_flags_only(run, subcommand, flags):
+    status, shown, _ = run("data", subcommand, "--help")
+    assert status == 0
+    assert re.findall(r"^  --(?:\[no\])?(\w+)", shown, re.MULTILINE) == [*flags, "overwrite", "verbose"]
+    assert re.findall(r"^  segjax data (\w+)", shown, re.MULTILINE) == [subcommand]
+
+
+def test_help_of_train_names_the_flag_in_place_of_a_required_one(run):
+    assert "(required without --data)" in " ".join(run("train", "--help")[1].split())
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("trian", "error: segjax has no command 'trian'; did you mean train? segjax --help lists the commands"),
         ("--completion=fish", "error: segjax has no command '--completion=fish'; segjax --help lists the commands"),
-        ("train --workdir=runs/a", "error: --config must be given; segjax train --help lists the options"),
+        ("train --workdir=runs/a", "error: --config (or --data) must be given; segjax train --help lists the options"),
         (
             "train --config=camvid_unt --workdir=runs/a",
             "error: --config=camvid_unt: neither a file nor the name of a shipped config; the nearest are camvid_unet, "
