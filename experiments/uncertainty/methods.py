@@ -36,16 +36,20 @@ from segjax.training.config import from_leaves, leaves
 from segjax.training.provenance import provenance
 
 ALL, SOME, EXPOSED, FOCAL = "all classes", "unseen classes", "outlier exposure", "focal loss"
+SMOOTHED, MARGIN = "label smoothing", "logit margin"
 DATA = ("road_debris_scene", "camvid")
 MEMBERS = 5
 # Seeds of each row. The first two rows have an ensemble of all their seeds.
-SEEDS = {ALL: MEMBERS, SOME: MEMBERS, EXPOSED: 3, FOCAL: 3}
+SEEDS = {ALL: MEMBERS, SOME: MEMBERS, EXPOSED: 3, FOCAL: 3, SMOOTHED: 3, MARGIN: 3}
 BASELINE = "dropout: mutual information"
 RESULT_FORM = {"row": str, "pixels": dict, "families": dict, "images": dict, "classes": list, "provenance": dict}
 
 
 def base_and_rows(data: str) -> tuple[ConfigDict, dict[str, Changes]]:
-    """Returns the config of all rows of a data set, and the fields that each row changes."""
+    """Returns the config of all rows of a data set, and the fields that each row changes.
+
+    The rows that train against miscalibration are those of `road_debris_scene` only.
+    """
     if data == "camvid":
         config, unseen = camvid_unet_weighted.get_config(), camvid_unseen
         config.data.size = (144, 192)
@@ -63,12 +67,15 @@ def base_and_rows(data: str) -> tuple[ConfigDict, dict[str, Changes]]:
     taught = {key: fields[key] for key in ("data.unseen_classes", "objective.class_weights")}
     fields = leaves(camvid_outliers.get_config())
     exposure = {key: fields[key] for key in ("augment.outliers", "objective.outlier_weight")}
-    return config, {
+    rows = {
         ALL: {},
         SOME: taught,
         EXPOSED: taught | exposure,
         FOCAL: {"objective.loss": "softmax_focal", "objective.gamma": 2.0},
     }
+    if data == "road_debris_scene":
+        rows |= {SMOOTHED: {"objective.label_smoothing": 0.05}, MARGIN: {"objective.logit_margin": 10.0}}
+    return config, rows
 
 
 def examples(config: ConfigDict) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -355,9 +362,12 @@ def main(argv: list[str]) -> None:
     del argv
     options, console = flags.FLAGS, rich.console.Console(width=180)
     workdir = local_path(options.workdir) / options.data
-    rows = options.row or list(SEEDS)
-    if unknown := [name for name in rows if name not in SEEDS]:
-        raise app.UsageError(f"--row={', '.join(unknown)} is not a row; the rows are {', '.join(SEEDS)}")
+    known = base_and_rows(options.data)[1]
+    rows = options.row or list(known)
+    if unknown := [name for name in rows if name not in known]:
+        raise app.UsageError(
+            f"--row={', '.join(unknown)} is not a row of --data={options.data}; the rows are {', '.join(known)}"
+        )
     if not options.only_table:
         run(options.data, rows, workdir, console)
     found = finished(options.data, workdir)
