@@ -29,7 +29,7 @@ from segjax.trained_run import (
     FAMILIES,
     TrainedRun,
     calibration_of,
-    class_index,
+    find_class,
     image_counts,
     load_run,
     positive_class,
@@ -101,7 +101,7 @@ def _class_of_risk(run: TrainedRun) -> int | None:
         if name is not None:
             raise app.UsageError(f"--risk=miscoverage covers all classes; remove --class={name}")
         return None
-    return positive_class(run, class_index(run, name), f"--risk={risk}")
+    return positive_class(run, find_class(run, name), f"--risk={risk}")
 
 
 def refuse_training_images(run: TrainedRun, split: str, source: Source) -> None:

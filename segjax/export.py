@@ -25,7 +25,7 @@ from segjax.inference.predictor import fingerprint, mask_and_calibrated_logits, 
 from segjax.storage import check_outputs, nan_to_none, output_folder, read_json, say, to_json, write_outputs
 from segjax.trained_run import (
     TrainedRun,
-    class_index,
+    find_class,
     guaranteed_mask,
     guaranteed_sets,
     load_run,
@@ -48,8 +48,8 @@ def main(argv: list[str]) -> None:
     scaling, scaled = stored_scaling(run, options) if FLAGS.calibrated else (None, "")
     options = dataclasses.replace(options, scaling=scaling)
     if FLAGS.guarantee is not None:
-        number = class_index(run, FLAGS["class"].value)
-        fields, guarantees["guarantee"], line = guaranteed_mask(run, FLAGS.guarantee, number)
+        class_index = find_class(run, FLAGS["class"].value)
+        fields, guarantees["guarantee"], line = guaranteed_mask(run, FLAGS.guarantee, class_index)
         options = dataclasses.replace(options, **fields)
         say(line)
     elif FLAGS["class"].value is not None:

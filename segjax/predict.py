@@ -15,7 +15,7 @@ from segjax.storage import output_folder, say
 from segjax.trained_run import (
     TrainedRun,
     chosen_threshold,
-    class_index,
+    find_class,
     guaranteed_mask,
     guaranteed_sets,
     head_rate,
@@ -37,17 +37,17 @@ def main(argv: list[str]) -> None:
     files = named_images(argv[1:])
     files = {name: file for name, file in files.items() if not inference.is_prediction_file(file.path, output)}
     run = load_run(FLAGS.checkpoint, FLAGS.calibration)
-    only, options = class_index(run, FLAGS["class"].value), _predict_options(run)
+    class_index, options = find_class(run, FLAGS["class"].value), _predict_options(run)
     for name in ("at_precision", "guarantee", "sets"):
         if FLAGS[name].value is not None and (changed := options.non_default()):
             given = [f"--{option}" for option in changed if FLAGS[option].present]
             way_out = f"remove {' and '.join(given)}" + ", or use --threshold" * (name != "sets")
             raise app.UsageError(f"--{name} is measured with the default options; {way_out}")
-    changes, line = chosen_threshold(run, FLAGS.threshold, FLAGS.at_precision, only)
+    changes, line = chosen_threshold(run, FLAGS.threshold, FLAGS.at_precision, class_index)
     changes["scaling"], scaled = stored_scaling(run, options) if FLAGS.calibrated else (None, "")
     lines, guarantees = [line, scaled], {}
     if FLAGS.guarantee is not None:
-        fields, guarantees["guarantee"], line = guaranteed_mask(run, FLAGS.guarantee, only)
+        fields, guarantees["guarantee"], line = guaranteed_mask(run, FLAGS.guarantee, class_index)
         changes, lines = changes | fields, [*lines, line]
     if FLAGS.sets is not None:
         fields, guarantees["sets"], line = guaranteed_sets(run, FLAGS.sets)
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     for line in filter(None, lines):
         say(line)
     options = _predict_options(run, **changes)
-    outputs = _output_options(only, options, run.label_set)
+    outputs = _output_options(class_index, options, run.label_set)
     predict, made_by = run.predictor(options, probabilities=FLAGS.probabilities), numerics(provenance())
     origin = {"checkpoint": run.name, **run.record(), "segjax": __version__, "made_by": made_by}
     origin |= guarantees
@@ -81,7 +81,7 @@ def _predict_options(run: TrainedRun, **changes) -> inference.PredictOptions:
 
 
 def _output_options(
-    only: int | None, options: inference.PredictOptions, label_set: LabelSet
+    class_index: int | None, options: inference.PredictOptions, label_set: LabelSet
 ) -> inference.OutputOptions:
     measure = FLAGS.uncertainty or options.uncertainties[0]
     if measure not in options.uncertainties:
@@ -98,7 +98,7 @@ def _output_options(
         if class_values(label_set).max() > 255:
             raise app.UsageError("--palette has 256 entries, and --values=dataset needs larger ids; remove one of them")
     return inference.OutputOptions(
-        only=only,
+        only=class_index,
         uncertainty=FLAGS.uncertainty is not None,
         sets=FLAGS.sets is not None,
         measure=measure,

@@ -194,7 +194,8 @@ def _split_list(text: str) -> list[str]:
 def combine(runs: Sequence[TrainedRun]) -> TrainedRun:
     """Returns the ensemble of several runs of one network.
 
-    They may differ in seed, training data, steps and loss, if the losses have the same number of outputs.
+    They may differ in seed, training data, steps and loss, if the losses have the same number of outputs. The ensemble
+    has its members in the order of their parameter hashes, so it is the same network for every order of `runs`.
 
     Raises:
       ConfigError: network, input or classes of two runs differ, or their parameters are the same.
@@ -214,7 +215,8 @@ def combine(runs: Sequence[TrainedRun]) -> TrainedRun:
                 f"{run.name} and {same} have the same parameters; name different runs, such as those of several seeds"
             )
     stacked = [
-        run.state.variables if run.members > 1 else jax.tree.map(lambda x: x[None], run.state.variables) for run in runs
+        run.state.variables if run.members > 1 else jax.tree.map(lambda x: x[None], run.state.variables)
+        for _, run in sorted(zip(prints, runs, strict=True), key=lambda pair: pair[0])
     ]
     variables = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *stacked)
     network = first.model.network if first.members > 1 else first.model
@@ -305,45 +307,46 @@ def image_counts(run: TrainedRun, source: Source, count: Callable) -> list[Any]:
 
 
 def chosen_threshold(
-    run: TrainedRun, probability: float | None, precision: float | None, number: int | None
+    run: TrainedRun, probability: float | None, precision: float | None, class_index: int | None
 ) -> tuple[dict[str, Any], str]:
     """Returns the fields of `PredictOptions` for a threshold, and a line of text for the user.
 
-    The threshold is the `probability`, or the one at which class `number` reaches the `precision` on the evaluation
-    split. The class is by default the second of two. It raises ConfigError for more classes without a number, for a
+    The threshold is the `probability`, or the one at which the class reaches the `precision` on the evaluation split.
+    The class is by default the second of two. It raises ConfigError for more classes without a `class_index`, for a
     precision outside (0, 1], and for one that no threshold reaches.
     """
     if probability is None and precision is None:
         return {}, ""
     split, names = run.config.data.eval_split, run.label_set.names
-    number = positive_class(run, number, "--threshold and --at_precision")
+    class_index = positive_class(run, class_index, "--threshold and --at_precision")
     if probability is not None:  # of the probabilities as they are written
-        return {"threshold": math.log(probability / (1 - probability)), "positive": number}, ""
+        return {"threshold": math.log(probability / (1 - probability)), "positive": class_index}, ""
     if not 0 < precision <= 1:
         raise ConfigError(f"--at_precision must be above 0 and at most 1; got {precision:g}")
-    step = evaluation.make_ranking_step(run.config, run.model, len(names), number, parallel.axis_name(run.config))
+    step = evaluation.make_ranking_step(run.config, run.model, len(names), class_index, parallel.axis_name(run.config))
     source = open_split(run.config.data, split)
     counts = evaluation.sum_counts(counter_of(run, step), source, run.config, devices=jax.device_count())
     found = metrics.threshold_at_precision(counts["scores"], precision)
     if np.isnan(found.precision):
-        raise ConfigError(f"--at_precision: {split} has no pixel of {names[number]}")
+        raise ConfigError(f"--at_precision: {split} has no pixel of {names[class_index]}")
     if np.isnan(found.threshold_logit):
         raise ConfigError(
-            f"--at_precision={precision:g}: no threshold of {run.name} reaches it for {names[number]} on {split}; "
+            f"--at_precision={precision:g}: no threshold of {run.name} reaches it for {names[class_index]} on {split}; "
             f"the highest precision is {found.precision:.3g}, with a recall of {found.recall:.3g}"
         )
-    return {"threshold": found.threshold_logit, "positive": number, "scale_threshold": False}, (
-        f"{names[number]} from an uncalibrated probability of {1 / (1 + math.exp(-found.threshold_logit)):.4g} on: on "
-        f"{split} its precision is {found.precision:.3f}, its recall {found.recall:.3f}"
+    probability = 1 / (1 + math.exp(-found.threshold_logit))
+    return {"threshold": found.threshold_logit, "positive": class_index, "scale_threshold": False}, (
+        f"{names[class_index]} from an uncalibrated probability of {probability:.4g} on: on {split} its precision is "
+        f"{found.precision:.3f}, its recall {found.recall:.3f}"
     )
 
 
-def positive_class(run: TrainedRun, number: int | None, flag: str) -> int:
-    """Returns the class `number`, by default the second of two; raises ConfigError, with the flag, for more classes."""
+def positive_class(run: TrainedRun, class_index: int | None, flag: str) -> int:
+    """Returns `class_index`, by default 1 if there are two classes; raises ConfigError, with the flag, for more."""
     names = run.label_set.names
-    if number is None and len(names) != 2:
+    if class_index is None and len(names) != 2:
         raise ConfigError(f"{flag}: add --class=NAME, one of {', '.join(names)}")
-    return 1 if number is None else number
+    return 1 if class_index is None else class_index
 
 
 def calibration_of(run: TrainedRun, remedy: str = "") -> tuple[dict[str, Any] | None, str]:
@@ -420,15 +423,15 @@ def stored_scaling(run: TrainedRun, options: PredictOptions) -> tuple[metrics.Sc
 
 
 def guaranteed_mask(
-    run: TrainedRun, level: float | bool, number: int | None
+    run: TrainedRun, level: float | bool, class_index: int | None
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Returns the fields of `PredictOptions` for a stored guarantee, the guarantee, and a line of text for the user.
 
-    `level`, if it is not True, and `number`, the class, select one of several guarantees. It raises ConfigError if not
-    exactly one remains.
+    `level`, if it is not True, and `class_index` select one of several guarantees. It raises ConfigError if not exactly
+    one remains.
     """
     names = run.label_set.names
-    one = _stored_guarantee(run, "fnr", level, "" if number is None else names[number])
+    one = _stored_guarantee(run, "fnr", level, "" if class_index is None else names[class_index])
     fields, by = {"threshold": one.get("threshold"), "scale_threshold": False}, ""
     if one["family"] == "dilation":
         fields, by = {"radius": one["radius"]}, f" by dilating the mask by {one['radius']:g} pixels"
@@ -503,7 +506,7 @@ def head_rate(run: TrainedRun, rate: float | None, samples: int, passes: int = 0
     return model.dropout_rate if rate is None else rate
 
 
-def class_index(run: TrainedRun, name: str | None) -> int | None:
+def find_class(run: TrainedRun, name: str | None) -> int | None:
     """Returns the index of a class, None for None; raises ConfigError if no class has that name."""
     classes = run.label_set.names
     if name is not None and name not in classes:

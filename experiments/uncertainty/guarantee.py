@@ -2,7 +2,7 @@
 
 The images of a split are divided at random, many times, into a half for calibration and a half for testing. On the
 first half `segjax.metrics.risk_control` selects the threshold of the rare class for each level; on the other half its
-false negative rate is measured, and what it costs in false positives. The same with a dilation of the predicted mask,
+false negative rate is measured, and its false positive rate. The same with a dilation of the predicted mask,
 and with prediction sets of all classes.
 
 The network is applied once per image; the divisions reuse its histograms.
@@ -22,7 +22,7 @@ from segjax import cli, metrics
 from segjax.calibrate import RADII, distances
 from segjax.reporting import Picture, Report, Section, Table, show, write_report
 from segjax.reporting.figures import png
-from segjax.trained_run import TrainedRun, class_index, image_counts, load_run
+from segjax.trained_run import TrainedRun, find_class, image_counts, load_run
 from segjax.training import open_split
 from segjax.training.provenance import provenance
 
@@ -44,8 +44,8 @@ class Histograms(NamedTuple):
     distances: np.ndarray
 
 
-def histograms_of(run: TrainedRun, source: Any, number: int) -> Histograms:
-    """Returns the histograms of all images of `source`, at their own resolution; class `number` is the rare one."""
+def histograms_of(run: TrainedRun, source: Any, class_index: int) -> Histograms:
+    """Returns the histograms of all images of `source`, at their own resolution, for the rare class `class_index`."""
 
     def count(logits, labels, where, index):
         del index
@@ -53,11 +53,11 @@ def histograms_of(run: TrainedRun, source: Any, number: int) -> Histograms:
         odds = metrics.class_log_odds(logits)
         per_class = jax.vmap(lambda z, y: metrics.score_histogram(z, y, where=where), in_axes=-1)(odds, is_own)
         adaptive = metrics.score_histogram(metrics.adaptive_log_odds(logits), is_own, where=where[..., None])
-        return per_class, adaptive, jnp.argmax(logits, axis=-1) == number
+        return per_class, adaptive, jnp.argmax(logits, axis=-1) == class_index
 
     counts = []
     for index, (per_class, adaptive, strips) in enumerate(image_counts(run, source, count)):
-        near = distances(strips, source[index]["label"], number)
+        near = distances(strips, source[index]["label"], class_index)
         counts.append((per_class.sum(axis=0), adaptive.sum(axis=0), near))
     return Histograms(*map(np.stack, zip(*counts, strict=True)))
 
@@ -85,7 +85,7 @@ def control(positives: np.ndarray, calibration: np.ndarray, level: float) -> tup
 
 
 def rare_class_rows(rare: np.ndarray, halves: np.ndarray, levels: tuple[float, ...]) -> list[dict[str, Any]]:
-    """Returns per level the false negative rate of each division, and its false positives.
+    """Returns per level the false negative rate and the false positive rate of each division.
 
     `rare` `[images, 2, bins]` are the histograms of the rare class, by log odds or by distance.
     """
@@ -259,17 +259,17 @@ def main(argv: list[str]) -> None:
     del argv
     options, workdir = flags.FLAGS, local_path(flags.FLAGS.workdir)
     run = load_run(options.checkpoint)
-    number, split = class_index(run, options["class"].value), options.split or run.config.data.eval_split
+    class_index, split = find_class(run, options["class"].value), options.split or run.config.data.eval_split
     source = open_split(run.config.data, split)
-    counts = histograms_of(run, source, number)
-    halves, histograms = divisions(len(source), options.divisions, options.seed), counts.classes[:, number]
+    counts = histograms_of(run, source, class_index)
+    halves, histograms = divisions(len(source), options.divisions, options.seed), counts.classes[:, class_index]
     rare, dilations = (rare_class_rows(each, halves, LEVELS) for each in (histograms, counts.distances))
     sets = set_rows(counts, halves, LEVELS)
     workdir.mkdir(parents=True, exist_ok=True)
     names, data = run.label_set.names, run.config.data.name
-    made = report(run, split, names[number], rare, dilations, sets, own_threshold(histograms))
+    made = report(run, split, names[class_index], rare, dilations, sets, own_threshold(histograms))
     results = {"rare_class": rare, "dilations": dilations, "prediction_sets": sets}
-    write_report(made, workdir, f"guarantee_{data}" + f"_{names[number]}" * (len(names) > 2), results)
+    write_report(made, workdir, f"guarantee_{data}" + f"_{names[class_index]}" * (len(names) > 2), results)
     for section in made.sections:
         show(section.tables[0], rich.console.Console(width=140))
 

@@ -88,16 +88,22 @@ def examples(config: ConfigDict) -> Iterator[tuple[np.ndarray, np.ndarray, np.nd
         yield example["image"], np.where(unknown, VOID, label), unknown
 
 
-def trained(data: str, workdir: Path, row: str, seeds: int) -> list[TrainedRun]:
-    """Returns the networks of a row that were trained with the first seeds."""
+def trained(data: str, workdir: Path, row: str, seeds: Sequence[int]) -> list[TrainedRun]:
+    """Returns the networks of a row that were trained with `seeds`; raises UsageError for an unfinished one."""
     base, rows = base_and_rows(data)
-    cells = grid.make_cells(base, {row: rows[row]}, range(seeds))
+    cells = grid.make_cells(base, {row: rows[row]}, seeds)
+    for cell in cells:
+        if grid.result_of(cell, workdir) is None:
+            raise app.UsageError(
+                f"{workdir / cell.name} is not a finished network; run python -m experiments.uncertainty.methods "
+                f"--data={data} --row='{row}' --workdir={workdir.parent}"
+            )
     return [load_run(workdir / cell.name / FOLDER / "latest") for cell in cells]
 
 
 def measure(row: str, runs: Sequence[TrainedRun]) -> dict[str, Any]:
     """Returns the scores of one trained network, or of the ensemble of several."""
-    maps = scores.single_network(runs[0]) if len(runs) == 1 else scores.ensemble(runs)
+    maps = scores.single_network(runs[0], scores.fit(runs[0])) if len(runs) == 1 else scores.ensemble(runs)
     count = scores.make_count(maps, runs[0].label_set.num_classes)
     images = scores.count_images(count, examples(runs[0].config))
     return {
@@ -119,7 +125,7 @@ def run(data: str, rows: Sequence[str], workdir: Path, console: rich.console.Con
             grid.run(cells, workdir, console, measure=_measure_cell)
     for name in rows:
         if SEEDS[name] == MEMBERS and not ensemble_file(workdir, name).exists():
-            result = measure(name, trained(data, workdir, name, MEMBERS)) | {"provenance": provenance()}
+            result = measure(name, trained(data, workdir, name, range(MEMBERS))) | {"provenance": provenance()}
             write_json(ensemble_file(workdir, name), result)
 
 
@@ -281,13 +287,13 @@ def pictures(data: str, workdir: Path) -> Figure:
     # One of each half: neighbouring frames of a video are alike.
     halves = images[: len(images) // 2], images[len(images) // 2 :]
     chosen = [max(half, key=lambda one: one[2].sum()) for half in halves]
-    single, exposed = (trained(data, workdir, row, 1)[0] for row in (SOME, EXPOSED))
+    single, exposed = (trained(data, workdir, row, [0])[0] for row in (SOME, EXPOSED))
     predictors = {
-        ("entropy", BASELINE): scores.single_network(single),
-        (f"{EXPOSED}: entropy", f"{EXPOSED}: augmentation: entropy"): scores.single_network(exposed),
+        ("entropy", BASELINE): scores.single_network(single, None),
+        (f"{EXPOSED}: entropy", f"{EXPOSED}: augmentation: entropy"): scores.single_network(exposed, None),
     }
     if ensemble_file(workdir, SOME).exists():
-        networks = trained(data, workdir, SOME, MEMBERS)
+        networks = trained(data, workdir, SOME, range(MEMBERS))
         predictors[("ensemble: entropy", "ensemble: mutual information")] = scores.ensemble(networks)
     panels: list[dict[str, np.ndarray]] = []
     for image, _, unknown in chosen:

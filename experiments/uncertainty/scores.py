@@ -102,9 +102,12 @@ def fit(run: TrainedRun) -> Fitted:
     )
 
 
-def single_network(run: TrainedRun) -> Callable:
-    """Builds `maps(image) -> {family: Maps}` of one network: softmax, dropout of the head, and augmentation."""
-    fitted, classes, variables = fit(run), run.label_set.num_classes, run.state.variables
+def single_network(run: TrainedRun, fitted: Fitted | None) -> Callable:
+    """Builds `maps(image) -> {family: Maps}` of one network: softmax, dropout of the head, and augmentation.
+
+    With fitted = None there are no scores that compare with the training pixels.
+    """
+    classes, variables = run.label_set.num_classes, run.state.variables
     model = run.model.clone(dropout="none", deep_dropout=0, remat=False)
     kernel, bias = (class_logits(part, classes) for part in linear_head(variables))
 
@@ -113,19 +116,22 @@ def single_network(run: TrainedRun) -> Callable:
         inputs = run.preprocessing.network_input(image[None], jnp.array([size], jnp.int32))
         output = model.apply(variables, inputs, train=False)
         logits = resize(class_logits(output.logits, classes), size, antialias=False)[0]
-        features = resize(output.features, size, antialias=False)[0]
         softmax = {
             "1 - max p": 1 - metrics.max_probability(logits),
             "entropy": metrics.predictive_entropy(logits[None]),
             "margin": metrics.margin_score(logits),
             "max logit": metrics.max_logit_score(logits),
             "energy": metrics.energy_score(logits),
-            "standardised max logit": metrics.standardized_max_logit_score(logits, fitted.max_logit),
-            "Mahalanobis": metrics.mahalanobis_score(features, fitted.tied),
-            "relative Mahalanobis": metrics.relative_mahalanobis_score(features, fitted.tied, fitted.background),
-            "feature density": metrics.gaussian_density_score(features, fitted.per_class),
-            "Laplace variance": metrics.laplace_variance(features, fitted.laplace).mean(axis=-1),
         }
+        if fitted is not None:
+            features = resize(output.features, size, antialias=False)[0]
+            softmax |= {
+                "standardised max logit": metrics.standardized_max_logit_score(logits, fitted.max_logit),
+                "Mahalanobis": metrics.mahalanobis_score(features, fitted.tied),
+                "relative Mahalanobis": metrics.relative_mahalanobis_score(features, fitted.tied, fitted.background),
+                "feature density": metrics.gaussian_density_score(features, fitted.per_class),
+                "Laplace variance": metrics.laplace_variance(features, fitted.laplace).mean(axis=-1),
+            }
         dropout = head_uncertainty(
             output.features, kernel, bias, jax.random.key(0), samples=HEAD_SAMPLES, rate=RATE, mask="channel"
         )

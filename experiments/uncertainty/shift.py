@@ -1,12 +1,13 @@
 """Uncertainty under shift: `python -m experiments.uncertainty.shift --data=camvid --workdir=…`.
 
-The networks of `experiments.uncertainty.methods` (one seed, and the ensemble) are measured on corrupted evaluation
-images: eight kinds, five severities. Nothing is trained or fitted again: Gaussians and temperature are those of the
-clean images. Each kind and severity is measured once; kill the command and rerun it.
+The networks of `experiments.uncertainty.methods`, alone and as an ensemble, are measured on corrupted evaluation
+images: eight kinds, five severities. Nothing is fitted again: the temperature is that of the clean images. Each kind
+and severity is measured once; kill the command and rerun it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 from absl import flags
+from jaxtyping import Array
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
@@ -24,13 +26,16 @@ from experiments.uncertainty.scores import ImageCounts
 from segjax import cli, metrics
 from segjax.data.augment import example_keys
 from segjax.data.corruptions import CORRUPTIONS, corrupt
-from segjax.reporting import Picture, Report, Section, Table
+from segjax.reporting import Picture, Report, Section, Spread, Table, spread
 from segjax.reporting.figures import png
 from segjax.storage import read_json, write_json
 from segjax.training.provenance import provenance
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CLEAN = "clean"
+# Kind and severity by their name in the results.
+CONDITIONS = {f"{CLEAN} 0": (CLEAN, 0)} | {f"{k} {s}": (k, s) for s, k in product(SEVERITIES, CORRUPTIONS)}
+RESULT_FORM = {"scores": dict, "provenance": dict}
 # Scores whose detection is shown, one per family.
 SHOWN = {
     "softmax": "entropy",
@@ -81,47 +86,72 @@ def summary(images: Sequence[ImageCounts], temperatures: Mapping[str, metrics.Sc
     return result
 
 
-def measure(data: str, workdir: Path, row: str, ensemble: bool, every: int, console: rich.console.Console) -> None:
-    """Measures the clean images and every kind and severity that `workdir` has no result of."""
-    file = shift_file(workdir, row, ensemble)
-    done = read_json(file, dict, "the scores under shift") if file.exists() else {"every": every, "scores": {}}
-    wanted = [(CLEAN, 0), *((kind, severity) for severity in SEVERITIES for kind in CORRUPTIONS)]
-    if all(f"{kind} {severity}" in done["scores"] for kind, severity in wanted):
+def measure(
+    data: str, workdir: Path, row: str, seeds: Sequence[int], every: int, console: rich.console.Console
+) -> None:
+    """Measures the network of one seed, or the ensemble of several, on the conditions that have no result."""
+    file = shift_file(workdir, row, seeds, every)
+    done = read_json(file, RESULT_FORM, "the scores under shift") if file.exists() else {"scores": {}}
+    if done["scores"].keys() >= set(CONDITIONS):
         return
-    runs = methods.trained(data, workdir, row, methods.MEMBERS if ensemble else 1)
-    maps = scores.ensemble(runs) if ensemble else scores.single_network(runs[0])
-    count = scores.make_count(maps, runs[0].label_set.num_classes)
+    runs = methods.trained(data, workdir, row, seeds)
+    maps = scores.single_network(runs[0], None) if len(runs) == 1 else scores.ensemble(runs)
+    count = scores.make_count(partial(_shown, maps), runs[0].label_set.num_classes)
     clean = scores.count_images(count, corrupted(runs[0].config, CLEAN, 0, every))
     labels = np.stack([one.labels for one in clean])
     temperatures = {
         family: metrics.fit_scaling(np.stack([one.pixels[family] for one in clean]), labels)
         for family in clean[0].confusion
     }
-    for kind, severity in wanted:
-        if (name := f"{kind} {severity}") in done["scores"]:
+    for name, (kind, severity) in CONDITIONS.items():
+        if name in done["scores"]:
             continue
         images = clean if not severity else scores.count_images(count, corrupted(runs[0].config, kind, severity, every))
         done["scores"][name] = summary(images, temperatures)
         write_json(file, done | {"provenance": provenance()})
-        console.print(f"{row}{', ensemble' * ensemble}: {name}", highlight=False)
+        console.print(f"{file.stem}: {name}", highlight=False)
 
 
-def shift_file(workdir: Path, row: str, ensemble: bool) -> Path:
-    """Returns the file of the scores under shift of a row's first network or its ensemble."""
-    return workdir / f"shift_{row.replace(' ', '_')}{'_ensemble' * ensemble}.json"
+def _shown(maps: Callable, image: Array) -> dict[str, scores.Maps]:
+    """Returns `maps(image)` with the scores of `summary` only."""
+    wanted = {"entropy", *SHOWN.values(), *(f"{family}: entropy" for family in scores.FAMILIES)}
+    return {
+        family: scores.Maps(logits, {name: values for name, values in found.items() if name in wanted})
+        for family, (logits, found) in maps(image).items()
+    }
 
 
-def combined(workdir: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns the columns by "KIND SEVERITY" and family; the AUROC is that of networks with unseen classes."""
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    for row in (methods.ALL, methods.SOME):
-        for ensemble in (False, True):
-            file = shift_file(workdir, row, ensemble)
-            measured = read_json(file, dict, "the scores under shift")["scores"] if file.exists() else {}
-            for name, families in measured.items():
-                for family, values in families.items():
-                    kept = {key: value for key, value in values.items() if (key == "auroc") == (row == methods.SOME)}
-                    result.setdefault(name, {}).setdefault(family, {}).update(kept)
+def shift_file(workdir: Path, row: str, seeds: Sequence[int], every: int) -> Path:
+    """Returns the file of the scores under shift of a row's network, or of its ensemble.
+
+    >>> shift_file(Path("runs"), methods.ALL, [0], 2).name, shift_file(Path("runs"), methods.ALL, range(5), 1).name
+    ('shift_all_classes,seed=0,every=2.json', 'shift_all_classes,ensemble_of_5,every=1.json')
+    """
+    which = f"seed={seeds[0]}" if len(seeds) == 1 else f"ensemble_of_{len(seeds)}"
+    return workdir / f"shift_{row.replace(' ', '_')},{which},every={every}.json"
+
+
+def measured(workdir: Path, row: str, seeds: int, members: int, every: int) -> list[dict[str, Any]]:
+    """Returns the results of a row whose conditions have all been measured: of its first seeds, and of its ensemble."""
+    subjects = [[seed] for seed in range(seeds)] + [range(members)] * (members > 1)
+    files = [shift_file(workdir, row, subject, every) for subject in subjects]
+    found = [read_json(file, RESULT_FORM, "the scores under shift") for file in files if file.exists()]
+    return [one for one in found if one["scores"].keys() >= set(CONDITIONS)]
+
+
+def combined(known: Sequence[dict[str, Any]], unseen: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the values of each column over the seeds, by condition and family.
+
+    The AUROC is that of the networks with `unseen` classes, all other columns are those of networks of all classes.
+    """
+    result: dict[str, Any] = {}
+    for results, is_unseen in ((known, False), (unseen, True)):
+        for name, families in (item for one in results for item in one["scores"].items()):
+            for family, values in families.items():
+                columns = result.setdefault(name, {}).setdefault(family, {})
+                for key in values:
+                    if (key == "auroc") == is_unseen:
+                        columns.setdefault(key, []).append(values[key])
     return result
 
 
@@ -130,11 +160,16 @@ def families_of(found: Mapping[str, Any]) -> list[str]:
     return [family for family in scores.FAMILIES if any(family in one for one in found.values())]
 
 
-def over_kinds(found: Mapping[str, Any], severity: int, family: str, key: str) -> float:
-    """Returns the mean of a column over the kinds, NaN if none was measured."""
+def over_kinds(found: Mapping[str, Any], severity: int, family: str, key: str) -> Spread:
+    """Returns the mean of a column over the kinds, for each seed."""
     names = [f"{kind} {severity}" for kind in (CORRUPTIONS if severity else (CLEAN,))]
-    values = [found[name][family][key] for name in names if key in found.get(name, {}).get(family, {})]
-    return float(np.mean(values)) if values else float("nan")
+    values = [values_of(found, name, family, key) for name in names]
+    return spread([float(np.mean(one)) for one in zip(*values, strict=True)])
+
+
+def values_of(found: Mapping[str, Any], name: str, family: str, key: str) -> list[float]:
+    """Returns the values of a column over the seeds for a condition, none if it was not measured."""
+    return found.get(name, {}).get(family, {}).get(key, [])
 
 
 def severity_table(found: Mapping[str, Any]) -> Table:
@@ -151,7 +186,7 @@ def kind_table(found: Mapping[str, Any], family: str, severity: int) -> Table:
     """Returns one row per kind, for one family at one severity."""
     names = {CLEAN: f"{CLEAN} 0"} | {kind: f"{kind} {severity}" for kind in CORRUPTIONS}
     rows = [
-        (kind.replace("_", " "), *(found.get(name, {}).get(family, {}).get(key, np.nan) for key in COLUMNS.values()))
+        (kind.replace("_", " "), *(spread(values_of(found, name, family, key)) for key in COLUMNS.values()))
         for kind, name in names.items()
     ]
     return Table(f"{family}, severity {severity}", ("kind", *COLUMNS), rows)
@@ -163,7 +198,7 @@ def figure(found: Mapping[str, Any]) -> Figure:
     for axes, (title, key) in zip(drawn.subplots(1, len(COLUMNS)), COLUMNS.items(), strict=True):
         for family in families_of(found):
             severities = (0, *SEVERITIES)
-            axes.plot(severities, [over_kinds(found, s, family, key) for s in severities], ".-", label=family)
+            axes.plot(severities, [over_kinds(found, s, family, key).mean for s in severities], ".-", label=family)
         axes.set(title=title, xlabel="severity", xticks=severities)
         axes.grid(alpha=0.25)
     drawn.axes[0].legend(fontsize=8)
@@ -172,11 +207,14 @@ def figure(found: Mapping[str, Any]) -> Figure:
 
 def finding(found: Mapping[str, Any]) -> str:
     """Returns the result in a few sentences."""
+    families = families_of(found)
+    if "softmax" not in families:
+        return "The networks have not been measured yet."
     clean, worst = (
-        {family: {key: over_kinds(found, s, family, key) for key in COLUMNS.values()} for family in scores.FAMILIES}
+        {family: {key: over_kinds(found, s, family, key).mean for key in COLUMNS.values()} for family in families}
         for s in (0, SEVERITIES[-1])
     )
-    least = min(scores.FAMILIES, key=lambda family: np.nan_to_num(worst[family]["ece_scaled"], nan=np.inf))
+    least = min(families, key=lambda family: np.nan_to_num(worst[family]["ece_scaled"], nan=np.inf))
     return (
         f"From clean images to severity 5 the mean IoU of one pass falls from {clean['softmax']['mean_iou']:.3f} to "
         f"{worst['softmax']['mean_iou']:.3f}, and its ECE with the clean temperature rises from "
@@ -205,19 +243,18 @@ def main(argv: list[str]) -> None:
     """Measures what is missing, then prints and writes the report."""
     del argv
     options, console = flags.FLAGS, rich.console.Console(width=180)
-    workdir = local_path(options.workdir) / options.data
-    for row in (methods.ALL, methods.SOME):
-        for ensemble in (False, True):
-            complete = methods.ensemble_file(workdir, row).exists()  # all members are trained
-            if not options.only_table and (complete or not ensemble):
-                measure(options.data, workdir, row, ensemble, options.every, console)
-    found = combined(workdir)
-    files = [shift_file(workdir, row, ensemble) for row in (methods.ALL, methods.SOME) for ensemble in (False, True)]
-    origins = [read_json(file, dict, "the scores under shift") for file in files if file.exists()]
+    workdir, seeds, members = local_path(options.workdir) / options.data, options.seeds, options.members
+    rows = methods.ALL, methods.SOME
+    if not options.only_table:
+        for row, subject in product(rows, [[seed] for seed in range(seeds)] + [range(members)] * (members > 1)):
+            measure(options.data, workdir, row, subject, options.every, console)
+    results = [measured(workdir, row, seeds, members, options.every) for row in rows]
+    found = combined(*results)
     facts = {
         "data": f"{options.data}, one evaluation image in {options.every}",
-        "networks": "those of experiments.uncertainty.methods: seed 0, and the ensemble",
-        **provenance_facts(origins),
+        "networks": f"those of experiments.uncertainty.methods: {seeds} seed(s)"
+        + f", and an ensemble of {members}" * (members > 1),
+        **provenance_facts([one for row in results for one in row]),
     }
     publish(report(found, options.data, facts), workdir, f"uncertainty_shift_{options.data}", found, console)
 
@@ -225,6 +262,8 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_enum("data", methods.DATA[0], methods.DATA, "The data set.")
     flags.DEFINE_string("workdir", "runs/uncertainty", "The --workdir of experiments.uncertainty.methods.")
+    flags.DEFINE_integer("seeds", 3, "Number of networks that are measured alone.", 1, methods.MEMBERS)
+    flags.DEFINE_integer("members", methods.MEMBERS, "Members of the ensemble; 1: no ensemble.", 1, methods.MEMBERS)
     flags.DEFINE_integer("every", 1, "Measure one evaluation image in so many.", lower_bound=1)
     flags.DEFINE_bool("only_table", False, "Measure nothing; print the report of what was measured.")
     cli.run(main, required=[])

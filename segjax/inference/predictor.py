@@ -404,17 +404,17 @@ def prediction_sets(logits: Float[Array, "*pixels classes"], options: PredictOpt
     return odds >= jnp.asarray(options.set_thresholds, jnp.float32)
 
 
-def _dilate_class(mask: UInt8[np.ndarray, "H W"], number: int, radius: float) -> None:
+def _dilate_class(mask: UInt8[np.ndarray, "H W"], class_index: int, radius: float) -> None:
     """Changes pixels within the radius of a class into that class, in place, block by block."""
     reach = int(radius)
     # Each block is read with a margin that contains all pixels within the radius.
-    found = np.pad(mask == number, [(reach, reach + -side % _BLOCK) for side in mask.shape])
+    found = np.pad(mask == class_index, [(reach, reach + -side % _BLOCK) for side in mask.shape])
     for top, left in product(*(range(0, side, _BLOCK) for side in mask.shape)):
         window = found[top : top + _BLOCK + 2 * reach, left : left + _BLOCK + 2 * reach]
         target = mask[top : top + _BLOCK, left : left + _BLOCK]
         height, width = target.shape
         near = np.asarray(_dilate_block(window, radius))
-        target[near[reach : reach + height, reach : reach + width]] = number
+        target[near[reach : reach + height, reach : reach + width]] = class_index
 
 
 _dilate_block = partial(jax.jit, static_argnums=1)(metrics.dilate)

@@ -361,7 +361,7 @@ def test_guaranteed_mask_gives_masks_of_its_miss_rate(calibrated, source):
 
 
 @pytest.mark.parametrize(
-    ("levels", "level", "number", "message"),
+    ("levels", "level", "class_index", "message"),
     [
         ((0.5,), 0.1, None, "--guarantee: stored are --guarantee=0.5 --class=debris. To add it: .* --level=0.1 "),
         ((0.5,), True, 0, "--guarantee: stored are --guarantee=0.5 --class=debris. To add it: .*--class=background$"),
@@ -369,12 +369,12 @@ def test_guaranteed_mask_gives_masks_of_its_miss_rate(calibrated, source):
         ((), True, None, "--guarantee: .* was not calibrated for it. To add it: segjax calibrate --checkpoint="),
     ],
 )
-def test_guaranteed_mask_that_is_not_stored_once(calibrated, levels, level, number, message):
+def test_guaranteed_mask_that_is_not_stored_once(calibrated, levels, level, class_index, message):
     run, stored = calibrated
     stored["guarantees"] = [stored["guarantees"][0] | {"level": one} for one in levels]
     write(run.workdir / CALIBRATION_FILE, stored)
     with pytest.raises(ConfigError, match=message):
-        guaranteed_mask(run, level, number)
+        guaranteed_mask(run, level, class_index)
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
@@ -405,6 +405,14 @@ def test_calibration_of_several_runs_is_of_the_same_members_only(pair, run, foun
     assert re.search(r"another checkpoint, .*/checkpoints/2, .*/checkpoints/4; this is .*/checkpoints/4$", reason)
     with pytest.raises(StorageError, match=r"--calibration=.*: no such file; .* --output=.*none.json"):
         calibration_of(pair._replace(calibration=epath.Path(tmp_path / "none.json")))
+
+
+def test_calibration_of_several_runs_in_another_order(pair, found, tmp_path):
+    file = epath.Path(tmp_path / "both.json")
+    stored = calibrate.merge(None, {"split": "val", **found})
+    write(file, stored | {"checkpoints": pair.checkpoints, "predictor": pair.predictor().record()})
+    calibration, reason = calibration_of(combine(pair.runs[::-1])._replace(calibration=file))
+    assert (calibration is None, reason) == (False, "")
 
 
 def test_guaranteed_mask_of_several_runs_proposes_a_file(pair):

@@ -18,9 +18,9 @@ from segjax.reporting import inspect_run
 from segjax.trained_run import (
     TrainedRun,
     chosen_threshold,
-    class_index,
     combine,
     facts_of,
+    find_class,
     head_rate,
     load_run,
     model_of,
@@ -116,30 +116,30 @@ def test_predictor_gives_the_masks_that_evaluation_scores(tiny, tmp_path):
     assert confusion.sum(0).min() > 100
 
 
-@pytest.mark.parametrize(("number", "share"), [(0, 0.997), (1, 0.006)])
-def test_chosen_threshold_reaches_the_precision(tiny, tmp_path, number, share):
+@pytest.mark.parametrize(("class_index", "share"), [(0, 0.997), (1, 0.006)])
+def test_chosen_threshold_reaches_the_precision(tiny, tmp_path, class_index, share):
     tiny.model.prior = ()
     model = make_model(tiny, 2)
     run = TrainedRun(epath.Path(tmp_path), tiny, model, init_state(tiny, model), label_set(tiny.data))
-    fields, line = chosen_threshold(run, None, share, number)
+    fields, line = chosen_threshold(run, None, share, class_index)
     predict = run.predictor(PredictOptions(tuple(tiny.data.size), **fields))
     source, found, right, there = open_split(tiny.data, "val"), 0, 0, 0
     for example in (source[i] for i in range(len(source))):
-        chosen, label = predict(example["image"]).mask == number, example["label"]
-        found, right = found + (chosen & (label != VOID)).sum(), right + (chosen & (label == number)).sum()
-        there += (label == number).sum()
+        chosen, label = predict(example["image"]).mask == class_index, example["label"]
+        found, right = found + (chosen & (label != VOID)).sum(), right + (chosen & (label == class_index)).sum()
+        there += (label == class_index).sum()
     printed = re.search(r"its precision is (.*), its recall (.*)$", line)
     assert (right / found, right / there) == pytest.approx([float(value) for value in printed.groups()], abs=6e-4)
-    assert line.startswith(run.label_set.names[number])
+    assert line.startswith(run.label_set.names[class_index])
     assert right / found >= share * (1 - 1e-3)
 
 
-def test_class_index_of_an_unseen_class(tiny):
+def test_find_class_of_an_unseen_class(tiny):
     tiny.data.name, tiny.data.unseen_classes = "road_debris_scene", ("debris",)
     run = TrainedRun(epath.Path("runs/a"), tiny, None, None, label_set(tiny.data))
-    assert class_index(run, "sky") == 3
+    assert find_class(run, "sky") == 3
     with pytest.raises(ConfigError, match=r"--class: expected one of road, .*; got 'debris', which the training left"):
-        class_index(run, "debris")
+        find_class(run, "debris")
 
 
 def test_chosen_threshold_of_many_classes_needs_a_class(tiny):

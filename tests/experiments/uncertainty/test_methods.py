@@ -31,9 +31,9 @@ FOUND = {
 def test_base_and_rows_are_valid_configs(data):
     base, rows = methods.base_and_rows(data)
     cells = grid.make_cells(base, rows, [0])
-    assert [cell.row for cell in cells] == list(methods.SEEDS)
-    unseen = {cell.row: bool(cell.config.data.unseen_classes) for cell in cells}
-    assert unseen == {methods.ALL: False, methods.SOME: True, methods.EXPOSED: True, methods.FOCAL: False}
+    assert {cell.row for cell in cells} <= methods.SEEDS.keys()
+    unseen = [cell.row for cell in cells if cell.config.data.unseen_classes]
+    assert unseen == [methods.SOME, methods.EXPOSED]
 
 
 def test_pixel_table_has_a_row_per_method_and_the_exposed_networks():
