@@ -35,7 +35,7 @@ from segjax.training.provenance import provenance
 
 SEEDS = 3
 PIXELS = 8192  # random pixels per image
-WIDTH, EPOCHS, BATCH, RATE, DECAY = 16, 60, 4, 3e-3, 1e-4
+WIDTH, EPOCHS, PATIENCE, BATCH, RATE, DECAY = 16, 60, 8, 4, 3e-3, 1e-4
 FITTED = {"first half": slice(None, None), "every other image": slice(None, None, 2)}
 SCALINGS = ("none", "temperature", "vector", "local: logits", "local: logits and image")
 COLUMNS = {
@@ -72,18 +72,25 @@ def pixels_of(run: TrainedRun) -> Pixels:
         size = image.shape[:2]
         inputs = run.preprocessing.network_input(image[None], jnp.array([size], jnp.int32))
         outputs = class_logits(model.apply(variables, inputs, train=False).logits, classes)
-        height, width = outputs.shape[1:3]
-        rows, columns = jnp.unravel_index(at, size)
-        nearest = (rows * height // size[0]) * width + columns * width // size[1]
         logits = resize(outputs, size, antialias=False).reshape(-1, classes)[at]
         near = boundary_mask(label, where=label != VOID).ravel()[at]
-        return inputs[0], outputs[0], nearest, logits, label.ravel()[at], near
+        return inputs[0], outputs[0], nearest(at, size, outputs.shape[1:3]), logits, label.ravel()[at], near
 
     found, rng = [], np.random.default_rng(0)
     for image, label, _ in methods.examples(run.config):
         at = rng.choice(np.flatnonzero(label != VOID), PIXELS)
         found.append(jax.device_get(forward(image, label.astype(np.int32), at)))
     return Pixels(*map(np.stack, zip(*found, strict=True)))
+
+
+def nearest(at: Int[Array, "n"], size: tuple[int, int], smaller: tuple[int, int]) -> Int[Array, "n"]:
+    """Returns the indices of the pixels at the same places in an image of another size.
+
+    >>> print(nearest(jnp.array([0, 3, 23]), (4, 6), (2, 3)))
+    [0 1 5]
+    """
+    rows, columns = jnp.unravel_index(at, size)
+    return (rows * smaller[0] // size[0]) * smaller[1] + columns * smaller[1] // size[1]
 
 
 class LocalTemperature(nn.Module):
@@ -102,7 +109,8 @@ class LocalTemperature(nn.Module):
 def fit_local(pixels: Pixels, start: float, use_image: bool, seed: int) -> Any:
     """Fits a `LocalTemperature` and returns `scale(pixels)`, the calibrated logits `[images, pixels, C]`.
 
-    The last fifth of the images is held out; the parameters are those of the epoch with its best likelihood.
+    The last fifth of the images is held out; the parameters are those of the epoch with its best likelihood. Fitting
+    stops `PATIENCE` epochs after it.
     """
     model, optimizer = LocalTemperature(start), optax.adamw(RATE, weight_decay=DECAY)
     deviation = float(np.std(pixels.outputs))
@@ -126,13 +134,15 @@ def fit_local(pixels: Pixels, start: float, use_image: bool, seed: int) -> Any:
     channels = pixels.outputs.shape[-1] + use_image * pixels.inputs.shape[-1]
     parameters = model.init(jax.random.key(seed), jnp.zeros((1, 8, 8, channels)))
     state, rng, score = optimizer.init(parameters), np.random.default_rng(seed), jax.jit(loss)
-    best, lowest = parameters, float(score(parameters, held_out))
-    for _ in range(EPOCHS):
+    best, lowest, at = parameters, float(score(parameters, held_out)), 0
+    for epoch in range(1, EPOCHS + 1):
         order = rng.permutation(len(fitted.labels))
         for first in range(0, len(order) - BATCH + 1, BATCH):
             parameters, state = step(parameters, state, fitted.select(order[first : first + BATCH]))
         if (now := float(score(parameters, held_out))) < lowest:
-            best, lowest = parameters, now
+            best, lowest, at = parameters, now, epoch
+        if epoch - at == PATIENCE:
+            break
     return jax.jit(lambda some: scaled(best, some))
 
 
@@ -210,7 +220,7 @@ def report(found: Mapping[str, list[dict[str, Any]]]) -> Report:
     sections = (Section("Calibration", text, tuple(table(found, name) for name in FITTED)),)
     facts = {
         "networks": "; ".join(f"{data}: {len(results)} seeds" for data, results in found.items()),
-        "temperature network": f"3 convolutions of {WIDTH} channels, dilations 1, 2 and 4; {EPOCHS} epochs of AdamW",
+        "temperature network": f"3 convolutions of {WIDTH} channels, dilations 1, 2 and 4; AdamW, at most {EPOCHS} epochs",
         **provenance_facts([one for results in found.values() for one in results]),
     }
     return Report("A temperature per pixel", finding(found), sections, facts)
@@ -221,7 +231,7 @@ def main(argv: list[str]) -> None:
     del argv
     options, console = flags.FLAGS, rich.console.Console(width=160)
     workdir, found = local_path(options.workdir), {}
-    for data in methods.DATA:
+    for data in methods.DATA[::-1]:
         for seed in range(SEEDS):
             if not (file := result_file(workdir, data, seed)).exists():
                 (run,) = methods.trained(data, workdir / data, methods.ALL, [seed])

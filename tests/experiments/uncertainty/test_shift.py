@@ -5,7 +5,6 @@ import pytest
 
 from experiments.uncertainty import methods, scores, shift
 from segjax import metrics
-from segjax.data.corruptions import CORRUPTIONS
 from segjax.storage import write_json
 
 
@@ -42,27 +41,48 @@ def test_summary_scales_by_the_clean_temperature():
 
 
 @pytest.fixture
-def measured(tmp_path):
-    """Results of networks of all classes, whose mean IoU falls with the severity, and of the unseen classes."""
-    wanted = [("clean", 0), *((kind, severity) for severity in shift.SEVERITIES for kind in CORRUPTIONS)]
-    for row, auroc in ((methods.ALL, 0.5), (methods.SOME, 0.9)):
-        values = {
-            f"{kind} {severity}": {
-                "softmax": {"mean_iou": 0.6 - severity / 10, "aurc": 2.0, "ece": 3.0, "ece_scaled": 1.0, "auroc": auroc}
+def measured():
+    """Results of two networks of all classes, whose mean IoU falls with the severity, and of the unseen classes."""
+
+    def of(auroc, quality):
+        return {
+            "scores": {
+                name: {
+                    "softmax": {
+                        "mean_iou": quality - severity / 10,
+                        "aurc": 2.0,
+                        "ece": 3.0,
+                        "ece_scaled": 1.0,
+                        "auroc": auroc,
+                    }
+                }
+                for name, (_, severity) in shift.CONDITIONS.items()
             }
-            for kind, severity in wanted
         }
-        write_json(shift.shift_file(tmp_path, row, False), {"scores": values})
-    return shift.combined(tmp_path)
+
+    return shift.combined([of(0.5, 0.5), of(0.5, 0.7)], [of(0.9, 0.5)])
 
 
 def test_combined_takes_the_auroc_of_the_unseen_classes(measured):
-    assert shift.over_kinds(measured, 0, "softmax", "auroc") == 0.9
-    assert shift.over_kinds(measured, 5, "softmax", "mean_iou") == pytest.approx(0.1)
-    assert math.isnan(shift.over_kinds(measured, 5, "ensemble", "mean_iou"))
+    assert shift.over_kinds(measured, 0, "softmax", "auroc").mean == 0.9
+    assert shift.over_kinds(measured, 5, "softmax", "mean_iou").values == pytest.approx((0.0, 0.2))
+    assert math.isnan(shift.over_kinds(measured, 5, "ensemble", "mean_iou").mean)
 
 
 def test_report_of_incomplete_results(measured):
     made = shift.report(measured, "camvid", {})
     assert "falls from 0.600 to 0.100" in made.text
     assert [len(table.rows) for section in made.sections for table in section.tables] == [6, 9]
+
+
+def test_report_without_results():
+    assert "not been measured" in shift.report({}, "camvid", {}).text
+
+
+def test_measured_leaves_out_what_has_not_ended(tmp_path):
+    file = shift.shift_file(tmp_path, methods.ALL, [0], 2)
+    write_json(file, {"scores": {"clean 0": {}}, "provenance": {}})
+    assert shift.measured(tmp_path, methods.ALL, 1, 1, 2) == []
+    write_json(file, {"scores": {name: {} for name in shift.CONDITIONS}, "provenance": {}})
+    assert len(shift.measured(tmp_path, methods.ALL, 1, 1, 2)) == 1
+    assert shift.measured(tmp_path, methods.ALL, 1, 1, 1) == []
