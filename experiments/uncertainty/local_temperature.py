@@ -220,7 +220,7 @@ def report(found: Mapping[str, list[dict[str, Any]]]) -> Report:
     sections = (Section("Calibration", text, tuple(table(found, name) for name in FITTED)),)
     facts = {
         "networks": "; ".join(f"{data}: {len(results)} seeds" for data, results in found.items()),
-        "temperature network": f"3 convolutions of {WIDTH} channels, dilations 1, 2 and 4; AdamW, at most {EPOCHS} epochs",
+        "temperature network": f"3 convolutions of {WIDTH} channels, dilations 1, 2, 4; AdamW, at most {EPOCHS} epochs",
         **provenance_facts([one for results in found.values() for one in results]),
     }
     return Report("A temperature per pixel", finding(found), sections, facts)

@@ -194,10 +194,9 @@ def kind_table(found: Mapping[str, Any], family: str, severity: int) -> Table:
 
 def figure(found: Mapping[str, Any]) -> Figure:
     """Draws each column over the severity, one line per family."""
-    drawn = Figure(figsize=(15, 3.2), layout="constrained")
+    drawn, severities = Figure(figsize=(15, 3.2), layout="constrained"), (0, *SEVERITIES)
     for axes, (title, key) in zip(drawn.subplots(1, len(COLUMNS)), COLUMNS.items(), strict=True):
         for family in families_of(found):
-            severities = (0, *SEVERITIES)
             axes.plot(severities, [over_kinds(found, s, family, key).mean for s in severities], ".-", label=family)
         axes.set(title=title, xlabel="severity", xticks=severities)
         axes.grid(alpha=0.25)

@@ -45,12 +45,14 @@ def test_calibrated_local_finds_a_temperature_that_depends_on_the_image(pixels, 
     assert local < one - 0.02 < one < plain
 
 
+@pytest.mark.slow
 def test_fit_local_that_finds_nothing_better_keeps_the_first_temperature(pixels, monkeypatch):
     monkeypatch.setattr(local_temperature, "EPOCHS", 0)
     logits = local_temperature.fit_local(pixels, float(np.log(0.5)), False, 0)(pixels)
     np.testing.assert_allclose(logits, 0.5 * pixels.logits, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_pixels_of_are_labelled_and_on_the_boundaries_of_the_labels(tiny_scenes):
     config = tiny_scenes.copy_and_resolve_references().unlock()
     config.data.name, config.objective.alpha, config.model.prior = "road_debris_scene", None, ()
