@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
-from absl import flags
+from absl import app, flags
 from jaxtyping import Array
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
@@ -207,8 +207,6 @@ def figure(found: Mapping[str, Any]) -> Figure:
 def finding(found: Mapping[str, Any]) -> str:
     """Returns the result in a few sentences."""
     families = families_of(found)
-    if "softmax" not in families:
-        return "The networks have not been measured yet."
     clean, worst = (
         {family: {key: over_kinds(found, s, family, key).mean for key in COLUMNS.values()} for family in families}
         for s in (0, SEVERITIES[-1])
@@ -249,6 +247,8 @@ def main(argv: list[str]) -> None:
             measure(options.data, workdir, row, subject, options.every, console)
     results = [measured(workdir, row, seeds, members, options.every) for row in rows]
     found = combined(*results)
+    if "softmax" not in families_of(found):
+        raise app.UsageError(f"--only_table: {workdir} has no complete results for these options; remove --only_table")
     facts = {
         "data": f"{options.data}, one evaluation image in {options.every}",
         "networks": f"those of experiments.uncertainty.methods: {seeds} seed(s)"

@@ -75,10 +75,6 @@ def test_report_of_incomplete_results(measured):
     assert [len(table.rows) for section in made.sections for table in section.tables] == [6, 9]
 
 
-def test_report_without_results():
-    assert "not been measured" in shift.report({}, "camvid", {}).text
-
-
 def test_measured_leaves_out_what_has_not_ended(tmp_path):
     file = shift.shift_file(tmp_path, methods.ALL, [0], 2)
     write_json(file, {"scores": {"clean 0": {}}, "provenance": {}})
