@@ -211,7 +211,7 @@ def folder_report(found: FolderSurvey, root: Path, *, images_per_class: int) -> 
             pair, split = pairs[at]
             tiles = _tiles(found, pair, augmented, example_keys(jax.random.key(0), at, jnp.arange(2)))
             caption = f"{split}/{pair.pair.name}: {shares[at, number]:.2%} {names[number]}"
-            pictures.append(Picture(f"{number}_{at}", caption, inference.png(tiles), half=True))
+            pictures.append(Picture(f"{number}_{at}", caption, inference.jpeg(tiles), half=True))
         count = np.count_nonzero(shares[:, number])
         text = f"{total[number] / total.sum():.3%} of the pixels, in {count} of {len(pairs)} images."
         sections.append(Section(names[number], text, (), tuple(pictures)))

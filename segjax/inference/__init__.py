@@ -41,7 +41,7 @@ with epy.lazy_api_imports(globals()):
         predict_tiled,
     )
     from segjax.inference.visualize import as_rgb, contact_sheet, example_tiles, heatmap, legend, overlay, tiles
-    from segjax.inference.writer import OutputOptions, WriteSummary, is_prediction_file, png, write_predictions
+    from segjax.inference.writer import OutputOptions, WriteSummary, is_prediction_file, jpeg, png, write_predictions
 
 __all__ = [
     "AUGMENTATIONS",
@@ -70,6 +70,7 @@ __all__ = [
     "head_uncertainty_maps",
     "heatmap",
     "is_prediction_file",
+    "jpeg",
     "legend",
     "log_odds",
     "maps_to_statistics",

@@ -238,6 +238,12 @@ def png(pixels: UInt8[np.ndarray, "..."]) -> bytes:
     return cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1].tobytes()
 
 
+def jpeg(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """Returns a JPEG of an RGB picture, about a fifth as large as its `png`: quality 85, colours at full resolution."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, 85, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    return cv2.imencode(".jpg", pixels[..., ::-1], options)[1].tobytes()
+
+
 def _has_origin(file: Any, origin: dict[str, Any]) -> bool:
     """Returns True if the folder contains predictions of this origin; raises DataError for another origin."""
     if not file.exists():

@@ -70,15 +70,20 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A PNG file with a caption; its file is named REPORT_NAME.png.
+    """A PNG or JPEG file with a caption; its file is named REPORT_NAME.png or REPORT_NAME.jpeg.
 
     Two pictures with `half` stand side by side on a wide page.
     """
 
     name: str
     caption: str
-    png: bytes
+    content: bytes
     half: bool = False
+
+    @property
+    def form(self) -> str:
+        """Returns "jpeg" or "png", the end of the file's name and of its media type."""
+        return "jpeg" if self.content.startswith(b"\xff\xd8") else "png"
 
 
 class Section(NamedTuple):
@@ -387,14 +392,14 @@ def check_report(folder: str | os.PathLike, name: str, *, overwrite: bool = Fals
     """Raises ForeignFileError, before the work, for a file that `write_report` may have to replace and must not."""
     folder = epath.Path(folder)
     fixed = [folder / f"{name}.{suffix}" for suffix in ("html", "md", "tex", "json", "csv")]
-    more = [*named_like(folder, f"{name}_*.csv"), *named_like(folder, f"{name}_*.png")]
+    more = [file for suffix in ("csv", "png", "jpeg") for file in named_like(folder, f"{name}_*.{suffix}")]
     check_outputs([*fixed, *more], overwrite=overwrite)
 
 
 def write_report(
     report: Report, folder: str | os.PathLike, name: str, data: Any = None, *, overwrite: bool = False
 ) -> list[epath.Path]:
-    """Writes a report as NAME.html, NAME.md, NAME.tex, NAME.json, one CSV per table and one PNG per picture.
+    """Writes a report as NAME.html, NAME.md, NAME.tex, NAME.json, one CSV per table and one file per picture.
 
     NAME.json contains the facts of the report and `data`. Returns the paths, NAME.html first. A file that segjax did
     not write, or that was changed since, is replaced only with `overwrite`; else it raises ForeignFileError and writes
@@ -411,7 +416,7 @@ def write_report(
     for i, table in enumerate(tables):
         files[f"{name}.csv" if len(tables) == 1 else f"{name}_{i + 1}.csv"] = to_csv(table).encode()
     for section in report.sections:
-        files |= {f"{name}_{picture.name}.png": picture.png for picture in section.pictures}
+        files |= {f"{name}_{picture.name}.{picture.form}": picture.content for picture in section.pictures}
     write_outputs({folder / file: content for file, content in files.items()}, overwrite=overwrite)
     return [folder / file for file in files]
 
@@ -423,7 +428,7 @@ def as_markdown(report: Report, name: str) -> str:
         parts += [f"## {_markdown(section.title)}", _markdown_paragraphs(section.text)]
         for table in section.tables:
             parts += [_markdown_paragraphs(table.title), markdown(table)]
-        parts += [f"![{_markdown(one.caption)}]({name}_{one.name}.png)" for one in section.pictures]
+        parts += [f"![{_markdown(one.caption)}]({name}_{one.name}.{one.form})" for one in section.pictures]
     facts = [f"- {_markdown(key)}: {_markdown(_text(value))}" for key, value in report.facts.items()]
     return "\n\n".join(filter(None, [*parts, "## Provenance", "\n".join(facts)])) + "\n"
 
@@ -438,7 +443,7 @@ def html(report: Report) -> str:
         format_rows=format_rows,
         paragraphs=_paragraphs,
         grouped=lambda pictures: [(half, list(group)) for half, group in itertools.groupby(pictures, lambda p: p.half)],
-        encoded=lambda picture: base64.b64encode(picture.png).decode(),
+        encoded=lambda picture: base64.b64encode(picture.content).decode(),
         facts={key: _text(value) for key, value in report.facts.items()},
     )
 

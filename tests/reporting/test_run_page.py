@@ -73,7 +73,7 @@ def test_run_report_pictures_and_tables(classes, made):
     expected = ["loss", "scores", "iou", "learning_rate", "confusion", "precision_recall", "reliability"]
     assert names_of(made) == [*expected, "risk_coverage", "worst_1", "best_1"]
     pictures = [picture for section in made.sections for picture in section.pictures]
-    assert all(cv2.imdecode(np.frombuffer(one.png, np.uint8), 1).std() > 5 for one in pictures[:8])
+    assert all(cv2.imdecode(np.frombuffer(one.content, np.uint8), 1).std() > 5 for one in pictures[:8])
     (by_class,) = made.sections[2].tables
     assert len(by_class.rows) == classes + 1
     assert ("AP" in by_class.columns) == (classes > 2)
