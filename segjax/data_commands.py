@@ -35,7 +35,7 @@ from segjax.data.augment import augment, example_keys
 from segjax.data.decode import image_header
 from segjax.data.io import DataError, RawFile, read_bytes
 from segjax.data.labels import VOID, numbered_classes
-from segjax.data.loader import resize_pair
+from segjax.data.loader import letterbox_pair, resize_pair
 from segjax.data.pairs import make_example
 from segjax.inference.visualize import overlay_palette, rare_outlines
 from segjax.reporting import Picture, Report, Section, Table, html, show
@@ -231,7 +231,8 @@ def _augmentation(config: ConfigDict) -> Callable[..., Any]:
     """Returns `augment` with the settings of a config, as the training step calls it at its beginning."""
     options = {key: config.augment[key] for key in ("flip", "rotation", "brightness", "contrast", "crop_fraction")}
     options |= {"scale": tuple(config.augment.scale), "size": tuple(config.data.size)}
-    return partial(augment, mean=tuple(config.data.mean), std=tuple(config.data.std), **options)
+    options |= {"mean": tuple(config.data.mean), "std": tuple(config.data.std), "letterbox": config.data.letterbox}
+    return partial(augment, **options)
 
 
 def _tiles(found: FolderSurvey, surveyed: PairSurvey, augmented: Callable[..., Any], keys: jax.Array) -> np.ndarray:
@@ -243,9 +244,14 @@ def _tiles(found: FolderSurvey, surveyed: PairSurvey, augmented: Callable[..., A
     example = make_example(*content, pair.name, *options)
     image, label = example["image"], example["label"]
     shown = {"image": inference.as_rgb(image), "mask": _tinted(image, label, found)}
+    sizes = None
     if len({one.size for one in found.pairs}) > 1:  # else the device crops from the original pixels
-        image, label = resize_pair(image, label, tuple(data.size))
-    images, labels = augmented(*(np.stack([array] * 2) for array in (image, label)), keys)
+        if data.letterbox:
+            image, label, fitted = letterbox_pair(image, label, tuple(data.size))
+            sizes = np.stack([fitted] * 2)
+        else:
+            image, label = resize_pair(image, label, tuple(data.size))
+    images, labels = augmented(*(np.stack([array] * 2) for array in (image, label)), keys, sizes=sizes)
     images = 255 * (np.asarray(images) * np.array(data.std) + np.array(data.mean))
     for i in range(2):
         shown[f"augmented {i + 1}"] = _tinted(images[i], np.asarray(labels[i]).astype(np.uint8), found)

@@ -19,7 +19,6 @@ from jaxtyping import Array, Shaped
 
 from segjax import cli, metrics, missing_extra
 from segjax.data.labels import class_values
-from segjax.data.resize import resize
 from segjax.inference import PredictOptions, class_logits, standalone_predict
 from segjax.inference.predictor import fingerprint, mask_and_calibrated_logits, prediction_sets
 from segjax.storage import check_outputs, nan_to_none, output_folder, read_json, say, to_json, write_outputs
@@ -137,7 +136,7 @@ def lower_network(
             low, high = preprocessing.value_range
             images = jnp.clip((images - low) * (255 / (high - low)), 0, 255)
         output = model.apply(variables, preprocessing.network_input(images), train=False)
-        logits = class_logits(resize(output.logits, images.shape[1:3], antialias=False), preprocessing.num_classes)
+        logits = class_logits(preprocessing.to_native(output.logits, images.shape[1:3]), preprocessing.num_classes)
         mask, calibrated = mask_and_calibrated_logits(logits, options)
         if options.radius:
             near = metrics.dilate(mask == options.positive, options.radius)
@@ -151,7 +150,7 @@ def lower_network(
                 name, values = "mutual_information", metrics.mutual_information(members)
             else:
                 name, values = "variance", output.logit_variance.mean(axis=-1)
-            found[name] = resize(values[..., None], images.shape[1:3], antialias=False)[..., 0]
+            found[name] = preprocessing.to_native(values[..., None], images.shape[1:3])[..., 0]
         return found
 
     shape = jax_export.symbolic_shape("b, h, w") if size is None else (*jax_export.symbolic_shape("b"), *size)
@@ -198,8 +197,10 @@ def model_card(run: TrainedRun, *, uncertainty: bool, size: tuple[int, int] | No
         },
         "preprocessing": {
             "applied": "inside: resized to `size` bilinearly with antialiasing, then (image / 255 - mean) / std; "
-            "logits are resized back to H × W",
+            "logits are resized back to H × W; with `letterbox`, images keep their proportions and are padded with 0 "
+            "at the bottom and the right",
             "size": list(config.data.size),
+            "letterbox": config.data.letterbox,
             "mean": list(config.data.mean),
             "std": list(config.data.std),
         },

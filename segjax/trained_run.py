@@ -229,7 +229,9 @@ def combine(runs: Sequence[TrainedRun]) -> TrainedRun:
 
 def _function_of(run: TrainedRun) -> dict[str, Any]:
     """Returns the config values that must agree for networks to be combined."""
-    data = {f"config.data.{key}": run.config.data[key] for key in ("size", "channels", "range", "mean", "std")}
+    data = {
+        f"config.data.{key}": run.config.data[key] for key in ("size", "letterbox", "channels", "range", "mean", "std")
+    }
     model = {f"config.model.{key}": value for key, value in run.config.model.items() if key not in _OWN}
     outputs = {"the number of outputs for config.objective.loss": run.num_outputs}
     return {"the classes": run.label_set.names} | data | model | outputs

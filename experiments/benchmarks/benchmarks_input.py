@@ -20,7 +20,7 @@ from segjax.configs import camvid_unet
 from segjax.data.augment import augment, example_keys
 from segjax.reporting import Table
 from segjax.training import DataError, open_split
-from segjax.training.loop import DEVICE_KEYS, train_batches
+from segjax.training.loop import device_arrays, train_batches
 from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.train_step import init_state, make_model, make_train_step
 
@@ -49,7 +49,7 @@ def _row(setting: Setting, config: ConfigDict) -> dict[str, Any]:
     state, hparams = init_state(config, model), hparams_at(1, hparams_from_config(config), phases(config))
     step = jax.jit(make_train_step(config, model, classes, None))
     with contextlib.closing(train_batches(config, source)) as batches:
-        batch = jax.device_put({key: next(batches)[key] for key in DEVICE_KEYS})
+        batch = jax.device_put(device_arrays(next(batches)))
         augmented = jax.jit(partial(_augmented, config))
 
         def draw() -> None:

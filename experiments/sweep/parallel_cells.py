@@ -24,7 +24,7 @@ from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import CONFIG_FILE, with_found_data, write_config
 from segjax.training.evaluation import eval_scalars, headline, make_eval_step, scores, split_facts, sum_counts
-from segjax.training.loop import DEVICE_KEYS, open_splits, train_batches
+from segjax.training.loop import device_arrays, open_splits, train_batches
 from segjax.training.metrics_writer import METRICS_FILE, append, drop_after, read_log
 from segjax.training.objective import GradientBudget, budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
@@ -127,7 +127,7 @@ def train_together(
                 now = [hparams_at(step, values, plan) for values, plan in zip(initial, plans, strict=True)]
                 hparams = _stack(now, sweep.mesh)
             batch = next(batches)
-            states, measured = sweep.train_step(states, _replicate(batch, DEVICE_KEYS, sweep.mesh), hparams)
+            states, measured = sweep.train_step(states, _replicate(device_arrays(batch), sweep.mesh), hparams)
             if unlogged:  # one step late, so that the devices never wait for the host
                 _log(runs, *unlogged)
             unlogged = (step, measured)
@@ -203,7 +203,7 @@ def _evaluate(runs: Sequence[_Run], states: TrainState, sweep: CompiledSweep, st
     """Scores the states and logs the scores of the runs that have not diverged."""
 
     def count(batch: dict[str, np.ndarray]) -> Any:
-        return sweep.eval_step(states, _replicate(batch, tuple(batch), sweep.mesh), hparams)
+        return sweep.eval_step(states, _replicate(batch, sweep.mesh), hparams)
 
     hparams = _stack([hparams_from_config(run.config) for run in runs], sweep.mesh)
     counts = sum_counts(count, sweep.eval_source, runs[0].config, devices=1)
@@ -239,5 +239,5 @@ def _take(states: TrainState, i: jax.Array) -> TrainState:
     return jax.tree.map(lambda x: x[i], states)
 
 
-def _replicate(batch: dict[str, np.ndarray], keys: Sequence[str], mesh: Mesh) -> dict[str, jax.Array]:
-    return jax.device_put({key: batch[key] for key in keys}, NamedSharding(mesh, P()))
+def _replicate(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    return jax.device_put(batch, NamedSharding(mesh, P()))

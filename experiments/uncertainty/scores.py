@@ -89,7 +89,7 @@ def fit(run: TrainedRun) -> Fitted:
         inputs = run.preprocessing.network_input(batch["image"], batch["size"])
         output = model.apply(state.variables, inputs, train=False)
         maps = {"logits": output.logits, "features": output.features}
-        return sum_over_strips(count, maps, batch, run.config.training.eval_pixels)
+        return sum_over_strips(count, maps, batch, run.preprocessing, run.config.training.eval_pixels)
 
     sums, _ = counts_over_split(run, step, run.config.data.train_split)
     features = sums["features"]

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Integer, Key, Shaped
 
 from segjax.data.labels import VOID
-from segjax.data.resize import nearest_pixels, resize
+from segjax.data.resize import equal_sizes, fit_within, nearest_pixels, resize
 
 # Folded into an example's key, for random numbers other than those of `augment`.
 _OUTLIERS = np.uint32(1)
@@ -35,18 +35,22 @@ def prepare(
     mean: Sequence[float],
     std: Sequence[float],
     sizes: Integer[ArrayLike, "b 2"] | None = None,
+    letterbox: bool = False,
 ) -> Float[Array, "b h w c"]:
     """Resizes images to `size` with antialiasing, then normalises them. Nothing is random.
 
-    Args and errors are those of `augment`, and
-        sizes: (height, width) of each image in the top left corner of its array, `[B, 2]`; None: all of the array.
+    Args and errors are those of `augment`.
 
     >>> print(prepare(jnp.full((1, 4, 6, 3), 255, jnp.uint8), size=(2, 3), mean=(0.5,), std=(0.25,))[0, 0, 0].round(4))
     [2. 2. 2.]
     """
     _check_images(images, size, mean, std)
-    resized = resize(images.astype(jnp.float32), size, antialias=True, from_sizes=sizes)
-    return normalise(resized, mean, std)
+    fitted = None
+    if letterbox:
+        sizes = equal_sizes(images.shape[1:3], images.shape[0]) if sizes is None else jnp.asarray(sizes)
+        fitted = fit_within(sizes, size)
+    resized = resize(images.astype(jnp.float32), size, antialias=True, from_sizes=sizes, to_sizes=fitted)
+    return normalise(resized, mean, std, fitted)
 
 
 def augment(
@@ -63,12 +67,18 @@ def augment(
     contrast: float,
     mean: Sequence[float],
     std: Sequence[float],
+    sizes: Integer[ArrayLike, "b 2"] | None = None,
+    letterbox: bool = False,
 ) -> tuple[Float[Array, "b h w c"], Int[Array, "b h w"]]:
     """Applies random crop and zoom in one resampling, flip, rotation, brightness and contrast, and normalises.
 
     A window of `crop_fraction` / zoom of the source's height and width becomes the output. Its position is uniform
     over all that lie in the source or, for a window larger than the source, over all that contain the source.
     With every setting neutral this is `prepare`. Outside the source the image is the mean (0) and the label `VOID`.
+
+    A letterboxed source is resized by one factor to `fit_within(sizes, size)`, in the top left corner of the output.
+    The window has the proportions of the output, and extends beyond the source at the bottom or the right only where
+    it is larger.
 
     Args:
         images: uint8 or float32 `[B, H, W, C]` in 0..255, any C.
@@ -83,6 +93,8 @@ def augment(
         contrast: a factor uniform in [1 - contrast, 1 + contrast] on the distance from `mean`. Nothing is clipped.
         mean: mean of the pixels in [0, 1], one value or one per channel.
         std: standard deviation, like `mean`.
+        sizes: (height, width) of each image in the top left corner of its array, `[B, 2]`; None: all of the array.
+        letterbox: keep the proportions of the image; False: stretch it to those of `size`.
 
     Raises: TypeError unless images and labels are as above; ValueError if a shape or a setting is out of range.
     """
@@ -102,17 +114,25 @@ def augment(
 
     margin = _margin(size, rotation)
 
-    def augment_one(image: jax.Array, label: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def augment_one(
+        image: jax.Array, label: jax.Array, key: jax.Array, own_size: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         top, left, enlarge, flips, turn, bright, contrasts = jax.random.uniform(key, (7,))
         side = crop_fraction / (scale[0] + enlarge * (scale[1] - scale[0]))
-        source = jnp.asarray(label.shape, jnp.float32)
-        corner = jnp.stack([top, left]) * source * (1 - side)
-        zoom = jnp.asarray(size, jnp.float32) / (source * side)
+        height, width = label.shape if own_size is None else own_size
+        source, output = jnp.asarray((height, width), jnp.float32), jnp.asarray(size, jnp.float32)
+        if letterbox:
+            fitted = fit_within(jnp.asarray((height, width)), size).astype(jnp.float32)
+            frame = source * output / fitted  # the output in pixels of the source
+            free = jnp.minimum(frame * (1 - side), jnp.maximum(source - frame * side, 0))
+            corner, zoom = jnp.stack([top, left]) * free, fitted / (source * side)
+        else:
+            corner, zoom = jnp.stack([top, left]) * source * (1 - side), output / (source * side)
         # Normalised first (resampling is linear), so that the 0 outside the source is the mean. The margin around the
         # window is wide enough for a second resampling that rotates by any angle.
         shape = (size[0] + 2 * margin[0], size[1] + 2 * margin[1], image.shape[-1])
         start = jnp.asarray(margin, jnp.float32) - corner * zoom
-        image = normalise(image, mean, std)
+        image = normalise(image, mean, std, own_size)
         image = jax.image.scale_and_translate(image, shape, (0, 1), zoom, start, method="linear", antialias=True)
 
         # Centres of the output's pixels: in the output, then in the source.
@@ -129,7 +149,6 @@ def augment(
             image = jax.vmap(lambda channel: map_coordinates(channel, points, order=1), in_axes=-1, out_axes=-1)(image)
         else:
             image = jnp.where(flips, image[:, ::-1], image)
-        height, width = label.shape
         rows, columns = corner[0] + y / zoom[0], corner[1] + x / zoom[1]
         # Only the whole, upright source has exact ties; elsewhere they are rounding errors, and either pixel is right.
         rows, columns = (
@@ -137,6 +156,8 @@ def augment(
             for at, length in ((rows, height), (columns, width))
         )
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        if letterbox:  # resampling would blend the image with its padding
+            image = jnp.where(inside[..., None], image, 0)
         rows, columns = jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)
         nearest = label[rows, columns] if rotation else _take_grid(label, rows[:, 0], columns[0])
         label = jnp.where(inside, nearest.astype(jnp.int32), VOID)
@@ -145,7 +166,7 @@ def augment(
         image = image * (1 + contrast * (2 * contrasts - 1)) + jnp.where(inside[..., None], offset, 0)
         return image, label
 
-    return jax.vmap(augment_one)(images, labels, keys)
+    return jax.vmap(augment_one)(images, labels, keys, None if sizes is None else jnp.asarray(sizes))
 
 
 def paste_outliers(
@@ -218,11 +239,24 @@ def _draw_fragment(
     return jnp.clip(colours, low, high), cover
 
 
-def normalise(images: Shaped[Array, "..."], mean: Sequence[float], std: Sequence[float]) -> Shaped[Array, "..."]:
-    """Normalises images of 0..255, channels last: (x / 255 - mean) / std in float32."""
+def normalise(
+    images: Shaped[Array, "*b h w c"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    sizes: Integer[Array, "*b 2"] | None = None,
+) -> Shaped[Array, "*b h w c"]:
+    """Normalises images of 0..255, channels last: (x / 255 - mean) / std in float32.
+
+    `sizes` are the height and width of each image in the top left corner of its array, outside which the result is 0.
+    """
     per_channel = (1,) * (images.ndim - 1) + (-1,)
     mean, std = (jnp.asarray(values, jnp.float32).reshape(per_channel) for values in (mean, std))
-    return (images / 255 - mean) / std
+    normalised = (images / 255 - mean) / std
+    if sizes is None:
+        return normalised
+    heights, widths = (sizes[..., axis, None, None, None] for axis in (0, 1))
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, images.shape, images.ndim - axis) for axis in (3, 2))
+    return jnp.where((row < heights) & (column < widths), normalised, 0)
 
 
 def _take_grid(label: Array, rows: Int[Array, "h"], columns: Int[Array, "w"]) -> Array:

@@ -24,7 +24,7 @@ from absl import flags
 from segjax.data.io import DataError
 from segjax.data.labels import VOID
 from segjax.data.pairs import Example, Source
-from segjax.data.resize import resize_nearest
+from segjax.data.resize import fit_within, resize_nearest
 
 Batch = dict[str, np.ndarray]
 _FOR_THE_PARENT = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)  # signals that a worker leaves to its parent
@@ -82,6 +82,7 @@ def train_loader(
     global_batch_size: int,
     seed: int,
     size: tuple[int, int] | None,
+    letterbox: bool = False,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
@@ -98,6 +99,7 @@ def train_loader(
       seed: seed of the order.
       size: (height, width) to resize to: images by area where they shrink and bilinearly where they grow, labels by
         `resize_nearest`. None: the native resolution, which all images must share.
+      letterbox: resize to `fit_within(…, size)`, and pad at the bottom and the right, with 0 and void.
       process_index: h, this host.
       process_count: n, the number of hosts; must divide G.
       workers: number of reading processes; 0 reads in threads of this process.
@@ -105,8 +107,9 @@ def train_loader(
 
     Returns:
       An iterator over dicts of "image" `[b, H, W, C]`, see `Example`, "label" uint8 `[b, H, W]`, "name" `[b]`, and
-      "index" uint32 `[b]`, the example's position in the stream (modulo 2^32), for b = G / n. It raises `DataError` for
-      a file that can no longer be read and `LoaderDied` for a worker that was killed or crashed.
+      "index" uint32 `[b]`, the example's position in the stream (modulo 2^32), for b = G / n; and, if images are
+      padded, "size" int32 `[b, 2]`, (height, width) of each. It raises `DataError` for a file that can no longer be
+      read and `LoaderDied` for a worker that was killed or crashed.
     """
     share = _share(global_batch_size, process_index, process_count)
     if size is None and source.native_size is None:
@@ -115,7 +118,7 @@ def train_loader(
     digest = hashlib.sha256(f"segjax:{seed}".encode()).digest()
     stream = grain.MapDataset.range(len(source)).shuffle(seed=int.from_bytes(digest[:4], "big"))
     stream = stream.repeat(2**48 // len(source) + 1)  # an endless repeat overflows grain's lengths
-    stream = stream.map_with_index(functools.partial(_train_example, source=source, size=size))
+    stream = stream.map_with_index(functools.partial(_train_example, source=source, size=size, letterbox=letterbox))
 
     def batches_from(position: int) -> Iterator[Batch]:
         shard = stream[position:].batch(share)[process_index::process_count]
@@ -242,12 +245,16 @@ def _share(global_batch_size: int, process_index: int, process_count: int) -> in
     return global_batch_size // process_count
 
 
-def _train_example(position: int, index: int, *, source: Source, size: tuple[int, int] | None) -> dict[str, Any]:
+def _train_example(
+    position: int, index: int, *, source: Source, size: tuple[int, int] | None, letterbox: bool
+) -> dict[str, Any]:
     example = _read(source, index)
-    image, label = example["image"], example["label"]
-    if size is not None:
+    image, label, sizes = example["image"], example["label"], {}
+    if size is not None and letterbox:
+        image, label, sizes["size"] = letterbox_pair(image, label, size)
+    elif size is not None:
         image, label = resize_pair(image, label, size)
-    return {"image": image, "label": label, "index": np.uint32(position % 2**32), "name": example["name"]}
+    return {"image": image, "label": label, "index": np.uint32(position % 2**32), "name": example["name"], **sizes}
 
 
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -259,6 +266,16 @@ def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> 
     image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
     image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     return image.reshape(*size, -1), resize_nearest(label, size)  # OpenCV drops a single channel
+
+
+def letterbox_pair(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns an image and its labels, letterboxed to `size` as `train_loader` does, and their size without padding."""
+    fitted = fit_within(np.array(label.shape), size)
+    image, label = resize_pair(image, label, tuple(fitted.tolist()))
+    padding = [(0, full - n) for full, n in zip(size, label.shape, strict=True)]
+    return np.pad(image, [*padding, (0, 0)]), np.pad(label, padding, constant_values=VOID), fitted
 
 
 def _read(source: Source, index: int) -> Example:

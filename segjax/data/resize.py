@@ -4,7 +4,8 @@ Evaluation, prediction, report and export share the bilinear one. Its sizes and 
 any size in a padded array share one compiled program.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,11 +53,7 @@ def resize(
     """
     if from_sizes is None and to_sizes is None and tuple(shape) == images.shape[1:3]:
         return images
-    # Stacked, because an exported program has symbolic lengths.
-    whole, full = (
-        jnp.broadcast_to(jnp.stack([jnp.asarray(n) for n in lengths]), (images.shape[0], 2))
-        for lengths in (images.shape[1:3], shape)
-    )
+    whole, full = (equal_sizes(lengths, images.shape[0]) for lengths in (images.shape[1:3], shape))
     sources = whole if from_sizes is None else jnp.asarray(from_sizes)
     targets = full if to_sizes is None else jnp.asarray(to_sizes)
     for axis in (0, 1):
@@ -67,6 +64,32 @@ def resize(
         weights = jnp.where((first + jnp.arange(shape[axis]))[None, :, None] < target[:, None, None], weights, 0)
         images = _apply(weights, images, axis)
     return images
+
+
+def fit_within(
+    sizes: Integer[Array | np.ndarray, "*b 2"], size: tuple[int, int]
+) -> Integer[Array | np.ndarray, "*b 2"]:
+    r"""Returns the sizes of letterboxed images: the largest within `size` that keep each image's proportions, int32.
+
+    .. math:: s = \min(h / H, w / W), \qquad (\max(1, \lfloor s H + \tfrac12 \rfloor),
+        \max(1, \lfloor s W + \tfrac12 \rfloor))
+
+    Args:
+        sizes: (H, W) of each image, each below 2^16.
+        size: (h, w).
+
+    >>> fit_within(np.array([[480, 640], [100, 50], [3000, 2]]), (192, 256)).tolist()
+    [[192, 256], [192, 96], [192, 1]]
+    """
+    within = np.array(size, np.uint32).reshape((1,) * (sizes.ndim - 1) + (2,))
+    own = sizes.astype(np.uint32)  # products with `within` are below 2^32
+    other = own[..., ::-1]
+    return ((own * within[..., ::-1] + other // 2) // other).clip(1, within).astype(np.int32)
+
+
+def equal_sizes(size: Sequence[Any], batch: Any) -> Integer[Array, "b 2"]:
+    """Returns the sizes of a batch of images of one height and width, which may be symbolic."""
+    return jnp.broadcast_to(jnp.stack([jnp.asarray(n) for n in size]), (batch, 2))
 
 
 def resize_nearest(values: Shaped[np.ndarray, "h w *c"], shape: tuple[int, int]) -> Shaped[np.ndarray, "H W *c"]:
@@ -82,7 +105,9 @@ def resize_nearest(values: Shaped[np.ndarray, "h w *c"], shape: tuple[int, int])
     return values.take(rows, axis=0).take(columns, axis=1)  # five times as fast as values[rows[:, None], columns]
 
 
-def nearest_pixels(positions: Float[np.ndarray | Array, "*n"], length: int) -> Integer[np.ndarray | Array, "*n"]:
+def nearest_pixels(
+    positions: Float[np.ndarray | Array, "*n"], length: Integer[ArrayLike, ""] | int
+) -> Integer[np.ndarray | Array, "*n"]:
     """Returns the pixel that contains each position along an axis, where pixel i covers [i, i + 1).
 
     A position between two pixels is equally near to both. It takes the one closer to the middle of the axis, so that a

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Integer, Shaped
 from segjax import metrics
 from segjax.data.augment import normalise, prepare
 from segjax.data.decode import ValueRange
-from segjax.data.resize import resize
+from segjax.data.resize import equal_sizes, fit_within, resize
 from segjax.models import Segmentation
 
 
@@ -25,6 +25,8 @@ class Preprocessing(NamedTuple):
       num_classes: C, without void.
       value_range: values of image files that become 0 and 255; None: files of 8 bits per channel.
       dtype: dtype of the image files under `value_range`; None: any.
+      letterbox: whole images keep their proportions and are padded to `size` at the bottom and the right, with the
+        mean; False: they are stretched.
     """
 
     size: tuple[int, int]
@@ -34,16 +36,40 @@ class Preprocessing(NamedTuple):
     num_classes: int
     value_range: ValueRange = None
     dtype: str | None = None
+    letterbox: bool = False
 
-    def normalise(self, images: Shaped[Array, "..."]) -> Float[Array, "..."]:
-        """Returns pixels 0..255 as the network takes them, (x / 255 - mean) / std; nothing is resized."""
-        return normalise(images, self.mean, self.std)
+    def normalise(
+        self, images: Shaped[Array, "b h w c"], sizes: Integer[Array, "b 2"] | None = None
+    ) -> Float[Array, "b h w c"]:
+        """Returns pixels 0..255 as the network takes them, (x / 255 - mean) / std; nothing is resized.
+
+        `sizes` are those of images in padded arrays, outside which the result is 0.
+        """
+        return normalise(images, self.mean, self.std, sizes)
 
     def network_input(
         self, images: Shaped[Array, "..."], sizes: Integer[ArrayLike, "b 2"] | None = None
     ) -> Float[Array, "b h w c"]:
         """Resizes images of 0..255 to `size` and normalises them; `sizes` are those of images in padded arrays."""
-        return prepare(images, size=self.size, mean=self.mean, std=self.std, sizes=sizes)
+        options = {"size": self.size, "mean": self.mean, "std": self.std, "letterbox": self.letterbox}
+        return prepare(images, sizes=sizes, **options)
+
+    def to_native(
+        self,
+        maps: Float[Array, "b h w k"],
+        shape: tuple[int, int],
+        sizes: Integer[ArrayLike, "b 2"] | None = None,
+        first_row: Integer[ArrayLike, ""] | int = 0,
+    ) -> Float[Array, "b H W k"]:
+        """Resizes maps of the `network_input` back to the sizes of the images, bilinearly, without the padding.
+
+        `shape` is that of the arrays of the images, and `sizes` and `first_row` are those of `resize`.
+        """
+        fitted = None
+        if self.letterbox:
+            natives = equal_sizes(shape, maps.shape[0]) if sizes is None else jnp.asarray(sizes)
+            fitted = fit_within(natives, self.size)
+        return resize(maps, shape, antialias=False, from_sizes=fitted, to_sizes=sizes, first_row=first_row)
 
 
 class Ensemble(NamedTuple):
@@ -116,7 +142,7 @@ def predict_logits(
     images are `[b, H, W, C]`, 0..255, each in the top left corner of its array, and `sizes` are their height and width.
     """
     output = model.apply(variables, preprocessing.network_input(images, sizes), train=False)
-    return resize(output.logits, images.shape[1:3], antialias=False, to_sizes=sizes)
+    return preprocessing.to_native(output.logits, images.shape[1:3], sizes)
 
 
 def class_logits(outputs: Float[Array, "*pixels outputs"], num_classes: int) -> Float[Array, "*pixels {num_classes}"]:

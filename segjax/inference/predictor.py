@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt8
 
 from segjax import metrics
-from segjax.data.resize import Axis, resize_window
+from segjax.data.resize import Axis, fit_within, resize_window
 from segjax.inference.augmentation import SYMMETRIES, augmented_statistics, dropout_head
 from segjax.inference.forward import Ensemble, Preprocessing, class_logits
 from segjax.inference.monte_carlo import dropout_passes, maps_to_statistics, statistics_to_maps, uncertainty_of
@@ -257,6 +257,8 @@ class Predictor:
         fields |= {"members": self.options.members} if self.options.members > 1 else {}
         inputs = self.preprocessing._asdict()
         del inputs["size"], inputs["dtype"]  # the options contain the size; another dtype is refused
+        if not inputs["letterbox"] or self.options.scale is not None:  # of whole images only
+            del inputs["letterbox"]
         return {
             "parameters": fingerprint(self._variables),
             "network": type(self._network).__name__,
@@ -278,10 +280,22 @@ class Predictor:
         batch = self.options.batch
         for start in range(0, len(images), batch):
             group = images[start : start + batch]
-            inputs = [_resized(image, self.options.tile) for image in group]
-            maps = self._tile_maps(self._variables, np.stack(inputs + inputs[-1:] * (batch - len(inputs))))
-            for image, one in zip(group, np.array(maps), strict=False):
-                yield self._at_size(one, image.shape[:2])
+            tiles, sizes = map(list, zip(*map(self._whole_in_tile, group), strict=True))
+            tiles, filled = (np.stack(rows + rows[-1:] * (batch - len(rows))) for rows in (tiles, sizes))
+            maps = self._tile_maps(self._variables, tiles, filled if self.preprocessing.letterbox else None)
+            for image, one, (height, width) in zip(group, np.array(maps), sizes, strict=False):
+                yield self._at_size(one[:height, :width], image.shape[:2])
+
+    def _whole_in_tile(
+        self, image: Shaped[np.ndarray, "H W channels"]
+    ) -> tuple[Shaped[np.ndarray, "h w channels"], tuple[int, int]]:
+        """Returns a tile with the whole image, resized, in its top left corner, and the size of the image there."""
+        tile = self.options.tile
+        if not self.preprocessing.letterbox:
+            return _resized(image, tile), tile
+        size = tuple(fit_within(np.array(image.shape[:2]), tile).tolist())
+        padding = [(0, full - n) for full, n in zip(tile, size, strict=True)]
+        return np.pad(_resized(image, size), [*padding, (0, 0)]), size
 
     def _predict_tiles(self, image: Shaped[np.ndarray, "H W channels"]) -> Prediction:
         options, classes, size = self.options, self.preprocessing.num_classes, image.shape[:2]
@@ -319,9 +333,10 @@ class Predictor:
 
 
 def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preprocessing) -> Callable:
-    """Builds `tile_maps(variables, tiles)`: `[batch, th, tw, C]` logits, or the maps of the sample statistics.
+    """Builds `tile_maps(variables, tiles, sizes=None)`: `[batch, th, tw, C]` logits, or maps of the sample statistics.
 
-    The variables of an ensemble are stacked, and its maps are the means over its members.
+    `sizes` are those of letterboxed images in the top left corner of their tiles. The variables of an ensemble are
+    stacked, and its maps are the means over its members.
     """
     stochastic, model = model.clone(remat=False), model.clone(dropout="none", deep_dropout=0, remat=False)
     symmetries, scales = AUGMENTATIONS[options.augment]
@@ -331,8 +346,10 @@ def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preproce
         dropout_passes(stochastic, {}, key)  # raises for a network without dropout
         symmetries = [symmetry for symmetry in symmetries for _ in range(options.passes)]
 
-    def maps_of(variables: Any, tiles: Shaped[Array, "b h w channels"]) -> Float[Array, "b h w maps"]:
-        images = preprocessing.normalise(tiles)
+    def maps_of(
+        variables: Any, tiles: Shaped[Array, "b h w channels"], sizes: Integer[Array, "b 2"] | None
+    ) -> Float[Array, "b h w maps"]:
+        images = preprocessing.normalise(tiles, sizes)
         # One index for all: a sample is one network for the whole image, and for all images.
         examples = jnp.zeros(len(images), jnp.int32)
 
@@ -352,10 +369,12 @@ def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preproce
         return statistics_to_maps(found)
 
     @jax.jit
-    def tile_maps(variables: Any, tiles: Shaped[Array, "b h w channels"]) -> Float[Array, "b h w maps"]:
+    def tile_maps(
+        variables: Any, tiles: Shaped[Array, "b h w channels"], sizes: Integer[Array, "b 2"] | None = None
+    ) -> Float[Array, "b h w maps"]:
         if options.members == 1:
-            return maps_of(variables, tiles)
-        return jax.lax.map(lambda one: maps_of(one, tiles), variables).mean(axis=0)
+            return maps_of(variables, tiles, sizes)
+        return jax.lax.map(lambda one: maps_of(one, tiles, sizes), variables).mean(axis=0)
 
     return tile_maps
 

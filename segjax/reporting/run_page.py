@@ -7,6 +7,7 @@ the worst mean IoU, are read and predicted again at the end.
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,6 @@ from segjax import inference, metrics
 from segjax.data import CORRUPTIONS, Source
 from segjax.data.labels import UNSEEN, LabelSet
 from segjax.data.loader import eval_rows, padded_sizes
-from segjax.data.resize import resize
 from segjax.reporting import figures
 from segjax.reporting.figures import Series, png
 from segjax.reporting.report import Picture, Report, Section, Table, calibration_tables, per_class_table, unknown_table
@@ -194,7 +194,9 @@ def make_inspection_step(run: TrainedRun, corruption: tuple[str, int] | None = N
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
         maps = maps_of(state.variables, batch | {"image": evaluation.images_of(batch, corruption)})
-        counts = evaluation.sum_over_strips(count_strip, maps, batch, run.config.training.eval_pixels)
+        counts = evaluation.sum_over_strips(
+            count_strip, maps, batch, run.preprocessing, run.config.training.eval_pixels
+        )
         per_image = {"per_image": counts["per_image"], "index": batch["index"]}
         if axis_name is not None:
             per_image = jax.lax.all_gather(per_image, axis_name, tiled=True)
@@ -253,8 +255,8 @@ def _read_and_predict(run: TrainedRun, source: Source, chosen: Iterable[_ImageSc
 
     @jax.jit
     def predict(variables: Any, batch: dict[str, jax.Array]) -> tuple[Array, dict[str, Array]]:
-        options = {"shape": batch["image"].shape[1:3], "antialias": False, "to_sizes": batch["size"]}
-        maps = jax.tree.map(lambda x: resize(x, **options), maps_of(variables, batch))
+        to_native = partial(run.preprocessing.to_native, shape=batch["image"].shape[1:3], sizes=batch["size"])
+        maps = jax.tree.map(to_native, maps_of(variables, batch))
         outputs, logs = _outputs_and_logs(maps, num_classes)
         return inference.classify(outputs, num_classes), jax.tree.map(jnp.exp, logs)
 

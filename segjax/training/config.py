@@ -178,6 +178,9 @@ FIELDS = {
         ("displayed", "stored"),
     ),
     "data.size": Field((192, 256), "height and width of the network's input", range=SIZE, length=2, item=int),
+    "data.letterbox": Field(
+        False, "keep the proportions of images and pad them to data.size with the mean; False: stretch them"
+    ),
     "data.mean": Field((0.45,), "mean of pixels in [0, 1], one value or one per channel", range=FINITE),
     "data.std": Field((0.25,), "standard deviation of pixels in [0, 1], one value or one per channel", range=POSITIVE),
     "data.on_error": Field("raise", "what to do with a bad image or mask, before training", ("raise", "skip")),

@@ -3,6 +3,7 @@
 import html
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from segjax.data.augment import example_keys
 from segjax.data.decode import decode_ids, has_dataset_values
 from segjax.data.io import DataError, by_stem, list_folder, read_bytes
 from segjax.data.labels import numbered_classes, to_train_ids
-from segjax.data.resize import resize
 from segjax.inference.forward import Ensemble, Preprocessing, class_logits, classify, log_odds
 from segjax.storage import printable
 from segjax.training.config import ConfigError, input_shape
@@ -36,7 +36,8 @@ def preprocessing_of(config: ConfigDict, num_classes: int) -> Preprocessing:
     data, (*size, channels) = config.data, input_shape(config)
     value_range = None if isinstance(data.range, str) else tuple(data.range)
     dtype = None if value_range is None else data.dtype
-    return Preprocessing(tuple(size), channels, tuple(data.mean), tuple(data.std), num_classes, value_range, dtype)
+    pixels = {"mean": tuple(data.mean), "std": tuple(data.std), "value_range": value_range, "dtype": dtype}
+    return Preprocessing(tuple(size), channels, num_classes=num_classes, letterbox=data.letterbox, **pixels)
 
 
 class Scores(dict[str, Any]):
@@ -138,14 +139,14 @@ def make_image_step(
     `count(logits, labels, where, index)` gets the class logits `[rows, W, C]`, the labels and the mask of one image, or
     of a strip of its rows (`count_strips`), and its index in the split. The counts are `[images, strips, …]`.
     """
-    maps_of = _make_maps(config, model, num_classes)
+    maps_of, preprocessing = _make_maps(config, model, num_classes), preprocessing_of(config, num_classes)
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
         def count_images(outputs: Array, labels: Array, where: Array) -> Any:
             return jax.vmap(count)(class_logits(outputs, num_classes), labels, where, batch["index"])
 
         outputs = maps_of(state, batch)["outputs"]
-        counts = count_strips(count_images, outputs, batch, config.training.eval_pixels)
+        counts = count_strips(count_images, outputs, batch, preprocessing, config.training.eval_pixels)
         rows = {"index": batch["index"], "counts": jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), counts)}
         return rows if axis_name is None else jax.lax.all_gather(rows, axis_name, tiled=True)
 
@@ -155,11 +156,11 @@ def make_image_step(
 def _counting_step(
     config: ConfigDict, model: Any, num_classes: int, count: Callable, corruption: tuple[str, int] | None = None
 ) -> Callable:
-    maps_of = _make_maps(config, model, num_classes, corruption)
+    maps_of, preprocessing = _make_maps(config, model, num_classes, corruption), preprocessing_of(config, num_classes)
 
     def step(state: TrainState, batch: dict[str, jax.Array], *hparams: Hyperparams) -> dict[str, Any]:
         maps, max_pixels = maps_of(state, batch), config.training.eval_pixels
-        return sum_over_strips(lambda *strip: count(*strip, *hparams), maps, batch, max_pixels)
+        return sum_over_strips(lambda *strip: count(*strip, *hparams), maps, batch, preprocessing, max_pixels)
 
     return step
 
@@ -196,19 +197,23 @@ def images_of(batch: dict[str, jax.Array], corruption: tuple[str, int] | None = 
     return data.corrupt(batch["image"], keys, kind=kind, severity=severity, sizes=batch["size"])
 
 
-def sum_over_strips(count: Callable, maps: Any, batch: dict[str, jax.Array], max_pixels: int) -> dict[str, Any]:
+def sum_over_strips(
+    count: Callable, maps: Any, batch: dict[str, jax.Array], preprocessing: Preprocessing, max_pixels: int
+) -> dict[str, Any]:
     """Returns the sum of the counts of `count_strips`."""
-    counts = count_strips(count, maps, batch, max_pixels)
+    counts = count_strips(count, maps, batch, preprocessing, max_pixels)
     # Invalid counts are negative, and two of them would wrap.
     return jax.tree.map(
         lambda x: x[0] if len(x) == 1 else jnp.where((x < 0).any(0), x.min(0), x.sum(0, dtype=x.dtype)), counts
     )
 
 
-def count_strips(count: Callable, maps: Any, batch: dict[str, jax.Array], max_pixels: int) -> Any:
+def count_strips(
+    count: Callable, maps: Any, batch: dict[str, jax.Array], preprocessing: Preprocessing, max_pixels: int
+) -> Any:
     """Returns `count(maps, labels, where)` of a batch of `eval_batches`, `[strips, …]`: one strip, or one per few rows.
 
-    `maps` are arrays `[b, h, w, k]` at the network's resolution, and are resized to that of the labels. `where` is
+    `maps` are arrays `[b, h, w, k]` of the `network_input`, and are resized to the labels (`to_native`). `where` is
     False for void, padding and fillers; the last two have the label -1. Images of more than `max_pixels` are counted in
     strips of rows, to bound the memory.
     """
@@ -217,8 +222,8 @@ def count_strips(count: Callable, maps: Any, batch: dict[str, jax.Array], max_pi
     rows = -(-height // strips)
 
     def count_strip(labels: Integer[Array, "b rows W"], first_row: Integer[Array, ""] | int) -> Any:
-        options = {"antialias": False, "to_sizes": batch["size"], "first_row": first_row}
-        resized = jax.tree.map(lambda x: resize(x, labels.shape[1:], **options), maps)
+        to_native = partial(preprocessing.to_native, shape=labels.shape[1:], sizes=batch["size"], first_row=first_row)
+        resized = jax.tree.map(to_native, maps)
         row, column = (first_row + jnp.arange(rows))[:, None], jnp.arange(width)
         heights, widths = batch["size"][:, :1, None], batch["size"][:, 1:, None]
         exists = (row < heights) & (column < widths) & batch["where"][:, None, None]

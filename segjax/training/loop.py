@@ -46,8 +46,6 @@ from segjax.training.train_step import (
 )
 
 SCORES_FILE = "scores.json"
-# The arrays of a training batch that go to the device; file names stay on the host.
-DEVICE_KEYS = ("image", "label", "index")
 # Saved beside the loader's position: the step still has to be scored; config, code, device and data of its training;
 # and where these changed during the run.
 _UNSCORED, _MADE_BY, _CHANGES = "unscored", "made_by", "changes"
@@ -171,7 +169,7 @@ def train(
             if step > start:
                 while len(prefetched) <= config.training.prefetch:
                     batch = next(batches)
-                    placed = mapping.shard({key: batch[key] for key in DEVICE_KEYS})
+                    placed = mapping.shard(device_arrays(batch))
                     prefetched.append((placed, batch["name"].tolist(), batches.get_state()))
                 placed, files, position = prefetched.popleft()
                 state, measured = train_step(state, placed, hparams_at(step, hparams, plan))
@@ -281,7 +279,13 @@ def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
         seed=config.seed,
         # If all images have one size, the device crops from the original pixels.
         size=None if source.native_size else tuple(config.data.size),
+        letterbox=config.data.letterbox,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=config.data.workers,
     )
+
+
+def device_arrays(batch: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arrays of a training batch that go to the device: all but the file names."""
+    return {key: values for key, values in batch.items() if key != "name"}

@@ -208,11 +208,11 @@ def make_train_step(
 ) -> Callable:
     """Builds `step(state, batch, hparams) -> (state, measured)`.
 
-    `batch` holds this device's "image" `[b, H, W, C]` and "label" `[b, H, W]` as the loader yields them, and
-    "index" `[b]`, the global example index that keys augmentation and dropout. `measured` has scalars over the global
-    batch: loss and its parts, grad_norm, param_norm (of the new parameters), learning_rate; "budget" with
-    `config.training.gradient_budget`; and "skipped", the number of steps skipped so far, with
-    `config.training.skip_nonfinite`, which skips a step whose loss, grad_norm or param_norm is not finite.
+    `batch` holds this device's arrays as the loader yields them: "image" `[b, H, W, C]`, "label" `[b, H, W]`, if images
+    are padded "size" `[b, 2]`, and "index" `[b]`, the global example index that keys augmentation and dropout.
+    `measured` has scalars over the global batch: loss and its parts, grad_norm, param_norm (of the new parameters),
+    learning_rate; "budget" with `config.training.gradient_budget`; and "skipped", the number of steps skipped so far,
+    with `config.training.skip_nonfinite`, which skips a step whose loss, grad_norm or param_norm is not finite.
 
     The members of an ensemble take a step one after another, with the same batch; a member that is not finite skips the
     step alone. `measured` then has the means over the members, the sum of their budgets, and "member_loss/0" etc.
@@ -223,13 +223,12 @@ def make_train_step(
     data, num_microbatches, measures_budget = config.data, config.training.accumulate, config.training.gradient_budget
     augmentation = {name: config.augment[name] for name in ("flip", "rotation", "brightness", "contrast")}
     augmentation |= {"scale": tuple(config.augment.scale), "size": tuple(data.size)}
-    augmentation |= {"mean": tuple(data.mean), "std": tuple(data.std)}
+    augmentation |= {"mean": tuple(data.mean), "std": tuple(data.std), "letterbox": data.letterbox}
 
     def step(state: TrainState, batch: dict[str, jax.Array], hparams: Hyperparams):
         keys = example_keys(state.key, state.step, batch["index"])
-        images, labels = augment(
-            batch["image"], batch["label"], keys, crop_fraction=hparams.crop_fraction, **augmentation
-        )
+        arrays, sizes = (batch["image"], batch["label"], keys), batch.get("size")
+        images, labels = augment(*arrays, crop_fraction=hparams.crop_fraction, sizes=sizes, **augmentation)
         outliers = None
         if config.augment.outliers:
             images, labels, outliers = paste_outliers(images, labels, keys, config.augment.outliers)

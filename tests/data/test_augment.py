@@ -23,7 +23,7 @@ NEUTRAL = {
     "mean": (0.4,),
     "std": (0.2,),
 }
-STATIC = ("size", "flip", "scale", "rotation", "brightness", "contrast", "mean", "std")
+STATIC = ("size", "flip", "scale", "rotation", "brightness", "contrast", "mean", "std", "letterbox")
 jitted = jax.jit(augment, static_argnames=STATIC)
 
 
@@ -51,13 +51,49 @@ def test_example_keys_depend_only_on_seed_step_and_index():
     assert len({str(b) for b in (bits(0, 3, 7), bits(0, 3, 8), bits(0, 4, 7), bits(1, 3, 7))}) == 4
 
 
+@pytest.mark.parametrize(
+    ("native", "padded", "fitted"),
+    [((20, 90), None, (7, 32)), ((60, 31), (64, 64), (24, 12))],
+    ids=["wide", "high and padded"],
+)
+def test_augment_letterboxed_neutral_settings_equal_prepare(native, padded, fitted):
+    images, labels = scene(height=native[0], width=native[1])
+    options = {"size": (24, 32), "mean": (0.4,), "std": (0.2,)}
+    resized = prepare(images, **options | {"size": fitted})
+    nearest = jax.image.resize(labels, (4, *fitted), "nearest")
+    margins = [(0, 0), *((0, full - n) for full, n in zip((24, 32), fitted, strict=True))]
+    sizes = None
+    if padded:
+        sizes = jnp.array([native] * 4)
+        more = [(0, 0), *((0, full - n) for full, n in zip(padded, native, strict=True))]
+        images, labels = jnp.pad(images, [*more, (0, 0)], constant_values=77), jnp.pad(labels, more)
+    prepared = prepare(images, **options, sizes=sizes, letterbox=True)
+    np.testing.assert_allclose(prepared, jnp.pad(resized, [*margins, (0, 0)]), atol=1e-5)
+    actual, actual_labels = run(images, labels, sizes=sizes, letterbox=True)
+    inside = np.s_[:, : fitted[0] - 1, : fitted[1] - 1]  # a padded image ends softly
+    np.testing.assert_allclose(actual[inside], prepared[inside], atol=2e-4)
+    np.testing.assert_array_equal(actual_labels, jnp.pad(nearest, margins, constant_values=VOID))
+    assert not np.asarray(actual)[:, fitted[0] :].any()
+    assert not np.asarray(actual)[:, :, fitted[1] :].any()
+
+
+@pytest.mark.parametrize(("fraction", "rows"), [(0.25, 32), (0.5, 16)])
+def test_augment_letterboxed_crops_lie_in_the_image_where_they_fit(fraction, rows):
+    images, labels = scene(height=20, width=80)  # of a frame of 80 × 80
+    _, actual = run(images, labels, size=(32, 32), crop_fraction=fraction, letterbox=True)
+    assert np.array_equal(np.asarray(actual) != VOID, np.broadcast_to(np.arange(32)[:, None] < rows, (4, 32, 32)))
+
+
 def test_augment_and_prepare_under_strict_promotion():
     images, labels = scene(batch=1)
     settings = {"flip": True, "scale": (0.5, 2.0), "rotation": 10.0, "brightness": 0.1, "contrast": 0.1}
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         jax.eval_shape(partial(augment, **{**NEUTRAL, **settings}), images, labels, keys(1))
         jax.eval_shape(partial(augment, **NEUTRAL), images, labels, keys(1))
+        letterboxed = {"letterbox": True, "sizes": jnp.array([[40, 60]])}
+        jax.eval_shape(partial(augment, **NEUTRAL, **letterboxed), images, labels, keys(1))
         jax.eval_shape(partial(prepare, size=(24, 32), mean=(0.4,), std=(0.2,)), images)
+        jax.eval_shape(partial(prepare, size=(24, 32), mean=(0.4,), std=(0.2,), letterbox=True), images)
         jax.eval_shape(
             lambda x, n: resize(x, (8, 9), antialias=False, to_sizes=n), jnp.ones((1, 2, 2, 1)), jnp.array([[3, 2]])
         )

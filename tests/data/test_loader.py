@@ -269,6 +269,18 @@ def test_train_loader_resizes_images_by_area_and_labels_by_resize_nearest(make, 
         np.testing.assert_array_equal(label, resize_nearest(whole["label"], (5, 7)))
 
 
+def test_train_loader_letterboxes_images_and_labels():
+    source = Memory([(20, 10), (6, 24), (6, 8)])
+    batch = next(train_loader(source, global_batch_size=3, seed=0, size=(6, 8), letterbox=True))
+    fitted = {"image 0": [6, 3], "image 1": [2, 8], "image 2": [6, 8]}
+    assert dict(zip(batch["name"].tolist(), batch["size"].tolist(), strict=True)) == fitted
+    rows = (batch[key] for key in ("image", "label", "size", "name"))
+    for image, label, (height, width), name in zip(*rows, strict=True):
+        inside, number = np.pad(np.ones((height, width), bool), [(0, 6 - height), (0, 8 - width)]), int(name[-1])
+        np.testing.assert_array_equal(image[..., 0], np.where(inside, number, 0))
+        np.testing.assert_array_equal(label, np.where(inside, number % 2, VOID))
+
+
 @pytest.mark.parametrize("native", [(240, 40), (20, 250), (96, 128), (17, 23)], ids=str)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_train_loader_resizes_images_and_labels_around_the_same_centres(native, axis):

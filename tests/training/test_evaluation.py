@@ -19,7 +19,7 @@ from segjax.data import UNSEEN, VOID, DataError, corrupt, open_split
 from segjax.data.augment import example_keys
 from segjax.data.decode import DATASET_VALUES
 from segjax.data.resize import resize
-from segjax.inference import Ensemble
+from segjax.inference import Ensemble, Preprocessing
 from segjax.models import Segmentation
 from segjax.training.evaluation import (
     Scores,
@@ -159,6 +159,7 @@ def batch():
     return {"label": labels, "size": np.array([[23, 13], [17, 5], [23, 13]]), "where": np.array([True, True, False])}
 
 
+STRETCHED = Preprocessing((8, 6), 3, (0.5,), (0.5,), 3)
 LOGITS = np.random.default_rng(1).normal(size=(3, 8, 6, 3)).astype(np.float32)
 
 
@@ -170,7 +171,7 @@ def test_sum_over_strips_counts_of_the_whole(batch, max_pixels):
     def found_and_expected(maps, batch):
         whole = resize(maps, (23, 13), antialias=False, to_sizes=batch["size"])
         expected = count_confusion(whole, batch["label"].astype(jnp.int32), where)
-        return sum_over_strips(count_confusion, maps, batch, max_pixels)["confusion"], expected["confusion"]
+        return sum_over_strips(count_confusion, maps, batch, STRETCHED, max_pixels)["confusion"], expected["confusion"]
 
     found, expected = found_and_expected(LOGITS, batch)
     np.testing.assert_array_equal(found, expected)
@@ -179,7 +180,7 @@ def test_sum_over_strips_counts_of_the_whole(batch, max_pixels):
 
 def test_sum_over_strips_invalid_labels_stay_negative(batch):
     batch["label"][0, [2, 20]] = 7  # in two strips: the sum of two of the smallest int32 is 0
-    found = jax.jit(lambda maps, batch: sum_over_strips(count_confusion, maps, batch, 100))(LOGITS, batch)
+    found = jax.jit(lambda maps, batch: sum_over_strips(count_confusion, maps, batch, STRETCHED, 100))(LOGITS, batch)
     assert (np.asarray(found["confusion"]) < 0).all()
 
 

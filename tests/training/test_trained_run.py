@@ -178,14 +178,15 @@ def test_head_rate_refuses_passes_without_dropout(tiny):
 
 
 @pytest.mark.parametrize(
-    ("names", "seeds"),
+    ("names", "seeds", "letterbox"),
     [
-        pytest.param(("a", "b"), (0,), id="2 classes"),
-        pytest.param(("a", "b", "c"), (0,), id="3 classes", marks=pytest.mark.slow),
-        pytest.param(("a", "b"), (0, 1), id="ensemble", marks=pytest.mark.slow),
+        pytest.param(("a", "b"), (0,), True, id="letterboxed"),
+        pytest.param(("a", "b"), (0,), False, id="2 classes", marks=pytest.mark.slow),
+        pytest.param(("a", "b", "c"), (0,), False, id="3 classes", marks=pytest.mark.slow),
+        pytest.param(("a", "b"), (0, 1), True, id="ensemble", marks=pytest.mark.slow),
     ],
 )
-def test_evaluate_predict_report_and_export_give_the_same_mask(names, seeds, tmp_path):
+def test_evaluate_predict_report_and_export_give_the_same_mask(names, seeds, letterbox, tmp_path):
     rng = np.random.default_rng(0)
     for split, sizes in (("train", [(40, 50)]), ("val", [(40, 50), (61, 37), (20, 90), (32, 48)])):
         for part in ("images", "masks"):
@@ -198,6 +199,7 @@ def test_evaluate_predict_report_and_export_give_the_same_mask(names, seeds, tmp
     config = defaults()
     config.data.name, config.data.manual_dir, config.data.class_names = "folder", str(tmp_path), names
     config.data.size, config.data.workers, config.training.global_batch = (32, 48), 0, 4
+    config.data.letterbox = letterbox
     config.model.width, config.model.depth, config.model.padding, config.model.prior = 4, 2, "zeros", ()
     labels = label_set(config.data)
     model = make_model(config, len(names), None)
@@ -327,7 +329,8 @@ def test_predictor_record_changes_with_every_config_field_that_changes_the_mask(
 
     base = defaults()
     base.data.name, base.data.class_names, base.model.name = "folder", ("a", "b"), network
-    expected = {f"data.{name}" for name in ("name", "class_names", "channels", "range", "size", "mean", "std")}
+    data = ("name", "class_names", "channels", "range", "size", "letterbox", "mean", "std")
+    expected = {f"data.{name}" for name in data}
     expected |= {f"model.{name}" for name in ("name", "members", "norm", "dtype", *NETWORKS[network][1].values())}
     expected |= {"objective.loss", "objective.void"}  # the number of outputs
     fields = {key: another(field) for key, field in FIELDS.items()}
