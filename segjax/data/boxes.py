@@ -1,6 +1,6 @@
-"""Boxes of objects from masks: the objects are the connected components of a class.
+"""Boxes of objects from masks: the objects are the connected components of a class, or the pieces of drawn debris.
 
-On the host each component gets an id of its own, which takes the place of the class in the label map, so that loading
+On the host each object gets an id of its own, which takes the place of the class in the label map, so that loading
 and augmentation treat objects as they treat classes. On the device the boxes are those of the pixels of an id, and so
 they fit the objects after any crop, zoom or rotation.
 """
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 
+from segjax.data import road_debris
 from segjax.data.io import DataError
 from segjax.data.labels import VOID
 from segjax.data.pairs import Example, Source
@@ -44,11 +45,41 @@ def object_ids(label: UInt8[np.ndarray, "h w"], classes: Sequence[int], max_boxe
     ids = np.where(label == VOID, np.uint8(VOID), np.uint8(0))
     for number, train_id in enumerate(classes):
         count, components = cv2.connectedComponents((label == train_id).astype(np.uint8), connectivity=8)
-        if count - 1 > max_boxes:
-            raise DataError(f"{count - 1} objects of one class; config.data.max_boxes = {max_boxes}: raise it")
+        _check_count(count - 1, max_boxes)
         found = components > 0
         ids[found] = components[found] + number * max_boxes
     return ids
+
+
+def fragment_ids(
+    label: UInt8[np.ndarray, "h w"], scene_seed: int, name: str, max_boxes: int
+) -> UInt8[np.ndarray, "h w"]:
+    """Returns the ids of the pieces of debris in a scene of `road_debris`, from 1, also where pieces touch.
+
+    Args:
+        label: that of the scene; its void stays 255.
+        scene_seed: `config.data.scene_seed`.
+        name: that of the scene, `scene_0000003`.
+        max_boxes: as in `object_ids`.
+
+    Raises: DataError if there are more than `max_boxes` pieces.
+
+    >>> label = road_debris.scene(0, 0, height=96, width=128).label
+    >>> int(object_ids(label, (road_debris.DEBRIS,), 9).max(where=label != VOID, initial=0))
+    3
+    >>> int(fragment_ids(label, 0, "scene_0000000", 9).max(where=label != VOID, initial=0))  # two pieces touch
+    4
+    """
+    height, width = label.shape
+    number = int(name.removeprefix("scene_"))
+    ids = road_debris.fragments(scene_seed, number, height=height, width=width)
+    _check_count(int(ids.max()), max_boxes)
+    return np.where(label == VOID, np.uint8(VOID), ids)
+
+
+def _check_count(count: int, max_boxes: int) -> None:
+    if count > max_boxes:
+        raise DataError(f"{count} objects of one class; config.data.max_boxes = {max_boxes}: raise it")
 
 
 def image_boxes(ids: Integer[Array, "b h w"], num_classes: int, max_boxes: int) -> ImageBoxes:
@@ -79,14 +110,20 @@ def image_boxes(ids: Integer[Array, "b h w"], num_classes: int, max_boxes: int) 
 
 
 class ObjectSource:
-    """A split whose labels are the `object_ids` of some of its classes, by name; see `segjax.data.Source`."""
+    """A split whose labels are the `object_ids` of some of its classes, by name; see `segjax.data.Source`.
 
-    def __init__(self, source: Source, box_classes: Sequence[str], max_boxes: int):
+    With `scene_seed`, that of `road_debris`, they are the `fragment_ids`.
+    """
+
+    def __init__(self, source: Source, box_classes: Sequence[str], max_boxes: int, scene_seed: int | None = None):
         self._source, self._box_classes, self._max_boxes = source, tuple(box_classes), max_boxes
         self._train_ids = [source.label_set.names.index(name) for name in box_classes]
+        self._scene_seed = scene_seed
+        if scene_seed is not None and self._train_ids != [road_debris.DEBRIS]:
+            raise DataError(f'config.data.box_classes of road_debris must be ("debris",); got {self._box_classes!r}')
 
     def __reduce__(self):
-        return ObjectSource, (self._source, self._box_classes, self._max_boxes)
+        return ObjectSource, (self._source, self._box_classes, self._max_boxes, self._scene_seed)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
@@ -97,7 +134,10 @@ class ObjectSource:
     def __getitem__(self, index: int) -> Example:
         example = self._source[index]
         try:
-            label = object_ids(example["label"], self._train_ids, self._max_boxes)
+            if self._scene_seed is not None:
+                label = fragment_ids(example["label"], self._scene_seed, example["name"], self._max_boxes)
+            else:
+                label = object_ids(example["label"], self._train_ids, self._max_boxes)
         except DataError as error:
             raise DataError(f"{example['name']}: {error}") from error
         return {**example, "label": label}

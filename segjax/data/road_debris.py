@@ -179,15 +179,7 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
     >>> [SCENE_CLASSES[c] for c in sorted(set(label.flat) - {VOID})]
     ['road', 'marking', 'verge', 'sky', 'debris']
     """
-    seed, index = operator.index(seed), operator.index(index)
-    for name, value in (("seed", seed), ("index", index)):
-        if not 0 <= value < 2**63:
-            raise ValueError(f"road_debris: {name} must be in [0, 2**63), got {value}")
-    if height < 64 or width < 96:
-        raise ValueError(f"road_debris: a scene needs at least 64x96 pixels (height x width), got {height}x{width}")
-    place, noise, weather, earth, shadows, flat, marks, solid, standing, camera = (
-        Stream(seed, index, purpose) for purpose in range(10)
-    )
+    place, noise, weather, earth, shadows, flat, marks, solid, standing, camera = _streams(seed, index, height, width)
     road = Road(place)
     kind = tuple(scenery.SKIES)[weather.integer(0, len(scenery.SKIES) - 1)]
     sun, sun_side = (0.0 if kind == "overcast" else weather.uniform(0.4, 1.0)), 1.0 if weather.chance(0.5) else -1.0
@@ -200,7 +192,7 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
     scenery.draw_stains(flat, near, land.colour)
     for shape in _scatter(marks, road, marks.uniform(*_MARK_SHARE)):
         _paint_mark(marks, near, land, shape)
-    pieces = _scatter(solid, road, 0.0 if solid.chance(_WITHOUT_DEBRIS) else solid.uniform(*_DEBRIS_SHARE))
+    pieces = _draw_debris(solid, road)
     for shape in pieces:
         _paint_debris(solid, near, land, shape, sun_side)
 
@@ -225,12 +217,61 @@ def scene(seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width
     label[above][hills & (skyline < 0.0)] = VERGE
     label[above][hills & (np.abs(skyline) < _BAND)] = VOID
     label[beside] = VERGE
-    outlines = [(part, shape.distance(x, y) * shape.radius) for shape in pieces for part, x, y in [shape.local(whole)]]
+    outlines = _outlines(pieces, whole)
     for part, distance in outlines:
         label[part][(distance >= -_RING[0]) & (distance < _RING[1])] = VOID
     for part, distance in outlines:
         label[part][distance < -_RING[0]] = DEBRIS
     return Scene(_photograph(camera, whole, colour), label)
+
+
+def fragments(
+    seed: SupportsIndex, index: SupportsIndex, *, height: int = 192, width: int = 256
+) -> UInt8[np.ndarray, "h w"]:
+    """Returns the number of the piece of debris that each pixel of `scene` shows, from 1; elsewhere 0.
+
+    Pieces that touch have numbers of their own, but are one connected component of the label. A piece that others hide
+    has no pixel.
+
+    Args:
+        seed: number of the sequence.
+        index: number of the scene.
+        height: rows, at least 64.
+        width: columns, at least 96.
+
+    Raises: TypeError or ValueError as `scene` does.
+
+    >>> numbers = fragments(0, 3, height=96, width=128)
+    >>> np.array_equal(numbers > 0, scene(0, 3, height=96, width=128).label == DEBRIS)
+    True
+    """
+    place, noise, *_, solid, _, _ = _streams(seed, index, height, width)
+    road, numbers = Road(place), np.zeros((height, width), np.uint8)
+    outlines = _outlines(_draw_debris(solid, road), View(road, noise.table(), height, width))
+    for number, (part, distance) in enumerate(outlines, 1):
+        numbers[part][distance < -_RING[0]] = number
+    return numbers
+
+
+def _streams(seed: SupportsIndex, index: SupportsIndex, height: int, width: int) -> list[Stream]:
+    """Returns the random numbers for each of the ten purposes of a scene, after a check of the arguments."""
+    seed, index = operator.index(seed), operator.index(index)
+    for name, value in (("seed", seed), ("index", index)):
+        if not 0 <= value < 2**63:
+            raise ValueError(f"road_debris: {name} must be in [0, 2**63), got {value}")
+    if height < 64 or width < 96:
+        raise ValueError(f"road_debris: a scene needs at least 64x96 pixels (height x width), got {height}x{width}")
+    return [Stream(seed, index, purpose) for purpose in range(10)]
+
+
+def _draw_debris(random: Stream, road: Road) -> list[Piece]:
+    """Draws the pieces of debris, those in front last."""
+    return _scatter(random, road, 0.0 if random.chance(_WITHOUT_DEBRIS) else random.uniform(*_DEBRIS_SHARE))
+
+
+def _outlines(pieces: list[Piece], scene: View) -> list[tuple[tuple[slice, slice], np.ndarray]]:
+    """Returns for each piece a part of the image, and the distance to its outline there in image heights."""
+    return [(part, shape.distance(x, y) * shape.radius) for shape in pieces for part, x, y in [shape.local(scene)]]
 
 
 def _photograph(random: Stream, scene: View, colour: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:

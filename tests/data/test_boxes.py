@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax.data import DataError
+from segjax.data import DataError, road_debris
 from segjax.data.augment import augment, example_keys
-from segjax.data.boxes import ObjectSource, image_boxes, object_ids
+from segjax.data.boxes import ObjectSource, fragment_ids, image_boxes, object_ids
 from segjax.data.labels import VOID
 
 # Two objects of class 1, of which one is L-shaped; one of class 2 that touches the border; void; class 3.
@@ -64,6 +64,28 @@ def test_object_source_survives_pickling_and_passes_attributes_on():
     assert len(source) == 1
     assert source.label_set.names[2] == "tyre"
     assert (source[0]["label"] == 1).sum() == 12
+
+
+def test_fragment_ids_cover_the_debris_and_separate_pieces_that_touch():
+    label = road_debris.scene(0, 0, height=96, width=128).label
+    ids = fragment_ids(label, 0, "scene_0000000", 4)
+    np.testing.assert_array_equal((ids > 0) & (ids < VOID), label == road_debris.DEBRIS)
+    np.testing.assert_array_equal(ids == VOID, label == VOID)
+    assert len(np.unique(ids)) > len(np.unique(object_ids(label, (road_debris.DEBRIS,), 4)))
+
+
+def test_object_source_of_scenes_has_their_fragments():
+    masks = Masks([road_debris.scene(5, 0, height=64, width=96).label])
+    masks.label_set = SimpleNamespace(names=road_debris.SCENE_CLASSES)
+    source = pickle.loads(pickle.dumps(ObjectSource(masks, ("debris",), 9, scene_seed=5)))
+    np.testing.assert_array_equal(source[0]["label"] % VOID, road_debris.fragments(5, 0, height=64, width=96))
+
+
+def test_object_source_of_scenes_has_debris_only():
+    masks = Masks([])
+    masks.label_set = SimpleNamespace(names=road_debris.SCENE_CLASSES)
+    with pytest.raises(DataError, match=r"config\.data\.box_classes"):
+        ObjectSource(masks, ("road",), 9, scene_seed=5)
 
 
 def test_boxes_fit_what_a_rotated_crop_shows_of_the_objects():
