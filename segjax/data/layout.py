@@ -4,7 +4,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, NoReturn
 
@@ -246,36 +246,15 @@ def _compile(text: str, field: str, key: str = "stem") -> re.Pattern | None:
 
 
 def _select(paths: list[str], options: FolderOptions) -> tuple[list[_File], list[_File], dict[str, list[str]]]:
-    """Returns the images, the masks, and the paths of all other files by the reason for which they are ignored.
-
-    Candidates are the files that fit the pattern of `options`, or all files without one. Masks are the candidates in
-    folders of masks. If there are no such folders, all candidates of a pattern are masks; without a pattern, masks are
-    found beside the images by `_masks_beside`. Images are the candidates that are not masks and are not in folders of
-    masks. A pattern that contains a folder ("2nd_manual/{stem}") overrides the folders: all its candidates count.
-
-    Last, `_main_masks` and `_main_images` choose between several folders or files of one name where no pattern does.
-    """
-    image_pattern, mask_pattern = _compile(options.images, "images"), _compile(options.masks, "masks")
-    image_candidates, mask_candidates = (
-        [each for path in paths if (each := _parse(path, pattern))] for pattern in (image_pattern, mask_pattern)
-    )
-    has_folders = any(each.role for each in image_candidates)
-    if not (image_pattern or mask_pattern or has_folders):
-        image_candidates = mask_candidates = [_named_by_role(each) for each in image_candidates]
-
-    in_mask_folders = [each for each in mask_candidates if each.role == "masks"]
-    if "/" in options.masks:
-        masks = mask_candidates
-    elif in_mask_folders:
-        masks = in_mask_folders
+    """Returns the images, the masks, and the paths of all other files by the reason for which they are ignored."""
+    images = _fitting(paths, options.images, "images")
+    if options.images or options.masks or any(each.role for each in images):
+        masks = _fitting(paths, options.masks, "masks")
     else:
-        masks = mask_candidates if options.masks else _masks_beside(image_candidates)
-
-    mask_paths = {each.path for each in masks}
-    images = [each for each in image_candidates if each.path not in mask_paths]
-    images = [each for each in images if each.path.lower().endswith(IMAGE_SUFFIXES)]
-    if "/" not in options.images:
-        images = [each for each in images if each.role != "masks"]
+        images = masks = [_named_by_role(each) for each in images]
+    in_folders = any(each.role == "masks" for each in masks)
+    masks = _masks_among(masks, images, options.masks)
+    images = _images_among(images, masks, options.images)
 
     ignored: dict[str, list[str]] = {}
     if not options.masks:
@@ -284,12 +263,42 @@ def _select(paths: list[str], options: FolderOptions) -> tuple[list[_File], list
     if "/" not in options.images:
         images, second_images = _main_images(images)
         ignored |= second_images
-    if options.masks and not in_mask_folders:
+    if options.masks and not in_folders:
         images, variants = _without(images, _variants_of_masks(images, masks))
         ignored["beside images and masks; config.data.masks does not select them"] = variants
     used = {each.path for each in images + masks}.union(*ignored.values())
     ignored["not an image or a mask by folder and name"] = [path for path in paths if path not in used]
     return images, masks, ignored
+
+
+def _fitting(paths: list[str], pattern: str, field: str) -> list[_File]:
+    """Returns the files that fit a pattern of the config, or all files without one."""
+    compiled = _compile(pattern, field)
+    return [each for path in paths if (each := _parse(path, compiled))]
+
+
+def _masks_among(candidates: list[_File], images: list[_File], pattern: str) -> list[_File]:
+    """Returns the masks among the files that fit the pattern of masks.
+
+    They are all files that fit a pattern with a folder, "2nd_manual/{stem}". Otherwise they are the files in folders of
+    masks; if there is no such folder, the files that fit the pattern, or without one those of `_masks_beside`.
+    """
+    in_folders = [each for each in candidates if each.role == "masks"]
+    if "/" in pattern:
+        return candidates
+    if in_folders:
+        return in_folders
+    return candidates if pattern else _masks_beside(images)
+
+
+def _images_among(candidates: list[_File], masks: list[_File], pattern: str) -> list[_File]:
+    """Returns the images among the files that fit the pattern of images.
+
+    Files in folders of masks are images only if the pattern contains a folder.
+    """
+    mask_paths = {each.path for each in masks}
+    images = [each for each in candidates if each.path not in mask_paths and each.path.lower().endswith(IMAGE_SUFFIXES)]
+    return images if "/" in pattern else [each for each in images if each.role != "masks"]
 
 
 def _without(files: list[_File], others: set[_File]) -> tuple[list[_File], list[str]]:
@@ -338,7 +347,8 @@ def _in_other_folders(files: list[_File], name: str) -> set[_File]:
 def _variants_of_masks(images: list[_File], masks: list[_File]) -> set[_File]:
     """Returns the images beside masks whose name extends that of a mask, as `a_other.png` beside `a_mask.png`."""
     names, folders = {each.name for each in masks}, {PurePosixPath(each.path).parent for each in masks}
-    return {each for each in images if PurePosixPath(each.path).parent in folders and _ending(each.name, names)}
+    beside = [each for each in images if PurePosixPath(each.path).parent in folders]
+    return {each for each in beside if (affix := _affix_of(each.name, names)) and affix.after}
 
 
 def _named_by_role(each: _File) -> _File:
@@ -352,36 +362,64 @@ def _named_by_role(each: _File) -> _File:
 
 
 def _masks_beside(files: list[_File]) -> list[_File]:
-    """Returns the masks beside images: `a_mask.png` of `a.png` by a word for masks, or else `a.png` of `a.jpg`."""
-    names: dict[str | None, set[str]] = {}
+    """Returns the masks beside images: `a_mask.png` or `mask_a.png` by a word for masks, or else `a.png` of `a.jpg`."""
+    stems: dict[str | None, set[str]] = {}
     for each in files:
-        names.setdefault(each.split, set()).add(each.name)
-    endings = [(each, _ending(each.name, names[each.split])) for each in files]
-    masks = [each for each, ending in endings if ending and _words_of(ending)[1] == "masks"]
+        its_images = [affix.stem(each.name) for affix in _affixes(each.name) if affix.role == "images"]
+        stems.setdefault(each.split, set()).update([each.name, *its_images])
+    affixes = [(each, _affix_of(each.name, stems[each.split])) for each in files]
+    masks = [each for each, affix in affixes if affix and affix.role == "masks"]
     jpegs = {(each.split, each.name) for each in files if each.path.lower().endswith((".jpg", ".jpeg"))}
     pngs = [each for each in files if each.path.lower().endswith(".png")]
     in_pairs = len(files) == 2 * len(pngs) and {(each.split, each.name) for each in pngs} == jpegs
     return masks or (pngs if in_pairs else [])
 
 
-def _ending(name: str, names: set[str]) -> str | None:
-    """Returns what follows the longest of the shorter `names` that begins `name`, from a separator on; None without.
+class _Affix(NamedTuple):
+    """Text before or after the stem that the names of an image and its mask share, as "mask_" or "_mask"."""
 
-    >>> _ending("a/1_2_mask", {"a/1", "a/1_2"}), _ending("12", {"1"}), _ending("1_2", {"1"})
-    ('_mask', None, None)
+    before: str = ""
+    after: str = ""
+
+    @property
+    def role(self) -> str | None:
+        """Returns the role in the text, "images" or "masks"."""
+        return _words_of(self.before + self.after)[1]
+
+    @property
+    def pattern(self) -> str:
+        """Returns the form of `config.data.masks`."""
+        return f"{self.before}{{stem}}{self.after}"
+
+    def stem(self, name: str) -> str | None:
+        """Returns a name without the affix, "a/1" of "a/mask_1"; None if the name does not have it."""
+        start = name.rfind("/") + 1
+        own = name[start:]
+        if len(own) <= len(self.before + self.after) or not own.startswith(self.before) or not own.endswith(self.after):
+            return None
+        return name[:start] + own.removeprefix(self.before).removesuffix(self.after)
+
+
+def _affixes(name: str) -> list[_Affix]:
+    """Returns the ends of a name from each separator on, then its beginnings up to each; the shortest come first.
+
+    >>> [affix.pattern for affix in _affixes("a/ulm_1_ids")]
+    ['{stem}_ids', '{stem}_1_ids', 'ulm_{stem}', 'ulm_1_{stem}']
     """
-    return next((end for end in _possible_endings(name)[::-1] if name.removesuffix(end) in names), None)
+    own = PurePosixPath(name).name
+    separators = [i for i in range(1, len(own) - 1) if own[i] in "_-. "]
+    found = [*(_Affix("", own[i:]) for i in reversed(separators)), *(_Affix(own[: i + 1]) for i in separators)]
+    # A number is not an affix, so that 1_2.png is not taken for a mask of 1.png.
+    return [affix for affix in found if re.search(r"[^\W\d_]", affix.before + affix.after)]
 
 
-def _possible_endings(name: str) -> list[str]:
-    """Returns the ends of a name from each separator on that contain a letter, the longest first.
+def _affix_of(name: str, stems: set[str], key: Callable[[str], str] = str) -> _Affix | None:
+    """Returns the first of the `_affixes` without which the name is one of the stems.
 
-    >>> _possible_endings("a/ulm_1_gtFine_ids")
-    ['_1_gtFine_ids', '_gtFine_ids', '_ids']
+    >>> _affix_of("a/1_2_mask", {"a/1", "a/1_2"}).after, _affix_of("img_1", {"1"}).before, _affix_of("1_2", {"1"})
+    ('_mask', 'img_', None)
     """
-    # A number is not an ending, so that 1_2.png is not taken for a mask of 1.png.
-    starts = [i for i in range(name.rfind("/") + 2, len(name)) if name[i] in "_-. "]
-    return [name[i:] for i in starts if re.search(r"[^\W\d_]", name[i:])]
+    return next((affix for affix in _affixes(name) if key(affix.stem(name)) in stems), None)
 
 
 def _by_split(
@@ -408,19 +446,33 @@ def _by_split(
 def _join(
     root: Path, split: str, images: list[_File], masks: list[_File], options: FolderOptions
 ) -> tuple[dict[str, _File], dict[str, _File], str]:
-    """Returns the images and the masks of a split by the names that pair them, and their patterns for the user."""
+    """Returns the images and the masks of a split by the names that pair them, and their patterns for the user.
+
+    Small and capital letters count only if some images, or some masks, differ in nothing else.
+    """
     image_of, mask_of = _by_name(root, images, "images"), _by_name(root, masks, "masks")
-    image_end = mask_end = ""
-    if image_of and mask_of and not image_of.keys() & mask_of.keys():
-        image_end, mask_end = _find_endings(root, split, image_of, mask_of, options)
-        stems = {name: name.removesuffix(image_end) for name in image_of}
-        image_of = {stems[name]: each._replace(name=stems[name]) for name, each in image_of.items()}
-        mask_of = {name.removesuffix(mask_end): each for name, each in mask_of.items()}
-    image_pattern = _common_pattern(images, image_end)
-    description = (
-        f"{image_pattern} with {_common_pattern(masks, mask_end)}" if masks else f"{image_pattern} without masks"
-    )
-    return image_of, mask_of, f"{split}: {description}"
+    distinct = all(len({name.casefold() for name in part}) == len(part) for part in (image_of, mask_of))
+    key = str.casefold if distinct else str
+    image_affix = mask_affix = _Affix()
+    if image_of and mask_of and not {*map(key, image_of)} & {*map(key, mask_of)}:
+        image_affix, mask_affix = _find_affixes(root, split, image_of, mask_of, options, key)
+        stems = {image_affix.stem(name): each for name, each in image_of.items()}
+        image_of = {stem: each._replace(name=stem) for stem, each in stems.items()}
+    stem_of, pairs, other_case = {key(stem): stem for stem in image_of}, {}, 0
+    for name, mask in mask_of.items():
+        stem = mask_affix.stem(name) or name
+        image_stem = stem_of.get(key(stem), stem)
+        pairs[image_stem] = mask
+        other_case += stem != image_stem
+    mask_pattern = f"with {_common_pattern(masks, mask_affix)}" if masks else "without masks"
+    description = f"{split}: {_common_pattern(images, image_affix)} {mask_pattern}"
+    if other_case:
+        description += f" ({other_case} of whose names differ from their images' in small and capital letters)"
+    return image_of, pairs, description
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _by_name(root: Path, files: list[_File], field: str) -> dict[str, _File]:
@@ -430,7 +482,7 @@ def _by_name(root: Path, files: list[_File], field: str) -> dict[str, _File]:
     """
     by_name: dict[str, _File] = {}
     for each in files:
-        other = by_name.setdefault(unicodedata.normalize("NFC", each.name), each)
+        other = by_name.setdefault(_composed(each.name), each)
         if other is each:
             continue
         if other.folder != each.folder:
@@ -446,76 +498,68 @@ def _by_name(root: Path, files: list[_File], field: str) -> dict[str, _File]:
     return by_name
 
 
-def _find_endings(
-    root: Path, split: str, images: dict[str, _File], masks: dict[str, _File], options: FolderOptions
-) -> tuple[str, str]:
-    """Returns the endings of all image names and of all mask names, after the stem that an image and its mask share.
+def _find_affixes(
+    root: Path,
+    split: str,
+    images: dict[str, _File],
+    masks: dict[str, _File],
+    options: FolderOptions,
+    key: Callable[[str], str],
+) -> tuple[_Affix, _Affix]:
+    """Returns the affix of all image names and that of all mask names, beside the stem that both share.
 
-    Endings of the images are "" and those that all their names have. The one that gives the most masks a stem is
-    chosen, the shortest of several. A pattern in `options` contains the ending of its files, so that here it is "".
+    Images have no affix, or one that all their names have. The one that gives the most masks a stem is chosen, the
+    first of several. A pattern in `options` contains the affix of its files, so that here it is empty. `key` makes
+    stems comparable.
 
-    Raises: DataError if no mask has a stem, or if the masks have several endings.
+    Raises: DataError if no mask has a stem, or if the masks have several affixes.
     """
-    image_ends = ["", *([] if options.images else _shared_endings(list(images)))]
-    counts = {end: _count_endings(masks, {name.removesuffix(end) for name in images}) for end in image_ends}
-    image_end = max(image_ends, key=lambda end: counts[end].total())
-    mask_ends = counts[image_end]
-    if list(mask_ends) == [""] or (len(mask_ends) == 1 and not options.masks):
-        return image_end, next(iter(mask_ends))
-    if mask_ends:
-        number = "several endings" if len(mask_ends) > 1 else "another ending"
-        choice = " or ".join(f"'{{stem}}{end}' ({count} files)" for end, count in sorted(mask_ends.items()))
+    image_affixes = [_Affix(), *([] if options.images else _shared_affixes(list(images)))]
+    counts = {affix: _count_affixes(masks, {key(affix.stem(name)) for name in images}, key) for affix in image_affixes}
+    image_affix = max(image_affixes, key=lambda affix: counts[affix].total())
+    mask_affixes = counts[image_affix]
+    if list(mask_affixes) == [_Affix()] or (len(mask_affixes) == 1 and not options.masks):
+        return image_affix, next(iter(mask_affixes))
+    if mask_affixes:
+        number = "several patterns" if len(mask_affixes) > 1 else "another pattern"
+        choice = " or ".join(f"'{affix.pattern}' ({count} files)" for affix, count in sorted(mask_affixes.items()))
         raise DataError(f"{root}: {split} has masks of {number}; choose with config.data.masks = {choice}")
-    if same := _same_but_for_case(images, masks):
-        way_out = "rename one of each pair"
-        raise DataError(f"{root}: {same[0]} and {same[1]} differ in small and capital letters; {way_out}")
     example = f"{next(iter(images.values())).path} and {next(iter(masks.values())).path}"
     raise DataError(
         f"{root}: no image of {split} has a mask, for example {example}; give the patterns config.data.images "
-        f"and config.data.masks, such as 'img_{{stem}}' and 'mask_{{stem}}', where {{stem}} is what the two share"
+        f"and config.data.masks, such as 'img{{stem}}' and 'mask{{stem}}', where {{stem}} is what the two share"
     )
 
 
-def _shared_endings(names: list[str]) -> list[str]:
-    """Returns the endings that all names have, the shortest first.
+def _shared_affixes(names: list[str]) -> list[_Affix]:
+    """Returns the affixes that all names have.
 
-    >>> _shared_endings(["a_0_img_left", "b_1_img_left"])
-    ['_left', '_img_left']
+    >>> [affix.pattern for affix in _shared_affixes(["img_a_0_left", "img_b_1_left"])]
+    ['{stem}_left', 'img_{stem}']
     """
-    return [end for end in _possible_endings(names[0])[::-1] if all(name.endswith(end) for name in names)]
+    return [affix for affix in _affixes(names[0]) if all(affix.stem(name) for name in names)]
 
 
-def _count_endings(names: Iterable[str], stems: set[str]) -> Counter[str]:
-    """Returns how many of the names have each ending after a stem; "" counts those that are a stem."""
-    endings = ["" if name in stems else _ending(name, stems) for name in names]
-    return Counter(ending for ending in endings if ending is not None)
+def _count_affixes(names: Iterable[str], stems: set[str], key: Callable[[str], str]) -> Counter[_Affix]:
+    """Returns how many of the names have each affix beside a stem; the empty one counts those that are a stem."""
+    found = (_Affix() if key(name) in stems else _affix_of(name, stems, key) for name in names)
+    return Counter(affix for affix in found if affix is not None)
 
 
-def _same_but_for_case(images: dict[str, _File], masks: dict[str, _File]) -> tuple[str, str] | None:
-    """Returns the paths of an image and of a mask whose names would fit if case did not count, or None."""
-    path_of = {name.casefold(): image.path for name, image in images.items()}
-    for name, mask in masks.items():
-        folded = name.casefold()
-        stem = folded if folded in path_of else folded.removesuffix(_ending(folded, set(path_of)) or "")
-        if stem in path_of:
-            return path_of[stem], mask.path
-    return None
-
-
-def _common_pattern(files: list[_File], ending: str) -> str:
+def _common_pattern(files: list[_File], affix: _Affix) -> str:
     """Returns the commonest pattern of the paths: "training/images/{stem}_training.tif"."""
     if not files:
         return "no file"
-    patterns = Counter(_pattern(each, ending) for each in files).most_common()
+    patterns = Counter(_pattern(each, affix) for each in files).most_common()
     return f"{patterns[0][0]} and {len(patterns) - 1} like it" if len(patterns) > 1 else patterns[0][0]
 
 
-def _pattern(file: _File, ending: str) -> str:
+def _pattern(file: _File, affix: _Affix) -> str:
     """Returns the path of a file with "{stem}" in place of its name, if the path contains it."""
-    path, stem = PurePosixPath(file.path), PurePosixPath(file.name).name
-    if path.stem == stem:
-        return str(path.with_name(f"{{stem}}{ending}{path.suffix}"))
-    if path.parent.name == stem:  # of a folder per image, "a/img.png"
+    path, own = PurePosixPath(file.path), PurePosixPath(file.name).name
+    if path.stem == own:
+        return str(path.with_name(f"{affix.pattern if affix.stem(own) else '{stem}'}{path.suffix}"))
+    if path.parent.name == own:  # of a folder per image, "a/img.png"
         return str(path.parent.with_name("{stem}") / path.name)
     return str(path)
 
@@ -560,7 +604,7 @@ def _read_lists(root: Path, lists: dict[str, str], images: dict[str, _File]) -> 
     """
     names_of_end: dict[str, set[str]] = {}
     for name, each in images.items():
-        path = unicodedata.normalize("NFC", each.path)
+        path = _composed(each.path)
         for whole in (path, str(PurePosixPath(path).with_suffix("")), name):
             for end in _path_ends(whole):
                 names_of_end.setdefault(end, set()).add(name)
@@ -571,7 +615,7 @@ def _read_lists(root: Path, lists: dict[str, str], images: dict[str, _File]) -> 
         with as_data_error(f"{root / path}: cannot be read"):
             lines = (root / path).read_text(encoding="utf-8-sig").splitlines()
         for number, line in enumerate(lines, 1):
-            whole = unicodedata.normalize("NFC", line).replace("\\", "/").strip()
+            whole = _composed(line).replace("\\", "/").strip()
             if not whole:
                 continue
             where = f"{root / path}, line {number}: {line.strip()!r}"

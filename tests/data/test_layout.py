@@ -60,6 +60,13 @@ LAYOUTS = {
         ["a_color"],
         ["b"],
     ),
+    "prefixes": (
+        "images/train/img_0.png images/val/img_1.png masks/train/mask_0.png masks/val/mask_1.png",
+        ["0"],
+        ["1"],
+    ),
+    "a prefix in one folder": ("train/img_0.png train/mask_0.png val/img_1.png val/mask_1.png", ["0"], ["1"]),
+    "a prefix of masks": ("train/a_0.png train/seg_a_0.png val/a_1.png val/seg_a_1.png", ["a_0"], ["a_1"]),
     "suffixes": ("train/0.jpg train/0.png val/1.jpeg val/1.png", ["0"], ["1"]),
     "folders of samples": (
         "train/0_json/img.png train/0_json/label.png val/1_json/img.png val/1_json/label.png",
@@ -146,11 +153,10 @@ def test_find_layout_patterns_with_folders(tmp_path):
         ("images/0.png images/1.png", {}, r"2 image\(s\), such as images/0.png, and no mask; .*config.data.masks"),
         ("train/images/0.png train/masks/0.png dev/images/1.png dev/masks/1.png", {}, r"dev/.*rename .* 'val'"),
         ("images/\u00e8.png images/e\u0300.png masks/\u00e8.png", {}, r"form of their Unicode characters; remove one"),
-        ("images/A_0.PNG masks/a_0_mask.png", {}, r"images/A_0.PNG and masks/a_0_mask.png .*letters; rename"),
         (
             "images/0_photo.png masks/0_a.png",
             {"masks": "{stem}"},
-            r"another ending; .* config.data.masks = '\{stem\}_a'",
+            r"another pattern; .* config.data.masks = '\{stem\}_a'",
         ),
         ("images/0.png masks/0.png", {"masks": "mask"}, r"config.data.masks: .*\{stem\} once.* got 'mask'"),
         ("images/0.png masks/0.png", {"fold": 1}, r"config.data.fold = 1 needs config.data.folds"),
@@ -188,6 +194,20 @@ def test_find_layout_names_in_other_unicode_forms(tmp_path):
     composed, decomposed = "\u00e8", "e\u0300"
     _, names = layout(tmp_path, f"images/{decomposed}.png images/a.png masks/{composed}.png masks/a.png")
     assert set(names["train"] + names["val"]) == {decomposed, "a"}
+
+
+@pytest.mark.parametrize("mask", ["b_1.png", "b_1_Mask.png"])
+def test_find_layout_pairs_names_of_other_case(tmp_path, mask):
+    found, names = layout(tmp_path, f"images/B_1.PNG images/A.png masks/{mask} masks/{mask.replace('b_1', 'a')}")
+    assert sorted(names["train"] + names["val"]) == ["A", "B_1"]
+    assert all(pair.mask.path.endswith(pair.name.lower() + mask[3:]) for part in found.splits.values() for pair in part)
+    assert "2 of whose names differ from their images' in small and capital letters" in found.description
+
+
+def test_find_layout_names_that_differ_in_case_only(tmp_path):
+    found, _ = layout(tmp_path, "images/a.png images/A.png masks/a.png masks/A.png")
+    pairs = [(pair.image.path[-5:], pair.mask.path[-5:]) for split in found.splits.values() for pair in split]
+    assert sorted(pairs) == [("A.png", "A.png"), ("a.png", "a.png")]
 
 
 def test_find_layout_links_to_folders(make, tmp_path):
