@@ -370,10 +370,10 @@ def class_values(
     """
     if unknown := [name for name in chosen if name not in names]:
         raise DataError(f"--classes: {unknown[0]!r} is not a class of the annotations; they have {', '.join(names)}")
-    names = tuple(chosen or names)
     own = next((name for name in names if name.lower() in _BACKGROUND), None)
-    if own is None and not rest_is_void:
-        own, names = "background", ("background", *names)
+    names = tuple(chosen or names)
+    if own not in names:  # left out, it would not cut the holes of objects
+        own = None if rest_is_void else own or "background"
     ordered = ((own,) if own is not None else ()) + tuple(name for name in names if name != own)
     numbered_classes(ordered)  # refuses too many, and names that cannot be printed
     values = {name: i for i, name in enumerate(ordered)}

@@ -124,6 +124,14 @@ def test_labelme_shape(tmp_path, kind, points, more, expected):
     np.testing.assert_array_equal(images["a.jpg"]["hole"], expected)
 
 
+def test_labelme_hole_is_a_shape_of_the_background_after_the_object(tmp_path):
+    square = ("rectangle", [[0, 0], [4, 4]], {"label": "ring"})
+    hole = ("rectangle", [[1, 1], [3, 3]], {"label": "_background_"})
+    (one,) = of.open_annotations(labelme(tmp_path, "a", square, hole)).images
+    mask, _ = of.paint(one.regions, one.size, {"_background_": 0, "ring": 1}, rest=0, overlap="listed")
+    assert mask[:4, :4].tolist() == [[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
+
+
 def test_labelme_line_without_a_width_is_refused(tmp_path):
     with pytest.raises(DataError, match="no area; --line_width=3"):
         masks(labelme(tmp_path, "a", ("line", [[1, 1], [4, 4]], {})))
@@ -249,8 +257,9 @@ def test_class_values(chosen, rest_is_void, expected):
     assert of.class_values(["a", "b"], chosen, rest_is_void=rest_is_void) == expected
 
 
-def test_class_values_background_of_the_annotations_comes_first():
-    names, values, rest = of.class_values(["a", "_background_"])
+@pytest.mark.parametrize("chosen", [(), ("a",)])
+def test_class_values_background_of_the_annotations_comes_first(chosen):
+    names, values, rest = of.class_values(["a", "_background_"], chosen)
     assert (names, values, rest) == (("_background_", "a"), {"_background_": 0, "a": 1}, 0)
 
 
