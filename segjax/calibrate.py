@@ -106,20 +106,26 @@ def _class_of_risk(run: TrainedRun) -> int | None:
 
 def refuse_training_images(run: TrainedRun, split: str, source: Source) -> None:
     """Raises ConfigError if `split` contains images that the run was trained on."""
-    training = run.config.data.train_split
-    first, second = (
-        set(re.findall(r"[A-Za-z_]\w*", re.sub(r"\bval\b", "validation", one))) for one in (split, training)
-    )
-    if not first & second:  # names are unique within a split only
+    training, evaluation = run.config.data.train_split, run.config.data.eval_split
+    if not _may_overlap(split, training):  # image names are unique within a split only
         return
     trained = open_split(run.config.data, training)
     names = {trained.name(i) for i in range(len(trained))}
-    shared = sum(source.name(i) in names for i in range(len(source)))
+    shared = min(len(trained), sum(source.name(i) in names for i in range(len(source))))
     if shared:
+        way_out = f"a split that does not overlap config.data.train_split = {training!r}"
+        if evaluation != split and not _may_overlap(evaluation, training):
+            way_out = f"other images, such as --split={evaluation}"
         raise ConfigError(
             f"--split={split}: {run.name} was trained on {shared} of its {len(source)} images, and a network is "
-            f"overconfident on its training images; choose other images, such as --split={run.config.data.eval_split}"
+            f"overconfident on its training images; choose {way_out}"
         )
+
+
+def _may_overlap(first: str, second: str) -> bool:
+    """Returns whether two splits, such as "train[:50%]+val", use a split in common; "all" uses every split."""
+    one, other = (set(re.findall(r"[A-Za-z_]\w*", re.sub(r"\bval\b", "validation", s))) for s in (first, second))
+    return bool(one & other) or "all" in one | other
 
 
 def calibrate(
@@ -294,17 +300,18 @@ def control(
     candidate, which marks every pixel, is left out. It raises ConfigError for a class without images, and for a
     smaller level.
     """
-    other = ", or use --family=threshold" * (family in ("dilation", "class"))
+    other = ", or use --family=threshold"
     if absent := [name for name, one in rates.items() if not len(one)]:
         pixel = f"a pixel of {absent[0]}" if absent[0] else "a labelled pixel"
-        raise ConfigError(f"--split: no image has {pixel}; choose a split that has some{other}")
+        hint = other * (family == "class")
+        raise ConfigError(f"--split: no image has {pixel}; choose a split that has some{hint}")
     smallest = {name: (one[:, 1].sum() + 1) / (len(one) + 1) for name, one in rates.items()}
     worst = max(smallest, key=smallest.get)
     if level < smallest[worst] * (1 - 1e-12):
         images = f"{len(rates[worst])} image(s)" + f" with {worst}" * bool(worst)
         raise ConfigError(
             f"--level={level:g}: {images} allow a level of {np.ceil(smallest[worst] * 1e4) / 1e4:g} or more; raise "
-            f"--level, or calibrate on more images{other}"
+            f"--level, or calibrate on more images{other * (family in ('dilation', 'class'))}"
         )
     return [1 + metrics.risk_control(one[:, 1:], level) for one in rates.values()], float(smallest[worst])
 
@@ -398,7 +405,7 @@ if __name__ == "__main__":
     cli.define_checkpoint()
     cli.define_data_fields("config")
     flags.DEFINE_string(
-        "split", None, "Images to calibrate on, not those of training, such as 'val[:50%]'; default: data.eval_split."
+        "split", None, "Images to calibrate on, not those of training, such as val; default: data.eval_split."
     )
     flags.DEFINE_enum(
         "scaling",

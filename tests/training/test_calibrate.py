@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 from scipy.ndimage import distance_transform_edt
 from scipy.special import log_softmax, softmax
 from scipy.special import logit as scipy_logit
@@ -265,6 +266,12 @@ def test_guarantee_of_a_dilation_that_no_radius_reaches():
         calibrate.guarantee(far, 0.5, "debris", "dilation")
 
 
+def test_guarantee_without_the_class_has_no_other_family():
+    absent = np.zeros((9, 2, len(calibrate.RADII) + 1), int)
+    with pytest.raises(ConfigError, match=r"choose a split that has some$"):
+        calibrate.guarantee(absent, 0.5, "debris", "dilation")
+
+
 def test_fit_without_an_optimum_names_the_flag(noise):
     scores, labels = noise
     logits = np.stack([np.zeros_like(scores), scores], axis=-1)[0]
@@ -285,12 +292,35 @@ def test_merge_keeps_what_is_not_calibrated_again(found):
 
 @pytest.mark.parametrize(
     ("training", "split", "shared"),
-    [("train", "train", "12 of its 12"), ("train[:50%]", "train[25%:75%]", "3 of its 6"), ("train+val", "val", "6 of")],
+    [
+        ("train", "train", "12 of its 12 images.*such as --split=val"),
+        ("train[:50%]", "train[25%:75%]", "3 of its 6 images.*such as --split=val"),
+        ("train+val", "val", r"6 of its 6 images.*choose a split that does not overlap .*'train\+val'"),
+    ],
 )
 def test_refuse_training_images(run, training, split, shared):
     config = run.config.copy_and_resolve_references()
     config.data.train_split = training
-    with pytest.raises(ConfigError, match=rf"--split=.*trained on {shared}.* images.*; choose other images"):
+    with pytest.raises(ConfigError, match=rf"--split=.*trained on {shared}"):
+        calibrate.refuse_training_images(run._replace(config=config), split, open_split(config.data, split))
+
+
+@pytest.mark.parametrize(
+    ("training", "split", "message"),
+    [
+        ("train", "all", "2 of its 3 images.*such as --split=val"),
+        ("all", "val", "1 of its 1 images.*choose a split that does not overlap .*'all'"),
+    ],
+)
+def test_refuse_training_images_of_all_splits(run, tmp_path, training, split, message):
+    for file in ("train/{}/0.png", "train/{}/1.png", "val/{}/0.png"):
+        for part in ("images", "masks"):
+            (path := tmp_path / file.format(part)).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.eye(8, dtype=np.uint8)).save(path)
+    config = run.config.copy_and_resolve_references()
+    config.data.update({"name": "folder", "manual_dir": str(tmp_path), "class_names": ("a", "b"), "channels": None})
+    config.data.train_split = training
+    with pytest.raises(ConfigError, match=message):
         calibrate.refuse_training_images(run._replace(config=config), split, open_split(config.data, split))
 
 
