@@ -527,7 +527,7 @@ def _find_affixes(
     example = f"{next(iter(images.values())).path} and {next(iter(masks.values())).path}"
     raise DataError(
         f"{root}: no image of {split} has a mask, for example {example}; give the patterns config.data.images "
-        f"and config.data.masks, such as 'img{{stem}}' and 'mask{{stem}}', where {{stem}} is what the two share"
+        "and config.data.masks, such as '{stem}/img' and '{stem}/mask', where {stem} is what the two share"
     )
 
 
@@ -561,7 +561,8 @@ def _pattern(file: _File, affix: _Affix) -> str:
         return str(path.with_name(f"{affix.pattern if affix.stem(own) else '{stem}'}{path.suffix}"))
     if path.parent.name == own:  # of a folder per image, "a/img.png"
         return str(path.parent.with_name("{stem}") / path.name)
-    return str(path)
+    before, found, after = path.stem.partition(own)  # of a pattern in the options
+    return str(path.with_name(f"{before}{{stem}}{after}{path.suffix}")) if found else str(path)
 
 
 def _find_lists(

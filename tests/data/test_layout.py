@@ -303,6 +303,11 @@ def test_find_layout_description_of_names_that_are_roles(tmp_path, files, expect
     assert layout(tmp_path, files)[0].description == expected
 
 
+def test_find_layout_describes_a_pattern_of_the_options(tmp_path):
+    found, _ = layout(tmp_path, "0.jpg 1.jpg 0_gt.png 1_gt.png", masks="{stem}_gt")
+    assert "{stem}.jpg with {stem}_gt.png" in found.description
+
+
 def test_find_layout_mask_pattern_beside_images_with_an_ending(tmp_path):
     files = " ".join(f"{name}_{end}.png" for name in "ab" for end in ("photo", "mask"))
     assert layout(tmp_path, files, masks="{stem}_mask")[0].splits["train"][0].image.path.endswith("_photo.png")
