@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from segjax.cli import ConfigFile
-from segjax.data.folder import find_layout
+from segjax.data.layout import find_layout
 from segjax.training import open_split
 
 SIZE = (32, 48)

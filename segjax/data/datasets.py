@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,23 @@ import tensorflow_datasets as tfds
 
 from segjax.data import builders
 from segjax.data.decode import image_header
-from segjax.data.folder import open_folder
 from segjax.data.io import DataError, RawFile, as_data_error
 from segjax.data.labels import LABEL_SETS, UNSEEN, VOID, LabelSet, hide_classes, numbered_classes
-from segjax.data.layout import folder_options
+from segjax.data.layout import find_layout
 from segjax.data.pairs import (
     Example,
+    FolderSource,
     Source,
+    find_range,
     fingerprint,
     listing_fingerprint,
     make_example,
+    refuse_palettes,
+    refuse_problems,
     summarize,
+    verify,
 )
+from segjax.data.splits import DEFAULT_OPTIONS, FolderOptions, folder_options
 from segjax.storage import say
 
 DATASETS = {
@@ -117,6 +123,63 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
     if source.dtype != dtype:
         raise DataError(f"config.data.dtype = {dtype}, but the images of {name} are {source.dtype}: convert them")
     return source
+
+
+def open_folder(
+    root: Path,
+    split: str,
+    label_set: LabelSet,
+    *,
+    options: FolderOptions = DEFAULT_OPTIONS,
+    on_error: str = "raise",
+    value_range: str | tuple[float, float] = "dtype",
+    drawn_on: str = "displayed",
+    train_split: str = "train",
+) -> FolderSource:
+    """Opens and verifies a split of a folder, or "all" of them; `find_layout` finds its files.
+
+    Grey images are converted to RGB if any image of any split has colour. `find_range` applies the option `value_range`
+    to the images of `train_split`; `drawn_on` is passed to `align_mask`.
+    """
+    layout = find_layout(Path(root), options)
+    if split in layout.without_masks:
+        images = layout.without_masks[split]
+        count = f"{len(images)} image{'s' * (len(images) > 1)}, such as {images[0].path}"
+        way_out = "use segjax predict, or add masks"
+        raise DataError(f"{root}: no image of split {split!r} has a mask ({count}), so it cannot be scored; {way_out}")
+    everything = [pair for part in layout.splits.values() for pair in part]
+    pairs = everything if split == "all" else layout.splits.get(split)
+    if pairs is None:
+        valid = f"valid: {', '.join(layout.splits)}, or all (every split)"
+        expected = f"expected training images in {root / 'train'}"
+        raise DataError(f"{root}: split {split!r} does not exist; {expected if split == 'train' else valid}")
+    if on_error == "raise":
+        refuse_problems(everything)  # at once, and not after an hour of decoding
+    if not label_set.by_colour:
+        refuse_palettes(everything)
+    channels = []  # over all splits, so that a model trained on one can read the others
+    for pair in everything:
+        try:
+            channels.append(image_header(pair.image).channels)
+        except DataError:
+            if on_error == "raise":
+                raise
+    channels = common_channels(channels, root)
+    verified = verify(pairs, label_set, on_error, drawn_on)
+    value_range = find_range(value_range, verified, layout.splits.get(train_split, ()), on_error)
+    return FolderSource(verified, label_set, channels, value_range, drawn_on, layout.notes())
+
+
+def common_channels(channels: Iterable[int], root: Path) -> int:
+    """Returns the number of channels to which images of these numbers are converted: 3 for grey and RGB.
+
+    Raises: DataError if other numbers are mixed.
+    """
+    numbers = set(channels)
+    if len(numbers - {1}) > 1 or (1 in numbers and max(numbers) not in (1, 3)):
+        text = " and ".join(map(str, sorted(numbers)))
+        raise DataError(f"{root}: images of {text} channels; expected one number of channels, or grey and RGB")
+    return max(numbers, default=3)
 
 
 def _prepared_folder(data_config: Any) -> Path:

@@ -5,6 +5,7 @@ import glob
 import io
 import os
 import stat
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -190,6 +191,11 @@ def list_zip(archive: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[
             read = partial(opened.read, name)
             files[name] = RawFile(f"{archive}:{name}", member.file_size, read, checksum=member.CRC)
     return files
+
+
+def composed(name: str) -> str:
+    """Returns a name in the Unicode form NFC, in which equal names are equal strings."""
+    return unicodedata.normalize("NFC", name)
 
 
 def by_stem(files: dict[str, RawFile]) -> dict[str, RawFile]:

@@ -1,12 +1,10 @@
-"""Discovery of the images, masks and splits of your own folder by their names."""
+"""Layout of your own folder: its images and masks, found, paired and split by their names."""
 
-import hashlib
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from segjax.data.io import (
     IMAGE_SUFFIXES,
@@ -14,26 +12,35 @@ from segjax.data.io import (
     OTHER_FILE,
     DataError,
     RawFile,
-    as_data_error,
+    composed,
     count_pages,
     list_tree,
     with_reader,
 )
 from segjax.data.pairs import Pair, match
+from segjax.data.splits import (
+    DEFAULT_OPTIONS,
+    SPLIT_WORD,
+    SPLIT_WORDS,
+    SPLITS,
+    FolderOptions,
+    check_options,
+    compile_pattern,
+    find_lists,
+    hold_out,
+    read_lists,
+)
 
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".mat")
 
-# A name of a folder without spaces, hyphens and underscores in small letters: "trainannot", "1stmanual", "imgdir".
-_SPLITS = {"train": "train|training", "val": "val|valid|validation", "test": "test|testing"}
-_SPLIT_WORDS = {word: split for split, words in _SPLITS.items() for word in words.split("|")}
 _IMAGES = "images?|imgs?|photos?|pictures?|jpegimages|leftimg8bit|volume"
 _MASKS = (
     "masks?|labels?|annotations?|annots?|ann|gts?|groundtruths?|gtfine|gtcoarse|targets?|segmentations?|segs?"
     "|segmentationclass|(1st|2nd)?manual[12]?|(1st|2nd)(ho|manual)"
 )
-_WORDS = "|".join(_SPLIT_WORDS)
+# A name of a folder without spaces, hyphens and underscores in small letters: "trainannot", "1stmanual", "imgdir".
 _FOLDER_NAME = re.compile(
-    rf"(?P<before>{_WORDS})?((?P<images>{_IMAGES})|(?P<masks>{_MASKS}))?(?P<after>{_WORDS})?(data)?(set|dir)?"
+    rf"(?P<before>{SPLIT_WORD})?((?P<images>{_IMAGES})|(?P<masks>{_MASKS}))?(?P<after>{SPLIT_WORD})?(data)?(set|dir)?"
 )
 
 _CLASS_FILE = re.compile(
@@ -44,29 +51,6 @@ _CLASS_FILE = re.compile(
 _SECOND = re.compile(r"2nd[ _-]?(ho|manual)|manual[ _-]?2", re.IGNORECASE)
 _NO_CLASSES = re.compile(r"[ _-](colou?rs?|instance(Train)?Ids|overlay|vi[sz])$", re.IGNORECASE)
 _FIELD_OF_VIEW = re.compile(r"^masks?/", re.IGNORECASE)  # beside a folder with "manual" in its name, as in DRIVE
-
-
-class FolderOptions(NamedTuple):
-    """The config fields that select and split the files of a folder; `FIELDS` of the config gives their meaning."""
-
-    images: str = ""
-    masks: str = ""
-    split_files: str = ""
-    groups: str = ""
-    val_fraction: float = 0.1
-    folds: int = 0
-    fold: int = 0
-    split_seed: int = 0
-    follow_links: bool = False
-
-
-def folder_options(data_config: Any) -> FolderOptions:
-    """Returns the fields of a config that `find_layout` takes; missing ones have their default."""
-    fields = (field for field in FolderOptions._fields if hasattr(data_config, field))
-    return FolderOptions(**{field: getattr(data_config, field) for field in fields})
-
-
-DEFAULT_OPTIONS = FolderOptions()
 
 
 class Layout(NamedTuple):
@@ -123,7 +107,7 @@ def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
 
     Raises: DataError if the layout is ambiguous or unknown; the message gives the candidates and the field.
     """
-    _check_options(options)
+    check_options(options)
     files, skipped = list_tree(root, MASK_SUFFIXES, follow_links=options.follow_links)
     other_files = skipped.pop(OTHER_FILE, [])
     for path in skipped.get(LINKED_FOLDER, ()):
@@ -131,7 +115,7 @@ def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
             expected = "expected a folder of files, or config.data.follow_links=True"
             raise DataError(f"{root / path}: a link to a folder, which is not followed; {expected}")
     images, masks, unselected = _select(list(files), options)
-    lists = _find_lists(root, other_files, options, split_by_folders=any(each.split for each in images))
+    lists = find_lists(root, other_files, options, split_by_folders=any(each.split for each in images))
     if lists:
         images, masks = ([each._replace(split=None) for each in part] for part in (images, masks))
     if not masks:
@@ -147,7 +131,7 @@ def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
         descriptions.append(description)
         names_of = {folder_split: {*image_of, *mask_of}}
         if lists:
-            names_of, unlisted = _read_lists(root, lists, image_of)
+            names_of, unlisted = read_lists(root, lists, {name: each.path for name, each in image_of.items()})
         for split, names in names_of.items():
             split_images = {name: image for name, image in image_of.items() if name in names}
             split_masks = {name: mask for name, mask in mask_of.items() if name in names}
@@ -157,7 +141,7 @@ def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
                 splits[split] = _pair(root, split_images, split_masks, files)
     if lists:
         descriptions.append(f"splits of {', '.join(lists.values())}")
-    splits, description = _hold_out(root, splits, options)
+    splits, description = hold_out(root, splits, options)
 
     class_file = next((path for path in other_files if _CLASS_FILE.search(path)), None)
     ignored = skipped | unselected
@@ -173,19 +157,6 @@ def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
     )
 
 
-def _check_options(options: FolderOptions) -> None:
-    """Raises DataError if an option is invalid."""
-    if not 0 < options.val_fraction < 1:
-        raise DataError(f"config.data.val_fraction must lie in (0, 1); got {options.val_fraction}")
-    if options.folds and not 0 <= options.fold < options.folds:
-        valid = f"0 to {options.folds - 1}, as config.data.folds = {options.folds}"
-        raise DataError(f"config.data.fold must be one of {valid}; got {options.fold}")
-    if options.fold and not options.folds:
-        raise DataError(f"config.data.fold = {options.fold} needs config.data.folds, the number of folds")
-    if options.folds == 1:
-        raise DataError("config.data.folds must be at least 2, or 0 for a single split; got 1")
-
-
 def _refuse_without_masks(root: Path, images: list[_File]) -> NoReturn:
     from segjax.data.annotations import conversion  # not for training
 
@@ -197,7 +168,7 @@ def _refuse_without_masks(root: Path, images: list[_File]) -> NoReturn:
 
 
 def _parse(path: str, pattern: re.Pattern | None = None) -> _File | None:
-    """Parses a path; returns None if it does not fit a pattern of `_compile`."""
+    """Parses a path; returns None if it does not fit a pattern of `compile_pattern`."""
     without_suffix = str(PurePosixPath(path).with_suffix(""))
     *folders, name = PurePosixPath(without_suffix).parts
     split = None
@@ -206,7 +177,7 @@ def _parse(path: str, pattern: re.Pattern | None = None) -> _File | None:
         if not fit:
             return None
         folders, name = PurePosixPath(fit["above"] or "").parts, fit["stem"]
-        split = _SPLIT_WORDS.get((fit.groupdict().get("split") or "").lower())
+        split = SPLIT_WORDS.get((fit.groupdict().get("split") or "").lower())
     role, where, others = None, str(PurePosixPath(path).parent), []
     for depth, folder in enumerate(folders, 1):  # the outermost counts: `images/labels/1.png` is an image
         its_split, its_role = _words_of(folder)
@@ -229,20 +200,7 @@ def _words_of(name: str) -> tuple[str | None, str | None]:
     if not fit or (fit["before"] and fit["after"]):
         return None, None
     role = "images" if fit["images"] else "masks" if fit["masks"] else None
-    return _SPLIT_WORDS.get(fit["before"] or fit["after"]), role
-
-
-def _compile(text: str, field: str, key: str = "stem") -> re.Pattern | None:
-    """Compiles a pattern for the end of a path, from the start of a name on; None for ""."""
-    if not text:
-        return None
-    names = re.findall(r"\{(.*?)\}", text)
-    if names.count(key) != 1 or not set(names) <= {key, "split"} or names.count("split") > 1:
-        example = "{stem}_mask" if key == "stem" else "{group}_*"
-        raise DataError(f"config.data.{field}: expected a pattern with {{{key}}} once, as {example!r}; got {text!r}")
-    special = {f"{{{key}}}": f"(?P<{key}>[^/]+?)", "{split}": f"(?P<split>(?i:{_WORDS}))", "*": "[^/]*"}
-    parts = re.split(r"(\{\w+\}|\*)", text.strip("/"))
-    return re.compile("(?:(?P<above>.*)/)?" + "".join(special.get(part, re.escape(part)) for part in parts))
+    return SPLIT_WORDS.get(fit["before"] or fit["after"]), role
 
 
 def _select(paths: list[str], options: FolderOptions) -> tuple[list[_File], list[_File], dict[str, list[str]]]:
@@ -273,7 +231,7 @@ def _select(paths: list[str], options: FolderOptions) -> tuple[list[_File], list
 
 def _fitting(paths: list[str], pattern: str, field: str) -> list[_File]:
     """Returns the files that fit a pattern of the config, or all files without one."""
-    compiled = _compile(pattern, field)
+    compiled = compile_pattern(pattern, field)
     return [each for path in paths if (each := _parse(path, compiled))]
 
 
@@ -431,7 +389,7 @@ def _by_split(
     """
     parts = {
         split: tuple([each for each in part if each.split == split] for part in (images, masks))
-        for split in [*_SPLITS, None]
+        for split in [*SPLITS, None]
     }
     outside_images, outside_masks = outside = parts.pop(None)
     parts = {split: part for split, part in parts.items() if any(part)}
@@ -471,10 +429,6 @@ def _join(
     return image_of, pairs, description
 
 
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
 def _by_name(root: Path, files: list[_File], field: str) -> dict[str, _File]:
     """Returns the files by their names in NFC.
 
@@ -482,7 +436,7 @@ def _by_name(root: Path, files: list[_File], field: str) -> dict[str, _File]:
     """
     by_name: dict[str, _File] = {}
     for each in files:
-        other = by_name.setdefault(_composed(each.name), each)
+        other = by_name.setdefault(composed(each.name), each)
         if other is each:
             continue
         if other.folder != each.folder:
@@ -565,87 +519,6 @@ def _pattern(file: _File, affix: _Affix) -> str:
     return str(path.with_name(f"{before}{{stem}}{after}{path.suffix}")) if found else str(path)
 
 
-def _find_lists(
-    root: Path, other_files: list[str], options: FolderOptions, *, split_by_folders: bool
-) -> dict[str, str]:
-    """Returns the path below the root of the text file of each split; {} without such files."""
-    if options.split_files == "none" or (not options.split_files and split_by_folders):
-        return {}
-    lists = [PurePosixPath(path) for path in other_files if path.endswith(".txt")]
-    lists = [path for path in lists if path.stem.lower() in _SPLIT_WORDS]
-    folders = sorted({str(path.parent) for path in lists})
-    if options.split_files:
-        folder = str(PurePosixPath(options.split_files))
-        if folder not in folders:
-            raise DataError(
-                f"config.data.split_files: expected a folder in {root} with train.txt, or none; got {folder!r}"
-            )
-    elif any(PurePosixPath(folder).name == "Segmentation" for folder in folders):  # VOC has lists of other tasks too
-        folder = next(folder for folder in folders if PurePosixPath(folder).name == "Segmentation")
-    elif len(folders) > 1:
-        raise DataError(f"{root}: text files of splits in {', '.join(folders)}; choose with config.data.split_files")
-    else:
-        folder = folders[0] if folders else ""
-    list_of: dict[str, str] = {}
-    for path in (path for path in lists if str(path.parent) == folder):
-        split = _SPLIT_WORDS[path.stem.lower()]
-        if split in list_of:
-            raise DataError(f"{root}: {list_of[split]} and {path} are lists of one split; remove or rename one")
-        list_of[split] = str(path)
-    if list_of and "train" not in list_of:
-        expected = "expected train.txt too, or config.data.split_files=none"
-        raise DataError(f"{root}: found the lists {', '.join(list_of.values())} only; {expected}")
-    return {split: list_of[split] for split in _SPLITS if split in list_of}
-
-
-def _read_lists(root: Path, lists: dict[str, str], images: dict[str, _File]) -> tuple[dict[str, set[str]], list[str]]:
-    """Returns the names in the text file of each split, and the paths of images in none of them.
-
-    Each line is the name or the path of an image, or what is left of its path without its first folders.
-    """
-    names_of_end: dict[str, set[str]] = {}
-    for name, each in images.items():
-        path = _composed(each.path)
-        for whole in (path, str(PurePosixPath(path).with_suffix("")), name):
-            for end in _path_ends(whole):
-                names_of_end.setdefault(end, set()).add(name)
-    ignore_lists = "ignore these lists with config.data.split_files=none"
-    names: dict[str, set[str]] = {split: set() for split in lists}
-    split_of: dict[str, str] = {}
-    for split, path in lists.items():
-        with as_data_error(f"{root / path}: cannot be read"):
-            lines = (root / path).read_text(encoding="utf-8-sig").splitlines()
-        for number, line in enumerate(lines, 1):
-            whole = _composed(line).replace("\\", "/").strip()
-            if not whole:
-                continue
-            where = f"{root / path}, line {number}: {line.strip()!r}"
-            ends = [end for text in (whole, re.split(r"[\s,;]", whole)[0]) for end in _path_ends(text.lstrip("/"))]
-            matching = next((names_of_end[end] for end in ends if end in names_of_end), set())
-            if not matching:
-                raise DataError(
-                    f"{where} is not an image of this folder; correct or delete the line, or {ignore_lists}"
-                )
-            if len(matching) > 1:
-                several = f"is the name of {len(matching)} images"
-                raise DataError(f"{where} {several}; write the path of one from the folder on, or {ignore_lists}")
-            (name,) = matching
-            if split_of.setdefault(name, split) != split:
-                raise DataError(f"{where} is in {lists[split_of[name]]} too; delete it from one of the two lists")
-            names[split].add(name)
-    return names, [each.path for name, each in images.items() if name not in split_of]
-
-
-def _path_ends(path: str) -> list[str]:
-    """Returns a path, and what is left of it without its first folders.
-
-    >>> _path_ends("a/b/1.png")
-    ['a/b/1.png', 'b/1.png', '1.png']
-    """
-    parts = PurePosixPath(path).parts
-    return ["/".join(parts[start:]) for start in range(len(parts))]
-
-
 def _pair(root: Path, images: dict[str, _File], masks: dict[str, _File], files: dict[str, RawFile]) -> list[Pair]:
     """Returns the pairs of a split in the order of their names; a TIFF stack gives one pair per page."""
     image_files, mask_files = ({name: files[each.path] for name, each in part.items()} for part in (images, masks))
@@ -671,66 +544,3 @@ def _pages(pair: Pair) -> list[Pair]:
         )
         for page in range(image)
     ]
-
-
-def _hold_out(root: Path, splits: dict[str, list[Pair]], options: FolderOptions) -> tuple[dict[str, list[Pair]], str]:
-    """Returns the splits with a "val" held out of "train" if it is missing, or for `folds`; and a description of it."""
-    group_of = _groups(root, splits, options)
-    if "train" not in splits or ("val" in splits and not options.folds):
-        return splits, ""
-    pairs = sorted(splits["train"] + splits.get("val", []), key=lambda pair: pair.name)
-    for name, count in Counter(pair.name for pair in pairs).items():
-        if count > 1:
-            clash = f"train and val both have an image {name!r}"
-            raise DataError(f"config.data.folds needs images of different names; in {root}, {clash}")
-    sizes = Counter(group_of[pair.name] for pair in pairs)
-    noun, least = "groups" if options.groups else "images", options.folds or 2
-    if len(sizes) < least:
-        aim = f"for {least} folds" if options.folds else "to split into train and val"
-        raise DataError(f"{root}: expected at least {least} {noun} {aim}; found {len(sizes)}")
-    hashes = {group: _hash(group, options.split_seed) for group in sizes}
-    ordered = sorted(hashes, key=hashes.get)
-    if options.folds:
-        val_groups, fold_sizes = set(), [0] * options.folds
-        for group in ordered:
-            smallest = fold_sizes.index(min(fold_sizes))
-            fold_sizes[smallest] += sizes[group]
-            if smallest == options.fold:
-                val_groups.add(group)
-        description = f"val is fold {options.fold} of the {options.folds} folds of {len(sizes)} {noun}"
-    else:
-        count = sum(int.from_bytes(hashes[group], "big") < options.val_fraction * 2**48 for group in ordered)
-        val_groups = set(ordered[: min(max(count, 1), len(ordered) - 1)])
-        description = f"val is {len(val_groups)} of {len(sizes)} {noun} of train, by the hash of their names"
-    train = [pair for pair in pairs if group_of[pair.name] not in val_groups]
-    val = [pair for pair in pairs if group_of[pair.name] in val_groups]
-    return {"train": train, "val": val} | {split: splits[split] for split in splits if split == "test"}, description
-
-
-def _groups(root: Path, splits: dict[str, list[Pair]], options: FolderOptions) -> dict[str, str]:
-    """Returns the group of each image by its name; without `options.groups`, the name itself.
-
-    Raises: DataError if the pattern does not fit a name, or a group is in two splits.
-    """
-    if not options.groups:
-        return {pair.name: pair.name for pairs in splits.values() for pair in pairs}
-    pattern = _compile(options.groups, "groups", "group")
-    groups: dict[str, str] = {}
-    split_of: dict[str, str] = {}
-    for split, name in ((split, pair.name) for split, pairs in splits.items() for pair in pairs):
-        fit = pattern.fullmatch(name)
-        if not fit:
-            way_out = "correct the pattern so that it fits the name of every image, or rename the file"
-            raise DataError(f"{root}: config.data.groups = {options.groups!r} does not fit {name!r}; {way_out}")
-        group, part = fit["group"], "the folds" if options.folds and split != "test" else split
-        if (other := split_of.setdefault(group, part)) != part:
-            way_out = "move its images into one of them, or change the pattern"
-            raise DataError(f"{root}: the group {group!r} of config.data.groups is in {other} and in {part}; {way_out}")
-        groups[name] = group
-    return groups
-
-
-def _hash(name: str, seed: int) -> bytes:
-    """Returns 48 bits that depend on the name and, unless it is 0, on the seed."""
-    text = f"{seed}/{name}" if seed else name
-    return hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:6]

@@ -2,10 +2,14 @@
 
 import hashlib
 import itertools
+import os
+import tempfile
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -21,8 +25,9 @@ from segjax.data.decode import (
     scale_values,
     turned,
 )
-from segjax.data.io import DataError, RawFile, read_bytes
+from segjax.data.io import DataError, RawFile, read_bytes, with_reader
 from segjax.data.labels import VOID, LabelSet, count_ids, to_train_ids, values_of
+from segjax.storage import read_json, write_json
 
 
 class Example(TypedDict):
@@ -355,6 +360,62 @@ def _check_sizes(image: tuple[int, ...], mask: tuple[int, ...], image_file: str,
     if image != mask:
         sizes = f"a mask of {mask[0]}×{mask[1]} for an image of {image[0]}×{image[1]}"
         raise DataError(f"{mask_file}: {sizes} ({image_file}); expected one size")
+
+
+class FolderSource:
+    """A verified split of a folder; see `segjax.data.Source`."""
+
+    def __init__(
+        self,
+        verified: Verified,
+        label_set: LabelSet,
+        channels: int,
+        value_range: ValueRange = None,
+        drawn_on: str = "displayed",
+        notes: Sequence[str] = (),
+    ):
+        self._pairs, self._images, self.skipped, self.absent, self.void = verified
+        self.label_set, self.channels, self.value_range, self._drawn_on = label_set, channels, value_range, drawn_on
+        self.notes, self.dtype = notes, self._images[0].dtype
+        self.native_size, self.sizes = summarize(self._images).native_size, [image[:2] for image in self._images]
+        self.unsure_turns = sum(
+            image.orientation in (2, 3, 4) or (image.orientation > 4 and image.height == image.width)
+            for image in self._images
+        )
+        self.digest, self._listing = fingerprint({"": self._pairs}), None
+
+    def __reduce__(self):
+        """Pickles the path of a temporary file with the list of files, deleted together with this source."""
+        # Python passes the arguments of a new process through a pipe of 64 KiB, and waits forever if that process dies
+        # before it has read more than that, as a worker does that is killed for its memory.
+        if self._listing is None:
+            handle, path = tempfile.mkstemp(prefix="segjax-", suffix=".json")
+            os.close(handle)
+            pairs = [(name, *(file._replace(read=None) for file in files)) for name, *files in self._pairs]
+            write_json(path, {"pairs": pairs, "images": self._images})
+            self._listing = Path(path)
+            weakref.finalize(self, self._listing.unlink, missing_ok=True)
+        return _from_listing, (self._listing, self.label_set, self.channels, self.value_range, self._drawn_on)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Example:
+        name, image, mask = self._pairs[index]
+        files = (image.path, mask.path)
+        reading = (self.channels, self.label_set, files, self.value_range, self._drawn_on)
+        return make_example(read_bytes(image), read_bytes(mask), name, *reading)
+
+    def name(self, index: int) -> str:
+        """Returns the name of example `index`: its path under `images`, without its suffix."""
+        return self._pairs[index].name
+
+
+def _from_listing(listing: Path, *reading: Any) -> FolderSource:
+    listed = read_json(listing)
+    pairs = [Pair(name, *(with_reader(RawFile(*file)) for file in files)) for name, *files in listed["pairs"]]
+    images = [ImageInfo(*image) for image in listed["images"]]
+    return FolderSource(Verified(pairs, images, (), [], None), *reading)
 
 
 def check_split(source: Source, split: str, shown: int = 20) -> list[str]:

@@ -20,14 +20,15 @@ from jaxtyping import Float, Int64, UInt8, UInt16
 from ml_collections import ConfigDict
 
 from segjax import losses
+from segjax.data.datasets import common_channels
 from segjax.data.datasets import label_set as label_set_of
 from segjax.data.decode import ImageInfo, ValueRange
-from segjax.data.folder import common_channels
 from segjax.data.io import DataError, read_bytes
 from segjax.data.labels import VOID, LabelSet, count_ids, is_grey, read_class_file, to_train_ids
-from segjax.data.layout import Layout, find_layout, folder_options
+from segjax.data.layout import Layout, find_layout
 from segjax.data.pairs import Pair, Verified, decode_pair, find_range, refuse_palettes, refuse_problems
 from segjax.data.resize import resize_nearest
+from segjax.data.splits import folder_options
 from segjax.training.config import FIELDS, ConfigError, changed, from_leaves, leaves, validate
 from segjax.training.train_step import make_model
 
@@ -39,7 +40,7 @@ _MOST_CLASSES = 64  # that are found without their names
 _RESIZED = 200  # masks that are resized for `iou_caps`
 _RARE = 0.1  # share of the pixels below which a class gets a larger weight
 _ENOUGH = 0.9  # IoU that labels keep at the suggested size
-_LARGEST = 2**20  # pixels of the suggested size
+_SHORTER_SIDE, _LARGEST = 256, 2**20  # of the suggested size: least side, most pixels
 _EPOCHS, _MOST_STEPS = 10, 20_000  # of the suggested training
 # Fields that fix the classes, and their defaults.
 _CLASS_FIELDS = {
@@ -481,12 +482,15 @@ def suggest(found: FolderSurvey) -> dict[str, Any]:
 def suggest_size(found: FolderSurvey) -> tuple[int, int]:
     """Returns the smallest input size at which every class keeps an IoU of 0.9 (`iou_caps`), about 2^20 pixels at most.
 
-    It has the proportions of the images' median height and width. Each side is rounded to the nearest multiple of 16,
-    up or down, and is at least 32.
+    It has the proportions of the images' median height and width. The shorter side has 256 pixels, as in
+    configs/folder_unet.py, or those of smaller images, at least: masks of large objects would keep their IoU at sizes
+    at which the objects cannot be recognised. Each side is rounded to the nearest multiple of 16, up or down, and is at
+    least 32.
     """
     median = np.median([pair.size for pair in found.pairs], axis=0)
     enough = [scale for scale, caps in found.caps.items() if np.nanmin(caps) >= _ENOUGH]
-    scale = min(min(enough, default=1.0), math.sqrt(_LARGEST / math.prod(median)))
+    least = min(1.0, _SHORTER_SIDE / min(median))
+    scale = min(max(least, min(enough, default=1.0)), math.sqrt(_LARGEST / math.prod(median)))
     height, width = (max(32, 16 * round(float(scale * side) / 16)) for side in median)
     return height, width
 

@@ -10,10 +10,10 @@ import tifffile
 from PIL import Image
 
 from segjax.data import UNSEEN, VOID, Source, check_split, open_split
-from segjax.data.folder import open_folder
+from segjax.data.datasets import open_folder
 from segjax.data.io import DataError
 from segjax.data.labels import numbered_classes
-from segjax.data.layout import FolderOptions
+from segjax.data.splits import FolderOptions
 
 NAMES = ("asphalt", "gravel", "hole")
 CLASSES = numbered_classes(NAMES)

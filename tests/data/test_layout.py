@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from segjax.data.io import DataError
-from segjax.data.layout import FolderOptions, find_layout
+from segjax.data.layout import find_layout
+from segjax.data.splits import FolderOptions
 
 CASES = Path(__file__).parent / "cases"
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from segjax.data.folder import open_folder
+from segjax.data.datasets import open_folder
 from segjax.data.io import DataError
 from segjax.data.labels import LABEL_SETS, VOID, numbered_classes
 from segjax.data.loader import eval_batches, padded_sizes, train_loader
@@ -188,7 +188,7 @@ def test_eval_batches_damaged_file(make, tmp_path, workers):
 def test_train_loader_workers_of(make, tmp_path, process_environment, piped):
     script, folder = tmp_path / "script.py", make.folder(tmp_path / "data", 4, (8, 10))
     script.write_text(
-        "from segjax.data.folder import open_folder\n"
+        "from segjax.data.datasets import open_folder\n"
         "from segjax.data.loader import train_loader\n"
         "from segjax.data.labels import numbered_classes\n"
         f"source = open_folder({str(folder)!r}, 'train', numbered_classes(('a', 'b', 'c')))\n"

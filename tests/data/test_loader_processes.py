@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segjax.data.folder import open_folder
+from segjax.data.datasets import open_folder
 from segjax.data.labels import numbered_classes
 from segjax.data.loader import LoaderDied, eval_batches, train_loader
 
@@ -100,7 +100,7 @@ def test_dead_reading_worker_raises(make, tmp_path, death):
 
 READS_FOREVER = """
 import multiprocessing, sys, time
-from segjax.data.folder import open_folder
+from segjax.data.datasets import open_folder
 from segjax.data.labels import numbered_classes
 from segjax.data.loader import train_loader
 

@@ -70,6 +70,17 @@ def test_survey_folder_suggests_prior_and_weights_of_a_rare_class(root):
     )
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"), [((480, 640), (256, 336)), ((96, 128), (96, 128)), ((256, 8192), (176, 5792))]
+)
+def test_survey_folder_suggests_a_size_at_which_large_objects_are_recognised(tmp_path, size, expected):
+    labels = np.zeros(size, np.uint8)
+    labels[:, : size[1] // 2] = 255
+    for split in ("train", "val"):
+        write(tmp_path, split, "a", labels, np.zeros(size, np.uint8))
+    assert survey_folder(tmp_path).config.data.size == expected
+
+
 def test_survey_folder_keeps_given_fields(root):
     found = survey_folder(
         root, keep=["data.size", "objective.class_weights"], class_names=("sky", "wire"), mask_values=(0, 255)
