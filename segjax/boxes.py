@@ -126,7 +126,7 @@ def anchor_counts(image_size: tuple[int, int], *, levels: Sequence[int] = LEVELS
         per_cell: anchors per feature cell, scales times ratios.
 
     Returns: Python integers, one per level.
-    Raises: ValueError if a size or a level is not a positive integer.
+    Raises: ValueError if a side is not an integer of at least 1, or a level not one of at least 0.
     References: Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 4.
 
     >>> anchor_counts((256, 384))
@@ -160,7 +160,8 @@ def anchors(
         base: size of an anchor of scale 1 in strides; 4 is RetinaNet's: 32 pixels at level 3.
 
     Returns: float32 `[A, 4]`; anchors at the border extend beyond the image.
-    Raises: ValueError if a size, a level, a scale, a ratio or base is not positive, or an anchor is below one pixel.
+    Raises: ValueError if a side is not an integer of at least 1, a level not one of at least 0, a scale, a ratio or
+        base not positive, or an anchor smaller than one pixel.
     References: Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002; torchvision's AnchorGenerator.
 
     >>> print(anchors((8, 16), levels=(3,), scales=(1.0,), ratios=(1.0,)))
@@ -215,7 +216,8 @@ def match_anchors(
         where: `[N]`; False: the box does not exist.
         positive: smallest IoU of a match.
         negative: an anchor whose IoU with all boxes is below this is background.
-        low_quality: match every box that overlaps an anchor, even where no anchor reaches `positive`.
+        low_quality: also match the anchors that overlap a box most, whatever their IoU. An anchor that is best for two
+            boxes is matched to the one that it overlaps more.
 
     Returns: int32 `[A]`; of two boxes with the same IoU, the first.
     Raises: TypeError or ValueError if a dtype or a shape is not valid, or not 0 ≤ negative ≤ positive ≤ 1.
@@ -226,7 +228,8 @@ def match_anchors(
     [ 0 -1 -2]
     """
     if not 0 <= negative <= positive <= 1:
-        raise ValueError(f"must be 0 ≤ negative ≤ positive ≤ 1; got negative={negative}, positive={positive}")
+        got = f"negative={negative}, positive={positive}"
+        raise ValueError(f"negative and positive must satisfy 0 ≤ negative ≤ positive ≤ 1; got {got}")
     anchors, boxes = _same_dtype(_boxes("anchors", anchors), _boxes("boxes", boxes))
     where = checks.mask("where", where, boxes.shape[:-1])
     if not boxes.shape[0]:
@@ -249,7 +252,7 @@ def encode(
     where: Bool[ArrayLike, "*boxes"] | None = None,
     weights: Weights = (1.0, 1.0, 1.0, 1.0),
 ) -> Float[Array, "*boxes 4"]:
-    r"""Returns the deltas of boxes from their anchors, the regression targets of a detector.
+    r"""Returns the offset of each box from its anchor, the regression target of a detector.
 
     .. math:: \left( w_x \frac{x - x_a}{w_a}, \; w_y \frac{y - y_a}{h_a}, \; w_w \log \frac{w}{w_a}, \;
         w_h \log \frac{h}{h_a} \right)
@@ -259,7 +262,7 @@ def encode(
     Args:
         boxes: `[..., 4]`, one per anchor.
         anchors: `[..., 4]`, not empty.
-        where: `[...]`; False: the box does not exist, and its deltas are 0.
+        where: `[...]`; False: the box does not exist, and its offset is 0.
         weights: (w_x, w_y, w_w, w_h).
 
     Returns: at least float32, `[..., 4]`; -inf for the side of a box of width or height 0 that `where` keeps.
@@ -274,24 +277,24 @@ def encode(
     if where is not None:
         boxes = jnp.where(checks.mask("where", where, boxes.shape[:-1])[..., None], boxes, anchors)
     (centre, size), (anchor_centre, anchor_size) = _centre_and_size(boxes), _centre_and_size(anchors)
-    deltas = jnp.concatenate([(centre - anchor_centre) / anchor_size, jnp.log(size / anchor_size)], axis=-1)
-    return deltas * checks.spread("weights", jnp.asarray(weights, deltas.dtype), deltas.shape)
+    offsets = jnp.concatenate([(centre - anchor_centre) / anchor_size, jnp.log(size / anchor_size)], axis=-1)
+    return offsets * checks.spread("weights", jnp.asarray(weights, offsets.dtype), offsets.shape)
 
 
 def decode(
-    deltas: Float[ArrayLike, "*boxes 4"],
+    offsets: Float[ArrayLike, "*boxes 4"],
     anchors: Float[ArrayLike, "*#boxes 4"],
     *,
     weights: Weights = (1.0, 1.0, 1.0, 1.0),
     max_growth: float = 1000 / 16,
 ) -> Float[Array, "*boxes 4"]:
-    r"""Returns the boxes that lie at these deltas from their anchors, the inverse of `encode`.
+    r"""Returns the boxes at these offsets from their anchors, the inverse of `encode`.
 
     .. math:: (x, y) = (x_a + t_x w_a / w_x, \; y_a + t_y h_a / w_y), \qquad
         w = w_a \min(e^{t_w / w_w}, \text{max growth}), \qquad h = h_a \min(e^{t_h / w_h}, \text{max growth})
 
     Args:
-        deltas: (t_x, t_y, t_w, t_h), `[..., 4]`, the regression output of a detector.
+        offsets: (t_x, t_y, t_w, t_h), `[..., 4]`, the regression output of a detector.
         anchors: `[..., 4]`.
         weights: (w_x, w_y, w_w, w_h), as in `encode`.
         max_growth: upper bound of the box's width over the anchor's, likewise of the height.
@@ -303,11 +306,11 @@ def decode(
     >>> print(decode(jnp.array([[0.5, 0.0, 0.0, 0.0]]), jnp.array([[0.0, 0.0, 4.0, 8.0]])))
     [[2. 0. 6. 8.]]
     """
-    deltas, anchors = _same_dtype(_boxes("deltas", deltas), _boxes("anchors", anchors))
-    deltas = deltas / checks.spread("weights", jnp.asarray(weights, deltas.dtype), deltas.shape)
-    centre, size = _centre_and_size(jnp.broadcast_to(anchors, deltas.shape))
-    centre = deltas[..., :2] * size + centre
-    half = jnp.exp(jnp.minimum(deltas[..., 2:], math.log(max_growth))) * size * 0.5
+    offsets, anchors = _same_dtype(_boxes("offsets", offsets), _boxes("anchors", anchors))
+    offsets = offsets / checks.spread("weights", jnp.asarray(weights, offsets.dtype), offsets.shape)
+    centre, size = _centre_and_size(jnp.broadcast_to(anchors, offsets.shape))
+    centre = offsets[..., :2] * size + centre
+    half = jnp.exp(jnp.minimum(offsets[..., 2:], math.log(max_growth))) * size * 0.5
     return jnp.concatenate([centre - half, centre + half], axis=-1)
 
 
@@ -328,7 +331,7 @@ def clip(boxes: Float[ArrayLike, "*boxes 4"], image_size: Real[ArrayLike, "2"] |
     [[0. 1. 8. 3.]]
     """
     boxes = _boxes("boxes", boxes)
-    height, width = (jnp.asarray(side).astype(boxes.dtype) for side in image_size)
+    height, width = (jnp.asarray(side).astype(boxes.dtype) for side in _sides(image_size))
     return jnp.clip(boxes, 0, jnp.broadcast_to(jnp.stack([width, height, width, height]), boxes.shape))
 
 
@@ -385,7 +388,7 @@ def nms(
 
 def detect(
     logits: Float[ArrayLike, "anchors classes"],
-    deltas: Float[ArrayLike, "anchors 4"],
+    offsets: Float[ArrayLike, "anchors 4"],
     anchors: Float[ArrayLike, "anchors 4"],
     image_size: Real[ArrayLike, "2"] | Sequence,
     *,
@@ -403,7 +406,7 @@ def detect(
 
     Args:
         logits: `[A, C]`, one sigmoid classifier per class; there is no class for the background.
-        deltas: `[A, 4]`, see `decode`.
+        offsets: `[A, 4]`, see `decode`.
         anchors: `[A, 4]`.
         image_size: (height, width) in pixels, to which the boxes are clipped; may be traced.
         counts: anchors per pyramid level, see `anchor_counts`.
@@ -414,7 +417,8 @@ def detect(
         weights: as in `decode`.
 
     Returns: Detections of static size D, by decreasing score. Boxes are in pixels; scores are probabilities.
-    Raises: TypeError or ValueError if a dtype or a shape is not valid, or counts do not add up to A.
+    Raises: TypeError or ValueError if a dtype or a shape is not valid, the numbers of rows differ, or counts do not add
+        up to A.
     References: Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 4.1; torchvision's
         RetinaNet.postprocess_detections, which keeps 300.
 
@@ -424,9 +428,12 @@ def detect(
     [[0. 0. 4. 4.]] [0.880797]
     """
     logits = checks.floating("logits", logits)
-    deltas, anchors = _same_dtype(_boxes("deltas", deltas), _boxes("anchors", anchors))
+    offsets, anchors = _same_dtype(_boxes("offsets", offsets), _boxes("anchors", anchors))
+    checks.same_shape("offsets", offsets.shape, "anchors", anchors.shape)
+    checks.same_shape("logits without their last axis", logits.shape[:-1], "anchors without theirs", anchors.shape[:-1])
     if sum(counts) != len(anchors):
-        raise ValueError(f"counts must add up to the {len(anchors)} anchors; got {tuple(counts)}, {sum(counts)} in all")
+        got = f"{tuple(counts)}, {sum(counts)} in all; use anchor_counts(image_size) with the levels of these anchors"
+        raise ValueError(f"counts must add up to the {len(anchors)} anchors; got {got}")
     num_classes = logits.shape[-1]
     top, places = [], []
     for start, count in zip(np.cumsum((0, *counts)), counts, strict=False):
@@ -437,7 +444,7 @@ def detect(
         places.append(at + start * num_classes)
     top, places = jnp.concatenate(top), jnp.concatenate(places)
     at, classes = jnp.divmod(places, num_classes)
-    candidates = clip(decode(deltas[at], anchors[at], weights=weights), image_size)
+    candidates = clip(decode(offsets[at], anchors[at], weights=weights), image_size)
     scores = jax.nn.sigmoid(top)
     where = scores > jnp.asarray(score_threshold).astype(scores.dtype)
     kept = nms(candidates, top, classes, iou_threshold=iou_threshold, max_detections=max_detections, where=where)
@@ -471,11 +478,19 @@ def _centre_and_size(boxes: Float[Array, "*boxes 4"]) -> tuple[Float[Array, "*bo
     return boxes[..., :2] + 0.5 * size, size
 
 
-def _grids(image_size: tuple[int, int], levels: Sequence[int]) -> list[tuple[int, int]]:
+def _sides(image_size: ArrayLike | Sequence) -> list:
+    """Returns height and width."""
+    sides = list(image_size) if np.iterable(image_size) else [image_size]
+    if len(sides) != 2:
+        raise ValueError(f"image_size must be (height, width); got {len(sides)} number(s): use image.shape[:2]")
+    return sides
+
+
+def _grids(image_size: Sequence, levels: Sequence[int]) -> list[tuple[int, int]]:
     """Returns (rows, columns) of the features of each level."""
-    height, width = image_size
-    if height < 1 or width < 1:
-        raise ValueError(f"image_size must be (height, width) of at least one pixel; got {tuple(image_size)}")
+    height, width = _sides(image_size)
+    if not all(isinstance(side, int | np.integer) and side >= 1 for side in (height, width)):
+        raise ValueError(f"image_size must be (height, width), integers of at least 1; got {(height, width)}")
     if not levels or not all(isinstance(level, int | np.integer) and level >= 0 for level in levels):
         raise ValueError(f"levels must be integers of at least 0; got {tuple(levels)}")
     return [(-(-height // 2**level), -(-width // 2**level)) for level in levels]

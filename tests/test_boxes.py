@@ -81,11 +81,13 @@ def test_anchor_counts_any_size():
         ({"ratios": (0.0,)}, "ratios must be positive"),
         ({"levels": (-1,)}, "levels must be"),
         ({"levels": ()}, "levels must be"),
+        ({"image_size": (16.5, 16)}, r"image_size .* integers of at least 1; got \(16\.5, 16\)"),
+        ({"image_size": (16, 16, 3)}, r"image_size must be \(height, width\); got 3 .*image\.shape\[:2\]"),
     ],
 )
 def test_anchors_invalid(options, message):
     with pytest.raises(ValueError, match=message):
-        boxes.anchors((16, 16), **options)
+        inspect.unwrap(boxes.anchors)(**{"image_size": (16, 16)} | options)
 
 
 @pytest.mark.parametrize("low_quality", [False, True])
@@ -109,8 +111,14 @@ def test_match_anchors_box_that_overlaps_no_anchor():
     assert match.tolist() == [boxes.BACKGROUND]
 
 
+def test_match_anchors_best_for_two_boxes_goes_to_the_larger_overlap():
+    far = jnp.array([[0.0, 0.0, 4.0, 2.0], [90.0, 90.0, 94.0, 94.0]])
+    match = boxes.match_anchors(far, jnp.array([[0.0, 0.0, 1.0, 1.0], [1.0, 0.0, 4.0, 1.0]]))
+    assert match.tolist() == [1, boxes.BACKGROUND]
+
+
 def test_match_anchors_thresholds_out_of_order():
-    with pytest.raises(ValueError, match=r"negative=0\.6, positive=0\.5"):
+    with pytest.raises(ValueError, match=r"negative and positive must .*negative=0\.6, positive=0\.5"):
         boxes.match_anchors(jnp.ones((1, 4)), jnp.ones((1, 4)), negative=0.6)
 
 
@@ -122,7 +130,7 @@ def test_encode_torchvision(weights):
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
 def test_decode_torchvision(weights):
-    found = boxes.decode(GOLDEN["code/deltas"], GOLDEN["code/anchors"], weights=weights)
+    found = boxes.decode(GOLDEN["code/offsets"], GOLDEN["code/anchors"], weights=weights)
     np.testing.assert_allclose(found, GOLDEN[f"code/decoded/{weights[0]:g}"], rtol=1e-5, atol=1e-4)
 
 
@@ -184,16 +192,16 @@ def test_nms_without_boxes():
     assert found.tolist() == [-1, -1]
 
 
-def detect(logits, deltas, anchors, **options):
+def detect(logits, offsets, anchors, **options):
     options = {"counts": boxes.anchor_counts(IMAGE), "max_candidates": 200, "max_detections": 60} | options
-    return boxes.detect(logits, deltas, anchors, jnp.array([IMAGE[0] - 8, IMAGE[1] - 16]), **options)
+    return boxes.detect(logits, offsets, anchors, jnp.array([IMAGE[0] - 8, IMAGE[1] - 16]), **options)
 
 
-LOGITS, DELTAS = GOLDEN["detect/ranks"] / np.float32(2500) - 8, GOLDEN["detect/steps"] / np.float32(32)
+LOGITS, OFFSETS = GOLDEN["detect/ranks"] / np.float32(2500) - 8, GOLDEN["detect/steps"] / np.float32(32)
 
 
 def test_detect_torchvision(grid):
-    found = jax.jit(detect)(LOGITS, DELTAS, grid)
+    found = jax.jit(detect)(LOGITS, OFFSETS, grid)
     assert found.where.all()
     np.testing.assert_array_equal(found.classes, GOLDEN["detect/labels"])
     np.testing.assert_allclose(found.scores, GOLDEN["detect/scores"], rtol=1e-6)
@@ -208,19 +216,33 @@ def test_detect_unused_places_are_0():
     assert not any(np.asarray(x[1:]).any() for x in found)
 
 
-def test_detect_counts_do_not_add_up(grid):
-    with pytest.raises(ValueError, match="counts must add up"):
-        detect(LOGITS, DELTAS, grid, counts=(3, 4))
+def test_clip_size_with_channels():
+    with pytest.raises(ValueError, match=r"got 3 .*image\.shape"):
+        inspect.unwrap(boxes.clip)(jnp.ones((1, 4)), jnp.array([8, 8, 3]))
+
+
+@pytest.mark.parametrize(
+    ("logits", "offsets", "counts", "message"),
+    [
+        (2, 2, (3, 4), r"counts must add up to the 2 anchors; got \(3, 4\), 7 .*anchor_counts"),
+        (1, 2, (1, 1), r"logits .* must have the shape of anchors .*\(2,\); got \(1,\)"),
+        (2, 3, (1, 1), r"offsets must have the shape of anchors, \(2, 4\); got \(3, 4\)"),
+    ],
+)
+def test_detect_rows_that_do_not_fit_the_anchors(logits, offsets, counts, message):
+    arrays = jnp.ones((logits, 1)), jnp.ones((offsets, 4)), jnp.ones((2, 4))
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(boxes.detect)(*arrays, (8, 8), counts=counts)
 
 
 # Every mapping of four images to four devices gives the same result.
 
 
-def _of_batch(logits, deltas, truth, where):
+def _of_batch(logits, offsets, truth, where):
     grid = boxes.anchors((32, 32))
     counts = boxes.anchor_counts((32, 32))
     found = jax.vmap(partial(boxes.detect, counts=counts, max_candidates=50, max_detections=9), (0, 0, None, None))(
-        logits, deltas, grid, (32, 32)
+        logits, offsets, grid, (32, 32)
     )
     return found, jax.vmap(lambda t, w: boxes.match_anchors(grid, t, where=w))(truth, where)
 

@@ -1,6 +1,6 @@
 """Losses of a dense detector: the targets of its anchors, and the loss of their boxes.
 
-The losses of their classes are those of pixels, with anchors in place of pixels, see `anchor_targets`.
+For the classes, use the per-pixel losses with anchors in place of pixels, see `anchor_targets`.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,9 @@ class AnchorTargets(NamedTuple):
     """Values that a dense detector has to predict for every anchor.
 
     Attributes:
-        classes: 1 for the class of the anchor's box, else 0; a class outside [0, C) gives -1 by design.
-        offsets: of the anchor's box from the anchor, `segjax.boxes.encode`; 0 without a box.
+        classes: 1 for the class of the anchor's box, else 0. An anchor whose box has a class outside [0, C) has -1 in
+            every column, so that its loss is NaN by design.
+        offsets: offset of the anchor's box from the anchor, `segjax.boxes.encode`; 0 without a box.
         matched: True for an anchor with a box, a positive of the paper.
         where: False for an ignored anchor, which is neither positive nor background.
     """
@@ -67,7 +68,7 @@ def anchor_targets(
         boxes: `[B, N, 4]` in pixels; N may be 0.
         classes: `[B, N]`, integers in [0, C).
         num_classes: C, without the background; static.
-        where: `[B, N]`; False: the box does not exist. Nor does a box without area.
+        where: `[B, N]`; False: the box does not exist (padding). Boxes without area are ignored too.
         positive, negative, low_quality: as in `segjax.boxes.match_anchors`.
 
     Returns: the targets; none of them has a gradient.
@@ -130,7 +131,7 @@ def box_loss(
     Returns:
         `[...]`, at least float32.
 
-    Raises: TypeError or ValueError if a dtype or shape does not fit, or β ≤ 0.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or β is not finite and more than 0.
 
     References: Girshick, Fast R-CNN, arXiv 1504.08083; Lin et al., arXiv 1708.02002, section 4.
 
@@ -140,6 +141,8 @@ def box_loss(
     offsets = checks.floating_as_given("offsets", offsets)
     if offsets.ndim == 0 or offsets.shape[-1] != 4:
         raise ValueError(f"offsets must be [..., 4], four numbers per anchor; got shape {offsets.shape}")
+    targets = checks.floating_as_given("targets", targets)
+    checks.same_shape("targets", targets.shape, "offsets", offsets.shape)
+    beta = checks.finite("beta", beta, checks.widened(offsets.dtype), above=0.0)
     where = None if where is None else checks.mask("where", where, offsets.shape[:-1])[..., None]
-    loss = huber_loss(offsets, targets, delta=beta, where=where)
-    return loss.sum(axis=-1) / jnp.asarray(beta).astype(loss.dtype)
+    return huber_loss(offsets, targets, delta=beta, where=where).sum(axis=-1) / beta

@@ -92,7 +92,8 @@ def detection_records(
     found = _checked_boxes(detections, num_classes, scores=True)
     objects = _checked_boxes((boxes, classes, where), num_classes)
     if len(found.boxes) != len(objects.boxes):
-        raise ValueError(f"detections are of {len(found.boxes)} images, boxes of {len(objects.boxes)}")
+        got = f"{len(found.boxes)} and {len(objects.boxes)}"
+        raise ValueError(f"detections and boxes must have the same number of images; got {got}")
     shape = objects.classes.shape
     crowd = np.zeros(shape, bool) if crowd is None else checks.host("crowd", crowd)
     sizes = _areas(objects.boxes) if areas is None else checks.host("areas", areas).astype(np.float64)
@@ -193,7 +194,8 @@ def detection_scores(*records: DetectionRecords) -> dict[str, float | np.ndarray
 
 def _checked_boxes(arrays: tuple, num_classes: int, *, scores: bool = False) -> Detections:
     """Returns boxes, scores, classes and mask of detections or of objects (with scores of 0) as NumPy arrays."""
-    names = ("detections.boxes", "detections.scores", "detections.classes") if scores else ("boxes", "", "classes")
+    fields = ("boxes", "scores", "classes", "where")
+    names = [f"detections.{field}" for field in fields] if scores else fields
     boxes, *middle, classes, where = arrays
     boxes, classes = checks.host(names[0], boxes).astype(np.float64), checks.host(names[2], classes)
     if boxes.ndim != 3 or boxes.shape[-1] != 4:
@@ -201,15 +203,15 @@ def _checked_boxes(arrays: tuple, num_classes: int, *, scores: bool = False) -> 
     if not np.issubdtype(classes.dtype, np.integer):
         raise TypeError(f"{names[2]} must be integers; got {classes.dtype}")
     checks.same_shape(names[2], classes.shape, f"{names[0]} without their last axis", boxes.shape[:-1])
-    where = np.ones(classes.shape, bool) if where is None else np.array(checks.host("where", where), bool)
-    checks.same_shape("where", where.shape, f"{names[0]} without their last axis", boxes.shape[:-1])
+    where = np.ones(classes.shape, bool) if where is None else np.array(checks.host(names[3], where), bool)
+    checks.same_shape(names[3], where.shape, f"{names[0]} without their last axis", boxes.shape[:-1])
     values = checks.host(names[1], middle[0]).astype(np.float64) if middle else np.zeros(classes.shape)
     checks.same_shape(names[1], values.shape, f"{names[0]} without their last axis", boxes.shape[:-1])
     if np.isnan(values[where]).any():
-        raise ValueError(f"{names[1]} must be numbers; got NaN")
+        raise ValueError(f"{names[1]} must not be NaN where {names[3]} is True")
     invalid = classes[where][(classes[where] < 0) | (classes[where] >= num_classes)]
     if invalid.size:
-        raise ValueError(f"{names[2]} must be in [0, {num_classes}) where `where` is True; got {invalid[0]}")
+        raise ValueError(f"{names[2]} must be in [0, {num_classes}) where {names[3]} is True; got {invalid[0]}")
     inverted = boxes[where][~(boxes[where][:, 2:] >= boxes[where][:, :2]).all(axis=-1)]
     if inverted.size:
         raise ValueError(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from segjax import checks
 from segjax.models.layers import Block, Conv, Layer, fan_in_normal, pad_to_multiple
 from segjax.models.network import check_images
 from segjax.models.resnet import encoder_of
@@ -23,7 +24,7 @@ class DetectorOutput(NamedTuple):
 
     Attributes:
         logits: log odds of each class; the classes are independent, and there is none for the background.
-        offsets: of the box from its anchor, as `segjax.boxes.decode` takes them.
+        offsets: offset of the box from its anchor, the input of `segjax.boxes.decode`.
     """
 
     logits: Float[Array, "b anchors c"]
@@ -37,7 +38,8 @@ class FeaturePyramid(Layer):
         P_6 = D_6 P_5, \quad P_7 = D_7 \max(0, P_6)
 
     A are 1×1 convolutions, B 3×3 convolutions and D 3×3 convolutions with stride 2, all with bias and without norm;
-    up doubles both sides. P_6 is computed from P_5 as in torchvision's `retinanet_resnet50_fpn`; the paper has C_5.
+    up doubles both sides. P_6 is computed from P_5 as in torchvision's `retinanet_resnet50_fpn`; the paper computes it
+    from C_5.
 
     Attributes: those of `Layer`, and
         levels: consecutive levels l, the first 2 to 5 and the last 5 to 7; level l has stride 2^l.
@@ -65,7 +67,7 @@ class FeaturePyramid(Layer):
         return maps
 
 
-class BoxHead(Layer):
+class DetectionHead(Layer):
     """Four 3×3 convolutions with ReLU and a last one to `outputs` numbers per anchor, in at least float32.
 
     All levels share its parameters. The initial kernels have the paper's σ = 0.01 at 256 channels, and the same gain at
@@ -113,12 +115,13 @@ class RetinaNet(Block):
     r"""RetinaNet (arXiv 1708.02002): class logits and box offsets for every anchor, from a ResNet's feature pyramid.
 
     The classification head starts at `head_bias`, `losses.prior_bias(π)` in the paper, so that every anchor's
-    probability is π and the many anchors of the background do not dominate the first steps. The box head is shared by
-    the classes. Norms are those of the encoder; pyramid and heads have none.
+    probability is π and the many anchors of the background do not dominate the first steps. The regression head
+    predicts one box per anchor for all classes together. Norms are those of the encoder; pyramid and heads have none.
 
     Any input size works, including one pixel: images are padded with 0, the mean, to a multiple of 32, and level l is
     cropped to ⌈H / 2^l⌉ × ⌈W / 2^l⌉ cells. The rows are those of `segjax.boxes.anchors`. Depth 50, width 64, 91
-    classes: 34.07 M parameters, those of torchvision's `retinanet_resnet50_fpn`.
+    classes: 34.07 M parameters, torchvision's 34.01 M of `retinanet_resnet50_fpn` and the scales and biases of batch
+    normalization, which are frozen there.
 
     Attributes: those of `Block`, and
         num_classes: C, without the background.
@@ -169,7 +172,7 @@ class RetinaNet(Block):
             inside = [x[:, : -(-height // 2**n), : -(-width // 2**n)] for n, x in zip(self.levels, maps, strict=True)]
             return jnp.concatenate([x.reshape(x.shape[0], -1, outputs) for x in inside], axis=1)
 
-        head = nn.remat(BoxHead) if self.remat else BoxHead
+        head = nn.remat(DetectionHead) if self.remat else DetectionHead
         common = {"channels": self.channels, "per_cell": self.per_cell, **self.dtypes}
         classes = {"bias": self.head_bias, "kernel_stddev": self.head_kernel_stddev}
         logits = head(outputs=self.num_classes, name="classification", **classes, **common)(maps)
@@ -180,6 +183,9 @@ class RetinaNet(Block):
         """Raises a ValueError if a field is out of range."""
         levels = tuple(self.levels)
         if levels not in [tuple(range(first, last + 1)) for first in (2, 3, 4, 5) for last in (5, 6, 7)]:
-            raise ValueError(f"levels must be consecutive, the first 2 to 5 and the last 5 to 7; got {levels}")
+            valid = "consecutive, the first 2 to 5 and the last 5 to 7"
+            raise ValueError(f"levels must be {valid}; got {levels}: use, for example, (3, 4, 5, 6, 7)")
+        for name in ("num_classes", "channels", "per_cell"):
+            checks.scalar(name, getattr(self, name), jnp.int32, 1.0)
         if self.head_bias is not None and len(self.head_bias) != self.num_classes:
-            raise ValueError(f"the head's bias needs one value per class, {self.num_classes}; got {self.head_bias}")
+            raise ValueError(f"head_bias must have one value per class, {self.num_classes}; got {self.head_bias}")

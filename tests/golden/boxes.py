@@ -51,14 +51,14 @@ def matches(rng: np.random.Generator, grid: torch.Tensor) -> dict[str, np.ndarra
 def coded(rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns boxes, anchors, and what torchvision's BoxCoder makes of them with and without weights."""
     truth, origin = (boxes(rng, 30, 90, whole=False) for _ in range(2))
-    deltas = rng.normal(0, 2, (30, 4)).astype(np.float32)
-    arrays = {"code/boxes": truth, "code/anchors": origin, "code/deltas": deltas}
-    truth, origin, deltas = map(torch.from_numpy, (truth, origin, deltas))
+    offsets = rng.normal(0, 2, (30, 4)).astype(np.float32)
+    arrays = {"code/boxes": truth, "code/anchors": origin, "code/offsets": offsets}
+    truth, origin, offsets = map(torch.from_numpy, (truth, origin, offsets))
     arrays["code/iou"] = ops.box_iou(truth, origin).numpy()
     for weights in ((1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)):
         coder = _utils.BoxCoder(weights)
         arrays[f"code/encoded/{weights[0]:g}"] = coder.encode_single(truth, origin).numpy()
-        arrays[f"code/decoded/{weights[0]:g}"] = coder.decode_single(deltas, origin).numpy()
+        arrays[f"code/decoded/{weights[0]:g}"] = coder.decode_single(offsets, origin).numpy()
     return arrays
 
 

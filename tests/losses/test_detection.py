@@ -3,6 +3,7 @@
 import inspect
 import json
 import runpy
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -149,9 +150,11 @@ def test_anchor_targets_unmasked_class_outside_the_classes_gives_nan(label):
         (losses.anchor_targets, (UNIT, UNIT, jnp.zeros((1, 3), jnp.int32), 2), r"boxes must be \[batch, boxes, 4\]"),
         (losses.anchor_targets, (UNIT, UNIT[None], jnp.zeros((1, 2), jnp.int32), 2), "classes must have the shape"),
         (losses.box_loss, (jnp.zeros((2, 3)), jnp.zeros((2, 3))), r"offsets must be \[\.\.\., 4\]"),
+        (losses.box_loss, (UNIT, UNIT[:2]), "targets must have the shape of offsets"),
+        (partial(losses.box_loss, beta=0), (UNIT, UNIT), "beta must be finite and more than 0; got 0"),
     ],
 )
-def test_shapes_that_do_not_fit_are_rejected(function, arguments, message):
+def test_invalid_arguments_are_rejected(function, arguments, message):
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(function)(*arguments)
 

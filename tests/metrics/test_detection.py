@@ -193,8 +193,11 @@ def test_detection_records_area_limits():
         ({"classes": ZERO + 1}, r"classes must be in \[0, 1\)"),
         ({"boxes": BOX[..., ::-1]}, "add x to width"),
         ({"boxes": BOX * np.nan}, "boxes must be"),
-        ({"boxes": np.concatenate([BOX, BOX])}, "detections are of 1 images, boxes of 2"),
-        ({"detections": HIT._replace(scores=np.array([[np.nan]]))}, "detections.scores must be numbers"),
+        ({"boxes": np.concatenate([BOX, BOX])}, "the same number of images; got 1 and 2"),
+        (
+            {"detections": HIT._replace(scores=np.array([[np.nan]]))},
+            "must not be NaN where detections.where",
+        ),
         ({"detections": HIT._replace(scores=np.ones((1, 2)))}, "detections.scores must have the shape"),
         ({"crowd": np.array([[True, False]])}, "crowd must have the shape"),
         ({"area_limits": (9.0, 4.0)}, "area_limits must be"),

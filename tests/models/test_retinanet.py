@@ -114,7 +114,8 @@ def test_bfloat16_gives_float32_outputs():
         ({"levels": (3, 5)}, r"levels must be consecutive, the first 2 to 5 and the last 5 to 7; got \(3, 5\)"),
         ({"levels": (1, 2, 3, 4, 5)}, "levels must be consecutive"),
         ({"levels": (3, 4)}, "the last 5 to 7"),
-        ({"head_bias": (0.0,)}, r"needs one value per class, 3; got \(0.0,\)"),
+        ({"head_bias": (0.0,)}, r"head_bias must have one value per class, 3; got \(0.0,\)"),
+        ({"channels": 0}, "channels must be at least 1; got 0"),
     ],
 )
 def test_invalid_fields_are_rejected(fields, message):
