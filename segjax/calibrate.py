@@ -428,7 +428,7 @@ if __name__ == "__main__":
         "Kind of mask or set: threshold (the default); --risk=fnr: dilation; --risk=miscoverage: class, adaptive.",
     )
     cli.define_number("level", float, "(0, 1)", "Bound of the risk on a new image, in expectation.")
-    flags.DEFINE_string("class", None, "Class for --risk=fnr; default: the second of two. Required if there are more.")
+    flags.DEFINE_string("class", None, "Class for --risk=fnr; default: the rare one of two. Required for more.")
     flags.DEFINE_string("output", None, "JSON file; default of one run: WORKDIR/calibration.json.")
     cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

@@ -122,7 +122,7 @@ if __name__ == "__main__":
     flags.DEFINE_bool("palette", False, "Store the colours of the classes as a palette of the masks.")
     flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, thumbnails of up to 24 images.")
     cli.define_number(
-        "threshold", float, "(0, 1)", "Smallest probability at which a pixel gets --class, or the second of two."
+        "threshold", float, "(0, 1)", "Smallest probability at which a pixel gets --class, or the rare one of two."
     )
     cli.define_number(
         "at_precision", float, FRACTION, "Use the threshold at which --class reached this precision in evaluation."

@@ -314,7 +314,7 @@ def chosen_threshold(
     """Returns the fields of `PredictOptions` for a threshold, and a line of text for the user.
 
     The threshold is the `probability`, or the one at which the class reaches the `precision` on the evaluation split.
-    The class is by default the second of two. It raises ConfigError for more classes without a `class_index`, for a
+    The class is by default the rare one of two. It raises ConfigError for more classes without a `class_index`, for a
     precision outside (0, 1], and for one that no threshold reaches.
     """
     if probability is None and precision is None:
@@ -344,11 +344,11 @@ def chosen_threshold(
 
 
 def positive_class(run: TrainedRun, class_index: int | None, flag: str) -> int:
-    """Returns `class_index`, by default 1 if there are two classes; raises ConfigError, with the flag, for more."""
+    """Returns `class_index`, by default the rare one of two; raises ConfigError, with the flag, for more."""
     names = run.label_set.names
     if class_index is None and len(names) != 2:
         raise ConfigError(f"{flag}: add --class=NAME, one of {', '.join(names)}")
-    return 1 if class_index is None else class_index
+    return run.label_set.rare if class_index is None else class_index
 
 
 def calibration_of(run: TrainedRun, remedy: str = "") -> tuple[dict[str, Any] | None, str]:
@@ -480,7 +480,9 @@ def _stored_guarantee(run: TrainedRun, risk: str, level: float | bool, name: str
     command = f"segjax calibrate --checkpoint={','.join(run.checkpoints)}{' --scaling=none' * bool(calibration)}"
     command += f" --risk={risk}"
     command += f" --level={0.05 if level is True else level:g}"
-    command += f" --class={name or (stored[0]['class'] if stored else run.label_set.names[-1])}" * (risk == "fnr")
+    names = run.label_set.names
+    default = stored[0]["class"] if stored else names[run.label_set.rare if len(names) == 2 else -1]
+    command += f" --class={name or default}" * (risk == "fnr")
     file = run.calibration_file
     if run.calibration or not file:
         command += f" --output={file or 'FILE.json'}"

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ DATASETS = {
 def label_set(data_config: Any, *, mark_unseen: bool = False) -> LabelSet:
     """Returns the classes of a config's data set without the unseen ones, see `open_split`.
 
-    Raises: DataError for an unknown name of the data set or of an unseen class, or if fewer than two classes are left.
+    Raises: DataError for an unknown name of the data set, of an unseen class or of the rare one, or if fewer than two
+    classes are left.
     """
     name, unseen = data_config.name, tuple(getattr(data_config, "unseen_classes", ()))
     if name not in DATASETS:
@@ -61,7 +63,7 @@ def label_set(data_config: Any, *, mark_unseen: bool = False) -> LabelSet:
         given = {field: getattr(data_config, field) for field in optional if hasattr(data_config, field)}
         every_class = numbered_classes(getattr(data_config, "class_names", ()), **given)
     if not unseen:
-        return every_class
+        return _with_rare(every_class, data_config)
     if not set(unseen) <= set(every_class.names):
         raise DataError(
             f"config.data.unseen_classes must be classes of {name}: {', '.join(every_class.names)}; got {unseen!r}"
@@ -72,7 +74,17 @@ def label_set(data_config: Any, *, mark_unseen: bool = False) -> LabelSet:
             f"config.data.unseen_classes must leave at least 2 of the {every_class.num_classes} classes of {name}; "
             f"got {unseen!r}"
         )
-    return seen
+    return _with_rare(seen, data_config)
+
+
+def _with_rare(classes: LabelSet, data_config: Any) -> LabelSet:
+    name = getattr(data_config, "rare_class", "")
+    if not name:
+        return classes
+    if classes.num_classes != 2 or name not in classes.names:
+        expected = f"one of two classes; {data_config.name} has {', '.join(classes.names)}"
+        raise DataError(f"config.data.rare_class must be {expected}; got {name!r}")
+    return replace(classes, rare=classes.names.index(name))
 
 
 def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> Source:
@@ -89,6 +101,7 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
           `orientation` and `train_split`, see `open_folder`.
         - `unseen_classes`, optional: names of classes to leave out of the training. Their pixels are void, and the
           split's `label_set` has the other classes only, with train ids from 0 in their order.
+        - `rare_class`, optional: the `LabelSet.rare` of two classes; "": the second.
         - `channels` and `dtype`, optional: those that the images must have; None: any.
         - `on_error`, optional: "raise", or "skip" to leave bad pairs of image and mask out and list the reasons in
           the split's `skipped`. "skip" prepares the data set in a folder of its own.
@@ -323,7 +336,7 @@ class PreparedSource:
                 shapes = [shape] * len(self)
             self.native_size, _, channels = summarize(shapes)
             self.dtype = "uint8"
-            self.value_range, self.unsure_turns, self.void, self.notes = None, 0, None, ()
+            self.value_range, self.unsure_turns, self.void, self.pixels, self.notes = None, 0, None, None, ()
             self.channels = metadata.get("channels", channels)
             self.sizes = [each[:2] for each in shapes]
 

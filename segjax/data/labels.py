@@ -31,6 +31,7 @@ class LabelSet:
     lut: UInt8[np.ndarray, "ids"]  # train id of each raw id in the files: 0 to C - 1, `VOID`, `UNDEFINED` or `UNSEEN`
     mask_colours: UInt8[np.ndarray, "ids 3"] | None = None  # of each raw id, if the files contain colours
     threshold: int | None = None  # smallest grey value of class 1 of 2; colours are converted to grey
+    rare: int = 1  # of two classes, the one whose average precision is scored, and which overlays tint
     remedy: str = ""  # way out for the user, added to the error for an undefined id
 
     def __post_init__(self):

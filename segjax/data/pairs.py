@@ -55,6 +55,7 @@ class Source(Protocol):
     skipped: tuple[str, ...]  # one message per pair of files left out by `on_error="skip"`
     absent: Sequence[str]  # names of the classes without a pixel; () if that is unknown
     void: float | None  # fraction of void pixels; None if that is unknown
+    pixels: Sequence[int] | None  # number of pixels of each class; None if that is unknown
     notes: Sequence[str]  # lines for the user: how the files were found, and which were left out
     digest: str  # short hash of the names and contents of the files
 
@@ -92,6 +93,7 @@ class Verified(NamedTuple):
     skipped: tuple[str, ...]
     absent: list[str]
     void: float | None
+    pixels: list[int] | None
 
 
 def match(images: dict[str, RawFile], masks: dict[str, RawFile], where: str) -> list[Pair]:
@@ -216,7 +218,8 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise", draw
     pairs, images, counts = map(list, zip(*good, strict=True))
     counts = np.sum(counts, axis=0)
     absent = [name for name, count in zip(label_set.names, counts, strict=False) if not count]
-    return Verified(pairs, images, tuple(skipped), absent, float(counts[VOID] / counts.sum()))
+    pixels = counts[: label_set.num_classes].astype(int).tolist()
+    return Verified(pairs, images, tuple(skipped), absent, float(counts[VOID] / counts.sum()), pixels)
 
 
 def _verify_pair(pair: Pair, label_set: LabelSet, drawn_on: str) -> tuple[Pair, ImageInfo, np.ndarray]:
@@ -374,7 +377,7 @@ class FolderSource:
         drawn_on: str = "displayed",
         notes: Sequence[str] = (),
     ):
-        self._pairs, self._images, self.skipped, self.absent, self.void = verified
+        self._pairs, self._images, self.skipped, self.absent, self.void, self.pixels = verified
         self.label_set, self.channels, self.value_range, self._drawn_on = label_set, channels, value_range, drawn_on
         self.notes, self.dtype = notes, self._images[0].dtype
         self.native_size, self.sizes = summarize(self._images).native_size, [image[:2] for image in self._images]
@@ -415,7 +418,7 @@ def _from_listing(listing: Path, *reading: Any) -> FolderSource:
     listed = read_json(listing)
     pairs = [Pair(name, *(with_reader(RawFile(*file)) for file in files)) for name, *files in listed["pairs"]]
     images = [ImageInfo(*image) for image in listed["images"]]
-    return FolderSource(Verified(pairs, images, (), [], None), *reading)
+    return FolderSource(Verified(pairs, images, (), [], None, None), *reading)
 
 
 def check_split(source: Source, split: str, shown: int = 20) -> list[str]:

@@ -53,13 +53,15 @@ def overlay(
 def overlay_palette(label_set: LabelSet, only: int | None = None) -> UInt8[np.ndarray, "classes 3"]:
     """Returns the palette with black for the classes that an overlay does not tint.
 
-    These are all but the class `only`; without it, a class named "background", or else the first of two classes.
+    These are all but the class `only`; without it, a class named "background", or else of two the one that is not rare.
     """
     names, palette = label_set.names, label_set.palette.copy()
     if only is not None:
         palette[np.arange(len(names)) != only] = 0
-    elif "background" in names or len(names) == 2:
-        palette[names.index("background") if "background" in names else 0] = 0
+    elif "background" in names:
+        palette[names.index("background")] = 0
+    elif len(names) == 2:
+        palette[1 - label_set.rare] = 0
     return palette
 
 

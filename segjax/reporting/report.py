@@ -383,9 +383,11 @@ def _probability(log_odds: float) -> str:
 
 
 def summary_line(scores: dict[str, Any]) -> str:
-    """Returns the main scores of a run in one line."""
+    """Returns the main scores of a run in one line, with the name of the rare class after those of it alone."""
     keys = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "average_precision", "auroc")
-    return "  ".join(f"{key} {cell(scores[key])}" for key in keys if key in scores)
+    rare = f" ({scores['rare_class']})" if "rare_class" in scores else ""
+    own = dict.fromkeys(("average_precision", "auroc"), rare)
+    return "  ".join(f"{key} {cell(scores[key])}{own.get(key, '')}" for key in keys if key in scores)
 
 
 def check_report(folder: str | os.PathLike, name: str, *, overwrite: bool = False) -> None:

@@ -46,10 +46,10 @@ _LOSSES |= {"outlier loss": "train/outlier_loss", "margin penalty": "train/margi
 _HEADLINES = (
     ("mean IoU", "mean_iou", "over the pixels of the split, then the mean over classes"),
     ("mean IoU per image", "mean_iou_per_image", "mean over images of the mean IoU of each image"),
-    ("average precision", "average_precision", "area under the precision-recall curve of the second class"),
-    ("AUROC", "auroc", "second class; optimistic for rare classes"),
-    ("best IoU", "best_iou", "second class, at the best threshold"),
-    ("best threshold", "best_threshold", "probability of the second class; chosen on these images"),
+    ("average precision", "average_precision", "area under the precision-recall curve of the rare class"),
+    ("AUROC", "auroc", "rare class; optimistic if it is very rare"),
+    ("best IoU", "best_iou", "rare class, at the best threshold"),
+    ("best threshold", "best_threshold", "probability of the rare class; chosen on these images"),
     ("mean accuracy", "mean_accuracy", "mean recall over classes"),
     ("pixel accuracy", "pixel_accuracy", "fraction of correct pixels; dominated by frequent classes"),
     ("frequency weighted IoU", "frequency_weighted_iou", "IoU per class, weighted by its fraction of the pixels"),
@@ -81,7 +81,7 @@ class Inspection(NamedTuple):
     """Results of a pass over a split; all but the images are ready for JSON.
 
     The scores are those of `evaluation.evaluate` and `metrics.per_image_scores`, "average_precision_per_class",
-    "expected_calibration_error" and "area_under_risk_coverage" by uncertainty. Of two classes, only the second has a
+    "expected_calibration_error" and "area_under_risk_coverage" by uncertainty. Of two classes, only the rare one has a
     precision-recall curve. The best images come best first, the worst worst first. `shift` contains scores by kind of
     corruption, if a severity was given.
     """
@@ -121,13 +121,16 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int, severity: int |
         best, worst = best_and_worst(ranked, images)
         shown = bar.track([*best, *worst], description="predicting the shown images")
         shown = list(_read_and_predict(run, source, shown))
-    histograms = {names[1]: totals["scores"]} if len(names) == 2 else dict(zip(names, totals["rankings"], strict=True))
-    precisions = [metrics.average_precision(histogram) for histogram in histograms.values()]
+    if len(names) == 2:
+        histograms = {names[run.label_set.rare]: totals["scores"]}
+    else:
+        histograms = dict(zip(names, totals["rankings"], strict=True))
+    precisions = {name: metrics.average_precision(histogram) for name, histogram in histograms.items()}
     risks, calibration = totals["errors"], totals["calibration"]
     scores = {
         **evaluation.split_facts(source),
         **_scores(totals),
-        "average_precision_per_class": [math.nan] * (len(names) - len(precisions)) + precisions,
+        "average_precision_per_class": [precisions.get(name, math.nan) for name in names],
         **_lists(metrics.per_image_scores(totals["per_image"])),
     }
     return Inspection(
@@ -386,7 +389,8 @@ def _class_section(inspection: Inspection) -> Section:
         rows = [(*row, value) for row, value in zip(table.rows, column, strict=True)]
         table = table._replace(columns=(*table.columns, "AP"), rows=rows)
     else:
-        chance = pixels[1] / max(sum(pixels), 1)
+        (rare,) = curves
+        chance = pixels[classes.index(rare)] / max(sum(pixels), 1)
         options["reference"] = f"chance ({chance:.2g})", chance
     drawn = {name: (curve["recall"], [curve["precision"]]) for name, curve in curves.items() if name in _rarest(scores)}
     subject = f"the {_MOST_LINES} rarest classes" if len(drawn) < len(curves) else ", ".join(drawn)

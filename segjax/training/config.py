@@ -159,6 +159,9 @@ FIELDS = {
     "data.unseen_classes": Field(
         (), "classes to leave out of training; void for losses and IoU, positives of the detection scores", item=str
     ),
+    "data.rare_class": Field(
+        "", "of two classes, the one whose average precision is scored; '': that with fewer pixels in training"
+    ),
     "data.channels": Field(None, "image channels; None: as found in the files", (), "[1, 1024]", int),
     "data.range": Field(
         "dtype",
@@ -287,7 +290,12 @@ INITIAL = tuple(key for key, field in FIELDS.items() if field.initial)
 TRACED = tuple(key for key, field in FIELDS.items() if field.traced)
 
 # Fields that a run finds in its data, with the values that leave them open; see `with_found_data`.
-FOUND = {"data.channels": (None,), "data.range": ("dtype", "percentile"), "data.dtype": (None,)}
+FOUND = {
+    "data.channels": (None,),
+    "data.range": ("dtype", "percentile"),
+    "data.dtype": (None,),
+    "data.rare_class": ("",),
+}
 
 # Fields that were renamed: the old name and the new one.
 RENAMED = {
@@ -326,14 +334,25 @@ def input_shape(config: ConfigDict) -> tuple[int, int, int]:
 
 
 def with_found_data(config: ConfigDict, source: Source) -> ConfigDict:
-    """Returns a config with the channels, the range of values and the dtype of the training split.
+    """Returns a config with the channels, range of values, dtype and rare class of the training split.
 
-    The dtype matters under a range only. Raises as `validate`.
+    The dtype matters under a range only. Raises as `validate`, and for a binary loss that would learn the class that is
+    not rare.
     """
     found = {"data.channels": source.channels, "data.range": source.value_range or "dtype"}
     found["data.dtype"] = source.value_range and source.dtype
+    names, pixels = source.label_set.names, source.pixels
+    if not config.data.rare_class and pixels and len(names) == 2:
+        found["data.rare_class"] = names[0 if pixels[0] < pixels[1] else 1]
     found = from_leaves(leaves(config) | found)
     validate(found)
+    loss, rare = found.objective.loss, found.data.rare_class
+    if loss in BINARY_LOSSES and rare == names[0]:
+        raise ConfigError(
+            f"config.objective.loss = {loss!r} learns the second class, {names[1]}, as the rare one, but {rare} is: "
+            f"name {rare} second in config.data.class_names, with its value second too, choose a softmax loss, or set "
+            f"config.data.rare_class={names[1]}"
+        )
     return found
 
 

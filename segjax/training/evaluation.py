@@ -94,9 +94,13 @@ def score_masks(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def split_facts(source: Source) -> dict[str, Any]:
-    """Returns "images", "skipped" (the number of bad images left out), "data" (the digest), "classes" (the names)."""
-    facts = {"images": len(source), "skipped": len(source.skipped), "data": source.digest}
-    return facts | {"classes": list(source.label_set.names)}
+    """Returns "images", "skipped" (the number of bad images left out), "data" (the digest), "classes" (the names).
+
+    Of two classes there is also the "rare_class", whose average precision `scores` returns.
+    """
+    classes, facts = source.label_set, {"images": len(source), "skipped": len(source.skipped), "data": source.digest}
+    rare = {"rare_class": classes.names[classes.rare]} if classes.num_classes == 2 else {}
+    return facts | {"classes": list(classes.names), **rare}
 
 
 def make_eval_step(
@@ -245,14 +249,14 @@ def make_score_counts(
     - "confusion": the confusion matrix of the classes;
     - "loss_sum" and "loss_pixels": numerator and denominator of the pixel loss without boundary weights and OHEM, in
       which void counts if it is learned as a class;
-    - "scores": for two classes, the score histogram of class 1;
+    - "scores": for two classes, the score histogram of the rare one (`LabelSet.rare`);
     - "unknown": with unseen classes, one score histogram per entry of `unknown_scores`, with pixels labelled `UNSEEN`
       as positives and other labelled pixels as negatives.
 
     Labels outside an image are -1.
     """
     per_pixel, background = PIXEL_LOSSES[config.objective.loss], background_of(config, num_classes)
-    counts_positives = config.objective.normalizer == "positives"
+    counts_positives, rare = config.objective.normalizer == "positives", data.label_set(config.data).rare
 
     def count(
         outputs: Float[Array, "b H W outputs"], labels: Int[Array, "b H W"], where: Bool[Array, "b H W"], hparams: Any
@@ -274,7 +278,8 @@ def make_score_counts(
             "loss_pixels": psum(counted.sum(dtype=jnp.int32), axis_name),
         }
         if num_classes == 2:
-            counts["scores"] = metrics.score_histogram(log_odds(outputs), labels == 1, **shared)
+            odds = log_odds(outputs) if rare else -log_odds(outputs)
+            counts["scores"] = metrics.score_histogram(odds, labels == rare, **shared)
         return counts | ({"unknown": unknown} if unknown else {})
 
     return count
@@ -356,8 +361,8 @@ def scores(counts: dict[str, Any]) -> dict[str, Any]:
     - "confusion": int64 rows;
     - "pixel_loss";
     - the entries of `segjax.metrics.segmentation_scores`;
-    - for two classes "average_precision", "average_precision_bounds", "auroc" and "best_iou" of class 1, and
-      "best_threshold", the probability at that IoU;
+    - for two classes "average_precision", "average_precision_bounds", "auroc" and "best_iou" of the rare one,
+      and "best_threshold", its probability at that IoU;
     - with unseen classes "unknown", a dictionary of
 
       - "pixels": the number of unseen pixels;

@@ -344,8 +344,9 @@ def find_classes(values: Mapping[Value, int]) -> dict[str, tuple | int]:
     """Returns the config fields of the classes for masks of which nothing is known but their values.
 
     255 is void beside at least two other ids, the largest of which is below 64; else it is a class. Of colours, black
-    or else the most frequent one is the background. More than 8 values are the noise of two classes if
-    95 % of the pixels are near black or white. Raises DataError for one value, and for more than 64.
+    or else the most frequent one is the background, and of two values the other one if the first has less than a tenth
+    of the pixels. More than 8 values are the noise of two classes if 95 % of the pixels are near black or white. Raises
+    DataError for one value, and for more than 64.
 
     >>> find_classes({0: 90, 255: 10}), find_classes({(0, 0, 0): 9, (255, 0, 0): 1})["mask_colours"]
     ({'class_names': ('background', 'object'), 'mask_values': (0, 255)}, ('#000000', '#ff0000'))
@@ -360,15 +361,21 @@ def find_classes(values: Mapping[Value, int]) -> dict[str, tuple | int]:
         expected = f"expected at most {_MOST_CLASSES}, unless config.data.class_names and mask_values name them"
         raise DataError(f"the masks have {len(values)} different values, as photographs have; {expected}")
     if isinstance(next(iter(values)), tuple):
-        ordered = sorted(values, key=lambda value: (any(value), -values[value]))
+        ordered = _rare_last(sorted(values, key=lambda value: (any(value), -values[value])), values)
         colours = tuple(map(colour_name, ordered))
         names = ("background", "object") if len(colours) == 2 else ("background", *colours[1:])
         return {"class_names": names, "mask_colours": colours}
     ids = sorted(values)
     if ids[-1] == VOID and len(ids) > 2 and ids[-2] < 64:
         ids = ids[:-1]
+    ids = _rare_last(ids, values)
     names = tuple("background" if value == 0 else f"class {value}" for value in ids)
     return {"class_names": ("background", "object") if len(ids) == 2 else names, "mask_values": tuple(ids)}
+
+
+def _rare_last(classes: list[Value], values: Mapping[Value, int]) -> list[Value]:
+    is_rare = len(classes) == 2 and values[classes[0]] < _RARE * sum(values[one] for one in classes)
+    return classes[::-1] if is_rare else classes
 
 
 def colour_name(colour: tuple[int, ...]) -> str:
@@ -445,7 +452,7 @@ def _pairs_of(found: FolderSurvey, split: str) -> list[PairSurvey]:
 
 
 def _as_verified(pairs: Sequence[PairSurvey]) -> Verified:
-    return Verified([one.pair for one in pairs], [one.image for one in pairs], (), [], None)
+    return Verified([one.pair for one in pairs], [one.image for one in pairs], (), [], None, None)
 
 
 def suggest(found: FolderSurvey) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Masks(list):
 
     label_set = SimpleNamespace(names=("road", "stone", "tyre", "paint"))
     channels, value_range, dtype, native_size, sizes = 3, None, "uint8", (12, 16), [(12, 16)]
-    unsure_turns, skipped, absent, void, notes, digest = 0, (), (), None, (), "0"
+    unsure_turns, skipped, absent, void, pixels, notes, digest = 0, (), (), None, None, (), "0"
 
     def name(self, index):
         return f"scene_{index}"

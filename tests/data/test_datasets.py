@@ -91,6 +91,12 @@ def test_label_set_unknown_or_too_many_unseen_classes(config, name, unseen, mess
         label_set(config(name, unseen_classes=unseen))
 
 
+@pytest.mark.parametrize(("name", "rare"), [("road_debris", "crack"), ("camvid", "car")])
+def test_label_set_unknown_rare_class(config, name, rare):
+    with pytest.raises(DataError, match=rf"^config.data.rare_class must be one of two classes; .*; got '{rare}'"):
+        label_set(config(name, rare_class=rare))
+
+
 def test_open_split_slices_and_folder_of_one_set(prepared, config):
     data = prepared["camvid"]
     assert [len(open_split(data, s)) for s in ("train[:2]", "val[1:]", "validation", "train+val")] == [2, 2, 3, 8]

@@ -26,7 +26,7 @@ class Memory:
     """A source in memory: image i is filled with i, its label with i modulo 2."""
 
     label_set, channels, skipped, absent, digest = LABEL_SETS["road_debris"], 1, (), (), "drawn"
-    value_range, dtype, unsure_turns, void, notes = None, "uint8", 0, None, ()
+    value_range, dtype, unsure_turns, void, pixels, notes = None, "uint8", 0, None, None, ()
 
     def __init__(self, sizes):
         self.sizes = sizes

@@ -135,7 +135,7 @@ class Skipping:
     """A source in which only `skipped` matters."""
 
     label_set, channels, native_size, sizes, absent, digest = CLASSES, 3, (1, 1), [(1, 1)] * 7, (), ""
-    void, notes = None, ()
+    void, pixels, notes = None, None, ()
     value_range, dtype, unsure_turns = None, "uint8", 0
 
     def __init__(self, count):
@@ -167,10 +167,11 @@ def test_check_split_many():
 def test_verify_absent_classes(pairs, make):
     ids = make.encoded(np.full(make.SIZE, 255, np.uint8))
     found = verify(pairs(make.encoded(make.image()), ids)[1:], CLASSES)
-    assert (found.absent, found.void) == (["a", "b", "c"], 1.0)
+    assert (found.absent, found.void, found.pixels) == (["a", "b", "c"], 1.0, [0, 0, 0])
     ids = np.full(make.SIZE, 255, np.uint8)
     ids[0, 0] = 1  # one pixel is enough
-    assert verify(pairs(mask=make.encoded(ids))[1:], CLASSES).absent == ["a", "c"]
+    found = verify(pairs(mask=make.encoded(ids))[1:], CLASSES)
+    assert (found.absent, found.pixels[0], found.pixels[1] > 0) == (["a", "c"], 0, True)
 
 
 def test_check_split_absent_classes():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -50,6 +52,11 @@ def test_overlay_palette_leaves_the_background_black(names, only, tinted):
     palette = overlay_palette(labels, only)
     assert np.flatnonzero(palette.any(-1)).tolist() == tinted
     np.testing.assert_array_equal(palette[tinted], labels.palette[tinted])
+
+
+def test_overlay_palette_tints_the_rare_class_of_two():
+    labels = dataclasses.replace(numbered_classes(("crack", "road")), rare=0)
+    assert np.flatnonzero(overlay_palette(labels).any(-1)).tolist() == [0]
 
 
 def test_rare_outlines_surround_classes_below_two_percent():

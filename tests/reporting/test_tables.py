@@ -64,6 +64,8 @@ def test_show_on_a_wide_terminal():
 
 def test_summary_line_without_missing_scores():
     assert summary_line(SCORES) == "mean_iou 0.750  pixel_accuracy 0.750  mean_accuracy 0.750"
+    rare = {"mean_iou": 0.5, "auroc": 0.75, "rare_class": "debris"}
+    assert summary_line(rare) == "mean_iou 0.500  auroc 0.750 (debris)"
     assert summary_line({"mean_iou": 0.5, "average_precision": 0.25}) == "mean_iou 0.500  average_precision 0.250"
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from segjax.data import open_split
+from segjax.data import label_set, open_split
 from segjax.models import ResNet
 from segjax.models.pretrained import torch_name
 from segjax.training import ConfigError, StorageError, defaults, train, validate
@@ -29,6 +29,7 @@ from segjax.training.config import (
     leaves,
     program,
     read_config,
+    with_found_data,
 )
 from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.train_step import init_state, make_model, make_train_step
@@ -132,6 +133,39 @@ def test_program_leaves_out_initial_fields_and_has_the_loss(tiny):
         assert program(from_leaves(leaves(tiny) | {key: value})) == program(tiny)
     for key, value in (("objective.loss", "hinge"), ("objective.hard_fraction", 0.5), ("data.train_examples", 13)):
         assert program(from_leaves(leaves(tiny) | {key: value})) != program(tiny)
+
+
+@pytest.fixture
+def open_cracks(tmp_path):
+    """Returns `open_cracks(pixels)`: config and training split of a folder with so many pixels of crack, of 20."""
+
+    def opened(pixels):
+        for part, values in (("images", np.full(20, 9)), ("masks", np.arange(20) >= pixels)):
+            (tmp_path / part).mkdir()
+            for name in ("0.png", "1.png"):  # one is held out
+                assert cv2.imwrite(str(tmp_path / part / name), values.reshape(4, 5).astype(np.uint8))
+        config = defaults()
+        config.data.name, config.data.manual_dir = "folder", str(tmp_path)
+        config.data.class_names = ("crack", "road")
+        return config, open_split(config.data, "train")
+
+    return opened
+
+
+@pytest.mark.parametrize(("pixels", "named", "expected"), [(1, "", "crack"), (10, "", "road"), (1, "road", "road")])
+def test_with_found_data_rare_class(open_cracks, pixels, named, expected):
+    config, source = open_cracks(pixels)
+    config.data.rare_class = named
+    found = with_found_data(config, source)
+    assert found.data.rare_class == expected
+    assert label_set(found.data).rare == (expected == "road")
+
+
+def test_with_found_data_binary_loss_of_the_common_class(open_cracks):
+    config, source = open_cracks(1)
+    config.objective.loss = "sigmoid_focal"
+    with pytest.raises(ConfigError, match=r"config.objective.loss = 'sigmoid_focal' .*crack second.*rare_class=road"):
+        with_found_data(config, source)
 
 
 def test_validate_defaults():

@@ -75,6 +75,21 @@ def test_scores_without_a_positive_are_nan():
     assert np.isnan([found["best_iou"], found["best_threshold"], found["average_precision"]]).all()
 
 
+def test_make_score_counts_average_precision_of_the_rare_class(tiny):
+    """Exchanging the classes exchanges rare and common, and the rare class keeps its scores."""
+    tiny.data.name, tiny.data.class_names = "folder", ("crack", "background")
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(2, 8, 9, 2)).astype(np.float32), rng.integers(0, 5, (2, 8, 9)).clip(0, 1)
+    where, found = np.ones(labels.shape, bool), {}
+    for name, flip in (("crack", False), ("background", True)):
+        tiny.data.rare_class = name
+        count = jax.jit(make_score_counts(tiny, 2, None))
+        arrays = (logits[..., ::-1], 1 - labels) if flip else (logits, labels)
+        found[name] = scores(count(*arrays, where, hparams_from_config(tiny)))
+    for key in ("average_precision", "best_iou", "best_threshold"):
+        assert found["crack"][key] == found["background"][key]
+
+
 def test_scores_of_three_classes_have_no_ranking():
     confusion = np.asarray(metrics.confusion_matrix(np.array([0, 1, 2]), np.array([0, 1, 1]), 3), np.int64)
     assert {"best_iou", "average_precision", "auroc"} & scores({"confusion": confusion}).keys() == set()
@@ -268,7 +283,7 @@ def test_sum_counts_every_pixel_of_images_of_different_sizes_once(tiny, devices)
         "native_size": None,
         "digest": "",
     }
-    source = Ones(**fields, sizes=sizes, skipped=(), absent=(), unsure_turns=0, void=None, notes=())
+    source = Ones(**fields, sizes=sizes, skipped=(), absent=(), unsure_turns=0, void=None, pixels=None, notes=())
     totals = sum_counts(count, source, tiny, devices=devices)
     assert totals["pixels"].tolist() == [height * width for height, width in sizes]
     assert max(np.prod(shape) for shape in shapes) == devices * 40 * 32

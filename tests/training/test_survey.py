@@ -180,6 +180,14 @@ def test_find_classes(values, names, fields):
     assert survey.find_classes(dict.fromkeys(values, 9)) == {"class_names": names} | fields
 
 
+@pytest.mark.parametrize(
+    ("rare", "common", "fields"),
+    [(0, 255, {"mask_values": (255, 0)}), ((0, 0, 0), (255, 255, 0), {"mask_colours": ("#ffff00", "#000000")})],
+)
+def test_find_classes_of_two_with_a_rare_first(rare, common, fields):
+    assert survey.find_classes({rare: 5, common: 95}) == {"class_names": ("background", "object")} | fields
+
+
 @pytest.mark.parametrize(("count", "message"), [(1, "masks have the value 0"), (256, "have 256 different values")])
 def test_find_classes_of_too_few_or_too_many_values(count, message):
     with pytest.raises(DataError, match=message):
