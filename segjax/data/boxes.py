@@ -52,27 +52,30 @@ def object_ids(label: UInt8[np.ndarray, "h w"], classes: Sequence[int], max_boxe
 
 
 def fragment_ids(
-    label: UInt8[np.ndarray, "h w"], scene_seed: int, name: str, max_boxes: int
+    label: UInt8[np.ndarray, "h w"], debris: int, scene_seed: int, name: str, max_boxes: int
 ) -> UInt8[np.ndarray, "h w"]:
     """Returns the ids of the pieces of debris in a scene of `road_debris`, from 1, also where pieces touch.
 
     Args:
         label: that of the scene; its void stays 255.
+        debris: train id of the debris.
         scene_seed: `config.data.scene_seed`.
         name: that of the scene, `scene_0000003`.
         max_boxes: as in `object_ids`.
 
-    Raises: DataError if there are more than `max_boxes` pieces.
+    Raises: DataError if there are more than `max_boxes` pieces, or the scene is of another seed.
 
-    >>> label = road_debris.scene(0, 0, height=96, width=128).label
-    >>> int(object_ids(label, (road_debris.DEBRIS,), 9).max(where=label != VOID, initial=0))
-    3
-    >>> int(fragment_ids(label, 0, "scene_0000000", 9).max(where=label != VOID, initial=0))  # two pieces touch
-    4
+    >>> label, debris = road_debris.scene(0, 0, height=96, width=128).label, road_debris.DEBRIS
+    >>> np.unique(object_ids(label, (debris,), 9)).tolist()
+    [0, 1, 2, 3, 255]
+    >>> np.unique(fragment_ids(label, debris, 0, "scene_0000000", 9)).tolist()  # two pieces touch
+    [0, 1, 2, 3, 4, 255]
     """
     height, width = label.shape
     number = int(name.removeprefix("scene_"))
     ids = road_debris.fragments(scene_seed, number, height=height, width=width)
+    if not np.array_equal(ids > 0, label == debris):
+        raise DataError(f"it was drawn with another seed than config.data.scene_seed = {scene_seed}: set that seed")
     _check_count(int(ids.max()), max_boxes)
     return np.where(label == VOID, np.uint8(VOID), ids)
 
@@ -119,7 +122,7 @@ class ObjectSource:
         self._source, self._box_classes, self._max_boxes = source, tuple(box_classes), max_boxes
         self._train_ids = [source.label_set.names.index(name) for name in box_classes]
         self._scene_seed = scene_seed
-        if scene_seed is not None and self._train_ids != [road_debris.DEBRIS]:
+        if scene_seed is not None and self._box_classes != ("debris",):
             raise DataError(f'config.data.box_classes of road_debris must be ("debris",); got {self._box_classes!r}')
 
     def __reduce__(self):
@@ -135,7 +138,8 @@ class ObjectSource:
         example = self._source[index]
         try:
             if self._scene_seed is not None:
-                label = fragment_ids(example["label"], self._scene_seed, example["name"], self._max_boxes)
+                debris, scene = self._train_ids[0], (self._scene_seed, example["name"])
+                label = fragment_ids(example["label"], debris, *scene, self._max_boxes)
             else:
                 label = object_ids(example["label"], self._train_ids, self._max_boxes)
         except DataError as error:

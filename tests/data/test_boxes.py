@@ -68,7 +68,7 @@ def test_object_source_survives_pickling_and_passes_attributes_on():
 
 def test_fragment_ids_cover_the_debris_and_separate_pieces_that_touch():
     label = road_debris.scene(0, 0, height=96, width=128).label
-    ids = fragment_ids(label, 0, "scene_0000000", 4)
+    ids = fragment_ids(label, road_debris.DEBRIS, 0, "scene_0000000", 4)
     np.testing.assert_array_equal((ids > 0) & (ids < VOID), label == road_debris.DEBRIS)
     np.testing.assert_array_equal(ids == VOID, label == VOID)
     assert len(np.unique(ids)) > len(np.unique(object_ids(label, (road_debris.DEBRIS,), 4)))
@@ -79,6 +79,12 @@ def test_object_source_of_scenes_has_their_fragments():
     masks.label_set = SimpleNamespace(names=road_debris.SCENE_CLASSES)
     source = pickle.loads(pickle.dumps(ObjectSource(masks, ("debris",), 9, scene_seed=5)))
     np.testing.assert_array_equal(source[0]["label"] % VOID, road_debris.fragments(5, 0, height=64, width=96))
+
+
+def test_fragment_ids_of_another_seed():
+    label = road_debris.scene(5, 0, height=64, width=96).label
+    with pytest.raises(DataError, match=r"config\.data\.scene_seed = 6"):
+        fragment_ids(label, road_debris.DEBRIS, 6, "scene_0000000", 9)
 
 
 def test_object_source_of_scenes_has_debris_only():
