@@ -283,9 +283,10 @@ def test_python_of_other_pages_runs(name, page):
 def test_documented_command_parses(command, monkeypatch):
     parsed = []
 
-    def parse(main, required):
-        flags.mark_flags_as_required(list(required))
+    def parse(main, required, subcommands=None):
         parsed.append(flags.FLAGS(sys.argv))
+        for names in required:
+            assert any(flags.FLAGS[name].value is not None for name in ([names] if isinstance(names, str) else names))
 
     monkeypatch.setattr(cli, "run", parse)
     monkeypatch.chdir(ROOT)

@@ -97,9 +97,9 @@ def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
     Folders of images are named `images`, `imgs`, `JPEGImages`, `leftImg8bit`, …, those of masks `masks`, `labels`,
     `annotations`, `SegmentationClass`, `gt`, `1st_manual`, …. The folders `train`, `val` (`valid`, `validation`) and
     `test` are above or below them, or in one word, as in `trainannot`. An image and its mask have the same path below
-    these folders, up to an ending that all masks share. Without folders of masks, masks are files beside the images,
-    such as `a_mask.png`, or TIFF stacks, such as `train-labels.tif`. `options.images` and `options.masks` are patterns
-    that replace this guess.
+    these folders, up to an ending or a beginning that all images, or all masks, share. Without folders of masks, masks
+    are files beside the images, such as `a_mask.png`, or TIFF stacks, such as `train-labels.tif`. `options.images` and
+    `options.masks` are patterns that replace this guess.
 
     Splits come from the folders, else from text files such as `ImageSets/Segmentation/train.txt`. Without "val", the
     images whose name, or group, has a SHA-256, read as a number in [0, 1), below `val_fraction` are "val". So adding,
