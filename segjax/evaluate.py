@@ -34,7 +34,8 @@ def main(argv: list[str]) -> None:
             )
         _score_predictions(Path(flags.FLAGS.predictions))
         return
-    console, run = rich.console.Console(), load_run(flags.FLAGS.checkpoint, data_fields=cli.data_fields("config"))
+    console, fields = rich.console.Console(), cli.data_fields("config")
+    run = load_run(flags.FLAGS.checkpoint, data_fields=fields, detectors=True)
     split, output = flags.FLAGS.split or run.config.data.eval_split, flags.FLAGS.output
     if run.runs and output is None:
         raise app.UsageError(

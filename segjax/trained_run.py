@@ -127,17 +127,21 @@ def load_run(
     path: str | os.PathLike,
     calibration: str | os.PathLike | None = None,
     data_fields: Mapping[str, Any] | None = None,
+    *,
+    detectors: bool = False,
 ) -> TrainedRun:
     """Opens `WORKDIR` (its best checkpoint) or `WORKDIR/checkpoints/STEP` (or `…/best` or `…/latest`).
 
     A comma-separated list of them, with or without blanks, is an ensemble, see `combine`. `calibration` is the file of
     the calibration; None: that of the workdir. `data_fields` are other values for fields of `config.data`, such as a
-    `manual_dir` to which the data has moved, or another data set with the same classes.
+    `manual_dir` to which the data has moved, or another data set with the same classes. `detectors` permits the run of
+    a detector.
 
     Raises:
       StorageError: as `path_of`.
       FileNotFoundError: the folder is not a run's, or has no such checkpoint.
-      ConfigError: its config is damaged, an entry of the list is empty, or the runs cannot be combined.
+      ConfigError: its config is damaged, an entry of the list is empty, the runs cannot be combined, or the run is of a
+        detector and `detectors` is False.
     """
     calibration = None if calibration is None else path_of(calibration)
     several = _split_list(os.fspath(path))
@@ -154,6 +158,11 @@ def load_run(
             f"WORKDIR/{FOLDER}/STEP"
         )
     config = read_config(config_file)
+    if config.data.box_classes and not detectors:
+        raise ConfigError(
+            f"{path} is a run of a detector, {config.model.name}, which only segjax train and segjax evaluate of a "
+            "single run support; name a run of a segmentation network"
+        )
     labels, model = label_set(config.data), model_of(config)
     if data_fields:
         config = _with_data(config, data_fields, labels)

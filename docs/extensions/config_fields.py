@@ -14,7 +14,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import segjax
 from segjax.data import DATASETS
-from segjax.training.config import FIELDS, NETWORKS, SHARED_ARGUMENTS, Field
+from segjax.training.config import DETECTORS, FIELDS, NETWORKS, SHARED_ARGUMENTS, Field
 
 ROOT = Path(segjax.__file__).parent
 GROUPS = {key.rpartition(".")[0] for key in FIELDS} - {""}
@@ -87,7 +87,7 @@ def readers() -> dict[str, list[str]]:
                 if "." in key or not module.startswith("data/"):  # a builder's config has a seed, too
                     found[key].add(module)
     base = next(iter(NETWORKS.values()))[0].__mro__[2]
-    arguments = [(network, fields) for network, fields in NETWORKS.values()] + [(base, SHARED_ARGUMENTS)]
+    arguments = [*NETWORKS.values(), *DETECTORS.values(), (base, SHARED_ARGUMENTS)]
     for network, fields in arguments:  # constructor arguments of the networks
         for name in fields.values():
             found[f"model.{name}"].add(Path(inspect.getfile(network)).relative_to(ROOT).as_posix())

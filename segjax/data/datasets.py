@@ -102,6 +102,8 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         - `unseen_classes`, optional: names of classes to leave out of the training. Their pixels are void, and the
           split's `label_set` has the other classes only, with train ids from 0 in their order.
         - `rare_class`, optional: the `LabelSet.rare` of two classes; "": the second.
+        - `box_classes`, optional: names of classes whose connected components are objects, of which an image has at
+          most `max_boxes` per class: the labels are their `segjax.data.boxes.object_ids`.
         - `channels` and `dtype`, optional: those that the images must have; None: any.
         - `on_error`, optional: "raise", or "skip" to leave bad pairs of image and mask out and list the reasons in
           the split's `skipped`. "skip" prepares the data set in a folder of its own.
@@ -135,7 +137,15 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
     dtype = getattr(data_config, "dtype", None) or source.dtype
     if source.dtype != dtype:
         raise DataError(f"config.data.dtype = {dtype}, but the images of {name} are {source.dtype}: convert them")
-    return source
+    objects = tuple(getattr(data_config, "box_classes", ()))
+    if not objects:
+        return source
+    if not set(objects) <= set(classes.names) or len(set(objects)) < len(objects):
+        expected = f"different classes of {name}, {', '.join(classes.names)}"
+        raise DataError(f"config.data.box_classes must be {expected}; got {objects!r}")
+    from segjax.data.boxes import ObjectSource  # for detectors only
+
+    return ObjectSource(source, objects, data_config.max_boxes)
 
 
 def open_folder(

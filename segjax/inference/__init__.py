@@ -7,6 +7,7 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from segjax.inference.augmentation import SYMMETRIES, Symmetry, augmented_statistics, dropout_head
+    from segjax.inference.detector import AnchorOptions, Detector, detect_boxes
     from segjax.inference.forward import (
         Ensemble,
         Preprocessing,
@@ -40,7 +41,16 @@ with epy.lazy_api_imports(globals()):
         predict_options,
         predict_tiled,
     )
-    from segjax.inference.visualize import as_rgb, contact_sheet, example_tiles, heatmap, legend, overlay, tiles
+    from segjax.inference.visualize import (
+        as_rgb,
+        contact_sheet,
+        draw_boxes,
+        example_tiles,
+        heatmap,
+        legend,
+        overlay,
+        tiles,
+    )
     from segjax.inference.writer import OutputOptions, WriteSummary, is_prediction_file, jpeg, png, write_predictions
 
 __all__ = [
@@ -48,6 +58,8 @@ __all__ = [
     "LOGIT_SCORES",
     "SYMMETRIES",
     "UNCERTAINTIES",
+    "AnchorOptions",
+    "Detector",
     "Ensemble",
     "OutputOptions",
     "PredictOptions",
@@ -64,6 +76,8 @@ __all__ = [
     "class_logits",
     "classify",
     "contact_sheet",
+    "detect_boxes",
+    "draw_boxes",
     "dropout_head",
     "example_tiles",
     "head_uncertainty",

@@ -65,6 +65,31 @@ def overlay_palette(label_set: LabelSet, only: int | None = None) -> UInt8[np.nd
     return palette
 
 
+def draw_boxes(
+    image: Shaped[np.ndarray, "H W C"], boxes: Float[np.ndarray, "n 4"], colours: UInt8[np.ndarray, "n 3"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Draws the edges of boxes (x_min, y_min, x_max, y_max), in pixels, on a copy of the image, each in its colour.
+
+    Of the image, `as_rgb` is shown. Edges are outside of the box and 1/200 of the shorter side wide.
+
+    >>> drawn = draw_boxes(np.zeros((5, 5, 3), np.uint8), np.array([[2.0, 2, 3, 3]]), np.array([[9, 0, 0]], np.uint8))
+    >>> print(drawn[..., 0])
+    [[0 0 0 0 0]
+     [0 9 9 9 0]
+     [0 9 0 9 0]
+     [0 9 9 9 0]
+     [0 0 0 0 0]]
+    """
+    picture = as_rgb(image).copy()
+    width = max(1, round(min(picture.shape[:2]) / 200))
+    for (left, top, right, bottom), colour in zip(np.round(boxes).astype(int).tolist(), colours, strict=True):
+        outer = slice(max(top - width, 0), bottom + width), slice(max(left - width, 0), right + width)
+        inner = picture[top:bottom, left:right].copy()
+        picture[outer] = colour
+        picture[top:bottom, left:right] = inner
+    return picture
+
+
 def rare_outlines(
     mask: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "classes 3"]
 ) -> UInt8[np.ndarray, "H W"]:

@@ -308,6 +308,14 @@ def per_class_table(scores: dict[str, Any], title: str) -> Table:
     return Table(title, ("class", "share", "IoU", "Dice", "precision", "recall"), [*rows, mean])
 
 
+def detection_table(scores: dict[str, Any], title: str) -> Table:
+    """Builds the table of COCO's average precision and recall per class, and their means, from a detector's scores."""
+    columns = zip(*(scores[f"{name}_per_class"] for name in ("ap", "ap50", "ar100")), strict=True)
+    rows = [(name, count, *row) for name, count, row in zip(scores["classes"], scores["objects"], columns, strict=True)]
+    mean = ("mean", sum(scores["objects"]), *(scores[name] for name in ("ap", "ap50", "ar100")))
+    return Table(title, ("class", "objects", "AP", "AP50", "AR100"), [*rows, mean])
+
+
 def unknown_table(scores: dict[str, Any]) -> Table:
     """Builds the table of the detection of unseen classes per score of a pixel, from evaluation scores."""
     unknown, keys = scores["unknown"], ("average_precision", "auroc", "fpr_at_95_tpr")
@@ -317,7 +325,12 @@ def unknown_table(scores: dict[str, Any]) -> Table:
 
 
 def score_tables(scores: dict[str, Any], title: str) -> list[Table]:
-    """Returns the tables that a command prints: `per_class_table`, and with unseen classes `unknown_table`."""
+    """Returns the tables that a command prints: `per_class_table`, and with unseen classes `unknown_table`.
+
+    Of a detector it is `detection_table`.
+    """
+    if "ap" in scores:
+        return [detection_table(scores, title)]
     return [per_class_table(scores, title), *([unknown_table(scores)] if "unknown" in scores else [])]
 
 
@@ -385,6 +398,7 @@ def _probability(log_odds: float) -> str:
 def summary_line(scores: dict[str, Any]) -> str:
     """Returns the main scores of a run in one line, with the name of the rare class after those of it alone."""
     keys = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "average_precision", "auroc")
+    keys += ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")  # of a detector
     rare = f" ({scores['rare_class']})" if "rare_class" in scores else ""
     own = dict.fromkeys(("average_precision", "auroc"), rare)
     return "  ".join(f"{key} {cell(scores[key])}{own.get(key, '')}" for key in keys if key in scores)

@@ -42,6 +42,10 @@ NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
     "deeplab_v3_plus": (models.DeepLabV3Plus, _DEEPLAB | {"channels": "hidden"}),
     "resnet_unet": (models.ResNetUNet, _own("width", "encoder_depth")),
 }
+# The same of the detectors, which have no dropout.
+DETECTORS: dict[str, tuple[type[models.RetinaNet], dict[str, str]]] = {
+    "retinanet": (models.RetinaNet, _own("width", "encoder_depth", "levels", channels="hidden")),
+}
 # Constructor arguments that every network has.
 SHARED_ARGUMENTS = _own("norm", "remat", "dropout", "deep_dropout", deep_rate="deep_dropout_rate", heads="num_samples")
 SHARED_ARGUMENTS |= {"rate": "dropout_rate", "mask": "dropout_mask"}
@@ -162,6 +166,10 @@ FIELDS = {
     "data.rare_class": Field(
         "", "of two classes, the one whose average precision is scored; '': that with fewer pixels in training"
     ),
+    "data.box_classes": Field(
+        (), "classes whose connected components are the objects that a detector finds; (): no detector", item=str
+    ),
+    "data.max_boxes": Field(32, "detector: largest number of objects per class and image", range="[1, 254]"),
     "data.channels": Field(None, "image channels; None: as found in the files", (), "[1, 1024]", int),
     "data.range": Field(
         "dtype",
@@ -197,7 +205,7 @@ FIELDS = {
     "augment.outliers": Field(
         0, "drawn fragments pasted into each image, for outlier exposure; 0: off", range="[0, 64]"
     ),
-    "model.name": Field("unet", "the network", tuple(NETWORKS)),
+    "model.name": Field("unet", "the network", (*NETWORKS, *DETECTORS)),
     "model.members": Field(
         1, "number of ensemble members trained in one run; compute, and on CPUs compile time, grow with it", range=SIZE
     ),
@@ -213,7 +221,17 @@ FIELDS = {
     "model.aspp_dilations": Field(
         None, "dilations of DeepLab's ASPP; None: the network's own", range=SIZE, optional=tuple, item=int
     ),
-    "model.hidden": Field(None, "channels of fc6 and fc7, or of ASPP; None: the network's own", (), SIZE, int),
+    "model.hidden": Field(
+        None, "channels of fc6 and fc7, of ASPP, or of pyramid and heads; None: the network's own", (), SIZE, int
+    ),
+    "model.levels": Field(
+        (3, 4, 5, 6, 7), "pyramid levels l, of stride 2^l; from 2 for objects of a few pixels", (), "[2, 7]", item=int
+    ),
+    "model.anchor_base": Field(4.0, "detector: side of a level's smallest anchor over its stride", range=POSITIVE),
+    "model.anchor_scales": Field(
+        (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), "detector: sides of a level's anchors over the smallest", range=POSITIVE
+    ),
+    "model.anchor_ratios": Field((0.5, 1.0, 2.0), "detector: heights of the anchors over their widths", range=POSITIVE),
     "model.pretrained": Field("", "torchvision ResNet weights for the encoder; data.mean and data.std must be theirs"),
     "model.norm": Field("batch", "normalisation layers", ("batch", "group", "none")),
     "model.dtype": Field("float32", "dtype of the computation; parameters are float32", ("float32", "bfloat16")),
@@ -256,6 +274,10 @@ FIELDS = {
     "objective.background": Field(
         None, "background; None: class 0 of a binary loss, a void class", (), COUNT_OR_ZERO, int
     ),
+    "objective.positive_iou": Field(0.5, "detector: smallest IoU of an anchor and the object it finds", range="[0, 1]"),
+    "objective.negative_iou": Field(0.4, "detector: IoU below which an anchor is background", range="[0, 1]"),
+    "objective.box_weight": Field(1.0, "detector: factor of the loss of the boxes", range=NONNEGATIVE),
+    "objective.box_beta": Field(1 / 9, "detector: error at which the box loss becomes linear", range=POSITIVE),
     "optimizer.name": Field("adamw", "optimizer", ("adamw", "adam", "sgd")),
     "optimizer.learning_rate": _traced(2e-3, "peak learning rate", range=POSITIVE),
     "optimizer.warmup_fraction": Field(0.1, "fraction of all steps with linear warm-up", range="[0, 1]"),
@@ -509,6 +531,7 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
     if data.name.startswith("road_debris") and data.scene_size[1] < 96:
         yield f"config.data.scene_size must be at least 64 x 96; got {data.scene_size!r}"
     yield from _foreign_fields(model)
+    yield from _detector_problems(config)
     yield from _phase_problems(config)
     mining = ("hard_fraction", "hard_threshold", "negatives_per_positive")
     mining = [f"config.objective.{name}" for name in mining if objective[name] is not None]
@@ -560,19 +583,59 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
 
 def _foreign_fields(model: ConfigDict) -> Iterator[str]:
     """Yields the fields of other networks, which would have no effect."""
-    own = set(NETWORKS[model.name][1].values())
-    for name in sorted({name for _, fields in NETWORKS.values() for name in fields.values()} - own):
+    fields = {name: {*own.values()} for name, (_, own) in NETWORKS.items()}
+    fields |= {name: {*own.values(), *_ANCHOR_FIELDS} for name, (_, own) in DETECTORS.items()}
+    for name in sorted(set().union(*fields.values()) - fields[model.name]):
         default = FIELDS[f"model.{name}"].default
         if model[name] != default:
-            owners = ", ".join(network for network, (_, fields) in NETWORKS.items() if name in fields.values())
+            owners = ", ".join(network for network, own in fields.items() if name in own)
             yield (
                 f"config.model.{name} belongs to {owners}; {model.name} does not have it: leave it at {default!r}; "
                 f"got {model[name]!r}"
             )
-    if model.pretrained and "encoder_depth" not in own:
+    if model.pretrained and "encoder_depth" not in fields[model.name]:
         yield (
             f"config.model.pretrained needs a ResNet encoder, which {model.name} does not have: set it to ''; got "
             f"{model.pretrained!r}"
+        )
+
+
+_ANCHOR_FIELDS = ("anchor_base", "anchor_scales", "anchor_ratios")
+# Fields that only detectors have, beside those of `model`, and fields that they do not have.
+_DETECTOR_FIELDS = ("data.box_classes", "data.max_boxes", "objective.positive_iou", "objective.negative_iou")
+_DETECTOR_FIELDS += ("objective.box_weight", "objective.box_beta")
+_MAP_FIELDS = ("model.members", "model.dropout", "model.num_samples", "model.dropout_rate", "model.dropout_mask")
+_MAP_FIELDS += ("model.deep_dropout", "model.deep_dropout_rate", "data.unseen_classes", "augment.outliers")
+_MAP_FIELDS += ("objective.boundary_factor", "objective.region", "objective.uncertainty_weight", "objective.background")
+_MAP_FIELDS += ("objective.logit_margin", "training.accumulate", "training.gradient_budget")
+
+
+def _detector_problems(config: ConfigDict) -> Iterator[str]:
+    """Yields what a detector lacks, and the fields that only detectors or only segmentation networks have."""
+    name, objects, objective, values = config.model.name, config.data.box_classes, config.objective, leaves(config)
+    is_detector = name in DETECTORS
+    for key in _MAP_FIELDS if is_detector else _DETECTOR_FIELDS:
+        if values[key] != FIELDS[key].default:
+            owners = "segmentation networks" if is_detector else f"detectors, {', '.join(DETECTORS)}"
+            yield (
+                f"config.{key} belongs to {owners}; {name} does not have it: leave it at {FIELDS[key].default!r}; got "
+                f"{values[key]!r}"
+            )
+    if not is_detector:
+        return
+    if not objects:
+        yield f"config.data.box_classes must name the classes that {name} detects, such as ('debris',); got ()"
+    if len(objects) * config.data.max_boxes > 254:
+        yield (
+            f"config.data.max_boxes must be at most 254 over the number of config.data.box_classes, "
+            f"{254 // len(objects)}; got {config.data.max_boxes}"
+        )
+    if objective.loss not in BINARY_LOSSES:
+        yield f"config.objective.loss of {name} must be one of {', '.join(BINARY_LOSSES)}; got {objective.loss!r}"
+    if objective.negative_iou > objective.positive_iou:
+        yield (
+            f"config.objective.negative_iou must be at most config.objective.positive_iou = {objective.positive_iou!r}"
+            f"; got {objective.negative_iou!r}"
         )
 
 

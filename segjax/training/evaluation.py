@@ -45,6 +45,8 @@ class Scores(dict[str, Any]):
 
     def _repr_html_(self) -> str:
         columns = {"IoU": "iou", "Dice": "dice", "precision": "precision", "recall": "recall"}
+        if "ap" in self:  # of a detector
+            columns = {"AP": "ap", "AP50": "ap50", "AR100": "ar100"}
         rows = [["", *columns]]
         for i, name in enumerate(map(printable, self["classes"])):
             rows.append([html.escape(name), *(f"{self[f'{key}_per_class'][i]:.3f}" for key in columns.values())])
@@ -58,8 +60,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Returns `split_facts` and `scores` of every image of `source`, against labels at their own resolution, for JSON.
 
-    `eval_step` is that of `make_eval_step`, mapped by `mapping.map_step`, and `state` the replicated state.
+    `eval_step` is that of `make_eval_step`, mapped by `mapping.map_step`, and `state` the replicated state. A detector
+    has the scores of `segjax.training.detection.evaluate_detector`.
     """
+    if config.data.box_classes:
+        from segjax.training.detection import evaluate_detector
+
+        return evaluate_detector(eval_step, state, source, config, mapping)
     count = counter(eval_step, state, mapping, hparams_from_config(config))
     totals = sum_counts(count, source, config, devices=mapping.mesh.size)
     return split_facts(source) | scores(totals)
@@ -109,8 +116,13 @@ def make_eval_step(
     """Builds `step(state, batch, hparams) -> counts`, which add over batches: those of `make_score_counts`.
 
     For an ensemble with unseen classes, "unknown" also has the "mutual_information" of class and member. With a
-    `corruption`, (kind, severity) of `data.corrupt`, the images are corrupted first.
+    `corruption`, (kind, severity) of `data.corrupt`, the images are corrupted first. The step of a detector is that of
+    `segjax.training.detection.make_detection_step`.
     """
+    if config.data.box_classes:
+        from segjax.training.detection import make_detection_step
+
+        return make_detection_step(config, model, axis_name, corruption)
     count = make_score_counts(config, num_classes, axis_name, is_ensemble=isinstance(model, Ensemble))
 
     def count_maps(maps: dict[str, Array], labels: Array, where: Array, hparams: Hyperparams) -> dict[str, Any]:
@@ -394,19 +406,20 @@ def scores(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def eval_scalars(scores: dict[str, Any]) -> dict[str, float]:
-    """Returns the scalars among the scores, IoU and recall per class, and AUROC of the unknown; NaN if undefined."""
+    """Returns the scalars among the scores, those of each class, and AUROC of the unknown; NaN if undefined."""
     scalars = {f"eval/{key}": value for key, value in scores.items() if isinstance(value, float)}
-    for key in ("iou", "recall"):
-        named = zip(scores["classes"], scores[f"{key}_per_class"], strict=True)
-        scalars |= {f"eval/{key}/{name}": value for name, value in named}
+    for key in ("iou", "recall", "ap", "ap50"):
+        if f"{key}_per_class" in scores:
+            named = zip(scores["classes"], scores[f"{key}_per_class"], strict=True)
+            scalars |= {f"eval/{key}/{name}": value for name, value in named}
     detected = {name: found for name, found in scores.get("unknown", {}).items() if isinstance(found, dict)}
     return scalars | {f"eval/unknown_auroc/{name}": found["auroc"] for name, found in detected.items()}
 
 
 def headline(scores: dict[str, Any]) -> float:
     """Returns the score that selects the best checkpoint: average precision if it is defined, else mean IoU."""
-    defined = (score for score in (scores.get("average_precision", math.nan), scores["mean_iou"]) if score == score)
-    return next(defined, -1.0)
+    found = (scores.get(name, math.nan) for name in ("ap", "average_precision", "mean_iou"))
+    return next((score for score in found if score == score), -1.0)
 
 
 def example_sheet(predictors: Mapping[str, Callable], source: Source, indices: Iterable[int]) -> np.ndarray:

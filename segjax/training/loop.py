@@ -114,7 +114,12 @@ def train(
     train_step = make_train_step(config, model, len(names), axis_name)
     train_step = mapping.map_step(train_step, arguments=3, donate=config.training.donate)
     hparams, plan, steps = hparams_from_config(config), phases(config), config.training.steps
-    predictor = inference.Predictor(model.clone(axis_name=None), None, preprocessing_of(config, len(names)))
+    if config.data.box_classes:
+        from segjax.training.detection import box_sheet, make_detector  # loaded for detectors only
+
+        predictor = make_detector(config, model, None)
+    else:
+        predictor = inference.Predictor(model.clone(axis_name=None), None, preprocessing_of(config, len(names)))
     eval_step = mapping.map_step(make_eval_step(config, model, len(names), axis_name), arguments=3)
     preemption = hosts.Preemption()
     eval_step = preemption.watched(eval_step)
@@ -215,7 +220,11 @@ def train(
                 else:
                     variables = parallel.local(mapping.unreplicate(state)).variables
                     shown = range(min(4, len(eval_source)))
-                    sheet = example_sheet({"prediction": predictor.with_variables(variables)}, eval_source, shown)
+                    predictor = predictor.with_variables(variables)
+                    if config.data.box_classes:
+                        sheet = box_sheet(predictor, eval_source, config, shown)
+                    else:
+                        sheet = example_sheet({"prediction": predictor}, eval_source, shown)
                     logged, rank = eval_scalars(scores), headline(scores)
                     writer.scalars(step, logged)
                     writer.image(step, "eval/image_truth_prediction", sheet)

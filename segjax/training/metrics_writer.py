@@ -66,7 +66,7 @@ class MetricsWriter:
                 self._text = self._lines.read_text(encoding="utf-8") if self._lines.exists() else ""
         for number in damaged:
             say(f"warning: {self._lines}, line {number} is damaged and is left out", self.console)
-        scored = [row for row in rows if "eval/mean_iou" in row]
+        scored = [row for row in rows if _selecting_score(row) in row]
         self._loss, self._best = "", max((row[_selecting_score(row)] for row in scored), default=-math.inf)
         self._temporary = tempfile.TemporaryDirectory(prefix="segjax-events-") if self._in_bucket else None
         self._event_folder = self._temporary.name if self._in_bucket else str(self._workdir / "tensorboard")
@@ -181,7 +181,7 @@ class MetricsWriter:
         if "train/loss" in values:
             self._loss = f"loss {values['train/loss']:.4f}"
             self._bar.update(self._task, rate=self._rate(step), loss=self._loss)
-        if "eval/mean_iou" in values:
+        if _selecting_score(values) in values:
             score = self._score(values)
             self._bar.update(self._task, score=score)
             if not self.console.is_terminal:
@@ -193,9 +193,12 @@ class MetricsWriter:
         return f"{images / max(time.monotonic() - began, 1e-9):.1f} images/s" if images > 0 else ""
 
     def _score(self, values: dict[str, float]) -> str:
-        """Returns average precision, for two classes, and mean IoU; the one that selects also with the best so far."""
+        """Returns average precision, for two classes, and mean IoU, or a detector's average precision.
+
+        The one that selects the best checkpoint is shown with the best so far.
+        """
         shown, selecting = [], _selecting_score(values)
-        for name, key in (("AP", "eval/average_precision"), ("mIoU", "eval/mean_iou")):
+        for name, key in (("AP", "eval/average_precision"), ("mIoU", "eval/mean_iou"), ("AP", "eval/ap")):
             value = values.get(key)
             if value is not None and math.isnan(value):
                 shown.append(f"{name} n/a")
@@ -230,6 +233,8 @@ class MetricsWriter:
 
 
 def _selecting_score(values: dict[str, float | int]) -> str:
+    if "eval/ap" in values:
+        return "eval/ap"
     is_defined = not math.isnan(values.get("eval/average_precision", math.nan))
     return "eval/average_precision" if is_defined else "eval/mean_iou"
 

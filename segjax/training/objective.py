@@ -181,18 +181,12 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         labels, where = targets(labels, num_classes, void)
         share, mean = share or dict.fromkeys(_SHARES, 1), partial(losses.mean, axis_name=axis_name)
         pixels = per_pixel(output.logits, labels, where, hparams)
-        weights, counted, positives = None, where, None if background is None else labels != background
+        weights, positives = None, None if background is None else labels != background
         if hparams.boundary_factor is not None:
             weights = losses.boundary_weights(labels, hparams.boundary_factor, mode=mode, where=where)
-        hard = {"fraction": hparams.hard_fraction, "threshold": hparams.hard_threshold}
-        if hparams.negatives_per_positive is not None:
-            hard |= {"positives": positives, "negatives_per_positive": hparams.negatives_per_positive}
-        if any(criterion is not None for criterion in hard.values()):
-            counted = losses.hard_pixels(pixels, where=where, axis_name=axis_name, **hard)
-        if normalizer == "positives":  # N counts easy positives too, else it would jump as they become easy
-            pixels, counted = jnp.where(counted, pixels, 0), where
-        loss = share["pixel_loss"] * mean(
-            pixels, where=counted, weights=weights, positives=positives, normalizer=normalizer
+        reduction = {"normalizer": normalizer, "axis_name": axis_name}
+        loss = share["pixel_loss"] * mined_mean(
+            pixels, hparams, where=where, weights=weights, positives=positives, **reduction
         )
         parts = {"pixel_loss": loss}
         logits = output.logits
@@ -219,6 +213,29 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         return loss, parts
 
     return objective
+
+
+def mined_mean(
+    per_pixel: Float[Array, "*pixels"],
+    hparams: Hyperparams,
+    *,
+    where: Bool[Array, "*pixels"],
+    positives: Bool[Array, "*pixels"] | None,
+    normalizer: str,
+    axis_name: str | None,
+    weights: Float[Array, "*pixels"] | None = None,
+) -> Float[Array, ""]:
+    """Returns the mean of a loss per pixel, or per anchor, over those that the OHEM of `hparams` selects."""
+    counted = where
+    hard = {"fraction": hparams.hard_fraction, "threshold": hparams.hard_threshold}
+    if hparams.negatives_per_positive is not None:
+        hard |= {"positives": positives, "negatives_per_positive": hparams.negatives_per_positive}
+    if any(criterion is not None for criterion in hard.values()):
+        counted = losses.hard_pixels(per_pixel, where=where, axis_name=axis_name, **hard)
+    if normalizer == "positives":  # N counts easy positives too, else it would jump as they become easy
+        per_pixel, counted = jnp.where(counted, per_pixel, 0), where
+    options = {"positives": positives, "normalizer": normalizer, "axis_name": axis_name}
+    return losses.mean(per_pixel, where=counted, weights=weights, **options)
 
 
 def microbatch_shares(

@@ -17,7 +17,7 @@ from segjax import losses, models
 from segjax.collectives import pmean
 from segjax.data.augment import augment, example_keys, paste_outliers
 from segjax.inference import Ensemble
-from segjax.training.config import NETWORKS, SHARED_ARGUMENTS, ConfigError, input_shape
+from segjax.training.config import DETECTORS, NETWORKS, SHARED_ARGUMENTS, ConfigError, input_shape
 from segjax.training.objective import (
     Hyperparams,
     gradient_budget,
@@ -34,20 +34,22 @@ from segjax.training.objective import (
 _DROPOUT = np.uint32(2**32 - 1)
 
 
-def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> models.Network | Ensemble:
+def make_model(
+    config: ConfigDict, num_classes: int, axis_name: str | None = None
+) -> models.Network | models.RetinaNet | Ensemble:
     """Returns the network of `config`, or its ensemble, for a data set of `num_classes` classes.
 
     Raises:
       ConfigError: a data set of one class, a binary loss on one of more than two, or a prior of the wrong length.
     """
     loss, prior, outputs = config.objective.loss, tuple(config.model.prior), num_outputs(config, num_classes)
-    binary, data = outputs == 1, config.data.name
+    binary, data, is_detector = outputs == 1, config.data.name, config.model.name in DETECTORS
     if num_classes < 2:
         raise ConfigError(
             f"{data} has {num_classes} class; expected at least 2: name the background too, as in "
             "config.data.class_names = ('background', 'object')"
         )
-    if binary and num_classes != 2:
+    if binary and num_classes != 2 and not is_detector:
         raise ConfigError(
             f"config.objective.loss = {loss!r} separates one rare class from the rest and needs a data set of 2 "
             f"classes; {data} has {num_classes}"
@@ -68,10 +70,16 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
     if prior:  # in float64, where 1 - π of a rare class with π = 1e-8 is not rounded to 1
         bias = (losses.prior_bias if binary else losses.prior_bias_softmax)(np.asarray(prior, np.float64))
         head_bias = tuple(map(float, bias))
-    network, fields = NETWORKS[config.model.name]
+    network, fields = (NETWORKS | DETECTORS)[config.model.name]
     own = {argument: config.model[field] for argument, field in fields.items()}
     if network is models.PackedUNet and own["pack"] == own["strips"] == 1:
         network, own = models.UNet, {name: value for name, value in own.items() if name not in ("pack", "strips")}
+    shared = {argument: config.model[field] for argument, field in SHARED_ARGUMENTS.items()}
+    if is_detector:  # the objects of every class have the same prior
+        outputs = len(config.data.box_classes)
+        head_bias = head_bias and head_bias * outputs
+        per_cell = len(config.model.anchor_scales) * len(config.model.anchor_ratios)
+        shared = {"norm": config.model.norm, "remat": config.model.remat, "per_cell": per_cell}
     try:
         model = network(
             num_classes=outputs,
@@ -79,7 +87,7 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
             axis_name=axis_name,
             head_bias=head_bias,
             head_kernel_stddev=config.model.head_stddev,
-            **{argument: config.model[field] for argument, field in SHARED_ARGUMENTS.items()},
+            **shared,
             **{argument: value for argument, value in own.items() if value is not None},
         )
         model.check_fields()
@@ -149,13 +157,17 @@ def _init_network(config: ConfigDict, model: nn.Module, key: jax.Array, pretrain
     variables = _initial_variables(model.clone(axis_name=None, head_bias=None), init_key, images)
     if pretrained and config.model.pretrained:
         try:
-            variables = models.load_encoder(config.model.pretrained, variables)
+            load = models.load_retinanet if config.model.name in DETECTORS else models.load_encoder
+            variables = load(config.model.pretrained, variables)
         except (OSError, ImportError, ValueError) as error:
             raise ConfigError(f"config.model.pretrained: {error}") from error
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     if model.head_bias is not None:
-        linear = params["head"]["linear"]
-        linear["bias"] = jnp.asarray(model.head_bias, linear["bias"].dtype)
+        linear = params["classification" if config.model.name in DETECTORS else "head"]["linear"]
+        bias = np.tile(
+            model.head_bias, linear["bias"].size // model.num_classes
+        )  # every anchor of a detector has its own
+        linear["bias"] = jnp.asarray(bias, linear["bias"].dtype)
     averaged = None
     if config.training.ema_decay is not None:
         # Copies, because a buffer cannot be donated twice.
@@ -219,7 +231,13 @@ def make_train_step(
     """
     if isinstance(model, Ensemble):
         return _member_steps(make_train_step(config, model.network, num_classes, axis_name), model.members)
-    optimizer, learning_rate, objective = make_optimizer(config), schedule(config), make_objective(config, num_classes)
+    optimizer, learning_rate, is_detector = make_optimizer(config), schedule(config), config.model.name in DETECTORS
+    if is_detector:
+        from segjax.training.detection import make_detector_objective  # loaded for detectors only
+
+        objective = make_detector_objective(config)
+    else:
+        objective = make_objective(config, num_classes)
     data, num_microbatches, measures_budget = config.data, config.training.accumulate, config.training.gradient_budget
     augmentation = {name: config.augment[name] for name in ("flip", "rotation", "brightness", "contrast")}
     augmentation |= {"scale": tuple(config.augment.scale), "size": tuple(data.size)}
@@ -235,16 +253,12 @@ def make_train_step(
         dropout_key = jax.random.fold_in(jax.random.fold_in(state.key, _DROPOUT), state.step)
 
         def loss_of(params, batch_stats, images, labels, outliers, examples, share=None):
-            output, updated = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                images,
-                train=True,
-                rate=hparams.dropout_rate,
-                deep_rate=hparams.deep_dropout_rate,
-                examples=examples,
-                rngs={"dropout": dropout_key},
-                mutable=["batch_stats"],
-            )
+            dropout = {}
+            if not is_detector:
+                dropout = {"rate": hparams.dropout_rate, "deep_rate": hparams.deep_dropout_rate}
+                dropout |= {"examples": examples, "rngs": {"dropout": dropout_key}}
+            variables = {"params": params, "batch_stats": batch_stats}
+            output, updated = model.apply(variables, images, train=True, mutable=["batch_stats"], **dropout)
             loss, parts = objective(output, labels, hparams, axis_name, share, outliers)
             return loss, (output, parts, updated.get("batch_stats", {}))
 

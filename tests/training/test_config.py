@@ -31,6 +31,7 @@ from segjax.training.config import (
     read_config,
     with_found_data,
 )
+from segjax.training.detection import make_detector_objective
 from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.train_step import init_state, make_model, make_train_step
 
@@ -550,4 +551,7 @@ def test_every_field_is_read(trained, tmp_path, record_reads):
         open_split(folder.data, "train")
         for folder.model.name in NETWORKS:
             make_model(folder, 2)
+        folder.model.name, folder.data.box_classes, folder.objective.loss = "retinanet", ("b",), "sigmoid_focal"
+        make_model(folder, 2)
+        make_detector_objective(folder)
     assert {name.rsplit(".")[-1] for name in leaves(defaults())} - trained.fields_read - others == set()

@@ -1,0 +1,136 @@
+"""Objective and evaluation of detectors, in place of those of segmentation networks.
+
+Labels are the `object_ids` of `segjax.data.boxes`, from which the boxes are computed on the device.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from segjax import boxes, inference, losses, metrics
+from segjax.data import Source
+from segjax.data.boxes import image_boxes
+from segjax.inference.detector import AnchorOptions, Detector, detect_boxes
+from segjax.models import DetectorOutput
+from segjax.training.evaluation import count_batches, counter, images_of, preprocessing_of, split_facts
+from segjax.training.objective import BINARY_LOSSES, Hyperparams, hparams_from_config, mined_mean
+from segjax.training.parallel import DeviceMapping
+from segjax.training.train_step import TrainState
+
+
+def anchor_options(config: ConfigDict) -> AnchorOptions:
+    """Returns the anchors of the detector of `config`."""
+    model = config.model
+    return AnchorOptions(tuple(model.levels), tuple(model.anchor_scales), tuple(model.anchor_ratios), model.anchor_base)
+
+
+def make_detector(config: ConfigDict, model: Any, variables: Any, **thresholds: Any) -> Detector:
+    """Returns the `Detector` of a network of `config`."""
+    preprocessing = preprocessing_of(config, len(config.data.box_classes))
+    return Detector(model.clone(axis_name=None), variables, preprocessing, anchor_options(config), **thresholds)
+
+
+def make_detector_objective(config: ConfigDict) -> Callable:
+    r"""Builds `objective(output, labels, hparams, axis_name=None, ...) -> (loss, parts)` of a detector.
+
+    .. math:: L = \frac{1}{N} \sum_{a, c} \ell(z_{ac}, t_{ac}) + \frac{w}{P} \sum_{a \text{ matched}} H(o_a, t_a)
+
+    ℓ is `config.objective.loss` of the logit of each class at each anchor that is not ignored, with logits in place of
+    pixels: OHEM selects logits, and N is their number or, with the normalizer "positives", P, the number of anchors
+    matched to an object. H is `losses.box_loss` and w `config.objective.box_weight`. `labels` are object ids
+    `[B, H, W]`. `parts` has "class_loss" and "box_loss". Results are over the global batch.
+    """
+    options, num_classes, max_boxes = config.objective, len(config.data.box_classes), config.data.max_boxes
+    grid = boxes.anchors(tuple(config.data.size), **anchor_options(config)._asdict())
+    per_logit = BINARY_LOSSES[options.loss]
+    matching = {"positive": options.positive_iou, "negative": options.negative_iou}
+
+    def objective(
+        output: DetectorOutput,
+        labels: Int[Array, "B H W"],
+        hparams: Hyperparams,
+        axis_name: str | None = None,
+        share: None = None,
+        outliers: None = None,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        truth = image_boxes(labels, num_classes, max_boxes)
+        targets = losses.anchor_targets(grid, truth.boxes, truth.classes, num_classes, where=truth.where, **matching)
+        where = jnp.broadcast_to(targets.where[..., None], output.logits.shape)
+        each = per_logit(output.logits[..., None], targets.classes, where, hparams)
+        per_positive = {"normalizer": "positives", "axis_name": axis_name}
+        each_box = losses.box_loss(output.offsets, targets.offsets, beta=options.box_beta, where=targets.matched)
+        parts = {
+            "class_loss": mined_mean(
+                each,
+                hparams,
+                where=where,
+                positives=targets.classes == 1,
+                normalizer=options.normalizer,
+                axis_name=axis_name,
+            ),
+            "box_loss": losses.mean(each_box, where=targets.matched, positives=targets.matched, **per_positive),
+        }
+        return parts["class_loss"] + options.box_weight * parts["box_loss"], parts
+
+    return objective
+
+
+def make_detection_step(
+    config: ConfigDict, model: Any, axis_name: str | None, corruption: tuple[str, int] | None = None
+) -> Callable:
+    """Builds `step(state, batch, hparams) -> {"index", "detections", "truth"}`, one row per image of the global batch.
+
+    Boxes are in pixels of each image at its own resolution.
+    """
+    num_classes, anchors = len(config.data.box_classes), anchor_options(config)
+    preprocessing = preprocessing_of(config, num_classes)
+
+    def step(state: TrainState, batch: dict[str, Array], hparams: Hyperparams) -> dict[str, Any]:
+        images = images_of(batch, corruption)
+        found = detect_boxes(model, state.variables, images, batch["size"], preprocessing, anchors)
+        truth = image_boxes(batch["label"], num_classes, config.data.max_boxes)
+        rows = {"index": batch["index"], "detections": found, "truth": truth}
+        return rows if axis_name is None else jax.lax.all_gather(rows, axis_name, tiled=True)
+
+    return step
+
+
+def evaluate_detector(
+    eval_step: Callable, state: TrainState, source: Source, config: ConfigDict, mapping: DeviceMapping
+) -> dict[str, Any]:
+    """Returns `split_facts` and COCO's average precision and recall of every image of `source`, for JSON.
+
+    "objects" is the number of objects per class; the other scores are those of `metrics.detection_scores`. Arguments
+    are those of `segjax.training.evaluation.evaluate`, with a step of `make_detection_step`.
+    """
+    count, images = counter(eval_step, state, mapping, hparams_from_config(config)), {}
+    for rows in count_batches(count, source, config, devices=mapping.mesh.size):
+        for row, index in enumerate(rows.pop("index").tolist()):  # that of a filler is the number of images
+            images[index] = jax.tree.map(lambda values, row=row: values[row], rows)
+    every = jax.tree.map(lambda *values: np.stack(values), *(images[index] for index in range(len(source))))
+    truth, num_classes = every["truth"], len(config.data.box_classes)
+    records = metrics.detection_records(every["detections"], truth.boxes, truth.classes, num_classes, where=truth.where)
+    scores = metrics.detection_scores(records)
+    del scores["precision_at_recall"]
+    objects = np.bincount(truth.classes[truth.where], minlength=num_classes)
+    facts = split_facts(source) | {"classes": list(config.data.box_classes), "objects": objects.tolist()}
+    return facts | {name: np.asarray(value).tolist() for name, value in scores.items()}
+
+
+def box_sheet(detector: Detector, source: Source, config: ConfigDict, indices: Iterable[int]) -> np.ndarray:
+    """Draws a row per image, uint8 RGB `[height, width, 3]`: the true boxes, and the detections of p ≥ 0.5."""
+    rows, names = {}, list(config.data.box_classes)
+    palette = source.label_set.palette[[source.label_set.names.index(name) for name in names]]
+    for index in indices:
+        example = source[index]
+        truth = jax.device_get(image_boxes(example["label"][None], len(names), config.data.max_boxes))
+        found, picture = detector(example["image"]), inference.as_rgb(example["image"])
+        likely = found.scores >= 0.5
+        pairs = ((truth.boxes[truth.where], truth.classes[truth.where]), (found.boxes[likely], found.classes[likely]))
+        rows[example["name"]] = [inference.draw_boxes(picture, at, palette[classes]) for at, classes in pairs]
+    return inference.contact_sheet(rows, ("truth", "detections"))

@@ -1,0 +1,169 @@
+"""Detectors: their config, objective, scores and a short training."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax import boxes, losses
+from segjax.data.boxes import ObjectSource, image_boxes
+from segjax.models import DetectorOutput
+from segjax.trained_run import load_run, score_run
+from segjax.training import ConfigError, parallel, train, validate
+from segjax.training.config import from_leaves, leaves
+from segjax.training.detection import evaluate_detector, make_detector_objective
+from segjax.training.objective import hparams_from_config
+from segjax.training.train_step import init_state, make_model
+
+SIZE = (64, 96)
+RNG = np.random.default_rng(0)
+IDS = np.zeros((2, *SIZE), np.int32)
+IDS[0, 4:12, 8:20], IDS[0, 30:34, 40:44], IDS[1, 20:30, 60:66] = 1, 2, 1
+IDS[:, :2] = 255
+
+
+@pytest.fixture
+def detector(config):
+    """Returns the config of a RetinaNet of width 4 on scenes of 64×96 pixels."""
+    config = config.copy_and_resolve_references()
+    config.data.box_classes, config.data.max_boxes, config.data.size = ("debris",), 20, SIZE
+    config.model.name, config.model.width, config.model.hidden = "retinanet", 4, 8
+    config.model.depth, config.model.padding = 4, "reflect"  # those of a U-Net
+    config.model.levels, config.model.anchor_base = (2, 3, 4, 5), 1.0
+    config.model.prior, config.objective.normalizer = (0.01,), "positives"
+    return config
+
+
+def grid(config):
+    return boxes.anchors(SIZE, levels=config.model.levels, base=config.model.anchor_base)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "sigmoid_focal", "gamma": 2.0, "alpha": 0.25},
+        {"loss": "sigmoid_cross_entropy", "alpha": 0.9, "negatives_per_positive": 3.0},
+        {"loss": "sigmoid_focal_star", "gamma": 2.0, "hard_fraction": 0.1, "normalizer": "valid"},
+    ],
+    ids=lambda options: options["loss"],
+)
+def test_objective_is_the_mean_loss_of_logits_and_boxes(options, detector):
+    for name, value in options.items():
+        detector.objective[name] = value
+    detector.objective.box_weight, detector.objective.box_beta = 0.5, 1.0
+    validate(detector)
+    count = len(grid(detector))
+    drawn = (RNG.normal(size=(2, count, n)).astype(np.float32) for n in (1, 4))
+    output, hparams = DetectorOutput(*map(jnp.asarray, drawn)), hparams_from_config(detector)
+    total, parts = jax.jit(make_detector_objective(detector))(output, jnp.asarray(IDS), hparams)
+
+    truth = image_boxes(jnp.asarray(IDS), 1, 20)
+    targets = losses.anchor_targets(grid(detector), truth.boxes, truth.classes, 1, where=truth.where)
+    z, t, where = output.logits, np.asarray(targets.classes), np.asarray(targets.where)[..., None]
+    each = {
+        "sigmoid_focal": lambda: losses.sigmoid_focal_loss(z, t, gamma=2.0, alpha=0.25),
+        "sigmoid_cross_entropy": lambda: losses.sigmoid_cross_entropy(z, t, alpha=0.9),
+        "sigmoid_focal_star": lambda: losses.sigmoid_focal_star_loss(z, t, gamma=2.0, beta=1.0),
+    }[options["loss"]]()
+    each, positive = np.asarray(each, np.float64), t == 1
+    kept, divisor = where, positive.sum()
+    if "negatives_per_positive" in options:
+        hardest = np.sort(each[where & ~positive])[-3 * divisor]
+        kept = where & (positive | (each >= hardest))
+    if "hard_fraction" in options:
+        divisor = int(np.ceil(0.1 * where.sum()))
+        kept = where & (each >= np.sort(each[where])[-divisor])
+    assert positive.sum() > 3
+    assert not where.all()
+    np.testing.assert_allclose(parts["class_loss"], each[kept].sum() / divisor, rtol=1e-5)
+    error = np.abs(output.offsets - targets.offsets)[np.asarray(targets.matched)].astype(np.float64)
+    expected = np.where(error < 1, error**2 / 2, error - 0.5).sum() / targets.matched.sum()
+    np.testing.assert_allclose(parts["box_loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(total, parts["class_loss"] + 0.5 * parts["box_loss"], rtol=1e-6)
+
+
+class Scenes(list):
+    """A split of masks with black images."""
+
+    label_set = SimpleNamespace(names=("road", "debris"))
+    channels, value_range, dtype, native_size, sizes = 3, None, "uint8", SIZE, [SIZE] * 2
+    unsure_turns, skipped, absent, void, notes, digest = 0, (), (), None, (), "0"
+
+    def __getitem__(self, index):
+        label = (super().__getitem__(index) > 0).astype(np.uint8)
+        return {"image": np.zeros((*SIZE, 3), np.uint8), "label": label, "name": str(index)}
+
+    def name(self, index):
+        return str(index)
+
+
+def test_evaluate_detector_scores_each_image_once(detector):
+    detector.training.global_batch = 4  # two images, and two fillers
+    ids = np.where(IDS == 255, 0, IDS)
+    source = ObjectSource(Scenes(ids), ("debris",), 20)
+
+    def step(state, batch, hparams):
+        """Finds every object of the first image, and none of the second."""
+        truth = image_boxes(batch["label"], 1, 20)
+        found = boxes.Detections(
+            truth.boxes, 0.9 * truth.where, truth.classes, truth.where & (batch["index"] == 0)[:, None]
+        )
+        return {"index": batch["index"], "detections": found, "truth": truth}
+
+    mapping = parallel.device_mapping(detector)
+    scores = evaluate_detector(mapping.map_step(step, arguments=3), {}, source, detector, mapping)
+    assert (scores["images"], scores["classes"], scores["objects"]) == (2, ["debris"], [3])
+    assert scores["ar100"] == pytest.approx(2 / 3)
+    assert scores["ap_per_class"] == [scores["ap"]] == [pytest.approx(67 / 101)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.box_classes": ()}, r"config.data.box_classes must name the classes that retinanet detects.*got \(\)"),
+        ({"data.box_classes": ("a",) * 20}, r"config.data.max_boxes must be at most .*, 12; got 20"),
+        ({"objective.loss": "softmax_focal"}, r"objective.loss of retinanet must be one of sigmoid_.*'softmax_focal'"),
+        ({"objective.region": "dice"}, r"config.objective.region belongs to segmentation networks; .* at 'none'"),
+        ({"training.accumulate": 2}, r"config.training.accumulate belongs to segmentation networks; .*; got 2"),
+        ({"objective.negative_iou": 0.6}, r"negative_iou must be at most config.objective.positive_iou = 0.5; got 0.6"),
+        ({"model.name": "unet"}, r"config.model.anchor_base belongs to retinanet; unet does not have it: .*; got 1.0"),
+        (
+            {"model.name": "unet", "model.anchor_base": 4.0, "model.levels": (3, 4, 5, 6, 7)},
+            r"config.data.box_classes belongs to detectors, retinanet; unet does not have it: leave it at \(\)",
+        ),
+    ],
+)
+def test_validate_detector(changes, message, detector):
+    changes = {"model.hidden": None} | changes if "model.name" in changes else changes
+    with pytest.raises(ConfigError, match=message):
+        validate(from_leaves(leaves(detector) | changes))
+
+
+def test_make_model_of_a_detector(detector):
+    detector.data.box_classes = ("debris", "road")
+    detector.model.anchor_ratios = (1.0, 2.0)
+    model = make_model(detector, 2, "devices")
+    assert (model.num_classes, model.per_cell, model.channels, model.levels) == (2, 6, 8, (2, 3, 4, 5))
+    assert model.head_bias == pytest.approx([-np.log(99)] * 2)
+    detector.model.levels = (3, 4)
+    with pytest.raises(ConfigError, match=r"config\.model of retinanet: levels must be consecutive"):
+        make_model(detector, 2)
+
+
+@pytest.mark.slow
+def test_train_a_detector_and_score_it_again(detector, tmp_path, quiet):
+    detector.training.steps = 2
+    state = init_state(detector, make_model(detector, 2))
+    bias = state.params["classification"]["linear"]["bias"]
+    np.testing.assert_allclose(bias, np.full(9, -np.log(99)), rtol=1e-6)
+    scores = train(detector, tmp_path / "run", console=quiet())
+    assert scores["images"] == 6
+    assert scores["objects"][0] > 0
+    assert 0 <= scores["ap"] <= 1
+    run = load_run(tmp_path / "run" / "checkpoints" / "latest", detectors=True)
+    again = score_run(run, "val")
+    assert {name: scores[name] for name in again} == pytest.approx(again, nan_ok=True)
+    with pytest.raises(ConfigError, match=r"is a run of a detector, retinanet, .*; name a run of a segmentation"):
+        load_run(tmp_path / "run")
