@@ -65,6 +65,11 @@ def _score_predictions(folder: Path) -> None:
     output = path_of(flags.FLAGS.output or folder / f"scores_{split}.json")
     check_outputs([output], overwrite=flags.FLAGS.overwrite)
     validate(config)
+    if config.data.box_classes:
+        raise app.UsageError(
+            f"--predictions scores masks, and config.model.name = {config.model.name!r} finds boxes; name the config "
+            "of a segmentation network"
+        )
     scores = score_masks(open_split(config.data, split), folder)
     for table in score_tables(scores, f"{config.data.name}, {split}, masks of {folder}"):
         show(table, console)

@@ -6,7 +6,7 @@ they fit the objects after any crop, zoom or rotation.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import jax
@@ -124,12 +124,11 @@ class ObjectSource:
         self._scene_seed = scene_seed
         if scene_seed is not None and self._box_classes != ("debris",):
             raise DataError(f'config.data.box_classes of road_debris must be ("debris",); got {self._box_classes!r}')
+        for attribute in Source.__annotations__:
+            setattr(self, attribute, getattr(source, attribute))
 
     def __reduce__(self):
         return ObjectSource, (self._source, self._box_classes, self._max_boxes, self._scene_seed)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -145,3 +144,7 @@ class ObjectSource:
         except DataError as error:
             raise DataError(f"{example['name']}: {error}") from error
         return {**example, "label": label}
+
+    def name(self, index: int) -> str:
+        """Returns the name of example `index`, without decoding it."""
+        return self._source.name(index)

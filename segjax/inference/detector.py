@@ -40,7 +40,6 @@ class Detector:
     ):
         self.preprocessing, self._variables = preprocessing, variables
         self._thresholds = {"score_threshold": score_threshold, "max_detections": max_detections}
-        self._arguments = model, anchors
         self._detect = jax.jit(
             lambda variables, images, sizes: detect_boxes(
                 model, variables, images, sizes, preprocessing, anchors, **self._thresholds

@@ -15,7 +15,7 @@ from segjax.training import ConfigError, parallel, train, validate
 from segjax.training.config import from_leaves, leaves
 from segjax.training.detection import evaluate_detector, make_detector_objective
 from segjax.training.objective import hparams_from_config
-from segjax.training.train_step import init_state, make_model
+from segjax.training.train_step import TrainState, init_state, make_model
 
 SIZE = (64, 96)
 RNG = np.random.default_rng(0)
@@ -112,8 +112,8 @@ def test_evaluate_detector_scores_each_image_once(detector):
         )
         return {"index": batch["index"], "detections": found, "truth": truth}
 
-    mapping = parallel.device_mapping(detector)
-    scores = evaluate_detector(mapping.map_step(step, arguments=3), {}, source, detector, mapping)
+    mapping, state = parallel.device_mapping(detector), TrainState(jnp.int32(0), *[None] * 6)
+    scores = evaluate_detector(mapping.map_step(step, arguments=3), state, source, detector, mapping)
     assert (scores["images"], scores["classes"], scores["objects"]) == (2, ["debris"], [3])
     assert scores["ar100"] == pytest.approx(2 / 3)
     assert scores["ap_per_class"] == [scores["ap"]] == [pytest.approx(67 / 101)]
