@@ -12,6 +12,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 
 from segjax.data import road_debris
@@ -85,7 +86,7 @@ def _check_count(count: int, max_boxes: int) -> None:
         raise DataError(f"{count} objects of one class; config.data.max_boxes = {max_boxes}: raise it")
 
 
-def image_boxes(ids: Integer[Array, "b h w"], num_classes: int, max_boxes: int) -> ImageBoxes:
+def image_boxes(ids: Integer[ArrayLike, "b h w"], num_classes: int, max_boxes: int) -> ImageBoxes:
     """Returns the boxes of the `object_ids` of a batch of images, on the device, N = num_classes · max_boxes.
 
     An object that augmentation has moved out of the image has no pixel left, and no box.
@@ -107,7 +108,7 @@ def image_boxes(ids: Integer[Array, "b h w"], num_classes: int, max_boxes: int) 
         boxes = jnp.stack([*low, *(edge + 1 for edge in high)], axis=-1).astype(jnp.float32)
         return jnp.where(exists[:, None], boxes, 0), exists
 
-    boxes, where = jax.vmap(of_image)(ids)
+    boxes, where = jax.vmap(of_image)(jnp.asarray(ids))
     classes = jnp.repeat(jnp.arange(num_classes, dtype=jnp.int32), max_boxes)
     return ImageBoxes(boxes, jnp.broadcast_to(classes, where.shape), where)
 
