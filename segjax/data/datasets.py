@@ -102,8 +102,8 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         - `unseen_classes`, optional: names of classes to leave out of the training. Their pixels are void, and the
           split's `label_set` has the other classes only, with train ids from 0 in their order.
         - `rare_class`, optional: the `LabelSet.rare` of two classes; "": the second.
-        - `box_classes`, optional: names of classes whose connected components are objects, of which an image has at
-          most `max_boxes` per class: the labels are their `segjax.data.boxes.object_ids`.
+        - `box_classes`, optional: names of classes with objects, at most `max_boxes` per class and image: the labels
+          are the ids of a `segjax.data.boxes.ObjectSource`.
         - `channels` and `dtype`, optional: those that the images must have; None: any.
         - `on_error`, optional: "raise", or "skip" to leave bad pairs of image and mask out and list the reasons in
           the split's `skipped`. "skip" prepares the data set in a folder of its own.
@@ -145,7 +145,8 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         raise DataError(f"config.data.box_classes must be {expected}; got {objects!r}")
     from segjax.data.boxes import ObjectSource  # for detectors only
 
-    return ObjectSource(source, objects, data_config.max_boxes)
+    drawn = getattr(data_config, "scene_seed", 0) if DATASETS[name] is builders.RoadDebris else None
+    return ObjectSource(source, objects, data_config.max_boxes, drawn)
 
 
 def open_folder(

@@ -167,7 +167,7 @@ FIELDS = {
         "", "of two classes, the one whose average precision is scored; '': that with fewer pixels in training"
     ),
     "data.box_classes": Field(
-        (), "classes whose connected components are the objects that a detector finds; (): no detector", item=str
+        (), "classes with the objects that a detector finds, their connected components; (): no detector", item=str
     ),
     "data.max_boxes": Field(32, "detector: largest number of objects per class and image", range="[1, 254]"),
     "data.channels": Field(None, "image channels; None: as found in the files", (), "[1, 1024]", int),
@@ -369,7 +369,7 @@ def with_found_data(config: ConfigDict, source: Source) -> ConfigDict:
     found = from_leaves(leaves(config) | found)
     validate(found)
     loss, rare = found.objective.loss, found.data.rare_class
-    if loss in BINARY_LOSSES and rare == names[0]:
+    if loss in BINARY_LOSSES and rare == names[0] and not found.data.box_classes:
         raise ConfigError(
             f"config.objective.loss = {loss!r} learns the second class, {names[1]}, as the rare one, but {rare} is: "
             f"name {rare} second in config.data.class_names, with its value second too, choose a softmax loss, or set "

@@ -89,7 +89,7 @@ class Scenes(list):
 
     label_set = SimpleNamespace(names=("road", "debris"))
     channels, value_range, dtype, native_size, sizes = 3, None, "uint8", SIZE, [SIZE] * 2
-    unsure_turns, skipped, absent, void, notes, digest = 0, (), (), None, (), "0"
+    unsure_turns, skipped, absent, void, notes, digest, pixels = 0, (), (), None, (), "0", None
 
     def __getitem__(self, index):
         label = (super().__getitem__(index) > 0).astype(np.uint8)
