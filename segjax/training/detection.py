@@ -48,6 +48,7 @@ def make_detector_objective(config: ConfigDict) -> Callable:
     options, num_classes, max_boxes = config.objective, len(config.data.box_classes), config.data.max_boxes
     grid = boxes.anchors(tuple(config.data.size), **anchor_options(config)._asdict())
     per_logit = BINARY_LOSSES[options.loss]
+    box_weight, box_beta = options.box_weight, options.box_beta
     matching = {"positive": options.positive_iou, "negative": options.negative_iou}
 
     def objective(
@@ -63,7 +64,7 @@ def make_detector_objective(config: ConfigDict) -> Callable:
         where = jnp.broadcast_to(targets.where[..., None], output.logits.shape)
         each = per_logit(output.logits[..., None], targets.classes, where, hparams)
         per_positive = {"normalizer": "positives", "axis_name": axis_name}
-        each_box = losses.box_loss(output.offsets, targets.offsets, beta=options.box_beta, where=targets.matched)
+        each_box = losses.box_loss(output.offsets, targets.offsets, beta=box_beta, where=targets.matched)
         parts = {
             "class_loss": mined_mean(
                 each,
@@ -75,7 +76,7 @@ def make_detector_objective(config: ConfigDict) -> Callable:
             ),
             "box_loss": losses.mean(each_box, where=targets.matched, positives=targets.matched, **per_positive),
         }
-        return parts["class_loss"] + options.box_weight * parts["box_loss"], parts
+        return parts["class_loss"] + box_weight * parts["box_loss"], parts
 
     return objective
 
@@ -103,8 +104,9 @@ def make_detection_step(
 def evaluate_detector(
     eval_step: Callable, state: TrainState, source: Source, config: ConfigDict, mapping: DeviceMapping
 ) -> dict[str, Any]:
-    """Returns `split_facts` and COCO's average precision and recall of every image of `source`, for JSON.
+    """Returns COCO's average precision and recall of every image of `source`, for JSON.
 
+    "images", "skipped" and "data" are those of `split_facts`, "classes" are the names of the classes with boxes, and
     "objects" is the number of objects per class; the other scores are those of `metrics.detection_scores`. Arguments
     are those of `segjax.training.evaluation.evaluate`, with a step of `make_detection_step`.
     """
@@ -118,7 +120,8 @@ def evaluate_detector(
     scores = metrics.detection_scores(records)
     del scores["precision_at_recall"]
     objects = np.bincount(truth.classes[truth.where], minlength=num_classes)
-    facts = split_facts(source) | {"classes": list(config.data.box_classes), "objects": objects.tolist()}
+    facts = {name: value for name, value in split_facts(source).items() if name in ("images", "skipped", "data")}
+    facts |= {"classes": list(config.data.box_classes), "objects": objects.tolist()}
     return facts | {name: np.asarray(value).tolist() for name, value in scores.items()}
 
 

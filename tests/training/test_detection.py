@@ -87,7 +87,7 @@ def test_objective_is_the_mean_loss_of_logits_and_boxes(options, detector):
 class Scenes(list):
     """A split of masks with black images."""
 
-    label_set = SimpleNamespace(names=("road", "debris"))
+    label_set = SimpleNamespace(names=("road", "debris"), num_classes=2, rare=1)
     channels, value_range, dtype, native_size, sizes = 3, None, "uint8", SIZE, [SIZE] * 2
     unsure_turns, skipped, absent, void, notes, digest, pixels = 0, (), (), None, (), "0", None
 
