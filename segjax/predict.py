@@ -6,10 +6,12 @@ Examples:
   segjax predict --checkpoint=runs/mine --values=dataset ROOT/test/images
 """
 
+from typing import Any
+
 from absl import app, flags
 
 from segjax import __version__, cli, inference
-from segjax.data.io import named_images
+from segjax.data.io import RawFile, named_images
 from segjax.data.labels import LabelSet, class_values
 from segjax.storage import output_folder, say
 from segjax.trained_run import (
@@ -26,17 +28,26 @@ from segjax.training.config import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SEE
 from segjax.training.provenance import numerics, provenance
 
 FLAGS = flags.FLAGS
+# Options of masks, which a detector does not have.
+_OF_MASKS = ("class", "uncertainty", "uncertainty_max", "overlay", "probabilities", "values", "palette", "threshold")
+_OF_MASKS += ("contact_sheet", "at_precision", "guarantee", "sets", "calibrated", "calibration", "augment", "samples")
+_OF_MASKS += ("passes", "rate", "seed", "tile", "scale", "overlap", "batch")
 
 
 def main(argv: list[str]) -> None:
-    """Writes a mask, and the chosen pictures, of each image, at the image's own size."""
+    """Writes a mask, and the chosen pictures, of each image, at the image's own size; or the boxes of a detector."""
     if not argv[1:]:
         raise app.UsageError("name at least one image, folder or pattern")
     cli.refuse_together("threshold", "at_precision", "guarantee")
     output = output_folder(FLAGS.output)
     files = named_images(argv[1:])
     files = {name: file for name, file in files.items() if not inference.is_prediction_file(file.path, output)}
-    run = load_run(FLAGS.checkpoint, FLAGS.calibration)
+    run = load_run(FLAGS.checkpoint, FLAGS.calibration, detectors=True)
+    if run.config.data.box_classes:
+        _write_detections(run, files, output)
+        return
+    if FLAGS["min_score"].present:
+        raise app.UsageError(f"--min_score is for detectors; {run.name} is a segmentation network: remove it")
     class_index, options = find_class(run, FLAGS["class"].value), _predict_options(run)
     for name in ("at_precision", "guarantee", "sets"):
         if FLAGS[name].value is not None and (changed := options.non_default()):
@@ -66,6 +77,20 @@ def main(argv: list[str]) -> None:
     say(f"in {output}: " + ", ".join(f"NAME{suffix}" for suffix in outputs.suffixes))
     if outputs.uncertainty:
         say(f"NAME_uncertainty.png, black to pale yellow: {outputs.scale(run.label_set)}")
+
+
+def _write_detections(run: TrainedRun, files: dict[str, RawFile], output: Any) -> None:
+    for name in _OF_MASKS:
+        if FLAGS[name].present:
+            raise app.UsageError(f"--{name} is for segmentation networks; {run.name} is a detector: remove it")
+    names = list(run.config.data.box_classes)
+    palette = run.label_set.palette[[run.label_set.names.index(name) for name in names]]
+    origin = {"checkpoint": run.name, **run.record(), "segjax": __version__, "made_by": numerics(provenance())}
+    choices = {"min_score": FLAGS.min_score, "on_error": FLAGS.on_error, "overwrite": FLAGS.overwrite}
+    done = inference.write_detections(run.detector(), files, output, names, palette, origin, **choices)
+    for line in done.lines():
+        say(line)
+    say(f"in {output}: detections.json, and NAME_boxes.png with the boxes of score {FLAGS.min_score} or more")
 
 
 def _predict_options(run: TrainedRun, **changes) -> inference.PredictOptions:
@@ -110,7 +135,7 @@ def _output_options(
 
 if __name__ == "__main__":
     cli.define_checkpoint()
-    flags.DEFINE_string("output", "predictions", "Folder for NAME_mask.png and the pictures.")
+    flags.DEFINE_string("output", "predictions", "Folder for NAME_mask.png and the pictures, or NAME_boxes.png.")
     flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under its classes.")
     flags.DEFINE_string("class", None, "Class of the threshold, and the only one that overlays show.")
     measures = (*inference.UNCERTAINTIES, *inference.LOGIT_SCORES)
@@ -131,6 +156,7 @@ if __name__ == "__main__":
     cli.define_guarantee("sets", "Write NAME_set.png: size of the set of segjax calibrate --risk=miscoverage.")
     cli.define_calibrated()
     cli.define_calibration()
+    cli.define_number("min_score", 0.5, FRACTION, "Detectors: smallest score of the boxes in NAME_boxes.png.")
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a bad image file, or skip it.")
     flags.DEFINE_enum("augment", "none", list(inference.AUGMENTATIONS), "Average over copies of the image.")
     cli.define_number("samples", 0, COUNT_OR_ZERO, "Average over this many dropout masks of the head; 0: none.")

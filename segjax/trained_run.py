@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from segjax import metrics
 from segjax.data import LabelSet, Source, label_set, open_split
-from segjax.inference import Ensemble, PredictOptions, Predictor, Preprocessing
+from segjax.inference import Detector, Ensemble, PredictOptions, Predictor, Preprocessing
 from segjax.inference.predictor import fingerprint
 from segjax.storage import StorageError, difference, is_foreign, path_of, read_json, to_json
 from segjax.training import evaluation, parallel
@@ -122,6 +122,12 @@ class TrainedRun(NamedTuple):
         model = self.model.clone(axis_name=None)
         return Predictor(model, self.state.variables, self.preprocessing, options, probabilities=probabilities)
 
+    def detector(self, **thresholds: Any) -> Detector:
+        """Returns the `Detector` of the run of a detector; `thresholds` are arguments of `segjax.boxes.detect`."""
+        from segjax.training.detection import make_detector  # loaded for detectors only
+
+        return make_detector(self.config, self.model, self.state.variables, **thresholds)
+
 
 def load_run(
     path: str | os.PathLike,
@@ -160,8 +166,8 @@ def load_run(
     config = read_config(config_file)
     if config.data.box_classes and not detectors:
         raise ConfigError(
-            f"{path} is a run of a detector, {config.model.name}, which only segjax train and segjax evaluate of a "
-            "single run support; name a run of a segmentation network"
+            f"{path} is a run of a detector, {config.model.name}, which only segjax train, and segjax "
+            "evaluate and predict of a single run support; name a run of a segmentation network"
         )
     labels, model = label_set(config.data), model_of(config)
     if data_fields:

@@ -162,6 +162,15 @@ def test_predict_of_images_of_every_format_with_the_values_of_the_data_set(run, 
 
 
 @pytest.mark.slow
+def test_predict_min_score_is_for_detectors(run, street, tmp_path, run_command):
+    status, _, error = run_command(
+        "predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", "--min_score=0.3", street
+    )
+    assert status == 1
+    assert "--min_score is for detectors" in error
+
+
+@pytest.mark.slow
 def test_predict_names_a_file_that_is_not_an_image(run, tmp_path, run_command):
     text = tmp_path / "notes.png"
     text.write_text("not an image")

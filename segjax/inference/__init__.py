@@ -51,7 +51,15 @@ with epy.lazy_api_imports(globals()):
         overlay,
         tiles,
     )
-    from segjax.inference.writer import OutputOptions, WriteSummary, is_prediction_file, jpeg, png, write_predictions
+    from segjax.inference.writer import (
+        OutputOptions,
+        WriteSummary,
+        is_prediction_file,
+        jpeg,
+        png,
+        write_detections,
+        write_predictions,
+    )
 
 __all__ = [
     "AUGMENTATIONS",
@@ -101,5 +109,6 @@ __all__ = [
     "tiles",
     "uncertainty_of",
     "whole_passes",
+    "write_detections",
     "write_predictions",
 ]

@@ -66,11 +66,15 @@ def overlay_palette(label_set: LabelSet, only: int | None = None) -> UInt8[np.nd
 
 
 def draw_boxes(
-    image: Shaped[np.ndarray, "H W C"], boxes: Float[np.ndarray, "n 4"], colours: UInt8[np.ndarray, "n 3"]
+    image: Shaped[np.ndarray, "H W C"],
+    boxes: Float[np.ndarray, "n 4"],
+    colours: UInt8[np.ndarray, "n 3"],
+    texts: Sequence[str] = (),
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Draws the edges of boxes (x_min, y_min, x_max, y_max), in pixels, on a copy of the image, each in its colour.
 
-    Of the image, `as_rgb` is shown. Edges are outside of the box and 1/200 of the shorter side wide.
+    Of the image, `as_rgb` is shown. Edges are outside of the box and 1/200 of the shorter side wide. `texts`, one per
+    box or none, are written above the boxes, or below those at the upper edge of the image.
 
     >>> drawn = draw_boxes(np.zeros((5, 5, 3), np.uint8), np.array([[2.0, 2, 3, 3]]), np.array([[9, 0, 0]], np.uint8))
     >>> print(drawn[..., 0])
@@ -87,7 +91,21 @@ def draw_boxes(
         inner = picture[top:bottom, left:right].copy()
         picture[outer] = colour
         picture[top:bottom, left:right] = inner
-    return picture
+    return _label_boxes(picture, boxes, colours, texts) if texts else picture
+
+
+def _label_boxes(picture: np.ndarray, boxes: np.ndarray, colours: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """Writes a text on the colour of its box beside each box."""
+    drawn = Image.fromarray(picture)
+    draw, font = ImageDraw.Draw(drawn), _font(max(9, round(min(picture.shape[:2]) / 40)))
+    for (left, top, _, bottom), colour, text in zip(boxes.tolist(), colours.tolist(), texts, strict=True):
+        _, _, width, height = draw.textbbox((0, 0), printable(text), font=font)
+        x = max(0, min(left, picture.shape[1] - width - 2))
+        y = top - height - 2 if top >= height + 2 else bottom
+        ink = _INK if np.dot(colour, (0.299, 0.587, 0.114)) > 110 else (255, 255, 255)
+        draw.rectangle((x, y, x + width + 1, y + height + 1), fill=tuple(colour))
+        draw.text((x + 1, y), printable(text), fill=ink, font=font)
+    return np.asarray(drawn)
 
 
 def rare_outlines(

@@ -20,13 +20,16 @@ from jaxtyping import Float, Shaped, UInt8, UInt16
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
+from segjax.boxes import Detections
 from segjax.data.decode import DATASET_VALUES, decode_image
 from segjax.data.io import DataError, RawFile, read_bytes
 from segjax.data.labels import LabelSet, class_values, colorize
+from segjax.inference.detector import Detector
 from segjax.inference.predictor import Prediction, Predictor
 from segjax.inference.visualize import (
     as_rgb,
     contact_sheet,
+    draw_boxes,
     heatmap,
     overlay,
     overlay_palette,
@@ -35,7 +38,7 @@ from segjax.inference.visualize import (
 )
 from segjax.storage import ForeignFileError, check_outputs, is_regular, read_json, to_json, write_json, write_outputs
 
-ORIGIN_FILE, SHEET_FILE = "predicted_by.json", "contact_sheet.png"
+ORIGIN_FILE, SHEET_FILE, BOXES_FILE = "predicted_by.json", "contact_sheet.png", "detections.json"
 _NOT_COMPARED = ("checkpoint", "runs", "made_by")  # a run may be moved, and another device rounds differently
 _SHEET_ROWS = 24
 _LISTED = 20  # skipped files that are listed by name
@@ -226,11 +229,98 @@ def write_predictions(
     return WriteSummary(len(files) - kept - len(skipped), kept, tuple(skipped))
 
 
+def write_detections(
+    detector: Detector,
+    files: Mapping[str, RawFile],
+    output: Any,
+    names: Sequence[str],
+    palette: UInt8[np.ndarray, "classes 3"],
+    origin: Mapping[str, Any],
+    *,
+    min_score: float = 0.5,
+    on_error: str = "raise",
+    overwrite: bool = False,
+) -> WriteSummary:
+    """Detects the objects of images; writes NAME_boxes.png for each image, and one `detections.json` of all.
+
+    `detections.json` has COCO's form: images, categories, and annotations with a score. It contains every detection,
+    also those below `min_score`, which average precision needs; boxes are rounded to 0.001 pixels.
+
+    Args:
+      detector: the detector.
+      files: the images by name; a name with slashes is written into folders of `output`.
+      output: the folder, a `Path` or epath's; made if it does not exist.
+      names: names of the classes that the detector finds.
+      palette: their RGB colours.
+      origin: the network's origin, ready for JSON, stored in `predicted_by.json`, as in `write_predictions`.
+      min_score: smallest score of the boxes that are drawn.
+      on_error: "raise", or "skip" images that cannot be read.
+      overwrite: replace files of the same names, whoever wrote them.
+
+    Raises:
+      DataError: the folder contains predictions of another origin; an image cannot be read and `on_error` is "raise".
+      ForeignFileError: a file would be replaced that no prediction wrote, or that was changed since.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    record, inputs = {**origin, "min_score": min_score, "classes": list(names)}, detector.preprocessing
+    known = _has_origin(output / ORIGIN_FILE, record)
+    check_outputs([output / BOXES_FILE, *(output / f"{name}_boxes.png" for name in files)], overwrite=overwrite)
+    if not known:
+        write_json(output / ORIGIN_FILE, record)
+    images, annotations, skipped = [], [], []
+    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
+    with rich.progress.Progress(*columns) as bar:
+        for name, file in bar.track(files.items(), description="predict"):
+            try:
+                image = decode_image(read_bytes(file), inputs.channels, inputs.value_range, file.path, inputs.dtype)
+            except DataError as error:
+                if on_error == "raise":
+                    raise
+                skipped.append(str(error))
+                continue
+            found = detector(image)
+            likely = Detections(*(values[found.scores >= min_score] for values in found))
+            texts = [f"{names[c]} {score:.2f}" for c, score in zip(likely.classes, likely.scores, strict=True)]
+            # The most likely one is drawn last, over the others.
+            boxes, colours = likely.boxes[::-1], palette[likely.classes][::-1]
+            write_outputs(
+                {output / f"{name}_boxes.png": png(draw_boxes(image, boxes, colours, texts[::-1]))}, overwrite=overwrite
+            )
+            height, width = image.shape[:2]
+            images.append({"id": len(images) + 1, "file_name": f"{name}{Path(file.path).suffix}"})
+            images[-1] |= {"height": height, "width": width}
+            annotations += _coco_annotations(found, images[-1]["id"], len(annotations))
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+    content = {"info": record, "images": images, "categories": categories, "annotations": annotations}
+    write_outputs({output / BOXES_FILE: to_json(content)}, overwrite=overwrite)
+    return WriteSummary(len(images), 0, tuple(skipped))
+
+
+def _coco_annotations(found: Detections, image_id: int, first: int) -> list[dict[str, Any]]:
+    """Returns the detections of an image as annotations of COCO, whose boxes are (x, y, width, height)."""
+    sides = found.boxes[:, 2:] - found.boxes[:, :2]
+    rows = zip(np.concatenate([found.boxes[:, :2], sides], axis=1), found.classes, found.scores, strict=True)
+    return [
+        {
+            "id": first + number,
+            "image_id": image_id,
+            "category_id": int(label) + 1,
+            "iscrowd": 0,
+            "bbox": [round(float(x), 3) for x in box],
+            "area": round(float(box[2] * box[3]), 3),
+            "score": float(score),
+        }
+        for number, (box, label, score) in enumerate(rows, 1)
+    ]
+
+
 def is_prediction_file(path: str, output: Any) -> bool:
     """Returns True if an earlier prediction left an image file in `output`, so that it is not an image to predict."""
     if not (output / ORIGIN_FILE).exists() or not Path(path).resolve().is_relative_to(Path(output).resolve()):
         return False
-    return Path(path).name.endswith(("_mask.png", "_overlay.png", "_uncertainty.png", "_set.png", SHEET_FILE))
+    return Path(path).name.endswith(
+        ("_mask.png", "_overlay.png", "_boxes.png", "_uncertainty.png", "_set.png", SHEET_FILE)
+    )
 
 
 def png(pixels: UInt8[np.ndarray, "..."]) -> bytes:

@@ -40,3 +40,12 @@ def test_with_variables_leaves_the_detector_as_it_was(detector):
 def test_draw_boxes_that_leave_the_image():
     picture = draw_boxes(np.zeros((4, 4, 1), np.uint8), np.array([[-9.0, 1, 2, 9]]), np.array([[7, 8, 9]], np.uint8))
     assert picture[..., 1].tolist() == [[8, 8, 8, 0], [0, 0, 8, 0], [0, 0, 8, 0], [0, 0, 8, 0]]
+
+
+def test_draw_boxes_writes_a_text_beside_each_box():
+    picture, boxes = np.zeros((80, 80, 3), np.uint8), np.array([[20.0, 1, 30, 9], [20, 60, 30, 70]])
+    colours = np.array([[200, 0, 0], [0, 200, 0]], np.uint8)
+    bare, labelled = (draw_boxes(picture, boxes, colours, texts) for texts in ((), ("stone 0.9", "tyre 0.8")))
+    rows = np.flatnonzero((bare != labelled).any(axis=(1, 2)))
+    assert rows.min() >= 9  # below the box at the upper edge
+    assert ((rows > 40) & (rows < 60)).any()  # above the other

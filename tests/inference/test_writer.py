@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segjax.boxes import Detections
 from segjax.data import DataError
 from segjax.data.decode import has_dataset_values, read_mask
 from segjax.data.io import RawFile
 from segjax.data.labels import LABEL_SETS, numbered_classes, to_train_ids
 from segjax.inference import (
+    Detector,
     OutputOptions,
     Prediction,
     PredictOptions,
@@ -24,6 +26,7 @@ from segjax.inference import (
     heatmap,
     is_prediction_file,
     png,
+    write_detections,
     write_predictions,
     writer,
 )
@@ -397,3 +400,60 @@ def test_damaged_record_of_a_folder_is_named(tmp_path, misread):
     write(["a"], Predict(), tmp_path)
     returned = misread(tmp_path / "predicted_by.json", lambda: write(["a"], Predict(), tmp_path))
     assert not {"empty", "half", "cut", "{}", "null", "lists", "missing"} & returned
+
+
+class Detect(Detector):
+    """A detector that returns two boxes of each image."""
+
+    def __init__(self):
+        self.preprocessing = Preprocessing((6, 8), 3, (0.5,), (0.5,), 2)
+
+    def __call__(self, image):
+        boxes = np.array([[1, 2, 4, 5], [0.5, 0, 8, 5.25]], np.float32)
+        return Detections(boxes, np.array([0.9, 0.25], np.float32), np.array([1, 0]), np.ones(2, bool))
+
+
+def detect(names, output, *, bad=(), **options):
+    files = Predict().files(names, bad)
+    return write_detections(Detect(), files, output, ("stone", "tyre"), LABELS.palette[:2], ORIGIN, **options)
+
+
+def test_write_detections_coco_annotations(tmp_path):
+    assert detect(["sub/a", "b"], tmp_path) == WriteSummary(2, 0, ())
+    written = json.loads((tmp_path / "detections.json").read_text())
+    assert [(image["id"], image["file_name"]) for image in written["images"]] == [(1, "sub/a.png"), (2, "b.png")]
+    assert (written["images"][0]["height"], written["images"][0]["width"]) == (6, 8)
+    assert [one["name"] for one in written["categories"]] == ["stone", "tyre"]
+    keys = ("id", "image_id", "category_id", "bbox", "area")
+    assert [[one[key] for key in keys] for one in written["annotations"][1:3]] == [
+        [2, 1, 1, [0.5, 0, 7.5, 5.25], 39.375],
+        [3, 2, 2, [1, 2, 3, 3], 9],
+    ]
+    assert [one["score"] for one in written["annotations"]] == pytest.approx([0.9, 0.25] * 2)
+
+
+@pytest.mark.parametrize(("min_score", "drawn"), [(0.95, False), (0.5, True)])
+def test_write_detections_draws_the_likely_boxes(min_score, drawn, tmp_path):
+    detect(["a"], tmp_path, min_score=min_score)
+    assert (picture(tmp_path / "a_boxes.png") != image_of("a")).any() == drawn
+    assert is_prediction_file(str(tmp_path / "a_boxes.png"), tmp_path)
+
+
+def test_write_detections_of_another_network_need_another_folder(tmp_path):
+    detect(["a"], tmp_path)
+    assert detect(["a"], tmp_path).written == 1
+    with pytest.raises(DataError, match=r"min_score = 0\.5.*another --output"):
+        detect(["a"], tmp_path, min_score=0.6)
+
+
+def test_write_detections_replaces_no_other_file(tmp_path):
+    (tmp_path / "a_boxes.png").write_bytes(b"mine")
+    with pytest.raises(ForeignFileError, match=r"a_boxes\.png"):
+        detect(["a"], tmp_path)
+    assert not (tmp_path / "predicted_by.json").exists()
+
+
+def test_write_detections_skips_bad_images(tmp_path):
+    summary = detect(["a", "b"], tmp_path, bad=["a"], on_error="skip")
+    assert (summary.written, len(summary.skipped)) == (1, 1)
+    assert len(json.loads((tmp_path / "detections.json").read_text())["images"]) == 1

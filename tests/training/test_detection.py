@@ -165,5 +165,7 @@ def test_train_a_detector_and_score_it_again(detector, tmp_path, quiet):
     run = load_run(tmp_path / "run" / "checkpoints" / "latest", detectors=True)
     again = score_run(run, "val")
     np.testing.assert_equal({name: scores[name] for name in again}, again)
+    found = run.detector(score_threshold=0.0, max_detections=3)(np.zeros((40, 50, 3), np.uint8))
+    assert found.boxes.shape == (3, 4)
     with pytest.raises(ConfigError, match=r"is a run of a detector, retinanet, .*; name a run of a segmentation"):
         load_run(tmp_path / "run")
