@@ -4,8 +4,8 @@ Local temperature scaling (Ding et al., ICCV 2021, arXiv 2008.05105): a small ne
 pixel from the logits, or from logits and image. It is fitted by the likelihood, and starts as the temperature that
 `segjax.metrics.fit_scaling` finds. The segmentation networks are those of `experiments.uncertainty.methods`.
 
-One half of the evaluation images is for fitting, the other for scoring. Each network is measured once; kill the command
-and rerun it.
+The first half of the evaluation images is for fitting, the other for scoring. Each network is measured once; kill the
+command and rerun it.
 """
 
 from collections.abc import Mapping
@@ -35,8 +35,7 @@ from segjax.training.provenance import provenance
 
 SEEDS = 3
 PIXELS = 8192  # random pixels per image
-WIDTH, EPOCHS, PATIENCE, BATCH, RATE, DECAY = 16, 60, 8, 4, 3e-3, 1e-4
-FITTED = {"first half": slice(None, None), "every other image": slice(None, None, 2)}
+WIDTH, EPOCHS, PATIENCE, BATCH, RATE, DECAY = 8, 60, 6, 4, 5e-3, 1e-4
 SCALINGS = ("none", "temperature", "vector", "local: logits", "local: logits and image")
 COLUMNS = {
     "ECE, %": ("ece", 100),
@@ -44,7 +43,7 @@ COLUMNS = {
     "NLL": ("nll", 1),
     "ECE near boundaries, %": ("boundary_ece", 100),
 }
-RESULT_FORM = {"divisions": dict, "provenance": dict}
+RESULT_FORM = {"scalings": dict, "provenance": dict}
 
 
 class Pixels(NamedTuple):
@@ -158,18 +157,15 @@ def calibrated(kind: str, fitted: Pixels, scored: Pixels, seed: int) -> Float[An
     return jnp.concatenate([scale(scored.select([i])) for i in range(len(scored.labels))])
 
 
-def measure(run: TrainedRun, seed: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns per division of the images and scaling the calibration scores of all pixels, and near boundaries."""
+def measure(run: TrainedRun, seed: int) -> dict[str, dict[str, float]]:
+    """Returns per scaling the calibration scores of all pixels of the second half, and of those near boundaries."""
     pixels, result = pixels_of(run), {}
-    images = len(pixels.labels)
-    for name, part in FITTED.items():
-        fitted = np.arange(images)[part][: images // 2]
-        chosen, others = pixels.select(fitted), pixels.select(np.setdiff1d(np.arange(images), fitted))
-        result[name] = {}
-        for kind in SCALINGS:
-            logits = np.asarray(calibrated(kind, chosen, others, seed))
-            near = scores.calibration_scores(logits[others.near], others.labels[others.near])
-            result[name][kind] = scores.calibration_scores(logits, others.labels) | {"boundary_ece": near["ece"]}
+    half = len(pixels.labels) // 2
+    fitted, scored = pixels.select(slice(None, half)), pixels.select(slice(half, None))
+    for kind in SCALINGS:
+        logits = np.asarray(calibrated(kind, fitted, scored, seed))
+        near = scores.calibration_scores(logits[scored.near], scored.labels[scored.near])
+        result[kind] = scores.calibration_scores(logits, scored.labels) | {"boundary_ece": near["ece"]}
     return result
 
 
@@ -178,35 +174,31 @@ def result_file(workdir: Path, data: str, seed: int) -> Path:
     return workdir / data / f"local_temperature_seed={seed}.json"
 
 
-def table(found: Mapping[str, list[dict[str, Any]]], name: str) -> Table:
+def table(found: Mapping[str, list[dict[str, Any]]]) -> Table:
     """Returns one row per data set and scaling, over the seeds."""
     lines = [
-        (data, kind, *(_over(results, name, kind, *column) for column in COLUMNS.values()))
+        (data, kind, *(_over(results, kind, *column) for column in COLUMNS.values()))
         for data, results in found.items()
         for kind in SCALINGS
     ]
-    return Table(f"Fitted to the {name}", ("data", "scaling", *COLUMNS), lines, (), (), text=("scaling",))
+    return Table("Second half of the evaluation images", ("data", "scaling", *COLUMNS), lines, text=("scaling",))
 
 
-def _over(results: list[dict[str, Any]], name: str, kind: str, key: str, factor: float) -> Spread:
-    return spread([factor * one["divisions"][name][kind][key] for one in results])
+def _over(results: list[dict[str, Any]], kind: str, key: str, factor: float) -> Spread:
+    return spread([factor * one["scalings"][kind][key] for one in results])
 
 
 def finding(found: Mapping[str, list[dict[str, Any]]]) -> str:
-    """Returns the result in one sentence per data set and division."""
+    """Returns the result in one sentence per data set."""
     sentences = []
     for data, results in found.items():
-        for name in FITTED:
-            means = {
-                kind: {key: _over(results, name, kind, key, 1).mean for key, _ in COLUMNS.values()} for kind in SCALINGS
-            }
-            local = min(SCALINGS[3:], key=lambda kind: means[kind]["nll"])
-            one, own = means["temperature"], means[local]
-            sentences.append(
-                f"{data}, fitted to the {name}: NLL {one['nll']:.4f} with one temperature, {own['nll']:.4f} with a "
-                f"temperature per pixel ({local.removeprefix('local: ')}); ECE {100 * one['ece']:.2f} % and "
-                f"{100 * own['ece']:.2f} %."
-            )
+        nll, ece = ({kind: _over(results, kind, key, 1).mean for kind in SCALINGS} for key in ("nll", "ece"))
+        local = min(SCALINGS[3:], key=nll.get)
+        sentences.append(
+            f"{data}: NLL {nll['temperature']:.4f} with one temperature, {nll[local]:.4f} with one per pixel (from "
+            f"{local.removeprefix('local: ')}), {nll['vector']:.4f} with vector scaling; ECE "
+            f"{100 * ece['temperature']:.2f} %, {100 * ece[local]:.2f} % and {100 * ece['vector']:.2f} %."
+        )
     return " ".join(sentences)
 
 
@@ -214,16 +206,14 @@ def report(found: Mapping[str, list[dict[str, Any]]]) -> Report:
     """Returns the report of all measured networks, with their provenance."""
     text = (
         f"Scores of {PIXELS} random labelled pixels of each image that was not used for fitting; near boundaries: "
-        "those with a neighbour of another label. Neighbouring frames of CamVid are alike, so every other image is "
-        "the easier division."
+        "those with a neighbour of another label."
     )
-    sections = (Section("Calibration", text, tuple(table(found, name) for name in FITTED)),)
     facts = {
         "networks": "; ".join(f"{data}: {len(results)} seeds" for data, results in found.items()),
         "temperature network": f"3 convolutions of {WIDTH} channels, dilations 1, 2, 4; AdamW, at most {EPOCHS} epochs",
         **provenance_facts([one for results in found.values() for one in results]),
     }
-    return Report("A temperature per pixel", finding(found), sections, facts)
+    return Report("A temperature per pixel", finding(found), (Section("Calibration", text, (table(found),)),), facts)
 
 
 def main(argv: list[str]) -> None:
@@ -231,11 +221,11 @@ def main(argv: list[str]) -> None:
     del argv
     options, console = flags.FLAGS, rich.console.Console(width=160)
     workdir, found = local_path(options.workdir), {}
-    for data in methods.DATA[::-1]:
+    for data in methods.DATA:
         for seed in range(SEEDS):
             if not (file := result_file(workdir, data, seed)).exists():
                 (run,) = methods.trained(data, workdir / data, methods.ALL, [seed])
-                write_json(file, {"divisions": measure(run, seed), "provenance": provenance()})
+                write_json(file, {"scalings": measure(run, seed), "provenance": provenance()})
                 console.print(f"{data}, seed {seed}: measured", highlight=False)
             found.setdefault(data, []).append(read_json(file, RESULT_FORM, "the scores of a temperature per pixel"))
     publish(report(found), workdir, "uncertainty_local_temperature", found, console)

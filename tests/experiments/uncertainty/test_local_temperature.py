@@ -69,11 +69,10 @@ def test_pixels_of_are_labelled_and_on_the_boundaries_of_the_labels(tiny_scenes)
 
 def test_report_has_a_row_per_data_set_and_scaling():
     columns = dict.fromkeys(("ece", "ace", "nll", "boundary_ece"), 0.5)
-    divisions = {name: dict.fromkeys(local_temperature.SCALINGS, columns) for name in local_temperature.FITTED}
-    divisions["first half"] = divisions["first half"] | {"local: logits": columns | {"nll": 0.25}}
-    made = local_temperature.report({"camvid": [{"divisions": divisions, "provenance": _PROVENANCE}] * 2})
-    assert "camvid, fitted to the first half: NLL 0.5000 with one temperature, 0.2500 with a temperature" in made.text
-    assert [len(table.rows) for table in made.sections[0].tables] == [5, 5]
+    scalings = dict.fromkeys(local_temperature.SCALINGS, columns) | {"local: logits": columns | {"nll": 0.25}}
+    made = local_temperature.report({"camvid": [{"scalings": scalings, "provenance": _PROVENANCE}] * 2})
+    assert "camvid: NLL 0.5000 with one temperature, 0.2500 with one per pixel (from logits)" in made.text
+    assert len(made.sections[0].tables[0].rows) == len(local_temperature.SCALINGS)
 
 
 _PROVENANCE = dict.fromkeys(("command", "commit", "device", "cpu_threads", "python", "versions"), "x")
