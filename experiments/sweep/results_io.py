@@ -40,7 +40,10 @@ def publish(report: Report, folder: Path, name: str, data: Any, console: rich.co
 
 
 def provenance_facts(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the facts of a report that are derived from the provenance of the results of its cells."""
+    """Returns the facts of a report that are derived from the provenance of the results of its cells.
+
+    The time is left out if no result has one.
+    """
     origins = [result["provenance"] for result in results] or [provenance()]
     seconds = sum(origin.get("wall_seconds", 0) for origin in origins)
     time = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
@@ -52,8 +55,9 @@ def provenance_facts(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         values = [origin[key] for origin in origins]
         return [value for i, value in enumerate(values) if value not in values[:i]]
 
-    return {
-        "time": f"{time}, the sum over the cells (wall time of each since its last start{note})",
+    total = f"{time}, the sum over the cells (wall time of each since its last start{note})"
+    timed = {"time": total} if any("wall_seconds" in origin for origin in origins) else {}
+    return timed | {
         "command": sorted({re.sub(r" --parent=\d+", "", origin["command"]) for origin in origins}),
         "commit": distinct("commit"),
         "device": distinct("device"),

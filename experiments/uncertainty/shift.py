@@ -251,7 +251,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--only_table: {workdir} has no complete results for these options; remove --only_table")
     facts = {
         "data": f"{options.data}, one evaluation image in {options.every}",
-        "networks": f"those of experiments.uncertainty.methods: {seeds} seed(s)"
+        "networks": "those of experiments.uncertainty.methods: "
+        + (f"seeds 0 to {seeds - 1}" if seeds > 1 else "seed 0")
         + f", and an ensemble of {members}" * (members > 1),
         **provenance_facts([one for row in results for one in row]),
     }
