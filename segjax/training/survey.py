@@ -4,6 +4,7 @@ Every file is read and decoded once, in threads, and only numbers are kept, so t
 number of pixels.
 """
 
+import dataclasses
 import math
 import zlib
 from collections import Counter
@@ -238,6 +239,9 @@ def survey_from_pairs(
     images, refused = count_classes(pairs, classes)
     if refused:
         return found._replace(refusals=[*found.refusals, *refused])
+    if classes.num_classes == 2 and not config.data.rare_class:  # as a training will find it
+        first, second, _ = sum(part.sum(axis=0) for part in images.values())
+        classes = dataclasses.replace(classes, rare=int(first >= second))
     found = found._replace(label_set=classes, images=images, caps=iou_caps(pairs, classes))
     found.warnings.extend(_warnings(found))
     try:

@@ -70,6 +70,14 @@ def test_survey_folder_suggests_prior_and_weights_of_a_rare_class(root):
     )
 
 
+@pytest.mark.parametrize("first", ["background", "object"])
+def test_survey_folder_finds_the_rare_class(root, first):
+    values = {"background": (0, 255), "object": (255, 0)}[first]
+    second = "object" if first == "background" else "background"
+    found = survey_folder(root, class_names=(first, second), mask_values=values)
+    assert found.label_set.names[found.label_set.rare] == "object"
+
+
 @pytest.mark.parametrize(
     ("size", "expected"), [((480, 640), (256, 336)), ((96, 128), (96, 128)), ((256, 8192), (176, 5792))]
 )
