@@ -306,12 +306,12 @@ def write_masks(source: Path) -> None:
         if (file := source / "ImageSets/Segmentation" / name).is_file():
             write_outputs({root / "ImageSets/Segmentation" / name: file.read_bytes()}, overwrite=overwrite)
     objects = {value: labels[label] for label, value in values.items()}
-    title = f"{annotations.form}: {len(written)} images, {100 * pixels[VOID] / max(1, pixels.sum()):.3g} % void"
+    title = f"{annotations.format}: {len(written)} images, {100 * pixels[VOID] / max(1, pixels.sum()):.3g} % void"
     show(_mask_table(title, names, objects, images, pixels), console)
     if shared:
         winners = {"listed": "the last one listed", "first": "the first one listed", "small": "the smallest one"}
-        share, winner = f"{100 * shared / pixels.sum():.2g} %", winners.get(FLAGS.overlap, "none of them")
-        say(f"{shared} pixels ({share}) are of objects of several classes; {winner} has them (--overlap)")
+        share, winner = f"{100 * shared / pixels.sum():.2g} %", winners.get(FLAGS.overlap, "void")
+        say(f"{shared} pixels ({share}) belong to objects of several classes; --overlap={FLAGS.overlap}: {winner}")
     if left_out := labels.total() - sum(objects.values()):
         say(f"{left_out} objects are of classes that --classes leaves out")
     if others := {file.path for file in available.files.values()} - set(written.values()):
@@ -325,7 +325,7 @@ def _check_size(one: Annotated, file: RawFile) -> None:
     height, width = info[:2]
     if one.size != (height, width) and not (info.orientation > 4 and one.size == (width, height)):
         sizes = f"the image is {height}×{width}, its annotations are for {one.size[0]}×{one.size[1]}"
-        raise DataError(f"{file.path}: {sizes} ({one.source}); expected one size")
+        raise DataError(f"{file.path}: {sizes} ({one.source}); resize the image, or export the annotations again")
 
 
 def _mask_table(

@@ -56,7 +56,7 @@ def test_masks_writes_images_indices_and_classes(coco, root):
 
 def test_masks_names_shared_pixels_and_the_next_command(coco, tmp_path, run_command):
     _, shown, _ = run_command("data", "masks", coco, f"--output={tmp_path / 'mine'}", "--overlap=small")
-    assert re.search(r"\n90 pixels .*the smallest one has them \(--overlap\)", shown)
+    assert re.search(r"\n90 pixels .*--overlap=small: the smallest one", shown)
     assert f"Next: segjax data check {tmp_path / 'mine'}" in shown
     assert run_command("data", "masks", coco, f"--output={tmp_path / 'mine'}")[0] == 0  # again, over its own files
 

@@ -54,9 +54,9 @@ class Annotated(NamedTuple):
 
 
 class Annotations(NamedTuple):
-    """Annotations of one form: the class names in the order of the source, and the images, read one by one."""
+    """Annotations of one format: the class names in the order of the source, and the images, read one by one."""
 
-    form: str
+    format: str
     names: tuple[str, ...]
     count: int
     images: Iterator[Annotated]
@@ -64,7 +64,7 @@ class Annotations(NamedTuple):
 
 
 def open_annotations(source: Path, *, crowd_is_void: bool = False, line_width: float | None = None) -> Annotations:
-    """Opens annotations, whose form is found by their content.
+    """Opens annotations, whose format is detected from their content.
 
     Args:
       source: a COCO or labelme JSON file, a CVAT XML file, or a folder with one of these, with labelme files at any
@@ -72,7 +72,7 @@ def open_annotations(source: Path, *, crowd_is_void: bool = False, line_width: f
       crowd_is_void: make the crowds of COCO (`iscrowd`) void; otherwise they are pixels of their class.
       line_width: width in pixels of lines and points, which have no area; None refuses them.
 
-    Raises: DataError if there are no annotations in these forms, or only boxes; reading an image raises it for an
+    Raises: DataError if there are no annotations in these formats, or only boxes; reading an image raises it for an
     object that cannot be drawn.
     """
     folder = source.parent
@@ -84,7 +84,8 @@ def open_annotations(source: Path, *, crowd_is_void: bool = False, line_width: f
         if found["labelme"] and not whole:
             return _open_labelme(found["labelme"], source, line_width)
         if len(whole) > 1:
-            raise DataError(f"{source}: {len(whole)} files of annotations; expected one: {conversion(source)}")
+            found = f"{len(whole)} files of annotations"
+            raise DataError(f"{source}: {found}; convert each with its own command: {conversion(source)}")
         if not whole:
             boxes = "; the XML files of Pascal VOC have boxes only, and boxes are not masks" * bool(found["boxes"])
             expected = "expected a COCO or labelme JSON file, a CVAT XML file, or the folder SegmentationClass"
@@ -128,7 +129,7 @@ def _image_folder(file: Path, root: Path) -> Path:
 
 
 def _files_by_kind(root: Path) -> dict[str, list[Path]]:
-    """Returns the files of annotations below a folder by their form; see `_kind`."""
+    """Returns the files of annotations below a folder by their format; see `_kind`."""
     files = [root / path for path in list_tree(root, (".json", ".xml"))[0]]
     kinds = {file: _kind(file) for file in files}
     return {kind: [file for file in files if kinds[file] == kind] for kind in ("coco", "cvat", "labelme", "boxes")}
@@ -170,7 +171,8 @@ def _open_coco(file: Path, folder: Path, crowd_is_void: bool) -> Annotations:
     for one in content["annotations"]:
         for key, known in (("image_id", objects), ("category_id", names)):
             if one[key] not in known:
-                raise DataError(f"{file}: annotation {one.get('id')}: its {key} {one[key]!r} is not in the file")
+                missing = f"its {key} {one[key]!r} is not in the file"
+                raise DataError(f"{file}: annotation {one.get('id')}: {missing}; export the annotations again")
         objects[one["image_id"]].append(one)
 
     def read() -> Iterator[Annotated]:
@@ -191,7 +193,8 @@ def _coco_pixels(segmentation: Any, size: tuple[int, int], where: str) -> tuple[
         with as_data_error(f"{where}: expected a run-length encoding with counts and size"):
             counts, encoded_size = segmentation["counts"], tuple(segmentation["size"])
             if encoded_size != size:
-                raise DataError(f"{where}: encoded for {encoded_size}; the image is {size}")
+                sizes = f"encoded for {encoded_size[0]}×{encoded_size[1]}; the image is {size[0]}×{size[1]}"
+                raise DataError(f"{where}: {sizes}; export the annotations again")
             counts = decompress(counts) if isinstance(counts, str) else counts
             return 0, 0, runs_to_mask(counts, size[::-1]).T
     if not segmentation:
@@ -327,12 +330,12 @@ def _open_voc(folder: Path) -> Annotations:
             regions = []
             for code in np.unique(colours).tolist():
                 if code not in codes:
-                    colour = (code >> 16, code >> 8 & 255, code & 255)
-                    raise DataError(f"{file.path}: {colour} is not the colour of a class; expected those of {where}")
+                    unknown = f"#{code:06x} is not the colour of a class in {where}"
+                    raise DataError(f"{file.path}: {unknown}; add it to labelmap.txt, or correct the mask")
                 regions.append(Region(codes[code], 0, 0, colours == code))
             yield Annotated(str(PurePosixPath(path).with_suffix("")), colours.shape, regions, Path(file.path))
 
-    where = "labelmap.txt" if (folder / "labelmap.txt").is_file() else "Pascal VOC, or a labelmap.txt beside the folder"
+    where = "labelmap.txt" if (folder / "labelmap.txt").is_file() else "Pascal VOC, and there is no labelmap.txt"
     names = tuple(name for name in table if name is not None)
     return Annotations("Pascal VOC", names, len(masks), read(), images if images.is_dir() else folder)
 

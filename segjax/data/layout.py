@@ -396,8 +396,9 @@ def _by_split(
     if "train" not in parts:
         return {"train": outside} | parts if any(outside) or not parts else parts, []
     if outside_images and outside_masks and "val" not in parts:
-        way_out = "rename its folder to 'val', or move it away"
-        raise DataError(f"{root / outside_images[0].path}: an image outside the folder 'train'; {way_out}")
+        way_out = f"move such pairs into {root / 'val'} to evaluate on them, or out of {root}"
+        outside_train = "the image and its mask are outside the folder 'train'"
+        raise DataError(f"{root / outside_images[0].path}: {outside_train}; {way_out}")
     return parts, [each.path for part in outside for each in part]
 
 

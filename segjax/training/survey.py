@@ -318,7 +318,7 @@ def _warnings(found: FolderSurvey) -> list[str]:
         )
     if groups := duplicates(found.pairs):
         lines.append(
-            f"{len(groups)} image(s) are in two splits with the same pixels, so that scores are too optimistic: "
+            f"{len(groups)} group(s) of identical images are in more than one split, so the scores are too optimistic: "
             f"{'; '.join(' = '.join(group) for group in groups[:3])}"
         )
     return lines
@@ -360,9 +360,11 @@ def find_classes(values: Mapping[Value, int]) -> dict[str, tuple | int]:
         return {"class_names": ("background", "object"), "mask_threshold": 128}
     if len(values) < 2:
         (only,) = values
-        raise DataError(f"all pixels of the masks have the value {only}; expected at least two classes")
+        way_out = "check that these are the masks (config.data.masks), or add images that show another class"
+        raise DataError(f"every pixel of the masks has the value {format_value(only)}; {way_out}")
     if len(values) > _MOST_CLASSES:
-        expected = f"expected at most {_MOST_CLASSES}, unless config.data.class_names and mask_values name them"
+        field = "mask_colours" if isinstance(next(iter(values)), tuple) else "mask_values"
+        expected = f"expected at most {_MOST_CLASSES}, unless config.data.class_names and {field} name them"
         raise DataError(f"the masks have {len(values)} different values, as photographs have; {expected}")
     if isinstance(next(iter(values)), tuple):
         ordered = _rare_last(sorted(values, key=lambda value: (any(value), -values[value])), values)
@@ -432,10 +434,11 @@ def _with_range(found: FolderSurvey, keep: set[str]) -> FolderSurvey:
 
     Raises DataError if it does not suit the images of training, or those of evaluation.
     """
-    data, train = found.config.data, _pairs_of(found, found.config.data.train_split)
+    data, train = found.config.data, _pairs_of(found, "train_split")
     files = [one.pair for one in train]
     if not train:
-        raise DataError(f"all pairs of split {data.train_split!r} are unusable; expected at least one good")
+        way_out = "fix its pairs, or choose another split"
+        raise DataError(f"config.data.train_split = {data.train_split!r} has no usable pair; {way_out}")
     try:
         value_range = find_range(data.range, _as_verified(train), files)
     except DataError:
@@ -443,15 +446,17 @@ def _with_range(found: FolderSurvey, keep: set[str]) -> FolderSurvey:
             raise
         value_range = find_range("percentile", _as_verified(train), files)
         found = found._replace(config=_with(found.config, {"data.range": value_range}, keep))
-    if evaluated := _pairs_of(found, data.eval_split):
+    if evaluated := _pairs_of(found, "eval_split"):
         find_range(value_range or "dtype", _as_verified(evaluated), files)
     return found._replace(value_range=value_range)
 
 
-def _pairs_of(found: FolderSurvey, split: str) -> list[PairSurvey]:
-    """Returns the pairs of a split, or of "all"; raises DataError for a split that does not exist."""
-    if split not in (splits := found.layout.splits) and split != "all":
-        raise DataError(f"split {split!r} does not exist; valid: {', '.join(splits)}, or all (every split)")
+def _pairs_of(found: FolderSurvey, field: str) -> list[PairSurvey]:
+    """Returns the pairs of the split of a field, or of "all"; raises DataError for a split that does not exist."""
+    split, splits = found.config.data[field], found.layout.splits
+    if split not in splits and split != "all":
+        valid = f"{', '.join(splits)}, or all (every split)"
+        raise DataError(f"config.data.{field} = {split!r} does not exist; valid: {valid}")
     return [pair for pair in found.pairs if split in (pair.split, "all")]
 
 
@@ -468,7 +473,7 @@ def suggest(found: FolderSurvey) -> dict[str, Any]:
     as prior.
     """
     data, (low, high) = found.config.data, found.value_range or (0, 255)
-    train = _pairs_of(found, data.train_split)
+    train = _pairs_of(found, "train_split")
     channels = common_channels((pair.image.channels for pair in found.pairs), Path(data.manual_dir))
     moments = [np.broadcast_to(pair.moments, (2, channels)) for pair in train]
     first, second = np.average(moments, axis=0, weights=[math.prod(pair.size) for pair in train])

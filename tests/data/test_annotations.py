@@ -80,9 +80,9 @@ def test_coco_crowd_is_of_its_class_or_void(tmp_path):
         ({}, "add one, or delete it"),
         ({"segmentation": [[1, 1, 3, 1]]}, r"at least 3 points.*\(2 point"),
         ({"segmentation": [[1, 1, 3]]}, "at least 3 points"),
-        ({"segmentation": {"size": [8, 11], "counts": [88]}}, r"encoded for \(8, 11\); the image is \(8, 10\)"),
+        ({"segmentation": {"size": [8, 11], "counts": [88]}}, r"encoded for 8×11; the image is 8×10"),
         ({"segmentation": {"size": [8, 10], "counts": [79]}}, "add up to 79; expected 80"),
-        ({"segmentation": SQUARES, "category_id": 5}, "its category_id 5 is not in the file"),
+        ({"segmentation": SQUARES, "category_id": 5}, "its category_id 5 is not in the file; export"),
     ],
 )
 def test_coco_object_without_pixels_is_named(tmp_path, change, message):
@@ -204,7 +204,7 @@ def test_voc_with_the_colours_of_a_tool(voc):
 
 def test_voc_colour_of_no_class_is_named(voc):
     write(voc / "labelmap.txt", "background:0,0,0::\n")
-    with pytest.raises(DataError, match=r"\(128, 0, 0\) is not the colour of a class"):
+    with pytest.raises(DataError, match=r"#800000 is not the colour of a class in .*add it to labelmap"):
         masks(voc)
 
 
@@ -225,7 +225,7 @@ def test_conversion_names_one_command_per_file(tmp_path):
         f"segjax data masks {root}/valid/instances.json' --output='my set_masks' --split=val '--images={root[1:]}'"
     )
     assert of.conversion(tmp_path / "my set") == expected
-    with pytest.raises(DataError, match=r"2 files of annotations; expected one: segjax data masks .*/valid/"):
+    with pytest.raises(DataError, match=r"2 files of annotations; convert each .*: segjax data masks .*/valid/"):
         of.open_annotations(tmp_path / "my set")
 
 

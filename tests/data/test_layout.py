@@ -152,7 +152,7 @@ def test_find_layout_patterns_with_folders(tmp_path):
         ("images/0.png masks/1.png", {}, r"images/0.png and masks/1.png; give the patterns .*config.data.masks"),
         ("", {}, r"no image and no mask; .*config.data.masks"),
         ("images/0.png images/1.png", {}, r"2 image\(s\), such as images/0.png, and no mask; .*config.data.masks"),
-        ("train/images/0.png train/masks/0.png dev/images/1.png dev/masks/1.png", {}, r"dev/.*rename .* 'val'"),
+        ("train/images/0.png train/masks/0.png dev/images/1.png dev/masks/1.png", {}, r"dev/.*move .* into .*/val"),
         ("images/\u00e8.png images/e\u0300.png masks/\u00e8.png", {}, r"form of their Unicode characters; remove one"),
         (
             "images/0_photo.png masks/0_a.png",

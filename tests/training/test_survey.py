@@ -196,7 +196,10 @@ def test_find_classes_of_two_with_a_rare_first(rare, common, fields):
     assert survey.find_classes({rare: 5, common: 95}) == {"class_names": ("background", "object")} | fields
 
 
-@pytest.mark.parametrize(("count", "message"), [(1, "masks have the value 0"), (256, "have 256 different values")])
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [(1, r"masks has the value 0; check .*config\.data\.masks"), (256, "have 256 different values.* and mask_values")],
+)
 def test_find_classes_of_too_few_or_too_many_values(count, message):
     with pytest.raises(DataError, match=message):
         survey.find_classes(dict.fromkeys(range(count), 9))
@@ -240,7 +243,8 @@ def test_survey_folder_takes_no_class_from_the_masks_of_test(root):
 def test_survey_folder_trains_on_all_splits(root):
     found = survey_folder(root, train_split="all")
     assert found.refusals == []
-    assert "'x' does not exist; valid: train, val" in survey_folder(root, train_split="x").refusals[0]
+    (refusal,) = survey_folder(root, train_split="x").refusals
+    assert "config.data.train_split = 'x' does not exist; valid: train, val" in refusal
 
 
 def test_survey_folder_refuses_the_range_of_the_training_images_alone(root):
