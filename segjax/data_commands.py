@@ -34,7 +34,7 @@ from segjax.data.annotations import OVERLAPS, Annotated, Images, class_values, o
 from segjax.data.augment import augment, example_keys
 from segjax.data.decode import image_header
 from segjax.data.io import DataError, RawFile, read_bytes
-from segjax.data.labels import VOID, numbered_classes
+from segjax.data.labels import VOID, numbered_classes, parse_classes
 from segjax.data.loader import letterbox_pair, resize_pair
 from segjax.data.pairs import make_example
 from segjax.inference.visualize import overlay_palette, rare_outlines
@@ -340,9 +340,19 @@ def _mask_table(
 
 
 def _class_file(names: tuple[str, ...]) -> bytes:
-    """Returns a file for `labels.read_class_file`: the name and the mask value of each class."""
+    """Returns a file for `labels.read_class_file`: the name and the mask value of each class.
+
+    Raises: DataError if it would be read as other classes, because a name means void there, or begins a comment.
+    """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("name", "id"), *((name, i) for i, name in enumerate(names))])
+    found = parse_classes(text.getvalue(), Path("classes.csv"))
+    read = dict(zip(found["class_names"], found["mask_values"], strict=True))
+    for i, name in enumerate(names):
+        if read.get(name) != i:
+            remedy = "rename it in the annotations, or leave it out with --classes"
+            reason = "means void, begins a comment, has spaces at its ends, or is the name of another class"
+            raise DataError(f"the class {name!r} cannot be stored in classes.csv: its name {reason}; {remedy}")
     return text.getvalue().encode()
 
 

@@ -90,7 +90,7 @@ def _corruption() -> tuple[str, int] | None:
 
 if __name__ == "__main__":
     cli.define_checkpoint()
-    help_text = "Score the masks of this folder: NAME_mask.png of segjax predict, or NAME as in the labels."
+    help_text = "Score the masks of this folder, NAME_mask or NAME: of segjax predict, or in the values of the labels."
     flags.DEFINE_string("predictions", None, help_text)
     cli.define_data_fields("config")
     flags.DEFINE_string("split", None, "Split to score; default: data.eval_split, or all for --predictions.")

@@ -69,6 +69,17 @@ def test_masks_splits_share_their_classes(coco, root, run_command):
     assert (status, "classes.csv: has other classes than background, cat, dog" in error) == (1, True)
 
 
+@pytest.mark.parametrize("names", [("#cat",), ("ignore",), ("1", "class 1"), (" cat",)])
+def test_masks_class_that_the_file_of_classes_cannot_contain(coco, tmp_path, run_command, names):
+    content = json.loads(coco.read_text())
+    content["categories"] += [{"id": 90 + i, "name": name} for i, name in enumerate(names)]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    options = (f"--output={tmp_path / 'mine'}", f"--images={coco.parent / 'images'}")
+    status, _, error = run_command("data", "masks", tmp_path / "a.json", *options)
+    assert status == 1
+    assert re.search(r"the class '.*' cannot be stored in classes.csv: .* leave it out with --classes", error)
+
+
 def test_masks_size_of_another_image_is_refused(coco, tmp_path, run_command):
     (tmp_path / "images").mkdir()
     cv2.imwrite(str(tmp_path / "images/0.png"), np.zeros((8, 8), np.uint8))

@@ -5,6 +5,7 @@ COCO JSON, labelme JSON, CVAT XML for images, and the class masks of Pascal VOC.
 
 import base64
 import io
+import math
 import os
 import re
 import shlex
@@ -14,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from segjax.data.io import DataError, RawFile, as_data_error, list_folder, list_tree, read_bytes
@@ -166,18 +167,20 @@ def _open_coco(file: Path, folder: Path, crowd_is_void: bool) -> Annotations:
         content = read_json(file, form, "COCO annotations of objects")
     except StorageError as error:
         raise DataError(str(error)) from error
+    _check_ids(content["images"], "images", file)
+    _check_ids(content["categories"], "categories", file)
     names = {category["id"]: category["name"] for category in content["categories"]}
     objects: dict[Any, list[dict]] = {image["id"]: [] for image in content["images"]}
     for one in content["annotations"]:
         for key, known in (("image_id", objects), ("category_id", names)):
-            if one[key] not in known:
+            if isinstance(one[key], list | dict) or one[key] not in known:
                 missing = f"its {key} {one[key]!r} is not in the file"
                 raise DataError(f"{file}: annotation {one.get('id')}: {missing}; export the annotations again")
         objects[one["image_id"]].append(one)
 
     def read() -> Iterator[Annotated]:
         for image in content["images"]:
-            height, width = int(image["height"]), int(image["width"])
+            height, width = _checked_size(image["height"], image["width"], f"{file}: {image['file_name']}")
             regions = []
             for one in objects[image["id"]]:
                 where = f"{file}: annotation {one.get('id')} of {image['file_name']}"
@@ -186,6 +189,33 @@ def _open_coco(file: Path, folder: Path, crowd_is_void: bool) -> Annotations:
             yield Annotated(image["file_name"], (height, width), regions, file)
 
     return Annotations("COCO", tuple(names.values()), len(objects), read(), folder)
+
+
+def _check_ids(entries: Sequence[Mapping[str, Any]], kind: str, file: Path) -> None:
+    """Raises DataError unless the ids are numbers or texts that differ from each other."""
+    seen = set()
+    for entry in entries:
+        number = entry["id"]
+        if not isinstance(number, int | float | str):
+            raise DataError(f"{file}: {kind}: the id {number!r}; expected a number or a text")
+        if number in seen:
+            remedy = f"expected one; give the {kind} and their annotations different ids"
+            raise DataError(f"{file}: {kind}: two have the id {number!r}; {remedy}")
+        seen.add(number)
+
+
+def _checked_size(height: int | float, width: int | float, where: str) -> tuple[int, int]:
+    """Returns the height and width as integers; raises DataError for a side without a pixel or without an end."""
+    if not all(1 <= side < math.inf for side in (height, width)):
+        raise DataError(f"{where}: a size of {height}×{width} (height×width); expected at least 1 pixel each")
+    return int(height), int(width)
+
+
+def _finite(points: Float[np.ndarray, "..."], where: str) -> Float[np.ndarray, "..."]:
+    """Returns the coordinates; raises DataError if one is NaN or infinite, which both JSON and XML can contain."""
+    if not np.isfinite(points).all():
+        raise DataError(f"{where}: a coordinate is NaN or infinite; expected finite ones: correct or delete the object")
+    return points
 
 
 def _coco_pixels(segmentation: Any, size: tuple[int, int], where: str) -> tuple[int, int, np.ndarray]:
@@ -200,7 +230,7 @@ def _coco_pixels(segmentation: Any, size: tuple[int, int], where: str) -> tuple[
     if not segmentation:
         raise DataError(f"{where} has no segmentation, only a box; add one, or delete it")
     with as_data_error(f"{where}: expected polygons of at least 3 points, [[x, y, x, y, …], …]"):
-        polygons = [np.array(one, float).reshape(-1, 2) for one in segmentation]
+        polygons = [_finite(np.array(one, float), where).reshape(-1, 2) for one in segmentation]
         if min(map(len, polygons)) < 3:
             raise ValueError(f"{min(map(len, polygons))} point(s)")
         return fill(polygons, size)
@@ -220,7 +250,8 @@ def _open_labelme(files: list[Path], folder: Path, line_width: float | None) -> 
     def read() -> Iterator[Annotated]:
         for file in files:
             found = content(file)
-            data = base64.b64decode(found.get("imageData") or "")
+            with as_data_error(f"{file}: imageData is not an image in base64"):
+                data = base64.b64decode(found.get("imageData") or "")
             size = (found.get("imageHeight"), found.get("imageWidth"))
             size = size if all(isinstance(side, int) for side in size) else None
             if size is None and data:
@@ -228,6 +259,7 @@ def _open_labelme(files: list[Path], folder: Path, line_width: float | None) -> 
                     size = (image.height, image.width)
             if size is None:
                 raise DataError(f"{file}: expected imageHeight and imageWidth")
+            size = _checked_size(*size, str(file))
             regions = []
             for i, shape in enumerate(found["shapes"], 1):
                 where = f"{file}: shape {i}, {shape['label']!r}"
@@ -245,7 +277,9 @@ def _open_labelme(files: list[Path], folder: Path, line_width: float | None) -> 
 def _labelme_pixels(
     shape: dict[str, Any], size: tuple[int, int], line_width: float | None, where: str
 ) -> tuple[int, int, np.ndarray]:
-    kind, points = shape.get("shape_type") or "polygon", np.array(shape["points"], float).reshape(-1, 2)
+    kind = shape.get("shape_type") or "polygon"
+    with as_data_error(f"{where}: expected points [[x, y], …]"):
+        points = _finite(np.array(shape["points"], float), where).reshape(-1, 2)
     needed = {"polygon": 3, "oriented_rectangle": 3, "rectangle": 2, "circle": 2, "mask": 2}
     needed |= {"line": 2, "linestrip": 2, "point": 1, "points": 1}
     if kind not in needed:
@@ -279,13 +313,16 @@ def _open_cvat(file: Path, folder: Path, line_width: float | None) -> Annotation
     def read() -> Iterator[Annotated]:
         for image in images:
             with as_data_error(f"{file}: expected name, width and height of each image"):
-                name, size = image.attrib["name"], (int(image.attrib["height"]), int(image.attrib["width"]))
+                name, height, width = image.attrib["name"], int(image.attrib["height"]), int(image.attrib["width"])
+            size = _checked_size(height, width, f"{file}: {name}")
             regions = []
             for shape in image:
                 where = f"{file}: a {shape.tag} of {name}"
                 if shape.tag != "tag":  # of the whole image
                     pixels = _cvat_pixels(shape, size, line_width, where)
-                    regions.append(Region(shape.get("label", ""), *pixels, int(shape.get("z_order", 0))))
+                    with as_data_error(f"{where}: expected a whole number as z_order"):
+                        level = int(shape.get("z_order", 0))
+                    regions.append(Region(shape.get("label", ""), *pixels, level))
             yield Annotated(name, size, regions, file)
 
     return Annotations("CVAT", tuple(labels), len(images), read(), folder)
@@ -302,13 +339,15 @@ def _cvat_pixels(
             left, top, width, height = (int(float(shape.attrib[key])) for key in ("left", "top", "width", "height"))
             lengths = [int(length) for length in shape.attrib["rle"].split(",")]
             return clip_window(top, left, runs_to_mask(lengths, (height, width)), size)
-        turn = np.deg2rad(float(shape.get("rotation", 0)))
-        if shape.tag == "box":
-            return fill([box_corners(*(float(shape.attrib[key]) for key in ("xtl", "ytl", "xbr", "ybr")), turn)], size)
-        if shape.tag == "ellipse":
-            x, y, *radii = (float(shape.attrib[key]) for key in ("cx", "cy", "rx", "ry"))
-            return fill_ellipse(np.array((x, y)), tuple(radii), turn, size)
-        points = np.array([point.split(",") for point in shape.attrib["points"].split(";")], float)
+        sides = {"box": ("xtl", "ytl", "xbr", "ybr"), "ellipse": ("cx", "cy", "rx", "ry")}
+        if shape.tag in sides:
+            numbers = np.array([shape.get("rotation", 0), *(shape.attrib[key] for key in sides[shape.tag])], float)
+            turn, *numbers = _finite(numbers, where).tolist()
+            turn = np.deg2rad(turn)
+            if shape.tag == "box":
+                return fill([box_corners(*numbers, turn)], size)
+            return fill_ellipse(np.array(numbers[:2]), tuple(numbers[2:]), turn, size)
+        points = _finite(np.array([point.split(",") for point in shape.attrib["points"].split(";")], float), where)
         if shape.tag == "polygon":
             return fill([points], size)
     return draw_lines(points[:, None] if shape.tag == "points" else [points], size, line_width, where)

@@ -170,7 +170,11 @@ def augment(
 
 
 def paste_outliers(
-    images: Float[Array, "b h w c"], labels: Int[Array, "b h w"], keys: Key[Array, "b"], count: int
+    images: Float[Array, "b h w c"],
+    labels: Int[Array, "b h w"],
+    keys: Key[Array, "b"],
+    count: int,
+    inside: Bool[Array, "b h w"] | None = None,
 ) -> tuple[Float[Array, "b h w c"], Int[Array, "b h w"], Bool[Array, "b h w"]]:
     """Pastes drawn fragments into augmented images, for outlier exposure.
 
@@ -184,14 +188,17 @@ def paste_outliers(
         labels: from `augment`.
         keys: `[B]`, the keys of `augment`; pasting does not change its random numbers.
         count: number of fragments per image; static. A later one may cover an earlier one.
+        inside: False in the padding of a letterboxed image, which gets no fragment; None: no padding.
 
     Returns: the images; the labels, `VOID` where a fragment touches a pixel; and True where it covers at least half of
         it.
     """
 
-    def paste_one(image: jax.Array, label: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def paste_one(
+        image: jax.Array, label: jax.Array, key: jax.Array, inside: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         def paste(pasted, key):
-            colours, cover = _draw_fragment(key, image)
+            colours, cover = _draw_fragment(key, image, inside)
             blended = pasted[0] + (colours - pasted[0]) * cover[..., None]
             return (blended, jnp.maximum(pasted[1], cover)), None
 
@@ -199,20 +206,25 @@ def paste_outliers(
         (pasted, covered), _ = jax.lax.scan(paste, (image, jnp.zeros(label.shape, image.dtype)), fragments)
         return pasted, jnp.where(covered > 0, VOID, label), covered >= 0.5
 
-    return jax.vmap(paste_one)(images, labels, keys)
+    return jax.vmap(paste_one)(images, labels, keys, inside)
 
 
 def _draw_fragment(
-    key: Key[Array, ""], image: Float[Array, "h w c"]
+    key: Key[Array, ""], image: Float[Array, "h w c"], inside: Bool[Array, "h w"] | None
 ) -> tuple[Float[Array, "h w c"], Float[Array, "h w"]]:
     """Draws one fragment for an image; returns its colours and the share of each pixel that it covers."""
-    height, width, channels = image.shape
+    (height, width, channels), first_row, first_column = image.shape, 0, 0
+    rows, columns = jnp.arange(height, dtype=image.dtype), jnp.arange(width, dtype=image.dtype)
+    shift_limit = max(height, width)
+    if inside is not None:
+        height, width = (inside.any(axis=axis).sum().astype(image.dtype) for axis in (1, 0))
+        first_row, first_column = jnp.argmax(inside.any(axis=1)), jnp.argmax(inside.any(axis=0))
     geometry, waves, paint, tint, pattern, grain, elsewhere = jax.random.split(key, 7)
     top, left, size, turn, stretch, corners, rough = jax.random.uniform(geometry, (7,))
     # Coordinates along and across the fragment, in its half widths.
     radius, turn, stretch = 0.015 * 8**size * height, 2 * jnp.pi * turn, jnp.exp(1.4 * stretch - 0.7)
-    dy = (jnp.arange(height, dtype=image.dtype) + 0.5 - height * top)[:, None]
-    dx = (jnp.arange(width, dtype=image.dtype) + 0.5 - width * left)[None, :]
+    dy = (rows - first_row + 0.5 - height * top)[:, None]
+    dx = (columns - first_column + 0.5 - width * left)[None, :]
     along = (jnp.cos(turn) * dx + jnp.sin(turn) * dy) / (radius * stretch)
     across = (jnp.cos(turn) * dy - jnp.sin(turn) * dx) * (stretch / radius)
 
@@ -223,6 +235,8 @@ def _draw_fragment(
     bumps = (jnp.cos(angle[..., None] * orders + 2 * jnp.pi * waves[0]) * waves[1] / orders).sum(axis=-1)
     outline = polygon * jnp.maximum(1 + 0.5 * rough * bumps, 0.3)
     cover = jnp.clip(0.5 + (outline - jnp.hypot(along, across)) * radius, 0, 1)
+    where = None if inside is None else inside[..., None]
+    cover = cover if inside is None else jnp.where(inside, cover, 0)
 
     frequency, phase, tilt, sharpness, light, noise, texture, colourful = jax.random.uniform(pattern, (8,))
     tilt, light, phase = 2 * jnp.pi * tilt, 2 * jnp.pi * light, 2 * jnp.pi * phase
@@ -230,12 +244,13 @@ def _draw_fragment(
     mix = jax.nn.sigmoid(20 * sharpness**2 * stripes)[..., None]
     one, other = jax.random.normal(paint, (2, 1, 1, 1)) + colourful * jax.random.normal(tint, (2, 1, 1, channels))
     shade = 0.3 * (jnp.cos(light) * along + jnp.sin(light) * across)
-    shade += 0.3 * noise * jax.random.normal(grain, (height, width))
-    mean, deviation = image.mean(axis=(0, 1), keepdims=True), image.std(axis=(0, 1), keepdims=True)
-    shift = jax.random.randint(elsewhere, (2,), 0, max(height, width))
+    shade += 0.3 * noise * jax.random.normal(grain, image.shape[:2])
+    over = {"axis": (0, 1), "keepdims": True, "where": where}
+    mean, deviation = image.mean(**over), image.std(**over)
+    shift = jax.random.randint(elsewhere, (2,), 0, shift_limit)
     detail = texture * (jnp.roll(image, shift, axis=(0, 1)) - mean)
     colours = mean + deviation * (one * mix + other * (1 - mix) + shade[..., None]) + detail
-    low, high = (limit(axis=(0, 1), keepdims=True) for limit in (image.min, image.max))
+    low, high = image.min(initial=jnp.inf, **over), image.max(initial=-jnp.inf, **over)
     return jnp.clip(colours, low, high), cover
 
 

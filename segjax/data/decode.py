@@ -21,6 +21,10 @@ DARK_UINT16 = 1 << 14
 """Values of 16-bit images below this one leave the scale to 65535 unused, and come from a sensor of fewer bits."""
 ValueRange = tuple[float, float] | None
 """Values that become 0 and 255; None: 8-bit images, whose values stay."""
+SOURCE_KEYWORD = "segjax"
+"""Keyword of the text in a PNG of `segjax predict` that names the source of a picture."""
+SCRIPT_MARK = ("made_by", "run.py")
+"""Keyword and text in a PNG of the script of an export."""
 DATASET_VALUES = ("segjax_values", "dataset")
 """Keyword and text in the PNG of a predicted mask whose pixels are values of the data set, and not class indices."""
 _ORIENTATION = 0x0112  # tag of EXIF and TIFF
@@ -189,11 +193,16 @@ def decode_ids(data: bytes, file: str, *, colours: bool = False) -> np.ndarray:
     return ids
 
 
-def has_dataset_values(data: bytes, file: str) -> bool:
-    """Returns True for a mask with the text `DATASET_VALUES`."""
-    keyword, text = DATASET_VALUES
+def predicted_values(data: bytes, file: str) -> str | None:
+    """Returns "indices" or "dataset", the pixels of a mask that segjax or an exported script predicted; otherwise None.
+
+    Only marks in the file count, because a name such as `a_mask.png` is also usual for labels.
+    """
     with as_data_error(_unreadable(data, file)):
-        return data.startswith(b"\x89PNG") and _open(data, file).info.get(keyword) == text
+        texts = _open(data, file).info if data.startswith(b"\x89PNG") else {}
+    if SOURCE_KEYWORD not in texts and texts.get(SCRIPT_MARK[0]) != SCRIPT_MARK[1]:
+        return None
+    return "dataset" if texts.get(DATASET_VALUES[0]) == DATASET_VALUES[1] else "indices"
 
 
 def read_palette(data: bytes, file: str) -> UInt8[np.ndarray, "indices 3"]:

@@ -284,9 +284,14 @@ def read_class_file(path: Path) -> dict[str, tuple[Any, ...]]:
 
     Raises: DataError if a line has another form, or if some names have colours and others ids.
     """
-    rows = []
     with as_data_error(f"{path}: cannot be read"):
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
+    return parse_classes(text, path)
+
+
+def parse_classes(text: str, path: Path) -> dict[str, tuple[Any, ...]]:
+    """Returns the fields of `read_class_file` for the text of a file; `path` is named in errors."""
+    rows, lines = [], text.splitlines()
     for number, line in enumerate(lines, 1):
         if "," in line:
             cells = next(csv.reader([line]))

@@ -1,8 +1,9 @@
 """Layout of your own folder: its images and masks, found, paired and split by their names."""
 
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, NoReturn
 
@@ -480,10 +481,32 @@ def _find_affixes(
         choice = " or ".join(f"'{affix.pattern}' ({count} files)" for affix, count in sorted(mask_affixes.items()))
         raise DataError(f"{root}: {split} has masks of {number}; choose with config.data.masks = {choice}")
     example = f"{next(iter(images.values())).path} and {next(iter(masks.values())).path}"
-    raise DataError(
-        f"{root}: no image of {split} has a mask, for example {example}; give the patterns config.data.images "
-        "and config.data.masks, such as '{stem}/img' and '{stem}/mask', where {stem} is what the two share"
-    )
+    image_pattern, image_stems = _common_affix(images)
+    mask_pattern, mask_stems = _common_affix(masks)
+    if image_stems & mask_stems:
+        patterns = {"images": image_pattern, "masks": mask_pattern}
+        fields = [f"config.data.{name} = '{each}'" for name, each in patterns.items() if each != "{stem}"]
+        way_out = f"set {' and '.join(fields)}"
+    else:
+        way_out = (
+            "give the patterns config.data.images and config.data.masks, such as 'img_{stem}' and 'mask_{stem}', "
+            "where {stem} is what the two share"
+        )
+    raise DataError(f"{root}: no image of {split} has a mask, for example {example}; {way_out}")
+
+
+def _common_affix(names: Collection[str]) -> tuple[str, set[str]]:
+    """Returns the pattern of what all names begin and end with, and the rest of each name; a number is not divided.
+
+    >>> pattern, stems = _common_affix(["rgb/img1", "rgb/img10"])
+    >>> pattern, sorted(stems)
+    ('rgb/img{stem}', ['1', '10'])
+    """
+    common_start = os.path.commonprefix
+    before = common_start(list(names)).rstrip("0123456789")
+    rest = [name.removeprefix(before) for name in names]
+    after = common_start([name[::-1] for name in rest])[::-1].lstrip("0123456789")
+    return f"{before}{{stem}}{after}", {name.removesuffix(after) for name in rest} - {""}
 
 
 def _shared_affixes(names: list[str]) -> list[_Affix]:

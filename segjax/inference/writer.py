@@ -21,7 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from segjax.boxes import Detections
-from segjax.data.decode import DATASET_VALUES, decode_image
+from segjax.data.decode import DATASET_VALUES, SOURCE_KEYWORD, decode_image
 from segjax.data.io import DataError, RawFile, read_bytes
 from segjax.data.labels import LabelSet, class_values, colorize
 from segjax.inference.detector import Detector
@@ -42,7 +42,6 @@ ORIGIN_FILE, SHEET_FILE, BOXES_FILE = "predicted_by.json", "contact_sheet.png", 
 _NOT_COMPARED = ("checkpoint", "runs", "made_by")  # a run may be moved, and another device rounds differently
 _SHEET_ROWS = 24
 _LISTED = 20  # skipped files that are listed by name
-_PNG_KEY = "segjax"  # keyword of the PNG text chunk that names the source of a picture
 _BAND = 2**20  # pixels painted at a time
 _UNITS = {"entropy": "nats", "mutual_information": "nats", "variance": "squared logits"}
 _UNITS |= {"margin": "", "max_logit": "logits", "energy": "logits"}
@@ -425,7 +424,7 @@ def _png_text(file: Any) -> dict[str, Any] | None:
     try:
         # `Image.open` would refuse a picture as large as a mask may be; no pixel is read here.
         with file.open("rb") as opened, PngImageFile(opened) as picture:
-            text = json.loads(picture.info[_PNG_KEY])
+            text = json.loads(picture.info[SOURCE_KEYWORD])
             return text if isinstance(text, dict) else None
     except (OSError, KeyError, ValueError, AttributeError, SyntaxError, RecursionError):
         return None
@@ -439,7 +438,7 @@ def _png_with_text(
 ) -> bytes:
     """Returns the PNG of a picture with a JSON text chunk, and more text chunks of keyword and text."""
     buffer, info, picture = io.BytesIO(), PngInfo(), Image.fromarray(pixels)
-    info.add_itxt(_PNG_KEY, json.dumps(text))
+    info.add_itxt(SOURCE_KEYWORD, json.dumps(text))
     for mark in marks:
         info.add_text(*mark)
     if palette is not None:

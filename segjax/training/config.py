@@ -571,6 +571,11 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
             f"config.augment.outliers = {pasted} needs config.objective.void = 'ignore'; with 'class' the network "
             "would learn the fragments as void"
         )
+    if objective.void == "class" and data.letterbox:
+        yield (
+            "config.objective.void must be 'ignore' with config.data.letterbox, whose padding would be learned; "
+            f"got {objective.void!r}"
+        )
     if objective.void == "class" and data.unseen_classes:
         yield (
             "config.objective.void must be 'ignore' with config.data.unseen_classes, whose void pixels would be "

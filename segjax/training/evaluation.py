@@ -3,6 +3,7 @@
 import html
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from segjax import data, inference, losses, metrics
 from segjax.collectives import psum
 from segjax.data import UNSEEN, VOID, Source, colorize, eval_batches
 from segjax.data.augment import example_keys
-from segjax.data.decode import decode_ids, has_dataset_values
-from segjax.data.io import DataError, by_stem, list_folder, read_bytes
-from segjax.data.labels import numbered_classes, to_train_ids
+from segjax.data.decode import decode_ids, predicted_values
+from segjax.data.io import DataError, RawFile, by_stem, list_folder, read_bytes
+from segjax.data.labels import numbered_classes, to_train_ids, values_of
 from segjax.inference.forward import Ensemble, Preprocessing, class_logits, classify, log_odds
 from segjax.storage import printable
 from segjax.training.config import ConfigError, input_shape
@@ -75,29 +76,54 @@ def evaluate(
 def score_masks(source: Source, folder: Path) -> dict[str, Any]:
     """Returns `split_facts` and `scores` of masks in files, against the labels of `source`; no network is needed.
 
-    The mask of image NAME is FOLDER/NAME_mask.png as segjax predict writes it, of class indices or, under
-    `has_dataset_values`, of the labels' values or colours, or else FOLDER/NAME of any format, of the latter.
-    `DataError`: a mask is missing, or has another size, an undefined value, or void where the label has a class.
+    The mask of image NAME is FOLDER/NAME_mask or FOLDER/NAME, of any format. Its pixels are class indices if
+    `predicted_values` finds them; otherwise they are the labels' values or colours, as in masks of other programs.
+    `DataError`: an image has no mask or two, or a mask has another size, an undefined value, or void where the label
+    has a class.
     """
     classes, confusion = source.label_set, 0
-    number, indices, masks = classes.num_classes, numbered_classes(classes.names), by_stem(list_folder(folder))
+    number, masks = classes.num_classes, by_stem(list_folder(folder))
+    indices = replace(numbered_classes(classes.names), remedy="; the run that predicted this mask has other classes")
+    names = {source.name(i) for i in range(len(source))}
     for example in (source[i] for i in range(len(source))):
         name, label = example["name"], example["label"]
-        written = masks.get(f"{name}_mask")
-        if (file := written or masks.get(name)) is None:
-            raise DataError(f"{folder}: no mask of the image {name}; expected {name}_mask.png or {name}.png")
-        pixels = read_bytes(file)
-        its_classes = indices if written and not has_dataset_values(pixels, file.path) else classes
+        file, pixels, values = _mask_of(name, masks, names, folder)
+        its_classes = indices if values == "indices" else classes
+        if values is None:
+            remark = "; segjax predict did not write this file, so its values are taken for those of the labels"
+            its_classes = replace(classes, remedy=classes.remedy + remark)
         ids = decode_ids(pixels, file.path, colours=its_classes.by_colour)
         mask, where = to_train_ids(ids, its_classes, file.path), label < number
         if mask.shape != label.shape:
             sizes = f"a mask of {mask.shape[0]}×{mask.shape[1]} for labels of {label.shape[0]}×{label.shape[1]}"
             raise DataError(f"{file.path}: {sizes}; expected one size")
         if void := int((mask[where] >= number).sum()):
-            raise DataError(f"{file.path}: {void} pixels are void where the label has a class; expected a class")
+            expected = f"expected a value of a class in each of them; those of void are {values_of(its_classes)}"
+            raise DataError(f"{file.path}: {void} pixels are void where the label has a class; {expected}")
         pairs = number * label[where].astype(np.int64) + mask[where]
         confusion += np.bincount(pairs, minlength=number**2).reshape(number, number)
     return split_facts(source) | scores({"confusion": confusion})
+
+
+def _mask_of(
+    name: str, masks: Mapping[str, RawFile], names: set[str], folder: Path
+) -> tuple[RawFile, bytes, str | None]:
+    """Returns the mask of an image from files by stem, its bytes, and their `predicted_values`; see `score_masks`."""
+    found = []
+    for stem in (f"{name}_mask", name):
+        if stem in masks:
+            data = read_bytes(masks[stem])
+            values = predicted_values(data, masks[stem].path)
+            # With images "a" and "a_mask", a file "a_mask" of segjax is the mask of "a", and any other of "a_mask".
+            has_suffix = values is not None or stem not in names
+            if has_suffix == (stem != name):
+                found.append((masks[stem], data, values))
+    if not found:
+        raise DataError(f"{folder}: no mask of the image {name}; expected {name}_mask.png or {name}.png")
+    if len(found) > 1:
+        files = " and ".join(file.path for file, *_ in found)
+        raise DataError(f"{files}: two masks of the image {name}; expected one: move the other to another folder")
+    return found[0]
 
 
 def split_facts(source: Source) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from segjax import losses, models
 from segjax.collectives import pmean
 from segjax.data.augment import augment, example_keys, paste_outliers
+from segjax.data.labels import VOID
 from segjax.inference import Ensemble
 from segjax.training.config import DETECTORS, NETWORKS, SHARED_ARGUMENTS, ConfigError, input_shape
 from segjax.training.objective import (
@@ -249,7 +250,11 @@ def make_train_step(
         images, labels = augment(*arrays, crop_fraction=hparams.crop_fraction, sizes=sizes, **augmentation)
         outliers = None
         if config.augment.outliers:
-            images, labels, outliers = paste_outliers(images, labels, keys, config.augment.outliers)
+            inside = None
+            if data.letterbox:  # labels of 0 become void in the padding alone
+                zeros = (arrays[0], jnp.zeros_like(arrays[1]), keys)
+                inside = augment(*zeros, crop_fraction=hparams.crop_fraction, sizes=sizes, **augmentation)[1] != VOID
+            images, labels, outliers = paste_outliers(images, labels, keys, config.augment.outliers, inside)
         dropout_key = jax.random.fold_in(jax.random.fold_in(state.key, _DROPOUT), state.step)
 
         def loss_of(params, batch_stats, images, labels, outliers, examples, share=None):

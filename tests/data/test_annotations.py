@@ -305,3 +305,58 @@ def test_images_are_found_by_path_or_by_a_name_that_one_file_has(tmp_path):
         images.find(one._replace(file="c.png"))
     path, file = images.find(one._replace(file="c.png", embedded=b"pixels"))
     assert (path, file.read()) == ("c.png", b"pixels")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": [*COCO["images"], COCO["images"][0]]}, r"images: two have the id .*; expected one"),
+        ({"categories": [*COCO["categories"], COCO["categories"][0]]}, r"categories: two have the id .*; expected one"),
+        ({"images": [COCO["images"][0] | {"id": [1]}]}, r"images: the id \[1\]; expected a number or a text"),
+        ({"images": [one | {"width": 0} for one in COCO["images"]]}, "a size of 8×0 .*; expected at least 1 pixel"),
+    ],
+    ids=["image", "category", "list", "size"],
+)
+def test_coco_entry_is_refused(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        masks(coco(tmp_path, {"segmentation": SQUARES}, **changes))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_coordinate_that_is_not_finite_is_refused(tmp_path, value):
+    xml = '<annotations><image name="a.png" width="8" height="6"><{}/></image></annotations>'
+    shapes = [
+        f'polygon label="x" points="1,1;{value},1;4,4"',
+        f'ellipse label="x" cx="3" cy="3" rx="2" ry="{value}"',
+        f'box label="x" xtl="1" ytl="1" xbr="2" ybr="2" rotation="{value}"',
+    ]
+    (tmp_path / "cvat").mkdir()
+    files = [tmp_path / "cvat" / f"{i}.xml" for i in range(len(shapes))]
+    for file, shape in zip(files, shapes, strict=True):
+        file.write_text(xml.format(shape))
+    files.append(coco(tmp_path, {"segmentation": [[1, 1, value, 1, 4, 4]]}))
+    files.append(labelme(tmp_path, "a", ("polygon", [[1, 1], [value, 1], [4, 4]], {})))
+    for file in files:
+        with pytest.raises(DataError, match=r"a coordinate is NaN or infinite; .* correct or delete the object"):
+            masks(file)
+
+
+@pytest.mark.parametrize(
+    ("points", "changes", "message"),
+    [
+        ([[1, 1], [2]], {}, r"expected points \[\[x, y\], …\]"),
+        ([[1, 1], [4, 1], [4, 4]], {"imageData": 5}, "imageData is not an image in base64"),
+        ([[1, 1], [4, 1], [4, 4]], {"imageHeight": -8}, "a size of -8×10 .*; expected at least 1 pixel"),
+    ],
+    ids=["points", "data", "size"],
+)
+def test_labelme_value_is_refused(tmp_path, points, changes, message):
+    with pytest.raises(DataError, match=message):
+        masks(labelme(tmp_path, "a", ("polygon", points, {}), **changes))
+
+
+def test_cvat_level_is_refused(tmp_path):
+    shape = '<polygon label="x" points="1,1;4,1;4,4" z_order="a"/>'
+    (tmp_path / "a.xml").write_text(f'<annotations><image name="a" width="8" height="6">{shape}</image></annotations>')
+    with pytest.raises(DataError, match="expected a whole number as z_order"):
+        masks(tmp_path / "a.xml")

@@ -342,3 +342,15 @@ def test_paste_outliers_depends_on_the_key_alone(pasted):
     np.testing.assert_array_equal(again[2], outliers[order])
     np.testing.assert_allclose(again[0], after[order], rtol=1e-5, atol=1e-5)
     assert not (outliers[0] == outliers[1]).all()
+
+
+def test_paste_outliers_keeps_off_the_padding():
+    images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+    labels = jnp.zeros((1, 32, 32), jnp.int32)
+    inside = jnp.zeros((1, 32, 32), bool).at[:, :10, 4:].set(True)
+    padded = jnp.where(inside[..., None], images, 100)  # an extreme colour, which no fragment may have
+    after, void, outliers = paste_outliers(padded, labels, keys(1), 8, inside)
+    assert outliers.any()
+    assert not (outliers & ~inside).any()
+    np.testing.assert_array_equal(void[~inside], 0)
+    assert after[inside].max() < 10

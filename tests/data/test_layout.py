@@ -312,3 +312,18 @@ def test_find_layout_describes_a_pattern_of_the_options(tmp_path):
 def test_find_layout_mask_pattern_beside_images_with_an_ending(tmp_path):
     files = " ".join(f"{name}_{end}.png" for name in "ab" for end in ("photo", "mask"))
     assert layout(tmp_path, files, masks="{stem}_mask")[0].splits["train"][0].image.path.endswith("_photo.png")
+
+
+@pytest.mark.parametrize(
+    ("files", "way_out"),
+    [
+        (["images/img_{}.png", "masks/mask_{}_seg.png"], "= 'img_{stem}' and config.data.masks = 'mask_{stem}_seg'"),
+        (["images/img{}.png", "masks/mask{}.png"], "= 'img{stem}' and config.data.masks = 'mask{stem}'"),
+        (["rgb/{}.png", "seg/{}.png"], "set config.data.images = 'rgb/{stem}'"),
+    ],
+    ids=["suffix", "digits", "folder"],
+)
+def test_find_layout_suggests_the_patterns_of_pairs(tmp_path, files, way_out):
+    paths = " ".join(file.format(number) for number in (1, 10) for file in files)
+    with pytest.raises(DataError, match=re.escape(way_out)):
+        layout(tmp_path, paths)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from segjax.boxes import Detections
 from segjax.data import DataError
-from segjax.data.decode import has_dataset_values, read_mask
+from segjax.data.decode import predicted_values, read_mask
 from segjax.data.io import RawFile
 from segjax.data.labels import LABEL_SETS, numbered_classes, to_train_ids
 from segjax.inference import (
@@ -148,7 +148,7 @@ def test_mask_of_dataset_values_is_read_as_its_labels_are(tmp_path, labels, pale
     ids = read_mask(file.read_bytes(), "a", colours=labels.by_colour)
     expected = prediction_of(image_of("a")).mask
     assert np.array_equal(to_train_ids(ids, labels, "a"), expected)
-    assert has_dataset_values(file.read_bytes(), "a")
+    assert predicted_values(file.read_bytes(), "a") == "dataset"
     with Image.open(file) as opened:
         assert opened.mode == mode
         if palette:
@@ -157,7 +157,7 @@ def test_mask_of_dataset_values_is_read_as_its_labels_are(tmp_path, labels, pale
 
 def test_folder_of_other_values_is_refused(tmp_path):
     write(["a"], Predict(), tmp_path)
-    assert not has_dataset_values((tmp_path / "a_mask.png").read_bytes(), "a")
+    assert predicted_values((tmp_path / "a_mask.png").read_bytes(), "a") == "indices"
     with pytest.raises(DataError, match=r"values is 'dataset'\. Choose another --output"):
         write(["a"], Predict(), tmp_path, OutputOptions(values="dataset"))
 

@@ -234,9 +234,10 @@ def test_validate_label_smoothing_of_another_loss():
         validate(config)
 
 
-def test_validate_unseen_classes_are_not_learned_as_void():
-    config = from_leaves(leaves(defaults()) | {"data.unseen_classes": ("debris",), "objective.void": "class"})
-    with pytest.raises(ConfigError, match=r"config.objective.void must be 'ignore' with config.data.unseen_classes"):
+@pytest.mark.parametrize("field", [{"data.unseen_classes": ("debris",)}, {"data.letterbox": True}])
+def test_validate_hidden_pixels_are_not_learned_as_void(field):
+    config = from_leaves(leaves(defaults()) | field | {"objective.void": "class"})
+    with pytest.raises(ConfigError, match=rf"config.objective.void must be 'ignore' with config.{next(iter(field))}"):
         validate(config)
 
 

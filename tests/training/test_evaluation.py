@@ -1,5 +1,6 @@
 """Scores from counts, and counts of images of any size."""
 
+import copy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from segjax import metrics
 from segjax.data import UNSEEN, VOID, DataError, corrupt, open_split
 from segjax.data.augment import example_keys
-from segjax.data.decode import DATASET_VALUES
+from segjax.data.decode import DATASET_VALUES, SCRIPT_MARK, SOURCE_KEYWORD
 from segjax.data.resize import resize
 from segjax.inference import Ensemble, Preprocessing
 from segjax.models import Segmentation
@@ -304,11 +305,19 @@ def test_score_masks_of_the_labels_themselves(labelled):
     assert (result["images"], result["mean_iou"], result["classes"]) == (6, 1.0, ["a", "b"])
 
 
-def test_score_masks_of_class_indices(labelled, tmp_path):
+def save_predicted(mask, file, *marks):
+    text = PngInfo()
+    for mark in marks or ((SOURCE_KEYWORD, "{}"),):
+        text.add_text(*mark)
+    Image.fromarray(mask).save(file, pnginfo=text)
+
+
+@pytest.mark.parametrize("mark", [(SOURCE_KEYWORD, "{}"), SCRIPT_MARK], ids=["predict", "script"])
+def test_score_masks_of_class_indices(labelled, tmp_path, mark):
     for i in range(6):
         mask = labelled[i]["label"].copy()
         mask[:, :10] = 1  # false positives
-        Image.fromarray(mask).save(tmp_path / f"{labelled.name(i)}_mask.png")
+        save_predicted(mask, tmp_path / f"{labelled.name(i)}_mask.png", mark)
     result = score_masks(labelled, tmp_path)
     truth = np.stack([labelled[i]["label"] for i in range(6)])
     wrong = int((truth[..., :10] == 0).sum())
@@ -316,11 +325,42 @@ def test_score_masks_of_class_indices(labelled, tmp_path):
 
 
 def test_score_masks_of_dataset_values(labelled, tmp_path):
-    mark = PngInfo()
-    mark.add_text(*DATASET_VALUES)
     for i in range(6):
-        Image.fromarray(labelled[i]["label"] * np.uint8(255)).save(tmp_path / f"{i}_mask.png", pnginfo=mark)
+        values = labelled[i]["label"] * np.uint8(255)
+        save_predicted(values, tmp_path / f"{i}_mask.png", (SOURCE_KEYWORD, "{}"), DATASET_VALUES)
     assert score_masks(labelled, tmp_path)["mean_iou"] == 1
+
+
+def test_score_masks_reads_unmarked_files_in_the_values_of_the_labels(labelled, tmp_path):
+    for i in range(6):
+        Image.fromarray(labelled[i]["label"] * np.uint8(255)).save(tmp_path / f"{i}_mask.png")
+    assert score_masks(labelled, tmp_path)["mean_iou"] == 1
+
+
+def test_score_masks_of_two_files_of_one_image(labelled, tmp_path):
+    for name in ("0", "0_mask"):
+        Image.fromarray(labelled[0]["label"] * np.uint8(255)).save(tmp_path / f"{name}.png")
+    with pytest.raises(DataError, match=r"0_mask\.png and .*0\.png: two masks of the image 0.*another folder"):
+        score_masks(labelled, tmp_path)
+
+
+@pytest.mark.parametrize("predicted", [False, True])
+def test_score_masks_of_images_whose_names_end_in_mask(labelled, tmp_path, predicted):
+    masks = {name: labelled[i]["label"] for i, name in enumerate(("a", "a_mask"))}
+
+    class Two(type(labelled)):
+        __len__ = lambda self: 2  # noqa: E731
+        name = lambda self, index: [*masks][index]  # noqa: E731
+        __getitem__ = lambda self, index: {"name": self.name(index), "label": masks[self.name(index)]}  # noqa: E731
+
+    two = copy.copy(labelled)
+    two.__class__ = Two
+    for name, mask in masks.items():
+        if predicted:
+            save_predicted(mask, tmp_path / f"{name}_mask.png")
+        else:
+            Image.fromarray(mask * np.uint8(255)).save(tmp_path / f"{name}.png")
+    assert score_masks(two, tmp_path)["mean_iou"] == 1
 
 
 @pytest.mark.parametrize(
@@ -328,13 +368,19 @@ def test_score_masks_of_dataset_values(labelled, tmp_path):
     [
         (None, "no mask of the image 0; expected 0_mask.png or 0.png"),
         (np.zeros((3, 4), np.uint8), "a mask of 3×4 for labels of 48×64; expected one size"),
-        (np.full((48, 64), 255, np.uint8), "3072 pixels are void where the label has a class"),
-        (np.full((48, 64), 2, np.uint8), "label id 2 is outside the 2 classes"),
+        (np.full((48, 64), 255, np.uint8), "3072 pixels are void where the label has a class; .* are 255"),
+        (np.full((48, 64), 2, np.uint8), "label id 2 is outside the 2 classes.* has other classes"),
     ],
     ids=["missing", "size", "void", "value"],
 )
 def test_score_masks_invalid(labelled, tmp_path, mask, message):
     if mask is not None:
-        Image.fromarray(mask).save(tmp_path / "0_mask.png")
+        save_predicted(mask, tmp_path / "0_mask.png")
     with pytest.raises(DataError, match=message):
+        score_masks(labelled, tmp_path)
+
+
+def test_score_masks_of_indices_without_a_mark(labelled, tmp_path):
+    Image.fromarray(labelled[0]["label"]).save(tmp_path / "0_mask.png")
+    with pytest.raises(DataError, match=r"label id 1 is outside the 2 classes.* did not write this file"):
         score_masks(labelled, tmp_path)

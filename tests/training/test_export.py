@@ -14,7 +14,7 @@ from PIL import Image
 
 from segjax import export, metrics
 from segjax.data import label_set
-from segjax.data.decode import has_dataset_values
+from segjax.data.decode import predicted_values
 from segjax.inference import PredictOptions, standalone_predict
 from segjax.inference.predictor import fingerprint
 from segjax.trained_run import TrainedRun
@@ -183,7 +183,7 @@ def test_script_writes_values_of_the_data_set(script, tmp_path, monkeypatch, val
     script(tmp_path / "a.png")
     script(tmp_path / "a.png")
     assert np.asarray(Image.open(tmp_path / "a_mask.png")).tolist() == [[values[0], values[1], values[0]]]
-    assert has_dataset_values((tmp_path / "a_mask.png").read_bytes(), "a")
+    assert predicted_values((tmp_path / "a_mask.png").read_bytes(), "a") == "dataset"
 
 
 @pytest.mark.parametrize("kind", ["tif", "npy"])
