@@ -52,6 +52,7 @@ faults: $(READY)
 
 docs: $(DOCS_READY)
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --builder html docs site
+	@touch site/.built
 	@echo "wrote site/index.html"
 
 test: $(READY)

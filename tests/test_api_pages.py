@@ -47,14 +47,15 @@ def test_notebook_runs_and_prints_its_saved_output(notebook, capsys, monkeypatch
     matplotlib.use("agg")
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), names)
+            # Half of the time of the test would be steps that show nothing else.
+            exec("".join(cell["source"]).replace("evaluate_every = 200", "evaluate_every = 80"), names)
             saved = "".join("".join(part["text"]) for part in cell["outputs"] if part["output_type"] == "stream")
             assert "varies" in cell["metadata"].get("tags", ()) or capsys.readouterr().out == saved
             capsys.readouterr()
     if notebook.stem == "losses_in_your_project":
         assert names["recall"][0, -1] < 0.1 < 0.3 < names["recall"][2, -1]  # recall without and with the prior bias
     else:
-        assert names["scores"]["mean_iou"] > 0.5
+        assert names["scores"]["mean_iou"] > 0.4  # after 80 steps; 0.65 after the 200 of the page
     matplotlib.pyplot.close("all")
     matplotlib.use(backend)
 

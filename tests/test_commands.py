@@ -548,6 +548,7 @@ def test_commands_with_16_bit_images_of_five_bands(run_command, python, tmp_path
         assert cv2.imwrite(str(root / "masks" / f"{i}.png"), mask)
     fields = [one for one in TINY if not one.startswith(("data.scene", "data.train_ex", "data.val_ex"))]
     fields += [f"data.manual_dir={root}", "data.range=percentile", "data.workers=0", "model.depth=1"]
+    fields += ["model.padding=zeros", *PLAIN]
     config, workdir = [f"--config.{field}" for field in fields], tmp_path / "run"
     status, printed, error = run_command("train", "--config=folder_unet", f"--workdir={workdir}", *config)
     assert (status, error) == (0, "")

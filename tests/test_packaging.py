@@ -20,8 +20,9 @@ CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
 COMMANDS = ("train", "calibrate", "evaluate", "predict", "report", "export", "configs")
 NEEDS = "segjax{} needs the extra \"train\": pip install 'segjax[train]'"
 BUILD = "import setuptools.build_meta as b, sys; folder = sys.argv[1]; b.build_sdist(folder); b.build_wheel(folder)"
-TINY = ("data.scene_size=(64,96)", "data.size=(64,96)", "data.train_examples=8", "data.val_examples=4")
-TINY += ("model.width=4", "model.depth=2", "training.steps=4", "training.evaluate_every=4", "data.workers=1")
+TINY = ("data.scene_size=(64,96)", "data.size=(32,48)", "data.train_examples=8", "data.val_examples=4")
+TINY += ("model.width=4", "model.depth=1", "training.steps=4", "training.evaluate_every=4", "data.workers=1")
+TINY += ("model.padding=zeros", "augment.scale=(1,1)", "augment.brightness=0", "augment.contrast=0")
 
 pytestmark = pytest.mark.slow
 

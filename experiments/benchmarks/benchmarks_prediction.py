@@ -23,7 +23,7 @@ HEADS, PASSES = 30, 5
 CHANNEL, ELEMENT = f"+ {HEADS} heads, channel masks", f"+ {HEADS} heads, element masks"
 ANALYTIC, WHOLE = "+ analytic variance", f"+ {PASSES} whole passes"
 COLUMNS = (CHANNEL, ELEMENT, ANALYTIC, WHOLE)
-WIDTHS = (16, 64)
+WIDTHS, DEPTH = (16, 64), 4
 
 
 def rows(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -35,7 +35,7 @@ def candidates(width: int, setting: Setting) -> list[Candidate]:
     """Returns five predictions of one image by one network, at 3/8 of the setting's height and 1/4 of its width."""
     size = 3 * setting.shape[1] // 8, setting.shape[2] // 4
     config = training.defaults()
-    config.model.width, config.model.deep_dropout = width, 2
+    config.model.width, config.model.depth, config.model.deep_dropout = width, DEPTH, 2
     model = make_model(config, CLASSES)
     images = jax.random.normal(jax.random.key(0), (1, *size, 3))
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(1), images)

@@ -117,6 +117,7 @@ def test_target_met():
 
 def test_prediction_measures_all_candidates(monkeypatch):
     monkeypatch.setattr(benchmarks_prediction, "WIDTHS", (2,))
+    monkeypatch.setattr(benchmarks_prediction, "DEPTH", 2)
     row = benchmarks_prediction.rows(TINY)["width 2"]()
     assert list(row["ms"]) == [OURS, *benchmarks_prediction.COLUMNS]
     assert [target.number for target in benchmarks_prediction.targets({"width 2": row})] == [5, 5, 5]
