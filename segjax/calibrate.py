@@ -427,7 +427,7 @@ if __name__ == "__main__":
         families,
         "Kind of mask or set: threshold (the default); --risk=fnr: dilation; --risk=miscoverage: class, adaptive.",
     )
-    cli.define_number("level", float, "(0, 1)", "Bound of the risk on a new image, in expectation.")
+    cli.define_number("level", float, "(0, 1)", "Bound of the expected risk, in (0, 1); required with --risk.")
     flags.DEFINE_string("class", None, "Class for --risk=fnr; default: the rare one of two. Required for more.")
     flags.DEFINE_string("output", None, "JSON file; default of one run: WORKDIR/calibration.json.")
     cli.define_overwrite()

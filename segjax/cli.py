@@ -297,7 +297,11 @@ def _help(
         more = "; ".join(filter(None, (*needed, own, default)))
         prefix = f"{', '.join(owners)}: " * (not subcommand and 0 < len(owners) < len(subcommands))
         text = " ".join(f"{prefix}{flag.help}{f' ({more})' * bool(more)}".split())
-        lines += textwrap.wrap(text, _WIDTH, initial_indent=f"  {name:20} ", subsequent_indent=" " * 23)
+        # Lists of values are broken between two of them.
+        wrapped = textwrap.wrap(
+            text.replace("|", "| "), _WIDTH, initial_indent=f"  {name:20} ", subsequent_indent=" " * 23
+        )
+        lines += [line.replace("| ", "|") for line in wrapped]
     docstring = (sys.modules["__main__"].__doc__ or "").strip()
     if subcommand:
         examples = re.findall(rf"^  .* {subcommand} .*$", docstring, re.MULTILINE)
@@ -509,5 +513,5 @@ def define_guarantee(name: str, help_text: str) -> None:
 
 def define_overwrite() -> None:
     """Defines `--overwrite`, the `overwrite` of `storage.write_outputs`."""
-    help_text = "Also replace files that segjax did not write or that have changed since."
+    help_text = "Also replace files that segjax did not write, or that were changed since."
     flags.DEFINE_bool("overwrite", False, help_text)

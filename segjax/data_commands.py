@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 
 
 def check_folder(root: Path) -> None:
-    """Prints what a folder contains, and first why training would refuse it; suggests a config."""
+    """Checks whether segjax can train on the folder ROOT: prints problems, contents, and a suggested config."""
     console, output = rich.console.Console(), FLAGS.output and path_of(FLAGS.output)
     if output:
         check_outputs([output], overwrite=FLAGS.overwrite)
@@ -377,7 +377,7 @@ _COMMANDS = {
 
 if __name__ == "__main__":
     cli.define_config("config", default="folder_unet")
-    flags.DEFINE_string("output", None, "Config file of check, page of show, or folder of images and masks.")
+    flags.DEFINE_string("output", None, "Python file of the suggested config, page of show, or folder of masks.")
     cli.define_number("images_per_class", 4, COUNT, "Number of images for each class.")
     flags.DEFINE_string("images", None, "Folder of the images; default: that of the annotations.")
     flags.DEFINE_string("split", None, "Write into ROOT/SPLIT, such as train or val; run once per split.")

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     if flags.FLAGS.predictions is not None:
         if corruption:
             raise app.UsageError(
-                f"--corruption={corruption[0]} needs --checkpoint; the masks of --predictions are made"
+                f"--corruption={corruption[0]} needs --checkpoint: the masks of --predictions exist already; remove it"
             )
         _score_predictions(Path(flags.FLAGS.predictions))
         return
@@ -93,12 +93,16 @@ if __name__ == "__main__":
     help_text = "Score the masks of this folder, NAME_mask or NAME: of segjax predict, or in the values of the labels."
     flags.DEFINE_string("predictions", None, help_text)
     cli.define_data_fields("config")
-    flags.DEFINE_string("split", None, "Split to score; default: data.eval_split, or all for --predictions.")
+    flags.FLAGS["config"].help += " With --predictions, any config."
+    flags.DEFINE_string("split", None, "Split to score; default: data.eval_split; all for --predictions of a folder.")
     flags.DEFINE_enum(
         "corruption", None, list(CORRUPTIONS), "Corrupt the images first, with the severity constants of ImageNet-C."
     )
-    cli.define_number("severity", int, "[1, 5]", "Severity of --corruption.")
-    help_text = "JSON file for the scores; default of one run: WORKDIR/scores_SPLIT_STEP[_CORRUPTION_SEVERITY].json."
+    cli.define_number("severity", int, "[1, 5]", "Severity of --corruption, 1 (weakest) to 5.")
+    help_text = (
+        "JSON file for the scores; default: WORKDIR/scores_SPLIT_STEP[_CORRUPTION_SEVERITY].json, or with "
+        "--predictions FOLDER/scores_SPLIT.json."
+    )
     flags.DEFINE_string("output", None, help_text)
     cli.define_overwrite()
     cli.run(main, required=[("checkpoint", "predictions")])

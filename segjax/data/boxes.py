@@ -21,7 +21,7 @@ from segjax.data.labels import VOID
 from segjax.data.pairs import Example, Source
 
 MAX_IDS = VOID - 1
-"""Largest number of objects in an image: ids are 1 to 254, 0 is the background and 255 is void."""
+"""Largest number of classes times `max_boxes`: ids are 1 to 254, 0 is the background and 255 is void."""
 
 
 class ImageBoxes(NamedTuple):
@@ -35,14 +35,18 @@ class ImageBoxes(NamedTuple):
 def object_ids(label: UInt8[np.ndarray, "h w"], classes: Sequence[int], max_boxes: int) -> UInt8[np.ndarray, "h w"]:
     """Returns the id of the object of each pixel: 1 + n · max_boxes + i for component i of class n of `classes`.
 
-    Components are 8-connected. Void stays 255; all other pixels become 0.
+    n and i count from 0. Components are 8-connected. Void stays 255; all other pixels become 0.
 
-    Raises: DataError if a class has more than `max_boxes` components.
+    Raises: DataError if a class has more than `max_boxes` components, or classes times `max_boxes` exceeds `MAX_IDS`.
 
     >>> print(object_ids(np.array([[3, 0, 1, 3], [0, 3, 255, 0]], np.uint8), classes=(1, 3), max_boxes=2))
     [[  3   0   1   4]
      [  0   3 255   0]]
     """
+    if (most := len(classes) * max_boxes) > MAX_IDS:
+        way_out = f"lower it to {MAX_IDS // len(classes)} or less"
+        got = f"config.data.max_boxes = {max_boxes} for each of {len(classes)} classes are {most} ids"
+        raise DataError(f"{got}; expected at most {MAX_IDS}: {way_out}")
     ids = np.where(label == VOID, np.uint8(VOID), np.uint8(0))
     for number, train_id in enumerate(classes):
         count, components = cv2.connectedComponents((label == train_id).astype(np.uint8), connectivity=8)

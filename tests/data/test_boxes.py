@@ -59,6 +59,11 @@ def test_too_many_objects_are_an_error_that_names_the_image():
         source[0]
 
 
+def test_object_ids_of_too_many_places():
+    with pytest.raises(DataError, match=r"max_boxes = 200 for each of 2 classes are 400 ids; .*lower it to 127"):
+        object_ids(LABEL, (1, 2), 200)
+
+
 def test_object_source_survives_pickling_and_passes_attributes_on():
     source = pickle.loads(pickle.dumps(ObjectSource(Masks([LABEL]), ("tyre",), 1)))
     assert len(source) == 1
