@@ -58,7 +58,8 @@ def test_real_camvid(real, plain_folder):
     assert {train.native_size, val.native_size} == {(360, 480)}
     np.testing.assert_allclose(shares([train], 11), CAMVID_SHARES, atol=0.1)
     as_folder = plain_folder("camvid", val, mask_values=tuple(range(11)), void_values=(11,))
-    assert_same_examples(open_split(as_folder, "val"), [val])
+    for split, source in (("train", train), ("val", val)):
+        assert_same_examples(open_split(as_folder, split), [source])
 
 
 def test_real_crackforest(real, plain_folder):
