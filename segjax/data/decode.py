@@ -21,6 +21,8 @@ DARK_UINT16 = 1 << 14
 """Values of 16-bit images below this one leave the scale to 65535 unused, and come from a sensor of fewer bits."""
 ValueRange = tuple[float, float] | None
 """Values that become 0 and 255; None: 8-bit images, whose values stay."""
+ORIGIN_FILE = "predicted_by.json"
+"""File of a folder of predictions that names the network and its classes."""
 SOURCE_KEYWORD = "segjax"
 """Keyword of the text in a PNG of `segjax predict` that names the source of a picture."""
 SCRIPT_MARK = ("made_by", "run.py")

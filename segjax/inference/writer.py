@@ -21,7 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from segjax.boxes import Detections
-from segjax.data.decode import DATASET_VALUES, SOURCE_KEYWORD, decode_image
+from segjax.data.decode import DATASET_VALUES, ORIGIN_FILE, SOURCE_KEYWORD, decode_image
 from segjax.data.io import DataError, RawFile, read_bytes
 from segjax.data.labels import LabelSet, class_values, colorize
 from segjax.inference.detector import Detector
@@ -38,7 +38,7 @@ from segjax.inference.visualize import (
 )
 from segjax.storage import ForeignFileError, check_outputs, is_regular, read_json, to_json, write_json, write_outputs
 
-ORIGIN_FILE, SHEET_FILE, BOXES_FILE = "predicted_by.json", "contact_sheet.png", "detections.json"
+SHEET_FILE, BOXES_FILE = "contact_sheet.png", "detections.json"
 _NOT_COMPARED = ("checkpoint", "runs", "made_by")  # a run may be moved, and another device rounds differently
 _SHEET_ROWS = 24
 _LISTED = 20  # skipped files that are listed by name

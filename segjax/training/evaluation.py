@@ -18,11 +18,11 @@ from segjax import data, inference, losses, metrics
 from segjax.collectives import psum
 from segjax.data import UNSEEN, VOID, Source, colorize, eval_batches
 from segjax.data.augment import example_keys
-from segjax.data.decode import decode_ids, predicted_values
+from segjax.data.decode import ORIGIN_FILE, decode_ids, predicted_values
 from segjax.data.io import DataError, RawFile, by_stem, list_folder, read_bytes
 from segjax.data.labels import numbered_classes, to_train_ids, values_of
 from segjax.inference.forward import Ensemble, Preprocessing, class_logits, classify, log_odds
-from segjax.storage import printable
+from segjax.storage import printable, read_json
 from segjax.training.config import ConfigError, input_shape
 from segjax.training.objective import PIXEL_LOSSES, Hyperparams, background_of, hparams_from_config, targets
 from segjax.training.parallel import DeviceMapping
@@ -78,16 +78,27 @@ def score_masks(source: Source, folder: Path) -> dict[str, Any]:
 
     The mask of image NAME is FOLDER/NAME_mask or FOLDER/NAME, of any format. Its pixels are class indices if
     `predicted_values` finds them; otherwise they are the labels' values or colours, as in masks of other programs.
-    `DataError`: an image has no mask or two, or a mask has another size, an undefined value, or void where the label
-    has a class.
+    `DataError`: an image has no mask or two, or a mask has another size, an undefined value, void where the label has a
+    class, or indices of a run with the same classes in another order.
     """
     classes, confusion = source.label_set, 0
     number, masks = classes.num_classes, by_stem(list_folder(folder))
     indices = replace(numbered_classes(classes.names), remedy="; the run that predicted this mask has other classes")
     names = {source.name(i) for i in range(len(source))}
+    predicted = classes.names
+    if (folder / ORIGIN_FILE).is_file():
+        predicted = read_json(folder / ORIGIN_FILE, {"classes": [str]}, "the origin of predictions")["classes"]
+    order = {name: index for index, name in enumerate(predicted)}
+    is_moved = any(order.get(name, index) != index for index, name in enumerate(classes.names))
     for example in (source[i] for i in range(len(source))):
         name, label = example["name"], example["label"]
         file, pixels, values = _mask_of(name, masks, names, folder)
+        if is_moved and values == "indices":
+            raise DataError(
+                f"{file.path}: the run that predicted this mask has the classes {', '.join(predicted)}, and the labels have "
+                f"{', '.join(classes.names)}; expected one order: set config.data.class_names and the fields of the "
+                "values, such as config.data.mask_values, in the order of the run"
+            )
         its_classes = indices if values == "indices" else classes
         if values is None:
             remark = "; segjax predict did not write this file, so its values are taken for those of the labels"

@@ -1,6 +1,7 @@
 """Scores from counts, and counts of images of any size."""
 
 import copy
+import json
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from segjax import metrics
 from segjax.data import UNSEEN, VOID, DataError, corrupt, open_split
 from segjax.data.augment import example_keys
-from segjax.data.decode import DATASET_VALUES, SCRIPT_MARK, SOURCE_KEYWORD
+from segjax.data.decode import DATASET_VALUES, ORIGIN_FILE, SCRIPT_MARK, SOURCE_KEYWORD
 from segjax.data.resize import resize
 from segjax.inference import Ensemble, Preprocessing
 from segjax.models import Segmentation
@@ -335,6 +336,18 @@ def test_score_masks_reads_unmarked_files_in_the_values_of_the_labels(labelled, 
     for i in range(6):
         Image.fromarray(labelled[i]["label"] * np.uint8(255)).save(tmp_path / f"{i}_mask.png")
     assert score_masks(labelled, tmp_path)["mean_iou"] == 1
+
+
+@pytest.mark.parametrize("classes", [["b", "a"], ["x", "b"], ["a", "x"]])
+def test_score_masks_of_a_run_with_other_classes(labelled, tmp_path, classes):
+    for i in range(6):
+        save_predicted(labelled[i]["label"], tmp_path / f"{i}_mask.png")
+    (tmp_path / ORIGIN_FILE).write_text(json.dumps({"classes": classes}))
+    if classes == ["b", "a"]:
+        with pytest.raises(DataError, match=r"0_mask\.png: .* the classes b, a, .*config\.data\.class_names"):
+            score_masks(labelled, tmp_path)
+    else:
+        assert score_masks(labelled, tmp_path)["mean_iou"] == 1
 
 
 def test_score_masks_of_two_files_of_one_image(labelled, tmp_path):
