@@ -95,7 +95,7 @@ def score_masks(source: Source, folder: Path) -> dict[str, Any]:
         file, pixels, values = _mask_of(name, masks, names, folder)
         if is_moved and values == "indices":
             raise DataError(
-                f"{file.path}: the run that predicted this mask has the classes {', '.join(predicted)}, and the labels have "
+                f"{file.path}: the run of this mask has the classes {', '.join(predicted)}, and the labels have "
                 f"{', '.join(classes.names)}; expected one order: set config.data.class_names and the fields of the "
                 "values, such as config.data.mask_values, in the order of the run"
             )
