@@ -131,7 +131,7 @@ def test_growth_measures_time_and_memory_of_every_size(monkeypatch):
     assert all(table.columns == ("×", "1", "2") and len(table.rows) == len(rows) for table in tables)
     memory = rows["confusion matrix of logits, pixels"]["extra_bytes"]
     assert memory["2"] <= 2 * memory["1"] + 4096
-    assert benchmarks_growth.pictures(rows)[0].png.startswith(b"\x89PNG")
+    assert benchmarks_growth.pictures(rows)[0].content.startswith(b"\x89PNG")
 
 
 def test_devices_memory_per_device(small, monkeypatch):
