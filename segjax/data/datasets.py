@@ -103,7 +103,7 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
           split's `label_set` has the other classes only, with train ids from 0 in their order.
         - `rare_class`, optional: the `LabelSet.rare` of two classes; "": the second.
         - `box_classes`, optional: names of classes with objects, at most `max_boxes` per class and image: the labels
-          are the ids of a `segjax.data.boxes.ObjectSource`.
+          are the ids of a `segjax.data.objects.ObjectSource`.
         - `channels` and `dtype`, optional: those that the images must have; None: any.
         - `on_error`, optional: "raise", or "skip" to leave bad pairs of image and mask out and list the reasons in
           the split's `skipped`. "skip" prepares the data set in a folder of its own.
@@ -143,7 +143,7 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
     if not set(objects) <= set(classes.names) or len(set(objects)) < len(objects):
         expected = f"different classes of {name}, {', '.join(classes.names)}"
         raise DataError(f"config.data.box_classes must be {expected}; got {objects!r}")
-    from segjax.data.boxes import ObjectSource  # for detectors only
+    from segjax.data.objects import ObjectSource  # for detectors only
 
     drawn = getattr(data_config, "scene_seed", 0) if DATASETS[name] is builders.RoadDebris else None
     return ObjectSource(source, objects, data_config.max_boxes, drawn)

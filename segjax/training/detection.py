@@ -1,6 +1,6 @@
 """Objective and evaluation of detectors, in place of those of segmentation networks.
 
-Labels are the `object_ids` of `segjax.data.boxes`, from which the boxes are computed on the device.
+Labels are the `object_ids` of `segjax.data.objects`, from which the boxes are computed on the device.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from segjax import boxes, inference, losses, metrics
 from segjax.data import Source
-from segjax.data.boxes import image_boxes
+from segjax.data.objects import image_boxes
 from segjax.inference.detector import AnchorOptions, Detector, detect_boxes
 from segjax.models import DetectorOutput
 from segjax.training.evaluation import count_batches, counter, images_of, preprocessing_of, split_facts

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segjax import boxes, losses
-from segjax.data.boxes import ObjectSource, image_boxes
+from segjax.data.objects import ObjectSource, image_boxes
 from segjax.models import DetectorOutput
 from segjax.trained_run import load_run, score_run
 from segjax.training import ConfigError, parallel, train, validate

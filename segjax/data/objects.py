@@ -1,4 +1,4 @@
-"""Boxes of objects from masks: the objects are the connected components of a class, or the pieces of drawn debris.
+"""Objects of masks, and their boxes: connected components of a class, or the pieces of drawn debris.
 
 On the host each object gets an id of its own, which takes the place of the class in the label map, so that loading
 and augmentation treat objects as they treat classes. On the device the boxes are those of the pixels of an id, and so

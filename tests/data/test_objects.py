@@ -8,8 +8,8 @@ import pytest
 
 from segjax.data import DataError, road_debris
 from segjax.data.augment import augment, example_keys
-from segjax.data.boxes import ObjectSource, fragment_ids, image_boxes, object_ids
 from segjax.data.labels import VOID
+from segjax.data.objects import ObjectSource, fragment_ids, image_boxes, object_ids
 
 # Two objects of class 1, of which one is L-shaped; one of class 2 that touches the border; void; class 3.
 LABEL = np.zeros((12, 16), np.uint8)
