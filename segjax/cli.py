@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from ml_collections.config_flags import config_flags
 
 from segjax.storage import escape_what_cannot_be_encoded, printable, say
 from segjax.training import MISTAKES, ConfigError, Terminated
-from segjax.training.config import FIELDS, Field, changed, check_known, unknown_field
+from segjax.training.config import FIELDS, FRACTION, Field, changed, check_known, unknown_field
 
 app.define_help_flags()
 _LIBRARY_FLAGS = frozenset(flags.FLAGS)  # of absl, grain and others: `--help` leaves them out
@@ -203,6 +203,13 @@ def refuse_together(*names: str) -> None:
     given = [f"--{name}" for name in names if flags.FLAGS[name].value is not None]
     if len(given) > 1:
         raise app.UsageError(f"{' and '.join(given)} exclude each other; remove all but one")
+
+
+def refuse_flags(names: Iterable[str], reason: str) -> None:
+    """Raises UsageError for the first of these flags that is given."""
+    for name in names:
+        if flags.FLAGS[name].present:
+            raise app.UsageError(f"--{name} {reason}: remove it")
 
 
 def _parsed(argv: list[str], required: Sequence[tuple[str, ...]], subcommands: Mapping[str, Subcommand]) -> list[str]:
@@ -509,6 +516,11 @@ def define_guarantee(name: str, help_text: str) -> None:
     """Defines a flag `--name`, which is True, or `--name=LEVEL`, in (0, 1); default None."""
     parser = _BareOrNumber(Field(None, help_text, range="(0, 1)", optional=float))
     flags.DEFINE(parser, name, None, help_text, boolean=True)
+
+
+def define_min_score() -> None:
+    """Defines `--min_score`, the `min_score` of `inference.write_detections`."""
+    define_number("min_score", 0.5, FRACTION, "Detectors: smallest score of the boxes in NAME_boxes.png.")
 
 
 def define_overwrite() -> None:

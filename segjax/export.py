@@ -3,11 +3,12 @@
 Examples:
   segjax export --checkpoint=runs/debris --output=exported --uncertainty
   segjax export --checkpoint=runs/camvid --output=fixed --size=360,480
+  segjax export --checkpoint=runs/boxes --min_score=0.3
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from jaxtyping import Array, Shaped
 
 from segjax import cli, metrics, missing_extra
 from segjax.data.labels import class_values
-from segjax.inference import PredictOptions, class_logits, standalone_predict
+from segjax.data.resize import equal_sizes
+from segjax.inference import PredictOptions, Preprocessing, class_logits, detect_boxes, standalone_predict
 from segjax.inference.predictor import fingerprint, mask_and_calibrated_logits, prediction_sets
 from segjax.storage import check_outputs, nan_to_none, output_folder, read_json, say, to_json, write_outputs
 from segjax.trained_run import (
@@ -37,12 +39,30 @@ from segjax.training.provenance import provenance
 
 FLAGS = flags.FLAGS
 MODEL_FILE, CARD_FILE, SCRIPT_FILE = "model.stablehlo", "card.json", "run.py"
+# Options of masks, which a detector does not have.
+_OF_MASKS = ("uncertainty", "values", "calibrated", "calibration", "guarantee", "class", "sets")
 
 
 def main(argv: list[str]) -> None:
     """Writes model.stablehlo, card.json and run.py."""
     cli.refuse_arguments(argv)
-    run, output, size = load_run(FLAGS.checkpoint, FLAGS.calibration), FLAGS.output, FLAGS.size
+    run = load_run(FLAGS.checkpoint, FLAGS.calibration, detectors=True)
+    if run.config.data.box_classes:
+        cli.refuse_flags(_OF_MASKS, f"is for segmentation networks; {run.name} is a detector")
+        chosen = {"min_score": FLAGS.min_score}
+    else:
+        cli.refuse_flags(["min_score"], f"is for detectors; {run.name} is a segmentation network")
+        chosen = _mask_choices(run)
+    card = export_run(run, FLAGS.output, size=FLAGS.size, **chosen, overwrite=FLAGS.overwrite)
+    images = "images of " + ("x".join(map(str, FLAGS.size)) if FLAGS.size else "any size")
+    megabytes = card["files"][MODEL_FILE]["bytes"] / 1e6
+    network = f"{run.config.model.name} of " + (f"{len(run.runs)} runs" if run.runs else f"step {run.step}")
+    say(f"{network}: {images}; {', '.join(card['platforms'])}")
+    say(f"wrote {FLAGS.output}: {MODEL_FILE} ({megabytes:.1f} MB), {CARD_FILE}, {SCRIPT_FILE}")
+
+
+def _mask_choices(run: TrainedRun) -> dict[str, Any]:
+    """Returns the arguments of `export_run` that the flags of masks select, and prints a line about each guarantee."""
     options, guarantees = PredictOptions(run.preprocessing.size), {}
     scaling, scaled = stored_scaling(run, options) if FLAGS.calibrated else (None, "")
     options = dataclasses.replace(options, scaling=scaling)
@@ -59,14 +79,8 @@ def main(argv: list[str]) -> None:
         say(line)
     if scaled:
         say(scaled)
-    chosen = {"uncertainty": FLAGS.uncertainty, "size": size, "options": options, "guarantees": guarantees}
-    chosen["values"] = FLAGS["values"].value
-    card = export_run(run, output, **chosen, overwrite=FLAGS.overwrite)
-    images = "images of " + ("x".join(map(str, size)) if size else "any size")
-    megabytes = card["files"][MODEL_FILE]["bytes"] / 1e6
-    network = f"{run.config.model.name} of " + (f"{len(run.runs)} runs" if run.runs else f"step {run.step}")
-    say(f"{network}: {images}; {', '.join(card['platforms'])}")
-    say(f"wrote {output}: {MODEL_FILE} ({megabytes:.1f} MB), {CARD_FILE}, {SCRIPT_FILE}")
+    chosen = {"uncertainty": FLAGS.uncertainty, "options": options, "guarantees": guarantees}
+    return chosen | {"values": FLAGS["values"].value}
 
 
 def export_run(
@@ -78,29 +92,35 @@ def export_run(
     options: PredictOptions | None = None,
     guarantees: Mapping[str, Any] | None = None,
     values: str = "index",
+    min_score: float = 0.5,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes `model.stablehlo`, `card.json` and `run.py` into the folder `output`, and returns the card.
 
     All are written or none: a full disk leaves an earlier export complete. `uncertainty`, `size` and `options` are
     those of `lower_network`, and `guarantees` those of the options: "guarantee" of the mask, and "sets". `values` is
-    that of `inference.OutputOptions`, for the files of `run.py`; the network itself returns class indices. Without
-    flatbuffers it raises ConfigError; if `output` cannot be written, StorageError or OSError; for a file of this name
-    that is not an earlier export, without `overwrite`, ForeignFileError.
+    that of `inference.OutputOptions`, for the files of `run.py`; the network itself returns class indices. A detector
+    has only `size` and `min_score`, the smallest score of the boxes that `run.py` draws.
+
+    Without flatbuffers it raises ConfigError; if `output` cannot be written, StorageError or OSError; for a file of
+    this name that is not an earlier export, without `overwrite`, ForeignFileError.
     """
     if message := missing_extra("export", "segjax export"):
         raise ConfigError(message)
     folder = output_folder(output)
     check_outputs([folder / name for name in (MODEL_FILE, CARD_FILE, SCRIPT_FILE)], overwrite=overwrite)
-    exported = lower_network(run, uncertainty=uncertainty, size=size, options=options)
-    data, script = bytes(exported.serialize()), Path(standalone_predict.__file__).read_bytes()
-    calibration = {"scaling": options.scaling if options else None, "guarantee": None, **(guarantees or {})}
     card = model_card(run, uncertainty=uncertainty, size=size)
-    if options and options.set_thresholds is not None:
-        card["output"]["sets"] = "bool [b, H, W, C], True for the classes in the set of a pixel, see `calibration`"
-    card |= {
-        "file_values": class_values(run.label_set).tolist() if values == "dataset" else None,
-        "calibration": calibration,
+    if run.config.data.box_classes:
+        exported, own = lower_detector(run, size=size), {"min_score": min_score}
+    else:
+        exported = lower_network(run, uncertainty=uncertainty, size=size, options=options)
+        calibration = {"scaling": options.scaling if options else None, "guarantee": None, **(guarantees or {})}
+        file_values = class_values(run.label_set).tolist() if values == "dataset" else None
+        own = {"file_values": file_values, "calibration": calibration}
+        if options and options.set_thresholds is not None:
+            card["output"]["sets"] = "bool [b, H, W, C], True for the classes in the set of a pixel, see `calibration`"
+    data, script = bytes(exported.serialize()), Path(standalone_predict.__file__).read_bytes()
+    card |= own | {
         "files": {MODEL_FILE: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
         "platforms": list(exported.platforms),
         "calling_convention_version": exported.calling_convention_version,
@@ -132,9 +152,6 @@ def lower_network(
     model = run.model.clone(dropout="analytic" if analytic else "none", remat=False, axis_name=None)
 
     def predict(images: Shaped[Array, "..."]) -> dict[str, jax.Array]:
-        if preprocessing.value_range is not None:
-            low, high = preprocessing.value_range
-            images = jnp.clip((images - low) * (255 / (high - low)), 0, 255)
         output = model.apply(variables, preprocessing.network_input(images), train=False)
         logits = class_logits(preprocessing.to_native(output.logits, images.shape[1:3]), preprocessing.num_classes)
         mask, calibrated = mask_and_calibrated_logits(logits, options)
@@ -153,10 +170,43 @@ def lower_network(
             found[name] = preprocessing.to_native(values[..., None], images.shape[1:3])[..., 0]
         return found
 
+    return _lower(predict, preprocessing, size)
+
+
+def lower_detector(run: TrainedRun, *, size: tuple[int, int] | None = None) -> jax_export.Exported:
+    """Lowers the detection of objects in images `[b, H, W, channels]`, parameters included, for CPU, CUDA and TPU.
+
+    Images and `size` are those of `lower_network`. The program returns a dictionary: "count", int32 `[b]`, the number
+    of detections of each image, which come first by decreasing score in "boxes" float32 `[b, D, 4]`, in pixels of the
+    image, "scores" float32 `[b, D]` and "classes" int32 `[b, D]`; the rest of these is 0. They are those of
+    `TrainedRun.detector`.
+    """
+    from segjax.training.detection import anchor_options  # loaded for detectors only
+
+    model, preprocessing = run.model.clone(remat=False, axis_name=None), run.detector().preprocessing
+    variables, anchors = run.state.variables, anchor_options(run.config)
+
+    def predict(images: Shaped[Array, "..."]) -> dict[str, jax.Array]:
+        sizes = equal_sizes(images.shape[1:3], images.shape[0])
+        boxes, scores, classes, where = detect_boxes(model, variables, images, sizes, preprocessing, anchors)
+        return {"boxes": boxes, "scores": scores, "classes": classes, "count": where.sum(axis=-1, dtype=jnp.int32)}
+
+    return _lower(predict, preprocessing, size)
+
+
+def _lower(predict: Callable, preprocessing: Preprocessing, size: tuple[int, int] | None) -> jax_export.Exported:
+    """Lowers `predict(images)` of images of 0..255, or with the values of the image files, which it scales first."""
+
+    def program(images: Shaped[Array, "..."]) -> dict[str, jax.Array]:
+        if preprocessing.value_range is not None:
+            low, high = preprocessing.value_range
+            images = jnp.clip((images - low) * (255 / (high - low)), 0, 255)
+        return predict(images)
+
     shape = jax_export.symbolic_shape("b, h, w") if size is None else (*jax_export.symbolic_shape("b"), *size)
     dtype = jnp.uint8 if preprocessing.value_range is None else jnp.float32
     images = jax.ShapeDtypeStruct((*shape, preprocessing.channels), dtype)
-    return jax_export.export(jax.jit(predict), platforms=("cpu", "cuda", "tpu"))(images)
+    return jax_export.export(jax.jit(program), platforms=("cpu", "cuda", "tpu"))(images)
 
 
 def model_card(run: TrainedRun, *, uncertainty: bool, size: tuple[int, int] | None) -> dict[str, Any]:
@@ -166,6 +216,54 @@ def model_card(run: TrainedRun, *, uncertainty: bool, size: tuple[int, int] | No
     if value_range is not None:
         low, high = value_range
         pixels = f"float32, the values of the image files, clipped to {low:g}..{high:g}"
+    back, classes = "logits are resized back to H × W", list(labels.names)
+    if config.data.box_classes:
+        back, classes = "boxes are scaled back to H × W", list(config.data.box_classes)
+    colours = labels.palette[[labels.names.index(name) for name in classes]].tolist()
+    return {
+        "network": {
+            "name": config.model.name,
+            "members": run.members,
+            "parameters": run.state.num_parameters,
+            "fingerprint": fingerprint(run.state.variables),
+        },
+        "classes": [{"name": n, "colour": c} for n, c in zip(classes, colours, strict=True)],
+        "input": {
+            "array": f"{pixels}, [b, H, W, channels], any b; three channels are in the order RGB",
+            "range": value_range,
+            "dtype": run.preprocessing.dtype,
+            "channels": run.preprocessing.channels,
+            "size": None if size is None else list(size),
+        },
+        "preprocessing": {
+            "applied": "inside: resized to `size` bilinearly with antialiasing, then (image / 255 - mean) / std; "
+            f"{back}; with `letterbox`, images keep their proportions and are padded with 0 "
+            "at the bottom and the right",
+            "size": list(config.data.size),
+            "letterbox": config.data.letterbox,
+            "mean": list(config.data.mean),
+            "std": list(config.data.std),
+        },
+        "output": _outputs(run, uncertainty),
+        "data": {"name": config.data.name, "evaluated_on": config.data.eval_split},
+        "checkpoint_step": run.step,
+        "runs": run.record().get("runs", []),
+        "scores": _scores(run),
+        "config": leaves(config),
+        "exported_by": provenance(),
+        "needs": f"jax {jax.__version__} or a few releases later, and flatbuffers",
+    }
+
+
+def _outputs(run: TrainedRun, uncertainty: bool) -> dict[str, str]:
+    """Returns a description of each output of the exported network by its name."""
+    if run.config.data.box_classes:
+        return {
+            "count": "int32 [b], the number of detections of each image; they come first, by decreasing score",
+            "boxes": "float32 [b, D, 4], x_min, y_min, x_max, y_max in pixels of the image, from its upper left corner",
+            "scores": "float32 [b, D], probabilities",
+            "classes": "int32 [b, D], the index of the class",
+        }
     output = {
         "mask": "uint8 [b, H, W], the index of the class: the likeliest, or that of `guarantee` by its rule",
         "probabilities": "float32 [b, H, W, C], C the classes in their order, sum 1; after `scaling`, if there is one",
@@ -177,42 +275,10 @@ def model_card(run: TrainedRun, *, uncertainty: bool, size: tuple[int, int] | No
     elif uncertainty:
         output["variance"] = (
             f"float32 [b, H, W], squared logits: variance of the logits under dropout of the head at rate "
-            f"{config.model.dropout_rate}, in closed form, mean over the outputs; the network was trained with "
-            f"dropout={config.model.dropout!r}"
+            f"{run.config.model.dropout_rate}, in closed form, mean over the outputs; the network was trained with "
+            f"dropout={run.config.model.dropout!r}"
         )
-    return {
-        "network": {
-            "name": config.model.name,
-            "members": run.members,
-            "parameters": run.state.num_parameters,
-            "fingerprint": fingerprint(run.state.variables),
-        },
-        "classes": [{"name": n, "colour": c} for n, c in zip(labels.names, labels.palette.tolist(), strict=True)],
-        "input": {
-            "array": f"{pixels}, [b, H, W, channels], any b; three channels are in the order RGB",
-            "range": value_range,
-            "dtype": run.preprocessing.dtype,
-            "channels": run.preprocessing.channels,
-            "size": None if size is None else list(size),
-        },
-        "preprocessing": {
-            "applied": "inside: resized to `size` bilinearly with antialiasing, then (image / 255 - mean) / std; "
-            "logits are resized back to H × W; with `letterbox`, images keep their proportions and are padded with 0 "
-            "at the bottom and the right",
-            "size": list(config.data.size),
-            "letterbox": config.data.letterbox,
-            "mean": list(config.data.mean),
-            "std": list(config.data.std),
-        },
-        "output": output,
-        "data": {"name": config.data.name, "evaluated_on": config.data.eval_split},
-        "checkpoint_step": run.step,
-        "runs": run.record().get("runs", []),
-        "scores": _scores(run),
-        "config": leaves(config),
-        "exported_by": provenance(),
-        "needs": f"jax {jax.__version__} or a few releases later, and flatbuffers",
-    }
+    return output
 
 
 def _scores(run: TrainedRun) -> dict[str, Any] | None:
@@ -244,6 +310,7 @@ if __name__ == "__main__":
     cli.define_calibration()
     cli.define_guarantee("guarantee", "Export the mask of segjax calibrate --risk=fnr; =LEVEL selects one.")
     flags.DEFINE_string("class", None, "Class of the guarantee, where several are stored.")
+    cli.define_min_score()
     cli.define_guarantee("sets", "Export the sets of segjax calibrate --risk=miscoverage; =LEVEL selects one.")
     cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

@@ -45,8 +45,7 @@ def main(argv: list[str]) -> None:
     if run.config.data.box_classes:
         _write_detections(run, files, output)
         return
-    if FLAGS["min_score"].present:
-        raise app.UsageError(f"--min_score is for detectors; {run.name} is a segmentation network: remove it")
+    cli.refuse_flags(["min_score"], f"is for detectors; {run.name} is a segmentation network")
     class_index, options = find_class(run, FLAGS["class"].value), _predict_options(run)
     for name in ("at_precision", "guarantee", "sets"):
         if FLAGS[name].value is not None and (changed := options.non_default()):
@@ -79,9 +78,7 @@ def main(argv: list[str]) -> None:
 
 
 def _write_detections(run: TrainedRun, files: dict[str, RawFile], output: Any) -> None:
-    for name in _OF_MASKS:
-        if FLAGS[name].present:
-            raise app.UsageError(f"--{name} is for segmentation networks; {run.name} is a detector: remove it")
+    cli.refuse_flags(_OF_MASKS, f"is for segmentation networks; {run.name} is a detector")
     names = list(run.config.data.box_classes)
     palette = run.label_set.palette[[run.label_set.names.index(name) for name in names]]
     origin = {"checkpoint": run.name, **run.record(), "segjax": __version__, "made_by": numerics(provenance())}
@@ -155,7 +152,7 @@ if __name__ == "__main__":
     cli.define_guarantee("sets", "Write NAME_set.png: size of the set of segjax calibrate --risk=miscoverage.")
     cli.define_calibrated()
     cli.define_calibration()
-    cli.define_number("min_score", 0.5, FRACTION, "Detectors: smallest score of the boxes in NAME_boxes.png.")
+    cli.define_min_score()
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Stop at a bad image file, or skip it.")
     flags.DEFINE_enum("augment", "none", list(inference.AUGMENTATIONS), "Average over copies of the image.")
     cli.define_number("samples", 0, COUNT_OR_ZERO, "Average over this many dropout masks of the head; 0: none.")

@@ -162,15 +162,6 @@ def test_predict_of_images_of_every_format_with_the_values_of_the_data_set(run, 
 
 
 @pytest.mark.slow
-def test_predict_min_score_is_for_detectors(run, street, tmp_path, run_command):
-    status, _, error = run_command(
-        "predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", "--min_score=0.3", street
-    )
-    assert status == 1
-    assert "--min_score is for detectors" in error
-
-
-@pytest.mark.slow
 def test_predict_names_a_file_that_is_not_an_image(run, tmp_path, run_command):
     text = tmp_path / "notes.png"
     text.write_text("not an image")
@@ -281,6 +272,14 @@ def test_exported_script_predicts_an_image(run, street, tmp_path, python):
     mask = np.asarray(Image.open(street / "è" / "one_mask.png"))
     assert mask.shape == (50, 70)
     assert set(np.unique(mask)) <= {0, 1}
+
+
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_min_score_is_for_detectors(run, street, tmp_path, run_command, command):
+    arguments = [f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", "--min_score=0.3"]
+    status, _, error = run_command(command, *arguments, *([street] if command == "predict" else []))
+    assert status == 1
+    assert f"--min_score is for detectors; {run[0]} is a segmentation network: remove it" in error
 
 
 def test_report_contains_the_scores_at_the_end_of_training(run, run_command):

@@ -107,6 +107,33 @@ def trained(run_config, tmp_path_factory, record_reads, quiet):
 
 
 @pytest.fixture(scope="session")
+def detector_config(config):
+    """Returns the config of a RetinaNet of width 4 on scenes of 64×96 pixels. Tests change the copy `detector`."""
+    config = config.copy_and_resolve_references()
+    config.data.box_classes, config.data.max_boxes, config.data.size = ("debris",), 20, (64, 96)
+    config.model.name, config.model.width, config.model.hidden = "retinanet", 4, 8
+    config.model.depth, config.model.padding = 4, "reflect"  # those of a U-Net
+    config.model.levels, config.model.anchor_base = (2, 3, 4, 5), 1.0
+    config.model.prior, config.objective.normalizer = (0.01,), "positives"
+    return config
+
+
+@pytest.fixture
+def detector(detector_config):
+    """Returns a copy of `detector_config` for each test to change."""
+    return detector_config.copy_and_resolve_references()
+
+
+@pytest.fixture(scope="session")
+def trained_detector(detector_config, tmp_path_factory, quiet):
+    """Returns the workdir of one finished run of a detector, not to be changed."""
+    config, workdir = detector_config.copy_and_resolve_references(), tmp_path_factory.mktemp("trained_detector") / "run"
+    config.training.steps = 2
+    train(config, workdir, console=quiet())
+    return workdir
+
+
+@pytest.fixture(scope="session")
 def tiny_flags():
     """Returns `tiny_flags(**changes)`: flags of `segjax.train` for a tiny run."""
 

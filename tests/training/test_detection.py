@@ -1,5 +1,7 @@
 """Detectors: their config, objective, scores and a short training."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -11,29 +13,18 @@ from segjax import boxes, losses
 from segjax.data.objects import ObjectSource, image_boxes
 from segjax.models import DetectorOutput
 from segjax.trained_run import load_run, score_run
-from segjax.training import ConfigError, parallel, train, validate
+from segjax.training import ConfigError, parallel, validate
 from segjax.training.config import from_leaves, leaves
 from segjax.training.detection import evaluate_detector, make_detector_objective
 from segjax.training.objective import hparams_from_config
 from segjax.training.train_step import TrainState, init_state, make_model
 
 SIZE = (64, 96)
+IMAGES = Path(__file__).parent.parent / "data" / "cases" / "predict_folder"
 RNG = np.random.default_rng(0)
 IDS = np.zeros((2, *SIZE), np.int32)
 IDS[0, 4:12, 8:20], IDS[0, 30:34, 40:44], IDS[1, 20:30, 60:66] = 1, 2, 1
 IDS[:, :2] = 255
-
-
-@pytest.fixture
-def detector(config):
-    """Returns the config of a RetinaNet of width 4 on scenes of 64×96 pixels."""
-    config = config.copy_and_resolve_references()
-    config.data.box_classes, config.data.max_boxes, config.data.size = ("debris",), 20, SIZE
-    config.model.name, config.model.width, config.model.hidden = "retinanet", 4, 8
-    config.model.depth, config.model.padding = 4, "reflect"  # those of a U-Net
-    config.model.levels, config.model.anchor_base = (2, 3, 4, 5), 1.0
-    config.model.prior, config.objective.normalizer = (0.01,), "positives"
-    return config
 
 
 def grid(config):
@@ -153,19 +144,37 @@ def test_make_model_of_a_detector(detector):
 
 
 @pytest.mark.slow
-def test_train_a_detector_and_score_it_again(detector, tmp_path, quiet):
-    detector.training.steps = 2
-    state = init_state(detector, make_model(detector, 2))
-    bias = state.params["classification"]["linear"]["bias"]
+def test_init_state_of_a_detector_has_the_prior_at_every_anchor(detector):
+    bias = init_state(detector, make_model(detector, 2)).params["classification"]["linear"]["bias"]
     np.testing.assert_allclose(bias, np.full(9, -np.log(99)), rtol=1e-6)
-    scores = train(detector, tmp_path / "run", console=quiet())
+
+
+@pytest.mark.slow
+def test_train_a_detector_and_score_it_again(trained_detector):
+    scores = json.loads((trained_detector / "scores.json").read_text())
     assert scores["images"] == 6
     assert scores["objects"][0] > 0
     assert 0 <= scores["ap"] <= 1
-    run = load_run(tmp_path / "run" / "checkpoints" / "latest", detectors=True)
+    run = load_run(trained_detector / "checkpoints" / "latest", detectors=True)
     again = score_run(run, "val")
     np.testing.assert_equal({name: scores[name] for name in again}, again)
     found = run.detector(score_threshold=0.0, max_detections=3)(np.zeros((40, 50, 3), np.uint8))
     assert found.boxes.shape == (3, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "flag"), [("export", "--uncertainty"), ("export", "--nocalibrated"), ("predict", "--values=dataset")]
+)
+def test_commands_refuse_options_of_masks_for_detectors(trained_detector, run_command, command, flag):
+    images = [IMAGES] if command == "predict" else []
+    status, _, error = run_command(command, f"--checkpoint={trained_detector}", flag, *images)
+    assert status == 1
+    name = flag.split("=")[0].replace("--no", "--")
+    assert f"{name} is for segmentation networks; {trained_detector} is a detector: remove it" in error
+
+
+@pytest.mark.slow
+def test_calibrate_refuses_detectors(trained_detector):
     with pytest.raises(ConfigError, match=r"is a run of a detector, retinanet, .*; name a run of a segmentation"):
-        load_run(tmp_path / "run")
+        load_run(trained_detector)

@@ -15,7 +15,7 @@ from PIL import Image
 from segjax import export, metrics
 from segjax.data import label_set
 from segjax.data.decode import predicted_values
-from segjax.inference import PredictOptions, standalone_predict
+from segjax.inference import PredictOptions, draw_boxes, standalone_predict
 from segjax.inference.predictor import fingerprint
 from segjax.trained_run import TrainedRun
 from segjax.training.config import ConfigError
@@ -293,6 +293,106 @@ def test_lower_network_for_one_size_with_a_calibration_equals_the_predictor(run,
         np.testing.assert_allclose(found["probabilities"][i], expected.probabilities, rtol=1e-4)
         if options.set_thresholds:
             np.testing.assert_array_equal(found["sets"][i], expected.sets)
+
+
+@pytest.fixture(scope="module")
+def detector_run(detector_config):
+    """Returns the run of a detector that was not trained, with scores around one half."""
+    config = detector_config.copy_and_resolve_references()
+    config.model.prior = (0.5,)
+    model = make_model(config, 2)
+    return TrainedRun(epath.Path("nowhere"), config, model, init_state(config, model), label_set(config.data))
+
+
+@pytest.fixture(scope="module")
+def exported_detector(detector_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported_detector")
+    return folder, export.export_run(detector_run, folder, min_score=0.25)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_exported_detector_equals_the_detector(detector_run, exported_detector, images, shape):
+    network, _ = standalone_predict.load(exported_detector[0])
+    batch, detect = images[str(SHAPES.index(shape))], detector_run.detector()
+    found = standalone_predict.predict(network, batch)
+    for i, image in enumerate(batch):
+        expected = detect(image)
+        assert found["count"][i] == len(expected.scores) > 20
+        first = slice(found["count"][i])
+        np.testing.assert_array_equal(found["classes"][i, first], expected.classes)
+        np.testing.assert_allclose(found["scores"][i, first], expected.scores, atol=1e-6)
+        np.testing.assert_allclose(found["boxes"][i, first], expected.boxes, atol=1e-4)
+
+
+def test_card_of_a_detector(exported_detector):
+    _, card = exported_detector
+    assert card["classes"] == [{"name": "debris", "colour": [230, 60, 40]}]
+    assert list(card["output"]) == ["count", "boxes", "scores", "classes"]
+    assert card["min_score"] == 0.25
+    assert "boxes are scaled back" in card["preprocessing"]["applied"]
+    assert not {"calibration", "file_values"} & set(card)
+
+
+@pytest.mark.slow
+def test_export_command_of_a_detector(trained_detector, tmp_path, run_command):
+    arguments = (f"--checkpoint={trained_detector}", f"--output={tmp_path}")
+    status, printed, error = run_command("export", *arguments, "--min_score=0.25")
+    assert (status, error) == (0, "")
+    assert "retinanet of step 2: images of any size; cpu, cuda, tpu" in printed
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert (card["min_score"], card["scores"]["images"]) == (0.25, 6)
+
+
+@pytest.fixture
+def detector_script(monkeypatch):
+    """Returns the `main` of `run.py` of a detector that finds two boxes, of scores 0.75 and 0.25."""
+    classes = [{"name": "stone", "colour": [200, 0, 0]}, {"name": "tyre", "colour": [0, 200, 0]}]
+    card = {"input": {"size": None, "channels": 1}, "output": {"boxes": ""}, "classes": classes}
+    card |= {"min_score": 0.5, "network": {"name": "retinanet"}}
+    found = {
+        "count": np.array([2], np.int32),
+        "boxes": np.array([[[10, 30, 24.5, 41], [2, 2, 5, 6], [0, 0, 0, 0]]], np.float32),
+        "scores": np.array([[0.75, 0.25, 0]], np.float32),
+        "classes": np.array([[1, 0, 0]], np.int32),
+    }
+    monkeypatch.setattr(standalone_predict, "load", lambda folder: (None, card))
+    monkeypatch.setattr(standalone_predict, "predict", lambda network, images: found)
+    return lambda *names: standalone_predict.main([str(name) for name in names])
+
+
+@pytest.fixture
+def two_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((60, 80), 9, np.uint8)).save(name)
+
+
+def test_script_writes_the_detections_of_all_images_as_coco(detector_script, two_images):
+    detector_script("a.png", "b.png")
+    detector_script("a.png", "b.png")  # it overwrites its own files
+    with open("detections.json", encoding="utf-8") as file:
+        found = json.load(file)
+    assert found["images"][1] == {"id": 2, "file_name": "b.png", "height": 60, "width": 80}
+    assert found["categories"] == [{"id": 1, "name": "stone"}, {"id": 2, "name": "tyre"}]
+    one = {"id": 3, "image_id": 2, "category_id": 2, "iscrowd": 0, "bbox": [10, 30, 14.5, 11], "area": 159.5}
+    assert found["annotations"][2] == one | {"score": 0.75}
+    assert len(found["annotations"]) == 4
+
+
+def test_script_draws_the_boxes_of_segjax_predict(detector_script, two_images):
+    detector_script("a.png")
+    drawn = np.asarray(Image.open("a_boxes.png"))
+    box, colour = np.array([[10, 30, 24.5, 41]]), np.array([[0, 200, 0]], np.uint8)
+    expected = draw_boxes(np.full((60, 80, 1), 9, np.uint8), box, colour)
+    np.testing.assert_array_equal(drawn[30:], expected[30:])
+    assert (drawn[:30] == (0, 200, 0)).all(axis=-1).any()  # the text, above the box
+
+
+def test_script_keeps_detections_of_the_user(detector_script, two_images, tmp_path):
+    (tmp_path / "detections.json").write_text('{"info": {}}')
+    with pytest.raises(SystemExit, match=r"detections\.json: exists, and run\.py did not write it; move it away"):
+        detector_script("a.png")
+    assert not (tmp_path / "a_boxes.png").exists()
 
 
 def test_export_names_the_extra_that_installs_flatbuffers(run, tmp_path, monkeypatch):
