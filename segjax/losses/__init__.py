@@ -9,7 +9,7 @@ from segjax.losses.classification import (
     softmax_cross_entropy,
     softmax_focal_loss,
 )
-from segjax.losses.detection import AnchorTargets, anchor_targets, box_loss
+from segjax.losses.detection import AnchorTargets, DetectionLoss, anchor_targets, box_loss, retinanet_loss
 from segjax.losses.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
 from segjax.losses.reduction import hard_pixels, mean
 from segjax.losses.region import dice_loss, generalized_dice_loss, jaccard_loss, tversky_loss
@@ -18,6 +18,7 @@ from segjax.losses.weights import boundary_mask, boundary_weights, class_weights
 
 __all__ = [
     "AnchorTargets",
+    "DetectionLoss",
     "anchor_targets",
     "boundary_mask",
     "boundary_weights",
@@ -36,6 +37,7 @@ __all__ = [
     "mean",
     "prior_bias",
     "prior_bias_softmax",
+    "retinanet_loss",
     "sigmoid_cross_entropy",
     "sigmoid_focal_loss",
     "sigmoid_focal_star_loss",

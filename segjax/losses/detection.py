@@ -1,6 +1,6 @@
-"""Losses of a dense detector: the targets of its anchors, and the loss of their boxes.
+"""Losses of a dense detector: the targets of its anchors, the loss of their boxes, and RetinaNet's loss of both.
 
-For the classes, use the per-pixel losses with anchors in place of pixels, see `anchor_targets`.
+For another loss of the classes, use the per-pixel losses with anchors in place of pixels, see `retinanet_loss`.
 """
 
 from typing import NamedTuple
@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from segjax import boxes as geometry
 from segjax import checks
-from segjax.checks import Scalar
-from segjax.losses.classification import huber_loss
+from segjax.checks import AxisName, Scalar
+from segjax.losses.classification import huber_loss, sigmoid_focal_loss
+from segjax.losses.reduction import mean
 
 
 class AnchorTargets(NamedTuple):
@@ -49,19 +50,7 @@ def anchor_targets(
     .. math:: t_{ac} = [c = c_{m(a)}], \qquad o_a = \text{encode}(b_{m(a)}, a), \qquad
         m = \text{match\_anchors}(a, b)
 
-    RetinaNet's loss of the output (logits, offsets) of a detector is then
-
-    >>> from segjax.losses import mean, sigmoid_focal_loss
-    >>> def retinanet_loss(logits, offsets, targets, axis_name=None):
-    ...     where, matched = targets.where[..., None], targets.matched
-    ...     classes = sigmoid_focal_loss(logits, targets.classes, gamma=2.0, alpha=0.25, where=where)
-    ...     boxes = box_loss(offsets, targets.offsets, where=matched)
-    ...     per_positive = {"normalizer": "positives", "axis_name": axis_name}
-    ...     classes = mean(classes, where=where, positives=targets.classes == 1, **per_positive)
-    ...     return classes + mean(boxes, where=matched, positives=matched, **per_positive)
-
-    and OHEM 1:3 selects `hard_pixels(..., where=where, positives=targets.classes == 1, negatives_per_positive=3)` of
-    the losses of the classes.
+    `retinanet_loss` is a loss of these targets.
 
     Args:
         anchors: `[A, 4]`, see `segjax.boxes.anchors`.
@@ -80,8 +69,6 @@ def anchor_targets(
     >>> print(targets.classes[0], targets.offsets[0, 0])
     [[0 1]
      [0 0]] [0.   0.25 0.   0.  ]
-    >>> round(float(retinanet_loss(jnp.full((1, 2, 2), -4.6), jnp.zeros((1, 2, 4)), targets)), 2)
-    1.32
     """
     boxes, classes = checks.floating("boxes", boxes), checks.integers("classes", classes)
     if boxes.ndim != 3 or boxes.shape[-1] != 4:
@@ -146,3 +133,75 @@ def box_loss(
     beta = checks.finite("beta", beta, checks.widened(offsets.dtype), above=0.0)
     where = None if where is None else checks.mask("where", where, offsets.shape[:-1])[..., None]
     return huber_loss(offsets, targets, delta=beta, where=where).sum(axis=-1) / beta
+
+
+class DetectionLoss(NamedTuple):
+    """The parts of `retinanet_loss`; `total` is the one to minimize.
+
+    Attributes:
+        total: class_loss + box_weight · box_loss.
+        class_loss: focal loss of all logits, per matched anchor.
+        box_loss: smooth L1 loss of the offsets, per matched anchor.
+    """
+
+    total: Float[Array, ""]
+    class_loss: Float[Array, ""]
+    box_loss: Float[Array, ""]
+
+
+def retinanet_loss(
+    logits: Float[ArrayLike, "b anchors c"],
+    offsets: Float[ArrayLike, "b anchors 4"],
+    targets: AnchorTargets,
+    *,
+    gamma: Scalar = 2.0,
+    alpha: Scalar | None = 0.25,
+    beta: Scalar = 1 / 9,
+    box_weight: Scalar = 1.0,
+    axis_name: AxisName = None,
+) -> DetectionLoss:
+    r"""Computes RetinaNet's loss of a batch: focal loss of the classes plus smooth L1 loss of the boxes.
+
+    .. math::
+        L = \frac{1}{P} \sum_{a \text{ not ignored}} \sum_{c} FL(z_{ac}, t_{ac})
+            + \frac{w}{P} \sum_{a \text{ matched}} \frac{1}{β} \sum_{i = 1}^{4} H_β(o_{ai} - t_{ai})
+
+    with FL = `sigmoid_focal_loss`, the second sum = `box_loss`, and P = max(1, number of matched anchors) over the
+    images of all devices. torchvision divides by P of each image instead, and then averages over the images.
+
+    For another loss of the classes or for OHEM, write the two terms yourself: OHEM 1:3 is `hard_pixels` of the loss per
+    logit with `positives=targets.classes == 1` and `negatives_per_positive=3`.
+
+    Args:
+        logits: z, `[B, A, C]`, one per class and anchor, without the background.
+        offsets: o, `[B, A, 4]`, see `segjax.boxes.encode`.
+        targets: t, see `anchor_targets`.
+        gamma: focusing parameter γ ≥ 0.
+        alpha: weight of positive logits in [0, 1], 1 - α for negative ones; None: weight 1 for both.
+        beta: β > 0, as in `box_loss`.
+        box_weight: w ≥ 0, factor of the box loss.
+        axis_name: mapped device axis, or None. Every device gets the same global loss; `pmean` the gradients.
+
+    Returns:
+        Three scalars, at least float32. Without a matched anchor the box loss is 0.
+
+    Raises: TypeError or ValueError if a dtype or shape does not fit, or a number is outside its range.
+
+    References: Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 4.
+
+    >>> anchors = jnp.array([[0.0, 0.0, 4.0, 4.0], [8.0, 0.0, 12.0, 4.0]])
+    >>> targets = anchor_targets(anchors, jnp.array([[[0.0, 1.0, 4.0, 5.0]]]), jnp.array([[1]]), num_classes=2)
+    >>> loss = retinanet_loss(jnp.full((1, 2, 2), -4.6), jnp.zeros((1, 2, 4)), targets)
+    >>> print(f"{loss.class_loss:.3f} + {loss.box_loss:.3f} = {loss.total:.3f}")
+    1.130 + 0.194 = 1.324
+    """
+    kept, matched = targets.where, targets.matched
+    checks.same_shape("logits", jnp.shape(logits), "targets.classes", targets.classes.shape)
+    checks.same_shape("offsets", jnp.shape(offsets), "targets.offsets", targets.offsets.shape)
+    per_logit = sigmoid_focal_loss(logits, targets.classes, gamma=gamma, alpha=alpha, where=kept[..., None])
+    per_box = box_loss(offsets, targets.offsets, beta=beta, where=matched)
+    box_weight = checks.scalar("box_weight", box_weight, per_box.dtype, 0.0)
+    per_matched = {"positives": matched, "normalizer": "positives", "axis_name": axis_name}
+    class_loss = mean(per_logit.sum(axis=-1), where=kept, **per_matched)
+    mean_box_loss = mean(per_box, where=matched, **per_matched)
+    return DetectionLoss(class_loss + box_weight * mean_box_loss, class_loss, mean_box_loss)

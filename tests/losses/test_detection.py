@@ -36,41 +36,62 @@ def targets():
     )
 
 
-def retinanet_loss(outputs, truth, axis_name=None, gamma=2.0, beta=1.0):
-    """Returns the losses of classes and boxes of `(logits, offsets)`, as in the docstring of `anchor_targets`."""
-    (logits, offsets), (found, classes, where) = outputs, truth
+def retinanet_loss(outputs, truth, **options):
+    """Returns `losses.retinanet_loss` of `(logits, offsets)`, with the box loss of torchvision's β = 1."""
+    found, classes, where = truth
     targets = losses.anchor_targets(ANCHORS, found, classes, CLASSES, where=where)
-    per_positive = {"normalizer": "positives", "axis_name": axis_name}
-    kept, positives = targets.where[..., None], targets.classes == 1
-    per_class = losses.sigmoid_focal_loss(logits, targets.classes, gamma=gamma, alpha=0.25, where=kept)
-    per_box = losses.box_loss(offsets, targets.offsets, beta=beta, where=targets.matched)
-    return (
-        losses.mean(per_class, where=kept, positives=positives, **per_positive),
-        losses.mean(per_box, where=targets.matched, positives=targets.matched, **per_positive),
-    )
+    return losses.retinanet_loss(*outputs, targets, **({"beta": 1.0} | options))
 
 
 def with_gradients(outputs, truth, **options):
-    """Returns both losses, and the gradients of their sum by `outputs`."""
+    """Returns the losses, and the gradients of their total by `outputs`."""
 
     def total(outputs):
-        parts = retinanet_loss(outputs, truth, **options)
-        return sum(parts), parts
+        found = retinanet_loss(outputs, truth, **options)
+        return found.total, found
 
-    (_, parts), gradients = jax.value_and_grad(total, has_aux=True)(outputs)
-    return parts, gradients
+    (_, found), gradients = jax.value_and_grad(total, has_aux=True)(outputs)
+    return found, gradients
 
 
 OUTPUTS = (GIVEN["logits"], GIVEN["offsets"])
 
 
-def test_losses_and_gradients_equal_torchvision_per_image():
+def test_retinanet_loss_and_gradients_equal_torchvision_per_image():
     images = jax.tree.map(lambda x: jnp.asarray(x)[:, None], (OUTPUTS, TRUTH))
-    (classes, offsets), gradients = jax.jit(jax.vmap(with_gradients))(*images)
+    (_, classes, offsets), gradients = jax.jit(jax.vmap(with_gradients))(*images)
     norms = [jnp.sqrt((x**2).sum(axis=(1, 2, 3))) for x in gradients]
     names = ("classification", "smooth_l1", "cls_logits gradient", "bbox_regression gradient")
     for name, values in zip(names, (classes, offsets, *norms), strict=True):
         np.testing.assert_allclose(values, [row[name] for row in EXPECTED], rtol=2e-5, err_msg=name)
+
+
+def test_retinanet_loss_divides_by_the_matched_anchors_of_the_batch(targets):
+    loss = jax.jit(partial(losses.retinanet_loss, gamma=0.5, alpha=0.75, box_weight=3.0))(*OUTPUTS, targets)
+    per_logit = losses.sigmoid_focal_loss(OUTPUTS[0], targets.classes, gamma=0.5, alpha=0.75)
+    per_box = losses.box_loss(OUTPUTS[1], targets.offsets)
+    count = sum(row["matched"] for row in EXPECTED)
+    np.testing.assert_allclose(loss.class_loss, per_logit[targets.where].sum() / count, rtol=1e-5)
+    np.testing.assert_allclose(loss.box_loss, per_box[targets.matched].sum() / count, rtol=1e-5)
+    np.testing.assert_allclose(loss.total, loss.class_loss + 3 * loss.box_loss, rtol=1e-6)
+
+
+def test_retinanet_loss_of_images_without_boxes_is_the_sum_over_the_background():
+    targets = losses.anchor_targets(UNIT, jnp.zeros((1, 0, 4)), jnp.zeros((1, 0), jnp.int32), 2)
+    loss = losses.retinanet_loss(jnp.zeros((1, 3, 2)), jnp.ones((1, 3, 4)), targets)
+    expected = 6 * 0.75 * 0.25 * np.log(2)  # 6 logits of p = ½
+    np.testing.assert_allclose(loss, (expected, expected, 0), rtol=1e-6)
+
+
+def test_retinanet_loss_ignores_nan_outputs_of_ignored_anchors():
+    """Anchor 2 overlaps the box with IoU 0.6, between the thresholds."""
+    targets = losses.anchor_targets(UNIT, UNIT[None, :1], jnp.array([[1]]), 2, positive=0.7, negative=0.5)
+    assert targets.where.tolist() == [[True, True, False]]
+    outputs = jnp.zeros((1, 3, 2)).at[0, 2].set(jnp.nan), jnp.zeros((1, 3, 4)).at[0, 1:].set(jnp.nan)
+    value, gradients = jax.value_and_grad(lambda x: losses.retinanet_loss(*x, targets).total)(outputs)
+    assert np.isfinite(value)
+    assert not gradients[0][0, 2].any()
+    assert not gradients[1][0, 1:].any()
 
 
 def test_anchor_targets_match_and_ignore_as_many_anchors_as_torchvision(targets):
@@ -104,9 +125,9 @@ def for_every_gamma(outputs, gammas):
 
 
 @pytest.mark.parametrize("value", [1e4, -1e4, 0.0])
-def test_losses_and_gradients_are_finite_for_every_gamma(value):
+def test_retinanet_loss_and_gradients_are_finite_for_every_gamma(value):
     outputs = jax.tree.map(lambda x: jnp.full_like(x, value), OUTPUTS)
-    gammas = jnp.array([0.0, 0.1, 0.5, 1.0, 2.0, 5.0])
+    gammas = jnp.array([0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0])
     found = for_every_gamma(outputs, gammas)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
@@ -144,6 +165,13 @@ def test_anchor_targets_unmasked_class_outside_the_classes_gives_nan(label):
     assert np.isnan(losses.sigmoid_focal_loss(jnp.zeros((1, 3, 2)), targets.classes)[0, 0]).all()
 
 
+NOTHING = (  # two classes, three anchors, no box
+    jnp.zeros((1, 3, 2)),
+    jnp.zeros((1, 3, 4)),
+    losses.anchor_targets(UNIT, jnp.zeros((1, 0, 4)), jnp.zeros((1, 0), jnp.int32), 2),
+)
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "message"),
     [
@@ -152,6 +180,12 @@ def test_anchor_targets_unmasked_class_outside_the_classes_gives_nan(label):
         (losses.box_loss, (jnp.zeros((2, 3)), jnp.zeros((2, 3))), r"offsets must be \[\.\.\., 4\]"),
         (losses.box_loss, (UNIT, UNIT[:2]), "targets must have the shape of offsets"),
         (partial(losses.box_loss, beta=0), (UNIT, UNIT), "beta must be finite and more than 0; got 0"),
+        (partial(losses.retinanet_loss, box_weight=-1), NOTHING, "box_weight must be at least 0; got -1"),
+        (
+            losses.retinanet_loss,
+            (NOTHING[0][..., :1], *NOTHING[1:]),
+            r"logits must have the shape of targets.classes, .1, 3, 2.; got .1, 3, 1.",
+        ),
     ],
 )
 def test_invalid_arguments_are_rejected(function, arguments, message):
@@ -176,11 +210,12 @@ def _step(axis_name):
 
     def step(scales, outputs, truth):
         def total(scales):
-            parts = retinanet_loss([scale * x for scale, x in zip(scales, outputs, strict=True)], truth, axis_name)
-            return sum(parts), parts
+            scaled = [scale * x for scale, x in zip(scales, outputs, strict=True)]
+            found = retinanet_loss(scaled, truth, axis_name=axis_name)
+            return found.total, found
 
-        (_, parts), gradients = jax.value_and_grad(total, has_aux=True)(scales)
-        return parts, pmean(gradients, axis_name)
+        (_, found), gradients = jax.value_and_grad(total, has_aux=True)(scales)
+        return found, pmean(gradients, axis_name)
 
     return step
 
@@ -216,5 +251,5 @@ def one_device():
 
 
 @pytest.mark.parametrize("mapped", [_jit, pytest.param(_pmap, marks=pytest.mark.slow), _shard_map])
-def test_losses_and_gradients_are_those_of_one_device(mapped, one_device):
+def test_retinanet_loss_and_gradients_are_those_of_one_device(mapped, one_device):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), mapped(), one_device)
