@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from segjax import boxes, inference, losses, metrics
+from segjax.checks import AxisName
 from segjax.data import Source
 from segjax.data.objects import image_boxes
 from segjax.inference.detector import AnchorOptions, Detector, detect_boxes
@@ -55,7 +56,7 @@ def make_detector_objective(config: ConfigDict) -> Callable:
         output: DetectorOutput,
         labels: Int[Array, "B H W"],
         hparams: Hyperparams,
-        axis_name: str | None = None,
+        axis_name: AxisName = None,
         share: None = None,
         outliers: None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:

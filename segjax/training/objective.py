@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from segjax import losses
+from segjax.checks import AxisName
 from segjax.collectives import psum
 from segjax.data.labels import VOID
 from segjax.models import Segmentation
@@ -222,7 +223,7 @@ def mined_mean(
     where: Bool[Array, "*pixels"],
     positives: Bool[Array, "*pixels"] | None,
     normalizer: str,
-    axis_name: str | None,
+    axis_name: AxisName,
     weights: Float[Array, "*pixels"] | None = None,
 ) -> Float[Array, ""]:
     """Returns the mean of a loss per pixel, or per anchor, over those that the OHEM of `hparams` selects."""

@@ -1,6 +1,7 @@
 """Detectors: their config, objective, scores and a short training."""
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from segjax import boxes, losses
+from segjax.collectives import pmean
 from segjax.data.objects import ObjectSource, image_boxes
 from segjax.models import DetectorOutput
 from segjax.trained_run import load_run, score_run
@@ -73,6 +76,92 @@ def test_objective_is_the_mean_loss_of_logits_and_boxes(options, detector):
     expected = np.where(error < 1, error**2 / 2, error - 0.5).sum() / targets.matched.sum()
     np.testing.assert_allclose(parts["box_loss"], expected, rtol=1e-5)
     np.testing.assert_allclose(total, parts["class_loss"] + 0.5 * parts["box_loss"], rtol=1e-6)
+
+
+GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+def drawn_output(images):
+    """Draws the output of a detector of one class, and of 9 anchors per cell of strides 4 to 32."""
+    rng, count = np.random.default_rng(3), 9 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3)
+    return DetectorOutput(*(jnp.asarray(rng.normal(size=(images, count, n)), jnp.float32) for n in (1, 4)))
+
+
+@pytest.fixture(scope="module")
+def value_and_gradient(detector_config):
+    """Returns `f(output, gammas)`: the objective of focal loss and its gradients by the output, for every γ."""
+    objective, hparams = make_detector_objective(detector_config), hparams_from_config(detector_config)
+
+    def total(output, gamma):
+        return objective(output, jnp.asarray(IDS), hparams._replace(gamma=gamma, alpha=jnp.float32(0.25)))[0]
+
+    return jax.jit(jax.vmap(jax.value_and_grad(total), in_axes=(None, 0)))
+
+
+def test_objective_of_focal_loss_is_the_retinanet_loss_for_every_gamma(value_and_gradient, detector):
+    truth, output = image_boxes(jnp.asarray(IDS), 1, 20), drawn_output(2)
+    targets = losses.anchor_targets(grid(detector), truth.boxes, truth.classes, 1, where=truth.where)
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(None, 0))
+    def expected(output, gamma):
+        return jax.value_and_grad(lambda x: losses.retinanet_loss(*x, targets, gamma=gamma).total)(output)
+
+    found, expected = (function(output, jnp.array(GAMMAS)) for function in (value_and_gradient, expected))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), found, expected)
+
+
+@pytest.mark.parametrize("logit", [1e4, -1e4])
+def test_objective_of_confident_outputs_is_finite_for_every_gamma(logit, value_and_gradient):
+    output = jax.tree.map(lambda x: jnp.full_like(x, logit), drawn_output(2))
+    found = value_and_gradient(output, jnp.array(GAMMAS))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+@pytest.fixture(scope="module")
+def total_on(detector_config):
+    """Returns `f(mesh)`: the objective of focal loss on OHEM 1:3, four images in all, and its gradients by scales."""
+    config = detector_config.copy_and_resolve_references()
+    config.objective.negatives_per_positive = 3.0
+    objective, hparams = make_detector_objective(config), hparams_from_config(config)
+    # The third image has no object, and the fourth is void.
+    images = drawn_output(4), np.concatenate([IDS, np.zeros_like(IDS[:1]), np.full_like(IDS[:1], 255)])
+
+    def step(scales, output, ids, axis_name=None):
+        def total(scales):
+            return objective(jax.tree.map(jnp.multiply, output, scales), ids, hparams, axis_name)
+
+        found, gradients = jax.value_and_grad(total, has_aux=True)(scales)
+        return found, pmean(gradients, axis_name)
+
+    def on(mesh):
+        mapped = step
+        if mesh is not None:
+            names = mesh.axis_names
+            specs = {"in_specs": (PartitionSpec(), *[PartitionSpec(names)] * 2), "out_specs": PartitionSpec()}
+            mapped = jax.shard_map(partial(step, axis_name=names), mesh=mesh, **specs, check_vma=False)
+        return jax.jit(mapped)(DetectorOutput(jnp.float32(1), jnp.float32(0.5)), *images)
+
+    return on
+
+
+@pytest.fixture(scope="module")
+def total_on_one_device(total_on):
+    return total_on(None)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2)], ids=["4", "2x2"])
+def test_objective_and_gradients_are_those_of_one_device(shape, total_on, total_on_one_device):
+    names = ("hosts", "devices")[-len(shape) :]
+    mesh = jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), total_on(mesh), total_on_one_device)
+
+
+def test_init_state_of_a_detector_predicts_the_prior(detector):
+    model = make_model(detector, 2)
+    images = jnp.asarray(RNG.normal(size=(2, *SIZE, 3)), jnp.float32)
+    logits = jax.jit(partial(model.apply, train=False))(init_state(detector, model).variables, images).logits
+    assert np.mean(jax.nn.sigmoid(logits)) == pytest.approx(0.01, rel=0.1)
 
 
 class Scenes(list):
