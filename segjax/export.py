@@ -310,7 +310,7 @@ if __name__ == "__main__":
     cli.define_calibration()
     cli.define_guarantee("guarantee", "Export the mask of segjax calibrate --risk=fnr; =LEVEL selects one.")
     flags.DEFINE_string("class", None, "Class of the guarantee, where several are stored.")
-    cli.define_min_score()
     cli.define_guarantee("sets", "Export the sets of segjax calibrate --risk=miscoverage; =LEVEL selects one.")
+    cli.define_min_score()
     cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

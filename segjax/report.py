@@ -1,5 +1,7 @@
 """Shows a trained run on one page: curves, scores per class, calibration, best and worst images.
 
+The page of a detector has COCO's average precision and recall, and precision and recall over the score threshold.
+
 Examples:
   segjax report runs/debris
   segjax report runs/camvid/checkpoints/latest --split=test --output=page --severity=3
@@ -9,7 +11,15 @@ from absl import app, flags
 
 from segjax import cli
 from segjax.data import open_split
-from segjax.reporting import check_report, inspect_run, run_report, summary_line, write_report
+from segjax.reporting import (
+    check_report,
+    detector_report,
+    inspect_detector,
+    inspect_run,
+    run_report,
+    summary_line,
+    write_report,
+)
 from segjax.storage import nan_to_none, output_folder, path_of, say
 from segjax.trained_run import load_run
 from segjax.training import read_log
@@ -20,7 +30,11 @@ def main(argv: list[str]) -> None:
     """Scores every image of a split once, and writes the page, also as Markdown, CSV, LaTeX, JSON and PNG."""
     if len(argv) != 2:
         raise app.UsageError(f"expected one WORKDIR or WORKDIR/checkpoints/STEP; got {' '.join(argv[1:]) or 'nothing'}")
-    run = load_run(argv[1], flags.FLAGS.calibration, cli.data_fields("config"))
+    run = load_run(argv[1], flags.FLAGS.calibration, cli.data_fields("config"), detectors=True)
+    inspect, make_report = inspect_run, run_report
+    if run.config.data.box_classes:
+        cli.refuse_flags(["calibration"], f"is for segmentation networks; {run.name} is a detector")
+        inspect, make_report = inspect_detector, detector_report
     split, output = flags.FLAGS.split or run.config.data.eval_split, flags.FLAGS.output
     if run.runs and output is None:
         raise app.UsageError(
@@ -29,10 +43,10 @@ def main(argv: list[str]) -> None:
     log, output = [] if run.runs else read_log(run.workdir), output_folder(output or run.workdir / "report")
     source = open_split(run.config.data, split, mark_unseen=True)
     check_report(output, "report", overwrite=flags.FLAGS.overwrite)
-    inspection = inspect_run(run, source, images=flags.FLAGS.images, severity=flags.FLAGS.severity)
-    report = run_report(run, log, split, inspection, is_best=path_of(argv[1]) == run.workdir)
+    inspection = inspect(run, source, images=flags.FLAGS.images, severity=flags.FLAGS.severity)
+    report = make_report(run, log, split, inspection, is_best=path_of(argv[1]) == run.workdir)
     data = {"step": run.step, "split": split, **inspection._asdict()}
-    data |= {key: [[one.name, one.mean_iou] for one in data[key]] for key in ("best", "worst")}
+    data |= {key: [list(one[:2]) for one in data[key]] for key in ("best", "worst")}
     written = write_report(report, output, "report", nan_to_none(data), overwrite=flags.FLAGS.overwrite)
     say(summary_line(inspection.scores))
     say(f"wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")

@@ -24,7 +24,7 @@ from segjax.data import DataError
 from segjax.storage import say
 from segjax.training import hosts, train
 from segjax.training.checkpoint import run_folder
-from segjax.training.config import CONFIG_FILE, COUNT, COUNT_OR_ZERO, DETECTORS, from_leaves, leaves, read_config
+from segjax.training.config import CONFIG_FILE, COUNT, COUNT_OR_ZERO, from_leaves, leaves, read_config
 
 
 def main(argv: list[str]) -> None:
@@ -42,10 +42,7 @@ def main(argv: list[str]) -> None:
     for table in reporting.score_tables(scores, title):
         reporting.show(table, console)
     say(reporting.summary_line(scores), console)
-    command = f"segjax report {options.workdir}"
-    if config.model.name in DETECTORS:  # which have no report yet
-        command = f"segjax predict --checkpoint={options.workdir} IMAGE"
-    say(f"The run is in {options.workdir}. Next: {command}", console)
+    say(f"The run is in {options.workdir}. Next: segjax report {options.workdir}", console)
 
 
 def config_for_folder(root: Path, console: rich.console.Console) -> ConfigDict:

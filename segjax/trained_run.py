@@ -167,7 +167,7 @@ def load_run(
     if config.data.box_classes and not detectors:
         raise ConfigError(
             f"{path} is a run of a detector, {config.model.name}, which only segjax train, and segjax "
-            "evaluate, predict and export of a single run support; name a run of a segmentation network"
+            "evaluate, predict, report and export of a single run support; name a run of a segmentation network"
         )
     labels, model = label_set(config.data), model_of(config)
     if data_fields:

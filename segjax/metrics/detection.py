@@ -159,10 +159,7 @@ def detection_scores(*records: DetectionRecords) -> dict[str, float | np.ndarray
     >>> print(round(scores["ap"], 3), scores["ar100"])
     0.505 0.5
     """
-    num_classes = {part.num_true.shape[1] for part in records}
-    if len(num_classes) != 1:
-        got = f"{sorted(num_classes)} classes" if records else "none"
-        raise ValueError(f"records must be those of one or more batches with the same classes; got {got}")
+    _same_classes(records)
     num_true = sum(part.num_true.sum(axis=0, dtype=np.int64) for part in records)
 
     def counted(name: str) -> np.ndarray:
@@ -190,6 +187,55 @@ def detection_scores(*records: DetectionRecords) -> dict[str, float | np.ndarray
         "ar100_per_class": last[:, 0].mean(axis=-1),
         "precision_at_recall": curves[:, 0],
     }
+
+
+def detection_curve(*records: DetectionRecords, iou_threshold: float = 0.5) -> dict[str, np.ndarray]:
+    r"""Returns precision, recall and F1 of the detections of at least each score, over all classes together.
+
+    .. math::
+        P_s = \frac{TP_s}{TP_s + FP_s}, \qquad R_s = \frac{TP_s}{N}, \qquad F_{1,s} = \frac{2 \, TP_s}{TP_s + FP_s + N}
+
+    TP_s and FP_s are the right and the false detections of score s or more, and N is the number of objects.
+
+    Args:
+        records: as in `detection_scores`.
+        iou_threshold: smallest IoU of a right detection, one of 0.5, 0.55, ..., 0.95.
+
+    Returns:
+        float64 arrays, one value per score that occurs: `threshold` (falling), `precision`, `recall`, `f1`. NaN for
+        0 / 0.
+
+    Raises: ValueError if there are no records, they differ in the number of classes, or the threshold is another one.
+    References: Powers, Evaluation: from precision, recall and F-measure to ROC, 2011.
+
+    >>> box, one = np.array([[[0.0, 0.0, 4.0, 4.0]]]), np.array([[0]])
+    >>> hit = detection_records((box, np.array([[0.9]]), one, one == 0), box, one, 1)
+    >>> miss = detection_records((box + 9, np.array([[0.8]]), one, one == 0), box, one, 1)
+    >>> curve = detection_curve(hit, miss)
+    >>> print(curve["threshold"], curve["precision"], curve["recall"], curve["f1"].round(3))
+    [0.9 0.8] [1.  0.5] [0.5 0.5] [0.667 0.5  ]
+    """
+    _same_classes(records)
+    (at,) = np.nonzero(np.isclose(IOU_THRESHOLDS, iou_threshold))
+    if not at.size:
+        raise ValueError(f"iou_threshold must be one of 0.5, 0.55, ..., 0.95; got {iou_threshold}")
+    counted = [part.where & ~part.ignored[..., 0, at[0]] for part in records]
+    scores = np.concatenate([part.scores[where] for part, where in zip(records, counted, strict=True)])
+    correct = np.concatenate([part.correct[..., 0, at[0]][where] for part, where in zip(records, counted, strict=True)])
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    (last,) = np.nonzero(np.append(ranked[1:] != ranked[:-1], True)[: ranked.size])  # of equal scores
+    right, found = np.cumsum(correct[order], dtype=np.int64)[last], last + 1
+    objects = sum(int(part.num_true[..., 0].sum(dtype=np.int64)) for part in records)
+    rates = {"precision": ratio(right, found), "recall": ratio(right, objects), "f1": ratio(2 * right, found + objects)}
+    return {"threshold": ranked[last], **rates}
+
+
+def _same_classes(records: Sequence[DetectionRecords]) -> None:
+    num_classes = {part.num_true.shape[1] for part in records}
+    if len(num_classes) != 1:
+        got = f"{sorted(num_classes)} classes" if records else "none"
+        raise ValueError(f"records must be those of one or more batches with the same classes; got {got}")
 
 
 def _checked_boxes(arrays: tuple, num_classes: int, *, scores: bool = False) -> Detections:

@@ -3,6 +3,7 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
+    from segjax.reporting.detector_page import detector_report, inspect_detector
     from segjax.reporting.figures import curves, dots, heatmap, png
     from segjax.reporting.report import (
         Picture,
@@ -39,10 +40,12 @@ __all__ = [
     "cell",
     "check_report",
     "curves",
+    "detector_report",
     "dots",
     "format_rows",
     "heatmap",
     "html",
+    "inspect_detector",
     "inspect_run",
     "latex",
     "markdown",

@@ -91,6 +91,23 @@ def curves(
     return figure
 
 
+def steps(values: Mapping[str, Sequence[int]], edges: Numbers, *, title: str, x: str, y: str) -> Figure:
+    """Draws histograms over the same bins as steps, with a logarithmic axis of counts.
+
+    `edges` has one value more than there are bins.
+    """
+    figure = Figure(figsize=_SIZE, layout="constrained", dpi=_DPI)
+    axes = figure.subplots()
+    for (name, counts), color in zip(values.items(), COLORS, strict=False):
+        axes.stairs(counts, edges, color=color, lw=1.8, label=plain(name), fill=False, baseline=None)
+    if max((max(counts, default=0) for counts in values.values()), default=0) > 0:
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(bottom=0.5)
+    _style(axes, title=title, xlabel=x, ylabel=y, xlim=(edges[0], edges[-1]))
+    axes.legend(fontsize=8)
+    return figure
+
+
 def dots(values: Mapping[str, Sequence[float]], *, title: str, x: str) -> Figure:
     """Draws one row per name: a small dot per seed and a large one at their mean, the highest mean at the top."""
     rows = sorted((row for row in values.items() if len(row[1])), key=lambda row: float(np.mean(row[1])))

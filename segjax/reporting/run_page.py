@@ -37,11 +37,12 @@ Curves = dict[str, dict[str, list]]
 # Values below the floor share a bin.
 _LOWEST, _FLOOR = -16.0, 1e-7
 LOG_SPAN, LOG_BINS = 32.0, 4096
-_CURVE_POINTS = 400
+CURVE_POINTS = 400
 # Plots show at most this many classes, the rarest; the table contains all.
-_MOST_LINES = 12
+MOST_LINES = 12
 _LOSSES = {"loss": "train/loss", "pixel loss": "train/pixel_loss", "region loss": "train/region_loss"}
 _LOSSES |= {"outlier loss": "train/outlier_loss", "margin penalty": "train/margin_penalty"}
+_LOSSES |= {"class loss": "train/class_loss", "box loss": "train/box_loss"}
 # Name, key and meaning of the main scores.
 _HEADLINES = (
     ("mean IoU", "mean_iou", "over the pixels of the split, then the mean over classes"),
@@ -131,13 +132,13 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int, severity: int |
         **evaluation.split_facts(source),
         **_scores(totals),
         "average_precision_per_class": [precisions.get(name, math.nan) for name in names],
-        **_lists(metrics.per_image_scores(totals["per_image"])),
+        **lists(metrics.per_image_scores(totals["per_image"])),
     }
     return Inspection(
         scores,
-        _lists(metrics.reliability_diagram(calibration) | {"count": calibration.count}),
-        {name: _subsample(metrics.precision_recall_curve(counts), "recall") for name, counts in histograms.items()},
-        {name: _subsample(metrics.risk_coverage(counts), "coverage") for name, counts in risks.items()},
+        lists(metrics.reliability_diagram(calibration) | {"count": calibration.count}),
+        {name: subsample(metrics.precision_recall_curve(counts), "recall") for name, counts in histograms.items()},
+        {name: subsample(metrics.risk_coverage(counts), "coverage") for name, counts in risks.items()},
         tuple(shown[: len(best)]),
         tuple(shown[len(best) :]),
         severity,
@@ -293,16 +294,17 @@ def best_and_worst(images: Sequence[_ImageScore], count: int) -> tuple[list[_Ima
     return best[:count], worst
 
 
-def _subsample(curve: dict[str, np.ndarray], along: str) -> dict[str, list]:
-    """Returns at most `_CURVE_POINTS` of a curve's points, evenly spaced in `along`, which rises."""
+def subsample(curve: dict[str, np.ndarray], along: str) -> dict[str, list]:
+    """Returns at most `CURVE_POINTS` of a curve's points, evenly spaced in `along`, which rises."""
     at = np.nan_to_num(curve[along])
-    if at.size > _CURVE_POINTS:
-        indices = np.searchsorted(at, np.linspace(at[0], at[-1], _CURVE_POINTS))
+    if at.size > CURVE_POINTS:
+        indices = np.searchsorted(at, np.linspace(at[0], at[-1], CURVE_POINTS))
         curve = {name: values[np.unique([0, *indices, at.size - 1])] for name, values in curve.items()}
-    return _lists(curve)
+    return lists(curve)
 
 
-def _lists(arrays: dict[str, Any]) -> dict[str, Any]:
+def lists(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Returns arrays as lists, for JSON."""
     return {name: np.asarray(value).tolist() for name, value in arrays.items()}
 
 
@@ -311,17 +313,12 @@ def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *,
 
     The report of several runs has no training curves; those are in their own reports.
     """
-    scores, step, config = inspection.scores, run.step, run.config
+    scores, step = inspection.scores, run.step
     headlines = [(name, float(scores[key]), note) for name, key, note in _HEADLINES if key in scores]
     error = f"{scores['expected_calibration_error']:.4f}"
     headlines.append(("expected calibration error", error, "mean |confidence - accuracy|; 0 is best"))
-    main_scores = Table("Whole split", ("score", "value", "meaning"), headlines, text=("meaning",))
-    fields = [(name, repr(value), repr(default)) for name, value, default in changed(config)]
-    field_table = Table("Fields", ("field", "value", "default"), fields, text=("value", "default"))
-    fields_text = "Fields that are not at their default; config.json in the workdir contains all fields."
-    fields_text += f" Here those of {run.runs[0].name}." if run.runs else ""
     sections = (
-        Section("Scores", "", (main_scores,)),
+        Section("Scores", "", (headline_table(headlines),)),
         *(() if run.runs else (_training_section(log, step, scores),)),
         _class_section(inspection),
         _uncertainty_section(inspection),
@@ -329,8 +326,25 @@ def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *,
         *([_unknown_section(inspection)] if "unknown" in scores else []),
         *([_shift_section(inspection)] if inspection.shift else []),
         *_image_sections(inspection, run.label_set),
-        Section("Configuration", fields_text, (field_table,)),
     )
+    return page_of(run, split, scores, sections, is_best=is_best)
+
+
+def headline_table(rows: list[tuple[str, Any, str]]) -> Table:
+    """Builds the table of the main scores from rows of name, value and meaning."""
+    return Table("Whole split", ("score", "value", "meaning"), rows, text=("meaning",))
+
+
+def page_of(
+    run: TrainedRun, split: str, scores: dict[str, Any], sections: Sequence[Section], *, is_best: bool
+) -> Report:
+    """Builds the report of a checkpoint from its sections, and adds the configuration and the provenance."""
+    config, step = run.config, run.step
+    fields = [(name, repr(value), repr(default)) for name, value, default in changed(config)]
+    field_table = Table("Fields", ("field", "value", "default"), fields, text=("value", "default"))
+    fields_text = "Fields that are not at their default; config.json in the workdir contains all fields."
+    fields_text += f" Here those of {run.runs[0].name}." if run.runs else ""
+    sections = (*sections, Section("Configuration", fields_text, (field_table,)))
     checkpoint = f"{'its best checkpoint, ' if is_best else ''}step {step} of {config.training.steps}"
     checkpoint = f"the ensemble of {len(run.runs)} runs" if run.runs else checkpoint
     text = f"{run.name}, {checkpoint}, on {scores['images']} image(s) of {split}."
@@ -340,21 +354,34 @@ def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *,
 
 def _training_section(log: Log, step: int, scores: Mapping[str, Any]) -> Section:
     classes = {name: f"eval/iou/{name}" for name in _rarest(scores)}
-    evaluated = _logged(log, {name: f"eval/{key}" for name, key, _ in _HEADLINES if key in _PLOTTED})
-    rates = _logged(log, {"learning rate": "train/learning_rate"})
-    loss_caption = "Loss of the training batches, with its running mean on top where it is long, and in evaluation."
+    evaluated = {name: f"eval/{key}" for name, key, _ in _HEADLINES if key in _PLOTTED}
     iou_caption = "IoU per class." if len(classes) == len(scores["classes"]) else "IoU of the rarest classes."
+    return training_section(log, step, evaluated, ("iou", "IoU per class", iou_caption, classes))
+
+
+def training_section(
+    log: Log, step: int, evaluated: Mapping[str, str], per_class: tuple[str, str, str, Mapping[str, str]]
+) -> Section:
+    """Builds the section of the training curves up to `step`.
+
+    `evaluated` are keys of the log by the names of their lines. `per_class` has the name, title and caption of one more
+    picture, and the keys of its lines.
+    """
+    rates = logged(log, {"learning rate": "train/learning_rate"})
+    loss_caption = "Loss of the training batches, with its running mean on top where it is long, and in evaluation."
+    name, title, caption, classes = per_class
+    evaluated = logged(log, evaluated)
     plots = (
         ("loss", "Loss", loss_caption, loss_lines(log), (None, None)),
         ("scores", "Scores", "Scores of the evaluation split.", evaluated, (0, 1.02)),
-        ("iou", "IoU per class", iou_caption, _logged(log, classes), (0, 1.02)),
+        (name, title, caption, logged(log, classes), (0, 1.02)),
         ("learning_rate", "Learning rate", "Learning rate.", rates, (0, None)),
     )
     pictures = []
     for name, title, caption, lines, y_range in plots:
         if lines:
             options = {"smoothed": name == "loss", "checkpoint_step": step, "y_range": y_range}
-            pictures.append(_picture(name, caption, figures.curves(lines, title=title, x="step", **options)))
+            pictures.append(picture(name, caption, figures.curves(lines, title=title, x="step", **options)))
     missing = "" if evaluated else " The run was not scored yet."
     text = f"The dotted line marks the checkpoint of this page, step {step}.{missing}"
     return Section("Training", text, (), tuple(pictures))
@@ -362,12 +389,12 @@ def _training_section(log: Log, step: int, scores: Mapping[str, Any]) -> Section
 
 def loss_lines(log: Log) -> dict[str, Series]:
     """Returns the lines of the loss, of its parts if it has several, and of the loss in evaluation."""
-    lines = _logged(log, _LOSSES)
+    lines = logged(log, _LOSSES)
     lines = lines if len(lines) > 2 else {name: line for name, line in lines.items() if name == "loss"}
-    return lines | _logged(log, {"pixel loss in evaluation": "eval/pixel_loss"})
+    return lines | logged(log, {"pixel loss in evaluation": "eval/pixel_loss"})
 
 
-def _logged(log: Log, names: Mapping[str, str]) -> dict[str, Series]:
+def logged(log: Log, names: Mapping[str, str]) -> dict[str, Series]:
     """Returns steps and values by name, for the names whose key was logged."""
     rows = {name: [row for row in log if key in row] for name, key in names.items()}
     return {
@@ -393,14 +420,14 @@ def _class_section(inspection: Inspection) -> Section:
         chance = pixels[classes.index(rare)] / max(sum(pixels), 1)
         options["reference"] = f"chance ({chance:.2g})", chance
     drawn = {name: (curve["recall"], [curve["precision"]]) for name, curve in curves.items() if name in _rarest(scores)}
-    subject = f"the {_MOST_LINES} rarest classes" if len(drawn) < len(curves) else ", ".join(drawn)
+    subject = f"the {MOST_LINES} rarest classes" if len(drawn) < len(curves) else ", ".join(drawn)
     matrix_caption = "Confusion matrix in percent of each row: true classes in rows, predictions in columns."
     matrix = figures.confusion_figure(scores["confusion"], classes)
     curve = figures.curves(drawn, title="Precision and recall", **options)
-    half = len(classes) <= _MOST_LINES
+    half = len(classes) <= MOST_LINES
     pictures = (
-        _picture("confusion", matrix_caption, matrix, half),
-        _picture("precision_recall", f"Precision over recall of {subject}, over all thresholds.", curve, half),
+        picture("confusion", matrix_caption, matrix, half),
+        picture("precision_recall", f"Precision over recall of {subject}, over all thresholds.", curve, half),
     )
     return Section("Classes", "", (table,), pictures)
 
@@ -428,8 +455,8 @@ def _uncertainty_section(inspection: Inspection) -> Section:
     error = f"expected calibration error {scores['expected_calibration_error']:.4f}"
     caption = f"Accuracy per confidence; {error}. Below: pixels per bin."
     pictures = (
-        _picture("reliability", caption, figures.reliability_figure(*bins)),
-        _picture("risk_coverage", "Error rate of the most certain pixels over their fraction.", risks),
+        picture("reliability", caption, figures.reliability_figure(*bins)),
+        picture("risk_coverage", "Error rate of the most certain pixels over their fraction.", risks),
     )
     return Section("Uncertainty", text, (table,), pictures)
 
@@ -500,12 +527,13 @@ def _image_sections(inspection: Inspection, labels: LabelSet) -> list[Section]:
     return [section for section in sections if section.pictures]
 
 
-def _picture(name: str, caption: str, figure: Figure, half: bool = True) -> Picture:
+def picture(name: str, caption: str, figure: Figure, half: bool = True) -> Picture:
+    """Returns a figure as a picture of a report."""
     return Picture(name, caption, png(figure), half)
 
 
 def _rarest(scores: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the rarest classes, at most `_MOST_LINES`, in class order."""
+    """Returns the names of the rarest classes, at most `MOST_LINES`, in class order."""
     pixels = [sum(row) for row in scores["confusion"]]
-    chosen = sorted(range(len(pixels)), key=lambda i: pixels[i])[:_MOST_LINES]
+    chosen = sorted(range(len(pixels)), key=lambda i: pixels[i])[:MOST_LINES]
     return [scores["classes"][i] for i in sorted(chosen)]

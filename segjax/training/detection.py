@@ -105,25 +105,49 @@ def make_detection_step(
 def evaluate_detector(
     eval_step: Callable, state: TrainState, source: Source, config: ConfigDict, mapping: DeviceMapping
 ) -> dict[str, Any]:
-    """Returns COCO's average precision and recall of every image of `source`, for JSON.
+    """Returns the `split_scores` of every image of `source`, without the curves.
+
+    Arguments are those of `segjax.training.evaluation.evaluate`, with a step of `make_detection_step`.
+    """
+    count = counter(eval_step, state, mapping, hparams_from_config(config))
+    rows = detect_split(count, source, config, devices=mapping.mesh.size)
+    scores = split_scores(rows, match_split(rows, config), source, config)
+    del scores["precision_at_recall"]
+    return scores
+
+
+def split_scores(
+    rows: dict[str, Any], records: metrics.DetectionRecords, source: Source, config: ConfigDict
+) -> dict[str, Any]:
+    """Returns COCO's average precision and recall of a split, for JSON, from the results of the next two functions.
 
     "images", "skipped" and "data" are those of `split_facts`, "classes" are the names of the classes with boxes, and
-    "objects" is the number of objects per class; the other scores are those of `metrics.detection_scores`. Arguments
-    are those of `segjax.training.evaluation.evaluate`, with a step of `make_detection_step`.
+    "objects" is the number of objects per class; the other scores are those of `metrics.detection_scores`.
     """
-    count, images = counter(eval_step, state, mapping, hparams_from_config(config)), {}
-    for rows in count_batches(count, source, config, devices=mapping.mesh.size):
+    scores = metrics.detection_scores(records)
+    facts = {name: value for name, value in split_facts(source).items() if name in ("images", "skipped", "data")}
+    classes = rows["truth"].classes[rows["truth"].where]
+    facts["classes"] = list(config.data.box_classes)
+    facts["objects"] = np.bincount(classes, minlength=len(config.data.box_classes)).tolist()
+    return facts | {name: np.asarray(value).tolist() for name, value in scores.items()}
+
+
+def detect_split(count: Callable, source: Source, config: ConfigDict, *, devices: int) -> dict[str, Any]:
+    """Returns the "detections" and the "truth" of every image of `source` in order, NumPy arrays of one row per image.
+
+    `count(batch)` returns the rows of a step of `make_detection_step`; the rest is as in `evaluation.count_batches`.
+    """
+    images = {}
+    for rows in count_batches(count, source, config, devices=devices):
         for row, index in enumerate(rows.pop("index").tolist()):  # that of a filler is the number of images
             images[index] = jax.tree.map(lambda values, row=row: values[row], rows)
-    every = jax.tree.map(lambda *values: np.stack(values), *(images[index] for index in range(len(source))))
-    truth, num_classes = every["truth"], len(config.data.box_classes)
-    records = metrics.detection_records(every["detections"], truth.boxes, truth.classes, num_classes, where=truth.where)
-    scores = metrics.detection_scores(records)
-    del scores["precision_at_recall"]
-    objects = np.bincount(truth.classes[truth.where], minlength=num_classes)
-    facts = {name: value for name, value in split_facts(source).items() if name in ("images", "skipped", "data")}
-    facts |= {"classes": list(config.data.box_classes), "objects": objects.tolist()}
-    return facts | {name: np.asarray(value).tolist() for name, value in scores.items()}
+    return jax.tree.map(lambda *values: np.stack(values), *(images[index] for index in range(len(source))))
+
+
+def match_split(rows: dict[str, Any], config: ConfigDict) -> metrics.DetectionRecords:
+    """Returns the records of the detections of `detect_split`."""
+    truth, num_classes = rows["truth"], len(config.data.box_classes)
+    return metrics.detection_records(rows["detections"], truth.boxes, truth.classes, num_classes, where=truth.where)
 
 
 def box_sheet(detector: Detector, source: Source, config: ConfigDict, indices: Iterable[int]) -> np.ndarray:

@@ -182,6 +182,35 @@ def test_detection_scores_without_detections():
     np.testing.assert_array_equal(scores["ap_per_class"], [0, np.nan])
 
 
+def test_detection_curve_of_the_detections_of_at_least_each_score():
+    for seed in range(1, 12):
+        num_classes, found, objects = data_set(seed)
+        curve = metrics.detection_curve(ours(num_classes, found, objects), iou_threshold=0.6)
+        assert (np.diff(curve["threshold"]) < 0).all()
+        for i, threshold in enumerate(curve["threshold"]):
+            likely = found._replace(where=found.where & (found.scores >= threshold))
+            records = ours(num_classes, likely, objects)
+            right = int(records.correct[..., 0, 2].sum())
+            false = int((records.where & ~records.correct[..., 0, 2] & ~records.ignored[..., 0, 2]).sum())
+            total = int(records.num_true[..., 0].sum())
+            assert curve["precision"][i] == right / (right + false)
+            if total:
+                assert curve["recall"][i] == right / total
+                assert curve["f1"][i] == 2 * right / (right + false + total)
+
+
+def test_detection_curve_without_detections_or_objects():
+    box, one = np.array([[[0.0, 0.0, 4.0, 4.0]]]), np.array([[0]])
+    none = metrics.detection_records((box, np.array([[0.9]]), one, one == 1), box, one, 1)
+    assert [values.shape for values in metrics.detection_curve(none).values()] == [(0,)] * 4
+    false = metrics.detection_records((box, np.array([[0.9]]), one, one == 0), box, one, 1, where=one == 1)
+    curve = metrics.detection_curve(false)
+    assert (curve["precision"].tolist(), curve["f1"].tolist()) == ([0], [0])
+    assert np.isnan(curve["recall"]).all()
+    with pytest.raises(ValueError, match=r"iou_threshold must be one of 0.5, 0.55, ..., 0.95; got 0.52"):
+        metrics.detection_curve(none, iou_threshold=0.52)
+
+
 def test_detection_records_area_limits():
     records = metrics.detection_records(HIT, BOX, ZERO, 1, area_limits=(4.0, 9.0))
     assert records.num_true[0, 0].tolist() == [1, 0, 0, 1]

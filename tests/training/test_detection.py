@@ -252,6 +252,26 @@ def test_train_a_detector_and_score_it_again(trained_detector):
 
 
 @pytest.mark.slow
+def test_report_of_a_detector(trained_detector, tmp_path, run_command, browser):
+    status, printed, error = run_command("report", trained_detector, "--images=1", f"--output={tmp_path}")
+    assert (status, error) == (0, "")
+    assert f"wrote {tmp_path}/report.html" in printed
+    data = json.loads((tmp_path / "report.json").read_text())["data"]
+    scores = json.loads((trained_detector / "scores.json").read_text())
+    assert (data["scores"]["objects"], data["split"]) == (scores["objects"], "val")
+    assert len(data["worst"]) == 1
+    for width, seen in browser((tmp_path / "report.html").read_text()).items():
+        assert (all(seen["images"]), len(seen["images"]) > 5, seen["wide"]) == (True, True, False), width
+
+
+@pytest.mark.slow
+def test_report_of_a_detector_refuses_a_calibration(trained_detector, run_command):
+    status, _, error = run_command("report", trained_detector, "--calibration=x.json")
+    assert status == 1
+    assert f"--calibration is for segmentation networks; {trained_detector} is a detector: remove it" in error
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "flag"), [("export", "--uncertainty"), ("export", "--nocalibrated"), ("predict", "--values=dataset")]
 )
