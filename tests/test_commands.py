@@ -6,6 +6,7 @@ Training, the first prediction and the export run as processes of their own, the
 import json
 import re
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -235,6 +236,27 @@ def test_predict_names_the_highest_precision_if_none_reaches_at_precision(run, s
 )
 def test_predict_refuses_invalid_flags(run, street, tmp_path, run_command, flags, message):
     status, _, error = run_command("predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'out'}", *flags, street)
+    assert status == 1
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mask_threshold": 128}, "--palette would replace the grey values that config.data.mask_threshold compares"),
+        ({"mask_values": [0, 300]}, "--palette has 256 entries, and --values=dataset needs larger ids"),
+    ],
+    ids=["threshold", "large ids"],
+)
+def test_predict_refuses_a_palette_for_values_of_the_data_set(run, street, tmp_path, run_command, fields, message):
+    workdir = shutil.copytree(run[0], tmp_path / "run")
+    fields = {"name": "folder", "class_names": ["background", "debris"]} | fields
+    values = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(values | {f"data.{name}": value for name, value in fields.items()}))
+    arguments = (f"--checkpoint={workdir}", f"--output={tmp_path / 'out'}", "--values=dataset", "--palette", street)
+    status, _, error = run_command("predict", *arguments)
     assert status == 1
     assert message in error
     assert not (tmp_path / "out").exists()

@@ -350,13 +350,17 @@ class _Affix(NamedTuple):
         """Returns the form of `config.data.masks`."""
         return f"{self.before}{{stem}}{self.after}"
 
-    def stem(self, name: str) -> str | None:
-        """Returns a name without the affix, "a/1" of "a/mask_1"; None if the name does not have it."""
-        start = name.rfind("/") + 1
+    def stem(self, name: str, key: Callable[[str], str] = str) -> str | None:
+        """Returns a name without the affix, "a/1" of "a/mask_1"; None if the name does not have it.
+
+        `key` makes affixes comparable: with `str.casefold`, "a/MASK_1" has the affix "mask_" too.
+        """
+        start, before, after = name.rfind("/") + 1, len(self.before), len(self.after)
         own = name[start:]
-        if len(own) <= len(self.before + self.after) or not own.startswith(self.before) or not own.endswith(self.after):
+        end = len(own) - after
+        if end <= before or (key(own[:before]), key(own[end:])) != (key(self.before), key(self.after)):
             return None
-        return name[:start] + own.removeprefix(self.before).removesuffix(self.after)
+        return name[:start] + own[before:end]
 
 
 def _affixes(name: str) -> list[_Affix]:
@@ -416,16 +420,16 @@ def _join(
     image_affix = mask_affix = _Affix()
     if image_of and mask_of and not {*map(key, image_of)} & {*map(key, mask_of)}:
         image_affix, mask_affix = _find_affixes(root, split, image_of, mask_of, options, key)
-        stems = {image_affix.stem(name): each for name, each in image_of.items()}
+        stems = {image_affix.stem(name, key) or name: each for name, each in image_of.items()}
         image_of = {stem: each._replace(name=stem) for stem, each in stems.items()}
     stem_of, pairs, other_case = {key(stem): stem for stem in image_of}, {}, 0
     for name, mask in mask_of.items():
-        stem = mask_affix.stem(name) or name
+        stem = mask_affix.stem(name, key) or name
         image_stem = stem_of.get(key(stem), stem)
         pairs[image_stem] = mask
         other_case += stem != image_stem
-    mask_pattern = f"with {_common_pattern(masks, mask_affix)}" if masks else "without masks"
-    description = f"{split}: {_common_pattern(images, image_affix)} {mask_pattern}"
+    mask_pattern = f"with {_common_pattern(masks, mask_affix, key)}" if masks else "without masks"
+    description = f"{split}: {_common_pattern(images, image_affix, key)} {mask_pattern}"
     if other_case:
         description += f" ({other_case} of whose names differ from their images' in small and capital letters)"
     return image_of, pairs, description
@@ -464,14 +468,17 @@ def _find_affixes(
 ) -> tuple[_Affix, _Affix]:
     """Returns the affix of all image names and that of all mask names, beside the stem that both share.
 
-    Images have no affix, or one that all their names have. The one that gives the most masks a stem is chosen, the
+    Images have no affix, or one that most of their names have. The one that gives the most masks a stem is chosen, the
     first of several. A pattern in `options` contains the affix of its files, so that here it is empty. `key` makes
-    stems comparable.
+    stems and affixes comparable.
 
     Raises: DataError if no mask has a stem, or if the masks have several affixes.
     """
-    image_affixes = [_Affix(), *([] if options.images else _shared_affixes(list(images)))]
-    counts = {affix: _count_affixes(masks, {key(affix.stem(name)) for name in images}, key) for affix in image_affixes}
+    image_affixes = [_Affix(), *([] if options.images else _shared_affixes(images, key))]
+    counts = {
+        affix: _count_affixes(masks, {key(affix.stem(name, key) or name) for name in images}, key)
+        for affix in image_affixes
+    }
     image_affix = max(image_affixes, key=lambda affix: counts[affix].total())
     mask_affixes = counts[image_affix]
     if list(mask_affixes) == [_Affix()] or (len(mask_affixes) == 1 and not options.masks):
@@ -509,34 +516,43 @@ def _common_affix(names: Collection[str]) -> tuple[str, set[str]]:
     return f"{before}{{stem}}{after}", {name.removesuffix(after) for name in rest} - {""}
 
 
-def _shared_affixes(names: list[str]) -> list[_Affix]:
-    """Returns the affixes that all names have.
+def _shared_affixes(names: Iterable[str], key: Callable[[str], str] = str) -> list[_Affix]:
+    """Returns the affixes that more than half of the names have, and without which no two names are equal.
 
-    >>> [affix.pattern for affix in _shared_affixes(["img_a_0_left", "img_b_1_left"])]
+    >>> [affix.pattern for affix in _shared_affixes(["img_a_0_left", "img_b_1_left", "overview"])]
     ['{stem}_left', 'img_{stem}']
     """
-    return [affix for affix in _affixes(names[0]) if all(affix.stem(name) for name in names)]
+    names = list(names)
+    counts = _count_by_key((affix for name in names for affix in _affixes(name)), key)
+    frequent = [affix for affix, count in counts.items() if 2 * count > len(names)]
+    return [affix for affix in frequent if len({key(affix.stem(name, key) or name) for name in names}) == len(names)]
 
 
 def _count_affixes(names: Iterable[str], stems: set[str], key: Callable[[str], str]) -> Counter[_Affix]:
     """Returns how many of the names have each affix beside a stem; the empty one counts those that are a stem."""
     found = (_Affix() if key(name) in stems else _affix_of(name, stems, key) for name in names)
-    return Counter(affix for affix in found if affix is not None)
+    return _count_by_key((affix for affix in found if affix is not None), key)
 
 
-def _common_pattern(files: list[_File], affix: _Affix) -> str:
+def _count_by_key(affixes: Iterable[_Affix], key: Callable[[str], str]) -> Counter[_Affix]:
+    """Returns how often each affix occurs; of several that `key` makes equal, the first counts for all."""
+    first: dict[tuple[str, ...], _Affix] = {}
+    return Counter(first.setdefault(tuple(map(key, affix)), affix) for affix in affixes)
+
+
+def _common_pattern(files: list[_File], affix: _Affix, key: Callable[[str], str]) -> str:
     """Returns the commonest pattern of the paths: "training/images/{stem}_training.tif"."""
     if not files:
         return "no file"
-    patterns = Counter(_pattern(each, affix) for each in files).most_common()
+    patterns = Counter(_pattern(each, affix, key) for each in files).most_common()
     return f"{patterns[0][0]} and {len(patterns) - 1} like it" if len(patterns) > 1 else patterns[0][0]
 
 
-def _pattern(file: _File, affix: _Affix) -> str:
+def _pattern(file: _File, affix: _Affix, key: Callable[[str], str]) -> str:
     """Returns the path of a file with "{stem}" in place of its name, if the path contains it."""
     path, own = PurePosixPath(file.path), PurePosixPath(file.name).name
     if path.stem == own:
-        return str(path.with_name(f"{affix.pattern if affix.stem(own) else '{stem}'}{path.suffix}"))
+        return str(path.with_name(f"{affix.pattern if affix.stem(own, key) else '{stem}'}{path.suffix}"))
     if path.parent.name == own:  # of a folder per image, "a/img.png"
         return str(path.parent.with_name("{stem}") / path.name)
     before, found, after = path.stem.partition(own)  # of a pattern in the options

@@ -165,9 +165,8 @@ def _init_network(config: ConfigDict, model: nn.Module, key: jax.Array, pretrain
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     if model.head_bias is not None:
         linear = params["classification" if config.model.name in DETECTORS else "head"]["linear"]
-        bias = np.tile(
-            model.head_bias, linear["bias"].size // model.num_classes
-        )  # every anchor of a detector has its own
+        anchors = linear["bias"].size // model.num_classes  # per cell; 1 unless the network is a detector
+        bias = np.tile(model.head_bias, anchors)
         linear["bias"] = jnp.asarray(bias, linear["bias"].dtype)
     averaged = None
     if config.training.ema_decay is not None:

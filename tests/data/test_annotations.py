@@ -14,14 +14,6 @@ from segjax.data import annotations as of
 SIZE = (8, 10)
 
 
-def full(pixels, size=SIZE):
-    """Returns the pixels of a window in the whole image."""
-    top, left, inside = pixels
-    mask = np.zeros(size, bool)
-    mask[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-    return mask
-
-
 def box(top, left, bottom, right):
     mask = np.zeros(SIZE, bool)
     mask[top:bottom, left:right] = True
@@ -40,7 +32,7 @@ def masks(source, **options):
     for one in found.images:
         images[one.file] = {}
         for region in one.regions:
-            mask = full((region.top, region.left, region.inside), one.size)
+            mask = of.paint([region], one.size, dict.fromkeys(found.names, 1), rest=0, overlap="listed")[0] > 0
             images[one.file][region.label] = images[one.file].get(region.label, False) | mask
     return found.names, images
 
@@ -107,7 +99,7 @@ def png(mask):
     [
         ("polygon", [[1, 1], [4, 1], [4, 3], [1, 3]], {}, box(1, 1, 3, 4)),
         ("rectangle", [[4, 3], [1, 1]], {}, box(1, 1, 3, 4)),
-        ("circle", [[4, 4], [4, 5.2]], {}, full(of.fill_ellipse(np.array((4.0, 4.0)), (1.2, 1.2), 0.0, SIZE))),
+        ("circle", [[4, 4], [4, 5.2]], {}, np.hypot(*(np.indices(SIZE) + 0.5 - 4)) < 1.2),
         (
             "mask",
             [[6, 5], [8, 6]],

@@ -205,6 +205,38 @@ def test_find_layout_pairs_names_of_other_case(tmp_path, mask):
     assert "2 of whose names differ from their images' in small and capital letters" in found.description
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        "images/0.png images/1.png masks/MASK_0.png masks/mask_1.png",
+        "images/IMG_0.png images/img_1.png masks/0_MASK.png masks/1_mask.png",
+        "IMG_0.png img_1.png mask_0.png MASK_1.png",
+    ],
+    ids=["folders", "both", "one folder"],
+)
+def test_find_layout_affixes_of_other_case(tmp_path, files):
+    found, names = layout(tmp_path, files)
+    assert sorted(names["train"] + names["val"]) == ["0", "1"]
+    assert "like it" not in found.description
+
+
+@pytest.mark.parametrize("folders", [("images/", "masks/"), ("", "")], ids=["two", "one"])
+def test_find_layout_image_without_the_prefix_of_the_others_has_no_mask(tmp_path, folders):
+    images, masks = folders
+    files = f"{images}overview.png"
+    for i in range(2):
+        files += f" {images}img_{i}.png {masks}mask_{i}.png"
+    pairs = [pair for split in layout(tmp_path, files)[0].splits.values() for pair in split]
+    assert sorted(pair.name for pair in pairs if not pair.mask.problem) == ["0", "1"]
+    (problem,) = (pair.mask.problem for pair in pairs if pair.mask.problem)
+    assert "overview.png: an image without a mask" in problem
+
+
+def test_find_layout_prefix_without_which_two_images_have_one_name(tmp_path):
+    with pytest.raises(DataError, match=r"no image of train has a mask"):
+        layout(tmp_path, "images/0.png images/img_0.png images/img_1.png masks/mask_1.png")
+
+
 def test_find_layout_names_that_differ_in_case_only(tmp_path):
     found, _ = layout(tmp_path, "images/a.png images/A.png masks/a.png masks/A.png")
     pairs = [(pair.image.path[-5:], pair.mask.path[-5:]) for split in found.splits.values() for pair in split]

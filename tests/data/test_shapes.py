@@ -9,10 +9,10 @@ from segjax.data import shapes
 SIZE = (8, 10)
 
 
-def full(pixels, size=SIZE):
+def full(pixels):
     """Returns the pixels of a window in the whole image."""
     top, left, inside = pixels
-    mask = np.zeros(size, bool)
+    mask = np.zeros(SIZE, bool)
     mask[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return mask
 

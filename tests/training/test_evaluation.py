@@ -362,9 +362,15 @@ def test_score_masks_of_images_whose_names_end_in_mask(labelled, tmp_path, predi
     masks = {name: labelled[i]["label"] for i, name in enumerate(("a", "a_mask"))}
 
     class Two(type(labelled)):
-        __len__ = lambda self: 2  # noqa: E731
-        name = lambda self, index: [*masks][index]  # noqa: E731
-        __getitem__ = lambda self, index: {"name": self.name(index), "label": masks[self.name(index)]}  # noqa: E731
+        def __len__(self):
+            return len(masks)
+
+        def name(self, index):
+            return list(masks)[index]
+
+        def __getitem__(self, index):
+            name = self.name(index)
+            return {"name": name, "label": masks[name]}
 
     two = copy.copy(labelled)
     two.__class__ = Two

@@ -2,25 +2,19 @@
 
     python tests/models/golden/retinanet.py
 
-needs PyTorch 2.13.0, torchvision 0.28.0 and NumPy 2.4.6, with which the file was made. Weights and images are drawn by
-`drawn.py`, here and in the tests, and not stored. "narrow" is torchvision's pyramid and heads on its ResNet-18 with 4
-channels in place of 64; "whole" is `retinanet_resnet50_fpn`. For both the file contains the names and shapes of the
-state dict, and every `STEP`-th row of logits, offsets and decoded boxes for an image of 128×128 pixels; for "narrow"
-also all rows for images of odd size, which torchvision pads to a multiple of 32.
+needs PyTorch 2.14.1, torchvision 0.29.1 and NumPy 2.4.6; these versions write the same bytes. Weights and images are
+drawn by `drawn.py`, here and in the tests, and not stored. "narrow" is torchvision's pyramid and heads on its ResNet-18
+with 4 channels in place of 64; "whole" is `retinanet_resnet50_fpn`. For both the file contains the names and shapes of
+the state dict, and every `STEP`-th row of logits, offsets and decoded boxes for an image of 128×128 pixels; for
+"narrow" also all rows for images of odd size, which torchvision pads to a multiple of 32.
 """
 
-# ruff: noqa: E402
 from pathlib import Path
 
 import numpy as np
 import torch
-from drawn import drawn, image
-
-# torchvision from PyPI is built for CUDA. Without CUDA its operators do not load, and it cannot be imported.
-for name in ("nms", "qnms"):
-    torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 import torchvision
+from drawn import drawn, image
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet, retinanet_resnet50_fpn
