@@ -9,7 +9,7 @@ from jaxtyping import Array, Integer, Shaped
 
 from segjax import boxes
 from segjax.boxes import Detections
-from segjax.inference.forward import Preprocessing
+from segjax.inference.forward import Preprocessing, network_record
 
 
 class AnchorOptions(NamedTuple):
@@ -38,7 +38,7 @@ class Detector:
         score_threshold: float = 0.05,
         max_detections: int = 100,
     ):
-        self.preprocessing, self._variables = preprocessing, variables
+        self.preprocessing, self._variables, self._model, self._anchors = preprocessing, variables, model, anchors
         self._thresholds = {"score_threshold": score_threshold, "max_detections": max_detections}
         self._detect = jax.jit(
             lambda variables, images, sizes: detect_boxes(
@@ -51,6 +51,11 @@ class Detector:
         other = object.__new__(Detector)
         other.__dict__ = {**self.__dict__, "_variables": variables}
         return other
+
+    def record(self) -> dict[str, Any]:
+        """Returns all but the parameters on which detections depend: network, input, anchors, thresholds; for JSON."""
+        fields = network_record(self._model) | self.preprocessing.record() | self._thresholds
+        return fields | {f"anchors.{name}": value for name, value in self._anchors._asdict().items()}
 
     def __call__(self, image: Shaped[np.ndarray, "H W C"]) -> Detections:
         """Returns the detections of one image of 0..255, by decreasing score, as NumPy arrays."""

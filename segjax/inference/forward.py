@@ -1,5 +1,6 @@
 """The path from images to class logits that evaluation, prediction, report and export share."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +38,10 @@ class Preprocessing(NamedTuple):
     value_range: ValueRange = None
     dtype: str | None = None
     letterbox: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields on which the network's input depends; without `dtype`, since another dtype is refused."""
+        return {k: v for k, v in self._asdict().items() if k != "dtype" and (k != "letterbox" or v)}
 
     def normalise(
         self, images: Shaped[Array, "b h w c"], sizes: Integer[Array, "b 2"] | None = None
@@ -169,3 +174,18 @@ def probabilities(outputs: Float[Array, "*pixels outputs"], num_classes: int) ->
 def log_odds(outputs: Float[Array, "*pixels outputs"]) -> Float[Array, "*pixels"]:
     """Returns log(p / (1 - p)) of class 1, for a network of two classes."""
     return outputs[..., 0] if outputs.shape[-1] == 1 else outputs[..., 1] - outputs[..., 0]
+
+
+def network_record(network: Any, *, dropout: bool = False) -> dict[str, Any]:
+    """Returns the name and the fields of a network that its output depends on; with `dropout` also those of dropout."""
+    # A field counts unless it is listed here.
+    ignored = {"parent", "name", "axis_name", "remat", "param_dtype"}
+    ignored |= {"head_bias", "head_kernel_stddev"}  # of the initial parameters
+    if not dropout:
+        ignored |= {"dropout", "heads", "rate", "mask", "deep_dropout", "deep_rate"}
+    names = {field.name for field in dataclasses.fields(network)} - ignored
+    return {
+        "network": type(network).__name__,
+        **{f"network.{name}": getattr(network, name) for name in sorted(names)},
+        "network.dtype": jnp.dtype(network.dtype).name,
+    }

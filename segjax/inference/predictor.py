@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt8
 from segjax import metrics
 from segjax.data.resize import Axis, fit_within, resize_window
 from segjax.inference.augmentation import SYMMETRIES, augmented_statistics, dropout_head
-from segjax.inference.forward import Ensemble, Preprocessing, class_logits
+from segjax.inference.forward import Ensemble, Preprocessing, class_logits, network_record
 from segjax.inference.monte_carlo import dropout_passes, maps_to_statistics, statistics_to_maps, uncertainty_of
 from segjax.storage import scratch
 
@@ -247,26 +247,14 @@ class Predictor:
 
     def record(self) -> dict[str, Any]:
         """Returns all on which predictions depend: parameters, network, normalisation and options, for JSON."""
-        # A field counts unless it is listed here.
-        ignored = {"parent", "name", "axis_name", "remat", "param_dtype"}
-        ignored |= {"head_bias", "head_kernel_stddev"}  # of the initial parameters
-        if not self.options.passes:
-            ignored |= {"dropout", "heads", "rate", "mask", "deep_dropout", "deep_rate"}
-        names = {field.name for field in dataclasses.fields(self._network)} - ignored
-        fields = {f"network.{name}": getattr(self._network, name) for name in sorted(names)}
+        fields = {"parameters": fingerprint(self._variables)}
+        fields |= network_record(self._network, dropout=bool(self.options.passes))
         fields |= {"members": self.options.members} if self.options.members > 1 else {}
-        inputs = self.preprocessing._asdict()
-        del inputs["size"], inputs["dtype"]  # the options contain the size; another dtype is refused
-        if not inputs["letterbox"] or self.options.scale is not None:  # of whole images only
-            del inputs["letterbox"]
-        return {
-            "parameters": fingerprint(self._variables),
-            "network": type(self._network).__name__,
-            **fields,
-            "network.dtype": jnp.dtype(self._network.dtype).name,
-            **inputs,
-            **self.options.record(),
-        }
+        inputs = self.preprocessing.record()
+        del inputs["size"]  # the options contain it
+        if self.options.scale is not None:  # the letterbox is of whole images only
+            inputs.pop("letterbox", None)
+        return fields | inputs | self.options.record()
 
     def __call__(self, image: Shaped[np.ndarray, "H W channels"]) -> Prediction:
         """Predicts one image."""

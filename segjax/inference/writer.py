@@ -199,7 +199,8 @@ def write_predictions(
             try:
                 data = read_bytes(file)
                 source = {"path": str(Path(file.path).resolve()), "sha256": hashlib.sha256(data).hexdigest()}
-                if not overwrite and _is_complete(output, name, source, options):
+                targets = [output / f"{name}{suffix}" for suffix in options.suffixes]
+                if not overwrite and _is_complete(targets, source):
                     kept += 1
                 else:
                     image = decode_image(data, inputs.channels, inputs.value_range, file.path, inputs.dtype)
@@ -240,10 +241,11 @@ def write_detections(
     on_error: str = "raise",
     overwrite: bool = False,
 ) -> WriteSummary:
-    """Detects the objects of images; writes NAME_boxes.png for each image, and one `detections.json` of all.
+    """Detects the objects of images; writes NAME_boxes.png for each image, and then one `detections.json` of all.
 
     `detections.json` has COCO's form: images, categories, and annotations with a score. It contains every detection,
-    also those below `min_score`, which average precision needs; boxes are rounded to 0.001 pixels.
+    also those below `min_score`, which average precision needs; boxes are rounded to 0.001 pixels. Each NAME_boxes.png
+    stores the detections of its image, so that a second call with the same images completes an interrupted folder.
 
     Args:
       detector: the detector.
@@ -251,66 +253,93 @@ def write_detections(
       output: the folder, a `Path` or epath's; made if it does not exist.
       names: names of the classes that the detector finds.
       palette: their RGB colours.
-      origin: the network's origin, ready for JSON, stored in `predicted_by.json`, as in `write_predictions`.
+      origin: the network's origin, ready for JSON, as in `write_predictions`.
       min_score: smallest score of the boxes that are drawn.
       on_error: "raise", or "skip" images that cannot be read.
-      overwrite: replace files of the same names, whoever wrote them.
+      overwrite: detect in all images again, and replace files of the same names, whoever wrote them.
 
-    Raises:
-      DataError: the folder contains predictions of another origin; an image cannot be read and `on_error` is "raise".
-      ForeignFileError: a file would be replaced that no prediction wrote, or that was changed since.
+    Raises: as `write_predictions`.
     """
     output.mkdir(parents=True, exist_ok=True)
-    record, inputs = {**origin, "min_score": min_score, "classes": list(names)}, detector.preprocessing
-    known = _has_origin(output / ORIGIN_FILE, record)
-    check_outputs([output / BOXES_FILE, *(output / f"{name}_boxes.png" for name in files)], overwrite=overwrite)
-    if not known:
+    record = {**origin, **detector.record(), "min_score": min_score, "classes": list(names)}
+    inputs = detector.preprocessing
+    if not _has_origin(output / ORIGIN_FILE, record):
+        for target in (output / BOXES_FILE, *(output / f"{name}_boxes.png" for name in files)):
+            if target.exists() and not overwrite:
+                raise ForeignFileError(target)
         write_json(output / ORIGIN_FILE, record)
-    images, annotations, skipped = [], [], []
+    check_outputs([output / BOXES_FILE], overwrite=overwrite)
+    kept, skipped, images, annotations = 0, [], [], []
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
     with rich.progress.Progress(*columns) as bar:
         for name, file in bar.track(files.items(), description="predict"):
+            picture = output / f"{name}_boxes.png"
             try:
-                image = decode_image(read_bytes(file), inputs.channels, inputs.value_range, file.path, inputs.dtype)
+                data = read_bytes(file)
+                source = {"path": str(Path(file.path).resolve()), "sha256": hashlib.sha256(data).hexdigest()}
+                stored = None
+                if not overwrite and _is_complete([picture], source):
+                    stored = _stored_detections(picture, len(names))
+                if stored is None:
+                    image = decode_image(data, inputs.channels, inputs.value_range, file.path, inputs.dtype)
+                else:
+                    kept += 1
             except DataError as error:
                 if on_error == "raise":
                     raise
                 skipped.append(str(error))
                 continue
-            found = detector(image)
-            likely = Detections(*(values[found.scores >= min_score] for values in found))
-            texts = [f"{names[c]} {score:.2f}" for c, score in zip(likely.classes, likely.scores, strict=True)]
-            # The most likely one is drawn last, over the others.
-            boxes, colours = likely.boxes[::-1], palette[likely.classes][::-1]
-            write_outputs(
-                {output / f"{name}_boxes.png": png(draw_boxes(image, boxes, colours, texts[::-1]))}, overwrite=overwrite
-            )
-            height, width = image.shape[:2]
+            if stored is None:
+                found = detector(image)
+                stored = {"size": list(image.shape[:2]), "detections": _coco_rows(found)}
+                pixels = _paint_detections(image, found, names, palette, min_score)
+                _has_origin(output / ORIGIN_FILE, record)  # another process may have begun at the same time
+                write_outputs({picture: _png_with_text(pixels, source | stored)}, overwrite=overwrite)
+            height, width = stored["size"]
             images.append({"id": len(images) + 1, "file_name": f"{name}{Path(file.path).suffix}"})
             images[-1] |= {"height": height, "width": width}
-            annotations += _coco_annotations(found, images[-1]["id"], len(annotations))
+            for label, score, *box in stored["detections"]:
+                one = {"id": len(annotations) + 1, "image_id": len(images), "category_id": label, "iscrowd": 0}
+                annotations.append(one | {"bbox": box, "area": round(box[2] * box[3], 3), "score": score})
     categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
     content = {"info": record, "images": images, "categories": categories, "annotations": annotations}
     write_outputs({output / BOXES_FILE: to_json(content)}, overwrite=overwrite)
-    return WriteSummary(len(images), 0, tuple(skipped))
+    return WriteSummary(len(images) - kept, kept, tuple(skipped))
 
 
-def _coco_annotations(found: Detections, image_id: int, first: int) -> list[dict[str, Any]]:
-    """Returns the detections of an image as annotations of COCO, whose boxes are (x, y, width, height)."""
-    sides = found.boxes[:, 2:] - found.boxes[:, :2]
-    rows = zip(np.concatenate([found.boxes[:, :2], sides], axis=1), found.classes, found.scores, strict=True)
+def _coco_rows(found: Detections) -> list[list[int | float]]:
+    """Returns (category_id, score, x, y, width, height) of each detection, as JSON stores them."""
+    boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], axis=1)
     return [
-        {
-            "id": first + number,
-            "image_id": image_id,
-            "category_id": int(label) + 1,
-            "iscrowd": 0,
-            "bbox": [round(float(x), 3) for x in box],
-            "area": round(float(box[2] * box[3]), 3),
-            "score": float(score),
-        }
-        for number, (box, label, score) in enumerate(rows, 1)
+        [int(label) + 1, float(score), *(round(float(number), 3) for number in box)]
+        for label, score, box in zip(found.classes, found.scores, boxes, strict=True)
     ]
+
+
+def _stored_detections(picture: Any, num_classes: int) -> dict[str, Any] | None:
+    """Returns "size" and "detections" that a NAME_boxes.png stores; None if they are damaged."""
+    stored = _png_text(picture) or {}
+    try:
+        size, rows = np.array(stored["size"]), np.array(stored["detections"], np.float64).reshape(-1, 6)
+    except (KeyError, ValueError, TypeError):
+        return None
+    labels, scores = rows[:, 0], rows[:, 1]
+    valid = np.isin(labels, np.arange(1, num_classes + 1)).all() and np.isfinite(rows).all()
+    valid = valid and ((scores >= 0) & (scores <= 1)).all() and size.shape == (2,) and size.dtype.kind == "i"
+    return {name: stored[name] for name in ("size", "detections")} if valid else None
+
+
+def _paint_detections(
+    image: Shaped[np.ndarray, "H W c"],
+    found: Detections,
+    names: Sequence[str],
+    palette: UInt8[np.ndarray, "classes 3"],
+    min_score: float,
+) -> UInt8[np.ndarray, "H W 3"]:
+    likely = Detections(*(values[found.scores >= min_score] for values in found))
+    texts = [f"{names[c]} {score:.2f}" for c, score in zip(likely.classes, likely.scores, strict=True)]
+    # The most likely one is drawn last, over the others.
+    return draw_boxes(image, likely.boxes[::-1], palette[likely.classes][::-1], texts[::-1])
 
 
 def is_prediction_file(path: str, output: Any) -> bool:
@@ -348,15 +377,18 @@ def _has_origin(file: Any, origin: dict[str, Any]) -> bool:
     return True
 
 
-def _is_complete(output: Any, name: str, source: dict[str, str], options: OutputOptions) -> bool:
-    """Returns True if all files of an image exist and were made from the same bytes; else they may all be replaced."""
-    mask, files = output / f"{name}_mask.png", [output / f"{name}{suffix}" for suffix in options.suffixes]
-    before = _png_text(mask)
-    if before is not None and before.keys() == source.keys():
+def _is_complete(files: Sequence[Any], source: dict[str, str]) -> bool:
+    """Returns True if all files of an image exist and were made from the same bytes; else they may all be replaced.
+
+    The last one is the PNG that stores the source of the image.
+    """
+    marked = files[-1]
+    before = _png_text(marked)
+    if before is not None and source.keys() <= before.keys():
         if before["sha256"] == source["sha256"] and all(file.exists() for file in files):
             return True
         if before["sha256"] != source["sha256"] and before["path"] != source["path"]:
-            raise ForeignFileError(mask, f"is the mask of {before['path']}; {source['path']} would overwrite it")
+            raise ForeignFileError(marked, f"was made from {before['path']}; {source['path']} would overwrite it")
     check_outputs(files)
     return False
 

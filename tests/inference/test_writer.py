@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from segjax.boxes import Detections
 from segjax.data import DataError
@@ -271,7 +272,7 @@ def test_moved_image_keeps_its_prediction(tmp_path):
 def test_another_image_of_the_same_name_is_refused(tmp_path, on_error):
     write(["a"], Predict(), tmp_path)
     expected = (
-        f"{tmp_path}/a_mask.png: is the mask of /images/a.png; /others/a.png would overwrite it. "
+        f"{tmp_path}/a_mask.png: was made from /images/a.png; /others/a.png would overwrite it. "
         "Choose another folder, or move the file; calibrate, data, evaluate, export, predict and report have "
         "--overwrite"
     )
@@ -408,13 +409,16 @@ class Detect(Detector):
     def __init__(self):
         self.preprocessing = Preprocessing((6, 8), 3, (0.5,), (0.5,), 2)
 
+    def record(self):
+        return {"parameters": "a1"}
+
     def __call__(self, image):
         boxes = np.array([[1, 2, 4, 5], [0.5, 0, 8, 5.25]], np.float32)
         return Detections(boxes, np.array([0.9, 0.25], np.float32), np.array([1, 0]), np.ones(2, bool))
 
 
-def detect(names, output, *, bad=(), **options):
-    files = Predict().files(names, bad)
+def detect(names, output, *, bad=(), changed=None, **options):
+    files = Predict().files(names, bad, **(changed or {}))
     return write_detections(Detect(), files, output, ("stone", "tyre"), LABELS.palette[:2], ORIGIN, **options)
 
 
@@ -441,7 +445,6 @@ def test_write_detections_draws_the_likely_boxes(min_score, drawn, tmp_path):
 
 def test_write_detections_of_another_network_need_another_folder(tmp_path):
     detect(["a"], tmp_path)
-    assert detect(["a"], tmp_path).written == 1
     with pytest.raises(DataError, match=r"min_score = 0\.5.*another --output"):
         detect(["a"], tmp_path, min_score=0.6)
 
@@ -457,3 +460,43 @@ def test_write_detections_skips_bad_images(tmp_path):
     summary = detect(["a", "b"], tmp_path, bad=["a"], on_error="skip")
     assert (summary.written, len(summary.skipped)) == (1, 1)
     assert len(json.loads((tmp_path / "detections.json").read_text())["images"]) == 1
+
+
+def test_write_detections_completes_an_interrupted_folder(tmp_path):
+    with pytest.raises(DataError, match=r"/images/bb\.png: cannot be decoded"):
+        detect(["a", "bb"], tmp_path / "again", bad=["bb"])
+    assert not (tmp_path / "again" / "detections.json").exists()
+    assert detect(["a", "bb"], tmp_path / "again") == WriteSummary(1, 1, ())
+    assert detect(["a", "bb"], tmp_path / "once") == WriteSummary(2, 0, ())
+    once, again = ((tmp_path / folder / "detections.json").read_bytes() for folder in ("once", "again"))
+    assert again == once
+    assert detect(["a", "bb"], tmp_path / "again") == WriteSummary(0, 2, ())
+    assert detect(["a", "bb"], tmp_path / "again", overwrite=True) == WriteSummary(2, 0, ())
+
+
+def test_write_detections_detects_again_in_a_changed_image(tmp_path):
+    detect(["a"], tmp_path)
+    assert detect(["a"], tmp_path, changed={"a": image_of("other")}) == WriteSummary(1, 0, ())
+    assert detect(["a"], tmp_path, changed={"a": image_of("other")}) == WriteSummary(0, 1, ())
+
+
+def test_write_detections_refuses_another_image_of_the_same_name(tmp_path):
+    detect(["a"], tmp_path)
+    files = {"a": RawFile("/others/a.png", 0, lambda: png(image_of("other")))}
+    with pytest.raises(ForeignFileError, match=r"a_boxes\.png: was made from /images/a\.png; /others/a\.png would"):
+        write_detections(Detect(), files, tmp_path, ("stone", "tyre"), LABELS.palette[:2], ORIGIN)
+
+
+@pytest.mark.parametrize(
+    "detections",
+    [None, "x", [[1, 0.5, 0, 0]], [[3, 0.5, 0, 0, 1, 1]], [[1, 2.0, 0, 0, 1, 1]], [[1, 0.5, 0, 0, 1, None]]],
+    ids=["none", "text", "short", "class", "score", "no number"],
+)
+def test_write_detections_does_not_read_damaged_ones(detections, tmp_path):
+    detect(["a"], tmp_path)
+    file, info = tmp_path / "a_boxes.png", PngInfo()
+    with Image.open(file) as found:
+        info.add_itxt("segjax", json.dumps(json.loads(found.info["segjax"]) | {"detections": detections}))
+        found.save(file, pnginfo=info)
+    with pytest.raises(ForeignFileError, match=r"a_boxes\.png: exists, and segjax did not write it, or it was changed"):
+        detect(["a"], tmp_path)

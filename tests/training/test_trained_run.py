@@ -27,7 +27,8 @@ from segjax.trained_run import (
     score_run,
 )
 from segjax.training import defaults, open_split
-from segjax.training.config import FIELDS, NETWORKS, ConfigError, from_leaves, leaves
+from segjax.training.config import DETECTORS, FIELDS, NETWORKS, ConfigError, from_leaves, leaves
+from segjax.training.detection import make_detector
 from segjax.training.evaluation import make_eval_step, preprocessing_of
 from segjax.training.evaluation import scores as evaluation_scores
 from segjax.training.objective import hparams_from_config
@@ -349,6 +350,29 @@ def test_predictor_record_changes_with_every_config_field_that_changes_the_mask(
     assert {key for key, value in fields.items() if record(**{key: value}) != before} == expected
     more = {"data.class_names": ("a", "b", "c")}
     assert record(**more) != record(**more | {"data.unseen_classes": ("b",)})
+
+
+@pytest.mark.parametrize("network", DETECTORS)
+def test_detector_record_changes_with_every_config_field_that_changes_the_boxes(network):
+    def record(**changed):
+        config = from_leaves(leaves(base) | changed)
+        return make_detector(config, model_of(config), {}).record()
+
+    base = defaults()
+    base.data.name, base.data.class_names = "folder", ("a", "b")
+    base.data.box_classes, base.model.name, base.objective.loss = ("a", "b"), network, "sigmoid_focal"
+    fields = {k: another(field) for k, field in FIELDS.items() if k not in ("model.name", "model.members")}
+    fields |= {"data.box_classes": ("b",), "data.range": (0.0, 4.0), "model.levels": (2, 3, 4, 5)}
+    fields |= {"objective.loss": "hinge", "model.prior": (), "model.anchor_scales": (1.0,)}
+    fields |= dict.fromkeys(
+        ("data.unseen_classes", "data.mask_colours", "data.void_colours", "objective.class_weights"), ()
+    )
+    fields |= {"data.name": "camvid"}
+    expected = {f"data.{name}" for name in ("box_classes", "channels", "range", "size", "letterbox", "mean", "std")}
+    own = (*DETECTORS[network][1].values(), "anchor_base", "anchor_scales", "anchor_ratios", "norm", "dtype")
+    before = record()
+    found = {key for key, value in fields.items() if record(**{key: value}) != before}
+    assert found == expected | {f"model.{name}" for name in own}
 
 
 def test_predictor_record_contains_dropout_if_the_mask_depends_on_it(tiny):
