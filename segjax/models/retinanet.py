@@ -9,14 +9,15 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from segjax import checks
-from segjax.models.layers import Block, Conv, Layer, fan_in_normal, pad_to_multiple
+from segjax.models.layers import Block, Conv, ConvBlock, Layer, Norm, fan_in_normal, max_pool_2x2, pad_to_multiple
 from segjax.models.network import check_images
 from segjax.models.resnet import encoder_of
 from segjax.models.upsampling import upsample_nearest_2x2
 
 # Variance times fan-in of the heads' initial kernels: the paper's σ = 0.01 at its 256 channels.
 _HEAD_GAIN = 0.01**2 * 9 * 256
-_ENCODER_STRIDE = 32
+_RESNET_STRIDE = 32
+ENCODERS = ("resnet", "unet")
 
 
 class DetectorOutput(NamedTuple):
@@ -31,18 +32,41 @@ class DetectorOutput(NamedTuple):
     offsets: Float[Array, "b anchors 4"]
 
 
+class ContractingPath(Block):
+    """Encoder of a U-Net (Ronneberger et al. 2015, arXiv 1505.04597): a `ConvBlock` per level, 2×2 pooling in between.
+
+    Attributes: those of `Block`, and
+        width: number of channels of level 0; level l has 2^l times as many.
+        depth: number of poolings.
+    """
+
+    width: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> list[Float[Array, "_ _ _ _"]]:
+        """Maps `[B, H, W, C]` to `[B, H/2^l, W/2^l, width · 2^l]` per level l from 0; H, W are multiples of 2^depth."""
+        common = {"padding": "zeros", "norm": self.norm, "axis_name": self.axis_name, **self.dtypes}
+        features = []
+        for level in range(self.depth + 1):
+            x = max_pool_2x2(x) if level else x
+            x = ConvBlock(self.width * 2**level, name=f"down{level}", **common)(x, train)
+            features.append(x)
+        return features
+
+
 class FeaturePyramid(Layer):
     r"""Feature pyramid network (Lin et al. 2016, arXiv 1612.03144) with RetinaNet's two coarser levels.
 
-    .. math:: M_5 = A_5 C_5, \quad M_l = A_l C_l + \text{up}(M_{l + 1}), \quad P_l = B_l M_l, \quad
-        P_6 = D_6 P_5, \quad P_7 = D_7 \max(0, P_6)
+    .. math:: M_n = A_n C_n, \quad M_l = A_l C_l + \text{up}(M_{l + 1}), \quad P_l = B_l M_l, \quad
+        P_{n + 1} = D_{n + 1} P_n, \quad P_{n + 2} = D_{n + 2} \max(0, P_{n + 1})
 
-    A are 1×1 convolutions, B 3×3 convolutions and D 3×3 convolutions with stride 2, all with bias and without norm;
-    up doubles both sides. P_6 is computed from P_5 as in torchvision's `retinanet_resnet50_fpn`; the paper computes it
-    from C_5.
+    n is the coarsest level of the encoder's features C, 5 for a ResNet. A are 1×1 convolutions, B 3×3 convolutions and
+    D 3×3 convolutions with stride 2, all with bias and without norm; up doubles both sides. P_6 is computed from P_5 as
+    in torchvision's `retinanet_resnet50_fpn`; the paper computes it from C_5.
 
     Attributes: those of `Layer`, and
-        levels: consecutive levels l, the first 2 to 5 and the last 5 to 7; level l has stride 2^l.
+        levels: consecutive levels l; level l has stride 2^l.
         channels: number of channels of every level.
     """
 
@@ -51,24 +75,23 @@ class FeaturePyramid(Layer):
 
     @nn.compact
     def __call__(self, features: Sequence[Float[Array, "_ _ _ _"]]) -> list[Float[Array, "_ _ _ _"]]:
-        """Maps C_l to C_5, l the first level, `[B, H/2^l, W/2^l, F]`, to `[B, H/2^l, W/2^l, channels]` per level."""
+        """Maps C of the first levels, `[B, H/2^l, W/2^l, F]`, to `[B, H/2^l, W/2^l, channels]` for every level."""
 
         def conv(name: str, size: int, stride: int = 1) -> nn.Conv:
             return Conv(self.channels, size, stride, gain=1.0, use_bias=True, name=name, **self.dtypes)
 
         maps, merged = [], None
-        for level, x in reversed(list(zip(range(self.levels[0], 6), features, strict=True))):
+        for level, x in reversed(list(zip(self.levels, features, strict=False))):
             x = conv(f"inner{level}", 1)(x)
             merged = x if merged is None else x + upsample_nearest_2x2(merged)
             maps.insert(0, conv(f"layer{level}", 3)(merged))
-        for level in range(6, self.levels[-1] + 1):
-            x = maps[-1] if level == 6 else nn.relu(maps[-1])
-            maps.append(conv(f"p{level}", 3, 2)(x))
+        for i, level in enumerate(self.levels[len(features) :]):
+            maps.append(conv(f"p{level}", 3, 2)(nn.relu(maps[-1]) if i else maps[-1]))
         return maps
 
 
 class DetectionHead(Layer):
-    """Four 3×3 convolutions with ReLU and a last one to `outputs` numbers per anchor, in at least float32.
+    """3×3 convolutions with ReLU and a last one to `outputs` numbers per anchor, in at least float32.
 
     All levels share its parameters. The initial kernels have the paper's σ = 0.01 at 256 channels, and the same gain at
     any other number of them.
@@ -77,6 +100,8 @@ class DetectionHead(Layer):
         channels: number of channels between the convolutions.
         per_cell: K, number of anchors per cell of a level.
         outputs: number of outputs per anchor.
+        convs: number of convolutions before the last.
+        norm: norm before each ReLU, "none" | "group".
         bias: initial bias of each output; None: 0.
         kernel_stddev: standard deviation of the last convolution's initial kernel; None: as the others.
     """
@@ -84,14 +109,17 @@ class DetectionHead(Layer):
     channels: int
     per_cell: int
     outputs: int
+    convs: int = 4
+    norm: str = "none"
     bias: Sequence[float] | None = None
     kernel_stddev: float | None = None
 
     @nn.compact
     def __call__(self, maps: Sequence[Float[Array, "_ _ _ _"]]) -> list[Float[Array, "_ _ _ _"]]:
         """Maps `[B, h, w, F]` per level to `[B, h, w, K · outputs]` per level."""
-        fields = {"use_bias": True, "gain": _HEAD_GAIN, **self.dtypes}
-        convs = [Conv(self.channels, name=f"conv{i}", **fields) for i in (1, 2, 3, 4)]
+        fields, places = {"use_bias": self.norm == "none", "gain": _HEAD_GAIN, **self.dtypes}, range(1, self.convs + 1)
+        convs = [Conv(self.channels, name=f"conv{i}", **fields) for i in places]
+        norms = [Norm(kind=self.norm, name=f"norm{i}", **self.dtypes) for i in places]
         bias = np.tile(np.zeros(self.outputs) if self.bias is None else np.asarray(self.bias), self.per_cell)
         initial = fan_in_normal(_HEAD_GAIN)
         last = Conv(
@@ -105,32 +133,39 @@ class DetectionHead(Layer):
         )
         found = []
         for x in maps:
-            for conv in convs:
-                x = nn.relu(conv(x))
+            for conv, norm in zip(convs, norms, strict=True):
+                x = nn.relu(norm(conv(x), False))
             found.append(last(x))
         return found
 
 
 class RetinaNet(Block):
-    r"""RetinaNet (arXiv 1708.02002): class logits and box offsets for every anchor, from a ResNet's feature pyramid.
+    r"""RetinaNet (arXiv 1708.02002): class logits and box offsets for every anchor, from a feature pyramid.
 
     The classification head starts at `head_bias`, `losses.prior_bias(π)` in the paper, so that every anchor's
     probability is π and the many anchors of the background do not dominate the first steps. The regression head
-    predicts one box per anchor for all classes together. Norms are those of the encoder; pyramid and heads have none.
+    predicts one box per anchor for all classes together. `norm` is that of the encoder; the pyramid has none, and the
+    heads have `head_norm`.
 
-    Any input size works, including one pixel: images are padded with 0, the mean, to a multiple of 32, and level l is
-    cropped to ⌈H / 2^l⌉ × ⌈W / 2^l⌉ cells. The rows are those of `segjax.boxes.anchors`. Depth 50, width 64, 91
-    classes: 34.07 M parameters, torchvision's 34.01 M of `retinanet_resnet50_fpn` and the scales and biases of batch
-    normalization, which are frozen there.
+    The encoder "unet" is a small one for small images: it sees them at full resolution and learns faster from scratch,
+    as do heads with few convolutions and a norm. Any input size works, including one pixel: images are padded with 0,
+    the mean, to a multiple of 32 (of "unet": the coarsest stride), and level l is cropped to ⌈H / 2^l⌉ × ⌈W / 2^l⌉
+    cells. The rows are those of `segjax.boxes.anchors`. Depth 50, width 64, 91 classes: 34.07 M parameters,
+    torchvision's 34.01 M of `retinanet_resnet50_fpn` and the scales and biases of batch normalization, which are frozen
+    there.
 
     Attributes: those of `Block`, and
         num_classes: C, without the background.
-        encoder_depth, width: those of the `ResNet`. Width 8 to 16 is a small backbone for small images.
-        levels: consecutive levels of the pyramid, the first 2 to 5 and the last 5 to 7; level l has stride 2^l. Level 2
-            is for objects of a few pixels.
+        encoder: "resnet": a `ResNet` | "unet": a `ContractingPath` as deep as the last level.
+        encoder_depth: that of the `ResNet`.
+        width: number of channels of the encoder's first level.
+        levels: consecutive levels of the pyramid, the first 2 to 5 and the last 5 to 7 with a ResNet, any of 1 to 7
+            with "unet"; level l has stride 2^l. Levels 1 and 2 are for objects of a few pixels.
         channels: number of channels of pyramid and heads.
         per_cell: K, number of anchors per cell of a level: scales times ratios.
-        remat: recompute the blocks of the encoder and the heads in the backward pass.
+        head_convs: number of convolutions of each head before the last.
+        head_norm: norm of the heads' convolutions, "none", the paper's | "group".
+        remat: recompute the blocks of the ResNet and the heads in the backward pass.
         head_bias: initial bias of the class logits, one value per class; None: 0.
         head_kernel_stddev: standard deviation of the classification head's last initial kernel; None: the paper's 0.01
             at 256 channels, scaled by fan-in.
@@ -144,11 +179,14 @@ class RetinaNet(Block):
     """
 
     num_classes: int
+    encoder: str = "resnet"
     encoder_depth: int = 50
     width: int = 64
     levels: Sequence[int] = (3, 4, 5, 6, 7)
     channels: int = 256
     per_cell: int = 9
+    head_convs: int = 4
+    head_norm: str = "none"
     remat: bool = False
     head_bias: Sequence[float] | None = None
     head_kernel_stddev: float | None = None
@@ -163,10 +201,16 @@ class RetinaNet(Block):
         check_images(images)
         self.check_fields()
         _, height, width, _ = images.shape
-        encoder = encoder_of(self, depth=self.encoder_depth, width=self.width, output_stride=_ENCODER_STRIDE)
-        features = encoder(pad_to_multiple(images, _ENCODER_STRIDE, mode="constant"), train)
-        pyramid = FeaturePyramid(self.levels, self.channels, name="pyramid", **self.dtypes)
-        maps = pyramid(features[self.levels[0] - 1 :])
+        first, last = self.levels[0], self.levels[-1]
+        if self.encoder == "unet":
+            common = {"norm": self.norm, "axis_name": self.axis_name, **self.dtypes}
+            encoder = ContractingPath(self.width, last, name="encoder", **common)
+            features = encoder(pad_to_multiple(images, 2**last, mode="constant"), train)[first:]
+        else:
+            encoder = encoder_of(self, depth=self.encoder_depth, width=self.width, output_stride=_RESNET_STRIDE)
+            # A ResNet's features begin at stride 2.
+            features = encoder(pad_to_multiple(images, _RESNET_STRIDE, mode="constant"), train)[first - 1 :]
+        maps = FeaturePyramid(self.levels, self.channels, name="pyramid", **self.dtypes)(features)
 
         def rows(maps: Sequence[Array], outputs: int) -> Float[Array, "b anchors n"]:
             inside = [x[:, : -(-height // 2**n), : -(-width // 2**n)] for n, x in zip(self.levels, maps, strict=True)]
@@ -174,6 +218,7 @@ class RetinaNet(Block):
 
         head = nn.remat(DetectionHead) if self.remat else DetectionHead
         common = {"channels": self.channels, "per_cell": self.per_cell, **self.dtypes}
+        common |= {"convs": self.head_convs, "norm": self.head_norm}
         classes = {"bias": self.head_bias, "kernel_stddev": self.head_kernel_stddev}
         logits = head(outputs=self.num_classes, name="classification", **classes, **common)(maps)
         offsets = head(outputs=4, name="regression", **common)(maps)
@@ -181,10 +226,15 @@ class RetinaNet(Block):
 
     def check_fields(self) -> None:
         """Raises a ValueError if a field is out of range."""
-        levels = tuple(self.levels)
-        if levels not in [tuple(range(first, last + 1)) for first in (2, 3, 4, 5) for last in (5, 6, 7)]:
-            valid = "consecutive, the first 2 to 5 and the last 5 to 7"
-            raise ValueError(f"levels must be {valid}; got {levels}: use, for example, (3, 4, 5, 6, 7)")
+        checks.choice("encoder", self.encoder, ENCODERS)
+        checks.choice("head_norm", self.head_norm, ("none", "group"))
+        levels, firsts, lasts, example = tuple(self.levels), (2, 3, 4, 5), (5, 6, 7), (3, 4, 5, 6, 7)
+        if self.encoder == "unet":
+            firsts, lasts, example = range(1, 8), range(1, 8), (1, 2, 3)
+        if levels not in [tuple(range(first, last + 1)) for first in firsts for last in lasts if first <= last]:
+            valid = f"consecutive, the first {firsts[0]} to {firsts[-1]} and the last {lasts[0]} to {lasts[-1]}"
+            raise ValueError(f"levels of the encoder {self.encoder!r} must be {valid}; got {levels}: use {example}")
+        checks.scalar("head_convs", self.head_convs, jnp.int32, 0.0)
         for name in ("num_classes", "channels", "per_cell"):
             checks.scalar(name, getattr(self, name), jnp.int32, 1.0)
         if self.head_bias is not None and len(self.head_bias) != self.num_classes:

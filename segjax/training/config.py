@@ -13,6 +13,7 @@ from ml_collections.config_dict import FieldReference, placeholder
 from segjax import models
 from segjax.data import DATASETS, Source
 from segjax.models.resnet import STAGES as RESNETS
+from segjax.models.retinanet import ENCODERS
 from segjax.models.unet import DOWNSAMPLINGS
 from segjax.models.upsampling import UPSAMPLINGS
 from segjax.storage import StorageError, read_json, write_json
@@ -44,7 +45,10 @@ NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
 }
 # The same of the detectors, which have no dropout.
 DETECTORS: dict[str, tuple[type[models.RetinaNet], dict[str, str]]] = {
-    "retinanet": (models.RetinaNet, _own("width", "encoder_depth", "levels", channels="hidden")),
+    "retinanet": (
+        models.RetinaNet,
+        _own("encoder", "width", "encoder_depth", "levels", "head_convs", "head_norm", channels="hidden"),
+    ),
 }
 # Constructor arguments that every network has.
 SHARED_ARGUMENTS = _own("norm", "remat", "dropout", "deep_dropout", deep_rate="deep_dropout_rate", heads="num_samples")
@@ -217,6 +221,7 @@ FIELDS = {
     "model.strips": Field(1, "row strips per image, in the batch axis: 16 / images per chip on a TPU", range=SIZE),
     "model.pack": Field(1, "columns packed into the first level's channels: 128 / width on a TPU", range=SIZE),
     "model.encoder_depth": Field(18, "layers of the ResNet encoder", tuple(RESNETS)),
+    "model.encoder": Field("resnet", "detector: a ResNet, or the contracting path of a U-Net", ENCODERS),
     "model.output_stride": Field(None, "stride of the coarsest features; None: the network's own", (), SIZE, int),
     "model.aspp_dilations": Field(
         None, "dilations of DeepLab's ASPP; None: the network's own", range=SIZE, optional=tuple, item=int
@@ -225,8 +230,14 @@ FIELDS = {
         None, "channels of fc6 and fc7, of ASPP, or of pyramid and heads; None: the network's own", (), SIZE, int
     ),
     "model.levels": Field(
-        (3, 4, 5, 6, 7), "pyramid levels l, of stride 2^l; from 2 for objects of a few pixels", (), "[2, 7]", item=int
+        (3, 4, 5, 6, 7),
+        "pyramid levels l, of stride 2^l; from 1 or 2 for objects of a few pixels",
+        (),
+        "[1, 7]",
+        item=int,
     ),
+    "model.head_convs": Field(4, "detector: convolutions of each head before the last", range="[0, 16]"),
+    "model.head_norm": Field("none", "detector: norm of the heads' convolutions", ("none", "group")),
     "model.anchor_base": Field(4.0, "detector: side of a level's smallest anchor over its stride", range=POSITIVE),
     "model.anchor_scales": Field(
         (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), "detector: sides of a level's anchors over the smallest", range=POSITIVE
@@ -598,10 +609,17 @@ def _foreign_fields(model: ConfigDict) -> Iterator[str]:
                 f"config.model.{name} belongs to {owners}; {model.name} does not have it: leave it at {default!r}; "
                 f"got {model[name]!r}"
             )
-    if model.pretrained and "encoder_depth" not in fields[model.name]:
+    resnet = model.encoder == "resnet" and "encoder_depth" in fields[model.name]
+    if model.pretrained and not resnet:
         yield (
             f"config.model.pretrained needs a ResNet encoder, which {model.name} does not have: set it to ''; got "
             f"{model.pretrained!r}"
+        )
+    default = FIELDS["model.encoder_depth"].default
+    if model.encoder != "resnet" and model.encoder_depth != default:
+        yield (
+            f"config.model.encoder_depth belongs to config.model.encoder = 'resnet': leave it at {default!r}; got "
+            f"{model.encoder_depth!r}"
         )
 
 

@@ -80,6 +80,17 @@ def test_rows_are_those_of_the_anchors(levels, size):
     assert (output.logits.shape, output.offsets.shape) == ((2, count, 3), (2, count, 4))
 
 
+def test_unet_encoder_has_rows_for_every_anchor_and_a_normalized_head():
+    model = RetinaNet(2, encoder="unet", width=4, levels=(1, 2, 3), channels=8, head_convs=1, head_norm="group")
+    images = jnp.asarray(DRAWN["image"]((2, 29, 37, 3)))
+    output, variables = jax.jit(lambda key: model.init_with_output(key, images, train=True))(jax.random.key(0))
+    assert output.logits.shape == (2, sum(boxes.anchor_counts((29, 37), levels=(1, 2, 3))), 2)
+    assert {*variables["params"]["classification"]} == {"conv1", "norm1", "linear"}
+    assert {*variables["params"]["encoder"]} == {"down0", "down1", "down2", "down3"}
+    shape = jax.eval_shape(partial(model.apply, train=False), variables, images)
+    assert [x.shape for x in shape] == [x.shape for x in output]
+
+
 @pytest.mark.slow
 def test_first_probabilities_are_the_prior():
     bias = (float(losses.prior_bias(0.01)),) * 2
@@ -111,8 +122,12 @@ def test_bfloat16_gives_float32_outputs():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"levels": (3, 5)}, r"levels must be consecutive, the first 2 to 5 and the last 5 to 7; got \(3, 5\)"),
-        ({"levels": (1, 2, 3, 4, 5)}, "levels must be consecutive"),
+        ({"levels": (3, 5)}, r"levels .* must be consecutive, the first 2 to 5 and the last 5 to 7; got \(3, 5\)"),
+        ({"levels": (1, 2, 3, 4, 5)}, "levels of the encoder 'resnet' must be consecutive"),
+        ({"encoder": "unet", "levels": (0, 1)}, r"'unet' must be consecutive, the first 1 to 7 .* got \(0, 1\): use"),
+        ({"encoder": "vgg"}, "encoder must be one of 'resnet', 'unet'; got 'vgg'"),
+        ({"head_norm": "batch"}, "head_norm must be one of 'none', 'group'; got 'batch'"),
+        ({"head_convs": -1}, "head_convs must be at least 0; got -1"),
         ({"levels": (3, 4)}, "the last 5 to 7"),
         ({"head_bias": (0.0,)}, r"head_bias must have one value per class, 3; got \(0.0,\)"),
         ({"channels": 0}, "channels must be at least 1; got 0"),
