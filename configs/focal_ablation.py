@@ -1,7 +1,7 @@
 """Tables 1a and 1b of the focal loss paper: α at γ = 0, and the best α for each γ in the whole γ × α grid.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), section 5.1, with its prior bias π = 0.01 at the head.
-DATA: road_debris, or crackforest
+DATA: road_debris, or crackforest, or road_debris_boxes
 COMMAND: python -m experiments.focal_paper.focal_ablation --preset=cpu --processes=2 --workdir=runs/focal_ablation
 SCORE: cpu and smoke: experiments/results/focal_ablation_road_debris.md, focal_ablation_crackforest.md and
   focal_ablation_smoke.md

@@ -1,7 +1,7 @@
 """The prior-probability bias of the head and its effect on the first step, the background trap and the final score.
 
 Source: Lin et al. 2017 (arXiv 1708.02002), sections 3.3, 4.1 ("Initialization") and 5.1.
-DATA: road_debris, or crackforest
+DATA: road_debris, or crackforest, or road_debris_boxes
 COMMAND: python -m experiments.focal_paper.prior_init --preset=cpu --processes=2 --workdir=runs/prior_init
 SCORE: cpu: experiments/results/prior_init_road_debris.md and prior_init_crackforest.md
 TIME: cpu: 0.7 core hours per seed. 75 to 95 s per cell on one quiet CPU core. smoke has 4 cells; cpu 30 per seed,
@@ -29,9 +29,14 @@ def _priors(values, frequencies):
 
 
 def get_grids(preset="cpu", data="road_debris"):
-    """Returns π × loss × normaliser for sigmoid, π × loss for softmax; without a prior the head starts as usual."""
+    """Returns π × loss × normaliser for sigmoid, π × loss for softmax; without a prior the head starts as usual.
+
+    Detectors have no softmax, and boxes only the paper's normaliser.
+    """
     if preset == "smoke":
         return ((_priors((0.01,), lambda pi: (pi,)), SIGMOID),)
+    if data == "road_debris_boxes":
+        return ((_priors(PRIORS, lambda pi: (pi,)), SIGMOID),)
     normalizers = ({"objective.normalizer": "valid"}, {"objective.normalizer": "positives"})
     return (
         (_priors(PRIORS, lambda pi: (pi,)), SIGMOID, normalizers),

@@ -3,7 +3,7 @@
 Source: Lin et al. 2017 (arXiv 1708.02002), section 4.1: learning rate 0.01, momentum 0.9, weight decay 1e-4; cross
   entropy without the prior diverged, and focal loss was better than cross entropy with the prior. With AdamW and
   clipped gradients, as in the other sweeps, neither is the case here.
-DATA: road_debris, or crackforest
+DATA: road_debris, or crackforest, or road_debris_boxes
 COMMAND: python -m experiments.focal_paper.sgd_focal --preset=cpu --processes=2 --workdir=runs/sgd_focal
 SCORE: none for this grid yet. In an earlier one, at rates 0.01, 0.001 and 0.0001 and with a warm-up: road_debris, seed
   0, average precision at the paper's rate 0.433 cross entropy and 0.412 focal with the prior, 0.006 both without;

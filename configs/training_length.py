@@ -9,7 +9,8 @@ TIME: cpu: 0.5 core hours per seed. road_debris: 311 to 366 s per cell on one CP
 """
 
 from segjax.configs import rare_class
-from segjax.configs.rare_class import DATA, PRESETS, get_seeds
+from segjax.configs.rare_class import PIXELS as DATA
+from segjax.configs.rare_class import PRESETS, get_seeds
 
 __all__ = ["DATA", "PRESETS", "get_config", "get_grids", "get_seeds"]
 

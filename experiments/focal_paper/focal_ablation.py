@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from experiments.focal_paper.paper_numbers import TABLE_1A, TABLE_1B, percent
-from experiments.sweep.paper_report import SCORES, PaperReport, SweepResults, main_of, precision_curves
+from experiments.sweep.paper_report import PaperReport, SweepResults, main_of, precision_curves
 from segjax.configs.rare_class import NO_PRIOR, PRIOR
 from segjax.data import Source
 from segjax.reporting import Picture, Section, Spread, Table, heatmap, png
@@ -57,18 +57,19 @@ def _trap(results: SweepResults, rows: Sequence[dict[str, Any]]) -> Section:
             f"{row[GAMMA]:g}",
             f"{row[ALPHA]:g}",
             f"{row['model.prior'][0]:g}" if row["model.prior"] else None,
-            results.score(row, "pixel_accuracy"),
+            *([] if results.on_boxes else [results.score(row, "pixel_accuracy")]),
             *results.scores(row),
         )
         for row in chosen
     ]
-    columns = ("loss", "γ", "α", "π", "pixel accuracy", *SCORES)
-    table = Table("With and without the prior bias", columns, lines, highest=SCORES[:2])
+    accuracy = () if results.on_boxes else ("pixel accuracy",)
+    columns = ("loss", "γ", "α", "π", *accuracy, *results.columns)
+    table = Table("With and without the prior bias", columns, lines, highest=results.columns[:2])
     return Section(
         "The background trap and the prior bias",
-        "A new head predicts p = ½ for every pixel, and the first steps only teach it to predict background: accuracy "
-        "is high and nothing is found. A head that starts at the prior π skips these steps. γ = 0 with α = ½ is cross "
-        "entropy.",
+        f"A new head predicts p = ½ for every {'anchor' if results.on_boxes else 'pixel'}, and the first steps only "
+        "teach it to predict background: accuracy is high and nothing is found. A head that starts at the prior π "
+        "skips these steps. γ = 0 with α = ½ is cross entropy.",
         (table,),
         (
             precision_curves(results, {name(row): row for row in chosen}, "With and without the prior", "trap"),
@@ -81,7 +82,7 @@ def _table_1a(results: SweepResults, grid: Sequence[dict[str, Any]]) -> Section:
     lines = [
         (f"{row[ALPHA]:g}", *results.scores(row), percent(TABLE_1A.get(row[ALPHA]))) for row in grid if row[GAMMA] == 0
     ]
-    table = Table("Balanced cross entropy, γ = 0", ("α", *SCORES, "paper: AP"), lines, SCORES[:2])
+    table = Table("Balanced cross entropy, γ = 0", ("α", *results.columns, "paper: AP"), lines, results.columns[:2])
     return Section("Table 1a: α for cross entropy", "", (table,))
 
 
@@ -92,7 +93,7 @@ def best_alphas(results: SweepResults, grid: Sequence[dict[str, Any]]) -> dict[f
         by_gamma.setdefault(row[GAMMA], []).append(row)
 
     def rank(row: dict[str, Any]) -> tuple[int, float]:
-        return len(results.score(row, "average_precision").values), results.average_precision(row)
+        return len(results.score(row, results.headline).values), results.average_precision(row)
 
     best = {gamma: max(rows, key=rank) for gamma, rows in by_gamma.items()}
     return {gamma: row for gamma, row in best.items() if results.average_precision(row) > -math.inf}
@@ -107,8 +108,8 @@ def published(gamma: float) -> tuple[str | None, str | None]:
 def _table_1b(results: SweepResults, grid: Sequence[dict[str, Any]]) -> Section:
     best = best_alphas(results, grid)
     lines = [(f"{gamma:g}", f"{row[ALPHA]:g}", *results.scores(row), *published(gamma)) for gamma, row in best.items()]
-    columns = ("γ", "best α", *SCORES, "paper: best α", "paper: AP")
-    table = Table("Focal loss, the best α of each γ", columns, lines, SCORES[:2])
+    columns = ("γ", "best α", *results.columns, "paper: best α", "paper: AP")
+    table = Table("Focal loss, the best α of each γ", columns, lines, results.columns[:2])
     named = {f"γ = {gamma:g}, α = {row[ALPHA]:g}": row for gamma, row in best.items()}
     return Section(
         "Table 1b: γ, with the best α of each",
@@ -132,7 +133,7 @@ def conclusion(best: dict[float, dict[str, Any]], grid: Sequence[dict[str, Any]]
     return (
         f"The best α {'falls' if falls else 'does not fall steadily'} as γ rises: "
         f"{', '.join(f'{alpha:g}' for alpha in alphas)} (in the paper .75, .75, .75, .5, .25, .25, .25).{further} "
-        f"The best γ is {winner:g}, average precision {of_winner:.3f}; γ = 2 reaches {of_two:.3f}."
+        f"The best γ is {winner:g}, {results.columns[0]} {of_winner:.3f}; γ = 2 reaches {of_two:.3f}."
     )
 
 
@@ -141,14 +142,14 @@ def _whole_grid(results: SweepResults, grid: Sequence[dict[str, Any]]) -> Sectio
     by_place = {(row[GAMMA], row[ALPHA]): row for row in grid}
 
     def precision(gamma: float, alpha: float) -> Spread | None:
-        return results.score(by_place[gamma, alpha], "average_precision") if (gamma, alpha) in by_place else None
+        return results.score(by_place[gamma, alpha], results.headline) if (gamma, alpha) in by_place else None
 
     cells = [[precision(gamma, alpha) for alpha in alphas] for gamma in gammas]
     means = [[one.mean if one else math.nan for one in row] for row in cells]
     spreads = [[one.std if one else math.nan for one in row] for row in cells]
     seeds = max((len(one.values) for row in cells for one in row if one), default=0)
     table = Table(
-        "Average precision",
+        results.columns[0].capitalize() if not results.on_boxes else results.columns[0],
         ("γ", *(f"α = {alpha:g}" for alpha in alphas)),
         [(f"{gamma:g}", *row) for gamma, row in zip(gammas, cells, strict=True)],
     )
@@ -157,7 +158,7 @@ def _whole_grid(results: SweepResults, grid: Sequence[dict[str, Any]]) -> Sectio
         spreads,
         rows=[f"{gamma:g}" for gamma in gammas],
         columns=[f"{alpha:g}" for alpha in alphas],
-        title=f"Average precision, mean ± std of {seeds} seed(s)",
+        title=f"{results.columns[0]}, mean ± std of {seeds} seed(s)",
         x="α",
         y="γ",
     )
@@ -201,8 +202,8 @@ PAPER_REPORT = PaperReport(
     "focal_ablation",
     "Focal loss, γ and α",
     "Lin et al. 2017 (arXiv 1708.02002) find for RetinaNet on COCO that cross entropy is best with α = 0.75, that "
-    "γ = 2 is better, and that the best α falls as γ rises. Does this hold for rare pixels? The paper's AP is that of "
-    "boxes on COCO; ours is the average precision of the rare class' pixels. Compare their order, not their values.",
+    "γ = 2 is better, and that the best α falls as γ rises. Does this hold here? The paper's AP is that of boxes on "
+    "COCO with a ResNet; compare the order of the rows, not the values.",
     sections,
 )
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from experiments.focal_paper.paper_numbers import TABLE_FL_STAR, percent
-from experiments.sweep.paper_report import SCORES, PaperReport, SweepResults, main_of, precision_curves
+from experiments.sweep.paper_report import PaperReport, SweepResults, main_of, precision_curves
 from segjax.reporting import Section, Table
 
 
@@ -25,7 +25,7 @@ def sections(results: SweepResults) -> tuple[Section, ...]:
     """Returns the table of appendix A, with curves."""
     rows = results.rows()
     lines = [(name(row), *results.scores(row), percent(TABLE_FL_STAR.get(form(row)))) for row in rows]
-    table = Table("FL* and FL", ("loss", *SCORES, "paper: AP"), lines, highest=SCORES[:2])
+    table = Table("FL* and FL", ("loss", *results.columns, "paper: AP"), lines, highest=results.columns[:2])
     picture = precision_curves(results, {name(row): row for row in rows}, "Average precision")
     text = "The last column is the paper's best result per loss: α = ¾ for CE, ¼ for FL and FL*. Our rows have α = ½."
     return (Section("Appendix A: another form of the focal loss", text, (table,), (picture,)),)

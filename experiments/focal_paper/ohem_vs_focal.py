@@ -8,7 +8,8 @@ import math
 from typing import Any
 
 from experiments.focal_paper.paper_numbers import TABLE_1D, percent
-from experiments.sweep.paper_report import SCORES, PaperReport, SweepResults, main_of, precision_curves
+from experiments.sweep.paper_report import PaperReport, SweepResults, main_of, precision_curves
+from segjax.configs.ohem_vs_focal import BOX_FRACTIONS
 from segjax.reporting import Section, Table
 
 
@@ -31,19 +32,23 @@ def published(row: dict[str, Any]) -> float | None:
         return TABLE_1D["OHEM 1:3"]
     if row.get("objective.gamma") == 2 and row["objective.alpha"] == 0.25:
         return TABLE_1D["FL"]
-    return TABLE_1D["OHEM"] if row.get("objective.hard_fraction") == 0.0625 else None
+    return TABLE_1D["OHEM"] if row.get("objective.hard_fraction") in (0.0625, BOX_FRACTIONS[-1]) else None
 
 
 def sections(results: SweepResults) -> tuple[Section, ...]:
     """Returns the table and the curves."""
     rows = results.rows()
     lines = [(name(row), *results.scores(row), percent(published(row))) for row in rows]
-    table = Table("Mining and focal loss", ("loss", *SCORES, "paper: AP"), lines, highest=SCORES[:2])
+    table = Table("Mining and focal loss", ("loss", *results.columns, "paper: AP"), lines, highest=results.columns[:2])
     picture = precision_curves(results, {name(row): row for row in rows}, "Average precision")
     text = (
         "The paper's OHEM number is the best of several variants, which keep 128 to 512 boxes per image after "
-        "non-maximum suppression. Pixels have no counterpart of this; the number stands beside the hardest 1/16."
+        "non-maximum suppression. "
     )
+    if results.on_boxes:
+        text += "Ours keep the same numbers of anchors per image, of the whole batch and without the suppression."
+    else:
+        text += "Pixels have no counterpart of this; the number stands beside the hardest 1/16."
     return (Section("Table 1d: OHEM and focal loss", text, (table,), (picture,)),)
 
 

@@ -6,10 +6,11 @@ sigmoid and with a softmax. `configs/prior_init.py` has the grids.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from experiments.focal_paper.background_trap import lasting
-from experiments.sweep.paper_report import SCORES, PaperReport, SweepResults, main_of, precision_curves
+from experiments.sweep.paper_report import PaperReport, SweepResults, main_of, precision_curves
 from segjax.reporting import Section, Table
 
 _LOSSES = {"cross_entropy": "CE", "focal": "focal"}
@@ -23,9 +24,11 @@ def sections(results: SweepResults) -> tuple[Section, ...]:
     return tuple(_section(results, form, of_form) for form, of_form in forms.items() if of_form)
 
 
-def name(row: dict[str, Any]) -> str:
-    """Returns the name of a row: its loss, and the pixels that its sum is divided by."""
+def name(row: dict[str, Any], *, on_boxes: bool = False) -> str:
+    """Returns the name of a row: its loss and, for pixels, those that its sum is divided by."""
     loss = _LOSSES[row["objective.loss"].partition("_")[2]]
+    if on_boxes:
+        return loss
     return f"{loss}, over {_DIVIDED[row.get('objective.normalizer', 'valid')]}"
 
 
@@ -35,13 +38,20 @@ def prior(row: dict[str, Any]) -> str | None:
 
 
 def ranked_from(results: SweepResults, row: dict[str, Any]) -> str:
-    """Returns, per seed, the step from which on average precision exceeds 0.1, whatever p the rare pixels have."""
-    return _from(results, row, lambda one: "average_precision")
+    """Returns, per seed, the step from which on average precision (boxes: AP50) exceeds 0.1, at whatever p."""
+    return _from(results, row, lambda one: "ap50" if results.on_boxes else "average_precision")
 
 
 def found_from(results: SweepResults, row: dict[str, Any]) -> str:
     """Returns, per seed, the step from which on more than a tenth of the rare pixels have p > ½."""
     return _from(results, row, lambda one: f"recall/{one['scores']['classes'][1]}")
+
+
+def beginning(results: SweepResults, row: dict[str, Any]) -> dict[str, str]:
+    """Returns the columns that tell when the rare class is found; a detector has no recall at p = ½."""
+    if results.on_boxes:
+        return {"AP50 > 0.1 from": ranked_from(results, row)}
+    return {"AP > 0.1 from": ranked_from(results, row), "recall > 0.1 from": found_from(results, row)}
 
 
 def _from(results: SweepResults, row: dict[str, Any], curve: Callable[[dict[str, Any]], str]) -> str:
@@ -56,23 +66,23 @@ def _from(results: SweepResults, row: dict[str, Any], curve: Callable[[dict[str,
 
 
 def _section(results: SweepResults, form: str, rows: list[dict[str, Any]]) -> Section:
+    named = partial(name, on_boxes=results.on_boxes)
     lines = [
         (
-            name(row),
+            named(row),
             prior(row),
             results.over_seeds(row, lambda one: one["first_loss"]),
             sum(one["status"] == "diverged" for one in results.for_row(row)),
-            ranked_from(results, row),
-            found_from(results, row),
+            *beginning(results, row).values(),
             *results.scores(row),
         )
-        for row in sorted(rows, key=name)
+        for row in sorted(rows, key=named)
     ]
-    columns = ("loss", "π", "loss at step 1", "diverged", "AP > 0.1 from", "recall > 0.1 from", *SCORES)
-    table = Table(f"The head's prior, {form}", columns, lines, highest=SCORES[:2])
+    columns = ("loss", "π", "loss at step 1", "diverged", *beginning(results, rows[0]), *results.columns)
+    table = Table(f"The head's prior, {form}", columns, lines, highest=results.columns[:2])
     pictures = []
-    for loss in sorted({name(row) for row in rows}):
-        lines = {f"π = {prior(row)}" if prior(row) else "no prior": row for row in rows if name(row) == loss}
+    for loss in sorted({named(row) for row in rows}):
+        lines = {f"π = {prior(row)}" if prior(row) else "no prior": row for row in rows if named(row) == loss}
         file = f"{form}_{loss.replace(', over ', '_').replace(' ', '_')}"
         pictures.append(precision_curves(results, lines, f"{form}, {loss}", file))
     return Section(f"{form.capitalize()} head", "", (table,), tuple(pictures))

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from experiments.focal_paper.prior_init import found_from, prior, ranked_from
-from experiments.sweep.paper_report import SCORES, PaperReport, SweepResults, main_of, precision_curves
+from experiments.focal_paper.prior_init import beginning, prior
+from experiments.sweep.paper_report import PaperReport, SweepResults, main_of, precision_curves
 from segjax.reporting import Section, Table
 
 
@@ -33,15 +33,19 @@ def sections(results: SweepResults) -> tuple[Section, ...]:
             prior(row),
             results.over_seeds(row, lambda one: one["first_loss"]),
             sum(one["status"] == "diverged" for one in results.for_row(row)),
-            ranked_from(results, row),
-            found_from(results, row),
+            *beginning(results, row).values(),
             *results.scores(row),
         )
         for row in rows
     ]
-    beginning = ("loss at step 1", "diverged", "AP > 0.1 from", "recall > 0.1 from")
-    columns = ("learning rate", "loss", "π", *beginning, *SCORES)
-    table = Table("SGD with momentum 0.9, not clipped, over rare pixels", columns, lines, highest=SCORES[:2])
+    first = ("loss at step 1", "diverged", *beginning(results, rows[0]))
+    columns = ("learning rate", "loss", "π", *first, *results.columns)
+    table = Table(
+        "SGD with momentum 0.9, not clipped, over rare pixels or matched anchors",
+        columns,
+        lines,
+        highest=results.columns[:2],
+    )
     pictures = tuple(
         precision_curves(results, {name(row): row for row in chosen}, f"SGD, {title}", f"curves_{i}")
         for i, (title, chosen) in enumerate(starts.items(), 1)

@@ -198,7 +198,7 @@ def _summary(cell: Cell, workdir: Path) -> str:
     seconds = f"{result['provenance']['wall_seconds']} s"
     if result["status"] == "diverged":
         return f"{cell.name}  diverged at step {result['diverged_at']}  {seconds}"
-    score = "average_precision" if "average_precision" in result["scores"] else "mean_iou"
+    score = next(name for name in ("ap", "average_precision", "mean_iou") if name in result["scores"])
     return f"{cell.name}  {score.replace('_', ' ')} {result['scores'][score]:.3f}  {seconds}"
 
 

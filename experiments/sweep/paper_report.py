@@ -23,9 +23,20 @@ DATA = {
     "road_debris": "drawn road scenes, validation split; 0.5 % of the pixels are debris",
     "crackforest": "CrackForest, test images, because it has no validation split: the best scores are best on these "
     "images; 1.6 % of the pixels are cracks",
+    "road_debris_boxes": "the boxes of the debris in the same drawn road scenes, validation split; 0.03 % of the "
+    "anchors match a piece of debris",
 }
-# Columns of `SweepResults.scores`; tables mark the highest of the first two.
-SCORES = ("average precision", "best IoU", "recall at p = 0.5")
+# Columns of tables: the score of a result. Tables mark the highest of the first two.
+PIXEL_SCORES: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "average precision": lambda scores: scores["average_precision"],
+    "best IoU": lambda scores: scores["best_iou"],
+    "recall at p = 0.5": lambda scores: scores["recall_per_class"][1],
+}
+BOX_SCORES: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "AP of boxes": lambda scores: scores["ap"],
+    "AP50": lambda scores: scores["ap50"],
+    "AR100": lambda scores: scores["ar100"],
+}
 
 Result = dict[str, Any]
 
@@ -37,10 +48,15 @@ class SweepResults:
       cells: all cells.
       by_cell: results by cell name, as `grid.result_of` returns them; cells that have not ended are missing.
       workdir: folder of the cells.
+      on_boxes: True if the cells are detectors.
+      columns: columns of the scores in tables.
+      headline: name of the score in `columns[0]`, in results and curves.
     """
 
     def __init__(self, cells: Sequence[Cell], workdir: Path):
-        self.cells, self.workdir = cells, workdir
+        self.cells, self.workdir, self.on_boxes = cells, workdir, bool(cells[0].config.data.box_classes)
+        self.columns = tuple(BOX_SCORES if self.on_boxes else PIXEL_SCORES)
+        self.headline = "ap" if self.on_boxes else "average_precision"
         results = {cell.name: grid.result_of(cell, workdir) for cell in cells}
         self.by_cell = {name: result for name, result in results.items() if result is not None}
 
@@ -75,13 +91,14 @@ class SweepResults:
         """Returns the recall of the rare class at p = 0.5 over the seeds of a row."""
         return self.over_seeds(row, lambda result: result["scores"]["recall_per_class"][1])
 
-    def scores(self, row: Changes) -> tuple[Spread, Spread, Spread]:
-        """Returns the columns `SCORES` of a row."""
-        return self.score(row, "average_precision"), self.score(row, "best_iou"), self.recall(row)
+    def scores(self, row: Changes) -> tuple[Spread, ...]:
+        """Returns the `columns` of a row."""
+        scores = BOX_SCORES if self.on_boxes else PIXEL_SCORES
+        return tuple(self.over_seeds(row, lambda result, of=of: of(result["scores"])) for of in scores.values())
 
     def average_precision(self, row: Changes) -> float:
         """Returns the mean average precision over the seeds of a row; -inf if no seed has one."""
-        mean = self.score(row, "average_precision").mean
+        mean = self.score(row, self.headline).mean
         return -math.inf if math.isnan(mean) else mean
 
     def curves(self, row: Changes, key: str) -> tuple[list[int], list[list[float | None]]]:
@@ -97,15 +114,15 @@ class SweepResults:
 def precision_curves(results: SweepResults, rows: Mapping[str, Changes], title: str, name: str = "curves") -> Picture:
     """Returns a picture of average precision: one line per row through training, or the end alone for many rows."""
     if len(rows) > 6:  # lines would hide each other
-        ends = {label: results.score(row, "average_precision").values for label, row in rows.items()}
-        drawn = dots(ends, title=title, x="average precision at the end")
+        ends = {label: results.score(row, results.headline).values for label, row in rows.items()}
+        drawn = dots(ends, title=title, x=f"{results.columns[0]} at the end")
         return Picture(name, f"{title} at the end: each seed, and larger their mean.", png(drawn))
     drawn = curves(
-        {label: results.curves(row, "average_precision") for label, row in rows.items()},
+        {label: results.curves(row, results.headline) for label, row in rows.items()},
         title=title,
         x="step",
-        y="average precision",
-        y_range=(0, 1),
+        y=results.columns[0],
+        y_range=(0, None if results.on_boxes else 1),
     )
     return Picture(name, f"{title}: mean over the seeds, and the range between them.", png(drawn))
 
@@ -129,6 +146,9 @@ class PaperReport(NamedTuple):
 def build_report(paper: PaperReport, results: SweepResults, data: str, preset: str) -> Report:
     """Returns the report of the finished cells, with their number and provenance."""
     first, done = results.cells[0].config, list(results.by_cell.values())
+    network = f"U-Net of width {first.model.width} and depth {first.model.depth}"
+    if results.on_boxes:
+        network = f"RetinaNet on the encoder of a U-Net of width {first.model.width}, levels {first.model.levels}"
     facts = {
         "data": DATA[data],
         "preset": preset,
@@ -136,7 +156,7 @@ def build_report(paper: PaperReport, results: SweepResults, data: str, preset: s
         f"{sum(result['status'] == 'diverged' for result in done)} diverged",
         "seeds": sorted({cell.changes["seed"] for cell in results.cells}),
         "run": f"{first.training.steps} steps of batch {first.training.global_batch}, {first.data.size[0]}×"
-        f"{first.data.size[1]} pixels, U-Net of width {first.model.width} and depth {first.model.depth}",
+        f"{first.data.size[1]} pixels, {network}",
         **results_io.provenance_facts(done),
     }
     text = f"{paper.question}\n\nData: {DATA[data]}."

@@ -23,7 +23,7 @@ from segjax.storage import nan_to_none
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import CONFIG_FILE, with_found_data, write_config
-from segjax.training.evaluation import eval_scalars, headline, make_eval_step, scores, split_facts, sum_counts
+from segjax.training.evaluation import count_batches, eval_scalars, headline, make_eval_step, score_batches
 from segjax.training.loop import device_arrays, open_splits, train_batches
 from segjax.training.metrics_writer import METRICS_FILE, append, drop_after, read_log
 from segjax.training.objective import GradientBudget, budget_scalars, hparams_at, hparams_from_config, phases
@@ -183,7 +183,7 @@ class _Run:
 
     def result(self, origin: dict[str, Any]) -> dict[str, Any]:
         rows = read_log(self.folder)
-        evaluated = [row for row in rows if "eval/pixel_accuracy" in row]
+        evaluated = [row for row in rows if any(key.startswith("eval/") for key in row)]
         keys = sorted({key for row in evaluated for key in row} - {"step"})
         curves = {"step": [row["step"] for row in evaluated]}
         curves |= {key.removeprefix("eval/"): [row.get(key) for row in evaluated] for key in keys}
@@ -206,13 +206,14 @@ def _evaluate(runs: Sequence[_Run], states: TrainState, sweep: CompiledSweep, st
         return sweep.eval_step(states, _replicate(batch, sweep.mesh), hparams)
 
     hparams = _stack([hparams_from_config(run.config) for run in runs], sweep.mesh)
-    counts = sum_counts(count, sweep.eval_source, runs[0].config, devices=1)
+    batches = list(count_batches(count, sweep.eval_source, runs[0].config, devices=1))
     for i, run in enumerate(runs):
-        counts_of_run = jax.tree.map(lambda x, i=i: x[i], counts)
-        if any((array < 0).any() for array in jax.tree.leaves(counts_of_run)):  # counts of NaN logits are negative
+        batches_of_run = [jax.tree.map(lambda x, i=i: x[i], counts) for counts in batches]
+        # Counts of NaN logits are negative.
+        if any((array < 0).any() for array in jax.tree.leaves(batches_of_run) if array.dtype.kind == "i"):
             run.diverged_at = run.diverged_at or step
         if run.alive:
-            run.scores = split_facts(sweep.eval_source) | scores(counts_of_run)
+            run.scores = score_batches(batches_of_run, sweep.eval_source, run.config)
             if step > run.start:
                 defined = {key: value for key, value in eval_scalars(run.scores).items() if not math.isnan(value)}
                 append(run.folder / METRICS_FILE, step, defined)

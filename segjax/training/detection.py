@@ -18,9 +18,8 @@ from segjax.data import Source
 from segjax.data.objects import image_boxes
 from segjax.inference.detector import AnchorOptions, Detector, detect_boxes
 from segjax.models import DetectorOutput
-from segjax.training.evaluation import count_batches, counter, images_of, preprocessing_of, split_facts
-from segjax.training.objective import BINARY_LOSSES, Hyperparams, hparams_from_config, mined_mean
-from segjax.training.parallel import DeviceMapping
+from segjax.training.evaluation import count_batches, images_of, preprocessing_of, split_facts
+from segjax.training.objective import BINARY_LOSSES, Hyperparams, mined_mean
 from segjax.training.train_step import TrainState
 
 
@@ -102,15 +101,9 @@ def make_detection_step(
     return step
 
 
-def evaluate_detector(
-    eval_step: Callable, state: TrainState, source: Source, config: ConfigDict, mapping: DeviceMapping
-) -> dict[str, Any]:
-    """Returns the `split_scores` of every image of `source`, without the curves.
-
-    Arguments are those of `segjax.training.evaluation.evaluate`, with a step of `make_detection_step`.
-    """
-    count = counter(eval_step, state, mapping, hparams_from_config(config))
-    rows = detect_split(count, source, config, devices=mapping.mesh.size)
+def score_detections(batches: Iterable[dict[str, Any]], source: Source, config: ConfigDict) -> dict[str, Any]:
+    """Returns the `split_scores` of the batches of `join_images`, without the curves."""
+    rows = join_images(batches, len(source))
     scores = split_scores(rows, match_split(rows, config), source, config)
     del scores["precision_at_recall"]
     return scores
@@ -133,15 +126,23 @@ def split_scores(
 
 
 def detect_split(count: Callable, source: Source, config: ConfigDict, *, devices: int) -> dict[str, Any]:
-    """Returns the "detections" and the "truth" of every image of `source` in order, NumPy arrays of one row per image.
+    """Returns `join_images` of a split; arguments are those of `evaluation.count_batches`."""
+    return join_images(count_batches(count, source, config, devices=devices), len(source))
 
-    `count(batch)` returns the rows of a step of `make_detection_step`; the rest is as in `evaluation.count_batches`.
+
+def join_images(batches: Iterable[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Returns the "detections" and the "truth" of `count` images in order, NumPy arrays of one row per image.
+
+    `batches` are results of a step of `make_detection_step`, for every image of a split.
     """
     images = {}
-    for rows in count_batches(count, source, config, devices=devices):
-        for row, index in enumerate(rows.pop("index").tolist()):  # that of a filler is the number of images
+    for rows in batches:
+        indices = rows["index"].tolist()  # that of a filler is the number of images
+        for row, index in enumerate(indices):
             images[index] = jax.tree.map(lambda values, row=row: values[row], rows)
-    return jax.tree.map(lambda *values: np.stack(values), *(images[index] for index in range(len(source))))
+    joined = jax.tree.map(lambda *values: np.stack(values), *(images[index] for index in range(count)))
+    del joined["index"]
+    return joined
 
 
 def match_split(rows: dict[str, Any], config: ConfigDict) -> metrics.DetectionRecords:

@@ -1,5 +1,6 @@
 """Scores of a state on a whole split: counts from the device are added on the host and become scores at the end."""
 
+import functools
 import html
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -62,15 +63,19 @@ def evaluate(
     """Returns `split_facts` and `scores` of every image of `source`, against labels at their own resolution, for JSON.
 
     `eval_step` is that of `make_eval_step`, mapped by `mapping.map_step`, and `state` the replicated state. A detector
-    has the scores of `segjax.training.detection.evaluate_detector`.
+    has the scores of `segjax.training.detection.score_detections`.
     """
-    if config.data.box_classes:
-        from segjax.training.detection import evaluate_detector
-
-        return evaluate_detector(eval_step, state, source, config, mapping)
     count = counter(eval_step, state, mapping, hparams_from_config(config))
-    totals = sum_counts(count, source, config, devices=mapping.mesh.size)
-    return split_facts(source) | scores(totals)
+    return score_batches(count_batches(count, source, config, devices=mapping.mesh.size), source, config)
+
+
+def score_batches(batches: Iterable[dict[str, Any]], source: Source, config: ConfigDict) -> dict[str, Any]:
+    """Returns the result of `evaluate` for the `count_batches` of every image of `source`."""
+    if config.data.box_classes:
+        from segjax.training.detection import score_detections  # loaded for detectors only
+
+        return score_detections(batches, source, config)
+    return split_facts(source) | scores(_sum_of(batches))
 
 
 def score_masks(source: Source, folder: Path) -> dict[str, Any]:
@@ -379,10 +384,11 @@ def counter(step: Callable, state: TrainState, mapping: DeviceMapping, *hparams:
 
 def sum_counts(count: Callable, source: Source, config: ConfigDict, *, devices: int) -> dict[str, Any]:
     """Returns the sum of `count_batches`. int32 is exact for one batch, but not for all of Cityscapes."""
-    totals: dict[str, Any] | None = None
-    for counts in count_batches(count, source, config, devices=devices):
-        totals = counts if totals is None else jax.tree.map(np.add, totals, counts)
-    return totals
+    return _sum_of(count_batches(count, source, config, devices=devices))
+
+
+def _sum_of(batches: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return functools.reduce(lambda total, counts: jax.tree.map(np.add, total, counts), batches)
 
 
 def count_batches(count: Callable, source: Source, config: ConfigDict, *, devices: int) -> Iterator[dict[str, Any]]:

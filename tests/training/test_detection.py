@@ -18,7 +18,8 @@ from segjax.models import DetectorOutput
 from segjax.trained_run import load_run, score_run
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.config import from_leaves, leaves
-from segjax.training.detection import evaluate_detector, make_detector_objective
+from segjax.training.detection import make_detector_objective
+from segjax.training.evaluation import evaluate
 from segjax.training.objective import hparams_from_config
 from segjax.training.train_step import TrainState, init_state, make_model
 
@@ -179,7 +180,7 @@ class Scenes(list):
         return str(index)
 
 
-def test_evaluate_detector_scores_each_image_once(detector):
+def test_evaluate_a_detector_scores_each_image_once(detector):
     detector.training.global_batch = 4  # two images, and two fillers
     ids = np.where(IDS == 255, 0, IDS)
     source = ObjectSource(Scenes(ids), ("debris",), 20)
@@ -193,7 +194,7 @@ def test_evaluate_detector_scores_each_image_once(detector):
         return {"index": batch["index"], "detections": found, "truth": truth}
 
     mapping, state = parallel.device_mapping(detector), TrainState(jnp.int32(0), *[None] * 6)
-    scores = evaluate_detector(mapping.map_step(step, arguments=3), state, source, detector, mapping)
+    scores = evaluate(mapping.map_step(step, arguments=3), state, source, detector, mapping)
     assert (scores["images"], scores["classes"], scores["objects"]) == (2, ["debris"], [3])
     assert scores["ar100"] == pytest.approx(2 / 3)
     assert scores["ap_per_class"] == [scores["ap"]] == [pytest.approx(67 / 101)]
@@ -228,7 +229,9 @@ def test_make_model_of_a_detector(detector):
     assert (model.num_classes, model.per_cell, model.channels, model.levels) == (2, 6, 8, (2, 3, 4, 5))
     assert model.head_bias == pytest.approx([-np.log(99)] * 2)
     detector.model.levels = (3, 4)
-    with pytest.raises(ConfigError, match=r"config\.model of retinanet: levels must be consecutive"):
+    with pytest.raises(
+        ConfigError, match=r"config\.model of retinanet: levels of the encoder .resnet. must be consecutive"
+    ):
         make_model(detector, 2)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.sweep import grid, parallel_cells
+from segjax.configs import rare_class
 from segjax.trained_run import load_run
 from segjax.training import parallel, read_log, train
 from segjax.training.config import leaves
@@ -159,3 +160,18 @@ def test_map_cells_runs_one_cell_per_device():
     )
     found = step(jnp.arange(8.0).reshape(4, 2), jnp.ones(2), jnp.arange(4.0))
     np.testing.assert_array_equal(found, np.arange(8.0).reshape(4, 2) + np.arange(4.0)[:, None])
+
+
+@pytest.mark.slow
+def test_cell_of_a_detector_equals_train_of_its_config(tiny_scenes, tmp_path, quiet):
+    base = rare_class.get_config("smoke", "road_debris_boxes")
+    base.data, base.training = tiny_scenes.data.copy_and_resolve_references(), tiny_scenes.training
+    base.data.box_classes, base.data.max_boxes = ("debris",), 16
+    base.model.width = 4
+    (cell,) = grid.make_cells(base, [{"objective.gamma": 2.0}], (0,))
+    grid.run([cell], tmp_path / "sweep", quiet)
+    result = grid.result_of(cell, tmp_path / "sweep")
+    alone = train(cell.config, tmp_path / "alone", console=quiet)
+    assert (result["scores"]["objects"], result["scores"]["images"]) == (alone["objects"], 4)
+    assert result["scores"]["ar100"] == pytest.approx(alone["ar100"], abs=0.02)
+    assert result["curves"]["ar100"][-1] == result["scores"]["ar100"]
