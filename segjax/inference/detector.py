@@ -1,5 +1,6 @@
 """Detection of objects in images of any size by a trained detector: boxes in pixels of the image."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Array, Integer, Shaped
 
 from segjax import boxes
 from segjax.boxes import Detections
+from segjax.data.resize import equal_sizes, fit_within
 from segjax.inference.forward import Preprocessing, network_record
 
 
@@ -74,16 +76,22 @@ def detect_boxes(
 ) -> Detections:
     """Returns the detections of a batch of images, `[b, D, 4]` and `[b, D]`, in pixels of each image.
 
-    The network sees each image resized to `preprocessing.size`. The images are `[b, H, W, C]`, 0..255, each in the top
-    left corner of its array, and `sizes` are their height and width. `thresholds` are arguments of
-    `segjax.boxes.detect`.
+    The network sees each image resized to `preprocessing.size`; if it is letterboxed, anchors with their centre in the
+    padding detect nothing, and boxes end with the image. The images are `[b, H, W, C]`, 0..255, each in the top left
+    corner of its array, and `sizes` are their height and width. `thresholds` are arguments of `segjax.boxes.detect`.
     """
-    size, (height, width) = preprocessing.size, preprocessing.size
+    size = preprocessing.size
     grid = boxes.anchors(size, **anchors._asdict())
     per_cell = len(anchors.scales) * len(anchors.ratios)
     counts = boxes.anchor_counts(size, levels=anchors.levels, per_cell=per_cell)
-    output = model.apply(variables, preprocessing.network_input(images, sizes), train=False)
-    found = jax.vmap(lambda z, t: boxes.detect(z, t, grid, size, counts=counts, **thresholds))(*output)
-    rows, columns = sizes[:, 0] / height, sizes[:, 1] / width
+    logits, offsets = model.apply(variables, preprocessing.network_input(images, sizes), train=False)
+    fitted = equal_sizes(size, sizes.shape[0])
+    if preprocessing.letterbox:
+        fitted, centres = fit_within(sizes, size), (grid[:, :2] + grid[:, 2:]) / 2
+        in_image = (centres < fitted[:, None, ::-1]).all(axis=-1)
+        logits = jnp.where(in_image[..., None], logits, -jnp.inf)
+    detect = partial(boxes.detect, counts=counts, **thresholds)
+    found = jax.vmap(detect, in_axes=(0, 0, None, 0))(logits, offsets, grid, fitted)
+    rows, columns = jnp.moveaxis(sizes / fitted, -1, 0)
     scale = jnp.stack([columns, rows, columns, rows], axis=-1).astype(found.boxes.dtype)
     return found._replace(boxes=found.boxes * scale[:, None])

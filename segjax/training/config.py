@@ -630,7 +630,7 @@ _DETECTOR_FIELDS += ("objective.box_weight", "objective.box_beta")
 _MAP_FIELDS = ("model.members", "model.dropout", "model.num_samples", "model.dropout_rate", "model.dropout_mask")
 _MAP_FIELDS += ("model.deep_dropout", "model.deep_dropout_rate", "data.unseen_classes", "augment.outliers")
 _MAP_FIELDS += ("objective.boundary_factor", "objective.region", "objective.uncertainty_weight", "objective.background")
-_MAP_FIELDS += ("objective.logit_margin", "training.accumulate", "training.gradient_budget", "data.letterbox")
+_MAP_FIELDS += ("objective.logit_margin", "training.accumulate", "training.gradient_budget")
 
 
 def _detector_problems(config: ConfigDict) -> Iterator[str]:

@@ -126,9 +126,9 @@ def detector(detector_config):
 
 @pytest.fixture(scope="session")
 def trained_detector(detector_config, tmp_path_factory, quiet):
-    """Returns the workdir of one finished run of a detector, not to be changed."""
+    """Returns the workdir of one finished run of a detector on letterboxed images, not to be changed."""
     config, workdir = detector_config.copy_and_resolve_references(), tmp_path_factory.mktemp("trained_detector") / "run"
-    config.training.steps = 2
+    config.training.steps, config.data.size, config.data.letterbox = 2, (64, 64), True
     train(config, workdir, console=quiet())
     return workdir
 

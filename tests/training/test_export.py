@@ -299,7 +299,7 @@ def test_lower_network_for_one_size_with_a_calibration_equals_the_predictor(run,
 def detector_run(detector_config):
     """Returns the run of a detector that was not trained, with scores around one half."""
     config = detector_config.copy_and_resolve_references()
-    config.model.prior = (0.5,)
+    config.model.prior, config.data.letterbox = (0.5,), True
     model = make_model(config, 2)
     return TrainedRun(epath.Path("nowhere"), config, model, init_state(config, model), label_set(config.data))
 
