@@ -86,7 +86,16 @@ def _write_detections(run: TrainedRun, files: dict[str, RawFile], output: Any) -
     done = inference.write_detections(run.detector(), files, output, names, palette, origin, **choices)
     for line in done.lines():
         say(line)
+    say(score_line(done, FLAGS.min_score))
     say(f"in {output}: detections.json, and NAME_boxes.png with the boxes of score {FLAGS.min_score} or more")
+
+
+def score_line(done: inference.WriteSummary, min_score: float) -> str:
+    """Returns a line about the number of detections that reach `min_score`."""
+    if not done.detections:
+        return "no object was detected"
+    line = f"{done.drawn} of {done.detections} detections reach --min_score={min_score:g}"
+    return line if done.drawn else f"{line}; the highest score is {done.highest_score:.3f}: lower --min_score"
 
 
 def _predict_options(run: TrainedRun, **changes) -> inference.PredictOptions:

@@ -17,7 +17,8 @@ import tifffile
 from PIL import Image
 
 from experiments import own_folders
-from segjax.inference import standalone_predict
+from segjax import predict
+from segjax.inference import WriteSummary, standalone_predict
 
 CASES = Path(__file__).parent / "data" / "cases"
 TINY = (
@@ -294,6 +295,18 @@ def test_exported_script_predicts_an_image(run, street, tmp_path, python):
     mask = np.asarray(Image.open(street / "è" / "one_mask.png"))
     assert mask.shape == (50, 70)
     assert set(np.unique(mask)) <= {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        ((27, 3, 0.9), "3 of 27 detections reach --min_score=0.5"),
+        ((27, 0, 0.0594), "0 of 27 detections reach --min_score=0.5; the highest score is 0.059: lower --min_score"),
+        ((0, 0, 0.0), "no object was detected"),
+    ],
+)
+def test_score_line(counts, line):
+    assert predict.score_line(WriteSummary(1, 0, (), *counts), 0.5) == line
 
 
 @pytest.mark.parametrize("command", ["predict", "export"])

@@ -108,11 +108,17 @@ class OutputOptions(NamedTuple):
 
 
 class WriteSummary(NamedTuple):
-    """Numbers of images predicted and kept from before, and an error message per skipped image."""
+    """Numbers of images predicted and kept from before, and an error message per skipped image.
+
+    Of a detector also the number of detections, the number of those that are drawn, and the highest score.
+    """
 
     written: int
     kept: int
     skipped: tuple[str, ...]
+    detections: int = 0
+    drawn: int = 0
+    highest_score: float = 0.0
 
     def lines(self) -> list[str]:
         """Returns the summary as lines of text."""
@@ -304,7 +310,9 @@ def write_detections(
     categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
     content = {"info": record, "images": images, "categories": categories, "annotations": annotations}
     write_outputs({output / BOXES_FILE: to_json(content)}, overwrite=overwrite)
-    return WriteSummary(len(images) - kept, kept, tuple(skipped))
+    scores = np.array([one["score"] for one in annotations], np.float32)
+    counts = len(scores), int((scores >= min_score).sum()), float(scores.max(initial=0))
+    return WriteSummary(len(images) - kept, kept, tuple(skipped), *counts)
 
 
 def _coco_rows(found: Detections) -> list[list[int | float]]:
