@@ -9,16 +9,17 @@ from segjax.training import defaults
 
 
 def get_config():
-    """Returns a RetinaNet on a narrow ResNet-18; levels and anchors are for objects of 4 to 50 pixels."""
+    """Returns a RetinaNet on the encoder of a small U-Net; levels and anchors are for objects of 4 to 25 pixels."""
     config = defaults()
     config.data.name, config.data.box_classes = "road_debris", ("debris",)
     config.data.scene_size = config.data.size = (192, 256)
-    config.augment.scale = (0.8, 1.5)
-    config.model.name = "retinanet"
-    config.model.encoder_depth, config.model.width, config.model.hidden = 18, 16, 64
-    config.model.levels, config.model.anchor_base = (2, 3, 4, 5), 1.0
-    config.model.prior = (0.01,)
+    config.model.name, config.model.encoder, config.model.width = "retinanet", "unet", 8
+    config.model.levels, config.model.anchor_base, config.model.hidden = (2, 3, 4), 1.0, 32
+    config.model.head_convs, config.model.head_norm = 2, "group"
+    config.model.prior, config.model.head_stddev = (0.01,), 0.01
     config.objective.loss, config.objective.gamma, config.objective.alpha = "sigmoid_focal", 2.0, 0.25
     config.objective.normalizer = "positives"
-    config.training.steps = 2000
+    config.optimizer.learning_rate = 5e-3
+    config.training.steps = 1200
+    config.training.evaluate_every = config.training.checkpoint_every = 300
     return config
