@@ -18,10 +18,12 @@ from experiments.focal_paper.paper_numbers import TABLE_1A, TABLE_1B, percent
 from experiments.sweep.paper_report import PaperReport, SweepResults, main_of, precision_curves
 from segjax.configs.rare_class import NO_PRIOR, PRIOR
 from segjax.data import Source
+from segjax.data.labels import VOID
 from segjax.reporting import Picture, Section, Spread, Table, heatmap, png
 from segjax.trained_run import load_run
 from segjax.training import open_split
 from segjax.training.checkpoint import FOLDER
+from segjax.training.detection import box_sheet
 from segjax.training.evaluation import example_sheet
 
 GAMMA, ALPHA = "objective.gamma", "objective.alpha"
@@ -166,18 +168,22 @@ def _whole_grid(results: SweepResults, grid: Sequence[dict[str, Any]]) -> Sectio
     return Section("The whole grid", "", (table,), (Picture("grid", caption, png(drawn)),))
 
 
-def rarest_first(source: Source, label: int) -> list[int]:
-    """Returns the indices of the images of `source`, those with the most pixels of class `label` first."""
-    counts = [int((source[i]["label"] == label).sum()) for i in range(len(source))]
+def rarest_first(source: Source, labels: Sequence[int]) -> list[int]:
+    """Returns the indices of the images of `source`, those with the most pixels of these labels first."""
+    counts = [int(np.isin(source[i]["label"], labels).sum()) for i in range(len(source))]
     return sorted(range(len(source)), key=lambda i: -counts[i])
 
 
 def picture(folders: Sequence[Path], names: Sequence[str], count: int = 3) -> np.ndarray:
-    """Draws one row per image with many rare pixels: image, truth and the mask of each network, with titles."""
-    runs = [load_run(folder / FOLDER / "latest") for folder in folders]
-    source = open_split(runs[0].config.data, runs[0].config.data.eval_split)
+    """Draws one row per image with many rare pixels: truth and the mask or boxes of each network, with titles."""
+    runs = [load_run(folder / FOLDER / "latest", detectors=True) for folder in folders]
+    config = runs[0].config
+    source = open_split(config.data, config.data.eval_split)
+    if config.data.box_classes:
+        detectors = {name: run.detector() for name, run in zip(names, runs, strict=True)}
+        return box_sheet(detectors, source, config, rarest_first(source, range(1, VOID))[:count])
     predictors = {name: run.predictor() for name, run in zip(names, runs, strict=True)}
-    return example_sheet(predictors, source, rarest_first(source, 1)[:count])
+    return example_sheet(predictors, source, rarest_first(source, [1])[:count])
 
 
 def _examples(results: SweepResults, rows: Sequence[dict[str, Any]]) -> tuple[Picture, ...]:
@@ -195,7 +201,8 @@ def _examples(results: SweepResults, rows: Sequence[dict[str, Any]]) -> tuple[Pi
         return ()
     sheet = picture(list(named.values()), list(named))
     _, file = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-    return (Picture("examples", f"Image, truth and the mask of each network, seed {seed}.", file.tobytes()),)
+    drawn = "boxes of p ≥ 0.5" if results.on_boxes else "mask"
+    return (Picture("examples", f"Truth and the {drawn} of each network, seed {seed}.", file.tobytes()),)
 
 
 PAPER_REPORT = PaperReport(

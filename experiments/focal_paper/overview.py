@@ -47,7 +47,7 @@ def overview(runs: dict[str, TrainedRun]) -> np.ndarray:
         overlay_palette(last.label_set),
     )
     predictors, rows = [run.predictor() for run in runs.values()], {}
-    for index in rarest_first(source, 1)[:IMAGES]:
+    for index in rarest_first(source, [1])[:IMAGES]:
         image, truth = source[index]["image"], source[index]["label"]
         predictions = [predictor(image) for predictor in predictors]
         masks = [truth, *(one.mask for one in predictions)]

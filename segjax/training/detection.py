@@ -3,7 +3,7 @@
 Labels are the `object_ids` of `segjax.data.objects`, from which the boxes are computed on the device.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -35,6 +35,19 @@ def make_detector(config: ConfigDict, model: Any, variables: Any, **thresholds: 
     return Detector(model.clone(axis_name=None), variables, preprocessing, anchor_options(config), **thresholds)
 
 
+def make_anchor_targets(config: ConfigDict) -> Callable[[Int[Array, "B H W"]], losses.AnchorTargets]:
+    """Builds `targets(ids)`, the targets of the detector of `config` for object ids of the network's size."""
+    options, num_classes, max_boxes = config.objective, len(config.data.box_classes), config.data.max_boxes
+    grid = boxes.anchors(tuple(config.data.size), **anchor_options(config)._asdict())
+    matching = {"positive": options.positive_iou, "negative": options.negative_iou}
+
+    def targets(ids: Int[Array, "B H W"]) -> losses.AnchorTargets:
+        truth = image_boxes(ids, num_classes, max_boxes)
+        return losses.anchor_targets(grid, truth.boxes, truth.classes, num_classes, where=truth.where, **matching)
+
+    return targets
+
+
 def make_detector_objective(config: ConfigDict) -> Callable:
     r"""Builds `objective(output, labels, hparams, axis_name=None, ...) -> (loss, parts)` of a detector.
 
@@ -45,11 +58,9 @@ def make_detector_objective(config: ConfigDict) -> Callable:
     matched to an object. H is `losses.box_loss` and w `config.objective.box_weight`. `labels` are object ids
     `[B, H, W]`. `parts` has "class_loss" and "box_loss". Results are over the global batch.
     """
-    options, num_classes, max_boxes = config.objective, len(config.data.box_classes), config.data.max_boxes
-    grid = boxes.anchors(tuple(config.data.size), **anchor_options(config)._asdict())
+    options, targets_of = config.objective, make_anchor_targets(config)
     per_logit = BINARY_LOSSES[options.loss]
     box_weight, box_beta = options.box_weight, options.box_beta
-    matching = {"positive": options.positive_iou, "negative": options.negative_iou}
 
     def objective(
         output: DetectorOutput,
@@ -59,8 +70,7 @@ def make_detector_objective(config: ConfigDict) -> Callable:
         share: None = None,
         outliers: None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        truth = image_boxes(labels, num_classes, max_boxes)
-        targets = losses.anchor_targets(grid, truth.boxes, truth.classes, num_classes, where=truth.where, **matching)
+        targets = targets_of(labels)
         where = jnp.broadcast_to(targets.where[..., None], output.logits.shape)
         each = per_logit(output.logits[..., None], targets.classes, where, hparams)
         per_positive = {"normalizer": "positives", "axis_name": axis_name}
@@ -151,15 +161,19 @@ def match_split(rows: dict[str, Any], config: ConfigDict) -> metrics.DetectionRe
     return metrics.detection_records(rows["detections"], truth.boxes, truth.classes, num_classes, where=truth.where)
 
 
-def box_sheet(detector: Detector, source: Source, config: ConfigDict, indices: Iterable[int]) -> np.ndarray:
-    """Draws a row per image, uint8 RGB `[height, width, 3]`: the true boxes, and the detections of p ≥ 0.5."""
+def box_sheet(
+    detectors: Mapping[str, Detector], source: Source, config: ConfigDict, indices: Iterable[int]
+) -> np.ndarray:
+    """Draws a row per image, uint8 RGB `[height, width, 3]`: the truth and the detections of p ≥ 0.5, by name."""
     rows, names = {}, list(config.data.box_classes)
     palette = source.label_set.palette[[source.label_set.names.index(name) for name in names]]
     for index in indices:
         example = source[index]
         truth = jax.device_get(image_boxes(example["label"][None], len(names), config.data.max_boxes))
-        found, picture = detector(example["image"]), inference.as_rgb(example["image"])
-        likely = found.scores >= 0.5
-        pairs = ((truth.boxes[truth.where], truth.classes[truth.where]), (found.boxes[likely], found.classes[likely]))
+        pairs = [(truth.boxes[truth.where], truth.classes[truth.where])]
+        for found in (detector(example["image"]) for detector in detectors.values()):
+            likely = found.scores >= 0.5
+            pairs.append((found.boxes[likely], found.classes[likely]))
+        picture = inference.as_rgb(example["image"])
         rows[example["name"]] = [inference.draw_boxes(picture, at, palette[classes]) for at, classes in pairs]
-    return inference.contact_sheet(rows, ("truth", "detections"))
+    return inference.contact_sheet(rows, ("truth", *detectors))

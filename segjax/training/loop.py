@@ -222,7 +222,7 @@ def train(
                     shown = range(min(4, len(eval_source)))
                     predictor = predictor.with_variables(variables)
                     if config.data.box_classes:
-                        sheet = box_sheet(predictor, eval_source, config, shown)
+                        sheet = box_sheet({"detections": predictor}, eval_source, config, shown)
                     else:
                         sheet = example_sheet({"prediction": predictor}, eval_source, shown)
                     logged, rank = eval_scalars(scores), headline(scores)
