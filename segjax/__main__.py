@@ -17,7 +17,7 @@ COMMANDS = {
     "train": "train a network from a config; the same command resumes a run",
     "calibrate": "fit probabilities, and a threshold with a guarantee, to images not trained on",
     "evaluate": "score a trained run on a split",
-    "predict": "write masks, overlays and uncertainties of images",
+    "predict": "write masks and uncertainties of images, or boxes of their objects",
     "report": "show a trained run on one page",
     "export": "export a network as files that run without segjax, on CPU, CUDA and TPU",
     "configs": "list the shipped configs, show one, or compare one with the defaults",

@@ -478,8 +478,8 @@ def define_bare_or_one_of(name: str, values: Sequence[str], help_text: str) -> N
 def define_data_fields(name: str) -> None:
     """Defines flags `--NAME.data.FIELD=VALUE`, which change how a run's data is read; see `data_fields`."""
     define_config(name, "folder_unet")  # whose other values do not count, so the help omits it
-    help_text = "--config.data.manual_dir=ROOT reads the data elsewhere; likewise other fields of config.data."
-    flags.FLAGS[name].help = f"{help_text} The rest of the config comes from the run."
+    help_text = "Changes a field of config.data: --config.data.manual_dir=ROOT reads data that was moved."
+    flags.FLAGS[name].help = f"{help_text} All other fields are those of the run."
     flags.FLAGS[name].default_as_str = ""
 
 
@@ -508,7 +508,7 @@ def define_calibrated() -> None:
 
 def define_calibration() -> None:
     """Defines `--calibration`, the `calibration` of `trained_run.load_run`."""
-    help_text = "File of segjax calibrate --output; default of one run: its own."
+    help_text = "File of segjax calibrate; default of one run: WORKDIR/calibration.json."
     flags.DEFINE_string("calibration", None, help_text)
 
 

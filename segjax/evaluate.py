@@ -90,14 +90,16 @@ def _corruption() -> tuple[str, int] | None:
 
 if __name__ == "__main__":
     cli.define_checkpoint()
-    help_text = "Score the masks of this folder, NAME_mask or NAME: of segjax predict, or in the values of the labels."
+    help_text = (
+        "Folder of masks to score, named NAME_mask or NAME after the images: masks that segjax predict wrote, or masks "
+        "in the values of the labels."
+    )
     flags.DEFINE_string("predictions", None, help_text)
     cli.define_data_fields("config")
-    flags.FLAGS["config"].help += " With --predictions, any config."
-    flags.DEFINE_string("split", None, "Split to score; default: data.eval_split; all for --predictions of a folder.")
-    flags.DEFINE_enum(
-        "corruption", None, list(CORRUPTIONS), "Corrupt the images first, with the severity constants of ImageNet-C."
-    )
+    flags.FLAGS["config"].help += " With --predictions: config of the data set, --config=NAME (default folder_unet)."
+    help_text = "Split to score; default: data.eval_split, or all with --predictions and a folder of images."
+    flags.DEFINE_string("split", None, help_text)
+    flags.DEFINE_enum("corruption", None, list(CORRUPTIONS), "Corrupt the images first, as in ImageNet-C.")
     cli.define_number("severity", int, "[1, 5]", "Severity of --corruption, 1 (weakest) to 5.")
     help_text = (
         "JSON file for the scores; default: WORKDIR/scores_SPLIT_STEP[_CORRUPTION_SEVERITY].json, or with "

@@ -1,4 +1,4 @@
-"""Writes masks, overlays and uncertainties of images: files, folders and patterns.
+"""Writes the masks, or with a detector the boxes, of images: files, folders and patterns.
 
 Examples:
   segjax predict --checkpoint=runs/debris --output=predictions --uncertainty street.jpg
@@ -142,23 +142,25 @@ if __name__ == "__main__":
     cli.define_checkpoint()
     flags.DEFINE_string("output", "predictions", "Folder for NAME_mask.png and the pictures.")
     flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under its classes.")
-    flags.DEFINE_string("class", None, "Class of the threshold, and the only one that overlays show.")
+    flags.DEFINE_string("class", None, "Class that --threshold is for, and the only one that overlays show.")
     measures = (*inference.UNCERTAINTIES, *inference.LOGIT_SCORES)
     cli.define_bare_or_one_of("uncertainty", measures, "Write NAME_uncertainty.png.")
-    cli.define_number("uncertainty_max", float, POSITIVE, "Uncertainty with the lightest colour; printed at the end.")
+    cli.define_number(
+        "uncertainty_max", float, POSITIVE, "Uncertainty with the lightest colour; the last line prints the one used."
+    )
     flags.DEFINE_bool("probabilities", False, "Write NAME_probabilities.npz: float32 [H, W, C], and the uncertainties.")
     help_text = "Class indices, or the data set's values."
     flags.DEFINE_enum("values", "index", ["index", "dataset"], help_text)
-    flags.DEFINE_bool("palette", False, "Store the colours of the classes as a palette of the masks.")
+    flags.DEFINE_bool("palette", False, "Write masks with a palette, the colours of the classes.")
     flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, thumbnails of up to 24 images.")
     cli.define_number(
-        "threshold", float, "(0, 1)", "Smallest probability at which a pixel gets --class, or the rare one of two."
+        "threshold", float, "(0, 1)", "Give a pixel to --class, or to the rare one of two, from this probability on."
     )
     cli.define_number(
         "at_precision", float, FRACTION, "Use the threshold at which --class reached this precision in evaluation."
     )
     cli.define_guarantee("guarantee", "Use the mask of segjax calibrate --risk=fnr; =LEVEL selects one of several.")
-    cli.define_guarantee("sets", "Write NAME_set.png: size of the set of segjax calibrate --risk=miscoverage.")
+    cli.define_guarantee("sets", "Write NAME_set.png: classes per pixel by segjax calibrate --risk=miscoverage.")
     cli.define_calibrated()
     cli.define_calibration()
     cli.define_min_score()
@@ -170,7 +172,7 @@ if __name__ == "__main__":
     )
     cli.define_number("rate", float, "[0, 0.99]", "Dropout rate of the head; default: the rate of training.")
     cli.define_number("seed", 0, SEED, "Seed of the dropout masks.")
-    cli.define_size("tile", "Tile size at --scale; default: no tiles.")
+    cli.define_size("tile", "Size of the tiles, after --scale; default: no tiles.")
     cli.define_number("scale", float, "(0, 64]", "Factor to resize images before cutting them into tiles; default: 1.")
     cli.define_number("overlap", int, COUNT_OR_ZERO, "Pixels that tiles share; default: a quarter of the shorter side.")
     cli.define_number("batch", 1, COUNT, "Number of tiles, or of whole images, per forward pass.")

@@ -1,6 +1,6 @@
 """Shows a trained run on one page: curves, scores per class, calibration, best and worst images.
 
-The page of a detector has COCO's average precision and recall, and precision and recall over the score threshold.
+For a detector: COCO's average precision and recall, and precision and recall per score threshold.
 
 Examples:
   segjax report runs/debris
