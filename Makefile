@@ -37,6 +37,10 @@ reproduce: $(READY)
 	  done; \
 	  $(BIN)/python -m experiments.focal_paper.background_trap --data=$$data --seed=0 --seed=1 --workdir=runs/background_trap; \
 	done
+	set -e; for report in $(filter-out training_length,$(REPORTS)); do \
+	  $(BIN)/python -m experiments.focal_paper.$$report --preset=cpu --data=road_debris_boxes --processes=$(WORKERS) --workdir=runs/$$report; \
+	done
+	$(BIN)/python -m experiments.focal_paper.boxes_and_pixels --workdir=runs/boxes_and_pixels
 	$(if $(SEGJAX_CAMVID_DIR),$(BIN)/python -m experiments.camvid.uncertainty_ladder --workdir=runs/uncertainty_ladder)
 
 # PyTorch and what stands on it is several GB: only if asked for. Huge pages, for all libraries alike: with small ones

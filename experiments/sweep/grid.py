@@ -23,6 +23,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from experiments.sweep.parallel_cells import RESULT_FILE, compile_sweep, train_together
+from segjax.data import Source
 from segjax.storage import read_json, say, write_json
 from segjax.trained_run import model_of
 from segjax.training import ConfigError, parallel, validate
@@ -146,6 +147,7 @@ def run(
     console: rich.console.Console,
     *,
     measure: Callable[[Cell, Path], dict[str, Any]] | None = None,
+    change_split: Callable[[Source], Source] = lambda source: source,
     parent: int | None = None,
 ) -> None:
     """Runs, one per device, the cells that have no result and that no other process is running.
@@ -157,6 +159,7 @@ def run(
       workdir: folder that contains one folder per cell.
       console: prints one line per finished cell.
       measure: `measure(cell, folder)` returns further entries of the result of a trained cell.
+      change_split: `change_split(source)` returns the training split to use instead of the config's.
       parent: process id; the cells stop, and can be resumed, when the parent of this process is another one.
 
     Raises:
@@ -173,7 +176,7 @@ def run(
         with contextlib.ExitStack() as locks:
             chunk = _claim(cells, programs, workdir, mesh.size, locks)
             if chunk:
-                sweep = compiled.get(programs[chunk[0].name]) or compile_sweep(chunk[0].config, mesh)
+                sweep = compiled.get(programs[chunk[0].name]) or compile_sweep(chunk[0].config, mesh, change_split)
                 compiled[programs[chunk[0].name]] = sweep
                 folders = [workdir / cell.name for cell in chunk]
                 results = train_together([cell.config for cell in chunk], folders, sweep, before_step=check_parent)

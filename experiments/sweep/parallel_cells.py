@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from segjax.data import Source
 from segjax.storage import nan_to_none
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
@@ -64,8 +65,12 @@ class CompiledSweep(NamedTuple):
     provenance: dict[str, Any]
 
 
-def compile_sweep(config: ConfigDict, mesh: Mesh) -> CompiledSweep:
+def compile_sweep(
+    config: ConfigDict, mesh: Mesh, change_split: Callable[[Source], Source] = lambda source: source
+) -> CompiledSweep:
     """Returns the sweep of the program of `config`, with one cell per device of `mesh`.
+
+    `change_split` is that of `grid.run`.
 
     Raises:
       ConfigError, DataError: the config or the data are invalid.
@@ -77,7 +82,8 @@ def compile_sweep(config: ConfigDict, mesh: Mesh) -> CompiledSweep:
     model = make_model(config, classes)
     train_step, eval_step = (make(config, model, classes, None) for make in (make_train_step, make_eval_step))
     return CompiledSweep(
-        *sources,
+        change_split(sources[0]),
+        sources[1],
         mesh,
         map_cells(train_step, mesh, shared=(False, True, False), donate=True),
         map_cells(eval_step, mesh, shared=(False, True, False)),

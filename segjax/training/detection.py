@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 from ml_collections import ConfigDict
 
 from segjax import boxes, inference, losses, metrics
@@ -35,13 +35,13 @@ def make_detector(config: ConfigDict, model: Any, variables: Any, **thresholds: 
     return Detector(model.clone(axis_name=None), variables, preprocessing, anchor_options(config), **thresholds)
 
 
-def make_anchor_targets(config: ConfigDict) -> Callable[[Int[Array, "B H W"]], losses.AnchorTargets]:
+def make_anchor_targets(config: ConfigDict) -> Callable[[Integer[Array, "B H W"]], losses.AnchorTargets]:
     """Builds `targets(ids)`, the targets of the detector of `config` for object ids of the network's size."""
     options, num_classes, max_boxes = config.objective, len(config.data.box_classes), config.data.max_boxes
     grid = boxes.anchors(tuple(config.data.size), **anchor_options(config)._asdict())
     matching = {"positive": options.positive_iou, "negative": options.negative_iou}
 
-    def targets(ids: Int[Array, "B H W"]) -> losses.AnchorTargets:
+    def targets(ids: Integer[Array, "B H W"]) -> losses.AnchorTargets:
         truth = image_boxes(ids, num_classes, max_boxes)
         return losses.anchor_targets(grid, truth.boxes, truth.classes, num_classes, where=truth.where, **matching)
 

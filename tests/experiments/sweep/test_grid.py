@@ -36,7 +36,7 @@ def chunks(monkeypatch):
         return [{"status": "done", "scores": {"mean_iou": 0.5}, "provenance": {"wall_seconds": 1}} for _ in folders]
 
     monkeypatch.setattr(grid, "train_together", train_together)
-    monkeypatch.setattr(grid, "compile_sweep", lambda config, mesh: (config.training.steps, mesh))
+    monkeypatch.setattr(grid, "compile_sweep", lambda config, mesh, change_split: (config.training.steps, mesh))
     return calls
 
 
