@@ -75,19 +75,22 @@ def trained_sweep(tiny_scenes, tmp_path_factory):
 
 @pytest.fixture
 def made_up(tmp_path):
-    """Returns `made_up(config, precision_of)`: untrained results of a config's cpu preset with seeds 0 and 1.
+    """Returns `made_up(config, precision_of, data)`: untrained results of a config's cpu preset with seeds 0 and 1.
 
     `precision_of(cell)` is the average precision of a cell; None makes it diverge at step 1.
     """
 
-    def results(config, precision_of):
-        cells = paper_report.make_cells(config, "cpu", "road_debris", seeds=(0, 1))
+    def results(config, precision_of, data="road_debris"):
+        cells = paper_report.make_cells(config, "cpu", data, seeds=(0, 1))
         for cell in cells:
             result = {"status": "diverged", "diverged_at": 1, "scores": None, "curves": {"step": []}, "first_loss": 9.0}
             value = precision_of(cell)
             if value is not None:
                 result = {"status": "done", "first_loss": 0.5}
                 result["scores"] = {
+                    "ap": value,
+                    "ap50": 2 * value,
+                    "ar100": value,
                     "average_precision": value,
                     "best_iou": value / 2,
                     "pixel_accuracy": 0.99,
@@ -99,6 +102,8 @@ def made_up(tmp_path):
                 result["curves"] = {
                     "step": [1, 2, 3, 4],
                     "average_precision": precision,
+                    "ap": precision,
+                    "ap50": precision,
                     "recall/debris": recall,
                 }
             result["provenance"] = {

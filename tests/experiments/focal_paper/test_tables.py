@@ -1,9 +1,12 @@
-"""The shorter reports' tables from made-up results: FL*, OHEM, SGD and the training length."""
+"""Tables of reports from made-up results: FL*, OHEM, SGD, the training length, and those of detectors."""
+
+import importlib
 
 import pytest
 
-from experiments.focal_paper import focal_star, ohem_vs_focal, sgd_focal, training_length
+from experiments.focal_paper import focal_ablation, focal_star, ohem_vs_focal, prior_init, sgd_focal, training_length
 from experiments.sweep import paper_report
+from segjax import boxes
 from segjax.configs import focal_star as focal_star_config
 from segjax.configs import ohem_vs_focal as ohem_config
 from segjax.configs import sgd_focal as sgd_config
@@ -89,3 +92,22 @@ def test_training_length_scores_of_each_quarter(made_up):
     for result in results.by_cell.values():  # not evaluated in the first quarter
         result["curves"] = {"step": [50, 100], "average_precision": [0.2, 0.3]}
     assert training_length.precision_at(results, results.rows()[0], 0.25).values == ()
+
+
+@pytest.mark.parametrize("paper", [focal_ablation, focal_star, ohem_vs_focal, prior_init, sgd_focal])
+def test_sections_of_detectors_have_the_scores_of_boxes(paper, made_up):
+    config = importlib.import_module(f"segjax.configs.{paper.PAPER_REPORT.name}")
+    results = made_up(config, lambda cell: 0.25, data="road_debris_boxes")
+    for section in paper.sections(results):
+        for table in section.tables:
+            if table.columns[0] != "γ" or "AP50" in table.columns:  # else the grid of one score
+                start = table.columns.index("AP of boxes")
+                assert table.columns[start : start + 3] == ("AP of boxes", "AP50", "AR100")
+                assert [cell(value) for value in table.rows[0][start : start + 2]] == ["0.250 ± 0.000", "0.500 ± 0.000"]
+
+
+def test_ohem_of_detectors_keeps_the_papers_numbers_of_anchors():
+    cells = paper_report.make_cells(ohem_config, "cpu", "road_debris_boxes", seeds=(0,))
+    anchors = sum(boxes.anchor_counts(cells[0].config.data.size, levels=cells[0].config.model.levels))
+    shares = [each.changes["objective.hard_fraction"] for each in cells if "objective.hard_fraction" in each.changes]
+    assert [round(share * anchors, -1) for share in shares] == [510, 260, 130]
