@@ -27,7 +27,9 @@ help:
 setup: $(READY)
 
 ablation: $(READY)
+	@echo "Five small networks are trained, with and without the prior bias: about 3 minutes on two CPU cores."
 	$(BIN)/python -m experiments.focal_paper.focal_ablation --preset=smoke --processes=$(WORKERS) --workdir=runs/ablation
+	@echo "Next: source $(BIN)/activate && segjax train --config=road_debris_uncertainty --workdir=runs/debris"
 
 # Every cell is trained once: what was cut, or is there, is not trained again.
 reproduce: $(READY)
@@ -78,6 +80,7 @@ clean:
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("segjax needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
+	@echo "Installing the pinned versions in $(VENV), which takes some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test]'
 	@touch $@

@@ -130,8 +130,7 @@ def _class_table(found: FolderSurvey) -> Table:
     values = values_of_classes(found)
     total = sum(images.sum(axis=0) for images in found.images.values())
     rows = []
-    for i in [*_rarest_first(found), len(total) - 1]:
-        name = "void" if i == len(total) - 1 else found.label_set.names[i]
+    for i, name in enumerate([*found.label_set.names, "void"]):
         parts = [
             f"{images[:, i].sum() / max(1, images.sum()):.3%}, {np.count_nonzero(images[:, i])}"
             for images in found.images.values()

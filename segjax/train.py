@@ -62,8 +62,10 @@ def config_for_folder(root: Path, console: rich.console.Console) -> ConfigDict:
         more = f" (and {len(found.refusals) - 1} more)" * (len(found.refusals) > 1)
         raise DataError(f"{found.refusals[0]}{more}. segjax data check {root} describes the folder")
     say(f"config found from {root}, and kept in the workdir:", console)
-    for line in [*found.lines(), *(f"warning: {line}" for line in found.warnings)]:
+    for line in found.lines():
         say(f"  {line}", console)
+    for line in found.warnings:
+        say(f"warning: {line}", console)
     return found.config
 
 

@@ -144,6 +144,13 @@ def test_check_of_wrong_fields_shows_the_values_of_the_masks(root, run_command):
     assert re.search(r"Values of the masks.*\n 0 .*%.* 10 \n 2 .*%.* 5 \n 1 .*%.* 5 \n", shown, re.DOTALL)
 
 
+def test_check_lists_classes_in_the_order_of_class_names(root, run_command):
+    _, shown, _ = run_command("data", "check", root)
+    table = shown[shown.index("Classes") : shown.index("Highest IoU")]
+    assert re.findall(r"^ (background|dog|cat|void) ", table, re.MULTILINE) == ["background", "dog", "cat", "void"]
+    assert "class_names = ('background', 'dog', 'cat')" in shown
+
+
 def test_options_of_another_command_are_refused(root, run_command):
     status, _, error = run_command("data", "check", root, "--split=val")
     assert status == 1

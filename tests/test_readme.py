@@ -31,6 +31,12 @@ def test_named_make_targets_exist():
     assert [t for t in set(re.findall(r"make (\w+)", README)) if not re.search(rf"^{t}:", makefile, re.MULTILINE)] == []
 
 
+def test_make_ablation_ends_with_a_command_of_the_readme():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (command,) = re.findall(r'"Next: .* && (segjax .*)"', makefile)
+    assert f"\n{command}\n" in README
+
+
 def test_named_files_exist():
     paths = ["".join(path) for path in re.findall(r"--config=(\S+\.py)|\]\(([\w/.]+)\)|`(\w+\.cff)`", README)]
     assert [path for path in paths if not (ROOT / path).exists()] == []

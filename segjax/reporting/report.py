@@ -330,7 +330,7 @@ def score_tables(scores: dict[str, Any], title: str) -> list[Table]:
     Of a detector it is `detection_table`.
     """
     if "ap" in scores:
-        return [detection_table(scores, title)]
+        return [detection_table(scores, f"{title}: AP of boxes")]
     return [per_class_table(scores, title), *([unknown_table(scores)] if "unknown" in scores else [])]
 
 

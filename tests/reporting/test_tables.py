@@ -36,6 +36,7 @@ def test_score_tables_of_a_detector():
     scores = {"classes": ["debris"], "objects": [7], "ap": 0.25, "ap50": 0.5, "ar100": 0.75}
     scores |= {f"{name}_per_class": [scores[name]] for name in ("ap", "ap50", "ar100")}
     (table,) = score_tables(scores, "scores")
+    assert table.title == "scores: AP of boxes"
     assert table.rows == [("debris", 7, 0.25, 0.5, 0.75), ("mean", 7, 0.25, 0.5, 0.75)]
     assert summary_line(scores) == "ap 0.250  ap50 0.500  ar100 0.750"
 
