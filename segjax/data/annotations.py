@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -92,7 +92,7 @@ def open_annotations(source: Path, *, crowd_is_void: bool = False, line_width: f
             expected = "expected a COCO or labelme JSON file, a CVAT XML file, or the folder SegmentationClass"
             raise DataError(f"{source}: no annotations of objects with pixels; {expected}{boxes}")
         source, folder = whole[0], _image_folder(whole[0], source)
-    kind = _kind(source)
+    kind = annotation_format(source)
     if kind == "coco":
         return _open_coco(source, folder, crowd_is_void)
     if kind == "cvat":
@@ -130,13 +130,13 @@ def _image_folder(file: Path, root: Path) -> Path:
 
 
 def _files_by_kind(root: Path) -> dict[str, list[Path]]:
-    """Returns the files of annotations below a folder by their format; see `_kind`."""
+    """Returns the files of annotations below a folder by their format; see `annotation_format`."""
     files = [root / path for path in list_tree(root, (".json", ".xml"))[0]]
-    kinds = {file: _kind(file) for file in files}
+    kinds = {file: annotation_format(file) for file in files}
     return {kind: [file for file in files if kinds[file] == kind] for kind in ("coco", "cvat", "labelme", "boxes")}
 
 
-def _kind(file: Path) -> str:
+def annotation_format(file: Path) -> str:
     """Returns "coco", "labelme", "cvat" or "boxes" for a file of annotations, and "" for another one."""
     if file.suffix.lower() == ".json":
         try:
@@ -167,20 +167,17 @@ def _open_coco(file: Path, folder: Path, crowd_is_void: bool) -> Annotations:
         content = read_json(file, form, "COCO annotations of objects")
     except StorageError as error:
         raise DataError(str(error)) from error
-    _check_ids(content["images"], "images", file)
-    _check_ids(content["categories"], "categories", file)
+    check_ids(content["images"], "images", file)
+    check_ids(content["categories"], "categories", file)
     names = {category["id"]: category["name"] for category in content["categories"]}
     objects: dict[Any, list[dict]] = {image["id"]: [] for image in content["images"]}
     for one in content["annotations"]:
-        for key, known in (("image_id", objects), ("category_id", names)):
-            if isinstance(one[key], list | dict) or one[key] not in known:
-                missing = f"its {key} {one[key]!r} is not in the file"
-                raise DataError(f"{file}: annotation {one.get('id')}: {missing}; export the annotations again")
+        check_references(one, file, image_id=objects, category_id=names)
         objects[one["image_id"]].append(one)
 
     def read() -> Iterator[Annotated]:
         for image in content["images"]:
-            height, width = _checked_size(image["height"], image["width"], f"{file}: {image['file_name']}")
+            height, width = checked_size(image["height"], image["width"], f"{file}: {image['file_name']}")
             regions = []
             for one in objects[image["id"]]:
                 where = f"{file}: annotation {one.get('id')} of {image['file_name']}"
@@ -191,7 +188,7 @@ def _open_coco(file: Path, folder: Path, crowd_is_void: bool) -> Annotations:
     return Annotations("COCO", tuple(names.values()), len(objects), read(), folder)
 
 
-def _check_ids(entries: Sequence[Mapping[str, Any]], kind: str, file: Path) -> None:
+def check_ids(entries: Sequence[Mapping[str, Any]], kind: str, file: Path) -> None:
     """Raises DataError unless the ids are numbers or texts that differ from each other."""
     seen = set()
     for entry in entries:
@@ -204,7 +201,15 @@ def _check_ids(entries: Sequence[Mapping[str, Any]], kind: str, file: Path) -> N
         seen.add(number)
 
 
-def _checked_size(height: int | float, width: int | float, where: str) -> tuple[int, int]:
+def check_references(annotation: Mapping[str, Any], file: Path, **known: Container[Any]) -> None:
+    """Raises DataError unless each of the named ids of a COCO annotation is known."""
+    for key, ids in known.items():
+        if isinstance(annotation[key], list | dict) or annotation[key] not in ids:
+            missing = f"its {key} {annotation[key]!r} is not in the file"
+            raise DataError(f"{file}: annotation {annotation.get('id')}: {missing}; export the annotations again")
+
+
+def checked_size(height: int | float, width: int | float, where: str) -> tuple[int, int]:
     """Returns the height and width as integers; raises DataError for a side without a pixel or without an end."""
     if not all(1 <= side < math.inf for side in (height, width)):
         raise DataError(f"{where}: a size of {height}×{width} (height×width); expected at least 1 pixel each")
@@ -259,7 +264,7 @@ def _open_labelme(files: list[Path], folder: Path, line_width: float | None) -> 
                     size = (image.height, image.width)
             if size is None:
                 raise DataError(f"{file}: expected imageHeight and imageWidth")
-            size = _checked_size(*size, str(file))
+            size = checked_size(*size, str(file))
             regions = []
             for i, shape in enumerate(found["shapes"], 1):
                 where = f"{file}: shape {i}, {shape['label']!r}"
@@ -314,7 +319,7 @@ def _open_cvat(file: Path, folder: Path, line_width: float | None) -> Annotation
         for image in images:
             with as_data_error(f"{file}: expected name, width and height of each image"):
                 name, height, width = image.attrib["name"], int(image.attrib["height"]), int(image.attrib["width"])
-            size = _checked_size(height, width, f"{file}: {name}")
+            size = checked_size(height, width, f"{file}: {name}")
             regions = []
             for shape in image:
                 where = f"{file}: a {shape.tag} of {name}"
@@ -424,10 +429,13 @@ def class_values(
 
 
 class Images:
-    """The images of a folder, which annotations name by their path, or by a name or stem that only one file has."""
+    """The images of a folder, which annotations name by their path, or by a name or stem that only one file has.
 
-    def __init__(self, folder: Path):
-        self.folder, self.files = folder, list_folder(folder)
+    `remedy` ends the error of an image that is missing.
+    """
+
+    def __init__(self, folder: Path, remedy: str = "--images=FOLDER names the folder of the images"):
+        self.folder, self.files, self._remedy = folder, list_folder(folder), remedy
         self._paths: dict[str, list[str]] = {}
         for path in self.files:
             for name in (PurePosixPath(path).name, PurePosixPath(path).stem):
@@ -444,8 +452,7 @@ class Images:
             return name, RawFile(f"{one.source} (imageData)", len(one.embedded), lambda: one.embedded)
         if len(paths) != 1:
             found = f"{len(paths)} files of this name, {' and '.join(paths[:2])}" if paths else "no file of this name"
-            remedy = "--images=FOLDER names the folder of the images"
-            raise DataError(f"{one.source}: the image {one.file!r}: {found} in {self.folder}; {remedy}")
+            raise DataError(f"{one.source}: the image {one.file!r}: {found} in {self.folder}; {self._remedy}")
         return paths[0], self.files[paths[0]]
 
 

@@ -5,6 +5,7 @@ Geometry uses continuous coordinates: pixel i covers [i, i + 1) and its centre i
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,17 +118,9 @@ def augment(
     def augment_one(
         image: jax.Array, label: jax.Array, key: jax.Array, own_size: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        top, left, enlarge, flips, turn, bright, contrasts = jax.random.uniform(key, (7,))
-        side = crop_fraction / (scale[0] + enlarge * (scale[1] - scale[0]))
-        height, width = label.shape if own_size is None else own_size
-        source, output = jnp.asarray((height, width), jnp.float32), jnp.asarray(size, jnp.float32)
-        if letterbox:
-            fitted = fit_within(jnp.asarray((height, width)), size).astype(jnp.float32)
-            frame = source * output / fitted  # the output in pixels of the source
-            free = jnp.minimum(frame * (1 - side), jnp.maximum(source - frame * side, 0))
-            corner, zoom = jnp.stack([top, left]) * free, fitted / (source * side)
-        else:
-            corner, zoom = jnp.stack([top, left]) * source * (1 - side), output / (source * side)
+        own = label.shape if own_size is None else own_size
+        window = _draw_window(key, own, size, crop_fraction, flip, scale, rotation, letterbox)
+        (height, width), (corner, zoom, side, flips, radians, bright, contrasts) = own, window
         # Normalised first (resampling is linear), so that the 0 outside the source is the mean. The margin around the
         # window is wide enough for a second resampling that rotates by any angle.
         shape = (size[0] + 2 * margin[0], size[1] + 2 * margin[1], image.shape[-1])
@@ -137,11 +130,9 @@ def augment(
 
         # Centres of the output's pixels: in the output, then in the source.
         y, x = (jnp.arange(n, dtype=jnp.float32) + 0.5 for n in size)
-        flips = flip & (flips < 0.5)
         x = jnp.where(flips, size[1] - x, x)
         y, x = y[:, None], x[None, :]
         if rotation:
-            radians = jnp.deg2rad(rotation * (2 * turn - 1))
             dy, dx = y - size[0] / 2, x - size[1] / 2
             cos, sin = jnp.cos(radians), jnp.sin(radians)
             y, x = size[0] / 2 + cos * dy - sin * dx, size[1] / 2 + sin * dy + cos * dx
@@ -167,6 +158,97 @@ def augment(
         return image, label
 
     return jax.vmap(augment_one)(images, labels, keys, None if sizes is None else jnp.asarray(sizes))
+
+
+def augment_boxes(
+    boxes: Float[ArrayLike, "b boxes 4"],
+    keys: Key[Array, "b"],
+    sizes: Integer[ArrayLike, "b 2"],
+    *,
+    size: tuple[int, int],
+    crop_fraction: Float[ArrayLike, ""],
+    flip: bool,
+    scale: tuple[float, float],
+    rotation: float,
+    letterbox: bool = False,
+) -> tuple[Float[Array, "b boxes 4"], Float[Array, "b boxes"]]:
+    """Moves boxes as `augment` moves the pixels of their images with the same keys and settings.
+
+    A rotated box becomes the smallest upright one that contains its four corners. The part outside the output is cut
+    off.
+
+    Args:
+        boxes: `[B, N, 4]`, (x_min, y_min, x_max, y_max) in pixels, of edges.
+        keys: as in `augment`.
+        sizes: height and width of each image, `[B, 2]`.
+        size: as in `augment`.
+        crop_fraction: as in `augment`.
+        flip: as in `augment`.
+        scale: as in `augment`.
+        rotation: as in `augment`.
+        letterbox: as in `augment`.
+
+    Returns: the boxes in pixels of the output, and the share of the area of each that is inside; 0 for no area.
+
+    >>> settings = {"size": (4, 8), "crop_fraction": 1.0, "flip": False, "scale": (1.0, 1.0), "rotation": 0.0}
+    >>> key = example_keys(jax.random.key(0), 0, jnp.arange(1))
+    >>> moved, inside = augment_boxes(jnp.array([[[1.0, 0.0, 3.0, 2.0]]]), key, jnp.array([[4, 4]]), **settings)
+    >>> print(moved[0, 0], inside[0, 0])
+    [2. 0. 6. 2.] 1.0
+    """
+    height, width = size
+
+    def move(boxes: Float[Array, "boxes 4"], key: Key[Array, ""], own: Integer[Array, "2"]) -> tuple[Array, Array]:
+        window = _draw_window(key, own, size, crop_fraction, flip, scale, rotation, letterbox)
+        x = (boxes[:, jnp.array([0, 2, 0, 2])] - window.corner[1]) * window.zoom[1]  # of the four corners
+        y = (boxes[:, jnp.array([1, 1, 3, 3])] - window.corner[0]) * window.zoom[0]
+        if rotation:  # the inverse of the rotation of `augment`, from the output to the source
+            dy, dx, cos, sin = y - height / 2, x - width / 2, jnp.cos(window.radians), jnp.sin(window.radians)
+            y, x = height / 2 + cos * dy + sin * dx, width / 2 - sin * dy + cos * dx
+        x = jnp.where(window.flips, width - x, x)
+        whole = jnp.stack([x.min(axis=1), y.min(axis=1), x.max(axis=1), y.max(axis=1)], axis=-1)
+        seen = jnp.clip(whole, 0, jnp.array([width, height, width, height], whole.dtype))
+        area, inside = ((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) for box in (whole, seen))
+        return seen, jnp.where(area > 0, inside / jnp.where(area > 0, area, 1), 0)
+
+    return jax.vmap(move)(jnp.asarray(boxes, jnp.float32), keys, jnp.asarray(sizes))
+
+
+class _Window(NamedTuple):
+    """Random numbers of an augmented image: its window of the source, in pixels, and its colours in [0, 1)."""
+
+    corner: Float[Array, "2"]  # row and column
+    zoom: Float[Array, "2"]  # pixels of the output per pixel of the source
+    side: Float[Array, ""]  # of the window over that of the source
+    flips: Bool[Array, ""]
+    radians: Float[Array, ""]
+    bright: Float[Array, ""]
+    contrast: Float[Array, ""]
+
+
+def _draw_window(
+    key: Key[Array, ""],
+    source_size: tuple[int, int] | Integer[Array, "2"],
+    size: tuple[int, int],
+    crop_fraction: Float[ArrayLike, ""],
+    flip: bool,
+    scale: tuple[float, float],
+    rotation: float,
+    letterbox: bool,
+) -> _Window:
+    """Draws the window of one image of height and width `source_size`; see `augment`."""
+    top, left, enlarge, flips, turn, bright, contrast = jax.random.uniform(key, (7,))
+    side = crop_fraction / (scale[0] + enlarge * (scale[1] - scale[0]))
+    height, width = source_size
+    source, output = jnp.asarray((height, width), jnp.float32), jnp.asarray(size, jnp.float32)
+    if letterbox:
+        fitted = fit_within(jnp.asarray((height, width)), size).astype(jnp.float32)
+        frame = source * output / fitted  # the output in pixels of the source
+        free = jnp.minimum(frame * (1 - side), jnp.maximum(source - frame * side, 0))
+        corner, zoom = jnp.stack([top, left]) * free, fitted / (source * side)
+    else:
+        corner, zoom = jnp.stack([top, left]) * source * (1 - side), output / (source * side)
+    return _Window(corner, zoom, side, flip & (flips < 0.5), jnp.deg2rad(rotation * (2 * turn - 1)), bright, contrast)
 
 
 def paste_outliers(

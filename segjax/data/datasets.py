@@ -43,8 +43,9 @@ DATASETS = {
     "cityscapes": builders.Cityscapes,
     "lost_and_found": builders.LostAndFound,
     "folder": None,
+    "coco": None,
 }
-"""TFDS builder of each value of `config.data.name`; a folder is read without preparation."""
+"""TFDS builder of each value of `config.data.name`; a folder and COCO's JSON are read without preparation."""
 
 
 def label_set(data_config: Any, *, mark_unseen: bool = False) -> LabelSet:
@@ -56,7 +57,9 @@ def label_set(data_config: Any, *, mark_unseen: bool = False) -> LabelSet:
     name, unseen = data_config.name, tuple(getattr(data_config, "unseen_classes", ()))
     if name not in DATASETS:
         raise DataError(f"config.data.name must be one of {', '.join(DATASETS)}; got {name!r}")
-    if name != "folder":
+    if name == "coco":
+        every_class = numbered_classes(("background", *data_config.box_classes))
+    elif name != "folder":
         every_class = LABEL_SETS[name]
     else:
         optional = ("mask_values", "void_values", "mask_colours", "void_colours", "mask_threshold")
@@ -99,6 +102,8 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         - road_debris, optional: `scene_size` (height, width), `scene_seed`, `train_examples`, `val_examples`.
         - folder: `class_names`; optional: the fields of `labels.numbered_classes` and `layout.FolderOptions`; `range`,
           `orientation` and `train_split`, see `open_folder`.
+        - coco: `box_classes`, the categories to detect, in the order of their class indices; `max_boxes`, the largest
+          number of objects of an image; optional: the fields of `layout.FolderOptions` that hold images out.
         - `unseen_classes`, optional: names of classes to leave out of the training. Their pixels are void, and the
           split's `label_set` has the other classes only, with train ids from 0 in their order.
         - `rare_class`, optional: the `LabelSet.rare` of two classes; "": the second.
@@ -117,13 +122,17 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
     id outside the classes; or if the split or name does not exist.
     """
     name, classes = data_config.name, label_set(data_config, mark_unseen=mark_unseen)
-    if name != "folder":
+    if name == "coco":
+        from segjax.data.coco import open_coco  # for detectors only
+
+        root = _required_dir(data_config, "images and COCO annotations")
+        options = {"options": folder_options(data_config), "on_error": _on_error(data_config)}
+        source = open_coco(root, split.replace("validation", "val"), classes, data_config.max_boxes, **options)
+    elif name != "folder":
         split = re.sub(r"\bval\b", "validation", split)
         source = PreparedSource(str(_prepared_folder(data_config)), split, classes)
     else:
-        root = _manual_dir(data_config)
-        if root is None:
-            raise DataError("folder: set config.data.manual_dir or $SEGJAX_FOLDER_DIR to its images and masks")
+        root = _required_dir(data_config, "images and masks")
         split, on_error = split.replace("validation", "val"), _on_error(data_config)
         options = {"options": folder_options(data_config), "on_error": on_error}
         options |= {"value_range": getattr(data_config, "range", "dtype")}
@@ -138,7 +147,7 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
     if source.dtype != dtype:
         raise DataError(f"config.data.dtype = {dtype}, but the images of {name} are {source.dtype}: convert them")
     objects = tuple(getattr(data_config, "box_classes", ()))
-    if not objects:
+    if not objects or name == "coco":
         return source
     if not set(objects) <= set(classes.names) or len(set(objects)) < len(objects):
         expected = f"different classes of {name}, {', '.join(classes.names)}"
@@ -260,6 +269,14 @@ def _on_error(data_config: Any) -> str:
 def _manual_dir(data_config: Any) -> Path | None:
     given = data_config.manual_dir or os.environ.get(f"SEGJAX_{data_config.name.upper()}_DIR", "")
     return Path(given).expanduser() if given else None
+
+
+def _required_dir(data_config: Any, content: str) -> Path:
+    root = _manual_dir(data_config)
+    if root is None:
+        variable = f"$SEGJAX_{data_config.name.upper()}_DIR"
+        raise DataError(f"{data_config.name}: set config.data.manual_dir or {variable} to its {content}")
+    return root
 
 
 def _prepare(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) -> Path:

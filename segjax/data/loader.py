@@ -106,10 +106,10 @@ def train_loader(
       prefetch: batches to prepare in advance, per worker.
 
     Returns:
-      An iterator over dicts of "image" `[b, H, W, C]`, see `Example`, "label" uint8 `[b, H, W]`, "name" `[b]`, and
-      "index" uint32 `[b]`, the example's position in the stream (modulo 2^32), for b = G / n; and, if images are
-      padded, "size" int32 `[b, 2]`, (height, width) of each. It raises `DataError` for a file that can no longer be
-      read and `LoaderDied` for a worker that was killed or crashed.
+      An iterator over dicts of "image" `[b, H, W, C]`, see `Example`, "label" uint8 `[b, H, W]`, or of COCO annotations
+      "boxes" `[b, N, 4]` and "classes" `[b, N]`, "name" `[b]`, and "index" uint32 `[b]`, the example's position in the
+      stream (modulo 2^32), for b = G / n; and, if images are padded, "size" int32 `[b, 2]`, (height, width) of each. It
+      raises `DataError` for a file that can no longer be read and `LoaderDied` for a worker that was killed or crashed.
     """
     share = _share(global_batch_size, process_index, process_count)
     if size is None and source.native_size is None:
@@ -254,7 +254,11 @@ def _train_example(
         image, label, sizes["size"] = letterbox_pair(image, label, size)
     elif size is not None:
         image, label = resize_pair(image, label, size)
-    return {"image": image, "label": label, "index": np.uint32(position % 2**32), "name": example["name"], **sizes}
+    shared = {"image": image, "index": np.uint32(position % 2**32), "name": example["name"], **sizes}
+    if "boxes" in example:
+        zoom = np.divide(sizes.get("size", label.shape), example["label"].shape, dtype=np.float32)[[1, 0, 1, 0]]
+        return shared | {"boxes": example["boxes"] * zoom, "classes": example["classes"]}
+    return shared | {"label": label}
 
 
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

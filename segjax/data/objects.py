@@ -25,11 +25,16 @@ MAX_IDS = VOID - 1
 
 
 class ImageBoxes(NamedTuple):
-    """Objects of a batch of images; N places per image, of which `where` marks those that are used."""
+    """Objects of a batch of images; N places per image, of which `where` marks those that are used.
+
+    `crowd` and `areas` are those of COCO's annotations, see `segjax.metrics.detection_records`; None for masks.
+    """
 
     boxes: Float[Array, "b n 4"]  # (x_min, y_min, x_max, y_max) in pixels, of edges, see `segjax.boxes`; 0 if unused
     classes: Int[Array, "b n"]
     where: Bool[Array, "b n"]
+    crowd: Bool[Array, "b n"] | None = None
+    areas: Float[Array, "b n"] | None = None
 
 
 def object_ids(label: UInt8[np.ndarray, "h w"], classes: Sequence[int], max_boxes: int) -> UInt8[np.ndarray, "h w"]:

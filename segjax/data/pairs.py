@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -33,12 +33,15 @@ from segjax.storage import read_json, write_json
 class Example(TypedDict):
     """An image `[H, W, C]` of values 0..255, its train ids, uint8 `[H, W]` with 255 for void, and its name.
 
-    The image is uint8 or, if the source has a `value_range`, float32.
+    The image is uint8 or, if the source has a `value_range`, float32. COCO annotations have "boxes" and "classes" too,
+    see `segjax.data.coco.CocoSource`.
     """
 
     image: np.ndarray
     label: np.ndarray
     name: str
+    boxes: NotRequired[np.ndarray]
+    classes: NotRequired[np.ndarray]
 
 
 @runtime_checkable

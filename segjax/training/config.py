@@ -156,13 +156,15 @@ FIELDS = {
     "data.images": Field("", "folder: pattern of the images, '{split}/{stem}_image'; '': by the usual names"),
     "data.masks": Field("", "folder: pattern of the masks, '{stem}_mask', 'gt/*/{stem}.png'; '': by the usual names"),
     "data.split_files": Field("", "folder: folder of train.txt and val.txt; '': find them, none: ignore them"),
-    "data.groups": Field("", "folder: pattern of image names, '{group}_*'; a group, such as a patient, is never split"),
-    "data.val_fraction": Field(0.1, "folder: fraction held out if there is no val folder", range="(0, 1)"),
-    "data.folds": Field(
-        0, "folder: number of folds of a cross-validation of train and val; 0: off", range=COUNT_OR_ZERO
+    "data.groups": Field(
+        "", "folder, coco: pattern of image names, '{group}_*'; a group, such as a patient, is never split"
     ),
-    "data.fold": Field(0, "folder: number of the fold that is val, from 0", range=COUNT_OR_ZERO),
-    "data.split_seed": Field(0, "folder: seed of the held-out images and the folds", range=SEED),
+    "data.val_fraction": Field(0.1, "folder, coco: fraction held out if there is no val", range="(0, 1)"),
+    "data.folds": Field(
+        0, "folder, coco: number of folds of a cross-validation of train and val; 0: off", range=COUNT_OR_ZERO
+    ),
+    "data.fold": Field(0, "folder, coco: number of the fold that is val, from 0", range=COUNT_OR_ZERO),
+    "data.split_seed": Field(0, "folder, coco: seed of the held-out images and the folds", range=SEED),
     "data.follow_links": Field(False, "folder: follow links to folders, and links out of the data folder"),
     "data.unseen_classes": Field(
         (), "classes to leave out of training; void for losses and IoU, positives of the detection scores", item=str
@@ -171,9 +173,11 @@ FIELDS = {
         "", "of two classes, the one whose average precision is scored; '': that with fewer pixels in training"
     ),
     "data.box_classes": Field(
-        (), "classes with the objects that a detector finds, their connected components; (): no detector", item=str
+        (), "classes with the objects that a detector finds, or COCO's categories; (): no detector", item=str
     ),
-    "data.max_boxes": Field(32, "detector: largest number of objects per class and image", range="[1, 254]"),
+    "data.max_boxes": Field(
+        32, "detector: largest number of objects per class and image; of COCO per image", range="[1, 254]"
+    ),
     "data.channels": Field(None, "image channels; None: as found in the files", (), "[1, 1024]", int),
     "data.range": Field(
         "dtype",
@@ -630,7 +634,7 @@ _DETECTOR_FIELDS += ("objective.box_weight", "objective.box_beta")
 _MAP_FIELDS = ("model.members", "model.dropout", "model.num_samples", "model.dropout_rate", "model.dropout_mask")
 _MAP_FIELDS += ("model.deep_dropout", "model.deep_dropout_rate", "data.unseen_classes", "augment.outliers")
 _MAP_FIELDS += ("objective.boundary_factor", "objective.region", "objective.uncertainty_weight", "objective.background")
-_MAP_FIELDS += ("objective.logit_margin", "training.accumulate", "training.gradient_budget")
+_MAP_FIELDS += ("objective.logit_margin", "training.gradient_budget")
 
 
 def _detector_problems(config: ConfigDict) -> Iterator[str]:
@@ -644,11 +648,16 @@ def _detector_problems(config: ConfigDict) -> Iterator[str]:
                 f"config.{key} belongs to {owners}; {name} does not have it: leave it at {FIELDS[key].default!r}; got "
                 f"{values[key]!r}"
             )
+    if config.data.name == "coco" and not is_detector:
+        yield (
+            f"config.data.name = 'coco' has boxes and no masks, which {name} needs: set config.model.name to "
+            "retinanet, or make masks with segjax data masks"
+        )
     if not is_detector:
         return
     if not objects:
         yield f"config.data.box_classes must name the classes that {name} detects, such as ('debris',); got ()"
-    if len(objects) * config.data.max_boxes > 254:
+    if len(objects) * config.data.max_boxes > 254 and config.data.name != "coco":
         yield (
             f"config.data.max_boxes must be at most 254 over the number of config.data.box_classes, "
             f"{254 // len(objects)}; got {config.data.max_boxes}"

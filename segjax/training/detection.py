@@ -1,6 +1,7 @@
 """Objective and evaluation of detectors, in place of those of segmentation networks.
 
-Labels are the `object_ids` of `segjax.data.objects`, from which the boxes are computed on the device.
+The objects are those of the `object_ids` of masks, whose boxes are computed on the device, or the boxes of COCO
+annotations, which move with the pixels of their image.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -9,18 +10,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer, Key
 from ml_collections import ConfigDict
 
 from segjax import boxes, inference, losses, metrics
 from segjax.checks import AxisName
+from segjax.collectives import psum
 from segjax.data import Source
-from segjax.data.objects import image_boxes
+from segjax.data.augment import augment_boxes
+from segjax.data.objects import ImageBoxes, image_boxes
+from segjax.data.resize import equal_sizes
 from segjax.inference.detector import AnchorOptions, Detector, detect_boxes
 from segjax.models import DetectorOutput
 from segjax.training.evaluation import count_batches, images_of, preprocessing_of, split_facts
 from segjax.training.objective import BINARY_LOSSES, Hyperparams, mined_mean
 from segjax.training.train_step import TrainState
+
+MIN_VISIBLE = 0.25
+"""Smallest share of a COCO box inside the augmented image; an object of which less is visible is left out."""
 
 
 def anchor_options(config: ConfigDict) -> AnchorOptions:
@@ -37,40 +44,66 @@ def make_detector(config: ConfigDict, model: Any, variables: Any, **thresholds: 
 
 def make_anchor_targets(config: ConfigDict) -> Callable[[Integer[Array, "B H W"]], losses.AnchorTargets]:
     """Builds `targets(ids)`, the targets of the detector of `config` for object ids of the network's size."""
-    options, num_classes, max_boxes = config.objective, len(config.data.box_classes), config.data.max_boxes
+    num_classes, max_boxes, targets_of = len(config.data.box_classes), config.data.max_boxes, _make_targets(config)
+    return lambda ids: targets_of(image_boxes(ids, num_classes, max_boxes))
+
+
+def _make_targets(config: ConfigDict) -> Callable[[ImageBoxes], losses.AnchorTargets]:
+    options, num_classes = config.objective, len(config.data.box_classes)
     grid = boxes.anchors(tuple(config.data.size), **anchor_options(config)._asdict())
     matching = {"positive": options.positive_iou, "negative": options.negative_iou}
 
-    def targets(ids: Integer[Array, "B H W"]) -> losses.AnchorTargets:
-        truth = image_boxes(ids, num_classes, max_boxes)
+    def targets(truth: ImageBoxes) -> losses.AnchorTargets:
         return losses.anchor_targets(grid, truth.boxes, truth.classes, num_classes, where=truth.where, **matching)
 
     return targets
 
 
+def augmented_boxes(
+    batch: dict[str, Array],
+    labels: Int[Array, "b h w"],
+    keys: Key[Array, "b"],
+    config: ConfigDict,
+    crop_fraction: Float[Array, ""],
+) -> ImageBoxes:
+    """Returns the objects of a training batch whose augmented labels are `labels`, drawn by `keys`.
+
+    Objects of masks are those of the pixels of `labels`. Boxes of COCO annotations are moved with their image, and are
+    left out if less than `MIN_VISIBLE` of their area is inside.
+    """
+    if "boxes" not in batch:
+        return image_boxes(labels, len(config.data.box_classes), config.data.max_boxes)
+    geometry = {"flip": config.augment.flip, "scale": tuple(config.augment.scale), "rotation": config.augment.rotation}
+    geometry |= {"size": tuple(config.data.size), "crop_fraction": crop_fraction, "letterbox": config.data.letterbox}
+    sizes = batch["size"] if "size" in batch else equal_sizes(batch["image"].shape[1:3], len(keys))
+    moved, visible = augment_boxes(batch["boxes"], keys, sizes, **geometry)
+    where = (batch["classes"] >= 0) & (visible >= MIN_VISIBLE)
+    return ImageBoxes(jnp.where(where[..., None], moved, 0), jnp.where(where, batch["classes"], 0), where)
+
+
 def make_detector_objective(config: ConfigDict) -> Callable:
-    r"""Builds `objective(output, labels, hparams, axis_name=None, ...) -> (loss, parts)` of a detector.
+    r"""Builds `objective(output, truth, hparams, axis_name=None, share=None, ...) -> (loss, parts)` of a detector.
 
     .. math:: L = \frac{1}{N} \sum_{a, c} \ell(z_{ac}, t_{ac}) + \frac{w}{P} \sum_{a \text{ matched}} H(o_a, t_a)
 
     ℓ is `config.objective.loss` of the logit of each class at each anchor that is not ignored, with logits in place of
     pixels: OHEM selects logits, and N is their number or, with the normalizer "positives", P, the number of anchors
-    matched to an object. H is `losses.box_loss` and w `config.objective.box_weight`. `labels` are object ids
-    `[B, H, W]`. `parts` has "class_loss" and "box_loss". Results are over the global batch.
+    matched to an object. H is `losses.box_loss` and w `config.objective.box_weight`. A microbatch has its `share` of
+    `detector_shares`. `parts` has "class_loss" and "box_loss". Results are over the global batch.
     """
-    options, targets_of = config.objective, make_anchor_targets(config)
+    options, targets_of = config.objective, _make_targets(config)
     per_logit = BINARY_LOSSES[options.loss]
     box_weight, box_beta = options.box_weight, options.box_beta
 
     def objective(
         output: DetectorOutput,
-        labels: Int[Array, "B H W"],
+        truth: ImageBoxes,
         hparams: Hyperparams,
         axis_name: AxisName = None,
-        share: None = None,
+        share: dict[str, Float[Array, ""]] | None = None,
         outliers: None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        targets = targets_of(labels)
+        targets = targets_of(truth)
         where = jnp.broadcast_to(targets.where[..., None], output.logits.shape)
         each = per_logit(output.logits[..., None], targets.classes, where, hparams)
         per_positive = {"normalizer": "positives", "axis_name": axis_name}
@@ -86,9 +119,29 @@ def make_detector_objective(config: ConfigDict) -> Callable:
             ),
             "box_loss": losses.mean(each_box, where=targets.matched, positives=targets.matched, **per_positive),
         }
+        if share is not None:
+            parts = {name: share[name] * part for name, part in parts.items()}
         return parts["class_loss"] + box_weight * parts["box_loss"], parts
 
     return objective
+
+
+def detector_shares(truth: ImageBoxes, config: ConfigDict, axis_name: AxisName) -> dict[str, Float[Array, " k"]]:
+    """Returns the weight of each microbatch's part of the objective in that of the whole batch.
+
+    `truth` has the objects of the microbatches, `[k, b, …]`. The parts, times their shares and summed, equal those of
+    the whole batch, however unevenly the objects are distributed.
+    """
+
+    def count(anchors: Array) -> Float[Array, " k"]:
+        return psum(anchors.sum(axis=(1, 2), dtype=jnp.float32), axis_name)
+
+    targets = jax.vmap(_make_targets(config))(truth)
+    matched, kept = count(targets.matched), count(targets.where)
+    per_matched = jnp.maximum(matched, 1) / jnp.maximum(matched.sum(), 1)  # `losses.mean` divides by no less than 1
+    per_kept = kept / jnp.maximum(kept.sum(), 1)
+    by_positives = config.objective.normalizer == "positives"
+    return {"class_loss": per_matched if by_positives else per_kept, "box_loss": per_matched}
 
 
 def make_detection_step(
@@ -96,16 +149,18 @@ def make_detection_step(
 ) -> Callable:
     """Builds `step(state, batch, hparams) -> {"index", "detections", "truth"}`, one row per image of the global batch.
 
-    Boxes are in pixels of each image at its own resolution.
+    Boxes are in pixels of each image at its own resolution. The annotations of COCO are not in a batch, and have no
+    "truth" there.
     """
     num_classes, anchors = len(config.data.box_classes), anchor_options(config)
-    preprocessing = preprocessing_of(config, num_classes)
+    preprocessing, has_masks = preprocessing_of(config, num_classes), config.data.name != "coco"
 
     def step(state: TrainState, batch: dict[str, Array], hparams: Hyperparams) -> dict[str, Any]:
         images = images_of(batch, corruption)
         found = detect_boxes(model, state.variables, images, batch["size"], preprocessing, anchors)
-        truth = image_boxes(batch["label"], num_classes, config.data.max_boxes)
-        rows = {"index": batch["index"], "detections": found, "truth": truth}
+        rows = {"index": batch["index"], "detections": found}
+        if has_masks:
+            rows["truth"] = image_boxes(batch["label"], num_classes, config.data.max_boxes)
         return rows if axis_name is None else jax.lax.all_gather(rows, axis_name, tiled=True)
 
     return step
@@ -113,7 +168,7 @@ def make_detection_step(
 
 def score_detections(batches: Iterable[dict[str, Any]], source: Source, config: ConfigDict) -> dict[str, Any]:
     """Returns the `split_scores` of the batches of `join_images`, without the curves."""
-    rows = join_images(batches, len(source))
+    rows = join_images(batches, source)
     scores = split_scores(rows, match_split(rows, config), source, config)
     del scores["precision_at_recall"]
     return scores
@@ -125,11 +180,13 @@ def split_scores(
     """Returns COCO's average precision and recall of a split, for JSON, from the results of the next two functions.
 
     "images", "skipped" and "data" are those of `split_facts`, "classes" are the names of the classes with boxes, and
-    "objects" is the number of objects per class; the other scores are those of `metrics.detection_scores`.
+    "objects" is the number of objects per class, without crowds. The other scores are those of
+    `metrics.detection_scores`.
     """
     scores = metrics.detection_scores(records)
     facts = {name: value for name, value in split_facts(source).items() if name in ("images", "skipped", "data")}
-    classes = rows["truth"].classes[rows["truth"].where]
+    truth = rows["truth"]
+    classes = truth.classes[truth.where if truth.crowd is None else truth.where & ~truth.crowd]
     facts["classes"] = list(config.data.box_classes)
     facts["objects"] = np.bincount(classes, minlength=len(config.data.box_classes)).tolist()
     return facts | {name: np.asarray(value).tolist() for name, value in scores.items()}
@@ -137,11 +194,11 @@ def split_scores(
 
 def detect_split(count: Callable, source: Source, config: ConfigDict, *, devices: int) -> dict[str, Any]:
     """Returns `join_images` of a split; arguments are those of `evaluation.count_batches`."""
-    return join_images(count_batches(count, source, config, devices=devices), len(source))
+    return join_images(count_batches(count, source, config, devices=devices), source)
 
 
-def join_images(batches: Iterable[dict[str, Any]], count: int) -> dict[str, Any]:
-    """Returns the "detections" and the "truth" of `count` images in order, NumPy arrays of one row per image.
+def join_images(batches: Iterable[dict[str, Any]], source: Source) -> dict[str, Any]:
+    """Returns the "detections" and the "truth" of all images of `source` in order, NumPy arrays of one row per image.
 
     `batches` are results of a step of `make_detection_step`, for every image of a split.
     """
@@ -150,15 +207,16 @@ def join_images(batches: Iterable[dict[str, Any]], count: int) -> dict[str, Any]
         indices = rows["index"].tolist()  # that of a filler is the number of images
         for row, index in enumerate(indices):
             images[index] = jax.tree.map(lambda values, row=row: values[row], rows)
-    joined = jax.tree.map(lambda *values: np.stack(values), *(images[index] for index in range(count)))
+    joined = jax.tree.map(lambda *values: np.stack(values), *(images[index] for index in range(len(source))))
     del joined["index"]
-    return joined
+    return joined if "truth" in joined else joined | {"truth": source.objects(range(len(source)))}
 
 
 def match_split(rows: dict[str, Any], config: ConfigDict) -> metrics.DetectionRecords:
     """Returns the records of the detections of `detect_split`."""
     truth, num_classes = rows["truth"], len(config.data.box_classes)
-    return metrics.detection_records(rows["detections"], truth.boxes, truth.classes, num_classes, where=truth.where)
+    objects = {"where": truth.where, "crowd": truth.crowd, "areas": truth.areas}
+    return metrics.detection_records(rows["detections"], truth.boxes, truth.classes, num_classes, **objects)
 
 
 def box_sheet(
@@ -169,7 +227,10 @@ def box_sheet(
     palette = source.label_set.palette[[source.label_set.names.index(name) for name in names]]
     for index in indices:
         example = source[index]
-        truth = jax.device_get(image_boxes(example["label"][None], len(names), config.data.max_boxes))
+        if config.data.name == "coco":
+            truth = source.objects([index])
+        else:
+            truth = jax.device_get(image_boxes(example["label"][None], len(names), config.data.max_boxes))
         pairs = [(truth.boxes[truth.where], truth.classes[truth.where])]
         for found in (detector(example["image"]) for detector in detectors.values()):
             likely = found.scores >= 0.5

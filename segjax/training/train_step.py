@@ -220,8 +220,9 @@ def make_train_step(
 ) -> Callable:
     """Builds `step(state, batch, hparams) -> (state, measured)`.
 
-    `batch` holds this device's arrays as the loader yields them: "image" `[b, H, W, C]`, "label" `[b, H, W]`, if images
-    are padded "size" `[b, 2]`, and "index" `[b]`, the global example index that keys augmentation and dropout.
+    `batch` holds this device's arrays as the loader yields them: "image" `[b, H, W, C]`, "label" `[b, H, W]` or "boxes"
+    `[b, N, 4]` and "classes" `[b, N]`, if images are padded "size" `[b, 2]`, and "index" `[b]`, the global example
+    index that keys augmentation and dropout.
     `measured` has scalars over the global batch: loss and its parts, grad_norm, param_norm (of the new parameters),
     learning_rate; "budget" with `config.training.gradient_budget`; and "skipped", the number of steps skipped so far,
     with `config.training.skip_nonfinite`, which skips a step whose loss, grad_norm or param_norm is not finite.
@@ -233,7 +234,8 @@ def make_train_step(
         return _member_steps(make_train_step(config, model.network, num_classes, axis_name), model.members)
     optimizer, learning_rate, is_detector = make_optimizer(config), schedule(config), config.model.name in DETECTORS
     if is_detector:
-        from segjax.training.detection import make_detector_objective  # loaded for detectors only
+        # Loaded for detectors only.
+        from segjax.training.detection import augmented_boxes, detector_shares, make_detector_objective
 
         objective = make_detector_objective(config)
     else:
@@ -245,8 +247,12 @@ def make_train_step(
 
     def step(state: TrainState, batch: dict[str, jax.Array], hparams: Hyperparams):
         keys = example_keys(state.key, state.step, batch["index"])
-        arrays, sizes = (batch["image"], batch["label"], keys), batch.get("size")
+        # COCO's boxes come without labels.
+        labels = batch["label"] if "label" in batch else jnp.zeros(batch["image"].shape[:3], jnp.uint8)
+        arrays, sizes = (batch["image"], labels, keys), batch.get("size")
         images, labels = augment(*arrays, crop_fraction=hparams.crop_fraction, sizes=sizes, **augmentation)
+        if is_detector:
+            labels = augmented_boxes(batch, labels, keys, config, hparams.crop_fraction)
         outliers = None
         if config.augment.outliers:
             inside = None
@@ -270,7 +276,10 @@ def make_train_step(
         examples, before = (images, labels, outliers, batch["index"]), (state.params, state.batch_stats)
         if num_microbatches > 1:
             microbatches = split(examples, num_microbatches)
-            shares = microbatch_shares(microbatches[1], config, num_classes, axis_name, microbatches[2])
+            if is_detector:
+                shares = detector_shares(microbatches[1], config, axis_name)
+            else:
+                shares = microbatch_shares(microbatches[1], config, num_classes, axis_name, microbatches[2])
             loss, parts, batch_stats, gradients = accumulated(loss_and_gradients, *before, (*microbatches, shares))
         else:
             (loss, (output, parts, batch_stats)), gradients = loss_and_gradients(*before, *examples)
