@@ -212,8 +212,8 @@ def _read_split(file: Path, root: Path, categories: Sequence[str]) -> list[CocoI
     seen = set()
     for number, one in enumerate(content["annotations"], 1):
         check_references(one, file, image_id=entries, category_id=names)
-        if (own := one.get("id", f"number {number}")) in seen:
-            raise DataError(f"{file}: two annotations have the id {own!r}; expected different ids: {_REMEDY}")
+        if (own := repr(one["id"]) if "id" in one else f"number {number}") in seen:
+            raise DataError(f"{file}: two annotations have the id {own}; expected different ids: {_REMEDY}")
         seen.add(own)
         where = f"{file}: annotation {own} of {entries[one['image_id']]['file_name']}"
         row = _checked_annotation(one, where)
@@ -252,13 +252,13 @@ def _checked_annotation(one: Mapping[str, Any], where: str) -> tuple[list[float]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)) or min(box[2:]) < 0:
         expected = "[x, y, width, height], finite numbers with width and height of at least 0"
         raise DataError(f"{where}: bbox is {box!r}; expected {expected}: {_REMEDY}")
-    x, y, width, height = box
+    x, y, width, height = map(float, box)
     area = one.get("area", width * height)
     if not _is_finite(area) or area < 0:
         raise DataError(f"{where}: area is {area!r}; expected a finite number of at least 0: {_REMEDY}")
     if (crowd := one.get("iscrowd", 0)) not in (0, 1):
         raise DataError(f"{where}: iscrowd is {crowd!r}; expected 0 or 1: {_REMEDY}")
-    return [x, y, x + width, y + height], bool(crowd), area
+    return [x, y, x + width, y + height], bool(crowd), float(area)
 
 
 def _is_finite(value: Any) -> bool:

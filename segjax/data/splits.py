@@ -4,10 +4,9 @@ import hashlib
 import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from segjax.data.io import DataError, as_data_error, composed
-from segjax.data.pairs import Pair
 
 SPLITS = {"train": "train|training", "val": "val|valid|validation", "test": "test|testing"}
 """Names of the folders, and of the text files, of each split, as a pattern."""
@@ -15,6 +14,13 @@ SPLIT_WORDS = {word: split for split, words in SPLITS.items() for word in words.
 """Split of each name."""
 SPLIT_WORD = "|".join(SPLIT_WORDS)
 """Pattern of such a name."""
+
+
+@runtime_checkable
+class Named(Protocol):
+    """An image with a name, such as a `segjax.data.pairs.Pair`."""
+
+    name: str
 
 
 class FolderOptions(NamedTuple):
@@ -145,7 +151,7 @@ def _path_ends(path: str) -> list[str]:
     return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
-def hold_out(root: Path, splits: dict[str, list[Pair]], options: FolderOptions) -> tuple[dict[str, list[Pair]], str]:
+def hold_out(root: Path, splits: dict[str, list[Named]], options: FolderOptions) -> tuple[dict[str, list[Named]], str]:
     """Returns the splits with a "val" held out of "train" if it is missing, or for `folds`; and a description of it."""
     group_of = _groups(root, splits, options)
     if "train" not in splits or ("val" in splits and not options.folds):
@@ -179,7 +185,7 @@ def hold_out(root: Path, splits: dict[str, list[Pair]], options: FolderOptions) 
     return {"train": train, "val": val} | {split: splits[split] for split in splits if split == "test"}, description
 
 
-def _groups(root: Path, splits: dict[str, list[Pair]], options: FolderOptions) -> dict[str, str]:
+def _groups(root: Path, splits: dict[str, list[Named]], options: FolderOptions) -> dict[str, str]:
     """Returns the group of each image by its name; without `options.groups`, the name itself.
 
     Raises: DataError if the pattern does not fit a name, or a group is in two splits.

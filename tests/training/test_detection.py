@@ -52,9 +52,9 @@ def test_objective_is_the_mean_loss_of_logits_and_boxes(options, detector):
     count = len(grid(detector))
     drawn = (RNG.normal(size=(2, count, n)).astype(np.float32) for n in (1, 4))
     output, hparams = DetectorOutput(*map(jnp.asarray, drawn)), hparams_from_config(detector)
-    total, parts = jax.jit(make_detector_objective(detector))(output, jnp.asarray(IDS), hparams)
-
     truth = image_boxes(jnp.asarray(IDS), 1, 20)
+    total, parts = jax.jit(make_detector_objective(detector))(output, truth, hparams)
+
     targets = losses.anchor_targets(grid(detector), truth.boxes, truth.classes, 1, where=truth.where)
     z, t, where = output.logits, np.asarray(targets.classes), np.asarray(targets.where)[..., None]
     each = {
@@ -92,9 +92,10 @@ def drawn_output(images):
 def value_and_gradient(detector_config):
     """Returns `f(output, gammas)`: the objective of focal loss and its gradients by the output, for every γ."""
     objective, hparams = make_detector_objective(detector_config), hparams_from_config(detector_config)
+    truth = image_boxes(jnp.asarray(IDS), 1, 20)
 
     def total(output, gamma):
-        return objective(output, jnp.asarray(IDS), hparams._replace(gamma=gamma, alpha=jnp.float32(0.25)))[0]
+        return objective(output, truth, hparams._replace(gamma=gamma, alpha=jnp.float32(0.25)))[0]
 
     return jax.jit(jax.vmap(jax.value_and_grad(total), in_axes=(None, 0)))
 
@@ -126,11 +127,12 @@ def total_on(detector_config):
     config.objective.negatives_per_positive = 3.0
     objective, hparams = make_detector_objective(config), hparams_from_config(config)
     # The third image has no object, and the fourth is void.
-    images = drawn_output(4), np.concatenate([IDS, np.zeros_like(IDS[:1]), np.full_like(IDS[:1], 255)])
+    ids = np.concatenate([IDS, np.zeros_like(IDS[:1]), np.full_like(IDS[:1], 255)])
+    images = drawn_output(4), image_boxes(jnp.asarray(ids), 1, 20)
 
-    def step(scales, output, ids, axis_name=None):
+    def step(scales, output, truth, axis_name=None):
         def total(scales):
-            return objective(jax.tree.map(jnp.multiply, output, scales), ids, hparams, axis_name)
+            return objective(jax.tree.map(jnp.multiply, output, scales), truth, hparams, axis_name)
 
         found, gradients = jax.value_and_grad(total, has_aux=True)(scales)
         return found, pmean(gradients, axis_name)
@@ -207,7 +209,7 @@ def test_evaluate_a_detector_scores_each_image_once(detector):
         ({"data.box_classes": ("a",) * 20}, r"config.data.max_boxes must be at most .*, 12; got 20"),
         ({"objective.loss": "softmax_focal"}, r"objective.loss of retinanet must be one of sigmoid_.*'softmax_focal'"),
         ({"objective.region": "dice"}, r"config.objective.region belongs to segmentation networks; .* at 'none'"),
-        ({"training.accumulate": 2}, r"config.training.accumulate belongs to segmentation networks; .*; got 2"),
+        ({"training.gradient_budget": True}, r"config.training.gradient_budget belongs to segmentation networks; .*"),
         ({"objective.negative_iou": 0.6}, r"negative_iou must be at most config.objective.positive_iou = 0.5; got 0.6"),
         ({"model.name": "unet"}, r"config.model.anchor_base belongs to retinanet; unet does not have it: .*; got 1.0"),
         (
