@@ -332,8 +332,8 @@ def _describe_boxes(
     names = label_set.names[1:]
     if not counts.any():
         categories = f"config.data.box_classes = {names!r}"
-        raise DataError(f"{split}: no box of {categories} in {len(images)} images; expected at least one")
-    lines = [f"{split}: {counts.sum()} boxes in {len(images)} images" + f"; {held_out}" * bool(held_out)]
+        raise DataError(f"{split}: no box of {categories} in {len(images)} image(s); expected at least one")
+    lines = [f"{split}: {counts.sum()} box(es) in {len(images)} image(s)" + f"; {held_out}" * bool(held_out)]
     if outside:
         lines.append(f"{split}: {outside} box(es) have no area inside their image, and are not trained on")
     if absent := [name for name, count in zip(names, counts, strict=True) if not count]:

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from segjax.data.augment import augment, example_keys, paste_outliers, prepare
+from segjax.data.augment import augment, augment_boxes, example_keys, paste_outliers, prepare
 from segjax.data.labels import VOID
 from segjax.data.resize import resize
 
@@ -165,6 +165,60 @@ def far_from_edges(labels: np.ndarray, reach: int = 2) -> np.ndarray:
     padded = np.pad(labels, ((0, 0), (reach, reach), (reach, reach)), constant_values=-1)
     shifts = range(2 * reach + 1)
     return np.all([padded[:, i : i + height, j : j + width] == labels for i in shifts for j in shifts], axis=0)
+
+
+# (x_min, y_min, x_max, y_max) of squares that are drawn in an image of 120×160 pixels.
+SQUARES = np.array([[10, 20, 50, 60], [90, 5, 155, 50], [70, 80, 130, 115]], np.float32)
+moved = jax.jit(augment_boxes, static_argnames=("shape", "size", "flip", "scale", "rotation"))
+
+
+def drawn_squares():
+    label = np.zeros((8, 120, 160), np.uint8)
+    for i, (left, top, right, bottom) in enumerate(SQUARES.astype(int), 1):
+        label[:, top:bottom, left:right] = i
+    return jnp.zeros((8, 120, 160, 1), jnp.uint8), jnp.asarray(label)
+
+
+def pixels_of(shown, i):
+    rows, columns = np.nonzero(np.asarray(shown) == i + 1)
+    return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) if len(rows) else None
+
+
+def test_augment_boxes_fit_the_pixels():
+    settings = {"size": (96, 128), "crop_fraction": 0.8, "flip": True, "rotation": 0.0, "scale": (0.7, 1.6)}
+    found, inside = moved(jnp.broadcast_to(SQUARES, (8, 3, 4)), keys(8), (120, 160), **settings)
+    _, shown = run(*drawn_squares(), **settings)
+    for image, i in np.ndindex(8, 3):
+        if (pixels := pixels_of(shown[image], i)) is not None:
+            np.testing.assert_allclose(found[image, i], pixels, atol=0.51)
+        else:
+            assert inside[image, i] < 0.05
+    assert inside.min() < 0.5
+    np.testing.assert_allclose(inside.max(), 1, atol=1e-6)
+
+
+def test_augment_boxes_contain_the_rotated_pixels():
+    settings = {"size": (96, 128), "crop_fraction": 0.8, "flip": True, "rotation": 30.0, "scale": (0.7, 1.6)}
+    found, _ = moved(jnp.broadcast_to(SQUARES, (8, 3, 4)), keys(8), (120, 160), **settings)
+    _, shown = run(*drawn_squares(), **settings)
+    whole = 0
+    for image, i in np.ndindex(8, 3):
+        if (pixels := pixels_of(shown[image], i)) is not None:
+            box = np.asarray(found[image, i])
+            assert (box[:2] <= pixels[:2] + 1).all()
+            assert (box[2:] >= pixels[2:] - 1).all()
+            if box.min() > 0 and (box[2:] < (128, 96)).all():  # not cut off: the corners are pixels of the square
+                np.testing.assert_allclose(box, pixels, atol=1.5)
+                whole += 1
+    assert whole > 1
+
+
+def test_augment_boxes_without_area_are_not_inside():
+    settings = {name: NEUTRAL[name] for name in ("size", "crop_fraction", "flip", "scale", "rotation")}
+    boxes = jnp.array([[[3.0, 4, 3, 9], [0, 0, 16, 12], [0, 0, 0, 0]]])
+    found, inside = moved(boxes, keys(1), (12, 16), **settings)
+    assert inside.tolist() == [[0, 1, 0]]
+    assert found[0, 1].tolist() == [0, 0, 32, 24]
 
 
 def test_augment_outside_the_source_is_mean_and_void():

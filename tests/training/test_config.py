@@ -553,6 +553,7 @@ def test_every_field_is_read(trained, tmp_path, record_reads):
         for folder.model.name in NETWORKS:
             make_model(folder, 2)
         folder.model.name, folder.data.box_classes, folder.objective.loss = "retinanet", ("b",), "sigmoid_focal"
+        open_split(folder.data, "train")
         make_model(folder, 2)
         make_detector_objective(folder)
     assert {name.rsplit(".")[-1] for name in leaves(defaults())} - trained.fields_read - others == set()

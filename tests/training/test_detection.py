@@ -5,23 +5,29 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from ml_collections import FrozenConfigDict
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from segjax import boxes, losses
 from segjax.collectives import pmean
+from segjax.data import open_split
+from segjax.data.augment import example_keys
 from segjax.data.objects import ObjectSource, image_boxes
 from segjax.models import DetectorOutput
 from segjax.trained_run import load_run, score_run
-from segjax.training import ConfigError, parallel, validate
+from segjax.training import ConfigError, parallel, train, validate
 from segjax.training.config import from_leaves, leaves
-from segjax.training.detection import make_detector_objective
+from segjax.training.detection import augmented_boxes, detector_shares, make_detector_objective, score_detections
 from segjax.training.evaluation import evaluate
 from segjax.training.objective import hparams_from_config
-from segjax.training.train_step import TrainState, init_state, make_model
+from segjax.training.train_step import TrainState, init_state, make_model, split
 
 SIZE = (64, 96)
 IMAGES = Path(__file__).parent.parent / "data" / "cases" / "predict_folder"
@@ -160,6 +166,41 @@ def test_objective_and_gradients_are_those_of_one_device(shape, total_on, total_
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), total_on(mesh), total_on_one_device)
 
 
+@pytest.mark.parametrize("normalizer", ["positives", "valid"])
+def test_detector_shares_make_the_microbatches_equal_the_whole_batch(normalizer, detector):
+    detector.objective.normalizer = normalizer
+    objective, hparams = make_detector_objective(detector), hparams_from_config(detector)
+    truth, output = image_boxes(jnp.asarray(IDS), 1, 20), drawn_output(2)
+
+    @jax.jit
+    def both(output, truth):
+        halves = split((output, truth), 2)
+        shares = detector_shares(halves[1], detector, None)
+        found = jax.vmap(lambda output, truth, share: objective(output, truth, hparams, None, share))(*halves, shares)
+        return objective(output, truth, hparams), jax.tree.map(lambda parts: parts.sum(axis=0), found), shares
+
+    whole, summed, shares = both(output, truth)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), summed, whole)
+    assert shares["box_loss"][0] != shares["box_loss"][1]
+
+
+def test_augmented_boxes_of_annotations(detector):
+    detector.augment.flip, detector.augment.scale = False, (1.0, 1.0)
+    drawn = np.array([[10, 10, 14, 14], [-48, -32, 96, 64], [0, 0, 96, 64], [0, 0, 9, 9]], np.float32)
+    batch = {"boxes": jnp.broadcast_to(drawn, (16, 4, 4)), "classes": jnp.array([[0, 0, 0, -1]] * 16)}
+    batch["image"] = jnp.zeros((16, *SIZE, 3), jnp.uint8)
+    keys = example_keys(jax.random.key(0), 0, jnp.arange(16))
+    labels, crop = jnp.zeros((16, *SIZE), jnp.int32), jnp.float32(0.51)
+    found = jax.jit(augmented_boxes, static_argnums=3)(batch, labels, keys, FrozenConfigDict(detector), crop)
+    # The window has 26 % of the image: of the third box, just more than `MIN_VISIBLE`, and 12 % of the second.
+    assert found.where.sum(axis=0).tolist()[1:] == [0, 16, 0]
+    np.testing.assert_allclose(found.boxes[:, 2], [[0, 0, 96, 64]] * 16)
+    small = found.boxes[:, 0][found.where[:, 0]]
+    assert 0 < len(small) < 16
+    assert (small[:, 2:] - small[:, :2]).max() == pytest.approx(4 / 0.51, abs=1e-3)
+    assert not found.boxes[~found.where].any()
+
+
 def test_init_state_of_a_detector_predicts_the_prior(detector):
     model = make_model(detector, 2)
     images = jnp.asarray(RNG.normal(size=(2, *SIZE, 3)), jnp.float32)
@@ -202,6 +243,84 @@ def test_evaluate_a_detector_scores_each_image_once(detector):
     assert scores["ap_per_class"] == [scores["ap"]] == [pytest.approx(67 / 101)]
 
 
+@pytest.fixture(scope="module")
+def coco_root(tmp_path_factory):
+    """Writes a set in COCO's layout, with crowds, areas of masks, and a box outside its image; returns its folder."""
+    root, rng = tmp_path_factory.mktemp("coco"), np.random.default_rng(1)
+    categories = [{"id": 17, "name": "cat"}, {"id": 5, "name": "dog"}]
+    for name in ("train2017", "val2017"):
+        images, annotations = [], []
+        (root / name).mkdir()
+        (root / "annotations").mkdir(exist_ok=True)
+        for image in range(4):
+            height, width = (48, 64) if image % 2 else (40, 72)
+            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            assert cv2.imwrite(str(root / name / f"{image}.png"), pixels)
+            images.append({"id": 900 + image, "file_name": f"{image}.png", "height": height, "width": width})
+            for _ in range(3 * image):  # the first image has none
+                box = [*rng.uniform(-5, 40, 2).round(2), *rng.uniform(5, 40, 2).round(2)]
+                annotation = {"id": len(annotations) + 1, "image_id": 900 + image, "bbox": box}
+                annotation |= {"category_id": int(rng.choice([17, 5])), "iscrowd": int(rng.random() < 0.2)}
+                annotations.append(annotation | {"area": float(rng.uniform(0.3, 1) * box[2] * box[3])})
+        found = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(found))
+    return root
+
+
+@pytest.fixture
+def coco_detector(detector, coco_root):
+    """Returns a config on `coco_root`."""
+    detector.data.name, detector.data.manual_dir = "coco", str(coco_root)
+    detector.data.box_classes, detector.data.channels = ("dog", "cat"), 3
+    return detector
+
+
+def drawn_detections(truth):
+    """Draws 12 detections per image: its objects, moved, and false ones."""
+    rng, rows = np.random.default_rng(2), []
+    for boxes_of_image, classes, where in zip(truth.boxes, truth.classes, truth.where, strict=True):
+        near = boxes_of_image[where] + rng.normal(0, 1.5, (where.sum(), 4))
+        corners = np.concatenate([near, rng.uniform(0, 40, (12, 4))])[:12].reshape(12, 2, 2)
+        drawn = np.append(classes[where], rng.integers(0, 2, 12))[:12]
+        rows.append((np.sort(corners, axis=1).reshape(12, 4), rng.uniform(0.1, 1, 12), drawn, np.ones(12, bool)))
+    found = boxes.Detections(*(np.stack(values) for values in zip(*rows, strict=True)))
+    return found._replace(classes=found.classes.astype(np.int32))
+
+
+def test_score_detections_of_annotations_equals_pycocotools(coco_detector, coco_root, capsys):
+    source = open_split(coco_detector.data, "val")
+    truth = source.objects(range(4))
+    found = drawn_detections(truth)
+    scores = score_detections([{"index": np.arange(4), "detections": found}], source, coco_detector)
+    assert sum(scores["objects"]) == (truth.where & ~truth.crowd).sum() < truth.where.sum()
+
+    official, results = COCO(coco_root / "annotations" / "instances_val2017.json"), []
+    for row, rank in np.ndindex(4, 12):
+        x, y, right, bottom = found.boxes[row, rank].tolist()
+        one = {"image_id": 900 + int(source.name(row)), "bbox": [x, y, right - x, bottom - y]}
+        one |= {"score": float(found.scores[row, rank]), "category_id": [5, 17][found.classes[row, rank]]}
+        results.append(one)
+    evaluation = COCOeval(official, official.loadRes(results), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    capsys.readouterr()
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    names += ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
+    expected = np.where(evaluation.stats < 0, np.nan, evaluation.stats)
+    np.testing.assert_allclose([scores[name] for name in names], expected, atol=1e-9)
+    assert 0 < scores["ap_small"] != scores["ap_medium"] > 0
+
+
+def test_train_on_annotations_in_microbatches(coco_detector, tmp_path, quiet):
+    coco_detector.training.steps, coco_detector.training.global_batch = 2, 4
+    coco_detector.training.accumulate, coco_detector.augment.rotation = 2, 10.0
+    scores = train(coco_detector, tmp_path / "run", console=quiet())
+    assert (scores["images"], scores["classes"], scores["steps"]) == (4, ["dog", "cat"], 2)
+    again = score_run(load_run(tmp_path / "run", detectors=True), "val")
+    np.testing.assert_equal({name: scores[name] for name in again}, again)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -211,6 +330,10 @@ def test_evaluate_a_detector_scores_each_image_once(detector):
         ({"objective.region": "dice"}, r"config.objective.region belongs to segmentation networks; .* at 'none'"),
         ({"training.gradient_budget": True}, r"config.training.gradient_budget belongs to segmentation networks; .*"),
         ({"objective.negative_iou": 0.6}, r"negative_iou must be at most config.objective.positive_iou = 0.5; got 0.6"),
+        (
+            {"data.name": "coco", "data.box_classes": (), "model.name": "unet"},
+            r"config.data.name = 'coco' has boxes and no masks, which unet needs: set config.model.name to retinanet",
+        ),
         ({"model.name": "unet"}, r"config.model.anchor_base belongs to retinanet; unet does not have it: .*; got 1.0"),
         (
             {"model.name": "unet", "model.anchor_base": 4.0, "model.levels": (3, 4, 5, 6, 7)},
