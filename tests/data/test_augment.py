@@ -169,7 +169,7 @@ def far_from_edges(labels: np.ndarray, reach: int = 2) -> np.ndarray:
 
 # (x_min, y_min, x_max, y_max) of squares that are drawn in an image of 120×160 pixels.
 SQUARES = np.array([[10, 20, 50, 60], [90, 5, 155, 50], [70, 80, 130, 115]], np.float32)
-moved = jax.jit(augment_boxes, static_argnames=("shape", "size", "flip", "scale", "rotation"))
+moved = jax.jit(augment_boxes, static_argnames=("size", "flip", "scale", "rotation", "letterbox"))
 
 
 def drawn_squares():
@@ -184,9 +184,11 @@ def pixels_of(shown, i):
     return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) if len(rows) else None
 
 
-def test_augment_boxes_fit_the_pixels():
-    settings = {"size": (96, 128), "crop_fraction": 0.8, "flip": True, "rotation": 0.0, "scale": (0.7, 1.6)}
-    found, inside = moved(jnp.broadcast_to(SQUARES, (8, 3, 4)), keys(8), (120, 160), **settings)
+@pytest.mark.parametrize("letterbox", [False, True])
+def test_augment_boxes_fit_the_pixels(letterbox):
+    settings = {"size": (96, 112), "crop_fraction": 0.8, "flip": True, "rotation": 0.0, "scale": (0.7, 1.6)}
+    settings["letterbox"] = letterbox
+    found, inside = moved(jnp.broadcast_to(SQUARES, (8, 3, 4)), keys(8), jnp.array([[120, 160]] * 8), **settings)
     _, shown = run(*drawn_squares(), **settings)
     for image, i in np.ndindex(8, 3):
         if (pixels := pixels_of(shown[image], i)) is not None:
@@ -199,7 +201,7 @@ def test_augment_boxes_fit_the_pixels():
 
 def test_augment_boxes_contain_the_rotated_pixels():
     settings = {"size": (96, 128), "crop_fraction": 0.8, "flip": True, "rotation": 30.0, "scale": (0.7, 1.6)}
-    found, _ = moved(jnp.broadcast_to(SQUARES, (8, 3, 4)), keys(8), (120, 160), **settings)
+    found, _ = moved(jnp.broadcast_to(SQUARES, (8, 3, 4)), keys(8), jnp.array([[120, 160]] * 8), **settings)
     _, shown = run(*drawn_squares(), **settings)
     whole = 0
     for image, i in np.ndindex(8, 3):
@@ -216,7 +218,7 @@ def test_augment_boxes_contain_the_rotated_pixels():
 def test_augment_boxes_without_area_are_not_inside():
     settings = {name: NEUTRAL[name] for name in ("size", "crop_fraction", "flip", "scale", "rotation")}
     boxes = jnp.array([[[3.0, 4, 3, 9], [0, 0, 16, 12], [0, 0, 0, 0]]])
-    found, inside = moved(boxes, keys(1), (12, 16), **settings)
+    found, inside = moved(boxes, keys(1), jnp.array([[12, 16]]), **settings)
     assert inside.tolist() == [[0, 1, 0]]
     assert found[0, 1].tolist() == [0, 0, 32, 24]
 

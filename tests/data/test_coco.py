@@ -114,6 +114,14 @@ def test_train_loader_resizes_boxes_with_their_image(source):
     assert rows["a"][1].tolist() == [0, 1, -1, -1]
 
 
+def test_train_loader_letterboxes_boxes_with_their_image(source):
+    batch = next(train_loader(source, global_batch_size=3, seed=0, size=(24, 24), letterbox=True))
+    rows = {name: (batch["boxes"][i], batch["size"][i]) for i, name in enumerate(batch["name"].tolist())}
+    np.testing.assert_allclose(rows["a"][0][0], [1.5, 3, 6, 9])
+    np.testing.assert_allclose(rows["b"][0][0], [3, 9, 15, 24])
+    assert rows["a"][1].tolist() == [18, 24]
+
+
 @pytest.mark.parametrize(
     ("annotations", "images"),
     [
