@@ -216,6 +216,40 @@ def test_howto_unknown_objects(tmp_path, monkeypatch, page):
 
 
 @pytest.mark.slow
+def test_howto_boxes_from_masks(tmp_path, monkeypatch, page):
+    rng, (height, width), root = np.random.default_rng(0), (48, 64), tmp_path / "own"
+    annotated = tmp_path / "annotated"
+    content = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "roof"}, {"id": 8, "name": "car"}]}
+    for folder in (root / "images", root / "masks", annotated):
+        folder.mkdir(parents=True)
+    for i in range(6):
+        image, mask = rng.integers(0, 99, (height, width, 3), dtype=np.uint8), np.zeros((height, width), np.uint8)
+        for left in (4, 36):
+            x, y, side = left, int(rng.integers(2, 30)), int(rng.integers(8, 16))
+            image[y : y + side, x : x + side] = mask[y : y + side, x : x + side] = 255
+            annotation = {"id": len(content["annotations"]), "image_id": i, "bbox": [x, y, side, side]}
+            content["annotations"].append(annotation | {"category_id": 3 if left == 4 else 8, "area": side**2})
+        content["images"].append({"id": i, "file_name": f"{i}.png", "height": height, "width": width})
+        for path in (root / "images", annotated):
+            assert cv2.imwrite(str(path / f"{i}.png"), image)
+        assert cv2.imwrite(str(root / "masks" / f"{i}.png"), mask)
+    (annotated / "annotations.json").write_text(json.dumps(content))
+    network = {"data.size": (48, 64), "data.workers": 0, "model.width": 4, "model.hidden": 8, "model.levels": (2, 3)}
+    monkeypatch.setitem(TINY, "road_debris_boxes", network | STEPS)
+    monkeypatch.chdir(ROOT)
+    places = {"ROOT": root, "ANNOTATED": annotated, "street.jpg": annotated / "0.png"}
+    places |= {"runs/objects": tmp_path / "objects", "runs/annotated": tmp_path / "boxes"}
+    names = run_page(page("howto/boxes_from_masks.md"), places | {"=detections": f"={tmp_path / 'found'}"})
+    assert set(names["counts"]) == {2}
+    assert 8 * 3 <= min(names["sides"]) <= max(names["sides"]) <= 16 * 4  # in pixels of 192 × 256
+    for run, classes in (("objects", ["object"]), ("boxes", ["car", "roof"])):
+        scores = json.loads((tmp_path / run / "scores.json").read_text())
+        assert (scores["images"], scores["classes"], scores["steps"]) == (1, classes, 2)
+    assert (tmp_path / "objects" / "report" / "report.html").exists()
+    assert {"0_boxes.png", "detections.json"} <= {path.name for path in (tmp_path / "found").iterdir()}
+
+
+@pytest.mark.slow
 def test_howto_ensembles(own_folder_run, folder, page, monkeypatch):
     monkeypatch.chdir(ROOT)
     names = {"members=5": "members=2", "runs/ensemble": folder / "ensemble", "=unsure": f"={folder / 'ensemble_maps'}"}

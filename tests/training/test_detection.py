@@ -313,7 +313,7 @@ def test_score_detections_of_annotations_equals_pycocotools(coco_detector, coco_
 
 
 def test_train_on_annotations_in_microbatches(coco_detector, tmp_path, quiet):
-    coco_detector.training.steps, coco_detector.training.global_batch = 2, 4
+    coco_detector.training.steps, coco_detector.training.global_batch = 2, 8
     coco_detector.training.accumulate, coco_detector.augment.rotation = 2, 10.0
     scores = train(coco_detector, tmp_path / "run", console=quiet())
     assert (scores["images"], scores["classes"], scores["steps"]) == (4, ["dog", "cat"], 2)
@@ -331,7 +331,8 @@ def test_train_on_annotations_in_microbatches(coco_detector, tmp_path, quiet):
         ({"training.gradient_budget": True}, r"config.training.gradient_budget belongs to segmentation networks; .*"),
         ({"objective.negative_iou": 0.6}, r"negative_iou must be at most config.objective.positive_iou = 0.5; got 0.6"),
         (
-            {"data.name": "coco", "data.box_classes": (), "model.name": "unet"},
+            {"data.name": "coco", "data.box_classes": (), "model.name": "unet"}
+            | {"model.anchor_base": 4.0, "model.levels": (3, 4, 5, 6, 7)},
             r"config.data.name = 'coco' has boxes and no masks, which unet needs: set config.model.name to retinanet",
         ),
         ({"model.name": "unet"}, r"config.model.anchor_base belongs to retinanet; unet does not have it: .*; got 1.0"),
