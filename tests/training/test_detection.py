@@ -312,6 +312,7 @@ def test_score_detections_of_annotations_equals_pycocotools(coco_detector, coco_
     assert 0 < scores["ap_small"] != scores["ap_medium"] > 0
 
 
+@pytest.mark.slow
 def test_train_on_annotations_in_microbatches(coco_detector, tmp_path, quiet):
     coco_detector.training.steps, coco_detector.training.global_batch = 2, 8
     coco_detector.training.accumulate, coco_detector.augment.rotation = 2, 10.0
