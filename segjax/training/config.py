@@ -641,6 +641,11 @@ def _detector_problems(config: ConfigDict) -> Iterator[str]:
     """Yields what a detector lacks, and the fields that only detectors or only segmentation networks have."""
     name, objects, objective, values = config.model.name, config.data.box_classes, config.objective, leaves(config)
     is_detector = name in DETECTORS
+    if config.data.name == "coco" and not is_detector:
+        yield (
+            f"config.data.name = 'coco' has boxes and no masks, which {name} needs: set config.model.name to "
+            "retinanet, or make masks with segjax data masks"
+        )
     for key in _MAP_FIELDS if is_detector else _DETECTOR_FIELDS:
         if values[key] != FIELDS[key].default:
             owners = "segmentation networks" if is_detector else f"detectors, {', '.join(DETECTORS)}"
@@ -648,11 +653,6 @@ def _detector_problems(config: ConfigDict) -> Iterator[str]:
                 f"config.{key} belongs to {owners}; {name} does not have it: leave it at {FIELDS[key].default!r}; got "
                 f"{values[key]!r}"
             )
-    if config.data.name == "coco" and not is_detector:
-        yield (
-            f"config.data.name = 'coco' has boxes and no masks, which {name} needs: set config.model.name to "
-            "retinanet, or make masks with segjax data masks"
-        )
     if not is_detector:
         return
     if not objects:
