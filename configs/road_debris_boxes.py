@@ -3,6 +3,9 @@
 Source: Lin et al. 2017 (arXiv 1708.02002): γ = 2, α = 0.25, π = 0.01, 9 anchors per cell, normalised by the positives.
 DATA: road_debris
 COMMAND: segjax train --config=road_debris_boxes --workdir=runs/boxes
+SCORE: AP of boxes 0.162, AP50 0.533, AR100 0.309 on 128 validation scenes with 517 objects, seed 0
+  (experiments/results/road_debris_boxes.json)
+TIME: 35 minutes on one CPU core of a busy machine
 """
 
 from segjax.training import defaults

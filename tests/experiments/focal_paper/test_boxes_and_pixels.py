@@ -51,10 +51,10 @@ def test_sections_compare_the_best_alphas(made_up):
         ("pixels", "0.500 %", "CE", "0.25"),
         ("", "", "FL, γ = 2", "0.25"),
     ]
-    assert section.text.endswith("pixels: +20 %.")
+    assert section.text.endswith("α of its grid: pixels: +20 %.")
 
 
 def test_make_cells_changes_gamma_and_alpha_only():
     cells = boxes_and_pixels.make_cells((0, 1))
-    assert len(cells) == 20
+    assert len(cells) == 24
     assert {grid.program(cell.config) for cell in cells} == {grid.program(cells[0].config)}
