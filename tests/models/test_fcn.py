@@ -70,7 +70,7 @@ def test_fcn_8s_starts_as_the_coarser_networks(stride):
     for step in (*[2] * (stride // 16), 8):
         scores = upsample_bilinear(scores, step)
     expected = scores[:, :45, :70] @ linear["kernel"] + linear["bias"]
-    np.testing.assert_allclose(finest.logits, expected, atol=1e-5)
+    np.testing.assert_allclose(finest.logits, expected, rtol=1e-6, atol=1e-5)
     assert np.abs(finest.logits - coarser.logits).mean() < 0.1 * coarser.logits.std()
 
 
