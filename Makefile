@@ -62,7 +62,7 @@ docs: $(DOCS_READY)
 	@echo "wrote site/index.html"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(TESTS)
+	SEGJAX_FAST_COMPILATION=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(TESTS)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(TESTS)

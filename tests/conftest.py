@@ -20,9 +20,9 @@ os.environ["XLA_FLAGS"] = (
     " --xla_cpu_collective_call_terminate_timeout_seconds=300"
     " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
-# XLA's older code generator compiles in less time. jaxlib 0.12 has only the newer one, which the second interpreter
-# therefore tests.
-if importlib.metadata.version("jaxlib").startswith("0.10."):
+# XLA's older code generator compiles in less time, and `make test` sets the variable. The slow tests, and the second
+# interpreter, whose jaxlib does not have it, use the one that users run.
+if os.environ.get("SEGJAX_FAST_COMPILATION") and importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # A waiting device holds a thread, and XLA's pool would have one thread per device only.
 os.environ.setdefault("NPROC", "12")
