@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Integer, Shaped
+from jaxtyping import Array, Float, Integer, Shaped
 
 from segjax import boxes
 from segjax.boxes import Detections
@@ -80,14 +80,26 @@ def detect_boxes(
     padding detect nothing, and boxes end with the image. The images are `[b, H, W, C]`, 0..255, each in the top left
     corner of its array, and `sizes` are their height and width. `thresholds` are arguments of `segjax.boxes.detect`.
     """
+    output = model.apply(variables, preprocessing.network_input(images, sizes), train=False)
+    return detect_in_output(*output, sizes, preprocessing, anchors, **thresholds)
+
+
+def detect_in_output(
+    logits: Float[Array, "b anchors c"],
+    offsets: Float[Array, "b anchors 4"],
+    sizes: Integer[Array, "b 2"],
+    preprocessing: Preprocessing,
+    anchors: AnchorOptions,
+    **thresholds: Any,
+) -> Detections:
+    """Returns the detections of `detect_boxes` from the output of the network."""
     size = preprocessing.size
     grid = boxes.anchors(size, **anchors._asdict())
     per_cell = len(anchors.scales) * len(anchors.ratios)
     counts = boxes.anchor_counts(size, levels=anchors.levels, per_cell=per_cell)
-    logits, offsets = model.apply(variables, preprocessing.network_input(images, sizes), train=False)
-    fitted = equal_sizes(size, sizes.shape[0])
+    fitted = fitted_sizes(sizes, preprocessing)
     if preprocessing.letterbox:
-        fitted, centres = fit_within(sizes, size), (grid[:, :2] + grid[:, 2:]) / 2
+        centres = (grid[:, :2] + grid[:, 2:]) / 2
         in_image = (centres < fitted[:, None, ::-1]).all(axis=-1)
         logits = jnp.where(in_image[..., None], logits, -jnp.inf)
     detect = partial(boxes.detect, counts=counts, **thresholds)
@@ -95,3 +107,9 @@ def detect_boxes(
     rows, columns = jnp.moveaxis(sizes / fitted, -1, 0)
     scale = jnp.stack([columns, rows, columns, rows], axis=-1).astype(found.boxes.dtype)
     return found._replace(boxes=found.boxes * scale[:, None])
+
+
+def fitted_sizes(sizes: Integer[Array, "b 2"], preprocessing: Preprocessing) -> Integer[Array, "b 2"]:
+    """Returns height and width of each image in the input of the network, without the padding of a letterbox."""
+    size = preprocessing.size
+    return fit_within(sizes, size) if preprocessing.letterbox else equal_sizes(size, sizes.shape[0])

@@ -391,7 +391,8 @@ def loss_lines(log: Log) -> dict[str, Series]:
     """Returns the lines of the loss, of its parts if it has several, and of the loss in evaluation."""
     lines = logged(log, _LOSSES)
     lines = lines if len(lines) > 2 else {name: line for name, line in lines.items() if name == "loss"}
-    return lines | logged(log, {"pixel loss in evaluation": "eval/pixel_loss"})
+    evaluated = {f"{name} loss in evaluation": f"eval/{name}_loss" for name in ("pixel", "class", "box")}
+    return lines | logged(log, evaluated)
 
 
 def logged(log: Log, names: Mapping[str, str]) -> dict[str, Series]:

@@ -5,7 +5,7 @@ annotations, which move with the pixels of their image.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from segjax.data import Source
 from segjax.data.augment import augment_boxes
 from segjax.data.objects import ImageBoxes, image_boxes
 from segjax.data.resize import equal_sizes
-from segjax.inference.detector import AnchorOptions, Detector, detect_boxes
+from segjax.inference.detector import AnchorOptions, Detector, detect_in_output, fitted_sizes
 from segjax.models import DetectorOutput
 from segjax.training.evaluation import count_batches, images_of, preprocessing_of, split_facts
 from segjax.training.objective import BINARY_LOSSES, Hyperparams, mined_mean
@@ -144,23 +144,66 @@ def detector_shares(truth: ImageBoxes, config: ConfigDict, axis_name: AxisName) 
     return {"class_loss": per_matched if by_positives else per_kept, "box_loss": per_matched}
 
 
+class ImageLosses(NamedTuple):
+    """Sums of the two losses of a detector per image, and the numbers by which their means divide."""
+
+    class_sum: Float[Array, " b"]
+    logits: Int[Array, " b"]  # of anchors that are not ignored
+    box_sum: Float[Array, " b"]
+    matched: Int[Array, " b"]  # anchors
+
+
+def make_image_losses(config: ConfigDict) -> Callable:
+    """Builds `image_losses(output, truth, sizes, hparams) -> ImageLosses`, without OHEM.
+
+    The boxes of `truth` are in pixels of the images, of `sizes` `[b, 2]`.
+    """
+    options, targets_of = config.objective, _make_targets(config)
+    per_logit, preprocessing = BINARY_LOSSES[options.loss], preprocessing_of(config, len(config.data.box_classes))
+
+    def image_losses(
+        output: DetectorOutput, truth: ImageBoxes, sizes: Int[Array, "b 2"], hparams: Hyperparams
+    ) -> ImageLosses:
+        rows, columns = jnp.moveaxis(fitted_sizes(sizes, preprocessing) / sizes, -1, 0)
+        scale = jnp.stack([columns, rows, columns, rows], axis=-1).astype(truth.boxes.dtype)
+        targets = targets_of(truth._replace(boxes=truth.boxes * scale[:, None]))
+        where = jnp.broadcast_to(targets.where[..., None], output.logits.shape)
+        each = per_logit(output.logits[..., None], targets.classes, where, hparams)
+        each_box = losses.box_loss(output.offsets, targets.offsets, beta=options.box_beta, where=targets.matched)
+        return ImageLosses(
+            each.sum(axis=(1, 2)), where.sum(axis=(1, 2)), each_box.sum(axis=1), targets.matched.sum(axis=1)
+        )
+
+    return image_losses
+
+
+def mean_losses(rows: ImageLosses, normalizer: str) -> dict[str, float]:
+    """Returns "class_loss" and "box_loss" of all images, as the objective without OHEM has them. Host."""
+    sums = ImageLosses(*(np.asarray(values).sum(dtype=np.float64) for values in rows))
+    divisor = sums.matched if normalizer == "positives" else sums.logits
+    parts = {"class_loss": sums.class_sum / max(1, divisor), "box_loss": sums.box_sum / max(1, sums.matched)}
+    return {name: float(part) for name, part in parts.items()}
+
+
 def make_detection_step(
     config: ConfigDict, model: Any, axis_name: str | None, corruption: tuple[str, int] | None = None
 ) -> Callable:
-    """Builds `step(state, batch, hparams) -> {"index", "detections", "truth"}`, one row per image of the global batch.
+    """Builds `step(state, batch, hparams) -> {"index", "detections", "truth", "losses"}`.
 
-    Boxes are in pixels of each image at its own resolution. The annotations of COCO are not in a batch, and have no
-    "truth" there.
+    Each has one row per image of the global batch. Boxes are in pixels of each image at its own resolution; "losses"
+    are the `ImageLosses`. The annotations of COCO are not in a batch, so that it has no "truth" and no "losses".
     """
     num_classes, anchors = len(config.data.box_classes), anchor_options(config)
-    preprocessing, has_masks = preprocessing_of(config, num_classes), config.data.name != "coco"
+    preprocessing, image_losses = preprocessing_of(config, num_classes), make_image_losses(config)
+    has_masks = config.data.name != "coco"
 
     def step(state: TrainState, batch: dict[str, Array], hparams: Hyperparams) -> dict[str, Any]:
-        images = images_of(batch, corruption)
-        found = detect_boxes(model, state.variables, images, batch["size"], preprocessing, anchors)
-        rows = {"index": batch["index"], "detections": found}
+        images, sizes = images_of(batch, corruption), batch["size"]
+        output = model.apply(state.variables, preprocessing.network_input(images, sizes), train=False)
+        rows = {"index": batch["index"], "detections": detect_in_output(*output, sizes, preprocessing, anchors)}
         if has_masks:
             rows["truth"] = image_boxes(batch["label"], num_classes, config.data.max_boxes)
+            rows["losses"] = image_losses(output, rows["truth"], sizes, hparams)
         return rows if axis_name is None else jax.lax.all_gather(rows, axis_name, tiled=True)
 
     return step
@@ -181,7 +224,7 @@ def split_scores(
 
     "images", "skipped" and "data" are those of `split_facts`, "classes" are the names of the classes with boxes, and
     "objects" is the number of objects per class, without crowds. The other scores are those of
-    `metrics.detection_scores`.
+    `metrics.detection_scores` and, but for annotations of COCO, of `mean_losses`.
     """
     scores = metrics.detection_scores(records)
     facts = {name: value for name, value in split_facts(source).items() if name in ("images", "skipped", "data")}
@@ -189,7 +232,9 @@ def split_scores(
     classes = truth.classes[truth.where if truth.crowd is None else truth.where & ~truth.crowd]
     facts["classes"] = list(config.data.box_classes)
     facts["objects"] = np.bincount(classes, minlength=len(config.data.box_classes)).tolist()
-    return facts | {name: np.asarray(value).tolist() for name, value in scores.items()}
+    scores = {name: np.asarray(value).tolist() for name, value in scores.items()}
+    parts = mean_losses(rows["losses"], config.objective.normalizer) if "losses" in rows else {}
+    return facts | scores | parts
 
 
 def detect_split(count: Callable, source: Source, config: ConfigDict, *, devices: int) -> dict[str, Any]:
@@ -198,7 +243,7 @@ def detect_split(count: Callable, source: Source, config: ConfigDict, *, devices
 
 
 def join_images(batches: Iterable[dict[str, Any]], source: Source) -> dict[str, Any]:
-    """Returns the "detections" and the "truth" of all images of `source` in order, NumPy arrays of one row per image.
+    """Returns "detections", "truth" and "losses" of all images of `source` in order, NumPy arrays of one row per image.
 
     `batches` are results of a step of `make_detection_step`, for every image of a split.
     """

@@ -24,7 +24,15 @@ from segjax.models import DetectorOutput
 from segjax.trained_run import load_run, score_run
 from segjax.training import ConfigError, parallel, train, validate
 from segjax.training.config import from_leaves, leaves
-from segjax.training.detection import augmented_boxes, detector_shares, make_detector_objective, score_detections
+from segjax.training.detection import (
+    ImageLosses,
+    augmented_boxes,
+    detector_shares,
+    make_detector_objective,
+    make_image_losses,
+    mean_losses,
+    score_detections,
+)
 from segjax.training.evaluation import evaluate
 from segjax.training.objective import hparams_from_config
 from segjax.training.train_step import TrainState, init_state, make_model, split
@@ -201,6 +209,22 @@ def test_augmented_boxes_of_annotations(detector):
     assert not found.boxes[~found.where].any()
 
 
+@pytest.mark.parametrize(("normalizer", "scale"), [("positives", 1), ("valid", 3)])
+def test_image_losses_add_up_to_the_objective(normalizer, scale, detector):
+    detector.objective.normalizer, detector.objective.box_beta = normalizer, 0.5
+    hparams, truth, output = hparams_from_config(detector), image_boxes(jnp.asarray(IDS), 1, 20), drawn_output(2)
+    _, expected = jax.jit(make_detector_objective(detector))(output, truth, hparams)
+    larger, sizes = truth._replace(boxes=truth.boxes * scale), jnp.array([SIZE] * 2) * scale
+    rows = jax.jit(make_image_losses(detector))(output, larger, sizes, hparams)
+    assert rows.matched.shape == (2,)
+    assert mean_losses(rows, normalizer) == pytest.approx(jax.tree.map(float, expected), rel=1e-5)
+
+
+def test_mean_losses_without_an_object_are_finite():
+    rows = ImageLosses(np.array([3.0]), np.array([0]), np.array([0.0]), np.array([0]))
+    assert mean_losses(rows, "positives") == {"class_loss": 3.0, "box_loss": 0.0}
+
+
 def test_init_state_of_a_detector_predicts_the_prior(detector):
     model = make_model(detector, 2)
     images = jnp.asarray(RNG.normal(size=(2, *SIZE, 3)), jnp.float32)
@@ -234,13 +258,15 @@ def test_evaluate_a_detector_scores_each_image_once(detector):
         found = boxes.Detections(
             truth.boxes, 0.9 * truth.where, truth.classes, truth.where & (batch["index"] == 0)[:, None]
         )
-        return {"index": batch["index"], "detections": found, "truth": truth}
+        sums = ImageLosses(*(batch["index"] + n for n in (1, 10, 3, 2)))
+        return {"index": batch["index"], "detections": found, "truth": truth, "losses": sums}
 
     mapping, state = parallel.device_mapping(detector), TrainState(jnp.int32(0), *[None] * 6)
     scores = evaluate(mapping.map_step(step, arguments=3), state, source, detector, mapping)
     assert (scores["images"], scores["classes"], scores["objects"]) == (2, ["debris"], [3])
     assert scores["ar100"] == pytest.approx(2 / 3)
     assert scores["ap_per_class"] == [scores["ap"]] == [pytest.approx(67 / 101)]
+    assert (scores["class_loss"], scores["box_loss"]) == (pytest.approx((1 + 2) / 5), pytest.approx((3 + 4) / 5))
 
 
 @pytest.fixture(scope="module")
