@@ -51,9 +51,9 @@ def test_sections_of_a_trained_network(trained_sweep, tmp_path):
     assert [row[0] for row in table.rows] == ["0", "0.5", "1", "2"]
     for _, *shares in table.rows:
         assert all(0.2 <= share.mean <= 1 for share in shares)
-    pixels = loss_curves.pixels_of(tmp_path / cells[0].name)
-    assert len(pixels.rare) + len(pixels.background) <= 4 * 64 * 96
-    assert f"{len(pixels.rare)} pixels of the rare class" in figure.text
+    logits = loss_curves.logits_of(tmp_path / cells[0].name)
+    assert len(logits.rare) + len(logits.background) <= 4 * 64 * 96
+    assert f"{len(logits.rare)} pixels of the rare class" in figure.text
     # Imported elsewhere, without the network: the same table, without the picture.
     file = tmp_path / "report.json"
     file.write_text(json.dumps({"data": results_io.cells_as_json(cells, SweepResults(cells, tmp_path).by_cell)}))
