@@ -72,7 +72,7 @@ def _mask_choices(run: TrainedRun) -> dict[str, Any]:
         options = dataclasses.replace(options, **fields)
         say(line)
     elif FLAGS["class"].value is not None:
-        raise app.UsageError("--class needs --guarantee")
+        raise app.UsageError(f"--class={FLAGS['class'].value} needs --guarantee: add it, or remove --class")
     if FLAGS.sets is not None:
         fields, guarantees["sets"], line = guaranteed_sets(run, FLAGS.sets)
         options = dataclasses.replace(options, **fields)
@@ -102,8 +102,10 @@ def export_run(
     that of `inference.OutputOptions`, for the files of `run.py`; the network itself returns class indices. A detector
     has only `size` and `min_score`, the smallest score of the boxes that `run.py` draws.
 
-    Without flatbuffers it raises ConfigError; if `output` cannot be written, StorageError or OSError; for a file of
-    this name that is not an earlier export, without `overwrite`, ForeignFileError.
+    Raises:
+      ConfigError: flatbuffers is not installed.
+      StorageError or OSError: `output` cannot be written.
+      ForeignFileError: without `overwrite`, a file of one of these names is not an earlier export.
     """
     if message := missing_extra("export", "segjax export"):
         raise ConfigError(message)
@@ -176,10 +178,10 @@ def lower_network(
 def lower_detector(run: TrainedRun, *, size: tuple[int, int] | None = None) -> jax_export.Exported:
     """Lowers the detection of objects in images `[b, H, W, channels]`, parameters included, for CPU, CUDA and TPU.
 
-    Images and `size` are those of `lower_network`. The program returns a dictionary: "count", int32 `[b]`, the number
-    of detections of each image, which come first by decreasing score in "boxes" float32 `[b, D, 4]`, in pixels of the
-    image, "scores" float32 `[b, D]` and "classes" int32 `[b, D]`; the rest of these is 0. They are those of
-    `TrainedRun.detector`.
+    Images and `size` are those of `lower_network`. The program returns a dictionary of "boxes" float32 `[b, D, 4]` in
+    pixels of the image, "scores" float32 `[b, D]`, "classes" int32 `[b, D]` and "count" int32 `[b]`. The first `count`
+    rows of "boxes", "scores" and "classes" are the detections, by decreasing score; the other rows are 0. The
+    detections are those of `TrainedRun.detector`.
     """
     from segjax.training.detection import anchor_options  # loaded for detectors only
 

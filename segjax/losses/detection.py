@@ -1,6 +1,7 @@
-"""Losses of a dense detector: the targets of its anchors, the loss of their boxes, and RetinaNet's loss of both.
+"""Losses of a dense detector: anchor targets, the box loss, and RetinaNet's loss.
 
-For another loss of the classes, use the per-pixel losses with anchors in place of pixels, see `retinanet_loss`.
+RetinaNet's loss adds the two terms for classes and boxes. For another loss of the classes, use the per-pixel losses
+with anchors in place of pixels, see `retinanet_loss`.
 """
 
 from typing import NamedTuple
@@ -140,8 +141,8 @@ class DetectionLoss(NamedTuple):
 
     Attributes:
         total: class_loss + box_weight · box_loss.
-        class_loss: focal loss of all logits, per matched anchor.
-        box_loss: smooth L1 loss of the offsets, per matched anchor.
+        class_loss: sum of the focal loss over anchors that are not ignored, divided by P.
+        box_loss: sum of the smooth L1 loss over matched anchors, divided by P = max(1, number of matched anchors).
     """
 
     total: Float[Array, ""]
@@ -166,8 +167,9 @@ def retinanet_loss(
         L = \frac{1}{P} \sum_{a \text{ not ignored}} \sum_{c} FL(z_{ac}, t_{ac})
             + \frac{w}{P} \sum_{a \text{ matched}} \frac{1}{β} \sum_{i = 1}^{4} H_β(o_{ai} - t_{ai})
 
-    with FL = `sigmoid_focal_loss`, the second sum = `box_loss`, and P = max(1, number of matched anchors) over the
-    images of all devices. torchvision divides by P of each image instead, and then averages over the images.
+    with FL = `sigmoid_focal_loss`, and P = max(1, number of matched anchors) over the images of all devices. `box_loss`
+    is the term of one anchor in the second sum. torchvision divides by P of each image instead, and then averages over
+    the images.
 
     For another loss of the classes or for OHEM, write the two terms yourself: OHEM 1:3 is `hard_pixels` of the loss per
     logit with `positives=targets.classes == 1` and `negatives_per_positive=3`.
@@ -195,13 +197,13 @@ def retinanet_loss(
     >>> print(f"{loss.class_loss:.3f} + {loss.box_loss:.3f} = {loss.total:.3f}")
     1.130 + 0.194 = 1.324
     """
-    kept, matched = targets.where, targets.matched
+    where, matched = targets.where, targets.matched
     checks.same_shape("logits", jnp.shape(logits), "targets.classes", targets.classes.shape)
     checks.same_shape("offsets", jnp.shape(offsets), "targets.offsets", targets.offsets.shape)
-    per_logit = sigmoid_focal_loss(logits, targets.classes, gamma=gamma, alpha=alpha, where=kept[..., None])
+    per_logit = sigmoid_focal_loss(logits, targets.classes, gamma=gamma, alpha=alpha, where=where[..., None])
     per_box = box_loss(offsets, targets.offsets, beta=beta, where=matched)
     box_weight = checks.scalar("box_weight", box_weight, per_box.dtype, 0.0)
     per_matched = {"positives": matched, "normalizer": "positives", "axis_name": axis_name}
-    class_loss = mean(per_logit.sum(axis=-1), where=kept, **per_matched)
+    class_loss = mean(per_logit.sum(axis=-1), where=where, **per_matched)
     mean_box_loss = mean(per_box, where=matched, **per_matched)
     return DetectionLoss(class_loss + box_weight * mean_box_loss, class_loss, mean_box_loss)

@@ -1,4 +1,4 @@
-"""RetinaNet (Lin et al. 2017, arXiv 1708.02002): a ResNet, a feature pyramid, and two heads shared by its levels."""
+"""RetinaNet (Lin et al. 2017, arXiv 1708.02002): a ResNet or U-Net encoder, a feature pyramid, and two shared heads."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class DetectorOutput(NamedTuple):
     """Output of a detector for a batch of images (a pytree), one row per anchor, at least float32.
 
     Attributes:
-        logits: log odds of each class; the classes are independent, and there is none for the background.
+        logits: one independent log odds per class; the background has no column.
         offsets: offset of the box from its anchor, the input of `segjax.boxes.decode`.
     """
 
@@ -56,14 +56,15 @@ class ContractingPath(Block):
 
 
 class FeaturePyramid(Layer):
-    r"""Feature pyramid network (Lin et al. 2016, arXiv 1612.03144) with RetinaNet's two coarser levels.
+    r"""Feature pyramid network (Lin et al. 2016, arXiv 1612.03144) with RetinaNet's coarser levels, up to two.
 
     .. math:: M_n = A_n C_n, \quad M_l = A_l C_l + \text{up}(M_{l + 1}), \quad P_l = B_l M_l, \quad
         P_{n + 1} = D_{n + 1} P_n, \quad P_{n + 2} = D_{n + 2} \max(0, P_{n + 1})
 
-    n is the coarsest level of the encoder's features C, 5 for a ResNet. A are 1×1 convolutions, B 3×3 convolutions and
-    D 3×3 convolutions with stride 2, all with bias and without norm; up doubles both sides. P_6 is computed from P_5 as
-    in torchvision's `retinanet_resnet50_fpn`; the paper computes it from C_5.
+    n is the coarsest level of the encoder's features C: 5 for a ResNet. A U-Net has features at all levels, so it adds
+    no coarser ones. A are 1×1 convolutions, B 3×3 convolutions and D 3×3 convolutions with stride 2, all with bias and
+    without norm; up doubles both sides. P_6 is computed from P_5 as in torchvision's `retinanet_resnet50_fpn`; the
+    paper computes it from C_5.
 
     Attributes: those of `Layer`, and
         levels: consecutive levels l; level l has stride 2^l.
@@ -91,10 +92,10 @@ class FeaturePyramid(Layer):
 
 
 class DetectionHead(Layer):
-    """3×3 convolutions with ReLU and a last one to `outputs` numbers per anchor, in at least float32.
+    """3×3 convolutions with ReLU, then one that maps to `outputs` values per anchor and computes in at least float32.
 
-    All levels share its parameters. The initial kernels have the paper's σ = 0.01 at 256 channels, and the same gain at
-    any other number of them.
+    All levels share its parameters. The initial kernels have the paper's σ = 0.01 at 256 channels, and kernels keep
+    that gain for any number of channels.
 
     Attributes: those of `Layer`, and
         channels: number of channels between the convolutions.
@@ -117,9 +118,9 @@ class DetectionHead(Layer):
     @nn.compact
     def __call__(self, maps: Sequence[Float[Array, "_ _ _ _"]]) -> list[Float[Array, "_ _ _ _"]]:
         """Maps `[B, h, w, F]` per level to `[B, h, w, K · outputs]` per level."""
-        fields, places = {"use_bias": self.norm == "none", "gain": _HEAD_GAIN, **self.dtypes}, range(1, self.convs + 1)
-        convs = [Conv(self.channels, name=f"conv{i}", **fields) for i in places]
-        norms = [Norm(kind=self.norm, name=f"norm{i}", **self.dtypes) for i in places]
+        fields, indices = {"use_bias": self.norm == "none", "gain": _HEAD_GAIN, **self.dtypes}, range(1, self.convs + 1)
+        convs = [Conv(self.channels, name=f"conv{i}", **fields) for i in indices]
+        norms = [Norm(kind=self.norm, name=f"norm{i}", **self.dtypes) for i in indices]
         bias = np.tile(np.zeros(self.outputs) if self.bias is None else np.asarray(self.bias), self.per_cell)
         initial = fan_in_normal(_HEAD_GAIN)
         last = Conv(
@@ -131,12 +132,12 @@ class DetectionHead(Layer):
             param_dtype=self.param_dtype,
             name="linear",
         )
-        found = []
+        outputs = []
         for x in maps:
             for conv, norm in zip(convs, norms, strict=True):
                 x = nn.relu(norm(conv(x), False))
-            found.append(last(x))
-        return found
+            outputs.append(last(x))
+        return outputs
 
 
 class RetinaNet(Block):
@@ -148,19 +149,20 @@ class RetinaNet(Block):
     heads have `head_norm`.
 
     The encoder "unet" is a small one for small images: it sees them at full resolution and learns faster from scratch,
-    as do heads with few convolutions and a norm. Any input size works, including one pixel: images are padded with 0,
-    the mean, to a multiple of 32 (of "unet": the coarsest stride), and level l is cropped to ⌈H / 2^l⌉ × ⌈W / 2^l⌉
-    cells. The rows are those of `segjax.boxes.anchors`. Depth 50, width 64, 91 classes: 34.07 M parameters,
-    torchvision's 34.01 M of `retinanet_resnet50_fpn` and the scales and biases of batch normalization, which are frozen
-    there.
+    as do heads with few convolutions and a norm. Any input size works, including one pixel: images are padded with 0
+    (the mean after normalization) to a multiple of 32, or, with "unet", of the coarsest stride. Level l is then cropped
+    to ⌈H / 2^l⌉ × ⌈W / 2^l⌉ cells. The rows are those of `segjax.boxes.anchors`.
+
+    With depth 50, width 64 and 91 classes, it has 34.07 M parameters. torchvision's `retinanet_resnet50_fpn` has
+    34.01 M, because its batch-norm scales and biases are frozen buffers.
 
     Attributes: those of `Block`, and
         num_classes: C, without the background.
         encoder: "resnet": a `ResNet` | "unet": a `ContractingPath` as deep as the last level.
         encoder_depth: that of the `ResNet`.
         width: number of channels of the encoder's first level.
-        levels: consecutive levels of the pyramid, the first 2 to 5 and the last 5 to 7 with a ResNet, any of 1 to 7
-            with "unet"; level l has stride 2^l. Levels 1 and 2 are for objects of a few pixels.
+        levels: consecutive pyramid levels. With a ResNet the first level is in [2, 5] and the last in [5, 7]; with
+            "unet" all are in [1, 7]. Level l has stride 2^l. Levels 1 and 2 are for objects of a few pixels.
         channels: number of channels of pyramid and heads.
         per_cell: K, number of anchors per cell of a level: scales times ratios.
         head_convs: number of convolutions of each head before the last.
@@ -232,8 +234,11 @@ class RetinaNet(Block):
         if self.encoder == "unet":
             firsts, lasts, example = range(1, 8), range(1, 8), (1, 2, 3)
         if levels not in [tuple(range(first, last + 1)) for first in firsts for last in lasts if first <= last]:
-            valid = f"consecutive, the first {firsts[0]} to {firsts[-1]} and the last {lasts[0]} to {lasts[-1]}"
-            raise ValueError(f"levels of the encoder {self.encoder!r} must be {valid}; got {levels}: use {example}")
+            ends = f"the first level in [{firsts[0]}, {firsts[-1]}] and the last in [{lasts[0]}, {lasts[-1]}]"
+            if self.encoder == "unet":
+                ends = "all levels in [1, 7]"
+            got = f"got {levels}: use for example {example}"
+            raise ValueError(f"levels must be consecutive, with encoder {self.encoder!r} {ends}; {got}")
         checks.scalar("head_convs", self.head_convs, jnp.int32, 0.0)
         for name in ("num_classes", "channels", "per_cell"):
             checks.scalar(name, getattr(self, name), jnp.int32, 1.0)

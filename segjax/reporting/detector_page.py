@@ -37,15 +37,15 @@ _HEADLINES = (
     ("AP", "ap", "COCO's average precision: mean over the IoU thresholds 0.5, 0.55, ..., 0.95 and over classes"),
     ("AP50", "ap50", "average precision at IoU 0.5"),
     ("AP75", "ap75", "average precision at IoU 0.75"),
-    ("AP small", "ap_small", "AP of objects up to 32² pixels"),
-    ("AP medium", "ap_medium", "AP of objects of 32² to 96² pixels"),
-    ("AP large", "ap_large", "AP of objects from 96² pixels on"),
+    ("AP small", "ap_small", "AP of objects with a box area of at most 32² pixels"),
+    ("AP medium", "ap_medium", "AP of objects with a box area of 32² to 96² pixels"),
+    ("AP large", "ap_large", "AP of objects with a box area of at least 96² pixels"),
     ("AR1", "ar1", "average recall with one detection per image and class"),
     ("AR10", "ar10", "average recall with 10 detections per image and class"),
     ("AR100", "ar100", "average recall with 100 detections per image and class"),
-    ("AR small", "ar_small", "AR100 of objects up to 32² pixels"),
-    ("AR medium", "ar_medium", "AR100 of objects of 32² to 96² pixels"),
-    ("AR large", "ar_large", "AR100 of objects from 96² pixels on"),
+    ("AR small", "ar_small", "AR100 of objects with a box area of at most 32² pixels"),
+    ("AR medium", "ar_medium", "AR100 of objects with a box area of 32² to 96² pixels"),
+    ("AR large", "ar_large", "AR100 of objects with a box area of at least 96² pixels"),
     ("best F1", "best_f1", "at IoU 0.5 and the best score threshold; all classes together"),
     ("best score threshold", "best_threshold", "chosen on these images"),
     ("objects found", "found", "at this threshold and IoU 0.5"),
@@ -61,7 +61,10 @@ _TRUTH, _RIGHT, _FALSE = (0, 158, 115), (0, 114, 178), (213, 94, 0)
 
 
 class ShownDetections(NamedTuple):
-    """An image of the split, its objects, and its detections from the best threshold on, of which some are right."""
+    """An image of the split, its objects, and its detections with a score of at least the best threshold.
+
+    `correct` marks the true positives.
+    """
 
     name: str
     f1: float
@@ -75,12 +78,16 @@ class ShownDetections(NamedTuple):
 class DetectorInspection(NamedTuple):
     """Results of a pass over a split; all but the images are ready for JSON.
 
-    The scores are those of `training.detection.split_scores`, and "ap75_per_class", "best_f1", "best_threshold", and
-    the numbers of "found", "missed" and "false" boxes at this threshold, at IoU 0.5. `precision_at_recall` has the
-    precision of each class at the recalls 0, 0.01, ..., 1 by the name of the IoU threshold. `by_threshold` is
-    `metrics.detection_curve`, and `histogram` the numbers of right and of false detections per bin of the score. The
-    best images come best first, the worst worst first. `shift` contains scores by kind of corruption, if a severity was
-    given.
+    Attributes:
+        scores: those of `training.detection.split_scores`, with "ap75_per_class", "best_f1", "best_threshold", and the
+            numbers of "found", "missed" and "false" boxes at this threshold, at IoU 0.5.
+        precision_at_recall: precision of each class at the recalls 0, 0.01, ..., 1, by the name of the IoU threshold.
+        by_threshold: result of `metrics.detection_curve`.
+        histogram: edges of bins of the score, and the numbers of right and of false detections per bin.
+        best: images in descending order of F1.
+        worst: images in ascending order of F1.
+        severity: that of the corruptions, 1 to 5, or None.
+        shift: scores by kind of corruption; None without a severity.
     """
 
     scores: dict[str, Any]
@@ -109,10 +116,12 @@ class _ImageCounts(NamedTuple):
 def inspect_detector(
     run: TrainedRun, source: Source, *, images: int, severity: int | None = None
 ) -> DetectorInspection:
-    """Inspects the run of a detector on every image of a split once, and shows as many best and worst `images`.
+    """Evaluates the run on a split and returns its scores, with the `images` best and the `images` worst images.
 
     With a `severity`, 1 to 5, it also scores the images under each kind of `segjax.data.corrupt`, one pass per kind. A
-    terminal shows the progress. If the devices cannot divide the run's batch, it raises ConfigError.
+    terminal shows the progress.
+
+    Raises: ConfigError if the batch is not divisible by the number of devices.
     """
     rows = _detect(run, source)
     records = match_split(rows, run.config)
@@ -176,9 +185,10 @@ def _image_counts(records: metrics.DetectionRecords, threshold: float) -> list[_
 
 
 def _best_and_worst(images: Sequence[_ImageCounts], count: int) -> tuple[list[_ImageCounts], list[_ImageCounts]]:
-    """Returns the `count` best and the `count` worst images by F1; if there are too few for both, the worst come first.
+    """Returns the `count` best and the `count` worst images by F1.
 
-    Images without objects and without detections are left out.
+    No image is in both lists; if there are too few, the worst list is filled first. Images without objects and without
+    detections are left out.
     """
     ranked = [one for one in images if one.found + one.missed + one.false]
     worst = sorted(ranked, key=lambda one: (one.f1, -one.missed - one.false, one.index))[:count]
@@ -189,7 +199,7 @@ def _best_and_worst(images: Sequence[_ImageCounts], count: int) -> tuple[list[_I
 def _shown(
     rows: dict[str, Any], records: metrics.DetectionRecords, source: Source, threshold: float, one: _ImageCounts
 ) -> ShownDetections:
-    """Reads an image again, with its objects, and its detections from the threshold on."""
+    """Reads an image again, with its objects and its detections with a score of at least the threshold."""
     example, truth = source[one.index], jax.tree.map(lambda x: x[one.index], rows["truth"])
     likely = records.where[one.index] & (records.scores[one.index] >= threshold)
     found = Detections(*(x[one.index][likely] for x in rows["detections"]))
@@ -260,9 +270,9 @@ def _threshold_section(inspection: DetectorInspection) -> Section:
         {name: bins[name] for name in ("right", "false")}, bins["edges"], title="Scores", x="score", y="detections"
     )
     text = (
-        "A detection is right if its IoU with an object of its class is at least 0.5 and no likelier detection has "
-        "taken this object. segjax predict draws the boxes of score 0.5 or more; choose another threshold with "
-        "--min_score."
+        "A detection is right if its IoU with an object of its class is at least 0.5 and no detection with a higher "
+        "score is already matched to this object. segjax predict draws the boxes of score 0.5 or more; choose another "
+        "threshold with --min_score."
     )
     pictures = (
         picture("threshold", "Precision, recall and F1 of the detections of at least each score.", by_score),
@@ -292,8 +302,8 @@ def _image_sections(inspection: DetectorInspection) -> list[Section]:
         return Section(f"{kind.capitalize()} images", text, (), tuple(pictures))
 
     text = (
-        f"Ranked by the F1 of each image, at IoU 0.5, of the detections of score {cell(threshold)} or more, the best "
-        "threshold. Objects are green, right detections blue, false ones orange."
+        f"Images are ranked by their F1 at IoU 0.5. Only detections with a score of at least {cell(threshold)}, the "
+        "threshold with the best F1, count. Objects are green, right detections blue, false ones orange."
     )
     sections = [section("worst", text, inspection.worst), section("best", "", inspection.best)]
     return [section for section in sections if section.pictures]

@@ -242,12 +242,16 @@ FIELDS = {
     ),
     "model.head_convs": Field(4, "detector: convolutions of each head before the last", range="[0, 16]"),
     "model.head_norm": Field("none", "detector: norm of the heads' convolutions", ("none", "group")),
-    "model.anchor_base": Field(4.0, "detector: side of a level's smallest anchor over its stride", range=POSITIVE),
+    "model.anchor_base": Field(4.0, "detector: smallest anchor side, in strides of its level", range=POSITIVE),
     "model.anchor_scales": Field(
-        (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), "detector: sides of a level's anchors over the smallest", range=POSITIVE
+        (1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
+        "detector: anchor sides relative to the smallest of the level",
+        range=POSITIVE,
     ),
     "model.anchor_ratios": Field((0.5, 1.0, 2.0), "detector: heights of the anchors over their widths", range=POSITIVE),
-    "model.pretrained": Field("", "torchvision ResNet weights for the encoder; data.mean and data.std must be theirs"),
+    "model.pretrained": Field(
+        "", "torchvision weights: a ResNet for the encoder, or a whole RetinaNet; data.mean and data.std must be theirs"
+    ),
     "model.norm": Field("batch", "normalisation layers", ("batch", "group", "none")),
     "model.dtype": Field("float32", "dtype of the computation; parameters are float32", ("float32", "bfloat16")),
     "model.remat": Field(False, "recompute activations in the backward pass: less memory, more time"),
@@ -386,9 +390,9 @@ def with_found_data(config: ConfigDict, source: Source) -> ConfigDict:
     loss, rare = found.objective.loss, found.data.rare_class
     if loss in BINARY_LOSSES and rare == names[0] and not found.data.box_classes:
         raise ConfigError(
-            f"config.objective.loss = {loss!r} learns the second class, {names[1]}, as the rare one, but {rare} is: "
-            f"name {rare} second in config.data.class_names, with its value second too, choose a softmax loss, or set "
-            f"config.data.rare_class={names[1]}"
+            f"config.objective.loss={loss!r} treats the second class, {names[1]}, as the rare one, but the rare class "
+            f"is {rare}. Either list {rare} (and its mask value) second in config.data.class_names, or use a softmax "
+            f"loss, or set config.data.rare_class={names[1]}"
         )
     return found
 
@@ -539,7 +543,8 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
     for key in ("range", "orientation"):
         default = FIELDS[f"data.{key}"].default
         if data.name != "folder" and data[key] != default:
-            yield f"config.data.{key} belongs to folder; {data.name} takes {default!r}; got {data[key]!r}"
+            applies = "applies only to config.data.name=folder"
+            yield f"config.data.{key} {applies}; leave it at {default!r}; got {data[key]!r}"
     low, high = config.augment.scale
     if low > high:
         yield f"config.augment.scale must be (lowest, highest); got {config.augment.scale!r}"
@@ -647,20 +652,21 @@ def _detector_problems(config: ConfigDict) -> Iterator[str]:
             "retinanet, or make masks with segjax data masks"
         )
     for key in _MAP_FIELDS if is_detector else _DETECTOR_FIELDS:
-        if values[key] != FIELDS[key].default:
-            owners = "segmentation networks" if is_detector else f"detectors, {', '.join(DETECTORS)}"
-            yield (
-                f"config.{key} belongs to {owners}; {name} does not have it: leave it at {FIELDS[key].default!r}; got "
-                f"{values[key]!r}"
-            )
+        default, value = FIELDS[key].default, values[key]
+        if value != default and is_detector:
+            owners = "belongs to segmentation networks"
+            yield f"config.{key} {owners}; {name} does not have it: leave it at {default!r}; got {value!r}"
+        elif value != default:
+            way_out = f"set config.model.name={' or '.join(DETECTORS)}, or leave it at {default!r}"
+            yield f"config.{key}={value!r} needs a detector: {way_out}"
     if not is_detector:
         return
     if not objects:
         yield f"config.data.box_classes must name the classes that {name} detects, such as ('debris',); got ()"
     if len(objects) * config.data.max_boxes > 254 and config.data.name != "coco":
         yield (
-            f"config.data.max_boxes must be at most 254 over the number of config.data.box_classes, "
-            f"{254 // len(objects)}; got {config.data.max_boxes}"
+            f"config.data.max_boxes must be at most {254 // len(objects)} with {len(objects)} box classes (254 objects "
+            f"in all); got {config.data.max_boxes}"
         )
     if objective.loss not in BINARY_LOSSES:
         yield f"config.objective.loss of {name} must be one of {', '.join(BINARY_LOSSES)}; got {objective.loss!r}"

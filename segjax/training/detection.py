@@ -43,7 +43,7 @@ def make_detector(config: ConfigDict, model: Any, variables: Any, **thresholds: 
 
 
 def make_anchor_targets(config: ConfigDict) -> Callable[[Integer[Array, "B H W"]], losses.AnchorTargets]:
-    """Builds `targets(ids)`, the targets of the detector of `config` for object ids of the network's size."""
+    """Builds `targets(ids)`: anchor targets of a detector of `config`, for object ids at the network's input size."""
     num_classes, max_boxes, targets_of = len(config.data.box_classes), config.data.max_boxes, _make_targets(config)
     return lambda ids: targets_of(image_boxes(ids, num_classes, max_boxes))
 
@@ -86,10 +86,10 @@ def make_detector_objective(config: ConfigDict) -> Callable:
 
     .. math:: L = \frac{1}{N} \sum_{a, c} \ell(z_{ac}, t_{ac}) + \frac{w}{P} \sum_{a \text{ matched}} H(o_a, t_a)
 
-    ℓ is `config.objective.loss` of the logit of each class at each anchor that is not ignored, with logits in place of
-    pixels: OHEM selects logits, and N is their number or, with the normalizer "positives", P, the number of anchors
-    matched to an object. H is `losses.box_loss` and w `config.objective.box_weight`. A microbatch has its `share` of
-    `detector_shares`. `parts` has "class_loss" and "box_loss". Results are over the global batch.
+    ℓ is `config.objective.loss` of one logit. Logits take the role of pixels, so OHEM selects logits. With the
+    normalizer "valid", N is the number of selected logits. With "positives", N = P = max(1, number of matched anchors).
+    Ignored anchors do not contribute. H is `losses.box_loss` and w is `config.objective.box_weight`. A microbatch has
+    its `share` of `detector_shares`. `parts` contains "class_loss" and "box_loss". Results are over the global batch.
     """
     options, targets_of = config.objective, _make_targets(config)
     per_logit = BINARY_LOSSES[options.loss]
@@ -220,8 +220,9 @@ def score_detections(batches: Iterable[dict[str, Any]], source: Source, config: 
 def split_scores(
     rows: dict[str, Any], records: metrics.DetectionRecords, source: Source, config: ConfigDict
 ) -> dict[str, Any]:
-    """Returns COCO's average precision and recall of a split, for JSON, from the results of the next two functions.
+    """Returns COCO's average precision and recall of a split, ready for JSON.
 
+    `rows` is the result of `detect_split`, and `records` that of `match_split`.
     "images", "skipped" and "data" are those of `split_facts`, "classes" are the names of the classes with boxes, and
     "objects" is the number of objects per class, without crowds. The other scores are those of
     `metrics.detection_scores` and, but for annotations of COCO, of `mean_losses`.
@@ -249,7 +250,7 @@ def join_images(batches: Iterable[dict[str, Any]], source: Source) -> dict[str, 
     """
     images = {}
     for rows in batches:
-        indices = rows["index"].tolist()  # that of a filler is the number of images
+        indices = rows["index"].tolist()  # padding rows have index == len(source) and are ignored
         for row, index in enumerate(indices):
             images[index] = jax.tree.map(lambda values, row=row: values[row], rows)
     joined = jax.tree.map(lambda *values: np.stack(values), *(images[index] for index in range(len(source))))
@@ -267,7 +268,10 @@ def match_split(rows: dict[str, Any], config: ConfigDict) -> metrics.DetectionRe
 def box_sheet(
     detectors: Mapping[str, Detector], source: Source, config: ConfigDict, indices: Iterable[int]
 ) -> np.ndarray:
-    """Draws a row per image, uint8 RGB `[height, width, 3]`: the truth and the detections of p ≥ 0.5, by name."""
+    """Draws one row per image: the ground truth and, per detector, its detections with a score of at least 0.5.
+
+    Returns uint8 RGB `[height, width, 3]`.
+    """
     rows, names = {}, list(config.data.box_classes)
     palette = source.label_set.palette[[source.label_set.names.index(name) for name in names]]
     for index in indices:
@@ -277,9 +281,9 @@ def box_sheet(
         else:
             truth = jax.device_get(image_boxes(example["label"][None], len(names), config.data.max_boxes))
         pairs = [(truth.boxes[truth.where], truth.classes[truth.where])]
-        for found in (detector(example["image"]) for detector in detectors.values()):
-            likely = found.scores >= 0.5
-            pairs.append((found.boxes[likely], found.classes[likely]))
-        picture = inference.as_rgb(example["image"])
-        rows[example["name"]] = [inference.draw_boxes(picture, at, palette[classes]) for at, classes in pairs]
+        for detections in (detector(example["image"]) for detector in detectors.values()):
+            likely = detections.scores >= 0.5
+            pairs.append((detections.boxes[likely], detections.classes[likely]))
+        image = inference.as_rgb(example["image"])
+        rows[example["name"]] = [inference.draw_boxes(image, at, palette[classes]) for at, classes in pairs]
     return inference.contact_sheet(rows, ("truth", *detectors))

@@ -93,7 +93,11 @@ def make_model(
         )
         model.check_fields()
     except ValueError as error:
-        raise ConfigError(f"config.model of {config.model.name}: {error}") from error
+        # The first word of the message is a constructor argument, in most cases.
+        argument, _, problem = str(error).partition(" ")
+        field = (SHARED_ARGUMENTS | fields).get(argument)
+        option = f"config.model.{field}" if field else f"config.model of {config.model.name}: {argument}"
+        raise ConfigError(f"{option} {problem}") from error
     return model if config.model.members == 1 else Ensemble(model, config.model.members, num_classes)
 
 

@@ -352,7 +352,10 @@ def test_train_on_annotations_in_microbatches(coco_detector, tmp_path, quiet):
     ("changes", "message"),
     [
         ({"data.box_classes": ()}, r"config.data.box_classes must name the classes that retinanet detects.*got \(\)"),
-        ({"data.box_classes": ("a",) * 20}, r"config.data.max_boxes must be at most .*, 12; got 20"),
+        (
+            {"data.box_classes": ("a",) * 20},
+            r"max_boxes must be at most 12 with 20 box classes \(254 .* in all\); got 20",
+        ),
         ({"objective.loss": "softmax_focal"}, r"objective.loss of retinanet must be one of sigmoid_.*'softmax_focal'"),
         ({"objective.region": "dice"}, r"config.objective.region belongs to segmentation networks; .* at 'none'"),
         ({"training.gradient_budget": True}, r"config.training.gradient_budget belongs to segmentation networks; .*"),
@@ -365,7 +368,7 @@ def test_train_on_annotations_in_microbatches(coco_detector, tmp_path, quiet):
         ({"model.name": "unet"}, r"config.model.anchor_base belongs to retinanet; unet does not have it: .*; got 1.0"),
         (
             {"model.name": "unet", "model.anchor_base": 4.0, "model.levels": (3, 4, 5, 6, 7)},
-            r"config.data.box_classes belongs to detectors, retinanet; unet does not have it: leave it at \(\)",
+            r"box_classes=\('debris',\) needs a detector: set config.model.name=retinanet, or leave it at \(\)",
         ),
     ],
 )
@@ -382,9 +385,8 @@ def test_make_model_of_a_detector(detector):
     assert (model.num_classes, model.per_cell, model.channels, model.levels) == (2, 6, 8, (2, 3, 4, 5))
     assert model.head_bias == pytest.approx([-np.log(99)] * 2)
     detector.model.levels = (3, 4)
-    with pytest.raises(
-        ConfigError, match=r"config\.model of retinanet: levels of the encoder .resnet. must be consecutive"
-    ):
+    message = r"^config\.model\.levels must be consecutive, with encoder 'resnet' the first .* got \(3, 4\): use"
+    with pytest.raises(ConfigError, match=message):
         make_model(detector, 2)
 
 
