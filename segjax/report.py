@@ -1,4 +1,4 @@
-"""Writes a one-page report of a trained run: curves, scores per class, calibration, best and worst images.
+"""Writes a one-page report of a trained run: curves, scores, calibration, best and worst images.
 
 For a detector: COCO's average precision and recall, and precision and recall per score threshold.
 
