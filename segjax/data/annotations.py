@@ -156,10 +156,13 @@ def annotation_format(file: Path) -> str:
     return ""
 
 
-def _open_coco(file: Path, folder: Path, crowd_is_void: bool) -> Annotations:
-    size = {"width": float, "height": float}
+def read_coco(file: Path) -> tuple[dict[str, Any], dict[Any, str]]:
+    """Returns the content of a file of COCO annotations, and the names of its categories by id.
+
+    Raises: DataError if it is not COCO's JSON, or two images or categories have the same id.
+    """
     form = {
-        "images": [{"id": object, "file_name": str} | size],
+        "images": [{"id": object, "file_name": str, "width": float, "height": float}],
         "annotations": [{"image_id": object, "category_id": object}],
         "categories": [{"id": object, "name": str}],
     }
@@ -167,9 +170,13 @@ def _open_coco(file: Path, folder: Path, crowd_is_void: bool) -> Annotations:
         content = read_json(file, form, "COCO annotations of objects")
     except StorageError as error:
         raise DataError(str(error)) from error
-    check_ids(content["images"], "images", file)
-    check_ids(content["categories"], "categories", file)
-    names = {category["id"]: category["name"] for category in content["categories"]}
+    for kind in ("images", "categories"):
+        check_ids(content[kind], kind, file)
+    return content, {category["id"]: category["name"] for category in content["categories"]}
+
+
+def _open_coco(file: Path, folder: Path, crowd_is_void: bool) -> Annotations:
+    content, names = read_coco(file)
     objects: dict[Any, list[dict]] = {image["id"]: [] for image in content["images"]}
     for one in content["annotations"]:
         check_references(one, file, image_id=objects, category_id=names)

@@ -22,9 +22,9 @@ from segjax.data.annotations import (
     Annotated,
     Images,
     annotation_format,
-    check_ids,
     check_references,
     checked_size,
+    read_coco,
 )
 from segjax.data.decode import decode_image, inspect_image
 from segjax.data.io import DataError, RawFile, list_folder, list_tree, read_bytes, with_reader
@@ -32,7 +32,7 @@ from segjax.data.labels import LabelSet
 from segjax.data.objects import ImageBoxes
 from segjax.data.pairs import Example, Pair, fingerprint
 from segjax.data.splits import SPLIT_WORD, SPLIT_WORDS, FolderOptions, check_options, hold_out
-from segjax.storage import StorageError, read_json, write_json
+from segjax.storage import read_json, write_json
 
 _REMEDY = "correct or delete it, or export the annotations again"
 
@@ -191,19 +191,7 @@ def _split_of(file: Path, root: Path) -> str:
 
 def _read_split(file: Path, root: Path, categories: Sequence[str]) -> list[CocoImage]:
     """Reads the annotations of a split; a file that is missing is an image with a problem."""
-    # NaN and infinity are numbers of JSON here.
-    form = {
-        "images": [{"id": object, "file_name": str, "width": float, "height": float}],
-        "annotations": [{"image_id": object, "category_id": object}],
-        "categories": [{"id": object, "name": str}],
-    }
-    try:
-        content = read_json(file, form, "COCO annotations of objects")
-    except StorageError as error:
-        raise DataError(str(error)) from error
-    for kind in ("images", "categories"):
-        check_ids(content[kind], kind, file)
-    names = {category["id"]: category["name"] for category in content["categories"]}
+    content, names = read_coco(file)
     if unknown := [name for name in categories if name not in names.values()]:
         known = ", ".join(dict.fromkeys(names.values()))
         raise DataError(f"config.data.box_classes: {unknown[0]!r} is not a category of {file}, which has {known}")
