@@ -183,7 +183,7 @@ def lower_detector(run: TrainedRun, *, size: tuple[int, int] | None = None) -> j
     rows of "boxes", "scores" and "classes" are the detections, by decreasing score; the other rows are 0. The
     detections are those of `TrainedRun.detector`.
     """
-    from segjax.training.detection import anchor_options  # loaded for detectors only
+    from segjax.training.detection import anchor_options
 
     model, preprocessing = run.model.clone(remat=False, axis_name=None), run.detector().preprocessing
     variables, anchors = run.state.variables, anchor_options(run.config)

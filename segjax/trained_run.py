@@ -17,12 +17,12 @@ from segjax.data import LabelSet, Source, label_set, open_split
 from segjax.inference import Detector, Ensemble, PredictOptions, Predictor, Preprocessing
 from segjax.inference.predictor import fingerprint
 from segjax.storage import StorageError, difference, is_foreign, path_of, read_json, to_json
-from segjax.training import evaluation, parallel
+from segjax.training import evaluation, parallel, segmentation
 from segjax.training.checkpoint import FOLDER, restore_newest
 from segjax.training.config import CONFIG_FILE, INITIAL, ConfigError, input_shape, read_config, validate
 from segjax.training.loop import SCORES_FILE
 from segjax.training.provenance import provenance
-from segjax.training.train_step import TrainState, init_state, make_model, network_size
+from segjax.training.state import TrainState, init_state, make_model, network_size, preprocessing_of, task_of
 
 # Entries of `provenance` that a report shows.
 _ORIGIN = {key: key for key in ("command", "commit", "date", "device")}
@@ -115,7 +115,7 @@ class TrainedRun(NamedTuple):
     @property
     def preprocessing(self) -> Preprocessing:
         """Input size, normalisation and classes of the network."""
-        return evaluation.preprocessing_of(self.config, self.label_set.num_classes)
+        return preprocessing_of(self.config, self.label_set.num_classes)
 
     def predictor(self, options: PredictOptions | None = None, *, probabilities: bool = False) -> Predictor:
         """Returns a `Predictor` of the run's network; by default of the masks that evaluation scores."""
@@ -124,9 +124,7 @@ class TrainedRun(NamedTuple):
 
     def detector(self, **thresholds: Any) -> Detector:
         """Returns the `Detector` of the run of a detector; `thresholds` are arguments of `segjax.boxes.detect`."""
-        from segjax.training.detection import make_detector  # loaded for detectors only
-
-        return make_detector(self.config, self.model, self.state.variables, **thresholds)
+        return task_of(self.config).make_predictor(self.config, self.model, self.state.variables, **thresholds)
 
 
 def load_run(
@@ -296,7 +294,7 @@ def score_run(run: TrainedRun, split: str, corruption: tuple[str, int] | None = 
     With a `corruption`, (kind, severity) of `segjax.data.corrupt`, the images are corrupted first.
     """
     network = run.model, run.label_set.num_classes, parallel.axis_name(run.config)
-    step = evaluation.make_eval_step(run.config, *network, corruption)
+    step = task_of(run.config).make_eval_step(run.config, *network, corruption)
     mapping = parallel.device_mapping(run.config)
     step, state = mapping.map_step(step, arguments=3), mapping.replicate(run.state)
     source = open_split(run.config.data, split, mark_unseen=True)
@@ -315,7 +313,7 @@ def image_counts(run: TrainedRun, source: Source, count: Callable) -> list[Any]:
     Each result is a tree of arrays `[strips, …]`, in int64 and float64. It raises ConfigError as `device_mapping`.
     """
     axis_name = parallel.axis_name(run.config)
-    step = evaluation.make_image_step(run.config, run.model, run.label_set.num_classes, axis_name, count)
+    step = segmentation.make_image_step(run.config, run.model, run.label_set.num_classes, axis_name, count)
     images = {}
     for rows in evaluation.count_batches(counter_of(run, step), source, run.config, devices=jax.device_count()):
         for row, index in enumerate(rows["index"].tolist()):  # that of a filler is the number of images
@@ -340,7 +338,9 @@ def chosen_threshold(
         return {"threshold": math.log(probability / (1 - probability)), "positive": class_index}, ""
     if not 0 < precision <= 1:
         raise ConfigError(f"--at_precision must be above 0 and at most 1; got {precision:g}")
-    step = evaluation.make_ranking_step(run.config, run.model, len(names), class_index, parallel.axis_name(run.config))
+    step = segmentation.make_ranking_step(
+        run.config, run.model, len(names), class_index, parallel.axis_name(run.config)
+    )
     source = open_split(run.config.data, split)
     counts = evaluation.sum_counts(counter_of(run, step), source, run.config, devices=jax.device_count())
     found = metrics.threshold_at_precision(counts["scores"], precision)

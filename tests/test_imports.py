@@ -54,7 +54,7 @@ MAY_USE = {
 # The only files that may import a library: patterns of paths, in which * takes in folders too.
 HOMES = {
     "tensorflow": (),
-    "flax": ("segjax/models/*", "segjax/training/train_step.py", "experiments/uncertainty/local_temperature.py"),
+    "flax": ("segjax/models/*", "segjax/training/state.py", "experiments/uncertainty/local_temperature.py"),
     "orbax": ("segjax/training/checkpoint.py", "segjax/training/hosts.py"),
     "tensorflow_datasets": ("segjax/data/builders.py", "segjax/data/datasets.py"),
     "grain": ("segjax/data/loader.py",),
@@ -188,9 +188,9 @@ def modules_loaded_by(statement: str) -> list[str]:
     return json.loads(ran.stdout)
 
 
-def test_import_train_loads_at_most_64_of_our_modules():
+def test_import_train_loads_at_most_66_of_our_modules():
     loaded = [name for name in modules_loaded_by("import segjax.train") if name.split(".")[0] == "segjax"]
-    assert len(loaded) <= 64, loaded
+    assert len(loaded) <= 66, loaded
     assert {"segjax.training.loop", "segjax.data.builders", "segjax.losses.classification"} <= set(loaded)
 
 

@@ -24,7 +24,7 @@ from segjax.inference import PredictOptions, Predictor, Preprocessing, whole_pas
 from segjax.reporting import Table, show
 from segjax.storage import check_outputs, to_json, write_outputs
 from segjax.training.provenance import provenance
-from segjax.training.train_step import make_model
+from segjax.training.state import make_model
 
 CLASSES, PASSES = 11, 3
 WHOLE = "whole, clean"

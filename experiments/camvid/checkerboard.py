@@ -23,9 +23,9 @@ from segjax.reporting import Table, markdown, show, spread
 from segjax.storage import say, to_json, write_outputs
 from segjax.trained_run import load_run, model_of
 from segjax.training import ConfigError, open_split, parallel
-from segjax.training.evaluation import counter, preprocessing_of, sum_counts
+from segjax.training.evaluation import counter, sum_counts
 from segjax.training.provenance import provenance
-from segjax.training.train_step import TrainState, init_state
+from segjax.training.state import TrainState, init_state, preprocessing_of
 
 UPSAMPLINGS = (
     "nearest",

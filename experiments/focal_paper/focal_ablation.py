@@ -23,8 +23,7 @@ from segjax.reporting import Picture, Section, Spread, Table, heatmap, png
 from segjax.trained_run import load_run
 from segjax.training import open_split
 from segjax.training.checkpoint import FOLDER
-from segjax.training.detection import box_sheet
-from segjax.training.evaluation import example_sheet
+from segjax.training.state import task_of
 
 GAMMA, ALPHA = "objective.gamma", "objective.alpha"
 
@@ -179,11 +178,11 @@ def picture(folders: Sequence[Path], names: Sequence[str], count: int = 3) -> np
     runs = [load_run(folder / FOLDER / "latest", detectors=True) for folder in folders]
     config = runs[0].config
     source = open_split(config.data, config.data.eval_split)
-    if config.data.box_classes:
-        detectors = {name: run.detector() for name, run in zip(names, runs, strict=True)}
-        return box_sheet(detectors, source, config, rarest_first(source, range(1, VOID))[:count])
-    predictors = {name: run.predictor() for name, run in zip(names, runs, strict=True)}
-    return example_sheet(predictors, source, rarest_first(source, [1])[:count])
+    on_boxes = bool(config.data.box_classes)
+    predictors = {name: run.detector() if on_boxes else run.predictor() for name, run in zip(names, runs, strict=True)}
+    # The labels of a detector are object ids.
+    indices = rarest_first(source, range(1, VOID) if on_boxes else [1])[:count]
+    return task_of(config).example_sheet(predictors, source, config, indices)
 
 
 def _examples(results: SweepResults, rows: Sequence[dict[str, Any]]) -> tuple[Picture, ...]:

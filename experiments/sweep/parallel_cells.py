@@ -24,12 +24,13 @@ from segjax.storage import nan_to_none
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.config import CONFIG_FILE, with_found_data, write_config
-from segjax.training.evaluation import count_batches, eval_scalars, headline, make_eval_step, score_batches
+from segjax.training.evaluation import count_batches, eval_scalars, headline
 from segjax.training.loop import device_arrays, open_splits, train_batches
 from segjax.training.metrics_writer import METRICS_FILE, append, drop_after, read_log
 from segjax.training.objective import GradientBudget, budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
-from segjax.training.train_step import TrainState, init_state, make_model, make_train_step
+from segjax.training.state import TrainState, init_state, make_model, task_of
+from segjax.training.train_step import make_train_step
 
 RESULT_FILE = "cell.json"
 
@@ -80,7 +81,8 @@ def compile_sweep(
         print(line, file=sys.stderr, flush=True)
     config, classes = with_found_data(config, sources[0]), len(sources[0].label_set.names)
     model = make_model(config, classes)
-    train_step, eval_step = (make(config, model, classes, None) for make in (make_train_step, make_eval_step))
+    makers = make_train_step, task_of(config).make_eval_step
+    train_step, eval_step = (make(config, model, classes, None) for make in makers)
     return CompiledSweep(
         change_split(sources[0]),
         sources[1],
@@ -219,7 +221,7 @@ def _evaluate(runs: Sequence[_Run], states: TrainState, sweep: CompiledSweep, st
         if any((array < 0).any() for array in jax.tree.leaves(batches_of_run) if array.dtype.kind == "i"):
             run.diverged_at = run.diverged_at or step
         if run.alive:
-            run.scores = score_batches(batches_of_run, sweep.eval_source, run.config)
+            run.scores = task_of(run.config).score_batches(batches_of_run, sweep.eval_source, run.config)
             if step > run.start:
                 defined = {key: value for key, value in eval_scalars(run.scores).items() if not math.isnan(value)}
                 append(run.folder / METRICS_FILE, step, defined)

@@ -26,7 +26,7 @@ from segjax.inference.monte_carlo import linear_head, uncertainty_of
 from segjax.metrics.anomaly import Gaussians
 from segjax.reporting import Report, Section, Table
 from segjax.training.provenance import provenance
-from segjax.training.train_step import make_model
+from segjax.training.state import make_model
 
 CLASSES, MEMBERS = 11, 5
 CLEAN = "one pass: mask and entropy"

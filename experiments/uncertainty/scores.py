@@ -21,7 +21,7 @@ from segjax.inference.augmentation import SYMMETRIES
 from segjax.inference.monte_carlo import Uncertainty, linear_head, uncertainty_of
 from segjax.metrics.anomaly import Gaussians, Laplace
 from segjax.trained_run import TrainedRun
-from segjax.training.evaluation import sum_over_strips
+from segjax.training.segmentation import sum_over_strips
 
 RATE, HEAD_SAMPLES = 0.2, 30
 SCALES = (0.75, 1.0, 1.25)  # of the augmentation, each with its mirror image

@@ -30,7 +30,8 @@ from segjax.reporting.run_page import (
 )
 from segjax.trained_run import TrainedRun, counter_of
 from segjax.training import parallel
-from segjax.training.detection import detect_split, make_detection_step, match_split, split_scores
+from segjax.training.detection import join_images, make_eval_step, match_split, split_scores
+from segjax.training.evaluation import count_batches
 from segjax.training.objective import hparams_from_config
 
 _HEADLINES = (
@@ -154,9 +155,9 @@ def inspect_detector(
 
 
 def _detect(run: TrainedRun, source: Source, corruption: tuple[str, int] | None = None) -> dict[str, Any]:
-    """Returns the rows of `detect_split` on all devices; a terminal shows the progress."""
+    """Returns the `join_images` of a split on all devices; a terminal shows the progress."""
     config, console = run.config, rich.get_console()
-    step = make_detection_step(config, run.model, parallel.axis_name(config), corruption)
+    step = make_eval_step(config, run.model, run.label_set.num_classes, parallel.axis_name(config), corruption)
     count = counter_of(run, partial(step, hparams=hparams_from_config(config)))
     bar = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal or bool(corruption))
     task = bar.add_task("compiling…", total=len(source))
@@ -167,7 +168,7 @@ def _detect(run: TrainedRun, source: Source, corruption: tuple[str, int] | None 
         return rows
 
     with bar:
-        return detect_split(count_batch, source, config, devices=jax.device_count())
+        return join_images(count_batches(count_batch, source, config, devices=jax.device_count()), source)
 
 
 def _corrupted_scores(run: TrainedRun, source: Source, corruption: tuple[str, int]) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from segjax.reporting import figures
 from segjax.reporting.figures import Series, png
 from segjax.reporting.report import Picture, Report, Section, Table, calibration_tables, per_class_table, unknown_table
 from segjax.trained_run import TrainedRun, calibration_of, counter_of, facts_of
-from segjax.training import changed, evaluation, parallel
+from segjax.training import changed, evaluation, parallel, segmentation
 from segjax.training.objective import hparams_from_config
-from segjax.training.train_step import TrainState
+from segjax.training.state import TrainState, images_of
 
 Log = Sequence[Mapping[str, float | int]]
 Curves = dict[str, dict[str, list]]
@@ -129,7 +129,7 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int, severity: int |
     precisions = {name: metrics.average_precision(histogram) for name, histogram in histograms.items()}
     risks, calibration = totals["errors"], totals["calibration"]
     scores = {
-        **evaluation.split_facts(source),
+        **segmentation.split_facts(source),
         **_scores(totals),
         "average_precision_per_class": [precisions.get(name, math.nan) for name in names],
         **lists(metrics.per_image_scores(totals["per_image"])),
@@ -157,7 +157,7 @@ def _shift_scores(run: TrainedRun, source: Source, severity: int) -> dict[str, d
 
 def _scores(totals: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        **evaluation.scores(totals),
+        **segmentation.scores(totals),
         "expected_calibration_error": metrics.expected_calibration_error(totals["calibration"]),
         "area_under_risk_coverage": {
             name: metrics.area_under_risk_coverage(risk) for name, risk in totals["errors"].items()
@@ -175,14 +175,14 @@ def make_inspection_step(run: TrainedRun, corruption: tuple[str, int] | None = N
     """
     num_classes, axis_name = run.label_set.num_classes, parallel.axis_name(run.config)
     maps_of, hparams = _make_maps(run), hparams_from_config(run.config)
-    count = evaluation.make_score_counts(run.config, num_classes, axis_name, is_ensemble=run.members > 1)
+    count = segmentation.make_score_counts(run.config, num_classes, axis_name, is_ensemble=run.members > 1)
 
     def count_strip(maps: dict[str, Array], labels: Int[Array, "b H W"], where: Bool[Array, "b H W"]) -> dict[str, Any]:
         outputs, logs = _outputs_and_logs(maps, num_classes)
         counts = count(outputs, labels, where, hparams)
         if run.config.data.unseen_classes:
             options = {"where": where, "axis_name": axis_name}
-            counts["unknown"] = evaluation.score_histograms(logs, labels == UNSEEN, **options) | counts["unknown"]
+            counts["unknown"] = segmentation.score_histograms(logs, labels == UNSEEN, **options) | counts["unknown"]
             where = where & (labels != UNSEEN)
         logits, predicted = inference.class_logits(outputs, num_classes), inference.classify(outputs, num_classes)
         options = {"where": where, "axis_name": axis_name}
@@ -197,8 +197,8 @@ def make_inspection_step(run: TrainedRun, corruption: tuple[str, int] | None = N
         return counts | {"per_image": metrics.confusion_matrix_per_image(labels, predicted, num_classes, where=where)}
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, Any]:
-        maps = maps_of(state.variables, batch | {"image": evaluation.images_of(batch, corruption)})
-        counts = evaluation.sum_over_strips(
+        maps = maps_of(state.variables, batch | {"image": images_of(batch, corruption)})
+        counts = segmentation.sum_over_strips(
             count_strip, maps, batch, run.preprocessing, run.config.training.eval_pixels
         )
         per_image = {"per_image": counts["per_image"], "index": batch["index"]}

@@ -1,4 +1,6 @@
-"""Objective and evaluation of detectors, in place of those of segmentation networks.
+"""The task of a detector: objective, detections of an evaluation and their scores, and pictures.
+
+`segjax.training.state.task_of` lists the functions that a task has.
 
 The objects are those of the `object_ids` of masks, whose boxes are computed on the device, or the boxes of COCO
 annotations, which move with the pixels of their image.
@@ -22,9 +24,8 @@ from segjax.data.objects import ImageBoxes, image_boxes
 from segjax.data.resize import equal_sizes
 from segjax.inference.detector import AnchorOptions, Detector, detect_in_output, fitted_sizes
 from segjax.models import DetectorOutput
-from segjax.training.evaluation import count_batches, images_of, preprocessing_of, split_facts
 from segjax.training.objective import BINARY_LOSSES, Hyperparams, mined_mean
-from segjax.training.train_step import TrainState
+from segjax.training.state import TrainState, images_of, preprocessing_of
 
 MIN_VISIBLE = 0.25
 """Smallest share of a COCO box inside the augmented image; an object of which less is visible is left out."""
@@ -36,7 +37,7 @@ def anchor_options(config: ConfigDict) -> AnchorOptions:
     return AnchorOptions(tuple(model.levels), tuple(model.anchor_scales), tuple(model.anchor_ratios), model.anchor_base)
 
 
-def make_detector(config: ConfigDict, model: Any, variables: Any, **thresholds: Any) -> Detector:
+def make_predictor(config: ConfigDict, model: Any, variables: Any, **thresholds: Any) -> Detector:
     """Returns the `Detector` of a network of `config`."""
     preprocessing = preprocessing_of(config, len(config.data.box_classes))
     return Detector(model.clone(axis_name=None), variables, preprocessing, anchor_options(config), **thresholds)
@@ -59,14 +60,14 @@ def _make_targets(config: ConfigDict) -> Callable[[ImageBoxes], losses.AnchorTar
     return targets
 
 
-def augmented_boxes(
+def make_truth(
     batch: dict[str, Array],
     labels: Int[Array, "b h w"],
     keys: Key[Array, "b"],
     config: ConfigDict,
     crop_fraction: Float[Array, ""],
 ) -> ImageBoxes:
-    """Returns the objects of a training batch whose augmented labels are `labels`, drawn by `keys`.
+    """Returns the objects of an augmented training batch: `labels` are augmented by `keys`.
 
     Objects of masks are those of the pixels of `labels`. Boxes of COCO annotations are moved with their image, and are
     left out if less than `MIN_VISIBLE` of their area is inside.
@@ -81,7 +82,7 @@ def augmented_boxes(
     return ImageBoxes(jnp.where(where[..., None], moved, 0), jnp.where(where, batch["classes"], 0), where)
 
 
-def make_detector_objective(config: ConfigDict) -> Callable:
+def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     r"""Builds `objective(output, truth, hparams, axis_name=None, share=None, ...) -> (loss, parts)` of a detector.
 
     .. math:: L = \frac{1}{N} \sum_{a, c} \ell(z_{ac}, t_{ac}) + \frac{w}{P} \sum_{a \text{ matched}} H(o_a, t_a)
@@ -89,7 +90,7 @@ def make_detector_objective(config: ConfigDict) -> Callable:
     ℓ is `config.objective.loss` of one logit. Logits take the role of pixels, so OHEM selects logits. With the
     normalizer "valid", N is the number of selected logits. With "positives", N = P = max(1, number of matched anchors).
     Ignored anchors do not contribute. H is `losses.box_loss` and w is `config.objective.box_weight`. A microbatch has
-    its `share` of `detector_shares`. `parts` contains "class_loss" and "box_loss". Results are over the global batch.
+    its `share` of `microbatch_shares`. `parts` contains "class_loss" and "box_loss". Results are over the global batch.
     """
     options, targets_of = config.objective, _make_targets(config)
     per_logit = BINARY_LOSSES[options.loss]
@@ -126,7 +127,9 @@ def make_detector_objective(config: ConfigDict) -> Callable:
     return objective
 
 
-def detector_shares(truth: ImageBoxes, config: ConfigDict, axis_name: AxisName) -> dict[str, Float[Array, " k"]]:
+def microbatch_shares(
+    truth: ImageBoxes, config: ConfigDict, num_classes: int, axis_name: AxisName, outliers: None = None
+) -> dict[str, Float[Array, " k"]]:
     """Returns the weight of each microbatch's part of the objective in that of the whole batch.
 
     `truth` has the objects of the microbatches, `[k, b, …]`. The parts, times their shares and summed, equal those of
@@ -185,16 +188,16 @@ def mean_losses(rows: ImageLosses, normalizer: str) -> dict[str, float]:
     return {name: float(part) for name, part in parts.items()}
 
 
-def make_detection_step(
-    config: ConfigDict, model: Any, axis_name: str | None, corruption: tuple[str, int] | None = None
+def make_eval_step(
+    config: ConfigDict, model: Any, num_classes: int, axis_name: str | None, corruption: tuple[str, int] | None = None
 ) -> Callable:
     """Builds `step(state, batch, hparams) -> {"index", "detections", "truth", "losses"}`.
 
     Each has one row per image of the global batch. Boxes are in pixels of each image at its own resolution; "losses"
     are the `ImageLosses`. The annotations of COCO are not in a batch, so that it has no "truth" and no "losses".
     """
-    num_classes, anchors = len(config.data.box_classes), anchor_options(config)
-    preprocessing, image_losses = preprocessing_of(config, num_classes), make_image_losses(config)
+    box_classes, anchors = len(config.data.box_classes), anchor_options(config)
+    preprocessing, image_losses = preprocessing_of(config, box_classes), make_image_losses(config)
     has_masks = config.data.name != "coco"
 
     def step(state: TrainState, batch: dict[str, Array], hparams: Hyperparams) -> dict[str, Any]:
@@ -202,14 +205,14 @@ def make_detection_step(
         output = model.apply(state.variables, preprocessing.network_input(images, sizes), train=False)
         rows = {"index": batch["index"], "detections": detect_in_output(*output, sizes, preprocessing, anchors)}
         if has_masks:
-            rows["truth"] = image_boxes(batch["label"], num_classes, config.data.max_boxes)
+            rows["truth"] = image_boxes(batch["label"], box_classes, config.data.max_boxes)
             rows["losses"] = image_losses(output, rows["truth"], sizes, hparams)
         return rows if axis_name is None else jax.lax.all_gather(rows, axis_name, tiled=True)
 
     return step
 
 
-def score_detections(batches: Iterable[dict[str, Any]], source: Source, config: ConfigDict) -> dict[str, Any]:
+def score_batches(batches: Iterable[dict[str, Any]], source: Source, config: ConfigDict) -> dict[str, Any]:
     """Returns the `split_scores` of the batches of `join_images`, without the curves."""
     rows = join_images(batches, source)
     scores = split_scores(rows, match_split(rows, config), source, config)
@@ -222,13 +225,13 @@ def split_scores(
 ) -> dict[str, Any]:
     """Returns COCO's average precision and recall of a split, ready for JSON.
 
-    `rows` is the result of `detect_split`, and `records` that of `match_split`.
-    "images", "skipped" and "data" are those of `split_facts`, "classes" are the names of the classes with boxes, and
+    `rows` is the result of `join_images`, and `records` that of `match_split`. "images", "skipped" and "data" are the
+    number of images, of bad images left out, and the digest; "classes" are the names of the classes with boxes, and
     "objects" is the number of objects per class, without crowds. The other scores are those of
     `metrics.detection_scores` and, but for annotations of COCO, of `mean_losses`.
     """
     scores = metrics.detection_scores(records)
-    facts = {name: value for name, value in split_facts(source).items() if name in ("images", "skipped", "data")}
+    facts = {"images": len(source), "skipped": len(source.skipped), "data": source.digest}
     truth = rows["truth"]
     classes = truth.classes[truth.where if truth.crowd is None else truth.where & ~truth.crowd]
     facts["classes"] = list(config.data.box_classes)
@@ -238,15 +241,10 @@ def split_scores(
     return facts | scores | parts
 
 
-def detect_split(count: Callable, source: Source, config: ConfigDict, *, devices: int) -> dict[str, Any]:
-    """Returns `join_images` of a split; arguments are those of `evaluation.count_batches`."""
-    return join_images(count_batches(count, source, config, devices=devices), source)
-
-
 def join_images(batches: Iterable[dict[str, Any]], source: Source) -> dict[str, Any]:
     """Returns "detections", "truth" and "losses" of all images of `source` in order, NumPy arrays of one row per image.
 
-    `batches` are results of a step of `make_detection_step`, for every image of a split.
+    `batches` are results of a step of `make_eval_step`, for every image of a split.
     """
     images = {}
     for rows in batches:
@@ -259,16 +257,16 @@ def join_images(batches: Iterable[dict[str, Any]], source: Source) -> dict[str, 
 
 
 def match_split(rows: dict[str, Any], config: ConfigDict) -> metrics.DetectionRecords:
-    """Returns the records of the detections of `detect_split`."""
+    """Returns the records of the detections of `join_images`."""
     truth, num_classes = rows["truth"], len(config.data.box_classes)
     objects = {"where": truth.where, "crowd": truth.crowd, "areas": truth.areas}
     return metrics.detection_records(rows["detections"], truth.boxes, truth.classes, num_classes, **objects)
 
 
-def box_sheet(
-    detectors: Mapping[str, Detector], source: Source, config: ConfigDict, indices: Iterable[int]
+def example_sheet(
+    predictors: Mapping[str, Detector], source: Source, config: ConfigDict, indices: Iterable[int]
 ) -> np.ndarray:
-    """Draws one row per image: the ground truth and, per detector, its detections with a score of at least 0.5.
+    """Draws one row per image: the ground truth and, per predictor, its detections with a score of at least 0.5.
 
     Returns uint8 RGB `[height, width, 3]`.
     """
@@ -281,9 +279,9 @@ def box_sheet(
         else:
             truth = jax.device_get(image_boxes(example["label"][None], len(names), config.data.max_boxes))
         pairs = [(truth.boxes[truth.where], truth.classes[truth.where])]
-        for detections in (detector(example["image"]) for detector in detectors.values()):
+        for detections in (predictor(example["image"]) for predictor in predictors.values()):
             likely = detections.scores >= 0.5
             pairs.append((detections.boxes[likely], detections.classes[likely]))
         image = inference.as_rgb(example["image"])
         rows[example["name"]] = [inference.draw_boxes(image, at, palette[classes]) for at, classes in pairs]
-    return inference.contact_sheet(rows, ("truth", *detectors))
+    return inference.contact_sheet(rows, ("truth", *predictors))

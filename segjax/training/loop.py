@@ -11,7 +11,6 @@ import jax
 import rich.console
 from ml_collections import ConfigDict
 
-from segjax import inference
 from segjax.data import Source, TrainLoader, check_split, label_set, open_split, train_loader
 from segjax.storage import reserve, say, write_json
 from segjax.training import hosts, parallel
@@ -25,25 +24,12 @@ from segjax.training.config import (
     with_found_data,
     write_config,
 )
-from segjax.training.evaluation import (
-    Scores,
-    eval_scalars,
-    evaluate,
-    example_sheet,
-    headline,
-    make_eval_step,
-    preprocessing_of,
-)
+from segjax.training.evaluation import Scores, eval_scalars, evaluate, headline
 from segjax.training.metrics_writer import METRICS_FILE, MetricsWriter
 from segjax.training.objective import budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import differences, provenance, run_record
-from segjax.training.train_step import (
-    init_state,
-    learning_rate_leap,
-    make_model,
-    make_train_step,
-    network_size,
-)
+from segjax.training.state import init_state, learning_rate_leap, make_model, network_size, task_of
+from segjax.training.train_step import make_train_step
 
 SCORES_FILE = "scores.json"
 # Saved beside the loader's position: the step still has to be scored; config, code, device and data of its training;
@@ -114,13 +100,9 @@ def train(
     train_step = make_train_step(config, model, len(names), axis_name)
     train_step = mapping.map_step(train_step, arguments=3, donate=config.training.donate)
     hparams, plan, steps = hparams_from_config(config), phases(config), config.training.steps
-    if config.data.box_classes:
-        from segjax.training.detection import box_sheet, make_detector  # loaded for detectors only
-
-        predictor = make_detector(config, model, None)
-    else:
-        predictor = inference.Predictor(model.clone(axis_name=None), None, preprocessing_of(config, len(names)))
-    eval_step = mapping.map_step(make_eval_step(config, model, len(names), axis_name), arguments=3)
+    task = task_of(config)
+    predictor = task.make_predictor(config, model, None)
+    eval_step = mapping.map_step(task.make_eval_step(config, model, len(names), axis_name), arguments=3)
     preemption = hosts.Preemption()
     eval_step = preemption.watched(eval_step)
 
@@ -221,10 +203,7 @@ def train(
                     variables = parallel.local(mapping.unreplicate(state)).variables
                     shown = range(min(4, len(eval_source)))
                     predictor = predictor.with_variables(variables)
-                    if config.data.box_classes:
-                        sheet = box_sheet({"detections": predictor}, eval_source, config, shown)
-                    else:
-                        sheet = example_sheet({"prediction": predictor}, eval_source, shown)
+                    sheet = task.example_sheet({"prediction": predictor}, eval_source, config, shown)
                     logged, rank = eval_scalars(scores), headline(scores)
                     writer.scalars(step, logged)
                     writer.image(step, "eval/image_truth_prediction", sheet)

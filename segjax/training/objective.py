@@ -1,8 +1,7 @@
-"""The objective (pixel loss, uncertainty penalty, region loss), its traced hyperparameters and its gradient budget."""
+"""Traced hyperparameters of an objective, their phases, the losses by name, and the gradient budget."""
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,7 +14,6 @@ from segjax import losses
 from segjax.checks import AxisName
 from segjax.collectives import psum
 from segjax.data.labels import VOID
-from segjax.models import Segmentation
 
 
 class Hyperparams(NamedTuple):
@@ -142,80 +140,6 @@ def background_of(config: ConfigDict, num_classes: int) -> int | None:
     return 0 if options.loss in BINARY_LOSSES else num_classes if options.void == "class" else options.background
 
 
-# Parts of the objective that are means over pixels: each microbatch has a share in each.
-_SHARES = ("pixel_loss", "penalty", "margin_penalty", "outlier_loss")
-
-
-def make_objective(config: ConfigDict, num_classes: int) -> Callable:
-    r"""Builds `objective(output, labels, hparams, axis_name=None, share=None, outliers=None) -> (loss, parts)`.
-
-    .. math::
-        L = \frac{1}{N} \sum_i w_i \ell_i + \frac{C}{n} \sum_i v_i (1 - p_i(b)) + r R
-            + \frac{μ}{n} \sum_i m_i + \frac{λ}{|O|} \sum_{i \in O} u_i
-
-    ℓ is the pixel loss of the logits without dropout, p their probabilities, w the boundary weight (k on a boundary, 1
-    elsewhere), v the variance of the logits under dropout (mean over the classes), b the background class, R the
-    region loss, m the `losses.logit_margin_penalty`, O the pixels of pasted `outliers` (void in the labels), u their
-    `losses.uniform_cross_entropy`, and n the number of pixels that exist. N depends on `objective.normalizer`. With
-    OHEM the first sum is over `losses.hard_pixels` and N is their number; with the normalizer "positives" N counts all
-    positive pixels.
-
-    The gradient flows through v to the head and the features, and through p(b) to the logits. Labels `[B, H, W]` have
-    void 255, and a microbatch has its `microbatch_shares`. Results are over the global batch if `axis_name` names the
-    mapped axis. `parts` has "pixel_loss" and, where used, "penalty", "region_loss", "margin_penalty" and
-    "outlier_loss", without the factors C, r, μ and λ.
-    """
-    options = config.objective
-    per_pixel, region_loss = PIXEL_LOSSES[options.loss], REGION_LOSSES[options.region]
-    binary, background = options.loss in BINARY_LOSSES, background_of(config, num_classes)
-    void, mode, normalizer = options.void, options.boundary_mode, options.normalizer
-    region_classes = (1,) if binary else range(num_classes)
-
-    def objective(
-        output: Segmentation,
-        labels: Int[Array, "B H W"],
-        hparams: Hyperparams,
-        axis_name: str | None = None,
-        share: dict[str, Float[Array, ""]] | None = None,
-        outliers: Bool[Array, "B H W"] | None = None,
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        labels, where = targets(labels, num_classes, void)
-        share, mean = share or dict.fromkeys(_SHARES, 1), partial(losses.mean, axis_name=axis_name)
-        pixels = per_pixel(output.logits, labels, where, hparams)
-        weights, positives = None, None if background is None else labels != background
-        if hparams.boundary_factor is not None:
-            weights = losses.boundary_weights(labels, hparams.boundary_factor, mode=mode, where=where)
-        reduction = {"normalizer": normalizer, "axis_name": axis_name}
-        loss = share["pixel_loss"] * mined_mean(
-            pixels, hparams, where=where, weights=weights, positives=positives, **reduction
-        )
-        parts = {"pixel_loss": loss}
-        logits = output.logits
-        if binary:  # the same model as two classes
-            logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
-        if hparams.uncertainty_weight is not None:
-            analytic, sampled = output.logit_variance, output.mc_logits
-            variance = losses.mc_variance(sampled, where=where) if analytic is None else analytic.mean(-1)
-            penalties = losses.uncertainty_penalty(variance, logits, background, where=where)
-            parts["penalty"] = share["penalty"] * mean(penalties, where=where)
-            loss += hparams.uncertainty_weight * parts["penalty"]
-        if hparams.region_weight is not None:
-            kept = where & (labels < num_classes)
-            parts["region_loss"] = region_loss(logits, labels, where=kept, classes=region_classes, axis_name=axis_name)
-            loss += hparams.region_weight * parts["region_loss"]
-        if hparams.logit_margin is not None:
-            penalties = losses.logit_margin_penalty(logits, margin=hparams.logit_margin, where=where)
-            parts["margin_penalty"] = share["margin_penalty"] * mean(penalties, where=where)
-            loss += hparams.logit_margin_weight * parts["margin_penalty"]
-        if hparams.outlier_weight is not None:
-            unsure = losses.uniform_cross_entropy(logits, where=outliers)
-            parts["outlier_loss"] = share["outlier_loss"] * mean(unsure, where=outliers)
-            loss += hparams.outlier_weight * parts["outlier_loss"]
-        return loss, parts
-
-    return objective
-
-
 def mined_mean(
     per_pixel: Float[Array, "*pixels"],
     hparams: Hyperparams,
@@ -237,35 +161,6 @@ def mined_mean(
         per_pixel, counted = jnp.where(counted, per_pixel, 0), where
     options = {"positives": positives, "normalizer": normalizer, "axis_name": axis_name}
     return losses.mean(per_pixel, where=counted, weights=weights, **options)
-
-
-def microbatch_shares(
-    labels: Int[Array, "k b H W"],
-    config: ConfigDict,
-    num_classes: int,
-    axis_name: str | None,
-    outliers: Bool[Array, "k b H W"] | None = None,
-) -> dict[str, Float[Array, " k"]]:
-    """Returns the weight of each microbatch's mean in the mean over the whole batch.
-
-    The parts of the objective, times their shares and summed over the microbatches, equal those of the whole batch,
-    however unevenly the labelled pixels are distributed.
-    """
-
-    def count(pixels: jax.Array) -> Float[Array, " k"]:
-        return psum(pixels.sum(axis=(1, 2, 3), dtype=jnp.float32), axis_name)
-
-    labels, where = targets(labels, num_classes, config.objective.void)
-    kept = count(where)
-    shares = dict.fromkeys(("pixel_loss", "penalty", "margin_penalty"), kept / jnp.maximum(kept.sum(), 1))
-    if config.objective.normalizer == "positives":
-        positives = count((labels != background_of(config, num_classes)) & where)
-        # `losses.mean` divides by no less than 1.
-        shares["pixel_loss"] = jnp.maximum(positives, 1) / jnp.maximum(positives.sum(), 1)
-    if outliers is not None:
-        pasted = count(outliers)
-        shares["outlier_loss"] = pasted / jnp.maximum(pasted.sum(), 1)
-    return shares
 
 
 class GradientBudget(NamedTuple):

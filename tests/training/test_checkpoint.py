@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from segjax.training.checkpoint import CheckpointError, Checkpoints, restore_newest
-from segjax.training.train_step import init_state, make_model
+from segjax.training.state import init_state, make_model
 
 
 @pytest.fixture(scope="module")

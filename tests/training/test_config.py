@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from segjax.data import label_set, open_split
 from segjax.models import ResNet
 from segjax.models.pretrained import torch_name
-from segjax.training import ConfigError, StorageError, defaults, train, validate
+from segjax.training import ConfigError, StorageError, defaults, detection, train, validate
 from segjax.training.config import (
     FIELDS,
     NETWORKS,
@@ -31,9 +31,9 @@ from segjax.training.config import (
     read_config,
     with_found_data,
 )
-from segjax.training.detection import make_detector_objective
 from segjax.training.objective import hparams_at, hparams_from_config, phases
-from segjax.training.train_step import init_state, make_model, make_train_step
+from segjax.training.state import init_state, make_model
+from segjax.training.train_step import make_train_step
 
 
 def test_leaves_survive_json():
@@ -287,7 +287,7 @@ def test_train_refuses_every_wrong_value_and_writes_nothing(key, tmp_path, monke
 
 
 def test_train_names_a_missing_pretrained_file_before_it_writes(deeplab, tmp_path, monkeypatch):
-    monkeypatch.setattr("segjax.training.train_step._initial_variables", lambda *unused: {})  # which take seconds
+    monkeypatch.setattr("segjax.training.state._initial_variables", lambda *unused: {})  # which take seconds
     deeplab.model.pretrained = "nowhere.safetensors"
     with pytest.raises(ConfigError, match=r"config.model.pretrained: nowhere.safetensors"):
         train(deeplab, tmp_path / "run", console=Console(quiet=True))
@@ -557,5 +557,5 @@ def test_every_field_is_read(trained, tmp_path, record_reads):
         folder.model.name, folder.data.box_classes, folder.objective.loss = "retinanet", ("b",), "sigmoid_focal"
         open_split(folder.data, "train")
         make_model(folder, 2)
-        make_detector_objective(folder)
+        detection.make_objective(folder, 2)
     assert {name.rsplit(".")[-1] for name in leaves(defaults())} - trained.fields_read - others == set()

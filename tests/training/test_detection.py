@@ -26,16 +26,17 @@ from segjax.training import ConfigError, parallel, train, validate
 from segjax.training.config import from_leaves, leaves
 from segjax.training.detection import (
     ImageLosses,
-    augmented_boxes,
-    detector_shares,
-    make_detector_objective,
     make_image_losses,
+    make_objective,
+    make_truth,
     mean_losses,
-    score_detections,
+    microbatch_shares,
+    score_batches,
 )
 from segjax.training.evaluation import evaluate
 from segjax.training.objective import hparams_from_config
-from segjax.training.train_step import TrainState, init_state, make_model, split
+from segjax.training.state import TrainState, init_state, make_model
+from segjax.training.train_step import split
 
 SIZE = (64, 96)
 IMAGES = Path(__file__).parent.parent / "data" / "cases" / "predict_folder"
@@ -67,7 +68,7 @@ def test_objective_is_the_mean_loss_of_logits_and_boxes(options, detector):
     drawn = (RNG.normal(size=(2, count, n)).astype(np.float32) for n in (1, 4))
     output, hparams = DetectorOutput(*map(jnp.asarray, drawn)), hparams_from_config(detector)
     truth = image_boxes(jnp.asarray(IDS), 1, 20)
-    total, parts = jax.jit(make_detector_objective(detector))(output, truth, hparams)
+    total, parts = jax.jit(make_objective(detector, 2))(output, truth, hparams)
 
     targets = losses.anchor_targets(grid(detector), truth.boxes, truth.classes, 1, where=truth.where)
     z, t, where = output.logits, np.asarray(targets.classes), np.asarray(targets.where)[..., None]
@@ -105,7 +106,7 @@ def drawn_output(images):
 @pytest.fixture(scope="module")
 def value_and_gradient(detector_config):
     """Returns `f(output, gammas)`: the objective of focal loss and its gradients by the output, for every γ."""
-    objective, hparams = make_detector_objective(detector_config), hparams_from_config(detector_config)
+    objective, hparams = make_objective(detector_config, 2), hparams_from_config(detector_config)
     truth = image_boxes(jnp.asarray(IDS), 1, 20)
 
     def total(output, gamma):
@@ -139,7 +140,7 @@ def total_on(detector_config):
     """Returns `f(mesh)`: the objective of focal loss on OHEM 1:3, four images in all, and its gradients by scales."""
     config = detector_config.copy_and_resolve_references()
     config.objective.negatives_per_positive = 3.0
-    objective, hparams = make_detector_objective(config), hparams_from_config(config)
+    objective, hparams = make_objective(config, 2), hparams_from_config(config)
     # The third image has no object, and the fourth is void.
     ids = np.concatenate([IDS, np.zeros_like(IDS[:1]), np.full_like(IDS[:1], 255)])
     images = drawn_output(4), image_boxes(jnp.asarray(ids), 1, 20)
@@ -175,15 +176,15 @@ def test_objective_and_gradients_are_those_of_one_device(shape, total_on, total_
 
 
 @pytest.mark.parametrize("normalizer", ["positives", "valid"])
-def test_detector_shares_make_the_microbatches_equal_the_whole_batch(normalizer, detector):
+def test_microbatch_shares_make_the_microbatches_equal_the_whole_batch(normalizer, detector):
     detector.objective.normalizer = normalizer
-    objective, hparams = make_detector_objective(detector), hparams_from_config(detector)
+    objective, hparams = make_objective(detector, 2), hparams_from_config(detector)
     truth, output = image_boxes(jnp.asarray(IDS), 1, 20), drawn_output(2)
 
     @jax.jit
     def both(output, truth):
         halves = split((output, truth), 2)
-        shares = detector_shares(halves[1], detector, None)
+        shares = microbatch_shares(halves[1], detector, 2, None)
         found = jax.vmap(lambda output, truth, share: objective(output, truth, hparams, None, share))(*halves, shares)
         return objective(output, truth, hparams), jax.tree.map(lambda parts: parts.sum(axis=0), found), shares
 
@@ -192,14 +193,14 @@ def test_detector_shares_make_the_microbatches_equal_the_whole_batch(normalizer,
     assert shares["box_loss"][0] != shares["box_loss"][1]
 
 
-def test_augmented_boxes_of_annotations(detector):
+def test_make_truth_of_annotations(detector):
     detector.augment.flip, detector.augment.scale = False, (1.0, 1.0)
     drawn = np.array([[10, 10, 14, 14], [-48, -32, 96, 64], [0, 0, 96, 64], [0, 0, 9, 9]], np.float32)
     batch = {"boxes": jnp.broadcast_to(drawn, (16, 4, 4)), "classes": jnp.array([[0, 0, 0, -1]] * 16)}
     batch["image"] = jnp.zeros((16, *SIZE, 3), jnp.uint8)
     keys = example_keys(jax.random.key(0), 0, jnp.arange(16))
     labels, crop = jnp.zeros((16, *SIZE), jnp.int32), jnp.float32(0.51)
-    found = jax.jit(augmented_boxes, static_argnums=3)(batch, labels, keys, FrozenConfigDict(detector), crop)
+    found = jax.jit(make_truth, static_argnums=3)(batch, labels, keys, FrozenConfigDict(detector), crop)
     # The window has 26 % of the image: of the third box, just more than `MIN_VISIBLE`, and 12 % of the second.
     assert found.where.sum(axis=0).tolist()[1:] == [0, 16, 0]
     np.testing.assert_allclose(found.boxes[:, 2], [[0, 0, 96, 64]] * 16)
@@ -213,7 +214,7 @@ def test_augmented_boxes_of_annotations(detector):
 def test_image_losses_add_up_to_the_objective(normalizer, scale, detector):
     detector.objective.normalizer, detector.objective.box_beta = normalizer, 0.5
     hparams, truth, output = hparams_from_config(detector), image_boxes(jnp.asarray(IDS), 1, 20), drawn_output(2)
-    _, expected = jax.jit(make_detector_objective(detector))(output, truth, hparams)
+    _, expected = jax.jit(make_objective(detector, 2))(output, truth, hparams)
     larger, sizes = truth._replace(boxes=truth.boxes * scale), jnp.array([SIZE] * 2) * scale
     rows = jax.jit(make_image_losses(detector))(output, larger, sizes, hparams)
     assert rows.matched.shape == (2,)
@@ -313,11 +314,11 @@ def drawn_detections(truth):
     return found._replace(classes=found.classes.astype(np.int32))
 
 
-def test_score_detections_of_annotations_equals_pycocotools(coco_detector, coco_root, capsys):
+def test_score_batches_of_annotations_equals_pycocotools(coco_detector, coco_root, capsys):
     source = open_split(coco_detector.data, "val")
     truth = source.objects(range(4))
     found = drawn_detections(truth)
-    scores = score_detections([{"index": np.arange(4), "detections": found}], source, coco_detector)
+    scores = score_batches([{"index": np.arange(4), "detections": found}], source, coco_detector)
     assert sum(scores["objects"]) == (truth.where & ~truth.crowd).sum() < truth.where.sum()
 
     official, results = COCO(coco_root / "annotations" / "instances_val2017.json"), []

@@ -16,10 +16,10 @@ from segjax import metrics
 from segjax.data import DataError, open_split
 from segjax.storage import StorageError, reserve
 from segjax.trained_run import load_run, score_run
-from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, loop, train
+from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, loop, segmentation, train
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.provenance import run_record
-from segjax.training.train_step import init_state, learning_rate_at, make_model
+from segjax.training.state import init_state, learning_rate_at, make_model
 
 VITAL = ("loss", "grad_norm", "param_norm")
 
@@ -52,7 +52,7 @@ def fake(tiny, monkeypatch):
     scores = {"classes": ["background", "debris"], "images": 6}
     scores |= {k: np.asarray(v).tolist() for k, v in metrics.segmentation_scores(np.array([[5, 1], [1, 2]])).items()}
     monkeypatch.setattr(loop, "evaluate", lambda *arguments: dict(scores))
-    monkeypatch.setattr(loop, "example_sheet", lambda *arguments: np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(segmentation, "example_sheet", lambda *arguments: np.zeros((2, 2, 3), np.uint8))
     tiny.model.width, tiny.model.depth = 2, 1
 
     def make(**bad):

@@ -28,11 +28,11 @@ from segjax.trained_run import (
 )
 from segjax.training import defaults, open_split
 from segjax.training.config import DETECTORS, FIELDS, NETWORKS, ConfigError, from_leaves, leaves
-from segjax.training.detection import make_detector
-from segjax.training.evaluation import make_eval_step, preprocessing_of
-from segjax.training.evaluation import scores as evaluation_scores
+from segjax.training.detection import make_predictor
 from segjax.training.objective import hparams_from_config
-from segjax.training.train_step import init_state, make_model
+from segjax.training.segmentation import make_eval_step
+from segjax.training.segmentation import scores as evaluation_scores
+from segjax.training.state import init_state, make_model, preprocessing_of
 
 
 def test_eval_step_counts_every_labelled_pixel_at_native_resolution(parts, batch):
@@ -356,7 +356,7 @@ def test_predictor_record_changes_with_every_config_field_that_changes_the_mask(
 def test_detector_record_changes_with_every_config_field_that_changes_the_boxes(network):
     def record(**changed):
         config = from_leaves(leaves(base) | changed)
-        return make_detector(config, model_of(config), {}).record()
+        return make_predictor(config, model_of(config), {}).record()
 
     base = defaults()
     base.data.name, base.data.class_names = "folder", ("a", "b")

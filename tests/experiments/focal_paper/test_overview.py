@@ -6,7 +6,7 @@ import pytest
 from experiments.focal_paper import overview
 from segjax.data import label_set
 from segjax.trained_run import TrainedRun
-from segjax.training.train_step import init_state, make_model
+from segjax.training.state import init_state, make_model
 
 
 @pytest.fixture
