@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key, Shaped
 from segjax.data.labels import VOID
 from segjax.data.resize import equal_sizes, fit_within, nearest_pixels, resize
 
-# Folded into an example's key, for random numbers other than those of `augment`.
-_OUTLIERS = np.uint32(1)
+# Folded into an example's key, for random numbers that do not change the others of `augment`.
+_OUTLIERS, _RARE = np.uint32(1), np.uint32(2)
 
 
 def example_keys(
@@ -70,6 +70,8 @@ def augment(
     std: Sequence[float],
     sizes: Integer[ArrayLike, "b 2"] | None = None,
     letterbox: bool = False,
+    rare_classes: Sequence[int] = (),
+    rare_crops: Float[ArrayLike, ""] = 0.0,
 ) -> tuple[Float[Array, "b h w c"], Int[Array, "b h w"]]:
     """Applies random crop and zoom in one resampling, flip, rotation, brightness and contrast, and normalises.
 
@@ -80,6 +82,11 @@ def augment(
     A letterboxed source is resized by one factor to `fit_within(sizes, size)`, in the top left corner of the output.
     The window has the proportions of the output, and extends beyond the source at the bottom or the right only where
     it is larger.
+
+    A share `rare_crops` of the windows contain a rare pixel: of one of the `rare_classes` in the image, each with the
+    same chance, any pixel. The position is uniform over all windows in the source that contain the pixel. (nnU-Net
+    centres the window, so that its rare pixels are more often at the centre.) Zoom, flip and colours are those without
+    rare crops. A rotation may turn the pixel out of the output.
 
     Args:
         images: uint8 or float32 `[B, H, W, C]` in 0..255, any C.
@@ -96,6 +103,10 @@ def augment(
         std: standard deviation, like `mean`.
         sizes: (height, width) of each image in the top left corner of its array, `[B, 2]`; None: all of the array.
         letterbox: keep the proportions of the image; False: stretch it to those of `size`.
+        rare_classes: values of `labels`; static. (): no rare crops.
+        rare_crops: the probability of a rare crop, in [0, 1]; traced. Images without a rare class are not affected.
+
+    References: Isensee et al., nnU-Net, Nature Methods 2021 (oversampling of foreground patches).
 
     Raises: TypeError unless images and labels are as above; ValueError if a shape or a setting is out of range.
     """
@@ -113,13 +124,17 @@ def augment(
     if not (brightness >= 0 and contrast >= 0):
         raise ValueError(f"brightness and contrast must not be negative; got {brightness} and {contrast}")
 
+    if not isinstance(rare_crops, jax.core.Tracer) and not 0 <= float(rare_crops) <= 1:
+        raise ValueError(f"rare_crops must be in [0, 1]; got {rare_crops}")
+
     margin = _margin(size, rotation)
 
     def augment_one(
         image: jax.Array, label: jax.Array, key: jax.Array, own_size: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         own = label.shape if own_size is None else own_size
-        window = _draw_window(key, own, size, crop_fraction, flip, scale, rotation, letterbox)
+        rare = _draw_rare_pixel(key, label, rare_classes, rare_crops) if rare_classes else None
+        window = _draw_window(key, own, size, crop_fraction, flip, scale, rotation, letterbox, rare)
         (height, width), (corner, zoom, side, flips, radians, bright, contrasts) = own, window
         # Normalised first (resampling is linear), so that the 0 outside the source is the mean. The margin around the
         # window is wide enough for a second resampling that rotates by any angle.
@@ -235,8 +250,9 @@ def _draw_window(
     scale: tuple[float, float],
     rotation: float,
     letterbox: bool,
+    rare: tuple[Int[Array, "2"], Bool[Array, ""]] | None = None,
 ) -> _Window:
-    """Draws the window of one image of height and width `source_size`; see `augment`."""
+    """Draws the window of one image of height and width `source_size`; see `augment` and `_draw_rare_pixel`."""
     top, left, enlarge, flips, turn, bright, contrast = jax.random.uniform(key, (7,))
     side = crop_fraction / (scale[0] + enlarge * (scale[1] - scale[0]))
     height, width = source_size
@@ -244,11 +260,38 @@ def _draw_window(
     if letterbox:
         fitted = fit_within(jnp.asarray((height, width)), size).astype(jnp.float32)
         frame = source * output / fitted  # the output in pixels of the source
-        free = jnp.minimum(frame * (1 - side), jnp.maximum(source - frame * side, 0))
-        corner, zoom = jnp.stack([top, left]) * free, fitted / (source * side)
+        free, zoom = jnp.minimum(frame * (1 - side), jnp.maximum(source - frame * side, 0)), fitted / (source * side)
     else:
-        corner, zoom = jnp.stack([top, left]) * source * (1 - side), output / (source * side)
+        free, zoom = source * (1 - side), output / (source * side)
+    first, last = jnp.zeros_like(free), free  # of the corner
+    if rare is not None:
+        (pixel, is_rare), last_inside = rare, jnp.maximum(free, 0)
+        containing = (jnp.clip(at, 0, last_inside) for at in (pixel + 1 - output / zoom, pixel))
+        first, last = (
+            jnp.where(is_rare & (free > 0), one, other) for one, other in zip(containing, (first, last), strict=True)
+        )
+    corner = first + jnp.stack([top, left]) * (last - first)
     return _Window(corner, zoom, side, flip & (flips < 0.5), jnp.deg2rad(rotation * (2 * turn - 1)), bright, contrast)
+
+
+def _draw_rare_pixel(
+    key: Key[Array, ""], label: Integer[Array, "H W"], rare_classes: Sequence[int], rare_crops: Float[ArrayLike, ""]
+) -> tuple[Int[Array, "2"], Bool[Array, ""]]:
+    """Draws a pixel of a rare class, and True if the window has to contain it; see `augment`."""
+    chance, by_class, by_row, by_column = jax.random.uniform(jax.random.fold_in(key, _RARE), (4,))
+    rows = jnp.stack([(label == value).sum(axis=1, dtype=jnp.int32) for value in rare_classes])  # pixels per row
+    occurs = rows.any(axis=1)
+    chosen = _draw_index(occurs, by_class)
+    row = _draw_index(rows[chosen], by_row)
+    column = _draw_index(label[row] == jnp.asarray(rare_classes, label.dtype)[chosen], by_column)
+    return jnp.stack([row, column]), (chance < rare_crops) & occurs.any()
+
+
+def _draw_index(weights: Shaped[Array, "n"], uniform: Float[Array, ""]) -> Int[Array, ""]:
+    """Draws an index with a probability proportional to its weight, which is an integer or boolean."""
+    until = jnp.cumsum(weights, dtype=jnp.int32)
+    index = jnp.searchsorted(until, (uniform * until[-1]).astype(jnp.int32), side="right")
+    return jnp.minimum(index, len(weights) - 1).astype(jnp.int32)
 
 
 def paste_outliers(

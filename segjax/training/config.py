@@ -205,6 +205,14 @@ FIELDS = {
     "data.on_error": Field("raise", "what to do with a bad image or mask, before training", ("raise", "skip")),
     "data.workers": Field(1, "loader processes; 0: read in the training process", range="[0, 256]"),
     "augment.crop_fraction": _traced(1.0, "side of the random crop as a fraction of the image's side", range=FRACTION),
+    "augment.rare_crops": _number(
+        "share of the crops that contain a pixel of a rare class (a third in nnU-Net); None: off",
+        range=FRACTION,
+        traced=True,
+    ),
+    "augment.rare_classes": Field(
+        (), "classes of the rare crops, each with the same chance; (): of two classes the rare one", item=str
+    ),
     "augment.flip": Field(True, "flip half of the images left to right"),
     "augment.scale": Field((1.0, 1.0), "lowest and highest factor of the random zoom", range=POSITIVE, length=2),
     "augment.rotation": Field(0.0, "largest rotation in degrees, in both directions", range="[0, 180]"),
@@ -591,6 +599,16 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
             f"config.augment.outliers = {pasted} needs config.objective.void = 'ignore'; with 'class' the network "
             "would learn the fragments as void"
         )
+    if config.augment.rare_classes and config.augment.rare_crops is None:
+        yield (
+            f"config.augment.rare_classes = {config.augment.rare_classes!r} needs config.augment.rare_crops; set it, "
+            "for example to 0.33"
+        )
+    if config.augment.rare_crops is not None and pasted and data.letterbox:
+        yield (
+            f"config.augment.rare_crops = {config.augment.rare_crops!r} does not work with config.augment.outliers in "
+            "a letterbox: leave one of the three out"
+        )
     if objective.void == "class" and data.letterbox:
         yield (
             "config.objective.void must be 'ignore' with config.data.letterbox, whose padding would be learned; "
@@ -638,6 +656,7 @@ _DETECTOR_FIELDS = ("data.box_classes", "data.max_boxes", "objective.positive_io
 _DETECTOR_FIELDS += ("objective.box_weight", "objective.box_beta")
 _MAP_FIELDS = ("model.members", "model.dropout", "model.num_samples", "model.dropout_rate", "model.dropout_mask")
 _MAP_FIELDS += ("model.deep_dropout", "model.deep_dropout_rate", "data.unseen_classes", "augment.outliers")
+_MAP_FIELDS += ("augment.rare_crops", "augment.rare_classes")
 _MAP_FIELDS += ("objective.boundary_factor", "objective.region", "objective.uncertainty_weight", "objective.background")
 _MAP_FIELDS += ("objective.logit_margin", "training.gradient_budget")
 
@@ -696,6 +715,12 @@ def _phase_problems(config: ConfigDict) -> Iterator[str]:
         yield (
             f"config.optimizer.learning_rate = {config.optimizer.learning_rate!r} has no effect with "
             f"config.training.phases, whose highest rate is {peak!r}: set them equal, or change the phases"
+        )
+    crops = min((phase[0] for phase in phases), default=config.augment.crop_fraction)
+    if config.augment.rare_crops is not None and crops == 1 and config.augment.scale[1] <= 1:
+        yield (
+            f"config.augment.rare_crops = {config.augment.rare_crops!r} has no effect without crops: set "
+            "config.augment.crop_fraction below 1, for example to 0.5"
         )
     if phases and config.augment.crop_fraction != 1:
         yield (

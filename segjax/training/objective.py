@@ -24,6 +24,7 @@ class Hyperparams(NamedTuple):
 
     learning_rate: Float[Array, ""]  # peak of the schedule
     crop_fraction: Float[Array, ""]  # in (0, 1], side of the training crop as a fraction of the image's side
+    rare_crops: Float[Array, ""] | None  # in (0, 1], share of the crops that contain a rare pixel
     gamma: Float[Array, ""]  # γ ≥ 0, focusing parameter of the focal losses
     beta: Float[Array, ""]  # β, shift of FL*
     alpha: Float[Array, ""] | None  # in [0, 1], weight of class 1 against 1 - α for class 0 (sigmoid losses)
@@ -51,6 +52,7 @@ def hparams_from_config(config: ConfigDict) -> Hyperparams:
     values |= {
         "learning_rate": config.optimizer.learning_rate,
         "crop_fraction": config.augment.crop_fraction,
+        "rare_crops": config.augment.rare_crops,
         "class_weights": objective.class_weights or None,
         "region_weight": None if objective.region == "none" else objective.region_weight,
         "logit_margin_weight": None if objective.logit_margin is None else objective.logit_margin_weight,

@@ -69,6 +69,7 @@ def make_model(
         raise ConfigError(
             f"config.objective.background must be a class of {name}, 0 to {num_classes - 1}; got {background}"
         )
+    rare_train_ids(config)  # refuses unknown names before the data set is opened
     head_bias = None
     if prior:  # in float64, where 1 - π of a rare class with π = 1e-8 is not rounded to 1
         bias = (losses.prior_bias if binary else losses.prior_bias_softmax)(np.asarray(prior, np.float64))
@@ -101,6 +102,27 @@ def make_model(
         option = f"config.model.{field}" if field else f"config.model of {config.model.name}: {argument}"
         raise ConfigError(f"{option} {problem}") from error
     return model if config.model.members == 1 else Ensemble(model, config.model.members, num_classes)
+
+
+def rare_train_ids(config: ConfigDict) -> tuple[int, ...]:
+    """Returns the train ids of the classes of the rare crops; () without rare crops.
+
+    Raises:
+      ConfigError: a name is not a class, or no class is named for more than two.
+    """
+    names = tuple(config.augment.rare_classes)
+    if config.augment.rare_crops is None:
+        return ()
+    labels = data.label_set(config.data)
+    if not names and labels.num_classes == 2:
+        return (labels.rare,)
+    unknown = [name for name in names if name not in labels.names]
+    if unknown or not names:
+        raise ConfigError(
+            f"config.augment.rare_classes must name classes of {config.data.name}, {', '.join(labels.names)}; got "
+            f"{names!r}"
+        )
+    return tuple(labels.names.index(name) for name in names)
 
 
 @flax.struct.dataclass

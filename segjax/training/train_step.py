@@ -16,7 +16,7 @@ from segjax.data.labels import VOID
 from segjax.inference.forward import Ensemble
 from segjax.models import Network, RetinaNet
 from segjax.training.objective import Hyperparams, gradient_budget, targets
-from segjax.training.state import TrainState, make_optimizer, schedule, task_of
+from segjax.training.state import TrainState, make_optimizer, rare_train_ids, schedule, task_of
 
 # Folded into the run's key where augmentation folds in the step, which never gets this large.
 _DROPOUT = np.uint32(2**32 - 1)
@@ -72,19 +72,23 @@ def make_train_step(
     augmentation = {name: config.augment[name] for name in ("flip", "rotation", "brightness", "contrast")}
     augmentation |= {"scale": tuple(config.augment.scale), "size": tuple(data.size)}
     augmentation |= {"mean": tuple(data.mean), "std": tuple(data.std), "letterbox": data.letterbox}
+    augmentation |= {"rare_classes": rare_train_ids(config)}
 
     def step(state: TrainState, batch: dict[str, jax.Array], hparams: Hyperparams):
         keys = example_keys(state.key, state.step, batch["index"])
         # COCO's boxes come without labels.
         labels = batch["label"] if "label" in batch else jnp.zeros(batch["image"].shape[:3], jnp.uint8)
         arrays, sizes = (batch["image"], labels, keys), batch.get("size")
-        images, labels = augment(*arrays, crop_fraction=hparams.crop_fraction, sizes=sizes, **augmentation)
+        crops = {"crop_fraction": hparams.crop_fraction}
+        if hparams.rare_crops is not None:
+            crops["rare_crops"] = hparams.rare_crops
+        images, labels = augment(*arrays, sizes=sizes, **crops, **augmentation)
         outliers = None
         if config.augment.outliers:
             inside = None
             if data.letterbox:  # labels of 0 become void in the padding alone
                 zeros = (arrays[0], jnp.zeros_like(arrays[1]), keys)
-                inside = augment(*zeros, crop_fraction=hparams.crop_fraction, sizes=sizes, **augmentation)[1] != VOID
+                inside = augment(*zeros, sizes=sizes, **crops, **augmentation)[1] != VOID
             images, labels, outliers = paste_outliers(images, labels, keys, config.augment.outliers, inside)
         truth = task.make_truth(batch, labels, keys, config, hparams.crop_fraction)
         dropout_key = jax.random.fold_in(jax.random.fold_in(state.key, _DROPOUT), state.step)

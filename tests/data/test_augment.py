@@ -23,7 +23,7 @@ NEUTRAL = {
     "mean": (0.4,),
     "std": (0.2,),
 }
-STATIC = ("size", "flip", "scale", "rotation", "brightness", "contrast", "mean", "std", "letterbox")
+STATIC = ("size", "flip", "scale", "rotation", "brightness", "contrast", "mean", "std", "letterbox", "rare_classes")
 jitted = jax.jit(augment, static_argnames=STATIC)
 jitted_prepare = jax.jit(prepare, static_argnames=("size", "mean", "std", "letterbox"))
 
@@ -275,6 +275,63 @@ def test_augment_crop_position_is_uniform():
     assert np.abs(place - uniform[:, None]).max() < 1.63 / np.sqrt(count)  # Kolmogorov-Smirnov at 1 %
 
 
+def rare_scene(*pixels: tuple[int, int, int], batch: int = 512) -> tuple[jax.Array, jax.Array]:
+    """Returns images and labels of 0 with a few labelled pixels, (class, row, column), the same in each."""
+    labels = np.zeros((batch, 48, 64), np.uint8)
+    for value, row, column in pixels:
+        labels[:, row, column] = value
+    return jnp.zeros((*labels.shape, 1), jnp.uint8), jnp.asarray(labels)
+
+
+# A window of 12 × 16 pixels, of which the output shows each one twice.
+RARE = {"crop_fraction": 0.25, "rare_classes": (1, 2)}
+
+
+@pytest.mark.parametrize("settings", [{}, {"flip": True}, {"letterbox": True}], ids=["plain", "flip", "letterbox"])
+@pytest.mark.parametrize("at", [(0, 0), (47, 63), (20, 31)])
+def test_augment_rare_crops_contain_a_rare_pixel(at, settings):
+    _, labels = run(*rare_scene((1, *at)), **RARE, **settings, rare_crops=1.0)
+    assert bool((labels == 1).any(axis=(1, 2)).all())
+
+
+def test_augment_rare_crops_of_padded_images_stay_inside():
+    images, labels = rare_scene((1, 17, 19), batch=64)
+    _, shown = run(images, labels, **RARE, rare_crops=1.0, sizes=jnp.tile(jnp.array([[24, 32]]), (64, 1)))
+    assert bool((shown == 1).any(axis=(1, 2)).all())
+    assert not bool((shown == VOID).any())
+
+
+def test_augment_rare_crops_have_the_pixel_anywhere():
+    _, labels = run(*rare_scene((1, 24, 32)), **RARE, rare_crops=1.0)
+    for axis in (1, 2):
+        at = np.argmax((np.asarray(labels) == 1).any(axis=3 - axis), axis=1) / labels.shape[axis]
+        np.testing.assert_allclose(np.quantile(at, (0.25, 0.5, 0.75)), (0.25, 0.5, 0.75), atol=0.08)
+
+
+def test_augment_rare_crops_choose_the_class_before_the_pixel():
+    images, labels = rare_scene((2, 4, 60))
+    labels = labels.at[:, 30:, :20].set(1)  # 360 pixels against one
+    _, shown = run(images, labels, **RARE, rare_crops=1.0)
+    assert 0.43 < float((shown == 2).any(axis=(1, 2)).mean()) < 0.57
+
+
+def test_augment_rare_crops_are_a_share():
+    images, labels = rare_scene((1, 0, 0))  # a uniform window almost never contains a corner
+    _, shown = run(images, labels, **RARE, rare_crops=0.3)
+    assert 0.23 < float((shown == 1).any(axis=(1, 2)).mean()) < 0.38
+
+
+@pytest.mark.parametrize("change", [{"rare_crops": 0.0}, {"rare_classes": (7,), "rare_crops": 1.0}])
+def test_augment_without_a_rare_crop_is_unchanged(change):
+    images, labels = scene()
+    plain = run(images, labels, crop_fraction=0.5, flip=True)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        run(images, labels, **{**RARE, "crop_fraction": 0.5, "flip": True, **change}),
+        plain,
+    )
+
+
 def test_augment_never_mixes_labels():
     images, labels = scene()
     strange = jnp.array([0, 7, 200, 254], jnp.uint8)[labels]
@@ -362,6 +419,7 @@ def test_augment_on_tpu_has_no_gather_and_the_same_labels(monkeypatch):
         ({"crop_fraction": 0.0}, ValueError, r"crop_fraction must be in \(0, 1\]; got 0.0"),
         ({"scale": (1.2, 0.8)}, ValueError, r"0 < lo <= hi; got \(1.2, 0.8\)"),
         ({"rotation": -1.0}, ValueError, r"\[0, 180\] degrees; got -1.0"),
+        ({"rare_classes": (1,), "rare_crops": 1.5}, ValueError, r"rare_crops must be in \[0, 1\]; got 1.5"),
         ({"contrast": -0.1}, ValueError, "must not be negative; got 0.0 and -0.1"),
     ],
 )

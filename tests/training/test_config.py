@@ -78,6 +78,7 @@ GROUPS = [
         SIGMOID,
         {
             "augment.crop_fraction": (0.5, 0.75),
+            "augment.rare_crops": (0.3, 0.6),
             "model.dropout_rate": (0.1, 0.3),
             "model.deep_dropout_rate": (0.1, 0.3),
             "objective.gamma": (0.0, 2.0),
@@ -226,6 +227,34 @@ def test_validate_wrong_value(key, value, message):
 def test_validate_outliers(changes, message):
     with pytest.raises(ConfigError, match=message):
         validate(from_leaves(leaves(defaults()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"augment.rare_classes": ("debris",)}, r"rare_classes = \('debris',\) needs config.augment.rare_crops"),
+        ({"augment.rare_crops": 0.3}, r"rare_crops = 0.3 has no effect without crops"),
+        ({"augment.rare_crops": 0.3, "augment.scale": (0.5, 1.0)}, r"rare_crops = 0.3 has no effect without crops"),
+        (
+            {
+                "augment.rare_crops": 0.3,
+                "augment.crop_fraction": 0.5,
+                "augment.outliers": 1,
+                "objective.outlier_weight": 1.0,
+                "data.letterbox": True,
+            },
+            r"rare_crops = 0.3 does not work with config.augment.outliers in a letterbox",
+        ),
+    ],
+)
+def test_validate_rare_crops(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(from_leaves(leaves(defaults()) | changes))
+
+
+@pytest.mark.parametrize("changes", [{"augment.crop_fraction": 0.5}, {"augment.scale": (1.0, 2.0)}])
+def test_validate_rare_crops_with_crops(changes):
+    validate(from_leaves(leaves(defaults()) | {"augment.rare_crops": 0.3} | changes))
 
 
 def test_validate_label_smoothing_of_another_loss():

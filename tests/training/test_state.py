@@ -1,5 +1,7 @@
 """The network of a config, the initial state and the optimizer."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 from segjax.training import ConfigError
-from segjax.training.state import init_state, make_model, make_optimizer, schedule
+from segjax.training.state import init_state, make_model, make_optimizer, rare_train_ids, schedule
 
 RNG = np.random.default_rng(0)
 
@@ -51,6 +53,23 @@ def test_make_model_refuses_what_does_not_fit_the_classes(tiny, fields, classes,
     tiny.update_from_flattened_dict(fields)
     with pytest.raises(ConfigError, match=message):
         make_model(tiny, classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "expected"), [("road_debris", (), (1,)), ("camvid", ("pole", "bicyclist"), (2, 10))]
+)
+def test_rare_train_ids(tiny, name, classes, expected):
+    assert rare_train_ids(tiny) == ()
+    tiny.data.name, tiny.augment.rare_crops, tiny.augment.rare_classes = name, 0.3, classes
+    assert rare_train_ids(tiny) == expected
+
+
+@pytest.mark.parametrize(("name", "classes"), [("camvid", ()), ("camvid", ("poles",)), ("road_debris", ("crack",))])
+def test_rare_train_ids_unknown(tiny, name, classes):
+    tiny.data.name, tiny.augment.rare_crops, tiny.augment.rare_classes = name, 0.3, classes
+    expected = f"config.augment.rare_classes must name classes of {name}, .*; got {re.escape(str(classes))}"
+    with pytest.raises(ConfigError, match=expected):
+        rare_train_ids(tiny)
 
 
 # Optimizer and learning rate.

@@ -104,6 +104,17 @@ def test_step_remat_and_plain_give_the_same_update(full, full_config, batch, cha
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_step_with_rare_crops_sees_the_rare_pixel_in_every_image(tiny, batch):
+    tiny.model.width, tiny.model.depth, tiny.training.gradient_budget = 2, 1, True
+    tiny.augment.crop_fraction, tiny.augment.rare_crops = 0.5, 1.0
+    examples = batch()
+    examples["label"][:] = 0
+    examples["label"][:, -1, -1] = 1
+    step, state, hparams = compiled(tiny)
+    pixels = step(state, examples, hparams)[1]["budget"].pixels[1].sum()
+    assert int(pixels) >= len(examples["label"])
+
+
 # Ensembles.
 
 
