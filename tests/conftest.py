@@ -15,10 +15,12 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 # On two busy cores a collective of four devices may take longer than the 40 s after which XLA ends the process.
 # XLA's scheduler for CPUs may run independent collectives in another order on each device, which then wait forever.
+# XLA divides a program among the cores to compile it, which costs a tenth more where every core has tests of its own.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     " --xla_cpu_collective_call_terminate_timeout_seconds=300"
     " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    " --xla_cpu_parallel_codegen_split_count=1"
 )
 # XLA's older code generator compiles in less time, and `make test` sets the variable. The slow tests, and the second
 # interpreter, whose jaxlib does not have it, use the one that users run.
@@ -75,7 +77,8 @@ def page():
 @pytest.fixture(scope="session")
 def process_environment():
     """Returns the environment of a child process with one device and fast compilation."""
-    xla = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "fusion_emitters" in flag)
+    kept = ("fusion_emitters", "codegen_split")
+    xla = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if any(name in flag for name in kept))
     return os.environ | {"COLUMNS": "120", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": xla}
 
 

@@ -31,8 +31,9 @@ def test_config_is_valid_and_its_header_has_data_and_command(module):
 @pytest.mark.parametrize(("module", "preset", "data"), SWEEPS, ids=lambda one: getattr(one, "__name__", one))
 def test_sweep_cells_are_valid_and_have_unique_names(module, preset, data):
     seeds = module.get_seeds(preset, data)
-    cells = paper_report.make_cells(module, preset, data)  # raises for an invalid config or a repeated name
-    assert len(cells) % len(seeds) == 0
+    assert len(set(seeds)) == len(seeds) > 0
+    # It raises for an invalid config or a repeated name. The cells of another seed differ in the seed alone.
+    assert paper_report.make_cells(module, preset, data, seeds=seeds[:1])
     assert preset in module.__doc__.partition("TIME: ")[2]  # the cost
 
 
