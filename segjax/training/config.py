@@ -289,6 +289,9 @@ FIELDS = {
     "objective.negatives_per_positive": _number("OHEM: hardest negatives per positive; None: all", traced=True),
     "objective.region": Field("none", "region loss to add", tuple(REGION_LOSSES)),
     "objective.region_weight": _traced(1.0, "factor of the region loss", range=NONNEGATIVE),
+    "objective.tversky_alpha": _traced(0.5, "region 'tversky': weight α of false positives", range=NONNEGATIVE),
+    "objective.tversky_beta": _traced(0.5, "region 'tversky': weight β of false negatives", range=NONNEGATIVE),
+    "objective.tversky_gamma": _traced(1.0, "region 'tversky': exponent γ of the focal Tversky loss", range="[1, inf)"),
     "objective.uncertainty_weight": _number("factor C of the uncertainty penalty; None: off", traced=True),
     "objective.label_smoothing": _number(
         "softmax_cross_entropy: ε of the label smoothing; None: off", range=PROBABILITY, traced=True
@@ -621,6 +624,17 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         )
     if objective.class_weights and not any(objective.class_weights):
         yield f"config.objective.class_weights must not all be 0, or nothing is learnt; got {objective.class_weights!r}"
+    for key in ("tversky_alpha", "tversky_beta", "tversky_gamma"):
+        default = FIELDS[f"objective.{key}"].default
+        if objective.region != "tversky" and objective[key] != default:
+            yield (
+                f"config.objective.{key} belongs to config.objective.region = 'tversky': leave it at {default}; got "
+                f"{objective[key]!r}"
+            )
+    if objective.region == "lovasz_hinge" and objective.loss not in BINARY_LOSSES:
+        yield (
+            f"config.objective.region = 'lovasz_hinge' belongs to sigmoid losses; with {objective.loss} take 'lovasz'"
+        )
     yield from (_binary_problems if objective.loss in BINARY_LOSSES else _softmax_problems)(objective)
 
 

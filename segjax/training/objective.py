@@ -35,6 +35,9 @@ class Hyperparams(NamedTuple):
     hard_threshold: Float[Array, ""] | None  # smallest loss of a pixel that contributes
     negatives_per_positive: Float[Array, ""] | None  # number of hardest negatives per positive pixel
     region_weight: Float[Array, ""] | None  # factor r of the region loss
+    tversky_alpha: Float[Array, ""] | None  # α ≥ 0, weight of false positives in the Tversky loss
+    tversky_beta: Float[Array, ""] | None  # β ≥ 0, weight of false negatives
+    tversky_gamma: Float[Array, ""] | None  # γ ≥ 1, focal exponent
     uncertainty_weight: Float[Array, ""] | None  # factor C of the uncertainty penalty
     label_smoothing: Float[Array, ""] | None  # ε in [0, 1), of the softmax cross entropy
     logit_margin: Float[Array, ""] | None  # m ≥ 0, largest difference of logits without a penalty
@@ -49,6 +52,8 @@ def hparams_from_config(config: ConfigDict) -> Hyperparams:
     """Returns the traced hyperparameters of `config`."""
     objective = config.objective
     values = {name: objective[name] for name in Hyperparams._fields if name in objective}
+    if objective.region != "tversky":
+        values |= dict.fromkeys(("tversky_alpha", "tversky_beta", "tversky_gamma"))
     values |= {
         "learning_rate": config.optimizer.learning_rate,
         "crop_fraction": config.augment.crop_fraction,
@@ -107,15 +112,18 @@ BINARY_LOSSES: dict[str, Callable] = {
     "hinge": lambda z, y, w, h: losses.hinge_loss(z[..., 0], y, where=w),
 }
 PIXEL_LOSSES = SOFTMAX_LOSSES | BINARY_LOSSES
+# Functions of logits z of at least two classes, labels y, the mask w of the counted pixels, the hyperparameters h, the
+# classes c that count, and the device axis a. The Lovász losses are of all outputs; w leaves out every pixel of void.
 REGION_LOSSES: dict[str, Callable | None] = {
     "none": None,
-    "dice": losses.dice_loss,
-    "generalized_dice": losses.generalized_dice_loss,
-    "jaccard": losses.jaccard_loss,
-    # Its classes are all outputs; `where` leaves out every pixel of void.
-    "lovasz": lambda z, y, *, where, classes, axis_name: losses.lovasz_softmax_loss(
-        z, y, where=where, axis_name=axis_name
+    "dice": lambda z, y, w, h, c, a: losses.dice_loss(z, y, where=w, classes=c, axis_name=a),
+    "generalized_dice": lambda z, y, w, h, c, a: losses.generalized_dice_loss(z, y, where=w, classes=c, axis_name=a),
+    "jaccard": lambda z, y, w, h, c, a: losses.jaccard_loss(z, y, where=w, classes=c, axis_name=a),
+    "tversky": lambda z, y, w, h, c, a: losses.tversky_loss(
+        z, y, alpha=h.tversky_alpha, beta=h.tversky_beta, gamma=h.tversky_gamma, where=w, classes=c, axis_name=a
     ),
+    "lovasz": lambda z, y, w, h, c, a: losses.lovasz_softmax_loss(z, y, where=w, axis_name=a),
+    "lovasz_hinge": lambda z, y, w, h, c, a: losses.lovasz_hinge_loss(z[..., 1] - z[..., 0], y, where=w, axis_name=a),
 }
 
 

@@ -89,7 +89,7 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
             loss += hparams.uncertainty_weight * parts["penalty"]
         if hparams.region_weight is not None:
             kept = where & (labels < num_classes)
-            parts["region_loss"] = region_loss(logits, labels, where=kept, classes=region_classes, axis_name=axis_name)
+            parts["region_loss"] = region_loss(logits, labels, kept, hparams, region_classes, axis_name)
             loss += hparams.region_weight * parts["region_loss"]
         if hparams.logit_margin is not None:
             penalties = losses.logit_margin_penalty(logits, margin=hparams.logit_margin, where=where)

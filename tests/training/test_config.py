@@ -103,6 +103,14 @@ GROUPS = [
     ),
     ({"objective.loss": "softmax_cross_entropy"}, {"objective.label_smoothing": (0.05, 0.1)}),
     (
+        {"objective.loss": "hinge", "objective.region": "tversky"},
+        {
+            "objective.tversky_alpha": (0.3, 0.5),
+            "objective.tversky_beta": (0.7, 0.6),
+            "objective.tversky_gamma": (1.0, 2.0),
+        },
+    ),
+    (
         {"objective.loss": "sigmoid_focal_star"},
         {"objective.beta": (0.0, 1.0), "objective.hard_threshold": (0.1, 0.5)},
     ),
@@ -255,6 +263,21 @@ def test_validate_rare_crops(changes, message):
 @pytest.mark.parametrize("changes", [{"augment.crop_fraction": 0.5}, {"augment.scale": (1.0, 2.0)}])
 def test_validate_rare_crops_with_crops(changes):
     validate(from_leaves(leaves(defaults()) | {"augment.rare_crops": 0.3} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective.tversky_beta": 0.7}, r"tversky_beta belongs to .* = 'tversky': leave it at 0.5; got 0.7"),
+        (
+            {"objective.region": "lovasz_hinge", "objective.loss": "softmax_focal"},
+            r"'lovasz_hinge' belongs to sigmoid losses; with softmax_focal take 'lovasz'",
+        ),
+    ],
+)
+def test_validate_region(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(from_leaves(leaves(defaults()) | changes))
 
 
 def test_validate_label_smoothing_of_another_loss():

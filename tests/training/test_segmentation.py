@@ -260,17 +260,21 @@ def test_beta_shifts_focal_star():
     assert value(config, output, labels, num_classes=2, beta=0.5)[0] == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in REGION_LOSSES if name != "none"])
+@pytest.mark.parametrize("name", [name for name in REGION_LOSSES if name not in ("none", "lovasz_hinge")])
 def test_region_loss_is_added_over_the_classes_without_void(name):
     kept = LABELS != VOID
+    of_tversky = {"tversky_alpha": 0.3, "tversky_beta": 0.7, "tversky_gamma": 1.5} if name == "tversky" else {}
     with_nan = config_with(void="class", region=name)
-    loss, parts = value(with_nan, output_of(LOGITS), region_weight=3.0)
+    loss, parts = value(with_nan, output_of(LOGITS), region_weight=3.0, **of_tversky)
     assert loss == pytest.approx(parts["pixel_loss"] + 3 * parts["region_loss"], rel=1e-6)
     direct = {
         "lovasz": lambda: losses.lovasz_softmax_loss(LOGITS, np.where(kept, LABELS, 0), where=kept),
         "dice": lambda: losses.dice_loss(LOGITS, LABELS, where=kept, classes=(0, 1, 2)),
         "jaccard": lambda: losses.jaccard_loss(LOGITS, LABELS, where=kept, classes=(0, 1, 2)),
         "generalized_dice": lambda: losses.generalized_dice_loss(LOGITS, LABELS, where=kept, classes=(0, 1, 2)),
+        "tversky": lambda: losses.tversky_loss(
+            LOGITS, LABELS, where=kept, classes=(0, 1, 2), alpha=0.3, beta=0.7, gamma=1.5
+        ),
     }[name]()
     assert parts["region_loss"] == pytest.approx(float(direct), rel=1e-5)
 
@@ -283,6 +287,14 @@ def test_region_loss_of_a_binary_loss_is_that_of_class_one():
     kept = labels != VOID
     dice = [1 - 2 * (p * t)[i][kept[i]].sum() / (p + t)[i][kept[i]].sum() for i in range(len(p))]
     assert parts["region_loss"] == pytest.approx(np.mean(dice), rel=1e-5)
+
+
+def test_region_loss_of_a_binary_loss_lovasz_hinge():
+    labels = np.where(LABELS == VOID, VOID, LABELS % 2)
+    config = config_with(loss="hinge", region="lovasz_hinge")
+    _, parts = value(config, output_of(LOGITS[..., :1]), labels, num_classes=2)
+    direct = losses.lovasz_hinge_loss(LOGITS[..., 0], labels, where=labels != VOID)
+    assert parts["region_loss"] == pytest.approx(float(direct), rel=1e-6)
 
 
 def test_objective_factors_are_traced():
