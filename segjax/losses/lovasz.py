@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from segjax import checks
-from segjax.checks import AxisName, Labels, Logits, PerPixel, Targets, Where
+from segjax.checks import AxisName, ClassWeights, Labels, Logits, PerPixel, Targets, Where
 from segjax.collectives import psum
 from segjax.losses import _log_odds as numerics
 from segjax.losses.reduction import mean
@@ -25,12 +25,13 @@ def lovasz_softmax_loss(
     where: Where = None,
     over_batch: bool = True,
     absent: str = "exclude",
+    class_weights: ClassWeights | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the Lovász-softmax loss: a surrogate of 1 - mean IoU, from the errors of the softmax.
 
     .. math::
-        L = \frac{1}{|C|} \sum_{c \in C} \sum_k e_{(k)} \left(J_k - J_{k-1}\right), \qquad
+        L = \frac{1}{\sum_{c \in C} w_c} \sum_{c \in C} w_c \sum_k e_{(k)} \left(J_k - J_{k-1}\right), \qquad
         e_i = |[y_i = c] - p_{ic}|, \qquad
         J_k = 1 - \frac{G - c_k}{G + k - c_k}
 
@@ -44,12 +45,14 @@ def lovasz_softmax_loss(
         over_batch: static. True: one set per class over all images and devices; each device sorts the errors of the
             global batch. False: one set per class and image (`[B, ..., C]`), then the mean over images with a pixel.
         absent: loss of a class that labels no pixel of the set: "exclude" (not counted), "zero" or "one".
+        class_weights: w ≥ 0, `[C]`; may be traced. None: 1. Only their ratios matter. With `over_batch=False` an image
+            whose counted classes all have the weight 0 is not counted.
         axis_name: mapped device axis, or None. Every device gets the same global loss; `pmean` the gradients.
 
     Returns:
         A scalar in [0, 1], at least float32; 0 without an unmasked pixel.
 
-    Raises: TypeError or ValueError if a dtype or shape does not fit, or `absent` is unknown.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, `absent` is unknown, or a weight is negative.
 
     References: Berman et al., The Lovász-Softmax loss, arXiv 1705.08790.
 
@@ -78,8 +81,15 @@ def lovasz_softmax_loss(
     present, fill = positives > 0, _ABSENT[absent]
     # A NaN stays: with invalid labels only, no class is present.
     loss = jnp.where(present | jnp.isnan(loss), loss, 0.0 if fill is None else fill)
-    count = jnp.sum(present, axis=-1) if fill is None else jnp.full(exists.shape, num_classes)
-    per_image = jnp.sum(loss, axis=-1) / jnp.maximum(count, 1).astype(loss.dtype)
+    counted = present if fill is None else jnp.ones_like(present)
+    if class_weights is None:
+        count = jnp.sum(counted, axis=-1)
+        per_image = jnp.sum(loss, axis=-1) / jnp.maximum(count, 1).astype(loss.dtype)
+    else:
+        weights = checks.per_class("class_weights", class_weights, num_classes, loss.dtype)[None]
+        weight = jnp.sum(jnp.where(counted, weights, 0), axis=-1)
+        per_image = jnp.sum(weights * loss, axis=-1) / jnp.where(weight == 0, 1, weight)
+        exists &= (weight > 0) | jnp.isnan(per_image)
     return mean(per_image, where=exists, axis_name=None if over_batch else axis_name)
 
 

@@ -3,6 +3,8 @@
 They share these conventions. Sums run over the unmasked pixels of each image, or with `over_batch=True` over those of
 all images on all devices. The loss is the mean over the counted (image, class) pairs of all devices, 0 if there is
 none. An image without unmasked pixels is not counted. There is no smoothing constant, which would bias small objects.
+With `class_weights` w it is the weighted mean over those pairs: Σ w_c L_bc / Σ w_c, 0 if Σ w_c = 0. Only the ratios of
+the weights matter, and equal weights change nothing.
 
 A class that labels no unmasked pixel of the image (or batch) is *absent*. `absent` sets the loss of such a pair:
 "exclude" (not counted), "zero" or "one". It is a constant: a false positive costs through the classes that are present.
@@ -23,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from segjax import checks
-from segjax.checks import AxisName, Labels, Logits, Scalar, Where
+from segjax.checks import AxisName, ClassWeights, Labels, Logits, Scalar, Where
 from segjax.collectives import psum
 from segjax.losses._log_odds import pixel_sums, varying_like
 
@@ -39,6 +41,7 @@ def dice_loss(
     over_batch: bool = False,
     absent: str = "exclude",
     classes: Sequence[int] | None = None,
+    class_weights: ClassWeights | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the Dice loss of integer labels: the Tversky loss of α = β = 1/2.
@@ -57,12 +60,14 @@ def dice_loss(
         over_batch: static; True: one Dice over the batch on all devices instead of one per image.
         absent: "exclude", "zero" or "one": the loss of an absent class.
         classes: static; indices of the classes that count, for instance (1, 2) without background. None: all.
+        class_weights: w ≥ 0, `[C]`, of all classes, also with `classes`; may be traced. None: all equal.
         axis_name: mapped device axis, or None. Every device gets the same global loss; `pmean` the gradients.
 
     Returns:
         A scalar in [0, 1], at least float32. Its first two derivatives are finite for |logit| ≤ 1e4.
 
-    Raises: TypeError or ValueError if a dtype or shape does not fit, or `absent` or `classes` is not valid.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, `absent` or `classes` is not valid, or a class
+        weight is negative.
 
     References: Milletari et al., V-Net, arXiv 1606.04797 (squared).
 
@@ -71,8 +76,9 @@ def dice_loss(
     0.1282
     """
     sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, axis_name)
+    weights = _pair_weights(class_weights, classes, jnp.shape(logits)[-1], sums.hit.dtype)
     loss = _ratio(_cost(sums, 0.5, 0.5, squared), sums.hit)
-    return _mean_over_pairs(loss, sums.truth > 0, sums, absent, over_batch, axis_name) + alarm
+    return _mean_over_pairs(loss, sums.truth > 0, sums, absent, over_batch, axis_name, weights) + alarm
 
 
 def jaccard_loss(
@@ -84,6 +90,7 @@ def jaccard_loss(
     over_batch: bool = False,
     absent: str = "exclude",
     classes: Sequence[int] | None = None,
+    class_weights: ClassWeights | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the Jaccard (soft IoU) loss of integer labels: the Tversky loss of α = β = 1.
@@ -91,7 +98,8 @@ def jaccard_loss(
     .. math:: L = \operatorname{mean}_{b,c} \left(1 - \frac{I_{bc}}{P_{bc} + T_{bc} - I_{bc}}\right)
 
     Args:
-        logits, labels, where, squared, over_batch, absent, classes, axis_name: as in `dice_loss`, like I, P and T.
+        logits, labels, where, squared, over_batch, absent, classes, class_weights, axis_name: as in `dice_loss`, like
+            I, P and T.
 
     Returns:
         As `dice_loss`.
@@ -105,8 +113,9 @@ def jaccard_loss(
     0.2273
     """
     sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, axis_name)
+    weights = _pair_weights(class_weights, classes, jnp.shape(logits)[-1], sums.hit.dtype)
     loss = _ratio(_cost(sums, 1.0, 1.0, squared), sums.hit)
-    return _mean_over_pairs(loss, sums.truth > 0, sums, absent, over_batch, axis_name) + alarm
+    return _mean_over_pairs(loss, sums.truth > 0, sums, absent, over_batch, axis_name, weights) + alarm
 
 
 def tversky_loss(
@@ -121,6 +130,7 @@ def tversky_loss(
     over_batch: bool = False,
     absent: str = "exclude",
     classes: Sequence[int] | None = None,
+    class_weights: ClassWeights | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the Tversky loss of integer labels; γ > 1 gives the focal Tversky loss.
@@ -133,7 +143,7 @@ def tversky_loss(
         alpha: α ≥ 0, the weight of false positives; may be traced, like β and γ.
         beta: β ≥ 0, that of false negatives. Squared sums need β ≥ α (traced: the loss is cut off at 0).
         gamma: γ ≥ 1: below 1 the gradient is infinite at a perfect prediction. Abraham and Khan's γ is 1/γ here.
-        where, squared, over_batch, absent, classes, axis_name: as in `dice_loss`.
+        where, squared, over_batch, absent, classes, class_weights, axis_name: as in `dice_loss`.
 
     Returns:
         As `dice_loss`.
@@ -148,16 +158,17 @@ def tversky_loss(
     0.1371
     """
     sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, axis_name)
+    weights = _pair_weights(class_weights, classes, jnp.shape(logits)[-1], sums.hit.dtype)
     dtype = sums.hit.dtype
-    weights = checks.scalar("alpha", alpha, dtype, 0.0), checks.scalar("beta", beta, dtype, 0.0)
+    alpha_beta = checks.scalar("alpha", alpha, dtype, 0.0), checks.scalar("beta", beta, dtype, 0.0)
     gamma = checks.scalar("gamma", gamma, dtype, 1.0)
     if squared and not isinstance(alpha, jax.core.Tracer) and not isinstance(beta, jax.core.Tracer) and alpha > beta:
         raise ValueError(
             f"alpha must be at most beta with squared=True; got alpha={float(alpha):g} and beta={float(beta):g}: "
             "a prediction short of the label would then score better than the label itself"
         )
-    loss = _power(_ratio(_cost(sums, *weights, squared), sums.hit), gamma)
-    return _mean_over_pairs(loss, sums.truth > 0, sums, absent, over_batch, axis_name) + alarm
+    loss = _power(_ratio(_cost(sums, *alpha_beta, squared), sums.hit), gamma)
+    return _mean_over_pairs(loss, sums.truth > 0, sums, absent, over_batch, axis_name, weights) + alarm
 
 
 def generalized_dice_loss(
@@ -247,6 +258,14 @@ def _class_indices(classes: Any, num_classes: int) -> np.ndarray:
     return indices
 
 
+def _pair_weights(class_weights: Any, classes: Any, num_classes: int, dtype: Any) -> Float[Array, "classes"] | None:
+    """Returns the weights of the classes that count."""
+    if class_weights is None:
+        return None
+    weights = checks.per_class("class_weights", class_weights, num_classes, dtype)
+    return weights if classes is None else weights[_class_indices(classes, num_classes)]
+
+
 def _cost(sums: _Sums, alpha: Any, beta: Any, squared: bool) -> PerClass:
     """Returns N of 1 - TI = N / (I + N)."""
     if not squared:
@@ -271,12 +290,18 @@ def _power(base: PerClass, gamma: Float[Array, ""]) -> PerClass:
     return jnp.where(positive, jnp.where(positive, base, 1) ** gamma, jnp.where(gamma == 1, base, 0))
 
 
-def _mean_over_pairs(loss, present, sums: _Sums, absent: str, over_batch: bool, axis_name) -> Float[Array, ""]:
+def _mean_over_pairs(
+    loss, present, sums: _Sums, absent: str, over_batch: bool, axis_name, weights: Any = None
+) -> Float[Array, ""]:
     """Returns the mean over the counted pairs of all devices (`over_batch`: the sums already are of all devices)."""
     checks.choice("absent", absent, ("exclude", "zero", "one"))
     counted = jnp.broadcast_to(sums.pixels > 0, present.shape)
     counted = counted & present if absent == "exclude" else counted
-    loss = jnp.where(present, loss, 1 if absent == "one" else 0)
-    total, count = jnp.sum(jnp.where(counted, loss, 0)), jnp.sum(counted, dtype=jnp.int32)
-    total, count = psum((total, count), None if over_batch else axis_name)
-    return total / jnp.maximum(count, 1).astype(total.dtype)
+    loss = jnp.where(counted, jnp.where(present, loss, 1 if absent == "one" else 0), 0)
+    axis_name = None if over_batch else axis_name
+    if weights is None:
+        total, count = psum((jnp.sum(loss), jnp.sum(counted, dtype=jnp.int32)), axis_name)
+        return total / jnp.maximum(count, 1).astype(total.dtype)
+    weights = jnp.where(counted, weights, 0)
+    total, weight = psum((jnp.sum(weights * loss), jnp.sum(weights)), axis_name)
+    return total / jnp.where(weight == 0, 1, weight)

@@ -73,6 +73,7 @@ LABEL_LOSSES = {
     "dice_loss": _region(losses.dice_loss),
     "dice_loss, over the batch": _region(losses.dice_loss, over_batch=True),
     "dice_loss, absent classes are wrong": _region(losses.dice_loss, absent="one", classes=(1, 2)),
+    "dice_loss, weighted": _region(losses.dice_loss, class_weights=WEIGHTS),
     "generalized_dice_loss": _region(losses.generalized_dice_loss),
     "generalized_dice_loss, over the batch": _region(losses.generalized_dice_loss, over_batch=True),
     "jaccard_loss": _region(losses.jaccard_loss),
@@ -80,6 +81,9 @@ LABEL_LOSSES = {
     "tversky_loss": _region(losses.tversky_loss, alpha=0.3, beta=0.7, gamma=4 / 3),
     "lovasz_softmax_loss": _region(losses.lovasz_softmax_loss),
     "lovasz_softmax_loss, each image": _region(losses.lovasz_softmax_loss, over_batch=False),
+    "lovasz_softmax_loss, each image, weighted": _region(
+        losses.lovasz_softmax_loss, over_batch=False, class_weights=WEIGHTS
+    ),
     "a sum of three": lambda z, y, k, axis: (
         _mean(_cross_entropy)(z, y, k, axis)
         + 0.5 * losses.dice_loss(z, y, where=k, axis_name=axis)

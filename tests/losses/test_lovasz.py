@@ -31,7 +31,7 @@ def jaccard_differences(errors, positive):
     return errors[order] @ np.diff(1 - intersection / union, prepend=0.0)
 
 
-def softmax_reference(logits, labels, where, over_batch, absent):
+def softmax_reference(logits, labels, where, over_batch, absent, class_weights=None):
     logits = np.asarray(logits, np.float64)
     p = np.exp(logits - logits.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
@@ -39,15 +39,17 @@ def softmax_reference(logits, labels, where, over_batch, absent):
     losses = []
     for image in images:
         keep = where[image]
-        of_class = []
+        of_class, weights = [], []
         for c in range(logits.shape[-1]):
             positive = labels[image][keep] == c
             if positive.any():
                 of_class.append(jaccard_differences(np.abs(positive - p[image][keep][:, c]), positive))
             elif absent != "exclude":
                 of_class.append({"zero": 0.0, "one": 1.0}[absent])
-        if keep.any():
-            losses.append(np.mean(of_class))
+            if len(of_class) > len(weights):
+                weights.append(1.0 if class_weights is None else class_weights[c])
+        if keep.any() and sum(weights) > 0:
+            losses.append(np.average(of_class, weights=weights))
     return np.mean(losses) if losses else 0.0
 
 
@@ -84,6 +86,32 @@ BOTH = pytest.mark.parametrize("over_batch", [True, False], ids=["batch", "image
 def test_softmax_equals_the_papers_algorithm(over_batch, absent, where):
     ours = SOFTMAX[over_batch, absent](LOGITS, np.where(where, LABELS, 255), where)
     np.testing.assert_allclose(ours, softmax_reference(LOGITS, LABELS, where, over_batch, absent), rtol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
+@pytest.mark.parametrize("weights", [(0.2, 3.0, 0.0, 1.5, 0.7), (0.0, 0.0, 0.0, 0.0, 2.0), (3.0,) * 5])
+def test_softmax_class_weights_give_the_weighted_mean_over_counted_classes(over_batch, absent, weights):
+    labels = np.where(np.arange(3).reshape(3, 1, 1) == 1, np.minimum(LABELS, CLASSES - 2), LABELS)
+    loss = losses.lovasz_softmax_loss(
+        LOGITS, labels, where=KEEP, over_batch=over_batch, absent=absent, class_weights=np.array(weights)
+    )
+    expected = softmax_reference(LOGITS, labels, KEEP, over_batch, absent, weights)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    if len(set(weights)) == 1:
+        np.testing.assert_allclose(loss, SOFTMAX[over_batch, absent](LOGITS, labels, KEEP), rtol=1e-6)
+
+
+def test_softmax_class_weights_of_zero_give_zero_but_an_invalid_label_nan():
+    loss = jax.jit(jax.value_and_grad(losses.lovasz_softmax_loss), static_argnames="over_batch")
+    for over_batch in (True, False):
+        options = {"class_weights": np.zeros(CLASSES), "over_batch": over_batch}
+        value, gradient = loss(LOGITS, LABELS, **options)
+        assert value == 0
+        assert not np.any(np.asarray(gradient))
+        value, gradient = loss(LOGITS, np.full_like(LABELS, 255), **options)
+        assert np.isnan(value)
+        assert np.isnan(gradient).all()
 
 
 @BOTH
@@ -365,6 +393,11 @@ BROKEN = {
         "float labels": ({"labels": KEEP * 1.0}, TypeError, r"labels must be integers; got float32"),
         "one class": ({"logits": LOGITS[..., :1]}, ValueError, r"at least 2 classes.*got shape \(3, 4, 5, 1\)"),
         "mask": ({"where": LABELS}, TypeError, r"where must be boolean; got int32"),
+        "class weights": (
+            {"class_weights": np.ones(4)},
+            ValueError,
+            r"class_weights must have one value per class, shape \(5,\); got shape \(4,\)",
+        ),
         "absent": ({"absent": "skip"}, ValueError, r"absent must be one of 'exclude', 'zero', 'one'; got 'skip'"),
         "no pixels": (
             {"logits": LOGITS[0, 0, 0], "labels": LABELS[0, 0, 0]},

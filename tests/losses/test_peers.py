@@ -469,6 +469,35 @@ def test_monais_generalized_dice_equals_ours_but_for_float32_weights(batch):
         np.testing.assert_allclose(our_gradient, gradient, rtol=1e-6, atol=1e-9)
 
 
+def dice_per_pair():
+    """Returns the Dice loss of each image and class, and of each class over the batch, in float64."""
+    hit, too_much, too_little = sums()
+    batch_hit, batch_error = hit.sum(axis=0), (too_much + too_little).sum(axis=0)
+    return 1 - hit / (hit + (too_much + too_little) / 2), 1 - batch_hit / (batch_hit + batch_error / 2)
+
+
+def test_smps_and_kornias_class_weights_are_ours():
+    """Ports of `DiceLoss.aggregate_loss` of smp (main, after 0.6) and kornia's macro `dice_loss`: Σ w l / Σ w."""
+    of_image, of_batch = dice_per_pair()
+    smp = (of_batch * WEIGHTS).sum() / WEIGHTS.sum()
+    kornia = ((of_image * WEIGHTS).sum(-1) / WEIGHTS.sum()).mean()
+    for expected, over_batch in ((smp, True), (kornia, False)):
+        value, _ = ours(
+            lambda z, b=over_batch: losses.dice_loss(z, LABELS, over_batch=b, class_weights=WEIGHTS), LOGITS
+        )
+        assert_close(value, expected, 1e-9)
+
+
+def test_monais_and_mmsegs_class_weights_scale_the_loss_too():
+    """Ports of MONAI's `mean(f * class_weight)` and mmseg's sum over classes / C: ours times the mean weight."""
+    of_image, _ = dice_per_pair()
+    monai = (of_image * WEIGHTS).mean()
+    mmseg = sum(WEIGHTS[c] * of_image[:, c].mean() for c in range(CLASSES)) / CLASSES
+    value, _ = ours(lambda z: losses.dice_loss(z, LABELS, class_weights=WEIGHTS), LOGITS)
+    assert_close(value * WEIGHTS.mean(), monai, 1e-9)
+    assert_close(value * WEIGHTS.mean(), mmseg, 1e-9)
+
+
 # Lovász: the authors, smp.
 
 

@@ -32,7 +32,17 @@ TVERSKY = {"dice": (0.5, 0.5, 1.0), "jaccard": (1.0, 1.0, 1.0), "tversky": (0.3,
 GAMMAS = (1.0, 1.5, 2.0, 5.0)
 
 
-def reference(name, logits, labels, where=None, squared=False, over_batch=False, absent="exclude", classes=None):
+def reference(
+    name,
+    logits,
+    labels,
+    where=None,
+    squared=False,
+    over_batch=False,
+    absent="exclude",
+    classes=None,
+    class_weights=None,
+):
     """Returns the textbook's formulas in float64, image by image."""
     logits = np.asarray(logits, np.float64)
     keep = np.ones(labels.shape, bool) if where is None else np.broadcast_to(where, labels.shape)
@@ -41,7 +51,8 @@ def reference(name, logits, labels, where=None, squared=False, over_batch=False,
     t = np.eye(logits.shape[-1])[labels]
     images = [(p[keep], t[keep])] if over_batch else [(p[i][keep[i]], t[i][keep[i]]) for i in range(len(labels))]
     power = 2 if squared else 1
-    values = []
+    values, weight_of_values = [], []
+    class_weights = np.ones(logits.shape[-1]) if class_weights is None else class_weights
     for p, t in images:
         if len(t) == 0:
             continue
@@ -62,7 +73,8 @@ def reference(name, logits, labels, where=None, squared=False, over_batch=False,
                 values.append((1 - index) ** gamma)
             elif absent != "exclude":
                 values.append({"zero": 0.0, "one": 1.0}[absent])
-    return np.mean(values) if values else 0.0
+            weight_of_values += [class_weights[chosen[i]]] * (len(values) - len(weight_of_values))
+    return np.average(values, weights=weight_of_values or None) if values else 0.0
 
 
 # Parity
@@ -87,6 +99,30 @@ def test_classes_selects_the_classes_that_count(name, absent, classes):
     options = {"where": KEEP, "absent": absent, "classes": classes}
     expected = reference(name, LOGITS, LABELS, **options)
     np.testing.assert_allclose(LOSSES[name](LOGITS, LABELS, **options), expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", TVERSKY)
+@pytest.mark.parametrize("over_batch", [False, True])
+@pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
+@pytest.mark.parametrize("classes", [None, (3, 1)])
+def test_class_weights_give_the_weighted_mean_over_counted_pairs(name, over_batch, absent, classes):
+    weights = np.array([0.2, 3.0, 0.0, 1.5])
+    options = {"where": KEEP, "over_batch": over_batch, "absent": absent, "classes": classes}
+    expected = reference(name, LOGITS, LABELS, class_weights=weights, **options)
+    loss = LOSSES[name](LOGITS, LABELS, class_weights=weights.astype(np.float32), **options)
+    np.testing.assert_allclose(loss, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", TVERSKY)
+def test_equal_class_weights_change_nothing_and_zero_weights_give_zero(name):
+    loss = jax.jit(lambda weights: LOSSES[name](LOGITS, LABELS, where=KEEP, class_weights=weights))
+    np.testing.assert_allclose(loss(np.full(CLASSES, 7.0)), LOSSES[name](LOGITS, LABELS, where=KEEP), rtol=1e-6)
+    assert loss(np.zeros(CLASSES)) == 0
+
+
+def test_a_class_weight_of_zero_leaves_the_class_out():
+    without = losses.dice_loss(LOGITS, LABELS, class_weights=np.array([1.0, 1.0, 0.0, 1.0]))
+    np.testing.assert_allclose(without, losses.dice_loss(LOGITS, LABELS, classes=(0, 1, 3)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -451,6 +487,20 @@ def test_invalid_arguments_are_named(function, case):
     loss = inspect.unwrap(getattr(losses, function))
     with pytest.raises(error, match=message):
         loss(**({"logits": LOGITS, "labels": LABELS} | arguments))
+
+
+@pytest.mark.parametrize("function", ["dice_loss", "jaccard_loss", "tversky_loss"])
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones(3), r"class_weights must have one value per class, shape \(4,\); got shape \(3,\)"),
+        ([1.0, -2.0, 1.0, 1.0], r"class_weights must be at least 0; got -2 at index \(1,\)"),
+    ],
+)
+def test_invalid_class_weights_are_named(function, weights, message):
+    loss = inspect.unwrap(getattr(losses, function))
+    with pytest.raises(ValueError, match=message):
+        loss(LOGITS, LABELS, class_weights=weights)
 
 
 @pytest.mark.parametrize("case", BROKEN_TVERSKY)
