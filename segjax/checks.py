@@ -20,6 +20,9 @@ PerPixel = Float[ArrayLike, "*pixels"]
 Labels = Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"]
 Targets = Real[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"]
 Where = Bool[ArrayLike, "*#pixels"] | None
+# Labels and mask of losses that also take independent sigmoid channels.
+ChannelLabels = Labels | Real[ArrayLike, "*pixels classes"] | Bool[ArrayLike, "*pixels classes"]
+ChannelWhere = Bool[ArrayLike, "*#pixels"] | Bool[ArrayLike, "*#pixels #classes"] | None
 AxisName = Hashable | None
 Scalar = Real[ArrayLike, ""]
 ClassWeights = Real[ArrayLike, "classes"]

@@ -12,7 +12,7 @@ from segjax.losses.classification import (
 from segjax.losses.detection import AnchorTargets, DetectionLoss, anchor_targets, box_loss, retinanet_loss
 from segjax.losses.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
 from segjax.losses.reduction import hard_pixels, mean
-from segjax.losses.region import dice_loss, generalized_dice_loss, jaccard_loss, tversky_loss
+from segjax.losses.region import dice_loss, generalized_dice_loss, jaccard_loss, matthews_loss, tversky_loss
 from segjax.losses.uncertainty import logit_margin_penalty, mc_variance, uncertainty_penalty, uniform_cross_entropy
 from segjax.losses.weights import boundary_mask, boundary_weights, class_weights, prior_bias, prior_bias_softmax
 
@@ -33,6 +33,7 @@ __all__ = [
     "logit_margin_penalty",
     "lovasz_hinge_loss",
     "lovasz_softmax_loss",
+    "matthews_loss",
     "mc_variance",
     "mean",
     "prior_bias",

@@ -125,6 +125,46 @@ def _shares(logits, largest, log_sum, other, where):
     return jnp.exp(jnp.where(other, (logits - largest[..., None]) - log_sum[..., None], -jnp.inf))
 
 
+def channels(logits: ArrayLike, labels: ArrayLike, where: Any, activation: str) -> tuple[Array, Array, Array, Array]:
+    """Returns every class as a binary channel: log odds x with p = σ(x), boolean targets, the mask, all `[..., C]`.
+
+    The last result is 0, or NaN with a NaN gradient if an unmasked label is not a class (softmax) or not 0 or 1
+    (sigmoid). Masked logits are replaced by 0.
+    """
+    if activation == "softmax":
+        logits, labels, where = checks.softmax_inputs(logits, labels, where)
+        num_classes = logits.shape[-1]
+        where = jnp.broadcast_to(jnp.bool_(True) if where is None else where[..., None], logits.shape)
+        valid = ((labels >= 0) & (labels < num_classes))[..., None]
+        targets = is_label(labels, num_classes)
+    else:
+        logits, labels = checks.floating("logits", logits), checks.array("labels", labels)
+        checks.same_shape("labels", labels.shape, "logits", logits.shape)
+        labels = labels.astype(jnp.int32) if labels.dtype == jnp.bool_ else labels
+        where = checks.array("where", True if where is None else where)
+        where = checks.mask("where", where if where.ndim == logits.ndim else where[..., None], logits.shape)
+        labels = mask_to_zero(labels, where)
+        targets, valid = labels == 1, (labels == 0) | (labels == 1)
+    targets, where = varying_like(targets, logits), varying_like(where, logits)
+    logits = mask_to_zero(logits, where)
+    alarm = jnp.sum(nan_unless(valid, logits.dtype) * logits)
+    return class_log_odds(logits) if activation == "softmax" else logits, targets, where, alarm
+
+
+def class_log_odds(logits: Logits) -> Logits:
+    """Returns x_c = z_c - log Σ_{j≠c} exp z_j of every class c, finite for finite logits."""
+    classes = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    is_top = classes == lax.argmax(logits, logits.ndim - 1, jnp.int32)[..., None]
+    below = jnp.where(is_top, -jnp.inf, logits)
+    largest, second = (lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True)) for z in (logits, below))
+    shifted = logits - largest
+    powers = jnp.exp(shifted)
+    # Subtracting the largest from the whole sum would leave rounding. The others leave at least its 1.
+    others = jnp.where(is_top, 1, jnp.sum(powers, axis=-1, keepdims=True) - powers)
+    others_of_top = jnp.sum(jnp.exp(below - second), axis=-1, keepdims=True)
+    return shifted - jnp.where(is_top, jnp.log(others_of_top) + (second - largest), jnp.log(others))
+
+
 def weight_of_label(weights: Float[Array, "classes"], labels: Labels) -> Floats:
     """Returns the weight of each pixel's class, NaN if the label is not a class."""
     own = is_label(labels, weights.shape[0])

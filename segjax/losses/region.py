@@ -9,8 +9,9 @@ the weights matter, and equal weights change nothing.
 A class that labels no unmasked pixel of the image (or batch) is *absent*. `absent` sets the loss of such a pair:
 "exclude" (not counted), "zero" or "one". It is a constant: a false positive costs through the classes that are present.
 
-A single sigmoid logit z is the two-class softmax of (0, z), of which class 1 counts:
-`dice_loss(jnp.stack([jnp.zeros_like(z), z], axis=-1), labels, classes=(1,))`.
+`activation="sigmoid"` is for C ≥ 1 independent channels (multi-label): p = sigmoid(logits), and the labels are booleans
+or numbers 0 and 1 in the shape of the logits. A class is then a channel, and `where` may remove a pixel of one channel
+only. For a single logit z per pixel: `dice_loss(z[..., None], labels[..., None], activation="sigmoid")`.
 
 1 - TI is N / (I + N) with N = α Σ_{t=0} p + β Σ_{t=1} (1 - p), or squared N = α Σ (p - t)² + (β - α) Σ_{t=1} (1 - p).
 No term is negative or a difference of close numbers, so a nearly perfect prediction keeps its tiny loss.
@@ -25,23 +26,24 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from segjax import checks
-from segjax.checks import AxisName, ClassWeights, Labels, Logits, Scalar, Where
+from segjax.checks import AxisName, ChannelLabels, ChannelWhere, ClassWeights, Logits, Scalar
 from segjax.collectives import psum
-from segjax.losses._log_odds import pixel_sums, varying_like
+from segjax.losses._log_odds import channels, pixel_sums, varying_like
 
 PerClass = Float[Array, "images classes"]
 
 
 def dice_loss(
     logits: Logits,
-    labels: Labels,
+    labels: ChannelLabels,
     *,
-    where: Where = None,
+    where: ChannelWhere = None,
     squared: bool = False,
     over_batch: bool = False,
     absent: str = "exclude",
     classes: Sequence[int] | None = None,
     class_weights: ClassWeights | None = None,
+    activation: str = "softmax",
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the Dice loss of integer labels: the Tversky loss of α = β = 1/2.
@@ -53,21 +55,23 @@ def dice_loss(
     with p = softmax(logits), one-hot labels t, pixels i of image b, and classes c.
 
     Args:
-        logits: `[B, ..., C]`: batch, at least one pixel axis, C ≥ 2 classes last.
-        labels: integers in [0, C), `[B, ...]`. Another unmasked label gives NaN.
-        where: boolean `[B, ...]`, broadcastable; False removes the pixel.
+        logits: `[B, ..., C]`: batch, at least one pixel axis, C ≥ 2 classes (sigmoid: C ≥ 1 channels) last.
+        labels: integers in [0, C), `[B, ...]`; sigmoid: booleans or numbers 0 and 1, `[B, ..., C]`. Another unmasked
+            label gives NaN.
+        where: boolean `[B, ...]`, broadcastable; False removes the pixel. Sigmoid: also `[B, ..., C]`.
         squared: static; True: squared sums in the denominator (V-Net).
         over_batch: static; True: one Dice over the batch on all devices instead of one per image.
         absent: "exclude", "zero" or "one": the loss of an absent class.
         classes: static; indices of the classes that count, for instance (1, 2) without background. None: all.
         class_weights: w ≥ 0, `[C]`, of all classes, also with `classes`; may be traced. None: all equal.
+        activation: static; "softmax", or "sigmoid" for independent channels.
         axis_name: mapped device axis, or None. Every device gets the same global loss; `pmean` the gradients.
 
     Returns:
         A scalar in [0, 1], at least float32. Its first two derivatives are finite for |logit| ≤ 1e4.
 
-    Raises: TypeError or ValueError if a dtype or shape does not fit, `absent` or `classes` is not valid, or a class
-        weight is negative.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, an option is not valid, or a class weight is
+        negative.
 
     References: Milletari et al., V-Net, arXiv 1606.04797 (squared).
 
@@ -75,7 +79,7 @@ def dice_loss(
     >>> print(f"{dice_loss(logits, jnp.array([[1, 1, 0]]), classes=(1,)):.4f}")  # 1 - 2 · 1.7 / (1.9 + 2)
     0.1282
     """
-    sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, axis_name)
+    sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, activation, axis_name)
     weights = _pair_weights(class_weights, classes, jnp.shape(logits)[-1], sums.hit.dtype)
     loss = _ratio(_cost(sums, 0.5, 0.5, squared), sums.hit)
     return _mean_over_pairs(loss, sums.truth > 0, sums, absent, over_batch, axis_name, weights) + alarm
@@ -83,14 +87,15 @@ def dice_loss(
 
 def jaccard_loss(
     logits: Logits,
-    labels: Labels,
+    labels: ChannelLabels,
     *,
-    where: Where = None,
+    where: ChannelWhere = None,
     squared: bool = False,
     over_batch: bool = False,
     absent: str = "exclude",
     classes: Sequence[int] | None = None,
     class_weights: ClassWeights | None = None,
+    activation: str = "softmax",
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the Jaccard (soft IoU) loss of integer labels: the Tversky loss of α = β = 1.
@@ -98,8 +103,8 @@ def jaccard_loss(
     .. math:: L = \operatorname{mean}_{b,c} \left(1 - \frac{I_{bc}}{P_{bc} + T_{bc} - I_{bc}}\right)
 
     Args:
-        logits, labels, where, squared, over_batch, absent, classes, class_weights, axis_name: as in `dice_loss`, like
-            I, P and T.
+        logits, labels, where, squared, over_batch, absent, classes, class_weights, activation, axis_name: as in
+            `dice_loss`, like I, P and T.
 
     Returns:
         As `dice_loss`.
@@ -112,7 +117,7 @@ def jaccard_loss(
     >>> print(f"{jaccard_loss(logits, jnp.array([[1, 1, 0]]), classes=(1,)):.4f}")  # 1 - 1.7 / (1.9 + 2 - 1.7)
     0.2273
     """
-    sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, axis_name)
+    sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, activation, axis_name)
     weights = _pair_weights(class_weights, classes, jnp.shape(logits)[-1], sums.hit.dtype)
     loss = _ratio(_cost(sums, 1.0, 1.0, squared), sums.hit)
     return _mean_over_pairs(loss, sums.truth > 0, sums, absent, over_batch, axis_name, weights) + alarm
@@ -120,17 +125,18 @@ def jaccard_loss(
 
 def tversky_loss(
     logits: Logits,
-    labels: Labels,
+    labels: ChannelLabels,
     *,
     alpha: Scalar = 0.5,
     beta: Scalar = 0.5,
     gamma: Scalar = 1.0,
-    where: Where = None,
+    where: ChannelWhere = None,
     squared: bool = False,
     over_batch: bool = False,
     absent: str = "exclude",
     classes: Sequence[int] | None = None,
     class_weights: ClassWeights | None = None,
+    activation: str = "softmax",
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the Tversky loss of integer labels; γ > 1 gives the focal Tversky loss.
@@ -143,7 +149,7 @@ def tversky_loss(
         alpha: α ≥ 0, the weight of false positives; may be traced, like β and γ.
         beta: β ≥ 0, that of false negatives. Squared sums need β ≥ α (traced: the loss is cut off at 0).
         gamma: γ ≥ 1: below 1 the gradient is infinite at a perfect prediction. Abraham and Khan's γ is 1/γ here.
-        where, squared, over_batch, absent, classes, class_weights, axis_name: as in `dice_loss`.
+        where, squared, over_batch, absent, classes, class_weights, activation, axis_name: as in `dice_loss`.
 
     Returns:
         As `dice_loss`.
@@ -157,7 +163,7 @@ def tversky_loss(
     >>> print(f"{loss:.4f}")  # 1 - 1.7 / (1.7 + 0.3 · 0.2 + 0.7 · 0.3)
     0.1371
     """
-    sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, axis_name)
+    sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, activation, axis_name)
     weights = _pair_weights(class_weights, classes, jnp.shape(logits)[-1], sums.hit.dtype)
     dtype = sums.hit.dtype
     alpha_beta = checks.scalar("alpha", alpha, dtype, 0.0), checks.scalar("beta", beta, dtype, 0.0)
@@ -173,13 +179,14 @@ def tversky_loss(
 
 def generalized_dice_loss(
     logits: Logits,
-    labels: Labels,
+    labels: ChannelLabels,
     *,
-    where: Where = None,
+    where: ChannelWhere = None,
     squared: bool = False,
     over_batch: bool = False,
     absent: str = "exclude",
     classes: Sequence[int] | None = None,
+    activation: str = "softmax",
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the generalised Dice loss of integer labels: one Dice of all classes, weighted against their size.
@@ -192,7 +199,7 @@ def generalized_dice_loss(
         logits, labels, where, squared, over_batch: as in `dice_loss`, like I, P and T.
         absent: weight of an absent class: "exclude" and "zero": 0; "one": the largest weight of the present classes, so
             that its false positives cost. For an image without any of the classes: as in `dice_loss`.
-        classes, axis_name: as in `dice_loss`.
+        classes, activation, axis_name: as in `dice_loss`.
 
     Returns:
         As `dice_loss`.
@@ -205,7 +212,7 @@ def generalized_dice_loss(
     >>> print(f"{generalized_dice_loss(logits, jnp.array([[0, 0, 0, 1]])):.4f}")  # 1 - 2 (2.5/9 + 0.9) / (5.6/9 + 2.4)
     0.2206
     """
-    sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, axis_name)
+    sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, activation, axis_name)
     present = sums.truth > 0
     # Relative to the rarest class, because 1 / (1e9 pixels)² underflows.
     rarest = jnp.min(jnp.where(present, sums.truth, jnp.inf), axis=-1, keepdims=True)
@@ -214,11 +221,65 @@ def generalized_dice_loss(
     weights = jnp.where(any_present, weights, 0)
     cost = jnp.sum(weights * _cost(sums, 0.5, 0.5, squared), axis=-1, keepdims=True)
     loss = _ratio(cost, jnp.sum(weights * sums.hit, axis=-1, keepdims=True))
+    sums = sums._replace(pixels=jnp.max(sums.pixels, axis=-1, keepdims=True))
     return _mean_over_pairs(loss, any_present, sums, absent, over_batch, axis_name) + alarm
 
 
+def matthews_loss(
+    logits: Logits,
+    labels: ChannelLabels,
+    *,
+    where: ChannelWhere = None,
+    over_batch: bool = False,
+    absent: str = "exclude",
+    classes: Sequence[int] | None = None,
+    class_weights: ClassWeights | None = None,
+    activation: str = "softmax",
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    r"""Computes the Matthews correlation loss: 1 minus the correlation of prediction and label, for each class.
+
+    .. math::
+        L = \operatorname{mean}_{b,c} \left(1 - \frac{TP \cdot TN - FP \cdot FN}
+        {\sqrt{(TP + FP) (TP + FN) (TN + FP) (TN + FN)}}\right), \qquad
+        TP = \sum_i p_i t_i, \; FP = \sum_i p_i (1 - t_i), \;
+        FN = \sum_i (1 - p_i) t_i, \; TN = \sum_i (1 - p_i) (1 - t_i)
+
+    It is symmetric: unlike Dice, it also counts the pixels that are right to be background. The paper's binary loss is
+    that of `classes=(1,)`, or of one sigmoid channel. The authors' code pools the batch (`over_batch=True`) and adds
+    1e-7 under the root; segmentation_models_pytorch adds 1e-5 to each of the four sums.
+
+    Args:
+        logits, labels, where, over_batch, classes, class_weights, activation, axis_name: as in `dice_loss`.
+        absent: loss of a class that labels none or all of the unmasked pixels, for which the correlation is 0 / 0:
+            "exclude", "zero" or "one".
+
+    Returns:
+        A scalar in [0, 2], at least float32: 1 for a constant prediction. Its first two derivatives are finite for
+        |logit| ≤ 1e4.
+
+    Raises: as `dice_loss`.
+
+    References: Abhishek and Hamarneh, Matthews Correlation Coefficient Loss, arXiv 2010.13454.
+
+    >>> logits = jnp.log(jnp.array([[[0.1, 0.9], [0.2, 0.8], [0.8, 0.2], [0.9, 0.1]]]))
+    >>> labels = jnp.array([[1, 1, 0, 0]])
+    >>> print(f"{matthews_loss(logits, labels, classes=(1,)):.4f}")  # 1 - (1.7 · 1.7 - 0.3 · 0.3) / (2 · 2)
+    0.3000
+    """
+    _check_shape(jnp.shape(logits), activation)
+    x, targets, where, alarm = channels(logits, labels, where, activation)
+    pooled = classes, over_batch, axis_name
+    positive = _chosen_and_pooled(_channel_sums(x, targets, where, False), *pooled)
+    negative = _chosen_and_pooled(_channel_sums(-x, ~targets, where, False), *pooled)
+    loss = _one_minus_correlation(positive, negative)
+    defined = (positive.truth > 0) & (negative.truth > 0)
+    weights = _pair_weights(class_weights, classes, jnp.shape(logits)[-1], x.dtype)
+    return _mean_over_pairs(loss, defined, positive, absent, over_batch, axis_name, weights) + psum(alarm, axis_name)
+
+
 class _Sums(NamedTuple):
-    """Sums over the unmasked pixels of each image (or of the batch), `[images, classes]`; pixels `[images, 1]`."""
+    """Sums over the unmasked pixels of each image (or of the batch), `[images, classes]`."""
 
     hit: Array  # Σ p t
     miss: Array  # Σ_{t=1} (1 - p)
@@ -227,26 +288,53 @@ class _Sums(NamedTuple):
     pixels: Array  # Σ 1
 
 
-def _sums(logits, labels, where, squared, over_batch, classes, axis_name) -> tuple[_Sums, Float[Array, ""]]:
+def _sums(logits, labels, where, squared, over_batch, classes, activation, axis_name) -> tuple[_Sums, Float[Array, ""]]:
     """Returns the sums of all devices, and 0, or NaN with a NaN gradient if an unmasked label is not a class."""
-    shape = jnp.shape(logits)
-    if len(shape) < 3 or shape[-1] < 2:
+    _check_shape(jnp.shape(logits), activation)
+    if activation == "softmax":
+        logits, labels, where = checks.softmax_inputs(logits, labels, where)
+        where = jnp.ones(labels.shape, bool) if where is None else where
+        labels, where = varying_like(labels, logits[..., 0]), varying_like(where, logits[..., 0])
+        *by_class, alarm = pixel_sums(logits, labels, where, squared)
+        pixels = jnp.sum(where, axis=tuple(range(1, where.ndim)), dtype=jnp.int32).astype(logits.dtype)[:, None]
+        sums = _Sums(*by_class, jnp.broadcast_to(pixels, by_class[0].shape))
+    else:
+        x, targets, where, alarm = channels(logits, labels, where, activation)
+        sums = _channel_sums(x, targets, where, squared)
+    return _chosen_and_pooled(sums, classes, over_batch, axis_name), psum(alarm, axis_name)
+
+
+def _chosen_and_pooled(sums: _Sums, classes, over_batch: bool, axis_name) -> _Sums:
+    """Returns the sums of the classes that count, with `over_batch` over all images of all devices."""
+    if classes is not None:
+        chosen = _class_indices(classes, sums.hit.shape[-1])
+        sums = jax.tree.map(lambda total: total[:, chosen], sums)
+    if not over_batch:
+        return sums
+    return psum(jax.tree.map(lambda x: jnp.sum(x, axis=0, keepdims=True), sums), axis_name)
+
+
+def _check_shape(shape: Sequence[int], activation: str) -> None:
+    checks.choice("activation", activation, ("softmax", "sigmoid"))
+    if activation == "softmax" and (len(shape) < 3 or shape[-1] < 2):
         raise ValueError(
             "logits must be [batch, ..., classes] with at least one axis of pixels and 2 classes, class last; "
-            f"got shape {shape}. A single sigmoid logit z is the two classes (0, z), with classes=(1,)"
+            f'got shape {shape}. For one sigmoid logit z per pixel use activation="sigmoid" with z[..., None]'
         )
-    logits, labels, where = checks.softmax_inputs(logits, labels, where)
-    where = jnp.ones(labels.shape, bool) if where is None else where
-    labels, where = varying_like(labels, logits[..., 0]), varying_like(where, logits[..., 0])
-    *by_class, alarm = pixel_sums(logits, labels, where, squared)
-    if classes is not None:
-        chosen = _class_indices(classes, shape[-1])
-        by_class = [total[:, chosen] for total in by_class]
-    pixels = jnp.sum(where, axis=tuple(range(1, labels.ndim)), dtype=jnp.int32).astype(logits.dtype)[:, None]
-    sums = _Sums(*by_class, pixels)
-    if over_batch:
-        sums = psum(jax.tree.map(lambda x: jnp.sum(x, axis=0, keepdims=True), sums), axis_name)
-    return sums, psum(alarm, axis_name)
+    if len(shape) < 3 or shape[-1] < 1:
+        expected = "[batch, ..., channels] with at least one axis of pixels and 1 channel, channel last"
+        raise ValueError(f"logits must be {expected}; got shape {shape}")
+
+
+def _channel_sums(x, targets, where, squared: bool) -> _Sums:
+    """Returns the sums of binary channels of log odds x."""
+    positive, negative = targets & where, ~targets & where
+    p, not_p = jax.nn.sigmoid(x), jax.nn.sigmoid(-x)
+    hit, miss, error = jnp.where(positive, p, 0), jnp.where(positive, not_p, 0), jnp.where(negative, p, 0)
+    error = error * error + miss * miss if squared else error
+    axes = tuple(range(1, x.ndim - 1))
+    counts = (jnp.sum(mask, axis=axes, dtype=jnp.int32).astype(x.dtype) for mask in (positive, where))
+    return _Sums(*(jnp.sum(values, axis=axes) for values in (hit, miss, error)), *counts)
 
 
 def _class_indices(classes: Any, num_classes: int) -> np.ndarray:
@@ -284,6 +372,37 @@ def _ratio(cost: PerClass, hit: PerClass) -> PerClass:
     return jnp.where(nothing, 0, cost / jnp.where(nothing, 1, hit + cost))
 
 
+def _one_minus_correlation(positive: _Sums, negative: _Sums) -> PerClass:
+    """Returns 1 - MCC from the sums of a class and of its complement; 1 where nothing, or everything, is predicted."""
+    positives, negatives = jnp.maximum(positive.truth, 1), jnp.maximum(negative.truth, 1)
+    tpr, fnr, fpr, tnr = (
+        total / truth
+        for total, truth in (
+            (positive.hit, positives),
+            (positive.miss, positives),
+            (negative.miss, negatives),
+            (negative.hit, negatives),
+        )
+    )
+    odds = negatives / positives
+    # MCC = (TPR - FPR) / √(A B), with A = (TP + FP) / (TP + FN) and B = (TN + FN) / (TN + FP).
+    a, b = tpr + odds * fpr, tnr + fnr / odds
+    scale_a, scale_b = jax.lax.stop_gradient((a, b))
+    nothing = jnp.minimum(scale_a, scale_b) < jnp.finfo(a.dtype).tiny
+    a, b, scale_a, scale_b = (jnp.where(nothing, 1, x) for x in (a, b, scale_a, scale_b))
+    # TPR - FPR = TNR - FNR. Scaled by constants that cancel, because derivatives have powers of a possibly tiny A or B.
+    difference = jnp.where(scale_a <= scale_b, (tpr - fpr) / scale_a, (tnr - fnr) / scale_b)
+    factor = jnp.sqrt(jnp.minimum(scale_a, scale_b) / jnp.maximum(scale_a, scale_b))
+    far = 1 - factor * difference / jnp.sqrt((a / scale_a) * (b / scale_b))
+    # Near 1 without cancellation: 1 - m / √(AB) = (AB - m²) / (√(AB) (√(AB) + m)), and no term of AB - m² is negative.
+    m = tpr - fpr
+    is_near = jnp.minimum(tpr, tnr) > 0.75
+    cost = m * (fnr + fpr) + 2 * fnr * fpr + fnr * tpr / odds + odds * fpr * tnr
+    root = jnp.sqrt(jnp.where(is_near, a * b, 1))
+    near = cost / jnp.where(is_near, root * (root + m), 1)
+    return jnp.where(nothing, 1, jnp.where(is_near, near, far))
+
+
 def _power(base: PerClass, gamma: Float[Array, ""]) -> PerClass:
     """Returns base^γ for γ ≥ 1, with finite derivatives at 0, where the formula has 0 · ∞."""
     positive = base >= jnp.finfo(base.dtype).tiny
@@ -295,13 +414,13 @@ def _mean_over_pairs(
 ) -> Float[Array, ""]:
     """Returns the mean over the counted pairs of all devices (`over_batch`: the sums already are of all devices)."""
     checks.choice("absent", absent, ("exclude", "zero", "one"))
-    counted = jnp.broadcast_to(sums.pixels > 0, present.shape)
+    counted = sums.pixels > 0
     counted = counted & present if absent == "exclude" else counted
     loss = jnp.where(counted, jnp.where(present, loss, 1 if absent == "one" else 0), 0)
     axis_name = None if over_batch else axis_name
     if weights is None:
         total, count = psum((jnp.sum(loss), jnp.sum(counted, dtype=jnp.int32)), axis_name)
         return total / jnp.maximum(count, 1).astype(total.dtype)
-    weights = jnp.where(counted, weights, 0)
+    weights = jnp.where(counted, weights[None], 0)
     total, weight = psum((jnp.sum(weights * loss), jnp.sum(weights)), axis_name)
     return total / jnp.where(weight == 0, 1, weight)

@@ -79,6 +79,8 @@ LABEL_LOSSES = {
     "jaccard_loss": _region(losses.jaccard_loss),
     "jaccard_loss, absent classes are right": _region(losses.jaccard_loss, absent="zero", squared=True),
     "tversky_loss": _region(losses.tversky_loss, alpha=0.3, beta=0.7, gamma=4 / 3),
+    "matthews_loss": _region(losses.matthews_loss),
+    "matthews_loss, over the batch, weighted": _region(losses.matthews_loss, over_batch=True, class_weights=WEIGHTS),
     "lovasz_softmax_loss": _region(losses.lovasz_softmax_loss),
     "lovasz_softmax_loss, each image": _region(losses.lovasz_softmax_loss, over_batch=False),
     "lovasz_softmax_loss, each image, weighted": _region(
@@ -112,6 +114,16 @@ BINARY_LOSSES = {
     "lovasz_hinge_loss": lambda z, y, k, axis: losses.lovasz_hinge_loss(z[..., 0], y == 1, where=k, axis_name=axis),
     "lovasz_hinge_loss, each image": lambda z, y, k, axis: losses.lovasz_hinge_loss(
         z[..., 0], y == 1, where=k, over_batch=False, axis_name=axis
+    ),
+    "tversky_loss, sigmoid channels": lambda z, y, k, axis: losses.tversky_loss(
+        z[..., 1:],
+        jnp.stack([y == 1, y > 0], axis=-1),
+        alpha=0.3,
+        beta=0.7,
+        where=k,
+        over_batch=True,
+        activation="sigmoid",
+        axis_name=axis,
     ),
     "OHEM 1:3": _ohem_one_to_three,
     "uncertainty_penalty": _mean(_penalty),

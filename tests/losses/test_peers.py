@@ -498,6 +498,28 @@ def test_monais_and_mmsegs_class_weights_scale_the_loss_too():
     assert_close(value * WEIGHTS.mean(), mmseg, 1e-9)
 
 
+def test_smps_multi_label_dice_is_one_of_sigmoid_channels():
+    """Port of `DiceLoss("multilabel")` without smoothing: sums over the batch, 0 for a channel without labels."""
+    p, t = 1 / (1 + np.exp(-LOGITS)), np.stack([TARGETS, 0 * TARGETS, 1 - TARGETS, LABELS > 1], axis=-1)
+    hit, size = (p * t).sum((0, 1, 2)), (p + t).sum((0, 1, 2))
+    expected = np.mean((1 - 2 * hit / size) * (t.sum((0, 1, 2)) > 0))
+    options = {"over_batch": True, "absent": "zero", "activation": "sigmoid"}
+    value, _ = ours(lambda z: losses.dice_loss(z, t, **options), LOGITS)
+    assert_close(value, expected, 1e-9)
+
+
+@pytest.mark.parametrize(("name", "epsilon", "root"), [("authors", 0.0, 1e-7), ("smp", 1e-5, 0.0)])
+def test_the_authors_and_smps_matthews_loss_equal_ours_over_the_batch_but_for_their_constants(name, epsilon, root):
+    """Ports of `MCCLoss(reduction="batch")` of github.com/kakumarabhishek/MCC-Loss and of smp."""
+    p, t = 1 / (1 + np.exp(-SCORES)), TARGETS
+    tp, tn, fp, fn = (x.sum() + epsilon for x in (p * t, (1 - p) * (1 - t), p * (1 - t), (1 - p) * t))
+    port = 1 - (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn) + root)
+    value, _ = ours(
+        lambda z: losses.matthews_loss(z[..., None], t[..., None], over_batch=True, activation="sigmoid"), SCORES
+    )
+    assert_close(value, port, 1e-6)
+
+
 # Lovász: the authors, smp.
 
 

@@ -42,39 +42,45 @@ def reference(
     absent="exclude",
     classes=None,
     class_weights=None,
+    activation="softmax",
 ):
     """Returns the textbook's formulas in float64, image by image."""
     logits = np.asarray(logits, np.float64)
-    keep = np.ones(labels.shape, bool) if where is None else np.broadcast_to(where, labels.shape)
-    p = np.exp(logits - logits.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    t = np.eye(logits.shape[-1])[labels]
-    images = [(p[keep], t[keep])] if over_batch else [(p[i][keep[i]], t[i][keep[i]]) for i in range(len(labels))]
-    power = 2 if squared else 1
-    values, weight_of_values = [], []
-    class_weights = np.ones(logits.shape[-1]) if class_weights is None else class_weights
-    for p, t in images:
-        if len(t) == 0:
-            continue
-        chosen = list(range(t.shape[-1]) if classes is None else classes)
-        hit, p, t = (p * t).sum(0)[chosen], (p**power).sum(0)[chosen], t.sum(0)[chosen]
+    num_classes = logits.shape[-1]
+    if activation == "softmax":
+        p = np.exp(logits - logits.max(-1, keepdims=True))
+        p, t = p / p.sum(-1, keepdims=True), np.eye(num_classes)[labels]
+    else:
+        p, t = 1 / (1 + np.exp(-logits)), np.asarray(labels, np.float64)
+    keep = np.ones(labels.shape, bool) if where is None else where
+    keep = np.broadcast_to(keep if keep.ndim == p.ndim else keep[..., None], p.shape)
+    axes = (0, 1, 2) if over_batch else (1, 2)
+    chosen = list(range(num_classes) if classes is None else classes)
+    hit, size, truth, pixels = (
+        np.sum(values * keep, axis=axes, keepdims=over_batch).reshape(-1, num_classes)[:, chosen]
+        for values in (p * t, p ** (2 if squared else 1), t, np.ones_like(p))
+    )
+    weights = np.ones(len(chosen)) if class_weights is None else class_weights[chosen]
+    values = []
+    for hits, p, t, n in zip(hit, size, truth, pixels, strict=True):
         if name == "generalized dice":
-            if t.any():
-                weights = np.where(t > 0, 1 / np.maximum(t, 1) ** 2, 0)
-                weights = np.where((t == 0) & (absent == "one"), weights.max(), weights)
-                values.append(1 - 2 * (weights * hit).sum() / (weights * (p + t)).sum())
-            elif absent != "exclude":
-                values.append({"zero": 0.0, "one": 1.0}[absent])
-            continue
-        alpha, beta, gamma = TVERSKY[name]
-        for i in range(len(t)):
-            if t[i] > 0:
-                index = hit[i] / (hit[i] + alpha * (p[i] - hit[i]) + beta * (t[i] - hit[i]))
-                values.append((1 - index) ** gamma)
-            elif absent != "exclude":
-                values.append({"zero": 0.0, "one": 1.0}[absent])
-            weight_of_values += [class_weights[chosen[i]]] * (len(values) - len(weight_of_values))
-    return np.average(values, weights=weight_of_values or None) if values else 0.0
+            w = np.where(t > 0, 1 / np.maximum(t, 1) ** 2, 0)
+            w = np.where((t == 0) & (absent == "one"), w.max(), w)
+            with np.errstate(invalid="ignore"):
+                pairs = [(n.max(), t.any(), 1 - 2 * (w * hits).sum() / (w * (p + t)).sum(), 1.0)]
+        elif name == "matthews":
+            denominator = np.sqrt(p * t * (n - p) * (n - t))
+            with np.errstate(invalid="ignore"):
+                pairs = zip(n, (t > 0) & (t < n), 1 - (hits * n - p * t) / denominator, weights, strict=True)
+        else:
+            alpha, beta, gamma = TVERSKY[name]
+            with np.errstate(invalid="ignore"):
+                index = hits / (hits + alpha * (p - hits) + beta * (t - hits))
+            pairs = zip(n, t > 0, (1 - index) ** gamma, weights, strict=True)
+        for pixels_of_pair, present, loss, weight in pairs:
+            if pixels_of_pair > 0 and (present or absent != "exclude"):
+                values.append((loss if present else {"zero": 0.0, "one": 1.0}[absent], weight))
+    return np.average([v for v, _ in values], weights=[w for _, w in values]) if values else 0.0
 
 
 # Parity
@@ -123,6 +129,116 @@ def test_equal_class_weights_change_nothing_and_zero_weights_give_zero(name):
 def test_a_class_weight_of_zero_leaves_the_class_out():
     without = losses.dice_loss(LOGITS, LABELS, class_weights=np.array([1.0, 1.0, 0.0, 1.0]))
     np.testing.assert_allclose(without, losses.dice_loss(LOGITS, LABELS, classes=(0, 1, 3)), rtol=1e-6)
+
+
+# Sigmoid channels and the Matthews correlation
+
+TARGETS = RNG.uniform(size=LOGITS.shape) < [0.1, 0.3, 0.5, 0.9]
+TARGETS[1, ..., 2], TARGETS[2, ..., 1] = False, True  # a channel without a positive, and one of positives alone
+KEEP_CHANNELS = KEEP[..., None] & (RNG.uniform(size=LOGITS.shape) < 0.8)
+ALL = LOSSES | {"matthews": losses.matthews_loss}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("over_batch", [False, True])
+@pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
+def test_sigmoid_channels_equal_the_textbook(name, over_batch, absent):
+    options = {"over_batch": over_batch, "absent": absent, "activation": "sigmoid"}
+    loss = jax.jit(lambda z, t, k: ALL[name](z, t, where=k, **options))
+    for where in (KEEP, KEEP_CHANNELS):
+        expected = reference(name, LOGITS, TARGETS, where=where, **options)
+        np.testing.assert_allclose(loss(LOGITS, TARGETS, where), expected, rtol=5e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_sigmoid_channels_of_squared_sums_classes_and_weights(name):
+    options = {"squared": True, "classes": (3, 1), "activation": "sigmoid", "where": KEEP_CHANNELS}
+    options |= {} if name == "generalized dice" else {"class_weights": np.array([9.0, 0.5, 9.0, 2.0])}
+    expected = reference(name, LOGITS, TARGETS, **options)
+    loss = jax.jit(lambda t: ALL[name](LOGITS, t, **options))
+    np.testing.assert_allclose(loss(TARGETS), expected, rtol=5e-6)
+    np.testing.assert_array_equal(loss(TARGETS.astype(np.float32)), loss(TARGETS.astype(np.int8)))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_sigmoid_channel_is_class_1_of_two(name):
+    z, t = LOGITS[..., 0], TARGETS[..., 2]
+
+    def both(z):
+        pair = jnp.stack([jnp.zeros_like(z), z], axis=-1)
+        softmax = ALL[name](pair, t.astype(np.int32), where=KEEP, classes=(1,))
+        return softmax, ALL[name](z[..., None], t[..., None], where=KEEP, activation="sigmoid")
+
+    values, slopes = jax.jit(lambda z: (both(z), jax.jacrev(both)(z)))(z)
+    np.testing.assert_allclose(*values, rtol=1e-6)
+    np.testing.assert_allclose(*slopes, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_masked_sigmoid_channels_have_no_gradient_and_wrong_targets_give_nan(name):
+    def loss(z, t):
+        return ALL[name](z, t, where=KEEP_CHANNELS, activation="sigmoid")
+
+    run = jax.jit(jax.value_and_grad(loss))
+    expected = run(LOGITS, TARGETS.astype(np.float32))
+    value, gradient = run(np.where(KEEP_CHANNELS, LOGITS, np.nan), np.where(KEEP_CHANNELS, TARGETS, np.nan))
+    np.testing.assert_array_equal(value, expected[0])
+    np.testing.assert_array_equal(gradient, expected[1])
+    assert not np.any(np.asarray(gradient)[~KEEP_CHANNELS])
+    at = tuple(np.argwhere(KEEP_CHANNELS)[3])
+    for wrong in (0.5, 2.0, -1.0):
+        targets = TARGETS.astype(np.float32)
+        targets[at] = wrong
+        value, gradient = run(LOGITS, targets)
+        assert np.isnan(value)
+        assert np.isnan(gradient[at])
+
+
+@pytest.mark.parametrize("over_batch", [False, True])
+@pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
+@pytest.mark.parametrize("scale", [1, 4])
+def test_matthews_loss_equals_the_textbook(over_batch, absent, scale):
+    options = {"where": KEEP, "over_batch": over_batch, "absent": absent, "classes": (3, 0, 2)}
+    options["class_weights"] = np.array([0.5, 0.0, 1.0, 2.0])
+    loss = jax.jit(lambda z: losses.matthews_loss(z, LABELS, **options))(LOGITS * scale)
+    np.testing.assert_allclose(loss, reference("matthews", LOGITS * scale, LABELS, **options), rtol=5e-6)
+
+
+def test_matthews_loss_of_a_hard_prediction_is_one_minus_the_coefficient():
+    labels, predictions = LABELS[0] == 1, LABELS[1] == 1
+    loss = jax.jit(lambda z: losses.matthews_loss(z, labels[None, ..., None], activation="sigmoid"))
+    hard = np.where(predictions, 1e4, -1e4).astype(np.float32)[None, ..., None]
+    coefficient = np.corrcoef(labels.ravel(), predictions.ravel())[0, 1]  # of binary variables: the same
+    np.testing.assert_allclose(loss(hard), 1 - coefficient, rtol=1e-6)
+    np.testing.assert_allclose(loss(-hard), 1 + coefficient, rtol=1e-6)
+    np.testing.assert_allclose(loss(np.zeros_like(hard)), 1, rtol=1e-6)
+    truth = np.where(labels, 1e4, -1e4).astype(np.float32)[None, ..., None]
+    assert loss(truth) == 0
+    np.testing.assert_allclose(loss(-truth), 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("confidence", [25.0, -25.0, 12.0])
+def test_matthews_loss_and_gradient_keep_their_digits(confidence):
+    """Nearly right, nearly wrong, and nearly one class alone."""
+    logits = confidence * np.eye(CLASSES, dtype=np.float32)[LABELS]
+    logits[0, ..., 1] += 40 if confidence == 12 else 0
+    loss = jax.jit(jax.value_and_grad(lambda z: losses.matthews_loss(z, LABELS)))
+    with jax.enable_x64(True):
+        expected, slope = loss(logits.astype(np.float64))
+    value, gradient = loss(logits)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-3, atol=1e-6 * np.abs(slope).max())
+
+
+def test_matthews_loss_and_its_derivatives_are_finite_everywhere():
+    def derivatives(logits):
+        loss = lambda z: losses.matthews_loss(z, EXTREME_LABELS)  # noqa: E731
+        return loss(logits), jax.grad(loss)(logits), jax.hessian(loss)(logits)
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        results = jax.jit(jax.vmap(derivatives))(jnp.asarray(EXTREME_LOGITS, dtype))
+        assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in results)
+        assert 0 <= results[0].min() <= results[0].max() <= 2
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -446,14 +562,29 @@ def test_falls_as_the_truth_gains(name, squared):
 
 # Errors of the undecorated functions: a user has no import hook
 
-FUNCTIONS = ("dice_loss", "jaccard_loss", "tversky_loss", "generalized_dice_loss")
+FUNCTIONS = ("dice_loss", "jaccard_loss", "tversky_loss", "generalized_dice_loss", "matthews_loss")
 BROKEN = {
     "no pixel axis": (
         {"logits": LOGITS[0, 0], "labels": LABELS[0, 0]},
         ValueError,
         r"logits must be \[batch, ..., classes\] with at least one axis of pixels .*got shape \(5, 4\)",
     ),
-    "one class": ({"logits": LOGITS[..., :1]}, ValueError, r"2 classes, .*got shape \(4, 3, 5, 1\).* \(0, z\)"),
+    "one class": (
+        {"logits": LOGITS[..., :1]},
+        ValueError,
+        r"2 classes, .*got shape \(4, 3, 5, 1\). For one sigmoid logit z per pixel use activation=\"sigmoid\"",
+    ),
+    "activation": ({"activation": "relu"}, ValueError, r"activation must be one of 'softmax', 'sigmoid'; got 'relu'"),
+    "no channel": (
+        {"logits": LOGITS[..., :0], "activation": "sigmoid"},
+        ValueError,
+        r"logits must be \[batch, ..., channels\] with .*1 channel, .*got shape \(4, 3, 5, 0\)",
+    ),
+    "class labels of channels": (
+        {"activation": "sigmoid"},
+        ValueError,
+        r"labels must have the shape of logits, \(4, 3, 5, 4\); got \(4, 3, 5\)",
+    ),
     "rank": ({"labels": LABELS[0]}, ValueError, r"labels must have .*\(4, 3, 5\); got \(3, 5\)"),
     "shape": ({"labels": LABELS[:2]}, ValueError, r"labels must have .*\(4, 3, 5\); got \(2, 3, 5\)"),
     "float labels": ({"labels": KEEP * 1.0}, TypeError, r"labels must be integers; got float32 of shape \(4, 3, 5\)"),
