@@ -36,7 +36,15 @@ _EXTRAS = {
     ),
     "export": ("flatbuffers",),
 }
-_BASE = ("__main__", "boxes", "checks", "collectives", "losses", "metrics")  # the modules that need no extra
+_BASE = (
+    "__main__",
+    "boxes",
+    "checks",
+    "collectives",
+    "distance",
+    "losses",
+    "metrics",
+)  # the modules that need no extra
 
 
 def missing_extra(extra: str, user: str) -> str:

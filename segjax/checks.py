@@ -134,6 +134,16 @@ def per_class(name: str, value: Any, num_classes: int, dtype: Any, scalar_hint: 
     return given.astype(dtype)
 
 
+def class_indices(name: str, value: Any, num_classes: int) -> np.ndarray:
+    """Returns `value`, a sequence of distinct classes known on the host, as a NumPy array."""
+    indices = host(name, value)
+    integers = indices.ndim == 1 and indices.size > 0 and np.issubdtype(indices.dtype, np.integer)
+    if not integers or not np.isin(indices, range(num_classes)).all() or np.unique(indices).size != indices.size:
+        expected = f"None or a sequence of distinct class indices in [0, {num_classes}), at least one"
+        raise ValueError(f"{name} must be {expected}; got {value!r}")
+    return indices
+
+
 def not_negative(name: str, value: Any, where: Any = None) -> None:
     """Raises a ValueError if an unmasked value is negative; traced values and arrays of other hosts pass."""
     traced = isinstance(value, jax.core.Tracer) or isinstance(where, jax.core.Tracer)

@@ -13,6 +13,7 @@ from segjax.losses.detection import AnchorTargets, DetectionLoss, anchor_targets
 from segjax.losses.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
 from segjax.losses.reduction import hard_pixels, mean
 from segjax.losses.region import dice_loss, generalized_dice_loss, jaccard_loss, matthews_loss, tversky_loss
+from segjax.losses.shape import boundary_loss, cl_dice_loss
 from segjax.losses.uncertainty import logit_margin_penalty, mc_variance, uncertainty_penalty, uniform_cross_entropy
 from segjax.losses.weights import boundary_mask, boundary_weights, class_weights, prior_bias, prior_bias_softmax
 
@@ -20,9 +21,11 @@ __all__ = [
     "AnchorTargets",
     "DetectionLoss",
     "anchor_targets",
+    "boundary_loss",
     "boundary_mask",
     "boundary_weights",
     "box_loss",
+    "cl_dice_loss",
     "class_weights",
     "dice_loss",
     "generalized_dice_loss",

@@ -18,19 +18,26 @@ No term is negative or a difference of close numbers, so a nearly perfect predic
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from segjax import checks
 from segjax.checks import AxisName, ChannelLabels, ChannelWhere, ClassWeights, Logits, Scalar
 from segjax.collectives import psum
 from segjax.losses._log_odds import channels, pixel_sums, varying_like
-
-PerClass = Float[Array, "images classes"]
+from segjax.losses._pairs import (
+    PerClass,
+    Sums,
+    channel_sums,
+    check_logits,
+    chosen_and_pooled,
+    mean_over_pairs,
+    pair_weights,
+    ratio,
+)
 
 
 def dice_loss(
@@ -80,9 +87,9 @@ def dice_loss(
     0.1282
     """
     sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, activation, axis_name)
-    weights = _pair_weights(class_weights, classes, jnp.shape(logits)[-1], sums.hit.dtype)
-    loss = _ratio(_cost(sums, 0.5, 0.5, squared), sums.hit)
-    return _mean_over_pairs(loss, sums.truth > 0, sums, absent, over_batch, axis_name, weights) + alarm
+    weights = pair_weights(class_weights, classes, jnp.shape(logits)[-1], sums.hit.dtype)
+    loss = ratio(_cost(sums, 0.5, 0.5, squared), sums.hit)
+    return mean_over_pairs(loss, sums.truth > 0, sums.pixels, absent, over_batch, axis_name, weights) + alarm
 
 
 def jaccard_loss(
@@ -118,9 +125,9 @@ def jaccard_loss(
     0.2273
     """
     sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, activation, axis_name)
-    weights = _pair_weights(class_weights, classes, jnp.shape(logits)[-1], sums.hit.dtype)
-    loss = _ratio(_cost(sums, 1.0, 1.0, squared), sums.hit)
-    return _mean_over_pairs(loss, sums.truth > 0, sums, absent, over_batch, axis_name, weights) + alarm
+    weights = pair_weights(class_weights, classes, jnp.shape(logits)[-1], sums.hit.dtype)
+    loss = ratio(_cost(sums, 1.0, 1.0, squared), sums.hit)
+    return mean_over_pairs(loss, sums.truth > 0, sums.pixels, absent, over_batch, axis_name, weights) + alarm
 
 
 def tversky_loss(
@@ -164,7 +171,7 @@ def tversky_loss(
     0.1371
     """
     sums, alarm = _sums(logits, labels, where, squared, over_batch, classes, activation, axis_name)
-    weights = _pair_weights(class_weights, classes, jnp.shape(logits)[-1], sums.hit.dtype)
+    weights = pair_weights(class_weights, classes, jnp.shape(logits)[-1], sums.hit.dtype)
     dtype = sums.hit.dtype
     alpha_beta = checks.scalar("alpha", alpha, dtype, 0.0), checks.scalar("beta", beta, dtype, 0.0)
     gamma = checks.scalar("gamma", gamma, dtype, 1.0)
@@ -173,8 +180,8 @@ def tversky_loss(
             f"alpha must be at most beta with squared=True; got alpha={float(alpha):g} and beta={float(beta):g}: "
             "a prediction short of the label would then score better than the label itself"
         )
-    loss = _power(_ratio(_cost(sums, *alpha_beta, squared), sums.hit), gamma)
-    return _mean_over_pairs(loss, sums.truth > 0, sums, absent, over_batch, axis_name, weights) + alarm
+    loss = _power(ratio(_cost(sums, *alpha_beta, squared), sums.hit), gamma)
+    return mean_over_pairs(loss, sums.truth > 0, sums.pixels, absent, over_batch, axis_name, weights) + alarm
 
 
 def generalized_dice_loss(
@@ -220,9 +227,9 @@ def generalized_dice_loss(
     any_present = jnp.any(present, axis=-1, keepdims=True)
     weights = jnp.where(any_present, weights, 0)
     cost = jnp.sum(weights * _cost(sums, 0.5, 0.5, squared), axis=-1, keepdims=True)
-    loss = _ratio(cost, jnp.sum(weights * sums.hit, axis=-1, keepdims=True))
-    sums = sums._replace(pixels=jnp.max(sums.pixels, axis=-1, keepdims=True))
-    return _mean_over_pairs(loss, any_present, sums, absent, over_batch, axis_name) + alarm
+    loss = ratio(cost, jnp.sum(weights * sums.hit, axis=-1, keepdims=True))
+    pixels = jnp.max(sums.pixels, axis=-1, keepdims=True)
+    return mean_over_pairs(loss, any_present, pixels, absent, over_batch, axis_name) + alarm
 
 
 def matthews_loss(
@@ -267,94 +274,36 @@ def matthews_loss(
     >>> print(f"{matthews_loss(logits, labels, classes=(1,)):.4f}")  # 1 - (1.7 · 1.7 - 0.3 · 0.3) / (2 · 2)
     0.3000
     """
-    _check_shape(jnp.shape(logits), activation)
+    check_logits(jnp.shape(logits), activation)
     x, targets, where, alarm = channels(logits, labels, where, activation)
     pooled = classes, over_batch, axis_name
-    positive = _chosen_and_pooled(_channel_sums(x, targets, where, False), *pooled)
-    negative = _chosen_and_pooled(_channel_sums(-x, ~targets, where, False), *pooled)
+    positive = chosen_and_pooled(channel_sums(x, targets, where, False), *pooled)
+    negative = chosen_and_pooled(channel_sums(-x, ~targets, where, False), *pooled)
     loss = _one_minus_correlation(positive, negative)
     defined = (positive.truth > 0) & (negative.truth > 0)
-    weights = _pair_weights(class_weights, classes, jnp.shape(logits)[-1], x.dtype)
-    return _mean_over_pairs(loss, defined, positive, absent, over_batch, axis_name, weights) + psum(alarm, axis_name)
+    weights = pair_weights(class_weights, classes, jnp.shape(logits)[-1], x.dtype)
+    return mean_over_pairs(loss, defined, positive.pixels, absent, over_batch, axis_name, weights) + psum(
+        alarm, axis_name
+    )
 
 
-class _Sums(NamedTuple):
-    """Sums over the unmasked pixels of each image (or of the batch), `[images, classes]`."""
-
-    hit: Array  # Σ p t
-    miss: Array  # Σ_{t=1} (1 - p)
-    error: Array  # plain: Σ_{t=0} p; squared: Σ (p - t)²
-    truth: Array  # Σ t
-    pixels: Array  # Σ 1
-
-
-def _sums(logits, labels, where, squared, over_batch, classes, activation, axis_name) -> tuple[_Sums, Float[Array, ""]]:
+def _sums(logits, labels, where, squared, over_batch, classes, activation, axis_name) -> tuple[Sums, Float[Array, ""]]:
     """Returns the sums of all devices, and 0, or NaN with a NaN gradient if an unmasked label is not a class."""
-    _check_shape(jnp.shape(logits), activation)
+    check_logits(jnp.shape(logits), activation)
     if activation == "softmax":
         logits, labels, where = checks.softmax_inputs(logits, labels, where)
         where = jnp.ones(labels.shape, bool) if where is None else where
         labels, where = varying_like(labels, logits[..., 0]), varying_like(where, logits[..., 0])
         *by_class, alarm = pixel_sums(logits, labels, where, squared)
         pixels = jnp.sum(where, axis=tuple(range(1, where.ndim)), dtype=jnp.int32).astype(logits.dtype)[:, None]
-        sums = _Sums(*by_class, jnp.broadcast_to(pixels, by_class[0].shape))
+        sums = Sums(*by_class, jnp.broadcast_to(pixels, by_class[0].shape))
     else:
         x, targets, where, alarm = channels(logits, labels, where, activation)
-        sums = _channel_sums(x, targets, where, squared)
-    return _chosen_and_pooled(sums, classes, over_batch, axis_name), psum(alarm, axis_name)
+        sums = channel_sums(x, targets, where, squared)
+    return chosen_and_pooled(sums, classes, over_batch, axis_name), psum(alarm, axis_name)
 
 
-def _chosen_and_pooled(sums: _Sums, classes, over_batch: bool, axis_name) -> _Sums:
-    """Returns the sums of the classes that count, with `over_batch` over all images of all devices."""
-    if classes is not None:
-        chosen = _class_indices(classes, sums.hit.shape[-1])
-        sums = jax.tree.map(lambda total: total[:, chosen], sums)
-    if not over_batch:
-        return sums
-    return psum(jax.tree.map(lambda x: jnp.sum(x, axis=0, keepdims=True), sums), axis_name)
-
-
-def _check_shape(shape: Sequence[int], activation: str) -> None:
-    checks.choice("activation", activation, ("softmax", "sigmoid"))
-    if activation == "softmax" and (len(shape) < 3 or shape[-1] < 2):
-        raise ValueError(
-            "logits must be [batch, ..., classes] with at least one axis of pixels and 2 classes, class last; "
-            f'got shape {shape}. For one sigmoid logit z per pixel use activation="sigmoid" with z[..., None]'
-        )
-    if len(shape) < 3 or shape[-1] < 1:
-        expected = "[batch, ..., channels] with at least one axis of pixels and 1 channel, channel last"
-        raise ValueError(f"logits must be {expected}; got shape {shape}")
-
-
-def _channel_sums(x, targets, where, squared: bool) -> _Sums:
-    """Returns the sums of binary channels of log odds x."""
-    positive, negative = targets & where, ~targets & where
-    p, not_p = jax.nn.sigmoid(x), jax.nn.sigmoid(-x)
-    hit, miss, error = jnp.where(positive, p, 0), jnp.where(positive, not_p, 0), jnp.where(negative, p, 0)
-    error = error * error + miss * miss if squared else error
-    axes = tuple(range(1, x.ndim - 1))
-    counts = (jnp.sum(mask, axis=axes, dtype=jnp.int32).astype(x.dtype) for mask in (positive, where))
-    return _Sums(*(jnp.sum(values, axis=axes) for values in (hit, miss, error)), *counts)
-
-
-def _class_indices(classes: Any, num_classes: int) -> np.ndarray:
-    indices = checks.host("classes", classes)
-    integers = indices.ndim == 1 and indices.size > 0 and np.issubdtype(indices.dtype, np.integer)
-    if not integers or not np.isin(indices, range(num_classes)).all() or np.unique(indices).size != indices.size:
-        expected = f"None or a sequence of distinct class indices in [0, {num_classes}), at least one"
-        raise ValueError(f"classes must be {expected}; got {classes!r}")
-    return indices
-
-
-def _pair_weights(class_weights: Any, classes: Any, num_classes: int, dtype: Any) -> Float[Array, "classes"] | None:
-    """Returns the weights of the classes that count."""
-    if class_weights is None:
-        return None
-    weights = checks.per_class("class_weights", class_weights, num_classes, dtype)
-    return weights if classes is None else weights[_class_indices(classes, num_classes)]
-
-
-def _cost(sums: _Sums, alpha: Any, beta: Any, squared: bool) -> PerClass:
+def _cost(sums: Sums, alpha: Any, beta: Any, squared: bool) -> PerClass:
     """Returns N of 1 - TI = N / (I + N)."""
     if not squared:
         return alpha * sums.error + beta * sums.miss
@@ -362,17 +311,7 @@ def _cost(sums: _Sums, alpha: Any, beta: Any, squared: bool) -> PerClass:
     return jnp.where(cost < 0, 0, cost)
 
 
-def _ratio(cost: PerClass, hit: PerClass) -> PerClass:
-    """Returns 1 - TI = N / (I + N), and 0 where both are 0."""
-    whole = jax.lax.stop_gradient(hit + cost)
-    nothing = whole < jnp.finfo(whole.dtype).tiny
-    # Scaled by a constant that cancels, because derivatives of the quotient have squares of a possibly tiny I + N.
-    scale = 1 / jnp.where(nothing, 1, whole)
-    cost, hit = cost * scale, hit * scale
-    return jnp.where(nothing, 0, cost / jnp.where(nothing, 1, hit + cost))
-
-
-def _one_minus_correlation(positive: _Sums, negative: _Sums) -> PerClass:
+def _one_minus_correlation(positive: Sums, negative: Sums) -> PerClass:
     """Returns 1 - MCC from the sums of a class and of its complement; 1 where nothing, or everything, is predicted."""
     positives, negatives = jnp.maximum(positive.truth, 1), jnp.maximum(negative.truth, 1)
     tpr, fnr, fpr, tnr = (
@@ -407,20 +346,3 @@ def _power(base: PerClass, gamma: Float[Array, ""]) -> PerClass:
     """Returns base^γ for γ ≥ 1, with finite derivatives at 0, where the formula has 0 · ∞."""
     positive = base >= jnp.finfo(base.dtype).tiny
     return jnp.where(positive, jnp.where(positive, base, 1) ** gamma, jnp.where(gamma == 1, base, 0))
-
-
-def _mean_over_pairs(
-    loss, present, sums: _Sums, absent: str, over_batch: bool, axis_name, weights: Any = None
-) -> Float[Array, ""]:
-    """Returns the mean over the counted pairs of all devices (`over_batch`: the sums already are of all devices)."""
-    checks.choice("absent", absent, ("exclude", "zero", "one"))
-    counted = sums.pixels > 0
-    counted = counted & present if absent == "exclude" else counted
-    loss = jnp.where(counted, jnp.where(present, loss, 1 if absent == "one" else 0), 0)
-    axis_name = None if over_batch else axis_name
-    if weights is None:
-        total, count = psum((jnp.sum(loss), jnp.sum(counted, dtype=jnp.int32)), axis_name)
-        return total / jnp.maximum(count, 1).astype(total.dtype)
-    weights = jnp.where(counted, weights[None], 0)
-    total, weight = psum((jnp.sum(weights * loss), jnp.sum(weights)), axis_name)
-    return total / jnp.where(weight == 0, 1, weight)
