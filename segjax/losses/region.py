@@ -257,9 +257,10 @@ def matthews_loss(
     1e-7 under the root; segmentation_models_pytorch adds 1e-5 to each of the four sums.
 
     Args:
-        logits, labels, where, over_batch, classes, class_weights, activation, axis_name: as in `dice_loss`.
+        logits, labels, where, over_batch: as in `dice_loss`.
         absent: loss of a class that labels none or all of the unmasked pixels, for which the correlation is 0 / 0:
             "exclude", "zero" or "one".
+        classes, class_weights, activation, axis_name: as in `dice_loss`.
 
     Returns:
         A scalar in [0, 2], at least float32: 1 for a constant prediction. Its first two derivatives are finite for

@@ -9,6 +9,7 @@ from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
@@ -61,9 +62,10 @@ def cl_dice_loss(
         alpha: α in [0, 1]; may be traced, like ε.
         iterations: static; at least half of the width of the thickest structure, in pixels.
         smooth: ε > 0. A flat prediction has no skeleton, and T_p would be 0 / 0.
-        where, over_batch, classes, class_weights, activation, axis_name: as in `dice_loss`.
+        where, over_batch: as in `dice_loss`.
         absent: as in `dice_loss`. For clDice, a class is also absent if its labels have no skeleton, because they fill
             the image.
+        classes, class_weights, activation, axis_name: as in `dice_loss`.
 
     Returns:
         A scalar in [0, 1], at least float32. Its derivatives are finite for |logit| ≤ 1e4.
@@ -82,7 +84,7 @@ def cl_dice_loss(
     check_logits(jnp.shape(logits), activation)
     if jnp.ndim(logits) != 4:
         raise ValueError(f"logits must be [batch, height, width, classes]; got shape {jnp.shape(logits)}")
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+    if isinstance(iterations, bool) or not isinstance(iterations, int | np.integer) or iterations < 0:
         raise ValueError(f"iterations must be an integer of at least 0; got {iterations!r}")
     num_classes = jnp.shape(logits)[-1]
     alpha = checks.scalar("alpha", alpha, jnp.float32, 0.0, 1.0)

@@ -93,6 +93,7 @@ from segjax.metrics.ranking import (
     score_histogram,
     threshold_at_precision,
 )
+from segjax.metrics.surface import SurfaceDistances, surface_distances, surface_scores
 from segjax.metrics.uncertainty import (
     accuracy_vs_uncertainty,
     area_under_risk_coverage,
@@ -120,6 +121,7 @@ __all__ = [
     "LaplaceSums",
     "ProperScoreSums",
     "Scaling",
+    "SurfaceDistances",
     "accuracy_vs_uncertainty",
     "adaptive_calibration_error",
     "adaptive_log_odds",
@@ -196,6 +198,8 @@ __all__ = [
     "score_histogram",
     "segmentation_scores",
     "standardized_max_logit_score",
+    "surface_distances",
+    "surface_scores",
     "threshold_at_precision",
     "uncertainty_histogram",
 ]
