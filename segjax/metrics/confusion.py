@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from segjax import checks
-from segjax.checks import AxisName, Labels, Logits, Where
+from segjax.checks import AxisName, Labels, Logits, Scalar, Where
 from segjax.metrics._counting import Counts, count, fill_of, host_counts, nanmean, ratio
 
 _CAUSE = "a label or prediction outside [0, C), or a NaN logit, was counted in an unmasked pixel"
@@ -45,7 +45,9 @@ def confusion_matrix(
     return count(cells, valid, keep, num_classes * num_classes, axis_name).reshape(num_classes, num_classes)
 
 
-def segmentation_scores(confusion: Counts, *, absent: str = "exclude") -> dict[str, float | np.ndarray]:
+def segmentation_scores(
+    confusion: Counts, *, absent: str = "exclude", beta: Scalar | None = None
+) -> dict[str, float | np.ndarray]:
     r"""Returns all scores of a confusion matrix, which may be a sum over a data set.
 
     With TP, FP, FN and TN of each class against the others, N pixels, and means over classes:
@@ -56,6 +58,7 @@ def segmentation_scores(confusion: Counts, *, absent: str = "exclude") -> dict[s
     - `dice_per_class` = 2 TP / (2 TP + FP + FN) and its mean `mean_dice` (F1);
     - `recall_per_class` = `accuracy_per_class` = TP / (TP + FN) and its mean `mean_accuracy` (balanced accuracy);
     - `precision_per_class` = TP / (TP + FP);
+    - with `beta`, `f_beta_per_class` = (1 + β²) TP / ((1 + β²) TP + β² FN + FP) and its mean `mean_f_beta`;
     - `pixel_accuracy` = Σ TP / N;
     - `one_vs_rest_accuracy_per_class` = (TP + TN) / N: near 1 for every rare class, found or not;
     - `frequency_weighted_iou` = Σ (TP + FN) / N · IoU;
@@ -64,12 +67,14 @@ def segmentation_scores(confusion: Counts, *, absent: str = "exclude") -> dict[s
     Args:
         confusion: integers `[C, C]`, rows are true classes: a sum of `confusion_matrix`.
         absent: score of a class whose denominator is 0: "exclude" (NaN, which the means leave out), "zero" or "one".
+        beta: β > 0, the weight of recall against precision in the F-beta score; 1 is Dice. None: no such score.
 
     Returns:
         The scores by name: floats, and float64 `[C]` for `_per_class`, in [0, 1]; the Matthews (Gorodkin's) coefficient
         in [-1, 1]. NaN for 0 / 0: means without a class, N = 0, one true or one predicted class for Matthews.
 
-    Raises: TypeError or ValueError if the counts are traced, not integers, of another shape, or negative (invalid).
+    Raises: TypeError or ValueError if the counts are traced, not integers, of another shape, or negative
+        (invalid), or β is not more than 0.
     References: Long et al., arXiv 1411.4038 (accuracies); Gorodkin, Computational Biology and Chemistry 28 (2004).
 
     >>> scores = segmentation_scores(np.array([[6, 2, 0], [0, 2, 0], [0, 0, 0]]))
@@ -87,7 +92,7 @@ def segmentation_scores(confusion: Counts, *, absent: str = "exclude") -> dict[s
     iou = ratio(true_positives, union, fill)
     dice = ratio(2 * true_positives, true + predicted, fill)
     recall = ratio(true_positives, true, fill)
-    return {
+    scores = {
         "mean_iou": nanmean(iou),
         "iou_per_class": iou,
         "pixel_accuracy": float(ratio(true_positives.sum(), total)),
@@ -102,6 +107,12 @@ def segmentation_scores(confusion: Counts, *, absent: str = "exclude") -> dict[s
         "recall_per_class": recall.copy(),
         "matthews_correlation": _matthews(true_positives, true, predicted),
     }
+    if beta is not None:
+        checks.finite("beta", checks.host("beta", beta), jnp.float32, above=0.0)
+        square = float(beta) ** 2
+        scores["f_beta_per_class"] = ratio((1 + square) * true_positives, square * true + predicted, fill)
+        scores["mean_f_beta"] = nanmean(scores["f_beta_per_class"])
+    return scores
 
 
 def confusion_matrix_per_image(

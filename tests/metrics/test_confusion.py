@@ -137,6 +137,23 @@ def test_segmentation_scores_scikit_learn():
         assert isinstance(scores[name], np.ndarray if name.endswith("_per_class") else float)
 
 
+@pytest.mark.parametrize("beta", [0.5, 1, 2.0])
+def test_segmentation_scores_f_beta_scikit_learn(beta):
+    matrix = metrics.confusion_matrix(LABELS, PREDICTIONS, 4)
+    scores = metrics.segmentation_scores(matrix, beta=beta)
+    expected = sklearn_metrics.fbeta_score(LABELS.ravel(), PREDICTIONS.ravel(), beta=beta, average=None)
+    np.testing.assert_allclose(scores.pop("f_beta_per_class"), expected, rtol=1e-12)
+    np.testing.assert_allclose(scores.pop("mean_f_beta"), expected.mean(), rtol=1e-12)
+    assert scores.keys() == metrics.segmentation_scores(matrix).keys()
+
+
+def test_segmentation_scores_f_beta_of_absent_classes_and_a_beta_of_zero():
+    np.testing.assert_allclose(metrics.segmentation_scores(HOLES, beta=2)["f_beta_per_class"], [30 / 37, 0, np.nan, 0])
+    assert metrics.segmentation_scores(HOLES, beta=2, absent="one")["f_beta_per_class"][2] == 1
+    with pytest.raises(ValueError, match="beta must be finite and more than 0; got 0"):
+        metrics.segmentation_scores(HOLES, beta=0)
+
+
 # Class 1 is predicted but not labelled, class 2 is absent, class 3 is labelled but not predicted.
 HOLES = np.array([[6, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [3, 0, 0, 0]])
 
