@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Integer, Real
 Logits = Float[ArrayLike, "*pixels classes"]
 PerPixel = Float[ArrayLike, "*pixels"]
 Labels = Integer[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"]
+Distribution = Float[ArrayLike, "*pixels classes"]
 Targets = Real[ArrayLike, "*pixels"] | Bool[ArrayLike, "*pixels"]
 Where = Bool[ArrayLike, "*#pixels"] | None
 # Labels and mask of losses that also take independent sigmoid channels.
@@ -88,6 +89,27 @@ def softmax_inputs(
     return logits, jnp.where(where, labels, jnp.zeros_like(labels)), where
 
 
+def softmax_targets(
+    logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns the same as `softmax_inputs`; floats of the logits' shape are a distribution over the classes per pixel.
+
+    A distribution is a constant of the logits' dtype, uniform where masked. It is NaN at an unmasked pixel where one
+    of its probabilities is negative or their sum is not 1 to within 1 %, the rounding of a bfloat16 distribution.
+    """
+    given = array("labels", labels)
+    if given.ndim == 0 or given.ndim != np.ndim(logits) or not jnp.issubdtype(given.dtype, jnp.floating):
+        return softmax_inputs(logits, labels, where)
+    logits = classes("logits", logits)
+    same_shape("labels as a distribution", given.shape, "logits", logits.shape)
+    where = None if where is None else mask("where", where, given.shape[:-1])
+    given = jax.lax.stop_gradient(given.astype(logits.dtype))
+    if where is not None:
+        given = jnp.where(where[..., None], given, 1 / given.shape[-1])
+    valid = jnp.all(given >= 0, axis=-1) & (jnp.abs(jnp.sum(given, axis=-1) - 1) <= 0.01)
+    return logits, jnp.where(valid[..., None], given, jnp.nan), where
+
+
 def classes(name: str, value: Any) -> jax.Array:
     """Returns `value`, one number per class on its last axis, as `floating`."""
     given = floating(name, value)
@@ -134,13 +156,13 @@ def per_class(name: str, value: Any, num_classes: int, dtype: Any, scalar_hint: 
     return given.astype(dtype)
 
 
-def class_indices(name: str, value: Any, num_classes: int) -> np.ndarray:
-    """Returns `value`, a sequence of distinct classes known on the host, as a NumPy array."""
+def class_indices(name: str, value: Any, num_classes: int, *, optional: bool = True) -> np.ndarray:
+    """Returns `value`, a sequence of distinct class indices known on the host, as an array."""
     indices = host(name, value)
     integers = indices.ndim == 1 and indices.size > 0 and np.issubdtype(indices.dtype, np.integer)
     if not integers or not np.isin(indices, range(num_classes)).all() or np.unique(indices).size != indices.size:
-        expected = f"None or a sequence of distinct class indices in [0, {num_classes}), at least one"
-        raise ValueError(f"{name} must be {expected}; got {value!r}")
+        expected = f"a sequence of distinct class indices in [0, {num_classes}), at least one"
+        raise ValueError(f"{name} must be {'None or ' if optional else ''}{expected}; got {value!r}")
     return indices
 
 

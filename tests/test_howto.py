@@ -138,7 +138,7 @@ def own_folder_run(folder, page):
 def test_howto_losses_in_your_project(page):
     names = run_page(page("howto/losses_in_your_project.md"), {})
     logits, labels = names["logits"], names["labels"]
-    assert np.isfinite([names["composed"], *names["values"]]).all()
+    assert np.isfinite([names["composed"], names["rare"], *names["values"]]).all()
     assert np.all(np.diff(names["values"]) < 0)  # the loss falls with γ
 
     @jax.jit

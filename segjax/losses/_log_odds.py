@@ -58,6 +58,11 @@ def mask_classes(where: Mask, num_classes: int) -> PerClass:
     return classes < jnp.where(where, num_classes, 0)[..., None]
 
 
+def mask_logits(logits: Logits, where: Mask | None) -> Logits:
+    """Returns `logits`, and 0 for every class where `where` is False."""
+    return logits if where is None else jnp.where(mask_classes(where, logits.shape[-1]), logits, 0)
+
+
 # Reductions of several arrays in one loop. A lambda in their place would be compiled at every call outside of jit.
 def _sums(a, b):
     return tuple(map(lax.add, a, b))
@@ -163,6 +168,16 @@ def class_log_odds(logits: Logits) -> Logits:
     others = jnp.where(is_top, 1, jnp.sum(powers, axis=-1, keepdims=True) - powers)
     others_of_top = jnp.sum(jnp.exp(below - second), axis=-1, keepdims=True)
     return shifted - jnp.where(is_top, jnp.log(others_of_top) + (second - largest), jnp.log(others))
+
+
+def class_log_probabilities(logits: Logits, where: Mask | None) -> tuple[Array, Array]:
+    """Returns log p_j and log(1 - p_j) of every class j, for masked pixels those of equal logits."""
+    return log_probabilities(class_log_odds(mask_logits(logits, where)))
+
+
+def weighted_sum(weights: Float[Array, "*pixels classes"], values: Float[Array, "*pixels classes"]) -> Floats:
+    """Returns the sum over the classes of weights · values, in which a weight of 0 removes an infinite value."""
+    return jnp.sum(weights * jnp.where(weights == 0, 0, values), axis=-1)
 
 
 def weight_of_label(weights: Float[Array, "classes"], labels: Labels) -> Floats:

@@ -1,4 +1,4 @@
-"""Per-pixel classification losses: cross entropy, focal loss and related losses, softmax and sigmoid.
+"""Per-pixel classification losses: cross entropy, focal loss, Poly-1 and related losses, softmax and sigmoid.
 
 They share these conventions. A pixel where `where` (broadcastable to the pixels) is False has loss 0 and gradient 0,
 whatever its label (255, -1) or logit (NaN). An unmasked label outside the classes gives NaN by design, in value and
@@ -12,7 +12,7 @@ from jax.nn import log_sigmoid
 from jaxtyping import Array, Float
 
 from segjax import checks
-from segjax.checks import ClassWeights, Labels, Logits, PerPixel, Scalar, Targets, Where
+from segjax.checks import ClassWeights, Distribution, Labels, Logits, PerPixel, Scalar, Targets, Where
 from segjax.losses import _log_odds as numerics
 
 _WHY_NO_SCALAR_ALPHA = (
@@ -23,20 +23,23 @@ _WHY_NO_SCALAR_ALPHA = (
 
 def softmax_cross_entropy(
     logits: Logits,
-    labels: Labels,
+    labels: Labels | Distribution,
     *,
     where: Where = None,
     class_weights: ClassWeights | None = None,
     label_smoothing: Scalar = 0.0,
 ) -> Float[Array, "*pixels"]:
-    r"""Computes the cross entropy of integer labels per pixel.
+    r"""Computes the cross entropy of integer labels, or of a distribution over the classes, per pixel.
 
     .. math::
         CE = -(1-ε) w_y \log p_y - \frac{ε}{C} \sum_j w_j \log p_j, \qquad p = softmax(z)
 
+    and of a distribution t, :math:`-\sum_j w_j \left((1-ε) t_j + ε / C\right) \log p_j`, in which t is a constant.
+
     Args:
         logits: z, `[..., C]`, C ≥ 2. -inf switches a class off, if one other than the label's is left.
-        labels: y, integers in [0, C), `[...]`.
+        labels: y, integers in [0, C), `[...]`; or t, floats ≥ 0 with sum 1, `[..., C]`. An unmasked t with a negative
+            element, or with a sum that is not 1 to within 1 %, gives NaN.
         where: boolean `[...]`; False removes the pixel.
         class_weights: w ≥ 0, `[C]`; default 1. See `segjax.losses.class_weights`.
         label_smoothing: ε in [0, 1]. With ε > 0 a class switched off costs infinity, unless its weight is 0.
@@ -52,10 +55,16 @@ def softmax_cross_entropy(
     >>> print(softmax_cross_entropy(logits, jnp.array([0, 255]), where=jnp.array([True, False])))
     [0.6931472 0.       ]
     """
-    logits, labels, where = checks.softmax_inputs(logits, labels, where)
+    logits, labels, where = checks.softmax_targets(logits, labels, where)
     num_classes, dtype = logits.shape[-1], logits.dtype
     smoothing = checks.scalar("label_smoothing", label_smoothing, dtype, 0.0, 1.0)
     weights = None if class_weights is None else checks.per_class("class_weights", class_weights, num_classes, dtype)
+
+    if labels.ndim == logits.ndim:
+        log_p, _ = numerics.class_log_probabilities(logits, where)
+        t = (1 - smoothing) * labels + smoothing / num_classes
+        t = t if weights is None else jnp.broadcast_to(weights, t.shape) * t
+        return numerics.mask_to_zero(-numerics.weighted_sum(t, log_p), where)
 
     x = numerics.softmax_log_odds(logits, labels, where)
     own = -log_sigmoid(x)  # -log p_y
@@ -71,14 +80,21 @@ def softmax_cross_entropy(
 
 
 def softmax_focal_loss(
-    logits: Logits, labels: Labels, *, gamma: Scalar = 2.0, alpha: ClassWeights | None = None, where: Where = None
+    logits: Logits,
+    labels: Labels | Distribution,
+    *,
+    gamma: Scalar = 2.0,
+    alpha: ClassWeights | None = None,
+    where: Where = None,
 ) -> Float[Array, "*pixels"]:
-    r"""Computes the focal loss of integer labels per pixel; it down-weights easy pixels.
+    r"""Computes the focal loss of integer labels, or of a distribution, per pixel; it down-weights easy pixels.
 
     .. math:: FL = -α_y (1 - p_y)^γ \log p_y, \qquad p = softmax(z)
 
+    and of a distribution t, :math:`-\sum_j α_j t_j (1 - p_j)^γ \log p_j`, as in MONAI and Keras.
+
     Args:
-        logits, labels: z and y, as in `softmax_cross_entropy`.
+        logits, labels: z, and y or t, as in `softmax_cross_entropy`.
         gamma: focusing parameter γ ≥ 0; 0 is `softmax_cross_entropy`.
         alpha: α ≥ 0, `[C]`; default 1. A scalar is an error, since softmax classes are not positives and negatives.
         where: boolean `[...]`; False removes the pixel.
@@ -94,13 +110,68 @@ def softmax_focal_loss(
     >>> [round(float(x)) for x in softmax_cross_entropy(logits, labels) / softmax_focal_loss(logits, labels)]
     [100, 4]
     """
-    logits, labels, where = checks.softmax_inputs(logits, labels, where)
+    logits, labels, where = checks.softmax_targets(logits, labels, where)
     num_classes, dtype = logits.shape[-1], logits.dtype
     gamma = checks.scalar("gamma", gamma, dtype, 0.0)
     alpha = None if alpha is None else checks.per_class("alpha", alpha, num_classes, dtype, _WHY_NO_SCALAR_ALPHA)
 
+    if labels.ndim == logits.ndim:
+        log_p, log_one_minus_p = numerics.class_log_probabilities(logits, where)
+        t = labels if alpha is None else jnp.broadcast_to(alpha, labels.shape) * labels
+        return numerics.mask_to_zero(-numerics.weighted_sum(t * jnp.exp(gamma * log_one_minus_p), log_p), where)
+
     x = numerics.softmax_log_odds(logits, labels, where)
     loss = jnp.exp(gamma * log_sigmoid(-x)) * -log_sigmoid(x)  # (1 - p_y)^γ · -log p_y
+    if alpha is not None:
+        loss = numerics.weight_of_label(alpha, labels) * loss
+    return numerics.mask_to_zero(loss, where)
+
+
+def softmax_poly1_loss(
+    logits: Logits,
+    labels: Labels,
+    *,
+    epsilon: Scalar = 1.0,
+    gamma: Scalar = 0.0,
+    alpha: ClassWeights | None = None,
+    where: Where = None,
+) -> Float[Array, "*pixels"]:
+    r"""Computes Poly-1 of integer labels per pixel: cross entropy or focal loss with another leading coefficient.
+
+    .. math::
+        L = α_y \left(-(1 - p_y)^γ \log p_y + ε (1 - p_y)^{γ + 1}\right)
+        = α_y (1 - p_y)^γ \left((1 + ε)(1 - p_y) + \sum_{j \ge 2} \frac{(1 - p_y)^j}{j}\right), \qquad p = softmax(z)
+
+    γ = 0 is Poly-1 cross entropy, the paper's loss for softmax; ε = 0 is `softmax_focal_loss`.
+
+    Args:
+        logits: z, `[..., C]`, C ≥ 2.
+        labels: y, integers in [0, C), `[...]`.
+        epsilon: ε ≥ -1. The paper takes 2 for ImageNet and -1 for instance segmentation on COCO.
+        gamma: focusing parameter γ ≥ 0.
+        alpha: α ≥ 0, `[C]`; default 1. It weights both terms, as in the paper's appendix; other code weights one.
+        where: boolean `[...]`; False removes the pixel.
+
+    Returns:
+        `[...]`, in nats, at least float32.
+
+    Raises: TypeError or ValueError if a dtype or shape does not fit, C < 2, `alpha` is a scalar or negative, ε < -1, or
+        γ < 0.
+
+    References: Leng et al., PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, arXiv
+        2204.12511.
+
+    >>> print(softmax_poly1_loss(jnp.log(jnp.array([0.5, 0.25, 0.25])), jnp.int32(0), epsilon=2.0))  # log 2 + 2 (1 - p)
+    1.6931472
+    """
+    logits, labels, where = checks.softmax_inputs(logits, labels, where)
+    num_classes, dtype = logits.shape[-1], logits.dtype
+    epsilon = checks.scalar("epsilon", epsilon, dtype, -1.0)
+    gamma = checks.scalar("gamma", gamma, dtype, 0.0)
+    alpha = None if alpha is None else checks.per_class("alpha", alpha, num_classes, dtype, _WHY_NO_SCALAR_ALPHA)
+
+    log_p, log_one_minus_p = numerics.log_probabilities(numerics.softmax_log_odds(logits, labels, where))
+    loss = jnp.exp(gamma * log_one_minus_p) * -log_p + epsilon * jnp.exp((gamma + 1) * log_one_minus_p)
     if alpha is not None:
         loss = numerics.weight_of_label(alpha, labels) * loss
     return numerics.mask_to_zero(loss, where)
@@ -118,7 +189,8 @@ def sigmoid_cross_entropy(
         logits: z, any shape; `[..., C]` for C independent labels per pixel.
         targets: t, that shape: boolean, 0 and 1, or floats in [0, 1] (soft). They have no gradient.
         where: boolean, that shape; False removes the logit.
-        alpha: α in [0, 1]. None: α_t = 1.
+        alpha: α in [0, 1]. None: α_t = 1. PyTorch's `pos_weight` w is α = w / (1 + w) and the factor 1 + w for hard
+            targets; with one w per label, it is the factor `jnp.where(targets == 1, w, 1)` on the loss without α.
 
     Returns:
         The loss per logit, in nats, at least float32.
@@ -178,6 +250,55 @@ def sigmoid_focal_loss(
         return numerics.balance(alpha, t) * (jnp.exp(gamma * log_one_minus_pt) * cross_entropy)
 
     return numerics.rematerialized(formula, dtype, where, (logits, targets), (gamma, alpha))
+
+
+def sigmoid_poly1_loss(
+    logits: PerPixel,
+    targets: Targets,
+    *,
+    epsilon: Scalar = 1.0,
+    gamma: Scalar = 0.0,
+    alpha: Scalar | None = None,
+    where: Where = None,
+) -> Float[Array, "*pixels"]:
+    r"""Computes Poly-1 of binary targets per logit: cross entropy or focal loss with another leading coefficient.
+
+    .. math::
+        L = α_t \left(-(1 - p_t)^γ \left(t \log p + (1 - t) \log(1 - p)\right) + ε (1 - p_t)^{γ + 1}\right)
+
+    with p, p_t and α_t of `sigmoid_focal_loss`. γ > 0 is Poly-1 focal loss, the paper's loss for sigmoid; ε = 0 is
+    `sigmoid_focal_loss`.
+
+    Args:
+        logits, targets: z and t, as in `sigmoid_cross_entropy`.
+        epsilon: ε ≥ -1.
+        gamma: focusing parameter γ ≥ 0; the paper takes RetinaNet's γ = 2 and α = 0.25.
+        alpha: α in [0, 1]. None: α_t = 1. It weights both terms, as in the paper's appendix; other code weights one.
+        where: boolean, that shape; False removes the logit.
+
+    Returns:
+        The loss per logit, in nats, at least float32.
+
+    Raises: TypeError or ValueError if a dtype or shape does not fit, α is outside [0, 1], ε < -1, or γ < 0.
+
+    References: Leng et al., PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, arXiv
+        2204.12511.
+
+    >>> print(sigmoid_poly1_loss(jnp.zeros(2), jnp.array([1, 0]), epsilon=-1.0, gamma=2.0))  # log 2 / 4 - 1 / 8
+    [0.0482868 0.0482868]
+    """
+    logits, targets, where = numerics.sigmoid_inputs(logits, targets, where)
+    dtype = checks.widened(logits.dtype)
+    epsilon = checks.scalar("epsilon", epsilon, dtype, -1.0)
+    gamma = checks.scalar("gamma", gamma, dtype, 0.0)
+    alpha = None if alpha is None else checks.scalar("alpha", alpha, dtype, 0.0, 1.0)
+
+    def formula(z, t, epsilon, gamma, alpha):
+        cross_entropy, log_one_minus_pt = numerics.binary_terms(z, t)
+        focal = jnp.exp(gamma * log_one_minus_pt) * cross_entropy
+        return numerics.balance(alpha, t) * (focal + epsilon * jnp.exp((gamma + 1) * log_one_minus_pt))
+
+    return numerics.rematerialized(formula, dtype, where, (logits, targets), (epsilon, gamma, alpha))
 
 
 def sigmoid_focal_star_loss(

@@ -1,4 +1,4 @@
-"""Weights of classes and of boundary pixels, and initial biases against class imbalance.
+"""Weights of classes and of boundary pixels, initial biases and logit adjustments against class imbalance.
 
 Class weights and biases are host code, computed once before training. Boundaries are found on the device.
 """
@@ -125,9 +125,43 @@ def prior_bias_softmax(frequencies: ClassWeights) -> Float[Array, "classes"]:
         raise ValueError(f"frequencies must be [classes]; got shape {frequencies.shape}")
     if not frequencies.all():
         classes = np.flatnonzero(frequencies == 0).tolist()
-        advice = "their bias would be -inf. Give it a floor, for instance np.maximum(counts, 1)"
+        advice = "their logarithm would be -inf. Give them a floor, for instance np.maximum(counts, 1)"
         raise ValueError(f"frequencies must be positive; got 0 for classes {classes}: {advice}")
     return jnp.asarray(np.log(frequencies / frequencies.sum()))
+
+
+def logit_adjustment(frequencies: ClassWeights, *, tau: Scalar = 1.0) -> Float[Array, "classes"]:
+    r"""Returns the logit adjustment of each class, which makes a softmax rank classes as if all were equally frequent.
+
+    .. math:: a_c = τ \log π_c, \qquad π = \frac{f}{\sum_j f_j}
+
+    Use it in one of two places, since p(y | x) / π_y is the balanced posterior:
+
+    - in training: `softmax_cross_entropy(logits + a, labels)`, and predict from the logits alone;
+    - after training without it: predict from `logits - a`. This needs no new training, and τ can be tuned.
+
+    τ = 1 is `prior_bias_softmax(frequencies)`. That bias is a parameter: training changes it, and it stays in
+    the predictions. The adjustment in training is the same bias, held fixed and then removed. Do not use both:
+    `logits + a` starts at the frequencies without a prior bias. A sigmoid logit is adjusted by `tau * prior_bias(pi)`.
+
+    Args:
+        frequencies: f, `[C]`, all positive: frequencies or pixel counts.
+        tau: τ ≥ 0; may be traced. 0 adjusts nothing.
+
+    Returns:
+        a, `[C]`, JAX's default float (float32).
+
+    Raises: TypeError or ValueError if `frequencies` are traced, not `[C]`, negative, not finite, or 0 for a class, or
+        τ < 0.
+
+    References: Menon et al., Long-Tail Learning via Logit Adjustment, arXiv 2007.07314. Its code adds 1e-12 to π^τ.
+
+    >>> logits = jnp.log(jnp.array([0.8, 0.2]))  # 0.2 is much for a class of frequency 0.1
+    >>> print(jax.nn.softmax(logits - logit_adjustment(np.array([0.9, 0.1]))).round(2))
+    [0.31 0.69]
+    """
+    bias = prior_bias_softmax(frequencies)
+    return checks.scalar("tau", tau, bias.dtype, 0.0) * bias
 
 
 def boundary_mask(

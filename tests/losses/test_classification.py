@@ -22,6 +22,7 @@ LOGITS = (RNG.normal(size=(2, 4, 5, 7)) * 3).astype(np.float32)
 LABELS = RNG.integers(0, 7, size=(2, 4, 5)).astype(np.int32)
 TARGETS = RNG.integers(0, 2, size=LOGITS.shape).astype(np.int32)
 SOFT = RNG.uniform(size=LOGITS.shape).astype(np.float32)
+MIXED = np.asarray(jax.nn.softmax(SOFT * 4))  # distributions over the classes
 KEEP = RNG.uniform(size=LABELS.shape) < 0.7
 EVERY = np.ones_like(KEEP)
 
@@ -51,9 +52,32 @@ def star_reference(logits, targets, gamma, beta, alpha=None):
     return alpha_t * (t * positive + (1 - t) * negative) / gamma
 
 
+def soft_reference(logits, t, gamma=0.0, alpha=1.0):
+    """Returns -Σ α_j t_j (1 - p_j)^γ log p_j in float64, class by class."""
+    p = np.exp(np.asarray(logits, np.float64))
+    p /= p.sum(-1, keepdims=True)
+    return sum(
+        -np.broadcast_to(alpha, 7)[j] * t[..., j] * (1 - p[..., j]) ** gamma * np.log(p[..., j]) for j in range(7)
+    )
+
+
+def poly1_reference(p_t, epsilon, gamma):
+    """Returns the paper's series Σ (1 - p_t)^(j + γ) / j in float64, with ε added to its first coefficient."""
+    j = np.arange(1, 20001, dtype=np.float64)
+    coefficients = 1 / j + np.where(j == 1, epsilon, 0)
+    return np.array([coefficients @ (1 - p) ** (j + gamma) for p in p_t])
+
+
+def distribution(labels):
+    """Returns labels smoothed to a distribution over the classes; not one for a label that is not a class."""
+    return 0.75 * jax.nn.one_hot(labels, 7) + 0.25 / 7
+
+
 # Compiled once each: γ, β, α and δ are traced.
 SOFTMAX_FOCAL = jax.jit(lambda z, y, gamma, alpha: losses.softmax_focal_loss(z, y, gamma=gamma, alpha=alpha))
 SIGMOID_FOCAL = jax.jit(lambda z, t, gamma, alpha: losses.sigmoid_focal_loss(z, t, gamma=gamma, alpha=alpha))
+SOFTMAX_POLY1 = jax.jit(lambda z, y, e, g, a: losses.softmax_poly1_loss(z, y, epsilon=e, gamma=g, alpha=a))
+SIGMOID_POLY1 = jax.jit(lambda z, t, e, g, a: losses.sigmoid_poly1_loss(z, t, epsilon=e, gamma=g, alpha=a))
 STAR = jax.jit(lambda z, t, g, b, a: losses.sigmoid_focal_star_loss(z, t, gamma=g, beta=b, alpha=a))
 HUBER = jax.jit(lambda p, t, d: losses.huber_loss(p, t, delta=d))
 
@@ -112,6 +136,129 @@ def test_focal_losses_equal_the_textbook():
         np.testing.assert_allclose(soft_loss, sigmoid_reference(LOGITS, SOFT, gamma, 0.25), rtol=1e-9)
 
 
+# Distributions over the classes
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_of_a_distribution_equals_its_formula_and_optax(smoothing):
+    weights = np.linspace(0, 2, 7, dtype=np.float32)
+    expected = soft_reference(LOGITS, 0.9 * MIXED + 0.1 / 7 if smoothing else MIXED, alpha=weights)
+    ours = losses.softmax_cross_entropy(LOGITS, MIXED, class_weights=weights, label_smoothing=smoothing)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    if not smoothing:
+        theirs = optax.softmax_cross_entropy(LOGITS, MIXED)
+        np.testing.assert_allclose(losses.softmax_cross_entropy(LOGITS, MIXED), theirs, rtol=1e-5)
+
+
+def test_focal_loss_of_a_distribution_equals_its_formula():
+    weights = np.linspace(0.1, 1, 7)
+    with jax.enable_x64(True):
+        ours = [SOFTMAX_FOCAL(LOGITS.astype(np.float64), MIXED.astype(np.float64), g, weights) for g in GAMMAS]
+    for loss, gamma in zip(ours, GAMMAS, strict=True):
+        exact = MIXED.astype(np.float64)
+        np.testing.assert_allclose(loss, soft_reference(LOGITS, exact, gamma, weights), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_one_hot_distributions_equal_labels_in_value_and_gradient(dtype):
+    wide, labels = (np.concatenate([x] * 3) for x in (LOGITS, LABELS))
+    wide = wide * np.array([1, 100, 1000], np.float32).repeat(2).reshape(6, 1, 1, 1)
+    weights = np.linspace(0.1, 1, 7, dtype=np.float32)
+    for loss in (
+        functools.partial(losses.softmax_cross_entropy, class_weights=weights, label_smoothing=0.1),
+        functools.partial(losses.softmax_focal_loss, gamma=0.5, alpha=weights),
+    ):
+        both = jax.jit(jax.vmap(jax.value_and_grad(lambda z, y, f=loss: f(z, y).sum())))
+        hard, soft = both(wide, labels), both(wide, jax.nn.one_hot(labels, 7, dtype=dtype))
+        chex.assert_trees_all_close(hard, soft, rtol=2e-5, atol=1e-6)
+
+
+def test_a_uniform_distribution_is_uniform_cross_entropy():
+    uniform = np.full_like(LOGITS, 1 / 7)
+    expected = losses.uniform_cross_entropy(LOGITS)
+    np.testing.assert_allclose(losses.softmax_cross_entropy(LOGITS, uniform), expected, rtol=1e-5)
+
+
+def test_tiny_losses_of_a_distribution_keep_their_digits():
+    true = np.log1p(np.exp(-np.float64(19.4)))
+    logits, t = jnp.array([19.4, 0.0]), jnp.array([1.0, 0.0])
+    np.testing.assert_allclose(losses.softmax_cross_entropy(logits, t), true, rtol=1e-5)
+    np.testing.assert_allclose(losses.softmax_focal_loss(logits, t, gamma=0.5), true**1.5, rtol=1e-5)
+
+
+def test_a_distribution_without_a_class_switched_off_is_finite():
+    off, t = jnp.array([1.0, 2.0, -jnp.inf]), jnp.array([0.25, 0.75, 0.0])
+    for loss in (losses.softmax_cross_entropy, losses.softmax_focal_loss):
+        value, gradient = jax.value_and_grad(loss)(off, t)
+        np.testing.assert_allclose(value, loss(off[:2], t[:2]), rtol=1e-6)
+        np.testing.assert_allclose(gradient, [*jax.grad(loss)(off[:2], t[:2]), 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "bad", [[0.5, 0.5, 0.5], [1.5, -0.5, 0.0], [0.0, 0.0, 0.0], [np.nan, 0.5, 0.5], [np.inf, 0.0, 0.0]]
+)
+def test_an_unmasked_distribution_that_is_not_one_gives_nan(bad):
+    logits, t = jnp.zeros((2, 3)), jnp.array([bad, [0.2, 0.3, 0.5]])
+    for loss in (losses.softmax_cross_entropy, losses.softmax_focal_loss):
+        gradient = jax.grad(lambda z, f=loss: f(z, t).sum())(logits)
+        np.testing.assert_array_equal(np.isnan(loss(logits, t)), [True, False])
+        np.testing.assert_array_equal(np.isnan(gradient), [[True] * 3, [False] * 3])
+        masked = jax.value_and_grad(lambda z, f=loss: f(z, t, where=jnp.array([False, True])).sum())(logits)
+        assert all(np.isfinite(x).all() for x in masked)
+
+
+def test_a_distribution_is_a_constant():
+    for loss in (losses.softmax_cross_entropy, losses.softmax_focal_loss):
+        assert not np.any(np.asarray(jax.grad(lambda t, f=loss: f(LOGITS, t).sum())(MIXED)))
+
+
+# Poly-1
+
+
+@pytest.mark.parametrize("epsilon", [-1.0, 0.5, 2.0])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_poly1_is_the_papers_series_with_another_leading_coefficient(epsilon, gamma):
+    p_t = np.array([0.01, 0.2, 0.5, 0.9, 0.999])
+    expected = poly1_reference(p_t, epsilon, gamma)
+    x = np.log(p_t) - np.log1p(-p_t)
+    with jax.enable_x64(True):
+        softmax = SOFTMAX_POLY1(np.stack([0 * x, x], -1), np.ones(5, np.int32), epsilon, gamma, None)
+        sigmoid = SIGMOID_POLY1(-x, np.zeros(5, np.int32), epsilon, gamma, None)
+    np.testing.assert_allclose(softmax, expected, rtol=1e-8)
+    np.testing.assert_allclose(sigmoid, expected, rtol=1e-8)
+
+
+def test_softmax_poly1_loss_equals_optax():
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = optax.losses.poly_loss_cross_entropy(LOGITS, jax.nn.one_hot(LABELS, 7), epsilon=2.0)
+    np.testing.assert_allclose(SOFTMAX_POLY1(LOGITS, LABELS, 2.0, 0.0, None), theirs, rtol=2e-5)
+
+
+@pytest.mark.parametrize("targets", [TARGETS, SOFT], ids=["hard", "soft"])
+def test_sigmoid_poly1_loss_weights_both_terms(targets):
+    """The paper's appendix. abhuse/polyloss-pytorch weights the focal loss only; without α the two are equal."""
+    t, p = np.asarray(targets, np.float64), 1 / (1 + np.exp(-LOGITS.astype(np.float64)))
+    alpha_t, one_minus_pt = 0.25 * t + 0.75 * (1 - t), 1 - (t * p + (1 - t) * (1 - p))
+    focal = one_minus_pt**2 * -(t * np.log(p) + (1 - t) * np.log(1 - p))
+    plain, balanced = (SIGMOID_POLY1(LOGITS, targets, 1.5, 2.0, alpha) for alpha in (None, 0.25))
+    np.testing.assert_allclose(plain, focal + 1.5 * one_minus_pt**3, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(balanced, alpha_t * (focal + 1.5 * one_minus_pt**3), rtol=1e-4, atol=1e-7)
+
+
+def test_poly1_without_epsilon_is_the_focal_loss():
+    weights = np.linspace(0.1, 1, 7, dtype=np.float32)
+    for gamma in GAMMAS:
+        focal = SOFTMAX_FOCAL(LOGITS, LABELS, gamma, weights), SIGMOID_FOCAL(LOGITS, SOFT, gamma, 0.25)
+        np.testing.assert_allclose(SOFTMAX_POLY1(LOGITS, LABELS, 0.0, gamma, weights), focal[0], rtol=2e-5)
+        np.testing.assert_allclose(SIGMOID_POLY1(LOGITS, SOFT, 0.0, gamma, 0.25), focal[1], rtol=2e-5)
+
+
+def test_poly1_of_the_smallest_epsilon_is_not_negative_beyond_rounding():
+    z = jnp.linspace(-30, 30, 121)
+    cross_entropy = losses.sigmoid_cross_entropy(z, jnp.ones(121, jnp.int32))
+    assert np.all(SIGMOID_POLY1(z, jnp.ones(121, jnp.int32), -1.0, 0.0, None) >= -1e-5 * cross_entropy)
+
+
 @pytest.mark.parametrize("targets", [TARGETS, SOFT], ids=["hard", "soft"])
 @pytest.mark.parametrize("alpha", [None, 0.25])
 def test_focal_star_equals_the_papers_formula(alpha, targets):
@@ -153,6 +300,20 @@ def test_alpha_balances_cross_entropy():
     plain = losses.sigmoid_cross_entropy(LOGITS, TARGETS)
     balanced = losses.sigmoid_cross_entropy(LOGITS, TARGETS, alpha=0.75)
     np.testing.assert_allclose(balanced, plain * np.where(TARGETS == 1, 0.75, 0.25).astype(np.float32), rtol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.2, 1.0, 300.0])
+def test_alpha_is_pytorchs_pos_weight(weight):
+    """torch.nn.BCEWithLogitsLoss: -(w t log p + (1 - t) log(1 - p)), also of one w per label."""
+    z, t = LOGITS.astype(np.float64), TARGETS
+    pos_weights = weight * np.arange(1, 8).reshape(1, 1, 1, 7)
+    theirs = [w * t * np.logaddexp(0, -z) + (1 - t) * np.logaddexp(0, z) for w in (weight, pos_weights)]
+    ours = (1 + weight) * losses.sigmoid_cross_entropy(LOGITS, TARGETS, alpha=weight / (1 + weight))
+    np.testing.assert_allclose(ours, theirs[0], rtol=1e-4)
+    per_label = jnp.where(TARGETS == 1, pos_weights.astype(np.float32), 1) * losses.sigmoid_cross_entropy(
+        LOGITS, TARGETS
+    )
+    np.testing.assert_allclose(per_label, theirs[1], rtol=1e-4)
 
 
 def test_hinge_loss_equals_its_formula_and_optax():
@@ -205,6 +366,10 @@ def test_narrow_logits_are_widened_first(dtype):
     for f, targets in (
         (losses.softmax_focal_loss, LABELS),
         (losses.softmax_cross_entropy, LABELS),
+        (losses.softmax_focal_loss, MIXED),
+        (losses.softmax_cross_entropy, MIXED),
+        (losses.softmax_poly1_loss, LABELS),
+        (losses.sigmoid_poly1_loss, TARGETS),
         (losses.sigmoid_focal_loss, TARGETS),
         (losses.sigmoid_cross_entropy, TARGETS),
         (losses.sigmoid_focal_star_loss, TARGETS),
@@ -256,6 +421,18 @@ def _focal_curve(target):
     return lambda z, g, b: losses.sigmoid_focal_loss(z, target, gamma=g)
 
 
+def _softmax_distribution_curve(*t):
+    return lambda z, g, b: losses.softmax_focal_loss(jnp.stack([z, z * 0, -z]), jnp.array(t, z.dtype), gamma=g)
+
+
+def _softmax_poly1_curve(label):
+    return lambda z, g, b: losses.softmax_poly1_loss(jnp.stack([z, z * 0, -z]), jnp.int32(label), epsilon=2.0, gamma=g)
+
+
+def _poly1_curve(target):
+    return lambda z, g, b: losses.sigmoid_poly1_loss(z, target, epsilon=-0.5, gamma=g)
+
+
 def _star_curve(target):
     return lambda z, g, b: losses.sigmoid_focal_star_loss(z, target, gamma=g, beta=b)
 
@@ -264,6 +441,12 @@ def _star_curve(target):
 FOCAL_CURVES = {
     "softmax, the label's logit": _softmax_curve(0),
     "softmax, another logit": _softmax_curve(1),
+    "softmax, a distribution": _softmax_distribution_curve(0.25, 0.25, 0.5),
+    "softmax, a one-hot distribution": _softmax_distribution_curve(1, 0, 0),
+    "softmax Poly-1, the label's logit": _softmax_poly1_curve(0),
+    "softmax Poly-1, another logit": _softmax_poly1_curve(1),
+    "Poly-1, target 1": _poly1_curve(jnp.int32(1)),
+    "Poly-1, soft target 0.3": _poly1_curve(jnp.float32(0.3)),
     "target 0": _focal_curve(jnp.int32(0)),
     "target 1": _focal_curve(jnp.int32(1)),
     "soft target 0": _focal_curve(jnp.float32(0)),
@@ -391,7 +574,12 @@ def test_label_smoothing_of_a_class_switched_off(smoothing):
 
 BALANCED = [
     functools.partial(loss, alpha=0.25)
-    for loss in (losses.sigmoid_cross_entropy, losses.sigmoid_focal_loss, losses.sigmoid_focal_star_loss)
+    for loss in (
+        losses.sigmoid_cross_entropy,
+        losses.sigmoid_focal_loss,
+        losses.sigmoid_poly1_loss,
+        losses.sigmoid_focal_star_loss,
+    )
 ]
 
 
@@ -420,7 +608,14 @@ SOFTMAX_LOSSES = {
     "softmax_cross_entropy, smoothed": lambda z, y, k: losses.softmax_cross_entropy(
         z, y, where=k, class_weights=jnp.arange(7.0), label_smoothing=0.1
     ),
+    "softmax_cross_entropy, a distribution": lambda z, y, k: losses.softmax_cross_entropy(
+        z, distribution(y), where=k, class_weights=jnp.arange(7.0)
+    ),
     "softmax_focal_loss": lambda z, y, k: losses.softmax_focal_loss(z, y, gamma=0.5, alpha=jnp.arange(7.0), where=k),
+    "softmax_focal_loss, a distribution": lambda z, y, k: losses.softmax_focal_loss(
+        z, distribution(y), gamma=0.5, alpha=jnp.arange(7.0), where=k
+    ),
+    "softmax_poly1_loss": lambda z, y, k: losses.softmax_poly1_loss(z, y, gamma=0.5, alpha=jnp.arange(7.0), where=k),
 }
 SIGMOID_LOSSES = {
     "sigmoid_cross_entropy": lambda z, y, k: losses.sigmoid_cross_entropy(z[..., 0], y, where=k, alpha=0.25),
@@ -430,6 +625,10 @@ SIGMOID_LOSSES = {
     "sigmoid_focal_loss": lambda z, y, k: losses.sigmoid_focal_loss(z[..., 0], y, gamma=0.5, where=k),
     "sigmoid_focal_loss, soft": lambda z, y, k: losses.sigmoid_focal_loss(
         z[..., 0], y.astype(jnp.float32), gamma=0.5, alpha=0.25, where=k
+    ),
+    "sigmoid_poly1_loss": lambda z, y, k: losses.sigmoid_poly1_loss(z[..., 0], y, where=k, alpha=0.25),
+    "sigmoid_poly1_loss, soft": lambda z, y, k: losses.sigmoid_poly1_loss(
+        z[..., 0], y.astype(jnp.float32), gamma=0.5, where=k
     ),
     "sigmoid_focal_star_loss": lambda z, y, k: losses.sigmoid_focal_star_loss(z[..., 0], y, where=k, alpha=0.25),
     "sigmoid_focal_star_loss, soft": lambda z, y, k: losses.sigmoid_focal_star_loss(
@@ -682,6 +881,16 @@ BROKEN = {
             TypeError,
             r"labels must be integers; got float32 of shape \(2, 4, 5\)",
         ),
+        "distribution": (
+            {"labels": MIXED[..., :6]},
+            ValueError,
+            r"labels as a distribution must have the shape of logits, \(2, 4, 5, 7\); got \(2, 4, 5, 6\)",
+        ),
+        "mask of a distribution": (
+            {"labels": MIXED, "where": np.ones(3, bool)},
+            ValueError,
+            r"where must have shape \(2, 4, 5\).*got \(3,\)",
+        ),
         "integer logits": ({"logits": LOGITS.astype(int)}, TypeError, r"logits must be floating point; got int32"),
         "one class": (
             {"logits": LOGITS[..., :1]},
@@ -728,6 +937,20 @@ BROKEN = {
             ValueError,
             r"targets must have the shape of logits, .*got \(2, 4, 5\)",
         ),
+        "negative gamma": ({"gamma": -1}, ValueError, r"gamma must be at least 0; got -1"),
+        "alpha": ({"alpha": -0.1}, ValueError, r"alpha must be between 0 and 1; got -0.1"),
+    },
+    "softmax_poly1_loss": {
+        "shape": ({"labels": LABELS[:, :2]}, ValueError, r"labels must have .*\(2, 4, 5\); got \(2, 2, 5\)"),
+        "distribution": ({"labels": MIXED}, TypeError, r"labels must be integers; got float32"),
+        "scalar alpha": ({"alpha": 0.25}, ValueError, r"alpha must have one value per class.*sigmoid_focal_loss"),
+        "epsilon": ({"epsilon": -1.5}, ValueError, r"epsilon must be at least -1; got -1.5"),
+        "negative gamma": ({"gamma": -0.5}, ValueError, r"gamma must be at least 0; got -0.5"),
+    },
+    "sigmoid_poly1_loss": {
+        "shape": SHAPE,
+        "epsilon": ({"epsilon": -1.5}, ValueError, r"epsilon must be at least -1; got -1.5"),
+        "infinite epsilon": ({"epsilon": np.inf}, ValueError, r"epsilon must be at least -1 and finite; got inf"),
         "negative gamma": ({"gamma": -1}, ValueError, r"gamma must be at least 0; got -1"),
         "alpha": ({"alpha": -0.1}, ValueError, r"alpha must be between 0 and 1; got -0.1"),
     },

@@ -19,6 +19,7 @@ from segjax.collectives import pmean
 
 CLASSES = 3
 WEIGHTS = np.array([1.0, 2.0, 3.0], np.float32)
+COUNTS = np.array([5, 0, 80])
 
 
 def _mean(per_pixel, **options):
@@ -54,6 +55,16 @@ def _penalty(z, y, k):
     return losses.uncertainty_penalty(losses.mc_variance(heads, where=k), z, 0, where=k)
 
 
+def _distribution(y):
+    """Returns labels smoothed to a distribution over the classes; not one for a label that is not a class."""
+    return 0.9 * jax.nn.one_hot(y, CLASSES) + 0.1 / CLASSES
+
+
+def _adjusted(z, y, k):
+    adjustment = losses.logit_adjustment(WEIGHTS, tau=2.0).astype(z.dtype)
+    return losses.softmax_cross_entropy(z + jnp.broadcast_to(adjustment, z.shape), y, where=k)
+
+
 def _region(loss, **options):
     return lambda z, y, k, axis: loss(z, y, where=k, axis_name=axis, **options)
 
@@ -68,6 +79,19 @@ LABEL_LOSSES = {
         axis_name=axis,
     ),
     "softmax_focal_loss": _mean(lambda z, y, k: losses.softmax_focal_loss(z, y, gamma=0.5, alpha=WEIGHTS, where=k)),
+    "softmax_cross_entropy, distributions": _mean(
+        lambda z, y, k: losses.softmax_cross_entropy(z, _distribution(y), where=k, class_weights=WEIGHTS)
+    ),
+    "softmax_cross_entropy, adjusted logits": _mean(_adjusted),
+    "softmax_focal_loss, distributions": _mean(
+        lambda z, y, k: losses.softmax_focal_loss(z, _distribution(y), gamma=0.5, alpha=WEIGHTS, where=k)
+    ),
+    "softmax_poly1_loss": _mean(
+        lambda z, y, k: losses.softmax_poly1_loss(z, y, epsilon=-1.0, gamma=0.5, alpha=WEIGHTS, where=k)
+    ),
+    "ldam_loss": _mean(lambda z, y, k: losses.ldam_loss(z, y, COUNTS, scale=2.0, class_weights=WEIGHTS, where=k)),
+    "seesaw_loss": _mean(lambda z, y, k: losses.seesaw_loss(z, y, COUNTS, where=k)),
+    "asymmetric_focal_loss": _mean(lambda z, y, k: losses.asymmetric_focal_loss(z, y, rare=(1, 2), gamma=0.5, where=k)),
     "OHEM, a quarter": _mined(_cross_entropy, fraction=0.25),
     "OHEM, threshold": _mined(_cross_entropy, threshold=1.0, min_kept=5),
     "dice_loss": _region(losses.dice_loss),
@@ -111,6 +135,9 @@ BINARY_LOSSES = {
     ),
     "sigmoid_focal_star_loss": _mean(
         lambda z, y, k: losses.sigmoid_focal_star_loss(z[..., 0], y == 1, gamma=2.0, beta=1.0, where=k)
+    ),
+    "sigmoid_poly1_loss": _mean(
+        lambda z, y, k: losses.sigmoid_poly1_loss(z[..., 0], y == 1, epsilon=-1.0, gamma=0.5, alpha=0.25, where=k)
     ),
     "hinge_loss": _mean(lambda z, y, k: losses.hinge_loss(z[..., 0], y == 1, where=k)),
     "huber_loss": _mean(lambda z, y, k: losses.huber_loss(z[..., 0], z[..., 1], delta=0.5, where=k)),

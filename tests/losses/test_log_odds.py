@@ -18,6 +18,7 @@ LOGITS = RNG.normal(0, 3, (2, 6, 8, 4)).astype(np.float32)
 LABELS = RNG.integers(0, 4, (2, 6, 8)).astype(np.int32)
 LABELS[0, :2] = 255
 WHERE = LABELS < 255
+COUNTS = np.array([1, 10, 100])
 ALPHA = np.array([0.5, 0.0, 2.0, 1.5], np.float32)
 
 
@@ -142,6 +143,7 @@ def _sigmoid_losses(z, t, gamma):
             losses.sigmoid_cross_entropy(z, t, alpha=0.25),
             losses.sigmoid_focal_loss(z, t, gamma=gamma, alpha=0.25),
             losses.sigmoid_focal_star_loss(z, t, gamma=gamma + 1),
+            losses.sigmoid_poly1_loss(z, t, epsilon=-1.0, gamma=gamma, alpha=0.25),
             losses.hinge_loss(z, t > 0.5 if t.dtype == jnp.float32 else t),
             losses.huber_loss(z, t.astype(jnp.float32)),
         ]
@@ -162,10 +164,17 @@ def test_second_derivatives_of_sigmoid_losses_are_finite(order, dtype):
 def test_second_derivatives_of_softmax_losses_are_finite(order, dtype):
     def value(z, label, gamma):
         logits = jnp.stack([z, z * 0, -z])
+        t = 0.8 * jax.nn.one_hot(label, 3) + jnp.array([0.2, 0, 0])
         return jnp.stack(
             [
                 losses.softmax_cross_entropy(logits, label, label_smoothing=0.1),
+                losses.softmax_cross_entropy(logits, t),
                 losses.softmax_focal_loss(logits, label, gamma=gamma),
+                losses.softmax_focal_loss(logits, t, gamma=gamma),
+                losses.softmax_poly1_loss(logits, label, epsilon=-1.0, gamma=gamma),
+                losses.ldam_loss(logits, label, COUNTS),
+                losses.seesaw_loss(logits, label, COUNTS, p=gamma, q=gamma, min_score=0.0),
+                losses.asymmetric_focal_loss(logits, label, rare=(0,), gamma=gamma),
                 losses.dice_loss(logits[None, None], label[None, None]),
             ]
         )

@@ -136,13 +136,52 @@ def test_prior_bias_softmax_starts_at_the_frequencies():
     np.testing.assert_allclose(biases, losses.prior_bias_softmax(COUNTS / COUNTS.sum()), rtol=1e-6)
 
 
+def test_logit_adjustment_is_tau_times_the_log_frequencies():
+    expected = 0.5 * np.log(COUNTS / COUNTS.sum())
+    np.testing.assert_allclose(losses.logit_adjustment(COUNTS, tau=0.5), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda t: losses.logit_adjustment(COUNTS, tau=t))(0.5), expected, rtol=1e-6)
+    np.testing.assert_array_equal(losses.logit_adjustment(COUNTS), losses.prior_bias_softmax(COUNTS))
+    np.testing.assert_array_equal(losses.logit_adjustment(COUNTS, tau=0.0), np.zeros(3))
+
+
+def test_logit_adjustment_in_training_equals_the_authors_code():
+    """google-research/logit_adjustment: cross entropy of logits + log(π^τ + 1e-12)."""
+    rng = np.random.default_rng(0)
+    logits, labels, tau = rng.normal(size=(20, 3)) * 3, rng.integers(0, 3, 20), 1.5
+    shifted = logits + np.log((COUNTS / COUNTS.sum()) ** tau + 1e-12)
+    expected = np.log(np.exp(shifted).sum(-1)) - np.take_along_axis(shifted, labels[:, None], -1)[:, 0]
+    with jax.enable_x64(True):
+        adjustment = losses.logit_adjustment(COUNTS, tau=tau)
+        ours = losses.softmax_cross_entropy(logits + adjustment[None], labels)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+def test_logit_adjustment_after_training_gives_the_balanced_posterior():
+    """The classifier is calibrated at the frequencies; the balanced one is p(x | y) / Σ_j p(x | j)."""
+    likelihood = np.random.default_rng(1).uniform(size=(20, 3))
+    posterior = likelihood * COUNTS / (likelihood * COUNTS).sum(-1, keepdims=True)
+    balanced = jax.nn.softmax(np.log(posterior) - np.asarray(losses.logit_adjustment(COUNTS))[None])
+    np.testing.assert_allclose(balanced, likelihood / likelihood.sum(-1, keepdims=True), rtol=1e-5)
+
+
+def test_logit_adjustment_in_training_is_a_prior_bias_that_prediction_leaves_out():
+    zeros, labels = jnp.zeros((3, 3)), jnp.arange(3)
+    adjusted = zeros + losses.logit_adjustment(COUNTS)[None]
+    np.testing.assert_allclose(losses.softmax_cross_entropy(adjusted, labels), -np.log(COUNTS / 1e4), rtol=1e-6)
+
+
 # Any weight composes with any per-pixel loss. Each entry is `loss(logits, labels, where) -> [...]`.
 PER_PIXEL = {
     "softmax_cross_entropy": lambda z, y, k: losses.softmax_cross_entropy(z, y, where=k),
     "softmax_focal_loss": lambda z, y, k: losses.softmax_focal_loss(z, y, gamma=0.5, where=k),
+    "softmax_poly1_loss": lambda z, y, k: losses.softmax_poly1_loss(z, y, where=k),
+    "ldam_loss": lambda z, y, k: losses.ldam_loss(z, y, COUNTS, scale=1.0, where=k),
+    "seesaw_loss": lambda z, y, k: losses.seesaw_loss(z, y, COUNTS, where=k),
+    "asymmetric_focal_loss": lambda z, y, k: losses.asymmetric_focal_loss(z, y, rare=(2,), where=k),
     "sigmoid_cross_entropy": lambda z, y, k: losses.sigmoid_cross_entropy(z[..., 0], y == 1, where=k),
     "sigmoid_focal_loss": lambda z, y, k: losses.sigmoid_focal_loss(z[..., 0], y == 1, alpha=0.25, where=k),
     "sigmoid_focal_star_loss": lambda z, y, k: losses.sigmoid_focal_star_loss(z[..., 0], y == 1, where=k),
+    "sigmoid_poly1_loss": lambda z, y, k: losses.sigmoid_poly1_loss(z[..., 0], y == 1, where=k),
     "hinge_loss": lambda z, y, k: losses.hinge_loss(z[..., 0], y == 1, where=k),
     "huber_loss": lambda z, y, k: losses.huber_loss(z[..., 0], z[..., 1], where=k),
 }
@@ -248,6 +287,12 @@ BROKEN = {
         ValueError,
         r"got 0 for classes \[1, 2\].*floor",
     ),
+    "tau": (lambda f: f.logit_adjustment(COUNTS, tau=-1.0), ValueError, r"tau must be at least 0; got -1"),
+    "never seen, adjusted": (
+        lambda f: f.logit_adjustment(np.array([3, 0, 0])),
+        ValueError,
+        r"frequencies must be positive; got 0 for classes \[1, 2\].*floor",
+    ),
     "table": (
         lambda f: f.prior_bias_softmax(np.ones((2, 2))),
         ValueError,
@@ -260,6 +305,7 @@ class Raw:
     """The functions without the import hook of the tests, as a user calls them."""
 
     class_weights = staticmethod(inspect.unwrap(losses.class_weights))
+    logit_adjustment = staticmethod(inspect.unwrap(losses.logit_adjustment))
     prior_bias = staticmethod(inspect.unwrap(losses.prior_bias))
     prior_bias_softmax = staticmethod(inspect.unwrap(losses.prior_bias_softmax))
 
