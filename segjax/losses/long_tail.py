@@ -157,8 +157,12 @@ def asymmetric_focal_loss(
         L = \begin{cases} -δ \log p_y & y \text{ rare} \\ -(1 - δ) (1 - p_y)^γ \log p_y & \text{otherwise} \end{cases},
         \qquad p = softmax(z)
 
-    It is the per-pixel part of the unified focal loss (there δ = 0.6 and γ = 0.5). The other part, an asymmetric focal
-    Tversky loss, has the exponent 1 - γ < 1 for the rare classes, which `tversky_loss` does not have.
+    The asymmetric unified focal loss is its mean and the asymmetric focal Tversky loss, in which only the rare classes
+    have an exponent, 1 - γ. With classes 0 and 1, δ = 0.6, γ = 0.5 and equal parts of both:
+
+        0.5 * mean(asymmetric_focal_loss(logits, labels, rare=(1,), delta=0.6, gamma=0.5))
+        + 0.25 * tversky_loss(logits, labels, alpha=0.4, beta=0.6, classes=(0,))
+        + 0.25 * tversky_loss(logits, labels, alpha=0.4, beta=0.6, gamma=0.5, classes=(1,))
 
     Args:
         logits: z, `[..., C]`, C ≥ 2; a binary network's are 0 and z, with `rare=(1,)`.

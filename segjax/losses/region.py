@@ -146,7 +146,7 @@ def tversky_loss(
     activation: str = "softmax",
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    r"""Computes the Tversky loss of integer labels; γ > 1 gives the focal Tversky loss.
+    r"""Computes the Tversky loss of integer labels; γ ≠ 1 gives the focal Tversky loss.
 
     .. math::
         L = \operatorname{mean}_{b,c} (1 - TI_{bc})^γ, \qquad TI = \frac{I}{I + α (P - I) + β (T - I)}
@@ -155,13 +155,15 @@ def tversky_loss(
         logits, labels: as in `dice_loss`, like I, P and T.
         alpha: α ≥ 0, the weight of false positives; may be traced, like β and γ.
         beta: β ≥ 0, that of false negatives. Squared sums need β ≥ α (traced: the loss is cut off at 0).
-        gamma: γ ≥ 1: below 1 the gradient is infinite at a perfect prediction. Abraham and Khan's γ is 1/γ here.
+        gamma: γ > 0. Abraham and Khan's γ is 1/γ here. γ > 1 down-weights pairs that are nearly right. γ < 1
+            down-weights all others and needs β > 0; its slope by TI is infinite at TI = 1, by the logits it is 0 there.
         where, squared, over_batch, absent, classes, class_weights, activation, axis_name: as in `dice_loss`.
 
     Returns:
         As `dice_loss`.
 
-    Raises: as `dice_loss`, or α < 0, β < 0, γ < 1, or squared with α > β (unless traced).
+    Raises: as `dice_loss`, or α < 0, β < 0, γ ≤ 0, squared with α > β, or γ < 1 with β = 0 (the last two
+        unless traced).
 
     References: Salehi et al., Tversky loss, arXiv 1706.05721; Abraham and Khan, Focal Tversky loss, arXiv 1810.07842.
 
@@ -174,13 +176,18 @@ def tversky_loss(
     weights = pair_weights(class_weights, classes, jnp.shape(logits)[-1], sums.hit.dtype)
     dtype = sums.hit.dtype
     alpha_beta = checks.scalar("alpha", alpha, dtype, 0.0), checks.scalar("beta", beta, dtype, 0.0)
-    gamma = checks.scalar("gamma", gamma, dtype, 1.0)
+    exponent = checks.finite("gamma", gamma, dtype, above=0.0)
     if squared and not isinstance(alpha, jax.core.Tracer) and not isinstance(beta, jax.core.Tracer) and alpha > beta:
         raise ValueError(
             f"alpha must be at most beta with squared=True; got alpha={float(alpha):g} and beta={float(beta):g}: "
             "a prediction short of the label would then score better than the label itself"
         )
-    loss = _power(ratio(_cost(sums, *alpha_beta, squared), sums.hit), gamma)
+    if not isinstance(gamma, jax.core.Tracer) and not isinstance(beta, jax.core.Tracer) and gamma < 1 and beta == 0:
+        raise ValueError(
+            f"beta must be more than 0 with gamma < 1; got beta=0 and gamma={float(gamma):g}: "
+            "the slope is then infinite where a class is not predicted"
+        )
+    loss = _power(ratio(_cost(sums, *alpha_beta, squared), sums.hit), exponent)
     return mean_over_pairs(loss, sums.truth > 0, sums.pixels, absent, over_batch, axis_name, weights) + alarm
 
 
@@ -344,6 +351,8 @@ def _one_minus_correlation(positive: Sums, negative: Sums) -> PerClass:
 
 
 def _power(base: PerClass, gamma: Float[Array, ""]) -> PerClass:
-    """Returns base^γ for γ ≥ 1, with finite derivatives at 0, where the formula has 0 · ∞."""
-    positive = base >= jnp.finfo(base.dtype).tiny
-    return jnp.where(positive, jnp.where(positive, base, 1) ** gamma, jnp.where(gamma == 1, base, 0))
+    """Returns base^γ for γ > 0, with finite derivatives at 0, where the formula has 0 · ∞: it begins as a line."""
+    tiny = jnp.asarray(jnp.finfo(base.dtype).tiny, base.dtype)
+    end_of_line = jnp.where(gamma < 1, jnp.sqrt(tiny), tiny)  # the second derivative has the factor base^(γ - 2)
+    beyond = base >= end_of_line
+    return jnp.where(beyond, jnp.where(beyond, base, 1) ** gamma, base * end_of_line ** (gamma - 1))

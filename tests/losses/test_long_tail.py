@@ -234,6 +234,24 @@ def test_asymmetric_focal_loss_is_monais_times_the_number_of_classes():
     np.testing.assert_allclose(ours / CLASSES, theirs, rtol=1e-5)
 
 
+def test_the_documented_unified_focal_loss_equals_the_authors_code():
+    """asym_unified_focal_loss of loss_functions.py: two classes, means over images and classes."""
+    logits, labels = LOGITS[..., :2], LABELS % 2
+    t = np.eye(2)[labels]
+    p = np.exp(logits.astype(np.float64))
+    p = np.clip(p / p.sum(-1, keepdims=True), 1e-7, 1 - 1e-7)
+    focal = np.where(labels == 1, 0.6, 0.4 * (1 - p[..., 0]) ** 0.5) * -np.log((p * t).sum(-1))
+    tp, fn, fp = (x.sum((1, 2)) for x in (t * p, t * (1 - p), (1 - t) * p))
+    index = (tp + 1e-7) / (tp + 0.6 * fn + 0.4 * fp + 1e-7)
+    tversky = np.mean([1 - index[:, 0], (1 - index[:, 1]) ** 0.5])
+    ours = (
+        0.5 * losses.mean(losses.asymmetric_focal_loss(logits, labels, rare=(1,), delta=0.6, gamma=0.5))
+        + 0.25 * losses.tversky_loss(logits, labels, alpha=0.4, beta=0.6, classes=(0,))
+        + 0.25 * losses.tversky_loss(logits, labels, alpha=0.4, beta=0.6, gamma=0.5, classes=(1,))
+    )
+    np.testing.assert_allclose(ours, 0.5 * focal.mean() + 0.5 * tversky, rtol=1e-5)
+
+
 def test_asymmetric_focal_loss_limits():
     halves = losses.asymmetric_focal_loss(LOGITS, LABELS, rare=(3,), delta=0.5, gamma=0.0)
     np.testing.assert_allclose(halves, losses.softmax_cross_entropy(LOGITS, LABELS) / 2, rtol=1e-6)

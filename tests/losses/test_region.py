@@ -318,6 +318,43 @@ def test_the_tiny_loss_of_a_confident_prediction_is_not_rounded_to_zero(name, sq
     np.testing.assert_allclose(gradient, slope, rtol=1e-4)
 
 
+@pytest.mark.parametrize("gamma", [0.25, 0.75])
+def test_tversky_of_an_exponent_below_one_equals_the_textbook_in_value_and_gradient(gamma):
+    def textbook(z):
+        p, t = np.exp(z) / np.exp(z).sum(-1, keepdims=True), np.eye(CLASSES)[LABELS[:1]]
+        hit, p, t = (x.sum((1, 2)) for x in (p * t, p, t))
+        return np.mean((1 - hit / (hit + 0.3 * (p - hit) + 0.7 * (t - hit))) ** gamma)
+
+    logits, step = LOGITS[:1].astype(np.float64), 1e-6
+    with jax.enable_x64(True):
+        value, gradient = jax.jit(
+            jax.value_and_grad(lambda z: losses.tversky_loss(z, LABELS[:1], alpha=0.3, beta=0.7, gamma=gamma))
+        )(logits)
+    np.testing.assert_allclose(value, textbook(logits), rtol=1e-9)
+    for pixel in ((0, 0, 0, 0), (0, 1, 2, 3), (0, 2, 4, 1)):
+        shift = np.zeros_like(logits)
+        shift[pixel] = step
+        slope = (textbook(logits + shift) - textbook(logits - shift)) / (2 * step)
+        np.testing.assert_allclose(gradient[pixel], slope, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.5])
+def test_tversky_of_an_exponent_below_one_and_its_slope_fall_to_zero(gamma):
+    confidence = jnp.array([1.0, 10.0, 20.0, 40.0, 60.0, 1e4])
+    labels = jnp.array([[[0, 1]]])
+
+    def loss(z):
+        logits = z * jax.nn.one_hot(labels, 2)
+        return losses.tversky_loss(logits, labels, gamma=gamma)
+
+    value, slope = jax.jit(jax.vmap(jax.value_and_grad(loss)))(confidence)
+    assert np.all(np.diff(value) < 0)
+    assert value[-1] == slope[-1] == 0
+    # 1 - TI = σ(-z), until it is so small that the power begins as a line.
+    exact = np.exp(-gamma * np.logaddexp(0, np.asarray(confidence[:4], np.float64)))
+    np.testing.assert_allclose(value[:4], exact, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("squared", [False, True])
 def test_a_perfect_prediction_costs_nothing(name, squared):
@@ -365,12 +402,19 @@ def test_tversky_and_its_derivatives_are_finite_everywhere(squared, over_batch, 
     weights = np.array([[0.5, 0.5], [1, 1], [0.3, 0.7], [0, 1], [1, 0], [0, 0]], np.float32)
     weights = weights[weights[:, 0] <= weights[:, 1]] if squared else weights
     derivatives = _tversky_to_second_order(squared, over_batch)
-    first, second = derivatives(jnp.asarray(EXTREME_LOGITS, dtype), weights, np.float32(GAMMAS))
+    first, second = derivatives(jnp.asarray(EXTREME_LOGITS, dtype), weights, np.float32((0.1, 0.5, *GAMMAS)))
     (value, _), (of_logits, *_) = first, first[1]
     assert value.dtype == jnp.float32
     assert of_logits.dtype == dtype
     assert 0 <= value.min() <= value.max() <= 1
-    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves((first, second)))
+    finite = np.stack(
+        [
+            np.isfinite(np.asarray(x, np.float32)).reshape(*value.shape[:2], -1).all(axis=-1)
+            for x in jax.tree.leaves((first, second))
+        ]
+    ).all(axis=0)
+    finite[:2, weights[:, 1] == 0] = True  # γ < 1 needs β > 0
+    assert finite.all()
 
 
 @pytest.mark.parametrize(("squared", "over_batch"), [(False, False), (True, True)])
@@ -602,7 +646,11 @@ BROKEN = {
 BROKEN_TVERSKY = {
     "negative alpha": ({"alpha": -0.1}, r"alpha must be at least 0; got -0.1"),
     "negative beta": ({"beta": -1}, r"beta must be at least 0; got -1"),
-    "gamma": ({"gamma": 0.75}, r"gamma must be at least 1; got 0.75"),
+    "gamma": ({"gamma": 0.0}, r"gamma must be finite and more than 0; got 0"),
+    "gamma below 1 without beta": (
+        {"beta": 0.0, "gamma": 0.5},
+        r"beta must be more than 0 with gamma < 1; got beta=0 and gamma=0.5",
+    ),
     "gamma a class": ({"gamma": np.ones(4)}, r"gamma must be a scalar; got shape \(4,\)"),
     "squared": (
         {"alpha": 0.7, "beta": 0.3, "squared": True},
