@@ -17,7 +17,7 @@ from segjax.models.retinanet import ENCODERS
 from segjax.models.unet import DOWNSAMPLINGS
 from segjax.models.upsampling import UPSAMPLINGS
 from segjax.storage import StorageError, read_json, write_json
-from segjax.training.objective import BINARY_LOSSES, PIXEL_LOSSES, REGION_LOSSES
+from segjax.training.objective import BINARY_LOSSES, FREQUENCY_LOSSES, PIXEL_LOSSES, REGION_LOSSES
 
 CONFIG_FILE = "config.json"
 
@@ -279,6 +279,24 @@ FIELDS = {
     "objective.alpha": _traced(
         None, "sigmoid losses: weight of class 1, 1 - α for class 0; None: off", (), "[0, 1]", optional=float
     ),
+    "objective.poly_epsilon": _traced(1.0, "Poly-1: coefficient ε of 1 - p", range="[-1, inf)"),
+    "objective.margin": _traced(
+        0.5, "LDAM: margin of the rarest class in its logit, times the scale", range=NONNEGATIVE
+    ),
+    "objective.margin_scale": _traced(1.0, "LDAM: factor of the logits; 30 for cosines", range=POSITIVE),
+    "objective.seesaw_p": _traced(0.8, "seesaw: exponent of the ratio of the class frequencies", range=NONNEGATIVE),
+    "objective.seesaw_q": _traced(2.0, "seesaw: exponent of the ratio of the probabilities", range=NONNEGATIVE),
+    "objective.asymmetric_delta": _traced(
+        0.7, "asymmetric focal: weight of all classes but the first, which has 1 - δ and γ", range="[0, 1]"
+    ),
+    "objective.logit_adjustment": _number(
+        "softmax losses: τ of the logit adjustment in training (1 in Menon et al. 2021); None: off", traced=True
+    ),
+    "objective.class_frequencies": _traced(
+        (),
+        "LDAM, seesaw and logit adjustment: frequency or pixels of each output; (): those of the training split",
+        range=POSITIVE,
+    ),
     "objective.class_weights": _traced((), "softmax losses: one weight per output; (): 1 each", range=NONNEGATIVE),
     "objective.normalizer": Field("valid", "pixels whose number divides the summed loss", ("valid", "positives")),
     "objective.void": Field("ignore", "ignore void pixels, or learn them as the last class", ("ignore", "class")),
@@ -396,6 +414,14 @@ def with_found_data(config: ConfigDict, source: Source) -> ConfigDict:
     names, pixels = source.label_set.names, source.pixels
     if not config.data.rare_class and pixels and len(names) == 2:
         found["data.rare_class"] = names[0 if pixels[0] < pixels[1] else 1]
+    if needs_frequencies(config.objective) and not config.objective.class_frequencies:
+        if pixels is None or config.objective.void == "class":
+            outputs = ", void last" if config.objective.void == "class" else ""
+            raise ConfigError(
+                "config.objective.class_frequencies must be set: the pixels of the classes in the training split are not "
+                f"known; expected a positive number for each class{outputs}"
+            )
+        found["objective.class_frequencies"] = tuple(max(1.0, float(count)) for count in pixels)
     found = from_leaves(leaves(config) | found)
     validate(found)
     loss, rare = found.objective.loss, found.data.rare_class
@@ -624,18 +650,43 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         )
     if objective.class_weights and not any(objective.class_weights):
         yield f"config.objective.class_weights must not all be 0, or nothing is learnt; got {objective.class_weights!r}"
-    for key in ("tversky_alpha", "tversky_beta", "tversky_gamma"):
+    for key, (field, owners) in _OWNERS.items():
         default = FIELDS[f"objective.{key}"].default
-        if objective.region != "tversky" and objective[key] != default:
+        if objective[field] not in owners and objective[key] != default:
             yield (
-                f"config.objective.{key} belongs to config.objective.region = 'tversky': leave it at {default}; got "
-                f"{objective[key]!r}"
+                f"config.objective.{key} belongs to config.objective.{field} = {' or '.join(map(repr, owners))}: leave it "
+                f"at {default}; got {objective[key]!r}"
             )
+    if objective.logit_adjustment is not None and model.prior:
+        yield (
+            "config.model.prior must be () with config.objective.logit_adjustment, which starts at the class frequencies "
+            f"already; got {model.prior!r}"
+        )
+    if objective.class_frequencies and not needs_frequencies(objective):
+        yield (
+            "config.objective.class_frequencies belongs to config.objective.logit_adjustment and to the losses "
+            f"{' and '.join(FREQUENCY_LOSSES)}: leave it at (); got {objective.class_frequencies!r}"
+        )
     if objective.region == "lovasz_hinge" and objective.loss not in BINARY_LOSSES:
         yield (
             f"config.objective.region = 'lovasz_hinge' belongs to sigmoid losses; with {objective.loss} take 'lovasz'"
         )
     yield from (_binary_problems if objective.loss in BINARY_LOSSES else _softmax_problems)(objective)
+
+
+# Fields of one pixel loss or one region loss: the field that selects it, and its names.
+_OWNERS = {
+    **dict.fromkeys(("tversky_alpha", "tversky_beta", "tversky_gamma"), ("region", ("tversky",))),
+    "poly_epsilon": ("loss", ("softmax_poly1", "sigmoid_poly1")),
+    **dict.fromkeys(("margin", "margin_scale"), ("loss", ("ldam",))),
+    **dict.fromkeys(("seesaw_p", "seesaw_q"), ("loss", ("seesaw",))),
+    "asymmetric_delta": ("loss", ("asymmetric_focal",)),
+}
+
+
+def needs_frequencies(objective: ConfigDict) -> bool:
+    """Returns True if an objective depends on the class frequencies of the training set."""
+    return objective.loss in FREQUENCY_LOSSES or objective.logit_adjustment is not None
 
 
 def _foreign_fields(model: ConfigDict) -> Iterator[str]:
@@ -751,6 +802,8 @@ def _binary_problems(objective: ConfigDict) -> Iterator[str]:
         yield f"config.objective.background of {loss} must be class 0 or None; got {objective.background!r}"
     if objective.class_weights:
         yield f"config.objective.class_weights belongs to softmax losses; {loss} takes config.objective.alpha"
+    if objective.logit_adjustment is not None:
+        yield f"config.objective.logit_adjustment belongs to softmax losses; {loss} takes config.model.prior"
     if alpha is not None and loss == "hinge":
         yield f"config.objective.alpha belongs to sigmoid losses, hinge does not take it; got {alpha!r}"
     if loss == "sigmoid_focal_star" and not gamma > 0:
@@ -761,6 +814,8 @@ def _softmax_problems(objective: ConfigDict) -> Iterator[str]:
     loss = objective.loss
     if objective.alpha is not None:
         yield f"config.objective.alpha belongs to sigmoid losses; {loss} takes config.objective.class_weights"
+    if objective.class_weights and loss in ("seesaw", "asymmetric_focal"):
+        yield f"config.objective.class_weights has no effect with {loss}, which has weights of its own: set it to ()"
     if objective.background is None and objective.void != "class":
         for field, value in (("normalizer", "positives"), ("negatives_per_positive", objective.negatives_per_positive)):
             if value is not None and objective[field] == value:

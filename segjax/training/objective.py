@@ -27,6 +27,14 @@ class Hyperparams(NamedTuple):
     rare_crops: Float[Array, ""] | None  # in (0, 1], share of the crops that contain a rare pixel
     gamma: Float[Array, ""]  # γ ≥ 0, focusing parameter of the focal losses
     beta: Float[Array, ""]  # β, shift of FL*
+    poly_epsilon: Float[Array, ""]  # ε ≥ -1, coefficient of Poly-1
+    margin: Float[Array, ""]  # Δ ≥ 0, LDAM's margin of the rarest class
+    margin_scale: Float[Array, ""]  # s > 0, LDAM's factor of the logits
+    seesaw_p: Float[Array, ""]  # p ≥ 0, exponent of the mitigation
+    seesaw_q: Float[Array, ""]  # q ≥ 0, exponent of the compensation
+    asymmetric_delta: Float[Array, ""]  # δ in [0, 1], weight of all classes but the first
+    logit_adjustment: Float[Array, ""] | None  # τ ≥ 0
+    class_frequencies: Float[Array, "C"] | None  # positive, of each output in the training set
     alpha: Float[Array, ""] | None  # in [0, 1], weight of class 1 against 1 - α for class 0 (sigmoid losses)
     class_weights: Float[Array, "C"] | None  # one weight per output (softmax losses)
     boundary_factor: Float[Array, ""] | None  # k ≥ 0, weight of pixels on a boundary
@@ -59,6 +67,7 @@ def hparams_from_config(config: ConfigDict) -> Hyperparams:
         "crop_fraction": config.augment.crop_fraction,
         "rare_crops": config.augment.rare_crops,
         "class_weights": objective.class_weights or None,
+        "class_frequencies": objective.class_frequencies or None,
         "region_weight": None if objective.region == "none" else objective.region_weight,
         "logit_margin_weight": None if objective.logit_margin is None else objective.logit_margin_weight,
         "dropout_rate": config.model.dropout_rate,
@@ -101,6 +110,22 @@ SOFTMAX_LOSSES: dict[str, Callable] = {
         label_smoothing=0.0 if h.label_smoothing is None else h.label_smoothing,
     ),
     "softmax_focal": lambda z, y, w, h: losses.softmax_focal_loss(z, y, gamma=h.gamma, alpha=h.class_weights, where=w),
+    "softmax_poly1": lambda z, y, w, h: losses.softmax_poly1_loss(
+        z, y, epsilon=h.poly_epsilon, gamma=h.gamma, alpha=h.class_weights, where=w
+    ),
+    "ldam": lambda z, y, w, h: losses.ldam_loss(
+        z,
+        y,
+        h.class_frequencies,
+        max_margin=h.margin,
+        scale=h.margin_scale,
+        class_weights=h.class_weights,
+        where=w,
+    ),
+    "seesaw": lambda z, y, w, h: losses.seesaw_loss(z, y, h.class_frequencies, p=h.seesaw_p, q=h.seesaw_q, where=w),
+    "asymmetric_focal": lambda z, y, w, h: losses.asymmetric_focal_loss(
+        z, y, rare=range(1, z.shape[-1]), delta=h.asymmetric_delta, gamma=h.gamma, where=w
+    ),
 }
 # Losses of a data set of two classes, with one logit per pixel.
 BINARY_LOSSES: dict[str, Callable] = {
@@ -108,6 +133,9 @@ BINARY_LOSSES: dict[str, Callable] = {
     "sigmoid_focal": lambda z, y, w, h: losses.sigmoid_focal_loss(z[..., 0], y, gamma=h.gamma, alpha=h.alpha, where=w),
     "sigmoid_focal_star": lambda z, y, w, h: losses.sigmoid_focal_star_loss(
         z[..., 0], y, gamma=h.gamma, beta=h.beta, alpha=h.alpha, where=w
+    ),
+    "sigmoid_poly1": lambda z, y, w, h: losses.sigmoid_poly1_loss(
+        z[..., 0], y, epsilon=h.poly_epsilon, gamma=h.gamma, alpha=h.alpha, where=w
     ),
     "hinge": lambda z, y, w, h: losses.hinge_loss(z[..., 0], y, where=w),
 }
@@ -122,9 +150,28 @@ REGION_LOSSES: dict[str, Callable | None] = {
     "tversky": lambda z, y, w, h, c, a: losses.tversky_loss(
         z, y, alpha=h.tversky_alpha, beta=h.tversky_beta, gamma=h.tversky_gamma, where=w, classes=c, axis_name=a
     ),
+    "matthews": lambda z, y, w, h, c, a: losses.matthews_loss(z, y, where=w, classes=c, axis_name=a),
+    "cl_dice": lambda z, y, w, h, c, a: losses.cl_dice_loss(z, y, where=w, classes=c, axis_name=a),
+    "boundary": lambda z, y, w, h, c, a: losses.boundary_loss(z, y, where=w, classes=c, axis_name=a),
     "lovasz": lambda z, y, w, h, c, a: losses.lovasz_softmax_loss(z, y, where=w, axis_name=a),
     "lovasz_hinge": lambda z, y, w, h, c, a: losses.lovasz_hinge_loss(z[..., 1] - z[..., 0], y, where=w, axis_name=a),
 }
+
+
+# Pixel losses that depend on how frequent the classes are.
+FREQUENCY_LOSSES = ("ldam", "seesaw")
+
+
+def pixel_loss(config: ConfigDict) -> Callable:
+    """Returns `config.objective.loss` as a function of z, y, w and h, with the logit adjustment if there is one."""
+    loss = PIXEL_LOSSES[config.objective.loss]
+    if config.objective.logit_adjustment is None:
+        return loss
+
+    def adjusted(z: Float[Array, "*pixels outputs"], y: Array, w: Array, h: Hyperparams) -> Float[Array, "*pixels"]:
+        return loss(z + losses.logit_adjustment(h.class_frequencies, tau=h.logit_adjustment), y, w, h)
+
+    return adjusted
 
 
 def num_outputs(config: ConfigDict, num_classes: int) -> int:

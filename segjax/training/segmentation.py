@@ -21,11 +21,11 @@ from segjax.inference.forward import Ensemble, Preprocessing, class_logits, clas
 from segjax.models import Segmentation
 from segjax.training.objective import (
     BINARY_LOSSES,
-    PIXEL_LOSSES,
     REGION_LOSSES,
     Hyperparams,
     background_of,
     mined_mean,
+    pixel_loss,
     targets,
 )
 from segjax.training.state import TrainState, images_of, preprocessing_of
@@ -54,7 +54,7 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     "outlier_loss", without the factors C, r, μ and λ.
     """
     options = config.objective
-    per_pixel, region_loss = PIXEL_LOSSES[options.loss], REGION_LOSSES[options.region]
+    per_pixel, region_loss = pixel_loss(config), REGION_LOSSES[options.region]
     binary, background = options.loss in BINARY_LOSSES, background_of(config, num_classes)
     void, mode, normalizer = options.void, options.boundary_mode, options.normalizer
     region_classes = (1,) if binary else range(num_classes)
@@ -283,7 +283,7 @@ def make_score_counts(
 
     Labels outside an image are -1.
     """
-    per_pixel, background = PIXEL_LOSSES[config.objective.loss], background_of(config, num_classes)
+    per_pixel, background = pixel_loss(config), background_of(config, num_classes)
     counts_positives, rare = config.objective.normalizer == "positives", data.label_set(config.data).rare
 
     def count(

@@ -65,6 +65,11 @@ def make_model(
         raise ConfigError(
             f"config.objective.class_weights needs {outputs} values, one per output of {name}{void}; got {weights}"
         )
+    frequencies = tuple(config.objective.class_frequencies)
+    if frequencies and len(frequencies) != outputs:
+        raise ConfigError(
+            f"config.objective.class_frequencies needs {outputs} values, one per output of {name}; got {frequencies}"
+        )
     if background is not None and not 0 <= background < num_classes:
         raise ConfigError(
             f"config.objective.background must be a class of {name}, 0 to {num_classes - 1}; got {background}"

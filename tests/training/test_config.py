@@ -103,6 +103,23 @@ GROUPS = [
     ),
     ({"objective.loss": "softmax_cross_entropy"}, {"objective.label_smoothing": (0.05, 0.1)}),
     (
+        {"objective.loss": "softmax_poly1"},
+        {
+            "objective.poly_epsilon": (1.0, 2.0),
+            "objective.logit_adjustment": (1.0, 0.5),
+            "objective.class_frequencies": ((0.9, 0.1), (0.8, 0.2)),
+        },
+    ),
+    (
+        {"objective.loss": "ldam", "objective.class_frequencies": (0.9, 0.1)},
+        {"objective.margin": (0.5, 1.0), "objective.margin_scale": (1.0, 30.0)},
+    ),
+    (
+        {"objective.loss": "seesaw", "objective.class_frequencies": (0.9, 0.1)},
+        {"objective.seesaw_p": (0.8, 1.0), "objective.seesaw_q": (2.0, 1.0)},
+    ),
+    ({"objective.loss": "asymmetric_focal"}, {"objective.asymmetric_delta": (0.6, 0.7)}),
+    (
         {"objective.loss": "hinge", "objective.region": "tversky"},
         {
             "objective.tversky_alpha": (0.3, 0.5),
@@ -160,6 +177,17 @@ def open_cracks(tmp_path):
         return config, open_split(config.data, "train")
 
     return opened
+
+
+def test_with_found_data_class_frequencies(open_cracks):
+    config, source = open_cracks(1)
+    config.objective.loss = "seesaw"
+    assert with_found_data(config, source).objective.class_frequencies == (1.0, 19.0)
+    config.objective.class_frequencies = (0.5, 0.5)
+    assert with_found_data(config, source).objective.class_frequencies == (0.5, 0.5)
+    config.objective.class_frequencies, config.objective.void = (), "class"
+    with pytest.raises(ConfigError, match=r"class_frequencies must be set: the pixels .* are not known"):
+        with_found_data(config, source)
 
 
 @pytest.mark.parametrize(("pixels", "named", "expected"), [(1, "", "crack"), (10, "", "road"), (1, "road", "road")])
@@ -269,6 +297,20 @@ def test_validate_rare_crops_with_crops(changes):
     ("changes", "message"),
     [
         ({"objective.tversky_beta": 0.7}, r"tversky_beta belongs to .* = 'tversky': leave it at 0.5; got 0.7"),
+        ({"objective.poly_epsilon": 2.0}, r"poly_epsilon belongs to .* = 'softmax_poly1' or 'sigmoid_poly1': leave"),
+        ({"objective.class_frequencies": (1.0, 2.0)}, r"class_frequencies belongs to .*: leave it at \(\); got"),
+        (
+            {"objective.loss": "softmax_focal", "objective.logit_adjustment": 1.0, "model.prior": (0.9, 0.1)},
+            r"config.model.prior must be \(\) with config.objective.logit_adjustment",
+        ),
+        (
+            {"objective.logit_adjustment": 1.0},
+            r"logit_adjustment belongs to softmax losses; .* takes config.model.prior",
+        ),
+        (
+            {"objective.loss": "seesaw", "objective.class_weights": (1.0, 2.0)},
+            r"class_weights has no effect with seesaw",
+        ),
         (
             {"objective.region": "lovasz_hinge", "objective.loss": "softmax_focal"},
             r"'lovasz_hinge' belongs to sigmoid losses; with softmax_focal take 'lovasz'",

@@ -176,10 +176,48 @@ def test_pixel_loss_ignores_void(name):
     two = 1 if name in BINARY_LOSSES else 2
     logits, labels = LOGITS[..., :two], np.where(LABELS == VOID, VOID, LABELS % 2)
     with_nan = np.where((labels != VOID)[..., None], logits, np.nan)
-    config = config_with(loss=name)
+    config = config_with(loss=name, class_frequencies=(0.9, 0.1))
     kept, _ = value(config, output_of(logits), labels, num_classes=2)
     assert kept > 0
     assert value(config, output_of(with_nan), labels, num_classes=2)[0] == kept
+
+
+FREQUENCIES = (0.7, 0.2, 0.1)
+WITH_COUNTS = {"class_frequencies": FREQUENCIES}
+
+
+@pytest.mark.parametrize(
+    ("options", "direct"),
+    [
+        (
+            {"loss": "softmax_poly1", "poly_epsilon": 2.0, "gamma": 1.0},
+            lambda z, **o: losses.softmax_poly1_loss(z, LABELS, epsilon=2.0, gamma=1.0, **o),
+        ),
+        (
+            {"loss": "ldam", "margin": 1.0, "margin_scale": 2.0, "class_weights": (1.0, 2.0, 3.0)} | WITH_COUNTS,
+            lambda z, **o: losses.ldam_loss(
+                z, LABELS, FREQUENCIES, max_margin=1.0, scale=2.0, class_weights=(1.0, 2.0, 3.0), **o
+            ),
+        ),
+        (
+            {"loss": "seesaw", "seesaw_p": 0.5, "seesaw_q": 1.0} | WITH_COUNTS,
+            lambda z, **o: losses.seesaw_loss(z, LABELS, FREQUENCIES, p=0.5, q=1.0, **o),
+        ),
+        (
+            {"loss": "asymmetric_focal", "asymmetric_delta": 0.6, "gamma": 0.5},
+            lambda z, **o: losses.asymmetric_focal_loss(z, LABELS, rare=(1, 2), delta=0.6, gamma=0.5, **o),
+        ),
+        (
+            {"loss": "softmax_focal", "gamma": 1.0, "logit_adjustment": 0.5} | WITH_COUNTS,
+            lambda z, **o: losses.softmax_focal_loss(z + 0.5 * np.log(FREQUENCIES), LABELS, gamma=1.0, **o),
+        ),
+    ],
+    ids=lambda one: one["loss"] if isinstance(one, dict) else "",
+)
+def test_pixel_loss_is_that_of_the_config(options, direct):
+    logits, kept = LOGITS[..., :CLASSES], LABELS != VOID
+    expected = losses.mean(direct(logits, where=kept), where=kept)
+    assert value(config_with(**options), output_of(logits))[0] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_focal_gamma_zero_is_cross_entropy_bit_for_bit():
@@ -272,6 +310,9 @@ def test_region_loss_is_added_over_the_classes_without_void(name):
         "dice": lambda: losses.dice_loss(LOGITS, LABELS, where=kept, classes=(0, 1, 2)),
         "jaccard": lambda: losses.jaccard_loss(LOGITS, LABELS, where=kept, classes=(0, 1, 2)),
         "generalized_dice": lambda: losses.generalized_dice_loss(LOGITS, LABELS, where=kept, classes=(0, 1, 2)),
+        "matthews": lambda: losses.matthews_loss(LOGITS, LABELS, where=kept, classes=(0, 1, 2)),
+        "cl_dice": lambda: losses.cl_dice_loss(LOGITS, LABELS, where=kept, classes=(0, 1, 2)),
+        "boundary": lambda: losses.boundary_loss(LOGITS, LABELS, where=kept, classes=(0, 1, 2)),
         "tversky": lambda: losses.tversky_loss(
             LOGITS, LABELS, where=kept, classes=(0, 1, 2), alpha=0.3, beta=0.7, gamma=1.5
         ),
