@@ -418,8 +418,8 @@ def with_found_data(config: ConfigDict, source: Source) -> ConfigDict:
         if pixels is None or config.objective.void == "class":
             outputs = ", void last" if config.objective.void == "class" else ""
             raise ConfigError(
-                "config.objective.class_frequencies must be set: the pixels of the classes in the training split are not "
-                f"known; expected a positive number for each class{outputs}"
+                "config.objective.class_frequencies must be set: the pixels of the classes in the training split are "
+                f"not known; expected a positive number for each class{outputs}"
             )
         found["objective.class_frequencies"] = tuple(max(1.0, float(count)) for count in pixels)
     found = from_leaves(leaves(config) | found)
@@ -654,13 +654,13 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         default = FIELDS[f"objective.{key}"].default
         if objective[field] not in owners and objective[key] != default:
             yield (
-                f"config.objective.{key} belongs to config.objective.{field} = {' or '.join(map(repr, owners))}: leave it "
-                f"at {default}; got {objective[key]!r}"
+                f"config.objective.{key} belongs to config.objective.{field} = {' or '.join(map(repr, owners))}: leave "
+                f"it at {default}; got {objective[key]!r}"
             )
     if objective.logit_adjustment is not None and model.prior:
         yield (
-            "config.model.prior must be () with config.objective.logit_adjustment, which starts at the class frequencies "
-            f"already; got {model.prior!r}"
+            "config.model.prior must be () with config.objective.logit_adjustment, which starts at the class "
+            f"frequencies already; got {model.prior!r}"
         )
     if objective.class_frequencies and not needs_frequencies(objective):
         yield (

@@ -296,7 +296,7 @@ def test_validate_rare_crops_with_crops(changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective.tversky_beta": 0.7}, r"tversky_beta belongs to .* = 'tversky': leave it at 0.5; got 0.7"),
+        ({"objective.tversky_beta": 0.7}, r"tversky_beta belongs to .* = .tversky.: leave it at 0.5; got 0.7"),
         ({"objective.poly_epsilon": 2.0}, r"poly_epsilon belongs to .* = 'softmax_poly1' or 'sigmoid_poly1': leave"),
         ({"objective.class_frequencies": (1.0, 2.0)}, r"class_frequencies belongs to .*: leave it at \(\); got"),
         (
