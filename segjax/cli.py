@@ -29,7 +29,8 @@ from ml_collections.config_flags import config_flags
 
 from segjax.storage import escape_what_cannot_be_encoded, printable, say
 from segjax.training import MISTAKES, ConfigError, Terminated
-from segjax.training.config import FIELDS, FRACTION, Field, changed, check_known, unknown_field
+from segjax.training.config import changed, check_known, unknown_field
+from segjax.training.fields import FIELDS, FRACTION, Field
 
 app.define_help_flags()
 _LIBRARY_FLAGS = frozenset(flags.FLAGS)  # of absl, grain and others: `--help` leaves them out

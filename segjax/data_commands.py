@@ -40,7 +40,7 @@ from segjax.data.pairs import make_example
 from segjax.inference.visualize import overlay_palette, rare_outlines
 from segjax.reporting import Picture, Report, Section, Table, html, show
 from segjax.storage import check_outputs, output_folder, path_of, printable, say, write_outputs
-from segjax.training.config import COUNT, POSITIVE
+from segjax.training.fields import COUNT, POSITIVE
 from segjax.training.survey import (
     FolderSurvey,
     PairSurvey,

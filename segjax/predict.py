@@ -23,7 +23,7 @@ from segjax.trained_run import (
     load_run,
     stored_scaling,
 )
-from segjax.training.config import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SEED
+from segjax.training.fields import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SEED
 from segjax.training.provenance import numerics, provenance
 
 FLAGS = flags.FLAGS

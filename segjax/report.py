@@ -23,7 +23,7 @@ from segjax.reporting import (
 from segjax.storage import nan_to_none, output_folder, path_of, say
 from segjax.trained_run import load_run
 from segjax.training import read_log
-from segjax.training.config import COUNT_OR_ZERO
+from segjax.training.fields import COUNT_OR_ZERO
 
 
 def main(argv: list[str]) -> None:

@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from segjax import cli
 from segjax.training import ConfigError, changed
-from segjax.training.config import FIELDS, leaves
+from segjax.training.config import leaves
+from segjax.training.fields import FIELDS
 
 
 def main(argv: list[str]) -> None:

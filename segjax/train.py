@@ -24,7 +24,8 @@ from segjax.data import DataError
 from segjax.storage import say
 from segjax.training import hosts, train
 from segjax.training.checkpoint import run_folder
-from segjax.training.config import CONFIG_FILE, COUNT, COUNT_OR_ZERO, from_leaves, leaves, read_config
+from segjax.training.config import CONFIG_FILE, from_leaves, leaves, read_config
+from segjax.training.fields import COUNT, COUNT_OR_ZERO
 
 
 def main(argv: list[str]) -> None:

@@ -19,7 +19,8 @@ from segjax.inference.predictor import fingerprint
 from segjax.storage import StorageError, difference, is_foreign, path_of, read_json, to_json
 from segjax.training import evaluation, parallel, segmentation
 from segjax.training.checkpoint import FOLDER, restore_newest
-from segjax.training.config import CONFIG_FILE, INITIAL, ConfigError, input_shape, read_config, validate
+from segjax.training.config import CONFIG_FILE, ConfigError, input_shape, read_config, validate
+from segjax.training.fields import INITIAL
 from segjax.training.loop import SCORES_FILE
 from segjax.training.provenance import provenance
 from segjax.training.state import TrainState, init_state, make_model, network_size, preprocessing_of, task_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segjax import models
-from segjax.training.config import FIELDS, NETWORKS
+from segjax.training.fields import FIELDS, NETWORKS
 
 ROOT = Path(__file__).parent.parent
 PAGES = {

@@ -189,9 +189,9 @@ def modules_loaded_by(statement: str) -> list[str]:
     return json.loads(ran.stdout)
 
 
-def test_import_train_loads_at_most_70_of_our_modules():
+def test_import_train_loads_at_most_72_of_our_modules():
     loaded = [name for name in modules_loaded_by("import segjax.train") if name.split(".")[0] == "segjax"]
-    assert len(loaded) <= 70, loaded
+    assert len(loaded) <= 72, loaded
     assert {"segjax.training.loop", "segjax.data.builders", "segjax.losses.classification"} <= set(loaded)
 
 

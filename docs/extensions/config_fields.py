@@ -1,4 +1,4 @@
-"""The directive `config-fields`: the fields of one group of a config, from `segjax.training.config`.
+"""The directive `config-fields`: the fields of one group of a config, from `segjax.training.fields`.
 
 Each field has an anchor, its type, default, valid values and meaning, and the modules that read it.
 """
@@ -14,7 +14,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import segjax
 from segjax.data import DATASETS
-from segjax.training.config import DETECTORS, FIELDS, NETWORKS, SHARED_ARGUMENTS, Field
+from segjax.training.fields import DETECTORS, FIELDS, NETWORKS, SHARED_ARGUMENTS, Field
 
 ROOT = Path(segjax.__file__).parent
 GROUPS = {key.rpartition(".")[0] for key in FIELDS} - {""}
@@ -78,11 +78,11 @@ def reads(tree: ast.Module) -> set[str]:
 
 @cache
 def readers() -> dict[str, list[str]]:
-    """Returns the modules that read each field, such as {"data.mean": ["training/evaluation.py", …]}."""
+    """Returns the modules that read each field, such as {"data.mean": ["training/state.py", …]}."""
     found: dict[str, set[str]] = {key: set() for key in FIELDS}
     for path in ROOT.rglob("*.py"):
         module = path.relative_to(ROOT).as_posix()
-        if module != "training/config.py":
+        if module not in ("training/config.py", "training/fields.py"):
             for key in reads(ast.parse(path.read_text("utf-8"))):
                 if "." in key or not module.startswith("data/"):  # a builder's config has a seed, too
                     found[key].add(module)

@@ -18,7 +18,7 @@ from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
 from config_fields import anchor
-from segjax.training.config import FIELDS
+from segjax.training.fields import FIELDS
 
 LOGGER = logging.getLogger(__name__)
 NAME = re.compile(r"(?:--)?[A-Za-z_][\w.]*")

@@ -1,6 +1,6 @@
 """A grid of runs: each cell is trained once and writes one result file, however often the command is killed and rerun.
 
-Cells whose configs differ only in traced fields (`segjax.training.config.TRACED`) share one compilation. They are laid
+Cells whose configs differ only in traced fields (`segjax.training.fields.TRACED`) share one compilation. They are laid
 over the devices, one cell per device. Cells that run side by side have the same seed and therefore read the same
 batches. On a single device they run one after another through the same compiled step. On CPUs `run_in_processes`
 starts several processes of one core each, which share compiled programs through a cache in the workdir.
@@ -28,7 +28,8 @@ from segjax.storage import read_json, say, write_json
 from segjax.trained_run import model_of
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.checkpoint import FOLDER, Checkpoints
-from segjax.training.config import CONFIG_FILE, FOUND, defaults, from_leaves, leaves, program
+from segjax.training.config import CONFIG_FILE, defaults, from_leaves, leaves, program
+from segjax.training.fields import FOUND
 from segjax.training.metrics_writer import METRICS_FILE
 
 # Makes glibc request huge pages, which shortens a training step on CPU; see `benchmarks_pages`.

@@ -162,6 +162,11 @@ REGION_LOSSES: dict[str, Callable | None] = {
 FREQUENCY_LOSSES = ("ldam", "seesaw")
 
 
+def needs_frequencies(objective: ConfigDict) -> bool:
+    """Returns True if an objective depends on the class frequencies of the training set."""
+    return objective.loss in FREQUENCY_LOSSES or objective.logit_adjustment is not None
+
+
 def pixel_loss(config: ConfigDict) -> Callable:
     """Returns `config.objective.loss` as a function of z, y, w and h, with the logit adjustment if there is one."""
     loss = PIXEL_LOSSES[config.objective.loss]

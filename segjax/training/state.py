@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from segjax import data, losses, models
 from segjax.data.augment import example_keys
 from segjax.inference.forward import Ensemble, Preprocessing
-from segjax.training.config import DETECTORS, NETWORKS, SHARED_ARGUMENTS, ConfigError, input_shape
+from segjax.training.config import ConfigError, input_shape
+from segjax.training.fields import DETECTORS, NETWORKS, SHARED_ARGUMENTS
 from segjax.training.objective import hparams_at, hparams_from_config, num_outputs, phases
 
 

@@ -30,7 +30,8 @@ from segjax.data.layout import Layout, find_layout
 from segjax.data.pairs import Pair, Verified, decode_pair, find_range, refuse_palettes, refuse_problems
 from segjax.data.resize import resize_nearest
 from segjax.data.splits import folder_options
-from segjax.training.config import FIELDS, ConfigError, changed, from_leaves, leaves, validate
+from segjax.training.config import ConfigError, changed, from_leaves, leaves, validate
+from segjax.training.fields import FIELDS
 from segjax.training.state import make_model
 
 Value = int | tuple[int, ...]  # of a mask: an id, or a colour

@@ -19,18 +19,8 @@ from segjax.data import label_set, open_split
 from segjax.models import ResNet
 from segjax.models.pretrained import torch_name
 from segjax.training import ConfigError, StorageError, defaults, detection, train, validate
-from segjax.training.config import (
-    FIELDS,
-    NETWORKS,
-    RENAMED,
-    TRACED,
-    check_known,
-    from_leaves,
-    leaves,
-    program,
-    read_config,
-    with_found_data,
-)
+from segjax.training.config import check_known, from_leaves, leaves, program, read_config, with_found_data
+from segjax.training.fields import FIELDS, NETWORKS, RENAMED, TRACED
 from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.state import init_state, make_model
 from segjax.training.train_step import make_train_step

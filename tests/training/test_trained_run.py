@@ -27,8 +27,9 @@ from segjax.trained_run import (
     score_run,
 )
 from segjax.training import defaults, open_split
-from segjax.training.config import DETECTORS, FIELDS, NETWORKS, ConfigError, from_leaves, leaves
+from segjax.training.config import ConfigError, from_leaves, leaves
 from segjax.training.detection import make_predictor
+from segjax.training.fields import DETECTORS, FIELDS, NETWORKS
 from segjax.training.objective import hparams_from_config
 from segjax.training.segmentation import make_eval_step
 from segjax.training.segmentation import scores as evaluation_scores

@@ -11,7 +11,7 @@ from segjax.data.labels import VOID
 from segjax.models import Segmentation
 from segjax.reporting import spread
 from segjax.training import defaults
-from segjax.training.config import NETWORKS
+from segjax.training.fields import NETWORKS
 from segjax.training.state import TrainState, init_state, make_model
 
 TINY = {"model.width": 4, "model.depth": 1, "model.padding": "zeros", "data.size": (16, 24)}
