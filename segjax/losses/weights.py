@@ -108,21 +108,25 @@ def prior_bias_softmax(frequencies: ClassWeights) -> Float[Array, "classes"]:
     .. math:: b_c = \log\frac{f_c}{\sum_j f_j}
 
     Args:
-        frequencies: f, `[C]`, all positive: frequencies or pixel counts.
+        frequencies: f, `[C]`, all positive: frequencies or pixel counts; may be traced.
 
     Returns:
         b, `[C]`, JAX's default float (float32); softmax(b) = f / Σ f.
 
-    Raises: TypeError or ValueError if `frequencies` are traced, not `[C]`, negative, not finite, or 0 for a class.
+    Raises: TypeError or ValueError if `frequencies` are not `[C]`, or negative, not finite, or 0 for a class (values
+        are not checked when traced).
 
     References: Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002, section 4.1 (for two classes).
 
     >>> print(prior_bias_softmax(np.array([0.9, 0.1])))
     [-0.10536052 -2.3025851 ]
     """
-    frequencies = _counts("frequencies", frequencies)
+    is_traced = isinstance(frequencies, jax.core.Tracer)
+    frequencies = checks.floating("frequencies", frequencies) if is_traced else _counts("frequencies", frequencies)
     if frequencies.ndim != 1:
         raise ValueError(f"frequencies must be [classes]; got shape {frequencies.shape}")
+    if is_traced:
+        return jnp.log(frequencies) - jnp.log(jnp.sum(frequencies))
     if not frequencies.all():
         classes = np.flatnonzero(frequencies == 0).tolist()
         advice = "their logarithm would be -inf. Give them a floor, for instance np.maximum(counts, 1)"
@@ -145,14 +149,14 @@ def logit_adjustment(frequencies: ClassWeights, *, tau: Scalar = 1.0) -> Float[A
     `logits + a` starts at the frequencies without a prior bias. A sigmoid logit is adjusted by `tau * prior_bias(pi)`.
 
     Args:
-        frequencies: f, `[C]`, all positive: frequencies or pixel counts.
+        frequencies: f, `[C]`, all positive: frequencies or pixel counts; may be traced.
         tau: τ ≥ 0; may be traced. 0 adjusts nothing.
 
     Returns:
         a, `[C]`, JAX's default float (float32).
 
-    Raises: TypeError or ValueError if `frequencies` are traced, not `[C]`, negative, not finite, or 0 for a class, or
-        τ < 0.
+    Raises: TypeError or ValueError if `frequencies` are not `[C]`, or negative, not finite, or 0 for a class (values
+        are not checked when traced), or τ < 0.
 
     References: Menon et al., Long-Tail Learning via Logit Adjustment, arXiv 2007.07314. Its code adds 1e-12 to π^τ.
 

@@ -315,7 +315,7 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
 _OWNERS = {
     **dict.fromkeys(("tversky_alpha", "tversky_beta", "tversky_gamma"), ("region", ("tversky",))),
     "poly_epsilon": ("loss", ("softmax_poly1", "sigmoid_poly1")),
-    **dict.fromkeys(("margin", "margin_scale"), ("loss", ("ldam",))),
+    **dict.fromkeys(("ldam_margin", "ldam_scale"), ("loss", ("ldam",))),
     **dict.fromkeys(("seesaw_p", "seesaw_q"), ("loss", ("seesaw",))),
     "asymmetric_delta": ("loss", ("asymmetric_focal",)),
 }

@@ -267,10 +267,10 @@ FIELDS = {
         None, "sigmoid losses: weight of class 1, 1 - α for class 0; None: off", (), "[0, 1]", optional=float
     ),
     "objective.poly_epsilon": _traced(1.0, "Poly-1: coefficient ε of 1 - p", range="[-1, inf)"),
-    "objective.margin": _traced(
-        0.5, "LDAM: margin of the rarest class in its logit, times the scale", range=NONNEGATIVE
+    "objective.ldam_margin": _traced(
+        0.5, "LDAM: largest margin, that of the rarest class, before the logits are scaled", range=NONNEGATIVE
     ),
-    "objective.margin_scale": _traced(1.0, "LDAM: factor of the logits; 30 for cosines", range=POSITIVE),
+    "objective.ldam_scale": _traced(1.0, "LDAM: factor of the logits; 30 for cosines", range=POSITIVE),
     "objective.seesaw_p": _traced(0.8, "seesaw: exponent of the ratio of the class frequencies", range=NONNEGATIVE),
     "objective.seesaw_q": _traced(2.0, "seesaw: exponent of the ratio of the probabilities", range=NONNEGATIVE),
     "objective.asymmetric_delta": _traced(

@@ -28,8 +28,8 @@ class Hyperparams(NamedTuple):
     gamma: Float[Array, ""]  # γ ≥ 0, focusing parameter of the focal losses
     beta: Float[Array, ""]  # β, shift of FL*
     poly_epsilon: Float[Array, ""]  # ε ≥ -1, coefficient of Poly-1
-    margin: Float[Array, ""]  # Δ ≥ 0, LDAM's margin of the rarest class
-    margin_scale: Float[Array, ""]  # s > 0, LDAM's factor of the logits
+    ldam_margin: Float[Array, ""]  # Δ ≥ 0, LDAM's margin of the rarest class
+    ldam_scale: Float[Array, ""]  # s > 0, LDAM's factor of the logits
     seesaw_p: Float[Array, ""]  # p ≥ 0, exponent of the mitigation
     seesaw_q: Float[Array, ""]  # q ≥ 0, exponent of the compensation
     asymmetric_delta: Float[Array, ""]  # δ in [0, 1], weight of all classes but the first
@@ -117,8 +117,8 @@ SOFTMAX_LOSSES: dict[str, Callable] = {
         z,
         y,
         h.class_frequencies,
-        max_margin=h.margin,
-        scale=h.margin_scale,
+        max_margin=h.ldam_margin,
+        scale=h.ldam_scale,
         class_weights=h.class_weights,
         where=w,
     ),

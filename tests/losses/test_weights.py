@@ -140,6 +140,8 @@ def test_logit_adjustment_is_tau_times_the_log_frequencies():
     expected = 0.5 * np.log(COUNTS / COUNTS.sum())
     np.testing.assert_allclose(losses.logit_adjustment(COUNTS, tau=0.5), expected, rtol=1e-6)
     np.testing.assert_allclose(jax.jit(lambda t: losses.logit_adjustment(COUNTS, tau=t))(0.5), expected, rtol=1e-6)
+    traced = jax.jit(losses.logit_adjustment)(np.float32(COUNTS))
+    np.testing.assert_allclose(traced, losses.logit_adjustment(COUNTS), rtol=1e-6)
     np.testing.assert_array_equal(losses.logit_adjustment(COUNTS), losses.prior_bias_softmax(COUNTS))
     np.testing.assert_array_equal(losses.logit_adjustment(COUNTS, tau=0.0), np.zeros(3))
 

@@ -102,7 +102,7 @@ GROUPS = [
     ),
     (
         {"objective.loss": "ldam", "objective.class_frequencies": (0.9, 0.1)},
-        {"objective.margin": (0.5, 1.0), "objective.margin_scale": (1.0, 30.0)},
+        {"objective.ldam_margin": (0.5, 1.0), "objective.ldam_scale": (1.0, 30.0)},
     ),
     (
         {"objective.loss": "seesaw", "objective.class_frequencies": (0.9, 0.1)},

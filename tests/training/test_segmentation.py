@@ -194,7 +194,7 @@ WITH_COUNTS = {"class_frequencies": FREQUENCIES}
             lambda z, **o: losses.softmax_poly1_loss(z, LABELS, epsilon=2.0, gamma=1.0, **o),
         ),
         (
-            {"loss": "ldam", "margin": 1.0, "margin_scale": 2.0, "class_weights": (1.0, 2.0, 3.0)} | WITH_COUNTS,
+            {"loss": "ldam", "ldam_margin": 1.0, "ldam_scale": 2.0, "class_weights": (1.0, 2.0, 3.0)} | WITH_COUNTS,
             lambda z, **o: losses.ldam_loss(
                 z, LABELS, FREQUENCIES, max_margin=1.0, scale=2.0, class_weights=(1.0, 2.0, 3.0), **o
             ),
