@@ -126,7 +126,7 @@ def prior_bias_softmax(frequencies: ClassWeights) -> Float[Array, "classes"]:
     if frequencies.ndim != 1:
         raise ValueError(f"frequencies must be [classes]; got shape {frequencies.shape}")
     if is_traced:
-        return jnp.log(frequencies) - jnp.log(jnp.sum(frequencies))
+        return jnp.log(frequencies / jnp.sum(frequencies))
     if not frequencies.all():
         classes = np.flatnonzero(frequencies == 0).tolist()
         advice = "their logarithm would be -inf. Give them a floor, for instance np.maximum(counts, 1)"

@@ -294,7 +294,7 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
                 f"config.objective.{key} belongs to config.objective.{field} = {' or '.join(map(repr, owners))}: leave "
                 f"it at {default}; got {objective[key]!r}"
             )
-    if objective.logit_adjustment is not None and model.prior:
+    if objective.logit_adjustment is not None and model.prior and objective.loss not in BINARY_LOSSES:
         yield (
             "config.model.prior must be () with config.objective.logit_adjustment, which starts at the class "
             f"frequencies already; got {model.prior!r}"

@@ -352,6 +352,7 @@ FOUND = {
     "data.range": ("dtype", "percentile"),
     "data.dtype": (None,),
     "data.rare_class": ("",),
+    "objective.class_frequencies": ([],),  # an empty tuple, read from JSON
 }
 
 # Fields that were renamed: the old name and the new one.

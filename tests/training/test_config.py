@@ -294,7 +294,7 @@ def test_validate_rare_crops_with_crops(changes):
             r"config.model.prior must be \(\) with config.objective.logit_adjustment",
         ),
         (
-            {"objective.logit_adjustment": 1.0},
+            {"objective.loss": "hinge", "objective.logit_adjustment": 1.0},
             r"logit_adjustment belongs to softmax losses; .* takes config.model.prior",
         ),
         (

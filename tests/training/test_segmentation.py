@@ -196,12 +196,18 @@ WITH_COUNTS = {"class_frequencies": FREQUENCIES}
         (
             {"loss": "ldam", "ldam_margin": 1.0, "ldam_scale": 2.0, "class_weights": (1.0, 2.0, 3.0)} | WITH_COUNTS,
             lambda z, **o: losses.ldam_loss(
-                z, LABELS, FREQUENCIES, max_margin=1.0, scale=2.0, class_weights=(1.0, 2.0, 3.0), **o
+                z,
+                LABELS,
+                np.array(FREQUENCIES),
+                max_margin=1.0,
+                scale=2.0,
+                class_weights=np.array([1.0, 2.0, 3.0]),
+                **o,
             ),
         ),
         (
             {"loss": "seesaw", "seesaw_p": 0.5, "seesaw_q": 1.0} | WITH_COUNTS,
-            lambda z, **o: losses.seesaw_loss(z, LABELS, FREQUENCIES, p=0.5, q=1.0, **o),
+            lambda z, **o: losses.seesaw_loss(z, LABELS, np.array(FREQUENCIES), p=0.5, q=1.0, **o),
         ),
         (
             {"loss": "asymmetric_focal", "asymmetric_delta": 0.6, "gamma": 0.5},
