@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int64
 
 from segjax.data.decode import (
     DARK_UINT16,
@@ -422,6 +423,15 @@ def _from_listing(listing: Path, *reading: Any) -> FolderSource:
     pairs = [Pair(name, *(with_reader(RawFile(*file)) for file in files)) for name, *files in listed["pairs"]]
     images = [ImageInfo(*image) for image in listed["images"]]
     return FolderSource(Verified(pairs, images, (), [], None, None), *reading)
+
+
+def class_pixels(source: Source) -> Int64[np.ndarray, "images classes"]:
+    """Counts the pixels of each class in each image; it reads every image once."""
+    with ThreadPoolExecutor(8) as threads:
+        counts = threads.map(
+            lambda index: count_ids(source[index]["label"], source.label_set.num_classes), range(len(source))
+        )
+        return np.stack(list(counts))
 
 
 def check_split(source: Source, split: str, shown: int = 20) -> list[str]:

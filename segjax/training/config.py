@@ -7,7 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
-from segjax.data import Source
+from segjax.data import Source, class_pixels
 from segjax.storage import StorageError, read_json, write_json
 from segjax.training.fields import DETECTORS, FIELDS, INITIAL, NETWORKS, RENAMED, TRACED
 from segjax.training.objective import BINARY_LOSSES, FREQUENCY_LOSSES, needs_frequencies
@@ -57,12 +57,12 @@ def with_found_data(config: ConfigDict, source: Source) -> ConfigDict:
     if not config.data.rare_class and pixels and len(names) == 2:
         found["data.rare_class"] = names[0 if pixels[0] < pixels[1] else 1]
     if needs_frequencies(config.objective) and not config.objective.class_frequencies:
-        if pixels is None or config.objective.void == "class":
-            outputs = ", void last" if config.objective.void == "class" else ""
+        if config.objective.void == "class":
             raise ConfigError(
-                "config.objective.class_frequencies must be set: the pixels of the classes in the training split are "
-                f"not known; expected a positive number for each class{outputs}"
+                "config.objective.class_frequencies must be set with config.objective.void='class': a positive number "
+                f"for each of {', '.join(names)}, and void last"
             )
+        pixels = class_pixels(source).sum(axis=0) if pixels is None else pixels
         found["objective.class_frequencies"] = tuple(max(1.0, float(count)) for count in pixels)
     found = from_leaves(leaves(config) | found)
     validate(found)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from segjax.data import label_set, open_split
+from segjax.data import class_pixels, label_set, open_split
 from segjax.models import ResNet
 from segjax.models.pretrained import torch_name
 from segjax.training import ConfigError, StorageError, defaults, detection, train, validate
@@ -172,11 +172,12 @@ def open_cracks(tmp_path):
 def test_with_found_data_class_frequencies(open_cracks):
     config, source = open_cracks(1)
     config.objective.loss = "seesaw"
+    np.testing.assert_array_equal(class_pixels(source), [[1, 19]])
     assert with_found_data(config, source).objective.class_frequencies == (1.0, 19.0)
     config.objective.class_frequencies = (0.5, 0.5)
     assert with_found_data(config, source).objective.class_frequencies == (0.5, 0.5)
     config.objective.class_frequencies, config.objective.void = (), "class"
-    with pytest.raises(ConfigError, match=r"class_frequencies must be set: the pixels .* are not known"):
+    with pytest.raises(ConfigError, match=r"class_frequencies must be set with .*, and void last"):
         with_found_data(config, source)
 
 
