@@ -213,67 +213,71 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
     for key in ("mean", "std"):
         known, channels = data.channels is not None or data.name != "folder", input_shape(config)[-1]
         if known and len(data[key]) not in (1, channels):
-            yield f"config.data.{key} needs 1 or config.data.channels = {channels} values; got {data[key]!r}"
+            yield f"config.data.{key} must have 1 value, or {channels}, one per image channel; got {data[key]!r}"
     for key in ("range", "orientation"):
         default = FIELDS[f"data.{key}"].default
         if data.name != "folder" and data[key] != default:
-            applies = "applies only to config.data.name=folder"
-            yield f"config.data.{key} {applies}; leave it at {default!r}; got {data[key]!r}"
+            yield no_effect(f"data.{key}", data[key], f"config.data.name={data.name!r}", default)
     low, high = config.augment.scale
     if low > high:
-        yield f"config.augment.scale must be (lowest, highest); got {config.augment.scale!r}"
+        yield f"config.augment.scale must be (lowest, highest), such as ({high}, {low}); got {config.augment.scale!r}"
     if data.name.startswith("road_debris") and data.scene_size[1] < 96:
-        yield f"config.data.scene_size must be at least 64 x 96; got {data.scene_size!r}"
+        yield f"config.data.scene_size must be at least (64, 96), height and width; got {data.scene_size!r}"
     yield from _foreign_fields(model)
     yield from _detector_problems(config)
     yield from _phase_problems(config)
     mining = ("hard_fraction", "hard_threshold", "negatives_per_positive")
-    mining = [f"config.objective.{name}" for name in mining if objective[name] is not None]
+    mining = [f"config.objective.{name}={objective[name]!r}" for name in mining if objective[name] is not None]
     if len(mining) > 1:
-        yield f"{' and '.join(mining)} cannot be combined: set one of them, the others to None"
-    whole = mining + ["config.objective.region"] * (objective.region != "none")
-    whole += ["config.training.gradient_budget"] * config.training.gradient_budget
+        yield f"{' and '.join(mining)} cannot be combined; set all but one of them to None"
+    whole = [(one, "None") for one in mining]
+    whole += [(f"config.objective.region={objective.region!r}", "'none'")] * (objective.region != "none")
+    whole += [("config.training.gradient_budget=True", "False")] * config.training.gradient_budget
     if whole and config.training.accumulate > 1:
+        (given, off), parts = whole[0], f"config.training.accumulate={config.training.accumulate}"
+        yield f"{given} needs the whole batch, which {parts} divides; set accumulate to 1, or the other to {off}"
+    weight = objective.uncertainty_weight
+    if weight is not None and model.dropout == "none":
         yield (
-            f"{whole[0]} needs the whole batch at once: turn it off, or set config.training.accumulate to 1; "
-            f"got {config.training.accumulate!r}"
+            f"config.objective.uncertainty_weight={weight!r} needs dropout; set config.model.dropout to 'sampled' or "
+            "'analytic', or the weight to None"
         )
-    if objective.uncertainty_weight is not None and model.dropout == "none":
-        yield "config.objective.uncertainty_weight needs a variance: set config.model.dropout to sampled or analytic"
-    if objective.uncertainty_weight is not None and model.dropout == "sampled" and model.num_samples < 2:
+    if weight is not None and model.dropout == "sampled" and model.num_samples < 2:
         yield f"config.model.num_samples must be at least 2 for a variance; got {model.num_samples}"
     if objective.void == "class" and background is not None:
-        yield f"config.objective.background must be None if void is a class, the background; got {background!r}"
-    if objective.label_smoothing is not None and objective.loss != "softmax_cross_entropy":
         yield (
-            f"config.objective.label_smoothing = {objective.label_smoothing!r} belongs to softmax_cross_entropy; "
-            f"{objective.loss} takes config.objective.logit_margin"
+            "config.objective.background must be None with config.objective.void='class', because void is then the "
+            f"background; got {background!r}"
         )
+    if objective.label_smoothing is not None and objective.loss != "softmax_cross_entropy":
+        owner = "set config.objective.loss='softmax_cross_entropy'"
+        yield no_effect("objective.label_smoothing", objective.label_smoothing, _loss(objective), None, owner)
     pasted = config.augment.outliers
     if objective.outlier_weight is not None and not pasted:
         yield (
-            f"config.objective.outlier_weight = {objective.outlier_weight!r} needs pasted outliers; set "
+            f"config.objective.outlier_weight={objective.outlier_weight!r} needs pasted outliers; set "
             "config.augment.outliers, for example to 2"
         )
     if pasted and objective.outlier_weight is None:
         yield (
-            f"config.augment.outliers = {pasted} needs config.objective.outlier_weight; set it, for example to 0.5, or "
+            f"config.augment.outliers={pasted} needs config.objective.outlier_weight; set it, for example to 0.5, or "
             "to 0 for fragments without a loss"
         )
     if pasted and objective.void == "class":
         yield (
-            f"config.augment.outliers = {pasted} needs config.objective.void = 'ignore'; with 'class' the network "
+            f"config.augment.outliers={pasted} needs config.objective.void = 'ignore'; with 'class' the network "
             "would learn the fragments as void"
         )
     if config.augment.rare_classes and config.augment.rare_crops is None:
         yield (
-            f"config.augment.rare_classes = {config.augment.rare_classes!r} needs config.augment.rare_crops; set it, "
+            f"config.augment.rare_classes={config.augment.rare_classes!r} needs config.augment.rare_crops; set it, "
             "for example to 0.33"
         )
     if config.augment.rare_crops is not None and pasted and data.letterbox:
         yield (
-            f"config.augment.rare_crops = {config.augment.rare_crops!r} does not work with config.augment.outliers in "
-            "a letterbox: leave one of the three out"
+            f"config.augment.rare_crops={config.augment.rare_crops!r}, config.augment.outliers={pasted} and "
+            "config.data.letterbox=True cannot be combined; set rare_crops to None, outliers to 0 and "
+            "config.objective.outlier_weight to None, or letterbox to False"
         )
     if objective.void == "class" and data.letterbox:
         yield (
@@ -286,29 +290,37 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
             f"learned; got {objective.void!r}"
         )
     if objective.class_weights and not any(objective.class_weights):
-        yield f"config.objective.class_weights must not all be 0, or nothing is learnt; got {objective.class_weights!r}"
+        yield (
+            "config.objective.class_weights must have a positive value; () gives every class the weight 1; got "
+            f"{objective.class_weights!r}"
+        )
     for key, (field, owners) in _OWNERS.items():
         default = FIELDS[f"objective.{key}"].default
         if objective[field] not in owners and objective[key] != default:
-            yield (
-                f"config.objective.{key} belongs to config.objective.{field} = {' or '.join(map(repr, owners))}: leave "
-                f"it at {default}; got {objective[key]!r}"
-            )
+            cause = f"config.objective.{field}={objective[field]!r}"
+            owner = f"set config.objective.{field} to {' or '.join(map(repr, owners))}"
+            yield no_effect(f"objective.{key}", objective[key], cause, default, owner)
     if objective.logit_adjustment is not None and model.prior and objective.loss not in BINARY_LOSSES:
         yield (
-            "config.model.prior must be () with config.objective.logit_adjustment, which starts at the class "
-            f"frequencies already; got {model.prior!r}"
+            "config.model.prior must be () with config.objective.logit_adjustment, because the adjusted logits start "
+            f"at the class frequencies; got {model.prior!r}. Set prior to (), or logit_adjustment to None"
         )
     if objective.class_frequencies and not needs_frequencies(objective):
-        yield (
-            "config.objective.class_frequencies belongs to config.objective.logit_adjustment and to the losses "
-            f"{' and '.join(FREQUENCY_LOSSES)}: leave it at (); got {objective.class_frequencies!r}"
-        )
+        owner = f"set config.objective.loss to {' or '.join(map(repr, FREQUENCY_LOSSES))}, or logit_adjustment to 1"
+        yield no_effect("objective.class_frequencies", objective.class_frequencies, _loss(objective), (), owner)
     if objective.region == "lovasz_hinge" and objective.loss not in BINARY_LOSSES:
-        yield (
-            f"config.objective.region = 'lovasz_hinge' belongs to sigmoid losses; with {objective.loss} take 'lovasz'"
-        )
+        yield f"config.objective.region='lovasz_hinge' needs a binary loss; with {_loss(objective)} set it to 'lovasz'"
     yield from (_binary_problems if objective.loss in BINARY_LOSSES else _softmax_problems)(objective)
+
+
+def no_effect(key: str, value: object, cause: str, default: object, owner: str = "") -> str:
+    """Returns the message for a field that has no effect: the way back to its default, and the way to its `owner`."""
+    other = f", or {owner}" if owner else ""
+    return f"config.{key}={value!r} has no effect with {cause}; set it back to {default!r}{other}"
+
+
+def _loss(objective: ConfigDict) -> str:
+    return f"config.objective.loss={objective.loss!r}"
 
 
 # Fields of one pixel loss or one region loss: the field that selects it, and its names.
@@ -328,23 +340,18 @@ def _foreign_fields(model: ConfigDict) -> Iterator[str]:
     for name in sorted(set().union(*fields.values()) - fields[model.name]):
         default = FIELDS[f"model.{name}"].default
         if model[name] != default:
-            owners = ", ".join(network for network, own in fields.items() if name in own)
-            yield (
-                f"config.model.{name} belongs to {owners}; {model.name} does not have it: leave it at {default!r}; "
-                f"got {model[name]!r}"
-            )
+            owners = " or ".join(network for network, own in fields.items() if name in own)
+            owner = f"set config.model.name to {owners}"
+            yield no_effect(f"model.{name}", model[name], f"config.model.name={model.name!r}", default, owner)
     resnet = model.encoder == "resnet" and "encoder_depth" in fields[model.name]
     if model.pretrained and not resnet:
-        yield (
-            f"config.model.pretrained needs a ResNet encoder, which {model.name} does not have: set it to ''; got "
-            f"{model.pretrained!r}"
-        )
+        has_choice = "encoder" in fields[model.name]
+        encoder = "set config.model.encoder to 'resnet', or pretrained to ''" if has_choice else "set it to ''"
+        yield f"config.model.pretrained={model.pretrained!r} needs a ResNet encoder; {encoder}"
     default = FIELDS["model.encoder_depth"].default
     if model.encoder != "resnet" and model.encoder_depth != default:
-        yield (
-            f"config.model.encoder_depth belongs to config.model.encoder = 'resnet': leave it at {default!r}; got "
-            f"{model.encoder_depth!r}"
-        )
+        cause = f"config.model.encoder={model.encoder!r}"
+        yield no_effect("model.encoder_depth", model.encoder_depth, cause, default, "set encoder to 'resnet'")
 
 
 _ANCHOR_FIELDS = ("anchor_base", "anchor_scales", "anchor_ratios")
@@ -364,17 +371,16 @@ def _detector_problems(config: ConfigDict) -> Iterator[str]:
     is_detector = name in DETECTORS
     if config.data.name == "coco" and not is_detector:
         yield (
-            f"config.data.name = 'coco' has boxes and no masks, which {name} needs: set config.model.name to "
-            "retinanet, or make masks with segjax data masks"
+            f"config.data.name='coco' has boxes and no masks, which {name} needs; set config.model.name to "
+            "'retinanet', or make masks with segjax data masks"
         )
     for key in _MAP_FIELDS if is_detector else _DETECTOR_FIELDS:
         default, value = FIELDS[key].default, values[key]
         if value != default and is_detector:
-            owners = "belongs to segmentation networks"
-            yield f"config.{key} {owners}; {name} does not have it: leave it at {default!r}; got {value!r}"
+            yield no_effect(key, value, f"the detector {name}", default)
         elif value != default:
-            way_out = f"set config.model.name={' or '.join(DETECTORS)}, or leave it at {default!r}"
-            yield f"config.{key}={value!r} needs a detector: {way_out}"
+            owner = f"set config.model.name to {' or '.join(DETECTORS)}"
+            yield no_effect(key, value, f"config.model.name={name!r}", default, owner)
     if not is_detector:
         return
     if not objects:
@@ -400,28 +406,31 @@ def _phase_problems(config: ConfigDict) -> Iterator[str]:
         if len(phase) != 3 or not all(field.accepts(value) for field, value in zip(fields, phase, strict=True)):
             crop, steps, rate = (field.valid for field in fields)
             yield (
-                f"each of config.training.phases must be (crop fraction, {crop}; steps, {steps}; learning rate, "
-                f"{rate}); got {phase!r}"
+                "each phase of config.training.phases must be (crop fraction, steps, learning rate), such as "
+                f"(0.5, 600, 0.002): {crop}, {steps} and {rate}; got {phase!r}"
             )
     total = sum(phase[1] for phase in phases)
     if phases and total != config.training.steps:
-        yield f"the steps of config.training.phases add up to {total}; config.training.steps is {config.training.steps}"
+        yield (
+            f"the steps of config.training.phases add up to {total}, but config.training.steps is "
+            f"{config.training.steps}; set config.training.steps={total}, or change the phases"
+        )
     # A field that the phases replace must not look as if it had an effect.
     peak = max((phase[2] for phase in phases), default=config.optimizer.learning_rate)
     if config.optimizer.learning_rate != peak:
         yield (
-            f"config.optimizer.learning_rate = {config.optimizer.learning_rate!r} has no effect with "
+            f"config.optimizer.learning_rate={config.optimizer.learning_rate!r} has no effect with "
             f"config.training.phases, whose highest rate is {peak!r}: set them equal, or change the phases"
         )
     crops = min((phase[0] for phase in phases), default=config.augment.crop_fraction)
     if config.augment.rare_crops is not None and crops == 1 and config.augment.scale[1] <= 1:
         yield (
-            f"config.augment.rare_crops = {config.augment.rare_crops!r} has no effect without crops: set "
+            f"config.augment.rare_crops={config.augment.rare_crops!r} has no effect without crops: set "
             "config.augment.crop_fraction below 1, for example to 0.5"
         )
     if phases and config.augment.crop_fraction != 1:
         yield (
-            f"config.augment.crop_fraction = {config.augment.crop_fraction!r} has no effect with "
+            f"config.augment.crop_fraction={config.augment.crop_fraction!r} has no effect with "
             "config.training.phases: leave it at 1, or change the phases"
         )
 
@@ -429,29 +438,33 @@ def _phase_problems(config: ConfigDict) -> Iterator[str]:
 def _binary_problems(objective: ConfigDict) -> Iterator[str]:
     loss, alpha, gamma = objective.loss, objective.alpha, objective.gamma
     if objective.void == "class":
-        yield f"config.objective.void = 'class' belongs to softmax losses; got {loss}"
+        yield no_effect("objective.void", "class", _loss(objective), "ignore", "select a softmax loss")
     if objective.background not in (None, 0):
         yield f"config.objective.background of {loss} must be class 0 or None; got {objective.background!r}"
     if objective.class_weights:
-        yield f"config.objective.class_weights belongs to softmax losses; {loss} takes config.objective.alpha"
+        owner = "use config.objective.alpha" if loss != "hinge" else "select a softmax loss"
+        yield no_effect("objective.class_weights", objective.class_weights, _loss(objective), (), owner)
     if objective.logit_adjustment is not None:
-        yield f"config.objective.logit_adjustment belongs to softmax losses; {loss} takes config.model.prior"
+        owner = "use config.model.prior"
+        yield no_effect("objective.logit_adjustment", objective.logit_adjustment, _loss(objective), None, owner)
     if alpha is not None and loss == "hinge":
-        yield f"config.objective.alpha belongs to sigmoid losses, hinge does not take it; got {alpha!r}"
+        yield no_effect("objective.alpha", alpha, _loss(objective), None)
     if loss == "sigmoid_focal_star" and not gamma > 0:
         yield f"config.objective.gamma must be above 0 for sigmoid_focal_star, which divides by it; got {gamma!r}"
 
 
 def _softmax_problems(objective: ConfigDict) -> Iterator[str]:
-    loss = objective.loss
+    loss, weights = objective.loss, objective.class_weights
+    has_weights = loss not in ("seesaw", "asymmetric_focal")
     if objective.alpha is not None:
-        yield f"config.objective.alpha belongs to sigmoid losses; {loss} takes config.objective.class_weights"
-    if objective.class_weights and loss in ("seesaw", "asymmetric_focal"):
-        yield f"config.objective.class_weights has no effect with {loss}, which has weights of its own: set it to ()"
+        owner = "use config.objective.class_weights" if has_weights else ""
+        yield no_effect("objective.alpha", objective.alpha, _loss(objective), None, owner)
+    if weights and not has_weights:
+        yield no_effect("objective.class_weights", weights, _loss(objective), ())
     if objective.background is None and objective.void != "class":
         for field, value in (("normalizer", "positives"), ("negatives_per_positive", objective.negatives_per_positive)):
             if value is not None and objective[field] == value:
                 yield (
-                    f"config.objective.{field} = {value!r} counts the pixels that are not background: set "
-                    "config.objective.background to that class"
+                    f"config.objective.{field}={value!r} has to distinguish the background; set "
+                    "config.objective.background to the index of its class, for example 0"
                 )

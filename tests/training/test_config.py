@@ -223,15 +223,31 @@ def test_validate_missing_key():
     ("key", "value", "message"),
     [
         ("objective.loss", "focal", r"config.objective.loss must be one of .*sigmoid_focal.*; got 'focal'"),
-        ("objective.uncertainty_weight", 1.0, r"needs a variance: set config.model.dropout"),
-        ("training.phases", ((0.6, 500, 1e-3),), r"phases add up to 500; config.training.steps is 1000"),
-        ("training.phases", ((0.6, 1000),), r"must be \(crop fraction, .*\(0, 1\]; steps, .*\); got \(0.6, 1000\)"),
-        ("objective.alpha", 0.5, r"config.objective.alpha belongs to sigmoid losses"),
-        ("data.scene_size", (64, 64), r"config.data.scene_size must be at least 64 x 96; got \(64, 64\)"),
-        ("augment.scale", (2.0, 1.0), r"config.augment.scale must be \(lowest, highest\); got \(2.0, 1.0\)"),
+        ("objective.uncertainty_weight", 1.0, r"uncertainty_weight=1.0 needs dropout; set config.model.dropout"),
+        (
+            "training.phases",
+            ((0.6, 500, 1e-3),),
+            r"phases add up to 500, but config.training.steps is 1000; set config.training.steps=500",
+        ),
+        (
+            "training.phases",
+            ((0.6, 1000),),
+            r"must be \(crop fraction, steps, .*\), such as .*\(0, 1\], .*; got \(0.6, 1000\)",
+        ),
+        (
+            "objective.alpha",
+            0.5,
+            r"objective.alpha=0.5 has no effect with .*; set it back to None, or use config.objective.class_weights",
+        ),
+        ("data.scene_size", (64, 64), r"scene_size must be at least \(64, 96\), height and width; got \(64, 64\)"),
+        (
+            "augment.scale",
+            (2.0, 1.0),
+            r"config.augment.scale must be \(lowest, highest\), such as \(1.0, 2.0\); got \(2.0, 1.0\)",
+        ),
         ("training.phases", ((0.5, 500.5, 1e-3),), r"config.training.phases must be .*got \(0.5, 500.5, 0.001\)"),
-        ("objective.class_weights", (0.0, 0), r"config.objective.class_weights must not all be 0"),
-        ("data.mean", (0.5, 0.5), r"config.data.mean needs 1 or config.data.channels = 3 values; got \(0.5, 0.5\)"),
+        ("objective.class_weights", (0.0, 0), r"config.objective.class_weights must have a positive value"),
+        ("data.mean", (0.5, 0.5), r"config.data.mean must have 1 value, or 3, one per image channel; got \(0.5, 0.5\)"),
     ],
 )
 def test_validate_wrong_value(key, value, message):
@@ -243,11 +259,11 @@ def test_validate_wrong_value(key, value, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective.outlier_weight": 0.5}, r"outlier_weight = 0.5 needs pasted outliers; set config.augment.outliers"),
-        ({"augment.outliers": 2}, r"augment.outliers = 2 needs config.objective.outlier_weight"),
+        ({"objective.outlier_weight": 0.5}, r"outlier_weight=0.5 needs pasted outliers; set config.augment.outliers"),
+        ({"augment.outliers": 2}, r"augment.outliers=2 needs config.objective.outlier_weight"),
         (
             {"augment.outliers": 2, "objective.outlier_weight": 0.5, "objective.void": "class"},
-            r"augment.outliers = 2 needs config.objective.void = 'ignore'",
+            r"augment.outliers=2 needs config.objective.void = 'ignore'",
         ),
     ],
 )
@@ -259,9 +275,9 @@ def test_validate_outliers(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"augment.rare_classes": ("debris",)}, r"rare_classes = \('debris',\) needs config.augment.rare_crops"),
-        ({"augment.rare_crops": 0.3}, r"rare_crops = 0.3 has no effect without crops"),
-        ({"augment.rare_crops": 0.3, "augment.scale": (0.5, 1.0)}, r"rare_crops = 0.3 has no effect without crops"),
+        ({"augment.rare_classes": ("debris",)}, r"rare_classes=\('debris',\) needs config.augment.rare_crops"),
+        ({"augment.rare_crops": 0.3}, r"rare_crops=0.3 has no effect without crops"),
+        ({"augment.rare_crops": 0.3, "augment.scale": (0.5, 1.0)}, r"rare_crops=0.3 has no effect without crops"),
         (
             {
                 "augment.rare_crops": 0.3,
@@ -270,7 +286,7 @@ def test_validate_outliers(changes, message):
                 "objective.outlier_weight": 1.0,
                 "data.letterbox": True,
             },
-            r"rare_crops = 0.3 does not work with config.augment.outliers in a letterbox",
+            r"rare_crops=0.3, config.augment.outliers=1 and config.data.letterbox=True cannot be combined",
         ),
     ],
 )
@@ -287,24 +303,33 @@ def test_validate_rare_crops_with_crops(changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective.tversky_beta": 0.7}, r"tversky_beta belongs to .* = .tversky.: leave it at 0.5; got 0.7"),
-        ({"objective.poly_epsilon": 2.0}, r"poly_epsilon belongs to .* = 'softmax_poly1' or 'sigmoid_poly1': leave"),
-        ({"objective.class_frequencies": (1.0, 2.0)}, r"class_frequencies belongs to .*: leave it at \(\); got"),
+        (
+            {"objective.tversky_beta": 0.7},
+            r"tversky_beta=0.7 has no effect with .*region='none'; set it back to 0.5, or set .* to 'tversky'",
+        ),
+        (
+            {"objective.poly_epsilon": 2.0},
+            r"poly_epsilon=2.0 has no effect .*; .* to 'softmax_poly1' or 'sigmoid_poly1'",
+        ),
+        (
+            {"objective.class_frequencies": (1.0, 2.0)},
+            r"class_frequencies=\(1.0, 2.0\) has no effect .*; set it back to \(\), or",
+        ),
         (
             {"objective.loss": "softmax_focal", "objective.logit_adjustment": 1.0, "model.prior": (0.9, 0.1)},
             r"config.model.prior must be \(\) with config.objective.logit_adjustment",
         ),
         (
             {"objective.loss": "hinge", "objective.logit_adjustment": 1.0},
-            r"logit_adjustment belongs to softmax losses; .* takes config.model.prior",
+            r"logit_adjustment=1.0 has no effect with .*'hinge'; set it back to None, or use config.model.prior",
         ),
         (
             {"objective.loss": "seesaw", "objective.class_weights": (1.0, 2.0)},
-            r"class_weights has no effect with seesaw",
+            r"class_weights=\(1.0, 2.0\) has no effect with config.objective.loss='seesaw'; set it back to \(\)$",
         ),
         (
             {"objective.region": "lovasz_hinge", "objective.loss": "softmax_focal"},
-            r"'lovasz_hinge' belongs to sigmoid losses; with softmax_focal take 'lovasz'",
+            r"'lovasz_hinge' needs a binary loss; with .*'softmax_focal' set it to 'lovasz'",
         ),
     ],
 )
@@ -316,7 +341,8 @@ def test_validate_region(changes, message):
 def test_validate_label_smoothing_of_another_loss():
     config = from_leaves(leaves(defaults()) | {"objective.loss": "softmax_focal", "objective.label_smoothing": 0.1})
     with pytest.raises(
-        ConfigError, match=r"label_smoothing = 0.1 .* softmax_focal takes config.objective.logit_margin"
+        ConfigError,
+        match=r"label_smoothing=0.1 has no effect with .*'softmax_focal'; .*='softmax_cross_entropy'",
     ):
         validate(config)
 
@@ -406,7 +432,9 @@ def test_validate_sigmoid_losses_take_alpha_not_class_weights():
     config.objective.alpha = 0.25
     validate(config)
     config.objective.class_weights = (1.0, 2.0)
-    with pytest.raises(ConfigError, match=r"class_weights belongs to softmax losses; sigmoid_focal takes .*alpha"):
+    with pytest.raises(
+        ConfigError, match=r"class_weights=.* has no effect with .*'sigmoid_focal'; .* use config.objective.alpha"
+    ):
         validate(config)
     config.objective.class_weights = ()
     config.objective.alpha = 1.5
@@ -418,7 +446,7 @@ def test_validate_sigmoid_losses_take_alpha_not_class_weights():
 def test_validate_field_that_the_phases_replace(key):
     config = from_leaves(leaves(defaults()) | {"training.phases": ((0.6, 500, 2e-3), (1.0, 500, 1e-3))})
     validate(config)
-    with pytest.raises(ConfigError, match=rf"config.{key} = 0.5 has no effect with config.training.phases"):
+    with pytest.raises(ConfigError, match=rf"config.{key}=0.5 has no effect with config.training.phases"):
         validate(from_leaves(leaves(config) | {key: 0.5}))
 
 
@@ -432,10 +460,14 @@ def test_validate_variance_needs_two_samples():
 def test_validate_void_class_is_the_background_of_softmax_losses():
     config = defaults()
     config.objective.void, config.objective.background = "class", 0
-    with pytest.raises(ConfigError, match=r"config.objective.background must be None if void is a class"):
+    with pytest.raises(
+        ConfigError, match=r"config.objective.background must be None with config.objective.void='class'"
+    ):
         validate(config)
     config.objective.background, config.objective.loss = None, "sigmoid_focal"
-    with pytest.raises(ConfigError, match=r"void = 'class' belongs to softmax losses; got sigmoid_focal"):
+    with pytest.raises(
+        ConfigError, match=r"void='class' has no effect with .*'sigmoid_focal'; set it back to 'ignore'"
+    ):
         validate(config)
 
 
@@ -446,22 +478,27 @@ def test_validate_void_class_is_the_background_of_softmax_losses():
 def test_validate_microbatches_with_an_option_of_the_whole_batch(tiny, field, value):
     tiny.training.accumulate = 2
     tiny.update_from_flattened_dict({field: value})
-    with pytest.raises(ConfigError, match=rf"config.{field} needs the whole batch at once"):
+    with pytest.raises(
+        ConfigError, match=rf"config.{field}=.* needs the whole batch, which config.training.accumulate=2 divides"
+    ):
         validate(tiny)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"loss": "hinge", "alpha": 0.5}, r"alpha belongs to sigmoid losses, hinge does not take it; got 0.5"),
+        (
+            {"loss": "hinge", "alpha": 0.5},
+            r"alpha=0.5 has no effect with config.objective.loss='hinge'; set it back to None$",
+        ),
         ({"loss": "sigmoid_focal_star", "gamma": 0.0}, r"gamma must be above 0 for sigmoid_focal_star.*got 0.0"),
         ({"loss": "sigmoid_focal", "background": 1}, r"background of sigmoid_focal must be class 0.*got 1"),
         (
             {"hard_fraction": 0.5, "hard_threshold": 1.0},
-            r"config.objective.hard_fraction and .*hard_threshold cannot be combined",
+            r"hard_fraction=0.5 and .*hard_threshold=1.0 cannot be combined; set all but one",
         ),
-        ({"normalizer": "positives"}, r"normalizer = 'positives' counts the pixels that are not background: set"),
-        ({"negatives_per_positive": 3.0}, r"negatives_per_positive = 3.0 counts the pixels that are not background"),
+        ({"normalizer": "positives"}, r"normalizer='positives' has to distinguish the background; set"),
+        ({"negatives_per_positive": 3.0}, r"negatives_per_positive=3.0 has to distinguish the background"),
     ],
 )
 def test_validate_contradictions(fields, message):
@@ -547,19 +584,19 @@ def test_make_model_passes_every_field(name):
             "segnet",
             "depth",
             3,
-            r"config.model.depth belongs to unet, patch; segnet does not have it: leave it at 4; got 3",
+            r"model.depth=3 has no effect with .*='segnet'; set it back to 4, or set .* to unet or patch",
         ),
         (
             "unet",
             "hidden",
             9,
-            r"config.model.hidden belongs to fcn, .*; unet does not have it: leave it at None; got 9",
+            r"model.hidden=9 has no effect with .*='unet'; set it back to None, or set config.model.name to fcn or",
         ),
         (
             "fcn",
             "pretrained",
             "a.pth",
-            r"pretrained needs a ResNet encoder, which fcn does not have: .*; got 'a.pth'",
+            r"pretrained='a.pth' needs a ResNet encoder; set it to ''",
         ),
         ("unet", "upsample", "pixels", r"config.model.upsample must be one of nearest, .*max_unpool.*; got 'pixels'"),
         ("deeplab_v2", "encoder_depth", 19, r"config.model.encoder_depth must be one of 18, 34, 50, 101; got 19"),

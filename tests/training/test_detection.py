@@ -358,18 +358,24 @@ def test_train_on_annotations_in_microbatches(coco_detector, tmp_path, quiet):
             r"max_boxes must be at most 12 with 20 box classes \(254 .* in all\); got 20",
         ),
         ({"objective.loss": "softmax_focal"}, r"objective.loss of retinanet must be one of sigmoid_.*'softmax_focal'"),
-        ({"objective.region": "dice"}, r"config.objective.region belongs to segmentation networks; .* at 'none'"),
-        ({"training.gradient_budget": True}, r"config.training.gradient_budget belongs to segmentation networks; .*"),
+        (
+            {"objective.region": "dice"},
+            r"objective.region='dice' has no effect with the detector retinanet; set it back to 'none'",
+        ),
+        ({"training.gradient_budget": True}, r"gradient_budget=True has no effect with the detector retinanet"),
         ({"objective.negative_iou": 0.6}, r"negative_iou must be at most config.objective.positive_iou = 0.5; got 0.6"),
         (
             {"data.name": "coco", "data.box_classes": (), "model.name": "unet"}
             | {"model.anchor_base": 4.0, "model.levels": (3, 4, 5, 6, 7)},
-            r"config.data.name = 'coco' has boxes and no masks, which unet needs: set config.model.name to retinanet",
+            r"config.data.name='coco' has boxes and no masks, which unet needs; set config.model.name to 'retinanet'",
         ),
-        ({"model.name": "unet"}, r"config.model.anchor_base belongs to retinanet; unet does not have it: .*; got 1.0"),
+        (
+            {"model.name": "unet"},
+            r"anchor_base=1.0 has no effect with config.model.name='unet'; .*, or set config.model.name to retinanet",
+        ),
         (
             {"model.name": "unet", "model.anchor_base": 4.0, "model.levels": (3, 4, 5, 6, 7)},
-            r"box_classes=\('debris',\) needs a detector: set config.model.name=retinanet, or leave it at \(\)",
+            r"box_classes=\('debris',\) has no effect with .*'unet'; set it back to \(\), or set .* to retinanet",
         ),
     ],
 )
