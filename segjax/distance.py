@@ -18,7 +18,7 @@ def distance_to(
     .. math:: d_i = \min_{j \in M} \sqrt{s_y^2 (y_i - y_j)^2 + s_x^2 (x_i - x_j)^2}
 
     It equals SciPy's `distance_transform_edt(~mask, sampling=spacing)`. The nearest pixel within each row is found by
-    two scans, and the nearest row by a minimum over all rows, in a time of H² W and a memory of H W. Squared distances
+    two scans, and the nearest row by a minimum over all rows, in O(H² W) time and O(H W) memory. Squared distances
     in pixels are exact below 2^24, that is for a diagonal of up to 4096 pixels.
 
     Args:

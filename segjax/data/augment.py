@@ -83,17 +83,18 @@ def augment(
     The window has the proportions of the output, and extends beyond the source at the bottom or the right only where
     it is larger.
 
-    A share `rare_crops` of the windows contain a rare pixel: of one of the `rare_classes` in the image, each with the
-    same chance, any pixel. The position is uniform over all windows in the source that contain the pixel. (nnU-Net
-    centres the window, so that its rare pixels are more often at the centre.) Zoom, flip and colours are those without
-    rare crops. A rotation may turn the pixel out of the output.
+    With the probability `rare_crops`, the window contains a rare pixel. The pixel's class is drawn uniformly from the
+    `rare_classes` in the image, then the pixel uniformly from that class. The position is uniform over all windows in
+    the source that contain the pixel. (nnU-Net centres the window, so that its rare pixels are more often at the
+    centre.) Zoom, flip and colours are those without rare crops. A rotation may turn the pixel out of the output.
 
     Args:
         images: uint8 or float32 `[B, H, W, C]` in 0..255, any C.
         labels: uint8 `[B, H, W]`; values are never mixed.
         keys: `[B]`, from `example_keys`.
         size: (h, w) of the result; static.
-        crop_fraction: side of the window over the source's, in (0, 1]; traced, so a curriculum compiles once.
+        crop_fraction: side of the window relative to the source's, before the zoom, in (0, 1]; traced, so a curriculum
+            compiles once.
         flip: mirrors left and right in half of the examples.
         scale: (lo, hi) of the uniform zoom; above 1 enlarges, (1, 1) disables it.
         rotation: the angle is uniform in [-rotation, rotation] degrees; at most 180. 0 compiles to nothing.

@@ -96,13 +96,13 @@ def seesaw_loss(
         M_{yj} = \min\left(1, \frac{n_j}{n_y}\right)^p, \qquad
         C_{yj} = \max\left(1, \frac{σ_j}{\max(σ_y, σ_{min})}\right)^q
 
-    with σ = softmax(z), a constant for the gradient. The mitigation factor M spares classes rarer than the label's. The
-    compensation factor C restores the penalty of a class that scores higher than the label's. σ_min is 0 in the paper
-    and 0.01 in mmdet, the authors' code.
+    with σ = softmax(z), a constant for the gradient. The mitigation factor M reduces the penalty on classes that
+    are rarer than the label's. The compensation factor C restores the penalty of a class that scores higher than the
+    label's. σ_min is 0 in the paper and 0.01 in mmdet, the authors' code.
 
-    mmdet has no counts before training: it adds those of each batch to a sum per process, before the batch's loss, and
-    takes counts below 1 as 1. To do the same, keep the sum in your training state and pass it here; the counts of the
-    training set need no state. mmdet's normalised classifier and its background logit are not part of this loss.
+    mmdet has no counts before training. It accumulates those of each batch, per process, before it computes the loss.
+    Counts below 1 are raised to 1. To do the same, keep the sum in your training state and pass it here; the counts of
+    the training set need no state. mmdet's normalised classifier and its background logit are not part of this loss.
 
     Args:
         logits: z, `[..., C]`, C ≥ 2.
@@ -167,8 +167,8 @@ def asymmetric_focal_loss(
     Args:
         logits: z, `[..., C]`, C ≥ 2; a binary network's are 0 and z, with `rare=(1,)`.
         labels: y, integers in [0, C), `[...]`.
-        rare: static; indices of the rare classes. The authors' code has two classes and rare class 1; MONAI takes all
-            classes but 0, and its mean has the divisor C too.
+        rare: static; indices of the rare classes. The authors' code has two classes and rare class 1; MONAI treats
+            all classes except 0 as rare and also divides by C.
         delta: δ in [0, 1], the weight of the rare classes.
         gamma: focusing parameter γ ≥ 0 of the other classes.
         where: boolean `[...]`; False removes the pixel.

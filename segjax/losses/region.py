@@ -7,7 +7,8 @@ With `class_weights` w it is the weighted mean over those pairs: Σ w_c L_bc / �
 the weights matter, and equal weights change nothing.
 
 A class that labels no unmasked pixel of the image (or batch) is *absent*. `absent` sets the loss of such a pair:
-"exclude" (not counted), "zero" or "one". It is a constant: a false positive costs through the classes that are present.
+"exclude" (not counted), "zero" or "one". The value is a constant without a gradient: a false positive of an absent
+class is penalised only through the classes that are present.
 
 `activation="sigmoid"` is for C ≥ 1 independent channels (multi-label): p = sigmoid(logits), and the labels are booleans
 or numbers 0 and 1 in the shape of the logits. A class is then a channel, and `where` may remove a pixel of one channel
@@ -111,7 +112,7 @@ def jaccard_loss(
 
     Args:
         logits, labels, where, squared, over_batch, absent, classes, class_weights, activation, axis_name: as in
-            `dice_loss`, like I, P and T.
+            `dice_loss`, and so are I, P and T.
 
     Returns:
         As `dice_loss`.
@@ -152,7 +153,7 @@ def tversky_loss(
         L = \operatorname{mean}_{b,c} (1 - TI_{bc})^γ, \qquad TI = \frac{I}{I + α (P - I) + β (T - I)}
 
     Args:
-        logits, labels: as in `dice_loss`, like I, P and T.
+        logits, labels: as in `dice_loss`, and so are I, P and T.
         alpha: α ≥ 0, the weight of false positives; may be traced, like β and γ.
         beta: β ≥ 0, that of false negatives. Squared sums need β ≥ α (traced: the loss is cut off at 0).
         gamma: γ > 0. Abraham and Khan's γ is 1/γ here. γ > 1 down-weights pairs that are nearly right. γ < 1
@@ -203,16 +204,17 @@ def generalized_dice_loss(
     activation: str = "softmax",
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    r"""Computes the generalised Dice loss of integer labels: one Dice of all classes, weighted against their size.
+    r"""Computes the generalised Dice loss of integer labels: one Dice, its classes weighted by 1 / size².
 
     .. math::
         L = \operatorname{mean}_b \left(1 - \frac{2 \sum_c w_{bc} I_{bc}}{\sum_c w_{bc} (P_{bc} + T_{bc})}\right),
         \qquad w_{bc} = \left(\sum_i t_{bci}\right)^{-2}
 
     Args:
-        logits, labels, where, squared, over_batch: as in `dice_loss`, like I, P and T.
-        absent: weight of an absent class: "exclude" and "zero": 0; "one": the largest weight of the present classes, so
-            that its false positives cost. For an image without any of the classes: as in `dice_loss`.
+        logits, labels, where, squared, over_batch: as in `dice_loss`, and so are I, P and T.
+        absent: unlike in the other losses, the weight of an absent class: "exclude" and "zero": 0; "one": the largest
+            weight of the present classes, so that its false positives are penalised. For an image without any of the
+            classes: as in `dice_loss`.
         classes, activation, axis_name: as in `dice_loss`.
 
     Returns:
@@ -259,9 +261,9 @@ def matthews_loss(
         TP = \sum_i p_i t_i, \; FP = \sum_i p_i (1 - t_i), \;
         FN = \sum_i (1 - p_i) t_i, \; TN = \sum_i (1 - p_i) (1 - t_i)
 
-    It is symmetric: unlike Dice, it also counts the pixels that are right to be background. The paper's binary loss is
-    that of `classes=(1,)`, or of one sigmoid channel. The authors' code pools the batch (`over_batch=True`) and adds
-    1e-7 under the root; segmentation_models_pytorch adds 1e-5 to each of the four sums.
+    It is symmetric: unlike Dice, it also rewards true negatives. The paper's binary loss is that of `classes=(1,)`, or
+    of one sigmoid channel. The authors' code pools the batch (`over_batch=True`) and adds 1e-7 under the root;
+    segmentation_models_pytorch adds 1e-5 to each of the four sums.
 
     Args:
         logits, labels, where, over_batch: as in `dice_loss`.

@@ -43,15 +43,16 @@ def cl_dice_loss(
         T_p = \frac{\sum_i S(p)_i t_i + ε}{\sum_i S(p)_i + ε}, \qquad
         T_s = \frac{\sum_i S(t)_i p_i + ε}{\sum_i S(t)_i + ε}
 
-    with the probabilities p, the labels t and the soft skeleton S, which keeps what an opening removes:
+    with the probabilities p, the labels t and the soft skeleton S, the sum of what successive openings remove:
 
     .. math::
         S_0 = p_0 - \operatorname{open}(p_0), \qquad
         S_k = S_{k-1} + (1 - S_{k-1}) (p_k - \operatorname{open}(p_k)), \qquad
         p_k = \operatorname{erode}(p_{k-1})
 
-    An erosion is the minimum over a pixel and its four neighbours, an opening a dilation (the maximum over 3 × 3) of an
-    erosion. The loss rewards an unbroken centre line, however thick the line around it is. α = 0 gives `dice_loss`.
+    Erosion takes the minimum over a pixel and its four neighbours. Opening is erosion followed by dilation, the maximum
+    over 3 × 3 pixels. The loss rewards an unbroken centre line, however thick the line around it is. α = 0 gives
+    `dice_loss`.
 
     The authors' code has the same skeleton, ε and α. It sums over batch and classes at once, without class 0, and its
     Dice has an ε too; here that is `dice_loss`, per image and class and without ε. The paper recommends α ≤ 0.5.
@@ -118,7 +119,7 @@ def boundary_loss(
     activation: str = "softmax",
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    r"""Computes the boundary loss: the mean probability on the wrong side, times its distance to the boundary.
+    r"""Computes the boundary loss: the mean of the wrongly assigned probability times its distance to the boundary.
 
     .. math::
         L = \frac{1}{n} \sum_{c,i} φ_{ci} (p_{ci} - t_{ci}) = \frac{1}{n} \sum_{c,i} |φ_{ci}| |p_{ci} - t_{ci}|, \qquad
@@ -129,9 +130,9 @@ def boundary_loss(
     outside next to the boundary, 0 inside next to it. A class that labels none or all of the unmasked pixels of an
     image has no boundary: φ = 0.
 
-    The authors drop the constant Σ φ t: their value is lower by it, and may be negative; the gradients are equal. They
-    add the loss to a region loss with a weight that grows from 0.01: alone, it hardly moves an empty prediction. The
-    distances of an image take a time of C H² W.
+    The authors leave out the constant -Σ φ t / n ≥ 0. Their value is lower by it and may be negative; the gradients are
+    equal. They add the loss to a region loss with a weight that grows from 0.01: alone, it hardly moves an empty
+    prediction. The distances of an image take O(C H² W) time.
 
     Args:
         logits: `[..., H, W, C]`; p = softmax(logits), or sigmoid(logits).

@@ -1,7 +1,7 @@
 """Surface distances between predicted and true boundaries: Hausdorff distance, its percentile, and their mean.
 
-One record per image and class is computed on the device; concatenate the records of batches. Boundaries are MONAI's:
-unlike in `boundary_counts`, the edges of the image and of void are part of them.
+One record per image and class is computed on the device; concatenate the records of batches. The boundary is
+defined as in MONAI: unlike in `boundary_counts`, it includes the edges of the image and of void.
 """
 
 import math
@@ -48,9 +48,9 @@ def surface_distances(
         D_{\hat B \to B} = \{\min_{j \in B} d(i, j) : i \in \hat B\}, \qquad
         D_{B \to \hat B} = \{\min_{i \in \hat B} d(i, j) : j \in B\}
 
-    B is the boundary of a class in the labels of an image, \hat B in the predictions, and d the Euclidean distance
-    between pixel centres. The boundary of a class is its pixels with a 4-neighbour that is not of the class, is void,
-    or is outside of the image. The distances are exact (`segjax.distance`).
+    B is the boundary of a class in the labels of an image, :math:`\hat B` is that in the predictions, and d is the
+    Euclidean distance between pixel centres. The boundary of a class is its pixels with a 4-neighbour that is not of
+    the class, is void, or is outside of the image. The distances are exact (`segjax.distance`).
 
     Args:
         labels: true classes in [0, C), `[..., H, W]`.
@@ -94,9 +94,9 @@ def surface_scores(distances: SurfaceDistances) -> dict[str, float | np.ndarray]
         HD_q = \max\left(P_q(D_{\hat B \to B}), P_q(D_{B \to \hat B})\right), \qquad
         MSD = \frac{\sum D_{\hat B \to B} + \sum D_{B \to \hat B}}{|\hat B| + |B|}
 
-    As in MONAI, the percentile is taken of each direction, and the mean is over the pixels of both boundaries (MONAI's
-    `symmetric=True`). In an image that has the class on one side only, all three are inf; on neither side, NaN. The
-    means leave such images out; `unmatched_images_per_class` counts those with the class on one side only.
+    As in MONAI, the percentile is computed per direction, and the mean is over the pixels of both boundaries (MONAI's
+    `symmetric=True`). If only the labels or only the predictions of an image contain the class, all three are inf. If
+    neither does, they are NaN. The means leave both out; `unmatched_images_per_class` counts the first.
 
     Args:
         distances: arrays `[N, C, 2]`, concatenated from `surface_distances`.

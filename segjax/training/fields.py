@@ -154,7 +154,9 @@ FIELDS = {
     "data.split_seed": Field(0, "folder, coco: seed of the held-out images and the folds", range=SEED),
     "data.follow_links": Field(False, "folder: follow links to folders, and links out of the data folder"),
     "data.unseen_classes": Field(
-        (), "classes to leave out of training; void for losses and IoU, positives of the detection scores", item=str
+        (),
+        "classes to leave out of training: void for losses and IoU, positives of the scores for unknown pixels",
+        item=str,
     ),
     "data.rare_class": Field(
         "", "of two classes, the one whose average precision is scored; '': that with fewer pixels in training"
@@ -163,7 +165,7 @@ FIELDS = {
         (), "classes with the objects that a detector finds, or COCO's categories; (): no detector", item=str
     ),
     "data.max_boxes": Field(
-        32, "detector: largest number of objects per class and image; of COCO per image", range="[1, 254]"
+        32, "detector: largest number of objects per image (and per class, except for COCO)", range="[1, 254]"
     ),
     "data.channels": Field(None, "image channels; None: as found in the files", (), "[1, 1024]", int),
     "data.range": Field(
@@ -198,7 +200,9 @@ FIELDS = {
         traced=True,
     ),
     "augment.rare_classes": Field(
-        (), "classes of the rare crops, each with the same chance; (): of two classes the rare one", item=str
+        (),
+        "classes of the rare crops, each with the same chance; (): the rare class of a data set with two classes",
+        item=str,
     ),
     "augment.flip": Field(True, "flip half of the images left to right"),
     "augment.scale": Field((1.0, 1.0), "lowest and highest factor of the random zoom", range=POSITIVE, length=2),
@@ -254,7 +258,11 @@ FIELDS = {
         (), "prior: (π,) of a binary loss, else class frequencies; (): off", (), "(0, 1)", initial=True
     ),
     "model.head_stddev": _number("σ of the head's initial kernel; None: by fan-in", range="(0, 1000]", initial=True),
-    "model.dropout": Field("none", "head: K dropout samples, or variance for K = ∞", ("none", "sampled", "analytic")),
+    "model.dropout": Field(
+        "none",
+        "dropout in the head: 'sampled' draws model.num_samples masks, 'analytic' is their limit in closed form",
+        ("none", "sampled", "analytic"),
+    ),
     "model.num_samples": Field(3, "number K of dropout samples", range=SIZE),
     "model.dropout_rate": _traced(0.2, "dropout rate of the head", range=PROBABILITY),
     "model.dropout_mask": Field("element", "one mask value per pixel, or per image (cheaper)", ("element", "channel")),
@@ -274,7 +282,7 @@ FIELDS = {
     "objective.seesaw_p": _traced(0.8, "seesaw: exponent of the ratio of the class frequencies", range=NONNEGATIVE),
     "objective.seesaw_q": _traced(2.0, "seesaw: exponent of the ratio of the probabilities", range=NONNEGATIVE),
     "objective.asymmetric_delta": _traced(
-        0.7, "asymmetric focal: weight of all classes but the first, which has 1 - δ and γ", range="[0, 1]"
+        0.7, "asymmetric focal: weight δ of every class but class 0, which has the weight 1 - δ and γ", range="[0, 1]"
     ),
     "objective.logit_adjustment": _number(
         "softmax losses: τ of the logit adjustment in training (1 in Menon et al. 2021); None: off", traced=True
@@ -285,7 +293,9 @@ FIELDS = {
         range=POSITIVE,
     ),
     "objective.class_weights": _traced((), "softmax losses: one weight per output; (): 1 each", range=NONNEGATIVE),
-    "objective.normalizer": Field("valid", "pixels whose number divides the summed loss", ("valid", "positives")),
+    "objective.normalizer": Field(
+        "valid", "divisor of the summed loss: number of valid or of positive pixels", ("valid", "positives")
+    ),
     "objective.void": Field("ignore", "ignore void pixels, or learn them as the last class", ("ignore", "class")),
     "objective.boundary_factor": _number("weight of pixels on a boundary of the labels; None: off", traced=True),
     "objective.boundary_mode": Field("outer", "boundary pixels, as in scikit-image", ("outer", "inner", "thick")),
@@ -307,7 +317,11 @@ FIELDS = {
         "factor of the loss on pasted outliers (0.5 in Hendrycks et al. 2019); None: off", traced=True
     ),
     "objective.background": Field(
-        None, "background; None: class 0 of a binary loss, a void class", (), COUNT_OR_ZERO, int
+        None,
+        "index of the background; None: class 0 with a binary loss, void with void='class', else none",
+        (),
+        COUNT_OR_ZERO,
+        int,
     ),
     "objective.positive_iou": Field(0.5, "detector: smallest IoU of an anchor and the object it finds", range="[0, 1]"),
     "objective.negative_iou": Field(0.4, "detector: IoU below which an anchor is background", range="[0, 1]"),

@@ -48,10 +48,10 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     OHEM the first sum is over `losses.hard_pixels` and N is their number; with the normalizer "positives" N counts all
     positive pixels.
 
-    The gradient flows through v to the head and the features, and through p(b) to the logits. Labels `[B, H, W]` have
-    void 255, and a microbatch has its `microbatch_shares`. Results are over the global batch if `axis_name` names the
-    mapped axis. `parts` has "pixel_loss" and, where used, "penalty", "region_loss", "margin_penalty" and
-    "outlier_loss", without the factors C, r, μ and λ.
+    The gradient flows through v to the head and the features, and through p(b) to the logits. Void is 255 in the
+    labels `[B, H, W]`. `share` is the microbatch's entry of `microbatch_shares`. Results are over the global batch if
+    `axis_name` names the mapped axis. `parts` has "pixel_loss" and, where used, "penalty", "region_loss",
+    "margin_penalty" and "outlier_loss", without the factors C, r, μ and λ.
     """
     options = config.objective
     per_pixel, region_loss = pixel_loss(config), REGION_LOSSES[options.region]
@@ -147,7 +147,7 @@ def microbatch_shares(
 def make_eval_step(
     config: ConfigDict, model: Any, num_classes: int, axis_name: str | None, corruption: tuple[str, int] | None = None
 ) -> Callable:
-    """Builds `step(state, batch, hparams) -> counts`, which add over batches: those of `make_score_counts`.
+    """Builds `step(state, batch, hparams) -> counts`, the counts of `make_score_counts`, which add over batches.
 
     For an ensemble with unseen classes, "unknown" also has the "mutual_information" of class and member. With a
     `corruption`, (kind, severity) of `data.corrupt`, the images are corrupted first.
@@ -181,7 +181,7 @@ def make_image_step(
 ) -> Callable:
     """Builds `step(state, batch) -> {"index": …, "counts": …}`, one row per image of the global batch.
 
-    `count(logits, labels, where, index)` gets the class logits `[rows, W, C]`, the labels and the mask of one image, or
+    `count(logits, labels, where, index)` gets the class logits `[rows, W, C]`, the labels and `where` of one image, or
     of a strip of its rows (`count_strips`), and its index in the split. The counts are `[images, strips, …]`.
     """
     maps_of, preprocessing = _make_maps(config, model, num_classes), preprocessing_of(config, num_classes)
@@ -243,7 +243,7 @@ def sum_over_strips(
 def count_strips(
     count: Callable, maps: Any, batch: dict[str, jax.Array], preprocessing: Preprocessing, max_pixels: int
 ) -> Any:
-    """Returns `count(maps, labels, where)` of a batch of `eval_batches`, `[strips, …]`: one strip, or one per few rows.
+    """Applies `count(maps, labels, where)` to a batch of `eval_batches`, in strips of rows; returns `[strips, …]`.
 
     `maps` are arrays `[b, h, w, k]` of the `network_input`, and are resized to the labels (`to_native`). `where` is
     False for void, padding and fillers; the last two have the label -1. Images of more than `max_pixels` are counted in
@@ -350,7 +350,7 @@ def score_histograms(
 def split_facts(source: Source) -> dict[str, Any]:
     """Returns "images", "skipped" (the number of bad images left out), "data" (the digest), "classes" (the names).
 
-    Of two classes there is also the "rare_class", whose average precision `scores` returns.
+    A source with two classes also has the "rare_class", whose average precision `scores` returns.
     """
     classes, facts = source.label_set, {"images": len(source), "skipped": len(source.skipped), "data": source.digest}
     rare = {"rare_class": classes.names[classes.rare]} if classes.num_classes == 2 else {}
@@ -406,7 +406,7 @@ def scores(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_predictor(config: ConfigDict, model: Any, variables: Any) -> "inference.Predictor":
-    """Returns the `Predictor` of a network of `config`, of the masks that evaluation scores."""
+    """Returns a `Predictor` for a network of `config`; it predicts the masks that the evaluation scores."""
     preprocessing = preprocessing_of(config, data.label_set(config.data).num_classes)
     return inference.Predictor(model.clone(axis_name=None), variables, preprocessing)
 

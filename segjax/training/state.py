@@ -44,7 +44,7 @@ def make_model(
     """Returns the network of `config`, or its ensemble, for a data set of `num_classes` classes.
 
     Raises:
-      ConfigError: a data set of one class, a binary loss on one of more than two, or a prior of the wrong length.
+      ConfigError: the data set has one class, or with a binary loss more than two; or a prior of the wrong length.
     """
     loss, prior, outputs = config.objective.loss, tuple(config.model.prior), num_outputs(config, num_classes)
     binary, name, is_detector = outputs == 1, config.data.name, config.model.name in DETECTORS
@@ -114,7 +114,7 @@ def rare_train_ids(config: ConfigDict) -> tuple[int, ...]:
     """Returns the train ids of the classes of the rare crops; () without rare crops.
 
     Raises:
-      ConfigError: a name is not a class, or no class is named for more than two.
+      ConfigError: a name is not a class, or the data set has more than two classes and none is named.
     """
     names = tuple(config.augment.rare_classes)
     if config.augment.rare_crops is None:
@@ -166,8 +166,8 @@ def network_size(num_parameters: int, members: int) -> str:
 def init_state(config: ConfigDict, model: nn.Module | Ensemble, *, pretrained: bool = False) -> TrainState:
     """Returns the state before the first step, a pure function of `config.seed`.
 
-    The members of an ensemble start, and draw their augmentation and dropout, from keys of their own; the key of the
-    first one is that of a single network.
+    Each member of an ensemble has its own key for initialisation, augmentation and dropout. Member 0 uses the key of a
+    single network.
 
     With `pretrained` the encoder is loaded from the file `config.model.pretrained`, if one is set. (A caller that
     restores a checkpoint into the state does not need the file.)
@@ -223,7 +223,7 @@ def _initial_variables(model: nn.Module, key: jax.Array, images: jax.Array) -> d
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Returns the transformation of gradients to the direction of a step, whose length is the traced learning rate.
+    """Returns the optax transformation without the learning rate, which is traced and applied by the train step.
 
     Weight decay applies to kernels (arrays of two or more axes): decoupled in AdamW, added to the gradient in Adam and
     SGD.
@@ -242,7 +242,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def schedule(config: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Builds `f(peak, step)`: linear warm-up, then `optimizer.schedule`; the phases of a run differ in the peak alone.
+    """Builds `f(peak, step)`: linear warm-up, then `optimizer.schedule`. All phases of a run share it but for the peak.
 
     "cosine" and "polynomial" (DeepLab's (1 - t)^0.9) end at 0 at the last step; "constant" stays.
     """
@@ -259,7 +259,7 @@ def schedule(config: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 
 def learning_rate_at(step: int, config: ConfigDict) -> float:
-    """Returns the learning rate of `step`, of which the first is 1; after the last step, that of the last."""
+    """Returns the learning rate of `step`, counted from 1; steps after the last have the last rate."""
     step = min(step, config.training.steps)
     peak = hparams_at(step, hparams_from_config(config), phases(config)).learning_rate
     return float(schedule(config)(peak, step - 1))
