@@ -5,7 +5,7 @@ from etils import epy
 from segjax.data.datasets import DATASETS, label_set, open_split
 from segjax.data.io import DataError
 from segjax.data.labels import UNSEEN, VOID, LabelSet, colorize
-from segjax.data.loader import LoaderDied, TrainLoader, eval_batches, train_loader
+from segjax.data.loader import LoaderDied, TrainLoader, eval_batches, rare_class_sampling, train_loader
 from segjax.data.pairs import Example, Source, check_split, class_pixels
 
 with epy.lazy_api_imports(globals()):  # not for training
@@ -29,5 +29,6 @@ __all__ = [
     "eval_batches",
     "label_set",
     "open_split",
+    "rare_class_sampling",
     "train_loader",
 ]

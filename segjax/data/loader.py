@@ -20,6 +20,7 @@ import cv2
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Float, Float64, Integer
 
 from segjax.data.io import DataError
 from segjax.data.labels import VOID
@@ -87,10 +88,12 @@ def train_loader(
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 2,
+    probabilities: Float[np.ndarray, "images"] | None = None,
 ) -> TrainLoader:
     """Returns an endless stream of training batches: every image once per epoch, in a new order each epoch.
 
-    The stream is a function of (source, seed) alone. Global batch k has its examples kG to (k+1)G - 1, and host h of n
+    With `probabilities`, each example is drawn independently, and there are no epochs. The stream is a function of
+    (source, seed, probabilities) alone. Global batch k has its examples kG to (k+1)G - 1, and host h of n
     reads the h-th of n equal parts of it.
 
     Args:
@@ -104,6 +107,7 @@ def train_loader(
       process_count: n, the number of hosts; must divide G.
       workers: number of reading processes; 0 reads in threads of this process.
       prefetch: batches to prepare in advance, per worker.
+      probabilities: of each image, with sum 1, such as those of `rare_class_sampling`; None: the epochs above.
 
     Returns:
       An iterator over dicts of "image" `[b, H, W, C]`, see `Example`, "label" uint8 `[b, H, W]`, or of COCO annotations
@@ -115,9 +119,13 @@ def train_loader(
     if size is None and source.native_size is None:
         raise ValueError("the images of this split have different sizes; expected a size to resize them to, got None")
     # Hashed, because grain adds the epoch to the seed: seed 1 would repeat the second epoch of seed 0.
-    digest = hashlib.sha256(f"segjax:{seed}".encode()).digest()
-    stream = grain.MapDataset.range(len(source)).shuffle(seed=int.from_bytes(digest[:4], "big"))
-    stream = stream.repeat(2**48 // len(source) + 1)  # an endless repeat overflows grain's lengths
+    hashed = int.from_bytes(hashlib.sha256(f"segjax:{seed}".encode()).digest()[:4], "big")
+    if probabilities is None:
+        stream = grain.MapDataset.range(len(source)).shuffle(seed=hashed)
+        stream = stream.repeat(2**48 // len(source) + 1)  # an endless repeat overflows grain's lengths
+    else:
+        draw = functools.partial(_draw_image, until=np.cumsum(probabilities), seed=hashed)
+        stream = grain.MapDataset.range(2**48).map(draw)
     stream = stream.map_with_index(functools.partial(_train_example, source=source, size=size, letterbox=letterbox))
 
     def batches_from(position: int) -> Iterator[Batch]:
@@ -243,6 +251,42 @@ def _share(global_batch_size: int, process_index: int, process_count: int) -> in
     if not 0 <= process_index < process_count:
         raise ValueError(f"expected a process_index in 0..{process_count - 1}; got {process_index}")
     return global_batch_size // process_count
+
+
+def rare_class_sampling(
+    counts: Integer[np.ndarray, "images classes"], temperature: float
+) -> Float64[np.ndarray, "images"]:
+    r"""Returns the probability of each training image in rare-class sampling.
+
+    .. math::
+        P(c) \propto e^{(1 - f_c) / T}, \qquad p_i = \sum_c P(c) \frac{[n_{ic} > 0]}{\sum_j [n_{jc} > 0]}
+
+    with the pixels :math:`n_{ic}` of class c in image i and the fraction :math:`f_c` of all pixels. That is, first a
+    class is drawn, then one of the images that contain it.
+
+    Args:
+        counts: n, see `segjax.data.class_pixels`.
+        temperature: T > 0, 0.01 in DAFormer. A large T draws every class with the same probability.
+
+    Returns: p, with sum 1; 0 for an image without a labelled pixel.
+
+    References: Hoyer et al., DAFormer, arXiv 2111.14887.
+
+    >>> print(rare_class_sampling(np.array([[100, 0], [90, 10]]), temperature=1.0).round(3))
+    [0.145 0.855]
+    """
+    present, frequencies = counts > 0, counts.sum(axis=0) / counts.sum()
+    occurs = present.any(axis=0)
+    logits = np.where(occurs, (1 - frequencies) / temperature, -np.inf)
+    of_class = np.exp(logits - logits.max())
+    of_class /= of_class.sum()
+    return (present / np.maximum(present.sum(axis=0), 1)) @ of_class
+
+
+def _draw_image(position: int, *, until: Float[np.ndarray, "images"], seed: int) -> int:
+    """Draws the index of an image, by the cumulative probabilities `until`; a function of seed and position."""
+    uniform = np.random.default_rng((seed, position)).random() * until[-1]
+    return min(int(np.searchsorted(until, uniform, side="right")), len(until) - 1)
 
 
 def _train_example(

@@ -360,7 +360,7 @@ _DETECTOR_FIELDS = ("data.box_classes", "data.max_boxes", "objective.positive_io
 _DETECTOR_FIELDS += ("objective.box_weight", "objective.box_beta")
 _MAP_FIELDS = ("model.members", "model.dropout", "model.num_samples", "model.dropout_rate", "model.dropout_mask")
 _MAP_FIELDS += ("model.deep_dropout", "model.deep_dropout_rate", "data.unseen_classes", "augment.outliers")
-_MAP_FIELDS += ("augment.rare_crops", "augment.rare_classes")
+_MAP_FIELDS += ("augment.rare_crops", "augment.rare_classes", "data.sampling_temperature")
 _MAP_FIELDS += ("objective.boundary_factor", "objective.region", "objective.uncertainty_weight", "objective.background")
 _MAP_FIELDS += ("objective.logit_margin", "training.gradient_budget")
 

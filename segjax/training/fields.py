@@ -153,6 +153,10 @@ FIELDS = {
     "data.fold": Field(0, "folder, coco: number of the fold that is val, from 0", range=COUNT_OR_ZERO),
     "data.split_seed": Field(0, "folder, coco: seed of the held-out images and the folds", range=SEED),
     "data.follow_links": Field(False, "folder: follow links to folders, and links out of the data folder"),
+    "data.sampling_temperature": _number(
+        "rare-class sampling of images: temperature T (0.01 in DAFormer); None: every image once per epoch",
+        range=POSITIVE,
+    ),
     "data.unseen_classes": Field(
         (),
         "classes to leave out of training: void for losses and IoU, positives of the scores for unknown pixels",

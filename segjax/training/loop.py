@@ -11,7 +11,16 @@ import jax
 import rich.console
 from ml_collections import ConfigDict
 
-from segjax.data import Source, TrainLoader, check_split, label_set, open_split, train_loader
+from segjax.data import (
+    Source,
+    TrainLoader,
+    check_split,
+    class_pixels,
+    label_set,
+    open_split,
+    rare_class_sampling,
+    train_loader,
+)
 from segjax.storage import reserve, say, write_json
 from segjax.training import hosts, parallel
 from segjax.training.checkpoint import Checkpoints, has_checkpoints, run_folder
@@ -261,6 +270,7 @@ def _described_pixels(source: Source) -> str:
 
 def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
     """Returns the endless stream of this host's training batches."""
+    temperature = config.data.sampling_temperature
     return train_loader(
         source,
         global_batch_size=config.training.global_batch,
@@ -271,6 +281,7 @@ def train_batches(config: ConfigDict, source: Source) -> TrainLoader:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=config.data.workers,
+        probabilities=None if temperature is None else rare_class_sampling(class_pixels(source), temperature),
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 from segjax.data.datasets import open_folder
 from segjax.data.io import DataError
 from segjax.data.labels import LABEL_SETS, VOID, numbered_classes
-from segjax.data.loader import eval_batches, padded_sizes, train_loader
+from segjax.data.loader import eval_batches, padded_sizes, rare_class_sampling, train_loader
 from segjax.data.resize import resize_nearest
 
 CLASSES = numbered_classes(("a", "b", "c"))
@@ -135,6 +135,37 @@ def test_train_loader_restored_position_with_other_hosts_and_batches(ten):
     assert [int(part["index"][0]) for part in take(other, 2)] == [13, 15]
     assert next(other)["name"].shape == (1,)
     assert batch["index"].tolist() == [12, 13, 14, 15]
+
+
+def test_train_loader_draws_images_by_their_probabilities(ten):
+    probabilities = np.array([0, 0.5, 0, 0, 0.3, 0, 0, 0, 0, 0.2])
+    batches = take(train_loader(ten, global_batch_size=50, seed=0, size=None, probabilities=probabilities), 20)
+    counts = Counter(name for batch in batches for name in batch["name"])
+    found = np.array([counts[f"image {i}"] for i in range(10)]) / 1000
+    np.testing.assert_allclose(found, probabilities, atol=0.05)
+    np.testing.assert_array_equal(np.concatenate([batch["index"] for batch in batches]), np.arange(1000))
+
+
+def test_train_loader_draws_the_same_images_after_a_restart_and_on_two_hosts(ten):
+    def loader(seed=0, **hosts):
+        return train_loader(ten, global_batch_size=6, seed=seed, size=None, probabilities=np.full(10, 0.1), **hosts)
+
+    batches, restored = take(whole := loader(), 3), loader()
+    restored.set_state(whole.get_state())
+    equal(next(restored), following := next(whole))
+    shares = [take(loader(process_index=i, process_count=2), 4)[3]["name"] for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate(shares), following["name"])
+    assert batches[0]["name"].tolist() != next(loader(seed=1))["name"].tolist()
+
+
+def test_rare_class_sampling_equals_daformer():
+    counts = np.array([[900, 100, 0, 0], [1000, 0, 0, 0], [500, 400, 100, 0], [0, 0, 0, 0]])
+    f, temperature = counts.sum(axis=0) / counts.sum(), 0.5
+    of_class = np.exp((1 - f[:3]) / temperature)  # the last class does not occur
+    of_class /= of_class.sum()
+    expected = [of_class[0] / 3 + of_class[1] / 2, of_class[0] / 3, of_class[0] / 3 + of_class[1] / 2 + of_class[2], 0]
+    np.testing.assert_allclose(rare_class_sampling(counts, temperature), expected, rtol=1e-12)
+    assert rare_class_sampling(counts, 1e-3)[2] == pytest.approx(1)
 
 
 def test_train_loader_refuses_the_position_of_another_stream(ten):
