@@ -4,10 +4,10 @@ Source: Lin et al. 2017 (arXiv 1708.02002), appendix A, table 3.
 DATA: road_debris, or crackforest, or road_debris_boxes
 COMMAND: python -m experiments.focal_paper.focal_star --preset=cpu --processes=2 --workdir=runs/focal_star
 SCORE: cpu: experiments/results/focal_star_road_debris.md and focal_star_crackforest.md;
-  boxes, seed 0: experiments/results/focal_star_road_debris_boxes.md
+  boxes, three seeds: experiments/results/focal_star_road_debris_boxes.md
 TIME: cpu: 0.1 core hours per seed. 75 to 95 s per cell on one quiet CPU core. smoke has 4 cells; cpu 4 per seed,
   3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
-  Boxes, seed 0: 0.1 core hours.
+  Boxes: 0.1 core hours per seed on a quiet core.
 """
 
 from segjax.configs.rare_class import DATA, PRESETS, get_config, get_seeds

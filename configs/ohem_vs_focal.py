@@ -4,10 +4,10 @@ Source: Lin et al. 2017 (arXiv 1708.02002), table 1d and section 5.1; Shrivastav
 DATA: road_debris, or crackforest, or road_debris_boxes
 COMMAND: python -m experiments.focal_paper.ohem_vs_focal --preset=cpu --processes=2 --workdir=runs/ohem_vs_focal
 SCORE: cpu: experiments/results/ohem_vs_focal_road_debris.md and ohem_vs_focal_crackforest.md;
-  boxes, seed 0: experiments/results/ohem_vs_focal_road_debris_boxes.md
+  boxes, three seeds: experiments/results/ohem_vs_focal_road_debris_boxes.md
 TIME: cpu: 0.3 core hours per seed. 75 to 95 s per cell on one quiet CPU core. smoke has 4 cells; cpu 13 per seed,
   3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
-  Boxes, seed 0: 0.3 core hours.
+  Boxes: 0.3 core hours per seed on a quiet core.
 """
 
 import math

@@ -4,10 +4,10 @@ Source: Lin et al. 2017 (arXiv 1708.02002), sections 3.3, 4.1 ("Initialization")
 DATA: road_debris, or crackforest, or road_debris_boxes
 COMMAND: python -m experiments.focal_paper.prior_init --preset=cpu --processes=2 --workdir=runs/prior_init
 SCORE: cpu: experiments/results/prior_init_road_debris.md and prior_init_crackforest.md;
-  boxes, seed 0: experiments/results/prior_init_road_debris_boxes.md
+  boxes, three seeds: experiments/results/prior_init_road_debris_boxes.md
 TIME: cpu: 0.7 core hours per seed. 75 to 95 s per cell on one quiet CPU core. smoke has 4 cells; cpu 30 per seed,
   3 seeds on road_debris and 2 on CrackForest; full 5 seeds.
-  Boxes, seed 0: 0.2 core hours.
+  Boxes: 0.2 core hours per seed on a quiet core.
 """
 
 from segjax.configs.rare_class import DATA, NO_PRIOR, PRESETS, get_config, get_seeds

@@ -324,12 +324,10 @@ def test_augment_rare_crops_are_a_share():
 @pytest.mark.parametrize("change", [{"rare_crops": 0.0}, {"rare_classes": (7,), "rare_crops": 1.0}])
 def test_augment_without_a_rare_crop_is_unchanged(change):
     images, labels = scene()
-    plain = run(images, labels, crop_fraction=0.5, flip=True)
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        run(images, labels, **{**RARE, "crop_fraction": 0.5, "flip": True, **change}),
-        plain,
-    )
+    settings = {**RARE, "crop_fraction": 0.5, "flip": True, **change}
+    found, plain = run(images, labels, **settings), run(images, labels, crop_fraction=0.5, flip=True)
+    np.testing.assert_allclose(found[0], plain[0], atol=1e-5)  # another program may round otherwise
+    np.testing.assert_array_equal(found[1], plain[1])
 
 
 def test_augment_never_mixes_labels():
