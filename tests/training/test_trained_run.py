@@ -366,7 +366,14 @@ def test_detector_record_changes_with_every_config_field_that_changes_the_boxes(
     fields |= {"data.box_classes": ("b",), "data.range": (0.0, 4.0), "model.levels": (2, 3, 4, 5)}
     fields |= {"objective.loss": "hinge", "model.prior": (), "model.anchor_scales": (1.0,)}
     fields |= dict.fromkeys(
-        ("data.unseen_classes", "data.mask_colours", "data.void_colours", "objective.class_weights"), ()
+        (
+            "data.unseen_classes",
+            "data.mask_colours",
+            "data.void_colours",
+            "objective.class_weights",
+            "objective.class_frequencies",
+        ),
+        (),
     )
     fields |= {"data.name": "camvid"}
     expected = {f"data.{name}" for name in ("box_classes", "channels", "range", "size", "letterbox", "mean", "std")}
