@@ -3,7 +3,8 @@
 Source: Lin et al. 2017 (arXiv 1708.02002), section 5.1 ("Analysis of the Focal Loss") and appendices A and B.
 DATA: road_debris, or crackforest, or road_debris_boxes
 COMMAND: python -m experiments.focal_paper.loss_curves --preset=cpu --processes=2 --workdir=runs/loss_curves
-SCORE: cpu: experiments/results/loss_curves_road_debris.md and loss_curves_crackforest.md
+SCORE: cpu: experiments/results/loss_curves_road_debris.md, loss_curves_crackforest.md and
+  loss_curves_road_debris_boxes.md
 TIME: cpu: 5 minutes per seed on one CPU core. One cell per seed, with twice the steps of the other sweeps. smoke 1
   seed; cpu 3 on road_debris and 2 on CrackForest; full 5.
 """
