@@ -149,7 +149,7 @@ def softmax_poly1_loss(
         labels: y, integers in [0, C), `[...]`.
         epsilon: ε ≥ -1. The paper takes 2 for ImageNet and -1 for instance segmentation on COCO.
         gamma: focusing parameter γ ≥ 0.
-        alpha: α ≥ 0, `[C]`; default 1. It weights both terms, as in the paper's appendix; other code weights one.
+        alpha: α ≥ 0, `[C]`; default 1. It weights both terms; other code weights one.
         where: boolean `[...]`; False removes the pixel.
 
     Returns:
@@ -273,7 +273,7 @@ def sigmoid_poly1_loss(
         logits, targets: z and t, as in `sigmoid_cross_entropy`.
         epsilon: ε ≥ -1.
         gamma: focusing parameter γ ≥ 0; the paper takes RetinaNet's γ = 2 and α = 0.25.
-        alpha: α in [0, 1]. None: α_t = 1. It weights both terms, as in the paper's appendix; other code weights one.
+        alpha: α in [0, 1]. None: α_t = 1. It weights both terms; other code weights one.
         where: boolean, that shape; False removes the logit.
 
     Returns:

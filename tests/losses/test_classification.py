@@ -45,7 +45,7 @@ def sigmoid_reference(logits, targets, gamma=0.0, alpha=None):
 
 
 def star_reference(logits, targets, gamma, beta, alpha=None):
-    """Returns the formula of the paper's appendix in float64, with -log σ(v) = log(1 + exp(-v))."""
+    """Returns the formula with both terms weighted, in float64, with -log σ(v) = log(1 + exp(-v))."""
     z, t = np.asarray(logits, np.float64), np.asarray(targets, np.float64)
     positive, negative = (np.logaddexp(0, -(gamma * x + beta)) for x in (z, -z))
     alpha_t = 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t)
@@ -236,7 +236,7 @@ def test_softmax_poly1_loss_equals_optax():
 
 @pytest.mark.parametrize("targets", [TARGETS, SOFT], ids=["hard", "soft"])
 def test_sigmoid_poly1_loss_weights_both_terms(targets):
-    """The paper's appendix. abhuse/polyloss-pytorch weights the focal loss only; without α the two are equal."""
+    """Ours weights both terms. abhuse/polyloss-pytorch weights the focal loss only; without α the two are equal."""
     t, p = np.asarray(targets, np.float64), 1 / (1 + np.exp(-LOGITS.astype(np.float64)))
     alpha_t, one_minus_pt = 0.25 * t + 0.75 * (1 - t), 1 - (t * p + (1 - t) * (1 - p))
     focal = one_minus_pt**2 * -(t * np.log(p) + (1 - t) * np.log(1 - p))

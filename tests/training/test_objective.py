@@ -23,11 +23,9 @@ from segjax.training.objective import (
 )
 
 RNG = np.random.default_rng(0)
-CLASSES, HEADS, SHAPE = 3, 4, (2, 6, 8)
+CLASSES, SHAPE = 3, (2, 6, 8)
 LABELS = RNG.integers(0, CLASSES, SHAPE).astype(np.int32)
 LABELS[:, :2, :3] = VOID
-LOGITS = RNG.normal(size=(*SHAPE, CLASSES + 1)).astype(np.float32)
-HEAD_LOGITS = RNG.normal(size=(HEADS, *SHAPE, CLASSES + 1)).astype(np.float32)
 
 
 def test_targets_and_num_outputs_void():
