@@ -18,7 +18,7 @@ from segjax.data.labels import VOID
 from segjax.data.resize import equal_sizes, fit_within, nearest_pixels, resize
 
 # Folded into an example's key, for random numbers that do not change the others of `augment`.
-_OUTLIERS, _RARE = np.uint32(1), np.uint32(2)
+_OUTLIERS, _RARE, _COPY_PASTE = np.uint32(1), np.uint32(2), np.uint32(3)
 
 
 def example_keys(
@@ -333,6 +333,46 @@ def paste_outliers(
         return pasted, jnp.where(covered > 0, VOID, label), covered >= 0.5
 
     return jax.vmap(paste_one)(images, labels, keys, inside)
+
+
+def copy_paste(
+    images: Float[Array, "b h w c"],
+    labels: Int[Array, "b h w"],
+    donors: Float[Array, "b h w c"],
+    donor_labels: Int[Array, "b h w"],
+    keys: Key[Array, "b"],
+    *,
+    rare_classes: Sequence[int],
+    probability: Float[ArrayLike, ""],
+) -> tuple[Float[Array, "b h w c"], Int[Array, "b h w"]]:
+    """Pastes the pixels of the rare classes of one augmented image into another, at their place and without blending.
+
+    The donor has its own crop, zoom and flip, so objects appear in new surroundings at new positions and sizes.
+
+    Args:
+        images: from `augment`.
+        labels: from `augment`.
+        donors: another augmented image per image, such as the next one of the batch (`collectives.next_example`).
+        donor_labels: its labels.
+        keys: `[B]`, the keys of `augment`; pasting does not change its random numbers.
+        rare_classes: values of `donor_labels`; static.
+        probability: the share of the images that are pasted into, in [0, 1]; traced.
+
+    Returns: the images and the labels.
+
+    References: Ghiasi et al., Simple Copy-Paste, arXiv 2012.07177, without its choice of a subset of the objects.
+
+    >>> road, debris = jnp.zeros((1, 1, 3), jnp.int32), jnp.array([[[0, 1, 0]]])
+    >>> options = {"rare_classes": (1,), "probability": 1.0}
+    >>> key = example_keys(jax.random.key(0), 0, jnp.arange(1))
+    >>> images, labels = copy_paste(jnp.zeros((1, 1, 3, 1)), road, jnp.ones((1, 1, 3, 1)), debris, key, **options)
+    >>> print(images[0, 0, :, 0], labels[0, 0])
+    [0. 1. 0.] [0 1 0]
+    """
+    chances = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, _COPY_PASTE)))(keys)
+    is_rare = (donor_labels[..., None] == jnp.asarray(rare_classes, donor_labels.dtype)).any(axis=-1)
+    pasted = is_rare & (chances < probability)[:, None, None]
+    return jnp.where(pasted[..., None], donors, images), jnp.where(pasted, donor_labels, labels)
 
 
 def _draw_fragment(

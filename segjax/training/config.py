@@ -268,11 +268,14 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
             f"config.augment.outliers={pasted} needs config.objective.void = 'ignore'; with 'class' the network "
             "would learn the fragments as void"
         )
-    if config.augment.rare_classes and config.augment.rare_crops is None:
+    if config.augment.rare_classes and config.augment.rare_crops is config.augment.copy_paste is None:
         yield (
-            f"config.augment.rare_classes={config.augment.rare_classes!r} needs config.augment.rare_crops; set it, "
-            "for example to 0.33"
+            f"config.augment.rare_classes={config.augment.rare_classes!r} needs config.augment.rare_crops or "
+            "copy_paste; set one, for example rare_crops to 0.33"
         )
+    if config.augment.copy_paste is not None and config.training.global_batch == 1:
+        cause = "config.training.global_batch=1, because it pastes from the next image of the batch"
+        yield no_effect("augment.copy_paste", config.augment.copy_paste, cause, None)
     if config.augment.rare_crops is not None and pasted and data.letterbox:
         yield (
             f"config.augment.rare_crops={config.augment.rare_crops!r}, config.augment.outliers={pasted} and "
@@ -360,7 +363,7 @@ _DETECTOR_FIELDS = ("data.box_classes", "data.max_boxes", "objective.positive_io
 _DETECTOR_FIELDS += ("objective.box_weight", "objective.box_beta")
 _MAP_FIELDS = ("model.members", "model.dropout", "model.num_samples", "model.dropout_rate", "model.dropout_mask")
 _MAP_FIELDS += ("model.deep_dropout", "model.deep_dropout_rate", "data.unseen_classes", "augment.outliers")
-_MAP_FIELDS += ("augment.rare_crops", "augment.rare_classes", "data.sampling_temperature")
+_MAP_FIELDS += ("augment.rare_crops", "augment.rare_classes", "augment.copy_paste", "data.sampling_temperature")
 _MAP_FIELDS += ("objective.boundary_factor", "objective.region", "objective.uncertainty_weight", "objective.background")
 _MAP_FIELDS += ("objective.logit_margin", "training.gradient_budget")
 

@@ -205,8 +205,13 @@ FIELDS = {
     ),
     "augment.rare_classes": Field(
         (),
-        "classes of the rare crops, each with the same chance; (): the rare class of a data set with two classes",
+        "rare classes of rare_crops (each with the same chance) and copy_paste; (): that of a data set of two classes",
         item=str,
+    ),
+    "augment.copy_paste": _number(
+        "share of the images into which the rare pixels of the next image of the batch are pasted; None: off",
+        range=FRACTION,
+        traced=True,
     ),
     "augment.flip": Field(True, "flip half of the images left to right"),
     "augment.scale": Field((1.0, 1.0), "lowest and highest factor of the random zoom", range=POSITIVE, length=2),

@@ -25,6 +25,7 @@ class Hyperparams(NamedTuple):
     learning_rate: Float[Array, ""]  # peak of the schedule
     crop_fraction: Float[Array, ""]  # in (0, 1], side of the training crop as a fraction of the image's side
     rare_crops: Float[Array, ""] | None  # in (0, 1], share of the crops that contain a rare pixel
+    copy_paste: Float[Array, ""] | None  # in (0, 1], share of the images with rare pixels of the next image
     gamma: Float[Array, ""]  # γ ≥ 0, focusing parameter of the focal losses
     beta: Float[Array, ""]  # β, shift of FL*
     poly_epsilon: Float[Array, ""]  # ε ≥ -1, coefficient of Poly-1
@@ -66,6 +67,7 @@ def hparams_from_config(config: ConfigDict) -> Hyperparams:
         "learning_rate": config.optimizer.learning_rate,
         "crop_fraction": config.augment.crop_fraction,
         "rare_crops": config.augment.rare_crops,
+        "copy_paste": config.augment.copy_paste,
         "class_weights": objective.class_weights or None,
         "class_frequencies": objective.class_frequencies or None,
         "region_weight": None if objective.region == "none" else objective.region_weight,

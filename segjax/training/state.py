@@ -111,13 +111,13 @@ def make_model(
 
 
 def rare_train_ids(config: ConfigDict) -> tuple[int, ...]:
-    """Returns the train ids of the classes of the rare crops; () without rare crops.
+    """Returns the train ids of `augment.rare_classes`; () without rare crops and copy-paste.
 
     Raises:
       ConfigError: a name is not a class, or the data set has more than two classes and none is named.
     """
     names = tuple(config.augment.rare_classes)
-    if config.augment.rare_crops is None:
+    if config.augment.rare_crops is config.augment.copy_paste is None:
         return ()
     labels = data.label_set(config.data)
     if not names and labels.num_classes == 2:

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from segjax.collectives import pmean
-from segjax.data.augment import augment, example_keys, paste_outliers
+from segjax.collectives import next_example, pmean
+from segjax.data.augment import augment, copy_paste, example_keys, paste_outliers
 from segjax.data.labels import VOID
 from segjax.inference.forward import Ensemble
 from segjax.models import Network, RetinaNet
@@ -72,7 +72,9 @@ def make_train_step(
     augmentation = {name: config.augment[name] for name in ("flip", "rotation", "brightness", "contrast")}
     augmentation |= {"scale": tuple(config.augment.scale), "size": tuple(data.size)}
     augmentation |= {"mean": tuple(data.mean), "std": tuple(data.std), "letterbox": data.letterbox}
-    augmentation |= {"rare_classes": rare_train_ids(config)}
+    rare_classes = rare_train_ids(config)
+    if config.augment.rare_crops is not None:
+        augmentation |= {"rare_classes": rare_classes}
 
     def step(state: TrainState, batch: dict[str, jax.Array], hparams: Hyperparams):
         keys = example_keys(state.key, state.step, batch["index"])
@@ -83,6 +85,10 @@ def make_train_step(
         if hparams.rare_crops is not None:
             crops["rare_crops"] = hparams.rare_crops
         images, labels = augment(*arrays, sizes=sizes, **crops, **augmentation)
+        if hparams.copy_paste is not None:
+            donors = next_example((images, labels), axis_name)
+            options = {"rare_classes": rare_classes, "probability": hparams.copy_paste}
+            images, labels = copy_paste(images, labels, *donors, keys, **options)
         outliers = None
         if config.augment.outliers:
             inside = None

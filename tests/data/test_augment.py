@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from segjax.data.augment import augment, augment_boxes, example_keys, paste_outliers, prepare
+from segjax.data.augment import augment, augment_boxes, copy_paste, example_keys, paste_outliers, prepare
 from segjax.data.labels import VOID
 from segjax.data.resize import resize
 
@@ -467,3 +467,33 @@ def test_paste_outliers_keeps_off_the_padding():
     assert not (outliers & ~inside).any()
     np.testing.assert_array_equal(void[~inside], 0)
     assert after[inside].max() < 10
+
+
+# Copy-paste.
+
+
+def pasted_with(probability, count=64):
+    """Returns images of 0 and labels of 0 with the rare pixels of donors of 1, whose column j has the label j."""
+    labels = jnp.zeros((count, 4, 6), jnp.int32)
+    donor_labels = jnp.broadcast_to(jnp.arange(6), labels.shape)
+    images, donors = jnp.zeros((*labels.shape, 2)), jnp.ones((*labels.shape, 2))
+    options = {"rare_classes": (2, 5), "probability": probability}
+    return jax.jit(partial(copy_paste, **options))(images, labels, donors, donor_labels, keys(count))
+
+
+def test_copy_paste_pastes_the_rare_pixels_with_their_labels():
+    images, labels = pasted_with(1.0)
+    np.testing.assert_array_equal(labels, np.broadcast_to([0, 0, 2, 0, 0, 5], labels.shape))
+    np.testing.assert_array_equal(images[..., 0], labels > 0)
+    np.testing.assert_array_equal(images[..., 1], labels > 0)
+
+
+def test_copy_paste_changes_a_share_of_the_images():
+    _, labels = pasted_with(0.25, count=400)
+    assert 0.18 < np.asarray(labels).any(axis=(1, 2)).mean() < 0.32
+
+
+def test_copy_paste_with_probability_0_changes_nothing():
+    images, labels = pasted_with(0.0)
+    assert not np.asarray(images).any()
+    assert not np.asarray(labels).any()

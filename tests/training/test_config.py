@@ -69,6 +69,7 @@ GROUPS = [
         {
             "augment.crop_fraction": (0.5, 0.75),
             "augment.rare_crops": (0.3, 0.6),
+            "augment.copy_paste": (0.3, 0.6),
             "model.dropout_rate": (0.1, 0.3),
             "model.deep_dropout_rate": (0.1, 0.3),
             "objective.gamma": (0.0, 2.0),
@@ -275,7 +276,14 @@ def test_validate_outliers(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"augment.rare_classes": ("debris",)}, r"rare_classes=\('debris',\) needs config.augment.rare_crops"),
+        (
+            {"augment.rare_classes": ("debris",)},
+            r"rare_classes=\('debris',\) needs config.augment.rare_crops or copy_p",
+        ),
+        (
+            {"augment.copy_paste": 0.3, "training.global_batch": 1},
+            r"copy_paste=0.3 has no effect with .*global_batch=1",
+        ),
         ({"augment.rare_crops": 0.3}, r"rare_crops=0.3 has no effect without crops"),
         ({"augment.rare_crops": 0.3, "augment.scale": (0.5, 1.0)}, r"rare_crops=0.3 has no effect without crops"),
         (

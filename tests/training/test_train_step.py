@@ -115,6 +115,19 @@ def test_step_with_rare_crops_sees_the_rare_pixel_in_every_image(tiny, batch):
     assert int(pixels) >= len(examples["label"])
 
 
+def test_step_with_copy_paste_sees_the_rare_pixels_of_the_next_image(tiny, batch):
+    tiny.model.width, tiny.model.depth, tiny.training.gradient_budget = 2, 1, True
+    examples = batch()
+    examples["label"][:] = 0
+    examples["label"][0, :2] = 1
+    seen = []
+    for share in (None, 1.0):
+        tiny.augment.copy_paste = share
+        step, state, hparams = compiled(tiny)
+        seen.append(int(step(state, examples, hparams)[1]["budget"].pixels[1].sum()))
+    assert seen[1] == 2 * seen[0] > 0
+
+
 # Ensembles.
 
 
