@@ -33,7 +33,7 @@ def pmean(values: Any, axis_name: Hashable | None = None) -> Any:
 
 
 def next_example(values: Any, axis_name: Hashable | None = None) -> Any:
-    """Returns arrays `[b, …]`, a pytree, moved by one example of the global batch: the next one, after the last the first.
+    """Returns a pytree of arrays `[b, …]` with the next example of the global batch for each; the first for the last.
 
     The global batch lies over the devices of `axis_name` in their order. Each device sends one example.
 

@@ -25,8 +25,9 @@ def run(config, mode, devices):
     """Returns losses, state and counts of three training steps and an evaluation step."""
     config = config.copy_and_resolve_references()
     config.parallel = mode
-    config.optimizer.name, config.augment.scale, config.model.depth = "sgd", (0.8, 1.2), 1
-    # Every reduction over the pixels and every use of random numbers.
+    config.optimizer.name, config.model.depth = "sgd", 1
+    config.augment.scale, config.augment.copy_paste = (0.8, 1.2), 0.6
+    # Every reduction over the pixels, every use of random numbers, and pixels of another example.
     config.objective.loss, config.objective.void = "softmax_cross_entropy", "class"
     config.objective.boundary_factor, config.objective.hard_fraction = 2.0, 0.9
     config.objective.uncertainty_weight, config.objective.region = 1.0, "dice"
