@@ -3,8 +3,8 @@
 Source: each method at the values of its paper (`segjax.losses` names them); nothing is tuned on these data.
 DATA: road_debris, or crackforest, or camvid
 COMMAND: python -m experiments.rare_methods --processes=2 --workdir=runs/rare_methods
-SCORE: experiments/results/rare_methods.md
-TIME: see experiments/results/rare_methods.md.
+SCORE: none yet.
+TIME: not measured yet.
 """
 
 import numpy as np
@@ -94,6 +94,7 @@ def get_rows(data="road_debris"):
         "boundary weights, 3": {"objective.boundary_factor": 3.0},
         "crops of 75 %": crops,
         "crops of 75 %, a third rare": crops | rare | {"augment.rare_crops": 1 / 3},
+        "copy-paste, half": rare | {"augment.copy_paste": 0.5},
         "rare images (DAFormer)": {"data.sampling_temperature": 0.01},
         "root weights, boundary weights, Jaccard": {"objective.boundary_factor": 3.0, "objective.region": "jaccard"}
         | root,
