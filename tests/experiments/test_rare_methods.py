@@ -134,14 +134,14 @@ def test_build_report_ranks_over_the_data_sets():
     assert overall.rows[0][:4] == ("focal", "1.0", "1", "1")
     assert "asymmetric focal" not in [row[0] for row in overall.rows]  # of two classes only
     assert [row[:2] for row in road.rows[:3]] == [("focal", 1), (BASELINE, 2), ("weights, inverse frequency", 3)]
-    assert camvid.rows[-1][:2] == (BASELINE, 31)
+    assert camvid.rows[-1][:2] == (BASELINE, len(camvid.rows))
 
 
 def test_build_report_leaves_out_data_without_a_baseline():
     cells, _ = made_up("camvid", lambda row: 0.5)
     report = experiment.build_report({"camvid": cells}, {"camvid": {}})
     assert report.sections == ()
-    assert report.facts["cells"] == "0 of 62 finished, 0 diverged"
+    assert report.facts["cells"] == f"0 of {len(cells)} finished, 0 diverged"
 
 
 @pytest.mark.slow
