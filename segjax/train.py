@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
     from segjax import reporting  # after the training, which does not need it
 
     title = f"{config.data.name}, {config.data.eval_split}, step {scores['steps']}"
+    title += ", stopped early" * ("stopped_early" in scores)
     for table in reporting.score_tables(scores, title):
         reporting.show(table, console)
     say(reporting.summary_line(scores), console)

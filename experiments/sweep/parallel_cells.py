@@ -23,7 +23,7 @@ from segjax.data import Source
 from segjax.storage import nan_to_none
 from segjax.training import parallel
 from segjax.training.checkpoint import Checkpoints
-from segjax.training.config import CONFIG_FILE, with_found_data, write_config
+from segjax.training.config import CONFIG_FILE, ConfigError, no_effect, with_found_data, write_config
 from segjax.training.evaluation import count_batches, eval_scalars, headline
 from segjax.training.loop import device_arrays, open_splits, train_batches
 from segjax.training.metrics_writer import METRICS_FILE, append, drop_after, read_log
@@ -76,6 +76,9 @@ def compile_sweep(
     Raises:
       ConfigError, DataError: the config or the data are invalid.
     """
+    for key in ("evaluate_examples", "patience"):
+        if config.training[key] is not None:
+            raise ConfigError(no_effect(f"training.{key}", config.training[key], "a sweep of parallel cells", None))
     *sources, lines = open_splits(config)
     for line in lines:
         print(line, file=sys.stderr, flush=True)

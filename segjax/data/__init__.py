@@ -6,7 +6,7 @@ from segjax.data.datasets import DATASETS, label_set, open_split
 from segjax.data.io import DataError
 from segjax.data.labels import UNSEEN, VOID, LabelSet, colorize
 from segjax.data.loader import LoaderDied, TrainLoader, eval_batches, rare_class_sampling, train_loader
-from segjax.data.pairs import Example, Source, check_split, class_pixels
+from segjax.data.pairs import Example, Part, Source, check_split, class_pixels
 
 with epy.lazy_api_imports(globals()):  # not for training
     from segjax.data.corruptions import CORRUPTIONS, corrupt
@@ -20,6 +20,7 @@ __all__ = [
     "Example",
     "LabelSet",
     "LoaderDied",
+    "Part",
     "Source",
     "TrainLoader",
     "check_split",

@@ -425,6 +425,33 @@ def _from_listing(listing: Path, *reading: Any) -> FolderSource:
     return FolderSource(Verified(pairs, images, (), [], None, None), *reading)
 
 
+class Part:
+    """A source of `count` images of another one, evenly spread over it; a `Source`."""
+
+    def __init__(self, source: Source, count: int):
+        self._source, self._indices = source, [(2 * i + 1) * len(source) // (2 * count) for i in range(count)]
+        for name in Source.__annotations__:
+            setattr(self, name, getattr(source, name))
+        self.sizes = [source.sizes[i] for i in self._indices]
+
+    def __reduce__(self):
+        return Part, (self._source, len(self))
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[self._indices[index]]
+
+    def name(self, index: int) -> str:
+        """Returns the name of image `index` of this part."""
+        return self._source.name(self._indices[index])
+
+    def objects(self, indices: Sequence[int]) -> Any:
+        """Returns the annotated objects of images of this part, see `segjax.data.coco.CocoSource`."""
+        return self._source.objects([self._indices[i] for i in indices])
+
+
 def class_pixels(source: Source) -> Int64[np.ndarray, "images classes"]:
     """Counts the pixels of each class in each image; it reads every image once."""
     with ThreadPoolExecutor(8) as threads:

@@ -226,6 +226,7 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
     yield from _foreign_fields(model)
     yield from _detector_problems(config)
     yield from _phase_problems(config)
+    yield from _evaluation_problems(config.training)
     mining = ("hard_fraction", "hard_threshold", "negatives_per_positive")
     mining = [f"config.objective.{name}={objective[name]!r}" for name in mining if objective[name] is not None]
     if len(mining) > 1:
@@ -436,6 +437,14 @@ def _phase_problems(config: ConfigDict) -> Iterator[str]:
             f"config.augment.crop_fraction={config.augment.crop_fraction!r} has no effect with "
             "config.training.phases: leave it at 1, or change the phases"
         )
+
+
+def _evaluation_problems(training: ConfigDict) -> Iterator[str]:
+    number = -(-training.steps // training.evaluate_every)
+    cause = f"{number} evaluation{'s' * (number > 1)} (training.steps / training.evaluate_every)"
+    for key, fewest in (("evaluate_examples", 2), ("patience", (training.patience or 0) + 2)):
+        if training[key] is not None and number < fewest:
+            yield no_effect(f"training.{key}", training[key], cause, None, "evaluate more often")
 
 
 def _binary_problems(objective: ConfigDict) -> Iterator[str]:

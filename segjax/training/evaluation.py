@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,24 @@ from segjax.training.state import TrainState, task_of
 
 _ADDED_AS = {"i": np.int64, "u": np.int64, "f": np.float64}
 _DEVICE_KEYS = ("image", "label", "size", "where", "index")  # file names stay on the host
+
+
+class Progress(NamedTuple):
+    """Progress of a run by the `headline` of its evaluations."""
+
+    best: float = 0.0
+    step: int = 0  # of the best score; 0: there was no evaluation yet
+    since: int = 0  # evaluations after the best one
+
+    def after(self, step: int, score: float) -> "Progress":
+        """Returns the progress after an evaluation."""
+        if not self.step or score > self.best:
+            return Progress(score, step)
+        return self._replace(since=self.since + 1)
+
+    def has_stalled(self, patience: int | None) -> bool:
+        """Returns True if the last `patience` evaluations had no better score; None: never."""
+        return patience is not None and self.since >= patience
 
 
 class Scores(dict[str, Any]):

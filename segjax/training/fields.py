@@ -353,6 +353,21 @@ FIELDS = {
     ),
     "training.log_every": Field(10, "steps between two lines of the log", range=COUNT),
     "training.evaluate_every": Field(250, "steps between two evaluations", range=COUNT),
+    "training.evaluate_examples": Field(
+        None,
+        "images that an evaluation scores, evenly spread over the split; the end of a run scores all; None: all",
+        (),
+        COUNT,
+        int,
+    ),
+    "training.patience": Field(
+        None,
+        "early stopping: evaluations without a better score after which a run ends; the learning rate schedule stays "
+        "that of training.steps; None: off",
+        (),
+        COUNT,
+        int,
+    ),
     "training.checkpoint_every": Field(250, "steps between two checkpoints", range=COUNT),
     "training.phases": Field(
         (), "(augment.crop_fraction, training.steps, optimizer.learning_rate) per phase", item=tuple

@@ -88,6 +88,16 @@ def is_first_host() -> bool:
     return jax.process_index() == 0
 
 
+def agreed(decision: bool) -> bool:
+    """Returns the first host's decision on all hosts; all must call it equally often."""
+    if jax.process_count() == 1:
+        return decision
+    client, key = multihost.get_jax_distributed_client(), _key("decision")
+    if is_first_host():
+        client.key_value_set(key, json.dumps(decision))
+    return json.loads(client.blocking_key_value_get(key, _PREPARE * 1000))
+
+
 def refuse_differences(record: dict[str, Any]) -> None:
     """Waits for all hosts; raises HostError on each whose record (ready for JSON) differs from the first host's."""
     if jax.process_count() == 1:

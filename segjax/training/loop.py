@@ -12,6 +12,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from segjax.data import (
+    Part,
     Source,
     TrainLoader,
     check_split,
@@ -33,7 +34,7 @@ from segjax.training.config import (
     with_found_data,
     write_config,
 )
-from segjax.training.evaluation import Scores, eval_scalars, evaluate, headline
+from segjax.training.evaluation import Progress, Scores, eval_scalars, evaluate, headline
 from segjax.training.metrics_writer import METRICS_FILE, MetricsWriter
 from segjax.training.objective import budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import differences, provenance, run_record
@@ -42,8 +43,8 @@ from segjax.training.train_step import make_train_step
 
 SCORES_FILE = "scores.json"
 # Saved beside the loader's position: the step still has to be scored; config, code, device and data of its training;
-# and where these changed during the run.
-_UNSCORED, _MADE_BY, _CHANGES = "unscored", "made_by", "changes"
+# where these changed during the run; and its `Progress`.
+_UNSCORED, _MADE_BY, _CHANGES, _PROGRESS = "unscored", "made_by", "changes", "progress"
 _VITAL = ("loss", "grad_norm", "param_norm")  # must be finite
 
 
@@ -68,7 +69,8 @@ def train(
     Returns:
       The final `Scores` on the evaluation split, with "steps", "skipped_in_training" (the number of bad training
       images), "changes" (a line per change of config, code, device or data at a resume) and "provenance" (the wall time
-      is that of this call, which began at step "wall_seconds_from_step").
+      is that of this call, which began at step "wall_seconds_from_step"). With `training.patience`, a run that ended
+      before its last step has "stopped_early", a line with the reason; "steps" is then the step at which it ended.
 
     Raises:
       ConfigError, DataError: the config or the data are invalid, or the workdir contains files of another program;
@@ -109,7 +111,9 @@ def train(
     train_step = make_train_step(config, model, len(names), axis_name)
     train_step = mapping.map_step(train_step, arguments=3, donate=config.training.donate)
     hparams, plan, steps = hparams_from_config(config), phases(config), config.training.steps
-    task = task_of(config)
+    task, part, patience = task_of(config), eval_source, config.training.patience
+    if config.training.evaluate_examples is not None and config.training.evaluate_examples < len(eval_source):
+        part = Part(eval_source, config.training.evaluate_examples)
     predictor = task.make_predictor(config, model, None)
     eval_step = mapping.map_step(task.make_eval_step(config, model, len(names), axis_name), arguments=3)
     preemption = hosts.Preemption()
@@ -140,9 +144,10 @@ def train(
                 if not line.startswith("config."):  # printed already
                     say(line, console)
             say(f"resumed at step {start} of {steps}", console)
-        changes = [*position.get(_CHANGES, ()), *changes]
+        changes, progress = [*position.get(_CHANGES, ()), *changes], Progress(*position.get(_PROGRESS, ()))
+        step, ended = start, start == steps or progress.has_stalled(patience)
         # After the last step nothing is trained with another config, which would describe the network wrongly.
-        if hosts.is_first_host() and (start < steps or not (workdir / CONFIG_FILE).exists()):
+        if hosts.is_first_host() and not (ended and (workdir / CONFIG_FILE).exists()):
             write_config(workdir / CONFIG_FILE, config)
         batch_size = config.training.global_batch
         say(
@@ -161,7 +166,7 @@ def train(
         unchecked = deque()  # (step, its numbers, file names)
         nonfinite_in_a_row, scores = 0, None
         unscored = position.get(_UNSCORED, False)  # stopped before the last step was scored: begin with that
-        for step in range(start if unscored else start + 1, steps + 1):
+        for step in () if ended and not unscored else range(start if unscored else start + 1, steps + 1):
             if step > start:
                 while len(prefetched) <= config.training.prefetch:
                     batch = next(batches)
@@ -205,26 +210,35 @@ def train(
             if evaluating and not stopping:
                 writer.describe("scoring")
                 try:
-                    scores = evaluate(eval_step, state, eval_source, config, mapping)
+                    scores = of_part = evaluate(eval_step, state, part, config, mapping)
+                    rank = headline(of_part)
+                    now = progress.after(step, rank)
+                    ended = step == steps or (patience is not None and hosts.agreed(now.has_stalled(patience)))
+                    if ended and part is not eval_source:
+                        scores = evaluate(eval_step, state, eval_source, config, mapping)
                 except hosts.EvaluationAborted:
-                    stopping = True
+                    stopping, scores, rank, ended = True, None, None, False
                 else:
+                    progress = now
                     variables = parallel.local(mapping.unreplicate(state)).variables
                     shown = range(min(4, len(eval_source)))
                     predictor = predictor.with_variables(variables)
                     sheet = task.example_sheet({"prediction": predictor}, eval_source, config, shown)
-                    logged, rank = eval_scalars(scores), headline(scores)
-                    writer.scalars(step, logged)
+                    waited = {} if patience is None else {"eval/evaluations_since_best": float(progress.since)}
+                    writer.scalars(step, eval_scalars(of_part) | waited)
                     writer.image(step, "eval/image_truth_prediction", sheet)
             if step > start or scores is not None:  # else the checkpoint that was restored is this one
                 writer.publish()  # the log of a checkpoint is written before the checkpoint
                 position = {**position, _UNSCORED: evaluating and scores is None, _MADE_BY: made_by, _CHANGES: changes}
+                position[_PROGRESS] = list(progress)
                 checkpoints.save(mapping.collect(state), position, rank)
             if stopping:
                 raise hosts.Terminated(
                     f"{preemption.reason}: stopped after step {step} of {steps}, which is saved in {workdir}; the same "
                     "command carries on from there"
                 )
+            if ended:
+                break
         if scores is None:  # the run had already ended
             try:
                 scores = evaluate(eval_step, state, eval_source, config, mapping)
@@ -233,8 +247,14 @@ def train(
                 raise hosts.Terminated(reason) from error
         skipped = mapping.unreplicate(state).skipped
     wall = {"wall_seconds": round(time.monotonic() - begun), "wall_seconds_from_step": start}
-    scores = {"steps": steps, "skipped_in_training": len(train_source.skipped), **scores}
+    scores = {"steps": step, "skipped_in_training": len(train_source.skipped), **scores}
     scores |= {"changes": changes, "provenance": origin | wall}
+    if step < steps:
+        scores["stopped_early"] = (
+            f"stopped early after step {step} of {steps}: the score, {progress.best:.4f} at step {progress.step}, did "
+            f"not improve in {progress.since} evaluations (config.training.patience = {patience})"
+        )
+        say(scores["stopped_early"], console)
     if skipped is not None:
         scores["skipped_steps"] = int(skipped)
     if hosts.is_first_host():

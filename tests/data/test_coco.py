@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from segjax.data import DataError, open_split, train_loader
+from segjax.data import DataError, Part, open_split, train_loader
 from segjax.data.coco import CocoSource, annotation_files
 
 CATEGORIES = [{"id": 90, "name": "dog"}, {"id": 7, "name": "cat"}, {"id": 3, "name": "boat"}]
@@ -76,6 +76,12 @@ def test_coco_source_objects_are_all_annotations(source):
     assert found.boxes[0, 1].tolist() == [-2.5, 1, 3.5, 6]
     assert found.crowd[found.where].tolist() == [False, False, True, False, False, False]
     assert found.areas[found.where].tolist() == [10, 30, 50, 0, 6, 80]
+
+
+def test_part_of_a_coco_source_has_the_objects_of_its_images(source):
+    part = Part(source, 1)
+    assert part.name(0) == source.name(1)
+    np.testing.assert_array_equal(part.objects([0]).boxes, source.objects([1]).boxes)
 
 
 def test_coco_source_facts(source):

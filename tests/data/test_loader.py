@@ -17,6 +17,7 @@ from segjax.data.datasets import open_folder
 from segjax.data.io import DataError
 from segjax.data.labels import LABEL_SETS, VOID, numbered_classes
 from segjax.data.loader import eval_batches, padded_sizes, rare_class_sampling, train_loader
+from segjax.data.pairs import Part
 from segjax.data.resize import resize_nearest
 
 CLASSES = numbered_classes(("a", "b", "c"))
@@ -358,6 +359,16 @@ def test_eval_batches_every_image_once_over_all_hosts(ten, hosts):
     assert {len(shard) for shard in shards} == {2}
     names = [name for shard in shards for batch in shard for name in batch["name"][batch["where"]]]
     assert Counter(names) == {f"image {i}": 1 for i in range(10)}
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, [5]), (2, [2, 7]), (3, [1, 5, 8]), (10, list(range(10)))])
+def test_eval_batches_of_a_part_evenly_spread(ten, count, expected):
+    part = pickle.loads(pickle.dumps(Part(ten, count)))
+    (batch,) = evaluate(part, 10)
+    assert batch["name"][batch["where"]].tolist() == [part.name(i) for i in range(count)]
+    assert batch["image"][batch["where"], 0, 0, 0].tolist() == expected
+    assert batch["index"].tolist() == [*range(count), *[count] * (10 - count)]
+    assert part.label_set == ten.label_set
 
 
 def test_eval_batches_pads_images_and_labels_of_different_sizes():

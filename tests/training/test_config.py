@@ -311,6 +311,23 @@ def test_validate_rare_crops_with_crops(changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"training.patience": 3}, r"patience=3 has no effect with 4 evaluations .*None, or evaluate more often"),
+        (
+            {"training.evaluate_examples": 9, "training.evaluate_every": 1000},
+            r"evaluate_examples=9 has no effect with 1 evaluation \(",
+        ),
+        ({"training.patience": 0}, r"patience must be an integer in \[1, 2147483647\] or None; got 0"),
+    ],
+)
+def test_validate_evaluations(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(from_leaves(leaves(defaults()) | changes))
+    validate(from_leaves(leaves(defaults()) | {"training.patience": 2, "training.evaluate_examples": 9}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         (
             {"objective.tversky_beta": 0.7},
             r"tversky_beta=0.7 has no effect with .*region='none'; set it back to 0.5, or set .* to 'tversky'",

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from segjax import metrics
 from segjax.data import VOID, DataError, open_split
 from segjax.data.decode import DATASET_VALUES, ORIGIN_FILE, SCRIPT_MARK, SOURCE_KEYWORD
-from segjax.training.evaluation import Scores, headline, score_masks, sum_counts
+from segjax.training.evaluation import Progress, Scores, headline, score_masks, sum_counts
 from segjax.training.segmentation import scores
 
 
@@ -31,6 +31,17 @@ def test_headline_without_a_positive_is_mean_iou():
     assert headline(found) == found["mean_iou"] == 1
     nothing = scores({"confusion": np.zeros((3, 3), np.int64)})
     assert headline(nothing) == -1
+
+
+def test_progress_after_equal_and_better_scores():
+    progress = Progress().after(2, -1.0)
+    assert progress == (-1.0, 2, 0)
+    assert not progress.has_stalled(1)
+    progress = progress.after(4, -1.0)
+    assert progress == (-1.0, 2, 1)
+    assert progress.has_stalled(1)
+    assert not progress.has_stalled(None)
+    assert progress.after(6, 0.5) == (0.5, 6, 0)
 
 
 @pytest.mark.parametrize("devices", [1, 4])

@@ -99,6 +99,13 @@ def test_refuse_differences_gives_both_values_and_missing_entries(on_hosts):
     assert "host 0: data is '11 images', not None." in str(error)
 
 
+def test_agreed_is_the_decision_of_the_first_host(on_hosts):
+    def decide(*decisions):
+        return lambda: [hosts.agreed(decision) for decision in decisions]
+
+    assert on_hosts(decide(True, False), decide(False, True)) == [[True, False]] * 2
+
+
 def test_refuse_separate_workdirs_of_hosts(on_hosts, tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "_HEARTBEAT", 0)
     paths = [hosts.epath.Path(tmp_path / name) for name in "ab"]

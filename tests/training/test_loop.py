@@ -225,6 +225,114 @@ def test_train_resume_with_more_steps_gives_both_learning_rates_and_the_way_back
     assert len(json.loads((tmp_path / "scores.json").read_text())["changes"]) == 1  # kept with the checkpoint
 
 
+# Early stopping, and evaluations of a part.
+
+
+@pytest.fixture
+def evaluated(fake, monkeypatch):
+    """Returns a config of 8 steps, each evaluated, and a list of the (step, images) of the evaluations.
+
+    The mean IoU does not improve after step 2.
+    """
+    config, calls = fake(), []
+    constant, ious = loop.evaluate(), (0.3, 0.6, 0.5, 0.5, 0.4, 0.4, 0.4, 0.4)
+
+    def evaluate(eval_step, state, source, *unused):
+        calls.append((int(state.step), len(source)))
+        return constant | {"mean_iou": ious[int(state.step) - 1], "images": len(source)}
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    config.training.steps, config.training.evaluate_every, config.training.patience = 8, 1, 3
+    return config, calls
+
+
+def test_train_patience_ends_the_run(evaluated, tmp_path, quiet):
+    config, calls = evaluated
+    console = quiet()
+    scores = train(config, tmp_path, console=console)
+    assert [step for step, _ in calls] == [1, 2, 3, 4, 5]
+    assert scores["steps"] == 5
+    reason = "stopped early after step 5 of 8: the score, 0.6000 at step 2, did not improve in 3 evaluations"
+    assert scores["stopped_early"].startswith(reason)
+    assert reason in console.file.getvalue()
+    assert json.loads((tmp_path / "scores.json").read_text())["stopped_early"] == scores["stopped_early"]
+    waited = [line["eval/evaluations_since_best"] for line in lines_of(tmp_path) if "eval/mean_iou" in line]
+    assert waited == [0, 0, 1, 2, 3]
+    assert saved_steps(tmp_path) == [2, 4, 5]  # the best, and the last two
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_train_patience_of_a_killed_and_resumed_run(evaluated, tmp_path, monkeypatch, quiet, at):
+    config, _ = evaluated
+    whole, evaluate = train(config, tmp_path / "whole", console=quiet()), loop.evaluate
+
+    def killed(eval_step, state, *arguments):
+        if int(state.step) == at:
+            raise KeyboardInterrupt
+        return evaluate(eval_step, state, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run", console=quiet())
+    resumed = train(config, tmp_path / "run", console=quiet())
+    assert resumed["stopped_early"] == whole["stopped_early"]
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    assert saved_steps(tmp_path / "run") == saved_steps(tmp_path / "whole")
+
+
+def test_train_run_that_stopped_early_trains_on_with_more_patience(evaluated, tmp_path, quiet):
+    config, calls = evaluated
+    first = train(config, tmp_path, console=quiet())
+    calls.clear()
+    assert train(config, tmp_path, console=quiet())["stopped_early"] == first["stopped_early"]
+    assert calls == [(5, 6)]
+    config.training.patience = 5
+    assert train(config, tmp_path, console=quiet())["steps"] == 7
+    assert json.loads((tmp_path / "config.json").read_text())["training.patience"] == 5
+    config.training.patience = None
+    assert "stopped_early" not in train(config, tmp_path, console=quiet())
+
+
+def test_train_evaluate_examples_scores_all_at_the_end(evaluated, tmp_path, quiet):
+    config, calls = evaluated
+    config.training.evaluate_examples = 4
+    assert train(config, tmp_path / "early", console=quiet())["images"] == 6
+    assert calls == [*((step, 4) for step in range(1, 6)), (5, 6)]
+    calls.clear()
+    config.training.patience = None
+    assert train(config, tmp_path / "whole", console=quiet())["images"] == 6
+    assert calls == [*((step, 4) for step in range(1, 9)), (8, 6)]
+    config.training.evaluate_examples = 6  # all
+    calls.clear()
+    train(config, tmp_path / "all", console=quiet())
+    assert calls == [(step, 6) for step in range(1, 9)]
+
+
+def test_train_sigterm_while_the_last_state_is_scored_counts_no_evaluation_twice(
+    evaluated, tmp_path, monkeypatch, quiet
+):
+    config, calls = evaluated
+    config.training.evaluate_examples = 4
+    evaluate = loop.evaluate
+
+    def stopped(eval_step, state, source, *arguments):
+        if len(source) == 6:
+            return send_sigterm_and_evaluate(eval_step, state, source, *arguments)
+        return evaluate(eval_step, state, source, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", stopped)
+        with pytest.raises(Terminated, match="stopped after step 5 of 8"):
+            train(config, tmp_path / "run", console=quiet())
+    calls.clear()
+    resumed = train(config, tmp_path / "run", console=quiet())
+    assert calls == [(5, 4), (5, 6)]
+    whole = train(config, tmp_path / "whole", console=quiet())
+    assert resumed["stopped_early"] == whole["stopped_early"]
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
+
+
 # The order of events in a step.
 
 

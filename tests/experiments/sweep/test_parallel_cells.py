@@ -10,7 +10,7 @@ import pytest
 from experiments.sweep import grid, parallel_cells
 from segjax.configs import rare_class
 from segjax.trained_run import load_run
-from segjax.training import parallel, read_log, train
+from segjax.training import ConfigError, parallel, read_log, train
 from segjax.training.config import leaves
 
 
@@ -38,6 +38,12 @@ def changed(config, **fields):
     config = config.copy_and_resolve_references().unlock()
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in fields.items()})
     return config
+
+
+@pytest.mark.parametrize("field", ["evaluate_examples", "patience"])
+def test_compile_sweep_refuses_fields_of_single_runs(tiny_scenes, field):
+    with pytest.raises(ConfigError, match=f"config.training.{field}=1 has no effect with a sweep of parallel cells"):
+        parallel_cells.compile_sweep(changed(tiny_scenes, **{f"training__{field}": 1}), None)
 
 
 @pytest.mark.slow
