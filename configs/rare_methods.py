@@ -74,7 +74,7 @@ def get_rows(data="road_debris"):
         "focal, root weights": focal | root,
         "Poly-1": {"objective.loss": "softmax_poly1", "objective.gamma": 0.0},
         "LDAM": {"objective.loss": "ldam"},
-        "LDAM, root weights": {"objective.loss": "ldam"} | root,
+        "LDAM, deferred weights": {"objective.loss": "ldam", "objective.class_weights_after": 0.8} | effective,
         "seesaw": {"objective.loss": "seesaw"},
         "OHEM, hardest 1/16": {"objective.hard_fraction": 0.0625},
         "OHEM, p below 0.7": {"objective.hard_threshold": 0.3567},

@@ -298,6 +298,9 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
             "config.objective.class_weights must have a positive value; () gives every class the weight 1; got "
             f"{objective.class_weights!r}"
         )
+    if objective.class_weights_after is not None and not objective.class_weights:
+        cause = "config.objective.class_weights=()"
+        yield no_effect("objective.class_weights_after", objective.class_weights_after, cause, None)
     for key, (field, owners) in _OWNERS.items():
         default = FIELDS[f"objective.{key}"].default
         if objective[field] not in owners and objective[key] != default:

@@ -302,6 +302,10 @@ FIELDS = {
         range=POSITIVE,
     ),
     "objective.class_weights": _traced((), "softmax losses: one weight per output; (): 1 each", range=NONNEGATIVE),
+    "objective.class_weights_after": _number(
+        "fraction of the steps after which class_weights begin (0.8 in LDAM-DRW); None: from the first step",
+        range="(0, 1)",
+    ),
     "objective.normalizer": Field(
         "valid", "divisor of the summed loss: number of valid or of positive pixels", ("valid", "positives")
     ),

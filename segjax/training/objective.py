@@ -80,25 +80,42 @@ def hparams_from_config(config: ConfigDict) -> Hyperparams:
 
 
 class Phase(NamedTuple):
-    """Steps up to and including `end` with one crop fraction and one peak learning rate, as in a crop curriculum."""
+    """Steps up to and including `end` with one crop fraction and one peak learning rate, as in a crop curriculum.
+
+    Without `weighted`, the class weights are 1.
+    """
 
     end: int
     crop_fraction: float
     learning_rate: float
+    weighted: bool = True
 
 
 def phases(config: ConfigDict) -> tuple[Phase, ...]:
-    """Returns the phases of `config.training.phases`; a run without them is one phase."""
+    """Returns the phases of `config.training.phases`, cut where the class weights begin; without any, one phase."""
     single = (config.augment.crop_fraction, config.training.steps, config.optimizer.learning_rate)
     crops, steps, rates = zip(*(config.training.phases or (single,)), strict=True)
-    return tuple(map(Phase, np.cumsum(steps).tolist(), crops, rates))
+    plan = tuple(map(Phase, np.cumsum(steps).tolist(), crops, rates))
+    if config.objective.class_weights_after is None:
+        return plan
+    begin = round(config.objective.class_weights_after * config.training.steps)
+    starts = (0, *(phase.end for phase in plan))
+    before = (
+        phase._replace(end=min(phase.end, begin), weighted=False)
+        for phase, start in zip(plan, starts, strict=False)
+        if start < begin
+    )
+    return (*before, *(phase for phase in plan if phase.end > begin))
 
 
 def hparams_at(step: int, hparams: Hyperparams, plan: tuple[Phase, ...]) -> Hyperparams:
     """Returns `hparams` at `step` (the first is 1). Only values change: the step function is not compiled again."""
     phase = next(phase for phase in plan if step <= phase.end)
+    weights = hparams.class_weights
     return hparams._replace(
-        crop_fraction=jnp.float32(phase.crop_fraction), learning_rate=jnp.float32(phase.learning_rate)
+        crop_fraction=jnp.float32(phase.crop_fraction),
+        learning_rate=jnp.float32(phase.learning_rate),
+        class_weights=weights if phase.weighted or weights is None else jnp.ones_like(weights),
     )
 
 

@@ -284,6 +284,7 @@ def test_validate_outliers(changes, message):
             {"augment.copy_paste": 0.3, "training.global_batch": 1},
             r"copy_paste=0.3 has no effect with .*global_batch=1",
         ),
+        ({"objective.class_weights_after": 0.8}, r"class_weights_after=0.8 has no effect with .*class_weights=\(\)"),
         ({"augment.rare_crops": 0.3}, r"rare_crops=0.3 has no effect without crops"),
         ({"augment.rare_crops": 0.3, "augment.scale": (0.5, 1.0)}, r"rare_crops=0.3 has no effect without crops"),
         (

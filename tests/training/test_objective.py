@@ -180,6 +180,23 @@ def test_phases_without_phases_is_one():
     assert phases(config) == (Phase(config.training.steps, 0.75, config.optimizer.learning_rate),)
 
 
+def test_phases_are_cut_where_the_class_weights_begin():
+    config = defaults()
+    config.training.steps, config.training.phases = 10, ((0.5, 4, 2e-3), (1.0, 6, 1e-3))
+    config.objective.class_weights, config.objective.class_weights_after = (1.0, 3.0), 0.7
+    plan, hparams = phases(config), hparams_from_config(config)
+    assert plan == (Phase(4, 0.5, 2e-3, False), Phase(7, 1.0, 1e-3, False), Phase(10, 1.0, 1e-3, True))
+    weights = [hparams_at(step, hparams, plan).class_weights.tolist() for step in (1, 4, 5, 7, 8, 10)]
+    assert weights == [[1.0, 1.0]] * 4 + [[1.0, 3.0]] * 2
+
+
+def test_phases_are_not_cut_again_where_a_phase_begins():
+    config = defaults()
+    config.training.steps, config.training.phases = 10, ((0.5, 4, 2e-3), (1.0, 6, 1e-3))
+    config.objective.class_weights, config.objective.class_weights_after = (1.0, 3.0), 0.4
+    assert phases(config) == (Phase(4, 0.5, 2e-3, False), Phase(10, 1.0, 1e-3, True))
+
+
 def test_hparams_at_changes_values_only():
     config = defaults()
     config.training.steps, config.training.phases = 6, ((0.6, 3, 1e-3), (0.75, 2, 5e-4), (1.0, 1, 1e-4))
