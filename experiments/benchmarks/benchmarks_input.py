@@ -2,7 +2,8 @@
 
 One worker process reads, decodes and batches CamVid if SEGJAX_CAMVID_DIR names it, and otherwise drawn road scenes. It
 delivers many batches in a row, so that prefetched ones do not matter. The step is that of the small U-Net of
-`configs/camvid_unet.py` with crop, zoom, flip, rotation and brightness. Times are wall times per batch.
+`configs/camvid_unet.py` with crop, zoom, flip, rotation and brightness; in the second row also with rare-class sampling
+of images, crops on rare pixels and copy-paste. Times are wall times per batch.
 """
 
 import contextlib
@@ -16,14 +17,14 @@ from ml_collections import ConfigDict
 
 from experiments.benchmarks.baselines import OURS, Setting, Target, quotient
 from experiments.benchmarks.timing import Case, milliseconds
-from segjax.configs import camvid_unet
-from segjax.data.augment import augment, example_keys
+from segjax.configs import camvid_unet, rare_methods
+from segjax.data.augment import example_keys
 from segjax.reporting import Table
 from segjax.training import DataError, open_split
 from segjax.training.loop import device_arrays, train_batches
 from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.state import init_state, make_model
-from segjax.training.train_step import make_train_step
+from segjax.training.train_step import make_augmentation, make_train_step
 
 TITLE = "Input: loader and augmentation relative to the step"
 LOADER, AUGMENTATION = "loader, 1 worker", "augmentation"
@@ -32,11 +33,15 @@ DRAWN = 64
 
 
 def rows(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
-    """Returns one row; `OURS` is the step."""
-    return {"U-Net, width 16, 192×256, batch 2": partial(_row, setting, camvid_unet.get_config())}
+    """Returns one row per kind of sampling; `OURS` is the step."""
+    name = "U-Net, width 16, 192×256, batch 2"
+    return {
+        name: partial(_row, setting, camvid_unet.get_config()),
+        f"{name}, rare classes": partial(_row, setting, camvid_unet.get_config(), rare=True),
+    }
 
 
-def _row(setting: Setting, config: ConfigDict) -> dict[str, Any]:
+def _row(setting: Setting, config: ConfigDict, *, rare: bool = False) -> dict[str, Any]:
     config.data.workers = 1
     config.augment.scale, config.augment.rotation = (0.75, 1.5), 10.0
     config.augment.brightness, config.augment.contrast = 0.2, 0.2
@@ -45,13 +50,21 @@ def _row(setting: Setting, config: ConfigDict) -> dict[str, Any]:
     except DataError:  # CamVid is not on this machine
         config.data.name = "road_debris"
         source = open_split(config.data, config.data.train_split)
+    if rare:
+        config.data.sampling_temperature, config.augment.rare_crops, config.augment.copy_paste = 0.01, 1 / 3, 0.5
+        if config.data.name == "camvid":
+            config.augment.rare_classes = rare_methods.RARE["camvid"]
     classes = len(source.label_set.names)
     model = make_model(config, classes)
     state, hparams = init_state(config, model), hparams_at(1, hparams_from_config(config), phases(config))
     step = jax.jit(make_train_step(config, model, classes, None))
     with contextlib.closing(train_batches(config, source)) as batches:
         batch = jax.device_put(device_arrays(next(batches)))
-        augmented = jax.jit(partial(_augmented, config))
+        augmentation = make_augmentation(config, None)
+
+        @jax.jit
+        def augmented(state: Any, batch: dict[str, jax.Array]) -> Any:
+            return augmentation(batch, example_keys(state.key, state.step, batch["index"]), hparams)
 
         def draw() -> None:
             for _ in range(DRAWN):
@@ -60,28 +73,11 @@ def _row(setting: Setting, config: ConfigDict) -> dict[str, Any]:
         cases = [
             Case(OURS, lambda: step(state, batch, hparams)),
             Case(LOADER, draw),
-            Case(AUGMENTATION, lambda: augmented(state, batch, hparams.crop_fraction)),
+            Case(AUGMENTATION, lambda: augmented(state, batch)),
         ]
         taken = milliseconds(cases, setting.rounds)
     data = f"{config.data.name}, {'×'.join(map(str, np.shape(batch['image'])))}"
     return {"ms": taken | {LOADER: taken[LOADER] / DRAWN}, "not_installed": [], "data": data}
-
-
-def _augmented(config: ConfigDict, state: Any, batch: dict[str, jax.Array], crop_fraction: jax.Array) -> Any:
-    """Augments a batch as the step does."""
-    options, keys = config.augment, example_keys(state.key, state.step, batch["index"])
-    names = ("flip", "rotation", "brightness", "contrast")
-    return augment(
-        batch["image"],
-        batch["label"],
-        keys,
-        crop_fraction=crop_fraction,
-        size=tuple(config.data.size),
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
-        scale=tuple(options.scale),
-        **{name: options[name] for name in names},
-    )
 
 
 def targets(measured: dict[str, Any]) -> list[Target]:

@@ -49,6 +49,39 @@ def accumulated(loss_and_gradients: Callable, params: Any, batch_stats: Any, mic
     return loss, parts, batch_stats, gradients
 
 
+def make_augmentation(config: ConfigDict, axis_name: str | None) -> Callable:
+    """Builds `augmentation(batch, keys, hparams) -> (images, labels, outliers)` for the `batch` of a training step.
+
+    Crop, zoom, flip, rotation and colours, then copy-paste, then drawn fragments: `outliers` are their pixels, or None.
+    """
+    data, rare_classes, count = config.data, rare_train_ids(config), config.augment.outliers
+    fixed = {name: config.augment[name] for name in ("flip", "rotation", "brightness", "contrast")}
+    fixed |= {"scale": tuple(config.augment.scale), "size": tuple(data.size), "letterbox": data.letterbox}
+    fixed |= {"mean": tuple(data.mean), "std": tuple(data.std)}
+    if config.augment.rare_crops is not None:
+        fixed |= {"rare_classes": rare_classes}
+
+    def augmentation(batch: dict[str, jax.Array], keys: jax.Array, hparams: Hyperparams):
+        # COCO's boxes come without labels.
+        labels = batch["label"] if "label" in batch else jnp.zeros(batch["image"].shape[:3], jnp.uint8)
+        options = {"sizes": batch.get("size"), "crop_fraction": hparams.crop_fraction, **fixed}
+        if hparams.rare_crops is not None:
+            options["rare_crops"] = hparams.rare_crops
+        images, moved = augment(batch["image"], labels, keys, **options)
+        if hparams.copy_paste is not None:
+            donors = next_example((images, moved), axis_name)
+            rare = {"rare_classes": rare_classes, "probability": hparams.copy_paste}
+            images, moved = copy_paste(images, moved, *donors, keys, **rare)
+        if not count:
+            return images, moved, None
+        inside = None
+        if data.letterbox:  # labels of 0 become void in the padding alone
+            inside = augment(batch["image"], jnp.zeros_like(labels), keys, **options)[1] != VOID
+        return paste_outliers(images, moved, keys, count, inside)
+
+    return augmentation
+
+
 def make_train_step(
     config: ConfigDict, model: Network | RetinaNet | Ensemble, num_classes: int, axis_name: str | None
 ) -> Callable:
@@ -68,34 +101,12 @@ def make_train_step(
         return _member_steps(make_train_step(config, model.network, num_classes, axis_name), model.members)
     optimizer, learning_rate, task = make_optimizer(config), schedule(config), task_of(config)
     objective, has_dropout = task.make_objective(config, num_classes), isinstance(model, Network)
-    data, num_microbatches, measures_budget = config.data, config.training.accumulate, config.training.gradient_budget
-    augmentation = {name: config.augment[name] for name in ("flip", "rotation", "brightness", "contrast")}
-    augmentation |= {"scale": tuple(config.augment.scale), "size": tuple(data.size)}
-    augmentation |= {"mean": tuple(data.mean), "std": tuple(data.std), "letterbox": data.letterbox}
-    rare_classes = rare_train_ids(config)
-    if config.augment.rare_crops is not None:
-        augmentation |= {"rare_classes": rare_classes}
+    augmentation = make_augmentation(config, axis_name)
+    num_microbatches, measures_budget = config.training.accumulate, config.training.gradient_budget
 
     def step(state: TrainState, batch: dict[str, jax.Array], hparams: Hyperparams):
         keys = example_keys(state.key, state.step, batch["index"])
-        # COCO's boxes come without labels.
-        labels = batch["label"] if "label" in batch else jnp.zeros(batch["image"].shape[:3], jnp.uint8)
-        arrays, sizes = (batch["image"], labels, keys), batch.get("size")
-        crops = {"crop_fraction": hparams.crop_fraction}
-        if hparams.rare_crops is not None:
-            crops["rare_crops"] = hparams.rare_crops
-        images, labels = augment(*arrays, sizes=sizes, **crops, **augmentation)
-        if hparams.copy_paste is not None:
-            donors = next_example((images, labels), axis_name)
-            options = {"rare_classes": rare_classes, "probability": hparams.copy_paste}
-            images, labels = copy_paste(images, labels, *donors, keys, **options)
-        outliers = None
-        if config.augment.outliers:
-            inside = None
-            if data.letterbox:  # labels of 0 become void in the padding alone
-                zeros = (arrays[0], jnp.zeros_like(arrays[1]), keys)
-                inside = augment(*zeros, sizes=sizes, **crops, **augmentation)[1] != VOID
-            images, labels, outliers = paste_outliers(images, labels, keys, config.augment.outliers, inside)
+        images, labels, outliers = augmentation(batch, keys, hparams)
         truth = task.make_truth(batch, labels, keys, config, hparams.crop_fraction)
         dropout_key = jax.random.fold_in(jax.random.fold_in(state.key, _DROPOUT), state.step)
 

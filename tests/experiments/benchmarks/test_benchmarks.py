@@ -197,9 +197,10 @@ def small(tmp_path):
     return config
 
 
-def test_input_measures_per_batch(small, monkeypatch):
+@pytest.mark.parametrize("rare", [False, True])
+def test_input_measures_per_batch(small, monkeypatch, rare):
     monkeypatch.setattr(benchmarks_input, "DRAWN", 2)
-    row = benchmarks_input._row(TINY, small)
+    row = benchmarks_input._row(TINY, small, rare=rare)
     assert set(row["ms"]) == {OURS, *benchmarks_input.COLUMNS}
     assert row["data"] == "road_debris, 2×64×96×3"
     assert [target.number for target in benchmarks_input.targets({"a": row})] == [6, 6]
