@@ -40,4 +40,12 @@ def get_grids(preset="cpu", data="road_debris"):
     """Returns learning rate × prior × loss; the first rate is the paper's, and SGD may diverge at higher ones."""
     values = RATES[:1] if preset == "smoke" else RATES + LOW_RATES * (data == "road_debris_boxes")
     rates = tuple({"optimizer.learning_rate": rate} for rate in values)
-    return ((rates, (NO_PRIOR, PRIOR), LOSSES),)
+    grid = (rates, (NO_PRIOR, PRIOR), LOSSES)
+    if data != "road_debris_boxes" or preset == "smoke":
+        return (grid,)
+    # The best α of cross entropy on boxes.
+    balanced = {"objective.loss": "sigmoid_cross_entropy", "objective.alpha": 0.9}
+    return (
+        grid,
+        (tuple({"optimizer.learning_rate": rate} for rate in (0.003, 0.01, 0.03, 0.1)), (PRIOR,), (balanced,)),
+    )

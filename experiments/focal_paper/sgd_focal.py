@@ -9,7 +9,8 @@ from segjax.reporting import Section, Table
 
 def loss(row: dict[str, Any]) -> str:
     """Returns the name of a row's loss."""
-    return "focal" if row["objective.loss"] == "sigmoid_focal" else "CE"
+    alpha = row["objective.alpha"]
+    return "focal" if row["objective.loss"] == "sigmoid_focal" else "CE" if alpha is None else f"CE, α = {alpha:g}"
 
 
 def name(row: dict[str, Any]) -> str:
