@@ -38,7 +38,7 @@ def get_config(preset="cpu", data="road_debris"):
 
 def get_grids(preset="cpu", data="road_debris"):
     """Returns learning rate × prior × loss; the first rate is the paper's, and SGD may diverge at higher ones."""
-    values = RATES[:1] if preset == "smoke" else RATES + LOW_RATES * (data == "road_debris_boxes")
+    values = RATES[:1] if preset == "smoke" else LOW_RATES * (data == "road_debris_boxes") + RATES
     rates = tuple({"optimizer.learning_rate": rate} for rate in values)
     grid = (rates, (NO_PRIOR, PRIOR), LOSSES)
     if data != "road_debris_boxes" or preset == "smoke":
