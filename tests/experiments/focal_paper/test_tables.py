@@ -65,6 +65,18 @@ def test_sgd_rows_count_diverged_seeds(made_up):
     assert [picture.name for picture in section.pictures] == ["curves_1", "curves_2"]
 
 
+def test_sgd_finding_is_the_best_rate_of_each_loss_and_start(made_up):
+    def precision_of(cell):
+        rate, balanced = cell.config.optimizer.learning_rate, cell.config.objective.alpha == 0.9
+        return rate if cell.config.model.prior and not balanced else 0.01
+
+    results = made_up(sgd_config, precision_of, data="road_debris_boxes")
+    assert sgd_focal.finding(results) == (
+        "AP of boxes at the best learning rate of each: CE, no prior: 0.010; focal, no prior: 0.010; "
+        "CE, π = 0.01: 0.300; focal, π = 0.01: 0.300; CE, α = 0.9, π = 0.01: 0.010."
+    )
+
+
 def test_sgd_cells_have_the_papers_optimizer():
     for sgd_cell in paper_report.make_cells(sgd_config, "cpu", "road_debris"):
         optimizer = sgd_cell.config.optimizer
