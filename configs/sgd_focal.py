@@ -7,9 +7,9 @@ DATA: road_debris, or crackforest, or road_debris_boxes
 COMMAND: python -m experiments.focal_paper.sgd_focal --preset=cpu --processes=2 --workdir=runs/sgd_focal
 SCORE: pixels: none for this grid yet. In an earlier one, at rates 0.01, 0.001 and 0.0001 and with a warm-up:
   road_debris, seed 0, average precision at the paper's rate 0.433 cross entropy and 0.412 focal with the prior, 0.006
-  both without; nothing diverged (experiments/results/sgd_focal_road_debris.json). Boxes, seed 0, this grid: AP 0.037 focal, 0.033
-  cross entropy with α = 0.9 and 0.000 plain cross entropy, all with the prior and at their best rates; 0.001 without
-  the prior (experiments/results/sgd_focal_road_debris_boxes.md).
+  both without; nothing diverged (experiments/results/sgd_focal_road_debris.json). Boxes, seed 0, this
+  grid: AP 0.037 focal, 0.033 cross entropy with α = 0.9 and 0.000 plain cross entropy, all with the prior and at their
+  best rates; 0.001 without the prior (experiments/results/sgd_focal_road_debris_boxes.md).
 TIME: cpu: 0.4 core hours per seed. 79 to 141 s per cell on one CPU core, median 90. smoke has 4 cells; cpu 16 per
   seed, 3 seeds on road_debris and 2 on CrackForest; full 5 seeds, for accelerators; not timed. Boxes: 32 cells, 1.0
   core hours per seed on a core that other jobs shared.
