@@ -10,7 +10,13 @@ from ml_collections.config_dict import FieldReference, placeholder
 from segjax.data import Source, class_pixels
 from segjax.storage import StorageError, read_json, write_json
 from segjax.training.fields import DETECTORS, FIELDS, INITIAL, NETWORKS, RENAMED, TRACED
-from segjax.training.objective import BINARY_LOSSES, FREQUENCY_LOSSES, needs_frequencies
+from segjax.training.objective import (
+    BINARY_LOSSES,
+    FREQUENCY_LOSSES,
+    REGION_LOSSES,
+    WEIGHTED_REGION_LOSSES,
+    needs_frequencies,
+)
 
 CONFIG_FILE = "config.json"
 
@@ -293,11 +299,12 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
             "config.objective.void must be 'ignore' with config.data.unseen_classes, whose void pixels would be "
             f"learned; got {objective.void!r}"
         )
-    if objective.class_weights and not any(objective.class_weights):
-        yield (
-            "config.objective.class_weights must have a positive value; () gives every class the weight 1; got "
-            f"{objective.class_weights!r}"
-        )
+    for key in ("class_weights", "region_class_weights"):
+        if objective[key] and not any(objective[key]):
+            yield (
+                f"config.objective.{key} must have a positive value; () gives every class the weight 1; got "
+                f"{objective[key]!r}"
+            )
     if objective.class_weights_after is not None and not objective.class_weights:
         cause = "config.objective.class_weights=()"
         yield no_effect("objective.class_weights_after", objective.class_weights_after, cause, None)
@@ -315,6 +322,11 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
     if objective.class_frequencies and not needs_frequencies(objective):
         owner = f"set config.objective.loss to {' or '.join(map(repr, FREQUENCY_LOSSES))}, or logit_adjustment to 1"
         yield no_effect("objective.class_frequencies", objective.class_frequencies, _loss(objective), (), owner)
+    if objective.tversky_gamma < 1 and objective.tversky_beta == 0:
+        yield (
+            "config.objective.tversky_beta must be above 0 with config.objective.tversky_gamma="
+            f"{objective.tversky_gamma!r}, whose slope is else infinite where a class is not predicted; got 0"
+        )
     if objective.region == "lovasz_hinge" and objective.loss not in BINARY_LOSSES:
         yield f"config.objective.region='lovasz_hinge' needs a binary loss; with {_loss(objective)} set it to 'lovasz'"
     yield from (_binary_problems if objective.loss in BINARY_LOSSES else _softmax_problems)(objective)
@@ -333,6 +345,9 @@ def _loss(objective: ConfigDict) -> str:
 # Fields of one pixel loss or one region loss: the field that selects it, and its names.
 _OWNERS = {
     **dict.fromkeys(("tversky_alpha", "tversky_beta", "tversky_gamma"), ("region", ("tversky",))),
+    **dict.fromkeys(("cl_dice_alpha", "cl_dice_iterations"), ("region", ("cl_dice",))),
+    "region_class_weights": ("region", WEIGHTED_REGION_LOSSES),
+    "region_over": ("region", tuple(name for name in REGION_LOSSES if name not in ("none", "boundary"))),
     "poly_epsilon": ("loss", ("softmax_poly1", "sigmoid_poly1")),
     **dict.fromkeys(("ldam_margin", "ldam_scale"), ("loss", ("ldam",))),
     **dict.fromkeys(("seesaw_p", "seesaw_q"), ("loss", ("seesaw",))),
@@ -459,6 +474,9 @@ def _binary_problems(objective: ConfigDict) -> Iterator[str]:
     if objective.class_weights:
         owner = "use config.objective.alpha" if loss != "hinge" else "select a softmax loss"
         yield no_effect("objective.class_weights", objective.class_weights, _loss(objective), (), owner)
+    if objective.region_class_weights and objective.region != "lovasz":  # of class 1 only
+        owner = "select a softmax loss"
+        yield no_effect("objective.region_class_weights", objective.region_class_weights, _loss(objective), (), owner)
     if objective.logit_adjustment is not None:
         owner = "use config.model.prior"
         yield no_effect("objective.logit_adjustment", objective.logit_adjustment, _loss(objective), None, owner)

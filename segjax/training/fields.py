@@ -319,7 +319,20 @@ FIELDS = {
     "objective.region_weight": _traced(1.0, "factor of the region loss", range=NONNEGATIVE),
     "objective.tversky_alpha": _traced(0.5, "region 'tversky': weight α of false positives", range=NONNEGATIVE),
     "objective.tversky_beta": _traced(0.5, "region 'tversky': weight β of false negatives", range=NONNEGATIVE),
-    "objective.tversky_gamma": _traced(1.0, "region 'tversky': exponent γ of the focal Tversky loss", range="[1, inf)"),
+    "objective.tversky_gamma": _traced(1.0, "region 'tversky': exponent γ of the focal Tversky loss", range=POSITIVE),
+    "objective.cl_dice_alpha": _traced(
+        0.5, "region 'cl_dice': weight α of the centre lines, against 1 - α of Dice", range="[0, 1]"
+    ),
+    "objective.cl_dice_iterations": Field(
+        3, "region 'cl_dice': erosions, at least half of the thickest structure's width in pixels", range=COUNT_OR_ZERO
+    ),
+    "objective.region_class_weights": _traced((), "region loss: one weight per class; (): 1 each", range=NONNEGATIVE),
+    "objective.region_over": Field(
+        None,
+        "region loss: mean over the images, or one loss of the whole batch; None: 'batch' for Lovász, else 'image'",
+        ("image", "batch"),
+        optional=str,
+    ),
     "objective.uncertainty_weight": _number("factor C of the uncertainty penalty; None: off", traced=True),
     "objective.label_smoothing": _number(
         "softmax_cross_entropy: ε of the label smoothing; None: off", range=PROBABILITY, traced=True

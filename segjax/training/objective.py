@@ -46,7 +46,9 @@ class Hyperparams(NamedTuple):
     region_weight: Float[Array, ""] | None  # factor r of the region loss
     tversky_alpha: Float[Array, ""] | None  # α ≥ 0, weight of false positives in the Tversky loss
     tversky_beta: Float[Array, ""] | None  # β ≥ 0, weight of false negatives
-    tversky_gamma: Float[Array, ""] | None  # γ ≥ 1, focal exponent
+    tversky_gamma: Float[Array, ""] | None  # γ > 0, focal exponent
+    cl_dice_alpha: Float[Array, ""] | None  # α in [0, 1], weight of the centre lines in clDice
+    region_class_weights: Float[Array, "C"] | None  # one weight per class, of the region loss
     uncertainty_weight: Float[Array, ""] | None  # factor C of the uncertainty penalty
     label_smoothing: Float[Array, ""] | None  # ε in [0, 1), of the softmax cross entropy
     logit_margin: Float[Array, ""] | None  # m ≥ 0, largest difference of logits without a penalty
@@ -63,6 +65,8 @@ def hparams_from_config(config: ConfigDict) -> Hyperparams:
     values = {name: objective[name] for name in Hyperparams._fields if name in objective}
     if objective.region != "tversky":
         values |= dict.fromkeys(("tversky_alpha", "tversky_beta", "tversky_gamma"))
+    if objective.region != "cl_dice":
+        values["cl_dice_alpha"] = None
     values |= {
         "learning_rate": config.optimizer.learning_rate,
         "crop_fraction": config.augment.crop_fraction,
@@ -70,6 +74,7 @@ def hparams_from_config(config: ConfigDict) -> Hyperparams:
         "copy_paste": config.augment.copy_paste,
         "class_weights": objective.class_weights or None,
         "class_frequencies": objective.class_frequencies or None,
+        "region_class_weights": objective.region_class_weights or None,
         "region_weight": None if objective.region == "none" else objective.region_weight,
         "logit_margin_weight": None if objective.logit_margin is None else objective.logit_margin_weight,
         "dropout_rate": config.model.dropout_rate,
@@ -159,22 +164,45 @@ BINARY_LOSSES: dict[str, Callable] = {
     "hinge": lambda z, y, w, h: losses.hinge_loss(z[..., 0], y, where=w),
 }
 PIXEL_LOSSES = SOFTMAX_LOSSES | BINARY_LOSSES
-# Functions of logits z of at least two classes, labels y, the mask w of the counted pixels, the hyperparameters h, the
-# classes c that count, and the device axis a. The Lovász losses are of all outputs; w leaves out every pixel of void.
+# Functions of logits z of two or more classes, labels y, the hyperparameters h, weights v of the classes and options o.
 REGION_LOSSES: dict[str, Callable | None] = {
     "none": None,
-    "dice": lambda z, y, w, h, c, a: losses.dice_loss(z, y, where=w, classes=c, axis_name=a),
-    "generalized_dice": lambda z, y, w, h, c, a: losses.generalized_dice_loss(z, y, where=w, classes=c, axis_name=a),
-    "jaccard": lambda z, y, w, h, c, a: losses.jaccard_loss(z, y, where=w, classes=c, axis_name=a),
-    "tversky": lambda z, y, w, h, c, a: losses.tversky_loss(
-        z, y, alpha=h.tversky_alpha, beta=h.tversky_beta, gamma=h.tversky_gamma, where=w, classes=c, axis_name=a
+    "dice": lambda z, y, h, v, o: losses.dice_loss(z, y, class_weights=v, **o),
+    "generalized_dice": lambda z, y, h, v, o: losses.generalized_dice_loss(z, y, **o),
+    "jaccard": lambda z, y, h, v, o: losses.jaccard_loss(z, y, class_weights=v, **o),
+    "tversky": lambda z, y, h, v, o: losses.tversky_loss(
+        z, y, alpha=h.tversky_alpha, beta=h.tversky_beta, gamma=h.tversky_gamma, class_weights=v, **o
     ),
-    "matthews": lambda z, y, w, h, c, a: losses.matthews_loss(z, y, where=w, classes=c, axis_name=a),
-    "cl_dice": lambda z, y, w, h, c, a: losses.cl_dice_loss(z, y, where=w, classes=c, axis_name=a),
-    "boundary": lambda z, y, w, h, c, a: losses.boundary_loss(z, y, where=w, classes=c, axis_name=a),
-    "lovasz": lambda z, y, w, h, c, a: losses.lovasz_softmax_loss(z, y, where=w, axis_name=a),
-    "lovasz_hinge": lambda z, y, w, h, c, a: losses.lovasz_hinge_loss(z[..., 1] - z[..., 0], y, where=w, axis_name=a),
+    "matthews": lambda z, y, h, v, o: losses.matthews_loss(z, y, class_weights=v, **o),
+    "cl_dice": lambda z, y, h, v, o: losses.cl_dice_loss(z, y, alpha=h.cl_dice_alpha, class_weights=v, **o),
+    "boundary": lambda z, y, h, v, o: losses.boundary_loss(z, y, **o),
+    "lovasz": lambda z, y, h, v, o: losses.lovasz_softmax_loss(z, y, class_weights=v, **o),
+    "lovasz_hinge": lambda z, y, h, v, o: losses.lovasz_hinge_loss(z[..., 1] - z[..., 0], y, **o),
 }
+WEIGHTED_REGION_LOSSES = ("dice", "jaccard", "tversky", "matthews", "cl_dice", "lovasz")
+
+
+def region_loss(config: ConfigDict, num_classes: int) -> Callable:
+    """Returns `config.objective.region` as a function of z, y, the mask w of the counted pixels, h, and an axis name.
+
+    The Lovász losses are of all outputs, of which w leaves out void. The others are of the classes, and with a binary
+    loss of class 1.
+    """
+    options, fixed = config.objective, {}
+    if not options.region.startswith("lovasz"):
+        fixed["classes"] = (1,) if options.loss in BINARY_LOSSES else range(num_classes)
+    if options.region_over is not None:
+        fixed["over_batch"] = options.region_over == "batch"
+    if options.region == "cl_dice":
+        fixed["iterations"] = options.cl_dice_iterations
+
+    def loss(z: Float[Array, "B H W C"], y: Array, w: Array, h: Hyperparams, axis_name: AxisName) -> Float[Array, ""]:
+        weights = h.region_class_weights
+        if weights is not None:  # void has none
+            weights = jnp.pad(weights, (0, z.shape[-1] - num_classes))
+        return REGION_LOSSES[options.region](z, y, h, weights, {**fixed, "where": w, "axis_name": axis_name})
+
+    return loss
 
 
 # Pixel losses that depend on how frequent the classes are.

@@ -21,11 +21,11 @@ from segjax.inference.forward import Ensemble, Preprocessing, class_logits, clas
 from segjax.models import Segmentation
 from segjax.training.objective import (
     BINARY_LOSSES,
-    REGION_LOSSES,
     Hyperparams,
     background_of,
     mined_mean,
     pixel_loss,
+    region_loss,
     targets,
 )
 from segjax.training.state import TrainState, images_of, preprocessing_of
@@ -54,10 +54,9 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     "margin_penalty" and "outlier_loss", without the factors C, r, μ and λ.
     """
     options = config.objective
-    per_pixel, region_loss = pixel_loss(config), REGION_LOSSES[options.region]
+    per_pixel, region = pixel_loss(config), region_loss(config, num_classes)
     binary, background = options.loss in BINARY_LOSSES, background_of(config, num_classes)
     void, mode, normalizer = options.void, options.boundary_mode, options.normalizer
-    region_classes = (1,) if binary else range(num_classes)
 
     def objective(
         output: Segmentation,
@@ -89,7 +88,7 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
             loss += hparams.uncertainty_weight * parts["penalty"]
         if hparams.region_weight is not None:
             kept = where & (labels < num_classes)
-            parts["region_loss"] = region_loss(logits, labels, kept, hparams, region_classes, axis_name)
+            parts["region_loss"] = region(logits, labels, kept, hparams, axis_name)
             loss += hparams.region_weight * parts["region_loss"]
         if hparams.logit_margin is not None:
             penalties = losses.logit_margin_penalty(logits, margin=hparams.logit_margin, where=where)

@@ -60,17 +60,14 @@ def make_model(
         )
     if prior and len(prior) != outputs:
         raise ConfigError(f"config.model.prior needs {outputs} value(s) for {loss}; got {prior}")
-    weights, background = tuple(config.objective.class_weights), config.objective.background
-    if weights and len(weights) != outputs:
-        void = ", void last" if config.objective.void == "class" else ""
-        raise ConfigError(
-            f"config.objective.class_weights needs {outputs} values, one per output of {name}{void}; got {weights}"
-        )
-    frequencies = tuple(config.objective.class_frequencies)
-    if frequencies and len(frequencies) != outputs:
-        raise ConfigError(
-            f"config.objective.class_frequencies needs {outputs} values, one per output of {name}; got {frequencies}"
-        )
+    background, void = config.objective.background, ", void last" if config.objective.void == "class" else ""
+    per_output = f"output of {name}{void}"
+    lengths = {"class_weights": (outputs, per_output), "class_frequencies": (outputs, per_output)}
+    lengths["region_class_weights"] = (num_classes, f"class of {name}")
+    for key, (length, each) in lengths.items():
+        given = tuple(config.objective[key])
+        if given and len(given) != length:
+            raise ConfigError(f"config.objective.{key} needs {length} values, one per {each}; got {given}")
     if background is not None and not 0 <= background < num_classes:
         raise ConfigError(
             f"config.objective.background must be a class of {name}, 0 to {num_classes - 1}; got {background}"

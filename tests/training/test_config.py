@@ -21,7 +21,7 @@ from segjax.models.pretrained import torch_name
 from segjax.training import ConfigError, StorageError, defaults, detection, train, validate
 from segjax.training.config import check_known, from_leaves, leaves, program, read_config, with_found_data
 from segjax.training.fields import FIELDS, NETWORKS, RENAMED, TRACED
-from segjax.training.objective import hparams_at, hparams_from_config, phases
+from segjax.training.objective import hparams_at, hparams_from_config, phases, region_loss
 from segjax.training.state import init_state, make_model
 from segjax.training.train_step import make_train_step
 
@@ -117,6 +117,10 @@ GROUPS = [
             "objective.tversky_beta": (0.7, 0.6),
             "objective.tversky_gamma": (1.0, 2.0),
         },
+    ),
+    (
+        {"objective.region": "cl_dice"},
+        {"objective.cl_dice_alpha": (0.3, 0.6), "objective.region_class_weights": ((1.0, 2.0), (2.0, 5.0))},
     ),
     (
         {"objective.loss": "sigmoid_focal_star"},
@@ -352,6 +356,24 @@ def test_validate_evaluations(changes, message):
         (
             {"objective.loss": "seesaw", "objective.class_weights": (1.0, 2.0)},
             r"class_weights=\(1.0, 2.0\) has no effect with config.objective.loss='seesaw'; set it back to \(\)$",
+        ),
+        (
+            {"objective.region": "boundary", "objective.region_class_weights": (1.0, 2.0)},
+            r"region_class_weights=\(1.0, 2.0\) has no effect with .*='boundary'; .* to 'dice' or 'jaccard' or",
+        ),
+        (
+            {"objective.region": "dice", "objective.region_class_weights": (0.0, 0.0)},
+            r"region_class_weights must have a positive value; .*got \(0.0, 0.0\)",
+        ),
+        (
+            {"objective.region": "dice", "objective.loss": "hinge", "objective.region_class_weights": (1.0, 2.0)},
+            r"region_class_weights=\(1.0, 2.0\) has no effect with .*='hinge'; .*, or select a softmax loss",
+        ),
+        ({"objective.region_over": "batch"}, r"region_over='batch' has no effect with .*region='none'; .* 'dice' or"),
+        ({"objective.cl_dice_iterations": 5}, r"cl_dice_iterations=5 has no effect with .*; .* to 'cl_dice'"),
+        (
+            {"objective.region": "tversky", "objective.tversky_gamma": 0.5, "objective.tversky_beta": 0.0},
+            r"tversky_beta must be above 0 with config.objective.tversky_gamma=0.5",
         ),
         (
             {"objective.region": "lovasz_hinge", "objective.loss": "softmax_focal"},
@@ -702,6 +724,8 @@ def test_every_field_is_read(trained, tmp_path, record_reads):
         open_split(folder.data, "train")
         for folder.model.name in NETWORKS:
             make_model(folder, 2)
+        folder.objective.region = "cl_dice"
+        region_loss(folder, 2)
         folder.model.name, folder.data.box_classes, folder.objective.loss = "retinanet", ("b",), "sigmoid_focal"
         open_split(folder.data, "train")
         make_model(folder, 2)

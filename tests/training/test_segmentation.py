@@ -326,6 +326,32 @@ def test_region_loss_is_added_over_the_classes_without_void(name):
     assert parts["region_loss"] == pytest.approx(float(direct), rel=1e-5)
 
 
+@pytest.mark.parametrize("void", ["ignore", "class"])
+@pytest.mark.parametrize(
+    ("name", "fields", "options"),
+    [
+        ("dice", {}, {}),
+        ("jaccard", {"region_over": "batch"}, {"over_batch": True}),
+        ("cl_dice", {"cl_dice_alpha": 0.3, "cl_dice_iterations": 1}, {"alpha": 0.3, "iterations": 1}),
+        ("tversky", {"tversky_gamma": 0.5, "tversky_alpha": 0.3}, {"gamma": 0.5, "alpha": 0.3}),
+        ("lovasz", {"region_over": "image"}, {"over_batch": False}),
+    ],
+)
+def test_region_loss_has_the_weights_and_options_of_the_config(name, fields, options, void):
+    kept, logits = LABELS != VOID, LOGITS if void == "class" else LOGITS[..., :CLASSES]
+    config = config_with(void=void, region=name, region_class_weights=(1.0, 0.0, 5.0), **fields)
+    _, parts = value(config, output_of(logits))
+    loss = getattr(losses, {"lovasz": "lovasz_softmax_loss"}.get(name, f"{name}_loss"))
+    if name != "lovasz":
+        options = options | {"classes": (0, 1, 2)}
+    weights = np.array([1.0, 0.0, 5.0, 0.0][: logits.shape[-1]])
+    expected = loss(logits, np.where(kept, LABELS, 0), where=kept, class_weights=weights, **options)
+    assert parts["region_loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert parts["region_loss"] != pytest.approx(
+        value(config_with(void=void, region=name), output_of(logits))[1]["region_loss"]
+    )
+
+
 def test_region_loss_of_a_binary_loss_is_that_of_class_one():
     labels = np.where(LABELS == VOID, VOID, LABELS % 2)
     config = config_with(loss="sigmoid_focal", region="dice")
