@@ -1,5 +1,6 @@
 """Four host devices, no accelerator, shapes checked at run time: set before the first import of jax or segjax."""
 
+import gc
 import importlib
 import importlib.metadata
 import json
@@ -36,10 +37,19 @@ import hypothesis
 import jax
 import pytest
 from absl import flags
+from beartype import BeartypeConf
+from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 from packaging.requirements import Requirement
 
-install_import_hook("segjax", "beartype.beartype")
+ROOT = Path(__file__).parent.parent
+
+# All annotations are checked at run time: by jaxtyping, and in the modules of the config, whose functions take no array
+# and run a thousand times per config, by beartype alone, which takes a tenth of the time per call.
+of_config = ("segjax.training.config", "segjax.training.fields")
+beartype_packages(of_config, conf=BeartypeConf(claw_is_pep526=False, violation_type=TypeError))
+modules = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in ROOT.glob("segjax/**/*.py")}
+install_import_hook(sorted(modules.difference(of_config)), "beartype.beartype")
 
 # A job in the background inherits ignored signals, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -53,14 +63,38 @@ hypothesis.settings.load_profile("segjax")
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+# With hundreds of programs per module a worker would grow to 4 GB.
+MEMORY_OF_PROGRAMS = 2 * 2**30
+
+
+def resident_memory():
+    """Returns the bytes of memory that this process uses, or infinity on a system without /proc."""
+    file = Path("/proc/self/statm")
+    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.exists() else float("inf")
+
+
+# Garbage collections would search the millions of objects that are imported and collected, and free none of them.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compilation_effort(request):
     """Compiles the tests of formulas, devices and notebooks with optimizations, and all others fast."""
     optimized = request.path.stem in ("test_api_pages", "test_classification", "test_devices")
+    if optimized:
+        jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()  # with hundreds of programs per module a worker would grow to 4 GB
+    if optimized or resident_memory() > MEMORY_OF_PROGRAMS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +102,7 @@ def page():
     """Returns `page(name)`, the (language, text) of each code block of a page in docs/, one command per line."""
 
     def blocks(name):
-        text = (Path(__file__).parent.parent / "docs" / name).read_text(encoding="utf-8").replace("\\\n  ", "")
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8").replace("\\\n  ", "")
         return re.findall(r"^```(python|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
     return blocks
@@ -89,7 +123,7 @@ def python(process_environment):
     def run(*arguments):
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
-            cwd=Path(__file__).parent.parent,
+            cwd=ROOT,
             env=process_environment,
             capture_output=True,
             text=True,
