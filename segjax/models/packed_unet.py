@@ -104,10 +104,12 @@ class PackedUNet(UNet):
             skips.append(conv_block(x, "down", level))
             x = downsample(skips[level], level)
         x = conv_block(x, "down", self.depth)
+        coarse = self._project(layouts[self.depth].flat(x), self.depth)
         for level in reversed(range(self.depth)):
             # As a list, because the concatenation and its gradient would be written to memory.
             x = conv_block([skips[level], upsample(x, level, skips[level])], "up", level)
-        return layouts[0].flat(x), 1
+            coarse += self._project(layouts[level].flat(x), level)
+        return layouts[0].flat(x) + coarse, 1
 
 
 class PackedConvBlock(Block):

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from segjax import checks
-from segjax.models.layers import ConvBlock, StridedConv3x3, max_pool_2x2, max_pool_2x2_positions
+from segjax.models.layers import ConvBlock, StridedConv3x3, max_pool_2x2, max_pool_2x2_positions, upsample_bilinear
 from segjax.models.network import ForwardContext, Network
 from segjax.models.resnet import encoder_of
 from segjax.models.upsampling import UPSAMPLINGS, upsample_nearest_2x2
@@ -29,6 +30,10 @@ class UNet(Network):
             overlap | "pixel_shuffle": 1×1 convolution, ReLU, depth to space | or a 1×1 convolution to the level's
             channels followed by "nearest", "bilinear", "bed_of_nails" (zeros between pixels) or "max_unpool" (each
             value at the position of the maximum in the pooling of that level; needs downsample="max").
+        multiscale: give the head, beside the features of the finest level, those of all coarser ones, each mapped to
+            `width` channels by a linear 1×1 convolution, upsampled bilinearly and summed, as FCN (arXiv 1411.4038) sums
+            scores. The gradient then reaches the coarse levels directly, which learns faster; 7 680 more parameters at
+            width 16. Not in the paper.
 
     `deep_dropout` = n, 0 to depth, applies dropout after the n deepest blocks of the encoder, the lowest level first,
     and the n deepest of the decoder, like the central units of Bayesian SegNet.
@@ -46,6 +51,7 @@ class UNet(Network):
     padding: str = "reflect"
     downsample: str = "max"
     upsample: str = "transpose"
+    multiscale: bool = False
 
     @property
     def multiple(self) -> int:
@@ -77,15 +83,25 @@ class UNet(Network):
             skips.append(x)
             x = self._downsample(x, level, ctx)
         x = self._conv_block(x, "down", self.depth, ctx)
+        coarse = self._project(x, self.depth)
         for level in reversed(range(self.depth)):  # the expansive path
             x = self._upsample(x, level, skips[level])
             x = jnp.concatenate([skips[level], x], axis=-1)
             x = self._conv_block(x, "up", level, ctx)
-        return x, 1
+            coarse += self._project(x, level)
+        return x + coarse, 1
 
     def _conv_block(self, x: Array, side: str, level: int, ctx: ForwardContext) -> Array:
         block = self.block(ConvBlock, self.width * 2**level, padding=self.padding, name=f"{side}{level}")
         return self._deep_dropout(block(x, ctx.train), side, level, ctx)
+
+    def _project(self, x: Array, level: int) -> Array | float:
+        """Returns the features of a coarse level at full size, for the head of a multiscale network; else 0."""
+        if not self.multiscale or level == 0:
+            return 0.0
+        return upsample_bilinear(
+            nn.Dense(self.width, use_bias=False, name=f"coarse{level}", **self.dtypes)(x), 2**level
+        )
 
     def _deep_dropout(self, x: Array, side: str, level: int, ctx: ForwardContext) -> Array:
         deep = level - (side == "down") >= self.depth - self.deep_dropout

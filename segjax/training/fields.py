@@ -21,7 +21,10 @@ def _own(*names: str, **renamed: str) -> dict[str, str]:
 # is None leaves the class's default.
 _DEEPLAB = _own("width", "encoder_depth", "output_stride", rates="aspp_dilations")
 NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
-    "unet": (models.PackedUNet, _own("width", "depth", "padding", "downsample", "upsample", "pack", "strips")),
+    "unet": (
+        models.PackedUNet,
+        _own("width", "depth", "padding", "downsample", "upsample", "multiscale", "pack", "strips"),
+    ),
     "patch": (models.PatchClassifier, _own("width", "depth")),
     "fcn": (models.FCN, _own("width", "hidden", stride="output_stride")),
     "segnet": (models.SegNet, _own("width")),
@@ -230,6 +233,7 @@ FIELDS = {
     "model.padding": Field("reflect", "padding of the convolutions", ("reflect", "zeros")),
     "model.downsample": Field("max", "pooling, or a convolution with stride 2", DOWNSAMPLINGS),
     "model.upsample": Field("transpose", "upsampling of the decoder", tuple(UPSAMPLINGS)),
+    "model.multiscale": Field(False, "give the head the features of all decoder levels, summed at full size"),
     "model.strips": Field(1, "row strips per image, in the batch axis: 16 / images per chip on a TPU", range=SIZE),
     "model.pack": Field(1, "columns packed into the first level's channels: 128 / width on a TPU", range=SIZE),
     "model.encoder_depth": Field(18, "layers of the ResNet encoder", tuple(RESNETS)),

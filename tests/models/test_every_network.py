@@ -33,7 +33,7 @@ NETWORKS = {
     "unet, reflected": UNet(3, width=4, depth=1),
     "unet, packed": PackedUNet(3, width=4, depth=1, padding="zeros", pack=2),
     "unet, strided": UNet(3, width=4, depth=1, padding="zeros", downsample="stride", upsample="nearest"),
-    "unet, unpooled": UNet(3, width=4, depth=1, padding="zeros", upsample="max_unpool"),
+    "unet, unpooled": UNet(3, width=4, depth=1, padding="zeros", upsample="max_unpool", multiscale=True),
     "resnet unet": ResNetUNet(3, width=4),
     "deeplab v2": DeepLabV2(3, encoder_depth=18, width=4),
     "deeplab v3+": DeepLabV3Plus(3, encoder_depth=18, width=4, channels=8, low=4),

@@ -163,9 +163,9 @@ UNETS = {
         (2, 2),
         {"downsample": "stride", "upsample": "pixel_shuffle", "norm": "group", "padding": "zeros"},
     ),
-    "two levels, max unpooling, no norm, rematerialized": (
+    "two levels, multiscale, max unpooling, no norm, rematerialized": (
         (4, 2),
-        {"depth": 2, "padding": "zeros", "upsample": "max_unpool", "norm": "none", "remat": True},
+        {"depth": 2, "padding": "zeros", "upsample": "max_unpool", "multiscale": True, "norm": "none", "remat": True},
     ),
 }
 

@@ -76,6 +76,25 @@ def parameter_shapes(model: UNet):
     return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), IMAGES[:1])["params"]
 
 
+def test_unet_multiscale_adds_one_projection_per_coarse_level_and_renames_none():
+    plain, multiscale = (parameter_shapes(UNet(2, width=16, multiscale=value)) for value in (False, True))
+    added = {f"coarse{level}": {"kernel": (16 * 2**level, 16)} for level in (1, 2, 3, 4)}
+    assert jax.tree.map(lambda x: x.shape, multiscale) == jax.tree.map(lambda x: x.shape, plain) | added
+
+
+def test_unet_multiscale_sums_the_levels():
+    """The features are those of the plain network plus the sum of the upsampled projections of the coarse levels."""
+    model = UNet(2, width=2, depth=2, multiscale=True)
+    variables = model.init(jax.random.key(0), IMAGES[:1], train=False)
+    _, state = model.apply(variables, IMAGES[:1], train=False, capture_intermediates=True)
+    coarse = [state["intermediates"][f"coarse{level}"]["__call__"][0] for level in (1, 2)]
+    finest = state["intermediates"]["up0"]["__call__"][0]
+    expected = finest + sum(jax.image.resize(x, finest.shape, "bilinear") for x in coarse)
+    height, width = IMAGES.shape[1:3]
+    features = model.apply(variables, IMAGES[:1], train=False).features
+    np.testing.assert_allclose(features, expected[:, :height, :width], rtol=1e-5, atol=1e-6)
+
+
 def test_unet_stride_adds_its_parameters_and_renames_none():
     plain, strided = (parameter_shapes(UNet(2, downsample=kind)) for kind in ("max", "stride"))
     added = {name: strided.pop(name) for name in sorted(set(strided) - set(plain))}
