@@ -1,4 +1,4 @@
-"""Which way to see a rare pixel is best? `python -m experiments.rare_methods --processes=2 --workdir=…`.
+"""Compares thirty ways to see a rare pixel: `python -m experiments.rare_methods --processes=2 --workdir=…`.
 
 Trains the same network with every method of `configs/rare_methods.py` on road_debris, CrackForest and CamVid, and
 scores the rare classes. All methods of a data set have the same steps, batches and learning rate, and the values of

@@ -613,6 +613,7 @@ def test_make_model_passes_every_field(name):
         "padding": "zeros",
         "downsample": "stride",
         "upsample": "nearest",
+        "multiscale": True,
         "pack": 2,
         "strips": 2,
         "encoder_depth": 34,
