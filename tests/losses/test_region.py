@@ -397,8 +397,10 @@ def _tversky_to_second_order(squared, over_batch):
     return jax.jit(jax.vmap(jax.vmap(every, in_axes=(None, 0, None)), in_axes=(None, None, 0)))
 
 
-@pytest.mark.parametrize(("squared", "over_batch"), [(False, False), (True, True)])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("squared", "over_batch", "dtype"),
+    [(False, False, jnp.float32), (True, True, jnp.float32), (False, False, jnp.bfloat16)],
+)
 def test_tversky_and_its_derivatives_are_finite_everywhere(squared, over_batch, dtype):
     weights = np.array([[0.5, 0.5], [1, 1], [0.3, 0.7], [0, 1], [1, 0], [0, 0]], np.float32)
     weights = weights[weights[:, 0] <= weights[:, 1]] if squared else weights
@@ -418,8 +420,9 @@ def test_tversky_and_its_derivatives_are_finite_everywhere(squared, over_batch, 
     assert finite.all()
 
 
-@pytest.mark.parametrize(("squared", "over_batch"), [(False, False), (True, True)])
-@pytest.mark.parametrize("absent", ["exclude", "one"])
+@pytest.mark.parametrize(
+    ("squared", "over_batch", "absent"), [(False, False, "exclude"), (True, True, "one"), (False, False, "one")]
+)
 def test_generalized_dice_and_its_derivatives_are_finite_everywhere(squared, over_batch, absent):
     def loss(logits):
         return losses.generalized_dice_loss(
@@ -481,10 +484,11 @@ def test_narrow_floats_are_computed_in_float32_and_float64_stays():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("over_batch", [False, True])
-@pytest.mark.parametrize("absent", ["exclude", "zero", "one"])
+@pytest.mark.parametrize(("over_batch", "absent"), [(False, "exclude"), (False, "one"), (True, "exclude")])
 def test_masked_pixels_have_no_value_and_no_gradient(name, over_batch, absent):
-    loss = jax.value_and_grad(lambda z, y, k: LOSSES[name](z, y, where=k, over_batch=over_batch, absent=absent))
+    loss = jax.jit(
+        jax.value_and_grad(lambda z, y, k: LOSSES[name](z, y, where=k, over_batch=over_batch, absent=absent))
+    )
     expected = loss(LOGITS, LABELS, KEEP)
     noise = np.where(KEEP[..., None], LOGITS, np.nan).astype(np.float32)
     value, gradient = loss(noise, np.where(KEEP, LABELS, 255).astype(np.int32), KEEP)
@@ -523,17 +527,19 @@ def test_an_image_of_absent_classes_is_one_pair_of_generalized_dice():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("label", [-1, CLASSES, 255])
-def test_unmasked_invalid_labels_give_nan(name, label):
-    # In an image of which no class is present, and so no pair is counted.
-    labels = np.full_like(LABELS, label)
-    value, gradient = jax.value_and_grad(lambda z: LOSSES[name](z, labels, classes=(1,)))(LOGITS)
-    assert np.isnan(value)
-    assert np.isnan(gradient).any(-1).all()
-    labels = np.where(np.arange(5) == 2, label, LABELS)
-    value, gradient = jax.value_and_grad(lambda z: LOSSES[name](z, labels))(LOGITS)
-    assert np.isnan(value)
-    assert np.isnan(gradient[:, :, 2]).any(-1).all()
+def test_unmasked_invalid_labels_give_nan(name):
+    every, one = (
+        jax.jit(jax.value_and_grad(lambda z, y, classes=classes: LOSSES[name](z, y, classes=classes)))
+        for classes in (None, (1,))
+    )
+    for label in (-1, CLASSES, 255):
+        # In an image of which no class is present, and so no pair is counted.
+        value, gradient = one(LOGITS, np.full_like(LABELS, label))
+        assert np.isnan(value), label
+        assert np.isnan(gradient).any(-1).all(), label
+        value, gradient = every(LOGITS, np.where(np.arange(5) == 2, np.int32(label), LABELS))
+        assert np.isnan(value), label
+        assert np.isnan(gradient[:, :, 2]).any(-1).all(), label
 
 
 def test_a_mask_broadcasts_and_labels_come_in_every_integer_dtype():
