@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ LABELS = RNG.integers(0, CLASSES, size=(40, 9)).astype(np.int32)
 MIXING = RNG.normal(size=(SIZE, SIZE))
 FEATURES = (RNG.normal(size=(40, 9, SIZE)) @ MIXING + 3 * RNG.normal(size=(CLASSES, SIZE))[LABELS] + 20).astype("f4")
 CENTER = np.full(SIZE, 20, np.float32)
-SUMS = metrics.gaussian_sums(FEATURES, LABELS, CLASSES, center=CENTER)
+GAUSSIAN_SUMS, LAPLACE_SUMS = jax.jit(metrics.gaussian_sums, static_argnums=2), jax.jit(metrics.laplace_sums)
 SCORES = {
     "max_logit_score": metrics.max_logit_score,
     "energy_score": metrics.energy_score,
@@ -37,13 +39,18 @@ HEAD = RNG.normal(size=(SIZE, CLASSES)).astype(np.float32)
 LAPLACE = metrics.Laplace(*(np.eye(n, dtype=np.float32) for n in (CLASSES + 1, 2)), np.ones((CLASSES + 1, 2), "f4"))
 
 
+@functools.cache
+def _sums():
+    return GAUSSIAN_SUMS(FEATURES, LABELS, CLASSES, center=CENTER)
+
+
 def _standard():
     identity = np.eye(CLASSES, dtype=np.float32)
     return metrics.Gaussians(identity, np.tile(identity, (CLASSES, 1, 1)), np.zeros(3, "f4"), np.full(3, -1, "f4"))
 
 
 def _fit(covariance="tied", **options):
-    return metrics.fit_gaussians(SUMS, center=CENTER, covariance=covariance, ridge=0.0, **options)
+    return metrics.fit_gaussians(_sums(), center=CENTER, covariance=covariance, ridge=0.0, **options)
 
 
 def _of_class(c):
@@ -80,15 +87,16 @@ def test_margin_score_and_max_logit_score_equal_numpy():
 def test_standardized_max_logit_score_has_mean_0_and_deviation_1_per_predicted_class():
     logits = (RNG.normal(size=(2000, CLASSES)) * [1, 2, 3] + [3, 2, 1]).astype(np.float32)
     predicted = logits.argmax(axis=-1)
-    sums = metrics.gaussian_sums(logits.max(axis=-1, keepdims=True), predicted, CLASSES)
-    score = metrics.standardized_max_logit_score(logits, metrics.fit_gaussians(sums, covariance="class", ridge=0.0))
+    sums = GAUSSIAN_SUMS(logits.max(axis=-1, keepdims=True), predicted, CLASSES)
+    gaussians = metrics.fit_gaussians(sums, covariance="class", ridge=0.0)
+    score = np.asarray(metrics.standardized_max_logit_score(logits, gaussians))
     for c in range(CLASSES):
         assert abs(score[predicted == c].mean()) < 1e-4
         assert score[predicted == c].std() == pytest.approx(1, abs=1e-4)
 
 
 def test_standardized_max_logit_score_of_a_class_never_predicted_is_infinite():
-    sums = metrics.gaussian_sums(jnp.array([[1.0], [2.0]]), jnp.array([0, 0]), 2)
+    sums = GAUSSIAN_SUMS(jnp.array([[1.0], [2.0]]), jnp.array([0, 0]), 2)
     score = metrics.standardized_max_logit_score(jnp.array([[0.0, 5.0]]), metrics.fit_gaussians(sums))
     assert score.tolist() == [np.inf]
 
@@ -115,7 +123,7 @@ def test_mahalanobis_score_of_class_covariances_ranks_as_quadratic_discriminant_
 
 def test_relative_mahalanobis_score_equals_the_difference():
     background = metrics.fit_gaussians(
-        jax.tree.map(lambda leaf: np.asarray(leaf).sum(axis=0, keepdims=True), SUMS), center=CENTER, ridge=0.0
+        jax.tree.map(lambda leaf: np.asarray(leaf).sum(axis=0, keepdims=True), _sums()), center=CENTER, ridge=0.0
     )
     whole = EmpiricalCovariance().fit(FEATURES.reshape(-1, SIZE).astype("f8"))
     normals, _ = _normals("tied")
@@ -126,11 +134,11 @@ def test_relative_mahalanobis_score_equals_the_difference():
 
 
 def test_gaussian_sums_add_and_the_center_does_not_change_the_fit():
-    halves = [metrics.gaussian_sums(FEATURES[i::2], LABELS[i::2], CLASSES, center=CENTER) for i in range(2)]
+    halves = [GAUSSIAN_SUMS(FEATURES[i::2], LABELS[i::2], CLASSES, center=CENTER) for i in range(2)]
     added = jax.tree.map(lambda a, b: np.asarray(a, np.float64) + np.asarray(b, np.float64), *halves)
-    for one, other in zip(added, SUMS, strict=True):
+    for one, other in zip(added, _sums(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-3)
-    plain = metrics.fit_gaussians(metrics.gaussian_sums(FEATURES, LABELS, CLASSES), ridge=0.0)
+    plain = metrics.fit_gaussians(GAUSSIAN_SUMS(FEATURES, LABELS, CLASSES), ridge=0.0)
     np.testing.assert_allclose(plain.mean, _fit().mean, rtol=1e-5)
     np.testing.assert_allclose(plain.whitening, _fit().whitening, rtol=2e-2, atol=1e-3)
 
@@ -142,7 +150,7 @@ def test_gaussian_sums_of_an_invalid_pixel_are_invalid(bad):
         labels[3, 4] = CLASSES
     else:
         features[3, 4, 1] = float(bad)
-    sums = metrics.gaussian_sums(features, labels, CLASSES)
+    sums = GAUSSIAN_SUMS(features, labels, CLASSES)
     assert (np.asarray(sums.count) == -(2**31)).all()
     assert np.isnan(sums.total).all()
     assert np.isnan(sums.outer).all()
@@ -150,13 +158,13 @@ def test_gaussian_sums_of_an_invalid_pixel_are_invalid(bad):
         metrics.fit_gaussians(sums)
     where = np.ones(labels.shape, bool)
     where[3, 4] = False
-    masked = metrics.gaussian_sums(features, labels, CLASSES, where=where)
+    masked = GAUSSIAN_SUMS(features, labels, CLASSES, where=where)
     assert int(np.sum(masked.count)) == labels.size - 1
     assert np.isfinite(masked.outer).all()
 
 
 def test_fit_gaussians_class_without_pixels_is_never_the_nearest():
-    sums = metrics.gaussian_sums(FEATURES, np.minimum(LABELS, 1), CLASSES, center=CENTER)
+    sums = GAUSSIAN_SUMS(FEATURES, np.minimum(LABELS, 1), CLASSES, center=CENTER)
     gaussians = metrics.fit_gaussians(sums, center=CENTER)
     assert gaussians.log_prior[2] == -np.inf
     assert np.isfinite(metrics.mahalanobis_score(np.zeros((2, SIZE), np.float32), gaussians)).all()
@@ -165,14 +173,14 @@ def test_fit_gaussians_class_without_pixels_is_never_the_nearest():
 
 def test_fit_gaussians_singular_covariance_is_an_error_that_the_ridge_mends():
     constant = np.concatenate([FEATURES, np.ones_like(FEATURES[..., :1])], axis=-1)
-    sums = metrics.gaussian_sums(constant, LABELS, CLASSES)
+    sums = GAUSSIAN_SUMS(constant, LABELS, CLASSES)
     with pytest.raises(ValueError, match=r"singular .* ridge=0, .* raise ridge"):
         metrics.fit_gaussians(sums, ridge=0.0)
     assert np.isfinite(metrics.mahalanobis_score(constant, metrics.fit_gaussians(sums, ridge=1e-4))).all()
 
 
 def test_fit_gaussians_without_a_pixel_is_an_error():
-    sums = metrics.gaussian_sums(FEATURES, LABELS, CLASSES, where=np.zeros(LABELS.shape, bool))
+    sums = GAUSSIAN_SUMS(FEATURES, LABELS, CLASSES, where=np.zeros(LABELS.shape, bool))
     with pytest.raises(ValueError, match="at least one pixel"):
         metrics.fit_gaussians(sums)
 
@@ -182,11 +190,12 @@ def test_scores_masked_pixels_are_0_without_any_gradient(name):
     values = LOGITS[0].copy()
     values[2] = np.nan
     where = np.arange(len(values)) != 2
-    score, gradient = jax.value_and_grad(lambda z: jnp.sum(SCORES[name](z, where=where)))(jnp.asarray(values))
+    masked = jax.jit(jax.value_and_grad(lambda z: jnp.sum(SCORES[name](z, where=where))))
+    score, gradient = masked(values)
     assert np.isfinite(score)
     assert np.isfinite(gradient).all()
     assert not gradient[2].any()
-    assert np.isnan(SCORES[name](jnp.asarray(values))[2])
+    assert np.isnan(jax.jit(SCORES[name])(values)[2])
 
 
 @each
@@ -222,14 +231,14 @@ def test_laplace_variance_equals_the_inverse_hessian_of_a_head_of_equal_probabil
     covariance = np.linalg.inv(np.asarray(hessian, np.float64) + precision * np.eye(len(hessian)))
     jacobian = np.kron(np.concatenate([new, np.ones_like(new[:, :1])], axis=-1), np.eye(classes))
     expected = np.einsum("ni,ij,nj->n", jacobian, covariance, jacobian).reshape(2, classes)
-    sums = metrics.laplace_sums(FEATURES[0], np.zeros((len(x), classes), np.float32))
+    sums = LAPLACE_SUMS(FEATURES[0], np.zeros((len(x), classes), np.float32))
     laplace = metrics.fit_laplace(sums, prior_precision=precision)
     np.testing.assert_allclose(metrics.laplace_variance(new, laplace), expected, rtol=1e-3)
 
 
 def test_laplace_sums_equal_numpy_also_where_the_network_is_sure():
     logits = 5 * (FEATURES - 20) @ HEAD
-    sums = metrics.laplace_sums(FEATURES, logits)
+    sums = LAPLACE_SUMS(FEATURES, logits)
     x = np.concatenate([FEATURES, np.ones_like(FEATURES[..., :1])], axis=-1).reshape(-1, SIZE + 1).astype("f8")
     p = softmax(logits.reshape(-1, CLASSES).astype("f8"), axis=-1)
     assert np.median(p.max(axis=-1)) > 1 - 1e-6
@@ -242,27 +251,27 @@ def test_laplace_sums_equal_numpy_also_where_the_network_is_sure():
 def test_laplace_sums_of_an_invalid_pixel_are_invalid(bad):
     given = {"features": FEATURES.copy(), "logits": (FEATURES - 20) @ HEAD}
     given[bad][3, 4, 1] = np.nan
-    sums = metrics.laplace_sums(**given)
+    sums = LAPLACE_SUMS(**given)
     assert np.isnan(sums.features).all()
     assert np.isnan(sums.logits).all()
     with pytest.raises(ValueError, match=r"sums\.count has a negative count.*feature or logit"):
         metrics.fit_laplace(sums)
     where = np.ones(LABELS.shape, bool)
     where[3, 4] = False
-    masked = metrics.laplace_sums(**given, where=where)
+    masked = LAPLACE_SUMS(**given, where=where)
     assert int(masked.count) == LABELS.size - 1
     assert np.isfinite(metrics.fit_laplace(masked).variance).all()
 
 
 def test_laplace_variance_is_high_away_from_the_training_features():
-    sums = metrics.laplace_sums(FEATURES, (FEATURES - 20) @ HEAD)
+    sums = LAPLACE_SUMS(FEATURES, (FEATURES - 20) @ HEAD)
     laplace = metrics.fit_laplace(sums)
     inside, outside = (metrics.laplace_variance(x, laplace).mean() for x in (FEATURES, 3 * FEATURES))
     assert outside > 5 * inside
 
 
 def test_fit_laplace_shrinks_with_the_prior_precision_and_the_pixels():
-    sums = metrics.laplace_sums(FEATURES, (FEATURES - 20) @ HEAD)
+    sums = LAPLACE_SUMS(FEATURES, (FEATURES - 20) @ HEAD)
     double = jax.tree.map(lambda leaf: 2 * np.asarray(leaf), sums)
     base = metrics.fit_laplace(sums, prior_precision=1.0).variance
     assert (metrics.fit_laplace(sums, prior_precision=2.0).variance < base).all()
@@ -271,9 +280,9 @@ def test_fit_laplace_shrinks_with_the_prior_precision_and_the_pixels():
 
 def test_fit_laplace_refuses_a_prior_precision_of_0_and_no_pixels():
     with pytest.raises(ValueError, match="prior_precision must be finite and more than 0"):
-        metrics.fit_laplace(metrics.laplace_sums(FEATURES, FEATURES), prior_precision=0.0)
+        metrics.fit_laplace(LAPLACE_SUMS(FEATURES, FEATURES), prior_precision=0.0)
     with pytest.raises(ValueError, match="at least one pixel"):
-        metrics.fit_laplace(metrics.laplace_sums(FEATURES, FEATURES, where=np.zeros(LABELS.shape, bool)))
+        metrics.fit_laplace(LAPLACE_SUMS(FEATURES, FEATURES, where=np.zeros(LABELS.shape, bool)))
 
 
 def test_probit_logits_approximate_the_mean_of_the_sigmoid():
