@@ -59,7 +59,7 @@ ROWS: Rows = {
     # Dropout of ½ after each of the central six units.
     BAYESIAN: {"model.name": "segnet", "model.width": 18, "model.deep_dropout": 3, "model.deep_dropout_rate": 0.5},
     "SegNet-Basic": {"model.name": "segnet_basic", "model.width": 23},
-    "U-Net, ResNet-18": {"model.name": "resnet_unet", "model.width": 48},
+    "U-Net, ResNet-18": {"model.name": "encoder_unet", "model.width": 48},
     # The papers' dilations as shares of the feature map, which has 24×32 pixels here, and 12×16 for v3+. Group norm,
     # because a batch norm over the pooled features of two images would leave only their signs.
     "DeepLab v2, ResNet-18": {"model.name": "deeplab_v2", "model.width": 32, "model.aspp_dilations": (4, 7, 10, 14)},

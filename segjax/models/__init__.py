@@ -1,6 +1,7 @@
 """Networks in Flax Linen: pure `init` and `apply`, any input size, float32 logits."""
 
 from segjax.models.deeplab import ASPP, DeepLabV2, DeepLabV3Plus
+from segjax.models.encoders import EfficientNetLite, InvertedBottleneck, ResidualBlock, ResNet
 from segjax.models.fcn import FCN, PatchClassifier, ValidBlock
 from segjax.models.layers import (
     Conv,
@@ -27,11 +28,18 @@ from segjax.models.network import (
     logit_variance,
 )
 from segjax.models.packed_unet import BatchNorm, Layout, PackedUNet
-from segjax.models.pretrained import load_encoder, load_retinanet, load_torch_state, resnet_variables, with_encoder
-from segjax.models.resnet import ResidualBlock, ResNet
+from segjax.models.pretrained import (
+    efficientnet_variables,
+    load_encoder,
+    load_retinanet,
+    load_torch_state,
+    package_file,
+    resnet_variables,
+    with_encoder,
+)
 from segjax.models.retinanet import DetectorOutput, RetinaNet
 from segjax.models.segnet import Conv7x7Block, SegNet, SegNetBasic
-from segjax.models.unet import ResNetUNet, UNet
+from segjax.models.unet import EncoderUNet, UNet
 from segjax.models.upsampling import (
     ConvTranspose2x2,
     ConvTransposeBilinear,
@@ -44,7 +52,7 @@ from segjax.models.upsampling import (
     upsample_nearest_2x2,
 )
 
-Pass = ForwardContext  # its old name
+Pass, ResNetUNet = ForwardContext, EncoderUNet  # old names
 __all__ = [
     "ASPP",
     "FCN",
@@ -61,8 +69,11 @@ __all__ = [
     "DeepLabV2",
     "DeepLabV3Plus",
     "DetectorOutput",
+    "EfficientNetLite",
+    "EncoderUNet",
     "FixedUpsampling2x2",
     "ForwardContext",
+    "InvertedBottleneck",
     "Layout",
     "LinearHead",
     "Network",
@@ -83,6 +94,7 @@ __all__ = [
     "ValidBlock",
     "bed_of_nails_2x2",
     "depth_to_space_2x2",
+    "efficientnet_variables",
     "example_dropout_keys",
     "head_samples",
     "load_encoder",
@@ -94,6 +106,7 @@ __all__ = [
     "max_pool_2x2_positions",
     "max_pool_3x3",
     "max_unpool_2x2",
+    "package_file",
     "pad_to_multiple",
     "resnet_variables",
     "upsample_nearest_2x2",

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from segjax import checks, collectives
+from segjax.models.encoders import OUTPUT_STRIDES, encoder_of
 from segjax.models.layers import Block, Conv, ConvNorm, upsample_bilinear
 from segjax.models.network import ForwardContext, Network
-from segjax.models.resnet import OUTPUT_STRIDES, encoder_of
 
 
 class DeepLabV2(Network):
-    r"""DeepLab v2 (arXiv 1606.00915): a dilated ResNet and 3×3 convolutions of several dilations, summed (ASPP).
+    r"""DeepLab v2 (arXiv 1606.00915): a dilated encoder and 3×3 convolutions of several dilations, summed (ASPP).
 
     .. math:: y = \sum_r W_r *_r x
 
@@ -22,10 +22,11 @@ class DeepLabV2(Network):
     features of the linear head. The paper's three image scales and its conditional random field are left out.
 
     Attributes: those of `Network`, and
-        encoder_depth, width, output_stride: those of the `ResNet`.
+        encoder_depth, width, output_stride: those of the encoder; an `EfficientNetLite` has the last one only.
         rates: dilations r; the default is the paper's "ASPP-L", for output stride 8 and crops of 321 pixels. On a map
             not larger than r the outer taps see only padding: choose smaller rates for small images.
         aspp: number of channels of y; None: `num_classes`.
+        encoder: "resnet" | "efficientnet_lite0" | "efficientnet_lite2".
 
     `deep_dropout` = 1 applies dropout before ASPP, as in the paper's VGG.
     """
@@ -36,6 +37,7 @@ class DeepLabV2(Network):
     output_stride: int = 8
     rates: Sequence[int] = (6, 12, 18, 24)
     aspp: int | None = None
+    encoder: str = "resnet"
 
     deep_places = 1
 
@@ -50,8 +52,7 @@ class DeepLabV2(Network):
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b H W f"], int]:
         """Maps `[B, H, W, channels]` to `[B, H/n, W/n, aspp]`, n the output stride."""
-        encoder = encoder_of(self, depth=self.encoder_depth, width=self.width, output_stride=self.output_stride)
-        x = encoder(x, ctx.train)[-1]
+        x = encoder_of(self, self.output_stride)(x, ctx.train)[-1]
         x = ctx.drop(x, 1) if self.deep_dropout else x
         features = self.num_classes if self.aspp is None else self.aspp
         # Their sum has the variance of one convolution before a linear head.
@@ -87,7 +88,7 @@ class ASPP(Block):
 
 
 class DeepLabV3Plus(Network):
-    r"""DeepLab v3+ (arXiv 1802.02611): a dilated ResNet, ASPP with image pooling, a decoder with features of stride 4.
+    r"""DeepLab v3+ (arXiv 1802.02611): a dilated encoder, ASPP with image pooling, a decoder with features of stride 4.
 
     .. math:: f = D([\,\text{up}(S(\text{ASPP}(x_{16}))),\ P(x_4)\,])
 
@@ -96,11 +97,12 @@ class DeepLabV3Plus(Network):
     segmentation-models-pytorch's `DeepLabV3Plus("resnet50")`, which upsamples with aligned corners.
 
     Attributes: those of `Network`, and
-        encoder_depth, width, output_stride: those of the `ResNet`.
+        encoder_depth, width, output_stride: those of the encoder; an `EfficientNetLite` has the last one only.
         rates: dilations of ASPP; None: the paper's 6, 12, 18 at output stride 16, doubled at 8, for crops of 513
             pixels. Choose smaller rates for small images.
         channels: number of channels of ASPP and the decoder.
         low: number of output channels of P; None: 3/16 of the features of stride 4, the paper's 48 of 256.
+        encoder: "resnet" | "efficientnet_lite0" | "efficientnet_lite2".
 
     `deep_dropout` = 1 applies dropout after ASPP, 2 after the decoder too.
     """
@@ -112,6 +114,7 @@ class DeepLabV3Plus(Network):
     rates: Sequence[int] | None = None
     channels: int = 256
     low: int | None = None
+    encoder: str = "resnet"
 
     deep_places = 2
 
@@ -126,8 +129,7 @@ class DeepLabV3Plus(Network):
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b H W f"], int]:
         """Maps `[B, H, W, channels]`, multiples of `multiple`, to `[B, H/4, W/4, channels]`."""
-        encoder = encoder_of(self, depth=self.encoder_depth, width=self.width, output_stride=self.output_stride)
-        _, fine, *_, coarse = encoder(x, ctx.train)
+        _, fine, *_, coarse = encoder_of(self, self.output_stride)(x, ctx.train)
         rates = [96 // self.output_stride * i for i in (1, 2, 3)] if self.rates is None else self.rates
         coarse = self.block(ASPP, self.channels, tuple(rates), name="aspp")(coarse, ctx.train)
         coarse = ctx.drop(coarse, 1) if self.deep_dropout >= 1 else coarse

@@ -70,7 +70,7 @@ class Layer(nn.Module, kw_only=True):
 
 
 class Norm(Layer):
-    """Batch norm, group norm or no norm, with PyTorch's constants: epsilon 1e-5, momentum 0.9 (PyTorch's 0.1).
+    """Batch norm, group norm or no norm; by default with PyTorch's epsilon 1e-5 and momentum 0.9 (PyTorch's 0.1).
 
     `nn.BatchNorm` keeps the biased running variance (1/N); PyTorch keeps N/(N-1) of it. The variance is the mean of
     squared deviations: E[x²] - E[x]² would cancel for channels far from 0. `kind` is "batch" (Ioffe and Szegedy, arXiv
@@ -80,12 +80,13 @@ class Norm(Layer):
     kind: str = "batch"
     axis_name: str | None = None
     groups: int = 8
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         """Normalizes by batch statistics, updating "batch_stats", if `train`, and by the running statistics if not."""
         checks.choice("norm", self.kind, ("batch", "group", "none"))
-        common = {"epsilon": 1e-5, "use_fast_variance": False, **self.dtypes}
+        common = {"epsilon": self.epsilon, "use_fast_variance": False, **self.dtypes}
         if self.kind == "batch":
             return nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name, name="batch", **common)(x)
         if self.kind == "group":
@@ -108,9 +109,11 @@ class Block(Layer, kw_only=True):
         """Dtypes and `use_bias` as arguments of a convolution that a norm follows."""
         return {"use_bias": self.norm == "none", **self.dtypes}
 
-    def normalize(self, x: Float[Array, "b h w c"], train: bool, name: str = "norm") -> Float[Array, "b h w c"]:
-        """Normalizes `x` by a `Norm` of this name."""
-        return Norm(self.norm, self.axis_name, name=name, **self.dtypes)(x, train)
+    def normalize(
+        self, x: Float[Array, "b h w c"], train: bool, name: str = "norm", **fields: Any
+    ) -> Float[Array, "b h w c"]:
+        """Normalizes `x` by a `Norm` of this name; `fields` are other fields of it."""
+        return Norm(self.norm, self.axis_name, name=name, **fields, **self.dtypes)(x, train)
 
 
 def Conv(
@@ -187,7 +190,7 @@ class SeparableConv3x3(Layer):
         # LeCun's scale, because no ReLU follows.
         kernel = self.param("depthwise", fan_in_normal(1.0, 9), (3, 3, x.shape[-1]), self.param_dtype)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        x = depthwise3x3(x, kernel, self.dilation)
+        x = depthwise_conv(x, kernel[:, :, None], rhs_dilation=(self.dilation, self.dilation))
         return Conv(self.features, 1, use_bias=self.use_bias, name="pointwise", **self.dtypes)(x)
 
 
@@ -335,24 +338,32 @@ def larger(a: Array, b: Array) -> Array:
     return jnp.where(first_is_larger(a, b), a, b)
 
 
-def depthwise3x3(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c"], dilation: int = 1
-) -> Float[Array, "b h w c"]:
-    """Returns the depthwise 3×3 convolution of `x` padded by zeros: `feature_group_count` = C.
+def depthwise_conv(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k 1 c"],
+    strides: tuple[int, int] = (1, 1),
+    padding: str = "SAME",
+    *,
+    rhs_dilation: tuple[int, int] = (1, 1),
+    **_: Any,
+) -> Float[Array, "b H W c"]:
+    """Returns the depthwise convolution of `x`, `feature_group_count` = C, with TensorFlow's zeros, "SAME".
 
-    On CPUs it is computed as nine shifted products: XLA's form, used elsewhere, takes five times as long with its
-    gradients, and thirty times as long without.
+    A field `conv_general_dilated` of `nn.Conv`. On CPUs it is computed as k² shifted products: XLA's form, used
+    elsewhere, takes at least five times as long with its gradients (docs/speed.md).
     """
-    (height, width, channels), padding = x.shape[1:], ((dilation, dilation),) * 2
+    k, (stride, _), (dilation, _) = kernel.shape[0], strides, rhs_dilation
+    taps = (dilation * (k - 1) + 1,) * 2
 
     def shifted(x: Array, kernel: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-        taps = [(i, j, kernel[None, None, None, i, j]) for i in range(3) for j in range(3)]
-        return sum(x[:, i * dilation :, j * dilation :][:, :height, :width] * tap for i, j, tap in taps)
+        height, width = (-(-n // stride) for n in x.shape[1:3])
+        x = jnp.pad(x, ((0, 0), *lax.padtype_to_pads(x.shape[1:3], taps, strides, padding), (0, 0)))
+        offsets = [(i, j) for i in range(k) for j in range(k)]
+        lines = [x[:, i * dilation :: stride, j * dilation :: stride][:, :height, :width] for i, j in offsets]
+        return sum(line * kernel[None, None, i, j] for line, (i, j) in zip(lines, offsets, strict=True))
 
     def grouped(x: Array, kernel: Array) -> Array:
-        fields = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": channels}
-        dilations = (dilation, dilation)
-        return lax.conv_general_dilated(x, kernel[:, :, None], (1, 1), padding, rhs_dilation=dilations, **fields)
+        fields = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": x.shape[-1]}
+        return lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=rhs_dilation, **fields)
 
     return lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)

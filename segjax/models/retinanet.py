@@ -9,15 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from segjax import checks
+from segjax.models.encoders import ENCODERS, encoder_of
 from segjax.models.layers import Block, Conv, ConvBlock, Layer, Norm, fan_in_normal, max_pool_2x2, pad_to_multiple
 from segjax.models.network import check_images
-from segjax.models.resnet import encoder_of
 from segjax.models.upsampling import upsample_nearest_2x2
 
 # Variance times fan-in of the heads' initial kernels: the paper's σ = 0.01 at its 256 channels.
 _HEAD_GAIN = 0.01**2 * 9 * 256
-_RESNET_STRIDE = 32
-ENCODERS = ("resnet", "unet")
+_ENCODER_STRIDE = 32
 
 
 class DetectorOutput(NamedTuple):
@@ -209,9 +208,9 @@ class RetinaNet(Block):
             encoder = ContractingPath(self.width, last, name="encoder", **common)
             features = encoder(pad_to_multiple(images, 2**last, mode="constant"), train)[first:]
         else:
-            encoder = encoder_of(self, depth=self.encoder_depth, width=self.width, output_stride=_RESNET_STRIDE)
-            # A ResNet's features begin at stride 2.
-            features = encoder(pad_to_multiple(images, _RESNET_STRIDE, mode="constant"), train)[first - 1 :]
+            encoder = encoder_of(self, _ENCODER_STRIDE)
+            # Its features begin at stride 2.
+            features = encoder(pad_to_multiple(images, _ENCODER_STRIDE, mode="constant"), train)[first - 1 :]
         maps = FeaturePyramid(self.levels, self.channels, name="pyramid", **self.dtypes)(features)
 
         def rows(maps: Sequence[Array], outputs: int) -> Float[Array, "b anchors n"]:
@@ -228,7 +227,7 @@ class RetinaNet(Block):
 
     def check_fields(self) -> None:
         """Raises a ValueError if a field is out of range."""
-        checks.choice("encoder", self.encoder, ENCODERS)
+        checks.choice("encoder", self.encoder, (*ENCODERS, "unet"))
         checks.choice("head_norm", self.head_norm, ("none", "group"))
         levels, firsts, lasts, example = tuple(self.levels), (2, 3, 4, 5), (5, 6, 7), (3, 4, 5, 6, 7)
         if self.encoder == "unet":

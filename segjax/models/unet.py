@@ -1,4 +1,4 @@
-"""U-Net (Ronneberger et al. 2015, arXiv 1505.04597), plain and with a ResNet encoder."""
+"""U-Net (Ronneberger et al. 2015, arXiv 1505.04597), plain and with another encoder."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from segjax import checks
+from segjax.models.encoders import encoder_of
 from segjax.models.layers import ConvBlock, StridedConv3x3, max_pool_2x2, max_pool_2x2_positions, upsample_bilinear
 from segjax.models.network import ForwardContext, Network
-from segjax.models.resnet import encoder_of
 from segjax.models.upsampling import UPSAMPLINGS, upsample_nearest_2x2
 
 DOWNSAMPLINGS = ("max", "stride")
-RESNET_LEVELS = 5
+ENCODER_LEVELS = 5
 
 
 class UNet(Network):
@@ -117,17 +117,18 @@ class UNet(Network):
         return layer(x, max_pool_2x2_positions(skip)[1]) if self.upsample == "max_unpool" else layer(x)
 
 
-class ResNetUNet(Network):
-    r"""U-Net (arXiv 1505.04597) with a ResNet encoder (1512.03385): its features of stride 32, upsampled five times.
+class EncoderUNet(Network):
+    r"""U-Net (arXiv 1505.04597) with a `ResNet` or `EfficientNetLite`: its features of stride 32, upsampled five times.
 
     .. math:: y_5 = x_{32}, \qquad y_l = B_l([\,\text{nearest}(y_{l+1}),\ x_{2^l}\,]), \qquad l = 4 \ldots 0
 
     B is a `ConvBlock`; there is no x₁. This is segmentation-models-pytorch's `Unet`, but its head is a 3×3 convolution.
-    ResNet-18, width 64, 3 channels, batch norm: 14.3 M parameters; ResNet-34: 24.4 M.
+    ResNet-18, width 64, 3 channels, batch norm: 14.3 M parameters; ResNet-34: 24.4 M; EfficientNet-Lite0: XX M.
 
     Attributes: those of `Network`, and
-        encoder_depth, width: those of the `ResNet`.
+        encoder_depth, width: those of the `ResNet`; with another encoder the width is that of the decoder only.
         decoder: number of channels of the five decoder steps, coarsest first; None: 4, 2, 1, 1/2 and 1/4 widths.
+        encoder: "resnet" | "efficientnet_lite0" | "efficientnet_lite2".
 
     `deep_dropout` = n, 0 to 5, applies dropout after the encoder and after the first n - 1 decoder steps.
     """
@@ -136,27 +137,27 @@ class ResNetUNet(Network):
     encoder_depth: int = 18
     width: int = 64
     decoder: Sequence[int] | None = None
+    encoder: str = "resnet"
 
-    multiple, deep_places = 2**RESNET_LEVELS, RESNET_LEVELS
+    multiple, deep_places = 2**ENCODER_LEVELS, ENCODER_LEVELS
 
     @property
     def _widths(self) -> tuple[int, ...]:
-        default = [4 * self.width // 2**step for step in range(RESNET_LEVELS)]
+        default = [4 * self.width // 2**step for step in range(ENCODER_LEVELS)]
         return tuple(default if self.decoder is None else self.decoder)
 
     def check(self) -> None:
         """Raises a ValueError if `decoder` has not one width per step."""
-        if len(self._widths) != RESNET_LEVELS or min(self._widths) < 1:
-            raise ValueError(f"decoder must have {RESNET_LEVELS} positive widths, one per step; got {self._widths}")
+        if len(self._widths) != ENCODER_LEVELS or min(self._widths) < 1:
+            raise ValueError(f"decoder must have {ENCODER_LEVELS} positive widths, one per step; got {self._widths}")
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b h w f"], int]:
         """Maps `[B, H, W, channels]`, H and W multiples of 32, to `[B, H, W, F]`, F the last width of the decoder."""
-        encoder = encoder_of(self, depth=self.encoder_depth, width=self.width, output_stride=self.multiple)
-        *skips, x = encoder(x, ctx.train)
+        *skips, x = encoder_of(self, self.multiple)(x, ctx.train)
         x = ctx.drop(x, 1) if self.deep_dropout else x
         for step, width in enumerate(self._widths):
             x = upsample_nearest_2x2(x)
             x = jnp.concatenate([x, skips.pop()], axis=-1) if skips else x
-            x = self.block(ConvBlock, width, padding="zeros", name=f"up{RESNET_LEVELS - 1 - step}")(x, ctx.train)
+            x = self.block(ConvBlock, width, padding="zeros", name=f"up{ENCODER_LEVELS - 1 - step}")(x, ctx.train)
             x = ctx.drop(x, 2 + step) if step + 1 < self.deep_dropout else x
         return x, 1

@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
 from segjax.data import Source, class_pixels
+from segjax.models.encoders import LITES
 from segjax.storage import StorageError, read_json, write_json
-from segjax.training.fields import DETECTORS, FIELDS, INITIAL, NETWORKS, RENAMED, TRACED
+from segjax.training.fields import DETECTORS, FIELDS, INITIAL, NETWORKS, RENAMED, RENAMED_VALUES, TRACED
 from segjax.training.objective import (
     BINARY_LOSSES,
     FREQUENCY_LOSSES,
@@ -208,7 +209,9 @@ def validate(config: ConfigDict) -> None:
         if key not in given:
             raise ConfigError(f"config.{key} is missing; start from segjax.training.defaults() to have every field")
         if not field.accepts(given[key]):
-            raise ConfigError(f"config.{key} must be {field.valid}; got {given[key]!r}")
+            renamed = RENAMED_VALUES.get(key, {}).get(str(given[key]))
+            hint = f", which was renamed; use {renamed!r}" if renamed else ""
+            raise ConfigError(f"config.{key} must be {field.valid}; got {given[key]!r}{hint}")
     for problem in _contradictions(config):
         raise ConfigError(problem)
 
@@ -365,15 +368,20 @@ def _foreign_fields(model: ConfigDict) -> Iterator[str]:
             owners = " or ".join(network for network, own in fields.items() if name in own)
             owner = f"set config.model.name to {owners}"
             yield no_effect(f"model.{name}", model[name], f"config.model.name={model.name!r}", default, owner)
-    resnet = model.encoder == "resnet" and "encoder_depth" in fields[model.name]
-    if model.pretrained and not resnet:
-        has_choice = "encoder" in fields[model.name]
-        encoder = "set config.model.encoder to 'resnet', or pretrained to ''" if has_choice else "set it to ''"
-        yield f"config.model.pretrained={model.pretrained!r} needs a ResNet encoder; {encoder}"
-    default = FIELDS["model.encoder_depth"].default
-    if model.encoder != "resnet" and model.encoder_depth != default:
-        cause = f"config.model.encoder={model.encoder!r}"
-        yield no_effect("model.encoder_depth", model.encoder_depth, cause, default, "set encoder to 'resnet'")
+    has_encoder = "encoder" in fields[model.name]
+    if model.pretrained and (not has_encoder or model.encoder == "unet"):
+        choice = "set config.model.encoder to 'resnet', or pretrained to ''" if has_encoder else "set it to ''"
+        yield f"config.model.pretrained={model.pretrained!r} needs a pretrained encoder; {choice}"
+    if model.pretrained == "package" and model.encoder not in LITES:
+        choice = f"set config.model.encoder to {' or '.join(map(repr, LITES))}, or pretrained to a file"
+        yield f"config.model.pretrained='package' has no weights of config.model.encoder={model.encoder!r}; {choice}"
+    # The width of an EfficientNet-Lite is fixed; that of the U-Net's decoder is not.
+    own = ("encoder_depth", "width") if model.encoder in LITES and model.name != "encoder_unet" else ("encoder_depth",)
+    for name in own if model.encoder != "resnet" else ():
+        default = FIELDS[f"model.{name}"].default
+        if model[name] != default:
+            cause = f"config.model.encoder={model.encoder!r}"
+            yield no_effect(f"model.{name}", model[name], cause, default, "set encoder to 'resnet'")
 
 
 _ANCHOR_FIELDS = ("anchor_base", "anchor_scales", "anchor_ratios")

