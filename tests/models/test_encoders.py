@@ -5,18 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax.models import ResNet
+from segjax.models import EfficientNetLite, ResNet
 
 SMALL = ResNet(18, width=4)
 IMAGES = jax.ShapeDtypeStruct((4, 33, 455, 3), jnp.float32)
 
 
-def shapes(model: ResNet):
+def shapes(model: ResNet | EfficientNetLite):
     return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), IMAGES)
 
 
 @cache
-def start():
+def start(model: ResNet | EfficientNetLite = SMALL):
     """Returns initial variables drawn by NumPy, because compiling `init` takes longer than the tests."""
     rng = np.random.default_rng(3)
 
@@ -25,11 +25,11 @@ def start():
             return (rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:3]))).astype(np.float32)
         return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
 
-    return jax.tree_util.tree_map_with_path(drawn, shapes(SMALL))
+    return jax.tree_util.tree_map_with_path(drawn, shapes(model))
 
 
 @partial(jax.jit, static_argnums=0)
-def evaluate(model: ResNet, variables, images):
+def evaluate(model: ResNet | EfficientNetLite, variables, images):
     return model.apply(variables, images, train=False)
 
 
@@ -40,6 +40,21 @@ DEEP = pytest.param(101, 42_500_160, marks=pytest.mark.slow)
 @pytest.mark.parametrize(("depth", "count"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), DEEP])
 def test_parameter_counts_equal_torchvision(depth, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(ResNet(depth))["params"])) == count
+
+
+# `EfficientNet.from_name("efficientnet-lite0")` and so on of efficientnet_lite_pytorch, without the head.
+@pytest.mark.parametrize(("variant", "count"), [("efficientnet_lite0", 2_958_848), ("efficientnet_lite2", 4_357_952)])
+def test_parameter_counts_equal_efficientnet_lite_pytorch(variant, count):
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes(EfficientNetLite(variant))["params"])) == count
+
+
+def test_efficientnet_dilated_features_contain_the_strided_features():
+    model = EfficientNetLite()
+    images = np.random.default_rng(4).standard_normal((1, 64, 96, 3)).astype(np.float32)
+    coarse, fine = (evaluate(model.clone(output_stride=stride), start(model), images) for stride in (32, 8))
+    # With TensorFlow's padding, stride 2 keeps the odd pixels of an even size.
+    for step, expected, actual in zip((1, 1, 1, 2, 4), coarse, fine, strict=True):
+        np.testing.assert_allclose(actual[:, step - 1 :: step, step - 1 :: step], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_dilated_features_contain_the_strided_features():
@@ -80,6 +95,29 @@ def test_receptive_field_is_435_pixels_strided_or_dilated(output_stride):
         ({"output_stride": 4}, (64, 64), "output_stride must be one of 8, 16, 32; got 4"),
     ],
 )
-def test_invalid_fields_and_sizes_are_rejected(fields, size, message):
+def test_resnet_invalid_fields_and_sizes_are_rejected(fields, size, message):
     with pytest.raises(ValueError, match=message):
         ResNet(**{"width": 4, **fields}).init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "message"),
+    [
+        ({}, (31, 64), "at least 32x32, the output stride of this efficientnet_lite0; got 31x64"),
+        (
+            {"variant": "resnet"},
+            (64, 64),
+            "variant must be one of 'efficientnet_lite0', 'efficientnet_lite2'; got 'resnet'",
+        ),
+        ({"output_stride": 4}, (64, 64), "output_stride must be one of 8, 16, 32; got 4"),
+    ],
+)
+def test_efficientnet_invalid_fields_and_sizes_are_rejected(fields, size, message):
+    with pytest.raises(ValueError, match=message):
+        EfficientNetLite(**fields).init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
+
+
+def test_efficientnet_convolutions_have_a_bias_without_a_norm():
+    variables = shapes(EfficientNetLite(norm="none"))
+    assert "batch_stats" not in variables
+    assert variables["params"]["block1"]["depthwise_conv"]["bias"].shape == (96,)

@@ -14,9 +14,9 @@ from segjax.models import (
     FCN,
     DeepLabV2,
     DeepLabV3Plus,
+    EncoderUNet,
     PackedUNet,
     PatchClassifier,
-    ResNetUNet,
     SegNet,
     SegNetBasic,
     UNet,
@@ -34,7 +34,8 @@ NETWORKS = {
     "unet, packed": PackedUNet(3, width=4, depth=1, padding="zeros", pack=2),
     "unet, strided": UNet(3, width=4, depth=1, padding="zeros", downsample="stride", upsample="nearest"),
     "unet, unpooled": UNet(3, width=4, depth=1, padding="zeros", upsample="max_unpool", multiscale=True),
-    "resnet unet": ResNetUNet(3, width=4),
+    "resnet unet": EncoderUNet(3, width=4),
+    "efficientnet unet": EncoderUNet(3, width=4, encoder="efficientnet_lite0"),
     "deeplab v2": DeepLabV2(3, encoder_depth=18, width=4),
     "deeplab v3+": DeepLabV3Plus(3, encoder_depth=18, width=4, channels=8, low=4),
 }
@@ -42,7 +43,8 @@ KEY = jax.random.key(4)
 SIZE = (45, 67)
 every_network = pytest.mark.parametrize("model", NETWORKS.values(), ids=NETWORKS)
 # Networks that take long to compile, or that the tests of their own modules run too.
-SLOW = ("fcn", "segnet", "unet", "unet, reflected", "unet, packed", "resnet unet", "deeplab v3+")
+SLOW = ("fcn", "segnet", "unet", "unet, reflected", "unet, packed", "resnet unet", "efficientnet unet")
+SLOW += ("deeplab v3+",)
 compiled_network = pytest.mark.parametrize(
     "model",
     [pytest.param(model, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, model in NETWORKS.items()],

@@ -24,7 +24,7 @@ from segjax.models import (
     max_pool_3x3,
     pad_to_multiple,
 )
-from segjax.models.layers import depthwise3x3, fan_in_normal
+from segjax.models.layers import depthwise_conv, fan_in_normal
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -282,23 +282,20 @@ def test_conv_norm_has_a_bias_only_without_a_norm(norm, biased):
         assert ("bias" in params["conv"].get("pointwise", params["conv"])) == biased
 
 
-@pytest.mark.parametrize(("dilation", "size"), [(1, (5, 6)), (3, (7, 4)), (6, (3, 3))])
-def test_depthwise3x3_equals_grouped_convolution(dilation, size):
-    x, kernel = normal(0, 2, *size, 5), normal(1, 3, 3, 5)
+@pytest.mark.parametrize(
+    ("side", "stride", "dilation", "size"),
+    [(3, 1, 1, (5, 6)), (3, 1, 3, (7, 4)), (3, 1, 6, (3, 3)), (3, 2, 1, (6, 5)), (5, 2, 1, (7, 8)), (5, 1, 2, (1, 4))],
+)
+def test_depthwise_conv_equals_grouped_convolution(side, stride, dilation, size):
+    x, kernel = normal(0, 2, *size, 5), normal(1, side, side, 1, 5)
+    strides, dilations = (stride, stride), (dilation, dilation)
 
     def grouped(x, kernel):
-        return lax.conv_general_dilated(
-            x,
-            kernel[:, :, None],
-            (1, 1),
-            [(dilation, dilation)] * 2,
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=5,
-        )
+        fields = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 5}
+        return lax.conv_general_dilated(x, kernel, strides, "SAME", rhs_dilation=dilations, **fields)
 
     def ours(x, kernel):
-        return depthwise3x3(x, kernel, dilation)
+        return depthwise_conv(x, kernel, strides, rhs_dilation=dilations)
 
     actual, expected = (jax.jit(lambda x, k, f=f: value_and_gradients(f, x, k))(x, kernel) for f in (ours, grouped))
     assert_close(actual, expected, atol=1e-4)

