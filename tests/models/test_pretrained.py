@@ -131,7 +131,7 @@ def test_features_equal_efficientnet_lite_pytorch(number):
 
 
 def test_load_encoder_of_an_efficientnet_sums_the_stem_for_grey_images():
-    model, path = EncoderUNet(3, width=2, encoder="efficientnet_lite2"), package_file("efficientnet_lite2")
+    model, path = EncoderUNet(3, width=4, encoder="efficientnet_lite2"), package_file("efficientnet_lite2")
     encoder = load_encoder(path, start(model, channels=1))["params"]["encoder"]
     state = load_torch_state(path)
     np.testing.assert_allclose(
