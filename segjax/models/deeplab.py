@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from segjax import checks, collectives
-from segjax.models.encoders import OUTPUT_STRIDES, encoder_of
+from segjax.models.encoders import ENCODERS, OUTPUT_STRIDES, encoder_of
 from segjax.models.layers import Block, Conv, ConvNorm, upsample_bilinear
 from segjax.models.network import ForwardContext, Network
 
@@ -47,8 +47,8 @@ class DeepLabV2(Network):
         return self.output_stride
 
     def check(self) -> None:
-        """Raises a ValueError if the output stride or a rate is out of range."""
-        _check(self.output_stride, self.rates)
+        """Raises a ValueError if the encoder, the output stride or a rate is out of range."""
+        _check(self.encoder, self.output_stride, self.rates)
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b H W f"], int]:
         """Maps `[B, H, W, channels]` to `[B, H/n, W/n, aspp]`, n the output stride."""
@@ -124,8 +124,8 @@ class DeepLabV3Plus(Network):
         return self.output_stride
 
     def check(self) -> None:
-        """Raises a ValueError if the output stride or a rate is out of range."""
-        _check(self.output_stride, (1,) if self.rates is None else self.rates)
+        """Raises a ValueError if the encoder, the output stride or a rate is out of range."""
+        _check(self.encoder, self.output_stride, (1,) if self.rates is None else self.rates)
 
     def body(self, x: Float[Array, "b h w channels"], ctx: ForwardContext) -> tuple[Float[Array, "b H W f"], int]:
         """Maps `[B, H, W, channels]`, multiples of `multiple`, to `[B, H/4, W/4, channels]`."""
@@ -142,7 +142,8 @@ class DeepLabV3Plus(Network):
         return ctx.drop(x, 2) if self.deep_dropout >= 2 else x, 4
 
 
-def _check(output_stride: int, rates: Sequence[int]) -> None:
+def _check(encoder: str, output_stride: int, rates: Sequence[int]) -> None:
+    checks.choice("encoder", encoder, ENCODERS)
     checks.choice("output_stride", output_stride, OUTPUT_STRIDES)
     if not rates or min(rates) < 1 or len(set(rates)) < len(rates):
         raise ValueError(f"rates must be one or more different dilations of at least 1; got {tuple(rates)}")

@@ -208,11 +208,7 @@ def _check_input(images: Array, output_stride: int, encoder: str) -> None:
 
 
 def encoder_of(network: Block, output_stride: int) -> ResNet | EfficientNetLite:
-    """Returns the network "encoder" of a network, by its fields `encoder`, `encoder_depth` and `width`.
-
-    It has the network's norm, dtypes and rematerialization.
-    """
-    checks.choice("encoder", network.encoder, ENCODERS)
+    """Returns the module "encoder" of a network: by its fields, with its norm, dtypes and rematerialization."""
     common = {"norm": network.norm, "axis_name": network.axis_name, "remat": network.remat, **network.dtypes}
     if network.encoder in LITES:
         return EfficientNetLite(network.encoder, output_stride, name="encoder", **common)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from segjax import checks
-from segjax.models.encoders import encoder_of
+from segjax.models.encoders import ENCODERS, encoder_of
 from segjax.models.layers import ConvBlock, StridedConv3x3, max_pool_2x2, max_pool_2x2_positions, upsample_bilinear
 from segjax.models.network import ForwardContext, Network
 from segjax.models.upsampling import UPSAMPLINGS, upsample_nearest_2x2
@@ -123,7 +123,7 @@ class EncoderUNet(Network):
     .. math:: y_5 = x_{32}, \qquad y_l = B_l([\,\text{nearest}(y_{l+1}),\ x_{2^l}\,]), \qquad l = 4 \ldots 0
 
     B is a `ConvBlock`; there is no x₁. This is segmentation-models-pytorch's `Unet`, but its head is a 3×3 convolution.
-    ResNet-18, width 64, 3 channels, batch norm: 14.3 M parameters; ResNet-34: 24.4 M; EfficientNet-Lite0: XX M.
+    ResNet-18, width 64, 3 channels, batch norm: 14.3 M parameters; ResNet-34: 24.4 M; EfficientNet-Lite0: 5.20 M.
 
     Attributes: those of `Network`, and
         encoder_depth, width: those of the `ResNet`; with another encoder the width is that of the decoder only.
@@ -147,7 +147,8 @@ class EncoderUNet(Network):
         return tuple(default if self.decoder is None else self.decoder)
 
     def check(self) -> None:
-        """Raises a ValueError if `decoder` has not one width per step."""
+        """Raises a ValueError if the encoder is unknown or `decoder` has not one width per step."""
+        checks.choice("encoder", self.encoder, ENCODERS)
         if len(self._widths) != ENCODER_LEVELS or min(self._widths) < 1:
             raise ValueError(f"decoder must have {ENCODER_LEVELS} positive widths, one per step; got {self._widths}")
 

@@ -617,6 +617,7 @@ def test_make_model_passes_every_field(name):
         "multiscale": True,
         "pack": 2,
         "strips": 2,
+        "encoder": "efficientnet_lite2",
         "encoder_depth": 34,
         "output_stride": 16,
         "hidden": 3,
@@ -710,6 +711,7 @@ def test_make_model_one_class(loss):
     ("name", "field", "value", "message"),
     [
         ("fcn", "output_stride", 4, r"^config.model.output_stride must be one of 8, 16, 32; got 4"),
+        ("deeplab_v2", "encoder", "unet", r"^config.model.encoder must be one of 'resnet', .*; got 'unet'"),
         ("unet", "deep_dropout", 9, r"^config.model.deep_dropout of this UNet must be between 0 and 4; got 9"),
     ],
 )
