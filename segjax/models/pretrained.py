@@ -14,7 +14,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from segjax import checks
 from segjax.models.encoders import LITES, STAGES, EfficientNetLite, ResNet
-from segjax.models.torch_file import read_torch_file
 
 Variables = Mapping[str, Any]
 # torchvision's names of two parts of a RetinaNet: its ResNet, and the last convolution of the classification head.
@@ -34,7 +33,7 @@ def load_torch_state(path: str | Path) -> dict[str, np.ndarray]:
     suffix, a damaged file, or a file that contains more than arrays by name.
     """
     path = Path(path)
-    readers = {".safetensors": _read_safetensors, ".pth": read_torch_file, ".pt": read_torch_file}
+    readers = {".safetensors": _read_safetensors, ".pth": _read_pth, ".pt": _read_pth}
     if path.suffix not in readers:
         raise ValueError(f"{path}: pretrained weights must be a .safetensors, .pth or .pt file; got {path.suffix!r}")
     if not path.is_file():
@@ -42,6 +41,12 @@ def load_torch_state(path: str | Path) -> dict[str, np.ndarray]:
     state = readers[path.suffix](path)
     wide = {name: value for name, value in state.items() if jnp.issubdtype(value.dtype, jnp.floating)}
     return state | {name: value.astype(np.float32, copy=False) for name, value in wide.items()}
+
+
+def _read_pth(path: Path) -> dict[str, np.ndarray]:
+    from segjax.models.torch_file import read_torch_file  # loaded for these files only
+
+    return read_torch_file(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
