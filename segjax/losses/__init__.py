@@ -17,7 +17,13 @@ from segjax.losses.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
 from segjax.losses.reduction import hard_pixels, mean
 from segjax.losses.region import dice_loss, generalized_dice_loss, jaccard_loss, matthews_loss, tversky_loss
 from segjax.losses.shape import boundary_loss, cl_dice_loss
-from segjax.losses.uncertainty import logit_margin_penalty, mc_variance, uncertainty_penalty, uniform_cross_entropy
+from segjax.losses.uncertainty import (
+    average_calibration_loss,
+    logit_margin_penalty,
+    mc_variance,
+    uncertainty_penalty,
+    uniform_cross_entropy,
+)
 from segjax.losses.weights import (
     boundary_mask,
     boundary_weights,
@@ -32,6 +38,7 @@ __all__ = [
     "DetectionLoss",
     "anchor_targets",
     "asymmetric_focal_loss",
+    "average_calibration_loss",
     "boundary_loss",
     "boundary_mask",
     "boundary_weights",

@@ -88,7 +88,7 @@ def nan_unless(valid: Mask, dtype: jnp.dtype) -> Floats:
 
 
 def varying_like(values: Shaped[Array, "*pixels"], floats: Floats) -> Shaped[Array, "*pixels"]:
-    """Returns integers or booleans that vary over the mapped axes of `floats`, as reductions of both require."""
+    """Returns numbers or booleans that vary over the mapped axes of `floats`, as reductions of both require."""
     zero = jnp.isnan(floats) & False
     return values | zero if values.dtype == jnp.bool_ else values + zero.astype(values.dtype)
 
@@ -130,18 +130,25 @@ def _shares(logits, largest, log_sum, other, where):
     return jnp.exp(jnp.where(other, (logits - largest[..., None]) - log_sum[..., None], -jnp.inf))
 
 
-def channels(logits: ArrayLike, labels: ArrayLike, where: Any, activation: str) -> tuple[Array, Array, Array, Array]:
+def channels(
+    logits: ArrayLike, labels: ArrayLike, where: Any, activation: str, *, soft: bool = False
+) -> tuple[Array, Array, Array, Array]:
     """Returns every class as a binary channel: log odds x with p = σ(x), boolean targets, the mask, all `[..., C]`.
 
-    The last result is 0, or NaN with a NaN gradient if an unmasked label is not a class (softmax) or not 0 or 1
-    (sigmoid). Masked logits are replaced by 0.
+    With `soft`, floating-point labels `[..., C]` become targets in [0, 1] of the logits' dtype. The last result is 0,
+    or NaN with a NaN gradient if an unmasked label is not a class or a distribution (softmax), or not 0 or 1, or not in
+    [0, 1] (sigmoid). Masked logits are replaced by 0.
     """
     if activation == "softmax":
-        logits, labels, where = checks.softmax_inputs(logits, labels, where)
+        check = checks.softmax_targets if soft else checks.softmax_inputs
+        logits, labels, where = check(logits, labels, where)
         num_classes = logits.shape[-1]
         where = jnp.broadcast_to(jnp.bool_(True) if where is None else where[..., None], logits.shape)
-        valid = ((labels >= 0) & (labels < num_classes))[..., None]
-        targets = is_label(labels, num_classes)
+        if labels.ndim == logits.ndim:
+            targets, valid = labels, labels >= 0
+        else:
+            valid = ((labels >= 0) & (labels < num_classes))[..., None]
+            targets = is_label(labels, num_classes)
     else:
         logits, labels = checks.floating("logits", logits), checks.array("labels", labels)
         checks.same_shape("labels", labels.shape, "logits", logits.shape)
@@ -150,6 +157,8 @@ def channels(logits: ArrayLike, labels: ArrayLike, where: Any, activation: str) 
         where = checks.mask("where", where if where.ndim == logits.ndim else where[..., None], logits.shape)
         labels = mask_to_zero(labels, where)
         targets, valid = labels == 1, (labels == 0) | (labels == 1)
+        if soft and jnp.issubdtype(labels.dtype, jnp.floating):
+            targets, valid = lax.stop_gradient(labels.astype(logits.dtype)), (labels >= 0) & (labels <= 1)
     targets, where = varying_like(targets, logits), varying_like(where, logits)
     logits = mask_to_zero(logits, where)
     alarm = jnp.sum(nan_unless(valid, logits.dtype) * logits)

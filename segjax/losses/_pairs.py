@@ -16,9 +16,9 @@ PerClass = Float[Array, "images classes"]
 class Sums(NamedTuple):
     """Sums over the unmasked pixels of each image (or of the batch), `[images, classes]`."""
 
-    hit: Array  # Σ p t
-    miss: Array  # Σ_{t=1} (1 - p)
-    error: Array  # plain: Σ_{t=0} p; squared: Σ (p - t)²
+    hit: Array  # Σ p t; plain sums of soft targets: Σ min(p, t)
+    miss: Array  # Σ_{t=1} (1 - p); of soft targets Σ max(t - p, 0), or squared Σ t (t - p)
+    error: Array  # plain: Σ_{t=0} p, of soft targets Σ max(p - t, 0); squared: Σ (p - t)²
     truth: Array  # Σ t
     pixels: Array  # Σ 1
 
@@ -37,14 +37,27 @@ def check_logits(shape: Sequence[int], activation: str) -> None:
 
 
 def channel_sums(x, targets, where, squared: bool) -> Sums:
-    """Returns the sums of binary channels of log odds x."""
-    positive, negative = targets & where, ~targets & where
+    """Returns the sums of channels of log odds x, with boolean or soft targets."""
     p, not_p = jax.nn.sigmoid(x), jax.nn.sigmoid(-x)
+    if targets.dtype != jnp.bool_:
+        return _soft_sums(p, not_p, targets, where, squared)
+    positive, negative = targets & where, ~targets & where
     hit, miss, error = jnp.where(positive, p, 0), jnp.where(positive, not_p, 0), jnp.where(negative, p, 0)
     error = error * error + miss * miss if squared else error
     axes = tuple(range(1, x.ndim - 1))
     counts = (jnp.sum(mask, axis=axes, dtype=jnp.int32).astype(x.dtype) for mask in (positive, where))
     return Sums(*(jnp.sum(values, axis=axes) for values in (hit, miss, error)), *counts)
+
+
+def _soft_sums(p, not_p, t, where, squared: bool) -> Sums:
+    difference = jnp.where(t > 0.5, (1 - t) - not_p, p - t)  # p - t, exact at t = 0 and t = 1
+    if squared:
+        terms = p * t, -t * difference, difference * difference
+    else:
+        terms = jnp.where(difference > 0, t, p), jax.nn.relu(-difference), jax.nn.relu(difference)
+    axes = tuple(range(1, p.ndim - 1))
+    hit, miss, error, truth = (jnp.sum(jnp.where(where, term, 0), axis=axes) for term in (*terms, t))
+    return Sums(hit, miss, error, truth, jnp.sum(where, axis=axes, dtype=jnp.int32).astype(p.dtype))
 
 
 def chosen_and_pooled(sums: Sums, classes, over_batch: bool, axis_name) -> Sums:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from segjax import checks
@@ -77,7 +78,9 @@ def lovasz_softmax_loss(
     missed = jnp.sum(jnp.where(own, 0, p), axis=-1, keepdims=True)
     errors = jnp.where(own, missed, p)  # |[y = c] - p_c|
 
+    keep = None if keep is None else keep[..., None]
     loss, positives, exists = _set_losses(errors, own, keep, over_batch, axis_name)
+    exists = exists[:, 0]
     present, fill = positives > 0, _ABSENT[absent]
     # A NaN stays: with invalid labels only, no class is present.
     loss = jnp.where(present | jnp.isnan(loss), loss, 0.0 if fill is None else fill)
@@ -94,7 +97,13 @@ def lovasz_softmax_loss(
 
 
 def lovasz_hinge_loss(
-    logits: PerPixel, targets: Targets, *, where: Where = None, over_batch: bool = True, axis_name: AxisName = None
+    logits: PerPixel,
+    targets: Targets,
+    *,
+    where: Bool[ArrayLike, "..."] | None = None,
+    over_batch: bool = True,
+    multi_label: bool = False,
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     r"""Computes the Lovász hinge: a convex surrogate of the foreground's Jaccard loss, for one logit per pixel.
 
@@ -105,7 +114,10 @@ def lovasz_hinge_loss(
     Args:
         logits: z, at least one axis.
         targets: t, that shape: boolean, or numbers that are 0 or 1. Any other unmasked target gives NaN.
-        where, over_batch, axis_name: as in `lovasz_softmax_loss`; `over_batch=False` needs `[B, ...]`.
+        where: boolean, broadcastable; with `multi_label` of the pixels `[...]` or of the channels `[..., C]`.
+        over_batch, axis_name: as in `lovasz_softmax_loss`; `over_batch=False` needs `[B, ...]`.
+        multi_label: static; True: the last axis has C independent channels, and the loss is the mean of their losses.
+            With `over_batch=False` it is the mean over all (image, channel) pairs with an unmasked pixel.
 
     Returns:
         A scalar ≥ 0, at least float32; 0 without an unmasked pixel.
@@ -117,23 +129,30 @@ def lovasz_hinge_loss(
     >>> print(lovasz_hinge_loss(jnp.array([1.0, -1.0, 1.0, -1.0]), jnp.array([1, 1, 0, 0])) / 2)  # IoU 1/3
     0.6666667
     """
+    if multi_label and where is not None:
+        where = checks.array("where", where)
+        where = where if where.ndim == jnp.ndim(logits) else where[..., None]
     logits, targets, keep = numerics.sigmoid_inputs(logits, targets, where)
-    if logits.ndim < (1 if over_batch else 2):
-        expected = "[pixels, ...]" if over_batch else "[batch, pixels, ...] for over_batch=False"
+    if logits.ndim < (1 if over_batch else 2) + multi_label:
+        last = ", channels" * multi_label
+        expected = f"[pixels, ...{last}]" if over_batch else f"[batch, pixels, ...{last}] for over_batch=False"
         raise ValueError(f"logits must be {expected}; got shape {logits.shape}")
 
     logits = numerics.mask_to_zero(logits.astype(checks.widened(logits.dtype)), keep)
     targets = numerics.mask_to_zero(targets, keep)
     errors = numerics.hinge(numerics.sigmoid_log_odds(logits, targets))
 
-    loss, _, exists = _set_losses(errors[..., None], (targets == 1)[..., None], keep, over_batch, axis_name)
-    return mean(loss[:, 0], where=exists, axis_name=None if over_batch else axis_name)
+    positive = targets == 1
+    if not multi_label:
+        errors, positive, keep = errors[..., None], positive[..., None], None if keep is None else keep[..., None]
+    loss, _, exists = _set_losses(errors, positive, keep, over_batch, axis_name)
+    return mean(loss, where=exists, axis_name=None if over_batch else axis_name)
 
 
 def _set_losses(
     errors: Float[Array, "*pixels classes"], positive: Bool[Array, "*pixels classes"], keep, over_batch, axis_name
-) -> tuple[Float[Array, "images classes"], Int[Array, "images classes"], Bool[Array, "images"]]:
-    """Returns loss and positives per set, and True per image with an unmasked pixel."""
+) -> tuple[Float[Array, "images classes"], Int[Array, "images classes"], Bool[Array, "images classes"]]:
+    """Returns loss and positives per set, and True for a set with an unmasked pixel."""
     axis_name = axis_name if over_batch else None  # the set of an image is on one device
     images, num_classes = 1 if over_batch else errors.shape[0], errors.shape[-1]
     pixels = math.prod(errors.shape[:-1] if over_batch else errors.shape[1:-1])
@@ -142,14 +161,18 @@ def _set_losses(
         values = jnp.broadcast_to(values, errors.shape).reshape(images, pixels, num_classes)
         return jnp.swapaxes(values, 1, 2).reshape(images * num_classes, pixels)
 
-    keep = as_sets(jnp.bool_(True) if keep is None else keep[..., None])
+    keep = as_sets(jnp.bool_(True) if keep is None else keep)
     errors, positive = as_sets(errors), as_sets(positive) & keep
     positives = psum(jnp.sum(positive, axis=-1, dtype=jnp.int32), axis_name)
-    exists = psum(jnp.sum(keep[::num_classes], axis=-1, dtype=jnp.int32), axis_name) > 0
+    exists = psum(jnp.sum(keep, axis=-1, dtype=jnp.int32), axis_name) > 0
     # Only these constant weights depend on the pixels of other devices: no sort or gather is differentiated.
     weights = jnp.where(keep, _jaccard_steps(errors, positive, keep, positives[:, None], axis_name), 0)
     loss = psum(jnp.sum(errors * weights, axis=-1), axis_name)
-    return loss.reshape(images, num_classes), positives.reshape(images, num_classes), exists
+    return (
+        loss.reshape(images, num_classes),
+        positives.reshape(images, num_classes),
+        exists.reshape(images, num_classes),
+    )
 
 
 def _jaccard_steps(

@@ -1,4 +1,4 @@
-"""Region losses: Tversky and its special cases Dice and Jaccard, and generalised Dice.
+r"""Region losses: Tversky and its special cases Dice and Jaccard, and generalised Dice.
 
 They share these conventions. Sums run over the unmasked pixels of each image, or with `over_batch=True` over those of
 all images on all devices. The loss is the mean over the counted (image, class) pairs of all devices, 0 if there is
@@ -13,6 +13,18 @@ class is penalised only through the classes that are present.
 `activation="sigmoid"` is for C ≥ 1 independent channels (multi-label): p = sigmoid(logits), and the labels are booleans
 or numbers 0 and 1 in the shape of the logits. A class is then a channel, and `where` may remove a pixel of one channel
 only. For a single logit z per pixel: `dice_loss(z[..., None], labels[..., None], activation="sigmoid")`.
+
+*Soft targets*: floating-point labels are a distribution over the classes per pixel, `[..., C]` with sum 1 (softmax), or
+a number in [0, 1] per channel (sigmoid). Dice, Jaccard, Tversky and generalised Dice take them in the form of Wang et
+al., arXiv 2302.05666, whose value is 0 at p = t and, with α and β above 0, only there:
+
+.. math:: I = \tfrac{1}{2} \sum_i (p_i + t_i - |p_i - t_i|) = \sum_i \min(p_i, t_i) \text{ or, squared, } \sum_i p_i t_i
+
+with :math:`T = \sum_i t_i` or, squared, :math:`\sum_i t_i^2`. For targets of 0 and 1 it is the formula of each loss.
+The authors' code and MONAI with `soft_label=True` add a smoothing constant. MONAI's default and
+segmentation_models_pytorch have :math:`I = \sum_i p_i t_i` in plain sums too: there a hard prediction is better than
+p = t. A class is present if one of its targets is positive. Squared sums with α ≠ β are cut off at 0, so that soft
+targets have other minima beside p = t.
 
 1 - TI is N / (I + N) with N = α Σ_{t=0} p + β Σ_{t=1} (1 - p), or squared N = α Σ (p - t)² + (β - α) Σ_{t=1} (1 - p).
 No term is negative or a difference of close numbers, so a nearly perfect prediction keeps its tiny loss.
@@ -64,8 +76,8 @@ def dice_loss(
 
     Args:
         logits: `[B, ..., C]`: batch, at least one pixel axis, C ≥ 2 classes (sigmoid: C ≥ 1 channels) last.
-        labels: integers in [0, C), `[B, ...]`; sigmoid: booleans or numbers 0 and 1, `[B, ..., C]`. Another unmasked
-            label gives NaN.
+        labels: integers in [0, C), `[B, ...]`; sigmoid: booleans or numbers 0 and 1, `[B, ..., C]`. Or soft targets,
+            floats `[B, ..., C]`. Another unmasked label gives NaN.
         where: boolean `[B, ...]`, broadcastable; False removes the pixel. Sigmoid: also `[B, ..., C]`.
         squared: static; True: squared sums in the denominator (V-Net).
         over_batch: static; True: one Dice over the batch on all devices instead of one per image.
@@ -300,7 +312,7 @@ def matthews_loss(
 def _sums(logits, labels, where, squared, over_batch, classes, activation, axis_name) -> tuple[Sums, Float[Array, ""]]:
     """Returns the sums of all devices, and 0, or NaN with a NaN gradient if an unmasked label is not a class."""
     check_logits(jnp.shape(logits), activation)
-    if activation == "softmax":
+    if activation == "softmax" and jnp.ndim(labels) < jnp.ndim(logits):
         logits, labels, where = checks.softmax_inputs(logits, labels, where)
         where = jnp.ones(labels.shape, bool) if where is None else where
         labels, where = varying_like(labels, logits[..., 0]), varying_like(where, logits[..., 0])
@@ -308,7 +320,7 @@ def _sums(logits, labels, where, squared, over_batch, classes, activation, axis_
         pixels = jnp.sum(where, axis=tuple(range(1, where.ndim)), dtype=jnp.int32).astype(logits.dtype)[:, None]
         sums = Sums(*by_class, jnp.broadcast_to(pixels, by_class[0].shape))
     else:
-        x, targets, where, alarm = channels(logits, labels, where, activation)
+        x, targets, where, alarm = channels(logits, labels, where, activation, soft=True)
         sums = channel_sums(x, targets, where, squared)
     return chosen_and_pooled(sums, classes, over_batch, axis_name), psum(alarm, axis_name)
 

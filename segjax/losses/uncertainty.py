@@ -4,16 +4,20 @@ The Cityscapes U-Net recipe (Regressionist/Semantic-Segmentation-UNet) adds a mu
 """
 
 import operator
+from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from segjax import checks
-from segjax.checks import Logits, PerPixel, Scalar, Where
-from segjax.losses._log_odds import mask_to_zero, softmax_log_odds
+from segjax.checks import AxisName, ChannelLabels, ChannelWhere, ClassWeights, Logits, PerPixel, Scalar, Where
+from segjax.collectives import psum
+from segjax.losses._log_odds import channels, is_label, mask_to_zero, softmax_log_odds
+from segjax.losses._pairs import check_logits, mean_over_pairs, pair_weights, pooled
 
 
 def mc_variance(
@@ -156,6 +160,75 @@ def logit_margin_penalty(logits: Logits, *, margin: Scalar = 10.0, where: Where 
     logits = jnp.where(keep[..., None], logits, 0)
     below = jnp.max(logits, axis=-1, keepdims=True) - logits
     return jnp.where(keep, jnp.mean(jax.nn.relu(below - margin), axis=-1), 0)
+
+
+def average_calibration_loss(
+    logits: Logits,
+    labels: ChannelLabels,
+    *,
+    num_bins: int = 20,
+    where: ChannelWhere = None,
+    over_batch: bool = False,
+    classes: Sequence[int] | None = None,
+    class_weights: ClassWeights | None = None,
+    activation: str = "softmax",
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    r"""Computes the average calibration error (L1-ACE) of every class, an auxiliary loss against overconfidence.
+
+    .. math::
+        L = \operatorname{mean}_{b,c} \frac{1}{|M_{bc}|} \sum_{m \in M_{bc}} \left|
+        \frac{1}{n_{bcm}} \sum_{i \in m} (p_{bci} - t_{bci}) \right|
+
+    The pixels of image b are in B bins by their probability p of class c, :math:`p \in (m / B, (m + 1) / B]`, and p = 0
+    is in the first. :math:`M_{bc}` are the bins that are not empty, each of :math:`n_{bcm}` pixels. The bin of a pixel
+    is a constant: the gradient moves the mean probability of a bin towards the frequency of the class in it. Every bin
+    counts the same, however few pixels it has. Unlike ECE, the loss is therefore not dominated by the easy background.
+
+    Bins and means are those of the authors' code, in which `right=False` closes the bins at the right too. The authors
+    add it to the Dice loss and the cross entropy, with equal weights.
+
+    Args:
+        logits: `[B, ..., C]`; p = softmax(logits), or sigmoid(logits).
+        labels: integers in [0, C), `[B, ...]`; sigmoid: booleans or numbers 0 and 1, `[B, ..., C]`. Another unmasked
+            label gives NaN.
+        num_bins: B ≥ 1, static. The work grows with it.
+        where: boolean `[B, ...]`, broadcastable; False removes the pixel. Sigmoid: also `[B, ..., C]`.
+        over_batch: static; True: one set of bins for the batch on all devices, instead of one per image.
+        classes: static; indices of the classes that count. None: all, those that label no pixel included.
+        class_weights: w ≥ 0, `[C]`; the mean over the classes is weighted by them. None: all equal.
+        activation: static; "softmax", or "sigmoid" for independent channels.
+        axis_name: mapped device axis, or None. Every device gets the same global loss; `pmean` the gradients.
+
+    Returns: A scalar in [0, 1], at least float32; 0 without an unmasked pixel. Its derivatives are finite.
+    Raises: TypeError or ValueError if a dtype or shape does not fit, an option is not valid, or a weight is negative.
+    References: Barfoot et al., Average Calibration Error: A Differentiable Loss for Improved Reliability in Image
+        Segmentation, MICCAI 2024, arXiv 2403.06759.
+
+    >>> logits = jnp.log(jnp.array([[[0.1, 0.9], [0.1, 0.9], [0.4, 0.6]]]))
+    >>> print(average_calibration_loss(logits, jnp.array([[1, 0, 1]]), classes=(1,)).round(4))  # 0.9 - 1/2, 1 - 0.6
+    0.4
+    """
+    check_logits(jnp.shape(logits), activation)
+    if isinstance(num_bins, bool) or not isinstance(num_bins, int | np.integer) or num_bins < 1:
+        raise ValueError(f"num_bins must be an integer of at least 1; got {num_bins!r}")
+    x, targets, where, alarm = channels(logits, labels, where, activation)
+    weights = pair_weights(class_weights, classes, x.shape[-1], x.dtype)
+    p = jax.nn.sigmoid(x)
+    error = jnp.where(targets, -jax.nn.sigmoid(-x), p)  # p - t
+    bins = jnp.clip(jnp.ceil(jax.lax.stop_gradient(p) * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
+    inside = is_label(bins, num_bins) & where[..., None]
+    axes = tuple(range(1, x.ndim - 1))
+    sums = jnp.sum(jnp.where(inside, error[..., None], 0), axis=axes), jnp.sum(inside, axis=axes, dtype=jnp.int32)
+    if classes is not None:
+        chosen = checks.class_indices("classes", classes, x.shape[-1])
+        sums = tuple(values[:, chosen] for values in sums)
+    total, count = pooled(sums, over_batch, axis_name)
+    filled = jnp.sum(count > 0, axis=-1).astype(x.dtype)
+    means = jnp.abs(total) / jnp.maximum(count, 1).astype(x.dtype)
+    loss = jnp.sum(means, axis=-1) / jnp.maximum(filled, 1)
+    loss = mean_over_pairs(loss, filled > 0, filled, "exclude", over_batch, axis_name, weights)
+    return loss + psum(alarm, axis_name)
 
 
 def _class_index(background: Any, num_classes: int) -> int:

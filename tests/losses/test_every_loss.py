@@ -103,6 +103,13 @@ LABEL_LOSSES = {
     "jaccard_loss": _region(losses.jaccard_loss),
     "jaccard_loss, absent classes are right": _region(losses.jaccard_loss, absent="zero", squared=True),
     "tversky_loss": _region(losses.tversky_loss, alpha=0.3, beta=0.7, gamma=4 / 3),
+    "dice_loss, distributions": lambda z, y, k, axis: losses.dice_loss(z, _distribution(y), where=k, axis_name=axis),
+    "tversky_loss, distributions, squared": lambda z, y, k, axis: losses.tversky_loss(
+        z, _distribution(y), alpha=0.3, beta=0.7, squared=True, where=k, over_batch=True, axis_name=axis
+    ),
+    "generalized_dice_loss, distributions": lambda z, y, k, axis: losses.generalized_dice_loss(
+        z, _distribution(y), where=k, axis_name=axis
+    ),
     "matthews_loss": _region(losses.matthews_loss),
     "matthews_loss, over the batch, weighted": _region(losses.matthews_loss, over_batch=True, class_weights=WEIGHTS),
     "lovasz_softmax_loss": _region(losses.lovasz_softmax_loss),
@@ -113,6 +120,10 @@ LABEL_LOSSES = {
     "cl_dice_loss": _region(losses.cl_dice_loss, iterations=1),
     "cl_dice_loss, over the batch": _region(losses.cl_dice_loss, iterations=1, over_batch=True, class_weights=WEIGHTS),
     "boundary_loss": _region(losses.boundary_loss),
+    "average_calibration_loss": _region(losses.average_calibration_loss, num_bins=5),
+    "average_calibration_loss, over the batch": _region(
+        losses.average_calibration_loss, over_batch=True, classes=(1, 2), class_weights=WEIGHTS
+    ),
     "a sum of three": lambda z, y, k, axis: (
         _mean(_cross_entropy)(z, y, k, axis)
         + 0.5 * losses.dice_loss(z, y, where=k, axis_name=axis)
@@ -144,6 +155,19 @@ BINARY_LOSSES = {
     "lovasz_hinge_loss": lambda z, y, k, axis: losses.lovasz_hinge_loss(z[..., 0], y == 1, where=k, axis_name=axis),
     "lovasz_hinge_loss, each image": lambda z, y, k, axis: losses.lovasz_hinge_loss(
         z[..., 0], y == 1, where=k, over_batch=False, axis_name=axis
+    ),
+    "lovasz_hinge_loss, multi-label": lambda z, y, k, axis: losses.lovasz_hinge_loss(
+        z[..., 1:], jnp.stack([y == 1, y > 0], axis=-1), where=k, multi_label=True, axis_name=axis
+    ),
+    "jaccard_loss, soft sigmoid channels": lambda z, y, k, axis: losses.jaccard_loss(
+        z[..., 1:],
+        jnp.stack([jnp.where(y == 1, 0.9, 0.0), jnp.where(y > 0, 0.7, 0.2)], axis=-1),
+        where=k,
+        activation="sigmoid",
+        axis_name=axis,
+    ),
+    "average_calibration_loss, sigmoid channels": lambda z, y, k, axis: losses.average_calibration_loss(
+        z[..., 1:], jnp.stack([y == 1, y > 0], axis=-1), where=k, activation="sigmoid", axis_name=axis
     ),
     "tversky_loss, sigmoid channels": lambda z, y, k, axis: losses.tversky_loss(
         z[..., 1:],

@@ -129,6 +129,27 @@ def test_hinge_equals_the_papers_algorithm(over_batch, where):
     np.testing.assert_allclose(ours, hinge_reference(LOGITS[..., 0], TARGETS, where, over_batch), rtol=1e-5)
 
 
+@pytest.mark.parametrize("over_batch", [False, True])
+@pytest.mark.parametrize("of_channels", [False, True])
+def test_hinge_of_multi_label_channels_is_their_mean(over_batch, of_channels):
+    targets, keep = RNG.uniform(size=LOGITS.shape) < 0.3, KEEP[..., None] & np.ones(CLASSES, bool)
+    if of_channels:
+        keep = keep & (RNG.uniform(size=LOGITS.shape) < 0.5)
+        keep[1, ..., 2] = False  # no pixel of one channel of an image
+
+    def loss(z, t, k, **options):
+        return losses.lovasz_hinge_loss(z, t, where=k, over_batch=over_batch, **options)
+
+    whole = jax.jit(lambda: loss(LOGITS, targets, keep if of_channels else KEEP, multi_label=True))()
+    alone = jax.jit(jax.vmap(loss, in_axes=-1))
+    if over_batch:
+        expected = alone(LOGITS, targets, keep).mean()
+    else:  # each image and channel alone
+        each = [alone(LOGITS[i : i + 1], targets[i : i + 1], keep[i : i + 1]) for i in range(len(LOGITS))]
+        expected = np.stack(each)[keep.any(axis=(1, 2))].mean()
+    np.testing.assert_allclose(whole, expected, rtol=1e-6)
+
+
 def test_float32_keeps_its_digits_at_many_pixels_and_a_rare_class():
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(1 << 17, 2)).astype(np.float32)

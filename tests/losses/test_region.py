@@ -187,12 +187,78 @@ def test_masked_sigmoid_channels_have_no_gradient_and_wrong_targets_give_nan(nam
     np.testing.assert_array_equal(gradient, expected[1])
     assert not np.any(np.asarray(gradient)[~KEEP_CHANNELS])
     at = tuple(np.argwhere(KEEP_CHANNELS)[3])
-    for wrong in (0.5, 2.0, -1.0):
+    for wrong in (0.5 if name == "matthews" else 1.001, 2.0, -1.0):
         targets = TARGETS.astype(np.float32)
         targets[at] = wrong
         value, gradient = run(LOGITS, targets)
         assert np.isnan(value)
         assert np.isnan(gradient[at])
+
+
+# Soft targets
+
+SOFT = RNG.dirichlet(np.full(CLASSES, 0.3), size=LABELS.shape).astype(np.float32)
+SOFT[0, ..., 2], SOFT[0, ..., 1] = 0, SOFT[0, ..., 1] + SOFT[0, ..., 2]  # a class that is absent from an image
+
+
+def soft_reference(name, p, t, keep, squared, over_batch):
+    """Returns the losses of soft targets as zifuwanggg/JDTLosses has them (jdt_loss.py), without its constant.
+
+    Norms of prediction, target and their difference give tp, fp and fn.
+    """
+    order, axes = 1 + squared, (0, 1, 2) if over_batch else (1, 2)
+    keep = np.broadcast_to(keep[..., None], p.shape)
+    size, truth, difference, labelled = (
+        np.sum(np.abs(values) ** power * keep, axis=axes, keepdims=over_batch).reshape(-1, CLASSES)
+        for values, power in ((p, order), (t, order), (p - t, order), (t, 1))
+    )
+    tp = (size + truth - difference) / 2
+    fp, fn = size - tp, truth - tp
+    present = labelled > 0
+    if name == "generalized dice":
+        w = np.where(present, 1 / np.where(present, labelled, 1) ** 2, 0)[present.any(-1)]
+        tp, both = tp[present.any(-1)], (size + truth)[present.any(-1)]
+        return np.mean(1 - 2 * (w * tp).sum(-1) / (w * both).sum(-1))
+    alpha, beta, gamma = TVERSKY[name]
+    tp, fp, fn = tp[present], fp[present], fn[present]
+    return np.mean(np.maximum(1 - tp / (tp + alpha * fp + beta * fn), 0) ** gamma)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("over_batch", [False, True])
+def test_soft_targets_equal_the_authors_formula(name, squared, over_batch):
+    z, options = LOGITS.astype(np.float64), {"where": KEEP, "squared": squared, "over_batch": over_batch}
+    softmax, sigmoid = np.exp(z) / np.exp(z).sum(-1, keepdims=True), 1 / (1 + np.exp(-z))
+    for activation, p in (("softmax", softmax), ("sigmoid", sigmoid)):
+        loss = jax.jit(lambda t, a=activation: LOSSES[name](LOGITS, t, activation=a, **options))
+        expected = soft_reference(name, p, SOFT.astype(np.float64), KEEP, squared, over_batch)
+        np.testing.assert_allclose(loss(SOFT), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("squared", [False, True])
+def test_soft_targets_of_zero_and_one_are_labels(name, squared):
+    run = jax.jit(jax.value_and_grad(lambda z, t: LOSSES[name](z, t, where=KEEP, squared=squared)))
+    hard, soft = run(LOGITS, LABELS), run(LOGITS, np.eye(CLASSES, dtype=np.float32)[LABELS])
+    np.testing.assert_allclose(soft[0], hard[0], rtol=1e-6)
+    np.testing.assert_allclose(soft[1], hard[1], rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("squared", [False, True])
+def test_soft_targets_are_the_minimum(name, squared):
+    t = np.clip(SOFT, 0.01, None) / np.clip(SOFT, 0.01, None).sum(-1, keepdims=True)
+    loss = jax.jit(jax.vmap(lambda z: LOSSES[name](z, t, where=KEEP, squared=squared)))
+    argmax = 30 * np.eye(CLASSES, dtype=np.float32)[t.argmax(-1)]  # the minimum of the product form
+    at_target, elsewhere = loss(np.stack([np.log(t), argmax]))
+    assert at_target < 1e-6 < 0.05 < elsewhere
+
+
+@pytest.mark.parametrize("function", [losses.matthews_loss, losses.cl_dice_loss, losses.boundary_loss])
+def test_losses_of_hard_labels_refuse_distributions(function):
+    with pytest.raises(TypeError, match=r"labels must be integers; got float32 of shape \(4, 3, 5, 4\)"):
+        inspect.unwrap(function)(LOGITS, SOFT)
 
 
 @pytest.mark.parametrize("over_batch", [False, True])

@@ -391,3 +391,79 @@ def test_logit_margin_penalty_is_0_and_flat_within_the_margin():
 def test_logit_margin_penalty_refuses_a_negative_margin():
     with pytest.raises(ValueError, match="margin must be at least 0; got -1"):
         losses.logit_margin_penalty(LOGITS, margin=-1.0)
+
+
+# Average calibration error
+
+LABELS = RNG.integers(0, 5, size=KEEP.shape).astype(np.int32)  # of seven classes, two without a pixel
+
+
+def calibration_reference(p, t, keep, num_bins, over_batch=False):
+    """Returns the loss per image and class as cai4cai/ACE-DLIRIS has it, hardl1ace.py, with a mask, in float64.
+
+    `searchsorted` is `torch.bucketize` with `right=False`.
+    """
+    boundaries = np.linspace(0, 1 + np.finfo(np.float32).eps, num_bins + 1)
+    if over_batch:
+        p, t, keep = (x.reshape(1, -1, x.shape[-1]) for x in (p, t, keep))
+    found = np.full((len(p), p.shape[-1]), np.nan)
+    for b, c in np.ndindex(found.shape):
+        kept = keep[b, ..., c]
+        index = np.searchsorted(boundaries[1:], p[b, ..., c][kept])
+        error = (p - t)[b, ..., c][kept]
+        found[b, c] = np.mean([abs(error[index == m].mean()) for m in np.unique(index)])
+    return found
+
+
+@pytest.mark.parametrize("num_bins", [1, 7, 20])
+@pytest.mark.parametrize("over_batch", [False, True])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_average_calibration_loss_equals_the_authors(num_bins, over_batch, activation):
+    z = LOGITS.astype(np.float64)
+    p = scipy.special.softmax(z, axis=-1) if activation == "softmax" else scipy.special.expit(z)
+    t = np.eye(7)[LABELS]
+    keep = np.broadcast_to(KEEP[..., None], p.shape)
+    expected = calibration_reference(p, t, keep, num_bins, over_batch)
+    options = {"num_bins": num_bins, "where": KEEP, "over_batch": over_batch, "activation": activation}
+    labels = LABELS if activation == "softmax" else t.astype(bool)
+    loss = jax.jit(lambda z: losses.average_calibration_loss(z, labels, **options))
+    np.testing.assert_allclose(loss(LOGITS), expected.mean(), rtol=1e-5)
+    weights = np.array([0, 1, 2, 3, 0, 1, 5.0])
+    weighted = jax.jit(lambda z: losses.average_calibration_loss(z, labels, class_weights=weights, **options))
+    np.testing.assert_allclose(weighted(LOGITS), np.average(expected.mean(0), weights=weights), rtol=1e-5)
+    chosen = jax.jit(lambda z: losses.average_calibration_loss(z, labels, classes=(5, 1), **options))
+    np.testing.assert_allclose(chosen(LOGITS), expected[:, [5, 1]].mean(), rtol=1e-5)
+
+
+def test_average_calibration_loss_of_calibrated_probabilities_is_zero():
+    p = jnp.array([0.25, 0.25, 0.25, 0.25, 0.5, 0.5]).reshape(1, 6, 1)
+    labels = jnp.array([1, 0, 0, 0, 1, 0]).reshape(1, 6, 1)
+    loss = jax.jit(lambda z: losses.average_calibration_loss(z, labels, activation="sigmoid"))
+    np.testing.assert_allclose(loss(jax.scipy.special.logit(p)), 0, atol=1e-7)
+    np.testing.assert_allclose(loss(jax.scipy.special.logit(p + 0.2)), 0.2, rtol=1e-5)
+
+
+def test_average_calibration_loss_gradient_is_the_sign_of_the_error_per_bin():
+    labels = np.array([1, 1, 0, 0]).reshape(1, 4, 1)
+    p = np.array([0.31, 0.32, 0.33, 0.81]).reshape(1, 4, 1)  # a bin of 2/3 positives, and one of none
+    z = np.log(p / (1 - p)).astype(np.float32)
+    gradient = jax.jit(jax.grad(lambda z: losses.average_calibration_loss(z, labels, activation="sigmoid")))(z)
+    expected = np.array([-1 / 3, -1 / 3, -1 / 3, 1]).reshape(p.shape) / 2 * p * (1 - p)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_average_calibration_loss_derivatives_are_finite(dtype):
+    logits = jnp.asarray(RNG.choice(EXTREME, size=(20, 1, 2, 2)), dtype)
+
+    def loss(z):
+        return losses.average_calibration_loss(z, jnp.array([[0, 1]]))
+
+    results = jax.jit(jax.vmap(lambda z: (loss(z), jax.grad(loss)(z), jax.hessian(loss)(z))))(logits)
+    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(results))
+
+
+@pytest.mark.parametrize("num_bins", [0, 2.0, True])
+def test_average_calibration_loss_refuses_a_number_of_bins(num_bins):
+    with pytest.raises(ValueError, match=rf"num_bins must be an integer of at least 1; got {num_bins}"):
+        inspect.unwrap(losses.average_calibration_loss)(LOGITS, LABELS, num_bins=num_bins)
