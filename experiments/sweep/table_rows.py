@@ -41,13 +41,14 @@ def shortened(config: ConfigDict, steps: int | None) -> ConfigDict:
     return config
 
 
-def define_flags(name: str, seeds: Collection[int], steps: str, timed: str) -> None:
-    """Defines the flags of a table's command; `steps` and `timed` describe the default of --steps and --time."""
+def define_flags(name: str, seeds: Collection[int], steps: str, timed: str | None = None) -> None:
+    """Defines the flags of a table's command; `steps` is the default of --steps in words, `timed` the help of --time, if any."""
     flags.DEFINE_string("workdir", f"runs/{name}", "Folder of the cells and the table.")
     flags.DEFINE_multi_string("row", None, "Name of a row to run; may be repeated. Default: all rows.")
     flags.DEFINE_multi_integer("seed", list(seeds), "A seed; may be repeated.")
     flags.DEFINE_integer("steps", None, f"Steps per cell. Default: {steps}.")
-    flags.DEFINE_bool("time", False, f"{timed}; run it on an otherwise idle machine.")
+    if timed is not None:
+        flags.DEFINE_bool("time", False, f"{timed}; run it on an otherwise idle machine.")
     flags.DEFINE_bool("only_table", False, "Run nothing; print the table of the finished cells.")
 
 

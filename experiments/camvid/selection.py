@@ -1,0 +1,146 @@
+"""Chooses a recipe for CamVid without its validation split: `python -m experiments.camvid.selection --workdir=…`.
+
+Every row changes the recipe of `configs/camvid_unet_weighted.py` and is trained for ten epochs on 317 of the 367
+training images. It is scored on the other 50, which are ten stretches of five frames of one sequence. Frames are a
+second apart, so a scored frame is like a trained one, as in the validation split.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import rich.console
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments.camvid.uncertainty_ladder import TOLERANCE
+from experiments.sweep import table_rows
+from experiments.sweep.results_io import local_path, provenance_facts, publish
+from experiments.sweep.table_rows import Rows
+from segjax import cli, metrics
+from segjax.configs import camvid_unet_weighted
+from segjax.data.labels import VOID
+from segjax.inference import classify
+from segjax.reporting import Report, Section, Table
+from segjax.training.state import preprocessing_of
+
+IMAGES, EPOCHS, BATCH = 367, 10, 2
+# First frames of the stretches, and their length; the sequence 0016E5 has the frames from 163.
+STRETCHES, LENGTH = range(170, 360, 20), 5
+RATE = 2e-3  # of the recipe
+
+RECIPE, MULTISCALE = "recipe", "multiscale"
+COLUMNS = {"mean IoU": "mean_iou", "pixel accuracy": "pixel_accuracy", "boundary F1": "boundary_f1"}
+
+
+def splits() -> tuple[str, str]:
+    """Returns the trained and the scored part of the training split."""
+    ends = [0, *(end for first in STRETCHES for end in (first, first + LENGTH)), IMAGES]
+    kept = zip(ends[::2], ends[1::2], strict=True)
+    held_out = ((first, first + LENGTH) for first in STRETCHES)
+    kept, held_out = ("+".join(f"train[{a}:{b}]" for a, b in parts) for parts in (kept, held_out))
+    return kept, held_out
+
+
+def _schedule(batch: int = BATCH, rate: float = RATE) -> dict[str, Any]:
+    """Returns the fields of ten epochs, with the recipe's crops of 60 %, 75 % and 100 % for a third each."""
+    steps = (IMAGES - LENGTH * len(STRETCHES)) * EPOCHS // batch
+    lengths = (steps // 3, steps // 3, steps - 2 * (steps // 3))
+    return {
+        "training.global_batch": batch,
+        "training.steps": steps,
+        "training.evaluate_every": steps,
+        "training.checkpoint_every": steps // 10,
+        "optimizer.learning_rate": rate,
+        "training.phases": tuple((crop, length, rate) for crop, length in zip((0.6, 0.75, 1.0), lengths, strict=True)),
+    }
+
+
+_MULTISCALE = {"model.multiscale": True}
+ROWS: Rows = {
+    RECIPE: {},
+    "width 8, depth 5": {"model.width": 8, "model.depth": 5},
+    "FCN-8s, width 20": {"model.name": "fcn", "model.width": 20, "model.hidden": 64},
+    MULTISCALE: _MULTISCALE,
+    "multiscale, batch 1": _MULTISCALE | _schedule(batch=1) | {"training.ema_decay": 0.995},
+    "multiscale, learning rate 4e-3": _MULTISCALE | _schedule(rate=4e-3),
+}
+
+
+def base_config(steps: int | None = None) -> ConfigDict:
+    """Returns the config that the rows change, if `steps` is given shortened to a run of the same shape."""
+    config = camvid_unet_weighted.get_config()
+    config.data.train_split, config.data.eval_split = splits()
+    config.data.workers = 0
+    config.update_from_flattened_dict(_schedule())
+    return table_rows.shortened(config, steps)
+
+
+def make_counts(config: ConfigDict, model: Any, num_classes: int) -> Callable:
+    """Builds `step(state, batch) -> counts` of the columns, at the resolution of the labels."""
+    preprocessing = preprocessing_of(config, num_classes)
+
+    def step(state: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        labels = batch["label"].astype(jnp.int32)
+        images = preprocessing.network_input(batch["image"], batch["size"])
+        outputs = model.apply(state.variables, images, train=False).logits
+        predicted = classify(preprocessing.to_native(outputs, labels.shape[1:], batch["size"]), num_classes)
+        where = batch["where"][:, None, None] & (labels != VOID)
+        count = partial(metrics.boundary_counts, tolerance=TOLERANCE, where=where)
+        return {
+            "confusion": metrics.confusion_matrix(labels, predicted, num_classes, where=where),
+            "boundary": count(labels, predicted, num_classes),
+        }
+
+    return step
+
+
+def scores(counts: dict[str, Any], images: int) -> dict[str, Any]:
+    """Returns the columns, and IoU per class, from the summed counts."""
+    del images
+    return table_rows.segmentation_columns(counts["confusion"], counts["boundary"])
+
+
+def report(measured: list[dict[str, Any]]) -> Report:
+    """Returns the report of all finished cells, with the IoU of every class."""
+    names, lines = measured[0]["classes"], []
+    for row in ROWS:
+        cells = [cell for cell in measured if cell["row"] == row]
+        if cells:
+            per_class = zip(*(cell["iou_per_class"] for cell in cells), strict=True)
+            means = [sum(values) / len(values) for values in per_class]
+            lines.append((row, str(len(cells)), *table_rows.over_seeds(measured, row, COLUMNS.values()), *means))
+    best = max(lines, key=lambda line: line[2].mean)
+    table = Table("Scored part of the training split", ("row", "seeds", *COLUMNS, *names), lines, tuple(COLUMNS))
+    text = (
+        f"The best mean IoU has {best[0]}, {best[2].mean:.3f}. Every row changes the recipe of "
+        "configs/camvid_unet_weighted.py and is trained for ten epochs on 317 of the 367 training images; the other "
+        "50 are scored. The validation split is not used."
+    )
+    facts = {"data": "CamVid, parts of the training split", **_run_facts(), **provenance_facts(measured)}
+    return Report(
+        "A recipe for CamVid, chosen on training images", text, (Section("All settings", "", (table,)),), facts
+    )
+
+
+def _run_facts() -> dict[str, Any]:
+    config = base_config()
+    height, width = config.data.size
+    return {"run": f"{config.training.steps} steps of batch {config.training.global_batch}, {height}×{width} pixels"}
+
+
+def main(argv: list[str]) -> None:
+    """Runs the selected cells that are missing, then prints and writes the table of all finished cells."""
+    cli.refuse_arguments(argv)
+    options, console = flags.FLAGS, rich.console.Console()
+    workdir = local_path(options.workdir)
+    table_rows.run_cells(options, ROWS, base_config(options.steps), workdir, console, make_counts, scores)
+    measured = table_rows.finished_cells(workdir, ROWS)
+    publish(report(measured), workdir, "camvid_selection", {"cells": measured}, console)
+
+
+if __name__ == "__main__":
+    table_rows.define_flags("camvid_selection", [0], "ten epochs")
+    cli.run(main, required=[])
