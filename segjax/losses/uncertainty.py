@@ -206,8 +206,9 @@ def average_calibration_loss(
         Segmentation, MICCAI 2024, arXiv 2403.06759.
 
     >>> logits = jnp.log(jnp.array([[[0.1, 0.9], [0.1, 0.9], [0.4, 0.6]]]))
-    >>> print(average_calibration_loss(logits, jnp.array([[1, 0, 1]]), classes=(1,)).round(4))  # 0.9 - 1/2, 1 - 0.6
-    0.4
+    >>> loss = average_calibration_loss(logits, jnp.array([[1, 0, 1]]), classes=(1,))
+    >>> print(f"{loss:.4f}")  # (|0.9 - 1/2| + |0.6 - 1|) / 2
+    0.4000
     """
     check_logits(jnp.shape(logits), activation)
     if isinstance(num_bins, bool) or not isinstance(num_bins, int | np.integer) or num_bins < 1:

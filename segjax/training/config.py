@@ -242,6 +242,8 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         yield f"{' and '.join(mining)} cannot be combined; set all but one of them to None"
     whole = [(one, "None") for one in mining]
     whole += [(f"config.objective.region={objective.region!r}", "'none'")] * (objective.region != "none")
+    if objective.calibration_weight is not None:
+        whole.append((f"config.objective.calibration_weight={objective.calibration_weight!r}", "None"))
     whole += [("config.training.gradient_budget=True", "False")] * config.training.gradient_budget
     if whole and config.training.accumulate > 1:
         (given, off), parts = whole[0], f"config.training.accumulate={config.training.accumulate}"
@@ -392,7 +394,7 @@ _MAP_FIELDS = ("model.members", "model.dropout", "model.num_samples", "model.dro
 _MAP_FIELDS += ("model.deep_dropout", "model.deep_dropout_rate", "data.unseen_classes", "augment.outliers")
 _MAP_FIELDS += ("augment.rare_crops", "augment.rare_classes", "augment.copy_paste", "data.sampling_temperature")
 _MAP_FIELDS += ("objective.boundary_factor", "objective.region", "objective.uncertainty_weight", "objective.background")
-_MAP_FIELDS += ("objective.logit_margin", "training.gradient_budget")
+_MAP_FIELDS += ("objective.logit_margin", "objective.calibration_weight", "training.gradient_budget")
 
 
 def _detector_problems(config: ConfigDict) -> Iterator[str]:

@@ -347,6 +347,9 @@ FIELDS = {
     ),
     "objective.logit_margin": _number("largest difference of logits without a penalty; None: off", traced=True),
     "objective.logit_margin_weight": _traced(0.1, "factor of the penalty beyond the logit margin", range=NONNEGATIVE),
+    "objective.calibration_weight": _number(
+        "factor of the average calibration error, L1-ACE (Barfoot et al. 2024); None: off", traced=True
+    ),
     "objective.outlier_weight": _number(
         "factor of the loss on pasted outliers (0.5 in Hendrycks et al. 2019); None: off", traced=True
     ),

@@ -53,6 +53,7 @@ class Hyperparams(NamedTuple):
     label_smoothing: Float[Array, ""] | None  # ε in [0, 1), of the softmax cross entropy
     logit_margin: Float[Array, ""] | None  # m ≥ 0, largest difference of logits without a penalty
     logit_margin_weight: Float[Array, ""] | None  # factor of the penalty
+    calibration_weight: Float[Array, ""] | None  # factor κ of the average calibration error
     outlier_weight: Float[Array, ""] | None  # factor λ of the loss on pasted outliers
     dropout_rate: Float[Array, ""]  # in [0, 1), of the dropout heads
     deep_dropout_rate: Float[Array, ""]  # in [0, 1), inside the network

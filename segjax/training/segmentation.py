@@ -38,20 +38,20 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     r"""Builds `objective(output, labels, hparams, axis_name=None, share=None, outliers=None) -> (loss, parts)`.
 
     .. math::
-        L = \frac{1}{N} \sum_i w_i \ell_i + \frac{C}{n} \sum_i v_i (1 - p_i(b)) + r R
+        L = \frac{1}{N} \sum_i w_i \ell_i + \frac{C}{n} \sum_i v_i (1 - p_i(b)) + r R + κ A
             + \frac{μ}{n} \sum_i m_i + \frac{λ}{|O|} \sum_{i \in O} u_i
 
     ℓ is the pixel loss of the logits without dropout, p their probabilities, w the boundary weight (k on a boundary, 1
     elsewhere), v the variance of the logits under dropout (mean over the classes), b the background class, R the
-    region loss, m the `losses.logit_margin_penalty`, O the pixels of pasted `outliers` (void in the labels), u their
-    `losses.uniform_cross_entropy`, and n the number of pixels that exist. N depends on `objective.normalizer`. With
-    OHEM the first sum is over `losses.hard_pixels` and N is their number; with the normalizer "positives" N counts all
-    positive pixels.
+    region loss, A the `losses.average_calibration_loss`, m the `losses.logit_margin_penalty`, O the pixels of pasted
+    `outliers` (void in the labels), u their `losses.uniform_cross_entropy`, and n the number of pixels that exist. N
+    depends on `objective.normalizer`. With OHEM the first sum is over `losses.hard_pixels` and N is their number; with
+    the normalizer "positives" N counts all positive pixels.
 
     The gradient flows through v to the head and the features, and through p(b) to the logits. Void is 255 in the
     labels `[B, H, W]`. `share` is the microbatch's entry of `microbatch_shares`. Results are over the global batch if
     `axis_name` names the mapped axis. `parts` has "pixel_loss" and, where used, "penalty", "region_loss",
-    "margin_penalty" and "outlier_loss", without the factors C, r, μ and λ.
+    "calibration_loss", "margin_penalty" and "outlier_loss", without the factors C, r, κ, μ and λ.
     """
     options = config.objective
     per_pixel, region = pixel_loss(config), region_loss(config, num_classes)
@@ -86,10 +86,16 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
             penalties = losses.uncertainty_penalty(variance, logits, background, where=where)
             parts["penalty"] = share["penalty"] * mean(penalties, where=where)
             loss += hparams.uncertainty_weight * parts["penalty"]
+        kept = where & (labels < num_classes)
         if hparams.region_weight is not None:
-            kept = where & (labels < num_classes)
             parts["region_loss"] = region(logits, labels, kept, hparams, axis_name)
             loss += hparams.region_weight * parts["region_loss"]
+        if hparams.calibration_weight is not None:
+            classes = (1,) if binary else range(num_classes)
+            parts["calibration_loss"] = losses.average_calibration_loss(
+                logits, labels, where=kept, classes=classes, axis_name=axis_name
+            )
+            loss += hparams.calibration_weight * parts["calibration_loss"]
         if hparams.logit_margin is not None:
             penalties = losses.logit_margin_penalty(logits, margin=hparams.logit_margin, where=where)
             parts["margin_penalty"] = share["margin_penalty"] * mean(penalties, where=where)

@@ -121,7 +121,11 @@ GROUPS = [
     ),
     (
         {"objective.region": "cl_dice"},
-        {"objective.cl_dice_alpha": (0.3, 0.6), "objective.region_class_weights": ((1.0, 2.0), (2.0, 5.0))},
+        {
+            "objective.calibration_weight": (0.5, 1.0),
+            "objective.cl_dice_alpha": (0.3, 0.6),
+            "objective.region_class_weights": ((1.0, 2.0), (2.0, 5.0)),
+        },
     ),
     (
         {"objective.loss": "sigmoid_focal_star"},
@@ -523,7 +527,12 @@ def test_validate_void_class_is_the_background_of_softmax_losses():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("objective.hard_fraction", 0.5), ("objective.region", "dice"), ("training.gradient_budget", True)],
+    [
+        ("objective.hard_fraction", 0.5),
+        ("objective.region", "dice"),
+        ("objective.calibration_weight", 1.0),
+        ("training.gradient_budget", True),
+    ],
 )
 def test_validate_microbatches_with_an_option_of_the_whole_batch(tiny, field, value):
     tiny.training.accumulate = 2

@@ -362,6 +362,20 @@ def test_region_loss_of_a_binary_loss_is_that_of_class_one():
     assert parts["region_loss"] == pytest.approx(np.mean(dice), rel=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_focal"])
+def test_calibration_loss_is_added_over_the_classes_without_void(loss):
+    binary = loss == "sigmoid_focal"
+    labels = np.where(LABELS == VOID, VOID, LABELS % 2) if binary else LABELS
+    kept, logits = labels != VOID, LOGITS[..., :1] if binary else LOGITS
+    config = config_with(loss=loss, calibration_weight=2.0, void="ignore" if binary else "class")
+    total, parts = value(config, output_of(logits), labels, num_classes=2 if binary else CLASSES)
+    assert total == pytest.approx(parts["pixel_loss"] + 2 * parts["calibration_loss"], rel=1e-6)
+    channels = {"activation": "sigmoid"} if binary else {"classes": (0, 1, 2)}
+    targets = (labels == 1)[..., None] if binary else np.where(kept, labels, 0)
+    direct = losses.average_calibration_loss(logits, targets, where=kept, **channels)
+    assert parts["calibration_loss"] == pytest.approx(float(direct), rel=1e-5)
+
+
 def test_region_loss_of_a_binary_loss_lovasz_hinge():
     labels = np.where(LABELS == VOID, VOID, LABELS % 2)
     config = config_with(loss="hinge", region="lovasz_hinge")
