@@ -42,7 +42,7 @@ def shortened(config: ConfigDict, steps: int | None) -> ConfigDict:
 
 
 def define_flags(name: str, seeds: Collection[int], steps: str, timed: str | None = None) -> None:
-    """Defines the flags of a table's command; `steps` is the default of --steps in words, `timed` the help of --time, if any."""
+    """Defines the flags of a command. `steps` describes the default of --steps, `timed` the flag --time, if any."""
     flags.DEFINE_string("workdir", f"runs/{name}", "Folder of the cells and the table.")
     flags.DEFINE_multi_string("row", None, "Name of a row to run; may be repeated. Default: all rows.")
     flags.DEFINE_multi_integer("seed", list(seeds), "A seed; may be repeated.")
