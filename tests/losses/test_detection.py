@@ -20,7 +20,11 @@ CASE = runpy.run_path(str(GOLDEN / "retinanet.py"))
 GIVEN, EXPECTED = CASE["drawn"](), json.loads((GOLDEN / "retinanet.json").read_text())
 ANCHORS, CLASSES = boxes.anchors(CASE["IMAGE"]), CASE["CLASSES"]
 TRUTH = [GIVEN[name] for name in ("boxes", "classes", "where")]
-UNIT = jnp.array([[0.0, 0.0, 8.0, 8.0], [20.0, 0.0, 28.0, 8.0], [2.0, 0.0, 10.0, 8.0]])  # IoU of first and last: 0.6
+UNIT = np.array([[0, 0, 8, 8], [20, 0, 28, 8], [2, 0, 10, 8]], np.float32)  # IoU of first and last: 0.6
+NO_BOX = np.zeros((1, 0, 4), np.float32), np.zeros((1, 0), np.int32)
+# Compiled whole, since each operation outside of jit is a program of its own.
+TARGETS_OF = jax.jit(losses.anchor_targets, static_argnames=("num_classes", "positive", "negative"))
+BOX_LOSS = jax.jit(losses.box_loss, static_argnames="beta")
 
 
 @pytest.fixture(autouse=True)
@@ -68,30 +72,31 @@ def test_retinanet_loss_and_gradients_equal_torchvision_per_image():
 
 def test_retinanet_loss_divides_by_the_matched_anchors_of_the_batch(targets):
     loss = jax.jit(partial(losses.retinanet_loss, gamma=0.5, alpha=0.75, box_weight=3.0))(*OUTPUTS, targets)
-    per_logit = losses.sigmoid_focal_loss(OUTPUTS[0], targets.classes, gamma=0.5, alpha=0.75)
-    per_box = losses.box_loss(OUTPUTS[1], targets.offsets)
+    focal = jax.jit(partial(losses.sigmoid_focal_loss, gamma=0.5, alpha=0.75))
+    per_logit, per_box = jax.device_get((focal(OUTPUTS[0], targets.classes), BOX_LOSS(OUTPUTS[1], targets.offsets)))
     count = sum(row["matched"] for row in EXPECTED)
-    np.testing.assert_allclose(loss.class_loss, per_logit[targets.where].sum() / count, rtol=1e-5)
-    np.testing.assert_allclose(loss.box_loss, per_box[targets.matched].sum() / count, rtol=1e-5)
+    np.testing.assert_allclose(loss.class_loss, per_logit[np.asarray(targets.where)].sum() / count, rtol=1e-5)
+    np.testing.assert_allclose(loss.box_loss, per_box[np.asarray(targets.matched)].sum() / count, rtol=1e-5)
     np.testing.assert_allclose(loss.total, loss.class_loss + 3 * loss.box_loss, rtol=1e-6)
 
 
 def test_retinanet_loss_of_images_without_boxes_is_the_sum_over_the_background():
-    targets = losses.anchor_targets(UNIT, jnp.zeros((1, 0, 4)), jnp.zeros((1, 0), jnp.int32), 2)
-    loss = losses.retinanet_loss(jnp.zeros((1, 3, 2)), jnp.ones((1, 3, 4)), targets)
+    targets = TARGETS_OF(UNIT, *NO_BOX, 2)
+    loss = jax.jit(losses.retinanet_loss)(jnp.zeros((1, 3, 2)), jnp.ones((1, 3, 4)), targets)
     expected = 6 * 0.75 * 0.25 * np.log(2)  # 6 logits of p = ½
     np.testing.assert_allclose(loss, (expected, expected, 0), rtol=1e-6)
 
 
 def test_retinanet_loss_ignores_nan_outputs_of_ignored_anchors():
     """Anchor 2 overlaps the box with IoU 0.6, between the thresholds."""
-    targets = losses.anchor_targets(UNIT, UNIT[None, :1], jnp.array([[1]]), 2, positive=0.7, negative=0.5)
+    targets = TARGETS_OF(UNIT, UNIT[None, :1], np.array([[1]]), 2, positive=0.7, negative=0.5)
     assert targets.where.tolist() == [[True, True, False]]
-    outputs = jnp.zeros((1, 3, 2)).at[0, 2].set(jnp.nan), jnp.zeros((1, 3, 4)).at[0, 1:].set(jnp.nan)
-    value, gradients = jax.value_and_grad(lambda x: losses.retinanet_loss(*x, targets).total)(outputs)
+    outputs = np.zeros((1, 3, 2), np.float32), np.zeros((1, 3, 4), np.float32)
+    outputs[0][0, 2] = outputs[1][0, 1:] = np.nan
+    value, gradients = jax.jit(jax.value_and_grad(lambda x: losses.retinanet_loss(*x, targets).total))(outputs)
     assert np.isfinite(value)
-    assert not gradients[0][0, 2].any()
-    assert not gradients[1][0, 1:].any()
+    assert not np.asarray(gradients[0])[0, 2].any()
+    assert not np.asarray(gradients[1])[0, 1:].any()
 
 
 def test_anchor_targets_match_and_ignore_as_many_anchors_as_torchvision(targets):
@@ -100,7 +105,7 @@ def test_anchor_targets_match_and_ignore_as_many_anchors_as_torchvision(targets)
 
 
 def test_box_loss_approaches_the_absolute_error_of_torchvision(targets):
-    per_box = losses.box_loss(OUTPUTS[1], targets.offsets, beta=1e-6, where=targets.matched)
+    per_box = BOX_LOSS(OUTPUTS[1], targets.offsets, beta=1e-6, where=targets.matched)
     expected = [row["l1"] * row["matched"] for row in EXPECTED]
     np.testing.assert_allclose(per_box.sum(axis=1), expected, rtol=1e-5)
 
@@ -108,13 +113,13 @@ def test_box_loss_approaches_the_absolute_error_of_torchvision(targets):
 def test_box_loss_masked_nan_has_gradient_0():
     offsets = jnp.array([[jnp.nan, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]])
     where = jnp.array([False, True])
-    gradient = jax.grad(lambda x: losses.box_loss(x, jnp.zeros((2, 4)), beta=0.5, where=where).sum())(offsets)
+    gradient = jax.jit(jax.grad(lambda x: losses.box_loss(x, jnp.zeros((2, 4)), beta=0.5, where=where).sum()))(offsets)
     np.testing.assert_array_equal(gradient, [[0, 0, 0, 0], [1, 0, 0, 0]])
 
 
 def test_box_loss_bfloat16_is_widened():
     offsets = jnp.full((2, 4), 300, jnp.bfloat16)
-    found = losses.box_loss(offsets, jnp.zeros((2, 4), jnp.bfloat16), beta=1.0)
+    found = BOX_LOSS(offsets, jnp.zeros((2, 4), jnp.bfloat16), beta=1.0)
     assert found.dtype == jnp.float32
     assert found.tolist() == [1198.0, 1198.0]  # 4 · (300 - 1 / 2)
 
@@ -133,8 +138,7 @@ def test_retinanet_loss_and_gradients_are_finite_for_every_gamma(value):
 
 
 def test_anchor_targets_ignore_between_the_thresholds():
-    box = jnp.array([[[0.0, 0.0, 8.0, 8.0]]])
-    targets = losses.anchor_targets(UNIT, box, jnp.array([[1]]), 2, positive=0.7, negative=0.5)
+    targets = TARGETS_OF(UNIT, UNIT[None, :1], np.array([[1]]), 2, positive=0.7, negative=0.5)
     assert targets.matched.tolist() == [[True, False, False]]
     assert targets.where.tolist() == [[True, True, False]]
     assert targets.classes.tolist() == [[[0, 1], [0, 0], [0, 0]]]
@@ -152,7 +156,7 @@ def test_anchor_targets_ignore_between_the_thresholds():
 )
 def test_anchor_targets_without_a_box_are_background(found, where):
     classes = np.full(found.shape[:2], 9, np.int32)
-    targets = losses.anchor_targets(UNIT, found, classes, 2, where=where)
+    targets = TARGETS_OF(UNIT, found, classes, 2, where=where)
     assert targets.where.all()
     assert not targets.matched.any()
     assert not targets.classes.any()
@@ -161,14 +165,15 @@ def test_anchor_targets_without_a_box_are_background(found, where):
 
 @pytest.mark.parametrize("label", [-1, 2])
 def test_anchor_targets_unmasked_class_outside_the_classes_gives_nan(label):
-    targets = losses.anchor_targets(UNIT, UNIT[None, :1], jnp.array([[label]]), 2)
-    assert np.isnan(losses.sigmoid_focal_loss(jnp.zeros((1, 3, 2)), targets.classes)[0, 0]).all()
+    targets = TARGETS_OF(UNIT, UNIT[None, :1], np.array([[label]]), 2)
+    loss = jax.jit(losses.sigmoid_focal_loss)(jnp.zeros((1, 3, 2)), targets.classes)
+    assert np.isnan(np.asarray(loss)[0, 0]).all()
 
 
 NOTHING = (  # two classes, three anchors, no box
     jnp.zeros((1, 3, 2)),
     jnp.zeros((1, 3, 4)),
-    losses.anchor_targets(UNIT, jnp.zeros((1, 0, 4)), jnp.zeros((1, 0), jnp.int32), 2),
+    TARGETS_OF(UNIT, *NO_BOX, 2),
 )
 
 
