@@ -13,6 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from segjax import boxes
 
 IMAGE = (128, 256)
+# Compiled whole, since each operation outside of jit is a program of its own.
+IOU, MATCH = jax.jit(boxes.iou), jax.jit(boxes.match_anchors)
+ENCODE, DECODE = (jax.jit(f, static_argnames="weights") for f in (boxes.encode, boxes.decode))
 
 with np.load(Path(__file__).parent / "golden" / "boxes.npz") as _stored:
     GOLDEN = dict(_stored)
@@ -30,7 +33,7 @@ def grid():
 
 
 def test_areas_float16_is_widened():
-    found = boxes.areas(jnp.array([[0, 0, 300, 300]], jnp.float16))
+    found = jax.jit(boxes.areas)(jnp.array([[0, 0, 300, 300]], jnp.float16))
     assert found.dtype == jnp.float32
     assert found[0] == 90000
 
@@ -41,13 +44,13 @@ def test_areas_wrong_last_axis():
 
 
 def test_iou_torchvision():
-    found = boxes.iou(GOLDEN["code/boxes"], GOLDEN["code/anchors"])
+    found = IOU(GOLDEN["code/boxes"], GOLDEN["code/anchors"])
     np.testing.assert_allclose(found, GOLDEN["code/iou"], rtol=1e-6)
 
 
 def test_iou_crowd_is_share_of_box():
     box, region = jnp.array([[0.0, 0.0, 2.0, 4.0]]), jnp.array([[0.0, 0.0, 9.0, 2.0]] * 2)
-    np.testing.assert_allclose(boxes.iou(box, region, crowd=jnp.array([True, False])), [[0.5, 4 / 22]], rtol=1e-6)
+    np.testing.assert_allclose(IOU(box, region, crowd=jnp.array([True, False])), [[0.5, 4 / 22]], rtol=1e-6)
 
 
 def test_iou_empty_box_gradient_is_finite():
@@ -58,7 +61,7 @@ def test_iou_empty_box_gradient_is_finite():
 
 
 def test_iou_inverted_box():
-    assert boxes.iou(jnp.array([[4.0, 4.0, 0.0, 0.0]]), jnp.array([[0.0, 0.0, 4.0, 4.0]])).item() == 0
+    assert IOU(jnp.array([[4.0, 4.0, 0.0, 0.0]]), jnp.array([[0.0, 0.0, 4.0, 4.0]])).item() == 0
 
 
 def test_anchors_torchvision(grid):
@@ -67,7 +70,7 @@ def test_anchors_torchvision(grid):
 
 def test_anchor_counts_any_size():
     size, levels = (37, 50), (2, 5)
-    found = boxes.anchors(size, levels=levels, scales=(1.0,), ratios=(0.5, 1.0))
+    found = jax.jit(lambda: boxes.anchors(size, levels=levels, scales=(1.0,), ratios=(0.5, 1.0)))()
     counts = boxes.anchor_counts(size, levels=levels, per_cell=2)
     assert counts == (2 * 10 * 13, 2 * 2 * 2)
     assert found.shape == (sum(counts), 4)
@@ -102,18 +105,18 @@ def test_match_anchors_torchvision(name, low_quality, grid):
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_match_anchors_without_boxes(count):
-    match = jax.jit(boxes.match_anchors)(jnp.ones((5, 4)), jnp.ones((count, 4)), where=jnp.zeros(count, bool))
+    match = MATCH(jnp.ones((5, 4)), jnp.ones((count, 4)), where=jnp.zeros(count, bool))
     assert (match == boxes.BACKGROUND).all()
 
 
 def test_match_anchors_box_that_overlaps_no_anchor():
-    match = jax.jit(boxes.match_anchors)(jnp.array([[0.0, 0.0, 4.0, 4.0]]), jnp.array([[8.0, 8.0, 9.0, 9.0]]))
+    match = MATCH(jnp.array([[0.0, 0.0, 4.0, 4.0]]), jnp.array([[8.0, 8.0, 9.0, 9.0]]))
     assert match.tolist() == [boxes.BACKGROUND]
 
 
 def test_match_anchors_best_for_two_boxes_goes_to_the_larger_overlap():
     far = jnp.array([[0.0, 0.0, 4.0, 2.0], [90.0, 90.0, 94.0, 94.0]])
-    match = boxes.match_anchors(far, jnp.array([[0.0, 0.0, 1.0, 1.0], [1.0, 0.0, 4.0, 1.0]]))
+    match = MATCH(far, jnp.array([[0.0, 0.0, 1.0, 1.0], [1.0, 0.0, 4.0, 1.0]]))
     assert match.tolist() == [1, boxes.BACKGROUND]
 
 
@@ -124,19 +127,19 @@ def test_match_anchors_thresholds_out_of_order():
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
 def test_encode_torchvision(weights):
-    found = boxes.encode(GOLDEN["code/boxes"], GOLDEN["code/anchors"], weights=weights)
+    found = ENCODE(GOLDEN["code/boxes"], GOLDEN["code/anchors"], weights=weights)
     np.testing.assert_allclose(found, GOLDEN[f"code/encoded/{weights[0]:g}"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
 def test_decode_torchvision(weights):
-    found = boxes.decode(GOLDEN["code/offsets"], GOLDEN["code/anchors"], weights=weights)
+    found = DECODE(GOLDEN["code/offsets"], GOLDEN["code/anchors"], weights=weights)
     np.testing.assert_allclose(found, GOLDEN[f"code/decoded/{weights[0]:g}"], rtol=1e-5, atol=1e-4)
 
 
 def test_decode_inverts_encode():
     truth, anchors = GOLDEN["code/boxes"], GOLDEN["code/anchors"]
-    np.testing.assert_allclose(boxes.decode(boxes.encode(truth, anchors), anchors), truth, atol=1e-3)
+    np.testing.assert_allclose(DECODE(ENCODE(truth, anchors), anchors), truth, atol=1e-3)
 
 
 def test_encode_masked_box_has_gradient_0():
@@ -183,12 +186,14 @@ def test_nms_masked_box_suppresses_nothing():
 @pytest.mark.parametrize("score", [np.nan, -np.inf])
 def test_nms_score_that_is_not_a_number(score):
     scores = jnp.array([score, 0.5], jnp.float32)
-    found = boxes.nms(jnp.array([[0.0, 0.0, 4.0, 4.0]] * 2), scores, jnp.array([0, 0]), max_detections=3)
+    found = jax.jit(partial(boxes.nms, max_detections=3))(
+        jnp.array([[0.0, 0.0, 4.0, 4.0]] * 2), scores, jnp.array([0, 0])
+    )
     assert found.tolist() == [1, -1, -1]
 
 
 def test_nms_without_boxes():
-    found = boxes.nms(jnp.zeros((0, 4)), jnp.zeros(0), jnp.zeros(0, int), max_detections=2)
+    found = jax.jit(partial(boxes.nms, max_detections=2))(jnp.zeros((0, 4)), jnp.zeros(0), jnp.zeros(0, int))
     assert found.tolist() == [-1, -1]
 
 
@@ -288,7 +293,10 @@ def expected():
     return jax.jit(_of_batch)(*BATCH)
 
 
-@pytest.mark.parametrize("mapping", MAPPINGS)
+# The last mapping combines what the others test and is left to the slow tier.
+@pytest.mark.parametrize(
+    "mapping", [name if "unchecked" not in name else pytest.param(name, marks=pytest.mark.slow) for name in MAPPINGS]
+)
 def test_detect_and_match_anchors_every_mapping(mapping, expected):
     found, match = expected
     assert found.where.sum(axis=1).tolist()[1] == 0 < found.where.sum() < 36
