@@ -12,6 +12,7 @@ import csv
 import io
 import math
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -30,7 +31,16 @@ from PIL import Image
 
 from segjax import cli, inference
 from segjax.data import colorize
-from segjax.data.annotations import OVERLAPS, Annotated, Images, class_values, open_annotations, paint
+from segjax.data.annotations import (
+    OVERLAP_VOID,
+    OVERLAPS,
+    Annotated,
+    Images,
+    class_values,
+    open_annotations,
+    paint,
+    paint_classes,
+)
 from segjax.data.augment import augment, example_keys
 from segjax.data.decode import image_header
 from segjax.data.io import DataError, RawFile, read_bytes
@@ -51,6 +61,7 @@ from segjax.training.survey import (
 )
 
 FLAGS = flags.FLAGS
+_KEEP = "keep"  # the --overlap of a mask per class
 _SHOWN, _VALUES, _CLASSES = 5, 20, 20  # most reasons for a refusal, values of masks, classes on a page
 
 
@@ -271,8 +282,11 @@ def write_masks(source: Path) -> None:
         raise app.UsageError("segjax data masks needs a folder to write into; add --output=ROOT")
     annotations = open_annotations(source, crowd_is_void=FLAGS.crowd_is_void, line_width=FLAGS.line_width)
     names, values, rest = class_values(annotations.names, FLAGS.classes, rest_is_void=FLAGS.rest_is_void)
+    keeps = FLAGS.overlap == _KEEP
+    if keeps and FLAGS.rest_is_void:
+        raise app.UsageError(f"--rest_is_void is for one mask per image; remove it, or --overlap={_KEEP}")
     class_file, content = Path(FLAGS.output, "classes.csv"), _class_file(names)
-    if class_file.exists() and class_file.read_bytes() != content and not FLAGS.overwrite:
+    if not keeps and class_file.exists() and class_file.read_bytes() != content and not FLAGS.overwrite:
         remedy = (
             "repeat the classes of this file in its order with --classes=…, or add --overwrite (then write the other "
             "splits again)"
@@ -281,7 +295,7 @@ def write_masks(source: Path) -> None:
     available, root = Images(Path(FLAGS.images) if FLAGS.images else annotations.folder), output_folder(FLAGS.output)
     base, overwrite = root / FLAGS.split if FLAGS.split else root, FLAGS.overwrite
     pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)  # by mask value
-    labels, shared, written = Counter(), 0, {}
+    labels, shared, total, written = Counter(), 0, 0, {}
     for one in rich.progress.track(
         annotations.images, "painting", annotations.count, console=console, disable=not console.is_terminal
     ):
@@ -292,30 +306,56 @@ def write_masks(source: Path) -> None:
         if other := written.get(stem):
             raise DataError(f"{file.path}: {other} has the same mask, {stem}.png; rename one")
         written[stem] = file.path
-        mask, shared_here = paint(one.regions, one.size, values, rest=rest, overlap=FLAGS.overlap)
+        files, counts, shared_here = _mask_files(one, stem, names, values, rest)
         target = base / "images" / path
         if os.path.realpath(target) != os.path.realpath(file.path):
             write_outputs({target: read_bytes(file)}, overwrite=overwrite)
-        write_outputs({base / "masks" / f"{stem}.png": _palette_png(mask, names)}, overwrite=overwrite)
-        counts = np.bincount(mask.ravel(), minlength=256)
+        for name, data in files.items():
+            write_outputs({base / "masks" / name: data}, overwrite=overwrite)
+        total += math.prod(one.size)
         pixels, images, shared = pixels + counts, images + (counts > 0), shared + shared_here
         labels.update(region.label for region in one.regions if region.label is not None)
-    write_outputs({root / class_file.name: content}, overwrite=overwrite)
+    if not keeps:
+        write_outputs({root / class_file.name: content}, overwrite=overwrite)
     for name in ("train.txt", "val.txt") if not FLAGS.split else ():  # of Pascal VOC
         if (file := source / "ImageSets/Segmentation" / name).is_file():
             write_outputs({root / "ImageSets/Segmentation" / name: file.read_bytes()}, overwrite=overwrite)
     objects = {value: labels[label] for label, value in values.items()}
-    title = f"{annotations.format}: {len(written)} images, {100 * pixels[VOID] / max(1, pixels.sum()):.3g} % void"
-    show(_mask_table(title, names, objects, images, pixels), console)
+    title = f"{annotations.format}: {len(written)} images, {100 * pixels[VOID] / max(1, total):.3g} % void"
+    show(_mask_table(title, names, objects, images, pixels, total), console)
     if shared:
         winners = {"listed": "the last one listed", "first": "the first one listed", "small": "the smallest one"}
-        share, winner = f"{100 * shared / pixels.sum():.2g} %", winners.get(FLAGS.overlap, "void")
+        winners[_KEEP] = "all of them"
+        share, winner = f"{100 * shared / total:.2g} %", winners.get(FLAGS.overlap, "void")
         say(f"{shared} pixels ({share}) belong to objects of several classes; --overlap={FLAGS.overlap}: {winner}")
     if left_out := labels.total() - sum(objects.values()):
         say(f"{left_out} objects are of classes that --classes leaves out")
     if others := {file.path for file in available.files.values()} - set(written.values()):
         say(f"{len(others)} images of {available.folder} have no annotations and were left out")
+    if keeps:
+        classes = repr(tuple(names[1:]))
+        classes = shlex.quote(classes) if set(classes) & set('"$`\\!') else f'"{classes}"'
+        fields = f"--config.data.manual_dir={shlex.quote(str(root))} --config.data.class_names={classes}"
+        fields += f" --config.data.void_values={OVERLAP_VOID}" * bool(pixels[VOID])
+        command = f"segjax train --config=folder_multilabel {fields} --workdir=runs/{root.name}"
+        say(f"wrote {base / 'images'} and {base / 'masks'}. Next: {command}")
+        return
     say(f"wrote {base / 'images'}, {base / 'masks'} and {class_file}. Next: segjax data check {root}")
+
+
+def _mask_files(
+    one: Annotated, stem: str, names: tuple[str, ...], values: Mapping[str, int], rest: int
+) -> tuple[dict[str, bytes], np.ndarray, int]:
+    """Returns the PNGs of an image by their paths, its pixels by mask value, and the number of pixels of overlaps."""
+    if FLAGS.overlap != _KEEP:
+        mask, shared = paint(one.regions, one.size, values, rest=rest, overlap=FLAGS.overlap)
+        return {f"{stem}.png": _palette_png(mask, names)}, np.bincount(mask.ravel(), minlength=256), shared
+    painted, counts = paint_classes(one.regions, one.size, values, len(names) - 1), np.zeros(256, np.int64)
+    inside = painted == 255
+    counts[1 : len(names)], counts[VOID] = inside.sum(axis=(1, 2)), (painted == OVERLAP_VOID).any(axis=0).sum()
+    counts[0] = (~painted.any(axis=0)).sum()
+    files = {f"{name}/{stem}.png": inference.png(mask) for name, mask in zip(names[1:], painted, strict=True)}
+    return files, counts, int((inside.sum(axis=0) > 1).sum())
 
 
 def _check_size(one: Annotated, file: RawFile) -> None:
@@ -328,11 +368,11 @@ def _check_size(one: Annotated, file: RawFile) -> None:
 
 
 def _mask_table(
-    title: str, names: tuple[str, ...], objects: Mapping[int, int], images: np.ndarray, pixels: np.ndarray
+    title: str, names: tuple[str, ...], objects: Mapping[int, int], images: np.ndarray, pixels: np.ndarray, total: int
 ) -> Table:
     """Builds the table of the classes that were painted; `objects`, `images` and `pixels` are by mask value."""
     rows = [
-        (name, i, objects.get(i, 0), int(images[i]), f"{100 * pixels[i] / max(1, pixels.sum()):.3g} %")
+        (name, i, objects.get(i, 0), int(images[i]), f"{100 * pixels[i] / max(1, total):.3g} %")
         for i, name in enumerate(names)
     ]
     return Table(title, ("class", "value", "objects", "images", "pixels"), rows)
@@ -384,9 +424,9 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "overlap",
         OVERLAPS[0],
-        OVERLAPS,
+        (*OVERLAPS, _KEEP),
         "Object that wins where several overlap: the last one listed (of the highest z_order), the first, the "
-        "one of the fewest pixels, or none: void.",
+        "one of the fewest pixels, or none: void; keep writes a mask per class, for data.multilabel.",
     )
     flags.DEFINE_bool("crowd_is_void", False, "COCO's crowds (iscrowd) are void, and not of their class.")
     flags.DEFINE_bool("rest_is_void", False, "Pixels without an object are void, and not background.")

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         _score_predictions(Path(flags.FLAGS.predictions))
         return
     console, fields = rich.console.Console(), cli.data_fields("config")
-    run = load_run(flags.FLAGS.checkpoint, data_fields=fields, detectors=True)
+    run = load_run(flags.FLAGS.checkpoint, data_fields=fields, detectors=True, multilabel=True)
     split, output = flags.FLAGS.split or run.config.data.eval_split, flags.FLAGS.output
     if run.runs and output is None:
         raise app.UsageError(
@@ -69,6 +69,11 @@ def _score_predictions(folder: Path) -> None:
         raise app.UsageError(
             f"--predictions scores masks, and config.model.name = {config.model.name!r} finds boxes; name the config "
             "of a segmentation network"
+        )
+    if config.data.multilabel:
+        raise app.UsageError(
+            "--predictions scores one mask per image, and config.data.multilabel=True has one per class; score each "
+            "class on its own, with config.data.multilabel=False"
         )
     scores = score_masks(open_split(config.data, split), folder)
     for table in score_tables(scores, f"{config.data.name}, {split}, masks of {folder}"):

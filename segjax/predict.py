@@ -31,20 +31,32 @@ FLAGS = flags.FLAGS
 _OF_MASKS = ("class", "uncertainty", "uncertainty_max", "overlay", "probabilities", "values", "palette", "threshold")
 _OF_MASKS += ("contact_sheet", "at_precision", "guarantee", "sets", "calibrated", "calibration", "augment", "samples")
 _OF_MASKS += ("passes", "rate", "seed", "tile", "scale", "overlap", "batch")
+# Options of one class per pixel.
+_EXCLUSIVE = ("guarantee", "sets", "calibrated", "calibration", "values", "palette")
 
 
 def main(argv: list[str]) -> None:
-    """Writes a mask, and the chosen pictures, of each image, at the image's own size; or the boxes of a detector."""
+    """Writes a mask, and the chosen pictures, of each image, at the image's own size; or the boxes of a detector.
+
+    Of classes that overlap, each has a mask of its own.
+    """
     if not argv[1:]:
         raise app.UsageError("name at least one image, folder or pattern")
     cli.refuse_together("threshold", "at_precision", "guarantee")
     output = output_folder(FLAGS.output)
     files = named_images(argv[1:])
     files = {name: file for name, file in files.items() if not inference.is_prediction_file(file.path, output)}
-    run = load_run(FLAGS.checkpoint, FLAGS.calibration, detectors=True)
+    run = load_run(FLAGS.checkpoint, FLAGS.calibration, detectors=True, multilabel=True)
     if run.config.data.box_classes:
         _write_detections(run, files, output)
         return
+    if run.config.data.multilabel:
+        cli.refuse_flags(_EXCLUSIVE, f"is for one class per pixel; the classes of {run.name} overlap")
+        if FLAGS.uncertainty in inference.LOGIT_SCORES:
+            raise app.UsageError(
+                f"--uncertainty={FLAGS.uncertainty} is for one class per pixel; the classes of {run.name} overlap: use "
+                "--uncertainty=entropy"
+            )
     cli.refuse_flags(["min_score"], f"is for detectors; {run.name} is a segmentation network")
     class_index, options = find_class(run, FLAGS["class"].value), _predict_options(run)
     for name in ("at_precision", "guarantee", "sets"):
@@ -134,6 +146,7 @@ def _output_options(
         measure=measure,
         maximum=FLAGS.uncertainty_max,
         sheet=FLAGS.contact_sheet,
+        classes=() if label_set.combinations is None else label_set.names,
         **{name: FLAGS[name].value for name in ("overlay", "probabilities", "values", "palette")},
     )
 
@@ -143,7 +156,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "output",
         "predictions",
-        "Folder for NAME_mask.png, or boxes and detections.json.",
+        "Folder for NAME_mask.png (NAME_CLASS_mask.png if classes overlap), or boxes and detections.json.",
     )
     flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under its classes.")
     flags.DEFINE_string("class", None, "Class that --threshold is for, and the only one that overlays show.")

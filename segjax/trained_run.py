@@ -134,26 +134,28 @@ def load_run(
     data_fields: Mapping[str, Any] | None = None,
     *,
     detectors: bool = False,
+    multilabel: bool = False,
 ) -> TrainedRun:
     """Opens `WORKDIR` (its best checkpoint) or `WORKDIR/checkpoints/STEP` (or `…/best` or `…/latest`).
 
     A comma-separated list of them, with or without blanks, is an ensemble, see `combine`. `calibration` is the file of
     the calibration; None: that of the workdir. `data_fields` are other values for fields of `config.data`, such as a
     `manual_dir` to which the data has moved, or another data set with the same classes. `detectors` permits the run of
-    a detector.
+    a detector, and `multilabel` one of classes that overlap.
 
     Raises:
       StorageError: as `path_of`.
       FileNotFoundError: the folder is not a run's, or has no such checkpoint.
       ConfigError: its config is damaged, an entry of the list is empty, the runs cannot be combined, or the run is of a
-        detector and `detectors` is False.
+        detector and `detectors` is False, or of classes that overlap and `multilabel` is False.
     """
     calibration = None if calibration is None else path_of(calibration)
     several = _split_list(os.fspath(path))
     if len(several) > 1:
         if "" in several:
             raise ConfigError(f"{path}: entry {several.index('') + 1} of the list is empty; remove its comma")
-        return combine([load_run(one, None, data_fields) for one in several])._replace(calibration=calibration)
+        runs = [load_run(one, None, data_fields, multilabel=multilabel) for one in several]
+        return combine(runs)._replace(calibration=calibration)
     path = path_of(path)
     workdir, which = _workdir_and_checkpoint(path)
     config_file = workdir / CONFIG_FILE
@@ -167,6 +169,11 @@ def load_run(
         raise ConfigError(
             f"{path} is a run of a detector, {config.model.name}, which only segjax train, and segjax "
             "evaluate, predict, report and export of a single run support; name a run of a segmentation network"
+        )
+    if config.data.multilabel and not multilabel:
+        raise ConfigError(
+            f"{path} is a run of classes that overlap (config.data.multilabel), which only segjax train, evaluate and "
+            "predict support; use one of them, or name a run of one class per pixel"
         )
     labels, model = label_set(config.data), model_of(config)
     if data_fields:
@@ -183,8 +190,9 @@ def _with_data(config: ConfigDict, fields: Mapping[str, Any], labels: LabelSet) 
     with config.unlocked():
         config.data.update(fields)
     validate(config)
-    if (names := label_set(config.data).names) != labels.names:
-        found = f"got {', '.join(names)}"
+    own = label_set(config.data)
+    if own.names != labels.names or (own.combinations is None) != (labels.combinations is None):
+        found = f"got {', '.join(own.names)} and config.data.multilabel={config.data.multilabel}"
         raise ConfigError(f"config.data must give the classes of the run, {', '.join(labels.names)}; {found}")
     return config
 
@@ -234,7 +242,8 @@ def combine(runs: Sequence[TrainedRun]) -> TrainedRun:
     ]
     variables = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *stacked)
     network = first.model.network if first.members > 1 else first.model
-    model = Ensemble(network, sum(run.members for run in runs), first.label_set.num_classes)
+    members, classes = sum(run.members for run in runs), first.label_set.num_classes
+    model = Ensemble(network, members, classes, first.config.data.multilabel)
     config = first.config.copy_and_resolve_references()
     config.model.members = model.members
     state = first.state.replace(**variables, opt_state=(), ema=None, skipped=None)
@@ -244,7 +253,8 @@ def combine(runs: Sequence[TrainedRun]) -> TrainedRun:
 def _function_of(run: TrainedRun) -> dict[str, Any]:
     """Returns the config values that must agree for networks to be combined."""
     data = {
-        f"config.data.{key}": run.config.data[key] for key in ("size", "letterbox", "channels", "range", "mean", "std")
+        f"config.data.{key}": run.config.data[key]
+        for key in ("size", "letterbox", "channels", "range", "mean", "std", "multilabel")
     }
     model = {f"config.model.{key}": value for key, value in run.config.model.items() if key not in _OWN}
     outputs = {"the number of outputs for config.objective.loss": run.num_outputs}
@@ -339,9 +349,8 @@ def chosen_threshold(
         return {"threshold": math.log(probability / (1 - probability)), "positive": class_index}, ""
     if not 0 < precision <= 1:
         raise ConfigError(f"--at_precision must be above 0 and at most 1; got {precision:g}")
-    step = segmentation.make_ranking_step(
-        run.config, run.model, len(names), class_index, parallel.axis_name(run.config)
-    )
+    make_step = task_of(run.config).make_ranking_step
+    step = make_step(run.config, run.model, len(names), class_index, parallel.axis_name(run.config))
     source = open_split(run.config.data, split)
     counts = evaluation.sum_counts(counter_of(run, step), source, run.config, devices=jax.device_count())
     found = metrics.threshold_at_precision(counts["scores"], precision)
@@ -362,7 +371,7 @@ def chosen_threshold(
 def positive_class(run: TrainedRun, class_index: int | None, flag: str) -> int:
     """Returns `class_index`, by default the rare one of two; raises ConfigError, with the flag, for more."""
     names = run.label_set.names
-    if class_index is None and len(names) != 2:
+    if class_index is None and (len(names) != 2 or run.config.data.multilabel):
         raise ConfigError(f"{flag}: add --class=NAME, one of {', '.join(names)}")
     return run.label_set.rare if class_index is None else class_index
 

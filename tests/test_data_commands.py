@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from segjax.cli import ConfigFile
+from segjax.configs import folder_multilabel
 from segjax.data.layout import find_layout
 from segjax.training import open_split
 
@@ -67,6 +68,21 @@ def test_masks_splits_share_their_classes(coco, root, run_command):
     assert (root / "val/masks/0.png").read_bytes() == (root / "masks/0.png").read_bytes()
     status, _, error = run_command("data", "masks", *options, "--classes=cat,dog")
     assert (status, "classes.csv: has other classes than background, cat, dog" in error) == (1, True)
+
+
+def test_masks_keep_overlaps_as_a_mask_per_class(coco, tmp_path, run_command):
+    root = tmp_path / "mine"
+    status, shown, _ = run_command("data", "masks", coco, f"--output={root}", "--overlap=keep")
+    assert status == 0
+    assert re.search(r"\n90 pixels .*--overlap=keep: all of them", shown)
+    masks = {name: np.array(Image.open(root / "masks" / name / "0.png")) for name in ("cat", "dog")}
+    assert ((masks["cat"] == 255) & (masks["dog"] == 255)).any()
+    assert not (root / "classes.csv").exists()
+    assert f"--config.data.manual_dir={root} --config.data.class_names=\"('dog', 'cat')\"" in shown
+    data = folder_multilabel.get_config().data
+    data.manual_dir, data.class_names = str(root), ("dog", "cat")
+    source = open_split(data, "all")
+    np.testing.assert_array_equal(source.label_set.combinations[source[0]["label"]][..., 1], masks["cat"] == 255)
 
 
 @pytest.mark.parametrize("names", [("#cat",), ("ignore",), ("1", "class 1"), (" cat",)])

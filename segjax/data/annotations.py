@@ -25,6 +25,8 @@ from segjax.storage import StorageError, read_json
 
 OVERLAPS = ("listed", "first", "small", "void")
 """Rules for pixels of several objects; see `paint`."""
+OVERLAP_VOID = 128
+"""Value of void in the masks of `paint_classes`."""
 _BACKGROUND = ("background", "_background_", "__background__")
 _IGNORED = "__ignore__"  # labelme's name for void
 # Pascal VOC 2012, in the order of the palette's indices.
@@ -488,3 +490,20 @@ def paint(
     if overlap == "void":
         mask[shared] = VOID
     return mask, int(shared.sum())
+
+
+def paint_classes(
+    regions: Sequence[Region], size: tuple[int, int], values: Mapping[str, int], count: int
+) -> UInt8[np.ndarray, "count H W"]:
+    """Paints one mask per class of 1 to `count`, in which objects of other classes hide nothing.
+
+    Pixels are 255 in the class, 0 elsewhere, and `OVERLAP_VOID` where an object of void is. `values` is that of
+    `paint`.
+    """
+    masks = np.zeros((count, *size), np.uint8)
+    for value in range(1, count + 1):
+        own = [one for one in regions if one.label is not None and values.get(one.label) == value]
+        for one in (*own, *(one for one in regions if one.label is None)):
+            window = np.s_[one.top : one.top + one.inside.shape[0], one.left : one.left + one.inside.shape[1]]
+            masks[value - 1][window][one.inside] = OVERLAP_VOID if one.label is None else 255
+    return masks

@@ -17,7 +17,15 @@ import tensorflow_datasets as tfds
 from segjax.data import builders
 from segjax.data.decode import image_header
 from segjax.data.io import DataError, RawFile, as_data_error
-from segjax.data.labels import LABEL_SETS, UNSEEN, VOID, LabelSet, hide_classes, numbered_classes
+from segjax.data.labels import (
+    LABEL_SETS,
+    UNSEEN,
+    VOID,
+    LabelSet,
+    hide_classes,
+    numbered_classes,
+    overlapping_classes,
+)
 from segjax.data.layout import find_layout
 from segjax.data.pairs import (
     Example,
@@ -61,6 +69,9 @@ def label_set(data_config: Any, *, mark_unseen: bool = False) -> LabelSet:
         every_class = numbered_classes(("background", *data_config.box_classes))
     elif name != "folder":
         every_class = LABEL_SETS[name]
+    elif getattr(data_config, "multilabel", False):
+        options = {field: getattr(data_config, field) for field in ("void_values", "mask_threshold")}
+        return overlapping_classes(tuple(data_config.class_names), **options)
     else:
         optional = ("mask_values", "void_values", "mask_colours", "void_colours", "mask_threshold")
         given = {field: getattr(data_config, field) for field in optional if hasattr(data_config, field)}
@@ -101,7 +112,8 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         - `manual_dir`: the raw files, or the folder's ROOT; "" for $SEGJAX_<NAME>_DIR, else TFDS's manual folder.
         - road_debris, optional: `scene_size` (height, width), `scene_seed`, `train_examples`, `val_examples`.
         - folder: `class_names`; optional: the fields of `labels.numbered_classes` and `layout.FolderOptions`; `range`,
-          `orientation` and `train_split`, see `open_folder`.
+          `orientation` and `train_split`, see `open_folder`; `multilabel`, for the classes of
+          `labels.overlapping_classes`, with one mask each.
         - coco: `box_classes`, the categories to detect, in the order of their class indices; `max_boxes`, the largest
           number of objects of an image; optional: the fields of `layout.FolderOptions` that hold images out.
         - `unseen_classes`, optional: names of classes to leave out of the training. Their pixels are void, and the
@@ -138,7 +150,10 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         options |= {"value_range": getattr(data_config, "range", "dtype")}
         options |= {"drawn_on": getattr(data_config, "orientation", "displayed")}
         options |= {"train_split": getattr(data_config, "train_split", "train")}
-        source = open_folder(root, split, classes, **options)
+        if classes.combinations is None:
+            source = open_folder(root, split, classes, **options)
+        else:
+            source = _open_multilabel(root, split, classes, **options)
     channels = getattr(data_config, "channels", None) or source.channels
     if source.channels != channels:
         found = f"the images of {name} have {source.channels} channel(s): set it to {source.channels}"
@@ -201,6 +216,23 @@ def open_folder(
     verified = verify(pairs, label_set, on_error, drawn_on)
     value_range = find_range(value_range, verified, layout.splits.get(train_split, ()), on_error)
     return FolderSource(verified, label_set, channels, value_range, drawn_on, layout.notes())
+
+
+def _open_multilabel(root: Path, split: str, classes: LabelSet, *, options: FolderOptions, **reading: Any) -> Source:
+    """Opens and verifies a split of a folder with one mask per class; the arguments are those of `open_folder`."""
+    from segjax.data.multilabel import PATTERN, MultilabelSource, class_options, layout_notes  # for such folders only
+
+    sources = []
+    for name in classes.names:
+        try:
+            own = class_options(options, name)
+            sources.append(open_folder(root, split, classes, options=own, **reading))
+        except DataError as error:
+            remedy = f". config.data.multilabel expects one mask per class and image: {options.masks or PATTERN}"
+            raise DataError(f"class {name}: {error}{remedy}") from error
+    source = MultilabelSource(sources, classes, layout_notes(root, classes.names, options))
+    source.verify(reading["on_error"])
+    return source
 
 
 def common_channels(channels: Iterable[int], root: Path) -> int:

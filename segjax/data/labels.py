@@ -1,6 +1,8 @@
 """Label sets: class names, colours, and the map from the ids or colours in files to train ids."""
 
 import csv
+import itertools
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -9,7 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Int64, Integer, UInt8, UInt16
+from jaxtyping import Bool, Int64, Integer, UInt8, UInt16
 
 from segjax.data.io import DataError, as_data_error
 from segjax.storage import printable
@@ -33,6 +35,8 @@ class LabelSet:
     threshold: int | None = None  # smallest grey value of class 1 of 2; colours are converted to grey
     rare: int = 1  # of two classes, the one whose average precision is scored, and which overlays tint
     remedy: str = ""  # way out for the user, added to the error for an undefined id
+    # Of classes that overlap: the classes of a pixel per train id. `lut` is then of a mask of one class, 0 or 1.
+    combinations: Bool[np.ndarray, "combinations classes"] | None = None
 
     def __post_init__(self):
         if len(self.names) != len(self.palette):
@@ -261,6 +265,51 @@ def numbered_classes(
     train_id_of = dict.fromkeys(tuple(void_values) or (VOID,), VOID) | dict(zip(values, class_of, strict=True))
     remedy = ". Set config.data.mask_values to the ids of the classes, and config.data.void_values to the ids to ignore"
     return replace(_label_set(zip(names, palette, strict=True), train_id_of), remedy=remedy)
+
+
+def class_combinations(num_classes: int) -> Bool[np.ndarray, "ids {num_classes}"]:
+    """Returns the combinations of classes that may overlap in a pixel, one per train id; id 0 is no class.
+
+    Combinations of few classes come first, and all of one size are included or none, so that the ids stay below
+    `UNSEEN`: up to 7 classes overlap freely, of 8 at most 6 in a pixel, of 9 to 11 at most 3, of 12 to 21 at most 2.
+
+    >>> class_combinations(2).astype(int).tolist()
+    [[0, 0], [1, 0], [0, 1], [1, 1]]
+    """
+    rows: list[tuple[int, ...]] = []
+    for size in range(num_classes + 1):
+        if len(rows) + math.comb(num_classes, size) > UNSEEN:
+            break
+        rows += itertools.combinations(range(num_classes), size)
+    return np.array([np.isin(np.arange(num_classes), row) for row in rows])
+
+
+def overlapping_classes(
+    class_names: tuple[str, ...], *, void_values: tuple[int, ...] = (), mask_threshold: int | None = None
+) -> LabelSet:
+    """Returns the label set of classes that overlap, with one mask per class.
+
+    In the mask of a class, values from `mask_threshold` on (default 1) are the class. A pixel with one of the
+    `void_values` in any mask is void.
+
+    Raises: DataError if there are fewer than 2 or more than 21 different names, or one cannot be the name of a file.
+
+    >>> overlapping_classes(("rust", "crack"), void_values=(128,)).lut[[0, 1, 128, 255]]
+    array([  0,   1, 255,   1], dtype=uint8)
+    """
+    classes = numbered_classes(class_names, tuple(range(len(class_names))))
+    if not 2 <= classes.num_classes == len(class_names) <= _MAX_OVERLAPPING or any("/" in name for name in class_names):
+        expected = f"2 to {_MAX_OVERLAPPING} different names without a slash and without a background"
+        raise DataError(f"config.data.class_names: expected {expected} with config.data.multilabel; got {class_names}")
+    lut = np.ones(1 << 16, np.uint8)
+    threshold = 1 if mask_threshold is None else mask_threshold
+    lut[:threshold] = 0
+    lut[list(void_values)] = VOID
+    combinations = class_combinations(classes.num_classes)
+    return replace(classes, lut=lut, threshold=threshold, combinations=combinations, remedy="")
+
+
+_MAX_OVERLAPPING = 21  # more classes have no two that may overlap, see `class_combinations`
 
 
 def _voc_palette(count: int) -> UInt8[np.ndarray, "count 3"]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from segjax.data.decode import (
     DARK_UINT16,
@@ -217,13 +217,18 @@ def verify(pairs: list[Pair], label_set: LabelSet, on_error: str = "raise", draw
     with ThreadPoolExecutor(8) as threads:  # an error cancels the pairs that are still waiting
         found = list(threads.map(attempt, pairs))
     good, skipped = ([each for each in found if isinstance(each, kind)] for kind in (tuple, str))
-    if not good:
-        raise DataError(f"all {len(pairs)} pairs of a split are unusable; expected at least one good. {skipped[0]}")
+    refuse_all_bad(len(good), skipped)
     pairs, images, counts = map(list, zip(*good, strict=True))
     counts = np.sum(counts, axis=0)
     absent = [name for name, count in zip(label_set.names, counts, strict=False) if not count]
     pixels = counts[: label_set.num_classes].astype(int).tolist()
     return Verified(pairs, images, tuple(skipped), absent, float(counts[VOID] / counts.sum()), pixels)
+
+
+def refuse_all_bad(good: int, skipped: Sequence[str]) -> None:
+    """Raises `DataError` for a split without a good pair; `skipped` are the reasons of the bad ones."""
+    if not good:
+        raise DataError(f"all {len(skipped)} pairs of a split are unusable; expected at least one good. {skipped[0]}")
 
 
 def _verify_pair(pair: Pair, label_set: LabelSet, drawn_on: str) -> tuple[Pair, ImageInfo, np.ndarray]:
@@ -417,6 +422,13 @@ class FolderSource:
         """Returns the name of example `index`: its path under `images`, without its suffix."""
         return self._pairs[index].name
 
+    def label(self, index: int) -> UInt8[np.ndarray, "H W"]:
+        """Reads the train ids of example `index`, without decoding its image."""
+        mask, info = self._pairs[index].mask, self._images[index]
+        ids = decode_ids(read_bytes(mask), mask.path, colours=self.label_set.by_colour)
+        ids = align_mask(ids, (info.height, info.width), info.orientation, self._drawn_on)
+        return to_train_ids(ids, self.label_set, mask.path)
+
 
 def _from_listing(listing: Path, *reading: Any) -> FolderSource:
     listed = read_json(listing)
@@ -467,10 +479,15 @@ def check_split(source: Source, split: str, shown: int = 20) -> list[str]:
     Raises `DataError` if not one pixel has a class.
     """
     count, hint = len(source.skipped), "If this is wrong, set config.data.mask_values to the values of the classes"
-    if len(source.absent) == source.label_set.num_classes:
+    overlapping = source.label_set.combinations is not None
+    if overlapping:
+        hint = "If this is wrong, set config.data.mask_threshold to the smallest value of a class"
+    elif len(source.absent) == source.label_set.num_classes:
         raise DataError(f"{split}: all pixels of the {len(source)} masks are void; expected some of a class. {hint}")
     more = [f"{len(source.absent) - shown} more"] * (len(source.absent) > shown)
-    classes = [f"{name} ({values_of(source.label_set, name)})" for name in source.absent[:shown]]
+    classes = [
+        name if overlapping else f"{name} ({values_of(source.label_set, name)})" for name in source.absent[:shown]
+    ]
     void = f", and {source.void:.1%} of its pixels are void ({values_of(source.label_set)})" if source.void else ""
     absent = [f"warning: {split} has no pixel of {', '.join([*classes, *more])}{void}. {hint}"] * bool(classes)
     turned_by_exif = [

@@ -43,6 +43,7 @@ with epy.lazy_api_imports(globals()):
     )
     from segjax.inference.visualize import (
         as_rgb,
+        colorize_overlaps,
         contact_sheet,
         draw_boxes,
         example_tiles,
@@ -83,6 +84,7 @@ __all__ = [
     "augmented_statistics",
     "class_logits",
     "classify",
+    "colorize_overlaps",
     "contact_sheet",
     "detect_boxes",
     "draw_boxes",

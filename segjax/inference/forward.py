@@ -28,6 +28,7 @@ class Preprocessing(NamedTuple):
       dtype: dtype of the image files under `value_range`; None: any.
       letterbox: whole images keep their proportions and are padded to `size` at the bottom and the right, with the
         mean; False: they are stretched.
+      multilabel: classes overlap, and each output is the log odds of its class; False: one class per pixel.
     """
 
     size: tuple[int, int]
@@ -38,10 +39,12 @@ class Preprocessing(NamedTuple):
     value_range: ValueRange = None
     dtype: str | None = None
     letterbox: bool = False
+    multilabel: bool = False
 
     def record(self) -> dict[str, Any]:
         """Returns the fields on which the network's input depends; without `dtype`, since another dtype is refused."""
-        return {k: v for k, v in self._asdict().items() if k != "dtype" and (k != "letterbox" or v)}
+        new = ("letterbox", "multilabel")  # records of older predictions do not have them
+        return {k: v for k, v in self._asdict().items() if k != "dtype" and (k not in new or v)}
 
     def normalise(
         self, images: Shaped[Array, "b h w c"], sizes: Integer[Array, "b 2"] | None = None
@@ -86,11 +89,13 @@ class Ensemble(NamedTuple):
       network: the network of each member.
       members: M, their number.
       num_classes: C, without void.
+      multilabel: each output is the log odds of its class, whose probabilities are averaged.
     """
 
     network: Any
     members: int
     num_classes: int
+    multilabel: bool = False
 
     def clone(self, **fields: Any) -> "Ensemble":
         """Returns the ensemble with other fields of the network."""
@@ -103,6 +108,8 @@ class Ensemble(NamedTuple):
         """
         # Not `vmap`: convolutions with a kernel per member become grouped ones, which are many times slower.
         outputs = jax.lax.map(lambda one: self.network.apply(one, images, train=train).logits, variables)
+        if self.multilabel:
+            return Segmentation(mean_outputs(outputs[..., None], 2)[..., 0], outputs, None, None)
         return Segmentation(mean_outputs(outputs, self.num_classes), outputs, None, None)
 
 

@@ -40,6 +40,7 @@ LOGIT_SCORES = {"margin": metrics.margin_score, "max_logit": metrics.max_logit_s
 # Maps are resized and classified in blocks of this side, from windows of at most `_WINDOW` pixels per side. Sides of
 # windows are rounded up to `_STEP`, so that images of many sizes share a few compiled programs.
 _BLOCK, _WINDOW, _STEP = 256, 2048, 64
+_PAIR_MAPS = 6  # of the statistics of two classes, see `statistics_to_maps`
 _MIN_PROBABILITY = 1e-37  # its logarithm is finite in float32
 
 
@@ -184,13 +185,13 @@ class Prediction(NamedTuple):
     """Prediction of one image, at its own size.
 
     Attributes:
-      mask: `[H, W]`, the class of each pixel.
+      mask: `[H, W]`, the class of each pixel; of classes that overlap boolean `[H, W, C]`.
       uncertainties: `[H, W]` each, by name: `PredictOptions.uncertainties`, in the units of `OutputOptions.scale`.
-      probabilities: `[H, W, C]`, sum 1; None unless the predictor was made with `probabilities`.
+      probabilities: `[H, W, C]`, sum 1 unless classes overlap; None unless the predictor was made with `probabilities`.
       sets: `[H, W, C]`, True for the classes in the set of a pixel; None without `PredictOptions.set_thresholds`.
     """
 
-    mask: UInt8[np.ndarray, "H W"]
+    mask: UInt8[np.ndarray, "H W"] | Bool[np.ndarray, "H W C"]
     uncertainties: dict[str, Float[np.ndarray, "H W"]]
     probabilities: Float[np.ndarray, "H W C"] | None
     sets: Bool[np.ndarray, "H W C"] | None = None
@@ -218,6 +219,10 @@ class Predictor:
     scores. The entropy is that of p; mutual information and variance are resized as they are. A scaling calibrates p
     last, after averaging and resizing (Rahaman and Thiery, arXiv 2007.08792), and leaves the mask.
 
+    With `preprocessing.multilabel` the classes are independent: p is the sigmoid per class, a pixel has every class of
+    p > 1/2, entropy and mutual information are sums over the classes, and the variance is their mean. There are no
+    scaling, sets and logit scores.
+
     `model` has one linear head, as `segjax.models.UNet`, or is an `Ensemble` of such networks, each of which adds its
     own samples. `variables` are its parameters and batch statistics, and the default options are
     `PredictOptions(preprocessing.size)`. With `probabilities`, predictions have these too.
@@ -237,6 +242,12 @@ class Predictor:
         network, members = (model.network, model.members) if isinstance(model, Ensemble) else (model, 1)
         self.options = dataclasses.replace(options or PredictOptions(preprocessing.size), members=members)
         self._network, self._variables, self._probabilities = network, variables, probabilities
+        if preprocessing.multilabel:
+            excluded = ("scaling", "radius", "logit_score", "set_thresholds")
+            for name in (name for name in excluded if getattr(self.options, name) is not None):
+                raise ValueError(
+                    f"{name} is of one class per pixel; got {getattr(self.options, name)!r} and multilabel"
+                )
         self._tile_maps = _make_tile_maps(network, self.options, preprocessing)
 
     def with_variables(self, variables: Any) -> "Predictor":
@@ -285,8 +296,16 @@ class Predictor:
         padding = [(0, full - n) for full, n in zip(tile, size, strict=True)]
         return np.pad(_resized(image, size), [*padding, (0, 0)]), size
 
+    @property
+    def _num_maps(self) -> int:
+        """Number of maps of `_make_tile_maps`."""
+        classes = self.preprocessing.num_classes
+        if self.options.num_samples == 1:
+            return classes
+        return _PAIR_MAPS * classes if self.preprocessing.multilabel else 2 * classes + 2
+
     def _predict_tiles(self, image: Shaped[np.ndarray, "H W channels"]) -> Prediction:
-        options, classes, size = self.options, self.preprocessing.num_classes, image.shape[:2]
+        options, size = self.options, image.shape[:2]
         scaled = tuple(max(1, round(side * options.scale)) for side in size)
         maps = predict_tiled(
             _resized(image, scaled),
@@ -294,25 +313,25 @@ class Predictor:
             tile=options.tile,
             overlap=options.overlap,
             batch=options.batch,
-            out=scratch((*scaled, classes if options.num_samples == 1 else 2 * classes + 2)),
+            out=scratch((*scaled, self._num_maps)),
         )
         return self._at_size(maps, size)
 
     def _at_size(self, maps: Float[np.ndarray, "h w maps"], size: tuple[int, int]) -> Prediction:
         """Returns the prediction of `maps`, which are overwritten, at the image's own size."""
-        options, classes = self.options, self.preprocessing.num_classes
+        options, classes, multilabel = self.options, self.preprocessing.num_classes, self.preprocessing.multilabel
         if options.num_samples > 1:
             summary = classes + len(options.uncertainties) - 1
             for rows, columns, block in _blocks(maps, maps.shape[:2]):
-                maps[rows, columns, :summary] = _cropped(_summarise(block, options), rows, columns)
+                maps[rows, columns, :summary] = _cropped(_summarise(block, options, multilabel), rows, columns)
             maps = maps[..., :summary]
-        mask = np.empty(size, np.uint8)
+        mask = scratch((*size, classes), np.bool_) if multilabel else np.empty(size, np.uint8)
         uncertainties = {name: np.empty(size, np.float32) for name in options.uncertainties}
         probabilities = scratch((*size, classes)) if self._probabilities else None
         sets = None if options.set_thresholds is None else scratch((*size, classes), np.bool_)
         outputs = (mask, probabilities, sets, *uncertainties.values())
         for rows, columns, block in _blocks(maps, size):
-            for output, values in zip(outputs, _conclude(block, options, classes), strict=True):
+            for output, values in zip(outputs, _conclude(block, options, classes, multilabel), strict=True):
                 if output is not None:
                     output[rows, columns] = _cropped(values, rows, columns)
         if options.radius:
@@ -324,11 +343,12 @@ def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preproce
     """Builds `tile_maps(variables, tiles, sizes=None)`: `[batch, th, tw, C]` logits, or maps of the sample statistics.
 
     `sizes` are those of letterboxed images in the top left corner of their tiles. The variables of an ensemble are
-    stacked, and its maps are the means over its members.
+    stacked, and its maps are the means over its members. Statistics of classes that overlap are those of each class
+    against its absence, `_PAIR_MAPS` maps per class.
     """
     stochastic, model = model.clone(remat=False), model.clone(dropout="none", deep_dropout=0, remat=False)
     symmetries, scales = AUGMENTATIONS[options.augment]
-    to_classes = partial(class_logits, num_classes=preprocessing.num_classes)
+    classes, multilabel = preprocessing.num_classes, preprocessing.multilabel
     key = jax.random.key(options.seed)
     if options.passes:
         dropout_passes(stochastic, {}, key)  # raises for a network without dropout
@@ -341,20 +361,29 @@ def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preproce
         # One index for all: a sample is one network for the whole image, and for all images.
         examples = jnp.zeros(len(images), jnp.int32)
 
-        def logits_of(images: Array, a: Array) -> Array:
+        def outputs_of(images: Array, a: Array) -> Array:
             if options.passes:
-                deep = dropout_passes(stochastic, variables, key, rate=options.rate, examples=examples)
-                return to_classes(deep(images, a))
-            return to_classes(model.apply(variables, images, train=False).logits)
+                return dropout_passes(stochastic, variables, key, rate=options.rate, examples=examples)(images, a)
+            return model.apply(variables, images, train=False).logits
+
+        def statistics(to_classes: Callable) -> Float[Array, "b h w maps"]:
+            parts, samples = (lambda images, a: to_classes(outputs_of(images, a)),), max(1, options.samples)
+            if options.samples:
+                fields = {"rate": options.rate, "mask": "channel", "examples": examples}
+                parts = dropout_head(model, variables, key, class_logits=to_classes, **fields)
+            found = augmented_statistics(images, *parts, samples=samples, symmetries=symmetries, scales=scales)
+            return statistics_to_maps(found)
+
+        def pair_statistics(index: Array) -> Float[Array, "b h w maps"]:
+            return statistics(lambda outputs: class_logits(jnp.take(outputs, index[None], axis=-1), 2))
 
         if options.num_samples == 1:
-            return logits_of(images, jnp.int32(0))
-        parts, samples = (logits_of,), max(1, options.samples)
-        if options.samples:
-            fields = {"rate": options.rate, "mask": "channel", "examples": examples}
-            parts = dropout_head(model, variables, key, class_logits=to_classes, **fields)
-        found = augmented_statistics(images, *parts, samples=samples, symmetries=symmetries, scales=scales)
-        return statistics_to_maps(found)
+            outputs = outputs_of(images, jnp.int32(0))
+            return outputs if multilabel else class_logits(outputs, classes)
+        if not multilabel:
+            return statistics(partial(class_logits, num_classes=classes))
+        maps = jax.vmap(pair_statistics)(jnp.arange(classes))  # the network does not depend on the class, and runs once
+        return jnp.moveaxis(maps, 0, -2).reshape(*maps.shape[1:4], -1)
 
     @jax.jit
     def tile_maps(
@@ -367,24 +396,55 @@ def _make_tile_maps(model: Any, options: PredictOptions, preprocessing: Preproce
     return tile_maps
 
 
-@partial(jax.jit, static_argnums=(1,))
-def _summarise(maps: Float[Array, "h w maps"], options: PredictOptions) -> Float[Array, "h w summary"]:
-    """Returns the log of the mean probabilities, and the uncertainties except the entropy, of maps of statistics."""
+@partial(jax.jit, static_argnums=(1, 2))
+def _summarise(
+    maps: Float[Array, "h w maps"], options: PredictOptions, multilabel: bool
+) -> Float[Array, "h w summary"]:
+    """Returns the log of the mean probabilities, and the uncertainties except the entropy, of maps of statistics.
+
+    Of classes that overlap it returns the log odds of the mean probabilities.
+    """
+    if multilabel:
+        pairs = jnp.moveaxis(maps.reshape(*maps.shape[:2], -1, _PAIR_MAPS), -2, 0)
+        found = uncertainty_of(maps_to_statistics(pairs), options.num_samples)
+        log_p = jnp.log(jnp.maximum(found.probabilities, _MIN_PROBABILITY))
+        log_odds = jnp.moveaxis(log_p[..., 1] - log_p[..., 0], 0, -1)
+        # The variance of a pair is the mean of those of the logits 0 and z.
+        others = found.mutual_information.sum(axis=0), 2 * found.variance.mean(axis=0)
+        return jnp.concatenate([log_odds, jnp.stack(others, axis=-1)], axis=-1)
     found = uncertainty_of(maps_to_statistics(maps[None]), options.num_samples)
     others = [getattr(found, name)[0, ..., None] for name in options.uncertainties[1:]]
     return jnp.concatenate([jnp.log(jnp.maximum(found.probabilities[0], _MIN_PROBABILITY)), *others], axis=-1)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _conclude(maps: Float[Array, "h w summary"], options: PredictOptions, num_classes: int) -> tuple[Array | None, ...]:
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _conclude(
+    maps: Float[Array, "h w summary"], options: PredictOptions, num_classes: int, multilabel: bool
+) -> tuple[Array | None, ...]:
     """Returns the class before dilation, the probabilities, the set and the uncertainties of logits or `_summarise`."""
     logits = maps[..., :num_classes]
+    if multilabel:
+        pairs = class_logits(logits[..., None], 2)
+        entropy = metrics.predictive_entropy(pairs[None]).sum(axis=-1)
+        uncertainties = (entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0))
+        return present_classes(logits, options), jax.nn.sigmoid(logits), None, *uncertainties
     mask, calibrated = mask_and_calibrated_logits(logits, options)
     sets = None if options.set_thresholds is None else prediction_sets(logits, options)
     entropy = metrics.predictive_entropy(calibrated[None])
     scores = [] if options.logit_score is None else [LOGIT_SCORES[options.logit_score](logits)]
     uncertainties = (entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0), *scores)
     return mask, jax.nn.softmax(calibrated), sets, *uncertainties
+
+
+def present_classes(
+    log_odds: Float[Array, "*pixels classes"], options: PredictOptions
+) -> Bool[Array, "*pixels classes"]:
+    """Returns the classes of each pixel: those of p > 1/2, and the class of a threshold from its log odds on."""
+    present = log_odds > 0
+    if options.threshold is None:
+        return present
+    is_positive = jnp.arange(log_odds.shape[-1]) == options.positive
+    return jnp.where(is_positive, log_odds >= jnp.float32(options.threshold), present)
 
 
 def mask_and_calibrated_logits(

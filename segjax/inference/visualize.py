@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Integer, Shaped, UInt8
+from jaxtyping import Bool, Float, Integer, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from segjax.data.labels import UNSEEN, VOID, LabelSet, colorize
@@ -54,10 +54,13 @@ def overlay_palette(label_set: LabelSet, only: int | None = None) -> UInt8[np.nd
     """Returns the palette with black for the classes that an overlay does not tint.
 
     These are all but the class `only`; without it, a class named "background", or else of two the one that is not rare.
+    Of classes that overlap there are none without `only`.
     """
     names, palette = label_set.names, label_set.palette.copy()
     if only is not None:
         palette[np.arange(len(names)) != only] = 0
+    elif label_set.combinations is not None:
+        pass  # all classes that overlap are tinted
     elif "background" in names:
         palette[names.index("background")] = 0
     elif len(names) == 2:
@@ -124,6 +127,31 @@ def rare_outlines(
             inside = (mask == index).astype(np.uint8)
             outlines[cv2.dilate(inside, square) > inside] = index
     return outlines
+
+
+def colorize_overlaps(
+    mask: Bool[np.ndarray, "H W classes"], palette: UInt8[np.ndarray, "classes 3"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Paints classes that overlap: the mean colour of the classes of a pixel, inside outlines of each one in its own.
+
+    Outlines are inside of the class and 1/200 of the shorter side wide. Pixels without a class are black; a class whose
+    colour is black is not painted.
+
+    >>> mask = np.zeros((5, 5, 2), bool)
+    >>> mask[..., 0], mask[:, 2:, 1] = True, True
+    >>> colorize_overlaps(mask, np.array([[200, 0, 0], [0, 200, 0]], np.uint8))[2].tolist()
+    [[200, 0, 0], [200, 0, 0], [0, 200, 0], [100, 100, 0], [0, 200, 0]]
+    """
+    mask = mask & palette.any(axis=-1)
+    count = np.maximum(mask.sum(axis=-1, dtype=np.uint8), 1)[..., None]
+    painted = np.round(mask.astype(np.float32) @ palette.astype(np.float32) / count).astype(np.uint8)
+    width = max(1, round(min(mask.shape[:2]) / 200))
+    square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    for index in np.argsort(-mask.sum(axis=(0, 1)), kind="stable"):  # the rarest is drawn last, over the others
+        inside = np.pad(mask[..., index].astype(np.uint8), 1)  # the class ends at the border of the image
+        edge = inside > cv2.erode(inside, square)
+        painted[edge[1:-1, 1:-1]] = palette[index]
+    return painted
 
 
 def heatmap(values: Float[np.ndarray, "*shape"], maximum: float) -> UInt8[np.ndarray, "*shape 3"]:

@@ -28,6 +28,7 @@ from segjax.inference.detector import Detector
 from segjax.inference.predictor import Prediction, Predictor
 from segjax.inference.visualize import (
     as_rgb,
+    colorize_overlaps,
     contact_sheet,
     draw_boxes,
     heatmap,
@@ -57,8 +58,9 @@ class OutputOptions(NamedTuple):
       uncertainty: NAME_uncertainty.png, from 0, black, to `maximum`, pale yellow; the negative largest logit and the
         energy from -`maximum` to 0.
       measure: the uncertainty that it shows, one of `PredictOptions.uncertainties`.
-      maximum: end of the colour scale for all images. None: log C for the entropy, a quarter of that for the mutual
-        information, 5 squared logits for the variance, 1 for the margin, 10 for largest logit and energy.
+      maximum: end of the colour scale for all images. None: log C for the entropy (C log 2 if classes overlap), a
+        quarter of that for the mutual information, 5 squared logits for the variance, 1 for the margin, 10 for largest
+        logit and energy.
       probabilities: NAME_probabilities.npz: "probabilities" float32 `[H, W, C]`, each uncertainty under its own name,
         float32 `[H, W]`, and "classes"; with `sets` also "sets", bool `[H, W, C]`.
       sets: NAME_set.png, the number of classes in the set of each pixel (`PredictOptions.set_thresholds`).
@@ -67,6 +69,8 @@ class OutputOptions(NamedTuple):
       palette: store the classes' colours in NAME_mask.png as a palette. The pixels do not change, except for colours of
         the data set, which become class indices with these colours.
       sheet: contact_sheet.png, a row of small pictures for each of up to 24 images, evenly chosen.
+      classes: names of classes that overlap, each with a mask of its own, NAME_CLASS_mask.png, 255 in the class and 0
+        elsewhere; (): one mask.
     """
 
     overlay: bool = True
@@ -79,24 +83,32 @@ class OutputOptions(NamedTuple):
     values: str = "index"
     palette: bool = False
     sheet: bool = False
+    classes: tuple[str, ...] = ()
 
     @property
     def suffixes(self) -> list[str]:
-        """Suffixes of an image's file names. The mask is written last, so that it marks a complete set."""
-        suffixes = ("_overlay.png", "_uncertainty.png", "_probabilities.npz", "_set.png", "_mask.png")
-        chosen = (self.overlay, self.uncertainty, self.probabilities, self.sets, True)
-        return list(itertools.compress(suffixes, chosen))
+        """Suffixes of an image's file names. A mask is written last, so that it marks a complete set."""
+        suffixes = ("_overlay.png", "_uncertainty.png", "_probabilities.npz", "_set.png")
+        chosen = itertools.compress(suffixes, (self.overlay, self.uncertainty, self.probabilities, self.sets))
+        return [*chosen, *self.masks]
+
+    @property
+    def masks(self) -> list[str]:
+        """Suffixes of the masks among `suffixes`."""
+        return [f"_{name}_mask.png" for name in self.classes] or ["_mask.png"]
 
     def record(self) -> dict[str, Any]:
         """Returns all options on which the contents of files depend."""
         # An option counts unless it is listed here: these select the files.
-        ignored = {"overlay", "uncertainty", "probabilities", "sets", "sheet"}
+        ignored = {"overlay", "uncertainty", "probabilities", "sets", "sheet", "classes"}
         ignored |= {"values"} if self.values == "index" else set()
         return {k: v for k, v in self._asdict().items() if k not in ignored}
 
     def scale_range(self, label_set: LabelSet) -> tuple[float, float]:
         """Returns the uncertainties that are black and pale yellow."""
         log_c = math.log(label_set.num_classes)
+        if label_set.combinations is not None:  # a sum over the classes
+            log_c = label_set.num_classes * math.log(2)
         defaults = {"entropy": log_c, "mutual_information": log_c / 4, "variance": 5.0, "margin": 1.0}
         span = defaults.get(self.measure, 10.0) if self.maximum is None else self.maximum
         return (-span, 0.0) if self.measure in ("max_logit", "energy") else (0.0, span)
@@ -417,6 +429,9 @@ def _encode(suffix: str, predicted: _Predicted, options: OutputOptions, label_se
         return png(sets.sum(axis=-1, dtype=np.uint8))
     if suffix == "_overlay.png":
         return png(_paint_overlay(predicted, options, label_set))
+    if options.classes:
+        present = mask[..., options.masks.index(suffix)]
+        return _png_with_text(np.where(present, np.uint8(255), np.uint8(0)), predicted.source)
     pixels, palette, marks = mask, label_set.palette, ()
     if options.values == "dataset":
         values, marks = class_values(label_set), (DATASET_VALUES,)
@@ -436,6 +451,8 @@ def _bands(shape: tuple[int, int]) -> list[slice]:
 
 def _paint_overlay(predicted: _Predicted, options: OutputOptions, label_set: LabelSet) -> UInt8[np.ndarray, "H W 3"]:
     mask, palette = predicted.prediction.mask, overlay_palette(label_set, options.only)
+    if options.classes:
+        return overlay(predicted.image, colorize_overlaps(mask, palette), opacity=0.6)
     outlines, painted = rare_outlines(mask, palette), np.empty((*mask.shape, 3), np.uint8)
     for rows in _bands(mask.shape):
         tinted = overlay(predicted.image[rows], colorize(mask[rows], palette))

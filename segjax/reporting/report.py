@@ -316,6 +316,17 @@ def detection_table(scores: dict[str, Any], title: str) -> Table:
     return Table(title, ("class", "objects", "AP", "AP50", "AR100"), [*rows, mean])
 
 
+def multilabel_table(scores: dict[str, Any], title: str) -> Table:
+    """Builds the table of the scores per class, and their means, from evaluation scores of classes that overlap."""
+    columns = ("iou", "dice", "precision", "recall", "average_precision")
+    rows = []
+    for i, (name, matrix) in enumerate(zip(scores["classes"], scores["confusion"], strict=True)):
+        share = sum(matrix[1]) / max(1, sum(map(sum, matrix)))
+        rows.append((name, share, *(scores[f"{column}_per_class"][i] for column in columns)))
+    mean = ("mean", None, *(scores[f"mean_{column}"] for column in columns))
+    return Table(title, ("class", "share", "IoU", "Dice", "precision", "recall", "AP"), [*rows, mean])
+
+
 def unknown_table(scores: dict[str, Any]) -> Table:
     """Builds the table of the detection of unseen classes per score of a pixel, from evaluation scores."""
     unknown, keys = scores["unknown"], ("average_precision", "auroc", "fpr_at_95_tpr")
@@ -327,8 +338,10 @@ def unknown_table(scores: dict[str, Any]) -> Table:
 def score_tables(scores: dict[str, Any], title: str) -> list[Table]:
     """Returns the tables that a command prints: `per_class_table`, and with unseen classes `unknown_table`.
 
-    Of a detector it is `detection_table`.
+    Of a detector it is `detection_table`, and of classes that overlap `multilabel_table`.
     """
+    if "exact_match" in scores:
+        return [multilabel_table(scores, f"{title}: classes that overlap")]
     if "ap" in scores:
         return [detection_table(scores, f"{title}: AP of boxes")]
     return [per_class_table(scores, title), *([unknown_table(scores)] if "unknown" in scores else [])]
@@ -398,6 +411,7 @@ def _probability(log_odds: float) -> str:
 def summary_line(scores: dict[str, Any]) -> str:
     """Returns the main scores of a run in one line, with the name of the rare class after those of it alone."""
     keys = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "average_precision", "auroc")
+    keys += ("mean_average_precision", "exact_match")  # of classes that overlap
     keys += ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")  # of a detector
     rare = f" ({scores['rare_class']})" if "rare_class" in scores else ""
     own = dict.fromkeys(("average_precision", "auroc"), rare)

@@ -61,7 +61,7 @@ def with_found_data(config: ConfigDict, source: Source) -> ConfigDict:
     found = {"data.channels": source.channels, "data.range": source.value_range or "dtype"}
     found["data.dtype"] = source.value_range and source.dtype
     names, pixels = source.label_set.names, source.pixels
-    if not config.data.rare_class and pixels and len(names) == 2:
+    if not config.data.rare_class and pixels and len(names) == 2 and not config.data.multilabel:
         found["data.rare_class"] = names[0 if pixels[0] < pixels[1] else 1]
     if needs_frequencies(config.objective) and not config.objective.class_frequencies:
         if config.objective.void == "class":
@@ -234,6 +234,7 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         yield f"config.data.scene_size must be at least (64, 96), height and width; got {data.scene_size!r}"
     yield from _foreign_fields(model)
     yield from _detector_problems(config)
+    yield from _multilabel_problems(config)
     yield from _phase_problems(config)
     yield from _evaluation_problems(config.training)
     mining = ("hard_fraction", "hard_threshold", "negatives_per_positive")
@@ -334,6 +335,10 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         )
     if objective.region == "lovasz_hinge" and objective.loss not in BINARY_LOSSES:
         yield f"config.objective.region='lovasz_hinge' needs a binary loss; with {_loss(objective)} set it to 'lovasz'"
+    of_class_1 = objective.loss in BINARY_LOSSES and objective.region != "lovasz" and not data.multilabel
+    if objective.region_class_weights and of_class_1:
+        owner = "select a softmax loss"
+        yield no_effect("objective.region_class_weights", objective.region_class_weights, _loss(objective), (), owner)
     yield from (_binary_problems if objective.loss in BINARY_LOSSES else _softmax_problems)(objective)
 
 
@@ -431,6 +436,40 @@ def _detector_problems(config: ConfigDict) -> Iterator[str]:
         )
 
 
+# Fields of one class per pixel.
+_EXCLUSIVE_FIELDS = ("data.mask_values", "data.mask_colours", "data.void_colours", "data.rare_class")
+_EXCLUSIVE_FIELDS += ("data.unseen_classes", "data.sampling_temperature", "augment.rare_crops", "augment.outliers")
+_EXCLUSIVE_FIELDS += ("objective.background", "objective.uncertainty_weight", "objective.logit_margin")
+_EXCLUSIVE_FIELDS += ("training.gradient_budget",)
+
+
+def _multilabel_problems(config: ConfigDict) -> Iterator[str]:
+    """Yields what classes that overlap lack, and the fields that only exclusive classes have."""
+    objective, values = config.objective, leaves(config)
+    if not config.data.multilabel:
+        return
+    if config.data.name != "folder":
+        yield no_effect("data.multilabel", True, f"config.data.name={config.data.name!r}", False)
+    if config.model.name in DETECTORS:
+        yield no_effect("data.multilabel", True, f"the detector {config.model.name}", False)
+    if objective.loss not in BINARY_LOSSES:
+        yield (
+            f"config.objective.loss must be one of {', '.join(BINARY_LOSSES)} with config.data.multilabel=True, a "
+            f"sigmoid per class; got {objective.loss!r}"
+        )
+    if objective.region.startswith("lovasz"):
+        yield (
+            "config.objective.region must be 'none' or a region loss of independent channels with "
+            f"config.data.multilabel=True, such as 'jaccard'; got {objective.region!r}"
+        )
+    for key in _EXCLUSIVE_FIELDS:
+        if values[key] != (default := FIELDS[key].default):
+            yield (
+                f"config.{key}={values[key]!r} is for one class per pixel; set it back to {default!r}, or "
+                "config.data.multilabel to False"
+            )
+
+
 def _phase_problems(config: ConfigDict) -> Iterator[str]:
     phases = config.training.phases
     for phase in phases:
@@ -484,9 +523,6 @@ def _binary_problems(objective: ConfigDict) -> Iterator[str]:
     if objective.class_weights:
         owner = "use config.objective.alpha" if loss != "hinge" else "select a softmax loss"
         yield no_effect("objective.class_weights", objective.class_weights, _loss(objective), (), owner)
-    if objective.region_class_weights and objective.region != "lovasz":  # of class 1 only
-        owner = "select a softmax loss"
-        yield no_effect("objective.region_class_weights", objective.region_class_weights, _loss(objective), (), owner)
     if objective.logit_adjustment is not None:
         owner = "use config.model.prior"
         yield no_effect("objective.logit_adjustment", objective.logit_adjustment, _loss(objective), None, owner)

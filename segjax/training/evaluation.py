@@ -171,7 +171,7 @@ def count_batches(count: Callable, source: Source, config: ConfigDict, *, device
 def eval_scalars(scores: dict[str, Any]) -> dict[str, float]:
     """Returns the scalars among the scores, those of each class, and AUROC of the unknown; NaN if undefined."""
     scalars = {f"eval/{key}": value for key, value in scores.items() if isinstance(value, float)}
-    for key in ("iou", "recall", "ap", "ap50"):
+    for key in ("iou", "recall", "average_precision", "ap", "ap50"):
         if f"{key}_per_class" in scores:
             named = zip(scores["classes"], scores[f"{key}_per_class"], strict=True)
             scalars |= {f"eval/{key}/{name}": value for name, value in named}

@@ -141,7 +141,15 @@ FIELDS = {
     ),
     "data.void_colours": Field((), "folder: colours that are void", item=str),
     "data.mask_threshold": Field(
-        None, "folder: smallest grey value of the second class of two; replaces data.mask_values", (), "[1, 255]", int
+        None,
+        "folder: smallest grey value of the second class of two, or of each class with data.multilabel; replaces "
+        "data.mask_values",
+        (),
+        "[1, 255]",
+        int,
+    ),
+    "data.multilabel": Field(
+        False, "folder: classes may overlap: one mask and one sigmoid per class; data.masks is 'masks/{class}/{stem}'"
     ),
     "data.images": Field("", "folder: pattern of the images, '{split}/{stem}_image'; '': by the usual names"),
     "data.masks": Field("", "folder: pattern of the masks, '{stem}_mask', 'gt/*/{stem}.png'; '': by the usual names"),
@@ -272,7 +280,11 @@ FIELDS = {
     "model.dtype": Field("float32", "dtype of the computation; parameters are float32", ("float32", "bfloat16")),
     "model.remat": Field(False, "recompute activations in the backward pass: less memory, more time"),
     "model.prior": Field(
-        (), "prior: (π,) of a binary loss, else class frequencies; (): off", (), "(0, 1)", initial=True
+        (),
+        "prior: (π,) of a binary loss, one π per class with data.multilabel, else class frequencies; (): off",
+        (),
+        "(0, 1)",
+        initial=True,
     ),
     "model.head_stddev": _number("σ of the head's initial kernel; None: by fan-in", range="(0, 1000]", initial=True),
     "model.dropout": Field(

@@ -152,7 +152,7 @@ SOFTMAX_LOSSES: dict[str, Callable] = {
         z, y, rare=range(1, z.shape[-1]), delta=h.asymmetric_delta, gamma=h.gamma, where=w
     ),
 }
-# Losses of a data set of two classes, with one logit per pixel.
+# Losses of a data set of two classes, with one logit per pixel, or of each class that overlaps others.
 BINARY_LOSSES: dict[str, Callable] = {
     "sigmoid_cross_entropy": lambda z, y, w, h: losses.sigmoid_cross_entropy(z[..., 0], y, where=w, alpha=h.alpha),
     "sigmoid_focal": lambda z, y, w, h: losses.sigmoid_focal_loss(z[..., 0], y, gamma=h.gamma, alpha=h.alpha, where=w),
@@ -187,11 +187,14 @@ def region_loss(config: ConfigDict, num_classes: int) -> Callable:
     """Returns `config.objective.region` as a function of z, y, the mask w of the counted pixels, h, and an axis name.
 
     The Lovász losses are of all outputs, of which w leaves out void. The others are of the classes, and with a binary
-    loss of class 1.
+    loss of class 1; of independent channels where classes overlap.
     """
     options, fixed = config.objective, {}
     if not options.region.startswith("lovasz"):
-        fixed["classes"] = (1,) if options.loss in BINARY_LOSSES else range(num_classes)
+        is_binary = options.loss in BINARY_LOSSES and not config.data.multilabel
+        fixed["classes"] = (1,) if is_binary else range(num_classes)
+    if config.data.multilabel:
+        fixed["activation"] = "sigmoid"
     if options.region_over is not None:
         fixed["over_batch"] = options.region_over == "batch"
     if options.region == "cl_dice":
@@ -228,8 +231,10 @@ def pixel_loss(config: ConfigDict) -> Callable:
 
 
 def num_outputs(config: ConfigDict, num_classes: int) -> int:
-    """Returns the number of logits per pixel: 1 for a binary loss, else one per class and one for a void class."""
-    return 1 if config.objective.loss in BINARY_LOSSES else num_classes + (config.objective.void == "class")
+    """Returns the number of logits per pixel: one per class, and one for a void class; or 1 for a binary loss."""
+    if config.objective.loss in BINARY_LOSSES and not config.data.multilabel:
+        return 1
+    return num_classes + (config.objective.void == "class")
 
 
 def targets(

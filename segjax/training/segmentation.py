@@ -168,7 +168,7 @@ def make_eval_step(
             counts["unknown"] = counts["unknown"] | {"mutual_information": unknown}
         return counts
 
-    return _counting_step(config, model, num_classes, count_maps, corruption)
+    return counting_step(config, model, num_classes, count_maps, corruption)
 
 
 def make_ranking_step(config: ConfigDict, model: Any, num_classes: int, number: int, axis_name: str | None) -> Callable:
@@ -178,7 +178,7 @@ def make_ranking_step(config: ConfigDict, model: Any, num_classes: int, number: 
         odds = metrics.class_log_odds(class_logits(maps["outputs"], num_classes))[..., number]
         return {"scores": metrics.score_histogram(odds, labels == number, where=where, axis_name=axis_name)}
 
-    return _counting_step(config, model, num_classes, count)
+    return counting_step(config, model, num_classes, count)
 
 
 def make_image_step(
@@ -203,9 +203,10 @@ def make_image_step(
     return step
 
 
-def _counting_step(
+def counting_step(
     config: ConfigDict, model: Any, num_classes: int, count: Callable, corruption: tuple[str, int] | None = None
 ) -> Callable:
+    """Builds `step(state, batch, *hparams)`, the sum over strips of `count(maps, labels, where, *hparams)`."""
     maps_of, preprocessing = _make_maps(config, model, num_classes, corruption), preprocessing_of(config, num_classes)
 
     def step(state: TrainState, batch: dict[str, jax.Array], *hparams: Hyperparams) -> dict[str, Any]:
@@ -358,7 +359,8 @@ def split_facts(source: Source) -> dict[str, Any]:
     A source with two classes also has the "rare_class", whose average precision `scores` returns.
     """
     classes, facts = source.label_set, {"images": len(source), "skipped": len(source.skipped), "data": source.digest}
-    rare = {"rare_class": classes.names[classes.rare]} if classes.num_classes == 2 else {}
+    has_rare = classes.num_classes == 2 and classes.combinations is None
+    rare = {"rare_class": classes.names[classes.rare]} if has_rare else {}
     return facts | {"classes": list(classes.names), **rare}
 
 

@@ -20,19 +20,23 @@ from segjax.data.augment import example_keys
 from segjax.inference.forward import Ensemble, Preprocessing
 from segjax.training.config import ConfigError, input_shape
 from segjax.training.fields import DETECTORS, NETWORKS, SHARED_ARGUMENTS
-from segjax.training.objective import hparams_at, hparams_from_config, num_outputs, phases
+from segjax.training.objective import BINARY_LOSSES, hparams_at, hparams_from_config, num_outputs, phases
 
 
 def task_of(config: ConfigDict) -> ModuleType:
-    """Returns the module of the task of `config`: `training.detection` of boxes, else `training.segmentation`.
+    """Returns the module of the task of `config`: `training.detection`, `training.multilabel` or else `segmentation`.
 
-    Both have the functions `make_objective`, `make_truth`, `microbatch_shares`, `make_eval_step`, `score_batches`,
+    All have the functions `make_objective`, `make_truth`, `microbatch_shares`, `make_eval_step`, `score_batches`,
     `make_predictor` and `example_sheet`.
     """
     if config.data.box_classes:
         from segjax.training import detection  # loaded for detectors only
 
         return detection
+    if config.data.multilabel:
+        from segjax.training import multilabel  # loaded for classes that overlap only
+
+        return multilabel
     from segjax.training import segmentation
 
     return segmentation
@@ -75,7 +79,8 @@ def make_model(
     rare_train_ids(config)  # refuses unknown names before the data set is opened
     head_bias = None
     if prior:  # in float64, where 1 - π of a rare class with π = 1e-8 is not rounded to 1
-        bias = (losses.prior_bias if binary else losses.prior_bias_softmax)(np.asarray(prior, np.float64))
+        is_sigmoid = loss in BINARY_LOSSES
+        bias = (losses.prior_bias if is_sigmoid else losses.prior_bias_softmax)(np.asarray(prior, np.float64))
         head_bias = tuple(map(float, bias))
     network, fields = (NETWORKS | DETECTORS)[config.model.name]
     own = {argument: config.model[field] for argument, field in fields.items()}
@@ -104,11 +109,14 @@ def make_model(
         field = (SHARED_ARGUMENTS | fields).get(argument)
         option = f"config.model.{field}" if field else f"config.model of {config.model.name}: {argument}"
         raise ConfigError(f"{option} {problem}") from error
-    return model if config.model.members == 1 else Ensemble(model, config.model.members, num_classes)
+    members = config.model.members
+    return model if members == 1 else Ensemble(model, members, num_classes, config.data.multilabel)
 
 
 def rare_train_ids(config: ConfigDict) -> tuple[int, ...]:
     """Returns the train ids of `augment.rare_classes`; () without rare crops and copy-paste.
+
+    Of classes that overlap, they are those of each combination with a rare class.
 
     Raises:
       ConfigError: a name is not a class, or the data set has more than two classes and none is named.
@@ -117,7 +125,7 @@ def rare_train_ids(config: ConfigDict) -> tuple[int, ...]:
     if config.augment.rare_crops is config.augment.copy_paste is None:
         return ()
     labels = data.label_set(config.data)
-    if not names and labels.num_classes == 2:
+    if not names and labels.num_classes == 2 and not config.data.multilabel:
         return (labels.rare,)
     unknown = [name for name in names if name not in labels.names]
     if unknown or not names:
@@ -125,7 +133,10 @@ def rare_train_ids(config: ConfigDict) -> tuple[int, ...]:
             f"config.augment.rare_classes must name classes of {config.data.name}, {', '.join(labels.names)}; got "
             f"{names!r}"
         )
-    return tuple(labels.names.index(name) for name in names)
+    classes = [labels.names.index(name) for name in names]
+    if labels.combinations is None:
+        return tuple(classes)
+    return tuple(np.flatnonzero(labels.combinations[:, classes].any(axis=1)).tolist())
 
 
 @flax.struct.dataclass
@@ -284,7 +295,8 @@ def preprocessing_of(config: ConfigDict, num_classes: int) -> Preprocessing:
     value_range = None if isinstance(fields.range, str) else tuple(fields.range)
     dtype = None if value_range is None else fields.dtype
     pixels = {"mean": tuple(fields.mean), "std": tuple(fields.std), "value_range": value_range, "dtype": dtype}
-    return Preprocessing(tuple(size), channels, num_classes=num_classes, letterbox=fields.letterbox, **pixels)
+    options = {"num_classes": num_classes, "letterbox": fields.letterbox, "multilabel": fields.multilabel}
+    return Preprocessing(tuple(size), channels, **options, **pixels)
 
 
 def images_of(batch: dict[str, jax.Array], corruption: tuple[str, int] | None = None) -> Array:

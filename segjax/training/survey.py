@@ -96,6 +96,11 @@ def survey_folder(root: Path, config: ConfigDict, keep: Iterable[str], console: 
     Raises: DataError if the layout of the folder is not known.
     """
     config = _with(config, {"data.name": "folder", "data.manual_dir": str(root.absolute())}, set())
+    if config.data.multilabel:
+        raise DataError(
+            f"{root}: --data and segjax data read one mask per image, and config.data.multilabel=True has one per "
+            f"class; use segjax train --config=folder_multilabel --config.data.manual_dir={root}"
+        )
     layout, keep = find_layout(root, folder_options(config.data)), set(keep)
     class_file = {} if keep & _DECISIVE or not layout.class_file else read_class_file(layout.class_file)
     colours = bool(config.data.mask_colours or class_file.get("mask_colours"))

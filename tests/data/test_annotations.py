@@ -282,6 +282,12 @@ def test_paint_leaves_out_other_classes():
     assert of.paint(regions, (1, 3), {"b": 1}, rest=0, overlap="listed")[0].tolist() == [[0, 255, 0]]
 
 
+def test_paint_classes_keeps_every_class_of_a_pixel():
+    three = [of.Region(name, 0, left, np.ones((1, 2), bool)) for name, left in (("a", 0), ("b", 1), (None, 3))]
+    masks = of.paint_classes(three, (1, 6), {"a": 1, "b": 2}, 2)
+    assert masks.tolist() == [[[255, 255, 0, 128, 128, 0]], [[0, 255, 255, 128, 128, 0]]]
+
+
 def test_images_are_found_by_path_or_by_a_name_that_one_file_has(tmp_path):
     for path in ("x/a.png", "y/a.png", "y/b.png"):
         (tmp_path / path).parent.mkdir(exist_ok=True)

@@ -385,3 +385,60 @@ def test_predict_options_out_of_range(case):
     fields, message = BROKEN[case]
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(predict_options)((16, 24), **fields)
+
+
+MULTILABEL = PREPROCESSING._replace(multilabel=True)
+
+
+def test_predictor_multilabel_is_a_sigmoid_per_class(variables, logits_of):
+    image = IMAGE[:16, :24]
+    median = np.median(logits_of(image), axis=(0, 1))
+    log_odds, linear = logits_of(image) - median, variables["params"]["head"]["linear"]
+    head = {"linear": linear | {"bias": linear["bias"] - median}}
+    variables = variables | {"params": variables["params"] | {"head": head}}
+    found = Predictor(MODEL, variables, MULTILABEL, probabilities=True)(image)
+    p = 1 / (1 + np.exp(-log_odds.astype(np.float64)))
+    np.testing.assert_allclose(found.probabilities, p, rtol=1e-4, atol=1e-6)
+    clear = abs(log_odds) > 1e-5
+    np.testing.assert_array_equal(found.mask[clear], log_odds[clear] > 0)
+    assert 0 < (found.mask.sum(axis=-1) > 1).mean() < 1  # classes overlap
+    entropy = -(xlogy(p, p) + xlogy(1 - p, 1 - p)).sum(axis=-1)
+    np.testing.assert_allclose(found.uncertainties["entropy"], entropy, rtol=1e-3, atol=1e-5)
+    of_one = Predictor(MODEL, variables, MULTILABEL, replace(WHOLE, threshold=logit(0.2), positive=1))(image).mask
+    np.testing.assert_array_equal(of_one[..., 1], found.probabilities[..., 1] >= 0.2)
+    np.testing.assert_array_equal(of_one[..., ::2], found.mask[..., ::2])
+
+
+def test_predictor_multilabel_samples_are_those_of_each_class_alone(variables):
+    image, options = IMAGE[:16, :24], replace(WHOLE, augment="flip", samples=3, rate=0.3)
+    found = Predictor(MODEL, variables, MULTILABEL, options, probabilities=True)(image)
+    one = UNet(1, width=4, depth=1, padding="zeros")
+    alone = []
+    for c in range(CLASSES):
+        head = jax.tree.map(lambda x, c=c: x[..., c : c + 1], variables["params"]["head"])
+        own = variables | {"params": variables["params"] | {"head": head}}
+        alone.append(Predictor(one, own, TWO, options, probabilities=True)(image))
+    p = np.stack([each.probabilities[..., 1] for each in alone], axis=-1)
+    np.testing.assert_allclose(found.probabilities, p, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found.mask, np.stack([each.mask == 1 for each in alone], axis=-1))
+    # The variance of a class alone is the mean of those of the logits 0 and z.
+    for name, factor in (("entropy", 1), ("mutual_information", 1), ("variance", 2 / CLASSES)):
+        expected = factor * np.sum([each.uncertainties[name] for each in alone], axis=0)
+        np.testing.assert_allclose(found.uncertainties[name], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_predictor_multilabel_ensemble_and_tiles_average_the_sigmoids(variables, members):
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *members)
+    image, model = IMAGE[:16, :24], Ensemble(MODEL, 2, CLASSES, multilabel=True)
+    alone = [Predictor(MODEL, one, MULTILABEL, probabilities=True)(image).probabilities for one in members]
+    for options in (WHOLE, TILES):
+        found = Predictor(model, stacked, MULTILABEL, options, probabilities=True)(image).probabilities
+        np.testing.assert_allclose(found, np.mean(alone, axis=0), rtol=1e-4, atol=1e-5)
+    network_input = jnp.asarray(normalise(image)[None], jnp.float32)
+    outputs = jax.jit(partial(model.apply, train=False))(stacked, network_input).logits[0]
+    np.testing.assert_allclose(jax.nn.sigmoid(outputs), np.mean(alone, axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_predictor_multilabel_refuses_options_of_one_class_per_pixel(variables):
+    with pytest.raises(ValueError, match="set_thresholds is of one class per pixel"):
+        Predictor(MODEL, variables, MULTILABEL, replace(WHOLE, set_thresholds=(0.0,) * CLASSES))

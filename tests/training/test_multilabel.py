@@ -1,0 +1,339 @@
+"""Classes that overlap: their config, objective, scores, and one run from a folder to masks."""
+
+import json
+from functools import partial
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from sklearn.metrics import average_precision_score
+
+from segjax.collectives import pmean
+from segjax.data import VOID
+from segjax.inference import PredictOptions
+from segjax.models import Segmentation
+from segjax.trained_run import load_run, score_run
+from segjax.training import ConfigError, train, validate
+from segjax.training.multilabel import (
+    make_objective,
+    make_score_counts,
+    microbatch_shares,
+    scores,
+)
+from segjax.training.objective import hparams_from_config
+from segjax.training.state import make_model, rare_train_ids, task_of
+from segjax.training.train_step import split
+
+RNG = np.random.default_rng(0)
+SIZE = (8, 12)
+LABELS = RNG.integers(0, 4, (4, *SIZE)).astype(np.int32)  # none, rust, crack, both
+LABELS[:, :2], LABELS[2] = VOID, 0  # the third image has no class
+LABELS[3] = VOID
+LOGITS = RNG.normal(0, 3, (4, *SIZE, 2)).astype(np.float32)
+TARGETS = np.stack([(LABELS & 1) * 1.0, (LABELS >> 1 & 1) * 1.0], axis=-1)
+EXISTS = np.broadcast_to((LABELS != VOID)[..., None], TARGETS.shape)
+
+
+@pytest.fixture
+def overlapping(tiny):
+    """Returns the config of rust and crack in a folder."""
+    tiny.data.name, tiny.data.multilabel, tiny.data.class_names = "folder", True, ("rust", "crack")
+    tiny.objective.loss = "sigmoid_cross_entropy"
+    return tiny
+
+
+def objective_of(config):
+    objective, hparams = make_objective(config, 2), hparams_from_config(config)
+    return jax.jit(lambda z, y: objective(Segmentation(z, None, None, None), y, hparams))
+
+
+def test_objective_is_the_mean_binary_cross_entropy_of_all_classes(overlapping):
+    total, parts = objective_of(overlapping)(LOGITS, LABELS)
+    z = LOGITS.astype(np.float64)
+    each = np.logaddexp(0, np.where(TARGETS == 1, -z, z))
+    np.testing.assert_allclose(total, each[EXISTS].mean(), rtol=1e-5)
+    assert parts.keys() == {"pixel_loss"}
+
+
+def test_objective_normalizer_ohem_and_alpha_count_logits(overlapping):
+    overlapping.objective.normalizer, overlapping.objective.alpha = "positives", 0.75
+    overlapping.objective.negatives_per_positive = 1.0
+    total, _ = objective_of(overlapping)(LOGITS, LABELS)
+    z = LOGITS.astype(np.float64)
+    each = np.where(TARGETS == 1, 0.75 * np.logaddexp(0, -z), 0.25 * np.logaddexp(0, z))
+    positive = each[EXISTS & (TARGETS == 1)]
+    negative = np.sort(each[EXISTS & (TARGETS == 0)])[::-1][: len(positive)]
+    np.testing.assert_allclose(total, (positive.sum() + negative.sum()) / len(positive), rtol=1e-5)
+
+
+def test_objective_region_loss_is_of_independent_channels(overlapping):
+    overlapping.objective.region, overlapping.objective.region_weight = "dice", 0.5
+    total, parts = objective_of(overlapping)(LOGITS, LABELS)
+    p, t = np.where(EXISTS, 1 / (1 + np.exp(-LOGITS.astype(np.float64))), 0), np.where(EXISTS, TARGETS, 0)
+    axes = (1, 2)
+    dice = [2 * (p * t).sum(axes), (p + t).sum(axes)]
+    counted = t.sum(axes) > 0
+    np.testing.assert_allclose(parts["region_loss"], 1 - (dice[0][counted] / dice[1][counted]).mean(), rtol=1e-5)
+    np.testing.assert_allclose(total, parts["pixel_loss"] + 0.5 * parts["region_loss"], rtol=1e-6)
+
+
+def test_objective_region_class_weights_are_of_the_channels(overlapping):
+    overlapping.objective.region, overlapping.objective.region_class_weights = "dice", (1.0, 0.0)
+    validate(overlapping)
+    labels = LABELS.copy()
+    labels[labels != VOID] &= 1  # without the second class, whose weight is 0
+    found = [objective_of(overlapping)(LOGITS, one)[1]["region_loss"] for one in (LABELS, labels)]
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+def test_objective_boundary_weights_are_those_of_the_combinations(overlapping):
+    overlapping.objective.boundary_factor, overlapping.objective.boundary_mode = 3.0, "thick"
+    labels = np.zeros((1, *SIZE), np.int32)
+    labels[:, :, 6:] = 3
+    total, _ = objective_of(overlapping)(jnp.zeros((1, *SIZE, 2)), labels)
+    np.testing.assert_allclose(total, np.log(2) * (10 + 3 * 2) / 12, rtol=1e-6)  # two columns of 12
+
+
+def test_objective_label_outside_the_combinations_is_nan(overlapping):
+    labels = LABELS.copy()
+    labels[0, -1, -1] = 4
+    assert np.isnan(objective_of(overlapping)(LOGITS, labels)[0])
+
+
+def test_objective_and_gradient_on_devices_are_those_of_one(overlapping):
+    overlapping.objective.region, overlapping.objective.normalizer = "jaccard", "positives"
+    objective, hparams = make_objective(overlapping, 2), hparams_from_config(overlapping)
+
+    def step(scale, logits, labels, axis_name=None):
+        def total(scale):
+            return objective(Segmentation(scale * logits, None, None, None), labels, hparams, axis_name)[0]
+
+        value, gradient = jax.value_and_grad(total)(scale)
+        return value, pmean(gradient, axis_name)
+
+    mesh = jax.make_mesh((4,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = {"in_specs": (PartitionSpec(), *[PartitionSpec("devices")] * 2), "out_specs": PartitionSpec()}
+    mapped = jax.shard_map(partial(step, axis_name="devices"), mesh=mesh, **specs, check_vma=False)
+    found = [jax.jit(one)(jnp.float32(0.5), LOGITS, LABELS) for one in (step, mapped)]
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalizer", ["valid", "positives"])
+def test_microbatch_shares_make_the_microbatches_equal_the_whole_batch(normalizer, overlapping):
+    overlapping.objective.normalizer = normalizer
+    objective = objective_of(overlapping)
+    logits, labels = split((jnp.asarray(LOGITS), jnp.asarray(LABELS)), 2)
+    shares = microbatch_shares(labels, overlapping, 2, None)["pixel_loss"]
+    parts = [objective(*one)[0] for one in zip(logits, labels, strict=True)]
+    np.testing.assert_allclose(shares @ np.array(parts), objective(LOGITS, LABELS)[0], rtol=1e-5)
+
+
+def test_scores_are_those_of_each_class_alone(overlapping):
+    hparams = hparams_from_config(overlapping)
+    count = jax.jit(lambda z, y: make_score_counts(overlapping, None)(z, y, y != VOID, hparams))
+    halves = [count(LOGITS[part], LABELS[part]) for part in (np.s_[:2], np.s_[2:])]
+    found = scores(jax.tree.map(lambda *one: sum(map(np.asarray, one)), *halves))
+    whole = scores(jax.tree.map(np.asarray, count(LOGITS, LABELS)))
+    assert whole.pop("pixel_loss") == pytest.approx(found["pixel_loss"])
+    assert whole == {key: value for key, value in found.items() if key != "pixel_loss"}
+    for c in range(2):
+        z, t = LOGITS[..., c][LABELS != VOID], TARGETS[..., c][LABELS != VOID] == 1
+        both, either = (z > 0) & t, (z > 0) | t
+        assert found["iou_per_class"][c] == pytest.approx(both.sum() / either.sum())
+        assert found["dice_per_class"][c] == pytest.approx(2 * both.sum() / ((z > 0).sum() + t.sum()))
+        assert found["precision_per_class"][c] == pytest.approx(both.sum() / (z > 0).sum())
+        assert found["recall_per_class"][c] == pytest.approx(both.sum() / t.sum())
+        assert found["average_precision_per_class"][c] == pytest.approx(average_precision_score(t, z), abs=5e-3)
+        threshold = np.log(found["best_threshold_per_class"][c] / (1 - found["best_threshold_per_class"][c]))
+        ious = ((z >= threshold - 1e-6) & t).sum() / ((z >= threshold - 1e-6) | t).sum()
+        assert found["best_iou_per_class"][c] == pytest.approx(ious)
+    for name in ("iou", "dice", "precision", "recall", "average_precision"):
+        assert found[f"mean_{name}"] == pytest.approx(np.mean(found[f"{name}_per_class"]))
+    exists = LABELS != VOID
+    assert found["exact_match"] == ((LOGITS > 0) == (TARGETS == 1)).all(axis=-1)[exists].mean()
+    z = LOGITS.astype(np.float64)
+    assert found["pixel_loss"] == pytest.approx(np.logaddexp(0, np.where(TARGETS == 1, -z, z))[EXISTS].mean())
+
+
+def test_scores_class_that_does_not_occur_is_left_out_of_the_means(overlapping):
+    count, hparams = make_score_counts(overlapping, None), hparams_from_config(overlapping)
+    labels, logits = np.where(LABELS == VOID, VOID, LABELS & 1), LOGITS.copy()
+    logits[..., 1] = -5
+    counts = jax.jit(lambda z, y: count(z, y, y != VOID, hparams))(logits, labels)
+    found = scores(jax.tree.map(np.asarray, counts))
+    assert np.isnan(found["iou_per_class"][1])
+    assert found["mean_iou"] == found["iou_per_class"][0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.name", "camvid", "config.data.multilabel=True has no effect with config.data.name='camvid'"),
+        ("model.name", "retinanet", "no effect with the detector retinanet"),
+        ("objective.loss", "softmax_focal", "config.objective.loss must be one of sigmoid_cross_entropy"),
+        ("objective.region", "lovasz_hinge", "config.objective.region must be 'none' or a region loss of independent"),
+        ("data.mask_values", (0, 255), r"config.data.mask_values=\(0, 255\) is for one class per pixel; set it back"),
+        ("data.unseen_classes", ("rust",), "is for one class per pixel"),
+        ("augment.rare_crops", 0.5, "is for one class per pixel"),
+        ("objective.uncertainty_weight", 1.0, "is for one class per pixel"),
+        ("objective.logit_margin", 6.0, "is for one class per pixel"),
+        ("training.gradient_budget", True, "is for one class per pixel"),
+    ],
+)
+def test_validate_refuses_what_exclusive_classes_have(field, value, message, overlapping):
+    validate(overlapping)
+    group, name = field.split(".")
+    overlapping[group][name] = value
+    if name == "uncertainty_weight":
+        overlapping.model.dropout = "analytic"
+    if name == "rare_crops":
+        overlapping.augment.rare_classes, overlapping.augment.crop_fraction = ("rust",), 0.5
+    if value == "retinanet":
+        overlapping.model.depth, overlapping.model.padding, overlapping.data.box_classes = 4, "reflect", ("rust",)
+    with pytest.raises(ConfigError, match=message):
+        validate(overlapping)
+
+
+def test_make_model_has_one_output_and_one_prior_per_class(overlapping):
+    overlapping.model.prior = (0.25, 0.01)
+    model = make_model(overlapping, 2)
+    assert model.num_classes == 2
+    np.testing.assert_allclose(model.head_bias, [-np.log(3), -np.log(99)])
+    overlapping.model.prior = (0.25,)
+    with pytest.raises(ConfigError, match=r"config.model.prior needs 2 value\(s\)"):
+        make_model(overlapping, 2)
+
+
+def test_rare_train_ids_are_the_combinations_with_a_rare_class(overlapping):
+    overlapping.augment.copy_paste = 0.5
+    with pytest.raises(ConfigError, match=r"config.augment.rare_classes must name classes"):
+        rare_train_ids(overlapping)
+    overlapping.augment.rare_classes = ("crack",)
+    assert rare_train_ids(overlapping) == (2, 3)
+
+
+def test_task_of_is_that_of_overlapping_classes(overlapping):
+    assert task_of(overlapping).__name__ == "segjax.training.multilabel"
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Returns `scene(index)`: an image that is red in rust and not blue in crack, and the masks of both."""
+
+    def draw(index):
+        rng = np.random.default_rng(index)
+        (top, left), noise = rng.integers(2, 10, 2), rng.integers(0, 20, (32, 48, 3))
+        rust, crack = np.zeros((2, 32, 48), bool)
+        rust[top : top + 18, left : left + 20] = True
+        crack[top + 6 : top + 12, left + 5 : left + 34] = True
+        image = np.stack([220 * rust, np.full((32, 48), 90), 220 * ~crack], axis=-1) + noise
+        return image.astype(np.uint8), {"rust": rust, "crack": crack}
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def folder(scene, tmp_path_factory):
+    """Returns a folder of twelve images with a mask per class."""
+    root = tmp_path_factory.mktemp("overlapping")
+    for i in range(12):
+        image, masks = scene(i)
+        pictures = {"images": image[..., ::-1]} | {f"masks/{name}": 255 * mask for name, mask in masks.items()}
+        for path, pixels in pictures.items():
+            (root / path).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(root / path / f"{i:02d}.png"), pixels.astype(np.uint8))
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(folder, config, tmp_path_factory, quiet):
+    """Returns the workdir and the scores of a run that has learned the two classes, not to be changed."""
+    config, workdir = config.copy_and_resolve_references(), tmp_path_factory.mktemp("overlapping_run") / "run"
+    config.data.name, config.data.manual_dir = "folder", str(folder)
+    config.data.multilabel, config.data.class_names = True, ("rust", "crack")
+    config.data.val_fraction = 0.3
+    config.model.depth, config.model.norm, config.optimizer.learning_rate = 1, "group", 2e-2
+    config.model.prior, config.objective.loss = (0.2, 0.1), "sigmoid_cross_entropy"
+    config.training.steps, config.training.evaluate_every, config.training.checkpoint_every = 60, 30, 60
+    return workdir, train(config, workdir, console=quiet())
+
+
+def test_train_learns_pixels_of_two_classes(run, scene):
+    workdir, found = run
+    assert found["mean_iou"] > 0.9
+    assert found["exact_match"] > 0.9
+    assert found["classes"] == ["rust", "crack"]
+    logged = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line for line in logged if "eval/mean_iou" in line]
+    assert {"eval/iou/rust", "eval/recall/crack", "eval/average_precision/crack"} <= evaluated[-1].keys()
+    image, masks = scene(99)
+    predicted = load_run(workdir, multilabel=True).predictor()(image).mask
+    both = masks["rust"] & masks["crack"]
+    assert predicted[both].all(axis=-1).mean() > 0.9  # both classes
+    assert (predicted[~(masks["rust"] | masks["crack"])].any(axis=-1)).mean() < 0.1
+
+
+def test_score_run_equals_the_training_and_the_masks(run, folder):
+    workdir, found = run
+    opened = load_run(workdir, multilabel=True)
+    again = score_run(opened, "val")
+    assert {key: found[key] for key in again} == again
+    predictor, counts = opened.predictor(), np.zeros((2, 2), int)
+    images = sorted((folder / "images").iterdir())
+    everything = score_run(opened, "all")
+    for path in images:
+        mask = predictor(cv2.imread(str(path))[..., ::-1]).mask
+        for c, name in enumerate(("rust", "crack")):
+            truth = cv2.imread(str(folder / "masks" / name / path.name), 0) > 0
+            counts[c] += [(mask[..., c] & truth).sum(), (mask[..., c] | truth).sum()]
+    np.testing.assert_allclose(counts[:, 0] / counts[:, 1], everything["iou_per_class"])
+
+
+def test_load_run_other_commands_refuse_the_run(run):
+    with pytest.raises(ConfigError, match="only segjax train, evaluate and predict support"):
+        load_run(run[0])
+
+
+def test_predict_command_writes_a_mask_per_class(run, folder, tmp_path, run_command):
+    arguments = ["predict", f"--checkpoint={run[0]}", f"--output={tmp_path}", "--uncertainty", "--probabilities"]
+    status, printed, error = run_command(*arguments, "--contact_sheet", folder / "images/00.png")
+    assert (status, error) == (0, "")
+    masks = {name: cv2.imread(str(tmp_path / f"00_{name}_mask.png"), -1) for name in ("rust", "crack")}
+    truth = {name: cv2.imread(str(folder / f"masks/{name}/00.png"), -1) for name in masks}
+    for name, mask in masks.items():
+        assert set(np.unique(mask)) == {0, 255}
+        assert (mask == truth[name]).mean() > 0.95
+    overlap, rest = (masks["rust"] & masks["crack"]) > 0, (masks["rust"] | masks["crack"]) == 0
+    drawn, image = cv2.imread(str(tmp_path / "00_overlay.png")), cv2.imread(str(folder / "images/00.png"))
+    assert (drawn[rest] == image[rest]).all()
+    assert (drawn[overlap] != image[overlap]).any(axis=-1).all()
+    with np.load(tmp_path / "00_probabilities.npz") as stored:
+        assert stored["classes"].tolist() == ["rust", "crack"]
+        np.testing.assert_array_equal(stored["probabilities"][..., 1] > 0.5, masks["crack"] > 0)
+        assert stored["entropy"].max() <= 2 * np.log(2) + 1e-6
+    assert "NAME_rust_mask.png, NAME_crack_mask.png" in printed
+    again = run_command(*arguments, "--contact_sheet", folder / "images/00.png")[1]
+    assert "kept 1 that had been predicted before" in again
+
+
+def test_predict_command_threshold_is_of_one_class(run, folder, tmp_path, run_command):
+    image = folder / "images/00.png"
+    command = ["predict", f"--checkpoint={run[0]}", "--nooverlay"]
+    assert "add --class=NAME, one of rust, crack" in run_command(*command, "--threshold=0.9", image)[2]
+    assert "--sets is for one class per pixel" in run_command(*command, "--sets", image)[2]
+    for name, options in (("low", ()), ("high", ("--class=crack", "--threshold=0.999999"))):
+        assert run_command(*command, f"--output={tmp_path / name}", *options, image)[0] == 0
+    files = [[tmp_path / one / f"00_{name}_mask.png" for one in ("low", "high")] for name in ("rust", "crack")]
+    (rust, same), (crack, fewer) = [[cv2.imread(str(file), -1) for file in pair] for pair in files]
+    np.testing.assert_array_equal(rust, same)
+    assert fewer.sum() < crack.sum()
+
+
+def test_predictor_tiles_of_the_run(run, scene):
+    opened = load_run(run[0], multilabel=True)
+    image, masks = scene(98)
+    tiled = opened.predictor(PredictOptions((32, 32), scale=1.0, overlap=8))(image).mask
+    assert (tiled[..., 0] == masks["rust"]).mean() > 0.95
