@@ -5,18 +5,20 @@ The Cityscapes U-Net recipe (Regressionist/Semantic-Segmentation-UNet) adds a mu
 
 import operator
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from segjax import checks
 from segjax.checks import AxisName, ChannelLabels, ChannelWhere, ClassWeights, Logits, PerPixel, Scalar, Where
 from segjax.collectives import psum
-from segjax.losses._log_odds import channels, is_label, mask_to_zero, softmax_log_odds
+from segjax.losses._log_odds import channels, mask_to_zero, softmax_log_odds
 from segjax.losses._pairs import check_logits, mean_over_pairs, pair_weights, pooled
 
 
@@ -218,13 +220,18 @@ def average_calibration_loss(
     p = jax.nn.sigmoid(x)
     error = jnp.where(targets, -jax.nn.sigmoid(-x), p)  # p - t
     bins = jnp.clip(jnp.ceil(jax.lax.stop_gradient(p) * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
-    inside = is_label(bins, num_bins) & where[..., None]
     axes = tuple(range(1, x.ndim - 1))
-    sums = jnp.sum(jnp.where(inside, error[..., None], 0), axis=axes), jnp.sum(inside, axis=axes, dtype=jnp.int32)
+
+    @partial(jax.checkpoint, prevent_cse=False)  # keeps no array per bin
+    def bin_sums(number):
+        inside = where & (bins == number)
+        return jnp.sum(jnp.where(inside, error, 0), axis=axes), jnp.sum(inside, axis=axes, dtype=jnp.int32)
+
+    sums = (jnp.moveaxis(values, 0, -1) for values in lax.map(bin_sums, jnp.arange(num_bins, dtype=bins.dtype)))
     if classes is not None:
         chosen = checks.class_indices("classes", classes, x.shape[-1])
-        sums = tuple(values[:, chosen] for values in sums)
-    total, count = pooled(sums, over_batch, axis_name)
+        sums = (values[:, chosen] for values in sums)
+    total, count = pooled(tuple(sums), over_batch, axis_name)
     filled = jnp.sum(count > 0, axis=-1).astype(x.dtype)
     means = jnp.abs(total) / jnp.maximum(count, 1).astype(x.dtype)
     loss = jnp.sum(means, axis=-1) / jnp.maximum(filled, 1)

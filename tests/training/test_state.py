@@ -46,6 +46,11 @@ def test_init_state_prior_is_the_probability_of_every_pixel(tiny):
             2,
             r"class_weights needs 3 values, one per output of road_debris, void last",
         ),
+        (
+            {"objective.region_class_weights": (1.0, 2.0, 3.0)},
+            2,
+            r"region_class_weights needs 2 values, one per class of road_debris; got",
+        ),
         ({"objective.background": 2}, 2, r"config.objective.background must be a class of road_debris, 0 to 1; got 2"),
     ],
 )
