@@ -18,8 +18,8 @@ from segjax.inference import Detector, Ensemble, PredictOptions, Predictor, Prep
 from segjax.inference.predictor import fingerprint
 from segjax.storage import StorageError, difference, is_foreign, path_of, read_json, to_json
 from segjax.training import evaluation, parallel, segmentation
-from segjax.training.checkpoint import FOLDER, restore_newest
-from segjax.training.config import CONFIG_FILE, ConfigError, input_shape, read_config, validate
+from segjax.training.checkpoint import FOLDER, restore_newest, run_config, workdir_and_checkpoint
+from segjax.training.config import ConfigError, input_shape, validate
 from segjax.training.fields import INITIAL
 from segjax.training.loop import SCORES_FILE
 from segjax.training.provenance import provenance
@@ -156,15 +156,7 @@ def load_run(
             raise ConfigError(f"{path}: entry {several.index('') + 1} of the list is empty; remove its comma")
         runs = [load_run(one, None, data_fields, multilabel=multilabel) for one in several]
         return combine(runs)._replace(calibration=calibration)
-    path = path_of(path)
-    workdir, which = _workdir_and_checkpoint(path)
-    config_file = workdir / CONFIG_FILE
-    if not config_file.exists():
-        raise FileNotFoundError(
-            f"{path} is not a run: expected {config_file}. Name the --workdir that segjax.train wrote, or "
-            f"WORKDIR/{FOLDER}/STEP"
-        )
-    config = read_config(config_file)
+    workdir, which, config = run_config(path_of(path))
     if config.data.box_classes and not detectors:
         raise ConfigError(
             f"{path} is a run of a detector, {config.model.name}, which only segjax train, and segjax "
@@ -197,17 +189,13 @@ def _with_data(config: ConfigDict, fields: Mapping[str, Any], labels: LabelSet) 
     return config
 
 
-def _workdir_and_checkpoint(path: epath.Path) -> tuple[epath.Path, str]:
-    return (path.parent.parent, path.name) if path.parent.name == FOLDER else (path, "best")
-
-
 def _split_list(text: str) -> list[str]:
     """Splits a list at its commas, except those within the name of an existing run, such as a cell of a sweep."""
     parts, runs = text.split(","), []
     while parts:
         ends = range(len(parts), 1, -1)
         names = {end: ",".join(parts[:end]).strip() for end in ends}
-        end = next((end for end in ends if _workdir_and_checkpoint(path_of(names[end]))[0].exists()), 1)
+        end = next((end for end in ends if workdir_and_checkpoint(path_of(names[end]))[0].exists()), 1)
         runs.append(names.get(end, parts[0].strip()))
         parts = parts[end:]
     return runs

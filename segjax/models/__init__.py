@@ -36,6 +36,7 @@ from segjax.models.pretrained import (
     package_file,
     resnet_variables,
     with_encoder,
+    with_trained,
 )
 from segjax.models.retinanet import DetectorOutput, RetinaNet
 from segjax.models.segnet import Conv7x7Block, SegNet, SegNetBasic
@@ -111,4 +112,5 @@ __all__ = [
     "resnet_variables",
     "upsample_nearest_2x2",
     "with_encoder",
+    "with_trained",
 ]

@@ -1,4 +1,4 @@
-"""Pretrained weights, `.safetensors` or `.pth`: an encoder, or a whole RetinaNet."""
+"""Pretrained weights: an encoder or a RetinaNet, `.safetensors` or `.pth`, or any network that segjax trained."""
 
 import importlib.util
 import re
@@ -16,6 +16,8 @@ from segjax import checks
 from segjax.models.encoders import LITES, STAGES, EfficientNetLite, ResNet
 
 Variables = Mapping[str, Any]
+_Path = tuple[str, ...]
+WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 # torchvision's names of two parts of a RetinaNet: its ResNet, and the last convolution of the classification head.
 _BODY, _CLASSIFIER = "backbone.body.", "head.classification_head.cls_logits"
 _OF_TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -33,12 +35,11 @@ def load_torch_state(path: str | Path) -> dict[str, np.ndarray]:
     suffix, a damaged file, or a file that contains more than arrays by name.
     """
     path = Path(path)
-    readers = {".safetensors": _read_safetensors, ".pth": _read_pth, ".pt": _read_pth}
-    if path.suffix not in readers:
+    if path.suffix not in WEIGHT_FILES:
         raise ValueError(f"{path}: pretrained weights must be a .safetensors, .pth or .pt file; got {path.suffix!r}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the file of pretrained weights does not exist")
-    state = readers[path.suffix](path)
+    state = (_read_safetensors if path.suffix == ".safetensors" else _read_pth)(path)
     wide = {name: value for name, value in state.items() if jnp.issubdtype(value.dtype, jnp.floating)}
     return state | {name: value.astype(np.float32, copy=False) for name, value in wide.items()}
 
@@ -196,17 +197,35 @@ def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
     """Returns a copy of a network's variables with these variables of the encoder; a ValueError unless it fits."""
     if "encoder" not in variables["params"]:
         raise ValueError(f"the network has no encoder to load weights into; it has {_some(variables['params'])}")
-    loaded, given = flatten_dict(variables), flatten_dict(encoder, sep="/")
-    paths = {"/".join((kind, *path)): (kind, part, *path) for kind, part, *path in loaded if part == "encoder"}
-    if differ := _differences(paths, given, "lack", "also have"):
-        raise ValueError(f"the weights do not fit the network's encoder: they {differ}")
-    for name, path in paths.items():
-        old, new = loaded[path], given[name]
-        if old.shape != new.shape:
-            expected = f"{name} of the network's encoder must have shape {old.shape}"
-            raise ValueError(f"{expected}; the weights have {new.shape}")
-        loaded[path] = jnp.asarray(new, old.dtype)
-    return unflatten_dict(loaded)
+    loaded = flatten_dict(variables)
+    old = {(kind, *path): leaf for (kind, part, *path), leaf in loaded.items() if part == "encoder"}
+    fitted = _fitted(old, flatten_dict(encoder), "network's encoder")
+    return unflatten_dict(loaded | {(kind, "encoder", *path): leaf for (kind, *path), leaf in fitted.items()})
+
+
+def with_trained(variables: Variables, trained: Variables) -> dict[str, Any]:
+    """Returns a network's initial variables with those of a trained network of the same architecture.
+
+    The head, or the last convolution of a detector's classification head, stays if the number of classes differs.
+
+    Raises: ValueError if other names or shapes differ.
+    """
+    old, given = flatten_dict(variables), flatten_dict(trained)
+    heads = [path for path in old if path[1:3] in (("head", "linear"), ("classification", "linear"))]
+    if any(path in given and given[path].shape != old[path].shape for path in heads):
+        given |= {path: old[path] for path in heads}
+    return unflatten_dict(_fitted(old, given, "network"))
+
+
+def _fitted(old: Mapping[_Path, Any], given: Mapping[_Path, Any], part: str) -> dict[_Path, Any]:
+    """Returns the given arrays in the dtypes of the old ones; a ValueError unless names and shapes are the same."""
+    if differ := _differences(*(["/".join(path) for path in arrays] for arrays in (old, given)), "lack", "also have"):
+        raise ValueError(f"the weights do not fit the {part}: they {differ}")
+    for path, leaf in old.items():
+        if leaf.shape != given[path].shape:
+            expected = f"{'/'.join(path)} of the {part} must have shape {leaf.shape}"
+            raise ValueError(f"{expected}; the weights have {given[path].shape}")
+    return {path: jnp.asarray(given[path], leaf.dtype) for path, leaf in old.items()}
 
 
 def load_encoder(path: str | Path, variables: Variables) -> dict[str, Any]:

@@ -15,8 +15,10 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
+from segjax.data import label_set
 from segjax.storage import (
     StorageError,
     bucket_errors,
@@ -30,7 +32,8 @@ from segjax.storage import (
     to_json,
     write_bytes,
 )
-from segjax.training.train_step import TrainState
+from segjax.training.config import CONFIG_FILE, read_config
+from segjax.training.state import TrainState, init_state, make_model
 
 FOLDER = "checkpoints"
 CHECKSUMS = "sha256.json"
@@ -261,6 +264,39 @@ def restore_newest(workdir: epath.Path, which: str, like: TrainState) -> TrainSt
             if before <= set(_steps(folder)):
                 raise
     raise CheckpointError(f"{folder}: training removes checkpoints faster than they can be read. Try again later")
+
+
+def workdir_and_checkpoint(path: epath.Path) -> tuple[epath.Path, str]:
+    """Splits `WORKDIR/checkpoints/STEP`; the checkpoint of a mere `WORKDIR` is "best"."""
+    return (path.parent.parent, path.name) if path.parent.name == FOLDER else (path, "best")
+
+
+def run_config(path: epath.Path) -> tuple[epath.Path, str, ConfigDict]:
+    """Returns the workdir, the checkpoint and the config of the run `WORKDIR` or `WORKDIR/checkpoints/STEP`.
+
+    Raises:
+      FileNotFoundError: the folder is not a run's.
+      ConfigError: its config is damaged.
+    """
+    workdir, which = workdir_and_checkpoint(path)
+    config_file = workdir / CONFIG_FILE
+    if not config_file.exists():
+        raise FileNotFoundError(
+            f"{path} is not a run: expected {config_file}. Name the --workdir that segjax.train wrote, or "
+            f"WORKDIR/{FOLDER}/STEP"
+        )
+    return workdir, which, read_config(config_file)
+
+
+def trained_variables(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns the variables for evaluation of a run, for another run to start from.
+
+    Raises:
+      FileNotFoundError, ConfigError, CheckpointError, StorageError: as `run_config` and `restore_newest`.
+    """
+    workdir, which, config = run_config(path_of(path))
+    model = make_model(config, len(label_set(config.data).names))
+    return restore_newest(workdir, which, init_state(config, model)).variables
 
 
 def _rank(metrics: dict[str, float | None]) -> float:

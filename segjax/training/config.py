@@ -9,6 +9,7 @@ from ml_collections.config_dict import FieldReference, placeholder
 
 from segjax.data import Source, class_pixels
 from segjax.models.encoders import LITES
+from segjax.models.pretrained import WEIGHT_FILES
 from segjax.storage import StorageError, read_json, write_json
 from segjax.training.fields import DETECTORS, FIELDS, INITIAL, NETWORKS, RENAMED, RENAMED_VALUES, TRACED
 from segjax.training.objective import (
@@ -376,7 +377,8 @@ def _foreign_fields(model: ConfigDict) -> Iterator[str]:
             owner = f"set config.model.name to {owners}"
             yield no_effect(f"model.{name}", model[name], f"config.model.name={model.name!r}", default, owner)
     has_encoder = "encoder" in fields[model.name]
-    if model.pretrained and (not has_encoder or model.encoder == "unet"):
+    of_encoder = model.pretrained == "package" or model.pretrained.endswith(WEIGHT_FILES)
+    if of_encoder and (not has_encoder or model.encoder == "unet"):
         choice = "set config.model.encoder to 'resnet', or pretrained to ''" if has_encoder else "set it to ''"
         yield f"config.model.pretrained={model.pretrained!r} needs a pretrained encoder; {choice}"
     if model.pretrained == "package" and model.encoder not in LITES:

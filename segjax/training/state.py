@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from segjax import data, losses, models
 from segjax.data.augment import example_keys
 from segjax.inference.forward import Ensemble, Preprocessing
+from segjax.models.pretrained import WEIGHT_FILES
 from segjax.training.config import ConfigError, input_shape
 from segjax.training.fields import DETECTORS, NETWORKS, SHARED_ARGUMENTS
 from segjax.training.objective import BINARY_LOSSES, hparams_at, hparams_from_config, num_outputs, phases
@@ -177,11 +178,11 @@ def init_state(config: ConfigDict, model: nn.Module | Ensemble, *, pretrained: b
     Each member of an ensemble has its own key for initialisation, augmentation and dropout. Member 0 uses the key of a
     single network.
 
-    With `pretrained` the encoder is loaded from the file or package `config.model.pretrained`, if one is set. (A caller
-    that restores a checkpoint into the state does not need it.)
+    With `pretrained` the weights of the file, package or run `config.model.pretrained` are loaded, if one is set. (A
+    caller that restores a checkpoint into the state does not need them.)
 
     Raises:
-      ConfigError: the file or package does not exist, cannot be read, or is not of this encoder.
+      ConfigError: the file, package or run does not exist, cannot be read, or is not of this network.
     """
     key = jax.random.key(config.seed)
     if not isinstance(model, Ensemble):
@@ -198,22 +199,17 @@ def _init_network(config: ConfigDict, model: nn.Module, key: jax.Array, pretrain
     # The mapped axis exists only inside the mapped step, and parameters do not depend on it. The prior is left out so
     # that a sweep over π compiles one initialisation.
     variables = _initial_variables(model.clone(axis_name=None, head_bias=None), init_key, images)
-    if pretrained and config.model.pretrained:
-        try:
-            file, load = config.model.pretrained, models.load_encoder
-            if file == "package":
-                file = models.package_file(config.model.encoder)
-            elif config.model.name in DETECTORS:
-                load = models.load_retinanet
-            variables = load(file, variables)
-        except (OSError, ImportError, ValueError) as error:
-            raise ConfigError(f"config.model.pretrained: {error}") from error
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     if model.head_bias is not None:
-        linear = params["classification" if config.model.name in DETECTORS else "head"]["linear"]
+        linear = variables["params"]["classification" if config.model.name in DETECTORS else "head"]["linear"]
         anchors = linear["bias"].size // model.num_classes  # per cell; 1 unless the network is a detector
         bias = np.tile(model.head_bias, anchors)
         linear["bias"] = jnp.asarray(bias, linear["bias"].dtype)
+    if pretrained and config.model.pretrained:
+        try:
+            variables = _with_pretrained(config, variables)
+        except (OSError, ImportError, ValueError) as error:
+            raise ConfigError(f"config.model.pretrained: {error}") from error
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     averaged = None
     if config.training.ema_decay is not None:
         # Copies, because a buffer cannot be donated twice.
@@ -227,6 +223,21 @@ def _init_network(config: ConfigDict, model: nn.Module, key: jax.Array, pretrain
         skipped=jnp.int32(0) if config.training.skip_nonfinite else None,
         key=run_key,
     )
+
+
+def _with_pretrained(config: ConfigDict, variables: dict[str, Any]) -> dict[str, Any]:
+    """Returns initial variables with those of the file, package or run `config.model.pretrained`."""
+    source, is_detector = config.model.pretrained, config.model.name in DETECTORS
+    if source == "package":
+        return models.load_encoder(models.package_file(config.model.encoder), variables)
+    if source.endswith(WEIGHT_FILES):
+        return (models.load_retinanet if is_detector else models.load_encoder)(source, variables)
+    from segjax.training.checkpoint import trained_variables  # loaded to start from a run only
+
+    try:
+        return models.with_trained(variables, trained_variables(source))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 @partial(jax.jit, static_argnums=0)

