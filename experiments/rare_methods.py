@@ -181,11 +181,7 @@ def sections(tables: Mapping[str, dict[str, dict[str, Spread]]]) -> tuple[Sectio
         for method, (places, mean) in overall.items()
     ]
     columns = ("method", "mean rank", *(f"rank, {data}" for data in tables), *(f"AP, {data}" for data in tables))
-    found = [
-        Section(
-            "All data sets", answer(tables), (Table("Ranks by average precision; ties share a rank", columns, lines),)
-        )
-    ]
+    found = [Section("All data sets", "", (Table("Ranks by average precision; ties share a rank", columns, lines),))]
     for data, table in tables.items():
         places = ranks({method: values["average_precision"] for method, values in table.items()})
         order = sorted(table, key=lambda method: -table[method]["average_precision"].mean)
@@ -246,7 +242,7 @@ def main(argv: list[str]) -> None:
     cells = {data: make_cells(data, options.seed, options.steps) for data in options.data}
     for data in options.data:
         for file in options.measured:
-            imported = results_io.import_results(cells[data], folder / data, Path(file))
+            imported = results_io.import_results(cells[data], folder / data, Path(file), part=data)
             say(f"imported {imported} cells of {data} from {file}", console)
     if not options.only_report:
         for data in options.data:

@@ -82,15 +82,22 @@ def cells_as_json(cells: Sequence[Cell], results: dict[str, dict[str, Any]]) -> 
     }
 
 
-def import_results(cells: Sequence[Cell], workdir: Path, file: Path) -> int:
+def import_results(cells: Sequence[Cell], workdir: Path, file: Path, part: str | None = None) -> int:
     """Writes to `workdir` the results of `cells` that `file` contains and `workdir` does not; returns their number.
+
+    A report of several sweeps has one `part` per sweep; a part that it does not have has no cells.
 
     Raises:
       StorageError: the file does not exist, or is not the JSON of a sweep's report.
       ConfigError: its cells were run with another config.
     """
-    form = {"data": {"config": dict, "cells": [{"changes": dict} | FORM]}}
-    data = read_json(file, form, "the JSON of a sweep's report")["data"]
+    form = {"config": dict, "cells": [{"changes": dict} | FORM]}
+    if part is None:
+        data = read_json(file, {"data": form}, "the JSON of a sweep's report")["data"]
+    elif part not in read_json(file, {"data": dict}, "the JSON of a report of sweeps")["data"]:
+        return 0
+    else:
+        data = read_json(file, {"data": {part: form}}, "the JSON of a report of sweeps")["data"][part]
     config, entries = data["config"], data["cells"]
     changes = [entry.pop("changes") for entry in entries]
     # Reports of earlier versions lack a field that only some of their cells change.

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import rare_methods as experiment
 from experiments.rare_methods import AFTER, COLUMNS
-from experiments.sweep import grid
+from experiments.sweep import grid, results_io
 from segjax import losses, metrics
 from segjax.configs import rare_methods
 from segjax.configs.rare_methods import BASELINE, DATA, PIXELS, RARE
@@ -142,6 +142,17 @@ def test_build_report_leaves_out_data_without_a_baseline():
     report = experiment.build_report({"camvid": cells}, {"camvid": {}})
     assert report.sections == ()
     assert report.facts["cells"] == f"0 of {len(cells)} finished, 0 diverged"
+
+
+def test_results_are_imported_from_an_earlier_report(tmp_path):
+    cells, results = made_up("camvid", lambda row: 0.5)
+    data = {"camvid": results_io.cells_as_json(cells, results)}
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps({"data": data}))
+    assert results_io.import_results(cells, tmp_path / "camvid", file, part="camvid") == len(cells)
+    assert results_io.import_results(cells, tmp_path / "other", file, part="crackforest") == 0
+    imported = {cell.name: grid.result_of(cell, tmp_path / "camvid") for cell in cells}
+    assert experiment.by_method(cells, imported) == experiment.by_method(cells, results)
 
 
 @pytest.mark.slow
