@@ -9,7 +9,7 @@ from segjax.configs.folder_unet import get_config as folder_unet
 
 
 def get_config():
-    """Name your classes in `data.class_names`, without a background; a pixel may have several, or none."""
+    """Returns a config to change: name your classes, without a background; a pixel may have several, or none."""
     config = folder_unet()
     config.data.multilabel = True
     config.data.class_names = ("rust", "crack")

@@ -115,9 +115,10 @@ def lovasz_hinge_loss(
         logits: z, at least one axis.
         targets: t, that shape: boolean, or numbers that are 0 or 1. Any other unmasked target gives NaN.
         where: boolean, broadcastable; with `multi_label` of the pixels `[...]` or of the channels `[..., C]`.
-        over_batch, axis_name: as in `lovasz_softmax_loss`; `over_batch=False` needs `[B, ...]`.
+        over_batch: as in `lovasz_softmax_loss`; False needs `[B, ...]`.
         multi_label: static; True: the last axis has C independent channels, and the loss is the mean of their losses.
             With `over_batch=False` it is the mean over all (image, channel) pairs with an unmasked pixel.
+        axis_name: as in `lovasz_softmax_loss`.
 
     Returns:
         A scalar ≥ 0, at least float32; 0 without an unmasked pixel.

@@ -53,7 +53,7 @@ from segjax.models.upsampling import (
     upsample_nearest_2x2,
 )
 
-Pass, ResNetUNet = ForwardContext, EncoderUNet  # old names
+Pass, ResNetUNet = ForwardContext, EncoderUNet  # names of earlier versions
 __all__ = [
     "ASPP",
     "FCN",
@@ -83,7 +83,6 @@ __all__ = [
     "PatchClassifier",
     "PixelShuffle2x2",
     "ResNet",
-    "ResNetUNet",
     "ResidualBlock",
     "RetinaNet",
     "SegNet",
