@@ -128,7 +128,10 @@ def test_bfloat16_gives_float32_outputs():
         ),
         ({"levels": (1, 2, 3, 4, 5)}, "levels must be consecutive, with encoder 'resnet'"),
         ({"encoder": "unet", "levels": (0, 1)}, r"with encoder 'unet' all levels in \[1, 7\]; got \(0, 1\): use"),
-        ({"encoder": "vgg"}, "encoder must be one of 'resnet', 'unet'; got 'vgg'"),
+        (
+            {"encoder": "vgg"},
+            "encoder must be one of 'resnet', 'efficientnet_lite0', 'efficientnet_lite2', 'unet'; got 'vgg'",
+        ),
         ({"head_norm": "batch"}, "head_norm must be one of 'none', 'group'; got 'batch'"),
         ({"head_convs": -1}, "head_convs must be at least 0; got -1"),
         ({"levels": (3, 4)}, r"the last in \[5, 7\]"),

@@ -331,7 +331,7 @@ def test_predictor_record_changes_with_every_config_field_that_changes_the_mask(
 
     base = defaults()
     base.data.name, base.data.class_names, base.model.name = "folder", ("a", "b"), network
-    data = ("name", "class_names", "channels", "range", "size", "letterbox", "mean", "std")
+    data = ("name", "class_names", "multilabel", "channels", "range", "size", "letterbox", "mean", "std")
     expected = {f"data.{name}" for name in data}
     expected |= {f"model.{name}" for name in ("name", "members", "norm", "dtype", *NETWORKS[network][1].values())}
     expected |= {"objective.loss", "objective.void"}  # the number of outputs
@@ -375,7 +375,7 @@ def test_detector_record_changes_with_every_config_field_that_changes_the_boxes(
         ),
         (),
     )
-    fields |= {"data.name": "camvid"}
+    fields |= {"data.name": "camvid", "data.multilabel": False}
     expected = {f"data.{name}" for name in ("box_classes", "channels", "range", "size", "letterbox", "mean", "std")}
     own = (*DETECTORS[network][1].values(), "anchor_base", "anchor_scales", "anchor_ratios", "norm", "dtype")
     before = record()
