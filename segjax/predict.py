@@ -156,7 +156,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "output",
         "predictions",
-        "Folder for NAME_mask.png, one per class if they overlap.",
+        "Folder for NAME_mask.png, or boxes and detections.json.",
     )
     flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under its classes.")
     flags.DEFINE_string("class", None, "Class that --threshold is for, and the only one that overlays show.")
