@@ -1,6 +1,6 @@
 """Ways to see a rare pixel: losses, weights, sampling, prior and adjustments, all with the same network and steps.
 
-Source: each method at the values of its paper (`segjax.losses` names them); nothing is tuned on these data.
+Source: the papers that `segjax.losses` names; parameters are theirs or defaults, and none is tuned on these data.
 DATA: road_debris, or crackforest, or camvid
 COMMAND: python -m experiments.rare_methods --processes=2 --workdir=runs/rare_methods
 SCORE: so far seed 0, 33 methods on road_debris and 22 on CrackForest (experiments/results/rare_methods.md): average

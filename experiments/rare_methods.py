@@ -1,8 +1,9 @@
-"""Compares thirty ways to see a rare pixel: `python -m experiments.rare_methods --processes=2 --workdir=…`.
+"""Compares about thirty ways to see a rare pixel: `python -m experiments.rare_methods --processes=2 --workdir=…`.
 
 Trains the same network with every method of `configs/rare_methods.py` on road_debris, CrackForest and CamVid, and
-scores the rare classes. All methods of a data set have the same steps, batches and learning rate, and the values of
-their papers. Every cell is trained once: kill the command and rerun it, or run it twice to share the cells.
+scores the rare classes. All methods of a data set have the same steps and learning rate, and the same batches unless
+they sample images. Their parameters are those of the papers or defaults; none is tuned. Every cell is trained once:
+kill the command and rerun it, or run it twice to share the cells.
 
 "Logit adjustment after training" is not trained: it is the network of cross entropy with log π subtracted from its
 logits.
@@ -46,8 +47,9 @@ COLUMNS = {
     "ECE": "expected_calibration_error",
 }
 QUESTION = (
-    "Each method trains the same network on the same batches for the same steps. Scores are of the rare classes, their "
-    "mean if there are several: average precision (one class against the rest), IoU of the likeliest class, and the "
+    "Each method trains the same network for the same steps, on the same batches unless it samples images. Nothing "
+    "is tuned. Scores are of the rare classes, their mean if there are several: average precision (one class against "
+    "the rest), IoU of the likeliest class, and the "
     f"highest recall at a precision of at least {PRECISION:g}, 0 if no threshold has it. ECE is of the likeliest class "
     "of all pixels. Two methods are tied if their difference in average precision is at most two standard errors over "
     "the seeds."

@@ -268,7 +268,7 @@ def numbered_classes(
 
 
 def class_combinations(num_classes: int) -> Bool[np.ndarray, "ids {num_classes}"]:
-    """Returns the combinations of classes that may overlap in a pixel, one per train id; id 0 is no class.
+    """Returns the combinations of classes that may overlap in a pixel, one per train id; id 0 has none.
 
     Combinations of few classes come first, and all of one size are included or none, so that the ids stay below
     `UNSEEN`: up to 7 classes overlap freely, of 8 at most 6 in a pixel, of 9 to 11 at most 3, of 12 to 21 at most 2.

@@ -32,8 +32,8 @@ class UNet(Network):
             value at the position of the maximum in the pooling of that level; needs downsample="max").
         multiscale: give the head, beside the features of the finest level, those of all coarser ones, each mapped to
             `width` channels by a linear 1×1 convolution, upsampled bilinearly and summed, as FCN (arXiv 1411.4038) sums
-            scores. The gradient then reaches the coarse levels directly, which learns faster; 7 680 more parameters at
-            width 16. Not in the paper.
+            scores. The gradient then reaches the coarse levels directly. 7 680 more parameters at width 16. Not in the
+            paper.
 
     `deep_dropout` = n, 0 to depth, applies dropout after the n deepest blocks of the encoder, the lowest level first,
     and the n deepest of the decoder, like the central units of Bayesian SegNet.
