@@ -59,6 +59,14 @@ def _schedule(batch: int = BATCH, rate: float = RATE) -> dict[str, Any]:
 
 
 _MULTISCALE = {"model.multiscale": True}
+_LITE0 = {
+    "model.name": "encoder_unet",
+    "model.encoder": "efficientnet_lite0",
+    "model.pretrained": "package",
+    "model.width": 32,
+    "data.mean": (127 / 255,),
+    "data.std": (128 / 255,),
+}
 ROWS: Rows = {
     RECIPE: {},
     "width 8, depth 5": {"model.width": 8, "model.depth": 5},
@@ -66,6 +74,9 @@ ROWS: Rows = {
     MULTISCALE: _MULTISCALE,
     "multiscale, batch 1": _MULTISCALE | _schedule(batch=1) | {"training.ema_decay": 0.995},
     "multiscale, learning rate 4e-3": _MULTISCALE | _schedule(rate=4e-3),
+    "Lite0": _LITE0,
+    "Lite0, multiscale": _LITE0 | _MULTISCALE,
+    "Lite0, multiscale, learning rate 1e-3": _LITE0 | _MULTISCALE | _schedule(rate=1e-3),
 }
 
 

@@ -1,6 +1,7 @@
 """U-Net (Ronneberger et al. 2015, arXiv 1505.04597), plain and with another encoder."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,6 +15,11 @@ from segjax.models.upsampling import UPSAMPLINGS, upsample_nearest_2x2
 
 DOWNSAMPLINGS = ("max", "stride")
 ENCODER_LEVELS = 5
+
+
+def _project(x: Float[Array, "b h w c"], level: int, features: int, dtypes: dict[str, Any]) -> Float[Array, "b H W f"]:
+    """Maps the features of a level to `features` channels at full size: linearly, then by bilinear upsampling."""
+    return upsample_bilinear(nn.Dense(features, use_bias=False, name=f"coarse{level}", **dtypes)(x), 2**level)
 
 
 class UNet(Network):
@@ -99,9 +105,7 @@ class UNet(Network):
         """Returns the features of a coarse level at full size, for the head of a multiscale network; else 0."""
         if not self.multiscale or level == 0:
             return 0.0
-        return upsample_bilinear(
-            nn.Dense(self.width, use_bias=False, name=f"coarse{level}", **self.dtypes)(x), 2**level
-        )
+        return _project(x, level, self.width, self.dtypes)
 
     def _deep_dropout(self, x: Array, side: str, level: int, ctx: ForwardContext) -> Array:
         deep = level - (side == "down") >= self.depth - self.deep_dropout
@@ -129,6 +133,7 @@ class EncoderUNet(Network):
         encoder_depth, width: those of the `ResNet`; with another encoder the width is that of the decoder only.
         decoder: number of channels of the five decoder steps, coarsest first; None: 4, 2, 1, 1/2 and 1/4 widths.
         encoder: "resnet" | "efficientnet_lite0" | "efficientnet_lite2".
+        multiscale: give the head the features of all levels, as in `UNet`, with the channels of the last decoder step.
 
     `deep_dropout` = n, 0 to 5, applies dropout after the encoder and after the first n - 1 decoder steps.
     """
@@ -138,6 +143,7 @@ class EncoderUNet(Network):
     width: int = 64
     decoder: Sequence[int] | None = None
     encoder: str = "resnet"
+    multiscale: bool = False
 
     multiple, deep_places = 2**ENCODER_LEVELS, ENCODER_LEVELS
 
@@ -156,9 +162,16 @@ class EncoderUNet(Network):
         """Maps `[B, H, W, channels]`, H and W multiples of 32, to `[B, H, W, F]`, F the last width of the decoder."""
         *skips, x = encoder_of(self, self.multiple)(x, ctx.train)
         x = ctx.drop(x, 1) if self.deep_dropout else x
+        coarse = self._project(x, ENCODER_LEVELS)
         for step, width in enumerate(self._widths):
+            level = ENCODER_LEVELS - 1 - step
             x = upsample_nearest_2x2(x)
             x = jnp.concatenate([x, skips.pop()], axis=-1) if skips else x
-            x = self.block(ConvBlock, width, padding="zeros", name=f"up{ENCODER_LEVELS - 1 - step}")(x, ctx.train)
+            x = self.block(ConvBlock, width, padding="zeros", name=f"up{level}")(x, ctx.train)
             x = ctx.drop(x, 2 + step) if step + 1 < self.deep_dropout else x
-        return x, 1
+            coarse += self._project(x, level)
+        return x + coarse, 1
+
+    def _project(self, x: Array, level: int) -> Array | float:
+        """Returns the features of a coarse level at full size, for the head of a multiscale network; else 0."""
+        return _project(x, level, self._widths[-1], self.dtypes) if self.multiscale and level else 0.0

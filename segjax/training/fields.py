@@ -31,7 +31,7 @@ NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
     "segnet_basic": (models.SegNetBasic, _own("width")),
     "deeplab_v2": (models.DeepLabV2, _DEEPLAB),
     "deeplab_v3_plus": (models.DeepLabV3Plus, _DEEPLAB | {"channels": "hidden"}),
-    "encoder_unet": (models.EncoderUNet, _own("encoder", "width", "encoder_depth")),
+    "encoder_unet": (models.EncoderUNet, _own("encoder", "width", "encoder_depth", "multiscale")),
 }
 # The same of the detectors, which have no dropout.
 DETECTORS: dict[str, tuple[type[models.RetinaNet], dict[str, str]]] = {

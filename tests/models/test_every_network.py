@@ -35,7 +35,7 @@ NETWORKS = {
     "unet, strided": UNet(3, width=4, depth=1, padding="zeros", downsample="stride", upsample="nearest"),
     "unet, unpooled": UNet(3, width=4, depth=1, padding="zeros", upsample="max_unpool", multiscale=True),
     "resnet unet": EncoderUNet(3, width=4),
-    "efficientnet unet": EncoderUNet(3, width=4, encoder="efficientnet_lite0"),
+    "efficientnet unet": EncoderUNet(3, width=4, encoder="efficientnet_lite0", multiscale=True),
     "deeplab v2": DeepLabV2(3, encoder_depth=18, width=4),
     "deeplab v3+": DeepLabV3Plus(3, encoder_depth=18, width=4, channels=8, low=4),
 }

@@ -82,6 +82,12 @@ def test_unet_multiscale_adds_one_projection_per_coarse_level_and_renames_none()
     assert jax.tree.map(lambda x: x.shape, multiscale) == jax.tree.map(lambda x: x.shape, plain) | added
 
 
+def test_encoder_unet_multiscale_adds_one_projection_per_coarse_level_and_renames_none():
+    plain, multiscale = (parameter_shapes(EncoderUNet(2, width=8, multiscale=value)) for value in (False, True))
+    added = {f"coarse{level}": {"kernel": (width, 2)} for level, width in enumerate((4, 8, 16, 32, 64), 1)}
+    assert jax.tree.map(lambda x: x.shape, multiscale) == jax.tree.map(lambda x: x.shape, plain) | added
+
+
 def test_unet_multiscale_sums_the_levels():
     """The features are those of the plain network plus the sum of the upsampled projections of the coarse levels."""
     model = UNet(2, width=2, depth=2, multiscale=True)
