@@ -77,6 +77,8 @@ ROWS: Rows = {
     "Lite0": _LITE0,
     "Lite0, multiscale": _LITE0 | _MULTISCALE,
     "Lite0, multiscale, learning rate 1e-3": _LITE0 | _MULTISCALE | _schedule(rate=1e-3),
+    "Lite0, multiscale, learning rate 5e-4": _LITE0 | _MULTISCALE | _schedule(rate=5e-4),
+    "Lite0, width 64, learning rate 1e-3": _LITE0 | {"model.width": 64} | _schedule(rate=1e-3),
 }
 
 
