@@ -341,6 +341,36 @@ def test_report_shows_all_its_pictures_in_a_browser(run, tmp_path, run_command, 
         assert (seen["images"], seen["wide"]) == ([True] * 10, False), width
 
 
+def test_compare_has_the_scores_of_every_run_and_the_fields_that_differ(run, run_command, tmp_path):
+    workdir, _ = run
+    shutil.copytree(workdir, tmp_path / "other")
+    config = tmp_path / "other" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"objective.gamma": 0.5}))
+    arguments = [workdir, tmp_path / "other", "--images=1", f"--output={tmp_path}"]
+    status, printed, error = run_command("compare", *arguments)
+    assert (status, error) == (0, "")
+    assert "has the highest mean IoU" in printed
+    data = json.loads((tmp_path / "comparison.json").read_text())["data"]
+    scores = json.loads((workdir / "scores.json").read_text())
+    for group in data["groups"]:
+        assert group["runs"][0]["scores"]["confusion"] == scores["confusion"]
+        assert len(group["mean_iou_per_image"]) == 4
+    page = (tmp_path / "comparison.md").read_text()
+    assert "| config.objective.gamma | 2.0 | 0.5 |" in page
+    assert page.count("](comparison_image_") == 1
+    assert "](comparison_train_loss.png)" in page
+
+
+@pytest.mark.slow
+def test_compare_shows_all_its_pictures_in_a_browser(run, tmp_path, run_command, browser):
+    shutil.copytree(run[0], tmp_path / "other")
+    config = tmp_path / "other" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"seed": 9}))
+    run_command("compare", run[0], tmp_path / "other", "--images=2", f"--output={tmp_path}")
+    for width, seen in browser((tmp_path / "comparison.html").read_text()).items():
+        assert (all(seen["images"]), seen["wide"]) == (True, False), width
+
+
 @pytest.mark.slow
 def test_report_of_another_folder_prints_one_line_and_writes_nothing(tmp_path, run_command):
     status, _, error = run_command("report", tmp_path, f"--output={tmp_path / 'out'}")

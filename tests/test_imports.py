@@ -23,7 +23,7 @@ import segjax
 ROOT = Path(__file__).resolve().parents[1]
 
 FOUNDATION = ("collectives", "checks", "boxes", "distance")
-ENTRY_POINTS = ("cli", "train", "evaluate", "calibrate", "predict", "report", "export", "__main__")
+ENTRY_POINTS = ("cli", "train", "evaluate", "calibrate", "predict", "report", "compare", "export", "__main__")
 ENTRY_POINTS += ("shipped_configs", "data_commands")
 # Commands and experiments sit on top of everything else.
 EVERYTHING = (

@@ -70,20 +70,21 @@ class ShownImage(NamedTuple):
     uncertainties: dict[str, Float[np.ndarray, "H W"]]
 
 
-class _ImageScore(NamedTuple):
+class ImageScore(NamedTuple):
     """Mean IoU of an image, its index in the split, and if one class is all that it contains and all predicted."""
 
     mean_iou: float
     index: int
-    has_one_class: bool
+    has_one_class: bool = False
 
 
 class Inspection(NamedTuple):
-    """Results of a pass over a split; all but the images are ready for JSON.
+    """Results of a pass over a split; all but the images and `overlaps` are ready for JSON.
 
     The scores are those of `evaluation.evaluate` and `metrics.per_image_scores`, "average_precision_per_class",
     "expected_calibration_error" and "area_under_risk_coverage" by uncertainty. Of two classes, only the rare one has a
-    precision-recall curve. The best images come best first, the worst worst first. `shift` contains scores by kind of
+    precision-recall curve. `overlaps` are the pixels in the intersection and in the union of truth and prediction, per
+    image and class. The best images come best first, the worst worst first. `shift` contains scores by kind of
     corruption, if a severity was given.
     """
 
@@ -91,6 +92,7 @@ class Inspection(NamedTuple):
     reliability: dict[str, list]
     precision_recall: Curves
     risk_coverage: Curves
+    overlaps: Int[np.ndarray, "images 2 classes"]
     best: tuple[ShownImage, ...]
     worst: tuple[ShownImage, ...]
     severity: int | None = None
@@ -108,20 +110,22 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int, severity: int |
     console = rich.get_console()
     bar = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task("compiling…", total=len(source))
-    ranked = []
+    ranked, overlaps = [], np.zeros((len(source), 2, len(names)), np.int64)
 
     def count_batch(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         counts = count(batch)
         matrices, indices = np.asarray(counts["per_image"], np.int64), np.asarray(counts.pop("index"))
         ranked.extend(_image_scores(matrices, indices))
-        bar.update(task, description="scoring", advance=int((indices < len(source)).sum()))
+        kept = indices < len(source)  # the others are fillers
+        overlaps[indices[kept]] = _overlaps(matrices[kept])
+        bar.update(task, description="scoring", advance=int(kept.sum()))
         return counts | {"per_image": metrics.per_image_sums(matrices)}
 
     with bar:
         totals = evaluation.sum_counts(count_batch, source, config, devices=jax.device_count())
         best, worst = best_and_worst(ranked, images)
         shown = bar.track([*best, *worst], description="predicting the shown images")
-        shown = list(_read_and_predict(run, source, shown))
+        shown = list(read_and_predict(run, source, shown))
     if len(names) == 2:
         histograms = {names[run.label_set.rare]: totals["scores"]}
     else:
@@ -139,6 +143,7 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int, severity: int |
         lists(metrics.reliability_diagram(calibration) | {"count": calibration.count}),
         {name: subsample(metrics.precision_recall_curve(counts), "recall") for name, counts in histograms.items()},
         {name: subsample(metrics.risk_coverage(counts), "coverage") for name, counts in risks.items()},
+        overlaps,
         tuple(shown[: len(best)]),
         tuple(shown[len(best) :]),
         severity,
@@ -253,7 +258,7 @@ def _outputs_and_logs(maps: dict[str, Array], num_classes: int) -> tuple[Array, 
     return outputs, logs | {name: values[..., 0] for name, values in maps.items() if name != "outputs"}
 
 
-def _read_and_predict(run: TrainedRun, source: Source, chosen: Iterable[_ImageScore]) -> Iterator[ShownImage]:
+def read_and_predict(run: TrainedRun, source: Source, chosen: Iterable[ImageScore]) -> Iterator[ShownImage]:
     """Reads and predicts the chosen images again; one program serves all images of one padded size."""
     num_classes, padded, maps_of = run.label_set.num_classes, padded_sizes(source.sizes), _make_maps(run)
 
@@ -276,17 +281,23 @@ def _read_and_predict(run: TrainedRun, source: Source, chosen: Iterable[_ImageSc
 
 def _image_scores(
     matrices: Int[np.ndarray, "images classes classes"], indices: Int[np.ndarray, "images"]
-) -> list[_ImageScore]:
+) -> list[ImageScore]:
     """Returns the scores of the images of these indices, without images that have no labels."""
     scores = []
     for index, matrix in zip(indices.tolist(), matrices, strict=True):
         if matrix.any():
             has_one_class = np.count_nonzero(matrix.sum(0) + matrix.sum(1)) == 1
-            scores.append(_ImageScore(metrics.segmentation_scores(matrix)["mean_iou"], index, has_one_class))
+            scores.append(ImageScore(metrics.segmentation_scores(matrix)["mean_iou"], index, has_one_class))
     return scores
 
 
-def best_and_worst(images: Sequence[_ImageScore], count: int) -> tuple[list[_ImageScore], list[_ImageScore]]:
+def _overlaps(matrices: Int[np.ndarray, "images classes classes"]) -> Int[np.ndarray, "images 2 classes"]:
+    """Returns the pixels in the intersection and in the union of truth and prediction, per class."""
+    correct = np.diagonal(matrices, axis1=1, axis2=2)
+    return np.stack([correct, matrices.sum(1) + matrices.sum(2) - correct], axis=1)
+
+
+def best_and_worst(images: Sequence[ImageScore], count: int) -> tuple[list[ImageScore], list[ImageScore]]:
     """Returns the `count` best and the `count` worst images; if there are too few for both, the worst come first."""
     worst = sorted(images)[:count]
     # An image with one class that is also the only one predicted is right, but shows nothing: it comes last.

@@ -44,7 +44,8 @@ def inspection(classes, images, pixel_accuracy):
     image = rng.integers(0, 256, (6, 8, 3)).astype(np.uint8)
     shown = ShownImage("street", 0.5, image, truth, labels, {"entropy": rng.random((6, 8))})
     risk_coverage = {"entropy": {"coverage": [0.5, 1.0], "risk": [0.0, 0.5]}}
-    return Inspection(scores, bins, dict.fromkeys(ranked, curve), risk_coverage, (shown,) * images, (shown,) * images)
+    curves, overlaps = dict.fromkeys(ranked, curve), np.ones((4, 2, classes), np.int64)
+    return Inspection(scores, bins, curves, risk_coverage, overlaps, (shown,) * images, (shown,) * images)
 
 
 def report(classes=2, log=(*LOG, *SCORED), images=1, pixel_accuracy=0.5):

@@ -1,0 +1,360 @@
+"""Comparison of runs on the same images: scores, classes, curves, configs, and the images on which they differ most."""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from segjax import inference
+from segjax.data import Source
+from segjax.data.labels import LabelSet, colorize
+from segjax.reporting import figures
+from segjax.reporting.figures import Series
+from segjax.reporting.report import Picture, Report, Section, Table, spread
+from segjax.reporting.run_page import ImageScore, Inspection, Log, ShownImage, inspect_run, picture, read_and_predict
+from segjax.trained_run import TrainedRun, facts_of
+from segjax.training import ConfigError, read_log
+from segjax.training.config import comparable
+
+Overlaps = Int[np.ndarray, "images 2 classes"]
+DRAWS = 1000
+"""Number of bootstrap samples behind an interval."""
+_LEVEL = 0.95
+# Names of the scores in the table, and their keys.
+_SCORES = {
+    "mean IoU": "mean_iou",
+    "pixel accuracy": "pixel_accuracy",
+    "AP of {rare}": "average_precision",
+    "best IoU of {rare}": "best_iou",
+    "ECE ↓": "expected_calibration_error",
+}
+_CURVES = {"mean IoU": "eval/mean_iou", "average precision": "eval/average_precision", "loss": "train/loss"}
+
+
+class Group(NamedTuple):
+    """Runs of one config, which differ in the seed only; the scores of a group have a mean and a spread."""
+
+    name: str
+    runs: tuple[TrainedRun, ...]
+
+
+class Compared(NamedTuple):
+    """A group and the results of each of its runs on the split."""
+
+    name: str
+    runs: tuple[TrainedRun, ...]
+    inspections: tuple[Inspection, ...]
+
+    def score(self, key: str) -> Any:
+        """Returns a score of the group: that of its only run, or a `Spread` over its runs."""
+        return _one_or_spread([inspection.scores.get(key) for inspection in self.inspections])
+
+    def class_score(self, key: str, index: int) -> Any:
+        """Returns a score of one class, as `score`."""
+        return _one_or_spread([inspection.scores[key][index] for inspection in self.inspections])
+
+
+def _one_or_spread(values: list[float | None]) -> Any:
+    return spread(values) if len(values) > 1 else values[0] if values[0] is None else float(values[0])
+
+
+def group_runs(runs: Sequence[TrainedRun]) -> list[Group]:
+    """Returns the runs in groups of one config, in the order of their first runs.
+
+    Runs are in one group if their configs differ in the seed only and no two have the same seed. Checkpoints of one
+    run, and runs repeated with one seed, are groups of their own, and so is each run if no config differs. The name of
+    a group is the common beginning of its runs' names.
+
+    Raises:
+      ConfigError: a checkpoint is named twice, or the classes of two runs differ.
+    """
+    first, names = runs[0], [", ".join(run.checkpoints) for run in runs]
+    by_config: dict[str, list[TrainedRun]] = {}
+    for i, run in enumerate(runs):
+        if names[i] in names[:i]:
+            raise ConfigError(f"{names[i]} is named twice; name every run once")
+        if run.label_set.names != first.label_set.names:
+            classes = [", ".join(one.label_set.names) for one in (run, first)]
+            raise ConfigError(
+                f"{run.name} and {first.name} cannot be compared: their classes are {classes[0]} and {classes[1]}; "
+                "name runs of the same classes"
+            )
+        by_config.setdefault(repr([_settings(one) for one in run.runs or (run,)]), []).append(run)
+    groups = []
+    for alike in by_config.values():
+        seeds = [tuple(one.config.seed for one in run.runs or (run,)) for run in alike]
+        is_group = len(set(seeds)) == len(seeds) < len(runs)  # seeds of one config only are compared with each other
+        groups += [tuple(alike)] if is_group else [(run,) for run in alike]
+    groups.sort(key=lambda group: names.index(", ".join(group[0].checkpoints)))
+    return [Group(*pair) for pair in zip(_names(groups), groups, strict=True)]
+
+
+def _settings(run: TrainedRun) -> dict[str, object]:
+    """Returns the fields of a run's config on which its results depend, without the seed."""
+    return {key: value for key, value in comparable(run.config).items() if key != "config.seed"}
+
+
+def _names(groups: Sequence[tuple[TrainedRun, ...]]) -> list[str]:
+    """Returns a short name per group: of its workdirs without the folders that all share, and of steps if needed."""
+    every = [one for group in groups for run in group for one in run.runs or (run,)]
+    folders = [one.workdir for one in every]
+    shared = os.path.commonpath([folder.parent for folder in folders])
+    several = len(groups) > len({tuple(run.name for run in group) for group in groups})  # checkpoints of one run
+    names = []
+    for group in groups:
+        each = [",".join(os.path.relpath(one.workdir, shared) for one in run.runs or (run,)) for run in group]
+        common = _common_beginning(each).rstrip("0123456789_-./ ") if len(each) > 1 else each[0]
+        step = f", step {group[0].step}" * several
+        names.append((common + step, each[0] + f" and {len(each) - 1} more" * (len(each) > 1) + step))
+    return [common if common and [pair[0] for pair in names].count(common) == 1 else more for common, more in names]
+
+
+def _common_beginning(names: Sequence[str]) -> str:
+    letters = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*names, strict=False))
+    return "".join(each[0] for each in letters)
+
+
+def check_same_images(groups: Sequence[Group], sources: Mapping[str, Source], split: str) -> None:
+    """Raises ConfigError if a run's `split`, by the name of the run, does not have the images of the first run."""
+    runs = [run for group in groups for run in group.runs]
+    first = sources[runs[0].name]
+    for run in runs[1:]:
+        source = sources[run.name]
+        if (len(source), source.digest) != (len(first), first.digest):
+            raise ConfigError(
+                f"{run.name} and {runs[0].name} have other images in {split}, {len(source)} and {len(first)}; add "
+                "--split=NAME for a split that they share, or --config.data.FIELD=VALUE for all runs"
+            )
+
+
+def compare(groups: Sequence[Group], sources: Mapping[str, Source]) -> list[Compared]:
+    """Scores every run on all images of its source, by the name of the run; a terminal shows the progress."""
+    return [
+        Compared(*group, tuple(inspect_run(run, sources[run.name], images=0) for run in group.runs)) for group in groups
+    ]
+
+
+def mean_iou_interval(first: Sequence[Overlaps], second: Sequence[Overlaps]) -> tuple[float, float]:
+    r"""Returns a 95 % interval of the mean IoU of `second` minus that of `first`, each a group of runs.
+
+    It is the paired bootstrap over images: in each of `DRAWS` samples the same images are drawn, with replacement, for
+    all runs. It covers the choice of the images and not that of the seeds.
+
+    Args:
+      first: of each run, `[images, 2, classes]`, the pixels in the intersection and in the union per image and class.
+      second: of each run of the other group, as `first`.
+
+    Returns:
+      (low, high); NaN without labels.
+
+    >>> good, bad = np.array([[[9], [10]]] * 4), np.array([[[5], [10]]] * 4)
+    >>> [round(end, 3) for end in mean_iou_interval([bad], [good])]
+    [0.4, 0.4]
+    """
+    images = len(first[0])
+    drawn = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=DRAWS)
+    difference = _mean_iou(drawn, second) - _mean_iou(drawn, first)
+    known = difference[~np.isnan(difference)]  # without samples of images that have no labels
+    if not known.size:
+        return math.nan, math.nan
+    low, high = np.quantile(known, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _mean_iou(drawn: Int[np.ndarray, "draws images"], runs: Sequence[Overlaps]) -> Float[np.ndarray, "draws"]:
+    """Returns the mean over runs of the mean IoU of the drawn images, over the classes that occur or are predicted."""
+    return np.mean([_iou_mean(np.tensordot(drawn, run, 1)) for run in runs], axis=0)
+
+
+def _iou_mean(overlaps: Int[np.ndarray, "*batch 2 classes"]) -> Float[np.ndarray, "*batch"]:
+    """Returns the mean IoU over the classes that occur or are predicted; NaN without any."""
+    intersection, union = overlaps[..., 0, :], overlaps[..., 1, :]
+    total = np.sum(intersection / np.maximum(union, 1), axis=-1)
+    count = np.count_nonzero(union, axis=-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def image_scores(compared: Sequence[Compared]) -> Float[np.ndarray, "groups images"]:
+    """Returns the mean IoU of each image under the first run of each group; NaN for an image without labels."""
+    return np.stack([_iou_mean(group.inspections[0].overlaps) for group in compared])
+
+
+def most_different(scores: Float[np.ndarray, "groups images"], count: int) -> list[int]:
+    """Returns the images whose highest and lowest mean IoU differ most, the largest difference first."""
+    difference = np.nan_to_num(scores.max(0) - scores.min(0), nan=-1.0)
+    order = np.argsort(-difference, kind="stable")[:count]
+    return [int(index) for index in order if difference[index] >= 0]
+
+
+def score_table(compared: Sequence[Compared], split: str) -> Table:
+    """Builds the table of the groups' scores, with the difference of each to the first group."""
+    scores, first = compared[0].inspections[0].scores, compared[0]
+    shown = {name.format(rare=scores.get("rare_class")): key for name, key in _SCORES.items() if key in scores}
+    rows = []
+    for group in compared:
+        seeds = ", ".join(str(one.config.seed) for run in group.runs for one in run.runs or (run,))
+        difference, interval = None, None
+        if group is not first:
+            difference = _signed(_mean(group.score("mean_iou")) - _mean(first.score("mean_iou")))
+            low, high = mean_iou_interval(*([one.overlaps for one in each.inspections] for each in (first, group)))
+            interval = None if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
+        values = [group.score(key) for key in shown.values()]
+        rows.append((group.name, seeds, values[0], difference, interval, *values[1:]))
+    mean_iou, *others = shown
+    columns = ("run", "seed", mean_iou, f"minus {first.name}", "95 % interval", *others)
+    lowest = tuple(name for name in shown if name.endswith("↓"))
+    return Table(f"Scores on {split}", columns, rows, tuple(set(shown) - set(lowest)), lowest, text=("seed",))
+
+
+def _mean(value: Any) -> float:
+    return value if isinstance(value, float) else value.mean
+
+
+def _signed(difference: float) -> str | None:
+    return None if math.isnan(difference) else f"{difference:+.3f}"
+
+
+def class_table(compared: Sequence[Compared]) -> Table:
+    """Builds the table of the IoU per class and group; the last column is the last group's minus the first's."""
+    scores = compared[0].inspections[0].scores
+    pixels, rows = [sum(row) for row in scores["confusion"]], []
+    for i, name in enumerate(scores["classes"]):
+        values = [group.class_score("iou_per_class", i) for group in compared]
+        change = _signed(_mean(values[-1]) - _mean(values[0]))
+        rows.append((name, pixels[i] / max(sum(pixels), 1), *values, change))
+    names = [group.name for group in compared]
+    return Table("IoU per class", ("class", "share", *names, f"{names[-1]} − {names[0]}"), rows)
+
+
+def config_table(groups: Sequence[Compared]) -> Table:
+    """Builds the table of the config fields that differ between groups, of ensembles those of the first run."""
+    settings = [_settings(group.runs[0].runs[0] if group.runs[0].runs else group.runs[0]) for group in groups]
+    keys = [key for key in settings[0] if any(one[key] != settings[0][key] for one in settings)]
+    rows = [(key, *(repr(one[key]) for one in settings)) for key in keys]
+    names = tuple(group.name for group in groups)
+    return Table("Fields that differ", ("field", *names), rows, text=names)
+
+
+def finding(compared: Sequence[Compared]) -> str:
+    """Returns the result in one sentence: the group with the highest mean IoU, and its difference to the next one."""
+    values = [_mean(group.score("mean_iou")) for group in compared]
+    best, second = sorted(compared, key=lambda group: _mean(group.score("mean_iou")), reverse=True)[:2]
+    if any(map(math.isnan, values)):
+        return "No image has a labelled pixel, so there is no mean IoU."
+    low, high = mean_iou_interval(*([one.overlaps for one in group.inspections] for group in (second, best)))
+    lead = max(values) - _mean(second.score("mean_iou"))
+    return (
+        f"{best.name} has the highest mean IoU, {max(values):.3f}; that of {second.name} is {lead:.3f} lower (95 % "
+        f"interval over the choice of images: {low:.3f} to {high:.3f})."
+    )
+
+
+def comparison_report(
+    compared: Sequence[Compared], sources: Mapping[str, Source], split: str, *, images: int
+) -> Report:
+    """Builds the report of the groups, with as many `images`, those whose mean IoU differs most between groups."""
+    fields = config_table(compared)
+    same = "" if fields.rows else "The configs are equal; paths and the number of loader processes do not count."
+    seeds = any(len(group.runs) > 1 for group in compared)
+    text = (
+        f"{finding(compared)}\n\nEvery run was scored on the same {compared[0].inspections[0].scores['images']} "
+        f"image(s) of {split}."
+    )
+    text += " Runs whose configs differ in the seed only are one row, with mean ± standard deviation." * seeds
+    text += (
+        " The intervals are of the difference in mean IoU, by a paired bootstrap over the images; they do not cover "
+        "the choice of the seeds."
+    )
+    sections = (
+        Section("Scores", "", (score_table(compared, split),)),
+        Section("Classes", "", (class_table(compared),)),
+        *_curve_sections(compared),
+        Section("Configuration", same, (fields,) if fields.rows else ()),
+        *_image_sections(compared, sources, images),
+    )
+    facts: dict[str, Any] = {}
+    for group in compared:
+        for run, inspection in zip(group.runs, group.inspections, strict=True):
+            own = facts_of(run, split, inspection.scores)
+            here = {key: own.pop(key) for key in list(own) if key.startswith("this page's ")}
+            facts |= {"data": own.pop("data"), run.name: own} | here
+    return Report(f"Comparison of {len(compared)} networks", text, sections, facts)
+
+
+def _curve_sections(compared: Sequence[Compared]) -> list[Section]:
+    """Returns the section of the curves over the steps, one line per group of runs that were logged."""
+    logs = {group.name: [read_log(run.workdir) for run in group.runs] for group in compared if not group.runs[0].runs}
+    pictures = []
+    for name, key in _CURVES.items():
+        lines = {group: line for group, each in logs.items() if (line := _line(each, key))}
+        if lines:
+            figure = figures.curves(lines, title=name, x="step", y_range=(0, 1.02 if "eval/" in key else None))
+            pictures.append(picture(key.replace("/", "_"), f"{name[0].upper()}{name[1:]} over the steps.", figure))
+    return [Section("Training", "", (), tuple(pictures))] if pictures else []
+
+
+def _line(logs: Sequence[Log], key: str) -> Series | None:
+    """Returns the steps that all seeds logged, and the values of each seed there; None without a step."""
+    values = [{row["step"]: row[key] for row in log if key in row} for log in logs]
+    steps = sorted(set.intersection(*map(set, values)))
+    return (steps, [[one[step] for step in steps] for one in values]) if steps else None
+
+
+def _image_sections(compared: Sequence[Compared], sources: Mapping[str, Source], count: int) -> list[Section]:
+    scores = image_scores(compared)
+    chosen = most_different(scores, count)
+    if not chosen:
+        return []
+    shown: list[Iterator[ShownImage]] = [
+        read_and_predict(group.runs[0], sources[group.runs[0].name], [ImageScore(row[i], i) for i in chosen])
+        for group, row in zip(compared, scores.tolist(), strict=True)
+    ]
+    pictures = []
+    for number, (index, *each) in enumerate(zip(chosen, *shown, strict=True), 1):
+        parts = [f"{group.name} {score:.3f}" for group, score in zip(compared, scores[:, index], strict=True)]
+        predictions = {group.name: one.prediction for group, one in zip(compared, each, strict=True)}
+        tiles = inference.png(_tiles(each[0], predictions, compared[0].runs[0].label_set))
+        pictures.append(Picture(f"image_{number}", f"{each[0].name}: mean IoU {', '.join(parts)}", tiles, half=True))
+    text = (
+        "The images whose mean IoU differs most between the rows, the largest difference first. In the ground truth "
+        "void is black. The last picture is white where two networks predict different classes."
+    )
+    first_seed = " Of several seeds, the first one counts." if any(len(group.runs) > 1 for group in compared) else ""
+    return [Section("Images", text + first_seed, (), tuple(pictures))]
+
+
+def _tiles(
+    shown: ShownImage, predictions: Mapping[str, UInt8[np.ndarray, "H W"]], labels: LabelSet
+) -> UInt8[np.ndarray, "height total 3"]:
+    """Returns tiles of an image, its truth, each prediction and where they differ, above a legend."""
+    masks = {"truth": shown.truth, **predictions}
+    differ = np.ptp(np.stack(list(predictions.values())), axis=0) > 0
+    pictures = {"image": inference.as_rgb(shown.image)}
+    pictures |= {name: colorize(mask, labels.palette) for name, mask in masks.items()}
+    pictures |= {"difference": np.repeat(np.where(differ, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)}
+    sheet = inference.tiles(pictures)
+    ids = np.unique(np.stack(list(masks.values()))).tolist()
+    return np.concatenate([sheet, inference.legend(labels, ids, width=sheet.shape[1])])
+
+
+def comparison_data(compared: Sequence[Compared], names: Sequence[str], split: str) -> dict[str, Any]:
+    """Returns the scores of every run, and the mean IoU of every image, ready for JSON."""
+    per_image = image_scores(compared)
+    return {
+        "split": split,
+        "groups": [
+            {
+                "name": group.name,
+                "runs": [
+                    {"checkpoints": run.checkpoints, "seed": run.config.seed, "scores": inspection.scores}
+                    for run, inspection in zip(group.runs, group.inspections, strict=True)
+                ],
+                "mean_iou_per_image": dict(zip(names, row.tolist(), strict=True)),
+            }
+            for group, row in zip(compared, per_image, strict=True)
+        ],
+    }
