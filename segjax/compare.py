@@ -1,4 +1,4 @@
-"""Compares trained runs on the same images, on one page: scores, classes, curves, configs, and images that differ.
+"""Compares trained runs on one page: scores, classes, curves, configs, and the images that differ.
 
 Runs whose configs differ in the seed only are one row, with mean and spread.
 

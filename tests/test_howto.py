@@ -250,6 +250,17 @@ def test_howto_boxes_from_masks(tmp_path, monkeypatch, page):
 
 
 @pytest.mark.slow
+def test_howto_compare_runs(tmp_path, monkeypatch, page):
+    scenes = {"data.scene_size": (64, 96), "data.train_examples": 4, "data.val_examples": 2, "data.data_dir": tmp_path}
+    monkeypatch.setitem(TINY, "rare_class", SIZE | STEPS | scenes)
+    monkeypatch.chdir(tmp_path)
+    names = run_page(page("howto/compare_runs.md"), {})
+    assert [group["name"] for group in names["comparison"]["groups"]] == ["none", "prior"]
+    assert [len(group["runs"]) for group in names["comparison"]["groups"]] == [2, 2]
+    assert (tmp_path / "comparison" / "comparison.html").exists()
+
+
+@pytest.mark.slow
 def test_howto_ensembles(own_folder_run, folder, page, monkeypatch):
     monkeypatch.chdir(ROOT)
     names = {"members=5": "members=2", "runs/ensemble": folder / "ensemble", "=unsure": f"={folder / 'ensemble_maps'}"}

@@ -3,6 +3,7 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
+    from segjax.reporting.comparison import compare, comparison_report, group_runs, mean_iou_interval
     from segjax.reporting.detector_page import detector_report, inspect_detector
     from segjax.reporting.figures import curves, dots, heatmap, png
     from segjax.reporting.report import (
@@ -39,16 +40,20 @@ __all__ = [
     "calibration_tables",
     "cell",
     "check_report",
+    "compare",
+    "comparison_report",
     "curves",
     "detector_report",
     "dots",
     "format_rows",
+    "group_runs",
     "heatmap",
     "html",
     "inspect_detector",
     "inspect_run",
     "latex",
     "markdown",
+    "mean_iou_interval",
     "per_class_table",
     "png",
     "run_report",
