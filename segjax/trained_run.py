@@ -18,8 +18,8 @@ from segjax.inference import Detector, Ensemble, PredictOptions, Predictor, Prep
 from segjax.inference.predictor import fingerprint
 from segjax.storage import StorageError, difference, is_foreign, path_of, read_json, to_json
 from segjax.training import evaluation, parallel, segmentation
-from segjax.training.checkpoint import FOLDER, restore_newest, run_config, workdir_and_checkpoint
-from segjax.training.config import ConfigError, input_shape, validate
+from segjax.training.checkpoint import FOLDER, find_run, restore_newest, workdir_and_checkpoint
+from segjax.training.config import CONFIG_FILE, ConfigError, input_shape, read_config, validate
 from segjax.training.fields import INITIAL
 from segjax.training.loop import SCORES_FILE
 from segjax.training.provenance import provenance
@@ -156,7 +156,8 @@ def load_run(
             raise ConfigError(f"{path}: entry {several.index('') + 1} of the list is empty; remove its comma")
         runs = [load_run(one, None, data_fields, multilabel=multilabel) for one in several]
         return combine(runs)._replace(calibration=calibration)
-    workdir, which, config = run_config(path_of(path))
+    workdir, which = find_run(path)
+    config = read_config(workdir / CONFIG_FILE)
     if config.data.box_classes and not detectors:
         raise ConfigError(
             f"{path} is a run of a detector, {config.model.name}, which only segjax train, and segjax "

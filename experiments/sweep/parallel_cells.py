@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from segjax.data import Source
 from segjax.storage import nan_to_none
 from segjax.training import parallel
-from segjax.training.checkpoint import Checkpoints
+from segjax.training.checkpoint import Checkpoints, with_pretrained
 from segjax.training.config import CONFIG_FILE, ConfigError, no_effect, with_found_data, write_config
 from segjax.training.evaluation import count_batches, eval_scalars, headline
 from segjax.training.loop import device_arrays, open_splits, train_batches
@@ -175,8 +175,10 @@ class _Run:
 
     def restore(self) -> tuple[TrainState, dict[str, Any] | None]:
         """Returns the state to continue from, and its position in the data."""
-        state = init_state(self.config, make_model(self.config, len(self.label_names)), pretrained=not self.start)
-        return self.checkpoints.restore(state, self.start) if self.start else (state, None)
+        state = init_state(self.config, make_model(self.config, len(self.label_names)))
+        if self.start:
+            return self.checkpoints.restore(state, self.start)
+        return with_pretrained(state, self.config), None
 
     def log(self, step: int, values: dict[str, float], budget: GradientBudget | None) -> None:
         if not all(map(math.isfinite, values.values())):

@@ -1,5 +1,7 @@
 """Checkpoints by orbax: the last two and the best, each with the loader's position and one SHA-256 per file.
 
+Pretrained weights, of other programs or of other runs, are loaded here too.
+
 Orbax restores a flipped byte silently, with wrong values. So the files of a save are hashed before the checkpoint gets
 its name, and compared before anything is restored.
 """
@@ -12,13 +14,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from segjax.data import label_set
+from segjax import models
+from segjax.models.pretrained import WEIGHT_FILES
 from segjax.storage import (
     StorageError,
     bucket_errors,
@@ -32,8 +36,9 @@ from segjax.storage import (
     to_json,
     write_bytes,
 )
-from segjax.training.config import CONFIG_FILE, read_config
-from segjax.training.state import TrainState, init_state, make_model
+from segjax.training.config import CONFIG_FILE, ConfigError
+from segjax.training.fields import DETECTORS
+from segjax.training.state import TrainState
 
 FOLDER = "checkpoints"
 CHECKSUMS = "sha256.json"
@@ -214,19 +219,32 @@ class Checkpoints:
         file, remedy = self._folder / str(step) / _METRICS / _METRICS, "Name another checkpoint"
         return _rank(read_json(file, {"score": object}, "the score of a checkpoint", remedy))
 
-    def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """Returns the state of `step`, with `like`'s structure, types and placement, and the loader's position.
+    def restore(self, like: TrainState | None, step: int) -> tuple[TrainState, dict[str, Any]]:
+        """Returns the state of `step` and the loader's position.
+
+        The state has `like`'s structure, types and placement. None: the types that were saved, on one device; the
+        optimizer's state is then made of lists and dictionaries.
 
         Raises:
           CheckpointError: the checkpoint is of another network or optimizer; names the first difference.
         """
-        like = _storable(like)
         try:
-            saved = _shapes(self._manager.item_metadata(step)[_STATE])
+            saved = self._manager.item_metadata(step)[_STATE]
         except Exception as error:  # orbax's file of times and handlers has no checksum, and is not needed
             file, reason = self._folder / str(step) / _HANDLERS, " ".join(str(error).split())[:200]
             raise CheckpointError(f"{file} is damaged ({type(error).__name__}: {reason}). Delete this file") from error
-        expected = _shapes(like)
+        if like is None:
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), dict(saved))
+        else:
+            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(like))
+            self._refuse_differences(step, _shapes(saved), _shapes(target))
+        items = {_STATE: ocp.args.StandardRestore(target), _POSITION: ocp.args.JsonRestore()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        state = restored[_STATE] if like is not None else TrainState(**restored[_STATE])
+        return state.replace(key=jax.random.wrap_key_data(state.key)), restored[_POSITION]
+
+    def _refuse_differences(self, step: int, saved: dict[str, str], expected: dict[str, str]) -> None:
         # Parameters first: a parameter that differs makes many other arrays differ.
         for name in sorted(saved.keys() | expected.keys(), key=lambda name: (not name.startswith("params/"), name)):
             if saved.get(name) != expected.get(name):
@@ -235,15 +253,10 @@ class Checkpoints:
                     f"{saved.get(name, 'not there')}; this config expects {expected.get(name, 'no such array')}. "
                     "Restore the config, or name another workdir"
                 )
-        state = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
-        items = {_STATE: state, _POSITION: ocp.args.JsonRestore()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        state = restored[_STATE]
-        return state.replace(key=jax.random.wrap_key_data(state.key)), restored[_POSITION]
 
 
-def restore_newest(workdir: epath.Path, which: str, like: TrainState) -> TrainState:
-    """Restores the checkpoint "best", "latest" or a step of a run that may be training.
+def restore_newest(workdir: epath.Path, which: str, like: TrainState | None) -> TrainState:
+    """Restores the checkpoint "best", "latest" or a step of a run that may be training; `like` is that of `restore`.
 
     If the training removes the checkpoint while it is read, the one that has taken its place is restored.
 
@@ -271,13 +284,14 @@ def workdir_and_checkpoint(path: epath.Path) -> tuple[epath.Path, str]:
     return (path.parent.parent, path.name) if path.parent.name == FOLDER else (path, "best")
 
 
-def run_config(path: epath.Path) -> tuple[epath.Path, str, ConfigDict]:
-    """Returns the workdir, the checkpoint and the config of the run `WORKDIR` or `WORKDIR/checkpoints/STEP`.
+def find_run(path: str | os.PathLike) -> tuple[epath.Path, str]:
+    """Returns the workdir and the checkpoint of the run `WORKDIR` or `WORKDIR/checkpoints/STEP`.
 
     Raises:
+      StorageError: as `path_of`.
       FileNotFoundError: the folder is not a run's.
-      ConfigError: its config is damaged.
     """
+    path = path_of(path)
     workdir, which = workdir_and_checkpoint(path)
     config_file = workdir / CONFIG_FILE
     if not config_file.exists():
@@ -285,18 +299,53 @@ def run_config(path: epath.Path) -> tuple[epath.Path, str, ConfigDict]:
             f"{path} is not a run: expected {config_file}. Name the --workdir that segjax.train wrote, or "
             f"WORKDIR/{FOLDER}/STEP"
         )
-    return workdir, which, read_config(config_file)
+    return workdir, which
 
 
 def trained_variables(path: str | os.PathLike) -> dict[str, Any]:
     """Returns the variables for evaluation of a run, for another run to start from.
 
     Raises:
-      FileNotFoundError, ConfigError, CheckpointError, StorageError: as `run_config` and `restore_newest`.
+      FileNotFoundError, CheckpointError, StorageError: as `find_run` and `restore_newest`.
     """
-    workdir, which, config = run_config(path_of(path))
-    model = make_model(config, len(label_set(config.data).names))
-    return restore_newest(workdir, which, init_state(config, model)).variables
+    return restore_newest(*find_run(path), None).variables
+
+
+def with_pretrained(state: TrainState, config: ConfigDict) -> TrainState:
+    """Returns a state before the first step with the weights `config.model.pretrained`; as it is if there are none.
+
+    Each member of an ensemble has the same weights, and a head of its own if that is not loaded.
+
+    Raises:
+      ConfigError: the file, package or run does not exist, cannot be read, or is not of this network.
+    """
+    if not config.model.pretrained:
+        return state
+    members, variables = config.model.members, {"batch_stats": state.batch_stats, "params": state.params}
+    try:
+        if members == 1:
+            loaded = _load_pretrained(config, variables)
+        else:
+            each = [jax.tree.map(lambda x, i=i: x[i], variables) for i in range(members)]
+            loaded = jax.tree.map(lambda *x: jnp.stack(x), *(_load_pretrained(config, one) for one in each))
+    except (OSError, ImportError, ValueError) as error:
+        raise ConfigError(f"config.model.pretrained: {error}") from error
+    # Copies, because a buffer cannot be donated twice.
+    averaged = None if state.ema is None else jax.tree.map(jnp.copy, variables | loaded)
+    return state.replace(**loaded, ema=averaged)
+
+
+def _load_pretrained(config: ConfigDict, variables: dict[str, Any]) -> dict[str, Any]:
+    """Returns initial variables with those of the file, package or run `config.model.pretrained`."""
+    source = config.model.pretrained
+    if source == "package":
+        return models.load_encoder(models.package_file(config.model.encoder), variables)
+    if source.endswith(WEIGHT_FILES):
+        return (models.load_retinanet if config.model.name in DETECTORS else models.load_encoder)(source, variables)
+    try:
+        return models.with_trained(variables, trained_variables(source))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _rank(metrics: dict[str, float | None]) -> float:

@@ -24,7 +24,7 @@ from segjax.data import (
 )
 from segjax.storage import reserve, say, write_json
 from segjax.training import hosts, parallel
-from segjax.training.checkpoint import Checkpoints, has_checkpoints, run_folder
+from segjax.training.checkpoint import Checkpoints, has_checkpoints, run_folder, with_pretrained
 from segjax.training.config import (
     CONFIG_FILE,
     ConfigError,
@@ -106,18 +106,19 @@ def train(
     for line in lines:
         say(line, console)
 
-    # Before anything is written, because the file of pretrained weights may be wrong.
-    state = init_state(config, model, pretrained=not has_checkpoints(workdir))
+    state = init_state(config, model)
     train_step = make_train_step(config, model, len(names), axis_name)
     train_step = mapping.map_step(train_step, arguments=3, donate=config.training.donate)
-    hparams, plan, steps = hparams_from_config(config), phases(config), config.training.steps
-    task, part, patience = task_of(config), eval_source, config.training.patience
+    task, part, patience, steps = task_of(config), eval_source, config.training.patience, config.training.steps
     if config.training.evaluate_examples is not None and config.training.evaluate_examples < len(eval_source):
         part = Part(eval_source, config.training.evaluate_examples)
     predictor = task.make_predictor(config, model, None)
     eval_step = mapping.map_step(task.make_eval_step(config, model, len(names), axis_name), arguments=3)
     preemption = hosts.Preemption()
     eval_step = preemption.watched(eval_step)
+    # Before anything is written, because the file of pretrained weights may be wrong.
+    if not has_checkpoints(workdir):
+        state = with_pretrained(state, config)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(preemption)
@@ -134,8 +135,8 @@ def train(
             )
         if leap := learning_rate_leap(start, earlier, config):
             say(leap, console)
-        batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
         state, position, changes = mapping.everywhere(state), {}, []
+        batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
         if start:
             state, position = checkpoints.restore(state, start)
             batches.set_state(position)
@@ -162,6 +163,7 @@ def train(
         writer = MetricsWriter(log_folder, start=start, steps=steps, examples_per_step=batch_size, console=console)
         writer = stack.enter_context(writer)
 
+        hparams, plan = hparams_from_config(config), phases(config)
         prefetched = deque()  # (batch on the devices, file names, loader position after it)
         unchecked = deque()  # (step, its numbers, file names)
         nonfinite_in_a_row, scores = 0, None

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from segjax import data, losses, models
 from segjax.data.augment import example_keys
 from segjax.inference.forward import Ensemble, Preprocessing
-from segjax.models.pretrained import WEIGHT_FILES
 from segjax.training.config import ConfigError, input_shape
 from segjax.training.fields import DETECTORS, NETWORKS, SHARED_ARGUMENTS
 from segjax.training.objective import BINARY_LOSSES, hparams_at, hparams_from_config, num_outputs, phases
@@ -172,28 +171,22 @@ def network_size(num_parameters: int, members: int) -> str:
     return size if members == 1 else f"{members} members of {size} each"
 
 
-def init_state(config: ConfigDict, model: nn.Module | Ensemble, *, pretrained: bool = False) -> TrainState:
+def init_state(config: ConfigDict, model: nn.Module | Ensemble) -> TrainState:
     """Returns the state before the first step, a pure function of `config.seed`.
 
     Each member of an ensemble has its own key for initialisation, augmentation and dropout. Member 0 uses the key of a
-    single network.
-
-    With `pretrained` the weights of the file, package or run `config.model.pretrained` are loaded, if one is set. (A
-    caller that restores a checkpoint into the state does not need them.)
-
-    Raises:
-      ConfigError: the file, package or run does not exist, cannot be read, or is not of this network.
+    single network. `checkpoint.with_pretrained` loads pretrained weights into the state.
     """
     key = jax.random.key(config.seed)
     if not isinstance(model, Ensemble):
-        return _init_network(config, model, key, pretrained)
+        return _init_network(config, model, key)
     keys = [key, *(jax.random.fold_in(key, member) for member in range(1, model.members))]
-    states = [_init_network(config, model.network, one, pretrained) for one in keys]
+    states = [_init_network(config, model.network, one) for one in keys]
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
     return stacked.replace(step=states[0].step, skipped=states[0].skipped)
 
 
-def _init_network(config: ConfigDict, model: nn.Module, key: jax.Array, pretrained: bool) -> TrainState:
+def _init_network(config: ConfigDict, model: nn.Module, key: jax.Array) -> TrainState:
     init_key, run_key = jax.random.split(key)
     images = jnp.zeros((1, *input_shape(config)))
     # The mapped axis exists only inside the mapped step, and parameters do not depend on it. The prior is left out so
@@ -204,11 +197,6 @@ def _init_network(config: ConfigDict, model: nn.Module, key: jax.Array, pretrain
         anchors = linear["bias"].size // model.num_classes  # per cell; 1 unless the network is a detector
         bias = np.tile(model.head_bias, anchors)
         linear["bias"] = jnp.asarray(bias, linear["bias"].dtype)
-    if pretrained and config.model.pretrained:
-        try:
-            variables = _with_pretrained(config, variables)
-        except (OSError, ImportError, ValueError) as error:
-            raise ConfigError(f"config.model.pretrained: {error}") from error
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     averaged = None
     if config.training.ema_decay is not None:
@@ -223,21 +211,6 @@ def _init_network(config: ConfigDict, model: nn.Module, key: jax.Array, pretrain
         skipped=jnp.int32(0) if config.training.skip_nonfinite else None,
         key=run_key,
     )
-
-
-def _with_pretrained(config: ConfigDict, variables: dict[str, Any]) -> dict[str, Any]:
-    """Returns initial variables with those of the file, package or run `config.model.pretrained`."""
-    source, is_detector = config.model.pretrained, config.model.name in DETECTORS
-    if source == "package":
-        return models.load_encoder(models.package_file(config.model.encoder), variables)
-    if source.endswith(WEIGHT_FILES):
-        return (models.load_retinanet if is_detector else models.load_encoder)(source, variables)
-    from segjax.training.checkpoint import trained_variables  # loaded to start from a run only
-
-    try:
-        return models.with_trained(variables, trained_variables(source))
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
 
 
 @partial(jax.jit, static_argnums=0)

