@@ -4,13 +4,21 @@ Evaluation, prediction, report and export share the bilinear one. Its sizes and 
 any size in a padded array share one compiled program.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Shaped
+
+# Images and maps are resized in blocks of this side, from windows of at most `_WINDOW` pixels per side. Sides
+# of windows are rounded up to `_STEP`, so that images of many sizes share a few compiled programs.
+BLOCK, _WINDOW, _STEP = 256, 2048, 64
 
 
 class Axis(NamedTuple):
@@ -130,6 +138,67 @@ def resize_window(
         geometry = Axis(*(jnp.asarray(value)[None] for value in geometry))
         images = _apply(_weights(geometry, shape[axis], images.shape[1 + axis], antialias), images, axis)
     return images[0]
+
+
+def resize_large(image: Shaped[np.ndarray, "H W c"], size: tuple[int, int]) -> Shaped[np.ndarray, "h w c"]:
+    """Returns the image resized with antialiasing, float32; the image itself if it has that size."""
+    if image.shape[:2] == size:
+        return image
+    out = np.empty((*size, image.shape[-1]), np.float32)
+    for rows, columns, block in resize_blocks(image, size, antialias=True):
+        out[rows, columns] = crop_block(block, rows, columns)
+    return out
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _resize_block(window: Array, axes: tuple[Axis, Axis], shape: tuple[int, int], antialias: bool) -> Array:
+    return resize_window(window.astype(jnp.float32), axes, shape, antialias=antialias)
+
+
+def resize_blocks(
+    values: Shaped[np.ndarray, "h w c"], size: tuple[int, int], *, antialias: bool = False
+) -> Iterator[tuple]:
+    """Yields (rows, columns, block) of `values` resized to `size`; a block is padded where it ends outside."""
+    windows = (_windows(n, m, antialias) for n, m in zip(values.shape, size, strict=False))
+    for row, column in product(*windows):
+        block = values[row.read, column.read]
+        missing = [(0, one.length - n) for one, n in zip((row, column), block.shape, strict=False)]
+        block = np.pad(block, [*missing, (0, 0)])
+        if values.shape[:2] != size:
+            block = _resize_block(block, (row.axis, column.axis), (row.block, column.block), antialias)
+        yield row.write, column.write, block
+
+
+class _Window(NamedTuple):
+    """One block along an axis: source pixels read, padded to `length`, and target pixels written, out of `block`."""
+
+    read: slice
+    length: int
+    write: slice
+    block: int
+    axis: Axis
+
+
+def _windows(source: int, target: int, antialias: bool) -> list[_Window]:
+    block = max(1, min(BLOCK, _WINDOW * target // source))
+    reach = math.ceil(max(1, source / target)) if antialias else 1
+    length = block
+    if source != target:
+        length = math.ceil((math.ceil(block * source / target) + 2 * reach + 2) / _STEP) * _STEP
+    windows = []
+    for start in range(0, target, block):
+        # The first pixel that may have a weight: floor of the first position, less the reach of the kernel.
+        first = max(0, ((2 * start + 1) * source - target) // (2 * target) - reach) if source != target else start
+        offset = (2 * start + 1) * source - (2 * first + 1) * target
+        axis = Axis(*map(np.int32, (source, target, first, offset)))
+        write = slice(start, min(start + block, target))
+        windows.append(_Window(slice(first, min(first + length, source)), length, write, block, axis))
+    return windows
+
+
+def crop_block(block: Shaped[Any, "..."], rows: slice, columns: slice) -> Shaped[np.ndarray, "..."]:
+    """Returns the rows and columns of a block of `resize_blocks` that are inside, without the padding."""
+    return np.asarray(block)[: rows.stop - rows.start, : columns.stop - columns.start]
 
 
 def _weights(axis: Axis, target_length: int, source_length: int, antialias: bool) -> Float[Array, "b o i"]:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt8
 
 from segjax import metrics
-from segjax.data.resize import Axis, fit_within, resize_window
+from segjax.data.resize import BLOCK, crop_block, fit_within, resize_blocks, resize_large
 from segjax.inference.augmentation import SYMMETRIES, augmented_statistics, dropout_head
 from segjax.inference.forward import Ensemble, Preprocessing, class_logits, network_record
 from segjax.inference.monte_carlo import dropout_passes, maps_to_statistics, statistics_to_maps, uncertainty_of
@@ -37,9 +37,6 @@ UNCERTAINTIES = ("entropy", "mutual_information", "variance")
 LOGIT_SCORES = {"margin": metrics.margin_score, "max_logit": metrics.max_logit_score, "energy": metrics.energy_score}
 """Scores of the unscaled logits of one pass by name, high where the network is unsure or the pixel unknown."""
 
-# Maps are resized and classified in blocks of this side, from windows of at most `_WINDOW` pixels per side. Sides of
-# windows are rounded up to `_STEP`, so that images of many sizes share a few compiled programs.
-_BLOCK, _WINDOW, _STEP = 256, 2048, 64
 _PAIR_MAPS = 6  # of the statistics of two classes, see `statistics_to_maps`
 _MIN_PROBABILITY = 1e-37  # its logarithm is finite in float32
 
@@ -291,10 +288,10 @@ class Predictor:
         """Returns a tile with the whole image, resized, in its top left corner, and the size of the image there."""
         tile = self.options.tile
         if not self.preprocessing.letterbox:
-            return _resized(image, tile), tile
+            return resize_large(image, tile), tile
         size = tuple(fit_within(np.array(image.shape[:2]), tile).tolist())
         padding = [(0, full - n) for full, n in zip(tile, size, strict=True)]
-        return np.pad(_resized(image, size), [*padding, (0, 0)]), size
+        return np.pad(resize_large(image, size), [*padding, (0, 0)]), size
 
     @property
     def _num_maps(self) -> int:
@@ -308,7 +305,7 @@ class Predictor:
         options, size = self.options, image.shape[:2]
         scaled = tuple(max(1, round(side * options.scale)) for side in size)
         maps = predict_tiled(
-            _resized(image, scaled),
+            resize_large(image, scaled),
             partial(self._tile_maps, self._variables),
             tile=options.tile,
             overlap=options.overlap,
@@ -322,18 +319,18 @@ class Predictor:
         options, classes, multilabel = self.options, self.preprocessing.num_classes, self.preprocessing.multilabel
         if options.num_samples > 1:
             summary = classes + len(options.uncertainties) - 1
-            for rows, columns, block in _blocks(maps, maps.shape[:2]):
-                maps[rows, columns, :summary] = _cropped(_summarise(block, options, multilabel), rows, columns)
+            for rows, columns, block in resize_blocks(maps, maps.shape[:2]):
+                maps[rows, columns, :summary] = crop_block(_summarise(block, options, multilabel), rows, columns)
             maps = maps[..., :summary]
         mask = scratch((*size, classes), np.bool_) if multilabel else np.empty(size, np.uint8)
         uncertainties = {name: np.empty(size, np.float32) for name in options.uncertainties}
         probabilities = scratch((*size, classes)) if self._probabilities else None
         sets = None if options.set_thresholds is None else scratch((*size, classes), np.bool_)
         outputs = (mask, probabilities, sets, *uncertainties.values())
-        for rows, columns, block in _blocks(maps, size):
+        for rows, columns, block in resize_blocks(maps, size):
             for output, values in zip(outputs, _conclude(block, options, classes, multilabel), strict=True):
                 if output is not None:
-                    output[rows, columns] = _cropped(values, rows, columns)
+                    output[rows, columns] = crop_block(values, rows, columns)
         if options.radius:
             _dilate_class(mask, options.positive, options.radius)
         return Prediction(mask, uncertainties, probabilities, sets)
@@ -475,74 +472,16 @@ def _dilate_class(mask: UInt8[np.ndarray, "H W"], class_index: int, radius: floa
     """Changes pixels within the radius of a class into that class, in place, block by block."""
     reach = int(radius)
     # Each block is read with a margin that contains all pixels within the radius.
-    found = np.pad(mask == class_index, [(reach, reach + -side % _BLOCK) for side in mask.shape])
-    for top, left in product(*(range(0, side, _BLOCK) for side in mask.shape)):
-        window = found[top : top + _BLOCK + 2 * reach, left : left + _BLOCK + 2 * reach]
-        target = mask[top : top + _BLOCK, left : left + _BLOCK]
+    found = np.pad(mask == class_index, [(reach, reach + -side % BLOCK) for side in mask.shape])
+    for top, left in product(*(range(0, side, BLOCK) for side in mask.shape)):
+        window = found[top : top + BLOCK + 2 * reach, left : left + BLOCK + 2 * reach]
+        target = mask[top : top + BLOCK, left : left + BLOCK]
         height, width = target.shape
         near = np.asarray(_dilate_block(window, radius))
         target[near[reach : reach + height, reach : reach + width]] = class_index
 
 
 _dilate_block = partial(jax.jit, static_argnums=1)(metrics.dilate)
-
-
-def _resized(image: Shaped[np.ndarray, "H W c"], size: tuple[int, int]) -> Shaped[np.ndarray, "h w c"]:
-    """Returns the image resized with antialiasing, float32; the image itself if it has that size."""
-    if image.shape[:2] == size:
-        return image
-    out = np.empty((*size, image.shape[-1]), np.float32)
-    for rows, columns, block in _blocks(image, size, antialias=True):
-        out[rows, columns] = _cropped(block, rows, columns)
-    return out
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def _resize_block(window: Array, axes: tuple[Axis, Axis], shape: tuple[int, int], antialias: bool) -> Array:
-    return resize_window(window.astype(jnp.float32), axes, shape, antialias=antialias)
-
-
-def _blocks(values: Shaped[np.ndarray, "h w c"], size: tuple[int, int], *, antialias: bool = False) -> Iterator[tuple]:
-    """Yields (rows, columns, block) of `values` resized to `size`; a block is padded where it ends outside."""
-    windows = (_windows(n, m, antialias) for n, m in zip(values.shape, size, strict=False))
-    for row, column in product(*windows):
-        block = values[row.read, column.read]
-        missing = [(0, one.length - n) for one, n in zip((row, column), block.shape, strict=False)]
-        block = np.pad(block, [*missing, (0, 0)])
-        if values.shape[:2] != size:
-            block = _resize_block(block, (row.axis, column.axis), (row.block, column.block), antialias)
-        yield row.write, column.write, block
-
-
-class _Window(NamedTuple):
-    """One block along an axis: source pixels read, padded to `length`, and target pixels written, out of `block`."""
-
-    read: slice
-    length: int
-    write: slice
-    block: int
-    axis: Axis
-
-
-def _windows(source: int, target: int, antialias: bool) -> list[_Window]:
-    block = max(1, min(_BLOCK, _WINDOW * target // source))
-    reach = math.ceil(max(1, source / target)) if antialias else 1
-    length = block
-    if source != target:
-        length = math.ceil((math.ceil(block * source / target) + 2 * reach + 2) / _STEP) * _STEP
-    windows = []
-    for start in range(0, target, block):
-        # The first pixel that may have a weight: floor of the first position, less the reach of the kernel.
-        first = max(0, ((2 * start + 1) * source - target) // (2 * target) - reach) if source != target else start
-        offset = (2 * start + 1) * source - (2 * first + 1) * target
-        axis = Axis(*map(np.int32, (source, target, first, offset)))
-        write = slice(start, min(start + block, target))
-        windows.append(_Window(slice(first, min(first + length, source)), length, write, block, axis))
-    return windows
-
-
-def _cropped(block: Shaped[Any, "..."], rows: slice, columns: slice) -> Shaped[np.ndarray, "..."]:
-    return np.asarray(block)[: rows.stop - rows.start, : columns.stop - columns.start]
 
 
 def tiles_along(length: int, tile: int, overlap: int) -> tuple[Integer[np.ndarray, "n"], Float[np.ndarray, "n {tile}"]]:

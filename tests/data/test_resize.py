@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segjax.data import resize as resize_module
 from segjax.data.resize import Axis, nearest_pixels, resize, resize_nearest, resize_window
 
 IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 18, 3))
@@ -52,6 +53,19 @@ def test_resize_window_has_the_weights_of_the_whole(antialias):
     axes = (Axis(16, 40, 3, (2 * 10 + 1) * 16 - (2 * 3 + 1) * 40), Axis(18, 11, 0, (2 * 4 + 1) * 18 - 11))
     found = resize_window(IMAGES[0, rows, columns], axes, (9, 3), antialias=antialias)
     np.testing.assert_array_equal(found, whole[10:19, 4:7])
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", [(7, 9), (50, 31), (20, 40), (900, 3)], ids=str)
+def test_resize_blocks_of_any_size_equal_jax(monkeypatch, size, antialias):
+    image = np.random.default_rng(0).integers(0, 256, (20, 28, 3)).astype(np.uint8)
+    for name, value in (("BLOCK", 11), ("_WINDOW", 8), ("_STEP", 4)):
+        monkeypatch.setattr(resize_module, name, value)
+    found = np.full((*size, 3), np.nan)
+    for rows, columns, block in resize_module.resize_blocks(image, size, antialias=antialias):
+        found[rows, columns] = resize_module.crop_block(block, rows, columns)
+    expected = jax.image.resize(image.astype(np.float32), (*size, 3), "linear", antialias=antialias)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_resize_strict_ranks_and_dtypes():

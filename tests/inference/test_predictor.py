@@ -102,18 +102,6 @@ def test_logit_score_needs_one_pass(several):
         replace(WHOLE, logit_score="energy", **several)
 
 
-@pytest.mark.parametrize("antialias", [True, False])
-@pytest.mark.parametrize("size", [(7, 9), (50, 31), (20, 40), (900, 3)], ids=str)
-def test_blocks_of_any_size_equal_jax_image_resize(monkeypatch, size, antialias):
-    monkeypatch.setattr(predictor, "_BLOCK", 11)
-    monkeypatch.setattr(predictor, "_WINDOW", 8)
-    monkeypatch.setattr(predictor, "_STEP", 4)
-    found = np.full((*size, 3), np.nan)
-    for rows, columns, block in predictor._blocks(IMAGE, size, antialias=antialias):
-        found[rows, columns] = np.asarray(block)[: rows.stop - rows.start, : columns.stop - columns.start]
-    np.testing.assert_allclose(found, by_jax(IMAGE, size, antialias), atol=1e-3)
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_default_prediction_resizes_the_image_and_the_logits(predictor_of, logits_of, size):
     image = np.resize(IMAGE, (*size, 3))
@@ -321,7 +309,7 @@ def test_sets_contain_the_classes_that_reach_their_threshold_without_the_scaling
 
 
 def test_radius_dilates_the_mask_of_the_positive_class(predictor_of, monkeypatch):
-    monkeypatch.setattr(predictor, "_BLOCK", 7)  # blocks with neighbours on all sides
+    monkeypatch.setattr(predictor, "BLOCK", 7)  # blocks with neighbours on all sides
     mask = predictor_of(WHOLE)(IMAGE).mask
     positive = int(np.bincount(mask.ravel())[1:].argmin()) + 1
     expected = np.where(distance_transform_edt(mask != positive) <= 2, positive, mask)
