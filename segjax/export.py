@@ -16,13 +16,18 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 from jax import export as jax_export
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from segjax import cli, metrics, missing_extra
 from segjax.data.labels import class_values
 from segjax.data.resize import equal_sizes
 from segjax.inference import PredictOptions, Preprocessing, class_logits, detect_boxes, standalone_predict
-from segjax.inference.predictor import fingerprint, mask_and_calibrated_logits, prediction_sets
+from segjax.inference.predictor import (
+    fingerprint,
+    mask_and_calibrated_logits,
+    prediction_sets,
+    present_classes,
+)
 from segjax.storage import check_outputs, nan_to_none, output_folder, read_json, say, to_json, write_outputs
 from segjax.trained_run import (
     TrainedRun,
@@ -39,19 +44,22 @@ from segjax.training.provenance import provenance
 
 FLAGS = flags.FLAGS
 MODEL_FILE, CARD_FILE, SCRIPT_FILE = "model.stablehlo", "card.json", "run.py"
-# Options of masks, which a detector does not have.
+# Options of masks, which a detector does not have, and those of one class per pixel.
 _OF_MASKS = ("uncertainty", "values", "calibrated", "calibration", "guarantee", "class", "sets")
+_EXCLUSIVE = _OF_MASKS[1:]
 
 
 def main(argv: list[str]) -> None:
     """Writes model.stablehlo, card.json and run.py."""
     cli.refuse_arguments(argv)
-    run = load_run(FLAGS.checkpoint, FLAGS.calibration, detectors=True)
+    run = load_run(FLAGS.checkpoint, FLAGS.calibration, detectors=True, multilabel=True)
     if run.config.data.box_classes:
         cli.refuse_flags(_OF_MASKS, f"is for segmentation networks; {run.name} is a detector")
         chosen = {"min_score": FLAGS.min_score}
     else:
         cli.refuse_flags(["min_score"], f"is for detectors; {run.name} is a segmentation network")
+        if run.config.data.multilabel:
+            cli.refuse_flags(_EXCLUSIVE, f"is for one class per pixel; the classes of {run.name} overlap")
         chosen = _mask_choices(run)
     card = export_run(run, FLAGS.output, size=FLAGS.size, **chosen, overwrite=FLAGS.overwrite)
     images = "images of " + ("x".join(map(str, FLAGS.size)) if FLAGS.size else "any size")
@@ -147,28 +155,39 @@ def lower_network(
     "mutual_information" of its members, of a network the "variance" of the logits under dropout of the head in closed
     form, mean over the outputs. `size` is the height and width of all images; None: any. Of `options`, the scaling,
     the threshold or radius, and the thresholds of sets are used; these add "sets", bool `[b, H, W, C]`.
+
+    Of classes that overlap the "mask" is bool `[b, H, W, C]`, and the mutual information the sum over the classes.
     """
     options = options or PredictOptions(run.preprocessing.size)
     variables, preprocessing = run.state.variables, run.preprocessing
     analytic = uncertainty and run.members == 1
     model = run.model.clone(dropout="analytic" if analytic else "none", remat=False, axis_name=None)
 
-    def predict(images: Shaped[Array, "..."]) -> dict[str, jax.Array]:
-        output = model.apply(variables, preprocessing.network_input(images), train=False)
-        logits = class_logits(preprocessing.to_native(output.logits, images.shape[1:3]), preprocessing.num_classes)
+    def exclusive_classes(logits: Float[Array, "..."]) -> dict[str, jax.Array]:
         mask, calibrated = mask_and_calibrated_logits(logits, options)
         if options.radius:
             near = metrics.dilate(mask == options.positive, options.radius)
             mask = jnp.where(near, jnp.uint8(options.positive), mask)
         found = {"mask": mask, "probabilities": jax.nn.softmax(calibrated)}
-        if options.set_thresholds is not None:
-            found["sets"] = prediction_sets(logits, options)
+        return found | ({} if options.set_thresholds is None else {"sets": prediction_sets(logits, options)})
+
+    def members_information(outputs: Float[Array, "..."]) -> Float[Array, "..."]:
+        if preprocessing.multilabel:
+            return metrics.mutual_information(class_logits(outputs[..., None], 2)).sum(axis=-1)
+        return metrics.mutual_information(class_logits(outputs, preprocessing.num_classes))
+
+    def predict(images: Shaped[Array, "..."]) -> dict[str, jax.Array]:
+        output = model.apply(variables, preprocessing.network_input(images), train=False)
+        outputs = preprocessing.to_native(output.logits, images.shape[1:3])
+        if preprocessing.multilabel:
+            found = {"mask": present_classes(outputs, options), "probabilities": jax.nn.sigmoid(outputs)}
+        else:
+            found = exclusive_classes(class_logits(outputs, preprocessing.num_classes))
+        if uncertainty and run.members > 1:
+            name, values = "mutual_information", members_information(output.mc_logits)
+        elif uncertainty:
+            name, values = "variance", output.logit_variance.mean(axis=-1)
         if uncertainty:
-            if run.members > 1:
-                members = class_logits(output.mc_logits, preprocessing.num_classes)
-                name, values = "mutual_information", metrics.mutual_information(members)
-            else:
-                name, values = "variance", output.logit_variance.mean(axis=-1)
             found[name] = preprocessing.to_native(values[..., None], images.shape[1:3])[..., 0]
         return found
 
@@ -230,6 +249,7 @@ def model_card(run: TrainedRun, *, uncertainty: bool, size: tuple[int, int] | No
             "fingerprint": fingerprint(run.state.variables),
         },
         "classes": [{"name": n, "colour": c} for n, c in zip(classes, colours, strict=True)],
+        "classes_overlap": config.data.multilabel,
         "input": {
             "array": f"{pixels}, [b, H, W, channels], any b; three channels are in the order RGB",
             "range": value_range,
@@ -270,9 +290,17 @@ def _outputs(run: TrainedRun, uncertainty: bool) -> dict[str, str]:
         "mask": "uint8 [b, H, W], the index of the class: the likeliest, or that of `guarantee` by its rule",
         "probabilities": "float32 [b, H, W, C], C the classes in their order, sum 1; after `scaling`, if there is one",
     }
+    over_classes = ""
+    if run.config.data.multilabel:
+        over_classes = ", sum over the classes"
+        output = {
+            "mask": "bool [b, H, W, C], True for the classes of a pixel: those with a probability above 1/2",
+            "probabilities": "float32 [b, H, W, C], C the classes in their order, each independent of the others",
+        }
     if uncertainty and run.members > 1:
         output["mutual_information"] = (
             f"float32 [b, H, W], nats: mutual information of the class and the {run.members} members of the ensemble"
+            f"{over_classes}"
         )
     elif uncertainty:
         output["variance"] = (

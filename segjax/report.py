@@ -1,6 +1,7 @@
 """Writes a one-page report of a trained run: curves, scores, calibration, best and worst images.
 
-For a detector: COCO's average precision and recall, and precision and recall per score threshold.
+For a detector: COCO's average precision and recall, and precision and recall per score threshold. For classes that
+overlap: scores and reliability per class.
 
 Examples:
   segjax report runs/debris
@@ -15,7 +16,9 @@ from segjax.reporting import (
     check_report,
     detector_report,
     inspect_detector,
+    inspect_multilabel,
     inspect_run,
+    multilabel_report,
     run_report,
     summary_line,
     write_report,
@@ -30,11 +33,13 @@ def main(argv: list[str]) -> None:
     """Scores every image of a split once, and writes the page, also as Markdown, CSV, LaTeX, JSON and PNG."""
     if len(argv) != 2:
         raise app.UsageError(f"expected one WORKDIR or WORKDIR/checkpoints/STEP; got {' '.join(argv[1:]) or 'nothing'}")
-    run = load_run(argv[1], flags.FLAGS.calibration, cli.data_fields("config"), detectors=True)
+    run = load_run(argv[1], flags.FLAGS.calibration, cli.data_fields("config"), detectors=True, multilabel=True)
     inspect, make_report = inspect_run, run_report
     if run.config.data.box_classes:
         cli.refuse_flags(["calibration"], f"is for segmentation networks; {run.name} is a detector")
         inspect, make_report = inspect_detector, detector_report
+    elif run.config.data.multilabel:
+        inspect, make_report = inspect_multilabel, multilabel_report
     split, output = flags.FLAGS.split or run.config.data.eval_split, flags.FLAGS.output
     if run.runs and output is None:
         raise app.UsageError(

@@ -44,10 +44,7 @@ def main(argv: list[str]) -> None:
     for table in reporting.score_tables(scores, title):
         reporting.show(table, console)
     say(reporting.summary_line(scores), console)
-    command = (
-        f"predict --checkpoint={options.workdir} IMAGES" if config.data.multilabel else f"report {options.workdir}"
-    )
-    say(f"The run is in {options.workdir}. Next: segjax {command}", console)
+    say(f"The run is in {options.workdir}. Next: segjax report {options.workdir}", console)
 
 
 def config_for_folder(root: Path, console: rich.console.Console) -> ConfigDict:

@@ -165,8 +165,8 @@ def load_run(
         )
     if config.data.multilabel and not multilabel:
         raise ConfigError(
-            f"{path} is a run of classes that overlap (config.data.multilabel), which only segjax train, evaluate and "
-            "predict support; use one of them, or name a run of one class per pixel"
+            f"{path} is a run of classes that overlap (config.data.multilabel), which segjax calibrate does not "
+            "support; name a run of one class per pixel"
         )
     labels, model = label_set(config.data), model_of(config)
     if data_fields:

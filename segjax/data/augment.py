@@ -70,7 +70,7 @@ def augment(
     std: Sequence[float],
     sizes: Integer[ArrayLike, "b 2"] | None = None,
     letterbox: bool = False,
-    rare_classes: Sequence[int] = (),
+    rare_classes: Sequence[int | Sequence[int]] = (),
     rare_crops: Float[ArrayLike, ""] = 0.0,
 ) -> tuple[Float[Array, "b h w c"], Int[Array, "b h w"]]:
     """Applies random crop and zoom in one resampling, flip, rotation, brightness and contrast, and normalises.
@@ -104,7 +104,8 @@ def augment(
         std: standard deviation, like `mean`.
         sizes: (height, width) of each image in the top left corner of its array, `[B, 2]`; None: all of the array.
         letterbox: keep the proportions of the image; False: stretch it to those of `size`.
-        rare_classes: values of `labels`; static. (): no rare crops.
+        rare_classes: values of `labels`; static. Several values that are one class, as where classes overlap, are a
+            tuple. (): no rare crops.
         rare_crops: the probability of a rare crop, in [0, 1]; traced. Images without a rare class are not affected.
 
     References: Isensee et al., nnU-Net, Nature Methods 2021 (oversampling of foreground patches).
@@ -276,15 +277,23 @@ def _draw_window(
 
 
 def _draw_rare_pixel(
-    key: Key[Array, ""], label: Integer[Array, "H W"], rare_classes: Sequence[int], rare_crops: Float[ArrayLike, ""]
+    key: Key[Array, ""],
+    label: Integer[Array, "H W"],
+    rare_classes: Sequence[int | Sequence[int]],
+    rare_crops: Float[ArrayLike, ""],
 ) -> tuple[Int[Array, "2"], Bool[Array, ""]]:
     """Draws a pixel of a rare class, and True if the window has to contain it; see `augment`."""
     chance, by_class, by_row, by_column = jax.random.uniform(jax.random.fold_in(key, _RARE), (4,))
-    rows = jnp.stack([(label == value).sum(axis=1, dtype=jnp.int32) for value in rare_classes])  # pixels per row
+    values = [np.atleast_1d(each).astype(label.dtype) for each in rare_classes]
+
+    def pixels_of(label: Integer[Array, "*shape"]) -> list[Bool[Array, "*shape"]]:
+        return [(label[..., None] == each).any(axis=-1) for each in values]
+
+    rows = jnp.stack([pixels.sum(axis=1, dtype=jnp.int32) for pixels in pixels_of(label)])  # pixels per row
     occurs = rows.any(axis=1)
     chosen = _draw_index(occurs, by_class)
     row = _draw_index(rows[chosen], by_row)
-    column = _draw_index(label[row] == jnp.asarray(rare_classes, label.dtype)[chosen], by_column)
+    column = _draw_index(jnp.stack(pixels_of(label[row]))[chosen], by_column)
     return jnp.stack([row, column]), (chance < rare_crops) & occurs.any()
 
 

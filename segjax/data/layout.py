@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, NoReturn
 
@@ -120,7 +121,9 @@ def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
     if lists:
         images, masks = ([each._replace(split=None) for each in part] for part in (images, masks))
     if not masks:
-        _refuse_without_masks(root, images)
+        others = {each.name: each for path in chain.from_iterable(unselected.values()) if (each := _parse(path))}
+        names = {each.name for each in images}
+        _refuse_without_masks(root, images, _way_to_overlap(root, names, others, options))
 
     splits: dict[str, list[Pair]] = {}
     without_masks: dict[str, list[RawFile]] = {}
@@ -158,14 +161,29 @@ def find_layout(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> Layout:
     )
 
 
-def _refuse_without_masks(root: Path, images: list[_File]) -> NoReturn:
+def _refuse_without_masks(root: Path, images: list[_File], per_class: str) -> NoReturn:
     from segjax.data.annotations import conversion  # not for training
 
     found = f"{len(images)} image(s), such as {images[0].path}," if images else "no image"
     if command := conversion(root):
         raise DataError(f"{root}: {found} and no mask, but annotations; convert them with: {command}")
     expected = "expected masks in a folder such as masks, named as the images, or config.data.masks = '{stem}_mask'"
-    raise DataError(f"{root}: {found} and no mask; {expected}")
+    raise DataError(f"{root}: {found} and no mask; {expected}{per_class}")
+
+
+def _way_to_overlap(root: Path, images: Collection[str], masks: dict[str, _File], options: FolderOptions) -> str:
+    """Returns the way out for one mask per class and image, as "masks/rust/1.png"; "" for other masks."""
+    from segjax.data.multilabel import find_pattern  # not for training
+
+    folders = {each.folder_name for each in masks.values() if each.role}
+    found = None if options.masks or len(folders) > 1 else find_pattern(images, masks)
+    if found is None:
+        return ""
+    return (
+        "; if there is one mask per class, set config.data.multilabel=True: segjax train --config=folder_multilabel "
+        f"--config.data.class_names=\"{found[1]}\" --config.data.masks='{'/'.join([*folders, found[0]])}' "
+        f"--config.data.manual_dir='{root}'"
+    )
 
 
 def _parse(path: str, pattern: re.Pattern | None = None) -> _File | None:
@@ -181,7 +199,7 @@ def _parse(path: str, pattern: re.Pattern | None = None) -> _File | None:
         split = SPLIT_WORDS.get((fit.groupdict().get("split") or "").lower())
     role, where, others = None, str(PurePosixPath(path).parent), []
     for depth, folder in enumerate(folders, 1):  # the outermost counts: `images/labels/1.png` is an image
-        its_split, its_role = _words_of(folder)
+        its_split, its_role = words_of(folder)
         if its_role and not role:
             role, where, split = its_role, "/".join(folders[:depth]), split or its_split
         elif its_split and not split:
@@ -191,10 +209,10 @@ def _parse(path: str, pattern: re.Pattern | None = None) -> _File | None:
     return _File(path, split, role, where, "/".join([*others, name]))
 
 
-def _words_of(name: str) -> tuple[str | None, str | None]:
+def words_of(name: str) -> tuple[str | None, str | None]:
     """Returns the split and the role in the name of a folder.
 
-    >>> _words_of("trainannot"), _words_of("JPEGImages"), _words_of("valid"), _words_of("day 1")
+    >>> words_of("trainannot"), words_of("JPEGImages"), words_of("valid"), words_of("day 1")
     (('train', 'masks'), (None, 'images'), ('val', None), (None, None))
     """
     fit = _FOLDER_NAME.fullmatch(re.sub("[ _-]", "", name).lower())
@@ -313,7 +331,7 @@ def _variants_of_masks(images: list[_File], masks: list[_File]) -> set[_File]:
 def _named_by_role(each: _File) -> _File:
     """Gives a file the role of its own name, as `train-volume.tif` has one, and its folder's name for pairing."""
     path = PurePosixPath(each.path)
-    split, role = _words_of(path.stem)
+    split, role = words_of(path.stem)
     if role is None:
         return each
     above = str(PurePosixPath(each.name).parent)
@@ -324,7 +342,7 @@ def _masks_beside(files: list[_File]) -> list[_File]:
     """Returns the masks beside images: `a_mask.png` or `mask_a.png` by a word for masks, or else `a.png` of `a.jpg`."""
     stems: dict[str | None, set[str]] = {}
     for each in files:
-        its_images = [affix.stem(each.name) for affix in _affixes(each.name) if affix.role == "images"]
+        its_images = [affix.stem(each.name) for affix in affixes_of(each.name) if affix.role == "images"]
         stems.setdefault(each.split, set()).update([each.name, *its_images])
     affixes = [(each, _affix_of(each.name, stems[each.split])) for each in files]
     masks = [each for each, affix in affixes if affix and affix.role == "masks"]
@@ -343,7 +361,7 @@ class _Affix(NamedTuple):
     @property
     def role(self) -> str | None:
         """Returns the role in the text, "images" or "masks"."""
-        return _words_of(self.before + self.after)[1]
+        return words_of(self.before + self.after)[1]
 
     @property
     def pattern(self) -> str:
@@ -363,10 +381,10 @@ class _Affix(NamedTuple):
         return name[:start] + own[before:end]
 
 
-def _affixes(name: str) -> list[_Affix]:
+def affixes_of(name: str) -> list[_Affix]:
     """Returns the ends of a name from each separator on, then its beginnings up to each; the shortest come first.
 
-    >>> [affix.pattern for affix in _affixes("a/ulm_1_ids")]
+    >>> [affix.pattern for affix in affixes_of("a/ulm_1_ids")]
     ['{stem}_ids', '{stem}_1_ids', 'ulm_{stem}', 'ulm_1_{stem}']
     """
     own = PurePosixPath(name).name
@@ -377,12 +395,12 @@ def _affixes(name: str) -> list[_Affix]:
 
 
 def _affix_of(name: str, stems: set[str], key: Callable[[str], str] = str) -> _Affix | None:
-    """Returns the first of the `_affixes` without which the name is one of the stems.
+    """Returns the first of the `affixes_of` without which the name is one of the stems.
 
     >>> _affix_of("a/1_2_mask", {"a/1", "a/1_2"}).after, _affix_of("img_1", {"1"}).before, _affix_of("1_2", {"1"})
     ('_mask', 'img_', None)
     """
-    return next((affix for affix in _affixes(name) if key(affix.stem(name)) in stems), None)
+    return next((affix for affix in affixes_of(name) if key(affix.stem(name)) in stems), None)
 
 
 def _by_split(
@@ -480,14 +498,16 @@ def _find_affixes(
         for affix in image_affixes
     }
     image_affix = max(image_affixes, key=lambda affix: counts[affix].total())
-    mask_affixes = counts[image_affix]
+    mask_affixes, per_class = counts[image_affix], _way_to_overlap(root, images, masks, options)
     if list(mask_affixes) == [_Affix()] or (len(mask_affixes) == 1 and not options.masks):
         return image_affix, next(iter(mask_affixes))
     if mask_affixes:
         number = "several patterns" if len(mask_affixes) > 1 else "another pattern"
         choice = " or ".join(f"'{affix.pattern}' ({count} files)" for affix, count in sorted(mask_affixes.items()))
-        raise DataError(f"{root}: {split} has masks of {number}; choose with config.data.masks = {choice}")
+        raise DataError(f"{root}: {split} has masks of {number}; choose with config.data.masks = {choice}{per_class}")
     example = f"{next(iter(images.values())).path} and {next(iter(masks.values())).path}"
+    if per_class:
+        raise DataError(f"{root}: no image of {split} has one mask of all classes, for example {example}{per_class}")
     image_pattern, image_stems = _common_affix(images)
     mask_pattern, mask_stems = _common_affix(masks)
     if image_stems & mask_stems:
@@ -523,7 +543,7 @@ def _shared_affixes(names: Iterable[str], key: Callable[[str], str] = str) -> li
     ['{stem}_left', 'img_{stem}']
     """
     names = list(names)
-    counts = _count_by_key((affix for name in names for affix in _affixes(name)), key)
+    counts = _count_by_key((affix for name in names for affix in affixes_of(name)), key)
     frequent = [affix for affix, count in counts.items() if 2 * count > len(names)]
     return [affix for affix in frequent if len({key(affix.stem(name, key) or name) for name in names}) == len(names)]
 

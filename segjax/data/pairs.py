@@ -465,12 +465,15 @@ class Part:
 
 
 def class_pixels(source: Source) -> Int64[np.ndarray, "images classes"]:
-    """Counts the pixels of each class in each image; it reads every image once."""
+    """Counts the pixels of each class in each image; it reads every image once.
+
+    Where classes overlap, the first column counts the pixels without a class, and the others one class each.
+    """
+    combinations = source.label_set.combinations
+    ids = source.label_set.num_classes if combinations is None else len(combinations)
     with ThreadPoolExecutor(8) as threads:
-        counts = threads.map(
-            lambda index: count_ids(source[index]["label"], source.label_set.num_classes), range(len(source))
-        )
-        return np.stack(list(counts))
+        counts = np.stack(list(threads.map(lambda index: count_ids(source[index]["label"], ids), range(len(source)))))
+    return counts if combinations is None else np.column_stack([counts[:, 0], counts @ combinations])
 
 
 def check_split(source: Source, split: str, shown: int = 20) -> list[str]:

@@ -1,6 +1,7 @@
 """Predicts images with an exported network, without segjax: `python run.py IMAGE…` writes NAME_mask.png beside each.
 
-A detector writes NAME_boxes.png beside each, the image with its boxes, and detections.json of all in this folder.
+Where classes overlap, it writes NAME_CLASS_mask.png for each class, 255 in the class and 0 elsewhere. A detector writes
+NAME_boxes.png beside each, the image with its boxes, and detections.json of all in this folder.
 
 This file is run.py of an export, beside model.stablehlo and card.json. `load` and `predict` need jax and flatbuffers;
 image files also need Pillow, and TIFF files of more than 8 bits or 3 channels tifffile. The masks are those of
@@ -45,8 +46,9 @@ def load(folder: str | Path) -> tuple[Any, dict[str, Any]]:
 def predict(network: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     """Predicts images `[b, H, W, channels]`, uint8 or as the card's "input" states; each size is compiled once.
 
-    Returns "mask" `[b, H, W]`, "probabilities" `[b, H, W, C]`, and, if they were exported, the uncertainty `[b, H, W]`
-    and "sets" `[b, H, W, C]`; of a detector "count" `[b]`, "boxes" `[b, D, 4]`, "scores" and "classes" `[b, D]`.
+    Returns "mask" `[b, H, W]`, where classes overlap bool `[b, H, W, C]`, "probabilities" `[b, H, W, C]`, and, if they
+    were exported, the uncertainty `[b, H, W]` and "sets" `[b, H, W, C]`; of a detector "count" `[b]`, "boxes"
+    `[b, D, 4]`, "scores" and "classes" `[b, D]`.
     """
     return {name: np.asarray(found) for name, found in network(images).items()}
 
@@ -59,31 +61,38 @@ def main(names: list[str]) -> None:
         network, card = load(Path(__file__).parent)
     except ValueError as error:
         _stop(str(error))
-    detects = "boxes" in card.get("output", ())
-    targets = _targets([Path(name) for name in names], "_boxes.png" if detects else "_mask.png")
+    detects, suffixes = "boxes" in card.get("output", ()), ["_mask.png"]
+    if card.get("classes_overlap"):
+        suffixes = [f"_{one['name']}_mask.png" for one in card["classes"]]
+    targets = _targets([Path(name) for name in names], ["_boxes.png"] if detects else suffixes)
     (_write_detections if detects else _write_masks)(network, card, targets)
 
 
-def _write_masks(network: Any, card: dict[str, Any], targets: dict[Path, Path]) -> None:
-    """Writes the mask of each image."""
+def _write_masks(network: Any, card: dict[str, Any], targets: dict[Path, list[Path]]) -> None:
+    """Writes the mask, or the masks of classes that overlap, of each image."""
     from PIL import Image
 
     texts, values = [_MARK], card.get("file_values")
     if values:  # ids or colours of the classes, which segjax evaluate then expects
         texts.append(("segjax_values", "dataset"))
         values = np.array(values, np.uint8 if np.max(values) < 256 else np.uint16)
-    for target, name in targets.items():
+    for name, files in targets.items():
         mask = predict(network, _read(name, card["input"])[None])["mask"][0]
-        _write(target, _png(Image.fromarray(values[mask] if values is not None else mask), texts))
-        print(_line(f"{name} -> {target}"))
+        if mask.ndim == 3:
+            masks = list(np.moveaxis(np.uint8(255) * mask, -1, 0))
+        else:
+            masks = [values[mask] if values is not None else mask]
+        for target, pixels in zip(files, masks, strict=True):
+            _write(target, _png(Image.fromarray(pixels), texts))
+        print(_line(f"{name} -> {', '.join(map(str, files))}"))
 
 
-def _write_detections(network: Any, card: dict[str, Any], targets: dict[Path, Path]) -> None:
+def _write_detections(network: Any, card: dict[str, Any], targets: dict[Path, list[Path]]) -> None:
     """Writes a picture with the boxes of each image, and the detections of all in the form of COCO."""
     if _DETECTIONS.exists() and not _is_our_json(_DETECTIONS):
         _stop(f"{_DETECTIONS.absolute()}: exists, and run.py did not write it; move it away")
     images, annotations = [], []
-    for target, name in targets.items():
+    for name, (target,) in targets.items():
         pixels = _read(name, card["input"])
         found = {key: values[0] for key, values in predict(network, pixels[None]).items()}
         boxes, scores, classes = (found[key][: found["count"]] for key in ("boxes", "scores", "classes"))
@@ -166,18 +175,20 @@ def _line(text: str) -> str:
     return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _targets(names: list[Path], suffix: str) -> dict[Path, Path]:
-    """Returns the image of each file to write; ends the program if it would overwrite another file."""
-    targets: dict[Path, Path] = {}
+def _targets(names: list[Path], suffixes: list[str]) -> dict[Path, list[Path]]:
+    """Returns the images to write for each file; ends the program if it would overwrite another file."""
+    targets: dict[Path, list[Path]] = {}
+    sources: dict[Path, Path] = {}
     for name in names:
-        target = name.with_name(f"{name.stem}{suffix}")
         if not name.is_file():
             _stop(f"{name}: expected an image file; {'it is a folder' if name.is_dir() else 'nothing there'}")
-        if target in targets:
-            _stop(f"{targets[target]} and {name} would both be written as {target}")
-        if target.exists() and not _is_marked(target):
-            _stop(f"{target}: exists, and run.py did not write it; move it away")
-        targets[target] = name
+        targets[name] = [name.with_name(f"{name.stem}{suffix}") for suffix in suffixes]
+        for target in targets[name]:
+            if target in sources:
+                _stop(f"{sources[target]} and {name} would both be written as {target}")
+            if target.exists() and not _is_marked(target):
+                _stop(f"{target}: exists, and run.py did not write it; move it away")
+            sources[target] = name
     return targets
 
 

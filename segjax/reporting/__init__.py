@@ -6,6 +6,7 @@ with epy.lazy_api_imports(globals()):
     from segjax.reporting.comparison import compare, comparison_report, group_runs, mean_iou_interval
     from segjax.reporting.detector_page import detector_report, inspect_detector
     from segjax.reporting.figures import curves, dots, heatmap, png
+    from segjax.reporting.multilabel_page import inspect_multilabel, multilabel_report
     from segjax.reporting.report import (
         Picture,
         Report,
@@ -50,10 +51,12 @@ __all__ = [
     "heatmap",
     "html",
     "inspect_detector",
+    "inspect_multilabel",
     "inspect_run",
     "latex",
     "markdown",
     "mean_iou_interval",
+    "multilabel_report",
     "per_class_table",
     "png",
     "run_report",

@@ -105,27 +105,18 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int, severity: int |
     With a `severity`, 1 to 5, it also scores the images under each kind of `segjax.data.corrupt`, one pass per kind. A
     terminal shows the progress. If the devices cannot divide the run's batch, it raises ConfigError.
     """
-    config, names = run.config, run.label_set.names
-    count = counter_of(run, make_inspection_step(run))
-    console = rich.get_console()
-    bar = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task("compiling…", total=len(source))
-    ranked, overlaps = [], np.zeros((len(source), 2, len(names)), np.int64)
+    names, ranked = run.label_set.names, []
+    overlaps = np.zeros((len(source), 2, len(names)), np.int64)
 
-    def count_batch(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        counts = count(batch)
-        matrices, indices = np.asarray(counts["per_image"], np.int64), np.asarray(counts.pop("index"))
+    def rank(matrices: Int[np.ndarray, "images C C"], indices: Int[np.ndarray, "images"]) -> dict[str, np.ndarray]:
         ranked.extend(_image_scores(matrices, indices))
         kept = indices < len(source)  # the others are fillers
         overlaps[indices[kept]] = _overlaps(matrices[kept])
-        bar.update(task, description="scoring", advance=int(kept.sum()))
-        return counts | {"per_image": metrics.per_image_sums(matrices)}
+        return metrics.per_image_sums(matrices)
 
-    with bar:
-        totals = evaluation.sum_counts(count_batch, source, config, devices=jax.device_count())
-        best, worst = best_and_worst(ranked, images)
-        shown = bar.track([*best, *worst], description="predicting the shown images")
-        shown = list(read_and_predict(run, source, shown))
+    totals = sum_with_progress(run, source, make_inspection_step(run), rank)
+    best, worst = best_and_worst(ranked, images)
+    shown = list(read_and_predict(run, source, tracked([*best, *worst])))
     if len(names) == 2:
         histograms = {names[run.label_set.rare]: totals["scores"]}
     else:
@@ -149,6 +140,32 @@ def inspect_run(run: TrainedRun, source: Source, *, images: int, severity: int |
         severity,
         None if severity is None else _shift_scores(run, source, severity),
     )
+
+
+def sum_with_progress(run: TrainedRun, source: Source, step: Callable, rank: Callable) -> dict[str, Any]:
+    """Returns the sum over a split of the counts of `step(state, batch)`; a terminal shows the progress.
+
+    Of "per_image", the confusion matrices of a batch, the sum is of `rank(matrices, indices)`.
+    """
+    count, console = counter_of(run, step), rich.get_console()
+    bar = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task("compiling…", total=len(source))
+
+    def count_batch(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        counts = count(batch)
+        matrices, indices = np.asarray(counts["per_image"], np.int64), np.asarray(counts.pop("index"))
+        bar.update(task, description="scoring", advance=int((indices < len(source)).sum()))
+        return counts | {"per_image": rank(matrices, indices)}
+
+    with bar:
+        return evaluation.sum_counts(count_batch, source, run.config, devices=jax.device_count())
+
+
+def tracked(images: Sequence[Any]) -> Iterable[Any]:
+    """Yields `images`, which are predicted one after another; a terminal shows the progress."""
+    console = rich.get_console()
+    options = {"console": console, "transient": True, "disable": not console.is_terminal}
+    return rich.progress.track(images, "predicting the shown images", **options)
 
 
 def _shift_scores(run: TrainedRun, source: Source, severity: int) -> dict[str, dict[str, Any]]:

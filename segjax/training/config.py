@@ -440,7 +440,7 @@ def _detector_problems(config: ConfigDict) -> Iterator[str]:
 
 # Fields of one class per pixel.
 _EXCLUSIVE_FIELDS = ("data.mask_values", "data.mask_colours", "data.void_colours", "data.rare_class")
-_EXCLUSIVE_FIELDS += ("data.unseen_classes", "data.sampling_temperature", "augment.rare_crops", "augment.outliers")
+_EXCLUSIVE_FIELDS += ("data.unseen_classes", "augment.outliers")
 _EXCLUSIVE_FIELDS += ("objective.background", "objective.uncertainty_weight", "objective.logit_margin")
 _EXCLUSIVE_FIELDS += ("training.gradient_budget",)
 
@@ -459,10 +459,10 @@ def _multilabel_problems(config: ConfigDict) -> Iterator[str]:
             f"config.objective.loss must be one of {', '.join(BINARY_LOSSES)} with config.data.multilabel=True, a "
             f"sigmoid per class; got {objective.loss!r}"
         )
-    if objective.region.startswith("lovasz"):
+    if objective.region == "lovasz":
         yield (
             "config.objective.region must be 'none' or a region loss of independent channels with "
-            f"config.data.multilabel=True, such as 'jaccard'; got {objective.region!r}"
+            "config.data.multilabel=True; got 'lovasz', which is of a softmax: use 'lovasz_hinge'"
         )
     for key in _EXCLUSIVE_FIELDS:
         if values[key] != (default := FIELDS[key].default):

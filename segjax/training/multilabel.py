@@ -11,18 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from segjax import data, inference, losses, metrics
 from segjax.collectives import psum
-from segjax.data import VOID, Source
+from segjax.data import VOID, LabelSet, Source
 from segjax.inference.visualize import colorize_overlaps
 from segjax.models import Segmentation
 from segjax.training.objective import BINARY_LOSSES, Hyperparams, mined_mean, region_loss
 from segjax.training.segmentation import counting_step, make_predictor, make_truth, sum_batches
 
 __all__ = [
+    "draw_truth",
     "example_sheet",
     "make_eval_step",
     "make_objective",
@@ -216,15 +217,17 @@ def _mean(values: Sequence[float]) -> float:
 def example_sheet(
     predictors: Mapping[str, Callable], source: Source, config: ConfigDict, indices: Iterable[int]
 ) -> np.ndarray:
-    """Draws one row per image, uint8 RGB `[height, width, 3]`: image, truth and the classes of each predictor, by name.
-
-    Void is grey.
-    """
+    """Draws one row per image, uint8 RGB `[height, width, 3]`: image, truth, and what each predictor returns."""
     rows, labels = {}, source.label_set
     for index in indices:
-        image, label = source[index]["image"], source[index]["label"]
-        truth = colorize_overlaps(labels.combinations[np.where(label == VOID, 0, label)], labels.palette)
-        truth[label == VOID] = 128
+        image, truth = source[index]["image"], draw_truth(source[index]["label"], labels)
         predicted = [colorize_overlaps(predictor(image).mask, labels.palette) for predictor in predictors.values()]
         rows[source.name(index)] = [inference.as_rgb(image), truth, *predicted]
     return inference.contact_sheet(rows, ("image", "truth", *predictors), labels)
+
+
+def draw_truth(label: UInt8[np.ndarray, "H W"], label_set: LabelSet) -> UInt8[np.ndarray, "H W 3"]:
+    """Paints the combinations of a label with `colorize_overlaps`; void is grey."""
+    truth = colorize_overlaps(label_set.combinations[np.where(label == VOID, 0, label)], label_set.palette)
+    truth[label == VOID] = 128
+    return truth

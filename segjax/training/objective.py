@@ -178,7 +178,9 @@ REGION_LOSSES: dict[str, Callable | None] = {
     "cl_dice": lambda z, y, h, v, o: losses.cl_dice_loss(z, y, alpha=h.cl_dice_alpha, class_weights=v, **o),
     "boundary": lambda z, y, h, v, o: losses.boundary_loss(z, y, **o),
     "lovasz": lambda z, y, h, v, o: losses.lovasz_softmax_loss(z, y, class_weights=v, **o),
-    "lovasz_hinge": lambda z, y, h, v, o: losses.lovasz_hinge_loss(z[..., 1] - z[..., 0], y, **o),
+    "lovasz_hinge": lambda z, y, h, v, o: losses.lovasz_hinge_loss(
+        z if o.get("multi_label") else z[..., 1] - z[..., 0], y, **o
+    ),
 }
 WEIGHTED_REGION_LOSSES = ("dice", "jaccard", "tversky", "matthews", "cl_dice", "lovasz")
 
@@ -187,14 +189,14 @@ def region_loss(config: ConfigDict, num_classes: int) -> Callable:
     """Returns `config.objective.region` as a function of z, y, the mask w of the counted pixels, h, and an axis name.
 
     The Lovász losses are of all outputs, of which w leaves out void. The others are of the classes, and with a binary
-    loss of class 1; of independent channels where classes overlap.
+    loss of class 1. Where classes overlap, all are of independent channels.
     """
     options, fixed = config.objective, {}
     if not options.region.startswith("lovasz"):
         is_binary = options.loss in BINARY_LOSSES and not config.data.multilabel
         fixed["classes"] = (1,) if is_binary else range(num_classes)
     if config.data.multilabel:
-        fixed["activation"] = "sigmoid"
+        fixed |= {"multi_label": True} if options.region == "lovasz_hinge" else {"activation": "sigmoid"}
     if options.region_over is not None:
         fixed["over_batch"] = options.region_over == "batch"
     if options.region == "cl_dice":

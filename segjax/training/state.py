@@ -113,10 +113,10 @@ def make_model(
     return model if members == 1 else Ensemble(model, members, num_classes, config.data.multilabel)
 
 
-def rare_train_ids(config: ConfigDict) -> tuple[int, ...]:
-    """Returns the train ids of `augment.rare_classes`; () without rare crops and copy-paste.
+def rare_train_ids(config: ConfigDict) -> tuple[int | tuple[int, ...], ...]:
+    """Returns the train ids of `augment.rare_classes`, one per class; () without rare crops and copy-paste.
 
-    Of classes that overlap, they are those of each combination with a rare class.
+    Of a class that overlaps others, they are those of all combinations with it.
 
     Raises:
       ConfigError: a name is not a class, or the data set has more than two classes and none is named.
@@ -136,7 +136,7 @@ def rare_train_ids(config: ConfigDict) -> tuple[int, ...]:
     classes = [labels.names.index(name) for name in names]
     if labels.combinations is None:
         return tuple(classes)
-    return tuple(np.flatnonzero(labels.combinations[:, classes].any(axis=1)).tolist())
+    return tuple(tuple(np.flatnonzero(labels.combinations[:, index]).tolist()) for index in classes)
 
 
 @flax.struct.dataclass

@@ -70,7 +70,7 @@ def make_augmentation(config: ConfigDict, axis_name: str | None) -> Callable:
         images, moved = augment(batch["image"], labels, keys, **options)
         if hparams.copy_paste is not None:
             donors = next_example((images, moved), axis_name)
-            rare = {"rare_classes": rare_classes, "probability": hparams.copy_paste}
+            rare = {"rare_classes": np.unique(np.hstack(rare_classes)).tolist(), "probability": hparams.copy_paste}
             images, moved = copy_paste(images, moved, *donors, keys, **rare)
         if not count:
             return images, moved, None

@@ -237,6 +237,28 @@ def test_find_layout_prefix_without_which_two_images_have_one_name(tmp_path):
         layout(tmp_path, "images/0.png images/img_0.png images/img_1.png masks/mask_1.png")
 
 
+@pytest.mark.parametrize(
+    ("masks", "pattern"),
+    [
+        ("masks/{name}/{i}.png", "masks/{class}/{stem}"),
+        ("labels/{name}/{i}_mask.png", "labels/{class}/{stem}_mask"),
+        ("masks/{i}/{name}.png", "masks/{stem}/{class}"),
+        ("masks/{i}_{name}.png", "masks/{stem}_{class}"),
+        ("{name}/{i}.png", "{class}/{stem}"),
+    ],
+)
+def test_find_layout_one_mask_per_class_names_multilabel(tmp_path, masks, pattern):
+    files = [f"images/{i}.png" for i in range(3)]
+    files += [masks.format(name=name, i=i) for name in ("rust", "crack") for i in range(3)]
+    with pytest.raises(DataError) as raised:
+        layout(tmp_path, " ".join(files))
+    expected = f"--config.data.class_names=\"('crack', 'rust')\" --config.data.masks='{pattern}'"
+    assert f"config.data.multilabel=True: segjax train --config=folder_multilabel {expected}" in str(raised.value)
+    for name in ("rust", "crack"):
+        found = find_layout(tmp_path, FolderOptions(masks=pattern.replace("{class}", name)))
+        assert sum(map(len, found.splits.values())) == 3
+
+
 def test_find_layout_names_that_differ_in_case_only(tmp_path):
     found, _ = layout(tmp_path, "images/a.png images/A.png masks/a.png masks/A.png")
     pairs = [(pair.image.path[-5:], pair.mask.path[-5:]) for split in found.splits.values() for pair in split]

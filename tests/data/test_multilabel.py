@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from segjax.data import VOID, DataError, Source, check_split, open_split
+from segjax.data import VOID, DataError, Source, check_split, class_pixels, open_split
 from segjax.data.labels import class_combinations, overlapping_classes
 from segjax.data.multilabel import combine
 
@@ -52,6 +52,11 @@ def test_open_split_joins_the_masks_of_the_classes(folder, opened):
     assert (source.native_size, source.absent, source.void) == (SIZE, [], 0.0)
     assert source.pixels == [RUST.sum() * len(source), CRACK.sum() * len(source)]
     assert "rust: train: images/{stem}.png with masks/rust/{stem}.png" in source.notes[0]
+
+
+def test_class_pixels_counts_pixels_without_a_class_first(folder, opened):
+    counts = class_pixels(opened(folder(2), "all"))
+    np.testing.assert_array_equal(counts, [[(~(RUST | CRACK)).sum(), RUST.sum(), CRACK.sum()]] * 2)
 
 
 def test_open_split_splits_images_as_for_one_mask(folder, opened, make):

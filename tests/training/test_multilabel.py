@@ -1,21 +1,25 @@
 """Classes that overlap: their config, objective, scores, and one run from a folder to masks."""
 
 import json
+import runpy
 from functools import partial
 
 import cv2
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from sklearn.metrics import average_precision_score
 
+from segjax import export, losses
 from segjax.collectives import pmean
-from segjax.data import VOID
+from segjax.data import VOID, label_set
+from segjax.data.augment import example_keys
 from segjax.inference import PredictOptions
 from segjax.models import Segmentation
-from segjax.trained_run import load_run, score_run
+from segjax.trained_run import TrainedRun, load_run, score_run
 from segjax.training import ConfigError, train, validate
 from segjax.training.multilabel import (
     make_objective,
@@ -24,8 +28,8 @@ from segjax.training.multilabel import (
     scores,
 )
 from segjax.training.objective import hparams_from_config
-from segjax.training.state import make_model, rare_train_ids, task_of
-from segjax.training.train_step import split
+from segjax.training.state import init_state, make_model, rare_train_ids, task_of
+from segjax.training.train_step import make_augmentation, split
 
 RNG = np.random.default_rng(0)
 SIZE = (8, 12)
@@ -78,6 +82,19 @@ def test_objective_region_loss_is_of_independent_channels(overlapping):
     counted = t.sum(axes) > 0
     np.testing.assert_allclose(parts["region_loss"], 1 - (dice[0][counted] / dice[1][counted]).mean(), rtol=1e-5)
     np.testing.assert_allclose(total, parts["pixel_loss"] + 0.5 * parts["region_loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("over", ["image", "batch"])
+def test_objective_lovasz_hinge_is_the_mean_over_the_classes(over, overlapping):
+    overlapping.objective.region, overlapping.objective.region_over = "lovasz_hinge", over
+    validate(overlapping)
+    _, parts = objective_of(overlapping)(LOGITS, LABELS)
+    where, by_image = LABELS != VOID, over == "image"
+    alone = [
+        losses.lovasz_hinge_loss(LOGITS[..., c], TARGETS[..., c], where=where, over_batch=not by_image)
+        for c in range(2)
+    ]
+    np.testing.assert_allclose(parts["region_loss"], np.mean(alone), rtol=1e-5)
 
 
 def test_objective_region_class_weights_are_of_the_channels(overlapping):
@@ -174,10 +191,9 @@ def test_scores_class_that_does_not_occur_is_left_out_of_the_means(overlapping):
         ("data.name", "camvid", "config.data.multilabel=True has no effect with config.data.name='camvid'"),
         ("model.name", "retinanet", "no effect with the detector retinanet"),
         ("objective.loss", "softmax_focal", "config.objective.loss must be one of sigmoid_cross_entropy"),
-        ("objective.region", "lovasz_hinge", "config.objective.region must be 'none' or a region loss of independent"),
+        ("objective.region", "lovasz", "got 'lovasz', which is of a softmax: use 'lovasz_hinge'"),
         ("data.mask_values", (0, 255), r"config.data.mask_values=\(0, 255\) is for one class per pixel; set it back"),
         ("data.unseen_classes", ("rust",), "is for one class per pixel"),
-        ("augment.rare_crops", 0.5, "is for one class per pixel"),
         ("objective.uncertainty_weight", 1.0, "is for one class per pixel"),
         ("objective.logit_margin", 6.0, "is for one class per pixel"),
         ("training.gradient_budget", True, "is for one class per pixel"),
@@ -189,8 +205,6 @@ def test_validate_refuses_what_exclusive_classes_have(field, value, message, ove
     overlapping[group][name] = value
     if name == "uncertainty_weight":
         overlapping.model.dropout = "analytic"
-    if name == "rare_crops":
-        overlapping.augment.rare_classes, overlapping.augment.crop_fraction = ("rust",), 0.5
     if value == "retinanet":
         overlapping.model.depth, overlapping.model.padding, overlapping.data.box_classes = 4, "reflect", ("rust",)
     with pytest.raises(ConfigError, match=message):
@@ -212,7 +226,22 @@ def test_rare_train_ids_are_the_combinations_with_a_rare_class(overlapping):
     with pytest.raises(ConfigError, match=r"config.augment.rare_classes must name classes"):
         rare_train_ids(overlapping)
     overlapping.augment.rare_classes = ("crack",)
-    assert rare_train_ids(overlapping) == (2, 3)
+    assert rare_train_ids(overlapping) == ((2, 3),)
+    overlapping.augment.rare_classes = ("rust", "crack")
+    assert rare_train_ids(overlapping) == ((1, 3), (2, 3))
+
+
+def test_rare_crops_and_copy_paste_take_all_combinations_with_the_class(overlapping):
+    overlapping.augment.rare_crops, overlapping.augment.copy_paste = 1.0, 1.0
+    overlapping.augment.rare_classes, overlapping.augment.crop_fraction = ("crack",), 0.25
+    validate(overlapping)
+    labels = np.zeros((8, *overlapping.data.size), np.uint8)
+    labels[:4, 3, 5], labels[4:, 20, 30] = 2, 3  # one pixel of crack, alone or with rust
+    augmentation, hparams = make_augmentation(overlapping, None), hparams_from_config(overlapping)
+    batch = {"image": jnp.zeros((*labels.shape, 3), jnp.uint8), "label": jnp.asarray(labels)}
+    keys = example_keys(jax.random.key(0), 0, jnp.arange(8))
+    moved = np.asarray(jax.jit(augmentation)(batch, keys, hparams)[1])
+    assert [set(np.unique(label)) - {0} for label in moved] == [{2}] * 3 + [{2, 3}] + [{3}] * 3 + [{2, 3}]
 
 
 def test_task_of_is_that_of_overlapping_classes(overlapping):
@@ -293,7 +322,7 @@ def test_score_run_equals_the_training_and_the_masks(run, folder):
 
 
 def test_load_run_other_commands_refuse_the_run(run):
-    with pytest.raises(ConfigError, match="only segjax train, evaluate and predict support"):
+    with pytest.raises(ConfigError, match="which segjax calibrate does not support"):
         load_run(run[0])
 
 
@@ -337,3 +366,64 @@ def test_predictor_tiles_of_the_run(run, scene):
     image, masks = scene(98)
     tiled = opened.predictor(PredictOptions((32, 32), scale=1.0, overlap=8))(image).mask
     assert (tiled[..., 0] == masks["rust"]).mean() > 0.95
+
+
+@pytest.fixture
+def symbolic_sizes():
+    """Disables jaxtyping, because a symbolic size is not an `int`."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_export_command_predicts_the_masks_of_the_predict_command(run, folder, tmp_path, run_command, symbolic_sizes):
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes((folder / f"images/0{i}.png").read_bytes())
+    images = [tmp_path / "0.png", tmp_path / "1.png"]
+    command = ["export", f"--checkpoint={run[0]}", f"--output={tmp_path / 'exported'}", "--uncertainty"]
+    assert "--values is for one class per pixel" in run_command(*command, "--values=dataset")[2]
+    assert run_command(*command, "--overwrite")[::2] == (0, "")
+    card = json.loads((tmp_path / "exported/card.json").read_text())
+    assert card["classes_overlap"]
+    assert card["output"]["mask"].startswith("bool [b, H, W, C]")
+    assert card["scores"]["exact_match"] == run[1]["exact_match"]
+    script = runpy.run_path(str(tmp_path / "exported/run.py"))
+    script["main"]([str(image) for image in images])
+    script["main"]([str(image) for image in images])  # its own masks it writes again
+    assert run_command("predict", f"--checkpoint={run[0]}", f"--output={tmp_path / 'predicted'}", *images)[0] == 0
+    for name in ("0_rust", "0_crack", "1_rust", "1_crack"):
+        masks = [cv2.imread(str(path / f"{name}_mask.png"), -1) for path in (tmp_path, tmp_path / "predicted")]
+        assert set(np.unique(masks[0])) == {0, 255}
+        np.testing.assert_array_equal(*masks)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_lower_network_equals_the_predictor(members, overlapping, symbolic_sizes):
+    overlapping.model.members = members
+    model = make_model(overlapping, 2)
+    state = init_state(overlapping, model)
+    opened = TrainedRun(None, overlapping, model, state, label_set(overlapping.data))
+    image = RNG.integers(0, 256, (9, 14, 3)).astype(np.uint8)
+    found = export.lower_network(opened, size=(9, 14), uncertainty=True).call(image[None])
+    options = PredictOptions(opened.preprocessing.size, members=members)
+    expected = opened.predictor(options, probabilities=True)(image)
+    assert 0 < expected.mask.mean() < 1
+    np.testing.assert_array_equal(found["mask"][0], expected.mask)
+    np.testing.assert_allclose(found["probabilities"][0], expected.probabilities, rtol=1e-4)
+    if members > 1:
+        np.testing.assert_allclose(
+            found["mutual_information"][0], expected.uncertainties["mutual_information"], rtol=1e-3, atol=1e-6
+        )
+    else:
+        assert np.ptp(found["variance"]) > 1e-6
+
+
+def test_report_command_of_overlapping_classes(run, tmp_path, run_command):
+    command = ["report", run[0], f"--output={tmp_path}", "--images=2"]
+    assert run_command(*command)[::2] == (0, "")
+    written = json.loads((tmp_path / "report.json").read_text())["data"]
+    page = (tmp_path / "report.html").read_text()
+    assert {key: written["scores"][key] for key in run[1] if key in written["scores"]}.items() <= run[1].items()
+    assert "exact match" in page
+    assert (tmp_path / "report_precision_recall.png").exists()
+    assert (tmp_path / "report_worst_1.png").exists()
