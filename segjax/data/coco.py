@@ -27,7 +27,7 @@ from segjax.data.annotations import (
     read_coco,
 )
 from segjax.data.decode import decode_image, inspect_image
-from segjax.data.io import DataError, RawFile, list_folder, list_tree, read_bytes, with_reader
+from segjax.data.io import DataError, RawFile, from_listing, list_folder, list_tree, read_bytes, to_listing
 from segjax.data.labels import LabelSet
 from segjax.data.objects import ImageBoxes
 from segjax.data.pairs import Example, Pair, fingerprint
@@ -340,13 +340,13 @@ def _digest(images: Sequence[CocoImage]) -> str:
 
 
 def _to_json(one: CocoImage) -> list[Any]:
-    return [one.name, one.image._replace(read=None), one.size, [values.tolist() for values in one.objects]]
+    return [one.name, to_listing(one.image), one.size, [values.tolist() for values in one.objects]]
 
 
 def _from_listing(listing: Path, label_set: LabelSet, max_boxes: int) -> CocoSource:
     def images() -> Iterator[CocoImage]:
         for name, image, size, (boxes, classes, crowd, areas) in read_json(listing):
             objects = _as_objects(list(zip(boxes, crowd, areas, classes, strict=True)))
-            yield CocoImage(name, with_reader(RawFile(*image)), tuple(size), objects)
+            yield CocoImage(name, from_listing(image), tuple(size), objects)
 
     return CocoSource(list(images()), label_set, max_boxes)

@@ -162,9 +162,26 @@ def count_pages(file: RawFile) -> int:
 
 def with_reader(file: RawFile) -> RawFile:
     """Returns a file on disk, or its `page`, with the function that reads it."""
-    if file.page is None:
-        return file._replace(read=Path(file.path).read_bytes)
-    return file._replace(read=partial(_read_page, file.path, file.page))
+    return file._replace(read=_reader(file.path, file.page))
+
+
+def to_listing(file: RawFile) -> list[str | int | None]:
+    """Returns the fields of a file on disk, ready for JSON, from which `from_listing` makes the file again.
+
+    >>> from_listing(to_listing(RawFile("a.tif", 9, bytes, page=1))).page
+    1
+    """
+    return [value for name, value in file._asdict().items() if name != "read"]
+
+
+def from_listing(fields: Sequence[str | int | None]) -> RawFile:
+    """Returns the file of `to_listing`, with the function that reads it."""
+    path, size, *others, page = fields
+    return RawFile(path, size, _reader(path, page), *others, page)
+
+
+def _reader(path: str, page: int | None) -> Callable[[], bytes]:
+    return Path(path).read_bytes if page is None else partial(_read_page, path, page)
 
 
 def _read_page(path: str, number: int) -> bytes:

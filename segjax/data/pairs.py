@@ -26,7 +26,7 @@ from segjax.data.decode import (
     scale_values,
     turned,
 )
-from segjax.data.io import DataError, RawFile, read_bytes, with_reader
+from segjax.data.io import DataError, RawFile, from_listing, read_bytes, to_listing
 from segjax.data.labels import VOID, LabelSet, count_ids, to_train_ids, values_of
 from segjax.storage import read_json, write_json
 
@@ -403,7 +403,7 @@ class FolderSource:
         if self._listing is None:
             handle, path = tempfile.mkstemp(prefix="segjax-", suffix=".json")
             os.close(handle)
-            pairs = [(name, *(file._replace(read=None) for file in files)) for name, *files in self._pairs]
+            pairs = [(name, *map(to_listing, files)) for name, *files in self._pairs]
             write_json(path, {"pairs": pairs, "images": self._images})
             self._listing = Path(path)
             weakref.finalize(self, self._listing.unlink, missing_ok=True)
@@ -432,7 +432,7 @@ class FolderSource:
 
 def _from_listing(listing: Path, *reading: Any) -> FolderSource:
     listed = read_json(listing)
-    pairs = [Pair(name, *(with_reader(RawFile(*file)) for file in files)) for name, *files in listed["pairs"]]
+    pairs = [Pair(name, *map(from_listing, files)) for name, *files in listed["pairs"]]
     images = [ImageInfo(*image) for image in listed["images"]]
     return FolderSource(Verified(pairs, images, (), [], None, None), *reading)
 

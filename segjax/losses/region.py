@@ -275,10 +275,13 @@ def matthews_loss(
 
     It is symmetric: unlike Dice, it also rewards true negatives. The paper's binary loss is that of `classes=(1,)`, or
     of one sigmoid channel. The authors' code pools the batch (`over_batch=True`) and adds 1e-7 under the root;
-    segmentation_models_pytorch adds 1e-5 to each of the four sums.
+    segmentation_models_pytorch adds 1e-5 to each of the four sums. Soft targets are not valid: with them the formula
+    is not 0 at p = t, and a hard prediction is better than p = t.
 
     Args:
-        logits, labels, where, over_batch: as in `dice_loss`.
+        logits, where, over_batch: as in `dice_loss`.
+        labels: as in `dice_loss`, without soft targets: a distribution is a TypeError, and a target of a sigmoid
+            channel between 0 and 1 gives NaN.
         absent: loss of a class that labels none or all of the unmasked pixels, for which the correlation is 0 / 0:
             "exclude", "zero" or "one".
         classes, class_weights, activation, axis_name: as in `dice_loss`.

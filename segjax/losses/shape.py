@@ -55,11 +55,12 @@ def cl_dice_loss(
     `dice_loss`.
 
     The authors' code has the same skeleton, ε and α. It sums over batch and classes at once, without class 0, and its
-    Dice has an ε too; here that is `dice_loss`, per image and class and without ε. The paper recommends α ≤ 0.5.
+    Dice has an ε too; here that is `dice_loss`, per image and class and without ε. The paper recommends α ≤ 0.5. Soft
+    targets are not valid: the centre line is that of a set of pixels, and with them the loss is not 0 at p = t.
 
     Args:
         logits: `[B, H, W, C]`.
-        labels: `[B, H, W]`, or with sigmoid channels `[B, H, W, C]`; as in `dice_loss`.
+        labels: `[B, H, W]`, or with sigmoid channels `[B, H, W, C]`; as in `matthews_loss`.
         alpha: α in [0, 1]; may be traced, like ε.
         iterations: static; at least half of the width of the thickest structure, in pixels.
         smooth: ε > 0. A flat prediction has no skeleton, and T_p would be 0 / 0.
@@ -132,11 +133,12 @@ def boundary_loss(
 
     The authors leave out the constant -Σ φ t / n ≥ 0. Their value is lower by it and may be negative; the gradients are
     equal. They add the loss to a region loss with a weight that grows from 0.01: alone, it hardly moves an empty
-    prediction. The distances of an image take O(C H² W) time.
+    prediction. The distances of an image take O(C H² W) time. Soft targets are not valid: only a set of pixels has a
+    boundary.
 
     Args:
         logits: `[..., H, W, C]`; p = softmax(logits), or sigmoid(logits).
-        labels: `[..., H, W]`, or with sigmoid channels `[..., H, W, C]`; as in `dice_loss`.
+        labels: `[..., H, W]`, or with sigmoid channels `[..., H, W, C]`; as in `matthews_loss`.
         where: as in `dice_loss`. Distances are to unmasked pixels only.
         classes, activation, axis_name: as in `dice_loss`.
 

@@ -329,6 +329,16 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
     if objective.class_frequencies and not needs_frequencies(objective):
         owner = f"set config.objective.loss to {' or '.join(map(repr, FREQUENCY_LOSSES))}, or logit_adjustment to 1"
         yield no_effect("objective.class_frequencies", objective.class_frequencies, _loss(objective), (), owner)
+    default = FIELDS["objective.calibration_bins"].default
+    if objective.calibration_weight is None and objective.calibration_bins != default:
+        cause, owner = "config.objective.calibration_weight=None", "set the weight, for example to 1"
+        yield no_effect("objective.calibration_bins", objective.calibration_bins, cause, default, owner)
+    if objective.region == "tversky" and objective.region_squared and objective.tversky_alpha > objective.tversky_beta:
+        yield (
+            "config.objective.tversky_alpha must be at most tversky_beta with config.objective.region_squared=True, "
+            "because a prediction short of the label would be better than the label; got "
+            f"{objective.tversky_alpha!r} and {objective.tversky_beta!r}"
+        )
     if objective.tversky_gamma < 1 and objective.tversky_beta == 0:
         yield (
             "config.objective.tversky_beta must be above 0 with config.objective.tversky_gamma="
@@ -359,6 +369,8 @@ _OWNERS = {
     **dict.fromkeys(("cl_dice_alpha", "cl_dice_iterations"), ("region", ("cl_dice",))),
     "region_class_weights": ("region", WEIGHTED_REGION_LOSSES),
     "region_over": ("region", tuple(name for name in REGION_LOSSES if name not in ("none", "boundary"))),
+    "region_absent": ("region", (*WEIGHTED_REGION_LOSSES, "generalized_dice")),
+    "region_squared": ("region", ("dice", "generalized_dice", "jaccard", "tversky")),
     "poly_epsilon": ("loss", ("softmax_poly1", "sigmoid_poly1")),
     **dict.fromkeys(("ldam_margin", "ldam_scale"), ("loss", ("ldam",))),
     **dict.fromkeys(("seesaw_p", "seesaw_q"), ("loss", ("seesaw",))),

@@ -353,6 +353,13 @@ FIELDS = {
         ("image", "batch"),
         optional=str,
     ),
+    "objective.region_absent": Field(
+        "exclude",
+        "region loss: a class without labelled pixels does not count, or has the loss 0 or 1; in generalized_dice, "
+        "'one' gives it the largest weight",
+        ("exclude", "zero", "one"),
+    ),
+    "objective.region_squared": Field(False, "region loss: squares in the denominator, as in V-Net"),
     "objective.uncertainty_weight": _number("factor C of the uncertainty penalty; None: off", traced=True),
     "objective.label_smoothing": _number(
         "softmax_cross_entropy: ε of the label smoothing; None: off", range=PROBABILITY, traced=True
@@ -361,6 +368,9 @@ FIELDS = {
     "objective.logit_margin_weight": _traced(0.1, "factor of the penalty beyond the logit margin", range=NONNEGATIVE),
     "objective.calibration_weight": _number(
         "factor of the average calibration error, L1-ACE (Barfoot et al. 2024); None: off", traced=True
+    ),
+    "objective.calibration_bins": Field(
+        20, "average calibration error: bins of the probability per class; the work grows with it", range="[1, 1024]"
     ),
     "objective.outlier_weight": _number(
         "factor of the loss on pasted outliers (0.5 in Hendrycks et al. 2019); None: off", traced=True

@@ -50,17 +50,18 @@ def make_class_targets(config: ConfigDict) -> Callable[[Int[Array, "*pixels"]], 
 def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     r"""Builds `objective(output, labels, hparams, axis_name=None, share=None, outliers=None) -> (loss, parts)`.
 
-    .. math:: L = \frac{1}{N} \sum_i w_i \sum_c \ell(z_{ic}, t_{ic}) + r R
+    .. math:: L = \frac{1}{N} \sum_i w_i \sum_c \ell(z_{ic}, t_{ic}) + r R + κ A
 
     ℓ is the binary loss `config.objective.loss` of the logit of each class, w the boundary weight of the pixel (a
-    boundary is where the combination of classes changes) and R the region loss of independent channels. Logits take the
-    role of pixels: OHEM selects logits, and N is the number of valid or of positive ones. `share` is the microbatch's
-    entry of `microbatch_shares`. Results are over the global batch. `parts` contains "pixel_loss" and, where used,
-    "region_loss".
+    boundary is where the combination of classes changes), R the region loss and A the
+    `losses.average_calibration_loss`, both of independent channels. Logits take the role of pixels: OHEM selects
+    logits, and N is the number of valid or of positive ones. `share` is the microbatch's entry of `microbatch_shares`.
+    Results are over the global batch. `parts` contains "pixel_loss" and, where used, "region_loss" and
+    "calibration_loss".
     """
     options, targets_of = config.objective, make_class_targets(config)
     per_logit, region = BINARY_LOSSES[options.loss], region_loss(config, num_classes)
-    mode, normalizer = options.boundary_mode, options.normalizer
+    mode, normalizer, num_bins = options.boundary_mode, options.normalizer, options.calibration_bins
 
     def objective(
         output: Segmentation,
@@ -84,6 +85,11 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         if hparams.region_weight is not None:
             parts["region_loss"] = region(logits, targets, where, hparams, axis_name)
             loss += hparams.region_weight * parts["region_loss"]
+        if hparams.calibration_weight is not None:
+            parts["calibration_loss"] = losses.average_calibration_loss(
+                logits, targets, num_bins=num_bins, where=where, activation="sigmoid", axis_name=axis_name
+            )
+            loss += hparams.calibration_weight * parts["calibration_loss"]
         return loss, parts
 
     return objective

@@ -199,6 +199,10 @@ def region_loss(config: ConfigDict, num_classes: int) -> Callable:
         fixed |= {"multi_label": True} if options.region == "lovasz_hinge" else {"activation": "sigmoid"}
     if options.region_over is not None:
         fixed["over_batch"] = options.region_over == "batch"
+    if options.region_absent != "exclude":
+        fixed["absent"] = options.region_absent
+    if options.region_squared:
+        fixed["squared"] = True
     if options.region == "cl_dice":
         fixed["iterations"] = options.cl_dice_iterations
 

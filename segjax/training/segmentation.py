@@ -57,6 +57,7 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     per_pixel, region = pixel_loss(config), region_loss(config, num_classes)
     binary, background = options.loss in BINARY_LOSSES, background_of(config, num_classes)
     void, mode, normalizer = options.void, options.boundary_mode, options.normalizer
+    num_bins = options.calibration_bins
 
     def objective(
         output: Segmentation,
@@ -93,7 +94,7 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
         if hparams.calibration_weight is not None:
             classes = (1,) if binary else range(num_classes)
             parts["calibration_loss"] = losses.average_calibration_loss(
-                logits, labels, where=kept, classes=classes, axis_name=axis_name
+                logits, labels, num_bins=num_bins, where=kept, classes=classes, axis_name=axis_name
             )
             loss += hparams.calibration_weight * parts["calibration_loss"]
         if hparams.logit_margin is not None:

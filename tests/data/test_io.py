@@ -1,6 +1,8 @@
+import json
 import os
 import re
 import zipfile
+import zlib
 
 import pytest
 
@@ -8,10 +10,12 @@ from segjax.data.io import (
     IMAGE_SUFFIXES,
     DataError,
     by_stem,
+    from_listing,
     list_folder,
     list_zip,
     named_images,
     read_bytes,
+    to_listing,
 )
 
 SUFFIXES = ", ".join(IMAGE_SUFFIXES)
@@ -21,6 +25,16 @@ def test_list_folder_ignores_hidden_files_and_other_suffixes(make, tmp_path):
     for name in ("a.png", ".b.png", "Thumbs.db", "deep/c.JPG"):
         make.put(tmp_path / name, b"")
     assert list(list_folder(tmp_path)) == ["a.png", "deep/c.JPG"]
+
+
+def test_from_listing_reads_the_file_of_to_listing(make, tmp_path):
+    make.put(tmp_path / "a.png", b"1234")
+    file = list_folder(tmp_path)["a.png"]._replace(checksum=zlib.crc32(b"1234"), problem="")
+    again = from_listing(json.loads(json.dumps(to_listing(file))))
+    assert read_bytes(again) == b"1234"
+    assert again._replace(read=file.read) == file
+    with pytest.raises(DataError, match="bad mask"):
+        read_bytes(from_listing(to_listing(file._replace(problem="bad mask"))))
 
 
 def test_list_folder_ignores_hidden_folders(make, tmp_path):

@@ -245,3 +245,11 @@ def test_invalid_arguments_are_named(case):
     name, arguments, message = BROKEN[case]
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(getattr(losses, name))(**({"logits": LOGITS, "labels": LABELS} | arguments))
+
+
+@pytest.mark.parametrize("loss", [losses.matthews_loss, losses.cl_dice_loss, losses.boundary_loss])
+def test_soft_targets_are_refused(loss):
+    logits, soft = jnp.zeros((1, 3, 4, 2)), jnp.full((1, 3, 4, 2), 0.5)
+    with pytest.raises(TypeError, match=r"^labels must be integers; got float32 of shape \(1, 3, 4, 2\)$"):
+        loss(logits, soft)
+    assert jnp.isnan(loss(logits, soft, activation="sigmoid"))

@@ -377,6 +377,22 @@ def test_validate_evaluations(changes, message):
             r"region_class_weights=\(1.0, 2.0\) has no effect with .*='hinge'; .*, or select a softmax loss",
         ),
         ({"objective.region_over": "batch"}, r"region_over='batch' has no effect with .*region='none'; .* 'dice' or"),
+        (
+            {"objective.region": "boundary", "objective.region_absent": "one"},
+            r"region_absent='one' has no effect with .*region='boundary'; set it back to 'exclude', or .* 'dice' or",
+        ),
+        (
+            {"objective.region": "matthews", "objective.region_squared": True},
+            r"region_squared=True has no effect with .*='matthews'; .* to 'dice' or 'generalized_dice' or",
+        ),
+        (
+            {"objective.region": "tversky", "objective.region_squared": True, "objective.tversky_alpha": 0.7},
+            r"tversky_alpha must be at most tversky_beta with config.objective.region_squared=True.*got 0.7 and 0.5",
+        ),
+        (
+            {"objective.calibration_bins": 10},
+            r"calibration_bins=10 has no effect with .*calibration_weight=None; set it back to 20, or set the weight",
+        ),
         ({"objective.cl_dice_iterations": 5}, r"cl_dice_iterations=5 has no effect with .*; .* to 'cl_dice'"),
         (
             {"objective.region": "tversky", "objective.tversky_gamma": 0.5, "objective.tversky_beta": 0.0},

@@ -97,6 +97,15 @@ def test_objective_lovasz_hinge_is_the_mean_over_the_classes(over, overlapping):
     np.testing.assert_allclose(parts["region_loss"], np.mean(alone), rtol=1e-5)
 
 
+def test_objective_calibration_loss_is_of_independent_channels(overlapping):
+    overlapping.objective.calibration_weight, overlapping.objective.calibration_bins = 2.0, 5
+    total, parts = objective_of(overlapping)(LOGITS, LABELS)
+    options = {"num_bins": 5, "where": EXISTS, "activation": "sigmoid"}
+    direct = losses.average_calibration_loss(LOGITS, TARGETS, **options)
+    np.testing.assert_allclose(parts["calibration_loss"], direct, rtol=1e-5)
+    np.testing.assert_allclose(total, parts["pixel_loss"] + 2 * direct, rtol=1e-5)
+
+
 def test_objective_region_class_weights_are_of_the_channels(overlapping):
     overlapping.objective.region, overlapping.objective.region_class_weights = "dice", (1.0, 0.0)
     validate(overlapping)

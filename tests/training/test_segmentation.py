@@ -331,6 +331,7 @@ def test_region_loss_is_added_over_the_classes_without_void(name):
     ("name", "fields", "options"),
     [
         ("dice", {}, {}),
+        ("dice", {"region_squared": True, "region_absent": "one"}, {"squared": True, "absent": "one"}),
         ("jaccard", {"region_over": "batch"}, {"over_batch": True}),
         ("cl_dice", {"cl_dice_alpha": 0.3, "cl_dice_iterations": 1}, {"alpha": 0.3, "iterations": 1}),
         ("tversky", {"tversky_gamma": 0.5, "tversky_alpha": 0.3}, {"gamma": 0.5, "alpha": 0.3}),
@@ -367,12 +368,12 @@ def test_calibration_loss_is_added_over_the_classes_without_void(loss):
     binary = loss == "sigmoid_focal"
     labels = np.where(LABELS == VOID, VOID, LABELS % 2) if binary else LABELS
     kept, logits = labels != VOID, LOGITS[..., :1] if binary else LOGITS
-    config = config_with(loss=loss, calibration_weight=2.0, void="ignore" if binary else "class")
+    config = config_with(loss=loss, calibration_weight=2.0, calibration_bins=7, void="ignore" if binary else "class")
     total, parts = value(config, output_of(logits), labels, num_classes=2 if binary else CLASSES)
     assert total == pytest.approx(parts["pixel_loss"] + 2 * parts["calibration_loss"], rel=1e-6)
     channels = {"activation": "sigmoid"} if binary else {"classes": (0, 1, 2)}
     targets = (labels == 1)[..., None] if binary else np.where(kept, labels, 0)
-    direct = losses.average_calibration_loss(logits, targets, where=kept, **channels)
+    direct = losses.average_calibration_loss(logits, targets, num_bins=7, where=kept, **channels)
     assert parts["calibration_loss"] == pytest.approx(float(direct), rel=1e-5)
 
 
