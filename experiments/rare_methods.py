@@ -34,7 +34,7 @@ from segjax.inference import classify
 from segjax.inference.forward import class_logits
 from segjax.reporting import Picture, Report, Section, Spread, Table, dots, png, spread
 from segjax.storage import say
-from segjax.training.state import preprocessing_of
+from segjax.training.network import preprocessing_of
 
 NAME = "rare_methods"
 AFTER = "logit adjustment after training"

@@ -78,7 +78,7 @@ def reads(tree: ast.Module) -> set[str]:
 
 @cache
 def readers() -> dict[str, list[str]]:
-    """Returns the modules that read each field, such as {"data.mean": ["training/state.py", …]}."""
+    """Returns the modules that read each field, such as {"data.mean": ["training/network.py", …]}."""
     found: dict[str, set[str]] = {key: set() for key in FIELDS}
     for path in ROOT.rglob("*.py"):
         module = path.relative_to(ROOT).as_posix()

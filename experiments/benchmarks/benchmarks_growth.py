@@ -18,7 +18,7 @@ from segjax import losses, metrics, training
 from segjax.inference import head_uncertainty
 from segjax.reporting import Picture, Table
 from segjax.reporting.figures import curves, png
-from segjax.training.state import make_model
+from segjax.training.network import make_model
 
 TITLE = "Growth: pixels, classes and heads"
 COLUMNS = ()

@@ -22,9 +22,9 @@ from segjax.data.augment import example_keys
 from segjax.reporting import Table
 from segjax.training import DataError, open_split
 from segjax.training.loop import device_arrays, train_batches
+from segjax.training.network import make_model
 from segjax.training.objective import hparams_at, hparams_from_config, phases
-from segjax.training.state import init_state, make_model
-from segjax.training.train_step import make_augmentation, make_train_step
+from segjax.training.train_step import init_state, make_augmentation, make_train_step
 
 TITLE = "Input: loader and augmentation relative to the step"
 LOADER, AUGMENTATION = "loader, 1 worker", "augmentation"

@@ -15,7 +15,7 @@ import jax
 from experiments.benchmarks.baselines import OURS, Candidate, Setting, Target, measure, quotient
 from segjax import training
 from segjax.inference import analytic_uncertainty, predict_with_uncertainty, whole_passes
-from segjax.training.state import make_model
+from segjax.training.network import make_model
 
 TITLE = "Prediction: uncertainty over one clean pass"
 CLASSES = 12

@@ -22,7 +22,7 @@ from experiments.benchmarks.baselines import OURS, Setting, Target, quotient
 from experiments.benchmarks.benchmarks_devices import step_operands
 from segjax.configs import rare_class
 from segjax.training import open_split
-from segjax.training.state import make_model
+from segjax.training.network import make_model
 from segjax.training.train_step import make_train_step
 
 TITLE = "Start: seconds to the first step"

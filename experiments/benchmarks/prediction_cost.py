@@ -23,8 +23,8 @@ from segjax import cli, training
 from segjax.inference import PredictOptions, Predictor, Preprocessing, whole_passes
 from segjax.reporting import Table, show
 from segjax.storage import check_outputs, to_json, write_outputs
+from segjax.training.network import make_model
 from segjax.training.provenance import provenance
-from segjax.training.state import make_model
 
 CLASSES, PASSES = 11, 3
 WHOLE = "whole, clean"

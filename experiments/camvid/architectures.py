@@ -32,8 +32,8 @@ from segjax.inference import classify, predict_logits, whole_passes
 from segjax.reporting import Report, Section, Table
 from segjax.storage import read_json, to_json, write_outputs
 from segjax.training.config import from_leaves, leaves
+from segjax.training.network import make_model, preprocessing_of
 from segjax.training.provenance import provenance
-from segjax.training.state import make_model, preprocessing_of
 
 COST_FILE = "cost.json"
 CLASSES = 11

@@ -24,7 +24,7 @@ from segjax.configs import camvid_unet_weighted
 from segjax.data.labels import VOID
 from segjax.inference import classify
 from segjax.reporting import Report, Section, Table
-from segjax.training.state import preprocessing_of
+from segjax.training.network import preprocessing_of
 
 IMAGES, EPOCHS, BATCH = 367, 10, 2
 # First frames of the stretches, and their length; the sequence 0016E5 has the frames from 163.

@@ -33,10 +33,10 @@ from segjax.inference import classify
 from segjax.reporting import Report, Section, Table
 from segjax.storage import read_json, to_json, write_outputs
 from segjax.training.config import from_leaves, leaves
+from segjax.training.network import make_model, preprocessing_of
 from segjax.training.objective import hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
-from segjax.training.state import init_state, make_model, preprocessing_of
-from segjax.training.train_step import make_train_step
+from segjax.training.train_step import init_state, make_train_step
 
 _QUESTION = (
     "The recipe's author reports 0.78, and 0.835 with growing crops and a weight on boundaries, by a score that is "

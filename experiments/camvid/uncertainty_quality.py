@@ -30,8 +30,8 @@ from segjax.reporting import Table, markdown, png, show
 from segjax.reporting.run_page import LOG_SPAN, error_histogram, log_of
 from segjax.storage import say, to_json, write_outputs
 from segjax.trained_run import load_run
+from segjax.training.network import preprocessing_of
 from segjax.training.provenance import provenance
-from segjax.training.state import preprocessing_of
 
 RATE = 0.2
 HEADS = (3, 30)

@@ -23,7 +23,7 @@ from segjax.reporting import Picture, Section, Spread, Table, heatmap, png
 from segjax.trained_run import load_run
 from segjax.training import open_split
 from segjax.training.checkpoint import FOLDER
-from segjax.training.state import task_of
+from segjax.training.train_step import task_of
 
 GAMMA, ALPHA = "objective.gamma", "objective.alpha"
 

@@ -27,10 +27,10 @@ from segjax.training.config import CONFIG_FILE, ConfigError, no_effect, with_fou
 from segjax.training.evaluation import count_batches, eval_scalars, headline
 from segjax.training.loop import device_arrays, open_splits, train_batches
 from segjax.training.metrics_writer import METRICS_FILE, append, drop_after, read_log
+from segjax.training.network import make_model
 from segjax.training.objective import GradientBudget, budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
-from segjax.training.state import TrainState, init_state, make_model, task_of
-from segjax.training.train_step import make_train_step
+from segjax.training.train_step import TrainState, init_state, make_train_step, task_of
 
 RESULT_FILE = "cell.json"
 
@@ -79,10 +79,10 @@ def compile_sweep(
     for key in ("evaluate_examples", "patience"):
         if config.training[key] is not None:
             raise ConfigError(no_effect(f"training.{key}", config.training[key], "a sweep of parallel cells", None))
-    *sources, lines = open_splits(config)
+    config, *sources, lines = open_splits(config)
     for line in lines:
         print(line, file=sys.stderr, flush=True)
-    config, classes = with_found_data(config, sources[0]), len(sources[0].label_set.names)
+    classes = len(sources[0].label_set.names)
     model = make_model(config, classes)
     makers = make_train_step, task_of(config).make_eval_step
     train_step, eval_step = (make(config, model, classes, None) for make in makers)

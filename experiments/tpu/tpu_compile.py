@@ -44,9 +44,9 @@ from segjax.reporting import Report, Section, Table, show
 from segjax.storage import say
 from segjax.training import ConfigError, parallel, validate
 from segjax.training.config import input_shape
+from segjax.training.network import make_model
 from segjax.training.objective import Hyperparams, hparams_at, hparams_from_config, phases
-from segjax.training.state import init_state, make_model
-from segjax.training.train_step import make_train_step
+from segjax.training.train_step import init_state, make_train_step
 
 # Height and width of the loader's images; data sets that are not listed have their size in the config.
 NATIVE_SIZES = {

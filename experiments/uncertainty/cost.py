@@ -25,8 +25,8 @@ from segjax.inference.augmentation import SYMMETRIES
 from segjax.inference.monte_carlo import linear_head, uncertainty_of
 from segjax.metrics.anomaly import Gaussians
 from segjax.reporting import Report, Section, Table
+from segjax.training.network import make_model
 from segjax.training.provenance import provenance
-from segjax.training.state import make_model
 
 CLASSES, MEMBERS = 11, 5
 CLEAN = "one pass: mask and entropy"

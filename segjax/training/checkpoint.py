@@ -38,7 +38,7 @@ from segjax.storage import (
 )
 from segjax.training.config import CONFIG_FILE, ConfigError
 from segjax.training.fields import DETECTORS
-from segjax.training.state import TrainState
+from segjax.training.train_step import TrainState
 
 FOLDER = "checkpoints"
 CHECKSUMS = "sha256.json"
@@ -308,7 +308,8 @@ def trained_variables(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       FileNotFoundError, CheckpointError, StorageError: as `find_run` and `restore_newest`.
     """
-    return restore_newest(*find_run(path), None).variables
+    workdir, which = find_run(path)
+    return restore_newest(workdir, which, None).variables
 
 
 def with_pretrained(state: TrainState, config: ConfigDict) -> TrainState:

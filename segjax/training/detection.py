@@ -1,6 +1,6 @@
 """The task of a detector: objective, detections of an evaluation and their scores, and pictures.
 
-`segjax.training.state.task_of` lists the functions that a task has.
+`segjax.training.train_step.task_of` lists the functions that a task has.
 
 The objects are those of the `object_ids` of masks, whose boxes are computed on the device, or the boxes of COCO
 annotations, which move with the pixels of their image.
@@ -24,8 +24,9 @@ from segjax.data.objects import ImageBoxes, image_boxes
 from segjax.data.resize import equal_sizes
 from segjax.inference.detector import AnchorOptions, Detector, detect_in_output, fitted_sizes
 from segjax.models import DetectorOutput
+from segjax.training.network import images_of, preprocessing_of
 from segjax.training.objective import BINARY_LOSSES, Hyperparams, mined_mean
-from segjax.training.state import TrainState, images_of, preprocessing_of
+from segjax.training.train_step import TrainState
 
 MIN_VISIBLE = 0.25
 """Smallest share of a COCO box inside the augmented image; an object of which less is visible is left out."""

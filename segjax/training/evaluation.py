@@ -19,7 +19,7 @@ from segjax.storage import printable, read_json
 from segjax.training.objective import Hyperparams, hparams_from_config
 from segjax.training.parallel import DeviceMapping
 from segjax.training.segmentation import scores, split_facts, sum_batches
-from segjax.training.state import TrainState, task_of
+from segjax.training.train_step import TrainState, task_of
 
 _ADDED_AS = {"i": np.int64, "u": np.int64, "f": np.float64}
 _DEVICE_KEYS = ("image", "label", "size", "where", "index")  # file names stay on the host

@@ -36,10 +36,10 @@ from segjax.training.config import (
 )
 from segjax.training.evaluation import Progress, Scores, eval_scalars, evaluate, headline
 from segjax.training.metrics_writer import METRICS_FILE, MetricsWriter
+from segjax.training.network import make_model, network_size
 from segjax.training.objective import budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import differences, provenance, run_record
-from segjax.training.state import init_state, learning_rate_leap, make_model, network_size, task_of
-from segjax.training.train_step import make_train_step
+from segjax.training.train_step import init_state, learning_rate_leap, make_train_step, rare_train_ids, task_of
 
 SCORES_FILE = "scores.json"
 # Saved beside the loader's position: the step still has to be scored; config, code, device and data of its training;
@@ -96,8 +96,7 @@ def train(
     # Before the data set is opened, and perhaps prepared, because the model checks the config against the classes.
     names = label_set(config.data).names
     model = make_model(config, len(names), axis_name)
-    train_source, eval_source, lines = open_splits(config)
-    found = with_found_data(config, train_source)
+    found, train_source, eval_source, lines = open_splits(config)
     earlier, config = found if earlier is config else earlier, found
     settings, config_changes = comparable(config), changes_since(earlier, config)
     made_by = run_record(settings, origin, {"training data": train_source, "evaluation data": eval_source})
@@ -106,10 +105,10 @@ def train(
     for line in lines:
         say(line, console)
 
-    state = init_state(config, model)
+    state, task = init_state(config, model), task_of(config)
     train_step = make_train_step(config, model, len(names), axis_name)
     train_step = mapping.map_step(train_step, arguments=3, donate=config.training.donate)
-    task, part, patience, steps = task_of(config), eval_source, config.training.patience, config.training.steps
+    part, patience, steps = eval_source, config.training.patience, config.training.steps
     if config.training.evaluate_examples is not None and config.training.evaluate_examples < len(eval_source):
         part = Part(eval_source, config.training.evaluate_examples)
     predictor = task.make_predictor(config, model, None)
@@ -133,8 +132,6 @@ def train(
                 f"config.training.steps = {steps}, but {workdir} has been trained for {start} steps already; expected "
                 f"at least {start}, or another --workdir"
             )
-        if leap := learning_rate_leap(start, earlier, config):
-            say(leap, console)
         state, position, changes = mapping.everywhere(state), {}, []
         batches = stack.enter_context(contextlib.closing(train_batches(config, train_source)))
         if start:
@@ -150,6 +147,9 @@ def train(
         # After the last step nothing is trained with another config, which would describe the network wrongly.
         if hosts.is_first_host() and not (ended and (workdir / CONFIG_FILE).exists()):
             write_config(workdir / CONFIG_FILE, config)
+        if leap := learning_rate_leap(start, earlier, config):
+            say(leap, console)
+        hparams, plan = hparams_from_config(config), phases(config)
         batch_size = config.training.global_batch
         say(
             f"{config.data.name}: {len(train_source)} training and {len(eval_source)} evaluation images"
@@ -163,7 +163,6 @@ def train(
         writer = MetricsWriter(log_folder, start=start, steps=steps, examples_per_step=batch_size, console=console)
         writer = stack.enter_context(writer)
 
-        hparams, plan = hparams_from_config(config), phases(config)
         prefetched = deque()  # (batch on the devices, file names, loader position after it)
         unchecked = deque()  # (step, its numbers, file names)
         nonfinite_in_a_row, scores = 0, None
@@ -264,21 +263,23 @@ def train(
     return Scores(scores)
 
 
-def open_splits(config: ConfigDict) -> tuple[Source, Source, list[str]]:
-    """Returns the training and the evaluation split, and lines about them for the user.
+def open_splits(config: ConfigDict) -> tuple[ConfigDict, Source, Source, list[str]]:
+    """Returns the config `with_found_data`, the training and the evaluation split, and lines about them for the user.
 
     Raises: ConfigError, DataError as `open_split` and `with_found_data`.
     """
+    rare_train_ids(config)  # refuses unknown names before a data set is opened
     train_split, eval_split = config.data.train_split, config.data.eval_split
     train = open_split(config.data, train_split)
-    evaluation = open_split(with_found_data(config, train).data, eval_split, mark_unseen=True)
+    found = with_found_data(config, train)
+    evaluation = open_split(found.data, eval_split, mark_unseen=True)
     lines = [*train.notes, *check_split(train, train_split), *check_split(evaluation, eval_split)]
     if eval_split == train_split:
         lines.append(
             f"warning: config.data.eval_split = {eval_split!r} is the training split, so its scores are too "
             "optimistic; choose another split"
         )
-    return train, evaluation, lines
+    return found, train, evaluation, lines
 
 
 def _described_pixels(source: Source) -> str:

@@ -1,7 +1,8 @@
 """The task of classes that overlap: one sigmoid per class, its objective, counts and scores.
 
-`segjax.training.state.task_of` lists the functions that a task has. Labels are train ids of `LabelSet.combinations`, so
-that augmentation, cropping and void are those of segmentation; the targets of each class are looked up on the device.
+`segjax.training.train_step.task_of` lists the functions that a task has. Labels are train ids of
+`LabelSet.combinations`, so that augmentation, cropping and void are those of segmentation; the targets of each class
+are looked up on the device.
 """
 
 import math

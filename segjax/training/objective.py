@@ -236,13 +236,6 @@ def pixel_loss(config: ConfigDict) -> Callable:
     return adjusted
 
 
-def num_outputs(config: ConfigDict, num_classes: int) -> int:
-    """Returns the number of logits per pixel: one per class, and one for a void class; or 1 for a binary loss."""
-    if config.objective.loss in BINARY_LOSSES and not config.data.multilabel:
-        return 1
-    return num_classes + (config.objective.void == "class")
-
-
 def targets(
     labels: Int[Array, "*B H W"], num_classes: int, void: str
 ) -> tuple[Int[Array, "*B H W"], Bool[Array, "*B H W"]]:

@@ -1,6 +1,6 @@
 """The task of a segmentation network: objective, counts of an evaluation and their scores, and pictures.
 
-`segjax.training.state.task_of` lists the functions that a task has.
+`segjax.training.train_step.task_of` lists the functions that a task has.
 """
 
 import math
@@ -19,6 +19,7 @@ from segjax.collectives import psum
 from segjax.data import UNSEEN, VOID, Source, colorize
 from segjax.inference.forward import Ensemble, Preprocessing, class_logits, classify, log_odds
 from segjax.models import Segmentation
+from segjax.training.network import images_of, preprocessing_of
 from segjax.training.objective import (
     BINARY_LOSSES,
     Hyperparams,
@@ -28,7 +29,7 @@ from segjax.training.objective import (
     region_loss,
     targets,
 )
-from segjax.training.state import TrainState, images_of, preprocessing_of
+from segjax.training.train_step import TrainState
 
 # Parts of the objective that are means over pixels: each microbatch has a share in each.
 _SHARES = ("pixel_loss", "penalty", "margin_penalty", "outlier_loss")

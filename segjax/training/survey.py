@@ -32,7 +32,7 @@ from segjax.data.resize import resize_nearest
 from segjax.data.splits import folder_options
 from segjax.training.config import ConfigError, changed, from_leaves, leaves, validate
 from segjax.training.fields import FIELDS
-from segjax.training.state import make_model
+from segjax.training.network import make_model
 
 Value = int | tuple[int, ...]  # of a mask: an id, or a colour
 SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)

@@ -1,9 +1,16 @@
-"""The training step of one device, a pure function of (state, batch, hyperparameters) that `parallel` maps."""
+"""The state of a run, and the training step: a pure function of (state, batch, hyperparameters) that `parallel` maps.
 
+The step is that of one device.
+"""
+
+import math
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any
 
+import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +18,170 @@ import optax
 from ml_collections import ConfigDict
 
 from segjax.collectives import next_example, pmean
+from segjax.data import VOID, label_set
 from segjax.data.augment import augment, copy_paste, example_keys, paste_outliers
-from segjax.data.labels import VOID
 from segjax.inference.forward import Ensemble
 from segjax.models import Network, RetinaNet
-from segjax.training.objective import Hyperparams, gradient_budget, targets
-from segjax.training.state import TrainState, make_optimizer, rare_train_ids, schedule, task_of
+from segjax.training.config import ConfigError, input_shape
+from segjax.training.fields import DETECTORS
+from segjax.training.objective import (
+    Hyperparams,
+    gradient_budget,
+    hparams_at,
+    hparams_from_config,
+    phases,
+    targets,
+)
 
 # Folded into the run's key where augmentation folds in the step, which never gets this large.
 _DROPOUT = np.uint32(2**32 - 1)
+
+
+def task_of(config: ConfigDict) -> ModuleType:
+    """Returns the module of the task of `config`: `training.detection`, `training.multilabel` or else `segmentation`.
+
+    All have the functions `make_objective`, `make_truth`, `microbatch_shares`, `make_eval_step`, `score_batches`,
+    `make_predictor` and `example_sheet`.
+    """
+    if config.data.box_classes:
+        from segjax.training import detection  # loaded for detectors only
+
+        return detection
+    if config.data.multilabel:
+        from segjax.training import multilabel  # loaded for classes that overlap only
+
+        return multilabel
+    from segjax.training import segmentation
+
+    return segmentation
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State of a run between two steps; the loader's position is saved beside it.
+
+    All arrays of an ensemble but `step` and `skipped` have a leading axis of its members.
+    """
+
+    step: Any  # int32 scalar, the number of steps taken
+    params: Any  # the model's parameters, float32
+    batch_stats: Any  # running statistics of batch norm; empty for other norms
+    opt_state: Any  # optax's state
+    ema: Any  # moving averages of `params` and `batch_stats`, by these names, for evaluation; or None
+    skipped: Any  # int32 scalar, the number of steps skipped, by any member, as not finite; None if none may be skipped
+    key: Any  # the run's PRNG key, which never changes: every use folds in (step, global example index)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Variables for evaluation: the moving averages if there are any, else the current ones."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters of the network, or of all members."""
+        return optax.tree.size(self.params)
+
+
+def init_state(config: ConfigDict, model: nn.Module | Ensemble) -> TrainState:
+    """Returns the state before the first step, a pure function of `config.seed`.
+
+    Each member of an ensemble has its own key for initialisation, augmentation and dropout. Member 0 uses the key of a
+    single network. `checkpoint.with_pretrained` loads pretrained weights into the state.
+    """
+    key = jax.random.key(config.seed)
+    if not isinstance(model, Ensemble):
+        return _init_network(config, model, key)
+    keys = [key, *(jax.random.fold_in(key, member) for member in range(1, model.members))]
+    states = [_init_network(config, model.network, one) for one in keys]
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
+    return stacked.replace(step=states[0].step, skipped=states[0].skipped)
+
+
+def _init_network(config: ConfigDict, model: nn.Module, key: jax.Array) -> TrainState:
+    init_key, run_key = jax.random.split(key)
+    images = jnp.zeros((1, *input_shape(config)))
+    # The mapped axis exists only inside the mapped step, and parameters do not depend on it. The prior is left out so
+    # that a sweep over π compiles one initialisation.
+    variables = _initial_variables(model.clone(axis_name=None, head_bias=None), init_key, images)
+    if model.head_bias is not None:
+        linear = variables["params"]["classification" if config.model.name in DETECTORS else "head"]["linear"]
+        anchors = linear["bias"].size // model.num_classes  # per cell; 1 unless the network is a detector
+        bias = np.tile(model.head_bias, anchors)
+        linear["bias"] = jnp.asarray(bias, linear["bias"].dtype)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    averaged = None
+    if config.training.ema_decay is not None:
+        # Copies, because a buffer cannot be donated twice.
+        averaged = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=make_optimizer(config).init(params),
+        ema=averaged,
+        skipped=jnp.int32(0) if config.training.skip_nonfinite else None,
+        key=run_key,
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _initial_variables(model: nn.Module, key: jax.Array, images: jax.Array) -> dict[str, Any]:
+    return model.init(key, images, train=False)
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns the optax transformation without the learning rate, which is traced and applied by the train step.
+
+    Weight decay applies to kernels (arrays of two or more axes): decoupled in AdamW, added to the gradient in Adam and
+    SGD.
+    """
+    options = config.optimizer
+    decay = optax.add_decayed_weights(
+        options.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    )
+    direction = {
+        "adamw": (optax.scale_by_adam(b1=options.momentum), decay),
+        "adam": (decay, optax.scale_by_adam(b1=options.momentum)),
+        "sgd": (decay, optax.trace(options.momentum)),
+    }[options.name]
+    clip = (optax.clip_by_global_norm(options.clip_norm),) if options.clip_norm else ()
+    return optax.chain(*clip, *direction)
+
+
+def schedule(config: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Builds `f(peak, step)`: linear warm-up, then `optimizer.schedule`. All phases of a run share it but for the peak.
+
+    "cosine" and "polynomial" (DeepLab's (1 - t)^0.9) end at 0 at the last step; "constant" stays.
+    """
+    steps = config.training.steps
+    warmup = max(1, round(config.optimizer.warmup_fraction * steps))
+    rest = max(1, steps - warmup)
+    after = {
+        "cosine": optax.cosine_decay_schedule(1.0, rest),
+        "polynomial": optax.polynomial_schedule(1.0, 0.0, 0.9, rest),
+        "constant": optax.constant_schedule(1.0),
+    }[config.optimizer.schedule]
+    shape = optax.join_schedules([optax.linear_schedule(1 / warmup, 1.0, warmup), after], [warmup])
+    return lambda peak, step: peak * shape(step)
+
+
+def learning_rate_at(step: int, config: ConfigDict) -> float:
+    """Returns the learning rate of `step`, counted from 1; steps after the last have the last rate."""
+    step = min(step, config.training.steps)
+    peak = hparams_at(step, hparams_from_config(config), phases(config)).learning_rate
+    return float(schedule(config)(peak, step - 1))
+
+
+def learning_rate_leap(step: int, earlier: ConfigDict, config: ConfigDict) -> str:
+    """Returns a warning if the learning rate leaps at `step`, from which a run is resumed; "" if it does not."""
+    old, new = (learning_rate_at(step, each) for each in (earlier, config)) if step else (0, 0)
+    if math.isclose(old, new, rel_tol=1e-3):
+        return ""
+    keep = "config.optimizer.schedule=constant --config.optimizer.warmup_fraction=0 --config.optimizer.learning_rate"
+    return (
+        f"warning: the learning rate of step {step} was {old:.3g}, and is {new:.3g} under the changed config. To "
+        f"carry on at the old rate: --{keep}={old:.3g}"
+    )
 
 
 def split(batch: Any, count: int) -> Any:
@@ -47,6 +209,32 @@ def accumulated(loss_and_gradients: Callable, params: Any, batch_stats: Any, mic
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, parts, gradients))
     (batch_stats, (loss, parts, gradients)), _ = jax.lax.scan(add, (batch_stats, zeros), microbatches)
     return loss, parts, batch_stats, gradients
+
+
+def rare_train_ids(config: ConfigDict) -> tuple[int | tuple[int, ...], ...]:
+    """Returns the train ids of `augment.rare_classes`, one per class; () without rare crops and copy-paste.
+
+    Of a class that overlaps others, they are those of all combinations with it.
+
+    Raises:
+      ConfigError: a name is not a class, or the data set has more than two classes and none is named.
+    """
+    names = tuple(config.augment.rare_classes)
+    if config.augment.rare_crops is config.augment.copy_paste is None:
+        return ()
+    labels = label_set(config.data)
+    if not names and labels.num_classes == 2 and not config.data.multilabel:
+        return (labels.rare,)
+    unknown = [name for name in names if name not in labels.names]
+    if unknown or not names:
+        raise ConfigError(
+            f"config.augment.rare_classes must name classes of {config.data.name}, {', '.join(labels.names)}; got "
+            f"{names!r}"
+        )
+    classes = [labels.names.index(name) for name in names]
+    if labels.combinations is None:
+        return tuple(classes)
+    return tuple(tuple(np.flatnonzero(labels.combinations[:, index]).tolist()) for index in classes)
 
 
 def make_augmentation(config: ConfigDict, axis_name: str | None) -> Callable:
@@ -100,9 +288,9 @@ def make_train_step(
     if isinstance(model, Ensemble):
         return _member_steps(make_train_step(config, model.network, num_classes, axis_name), model.members)
     optimizer, learning_rate, task = make_optimizer(config), schedule(config), task_of(config)
-    objective, has_dropout = task.make_objective(config, num_classes), isinstance(model, Network)
-    augmentation = make_augmentation(config, axis_name)
+    augmentation, objective = make_augmentation(config, axis_name), task.make_objective(config, num_classes)
     num_microbatches, measures_budget = config.training.accumulate, config.training.gradient_budget
+    has_dropout = isinstance(model, Network)
 
     def step(state: TrainState, batch: dict[str, jax.Array], hparams: Hyperparams):
         keys = example_keys(state.key, state.step, batch["index"])

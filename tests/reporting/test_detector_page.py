@@ -13,7 +13,8 @@ from segjax.reporting import detector_page, figures, html
 from segjax.reporting.detector_page import DetectorInspection, ShownDetections, detector_report, inspect_detector
 from segjax.trained_run import TrainedRun, score_run
 from segjax.training import defaults
-from segjax.training.state import init_state, make_model
+from segjax.training.network import make_model
+from segjax.training.train_step import init_state
 
 LOG = [{"step": i, "train/loss": 2 / i, "train/class_loss": 1 / i, "train/box_loss": 1 / i} for i in (1, 2, 3, 4)]
 SCORED = [{"step": 4, "eval/ap": 0.5, "eval/ap50": 0.75} | {f"eval/ap/class {i}": 0.5 for i in range(32)}]

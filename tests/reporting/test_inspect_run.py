@@ -14,7 +14,8 @@ from segjax.reporting import run_page
 from segjax.reporting.run_page import best_and_worst, inspect_run
 from segjax.trained_run import TrainedRun, score_run
 from segjax.training import defaults
-from segjax.training.state import init_state, make_model
+from segjax.training.network import make_model
+from segjax.training.train_step import init_state
 
 
 def fresh_run(config):

@@ -11,8 +11,8 @@ import rich.console
 from ml_collections import ConfigDict
 
 from segjax.training import defaults, train
-from segjax.training.state import init_state, make_model
-from segjax.training.train_step import make_train_step
+from segjax.training.network import make_model
+from segjax.training.train_step import init_state, make_train_step
 
 
 @pytest.fixture(scope="session")

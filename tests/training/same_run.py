@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from segjax.training import defaults, hosts, parallel
+from segjax.training.network import make_model
 from segjax.training.objective import hparams_from_config
 from segjax.training.segmentation import make_eval_step
-from segjax.training.state import init_state, make_model
-from segjax.training.train_step import make_train_step
+from segjax.training.train_step import init_state, make_train_step
 
 STEPS, EXAMPLES = 20, 4
 # Adam divides by small numbers, which amplifies rounding: it is compared in float64.

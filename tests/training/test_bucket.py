@@ -19,7 +19,8 @@ from segjax.storage import path_of
 from segjax.training import StorageError, train
 from segjax.training.checkpoint import CheckpointError, Checkpoints
 from segjax.training.config import leaves
-from segjax.training.state import init_state, make_model
+from segjax.training.network import make_model
+from segjax.training.train_step import init_state
 
 pytestmark = pytest.mark.slow  # starts processes and a server
 

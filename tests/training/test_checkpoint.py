@@ -10,7 +10,8 @@ import pytest
 from etils import epath
 
 from segjax.training.checkpoint import CheckpointError, Checkpoints, restore_newest
-from segjax.training.state import init_state, make_model
+from segjax.training.network import make_model
+from segjax.training.train_step import init_state
 
 
 @pytest.fixture(scope="module")

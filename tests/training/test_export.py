@@ -19,7 +19,8 @@ from segjax.inference import PredictOptions, draw_boxes, standalone_predict
 from segjax.inference.predictor import fingerprint
 from segjax.trained_run import TrainedRun
 from segjax.training.config import ConfigError
-from segjax.training.state import init_state, make_model
+from segjax.training.network import make_model
+from segjax.training.train_step import init_state
 
 # Batch and sizes; only the second is of multiples of the network's.
 SHAPES = ((1, 37, 50, 3), (3, 24, 32, 3))

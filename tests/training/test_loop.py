@@ -18,8 +18,9 @@ from segjax.storage import StorageError, reserve
 from segjax.trained_run import load_run, score_run
 from segjax.training import CheckpointError, ConfigError, NonFiniteLoss, Terminated, loop, segmentation, train
 from segjax.training.checkpoint import Checkpoints
+from segjax.training.network import make_model
 from segjax.training.provenance import run_record
-from segjax.training.state import init_state, learning_rate_at, make_model
+from segjax.training.train_step import init_state, learning_rate_at
 
 VITAL = ("loss", "grad_norm", "param_norm")
 

@@ -27,9 +27,9 @@ from segjax.training.multilabel import (
     microbatch_shares,
     scores,
 )
+from segjax.training.network import make_model
 from segjax.training.objective import hparams_from_config
-from segjax.training.state import init_state, make_model, rare_train_ids, task_of
-from segjax.training.train_step import make_augmentation, split
+from segjax.training.train_step import init_state, make_augmentation, rare_train_ids, split, task_of
 
 RNG = np.random.default_rng(0)
 SIZE = (8, 12)

@@ -17,7 +17,6 @@ from segjax.training.objective import (
     gradient_budget,
     hparams_at,
     hparams_from_config,
-    num_outputs,
     phases,
     targets,
 )
@@ -28,19 +27,12 @@ LABELS = RNG.integers(0, CLASSES, SHAPE).astype(np.int32)
 LABELS[:, :2, :3] = VOID
 
 
-def test_targets_and_num_outputs_void():
+def test_targets_void():
     labels, where = targets(jnp.asarray(LABELS), CLASSES, "class")
     assert labels.max() == CLASSES
     assert bool(where.all())
     _, where = targets(jnp.asarray(LABELS), CLASSES, "ignore")
     np.testing.assert_array_equal(where, LABELS != VOID)
-    config = defaults()
-    config.objective.loss, found = "softmax_cross_entropy", []
-    for config.objective.void in ("ignore", "class"):
-        found.append(num_outputs(config, CLASSES))
-    assert found == [CLASSES, CLASSES + 1]
-    config.objective.loss = "sigmoid_focal"
-    assert num_outputs(config, 2) == 1
 
 
 # The gradient budget.

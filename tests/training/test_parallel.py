@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from segjax.training import ConfigError, parallel
+from segjax.training.network import make_model
 from segjax.training.objective import hparams_from_config
 from segjax.training.segmentation import make_eval_step
-from segjax.training.state import init_state, make_model
-from segjax.training.train_step import make_train_step
+from segjax.training.train_step import init_state, make_train_step
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, (4, 40, 56)).astype(np.uint8)

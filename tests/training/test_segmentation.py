@@ -21,13 +21,8 @@ from segjax.data.resize import resize
 from segjax.inference import Ensemble, Preprocessing
 from segjax.models import Segmentation
 from segjax.training import defaults
-from segjax.training.objective import (
-    BINARY_LOSSES,
-    PIXEL_LOSSES,
-    REGION_LOSSES,
-    hparams_from_config,
-    num_outputs,
-)
+from segjax.training.network import make_model, num_outputs, preprocessing_of
+from segjax.training.objective import BINARY_LOSSES, PIXEL_LOSSES, REGION_LOSSES, hparams_from_config
 from segjax.training.segmentation import (
     make_eval_step,
     make_objective,
@@ -36,7 +31,7 @@ from segjax.training.segmentation import (
     sum_over_strips,
     unknown_scores,
 )
-from segjax.training.state import TrainState, init_state, make_model, preprocessing_of
+from segjax.training.train_step import TrainState, init_state
 
 RNG = np.random.default_rng(0)
 CLASSES, HEADS, SHAPE = 3, 4, (2, 6, 8)

@@ -30,10 +30,11 @@ from segjax.training import defaults, open_split
 from segjax.training.config import ConfigError, from_leaves, leaves
 from segjax.training.detection import make_predictor
 from segjax.training.fields import DETECTORS, FIELDS, NETWORKS
+from segjax.training.network import make_model, preprocessing_of
 from segjax.training.objective import hparams_from_config
 from segjax.training.segmentation import make_eval_step
 from segjax.training.segmentation import scores as evaluation_scores
-from segjax.training.state import init_state, make_model, preprocessing_of
+from segjax.training.train_step import init_state
 
 
 def test_eval_step_counts_every_labelled_pixel_at_native_resolution(parts, batch):

@@ -9,7 +9,7 @@ from segjax.models.upsampling import UPSAMPLINGS
 from segjax.reporting import markdown
 from segjax.trained_run import TrainedRun, model_of
 from segjax.training import ConfigError
-from segjax.training.state import init_state
+from segjax.training.train_step import init_state
 
 TINY = {
     "data.scene_size": (64, 96),

@@ -9,7 +9,8 @@ from experiments.camvid.crf_table import PLAIN, Setting
 from segjax.reporting import as_markdown
 from segjax.trained_run import TrainedRun, score_run
 from segjax.training import open_split
-from segjax.training.state import init_state, make_model
+from segjax.training.network import make_model
+from segjax.training.train_step import init_state
 
 CRF = Setting("both kernels", 1, 1, 10, 3)
 

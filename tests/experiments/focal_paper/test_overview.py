@@ -6,7 +6,8 @@ import pytest
 from experiments.focal_paper import overview
 from segjax.data import label_set
 from segjax.trained_run import TrainedRun
-from segjax.training.state import init_state, make_model
+from segjax.training.network import make_model
+from segjax.training.train_step import init_state
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from experiments.focal_paper import prior_init
 from experiments.sweep import paper_report
 from segjax.configs import prior_init as config
 from segjax.data.augment import prepare
-from segjax.training.state import init_state, make_model
+from segjax.training.network import make_model
+from segjax.training.train_step import init_state
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from experiments.tpu.tpu_slices import CHIPS
 from segjax.configs import cityscapes_unet_recipe
 from segjax.data import label_set
 from segjax.training import ConfigError
-from segjax.training.state import init_state, make_model
+from segjax.training.network import make_model
+from segjax.training.train_step import init_state
 
 RESULT = Path(tpu_compile.__file__).parents[1] / "results" / "tpu_compile.json"
 TINY = {

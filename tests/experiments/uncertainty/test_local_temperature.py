@@ -6,7 +6,7 @@ from experiments.uncertainty import local_temperature
 from segjax import metrics
 from segjax.data import label_set
 from segjax.trained_run import TrainedRun, model_of
-from segjax.training.state import init_state
+from segjax.training.train_step import init_state
 
 RNG = np.random.default_rng(0)
 
