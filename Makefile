@@ -5,8 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 WORKERS ?= 2
-# What `make test` is told besides, for instance `TESTS=tests/losses`.
+# What `make test` and `make test-slow` are told besides, for instance `TESTS=tests/losses`.
 TESTS ?=
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# XLA's older code generator compiles in less time. The slow tests of losses, prediction and the training step are compiled
+# by the default one, which users run.
+DEFAULT_COMPILATION := tests/losses tests/inference tests/training/test_train_step.py
 REPORTS := focal_ablation prior_init sgd_focal ohem_vs_focal focal_star loss_curves training_length
 
 .PHONY: help setup ablation reproduce benchmark faults docs test test-slow lint format clean
@@ -62,10 +66,11 @@ docs: $(DOCS_READY)
 	@echo "wrote site/index.html"
 
 test: $(READY)
-	SEGJAX_FAST_COMPILATION=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(TESTS)
+	SEGJAX_FAST_COMPILATION=1 $(PYTEST) -m "not slow" $(TESTS)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(TESTS)
+	$(if $(TESTS),,$(PYTEST) -m slow $(DEFAULT_COMPILATION))
+	SEGJAX_FAST_COMPILATION=1 $(PYTEST) -m slow $(or $(TESTS),$(DEFAULT_COMPILATION:%=--ignore=%))
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -23,8 +23,9 @@ os.environ["XLA_FLAGS"] = (
     " --xla_cpu_enable_concurrency_optimized_scheduler=false"
     " --xla_cpu_parallel_codegen_split_count=1"
 )
-# XLA's older code generator compiles in less time, and `make test` sets the variable. The slow tests, and the second
-# interpreter, whose jaxlib does not have it, use the one that users run.
+# XLA's older code generator compiles in less time, and `make test` and `make test-slow` set the variable. The default
+# one, which users run, compiles a part of the slow tests (see the Makefile) and, on the second interpreter, whose
+# jaxlib has no other, all tests.
 if os.environ.get("SEGJAX_FAST_COMPILATION") and importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # A waiting device holds a thread, and XLA's pool would have one thread per device only.
