@@ -49,7 +49,8 @@ _PIXELS = 2**17
 def main(argv: list[str]) -> None:
     """Applies the network to every image of the split, and writes the scaling and the guarantee."""
     cli.refuse_arguments(argv)
-    console, run = rich.console.Console(), load_run(FLAGS.checkpoint, data_fields=cli.data_fields("config"))
+    console = rich.console.Console()
+    run = load_run(FLAGS.checkpoint, data_fields=cli.data_fields("config"), multilabel=True)
     split, scaling = FLAGS.split or run.config.data.eval_split, FLAGS.scaling
     positive = _class_of_risk(run)
     if scaling == "none" and FLAGS.risk is None:
@@ -154,6 +155,9 @@ def calibrate(
       level: bound of the expected risk.
       positive: index of the class of "fnr".
 
+    Of classes that overlap, each is a binary problem: "temperature" is one factor of all log odds, and "class" one per
+    class.
+
     Returns:
       "images", their number; "data", their digest; "scaling", with the scores before and after, or None; "guarantee",
       or None.
@@ -165,18 +169,32 @@ def calibrate(
             f"--scaling={scaling}: the network has one output, the log odds of {run.label_set.names[1]}, which "
             "one factor scales; use --scaling=temperature"
         )
+    combinations = run.label_set.combinations
+    for flag, value in (("scaling", scaling), ("risk", risk)):
+        if combinations is not None and value in ("vector", "miscoverage"):
+            other = {"vector": "use --scaling=class", "miscoverage": "use --risk=fnr --class=NAME"}[value]
+            raise ConfigError(
+                f"--{flag}={value} is for one class per pixel; the classes of {run.name} overlap: {other}"
+            )
     fraction = 0.0 if scaling == "none" else min(1.0, _PIXELS / sum(height * width for height, width in source.sizes))
-    count = partial(_count_image, fraction=fraction, risk=risk, family=family, positive=positive)
+    options = {"fraction": fraction, "risk": risk, "family": family, "positive": positive}
+    count = partial(_count_image, **options, combinations=combinations)
     counts, names = image_counts(run, source, count), run.label_set.names
     found: dict[str, Any] = {"images": len(source), "data": source.digest, "scaling": None, "guarantee": None}
     if scaling != "none":
         strips = [strip for one in counts for strip in zip(*one["sample"], strict=True)]
         where = np.concatenate([keep for _, _, keep in strips])
         logits, labels = (np.concatenate([strip[i] for strip in strips])[where] for i in (0, 1))
-        found["scaling"] = fit(logits.astype(np.float32), labels, scaling)
+        logits = logits.astype(np.float32)
+        if combinations is None:
+            found["scaling"] = fit(logits, labels, scaling)
+        else:
+            found["scaling"] = fit_overlapping(logits, combinations[labels], scaling, names)
     if risk == "fnr":
         if family == "dilation":
-            histograms = [distances(one["mask"], source[i]["label"], positive) for i, one in enumerate(counts)]
+            histograms = [
+                distances(one["mask"], source[i]["label"], positive, combinations) for i, one in enumerate(counts)
+            ]
         else:
             histograms = [one["histogram"].sum(axis=0) for one in counts]
         found["guarantee"] = guarantee(np.stack(histograms), level, names[positive], family)
@@ -198,6 +216,7 @@ def _count_image(
     risk: str | None,
     family: str,
     positive: int | None,
+    combinations: Bool[np.ndarray, "ids C"] | None = None,
 ) -> dict[str, Any]:
     """Returns a sample of a `fraction` of the pixels, and a histogram, or the mask, for the risk."""
     counts = {}
@@ -208,13 +227,22 @@ def _count_image(
         flat = (logits.reshape(-1, logits.shape[-1]), labels.ravel(), where.ravel())
         counts["sample"] = tuple(values[pixels] for values in flat)
     if family == "dilation":
-        counts["mask"] = jnp.argmax(logits, axis=-1) == positive
+        overlapping = combinations is not None
+        counts["mask"] = logits[..., positive] > 0 if overlapping else jnp.argmax(logits, axis=-1) == positive
     elif risk == "fnr":
-        odds = metrics.class_log_odds(logits)[..., positive]
-        counts["histogram"] = metrics.score_histogram(odds, labels == positive, where=where)
+        odds = (logits if combinations is not None else metrics.class_log_odds(logits))[..., positive]
+        present = has_class(labels, positive, combinations)
+        counts["histogram"] = metrics.score_histogram(odds, present, where=where)
     elif risk == "miscoverage":
         counts["histogram"] = own_class_histograms(logits, labels, where, family)
     return counts
+
+
+def has_class(labels: Any, positive: int, combinations: Bool[np.ndarray, "ids C"] | None) -> Any:
+    """Returns True for the labels of a class; `combinations` are those of `LabelSet`, whose ids the labels are."""
+    if combinations is None:
+        return labels == positive
+    return (labels[..., None] == np.flatnonzero(combinations[:, positive])).any(axis=-1)
 
 
 def own_class_histograms(
@@ -251,11 +279,15 @@ def _count_sets(
 
 
 def distances(
-    strips: Bool[np.ndarray, "strips rows padded"], label: Integer[np.ndarray, "H W"], positive: int
+    strips: Bool[np.ndarray, "strips rows padded"],
+    label: Integer[np.ndarray, "H W"],
+    positive: int,
+    combinations: Bool[np.ndarray, "ids C"] | None = None,
 ) -> Int[np.ndarray, "2 bins"]:
     """Returns the `metrics.distance_histogram` of a class over `RADII`, for the mask of `image_counts`."""
     mask = strips.reshape(-1, strips.shape[-1])[: label.shape[0], : label.shape[1]]
-    return metrics.distance_histogram(mask, label == positive, RADII, where=label != VOID)
+    truth = has_class(label, positive, combinations)
+    return metrics.distance_histogram(mask, truth, RADII, where=label != VOID)
 
 
 def fit(logits: Float[np.ndarray, "pixels C"], labels: Int[np.ndarray, "pixels"], kind: str) -> dict[str, Any]:
@@ -271,6 +303,32 @@ def fit(logits: Float[np.ndarray, "pixels C"], labels: Int[np.ndarray, "pixels"]
         "pixels": len(labels),
         "before": calibration_scores(jnp.asarray(logits), labels),
         "after": calibration_scores(metrics.scale_logits(logits, scaling), labels),
+    }
+
+
+def fit_overlapping(
+    log_odds: Float[np.ndarray, "pixels C"], present: Bool[np.ndarray, "pixels C"], kind: str, names: Sequence[str]
+) -> dict[str, Any]:
+    """Returns the same as `fit` for classes that overlap: one factor of the log odds of all classes, or one per class.
+
+    Each pair of a pixel and a class counts once.
+    """
+    pairs, present = np.stack([np.zeros_like(log_odds), log_odds], axis=-1), present.astype(np.int32)
+    groups = [(slice(None), "")] if kind == "temperature" else [([c], f" of {name}") for c, name in enumerate(names)]
+    factors = []
+    for group, name in groups:
+        try:
+            factors.append(metrics.fit_scaling(pairs[:, group].reshape(-1, 2), present[:, group].ravel()).scale[0])
+        except ValueError as error:
+            raise ConfigError(f"--scaling={kind}{name}: {error}") from error
+    scale = np.broadcast_to(np.float32(factors), len(names))
+    return {
+        "kind": kind,
+        "scale": scale.tolist(),
+        "bias": [0.0] * len(names),
+        "pixels": len(log_odds),
+        "before": calibration_scores(jnp.asarray(pairs), present),
+        "after": calibration_scores(jnp.asarray(pairs * scale[:, None]), present),
     }
 
 

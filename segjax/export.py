@@ -46,7 +46,7 @@ FLAGS = flags.FLAGS
 MODEL_FILE, CARD_FILE, SCRIPT_FILE = "model.stablehlo", "card.json", "run.py"
 # Options of masks, which a detector does not have, and those of one class per pixel.
 _OF_MASKS = ("uncertainty", "values", "calibrated", "calibration", "guarantee", "class", "sets")
-_EXCLUSIVE = _OF_MASKS[1:]
+_EXCLUSIVE = ("values", "sets")
 
 
 def main(argv: list[str]) -> None:
@@ -171,6 +171,13 @@ def lower_network(
         found = {"mask": mask, "probabilities": jax.nn.softmax(calibrated)}
         return found | ({} if options.set_thresholds is None else {"sets": prediction_sets(logits, options)})
 
+    def overlapping_classes(log_odds: Float[Array, "..."]) -> dict[str, jax.Array]:
+        mask, calibrated = present_classes(log_odds, options)
+        if options.radius:
+            near = metrics.dilate(mask[..., options.positive], options.radius)
+            mask = mask.at[..., options.positive].set(near)
+        return {"mask": mask, "probabilities": jax.nn.sigmoid(calibrated)}
+
     def members_information(outputs: Float[Array, "..."]) -> Float[Array, "..."]:
         if preprocessing.multilabel:
             return metrics.mutual_information(class_logits(outputs[..., None], 2)).sum(axis=-1)
@@ -180,7 +187,7 @@ def lower_network(
         output = model.apply(variables, preprocessing.network_input(images), train=False)
         outputs = preprocessing.to_native(output.logits, images.shape[1:3])
         if preprocessing.multilabel:
-            found = {"mask": present_classes(outputs, options), "probabilities": jax.nn.sigmoid(outputs)}
+            found = overlapping_classes(outputs)
         else:
             found = exclusive_classes(class_logits(outputs, preprocessing.num_classes))
         if uncertainty and run.members > 1:
@@ -294,8 +301,10 @@ def _outputs(run: TrainedRun, uncertainty: bool) -> dict[str, str]:
     if run.config.data.multilabel:
         over_classes = ", sum over the classes"
         output = {
-            "mask": "bool [b, H, W, C], True for the classes of a pixel: those with a probability above 1/2",
-            "probabilities": "float32 [b, H, W, C], C the classes in their order, each independent of the others",
+            "mask": "bool [b, H, W, C], True for the classes of a pixel: those of a probability above 1/2; that of "
+            "`guarantee` by its rule",
+            "probabilities": "float32 [b, H, W, C], C the classes in their order, independent of each other; after "
+            "`scaling`, if there is one",
         }
     if uncertainty and run.members > 1:
         output["mutual_information"] = (

@@ -32,7 +32,7 @@ _OF_MASKS = ("class", "uncertainty", "uncertainty_max", "overlay", "probabilitie
 _OF_MASKS += ("contact_sheet", "at_precision", "guarantee", "sets", "calibrated", "calibration", "augment", "samples")
 _OF_MASKS += ("passes", "rate", "seed", "tile", "scale", "overlap", "batch")
 # Options of one class per pixel.
-_EXCLUSIVE = ("guarantee", "sets", "calibrated", "calibration", "values", "palette")
+_EXCLUSIVE = ("sets", "values", "palette")
 
 
 def main(argv: list[str]) -> None:

@@ -217,8 +217,8 @@ class Predictor:
     last, after averaging and resizing (Rahaman and Thiery, arXiv 2007.08792), and leaves the mask.
 
     With `preprocessing.multilabel` the classes are independent: p is the sigmoid per class, a pixel has every class of
-    p > 1/2, entropy and mutual information are sums over the classes, and the variance is their mean. There are no
-    scaling, sets and logit scores.
+    p > 1/2, entropy and mutual information are sums over the classes, and the variance is their mean. A scaling is of
+    the log odds. There are no sets and logit scores.
 
     `model` has one linear head, as `segjax.models.UNet`, or is an `Ensemble` of such networks, each of which adds its
     own samples. `variables` are its parameters and batch statistics, and the default options are
@@ -240,7 +240,7 @@ class Predictor:
         self.options = dataclasses.replace(options or PredictOptions(preprocessing.size), members=members)
         self._network, self._variables, self._probabilities = network, variables, probabilities
         if preprocessing.multilabel:
-            excluded = ("scaling", "radius", "logit_score", "set_thresholds")
+            excluded = ("logit_score", "set_thresholds")
             for name in (name for name in excluded if getattr(self.options, name) is not None):
                 raise ValueError(
                     f"{name} is of one class per pixel; got {getattr(self.options, name)!r} and multilabel"
@@ -331,7 +331,9 @@ class Predictor:
             for output, values in zip(outputs, _conclude(block, options, classes, multilabel), strict=True):
                 if output is not None:
                     output[rows, columns] = crop_block(values, rows, columns)
-        if options.radius:
+        if options.radius and multilabel:
+            _dilate_class(mask[..., options.positive], 1, options.radius)
+        elif options.radius:
             _dilate_class(mask, options.positive, options.radius)
         return Prediction(mask, uncertainties, probabilities, sets)
 
@@ -421,10 +423,10 @@ def _conclude(
     """Returns the class before dilation, the probabilities, the set and the uncertainties of logits or `_summarise`."""
     logits = maps[..., :num_classes]
     if multilabel:
-        pairs = class_logits(logits[..., None], 2)
-        entropy = metrics.predictive_entropy(pairs[None]).sum(axis=-1)
+        present, calibrated = present_classes(logits, options)
+        entropy = metrics.predictive_entropy(class_logits(calibrated[..., None], 2)[None]).sum(axis=-1)
         uncertainties = (entropy, *jnp.moveaxis(maps[..., num_classes:], -1, 0))
-        return present_classes(logits, options), jax.nn.sigmoid(logits), None, *uncertainties
+        return present, jax.nn.sigmoid(calibrated), None, *uncertainties
     mask, calibrated = mask_and_calibrated_logits(logits, options)
     sets = None if options.set_thresholds is None else prediction_sets(logits, options)
     entropy = metrics.predictive_entropy(calibrated[None])
@@ -435,13 +437,18 @@ def _conclude(
 
 def present_classes(
     log_odds: Float[Array, "*pixels classes"], options: PredictOptions
-) -> Bool[Array, "*pixels classes"]:
-    """Returns the classes of each pixel: those of p > 1/2, and the class of a threshold from its log odds on."""
+) -> tuple[Bool[Array, "*pixels classes"], Float[Array, "*pixels classes"]]:
+    """Returns the classes of each pixel where they overlap, and the log odds after scaling.
+
+    A pixel has the classes of p > 1/2, and the class of a threshold from its log odds on. Nothing is dilated.
+    """
+    calibrated = log_odds if options.scaling is None else metrics.scale_logits(log_odds, options.scaling)
     present = log_odds > 0
-    if options.threshold is None:
-        return present
-    is_positive = jnp.arange(log_odds.shape[-1]) == options.positive
-    return jnp.where(is_positive, log_odds >= jnp.float32(options.threshold), present)
+    if options.threshold is not None:
+        is_positive = jnp.arange(log_odds.shape[-1]) == options.positive
+        odds = calibrated if options.scale_threshold else log_odds
+        present = jnp.where(is_positive, odds >= jnp.float32(options.threshold), present)
+    return present, calibrated
 
 
 def mask_and_calibrated_logits(
@@ -468,7 +475,7 @@ def prediction_sets(logits: Float[Array, "*pixels classes"], options: PredictOpt
     return odds >= jnp.asarray(options.set_thresholds, jnp.float32)
 
 
-def _dilate_class(mask: UInt8[np.ndarray, "H W"], class_index: int, radius: float) -> None:
+def _dilate_class(mask: Shaped[np.ndarray, "H W"], class_index: int, radius: float) -> None:
     """Changes pixels within the radius of a class into that class, in place, block by block."""
     reach = int(radius)
     # Each block is read with a margin that contains all pixels within the radius.

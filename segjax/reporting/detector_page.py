@@ -17,10 +17,17 @@ from segjax.boxes import Detections
 from segjax.data import CORRUPTIONS, Source
 from segjax.metrics.detection import RECALLS
 from segjax.reporting import figures
-from segjax.reporting.charts import Chart
-from segjax.reporting.live_page import MOST_LINES, columns_of, training_sections
 from segjax.reporting.report import Picture, Report, Section, Table, cell, detection_table
-from segjax.reporting.run_page import Rows, headline_table, lists, page_of, picture, subsample
+from segjax.reporting.run_page import (
+    MOST_LINES,
+    Log,
+    headline_table,
+    lists,
+    page_of,
+    picture,
+    subsample,
+    training_section,
+)
 from segjax.trained_run import TrainedRun, counter_of
 from segjax.training import parallel
 from segjax.training.detection import join_images, make_eval_step, match_split, split_scores
@@ -209,7 +216,7 @@ def _score_histogram(records: metrics.DetectionRecords) -> dict[str, list]:
 
 
 def detector_report(
-    run: TrainedRun, log: Rows, split: str, inspection: DetectorInspection, *, is_best: bool = False
+    run: TrainedRun, log: Log, split: str, inspection: DetectorInspection, *, is_best: bool = False
 ) -> Report:
     """Builds the report of a detector from the rows of `read_log` and the results of `inspect_detector` on a split."""
     scores = inspection.scores
@@ -219,7 +226,7 @@ def detector_report(
     per_class = ("ap", "AP per class", caption, classes if len(classes) > 1 else {})
     sections = (
         Section("Scores", "", (headline_table(headlines),)),
-        *training_sections(columns_of(log), run.step, _PLOTTED, per_class),
+        training_section(log, run.step, _PLOTTED, per_class),
         _class_section(inspection),
         _threshold_section(inspection),
         *([_shift_section(inspection)] if inspection.shift else []),
@@ -244,24 +251,22 @@ def _class_section(inspection: DetectorInspection) -> Section:
         means[f"{name}, AP {cell(scores[ap])}"] = recalls, mean
     caption = "Precision at each recall" + (", mean over classes." if len(exists) > 1 else ".")
     title = "Precision and recall"
-    pictures = [Chart("precision_recall", caption, means, title, **options)]
+    pictures = [picture("precision_recall", caption, figures.curves(means, title=title, **options))]
     if len(exists) > 1:
         of_class = dict(zip(scores["classes"], inspection.precision_at_recall["IoU 0.5"], strict=True))
         lines = {name: (recalls, [of_class[name]]) for name in _rarest(scores)}
         subject = "each class" if len(lines) == len(of_class) else f"the {MOST_LINES} rarest classes"
-        caption, title = f"Precision of {subject} at IoU 0.5.", "Precision and recall at IoU 0.5"
-        pictures.append(Chart("precision_recall_class", caption, lines, title, **options))
+        figure = figures.curves(lines, title="Precision and recall at IoU 0.5", **options)
+        pictures.append(picture("precision_recall_class", f"Precision of {subject} at IoU 0.5.", figure))
     return Section("Classes", "", (table._replace(columns=columns, rows=rows),), tuple(pictures))
 
 
 def _threshold_section(inspection: DetectorInspection) -> Section:
     curve, bins = inspection.by_threshold, inspection.histogram
     keys = {"precision": "precision", "recall": "recall", "F1": "f1"}
-    lines = {name: (curve["threshold"][::-1], [curve[key][::-1]]) for name, key in keys.items()}
-    best = inspection.scores["best_threshold"]
+    lines = {name: (curve["threshold"], [curve[key]]) for name, key in keys.items()}
     options = {"x": "score threshold", "x_range": (0, 1), "y_range": (0, 1.02)}
-    options["slider"] = None if math.isnan(best) else best
-    caption = "Precision, recall and F1 of the detections of at least each score."
+    by_score = figures.curves(lines, title="Score threshold", **options)
     histogram = figures.steps(
         {name: bins[name] for name in ("right", "false")}, bins["edges"], title="Scores", x="score", y="detections"
     )
@@ -271,7 +276,7 @@ def _threshold_section(inspection: DetectorInspection) -> Section:
         "threshold with --min_score."
     )
     pictures = (
-        Chart("threshold", caption, lines, "Score threshold", **options),
+        picture("threshold", "Precision, recall and F1 of the detections of at least each score.", by_score),
         picture("scores_histogram", "Number of right and of false detections per score.", histogram),
     )
     return Section("Score threshold", text, (), pictures)

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from functools import partial
 
 import cv2
@@ -11,6 +12,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from scipy.ndimage import distance_transform_edt
 from sklearn.metrics import average_precision_score
 
 from segjax import export, losses
@@ -19,7 +21,7 @@ from segjax.data import VOID, label_set
 from segjax.data.augment import example_keys
 from segjax.inference import PredictOptions
 from segjax.models import Segmentation
-from segjax.trained_run import TrainedRun, load_run, score_run
+from segjax.trained_run import TrainedRun, guaranteed_mask, load_run, score_run, stored_scaling
 from segjax.training import ConfigError, train, validate
 from segjax.training.multilabel import (
     make_objective,
@@ -330,9 +332,9 @@ def test_score_run_equals_the_training_and_the_masks(run, folder):
     np.testing.assert_allclose(counts[:, 0] / counts[:, 1], everything["iou_per_class"])
 
 
-def test_load_run_other_commands_refuse_the_run(run):
-    with pytest.raises(ConfigError, match="which segjax calibrate does not support"):
-        load_run(run[0])
+def test_compare_command_refuses_the_run(run, run_command):
+    refused = "which only segjax train, evaluate, predict, report, export and calibrate support"
+    assert refused in run_command("compare", run[0], run[0])[2]
 
 
 def test_predict_command_writes_a_mask_per_class(run, folder, tmp_path, run_command):
@@ -436,3 +438,42 @@ def test_report_command_of_overlapping_classes(run, tmp_path, run_command):
     assert "exact match" in page
     assert (tmp_path / "report_precision_recall.png").exists()
     assert (tmp_path / "report_worst_1.png").exists()
+
+
+@pytest.mark.parametrize("family", ["threshold", "dilation"])
+def test_calibrate_command_bounds_the_missed_pixels_of_one_class(
+    run, folder, family, tmp_path, run_command, symbolic_sizes
+):
+    file, image = tmp_path / "calibration.json", folder / "images/00.png"
+    command = ["calibrate", f"--checkpoint={run[0]}", f"--output={file}"]
+    assert "the classes of" in run_command(*command, "--risk=miscoverage", "--level=0.5")[2]
+    assert "overlap: use --scaling=class" in run_command(*command, "--scaling=vector")[2]
+    risk = ["--risk=fnr", "--level=0.5", "--class=crack", f"--family={family}"]
+    assert run_command(*command, "--scaling=class", *risk)[::2] == (0, "")
+    stored = json.loads(file.read_text())
+    (guarantee,), scaling = stored["guarantees"], stored["scaling"]
+    assert scaling["after"]["negative_log_likelihood"] < scaling["before"]["negative_log_likelihood"]
+    opened = load_run(run[0], file, multilabel=True)
+    plain = opened.predictor(probabilities=True)(cv2.imread(str(image))[..., ::-1])
+    odds = np.log(plain.probabilities) - np.log1p(-plain.probabilities)
+    expected = plain.mask.copy()
+    if family == "threshold":
+        expected[..., 1] = odds[..., 1] >= guarantee["threshold"]
+    else:
+        expected[..., 1] = distance_transform_edt(~plain.mask[..., 1]) <= guarantee["radius"]
+    predicted = ["predict", f"--checkpoint={run[0]}", f"--calibration={file}", "--guarantee", "--probabilities"]
+    assert run_command(*predicted, f"--output={tmp_path / 'predicted'}", image)[::2] == (0, "")
+    for c, name in enumerate(("rust", "crack")):
+        mask = cv2.imread(str(tmp_path / f"predicted/00_{name}_mask.png"), -1) > 0
+        assert (mask != expected[..., c]).mean() < 2e-3
+    with np.load(tmp_path / "predicted/00_probabilities.npz") as written:
+        scaled = 1 / (1 + np.exp(-odds * np.array(scaling["scale"])))
+        np.testing.assert_allclose(written["probabilities"], scaled, atol=1e-4)
+        calibrated = written["probabilities"]
+    fields, *_ = guaranteed_mask(opened, True, 1)
+    options = PredictOptions(opened.preprocessing.size, scaling=stored_scaling(opened, PredictOptions((32, 48)))[0])
+    program = export.lower_network(opened, size=plain.mask.shape[:2], options=replace(options, **fields))
+    found = program.call(cv2.imread(str(image))[None, ..., ::-1])
+    np.testing.assert_allclose(found["probabilities"][0], calibrated, rtol=1e-4, atol=1e-6)
+    crack = cv2.imread(str(tmp_path / "predicted/00_crack_mask.png"), -1) > 0
+    np.testing.assert_array_equal(found["mask"][0, ..., 1], crack)
