@@ -3,10 +3,10 @@
 import gc
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -253,38 +253,40 @@ def linked_site(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory):
+def tab(tmp_path_factory):
+    """Returns `tab(width=1280, dark=False)`, the `Tab` of a new Chromium: tests/chromium.py."""
+    spec = importlib.util.spec_from_file_location("chromium", Path(__file__).parent / "chromium.py")
+    spec.loader.exec_module(chromium := importlib.util.module_from_spec(spec))
+    if chromium.CHROMIUM is None:
+        pytest.skip("Chromium is not installed; Debian's package is chromium")
+    return lambda **options: chromium.Tab(tmp_path_factory.mktemp("profile"), **options)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory, tab):
     """Returns `browser(page)`, which renders an HTML page, a text or a file, 1280 and 390 pixels wide.
 
-    Its result has a dictionary per width: "images", True for each loaded image; "cells", the number of table cells;
-    "wide", True if the page scrolls sideways. A message on the browser's console fails the test.
+    Its result has a dictionary per width: "images", True for each loaded image; "charts", the number of drawn charts;
+    "cells", the number of table cells; "wide", True if the page scrolls sideways. A message on the browser's console
+    fails the test.
     """
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("Chromium is not installed; Debian's package is chromium")
+    look = """({
+        images: [...document.querySelectorAll('img[src]')].map(i => i.complete && i.naturalWidth > 1),
+        charts: [...document.querySelectorAll('.plot')].filter(plot => plot.querySelector('path.line')).length,
+        cells: document.querySelectorAll('td').length,
+        wide: document.documentElement.scrollWidth > document.documentElement.clientWidth})"""
 
     def render(page):
-        folder = page.parent if isinstance(page, Path) else tmp_path_factory.mktemp("browser")
-        page = page.read_text("utf-8") if isinstance(page, Path) else page
-        tell = (
-            "<script>addEventListener('load', () => parent.postMessage({width: innerWidth, seen: {"
-            "images: [...document.images].map(i => i.complete && i.naturalWidth > 1),"
-            "cells: document.querySelectorAll('td').length,"
-            "wide: document.documentElement.scrollWidth > document.documentElement.clientWidth}}, '*'));</script>"
-        )
-        (folder / "shown.html").write_text(page.replace("</body>", f"{tell}</body>"), encoding="utf-8")
-        listen = "<script>let all = {}; addEventListener('message', e => { all[e.data.width] = e.data.seen; "
-        frames = "".join(f'<iframe src="shown.html" style="width:{w}px;border:0"></iframe>' for w in (1280, 390))
-        (folder / "desk.html").write_text(f"{listen}document.title = JSON.stringify(all); }});</script>{frames}")
-        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-        profile = tmp_path_factory.mktemp("profile")
-        command += [f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--dump-dom"]
-        command.append((folder / "desk.html").as_uri())
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert shown.returncode == 0, shown.stderr
-        assert "CONSOLE" not in shown.stderr
-        seen = json.loads(re.search("<title>(.*?)</title>", shown.stdout)[1])
-        assert set(seen) == {"1280", "390"}
-        return {int(width): result for width, result in seen.items()}
+        file = page if isinstance(page, Path) else tmp_path_factory.mktemp("browser") / "shown.html"
+        if not isinstance(page, Path):
+            file.write_text(page, encoding="utf-8")
+        seen = {}
+        with tab() as opened:
+            for width in (1280, 390):
+                opened.resize(width, 900)
+                opened.open(file)
+                seen[width] = opened.evaluate(look)
+            assert opened.console == []
+        return seen
 
     return render

@@ -250,6 +250,17 @@ def test_howto_boxes_from_masks(tmp_path, monkeypatch, page):
 
 
 @pytest.mark.slow
+def test_howto_watch_a_run(tmp_path, monkeypatch, page, browser):
+    scenes = {"data.scene_size": (64, 96), "data.train_examples": 4, "data.val_examples": 2, "data.data_dir": tmp_path}
+    monkeypatch.setitem(TINY, "rare_class", SIZE | STEPS | scenes)
+    monkeypatch.chdir(tmp_path)
+    run_page(page("howto/watch_a_run.md"), {})
+    for width, seen in browser(tmp_path / "runs" / "watched" / "run.html").items():
+        assert (seen["images"], seen["charts"], seen["wide"]) == ([True], 4, False), width
+    assert (tmp_path / "runs" / "watched" / "report" / "report.html").exists()
+
+
+@pytest.mark.slow
 def test_howto_compare_runs(tmp_path, monkeypatch, page):
     scenes = {"data.scene_size": (64, 96), "data.train_examples": 4, "data.val_examples": 2, "data.data_dir": tmp_path}
     monkeypatch.setitem(TINY, "rare_class", SIZE | STEPS | scenes)

@@ -19,7 +19,7 @@ import rich.console
 from absl import flags
 
 from segjax import cli
-from segjax.reporting import Picture, Report, Section, Table, curves, png, show, write_report
+from segjax.reporting import Chart, Report, Section, Table, show, write_report
 from segjax.storage import StorageError, say
 from segjax.training.provenance import provenance
 
@@ -146,12 +146,12 @@ def report_of(samples: Sequence[Sample], status: int, last_line: str, facts: dic
         name: ([round(s.minute, 2) for s in samples], [[getattr(s, field) / getattr(first, field) for s in samples]])
         for name, field in (("memory", "megabytes"), ("open handles", "handles"))
     }
-    drawn = curves(lines, title="Relative to the first sample", x="minute", y="ratio")
+    chart = Chart("curves", "Memory and handles.", lines, "Relative to the first sample", "minute", "ratio", half=False)
     outcome = {"steps": samples[-1].step, "minutes": samples[-1].minute, "exit status after SIGTERM": status}
     return Report(
         "Soak",
         "A small run that reads, saves and scores all the time, watched by another process and ended by SIGTERM.",
-        (Section("Resources", last_line, (table,), (Picture("curves", "Memory and handles.", png(drawn)),)),),
+        (Section("Resources", last_line, (table,), (chart,)),),
         outcome | facts,
     )
 

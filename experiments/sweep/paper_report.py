@@ -13,7 +13,7 @@ from absl import app, flags
 from experiments.sweep import grid, results_io
 from experiments.sweep.grid import Cell, Changes
 from segjax import cli
-from segjax.reporting import Picture, Report, Section, Spread, curves, dots, png, spread
+from segjax.reporting import Chart, Picture, Report, Section, Spread, dots, png, spread
 from segjax.storage import say
 
 # `--help` lists the flags of the module that is run; `main_of` defines them for it.
@@ -111,20 +111,20 @@ class SweepResults:
         return sum(result["status"] == "diverged" for result in self.for_row(row))
 
 
-def precision_curves(results: SweepResults, rows: Mapping[str, Changes], title: str, name: str = "curves") -> Picture:
+def precision_curves(
+    results: SweepResults, rows: Mapping[str, Changes], title: str, name: str = "curves"
+) -> Picture | Chart:
     """Returns a picture of average precision: one line per row through training, or the end alone for many rows."""
     if len(rows) > 6:  # lines would hide each other
         ends = {label: results.score(row, results.headline).values for label, row in rows.items()}
         drawn = dots(ends, title=title, x=f"{results.columns[0]} at the end")
         return Picture(name, f"{title} at the end: each seed, and larger their mean.", png(drawn))
-    drawn = curves(
-        {label: results.curves(row, results.headline) for label, row in rows.items()},
-        title=title,
-        x="step",
-        y=results.columns[0],
-        y_range=(0, None if results.on_boxes else 1),
+    lines = {label: results.curves(row, results.headline) for label, row in rows.items()}
+    caption, y_range = (
+        f"{title}: mean over the seeds, and the range between them.",
+        (0, None if results.on_boxes else 1),
     )
-    return Picture(name, f"{title}: mean over the seeds, and the range between them.", png(drawn))
+    return Chart(name, caption, lines, title, "step", results.columns[0], y_range=y_range, half=False)
 
 
 class PaperReport(NamedTuple):

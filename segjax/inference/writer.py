@@ -372,8 +372,10 @@ def is_prediction_file(path: str, output: Any) -> bool:
 
 
 def png(pixels: UInt8[np.ndarray, "..."]) -> bytes:
-    """Returns the PNG of a grey `[H, W]` or RGB `[H, W, 3]` picture."""
-    return cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1].tobytes()
+    """Returns the PNG of a grey `[H, W]`, RGB `[H, W, 3]` or RGBA `[H, W, 4]` picture."""
+    if pixels.ndim == 3:
+        pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[-1]]]
+    return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 def jpeg(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:

@@ -3,12 +3,15 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
+    from segjax.reporting.charts import Chart
     from segjax.reporting.comparison import compare, comparison_report, group_runs, mean_iou_interval
     from segjax.reporting.detector_page import detector_report, inspect_detector
     from segjax.reporting.figures import curves, dots, heatmap, png
     from segjax.reporting.multilabel_page import inspect_multilabel, multilabel_report
     from segjax.reporting.report import (
+        Overlay,
         Picture,
+        Progress,
         Report,
         Section,
         Spread,
@@ -32,7 +35,10 @@ with epy.lazy_api_imports(globals()):
     from segjax.reporting.run_page import inspect_run, run_report
 
 __all__ = [
+    "Chart",
+    "Overlay",
     "Picture",
+    "Progress",
     "Report",
     "Section",
     "Spread",

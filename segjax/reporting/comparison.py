@@ -12,10 +12,9 @@ from jaxtyping import Float, Int, UInt8
 from segjax import inference
 from segjax.data import Source
 from segjax.data.labels import LabelSet, colorize
-from segjax.reporting import figures
-from segjax.reporting.figures import Series
+from segjax.reporting.charts import Chart, Series
 from segjax.reporting.report import Picture, Report, Section, Table, spread
-from segjax.reporting.run_page import ImageScore, Inspection, Log, ShownImage, inspect_run, picture, read_and_predict
+from segjax.reporting.run_page import ImageScore, Inspection, Rows, ShownImage, inspect_run, read_and_predict
 from segjax.trained_run import TrainedRun, facts_of
 from segjax.training import ConfigError, read_log
 from segjax.training.config import comparable
@@ -292,12 +291,13 @@ def _curve_sections(compared: Sequence[Compared]) -> list[Section]:
     for name, key in _CURVES.items():
         lines = {group: line for group, each in logs.items() if (line := _line(each, key))}
         if lines:
-            figure = figures.curves(lines, title=name, x="step", y_range=(0, 1.02 if "eval/" in key else None))
-            pictures.append(picture(key.replace("/", "_"), f"{name[0].upper()}{name[1:]} over the steps.", figure))
+            y_range = (0, 1.02 if "eval/" in key else None)
+            caption = f"{name[0].upper()}{name[1:]} over the steps."
+            pictures.append(Chart(key.replace("/", "_"), caption, lines, name, "step", y_range=y_range))
     return [Section("Training", "", (), tuple(pictures))] if pictures else []
 
 
-def _line(logs: Sequence[Log], key: str) -> Series | None:
+def _line(logs: Sequence[Rows], key: str) -> Series | None:
     """Returns the steps that all seeds logged, and the values of each seed there; None without a step."""
     values = [{row["step"]: row[key] for row in log if key in row} for log in logs]
     steps = sorted(set.intersection(*map(set, values)))

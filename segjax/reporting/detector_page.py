@@ -17,17 +17,10 @@ from segjax.boxes import Detections
 from segjax.data import CORRUPTIONS, Source
 from segjax.metrics.detection import RECALLS
 from segjax.reporting import figures
+from segjax.reporting.charts import Chart
+from segjax.reporting.live_page import MOST_LINES, columns_of, training_sections
 from segjax.reporting.report import Picture, Report, Section, Table, cell, detection_table
-from segjax.reporting.run_page import (
-    MOST_LINES,
-    Log,
-    headline_table,
-    lists,
-    page_of,
-    picture,
-    subsample,
-    training_section,
-)
+from segjax.reporting.run_page import Rows, headline_table, lists, page_of, picture, subsample
 from segjax.trained_run import TrainedRun, counter_of
 from segjax.training import parallel
 from segjax.training.detection import join_images, make_eval_step, match_split, split_scores
@@ -216,7 +209,7 @@ def _score_histogram(records: metrics.DetectionRecords) -> dict[str, list]:
 
 
 def detector_report(
-    run: TrainedRun, log: Log, split: str, inspection: DetectorInspection, *, is_best: bool = False
+    run: TrainedRun, log: Rows, split: str, inspection: DetectorInspection, *, is_best: bool = False
 ) -> Report:
     """Builds the report of a detector from the rows of `read_log` and the results of `inspect_detector` on a split."""
     scores = inspection.scores
@@ -226,7 +219,7 @@ def detector_report(
     per_class = ("ap", "AP per class", caption, classes if len(classes) > 1 else {})
     sections = (
         Section("Scores", "", (headline_table(headlines),)),
-        training_section(log, run.step, _PLOTTED, per_class),
+        *training_sections(columns_of(log), run.step, _PLOTTED, per_class),
         _class_section(inspection),
         _threshold_section(inspection),
         *([_shift_section(inspection)] if inspection.shift else []),
@@ -251,22 +244,24 @@ def _class_section(inspection: DetectorInspection) -> Section:
         means[f"{name}, AP {cell(scores[ap])}"] = recalls, mean
     caption = "Precision at each recall" + (", mean over classes." if len(exists) > 1 else ".")
     title = "Precision and recall"
-    pictures = [picture("precision_recall", caption, figures.curves(means, title=title, **options))]
+    pictures = [Chart("precision_recall", caption, means, title, **options)]
     if len(exists) > 1:
         of_class = dict(zip(scores["classes"], inspection.precision_at_recall["IoU 0.5"], strict=True))
         lines = {name: (recalls, [of_class[name]]) for name in _rarest(scores)}
         subject = "each class" if len(lines) == len(of_class) else f"the {MOST_LINES} rarest classes"
-        figure = figures.curves(lines, title="Precision and recall at IoU 0.5", **options)
-        pictures.append(picture("precision_recall_class", f"Precision of {subject} at IoU 0.5.", figure))
+        caption, title = f"Precision of {subject} at IoU 0.5.", "Precision and recall at IoU 0.5"
+        pictures.append(Chart("precision_recall_class", caption, lines, title, **options))
     return Section("Classes", "", (table._replace(columns=columns, rows=rows),), tuple(pictures))
 
 
 def _threshold_section(inspection: DetectorInspection) -> Section:
     curve, bins = inspection.by_threshold, inspection.histogram
     keys = {"precision": "precision", "recall": "recall", "F1": "f1"}
-    lines = {name: (curve["threshold"], [curve[key]]) for name, key in keys.items()}
+    lines = {name: (curve["threshold"][::-1], [curve[key][::-1]]) for name, key in keys.items()}
+    best = inspection.scores["best_threshold"]
     options = {"x": "score threshold", "x_range": (0, 1), "y_range": (0, 1.02)}
-    by_score = figures.curves(lines, title="Score threshold", **options)
+    options["slider"] = None if math.isnan(best) else best
+    caption = "Precision, recall and F1 of the detections of at least each score."
     histogram = figures.steps(
         {name: bins[name] for name in ("right", "false")}, bins["edges"], title="Scores", x="score", y="detections"
     )
@@ -276,7 +271,7 @@ def _threshold_section(inspection: DetectorInspection) -> Section:
         "threshold with --min_score."
     )
     pictures = (
-        picture("threshold", "Precision, recall and F1 of the detections of at least each score.", by_score),
+        Chart("threshold", caption, lines, "Score threshold", **options),
         picture("scores_histogram", "Number of right and of false detections per score.", histogram),
     )
     return Section("Score threshold", text, (), pictures)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from segjax.reporting.charts import Numbers, Range, Series, running_mean, smoothing_window
 from segjax.storage import printable
 
 # The palette of Okabe and Ito, which readers with a colour vision deficiency can distinguish.
@@ -19,10 +20,6 @@ _REFERENCE, _FAINT = "#57606a", "#b9c0c7"
 _STYLES = ("-", "--", ":")
 # Two figures of a single run fit in one row of a wide page.
 _SIZE, _DPI = (5.2, 3.9), 150
-
-Numbers = Sequence[float | int]
-Series = tuple[Numbers, Sequence[Sequence[float | int | None]]]  # x values, and one sequence of y values per seed
-Range = tuple[float | int | None, float | int | None]
 
 
 def png(figure: Figure) -> bytes:
@@ -69,10 +66,10 @@ def curves(
         color, style = COLORS[i % len(COLORS)], _STYLES[i // len(COLORS) % len(_STYLES)]
         values = np.ma.masked_invalid(np.array(seeds, float))
         mean = values.mean(0) if len(values) else []
-        window = max(1, len(mean) // 20)
+        window = smoothing_window(len(mean))
         if smoothed and window > 1:
             axes.plot(xs, mean, color=color, lw=0.8, alpha=0.3)
-            mean = _running_mean(mean, window)
+            mean = running_mean(mean, window)
         marker = "o" if checkpoint_step is not None and len(mean) < 30 else None
         axes.plot(xs if len(values) else [], mean, style, marker=marker, ms=3.5, color=color, lw=1.8, label=plain(name))
         if len(values) > 1:
@@ -222,9 +219,3 @@ def _style(axes: Axes, **properties: Any) -> None:
     axes.set_axisbelow(True)
     axes.title.set_fontsize(11)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _running_mean(values: np.ma.MaskedArray, window: int) -> np.ndarray:
-    """Averages over `window` neighbours, fewer at both ends; masked values are left out."""
-    counts = np.convolve(~np.ma.getmaskarray(values), np.ones(window), "same")
-    return np.convolve(values.filled(0), np.ones(window), "same") / np.maximum(counts, 1)

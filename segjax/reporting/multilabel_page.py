@@ -14,23 +14,21 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 from segjax import inference, metrics
 from segjax.data import CORRUPTIONS, LabelSet, Source
 from segjax.inference.visualize import colorize_overlaps
-from segjax.reporting import figures
+from segjax.reporting.charts import Chart, Series
+from segjax.reporting.live_page import MOST_LINES, columns_of, training_sections
 from segjax.reporting.report import Picture, Report, Section, Table, multilabel_table
 from segjax.reporting.run_page import (
-    MOST_LINES,
     Curves,
     ImageScore,
-    Log,
+    Rows,
     best_and_worst,
     calibration_sections,
     headline_table,
     lists,
     page_of,
-    picture,
     subsample,
     sum_with_progress,
     tracked,
-    training_section,
 )
 from segjax.trained_run import TrainedRun, counter_of
 from segjax.training import evaluation, multilabel, parallel
@@ -181,7 +179,7 @@ def _shown(run: TrainedRun, source: Source, chosen: Iterable[ImageScore]) -> lis
 
 
 def multilabel_report(
-    run: TrainedRun, log: Log, split: str, inspection: MultilabelInspection, *, is_best: bool = False
+    run: TrainedRun, log: Rows, split: str, inspection: MultilabelInspection, *, is_best: bool = False
 ) -> Report:
     """Builds the report of a checkpoint from the rows of `read_log` and the results of `inspect_multilabel`.
 
@@ -193,7 +191,7 @@ def multilabel_report(
     per_class = ("iou", "IoU per class", caption, {name: f"eval/iou/{name}" for name in rarest})
     sections = (
         Section("Scores", "", (headline_table([(name, float(scores[key]), note) for name, key, note in _HEADLINES]),)),
-        *(() if run.runs else (training_section(log, run.step, _PLOTTED, per_class),)),
+        *(() if run.runs else training_sections(columns_of(log), run.step, _PLOTTED, per_class)),
         _class_section(inspection),
         *calibration_sections(run),
         *([_shift_section(inspection)] if inspection.shift else []),
@@ -217,25 +215,23 @@ def _class_section(inspection: MultilabelInspection) -> Section:
     curves = {name: inspection.precision_recall[name] for name in rarest}
     drawn = {name: (curve["recall"], [curve["precision"]]) for name, curve in curves.items()}
     options = {"x_range": (0, 1), "y_range": (0, 1.02)}
-    precision = figures.curves(drawn, title="Precision and recall", x="recall", y="precision", **options)
+    caption = f"Precision over recall of {subject}, over all thresholds."
+    precision = Chart("precision_recall", caption, drawn, "Precision and recall", "recall", "precision", **options)
     diagrams = {name: inspection.reliability[name] for name in rarest}
     drawn = {name: _without_empty_bins(diagram) for name, diagram in diagrams.items()}
     drawn["perfect calibration"] = ([0, 1], [[0, 1]])
     labels = {"x": "probability of the class", "y": "fraction with the class"}
-    reliability = figures.curves(drawn, title="Reliability", **labels, **options)
+    caption = f"Reliability of {subject}: how often pixels of a probability have it."
+    reliability = Chart("reliability", caption, drawn, "Reliability", **labels, **options)
     text = (
         "A pixel has every class whose probability is above 1/2. The best IoU is that at the best threshold p of each "
         "class, chosen on these images. The calibration error is the mean |p - frequency| of the pixels; compare it "
         "with the share of the class."
     )
-    pictures = (
-        picture("precision_recall", f"Precision over recall of {subject}, over all thresholds.", precision),
-        picture("reliability", f"Reliability of {subject}: how often pixels of a probability have it.", reliability),
-    )
-    return Section("Classes", text, (table._replace(columns=columns, rows=rows),), pictures)
+    return Section("Classes", text, (table._replace(columns=columns, rows=rows),), (precision, reliability))
 
 
-def _without_empty_bins(diagram: Mapping[str, list]) -> figures.Series:
+def _without_empty_bins(diagram: Mapping[str, list]) -> Series:
     filled = [i for i, count in enumerate(diagram["count"]) if count]
     return [diagram["confidence"][i] for i in filled], [[diagram["accuracy"][i] for i in filled]]
 

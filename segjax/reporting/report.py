@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import itertools
+import json
 import math
 import os
 import re
@@ -20,7 +21,9 @@ import rich.table
 import rich.text
 from etils import epath
 from jinja2 import StrictUndefined, Template
+from markupsafe import Markup
 
+from segjax.reporting.charts import Chart
 from segjax.storage import check_outputs, named_like, printable, to_json, write_outputs
 
 
@@ -83,29 +86,70 @@ class Picture(NamedTuple):
     @property
     def form(self) -> str:
         """Returns "jpeg" or "png", the end of the file's name and of its media type."""
-        return "jpeg" if self.content.startswith(b"\xff\xd8") else "png"
+        return _form(self.content)
+
+
+class Overlay(NamedTuple):
+    """An image under layers, of which the page shows one, as opaque as its reader chooses.
+
+    Attributes:
+      name: end of the name of the file of `content`.
+      caption: sentence below the image.
+      content: PNG or JPEG file of all layers side by side, for Markdown.
+      image: PNG or JPEG file below the layers.
+      layers: files of the layers by name; the first is shown at first.
+      legend: CSS colours by name.
+      half: the image is half as wide as the page.
+    """
+
+    name: str
+    caption: str
+    content: bytes
+    image: bytes
+    layers: Mapping[str, bytes]
+    legend: Mapping[str, str]
+    half: bool = True
+
+    @property
+    def form(self) -> str:
+        """Returns "jpeg" or "png", the end of the file's name and of its media type."""
+        return _form(self.content)
+
+
+def _form(content: bytes) -> str:
+    return "jpeg" if content.startswith(b"\xff\xd8") else "png"
 
 
 class Section(NamedTuple):
-    """A heading with a few sentences, tables and pictures."""
+    """A heading with a few sentences, tables, and pictures, charts or overlays."""
 
     title: str
     text: str = ""
     tables: tuple[Table, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[Picture | Chart | Overlay, ...] = ()
+
+
+class Progress(NamedTuple):
+    """Progress of a run for its page, which loads itself again every `refresh` seconds; None after the run's end."""
+
+    text: str
+    step: int
+    steps: int
+    refresh: int | None
 
 
 class Report(NamedTuple):
     """A question, the measurements that answer it, and their provenance.
 
     `text` gives the question and the method in a few sentences, `facts` the provenance by name, such as command, commit
-    and versions; its values may be mappings.
+    and versions; its values may be mappings. `progress` is that of a run that is not finished.
     """
 
     title: str
     text: str
     sections: tuple[Section, ...]
     facts: Mapping[str, Any]
+    progress: Progress | None = None
 
 
 def cell(value: Any) -> str:
@@ -464,18 +508,28 @@ def as_markdown(report: Report, name: str) -> str:
 
 
 def html(report: Report) -> str:
-    """Returns the report as one HTML page that contains its style and pictures, runs no script and loads no file."""
-    source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    """Returns the report as one HTML page that contains its style, script, pictures and data, and loads no file."""
+    folder = Path(__file__).parent
+    source, style, script = ((folder / f"page.{form}").read_text(encoding="utf-8") for form in ("html", "css", "js"))
     options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    page = Template(source, finalize=lambda value: printable(value) if isinstance(value, str) else value, **options)
+    page = Template(source, finalize=lambda value: printable(value) if type(value) is str else value, **options)
     return page.render(
         report=report,
+        style=Markup(style),
+        script=Markup(script),
         format_rows=format_rows,
         paragraphs=_paragraphs,
         grouped=lambda pictures: [(half, list(group)) for half, group in itertools.groupby(pictures, lambda p: p.half)],
-        encoded=lambda picture: base64.b64encode(picture.content).decode(),
+        kind=lambda picture: type(picture).__name__,
+        source=lambda file: f"data:image/{_form(file)};base64,{base64.b64encode(file).decode()}",
+        data_of=lambda chart: _script_json(chart.data()),
         facts={key: _text(value) for key, value in report.facts.items()},
     )
+
+
+def _script_json(value: Any) -> Markup:
+    """Returns JSON that can stand in an HTML script: no `<` can end the script."""
+    return Markup(json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c"))
 
 
 def _text(value: Any) -> str:

@@ -23,7 +23,10 @@ from segjax.data import CORRUPTIONS, Source
 from segjax.data.labels import UNSEEN, LabelSet
 from segjax.data.loader import eval_rows, padded_sizes
 from segjax.reporting import figures
-from segjax.reporting.figures import Series, png
+from segjax.reporting.charts import Chart
+from segjax.reporting.figures import png
+from segjax.reporting.live_page import MOST_LINES, Log, columns_of, training_sections
+from segjax.reporting.overlays import mask_overlay
 from segjax.reporting.report import Picture, Report, Section, Table, calibration_tables, per_class_table, unknown_table
 from segjax.trained_run import TrainedRun, calibration_of, counter_of, facts_of
 from segjax.training import changed, evaluation, parallel, segmentation
@@ -31,7 +34,7 @@ from segjax.training.network import images_of
 from segjax.training.objective import hparams_from_config
 from segjax.training.train_step import TrainState
 
-Log = Sequence[Mapping[str, float | int]]
+Rows = Sequence[Mapping[str, float | int]]
 Curves = dict[str, dict[str, list]]
 
 # The histograms are of the logarithm of an uncertainty, which may have any scale: of values from e^-16 to e^16.
@@ -39,11 +42,6 @@ Curves = dict[str, dict[str, list]]
 _LOWEST, _FLOOR = -16.0, 1e-7
 LOG_SPAN, LOG_BINS = 32.0, 4096
 CURVE_POINTS = 400
-# Plots show at most this many classes, the rarest; the table contains all.
-MOST_LINES = 12
-_LOSSES = {"loss": "train/loss", "pixel loss": "train/pixel_loss", "region loss": "train/region_loss"}
-_LOSSES |= {"outlier loss": "train/outlier_loss", "margin penalty": "train/margin_penalty"}
-_LOSSES |= {"class loss": "train/class_loss", "box loss": "train/box_loss"}
 # Name, key and meaning of the main scores.
 _HEADLINES = (
     ("mean IoU", "mean_iou", "over the pixels of the split, then the mean over classes"),
@@ -337,7 +335,7 @@ def lists(arrays: dict[str, Any]) -> dict[str, Any]:
     return {name: np.asarray(value).tolist() for name, value in arrays.items()}
 
 
-def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *, is_best: bool = False) -> Report:
+def run_report(run: TrainedRun, log: Rows, split: str, inspection: Inspection, *, is_best: bool = False) -> Report:
     """Builds the report of a checkpoint from the rows of `read_log` and the results of `inspect_run` on a split.
 
     The report of several runs has no training curves; those are in their own reports.
@@ -348,8 +346,9 @@ def run_report(run: TrainedRun, log: Log, split: str, inspection: Inspection, *,
     headlines.append(("expected calibration error", error, "mean |confidence - accuracy|; 0 is best"))
     sections = (
         Section("Scores", "", (headline_table(headlines),)),
-        *(() if run.runs else (_training_section(log, step, scores),)),
+        *(() if run.runs else _training_sections(columns_of(log), step, scores)),
         _class_section(inspection),
+        *_threshold_sections(inspection),
         _uncertainty_section(inspection),
         *calibration_sections(run),
         *([_unknown_section(inspection)] if "unknown" in scores else []),
@@ -381,57 +380,11 @@ def page_of(
     return Report(f"{network} on {config.data.name}", text, sections, facts_of(run, split, scores))
 
 
-def _training_section(log: Log, step: int, scores: Mapping[str, Any]) -> Section:
+def _training_sections(log: Log, step: int, scores: Mapping[str, Any]) -> tuple[Section, ...]:
     classes = {name: f"eval/iou/{name}" for name in _rarest(scores)}
     evaluated = {name: f"eval/{key}" for name, key, _ in _HEADLINES if key in _PLOTTED}
     iou_caption = "IoU per class." if len(classes) == len(scores["classes"]) else "IoU of the rarest classes."
-    return training_section(log, step, evaluated, ("iou", "IoU per class", iou_caption, classes))
-
-
-def training_section(
-    log: Log, step: int, evaluated: Mapping[str, str], per_class: tuple[str, str, str, Mapping[str, str]]
-) -> Section:
-    """Builds the section of the training curves up to `step`.
-
-    `evaluated` are keys of the log by the names of their lines. `per_class` has the name, title and caption of one more
-    picture, and the keys of its lines.
-    """
-    rates = logged(log, {"learning rate": "train/learning_rate"})
-    loss_caption = "Loss of the training batches, with its running mean on top where it is long, and in evaluation."
-    name, title, caption, classes = per_class
-    evaluated = logged(log, evaluated)
-    plots = (
-        ("loss", "Loss", loss_caption, loss_lines(log), (None, None)),
-        ("scores", "Scores", "Scores of the evaluation split.", evaluated, (0, 1.02)),
-        (name, title, caption, logged(log, classes), (0, 1.02)),
-        ("learning_rate", "Learning rate", "Learning rate.", rates, (0, None)),
-    )
-    pictures = []
-    for name, title, caption, lines, y_range in plots:
-        if lines:
-            options = {"smoothed": name == "loss", "checkpoint_step": step, "y_range": y_range}
-            pictures.append(picture(name, caption, figures.curves(lines, title=title, x="step", **options)))
-    missing = "" if evaluated else " The run was not scored yet."
-    text = f"The dotted line marks the checkpoint of this page, step {step}.{missing}"
-    return Section("Training", text, (), tuple(pictures))
-
-
-def loss_lines(log: Log) -> dict[str, Series]:
-    """Returns the lines of the loss, of its parts if it has several, and of the loss in evaluation."""
-    lines = logged(log, _LOSSES)
-    lines = lines if len(lines) > 2 else {name: line for name, line in lines.items() if name == "loss"}
-    evaluated = {f"{name} loss in evaluation": f"eval/{name}_loss" for name in ("pixel", "class", "box")}
-    return lines | logged(log, evaluated)
-
-
-def logged(log: Log, names: Mapping[str, str]) -> dict[str, Series]:
-    """Returns steps and values by name, for the names whose key was logged."""
-    rows = {name: [row for row in log if key in row] for name, key in names.items()}
-    return {
-        name: ([row["step"] for row in logged], [[row[names[name]] for row in logged]])
-        for name, logged in rows.items()
-        if logged
-    }
+    return training_sections(log, step, evaluated, ("iou", "IoU per class", iou_caption, classes))
 
 
 def _class_section(inspection: Inspection) -> Section:
@@ -453,13 +406,39 @@ def _class_section(inspection: Inspection) -> Section:
     subject = f"the {MOST_LINES} rarest classes" if len(drawn) < len(curves) else ", ".join(drawn)
     matrix_caption = "Confusion matrix in percent of each row: true classes in rows, predictions in columns."
     matrix = figures.confusion_figure(scores["confusion"], classes)
-    curve = figures.curves(drawn, title="Precision and recall", **options)
+    caption = f"Precision over recall of {subject}, over all thresholds."
     half = len(classes) <= MOST_LINES
     pictures = (
         picture("confusion", matrix_caption, matrix, half),
-        picture("precision_recall", f"Precision over recall of {subject}, over all thresholds.", curve, half),
+        Chart("precision_recall", caption, drawn, "Precision and recall", **options, half=half),
     )
     return Section("Classes", "", (table,), pictures)
+
+
+def _threshold_sections(inspection: Inspection) -> list[Section]:
+    """Returns a section on the threshold of the rarest class, unless no class has true pixels and a curve."""
+    scores = inspection.scores
+    pixels = {name: sum(row) for name, row in zip(scores["classes"], scores["confusion"], strict=True)}
+    rare = min((name for name in inspection.precision_recall if pixels[name]), key=pixels.get, default=None)
+    if rare is None:
+        return []
+    curve = inspection.precision_recall[rare]
+    logits, precision, recall = (np.array(curve[k])[::-1] for k in ("threshold_logit", "precision", "recall"))
+    with np.errstate(over="ignore"):  # the lowest threshold may be -inf
+        thresholds = (1 / (1 + np.exp(-logits))).tolist()
+    total = precision + recall
+    f1 = 2 * precision * recall / np.where(total > 0, total, 1)
+    scored = {"precision": precision, "recall": recall, "F1": f1, "IoU": f1 / (2 - f1)}
+    lines = {name: (thresholds, [values.tolist()]) for name, values in scored.items()}
+    _, best = max(zip(f1.tolist(), thresholds, strict=True))
+    caption = f"Scores of {rare} for the pixels whose probability of it is at least the threshold."
+    options = {"x_range": (0, 1), "y_range": (0, 1.02), "slider": best}
+    chart = Chart("threshold", caption, lines, f"Threshold of {rare}", f"probability of {rare}", **options)
+    text = (
+        f"The slider starts at the threshold with the best F1 and IoU on these images. segjax predict --class={rare} "
+        "--threshold=P applies another one."
+    )
+    return [Section(f"Threshold of {rare}", text, (), (chart,))]
 
 
 def _uncertainty_section(inspection: Inspection) -> Section:
@@ -481,12 +460,16 @@ def _uncertainty_section(inspection: Inspection) -> Section:
         "reference": ("random order", error_rate),
     }
     x = "coverage, most certain pixels first"
-    risks = figures.curves(lines, title="Risk and coverage", x=x, y="error rate", **limits)
+    caption = "Error rate of the most certain pixels over their fraction."
+    risks = Chart("risk_coverage", caption, lines, "Risk and coverage", x, "error rate", **limits)
     error = f"expected calibration error {scores['expected_calibration_error']:.4f}"
-    caption = f"Accuracy per confidence; {error}. Below: pixels per bin."
     pictures = (
-        picture("reliability", caption, figures.reliability_figure(*bins)),
-        picture("risk_coverage", "Error rate of the most certain pixels over their fraction.", risks),
+        picture(
+            "reliability",
+            f"Accuracy per confidence; {error}. Below: pixels per bin.",
+            figures.reliability_figure(*bins),
+        ),
+        risks,
     )
     return Section("Uncertainty", text, (table,), pictures)
 
@@ -542,15 +525,15 @@ def _image_sections(inspection: Inspection, labels: LabelSet) -> list[Section]:
     maxima["entropy"] = math.log(labels.num_classes)
 
     def section(kind: str, text: str, images: Sequence[ShownImage]) -> Section:
-        pictures = []
-        for i, one in enumerate(images, 1):
-            tiles = inference.png(inference.example_tiles(*one[2:], maxima, labels))
-            pictures.append(Picture(f"{kind}_{i}", f"{one.name}: mean IoU {one.mean_iou:.3f}", tiles, half=True))
-        return Section(f"{kind.capitalize()} images", text, (), tuple(pictures))
+        pictures = tuple(
+            mask_overlay(f"{kind}_{i}", f"{one.name}: mean IoU {one.mean_iou:.3f}", *one[2:], maxima, labels)
+            for i, one in enumerate(images, 1)
+        )
+        return Section(f"{kind.capitalize()} images", text, (), pictures)
 
     text = (
-        "Ranked by the mean IoU of each image, over the classes that it contains. In the ground truth void is black, "
-        "an unseen class cyan. Uncertainty goes from black (certain) to pale yellow (uncertain), on one scale for all "
+        "Ranked by the mean IoU of each image, over the classes that it contains. Choose a layer over the image, and "
+        "how opaque it is. Uncertainty goes from black (certain) to pale yellow (uncertain), on one scale for all "
         "images."
     )
     sections = [section("worst", text, inspection.worst), section("best", "", inspection.best)]

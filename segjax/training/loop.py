@@ -28,6 +28,7 @@ from segjax.training.checkpoint import Checkpoints, has_checkpoints, run_folder,
 from segjax.training.config import (
     CONFIG_FILE,
     ConfigError,
+    changed,
     changes_since,
     comparable,
     earlier_config,
@@ -58,8 +59,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains a network as `config` describes; called again, it resumes from the newest checkpoint.
 
-    Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` (the last two and the best by `headline`) and,
-    at the end, `scores.json`.
+    Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `run.html` (the page of the run), `checkpoints/` (the last
+    two and the best by `headline`) and, at the end, `scores.json`.
 
     Args:
       config: a complete config, see `segjax.training.config`.
@@ -160,8 +161,9 @@ def train(
         )
         state = mapping.replicate(state)
         log_folder = workdir if hosts.is_first_host() else None
-        writer = MetricsWriter(log_folder, start=start, steps=steps, examples_per_step=batch_size, console=console)
-        writer = stack.enter_context(writer)
+        page = {"title": f"{config.model.name} on {config.data.name}", "fields": changed(config), "facts": origin}
+        options = {"examples_per_step": batch_size, "console": console, "page": page}
+        writer = stack.enter_context(MetricsWriter(log_folder, start=start, steps=steps, **options))
 
         prefetched = deque()  # (batch on the devices, file names, loader position after it)
         unchecked = deque()  # (step, its numbers, file names)
@@ -228,6 +230,7 @@ def train(
                     waited = {} if patience is None else {"eval/evaluations_since_best": float(progress.since)}
                     writer.scalars(step, eval_scalars(of_part) | waited)
                     writer.image(step, "eval/image_truth_prediction", sheet)
+                    writer.write_page()
             if step > start or scores is not None:  # else the checkpoint that was restored is this one
                 writer.publish()  # the log of a checkpoint is written before the checkpoint
                 position = {**position, _UNSCORED: evaluating and scores is None, _MADE_BY: made_by, _CHANGES: changes}

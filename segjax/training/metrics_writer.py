@@ -1,6 +1,7 @@
-"""The log of a run: JSON lines, TensorBoard events and a progress bar."""
+"""The log of a run: JSON lines, TensorBoard events, a progress bar and the run's page."""
 
 import contextlib
+import datetime
 import importlib.util
 import json
 import math
@@ -8,6 +9,7 @@ import os
 import socket
 import tempfile
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,13 @@ from segjax.storage import StorageError, bucket_errors, in_bucket, path_of, read
 from segjax.training.config import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
-_FLUSH_EVERY = 30  # seconds between two flushes of the TensorBoard events
+PAGE_FILE = "run.html"
+_FLUSH_EVERY = 30  # seconds between two flushes of the TensorBoard events, and between two pages
+_REFRESH = 15  # seconds after which the page loads itself again
 
 
 class MetricsWriter:
-    """A context that writes `metrics.jsonl` and `tensorboard/` in a workdir and shows a progress bar.
+    """A context that writes `metrics.jsonl`, `tensorboard/` and `run.html` in a workdir and shows a progress bar.
 
     A run resumed at step k drops the lines after k, as if it had not been killed. In a bucket, where nothing can be
     appended, `publish` writes the log: before every checkpoint and at the end. So a kill loses only lines after the
@@ -41,6 +45,7 @@ class MetricsWriter:
       steps: last step.
       examples_per_step: images per step, for the rate shown.
       console: where to print; default standard output.
+      page: "title", "fields" and "facts" of `segjax.reporting.live_page.live_report`; None: no page.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class MetricsWriter:
         steps: int,
         examples_per_step: int,
         console: rich.console.Console | None = None,
+        page: dict[str, Any] | None = None,
     ):
         self.console = console or rich.console.Console()
         self._active = workdir is not None
@@ -66,6 +72,10 @@ class MetricsWriter:
                 self._text = self._lines.read_text(encoding="utf-8") if self._lines.exists() else ""
         for number in damaged:
             say(f"warning: {self._lines}, line {number} is damaged and is left out", self.console)
+        self._page, self._page_failed, self._examples = page, False, None
+        self._log: dict[str, tuple[array, array]] = {}  # steps and values by key
+        for row in rows:
+            self._remember(row["step"], row)
         scored = [row for row in rows if _selecting_score(row) in row]
         self._loss, self._best = "", max((row[_selecting_score(row)] for row in scored), default=-math.inf)
         self._temporary = tempfile.TemporaryDirectory(prefix="segjax-events-") if self._in_bucket else None
@@ -73,7 +83,7 @@ class MetricsWriter:
         self._events: RecordWriter | None = None
         self._flushed = time.monotonic()
         self._try_events(self._open_events, start)
-        self._examples_per_step = examples_per_step
+        self._examples_per_step, self._step, self._steps = examples_per_step, start, steps
         self._started: tuple[float, int] | None = None  # when the first step had been compiled, and its number
         # A log file has lines in place of the bar; so has a notebook, which shows a bar too if it has ipywidgets.
         has_widgets = self.console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
@@ -129,15 +139,19 @@ class MetricsWriter:
 
     def __enter__(self) -> "MetricsWriter":
         if self._active:
+            if self._page is not None:
+                say(f"page of the run, up to date while it trains: {self._workdir / PAGE_FILE}", self.console)
+                self.write_page()
             self._bar.start()
             if not self.console.is_terminal:
                 say("compiling…", self.console)
         return self
 
-    def __exit__(self, error_type, *unused) -> None:
+    def __exit__(self, error_type, error, traceback) -> None:
         if not self._active:
             return
         self._bar.stop()
+        self.write_page("finished" if error is None else f"ended by {error_type.__name__}: {error}".rstrip(": "))
         try:
             self._close_events()
             if self._in_bucket:
@@ -176,8 +190,11 @@ class MetricsWriter:
         for name, value in logged.items():
             if self._events is not None:
                 self._try_events(self._write_event, step=step, summary=summary.scalar(name, value))
+        self._remember(step, logged)
         if time.monotonic() - self._flushed > _FLUSH_EVERY:
             self._flush_events()
+            if not self._in_bucket:
+                self.write_page()
         if "train/loss" in values:
             self._loss = f"loss {values['train/loss']:.4f}"
             self._bar.update(self._task, rate=self._rate(step), loss=self._loss)
@@ -186,6 +203,41 @@ class MetricsWriter:
             self._bar.update(self._task, score=score)
             if not self.console.is_terminal:
                 say(f"step {step}: {self._loss}{'  ' * bool(self._loss)}{score}", self.console)
+
+    def _remember(self, step: int, values: dict[str, float | int]) -> None:
+        for key, value in values.items():
+            if key != "step":
+                steps, column = self._log.setdefault(key, (array("q"), array("d")))
+                steps.append(step)
+                column.append(value)
+
+    def write_page(self, outcome: str = "") -> None:
+        """Writes `run.html`, after the run's end with its outcome; the first failure, as of a full disk, is a warning.
+
+        The page's code is imported here because jinja2 takes a tenth of a second.
+        """
+        if not self._active or self._page is None:
+            return
+        from segjax.reporting.live_page import live_report
+        from segjax.reporting.report import Progress, html
+
+        state = outcome or f"running{self._time_left()}"
+        text = f"Step {self._step} of {self._steps}, {state}. Written {datetime.datetime.now():%Y-%m-%d %H:%M:%S}."
+        now = Progress(text, self._step, self._steps, None if outcome else _REFRESH)
+        report = live_report(self._log, now, self._examples, workdir=str(self._workdir), **self._page)
+        try:
+            write_bytes(self._workdir / PAGE_FILE, html(report).encode())
+        except (OSError, StorageError) as error:
+            if not self._page_failed:
+                self.note(f"warning: {PAGE_FILE} cannot be written ({error}); {METRICS_FILE} has all values")
+            self._page_failed = True
+
+    def _time_left(self) -> str:
+        began, first = self._started or (0, self._step)
+        if self._step == first:
+            return ""
+        minutes = (self._steps - self._step) * (time.monotonic() - began) / (self._step - first) / 60
+        return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
 
     def _rate(self, step: int) -> str:
         began, first = self._started or (0, step)
@@ -214,6 +266,7 @@ class MetricsWriter:
         if self._active:
             if self._started is None:
                 self._started = (time.monotonic(), step)  # the rate does not count the compilation
+            self._step = step
             self._bar.update(self._task, completed=step, description="training")
 
     def describe(self, activity: str) -> None:
@@ -227,7 +280,8 @@ class MetricsWriter:
             say(line, self.console)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Logs a uint8 `[H, W, 3]` image to TensorBoard."""
+        """Logs a uint8 `[H, W, 3]` image to TensorBoard and, the newest one, to the page."""
+        self._examples = image
         if self._active and self._events is not None:
             self._try_events(self._write_event, step=step, summary=summary.image(name, image, dataformats="HWC"))
 

@@ -126,7 +126,7 @@ def test_detector_report_pictures_and_tables(classes):
     per_class = ["ap", "precision_recall_class"] if classes > 1 else []
     curves = ["loss", "scores", *per_class[:1], "precision_recall", *per_class[1:], "threshold", "scores_histogram"]
     assert names == [*curves, "worst_1", "best_1"]
-    by_class = made.sections[2].tables[0]
+    by_class = made.sections[3].tables[0]
     assert by_class.columns == ("class", "objects", "AP", "AP50", "AP75", "AR100")
     assert len(by_class.rows) == classes + 1
     pictures = [one for section in made.sections for one in section.pictures]

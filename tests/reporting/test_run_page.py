@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from segjax.data import UNSEEN, LabelSet
 from segjax.reporting import figures, html, run_page
-from segjax.reporting.run_page import Inspection, ShownImage, loss_lines, run_report
+from segjax.reporting.run_page import Inspection, ShownImage, run_report
 from segjax.trained_run import TrainedRun
 from segjax.training import defaults
 
@@ -34,7 +34,7 @@ def inspection(classes, images, pixel_accuracy):
     scores |= {"area_under_risk_coverage": {"entropy": 0.25}, "images": 4, "skipped": 0}
     scores["average_precision_per_class"] = [float("nan")] * (classes - len(ranked)) + [0.5] * len(ranked)
     bins = {"edges": [0, 0.5, 1], "confidence": [float("nan"), 0.8], "accuracy": [float("nan"), 0.7], "count": [0, 90]}
-    curve = {"recall": [0.5, 1.0], "precision": [1.0, 0.5]}
+    curve = {"threshold_logit": [0.0, -math.inf], "recall": [0.5, 1.0], "precision": [1.0, 0.5]}
     labels = rng.integers(0, classes, (6, 8)).astype(np.uint8)
     truth = labels
     if classes > 2:
@@ -71,16 +71,17 @@ def made():
 @pytest.mark.parametrize("classes", [2, 32])
 def test_run_report_pictures_and_tables(classes, made):
     made = made if classes == 2 else report(classes)
-    expected = ["loss", "scores", "iou", "learning_rate", "confusion", "precision_recall", "reliability"]
-    assert names_of(made) == [*expected, "risk_coverage", "worst_1", "best_1"]
+    expected = ["loss", "scores", "iou", "learning_rate", "confusion", "precision_recall"]
+    threshold = ["threshold"] * (classes > 2)  # of two, the rare one has no true pixel here
+    assert names_of(made) == [*expected, *threshold, "reliability", "risk_coverage", "worst_1", "best_1"]
     pictures = [picture for section in made.sections for picture in section.pictures]
     assert all(cv2.imdecode(np.frombuffer(one.content, np.uint8), 1).std() > 5 for one in pictures[:8])
-    (by_class,) = made.sections[2].tables
+    (by_class,) = made.sections[3].tables
     assert len(by_class.rows) == classes + 1
     assert ("AP" in by_class.columns) == (classes > 2)
     assert ("Unseen classes" in [section.title for section in made.sections]) == (classes > 2)
     page = html(made)
-    assert page.count('<div class="halves">') == (5 if classes <= 12 else 4)
+    assert page.count('<div class="halves">') == 5
     assert page.count("<div") == page.count("</div>")
 
 
@@ -125,6 +126,38 @@ def test_run_report_shows_the_stored_calibration(monkeypatch):
     assert [row[3] for row in rows[1:]] == ["", "", "", "p ≥ 0.5", "p ≥ 0.5"]
 
 
+def test_run_report_threshold_of_the_rare_class():
+    confusion = [[90, 0], [5, 5]]
+    found = inspection(2, 0, 0.5)
+    section = run_page._threshold_sections(found._replace(scores=found.scores | {"confusion": confusion}))[0]
+    assert section.title == "Threshold of class 1"
+    (chart,) = section.pictures
+    assert chart.slider == 0.5  # the higher of two with one F1
+    assert chart.lines["precision"] == ([0.0, 0.5], [[0.5, 1.0]])
+    assert chart.lines["F1"][1] == [pytest.approx([2 / 3, 2 / 3])]
+    assert chart.lines["IoU"][1] == [pytest.approx([0.5, 0.5])]
+
+
+@pytest.mark.slow
+def test_overlay_layer_and_opacity_hold_for_all_images(made, tmp_path, tab):
+    (tmp_path / "page.html").write_text(html(made), encoding="utf-8")
+    shown = "[...document.querySelectorAll('[data-layer]:not([hidden])')].map(i => [i.dataset.layer, i.style.opacity])"
+    with tab() as opened:
+        opened.open(tmp_path / "page.html")
+        assert opened.evaluate(shown) == [["prediction", "0.6"]] * 2
+        opened.click(".layers label:nth-child(3) input")
+        opened.click(".layers input[type=range]", 0.99)
+        assert opened.evaluate(shown) == [["errors", "1"]] * 2
+        opened.click(".stack")
+        width, height = opened.evaluate(
+            "(box => [box.width, box.height])(document.querySelector('.large .stack').getBoundingClientRect())"
+        )
+        assert (width > 600, height < 900, width / height) == (True, True, pytest.approx(8 / 6, rel=0.01))
+        opened.click(".stack")
+        assert opened.evaluate("document.querySelector('.large')") is None
+        assert opened.console == []
+
+
 def test_run_report_prints_fields_as_typed(made):
     (table,) = made.sections[-1].tables
     assert table.rows == [("data.manual_dir", "'x'", "''"), ("training.phases", "((0.6, 10, 0.002),)", "()")]
@@ -134,18 +167,6 @@ def test_run_report_describes_run_checkpoint_and_split(made):
     steps = defaults().training.steps
     assert made.text == f"no_such_run, its best checkpoint, step 4 of {steps}, on 4 image(s) of val."
     assert made.facts["data"] == "road_debris, val: 4 images"
-
-
-def test_loss_lines_of_one_part_and_of_two():
-    assert len(training_axes(LOG).lines) == 2  # and the checkpoint's
-    assert list(loss_lines([*LOG, {"step": 4, "eval/pixel_loss": 0.5}])) == ["loss", "pixel loss in evaluation"]
-    parts = [row | {"train/region_loss": 0.5} for row in LOG]
-    assert [line.get_label() for line in training_axes(parts).lines[:3]] == ["loss", "pixel loss", "region loss"]
-
-
-def training_axes(log):
-    figure = figures.curves(loss_lines(log), title="Loss", x="step", checkpoint_step=4, smoothed=True)
-    return figure.axes[0]
 
 
 def test_curves_running_mean():

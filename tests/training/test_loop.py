@@ -80,7 +80,7 @@ def fake(tiny, monkeypatch):
 
 def test_train_leaves_config_metrics_events_checkpoints_and_scores(trained, full):
     names = {path.name for path in trained.workdir.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "scores.json"}
+    assert names == {"config.json", "metrics.jsonl", "tensorboard", "run.html", "checkpoints", "scores.json"}
     lines = lines_of(trained.workdir)
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
     evaluated = [line for line in lines if "eval/mean_iou" in line]

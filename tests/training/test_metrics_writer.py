@@ -11,8 +11,8 @@ import pytest
 import rich.console
 from tensorboardX.proto.event_pb2 import SessionLog
 
-from segjax.training import ConfigError
-from segjax.training.metrics_writer import METRICS_FILE, MetricsWriter, append, drop_after, read_log
+from segjax.training import ConfigError, metrics_writer
+from segjax.training.metrics_writer import METRICS_FILE, PAGE_FILE, MetricsWriter, append, drop_after, read_log
 
 
 def writer_of(workdir, start=0, steps=4, console=None):
@@ -208,3 +208,64 @@ def test_events_of_a_folder_are_on_disk_when_a_checkpoint_is_published(tmp_path)
         before = events.stat().st_size
         writer.publish()
         assert events.stat().st_size > before
+
+
+# The page of the run.
+
+PAGE = {"title": "unet on debris", "fields": [], "facts": {"commit": "abc"}}
+
+
+def page_writer(workdir, console, start=0):
+    return MetricsWriter(workdir, start=start, steps=4, examples_per_step=8, console=console, page=PAGE)
+
+
+def test_page_has_the_numbers_and_refreshes_itself_until_the_run_has_ended(tmp_path):
+    console = rich.console.Console(file=io.StringIO(), width=400)
+    with page_writer(tmp_path, console) as writer:
+        assert f"page of the run, up to date while it trains: {tmp_path / PAGE_FILE}" in console.file.getvalue()
+        assert "Step 0 of 4, running" in (tmp_path / PAGE_FILE).read_text()
+        for step in (1, 2):
+            writer.advance(step)
+            writer.scalars(step, {"train/loss": step / 4})
+        writer.image(2, "eval/image", np.zeros((4, 6, 3), np.uint8))
+        writer.scalars(2, {"eval/mean_iou": 0.625})
+        writer.write_page()
+        page = (tmp_path / PAGE_FILE).read_text()
+        assert 'data-refresh="15"' in page
+        assert "Step 2 of 4, running, less than a minute left" in page
+        assert '"x":[1,2],"y":[0.25,0.5]' in page
+        assert "<td>0.625</td>" in page
+        assert "data:image/jpeg" in page
+    page = (tmp_path / PAGE_FILE).read_text()
+    assert "data-refresh=" not in page.split("<script>")[0]
+    assert "Step 2 of 4, finished" in page
+
+
+def test_page_of_a_failed_run_has_its_error_and_its_last_numbers(tmp_path):
+    writer = page_writer(tmp_path, quiet()).__enter__()
+    writer.scalars(1, {"train/loss": 0.125})
+    writer.__exit__(ValueError, ValueError("bad <batch>"), None)
+    page = (tmp_path / PAGE_FILE).read_text()
+    assert "ended by ValueError: bad &lt;batch&gt;" in page
+    assert '"x":[1],"y":[0.125]' in page
+
+
+def test_page_of_a_resumed_run_has_the_earlier_numbers(tmp_path):
+    for start in (0, 1):
+        with page_writer(tmp_path, quiet(), start) as writer:
+            writer.scalars(start + 1, {"train/loss": 0.5})
+    assert '"x":[1,2],"y":[0.5,0.5]' in (tmp_path / PAGE_FILE).read_text()
+
+
+def test_page_that_cannot_be_written_is_one_warning(tmp_path, monkeypatch):
+    console = rich.console.Console(file=io.StringIO(), width=400)
+
+    def write_bytes(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(metrics_writer, "write_bytes", write_bytes)
+    with page_writer(tmp_path, console) as writer:
+        writer.scalars(1, {"train/loss": 0.5})
+        writer.write_page()
+    assert console.file.getvalue().count("warning: run.html cannot be written ([Errno 28] No space left") == 1
+    assert json.loads((tmp_path / METRICS_FILE).read_text())["train/loss"] == 0.5
