@@ -279,9 +279,10 @@ def matthews_loss(
     is not 0 at p = t, and a hard prediction is better than p = t.
 
     Args:
-        logits, where, over_batch: as in `dice_loss`.
+        logits: as in `dice_loss`.
         labels: as in `dice_loss`, without soft targets: a distribution is a TypeError, and a target of a sigmoid
             channel between 0 and 1 gives NaN.
+        where, over_batch: as in `dice_loss`.
         absent: loss of a class that labels none or all of the unmasked pixels, for which the correlation is 0 / 0:
             "exclude", "zero" or "one".
         classes, class_weights, activation, axis_name: as in `dice_loss`.
